@@ -1,0 +1,145 @@
+"""Every field of a recipe, once, with its reason. Other recipes start from here and change numbers.
+
+Three kinds of recipe: `pretrain()` one pre-training run, `corpus()` text to rows, `finetune()` a checkpoint on a task.
+A field that holds several values takes a string with commas, as the command line does.
+"""
+
+from ml_collections import config_dict
+
+
+def optimizer():
+  return config_dict.create(
+      learning_rate=5e-4,  # at the top of the schedule
+      schedule='honey',  # honey (linear up, inverse square root down), linear, cosine, warmup_stable_decay, constant
+      warmup_share=0.05,  # of all updates
+      warmup_most=4000,  # updates, whatever the share says
+      decay_share=0.2,  # of all updates, for warmup_stable_decay
+      beta1=0.9,
+      beta2=0.95,
+      epsilon=1e-8,
+      weight_decay=0.01,
+      undecayed='bias,norm,embedding',  # parameters whose path contains one of these are not decayed; '' decays all
+      clip=1.0,  # global norm of the gradient; 0 leaves it alone
+  )
+
+
+def model():
+  return config_dict.create(
+      vocabulary=19010,  # rows of the embedding table; at least the size of the tokenizer
+      embedding=32,  # E
+      hidden=32,  # D
+      feed_forward=64,  # F
+      heads=8,  # H
+      layers=1,
+      length=128,  # L, the longest row
+      norm='post',  # post (the paper) or pre
+      positions='learned',  # learned, relative (a bias per head and distance) or rotary
+      segments=2,  # rows of the segment table, of which only the first is ever used; 0 leaves the table out
+      projection=True,  # Linear(E, D) and LayerNorm between embedding and blocks
+      tied=False,  # the head shares the embedding table (E must equal D)
+      activation='gelu',  # gelu (exact), relu, silu
+      dropout=0.1,
+      initialization='standard',  # standard, or honey: as the released code of the paper has it
+      norm_epsilon=1e-5,
+      nominal_heads=8,  # the head count that the paper's FLOP formula is given; differs from heads in the logged runs
+  )
+
+
+def pretrain():
+  """One pre-training run."""
+  return config_dict.create(
+      kind='pretrain',
+      corpus='',  # a folder that `minilm corpus` made, or 'microworld' for the built-in language
+      seed=0,
+      batch_size=256,  # rows an update
+      accumulation=1,  # micro-batches an update is summed over
+      updates=1000,
+      model=model(),
+      mask=dict(
+          rate=0.15,  # share of a row's tokens that is predicted
+          random=0.0,  # share of those that become a random token
+          keep=0.0,  # share of those that stay as they are; the rest becomes <mask>
+          special=False,  # may <s> and </s> be predicted? the released code of the paper does
+      ),
+      optimizer=optimizer(),
+      evaluation=dict(
+          every=1000,  # updates between evaluations; one more at the end
+          rows=2000,  # of the validation split, the first so many
+          batch_size=64,
+      ),
+      checkpoint=dict(
+          every=1000,  # updates between saves; one more at the end
+          keep=2,
+      ),
+      log=dict(every=50),  # updates a line of metrics covers, and the chunk that one dispatch runs
+      mesh=dict(population=1, data=0, model=1),  # devices along each axis; data=0 takes all that are left
+  )
+
+
+def corpus():
+  """Text to rows."""
+  return config_dict.create(
+      kind='corpus',
+      documents=dict(
+          sources='',  # files, globs, TFDS names or 'microworld', with commas between
+          field='text',  # which column of jsonl, csv, tsv, parquet or TFDS holds the text
+          split='train',  # of a TFDS source
+          data_dir='',  # of a TFDS source; '' is TFDS's own place
+          unit='paragraphs',  # a document of a .txt: 'paragraphs' up to an empty line, a 'line', or a 'file'
+          errors='strict',  # bytes that are not UTF-8: 'strict' stops, 'replace' goes on
+          longest=10_000_000,  # characters in one document; a longer one is refused
+      ),
+      vocabulary=dict(
+          word_list='',  # a file, one word a line or with a column 'word'; '' for none
+          most_frequent=0,  # or so many of the most frequent words of the source
+          counting='honey',  # what a word is: the paper's rule, or 'plain', which knows apostrophes
+          passes='sentences,spans',  # which passes keep text
+          sentence_words=5,  # a sentence needs more counted words than this
+          span_words=110,  # words in a window
+          span_stride=30,  # words between starts of windows
+          span_counted=40,  # a window needs more counted words than this
+      ),
+      tokenizer=dict(
+          path='',  # an existing SentencePiece model, instead of training one
+          model='bpe',  # bpe or unigram
+          size=19000,  # pieces, the five special ones included
+      ),
+      rows=dict(
+          length=128,
+          grouping='words',  # 'words': the paper's estimate of 1.2 tokens a word; 'tokens': fill rows exactly
+      ),
+      splits=dict(validation=0.01, test=0.01),  # shares of documents, by hash
+      workers=0,  # processes; 0 is one a core
+  )
+
+
+def finetune():
+  """A checkpoint on a task, several seeds."""
+  config = config_dict.create(
+      kind='finetune',
+      task=dict(
+          name='cola',  # a row of minilm_jax/tasks/table.py
+          data_dir='',  # a TFDS data_dir
+          folder='',  # or a folder with train, validation and test as .jsonl, .csv or .tsv, plain or compressed
+          filtered=False,  # keep examples that stay inside the word list
+          word_list='',  # the word list of the filter
+          split='validation',  # the split that is reported; nothing is ever selected on it
+          limit=0,  # use only so many training examples; 0 uses all
+      ),
+      head=dict(
+          pooling='first',  # the vector of <s>, the 'mean' over tokens, or the paper's weights over 'positions'
+          dropout=0.1,
+      ),
+      optimizer=optimizer(),
+      seeds='0,1,2',  # a head and an order of examples each
+      batch_size=32,
+      epochs=5.0,
+      length=128,
+  )
+  config.optimizer.update(learning_rate=2e-4, schedule='linear', warmup_share=0.0, beta2=0.999, weight_decay=0.0)
+  return config
+
+
+def get_config():
+  """What `--config=configs/base.py` gives: the smallest model of the paper, without a corpus."""
+  return pretrain()

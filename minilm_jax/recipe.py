@@ -1,0 +1,76 @@
+"""From a recipe to typed, complete configuration: the one door.
+
+A recipe (`configs/`) is data: a ConfigDict that imports nothing of ours. `resolve` turns it into the frozen types of
+`config.py`, refusing unknown, missing and ill-typed fields with what was probably meant.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ml_collections import config_dict
+
+from minilm_jax import config as c
+from minilm_jax.errors import InputError, nearest
+
+T = TypeVar('T')
+
+KINDS: dict[str, type] = {'pretrain': c.RunConfig, 'corpus': c.CorpusConfig, 'finetune': c.FinetuneConfig}
+
+
+def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:
+  """The typed configuration of a recipe.
+
+  Args:
+    recipe: a ConfigDict or any nested mapping, as a recipe's `get_config` returns it or as a run's config.json holds it.
+    kind: what the caller can run; a row of `KINDS`.
+
+  Raises:
+    InputError: the recipe is of another kind, or a field is unknown, missing, of the wrong type or out of range.
+  """
+  if isinstance(recipe, config_dict.ConfigDict):
+    recipe = recipe.to_dict()
+  found = recipe['kind'] if 'kind' in recipe else None
+  if found != kind:
+    verb = {'pretrain': 'minilm pretrain', 'corpus': 'minilm corpus', 'finetune': 'minilm finetune'}
+    raise InputError(f'a recipe of kind {kind!r}', f'one of kind {found!r}',
+                     f'use {verb[found]}' if found in verb else 'start the recipe from configs/base.py')
+  return build(KINDS[kind], recipe)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
+  """Fills a dataclass from a mapping of the same shape, field by field."""
+  fields = typing.get_type_hints(cls)
+  for name in values:
+    if name not in fields:
+      raise InputError(f'the field {where}{name}', f'no such field in {cls.__name__}', nearest(name, fields))
+  missing = [where + name for name in fields if name not in values]
+  if missing:
+    raise InputError(f'a complete {cls.__name__}', f'missing {", ".join(missing)}', 'start the recipe from configs/base.py')
+  return cls(**{name: _convert(kind, values[name], where + name) for name, kind in fields.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    if not isinstance(value, Mapping):
+      raise InputError(f'{where} as a group of fields', f'{value!r}', 'give its fields one by one')
+    return build(kind, value, where + '.')
+  if isinstance(kind, types.GenericAlias):  # tuple[X, ...]: a list, or a string with commas as on the command line
+    items = [item.strip() for item in value.split(',') if item.strip()] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+      items = [items]
+    return tuple(_convert(typing.get_args(kind)[0], item, where) for item in items)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind is int and isinstance(value, str) and value.lstrip('-').isdecimal():
+    return int(value)
+  if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+    raise InputError(f'{where} as {kind.__name__}', f'{value!r} ({type(value).__name__})', f'give a value of type {kind.__name__}')
+  return value
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+  """A configuration as plain data; `resolve` reads it back."""
+  return dataclasses.asdict(config)
