@@ -1,0 +1,72 @@
+"""Progress of long work: a live bar on a terminal, plain lines in a log.
+
+    with progress.track('pre-training', total=1000, unit='updates') as tick:
+      tick(done=50, note='loss 6.21, 31,000 tokens/s')
+"""
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+  """One line for the reader, on standard error: standard output belongs to results."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Hours, minutes and seconds, as in 1:02:03.
+
+  >>> duration(3723.4)
+  '1:02:03'
+  """
+  return str(datetime.timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Callable[..., None]]:
+  """Yields `tick(done, note='')`; `total=0` is work of unknown length."""
+  if sys.stderr.isatty():
+    with _bar(what, total, unit, done) as tick:
+      yield tick
+  else:
+    with _lines(what, total, unit, done) as tick:
+      yield tick
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: float, unit: str, done: float) -> Iterator[Callable[..., None]]:
+  columns = (
+      rich_progress.TextColumn('{task.description}'), rich_progress.BarColumn(bar_width=24),
+      rich_progress.TextColumn('{task.completed:,.0f}' + (f'/{total:,.0f}' if total else '') + f' {unit}'),
+      rich_progress.TimeElapsedColumn(), rich_progress.TextColumn('left'), rich_progress.TimeRemainingColumn(),
+      rich_progress.TextColumn('{task.fields[note]}'),
+  )
+  with rich_progress.Progress(*columns, console=rich_console.Console(stderr=True)) as bar:
+    task = bar.add_task(what, total=total or None, completed=done, note='')
+    yield lambda done, note='': bar.update(task, completed=done, note=note)
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: float, unit: str, done: float) -> Iterator[Callable[..., None]]:
+  started, first, last = time.monotonic(), done, [0.0]
+
+  def tick(done: float, note: str = '') -> None:
+    now = time.monotonic()
+    if now - last[0] < _SECONDS_BETWEEN_LINES and done != total:
+      return
+    last[0] = now
+    spent = now - started
+    text = f'{what}: {done:,.0f}{f"/{total:,.0f}" if total else ""} {unit}, {duration(spent)} spent'
+    if total and done > first:
+      text += f', {duration(spent * (total - done) / (done - first))} left'
+    say(text + (f', {note}' if note else ''))
+
+  yield tick
