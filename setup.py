@@ -1,0 +1,56 @@
+"""What the package is called, what it needs, and the command it installs."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).resolve().parent
+# Read as text: importing the package here would need its requirements before they are installed.
+VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'minilm_jax/__init__.py').read_text(encoding='utf-8'), re.M).group(1)
+README = HERE / 'README.md'
+
+setuptools.setup(
+    name='minilm_jax',
+    version=VERSION,
+    description='A laboratory for language models of 1-20 million parameters, in JAX and Flax',
+    long_description=README.read_text(encoding='utf-8') if README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    python_requires='>=3.11',
+    # Recipes are shipped too, so that `from configs import base` works in a recipe of one's own.
+    packages=setuptools.find_packages(include=['minilm_jax', 'minilm_jax.*', 'configs']),
+    entry_points={'console_scripts': ['minilm = minilm_jax.__main__:main']},
+    install_requires=[
+        'absl-py>=2.1',
+        'array_record>=0.5; platform_system == "Linux"',
+        'chex>=0.1.90',
+        'etils[epath]>=1.9.1',
+        'flax>=0.12.8',
+        'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
+        'jax>=0.10.0',
+        'jaxtyping>=0.3.0',
+        'matplotlib>=3.9',
+        'ml-collections>=1.0',
+        'numpy>=2.0',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.0',
+        'pyarrow>=17.0',
+        'rich>=13.7',
+        'scipy>=1.14',
+        'sentencepiece>=0.2.0',
+        'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
+        'zstandard>=0.22',
+    ],
+    extras_require={
+        'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA
+        'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
+        'test': ['beartype>=0.20', 'pytest>=8.0', 'scikit-learn>=1.5'],
+        'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
+    },
+)

@@ -1,0 +1,49 @@
+"""What every test shares: eight devices on the CPU, strict shapes, the data folder, the marker `slow`.
+
+The environment is set before anything imports JAX, so that every machine runs the sharded tests and none of them needs
+an accelerator.
+"""
+
+import os
+import pathlib
+import sys
+
+if 'jax' in sys.modules:
+  raise RuntimeError('jax was imported before tests/conftest.py could set its devices: look for a pytest plugin that does')
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  """Adds `--all`."""
+  parser.addoption('--all', action='store_true', help='also run what is marked slow')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Names the marker, so that a misspelt one is an error."""
+  config.addinivalue_line('markers', 'slow: takes more than half a minute; runs with --all')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+  """Skips what is slow unless asked."""
+  if config.getoption('--all'):
+    return
+  for item in items:
+    if 'slow' in item.keywords:
+      item.add_marker(pytest.mark.skip(reason='slow: add --all to run it'))
+
+
+@pytest.fixture(scope='session')
+def data() -> pathlib.Path:
+  """The folder of real text and labelled sets; skips where there is none."""
+  folder = pathlib.Path(os.environ.get('MINILM_DATA') or ROOT.parent / 'shared' / 'data')
+  if not folder.is_dir():
+    pytest.skip(f'needs the data folder, and there is none at {folder}: name one in MINILM_DATA')
+  return folder
