@@ -1,0 +1,87 @@
+"""Heads on an Encoder: masked language modelling, classification, regression.
+
+Logits exist only where something is predicted: the output matrix is most of the arithmetic of a tiny model.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Integer, Key
+
+from minilm_jax.config import EncoderConfig, HeadConfig
+from minilm_jax.model.encoder import Encoder, activation, dropout, layer_norm
+from minilm_jax.model.initialization import initialize
+
+
+class MaskedLanguageModel(nnx.Module):
+  """Linear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last one is the embedding table."""
+
+  def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+    self.transform = nnx.Linear(config.hidden, config.hidden, rngs=rngs)
+    self.norm = layer_norm(config.hidden, config, rngs)
+    if config.tied:
+      self.output_bias = nnx.Param(jnp.zeros((config.vocabulary,)))
+    else:
+      self.output = nnx.Linear(config.hidden, config.vocabulary, rngs=rngs)
+
+  def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], positions: Integer[Array, 'B K'], *,
+               key: Key[Array, ''] | None = None) -> Float[Array, 'B K V']:
+    """Logits at `positions` of each row."""
+    x = self.encoder(tokens, mask, key=key)
+    x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
+    x = self.norm(activation(self.config.activation, self.transform(x)))
+    if self.config.tied:
+      return self.encoder.embedding.tokens.attend(x) + self.output_bias[...][None, None]
+    return self.output(x)
+
+
+class Classifier(nnx.Module):
+  """One of `classes` labels a row.
+
+  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C); `mean` is the
+  same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads included,
+  then Linear(D, C) and nothing between (paper 1, the released classification model).
+  """
+
+  def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
+    self.config, self.head = config, head
+    self.encoder = Encoder(config, rngs)
+    if head.pooling == 'positions':
+      self.pool = nnx.Linear(config.length, 1, rngs=rngs)
+    else:
+      self.dense = nnx.Linear(config.hidden, config.hidden, rngs=rngs)
+    self.output = nnx.Linear(config.hidden, classes, rngs=rngs)
+
+  def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+               key: Key[Array, ''] | None = None) -> Float[Array, 'B C']:
+    """Logits of each row."""
+    below, before, after = [None] * 3 if key is None else [jax.random.fold_in(key, i) for i in range(3)]
+    x = self.encoder(tokens, mask, key=below)
+    if self.head.pooling == 'positions':
+      return self.output(self.pool(x.swapaxes(1, 2))[..., 0])
+    if self.head.pooling == 'mean':
+      x = jnp.where(mask[:, :, None], x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
+    else:
+      x = x[:, 0]
+    x = jnp.tanh(self.dense(dropout(x, self.head.dropout, before)))
+    return self.output(dropout(x, self.head.dropout, after))
+
+
+class Regressor(Classifier):
+  """One number a row."""
+
+  def __init__(self, config: EncoderConfig, head: HeadConfig, rngs: nnx.Rngs):
+    super().__init__(config, head, 1, rngs)
+
+
+def masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
+  """A fresh model for pre-training."""
+  return initialize(MaskedLanguageModel(config, nnx.Rngs(0)), config.initialization, key)
+
+
+def classifier(config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']) -> Classifier:
+  """A fresh model for a task; `classes=0` is a regression."""
+  model = Classifier(config, head, classes, nnx.Rngs(0)) if classes else Regressor(config, head, nnx.Rngs(0))
+  return initialize(model, config.initialization, key)

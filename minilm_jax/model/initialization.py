@@ -1,0 +1,62 @@
+"""How parameters start: one rule for the whole model, chosen by `EncoderConfig.initialization`.
+
+Every layer is built first and every parameter is then drawn anew from its own key, so a parameter's start depends on
+the seed and its path alone, never on what else the model has.
+"""
+
+import math
+import zlib
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+M = TypeVar('M')
+_EMBEDDING_STD = 0.02
+
+
+def initialize(model: M, rule: str, key: Key[Array, '']) -> M:
+  """A model of the same shape with fresh parameters.
+
+  `standard`: matrices normal with variance 1 / inputs, tables normal with deviation 0.02, biases 0, norms (1, 0).
+
+  `honey` (paper 1, the released `init_weights`): everything with two or more axes, tables included, Xavier normal,
+  variance 2 / (rows + columns); biases 0.01; norms (1, 0), except that the norm of the projection is not recognised as
+  one there and starts at gain 0.01 and bias 0.01.
+
+  Args:
+    model: any module; its paths name what a parameter is.
+    rule: 'standard' or 'honey'.
+    key: of the INIT or HEAD stream.
+  """
+  draw = {'standard': _standard, 'honey': _honey}[rule]
+
+  def start(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
+    name = path_name(path)
+    return draw(name, leaf.shape, jax.random.fold_in(key, zlib.crc32(name.encode()))).astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(start, model)
+
+
+def path_name(path: tuple) -> str:
+  """A parameter's path with dots, as in `encoder.blocks.0.attention.query.kernel`."""
+  parts = [str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path]
+  return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)  # a leaf sits in its Variable's `value`
+
+
+def _standard(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
+  if name.endswith('.scale'):
+    return jnp.ones(shape)
+  if name.endswith('bias'):
+    return jnp.zeros(shape)
+  std = _EMBEDDING_STD if name.endswith('.embedding') else 1 / math.sqrt(shape[0])
+  return std * jax.random.normal(key, shape)
+
+
+def _honey(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
+  if len(shape) >= 2:
+    return math.sqrt(2 / sum(shape)) * jax.random.normal(key, shape)
+  if 'norm.' not in name or 'projection.norm.' in name:  # quirk: the projection's norm is taken for a plain bias
+    return jnp.full(shape, 0.01)
+  return jnp.ones(shape) if name.endswith('.scale') else jnp.zeros(shape)

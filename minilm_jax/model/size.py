@@ -1,0 +1,66 @@
+"""Parameters and floating-point operations of a model, from its configuration alone.
+
+Three counts of FLOPs stand side by side, each for training on one row (forward and backward, the backward pass taken as
+twice the forward one): the paper's formula, which leaves out two attention terms and charges the token look-up as a
+matrix product; Kaplan's 6 N a token; and the true count of the matrix products that this program runs, with logits at
+the masked positions only. Element-wise work is in none of them.
+"""
+
+import math
+
+from minilm_jax.config import EncoderConfig, MaskConfig
+
+TRAINING = 3  # forward and backward against forward alone
+
+
+def masked_positions(length: int, rate: float) -> int:
+  """K: the most positions that are predicted in a row of `length`."""
+  return min(length, math.ceil(rate * length))
+
+
+def parameters(config: EncoderConfig) -> dict[str, int]:
+  """Parameters of the masked language model: the embedding's tables and norm, everything else, and their sum.
+
+  `embedding` is what the paper calls embedding parameters, `other` its non-embedding ones, which include an untied output
+  matrix (paper 1, section 1.1 of the logged totals).
+  """
+  c, e, d, f, v = config, config.embedding, config.hidden, config.feed_forward, config.vocabulary
+  positions = c.length + 2 if c.positions == 'learned' else 0
+  embedding = (v + positions + c.segments) * e + 2 * e
+  projection = e * d + 3 * d if c.projection else 0
+  distances = c.heads * (2 * c.length - 1) if c.positions == 'relative' else 0
+  block = 4 * d * d + 9 * d + 2 * d * f + f + distances
+  head = d * d + 3 * d + v + (0 if c.tied else d * v)
+  other = projection + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
+  return {'embedding': embedding, 'other': other, 'total': embedding + other}
+
+
+def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
+  """FLOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual."""
+  return {
+      'honey': honey_flops(config),
+      'kaplan': 6 * parameters(config)['other'] * config.length,
+      'actual': TRAINING * (encoder_flops(config, config.length) + head_flops(config, masked_positions(config.length, mask.rate))),
+  }
+
+
+def honey_flops(config: EncoderConfig) -> int:
+  """The paper's count: the released formula as it is, with the head count that the logs state."""
+  s, v, e, d = config.length, config.vocabulary, config.embedding, config.hidden
+  embedding = 2 * s * v * e + 2 * s * e * d
+  attention = 6 * s * d * d + 2 * s * s * d + 3 * config.nominal_heads * s * s
+  feed_forward = 4 * s * d * config.feed_forward
+  return TRAINING * (embedding + config.layers * (attention + feed_forward) + 2 * s * d * v)
+
+
+def encoder_flops(config: EncoderConfig, length: int) -> int:
+  """Matrix products of one forward pass of the encoder over a row of `length`: two operations a multiply-add."""
+  d = config.hidden
+  projection = 2 * length * config.embedding * d if config.projection else 0
+  attention = 8 * length * d * d + 4 * length * length * d
+  return projection + config.layers * (attention + 4 * length * d * config.feed_forward)
+
+
+def head_flops(config: EncoderConfig, positions: int) -> int:
+  """Matrix products of one forward pass of the language-model head at so many positions."""
+  return positions * (2 * config.hidden**2 + 2 * config.hidden * config.vocabulary)
