@@ -1,0 +1,299 @@
+"""The law of form: floors, budgets and habits of the package, read from its source.
+
+Every check is a function from the source of one module to the complaints about it, so that each is also tried on a
+snippet that breaks it. A complaint names the place and says what to do.
+"""
+
+import ast
+import collections
+import dataclasses
+import importlib
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = 'minilm_jax'
+
+FLOORS = (
+    ('errors', 'config', 'recipe', 'rng', 'run', 'progress'),
+    ('language.documents', 'language.vocabulary', 'language.tokenizer', 'language.corpus', 'language.build',
+     'language.microworld'),
+    ('model.initialization', 'model.encoder', 'model.convolution', 'model.heads', 'model.size'),
+    ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
+     'training.checkpoint', 'training.trainer'),
+    ('tasks.table', 'tasks.sources', 'tasks.metrics', 'tasks.finetune', 'tasks.fill_mask', 'tasks.minimal_pairs',
+     'tasks.committee'),
+    ('analysis.frontier', 'analysis.cost', 'analysis.correlation', 'analysis.figures', 'analysis.report', 'huggingface',
+     'bench', 'preflight', 'sweep', 'show'),
+    ('quickstart',),
+    ('__main__',),
+)
+# Who may lean on a neighbour of the same floor; 'training' stands for every room in it.
+NEIGHBOURS = {
+    'config': ('errors',),
+    'recipe': ('config', 'errors'),
+    'run': ('errors',),
+    'language.build': ('language.documents', 'language.vocabulary', 'language.tokenizer', 'language.corpus'),
+    'language.documents': ('language.microworld',),
+    'model.encoder': ('model.convolution',),
+    'model.heads': ('model.encoder', 'model.initialization'),
+    'training': ('training',),
+    'tasks': ('tasks',),
+    'analysis.report': ('analysis.figures',),
+}
+LIBRARIES = frozenset((
+    'absl', 'chex', 'etils', 'flax', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
+    'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorflow_datasets', 'zstandard'))
+FLAX_ROOMS = ('model.encoder', 'model.convolution', 'model.heads', 'training.steps')
+NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
+                        'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
+RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
+PICKLES = frozenset(('pickle', 'cloudpickle', 'dill', 'marshal', 'shelve', 'joblib'))
+ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
+TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
+                       'tests', PACKAGE))
+# A room whose tests stand in a file of another name, and files of tests that mirror no room.
+TESTED_IN = {'config': 'recipe', '__main__': 'end_to_end'}
+NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
+# What starts as a worker process or reads tables must not wait for JAX.
+WITHOUT_JAX = ('', 'errors', 'config', 'recipe', 'run', 'progress', 'language.documents', 'language.vocabulary',
+               'language.tokenizer', 'language.build', 'analysis.report')
+FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """One file: its dotted name inside the package ('' for the package itself), its source, is it an __init__."""
+
+  name: str
+  source: str
+  package: bool = False
+
+  @property
+  def tree(self) -> ast.Module:
+    return ast.parse(self.source)
+
+
+def modules() -> dict[str, Module]:
+  found = {}
+  for path in sorted((ROOT / PACKAGE).rglob('*.py')):
+    parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
+    package = parts[-1] == '__init__'
+    name = '.'.join(parts[:-1] if package else parts)
+    found[name] = Module(name, path.read_text(encoding='utf-8'), package)
+  return found
+
+
+MODULES = modules()
+ROOMS = {name: module for name, module in MODULES.items() if not module.package}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+  """(line, module, name) of every import, wherever it stands; the name is '' for `import module`."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from ((node.lineno, alias.name, '') for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from ((node.lineno, '.' * node.level + (node.module or ''), alias.name) for alias in node.names)
+
+
+def inside(module: str, name: str) -> str | None:
+  """The room that an import reaches, or None outside the package."""
+  if module.partition('.')[0] != PACKAGE:
+    return None
+  path = '.'.join(part for part in (module, name) if part).removeprefix(PACKAGE).removeprefix('.')
+  while path and path not in MODULES:
+    path = path.rpartition('.')[0]  # the last parts are names in a module
+  return path
+
+
+def floor(room: str) -> int | None:
+  return next((n for n, rooms in enumerate(FLOORS) if room in rooms), None)
+
+
+def leans_on(room: str) -> tuple[str, ...]:
+  return NEIGHBOURS.get(room, ()) + NEIGHBOURS.get(room.partition('.')[0], ())
+
+
+def check_floors(module: Module) -> Iterator[str]:
+  """Imports only from below, or from a neighbour that the table names."""
+  for line, source, name in imports(module.tree):
+    reached = inside(source, name)
+    if source.startswith('.'):
+      yield f'line {line}: relative import: write the whole name'
+    elif reached is None or not module.name:
+      continue  # outside, or the public names of the package itself
+    elif module.package:
+      yield f'line {line}: the __init__ of a package imports {reached}: import from the room itself where it is used'
+    elif not reached:
+      if name != '__version__':
+        yield f'line {line}: imports {name or source} from the package: import the room that holds it'
+    elif MODULES[reached].package:
+      yield f'line {line}: imports the package {reached}: import its rooms'
+    elif floor(module.name) is None or floor(reached) is None:
+      continue  # test_every_room_has_a_floor says so
+    elif floor(reached) > floor(module.name):
+      yield f'line {line}: floor {floor(module.name)} imports {reached} from floor {floor(reached)}: move what is needed down'
+    elif floor(reached) == floor(module.name) and not any(
+        reached == allowed or reached.startswith(f'{allowed}.') for allowed in leans_on(module.name)):
+      yield f'line {line}: imports its neighbour {reached}: move what is needed down, or add the edge to NEIGHBOURS with thought'
+
+
+def check_libraries(module: Module) -> Iterator[str]:
+  """Only what the house stands on."""
+  for line, source, _ in imports(module.tree):
+    top = source.partition('.')[0]
+    if top in PICKLES:
+      yield f'line {line}: {top}: nothing is unpickled; store JSON or .npy'
+    elif top not in LIBRARIES and top not in sys.stdlib_module_names and top not in ('', PACKAGE):
+      yield f'line {line}: {top} is not among the libraries of the house: do without it, or add it to setup.py and LIBRARIES'
+    elif top == 'flax' and module.name not in FLAX_ROOMS:
+      yield f'line {line}: flax outside {", ".join(FLAX_ROOMS)}: modules are pytrees, plain JAX takes them as they are'
+
+
+def check_habits(module: Module) -> Iterator[str]:
+  """No nnx transform, no assert, no blanket except, no `.get(` on a recipe, no pickle."""
+  for node in ast.walk(module.tree):
+    if isinstance(node, ast.Assert):
+      yield f'line {node.lineno}: assert: raise InputError, or an ordinary error for what cannot happen'
+    elif isinstance(node, ast.ExceptHandler):
+      kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+      if any(kind is None or isinstance(kind, ast.Name) and kind.id in ('Exception', 'BaseException') for kind in kinds):
+        yield f'line {node.lineno}: catches everything: name what can go wrong'
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      if node.value.id == 'nnx' and node.attr in NNX_BANNED:
+        yield f'line {node.lineno}: nnx.{node.attr}: use the one of jax or optax'
+    elif isinstance(node, ast.ImportFrom) and node.module == 'flax.nnx':
+      yield f'line {node.lineno}: names from flax.nnx: write `from flax import nnx`, so that what is used of it can be seen'
+    elif isinstance(node, ast.Call):
+      if isinstance(node.func, ast.Attribute) and node.func.attr == 'get':
+        owner = node.func.value
+        if getattr(owner, 'id', getattr(owner, 'attr', '')) in RECIPES:
+          yield f'line {node.lineno}: .get( on a recipe: every field is in configs/base.py, read it as it is'
+      if any(k.arg == 'allow_pickle' and getattr(k.value, 'value', True) for k in node.keywords):
+        yield f'line {node.lineno}: allow_pickle: nothing is unpickled'
+
+
+def check_budgets(module: Module) -> Iterator[str]:
+  """Lines of a file, of a function without its docstring, of columns."""
+  lines = module.source.splitlines()
+  if len(lines) > FILE_LINES:
+    yield f'{len(lines)} lines, the budget is {FILE_LINES}: a file that outgrows it holds two ideas, so split it at the seam'
+  for number, line in enumerate(lines, 1):
+    if len(line) > COLUMNS:
+      yield f'line {number}: {len(line)} columns, the budget is {COLUMNS}: break it'
+  for node in ast.walk(module.tree):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      docstring = node.body[0] if ast.get_docstring(node) is not None else None
+      size = node.end_lineno - node.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
+      if size > FUNCTION_LINES:
+        yield f'line {node.lineno}: {node.name} has {size} lines, the budget is {FUNCTION_LINES}: name its parts'
+
+
+def check_docstrings(module: Module) -> Iterator[str]:
+  """The file and every public name at its top say what they are for."""
+  tree = module.tree
+  if tree.body and not ast.get_docstring(tree):
+    yield 'no docstring: say what the file is for and what it leaves out'
+  for node in tree.body:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+      if not node.name.startswith('_') and not ast.get_docstring(node):
+        yield f'line {node.lineno}: {node.name} has no docstring: one sentence, and its shapes, units and errors'
+
+
+CHECKS = (check_floors, check_libraries, check_habits, check_budgets, check_docstrings)
+
+
+@pytest.mark.parametrize('check', CHECKS, ids=lambda check: check.__name__)
+def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
+  complaints = [f'{PACKAGE}.{name or "__init__"}, {text}' for name, module in MODULES.items() for text in check(module)]
+  assert not complaints, '\n' + '\n'.join(complaints)
+
+
+@pytest.mark.parametrize('check, name, source, said', [
+    (check_floors, 'rng', 'def f():\n  from minilm_jax.training import steps', 'move what is needed down'),
+    (check_floors, 'model.encoder', 'from minilm_jax.language import corpus', None),
+    (check_floors, 'language.corpus', 'import minilm_jax.language.tokenizer', 'neighbour'),
+    (check_floors, 'training.steps', 'from minilm_jax.training.masking import mask', None),
+    (check_floors, 'tasks', 'from minilm_jax.tasks import table', '__init__'),
+    (check_floors, 'rng', 'from . import run', 'relative'),
+    (check_libraries, 'bench', 'import pandas as pd', 'not among the libraries'),
+    (check_libraries, 'bench', 'def f():\n  import torch', 'not among the libraries'),
+    (check_libraries, 'run', 'import pickle', 'unpickled'),
+    (check_libraries, 'training.trainer', 'from flax import nnx', 'flax outside'),
+    (check_libraries, 'model.encoder', 'from flax import nnx', None),
+    (check_habits, 'model.encoder', 'f = nnx.jit(g)', 'use the one of jax'),
+    (check_habits, 'run', 'assert x', 'assert'),
+    (check_habits, 'run', 'try:\n  f()\nexcept (OSError, Exception):\n  pass', 'catches everything'),
+    (check_habits, 'run', 'try:\n  f()\nexcept OSError:\n  pass', None),
+    (check_habits, 'bench', 'x = self.config.get("seed", 0)', '.get('),
+    (check_habits, 'bench', 'np.load(f, allow_pickle=True)', 'unpickled'),
+    (check_habits, 'bench', 'np.load(f, allow_pickle=False)', None),
+    (check_budgets, 'bench', 'x = 1\n' * 251, 'two ideas'),
+    (check_budgets, 'bench', 'def f():\n' + '  x = 1\n' * 60, 'name its parts'),
+    (check_budgets, 'bench', 'def f():\n  """\n' + '\n' * 60 + '  """', None),
+    (check_budgets, 'bench', f'x = {"1" * 120}', 'break it'),
+    (check_docstrings, 'bench', 'x = 1', 'no docstring'),
+    (check_docstrings, 'bench', '"""Bench."""\ndef f():\n  pass', 'f has no docstring'),
+])
+def test_the_law_sees(check: Callable[[Module], Iterator[str]], name: str, source: str, said: str | None, monkeypatch):
+  for rooms in FLOORS:
+    for room in rooms:
+      monkeypatch.setitem(MODULES, room, Module(room, ''))  # as if every room were built
+  complaints = list(check(Module(name, source, package=name in ('tasks', ''))))
+  assert bool(complaints) == bool(said) and all(said in text for text in complaints), complaints
+
+
+def test_every_room_has_a_floor():
+  homeless = [name for name in ROOMS if floor(name) is None]
+  assert not homeless, f'place in FLOORS and in the README: {", ".join(homeless)}'
+  twice = [name for name, n in collections.Counter(room for rooms in FLOORS for room in rooms).items() if n > 1]
+  assert not twice, f'on two floors: {", ".join(twice)}'
+
+
+def test_no_attic():
+  attics = [name for name in MODULES if name.rpartition('.')[2] in ATTICS]
+  assert not attics, f'name what they hold and split them: {", ".join(attics)}'
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_imports(name: str):
+  importlib.import_module('.'.join(part for part in (PACKAGE, name) if part))
+
+
+def test_starts_without_jax():
+  names = ['.'.join(part for part in (PACKAGE, name) if part) for name in WITHOUT_JAX if name in MODULES]
+  program = ('import importlib, sys\n'
+             f'for name in {names}:\n'
+             '  importlib.import_module(name)\n'
+             '  if "jax" in sys.modules: sys.exit(name)\n')
+  done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, f'imports jax, which costs every worker a second: {done.stderr.strip()}'
+
+
+def test_tests_mirror_the_rooms():
+  rooms = {TESTED_IN.get(last, last) for last in (name.rpartition('.')[2] for name in ROOMS)}
+  tested = {path.stem.removeprefix('test_') for path in (ROOT / 'tests').rglob('test_*.py')}
+  missing, strange = rooms - tested, tested - rooms - NO_ROOM
+  assert not missing, f'write tests/test_<room>.py for {", ".join(sorted(missing))}'
+  assert not strange, f'no room is called {", ".join(sorted(strange))}: name the file after what it tests'
+
+
+def test_top_level():
+  done = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False)
+  if done.returncode:
+    pytest.skip('not a git checkout')
+  found = {line.partition('/')[0] for line in done.stdout.splitlines()}
+  assert not found - TOP_LEVEL, f'move into a room: {", ".join(sorted(found - TOP_LEVEL))}'
+  assert not TOP_LEVEL - found, f'the house names it and it is not there: {", ".join(sorted(TOP_LEVEL - found))}'
+
+
+def test_recipes_are_data():
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    for line, module, _ in imports(ast.parse(path.read_text(encoding='utf-8'))):
+      assert module.partition('.')[0] in ('configs', 'math', 'ml_collections'), (
+          f'configs/{path.name}, line {line}: a recipe imports {module}: keep it data')
