@@ -1,0 +1,49 @@
+"""Keys: one for each use, the same on every call, under jit and under vmap."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minilm_jax import rng
+from minilm_jax.rng import Stream
+
+
+def bits(key: jax.Array) -> tuple[int, ...]:
+  return tuple(int(word) for word in np.asarray(jax.random.key_data(key)))
+
+
+def test_different_uses_never_share_a_key():
+  keys = [bits(rng.key(seed, stream, *counters))
+          for seed, stream in itertools.product((0, 1, 2**31), Stream)
+          for counters in ((), (0,), (1,), (0, 0), (0, 1), (1, 0))]
+  assert len(set(keys)) == len(keys)
+
+
+def test_arrays_and_numbers_give_the_same_key():
+  known = bits(rng.key(3, Stream.MASK, 5, 2**32 - 1))
+  traced = jax.jit(lambda seed, epoch, row: rng.key(seed, Stream.MASK, epoch, row))
+  assert bits(traced(jnp.int32(3), jnp.uint32(5), jnp.uint32(2**32 - 1))) == known
+
+
+def test_keys_of_a_population_are_those_of_its_members():
+  seeds = jnp.arange(4)
+  together = jax.vmap(lambda seed: rng.key(seed, Stream.INIT))(seeds)
+  assert [bits(key) for key in together] == [bits(rng.key(seed, Stream.INIT)) for seed in range(4)]
+
+
+def test_numbers_of_streams_stay_what_stored_runs_were_made_with():
+  assert {stream.name: stream.value for stream in Stream} == {
+      'INIT': 0, 'ORDER': 1, 'MASK': 2, 'FROZEN_MASK': 3, 'DROPOUT': 4, 'HEAD': 5}, (
+          'a number changed: stored runs can no longer be resumed. Give a new stream a new number at the end')
+
+
+@pytest.mark.parametrize('stream, counters, expected', [
+    (Stream.INIT, (), (1797259609, 2579123966)), (Stream.MASK, (2, 17), (1017631792, 679945787)),
+])
+def test_keys_stay_what_they_were(stream: Stream, counters: tuple[int, ...], expected: tuple[int, int]):
+  assert bits(rng.key(0, stream, *counters)) == expected, (
+      'keys changed: every run gives other numbers than before. If JAX changed its generator, say so in the README and '
+      'write the new bits here; if not, it is a bug')
