@@ -1,0 +1,158 @@
+"""The door from recipes to types: what it refuses, what it says, what it keeps; also the types of config.py."""
+
+import copy
+import dataclasses
+import importlib
+import json
+import pathlib
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ml_collections import config_dict
+
+from configs import base
+from minilm_jax import config as config_module
+from minilm_jax import recipe
+from minilm_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KINDS = {'pretrain': base.pretrain, 'corpus': base.corpus, 'finetune': base.finetune}
+
+
+def types_of(kind: type) -> Iterator[type]:
+  """A configuration type and those inside it."""
+  yield kind
+  for field in typing.get_type_hints(kind).values():
+    if dataclasses.is_dataclass(field):
+      yield from types_of(field)
+
+
+def paths_of(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+  for name, value in tree.items():
+    yield from paths_of(value, (*prefix, name)) if isinstance(value, dict) else [(*prefix, name)]
+
+
+def changed(kind: str, path: str, value: Any) -> dict[str, Any]:
+  """The base recipe with one field set, made or (value `...`) taken out."""
+  tree = KINDS[kind]().to_dict()
+  *groups, last = path.split('.')
+  group = tree
+  for name in groups:
+    group = group[name]
+  if value is ...:
+    del group[last]
+  else:
+    group[last] = value
+  return tree
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_configuration_survives_json_and_the_door(kind: str):
+  config = recipe.resolve(KINDS[kind](), kind)
+  again = recipe.resolve(json.loads(json.dumps(recipe.as_dict(config))), kind)
+  assert again == config
+  assert hash(again) == hash(config)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_configuration_never_changes(kind: str):
+  config = recipe.resolve(KINDS[kind](), kind)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.kind = 'other'
+
+
+@pytest.mark.parametrize('kind, path', [
+    (kind, '.'.join(path)) for kind in KINDS for path in paths_of(KINDS[kind]().to_dict()) if path != ('kind',)])
+def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
+  with pytest.raises(InputError, match=re.escape(path)):
+    recipe.resolve(changed(kind, path, ...), kind)
+  with pytest.raises(InputError, match=re.escape(path)):
+    recipe.resolve(changed(kind, path, {'not': 'a value'}), kind)
+
+
+@pytest.mark.parametrize('kind, path, value, said', [
+    ('pretrain', 'batchsize', 8, "did you mean 'batch_size'"),
+    ('pretrain', 'optimizer.learnin_rate', 1e-3, "did you mean 'learning_rate'"),
+    ('pretrain', 'optimizer.schedule', 'cosin', "did you mean 'cosine'"),
+    ('pretrain', 'model.heads', 7, 'nearest that divide'),
+    ('pretrain', 'model.heads', '8.5', 'as int'),
+    ('pretrain', 'model.heads', True, 'as int'),
+    ('pretrain', 'model.dropout', 1.5, 'share between 0 and 1'),
+    ('pretrain', 'model.dropout', float('nan'), 'share between 0 and 1'),
+    ('pretrain', 'model.tied', 1, 'as bool'),
+    ('pretrain', 'model', 'small', 'its fields one by one'),
+    ('pretrain', 'mask.rate', 0, 'nothing to predict'),
+    ('pretrain', 'batch_size', 0, 'at least 1'),
+    ('pretrain', 'accumulation', 3, 'divides the batch'),
+    ('pretrain', 'evaluation.every', 77, 'multiple'),
+    ('pretrain', 'updates', 2**31, '2^32'),
+    ('corpus', 'vocabulary.passes', '', 'no pass at all'),
+    ('corpus', 'vocabulary.passes', 'sentence', "did you mean 'sentences'"),
+    ('corpus', 'splits.validation', 0.99, 'leave no training text'),
+    ('corpus', 'tokenizer.model', 'wordpiece', 'bpe'),
+    ('finetune', 'seeds', '', 'at least one'),
+    ('finetune', 'seeds', '0,one', 'as int'),
+    ('finetune', 'task.filtered', True, 'word list'),
+    ('finetune', 'epochs', 0, 'nothing to train'),
+])
+def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: Any, said: str):
+  with pytest.raises(InputError, match=re.escape(said)):
+    recipe.resolve(changed(kind, path, value), kind)
+
+
+@pytest.mark.parametrize('path, value, read, expected', [
+    ('seeds', '3, 4,5', lambda c: c.seeds, (3, 4, 5)),  # as on the command line
+    ('seeds', [3, 4], lambda c: c.seeds, (3, 4)),
+    ('seeds', 7, lambda c: c.seeds, (7,)),
+    ('epochs', 3, lambda c: c.epochs, 3.0),
+    ('optimizer.undecayed', '', lambda c: c.optimizer.undecayed, ()),
+])
+def test_values_are_read_as_the_command_line_writes_them(path: str, value: Any, read: Callable[[Any], Any], expected: Any):
+  found = read(recipe.resolve(changed('finetune', path, value), 'finetune'))
+  assert found == expected and type(found) is type(expected)
+
+
+def test_a_recipe_of_another_kind_is_named():
+  with pytest.raises(InputError, match='corpus'):
+    recipe.resolve(base.corpus(), 'pretrain')
+  with pytest.raises(InputError):
+    recipe.resolve({}, 'pretrain')
+
+
+def test_the_recipe_stays_as_it_was():
+  given = base.pretrain()
+  before = copy.deepcopy(given.to_dict())
+  recipe.resolve(given, 'pretrain')
+  assert given.to_dict() == before
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_base_sets_every_field(kind: str):
+  missing = {name for cls in types_of(recipe.KINDS[kind]) for name in typing.get_type_hints(cls)}
+  missing -= {part for path in paths_of(KINDS[kind]().to_dict()) for part in path}
+  assert not missing, f'configs/base.py does not set {", ".join(sorted(missing))}'
+
+
+def test_every_field_is_read_somewhere():
+  source = '\n'.join(path.read_text(encoding='utf-8') for path in (ROOT / 'minilm_jax').rglob('*.py')
+                     if path.name != 'config.py')
+  types = [kind for kind in vars(config_module).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+  unread = sorted(f'{kind.__name__}.{field.name}' for kind in types for field in dataclasses.fields(kind)
+                  if field.name != 'kind' and not re.search(rf'\.{field.name}\b', source))  # the door reads the kind
+  assert not unread, f'nothing reads {", ".join(unread)}: use the field, or take it out of config.py and configs/'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_every_recipe_comes_through_the_door(path: pathlib.Path):
+  module = importlib.import_module(f'configs.{path.stem}' if path.stem != '__init__' else 'configs')
+  if not hasattr(module, 'get_config'):
+    return
+  try:
+    found = module.get_config()
+  except TypeError:
+    return  # it wants an argument; its own test gives it
+  assert isinstance(found, config_dict.ConfigDict)
+  recipe.resolve(found, found.kind)
