@@ -49,7 +49,7 @@ def pretrain():
   """One pre-training run."""
   return config_dict.create(
       kind='pretrain',
-      corpus='',  # a folder that `minilm corpus` made, or 'microworld' for the built-in language
+      corpus='',  # a folder that `minilm corpus` made, or a corpus recipe, which is built into the work directory first
       seed=0,
       batch_size=256,  # rows an update
       accumulation=1,  # micro-batches an update is summed over

@@ -5,6 +5,9 @@ A recipe (`configs/`) is data: a ConfigDict that imports nothing of ours. `resol
 """
 
 import dataclasses
+import importlib.util
+import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +21,42 @@ from minilm_jax.errors import InputError, nearest
 T = TypeVar('T')
 
 KINDS: dict[str, type] = {'pretrain': c.RunConfig, 'corpus': c.CorpusConfig, 'finetune': c.FinetuneConfig}
+
+
+def locate(path: str) -> str:
+  """The file that `configs/x.py[:argument]` names: in the working directory, else beside this package.
+
+  The folder that holds `configs` is put on the import path, because recipes build on `configs/base.py`.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  file, colon, argument = path.partition(':')
+  beside = pathlib.Path(__file__).resolve().parent.parent
+  found = next((p for p in (pathlib.Path(file), beside / file) if p.is_file()), None)
+  if found is None:
+    folder = next((p for p in (pathlib.Path(file).parent, beside / 'configs') if p.is_dir()), pathlib.Path())
+    there = [f'{folder.name}/{p.name}' for p in folder.glob('*.py') if p.stem != '__init__']
+    raise InputError(f'the recipe {file}', 'no such file', nearest(file, there))
+  if str(beside) not in sys.path:
+    sys.path.insert(0, str(beside))
+  return f'{found}{colon}{argument}'
+
+
+def load(path: str) -> config_dict.ConfigDict:
+  """The recipe that `configs/x.py[:argument]` names. A recipe is code: it runs.
+
+  Raises:
+    InputError: no such file, or the file cannot give a recipe for this argument.
+  """
+  file, colon, argument = locate(path).partition(':')
+  spec = importlib.util.spec_from_file_location('recipe_' + pathlib.Path(file).stem, file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if colon else module.get_config()
+  except (SyntaxError, ImportError, AttributeError, TypeError, ValueError) as error:
+    raise InputError(f'the recipe {path}', f'{type(error).__name__}: {error}', 'mend the file or its argument') from None
 
 
 def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:

@@ -1,0 +1,32 @@
+"""A minute of everything: a two-block encoder on the built-in microworld.
+
+    minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
+    minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
+
+`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself.
+"""
+
+from configs import base
+
+
+def get_config(part='pretrain'):
+  """The run, or its corpus."""
+  if part == 'corpus':
+    config = base.corpus()
+    config.documents.sources = 'microworld:4000'
+    config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
+    config.tokenizer.size = 512
+    config.rows.update(length=64, grouping='tokens')
+    config.splits.update(validation=0.05, test=0.05)
+    return config
+  config = base.pretrain()
+  config.corpus = 'configs/tiny.py:corpus'
+  config.batch_size = 32
+  config.updates = 400
+  config.model.update(vocabulary=512, embedding=64, hidden=64, feed_forward=128, heads=4, layers=2, length=64, norm='pre',
+                      positions='relative', dropout=0.0, nominal_heads=4)
+  config.optimizer.update(learning_rate=4e-3, schedule='linear')
+  config.evaluation.update(every=100, rows=200)
+  config.checkpoint.every = 100
+  config.log.every = 20
+  return config

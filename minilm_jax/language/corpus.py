@@ -1,0 +1,141 @@
+"""The corpus folder as the program sees it: a manifest, a tokenizer, and rows that lie on the device.
+
+`build.py` writes the folder; this room reads it. A tokenised tiny language fits on the accelerator as `uint16`, so there is
+no data iterator: which rows make a batch is arithmetic on `(seed, step)`, the same on any mesh and after any resumption.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Int, UInt, UInt16, UInt32
+
+from minilm_jax import rng, run
+from minilm_jax.errors import InputError
+
+SPLITS = ('train', 'validation', 'test')
+_FORMAT = 1
+_ROUNDS = 6  # of the Feistel network; four already pass for random, six leave no visible trace of the order
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """One split on the device: `tokens [rows, length]`, and what it is."""
+
+  tokens: UInt16[Array, 'N L'] | UInt32[Array, 'N L']
+  vocabulary: int = dataclasses.field(metadata=dict(static=True))
+  hash: str = dataclasses.field(metadata=dict(static=True))
+
+  @property
+  def rows(self) -> int:
+    """N, the rows of the split."""
+    return self.tokens.shape[0]
+
+  @property
+  def length(self) -> int:
+    """L, the token ids of a row."""
+    return self.tokens.shape[1]
+
+
+def manifest(folder: epath.PathLike) -> dict[str, Any]:
+  """The manifest of a corpus folder.
+
+  Raises:
+    InputError: the folder is no finished corpus, or one of a format that this version does not read.
+  """
+  folder = epath.Path(folder)
+  what = f'the corpus {folder}'
+  if not (folder / run.MANIFEST).exists():
+    raise InputError(what, 'no manifest.json there', 'make it with minilm corpus, or check the path')
+  found = run.read_json(folder / run.MANIFEST, what)
+  if not isinstance(found, dict) or 'format' not in found or 'splits' not in found:
+    raise InputError(what, 'a manifest.json that is not a corpus manifest', 'give the folder that minilm corpus made')
+  if found['format'] != _FORMAT:
+    raise InputError(what, f'format {found["format"]}', f'make it again: this version reads format {_FORMAT}')
+  return found
+
+
+def load(folder: epath.PathLike, split: str) -> Corpus:
+  """Puts one split on the default device.
+
+  Raises:
+    InputError: a shard is missing, damaged, or holds ids past the vocabulary.
+  """
+  folder, described = epath.Path(folder), manifest(folder)
+  shards = described['splits'][split]['shards']
+  if not shards:
+    raise InputError(f'the {split} split of {folder}', 'no rows', f'build the corpus with splits.{split} above 0')
+  tokens = np.concatenate([_shard(folder, shard, described) for shard in shards])
+  if tokens.max() >= described['vocabulary']:
+    raise InputError(f'the {split} split of {folder}', f'id {tokens.max()} in a vocabulary of {described["vocabulary"]}',
+                     'build the corpus again: its shards and its manifest differ')
+  return Corpus(jnp.asarray(tokens), described['vocabulary'], described['hash'])
+
+
+def _shard(folder: epath.Path, shard: dict[str, Any], described: dict[str, Any]) -> np.ndarray:
+  path = folder / shard['file']
+  what, remedy = f'the shard {path}', 'build the corpus again, or copy it again'
+  if epath.Path(shard['file']).name != shard['file'] or not path.exists():
+    raise InputError(what, 'no such file in the folder', remedy)
+  if run.sha256(path) != shard['sha256']:
+    raise InputError(what, 'bytes that differ from the manifest (sha256)', remedy)
+  with path.open('rb') as file:
+    rows = np.load(file, allow_pickle=False)
+  if rows.shape != (shard['rows'], described['length']) or rows.dtype != described['dtype']:
+    raise InputError(what, f'{rows.dtype} {rows.shape}', remedy)
+  return rows
+
+
+def _mix(x: UInt32[Array, '*S'], key: UInt32[Array, '']) -> UInt32[Array, '*S']:
+  """A 32-bit hash of `x` under `key` (multiply and xor-shift)."""
+  x = (x ^ key) * jnp.uint32(0x9E3779B1)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def permute(index: UInt32[Array, '*S'], size: int, key: UInt32[Array, 'rounds']) -> UInt32[Array, '*S']:
+  """Where a keyed bijection of 0..size-1 sends `index`: row number `index` of an epoch in random order.
+
+  A Feistel network over the next power of two, walked until it lands inside: item i of an order is computed, never
+  stored, so that a run can begin at any step at no cost.
+  """
+  bits = max(2, (size - 1).bit_length())
+  low = bits // 2
+  low_mask, high_mask = jnp.uint32((1 << low) - 1), jnp.uint32((1 << (bits - low)) - 1)
+
+  def shuffle(x: UInt32[Array, '*S']) -> UInt32[Array, '*S']:
+    left, right = x >> low, x & low_mask
+    for turn in range(_ROUNDS):
+      if turn % 2:
+        right ^= _mix(left, key[turn]) & low_mask
+      else:
+        left ^= _mix(right, key[turn]) & high_mask
+    return left << low | right
+
+  return jax.lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, shuffle(x), x), shuffle(index))
+
+
+def rows(seed: rng.Counter, step: rng.Counter, batch_size: int, count: int) -> tuple[Int[Array, 'B'], UInt32[Array, 'B']]:
+  """Which rows make the batch of a step, each row once an epoch, in an order of its own each epoch.
+
+  Args:
+    seed: of the run.
+    step: updates done before this one.
+    batch_size: B.
+    count: rows of the split; an epoch may end inside a batch.
+
+  Returns:
+    The row and the epoch of each example.
+  """
+  place = jnp.asarray(step, jnp.uint32) * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
+  epoch, within = place // jnp.uint32(count), place % jnp.uint32(count)
+
+  def row(epoch: UInt32[Array, ''], within: UInt32[Array, '']) -> UInt[Array, '']:
+    return permute(within, count, jax.random.bits(rng.key(seed, rng.Stream.ORDER, epoch), (_ROUNDS,), 'uint32'))
+
+  return jax.vmap(row)(epoch, within).astype(jnp.int32), epoch

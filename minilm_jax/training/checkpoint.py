@@ -1,0 +1,89 @@
+"""Save, restore, latest: Orbax behind a few functions.
+
+A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), whole and unsharded in meaning:
+it comes back on any mesh. Restoring is exact or refused with the paths that differ.
+"""
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from minilm_jax.errors import InputError
+from minilm_jax.model.initialization import path_name
+
+T = TypeVar('T')
+FOLDER = 'checkpoints'
+
+
+def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
+  """Writes the checkpoints of a run, in the background; a save is whole or absent. Keeps the last `keep`."""
+  folder = epath.Path(workdir).resolve() / FOLDER
+  return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+
+
+def flat(state: Any) -> dict[str, Any]:
+  """The leaves of a state by path."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def save(saves: ocp.CheckpointManager, state: Any) -> None:
+  """Starts saving a TrainState under its step; nothing happens when that step is there already."""
+  step = int(state.step)
+  if step in saves.all_steps():
+    return
+  # a copy, because the arrays themselves are donated to the next chunk while they are being written
+  saves.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flat(state))))
+
+
+def latest(workdir: epath.PathLike) -> int | None:
+  """The last saved step of a run, or None."""
+  folder = epath.Path(workdir) / FOLDER
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+  return max(steps, default=None)
+
+
+def restore(workdir: epath.PathLike, like: T, step: int) -> T:
+  """The state saved at `step`, with the structure and sharding of `like` (shapes with shardings are enough).
+
+  Raises:
+    InputError: a path is missing, left over, or of another shape or type.
+  """
+  wanted = flat(like)
+  with ocp.StandardCheckpointer() as reader:
+    path = epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
+    found = {name: (tuple(x.shape), str(x.dtype)) for name, x in reader.metadata(path).item_metadata.tree.items()}
+    _compare(f'the checkpoint of step {step} in {workdir}', found, {k: (tuple(v.shape), str(v.dtype)) for k, v in wanted.items()})
+    arrays = reader.restore(path, wanted)
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+
+def restore_under(workdir: epath.PathLike, like: T, prefix: str) -> T:
+  """The part of a run's latest checkpoint whose paths begin with `prefix`, such as 'model.encoder', shaped like `like`.
+
+  Raises:
+    InputError: the run has no checkpoint, or the part has another shape.
+  """
+  step = latest(workdir)
+  if step is None:
+    raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
+  wanted = {f'{prefix}.{name}': leaf for name, leaf in flat(like).items()}
+  with ocp.StandardCheckpointer() as reader:
+    path = epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
+    shapes = reader.metadata(path).item_metadata.tree
+    inside = {name: (tuple(x.shape), str(x.dtype)) for name, x in shapes.items() if name.startswith(prefix + '.')}
+    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside,
+             {k: (tuple(v.shape), str(v.dtype)) for k, v in wanted.items()})
+    arrays = reader.restore(path, {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in shapes.items()})
+  return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted])
+
+
+def _compare(what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+  differing = [f'{k} is {found[k]} there and {wanted[k]} here' for k in wanted if k in found and found[k] != wanted[k]]
+  differing += [f'{k} is missing there' for k in wanted if k not in found]
+  differing += [f'{k} is not part of this model' for k in found if k not in wanted]
+  if differing:
+    raise InputError(what, '; '.join(differing[:4]) + (f'; and {len(differing) - 4} more' if len(differing) > 4 else ''),
+                     'use the recipe that the checkpoint was made with')

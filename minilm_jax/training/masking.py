@@ -1,0 +1,69 @@
+"""Masks as a pure function of rows and keys: a fixed number of positions a row, so that shapes never change.
+
+What is masked in a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are never
+predicted.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt
+
+from minilm_jax import rng
+from minilm_jax.config import MaskConfig
+from minilm_jax.language import tokenizer
+from minilm_jax.model.size import masked_positions
+
+EVALUATION = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)  # frozen, whatever a run trains with
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskedBatch:
+  """Rows with some tokens hidden: `tokens [B L]`, and at `positions [B K]` what was there and whether it counts."""
+
+  tokens: Int[Array, 'B L']
+  positions: Int[Array, 'B K']
+  targets: Int[Array, 'B K']
+  weights: Float[Array, 'B K']
+
+  @property
+  def mask(self) -> Bool[Array, 'B L']:
+    """True where there is a token and no pad."""
+    return self.tokens != tokenizer.PAD
+
+
+def hide(row: Int[Array, 'L'], key: Key[Array, ''], config: MaskConfig, vocabulary: int) -> MaskedBatch:
+  """Masks one row (a MaskedBatch without its batch axis).
+
+  Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is exact on average;
+  at least one. A share `random` of them becomes any ordinary token, a share `keep` stays, the rest becomes `<mask>`.
+  """
+  choose, count, replace, draw = jax.random.split(key, 4)
+  eligible = row != tokenizer.PAD
+  if not config.special:
+    eligible &= (row != tokenizer.BEGIN) & (row != tokenizer.END)
+  n = eligible.sum()
+  _, positions = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(choose, row.shape), -1), masked_positions(row.size, config.rate))
+  wanted = jnp.maximum(jnp.floor(config.rate * n + jax.random.uniform(count)), 1)
+  chosen = jnp.arange(positions.size) < jnp.minimum(wanted, n)
+  targets = row[positions]
+  fate = jax.random.uniform(replace, positions.shape)
+  other = jax.random.randint(draw, positions.shape, len(tokenizer.SPECIAL), vocabulary)
+  shown = jnp.where(fate < config.random, other, jnp.where(fate < config.random + config.keep, targets, tokenizer.MASK))
+  tokens = row.at[positions].set(jnp.where(chosen, shown, targets))
+  return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))
+
+
+def training_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], epochs: UInt[Array, 'B'], seed: rng.Counter,
+                   config: MaskConfig, vocabulary: int) -> MaskedBatch:
+  """Masks rows anew in each epoch."""
+  keys = jax.vmap(lambda row, epoch: rng.key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
+  return jax.vmap(lambda row, key: hide(row, key, config, vocabulary))(tokens.astype(jnp.int32), keys)
+
+
+def frozen_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocabulary: int) -> MaskedBatch:
+  """Masks rows for evaluation: 15%, always `<mask>`, the same for every run and every time."""
+  keys = jax.vmap(lambda row: rng.key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
+  return jax.vmap(lambda row, key: hide(row, key, EVALUATION, vocabulary))(tokens.astype(jnp.int32), keys)

@@ -1,0 +1,82 @@
+"""Schedules, and AdamW with decay by path, as optax chains."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from minilm_jax.config import OptimizerConfig
+from minilm_jax.errors import InputError
+from minilm_jax.model.initialization import path_name
+
+
+def warmup(config: OptimizerConfig, updates: int) -> int:
+  """Updates of warm-up: a share of all, at least one where there is any, at most `warmup_most`.
+
+  >>> from configs import honey; from minilm_jax import recipe
+  >>> warmup(recipe.resolve(honey.get_config(), 'pretrain').optimizer, 35_475)
+  1773
+  """
+  if config.warmup_share == 0:
+    return 0
+  return min(config.warmup_most, max(1, int(config.warmup_share * updates)))
+
+
+def schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
+  """The learning rate at each update, counted from 0.
+
+  `honey` is the paper's: with W updates of warm-up, `lr * min(s / W, sqrt(W / s))` and `s = max(update, 1)` (paper 1, the
+  released scheduler). `linear` and `cosine` fall to 0 at the end; `warmup_stable_decay` stays and then falls to 0 like
+  `1 - sqrt` over the last `decay_share`; all of these warm up linearly. `constant` warms up and stays.
+  """
+  rate, rise = config.learning_rate, warmup(config, updates)
+  if config.schedule == 'honey':
+    return lambda update: _honey(update, rate, max(rise, 1))
+  fall = updates - rise
+  after = {
+      'linear': lambda: optax.linear_schedule(rate, 0.0, fall),
+      'cosine': lambda: optax.cosine_decay_schedule(rate, max(fall, 1)),
+      'warmup_stable_decay': lambda: _stable_then_decay(rate, fall, max(1, int(config.decay_share * updates))),
+      'constant': lambda: optax.constant_schedule(rate),
+  }[config.schedule]()
+  if not rise:
+    return after
+  # the first update is not wasted at a rate of zero: the ramp starts one step up
+  return optax.join_schedules([optax.linear_schedule(rate / (rise + 1), rate, rise), after], [rise])
+
+
+def _honey(update: Int[Array, ''], rate: float, rise: int) -> Float[Array, '']:
+  s = jnp.maximum(update, 1)
+  return rate * jnp.minimum(s / rise, jnp.sqrt(rise / s))
+
+
+def _stable_then_decay(rate: float, updates: int, decay: int) -> optax.Schedule:
+  return lambda update: rate * (1 - jnp.sqrt(jnp.clip((update - (updates - decay)) / decay, 0, 1)))
+
+
+def decayed(config: OptimizerConfig, model: Any) -> Any:
+  """True for each parameter that weight decay reaches: those whose path contains none of `undecayed`.
+
+  Raises:
+    InputError: a pattern matches no parameter at all.
+  """
+  names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
+  for pattern in config.undecayed:
+    if not any(pattern in name for name in names):
+      raise InputError(f'optimizer.undecayed={pattern!r}', 'no parameter has it in its path',
+                       f'use a part of a path such as {names[0]}')
+
+  def reached(path: tuple, leaf: Any) -> bool:
+    return not any(pattern in path_name(path) for pattern in config.undecayed)
+
+  return jax.tree_util.tree_map_with_path(reached, model)
+
+
+def build(config: OptimizerConfig, updates: int, model: Any) -> optax.GradientTransformation:
+  """AdamW with this schedule; `model` (arrays or shapes) only tells which parameters there are."""
+  steps = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+  adam = optax.adamw(schedule(config, updates), config.beta1, config.beta2, config.epsilon,
+                     weight_decay=config.weight_decay, mask=decayed(config, model))
+  return optax.chain(*steps, adam)

@@ -1,0 +1,71 @@
+"""The mesh and the one table of rules that says where each array of a run lies.
+
+Axes are `("population", "data", "model")`. A model of 1-20 million parameters fits any device, so parameters are
+replicated and only the batch is split; the two matrices with a vocabulary in their shape and the feed-forward ones may be
+split over `model`. The optimizer's moments have the paths of the parameters they belong to and so follow the same rules.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from minilm_jax.config import MeshConfig
+from minilm_jax.errors import InputError
+from minilm_jax.model.initialization import path_name
+
+AXES = ('population', 'data', 'model')
+RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a path contains decides
+    (r'embedding\.tokens\.embedding$', PartitionSpec('model', None)),  # V x E: split over the vocabulary
+    (r'(^|\.)output\.kernel$', PartitionSpec(None, 'model')),  # D x V, and attention's D x D, by its columns
+    (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),  # D x F
+    (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),  # F x D: the sum over F is the one collective
+    (r'', PartitionSpec()),  # everything else is small: replicated
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+  """The mesh of a run over the devices there are; `data=0` takes what the other axes leave.
+
+  Raises:
+    InputError: the axes do not fit the devices.
+  """
+  devices = jax.devices()
+  others = config.population * config.model
+  data = config.data or max(1, len(devices) // others)
+  wanted = others * data
+  if wanted > len(devices):
+    raise InputError(f'a mesh of {config.population} x {data} x {config.model} devices', f'{len(devices)} devices',
+                     'lower mesh.population, mesh.data or mesh.model')
+  shape = (config.population, data, config.model)
+  return Mesh(np.array(devices[:wanted]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def state_sharding(state: Any, mesh: Mesh) -> Any:
+  """The sharding of every array of a TrainState (arrays or shapes), by the table.
+
+  Raises:
+    InputError: an axis of the mesh does not divide the array that a rule splits over it.
+  """
+  def place(path: tuple, leaf: Any) -> NamedSharding:
+    name = path_name(path)
+    spec = next(spec for pattern, spec in RULES if re.search(pattern, name)) if leaf.ndim else PartitionSpec()
+    for size, axis in zip(leaf.shape, spec):
+      if axis and size % mesh.shape[axis]:
+        raise InputError(f'{name} {leaf.shape} split over {axis}', f'{mesh.shape[axis]} devices do not divide {size}',
+                         f'give a mesh.{axis} that does')
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what every device holds whole, such as the corpus."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch: rows over `data`."""
+  return NamedSharding(mesh, PartitionSpec('data'))

@@ -1,0 +1,104 @@
+"""The step: `(state, corpus) -> (state, sums)`, pure, for one model.
+
+A run is a fold of this function: which rows, which masks and which dropped units are functions of the state's seed and
+step, so that nothing else has to be saved. Sums and counts come out, never means; they are divided once, on the host.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt32
+
+from minilm_jax import rng
+from minilm_jax.config import RunConfig
+from minilm_jax.language.corpus import Corpus, rows
+from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
+from minilm_jax.training import masking, optimizer, sharding
+
+Sums = dict[str, Float[Array, '']]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a run is between two steps: arrays only, so that all of it can be lifted, sharded and saved."""
+
+  step: Int[Array, '']
+  seed: UInt32[Array, '']
+  model: Any
+  optimizer: Any
+
+
+def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
+  """A run before its first step."""
+  model = masked_language_model(config.model, rng.key(seed, rng.Stream.INIT))
+  start = optimizer.build(config.optimizer, config.updates, model).init(model)
+  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), model, start)
+
+
+def masked_loss(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any) -> Float[Array, 'B K']:
+  """Cross-entropy in nats at each masked position, in float32; 0 where nothing is predicted."""
+  logits = model(batch.tokens, batch.mask, batch.positions, key=key).astype(jnp.float32)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets) * batch.weights
+
+
+def gradient_sums(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any) -> tuple[Any, Sums]:
+  """The gradient of the summed loss, and the sums."""
+  loss, gradient = jax.value_and_grad(lambda model: masked_loss(model, batch, key).sum())(model)
+  return gradient, {'loss': loss, 'masked': batch.weights.sum()}
+
+
+def accumulated(state: TrainState, batch: masking.MaskedBatch, count: int) -> tuple[Any, Sums]:
+  """Gradient and sums over a batch, taken in `count` micro-batches; each drops units of its own."""
+  keys = jax.vmap(lambda number: rng.key(state.seed, rng.Stream.DROPOUT, state.step, number))(jnp.arange(count))
+  if count == 1:
+    return gradient_sums(state.model, batch, keys[0])
+  parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+  total = jax.tree.map(jnp.zeros_like, (state.model, {'loss': jnp.zeros(()), 'masked': jnp.zeros(())}))
+
+  def add(total: Any, part: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, gradient_sums(state.model, *part)), None
+
+  return jax.lax.scan(add, total, (parts, keys))[0]
+
+
+def train_step(state: TrainState, corpus: Corpus, config: RunConfig, mesh: Mesh) -> tuple[TrainState, Sums]:
+  """One update: rows, masks, the gradient of the summed loss, one division by the count, AdamW."""
+  row, epoch = rows(state.seed, state.step, config.batch_size, corpus.rows)
+  tokens = jax.lax.with_sharding_constraint(corpus.tokens[row], sharding.over_data(mesh))
+  batch = masking.training_batch(tokens, row, epoch, state.seed, config.mask, corpus.vocabulary)
+  gradient, sums = accumulated(state, batch, config.accumulation)
+  gradient = jax.tree.map(lambda g: g / sums['masked'], gradient)
+  transform = optimizer.build(config.optimizer, config.updates, state.model)
+  change, moments = transform.update(gradient, state.optimizer, state.model)
+  return TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments), sums
+
+
+def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int) -> Sums:
+  """Sums over rows `first ... first + batch_size - 1` of a split, those at or past `count` left out.
+
+  `padding` counts pads: the released code of paper 1 predicts them too, nearly without error, and divides by them.
+  """
+  row = first + jnp.arange(batch_size)
+  inside = row < count
+  batch = masking.frozen_batch(corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary)
+  batch = dataclasses.replace(batch, weights=batch.weights * inside[:, None])
+  loss = masked_loss(model, batch, None)
+  return {'loss': loss.sum(), 'masked': batch.weights.sum(), 'padding': (~batch.mask & inside[:, None]).sum().astype(jnp.float32)}
+
+
+def means(sums: dict[str, Any]) -> dict[str, float]:
+  """What a line of metrics says, from sums: the loss a masked token and its perplexity; with pads, the paper's loss too.
+
+  `padded_loss` is the released code's measure where pads are predicted without error: it counts them at loss 0.
+  """
+  loss = float(sums['loss']) / float(sums['masked'])
+  found = {'loss': loss, 'perplexity': math.exp(min(loss, 700))}
+  if 'padding' in sums:
+    found['padded_loss'] = float(sums['loss']) / (float(sums['masked']) + float(sums['padding']))
+  return found

@@ -1,0 +1,171 @@
+"""The loop of pre-training: run a chunk, log, evaluate, save; and what it needs before the first chunk.
+
+The chunk is the step, folded: any number of steps in one dispatch, compiled once. The host only reads sums.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from minilm_jax import progress, recipe, run
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import build
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.model import size
+from minilm_jax.training import checkpoint, evaluation, optimizer, sharding, steps
+
+TOKENIZER = 'tokenizer.model'
+Chunk = Callable[[steps.TrainState, Corpus, Int[Array, '']], tuple[steps.TrainState, steps.Sums]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+  """What a run computes with: its mesh, the sharding of its state, and the compiled functions."""
+
+  mesh: Mesh
+  shapes: steps.TrainState
+  init: Callable[[], steps.TrainState]
+  chunk: Chunk
+
+
+def make_engine(config: RunConfig) -> Engine:
+  """Compiles nothing yet; checks that the recipe fits the devices."""
+  mesh = sharding.make_mesh(config.mesh)
+  if config.batch_size // config.accumulation % mesh.shape['data']:
+    raise InputError(f'micro-batches of {config.batch_size // config.accumulation} rows over {mesh.shape["data"]} devices',
+                     'the devices do not divide them', 'change batch_size, accumulation or mesh.data')
+  shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
+  placed = sharding.state_sharding(shapes, mesh)
+  shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+  init = jax.jit(functools.partial(steps.init_state, config=config), out_shardings=placed)
+  whole = sharding.replicated(mesh)
+
+  @functools.partial(jax.jit, donate_argnums=0, in_shardings=(placed, whole, whole), out_shardings=(placed, whole))
+  def chunk(state: steps.TrainState, corpus: Corpus, count: Int[Array, '']) -> tuple[steps.TrainState, steps.Sums]:
+    def one(_: Int[Array, ''], carry: tuple[steps.TrainState, steps.Sums]) -> tuple[steps.TrainState, steps.Sums]:
+      state, sums = steps.train_step(carry[0], corpus, config, mesh)
+      return state, jax.tree.map(jnp.add, carry[1], sums)
+
+    return jax.lax.fori_loop(0, count, one, (state, {'loss': jnp.zeros(()), 'masked': jnp.zeros(())}))
+
+  return Engine(mesh, shapes, lambda: init(jnp.uint32(config.seed)), chunk)
+
+
+def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
+  """Pre-trains from where the work directory stands to the end of the recipe.
+
+  Returns:
+    What result.json holds: the last losses, tokens, FLOPs, seconds.
+
+  Raises:
+    InputError: the corpus or the work directory does not fit the recipe; the loss stopped being a number.
+  """
+  engine = make_engine(config)
+  workdir = run.open_run(workdir, recipe.as_dict(config))
+  folder = corpus_folder(config, workdir)
+  described = check_corpus(config, folder)
+  if (workdir / run.RESULT).exists():
+    progress.say(f'nothing to do: {workdir} has run its {config.updates:,} updates')
+    return run.read_json(workdir / run.RESULT, 'the result of the run')
+  _claim(workdir, config, folder, described)
+  splits = {name: jax.device_put(corpora.load(folder, name), sharding.replicated(engine.mesh))
+            for name in corpora.SPLITS if described['splits'][name]['rows']}
+  step = checkpoint.latest(workdir)
+  state = engine.init() if step is None else checkpoint.restore(workdir, engine.shapes, step)
+  lines = [line for line in run.read_lines(workdir / run.METRICS) if line['step'] <= (step or 0)]
+  run.rewrite_lines(workdir / run.METRICS, lines)
+  if step is not None:
+    progress.say(f'going on from the checkpoint of update {step:,}')
+  return _loop(config, workdir, engine, state, splits, lines[-1]['seconds'] if lines else 0.0)
+
+
+def corpus_folder(config: RunConfig, workdir: epath.Path) -> epath.Path:
+  """The folder of the corpus; one that is named by its recipe is built into the work directory first."""
+  if not config.corpus:
+    raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
+  if config.corpus.partition(':')[0].endswith('.py'):
+    return build.build(recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus')
+  return epath.Path(config.corpus)
+
+
+def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
+  """The manifest of the corpus, after checking that the model can read it."""
+  described = corpora.manifest(folder)
+  for name, have, need in (('vocabulary', config.model.vocabulary, described['vocabulary']),
+                           ('length', config.model.length, described['length'])):
+    if have < need:
+      raise InputError(f'model.{name}={have}', f'the corpus {folder} has {name} {need}', f'give --config.model.{name}={need}')
+  if not described['splits']['train']['rows']:
+    raise InputError(f'the training split of {folder}', 'no rows', 'build the corpus from more text')
+  return described
+
+
+def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described: dict[str, Any]) -> None:
+  """Writes the run's manifest and tokenizer, or checks them against those of an earlier start."""
+  identity = {'corpus': described['hash'], 'tokenizer': described['tokenizer']['sha256']}
+  if (workdir / run.MANIFEST).exists():
+    before = run.read_json(workdir / run.MANIFEST, 'the manifest of the run')
+    for name, value in identity.items():
+      if before[name] != value:
+        raise InputError(f'the run in {workdir}', f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}',
+                         'give the corpus it was started with, or another --workdir')
+    return
+  run.write_bytes(workdir / TOKENIZER, (folder / described['tokenizer']['file']).read_bytes())
+  run.write_json(workdir / run.MANIFEST, {
+      **identity, 'parameters': size.parameters(config.model), 'flops_per_row': size.flops_per_row(config.model, config.mask),
+      'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,
+      'devices': [d.device_kind for d in jax.devices()],
+  })
+
+
+def _loop(config: RunConfig, workdir: epath.Path, engine: Engine, state: steps.TrainState, splits: dict[str, Corpus],
+          spent: float) -> dict[str, Any]:
+  """Chunks of `log.every` updates to the end; a line of metrics each."""
+  evaluate = evaluation.evaluator(config.evaluation)
+  rate = optimizer.schedule(config.optimizer, config.updates)
+  flops_per_row = size.flops_per_row(config.model, config.mask)['actual']
+  started, done, line = time.monotonic() - spent, int(state.step), {}
+
+  def log(split: str, values: dict[str, float]) -> dict[str, Any]:
+    rows = done * config.batch_size
+    record = {'step': done, 'split': split, **values, 'tokens': rows * config.model.length,
+              'flops': rows * flops_per_row, 'seconds': round(time.monotonic() - started, 3)}
+    run.append_line(workdir / run.METRICS, record)
+    return record
+
+  with checkpoint.manager(workdir, config.checkpoint.keep) as saves, \
+       progress.track('pre-training', config.updates, 'updates', done) as tick:
+    while done < config.updates:
+      before = time.monotonic()
+      count = min(config.log.every - done % config.log.every, config.updates - done)
+      state, sums = engine.chunk(state, splits['train'], jnp.int32(count))
+      values = steps.means(jax.device_get(sums))
+      done += count
+      if not math.isfinite(values['loss']):
+        raise InputError(f'a finite loss at update {done}', f'{values["loss"]}',
+                         f'lower optimizer.learning_rate or set optimizer.clip; {workdir} keeps its last checkpoint')
+      speed = count * config.batch_size * config.model.length / (time.monotonic() - before)
+      line = log('train', {**values, 'learning_rate': float(rate(done - 1))})
+      tick(done, f'loss {values["loss"]:.3f}, {speed:,.0f} tokens/s, {line["flops"]:.2e} FLOPs')
+      last = done == config.updates
+      if 'validation' in splits and (last or done % config.evaluation.every == 0):
+        log('validation', evaluate(state.model, splits['validation']))
+      if last or done % config.checkpoint.every == 0:
+        checkpoint.save(saves, state)
+    tests = log('test', evaluate(state.model, splits['test'])) if 'test' in splits else {}
+  result = {'updates': done, 'tokens': line['tokens'], 'flops': line['flops'], 'seconds': line['seconds'], 'train_loss': line['loss']}
+  if tests:
+    result.update(test_loss=tests['loss'], test_perplexity=tests['perplexity'])
+  run.write_json(workdir / run.RESULT, result)
+  return result
