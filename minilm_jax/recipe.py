@@ -59,6 +59,16 @@ def load(path: str) -> config_dict.ConfigDict:
     raise InputError(f'the recipe {path}', f'{type(error).__name__}: {error}', 'mend the file or its argument') from None
 
 
+def fields(recipe: config_dict.ConfigDict, prefix: str = '') -> list[str]:
+  """The names of all fields of a recipe, with dots."""
+  names = []
+  for name, value in recipe.items():
+    names.append(prefix + name)
+    if isinstance(value, config_dict.ConfigDict):
+      names += fields(value, f'{prefix}{name}.')
+  return names
+
+
 def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:
   """The typed configuration of a recipe.
 

@@ -123,7 +123,7 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
     return
   run.write_bytes(workdir / TOKENIZER, (folder / described['tokenizer']['file']).read_bytes())
   run.write_json(workdir / run.MANIFEST, {
-      **identity, 'parameters': size.parameters(config.model), 'flops_per_row': size.flops_per_row(config.model, config.mask),
+      **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model), 'flops_per_row': size.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,
       'devices': [d.device_kind for d in jax.devices()],
   })

@@ -1,0 +1,63 @@
+"""How fast a recipe trains on this machine: the very chunk that `pretrain` runs, on random rows.
+
+Protocol: the first chunk compiles and is timed by itself, one more warms up untimed, then `repeats` chunks of `steps`
+updates are timed and their median and range printed. Peers, populations and utilisation are left out here.
+"""
+
+import platform
+import resource
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minilm_jax.config import RunConfig
+from minilm_jax.language import tokenizer
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.model import size
+from minilm_jax.training import trainer
+
+_ROWS = 4096
+
+
+def bench(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
+  """Times the training step of a recipe.
+
+  Returns:
+    tokens_per_second (median), milliseconds_per_step (median, lowest, highest), compile_seconds, peak_bytes of this
+    process, flops_per_second by the true count, and the machine.
+  """
+  engine = trainer.make_engine(config)
+  length = config.model.length
+  tokens = np.random.default_rng(config.seed).integers(len(tokenizer.SPECIAL), config.model.vocabulary, (_ROWS, length), np.uint16)
+  tokens[:, 0], tokens[:, -1] = tokenizer.BEGIN, tokenizer.END
+  corpus = Corpus(jnp.asarray(tokens), config.model.vocabulary, 'random')
+  state = engine.init()
+
+  def timed(count: int) -> float:
+    nonlocal state
+    start = time.perf_counter()
+    state, sums = engine.chunk(state, corpus, jnp.int32(count))
+    jax.block_until_ready(sums)
+    return time.perf_counter() - start
+
+  compiling = timed(1)
+  timed(steps)
+  seconds = sorted(timed(steps) / steps for _ in range(repeats))
+  middle = statistics.median(seconds)
+  per_step = config.batch_size * length
+  return {
+      'tokens_per_second': per_step / middle,
+      'milliseconds_per_step': {'median': 1e3 * middle, 'lowest': 1e3 * seconds[0], 'highest': 1e3 * seconds[-1]},
+      'compile_seconds': compiling,
+      'flops_per_second': size.flops_per_row(config.model, config.mask)['actual'] * config.batch_size / middle,
+      'peak_bytes': 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+      'parameters': size.parameters(config.model)['total'],
+      'batch': [config.batch_size, length],
+      'steps': steps,
+      'repeats': repeats,
+      'machine': f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}',
+  }

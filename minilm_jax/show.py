@@ -1,0 +1,75 @@
+"""What a recipe means, without running it: the resolved fields, parameters by path with their sharding, FLOPs, memory."""
+
+import functools
+from typing import Any
+
+import jax
+from rich import table as rich_table
+
+from minilm_jax import recipe
+from minilm_jax.config import CorpusConfig, FinetuneConfig, RunConfig
+from minilm_jax.language import documents
+from minilm_jax.model import size
+from minilm_jax.model.initialization import path_name
+from minilm_jax.tasks import sources, table
+from minilm_jax.training import optimizer, sharding, steps
+
+
+def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any]:
+  """Everything `minilm show --json` prints, as plain data."""
+  found = {'recipe': recipe.as_dict(config)}
+  if isinstance(config, RunConfig):
+    return found | _run(config)
+  if isinstance(config, FinetuneConfig):
+    task = table.find(config.task.name)
+    return found | {'headline': task.headline, 'examples': sources.sizes(task, config.task)}
+  return found | {'sources': [source.name for source in documents.expand(config.documents)]}
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
+  shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
+  placed = sharding.state_sharding(shapes, sharding.make_mesh(config.mesh))
+  flops = size.flops_per_row(config.model, config.mask)
+  rows = config.updates * config.batch_size
+  k = size.masked_positions(config.model.length, config.mask.rate)
+  micro = config.batch_size // config.accumulation
+  return {
+      'parameters': size.parameters(config.model),
+      'flops_per_row': flops,
+      'updates': config.updates,
+      'warmup': optimizer.warmup(config.optimizer, config.updates),
+      'rows': rows,
+      'tokens': rows * config.model.length,
+      'flops': {name: count * rows for name, count in flops.items()},
+      'masked_positions': k,
+      'bytes': {
+          'state': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
+          'gradient': 4 * size.parameters(config.model)['total'],
+          'logits': 4 * micro * k * config.model.vocabulary,
+      },
+      'arrays': [{'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(spec.spec)} for (path, leaf), spec in zip(
+          jax.tree_util.tree_flatten_with_path(shapes.model)[0], jax.tree.leaves(placed.model), strict=True)],
+  }
+
+
+def tables(described: dict[str, Any]) -> list[rich_table.Table]:
+  """The same for a reader."""
+  found = []
+  if 'arrays' in described:
+    arrays = rich_table.Table('parameter', 'shape', 'sharding', title='Parameters')
+    for row in described['arrays']:
+      arrays.add_row(row['path'], ' x '.join(map(str, row['shape'])), row['spec'])
+    found.append(arrays)
+  facts = rich_table.Table('what', 'value', title='Recipe')
+  for name, value in described.items():
+    if name != 'arrays':
+      _add(facts, name, value)
+  return found + [facts]
+
+
+def _add(facts: rich_table.Table, name: str, value: Any) -> None:
+  if isinstance(value, dict):
+    for part, inner in value.items():
+      _add(facts, part if name == 'recipe' else f'{name}.{part}', inner)
+  else:
+    facts.add_row(name, f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else str(value))

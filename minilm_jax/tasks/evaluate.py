@@ -1,0 +1,41 @@
+"""A checkpoint judged without training: the masked-token loss on a split of a corpus."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.errors import InputError, nearest
+from minilm_jax.language import corpus as corpora
+from minilm_jax.model.heads import masked_language_model
+from minilm_jax.tasks.finetune import pretraining
+from minilm_jax.training import checkpoint, evaluation
+
+
+def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
+  """Loss, perplexity and the paper's padded loss of the latest checkpoint of a run on all rows of a split.
+
+  Args:
+    source: the pre-training run.
+    corpus: a corpus folder with the run's tokenizer; '' is the one it was trained on.
+    split: train, validation or test.
+
+  Raises:
+    InputError: no such split, or a corpus that another tokenizer made.
+  """
+  if split not in corpora.SPLITS:
+    raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
+  config = pretraining(source)
+  described = run.read_json(epath.Path(source) / run.MANIFEST, f'the manifest of {source}')
+  folder = epath.Path(corpus or described['corpus_folder'])
+  tokenizer = corpora.manifest(folder)['tokenizer']['sha256']
+  if tokenizer != described['tokenizer']:
+    raise InputError(f'the loss of {source} on {folder}', 'the corpus was made with another tokenizer',
+                     f'build it with --config.tokenizer.path={epath.Path(source) / "tokenizer.model"}')
+  shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
+  model = checkpoint.restore_under(source, shapes, 'model')
+  rows = corpora.load(folder, split)
+  judge = evaluation.evaluator(dataclasses.replace(config.evaluation, rows=rows.rows))
+  return {'split': split, 'rows': rows.rows, 'step': checkpoint.latest(source), **judge(model, rows)}

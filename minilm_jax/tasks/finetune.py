@@ -1,0 +1,177 @@
+"""A checkpoint, a task and several seeds: scores.
+
+Every seed has a head and an order of examples of its own; with `from_scratch` an encoder of its own too, of the
+checkpoint's shape. The last epoch is scored: nothing is ever selected on the split that is reported. All seeds share one
+compiled program. A seed whose scores are already in scores.jsonl is not run again.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jaxtyping import Array, Float, Int
+
+from minilm_jax import progress, recipe, rng, run
+from minilm_jax.config import EncoderConfig, FinetuneConfig, RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model.encoder import Encoder
+from minilm_jax.model.heads import Classifier, classifier
+from minilm_jax.tasks import encoding, metrics, sources, table
+from minilm_jax.tasks.encoding import TaskRows
+from minilm_jax.tasks.table import Task
+from minilm_jax.training import checkpoint, optimizer, trainer
+from minilm_jax.training.steps import TrainState
+
+
+def pretraining(folder: epath.PathLike) -> RunConfig:
+  """The recipe of the run in `folder`.
+
+  Raises:
+    InputError: it is no pre-training run.
+  """
+  what = f'the pre-training run {folder}'
+  return recipe.resolve(run.read_json(epath.Path(folder) / run.CONFIG, what), 'pretrain')
+
+
+def loss(model: Classifier, batch: TaskRows, task: Task, key: Any) -> Float[Array, '']:
+  """Mean cross-entropy of a classification, mean squared error of a regression."""
+  outputs = model(batch.tokens, batch.tokens != pieces.PAD, key=key).astype(jnp.float32)
+  if task.kind == 'regression':
+    return jnp.mean((outputs[:, 0] - batch.labels) ** 2)
+  return optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
+
+
+def finetune_step(state: TrainState, train: TaskRows, task: Task, config: FinetuneConfig,
+                  updates: int) -> tuple[TrainState, Float[Array, '']]:
+  """One update on one batch; which examples make it is a function of seed and step."""
+  picked, _ = corpora.rows(state.seed, state.step, config.batch_size, train.labels.shape[0])
+  batch = jax.tree.map(lambda x: x[picked], train)
+  key = rng.key(state.seed, rng.Stream.DROPOUT, state.step)
+  value, gradient = jax.value_and_grad(loss)(state.model, batch, task, key)
+  transform = optimizer.build(config.optimizer, updates, state.model)
+  change, moments = transform.update(gradient, state.optimizer, state.model)
+  return TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments), value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What all seeds of a task share, compiled once: the start, the steps and the predictions."""
+
+  updates: int
+  start: Callable[[int, Encoder | None], TrainState]
+  chunk: Callable[[TrainState, TaskRows, Int[Array, '']], tuple[TrainState, Float[Array, '']]]
+  predict: Callable[[Classifier, Int[Array, 'N L']], Float[Array, 'N C']]
+
+
+def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examples: int) -> Program:
+  """The functions of a fine-tuning run on so many training examples."""
+  updates = math.ceil(config.epochs * examples / config.batch_size)
+  classes = len(task.labels) if task.kind == 'classification' else 0
+
+  @jax.jit
+  def start(seed: Int[Array, ''], encoder: Encoder | None) -> TrainState:
+    fresh = classifier(model, config.head, classes, rng.key(seed, rng.Stream.HEAD))
+    if encoder is not None:
+      fresh.encoder = encoder
+    moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
+    return TrainState(jnp.zeros((), jnp.int32), seed.astype(jnp.uint32), fresh, moments)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def chunk(state: TrainState, train: TaskRows, count: Int[Array, '']) -> tuple[TrainState, Float[Array, '']]:
+    def one(_: Int[Array, ''], carry: tuple[TrainState, Float[Array, '']]) -> tuple[TrainState, Float[Array, '']]:
+      state, value = finetune_step(carry[0], train, task, config, updates)
+      return state, carry[1] + value
+
+    return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
+
+  @jax.jit
+  def predict(fitted: Classifier, tokens: Int[Array, 'N L']) -> Float[Array, 'N C']:
+    return jax.lax.map(lambda row: fitted(row[None], row[None] != pieces.PAD)[0], tokens, batch_size=128)
+
+  return Program(updates, lambda seed, encoder: start(jnp.uint32(seed), encoder), chunk, predict)
+
+
+def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.PathLike, from_scratch: bool) -> list[dict[str, Any]]:
+  """Fine-tunes the latest checkpoint of a run on a task, once a seed.
+
+  Args:
+    config: the recipe.
+    source: the pre-training run; its encoder's weights, or only its shape and tokenizer with `from_scratch`.
+    workdir: where config.json, metrics.jsonl, scores.jsonl and result.json go.
+    from_scratch: start each seed from a fresh encoder instead of the checkpoint.
+
+  Returns:
+    The score lines of all seeds.
+  """
+  source = epath.Path(source)
+  task = table.find(config.task.name)
+  model = dataclasses.replace(pretraining(source).model, dropout=config.head.dropout)
+  if config.length > model.length:
+    raise InputError(f'length={config.length}', f'the model reads at most {model.length} tokens', f'give --config.length={model.length}')
+  tokenizer = pieces.load(source / trainer.TOKENIZER)
+  encoder = None
+  if not from_scratch:
+    shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
+    encoder = checkpoint.restore_under(source, shapes, 'model.encoder')
+  splits = {name: sources.read(task, config.task, name) for name in ('train', config.task.split)}
+  labels = {name: encoding.labelled(examples, task, name) for name, examples in splits.items()}
+  encoded = {name: encoding.encode(examples, tokenizer, config.length) for name, examples in splits.items()}
+  longest = model.length if config.head.pooling == 'positions' else config.length
+  length = longest if config.head.pooling == 'positions' else encoding.bucket([s for ids, _ in encoded.values() for s in ids], longest)
+  data = {name: encoding.task_rows(ids, labels[name], length) for name, (ids, _) in encoded.items()}
+
+  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'from_scratch': from_scratch})
+  common = {'split': config.task.split, 'examples': len(labels[config.task.split]), 'train_examples': len(labels['train']),
+            'pretrained': not from_scratch, 'filtered': config.task.filtered, 'checkpoint': source.name,
+            'truncated': sum(cut for _, cut in encoded.values())}
+  floor = metrics.majority(task, labels['train'], labels[config.task.split])
+  program = make_program(task, config, model, len(labels['train']))
+  done = {line['seed'] for line in run.read_lines(workdir / run.SCORES)}
+  run.rewrite_lines(workdir / run.METRICS, [line for line in run.read_lines(workdir / run.METRICS) if line['seed'] in done])
+  name = f'{task.name}{" from scratch" if from_scratch else ""}'
+  with progress.track(f'fine-tuning {name}', len(config.seeds) * program.updates, 'updates') as tick:
+    for number, seed in enumerate(config.seeds):
+      if seed in done:
+        continue
+      outputs = _one_seed(program, seed, encoder, data, config, workdir, lambda step, note: tick(number * program.updates + step, note))
+      for line in _scores(task, outputs, labels[config.task.split], floor):
+        run.append_line(workdir / run.SCORES, {'task': task.name, 'seed': seed, **line, **common})
+  lines = list(run.read_lines(workdir / run.SCORES))
+  run.write_json(workdir / run.RESULT, {'task': task.name, **common, 'updates': program.updates, 'seeds': len(config.seeds), **{
+      line: metrics.summary([x['value'] for x in lines if x['metric'] == line and x['value'] is not None])
+      for line in dict.fromkeys(x['metric'] for x in lines)}})
+  return lines
+
+
+def _one_seed(program: Program, seed: int, encoder: Encoder | None, data: dict[str, TaskRows], config: FinetuneConfig,
+              workdir: epath.Path, tick: Callable[[int, str], None]) -> np.ndarray:
+  """Trains one seed, an epoch a dispatch, and returns its outputs on the reported split."""
+  state, started, epoch = program.start(seed, encoder), time.monotonic(), math.ceil(program.updates / config.epochs)
+  while (done := int(state.step)) < program.updates:
+    count = min(epoch, program.updates - done)
+    state, total = program.chunk(state, data['train'], jnp.int32(count))
+    mean = float(total) / count
+    if not math.isfinite(mean):
+      raise InputError(f'a finite loss on {config.task.name}, seed {seed}', f'{mean} by update {done + count}', 'lower optimizer.learning_rate')
+    run.append_line(workdir / run.METRICS, {'step': done + count, 'split': 'train', 'seed': seed, 'loss': mean,
+                                            'seconds': round(time.monotonic() - started, 3)})
+    tick(done + count, f'seed {seed}, loss {mean:.3f}')
+  return np.asarray(program.predict(state.model, data[config.task.split].tokens))
+
+
+def _scores(task: Task, outputs: np.ndarray, labels: np.ndarray, floor: dict[str, float]) -> list[dict[str, Any]]:
+  """One line a metric."""
+  predictions = outputs[:, 0] if task.kind == 'regression' else outputs.argmax(-1)
+  return [{'metric': metric, 'value': value, 'headline': metric == task.headline, 'majority': floor[metric],
+           'collapsed': metrics.collapsed(predictions)}
+          for metric, value in metrics.compute(task.metrics, predictions, labels).items()]
