@@ -1,0 +1,133 @@
+"""Run directories as a reader finds them: finished, under way, cut short or empty.
+
+Only files are read; nothing here knows how a run was made. What a directory does not have yet is None.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.analysis.figures import Curve
+from minilm_jax.errors import InputError
+
+KINDS = ('pretrain', 'finetune')
+_CLOSED = ('checkpoints',)  # folders of many small files with no run inside
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRow:
+  """One run in a few numbers; its last validation loss is in nats."""
+
+  name: str
+  kind: str
+  state: str
+  parameters: int | None
+  updates: int | None
+  tokens: float | None
+  flops: float | None
+  seconds: float | None
+  validation_loss: float | None
+  validation_perplexity: float | None
+  scores: int
+  devices: str
+
+
+def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
+  """The runs in some folders at any depth, each once, by a name that tells them apart.
+
+  Raises:
+    InputError: a folder is missing, or there is no run under any of them.
+  """
+  paths: dict[str, epath.Path] = {}
+  names: dict[str, str] = {}
+  for folder in map(epath.Path, folders):
+    if not folder.is_dir():
+      raise InputError(f'the runs in {folder}', 'no such folder', 'give a run directory, or a folder that holds some')
+    for path in _walk(folder):
+      key = str(path.resolve())
+      if key not in paths:
+        paths[key] = path
+        names[key] = '/'.join(path.parts[len(folder.parts):]) or path.resolve().name
+  if not paths:
+    raise InputError(f'the runs in {", ".join(map(str, folders)) or "no folder"}', f'no {run.CONFIG} of a run there',
+                     'give a run directory, or a folder that holds some')
+  taken = list(names.values())
+  return {names[key] if taken.count(names[key]) == 1 else key: path for key, path in paths.items()}
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+  config = folder / run.CONFIG
+  if config.exists() and _kind(folder) in KINDS:
+    yield folder
+  for inner in sorted(folder.iterdir()):
+    if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.'):
+      yield from _walk(inner)
+
+
+def _kind(folder: epath.Path) -> str | None:
+  found = run.read_json(folder / run.CONFIG, f'the recipe of the run in {folder}')
+  return found['kind'] if isinstance(found, dict) and 'kind' in found else None
+
+
+def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
+  """The scores of all fine-tuning runs; `checkpoint` names the run they started from as `found` does, or by its path."""
+  names = {str(path.resolve()): name for name, path in found.items()}
+  for path in found.values():
+    source = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint')
+    resolved = str(epath.Path(source).resolve()) if source else ''
+    for score in run.read_lines(path / run.SCORES):
+      yield {**score, 'checkpoint': names[resolved] if resolved in names else source or score['checkpoint']}
+
+
+def row(name: str, path: epath.Path) -> RunRow:
+  """What there is to say about one run."""
+  lines = list(run.read_lines(path / run.METRICS))
+  scored = sum(1 for _ in run.read_lines(path / run.SCORES))
+  manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}') if (path / run.MANIFEST).exists() else {}
+  parameters = _field(manifest, 'parameters')
+  last = max(lines, key=lambda line: line['step'], default={})
+  validation = next((line for line in reversed(lines) if line['split'] == 'validation'), {})
+  return RunRow(
+      name=name, kind=str(_kind(path)), scores=scored,
+      state='finished' if (path / run.RESULT).exists() else 'incomplete' if lines or scored else 'empty',
+      parameters=_field(parameters, 'total') if isinstance(parameters, dict) else parameters,
+      updates=_field(last, 'step'), tokens=_field(last, 'tokens'), flops=_field(last, 'flops'),
+      seconds=_seconds(lines), validation_loss=_field(validation, 'loss'),
+      validation_perplexity=_field(validation, 'perplexity'),
+      devices=', '.join(sorted(set(_field(manifest, 'devices') or ()))))
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
+  """Time of training; a fine-tuning run starts its clock again for each seed."""
+  clocks = {_field(line, 'seed'): line['seconds'] for line in lines}
+  return sum(clocks.values()) if clocks else None
+
+
+def curve(name: str, path: epath.Path) -> Curve | None:
+  """The losses of one pre-training run by the tokens it had seen; None before its first line."""
+  series: dict[str, tuple[list[float], list[float]]] = {'train': ([], []), 'validation': ([], [])}
+  for line in run.read_lines(path / run.METRICS):
+    if line['split'] in series and 'tokens' in line:  # fine-tuning logs none
+      tokens, losses = series[line['split']]
+      tokens.append(line['tokens'])
+      losses.append(number(line['loss']))
+  if not any(tokens for tokens, _ in series.values()):
+    return None
+  return Curve(name, *(tuple(values) for split in ('train', 'validation') for values in series[split]))
+
+
+def number(value: float | None) -> float:
+  """A logged number; JSON has null for what is not one.
+
+  >>> number(None)
+  nan
+  """
+  return math.nan if value is None else float(value)
+
+
+def _field(record: Mapping[str, Any], name: str) -> Any:
+  return record[name] if name in record else None

@@ -1,0 +1,206 @@
+"""Reports over run directories made here: what is read, what is said about it, and that nothing in it runs or leaks."""
+
+import csv
+import html.parser
+import math
+import pathlib
+from typing import Any
+
+import pytest
+
+from minilm_jax import run
+from minilm_jax.analysis import page, report, runs
+from minilm_jax.errors import InputError
+
+
+def pretraining(folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1) -> pathlib.Path:
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'updates': 300})
+  run.write_json(folder / run.MANIFEST, {'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
+                                         'devices': ['cpu', 'cpu']})
+  for step in range(50, updates + 1, 50):
+    loss = math.nan if step == nan_at else 4 + 5 * math.exp(-step / 100)
+    common = {'step': step, 'tokens': step * 32768, 'flops': step * 2.5e11, 'seconds': step * 0.4}
+    run.append_line(folder / run.METRICS, {
+        **common, 'split': 'train', 'loss': loss + 0.1, 'perplexity': math.exp(4), 'learning_rate': 1e-3})
+    if step % 100 == 0:
+      run.append_line(folder / run.METRICS, {
+          **common, 'split': 'validation', 'loss': loss, 'perplexity': loss if math.isnan(loss) else math.exp(loss)})
+  if finished:
+    run.write_json(folder / run.RESULT, {'updates': updates})
+  return folder
+
+
+def finetuning(folder: pathlib.Path, source: pathlib.Path, values: list[float], *, pretrained: bool, task: str = 'sst2',
+               collapsed: bool = False) -> pathlib.Path:
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': str(source), 'from_scratch': not pretrained})
+  for seed, value in enumerate(values):
+    run.append_line(folder / run.METRICS, {'step': 100, 'split': 'train', 'seed': seed, 'loss': 0.6, 'seconds': 5.0})
+    run.append_line(folder / run.SCORES, {
+        'task': task, 'metric': 'accuracy', 'value': value, 'seed': seed, 'split': 'validation', 'examples': 872,
+        'pretrained': pretrained, 'filtered': False, 'headline': True, 'majority': 0.509, 'collapsed': collapsed,
+        'checkpoint': source.name})
+  run.write_json(folder / run.RESULT, {})
+  return folder
+
+
+@pytest.fixture
+def home(tmp_path: pathlib.Path) -> pathlib.Path:
+  """Two pre-training runs, one of them cut short, and a task from the first, pre-trained and from scratch."""
+  folder = tmp_path / 'runs'
+  first = pretraining(folder / 'tiny')
+  pretraining(folder / 'cut', updates=150, finished=False, nan_at=100)
+  finetuning(folder / 'sst2' / 'pretrained', first, [0.70, 0.71, 0.72], pretrained=True)
+  finetuning(folder / 'sst2' / 'scratch', first, [0.60, 0.62, 0.61], pretrained=False)
+  return folder
+
+
+class Page(html.parser.HTMLParser):
+  """Tags, addresses and text of a page; a tag that is not closed is an error."""
+
+  VOID = ('meta', 'br')
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.tags, self.addresses, self.open, self.text = set[str](), list[str](), list[str](), ''
+    self.feed(text)
+    assert not self.open, self.open
+
+  def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    self.tags.add(tag)
+    self.addresses += [value or '' for name, value in attributes if name in ('src', 'href', 'xlink:href', 'action')]
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag: str) -> None:
+    assert self.open.pop() == tag
+
+  def handle_data(self, text: str) -> None:
+    self.text += text
+
+
+def read_csv(path: Any) -> list[dict[str, str]]:
+  with open(path, encoding='utf-8', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def test_the_report_is_five_files_and_a_page_that_stands_alone(home: pathlib.Path, tmp_path: pathlib.Path):
+  written = report.report([home], tmp_path / 'out' / 'deep')
+  assert set(written) == {'report.html', 'loss.svg', 'loss.png', 'scores.csv', 'runs.csv'}
+  assert sorted(p.name for p in (tmp_path / 'out' / 'deep').iterdir()) == sorted(written)
+  text = written['report.html'].read_text()
+  found = Page(text)
+  assert 'svg' in found.tags and 'script' not in found.tags
+  assert all(address.startswith('#') for address in found.addresses)
+  assert 'url(http' not in text and '@import' not in text
+  assert 'prefers-color-scheme: dark' in text and 'width=device-width' in text
+
+
+def test_numbers_on_the_page_are_those_of_the_runs(home: pathlib.Path, tmp_path: pathlib.Path):
+  text = Page(report.report([home], tmp_path)['report.html'].read_text()).text
+  # By hand: differences 0.10, 0.09, 0.11; mean 0.10, standard error 0.01 / sqrt(3), t(0.975, 2) = 4.3027.
+  assert ('On sst2, 872 validation examples, from tiny: accuracy 71.0 pre-trained against 61.0 from scratch, a difference '
+          'of +10.0 (95% interval +7.5 to +12.5, paired by seed, n = 3).') in text
+  assert '1,250,000' in text and '50.9' in text
+
+
+def test_the_same_runs_give_the_same_bytes(home: pathlib.Path, tmp_path: pathlib.Path):
+  first, second = (report.report([home], tmp_path / name) for name in 'ab')
+  for name in first:
+    assert first[name].read_bytes() == second[name].read_bytes(), name
+
+
+def test_reports_are_no_runs_and_change_none(home: pathlib.Path):
+  before = {path: path.read_bytes() for path in home.rglob('*') if path.is_file()}
+  first = report.report([home], home / 'report')['report.html'].read_text()
+  assert report.report([home], home / 'report')['report.html'].read_text() == first
+  assert {path: path.read_bytes() for path in before} == before
+
+
+def test_runs_under_way_are_there_and_marked(home: pathlib.Path, tmp_path: pathlib.Path):
+  (home / 'new').mkdir()
+  run.write_json(home / 'new' / run.CONFIG, {'kind': 'pretrain'})
+  with (home / 'cut' / run.METRICS).open('a') as file:
+    file.write('{"step": 200, "spl')  # a crash
+  rows = {row['name']: row for row in read_csv(report.report([home], tmp_path)['runs.csv'])}
+  assert {name: row['state'] for name, row in rows.items()} == {
+      'tiny': 'finished', 'cut': 'incomplete', 'new': 'empty', 'sst2/pretrained': 'finished', 'sst2/scratch': 'finished'}
+  assert rows['cut']['updates'] == '150' and rows['cut']['validation_loss'] == ''
+  assert rows['sst2/scratch']['seconds'] == '15.0'  # each seed has its own clock
+  assert 'undefined' in (tmp_path / 'report.html').read_text()  # the loss that was not a number
+  assert '1 not finished' not in (tmp_path / 'report.html').read_text()
+  assert '2 not finished' in (tmp_path / 'report.html').read_text()
+
+
+def test_text_from_runs_is_never_markup(tmp_path: pathlib.Path):
+  evil = '<script>alert(1)</script>&$x$'
+  first = pretraining(tmp_path / 'runs' / evil.replace('/', '_'))
+  finetuning(tmp_path / 'runs' / 'task', first, [0.5, 0.6], pretrained=True, task=evil)
+  found = Page(report.report([tmp_path / 'runs'], tmp_path / 'out')['report.html'].read_text())
+  assert 'script' not in found.tags
+  assert evil in found.text and evil.replace('/', '_') in found.text
+
+
+def test_only_pretraining_gives_a_report_without_scores(tmp_path: pathlib.Path):
+  pretraining(tmp_path / 'runs' / 'a')
+  text = Page(report.report([tmp_path / 'runs'], tmp_path)['report.html'].read_text()).text
+  assert 'There are no scores yet.' in text and 'Scores\n' not in text
+
+
+def test_only_an_empty_run_gives_a_report_without_a_figure(tmp_path: pathlib.Path):
+  run.open_run(tmp_path / 'runs' / 'a', {'kind': 'pretrain'})
+  assert set(report.report([tmp_path / 'runs'], tmp_path)) == {'report.html', 'scores.csv', 'runs.csv'}
+
+
+@pytest.mark.parametrize('make', [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text('a file'),
+                                  lambda p: run.open_run(p / 'corpus', {'kind': 'corpus'})])
+def test_no_runs_is_said_before_anything_is_written(tmp_path: pathlib.Path, make: Any):
+  make(tmp_path / 'runs')
+  with pytest.raises(InputError, match='runs'):
+    report.report([tmp_path / 'runs'], tmp_path / 'out')
+  with pytest.raises(InputError):
+    report.report([], tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_names_tell_runs_apart_and_no_run_counts_twice(tmp_path: pathlib.Path):
+  for place in 'ab':
+    pretraining(tmp_path / place / 'tiny')
+  assert len(runs.find([tmp_path])) == len(runs.find([tmp_path, tmp_path / 'a', tmp_path / 'a' / 'tiny'])) == 2
+  assert set(runs.find([tmp_path])) == {'a/tiny', 'b/tiny'}
+  assert set(runs.find([tmp_path / 'a' / 'tiny'])) == {'tiny'}
+  names = runs.find([tmp_path / 'a', tmp_path / 'b'])
+  assert len(names) == 2 and all(name.endswith('tiny') for name in names)
+
+
+def test_scores_of_runs_with_one_name_stay_apart(tmp_path: pathlib.Path):
+  for place, value in (('a', 0.9), ('b', 0.1)):
+    source = pretraining(tmp_path / place / 'pretrain')
+    finetuning(tmp_path / place / 'cola', source, [value, value], pretrained=True, task='cola')
+  rows = read_csv(report.report([tmp_path], tmp_path / 'out')['scores.csv'])
+  assert [(row['checkpoint'], float(row['pretrained_mean'])) for row in rows] == [('a/pretrain', 0.9), ('b/pretrain', 0.1)]
+
+
+@pytest.mark.parametrize('ours, theirs, said', [
+    ([0.7], [0.6], 'n = 1: no interval'),
+    ([0.7, 0.5], [0.6, 0.61], 'the interval contains zero'),
+    ([0.7, 0.71, 0.72], [0.6, 0.61], 'Welch, n = 3 and 2'),
+    ([0.7, 0.71], [], 'nothing from scratch to compare with'),
+    ([], [0.7, 0.71], 'nothing pre-trained to compare with'),
+    ([math.nan, math.nan], [0.7, 0.71], 'nothing pre-trained to compare with'),
+])
+def test_a_sentence_claims_no_more_than_its_numbers(tmp_path: pathlib.Path, ours: list[float], theirs: list[float], said: str):
+  source = pretraining(tmp_path / 'runs' / 'tiny')
+  for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
+    finetuning(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
+  sentence, = page.sentences(report.score_table(runs.scores(runs.find([tmp_path / 'runs']))))
+  assert said in sentence
+
+
+def test_the_terminal_shows_every_number_whole(home: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+  finetuning(home / 'cola', home / 'tiny', [0.0, math.nan, 0.0], pretrained=False, task='cola[bold]', collapsed=True)
+  report.print_table(report.score_table(runs.scores(runs.find([home]))))
+  out, err = capsys.readouterr()
+  assert err == '' and 'cola[bold]' in out
+  assert '71.0 ± 1.0 (n = 3)' in out and '+10.0 [+7.5, +12.5]' in out and '3 collapsed' in out and '1 undefined' in out
