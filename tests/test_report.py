@@ -100,8 +100,8 @@ def test_the_report_is_five_files_and_a_page_that_stands_alone(home: pathlib.Pat
 def test_numbers_on_the_page_are_those_of_the_runs(home: pathlib.Path, tmp_path: pathlib.Path):
   text = Page(report.report([home], tmp_path)['report.html'].read_text()).text
   # By hand: differences 0.10, 0.09, 0.11; mean 0.10, standard error 0.01 / sqrt(3), t(0.975, 2) = 4.3027.
-  assert ('On sst2, 872 validation examples, from tiny: accuracy 71.0 pre-trained against 61.0 from scratch, a difference '
-          'of +10.0 (95% interval +7.5 to +12.5, paired by seed, n = 3).') in text
+  assert ('On sst2, 872 validation examples, from tiny: accuracy 71.0 pre-trained against 61.0 from scratch, '
+          'a difference of +10.0 (95% interval +7.5 to +12.5, paired by seed, n = 3).') in text
   assert '1,250,000' in text and '50.9' in text
 
 
@@ -125,7 +125,8 @@ def test_runs_under_way_are_there_and_marked(home: pathlib.Path, tmp_path: pathl
     file.write('{"step": 200, "spl')  # a crash
   rows = {row['name']: row for row in read_csv(report.report([home], tmp_path)['runs.csv'])}
   assert {name: row['state'] for name, row in rows.items()} == {
-      'tiny': 'finished', 'cut': 'incomplete', 'new': 'empty', 'sst2/pretrained': 'finished', 'sst2/scratch': 'finished'}
+      'tiny': 'finished', 'cut': 'incomplete', 'new': 'empty', 'sst2/pretrained': 'finished',
+      'sst2/scratch': 'finished'}
   assert rows['cut']['updates'] == '150' and rows['cut']['validation_loss'] == ''
   assert rows['sst2/scratch']['seconds'] == '15.0'  # each seed has its own clock
   assert 'undefined' in (tmp_path / 'report.html').read_text()  # the loss that was not a number
@@ -179,7 +180,8 @@ def test_scores_of_runs_with_one_name_stay_apart(tmp_path: pathlib.Path):
     source = pretraining(tmp_path / place / 'pretrain')
     finetuning(tmp_path / place / 'cola', source, [value, value], pretrained=True, task='cola')
   rows = read_csv(report.report([tmp_path], tmp_path / 'out')['scores.csv'])
-  assert [(row['checkpoint'], float(row['pretrained_mean'])) for row in rows] == [('a/pretrain', 0.9), ('b/pretrain', 0.1)]
+  means = {row['checkpoint']: float(row['pretrained_mean']) for row in rows}
+  assert means == {'a/pretrain': 0.9, 'b/pretrain': 0.1}
 
 
 @pytest.mark.parametrize('ours, theirs, said', [
@@ -190,7 +192,8 @@ def test_scores_of_runs_with_one_name_stay_apart(tmp_path: pathlib.Path):
     ([], [0.7, 0.71], 'nothing pre-trained to compare with'),
     ([math.nan, math.nan], [0.7, 0.71], 'nothing pre-trained to compare with'),
 ])
-def test_a_sentence_claims_no_more_than_its_numbers(tmp_path: pathlib.Path, ours: list[float], theirs: list[float], said: str):
+def test_a_sentence_claims_no_more_than_its_numbers(
+    tmp_path: pathlib.Path, ours: list[float], theirs: list[float], said: str):
   source = pretraining(tmp_path / 'runs' / 'tiny')
   for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
     finetuning(tmp_path / 'runs' / name, source, values, pretrained=pretrained)

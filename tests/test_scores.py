@@ -55,8 +55,8 @@ def test_a_single_seed_has_no_interval():
 
 
 def test_what_is_undefined_is_counted_and_left_out_on_both_sides():
-  rows = score_table([line(None, 0), line(0.2, 1), line(0.3, 2), *(line(0.1, seed, pretrained=False) for seed in range(3))])
-  row, = rows
+  scratch = [line(0.1, seed, pretrained=False) for seed in range(3)]
+  row, = score_table([line(None, 0), line(0.2, 1), line(0.3, 2), *scratch])
   assert (row.pretrained.n, row.pretrained.undefined, row.pretrained.mean) == (2, 1, pytest.approx(0.25))
   assert not row.difference.paired  # seeds are no longer the same
   row, = score_table([line(None, 0), line(float('nan'), 1)])

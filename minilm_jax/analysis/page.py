@@ -12,11 +12,11 @@ from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow
 from minilm_jax.progress import duration
 
-SCORE_HEADINGS = ('task', 'metric', 'checkpoint', 'pre-trained', 'from scratch', 'difference [95% interval]', 'majority',
-                  'examples')
+SCORE_HEADINGS = ('task', 'metric', 'checkpoint', 'pre-trained', 'from scratch', 'difference [95% interval]',
+                  'majority', 'examples')
 SCORE_WORDS = 3  # the first so many columns hold words
-RUN_HEADINGS = ('run', 'kind', 'state', 'parameters', 'updates', 'tokens', 'FLOPs', 'time', 'validation loss', 'perplexity',
-                'scores')
+RUN_HEADINGS = ('run', 'kind', 'state', 'parameters', 'updates', 'tokens', 'FLOPs', 'time', 'validation loss',
+                'perplexity', 'scores')
 RUN_WORDS = 3
 NONE = '–'
 
@@ -34,7 +34,7 @@ p, ul { max-width: 44rem; } .faint { color: var(--faint); font-size: .9rem; } ul
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-th.word, td.word { text-align: left; } td.incomplete, td.empty, .flag { color: var(--flag); }
+th.word, td.word { text-align: left; } .flag { color: var(--flag); }
 figure { margin: 0; } figure svg { width: 100%; max-width: 36rem; height: auto; }
 '''
 
@@ -77,7 +77,8 @@ def _sentence(row: ScoreRow) -> str:
     other = 'from scratch' if row.pretrained.n else 'pre-trained'
     return f'{where}: {row.metric} {points(group.mean)} {name} (n = {group.n}); nothing {other} to compare with.'
   n = f'n = {row.pretrained.n}' if row.difference.paired else f'n = {row.pretrained.n} and {row.scratch.n}'
-  text = f'{where}: {row.metric} {points(row.pretrained.mean)} pre-trained against {points(row.scratch.mean)} from scratch'
+  text = (f'{where}: {row.metric} {points(row.pretrained.mean)} pre-trained against {points(row.scratch.mean)} '
+          'from scratch')
   if not math.isfinite(row.difference.low):
     return f'{text}, a difference of {points(row.difference.mean, "+")} ({n}: no interval).'
   text += (f', a difference of {points(row.difference.mean, "+")} (95% interval {points(row.difference.low, "+")} to '
@@ -96,8 +97,8 @@ def points(share: float, sign: str = '') -> str:
 
 def score_cells(row: ScoreRow) -> list[str]:
   """The cells under `SCORE_HEADINGS`."""
-  return [row.task + (' (filtered)' if row.filtered else ''), row.metric, row.checkpoint or NONE, _group(row.pretrained),
-          _group(row.scratch), _difference(row.difference), points(row.majority), f'{row.examples:,} {row.split}']
+  return [row.task + (' (filtered)' if row.filtered else ''), row.metric, row.checkpoint or NONE,
+          _group(row.pretrained), _group(row.scratch), _difference(row.difference), points(row.majority), f'{row.examples:,} {row.split}']
 
 
 def _group(group: Group) -> str:
@@ -113,14 +114,16 @@ def _difference(difference: Difference) -> str:
   if not math.isfinite(difference.mean):
     return NONE
   text = points(difference.mean, '+')
-  return f'{text} [{points(difference.low, "+")}, {points(difference.high, "+")}]' if math.isfinite(difference.low) else text
+  if not math.isfinite(difference.low):
+    return text
+  return f'{text} [{points(difference.low, "+")}, {points(difference.high, "+")}]'
 
 
 def run_cells(row: RunRow) -> list[str]:
   """The cells under `RUN_HEADINGS`."""
-  pretraining = row.kind == 'pretrain'
-  losses = [NONE if value is None and not (pretraining and row.updates) else 'undefined' if value is None else f'{value:,.{n}f}'
-            for value, n in ((row.validation_loss, 3), (row.validation_perplexity, 1))]
+  missing = 'undefined' if row.evaluated else NONE
+  losses = [missing if value is None else f'{value:,.{digits}f}'
+            for value, digits in ((row.validation_loss, 3), (row.validation_perplexity, 1))]
   return [row.name, row.kind, row.state, _count(row.parameters), _count(row.updates), _count(row.tokens),
           NONE if row.flops is None else f'{row.flops:.2e}', NONE if row.seconds is None else duration(row.seconds),
           *losses, str(row.scores) if row.scores else NONE]
@@ -133,7 +136,7 @@ def _count(value: float | None) -> str:
 def _table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:
   def line(tag: str, cells: Sequence[str]) -> str:
     kinds = ('word' if number < words else 'number' for number in range(len(cells)))
-    flags = (f' {cell}' if cell in ('incomplete', 'empty') else ' flag' if 'collapsed' in cell else '' for cell in cells)
+    flags = (' flag' if cell in ('incomplete', 'empty') or 'collapsed' in cell else '' for cell in cells)
     return '<tr>' + ''.join(f'<{tag} class="{kind}{flag}">{_lines(cell)}</{tag}>'
                             for cell, kind, flag in zip(cells, kinds, flags)) + '</tr>'
 

@@ -30,6 +30,7 @@ class RunRow:
   tokens: float | None
   flops: float | None
   seconds: float | None
+  evaluated: bool
   validation_loss: float | None
   validation_perplexity: float | None
   scores: int
@@ -74,7 +75,7 @@ def _kind(folder: epath.Path) -> str | None:
 
 
 def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
-  """The scores of all fine-tuning runs; `checkpoint` names the run they started from as `found` does, or by its path."""
+  """The scores of all runs; `checkpoint` is the run they started from, by its name in `found` or else by its path."""
   names = {str(path.resolve()): name for name, path in found.items()}
   for path in found.values():
     source = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint')
@@ -96,7 +97,7 @@ def row(name: str, path: epath.Path) -> RunRow:
       state='finished' if (path / run.RESULT).exists() else 'incomplete' if lines or scored else 'empty',
       parameters=_field(parameters, 'total') if isinstance(parameters, dict) else parameters,
       updates=_field(last, 'step'), tokens=_field(last, 'tokens'), flops=_field(last, 'flops'),
-      seconds=_seconds(lines), validation_loss=_field(validation, 'loss'),
+      seconds=_seconds(lines), evaluated=bool(validation), validation_loss=_field(validation, 'loss'),
       validation_perplexity=_field(validation, 'perplexity'),
       devices=', '.join(sorted(set(_field(manifest, 'devices') or ()))))
 

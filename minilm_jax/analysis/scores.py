@@ -67,7 +67,7 @@ def score_table(scores: Iterable[Mapping[str, Any]]) -> list[ScoreRow]:
   """
   sides: dict[tuple[Any, ...], dict[bool, dict[int, Mapping[str, Any]]]] = {}
   for score in scores:
-    key = (score['task'], score['split'], score['filtered'], score['checkpoint'] or '', not score['headline'], score['metric'])
+    key = (score['task'], score['split'], score['filtered'], score['checkpoint'], not score['headline'], score['metric'])
     sides.setdefault(key, {True: {}, False: {}})[score['pretrained']][score['seed']] = score
   rows = []
   for key in sorted(sides):
@@ -89,9 +89,10 @@ def _defined(scores: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
 def _group(scores: Mapping[int, Mapping[str, Any]]) -> Group:
   values = list(_defined(scores).values())
   low, high = _interval(values)
-  return Group(mean=float(np.mean(values)) if values else math.nan,
-               std=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, n=len(values), low=low, high=high,
-               collapsed=sum(bool(score['collapsed']) for score in scores.values()), undefined=len(scores) - len(values))
+  return Group(
+      mean=float(np.mean(values)) if values else math.nan,
+      std=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, n=len(values), low=low, high=high,
+      collapsed=sum(bool(score['collapsed']) for score in scores.values()), undefined=len(scores) - len(values))
 
 
 def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
