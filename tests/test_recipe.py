@@ -156,7 +156,7 @@ def parts() -> Iterator[tuple[str, str]]:
         yield path.stem, name
 
 
-@pytest.mark.parametrize('stem, name', parts())
+@pytest.mark.parametrize('stem, name', list(parts()))
 def test_every_recipe_comes_through_the_door(stem: str, name: str):
   found = getattr(importlib.import_module(f'configs.{stem}'), name)()
   assert isinstance(found, config_dict.ConfigDict)
