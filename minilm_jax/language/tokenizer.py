@@ -21,11 +21,11 @@ SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)
 
 _MARKER = '\u2581'  # what SentencePiece writes for the space before a word
-_THREADS = 4  # of training; a constant, because unigram sums floats per thread and the same text must give the same bytes
-_BYTES, _BYTES_FROM = 256, 600  # byte pieces, and the size from which they may be spent; below, they crowd out the words
+_THREADS = 4  # of training; a constant: unigram sums floats per thread, and the same text must give the same bytes
+_BYTES, _BYTES_FROM = 256, 600  # byte pieces, and the size from which they are spent; below, they crowd out the words
 _LONGEST = 1 << 30  # bytes of one text; SentencePiece's own limit of 4,192 silently skips longer ones
 
-# Words and their parts for `esms`: those that an early version of the paper's reference names (paper 1, selection of the
+# Words and their parts for `esms`: the words of an early version of the paper's reference (paper 1, selection of the
 # tokenizer), divided by us. The final reference, of 265 parts, was not released: scores compare only with each other.
 REFERENCE: Mapping[str, tuple[str, ...]] = {
     'cooking': ('cook', 'ing'), 'dangerous': ('danger', 'ous'), 'pretext': ('pre', 'text'), 'fitness': ('fit', 'ness'),

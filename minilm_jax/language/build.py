@@ -1,0 +1,170 @@
+"""Text to rows: what `minilm corpus` runs.
+
+Three stages, keep, tokenizer, rows. What a stage makes is whole or absent; `.work/` remembers what it was made from,
+so a build that was stopped goes on after the last whole stage. The same text and settings give the same bytes, whatever
+the number of workers. `corpus.py` reads the folder.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from minilm_jax import progress, recipe, run
+from minilm_jax.config import CorpusConfig, RowsConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import documents, keep, rows, tokenizer, vocabulary
+
+FORMAT = 1
+TOKENIZER = 'tokenizer.model'
+
+_TRAINING = 32 << 20  # bytes of text that a tokenizer is trained on, at most
+_MEASURED = 1 << 20  # bytes of text on which its word-split ratio is taken, at most
+
+
+def build(config: CorpusConfig, workdir: epath.PathLike) -> epath.Path:
+  """Builds a corpus folder, or goes on with one; a finished one is left as it is.
+
+  Args:
+    config: what to read, keep and write.
+    workdir: the folder.
+
+  Returns:
+    The folder.
+
+  Raises:
+    InputError: the input cannot be used or nothing of it is kept; nothing but whole stages is left, in `.work/`.
+  """
+  started, workdir = time.monotonic(), epath.Path(workdir)
+  settings = recipe.as_dict(dataclasses.replace(config, workers=0))  # workers leave no trace in a corpus
+  work = workdir / '.work'
+  if (workdir / run.MANIFEST).exists():
+    run.open_run(workdir, settings)
+    progress.say(f'{workdir} holds the finished corpus of this recipe: nothing to do')
+    _remove(work)
+    return workdir
+  sources = documents.expand(config.documents)
+  words = vocabulary.load(config.vocabulary.word_list) if config.vocabulary.word_list else None
+  given = tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
+  prints = [documents.fingerprint(source) for source in sources]
+  run.open_run(workdir, settings)
+  try:
+    origin = {'documents': settings['documents'], 'vocabulary': settings['vocabulary'], 'splits': settings['splits'],
+              'sources': prints, 'word_list': words and words.sha256}
+    kept = _stage(work, 'keep', origin, lambda: _keep(config, sources, prints, words, work))
+    origin |= {'tokenizer': settings['tokenizer'], 'given': given and given.sha256}
+    pieces = _stage(work, 'tokenizer', origin, lambda: _tokenizer(config, given, kept, work))
+  except InputError:
+    _retreat(workdir, work)
+    raise
+  (work / TOKENIZER).copy(workdir / TOKENIZER, overwrite=True)
+  splits, written = rows.write(config.rows, tokenizer.load(workdir / TOKENIZER), work / 'keep', workdir)
+  manifest = _manifest(config.rows, pieces, splits, settings, prints) | {
+      'word_list': kept['word_list'], 'stages': {'keep': kept, 'tokenizer': pieces, 'rows': written}}
+  run.write_json(workdir / run.MANIFEST, manifest)
+  _remove(work)
+  _say_summary(manifest, time.monotonic() - started)
+  return workdir
+
+
+def _retreat(workdir: epath.Path, work: epath.Path) -> None:
+  """Leaves whole stages alone, so that a corrected recipe may use the folder and what it shares with this one."""
+  (workdir / run.CONFIG).unlink()
+  for folder in (work, workdir):
+    if folder.exists() and not any(folder.iterdir()):
+      folder.rmtree()
+
+
+def _remove(folder: epath.Path) -> None:
+  if folder.exists():
+    folder.rmtree()
+
+
+def _stage(work: epath.Path, name: str, origin: Mapping[str, Any],
+           make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+  """The numbers of a stage, made now, or before from the same origin."""
+  path = work / f'{name}.json'
+  origin = json.loads(json.dumps(origin))
+  if path.exists():
+    made = run.read_json(path, f'the {name} stage of an earlier start')
+    if made['origin'] == origin:
+      progress.say(f'{name}: made by an earlier start')
+      return made['numbers']
+    path.unlink()
+  work.mkdir(parents=True, exist_ok=True)
+  run.write_json(path, {'origin': origin, 'numbers': make()})
+  return run.read_json(path, f'the {name} stage')['numbers']
+
+
+def _workers(config: CorpusConfig) -> int:
+  if config.workers:
+    return config.workers
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _keep(config: CorpusConfig, sources: tuple[documents.Source, ...], prints: list[dict[str, Any]],
+          words: vocabulary.WordList | None, work: epath.Path) -> dict[str, Any]:
+  workers, sizes = _workers(config), [found['bytes'] for found in prints]
+  if config.vocabulary.most_frequent:
+    words = keep.most_frequent(config, sources, sizes, workers)
+  _remove(work / 'keep')
+  summary = keep.keep(config, sources, sizes, words, work / 'keep', workers)
+  return summary | {'word_list': words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}}
+
+
+def _tokenizer(config: CorpusConfig, given: tokenizer.Tokenizer | None, kept: Mapping[str, Any],
+               work: epath.Path) -> dict[str, Any]:
+  """Trains on the training split alone, on an even sample where there is much of it."""
+  started = time.monotonic()
+  size = sum(kind['bytes'] for kind in kept['kept']['train'].values())
+
+  def training_text() -> Iterator[str]:
+    return itertools.chain.from_iterable(keep.read_items(work / 'keep', 'train', kind) for kind in keep.KINDS)
+
+  if given:
+    made = given
+    run.write_bytes(work / TOKENIZER, given.model)
+  else:
+    progress.say(f'tokenizer: training {config.tokenizer.size:,} pieces on {min(size, _TRAINING) / 1e6:,.1f} MB')
+    made = tokenizer.train(tokenizer.thin(training_text(), _TRAINING / size), config.tokenizer.model,
+                           config.tokenizer.size, work / TOKENIZER)
+  ratio = tokenizer.word_split_ratio(made, tokenizer.thin(training_text(), _MEASURED / size))
+  return {'size': made.size, 'sha256': made.sha256, 'word_split_ratio': ratio, 'esms': tokenizer.esms(made),
+          'seconds': time.monotonic() - started}
+
+
+def _manifest(config: RowsConfig, pieces: Mapping[str, Any], splits: Mapping[str, Any], settings: dict[str, Any],
+              prints: list[dict[str, Any]]) -> dict[str, Any]:
+  """What the folder holds; `hash` is what makes it this corpus: tokenizer, shards, length, not times or settings."""
+  identity = {'tokenizer': pieces['sha256'], 'length': config.length,
+              'shards': {split: [shard['sha256'] for shard in found['shards']] for split, found in splits.items()}}
+  return {
+      'format': FORMAT, 'length': config.length, 'vocabulary': pieces['size'],
+      'dtype': 'uint16' if pieces['size'] <= 0xFFFF else 'uint32',
+      'tokenizer': {'file': TOKENIZER, 'sha256': pieces['sha256']}, 'splits': splits,
+      'settings': {name: value for name, value in settings.items() if name != 'workers'}, 'sources': prints,
+      'hash': hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}
+
+
+def _say_summary(manifest: Mapping[str, Any], seconds: float) -> None:
+  kept, splits = manifest['stages']['keep'], manifest['splits']
+  unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
+  largest = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  children = kept['workers'] if kept['workers'] > 1 else 0
+  progress.say('\n'.join((
+      f'documents: {sum(kept["documents"].values()):,}, {kept["bytes"] / 1e6:,.1f} MB',
+      'passes: ' + ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in kept['passes'].items()),
+      'kept: ' + ', '.join(f'{split} {found["sentences"]["items"]:,} sentences and {found["spans"]["items"]:,} spans'
+                           for split, found in kept['kept'].items()),
+      'rows: ' + ', '.join(f'{name} {found["rows"]:,} of {found["tokens"]:,} tokens' for name, found in splits.items()),
+      f'tokenizer: {manifest["vocabulary"]:,} pieces, {manifest["stages"]["tokenizer"]["word_split_ratio"]:.3f} a word',
+      f'filtering: {kept["seconds"]:.1f} s, {kept["bytes"] / 1e6 / kept["processor_seconds"]:.1f} MB/s a core',
+      f'all: {seconds:.1f} s, at most {largest[0] + children * largest[1]:,.0f} MiB of memory')))
