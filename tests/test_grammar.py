@@ -33,7 +33,8 @@ def test_expected_entropy_and_words_are_those_of_the_draw():
   made = Grammar(RULES)
   source = random.Random(1)
   texts = [made.sample('S', source) for _ in range(20_000)]
-  for expected, seen in zip(made.expected('S'), ([-made.log_probability('S', t) for t in texts], [len(t) for t in texts])):
+  surprise, words = [-made.log_probability('S', text) for text in texts], [len(text) for text in texts]
+  for expected, seen in zip(made.expected('S'), (surprise, words), strict=True):
     assert abs(np.mean(seen) - expected) < 4 * np.std(seen) / math.sqrt(len(seen))
 
 

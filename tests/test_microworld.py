@@ -1,5 +1,6 @@
 """The microworld: deterministic, of known entropy, and with tasks that words alone do not solve."""
 
+import doctest
 import itertools
 import math
 import re
@@ -24,6 +25,10 @@ def texts(row: dict) -> list[str]:
 
 def content(row: dict) -> set[str]:
   return set(texts(row)[0].split())
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(microworld).failed == 0
 
 
 def test_a_document_depends_on_seed_and_index_alone():

@@ -1,0 +1,46 @@
+"""The table of tasks: every row is complete, and agrees with TFDS."""
+
+import doctest
+
+import pytest
+
+from configs import glue
+from minilm_jax import recipe
+from minilm_jax.errors import InputError
+from minilm_jax.language import microworld
+from minilm_jax.tasks import metrics, table
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(table).failed == 0
+
+
+@pytest.mark.parametrize('task', table.TASKS.values(), ids=lambda task: task.name)
+def test_a_row_is_complete(task: table.Task):
+  assert table.find(task.name) is task
+  assert task.kind == (table.CLASSIFICATION if task.labels else table.REGRESSION)
+  assert 1 <= len(task.fields) <= 2 and set(task.filter_fields) <= set(task.fields)
+  assert task.headline in task.metrics and set(task.metrics) <= set(metrics.METRICS)
+  assert not (task.tfds and task.microworld)
+  assert task.microworld in ('', *microworld.TASKS)
+
+
+@pytest.mark.parametrize('task', [task for task in table.TASKS.values() if task.tfds], ids=lambda task: task.name)
+def test_rows_agree_with_tfds(task: table.Task, tmp_path):
+  import tensorflow_datasets as tfds
+  import tensorflow_datasets.text.glue  # noqa: F401 - registers the builder
+  features = tfds.builder(task.tfds, data_dir=tmp_path).info.features
+  assert {*task.fields, 'label', 'idx'} == set(features)
+  assert task.labels == tuple(getattr(features['label'], 'names', ()))
+
+
+def test_an_unknown_task_is_refused_with_what_was_meant():
+  with pytest.raises(InputError, match="did you mean 'cola'"):
+    table.find('cla')
+
+
+@pytest.mark.parametrize('name', [*table.TASKS, 'no such task'])
+def test_the_recipe_takes_any_name_and_resolves(name: str):
+  config = recipe.resolve(glue.get_config(name), 'finetune')
+  assert config.task.name == name and config.epochs == 5 and config.batch_size == 32
+  assert config.optimizer.learning_rate == 2e-4 and config.optimizer.weight_decay == 0
