@@ -54,7 +54,7 @@ def test_matthews_of_many_classes_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize('name', NUMBERS)
-@pytest.mark.parametrize('targets', [TARGETS, NUMBERS['ties'], NUMBERS['constant']], ids=['distinct', 'ties', 'constant'])
+@pytest.mark.parametrize('targets', [TARGETS, NUMBERS['ties'], NUMBERS['constant']], ids=['all', 'ties', 'constant'])
 def test_correlations_are_those_of_scipy_without_its_warnings(name: str, targets: np.ndarray):
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')

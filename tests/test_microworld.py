@@ -84,9 +84,9 @@ def test_only_sentences_of_the_language_have_probability(sentence: str, good: bo
 
 def test_a_megabyte_takes_a_second():
   next(microworld.documents(0, 1))
-  start = time.perf_counter()
+  start = time.process_time()  # whatever else the machine does
   size = sum(map(len, microworld.documents(1, 1000)))
-  assert size / (time.perf_counter() - start) > 1e6
+  assert size / (time.process_time() - start) > 1e6
 
 
 @pytest.mark.parametrize('task', LABELLED)
