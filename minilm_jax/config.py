@@ -5,57 +5,37 @@ a recipe becomes one of these; behind it nothing has defaults and nothing change
 """
 
 import dataclasses
+from typing import Annotated
 
-from minilm_jax.errors import InputError, nearest
-
-
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise InputError(f'{field}={value!r}', 'no such choice', f'{nearest(value, known)} (choices: {", ".join(known)})')
-
-
-def _at_least(field: str, value: float, least: float) -> None:
-  if not value >= least:
-    raise InputError(f'{field}={value}', f'a value below {least}', f'give at least {least}')
-
-
-def _share(field: str, value: float) -> None:
-  if not 0 <= value <= 1:
-    raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
+from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of
+from minilm_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
   """Shape and switches of an encoder (paper 1, `LanModel`)."""
 
-  vocabulary: int
-  embedding: int
-  hidden: int
-  feed_forward: int
-  heads: int
-  layers: int
-  length: int
-  norm: str
-  positions: str
-  segments: int
+  where = 'model.'
+  vocabulary: Positive
+  embedding: Positive
+  hidden: Positive
+  feed_forward: Positive
+  heads: Positive
+  layers: Positive
+  length: Annotated[int, at_least(4)]
+  norm: Annotated[str, one_of('post', 'pre')]
+  positions: Annotated[str, one_of('learned', 'relative', 'rotary')]
+  segments: Count
   projection: bool
   tied: bool
-  activation: str
-  dropout: float
-  initialization: str
-  norm_epsilon: float
-  nominal_heads: int
+  activation: Annotated[str, one_of('gelu', 'relu', 'silu')]
+  dropout: Share
+  initialization: Annotated[str, one_of('standard', 'honey')]
+  norm_epsilon: Amount
+  nominal_heads: Positive
 
   def __post_init__(self) -> None:
-    for name in ('vocabulary', 'embedding', 'hidden', 'feed_forward', 'heads', 'layers', 'nominal_heads'):
-      _at_least(f'model.{name}', getattr(self, name), 1)
-    _at_least('model.length', self.length, 4)
-    _at_least('model.segments', self.segments, 0)
-    _one_of('model.norm', self.norm, ('post', 'pre'))
-    _one_of('model.positions', self.positions, ('learned', 'relative', 'rotary'))
-    _one_of('model.activation', self.activation, ('gelu', 'relu', 'silu'))
-    _one_of('model.initialization', self.initialization, ('standard', 'honey'))
-    _share('model.dropout', self.dropout)
+    super().__post_init__()
     if self.hidden % self.heads:
       fitting = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
       close = sorted(fitting, key=lambda n: abs(n - self.heads))[:3]
@@ -63,26 +43,24 @@ class EncoderConfig:
                        f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
     if self.positions == 'rotary' and self.hidden // self.heads % 2:
       raise InputError('rotary positions', f'an odd head size of {self.hidden // self.heads}', 'give fewer heads')
-    if not self.projection and self.embedding != self.hidden:
-      raise InputError('model.projection=False', f'embedding {self.embedding} differs from hidden {self.hidden}',
-                       'make them equal, or turn the projection on')
-    if self.tied and self.embedding != self.hidden:
-      raise InputError('model.tied=True', f'embedding {self.embedding} differs from hidden {self.hidden}',
-                       'make them equal, or untie the head')
+    for name, needs_equal in (('projection=False', not self.projection), ('tied=True', self.tied)):
+      if needs_equal and self.embedding != self.hidden:
+        raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
+                         'make them equal, or change the switch')
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(Checked):
   """Which positions are predicted and what stands there instead."""
 
-  rate: float
-  random: float
-  keep: float
+  where = 'mask.'
+  rate: Share
+  random: Share
+  keep: Share
   special: bool
 
   def __post_init__(self) -> None:
-    for name in ('rate', 'random', 'keep'):
-      _share(f'mask.{name}', getattr(self, name))
+    super().__post_init__()
     if self.rate == 0:
       raise InputError('mask.rate=0', 'nothing to predict', 'give a rate above 0')
     if self.random + self.keep > 1:
@@ -91,87 +69,70 @@ class MaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
   """AdamW, its schedule and what it leaves undecayed."""
 
-  learning_rate: float
-  schedule: str
-  warmup_share: float
-  warmup_most: int
-  decay_share: float
-  beta1: float
-  beta2: float
-  epsilon: float
-  weight_decay: float
+  where = 'optimizer.'
+  learning_rate: Amount
+  schedule: Annotated[str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant')]
+  warmup_share: Share
+  warmup_most: Count
+  decay_share: Share
+  beta1: Share
+  beta2: Share
+  epsilon: Amount
+  weight_decay: Amount
   undecayed: tuple[str, ...]
-  clip: float
-
-  def __post_init__(self) -> None:
-    _one_of('optimizer.schedule', self.schedule, ('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant'))
-    for name in ('warmup_share', 'decay_share', 'beta1', 'beta2'):
-      _share(f'optimizer.{name}', getattr(self, name))
-    for name in ('learning_rate', 'warmup_most', 'weight_decay', 'clip', 'epsilon'):
-      _at_least(f'optimizer.{name}', getattr(self, name), 0)
+  clip: Amount
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
   """How often, and on how many rows, the frozen-mask loss is taken."""
 
-  every: int
-  rows: int
-  batch_size: int
-
-  def __post_init__(self) -> None:
-    for name in ('every', 'rows', 'batch_size'):
-      _at_least(f'evaluation.{name}', getattr(self, name), 1)
+  where = 'evaluation.'
+  every: Positive
+  rows: Positive
+  batch_size: Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
   """How often a run is saved and how many saves it keeps."""
 
-  every: int
-  keep: int
-
-  def __post_init__(self) -> None:
-    _at_least('checkpoint.every', self.every, 1)
-    _at_least('checkpoint.keep', self.keep, 1)
+  where = 'checkpoint.'
+  every: Positive
+  keep: Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Checked):
   """How many steps a line of metrics covers; also the chunk that one dispatch runs."""
 
-  every: int
-
-  def __post_init__(self) -> None:
-    _at_least('log.every', self.every, 1)
+  where = 'log.'
+  every: Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
   """Devices along each axis; 0 for `data` takes what is left."""
 
-  population: int
-  data: int
-  model: int
-
-  def __post_init__(self) -> None:
-    for name, least in (('population', 1), ('data', 0), ('model', 1)):
-      _at_least(f'mesh.{name}', getattr(self, name), least)
+  where = 'mesh.'
+  population: Positive
+  data: Count
+  model: Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
   """One pre-training run."""
 
   kind: str
   corpus: str
-  seed: int
-  batch_size: int
-  accumulation: int
-  updates: int
+  seed: Count
+  batch_size: Positive
+  accumulation: Positive
+  updates: Positive
   model: EncoderConfig
   mask: MaskConfig
   optimizer: OptimizerConfig
@@ -181,9 +142,7 @@ class RunConfig:
   mesh: MeshConfig
 
   def __post_init__(self) -> None:
-    for name in ('batch_size', 'accumulation', 'updates'):
-      _at_least(name, getattr(self, name), 1)
-    _at_least('seed', self.seed, 0)
+    super().__post_init__()
     if self.batch_size % self.accumulation:
       raise InputError(f'accumulation={self.accumulation}', f'batch_size={self.batch_size} is not a multiple of it',
                        'give an accumulation that divides the batch')
@@ -197,89 +156,76 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentsConfig:
+class DocumentsConfig(Checked):
   """What text is read, and from where."""
 
+  where = 'documents.'
   sources: tuple[str, ...]
   field: str
   split: str
   data_dir: str
-  unit: str
-  errors: str
-  longest: int
-
-  def __post_init__(self) -> None:
-    _one_of('documents.unit', self.unit, ('paragraphs', 'line', 'file'))
-    _one_of('documents.errors', self.errors, ('strict', 'replace'))
-    _at_least('documents.longest', self.longest, 1)
+  unit: Annotated[str, one_of('paragraphs', 'line', 'file')]
+  errors: Annotated[str, one_of('strict', 'replace')]
+  longest: Positive
 
 
 @dataclasses.dataclass(frozen=True)
-class VocabularyConfig:
+class VocabularyConfig(Checked):
   """The reduced language: the word list, how words are counted, and which passes keep text."""
 
+  where = 'vocabulary.'
   word_list: str
-  most_frequent: int
-  counting: str
-  passes: tuple[str, ...]
-  sentence_words: int
-  span_words: int
-  span_stride: int
-  span_counted: int
+  most_frequent: Count
+  counting: Annotated[str, one_of('honey', 'plain')]
+  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans')]
+  sentence_words: Count
+  span_words: Positive
+  span_stride: Positive
+  span_counted: Count
 
   def __post_init__(self) -> None:
-    _one_of('vocabulary.counting', self.counting, ('honey', 'plain'))
-    for name in self.passes:
-      _one_of('vocabulary.passes', name, ('sentences', 'spans'))
+    super().__post_init__()
     if not self.passes:
       raise InputError('vocabulary.passes', 'no pass at all', 'give sentences, spans, or sentences,spans')
     if self.word_list and self.most_frequent:
       raise InputError('vocabulary.word_list and vocabulary.most_frequent', 'both are set', 'give one of them')
-    for name, least in (('most_frequent', 0), ('sentence_words', 0), ('span_words', 1), ('span_stride', 1), ('span_counted', 0)):
-      _at_least(f'vocabulary.{name}', getattr(self, name), least)
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
   """Which SentencePiece model is trained, or which file is used instead."""
 
+  where = 'tokenizer.'
   path: str
-  model: str
-  size: int
-
-  def __post_init__(self) -> None:
-    _one_of('tokenizer.model', self.model, ('bpe', 'unigram'))
-    _at_least('tokenizer.size', self.size, 16)
+  model: Annotated[str, one_of('bpe', 'unigram')]
+  size: Annotated[int, at_least(16)]
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsConfig:
+class RowsConfig(Checked):
   """How kept text becomes rows."""
 
-  length: int
-  grouping: str
-
-  def __post_init__(self) -> None:
-    _at_least('rows.length', self.length, 4)
-    _one_of('rows.grouping', self.grouping, ('words', 'tokens'))
+  where = 'rows.'
+  length: Annotated[int, at_least(4)]
+  grouping: Annotated[str, one_of('words', 'tokens')]
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Checked):
   """Shares of documents, by hash, that validation and test take."""
 
-  validation: float
-  test: float
+  where = 'splits.'
+  validation: Share
+  test: Share
 
   def __post_init__(self) -> None:
-    for name in ('validation', 'test'):
-      _share(f'splits.{name}', getattr(self, name))
+    super().__post_init__()
     if self.validation + self.test >= 1:
       raise InputError('splits', f'validation {self.validation} and test {self.test} leave no training text', 'lower them')
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Checked):
   """Text to rows."""
 
   kind: str
@@ -288,26 +234,24 @@ class CorpusConfig:
   tokenizer: TokenizerConfig
   rows: RowsConfig
   splits: SplitConfig
-  workers: int
-
-  def __post_init__(self) -> None:
-    _at_least('workers', self.workers, 0)
+  workers: Count
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Checked):
   """One labelled task and where its examples are."""
 
+  where = 'task.'
   name: str
   data_dir: str
   folder: str
   filtered: bool
   word_list: str
   split: str
-  limit: int
+  limit: Count
 
   def __post_init__(self) -> None:
-    _at_least('task.limit', self.limit, 0)
+    super().__post_init__()
     if self.data_dir and self.folder:
       raise InputError('task.data_dir and task.folder', 'both are set', 'give one of them')
     if self.filtered and not self.word_list:
@@ -315,19 +259,16 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadConfig:
+class HeadConfig(Checked):
   """How a sentence becomes one vector."""
 
-  pooling: str
-  dropout: float
-
-  def __post_init__(self) -> None:
-    _one_of('head.pooling', self.pooling, ('first', 'mean', 'positions'))
-    _share('head.dropout', self.dropout)
+  where = 'head.'
+  pooling: Annotated[str, one_of('first', 'mean', 'positions')]
+  dropout: Share
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Checked):
   """A checkpoint, a task, several seeds."""
 
   kind: str
@@ -335,14 +276,13 @@ class FinetuneConfig:
   head: HeadConfig
   optimizer: OptimizerConfig
   seeds: tuple[int, ...]
-  batch_size: int
+  batch_size: Positive
   epochs: float
-  length: int
+  length: Annotated[int, at_least(4)]
 
   def __post_init__(self) -> None:
-    if not self.seeds:
-      raise InputError('seeds', 'none', 'give at least one, as in 0,1,2')
-    for name, least in (('batch_size', 1), ('length', 4)):
-      _at_least(name, getattr(self, name), least)
+    super().__post_init__()
+    if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+      raise InputError(f'seeds={self.seeds}', 'none, a negative one, or one twice', 'give different numbers, as in 0,1,2')
     if not self.epochs > 0:
       raise InputError(f'epochs={self.epochs}', 'nothing to train', 'give a positive number')

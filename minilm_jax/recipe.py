@@ -91,7 +91,8 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
   """Fills a dataclass from a mapping of the same shape, field by field."""
-  fields = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls)
+  fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
   for name in values:
     if name not in fields:
       raise InputError(f'the field {where}{name}', f'no such field in {cls.__name__}', nearest(name, fields))

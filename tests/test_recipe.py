@@ -94,7 +94,8 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('corpus', 'vocabulary.passes', 'sentence', "did you mean 'sentences'"),
     ('corpus', 'splits.validation', 0.99, 'leave no training text'),
     ('corpus', 'tokenizer.model', 'wordpiece', 'bpe'),
-    ('finetune', 'seeds', '', 'at least one'),
+    ('finetune', 'seeds', '', 'different numbers'),
+    ('finetune', 'seeds', '1,1', 'different numbers'),
     ('finetune', 'seeds', '0,one', 'as int'),
     ('finetune', 'task.filtered', True, 'word list'),
     ('finetune', 'epochs', 0, 'nothing to train'),
@@ -132,7 +133,7 @@ def test_the_recipe_stays_as_it_was():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_base_sets_every_field(kind: str):
-  missing = {name for cls in types_of(recipe.KINDS[kind]) for name in typing.get_type_hints(cls)}
+  missing = {name for cls in types_of(recipe.KINDS[kind]) for name in (field.name for field in dataclasses.fields(cls))}
   missing -= {part for path in paths_of(KINDS[kind]().to_dict()) for part in path}
   assert not missing, f'configs/base.py does not set {", ".join(sorted(missing))}'
 

@@ -1,0 +1,55 @@
+"""Rules that a configuration annotates its fields with, and the base class that applies them.
+
+    @dataclasses.dataclass(frozen=True)
+    class MeshConfig(Checked):
+      where = 'mesh.'
+      data: Annotated[int, at_least(0)]
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+from minilm_jax.errors import InputError, nearest
+
+Rule = Callable[[str, Any], None]
+
+
+def at_least(least: float) -> Rule:
+  """A number that is not smaller."""
+  def check(field: str, value: float) -> None:
+    if not value >= least:
+      raise InputError(f'{field}={value}', f'a value below {least}', f'give at least {least}')
+  return check
+
+
+def share(field: str, value: float) -> None:
+  """A number from 0 to 1."""
+  if not 0 <= value <= 1:
+    raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
+
+
+def one_of(*known: str) -> Rule:
+  """One of a few words; every item of a tuple is checked."""
+  def check(field: str, value: str | tuple[str, ...]) -> None:
+    for word in (value,) if isinstance(value, str) else value:
+      if word not in known:
+        raise InputError(f'{field}={word!r}', 'no such choice', f'{nearest(word, known)} (choices: {", ".join(known)})')
+  return check
+
+
+Positive, Count, Share = Annotated[int, at_least(1)], Annotated[int, at_least(0)], Annotated[float, share]
+Amount = Annotated[float, at_least(0)]
+
+
+class Checked:
+  """Applies the rules that a dataclass annotates its fields with; `where` is what recipes call the group."""
+
+  where: ClassVar[str] = ''
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      kind = typing.get_type_hints(type(self), include_extras=True)[field.name]
+      for rule in getattr(kind, '__metadata__', ()):
+        rule(self.where + field.name, getattr(self, field.name))

