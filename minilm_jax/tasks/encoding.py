@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
-from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.tasks.sources import Examples
-from minilm_jax.tasks.table import Task
 
 _BUCKET = 16  # lengths are rounded up to a multiple of this, so that few shapes are compiled
 
@@ -56,15 +54,3 @@ def task_rows(sequences: list[list[int]], labels: np.ndarray, length: int) -> Ta
   for row, ids in zip(tokens, sequences, strict=True):
     row[:len(ids)] = ids
   return TaskRows(jnp.asarray(tokens), jnp.asarray(labels))
-
-
-def labelled(examples: Examples, task: Task, split: str) -> np.ndarray:
-  """The labels of a split that trains or is scored.
-
-  Raises:
-    InputError: the split is not labelled.
-  """
-  if task.kind == 'classification' and (examples.labels < 0).any():
-    raise InputError(f'{task.name} {split} with labels', 'labels of -1: the split is not labelled',
-                     'use train and validation; test sets of GLUE are scored by their server')
-  return examples.labels

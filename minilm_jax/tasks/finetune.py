@@ -124,7 +124,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
     shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
     encoder = checkpoint.restore_under(source, shapes, 'model.encoder')
   splits = {name: sources.read(task, config.task, name) for name in ('train', config.task.split)}
-  labels = {name: encoding.labelled(examples, task, name) for name, examples in splits.items()}
+  labels = {name: sources.require_labels(examples, f'{task.name} {name} with labels').labels for name, examples in splits.items()}
   encoded = {name: encoding.encode(examples, tokenizer, config.length) for name, examples in splits.items()}
   longest = model.length if config.head.pooling == 'positions' else config.length
   length = longest if config.head.pooling == 'positions' else encoding.bucket([s for ids, _ in encoded.values() for s in ids], longest)
@@ -148,8 +148,8 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
         run.append_line(workdir / run.SCORES, {'task': task.name, 'seed': seed, **line, **common})
   lines = list(run.read_lines(workdir / run.SCORES))
   run.write_json(workdir / run.RESULT, {'task': task.name, **common, 'updates': program.updates, 'seeds': len(config.seeds), **{
-      line: metrics.summary([x['value'] for x in lines if x['metric'] == line and x['value'] is not None])
-      for line in dict.fromkeys(x['metric'] for x in lines)}})
+      name: metrics.summary([float('nan') if x['value'] is None else x['value'] for x in lines if x['metric'] == name])
+      for name in floor}})
   return lines
 
 
