@@ -7,7 +7,7 @@ a reader ignores a last line that a crash cut short. Paths are `etils.epath`, so
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -70,21 +70,23 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
   path = epath.Path(path)
   if not path.exists():
     return
-  lines = path.read_text().split('\n')
+  lines = path.read_bytes().split(b'\n')
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
       yield json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
       if number == len(lines):  # no newline after it: the write was interrupted
         return
       raise InputError(f'the log {path}', f'line {number} is not JSON: {error}', 'remove that line') from None
 
 
-def rewrite_lines(path: epath.PathLike, records: Iterable[dict[str, Any]]) -> None:
-  """Replaces a log by `records`: what a resumed run does with the lines after its checkpoint."""
-  write_bytes(path, ''.join(json.dumps(_plain(r), ensure_ascii=False) + '\n' for r in records).encode())
+def keep_lines(path: epath.PathLike, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+  """Cuts a log down to the wanted records, which is what a run that goes on does with what came after its last save."""
+  kept = [record for record in read_lines(path) if wanted(record)]
+  write_bytes(path, ''.join(json.dumps(_plain(r), ensure_ascii=False) + '\n' for r in kept).encode())
+  return kept
 
 
 def sha256(path: epath.PathLike) -> str:

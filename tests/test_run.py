@@ -72,11 +72,12 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: pathlib.Path):
     list(run.read_lines(path))
 
 
-def test_rewriting_replaces_the_log(tmp_path: pathlib.Path):
+def test_a_log_is_cut_back_and_goes_on(tmp_path: pathlib.Path):
   path = tmp_path / 'metrics.jsonl'
   for step in range(4):
     run.append_line(path, {'step': step})
-  run.rewrite_lines(path, (record for record in run.read_lines(path) if record['step'] < 2))
+  path.write_bytes(path.read_bytes() + '{"task": "é'.encode()[:-1])  # cut inside a character
+  assert run.keep_lines(path, lambda record: record['step'] < 2) == [{'step': 0}, {'step': 1}]
   run.append_line(path, {'step': 2})
   assert [record['step'] for record in run.read_lines(path)] == [0, 1, 2]
 

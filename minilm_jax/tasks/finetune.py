@@ -136,8 +136,11 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
             'truncated': sum(cut for _, cut in encoded.values())}
   floor = metrics.majority(task, labels['train'], labels[config.task.split])
   program = make_program(task, config, model, len(labels['train']))
-  done = {line['seed'] for line in run.read_lines(workdir / run.SCORES)}
-  run.rewrite_lines(workdir / run.METRICS, [line for line in run.read_lines(workdir / run.METRICS) if line['seed'] in done])
+  # a seed is done when its last metric is written: the lines of a seed that was cut short go, and it runs again
+  written = list(run.read_lines(workdir / run.SCORES))
+  done = {line['seed'] for line in written if line['metric'] == task.metrics[-1]}
+  for log in (run.SCORES, run.METRICS):
+    run.keep_lines(workdir / log, lambda line: line['seed'] in done)
   name = f'{task.name}{" from scratch" if from_scratch else ""}'
   with progress.track(f'fine-tuning {name}', len(config.seeds) * program.updates, 'updates') as tick:
     for number, seed in enumerate(config.seeds):

@@ -72,35 +72,45 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     InputError: the corpus or the work directory does not fit the recipe; the loss stopped being a number.
   """
   engine = make_engine(config)
+  if not _is_recipe(config.corpus):
+    check_corpus(config, epath.Path(config.corpus))  # before the work directory is claimed for this recipe
   workdir = run.open_run(workdir, recipe.as_dict(config))
   folder = corpus_folder(config, workdir)
   described = check_corpus(config, folder)
+  _claim(workdir, config, folder, described)
   if (workdir / run.RESULT).exists():
     progress.say(f'nothing to do: {workdir} has run its {config.updates:,} updates')
     return run.read_json(workdir / run.RESULT, 'the result of the run')
-  _claim(workdir, config, folder, described)
   splits = {name: jax.device_put(corpora.load(folder, name), sharding.replicated(engine.mesh))
             for name in corpora.SPLITS if described['splits'][name]['rows']}
   step = checkpoint.latest(workdir)
   state = engine.init() if step is None else checkpoint.restore(workdir, engine.shapes, step)
-  lines = [line for line in run.read_lines(workdir / run.METRICS) if line['step'] <= (step or 0)]
+  lines = [line for line in run.read_lines(workdir / run.METRICS) if line['step'] <= (step or 0) and line['split'] != 'test']
   run.rewrite_lines(workdir / run.METRICS, lines)
   if step is not None:
     progress.say(f'going on from the checkpoint of update {step:,}')
-  return _loop(config, workdir, engine, state, splits, lines[-1]['seconds'] if lines else 0.0)
+  return _loop(config, workdir, engine, state, splits, lines)
+
+
+def _is_recipe(corpus: str) -> bool:
+  return corpus.partition(':')[0].endswith('.py')
 
 
 def corpus_folder(config: RunConfig, workdir: epath.Path) -> epath.Path:
   """The folder of the corpus; one that is named by its recipe is built into the work directory first."""
-  if not config.corpus:
-    raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
-  if config.corpus.partition(':')[0].endswith('.py'):
+  if _is_recipe(config.corpus):
     return build.build(recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus')
   return epath.Path(config.corpus)
 
 
 def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
-  """The manifest of the corpus, after checking that the model can read it."""
+  """The manifest of the corpus, after checking that the model can read it.
+
+  Raises:
+    InputError: no corpus is named or there, or the model is too small for it.
+  """
+  if not config.corpus:
+    raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
   described = corpora.manifest(folder)
   for name, have, need in (('vocabulary', config.model.vocabulary, described['vocabulary']),
                            ('length', config.model.length, described['length'])):
