@@ -28,7 +28,7 @@ from minilm_jax.language import files
 _LONGEST_LINE = 1_000_000  # characters in a line of a word list
 _FIELDS = 1 << 18  # distinct fields remembered, some 50 MB
 
-# One field in one integer: counted words, above them words out of vocabulary, above those what ends a sentence.
+# One field in one integer: its counted words, above them 1 if one is out of vocabulary, above that what ends a sentence.
 _OUT = 1 << 30
 _SUMMED = (1 << 60) - 1
 _SMALL = 1 << 60  # opens with a small letter, or with what continues a sentence
@@ -159,19 +159,18 @@ class _Analysis(dict[str, int]):
       self.clear()
     core = field.strip(_MARKS)
     found = counted_words(core, self._counting)
-    self[field] = code = len(found) + _OUT * sum(map(self._outside, found)) + _ends(field, core)
+    inside = self._words is None or self._words.issuperset(found) or self._counting == 'plain' and all(
+        word == NUMBER or word in self._words or word.replace("'", '') in self._words for word in found)
+    self[field] = code = len(found) + (0 if inside else _OUT) + _ends(field, core)
     return code
-
-  def _outside(self, word: str) -> bool:
-    if self._words is None or word in self._words:
-      return False
-    return self._counting == 'honey' or word != NUMBER and word.replace("'", '') not in self._words
 
 
 def _ends(field: str, core: str) -> int:
   """What a field says of the end of a sentence."""
   opened = core or field.lstrip('"“‘«([{')
   code = _SMALL if opened and (opened[0].islower() or opened[0] in ',;:-–—') else 0
+  if field == core:  # no mark around it
+    return code
   body = field.rstrip(_CLOSERS)
   if not body:
     return code | _SMALL | _CLOSER if field not in ('"', "'") else code  # an opening quote looks like these two
