@@ -79,12 +79,15 @@ def load(folder: epath.PathLike, split: str) -> Corpus:
 def _shard(folder: epath.Path, shard: dict[str, Any], described: dict[str, Any]) -> np.ndarray:
   path = folder / shard['file']
   what, remedy = f'the shard {path}', 'build the corpus again, or copy it again'
-  if epath.Path(shard['file']).name != shard['file'] or not path.exists():
+  if path.parent != folder or not path.is_file():
     raise InputError(what, 'no such file in the folder', remedy)
   if run.sha256(path) != shard['sha256']:
     raise InputError(what, 'bytes that differ from the manifest (sha256)', remedy)
-  with path.open('rb') as file:
-    rows = np.load(file, allow_pickle=False)
+  try:
+    with path.open('rb') as file:
+      rows = np.lib.format.read_array(file, allow_pickle=False)
+  except ValueError as error:
+    raise InputError(what, f'no plain array: {error}', remedy) from None
   if rows.shape != (shard['rows'], described['length']) or rows.dtype != described['dtype']:
     raise InputError(what, f'{rows.dtype} {rows.shape}', remedy)
   return rows

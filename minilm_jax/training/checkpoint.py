@@ -21,7 +21,8 @@ FOLDER = 'checkpoints'
 def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
   """Writes the checkpoints of a run, in the background; a save is whole or absent. Keeps the last `keep`."""
   folder = epath.Path(workdir).resolve() / FOLDER
-  return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+  return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(
+      max_to_keep=keep, create=True, cleanup_tmp_directories=True))
 
 
 def flat(state: Any) -> dict[str, Any]:
@@ -39,9 +40,10 @@ def save(saves: ocp.CheckpointManager, state: Any) -> None:
 
 
 def latest(workdir: epath.PathLike) -> int | None:
-  """The last saved step of a run, or None."""
+  """The last step of a run that was saved whole, or None."""
   folder = epath.Path(workdir) / FOLDER
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+  saves = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
+  steps = [int(p.name) for p in saves if ocp.utils.is_checkpoint_finalized(p)]
   return max(steps, default=None)
 
 
@@ -53,9 +55,8 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   """
   wanted = flat(like)
   with ocp.StandardCheckpointer() as reader:
-    path = epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
-    found = {name: (tuple(x.shape), str(x.dtype)) for name, x in reader.metadata(path).item_metadata.tree.items()}
-    _compare(f'the checkpoint of step {step} in {workdir}', found, {k: (tuple(v.shape), str(v.dtype)) for k, v in wanted.items()})
+    path = _arrays(workdir, step)
+    _compare(f'the checkpoint of step {step} in {workdir}', reader.metadata(path).item_metadata.tree, wanted)
     arrays = reader.restore(path, wanted)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
@@ -70,17 +71,24 @@ def restore_under(workdir: epath.PathLike, like: T, prefix: str) -> T:
   if step is None:
     raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
   wanted = {f'{prefix}.{name}': leaf for name, leaf in flat(like).items()}
-  with ocp.StandardCheckpointer() as reader:
-    path = epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
-    shapes = reader.metadata(path).item_metadata.tree
-    inside = {name: (tuple(x.shape), str(x.dtype)) for name, x in shapes.items() if name.startswith(prefix + '.')}
-    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside,
-             {k: (tuple(v.shape), str(v.dtype)) for k, v in wanted.items()})
-    arrays = reader.restore(path, {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in shapes.items()})
-  return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted])
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the run may have had devices that are not here
+  targets = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in wanted.items()}
+  with ocp.PyTreeCheckpointer() as reader:
+    path = _arrays(workdir, step)
+    inside = {name: x for name, x in reader.metadata(path).item_metadata.tree.items() if name.startswith(prefix + '.')}
+    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside, wanted)
+    arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
+        targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def _compare(what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _arrays(workdir: epath.PathLike, step: int) -> epath.Path:
+  return epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
+
+
+def _compare(what: str, there: dict[str, Any], here: dict[str, Any]) -> None:
+  """Raises where paths, shapes or types differ; values are whatever has a shape and a dtype."""
+  found, wanted = ({name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (there, here))
   differing = [f'{k} is {found[k]} there and {wanted[k]} here' for k in wanted if k in found and found[k] != wanted[k]]
   differing += [f'{k} is missing there' for k in wanted if k not in found]
   differing += [f'{k} is not part of this model' for k in found if k not in wanted]

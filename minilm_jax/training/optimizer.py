@@ -47,7 +47,7 @@ def schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
   return optax.join_schedules([optax.linear_schedule(rate / (rise + 1), rate, rise), after], [rise])
 
 
-def _honey(update: Int[Array, ''], rate: float, rise: int) -> Float[Array, '']:
+def _honey(update: int | Int[Array, ''], rate: float, rise: int) -> Float[Array, '']:
   s = jnp.maximum(update, 1)
   return rate * jnp.minimum(s / rise, jnp.sqrt(rise / s))
 

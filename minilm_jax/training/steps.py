@@ -58,7 +58,8 @@ def accumulated(state: TrainState, batch: masking.MaskedBatch, count: int) -> tu
   keys = jax.vmap(lambda number: rng.key(state.seed, rng.Stream.DROPOUT, state.step, number))(jnp.arange(count))
   if count == 1:
     return gradient_sums(state.model, batch, keys[0])
-  parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+  # every count-th row makes a micro-batch, so that each device keeps the rows it has; runs of rows would all be gathered
+  parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
   total = jax.tree.map(jnp.zeros_like, (state.model, {'loss': jnp.zeros(()), 'masked': jnp.zeros(())}))
 
   def add(total: Any, part: Any) -> tuple[Any, None]:

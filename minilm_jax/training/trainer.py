@@ -131,7 +131,10 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
         raise InputError(f'the run in {workdir}', f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}',
                          'give the corpus it was started with, or another --workdir')
     return
-  run.write_bytes(workdir / TOKENIZER, (folder / described['tokenizer']['file']).read_bytes())
+  pieces = folder / described['tokenizer']['file']
+  if not pieces.is_file() or run.sha256(pieces) != identity['tokenizer']:
+    raise InputError(f'the tokenizer {pieces}', 'not the file that the corpus was made with', 'build the corpus again, or copy it again')
+  run.write_bytes(workdir / TOKENIZER, pieces.read_bytes())
   run.write_json(workdir / run.MANIFEST, {
       **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model), 'flops_per_row': size.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,
@@ -140,17 +143,22 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
 
 
 def _loop(config: RunConfig, workdir: epath.Path, engine: Engine, state: steps.TrainState, splits: dict[str, Corpus],
-          spent: float) -> dict[str, Any]:
-  """Chunks of `log.every` updates to the end; a line of metrics each."""
+          lines: list[dict[str, Any]]) -> dict[str, Any]:
+  """Chunks of `log.every` updates to the end; a line of metrics each, after those that an earlier start left."""
   evaluate = evaluation.evaluator(config.evaluation)
   rate = optimizer.schedule(config.optimizer, config.updates)
-  flops_per_row = size.flops_per_row(config.model, config.mask)['actual']
-  started, done, line = time.monotonic() - spent, int(state.step), {}
+  length = splits['train'].length  # of its rows; the model may be able to read longer ones
+  flops_per_row = size.flops_per_row(dataclasses.replace(config.model, length=length), config.mask)['actual']
+  started, done = time.monotonic() - (lines[-1]['seconds'] if lines else 0), int(state.step)
+  line = next((line for line in reversed(lines) if line['split'] == 'train'), {})
 
   def log(split: str, values: dict[str, float]) -> dict[str, Any]:
+    if not math.isfinite(values['loss']):
+      raise InputError(f'a finite {split} loss at update {done}', f'{values["loss"]}',
+                       f'lower optimizer.learning_rate or set optimizer.clip; {workdir} keeps its last checkpoint')
     rows = done * config.batch_size
-    record = {'step': done, 'split': split, **values, 'tokens': rows * config.model.length,
-              'flops': rows * flops_per_row, 'seconds': round(time.monotonic() - started, 3)}
+    record = {'step': done, 'split': split, **values, 'tokens': rows * length, 'flops': rows * flops_per_row,
+              'seconds': round(time.monotonic() - started, 3)}
     run.append_line(workdir / run.METRICS, record)
     return record
 
@@ -162,10 +170,7 @@ def _loop(config: RunConfig, workdir: epath.Path, engine: Engine, state: steps.T
       state, sums = engine.chunk(state, splits['train'], jnp.int32(count))
       values = steps.means(jax.device_get(sums))
       done += count
-      if not math.isfinite(values['loss']):
-        raise InputError(f'a finite loss at update {done}', f'{values["loss"]}',
-                         f'lower optimizer.learning_rate or set optimizer.clip; {workdir} keeps its last checkpoint')
-      speed = count * config.batch_size * config.model.length / (time.monotonic() - before)
+      speed = count * config.batch_size * length / (time.monotonic() - before)
       line = log('train', {**values, 'learning_rate': float(rate(done - 1))})
       tick(done, f'loss {values["loss"]:.3f}, {speed:,.0f} tokens/s, {line["flops"]:.2e} FLOPs')
       last = done == config.updates
