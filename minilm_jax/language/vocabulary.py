@@ -28,7 +28,7 @@ from minilm_jax.language import files
 _LONGEST_LINE = 1_000_000  # characters in a line of a word list
 _FIELDS = 1 << 18  # distinct fields remembered, some 50 MB
 
-# One field in one integer: its counted words, above them 1 if one is out of vocabulary, above that what ends a sentence.
+# One field in one integer: counted words, above them 1 if a word is out of vocabulary, above that what ends a sentence.
 _OUT = 1 << 30
 _SUMMED = (1 << 60) - 1
 _SMALL = 1 << 60  # opens with a small letter, or with what continues a sentence
