@@ -1,7 +1,8 @@
 """The corpus folder as the program sees it: a manifest, a tokenizer, and rows that lie on the device.
 
-`build.py` writes the folder; this room reads it. A tokenised tiny language fits on the accelerator as `uint16`, so there is
-no data iterator: which rows make a batch is arithmetic on `(seed, step)`, the same on any mesh and after any resumption.
+`build.py` writes the folder; this room reads it. A tokenised tiny language fits on the accelerator as `uint16`, so
+there is no data iterator: which rows make a batch is arithmetic on `(seed, step)`, the same on any mesh and after any
+resumption.
 """
 
 import dataclasses
@@ -71,8 +72,8 @@ def load(folder: epath.PathLike, split: str) -> Corpus:
     raise InputError(f'the {split} split of {folder}', 'no rows', f'build the corpus with splits.{split} above 0')
   tokens = np.concatenate([_shard(folder, shard, described) for shard in shards])
   if tokens.max() >= described['vocabulary']:
-    raise InputError(f'the {split} split of {folder}', f'id {tokens.max()} in a vocabulary of {described["vocabulary"]}',
-                     'build the corpus again: its shards and its manifest differ')
+    found = f'id {tokens.max()} in a vocabulary of {described["vocabulary"]}'
+    raise InputError(f'the {split} split of {folder}', found, 'build it again: its shards and its manifest differ')
   return Corpus(jnp.asarray(tokens), described['vocabulary'], described['hash'])
 
 
@@ -123,7 +124,8 @@ def permute(index: UInt32[Array, '*S'], size: int, key: UInt32[Array, 'rounds'])
   return jax.lax.while_loop(lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, shuffle(x), x), shuffle(index))
 
 
-def rows(seed: rng.Counter, step: rng.Counter, batch_size: int, count: int) -> tuple[Int[Array, 'B'], UInt32[Array, 'B']]:
+def rows(seed: rng.Counter, step: rng.Counter, batch_size: int,
+         count: int) -> tuple[Int[Array, 'B'], UInt32[Array, 'B']]:
   """Which rows make the batch of a step, each row once an epoch, in an order of its own each epoch.
 
   Args:

@@ -1,10 +1,10 @@
 """The encoder: token ids to one vector a token (paper 1, `LanModel`: a factorised, post-LN RoBERTa), and its switches.
 
-Axis letters here and in every room above: `B` batch, `L` length, `K` masked positions, `E` embedding, `D` hidden, `H` heads,
-`F` feed-forward, `V` vocabulary, `P` population, `C` classes.
+Axis letters here and in every room above: `B` batch, `L` length, `K` masked positions, `E` embedding, `D` hidden,
+`H` heads, `F` feed-forward, `V` vocabulary, `P` population, `C` classes.
 
-Flax NNX layers, used as pytrees under plain JAX transforms. Keys are passed at the call; `key=None` drops nothing. What is
-left out: the heads (`heads.py`) and everything about training.
+Flax NNX layers, used as pytrees under plain JAX transforms. Keys are passed at the call; `key=None` drops nothing. What
+is left out: the heads (`heads.py`) and everything about training.
 """
 
 import math
@@ -100,11 +100,13 @@ class Attention(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    self.query, self.key, self.value, self.output = (nnx.Linear(config.hidden, config.hidden, rngs=rngs) for _ in range(4))
+    linears = (nnx.Linear(config.hidden, config.hidden, rngs=rngs) for _ in range(4))
+    self.query, self.key, self.value, self.output = linears
     if config.positions == 'relative':
       self.distance_bias = nnx.Param(jnp.zeros((config.heads, 2 * config.length - 1)))
 
-  def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], key: Key[Array, ''] | None) -> Float[Array, 'B L D']:
+  def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
+               key: Key[Array, ''] | None) -> Float[Array, 'B L D']:
     batch, length, hidden = x.shape
     split = (batch, length, self.config.heads, hidden // self.config.heads)
     q, k, v = (linear(x).reshape(split) for linear in (self.query, self.key, self.value))
@@ -132,14 +134,15 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each with dropout, a residual and a LayerNorm after the sum (post) or before the part (pre)."""
+  """Attention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post) or first (pre)."""
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.attention, self.attention_norm = Attention(config, rngs), layer_norm(config.hidden, config, rngs)
     self.feed_forward, self.feed_forward_norm = FeedForward(config, rngs), layer_norm(config.hidden, config, rngs)
 
-  def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], key: Key[Array, ''] | None) -> Float[Array, 'B L D']:
+  def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
+               key: Key[Array, ''] | None) -> Float[Array, 'B L D']:
     inside, after, last = _keys(key, 3)
     rate = self.config.dropout
     if self.config.norm == 'pre':

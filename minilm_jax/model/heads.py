@@ -14,7 +14,7 @@ from minilm_jax.model.initialization import initialize
 
 
 class MaskedLanguageModel(nnx.Module):
-  """Linear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last one is the embedding table."""
+  """Linear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last is the embedding table."""
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
@@ -40,9 +40,9 @@ class MaskedLanguageModel(nnx.Module):
 class Classifier(nnx.Module):
   """One of `classes` labels a row.
 
-  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C); `mean` is the
-  same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads included,
-  then Linear(D, C) and nothing between (paper 1, the released classification model).
+  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C); `mean` is
+  the same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads
+  included, then Linear(D, C) and nothing between (paper 1, the released classification model).
   """
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):

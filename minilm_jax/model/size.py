@@ -21,8 +21,8 @@ def masked_positions(length: int, rate: float) -> int:
 def parameters(config: EncoderConfig) -> dict[str, int]:
   """Parameters of the masked language model: the embedding's tables and norm, everything else, and their sum.
 
-  `embedding` is what the paper calls embedding parameters, `other` its non-embedding ones, which include an untied output
-  matrix (paper 1, section 1.1 of the logged totals).
+  `embedding` is what the paper calls embedding parameters, `other` its non-embedding ones, which include an untied
+  output matrix (paper 1; its 42 logged runs).
   """
   c, e, d, f, v = config, config.embedding, config.hidden, config.feed_forward, config.vocabulary
   positions = c.length + 2 if c.positions == 'learned' else 0
@@ -37,10 +37,11 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   """FLOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual."""
+  head = head_flops(config, masked_positions(config.length, mask.rate))
   return {
       'honey': honey_flops(config),
       'kaplan': 6 * parameters(config)['other'] * config.length,
-      'actual': TRAINING * (encoder_flops(config, config.length) + head_flops(config, masked_positions(config.length, mask.rate))),
+      'actual': TRAINING * (encoder_flops(config, config.length) + head),
   }
 
 

@@ -1,7 +1,7 @@
 """Save, restore, latest: Orbax behind a few functions.
 
-A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), whole and unsharded in meaning:
-it comes back on any mesh. Restoring is exact or refused with the paths that differ.
+A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), whole and unsharded in
+meaning: it comes back on any mesh. Restoring is exact or refused with the paths that differ.
 """
 
 from typing import Any, TypeVar
@@ -93,5 +93,5 @@ def _compare(what: str, there: dict[str, Any], here: dict[str, Any]) -> None:
   differing += [f'{k} is missing there' for k in wanted if k not in found]
   differing += [f'{k} is not part of this model' for k in found if k not in wanted]
   if differing:
-    raise InputError(what, '; '.join(differing[:4]) + (f'; and {len(differing) - 4} more' if len(differing) > 4 else ''),
-                     'use the recipe that the checkpoint was made with')
+    more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
+    raise InputError(what, '; '.join(differing[:4]) + more, 'use the recipe that the checkpoint was made with')

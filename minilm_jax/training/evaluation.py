@@ -20,7 +20,8 @@ def evaluator(config: EvaluationConfig) -> Callable[[MaskedLanguageModel, Corpus
   @functools.partial(jax.jit, static_argnums=2)
   def total(model: MaskedLanguageModel, corpus: Corpus, count: int) -> steps.Sums:
     def add(batch: Int[Array, ''], sums: steps.Sums) -> steps.Sums:
-      return jax.tree.map(jnp.add, sums, steps.eval_step(model, corpus, batch * config.batch_size, config.batch_size, count))
+      more = steps.eval_step(model, corpus, batch * config.batch_size, config.batch_size, count)
+      return jax.tree.map(jnp.add, sums, more)
 
     zero = {name: jnp.zeros(()) for name in ('loss', 'masked', 'padding')}
     return jax.lax.fori_loop(0, -(-count // config.batch_size), add, zero)

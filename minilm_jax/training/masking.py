@@ -1,7 +1,7 @@
 """Masks as a pure function of rows and keys: a fixed number of positions a row, so that shapes never change.
 
-What is masked in a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are never
-predicted.
+What is masked in a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are
+never predicted.
 """
 
 import dataclasses
@@ -45,7 +45,8 @@ def hide(row: Int[Array, 'L'], key: Key[Array, ''], config: MaskConfig, vocabula
   if not config.special:
     eligible &= (row != tokenizer.BEGIN) & (row != tokenizer.END)
   n = eligible.sum()
-  _, positions = jax.lax.top_k(jnp.where(eligible, jax.random.uniform(choose, row.shape), -1), masked_positions(row.size, config.rate))
+  order = jnp.where(eligible, jax.random.uniform(choose, row.shape), -1)
+  _, positions = jax.lax.top_k(order, masked_positions(row.size, config.rate))
   wanted = jnp.maximum(jnp.floor(config.rate * n + jax.random.uniform(count)), 1)
   chosen = jnp.arange(positions.size) < jnp.minimum(wanted, n)
   targets = row[positions]

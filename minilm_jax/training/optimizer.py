@@ -27,9 +27,9 @@ def warmup(config: OptimizerConfig, updates: int) -> int:
 def schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
   """The learning rate at each update, counted from 0.
 
-  `honey` is the paper's: with W updates of warm-up, `lr * min(s / W, sqrt(W / s))` and `s = max(update, 1)` (paper 1, the
-  released scheduler). `linear` and `cosine` fall to 0 at the end; `warmup_stable_decay` stays and then falls to 0 like
-  `1 - sqrt` over the last `decay_share`; all of these warm up linearly. `constant` warms up and stays.
+  `honey` is the paper's: with W updates of warm-up, `lr * min(s / W, sqrt(W / s))` and `s = max(update, 1)` (paper 1,
+  the released scheduler). `linear` and `cosine` fall to 0 at the end; `warmup_stable_decay` stays and then falls to 0
+  like `1 - sqrt` over the last `decay_share`; all of these warm up linearly. `constant` warms up and stays.
   """
   rate, rise = config.learning_rate, warmup(config, updates)
   if config.schedule == 'honey':

@@ -1,8 +1,9 @@
 """The mesh and the one table of rules that says where each array of a run lies.
 
 Axes are `("population", "data", "model")`. A model of 1-20 million parameters fits any device, so parameters are
-replicated and only the batch is split; the two matrices with a vocabulary in their shape and the feed-forward ones may be
-split over `model`. The optimizer's moments have the paths of the parameters they belong to and so follow the same rules.
+replicated and only the batch is split; the two matrices with a vocabulary in their shape and the feed-forward ones may
+be split over `model`. The optimizer's moments have the paths of the parameters they belong to and so follow the same
+rules.
 """
 
 import re

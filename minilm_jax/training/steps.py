@@ -58,7 +58,7 @@ def accumulated(state: TrainState, batch: masking.MaskedBatch, count: int) -> tu
   keys = jax.vmap(lambda number: rng.key(state.seed, rng.Stream.DROPOUT, state.step, number))(jnp.arange(count))
   if count == 1:
     return gradient_sums(state.model, batch, keys[0])
-  # every count-th row makes a micro-batch, so that each device keeps the rows it has; runs of rows would all be gathered
+  # every count-th row makes a micro-batch: each device keeps the rows it has, where runs of rows would move to all
   parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
   total = jax.tree.map(jnp.zeros_like, (state.model, {'loss': jnp.zeros(()), 'masked': jnp.zeros(())}))
 
@@ -90,11 +90,12 @@ def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''],
   batch = masking.frozen_batch(corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary)
   batch = dataclasses.replace(batch, weights=batch.weights * inside[:, None])
   loss = masked_loss(model, batch, None)
-  return {'loss': loss.sum(), 'masked': batch.weights.sum(), 'padding': (~batch.mask & inside[:, None]).sum().astype(jnp.float32)}
+  padding = (~batch.mask & inside[:, None]).sum().astype(jnp.float32)
+  return {'loss': loss.sum(), 'masked': batch.weights.sum(), 'padding': padding}
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:
-  """What a line of metrics says, from sums: the loss a masked token and its perplexity; with pads, the paper's loss too.
+  """What a line of metrics says, from sums: the loss a masked token, its perplexity; with pads, the paper's loss too.
 
   `padded_loss` is the released code's measure where pads are predicted without error: it counts them at loss 0.
   """

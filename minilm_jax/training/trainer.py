@@ -43,8 +43,8 @@ def make_engine(config: RunConfig) -> Engine:
   """Compiles nothing yet; checks that the recipe fits the devices."""
   mesh = sharding.make_mesh(config.mesh)
   if config.batch_size // config.accumulation % mesh.shape['data']:
-    raise InputError(f'micro-batches of {config.batch_size // config.accumulation} rows over {mesh.shape["data"]} devices',
-                     'the devices do not divide them', 'change batch_size, accumulation or mesh.data')
+    asked = f'micro-batches of {config.batch_size // config.accumulation} rows over {mesh.shape["data"]} devices'
+    raise InputError(asked, 'the devices do not divide them', 'change batch_size, accumulation or mesh.data')
   shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
   placed = sharding.state_sharding(shapes, mesh)
   shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
@@ -85,8 +85,7 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
             for name in corpora.SPLITS if described['splits'][name]['rows']}
   step = checkpoint.latest(workdir)
   state = engine.init() if step is None else checkpoint.restore(workdir, engine.shapes, step)
-  lines = [line for line in run.read_lines(workdir / run.METRICS) if line['step'] <= (step or 0) and line['split'] != 'test']
-  run.rewrite_lines(workdir / run.METRICS, lines)
+  lines = run.keep_lines(workdir / run.METRICS, lambda line: line['step'] <= (step or 0) and line['split'] != 'test')
   if step is not None:
     progress.say(f'going on from the checkpoint of update {step:,}')
   return _loop(config, workdir, engine, state, splits, lines)
@@ -115,7 +114,8 @@ def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   for name, have, need in (('vocabulary', config.model.vocabulary, described['vocabulary']),
                            ('length', config.model.length, described['length'])):
     if have < need:
-      raise InputError(f'model.{name}={have}', f'the corpus {folder} has {name} {need}', f'give --config.model.{name}={need}')
+      raise InputError(f'model.{name}={have}', f'the corpus {folder} has {name} {need}',
+                       f'give --config.model.{name}={need}')
   if not described['splits']['train']['rows']:
     raise InputError(f'the training split of {folder}', 'no rows', 'build the corpus from more text')
   return described
@@ -128,15 +128,17 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
     before = run.read_json(workdir / run.MANIFEST, 'the manifest of the run')
     for name, value in identity.items():
       if before[name] != value:
-        raise InputError(f'the run in {workdir}', f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}',
-                         'give the corpus it was started with, or another --workdir')
+        found = f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}'
+        raise InputError(f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir')
     return
   pieces = folder / described['tokenizer']['file']
   if not pieces.is_file() or run.sha256(pieces) != identity['tokenizer']:
-    raise InputError(f'the tokenizer {pieces}', 'not the file that the corpus was made with', 'build the corpus again, or copy it again')
+    raise InputError(f'the tokenizer {pieces}', 'not the file that the corpus was made with',
+                     'build the corpus again, or copy it again')
   run.write_bytes(workdir / TOKENIZER, pieces.read_bytes())
   run.write_json(workdir / run.MANIFEST, {
-      **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model), 'flops_per_row': size.flops_per_row(config.model, config.mask),
+      **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model),
+      'flops_per_row': size.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,
       'devices': [d.device_kind for d in jax.devices()],
   })
@@ -179,7 +181,7 @@ def _loop(config: RunConfig, workdir: epath.Path, engine: Engine, state: steps.T
       if last or done % config.checkpoint.every == 0:
         checkpoint.save(saves, state)
     tests = log('test', evaluate(state.model, splits['test'])) if 'test' in splits else {}
-  result = {'updates': done, 'tokens': line['tokens'], 'flops': line['flops'], 'seconds': line['seconds'], 'train_loss': line['loss']}
+  result = {'updates': done, 'train_loss': line['loss'], **{name: line[name] for name in ('tokens', 'flops', 'seconds')}}
   if tests:
     result.update(test_loss=tests['loss'], test_perplexity=tests['perplexity'])
   run.write_json(workdir / run.RESULT, result)
