@@ -181,7 +181,7 @@ def _loop(config: RunConfig, workdir: epath.Path, engine: Engine, state: steps.T
       if last or done % config.checkpoint.every == 0:
         checkpoint.save(saves, state)
     tests = log('test', evaluate(state.model, splits['test'])) if 'test' in splits else {}
-  result = {'updates': done, 'train_loss': line['loss'], **{name: line[name] for name in ('tokens', 'flops', 'seconds')}}
+  result = {'updates': done, 'train_loss': line['loss'], **{key: line[key] for key in ('tokens', 'flops', 'seconds')}}
   if tests:
     result.update(test_loss=tests['loss'], test_perplexity=tests['perplexity'])
   run.write_json(workdir / run.RESULT, result)
