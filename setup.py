@@ -45,12 +45,11 @@ setuptools.setup(
         'scipy>=1.14',
         'sentencepiece>=0.2.0',
         'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
-        'zstandard>=0.22',
     ],
     extras_require={
         'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
-        'test': ['beartype>=0.20', 'pytest>=8.0', 'scikit-learn>=1.5'],
+        'test': ['beartype>=0.20', 'pytest>=8.0', 'scikit-learn>=1.5', 'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
     },
 )

@@ -85,7 +85,7 @@ def corpus():
           field='text',  # which column of jsonl, csv, tsv, parquet or TFDS holds the text
           split='train',  # of a TFDS source
           data_dir='',  # of a TFDS source; '' is TFDS's own place
-          unit='paragraphs',  # a document of a .txt: 'paragraphs' up to an empty line, a 'line', or a 'file'
+          unit='paragraphs',  # a document of a .txt: up to an empty line (or a line, where none is empty), a 'line', a 'file'
           errors='strict',  # bytes that are not UTF-8: 'strict' stops, 'replace' goes on
           longest=10_000_000,  # characters in one document; a longer one is refused
       ),
