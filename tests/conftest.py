@@ -47,3 +47,17 @@ def data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip(f'needs the data folder, and there is none at {folder}: name one in MINILM_DATA')
   return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A corpus of the microworld, rows of 64 tokens in a vocabulary of 512; copy it before changing anything in it."""
+  from configs import tiny
+  from minilm_jax import recipe
+  from minilm_jax.language import build
+
+  config = tiny.get_config('corpus')
+  config.documents.sources = 'microworld:800'
+  config.workers = 1
+  folder = tmp_path_factory.mktemp('tiny') / 'corpus'
+  return pathlib.Path(build.build(recipe.resolve(config, 'corpus'), folder))
