@@ -3,22 +3,26 @@
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
     minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
 
-`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself.
+`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. So short a run learns little more
+than how frequent words are: expect a test loss of about 4.9 nats a token. `configs/microworld.py` is the one that learns.
 """
 
 from configs import base
 
 
-def get_config(part='pretrain'):
-  """The run, or its corpus."""
-  if part == 'corpus':
-    config = base.corpus()
-    config.documents.sources = 'microworld:4000'
-    config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
-    config.tokenizer.size = 512
-    config.rows.update(length=64, grouping='tokens')
-    config.splits.update(validation=0.05, test=0.05)
-    return config
+def corpus():
+  """Sentences of the microworld under a tokenizer of 512 pieces."""
+  config = base.corpus()
+  config.documents.sources = 'microworld:4000'
+  config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
+  config.tokenizer.size = 512
+  config.rows.update(length=64, grouping='tokens')
+  config.splits.update(validation=0.05, test=0.05)
+  return config
+
+
+def pretrain():
+  """A run that evaluates and saves several times on its way."""
   config = base.pretrain()
   config.corpus = 'configs/tiny.py:corpus'
   config.batch_size = 32
@@ -30,3 +34,8 @@ def get_config(part='pretrain'):
   config.checkpoint.every = 100
   config.log.every = 20
   return config
+
+
+def get_config(part='pretrain'):
+  """The run, or its corpus."""
+  return {'corpus': corpus, 'pretrain': pretrain}[part]()

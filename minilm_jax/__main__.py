@@ -8,6 +8,8 @@ and status 2. Nothing heavy is imported before the verb is known.
 
 import dataclasses
 import json
+import operator
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,23 +100,25 @@ class Verb:
   kinds: tuple[str, ...]
   flags: tuple[str, ...]
   example: str
+  paths: bool = False  # does it take arguments that are no flags?
 
 
 VERBS = {
     'corpus': Verb(_corpus, 'text to rows', ('corpus',), ('workdir*',),
                    "--config=configs/corpus.py --config.documents.sources='text/*.txt.xz' --workdir=corpora/honey"),
-    'show': Verb(_show, 'what a recipe means: fields, parameters, FLOPs, memory; runs nothing', ('pretrain', 'finetune', 'corpus'),
-                 ('json',), '--config=configs/honey.py:magic-bee-26 --json'),
+    'show': Verb(_show, 'what a recipe means: fields, parameters, FLOPs, memory; runs nothing',
+                 ('pretrain', 'finetune', 'corpus'), ('json',), '--config=configs/honey.py:magic-bee-26 --json'),
     'pretrain': Verb(_pretrain, 'masked language modelling', ('pretrain',), ('workdir*',),
                      '--config=configs/tiny.py --workdir=runs/tiny'),
-    'finetune': Verb(_finetune, 'a checkpoint on a task, several seeds', ('finetune',), ('workdir*', 'checkpoint*', 'from_scratch'),
-                     '--config=configs/glue.py:cola --config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/cola'),
+    'finetune': Verb(_finetune, 'a checkpoint on a task, several seeds', ('finetune',),
+                     ('workdir*', 'checkpoint*', 'from_scratch'), '--config=configs/glue.py:cola '
+                     '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/cola'),
     'evaluate': Verb(_evaluate, 'the masked-token loss of a checkpoint', (), ('checkpoint*', 'corpus', 'split'),
                      '--checkpoint=runs/tiny --split=test'),
     'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (), ('checkpoint*', 'text*', 'best', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
     'report': Verb(_report, 'tables, figures and an HTML page from run directories', (), ('workdir*',),
-                   'runs --workdir=runs/report'),
+                   'runs --workdir=runs/report', paths=True),
     'bench': Verb(_bench, 'time the training step of a recipe on this machine', ('pretrain',), ('steps', 'repeats'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64'),
     'quickstart': Verb(_quickstart, 'all of it, small', (), ('language', 'workdir*'),
@@ -133,15 +137,16 @@ def _print(result: Any) -> None:
 
 def _usage(name: str | None = None) -> str:
   if name is None:
-    lines = ['usage: minilm VERB [--flag=value ...]', '']
-    return '\n'.join(lines + [f'  {name:<11} {verb.summary}' for name, verb in VERBS.items()] + ['', 'minilm VERB --help tells more.'])
+    verbs = [f'  {name:<11} {verb.summary}' for name, verb in VERBS.items()]
+    return '\n'.join(['usage: minilm VERB [--flag=value ...]', '', *verbs, '', 'minilm VERB --help tells more.'])
   verb = VERBS[name]
   lines = [f'minilm {name}: {verb.summary}', '', f'  minilm {name} {verb.example}', '']
   if verb.kinds:
     lines.append(f'  --config        a recipe of kind {" or ".join(verb.kinds)}; --config.FIELD=VALUE changes a field')
   for flag in verb.flags:
     kind, default, help_text = FLAGS[flag.rstrip('*')]
-    lines.append(f'  --{flag.rstrip("*"):<14}{help_text}' + (' (must be given)' if flag.endswith('*') else f' ({default!r})'))
+    note = 'must be given' if flag.endswith('*') else repr(default)
+    lines.append(f'  --{flag.rstrip("*"):<14}{help_text} ({note})')
   return '\n'.join(lines)
 
 
@@ -150,33 +155,58 @@ def _read(name: str, arguments: Sequence[str]) -> tuple[Any, Any, Sequence[str]]
   from absl import flags as absl_flags
   from ml_collections import config_flags
   verb, values = VERBS[name], absl_flags.FlagValues()
-  for flag in verb.flags:
-    flag = flag.rstrip('*')
+  for flag in (flag.rstrip('*') for flag in verb.flags):
     kind, default, help_text = FLAGS[flag]
     define = {str: absl_flags.DEFINE_string, bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer}[kind]
     define(flag, default, help_text, flag_values=values)
-  chosen = [a.partition('=')[2] for a in arguments if a.startswith('--config=')]
-  rest = [a for a in arguments if not a.startswith('--config=')]
+  chosen, rest = _recipes(arguments) if verb.kinds else ([], list(arguments))
   source = None
   try:
     if verb.kinds:
-      if not chosen:
+      if not any(chosen):
         raise InputError(f'minilm {name}', 'no --config=RECIPE', f'for example: minilm {name} {verb.example}')
       source = recipe.load(chosen[-1])
       _check_overrides(rest, recipe.fields(source))
       config_flags.DEFINE_config_dict('config', source, flag_values=values, sys_argv=rest)
     free = values(['minilm', *rest])[1:]
   except absl_flags.UnrecognizedFlagError as error:
-    raise InputError(f'the flag --{error.flagname}', f'minilm {name} has no such flag', nearest(error.flagname, values)) from None
+    raise InputError(f'the flag --{error.flagname}', f'minilm {name} has no such flag',
+                     nearest(error.flagname, values)) from None
+  except absl_flags.IllegalFlagValueError as error:
+    raise _ill_typed(str(error), source) from None
   except (absl_flags.Error, TypeError, ValueError) as error:
     raise InputError(f'the flags of minilm {name}', str(error), f'see minilm {name} --help') from None
+  if free and not verb.paths:
+    raise InputError(f'minilm {name} {" ".join(free)}', f'{free[0]!r} is no flag',
+                     'give every value after its flag, as in --flag=value, and quote what has spaces or stars')
   for flag in verb.flags:
     if flag.endswith('*') and not values[flag[:-1]].value:
       raise InputError(f'minilm {name}', f'no --{flag[:-1]}', f'for example: minilm {name} {verb.example}')
   if source is None:
     return None, values, free
-  kind = source.kind if 'kind' in source and source.kind in verb.kinds else verb.kinds[0]
+  kind = next((kind for kind in verb.kinds if 'kind' in source and source.kind == kind), verb.kinds[0])
   return recipe.resolve(values.config, kind), values, free
+
+
+def _recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """What --config names, after '=' or a space, and the other arguments; `-config` is `--config`."""
+  chosen, rest, words = [], [], (f'-{word}' if word.startswith('-config') else word for word in arguments)
+  for word in words:
+    if word == '--config' or word.startswith('--config='):
+      chosen.append(word.partition('=')[2] or next(words, ''))
+    else:
+      rest.append(word)
+  return chosen, rest
+
+
+def _ill_typed(said: str, source: Any) -> InputError:
+  """From absl's words, which begin 'flag --name=value: ', to ours."""
+  flag = said.removeprefix('flag ').partition(': ')[0]
+  group, _, path = flag.removeprefix('--').partition('=')[0].partition('.')
+  kind = (type(operator.attrgetter(path)(source)) if path else FLAGS[group][0]).__name__
+  if kind == 'ConfigDict':
+    return InputError(flag, 'a group of fields', 'give its fields one by one')
+  return InputError(flag, f'a value that is no {kind}', f'give a value of type {kind}')
 
 
 def _check_overrides(arguments: Sequence[str], known: Sequence[str]) -> None:
@@ -200,11 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       print(_usage(name))
       return 0
     VERBS[name].run(*_read(name, arguments[1:]))
+    sys.stdout.flush()
   except InputError as error:
     progress.say(str(error))
     return _USAGE
+  except BrokenPipeError:  # who read our output, such as `head`, has left; Python would complain once more at its exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
-    progress.say(str(InputError(f'minilm {name}', f'{type(error).__name__}: {error}', 'make room, or give a path that can be used')))
+    found = f'{type(error).__name__}: {error}'
+    progress.say(str(InputError(f'minilm {name}', found, 'make room, or give a path that can be used')))
     return _USAGE
   except KeyboardInterrupt:
     progress.say('stopped; the same command goes on from the last checkpoint')

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model import size
@@ -29,10 +30,19 @@ def bench(config: RunConfig, steps: int, repeats: int) -> dict[str, Any]:
   Returns:
     tokens_per_second (median), milliseconds_per_step (median, lowest, highest), compile_seconds, peak_bytes of this
     process, flops_per_second by the true count, and the machine.
+
+  Raises:
+    InputError: nothing to time, or a vocabulary of special ids alone.
   """
+  for name, value, least in (('--steps', steps, 1), ('--repeats', repeats, 1),
+                             ('model.vocabulary', config.model.vocabulary, len(tokenizer.SPECIAL) + 1)):
+    if value < least:
+      raise InputError(f'{name}={value}', f'a value below {least}', f'give at least {least}')
   engine = trainer.make_engine(config)
   length = config.model.length
-  tokens = np.random.default_rng(config.seed).integers(len(tokenizer.SPECIAL), config.model.vocabulary, (_ROWS, length), np.uint16)
+  kind = np.uint16 if config.model.vocabulary <= 1 << 16 else np.uint32
+  random = np.random.default_rng(config.seed)
+  tokens = random.integers(len(tokenizer.SPECIAL), config.model.vocabulary, (_ROWS, length), kind)
   tokens[:, 0], tokens[:, -1] = tokenizer.BEGIN, tokenizer.END
   corpus = Corpus(jnp.asarray(tokens), config.model.vocabulary, 'random')
   state = engine.init()

@@ -30,6 +30,13 @@ def share(field: str, value: float) -> None:
     raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
 
 
+def seed(field: str, value: int | tuple[int, ...]) -> None:
+  """What a random stream can start from, 32 bits; every item of a tuple is checked."""
+  for number in (value,) if isinstance(value, int) else value:
+    if not 0 <= number < 2**32:
+      raise InputError(f'{field}={number}', 'not a number from 0 to 2^32 - 1', 'give one that is')
+
+
 def one_of(*known: str) -> Rule:
   """One of a few words; every item of a tuple is checked."""
   def check(field: str, value: str | tuple[str, ...]) -> None:

@@ -5,9 +5,10 @@ a recipe becomes one of these; behind it nothing has defaults and nothing change
 """
 
 import dataclasses
+import math
 from typing import Annotated
 
-from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of
+from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of, seed
 from minilm_jax.errors import InputError
 
 
@@ -129,7 +130,7 @@ class RunConfig(Checked):
 
   kind: str
   corpus: str
-  seed: Count
+  seed: Annotated[int, seed]
   batch_size: Positive
   accumulation: Positive
   updates: Positive
@@ -221,7 +222,8 @@ class SplitConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.validation + self.test >= 1:
-      raise InputError('splits', f'validation {self.validation} and test {self.test} leave no training text', 'lower them')
+      raise InputError('splits', f'validation {self.validation} and test {self.test} leave no training text',
+                       'lower them')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,14 +277,14 @@ class FinetuneConfig(Checked):
   task: TaskConfig
   head: HeadConfig
   optimizer: OptimizerConfig
-  seeds: tuple[int, ...]
+  seeds: Annotated[tuple[int, ...], seed]
   batch_size: Positive
   epochs: float
   length: Annotated[int, at_least(4)]
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-      raise InputError(f'seeds={self.seeds}', 'none, a negative one, or one twice', 'give different numbers, as in 0,1,2')
-    if not self.epochs > 0:
-      raise InputError(f'epochs={self.epochs}', 'nothing to train', 'give a positive number')
+    if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+      raise InputError(f'seeds={self.seeds}', 'none, or one twice', 'give different numbers, as in 0,1,2')
+    if not 0 < self.epochs < math.inf:
+      raise InputError(f'epochs={self.epochs}', 'nothing to train, or no end of it', 'give a positive number')

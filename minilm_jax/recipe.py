@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from minilm_jax import config as c
 from minilm_jax.errors import InputError, nearest
 
 T = TypeVar('T')
+_FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError)
 
 KINDS: dict[str, type] = {'pretrain': c.RunConfig, 'corpus': c.CorpusConfig, 'finetune': c.FinetuneConfig}
 
@@ -54,9 +56,16 @@ def load(path: str) -> config_dict.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    return module.get_config(argument) if colon else module.get_config()
-  except (SyntaxError, ImportError, AttributeError, TypeError, ValueError) as error:
-    raise InputError(f'the recipe {path}', f'{type(error).__name__}: {error}', 'mend the file or its argument') from None
+    found = module.get_config(argument) if colon else module.get_config()
+  except _FAULTS as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f' in line {lines[-1]}' if lines else ''
+    raise InputError(f'the recipe {path}', f'{type(error).__name__}{where}: {error}',
+                     'mend the file or its argument') from None
+  if not isinstance(found, config_dict.ConfigDict):
+    raise InputError(f'the recipe {path}', f'get_config gives a {type(found).__name__}',
+                     'let it return a ConfigDict, such as those of configs/base.py')
+  return found
 
 
 def fields(recipe: config_dict.ConfigDict, prefix: str = '') -> list[str]:
@@ -73,7 +82,7 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
   """The typed configuration of a recipe.
 
   Args:
-    recipe: a ConfigDict or any nested mapping, as a recipe's `get_config` returns it or as a run's config.json holds it.
+    recipe: a ConfigDict or any nested mapping, as a recipe's `get_config` returns it or a run's config.json holds it.
     kind: what the caller can run; a row of `KINDS`.
 
   Raises:
@@ -98,7 +107,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
       raise InputError(f'the field {where}{name}', f'no such field in {cls.__name__}', nearest(name, fields))
   missing = [where + name for name in fields if name not in values]
   if missing:
-    raise InputError(f'a complete {cls.__name__}', f'missing {", ".join(missing)}', 'start the recipe from configs/base.py')
+    raise InputError(f'a complete {cls.__name__}', f'missing {", ".join(missing)}',
+                     'start the recipe from configs/base.py')
   return cls(**{name: _convert(kind, values[name], where + name) for name, kind in fields.items()})
 
 
@@ -117,7 +127,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
   if kind is int and isinstance(value, str) and value.lstrip('-').isdecimal():
     return int(value)
   if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
-    raise InputError(f'{where} as {kind.__name__}', f'{value!r} ({type(value).__name__})', f'give a value of type {kind.__name__}')
+    raise InputError(f'{where} as {kind.__name__}', f'{value!r} ({type(value).__name__})',
+                     f'give a value of type {kind.__name__}')
   return value
 
 

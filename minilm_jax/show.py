@@ -1,4 +1,4 @@
-"""What a recipe means, without running it: the resolved fields, parameters by path with their sharding, FLOPs, memory."""
+"""What a recipe means, without running it: its fields, parameters by path with their sharding, FLOPs, memory."""
 
 import functools
 from typing import Any
@@ -29,6 +29,7 @@ def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any
 def _run(config: RunConfig) -> dict[str, Any]:
   shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
   placed = sharding.state_sharding(shapes, sharding.make_mesh(config.mesh))
+  arrays = zip(jax.tree.leaves_with_path(shapes.model), jax.tree.leaves(placed.model), strict=True)
   flops = size.flops_per_row(config.model, config.mask)
   rows = config.updates * config.batch_size
   k = size.masked_positions(config.model.length, config.mask.rate)
@@ -47,8 +48,8 @@ def _run(config: RunConfig) -> dict[str, Any]:
           'gradient': 4 * size.parameters(config.model)['total'],
           'logits': 4 * micro * k * config.model.vocabulary,
       },
-      'arrays': [{'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(spec.spec)} for (path, leaf), spec in zip(
-          jax.tree_util.tree_flatten_with_path(shapes.model)[0], jax.tree.leaves(placed.model), strict=True)],
+      'arrays': [{'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(where.spec)}
+                 for (path, leaf), where in arrays],
   }
 
 

@@ -78,6 +78,8 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
   """The scores of all runs; `checkpoint` is the run they started from, by its name in `found` or else by its path."""
   names = {str(path.resolve()): name for name, path in found.items()}
   for path in found.values():
+    if _kind(path) != 'finetune':  # there `checkpoint` is a group of fields
+      continue
     source = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint')
     resolved = str(epath.Path(source).resolve()) if source else ''
     for score in run.read_lines(path / run.SCORES):

@@ -23,15 +23,21 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
     split: train, validation or test.
 
   Raises:
-    InputError: no such split, or a corpus that another tokenizer made.
+    InputError: no such split or corpus, rows longer than the model reads, or a corpus that another tokenizer made.
   """
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
   config = pretraining(source)
   described = run.read_json(epath.Path(source) / run.MANIFEST, f'the manifest of {source}')
   folder = epath.Path(corpus or described['corpus_folder'])
-  tokenizer = corpora.manifest(folder)['tokenizer']['sha256']
-  if tokenizer != described['tokenizer']:
+  if not corpus and not folder.exists():
+    raise InputError(f'the corpus of {source}', f'no folder {folder}', 'say where it is now: --corpus=FOLDER')
+  found = corpora.manifest(folder)
+  if found['length'] > config.model.length:
+    raise InputError(f'the loss of {source} on {folder}',
+                     f'rows of {found["length"]} tokens, and the model reads {config.model.length}',
+                     f'build it with --config.rows.length={config.model.length}')
+  if found['tokenizer']['sha256'] != described['tokenizer']:
     raise InputError(f'the loss of {source} on {folder}', 'the corpus was made with another tokenizer',
                      f'build it with --config.tokenizer.path={epath.Path(source) / "tokenizer.model"}')
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))

@@ -29,21 +29,25 @@ def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
   """The `best` most probable pieces for each `<mask>` of `text`, by the latest checkpoint of a run.
 
   Raises:
-    InputError: no `<mask>` in the text, or more tokens than the model reads.
+    InputError: no `<mask>` in the text, more tokens than the model reads, or no guess wanted.
   """
   if _HOLE not in text:
     raise InputError(f'guesses for {text!r}', f'no {_HOLE} in it', f'write {_HOLE} where a word is missing')
+  if best < 1:
+    raise InputError(f'the best {best} guesses', 'a number below 1', 'give at least 1')
   config, tokenizer = pretraining(source).model, pieces.load(epath.Path(source) / trainer.TOKENIZER)
   ids = [pieces.BEGIN]
   for number, part in enumerate(text.lower().split(_HOLE)):
     ids += [pieces.MASK] * (number > 0) + tokenizer.encode([part])[0]
   ids.append(pieces.END)
   if len(ids) > config.length:
-    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.length}', 'give a shorter text')
+    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.length}',
+                     'give a shorter text')
   shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
   model = checkpoint.restore_under(source, shapes, 'model')
   tokens = jnp.asarray([ids])
   holes = np.flatnonzero(np.asarray(ids) == pieces.MASK)
-  shares = np.array(jax.nn.softmax(model(tokens, tokens != pieces.PAD, jnp.asarray(holes)[None]))[0])
-  shares[:, :len(pieces.SPECIAL)] = 0  # a special piece is no guess
-  return [Guess(hole, tokenizer.piece(int(i)), float(row[i])) for hole, row in enumerate(shares, 1) for i in np.argsort(-row)[:best]]
+  shares = jax.nn.softmax(model(tokens, tokens != pieces.PAD, jnp.asarray(holes)[None]))[0]
+  first, end = len(pieces.SPECIAL), tokenizer.size  # a special piece is no guess, nor is an id that is no piece at all
+  return [Guess(hole, tokenizer.piece(first + i), float(row[i]))
+          for hole, row in enumerate(np.asarray(shares)[:, first:end], 1) for i in np.argsort(-row)[:best].tolist()]

@@ -1,8 +1,8 @@
 """A checkpoint, a task and several seeds: scores.
 
 Every seed has a head and an order of examples of its own; with `from_scratch` an encoder of its own too, of the
-checkpoint's shape. The last epoch is scored: nothing is ever selected on the split that is reported. All seeds share one
-compiled program. A seed whose scores are already in scores.jsonl is not run again.
+checkpoint's shape. The last epoch is scored: nothing is ever selected on the split that is reported. All seeds share
+one compiled program. A seed whose scores are already in scores.jsonl is not run again.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 
 from minilm_jax import progress, recipe, rng, run
-from minilm_jax.config import EncoderConfig, FinetuneConfig, RunConfig
+from minilm_jax.config import EncoderConfig, FinetuneConfig, HeadConfig, RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
@@ -40,7 +40,11 @@ def pretraining(folder: epath.PathLike) -> RunConfig:
     InputError: it is no pre-training run.
   """
   what = f'the pre-training run {folder}'
-  return recipe.resolve(run.read_json(epath.Path(folder) / run.CONFIG, what), 'pretrain')
+  found = run.read_json(epath.Path(folder) / run.CONFIG, what)
+  kind = found['kind'] if isinstance(found, dict) and 'kind' in found else None
+  if kind != 'pretrain':
+    raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain')
+  return recipe.resolve(found, kind)
 
 
 def loss(model: Classifier, batch: TaskRows, task: Task, key: Any) -> Float[Array, '']:
@@ -73,6 +77,7 @@ class Program:
   predict: Callable[[Classifier, Int[Array, 'N L']], Float[Array, 'N C']]
 
 
+@functools.lru_cache(maxsize=1)  # the control next to its experiment compiles nothing new
 def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examples: int) -> Program:
   """The functions of a fine-tuning run on so many training examples."""
   updates = math.ceil(config.epochs * examples / config.batch_size)
@@ -101,11 +106,36 @@ def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examp
   return Program(updates, lambda seed, encoder: start(jnp.uint32(seed), encoder), chunk, predict)
 
 
-def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.PathLike, from_scratch: bool) -> list[dict[str, Any]]:
+def pretrained_encoder(source: epath.Path, model: EncoderConfig, head: HeadConfig) -> Encoder:
+  """The encoder of the latest checkpoint of a run."""
+  shapes = jax.eval_shape(lambda: classifier(model, head, 1, jax.random.key(0)).encoder)
+  return checkpoint.restore_under(source, shapes, 'model.encoder')
+
+
+def prepare(task: Task, config: FinetuneConfig, longest: int,
+            tokenizer: pieces.Tokenizer) -> tuple[dict[str, TaskRows], int]:
+  """The rows of the training split and of the reported one, at most `longest` tokens each, and how many lost their end.
+
+  Raises:
+    InputError: a split is missing, empty or without labels.
+  """
+  splits = {name: sources.require_labels(sources.read(task, config.task, name), f'{task.name} {name} with labels')
+            for name in ('train', config.task.split)}
+  cut = min(longest, config.length)
+  encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
+  # a weight a position, pads included, wants every position there; other heads are as well served by shorter rows
+  length = longest if config.head.pooling == 'positions' else encoding.bucket(
+      [ids for sequences, _ in encoded.values() for ids in sequences], longest)
+  rows = {name: encoding.task_rows(sequences, splits[name].labels, length) for name, (sequences, _) in encoded.items()}
+  return rows, sum(shortened for _, shortened in encoded.values())
+
+
+def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.PathLike,
+             from_scratch: bool) -> list[dict[str, Any]]:
   """Fine-tunes the latest checkpoint of a run on a task, once a seed.
 
   Args:
-    config: the recipe.
+    config: the recipe; examples are cut at its `length` or at that of the model, whichever is shorter.
     source: the pre-training run; its encoder's weights, or only its shape and tokenizer with `from_scratch`.
     workdir: where config.json, metrics.jsonl, scores.jsonl and result.json go.
     from_scratch: start each seed from a fresh encoder instead of the checkpoint.
@@ -113,32 +143,23 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   Returns:
     The score lines of all seeds.
   """
-  source = epath.Path(source)
-  task = table.find(config.task.name)
+  source, task = epath.Path(source), table.find(config.task.name)
   model = dataclasses.replace(pretraining(source).model, dropout=config.head.dropout)
-  if config.length > model.length:
-    raise InputError(f'length={config.length}', f'the model reads at most {model.length} tokens', f'give --config.length={model.length}')
   tokenizer = pieces.load(source / trainer.TOKENIZER)
-  encoder = None
-  if not from_scratch:
-    shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
-    encoder = checkpoint.restore_under(source, shapes, 'model.encoder')
-  splits = {name: sources.read(task, config.task, name) for name in ('train', config.task.split)}
-  labels = {name: sources.require_labels(examples, f'{task.name} {name} with labels').labels for name, examples in splits.items()}
-  encoded = {name: encoding.encode(examples, tokenizer, config.length) for name, examples in splits.items()}
-  longest = model.length if config.head.pooling == 'positions' else config.length
-  length = longest if config.head.pooling == 'positions' else encoding.bucket([s for ids, _ in encoded.values() for s in ids], longest)
-  data = {name: encoding.task_rows(ids, labels[name], length) for name, (ids, _) in encoded.items()}
+  encoder = None if from_scratch else pretrained_encoder(source, model, config.head)
+  data, truncated = prepare(task, config, model.length, tokenizer)
 
-  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'from_scratch': from_scratch})
-  common = {'split': config.task.split, 'examples': len(labels[config.task.split]), 'train_examples': len(labels['train']),
-            'pretrained': not from_scratch, 'filtered': config.task.filtered, 'checkpoint': source.name,
-            'truncated': sum(cut for _, cut in encoded.values())}
+  step = None if from_scratch else checkpoint.latest(source)  # a run that went on is another checkpoint
+  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'checkpoint_step': step,
+                                   'from_scratch': from_scratch})
+  labels = {name: np.asarray(rows.labels) for name, rows in data.items()}
+  common = {'split': config.task.split, 'examples': len(labels[config.task.split]),
+            'train_examples': len(labels['train']), 'pretrained': not from_scratch, 'filtered': config.task.filtered,
+            'checkpoint': source.name, 'truncated': truncated}
   floor = metrics.majority(task, labels['train'], labels[config.task.split])
   program = make_program(task, config, model, len(labels['train']))
   # a seed is done when its last metric is written: the lines of a seed that was cut short go, and it runs again
-  written = list(run.read_lines(workdir / run.SCORES))
-  done = {line['seed'] for line in written if line['metric'] == task.metrics[-1]}
+  done = {line['seed'] for line in run.read_lines(workdir / run.SCORES) if line['metric'] == task.metrics[-1]}
   for log in (run.SCORES, run.METRICS):
     run.keep_lines(workdir / log, lambda line: line['seed'] in done)
   name = f'{task.name}{" from scratch" if from_scratch else ""}'
@@ -146,13 +167,16 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
     for number, seed in enumerate(config.seeds):
       if seed in done:
         continue
-      outputs = _one_seed(program, seed, encoder, data, config, workdir, lambda step, note: tick(number * program.updates + step, note))
+      before = number * program.updates
+      outputs = _one_seed(program, seed, encoder, data, config, workdir, lambda step, note: tick(before + step, note))
       for line in _scores(task, outputs, labels[config.task.split], floor):
         run.append_line(workdir / run.SCORES, {'task': task.name, 'seed': seed, **line, **common})
   lines = list(run.read_lines(workdir / run.SCORES))
-  run.write_json(workdir / run.RESULT, {'task': task.name, **common, 'updates': program.updates, 'seeds': len(config.seeds), **{
-      name: metrics.summary([float('nan') if x['value'] is None else x['value'] for x in lines if x['metric'] == name])
-      for name in floor}})
+  values = {metric: [math.nan if line['value'] is None else line['value'] for line in lines if line['metric'] == metric]
+            for metric in floor}
+  run.write_json(workdir / run.RESULT, {
+      'task': task.name, **common, 'updates': program.updates, 'seeds': len(config.seeds),
+      **{metric: metrics.summary(found) for metric, found in values.items()}})
   return lines
 
 
@@ -165,7 +189,8 @@ def _one_seed(program: Program, seed: int, encoder: Encoder | None, data: dict[s
     state, total = program.chunk(state, data['train'], jnp.int32(count))
     mean = float(total) / count
     if not math.isfinite(mean):
-      raise InputError(f'a finite loss on {config.task.name}, seed {seed}', f'{mean} by update {done + count}', 'lower optimizer.learning_rate')
+      raise InputError(f'a finite loss on {config.task.name}, seed {seed}', f'{mean} by update {done + count}',
+                       'lower optimizer.learning_rate')
     run.append_line(workdir / run.METRICS, {'step': done + count, 'split': 'train', 'seed': seed, 'loss': mean,
                                             'seconds': round(time.monotonic() - started, 3)})
     tick(done + count, f'seed {seed}, loss {mean:.3f}')
