@@ -1,0 +1,119 @@
+"""Schedules to the digit, and weight decay that reaches what it should."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base, honey
+from minilm_jax import recipe
+from minilm_jax.config import OptimizerConfig
+from minilm_jax.errors import InputError
+from minilm_jax.training import optimizer
+
+UPDATES = 35_475
+PARAMETERS = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)}, 'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)}}
+
+
+def config(**changes: Any) -> OptimizerConfig:
+  return dataclasses.replace(recipe.resolve(base.pretrain(), 'pretrain').optimizer, **changes)
+
+
+def rates(updates: int, **changes: Any) -> np.ndarray:
+  """The learning rate of each update of a run."""
+  return np.asarray(jax.vmap(optimizer.schedule(config(**changes), updates))(jnp.arange(updates)))
+
+
+def test_honey_has_the_rates_of_the_paper():
+  paper = recipe.resolve(honey.get_config(), 'pretrain')
+  assert paper.updates == UPDATES and optimizer.warmup(paper.optimizer, UPDATES) == 1773
+  rate = optimizer.schedule(paper.optimizer, UPDATES)
+  for s, expected in ((1, 2.82e-7), (100, 2.82e-5), (1773, 5.00e-4), (5000, 2.98e-4), (10_000, 2.11e-4),
+                      (20_000, 1.49e-4), (35_475, 1.12e-4)):
+    assert float(f'{rate(s):.2e}') == expected, f's = {s}'
+    assert float(rate(s)) == pytest.approx(5e-4 * min(s / 1773, (1773 / s) ** 0.5), rel=1e-6)
+  assert float(rate(0)) == float(rate(1)) < float(rate(2))  # as in the released code, the first two share a rate
+
+
+@pytest.mark.parametrize('updates, share, most, expected', [
+    (35_475, 0.05, 4000, 1773), (100_000, 0.05, 4000, 4000), (10, 0.05, 4000, 1), (10, 0.0, 4000, 0), (100, 0.5, 9, 9)])
+def test_warmup_is_a_share_with_a_floor_and_a_ceiling(updates: int, share: float, most: int, expected: int):
+  assert optimizer.warmup(config(warmup_share=share, warmup_most=most), updates) == expected
+
+
+@pytest.mark.parametrize('schedule', ['linear', 'cosine', 'warmup_stable_decay', 'constant'])
+def test_schedules_rise_to_the_rate_and_never_start_at_zero(schedule: str):
+  rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_share=0.1)
+  assert 0 < rate[0] <= 0.01 + 1e-6 and rate[100] == pytest.approx(1.0, abs=1e-3) and rate.max() <= 1
+  np.testing.assert_allclose(np.diff(rate[:100]), rate[1] - rate[0], rtol=1e-3)
+
+
+def test_schedules_end_where_they_should():
+  def ends(schedule: str) -> tuple[float, float]:
+    rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_share=0.0)
+    assert (np.diff(rate) <= 0).all()
+    return float(rate[500]), float(rate[-1])
+
+  assert ends('linear') == pytest.approx((0.5, 0.001), abs=1e-5)
+  assert ends('cosine') == pytest.approx((0.5, 0), abs=1e-4)
+  assert ends('constant') == (1, 1)
+  stable = rates(1000, schedule='warmup_stable_decay', learning_rate=1.0, decay_share=0.2)
+  assert (stable[50:801] == 1).all()
+  assert stable[850] == pytest.approx(0.5, abs=1e-5)  # 1 - sqrt(50 / 200)
+  assert 0 < stable[-1] < 0.003
+
+
+def test_a_run_may_be_all_warmup_or_a_single_update():
+  for schedule in ('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant'):
+    assert np.isfinite(rates(1, schedule=schedule)).all() and (rates(1, schedule=schedule) > 0).all()
+    assert (rates(10, schedule=schedule, warmup_share=1.0) > 0).all()
+
+
+def test_decay_reaches_what_no_pattern_names():
+  assert optimizer.decayed(config(undecayed=('bias', 'norm')), PARAMETERS) == {
+      'norm': {'scale': False, 'bias': False}, 'up': {'kernel': True, 'bias': False}}
+  assert all(jax.tree.leaves(optimizer.decayed(config(undecayed=()), PARAMETERS)))
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+  with pytest.raises(InputError, match="undecayed='layernorm'"):
+    optimizer.decayed(config(undecayed=('bias', 'layernorm')), PARAMETERS)
+
+
+def first_update(gradient: Any, **changes: Any) -> Any:
+  """What the first update of a run adds to the parameters."""
+  transform = optimizer.build(config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes), 10, PARAMETERS)
+  return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
+
+
+def test_without_a_gradient_only_decay_moves_a_parameter():
+  change = first_update(jax.tree.map(jnp.zeros_like, PARAMETERS), undecayed=('bias', 'norm'), weight_decay=0.5)
+  np.testing.assert_allclose(change['up']['kernel'], -0.1 * 0.5, rtol=1e-6)
+  assert not any(np.any(x) for x in (change['up']['bias'], *jax.tree.leaves(change['norm'])))
+
+
+def test_the_first_update_has_the_size_of_the_rate_and_clipping_comes_before():
+  gradient = jax.tree.map(lambda x: 7.0 * x, PARAMETERS)
+  for clip in (0.0, 1e-3):  # Adam does not see the scale of a gradient, clipped or not
+    change = first_update(gradient, undecayed=(), weight_decay=0.0, clip=clip)
+    np.testing.assert_allclose(jax.tree.leaves(change)[0], -0.1, rtol=1e-3)
+  slow = first_update(gradient, undecayed=(), weight_decay=0.0, clip=1e-9)  # but it does once epsilon counts
+  assert np.abs(jax.tree.leaves(slow)[0]).max() < 0.05
+
+
+def test_updates_are_those_of_adamw():
+  """Ten updates equal optax's own AdamW at the same rates."""
+  ours = optimizer.build(config(undecayed=(), clip=0.0), 100, PARAMETERS)
+  theirs = optax.adamw(optimizer.schedule(config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01)
+  found = []
+  for transform in (ours, theirs):
+    parameters, state = PARAMETERS, transform.init(PARAMETERS)
+    for step in range(10):
+      change, state = transform.update(jax.tree.map(lambda x: jnp.sin(x + step), parameters), state, parameters)
+      parameters = optax.apply_updates(parameters, change)
+    found.append(parameters)
+  jax.tree.map(np.testing.assert_array_equal, *found)
