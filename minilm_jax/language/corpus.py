@@ -6,6 +6,7 @@ resumption.
 """
 
 import dataclasses
+import typing
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ _FORMAT = 1
 _ROUNDS = 6  # of the Feistel network; four already pass for random, six leave no visible trace of the order
 
 
+@typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Corpus:

@@ -5,6 +5,7 @@ never predicted.
 """
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from minilm_jax.model.size import masked_positions
 EVALUATION = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)  # frozen, whatever a run trains with
 
 
+@typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskedBatch:

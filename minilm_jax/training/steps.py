@@ -6,6 +6,7 @@ step, so that nothing else has to be saved. Sums and counts come out, never mean
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from minilm_jax.training import masking, optimizer, sharding
 Sums = dict[str, Float[Array, '']]
 
 
+@typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
