@@ -61,3 +61,25 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   config.workers = 1
   folder = tmp_path_factory.mktemp('tiny') / 'corpus'
   return pathlib.Path(build.build(recipe.resolve(config, 'corpus'), folder))
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A pre-training run of a few updates on `tiny_corpus`; copy it before changing anything in it.
+
+  Its vocabulary is a little larger than the tokenizer's, its rows are as long as the corpus's, and what it has seen is
+  too little for any purpose but to tell its weights from fresh ones.
+  """
+  from configs import tiny
+  from minilm_jax import recipe
+  from minilm_jax.training import trainer
+
+  config = tiny.get_config()
+  config.corpus = str(tiny_corpus)
+  config.update(updates=8, batch_size=8)
+  config.model.update(vocabulary=520, embedding=16, hidden=16, feed_forward=32, layers=1, heads=2, nominal_heads=2)
+  config.evaluation.update(every=4, rows=1_000_000)
+  config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
+  folder = tmp_path_factory.mktemp('runs') / 'tiny'
+  trainer.pretrain(recipe.resolve(config, 'pretrain'), folder)
+  return folder

@@ -1,0 +1,77 @@
+"""Examples as rows: special ids in their places, ends cut fairly, pads and nothing else behind."""
+
+import pathlib
+import random
+
+import numpy as np
+import pytest
+
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import encoding
+from minilm_jax.tasks.sources import Examples
+
+WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
+  return pieces.load(tiny_corpus / 'tokenizer.model')
+
+
+def examples(first: list[str], second: list[str] | None = None) -> Examples:
+  return Examples(tuple(first), tuple(second or ()), np.zeros(len(first), np.int32))
+
+
+def test_special_ids_stand_where_pretraining_never_puts_two_texts(tokenizer: pieces.Tokenizer):
+  a, b = tokenizer.encode(['the dog', 'a fox'])
+  assert encoding.encode(examples(['the dog']), tokenizer, 64) == ([[pieces.BEGIN, *a, pieces.END]], 0)
+  pair = [pieces.BEGIN, *a, pieces.END, pieces.END, *b, pieces.END]
+  assert encoding.encode(examples(['the dog'], ['a fox']), tokenizer, 64) == ([pair], 0)
+
+
+def test_case_does_not_matter(tokenizer: pieces.Tokenizer):
+  found, _ = encoding.encode(examples(['The DOG sleeps .', 'the dog sleeps .']), tokenizer, 64)
+  assert found[0] == found[1] and pieces.UNKNOWN not in found[0]
+
+
+@pytest.mark.parametrize('text', ['<mask> <pad> </s> <s>', '', '   '])
+def test_no_text_makes_special_ids(tokenizer: pieces.Tokenizer, text: str):
+  (ids,), _ = encoding.encode(examples([text]), tokenizer, 64)
+  assert (ids[0], ids[-1]) == (pieces.BEGIN, pieces.END)
+  assert not {pieces.BEGIN, pieces.END, pieces.PAD, pieces.MASK} & set(ids[1:-1])
+
+
+def test_what_is_too_long_loses_the_end_of_its_longer_half(tokenizer: pieces.Tokenizer):
+  rng = random.Random(0)
+  sides = [[' '.join(rng.choices(WORDS, k=rng.randrange(30))) for _ in range(200)] for _ in range(2)]
+  whole, none = encoding.encode(examples(*sides), tokenizer, 1000)
+  cut, shortened = encoding.encode(examples(*sides), tokenizer, 24)
+  assert not none and shortened == sum(len(ids) > 24 for ids in whole) > 20
+  for before, after in zip(whole, cut, strict=True):
+    assert len(after) == min(24, len(before))
+    (a, b), (c, d) = halves(before), halves(after)
+    assert c == a[:len(c)] and d == b[:len(d)]  # only ends are lost
+    if before != after:
+      assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))  # no short half pays for a long one
+
+
+def halves(ids: list[int]) -> tuple[list[int], list[int]]:
+  middle = next(i for i in range(len(ids)) if ids[i] == ids[i + 1] == pieces.END)
+  return ids[1:middle], ids[middle + 2:-1]
+
+
+def test_one_text_is_cut_to_fit_too(tokenizer: pieces.Tokenizer):
+  (ids,), shortened = encoding.encode(examples(['the dog ' * 40]), tokenizer, 16)
+  assert len(ids) == 16 and ids[-1] == pieces.END and shortened == 1
+
+
+@pytest.mark.parametrize('lengths, longest, expected', [([3], 128, 16), ([16], 128, 16), ([17, 2], 128, 32), ([100], 100, 100)])
+def test_a_bucket_holds_all_and_is_one_of_few(lengths: list[int], longest: int, expected: int):
+  assert encoding.bucket([[0] * n for n in lengths], longest) == expected
+
+
+@pytest.mark.parametrize('labels', [np.array([1, 0], np.int32), np.array([2.5, 0.1], np.float32)])
+def test_rows_are_ids_then_pads(labels: np.ndarray):
+  rows = encoding.task_rows([[0, 7, 2], [0, 7, 8, 9, 2]], labels, 6)
+  assert rows.tokens.tolist() == [[0, 7, 2, 1, 1, 1], [0, 7, 8, 9, 2, 1]]
+  assert rows.labels.dtype == labels.dtype and np.array_equal(rows.labels, labels)
