@@ -34,12 +34,13 @@ def some_rows(count: int, shortest: int = 2, longest: int = LENGTH, seed: int = 
 def hide(rows: jax.Array, config: MaskConfig = PAPER, seed: int = 0, epoch: int = 0) -> Any:
   """A MaskedBatch of numpy arrays."""
   epochs = jnp.full(len(rows), epoch, jnp.uint32)
-  return jax.tree.map(np.asarray, dataclasses.asdict(training_batch(rows, jnp.arange(len(rows)), epochs, seed, config, VOCABULARY)))
+  batch = training_batch(rows, jnp.arange(len(rows)), epochs, seed, config, VOCABULARY)
+  return jax.tree.map(np.asarray, dataclasses.asdict(batch))
 
 
 @pytest.mark.parametrize('config', [
-    PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True), MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False),
-    MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True)])
+    PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True),
+    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False), MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True)])
 @pytest.mark.parametrize('shortest, longest', [(2, 6), (2, LENGTH), (LENGTH, LENGTH)])
 def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, shortest: int, longest: int):
   """Also in rows with fewer tokens than positions."""

@@ -16,7 +16,8 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import optimizer
 
 UPDATES = 35_475
-PARAMETERS = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)}, 'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)}}
+PARAMETERS = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)},
+              'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)}}
 
 
 def config(**changes: Any) -> OptimizerConfig:
@@ -86,7 +87,8 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 def first_update(gradient: Any, **changes: Any) -> Any:
   """What the first update of a run adds to the parameters."""
-  transform = optimizer.build(config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes), 10, PARAMETERS)
+  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  transform = optimizer.build(made, 10, PARAMETERS)
   return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
 
 

@@ -74,7 +74,8 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
     ((256, 256, 1024, 8, 8), 12_165_316_608)])
 def test_flops_of_the_paper(shape: tuple[int, ...], flops: int):
   embedding, hidden, feed_forward, nominal, layers = shape
-  config = run_config(embedding=embedding, hidden=hidden, feed_forward=feed_forward, nominal_heads=nominal, layers=layers)
+  config = run_config(embedding=embedding, hidden=hidden, feed_forward=feed_forward, layers=layers,
+                      nominal_heads=nominal)
   assert size.flops_per_row(config.model, config.mask)['honey'] == flops
 
 
@@ -104,7 +105,8 @@ def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
     assert elements(model.encoder.embedding) == found['embedding'], config
 
 
-@pytest.mark.parametrize('length, rate, count', [(128, 0.15, 20), (128, 0.4, 52), (20, 0.15, 3), (4, 0.01, 1), (8, 1.0, 8)])
+@pytest.mark.parametrize('length, rate, count', [
+    (128, 0.15, 20), (128, 0.4, 52), (20, 0.15, 3), (4, 0.01, 1), (8, 1.0, 8)])
 def test_masked_positions_are_the_share_rounded_up(length: int, rate: float, count: int):
   assert size.masked_positions(length, rate) == count
 

@@ -1,0 +1,269 @@
+"""The encoder: padding changes nothing, every parameter learns, tokens are seen from everywhere, switches work."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from minilm_jax.config import EncoderConfig
+from minilm_jax.model import encoder, heads
+from minilm_jax.model.initialization import path_name
+
+SMALL = EncoderConfig(
+    vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
+    positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
+    initialization='standard', norm_epsilon=1e-5, nominal_heads=4)
+SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
+    ('post', 'pre'), ('learned', 'relative', 'rotary')))
+OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
+          {'activation': 'relu'}, {'layers': 2})
+# these programs run once or twice: compiling them is what takes time
+compiled = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
+
+
+def make(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
+  """A model whose every array is random, so that no part is without effect; numpy draws it, which compiles nothing."""
+  config, dice = dataclasses.replace(SMALL, **changes), np.random.default_rng(seed)
+
+  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    around = 1 if path_name(path).endswith('.scale') else 0
+    return jnp.asarray(around + 0.3 * dice.standard_normal(leaf.shape), jnp.float32)
+
+  return jax.tree_util.tree_map_with_path(
+      draw, jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0))))
+
+
+def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Array:
+  """Logits at all positions."""
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  return model(tokens, tokens != 1, positions)
+
+
+logits = compiled(every_logit)
+encode = compiled(lambda model, tokens, mask: model(tokens, mask))
+
+
+def some_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:
+  return jax.random.randint(jax.random.key(seed), (rows, length), 5, SMALL.vocabulary)
+
+
+def padded(tokens: jax.Array, length: int) -> jax.Array:
+  return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])), constant_values=1)
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_padding_changes_nothing(changes: dict[str, Any]):
+  model, tokens = make(changes), some_tokens(2, 7)
+  longer = logits(model, padded(tokens, SMALL.length))
+  np.testing.assert_allclose(longer[:, :7], logits(model, tokens), atol=2e-5)
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
+  model, tokens = make(changes), some_tokens(2, 7)
+  other = tokens.at[0].set(some_tokens(1, 7, seed=1)[0])
+  np.testing.assert_array_equal(logits(model, tokens)[1], logits(model, other)[1])
+
+
+@pytest.mark.parametrize('changes', SWITCHES + OTHERS)
+def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
+  """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and so has none."""
+  model, tokens = make(changes), some_tokens(8, SMALL.length)
+  alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
+  gradient = compiled(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
+  for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
+    name, leaf = path_name(path), np.abs(np.asarray(leaf))
+    if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
+      assert leaf.max() < 1e-3
+    elif name.endswith('embedding.positions.embedding'):
+      assert leaf[:2].max() == 0 and leaf[2:].max(axis=1).min() > 1e-4  # RoBERTa's numbering leaves two rows unused
+    elif name.endswith('embedding.segments.embedding'):
+      assert leaf[0].max() > 1e-4 and leaf[1].max() == 0  # there is one segment in pre-training
+    elif name.endswith('embedding.tokens.embedding'):
+      seen = np.isin(np.arange(SMALL.vocabulary), tokens)
+      assert leaf[seen].max(axis=1).min() > 1e-4
+      assert 'tied' in changes or leaf[~seen].max() == 0
+    else:
+      assert (leaf > 0).mean() > alive, name
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
+  """Bidirectional: another token at any place moves the output at every place."""
+  model, tokens = make(changes), some_tokens(2, 7)
+  before = logits(model, tokens)
+  for place in range(7):
+    moved = jnp.abs(logits(model, tokens.at[0, place].set(4)) - before).max(axis=-1)[0]
+    assert moved.min() > 1e-3
+
+
+def test_pads_are_seen_from_nowhere():
+  model, tokens = make({}).encoder, padded(some_tokens(2, 5), SMALL.length)
+  mask = tokens != 1
+  here, there = encode(model, tokens, mask), encode(model, jnp.where(mask, tokens, 30), mask)
+  np.testing.assert_array_equal(here[:, :5], there[:, :5])
+
+
+def test_a_row_of_pads_alone_gives_numbers():
+  assert np.isfinite(logits(make({}), jnp.ones((1, 8), jnp.int32))).all()
+
+
+@pytest.mark.parametrize('positions, absolute', [('learned', True), ('relative', False), ('rotary', False)])
+def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
+  """The same tokens further right, after places that nothing attends to, give the same outputs."""
+  model = make({'positions': positions}).encoder
+  row = padded(some_tokens(2, 5), SMALL.length)
+  shifted = jnp.roll(row, 4, axis=1)
+  here, there = encode(model, row, row != 1)[:, :5], encode(model, shifted, shifted != 1)[:, 4:9]
+  assert (np.abs(here - there).max() > 1e-2) == absolute
+
+
+@pytest.mark.parametrize('positions', ['learned', 'relative', 'rotary'])
+def test_order_matters(positions: str):
+  model, tokens = make({'positions': positions}), some_tokens(2, 7)
+  assert np.abs(logits(model, tokens)[:, ::-1] - logits(model, tokens[:, ::-1])).max() > 1e-2
+
+
+def test_relative_bias_tells_left_from_right():
+  """One number a head and signed distance: token i gives token j the bias number j - i + length - 1."""
+  config = dataclasses.replace(SMALL, positions='relative', length=4, heads=1, hidden=4, dropout=0.0)
+  attention = blank_attention(config)
+  attention.distance_bias = nnx.Param(jnp.where(jnp.arange(7) == 3 + 2, 50.0, 0.0)[None])  # look two to the right
+  x = jax.random.normal(jax.random.key(0), (1, 4, 4))
+  seen = attend(attention, x, jnp.ones((1, 4), bool))
+  np.testing.assert_allclose(seen[0, :2], x[0, 2:], atol=1e-5)
+
+
+def blank_attention(config: EncoderConfig) -> encoder.Attention:
+  """Attention with equal scores, whose values and outputs are its inputs."""
+  attention = jax.eval_shape(lambda: encoder.Attention(config, nnx.Rngs(0)))
+  for name in ('query', 'key', 'value', 'output'):
+    linear = getattr(attention, name)
+    linear.kernel = nnx.Param(jnp.eye(config.hidden) * (name in ('value', 'output')))
+    linear.bias = nnx.Param(jnp.zeros(config.hidden))
+  return attention
+
+
+attend = compiled(lambda attention, x, mask: attention(x, mask, None))
+
+
+def test_attention_without_preference_is_the_mean_of_the_tokens():
+  config = dataclasses.replace(SMALL, heads=2, hidden=4)
+  x = jax.random.normal(jax.random.key(0), (1, 5, 4))
+  mask = jnp.array([[True, True, False, True, False]])
+  seen = attend(blank_attention(config), x, mask)
+  np.testing.assert_allclose(seen, np.broadcast_to(np.asarray(x)[0, [0, 1, 3]].mean(0), (1, 5, 4)), atol=1e-6)
+
+
+def test_attention_by_hand():
+  """Two tokens, two heads of one feature: softmax(q k) v for each head on its own."""
+  config = dataclasses.replace(SMALL, heads=2, hidden=2)
+  attention = blank_attention(config)
+  attention.query.kernel, attention.key.kernel = nnx.Param(jnp.eye(2)), nnx.Param(2 * jnp.eye(2))
+  x = jnp.array([[[1.0, -1.0], [2.0, 3.0]]])
+  expected = np.zeros((2, 2))
+  for head, (a, b) in enumerate([(1.0, 2.0), (-1.0, 3.0)]):
+    for i, q in enumerate((a, b)):
+      share = 1 / (1 + math.exp(2 * q * (b - a)))
+      expected[i, head] = share * a + (1 - share) * b
+  np.testing.assert_allclose(attend(attention, x, jnp.ones((1, 2), bool))[0], expected, rtol=1e-5)
+
+
+def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
+  """The paper's encoder in plain numpy float64: post-LN, learned positions, no dropout, no pads."""
+  p = {path_name(path): np.asarray(leaf, np.float64) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+
+  def linear(name: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[name + '.kernel'] + p[name + '.bias']
+
+  def norm(name: str, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p[name + '.scale'] + p[name + '.bias']
+
+  gelu = np.vectorize(lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))))
+  batch, length = tokens.shape
+  x = p['embedding.tokens.embedding'][tokens] + p['embedding.positions.embedding'][2:2 + length]
+  x = norm('embedding.norm', x + p['embedding.segments.embedding'][0])
+  x = norm('projection.norm', linear('projection.linear', x))
+  for i in range(SMALL.layers):
+    block = f'blocks.{i}.'
+    q, k, v = (linear(f'{block}attention.{n}', x).reshape(batch, length, 4, 4) for n in ('query', 'key', 'value'))
+    shares = np.exp(np.einsum('blhd,bmhd->bhlm', q, k) / 2)
+    mixed = np.einsum('bhlm,bmhd->blhd', shares / shares.sum(-1, keepdims=True), v).reshape(batch, length, 16)
+    x = norm(block + 'attention_norm', x + linear(block + 'attention.output', mixed))
+    inner = linear(block + 'feed_forward.down', gelu(linear(block + 'feed_forward.up', x)))
+    x = norm(block + 'feed_forward_norm', x + inner)
+  return x
+
+
+def test_the_encoder_is_the_formula_of_the_paper():
+  model, tokens = make({}).encoder, some_tokens(2, SMALL.length)
+  np.testing.assert_allclose(encode(model, tokens, tokens != 1), by_formula(model, np.asarray(tokens)), atol=2e-5)
+
+
+def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
+  model, tokens = make({'dropout': 0.5}).encoder, some_tokens(2, 9)
+  run = compiled(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
+  np.testing.assert_array_equal(run(model, None), run(make({'dropout': 0.0}).encoder, jax.random.key(0)))
+  first, again, other = (run(model, jax.random.key(i)) for i in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 1e-2
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate: float):
+  x = jnp.ones((1000, 1000))
+  kept = np.asarray(encoder.dropout(x, rate, jax.random.key(0)))
+  assert abs((kept == 0).mean() - rate) < 4 * math.sqrt(rate * (1 - rate)) / 1000 + 2**-16
+  assert len(np.unique(kept)) == 2 and abs(kept.mean() - 1) < 0.02
+  assert encoder.dropout(x, rate, None) is x and encoder.dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.MonkeyPatch):
+  """Were a key used twice, two masks of one shape would be equal."""
+  drawn: list[jax.Array] = []
+  original = jax.random.bits
+  monkeypatch.setattr(jax.random, 'bits', lambda *arguments: drawn.append(original(*arguments)) or drawn[-1])
+
+  def draw(model: encoder.Encoder, tokens: jax.Array) -> list[jax.Array]:
+    model(tokens, tokens != 1, key=jax.random.key(0))
+    return list(drawn)
+
+  found = compiled(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
+  assert len(found) == 1 + SMALL.layers * 3  # embedding; shares, attention and feed-forward of each block
+  assert not any(a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2))
+
+
+def test_flax_modes_compute_the_same():
+  """The model is used as a pytree, so that it does not matter how Flax would track references."""
+  tokens, losses = some_tokens(2, 7), []
+  for mode in (True, False):
+    with nnx.set_graph_mode(mode):
+      model = make({})
+      losses.append(compiled(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
+  np.testing.assert_array_equal(losses[0][0], losses[1][0])
+  jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(gradient) for _, gradient in losses))
+
+
+def test_a_population_is_the_model_under_vmap():
+  models, tokens = [make({}, seed) for seed in (0, 1)], some_tokens(2, 7)
+  together = compiled(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
+  for one, model in zip(together, models):
+    np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('gelu', lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))), ('relu', lambda x: max(x, 0)),
+    ('silu', lambda x: x / (1 + math.exp(-x)))])
+def test_activations(name: str, expected: Callable[[float], float]):
+  x = jnp.linspace(-3, 3, 13)
+  np.testing.assert_allclose(encoder.activation(name, x), [expected(float(v)) for v in x], atol=1e-6)
