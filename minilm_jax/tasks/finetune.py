@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from minilm_jax import progress, recipe, rng, run
 from minilm_jax.config import EncoderConfig, FinetuneConfig, HeadConfig, RunConfig
@@ -84,12 +84,12 @@ def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examp
   classes = len(task.labels) if task.kind == 'classification' else 0
 
   @jax.jit
-  def start(seed: Int[Array, ''], encoder: Encoder | None) -> TrainState:
+  def start(seed: UInt32[Array, ''], encoder: Encoder | None) -> TrainState:
     fresh = classifier(model, config.head, classes, rng.key(seed, rng.Stream.HEAD))
     if encoder is not None:
       fresh.encoder = encoder
     moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
-    return TrainState(jnp.zeros((), jnp.int32), seed.astype(jnp.uint32), fresh, moments)
+    return TrainState(jnp.zeros((), jnp.int32), seed, fresh, moments)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def chunk(state: TrainState, train: TaskRows, count: Int[Array, '']) -> tuple[TrainState, Float[Array, '']]:
@@ -106,7 +106,7 @@ def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examp
   return Program(updates, lambda seed, encoder: start(jnp.uint32(seed), encoder), chunk, predict)
 
 
-def pretrained_encoder(source: epath.Path, model: EncoderConfig, head: HeadConfig) -> Encoder:
+def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, head: HeadConfig) -> Encoder:
   """The encoder of the latest checkpoint of a run."""
   shapes = jax.eval_shape(lambda: classifier(model, head, 1, jax.random.key(0)).encoder)
   return checkpoint.restore_under(source, shapes, 'model.encoder')
