@@ -1,7 +1,7 @@
 """Examples as rows: special ids in their places, ends cut fairly, pads and nothing else behind."""
 
-import pathlib
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
 
 
 @pytest.fixture(scope='module')
-def tokenizer(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
+def tokenizer(tiny_corpus: Path) -> pieces.Tokenizer:
   return pieces.load(tiny_corpus / 'tokenizer.model')
 
 
@@ -52,7 +52,8 @@ def test_what_is_too_long_loses_the_end_of_its_longer_half(tokenizer: pieces.Tok
     (a, b), (c, d) = halves(before), halves(after)
     assert c == a[:len(c)] and d == b[:len(d)]  # only ends are lost
     if before != after:
-      assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))  # no short half pays for a long one
+      # no short half pays for a long one
+      assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))
 
 
 def halves(ids: list[int]) -> tuple[list[int], list[int]]:
@@ -65,7 +66,8 @@ def test_one_text_is_cut_to_fit_too(tokenizer: pieces.Tokenizer):
   assert len(ids) == 16 and ids[-1] == pieces.END and shortened == 1
 
 
-@pytest.mark.parametrize('lengths, longest, expected', [([3], 128, 16), ([16], 128, 16), ([17, 2], 128, 32), ([100], 100, 100)])
+@pytest.mark.parametrize('lengths, longest, expected', [
+    ([3], 128, 16), ([16], 128, 16), ([17, 2], 128, 32), ([100], 100, 100)])
 def test_a_bucket_holds_all_and_is_one_of_few(lengths: list[int], longest: int, expected: int):
   assert encoding.bucket([[0] * n for n in lengths], longest) == expected
 

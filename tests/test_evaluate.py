@@ -1,8 +1,8 @@
 """A checkpoint judged again: the loss that was logged, on any corpus of its tokenizer and no other."""
 
 import json
-import pathlib
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +13,7 @@ from minilm_jax.language import build
 from minilm_jax.tasks import evaluate
 
 
-def another_corpus(folder: pathlib.Path, **changes: object) -> str:
+def another_corpus(folder: Path, **changes: object) -> str:
   config = tiny.get_config('corpus')
   config.documents.sources = 'microworld:300'
   config.workers = 1
@@ -22,7 +22,7 @@ def another_corpus(folder: pathlib.Path, **changes: object) -> str:
 
 
 @pytest.mark.parametrize('split', ['validation', 'test'])
-def test_it_is_the_loss_that_the_run_logged(tiny_run: pathlib.Path, split: str):
+def test_it_is_the_loss_that_the_run_logged(tiny_run: Path, split: str):
   logged = [line for line in run.read_lines(tiny_run / 'metrics.jsonl') if line['split'] == split][-1]
   found = evaluate.evaluate(tiny_run, '', split)
   assert found['step'] == logged['step'] == 8
@@ -30,12 +30,12 @@ def test_it_is_the_loss_that_the_run_logged(tiny_run: pathlib.Path, split: str):
     assert found[name] == pytest.approx(logged[name], rel=1e-6)
 
 
-def test_every_row_counts(tiny_run: pathlib.Path, tiny_corpus: pathlib.Path):
+def test_every_row_counts(tiny_run: Path, tiny_corpus: Path):
   rows = json.loads((tiny_corpus / 'manifest.json').read_text())['splits']['train']['rows']
   assert evaluate.evaluate(tiny_run, '', 'train')['rows'] == rows
 
 
-def test_a_copied_run_needs_nothing_but_itself_and_a_corpus(tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_copied_run_needs_nothing_but_itself_and_a_corpus(tiny_run: Path, tiny_corpus: Path, tmp_path: Path):
   shutil.copytree(tiny_run, tmp_path / 'run')
   shutil.copytree(tiny_corpus, tmp_path / 'corpus')
   expected = evaluate.evaluate(tiny_run, '', 'test')
@@ -46,7 +46,7 @@ def test_a_copied_run_needs_nothing_but_itself_and_a_corpus(tiny_run: pathlib.Pa
     evaluate.evaluate(tmp_path / 'run', '', 'test')
 
 
-def test_another_text_of_the_same_tokenizer_is_judged(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+def test_another_text_of_the_same_tokenizer_is_judged(tiny_run: Path, tmp_path: Path):
   folder = another_corpus(tmp_path / 'corpus', **{'tokenizer.path': str(tiny_run / 'tokenizer.model')})
   assert 0 < evaluate.evaluate(tiny_run, folder, 'validation')['loss'] < 10
 
@@ -54,12 +54,12 @@ def test_another_text_of_the_same_tokenizer_is_judged(tiny_run: pathlib.Path, tm
 @pytest.mark.parametrize('changes, said', [
     ({'tokenizer.size': 500}, 'another tokenizer'), ({'rows.length': 96}, 'the model reads 64'),
     ({'splits.test': 0.0}, 'no rows')])
-def test_what_the_model_cannot_read_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path, changes: dict, said: str):
+def test_what_the_model_cannot_read_is_refused(tiny_run: Path, tmp_path: Path, changes: dict, said: str):
   same = {} if 'tokenizer.size' in changes else {'tokenizer.path': str(tiny_run / 'tokenizer.model')}
   with pytest.raises(InputError, match=said):
     evaluate.evaluate(tiny_run, another_corpus(tmp_path / 'corpus', **same, **changes), 'test')
 
 
-def test_an_unknown_split_is_refused_with_what_was_meant(tiny_run: pathlib.Path):
+def test_an_unknown_split_is_refused_with_what_was_meant(tiny_run: Path):
   with pytest.raises(InputError, match="did you mean 'validation'"):
     evaluate.evaluate(tiny_run, '', 'validaton')

@@ -1,6 +1,6 @@
 """Guesses for holes: the model's own probabilities, of pieces that are words, best first."""
 
-import pathlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from minilm_jax.tasks import fill_mask, finetune
 from minilm_jax.training import checkpoint
 
 
-def test_the_best_pieces_come_first_for_each_hole(tiny_run: pathlib.Path):
+def test_the_best_pieces_come_first_for_each_hole(tiny_run: Path):
   guesses = fill_mask.fill_mask(tiny_run, 'the <mask> sleeps near the <mask> .', 4)
   assert [guess.hole for guess in guesses] == [1] * 4 + [2] * 4
   for hole in (guesses[:4], guesses[4:]):
@@ -23,7 +23,7 @@ def test_the_best_pieces_come_first_for_each_hole(tiny_run: pathlib.Path):
     assert not {guess.piece for guess in hole} & set(pieces.SPECIAL)
 
 
-def test_probabilities_are_those_of_the_model(tiny_run: pathlib.Path):
+def test_probabilities_are_those_of_the_model(tiny_run: Path):
   tokenizer, config = pieces.load(tiny_run / 'tokenizer.model'), finetune.pretraining(tiny_run).model
   shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
   model = checkpoint.restore_under(tiny_run, shapes, 'model')
@@ -34,19 +34,20 @@ def test_probabilities_are_those_of_the_model(tiny_run: pathlib.Path):
     np.testing.assert_allclose(guess.probability, jax.nn.softmax(logits)[tokenizer.id(guess.piece)], rtol=1e-5)
 
 
-def test_asking_for_everything_gives_every_piece_once(tiny_run: pathlib.Path):
+def test_asking_for_everything_gives_every_piece_once(tiny_run: Path):
   tokenizer = pieces.load(tiny_run / 'tokenizer.model')
   assert finetune.pretraining(tiny_run).model.vocabulary > tokenizer.size  # ids past the tokenizer are no pieces
   guesses = fill_mask.fill_mask(tiny_run, '<mask>', 10_000)
   assert len({guess.piece for guess in guesses}) == len(guesses) == tokenizer.size - len(pieces.SPECIAL)
 
 
-def test_case_does_not_matter(tiny_run: pathlib.Path):
+def test_case_does_not_matter(tiny_run: Path):
   assert fill_mask.fill_mask(tiny_run, 'The DOG <mask> .', 3) == fill_mask.fill_mask(tiny_run, 'the dog <mask> .', 3)
 
 
 @pytest.mark.parametrize('text, best, said', [
-    ('the dog sleeps .', 5, 'no <mask>'), ('', 5, 'no <mask>'), ('<mask> ' + 'dog ' * 70, 5, 'at most 64'), ('<mask>', 0, 'at least 1')])
-def test_what_cannot_be_filled_is_refused(tiny_run: pathlib.Path, text: str, best: int, said: str):
+    ('the dog sleeps .', 5, 'no <mask>'), ('', 5, 'no <mask>'), ('<mask> ' + 'dog ' * 70, 5, 'at most 64'),
+    ('<mask>', 0, 'at least 1')])
+def test_what_cannot_be_filled_is_refused(tiny_run: Path, text: str, best: int, said: str):
   with pytest.raises(InputError, match=said):
     fill_mask.fill_mask(tiny_run, text, best)
