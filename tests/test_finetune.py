@@ -253,7 +253,7 @@ def test_long_pairs_are_cut_and_counted(tiny_run: Path, tmp_path: Path):
     (lambda run: (run / 'tokenizer.model').unlink(), 'cannot be read'),
     (lambda run: (run / 'tokenizer.model').write_bytes(b'no model'), 'not a SentencePiece model'),
     (lambda run: shutil.rmtree(run / 'checkpoints'), 'none saved there'),
-], ids=['another shape', 'another kind', 'missing field', 'no run', 'no tokenizer', 'broken tokenizer', 'no checkpoint'])
+], ids=['shape', 'kind', 'field', 'no run', 'no tokenizer', 'not a tokenizer', 'no checkpoint'])
 def test_a_checkpoint_that_cannot_be_used_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, spoil, said: str):
   shutil.copytree(tiny_run, tmp_path / 'run')
   spoil(tmp_path / 'run')

@@ -109,7 +109,8 @@ def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examp
 def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, head: HeadConfig) -> Encoder:
   """The encoder of the latest checkpoint of a run."""
   shapes = jax.eval_shape(lambda: classifier(model, head, 1, jax.random.key(0)).encoder)
-  return checkpoint.restore_under(source, shapes, 'model.encoder')
+  # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
+  return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder'))
 
 
 def prepare(task: Task, config: FinetuneConfig, longest: int,

@@ -1,0 +1,51 @@
+"""The quickstart with nothing to download: the built-in microworld, a model of 0.1M parameters, acceptability.
+
+    minilm quickstart --language=microworld --workdir=runs/microworld
+
+Parts: `corpus`, `pretrain` (the default) and `finetune`; each can also be run by the verb of its name.
+"""
+
+from configs import base
+
+
+def corpus():
+  """Sentences of the microworld under a tokenizer that has a piece for nearly every word."""
+  config = base.corpus()
+  config.documents.sources = 'microworld:4000'
+  config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
+  config.tokenizer.size = 590
+  config.rows.update(length=32, grouping='tokens')
+  config.splits.update(validation=0.03, test=0.0)
+  return config
+
+
+def pretrain():
+  """Rotary positions and pre-LN, which leave the unigram plateau within 100 updates; many small batches of short rows."""
+  config = base.pretrain()
+  config.batch_size = 16
+  config.updates = 2000
+  config.model.update(vocabulary=590, embedding=64, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
+                      length=32, norm='pre', positions='rotary', dropout=0.0, segments=0, projection=False, tied=True)
+  config.mask.rate = 0.25
+  config.optimizer.update(learning_rate=4e-3, schedule='linear', beta2=0.98)
+  config.evaluation.update(every=200, rows=200)
+  config.checkpoint.every = 1000
+  config.log.every = 50
+  return config
+
+
+def finetune():
+  """Five seeds on 1,000 sentences; half of the nouns and words of feeling are kept for the test split."""
+  config = base.finetune()
+  config.task.update(name='microworld/acceptability', split='test', limit=1000)
+  config.head.pooling = 'mean'
+  config.optimizer.learning_rate = 2e-3
+  config.seeds = '0,1,2,3,4'
+  config.epochs = 5.0
+  config.length = 32
+  return config
+
+
+def get_config(part='pretrain'):
+  """One part of the quickstart."""
+  return {'corpus': corpus, 'pretrain': pretrain, 'finetune': finetune}[part]()
