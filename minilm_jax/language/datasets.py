@@ -12,6 +12,8 @@ from etils import epath
 
 from minilm_jax.errors import InputError, nearest
 
+_CHUNK = 1000  # records read at once: one by one costs three times as long
+
 
 def folder(name: str, data_dir: str) -> str:
   """Where a data set lies.
@@ -56,7 +58,8 @@ def examples(where: str, split: str) -> Iterator[dict[str, Any]]:
   except (ValueError, NotImplementedError) as error:
     raise InputError(f'the split {split!r} of {builder.info.full_name}', ' '.join(str(error).split()),
                      f'name one of {", ".join(builder.info.splits)}, prepared with file_format=array_record') from None
-  return ({key: _plain(value) for key, value in record.items()} for record in records)
+  chunks = (range(start, min(start + _CHUNK, len(records))) for start in range(0, len(records), _CHUNK))
+  return ({key: _plain(value) for key, value in record.items()} for chunk in chunks for record in records.__getitems__(chunk))
 
 
 def fingerprint(where: str) -> dict[str, Any]:
