@@ -195,7 +195,7 @@ def _recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   chosen, rest, words = [], [], (f'-{word}' if word.startswith('-config') else word for word in arguments)
   for word in words:
     if word == '--config' or word.startswith('--config='):
-      chosen.append(word.partition('=')[2] or next(words, ''))
+      chosen.append(word.partition('=')[2] if '=' in word else next(words, ''))
     else:
       rest.append(word)
   return chosen, rest

@@ -63,7 +63,7 @@ ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
 TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
-TESTED_IN = {'checks': 'recipe', 'config': 'recipe', '__main__': 'end_to_end', 'quickstart': 'end_to_end', 'runs': 'report', 'page': 'report'}
+TESTED_IN = {'checks': 'recipe', 'config': 'recipe', '__main__': 'main', 'runs': 'report', 'page': 'report'}
 NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
 # What starts as a worker process or reads tables must not wait for JAX.
 WITHOUT_JAX = ('', 'errors', 'config', 'recipe', 'run', 'progress', 'language.microworld', 'language.documents',

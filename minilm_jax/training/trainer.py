@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from minilm_jax import progress, recipe, run
-from minilm_jax.config import RunConfig
+from minilm_jax.config import CorpusConfig, RunConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import build
+from minilm_jax.language import build, documents
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model import size
@@ -72,8 +72,13 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     InputError: the corpus or the work directory does not fit the recipe; the loss stopped being a number.
   """
   engine = make_engine(config)
-  if not _is_recipe(config.corpus):
-    check_corpus(config, epath.Path(config.corpus))  # before the work directory is claimed for this recipe
+  if _is_recipe(config.corpus):  # checked before the work directory is claimed for this recipe
+    made = _corpus_recipe(config)
+    vocabulary = 0 if made.tokenizer.path else made.tokenizer.size  # a tokenizer that is there says its size itself
+    _check_fit(config, f'the corpus of {config.corpus}', vocabulary, made.rows.length)
+    documents.expand(made.documents)
+  else:
+    check_corpus(config, epath.Path(config.corpus))
   workdir = run.open_run(workdir, recipe.as_dict(config))
   folder = corpus_folder(config, workdir)
   described = check_corpus(config, folder)
@@ -98,8 +103,19 @@ def _is_recipe(corpus: str) -> bool:
 def corpus_folder(config: RunConfig, workdir: epath.Path) -> epath.Path:
   """The folder of the corpus; one that is named by its recipe is built into the work directory first."""
   if _is_recipe(config.corpus):
-    return build.build(recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus')
+    return build.build(_corpus_recipe(config), workdir / 'corpus')
   return epath.Path(config.corpus)
+
+
+def _corpus_recipe(config: RunConfig) -> CorpusConfig:
+  return recipe.resolve(recipe.load(config.corpus), 'corpus')
+
+
+def _check_fit(config: RunConfig, corpus: str, vocabulary: int, length: int) -> None:
+  for name, have, need in (('vocabulary', config.model.vocabulary, vocabulary),
+                           ('length', config.model.length, length)):
+    if have < need:
+      raise InputError(f'model.{name}={have}', f'{corpus} has {name} {need}', f'give --config.model.{name}={need}')
 
 
 def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
@@ -111,11 +127,7 @@ def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   if not config.corpus:
     raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
   described = corpora.manifest(folder)
-  for name, have, need in (('vocabulary', config.model.vocabulary, described['vocabulary']),
-                           ('length', config.model.length, described['length'])):
-    if have < need:
-      raise InputError(f'model.{name}={have}', f'the corpus {folder} has {name} {need}',
-                       f'give --config.model.{name}={need}')
+  _check_fit(config, f'the corpus {folder}', described['vocabulary'], described['length'])
   if not described['splits']['train']['rows']:
     raise InputError(f'the training split of {folder}', 'no rows', 'build the corpus from more text')
   return described
