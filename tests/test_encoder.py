@@ -1,7 +1,6 @@
 """The encoder: padding changes nothing, every parameter learns, tokens are seen from everywhere, switches work."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from flax import nnx
 from minilm_jax.config import EncoderConfig
 from minilm_jax.model import encoder, heads
 from minilm_jax.model.initialization import path_name
+from tests import quick
 
 SMALL = EncoderConfig(
     vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
@@ -25,9 +25,6 @@ SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in i
     ('post', 'pre'), ('learned', 'relative', 'rotary')))
 OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
           {'activation': 'relu'}, {'layers': 2})
-# these programs run once or twice: compiling them is what takes time
-compiled = functools.partial(
-    jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
 
 
 def make(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
@@ -48,8 +45,8 @@ def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Arra
   return model(tokens, tokens != 1, positions)
 
 
-logits = compiled(every_logit)
-encode = compiled(lambda model, tokens, mask: model(tokens, mask))
+logits = quick.jit(every_logit)
+encode = quick.jit(lambda model, tokens, mask: model(tokens, mask))
 
 
 def some_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:
@@ -79,7 +76,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and so has none."""
   model, tokens = make(changes), some_tokens(8, SMALL.length)
   alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
-  gradient = compiled(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
+  gradient = quick.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
     name, leaf = path_name(path), np.abs(np.asarray(leaf))
     if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
@@ -153,7 +150,7 @@ def blank_attention(config: EncoderConfig) -> encoder.Attention:
   return attention
 
 
-attend = compiled(lambda attention, x, mask: attention(x, mask, None))
+attend = quick.jit(lambda attention, x, mask: attention(x, mask, None))
 
 
 def test_attention_without_preference_is_the_mean_of_the_tokens():
@@ -212,7 +209,7 @@ def test_the_encoder_is_the_formula_of_the_paper():
 
 def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
   model, tokens = make({'dropout': 0.5}).encoder, some_tokens(2, 9)
-  run = compiled(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
+  run = quick.jit(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
   np.testing.assert_array_equal(run(model, None), run(make({'dropout': 0.0}).encoder, jax.random.key(0)))
   first, again, other = (run(model, jax.random.key(i)) for i in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
@@ -238,7 +235,7 @@ def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.Monkey
     model(tokens, tokens != 1, key=jax.random.key(0))
     return list(drawn)
 
-  found = compiled(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
+  found = quick.jit(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
   assert len(found) == 1 + SMALL.layers * 3  # embedding; shares, attention and feed-forward of each block
   assert not any(a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2))
 
@@ -249,14 +246,14 @@ def test_flax_modes_compute_the_same():
   for mode in (True, False):
     with nnx.set_graph_mode(mode):
       model = make({})
-      losses.append(compiled(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
+      losses.append(quick.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
   np.testing.assert_array_equal(losses[0][0], losses[1][0])
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(gradient) for _, gradient in losses))
 
 
 def test_a_population_is_the_model_under_vmap():
   models, tokens = [make({}, seed) for seed in (0, 1)], some_tokens(2, 7)
-  together = compiled(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
+  together = quick.jit(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
   for one, model in zip(together, models):
     np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
 

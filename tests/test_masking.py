@@ -13,11 +13,12 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD, SPECIAL
 from minilm_jax.model.size import masked_positions
 from minilm_jax.training import masking
+from tests import quick
 
 LENGTH, VOCABULARY = 64, 100
 PAPER = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)
-training_batch = jax.jit(masking.training_batch, static_argnums=(4, 5))
-frozen_batch = jax.jit(masking.frozen_batch, static_argnums=2)
+training_batch = quick.jit(masking.training_batch, static_argnums=(4, 5))
+frozen_batch = quick.jit(masking.frozen_batch, static_argnums=2)
 
 
 def some_rows(count: int, shortest: int = 2, longest: int = LENGTH, seed: int = 0) -> jax.Array:
@@ -40,7 +41,8 @@ def hide(rows: jax.Array, config: MaskConfig = PAPER, seed: int = 0, epoch: int 
 
 @pytest.mark.parametrize('config', [
     PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True),
-    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False), MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True)])
+    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False),
+    MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True)])
 @pytest.mark.parametrize('shortest, longest', [(2, 6), (2, LENGTH), (LENGTH, LENGTH)])
 def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, shortest: int, longest: int):
   """Also in rows with fewer tokens than positions."""
@@ -78,7 +80,7 @@ def test_every_token_is_as_likely_as_any_other():
   rows = some_rows(1, LENGTH)
   hidden = np.zeros(LENGTH)
   for epoch in range(3):
-    batch = jax.jit(jax.vmap(lambda key: masking.hide(rows[0].astype(jnp.int32), key, PAPER, VOCABULARY)))(
+    batch = quick.jit(jax.vmap(lambda key: masking.hide(rows[0].astype(jnp.int32), key, PAPER, VOCABULARY)))(
         jax.random.split(jax.random.key(epoch), 3000))
     np.add.at(hidden, np.asarray(batch.positions)[np.asarray(batch.weights) == 1], 1)
   assert hidden[0] == hidden[-1] == 0  # <s> and </s>

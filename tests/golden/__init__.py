@@ -1,0 +1,44 @@
+"""Numbers that a fixed, tiny training gives, to notice when they move. `python -m tests.golden` writes them anew."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import tiny
+from minilm_jax import recipe
+from minilm_jax.config import MeshConfig
+from minilm_jax.language import tokenizer
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.training import checkpoint, sharding, steps
+from tests import quick
+
+FILE = pathlib.Path(__file__).parent / 'steps.json'
+COMMAND = 'python -m tests.golden'
+
+
+def measure() -> dict[str, Any]:
+  """Sums of three steps, and how large the model is after them: rows, masks, dropout, loss, gradient, update."""
+  made = tiny.get_config()
+  made.update(batch_size=4, updates=3)
+  made.model.update(vocabulary=64, length=16, hidden=16, embedding=8, feed_forward=24, layers=1, dropout=0.1)
+  made.mask.update(random=0.1, keep=0.1)
+  config = recipe.resolve(made, 'pretrain')
+  rows = np.random.default_rng(0).integers(len(tokenizer.SPECIAL), 60, (10, 16)).astype('uint16')
+  rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN, tokenizer.END, tokenizer.PAD
+  corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
+  step = quick.jit(lambda state: steps.train_step(state, corpus, config, mesh))
+  state, sums = quick.jit(lambda: steps.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
+  for _ in range(3):
+    state, found = step(state)
+    sums.append({name: float(value) for name, value in found.items()})
+  norms = {name: float(jnp.linalg.norm(leaf)) for name, leaf in checkpoint.flat(state.model).items() if leaf.ndim == 2}
+  return {'sums': sums, 'norms': norms}
+
+
+def stored() -> dict[str, Any]:
+  """What was written last."""
+  return json.loads(FILE.read_text())

@@ -1,0 +1,90 @@
+"""Heads: logits only where they are asked for, tied or not, and the three ways from tokens to one vector."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from minilm_jax.config import EncoderConfig, HeadConfig
+from minilm_jax.model import heads
+from tests import quick
+
+SMALL = EncoderConfig(
+    vocabulary=40, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10, norm='post',
+    positions='learned', segments=0, projection=False, tied=False, activation='gelu', dropout=0.0,
+    initialization='standard', norm_epsilon=1e-5, nominal_heads=4)
+TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 17, 18, 2]])
+
+
+def run(model: Any, *arguments: Any, key: Any = None, tokens: jax.Array = TOKENS) -> np.ndarray:
+  return np.asarray(quick.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key))
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_logits_at_some_positions_are_those_of_all(tied: bool):
+  model = heads.masked_language_model(dataclasses.replace(SMALL, tied=tied), jax.random.key(0))
+  everywhere = run(model, jnp.broadcast_to(jnp.arange(10), (2, 10)))
+  some = jnp.array([[3, 1, 1], [9, 0, 4]])
+  np.testing.assert_allclose(run(model, some), np.take_along_axis(everywhere, np.asarray(some)[:, :, None], 1), atol=1e-5)
+
+
+def test_a_tied_head_reads_the_table_of_the_embedding():
+  model = heads.masked_language_model(dataclasses.replace(SMALL, tied=True), jax.random.key(0))
+  assert not hasattr(model, 'output')
+  positions, table = jnp.array([[2], [5]]), model.encoder.embedding.tokens.embedding
+  before = run(model, positions)
+  table[...] = table[...].at[39].add(1.0)  # a token of no row: only the output can see it
+  changed = run(model, positions) != before
+  assert changed[..., 39].all() and not changed[..., :39].any()
+
+
+def classifier(pooling: str, dropout: float = 0.0, classes: int = 3) -> heads.Classifier:
+  return heads.classifier(SMALL, HeadConfig(pooling=pooling, dropout=dropout), classes, jax.random.key(0))
+
+
+def apply(linear: nnx.Linear, x: np.ndarray) -> np.ndarray:
+  return x @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+
+
+def test_pooling_by_hand():
+  vectors = {}
+  for pooling in ('first', 'mean', 'positions'):
+    model = classifier(pooling)
+    x = run(model.encoder)
+    if pooling == 'positions':
+      pooled = apply(model.pool, x.swapaxes(1, 2))[..., 0]  # pads included, as in the paper
+    else:
+      pooled = np.tanh(apply(model.dense, x[:, 0] if pooling == 'first' else np.stack([x[0, :5].mean(0), x[1].mean(0)])))
+    vectors[pooling] = run(model)
+    np.testing.assert_allclose(vectors[pooling], apply(model.output, pooled), atol=1e-5)
+  assert all(v.shape == (2, 3) for v in vectors.values())
+
+
+@pytest.mark.parametrize('pooling', ['first', 'mean'])
+def test_pads_do_not_reach_a_label(pooling: str):
+  model, short = classifier(pooling), TOKENS[:1, :5]
+  np.testing.assert_allclose(run(model, tokens=short), run(model)[:1], atol=1e-5)
+
+
+def test_the_paper_s_head_has_its_parameters():
+  """128 weights and a bias over positions, then h C + C (paper 1, the classification model)."""
+  config = dataclasses.replace(SMALL, length=128, hidden=16)
+  shapes = jax.eval_shape(lambda: heads.classifier(config, HeadConfig('positions', 0.0), 2, jax.random.key(0)))
+  extra = sum(x.size for x in jax.tree.leaves(shapes)) - sum(x.size for x in jax.tree.leaves(shapes.encoder))
+  assert extra == 129 + 16 * 2 + 2
+
+
+def test_a_regressor_gives_one_number():
+  model = classifier('first', classes=0)
+  assert isinstance(model, heads.Regressor) and run(model).shape == (2, 1)
+
+
+def test_the_head_drops_with_a_key_only():
+  model = classifier('first', dropout=0.5)
+  np.testing.assert_array_equal(run(model), run(model))
+  first, second = (run(model, key=jax.random.key(seed)) for seed in (0, 1))
+  assert np.abs(first - second).max() > 1e-3

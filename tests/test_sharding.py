@@ -1,0 +1,92 @@
+"""The mesh, and the table of rules: every rule decides something, moments lie where their parameters do."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import base
+from minilm_jax import recipe
+from minilm_jax.config import MeshConfig, RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.training import sharding, steps
+from minilm_jax.training.checkpoint import flat
+
+
+def run_config(**changes: int) -> RunConfig:
+  made = base.pretrain()
+  made.model.update({'vocabulary': 64, **changes})
+  return recipe.resolve(made, 'pretrain')
+
+
+def shapes(config: RunConfig) -> steps.TrainState:
+  return jax.eval_shape(lambda: steps.init_state(0, config))
+
+
+def placed(config: RunConfig, mesh: MeshConfig) -> dict[str, PartitionSpec]:
+  found = sharding.state_sharding(shapes(config), sharding.make_mesh(mesh))
+  return {name: place.spec for name, place in flat(found).items()}
+
+
+@pytest.mark.parametrize('config, shape', [
+    (MeshConfig(1, 0, 1), (1, 8, 1)), (MeshConfig(1, 0, 2), (1, 4, 2)), (MeshConfig(2, 2, 2), (2, 2, 2)),
+    (MeshConfig(1, 1, 1), (1, 1, 1)), (MeshConfig(1, 0, 3), (1, 2, 3)), (MeshConfig(4, 0, 1), (4, 2, 1))])
+def test_data_takes_what_the_other_axes_leave(config: MeshConfig, shape: tuple[int, ...]):
+  mesh = sharding.make_mesh(config)
+  assert mesh.axis_names == sharding.AXES and mesh.devices.shape == shape
+  assert len({device.id for device in mesh.devices.flat}) == mesh.devices.size
+
+
+@pytest.mark.parametrize('config', [MeshConfig(1, 9, 1), MeshConfig(3, 3, 1), MeshConfig(1, 0, 16)])
+def test_more_devices_than_there_are_is_refused(config: MeshConfig):
+  with pytest.raises(InputError, match='8 devices'):
+    sharding.make_mesh(config)
+
+
+def test_every_rule_decides_something():
+  """No rule is dead, or hidden behind one before it."""
+  deciding = {next(pattern for pattern, _ in sharding.RULES if re.search(pattern, name))
+              for name, leaf in flat(shapes(run_config())).items() if leaf.ndim}
+  assert deciding == {pattern for pattern, _ in sharding.RULES}
+
+
+def test_what_is_split_over_the_model_axis():
+  found = placed(run_config(), MeshConfig(1, 0, 2))
+  split = {name.removeprefix('model.'): spec for name, spec in found.items()
+           if name.startswith('model.') and any(spec)}
+  assert split == {
+      'encoder.embedding.tokens.embedding': PartitionSpec('model', None),
+      'encoder.blocks.0.attention.output.kernel': PartitionSpec(None, 'model'),
+      'encoder.blocks.0.feed_forward.up.kernel': PartitionSpec(None, 'model'),
+      'encoder.blocks.0.feed_forward.down.kernel': PartitionSpec('model', None),
+      'output.kernel': PartitionSpec(None, 'model')}
+
+
+def test_what_is_large_is_split():
+  """At the shapes of the paper nothing of a million elements or more is left whole on every device."""
+  config = run_config(vocabulary=19_010, embedding=256, hidden=256, feed_forward=1024, layers=8)
+  found = placed(config, MeshConfig(1, 0, 2))
+  whole = [name for name, leaf in flat(shapes(config)).items() if leaf.size >= 1e6 and not any(found[name])]
+  assert not whole, f'give them a rule in minilm_jax/training/sharding.py: {whole}'
+
+
+def test_moments_lie_where_their_parameters_do():
+  found = placed(run_config(), MeshConfig(1, 0, 2))
+  for name, spec in found.items():
+    if parameter := re.search(r'\.(mu|nu)\.(.*)', name):
+      assert spec == found[f'model.{parameter[2]}'], name
+  assert sum('.mu.' in name for name in found) == sum(name.startswith('model.') for name in found)
+
+
+def test_an_axis_that_does_not_divide_an_array_is_refused_by_name():
+  with pytest.raises(InputError, match=r'embedding.tokens.embedding \(65, 32\) split over model'):
+    placed(run_config(vocabulary=65), MeshConfig(1, 0, 2))
+
+
+def test_a_batch_is_split_and_a_corpus_is_not():
+  mesh = sharding.make_mesh(MeshConfig(1, 0, 1))
+  x = jnp.zeros((16, 4))
+  assert {s.data.shape for s in jax.device_put(x, sharding.over_data(mesh)).addressable_shards} == {(2, 4)}
+  assert {s.data.shape for s in jax.device_put(x, sharding.replicated(mesh)).addressable_shards} == {(16, 4)}
