@@ -1,0 +1,82 @@
+"""The road from nothing to a table, as the commands of the README walk it, each of them twice."""
+
+import json
+import pathlib
+
+import pytest
+
+from minilm_jax import __main__ as door
+from minilm_jax import run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = ['--config.updates=8', '--config.log.every=2', '--config.evaluation.every=4', '--config.evaluation.rows=64',
+         '--config.checkpoint.every=4', '--config.model.embedding=16', '--config.model.hidden=16',
+         '--config.model.feed_forward=16', '--config.model.layers=1', '--config.mesh.data=1']
+
+
+def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+  """What a command prints; it must end well."""
+  capsys.readouterr()
+  status = door.main(list(arguments))
+  out, err = capsys.readouterr()
+  assert status == 0, err
+  return out
+
+
+def files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  runs = tmp_path / 'runs'
+  tiny = runs / 'tiny'
+  pretrain = ['pretrain', '--config=configs/tiny.py', f'--workdir={tiny}', *SMALL]
+  result = json.loads(minilm(capsys, *pretrain))
+  assert result['updates'] == 8 and result['test_loss'] > 0
+  logged = list(run.read_lines(tiny / 'metrics.jsonl'))
+  assert [(line['split'], line['step']) for line in logged] == [
+      ('train', 2), ('train', 4), ('validation', 4), ('train', 6), ('train', 8), ('validation', 8), ('test', 8)]
+  assert all({'step', 'split', 'loss', 'perplexity', 'tokens', 'flops', 'seconds'} <= set(line) for line in logged)
+  assert all('learning_rate' in line for line in logged if line['split'] == 'train')
+
+  before = files(tiny)
+  assert json.loads(minilm(capsys, *pretrain)) == result  # nothing to do
+  assert files(tiny) == before
+
+  evaluate = ['evaluate', f'--checkpoint={tiny}', '--split=validation']
+  assert minilm(capsys, *evaluate) == minilm(capsys, *evaluate)
+  fill = ['fill-mask', f'--checkpoint={tiny}', '--text=the dog <mask> a bone .']
+  assert minilm(capsys, *fill) == minilm(capsys, *fill)
+
+  for name, more in (('pretrained', []), ('from-scratch', ['--from_scratch'])):
+    finetune = ['finetune', '--config=configs/glue.py:microworld/acceptability', f'--checkpoint={tiny}',
+                f'--workdir={runs / name}', '--config.seeds=0,1', '--config.task.limit=64', '--config.epochs=1', *more]
+    table = minilm(capsys, *finetune)
+    assert 'microworld/acceptability' in table
+    before = files(runs / name)
+    assert minilm(capsys, *finetune) == table
+    assert files(runs / name) == before
+  scores = [line for name in ('pretrained', 'from-scratch') for line in run.read_lines(runs / name / 'scores.jsonl')]
+  wanted = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'pretrained', 'filtered'}
+  assert len(scores) == 4 and all(wanted <= set(line) for line in scores)
+
+  report = ['report', str(runs), f'--workdir={tmp_path / "report"}']
+  printed = minilm(capsys, *report)
+  made = {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
+  assert set(made) == {'report.html', 'scores.csv', 'runs.csv', 'loss.svg', 'loss.png'}
+  assert len(made['scores.csv'].read_text().splitlines()) == 2  # one line holds both sides
+  assert all(name in made['runs.csv'].read_text() for name in ('tiny', 'pretrained', 'from-scratch'))
+  minilm(capsys, *report)
+  assert made['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
+
+
+@pytest.mark.slow
+def test_the_tiny_recipe_as_it_is(tmp_path: pathlib.Path, monkeypatch, capsys):
+  """It ends, evaluates and saves on the way, and has learned at least how frequent words are."""
+  monkeypatch.chdir(ROOT)
+  pretrain = ['pretrain', '--config=configs/tiny.py', f'--workdir={tmp_path}', '--config.mesh.data=1']
+  result = json.loads(minilm(capsys, *pretrain))
+  assert result['test_loss'] < 5.1
+  steps = [line['step'] for line in run.read_lines(tmp_path / 'metrics.jsonl') if line['split'] == 'validation']
+  assert steps == [100, 200, 300, 400]
