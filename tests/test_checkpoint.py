@@ -1,0 +1,165 @@
+"""Checkpoints: bit for bit back, onto any devices, or refused with the paths that differ."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from minilm_jax import recipe
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.training import checkpoint, sharding, steps
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run_config(mesh: dict[str, int], **model: Any) -> RunConfig:
+  made = tiny.get_config()
+  made.model.update({'vocabulary': 64, 'embedding': 8, 'hidden': 8, 'feed_forward': 8, 'layers': 1, **model})
+  made.mesh.update(mesh)
+  return recipe.resolve(made, 'pretrain')
+
+
+def shapes(config: RunConfig) -> steps.TrainState:
+  """Shapes with shardings, as a run that goes on has them."""
+  found = jax.eval_shape(lambda: steps.init_state(0, config))
+  places = sharding.state_sharding(found, sharding.make_mesh(config.mesh))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, places)
+
+
+def some_state(config: RunConfig, step: int = 5) -> steps.TrainState:
+  """Numbers of all kinds in every array, subnormal ones and a NaN included."""
+  dice = np.random.default_rng(0)
+
+  def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    values = dice.integers(0, 2**32, leaf.shape, np.uint32).view(leaf.dtype)
+    return jax.device_put(values.reshape(leaf.shape), leaf.sharding)
+
+  state = jax.tree.map(draw, shapes(config))
+  return dataclasses.replace(state, step=jax.device_put(jnp.int32(step), state.step.sharding))
+
+
+def bits(state: Any) -> list[bytes]:
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+
+
+ONE, EIGHT, SPLIT = {'data': 1}, {'data': 8}, {'data': 4, 'model': 2}
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, steps.TrainState]:
+  """A run directory with one checkpoint that was saved from eight devices, some arrays split over two."""
+  folder, state = tmp_path_factory.mktemp('saved'), some_state(run_config(SPLIT))
+  with checkpoint.manager(folder, 2) as saves:
+    checkpoint.save(saves, state)
+  return folder, state
+
+
+@pytest.mark.parametrize('mesh', [SPLIT, ONE, EIGHT, {'data': 1, 'model': 4}])
+def test_a_state_comes_back_bit_for_bit_on_any_mesh(mesh: dict[str, int], saved):
+  folder, state = saved
+  like = shapes(run_config(mesh))
+  found = checkpoint.restore(folder, like, 5)
+  assert jax.tree.structure(found) == jax.tree.structure(state) and bits(found) == bits(state)
+  for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+    assert leaf.sharding == wanted.sharding and leaf.dtype == wanted.dtype
+
+
+def test_a_save_holds_the_state_of_its_step_while_training_goes_on(tmp_path: pathlib.Path):
+  """Arrays are donated to the next chunk while they are being written."""
+  state = some_state(run_config(EIGHT))
+  before = bits(state)
+  overwrite = jax.jit(lambda state: jax.tree.map(jnp.zeros_like, state), donate_argnums=0)
+  with checkpoint.manager(tmp_path, 2) as saves:
+    checkpoint.save(saves, state)
+    overwrite(state)
+  assert bits(checkpoint.restore(tmp_path, shapes(run_config(ONE)), 5)) == before
+
+
+def test_the_last_few_saves_are_kept_and_a_step_is_saved_once(tmp_path: pathlib.Path):
+  config = run_config(ONE)
+  assert checkpoint.latest(tmp_path) is None
+  with checkpoint.manager(tmp_path, 2) as saves:
+    for step in (1, 2, 2, 10, 9):
+      checkpoint.save(saves, some_state(config, step))
+  assert checkpoint.latest(tmp_path) == 10
+  assert sorted(int(p.name) for p in (tmp_path / checkpoint.FOLDER).iterdir() if p.name.isdecimal())[-1] == 10
+  assert len(list((tmp_path / checkpoint.FOLDER).iterdir())) == 2
+
+
+def test_a_save_that_was_cut_short_is_passed_over_and_cleared_away(tmp_path: pathlib.Path):
+  with checkpoint.manager(tmp_path, 2) as saves:
+    checkpoint.save(saves, some_state(run_config(ONE)))
+  folder = tmp_path / checkpoint.FOLDER
+  torn = folder / '9.orbax-checkpoint-tmp-1732180000000000'
+  torn.mkdir()
+  (torn / 'default').mkdir()
+  (folder / 'notes.txt').write_text('kept for later')
+  assert checkpoint.latest(tmp_path) == 5
+  with checkpoint.manager(tmp_path, 2) as saves:
+    checkpoint.save(saves, some_state(run_config(ONE), 6))
+  assert not torn.exists() and checkpoint.latest(tmp_path) == 6
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'positions': 'learned'}, ['distance_bias is not part of this model', 'positions.embedding is missing there']),
+    ({'vocabulary': 66}, ['tokens.embedding is ((64, 8), ', 'there and ((66, 8), ', 'and 5 more']),
+    ({'layers': 2}, ['blocks.1.attention.distance_bias is missing there']),
+])
+def test_another_model_is_refused_by_path(changes: dict[str, Any], said: list[str], saved):
+  with pytest.raises(InputError) as refused:
+    checkpoint.restore(saved[0], shapes(run_config(ONE, **changes)), 5)
+  assert 'the checkpoint of step 5' in refused.value.asked
+  assert all(part in refused.value.found for part in said), refused.value.found
+
+
+def test_another_type_is_refused(saved):
+  like = shapes(run_config(ONE))
+  like = dataclasses.replace(like, seed=jax.ShapeDtypeStruct((), jnp.float32, sharding=like.seed.sharding))
+  with pytest.raises(InputError, match='seed is .*uint32.* there and .*float32.* here'):
+    checkpoint.restore(saved[0], like, 5)
+
+
+def test_a_part_comes_back_alone(saved):
+  folder, state = saved
+  part = jax.eval_shape(functools.partial(steps.init_state, config=run_config(ONE)), 0).model.encoder
+  found = checkpoint.restore_under(folder, part, 'model.encoder')
+  assert bits(found) == bits(state.model.encoder)
+  assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found))
+
+
+def test_a_part_of_another_shape_is_refused(saved):
+  part = jax.eval_shape(functools.partial(steps.init_state, config=run_config(ONE, hidden=16)), 0).model.encoder
+  with pytest.raises(InputError, match='model.encoder.blocks.0'):
+    checkpoint.restore_under(saved[0], part, 'model.encoder')
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='none saved there'):
+    checkpoint.restore_under(tmp_path, {}, 'model')
+
+
+def test_what_eight_devices_saved_one_can_read(saved):
+  """In a process that has one device only, as on the laptop that a run was copied to."""
+  program = (
+      'import sys, jax, numpy as np\n'
+      'from tests.test_checkpoint import ONE, run_config, shapes\n'
+      'from minilm_jax.training import checkpoint\n'
+      'like = shapes(run_config(ONE))\n'
+      'print(jax.device_count(), float(np.sum(checkpoint.restore_under(sys.argv[1], like.model, "model").transform.bias)),\n'
+      '      float(np.sum(checkpoint.restore(sys.argv[1], like, 5).model.transform.bias)))\n')
+  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', program, str(saved[0])], cwd=ROOT, env=environment, capture_output=True,
+                        text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  expected = float(np.sum(np.asarray(saved[1].model.transform.bias[...])))
+  assert done.stdout.split() == ['1', str(expected), str(expected)]

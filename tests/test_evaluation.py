@@ -1,0 +1,63 @@
+"""Evaluation: sums over rows at frozen masks, the same however they are batched."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from minilm_jax import recipe
+from minilm_jax.config import EvaluationConfig
+from minilm_jax.language import corpus, tokenizer
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.model import heads
+from minilm_jax.training import evaluation, masking, steps
+from tests import quick
+
+
+@pytest.fixture(scope='module')
+def model() -> heads.MaskedLanguageModel:
+  config = tiny.get_config()
+  config.model.update(embedding=8, hidden=8, feed_forward=8, layers=1)
+  made = recipe.resolve(config, 'pretrain').model
+  fresh = quick.jit(lambda: heads.masked_language_model(made, jax.random.key(0)))()
+  return jax.tree.map(lambda x: 5 * x, fresh)  # losses that differ much from token to token
+
+
+@pytest.fixture(scope='module')
+def rows(tiny_corpus: pathlib.Path) -> Corpus:
+  return corpus.load(tiny_corpus, 'test')
+
+
+def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[str, float]:
+  """All rows in one batch; sums in float64."""
+  batch = quick.jit(masking.frozen_batch, static_argnums=2)(rows.tokens, jnp.arange(rows.rows), rows.vocabulary)
+  losses = np.asarray(quick.jit(lambda m: steps.masked_loss(m, batch, None))(model), np.float64)[:count].sum()
+  masked, pads = np.asarray(batch.weights)[:count].sum(), (np.asarray(rows.tokens)[:count] == tokenizer.PAD).sum()
+  return {'loss': losses / masked, 'perplexity': math.exp(losses / masked), 'padded_loss': losses / (masked + pads)}
+
+
+@pytest.mark.parametrize('count, batch_size', [(10_000, 64), (30, 7)])
+def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
+  """Whatever the batch; also where the last one is short, and where fewer rows are asked for than there are."""
+  assert rows.rows % 64 and rows.rows > 30
+  evaluate = evaluation.evaluator(EvaluationConfig(every=1, rows=count, batch_size=batch_size))
+  found = evaluate(model, rows)
+  assert found == pytest.approx(by_hand(model, rows, count), rel=1e-4)
+  assert found == evaluate(model, rows)
+  assert found['padded_loss'] < found['loss']
+  untrained = evaluate(jax.tree.map(jnp.zeros_like, model), rows)
+  assert untrained['loss'] == pytest.approx(math.log(model.config.vocabulary), rel=1e-5)
+
+
+def test_nothing_is_dropped(model, rows: Corpus):
+  """Nor does anything else depend on what a run trains with."""
+  other = dataclasses.replace(model.config, dropout=0.9)
+  structure = jax.tree.structure(jax.eval_shape(lambda: heads.masked_language_model(other, jax.random.key(0))))
+  dropping = jax.tree.unflatten(structure, jax.tree.leaves(model))
+  evaluate = evaluation.evaluator(EvaluationConfig(every=1, rows=10_000, batch_size=64))
+  assert evaluate(dropping, rows) == pytest.approx(by_hand(model, rows, 10_000), rel=1e-4)
