@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'checks', 'config', 'recipe', 'rng', 'run', 'progress'),
+    ('errors', 'checks', 'config', 'recipe', 'rng', 'run', 'progress', 'flags'),
     ('language.files', 'language.datasets', 'language.grammar', 'language.microworld', 'language.documents',
      'language.vocabulary', 'language.pool', 'language.keep', 'language.tokenizer', 'language.rows', 'language.corpus', 'language.build'),
     ('model.initialization', 'model.encoder', 'model.convolution', 'model.heads', 'model.size'),
@@ -38,6 +38,7 @@ NEIGHBOURS = {
     'config': ('checks', 'errors'),
     'recipe': ('config', 'errors'),
     'run': ('errors',),
+    'flags': ('recipe', 'errors'),
     'language.microworld': ('language.grammar',),
     'language.documents': ('language.files', 'language.datasets', 'language.microworld'),
     'language.vocabulary': ('language.files',),
@@ -63,10 +64,10 @@ ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
 TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
-TESTED_IN = {'checks': 'recipe', 'config': 'recipe', '__main__': 'main', 'runs': 'report', 'page': 'report'}
+TESTED_IN = {'checks': 'recipe', 'config': 'recipe', '__main__': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report'}
 NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
 # What starts as a worker process or reads tables must not wait for JAX.
-WITHOUT_JAX = ('', 'errors', 'config', 'recipe', 'run', 'progress', 'language.microworld', 'language.documents',
+WITHOUT_JAX = ('', 'errors', 'config', 'recipe', 'run', 'progress', 'flags', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.pool', 'language.keep', 'language.tokenizer', 'language.rows', 'language.build',
                'analysis.report')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base, glue, honey, microworld, quickstart, tiny
 from minilm_jax import __main__ as door
-from minilm_jax import recipe
+from minilm_jax import flags, recipe
 from minilm_jax.language import tokenizer
 from minilm_jax.model import size
 from minilm_jax.tasks import table
@@ -45,7 +45,7 @@ def test_a_recipe_opens_with_what_it_is_and_a_command_that_works(path: pathlib.P
   assert found or path.stem == 'base' or 'bash launch/' in module.__doc__
   for command in found:
     _, verb, *arguments = shlex.split(command)
-    door._read(verb, arguments)  # names no field, flag or part that is not there
+    flags.read(verb, door.VERBS[verb], arguments)  # names no field, flag or part that is not there
 
 
 def test_tiny_fits_its_corpus_and_saves_on_the_way():

@@ -1,5 +1,6 @@
 """The door: what cannot be used is refused in three parts with status 2 and leaves nothing behind."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from minilm_jax import __main__ as door
+from minilm_jax import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, '-m', 'minilm_jax')
@@ -133,6 +135,10 @@ WRITTEN = {  # recipes of one's own that give none
 }
 
 
+def read(name: str, arguments: list[str]) -> tuple:
+  return flags.read(name, door.VERBS[name], arguments)
+
+
 def called(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
   capsys.readouterr()
   status = door.main(arguments)
@@ -178,15 +184,15 @@ def test_a_recipe_that_gives_none_is_refused(name: str, tmp_path: pathlib.Path, 
     ['--config.batch_size=8', '--config.model.heads=2', '--config.model.tied=True', '--config=configs/tiny.py']])
 def test_flags_may_be_written_as_absl_has_them(arguments: list[str], monkeypatch):
   monkeypatch.chdir(ROOT)
-  config, _, free = door._read('pretrain', [*arguments, '--workdir', 'runs/x'])
+  config, _, free = read('pretrain', [*arguments, '--workdir', 'runs/x'])
   assert (config.model.heads, config.batch_size, config.model.tied, free) == (2, 8, True, [])
 
 
 def test_a_value_may_hold_anything(monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, flags, _ = door._read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
-  assert (flags.checkpoint, flags.text) == ('a=b', 'the --config=<mask> is -config: 7')
-  config, _, _ = door._read('finetune', ['--config=configs/glue.py', '--checkpoint=x', '--workdir=y',
+  _, given, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
+  assert (given.checkpoint, given.text) == ('a=b', 'the --config=<mask> is -config: 7')
+  config, _, _ = read('finetune', ['--config=configs/glue.py', '--checkpoint=x', '--workdir=y',
                                          '--config.seeds=4, 5', '--config.task.folder=a=b,c'])
   assert config.seeds == (4, 5) and config.task.folder == 'a=b,c'
 
@@ -200,13 +206,13 @@ def test_help_names_every_verb_and_every_flag(capsys):
     assert status == 0 and not err and verb.summary in out and verb.example in out
     assert all(f'--{flag.rstrip("*")}' in out for flag in verb.flags)
     assert ('--config ' in out) == bool(verb.kinds)
-  assert {flag.rstrip('*') for verb in door.VERBS.values() for flag in verb.flags} == set(door.FLAGS)
+  assert {flag.rstrip('*') for verb in door.VERBS.values() for flag in verb.flags} == set(flags.FLAGS)
 
 
 @pytest.mark.parametrize('name', door.VERBS)
 def test_the_example_of_a_verb_is_understood(name: str, monkeypatch):
   monkeypatch.chdir(ROOT)
-  door._read(name, shlex.split(door.VERBS[name].example))
+  read(name, shlex.split(door.VERBS[name].example))
 
 
 def test_a_newcomer_does_not_wait_for_help():
@@ -228,14 +234,16 @@ def test_a_reader_may_leave_early():
   """As `minilm show --json | head -1` does."""
   read, write = os.pipe()
   os.close(read)
-  done = subprocess.run([*COMMAND, '--help'], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}  # it changes when
+  done = subprocess.run([*COMMAND, '--help'], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+                        env=environment)
   os.close(write)
   assert done.returncode == 0 and not done.stderr
 
 
 def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setitem(door.VERBS, 'show', door.dataclasses.replace(door.VERBS['show'], run=lambda *_: [][0]))
+  monkeypatch.setitem(door.VERBS, 'show', dataclasses.replace(door.VERBS['show'], run=lambda *_: [][0]))
   with pytest.raises(IndexError):
     door.main(['show', TINY])
 
@@ -246,7 +254,7 @@ def test_what_the_machine_says_is_no_traceback(error: BaseException, status: int
   def fail(*_):
     raise error
   monkeypatch.chdir(ROOT)
-  monkeypatch.setitem(door.VERBS, 'show', door.dataclasses.replace(door.VERBS['show'], run=fail))
+  monkeypatch.setitem(door.VERBS, 'show', dataclasses.replace(door.VERBS['show'], run=fail))
   found, out, err = called(['show', TINY], capsys)
   assert found == status and not out and said in err
 

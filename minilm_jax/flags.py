@@ -1,0 +1,121 @@
+"""The command line of one verb: which recipe and flags it takes, and what they were given.
+
+The flags are those of absl and ml_collections, with `=` or a space between name and value; what is wrong with them is
+said in our own words. What the verbs are and what they do is left to `__main__`.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minilm_jax import recipe
+from minilm_jax.errors import InputError, nearest
+
+FLAGS: dict[str, tuple[type, Any, str]] = {
+    'workdir': (str, '', 'directory that the verb writes to'),
+    'checkpoint': (str, '', 'a pre-training run; its latest checkpoint'),
+    'from_scratch': (bool, False, 'fresh weights of the shape of the checkpoint: the control of every comparison'),
+    'json': (bool, False, 'print one JSON object'),
+    'text': (str, '', 'text with <mask> in it'),
+    'best': (int, 5, 'guesses a hole'),
+    'split': (str, 'validation', 'split of the corpus'),
+    'corpus': (str, '', 'corpus folder; the one of the run if not given'),
+    'language': (str, 'reviews', 'reviews (film reviews, real English) or microworld (nothing to download)'),
+    'steps': (int, 10, 'updates timed at once'),
+    'repeats': (int, 5, 'times that they are timed'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+  """One verb: what it does, the kinds of recipe it reads, its flags (those with a star must be given), an example."""
+
+  run: Callable[[Any, Any, Sequence[str]], None]
+  summary: str
+  kinds: tuple[str, ...]
+  flags: tuple[str, ...]
+  example: str
+  paths: bool = False  # does it take arguments that are no flags?
+
+
+def usage(name: str, verb: Verb) -> str:
+  """What `minilm VERB --help` says."""
+  lines = [f'minilm {name}: {verb.summary}', '', f'  minilm {name} {verb.example}', '']
+  if verb.kinds:
+    lines.append(f'  --config        a recipe of kind {" or ".join(verb.kinds)}; --config.FIELD=VALUE changes a field')
+  for flag in verb.flags:
+    kind, default, help_text = FLAGS[flag.rstrip('*')]
+    note = 'must be given' if flag.endswith('*') else repr(default)
+    lines.append(f'  --{flag.rstrip("*"):<14}{help_text} ({note})')
+  return '\n'.join(lines)
+
+
+def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Sequence[str]]:
+  """The configuration (None where the verb reads no recipe), the flags and the free arguments of a verb.
+
+  Raises:
+    InputError: a flag, a field or a recipe that cannot be used, or one that is missing.
+  """
+  from absl import flags as absl_flags
+  from ml_collections import config_flags
+  values = absl_flags.FlagValues()
+  for flag in (flag.rstrip('*') for flag in verb.flags):
+    kind, default, help_text = FLAGS[flag]
+    define = {str: absl_flags.DEFINE_string, bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer}[kind]
+    define(flag, default, help_text, flag_values=values)
+  chosen, rest = _recipes(arguments) if verb.kinds else ([], list(arguments))
+  source = None
+  try:
+    if verb.kinds:
+      if not any(chosen):
+        raise InputError(f'minilm {name}', 'no --config=RECIPE', f'for example: minilm {name} {verb.example}')
+      source = recipe.load(chosen[-1])
+      _check_overrides(rest, recipe.fields(source))
+      config_flags.DEFINE_config_dict('config', source, flag_values=values, sys_argv=rest)
+    free = values(['minilm', *rest])[1:]
+  except absl_flags.UnrecognizedFlagError as error:
+    raise InputError(f'the flag --{error.flagname}', f'minilm {name} has no such flag',
+                     nearest(error.flagname, values)) from None
+  except absl_flags.IllegalFlagValueError as error:
+    raise _ill_typed(str(error), source) from None
+  except (absl_flags.Error, TypeError, ValueError) as error:
+    raise InputError(f'the flags of minilm {name}', str(error), f'see minilm {name} --help') from None
+  if free and not verb.paths:
+    raise InputError(f'minilm {name} {" ".join(free)}', f'{free[0]!r} is no flag',
+                     'give every value after its flag, as in --flag=value, and quote what has spaces or stars')
+  for flag in verb.flags:
+    if flag.endswith('*') and not values[flag[:-1]].value:
+      raise InputError(f'minilm {name}', f'no --{flag[:-1]}', f'for example: minilm {name} {verb.example}')
+  if source is None:
+    return None, values, free
+  kind = next((kind for kind in verb.kinds if 'kind' in source and source.kind == kind), verb.kinds[0])
+  return recipe.resolve(values.config, kind), values, free
+
+
+def _recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """What --config names, after '=' or a space, and the other arguments; `-config` is `--config`."""
+  chosen, rest, words = [], [], (f'-{word}' if word.startswith('-config') else word for word in arguments)
+  for word in words:
+    if word == '--config' or word.startswith('--config='):
+      chosen.append(word.partition('=')[2] if '=' in word else next(words, ''))
+    else:
+      rest.append(word)
+  return chosen, rest
+
+
+def _ill_typed(said: str, source: Any) -> InputError:
+  """From absl's words, which begin 'flag --name=value: ', to ours."""
+  flag = said.removeprefix('flag ').partition(': ')[0]
+  group, _, path = flag.removeprefix('--').partition('=')[0].partition('.')
+  kind = (type(operator.attrgetter(path)(source)) if path else FLAGS[group][0]).__name__
+  if kind == 'ConfigDict':
+    return InputError(flag, 'a group of fields', 'give its fields one by one')
+  return InputError(flag, f'a value that is no {kind}', f'give a value of type {kind}')
+
+
+def _check_overrides(arguments: Sequence[str], known: Sequence[str]) -> None:
+  for argument in arguments:
+    field = argument.partition('=')[0].removeprefix('--config.')
+    if argument.startswith('--config.') and field not in known:
+      raise InputError(f'the field {field}', 'no such field in this recipe', nearest(field, known))
