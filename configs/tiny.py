@@ -3,8 +3,9 @@
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
     minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
 
-`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. So short a run learns little more
-than how frequent words are: expect a test loss of about 4.9 nats a token. `configs/microworld.py` is the one that learns.
+`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. Small batches, a third of the
+tokens predicted and rotary positions leave the plateau of word frequencies (5.0 nats a token) within 200 updates:
+expect a test loss of about 2.0 after twenty seconds on two cores.
 """
 
 from configs import base
@@ -25,11 +26,12 @@ def pretrain():
   """A run that evaluates and saves several times on its way."""
   config = base.pretrain()
   config.corpus = 'configs/tiny.py:corpus'
-  config.batch_size = 32
-  config.updates = 400
-  config.model.update(vocabulary=512, embedding=64, hidden=64, feed_forward=128, heads=4, layers=2, length=64, norm='pre',
-                      positions='relative', dropout=0.0, nominal_heads=4)
-  config.optimizer.update(learning_rate=4e-3, schedule='linear')
+  config.batch_size = 16
+  config.updates = 600
+  config.model.update(vocabulary=512, embedding=64, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
+                      length=64, norm='pre', positions='rotary', dropout=0.0)
+  config.mask.rate = 0.3
+  config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98)
   config.evaluation.update(every=100, rows=200)
   config.checkpoint.every = 100
   config.log.every = 20

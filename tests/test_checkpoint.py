@@ -24,7 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def run_config(mesh: dict[str, int], **model: Any) -> RunConfig:
   made = tiny.get_config()
-  made.model.update({'vocabulary': 64, 'embedding': 8, 'hidden': 8, 'feed_forward': 8, 'layers': 1, **model})
+  made.model.update({'vocabulary': 64, 'embedding': 8, 'hidden': 8, 'feed_forward': 8, 'heads': 2, 'layers': 1,
+                     'positions': 'relative', **model})
   made.mesh.update(mesh)
   return recipe.resolve(made, 'pretrain')
 
@@ -122,6 +123,15 @@ def test_another_model_is_refused_by_path(changes: dict[str, Any], said: list[st
   assert all(part in refused.value.found for part in said), refused.value.found
 
 
+def test_a_checkpoint_that_lost_its_arrays_is_refused(tmp_path: pathlib.Path):
+  like = shapes(run_config(ONE))
+  (tmp_path / checkpoint.FOLDER / '7').mkdir(parents=True)
+  for restoring in (lambda: checkpoint.restore(tmp_path, like, 7),
+                    lambda: checkpoint.restore_under(tmp_path, like.model, 'model')):
+    with pytest.raises(InputError, match='no arrays in .*/7/default'):
+      restoring()
+
+
 def test_another_type_is_refused(saved):
   like = shapes(run_config(ONE))
   like = dataclasses.replace(like, seed=jax.ShapeDtypeStruct((), jnp.float32, sharding=like.seed.sharding))
@@ -155,8 +165,8 @@ def test_what_eight_devices_saved_one_can_read(saved):
       'from tests.test_checkpoint import ONE, run_config, shapes\n'
       'from minilm_jax.training import checkpoint\n'
       'like = shapes(run_config(ONE))\n'
-      'print(jax.device_count(), float(np.sum(checkpoint.restore_under(sys.argv[1], like.model, "model").transform.bias)),\n'
-      '      float(np.sum(checkpoint.restore(sys.argv[1], like, 5).model.transform.bias)))\n')
+      'part, whole = checkpoint.restore_under(sys.argv[1], like.model, "model"), checkpoint.restore(sys.argv[1], like, 5)\n'
+      'print(jax.device_count(), *(float(np.sum(model.transform.bias)) for model in (part, whole.model)))\n')
   environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-c', program, str(saved[0])], cwd=ROOT, env=environment, capture_output=True,
                         text=True, check=False)

@@ -29,7 +29,8 @@ def test_logits_at_some_positions_are_those_of_all(tied: bool):
   model = heads.masked_language_model(dataclasses.replace(SMALL, tied=tied), jax.random.key(0))
   everywhere = run(model, jnp.broadcast_to(jnp.arange(10), (2, 10)))
   some = jnp.array([[3, 1, 1], [9, 0, 4]])
-  np.testing.assert_allclose(run(model, some), np.take_along_axis(everywhere, np.asarray(some)[:, :, None], 1), atol=1e-5)
+  expected = np.take_along_axis(everywhere, np.asarray(some)[:, :, None], axis=1)
+  np.testing.assert_allclose(run(model, some), expected, atol=1e-5)
 
 
 def test_a_tied_head_reads_the_table_of_the_embedding():
@@ -58,7 +59,8 @@ def test_pooling_by_hand():
     if pooling == 'positions':
       pooled = apply(model.pool, x.swapaxes(1, 2))[..., 0]  # pads included, as in the paper
     else:
-      pooled = np.tanh(apply(model.dense, x[:, 0] if pooling == 'first' else np.stack([x[0, :5].mean(0), x[1].mean(0)])))
+      vector = x[:, 0] if pooling == 'first' else np.stack([x[0, :5].mean(0), x[1].mean(0)])
+      pooled = np.tanh(apply(model.dense, vector))
     vectors[pooling] = run(model)
     np.testing.assert_allclose(vectors[pooling], apply(model.output, pooled), atol=1e-5)
   assert all(v.shape == (2, 3) for v in vectors.values())

@@ -87,7 +87,7 @@ def test_a_bias_per_distance_starts_at_nothing():
 
 
 def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray]):
-  """Another depth, head or kind of position leaves all other parameters as they are; a classifier has the same encoder."""
+  """Another depth or kind of position leaves all other parameters as they are; a classifier has the same encoder."""
   other = config(initialization='standard', layers=3, positions='rotary', norm='pre', segments=0)
   changed = parameters(other)
   shared = standard.keys() & changed.keys()

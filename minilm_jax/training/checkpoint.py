@@ -56,7 +56,8 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   wanted = flat(like)
   with ocp.StandardCheckpointer() as reader:
     path = _arrays(workdir, step)
-    _compare(f'the checkpoint of step {step} in {workdir}', reader.metadata(path).item_metadata.tree, wanted)
+    what = f'the checkpoint of step {step} in {workdir}'
+    _compare(what, _described(reader, path, what), wanted)
     arrays = reader.restore(path, wanted)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
@@ -75,8 +76,9 @@ def restore_under(workdir: epath.PathLike, like: T, prefix: str) -> T:
   targets = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in wanted.items()}
   with ocp.PyTreeCheckpointer() as reader:
     path = _arrays(workdir, step)
-    inside = {name: x for name, x in reader.metadata(path).item_metadata.tree.items() if name.startswith(prefix + '.')}
-    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside, wanted)
+    what = f'{prefix} of the checkpoint of step {step} in {workdir}'
+    inside = {name: x for name, x in _described(reader, path, what).items() if name.startswith(prefix + '.')}
+    _compare(what, inside, wanted)
     arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
         targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
@@ -84,6 +86,14 @@ def restore_under(workdir: epath.PathLike, like: T, prefix: str) -> T:
 
 def _arrays(workdir: epath.PathLike, step: int) -> epath.Path:
   return epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
+
+
+def _described(reader: ocp.Checkpointer, path: epath.Path, what: str) -> dict[str, Any]:
+  """Shape and type of every array of a checkpoint."""
+  found = reader.metadata(path).item_metadata if path.exists() else None
+  if found is None:
+    raise InputError(what, f'no arrays in {path}', 'restore that folder, or remove it: an earlier one may be there')
+  return found.tree
 
 
 def _compare(what: str, there: dict[str, Any], here: dict[str, Any]) -> None:

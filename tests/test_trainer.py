@@ -1,0 +1,312 @@
+"""The loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the way."""
+
+import functools
+import json
+import math
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from minilm_jax import recipe, run
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer
+from minilm_jax.training import checkpoint, evaluation, sharding, steps, trainer
+from minilm_jax.training.checkpoint import flat
+
+UPDATES = 12
+
+
+def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
+  """A dozen updates on one device, evaluated and saved after every four."""
+  made = tiny.get_config()
+  made.corpus = str(folder)
+  made.update(batch_size=16, updates=UPDATES)
+  made.model.update(embedding=16, hidden=16, feed_forward=32, layers=1, heads=2, dropout=0.1)
+  made.optimizer.epsilon = 1e-3  # smaller, Adam makes whole steps of the rounding errors where a gradient is zero
+  made.evaluation.update(every=4, rows=64)
+  made.checkpoint.every, made.log.every, made.mesh.data = 4, 2, 1
+  made.update_from_flattened_dict(changes)
+  return recipe.resolve(made, 'pretrain')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once() -> Any:
+  """Runs of one recipe share their compiled programs, quickly made ones: that takes nothing from what is tested."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer, 'make_engine', functools.cache(trainer.make_engine))
+    patch.setattr(evaluation, 'evaluator', functools.cache(evaluation.evaluator))
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def bits(tree: Any) -> dict[str, bytes]:
+  return {name: np.asarray(leaf).tobytes() for name, leaf in flat(tree).items()}
+
+
+def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The log without its times."""
+  return [{k: v for k, v in line.items() if k != 'seconds'} for line in run.read_lines(folder / run.METRICS)]
+
+
+def final(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
+  return bits(checkpoint.restore(folder, trainer.make_engine(config).shapes, UPDATES))
+
+
+def device_corpus(engine: trainer.Engine, folder: pathlib.Path) -> corpora.Corpus:
+  return jax.device_put(corpora.load(folder, 'train'), sharding.replicated(engine.mesh))
+
+
+@pytest.fixture(scope='module')
+def whole(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A run that nothing interrupted."""
+  folder = tmp_path_factory.mktemp('whole')
+  trainer.pretrain(run_config(tiny_corpus), folder)
+  return folder
+
+
+# a chunk is a fold
+
+
+def test_one_chunk_is_many(tiny_corpus: pathlib.Path):
+  """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles anything again."""
+  engine = trainer.make_engine(run_config(tiny_corpus))
+  corpus = device_corpus(engine, tiny_corpus)
+  together, total = engine.chunk(engine.init(), corpus, jnp.int32(5))
+  state, sums = engine.init(), []
+  for _ in range(5):
+    state, found = engine.chunk(state, corpus, jnp.int32(1))
+    sums.append(found)
+  assert int(state.step) == 5 and bits(state) == bits(together)
+  assert float(total['masked']) == sum(float(s['masked']) for s in sums)
+  state = jax.device_put(jax.tree.map(np.asarray, state), jax.tree.map(lambda x: x.sharding, engine.shapes))
+  engine.chunk(state, corpus, jnp.int32(2))
+  assert engine.chunk._cache_size() == 1
+
+
+def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib.Path):
+  engine = trainer.make_engine(run_config(tiny_corpus))
+  corpus, count = device_corpus(engine, tiny_corpus), jax.device_put(jnp.int32(2), sharding.replicated(engine.mesh))
+  state, _ = engine.chunk(engine.init(), corpus, count)
+  with jax.transfer_guard('disallow'):
+    state, sums = engine.chunk(state, corpus, count)
+    jax.block_until_ready(sums)
+  assert int(state.step) == 4
+
+
+@pytest.mark.parametrize('changes', [{'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}], ids=str)
+def test_devices_change_nothing_but_roundings(changes: dict[str, int], tiny_corpus: pathlib.Path):
+  """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another order."""
+  found = []
+  for config in (run_config(tiny_corpus), run_config(tiny_corpus, **changes)):
+    engine = trainer.make_engine(config)
+    state, sums = engine.chunk(engine.init(), device_corpus(engine, tiny_corpus), jnp.int32(6))
+    found.append((jax.device_get(flat(state.model)), jax.device_get(sums)))
+  (model, sums), (other, others) = found
+  assert sums['masked'] == others['masked']
+  assert float(sums['loss']) == pytest.approx(float(others['loss']), rel=1e-5)
+  for name, leaf in model.items():
+    np.testing.assert_allclose(other[name], leaf, atol=5e-5, err_msg=name)
+
+
+def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
+  """Also where a batch is accumulated: the work of a device is the batch's, divided by the devices."""
+  def flops(**changes: int) -> float:
+    engine = trainer.make_engine(run_config(tiny_corpus, batch_size=64, **changes))
+    corpus = device_corpus(engine, tiny_corpus)
+    return engine.chunk.lower(engine.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
+
+  one = flops()
+  assert flops(**{'mesh.data': 8}) < one / 8 * 1.5
+  assert flops(**{'mesh.data': 8, 'accumulation': 4}) < one / 8 / 4 * 2.5  # XLA counts the body of a loop once
+
+
+def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
+  with pytest.raises(InputError, match='micro-batches of 4 rows over 8 devices'):
+    trainer.make_engine(run_config(tiny_corpus, accumulation=4, **{'mesh.data': 8}))
+
+
+# a run that was stopped goes on
+
+
+class Killed(BaseException):
+  """Stands for a signal."""
+
+
+def killed_at(call: int, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+  """The process ends in the given call (from 1) of a function."""
+  original, calls = getattr(module, name), [0]
+
+  def dying(*arguments: Any) -> Any:
+    calls[0] += 1
+    if calls[0] == call:
+      raise Killed
+    return original(*arguments)
+
+  patch.setattr(module, name, dying)
+
+
+@pytest.mark.parametrize('module, name, call', [
+    (steps, 'means', 1),  # before there is a line
+    (checkpoint, 'save', 1),  # after lines, before a checkpoint
+    (steps, 'means', 5),  # with lines after the last checkpoint
+    (run, 'append_line', 8),  # between the lines of one step
+    (checkpoint, 'save', 3),  # before the last checkpoint
+    (run, 'append_line', 10),  # after the last checkpoint, before the test line
+    (run, 'write_json', 3),  # before the result
+])
+def test_a_stopped_run_ends_as_if_it_had_not_been(module: Any, name: str, call: int, whole: pathlib.Path,
+                                                  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """State bit for bit, every line once and in order; the time that was spent before is not lost."""
+  config = run_config(tiny_corpus)
+  with pytest.MonkeyPatch.context() as patch:
+    killed_at(call, patch, module, name)
+    with pytest.raises(Killed):
+      trainer.pretrain(config, tmp_path)
+  assert not (tmp_path / run.RESULT).exists()
+  result = trainer.pretrain(config, tmp_path)
+  assert final(tmp_path, config) == final(whole, config)
+  assert lines(tmp_path) == lines(whole)
+  seconds = [line['seconds'] for line in run.read_lines(tmp_path / run.METRICS)]
+  assert seconds == sorted(seconds) and seconds[0] > 0
+  assert {**result, 'seconds': 0} == {**json.loads((whole / run.RESULT).read_text()), 'seconds': 0}
+
+
+def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):
+  found = lines(whole)
+  assert [(line['split'], line['step']) for line in found] == [
+      ('train', 2), ('train', 4), ('validation', 4), ('train', 6), ('train', 8), ('validation', 8), ('train', 10),
+      ('train', 12), ('validation', 12), ('test', 12)]
+  for line in found:
+    assert {'loss', 'perplexity', 'tokens', 'flops'} < line.keys()
+    assert ('learning_rate' in line) == (line['split'] == 'train')
+    assert line['tokens'] == line['step'] * 16 * 64 and line['flops'] % (line['step'] * 16) == 0
+    assert line['perplexity'] == pytest.approx(np.exp(line['loss']))
+  manifest = json.loads((whole / run.MANIFEST).read_text())
+  assert manifest['corpus'] == corpora.manifest(tiny_corpus)['hash']
+  assert run.sha256(whole / trainer.TOKENIZER) == manifest['tokenizer']
+  assert checkpoint.latest(whole) == UPDATES
+  result = json.loads((whole / run.RESULT).read_text())
+  assert result['updates'] == UPDATES and result['test_loss'] == found[-1]['loss']
+
+
+def test_a_finished_run_has_nothing_to_do(whole: pathlib.Path, tiny_corpus: pathlib.Path, capsys):
+  before = contents(whole)
+  result = trainer.pretrain(run_config(tiny_corpus), whole)
+  assert 'nothing to do' in ''.join(capsys.readouterr())
+  assert result == json.loads((whole / run.RESULT).read_text())
+  assert contents(whole) == before
+
+
+# what does not fit is refused
+
+
+def contents(folder: pathlib.Path) -> dict[str, int]:
+  """When each file was last written."""
+  return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def started(tiny_corpus: pathlib.Path, folder: pathlib.Path) -> RunConfig:
+  """A run in `folder` that was stopped after its first checkpoint."""
+  config = run_config(tiny_corpus)
+  with pytest.MonkeyPatch.context() as patch:
+    killed_at(4, patch, steps, 'means')
+    with pytest.raises(Killed):
+      trainer.pretrain(config, folder)
+  return config
+
+
+@pytest.mark.parametrize('part', ['corpus', 'tokenizer'])
+def test_a_run_goes_on_with_its_own_corpus_only(part: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  config = started(tiny_corpus, tmp_path)
+  path = tmp_path / run.MANIFEST
+  path.write_text(json.dumps({**json.loads(path.read_text()), part: '0' * 64}))  # as if it had begun with another
+  before = contents(tmp_path)
+  with pytest.raises(InputError, match=f'it was trained on another {part}'):
+    trainer.pretrain(config, tmp_path)
+  assert contents(tmp_path) == before
+
+
+def test_another_recipe_is_refused_and_changes_nothing(whole: pathlib.Path, tiny_corpus: pathlib.Path):
+  before = contents(whole)
+  with pytest.raises(InputError, match='seed is 0 there and 1 here'):
+    trainer.pretrain(run_config(tiny_corpus, seed=1), whole)
+  assert contents(whole) == before
+
+
+def a_tokenizer_that_was_swapped(folder: pathlib.Path) -> None:
+  (folder / 'tokenizer.model').write_bytes(b'another')
+
+
+def no_tokenizer(folder: pathlib.Path) -> None:
+  (folder / 'tokenizer.model').unlink()
+
+
+@pytest.mark.parametrize('change', [a_tokenizer_that_was_swapped, no_tokenizer])
+def test_a_corpus_with_another_tokenizer_than_it_says_is_refused(
+    change: Callable[[pathlib.Path], None], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  corpus = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
+  change(corpus)
+  with pytest.raises(InputError, match='not the file that the corpus was made with'):
+    trainer.pretrain(run_config(corpus), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'model.vocabulary': 500}, 'give --config.model.vocabulary=512'), ({'model.length': 60}, 'model.length=64'),
+    ({'corpus': ''}, 'give --config.corpus=FOLDER'), ({'corpus': '/nowhere'}, 'no manifest.json there'),
+    ({'corpus': 'configs/nowhere.py:corpus'}, 'no such file'),
+    ({'corpus': 'configs/tiny.py:corpus', 'model.vocabulary': 100}, 'model.vocabulary=512')])
+def test_a_corpus_that_does_not_fit_leaves_no_trace(changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path,
+                                                    tmp_path: pathlib.Path):
+  """So that the command may be given again, mended, with the same work directory."""
+  with pytest.raises(InputError) as refused:
+    trainer.pretrain(run_config(tiny_corpus, **changes), tmp_path / 'run')
+  assert said in str(refused.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  config = run_config(tiny_corpus, **{'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'})
+  with pytest.raises(InputError, match='lower optimizer.learning_rate') as refused:
+    trainer.pretrain(config, tmp_path)
+  assert 'a finite train loss at update 2' in refused.value.asked
+  assert not lines(tmp_path) and not (tmp_path / run.RESULT).exists() and checkpoint.latest(tmp_path) is None
+
+
+def test_a_validation_loss_that_is_no_number_is_seen_too(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """The last update may be the one that breaks a model; such a state is not saved."""
+  with pytest.MonkeyPatch.context() as patch:
+    answers = iter([{'loss': 1.0, 'perplexity': 1.0}] * 2 + [{'loss': math.nan, 'perplexity': math.nan}])
+    patch.setattr(steps, 'means', lambda sums: next(answers))
+    with pytest.raises(InputError, match='a finite validation loss at update 4'):
+      trainer.pretrain(run_config(tiny_corpus), tmp_path)
+  assert checkpoint.latest(tmp_path) is None
+
+
+# and it learns
+
+
+def unigram_loss(folder: pathlib.Path) -> float:
+  """Nats a token of the test split that the frequencies of the training split leave open."""
+  train, test = (np.asarray(corpora.load(folder, split).tokens).ravel() for split in ('train', 'test'))
+  counts = np.bincount(train, minlength=512)[len(tokenizer.SPECIAL):] + 1
+  test = test[test >= len(tokenizer.SPECIAL)] - len(tokenizer.SPECIAL)
+  return float(-np.log(counts / counts.sum())[test].mean())
+
+
+def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """Well below what frequencies of tokens explain; by a model that could read longer rows than there are."""
+  recipe_of_a_minute = tiny.get_config()
+  recipe_of_a_minute.update(corpus=str(tiny_corpus), updates=200)
+  recipe_of_a_minute.model.length, recipe_of_a_minute.mesh.data = 100, 1
+  result = trainer.pretrain(recipe.resolve(recipe_of_a_minute, 'pretrain'), tmp_path)
+  assert result['test_loss'] < unigram_loss(tiny_corpus) - 1
+  assert result['tokens'] == 200 * 16 * 64  # those of the rows, not of what the model could read
