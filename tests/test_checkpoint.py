@@ -165,7 +165,8 @@ def test_what_eight_devices_saved_one_can_read(saved):
       'from tests.test_checkpoint import ONE, run_config, shapes\n'
       'from minilm_jax.training import checkpoint\n'
       'like = shapes(run_config(ONE))\n'
-      'part, whole = checkpoint.restore_under(sys.argv[1], like.model, "model"), checkpoint.restore(sys.argv[1], like, 5)\n'
+      'part = checkpoint.restore_under(sys.argv[1], like.model, "model")\n'
+      'whole = checkpoint.restore(sys.argv[1], like, 5)\n'
       'print(jax.device_count(), *(float(np.sum(model.transform.bias)) for model in (part, whole.model)))\n')
   environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-c', program, str(saved[0])], cwd=ROOT, env=environment, capture_output=True,

@@ -305,8 +305,8 @@ def unigram_loss(folder: pathlib.Path) -> float:
 def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """Well below what frequencies of tokens explain; by a model that could read longer rows than there are."""
   recipe_of_a_minute = tiny.get_config()
-  recipe_of_a_minute.update(corpus=str(tiny_corpus), updates=200)
+  recipe_of_a_minute.update(corpus=str(tiny_corpus), updates=300)
   recipe_of_a_minute.model.length, recipe_of_a_minute.mesh.data = 100, 1
   result = trainer.pretrain(recipe.resolve(recipe_of_a_minute, 'pretrain'), tmp_path)
   assert result['test_loss'] < unigram_loss(tiny_corpus) - 1
-  assert result['tokens'] == 200 * 16 * 64  # those of the rows, not of what the model could read
+  assert result['tokens'] == 300 * 16 * 64  # those of the rows, not of what the model could read
