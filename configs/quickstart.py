@@ -9,9 +9,9 @@ from configs import base
 
 
 def corpus():
-  """Sentences made of the 8,000 most frequent words of the reviews."""
+  """Sentences made of the 12,000 most frequent words of the reviews, under a tokenizer of 4,000 pieces."""
   config = base.corpus()
-  config.vocabulary.update(most_frequent=8000, counting='plain', passes='sentences')
+  config.vocabulary.update(most_frequent=12_000, counting='plain', passes='sentences')
   config.tokenizer.size = 4000
   config.rows.update(length=64, grouping='tokens')
   config.splits.update(validation=0.02, test=0.0)
@@ -19,27 +19,32 @@ def corpus():
 
 
 def pretrain():
-  """Relative positions and pre-LN, which leave the unigram plateau within a few million tokens."""
+  """Many small batches, a third of the tokens predicted, pre-LN and rotary positions: what learns most in three minutes.
+
+  Few pieces keep the head cheap and show each piece often; most parameters are in a wide embedding, which costs nothing
+  but memory.
+  """
   config = base.pretrain()
-  config.batch_size = 64
-  config.updates = 1500
-  config.model.update(vocabulary=4000, embedding=128, hidden=128, feed_forward=256, heads=8, layers=2, length=64, norm='pre',
-                      positions='relative', dropout=0.0, segments=0, tied=True)
-  config.optimizer.update(learning_rate=4e-3, schedule='linear', beta2=0.98)
-  config.evaluation.update(every=250, rows=500)
-  config.checkpoint.every = 500
-  config.log.every = 25
+  config.batch_size = 16
+  config.updates = 8000
+  config.model.update(vocabulary=4000, embedding=224, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
+                      length=64, norm='pre', positions='rotary', dropout=0.0, segments=0)
+  config.mask.rate = 0.3
+  config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98)
+  config.evaluation.update(every=1000, rows=500)
+  config.checkpoint.every = 2000
+  config.log.every = 100
   return config
 
 
 def finetune():
-  """Five seeds on sentences of positive or negative judgement; the test split takes no part in any choice."""
+  """Five seeds on 1,000 labelled sentences; the test split took no part in choosing anything here."""
   config = base.finetune()
-  config.task.update(name='sentiment', split='test')
+  config.task.update(name='sentiment', split='test', limit=1000)
   config.head.pooling = 'mean'
-  config.optimizer.update(learning_rate=1e-3)
+  config.optimizer.learning_rate = 4e-3
   config.seeds = '0,1,2,3,4'
-  config.epochs = 3.0
+  config.epochs = 6.0
   config.length = 64
   return config
 
