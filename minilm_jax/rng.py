@@ -1,7 +1,7 @@
 """The table of random streams. Every random bit of the program is a pure function of the keys made here.
 
-A key is `(seed, stream, *counters)`: what it is for and where in the run it is used. Nothing splits keys in chains and no
-module stores one, so a run can be resumed, resharded or re-chunked without any generator state to save.
+A key is `(seed, stream, *counters)`: what it is for and where in the run it is used. Nothing splits keys in chains and
+no module stores one, so a run can be resumed, resharded or re-chunked without any generator state to save.
 """
 
 import enum

@@ -1,7 +1,7 @@
 """The run directory: config.json, manifest.json, metrics.jsonl, scores.jsonl, result.json.
 
 Files appear whole: they are written under a temporary name and renamed. Lines of a log are appended one at a time, and
-a reader ignores a last line that a crash cut short. Paths are `etils.epath`, so `gs://` works wherever a local path does.
+a reader ignores a last line that a crash cut short. Paths are `etils.epath`, so `gs://` works like a local path.
 """
 
 import hashlib
@@ -14,7 +14,8 @@ from etils import epath
 
 from minilm_jax.errors import InputError
 
-CONFIG, MANIFEST, METRICS, SCORES, RESULT = 'config.json', 'manifest.json', 'metrics.jsonl', 'scores.jsonl', 'result.json'
+CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
+METRICS, SCORES = 'metrics.jsonl', 'scores.jsonl'
 _BLOCK = 1 << 20
 
 
@@ -112,7 +113,8 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise InputError(f'a run in {workdir}', f'the directory cannot be made: {error}', 'give another --workdir') from None
+    raise InputError(f'a run in {workdir}', f'the directory cannot be made: {error}',
+                     'give another --workdir') from None
   config = json.loads(json.dumps(_plain(config)))
   path = workdir / CONFIG
   if not path.exists():
@@ -121,7 +123,8 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
   old, new = _flat(read_json(path, f'the recipe of the run in {workdir}')), _flat(config)
   changed = sorted(k for k in old.keys() | new.keys() if old.get(k, '(absent)') != new.get(k, '(absent)'))
   if changed:
-    found = '; '.join(f'{k} is {old.get(k, "(absent)")!r} there and {new.get(k, "(absent)")!r} here' for k in changed[:6])
+    found = '; '.join(f'{k} is {old.get(k, "(absent)")!r} there and {new.get(k, "(absent)")!r} here'
+                      for k in changed[:6])
     raise InputError(f'a run in {workdir}', f'it belongs to another recipe: {found}',
                      'give another --workdir, or the recipe that the directory was made with')
   return workdir

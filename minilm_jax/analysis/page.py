@@ -98,7 +98,8 @@ def points(share: float, sign: str = '') -> str:
 def score_cells(row: ScoreRow) -> list[str]:
   """The cells under `SCORE_HEADINGS`."""
   return [row.task + (' (filtered)' if row.filtered else ''), row.metric, row.checkpoint or NONE,
-          _group(row.pretrained), _group(row.scratch), _difference(row.difference), points(row.majority), f'{row.examples:,} {row.split}']
+          _group(row.pretrained), _group(row.scratch), _difference(row.difference), points(row.majority),
+          f'{row.examples:,} {row.split}']
 
 
 def _group(group: Group) -> str:

@@ -67,7 +67,8 @@ def score_table(scores: Iterable[Mapping[str, Any]]) -> list[ScoreRow]:
   """
   sides: dict[tuple[Any, ...], dict[bool, dict[int, Mapping[str, Any]]]] = {}
   for score in scores:
-    key = (score['task'], score['split'], score['filtered'], score['checkpoint'], not score['headline'], score['metric'])
+    key = (score['task'], score['split'], score['filtered'], score['checkpoint'],
+           not score['headline'], score['metric'])
     sides.setdefault(key, {True: {}, False: {}})[score['pretrained']][score['seed']] = score
   rows = []
   for key in sorted(sides):

@@ -59,7 +59,8 @@ def examples(where: str, split: str) -> Iterator[dict[str, Any]]:
     raise InputError(f'the split {split!r} of {builder.info.full_name}', ' '.join(str(error).split()),
                      f'name one of {", ".join(builder.info.splits)}, prepared with file_format=array_record') from None
   chunks = (range(start, min(start + _CHUNK, len(records))) for start in range(0, len(records), _CHUNK))
-  return ({key: _plain(value) for key, value in record.items()} for chunk in chunks for record in records.__getitems__(chunk))
+  return ({key: _plain(value) for key, value in record.items()}
+          for chunk in chunks for record in records.__getitems__(chunk))
 
 
 def fingerprint(where: str) -> dict[str, Any]:
