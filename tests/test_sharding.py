@@ -45,11 +45,19 @@ def test_more_devices_than_there_are_is_refused(config: MeshConfig):
     sharding.make_mesh(config)
 
 
-def test_every_rule_decides_something():
-  """No rule is dead, or hidden behind one before it."""
-  deciding = {next(pattern for pattern, _ in sharding.RULES if re.search(pattern, name))
-              for name, leaf in flat(shapes(run_config())).items() if leaf.ndim}
-  assert deciding == {pattern for pattern, _ in sharding.RULES}
+def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+  """So is one that is hidden behind a rule before it."""
+  for rule in ((r'no\.such\.path$', PartitionSpec()), sharding.RULES[0]):
+    monkeypatch.setattr(sharding, 'RULES', (*sharding.RULES, (rule[0] + '()', rule[1])))
+    with pytest.raises(InputError, match='no array matches'):
+      placed(run_config(), MeshConfig(1, 0, 2))
+    monkeypatch.undo()
+
+
+def test_a_large_array_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))  # without that of the output matrix
+  with pytest.raises(InputError, match='no rule for so large an array'):
+    placed(run_config(vocabulary=19_010), MeshConfig(1, 0, 2))
 
 
 def test_what_is_split_over_the_model_axis():

@@ -6,6 +6,7 @@ be split over `model`. The optimizer's moments have the paths of the parameters 
 rules.
 """
 
+import math
 import re
 from typing import Any
 
@@ -23,8 +24,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a pat
     (r'(^|\.)output\.kernel$', PartitionSpec(None, 'model')),  # D x V, and attention's D x D, by its columns
     (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),  # D x F
     (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),  # F x D: the sum over F is the one collective
-    (r'', PartitionSpec()),  # everything else is small: replicated
+    (r'(embedding|projection\.linear|attention\.\w+|transform)\.', PartitionSpec()),  # at most some D x D: replicated
 )
+_LARGE = 1 << 16  # elements; an array without a rule is replicated only below this
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -48,18 +50,29 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
   """The sharding of every array of a TrainState (arrays or shapes), by the table.
 
   Raises:
-    InputError: an axis of the mesh does not divide the array that a rule splits over it.
+    InputError: an axis of the mesh does not divide the array that a rule splits over it; a rule matches nothing; a large
+      array matches no rule.
   """
+  used = set()
+
   def place(path: tuple, leaf: Any) -> NamedSharding:
     name = path_name(path)
-    spec = next(spec for pattern, spec in RULES if re.search(pattern, name)) if leaf.ndim else PartitionSpec()
+    rule = next((rule for rule in RULES if re.search(rule[0], name)), None)
+    if rule is None and math.prod(leaf.shape) >= _LARGE:
+      raise InputError(f'a place for {name} {leaf.shape}', 'no rule for so large an array', 'add one to sharding.RULES')
+    used.add(rule)
+    spec = PartitionSpec() if rule is None or not leaf.ndim else rule[1]
     for size, axis in zip(leaf.shape, spec):
       if axis and size % mesh.shape[axis]:
         raise InputError(f'{name} {leaf.shape} split over {axis}', f'{mesh.shape[axis]} devices do not divide {size}',
                          f'give a mesh.{axis} that does')
     return NamedSharding(mesh, spec)
 
-  return jax.tree_util.tree_map_with_path(place, state)
+  placed = jax.tree_util.tree_map_with_path(place, state)
+  idle = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
+  if idle:
+    raise InputError('a sharding for every rule', f'no array matches {", ".join(idle)}', 'mend sharding.RULES')
+  return placed
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
