@@ -103,6 +103,7 @@ def corpus():
           path='',  # an existing SentencePiece model, instead of training one
           model='bpe',  # bpe or unigram
           size=19000,  # pieces, the five special ones included
+          sweep='',  # other sizes to try on the same text: their word-split ratio and ESMS go into the manifest
       ),
       rows=dict(
           length=128,

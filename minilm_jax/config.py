@@ -200,6 +200,7 @@ class TokenizerConfig(Checked):
   path: str
   model: Annotated[str, one_of('bpe', 'unigram')]
   size: Annotated[int, at_least(16)]
+  sweep: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -270,3 +270,11 @@ def test_real_stories(data, tmp_path):
   assert sum(manifest['stages']['keep']['documents'].values()) == 278
   assert 100_000 < manifest['splits']['train']['tokens'] < 600_000
   assert 1.0 < manifest['stages']['tokenizer']['word_split_ratio'] < 1.6
+
+
+def test_a_sweep_of_sizes_is_reported(place, tmp_path, capsys):
+  made = build.build(config(place, **{'tokenizer.sweep': '70,90'}), tmp_path / 'run')
+  sweep = run.read_json(made / 'manifest.json', 'the manifest')['stages']['tokenizer']['sweep']
+  assert [row['size'] for row in sweep] == [70, 90]
+  assert sweep[0]['word_split_ratio'] > sweep[1]['word_split_ratio'] >= 1
+  assert '70 pieces' in capsys.readouterr().err

@@ -137,8 +137,13 @@ def _tokenizer(config: CorpusConfig, given: tokenizer.Tokenizer | None, kept: Ma
     made = tokenizer.train(tokenizer.thin(training_text(), _TRAINING / size), config.tokenizer.model,
                            config.tokenizer.size, work / TOKENIZER)
   ratio = tokenizer.word_split_ratio(made, tokenizer.thin(training_text(), _MEASURED / size))
+  sweep = []
+  if config.tokenizer.sweep:
+    progress.say(f'tokenizer: trying {", ".join(f"{other:,}" for other in config.tokenizer.sweep)} pieces')
+    sample = list(tokenizer.thin(training_text(), _TRAINING / size))
+    sweep = tokenizer.size_sweep(sample, config.tokenizer.model, config.tokenizer.sweep)
   return {'size': made.size, 'sha256': made.sha256, 'word_split_ratio': ratio, 'esms': tokenizer.esms(made),
-          'seconds': time.monotonic() - started}
+          'sweep': sweep, 'seconds': time.monotonic() - started}
 
 
 def _manifest(config: RowsConfig, pieces: Mapping[str, Any], splits: Mapping[str, Any], settings: dict[str, Any],
@@ -155,7 +160,7 @@ def _manifest(config: RowsConfig, pieces: Mapping[str, Any], splits: Mapping[str
 
 
 def _say_summary(manifest: Mapping[str, Any], seconds: float) -> None:
-  kept, splits = manifest['stages']['keep'], manifest['splits']
+  kept, pieces, splits = manifest['stages']['keep'], manifest['stages']['tokenizer'], manifest['splits']
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
   largest = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   children = kept['workers'] if kept['workers'] > 1 else 0
@@ -165,6 +170,7 @@ def _say_summary(manifest: Mapping[str, Any], seconds: float) -> None:
       'kept: ' + ', '.join(f'{split} {found["sentences"]["items"]:,} sentences and {found["spans"]["items"]:,} spans'
                            for split, found in kept['kept'].items()),
       'rows: ' + ', '.join(f'{name} {found["rows"]:,} of {found["tokens"]:,} tokens' for name, found in splits.items()),
-      f'tokenizer: {manifest["vocabulary"]:,} pieces, {manifest["stages"]["tokenizer"]["word_split_ratio"]:.3f} a word',
+      *(f'tokenizer: {row["size"]:,} pieces, {row["word_split_ratio"]:.3f} a word, ESMS {row["esms"]:.3f}'
+        for row in (pieces, *pieces['sweep'])),
       f'filtering: {kept["seconds"]:.1f} s, {kept["bytes"] / 1e6 / kept["processor_seconds"]:.1f} MB/s a core',
       f'all: {seconds:.1f} s, at most {largest[0] + children * largest[1]:,.0f} MiB of memory')))
