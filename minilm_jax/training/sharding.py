@@ -50,8 +50,8 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
   """The sharding of every array of a TrainState (arrays or shapes), by the table.
 
   Raises:
-    InputError: an axis of the mesh does not divide the array that a rule splits over it; a rule matches nothing; a large
-      array matches no rule.
+    InputError: an axis of the mesh does not divide the array that a rule splits over it; a rule matches nothing; a
+      large array matches no rule.
   """
   used = set()
 
