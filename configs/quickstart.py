@@ -1,4 +1,4 @@
-"""The quickstart: a reduced language of film reviews, a model of 1.25M parameters, sentence sentiment.
+"""The quickstart: a reduced language of film reviews, a model of 1.24M parameters, sentence sentiment.
 
     bash launch/quickstart.sh
 
