@@ -17,9 +17,9 @@ from jaxtyping import Array, Int, UInt, UInt16, UInt32
 
 from minilm_jax import rng, run
 from minilm_jax.errors import InputError
+from minilm_jax.language.build import FORMAT
+from minilm_jax.language.keep import SPLITS
 
-SPLITS = ('train', 'validation', 'test')
-_FORMAT = 1
 _ROUNDS = 6  # of the Feistel network; four already pass for random, six leave no visible trace of the order
 
 
@@ -57,8 +57,8 @@ def manifest(folder: epath.PathLike) -> dict[str, Any]:
   found = run.read_json(folder / run.MANIFEST, what)
   if not isinstance(found, dict) or 'format' not in found or 'splits' not in found:
     raise InputError(what, 'a manifest.json that is not a corpus manifest', 'give the folder that minilm corpus made')
-  if found['format'] != _FORMAT:
-    raise InputError(what, f'format {found["format"]}', f'make it again: this version reads format {_FORMAT}')
+  if found['format'] != FORMAT:
+    raise InputError(what, f'format {found["format"]}', f'make it again: this version reads format {FORMAT}')
   return found
 
 
