@@ -5,13 +5,12 @@ with the policies `stop` and `drop-member` the member stands still from there on
 `skip` it goes on to the next batch.
 """
 
-import typing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from minilm_jax.model.initialization import path_name
 
@@ -38,12 +37,6 @@ def find(loss: Float[Array, ''], gradient: Any, step: Int[Array, '']) -> Fault:
 def first(old: Fault, new: Fault) -> Fault:
   """The earlier of two."""
   return jax.tree.map(lambda a, b: jnp.where(old.step >= 0, a, b), old, new)
-
-
-@typing.no_type_check  # trees of anything
-def choose(fine: Bool[Array, ''], after: Any, before: Any) -> Any:
-  """One tree or the other, leaf by leaf."""
-  return jax.tree.map(lambda a, b: jnp.where(fine, a, b), after, before)
 
 
 def tensor(number: int, model: Any) -> str:

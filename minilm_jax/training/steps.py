@@ -123,19 +123,17 @@ def train_step(state: TrainState, own: Settings, corpus: Corpus | Window, config
   gradient = jax.tree.map(lambda g: g / sums['masked'], gradient)
   found = fault.find(sums['loss'], gradient, state.step)
   transform = optimizer.build(config.optimizer, config.updates, state.model, own.rates)
-  change, moments = transform.update(gradient, state.optimizer, state.model)
-  after = TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments)
+
+  def update(state: TrainState) -> TrainState:
+    change, moments = transform.update(gradient, state.optimizer, state.model)
+    return dataclasses.replace(state, model=optax.apply_updates(state.model, change), optimizer=moments)
+
   fine = (found.step < 0) & corpus.covers(state.step)
-  return *_where(fine, config, (after, sums), state), found
-
-
-def _where(fine: Bool[Array, ''], config: RunConfig, after: tuple[TrainState, Sums],
-           before: TrainState) -> tuple[TrainState, Sums]:
-  """What an update made, and that it counts; or what was before it, and nothing."""
-  state, sums = fault.choose(fine, after, (before, jax.tree.map(jnp.zeros_like, after[1])))
-  if config.nonfinite == 'skip':
-    state = dataclasses.replace(state, step=before.step + 1)
-  return state, sums | {'updates': fine.astype(jnp.float32)}
+  after = jax.lax.cond(fine, update, lambda state: state, state)  # a choice between states would keep a copy of each
+  done = fine.astype(jnp.int32)
+  after = dataclasses.replace(after, step=state.step + (1 if config.nonfinite == 'skip' else done))
+  counted = {name: jnp.where(fine, value, 0) for name, value in sums.items()}
+  return after, counted | {'updates': done.astype(jnp.float32)}, found
 
 
 def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int) -> Sums:
