@@ -1,4 +1,4 @@
-"""The run directory: config.json, manifest.json, metrics.jsonl, scores.jsonl, result.json.
+"""The run directory: config.json, manifest.json, metrics.jsonl, scores.jsonl, predictions.jsonl, result.json.
 
 Files appear whole: they are written under a temporary name and renamed. Lines of a log are appended one at a time, and
 a reader ignores a last line that a crash cut short. Paths are `etils.epath`, so `gs://` works like a local path. Of
@@ -17,7 +17,7 @@ from minilm_jax import hosts
 from minilm_jax.errors import InputError
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
-METRICS, SCORES = 'metrics.jsonl', 'scores.jsonl'
+METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 _BLOCK = 1 << 20
 
 

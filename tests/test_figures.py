@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import figures
-from minilm_jax.analysis.figures import Curve
+from minilm_jax.analysis.figures import Band, Curve, Dots, Panel
 
 CURVE = Curve('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
 
@@ -48,3 +48,44 @@ def test_the_same_curves_give_the_same_bytes():
   assert figures.svg(figures.loss([CURVE])) == figures.svg(figures.loss([CURVE]))
   first = figures.png(figures.loss([CURVE]))
   assert first == figures.png(figures.loss([CURVE])) and first.startswith(b'\x89PNG')
+
+
+DOTS = [Dots('cola', {'pre-trained': (20.0, 15.0, 25.0), 'from scratch': (10.0, math.nan, math.nan)}, {'majority': 0.0}),
+        Dots('$x$', {'pre-trained': (math.nan, math.nan, math.nan)}, {'majority': math.nan})]
+PANEL = Panel('cola', (Band('pre-trained', (1.0, 2.0), (20.0, 30.0), (10.0, math.nan), (30.0, math.nan)),
+                       Band('from scratch', (1.0, 2.0), (10.0, math.nan), (5.0, math.nan), (15.0, math.nan))), 3.0)
+
+
+def test_a_row_of_dots_has_each_mean_on_its_interval_and_the_levels():
+  figure = figures.dots(DOTS, 'score')
+  drawn = [line.get_xdata() for line in figure.axes[0].lines]
+  assert [list(x) for x in drawn if len(x) == 1] == [[20.0], [10.0], [0.0]] and [15.0, 25.0] in map(list, drawn)
+  assert [label.get_text().strip() for label in figure.axes[0].get_yticklabels()] == ['cola', '$x$']
+  assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ['pre-trained', 'from scratch', 'majority']
+
+
+@pytest.mark.parametrize('draw', [figures.learning, figures.trajectory])
+def test_a_panel_has_its_bands_and_its_level_and_arms_look_alike_in_all(draw):
+  figure = draw([PANEL, Panel('rte', PANEL.bands[1:])] * 2, 'score')
+  first, second, *_ = figure.axes
+  np.testing.assert_array_equal(first.lines[0].get_ydata(), PANEL.bands[0].mean)
+  assert len(first.lines) == 3 and len(second.lines) == 1
+  assert first.lines[1].get_color() == second.lines[0].get_color() != first.lines[0].get_color()
+  assert first.get_title().strip() == 'cola'
+
+
+def test_a_confusion_matrix_shows_its_counts_row_by_row():
+  counts = np.array([[3.0, 1.0], [0.0, 1234.0]])
+  axes, empty = figures.confusion('cola', ('no', 'yes'), {'pre-trained': counts, 'from scratch': 0 * counts}).axes
+  assert axes.yaxis_inverted()  # the first class is above
+  assert [text.get_text() for text in axes.texts] == ['3', '1', '0', '1,234']
+  np.testing.assert_allclose(axes.collections[0].get_array(), [[0.75, 0.25], [0, 1]])
+  assert not empty.collections[0].get_array().any()
+
+
+@pytest.mark.parametrize('figure', [lambda: figures.dots(DOTS, 'x'), lambda: figures.learning([PANEL], 'y'),
+                                    lambda: figures.confusion('a', ('b', 'c'), {'d': np.eye(2)})])
+def test_every_figure_takes_the_colour_of_the_page_and_gives_the_same_bytes(figure):
+  text = figures.svg(figure())
+  assert figures.INK not in text and 'currentColor' in text and '#ffffff' not in text
+  assert figures.svg(figure()) == text and figures.png(figure()) == figures.png(figure())

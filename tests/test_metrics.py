@@ -2,12 +2,12 @@
 
 import doctest
 import math
+import types
 import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn import metrics as reference
 
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import metrics, table
@@ -26,6 +26,11 @@ NUMBERS = {
 }
 
 
+@pytest.fixture(scope='module')
+def reference() -> types.ModuleType:
+  return pytest.importorskip('sklearn.metrics')
+
+
 def same(a: float, b: float) -> bool:
   return math.isclose(a, b, abs_tol=1e-9) or math.isnan(a) and math.isnan(b)
 
@@ -36,7 +41,7 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize('name', CLASSES)
 @pytest.mark.parametrize('labels', [LABELS, CLASSES['all 0'], CLASSES['all 1']], ids=['both', 'all 0', 'all 1'])
-def test_class_metrics_are_those_of_scikit_learn(name: str, labels: np.ndarray):
+def test_class_metrics_are_those_of_scikit_learn(name: str, labels: np.ndarray, reference: types.ModuleType):
   predictions = CLASSES[name]
   found = metrics.compute(('accuracy', 'f1', 'matthews', 'accuracy_f1'), predictions, labels)
   accuracy, f1 = reference.accuracy_score(labels, predictions), reference.f1_score(labels, predictions, zero_division=0)
@@ -47,10 +52,21 @@ def test_class_metrics_are_those_of_scikit_learn(name: str, labels: np.ndarray):
     assert same(found['matthews'], reference.matthews_corrcoef(labels, predictions))
 
 
-def test_matthews_of_many_classes_is_that_of_scikit_learn():
+def test_metrics_of_many_classes_are_those_of_scikit_learn(reference: types.ModuleType):
   labels, predictions = random.integers(0, 5, 300), random.integers(1, 7, 300)
   predictions[:100] = labels[:100]
-  assert same(metrics.matthews(predictions, labels), reference.matthews_corrcoef(labels, predictions))
+  found = metrics.compute(('matthews', 'accuracy'), predictions, labels)
+  assert same(found['matthews'], reference.matthews_corrcoef(labels, predictions))
+  assert same(found['accuracy'], reference.accuracy_score(labels, predictions))
+  np.testing.assert_array_equal(metrics.confusion(predictions, labels, 7), reference.confusion_matrix(labels, predictions))
+
+
+def test_many_matrices_are_scored_like_each_of_them():
+  counts = random.integers(0, 4, (5, 3, 2, 2)).astype(np.float64)
+  counts[0, 0] = [[3, 0], [2, 0]]  # all said to be of class 0: two metrics are undefined there
+  for name, metric in metrics.OF_COUNTS.items():
+    each = [[float(metric(one)) for one in row] for row in counts]
+    np.testing.assert_allclose(metric(counts), each, err_msg=name)
 
 
 @pytest.mark.parametrize('name', NUMBERS)
@@ -91,6 +107,70 @@ def test_the_majority_is_that_of_the_training_labels():
   assert math.isnan(metrics.majority(table.find('stsb'), TARGETS, TARGETS)['pearson_spearman'])
   with pytest.raises(InputError, match='no training labels'):
     metrics.majority(table.find('cola'), np.array([], np.int64), np.array([1]))
+
+
+def test_classes_that_are_no_whole_numbers_are_refused():
+  with pytest.raises(InputError, match='whole numbers'):
+    metrics.compute(('accuracy',), np.array([0.5, 1.0]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize('name', ['mrpc', 'cola', 'sst2'])
+def test_guessing_at_the_training_frequencies_is_what_it_scores_on_average(name: str):
+  task, train, labels = table.find(name), np.repeat([0, 1], [100, 300]), random.integers(0, 2, 2000)
+  guessed = [metrics.compute(task.metrics, random.choice(train, 2000), labels) for _ in range(100)]
+  for metric, value in metrics.frequency(task, train, labels).items():
+    assert value == pytest.approx(np.mean([one[metric] for one in guessed]), abs=0.005), metric
+  assert metrics.frequency(table.find('cola'), train, labels)['matthews'] == pytest.approx(0, abs=1e-12)
+  one_class = metrics.frequency(task, np.ones(5, np.int64), labels)  # nothing to guess: the majority
+  assert one_class == pytest.approx(metrics.majority(task, np.ones(5, np.int64), labels))
+  with pytest.raises(InputError, match='no training labels'):
+    metrics.frequency(task, np.array([], np.int64), labels)
+
+
+def test_guesses_of_numbers_have_no_expected_score():
+  found = metrics.frequency(table.find('stsb'), TARGETS, TARGETS)
+  assert set(found) == set(table.find('stsb').metrics) and all(map(math.isnan, found.values()))
+
+
+def draws(n: int, times: int) -> tuple[np.ndarray, np.ndarray]:
+  labels = (random.random((times, n)) < 0.6).astype(np.int64)
+  return np.where(random.random((times, n)) < 0.8, labels, 1 - labels), labels
+
+
+def test_the_spread_over_examples_holds_the_truth_about_as_often_as_it_says():
+  names, times = ('accuracy', 'f1', 'matthews', 'accuracy_f1'), 300
+  many = np.array([[0.32, 0.08], [0.12, 0.48]])  # what the draws are samples of
+  truth = {name: float(metrics.OF_COUNTS[name](many)) for name in names}
+  found = [metrics.spread(names, *one) for one in zip(*draws(150, times), strict=True)]
+  for name in names:
+    assert abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05, name
+
+
+def test_the_spread_of_correlations_holds_the_truth_about_as_often_as_it_says():
+  rho, names, times = 0.7, ('pearson', 'spearman', 'pearson_spearman'), 300
+  truth = {'pearson': rho, 'spearman': 6 / math.pi * math.asin(rho / 2)}  # of a bivariate normal
+  truth['pearson_spearman'] = (truth['pearson'] + truth['spearman']) / 2
+  pairs = random.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (times, 100))
+  found = [metrics.spread(names, one[:, 0], one[:, 1]) for one in pairs]
+  for name in names:
+    assert abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05, name
+
+
+@pytest.mark.parametrize('name', ['random', 'perfect', 'inverted', 'all 0'])
+def test_a_spread_holds_its_score_and_never_claims_certainty(name: str):
+  names = tuple(metrics.OF_COUNTS)
+  found, scored = metrics.spread(names, CLASSES[name], LABELS), metrics.compute(names, CLASSES[name], LABELS)
+  for metric, (low, high) in found.items():
+    assert math.isnan(low) and math.isnan(high) or low < high and low <= scored[metric] <= high, metric
+  assert all(0 <= end <= 1 for end in found['accuracy']) and np.ptp(found['accuracy']) > 0.01
+  assert found == metrics.spread(names, CLASSES[name], LABELS)  # the same draws every time
+
+
+def test_a_perfect_correlation_or_none_has_no_spread():
+  for predictions in (TARGETS, -TARGETS, np.full(200, 2.5)):
+    (ends,) = metrics.spread(('pearson',), predictions, TARGETS).values()
+    assert all(map(math.isnan, ends))
+  assert math.isnan(metrics.spread(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][0])
 
 
 @pytest.mark.parametrize('predictions, given_up', [

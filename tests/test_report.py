@@ -10,8 +10,9 @@ import pytest
 from etils import epath
 
 from minilm_jax import run
-from minilm_jax.analysis import page, report, runs
+from minilm_jax.analysis import cells, report, runs
 from minilm_jax.errors import InputError
+from tests import scored
 
 
 def pretraining(folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1) -> pathlib.Path:
@@ -35,13 +36,17 @@ def pretraining(folder: pathlib.Path, *, updates: int = 300, finished: bool = Tr
 def finetuning(folder: pathlib.Path, source: pathlib.Path, values: list[float], *, pretrained: bool, task: str = 'sst2',
                collapsed: bool = False) -> pathlib.Path:
   folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': str(source), 'from_scratch': not pretrained})
+  run.write_json(folder / run.CONFIG, {
+      'kind': 'finetune', 'checkpoint': str(source), 'starts': [100 if pretrained else None], 'epochs': 1.0,
+      'task': {'name': task, 'filtered': False}})
   for seed, value in enumerate(values):
-    run.append_line(folder / run.METRICS, {'step': 100, 'split': 'train', 'seed': seed, 'loss': 0.6, 'seconds': 5.0})
-    run.append_line(folder / run.SCORES, {
-        'task': task, 'metric': 'accuracy', 'value': value, 'seed': seed, 'split': 'validation', 'examples': 872,
-        'pretrained': pretrained, 'filtered': False, 'headline': True, 'majority': 0.509, 'collapsed': collapsed,
-        'checkpoint': source.name})
+    common = {'seed': seed, 'learning_rate': 1e-4, 'member': seed, 'pretrained': pretrained}
+    run.append_line(folder / run.METRICS, {**common, 'step': 100, 'epoch': 1.0, 'split': 'train', 'loss': 0.6,
+                                           'seconds': 5.0})
+    run.append_line(folder / run.METRICS, {**common, 'step': 100, 'epoch': 1.0, 'split': 'held_out', 'accuracy': value})
+    run.append_line(folder / run.SCORES, scored.line(
+        **common, task=task, metric='accuracy', value=value, examples=872, majority=0.509, collapsed=collapsed,
+        checkpoint=source.name))
   run.write_json(folder / run.RESULT, {})
   return folder
 
@@ -98,9 +103,10 @@ def read_csv(path: Any) -> list[dict[str, str]]:
     return list(csv.DictReader(file))
 
 
-def test_the_report_is_five_files_and_a_page_that_stands_alone(home: pathlib.Path, tmp_path: pathlib.Path):
+def test_the_report_is_some_files_and_a_page_that_stands_alone(home: pathlib.Path, tmp_path: pathlib.Path):
   written = report.report([home], tmp_path / 'out' / 'deep')
-  assert set(written) == {'report.html', 'loss.svg', 'loss.png', 'scores.csv', 'runs.csv'}
+  assert set(written) == {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', *(
+      f'{name}.{kind}' for name in ('loss', 'scores', 'learning', 'training') for kind in ('svg', 'png'))}
   assert sorted(p.name for p in (tmp_path / 'out' / 'deep').iterdir()) == sorted(written)
   text = written['report.html'].read_text()
   found = Page(text)
@@ -141,7 +147,7 @@ def test_runs_under_way_are_there_and_marked(home: pathlib.Path, tmp_path: pathl
       'tiny': 'finished', 'cut': 'incomplete', 'new': 'empty', 'sst2/pretrained': 'finished',
       'sst2/scratch': 'finished'}
   assert rows['cut']['updates'] == '150' and rows['cut']['validation_loss'] == ''
-  assert rows['sst2/scratch']['seconds'] == '15.0'  # each seed has its own clock
+  assert rows['sst2/scratch']['seconds'] == '5.0'  # all seeds share a clock
   assert 'undefined' in (tmp_path / 'report.html').read_text()  # the loss that was not a number
   assert '1 not finished' not in (tmp_path / 'report.html').read_text()
   assert '2 not finished' in (tmp_path / 'report.html').read_text()
@@ -164,7 +170,7 @@ def test_only_pretraining_gives_a_report_without_scores(tmp_path: pathlib.Path):
 
 def test_only_an_empty_run_gives_a_report_without_a_figure(tmp_path: pathlib.Path):
   run.open_run(tmp_path / 'runs' / 'a', {'kind': 'pretrain'})
-  assert set(report.report([tmp_path / 'runs'], tmp_path)) == {'report.html', 'scores.csv', 'runs.csv'}
+  assert set(report.report([tmp_path / 'runs'], tmp_path)) == {'report.html', 'scores.csv', 'averages.csv', 'runs.csv'}
 
 
 @pytest.mark.parametrize('make', [lambda p: None, lambda p: p.mkdir(), lambda p: p.write_text('a file'),
@@ -210,13 +216,59 @@ def test_a_sentence_claims_no_more_than_its_numbers(
   source = pretraining(tmp_path / 'runs' / 'tiny')
   for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
     finetuning(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
-  sentence, = page.sentences(report.score_table(runs.scores(runs.find([tmp_path / 'runs']))))
+  sentence, = cells.sentences(report.score_table(runs.scores(runs.find([tmp_path / 'runs']))))
   assert said in sentence
 
 
 def test_the_terminal_shows_every_number_whole(home: pathlib.Path, capsys: pytest.CaptureFixture[str]):
   finetuning(home / 'cola', home / 'tiny', [0.0, math.nan, 0.0], pretrained=False, task='cola[bold]', collapsed=True)
-  report.print_table(report.score_table(runs.scores(runs.find([home]))))
+  report.print_tables(list(runs.scores(runs.find([home]))))
   out, err = capsys.readouterr()
   assert err == '' and 'cola[bold]' in out
-  assert '71.0 ± 1.0 (n = 3)' in out and '+10.0 [+7.5, +12.5]' in out and '3 collapsed' in out and '1 undefined' in out
+  assert '71.0 ± 1.0 (n = 3)' in out and '+10.0' in out and '[+7.5, +12.5]' in out and '3 collapsed' in out and '1 undefined' in out
+
+
+def test_confusion_matrices_are_drawn_when_asked(home: pathlib.Path, tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='predictions'):
+    report.report([home], tmp_path / 'a', confusion=True)
+  assert not (tmp_path / 'a').exists()
+  for place, arm in (('pretrained', True), ('scratch', False)):
+    run.write_lines(home / 'sst2' / place / run.PREDICTIONS, [
+        {'task': 'sst2', 'split': 'validation', 'pretrained': arm, 'checkpoint_step': 100 if arm else None, 'seed': 0,
+         'learning_rate': 1e-4, 'which': 'last', 'predictions': [0, 1, 1], 'labels': [0, 0, 1]}])
+  written = report.report([home], tmp_path / 'b', confusion=True)
+  assert {'confusion-1.svg', 'confusion-1.png'} < set(written)
+  found = Page(written['report.html'].read_text())
+  assert 'Confusion' in found.text and all(address.startswith('#') for address in found.addresses)
+  assert 'confusion-1.svg' not in report.report([home], tmp_path / 'c')
+
+
+def test_minimal_pairs_have_a_table_by_phenomenon(home: pathlib.Path, tmp_path: pathlib.Path):
+  run.open_run(home / 'pairs', {'kind': 'evaluate', 'checkpoint': str(home / 'tiny')})
+  for split, value in (('all', 0.61), ('ellipsis', 0.62), ('islands', 0.63)):
+    run.append_line(home / 'pairs' / run.SCORES, scored.line(
+        value, task='blimp', metric='accuracy', split=split, headline=split == 'all', majority=0.5, frequency=0.57,
+        learning_rate=None, epoch=None, train_examples=0))
+  written = report.report([home], tmp_path)
+  text = Page(written['report.html'].read_text()).text
+  assert text.index('Phenomena') < text.index('ellipsis') < text.index('62.0') and '57.0' in text
+  assert {row['checkpoint'] for row in read_csv(written['scores.csv'])} == {'tiny'}
+  assert {row['name']: row['kind'] for row in read_csv(written['runs.csv'])}['pairs'] == 'evaluate'
+
+
+def test_a_run_of_many_fine_tuned_models_is_one_row(home: pathlib.Path):
+  row, = runs.rows('task', epath.Path(home / 'sst2' / 'pretrained'))
+  assert (row.name, row.scores, row.seconds, row.evaluated) == ('task', 3, 5.0, False)
+
+
+def test_averages_and_steps_reach_the_page(home: pathlib.Path, tmp_path: pathlib.Path):
+  folder = finetuning(home / 'rte', home / 'tiny', [0.5, 0.6, 0.7], pretrained=True, task='rte')
+  lines = list(run.read_lines(folder / run.SCORES))
+  run.write_lines(folder / run.SCORES, [*lines, *({**one, 'checkpoint_step': 300} for one in lines)])
+  written = report.report([home], tmp_path)
+  assert {'trajectory.svg', 'trajectory.png'} < set(written)
+  average, = read_csv(written['averages.csv'])
+  assert (average['tasks'], average['step'], average['pretrained_n']) == ('sst2 rte', '100', '3')
+  assert float(average['pretrained_mean']) == pytest.approx((0.71 + 0.6) / 2)
+  text = Page(written['report.html'].read_text()).text
+  assert 'Averages' in text and 'Along pre-training' in text and 'Protocol: 3 seeds; nothing held out' in text

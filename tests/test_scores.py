@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm_jax.analysis.scores import score_table
-
-
-def line(value: float | None, seed: int = 0, **fields: Any) -> dict[str, Any]:
-  return {'task': 'cola', 'metric': 'matthews', 'value': value, 'seed': seed, 'split': 'validation', 'examples': 1043,
-          'pretrained': True, 'filtered': False, 'headline': True, 'majority': 0.0, 'collapsed': False,
-          'checkpoint': 'tiny', **fields}
+from minilm_jax.analysis.scores import chosen, score_table
+from minilm_jax.errors import InputError
+from tests.scored import line
 
 
 def lines(ours: list[float], theirs: list[float]) -> list[dict[str, Any]]:
-  return [line(value, seed, pretrained=side) for side, values in ((True, ours), (False, theirs))
+  return [line(value, seed, side) for side, values in ((True, ours), (False, theirs))
           for seed, value in enumerate(values)]
 
 
@@ -64,7 +60,8 @@ def test_what_is_undefined_is_counted_and_left_out_on_both_sides():
 
 
 @pytest.mark.parametrize('fields', [{'task': 'rte'}, {'metric': 'accuracy', 'headline': False}, {'split': 'test'},
-                                    {'filtered': True}, {'checkpoint': 'large'}])
+                                    {'filtered': True}, {'checkpoint': 'large'}, {'checkpoint_step': 7},
+                                    {'train_examples': 300}, {'held_out': 9}, {'which': 'best'}])
 def test_nothing_is_mixed_that_differs(fields: dict[str, Any]):
   rows = score_table([line(0.1), line(0.9, **fields)])
   assert sorted(row.pretrained.mean for row in rows) == [0.1, 0.9]
@@ -85,3 +82,71 @@ def test_the_headline_of_a_task_comes_first_whatever_the_order_of_the_lines():
   for order in (given, given[::-1]):
     assert [(row.task, row.metric) for row in score_table(order)] == [
         ('boolq', 'accuracy'), ('cola', 'matthews'), ('cola', 'accuracy')]
+
+
+def searched(selections: dict[float, list[float | None]], which: str = 'last', **fields: Any) -> list[dict[str, Any]]:
+  """A line a rate and seed, whose value tells the rate."""
+  return [line(rate, seed, learning_rate=rate, selection=selection, which=which, held_out=100, **fields)
+          for rate, of_seeds in selections.items() for seed, selection in enumerate(of_seeds)]
+
+
+def test_the_rate_is_chosen_by_the_held_out_part_not_by_the_reported_split():
+  given = searched({1e-4: [0.5, 0.6], 2e-4: [0.9, 0.1], 5e-4: [0.4, 0.55]})  # means 0.55, 0.5, 0.475
+  assert chosen(given) == chosen(given[::-1]) == (1e-4,)
+  row, = score_table(given)
+  assert (row.pretrained.learning_rate, row.pretrained.mean, row.pretrained.n) == (1e-4, pytest.approx(1e-4), 2)
+  assert row.held_out == 100 and row.epochs == 3
+
+
+def test_an_undefined_selection_counts_as_nothing_and_equals_go_to_the_lowest_rate():
+  assert chosen(searched({1e-4: [0.3, 0.3], 2e-4: [0.5, None]})) == (1e-4,)
+  assert chosen(searched({1e-4: [-0.3], 2e-4: [None]})) == (2e-4,)
+  assert chosen(searched({2e-4: [0.3], 1e-4: [0.3]})) == (1e-4,)
+
+
+def test_each_arm_has_its_own_rate_and_seeds_are_still_paired():
+  ours, theirs = searched({1e-4: [0.1, 0.1], 2e-4: [0.5, 0.5]}), searched({1e-4: [0.9, 0.9], 2e-4: [0.5, 0.5]},
+                                                                          pretrained=False, checkpoint_step=None)
+  row, = score_table(ours + theirs)
+  assert (row.pretrained.learning_rate, row.scratch.learning_rate) == (2e-4, 1e-4)
+  assert row.difference.paired and row.difference.mean == pytest.approx(1e-4)
+
+
+def test_without_a_held_out_part_nothing_is_chosen_and_each_rate_is_a_row():
+  given = [line(value, learning_rate=rate, pretrained=arm) for rate in (1e-4, 2e-4)
+           for arm, value in ((True, rate), (False, -rate))]
+  assert chosen(given) == (1e-4, 2e-4)
+  rows = score_table(given)
+  assert [(row.pretrained.learning_rate, row.scratch.learning_rate) for row in rows] == [(1e-4, 1e-4), (2e-4, 2e-4)]
+  assert [row.difference.mean for row in rows] == pytest.approx([2e-4, 4e-4])
+
+
+def test_the_best_epoch_is_shown_and_chooses_the_rate_of_both_rows():
+  given = (searched({1e-4: [0.6], 2e-4: [0.7]}, 'best') + searched({1e-4: [0.6], 2e-4: [0.1]}, 'last'))
+  best, last = score_table(given)
+  assert (best.which, best.shown, last.which, last.shown) == ('best', True, 'last', False)
+  assert best.pretrained.learning_rate == last.pretrained.learning_rate == 2e-4
+  row, = score_table([line(0.1)])
+  assert row.which == 'last' and row.shown
+
+
+def test_scratch_stands_beside_every_step_of_its_checkpoint():
+  rows = score_table([line(0.3, checkpoint_step=200), line(0.2, checkpoint_step=50), line(0.1, pretrained=False)])
+  assert [(row.step, row.pretrained.mean, row.scratch.mean) for row in rows] == [(50, 0.2, 0.1), (200, 0.3, 0.1)]
+  row, = score_table([line(0.1, pretrained=False)])
+  assert row.step is None and row.scratch.n == 1
+
+
+def test_baselines_and_the_ends_over_examples_are_there():
+  row, = score_table([line(0.5, 0, low=0.4, high=0.6, majority=0.1, frequency=0.2), line(0.5, 1, low=0.2, high=0.8)])
+  assert (row.majority, row.frequency) == (0.1, 0.2)
+  assert (row.pretrained.mean_example_low, row.pretrained.mean_example_high) == pytest.approx((0.3, 0.7))
+  row, = score_table([line(0.5, majority=None, frequency=None)])
+  assert all(map(math.isnan, (row.majority, row.frequency, row.pretrained.mean_example_low)))
+
+
+def test_lines_of_another_version_are_refused():
+  old = line(0.1)
+  del old['held_out']
+  with pytest.raises(InputError, match='without held_out'):
+    score_table([old])

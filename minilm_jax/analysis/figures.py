@@ -7,11 +7,16 @@ the colour of the page around it, light or dark. What is drawn is decided elsewh
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -19,6 +24,7 @@ INK = '#010203'  # a colour that nothing else has: `svg` replaces it
 # Told apart by colour-blind readers, and legible on white and on black (Okabe and Ito's, without yellow and black).
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 DASHES = ('-', '--', ':', '-.')
+_NUMBERED = 14  # classes of a confusion matrix up to which numbers fit its squares
 STYLE = {
     'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'text.color': INK,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.15, 'grid.color': INK,
@@ -39,6 +45,35 @@ class Curve:
   validation_loss: tuple[float, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Band:
+  """A mean with its interval at each x; ends that are not numbers draw no band."""
+
+  name: str
+  x: tuple[float, ...]
+  mean: tuple[float, ...]
+  low: tuple[float, ...]
+  high: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """A small picture of some bands, and of a level that is reached without a model."""
+
+  title: str
+  bands: tuple[Band, ...]
+  level: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Dots:
+  """One row of a dot plot: (mean, low, high) of each arm by name, and levels that are reached without a model."""
+
+  name: str
+  arms: Mapping[str, tuple[float, float, float]]
+  levels: Mapping[str, float]
+
+
 def loss(curves: Sequence[Curve]) -> Figure:
   """Validation loss (line with points) and training loss (faint line) of every run against the tokens it has seen."""
   with mpl.rc_context(STYLE):
@@ -54,6 +89,91 @@ def loss(curves: Sequence[Curve]) -> Figure:
     names = [f' {curve.name}' for curve in curves]  # Matplotlib leaves out a name that begins with an underscore
     figure.legend(handles, names, loc='outside lower left', title='points: validation · faint: training',
                   alignment='left', fontsize=9, title_fontsize=9)
+  return figure
+
+
+def dots(rows: Sequence[Dots], x: str) -> Figure:
+  """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
+  with mpl.rc_context(STYLE):
+    figure = Figure(figsize=(5.4, 1.3 + 0.45 * max(1, len(rows))))
+    axes = figure.add_subplot()
+    arms = _looks_of(name for row in rows for name in row.arms)
+    marks = dict(zip(dict.fromkeys(name for row in rows for name in row.levels), itertools.cycle('|xd')))
+    handles: dict[str, Any] = dict.fromkeys(arms)  # they come first
+    for place, row in enumerate(rows):
+      for number, (name, (_, color)) in enumerate(arms.items()):
+        if name in row.arms and math.isfinite(row.arms[name][0]):
+          (mean, low, high), y = row.arms[name], place + 0.3 * (number / max(1, len(arms) - 1) - 0.5)
+          axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # without an interval there is none to see
+          handles[name], = axes.plot([mean], [y], 'o', color=color, markersize=5)
+      for name, level in row.levels.items():
+        if math.isfinite(level):
+          handles[name], = axes.plot([level], [place], marks[name], color=INK, alpha=0.7, markersize=9 - len(marks))
+    axes.set_yticks(range(len(rows)), [f' {row.name}' for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x)
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    _legend(figure, {name: handle for name, handle in handles.items() if handle is not None})
+  return figure
+
+
+def learning(rows: Sequence[Panel], y: str) -> Figure:
+  """Fine-tuning by epoch, a small panel a task."""
+  return _panels(rows, 'epoch', y)
+
+
+def trajectory(rows: Sequence[Panel], y: str) -> Figure:
+  """A score by the step of the checkpoint it was fine-tuned from, a small panel a task."""
+  return _panels(rows, 'step of the checkpoint', y)
+
+
+def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
+  with mpl.rc_context(STYLE):
+    columns = min(3, max(1, len(panels)))
+    lines = math.ceil(max(1, len(panels)) / columns)
+    looks = _looks_of(band.name for panel in panels for band in panel.bands)
+    figure = Figure(figsize=(1 + 2.2 * columns, 0.6 + 1.9 * lines + 0.2 * math.ceil(len(looks) / 2)))
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels):
+      for band in panel.bands:
+        dash, color = looks[band.name]
+        axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
+        handles[band.name], = axes.plot(band.x, band.mean, dash, color=color, marker='o', markersize=2.5)
+      if math.isfinite(panel.level):
+        handles['majority'] = axes.axhline(panel.level, color=INK, alpha=0.5, linestyle=':', linewidth=1)
+      axes.set_title(f' {panel.title}', fontsize=9)
+      _label(axes, '', '')
+      axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+      axes.tick_params(labelsize=8)
+    for axes in figure.axes[len(panels):]:
+      axes.set_axis_off()
+    figure.supxlabel(x, fontsize=9)
+    figure.supylabel(y, fontsize=9)
+    _legend(figure, handles)
+  return figure
+
+
+def confusion(title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]) -> Figure:
+  """A square an arm: the share of each true class (row) that was said to be each class (column), with counts."""
+  with mpl.rc_context(STYLE | {'axes.grid': False}):
+    size = len(classes)
+    figure = Figure(figsize=(1 + (1.2 + 0.45 * size) * max(1, len(arms)), 1.4 + 0.45 * size))
+    figure.suptitle(f' {title}', fontsize=10)
+    for axes, (name, counts) in zip(figure.subplots(1, max(1, len(arms)), squeeze=False).flat, arms.items()):
+      shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+      edges = np.arange(size + 1) - 0.5
+      axes.pcolormesh(edges, edges, shares, vmin=0, vmax=1.5,  # the darkest square still lets its number be read
+                      cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]))
+      axes.set_aspect('equal')
+      axes.invert_yaxis()
+      for (true, said), count in np.ndenumerate(counts):
+        if size <= _NUMBERED:
+          axes.text(said, true, f'{count:,.0f}', ha='center', va='center', fontsize=8)
+      axes.set_title(name, fontsize=9)
+      axes.set_xticks(range(size), classes, rotation=90, fontsize=8)
+      axes.set_yticks(range(size), classes if axes is figure.axes[0] else [], fontsize=8)
+      axes.set_xlabel('said', fontsize=9)
+    figure.axes[0].set_ylabel('true', fontsize=9)
   return figure
 
 
@@ -78,6 +198,15 @@ def png(figure: Figure) -> bytes:
 def _looks() -> Iterator[tuple[str, str]]:
   """Line styles without end: colours first, then dashes."""
   return itertools.cycle(itertools.product(DASHES, COLORS))
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+  names = [f' {name}' for name in handles]
+  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=2, fontsize=9)
+
+
+def _looks_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+  return dict(zip(dict.fromkeys(names), _looks()))
 
 
 def _label(axes: Axes, x: str, y: str) -> None:

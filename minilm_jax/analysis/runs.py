@@ -14,7 +14,7 @@ from minilm_jax import run
 from minilm_jax.analysis.figures import Curve
 from minilm_jax.errors import InputError
 
-KINDS = ('pretrain', 'finetune')
+KINDS = ('pretrain', 'finetune', 'evaluate')
 _CLOSED = ('checkpoints',)  # folders of many small files with no run inside
 
 
@@ -62,40 +62,57 @@ def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
   config = folder / run.CONFIG
-  if config.exists() and _kind(folder) in KINDS:
+  if config.exists() and kind(folder) in KINDS:
     yield folder
   for inner in sorted(folder.iterdir()):
     if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.'):
       yield from _walk(inner)
 
 
-def _kind(folder: epath.Path) -> str | None:
+def kind(folder: epath.Path) -> str | None:
+  """What a directory with a config.json is a run of: one of `KINDS`, or something that is no run."""
   found = run.read_json(folder / run.CONFIG, f'the recipe of the run in {folder}')
   return found['kind'] if isinstance(found, dict) and 'kind' in found else None
 
 
-def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
-  """The scores of all runs; `checkpoint` is the run they started from, by its name in `found` or else by its path."""
+def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = '') -> str:
+  """The run that a fine-tuning or an evaluation started from: by its name in `found`, or else by its path.
+
+  Args:
+    found: runs by name.
+    path: of the run that started from another.
+    checkpoint: the folder's name, as a line of scores has it; '' for the first that the recipe names.
+  """
   names = {str(path.resolve()): name for name, path in found.items()}
+  asked = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint') or checkpoint
+  several = [asked] if isinstance(asked, str) else list(asked)
+  one = next((one for one in several if epath.Path(one).name == checkpoint), several[0])
+  resolved = str(epath.Path(one).resolve())
+  return names[resolved] if resolved in names else one
+
+
+def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
+  """The scores of all runs; `checkpoint` is the run they started from, told as `source` does."""
   for path in found.values():
-    if _kind(path) != 'finetune':  # there `checkpoint` is a group of fields
-      continue
-    source = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint')
-    resolved = str(epath.Path(source).resolve()) if source else ''
-    for score in run.read_lines(path / run.SCORES):
-      yield {**score, 'checkpoint': names[resolved] if resolved in names else source or score['checkpoint']}
+    of: dict[str, str] = {}
+    for line in run.read_lines(path / run.SCORES):
+      name = line['checkpoint']
+      if name not in of:
+        of[name] = source(found, path, name)
+      yield {**line, 'checkpoint': of[name]}
 
 
 def rows(name: str, path: epath.Path) -> list[RunRow]:
-  """What there is to say about one run, or about each member of a population."""
+  """What there is to say about one run, or about each member of a population that is pre-trained."""
   return [_row(name + of, path, lines) for of, lines in _members(path).items()]
 
 
 def _members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
-  """The lines of a log by whose they are: ` member N`, or nothing where the run has one model."""
+  """The lines of a log by whose they are: ` member N`, or nothing for one model, or for many that are fine-tuned."""
   found: dict[str, list[dict[str, Any]]] = {}
+  apart = kind(path) == 'pretrain'
   for line in run.read_lines(path / run.METRICS):
-    found.setdefault(f' member {line["member"]}' if 'member' in line else '', []).append(line)
+    found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(line)
   return found or {'': []}
 
 
@@ -104,9 +121,9 @@ def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow
   manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}') if (path / run.MANIFEST).exists() else {}
   parameters = _field(manifest, 'parameters')
   last = max(lines, key=lambda line: line['step'], default={})
-  validation = next((line for line in reversed(lines) if line['split'] == 'validation'), {})
+  validation = next((line for line in reversed(lines) if line['split'] == 'validation' and 'loss' in line), {})
   return RunRow(
-      name=name, kind=str(_kind(path)), scores=scored,
+      name=name, kind=str(kind(path)), scores=scored,
       state='finished' if (path / run.RESULT).exists() else 'incomplete' if lines or scored else 'empty',
       parameters=_field(parameters, 'total') if isinstance(parameters, dict) else parameters,
       updates=_field(last, 'step'), tokens=_field(last, 'tokens'), flops=_field(last, 'flops'),
@@ -116,9 +133,8 @@ def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
-  """Time of training; a fine-tuning run starts its clock again for each seed."""
-  clocks = {_field(line, 'seed'): line['seconds'] for line in lines}
-  return sum(clocks.values()) if clocks else None
+  """Time of training; what is trained together shares a clock."""
+  return max((line['seconds'] for line in lines if 'seconds' in line), default=None)
 
 
 def curves(name: str, path: epath.Path) -> list[Curve]:

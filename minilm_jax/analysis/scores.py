@@ -1,28 +1,44 @@
 """Scores of many fine-tuning runs as one table: pre-trained against from scratch, with what chance alone would give.
 
 Values stay shares or correlations as they were logged; only a page multiplies them by 100. A score that is not a number
-(a correlation with constant predictions) is counted as undefined and left out of the mean.
+(a correlation with constant predictions) is counted as undefined and left out of the mean. Each arm is shown at a
+learning rate, and where there is a choice at an epoch, that the held-out part of the training examples chose for it,
+never the split that is reported. Averages over tasks are left to `averages.py`.
 """
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from minilm_jax.analysis.runs import number
+from minilm_jax.errors import InputError
 from minilm_jax.tasks import metrics
 
-LEVEL = 0.95
+Line = Mapping[str, Any]  # of scores.jsonl
+ALL = 'all'  # the split of minimal pairs that holds the others
+FIELDS = ('task', 'metric', 'value', 'low', 'high', 'headline', 'split', 'examples', 'train_examples', 'held_out',
+          'pretrained', 'checkpoint', 'checkpoint_step', 'filtered', 'seed', 'learning_rate', 'member', 'epoch',
+          'which', 'selection', 'majority', 'frequency', 'collapsed', 'truncated')
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Scores of one model over seeds: sample standard deviation, Student's interval of the mean."""
+  """Scores of one arm over seeds: sample standard deviation, Student's interval of the mean.
 
+  Attributes:
+    learning_rate: the one that is shown; None where the scores are of no training.
+    mean, std, n, low, high: of the values, each of a seed and a number.
+    collapsed, undefined: how many seeds gave one answer to everything, and how many values are not a number.
+    mean_example_low, mean_example_high: the ends of each seed's interval over examples, averaged over seeds.
+    seeds, values: what the mean is of.
+  """
+
+  learning_rate: float | None
   mean: float
   std: float
   n: int
@@ -30,6 +46,10 @@ class Group:
   high: float
   collapsed: int
   undefined: int
+  mean_example_low: float
+  mean_example_high: float
+  seeds: tuple[int, ...]
+  values: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +64,15 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-  """One metric of one task from one checkpoint; a side without scores has n = 0."""
+  """One metric of one task from one checkpoint under one protocol; an arm without scores has n = 0.
+
+  Attributes:
+    step: of the checkpoint; None where only the arm from scratch was run.
+    train_examples, held_out, epochs: the protocol: examples trained on and kept apart, and the last epoch.
+    which: the epoch that was scored, 'last' or, by the held-out part, 'best'.
+    shown: is this the row that pages show? The other `which` is for the file alone.
+    majority, frequency: what the most frequent label, and labels guessed at their training frequencies, would score.
+  """
 
   task: str
   metric: str
@@ -52,64 +80,132 @@ class ScoreRow:
   split: str
   filtered: bool
   checkpoint: str
+  step: int | None
   examples: int
+  train_examples: int
+  held_out: int
+  epochs: float
+  which: str
+  shown: bool
   majority: float
+  frequency: float
   pretrained: Group
   scratch: Group
   difference: Difference
 
 
-def score_table(scores: Iterable[Mapping[str, Any]]) -> list[ScoreRow]:
-  """One row for each task, metric, split, filter and checkpoint, the headline metric of a task first.
+def score_table(lines: Iterable[Line]) -> list[ScoreRow]:
+  """The rows of every task, split, filter, checkpoint, step and protocol, the headline metric of a task first.
+
+  A checkpoint without a step of its own, which is how the arm from scratch is written, stands beside every step.
 
   Args:
-    scores: lines of scores.jsonl. Of several that differ in nothing but their value, the last counts.
+    lines: of scores.jsonl. Of several that differ in nothing but their value, the last counts.
+
+  Raises:
+    InputError: a line lacks a field.
   """
-  sides: dict[tuple[Any, ...], dict[bool, dict[int, Mapping[str, Any]]]] = {}
-  for score in scores:
-    key = (score['task'], score['split'], score['filtered'], score['checkpoint'],
-           not score['headline'], score['metric'])
-    sides.setdefault(key, {True: {}, False: {}})[score['pretrained']][score['seed']] = score
-  rows = []
-  for key in sorted(sides):
-    task, split, filtered, checkpoint, minor, metric = key
-    ours, theirs = sides[key][True], sides[key][False]
-    one = next(iter((ours or theirs).values()))
-    rows.append(ScoreRow(
-        task=task, metric=metric, headline=not minor, split=split, filtered=filtered, checkpoint=checkpoint,
-        examples=one['examples'], majority=number(one['majority']), pretrained=_group(ours), scratch=_group(theirs),
-        difference=_difference(_defined(ours), _defined(theirs))))
+  cells: dict[tuple[Any, ...], dict[bool, dict[int | None, list[Line]]]] = {}
+  for line in lines:
+    missing = [name for name in FIELDS if name not in line]
+    if missing:
+      raise InputError('a table of scores', f'a line without {", ".join(missing)}: another version has written it',
+                       'fine-tune, or evaluate, again into a new --workdir')
+    key = tuple(line[name] for name in ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out'))
+    arms = cells.setdefault(key, {True: {}, False: {}})
+    arms[line['pretrained']].setdefault(line['checkpoint_step'], []).append(line)
+  rows: list[ScoreRow] = []
+  for key in sorted(cells):
+    ours = cells[key][True]
+    theirs = [line for lines in cells[key][False].values() for line in lines]
+    for step in sorted(ours, key=lambda step: -1 if step is None else step) or [None]:
+      rows += _rows(step, ours[step] if step in ours else [], theirs)
   return rows
 
 
-def _defined(scores: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
-  values = {seed: number(score['value']) for seed, score in scores.items()}
-  return {seed: value for seed, value in values.items() if math.isfinite(value)}
+def chosen(lines: Iterable[Line]) -> tuple[float | None, ...]:
+  """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed, rate and epoch only.
+
+  The selection is that of the epoch which is shown. One that is not a number counts as 0, which is what a model that
+  gives one answer has in Matthews' correlation too; of equals the lowest rate is taken.
+
+  Returns:
+    One rate; or each of several where nothing was held out to choose by: they are shown side by side, for to choose by
+    the reported split would flatter.
+  """
+  lines = list(lines)
+  rates = tuple(sorted({line['learning_rate'] for line in lines}, key=number))
+  shown = [line for line in lines if line['which'] == _shown(lines)]
+  if len(rates) < 2 or all(line['selection'] is None for line in shown):
+    return rates
+  means = []
+  for rate in rates:
+    seeds = {line['seed']: number(line['selection']) for line in shown if line['learning_rate'] == rate}
+    means.append(np.mean([value if math.isfinite(value) else 0 for value in seeds.values()]) if seeds else -math.inf)
+  return (rates[int(np.argmax(means))],)
 
 
-def _group(scores: Mapping[int, Mapping[str, Any]]) -> Group:
-  values = list(_defined(scores).values())
-  low, high = _interval(values)
-  return Group(
-      mean=float(np.mean(values)) if values else math.nan,
-      std=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, n=len(values), low=low, high=high,
-      collapsed=sum(bool(score['collapsed']) for score in scores.values()), undefined=len(scores) - len(values))
+def _shown(lines: Iterable[Line]) -> str:
+  return 'best' if any(line['which'] == 'best' for line in lines) else 'last'
 
 
-def _difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-  if not ours or not theirs:
+def _rows(step: int | None, ours: Sequence[Line], theirs: Sequence[Line]) -> Iterator[ScoreRow]:
+  """The rows of one cell: by metric, by epoch, and by rate where nothing chose one."""
+  rates = chosen(ours), chosen(theirs)
+  if max(map(len, rates)) > 1:
+    pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=number)]
+  else:
+    pairs = [rates]
+  lines = [*ours, *theirs]
+  shown = _shown(lines)
+  kinds = {(not line['headline'], line['metric'], line['which'] != shown, line['which']) for line in lines}
+  for minor, metric, other, which in sorted(kinds):
+    for pair in pairs:
+      arms = [{line['seed']: line for line in arm if (line['metric'], line['which']) == (metric, which)
+               and line['learning_rate'] in rate} for arm, rate in zip((ours, theirs), pair, strict=True)]
+      some = [*arms[0].values(), *arms[1].values()]
+      if not some:
+        continue
+      one, groups = some[0], [_group(arm) for arm in arms]
+      yield ScoreRow(
+          **{name: one[name] for name in ('task', 'metric', 'split', 'filtered', 'checkpoint', 'examples',
+                                          'train_examples', 'held_out')},
+          headline=not minor, step=step, epochs=max(number(line['epoch']) for line in lines), which=which,
+          shown=not other, majority=number(one['majority']), frequency=number(one['frequency']), pretrained=groups[0],
+          scratch=groups[1], difference=difference(*groups))
+
+
+def _group(lines: Mapping[int, Line]) -> Group:
+  values = {seed: number(line['value']) for seed, line in sorted(lines.items())}
+  defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
+  ends = [[number(line[end]) for line in lines.values()] for end in ('low', 'high')]
+  return group(defined, rate=next((line['learning_rate'] for line in lines.values()), None),
+               collapsed=sum(bool(line['collapsed']) for line in lines.values()),
+               undefined=len(values) - len(defined), ends=[_mean(values) for values in ends])
+
+
+def group(values: Mapping[int, float], rate: float | None = None, collapsed: int = 0, undefined: int = 0,
+          ends: Sequence[float] = (math.nan, math.nan)) -> Group:
+  """The line of a table for one value a seed; all of them numbers."""
+  found = metrics.summary(list(values.values()))
+  return Group(learning_rate=rate, **found, collapsed=collapsed, undefined=undefined, mean_example_low=ends[0],
+               mean_example_high=ends[1], seeds=tuple(values), values=tuple(values.values()))
+
+
+def _mean(values: Sequence[float]) -> float:
+  return float(np.mean(values)) if values else math.nan
+
+
+def difference(ours: Group, theirs: Group) -> Difference:
+  """The difference of the means of two groups: paired where their seeds are the same."""
+  if not ours.n or not theirs.n:
     return Difference(math.nan, math.nan, math.nan, False)
-  mean = float(np.mean(list(ours.values())) - np.mean(list(theirs.values())))
-  if ours.keys() == theirs.keys():
-    return Difference(mean, *_interval([ours[seed] - theirs[seed] for seed in ours]), True)
-  if min(len(ours), len(theirs)) < 2:
+  mean = ours.mean - theirs.mean
+  if ours.seeds == theirs.seeds:
+    return Difference(mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.LEVEL), True)
+  if min(ours.n, theirs.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # about seeds that all score the same: the other side still has a spread
-    welch = stats.ttest_ind(list(ours.values()), list(theirs.values()), equal_var=False).confidence_interval(LEVEL)
+    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(metrics.LEVEL)
   return Difference(mean, float(welch.low), float(welch.high), False)
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-  """One value says nothing about its spread."""
-  return metrics.interval(values, LEVEL) if len(values) > 1 else (math.nan, math.nan)

@@ -1,7 +1,9 @@
-"""How predictions are scored, what is no achievement, and how sure a mean over seeds is.
+"""How predictions are scored, what is no achievement, and how sure a score is, over examples and over seeds.
 
-Values are those of scikit-learn and SciPy, also where a metric is undefined, and are shares or correlations, never
-percentages. What is predicted, and from what, is left to others.
+A classification is scored from its confusion matrix, `[true, said]` counts, so that one function serves a set of
+examples, thousands of resampled ones, and what a guess would give in expectation. Values are those of scikit-learn and
+SciPy, also where a metric is undefined, and are shares or correlations, never percentages. What is predicted, and from
+what, is left to others.
 """
 
 import math
@@ -9,39 +11,58 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.tasks.table import REGRESSION, Task
 
 Values = Shaped[np.ndarray, '...']  # one an example; `compute` says so where they are not
+Counts = Float[np.ndarray, '*a C C']  # true, said
+LEVEL = 0.95
+_DRAWS, _SEED = 2000, 0  # of fewer draws the ends would move in their second digit
 
 
-def accuracy(predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']) -> float:
-  """The share of predictions that are right."""
-  return float(np.mean(predictions == labels))
+def confusion(predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n'],
+              classes: int) -> Float[np.ndarray, 'classes classes']:
+  """How many examples of each true class (row) were said to be of each class (column).
 
-
-def f1(predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']) -> float:
-  """2 TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1."""
-  right = np.sum((predictions == 1) & (labels == 1))
-  said = np.sum(predictions == 1) + np.sum(labels == 1)
-  return float(2 * right / said) if said else 0.0
-
-
-def matthews(predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']) -> float:
-  """Matthews' correlation, for any number of classes (Gorodkin's form); 0 where either side is constant.
-
-  >>> matthews(np.array([1, 1, 0, 0]), np.array([1, 1, 0, 1])).__round__(4)
-  0.5774
+  >>> confusion(np.array([1, 1, 0]), np.array([1, 0, 0]), 2)
+  array([[1., 1.],
+         [0., 1.]])
   """
-  classes = np.union1d(predictions, labels)
-  said = (predictions[:, None] == classes).astype(np.float64)
-  are = (labels[:, None] == classes).astype(np.float64)
-  said, are = said - said.mean(0), are - are.mean(0)
-  spread = np.sum(said**2) * np.sum(are**2)
-  return float(np.sum(said * are) / np.sqrt(spread)) if spread > 0 else 0.0
+  places = labels.astype(np.int64) * classes + predictions
+  return np.bincount(places, minlength=classes**2).reshape(classes, classes).astype(np.float64)
+
+
+def accuracy(counts: Counts) -> Float[np.ndarray, '*a']:
+  """The share of examples on the diagonal."""
+  return np.asarray(np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1)))
+
+
+def f1(counts: Counts) -> Float[np.ndarray, '*a']:
+  """2 TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1."""
+  either = counts[..., 1, :].sum(-1) + counts[..., :, 1].sum(-1)
+  return _ratio(2 * counts[..., 1, 1], either, either > 0)
+
+
+def matthews(counts: Counts) -> Float[np.ndarray, '*a']:
+  """Matthews' correlation, for any number of classes (Gorodkin, 2004); 0 where either side is constant.
+
+  (s c - t . p) / sqrt((s^2 - t . t) (s^2 - p . p)), with s examples, c of them right, t true and p said of each class.
+
+  >>> matthews(np.array([[1.0, 0.0], [1.0, 2.0]])).round(4)
+  np.float64(0.5774)
+  """
+  true, said, total = counts.sum(-1), counts.sum(-2), counts.sum((-2, -1))
+  above = total * np.trace(counts, axis1=-2, axis2=-1) - (true * said).sum(-1)
+  below = (total**2 - (true**2).sum(-1)) * (total**2 - (said**2).sum(-1))
+  return _ratio(above, np.sqrt(np.maximum(below, 0)), below > 0)
+
+
+def _ratio(above: Float[np.ndarray | np.float64, '*a'], below: Float[np.ndarray | np.float64, '*a'],
+           defined: Bool[np.ndarray | np.bool, '*a']) -> Float[np.ndarray, '*a']:
+  return np.asarray(np.divide(above, below, out=np.zeros(np.shape(above)), where=defined))
 
 
 def pearson(predictions: Float[np.ndarray, 'n'], labels: Float[np.ndarray, 'n']) -> float:
@@ -62,14 +83,12 @@ def _correlation(function: Callable, predictions: Values, labels: Values) -> flo
     return float(function(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
-def _mean_of(*metrics: Callable[[Values, Values], float]) -> Callable[[Values, Values], float]:
-  return lambda predictions, labels: sum(metric(predictions, labels) for metric in metrics) / len(metrics)
-
-
-METRICS: dict[str, Callable[[Values, Values], float]] = {
-    'accuracy': accuracy, 'f1': f1, 'accuracy_f1': _mean_of(accuracy, f1), 'matthews': matthews,
-    'pearson': pearson, 'spearman': spearman, 'pearson_spearman': _mean_of(pearson, spearman),
-}
+OF_COUNTS: dict[str, Callable] = {
+    'accuracy': accuracy, 'f1': f1, 'accuracy_f1': lambda counts: (accuracy(counts) + f1(counts)) / 2,
+    'matthews': matthews}
+OF_NUMBERS: dict[str, Callable] = {
+    'pearson': pearson, 'spearman': spearman, 'pearson_spearman': lambda *both: (pearson(*both) + spearman(*both)) / 2}
+METRICS = OF_COUNTS | OF_NUMBERS
 
 
 def compute(names: tuple[str, ...], predictions: Values, labels: Values) -> dict[str, float]:
@@ -81,19 +100,87 @@ def compute(names: tuple[str, ...], predictions: Values, labels: Values) -> dict
     labels: of the same kind.
 
   Raises:
-    InputError: no such metric, nothing to score, not one prediction a label, or class labels that are unknown.
+    InputError: no such metric, nothing to score, not one prediction a label, labels that are unknown, or numbers where
+      classes are scored.
   """
+  predictions, labels = _checked(names, predictions, labels)
+  counts = _counts(predictions, labels) if set(names) & OF_COUNTS.keys() else None
+  return {name: float(OF_COUNTS[name](counts) if name in OF_COUNTS else OF_NUMBERS[name](predictions, labels))
+          for name in names}
+
+
+def _checked(names: tuple[str, ...], predictions: Values, labels: Values) -> tuple[Values, Values]:
   predictions, labels = np.asarray(predictions), np.asarray(labels)
+  what = f'scores by {", ".join(names)}'
   for name in names:
     if name not in METRICS:
       raise InputError(f'the metric {name!r}', 'no such metric', nearest(name, METRICS))
   if predictions.shape != labels.shape or labels.ndim != 1 or not labels.size:
-    raise InputError(f'scores by {", ".join(names)}', f'predictions {predictions.shape}, labels {labels.shape}',
+    raise InputError(what, f'predictions {predictions.shape}, labels {labels.shape}',
                      'give one prediction for each of at least one label')
-  if np.issubdtype(labels.dtype, np.integer) and labels.min() < 0:
-    raise InputError(f'scores by {", ".join(names)}', f'{np.sum(labels < 0):,} examples without a label',
+  whole = np.issubdtype(labels.dtype, np.integer) and np.issubdtype(predictions.dtype, np.integer)
+  if set(names) & OF_COUNTS.keys() and not whole:
+    raise InputError(what, f'predictions {predictions.dtype}, labels {labels.dtype}',
+                     'give classes as whole numbers, or judge numbers by pearson and spearman')
+  if whole and labels.min() < 0:
+    raise InputError(what, f'{np.sum(labels < 0):,} examples without a label',
                      'score a split with labels: the test splits of GLUE have none')
-  return {name: METRICS[name](predictions, labels) for name in names}
+  return predictions, labels
+
+
+def _counts(predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'C C']:
+  """Classes are those up to the highest that occurs, and at least two; one that never occurs changes no metric."""
+  return confusion(predictions, labels, int(max(predictions.max(), labels.max(), 1)) + 1)
+
+
+def spread(names: tuple[str, ...], predictions: Values, labels: Values) -> dict[str, tuple[float, float]]:
+  """The 95% interval of each metric over examples: what another sample of as many examples might have given.
+
+  It says nothing about other seeds. Accuracy, a share of independent trials, has Wilson's interval, which keeps a width
+  where all or none are right. Its fellows have percentiles of 2,000 multinomial draws of the confusion matrix, the same
+  ones every time; 'accuracy_f1' is a mean within each draw. Correlations have Fisher's z with variance 1 / (n - 3), for
+  ranks (1 + r^2 / 2) / (n - 3) (Bonett and Wright, 2000); 'pearson_spearman' has the means of their ends: right as far
+  as the two go up and down together, and too wide otherwise.
+
+  Args:
+    names, predictions, labels: as for `compute`.
+
+  Returns:
+    (low, high) by name; nan where the method is blind: all draws agree (predictions that are perfect or constant), a
+    correlation is perfect or undefined, or there are fewer than four examples to correlate.
+
+  Raises:
+    InputError: as `compute` does.
+  """
+  predictions, labels = _checked(names, predictions, labels)
+  counts = _counts(predictions, labels) if set(names) & OF_COUNTS.keys() else None
+  drawn = None
+  if set(names) & (OF_COUNTS.keys() - {'accuracy'}):
+    shares, random = counts.ravel() / len(labels), np.random.default_rng(_SEED)
+    drawn = random.multinomial(len(labels), shares, _DRAWS).reshape(-1, *counts.shape).astype(np.float64)
+  found = {}
+  for name in names:
+    if name == 'accuracy':
+      trials = stats.binomtest(int(np.trace(counts)), len(labels))
+      found[name] = tuple(map(float, trials.proportion_ci(LEVEL, 'wilson')))
+    elif name in OF_COUNTS:
+      low, high = np.percentile(OF_COUNTS[name](drawn), [50 * (1 - LEVEL), 50 * (1 + LEVEL)]).tolist()
+      found[name] = (low, high) if low < high else (math.nan, math.nan)
+    else:
+      found[name] = _fisher(name, predictions, labels)
+  return found
+
+
+def _fisher(name: str, predictions: Values, labels: Values) -> tuple[float, float]:
+  if name == 'pearson_spearman':
+    (a, b), (c, d) = (_fisher(part, predictions, labels) for part in ('pearson', 'spearman'))
+    return (a + c) / 2, (b + d) / 2
+  r, n = OF_NUMBERS[name](predictions, labels), len(labels)
+  if not abs(r) < 1 - 1e-12 or n < 4:  # also where r is nan
+    return math.nan, math.nan
+  variance = (1 + r**2 / 2 if name == 'spearman' else 1) / (n - 3)
+  half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance)
+  return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 def majority(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
@@ -101,11 +188,32 @@ def majority(task: Task, train_labels: Values, labels: Values) -> dict[str, floa
 
   Of classes that are equally frequent it is the first.
   """
+  train_labels = _some(task, train_labels)
+  always = train_labels.mean() if task.kind == REGRESSION else np.argmax(np.bincount(train_labels))
+  return compute(task.metrics, np.full(len(labels), always), labels)
+
+
+def frequency(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
+  """What saying each class as often as it stands in the training labels, at random, scores in expectation.
+
+  The metric of the expected confusion matrix, which is the expected metric itself for accuracy and nearly so for the
+  others. In a regression it is undefined: numbers drawn at random correlate with nothing, but not by exactly 0.
+  """
+  train_labels, labels = _some(task, train_labels), np.asarray(labels)
+  if task.kind == REGRESSION:
+    return dict.fromkeys(task.metrics, math.nan)
+  _checked(task.metrics, labels, labels)
+  classes = int(max(train_labels.max(), labels.max(), 1)) + 1
+  said = np.bincount(train_labels, minlength=classes) / len(train_labels)
+  counts = np.bincount(labels, minlength=classes)[:, None] * said[None]
+  return {name: float(OF_COUNTS[name](counts)) for name in task.metrics}
+
+
+def _some(task: Task, train_labels: Values) -> Values:
   train_labels = np.asarray(train_labels)
   if not train_labels.size:
-    raise InputError(f'the majority class of {task.name}', 'no training labels', 'give at least one')
-  always = np.mean(train_labels) if task.kind == REGRESSION else np.argmax(np.bincount(train_labels))
-  return compute(task.metrics, np.full(len(labels), always), labels)
+    raise InputError(f'what the training labels of {task.name} say', 'no training labels', 'give at least one')
+  return train_labels
 
 
 def collapsed(predictions: Values) -> bool:

@@ -1,0 +1,102 @@
+"""Panels: the mean over seeds of what a table shows, and nothing of what it does not."""
+
+import math
+import pathlib
+from typing import Any
+
+import pytest
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.analysis import curves
+from minilm_jax.analysis.scores import score_table
+from minilm_jax.errors import InputError
+from tests.scored import line
+
+VALUES = {(seed, epoch): 0.5 + 0.1 * seed + 0.01 * epoch for seed in range(2) for epoch in (1.0, 2.0)}
+
+
+def logged(folder: pathlib.Path, lines: list[dict[str, Any]], **task: Any) -> dict[str, epath.Path]:
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': 'runs/tiny', 'epochs': 2.0,
+                                       'task': {'name': 'cola', 'filtered': False, **task}})
+  run.write_lines(folder / run.METRICS, lines)
+  return {folder.name: epath.Path(folder)}
+
+
+def log(pretrained: bool = True, rate: float = 1e-4, shift: float = 0.0, split: str = 'held_out',
+        member: int = 0) -> list[dict[str, Any]]:
+  """A score and a loss at each epoch of two seeds."""
+  lines = []
+  for (seed, epoch), value in VALUES.items():
+    common = {'step': int(10 * epoch), 'epoch': epoch, 'seed': seed, 'learning_rate': rate, 'member': member,
+              'pretrained': pretrained}
+    lines += [{**common, 'split': 'train', 'loss': 1 - value, 'seconds': 1.0},
+              {**common, 'split': split, 'matthews': value + shift}]
+  return lines
+
+
+def test_both_arms_are_means_over_seeds_with_their_interval(tmp_path: pathlib.Path):
+  found = logged(tmp_path / 'a', log()) | logged(tmp_path / 'b', log(False, shift=-0.2))
+  (scores,), (losses,) = curves.learning(found, [])
+  assert scores.title == losses.title == 'cola'
+  ours, theirs = scores.bands
+  assert (ours.name, theirs.name) == ('pre-trained', 'from scratch') and ours.x == (1.0, 2.0)
+  assert ours.mean == pytest.approx((56, 57)) and theirs.mean == pytest.approx((36, 37))
+  assert ours.high[0] - ours.mean[0] == pytest.approx(12.706 * 5, rel=1e-3)  # t of one degree, standard error 5
+  assert losses.bands[0].mean == pytest.approx((0.44, 0.43))
+
+
+def test_only_the_rate_that_a_table_shows_is_drawn(tmp_path: pathlib.Path):
+  found = logged(tmp_path / 'a', log(rate=1e-4) + log(rate=2e-4, shift=0.1, member=1))
+  rows = score_table(line(0.5, learning_rate=rate, selection=rate, checkpoint='runs/tiny', held_out=9)
+                     for rate in (1e-4, 2e-4))
+  (panel,), _ = curves.learning(found, rows)
+  assert [band.mean[0] for band in panel.bands] == pytest.approx([66])
+  (panel,), _ = curves.learning(found, [])  # no score yet: each rate has a line
+  assert [band.name for band in panel.bands] == ['pre-trained, 0.0001', 'pre-trained, 0.0002']
+
+
+def test_the_held_out_part_comes_before_the_reported_split(tmp_path: pathlib.Path):
+  (panel,), _ = curves.learning(logged(tmp_path / 'a', log(split='validation')), [])
+  assert panel.bands[0].mean[0] == pytest.approx(56)
+  (panel,), _ = curves.learning(logged(tmp_path / 'b', log(split='validation') + log(shift=0.1)), [])
+  assert panel.bands[0].mean[0] == pytest.approx(66)
+
+
+def test_of_several_steps_of_a_checkpoint_the_last_is_drawn(tmp_path: pathlib.Path):
+  found = logged(tmp_path / 'a', log() + log(shift=0.1, member=1) + log(False, member=2))
+  run.write_lines(tmp_path / 'a' / run.SCORES, [
+      line(0.5, member=0, checkpoint_step=50), line(0.5, member=1, checkpoint_step=200),
+      line(0.5, pretrained=False, member=2)])
+  (panel,), _ = curves.learning(found, [])
+  assert [band.mean[0] for band in panel.bands] == pytest.approx([66, 56])
+
+
+def test_protocols_stay_apart_and_a_score_that_is_no_number_leaves_a_gap(tmp_path: pathlib.Path):
+  broken = [{**one, 'matthews': None} if 'matthews' in one and one['epoch'] == 1 else one for one in log()]
+  found = logged(tmp_path / 'a', broken) | logged(tmp_path / 'b', log(), limit=300)
+  panels, _ = curves.learning(found, [])
+  assert len(panels) == 2
+  assert sum(math.isnan(panel.bands[0].mean[0]) for panel in panels) == 1
+
+
+def test_a_log_of_another_version_is_refused(tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='without epoch, .*pretrained'):
+    curves.learning(logged(tmp_path / 'a', [{'step': 1, 'split': 'train', 'seed': 0, 'loss': 1.0}]), [])
+
+
+def test_pretraining_has_no_curve_here(tmp_path: pathlib.Path):
+  run.open_run(tmp_path / 'a', {'kind': 'pretrain'})
+  assert curves.learning({'a': epath.Path(tmp_path / 'a')}, []) == ([], [])
+
+
+def test_a_trajectory_needs_two_steps_and_has_scratch_beside_it():
+  given = [line(value, seed, checkpoint_step=step, majority=0.1) for step, values in ((50, (0.1, 0.3)), (200, (0.4, 0.6)))
+           for seed, value in enumerate(values)] + [line(0.15, seed, False) for seed in range(2)]
+  panel, = curves.trajectories(score_table(given))
+  ours, theirs = panel.bands
+  assert ours.x == (50.0, 200.0) and ours.mean == pytest.approx((20, 50)) and theirs.mean == pytest.approx((15, 15))
+  assert panel.level == pytest.approx(10)
+  assert curves.trajectories(score_table([line(0.1), line(0.1, pretrained=False)])) == []
+  assert curves.trajectories(score_table([line(0.1, checkpoint_step=n, headline=False) for n in (1, 2)])) == []
