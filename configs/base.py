@@ -130,27 +130,41 @@ def corpus():
 
 
 def finetune():
-  """A checkpoint on a task, several seeds."""
+  """A checkpoint on a task, several seeds and learning rates."""
   config = config_dict.create(
       kind='finetune',
       task=dict(
           name='cola',  # a row of minilm_jax/tasks/table.py
           data_dir='',  # a TFDS data_dir
-          folder='',  # or a folder with train, validation and test as .jsonl, .csv or .tsv, plain or compressed
+          folder='',  # or a folder of train, validation and test, each .jsonl, .csv, .tsv, .parquet or FewRel's .json
+          train='',  # or such files one by one; without one for the split that is reported, a part of this one is it
+          validation='',
+          test='',
+          fields='',  # the one or two columns of text; '' the task's
+          label='label',  # the column of the label
+          kind='',  # classification or regression; '' the task's
+          markers=False,  # of FewRel, put marks round the two entities
           filtered=False,  # keep examples that stay inside the word list
           word_list='',  # the word list of the filter
           split='validation',  # the split that is reported; nothing is ever selected on it
           limit=0,  # use only so many training examples; 0 uses all
+          per_label=0,  # or draw so many training examples of each label; 0 uses all
+          per_label_reported=0,  # draw so many of each label from the split that is reported; 0 uses all
       ),
       head=dict(
           pooling='first',  # the vector of <s>, the 'mean' over tokens, or the paper's weights over 'positions'
           dropout=0.1,
       ),
       optimizer=optimizer(),
-      seeds='0,1,2',  # a head and an order of examples each
+      seeds='0,1,2,3,4',  # a head and an order of examples each
+      learning_rates='',  # tried side by side, the best on what is held out is reported; '' is optimizer.learning_rate
       batch_size=32,
       epochs=5.0,
       length=128,
+      held_out=0.0,  # share of the training examples that chooses rate and epoch; 0 reports the last epoch, as the paper does
+      patience=0,  # epochs without a better score on what is held out, after which a member stops; 0 never stops
+      predictions=False,  # also keep what was predicted: of the reported split, and of the test split for the GLUE server
+      lift='auto',  # how the members of a device share it: loop, vmap, or what is faster there
   )
   config.optimizer.update(learning_rate=2e-4, schedule='linear', warmup_share=0.0, beta2=0.999, weight_decay=0.0)
   return config

@@ -193,15 +193,34 @@ class TaskConfig(Checked):
   name: str
   data_dir: str
   folder: str
+  train: str
+  validation: str
+  test: str
+  fields: tuple[str, ...]
+  label: str
+  kind: Annotated[str, one_of('', 'classification', 'regression')]
+  markers: bool
   filtered: bool
   word_list: str
   split: str
   limit: Count
+  per_label: Count
+  per_label_reported: Count
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.data_dir and self.folder:
-      raise InputError('task.data_dir and task.folder', 'both are set', 'give one of them')
+    files = [f'task.{name}' for name in ('train', 'validation', 'test') if getattr(self, name)]
+    places = [f'task.{name}' for name in ('data_dir', 'folder') if getattr(self, name)] + files[:1]
+    if len(places) > 1:
+      raise InputError(' and '.join(places), 'more than one place to read examples from', 'give one of them')
+    if len(self.fields) > 2 or len(set(self.fields)) < len(self.fields) or self.label in self.fields:
+      raise InputError(f'task.fields={",".join(self.fields)}, task.label={self.label}',
+                       'not one or two columns of text, and another for the label', 'name the columns of the files')
+    if not self.label:
+      raise InputError("task.label=''", 'no column of labels', 'name one, as in label')
+    if self.limit and self.per_label:
+      raise InputError(f'task.limit={self.limit}, task.per_label={self.per_label}', 'two numbers of training examples',
+                       'give one of them')
     if self.filtered and not self.word_list:
       raise InputError('task.filtered=True', 'no task.word_list', 'give the word list that examples must stay inside')
 
@@ -224,13 +243,28 @@ class FinetuneConfig(Checked):
   head: HeadConfig
   optimizer: OptimizerConfig
   seeds: Annotated[tuple[int, ...], seed]
+  learning_rates: tuple[float, ...]
   batch_size: Positive
   epochs: float
   length: Annotated[int, at_least(4)]
+  held_out: Share
+  patience: Count
+  predictions: bool
+  lift: Annotated[str, one_of('auto', 'loop', 'vmap')]
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if not self.seeds or len(set(self.seeds)) < len(self.seeds):
       raise InputError(f'seeds={self.seeds}', 'none, or one twice', 'give different numbers, as in 0,1,2')
+    if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates, default=1) <= 0:
+      raise InputError(f'learning_rates={",".join(map(str, self.learning_rates))}', 'one twice, or none above 0',
+                       'give different positive numbers, as in 1e-4,2e-4')
     if not 0 < self.epochs < math.inf:
       raise InputError(f'epochs={self.epochs}', 'nothing to train, or no end of it', 'give a positive number')
+    for asked, choice in ((f'{len(self.learning_rates)} learning_rates', len(self.learning_rates) > 1),
+                          (f'patience={self.patience}', self.patience)):
+      if choice and not self.held_out:
+        raise InputError(asked, 'held_out=0: nothing to choose by, for the reported split never chooses',
+                         'give --config.held_out=0.1')
+    if self.held_out == 1:
+      raise InputError('held_out=1', 'nothing left to train on', 'give a share below 1')

@@ -13,7 +13,7 @@ from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.language import documents
 from minilm_jax.model import size
 from minilm_jax.model.initialization import path_name
-from minilm_jax.tasks import sources, table
+from minilm_jax.tasks import sources
 from minilm_jax.training import optimizer, sharding, steps
 
 
@@ -23,7 +23,7 @@ def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any
   if isinstance(config, RunConfig):
     return found | _run(config)
   if isinstance(config, FinetuneConfig):
-    task = table.find(config.task.name)
+    task = sources.complete(config.task)
     return found | {'headline': task.headline, 'examples': sources.sizes(task, config.task)}
   return found | {'sources': [source.name for source in documents.expand(config.documents)]}
 

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from configs import base, glue, honey, microworld, quickstart, tiny
+from configs import base, glue, honey, microworld, quickstart, tiny, topics
 from minilm_jax import __main__ as door
 from minilm_jax import flags, recipe
 from minilm_jax.language import tokenizer
@@ -18,6 +18,7 @@ from minilm_jax.training import optimizer
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 PARTS = ('corpus', 'pretrain', 'finetune')
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
+         *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
          *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS), 'tiny.py', 'tiny.py:corpus',
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
 
@@ -82,6 +83,20 @@ def test_glue_is_the_protocol_of_the_paper():
   chosen = config.optimizer
   assert (chosen.learning_rate, chosen.schedule, chosen.weight_decay) == (2e-4, 'linear', 0)
   assert config.task.split == 'validation' and optimizer.warmup(config.optimizer, 1000) == 0
+
+
+def test_all_of_glue_are_its_nine_tasks():
+  assert recipe.runs('configs/glue.py') == list(glue.RUNS) and len(set(glue.RUNS)) == 9
+  asked = {name for name, task in table.TASKS.items() if task.server}  # by the server; ax has nothing to train on
+  assert asked == {*glue.RUNS, 'ax'} and table.find('ax').through in glue.RUNS
+
+
+def test_topics_are_the_protocol_of_the_second_paper():
+  config = recipe.resolve(topics.get_config('fewrel'), 'finetune')
+  assert (config.task.per_label, config.task.per_label_reported, config.task.split) == (630, 70, 'test')
+  assert (config.epochs, config.batch_size, config.length) == (50, 32, 128)
+  chosen = config.optimizer
+  assert (chosen.learning_rate, chosen.schedule, chosen.weight_decay, chosen.undecayed) == (5e-5, 'linear', 0.01, ())
 
 
 def test_recipes_do_not_share_their_fields():

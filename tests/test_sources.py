@@ -1,8 +1,9 @@
-"""Examples: the filter's counts on real data, the same rows whatever the file, and faults named."""
+"""Examples: the filter's counts on real data, the same rows whatever the file, cuts without overlap, faults named."""
 
 import collections
 import csv
 import dataclasses
+import doctest
 import gzip
 import json
 import pathlib
@@ -10,17 +11,26 @@ import pathlib
 import numpy as np
 import pytest
 
+from configs import base
+from minilm_jax import recipe
 from minilm_jax.config import TaskConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents
-from minilm_jax.tasks import sources, table
+from minilm_jax.tasks import places, sources, table
 
-TASK = TaskConfig('sentiment', data_dir='', folder='', filtered=False, word_list='', split='validation', limit=0)
+TASK = dataclasses.replace(recipe.build(TaskConfig, base.finetune().task.to_dict()), name='sentiment')
 SENTIMENT, PAIRS, SIMILARITY = table.find('sentiment'), table.find('rte'), table.find('stsb')
 # Examples that stay inside the paper's word list: train, validation, test (None: not in the data folder).
 KEPT = {
     'cola': (5259, 653, 681), 'sst2': (21493, 113, 271), 'mrpc': (392, 39, 159), 'stsb': (2122, 611, 731),
-    'rte': (150, 14, 202), 'wnli': (277, 39, 40), 'qnli': (None, 510, 504),
+    'rte': (150, 14, 202), 'wnli': (277, 39, 40), 'qnli': (None, 510, 504), 'ax': (None, None, 270),
+}
+# Of those, how many of each class.
+CLASSES = {
+    ('cola', 'train'): (1611, 3648), ('cola', 'validation'): (209, 444), ('sst2', 'train'): (8593, 12900),
+    ('sst2', 'validation'): (73, 40), ('mrpc', 'train'): (131, 261), ('mrpc', 'validation'): (13, 26),
+    ('rte', 'train'): (71, 79), ('rte', 'validation'): (7, 7), ('wnli', 'train'): (138, 139),
+    ('wnli', 'validation'): (21, 18), ('qnli', 'validation'): (230, 280),
 }
 
 
@@ -30,20 +40,32 @@ def written(folder: pathlib.Path, split: str, rows: list[dict]) -> TaskConfig:
   return dataclasses.replace(TASK, folder=str(folder))
 
 
+def glue(data: pathlib.Path, name: str, **changes) -> TaskConfig:
+  return dataclasses.replace(TASK, name=name, folder=str(data / 'glue' / name), **changes)
+
+
 @pytest.mark.parametrize('name', KEPT)
 def test_the_filter_keeps_what_the_paper_keeps(data: pathlib.Path, name: str):
-  config = dataclasses.replace(TASK, name=name, folder=str(data / 'glue' / name), filtered=True,
-                               word_list=str(data / 'aochildes' / 'AOChildes_word_frequency.csv'))
-  counts = sources.sizes(table.find(name), config)
-  assert tuple(counts.values()) == tuple(n or 0 for n in KEPT[name])
+  config = glue(data, name, filtered=True, word_list=str(data / 'aochildes' / 'AOChildes_word_frequency.csv'))
+  assert tuple(sources.sizes(table.find(name), config).values()) == tuple(n or 0 for n in KEPT[name])
 
 
-def test_the_filter_keeps_the_classes_that_the_paper_keeps(data: pathlib.Path):
-  config = dataclasses.replace(TASK, name='rte', folder=str(data / 'glue' / 'rte'), filtered=True,
-                               word_list=str(data / 'aochildes' / 'AOChildes_word_frequency.csv'))
-  assert np.bincount(sources.read(PAIRS, config, 'train').labels).tolist() == [71, 79]
-  assert np.bincount(sources.read(PAIRS, config, 'validation').labels).tolist() == [7, 7]
-  assert set(sources.read(PAIRS, config, 'test').labels) == {sources.UNLABELLED}
+@pytest.mark.parametrize('name, split', CLASSES)
+def test_the_filter_keeps_the_classes_that_the_paper_keeps(data: pathlib.Path, name: str, split: str):
+  config = glue(data, name, filtered=True, word_list=str(data / 'aochildes' / 'AOChildes_word_frequency.csv'))
+  found = sources.read(table.find(name), config, split)
+  assert tuple(np.bincount(found.labels).tolist()) == CLASSES[name, split]
+
+
+@pytest.mark.parametrize('split, kept', [('validation', 408), ('test', 386)])
+def test_the_filter_looks_at_the_fields_that_a_recipe_names(data: pathlib.Path, split: str, kept: int):
+  config = glue(data, 'qnli', filtered=True, word_list=str(data / 'aochildes' / 'AOChildes_word_frequency.csv'),
+                fields=('question', 'sentence'))
+  assert sources.sizes(sources.complete(config), config)[split] == kept
+
+
+def test_labels_of_a_test_split_are_unknown(data: pathlib.Path):
+  assert set(sources.read(PAIRS, glue(data, 'rte'), 'test').labels) == {sources.UNLABELLED}
 
 
 def test_every_form_of_file_gives_the_same_examples(tmp_path: pathlib.Path):
@@ -80,14 +102,18 @@ def test_a_pair_and_a_number_are_read_from_tfds(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize('name', ['microworld/acceptability', 'microworld/entailment', 'microworld/sentiment'])
 def test_the_microworld_needs_no_place(name: str, monkeypatch: pytest.MonkeyPatch):
-  monkeypatch.setattr(sources, 'MICROWORLD', {'train': 200, 'validation': 100, 'test': 100})
+  monkeypatch.setattr(places, 'MICROWORLD', {'train': 200, 'validation': 100, 'test': 100})
   task = table.find(name)
-  assert sources.sizes(task, TASK) == sources.MICROWORLD
+  assert sources.sizes(task, TASK) == places.MICROWORLD
   found = sources.read(task, TASK, 'validation')
   assert len(found.second) == (len(found.first) if len(task.fields) == 2 else 0)
   assert set(found.labels) == {0, 1}
   with pytest.raises(InputError, match="did you mean 'test'"):
     sources.read(task, TASK, 'tests')
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(sources).failed == 0
 
 
 def test_a_limit_takes_the_same_unsorted_part_of_training_alone(tmp_path: pathlib.Path):
@@ -179,6 +205,209 @@ def test_unknown_labels_are_read_but_neither_trained_on_nor_scored(tmp_path: pat
     sources.require_labels(found, 'scores')
   known = sources.Examples(('y',), (), np.array([1], np.int32))
   assert sources.require_labels(known, 'scores') is known
+
+
+def own(tmp_path: pathlib.Path, content: str, name: str = 'train.csv', **changes) -> TaskConfig:
+  (tmp_path / name).write_text(content)
+  return dataclasses.replace(TASK, name='own', train=str(tmp_path / name), **changes)
+
+
+@pytest.mark.parametrize('values, classes', [
+    ('0 1 1 0', ('0', '1')), ('10 9 -1 2', ('-1', '2', '9', '10')), ('spam ham spam ham', ('ham', 'spam')),
+    ('1 x 0 10', ('0', '1', '10', 'x')),
+])
+def test_labels_are_those_of_the_training_file(tmp_path: pathlib.Path, values: str, classes: tuple[str, ...]):
+  values = values.split()
+  config = own(tmp_path, 'text,label\n' + ''.join(f'text {i},{v}\n' for i, v in enumerate(values)), split='train')
+  task = sources.complete(config)
+  assert task.labels == classes and task.kind == 'classification'
+  assert [classes[i] for i in sources.read(task, config, 'train').labels] == values
+
+
+def test_labels_are_the_same_in_every_form_of_file(tmp_path: pathlib.Path):
+  values = [3, 1, 3, 20]
+  (tmp_path / 'a.csv').write_text('text,label\n' + ''.join(f'x,{v}\n' for v in values))
+  (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': 'x', 'label': v}) + '\n' for v in values))
+  for name in ('a.csv', 'a.jsonl'):
+    config = dataclasses.replace(TASK, name='own', train=str(tmp_path / name), split='train')
+    task = sources.complete(config)
+    assert task.labels == ('1', '3', '20')
+    assert sources.read(task, config, 'train').labels.tolist() == [1, 0, 1, 2]
+
+
+def test_columns_and_kind_are_those_of_the_recipe(tmp_path: pathlib.Path):
+  config = own(tmp_path, 'a\tb\tscore\n' + ''.join(f'a{i}\tb{i}\t{i / 2}\n' for i in range(10)), 'train.tsv',
+               fields=('b', 'a'), label='score', kind='regression', split='train')
+  task = sources.complete(config)
+  assert (task.fields, task.label, task.kind, task.headline) == (('b', 'a'), 'score', 'regression', 'pearson_spearman')
+  found = sources.read(task, config, 'train')
+  assert (found.first[3], found.second[3], found.labels[3], found.labels.dtype) == ('b3', 'a3', 1.5, np.float32)
+  assert sources.complete(dataclasses.replace(TASK, name='cola')) == table.find('cola')
+  renamed = dataclasses.replace(config, name='sst2', fields=('a',), kind='')
+  assert sources.complete(renamed).labels == ('negative', 'positive')
+
+
+def test_without_a_file_a_fifth_of_training_is_reported(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
+  lines = [f'text {i},{"ab"[i % 2]}\n' for i in range(100)]
+  config = own(tmp_path, 'text,label\n' + ''.join(lines))
+  task = sources.complete(config)
+  train, held = sources.read(task, config, 'train'), sources.read(task, config, 'validation')
+  assert len(held.first) == 20 and {*train.first, *held.first} == {f'text {i}' for i in range(100)}
+  assert len(train.first) == 80 and 'no file for the validation split: 20 examples' in capsys.readouterr().err
+  assert sources.sizes(task, config) == {'train': 80, 'validation': 20, 'test': 0}
+  again = own(tmp_path, 'text,label\n' + ''.join(lines[::-1]), 'reversed.csv')
+  assert sources.read(task, again, 'validation').first == held.first[::-1]
+  given = dataclasses.replace(config, validation=config.train)
+  assert sources.sizes(task, given) == {'train': 100, 'validation': 100, 'test': 0}
+  few = dataclasses.replace(config, per_label=3, per_label_reported=4)
+  train, held = sources.read(task, few, 'train'), sources.read(task, few, 'validation')
+  assert not {*train.first} & {*held.first}
+  assert np.bincount(train.labels).tolist() == [3, 3] and np.bincount(held.labels).tolist() == [4, 4]
+  assert sources.sizes(task, dataclasses.replace(config, per_label=3)) == {'train': 6, 'validation': 20, 'test': 0}
+
+
+def test_a_sample_of_each_label_follows_the_split_that_is_reported(tmp_path: pathlib.Path):
+  rows = [{'sentence': f'sentence {i}', 'label': int(i % 3 == 0)} for i in range(90)]
+  for split in ('train', 'validation', 'test'):
+    config = written(tmp_path, split, rows)
+  config = dataclasses.replace(config, per_label=5, per_label_reported=7)
+  assert sources.sizes(SENTIMENT, config) == {'train': 10, 'validation': 14, 'test': 90}
+  found = sources.read(SENTIMENT, config, 'train')
+  assert [int(text.split()[1]) for text in found.first] == sorted(int(text.split()[1]) for text in found.first)
+  with pytest.raises(InputError, match='30 of .positive.'):
+    sources.read(SENTIMENT, dataclasses.replace(config, per_label=31), 'train')
+  with pytest.raises(InputError, match='no labels to draw from'):
+    sources.complete(dataclasses.replace(config, name='stsb'))
+
+
+@pytest.fixture(name='examples')
+def _examples() -> sources.Examples:
+  texts = tuple(f'text {i % 80}' for i in range(100))  # the last twenty repeat the first
+  return sources.Examples(texts, (), np.arange(100, dtype=np.int32) % 2)
+
+
+def test_what_is_held_out_depends_on_no_order(examples: sources.Examples):
+  kept, held = sources.hold_out(examples, 0.1)
+  assert len(held.first) == 10 and len(kept.first) == 90 and not set(held.first) & set(kept.first)
+  numbered = [int(text.split()[1]) for text in held.first]
+  assert held.labels.tolist() == [n % 2 for n in numbered]
+  order = np.random.default_rng(0).permutation(100)
+  mixed = sources.Examples(tuple(examples.first[i] for i in order), (), examples.labels[order])
+  assert collections.Counter(sources.hold_out(mixed, 0.1)[1].first) == collections.Counter(held.first)
+  kept_mixed = sources.hold_out(mixed, 0.1)[0]
+  assert list(kept_mixed.first) == [text for text in mixed.first if text in set(kept.first)]
+  more = sources.hold_out(examples, 0.5)[1]
+  assert len(more.first) == 50
+
+
+def test_a_pair_is_held_out_whole():
+  pairs = sources.Examples(('a',) * 10, tuple(map(str, range(10))), np.zeros(10, np.float32))
+  kept, held = sources.hold_out(pairs, 0.2)
+  assert len(held.first) == len(held.second) == len(held.labels) == 2
+  assert {*kept.second} | {*held.second} == {*pairs.second}
+
+
+@pytest.mark.parametrize('count, share', [(10, 0.0), (10, 1.0), (2, 0.2)])
+def test_a_cut_with_nothing_on_one_side_is_refused(count: int, share: float):
+  few = sources.Examples(tuple(map(str, range(count))), (), np.zeros(count, np.int32))
+  with pytest.raises(InputError, match='on one side'):
+    sources.hold_out(few, share)
+
+
+def test_training_must_show_every_label_twice():
+  def labelled(*values: int) -> sources.Examples:
+    return sources.Examples(('x',) * len(values), (), np.array(values, np.int32))
+
+  sources.check(SENTIMENT, labelled(0, 1, 0, 1), labelled(0, -1), labelled(1))
+  sources.check(SENTIMENT, labelled(0, 1, 0, 1))
+  with pytest.raises(InputError, match='.positive.(.|\n)*training never shows'):
+    sources.check(SENTIMENT, labelled(0, 0, -1), labelled(0), labelled(1))
+  with pytest.raises(InputError, match='.positive.(.|\n)*1 training example\n'):
+    sources.check(SENTIMENT, labelled(0, 1, 0), labelled(1))
+  sources.check(SIMILARITY, sources.Examples(('x',), (), np.array([1.0], np.float32)),
+                sources.Examples(('x',), (), np.array([2.5], np.float32)))
+
+
+@pytest.mark.parametrize('content, changes, said', [
+    ('text,label\na,x\nb,x\n', {}, 'one label alone'),
+    ('text,label\n', {}, 'no example'),
+    ('text,label\na,\nb,x\n', {}, 'name of a class'),
+    ('text,stars\na,1\nb,2\n', {}, "the column 'label'(.|\n)*task.label"),
+    ('text,label\na,x\nb,y\n', {'fields': ('body',)}, "the column 'body'"),
+    ('a,b,label\na,b,x\nb, ,y\n', {'fields': ('a', 'b')}, "'b' is empty"),
+    ('a,b,label\na,b,x\n,b,y\n', {'fields': ('a', 'b')}, "'a' is empty"),
+    ('text,label\na,high\n', {'kind': 'regression'}, 'a number as label'),
+    ('text,label\na,x\nb,y\n', {'name': 'cola', 'markers': True}, 'task.markers of cola'),
+    ('text,label\na,x\nb,y\n', {'name': 'owm'}, "did you mean 'own'"),
+])
+def test_a_file_that_is_no_task_is_refused(tmp_path: pathlib.Path, content: str, changes: dict, said: str):
+  config = own(tmp_path, content, split='train')
+  config = dataclasses.replace(config, **changes)
+  with pytest.raises(InputError, match=said):
+    sources.read(sources.complete(config), config, 'train')
+
+
+def test_a_label_that_training_never_shows_is_refused(tmp_path: pathlib.Path):
+  (tmp_path / 'held.csv').write_text('text,label\na,1\nb,4\n')
+  config = own(tmp_path, 'text,label\na,1\nb,3\n', validation=str(tmp_path / 'held.csv'))
+  with pytest.raises(InputError, match=".4. in row 2 of the validation split of own, which training never shows"):
+    sources.read(sources.complete(config), config, 'validation')
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'folder': 'a', 'data_dir': 'b'}, 'more than one place'), ({'folder': 'a', 'train': 'b'}, 'more than one place'),
+    ({'fields': ('a', 'b', 'c')}, 'one or two columns'), ({'fields': ('label',)}, 'another for the label'),
+    ({'limit': 1, 'per_label': 1}, 'two numbers'), ({'kind': 'ranking'}, 'choices'), ({'label': ''}, 'no column'),
+    ({'per_label': -1}, 'at least 0'),
+])
+def test_a_recipe_that_says_two_things_is_refused(changes: dict, said: str):
+  with pytest.raises(InputError, match=said):
+    dataclasses.replace(TASK, **changes)
+
+
+def test_parts_are_splits_of_their_own(tmp_path: pathlib.Path):
+  task, row = table.find('mnli'), {'premise': 'a', 'hypothesis': 'b', 'label': 'neutral'}
+  assert sources.splits(task, 'test') == ('test_matched', 'test_mismatched')
+  assert sources.splits(task, 'validation_matched') == ('validation_matched',)
+  assert sources.splits(SENTIMENT, 'validation') == ('validation',)
+  for count, split in enumerate(('train', *sources.splits(task, 'validation')), 2):
+    config = dataclasses.replace(written(tmp_path, split, [row] * count), name='mnli', per_label_reported=1)
+  assert sources.sizes(task, config) == {'train': 2, 'validation_matched': 1, 'validation_mismatched': 1,
+                                         'test_matched': 0, 'test_mismatched': 0}
+  files = dataclasses.replace(config, folder='', train=str(tmp_path / 'train.jsonl'))
+  assert sources.splits(sources.complete(files), 'validation') == ('validation',)
+
+
+def test_two_fields_may_be_one_text(tmp_path: pathlib.Path):
+  rows = [{'title': 'A title', 'description': 'and more', 'label': 0},
+          {'title': '', 'description': 'No Title', 'label': 3}]
+  config = dataclasses.replace(written(tmp_path, 'train', rows), name='ag_news')
+  found = sources.read(sources.complete(config), config, 'train')
+  assert (found.first, found.second, found.labels.tolist()) == (('A title and more', 'No Title'), (), [0, 3])
+  (tmp_path / 'words.txt').write_text('no\nmore\n')
+  filtered = dataclasses.replace(config, filtered=True, word_list=str(tmp_path / 'words.txt'))
+  assert sources.read(sources.complete(filtered), filtered, 'train').first == ('No Title',)  # a name, passed over
+
+
+def test_topics_of_the_data_folder_are_read_whole(data: pathlib.Path):
+  news = dataclasses.replace(TASK, name='ag_news', train=str(data / 'ag_news' / 'train_sample.jsonl.gz'),
+                             test=str(data / 'ag_news' / 'test.jsonl.gz'), split='test')
+  train, test = (sources.read(sources.complete(news), news, split) for split in ('train', 'test'))
+  assert np.bincount(train.labels).tolist() == [1481, 1960, 2440, 2914] and train.second == ()
+  assert np.bincount(test.labels).tolist() == [1900] * 4
+  assert test.first[0].startswith('Fears for T N pension after talks Unions representing')
+  pedia = dataclasses.replace(TASK, name='dbpedia_14', folder=str(data / 'dbpedia_14_sample'), split='test',
+                              per_label=100, per_label_reported=100)
+  task = sources.complete(pedia)
+  assert task.labels == tuple(map(str, range(14)))
+  assert sources.sizes(task, pedia) == {'train': 1400, 'validation': 0, 'test': 1400}
+  relations = dataclasses.replace(TASK, name='fewrel', train=str(data / 'fewrel' / 'val_wiki.json.xz'), split='test',
+                                  per_label=630, per_label_reported=70)
+  task = sources.complete(relations)
+  train, test = (sources.read(task, relations, split) for split in ('train', 'test'))
+  assert np.bincount(train.labels).tolist() == [630] * 16 and np.bincount(test.labels).tolist() == [70] * 16
+  assert not set(train.first) & set(test.first)
+  sources.check(task, train, test)
 
 
 def test_splits_of_the_data_folder_are_read_whole(data: pathlib.Path):

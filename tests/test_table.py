@@ -18,20 +18,38 @@ def test_examples_in_docstrings():
 @pytest.mark.parametrize('task', table.TASKS.values(), ids=lambda task: task.name)
 def test_a_row_is_complete(task: table.Task):
   assert table.find(task.name) is task
-  assert task.kind == (table.CLASSIFICATION if task.labels else table.REGRESSION)
+  assert task.kind in (table.CLASSIFICATION, table.REGRESSION)
+  assert not task.labels if task.kind == table.REGRESSION else len(set(task.labels)) == len(task.labels) != 1
   assert 1 <= len(task.fields) <= 2 and set(task.filter_fields) <= set(task.fields)
   assert task.headline in task.metrics and set(task.metrics) <= set(metrics.METRICS)
   assert not (task.tfds and task.microworld)
+  assert not task.joined or len(task.fields) == 2
+  assert not task.through or table.find(task.through).labels == task.labels
   assert task.microworld in ('', *microworld.TASKS)
 
 
 @pytest.mark.parametrize('task', [task for task in table.TASKS.values() if task.tfds], ids=lambda task: task.name)
 def test_rows_agree_with_tfds(task: table.Task, tmp_path):
   import tensorflow_datasets as tfds
-  import tensorflow_datasets.text.glue  # noqa: F401 - registers the builder
+  import tensorflow_datasets.datasets.ag_news_subset.ag_news_subset_dataset_builder
+  import tensorflow_datasets.text.glue  # noqa: F401 - registers the builders
   features = tfds.builder(task.tfds, data_dir=tmp_path).info.features
-  assert {*task.fields, 'label', 'idx'} == set(features)
+  assert {*task.fields, task.label} == set(features) - {'idx'}
   assert task.labels == tuple(getattr(features['label'], 'names', ()))
+
+
+def test_the_glue_server_is_sent_every_task_of_glue():
+  named = {task.server for task in table.TASKS.values() if task.server}
+  assert named == {'CoLA', 'SST-2', 'MRPC', 'QQP', 'STS-B', 'MNLI', 'QNLI', 'RTE', 'WNLI', 'AX'}
+  assert all(bool(task.server) == task.tfds.startswith('glue/') for task in table.TASKS.values())
+
+
+@pytest.mark.parametrize('task', table.TASKS.values(), ids=lambda task: task.name)
+def test_a_row_of_another_kind_is_judged_as_such(task: table.Task):
+  assert table.of_kind(task, '') is task is table.of_kind(task, task.kind)
+  number, named = table.of_kind(task, table.REGRESSION), table.of_kind(task, table.CLASSIFICATION)
+  assert number.metrics == table.find('stsb').metrics and number.labels == ()
+  assert named.headline == (task.headline if task.kind == table.CLASSIFICATION else 'accuracy')
 
 
 def test_an_unknown_task_is_refused_with_what_was_meant():

@@ -1,89 +1,168 @@
-"""How the examples of a task are read, filtered and cut: from TFDS, from a folder of files, or built in.
+"""How the examples of a task are read: checked row by row, filtered, cut, their labels made indices.
 
-Examples are text and labels; how text becomes tokens is left to fine-tuning. The microworld's examples are made on the
-spot, of seed 0, in the numbers of `MICROWORLD`.
+Examples are text and labels. Where their rows lie is left to `places.py`, what a label column says to `labels.py`,
+which of many are taken to `sampling.py`, how text becomes tokens to `encoding.py`.
 """
 
 import dataclasses
-import hashlib
-import math
-import numbers
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float32, Int32
 
+from minilm_jax import progress
 from minilm_jax.config import TaskConfig
-from minilm_jax.errors import InputError, nearest
-from minilm_jax.language import documents, microworld, vocabulary
+from minilm_jax.errors import InputError
+from minilm_jax.language import vocabulary
+from minilm_jax.tasks import labels, places, sampling, table
+from minilm_jax.tasks.labels import UNLABELLED
 from minilm_jax.tasks.table import REGRESSION, Task
 
-SPLITS = ('train', 'validation', 'test')
-UNLABELLED = -1  # as TFDS marks an example whose label is not public
-FORMS = (*(form + packing for form in ('.jsonl', '.csv', '.tsv') for packing in ('', '.gz', '.xz', '.zst')),
-         '.parquet')
-MICROWORLD = {'train': 4000, 'validation': 1000, 'test': 1000}
+_REPORTED = 0.2  # of a training file that also gives the split that is reported
+_Example = tuple[tuple[str, ...], int | float, int]  # texts, label, and the number in the official file
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Examples of a split: `first[i]`, `second[i]` (empty where the task has one field) and `labels[i]` belong together.
+  """Examples of a split: `first[i]`, `second[i]` (empty where the task has one text) and `labels[i]` belong together.
 
-  Labels are class indices or, in a regression, numbers; -1 where the label is unknown.
+  Labels are class indices or, in a regression, numbers; -1 where the label is unknown. `numbers` are those of a column
+  `idx`, which is where GLUE's examples stand in the official files; without one they count up.
   """
 
   first: tuple[str, ...]
   second: tuple[str, ...]
   labels: Int32[np.ndarray, 'n'] | Float32[np.ndarray, 'n']
+  numbers: tuple[int, ...] = ()
+
+  def take(self, places: Sequence[int]) -> 'Examples':
+    """Those at some places."""
+    second = tuple(self.second[i] for i in places) if self.second else ()
+    return Examples(tuple(self.first[i] for i in places), second, self.labels[np.array(places, int)],
+                    tuple(self.numbers[i] for i in places) if self.numbers else ())
 
 
-class _NoSplit(InputError):
-  """The place has no such split; it may have others."""
+def complete(config: TaskConfig) -> Task:
+  """The row that a recipe names, with the fields, label column and kind that it changes.
+
+  A classification without labels gets those that its training file shows, as text: whole numbers in their order, else
+  all in that of the alphabet.
+
+  Raises:
+    InputError: no such row, the recipe asks of it what it cannot be, or its labels cannot be found.
+  """
+  task = dataclasses.replace(table.of_kind(table.find(config.name), config.kind), label=config.label)
+  if config.fields:
+    task = dataclasses.replace(task, fields=config.fields, filter_fields=config.fields)
+  if config.markers and task.fields != ('text',):
+    raise InputError(f'task.markers of {task.name}', f'text in {", ".join(task.fields)}',
+                     'leave them out: only the files of FewRel say where entities are')
+  if config.markers:  # the word list knows no marks
+    task = dataclasses.replace(task, fields=('marked',))
+  if places.named(config):  # which has one file a split
+    task = dataclasses.replace(task, parts=())
+  if task.kind == REGRESSION and (config.per_label or config.per_label_reported):
+    raise InputError(f'task.per_label of {task.name}', 'a regression, which has no labels to draw from',
+                     'give task.limit instead')
+  if task.labels or task.kind == REGRESSION:
+    return task
+  return dataclasses.replace(task, labels=labels.found(_label_column(task, config), f'the train split of {task.name}'),
+                             found=True)
+
+
+def splits(task: Task, name: str) -> tuple[str, ...]:
+  """The full names of a split: of its parts where the task has some, the one that is judged first.
+
+  >>> splits(table.find('mnli'), 'validation'), splits(table.find('mnli'), 'train')
+  (('validation_matched', 'validation_mismatched'), ('train',))
+  """
+  return tuple(f'{name}_{part}' for part in task.parts) if name in ('validation', 'test') and task.parts else (name,)
 
 
 def read(task: Task, config: TaskConfig, split: str) -> Examples:
   """The examples of a split, after the filter if `config.filtered`, in the order of the source.
 
   Of the training split, `config.limit` keeps only so many: those first by hash of their text, so that a smaller limit
-  takes a part of what a larger one takes, and neither follows an order by label.
+  takes a part of what a larger one takes, and neither follows an order by label. `config.per_label` draws so many of
+  each label instead, `config.per_label_reported` of the split that is reported. Where that has no file of its own, it
+  is a part of the training file and 'train' is the rest: a fifth by hash as in `hold_out`, or what both numbers draw.
+
+  Args:
+    task: what `complete` gave.
+    config: where the examples are, and which.
+    split: a full name, one of `splits`.
 
   Raises:
-    InputError: no place is given, the place has no such split, a column is missing, a label is none of the task's, or
-      nothing is left.
+    InputError: no place is given, the place has no such split, a column is missing, a text of a pair is empty, a label
+      is none of the task's, too few are there to draw from, or nothing is left.
   """
-  kept = list(_examples(task, config, split))
+  kept = _chosen(task, config, split)
   if not kept:
     found = 'no example stays inside the word list' if config.filtered else 'it is empty'
     raise InputError(f'the {split} split of {task.name}', found, 'give other examples, or another word list')
-  if split == 'train' and 0 < config.limit < len(kept):
-    first = sorted(range(len(kept)), key=lambda i: (hashlib.sha256('\0'.join(kept[i][0]).encode()).digest(), i))
-    kept = [kept[i] for i in first[:config.limit]]
-  texts = tuple(zip(*(text for text, _ in kept), strict=True))
-  labels = np.array([label for _, label in kept], np.float32 if task.kind == REGRESSION else np.int32)
-  return Examples(texts[0], texts[1] if len(texts) > 1 else (), labels)
+  if places.shared(config) and split == config.split:
+    how = 'of each label' if config.per_label and config.per_label_reported else 'by hash of their text'
+    progress.say(f'{task.name}: no file for the {split} split: {len(kept):,} examples of {config.train} are kept from '
+                 f'training for it, {how}')
+  texts, values, numbers = zip(*kept, strict=True)
+  first, *second = zip(*texts, strict=True)
+  values = np.array(values, np.float32 if task.kind == REGRESSION else np.int32)
+  return Examples(first, *second or ((),), values, numbers)
 
 
 def sizes(task: Task, config: TaskConfig) -> dict[str, int]:
-  """How many examples `read` gives of 'train', 'validation' and 'test'; 0 for a split that the place does not have.
+  """How many examples `read` gives of train, validation and test, or their parts; 0 where the place has no such split.
 
   Raises:
     InputError: as `read` does, but for splits that are missing or empty; the place has no split at all.
   """
   counts, missing = {}, []
-  for split in SPLITS:
+  for split in (full for name in places.SPLITS for full in splits(task, name)):
     try:
-      counts[split] = sum(1 for _ in _examples(task, config, split))
-    except _NoSplit as error:
+      counts[split] = len(_chosen(task, config, split))
+    except places.NoSplit as error:
       counts[split] = 0
       missing.append(error)
-  if len(missing) == len(SPLITS):
+  if len(missing) == len(counts):
     raise missing[0]
-  if config.limit:
-    counts['train'] = min(counts['train'], config.limit)
   return counts
+
+
+def hold_out(examples: Examples, share: float) -> tuple[Examples, Examples]:
+  """(kept, held): the held are the first round(share n) by a hash of their text, so that no order matters.
+
+  Equal texts fall on the same side, those that do not fit among the kept; each side keeps its order.
+
+  Raises:
+    InputError: a side would be empty.
+  """
+  pairs = examples.second or ('',) * len(examples.first)
+  held = sampling.held_out(['\0'.join(pair) for pair in zip(examples.first, pairs, strict=True)], share)
+  if not 0 < len(held) < len(examples.first):
+    raise InputError(f'a share of {share} of {len(examples.first):,} examples', f'{len(held):,} on one side of the cut',
+                     'give more examples, or another share')
+  kept, held = ([i for i in range(len(examples.first)) if (i in held) == side] for side in (False, True))
+  return examples.take(kept), examples.take(held)
+
+
+def check(task: Task, train: Examples, *others: Examples) -> None:
+  """Lets examples pass that a classifier can learn from; unknown labels are no matter of this, nor is a regression.
+
+  Raises:
+    InputError: another split has a label that training never shows, or a class has fewer than two training examples.
+  """
+  if task.kind == REGRESSION:
+    return
+  counts = np.bincount(train.labels[train.labels != UNLABELLED], minlength=len(task.labels))
+  for label in np.unique(np.concatenate([np.zeros(0, np.int32), *(other.labels for other in others)])):
+    if label != UNLABELLED and not counts[label]:
+      raise InputError(f'the label {task.labels[label]!r} of {task.name}', 'training never shows it',
+                       'train on more examples, or leave it out of the other splits')
+  for name, count in zip(task.labels, counts.tolist(), strict=True):
+    if count < 2:
+      raise InputError(f'the label {name!r} of {task.name}', f'{count} training example{"s" * (count != 1)}',
+                       'give two or more of each label; for a number to predict, --config.task.kind=regression')
 
 
 def require_labels(examples: Examples, purpose: str) -> Examples:
@@ -103,73 +182,55 @@ def require_labels(examples: Examples, purpose: str) -> Examples:
   return examples
 
 
-def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[tuple[tuple[str, ...], int | float]]:
-  """(texts, label) of each example that the filter keeps."""
+def _chosen(task: Task, config: TaskConfig, split: str) -> list[_Example]:
+  """The examples of a split that are used."""
+  train, reported = split == 'train', split in splits(task, config.split)
+  if places.shared(config) and (train or reported):
+    found = list(_examples(task, config, 'train'))
+    texts = ['\0'.join(text) for text, *_ in found]
+    if config.per_label and config.per_label_reported:
+      sides = sampling.two_balanced(texts, _names(task, found), config.per_label, config.per_label_reported)
+      return [found[i] for i in sides[not train]]
+    held = sampling.held_out(texts, _REPORTED)
+    found = [example for i, example in enumerate(found) if (i in held) != train]
+  else:
+    found = list(_examples(task, config, split))
+  if per_label := config.per_label if train else config.per_label_reported if reported else 0:
+    found = [found[i] for i in sampling.balanced(_names(task, found), per_label)]
+  if train and 0 < config.limit < len(found):
+    found = [found[i] for i in sampling.first_by_hash(['\0'.join(text) for text, *_ in found], config.limit)]
+  return found
+
+
+def _label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
+  for number, row in enumerate(places.rows(task, config, 'train'), 1):
+    labels.require(row, (*task.fields, task.label), f'row {number:,} of the train split of {task.name}')
+    yield row[task.label]
+
+
+def _names(task: Task, examples: list[_Example]) -> list[str]:
+  if any(label == UNLABELLED for _, label, _ in examples):
+    raise InputError(f'so many examples of each label of {task.name}', 'some have no label', 'draw from labelled ones')
+  return [task.labels[label] for _, label, _ in examples]
+
+
+def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
+  """Each example that the filter keeps."""
   words = vocabulary.load(config.word_list).words if config.filtered else frozenset()
-  for number, row in enumerate(_rows(task, config, split), 1):
+  for number, row in enumerate(places.rows(task, config, split), 1):
     where = f'row {number:,} of the {split} split of {task.name}'
-    for column in (*task.fields, 'label'):
-      if column not in row:
-        raise InputError(f'the column {column!r}', f'{where} has {", ".join(map(str, row)) or "nothing"}',
-                         f'give the columns {", ".join(task.fields)} and label')
-    for field in task.fields:
-      if not isinstance(row[field], str):
-        raise InputError(f'text in {field!r}', f'{row[field]!r} in {where}', 'give a string')
-    label = _number(row['label'], where) if task.kind == REGRESSION else _index(row['label'], task, where)
-    if not config.filtered or vocabulary.glue_inside(' '.join(row[field] for field in task.filter_fields), words):
-      yield tuple(row[field] for field in task.fields), label
-
-
-def _rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]]:
-  if config.folder:
-    return documents.table_rows(str(_file(epath.Path(config.folder).expanduser(), split)), errors='strict')
-  if config.data_dir and not task.tfds:
-    raise InputError(f'{task.name} from task.data_dir', 'TFDS does not have this task', 'give task.folder instead')
-  if config.data_dir:
-    try:
-      return documents.tfds_rows(task.tfds, split, config.data_dir)
-    except InputError as error:  # opening failed; a fault inside the split appears later and stays what it is
-      raise _NoSplit(error.asked, error.found, error.remedy) from None
-  if task.microworld:
-    return iter(microworld.examples(task.microworld, split, 0, MICROWORLD[split] if split in MICROWORLD else 0))
-  places = 'task.data_dir, where TFDS prepared it, or task.folder' if task.tfds else 'task.folder'
-  raise InputError(f'examples of {task.name}', 'no place to read them from', f'give {places}')
-
-
-def _file(folder: epath.Path, split: str) -> epath.Path:
-  """The one file of a split."""
-  if not folder.is_dir():
-    raise InputError(f'examples in {folder}', 'no such folder', 'check task.folder')
-  found = [folder / (split + form) for form in FORMS if (folder / (split + form)).exists()]
-  if len(found) > 1:
-    raise InputError(f'the file of the {split} split', f'{" and ".join(path.name for path in found)} in {folder}',
-                     'leave one of them')
-  if not found:
-    there = ', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'
-    raise _NoSplit(f'{split}.jsonl, .csv, .tsv (each also .gz, .xz, .zst) or .parquet in {folder}', f'there: {there}',
-                   'name the file after the split, or give another task.folder')
-  return found[0]
-
-
-def _index(value: Any, task: Task, where: str) -> int:
-  """The class index that a label says, by number or by name."""
-  if value in task.labels:
-    return task.labels.index(value)
-  number = int(value) if isinstance(value, str) and re.fullmatch('-?[0-9]{1,9}', value) else value
-  real = isinstance(number, numbers.Real) and not isinstance(number, bool)
-  if real and number in range(UNLABELLED, len(task.labels)):
-    return int(number)
-  known = ', '.join(f'{i} or {name!r}' for i, name in enumerate(task.labels))
-  hint = f'{nearest(value, task.labels)} ' if isinstance(value, str) and number is value else ''
-  raise InputError(f'a label of {task.name}', f'{value!r} in {where}', f'{hint}(labels are {known}; -1 where unknown)')
-
-
-def _number(value: Any, where: str) -> float:
-  """The number that a label says."""
-  try:
-    number = math.nan if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise InputError('a number as label', f'{value!r} in {where}', 'give a finite number')
-  return number
+    labels.require(row, (*task.fields, task.label), where)
+    texts = tuple(row[field] for field in task.fields)
+    for field, text in zip(task.fields, texts, strict=True):
+      if not isinstance(text, str):
+        raise InputError(f'text in {field!r}', f'{text!r} in {where}', 'give a string')
+      # As published, a data set may hold some, and predictions are due on every row of it.
+      if len(texts) == 2 and not task.joined and not config.data_dir and not text.strip():
+        raise InputError(f'two texts in {where}', f'{field!r} is empty', 'fill it in, or remove the row')
+    value = row[task.label]
+    label = labels.number(value, where) if task.kind == REGRESSION else labels.index(value, task, where)
+    if task.joined:
+      texts = (' '.join(text for text in texts if text),)
+    looked_at = texts if task.joined else (row[field] for field in task.filter_fields)
+    if not config.filtered or vocabulary.glue_inside(' '.join(looked_at), words):
+      yield texts, label, int(row['idx']) if str(row.get('idx')).isdecimal() else number - 1

@@ -1,10 +1,12 @@
 """One row a task: what its examples hold and what it is judged by. Another task is another row.
 
-Names, fields and labels are those of TFDS (`glue`, 2.0.0), in its order. How examples are read is the matter of
-`sources.py`, how predictions are scored that of `metrics.py`.
+Names, fields and labels are those of TFDS (`glue`, 2.0.0, and `ag_news_subset`), in its order. How examples are read is
+the matter of `sources.py`, how predictions are scored that of `metrics.py`. A recipe may change a row's fields, label
+column and kind: `sources.complete` gives the row as it is used.
 """
 
 import dataclasses
+from typing import Any
 
 from minilm_jax.errors import InputError, nearest
 
@@ -19,12 +21,21 @@ class Task:
     name: what `task.name` in a recipe says.
     kind: 'classification' or 'regression'.
     fields: the one or two fields of text.
-    labels: names of the classes, in the order of their indices; none for a regression.
+    labels: names of the classes, in the order of their indices; none for a regression. A classification without any
+      takes those of its training file.
     metrics: names in `metrics.METRICS`.
     headline: the metric that the task is judged by, one of `metrics`.
     filter_fields: the fields that the word list filter looks at (paper 1).
     tfds: the name in TFDS; '' where it is not there.
     microworld: the name among the tasks of the microworld; '' for all others.
+    joined: are the two fields one text, the empty ones left out, rather than a pair?
+    parts: what a split other than train consists of: 'validation' is validation_matched and validation_mismatched. The
+      headline is judged on the first.
+    server: the name of its predictions on the GLUE server, without .tsv (MNLI-m and MNLI-mm where it has those parts);
+      '' where GLUE does not ask for any.
+    through: the task whose models predict this one, which has no training examples; '' for all others.
+    label: the column of the label.
+    found: were the labels found in a training file? They are then known by name alone, numbers too.
   """
 
   name: str
@@ -36,32 +47,52 @@ class Task:
   filter_fields: tuple[str, ...]
   tfds: str = ''
   microworld: str = ''
+  joined: bool = False
+  parts: tuple[str, ...] = ()
+  server: str = ''
+  through: str = ''
+  label: str = 'label'
+  found: bool = False
 
 
-_ONE, _TWO = ('sentence',), ('sentence1', 'sentence2')
+_ONE, _TWO, _PREMISE = ('sentence',), ('sentence1', 'sentence2'), ('premise', 'hypothesis')
 _SENTIMENT, _ENTAILMENT = ('negative', 'positive'), ('entailment', 'not_entailment')
+_THREE_WAYS = ('entailment', 'neutral', 'contradiction')
+# The mean, as GLUE and paper 1 report it: F1 alone is above 0.8 for 'equivalent' throughout.
+_SAME = {'metrics': ('accuracy', 'f1', 'accuracy_f1'), 'headline': 'accuracy_f1'}
+_CORRELATION = {'metrics': ('pearson', 'spearman', 'pearson_spearman'), 'headline': 'pearson_spearman'}
+_ACCURACY = {'metrics': ('accuracy',), 'headline': 'accuracy'}
 
 
-def _accuracy(name: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: str) -> Task:
-  return Task(name, CLASSIFICATION, fields, labels, ('accuracy',), 'accuracy', fields, **more)
+def _accuracy(name: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Task:
+  return Task(name, CLASSIFICATION, fields, labels, filter_fields=fields, **_ACCURACY, **more)
 
 
 TASKS: dict[str, Task] = {task.name: task for task in (
     # Classes are uneven, so that accuracy flatters: Matthews is 0 for one class throughout (paper 1, GLUE).
     Task('cola', CLASSIFICATION, _ONE, ('unacceptable', 'acceptable'), ('matthews', 'accuracy'), 'matthews', _ONE,
-         tfds='glue/cola'),
-    _accuracy('sst2', _ONE, _SENTIMENT, tfds='glue/sst2'),
-    # The mean, as GLUE and paper 1 report it: F1 alone is above 0.8 for 'equivalent' throughout.
-    Task('mrpc', CLASSIFICATION, _TWO, ('not_equivalent', 'equivalent'), ('accuracy', 'f1', 'accuracy_f1'),
-         'accuracy_f1', _TWO, tfds='glue/mrpc'),
-    Task('stsb', REGRESSION, _TWO, (), ('pearson', 'spearman', 'pearson_spearman'), 'pearson_spearman', _TWO,
-         tfds='glue/stsb'),
-    _accuracy('rte', _TWO, _ENTAILMENT, tfds='glue/rte'),
-    _accuracy('wnli', _TWO, ('not_entailment', 'entailment'), tfds='glue/wnli'),
+         tfds='glue/cola', server='CoLA'),
+    _accuracy('sst2', _ONE, _SENTIMENT, tfds='glue/sst2', server='SST-2'),
+    Task('mrpc', CLASSIFICATION, _TWO, ('not_equivalent', 'equivalent'), filter_fields=_TWO, tfds='glue/mrpc',
+         server='MRPC', **_SAME),
+    Task('qqp', CLASSIFICATION, ('question1', 'question2'), ('not_duplicate', 'duplicate'),
+         filter_fields=('question1', 'question2'), tfds='glue/qqp', server='QQP', **_SAME),
+    Task('stsb', REGRESSION, _TWO, (), filter_fields=_TWO, tfds='glue/stsb', server='STS-B', **_CORRELATION),
+    _accuracy('mnli', _PREMISE, _THREE_WAYS, tfds='glue/mnli', server='MNLI', parts=('matched', 'mismatched')),
     # Paper 1 never looks at the question when it filters.
-    Task('qnli', CLASSIFICATION, ('question', 'sentence'), _ENTAILMENT, ('accuracy',), 'accuracy', _ONE,
-         tfds='glue/qnli'),
-    _accuracy('sentiment', _ONE, _SENTIMENT),  # sentences of one's own, read from files
+    Task('qnli', CLASSIFICATION, ('question', 'sentence'), _ENTAILMENT, filter_fields=_ONE, tfds='glue/qnli',
+         server='QNLI', **_ACCURACY),
+    _accuracy('rte', _TWO, _ENTAILMENT, tfds='glue/rte', server='RTE'),
+    _accuracy('wnli', _TWO, ('not_entailment', 'entailment'), tfds='glue/wnli', server='WNLI'),
+    _accuracy('ax', _PREMISE, _THREE_WAYS, tfds='glue/ax', server='AX', through='mnli'),  # a test split, nothing else
+    # The topics of paper 2.
+    _accuracy('ag_news', ('title', 'description'), ('World', 'Sports', 'Business', 'Sci/Tech'), tfds='ag_news_subset',
+              joined=True),
+    _accuracy('dbpedia_14', ('content',), ()),
+    _accuracy('fewrel', ('text',), ()),
+    # Of one's own, read from files.
+    _accuracy('own', ('text',), ()),
+    _accuracy('sentiment', _ONE, _SENTIMENT),
     _accuracy('microworld/acceptability', _ONE, ('unacceptable', 'acceptable'), microworld='acceptability'),
     _accuracy('microworld/entailment', _TWO, _ENTAILMENT, microworld='entailment'),
     _accuracy('microworld/sentiment', _ONE, _SENTIMENT, microworld='sentiment'),
@@ -80,3 +111,14 @@ def find(name: str) -> Task:
   if name not in TASKS:
     raise InputError(f'the task {name!r}', 'no such row in tasks/table.py', nearest(name, TASKS))
   return TASKS[name]
+
+
+def of_kind(task: Task, kind: str) -> Task:
+  """The row as a classification whose labels are still to be found, or a regression; '' changes nothing.
+
+  >>> of_kind(find('own'), 'regression').headline
+  'pearson_spearman'
+  """
+  if kind in ('', task.kind):
+    return task
+  return dataclasses.replace(task, kind=kind, labels=(), **(_CORRELATION if kind == REGRESSION else _ACCURACY))
