@@ -1,0 +1,224 @@
+"""Minimal pairs: does a model find the good sentence of a pair more probable than the bad one (BLiMP and its like)?
+
+An accuracy is the mean over paradigms, as in BLiMP, and a tie, two scores that are the same float32 number, counts one
+half: a model that cannot tell has 0.5. Beside it stands what word frequency alone achieves, the sum of log unigram
+probabilities of the tokens, under the same rule. How a sentence is scored is left to `likelihood`, where pairs come
+from to `pair_sources`.
+"""
+
+import collections
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Float32, Float64
+from rich import box, text
+from rich import table as rich_table
+from scipy import stats
+
+from minilm_jax import progress, run
+from minilm_jax.errors import InputError
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.language.tokenizer import Tokenizer
+from minilm_jax.tasks import likelihood as likelihoods
+from minilm_jax.tasks import pair_sources
+from minilm_jax.tasks.pair_sources import EVERYTHING, Pair
+from minilm_jax.training import checkpoint
+
+_NEVER_SCORED = (pieces.BEGIN, pieces.PAD, pieces.END, pieces.MASK)
+_LEVEL = 0.95
+_ROWS = 1 << 16  # of a corpus, counted at once
+
+Score = Callable[[Sequence[Sequence[int]]], Float32[np.ndarray, 'N']]
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+  """Wilson's 95% interval of a share of `n` cases: inside 0 to 1, and of some width at both ends too.
+
+  >>> [round(end, 3) for end in wilson(0.5, 100)]
+  [0.404, 0.596]
+  """
+  z = float(stats.norm.ppf((1 + _LEVEL) / 2))
+  middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+  low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
+  return min(share, max(0.0, low)), max(share, min(1.0, high))  # at 0 and 1 rounding would leave the share outside
+
+
+def points(good: Float32[np.ndarray, 'N'], bad: Float32[np.ndarray, 'N']) -> Float[np.ndarray, 'N']:
+  """1 where the good sentence has the higher score, 1/2 where both have the same, else 0."""
+  return np.where(good == bad, 0.5, (good > bad).astype(np.float64))
+
+
+def summary(pairs: Sequence[Pair], won: Float[np.ndarray, 'N'],
+            frequent: Float[np.ndarray, 'N'] | None) -> dict[str, Any]:
+  """Accuracies of each paradigm, each phenomenon and all: a mean over paradigms, as a share.
+
+  The interval is Wilson's, for as many pairs as make a mean of shares that sure, P^2 / sum_p (1 / n_p) of P paradigms;
+  it speaks of other pairs of the same paradigms, and is a little too wide where these differ.
+
+  Args:
+    pairs: what was compared.
+    won: what each gains, by `points`.
+    frequent: the same for word frequency, if that is known.
+
+  Returns:
+    'all', and under 'phenomena' and 'paradigms' one dict each: 'value', 'low', 'high', 'pairs', 'paradigms', 'ties'
+    (their share) and 'frequency' (accuracy, or None).
+  """
+  members: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+  for number, pair in enumerate(pairs):
+    members[pair.phenomenon, pair.paradigm].append(number)
+
+  def line(groups: Sequence[list[int]]) -> dict[str, Any]:
+    picked = np.concatenate([np.asarray(group) for group in groups])
+    value, by_chance = (None if gained is None else float(np.mean([gained[group].mean() for group in groups]))
+                        for gained in (won, frequent))
+    low, high = wilson(value, len(groups)**2 / sum(1 / len(group) for group in groups))
+    return {'value': value, 'low': low, 'high': high, 'pairs': len(picked), 'paradigms': len(groups),
+            'ties': float(np.mean(won[picked] == 0.5)), 'frequency': by_chance}
+
+  phenomena = dict.fromkeys(phenomenon for phenomenon, _ in members)
+  return {
+      EVERYTHING: line(list(members.values())),
+      'phenomena': [{'phenomenon': name, **line([group for key, group in members.items() if key[0] == name])}
+                    for name in phenomena],
+      'paradigms': [{'paradigm': paradigm, 'phenomenon': phenomenon, **line([group])}
+                    for (phenomenon, paradigm), group in members.items()]}
+
+
+def compare(pairs: Sequence[Pair], sentences: Sequence[Sequence[int]], score: Score,
+            unigrams: Float64[np.ndarray, 'V'] | None) -> dict[str, Any]:
+  """Scores both halves of all pairs and sums up.
+
+  Args:
+    pairs: what to compare.
+    sentences: ids of all good halves, then of all bad ones.
+    score: a number for each sentence, higher where it is more probable.
+    unigrams: log-probability of each piece alone; None leaves the baseline out.
+  """
+  count = len(pairs)
+  scores = score(sentences)
+  frequent = None
+  if unigrams is not None:
+    alone = np.array([math.fsum(unigrams[ids].tolist()) for ids in map(list, sentences)], np.float32)
+    frequent = points(alone[:count], alone[count:])
+  tokens, unknown = likelihoods.count(sentences)
+  same = sum(list(good) == list(bad) for good, bad in zip(sentences[:count], sentences[count:], strict=True))
+  return {**summary(pairs, points(scores[:count], scores[count:]), frequent), 'identical': same, 'tokens': tokens,
+          'unknown': unknown / tokens}
+
+
+def unigram(folder: epath.PathLike, size: int) -> Float64[np.ndarray, 'V']:
+  """log((count + 1) / (total + pieces)) of each piece in the training split of a corpus; special ones do not count.
+
+  Raises:
+    InputError: the folder is no corpus, or a damaged one.
+  """
+  counts = np.zeros(size, np.int64)
+  for shard in corpora.Files(folder, 'train').shards:
+    for start in range(0, len(shard), _ROWS):
+      counts += np.bincount(shard[start:start + _ROWS].ravel(), minlength=size)
+  counts[list(_NEVER_SCORED)] = 0
+  return np.log((counts + 1) / (counts.sum() + size - len(_NEVER_SCORED)))
+
+
+def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, corpus: str,
+             workdir: str) -> dict[str, Any]:
+  """Scores minimal pairs by the latest checkpoint of a run.
+
+  Args:
+    source: the pre-training run.
+    given: what `pair_sources.read` reads.
+    likelihood: one of `likelihood.LIKELIHOODS`.
+    corpus: where the run's corpus is, for word frequencies; '' is where it was, and if it is gone they are left out.
+    workdir: where config.json, scores.jsonl and result.json go; '' is nowhere.
+
+  Returns:
+    What `compare` gives, with what was compared and how.
+
+  Raises:
+    InputError: pairs, run or corpus that cannot be used, or a sentence that is longer than the model reads.
+  """
+  likelihoods.check(likelihood)
+  pairs, task, source = pair_sources.read(given), pair_sources.name(given), epath.Path(source)
+  config, tokenizer, model = likelihoods.opened(source)
+  sentences = likelihoods.encode([pair.good for pair in pairs] + [pair.bad for pair in pairs], tokenizer,
+                                 config.model.length)
+  unigrams, said = _baseline(source, corpus, tokenizer)
+  step = checkpoint.latest(source)
+  if workdir:
+    folder = run.open_run(workdir, {'kind': 'evaluate', 'checkpoint': str(source), 'checkpoint_step': step,
+                                    'task': task, 'pairs': _digest(pairs), 'likelihood': likelihood, 'corpus': corpus})
+    if (folder / run.RESULT).exists():
+      progress.say(f'nothing to do: {folder} has the scores of these pairs')
+      return run.read_json(folder / run.RESULT, f'the result of {folder}')
+  started, starts = time.monotonic(), tokenizer.starts_word()
+  with progress.track(f'scoring {task}', likelihoods.count(list(set(map(tuple, sentences))))[0], 'tokens') as tick:
+    found = compare(pairs, sentences, lambda sentences: likelihoods.pseudo_log_likelihoods(
+        model, sentences, starts, likelihood, tick), unigrams)
+  found = {'task': task, 'likelihood': likelihood, 'checkpoint': source.name, 'checkpoint_step': step,
+           'seed': config.seed, **found, 'frequency_from': said, 'seconds': round(time.monotonic() - started, 3)}
+  if workdir:
+    run.write_lines(folder / run.SCORES, score_lines(found))
+    run.write_json(folder / run.RESULT, found)
+  return found
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+  """What identifies a set, wherever it lies."""
+  digest = hashlib.sha256()
+  for pair in pairs:
+    digest.update('\0'.join((pair.good, pair.bad, pair.paradigm, pair.phenomenon, '')).encode())
+  return digest.hexdigest()
+
+
+def _baseline(source: epath.Path, corpus: str,
+              tokenizer: Tokenizer) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
+  """Log-probabilities of pieces in the corpus of a run, if that is still there, and a word on it for the reader."""
+  described = run.read_json(source / run.MANIFEST, f'the manifest of {source}')
+  folder = epath.Path(corpus or described['corpus_folder'])
+  try:
+    if corpora.manifest(folder)['tokenizer']['sha256'] != described['tokenizer']:
+      raise InputError(f'word frequencies in {folder}', 'the corpus was made with another tokenizer',
+                       f'give the corpus of {source}')
+    return unigram(folder, tokenizer.size), f'the training split of {folder}'
+  except InputError as error:
+    if corpus:
+      raise
+    return None, f'left out, for {folder} cannot be used ({error.found}): say where the corpus is, --corpus=FOLDER'
+
+
+def score_lines(found: dict[str, Any]) -> list[dict[str, Any]]:
+  """The lines of scores.jsonl: one a phenomenon, and one for the mean over all paradigms, the headline."""
+  common = {name: found[name] for name in ('task', 'checkpoint', 'checkpoint_step', 'seed')}
+  splits = {line['phenomenon']: line for line in found['phenomena']} | {EVERYTHING: found[EVERYTHING]}
+  return [{
+      **common, 'metric': 'accuracy', 'split': split, 'value': line['value'], 'low': line['low'], 'high': line['high'],
+      'headline': split == EVERYTHING, 'examples': line['pairs'], 'train_examples': 0, 'held_out': 0,
+      'pretrained': True, 'filtered': False, 'learning_rate': None, 'member': 0, 'epoch': None, 'which': 'last',
+      'selection': None, 'majority': 0.5, 'frequency': line['frequency'], 'ties': line['ties'],
+      'collapsed': line['ties'] == 1, 'truncated': 0} for split, line in splits.items()]
+
+
+def tables(found: dict[str, Any]) -> list[rich_table.Table]:
+  """The same for a reader: a line a phenomenon, and what there is to say about the set."""
+  table = rich_table.Table(title=text.Text(f'{found["task"]} by {found["checkpoint"]}, {found["likelihood"]}, x 100'),
+                           title_justify='left', caption_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
+  for heading in ('phenomenon', 'pairs', 'accuracy', '95%', 'ties', 'frequency'):
+    table.add_column(heading, justify='left' if heading == 'phenomenon' else 'right',
+                     no_wrap=heading != 'phenomenon', overflow='fold')
+  lines = [(line['phenomenon'], line) for line in found['phenomena']] + [(EVERYTHING, found[EVERYTHING])]
+  for number, (name, line) in enumerate(lines, 1):
+    value, low, high, ties = (f'{100 * line[field]:.1f}' for field in ('value', 'low', 'high', 'ties'))
+    table.add_row(text.Text(name), f'{line["pairs"]:,}', value, f'{low}-{high}', ties,
+                  '-' if line['frequency'] is None else f'{100 * line["frequency"]:.1f}',
+                  end_section=number == len(lines) - 1)
+  table.caption = text.Text(
+      f'{found["tokens"]:,} tokens, {100 * found["unknown"]:.2f}% of them <unk>; {found["identical"]:,} pairs whose '
+      f'halves are the same tokens; word frequencies: {found["frequency_from"]}')
+  return [table]
