@@ -49,6 +49,8 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
+        # RoBERTa to compare with: its weights in our models, and the seconds of its Trainer, which wants accelerate
+        'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
         'test': ['beartype>=0.20', 'pytest>=8.0', 'scikit-learn>=1.5', 'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],

@@ -1,7 +1,8 @@
-"""Who else trains the same model: PyTorch, in processes of its own that work only when they are told to.
+"""Who else trains the same model, in processes of its own that work only when they are told to.
 
-A process each keeps thread pools and allocators apart, and since the caller waits for the answer, only one of all
-computes at any time. What a step is stands in `pytorch.py`; this room does without torch.
+PyTorch pre-trains, the `Trainer` of Hugging Face fine-tunes. A process each keeps thread pools and allocators apart,
+and since the caller waits for the answer, only one of all computes at any time. What a step is stands in `pytorch.py`
+and `hf_trainer.py`; this room does without torch and transformers.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minilm_jax import backend, progress, stopwatch
-from minilm_jax.config import RunConfig
+from minilm_jax.config import EncoderConfig, RunConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.stopwatch import Worker
 
@@ -27,6 +28,8 @@ _WRITTEN_FOR = {'model.norm': 'post', 'model.positions': 'learned', 'model.activ
 _AT_ONCE = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
 _TRIALS = 3
+_TRAINER_NEEDS = ('torch', 'transformers', 'accelerate')
+_PADS = ('longest', 'max')
 
 
 def check(config: RunConfig, against: str, platform: str) -> None:
@@ -117,3 +120,80 @@ def _name(how: dict[str, Any]) -> str:
 def _pytorch(*arguments: Any, **how: Any) -> stopwatch.Timed:
   from minilm_jax import pytorch  # in the process of the peer: this one does without torch
   return pytorch.timed(backend.cores(), *arguments, **how)
+
+
+def trainer_seconds(rows: np.ndarray, labels: np.ndarray, shape: EncoderConfig, classes: int, batch_size: int,
+                    epochs: int | float, learning_rate: float, seed: int, pad: str,
+                    threads: int | None = None) -> dict[str, float]:
+  """Seconds that the `Trainer` of Hugging Face takes to fine-tune a RoBERTa with random weights on these rows.
+
+  Timed is `trainer.train()` alone, in float32 on the CPU, after a few steps of another Trainer and model; nothing is
+  logged, evaluated or saved. AdamW, linear decay without warm-up and clipping at 1 are its defaults.
+
+  The model is the nearest plain `RobertaForSequenceClassification`. It has no projection: where `shape.embedding`
+  differs from `shape.hidden`, its tables are `hidden` wide. Its head is that of pooling 'first', and drops out as much
+  as its encoder.
+
+  Args:
+    rows: token ids `[N L]` as `tasks.encoding` makes them, pads at the end; L is at most `shape.length`.
+    labels: `[N]` of classes, or of numbers where `classes` is 0.
+    shape: of which vocabulary, hidden, feed_forward, heads, layers, length, segments, activation, dropout and
+      norm_epsilon count.
+    classes: of a classification; 0 is a regression.
+    batch_size: rows an update; the last of an epoch may have fewer.
+    epochs: any part of one counts too.
+    learning_rate: at the first update.
+    seed: of weights, order and dropout.
+    pad: 'longest' pads a batch to its longest row (DataCollatorWithPadding, what Hugging Face advises), 'max' every row
+      to L beforehand (the default of its run_glue.py).
+    threads: of one operation; None is one a core. For a tiny model, or where others compute too, 1 can be much faster:
+      threads that wait for each other spin.
+
+  Returns:
+    seconds; updates; final_loss, the mean over the rows when all is done, nothing dropped, not timed.
+
+  Raises:
+    InputError: transformers is not installed; a shape that RoBERTa has not; rows or labels that do not fit.
+  """
+  _check_trainer(shape, pad)
+  _check_examples(rows, labels, shape, classes)
+  threads = backend.cores() if threads is None else threads
+  for name, value in (('batch_size', batch_size), ('epochs', epochs), ('learning_rate', learning_rate),
+                      ('threads', threads)):
+    if not 0 < value < math.inf:
+      raise InputError(f'{name}={value}', 'nothing that can be trained with', 'give a positive number')
+  updates = math.ceil(epochs * math.ceil(len(rows) / batch_size))
+  worker = stopwatch.start("Hugging Face's Trainer", functools.partial(
+      _trainer, threads, rows, labels, shape, classes, batch_size, learning_rate, seed, pad))
+  try:
+    return worker(updates)
+  finally:
+    worker.close()
+
+
+def _check_trainer(shape: EncoderConfig, pad: str) -> None:
+  absent = [name for name in _TRAINER_NEEDS if importlib.util.find_spec(name) is None]
+  if absent:
+    raise InputError("Hugging Face's Trainer", f'{", ".join(absent)} not installed', "pip install 'minilm_jax[hf]'")
+  if pad not in _PADS:
+    raise InputError(f'pad={pad!r}', 'no such way to pad', nearest(pad, _PADS))
+  for field, value in (('norm', 'post'), ('positions', 'learned')):
+    if getattr(shape, field) != value:
+      raise InputError("Hugging Face's Trainer", f'model.{field}={getattr(shape, field)!r}',
+                       f'give {value!r}: RoBERTa has no other')
+
+
+def _check_examples(rows: np.ndarray, labels: np.ndarray, shape: EncoderConfig, classes: int) -> None:
+  if rows.ndim != 2 or labels.shape != rows.shape[:1] or not rows.size:
+    raise InputError('rows [N L] and labels [N]', f'{rows.shape} and {labels.shape}', 'give one label a row')
+  if rows.shape[1] > shape.length or rows.min() < 0 or rows.max() >= shape.vocabulary:
+    raise InputError(f'rows of at most {shape.length} ids below {shape.vocabulary}',
+                     f'{rows.shape[1]} ids from {rows.min()} to {rows.max()}', 'give the shape that they are made for')
+  if classes < 0 or classes == 1 or classes and (labels.min() < 0 or labels.max() >= classes):
+    raise InputError(f'{classes} classes', f'labels from {labels.min()} to {labels.max()}',
+                     'give 0 for a regression, else one more than the greatest label')
+
+
+def _trainer(*arguments: Any) -> stopwatch.Timed:
+  from minilm_jax import hf_trainer  # in the process of the peer
+  return hf_trainer.timed(*arguments)

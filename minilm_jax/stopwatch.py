@@ -26,7 +26,8 @@ from minilm_jax.training import sharding
 
 _ROWS = 4096
 _LEAVE = 10  # seconds for a worker to end in
-Timed = Callable[[int], float]
+Answer = float | dict[str, float]  # seconds, or seconds among other numbers
+Timed = Callable[[int], Answer]
 
 
 def random_rows(config: RunConfig) -> np.ndarray:
@@ -68,8 +69,8 @@ class Worker:
   process: Any
   pipe: connection.Connection
 
-  def __call__(self, steps: int, patience: float | None = None) -> float:
-    """Seconds that so many steps take.
+  def __call__(self, steps: int, patience: float | None = None) -> Answer:
+    """Seconds that so many steps take, and whatever else is said of them there.
 
     Raises:
       InputError: it cannot take them, or not within `patience` seconds.
@@ -82,8 +83,8 @@ class Worker:
     with contextlib.suppress(OSError):  # it has gone, which is said where its answer is waited for
       self.pipe.send(steps)
 
-  def end(self, patience: float | None = None) -> float:
-    """Waits for what was begun, and gives its seconds."""
+  def end(self, patience: float | None = None) -> Answer:
+    """Waits for what was begun, and gives its answer."""
     try:
       reply = self.pipe.recv() if self.pipe.poll(patience) else f'no answer within {patience} seconds'
     except (EOFError, OSError):

@@ -1,0 +1,100 @@
+"""The Trainer of Hugging Face: it trains the model that ours is, padding changes nothing, what does not fit is refused."""
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minilm_jax import huggingface, peers
+from minilm_jax.config import EncoderConfig, HeadConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import fitting
+from tests import quick
+
+SHAPE = EncoderConfig(
+    vocabulary=40, embedding=8, hidden=16, feed_forward=24, heads=4, layers=1, length=20, norm='post',
+    positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.0,
+    initialization='honey', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False)
+N, BATCH = 40, 16
+ROWS = np.full((N, 12), pieces.PAD, np.int32)
+for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), strict=True):
+  _row[:_length] = [pieces.BEGIN, *np.random.default_rng(_length).integers(5, 40, _length - 2), pieces.END]
+LABELS = ROWS[:, 1] % 2
+CALL = {'rows': ROWS, 'labels': LABELS, 'shape': SHAPE, 'classes': 2, 'batch_size': BATCH, 'epochs': 2,
+        'learning_rate': 1e-2, 'seed': 3, 'pad': 'longest'}
+
+
+@pytest.fixture
+def hf_trainer(monkeypatch: pytest.MonkeyPatch):
+  for name in ('torch', 'transformers', 'accelerate'):
+    pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
+  from minilm_jax import hf_trainer as room
+  monkeypatch.setattr(room, '_WARM', 1)
+  return room
+
+
+def loss(room: Any, updates: int, pad: str = 'longest', seed: int = 3) -> float:
+  """After so many updates; in this process."""
+  train = room.timed(1, ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, seed, pad)
+  return train(updates)['final_loss']
+
+
+def test_padding_changes_nothing_and_a_seed_tells_all(hf_trainer):
+  once, again, other = loss(hf_trainer, 6), loss(hf_trainer, 6, pad='max'), loss(hf_trainer, 6, seed=4)
+  assert once == pytest.approx(again, abs=1e-5) and abs(once - other) > 1e-3
+
+
+def test_it_learns(hf_trainer):
+  assert loss(hf_trainer, 60) < 0.1 < 0.5 < loss(hf_trainer, 1)
+
+
+@pytest.mark.parametrize('classes', [2, 0])
+def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
+  """A model of its own making loads into our classifier and gives the mean of our loss; numbers for a regression."""
+  model = hf_trainer.roberta(SHAPE, classes)
+  labels = LABELS if classes else LABELS + 0.5
+  found = hf_trainer.mean_loss(model, *hf_trainer.prepared(ROWS, labels, classes, 'longest'))
+  config = dataclasses.replace(SHAPE, embedding=SHAPE.hidden, projection=False)
+  ours = huggingface.classifier_from_roberta({name: w.numpy() for name, w in model.state_dict().items()}, config,
+                                             HeadConfig(pooling='first', dropout=0.0), classes)
+  kind = 'classification' if classes else 'regression'
+  rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
+  expected = quick.jit(lambda model: fitting.loss_sum(model, rows, rows != pieces.PAD, labels, None, kind))(ours) / N
+  assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_it_is_timed_in_a_process_of_its_own(hf_trainer, capfd):
+  found = peers.trainer_seconds(**CALL, threads=1)
+  assert set(found) == {'seconds', 'updates', 'final_loss'} and found['seconds'] > 0
+  assert found['updates'] == 6  # 40 rows are three batches, the last of eight
+  assert found['final_loss'] == pytest.approx(loss(hf_trainer, 6), abs=1e-4)
+  assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'pad': 'longer'}, "did you mean 'longest'"),
+    ({'shape': dataclasses.replace(SHAPE, norm='pre')}, "model.norm='pre'"),
+    ({'shape': dataclasses.replace(SHAPE, positions='rotary')}, "model.positions='rotary'"),
+    ({'shape': dataclasses.replace(SHAPE, length=11)}, 'rows of at most 11 ids'),
+    ({'shape': dataclasses.replace(SHAPE, vocabulary=30)}, 'ids below 30'),
+    ({'labels': LABELS[1:]}, r'\(40, 12\) and \(39,\)'), ({'rows': ROWS[:0], 'labels': LABELS[:0]}, r'\(0, 12\)'),
+    ({'labels': LABELS + 1}, '2 classes\nfound: labels from 1 to 2'), ({'classes': 1}, '1 classes'),
+    ({'batch_size': 0}, 'batch_size=0'), ({'threads': 0}, 'threads=0'), ({'epochs': float('nan')}, 'epochs=nan'),
+    ({'learning_rate': -1.0}, 'rate=-1')])
+def test_what_does_not_fit_is_refused(changes: dict, said: str, monkeypatch: pytest.MonkeyPatch):
+  """Before any process begins."""
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'there')
+  monkeypatch.setattr(peers.stopwatch, 'start', lambda *arguments: pytest.fail('it has begun'))
+  with pytest.raises(InputError, match=said):
+    peers.trainer_seconds(**CALL | changes)
+
+
+@pytest.mark.parametrize('absent', ['torch', 'transformers', 'accelerate'])
+def test_its_libraries_must_be_there(absent: str, monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == absent else 'there')
+  with pytest.raises(InputError, match=rf'{absent} not installed\n.*minilm_jax\[hf\]'):
+    peers.trainer_seconds(**CALL)
