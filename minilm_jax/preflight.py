@@ -74,8 +74,16 @@ def preflight(configs: Mapping[str, RunConfig], topology: str) -> dict[str, Any]
     found = {}
     for name, done in zip(configs, pool.map(lambda config: describe(config, chip, devices), configs.values())):
       found[name] = done
-      tick(len(found), f'{name} took {done["compile_seconds"]:.0f} s')
+      tick(len(found), _noted(name, done))
   return {'topology': topology, 'chip': dataclasses.asdict(chip), 'recipes': found}
+
+
+def _noted(name: str, found: Mapping[str, Any]) -> str:
+  """What is worth keeping of a recipe, should the others never be done: forty of them take an hour."""
+  said = 'does not fit'
+  if found['fits']:
+    said = f'{found["bytes"]["total"] / _MIB:,.0f} MiB, {found["milliseconds"]:.2f} ms'
+  return f'{name}: {said}; compiled in {found["compile_seconds"]:.0f} s'
 
 
 def check(found: Mapping[str, Any]) -> None:

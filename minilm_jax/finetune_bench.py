@@ -1,0 +1,141 @@
+"""How long fine-tuning takes: all members of a recipe as one population, as separate runs, in Hugging Face's Trainer.
+
+Protocol: every one of ours is the command `minilm finetune` in a process of its own, from its start to its end, with a
+cache of compiled programs that is empty at first. The population runs once; a single member runs twice, the first time
+compiling, and stands for all others as it runs the second time. The Trainer fine-tunes one seed, untimed until it is
+warm, without evaluation, with one thread and with one a core, of which the faster counts; it stands for all members.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich import table as rich_table
+
+from minilm_jax import backend, machine, peers, progress, recipe
+from minilm_jax.config import FinetuneConfig
+from minilm_jax.errors import InputError
+from minilm_jax.tasks import finetune, material, protocol, suite
+from minilm_jax.training import start
+
+_RECIPE = '''"""Settings, as they were given."""
+import json
+from ml_collections import config_dict
+
+
+def get_config(task):
+  return config_dict.ConfigDict(json.loads({text!r})[task])
+'''
+PEER = 'hf'
+
+
+def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str) -> dict[str, Any]:
+  """Times the fine-tuning of one checkpoint on every task of a table of recipes.
+
+  Args:
+    configs: recipes by name.
+    checkpoints: a pre-training run, as in `suite.checkpoints`.
+    against: 'hf' times Hugging Face's Trainer too; '' does not.
+
+  Returns:
+    Of each task seconds of the population, of the first and of the next separate run, of one run of the Trainer, and
+    how many members there are; ratios over all tasks, every member counted.
+
+  Raises:
+    InputError: nobody to be compared with, more than one checkpoint, or what fine-tuning itself refuses.
+  """
+  if against not in ('', PEER):
+    raise InputError(f'--against={against}', 'nobody of that name fine-tunes here', f'give --against={PEER} or none')
+  runs = suite.checkpoints(checkpoints)
+  if [len(steps) for steps in runs.values()] != [1]:
+    raise InputError(f'--checkpoint={checkpoints}', 'not one checkpoint', 'give one pre-training run')
+  (source,) = runs
+  load, found = machine.load(), {}
+  ready = {name: _prepared(config, source) for name, config in configs.items()}
+  for number, (name, config) in enumerate(configs.items()):
+    progress.say(f'timing task {number + 1} of {len(configs)}: {name}')
+    found[name] = _times(config, source) | (_trainer(config, source, ready[name]) if against else {})
+  totals = {way: sum(one[way] for one in found.values()) for way in ('population', 'separate')}
+  if against:
+    totals[PEER] = sum(one[PEER] * one['members'] for one in found.values())
+  return {
+      'tasks': found, 'seconds': totals,
+      **{f'faster_than_{way}': totals[way] / totals['population'] for way in totals if way != 'population'},
+      'machine': machine.describe(), 'load_before': load,
+      'versions': machine.versions(*(['torch', 'transformers'] if against else []))}
+
+
+def _prepared(config: FinetuneConfig, source: str) -> material.Material:
+  tokenizer = finetune.load_tokenizer(epath.Path(source))
+  return material.prepare(config, start.model_run(source).model.length, tokenizer)
+
+
+def _times(config: FinetuneConfig, source: str) -> dict[str, float]:
+  """Seconds of the population, and of one member alone, twice."""
+  first = protocol.entries(config, [0])[0]
+  alone = {**recipe.as_dict(config), 'seeds': [first.seed], 'learning_rates': []}
+  alone['optimizer'] = {**alone['optimizer'], 'learning_rate': first.learning_rate}
+  members = len(protocol.entries(config, [0]))
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / 'recipe.py'
+    file.write_text(_RECIPE.format(text=json.dumps({'together': recipe.as_dict(config), 'alone': alone})))
+    population = _seconds(file, 'together', source, 'cache-together')
+    separate = [_seconds(file, 'alone', source, 'cache-alone', again) for again in ('first', 'next')]
+  return {'members': members, 'population': population, 'first': separate[0], 'next': separate[1],
+          'separate': separate[0] + (members - 1) * separate[1]}
+
+
+def _seconds(file: pathlib.Path, name: str, source: str, cache: str, again: str = 'once') -> float:
+  """Of the command, in a process of its own, with compiled programs in a folder of this measurement."""
+  folder = file.parent
+  command = [sys.executable, '-m', 'minilm_jax', 'finetune', f'--config={file}:{name}', f'--checkpoint={source}',
+             f'--workdir={folder / f"{name}-{again}"}']
+  began = time.perf_counter()
+  done = subprocess.run(command, capture_output=True, text=True, check=False,
+                        env=os.environ | {'XDG_CACHE_HOME': str(folder / cache)})
+  if done.returncode:
+    said = [f'exit status {done.returncode}', *done.stderr.strip().splitlines()]
+    found = [line.removeprefix('found: ') for line in said if line.startswith('found: ')] or said
+    raise InputError(' '.join(command[2:]), found[-1], 'mend what it needs, and time it again')
+  return time.perf_counter() - began
+
+
+def _trainer(config: FinetuneConfig, source: str, ready: material.Material) -> dict[str, Any]:
+  """Seconds of one seed in Hugging Face's Trainer, by the faster number of threads."""
+  rows = ready.rows[material.TRAIN]
+  shape = start.model_run(source).model
+  tokens = np.asarray(ready.used)[rows.tokens].astype(np.int32)
+  found = {}
+  for threads in sorted({1, backend.cores()}):
+    found[threads] = peers.trainer_seconds(
+        tokens, rows.labels, shape, len(ready.task.labels), config.batch_size, config.epochs,
+        protocol.entries(config, [0])[0].learning_rate, config.seeds[0], 'longest', threads)['seconds']
+  best = min(found, key=found.__getitem__)
+  return {PEER: found[best], f'{PEER}_threads': best}
+
+
+def tables(found: dict[str, Any]) -> list[rich_table.Table]:
+  """The same for a reader."""
+  names = {'population': 'one population', 'separate': 'separate runs', PEER: "Hugging Face's Trainer"}
+  ways = [names[way] for way in found['seconds']]
+  several = rich_table.Table('task', 'members', *ways, title='Seconds of all members')
+  for task, one in found['tasks'].items():
+    seconds = {**one, PEER: one[PEER] * one['members']} if PEER in one else one
+    several.add_row(task, str(one['members']), *(f'{seconds[way]:,.0f}' for way in found['seconds']))
+  several.add_row('all', '', *(f'{seconds:,.0f}' for seconds in found['seconds'].values()))
+  facts = rich_table.Table('what', 'value')
+  for way in found['seconds']:
+    if way != 'population':
+      facts.add_row(f'the population is faster than {names[way]}', f'{found[f"faster_than_{way}"]:.1f} times')
+  facts.add_row('machine', found['machine'])
+  facts.add_row('load in the minute before', f'{found["load_before"]:.2f}')
+  facts.add_row('versions', ', '.join(f'{name} {version}' for name, version in found['versions'].items()))
+  return [several, facts]

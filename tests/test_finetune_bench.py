@@ -1,0 +1,89 @@
+"""The bench of fine-tuning: what is run, what counts, what is refused."""
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from configs import glue
+from minilm_jax import finetune_bench, peers, recipe
+from minilm_jax.config import FinetuneConfig
+from minilm_jax.errors import InputError
+
+SECONDS = {'together-once': 60.0, 'alone-first': 30.0, 'alone-next': 10.0}
+
+
+def config(**changes: Any) -> FinetuneConfig:
+  made = glue.get_config('microworld/sentiment')
+  made.update_from_flattened_dict({'task.limit': 48, 'epochs': 1.0, 'seeds': '4,5,6', 'held_out': 0.2,
+                                   'learning_rates': '1e-3,2e-3', **changes})
+  return recipe.resolve(made, 'finetune')
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, FinetuneConfig]:
+  """What would have been run, by the folder it would have filled; nothing is."""
+  ran = {}
+
+  def seconds(file: pathlib.Path, name: str, source: str, cache: str, again: str = 'once') -> float:
+    ran[f'{name}-{again}', cache] = recipe.resolve(recipe.load(f'{file}:{name}'), 'finetune')
+    return SECONDS[f'{name}-{again}']
+
+  monkeypatch.setattr(finetune_bench, '_seconds', seconds)
+  return ran
+
+
+def test_a_separate_run_is_one_member_with_the_settings_of_all(commands: dict, tiny_run: pathlib.Path):
+  finetune_bench.bench({'it': config()}, str(tiny_run), '')
+  assert commands['together-once', 'cache-together'] == config()
+  one = config(seeds='4', learning_rates='', **{'optimizer.learning_rate': 1e-3})
+  assert commands['alone-first', 'cache-alone'] == commands['alone-next', 'cache-alone'] == one
+
+
+def test_the_first_run_compiles_and_the_next_stands_for_the_others(commands: dict, tiny_run: pathlib.Path):
+  found = finetune_bench.bench({'a': config(), 'b': config(seeds='1')}, str(tiny_run), '')
+  assert [one['members'] for one in found['tasks'].values()] == [6, 2]
+  assert found['seconds'] == {'population': 120.0, 'separate': 30 + 5 * 10 + 30 + 10}
+  assert found['faster_than_separate'] == pytest.approx(1.0)
+  (several, facts) = finetune_bench.tables(found)
+  assert several.row_count == 3 and facts.row_count == 4
+
+
+def test_the_peer_counts_once_a_member_by_its_faster_threads(commands: dict, tiny_run: pathlib.Path, monkeypatch):
+  asked = []
+
+  def trainer(rows: Any, labels: Any, shape: Any, *given: Any) -> dict[str, float]:
+    asked.append((rows.max(), len(rows) == len(labels), *given))
+    return {'seconds': 7.0 + given[-1]}
+
+  monkeypatch.setattr(peers, 'trainer_seconds', trainer)
+  monkeypatch.setattr(finetune_bench.backend, 'cores', lambda: 4)
+  monkeypatch.setattr(finetune_bench.machine, 'versions', lambda *names: dict.fromkeys(names, '1'))
+  found = finetune_bench.bench({'it': config()}, str(tiny_run), 'hf')
+  assert found['seconds']['hf'] == 6 * 8 and found['tasks']['it']['hf_threads'] == 1
+  assert found['faster_than_hf'] == pytest.approx(48 / 60)
+  largest, together, *given = asked[0]
+  assert 5 < largest < 520 and together  # pieces of the tokenizer, not their places among those used
+  assert given == [2, 32, 1.0, 1e-3, 4, 'longest', 1] and asked[1][-1] == 4
+  assert finetune_bench.tables(found)[1].row_count == 5
+
+
+@pytest.mark.parametrize('sources, against, said', [
+    ('{run}', 'keras', 'nobody of that name'), ('{run}@all', '', 'not one checkpoint'), ('{run}-2', '', 'none saved')])
+def test_what_cannot_be_timed_is_refused(sources: str, against: str, said: str, commands: dict, tiny_run: pathlib.Path):
+  with pytest.raises(InputError, match=said):
+    finetune_bench.bench({'it': config()}, sources.format(run=tiny_run), against)
+  assert not commands
+
+
+def test_a_command_that_fails_says_why(tmp_path: pathlib.Path):
+  file = tmp_path / 'recipe.py'
+  file.write_text('def get_config(task):\n  return 3\n')
+  with pytest.raises(InputError, match='gives a int'):
+    finetune_bench._seconds(file, 'together', 'nowhere', 'cache')
+
+
+@pytest.mark.slow
+def test_it_times_the_command(tiny_run: pathlib.Path):
+  found = finetune_bench.bench({'it': config()}, str(tiny_run), '')['tasks']['it']
+  assert 0 < found['next'] < found['first'] and found['population'] < found['separate']
