@@ -47,14 +47,34 @@ def _take(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 def _finetune(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.analysis import report
-  from minilm_jax.tasks import finetune
-  lines = finetune.finetune(config, given.checkpoint, given.workdir, given.from_scratch)
-  report.print_table(report.score_table(lines))
+  from minilm_jax.tasks import suite
+  lines, failed = suite.finetune_all(config, given.checkpoint, given.workdir, given.from_scratch, given.control)
+  report.print_tables(lines)
+  if failed:
+    raise InputError(f'scores on {len(config)} tasks', '; '.join(f'{error.asked}: {error.found}' for error in failed),
+                     'give what is missing and run it again: what is done stays')
+
+
+_JUDGED_BY = {'pairs': ('corpus', 'likelihood', 'workdir'), 'text': ('likelihood',), '': ('corpus', 'split')}
 
 
 def _evaluate(config: Any, given: Any, paths: Sequence[str]) -> None:
-  from minilm_jax.tasks import evaluate
-  _print(evaluate.evaluate(given.checkpoint, given.corpus, given.split))
+  by = next((flag for flag in ('pairs', 'text') if given[flag].present), '')
+  for flag in ('text', 'corpus', 'split', 'likelihood', 'workdir'):
+    if given[flag].present and flag != by and flag not in _JUDGED_BY[by]:
+      there = f'--{by}' if by else 'the loss on a corpus'
+      fitting = ' and '.join(f'--{name}' for name in _JUDGED_BY[by])
+      raise InputError(f'minilm evaluate --{flag}', f'{there} does not take it', f'leave it out; it takes {fitting}')
+  if by == 'pairs':
+    from minilm_jax.tasks import minimal_pairs
+    found = minimal_pairs.evaluate(given.checkpoint, given.pairs, given.likelihood, given.corpus, given.workdir)
+    _print(found if given.json else minimal_pairs.tables(found))
+  elif by == 'text':
+    from minilm_jax.tasks import likelihood
+    _print(likelihood.pseudo_perplexity(given.checkpoint, given.text, given.likelihood))
+  else:
+    from minilm_jax.tasks import evaluate
+    _print(evaluate.evaluate(given.checkpoint, given.corpus, given.split))
 
 
 def _fill_mask(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -71,11 +91,17 @@ def _report(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.analysis import report
   if not paths:
     raise InputError('a report', 'no run directory', 'give one or more: minilm report runs --workdir=runs/report')
-  for path in report.report(paths, given.workdir).values():
+  for path in report.report(paths, given.workdir, given.confusion).values():
     print(path)
 
 
-def _bench(config: Any, given: Any, paths: Sequence[str]) -> None:
+def _bench(configs: Any, given: Any, paths: Sequence[str]) -> None:
+  config, *others = configs.values()
+  if hasattr(config, 'seeds'):
+    _bench_finetune(configs, given)
+    return
+  if others:
+    raise InputError(f'bench of {", ".join(configs)}', 'several recipes of pre-training', 'give one')
   if given.population:
     from minilm_jax import break_even as how
     found = how.break_even(config, flags.numbers('population', given.population), given.steps, given.repeats)
@@ -83,6 +109,14 @@ def _bench(config: Any, given: Any, paths: Sequence[str]) -> None:
     from minilm_jax import bench as how
     found = how.bench(config, given.steps, given.repeats, given.against)
   _print(found if given.json else how.tables(found))
+
+
+def _bench_finetune(configs: Any, given: Any) -> None:
+  from minilm_jax import finetune_bench
+  if not given.checkpoint:
+    raise InputError('bench of a fine-tuning recipe', 'no --checkpoint', 'give the pre-training run to start from')
+  found = finetune_bench.bench(configs, given.checkpoint, given.against)
+  _print(found if given.json else finetune_bench.tables(found))
 
 
 def _preflight(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -107,18 +141,19 @@ VERBS = {
                      '--config=configs/tiny.py --workdir=runs/tiny'),
     'take': Verb(_take, 'one member of a population as a run of its own', (), ('checkpoint*', 'member', 'workdir*'),
                  '--checkpoint=runs/population --member=3 --workdir=runs/member-3'),
-    'finetune': Verb(_finetune, 'a checkpoint on a task, several seeds', ('finetune',),
-                     ('workdir*', 'checkpoint*', 'from_scratch'), '--config=configs/glue.py:cola '
-                     '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/cola'),
-    'evaluate': Verb(_evaluate, 'the masked-token loss of a checkpoint', (), ('checkpoint*', 'corpus', 'split'),
-                     '--checkpoint=runs/tiny --split=test'),
+    'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),
+                     ('workdir*', 'checkpoint*', 'from_scratch', 'control'), '--config=configs/glue.py:cola,mrpc '
+                     '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/glue', each=True),
+    'evaluate': Verb(_evaluate, 'a checkpoint as it is: masked-token loss, minimal pairs, perplexity of a text', (),
+                     ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'json'),
+                     '--checkpoint=runs/tiny --pairs=blimp.jsonl.xz --workdir=runs/tiny-blimp'),
     'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (), ('checkpoint*', 'text*', 'best', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
-    'report': Verb(_report, 'tables, figures and an HTML page from run directories', (), ('workdir*',),
+    'report': Verb(_report, 'tables, figures and an HTML page from run directories', (), ('workdir*', 'confusion'),
                    'runs --workdir=runs/report', paths=True),
-    'bench': Verb(_bench, 'time the training step of a recipe on this machine', ('pretrain',),
-                  ('steps', 'repeats', 'against', 'population', 'json'),
-                  '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch'),
+    'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
+                  ('steps', 'repeats', 'against', 'population', 'checkpoint', 'json'),
+                  '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),
     'preflight': Verb(_preflight, 'compile a recipe for a TPU that is not there: memory, collectives, time',
                       ('pretrain',), ('topology*', 'json'),
                       '--config=configs/honey.py:all --topology=v5e:2x4', each=True),

@@ -16,11 +16,14 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'workdir': (str, '', 'directory that the verb writes to'),
     'checkpoint': (str, '', 'a pre-training run; its latest checkpoint'),
     'from_scratch': (bool, False, 'fresh weights of the shape of the checkpoint: the control of every comparison'),
+    'control': (bool, False, 'beside the checkpoints, fresh weights too, paired with them seed by seed'),
     'json': (bool, False, 'print one JSON object'),
-    'text': (str, '', 'text with <mask> in it'),
+    'text': (str, '', 'fill-mask: text with <mask> in it; evaluate: text whose pseudo-perplexity is wanted'),
     'best': (int, 5, 'guesses a hole'),
     'split': (str, 'validation', 'split of the corpus'),
     'corpus': (str, '', 'corpus folder; the one of the run if not given'),
+    'pairs': (str, '', 'minimal pairs: a table with sentence_good and sentence_bad, a folder of these or of TFDS'),
+    'likelihood': (str, 'within-word', 'hidden with a token: the rest of its word (within-word) or nothing (original)'),
     'population': (str, '', 'instead, compare populations of these sizes with solo runs, as in 1,2,4,8'),
     'coordinator': (str, '', 'host:port of process 0 of several that train together; auto asks SLURM or Cloud TPU'),
     'processes': (int, None, 'how many train together, each with the devices of its host'),
@@ -30,7 +33,8 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'language': (str, 'reviews', 'reviews (film reviews, real English) or microworld (nothing to download)'),
     'steps': (int, 10, 'updates timed at once'),
     'repeats': (int, 5, 'times that they are timed'),
-    'against': (str, '', 'torch: the same model in PyTorch is timed too, repeat by repeat'),
+    'confusion': (bool, False, 'draw confusion matrices from logged predictions too'),
+    'against': (str, '', 'torch: the same model in PyTorch is timed too; hf: the same fine-tuning by a Trainer'),
     'topology': (str, '', 'chip and arrangement, as in v5e:2x4'),
 }
 
@@ -45,7 +49,7 @@ class Verb:
   flags: tuple[str, ...]
   example: str
   paths: bool = False  # does it take arguments that are no flags?
-  each: bool = False  # does it take recipes by name, and `--config=FILE:all` for every run of a recipe?
+  each: bool = False  # does it take recipes by name, `--config=FILE:one,other` or `FILE:all` for every run of a recipe?
 
 
 def numbers(flag: str, given: str) -> list[int]:
@@ -120,7 +124,8 @@ def _read_each(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[dict[st
   chosen, rest = _recipes(arguments)
   path = chosen[-1] if chosen else ''
   file, _, argument = path.partition(':')
-  paths = {run: f'{file}:{run}' for run in recipe.runs(file)} if argument == 'all' else {argument or file: path}
+  names = recipe.runs(file) if argument == 'all' else list(filter(None, map(str.strip, argument.split(','))))
+  paths = {run: f'{file}:{run}' for run in names} or {file: path}
   found = {run: read(name, verb, [f'--config={path}', *rest]) for run, path in paths.items()}
   _, values, free = next(iter(found.values()))
   return {run: config for run, (config, *_) in found.items()}, values, free

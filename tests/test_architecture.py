@@ -28,11 +28,14 @@ FLOORS = (
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
      'training.fault', 'training.checkpoint', 'training.evaluation', 'training.engine', 'training.feed', 'training.start',
      'training.journal', 'training.member', 'training.trainer'),
-    ('tasks.table', 'tasks.sources', 'tasks.metrics', 'tasks.encoding', 'tasks.finetune', 'tasks.fill_mask',
-     'tasks.evaluate', 'tasks.minimal_pairs', 'tasks.committee'),
-    ('analysis.frontier', 'analysis.cost', 'analysis.correlation', 'analysis.runs', 'analysis.scores', 'analysis.figures',
-     'analysis.page', 'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'peers',
-     'bench', 'break_even', 'preflight', 'sweep', 'show'),
+    ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
+     'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.server', 'tasks.finetune',
+     'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.likelihood', 'tasks.pair_sources',
+     'tasks.minimal_pairs', 'tasks.committee'),
+    ('analysis.frontier', 'analysis.cost', 'analysis.correlation', 'analysis.runs', 'analysis.scores',
+     'analysis.averages', 'analysis.curves', 'analysis.confusions', 'analysis.figures', 'analysis.cells',
+     'analysis.page', 'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers',
+     'bench', 'finetune_bench', 'break_even', 'preflight', 'sweep', 'show'),
     ('quickstart',),
     ('__main__',),
 )
@@ -61,14 +64,16 @@ NEIGHBOURS = {
     'training': ('training',),
     'tasks': ('tasks',),
     'analysis': ('analysis',),
-    'peers': ('pytorch', 'stopwatch'),
+    'peers': ('pytorch', 'hf_trainer', 'stopwatch'),
     'bench': ('machine', 'peers', 'stopwatch'),
+    'finetune_bench': ('machine', 'peers'),
     'break_even': ('machine', 'bench', 'stopwatch'),
 }
 LIBRARIES = frozenset((
     'absl', 'chex', 'etils', 'flax', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
     'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorflow_datasets', 'zstandard'))
-TORCH_ROOMS = ('pytorch',)  # an extra, which most who use the package do without
+# Extras, which most who use the package do without: what each room may import of them.
+TORCH_ROOMS = {'pytorch': ('torch',), 'hf_trainer': ('torch', 'tokenizers', 'transformers')}
 FLAX_ROOMS = ('model.encoder', 'model.convolution', 'model.heads', 'training.steps')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
@@ -173,7 +178,7 @@ def check_libraries(module: Module) -> Iterator[str]:
     top = source.partition('.')[0]
     if top in PICKLES:
       yield f'line {line}: {top}: nothing is unpickled; store JSON or .npy'
-    elif top == 'torch' and module.name in TORCH_ROOMS:
+    elif top in TORCH_ROOMS.get(module.name, ()):
       continue
     elif top not in LIBRARIES and top not in sys.stdlib_module_names and top not in ('', PACKAGE):
       yield f'line {line}: {top} is not among the libraries of the house: do without it, or add it to setup.py and LIBRARIES'
@@ -251,6 +256,9 @@ def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
     (check_libraries, 'bench', 'import pandas as pd', 'not among the libraries'),
     (check_libraries, 'bench', 'def f():\n  import torch', 'not among the libraries'),
     (check_libraries, 'pytorch', 'import torch', None),
+    (check_libraries, 'pytorch', 'import transformers', 'not among the libraries'),
+    (check_libraries, 'hf_trainer', 'import transformers', None),
+    (check_libraries, 'huggingface', 'import transformers', 'not among the libraries'),
     (check_libraries, 'run', 'import pickle', 'unpickled'),
     (check_libraries, 'training.trainer', 'from flax import nnx', 'flax outside'),
     (check_libraries, 'model.encoder', 'from flax import nnx', None),
@@ -290,8 +298,8 @@ def test_no_attic():
 
 @pytest.mark.parametrize('name', MODULES)
 def test_imports(name: str):
-  if name in TORCH_ROOMS:
-    pytest.importorskip('torch', reason=f'{name} needs PyTorch, which is the extra [peers]')
+  for library in TORCH_ROOMS.get(name, ()):
+    pytest.importorskip(library, reason=f'{name} needs {library}, which is an extra')
   importlib.import_module('.'.join(part for part in (PACKAGE, name) if part))
 
 

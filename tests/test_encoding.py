@@ -1,5 +1,6 @@
-"""Examples as rows: special ids in their places, ends cut fairly, pads and nothing else behind."""
+"""Examples as rows: special ids in their places, ends cut fairly, pads behind, few lengths, only the pieces used."""
 
+import doctest
 import random
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import encoding
+from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.sources import Examples
 
 WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
@@ -16,6 +18,15 @@ WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
 @pytest.fixture(scope='module')
 def tokenizer(tiny_corpus: Path) -> pieces.Tokenizer:
   return pieces.load(tiny_corpus / 'tokenizer.model')
+
+
+@pytest.fixture(scope='module')
+def rows() -> TaskRows:
+  """Texts of many lengths, short ones more often than long ones; the longest is as long as rows are."""
+  draw = np.random.default_rng(0)
+  counts = np.append(np.minimum(draw.geometric(0.06, 149) + 2, 77), 77)
+  sequences = [[pieces.BEGIN, *draw.integers(20, 400, n).tolist(), pieces.END] for n in counts]
+  return encoding.task_rows(sequences, np.arange(150, dtype=np.int32), 80)
 
 
 def examples(first: list[str], second: list[str] | None = None) -> Examples:
@@ -76,4 +87,56 @@ def test_a_bucket_holds_all_and_is_one_of_few(lengths: list[int], longest: int, 
 def test_rows_are_ids_then_pads(labels: np.ndarray):
   rows = encoding.task_rows([[0, 7, 2], [0, 7, 8, 9, 2]], labels, 6)
   assert rows.tokens.tolist() == [[0, 7, 2, 1, 1, 1], [0, 7, 8, 9, 2, 1]]
+  assert rows.lengths.tolist() == [3, 5]
   assert rows.labels.dtype == labels.dtype and np.array_equal(rows.labels, labels)
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(encoding).failed == 0
+
+
+def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
+  found = encoding.lengths(rows)
+  assert len(found) in (3, 4) and list(found) == sorted(set(found)) and found[-1] == 80
+  assert all(length % 16 == 0 for length in found)
+  inside = [np.mean(rows.lengths <= length) for length in found]
+  assert inside[0] >= 0.4 and inside[-2] >= 0.95 and inside[-1] == 1
+  for length in found[:-1]:  # none is longer than it must be
+    assert np.any((length - 16 < rows.lengths) & (rows.lengths <= length))
+
+
+@pytest.mark.parametrize('counts, whole, expected', [
+    ([5] * 9, 16, (16,)), ([5] * 9, 64, (16, 64)), ([40], 64, (48, 64)), ([21, 21], 21, (21,)),
+    ([1] * 5 + [70] * 5, 70, (16, 70))])
+def test_the_last_length_is_that_of_the_rows_a_multiple_of_16_or_not(counts: list, whole: int, expected: tuple):
+  made = encoding.task_rows([[7] * count for count in counts], np.zeros(len(counts), np.int32), whole)
+  assert encoding.lengths(made) == expected
+
+
+def test_pieces_that_are_used_are_counted_from_0_and_can_be_told_again(rows: TaskRows):
+  other = encoding.task_rows([[pieces.BEGIN, 450, 9, pieces.END]], np.zeros(1, np.int32), 16)
+  used = encoding.used((rows, other))
+  assert {9, 450} < set(used.tolist()) and len(used) < 400
+  assert np.array_equal(used, np.unique(used))
+  for part in (rows, other):
+    narrow = encoding.narrow(part, used)
+    assert np.array_equal(used[narrow.tokens], part.tokens) and narrow.tokens.max() < len(used)
+    assert narrow.lengths is part.lengths and narrow.labels is part.labels
+    special = part.tokens < len(pieces.SPECIAL)  # which the model knows by number
+    assert np.array_equal(narrow.tokens[special], part.tokens[special])
+    assert np.array_equal((narrow.tokens != pieces.PAD).sum(1), part.lengths)
+
+
+def test_special_pieces_have_a_place_though_no_row_holds_them():
+  made = encoding.task_rows([[pieces.BEGIN, 300, pieces.END]], np.zeros(1, np.int32), 3)
+  assert encoding.used((made,)).tolist() == [*range(len(pieces.SPECIAL)), 300]
+
+
+@pytest.mark.parametrize('size', [1, 7, 64, 150, 400])
+def test_batches_hold_each_row_once_with_those_of_its_length(rows: TaskRows, size: int):
+  tokens, place = encoding.in_batches(rows, size)
+  assert tokens.shape == (-(-150 // size), size, 80)
+  assert np.array_equal(tokens.reshape(-1, 80)[place], rows.tokens)  # outputs come back in the order of the rows
+  assert len(set(place.tolist())) == 150
+  longest = (tokens != pieces.PAD).sum(-1)
+  assert np.all(longest.max(1)[:-1] <= longest.min(1)[1:])  # so that most batches are short

@@ -49,24 +49,25 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   fill = ['fill-mask', f'--checkpoint={tiny}', '--text=the dog <mask> a bone .']
   assert minilm(capsys, *fill) == minilm(capsys, *fill)
 
-  for name, more in (('pretrained', []), ('from-scratch', ['--from_scratch'])):
-    finetune = ['finetune', '--config=configs/glue.py:microworld/acceptability', f'--checkpoint={tiny}',
-                f'--workdir={runs / name}', '--config.seeds=0,1', '--config.task.limit=64', '--config.epochs=1', *more]
-    table = minilm(capsys, *finetune)
-    assert 'microworld/acceptability' in table
-    before = files(runs / name)
-    assert minilm(capsys, *finetune) == table
-    assert files(runs / name) == before
-  scores = [line for name in ('pretrained', 'from-scratch') for line in run.read_lines(runs / name / 'scores.jsonl')]
-  wanted = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'pretrained', 'filtered'}
-  assert len(scores) == 4 and all(wanted <= set(line) for line in scores)
+  finetune = ['finetune', '--config=configs/glue.py:microworld/acceptability', f'--checkpoint={tiny}@4,{tiny}@8',
+              f'--workdir={runs / "task"}', '--config.seeds=0,1', '--config.task.limit=64', '--config.epochs=1', '--control']
+  table = minilm(capsys, *finetune)
+  assert 'microworld/acceptability' in table
+  before = files(runs / 'task')
+  assert minilm(capsys, *finetune) == table
+  assert files(runs / 'task') == before
+  scores = list(run.read_lines(runs / 'task' / 'scores.jsonl'))
+  wanted = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'filtered'}
+  assert all(wanted <= set(line) for line in scores)
+  assert [(line['pretrained'], line['checkpoint_step']) for line in scores] == [
+      (True, 4), (True, 4), (True, 8), (True, 8), (False, None), (False, None)]
 
   report = ['report', str(runs), f'--workdir={tmp_path / "report"}']
   printed = minilm(capsys, *report)
   made = {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
-  assert set(made) == {'report.html', 'scores.csv', 'runs.csv', 'loss.svg', 'loss.png'}
-  assert len(made['scores.csv'].read_text().splitlines()) == 2  # one line holds both sides
-  assert all(name in made['runs.csv'].read_text() for name in ('tiny', 'pretrained', 'from-scratch'))
+  assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(made)
+  assert len(made['scores.csv'].read_text().splitlines()) == 3  # a line a checkpoint holds both sides
+  assert all(name in made['runs.csv'].read_text() for name in ('tiny', 'task'))
   minilm(capsys, *report)
   assert made['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
 

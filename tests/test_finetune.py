@@ -1,32 +1,33 @@
-"""Fine-tuning: what a seed starts from, what a batch is, what is scored, and going on after a stop."""
+"""Fine-tuning: one population of starts, rates and seeds; what is scored, what is logged, and going on after a stop."""
 
 import dataclasses
+import doctest
+import functools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import glue
 from minilm_jax import recipe, run
+from minilm_jax.analysis import scores
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import corpus as corpora
-from minilm_jax.language import tokenizer as pieces
-from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import encoding, finetune, table
-from minilm_jax.tasks.encoding import TaskRows
-from minilm_jax.training import checkpoint, population
-from minilm_jax.training.start import pretraining
+from minilm_jax.tasks import finetune, fitting, table
+from minilm_jax.training import checkpoint
+from tests.quick import jit
 
 TASK = table.find('microworld/sentiment')
+STARTS = [4, 8, None]
+BROKEN = {'held_out': 0.25, 'epochs': 6.0, 'optimizer.clip': 0.0, 'length': 16}  # short rows compile sooner
+CHANGES = {'held_out': 0.25, 'learning_rates': '1e-3,2e-2', 'head.dropout': 0.1}  # of the run that `finished` is
 
 
-def settings(task: str = TASK.name, **changes: object) -> FinetuneConfig:
+def settings(task: str = TASK.name, **changes: Any) -> FinetuneConfig:
   config = glue.get_config(task)
   config.update_from_flattened_dict({
       'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes})
@@ -44,182 +45,181 @@ def lines(workdir: Path, name: str = 'scores.jsonl') -> list[dict]:
   return list(run.read_lines(workdir / name))
 
 
+def untimed(workdir: Path) -> list[dict]:
+  return [line | {'seconds': 0} for line in lines(workdir, 'metrics.jsonl')]
+
+
+def losses(workdir: Path) -> list[dict]:
+  return [line for line in lines(workdir, 'metrics.jsonl') if line['split'] == 'train']
+
+
 def change(folder: Path, name: str, edit) -> None:
   content = json.loads((folder / name).read_text())
   edit(content)
   (folder / name).write_text(json.dumps(content))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+  """Recipes that differ in what no program depends on share one, and it is compiled fast rather than well."""
+  make = functools.lru_cache(fitting.make_program.__wrapped__)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'jit', jit)
+    patch.setattr(fitting, 'make_program', lambda shape, config, *more: make(shape, dataclasses.replace(
+        config, seeds=(0,), learning_rates=(), patience=0), *more))
+    yield
+
+
+@pytest.fixture
+def never(monkeypatch):
+  """Makes it an error to train."""
+  def trained(*_):
+    raise AssertionError('a member ran')
+  monkeypatch.setattr(fitting, 'make_program', trained)
+
+
 @pytest.fixture(scope='module')
 def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """A whole fine-tuning run; copy it before changing anything in it."""
+  """A whole run of two checkpoints and from scratch, two rates, two seeds; copy it before changing anything in it."""
   workdir = tmp_path_factory.mktemp('finetune') / 'finished'
-  finetune.finetune(settings(), tiny_run, workdir, False)
+  finetune.finetune(settings(**CHANGES), tiny_run, workdir, STARTS)
   return workdir
-
-
-@pytest.fixture(scope='module')
-def program(tiny_run: Path) -> finetune.Program:
-  return finetune.make_program(TASK, settings(), pretraining(tiny_run).model, 48)
-
-
-@pytest.fixture(scope='module')
-def encoder(tiny_run: Path):
-  return finetune.pretrained_encoder(tiny_run, pretraining(tiny_run).model, settings().head)
-
-
-def start(program: finetune.Program, seed: int, encoder: Any) -> Any:
-  """The first of a group of equal seeds."""
-  seeds = np.full(program.mesh.devices.size, seed, np.uint32)
-  return population.take(program.start(population.place(seeds, program.mesh), encoder), 0)
-
-
-def test_pretrained_weights_are_those_of_the_latest_checkpoint(program: finetune.Program, encoder, tiny_run: Path):
-  begun = checkpoint.flat(start(program, 3, encoder).model.encoder)
-  folder = tiny_run / 'checkpoints'
-  assert checkpoint.latest(tiny_run) == max(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) == 8
-  for name, saved in checkpoint.flat(encoder).items():
-    np.testing.assert_array_equal(begun[name], saved)
-  fresh = checkpoint.flat(start(program, 3, None).model.encoder)
-  assert fresh.keys() == begun.keys()
-  for name, leaf in fresh.items():  # 8 updates reach every parameter but the segment that is never used
-    assert not np.array_equal(leaf, begun[name]), f'{name} from scratch is the pre-trained one'
-
-
-def test_a_seed_has_a_head_of_its_own_and_from_scratch_an_encoder_too(program: finetune.Program, encoder):
-  flat = {(seed, scratch): checkpoint.flat(start(program, seed, None if scratch else encoder).model)
-          for seed in (0, 1) for scratch in (False, True)}
-  again = checkpoint.flat(start(program, 0, None).model)
-  for name, leaf in flat[0, True].items():
-    np.testing.assert_array_equal(leaf, again[name])
-    if name.endswith(('kernel', 'embedding')):
-      assert not np.array_equal(leaf, flat[1, True][name]), f'{name} is the same for two seeds'
-    if not name.startswith('encoder.'):
-      np.testing.assert_array_equal(leaf, flat[0, False][name])  # the control differs in its encoder and nothing else
-
-
-def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
-  picked = jax.jit(lambda seed, step: corpora.rows(seed, step, 16, 48)[0])
-  orders = []
-  for seed in (0, 1):
-    for epoch in (0, 1):
-      orders.append(tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step)))
-  assert all(sorted(order) == list(range(48)) for order in orders) and len(set(orders)) == 4
-
-
-@pytest.mark.parametrize('name', [TASK.name, 'stsb'])
-def test_the_loss_is_a_sum_over_examples(name: str, tiny_run: Path):
-  task, config = table.find(name), settings()
-  shape = pretraining(tiny_run).model
-  model = jax.jit(lambda: classifier(shape, config.head, len(task.labels), jax.random.key(0)))()
-  tokens = jax.random.randint(jax.random.key(1), (4, 8), 5, 500)
-  outputs = np.asarray(jax.jit(lambda: model(tokens, tokens != pieces.PAD))(), np.float64)
-  if task.labels:
-    labels = np.array([0, 1, 1, 0])
-    expected = -np.sum(np.log(np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True))[np.arange(4), labels])
-  else:
-    labels = np.array([0.5, 5, 2, 3.3], np.float32)
-    expected = np.sum((outputs[:, 0] - labels) ** 2)
-  found = jax.jit(lambda: finetune.loss_sum(model, TaskRows(tokens, jnp.asarray(labels)), None, task))()
-  assert float(found) == pytest.approx(expected, rel=1e-5)
-
-
-def test_an_update_moves_every_parameter(program: finetune.Program, encoder, tiny_run: Path):
-  rows, _ = finetune.prepare(TASK, settings(), 64, pieces.load(tiny_run / 'tokenizer.model'))
-  seeds = population.place(np.arange(2, dtype=np.uint32), program.mesh)
-  before = checkpoint.flat(start(program, 0, encoder).model)
-  state, _ = program.chunk(program.start(seeds, encoder), rows['train'], jnp.int32(2))
-  state = population.take(state, 0)
-  assert int(state.step) == 2
-  still = [name for name, leaf in checkpoint.flat(state.model).items() if np.array_equal(leaf, before[name])]
-  assert not still
-
-
-@pytest.mark.parametrize('pooling, positions', [('first', 'learned'), ('mean', 'relative'), ('first', 'rotary')])
-def test_pads_change_no_logit(pooling: str, positions: str, tiny_run: Path):
-  shape = dataclasses.replace(pretraining(tiny_run).model, positions=positions)
-  head = dataclasses.replace(settings().head, pooling=pooling)
-  sequences = [[0, *range(10, 10 + n), 2] for n in (1, 5, 12)]
-
-  @jax.jit
-  def logits(rows: TaskRows) -> jax.Array:
-    return classifier(shape, head, 2, jax.random.key(0))(rows.tokens, rows.tokens != pieces.PAD)
-
-  short, long = (logits(encoding.task_rows(sequences, np.zeros(3, np.int32), length)) for length in (14, 64))
-  np.testing.assert_allclose(long, short, atol=1e-6)
-  assert np.ptp(np.asarray(short), axis=0).min() > 1e-3  # it is no constant
-
-
-def test_rows_are_as_short_as_they_may_be(tiny_run: Path):
-  tokenizer, config = pieces.load(tiny_run / 'tokenizer.model'), settings()
-  rows, cut = finetune.prepare(TASK, config, 64, tokenizer)
-  length = rows['train'].tokens.shape[1]
-  assert rows.keys() == {'train', 'validation'} and not cut
-  assert all(part.tokens.shape[1] == length and length % 16 == 0 for part in rows.values())
-  assert max((part.tokens != pieces.PAD).sum(1).max() for part in rows.values()) > length - 16
-  # a weight a position needs all positions, whatever the examples are cut at
-  weighed = dataclasses.replace(config, head=dataclasses.replace(config.head, pooling='positions'), length=8)
-  rows, cut = finetune.prepare(TASK, weighed, 64, tokenizer)
-  assert rows['train'].tokens.shape == (48, 64) and cut
-  assert (rows['train'].tokens != pieces.PAD).sum(1).max() == 8
 
 
 def test_a_line_of_scores_says_what_was_scored(finished: Path):
   found = lines(finished)
-  assert [line['seed'] for line in found] == [0, 1]
+  members = [(step, rate, seed) for step in STARTS for rate in (1e-3, 2e-2) for seed in (0, 1)]
+  assert [(line['checkpoint_step'], line['learning_rate'], line['seed'], line['which']) for line in found] == [
+      (*member, which) for member in members for which in ('best', 'last')]
   for line in found:
+    assert set(line) == set(scores.FIELDS)
     assert line.items() >= {'task': TASK.name, 'metric': 'accuracy', 'split': 'validation', 'examples': 1000,
-                            'train_examples': 48, 'pretrained': True, 'filtered': False, 'headline': True,
-                            'truncated': 0}.items()
-    assert 0 <= line['value'] <= 1 and isinstance(line['collapsed'], bool)
-  values = [line['value'] for line in found]
-  result = json.loads((finished / 'result.json').read_text())
-  assert result['accuracy'].items() >= {'mean': np.mean(values), 'n': 2}.items()
+                            'train_examples': 36, 'held_out': 12, 'checkpoint': 'tiny', 'filtered': False,
+                            'headline': True, 'truncated': 0}.items()
+    assert line['pretrained'] == (line['checkpoint_step'] is not None) and line['member'] == members.index(
+        (line['checkpoint_step'], line['learning_rate'], line['seed']))
+    assert 0 <= line['low'] <= line['value'] <= line['high'] <= 1 and isinstance(line['collapsed'], bool)
+    assert line['epoch'] == 2 if line['which'] == 'last' else line['epoch'] in (1, 2)
+
+
+def test_scores_are_those_of_the_epoch_that_was_best_on_what_is_held_out(finished: Path):
   logged = lines(finished, 'metrics.jsonl')
-  assert [(line['seed'], line['step']) for line in logged] == [(0, 3), (1, 3), (0, 6), (1, 6)]  # side by side
-  assert len({line['loss'] for line in logged}) == 4  # seeds are not copies of each other
+  for line in lines(finished):
+    mine = [other for other in logged if other['member'] == line['member']]
+    own = {split: [other['accuracy'] for other in mine if other['split'] == split]
+           for split in ('held_out', 'validation')}
+    epoch = int(np.argmax(own['held_out'])) if line['which'] == 'best' else 1
+    assert (line['epoch'], line['selection'], line['value']) == (
+        epoch + 1, own['held_out'][epoch], own['validation'][epoch])
 
 
-def test_the_control_differs_and_says_so(finished: Path, tiny_run: Path, tmp_path: Path):
-  found = finetune.finetune(settings(), tiny_run, tmp_path / 'scratch', True)
-  assert [line['pretrained'] for line in found] == [False, False]
-  assert [line['loss'] for line in lines(tmp_path / 'scratch', 'metrics.jsonl')] != [
-      line['loss'] for line in lines(finished, 'metrics.jsonl')]
+def test_the_log_has_every_epoch_of_every_member(finished: Path):
+  logged = lines(finished, 'metrics.jsonl')
+  assert len(logged) == 12 * 2 * 3
+  train = losses(finished)
+  assert len({line['loss'] for line in train}) == 24  # members are not copies of each other
+  assert {(line['epoch'], line['step']) for line in train} == {(1, 3), (2, 5)}  # 36 examples are 2.25 batches
+  at = {line['member']: line['loss'] for line in train if line['step'] == 5}
+  assert all(at[slow] != at[slow + 2] for slow in (0, 1, 4, 5, 8, 9))  # rates act
 
 
-def test_what_is_finished_is_not_run_again(finished: Path, tiny_run: Path, monkeypatch):
-  def never(*_):
-    raise AssertionError('a seed ran again')
+def test_the_result_is_a_summary_over_seeds(finished: Path):
+  result = json.loads((finished / 'result.json').read_text())
+  assert result.items() >= {'task': TASK.name, 'train_examples': 36, 'held_out': 12, 'seeds': 2}.items()
+  assert len(result['scores']) == 3 * 2 * 2
+  for row in result['scores']:
+    values = [line['value'] for line in lines(finished) if all(
+        line[name] == row[name] for name in ('checkpoint_step', 'learning_rate', 'which'))]
+    assert row.items() >= {'mean': np.mean(values), 'n': 2, 'pretrained': row['checkpoint_step'] is not None}.items()
+
+
+def test_the_recipe_that_is_kept_says_what_it_started_from(finished: Path, tiny_run: Path):
+  config = json.loads((finished / 'config.json').read_text())
+  assert config['starts'] == STARTS and config['checkpoint'] == str(tiny_run)
+  kept = {name: value for name, value in config.items() if name not in ('starts', 'checkpoint')}
+  assert recipe.resolve(kept, 'finetune') == settings(**CHANGES)
+
+
+def test_what_is_finished_is_not_run_again(finished: Path, tiny_run: Path, never):
   before = {path.name: path.read_bytes() for path in finished.iterdir()}
-  monkeypatch.setattr(finetune, '_train', never)
-  assert finetune.finetune(settings(), tiny_run, finished, False) == lines(finished)
+  assert finetune.finetune(settings(**CHANGES), tiny_run, finished, STARTS) == lines(finished)
   assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_a_stopped_run_goes_on_with_the_seed_that_was_cut(finished: Path, tiny_run: Path, tmp_path: Path, monkeypatch):
+def test_a_stopped_run_goes_on_with_the_members_that_were_cut(finished: Path, tiny_run: Path, tmp_path: Path,
+                                                               monkeypatch):
+  """In other groups than before, with dropout: they come to the same."""
   workdir = tmp_path / 'stopped'
   shutil.copytree(finished, workdir)
   (workdir / 'result.json').unlink()
-  text = (workdir / 'scores.jsonl').read_text()
-  (workdir / 'scores.jsonl').write_text(text[:text.index('\n') + 20])  # one whole line and the beginning of another
-  ran = []
-  train = finetune._train
-  monkeypatch.setattr(finetune, '_train', lambda *args: ran.append(args[1]) or train(*args))
-  finetune.finetune(settings(), tiny_run, workdir, False)
-  assert ran == [[1]]
-  assert lines(workdir) == lines(finished)
-  logs = [[{k: v for k, v in line.items() if k != 'seconds'} for line in lines(folder, 'metrics.jsonl')]
-          for folder in (workdir, finished)]  # groups differ, and with them the order
-  assert logs[0] == sorted(logs[1], key=lambda line: (line['seed'], line['step']))
-  assert (workdir / 'result.json').read_bytes() == (finished / 'result.json').read_bytes()
+  text = (workdir / 'scores.jsonl').read_text().splitlines(keepends=True)
+  # 8 run at a time: the first group is written but for its last line, which is cut, and so is one of another member
+  (workdir / 'scores.jsonl').write_text(''.join(text[:4] + text[5:15]) + text[15][:20])
+  ran, fit = [], finetune._fit
+  monkeypatch.setattr(finetune, '_fit', lambda *args: ran.append([one.member for one in args[4]]) or fit(*args))
+  finetune.finetune(settings(**CHANGES), tiny_run, workdir, STARTS)
+  assert ran == [[2, 7, 8, 9, 10, 11]]
+  kept = (workdir / 'scores.jsonl').read_text().splitlines(keepends=True)
+  assert kept[:12] == text[:4] + text[6:14] and sorted(kept) == sorted(text)
+  assert sorted(untimed(workdir), key=str) == sorted(untimed(finished), key=str)
+  results = [json.loads((folder / 'result.json').read_text()) for folder in (workdir, finished)]
+  assert sorted(results[0].pop('scores'), key=str) == sorted(results[1].pop('scores'), key=str)
+  assert results[0] == results[1]
 
 
-def test_a_run_that_went_on_is_another_checkpoint(finished: Path, tiny_run: Path, tmp_path: Path):
-  shutil.copytree(finished, tmp_path / 'task')
-  # as if it had been scored 4 updates ago
-  change(tmp_path / 'task', 'config.json', lambda config: config.update(checkpoint_step=4))
-  with pytest.raises(InputError, match='checkpoint_step is 4 there and 8 here'):
-    finetune.finetune(settings(), tiny_run, tmp_path / 'task', False)
+@pytest.mark.parametrize('starts, changes, said', [
+    ([4, 8], {}, r'starts is \[4, 8, None\] there and \[4, 8\] here'),
+    ([8, 4, None], {}, 'starts is'), (STARTS, {'seeds': '0,2'}, 'seeds is')])
+def test_other_members_are_another_run(finished: Path, tiny_run: Path, never, starts: list, changes: dict, said: str):
+  with pytest.raises(InputError, match=said):
+    finetune.finetune(settings(**CHANGES, **changes), tiny_run, finished, starts)
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(finetune).failed == 0
+
+
+@pytest.mark.parametrize('limit, batch, epochs, expected', [
+    (48, 16, 2.0, [(1, 3), (2, 6)]), (50, 16, 5.0, [(1, 4), (2, 7), (3, 10), (4, 13), (5, 16)]),
+    (48, 16, 2.5, [(1, 4), (2, 7), (2.5, 8)]),  # the last is half of one
+    (48, 16, 0.5, [(0.5, 2)]), (10, 32, 4.0, [(2, 1), (4, 2)])])
+def test_epochs_end_where_they_end(limit: int, batch: int, epochs: float, expected: list):
+  updates = -int(-(epochs * limit) // batch)
+  assert finetune.epoch_ends(updates, epochs) == expected
+
+
+def test_a_rate_that_diverges_spoils_no_other(tiny_run: Path, tmp_path: Path, capsys):
+  config = settings(learning_rates='1e-3,1e30', **BROKEN)
+  found = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
+  assert [(line['learning_rate'], line['value'] is None) for line in found] == [
+      *[(1e-3, False)] * 4, *[(1e30, True)] * 4]
+  assert all(line['collapsed'] and line['low'] is None for line in found[4:])
+  epochs = [(line['member'], line['epoch']) for line in losses(tmp_path / 'run')]
+  assert sorted(epochs) == [*((n, e) for n in (0, 1) for e in range(1, 7)), (2, 1), (3, 1)]  # what is lost is left
+  assert 'seed 1 with learning rate 1e+30 was no number by update 3' in capsys.readouterr().err
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  assert [row['mean'] is None for row in result['scores']] == [False, False, True, True]
+  row, _ = scores.score_table(found)  # and a table shows the rate that is one
+  assert row.pretrained.learning_rate == 1e-3 and row.pretrained.n == 2
+
+
+def test_no_finite_loss_at_all_is_an_error(tiny_run: Path, tmp_path: Path):
+  config = settings(learning_rates='1e25,1e30', **BROKEN)
+  for _ in range(2):  # nor does it pass as finished when it is started again
+    with pytest.raises(InputError, match='none of 4 members kept one\n.*lower optimizer.learning_rate'):
+      finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
+    assert not (tmp_path / 'run' / 'result.json').exists()
+
+
+def test_patience_ends_a_member_that_gets_no_better(tiny_run: Path, tmp_path: Path, monkeypatch):
+  config = settings(learning_rates='1e-12,2e-12', patience=2, **BROKEN)
+  updates, epoch = [], finetune._epoch
+  monkeypatch.setattr(finetune, '_epoch', lambda *args: updates.append(args[3]) or epoch(*args))
+  found = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
+  assert {(line['which'], line['epoch']) for line in found} == {('best', 1), ('last', 3)}
+  epochs = [(line['member'], line['epoch']) for line in losses(tmp_path / 'run')]
+  assert sorted(epochs) == [(n, e) for n in range(4) for e in (1, 2, 3)]
+  assert len(updates) == 3  # of 6: when all have ended nothing runs
 
 
 def test_it_learns_and_the_floor_is_the_most_frequent_class(tiny_run: Path, tmp_path: Path):
@@ -229,10 +229,11 @@ def test_it_learns_and_the_floor_is_the_most_frequent_class(tiny_run: Path, tmp_
   folder = written(tmp_path / 'data', train=rows, test=rows)
   config = settings('sentiment', **{'task.folder': folder, 'task.split': 'test', 'epochs': 30.0,
                                     'optimizer.learning_rate': 5e-3, 'seeds': '0'})
-  (line,) = finetune.finetune(config, tiny_run, tmp_path / 'run', False)
-  losses = [line['loss'] for line in lines(tmp_path / 'run', 'metrics.jsonl')]
-  assert line['value'] == 1 and not line['collapsed'] and losses[-1] < losses[0] / 5
+  (line,) = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
+  first, *_, last = [line['loss'] for line in losses(tmp_path / 'run')]
+  assert line['value'] == 1 and not line['collapsed'] and last < first / 5
   assert line['majority'] == pytest.approx(8 / 15) and line['split'] == 'test'
+  assert (line['which'], line['held_out'], line['selection']) == ('last', 0, None)
 
 
 def test_a_regression_is_scored_by_correlation(tiny_run: Path, tmp_path: Path):
@@ -240,20 +241,16 @@ def test_a_regression_is_scored_by_correlation(tiny_run: Path, tmp_path: Path):
           for n in range(11)]
   config = settings('stsb', **{'task.folder': written(tmp_path / 'data', train=rows, validation=rows), 'epochs': 60.0,
                                'optimizer.learning_rate': 5e-3, 'seeds': '0', 'batch_size': 11})
-  found = {line['metric']: line for line in finetune.finetune(config, tiny_run, tmp_path / 'run', False)}
+  found = {line['metric']: line for line in finetune.finetune(config, tiny_run, tmp_path / 'run', [8])}
   assert set(found) == {'pearson', 'spearman', 'pearson_spearman'}
   assert found['pearson']['value'] > 0.9 and found['pearson']['majority'] is None  # a constant correlates with nothing
   assert [name for name, line in found.items() if line['headline']] == ['pearson_spearman']
 
 
-def test_long_pairs_are_cut_and_counted(tiny_run: Path, tmp_path: Path):
-  rows = [{'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2} for n in range(1, 9)]
-  config = settings('rte', **{'task.folder': written(tmp_path / 'data', train=rows, validation=rows[:4])})
-  tokenizer = pieces.load(tiny_run / 'tokenizer.model')
-  data, cut = finetune.prepare(table.find('rte'), config, 64, tokenizer)  # the recipe says 128, the model reads 64
-  long = [sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows]
-  assert cut == sum(long) + sum(long[:4]) > 0
-  assert data['train'].tokens.shape == (8, 64)
+def other_tokenizer(folder: Path) -> None:
+  """One that can be read and says the same, but is not the file that the run had."""
+  with (folder / 'tokenizer.model').open('ab') as file:
+    file.write(b'\xf8\x07\x00')  # a field that no one reads
 
 
 @pytest.mark.parametrize('spoil, said', [
@@ -261,32 +258,33 @@ def test_long_pairs_are_cut_and_counted(tiny_run: Path, tmp_path: Path):
     (lambda run: change(run, 'config.json', lambda c: c.update(kind='corpus')), "kind 'corpus'"),
     (lambda run: change(run, 'config.json', lambda c: c['model'].pop('norm')), 'missing model.norm'),
     (lambda run: (run / 'config.json').unlink(), 'no file'),
+    (lambda run: (run / 'manifest.json').unlink(), 'no file'),
     (lambda run: (run / 'tokenizer.model').unlink(), 'cannot be read'),
     (lambda run: (run / 'tokenizer.model').write_bytes(b'no model'), 'not a SentencePiece model'),
-    (lambda run: shutil.rmtree(run / 'checkpoints'), 'none saved there'),
-], ids=['shape', 'kind', 'field', 'no run', 'no tokenizer', 'not a tokenizer', 'no checkpoint'])
-def test_a_checkpoint_that_cannot_be_used_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, spoil, said: str):
+    (other_tokenizer, 'tokenizer.model is not the one that the checkpoint was trained with'),
+    (lambda run: shutil.rmtree(run / 'checkpoints'), 'no arrays in'),
+    (lambda run: shutil.rmtree(run / 'checkpoints' / '8'), 'of step 8 in'),
+], ids=['shape', 'kind', 'field', 'no run', 'no manifest', 'no tokenizer', 'not a tokenizer', 'another tokenizer',
+        'no checkpoint', 'no such step'])
+def test_a_checkpoint_that_cannot_be_used_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, never, spoil,
+                                                                said: str):
   shutil.copytree(tiny_run, tmp_path / 'run')
   spoil(tmp_path / 'run')
   with pytest.raises(InputError, match=said):
-    finetune.finetune(settings(), tmp_path / 'run', tmp_path / 'task', False)
+    finetune.finetune(settings(), tmp_path / 'run', tmp_path / 'task', [8])
   assert not (tmp_path / 'task').exists()
 
 
-@pytest.mark.parametrize('rows, said', [
-    ([{'sentence': 'a dog .', 'label': -1}], 'no label'), ([], 'empty'), ([{'sentence': 'a dog .'}], "column 'label'"),
-    ([{'sentence': 'a dog .', 'label': 'positiv'}], "did you mean 'positive'")])
-def test_a_split_that_cannot_be_scored_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, rows: list, said: str):
-  folder = written(tmp_path / 'data', train=[{'sentence': 'a dog .', 'label': 1}], validation=rows)
-  with pytest.raises(InputError, match=said):
-    finetune.finetune(settings('sentiment', **{'task.folder': folder}), tiny_run, tmp_path / 'task', True)
+def test_a_split_that_cannot_be_scored_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, never):
+  folder = written(tmp_path / 'data', train=[{'sentence': 'a dog .', 'label': 1}],
+                   validation=[{'sentence': 'a dog .', 'label': -1}])
+  with pytest.raises(InputError, match='no label'):
+    finetune.finetune(settings('sentiment', **{'task.folder': folder}), tiny_run, tmp_path / 'task', [None])
   assert not (tmp_path / 'task').exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(program: finetune.Program, tiny_run: Path, tmp_path: Path, monkeypatch):
-  broken = dataclasses.replace(program, chunk=lambda state, train, count: (
-      dataclasses.replace(state, step=state.step + count), jnp.full(2, jnp.nan)))
-  monkeypatch.setattr(finetune, 'make_program', lambda *_: broken)
-  with pytest.raises(InputError, match='lower optimizer.learning_rate'):
-    finetune.finetune(settings(), tiny_run, tmp_path / 'task', False)
-  assert not lines(tmp_path / 'task') and not (tmp_path / 'task' / 'result.json').exists()
+def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
+  model = finetune.start.model_run(tiny_run).model
+  first, last = (checkpoint.flat(finetune.pretrained_encoder(tiny_run, model, settings(), step)) for step in (4, 8))
+  assert checkpoint.steps(tiny_run) == [4, 8] and first.keys() == last.keys()
+  assert all(isinstance(leaf, np.ndarray) and not np.array_equal(leaf, last[name]) for name, leaf in first.items())

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from configs import honey
+from configs import glue, honey
 from minilm_jax import __main__ as door
 from minilm_jax import flags
 
@@ -92,6 +92,17 @@ REFUSED = [
     ('evaluate --checkpoint=CORPUS', "kind 'corpus'"),
     ('evaluate --checkpoint=RUN --split=tset', "did you mean 'test'"),
     ('evaluate --checkpoint=RUN --corpus=EMPTY', 'no manifest.json'),
+    ('evaluate --checkpoint=RUN --pairs=EMPTY/nothing.csv', 'no such file or folder'),
+    ('evaluate --checkpoint=RUN --pairs=', 'no such file or folder'),
+    ('evaluate --checkpoint=RUN --pairs=EMPTY --workdir=W', 'there: nothing'),
+    ('evaluate --checkpoint=RUN --pairs=FILE', 'not a table'),
+    ('evaluate --checkpoint=RUN --pairs=FILE --likelihood=orginal', "did you mean 'original'"),
+    ('evaluate --checkpoint=RUN --pairs=FILE --split=test', '--pairs does not take it'),
+    ('evaluate --checkpoint=RUN --pairs=FILE --text=dogs', '--pairs does not take it'),
+    ('evaluate --checkpoint=RUN --workdir=W', 'the loss on a corpus does not take it'),
+    ('evaluate --checkpoint=RUN --text=', 'an empty one'),
+    (f'evaluate --checkpoint=RUN "--text={"the dog " * 60}"', 'the model reads 62'),
+    ('evaluate --checkpoint=RUN --text=dogs --likelihood=pll', "no such kind"),
     ('fill-mask --checkpoint=RUN', 'no --text'),
     ('fill-mask --checkpoint=RUN --text=hello', 'no <mask>'),
     (f'fill-mask --checkpoint=RUN "--text=<mask>{" dog" * 90}"', 'at most 64'),
@@ -101,6 +112,18 @@ REFUSED = [
     ('finetune --config=configs/glue.py:cola --checkpoint=RUN --workdir=W', 'give task.data_dir'),
     ('finetune --config=configs/glue.py:rte --checkpoint=RUN --workdir=W --config.task.folder=EMPTY', 'there: nothing'),
     ('finetune --config=configs/glue.py --workdir=W', 'no --checkpoint'),
+    ('finetune --config=configs/glue.py:cola,mrcp --checkpoint=RUN --workdir=W', "did you mean 'mrpc'"),
+    ('finetune --config=configs/tiny.py:all --checkpoint=RUN --workdir=W', 'no table RUNS'),
+    (f'{SENTIMENT.replace("=RUN", "=RUN@5")}', 'there are 4, 8'),
+    (f'{SENTIMENT.replace("=RUN", "=RUN@latest")}', 'none saved there'),
+    (f'{SENTIMENT.replace("=RUN", "=,")}', 'it names no run'),
+    (f'{SENTIMENT.replace("=RUN", "=CORPUS")}', 'none saved there'),
+    (f'{SENTIMENT} --from_scratch --control', 'give one of them'),
+    (f'{SENTIMENT} --config.learning_rates=1e-4,1e-3', 'held_out=0.1'),
+    (f'{SENTIMENT} --config.learning_rates=1e-4,0 --config.held_out=0.1', 'none above 0'),
+    (f'{SENTIMENT} --config.patience=2', 'held_out=0.1'),
+    (f'{SENTIMENT} --config.held_out=1.0', 'nothing left to train on'),
+    (f'{SENTIMENT} --config.lift=wmap', "did you mean 'vmap'"),
     (f'{SENTIMENT} --config.task.split=tset', "did you mean 'test'"),
     (f'{SENTIMENT} --config.seeds=-1', 'seeds=-1'),
     (f'{SENTIMENT} --config.seeds=1,1', 'one twice'),
@@ -122,6 +145,7 @@ REFUSED = [
     ('report EMPTY --workdir=W', 'no config.json of a run there'),
     ('report EMPTY/nothing --workdir=W', 'no such folder'),
     ('report RUN --workdir=FILE', 'FILE'),
+    ('report RUN --workdir=W --confusion', 'no predictions.jsonl'),
     ('quickstart --workdir=W --language=microworlds', "did you mean 'microworld'"),
     ('quickstart --language=microworld --workdir=FILE', 'FILE'),
 ]
@@ -198,8 +222,9 @@ def test_a_value_may_hold_anything(monkeypatch):
   monkeypatch.chdir(ROOT)
   _, given, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
   assert (given.checkpoint, given.text) == ('a=b', 'the --config=<mask> is -config: 7')
-  config, _, _ = read('finetune', ['--config=configs/glue.py', '--checkpoint=x', '--workdir=y',
-                                         '--config.seeds=4, 5', '--config.task.folder=a=b,c'])
+  found, _, _ = read('finetune', ['--config=configs/glue.py', '--checkpoint=x', '--workdir=y',
+                                  '--config.seeds=4, 5', '--config.task.folder=a=b,c'])
+  (config,) = found.values()
   assert config.seeds == (4, 5) and config.task.folder == 'a=b,c'
 
 
@@ -230,6 +255,15 @@ def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch)
   one, _, _ = read('preflight', ['--config=configs/honey.py:wise-dew-6', *rest])
   assert one == {'wise-dew-6': found['wise-dew-6']}
   assert list(read('preflight', [TINY, *rest])[0]) == ['configs/tiny.py']
+
+
+def test_several_tasks_are_read_by_name(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  rest = ['--checkpoint=x', '--workdir=y', '--config.task.limit=9', '--control']
+  found, given, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *rest])
+  assert list(found) == ['rte', 'cola'] and given.control and not given.from_scratch
+  assert all(config.task.name == name and config.task.limit == 9 for name, config in found.items())
+  assert list(read('finetune', ['--config=configs/glue.py:all', *rest])[0]) == list(glue.RUNS)
 
 
 def test_a_newcomer_does_not_wait_for_help():

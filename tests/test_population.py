@@ -38,6 +38,21 @@ def test_more_members_than_devices_share_them():
   np.testing.assert_array_equal(found['x'][13], jax.jit(walk)(jnp.uint32(13), jnp.eye(4))['x'])
 
 
+def test_taken_all_in_each_operation_members_are_nearly_the_same():
+  mesh, shared = population.make_mesh(16), jnp.linspace(-1, 1, 16).reshape(4, 4)
+  seeds = population.place(np.arange(16, dtype=np.uint32), mesh)
+  one, other = (jax.jit(population.lift(walk, mesh, how))(seeds, shared) for how in ('loop', 'vmap'))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+  assert other['x'].shape == (16, 4, 4) and other['x'].sharding == one['x'].sharding
+
+
+@pytest.mark.parametrize('members, lift, platform, expected', [
+    (1, 'auto', 'cpu', 'alone'), (1, 'vmap', 'gpu', 'alone'), (2, 'auto', 'cpu', 'loop'), (2, 'auto', 'gpu', 'vmap'),
+    (2, 'auto', 'tpu', 'vmap'), (2, 'loop', 'gpu', 'loop'), (2, 'vmap', 'cpu', 'vmap')])
+def test_how_members_share_a_device(members: int, lift: str, platform: str, expected: str):
+  assert population.how(members, lift, platform) == expected
+
+
 def test_members_do_not_communicate():
   mesh = population.make_mesh(8)
   program = jax.jit(population.lift(walk, mesh)).lower(jnp.arange(8, dtype=jnp.uint32), jnp.eye(4)).compile().as_text()

@@ -97,11 +97,14 @@ def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
   written = quickstart.walk(shrunken(), workdir)
   out = capsys.readouterr().out
   assert 'microworld/acceptability' in out and all(str(path) in out for path in written.values())
-  assert set(written) == {'report.html', 'scores.csv', 'runs.csv', 'loss.svg', 'loss.png'}
+  assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(written)
   lines = (tmp_path / 'report' / 'scores.csv').read_text().splitlines()
   assert len(lines) == 2 and lines[1].startswith('microworld/acceptability,accuracy')
   trained = {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')}
-  assert len(trained) == 5  # metrics of three runs, scores of two
+  assert sorted(str(path.relative_to(tmp_path)) for path in trained) == [
+      'pretrain/metrics.jsonl', 'task/metrics.jsonl', 'task/scores.jsonl']
+  scores = rows(tmp_path / 'task' / 'scores.jsonl')  # both arms, seed by seed
+  assert [(line['pretrained'], line['seed']) for line in scores] == [(True, 0), (True, 1), (False, 0), (False, 1)]
   quickstart.walk(shrunken(), workdir)
   assert capsys.readouterr().out == out
   assert {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')} == trained

@@ -1,203 +1,214 @@
-"""A checkpoint, a task and several seeds: scores.
+"""Checkpoints of one run, a task, seeds and learning rates: scores.
 
-Every seed has a head and an order of examples of its own; with `from_scratch` an encoder of its own too, of the
-checkpoint's shape. The last epoch is scored: nothing is ever selected on the split that is reported. All seeds share
-one compiled program and run side by side, one a device. A seed whose scores are in scores.jsonl is not run again.
+All members share one compiled program: on a CPU one a core at a time, on an accelerator all in each operation. A member
+whose scores are in scores.jsonl is not run again.
 """
 
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
 
-from minilm_jax import progress, recipe, rng, run
-from minilm_jax.config import EncoderConfig, FinetuneConfig, HeadConfig
+from minilm_jax import progress, recipe, run
+from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build
-from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.encoder import Encoder
-from minilm_jax.model.heads import Classifier, classifier
-from minilm_jax.tasks import encoding, metrics, sources, table
-from minilm_jax.tasks.encoding import TaskRows
-from minilm_jax.tasks.table import Task
-from minilm_jax.training import checkpoint, optimizer, population, sharding, start, steps
-from minilm_jax.training.steps import TrainState
+from minilm_jax.model.heads import classifier
+from minilm_jax.tasks import encoding, fitting, material, metrics, protocol, server
+from minilm_jax.tasks.fitting import Program
+from minilm_jax.tasks.material import TRAIN, Material
+from minilm_jax.tasks.protocol import HELD_OUT, Entry, Scored
+from minilm_jax.training import checkpoint, start
 
-
-def loss_sum(model: Classifier, batch: TaskRows, key: Any, task: Task) -> Float[Array, '']:
-  """Cross-entropy of a classification, squared error of a regression, summed over examples."""
-  outputs = model(batch.tokens, batch.tokens != pieces.PAD, key=key).astype(jnp.float32)
-  if task.kind == 'regression':
-    return jnp.sum((outputs[:, 0] - batch.labels) ** 2)
-  return optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).sum()
-
-
-def finetune_step(state: TrainState, train: TaskRows, task: Task, config: FinetuneConfig,
-                  updates: int) -> tuple[TrainState, Float[Array, '']]:
-  """One update on one batch; which examples make it is a function of seed and step."""
-  picked, _ = corpora.rows(state.seed, state.step, config.batch_size, train.labels.shape[0])
-  batch = jax.tree.map(lambda x: x[picked], train)
-  key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(config.batch_size))
-  sums = jax.value_and_grad(functools.partial(loss_sum, task=task))
-  count = steps.micro_batches(config.batch_size, batch.tokens.shape[1], jax.default_backend())
-  value, gradient = jax.tree.map(lambda x: x / config.batch_size, steps.added(sums, state.model, (batch, key), count))
-  transform = optimizer.build(config.optimizer, updates, state.model)
-  change, moments = transform.update(gradient, state.optimizer, state.model)
-  return TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments), value
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What all seeds of a task share, compiled once: start, steps and predictions, each of one seed a device."""
-
-  updates: int
-  mesh: Mesh
-  start: Callable[[UInt32[Array, 'P'], Encoder | None], TrainState]
-  chunk: Callable[[TrainState, TaskRows, Int[Array, '']], tuple[TrainState, Float[Array, 'P']]]
-  predict: Callable[[Classifier, Int[Array, 'N L']], Float[Array, 'P N C']]
-
-
-@functools.lru_cache(maxsize=1)  # the control next to its experiment compiles nothing new
-def make_program(task: Task, config: FinetuneConfig, model: EncoderConfig, examples: int) -> Program:
-  """The functions of a fine-tuning run on so many training examples."""
-  updates = math.ceil(config.epochs * examples / config.batch_size)
-  classes = len(task.labels) if task.kind == 'classification' else 0
-  mesh = population.make_mesh(len(config.seeds))
-
-  def start(seed: UInt32[Array, ''], encoder: Encoder | None) -> TrainState:
-    fresh = classifier(model, config.head, classes, rng.key(seed, rng.Stream.HEAD))
-    if encoder is not None:
-      fresh.encoder = encoder
-    moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
-    return TrainState(jnp.zeros((), jnp.int32), seed, fresh, moments)
-
-  def chunk(state: TrainState, train: TaskRows, count: Int[Array, '']) -> tuple[TrainState, Float[Array, '']]:
-    def one(_: Int[Array, ''], carry: tuple[TrainState, Float[Array, '']]) -> tuple[TrainState, Float[Array, '']]:
-      state, value = finetune_step(carry[0], train, task, config, updates)
-      return state, carry[1] + value
-
-    return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(())))
-
-  def predict(fitted: Classifier, tokens: Int[Array, 'N L']) -> Float[Array, 'N C']:
-    return jax.lax.map(lambda row: fitted(row[None], row[None] != pieces.PAD)[0], tokens, batch_size=128)
-
-  lifted = (population.lift(function, mesh) for function in (start, chunk, predict))
-  return Program(updates, mesh, *(jax.jit(f, donate_argnums=n) for f, n in zip(lifted, ((), 0, ()), strict=True)))
-
-
-def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, head: HeadConfig) -> Encoder:
-  """The encoder of the latest checkpoint of a run."""
-  shapes = jax.eval_shape(lambda: classifier(model, head, 1, jax.random.key(0)).encoder)
-  # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
-  return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder'))
-
-
-def prepare(task: Task, config: FinetuneConfig, longest: int,
-            tokenizer: pieces.Tokenizer) -> tuple[dict[str, TaskRows], int]:
-  """The rows of the training split and of the reported one, at most `longest` tokens each, and how many lost their end.
-
-  Raises:
-    InputError: a split is missing, empty or without labels.
-  """
-  splits = {name: sources.require_labels(sources.read(task, config.task, name), f'{task.name} {name} with labels')
-            for name in ('train', config.task.split)}
-  cut = min(longest, config.length)
-  encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
-  # a weight a position, pads included, wants every position there; other heads are as well served by shorter rows
-  length = longest if config.head.pooling == 'positions' else encoding.bucket(
-      [ids for sequences, _ in encoded.values() for ids in sequences], longest)
-  rows = {name: encoding.task_rows(sequences, splits[name].labels, length) for name, (sequences, _) in encoded.items()}
-  return rows, sum(shortened for _, shortened in encoded.values())
+_UPDATES = 200  # of a dispatch at most, so that progress is seen
+Log = Callable[[dict[str, Any]], None]
+Tick = Callable[[int, str], None]
 
 
 def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.PathLike,
-             from_scratch: bool) -> list[dict[str, Any]]:
-  """Fine-tunes the latest checkpoint of a run on a task, once a seed.
+             starts: Sequence[int | None]) -> list[dict[str, Any]]:
+  """Fine-tunes on a task, once for each start, learning rate and seed.
 
   Args:
     config: the recipe; examples are cut at its `length` or at that of the model, whichever is shorter.
-    source: the pre-training run; its encoder's weights, or only its shape and tokenizer with `from_scratch`.
+    source: the pre-training run, for the shape of the model, its tokenizer and its checkpoints.
     workdir: where config.json, metrics.jsonl, scores.jsonl and result.json go.
-    from_scratch: start each seed from a fresh encoder instead of the checkpoint.
+    starts: steps of checkpoints, or None: a fresh encoder a seed, which is the control of every comparison.
 
   Returns:
-    The score lines of all seeds.
+    The score lines of all members.
+
+  Raises:
+    InputError: the run, a checkpoint or the examples cannot be used, or no member kept a finite loss.
   """
-  source, task = epath.Path(source), table.find(config.task.name)
+  source = epath.Path(source)
   model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
-  tokenizer = pieces.load(source / build.TOKENIZER)
-  encoder = None if from_scratch else pretrained_encoder(source, model, config.head)
-  data, truncated = prepare(task, config, model.length, tokenizer)
+  tokenizer = load_tokenizer(source)
+  steps = [step for step in starts if step is not None]
+  saved = [pretrained_encoder(source, model, config, step) for step in steps]
+  ready = material.prepare(config, model.length, tokenizer)
 
-  step = None if from_scratch else checkpoint.latest(source)  # a run that went on is another checkpoint
-  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'checkpoint_step': step,
-                                   'from_scratch': from_scratch})
-  labels = {name: np.asarray(rows.labels) for name, rows in data.items()}
-  common = {'split': config.task.split, 'examples': len(labels[config.task.split]),
-            'train_examples': len(labels['train']), 'pretrained': not from_scratch, 'filtered': config.task.filtered,
-            'checkpoint': source.name, 'truncated': truncated}
-  floor = metrics.majority(task, labels['train'], labels[config.task.split])
-  program = make_program(task, config, model, len(labels['train']))
-  # a seed is done when its last metric is written: the lines of a seed that was cut short go, and it runs again
-  done = {line['seed'] for line in run.read_lines(workdir / run.SCORES) if line['metric'] == task.metrics[-1]}
-  for log in (run.SCORES, run.METRICS):
-    run.keep_lines(workdir / log, lambda line: line['seed'] in done)
-  name = f'{task.name}{" from scratch" if from_scratch else ""}'
-  data = jax.device_put(data, sharding.replicated(program.mesh))
-  left, together = [seed for seed in config.seeds if seed not in done], program.mesh.devices.size
-  total = len(config.seeds) * program.updates
-  with progress.track(f'fine-tuning {name}', total, 'updates', len(done) * program.updates) as tick:
-    for first in range(0, len(left), together):
-      seeds, before = left[first:first + together], total - (len(left) - first) * program.updates
-      found = _train(program, seeds, encoder, data, config, workdir, lambda done, note: tick(before + done, note))
-      for seed, outputs in zip(seeds, found, strict=True):
-        for line in _scores(task, outputs, labels[config.task.split], floor):
-          run.append_line(workdir / run.SCORES, {'task': task.name, 'seed': seed, **line, **common})
+  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
+  entries = protocol.entries(config, starts)
+  common = {'train_examples': len(ready.rows[TRAIN].labels), 'checkpoint': source.name, 'truncated': ready.truncated,
+            'held_out': len(ready.rows[HELD_OUT].labels) if config.held_out else 0, 'filtered': config.task.filtered}
+  left = _left(config, ready, entries, workdir)
+  if left:
+    shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
+    program = fitting.make_program(shape, config, model, len(entries))
+    encoders = jax.tree.map(lambda *one: np.stack(one), *(fitting.keep_used(one, ready.used) for one in saved)
+                            ) if saved else None
+    numbers = {step: number for number, step in enumerate(steps)} | {None: fitting.SCRATCH}
+    origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step]) for entry in left}
+    _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries))
+  return _result(config, ready, workdir, common)
+
+
+def load_tokenizer(source: epath.Path) -> pieces.Tokenizer:
+  """The tokenizer of a pre-training run.
+
+  Raises:
+    InputError: it is not the one that the run was trained with.
+  """
+  file = source / build.TOKENIZER
+  tokenizer = pieces.load(file)
+  if run.sha256(file) != run.read_json(source / run.MANIFEST, f'the manifest of {source}')['tokenizer']:
+    raise InputError(f'the tokenizer of {source}', f'{file} is not the one that the checkpoint was trained with',
+                     f'restore it: the corpus of the run has it as {build.TOKENIZER}')
+  return tokenizer
+
+
+def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: FinetuneConfig, step: int) -> Encoder:
+  """The encoder of a checkpoint of a run."""
+  shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
+  # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
+  return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder', step))
+
+
+def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], workdir: epath.Path) -> list[Entry]:
+  """The members that are still to be run; what those that were cut short have written goes."""
+  whole = len(protocol.epochs_reported(config)) * len(ready.reported) * len(ready.task.metrics)
+  members = [line['member'] for line in run.read_lines(workdir / run.SCORES)]
+  done = {member for member in members if members.count(member) == whole}
+  for log in (run.SCORES, run.METRICS, run.PREDICTIONS):
+    if (workdir / log).exists():
+      run.keep_lines(workdir / log, lambda line: line['member'] in done)
+  return [entry for entry in entries if entry.member not in done]
+
+
+def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder | None, ready: Material,
+             config: FinetuneConfig, workdir: epath.Path, common: dict[str, Any], members: int) -> None:
+  """Runs the members that are left, as many together as the program takes."""
+  labels = {split: ready.rows[split].labels for split in ready.reported}
+  train = np.concatenate([ready.rows[name].labels for name in (TRAIN, HELD_OUT) if name in ready.rows])
+  floors = {split: {'majority': metrics.majority(ready.task, train, right),
+                    'frequency': metrics.frequency(ready.task, train, right)} for split, right in labels.items()}
+  data = fitting.replicate(ready.rows[TRAIN], program)
+  judged = {name: encoding.in_batches(rows, fitting.BATCH) for name, rows in ready.rows.items() if name != TRAIN}
+  judged = {name: (fitting.replicate(tokens, program), place) for name, (tokens, place) in judged.items()}
+  entries, total, log = list(origins), members * program.updates, _log(workdir)
+  before = total - len(entries) * program.updates
+  with progress.track(f'fine-tuning {ready.task.name}', total, 'updates', before) as tick:
+    for first in range(0, len(entries), program.together):
+      some = entries[first:first + program.together]
+      member = program.start(fitting.group(program, [origins[entry] for entry in some]), encoders, ready.used)
+      found = _fit(program, member, data, judged, some, ready, config, log,
+                   lambda done, note: tick(before + done, note))
+      before += len(some) * program.updates
+      if config.patience:  # some may have stopped early
+        tick(before, '')
+      for entry, kept in zip(some, found, strict=True):
+        if config.predictions:
+          server.keep(workdir, ready, entry, kept)
+        for line in protocol.lines(ready.task, entry, kept, labels, floors):
+          run.append_line(workdir / run.SCORES, {**line, **common})
+
+
+def _fit(program: Program, member: fitting.Member, data: Any, judged: dict[str, tuple], entries: Sequence[Entry],
+         ready: Material, config: FinetuneConfig, log: Log, tick: Tick) -> list[dict[str, Scored]]:
+  """Trains some members together, an epoch at a time; gives what is reported of each."""
+  step = 0
+  kept: list[dict[str, Scored]] = [{} for _ in entries]
+  best = [0.0] * len(entries)  # the epoch that was
+  going = set(range(len(entries)))
+  for epoch, end in epoch_ends(program.updates, config.epochs):
+    if not going:
+      break
+    member, losses = _epoch(program, member, data, end - step,
+                            lambda done, note, before=step: tick((before + done) * len(entries), note))
+    step = end
+    outputs = {name: np.asarray(program.outputs(member.state.model, tokens))[:, place]
+               for name, (tokens, place) in judged.items()}
+    for number in sorted(going):
+      where = {'step': step, 'epoch': epoch, **entries[number].fields()}
+      log({**where, 'split': TRAIN, 'loss': losses[number]})
+      own = {name: found[number] for name, found in outputs.items()}
+      heads = {name: protocol.headline(ready.task, own[name], ready.rows[name].labels)
+               for name in own if name not in ready.unlabelled}
+      for name, value in heads.items():
+        log({**where, 'split': name, ready.task.headline: value})
+      now = Scored(epoch, heads[HELD_OUT] if config.held_out else math.nan, own)
+      if config.held_out and protocol.better(now, kept[number].get(protocol.BEST)):
+        kept[number][protocol.BEST], best[number] = now, epoch
+      kept[number][protocol.LAST] = now
+      if not math.isfinite(losses[number]) or config.patience and epoch - best[number] >= config.patience:
+        going.discard(number)
+  return kept
+
+
+def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
+  """(epoch, update) of the end of each epoch; the last may be a part of one, and several may end with one update.
+
+  >>> epoch_ends(8, 2.5)
+  [(1.0, 4), (2.0, 7), (2.5, 8)]
+  """
+  passed = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
+  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in passed}
+  return [(epoch, end) for end, epoch in ends.items()]
+
+
+def _log(workdir: epath.Path) -> Log:
+  """Appends lines to metrics.jsonl, with the seconds since now."""
+  started = time.monotonic()
+  return lambda line: run.append_line(workdir / run.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)})
+
+
+def _epoch(program: Program, member: fitting.Member, data: Any, count: int,
+           tick: Tick) -> tuple[fitting.Member, list[float]]:
+  """So many updates, and the mean loss of each member."""
+  totals, done = np.zeros(program.together), 0
+  while done < count:
+    some = min(_UPDATES, count - done)
+    member, losses = program.chunk(member, data, jnp.int32(some))
+    totals += np.asarray(losses)
+    done += some
+    tick(done, f'loss {np.mean(totals) / done:.3f}')
+  return member, (totals / count).tolist()
+
+
+def _result(config: FinetuneConfig, ready: Material, workdir: epath.Path,
+            common: dict[str, Any]) -> list[dict[str, Any]]:
+  """Writes result.json and, where they are wanted, predictions for the GLUE server; gives all score lines."""
   lines = list(run.read_lines(workdir / run.SCORES))
-  values = {metric: [math.nan if line['value'] is None else line['value'] for line in lines if line['metric'] == metric]
-            for metric in floor}
-  run.write_json(workdir / run.RESULT, {
-      'task': task.name, **common, 'updates': program.updates, 'seeds': len(config.seeds),
-      **{metric: metrics.summary(found) for metric, found in values.items()}})
+  lost = {line['member']: line for line in run.read_lines(workdir / run.METRICS)
+          if line['split'] == TRAIN and line['loss'] is None}
+  for line in lost.values():
+    who = f'seed {line["seed"]} with learning rate {line["learning_rate"]}'
+    progress.say(f'{ready.task.name}: the loss of {who} was no number by update {line["step"]}')
+  if len(lost) == len({line['member'] for line in lines}):
+    raise InputError(f'a finite loss on {ready.task.name}', f'none of {len(lost)} members kept one',
+                     'lower optimizer.learning_rate, and give another --workdir')
+  if config.predictions:
+    server.write(workdir, ready, lines, protocol.epochs_reported(config)[0])
+  run.write_json(workdir / run.RESULT, {'task': ready.task.name, **common, 'seeds': len(config.seeds),
+                                        'scores': protocol.summaries(lines)})
   return lines
-
-
-def _train(program: Program, seeds: list[int], encoder: Encoder | None, data: dict[str, TaskRows],
-           config: FinetuneConfig, workdir: epath.Path, tick: Callable[[int, str], None]) -> np.ndarray:
-  """Trains a group of seeds, an epoch a dispatch, and returns the outputs of each on the reported split."""
-  spare = program.mesh.devices.size - len(seeds)
-  filled = [*seeds, *seeds[-1:] * spare]  # a device that is left over repeats the last seed: nothing is compiled anew
-  state = program.start(population.place(np.asarray(filled, np.uint32), program.mesh), encoder)
-  started, step, epoch = time.monotonic(), 0, math.ceil(program.updates / config.epochs)
-  while step < program.updates:
-    count = min(epoch, program.updates - step)
-    state, totals = program.chunk(state, data['train'], jnp.int32(count))
-    step += count
-    for seed, total in zip(seeds, np.asarray(totals).tolist()):
-      if not math.isfinite(total):
-        raise InputError(f'a finite loss on {config.task.name}, seed {seed}', f'{total / count} by update {step}',
-                         'lower optimizer.learning_rate')
-      run.append_line(workdir / run.METRICS, {'step': step, 'split': 'train', 'seed': seed, 'loss': total / count,
-                                              'seconds': round(time.monotonic() - started, 3)})
-    mean = float(np.mean(totals)) / count
-    tick(step * len(seeds), f'seed {", ".join(map(str, seeds))}, loss {mean:.3f}')
-  return np.asarray(program.predict(state.model, data[config.task.split].tokens))[:len(seeds)]
-
-
-def _scores(task: Task, outputs: np.ndarray, labels: np.ndarray, floor: dict[str, float]) -> list[dict[str, Any]]:
-  """One line a metric."""
-  predictions = outputs[:, 0] if task.kind == 'regression' else outputs.argmax(-1)
-  return [{'metric': metric, 'value': value, 'headline': metric == task.headline, 'majority': floor[metric],
-           'collapsed': metrics.collapsed(predictions)}
-          for metric, value in metrics.compute(task.metrics, predictions, labels).items()]

@@ -38,12 +38,16 @@ def save(saves: ocp.CheckpointManager, state: Any, step: int) -> None:
   saves.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flat(state))))
 
 
-def latest(workdir: epath.PathLike) -> int | None:
-  """The last step of a run that was saved whole, or None."""
+def steps(workdir: epath.PathLike) -> list[int]:
+  """The steps of a run that were saved whole and are still there, in ascending order."""
   folder = epath.Path(workdir) / FOLDER
   saves = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
-  steps = [int(p.name) for p in saves if ocp.utils.is_checkpoint_finalized(p)]
-  return max(steps, default=None)
+  return sorted(int(p.name) for p in saves if ocp.utils.is_checkpoint_finalized(p))
+
+
+def latest(workdir: epath.PathLike) -> int | None:
+  """The last step of a run that was saved whole, or None."""
+  return max(steps(workdir), default=None)
 
 
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
@@ -61,13 +65,19 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def restore_under(workdir: epath.PathLike, like: T, prefix: str) -> T:
-  """The part of a run's latest checkpoint whose paths begin with `prefix`, such as 'model.encoder', shaped like `like`.
+def restore_under(workdir: epath.PathLike, like: T, prefix: str, step: int | None = None) -> T:
+  """The part of a run's checkpoint whose paths begin with `prefix`, such as 'model.encoder', shaped like `like`.
+
+  Args:
+    workdir: of the run.
+    like: arrays or shapes.
+    prefix: of the paths.
+    step: of the checkpoint; the latest if not given.
 
   Raises:
-    InputError: the run has no checkpoint, or the part has another shape.
+    InputError: the run has no such checkpoint, or the part has another shape.
   """
-  step = latest(workdir)
+  step = latest(workdir) if step is None else step
   if step is None:
     raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
   wanted = {f'{prefix}.{name}': leaf for name, leaf in flat(like).items()}

@@ -47,7 +47,7 @@ def make_engine(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Engine
     asked = f'micro-batches of {rows} rows over {mesh.shape["data"]} devices'
     raise InputError(asked, 'the devices do not divide them', 'change batch_size, accumulation or mesh.data')
   platform = mesh.devices.flat[0].platform
-  how = population.how(config.population, platform)
+  how = population.how(config.population.members, config.population.lift, platform)
   start = functools.partial(steps.init_state, config=config)
   seeds = population.seeds(config)
   placed = sharding.state_sharding(jax.eval_shape(start, seeds[0]), mesh)

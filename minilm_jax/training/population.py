@@ -24,16 +24,16 @@ def make_mesh(members: int) -> Mesh:
   return sharding.make_mesh(MeshConfig(population=min(members, jax.device_count()), data=1, model=1))
 
 
-def how(config: PopulationConfig, platform: str) -> str:
+def how(members: int, lift: str, platform: str) -> str:
   """How the members of a device share it: `alone` where there is one member, else `loop` or `vmap`.
 
-  Where the recipe leaves it open: a CPU keeps one member in its cache at a time, what is wider than a tiny model takes
-  all of them at once.
+  Where the recipe leaves it open (`auto`): a CPU keeps one member in its cache at a time, what is wider than a tiny
+  model takes all of them at once.
   """
-  if config.members == 1:
+  if members == 1:
     return 'alone'
-  if config.lift != 'auto':
-    return config.lift
+  if lift != 'auto':
+    return lift
   return 'loop' if platform == 'cpu' else 'vmap'
 
 

@@ -1,0 +1,236 @@
+"""What fine-tuning computes: a start, an update and outputs, each written for one member and lifted to many.
+
+Members of one task differ in where they start (a checkpoint, or a fresh encoder), in seed and in learning rate. Which
+examples make a batch is a function of seed and step, so members of one seed read the same batches.
+"""
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
+
+from minilm_jax import rng
+from minilm_jax.config import EncoderConfig, FinetuneConfig
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model import cross_entropy
+from minilm_jax.model.encoder import Encoder
+from minilm_jax.model.heads import Classifier, classifier
+from minilm_jax.model.initialization import path_name
+from minilm_jax.tasks.encoding import TaskRows
+from minilm_jax.tasks.table import REGRESSION
+from minilm_jax.training import optimizer, population, sharding, steps
+from minilm_jax.training.steps import TrainState
+
+SCRATCH = -1  # in the place of a checkpoint's number
+_WORTH = 4_000_000  # tokens, from which on to compile an update for several lengths takes less than it saves
+_TOGETHER = 64  # members that an accelerator takes in each operation, at most
+_TABLE = 'embedding.tokens.embedding'
+BATCH = 64  # rows whose outputs are computed at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a program is compiled for: a task's kind and classes, its training examples, the lengths that rows come in."""
+
+  kind: str
+  classes: int
+  examples: int
+  lengths: tuple[int, ...]
+
+
+@typing.no_type_check  # JAX puts shapes, stacks and tracers of its own into the fields of a pytree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What a member starts from: its seed, its learning rate, and the number of a checkpoint or `SCRATCH`."""
+
+  seed: UInt32[Array, '*P']
+  learning_rate: Float[Array, '*P']
+  checkpoint: Int32[Array, '*P']
+
+
+@typing.no_type_check
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """A model on its way, and the learning rate at the top of its schedule."""
+
+  state: TrainState
+  learning_rate: Float[Array, '*P']
+
+
+def loss_sum(model: Classifier, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], labels: Shaped[Array, 'B'],
+             key: Any, kind: str) -> Float[Array, '']:
+  """Cross-entropy of a classification, squared error of a regression, summed over examples."""
+  outputs = model(tokens, mask, key=key)
+  if kind == REGRESSION:
+    return jnp.sum((outputs[:, 0] - labels) ** 2)
+  return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum()
+
+
+def at_length(function: Callable[..., Any], lengths: Sequence[int], rows: Any, longest: Int[Array, '']) -> Any:
+  """`function(rows)` with the tokens cut to the first of `lengths` that holds the longest row.
+
+  Args:
+    function: of a TaskRows or of tokens `[B L]`; what it gives must not depend on pads.
+    lengths: in ascending order; the last one is L.
+    rows: its argument.
+    longest: tokens of the longest row.
+  """
+  def cut(length: int) -> Callable[[Any], Any]:
+    if isinstance(rows, TaskRows):
+      return lambda rows: function(dataclasses.replace(rows, tokens=rows.tokens[:, :length]))
+    return lambda rows: function(rows[:, :length])
+
+  if len(lengths) == 1:
+    return function(rows)
+  return jax.lax.switch(jnp.searchsorted(jnp.asarray(lengths), longest), [cut(length) for length in lengths], rows)
+
+
+def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], key: Any, shape: Shape) -> Any:
+  """The loss of a batch, summed, and its gradient.
+
+  Where rows come in several lengths, the batch is sorted by length and taken in as many parts, each as long as its
+  longest row: the sums are those of the whole batch. The gradient of the table of token vectors is made once, from
+  those of the vectors that the parts read: it is far larger than all else that parts would have to add up.
+  """
+  batch = jax.tree.map(lambda x: x[picked], train)
+  size = picked.shape[0]
+  middle = shape.lengths[len(shape.lengths) // 2]
+  count = cross_entropy.divisor(size, max(len(shape.lengths), steps.micro_batches(size, middle, jax.default_backend())))
+  if len(shape.lengths) > 1:
+    order = jnp.argsort(batch.lengths)
+    batch, key = jax.tree.map(lambda x: x[order], (batch, key))
+  table = model.encoder.embedding.tokens.embedding[...]
+  bare = _with_table(model, table[:1])
+
+  def sums(total: Any, part: tuple[TaskRows, Any]) -> tuple[Any, Float[Array, 'b L E']]:
+    rows, key = part
+    function = functools.partial(_value_and_gradient, model, key, shape)
+    value, gradient, vectors = at_length(function, shape.lengths, rows, rows.lengths.max())
+    return jax.tree.map(jnp.add, total, (value, gradient)), vectors
+
+  parts = jax.tree.map(lambda x: cross_entropy.cut(x, count), (batch, key))
+  (value, gradient), vectors = jax.lax.scan(sums, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, bare)), parts)
+  read = jnp.zeros_like(table).at[batch.tokens.ravel()].add(vectors.reshape(-1, table.shape[1]))
+  return value, _with_table(gradient, read)
+
+
+def _value_and_gradient(model: Classifier, key: Any, shape: Shape, part: TaskRows) -> Any:
+  """The summed loss, its gradient with one row of zeros for the table's, and that of each token's vector, padded.
+
+  The model reads its vectors from a table of its own, one row a token.
+  """
+  table = model.encoder.embedding.tokens.embedding[...]
+  vectors = table[part.tokens]  # [b l E]
+  places = jnp.arange(part.tokens.size).reshape(part.tokens.shape)
+  local = _with_table(model, vectors.reshape(-1, table.shape[1]))
+  mask = part.tokens != pieces.PAD
+  value, gradient = jax.value_and_grad(loss_sum)(local, places, mask, part.labels, key, shape.kind)
+  own = gradient.encoder.embedding.tokens.embedding[...].reshape(vectors.shape)
+  padded = jnp.pad(own, ((0, 0), (0, shape.lengths[-1] - own.shape[1]), (0, 0)))
+  return value, _with_table(gradient, jnp.zeros_like(table[:1])), padded
+
+
+def _with_table(model: Classifier, table: Float[Array, 'U E']) -> Classifier:
+  """The model with another table of token vectors."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: table if path_name(path) == f'encoder.{_TABLE}' else x, model)
+
+
+def finetune_step(member: Member, train: TaskRows, shape: Shape, config: FinetuneConfig,
+                  updates: int) -> tuple[Member, Float[Array, '']]:
+  """One update on one batch; which examples make it is a function of seed and step. Gives the mean loss, too."""
+  state, size = member.state, config.batch_size
+  picked, _ = corpora.rows(state.seed, state.step, size, shape.examples)
+  key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
+  sums = gradient_sums(state.model, train, picked, key, shape)
+  value, gradient = jax.tree.map(lambda x: x / size, sums)
+  rates = optimizer.Rates(member.learning_rate, config.optimizer.weight_decay)
+  transform = optimizer.build(config.optimizer, updates, state.model, rates)
+  change, moments = transform.update(gradient, state.optimizer, state.model)
+  after = TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments)
+  return dataclasses.replace(member, state=after), value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What all members of a task share, compiled once; `together` members run at one time."""
+
+  updates: int
+  together: int
+  mesh: Mesh
+  start: Callable[[Origin, Encoder | None, Int[Array, 'U']], Member]
+  chunk: Callable[[Member, TaskRows, Int[Array, '']], tuple[Member, Float[Array, 'P']]]
+  outputs: Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]
+
+
+@functools.lru_cache(maxsize=1)  # the next checkpoint on the same task compiles nothing new
+def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, members: int) -> Program:
+  """The functions of fine-tuning so many members on one task."""
+  updates = math.ceil(config.epochs * shape.examples / config.batch_size)
+  mesh = population.make_mesh(members)
+  devices = mesh.devices.size
+  how = population.how(members, config.lift, mesh.devices.flat[0].platform)
+  each = 1 if how != 'vmap' else min(-(-members // devices), max(1, _TOGETHER // devices))
+  work = members * updates * config.batch_size * shape.lengths[-1]
+  if how == 'vmap' or work < _WORTH:  # under vmap every member takes every branch
+    shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
+
+  def start(origin: Origin, encoders: Encoder | None, used: Int[Array, 'U']) -> Member:
+    fresh = classifier(model, config.head, shape.classes, rng.key(origin.seed, rng.Stream.HEAD))
+    fresh.encoder = keep_used(fresh.encoder, used)
+    if encoders is not None:
+      fresh.encoder = jax.tree.map(
+          lambda own, saved: jnp.where(origin.checkpoint == SCRATCH, own, saved[jnp.maximum(origin.checkpoint, 0)]),
+          fresh.encoder, encoders)
+    moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
+    return Member(TrainState(jnp.zeros((), jnp.int32), origin.seed, fresh, moments), origin.learning_rate)
+
+  def chunk(member: Member, train: TaskRows, count: Int[Array, '']) -> tuple[Member, Float[Array, '']]:
+    def one(_: Int[Array, ''], carry: tuple[Member, Float[Array, '']]) -> tuple[Member, Float[Array, '']]:
+      member, value = finetune_step(carry[0], train, shape, config, updates)
+      return member, carry[1] + value
+
+    return jax.lax.fori_loop(0, count, one, (member, jnp.zeros(())))
+
+  def outputs(fitted: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
+    def batch(tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
+      longest = (tokens != pieces.PAD).sum(1).max()
+      return at_length(lambda tokens: fitted(tokens, tokens != pieces.PAD), shape.lengths, tokens, longest)
+
+    found = jax.lax.map(batch, tokens)
+    return found.reshape(-1, found.shape[-1])
+
+  over = 'vmap' if how == 'vmap' else 'loop'
+  jitted = (jax.jit(population.lift(function, mesh, over), donate_argnums=donated)
+            for function, donated in ((start, ()), (chunk, 0), (outputs, ())))
+  return Program(updates, each * devices, mesh, *jitted)
+
+
+def keep_used(encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']) -> Encoder:
+  """The encoder with a table of token vectors for the pieces that the task uses: no other is ever read or moved."""
+  return jax.tree_util.tree_map_with_path(lambda path, x: x[used] if path_name(path) == _TABLE else x, encoder)
+
+
+def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin:
+  """(seed, learning rate, checkpoint) of the members that run at one time; the last one fills what places are left."""
+  filled = [*origins, *origins[-1:] * (program.together - len(origins))]
+  seeds, rates, checkpoints = zip(*filled, strict=True)
+  origin = Origin(np.array(seeds, np.uint32), np.array(rates, np.float32), np.array(checkpoints, np.int32))
+  return population.place(origin, program.mesh)
+
+
+def replicate(values: Any, program: Program) -> Any:
+  """Puts on every device what all members read."""
+  return jax.device_put(values, sharding.replicated(program.mesh))

@@ -1,0 +1,98 @@
+"""What one task gives to train on and to be judged by: its splits as rows, and the pieces they use."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from minilm_jax import progress
+from minilm_jax.config import FinetuneConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language.tokenizer import Tokenizer
+from minilm_jax.tasks import encoding, places, sources, table
+from minilm_jax.tasks.encoding import TaskRows
+from minilm_jax.tasks.protocol import HELD_OUT
+from minilm_jax.tasks.sources import Examples
+from minilm_jax.tasks.table import Task
+
+TRAIN = 'train'
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """A task as a model reads it.
+
+  Attributes:
+    task: with its labels.
+    rows: of 'train', of 'held_out' where there is such a part, and of every split that outputs are wanted of. Pieces
+      are numbered by their place in `used`.
+    reported: the splits that are scored; the first is the one that headlines stand on.
+    unlabelled: the splits that only predictions are wanted of: by split, the task that its examples belong to.
+    used: the pieces that the rows hold.
+    lengths: that batches are cut to.
+    numbers: of the examples of each unlabelled split in the official file.
+    truncated: examples that lost their end.
+  """
+
+  task: Task
+  rows: dict[str, TaskRows]
+  reported: tuple[str, ...]
+  unlabelled: dict[str, Task]
+  used: Int[np.ndarray, 'U']
+  lengths: tuple[int, ...]
+  numbers: dict[str, tuple[int, ...]]
+  truncated: int
+
+
+def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer) -> Material:
+  """Reads the splits of the recipe's task and encodes them, at most `longest` tokens a row.
+
+  Raises:
+    InputError: a split is missing, empty or without labels, or has labels that the training split does not show.
+  """
+  task = sources.complete(config.task)
+  train = sources.require_labels(sources.read(task, config.task, TRAIN), f'training on {task.name}')
+  splits = {TRAIN: train}
+  if config.held_out:
+    splits[TRAIN], splits[HELD_OUT] = sources.hold_out(train, config.held_out)
+  reported = sources.splits(task, config.task.split)
+  for split in reported:
+    purpose = f'scores on the {split} split of {task.name}'
+    splits[split] = sources.require_labels(sources.read(task, config.task, split), purpose)
+  sources.check(task, *splits.values())
+  unlabelled = _unlabelled(task, config, reported) if config.predictions and task.server else {}
+  splits |= {split: examples for split, (_, examples) in unlabelled.items()}
+  cut = min(longest, config.length)
+  encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
+  # a weight a position, pads included, wants every position there; other heads are as well served by shorter rows
+  whole = config.head.pooling == 'positions'
+  every = [ids for sequences, _ in encoded.values() for ids in sequences]
+  length = longest if whole else encoding.bucket(every, longest)
+  rows = {name: encoding.task_rows(sequences, splits[name].labels, length) for name, (sequences, _) in encoded.items()}
+  used = encoding.used(tuple(rows.values()))
+  truncated = sum(shortened for _, shortened in encoded.values())
+  if truncated:
+    progress.say(f'{task.name}: {truncated:,} examples are longer than {cut} tokens and lose their end')
+  return Material(task, {name: encoding.narrow(part, used) for name, part in rows.items()}, reported,
+                  {split: of for split, (of, _) in unlabelled.items()}, used,
+                  (length,) if whole else encoding.lengths(rows[TRAIN]),
+                  {split: examples.numbers for split, (_, examples) in unlabelled.items()}, truncated)
+
+
+def _unlabelled(task: Task, config: FinetuneConfig, reported: tuple[str, ...]) -> dict[str, tuple[Task, Examples]]:
+  """The examples that the GLUE server wants predictions of: the task's test splits, and sets that its models serve."""
+  if config.task.filtered:
+    progress.say(f'{task.name}: no files for the GLUE server, which wants every example, not those of a word list')
+    return {}
+  served = [one for one in table.TASKS.values() if one.through == task.name]
+  found = {}
+  for other in (task, *served) if not places.named(config.task) else (task,):  # files that are named are of one task
+    own = dataclasses.replace(config.task, name=other.name)
+    for split in sources.splits(other, 'test'):
+      if other is task and split in reported:  # it has labels
+        continue
+      try:
+        found[split if other is task else f'{other.name} {split}'] = other, sources.read(other, own, split)
+      except InputError as error:
+        progress.say(f'no predictions of {other.name} {split}: {error.found}')
+  return found

@@ -1,0 +1,298 @@
+"""What fine-tuning computes: no pad, unused piece, cut or neighbour changes a member; seed, rate and start do."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import glue
+from minilm_jax import recipe, rng
+from minilm_jax.config import EncoderConfig, FinetuneConfig
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model.encoder import Encoder
+from minilm_jax.model.heads import classifier
+from minilm_jax.tasks import encoding, finetune, fitting, table
+from minilm_jax.tasks.encoding import TaskRows
+from minilm_jax.tasks.fitting import SCRATCH, Program, Shape
+from minilm_jax.training import checkpoint, population
+from minilm_jax.training.start import model_run
+from tests.quick import jit
+
+ROWS, LENGTHS = 48, (32, 64)
+TABLE = 'encoder.embedding.tokens.embedding'
+KINDS = [('sentiment', np.array([0, 1, 1, 0], np.int32)), ('stsb', np.array([0.5, 5, 2, 3.3], np.float32))]
+
+
+def loss_sum(model: Any, batch: Any, kind: str) -> jax.Array:
+  return fitting.loss_sum(model, batch.tokens, batch.tokens != pieces.PAD, batch.labels, None, kind)
+
+
+def settings(**changes: Any) -> FinetuneConfig:
+  config = glue.get_config('microworld/sentiment')
+  config.update_from_flattened_dict({'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes})
+  return recipe.resolve(config, 'finetune')
+
+
+def shape(lengths: tuple[int, ...] = LENGTHS) -> Shape:
+  return Shape('classification', 2, ROWS, lengths)
+
+
+def made(model: EncoderConfig, members: int, lengths: tuple[int, ...], **changes: Any) -> Program:
+  """A program of its own, of which little is run."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'jit', jit)
+    return fitting.make_program.__wrapped__(shape(lengths), settings(**changes), model, members)
+
+
+@pytest.fixture(scope='module')
+def model(tiny_run: Path) -> EncoderConfig:
+  return dataclasses.replace(model_run(tiny_run).model, dropout=0.0)
+
+
+@pytest.fixture(scope='module')
+def whole() -> TaskRows:
+  """Rows of all lengths up to 64, of some forty pieces."""
+  draw = np.random.default_rng(0)
+  counts = np.append(draw.integers(3, 40, ROWS - 1), 62)
+  some = draw.choice(np.arange(len(pieces.SPECIAL), 500), 40, replace=False)
+  sequences = [[pieces.BEGIN, *draw.choice(some, n).tolist(), pieces.END] for n in counts]
+  return encoding.task_rows(sequences, draw.integers(0, 2, ROWS, np.int32), 64)
+
+
+@pytest.fixture(scope='module')
+def used(whole: TaskRows) -> np.ndarray:
+  return encoding.used((whole,))
+
+
+@pytest.fixture(scope='module')
+def rows(whole: TaskRows, used: np.ndarray) -> TaskRows:
+  return encoding.narrow(whole, used)
+
+
+@pytest.fixture(scope='module')
+def saved(tiny_run: Path, model: EncoderConfig) -> list[Encoder]:
+  return [finetune.pretrained_encoder(tiny_run, model, settings(), step) for step in (4, 8)]
+
+
+def stacked(saved: Sequence[Encoder], used: np.ndarray) -> Encoder:
+  return jax.tree.map(lambda *one: np.stack(one), *(fitting.keep_used(one, used) for one in saved))
+
+
+@pytest.fixture(scope='module')
+def encoders(saved: list[Encoder], used: np.ndarray) -> Encoder:
+  return stacked(saved, used)
+
+
+@pytest.fixture(scope='module')
+def program(model: EncoderConfig) -> Program:
+  """Of four members, one a device at a time."""
+  return made(model, 4, LENGTHS, lift='loop')
+
+
+@pytest.fixture(scope='module')
+def narrow_run(program: Program, encoders: Encoder, used: np.ndarray, rows: TaskRows) -> list[dict[str, np.ndarray]]:
+  """Two seeds from the second checkpoint, one from the first, one from scratch: after an epoch."""
+  return fitted(program, [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, SCRATCH)], encoders, used, rows)
+
+
+def begun(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any, used: np.ndarray) -> Any:
+  return program.start(fitting.group(program, origins), encoders, used)
+
+
+def fitted(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any, used: np.ndarray,
+           rows: TaskRows, updates: int = 3) -> list[dict[str, np.ndarray]]:
+  """Each member after some updates: its parameters, the sum of its losses, its outputs."""
+  member, losses = program.chunk(begun(program, origins, encoders, used), fitting.replicate(rows, program),
+                                 jnp.int32(updates))
+  tokens, place = encoding.in_batches(rows, 16)
+  outputs = np.asarray(program.outputs(member.state.model, fitting.replicate(tokens, program)))[:, place]
+  parameters = {name: np.asarray(leaf) for name, leaf in checkpoint.flat(member.state.model).items()}
+  return [{**{name: leaf[number] for name, leaf in parameters.items()}, 'outputs': outputs[number],
+           'loss': np.asarray(losses)[number]} for number in range(len(origins))]
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+  return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    np.testing.assert_allclose(value, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('name, labels', KINDS)
+def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: EncoderConfig):
+  task = table.find(name)
+  fresh = jit(lambda: classifier(model, settings().head, len(task.labels), jax.random.key(0)))()
+  tokens = jax.random.randint(jax.random.key(1), (4, 8), 5, 500)
+  outputs = np.asarray(jit(lambda: fresh(tokens, tokens != pieces.PAD))(), np.float64)
+  if task.labels:
+    expected = -np.sum(np.log(np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True))[np.arange(4), labels])
+  else:
+    expected = np.sum((outputs[:, 0] - labels) ** 2)
+  batch = TaskRows(tokens, jnp.full(4, 8), jnp.asarray(labels))
+  assert float(jit(lambda: loss_sum(fresh, batch, task.kind))()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('pooling, positions', [('first', 'learned'), ('mean', 'relative'), ('first', 'rotary')])
+def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig):
+  plain = dataclasses.replace(model, positions=positions)
+  head = dataclasses.replace(settings().head, pooling=pooling)
+  sequences = [[0, *range(10, 10 + n), 2] for n in (1, 5, 12)]
+
+  @jit
+  def logits(tokens: Any, longest: Any) -> Any:
+    fresh = classifier(plain, head, 2, jax.random.key(0))
+    lengths = tuple(length for length in (14, 64) if length <= tokens.shape[1])
+    return fitting.at_length(lambda tokens: fresh(tokens, tokens != pieces.PAD), lengths, tokens, longest)
+
+  short, long = (encoding.task_rows(sequences, np.zeros(3, np.int32), length).tokens for length in (14, 64))
+  alone = logits(short, 14)
+  for longest in (14, 15):  # cut to 14, and not at all
+    np.testing.assert_allclose(logits(long, longest), alone, atol=1e-6)
+  assert np.ptp(np.asarray(alone), axis=0).min() > 1e-3  # it is no constant
+
+
+def test_rows_are_cut_to_the_first_length_that_holds_them(rows: TaskRows):
+  found = jit(lambda longest: fitting.at_length(lambda part: jnp.int32(part.tokens.shape[1]), (16, 32, 64),
+                                                 rows, longest))
+  assert [int(found(longest)) for longest in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
+
+
+def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
+  picked = jax.jit(lambda seed, step: corpora.rows(seed, step, 16, ROWS)[0])
+  orders = [tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step))
+            for seed in (0, 1) for epoch in (0, 1)]
+  assert all(sorted(order) == list(range(ROWS)) for order in orders) and len(set(orders)) == 4
+
+
+@pytest.mark.parametrize('lengths', [(16, 64), (64,)])
+def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(lengths: tuple[int, ...], model: EncoderConfig,
+                                                                  whole: TaskRows):
+  fresh = jit(lambda: classifier(model, settings().head, 2, jax.random.key(0)))()
+  picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, whole)
+  key = rng.of_batch(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
+  loss, gradient = jit(lambda: fitting.gradient_sums(fresh, train, picked, key, shape(lengths)))()
+  batch = jax.tree.map(lambda x: x[picked], train)
+  expected, other = jit(lambda: jax.value_and_grad(loss_sum)(fresh, batch, 'classification'))()
+  assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+  other = checkpoint.flat(other)
+  for name, leaf in checkpoint.flat(gradient).items():
+    np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: Encoder, used: np.ndarray,
+                                                    rows: TaskRows):
+  before = population.take(begun(program, [(5, 1e-3, 1)], encoders, used), 0).state
+  _, losses = program.chunk(begun(program, [(5, 1e-3, 1)], encoders, used), fitting.replicate(rows, program),
+                            jnp.int32(1))
+  picked, _ = corpora.rows(before.seed, before.step, 16, ROWS)
+  batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
+  expected = jit(lambda: loss_sum(before.model, batch, 'classification'))()
+  assert float(losses[0]) == pytest.approx(float(expected) / 16, rel=1e-5)
+
+
+def test_members_start_from_the_checkpoint_that_is_theirs(program: Program, saved: list[Encoder], encoders: Encoder,
+                                                          used: np.ndarray):
+  members = begun(program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, SCRATCH), (4, 1e-3, SCRATCH)], encoders, used)
+  first, second, fresh, other = (checkpoint.flat(population.take(members, n).state.model) for n in range(4))
+  for begins, whole_encoder in ((first, saved[0]), (second, saved[1])):
+    for name, leaf in checkpoint.flat(whole_encoder).items():
+      expected = leaf[used] if f'encoder.{name}' == TABLE else leaf
+      np.testing.assert_array_equal(begins[f'encoder.{name}'], expected)
+  for name, leaf in fresh.items():
+    if name.startswith('encoder.'):  # 8 updates reach every parameter
+      assert not np.array_equal(leaf, second[name]), f'{name} from scratch is the pre-trained one'
+    else:  # the control differs in its encoder and nothing else
+      np.testing.assert_array_equal(leaf, first[name])
+      np.testing.assert_array_equal(leaf, second[name])
+    if name.endswith(('kernel', 'embedding')):
+      assert not np.array_equal(leaf, other[name]), f'{name} is the same for two seeds'
+
+
+def test_from_scratch_is_the_same_with_and_without_checkpoints_beside_it(program: Program, encoders: Encoder,
+                                                                         used: np.ndarray):
+  with_them, without = (begun(program, [(3, 1e-3, SCRATCH)], given, used) for given in (encoders, None))
+  jax.tree.map(np.testing.assert_array_equal, with_them, without)
+  assert with_them.state.model.encoder.embedding.tokens.embedding.shape == (4, len(used), 16)
+
+
+def test_a_member_does_not_know_its_neighbours(program: Program, narrow_run: list, encoders: Encoder, used: np.ndarray,
+                                               rows: TaskRows):
+  places = fitted(program, [(9, 1e-2, SCRATCH), (0, 1e-3, SCRATCH), (0, 1e-3, 1), (1, 5e-3, 0)], encoders, used, rows)
+  assert equal(places[1], narrow_run[3]) and equal(places[2], narrow_run[0])  # bit for bit, in other places too
+  (alone,) = fitted(program, [(1, 1e-3, 1)], encoders, used, rows)
+  assert equal(alone, narrow_run[1])  # nor whether there are any
+
+
+def test_members_differ_by_seed_by_start_and_by_rate(program: Program, narrow_run: list, encoders: Encoder,
+                                                     used: np.ndarray, rows: TaskRows):
+  other = fitted(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, used, rows)
+  for one in (*narrow_run[1:], *other):
+    assert not np.allclose(one['outputs'], narrow_run[0]['outputs'], atol=1e-4)
+  members = begun(program, [(0, 0.0, 1)], encoders, used)
+  for name, leaf in checkpoint.flat(population.take(members, 0).state.model).items():
+    np.testing.assert_array_equal(other[0][name], leaf)  # at rate 0 it stays where it was
+
+
+def test_an_epoch_moves_every_parameter_that_a_row_uses(program: Program, narrow_run: list, encoders: Encoder,
+                                                        used: np.ndarray):
+  members = begun(program, [(0, 1e-3, 1)], encoders, used)
+  for name, before in checkpoint.flat(population.take(members, 0).state.model).items():
+    moved = narrow_run[0][name] != np.asarray(before)
+    assert moved.any(), name
+    if name == TABLE:
+      seldom = used < len(pieces.SPECIAL)  # pads, masks and what is unknown are in no text of these rows
+      assert moved[~seldom].any(1).all() and moved[[pieces.BEGIN, pieces.END]].any()
+      assert not moved[[pieces.PAD, pieces.MASK, pieces.UNKNOWN]].any()
+
+
+def test_alone_with_every_piece_at_full_length_it_is_the_same(narrow_run: list, model: EncoderConfig,
+                                                              saved: list[Encoder], whole: TaskRows, used: np.ndarray):
+  every = np.arange(520)
+  (found,) = fitted(made(model, 1, (64,)), [(0, 1e-3, 1)], stacked(saved, every), every, whole)
+  before = np.asarray(checkpoint.flat(saved[1])[TABLE.removeprefix('encoder.')])
+  unused = np.setdiff1d(every, used)
+  assert found[TABLE].shape[0] == 520 and len(unused) > 400
+  np.testing.assert_array_equal(found[TABLE][unused], before[unused])  # what no row holds never moves
+  close({**found, TABLE: found[TABLE][used]}, narrow_run[0])
+
+
+def test_a_member_is_the_same_when_every_operation_takes_all(narrow_run: list, model: EncoderConfig, encoders: Encoder,
+                                                            used: np.ndarray, rows: TaskRows):
+  """There all rows are as long as the longest, too."""
+  other = made(model, 16, LENGTHS, lift='vmap')
+  assert (other.together, other.mesh.devices.size) == (16, 8)
+  origins = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, SCRATCH)]
+  for one, expected in zip(fitted(other, origins, encoders, used, rows)[9:], narrow_run, strict=True):
+    close(one, expected)
+
+
+def test_nothing_is_compiled_twice(program: Program, encoders: Encoder, used: np.ndarray, rows: TaskRows, narrow_run):
+  programs = program.start, program.chunk, program.outputs
+  before = [one._cache_size() for one in programs]
+  shifted = jax.tree.map(lambda x: x + 0.01, encoders)
+  fitted(program, [(7, 1e-2, 1)] * 3, shifted, used, rows, updates=2)
+  member = begun(program, [(7, 1e-2, 1)], encoders, used)
+  for count in (1, 2):  # from a start, and from where an epoch ended
+    member, _ = program.chunk(member, fitting.replicate(rows, program), jnp.int32(count))
+  assert [one._cache_size() for one in programs] == before
+
+
+def test_equal_recipes_share_a_program(model: EncoderConfig):
+  one, again = (fitting.make_program(shape(), settings(seeds='3,4'), model, 2) for _ in range(2))
+  assert one is again and one.updates == 6
+  assert fitting.make_program(shape(), settings(epochs=2.1), model, 2).updates == 7
+
+
+def test_places_that_are_left_are_filled_with_the_last_member(program: Program):
+  origin = fitting.group(program, [(3, 1e-3, 0), (4, 1e-2, SCRATCH)])
+  assert origin.seed.tolist() == [3, 4, 4, 4] and origin.checkpoint.tolist() == [0, -1, -1, -1]
+  assert origin.learning_rate.tolist() == pytest.approx([1e-3, 1e-2, 1e-2, 1e-2])
