@@ -97,7 +97,11 @@ def _report(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 def _bench(configs: Any, given: Any, paths: Sequence[str]) -> None:
   config, *others = configs.values()
-  if hasattr(config, 'seeds'):
+  tuning = config.kind == 'finetune'
+  for flag in ('steps', 'repeats', 'population') if tuning else ('checkpoint',):
+    if given[flag].present:
+      raise InputError(f'minilm bench --{flag}', f'a recipe of kind {config.kind!r} does not take it', 'leave it out')
+  if tuning:
     _bench_finetune(configs, given)
     return
   if others:
@@ -146,7 +150,7 @@ VERBS = {
                      '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/glue', each=True),
     'evaluate': Verb(_evaluate, 'a checkpoint as it is: masked-token loss, minimal pairs, perplexity of a text', (),
                      ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'json'),
-                     '--checkpoint=runs/tiny --pairs=blimp.jsonl.xz --workdir=runs/tiny-blimp'),
+                     '--checkpoint=runs/magic-bee-26 --pairs=blimp.jsonl.xz --workdir=runs/blimp'),
     'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (), ('checkpoint*', 'text*', 'best', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
     'report': Verb(_report, 'tables, figures and an HTML page from run directories', (), ('workdir*', 'confusion'),

@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 from rich import table as rich_table
 
 from minilm_jax import backend, machine, peers, progress, recipe
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.tasks import finetune, material, protocol, suite
+from minilm_jax.tasks import material, protocol, suite
 from minilm_jax.training import start
 
 _RECIPE = '''"""Settings, as they were given."""
@@ -74,8 +73,7 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
 
 
 def _prepared(config: FinetuneConfig, source: str) -> material.Material:
-  tokenizer = finetune.load_tokenizer(epath.Path(source))
-  return material.prepare(config, start.model_run(source).model.length, tokenizer)
+  return material.prepare(config, start.model_run(source).model.length, start.tokenizer(source))
 
 
 def _times(config: FinetuneConfig, source: str) -> dict[str, float]:

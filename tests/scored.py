@@ -1,5 +1,7 @@
-"""`scored.line`: a line of scores.jsonl, for tests of what reads such lines."""
+"""For tests of scores: a line of scores.jsonl, and files of examples."""
 
+import json
+import pathlib
 from typing import Any
 
 
@@ -14,3 +16,11 @@ def line(value: float | None, seed: int = 0, pretrained: bool = True, **fields: 
   if fields.keys() - made.keys():
     raise TypeError(f'no such field of a line of scores: {fields.keys() - made.keys()}')
   return made | fields
+
+
+def written(folder: pathlib.Path, **splits: list[dict[str, Any]]) -> str:
+  """A folder with a file of examples a split."""
+  folder.mkdir(exist_ok=True)
+  for split, rows in splits.items():
+    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return str(folder)

@@ -47,6 +47,12 @@ def test_classes_without_names_are_numbers(tmp_path: pathlib.Path):
   assert one.classes == ('0', '1', '2') and one.arms['pre-trained'].sum() == 3
 
 
+def test_predictions_without_labels_are_for_the_server(tmp_path: pathlib.Path):
+  unlabelled = {name: value for name, value in predicted([1, 1], split='test').items() if name != 'labels'}
+  one, = confusions.confusions(logged(tmp_path / 'a', predicted([0, 1, 1]), unlabelled), [])
+  assert one.split == 'validation' and one.arms['pre-trained'].sum() == 3
+
+
 @pytest.mark.parametrize('lines, said', [
     ([], 'no predictions.jsonl'),
     ([predicted([0.5, 0.1, 0.2], labels=[1.0, 2.5, 3.0])], 'no predictions.jsonl with classes'),

@@ -20,6 +20,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.tasks import finetune, fitting, table
 from minilm_jax.training import checkpoint
 from tests.quick import jit
+from tests.scored import written
 
 TASK = table.find('microworld/sentiment')
 STARTS = [4, 8, None]
@@ -32,13 +33,6 @@ def settings(task: str = TASK.name, **changes: Any) -> FinetuneConfig:
   config.update_from_flattened_dict({
       'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes})
   return recipe.resolve(config, 'finetune')
-
-
-def written(folder: Path, **splits: list[dict]) -> str:
-  folder.mkdir(exist_ok=True)
-  for split, rows in splits.items():
-    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return str(folder)
 
 
 def lines(workdir: Path, name: str = 'scores.jsonl') -> list[dict]:

@@ -67,6 +67,8 @@ REFUSED = [
     (f'pretrain {TINY} --workdir', 'Missing value for flag --workdir'),
     (f'pretrain {TINY} --workdr=W', "did you mean 'workdir'"),
     (f'{PRETRAIN} --from_scratch', 'has no such flag'),
+    ('bench --config=configs/tiny.py --checkpoint=runs/x', 'does not take it'),
+    ('bench --config=configs/glue.py:cola --checkpoint=runs/x --steps=3', 'does not take it'),
     (f'{PRETRAIN} somewhere', "'somewhere' is no flag"),
     (f'pretrain {TINY} --workdir=FILE', 'cannot be made'),
     (f'pretrain {TINY} --workdir=FILE/inside', 'cannot be made'),

@@ -1,6 +1,5 @@
 """What a task gives: splits that share no example, rows as short as they may be, only the pieces that they hold."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import material
 from minilm_jax.tasks.material import Material
+from tests.scored import written
 
 ADJECTIVES = ('bad', 'good')
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
@@ -23,13 +23,6 @@ def settings(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConf
   config = glue.get_config(task)
   config.update_from_flattened_dict({'task.limit': 48, **changes})
   return recipe.resolve(config, 'finetune')
-
-
-def written(folder: Path, **splits: list[dict]) -> str:
-  folder.mkdir(exist_ok=True)
-  for split, rows in splits.items():
-    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return str(folder)
 
 
 def sentences(labels: tuple[int, ...] = (0, 1)) -> list[dict]:

@@ -1,6 +1,5 @@
 """Predictions: files as the GLUE server takes them, one line an example, and what every member said."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from minilm_jax.tasks import finetune, material, protocol, server, table
 from minilm_jax.tasks.material import Material
 from minilm_jax.tasks.protocol import Entry, Scored
 from tests.quick import jit
+from tests.scored import written
 
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
@@ -33,13 +33,6 @@ def rows(task: str, count: int, numbers: list[int] | None = None) -> list[dict]:
   made = [{first: f'the {NOUNS[i % 12]} sleeps .', second: f'a {NOUNS[i * 5 % 12]} runs .',
            'label': i % classes if classes else i % 6} for i in range(count)]
   return [row | ({} if numbers is None else {'label': -1, 'idx': numbers[i]}) for i, row in enumerate(made)]
-
-
-def written(folder: Path, **splits: list[dict]) -> str:
-  folder.mkdir(exist_ok=True)
-  for split, some in splits.items():
-    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in some))
-  return str(folder)
 
 
 def prepared(task: str, folder: str, tiny_run: Path, **changes: Any) -> Material:

@@ -38,7 +38,7 @@ def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> lis
   lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
   for path in found.values():
     for line in run.read_lines(path / run.PREDICTIONS):
-      if all(isinstance(label, int) for label in line['labels']):  # a regression has fractions
+      if 'labels' in line and all(isinstance(label, int) for label in line['labels']):  # a regression has fractions
         if len(line['labels']) != len(line['predictions']):
           raise InputError(f'the predictions of {path}', f'{len(line["predictions"])} of them for '
                            f'{len(line["labels"])} labels', f'remove {run.PREDICTIONS} and fine-tune again')

@@ -8,10 +8,8 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.errors import InputError
-from minilm_jax.language import build
 from minilm_jax.language import tokenizer as pieces
-from minilm_jax.model.heads import masked_language_model
-from minilm_jax.training import checkpoint, start
+from minilm_jax.tasks import likelihood
 
 _HOLE = '<mask>'
 
@@ -35,16 +33,14 @@ def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
     raise InputError(f'guesses for {text!r}', f'no {_HOLE} in it', f'write {_HOLE} where a word is missing')
   if best < 1:
     raise InputError(f'the best {best} guesses', 'a number below 1', 'give at least 1')
-  config, tokenizer = start.model_run(source).model, pieces.load(epath.Path(source) / build.TOKENIZER)
+  config, tokenizer, model = likelihood.opened(source)
   ids = [pieces.BEGIN]
   for number, part in enumerate(text.lower().split(_HOLE)):
     ids += [pieces.MASK] * (number > 0) + tokenizer.encode([part])[0]
   ids.append(pieces.END)
-  if len(ids) > config.length:
-    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.length}',
+  if len(ids) > config.model.length:
+    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.model.length}',
                      'give a shorter text')
-  shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
-  model = checkpoint.restore_under(source, shapes, 'model')
   tokens = jnp.asarray([ids])
   holes = np.flatnonzero(np.asarray(ids) == pieces.MASK)
   shares = jax.nn.softmax(model(tokens, tokens != pieces.PAD, jnp.asarray(holes)[None]))[0]

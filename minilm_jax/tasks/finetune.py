@@ -19,8 +19,6 @@ from etils import epath
 from minilm_jax import progress, recipe, run
 from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import build
-from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import encoding, fitting, material, metrics, protocol, server
@@ -52,7 +50,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   """
   source = epath.Path(source)
   model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
-  tokenizer = load_tokenizer(source)
+  tokenizer = start.tokenizer(source)
   steps = [step for step in starts if step is not None]
   saved = [pretrained_encoder(source, model, config, step) for step in steps]
   ready = material.prepare(config, model.length, tokenizer)
@@ -71,20 +69,6 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
     origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step]) for entry in left}
     _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries))
   return _result(config, ready, workdir, common)
-
-
-def load_tokenizer(source: epath.Path) -> pieces.Tokenizer:
-  """The tokenizer of a pre-training run.
-
-  Raises:
-    InputError: it is not the one that the run was trained with.
-  """
-  file = source / build.TOKENIZER
-  tokenizer = pieces.load(file)
-  if run.sha256(file) != run.read_json(source / run.MANIFEST, f'the manifest of {source}')['tokenizer']:
-    raise InputError(f'the tokenizer of {source}', f'{file} is not the one that the checkpoint was trained with',
-                     f'restore it: the corpus of the run has it as {build.TOKENIZER}')
-  return tokenizer
 
 
 def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: FinetuneConfig, step: int) -> Encoder:

@@ -142,10 +142,9 @@ def _value_and_gradient(model: Classifier, key: Any, shape: Shape, part: TaskRow
   return value, _with_table(gradient, jnp.zeros_like(table[:1])), padded
 
 
-def _with_table(model: Classifier, table: Float[Array, 'U E']) -> Classifier:
-  """The model with another table of token vectors."""
-  return jax.tree_util.tree_map_with_path(
-      lambda path, x: table if path_name(path) == f'encoder.{_TABLE}' else x, model)
+def _with_table(model: Any, table: Float[Array, 'U E'] | Float[np.ndarray, 'U E']) -> Any:
+  """A classifier or an encoder with another table of token vectors."""
+  return jax.tree_util.tree_map_with_path(lambda path, x: table if path_name(path).endswith(_TABLE) else x, model)
 
 
 def finetune_step(member: Member, train: TaskRows, shape: Shape, config: FinetuneConfig,
@@ -220,7 +219,7 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
 
 def keep_used(encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']) -> Encoder:
   """The encoder with a table of token vectors for the pieces that the task uses: no other is ever read or moved."""
-  return jax.tree_util.tree_map_with_path(lambda path, x: x[used] if path_name(path) == _TABLE else x, encoder)
+  return _with_table(encoder, encoder.embedding.tokens.embedding[...][used])
 
 
 def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin:

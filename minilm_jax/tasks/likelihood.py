@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from minilm_jax.config import MeshConfig, RunConfig
 from minilm_jax.errors import InputError, nearest
-from minilm_jax.language import build
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import cross_entropy
@@ -54,7 +53,7 @@ def opened(source: epath.PathLike) -> tuple[RunConfig, Tokenizer, MaskedLanguage
   Raises:
     InputError: it is no pre-training run of one model, or has no checkpoint.
   """
-  config, tokenizer = start.model_run(source), pieces.load(epath.Path(source) / build.TOKENIZER)
+  config, tokenizer = start.model_run(source), start.tokenizer(source)
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
   return config, tokenizer, checkpoint.restore_under(source, shapes, 'model')
 

@@ -110,7 +110,7 @@ def _sizes(configs: Mapping[str, FinetuneConfig], failed: list[InputError]) -> d
   found = {}
   for name, config in configs.items():
     try:
-      found[name] = config.epochs * sources.sizes(sources.complete(config.task), config.task)['train']
+      found[name] = config.epochs * len(sources.read(sources.complete(config.task), config.task, 'train').labels)
     except InputError as error:
       failed.append(error)
       progress.say(str(error))

@@ -11,6 +11,8 @@ from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, documents
 from minilm_jax.language import corpus as corpora
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import size
 from minilm_jax.training import optimizer
 
@@ -39,6 +41,20 @@ def model_run(folder: epath.PathLike) -> RunConfig:
   if found.population.members > 1:
     raise InputError(f'the model of {folder}', f'a population of {found.population.members}',
                      f'take one out: minilm take --checkpoint={folder} --member=0 --workdir={folder}-0')
+  return found
+
+
+def tokenizer(folder: epath.PathLike) -> Tokenizer:
+  """The tokenizer of the pre-training run in `folder`.
+
+  Raises:
+    InputError: it is not the one that the run was trained with.
+  """
+  file = epath.Path(folder) / build.TOKENIZER
+  found = pieces.load(file)
+  if run.sha256(file) != run.read_json(epath.Path(folder) / run.MANIFEST, f'the manifest of {folder}')['tokenizer']:
+    raise InputError(f'the tokenizer of {folder}', f'{file} is not the one that the checkpoint was trained with',
+                     f'restore it: the corpus of the run has it as {build.TOKENIZER}')
   return found
 
 
@@ -117,11 +133,11 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
         found = f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}'
         raise InputError(f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir')
     return
-  pieces = folder / described['tokenizer']['file']
-  if not pieces.is_file() or run.sha256(pieces) != identity['tokenizer']:
-    raise InputError(f'the tokenizer {pieces}', 'not the file that the corpus was made with',
+  file = folder / described['tokenizer']['file']
+  if not file.is_file() or run.sha256(file) != identity['tokenizer']:
+    raise InputError(f'the tokenizer {file}', 'not the file that the corpus was made with',
                      'build the corpus again, or copy it again')
-  run.write_bytes(workdir / build.TOKENIZER, pieces.read_bytes())
+  run.write_bytes(workdir / build.TOKENIZER, file.read_bytes())
   run.write_json(workdir / run.MANIFEST, {
       **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model),
       'flops_per_row': size.flops_per_row(config.model, config.mask),
