@@ -1,9 +1,10 @@
 """How long fine-tuning takes: all members of a recipe as one population, as separate runs, in Hugging Face's Trainer.
 
 Protocol: every one of ours is the command `minilm finetune` in a process of its own, from its start to its end, with a
-cache of compiled programs that is empty at first. The population runs once; a single member runs twice, the first time
-compiling, and stands for all others as it runs the second time. The Trainer fine-tunes one seed, untimed until it is
-warm, without evaluation, with one thread and with one a core, of which the faster counts; it stands for all members.
+cache of compiled programs that is empty at first. The populations of all tasks are one command. Of each task a single
+member runs twice, the first time compiling, and stands for all others as it runs the second time. The Trainer fine-tunes
+one seed, untimed until it is warm, without evaluation, with one thread and with one a core, of which the faster counts;
+it stands for all members.
 """
 
 import json
@@ -25,7 +26,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.tasks import material, protocol, suite
 from minilm_jax.training import start
 
-_RECIPE = '''"""Settings, as they were given."""
+_RECIPES = '''"""Settings, as they were given."""
 import json
 from ml_collections import config_dict
 
@@ -34,6 +35,7 @@ def get_config(task):
   return config_dict.ConfigDict(json.loads({text!r})[task])
 '''
 PEER = 'hf'
+_ALONE = '-alone'
 
 
 def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str) -> dict[str, Any]:
@@ -45,8 +47,8 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
     against: 'hf' times Hugging Face's Trainer too; '' does not.
 
   Returns:
-    Of each task seconds of the population, of the first and of the next separate run, of one run of the Trainer, and
-    how many members there are; ratios over all tasks, every member counted.
+    Of each task seconds of the first and of the next separate run, of one run of the Trainer, and how many members
+    there are; over all tasks, every member counted, seconds of each way and ratios to the population.
 
   Raises:
     InputError: nobody to be compared with, more than one checkpoint, or what fine-tuning itself refuses.
@@ -59,10 +61,21 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
   (source,) = runs
   load, found = machine.load(), {}
   ready = {name: _prepared(config, source) for name, config in configs.items()}
-  for number, (name, config) in enumerate(configs.items()):
-    progress.say(f'timing task {number + 1} of {len(configs)}: {name}')
-    found[name] = _times(config, source) | (_trainer(config, source, ready[name]) if against else {})
-  totals = {way: sum(one[way] for one in found.values()) for way in ('population', 'separate')}
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / 'recipes.py'
+    alone = {f'{name}{_ALONE}': _alone(config) for name, config in configs.items()}
+    file.write_text(_RECIPES.format(text=json.dumps({name: recipe.as_dict(config) for name, config in configs.items()}
+                                                    | alone)))
+    progress.say(f'timing the populations of {", ".join(configs)}')
+    population = _seconds(file, ','.join(configs), source, 'population')
+    for number, (name, config) in enumerate(configs.items()):
+      progress.say(f'timing separate runs of task {number + 1} of {len(configs)}: {name}')
+      found[name] = {'members': len(protocol.entries(config, [0])), **{
+          again: _seconds(file, name + _ALONE, source, again) for again in ('first', 'next')}}
+      if against:
+        found[name] |= _trainer(config, source, ready[name])
+  separate = sum(one['first'] + (one['members'] - 1) * one['next'] for one in found.values())
+  totals = {'population': population, 'separate': separate}
   if against:
     totals[PEER] = sum(one[PEER] * one['members'] for one in found.values())
   return {
@@ -76,29 +89,21 @@ def _prepared(config: FinetuneConfig, source: str) -> material.Material:
   return material.prepare(config, start.model_run(source).model.length, start.tokenizer(source))
 
 
-def _times(config: FinetuneConfig, source: str) -> dict[str, float]:
-  """Seconds of the population, and of one member alone, twice."""
+def _alone(config: FinetuneConfig) -> dict[str, Any]:
+  """The recipe of the first member alone."""
   first = protocol.entries(config, [0])[0]
   alone = {**recipe.as_dict(config), 'seeds': [first.seed], 'learning_rates': []}
-  alone['optimizer'] = {**alone['optimizer'], 'learning_rate': first.learning_rate}
-  members = len(protocol.entries(config, [0]))
-  with tempfile.TemporaryDirectory() as folder:
-    file = pathlib.Path(folder) / 'recipe.py'
-    file.write_text(_RECIPE.format(text=json.dumps({'together': recipe.as_dict(config), 'alone': alone})))
-    population = _seconds(file, 'together', source, 'cache-together')
-    separate = [_seconds(file, 'alone', source, 'cache-alone', again) for again in ('first', 'next')]
-  return {'members': members, 'population': population, 'first': separate[0], 'next': separate[1],
-          'separate': separate[0] + (members - 1) * separate[1]}
+  return alone | {'optimizer': {**alone['optimizer'], 'learning_rate': first.learning_rate}}
 
 
-def _seconds(file: pathlib.Path, name: str, source: str, cache: str, again: str = 'once') -> float:
-  """Of the command, in a process of its own, with compiled programs in a folder of this measurement."""
-  folder = file.parent
-  command = [sys.executable, '-m', 'minilm_jax', 'finetune', f'--config={file}:{name}', f'--checkpoint={source}',
-             f'--workdir={folder / f"{name}-{again}"}']
+def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
+  """Of the command, in a process of its own; compiled programs are kept in a folder that recipes of one name share."""
+  workdir, cache = (file.parent / f'{what}-{names}', file.parent / f'cache-{names}')
+  command = [sys.executable, '-m', 'minilm_jax', 'finetune', f'--config={file}:{names}', f'--checkpoint={source}',
+             f'--workdir={workdir}']
   began = time.perf_counter()
   done = subprocess.run(command, capture_output=True, text=True, check=False,
-                        env=os.environ | {'XDG_CACHE_HOME': str(folder / cache)})
+                        env=os.environ | {'XDG_CACHE_HOME': str(cache)})
   if done.returncode:
     said = [f'exit status {done.returncode}', *done.stderr.strip().splitlines()]
     found = [line.removeprefix('found: ') for line in said if line.startswith('found: ')] or said
@@ -123,12 +128,13 @@ def _trainer(config: FinetuneConfig, source: str, ready: material.Material) -> d
 def tables(found: dict[str, Any]) -> list[rich_table.Table]:
   """The same for a reader."""
   names = {'population': 'one population', 'separate': 'separate runs', PEER: "Hugging Face's Trainer"}
-  ways = [names[way] for way in found['seconds']]
-  several = rich_table.Table('task', 'members', *ways, title='Seconds of all members')
+  runs = [name for name in ('first', 'next', PEER) if all(name in one for one in found['tasks'].values())]
+  single = rich_table.Table('task', 'members', *(names.get(name, f'the {name} of ours') for name in runs),
+                            title='Seconds of one member alone')
   for task, one in found['tasks'].items():
-    seconds = {**one, PEER: one[PEER] * one['members']} if PEER in one else one
-    several.add_row(task, str(one['members']), *(f'{seconds[way]:,.0f}' for way in found['seconds']))
-  several.add_row('all', '', *(f'{seconds:,.0f}' for seconds in found['seconds'].values()))
+    single.add_row(task, str(one['members']), *(f'{one[name]:,.1f}' for name in runs))
+  several = rich_table.Table(*(names[way] for way in found['seconds']), title='Seconds of all members of all tasks')
+  several.add_row(*(f'{seconds:,.0f}' for seconds in found['seconds'].values()))
   facts = rich_table.Table('what', 'value')
   for way in found['seconds']:
     if way != 'population':
@@ -136,4 +142,4 @@ def tables(found: dict[str, Any]) -> list[rich_table.Table]:
   facts.add_row('machine', found['machine'])
   facts.add_row('load in the minute before', f'{found["load_before"]:.2f}')
   facts.add_row('versions', ', '.join(f'{name} {version}' for name, version in found['versions'].items()))
-  return [several, facts]
+  return [single, several, facts]

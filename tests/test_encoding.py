@@ -4,6 +4,7 @@ import doctest
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -134,7 +135,10 @@ def test_special_pieces_have_a_place_though_no_row_holds_them():
 
 @pytest.mark.parametrize('size', [1, 7, 64, 150, 400])
 def test_batches_hold_each_row_once_with_those_of_its_length(rows: TaskRows, size: int):
-  tokens, place = encoding.in_batches(rows, size)
+  parts = [jax.tree.map(lambda x: x[:9], rows), jax.tree.map(lambda x: x[9:], rows)]
+  tokens, places = encoding.in_batches(parts, size)
+  assert list(map(len, places)) == [9, 141]
+  place = np.concatenate(places)
   assert tokens.shape == (-(-150 // size), size, 80)
   assert np.array_equal(tokens.reshape(-1, 80)[place], rows.tokens)  # outputs come back in the order of the rows
   assert len(set(place.tolist())) == 150

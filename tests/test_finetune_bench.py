@@ -10,7 +10,7 @@ from minilm_jax import finetune_bench, peers, recipe
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 
-SECONDS = {'together-once': 60.0, 'alone-first': 30.0, 'alone-next': 10.0}
+SECONDS = {'population': 120.0, 'first': 30.0, 'next': 10.0}
 
 
 def config(**changes: Any) -> FinetuneConfig:
@@ -21,23 +21,25 @@ def config(**changes: Any) -> FinetuneConfig:
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, FinetuneConfig]:
-  """What would have been run, by the folder it would have filled; nothing is."""
+def commands(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], list[FinetuneConfig]]:
+  """The recipes that would have been run, by what was timed and how they are called; nothing is."""
   ran = {}
 
-  def seconds(file: pathlib.Path, name: str, source: str, cache: str, again: str = 'once') -> float:
-    ran[f'{name}-{again}', cache] = recipe.resolve(recipe.load(f'{file}:{name}'), 'finetune')
-    return SECONDS[f'{name}-{again}']
+  def seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
+    ran[what, names] = [recipe.resolve(recipe.load(f'{file}:{name}'), 'finetune') for name in names.split(',')]
+    return SECONDS[what]
 
   monkeypatch.setattr(finetune_bench, '_seconds', seconds)
   return ran
 
 
-def test_a_separate_run_is_one_member_with_the_settings_of_all(commands: dict, tiny_run: pathlib.Path):
-  finetune_bench.bench({'it': config()}, str(tiny_run), '')
-  assert commands['together-once', 'cache-together'] == config()
-  one = config(seeds='4', learning_rates='', **{'optimizer.learning_rate': 1e-3})
-  assert commands['alone-first', 'cache-alone'] == commands['alone-next', 'cache-alone'] == one
+def test_all_populations_are_one_command_and_a_separate_run_is_one_member(commands: dict, tiny_run: pathlib.Path):
+  both = {'a': config(), 'b': config(seeds='1')}
+  finetune_bench.bench(both, str(tiny_run), '')
+  rate = {'learning_rates': '', 'optimizer.learning_rate': 1e-3}
+  first, second = ([config(seeds=seed, **rate)] for seed in '41')
+  assert commands == {('population', 'a,b'): list(both.values()), ('first', 'a-alone'): first, ('next', 'a-alone'): first,
+                      ('first', 'b-alone'): second, ('next', 'b-alone'): second}
 
 
 def test_the_first_run_compiles_and_the_next_stands_for_the_others(commands: dict, tiny_run: pathlib.Path):
@@ -45,8 +47,8 @@ def test_the_first_run_compiles_and_the_next_stands_for_the_others(commands: dic
   assert [one['members'] for one in found['tasks'].values()] == [6, 2]
   assert found['seconds'] == {'population': 120.0, 'separate': 30 + 5 * 10 + 30 + 10}
   assert found['faster_than_separate'] == pytest.approx(1.0)
-  (several, facts) = finetune_bench.tables(found)
-  assert several.row_count == 3 and facts.row_count == 4
+  single, several, facts = finetune_bench.tables(found)
+  assert (single.row_count, several.row_count, facts.row_count) == (2, 1, 4)
 
 
 def test_the_peer_counts_once_a_member_by_its_faster_threads(commands: dict, tiny_run: pathlib.Path, monkeypatch):
@@ -61,11 +63,11 @@ def test_the_peer_counts_once_a_member_by_its_faster_threads(commands: dict, tin
   monkeypatch.setattr(finetune_bench.machine, 'versions', lambda *names: dict.fromkeys(names, '1'))
   found = finetune_bench.bench({'it': config()}, str(tiny_run), 'hf')
   assert found['seconds']['hf'] == 6 * 8 and found['tasks']['it']['hf_threads'] == 1
-  assert found['faster_than_hf'] == pytest.approx(48 / 60)
+  assert found['faster_than_hf'] == pytest.approx(48 / 120)
   largest, together, *given = asked[0]
   assert 5 < largest < 520 and together  # pieces of the tokenizer, not their places among those used
   assert given == [2, 32, 1.0, 1e-3, 4, 'longest', 1] and asked[1][-1] == 4
-  assert finetune_bench.tables(found)[1].row_count == 5
+  assert finetune_bench.tables(found)[2].row_count == 5
 
 
 @pytest.mark.parametrize('sources, against, said', [
@@ -80,10 +82,11 @@ def test_a_command_that_fails_says_why(tmp_path: pathlib.Path):
   file = tmp_path / 'recipe.py'
   file.write_text('def get_config(task):\n  return 3\n')
   with pytest.raises(InputError, match='gives a int'):
-    finetune_bench._seconds(file, 'together', 'nowhere', 'cache')
+    finetune_bench._seconds(file, 'together', 'nowhere', 'population')
 
 
 @pytest.mark.slow
 def test_it_times_the_command(tiny_run: pathlib.Path):
-  found = finetune_bench.bench({'it': config()}, str(tiny_run), '')['tasks']['it']
-  assert 0 < found['next'] < found['first'] and found['population'] < found['separate']
+  found = finetune_bench.bench({'it': config()}, str(tiny_run), '')
+  assert 0 < found['tasks']['it']['next'] < found['tasks']['it']['first']
+  assert 0 < found['seconds']['population'] < found['seconds']['separate']

@@ -19,12 +19,13 @@ from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import encoding, finetune, fitting, table
 from minilm_jax.tasks.encoding import TaskRows
-from minilm_jax.tasks.fitting import SCRATCH, Program, Shape
+from minilm_jax.tasks.fitting import Program, Shape
 from minilm_jax.training import checkpoint, population
 from minilm_jax.training.start import model_run
 from tests.quick import jit
 
 ROWS, LENGTHS = 48, (32, 64)
+FRESH = {0: 2, 3: 3, 4: 4, 9: 5}  # the number of a seed's own encoder, after those of two checkpoints
 TABLE = 'encoder.embedding.tokens.embedding'
 KINDS = [('sentiment', np.array([0, 1, 1, 0], np.int32)), ('stsb', np.array([0.5, 5, 2, 3.3], np.float32))]
 
@@ -80,13 +81,17 @@ def saved(tiny_run: Path, model: EncoderConfig) -> list[Encoder]:
   return [finetune.pretrained_encoder(tiny_run, model, settings(), step) for step in (4, 8)]
 
 
-def stacked(saved: Sequence[Encoder], used: np.ndarray) -> Encoder:
-  return jax.tree.map(lambda *one: np.stack(one), *(fitting.keep_used(one, used) for one in saved))
+@pytest.fixture(scope='module')
+def fresh(model: EncoderConfig) -> Encoder:
+  """A stack, one encoder for each seed of FRESH."""
+  return fitting.fresh_encoders.__wrapped__(model, settings().head)(np.array(list(FRESH), np.uint32))
 
 
 @pytest.fixture(scope='module')
-def encoders(saved: list[Encoder], used: np.ndarray) -> Encoder:
-  return stacked(saved, used)
+def encoders(saved: list[Encoder], fresh: Encoder, used: np.ndarray) -> Encoder:
+  """Of two checkpoints, then from scratch."""
+  whole = jax.tree.map(lambda first, second, more: np.concatenate([first[None], second[None], more]), *saved, fresh)
+  return fitting.keep_used(whole, used)
 
 
 @pytest.fixture(scope='module')
@@ -96,21 +101,21 @@ def program(model: EncoderConfig) -> Program:
 
 
 @pytest.fixture(scope='module')
-def narrow_run(program: Program, encoders: Encoder, used: np.ndarray, rows: TaskRows) -> list[dict[str, np.ndarray]]:
+def narrow_run(program: Program, encoders: Encoder, rows: TaskRows) -> list[dict[str, np.ndarray]]:
   """Two seeds from the second checkpoint, one from the first, one from scratch: after an epoch."""
-  return fitted(program, [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, SCRATCH)], encoders, used, rows)
+  return fitted(program, [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])], encoders, rows)
 
 
-def begun(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any, used: np.ndarray) -> Any:
-  return program.start(fitting.group(program, origins), encoders, used)
+def begun(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any) -> Any:
+  return program.start(fitting.group(program, origins), encoders)
 
 
-def fitted(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any, used: np.ndarray,
-           rows: TaskRows, updates: int = 3) -> list[dict[str, np.ndarray]]:
+def fitted(program: Program, origins: Sequence[tuple[int, float, int]], encoders: Any, rows: TaskRows,
+           updates: int = 3) -> list[dict[str, np.ndarray]]:
   """Each member after some updates: its parameters, the sum of its losses, its outputs."""
-  member, losses = program.chunk(begun(program, origins, encoders, used), fitting.replicate(rows, program),
+  member, losses = program.chunk(begun(program, origins, encoders), fitting.replicate(rows, program),
                                  jnp.int32(updates))
-  tokens, place = encoding.in_batches(rows, 16)
+  tokens, (place,) = encoding.in_batches([rows], 16)
   outputs = np.asarray(program.outputs(member.state.model, fitting.replicate(tokens, program)))[:, place]
   parameters = {name: np.asarray(leaf) for name, leaf in checkpoint.flat(member.state.model).items()}
   return [{**{name: leaf[number] for name, leaf in parameters.items()}, 'outputs': outputs[number],
@@ -188,10 +193,10 @@ def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(lengths: tuple
     np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: Encoder, used: np.ndarray,
+def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: Encoder,
                                                     rows: TaskRows):
-  before = population.take(begun(program, [(5, 1e-3, 1)], encoders, used), 0).state
-  _, losses = program.chunk(begun(program, [(5, 1e-3, 1)], encoders, used), fitting.replicate(rows, program),
+  before = population.take(begun(program, [(5, 1e-3, 1)], encoders), 0).state
+  _, losses = program.chunk(begun(program, [(5, 1e-3, 1)], encoders), fitting.replicate(rows, program),
                             jnp.int32(1))
   picked, _ = corpora.rows(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
@@ -201,7 +206,7 @@ def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: 
 
 def test_members_start_from_the_checkpoint_that_is_theirs(program: Program, saved: list[Encoder], encoders: Encoder,
                                                           used: np.ndarray):
-  members = begun(program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, SCRATCH), (4, 1e-3, SCRATCH)], encoders, used)
+  members = begun(program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, FRESH[3]), (4, 1e-3, FRESH[4])], encoders)
   first, second, fresh, other = (checkpoint.flat(population.take(members, n).state.model) for n in range(4))
   for begins, whole_encoder in ((first, saved[0]), (second, saved[1])):
     for name, leaf in checkpoint.flat(whole_encoder).items():
@@ -217,34 +222,32 @@ def test_members_start_from_the_checkpoint_that_is_theirs(program: Program, save
       assert not np.array_equal(leaf, other[name]), f'{name} is the same for two seeds'
 
 
-def test_from_scratch_is_the_same_with_and_without_checkpoints_beside_it(program: Program, encoders: Encoder,
-                                                                         used: np.ndarray):
-  with_them, without = (begun(program, [(3, 1e-3, SCRATCH)], given, used) for given in (encoders, None))
-  jax.tree.map(np.testing.assert_array_equal, with_them, without)
-  assert with_them.state.model.encoder.embedding.tokens.embedding.shape == (4, len(used), 16)
+def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(model: EncoderConfig, fresh: Encoder):
+  whole = jit(lambda: classifier(model, settings().head, 3, rng.key(9, rng.Stream.HEAD)))().encoder
+  for name, leaf in checkpoint.flat(whole).items():
+    np.testing.assert_allclose(checkpoint.flat(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name)
 
 
-def test_a_member_does_not_know_its_neighbours(program: Program, narrow_run: list, encoders: Encoder, used: np.ndarray,
-                                               rows: TaskRows):
-  places = fitted(program, [(9, 1e-2, SCRATCH), (0, 1e-3, SCRATCH), (0, 1e-3, 1), (1, 5e-3, 0)], encoders, used, rows)
+def test_a_member_does_not_know_its_neighbours(program: Program, narrow_run: list, encoders: Encoder, rows: TaskRows):
+  places = fitted(program, [(9, 1e-2, FRESH[9]), (0, 1e-3, FRESH[0]), (0, 1e-3, 1), (1, 5e-3, 0)], encoders, rows)
   assert equal(places[1], narrow_run[3]) and equal(places[2], narrow_run[0])  # bit for bit, in other places too
-  (alone,) = fitted(program, [(1, 1e-3, 1)], encoders, used, rows)
+  (alone,) = fitted(program, [(1, 1e-3, 1)], encoders, rows)
   assert equal(alone, narrow_run[1])  # nor whether there are any
 
 
 def test_members_differ_by_seed_by_start_and_by_rate(program: Program, narrow_run: list, encoders: Encoder,
-                                                     used: np.ndarray, rows: TaskRows):
-  other = fitted(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, used, rows)
+                                                     rows: TaskRows):
+  other = fitted(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, rows)
   for one in (*narrow_run[1:], *other):
     assert not np.allclose(one['outputs'], narrow_run[0]['outputs'], atol=1e-4)
-  members = begun(program, [(0, 0.0, 1)], encoders, used)
+  members = begun(program, [(0, 0.0, 1)], encoders)
   for name, leaf in checkpoint.flat(population.take(members, 0).state.model).items():
     np.testing.assert_array_equal(other[0][name], leaf)  # at rate 0 it stays where it was
 
 
 def test_an_epoch_moves_every_parameter_that_a_row_uses(program: Program, narrow_run: list, encoders: Encoder,
                                                         used: np.ndarray):
-  members = begun(program, [(0, 1e-3, 1)], encoders, used)
+  members = begun(program, [(0, 1e-3, 1)], encoders)
   for name, before in checkpoint.flat(population.take(members, 0).state.model).items():
     moved = narrow_run[0][name] != np.asarray(before)
     assert moved.any(), name
@@ -256,31 +259,30 @@ def test_an_epoch_moves_every_parameter_that_a_row_uses(program: Program, narrow
 
 def test_alone_with_every_piece_at_full_length_it_is_the_same(narrow_run: list, model: EncoderConfig,
                                                               saved: list[Encoder], whole: TaskRows, used: np.ndarray):
-  every = np.arange(520)
-  (found,) = fitted(made(model, 1, (64,)), [(0, 1e-3, 1)], stacked(saved, every), every, whole)
+  (found,) = fitted(made(model, 1, (64,)), [(0, 1e-3, 0)], jax.tree.map(lambda x: x[None], saved[1]), whole)
   before = np.asarray(checkpoint.flat(saved[1])[TABLE.removeprefix('encoder.')])
-  unused = np.setdiff1d(every, used)
+  unused = np.setdiff1d(np.arange(520), used)
   assert found[TABLE].shape[0] == 520 and len(unused) > 400
   np.testing.assert_array_equal(found[TABLE][unused], before[unused])  # what no row holds never moves
   close({**found, TABLE: found[TABLE][used]}, narrow_run[0])
 
 
 def test_a_member_is_the_same_when_every_operation_takes_all(narrow_run: list, model: EncoderConfig, encoders: Encoder,
-                                                            used: np.ndarray, rows: TaskRows):
+                                                            rows: TaskRows):
   """There all rows are as long as the longest, too."""
   other = made(model, 16, LENGTHS, lift='vmap')
   assert (other.together, other.mesh.devices.size) == (16, 8)
-  origins = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, SCRATCH)]
-  for one, expected in zip(fitted(other, origins, encoders, used, rows)[9:], narrow_run, strict=True):
+  origins = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])]
+  for one, expected in zip(fitted(other, origins, encoders, rows)[9:], narrow_run, strict=True):
     close(one, expected)
 
 
-def test_nothing_is_compiled_twice(program: Program, encoders: Encoder, used: np.ndarray, rows: TaskRows, narrow_run):
+def test_nothing_is_compiled_twice(program: Program, encoders: Encoder, rows: TaskRows, narrow_run):
   programs = program.start, program.chunk, program.outputs
   before = [one._cache_size() for one in programs]
   shifted = jax.tree.map(lambda x: x + 0.01, encoders)
-  fitted(program, [(7, 1e-2, 1)] * 3, shifted, used, rows, updates=2)
-  member = begun(program, [(7, 1e-2, 1)], encoders, used)
+  fitted(program, [(7, 1e-2, 1)] * 3, shifted, rows, updates=2)
+  member = begun(program, [(7, 1e-2, 1)], encoders)
   for count in (1, 2):  # from a start, and from where an epoch ended
     member, _ = program.chunk(member, fitting.replicate(rows, program), jnp.int32(count))
   assert [one._cache_size() for one in programs] == before
@@ -293,6 +295,6 @@ def test_equal_recipes_share_a_program(model: EncoderConfig):
 
 
 def test_places_that_are_left_are_filled_with_the_last_member(program: Program):
-  origin = fitting.group(program, [(3, 1e-3, 0), (4, 1e-2, SCRATCH)])
-  assert origin.seed.tolist() == [3, 4, 4, 4] and origin.checkpoint.tolist() == [0, -1, -1, -1]
+  origin = fitting.group(program, [(3, 1e-3, 0), (4, 1e-2, FRESH[4])])
+  assert origin.seed.tolist() == [3, 4, 4, 4] and origin.encoder.tolist() == [0, 4, 4, 4]
   assert origin.learning_rate.tolist() == pytest.approx([1e-3, 1e-2, 1e-2, 1e-2])

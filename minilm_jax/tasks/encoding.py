@@ -91,11 +91,13 @@ def narrow(rows: TaskRows, used: Int[np.ndarray, 'U']) -> TaskRows:
   return dataclasses.replace(rows, tokens=np.searchsorted(used, rows.tokens).astype(np.int32))
 
 
-def in_batches(rows: TaskRows, size: int) -> tuple[Int32[np.ndarray, 'M B L'], Int[np.ndarray, 'N']]:
-  """The tokens in batches of rows of nearly one length, and the place of each row among them; the last row fills up."""
-  order = np.argsort(rows.lengths, kind='stable')
+def in_batches(parts: Sequence[TaskRows], size: int) -> tuple[Int32[np.ndarray, 'M B L'], list[Int[np.ndarray, 'N']]]:
+  """Batches of tokens in rows of nearly one length, and where the rows of each part are; the last row fills up."""
+  tokens, lengths = (np.concatenate(arrays) for arrays in zip(*((part.tokens, part.lengths) for part in parts)))
+  order = np.argsort(lengths, kind='stable')
   count = -(-len(order) // size)
   filled = np.pad(order, (0, count * size - len(order)), mode='edge')
   place = np.empty_like(order)
   place[order] = np.arange(len(order))
-  return rows.tokens[filled].reshape(count, size, -1), place
+  ends = np.cumsum([len(part.lengths) for part in parts])
+  return tokens[filled].reshape(count, size, -1), np.split(place, ends[:-1])

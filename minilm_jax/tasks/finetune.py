@@ -51,8 +51,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   source = epath.Path(source)
   model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
   tokenizer = start.tokenizer(source)
-  steps = [step for step in starts if step is not None]
-  saved = [pretrained_encoder(source, model, config, step) for step in steps]
+  saved = {step: pretrained_encoder(source, model, config, step) for step in starts if step is not None}
   ready = material.prepare(config, model.length, tokenizer)
 
   workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
@@ -63,10 +62,8 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   if left:
     shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
     program = fitting.make_program(shape, config, model, len(entries))
-    encoders = jax.tree.map(lambda *one: np.stack(one), *(fitting.keep_used(one, ready.used) for one in saved)
-                            ) if saved else None
-    numbers = {step: number for number, step in enumerate(steps)} | {None: fitting.SCRATCH}
-    origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step]) for entry in left}
+    encoders, numbers = _encoders(saved, None in starts, model, config, ready)
+    origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left}
     _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries))
   return _result(config, ready, workdir, common)
 
@@ -76,6 +73,18 @@ def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: Fin
   shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
   # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
   return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder', step))
+
+
+def _encoders(saved: dict[int, Encoder], fresh: bool, model: EncoderConfig, config: FinetuneConfig,
+              ready: Material) -> tuple[Encoder, dict[tuple[int | None, int], int]]:
+  """All encoders that members start from, stacked, and the number of each member's by step and seed."""
+  stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in saved.values()]
+  numbers = {(step, seed): number for number, step in enumerate(saved) for seed in config.seeds}
+  if fresh:
+    stacks.append(fitting.fresh_encoders(model, config.head)(np.array(config.seeds, np.uint32)))
+    numbers |= {(None, seed): len(saved) + number for number, seed in enumerate(config.seeds)}
+  narrow = [fitting.keep_used(encoders, ready.used) for encoders in stacks]
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *narrow), numbers
 
 
 def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], workdir: epath.Path) -> list[Entry]:
@@ -89,7 +98,7 @@ def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], wor
   return [entry for entry in entries if entry.member not in done]
 
 
-def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder | None, ready: Material,
+def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, ready: Material,
              config: FinetuneConfig, workdir: epath.Path, common: dict[str, Any], members: int) -> None:
   """Runs the members that are left, as many together as the program takes."""
   labels = {split: ready.rows[split].labels for split in ready.reported}
@@ -97,14 +106,15 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder | 
   floors = {split: {'majority': metrics.majority(ready.task, train, right),
                     'frequency': metrics.frequency(ready.task, train, right)} for split, right in labels.items()}
   data = fitting.replicate(ready.rows[TRAIN], program)
-  judged = {name: encoding.in_batches(rows, fitting.BATCH) for name, rows in ready.rows.items() if name != TRAIN}
-  judged = {name: (fitting.replicate(tokens, program), place) for name, (tokens, place) in judged.items()}
+  names = [name for name in ready.rows if name != TRAIN]
+  batches, places = encoding.in_batches([ready.rows[name] for name in names], program.scored)
+  judged = fitting.replicate(batches, program), dict(zip(names, places, strict=True))
   entries, total, log = list(origins), members * program.updates, _log(workdir)
   before = total - len(entries) * program.updates
   with progress.track(f'fine-tuning {ready.task.name}', total, 'updates', before) as tick:
     for first in range(0, len(entries), program.together):
       some = entries[first:first + program.together]
-      member = program.start(fitting.group(program, [origins[entry] for entry in some]), encoders, ready.used)
+      member = program.start(fitting.group(program, [origins[entry] for entry in some]), encoders)
       found = _fit(program, member, data, judged, some, ready, config, log,
                    lambda done, note: tick(before + done, note))
       before += len(some) * program.updates
@@ -117,7 +127,7 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder | 
           run.append_line(workdir / run.SCORES, {**line, **common})
 
 
-def _fit(program: Program, member: fitting.Member, data: Any, judged: dict[str, tuple], entries: Sequence[Entry],
+def _fit(program: Program, member: fitting.Member, data: Any, judged: tuple[Any, dict], entries: Sequence[Entry],
          ready: Material, config: FinetuneConfig, log: Log, tick: Tick) -> list[dict[str, Scored]]:
   """Trains some members together, an epoch at a time; gives what is reported of each."""
   step = 0
@@ -130,12 +140,11 @@ def _fit(program: Program, member: fitting.Member, data: Any, judged: dict[str, 
     member, losses = _epoch(program, member, data, end - step,
                             lambda done, note, before=step: tick((before + done) * len(entries), note))
     step = end
-    outputs = {name: np.asarray(program.outputs(member.state.model, tokens))[:, place]
-               for name, (tokens, place) in judged.items()}
+    outputs = np.asarray(program.outputs(member.state.model, judged[0]))
     for number in sorted(going):
       where = {'step': step, 'epoch': epoch, **entries[number].fields()}
       log({**where, 'split': TRAIN, 'loss': losses[number]})
-      own = {name: found[number] for name, found in outputs.items()}
+      own = {name: outputs[number, place] for name, place in judged[1].items()}
       heads = {name: protocol.headline(ready.task, own[name], ready.rows[name].labels)
                for name in own if name not in ready.unlabelled}
       for name, value in heads.items():

@@ -1,7 +1,7 @@
 """What fine-tuning computes: a start, an update and outputs, each written for one member and lifted to many.
 
-Members of one task differ in where they start (a checkpoint, or a fresh encoder), in seed and in learning rate. Which
-examples make a batch is a function of seed and step, so members of one seed read the same batches.
+Members of one task differ in the encoder that they start from, in seed and in learning rate. Which examples make a
+batch is a function of seed and step, so members of one seed read the same batches.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 
 from minilm_jax import rng
-from minilm_jax.config import EncoderConfig, FinetuneConfig
+from minilm_jax.config import EncoderConfig, FinetuneConfig, HeadConfig
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import cross_entropy
@@ -31,11 +31,10 @@ from minilm_jax.tasks.table import REGRESSION
 from minilm_jax.training import optimizer, population, sharding, steps
 from minilm_jax.training.steps import TrainState
 
-SCRATCH = -1  # in the place of a checkpoint's number
-_WORTH = 4_000_000  # tokens, from which on to compile an update for several lengths takes less than it saves
+_WORTH = 10_000_000  # tokens, from which on to compile an update for several lengths takes less than it saves
 _TOGETHER = 64  # members that an accelerator takes in each operation, at most
 _TABLE = 'embedding.tokens.embedding'
-BATCH = 64  # rows whose outputs are computed at one time
+_SCORED = 64  # rows whose outputs an accelerator computes at one time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +51,11 @@ class Shape:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What a member starts from: its seed, its learning rate, and the number of a checkpoint or `SCRATCH`."""
+  """What a member starts from: its seed, its learning rate, and which of the encoders."""
 
   seed: UInt32[Array, '*P']
   learning_rate: Float[Array, '*P']
-  checkpoint: Int32[Array, '*P']
+  encoder: Int32[Array, '*P']
 
 
 @typing.no_type_check
@@ -142,7 +141,7 @@ def _value_and_gradient(model: Classifier, key: Any, shape: Shape, part: TaskRow
   return value, _with_table(gradient, jnp.zeros_like(table[:1])), padded
 
 
-def _with_table(model: Any, table: Float[Array, 'U E'] | Float[np.ndarray, 'U E']) -> Any:
+def _with_table(model: Any, table: Float[Array, '*S U E'] | Float[np.ndarray, '*S U E']) -> Any:
   """A classifier or an encoder with another table of token vectors."""
   return jax.tree_util.tree_map_with_path(lambda path, x: table if path_name(path).endswith(_TABLE) else x, model)
 
@@ -164,12 +163,13 @@ def finetune_step(member: Member, train: TaskRows, shape: Shape, config: Finetun
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What all members of a task share, compiled once; `together` members run at one time."""
+  """What all members of a task share, compiled once; `together` members run at one time, `scored` rows are scored."""
 
   updates: int
   together: int
+  scored: int
   mesh: Mesh
-  start: Callable[[Origin, Encoder | None, Int[Array, 'U']], Member]
+  start: Callable[[Origin, Encoder], Member]
   chunk: Callable[[Member, TaskRows, Int[Array, '']], tuple[Member, Float[Array, 'P']]]
   outputs: Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]
 
@@ -186,13 +186,9 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
   if how == 'vmap' or work < _WORTH:  # under vmap every member takes every branch
     shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
 
-  def start(origin: Origin, encoders: Encoder | None, used: Int[Array, 'U']) -> Member:
+  def start(origin: Origin, encoders: Encoder) -> Member:
     fresh = classifier(model, config.head, shape.classes, rng.key(origin.seed, rng.Stream.HEAD))
-    fresh.encoder = keep_used(fresh.encoder, used)
-    if encoders is not None:
-      fresh.encoder = jax.tree.map(
-          lambda own, saved: jnp.where(origin.checkpoint == SCRATCH, own, saved[jnp.maximum(origin.checkpoint, 0)]),
-          fresh.encoder, encoders)
+    fresh.encoder = jax.tree.map(lambda saved: saved[origin.encoder], encoders)
     moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
     return Member(TrainState(jnp.zeros((), jnp.int32), origin.seed, fresh, moments), origin.learning_rate)
 
@@ -214,19 +210,26 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
   over = 'vmap' if how == 'vmap' else 'loop'
   jitted = (jax.jit(population.lift(function, mesh, over), donate_argnums=donated)
             for function, donated in ((start, ()), (chunk, 0), (outputs, ())))
-  return Program(updates, each * devices, mesh, *jitted)
+  scored = _SCORED // steps.micro_batches(_SCORED, shape.lengths[-1], mesh.devices.flat[0].platform)
+  return Program(updates, each * devices, scored, mesh, *jitted)
+
+
+@functools.lru_cache(maxsize=1)  # what a start from scratch draws depends on no task
+def fresh_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Array, 'P']], Encoder]:
+  """Draws an encoder for each seed."""
+  return jax.jit(jax.vmap(lambda seed: classifier(model, head, 1, rng.key(seed, rng.Stream.HEAD)).encoder))
 
 
 def keep_used(encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']) -> Encoder:
-  """The encoder with a table of token vectors for the pieces that the task uses: no other is ever read or moved."""
-  return _with_table(encoder, encoder.embedding.tokens.embedding[...][used])
+  """An encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is read or moved."""
+  return _with_table(encoder, encoder.embedding.tokens.embedding[...][..., used, :])
 
 
 def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin:
-  """(seed, learning rate, checkpoint) of the members that run at one time; the last one fills what places are left."""
+  """(seed, learning rate, encoder) of the members that run at one time; the last one fills what places are left."""
   filled = [*origins, *origins[-1:] * (program.together - len(origins))]
-  seeds, rates, checkpoints = zip(*filled, strict=True)
-  origin = Origin(np.array(seeds, np.uint32), np.array(rates, np.float32), np.array(checkpoints, np.int32))
+  seeds, rates, encoders = zip(*filled, strict=True)
+  origin = Origin(np.array(seeds, np.uint32), np.array(rates, np.float32), np.array(encoders, np.int32))
   return population.place(origin, program.mesh)
 
 
