@@ -2,9 +2,9 @@
 
 Protocol: every one of ours is the command `minilm finetune` in a process of its own, from its start to its end, with a
 cache of compiled programs that is empty at first. The populations of all tasks are one command. Of each task a single
-member runs twice, the first time compiling, and stands for all others as it runs the second time. The Trainer fine-tunes
-one seed, untimed until it is warm, without evaluation, with one thread and with one a core, of which the faster counts;
-it stands for all members.
+member runs twice, the first time compiling, and stands for all others as it runs the second time. The Trainer
+fine-tunes one seed, untimed until it is warm, without evaluation, with one thread and with one a core, of which the
+faster counts; it stands for all members.
 """
 
 import json
