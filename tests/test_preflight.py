@@ -77,13 +77,13 @@ def test_a_population_lies_beside_data_and_sends_nothing_more(name: str, topolog
 
 @needs_libtpu
 def test_what_does_not_fit_is_printed_and_refused(capsys):
-  """Sixteen thousand rows of activations are more than a chip has; the compiler's own numbers say so."""
-  arguments = [f'--config=configs/honey.py:{SMALLEST}', '--topology=v5e:1x1', '--config.batch_size=16384']
+  """Sixteen thousand rows of activations a chip are more than it has; the compiler's own numbers say so."""
+  arguments = [f'--config=configs/honey.py:{SMALLEST}', '--topology=v5e:2x2', '--config.batch_size=65536']
   assert door.main(['preflight', *arguments, '--json']) == 2
   out, err = capsys.readouterr()
   found = json.loads(out)['recipes'][SMALLEST]
   assert not found['fits'] and 'memory' in found['refused'] and '15.75G' in found['refused']
-  assert f'asked: {SMALLEST} on v5e:1x1' in err and 'lower batch_size' in err
+  assert f'asked: {SMALLEST} on v5e:2x2' in err and 'lower batch_size' in err
 
 
 @needs_libtpu
