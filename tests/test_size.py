@@ -121,14 +121,15 @@ def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
 
 
 def traced_products(jaxpr: Any) -> int:
-  """FLOPs of the matrix products in a jaxpr: two a multiply-add."""
+  """FLOPs of the matrix products in a jaxpr: two a multiply-add; of branches, one for each platform, the largest."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
       total += 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
     inner = itertools.chain.from_iterable(v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
-    total += sum(traced_products(getattr(j, 'jaxpr', j)) for j in inner if hasattr(j, 'eqns') or hasattr(j, 'jaxpr'))
+    each = [traced_products(getattr(j, 'jaxpr', j)) for j in inner if hasattr(j, 'eqns') or hasattr(j, 'jaxpr')]
+    total += max(each) if equation.primitive.name == 'cond' else sum(each)
   return total
 
 
