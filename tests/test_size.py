@@ -121,7 +121,7 @@ def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
 
 
 def traced_products(jaxpr: Any) -> int:
-  """FLOPs of the matrix products in a jaxpr: two a multiply-add; of branches, one for each platform, the largest."""
+  """FLOPs of the matrix products in a jaxpr: two a multiply-add; branches for platforms do the same work."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
@@ -129,7 +129,10 @@ def traced_products(jaxpr: Any) -> int:
       total += 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
     inner = itertools.chain.from_iterable(v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
     each = [traced_products(getattr(j, 'jaxpr', j)) for j in inner if hasattr(j, 'eqns') or hasattr(j, 'jaxpr')]
-    total += max(each) if equation.primitive.name == 'cond' else sum(each)
+    if equation.primitive.name == 'cond':
+      assert len(set(each)) == 1, f'branches of {each} FLOPs'
+      each = each[:1]
+    total += sum(each)
   return total
 
 

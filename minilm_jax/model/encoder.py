@@ -82,7 +82,7 @@ class Linear(nnx.Linear):
   """x W + b: the product in `config.compute`, the bias added in its own type, so that its gradient is summed in it.
 
   On a CPU the product is one of two matrices: XLA takes the gradient of one with more axes through a transposed copy
-  there, for a tenth of a step more. On a TPU it is the two matrices that cost a third of a small model's step.
+  there, for a tenth of a step more. For a TPU its compiler gives the two matrices a third more in a small model's step.
   """
 
   def __init__(self, inputs: int, outputs: int, config: EncoderConfig, rngs: nnx.Rngs):
