@@ -30,11 +30,12 @@ FLOORS = (
      'training.journal', 'training.member', 'training.trainer'),
     ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.server', 'tasks.finetune',
-     'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.likelihood', 'tasks.pair_sources',
+     'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood', 'tasks.pair_sources',
      'tasks.minimal_pairs', 'tasks.committee'),
-    ('analysis.frontier', 'analysis.cost', 'analysis.correlation', 'analysis.runs', 'analysis.scores',
-     'analysis.averages', 'analysis.curves', 'analysis.confusions', 'analysis.figures', 'analysis.cells',
-     'analysis.page', 'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers',
+    ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.laws', 'analysis.resample',
+     'analysis.plateau', 'analysis.cost', 'analysis.correlation', 'analysis.study', 'analysis.runs', 'analysis.scores',
+     'analysis.averages', 'analysis.curves', 'analysis.confusions', 'analysis.figures', 'analysis.grid_figures',
+     'analysis.cells', 'analysis.grid_page', 'analysis.page', 'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers',
      'bench', 'finetune_bench', 'break_even', 'preflight', 'sweep', 'show'),
     ('quickstart',),
     ('__main__',),
@@ -84,7 +85,7 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe', '__main__': 'main', 'flags': 'main',
-             'runs': 'report', 'page': 'report', 'start': 'trainer', 'journal': 'trainer', 'pytorch': 'peers'}
+             'runs': 'report', 'page': 'report', 'start': 'trainer', 'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid'}
 NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
 # What starts as a worker process or reads tables must not wait for JAX.
 WITHOUT_JAX = ('', 'errors', 'config', 'corpus_config', 'recipe', 'rendezvous', 'hosts', 'run', 'progress', 'flags',
