@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import math
 import pathlib
 from typing import Any
@@ -12,7 +13,7 @@ from etils import epath
 from minilm_jax import run
 from minilm_jax.analysis import cells, report, runs
 from minilm_jax.errors import InputError
-from tests import scored
+from tests import gridded, scored, test_logged
 
 
 def pretraining(folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1) -> pathlib.Path:
@@ -77,11 +78,12 @@ def test_members_of_a_population_are_rows_and_curves_of_their_own(tmp_path: path
 class Page(html.parser.HTMLParser):
   """Tags, addresses and text of a page; a tag that is not closed is an error."""
 
-  VOID = ('meta', 'br')
+  VOID = ('meta', 'br')  # of HTML; what is empty in an SVG closes itself
 
   def __init__(self, text: str):
     super().__init__()
     self.tags, self.addresses, self.open, self.text = set[str](), list[str](), list[str](), ''
+    self.headings = list[str]()
     self.feed(text)
     assert not self.open, self.open
 
@@ -96,6 +98,8 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, text: str) -> None:
     self.text += text
+    if self.open and self.open[-1] == 'h2':
+      self.headings.append(text)
 
 
 def read_csv(path: Any) -> list[dict[str, str]]:
@@ -272,3 +276,125 @@ def test_averages_and_steps_reach_the_page(home: pathlib.Path, tmp_path: pathlib
   assert float(average['pretrained_mean']) == pytest.approx((0.71 + 0.6) / 2)
   text = Page(written['report.html'].read_text()).text
   assert 'Averages' in text and 'Along pre-training' in text and 'Protocol: 3 seeds; nothing held out' in text
+
+
+GRID = {'frontier.csv', 'fits.json', 'cost.csv', 'correlation.csv', 'depth.csv', 'models.csv', 'compute.svg',
+        'compute.png', 'plane.svg', 'plane.png'}
+
+
+@pytest.fixture(scope='module')
+def grid(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Six models of three widths and two depths, all fine-tuned on two tasks and their arm from scratch; one point failed."""
+  folder = tmp_path_factory.mktemp('grid') / 'runs'
+  for n, (hidden, layers) in enumerate((h, layers) for h in (32, 64, 256) for layers in (1, 2)):
+    source = gridded.pretraining(folder / f'h{hidden}-l{layers}', hidden=hidden, layers=layers, seed=n)
+    for task, base in (('cola', 0.2), ('sst2', 0.6)):
+      for arm, values in ((True, [base + n / 50, base + n / 40]), (False, [base, base + 0.01])):
+        tuned = finetuning(folder / task / f'{n}-{arm}', source, values, pretrained=arm, task=task)
+        (tuned / run.METRICS).unlink()  # its curves take long to draw
+  (folder / 'h512').mkdir()
+  run.write_json(folder / 'h512' / run.FAILURE, {'asked': 'memory for h 512', 'found': 'too little <b>', 'remedy': 'x'})
+  return folder
+
+
+@pytest.fixture(scope='module')
+def grid_written(grid: pathlib.Path) -> dict[str, epath.Path]:
+  """Their report, where it goes without a workdir."""
+  return report.report([grid], draws=5)
+
+
+def test_several_models_are_a_grid_with_its_files_and_sections(grid: pathlib.Path, grid_written: dict[str, epath.Path]):
+  written = grid_written
+  assert GRID | {f'{name}.{kind}' for name in ('against', 'gain') for kind in ('svg', 'png')} < set(written)
+  found = Page(written['report.html'].read_text())
+  assert 'How do loss, compute, shape and score hang together in these 6 models' in found.text
+  assert found.headings == ['Loss against compute', 'Laws', 'Cost-effectiveness', 'Perplexity and scores',
+                            'What pre-training adds, by size', 'Depth', 'Models', 'Points that failed', 'Left out', 'Scores',
+                            'Averages', 'Loss', 'Runs']
+  assert 'h512: memory for h 512: too little <b>' in found.text and 'script' not in found.tags
+  assert all(address.startswith('#') for address in found.addresses)
+  assert 'title' in found.tags and 'h64-l2: e 32, h 64, i 64, a 1, l 2' in found.text
+
+  frontier, models = read_csv(written['frontier.csv']), read_csv(written['models.csv'])
+  assert list(frontier[0]) == ['flops', 'loss', 'run', 'tokens', 'parameters']
+  assert len(models) == 6 and {row['run'] for row in frontier} <= {row['name'] for row in models}
+  for row in models:
+    manifest = json.loads((grid / row['name'] / run.MANIFEST).read_text())
+    assert int(row['parameters']) == manifest['parameters']['total']
+    assert float(row['actual_flops']) == pytest.approx(manifest['flops_per_row']['actual'] * 800 * 256)
+  fits = json.loads(written['fits.json'].read_text())
+  assert fits and {'form', 'constants', 'intervals', 'r2', 'n', 'bic', 'method', 'count'} <= set(fits[0])
+  assert {(row['factor'], row['from_runs'], row['to_runs']) for row in read_csv(written['cost.csv'])} == {
+      *(('hidden', f'h{a}-l{n}', f'h{b}-l{n}') for a, b in ((32, 64), (64, 256)) for n in (1, 2)),
+      *(('layers', f'h{h}-l1', f'h{h}-l2') for h in (32, 64, 256))}
+  correlations = read_csv(written['correlation.csv'])
+  assert {row['series'].split(',')[0] for row in correlations} == {'cola', 'sst2', 'average of cola'}
+  assert all(row['models'] == '6' and -1 <= float(row['pearson_low']) <= float(row['pearson_value']) <= 1
+             for row in correlations)
+
+
+def test_a_grid_gives_the_same_bytes_and_its_report_is_no_run(
+    grid: pathlib.Path, grid_written: dict[str, epath.Path], tmp_path: pathlib.Path):
+  assert {path.parent for path in grid_written.values()} == {epath.Path(grid) / 'report'}
+  for name, path in report.report([grid], tmp_path, draws=5).items():
+    assert path.read_bytes() == grid_written[name].read_bytes(), name
+
+
+def test_unfinished_runs_count_when_asked(tmp_path: pathlib.Path):
+  for hidden in (32, 64):
+    gridded.pretraining(tmp_path / 'runs' / f'h{hidden}', hidden=hidden, finished=False, updates=600)
+  without = report.report([tmp_path / 'runs'], tmp_path / 'a', draws=5)
+  assert read_csv(without['frontier.csv']) == [] and 'plane.svg' not in without
+  text = Page(without['report.html'].read_text()).text
+  assert 'no run has reached the end of its schedule' in text and 'unfinished' in text
+  assert len(read_csv(report.report([tmp_path / 'runs'], tmp_path / 'b', draws=5, unfinished=True)['frontier.csv'])) > 3
+
+
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_few_models_leave_parts_out_and_say_why(tmp_path: pathlib.Path, count: int):
+  for n in range(count):
+    source = gridded.pretraining(tmp_path / 'runs' / f'r{n}', hidden=32 * 2**n)
+    finetuning(tmp_path / 'runs' / 'task' / str(n), source, [0.5 + n / 10], pretrained=True)
+  gridded.pretraining(tmp_path / 'runs' / 'early', updates=0, finished=False)
+  written = report.report([tmp_path / 'runs'], tmp_path / 'out', draws=5)
+  text = Page(written['report.html'].read_text()).text
+  assert (GRID < set(written)) == (count > 1) and 'early: no validation loss yet' in text
+  assert ('1 models that were evaluated, and it needs 2' in text) == (count == 1)
+  if count > 1:
+    assert f'{count} models, and fewer than 4 say nothing' in text
+
+
+def test_a_member_that_became_a_run_is_in_no_table_twice(tmp_path: pathlib.Path):
+  folder = gridded.pretraining(tmp_path / 'runs' / 'both', members=2)
+  gridded.pretraining(folder / 'member-1', seed=1)
+  written = report.report([tmp_path / 'runs'], tmp_path / 'out', draws=5)
+  for name in ('runs.csv', 'models.csv'):
+    assert [row['name'] for row in read_csv(written[name])] == ['both member 0', 'both/member-1']
+
+
+def test_a_logged_table_gives_the_same_study(tmp_path: pathlib.Path):
+  rows = [test_logged.row(name, updates, loss + 20 / updates, **{'test/loss': loss, 'intermediate_size': width,
+          'FLOPS Hoffman per sequence': 9e8 + 1e6 * width})
+          for name, loss, width in (('$a', 3.0, 64), ('<b>', 2.8, 128)) for updates in (100, 200, 400, 800)]
+  path = test_logged.write(tmp_path / 'eval.csv.gz', rows)
+  written = report.report([], tmp_path / 'out', table=path, draws=5)
+  assert GRID - {'models.csv'} | {'report.html', 'runs.csv'} == set(written)
+  found = Page(written['report.html'].read_text())
+  assert 'in these 2 models' in found.text and '<b>' in found.text and 'b' not in found.tags
+  assert 'There are no scores yet' not in found.text and 'No run has logged' not in found.text
+  assert [row['name'] for row in read_csv(written['runs.csv'])] == ['$a', '<b>']
+  step, = read_csv(written['cost.csv'])
+  gain = (math.exp(3) - math.exp(2.8)) / (64e6 * 800 * 256 / 1e15)
+  assert float(step['per_1e15']) == pytest.approx(gain)
+  one = test_logged.write(tmp_path / 'one.csv', rows[:4])
+  assert set(report.report([], tmp_path / 'one', table=one)) == {'report.html', 'runs.csv'}
+
+
+@pytest.mark.parametrize('asked, said', [
+    ({'folders': ['x']}, 'folders beside it'), ({'workdir': ''}, 'no --workdir'), ({'confusion': True}, 'no predictions'),
+    ({'draws': 0}, '0 draws')])
+def test_what_does_not_go_with_a_logged_table_is_refused(tmp_path: pathlib.Path, asked: dict[str, Any], said: str):
+  path = test_logged.write(tmp_path / 'x.csv', [test_logged.row()])
+  with pytest.raises(InputError, match=said):
+    report.report(**{'folders': [], 'workdir': tmp_path / 'out', 'table': path, **asked})
+  assert not (tmp_path / 'out').exists()

@@ -27,6 +27,7 @@ th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); tex
   white-space: nowrap; }
 th.word, td.word { text-align: left; } .flag { color: var(--flag); }
 figure { margin: 0; } figure svg { width: 100%; max-width: 36rem; height: auto; }
+summary { cursor: pointer; } details { margin: .5rem 0; } .lead { font-size: 1.05rem; }
 '''
 SCORES = (
     'Times 100, mean ± sample standard deviation, n seeds, [95% interval of the mean over seeds]. Majority: what the '
@@ -37,6 +38,8 @@ AVERAGES = (
     'Means of the headline scores of the tasks that were run, per seed, then over seeds. Averages over other tasks are '
     'other numbers.')
 PHENOMENA = 'Accuracy times 100 on pairs of sentences, [95% interval over pairs]; chance is 50.'
+FOLDED = 9  # sentences about scores, one a task and checkpoint, above which they are folded
+FLAGGED = ('incomplete', 'empty', 'unfinished', 'gains nothing')
 # The pictures of the page in order: the beginning of their names, the heading above them, their caption.
 PICTURES = (
     ('learning', 'Fine-tuning', 'Scores times 100 by epoch on the held-out part or, without one, on the reported '
@@ -49,25 +52,39 @@ PICTURES = (
 
 
 def render(scores: Sequence[ScoreRow], averages: Sequence[Average], runs: Sequence[RunRow],
-           pictures: Mapping[str, str]) -> str:
-  """The whole page; `pictures` are `<svg>` elements by name, each of which may be missing."""
+           pictures: Mapping[str, str], opening: Sequence[str] = (), grid: Sequence[str] = ()) -> str:
+  """The whole page.
+
+  Args:
+    scores, averages, runs: rows of its tables; without runs it is about a logged table.
+    pictures: `<svg>` elements by name, each of which may be missing.
+    opening, grid: HTML of the study of a grid, by `grid_page.py`: what comes first, and its sections.
+  """
   devices = sorted({row.devices for row in runs if row.devices})
   unfinished = sum(row.state != 'finished' for row in runs)
-  parts = [
-      '<h1>Tiny language models: what these runs found</h1>', '<ul>',
-      *(f'<li>{_escape(text)}</li>' for text in cells.sentences(scores)), '</ul>',
-      f'<p class="faint">{len(runs)} {"run" if len(runs) == 1 else "runs"}'
-      + (f', of which <span class="flag">{unfinished} not finished</span>' if unfinished else '')
-      + (f'. Run on {_escape("; ".join(devices))}' if devices else '') + '.</p>',
-      *_scores(scores, averages, pictures), *_pictures(pictures)]
-  loss = _figure(pictures['loss']) if 'loss' in pictures else '<p>No run has logged a loss yet.</p>'
-  parts += ['<h2>Loss</h2>', loss]
-  parts += ['<h2>Runs</h2>', _table(
-      cells.RUN_HEADINGS, cells.RUN_WORDS, [cells.run_cells(row) for row in runs],
-      'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.')]
+  parts = ['<h1>Tiny language models: what these runs found</h1>', *opening]
+  if runs:
+    parts += [_sentences(cells.sentences(scores)),
+              f'<p class="faint">{len(runs)} {"run" if len(runs) == 1 else "runs"}'
+              + (f', of which <span class="flag">{unfinished} not finished</span>' if unfinished else '')
+              + (f'. Run on {escape("; ".join(devices))}' if devices else '') + '.</p>']
+  parts += [*grid, *_scores(scores, averages, pictures), *_pictures(pictures)]
+  if runs:
+    loss = figure(pictures['loss']) if 'loss' in pictures else '<p>No run has logged a loss yet.</p>'
+    parts += ['<h2>Loss</h2>', loss, '<h2>Runs</h2>', table(
+                  cells.RUN_HEADINGS, cells.RUN_WORDS, [cells.run_cells(row) for row in runs],
+                  'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.')]
   return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
           '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Report</title>\n'
           f'<style>{STYLE}</style>\n</head>\n<body>\n' + '\n'.join(parts) + '\n</body>\n</html>\n')
+
+
+def _sentences(texts: Sequence[str]) -> str:
+  """A list, folded where it would hide what comes after it."""
+  items = '<ul>\n' + '\n'.join(f'<li>{escape(text)}</li>' for text in texts) + '\n</ul>'
+  if len(texts) <= FOLDED:
+    return items
+  return f'<details><summary>{len(texts)} scores in words</summary>\n{items}</details>'
 
 
 def _scores(scores: Sequence[ScoreRow], averages: Sequence[Average], pictures: Mapping[str, str]) -> Iterator[str]:
@@ -75,15 +92,15 @@ def _scores(scores: Sequence[ScoreRow], averages: Sequence[Average], pictures: M
   if rows:
     yield '<h2>Scores</h2>'
     if 'scores' in pictures:
-      yield _figure(pictures['scores'])
-    yield _table(cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in rows],
+      yield figure(pictures['scores'])
+    yield table(cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in rows],
                  ' '.join(part for part in (cells.protocol(scores), SCORES) if part))
   if averages:
     yield '<h2>Averages</h2>'
-    yield _table(cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in averages], AVERAGES)
+    yield table(cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in averages], AVERAGES)
   if phenomena:
     yield '<h2>Phenomena</h2>'
-    yield _table(cells.PHENOMENON_HEADINGS, cells.PHENOMENON_WORDS, [cells.phenomenon_cells(row) for row in phenomena],
+    yield table(cells.PHENOMENON_HEADINGS, cells.PHENOMENON_WORDS, [cells.phenomenon_cells(row) for row in phenomena],
                  PHENOMENA)
 
 
@@ -92,27 +109,30 @@ def _pictures(pictures: Mapping[str, str]) -> Iterator[str]:
     found = [picture for name, picture in pictures.items() if name.startswith(beginning)]
     if found:
       yield f'<h2>{heading}</h2>\n<p class="faint">{caption}</p>'
-      yield from map(_figure, found)
+      yield from map(figure, found)
 
 
-def _figure(picture: str) -> str:
+def figure(picture: str) -> str:
+  """An `<svg>` element in its place."""
   return f'<figure>{picture}</figure>'
 
 
-def _table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:
+def table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:
+  """A table whose first columns hold words, under its caption; it scrolls where the page is narrow."""
   def line(tag: str, cells: Sequence[str]) -> str:
     kinds = ('word' if number < words else 'number' for number in range(len(cells)))
-    flags = (' flag' if cell in ('incomplete', 'empty') or 'collapsed' in cell else '' for cell in cells)
+    flags = (' flag' if cell in FLAGGED or 'collapsed' in cell else '' for cell in cells)
     return '<tr>' + ''.join(f'<{tag} class="{kind}{flag}">{_lines(cell)}</{tag}>'
                             for cell, kind, flag in zip(cells, kinds, flags)) + '</tr>'
 
-  return (f'<p class="faint">{_escape(caption)}</p>\n<div class="wide"><table>\n<thead>{line("th", headings)}</thead>\n'
+  return (f'<p class="faint">{escape(caption)}</p>\n<div class="wide"><table>\n<thead>{line("th", headings)}</thead>\n'
           '<tbody>' + '\n'.join(line('td', row) for row in rows) + '</tbody></table></div>')
 
 
 def _lines(cell: str) -> str:
-  return '<br>'.join(map(_escape, cells.broken(cell)))
+  return '<br>'.join(map(escape, cells.broken(cell)))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+  """Text that is no markup."""
   return html.escape(text)

@@ -1,46 +1,71 @@
 """From run directories to tables, figures and one HTML page.
 
 Reads what runs left behind, also of runs that are under way or were cut short, and never trains. What is said about a
-run stands in `runs.py`, what about scores in `scores.py` and `averages.py`, how it looks in `cells.py`, `page.py` and
-`figures.py`.
+run stands in `runs.py`, what about scores in `scores.py` and `averages.py`, what about several pre-training runs as a
+grid in `grid_report.py`, how it looks in `cells.py`, `page.py` and `figures.py`.
 """
 
 import csv
 import dataclasses
 import io
+import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import rich.console
 import rich.table
 from etils import epath
 from matplotlib.figure import Figure
 
-from minilm_jax import run
-from minilm_jax.analysis import averages, cells, confusions, curves, figures, page, runs
+from minilm_jax import progress, run
+from minilm_jax.analysis import (
+    averages, cells, confusions, curves, figures, grid, grid_page, grid_report, laws, logged, page, runs)
+from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
+from minilm_jax.errors import InputError
 
-_WIDTH_OF_A_LOG = 160  # columns, where there is no terminal to ask
 
+def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', confusion: bool = False,
+           table: epath.PathLike = '', draws: int = 1000, unfinished: bool = False) -> dict[str, epath.Path]:
+  """Writes report.html, tables and, as .svg and .png, figures of what there is.
 
-def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike,
-           confusion: bool = False) -> dict[str, epath.Path]:
-  """Writes report.html, scores.csv, averages.csv, runs.csv and, as .svg and .png, figures of what there is.
-
-  These are scores (a row a task), learning and training (by epoch), trajectory (by step of the checkpoint) and loss.
+  Tables of run directories are scores.csv, averages.csv and runs.csv; figures are scores (a row a task), learning and
+  training (by epoch), trajectory (by step of the checkpoint) and loss. Two pre-training runs are a grid: then there are
+  frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv and models.csv, and the figures compute, plane, against
+  (scores against perplexity) and gain. Of a logged table runs.csv is what models.csv is else.
 
   Args:
     folders: run directories, or folders that hold them at any depth.
-    workdir: where the files go; it is made.
+    workdir: where the files go; it is made. Without it, `report` in the first folder.
     confusion: also draw a confusion matrix for each classification, from logged predictions.
+    table: instead of folders, a logged table of evaluations (`logged.py`).
+    draws: resamples for each interval of a grid.
+    unfinished: do laws count runs that have not reached the end of their schedule?
 
   Returns:
     The path of each file by its name.
 
   Raises:
-    InputError: a folder is missing, there is no run under any of them, or no predictions where they are asked for.
+    InputError: a folder is missing, there is no run under any of them, or no predictions where they are asked for; a
+      logged table that cannot be read, or one beside folders or without a workdir.
   """
+  if table:
+    if folders or confusion or not workdir:
+      found, remedy = ((f'folders beside it: {", ".join(map(str, folders))}', 'make two reports') if folders else
+                       ('no predictions in a table', 'leave --confusion out') if confusion else
+                       ('no --workdir', 'say where the report goes: --workdir=runs/report'))
+      raise InputError(f'a report of the logged table {table}', found, remedy)
+    files = _of_table(table, draws, unfinished)
+  else:
+    files = _of_runs(folders, confusion, draws, unfinished)
+  workdir = epath.Path(workdir) if workdir else epath.Path(folders[0]) / 'report'
+  workdir.mkdir(parents=True, exist_ok=True)
+  for name, content in files.items():
+    run.write_bytes(workdir / name, content)
+  return {name: workdir / name for name in files}
+
+
+def _of_runs(folders: Sequence[epath.PathLike], confusion: bool, draws: int, unfinished: bool) -> dict[str, bytes]:
   found = runs.find(folders)
   run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
   score_rows = score_table(runs.scores(found))
@@ -51,12 +76,37 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike,
            'runs.csv': _csv(runs.RunRow, run_rows)}
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
-  files['report.html'] = page.render(score_rows, cells.latest(average_rows), run_rows, drawn).encode()
-  workdir = epath.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  for name, content in files.items():
-    run.write_bytes(workdir / name, content)
-  return {name: workdir / name for name in files}
+  tracks = grid.read(found)
+  several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.LEAST
+  findings = grid_report.find(tracks.tracks, cells.main(score_rows), cells.latest(average_rows),
+                              tracks.left_out if several else [], runs.failures(folders), draws, unfinished)
+  more, own = _of_grid(findings)
+  files |= more
+  files['report.html'] = page.render(
+      score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
+      list(grid_page.sections(findings, own))).encode()
+  return files
+
+
+def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
+  findings = grid_report.find(logged.read(path), [], [], [], {}, draws, unfinished)
+  files, own = _of_grid(findings)
+  files['runs.csv'] = files.pop('models.csv') if 'models.csv' in files else _csv(ModelRow, [])
+  files['report.html'] = page.render([], [], [], {}, list(grid_page.opening(findings)),
+                                     list(grid_page.sections(findings, own))).encode()
+  return files
+
+
+def _of_grid(findings: grid_page.Findings) -> tuple[dict[str, bytes], dict[str, str]]:
+  """The files of a grid, and its figures as `<svg>` elements."""
+  files = {name: _csv(*content) for name, content in grid_report.tables(findings).items()}
+  if findings.study is not None:
+    files['fits.json'] = (json.dumps([laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n').encode()
+  drawn = {}
+  for name, one in grid_report.figures(findings):
+    drawn[name] = one.svg()
+    files |= {f'{name}.svg': drawn[name].encode(), f'{name}.png': figures.png(one.figure)}
+  return files, drawn
 
 
 def _figures(found: Mapping[str, epath.Path], rows: Sequence[ScoreRow],
@@ -95,16 +145,14 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.Dots]:
 
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
-  console = rich.console.Console(markup=False, emoji=False, highlight=False)
-  if not console.is_terminal:
-    console = rich.console.Console(markup=False, emoji=False, highlight=False, width=_WIDTH_OF_A_LOG)
   rows = score_table(lines)
-  console.print(_table('scores × 100: mean ± standard deviation (n) [95% interval]', cells.SCORE_HEADINGS,
-                       cells.SCORE_WORDS, [cells.score_cells(row) for row in cells.main(rows)]))
+  tables = [_table('scores × 100: mean ± standard deviation (n) [95% interval]', cells.SCORE_HEADINGS,
+                   cells.SCORE_WORDS, [cells.score_cells(row) for row in cells.main(rows)])]
   means = cells.latest(averages.averages(rows))
   if means:
-    console.print(_table('averages of headline scores', cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
+    tables.append(_table('averages of headline scores', cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
                          [cells.average_cells(row) for row in means]))
+  progress.show(tables)
 
 
 def _table(title: str, headings: Sequence[str], words: int, rows: Sequence[Sequence[str]]) -> rich.table.Table:
@@ -118,7 +166,10 @@ def _table(title: str, headings: Sequence[str], words: int, rows: Sequence[Seque
 
 
 def _csv(kind: type, rows: Sequence[Any]) -> bytes:
-  """A row a line under the names of the fields; a field inside a field is `outer_inner`, several values have spaces."""
+  """A row a line under the names of the fields; a field inside a field is `outer_inner`.
+
+  Several values stand with spaces between, or with `; ` where one has a space itself.
+  """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
   writer.writerow(_names(kind))
@@ -137,4 +188,6 @@ def _values(row: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value):
       yield from _values(value)
     else:
-      yield ' '.join(map(str, value)) if isinstance(value, tuple) else value
+      words = list(map(str, value)) if isinstance(value, tuple) else []
+      yield ('; ' if any(' ' in word for word in words) else ' ').join(words) if words else (
+          '' if isinstance(value, tuple) else value)

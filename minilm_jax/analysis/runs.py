@@ -64,9 +64,34 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
   config = folder / run.CONFIG
   if config.exists() and kind(folder) in KINDS:
     yield folder
-  for inner in sorted(folder.iterdir()):
-    if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.'):
-      yield from _walk(inner)
+  for inner in _inside(folder):
+    yield from _walk(inner)
+
+
+def _inside(folder: epath.Path) -> list[epath.Path]:
+  return [inner for inner in sorted(folder.iterdir())
+          if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.')]
+
+
+def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
+  """Why points of a sweep came to nothing, by their name, from the failure.json that is left in the folder of each."""
+  found = {}
+  for folder in map(epath.Path, folders):
+    for path in _failed(folder):
+      if (path / run.RESULT).exists():
+        continue  # a later attempt went well
+      told = run.read_json(path / run.FAILURE, f'the failure in {path}')
+      name = '/'.join(path.parts[len(folder.parts):]) or path.resolve().name
+      words = [str(told[key]) for key in ('asked', 'found') if key in told] if isinstance(told, dict) else [str(told)]
+      found[name] = ': '.join(words)
+  return found
+
+
+def _failed(folder: epath.Path) -> Iterator[epath.Path]:
+  if (folder / run.FAILURE).exists():
+    yield folder
+  for inner in _inside(folder):
+    yield from _failed(inner)
 
 
 def kind(folder: epath.Path) -> str | None:
@@ -104,16 +129,20 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
 
 def rows(name: str, path: epath.Path) -> list[RunRow]:
   """What there is to say about one run, or about each member of a population that is pre-trained."""
-  return [_row(name + of, path, lines) for of, lines in _members(path).items()]
+  return [_row(name + of, path, lines) for of, lines in members(path).items()]
 
 
-def _members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
-  """The lines of a log by whose they are: ` member N`, or nothing for one model, or for many that are fine-tuned."""
+def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
+  """The lines of a log by whose they are: ` member N`, or nothing for one model, or for many that are fine-tuned.
+
+  A member that was taken out into `member-N` inside the run stands there, and is left out here.
+  """
   found: dict[str, list[dict[str, Any]]] = {}
   apart = kind(path) == 'pretrain'
   for line in run.read_lines(path / run.METRICS):
     found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(line)
-  return found or {'': []}
+  taken = [name for name in found if name and (path / name.strip().replace(' ', '-') / run.CONFIG).exists()]
+  return {name: lines for name, lines in found.items() if name not in taken} if found else {'': []}
 
 
 def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow:
@@ -139,7 +168,7 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 def curves(name: str, path: epath.Path) -> list[Curve]:
   """The losses of one pre-training run, or of each of its members, by the tokens they had seen; none before a line."""
-  found = [_curve(name + of, lines) for of, lines in _members(path).items()]
+  found = [_curve(name + of, lines) for of, lines in members(path).items()]
   return [curve for curve in found if curve is not None]
 
 
