@@ -69,6 +69,7 @@ def pretrain():
       optimizer=optimizer(),
       evaluation=dict(
           every=1000,  # updates between evaluations; one more at the end
+          first=0,  # evaluations also at this update and at each doubling of it, up to `every`; 0: none before `every`
           rows=2000,  # of the validation split, the first so many
           batch_size=64,
       ),

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging as absl_logging
 
-from minilm_jax import flags, hosts
+from minilm_jax import flags, hosts, progress
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.flags import Verb
 
@@ -43,6 +43,16 @@ def _pretrain(config: Any, given: Any, paths: Sequence[str]) -> None:
 def _take(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.training import member
   _print(member.take(given.checkpoint, given.member, given.workdir))
+
+
+def _sweep(configs: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import sweep
+  found = sweep.sweep(configs, given.workdir, given.shard, given.tokens, given.flops, given.seconds, given.dry_run)
+  _print({'points': found} if given.json else sweep.tables(found))
+  failed = [row for row in found if 'reason' in row]
+  if failed:
+    said = '; '.join(f'{row["point"]} failed: {row["reason"]}' for row in failed)
+    raise InputError(f'a sweep of {len(found)} points', said, 'mend it and run it again: what is done stays')
 
 
 def _finetune(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -89,9 +99,10 @@ def _fill_mask(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 def _report(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.analysis import report
-  if not paths:
+  if not paths and not given.logged:
     raise InputError('a report', 'no run directory', 'give one or more: minilm report runs --workdir=runs/report')
-  for path in report.report(paths, given.workdir, given.confusion).values():
+  written = report.report(paths, given.workdir, given.confusion, given.logged, given.draws, given.unfinished)
+  for path in written.values():
     print(path)
 
 
@@ -143,6 +154,10 @@ VERBS = {
     'pretrain': Verb(_pretrain, 'masked language modelling', ('pretrain',),
                      ('workdir*', 'coordinator', 'processes', 'process', 'wait'),
                      '--config=configs/tiny.py --workdir=runs/tiny'),
+    'sweep': Verb(_sweep, 'a grid of points, each a run; shares of it on several machines', ('pretrain',),
+                  ('workdir*', 'shard', 'tokens', 'flops', 'seconds', 'dry_run', 'json'),
+                  '--config=configs/honey_grid.py:reduced --config.corpus=corpora/honey --tokens=10e6 --dry_run '
+                  '--workdir=runs/reduced', each=True, whole=True),
     'take': Verb(_take, 'one member of a population as a run of its own', (), ('checkpoint*', 'member', 'workdir*'),
                  '--checkpoint=runs/population --member=3 --workdir=runs/member-3'),
     'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),
@@ -153,8 +168,8 @@ VERBS = {
                      '--checkpoint=runs/magic-bee-26 --pairs=blimp.jsonl.xz --workdir=runs/blimp'),
     'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (), ('checkpoint*', 'text*', 'best', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
-    'report': Verb(_report, 'tables, figures and an HTML page from run directories', (), ('workdir*', 'confusion'),
-                   'runs --workdir=runs/report', paths=True),
+    'report': Verb(_report, 'tables, figures and an HTML page from run directories or a logged table', (),
+                   ('workdir', 'confusion', 'logged', 'draws', 'unfinished'), 'runs --workdir=runs/report', paths=True),
     'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
                   ('steps', 'repeats', 'against', 'population', 'checkpoint', 'json'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),
@@ -172,9 +187,7 @@ def _print(result: Any) -> None:
   if isinstance(result, dict):
     print(json.dumps(result, indent=2))
     return
-  from rich import console
-  for table in result:
-    console.Console().print(table)
+  progress.show(result)
 
 
 def _say(why: InputError | str) -> None:

@@ -95,6 +95,7 @@ class EvaluationConfig(Checked):
 
   where = 'evaluation.'
   every: Positive
+  first: Count
   rows: Positive
   batch_size: Positive
 

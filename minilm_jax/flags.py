@@ -34,7 +34,15 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'steps': (int, 10, 'updates timed at once'),
     'repeats': (int, 5, 'times that they are timed'),
     'confusion': (bool, False, 'draw confusion matrices from logged predictions too'),
+    'logged': (str, '', 'instead of run directories, a table of evaluations, .csv or .csv.gz; needs --workdir'),
+    'draws': (int, 1000, 'resamples for each interval'),
+    'unfinished': (bool, False, 'laws count runs too that have not reached the end of their schedule'),
     'against': (str, '', 'torch: the same model in PyTorch is timed too; hf: the same fine-tuning by a Trainer'),
+    'shard': (str, '', 'k/n: of n shares of the points this one, from 1; each of several machines takes its own'),
+    'dry_run': (bool, False, 'print the points, their size, work, memory and time, and train nothing'),
+    'tokens': (float, 0.0, 'of each member: train as many updates as that takes, whatever the recipe says'),
+    'flops': (float, 0.0, 'of each member, as this program counts them: the same'),
+    'seconds': (float, 0.0, 'of each point, by a short measurement on this machine: the same'),
     'topology': (str, '', 'chip and arrangement, as in v5e:2x4'),
 }
 
@@ -50,6 +58,7 @@ class Verb:
   example: str
   paths: bool = False  # does it take arguments that are no flags?
   each: bool = False  # does it take recipes by name, `--config=FILE:one,other` or `FILE:all` for every run of a recipe?
+  whole: bool = False  # and is FILE alone every run, not the one that it gives without an argument?
 
 
 def numbers(flag: str, given: str) -> list[int]:
@@ -89,7 +98,8 @@ def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Seq
   values = absl_flags.FlagValues()
   for flag in (flag.rstrip('*') for flag in verb.flags):
     kind, default, help_text = FLAGS[flag]
-    define = {str: absl_flags.DEFINE_string, bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer}[kind]
+    define = {str: absl_flags.DEFINE_string, bool: absl_flags.DEFINE_bool, int: absl_flags.DEFINE_integer,
+              float: absl_flags.DEFINE_float}[kind]
     define(flag, default, help_text, flag_values=values)
   chosen, rest = _recipes(arguments) if verb.kinds else ([], list(arguments))
   source = None
@@ -124,9 +134,18 @@ def _read_each(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[dict[st
   chosen, rest = _recipes(arguments)
   path = chosen[-1] if chosen else ''
   file, _, argument = path.partition(':')
-  names = recipe.runs(file) if argument == 'all' else list(filter(None, map(str.strip, argument.split(','))))
+  if path and not argument and verb.whole:
+    argument = 'all'
+  names = recipe.runs(file, argument) if argument else []
   paths = {run: f'{file}:{run}' for run in names} or {file: path}
-  found = {run: read(name, verb, [f'--config={path}', *rest]) for run, path in paths.items()}
+  found = {}
+  for run, path in paths.items():
+    try:
+      found[run] = read(name, verb, [f'--config={path}', *rest])
+    except InputError as error:
+      if len(paths) == 1:
+        raise
+      raise InputError(f'{run}: {error.asked}', error.found, error.remedy) from None
   _, values, free = next(iter(found.values()))
   return {run: config for run, (config, *_) in found.items()}, values, free
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, plain lines in a log.
+"""What a reader sees: progress of long work, a live bar on a terminal and plain lines in a log; tables at the end.
 
     with progress.track('pre-training', total=1000, unit='updates') as tick:
       tick(done=50, note='loss 6.21, 31,000 tokens/s')
@@ -8,20 +8,31 @@ import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich import console as rich_console
 from rich import progress as rich_progress
+from rich import table as rich_table
 
 from minilm_jax import hosts
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDTH_OF_A_FILE = 160  # columns
 
 
 def say(text: str) -> None:
   """One line for the reader, on standard error: standard output belongs to results. Of several processes one speaks."""
   if hosts.leads():
     print(text, file=sys.stderr, flush=True)
+
+
+def show(tables: Iterable[rich_table.Table]) -> None:
+  """Tables on standard output, as wide as the terminal or, in a file, as they need."""
+  to = rich_console.Console(markup=False, emoji=False, highlight=False)
+  if not to.is_terminal:
+    to = rich_console.Console(markup=False, emoji=False, highlight=False, width=_WIDTH_OF_A_FILE)
+  for table in tables:
+    to.print(table)
 
 
 def duration(seconds: float) -> str:

@@ -62,15 +62,27 @@ def load(path: str) -> config_dict.ConfigDict:
   return found
 
 
-def runs(path: str) -> list[str]:
-  """The arguments that a recipe takes: the names in its table `RUNS`.
+def runs(path: str, argument: str) -> list[str]:
+  """The arguments of a recipe that one with commas in it stands for.
+
+  Args:
+    path: the file.
+    argument: names with commas between; 'all' is every name of the table `RUNS` of the file, and a name of its table
+      `SETS` is each of that set.
 
   Raises:
-    InputError: no such file, or one without that table.
+    InputError: no such file, 'all' of one without that table, or a name twice.
   """
-  found = _called(path, lambda module: list(getattr(module, 'RUNS', ())))
-  if not found:
-    raise InputError(f'all runs of the recipe {path}', 'no table RUNS in it', 'name one: --config=FILE[:argument]')
+  every, sets = _called(path, lambda module: (list(getattr(module, 'RUNS', ())), dict(getattr(module, 'SETS', {}))))
+  if argument == 'all':
+    if not every:
+      raise InputError(f'all runs of the recipe {path}', 'no table RUNS in it', 'name one: --config=FILE[:argument]')
+    return every
+  names = filter(None, map(str.strip, argument.split(',')))
+  found = [one for name in names for one in (sets[name] if name in sets else [name])]
+  twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
+  if twice:
+    raise InputError(f'--config={path}:{argument}', f'{", ".join(twice)} more than once', 'name each once')
   return found
 
 

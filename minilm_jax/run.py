@@ -17,6 +17,7 @@ from minilm_jax import hosts
 from minilm_jax.errors import InputError
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
+FAILURE, WORDS = 'failure.json', 'words.json'  # of a point of a sweep: why it failed; what its words cost
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 _BLOCK = 1 << 20
 

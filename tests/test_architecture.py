@@ -5,12 +5,15 @@ snippet that breaks it. A complaint names the place and says what to do.
 """
 
 import ast
+import builtins
 import collections
 import dataclasses
+import dis
 import importlib
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,8 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'checks', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'hosts', 'run', 'progress', 'flags',
-     'backend', 'hlo'),
+    ('errors', 'checks', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'hosts', 'run', 'claim', 'progress',
+     'flags', 'backend', 'hlo'),
     ('language.files', 'language.datasets', 'language.grammar', 'language.microworld', 'language.documents',
      'language.vocabulary', 'language.passes', 'language.pool', 'language.keep', 'language.tokenizer', 'language.rows',
      'language.corpus', 'language.build'),
@@ -32,11 +35,13 @@ FLOORS = (
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.server', 'tasks.finetune',
      'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood', 'tasks.pair_sources',
      'tasks.minimal_pairs', 'tasks.committee'),
-    ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.laws', 'analysis.resample',
-     'analysis.plateau', 'analysis.cost', 'analysis.correlation', 'analysis.study', 'analysis.runs', 'analysis.scores',
+    ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.descent',
+     'analysis.laws', 'analysis.breaks', 'analysis.surface', 'analysis.intervals', 'analysis.resample', 'analysis.plateau',
+     'analysis.cost', 'analysis.correlation', 'analysis.grid_fits', 'analysis.study', 'analysis.runs', 'analysis.scores',
      'analysis.averages', 'analysis.curves', 'analysis.confusions', 'analysis.figures', 'analysis.grid_figures',
-     'analysis.cells', 'analysis.grid_page', 'analysis.page', 'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers',
-     'bench', 'finetune_bench', 'break_even', 'preflight', 'sweep', 'show'),
+     'analysis.cells', 'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
+     'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench',
+     'finetune_bench', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
     ('quickstart',),
     ('__main__',),
 )
@@ -49,6 +54,7 @@ NEIGHBOURS = {
     'rendezvous': ('errors',),
     'hosts': ('rendezvous', 'errors'),
     'run': ('hosts', 'errors'),
+    'claim': ('errors',),
     'progress': ('hosts',),
     'flags': ('recipe', 'errors'),
     'language.microworld': ('language.grammar',),
@@ -68,6 +74,8 @@ NEIGHBOURS = {
     'peers': ('pytorch', 'hf_trainer', 'stopwatch'),
     'bench': ('machine', 'peers', 'stopwatch'),
     'finetune_bench': ('machine', 'peers'),
+    'plan': ('stopwatch',),
+    'sweep': ('plan',),
     'break_even': ('machine', 'bench', 'stopwatch'),
 }
 LIBRARIES = frozenset((
@@ -85,7 +93,9 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe', '__main__': 'main', 'flags': 'main',
-             'runs': 'report', 'page': 'report', 'start': 'trainer', 'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid'}
+             'runs': 'report', 'page': 'report', 'start': 'trainer', 'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid',
+             'grid_cells': 'report', 'grid_page': 'report', 'grid_report': 'report',
+             'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study'}
 NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
 # What starts as a worker process or reads tables must not wait for JAX.
 WITHOUT_JAX = ('', 'errors', 'config', 'corpus_config', 'recipe', 'rendezvous', 'hosts', 'run', 'progress', 'flags',
@@ -301,7 +311,22 @@ def test_no_attic():
 def test_imports(name: str):
   for library in TORCH_ROOMS.get(name, ()):
     pytest.importorskip(library, reason=f'{name} needs {library}, which is an extra')
-  importlib.import_module('.'.join(part for part in (PACKAGE, name) if part))
+  module = importlib.import_module('.'.join(part for part in (PACKAGE, name) if part))
+  known = vars(module).keys() | vars(module).get('__annotations__', {}).keys() | vars(builtins).keys()
+  unknown = set(names_read(compile(MODULES[name].source, name, 'exec'))) - known
+  assert not unknown, f'{name} reads names that nobody has defined, maybe only where something goes wrong: {unknown}'
+
+
+def names_read(code: types.CodeType) -> Iterator[str]:
+  """The names that a module's functions look for in the module, in lines that no test reaches too."""
+  yield from (line.argval for line in dis.get_instructions(code) if line.opname == 'LOAD_GLOBAL')
+  for inner in code.co_consts:
+    if isinstance(inner, types.CodeType):
+      yield from names_read(inner)
+
+
+def test_the_law_sees_names_that_nobody_has_defined():
+  assert set(names_read(compile('def f(x):\n  if x:\n    raise Missing(len(x))', '', 'exec'))) == {'Missing', 'len'}
 
 
 def test_workers_and_readers_start_without_jax():

@@ -7,9 +7,10 @@ import shlex
 
 import pytest
 
-from configs import base, glue, honey, microworld, quickstart, tiny, topics
+from configs import base, glue, honey, honey_grid, microworld, quickstart, tiny, topics
 from minilm_jax import __main__ as door
 from minilm_jax import flags, recipe
+from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer
 from minilm_jax.model import size
 from minilm_jax.tasks import table
@@ -17,7 +18,8 @@ from minilm_jax.training import optimizer
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 PARTS = ('corpus', 'pretrain', 'finetune')
-NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
+POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
+NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'honey_grid.py:{name}' for name in POINTS), 'honey_grid.py', *(f'glue.py:{name}' for name in table.TASKS),
          *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
          *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS), 'tiny.py', 'tiny.py:corpus',
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
@@ -77,6 +79,37 @@ def test_honey_is_what_was_logged():
   assert (slow.optimizer.learning_rate, config.optimizer.learning_rate) == (1e-4, 5e-4)
 
 
+def test_the_grids_of_the_paper():
+  sets = honey_grid.SETS
+  assert {name: len(names) for name, names in sets.items()} == {
+      'logged': 42, 'walk_a': 17, 'walk_b': 5, 'iso_pr': 11, 'iso_flops': 6, 'released': 3, 'small': 23, 'cube': 27,
+      'reduced': 14}
+  assert all(len(set(names)) == len(names) for names in sets.values())
+  a = recipe.resolve(honey_grid.get_config('e64-h256-f1024-a4-l8-v8010'), 'pretrain')
+  shape = a.model
+  assert (shape.embedding, shape.hidden, shape.feed_forward, shape.heads, shape.layers) == (64, 256, 1024, 4, 8)
+  assert shape.vocabulary == 8010 and shape.nominal_heads == 4
+  logged = recipe.resolve(honey.get_config('wise-dew-6'), 'pretrain')
+  assert recipe.resolve(honey_grid.get_config('wise-dew-6'), 'pretrain').model == logged.model
+  for name in ('reduced', 'walk_a'):  # from a base one size at a time
+    shapes = [tuple(part for part in point.split('-')) for point in sets[name]]
+    assert all(any(sum(x != y for x, y in zip(one, other)) == 1 for other in shapes) for one in shapes)
+
+
+@pytest.mark.parametrize('name', ['', 'e32', 'e32-h32-f64-a8', 'h32-e32-f64-a8-l1', 'e32-h32-f64-a8-lx', 'magic-bee'])
+def test_what_is_no_point_is_refused(name: str):
+  with pytest.raises(InputError, match='no point'):
+    recipe.load(f'configs/honey_grid.py:{name}')
+
+
+def test_sets_and_names_are_read_together():
+  path = 'configs/honey_grid.py'
+  assert recipe.runs(path, 'released, magic-bee-26') == [*honey_grid.SETS['released'], 'magic-bee-26']
+  assert recipe.runs(path, 'all') == list(honey.RUNS)
+  with pytest.raises(InputError, match='wise-dew-6 more than once'):
+    recipe.runs(path, 'iso_flops,wise-dew-6')
+
+
 def test_glue_is_the_protocol_of_the_paper():
   config = recipe.resolve(glue.get_config('rte'), 'finetune')
   assert (config.task.name, config.epochs, config.batch_size, config.length) == ('rte', 5, 32, 128)
@@ -86,7 +119,7 @@ def test_glue_is_the_protocol_of_the_paper():
 
 
 def test_all_of_glue_are_its_nine_tasks():
-  assert recipe.runs('configs/glue.py') == list(glue.RUNS) and len(set(glue.RUNS)) == 9
+  assert recipe.runs('configs/glue.py', 'all') == list(glue.RUNS) and len(set(glue.RUNS)) == 9
   asked = {name for name, task in table.TASKS.items() if task.server}  # by the server; ax has nothing to train on
   assert asked == {*glue.RUNS, 'ax'} and table.find('ax').through in glue.RUNS
 

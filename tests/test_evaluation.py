@@ -49,7 +49,7 @@ def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[
 def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
   """Whatever the batch; also where the last one is short, and where fewer rows are asked for than there are."""
   assert rows.rows % 64 and rows.rows > 30
-  evaluate = evaluation.evaluator(EvaluationConfig(every=1, rows=count, batch_size=batch_size), MESH)
+  evaluate = evaluation.evaluator(EvaluationConfig(every=1, first=0, rows=count, batch_size=batch_size), MESH)
   found, = evaluate(model, rows)
   assert found == pytest.approx(by_hand(model, rows, count), rel=1e-4)
   assert [found] == evaluate(model, rows)
@@ -63,7 +63,7 @@ def test_nothing_is_dropped(model, rows: Corpus):
   other = dataclasses.replace(model.config, dropout=0.9)
   structure = jax.tree.structure(jax.eval_shape(lambda: heads.masked_language_model(other, jax.random.key(0))))
   dropping = jax.tree.unflatten(structure, jax.tree.leaves(model))
-  evaluate = evaluation.evaluator(EvaluationConfig(every=1, rows=10_000, batch_size=64), MESH)
+  evaluate = evaluation.evaluator(EvaluationConfig(every=1, first=0, rows=10_000, batch_size=64), MESH)
   assert evaluate(dropping, rows)[0] == pytest.approx(by_hand(model, rows, 10_000), rel=1e-4)
 
 
@@ -72,6 +72,6 @@ def test_devices_share_the_rows(model, rows: Corpus):
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))
   for count, batch_size in ((10_000, 8), (30, 7), (5, 64)):
-    config = EvaluationConfig(every=1, rows=count, batch_size=batch_size)
+    config = EvaluationConfig(every=1, first=0, rows=count, batch_size=batch_size)
     found, expected = evaluation.evaluator(config, mesh)(*spread), evaluation.evaluator(config, MESH)(model, rows)
     assert found[0] == pytest.approx(expected[0], rel=1e-6)

@@ -109,6 +109,16 @@ def test_a_member_is_dropped_and_the_others_go_on(tiny_corpus: pathlib.Path, tmp
   assert np.asarray(state.step).tolist() == [UPDATES, 5, UPDATES]
 
 
+def test_a_population_that_stopped_says_so_when_it_is_started_again(
+    tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  breaking(monkeypatch, (5,), seed=1)
+  config = run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
+  with pytest.raises(InputError, match='a finite update 6 of member 1'):
+    trainer.pretrain(config, tmp_path)
+  with pytest.raises(InputError, match='1 members had an update that was not finite'):
+    trainer.pretrain(config, tmp_path)
+
+
 def test_without_a_member_left_a_run_stops(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
                                            monkeypatch: pytest.MonkeyPatch):
   breaking(monkeypatch, (3,))

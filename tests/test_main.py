@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from configs import glue, honey
+from configs import glue, honey, honey_grid
 from minilm_jax import __main__ as door
 from minilm_jax import flags
 
@@ -142,7 +142,20 @@ REFUSED = [
     ('preflight --config=configs/honey.py:all --topology=v9:2x2', "no chip 'v9'"),
     (f'preflight {TINY}:all --topology=v5e:2x4', 'no table RUNS'),
     ('preflight --config=configs/honey.py:all --topology=v5e:2x4 --config.btach_size=3', "did you mean 'batch_size'"),
-    ('report', 'no --workdir'),
+    ('sweep --config=configs/honey_grid.py', 'no --workdir'),
+    ('sweep --config=configs/honey_grid.py:reduced,cubes --workdir=W', "cubes: the recipe"),
+    ('sweep --config=configs/honey_grid.py:e32-h36-f64-a8-l1,magic-bee-26 --workdir=W', 'divide it: 4, 6, 9'),
+    ('sweep --config=configs/honey_grid.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6 more than once'),
+    ('sweep --config=configs/honey_grid.py:clean-sky-2,e256-h256-f1024-a1-l8 --workdir=W --config.model.tied=False '
+     '--config.model.projection=True --config.model.heads=8', 'are the same point'),
+    ('sweep --config=configs/honey_grid.py:iso_flops --workdir=W --shard=7/6', '--shard=7/6'),
+    ('sweep --config=configs/honey_grid.py:iso_flops --workdir=W --tokens=1e6 --flops=1e12', 'more than one budget'),
+    ('sweep --config=configs/honey_grid.py:iso_flops --workdir=W --tokens=some', 'give a value of type float'),
+    ('report', 'no run directory'),
+    ('report --logged=FILE', 'no --workdir'),
+    ('report --logged=nowhere.csv --workdir=W', 'no such file'),
+    ('report EMPTY --logged=FILE --workdir=W', 'folders beside it'),
+    ('report RUN --workdir=W --draws=0', '0 draws'),
     ('report --workdir=W', 'no run directory'),
     ('report EMPTY --workdir=W', 'no config.json of a run there'),
     ('report EMPTY/nothing --workdir=W', 'no such folder'),
@@ -257,6 +270,14 @@ def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch)
   one, _, _ = read('preflight', ['--config=configs/honey.py:wise-dew-6', *rest])
   assert one == {'wise-dew-6': found['wise-dew-6']}
   assert list(read('preflight', [TINY, *rest])[0]) == ['configs/tiny.py']
+
+
+def test_a_grid_is_all_of_its_points(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  found, given, _ = read('sweep', ['--config=configs/honey_grid.py', '--workdir=x', '--tokens=1e6'])
+  assert list(found) == list(honey.RUNS) and given.tokens == 1e6
+  some, _, _ = read('sweep', ['--config=configs/honey_grid.py:released,wise-dew-6', '--workdir=x'])
+  assert list(some) == [*honey_grid.SETS['released'], 'wise-dew-6']
 
 
 def test_several_tasks_are_read_by_name(monkeypatch):

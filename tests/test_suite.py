@@ -114,11 +114,22 @@ def test_each_run_and_task_has_a_folder(runs: pathlib.Path, called: list):
        ('a', 'out/a/acceptability', [8, None]), ('b', 'out/b/acceptability', [4, None])]]
 
 
-def test_runs_of_one_name_are_refused(runs: pathlib.Path, called: list):
-  (runs / 'more').mkdir()
-  (runs / 'a').rename(runs / 'more' / 'b')
-  with pytest.raises(InputError, match='several are called b'):
-    suite.finetune_all(of_sizes(sentiment=40), 'b,more/b', 'out', False, False)
+def test_runs_of_one_name_are_told_apart_by_where_they_are(runs: pathlib.Path, called: list):
+  for name in ('a', 'b'):
+    (runs / 'sweep' / name).mkdir(parents=True)
+    (runs / name).rename(runs / 'sweep' / name / 'member-0')
+  (runs / 'sweep' / 'c' / 'member-0').mkdir(parents=True)  # has no checkpoint yet
+  assert suite.checkpoints('sweep/*/member-*@4') == {'sweep/a/member-0': [4], 'sweep/b/member-0': [4]}
+  suite.finetune_all(of_sizes(sentiment=40), 'sweep/*/member-*', 'out', False, False)
+  assert [(source, folder) for _, source, folder, _ in called] == [
+      ('sweep/a/member-0', 'out/a/member-0'), ('sweep/b/member-0', 'out/b/member-0')]
+  with pytest.raises(InputError, match='no run with a checkpoint there'):
+    suite.checkpoints('sweep/d*')
+
+
+def test_one_run_by_two_names_is_refused(runs: pathlib.Path, called: list):
+  with pytest.raises(InputError, match='two of them are one run'):
+    suite.finetune_all(of_sizes(sentiment=40), 'b,./b', 'out', False, False)
   assert not called
 
 

@@ -56,6 +56,15 @@ def whole(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
   return folder
 
 
+def test_early_evaluations_come_at_doublings_and_change_nothing(whole: pathlib.Path, tiny_corpus: pathlib.Path,
+                                                                tmp_path: pathlib.Path):
+  config = run_config(tiny_corpus, **{'evaluation.first': 1, 'evaluation.every': 6})
+  trainer.pretrain(config, tmp_path)
+  judged = [line['step'] for line in lines(tmp_path) if line['split'] == 'validation']
+  assert judged == [1, 2, 4, 6, 12]
+  assert final(tmp_path, config) == final(whole, config)
+
+
 # a run that was stopped goes on
 
 

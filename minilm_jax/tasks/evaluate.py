@@ -1,4 +1,4 @@
-"""A checkpoint judged without training: the masked-token loss on a split of a corpus."""
+"""A checkpoint judged without training: the masked-token loss on a split of a corpus, and bits a word and a byte."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,12 @@ from minilm_jax.config import MeshConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import corpus as corpora
 from minilm_jax.model.heads import masked_language_model
+from minilm_jax.tasks import words
 from minilm_jax.training import checkpoint, evaluation, sharding, start
 
 
 def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
-  """Loss, perplexity and the paper's padded loss of the latest checkpoint of a run on all rows of a split.
+  """Loss, perplexity, the paper's padded loss, bits a word and a byte of the latest checkpoint on all rows of a split.
 
   Args:
     source: the pre-training run.
@@ -42,7 +43,8 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
                      f'build it with --config.tokenizer.path={epath.Path(source) / "tokenizer.model"}')
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
-  held = checkpoint.restore_under(source, shapes, 'model'), corpora.load(folder, split)
-  model, rows = jax.device_put(held, sharding.replicated(mesh))
+  read = corpora.load(folder, split)
+  model, rows = jax.device_put((checkpoint.restore_under(source, shapes, 'model'), read), sharding.replicated(mesh))
   judge = evaluation.evaluator(dataclasses.replace(config.evaluation, rows=rows.rows), mesh)
-  return {'split': split, 'rows': rows.rows, 'step': checkpoint.latest(source), **judge(model, rows)[0]}
+  return {'split': split, 'rows': rows.rows, 'step': checkpoint.latest(source), **judge(model, rows)[0],
+          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}

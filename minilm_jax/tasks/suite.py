@@ -4,6 +4,7 @@ What a task lacks (examples that are not on this machine, for one) stops that ta
 says what is missing.
 """
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ Lines = list[dict[str, Any]]
 def checkpoints(given: str) -> dict[str, list[int]]:
   """The runs that `--checkpoint` names, with commas between, and the steps of each: `run`, `run@4000` or `run@all`.
 
+  A name with a star in it, such as `runs/sweep/*/member-*`, is every run with a checkpoint that it fits.
+
   Raises:
     InputError: no run is named, or one has no such checkpoint.
   """
@@ -30,18 +33,26 @@ def checkpoints(given: str) -> dict[str, list[int]]:
   for word in filter(None, map(str.strip, given.split(','))):
     match = _STEP.fullmatch(word)
     source, wanted = match.groups() if match else (word, '')
-    there = checkpoint.steps(source)
-    if not there:
-      raise InputError(f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run')
-    steps = there if wanted == 'all' else [int(wanted)] if wanted else there[-1:]
-    if steps[0] not in there:
-      raise InputError(f'the checkpoint of step {steps[0]} in {source}', f'there are {", ".join(map(str, there))}',
-                       'give one of them; checkpoint.keep says how many a run keeps')
-    mine = found.setdefault(source, [])
-    mine += [step for step in steps if step not in mine]
+    fitting = [one for one in sorted(glob.glob(source)) if checkpoint.steps(one)] if '*' in source else [source]
+    if not fitting:
+      raise InputError(f'the checkpoints of {source}', 'no run with a checkpoint there', 'pre-train first')
+    for one in fitting:
+      mine = found.setdefault(one, [])
+      mine += [step for step in _steps(one, wanted) if step not in mine]
   if not found:
     raise InputError(f'--checkpoint={given}', 'it names no run', 'give one, or some with commas between')
   return found
+
+
+def _steps(source: str, wanted: str) -> list[int]:
+  there = checkpoint.steps(source)
+  if not there:
+    raise InputError(f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run')
+  steps = there if wanted == 'all' else [int(wanted)] if wanted else there[-1:]
+  if steps[0] not in there:
+    raise InputError(f'the checkpoint of step {steps[0]} in {source}', f'there are {", ".join(map(str, there))}',
+                     'give one of them; checkpoint.keep says how many a run keeps')
+  return steps
 
 
 def starts(steps: Sequence[int], from_scratch: bool, control: bool) -> list[int | None]:
@@ -80,13 +91,13 @@ def finetune_all(configs: Mapping[str, FinetuneConfig], given: str, workdir: epa
   if len(configs) == len(runs) == 1:
     (source, these), (config,) = *begin.items(), configs.values()
     return finetune.finetune(config, source, workdir, these), []
-  _distinct(runs)
+  names = folders(list(runs))
   lines: Lines = []
   failed: list[InputError] = []
   sizes = _sizes(configs, failed)
   for number, task in enumerate(sorted(sizes, key=sizes.__getitem__), 1):
     for source, these in begin.items():
-      place = workdir / epath.Path(source).name if len(runs) > 1 else workdir
+      place = workdir / names[source] if len(runs) > 1 else workdir
       progress.say(f'task {number} of {len(sizes)}: {task}, from {source}')
       try:
         lines += finetune.finetune(configs[task], source, place / task if len(configs) > 1 else place, these)
@@ -98,11 +109,21 @@ def finetune_all(configs: Mapping[str, FinetuneConfig], given: str, workdir: epa
   return lines, failed
 
 
-def _distinct(runs: Mapping[str, Sequence[int]]) -> None:
-  names = [epath.Path(source).name for source in runs]
-  for name in names:
-    if names.count(name) > 1:
-      raise InputError(f'a folder for each of {", ".join(runs)}', f'several are called {name}', 'rename one of them')
+def folders(sources: Sequence[str]) -> dict[str, str]:
+  """A folder for each run, by as much of the end of its path as tells them apart.
+
+  >>> folders(['runs/a/member-0', 'runs/b/member-0'])
+  {'runs/a/member-0': 'a/member-0', 'runs/b/member-0': 'b/member-0'}
+
+  Raises:
+    InputError: two are one run.
+  """
+  parts = {source: epath.Path(source).resolve().parts for source in sources}
+  for count in range(1, max(map(len, parts.values())) + 1):
+    found = {source: '/'.join(some[-count:]) for source, some in parts.items()}
+    if len(set(found.values())) == len(found):
+      return found
+  raise InputError(f'a folder for each of {", ".join(sources)}', 'two of them are one run', 'name it once')
 
 
 def _sizes(configs: Mapping[str, FinetuneConfig], failed: list[InputError]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The loop of pre-training: run a chunk, log, evaluate, save. Several processes go through it together."""
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import hosts, progress, recipe, run
-from minilm_jax.config import RunConfig
+from minilm_jax import claim, hosts, progress, recipe, run
+from minilm_jax.config import EvaluationConfig, RunConfig
+from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.training import checkpoint, evaluation, fault, feed, journal, population, start, steps
 from minilm_jax.training import engine as engines
@@ -21,6 +23,7 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     What result.json holds: the last losses, tokens, FLOPs, seconds; of a population, those of each member.
 
   Raises:
+    Held: another process is at work in the directory.
     InputError: the corpus or the work directory does not fit the recipe, or the recipe the machine; an update was not
       finite and the recipe says to stop.
   """
@@ -34,6 +37,15 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
   if (workdir / run.RESULT).exists():
     progress.say(f'nothing to do: {workdir} has run its {config.updates:,} updates')
     return run.read_json(workdir / run.RESULT, 'the result of the run')
+  with contextlib.ExitStack() as stack:
+    with hosts.together():
+      if hosts.leads():
+        stack.enter_context(claim.held(workdir))
+    return _go_on(config, workdir, folder, engine)
+
+
+def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine) -> dict[str, Any]:
+  """From the last checkpoint, or from the start, to the end."""
   step = checkpoint.latest(workdir)
   hosts.agree('the last checkpoint', str(step))
   state = engine.init() if step is None else checkpoint.restore(workdir, engine.shapes, step)
@@ -64,7 +76,7 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
   with checkpoint.manager(workdir, config.checkpoint.keep) as saves, \
        progress.track('pre-training', config.updates, 'updates', done) as tick:
     while done < config.updates:
-      count = min(config.log.every - done % config.log.every, config.updates - done)
+      count = _ahead(config, done)
       with hosts.together():
         rows = supply(done, count)
         chunk = chunk or engines.compiled(engine, rows)
@@ -78,7 +90,7 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
       speed = members * count * config.batch_size * length / (time.monotonic() - before)
       tick(done, f'{line}, {speed:,.0f} tokens/s')
       last = done == config.updates
-      if 'validation' in judged and (last or done % config.evaluation.every == 0):
+      if 'validation' in judged and (last or _is_judged(config.evaluation, done)):
         found = evaluate(state.model, judged['validation'])
         log('validation', done, {n: found[n] for n in going})
       if last or done % config.checkpoint.every == 0:
@@ -87,6 +99,21 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
       found = evaluate(state.model, judged['test'])
       log('test', done, {n: found[n] for n in going})
   return hosts.in_turn(lambda: journal.finish(config, workdir))
+
+
+def _ahead(config: RunConfig, done: int) -> int:
+  """Updates until there is something to do: a line of the log, an early evaluation, the end."""
+  every, first = config.log.every, config.evaluation.first
+  ends = [done - done % every + every, config.updates]
+  if first and done < config.evaluation.every:
+    ends.append(first << (done // first).bit_length())  # the next doubling
+  return min(ends) - done
+
+
+def _is_judged(config: EvaluationConfig, done: int) -> bool:
+  """Is there an evaluation after so many updates? Evenly from `every` on, at doublings of `first` before."""
+  times, rest = divmod(done, config.first) if config.first else (0, 0)
+  return done % config.every == 0 or done < config.every and times.bit_count() == 1 and not rest
 
 
 def _survivors(config: RunConfig, workdir: epath.Path, saves: Any, state: steps.TrainState, found: fault.Fault,

@@ -1,0 +1,86 @@
+"""The grids of paper 1 (Honey, I Shrunk the Language): points that differ in width, depth, heads and vocabulary.
+
+    minilm sweep --config=configs/honey_grid.py --config.corpus=corpora/honey --workdir=runs/honey
+    minilm sweep --config=configs/honey_grid.py:reduced --config.corpus=corpora/honey --config.batch_size=32 \
+        --config.population.members=2 --config.evaluation.every=100 --config.checkpoint.every=500 --tokens=10e6 \
+        --workdir=runs/reduced --dry_run
+    minilm sweep --config=configs/honey_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2 --config.corpus=corpora/honey \
+        --workdir=runs/two
+
+The argument is the name of a set (`SETS`), of a logged run, or of a shape, some with commas between; without one it is
+all of the 42 logged runs. `e32-h32-f64-a8-l1` is embedding, hidden, feed-forward, heads and layers; `-v8010` at its end
+asks for a vocabulary of so many rows, ten of them unused as in the paper, and the sweep makes tokenizer and corpus for it.
+
+Each point is the recipe of `honey.py` but for what its name says, evaluated at 16 updates, at each doubling, and every
+1,000. Heads are as the name has them, where the released code takes 8 whatever it is told. One epoch of the paper is
+35,475 updates of 256 rows: hours for the smallest point on two CPU cores, days for the larger ones.
+"""
+
+import math
+
+from configs import honey
+
+RUNS = honey.RUNS
+_LETTERS = 'ehfal'  # embedding, hidden, feed-forward, heads, layers; a 'v' for the vocabulary may follow
+
+
+def _name(*shape):
+  return '-'.join(letter + str(size) for letter, size in zip(_LETTERS + 'v', shape))
+
+
+def _shape(name):
+  """The sizes that a name gives; None where it is no name of a shape."""
+  parts = name.split('-')
+  if [part[:1] for part in parts] not in (list(_LETTERS), list(_LETTERS + 'v')):
+    return None
+  return [int(part[1:]) for part in parts] if all(part[1:].isdecimal() for part in parts) else None
+
+
+def _walk(base, **values):
+  """The base and, for each of its sizes, all other values of that one; no more heads than divide the hidden size."""
+  points = {base}
+  for letter, sizes in values.items():
+    place = _LETTERS.index(letter)
+    points |= {(*base[:place], size, *base[place + 1:]) for size in sizes}
+  return [_name(e, h, f, math.gcd(a, h), l) for e, h, f, a, l in sorted(points)]
+
+
+_SMALL = (4, 8, 16, 32)
+SETS = {
+    'logged': list(RUNS),
+    'walk_a': _walk((256, 256, 1024, 8, 8), e=(32, 64, 128), h=(32, 64, 128), f=(64, 128, 256, 512), a=(1, 2, 4),
+                    l=(1, 2, 4)),
+    'walk_b': _walk((32, 32, 128, 1, 1), h=(64, 128, 256), f=(64,)),
+    'iso_pr': ['prime-smoke-1', 'charmed-dew-2', 'earthy-vortex-3', 'laced-sun-4', 'graceful-serenity-6',
+               'colorful-donkey-7', 'silvery-pyramid-8', 'feasible-butterfly-9', 'fresh-wildflower-10', 'misty-lake-11',
+               'lyric-plant-12'],
+    'iso_flops': ['proud-bee-2', 'devoted-capybara-3', 'sweet-dragon-4', 'stellar-galaxy-5', 'wise-dew-6',
+                  'chocolate-plasma-7'],
+    # what the scripts are released with, and the smaller bases that their history has
+    'released': [_name(32, 32, 128, 2, 1), _name(32, 32, 128, 2, 2), _name(64, 128, 128, 2, 8)],
+    'small': sorted({*_walk((64, 64, 256, 8, 8), e=_SMALL, h=_SMALL), *_walk((32, 32, 128, 4, 4), e=_SMALL, h=_SMALL),
+                     *_walk((32, 32, 128, 2, 2), e=_SMALL, h=_SMALL)}),
+    # depth x width x vocabulary
+    'cube': [_name(32, h, 4 * h, 8, l, v) for v in (4010, 8010, 19010) for h in (32, 64, 128) for l in (1, 2, 4)],
+    # walks up from the smallest logged shape and down from a middle one: what two CPU cores can do
+    'reduced': [*_walk((32, 32, 64, 8, 1), e=(64,), h=(64, 128), f=(128,), l=(2, 4)),
+                *_walk((64, 128, 512, 8, 4), e=(32,), h=(32, 64), f=(128,), l=(1, 2))],
+}
+
+
+def get_config(name='magic-bee-26'):
+  """The recipe of one point, by the name of a logged run or of a shape."""
+  if name in RUNS:
+    config = honey.get_config(name)
+  else:
+    shape = _shape(name)
+    if shape is None:
+      raise ValueError(f'no point {name!r}; give a logged run, a shape such as {_name(32, 32, 64, 8, 1)}, or a set: '
+                       f'{", ".join(SETS)}')
+    config = honey.get_config()
+    embedding, hidden, feed_forward, heads, layers, *vocabulary = shape
+    config.model.update(embedding=embedding, hidden=hidden, feed_forward=feed_forward, heads=heads, layers=layers,
+                        nominal_heads=heads)
+    config.model.vocabulary = vocabulary[0] if vocabulary else config.model.vocabulary
+  config.evaluation.first = 16
+  return config

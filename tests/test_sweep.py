@@ -1,0 +1,135 @@
+"""A sweep: every point a run, a failure that stops no other, a second start that does nothing twice."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import pytest
+
+from minilm_jax import __main__ as door
+from minilm_jax import claim, run, sweep
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import corpus as corpora
+from minilm_jax.training import engine as engines
+from tests.small import UPDATES, run_config
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once() -> Any:
+  """Points of one recipe share their compiled programs, quickly made ones: that takes nothing from what is tested."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engines, 'make_engine', functools.cache(engines.make_engine))
+    patch.setattr(jax, 'clear_caches', lambda: None)
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def grid(folder: pathlib.Path) -> dict[str, RunConfig]:
+  """One model, and a population of two of another shape."""
+  return {'one': run_config(folder),
+          'two': run_config(folder, **{'population.members': 2, 'mesh.population': 1, 'model.feed_forward': 16})}
+
+
+@pytest.fixture(scope='module')
+def swept(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, list[dict]]:
+  folder = tmp_path_factory.mktemp('sweep')
+  return folder, sweep.sweep(grid(tiny_corpus), folder)
+
+
+def test_every_point_is_a_run_and_every_member_another(swept):
+  folder, found = swept
+  assert [row['point'] for row in found] == ['one', 'two'] and {row['state'] for row in found} == {sweep.FINISHED}
+  assert [len(row['bits_per_word']) for row in found] == [1, 2]
+  for name in ('one', 'two', 'two/member-0', 'two/member-1'):
+    assert run.read_json(folder / name / run.RESULT, 'it')['updates'] == UPDATES
+  for row, names in zip(found, (['one'], ['two/member-0', 'two/member-1'])):
+    words = [run.read_json(folder / name / run.WORDS, 'it') for name in names]
+    assert [one['bits_per_word'] for one in words] == row['bits_per_word']
+    results = [run.read_json(folder / name / run.RESULT, 'it') for name in names]
+    assert [one['test_loss'] for one in results] == row['test_loss']
+  assert not list(folder.glob('**/.claim')) and not list(folder.glob('**/failure.json'))
+
+
+def test_a_second_start_does_nothing_twice(swept, tiny_corpus: pathlib.Path):
+  folder, found = swept
+  files = {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()}
+  again = sweep.sweep(grid(tiny_corpus), folder)
+  assert [{**row, 'seconds': 0} for row in again] == [{**row, 'seconds': 0} for row in found]
+  assert {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()} == files
+
+
+def test_shares_make_one_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  found = [row for part in (2, 1) for row in sweep.sweep(grid(tiny_corpus), tmp_path, f'{part}/2')]
+  by_name = sorted(({**row, 'seconds': 0} for row in found), key=lambda row: row['point'])
+  assert by_name == [{**row, 'seconds': 0} for row in swept[1]]
+
+
+def test_a_point_that_fails_says_why_and_the_others_go_on(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
+                                                           capsys: pytest.CaptureFixture):
+  points = {'broken': run_config(tmp_path / 'nowhere', seed=1), 'fine': run_config(tiny_corpus)}
+  found = {row['point']: row for row in sweep.sweep(points, tmp_path)}
+  assert found['broken']['state'] == sweep.FAILED and found['fine']['state'] == sweep.FINISHED
+  said = run.read_json(tmp_path / 'broken' / run.FAILURE, 'it')
+  assert said.keys() == {'asked', 'found', 'remedy'} and 'no manifest.json there' in said['found']
+  assert 'the sweep goes on' in capsys.readouterr().err
+  points['broken'] = dataclasses.replace(points['broken'], corpus=str(tiny_corpus))
+  assert {row['state'] for row in sweep.sweep(points, tmp_path)} == {sweep.FINISHED}
+  assert not (tmp_path / 'broken' / run.FAILURE).exists()
+
+
+def test_a_machine_that_gives_up_on_a_point_is_no_end(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
+                                                      monkeypatch: pytest.MonkeyPatch):
+  def out_of_memory(config: RunConfig, folder: Any):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
+
+  monkeypatch.setattr(sweep.trainer, 'pretrain', out_of_memory)
+  found, = sweep.sweep({'one': run_config(tiny_corpus)}, tmp_path)
+  assert found['state'] == sweep.FAILED and found['reason'].endswith('RESOURCE_EXHAUSTED: Out of memory')
+
+
+def test_a_point_that_another_process_trains_is_left_to_it(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
+                                                           capsys: pytest.CaptureFixture):
+  (tmp_path / 'one').mkdir()
+  with claim.held(tmp_path / 'one'):
+    found, = sweep.sweep({'one': run_config(tiny_corpus)}, tmp_path)
+  assert found['state'] == sweep.LEFT and 'is at work there' in capsys.readouterr().err
+  assert not (tmp_path / 'one' / run.METRICS).exists() and not (tmp_path / 'one' / run.FAILURE).exists()
+
+
+def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  points = {'small': run_config(tiny_corpus, **{'model.vocabulary': 210}),
+            'large': run_config(tiny_corpus, **{'model.vocabulary': 520})}
+  found = sweep.sweep(points, tmp_path)
+  assert {row['state'] for row in found} == {sweep.FINISHED}
+  assert corpora.manifest(tmp_path / 'corpora' / '200')['vocabulary'] == 200
+  read = {name: run.read_json(tmp_path / name / run.MANIFEST, 'it')['corpus_folder'] for name in points}
+  assert read == {'small': str(tmp_path / 'corpora' / '200'), 'large': str(tiny_corpus)}
+  words = {name: run.read_json(tmp_path / name / run.WORDS, 'it')['word_masks'][0] for name in points}
+  assert words['small']['tokens'] / words['small']['words'] > words['large']['tokens'] / words['large']['words']
+
+
+def test_a_dry_run_writes_nothing(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  found = sweep.sweep(grid(tiny_corpus), tmp_path, tokens=1e5, dry_run=True)
+  assert not list(tmp_path.iterdir())
+  assert [row['updates'] for row in found] == [98, 98] and all(row['seconds'] > 0 for row in found)
+
+
+def test_more_shares_than_points_say_so(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='2 points, and none is left'):
+    sweep.sweep(grid(tiny_corpus), tmp_path, '3/3')
+
+
+def test_the_verb_ends_with_status_2_when_a_point_failed(monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture):
+  row = {'test_loss': [6.5, None], 'bits_per_word': [9.25], 'seconds': 61.0}
+  rows = [row | {'point': 'fine', 'state': sweep.FINISHED},
+          row | {'point': 'bad', 'state': sweep.FAILED, 'reason': 'the corpus X: no such folder'}]
+  monkeypatch.setattr(sweep, 'sweep', lambda configs, *rest: rows)
+  assert door.main(['sweep', '--config=configs/honey_grid.py', '--workdir=S']) == 2
+  written = capsys.readouterr()
+  assert 'bad failed: the corpus X: no such folder' in written.err
+  assert all(word in written.out for word in ('fine', 'finished', 'failed', '6.500', '9.250', '0:01:01'))
