@@ -1,9 +1,8 @@
 """The grids of paper 1 (Honey, I Shrunk the Language): points that differ in width, depth, heads and vocabulary.
 
     minilm sweep --config=configs/honey_grid.py --config.corpus=corpora/honey --workdir=runs/honey
-    minilm sweep --config=configs/honey_grid.py:reduced --config.corpus=corpora/honey --config.batch_size=32 \
-        --config.population.members=2 --config.evaluation.every=100 --config.checkpoint.every=500 --tokens=10e6 \
-        --workdir=runs/reduced --dry_run
+    minilm sweep --config=configs/honey_grid.py:iso_flops --config.corpus=corpora/honey --tokens=1e8 \
+        --config.population.members=3 --workdir=runs/iso-flops --dry_run
     minilm sweep --config=configs/honey_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2 --config.corpus=corpora/honey \
         --workdir=runs/two
 
@@ -24,7 +23,7 @@ RUNS = honey.RUNS
 _LETTERS = 'ehfal'  # embedding, hidden, feed-forward, heads, layers; a 'v' for the vocabulary may follow
 
 
-def _name(*shape):
+def point(*shape):
   return '-'.join(letter + str(size) for letter, size in zip(_LETTERS + 'v', shape))
 
 
@@ -36,35 +35,32 @@ def _shape(name):
   return [int(part[1:]) for part in parts] if all(part[1:].isdecimal() for part in parts) else None
 
 
-def _walk(base, **values):
+def walk(base, **values):
   """The base and, for each of its sizes, all other values of that one; no more heads than divide the hidden size."""
   points = {base}
   for letter, sizes in values.items():
     place = _LETTERS.index(letter)
     points |= {(*base[:place], size, *base[place + 1:]) for size in sizes}
-  return [_name(e, h, f, math.gcd(a, h), l) for e, h, f, a, l in sorted(points)]
+  return [point(e, h, f, math.gcd(a, h), l) for e, h, f, a, l in sorted(points)]
 
 
 _SMALL = (4, 8, 16, 32)
 SETS = {
     'logged': list(RUNS),
-    'walk_a': _walk((256, 256, 1024, 8, 8), e=(32, 64, 128), h=(32, 64, 128), f=(64, 128, 256, 512), a=(1, 2, 4),
-                    l=(1, 2, 4)),
-    'walk_b': _walk((32, 32, 128, 1, 1), h=(64, 128, 256), f=(64,)),
+    'walk_a': walk((256, 256, 1024, 8, 8), e=(32, 64, 128), h=(32, 64, 128), f=(64, 128, 256, 512), a=(1, 2, 4),
+                   l=(1, 2, 4)),
+    'walk_b': walk((32, 32, 128, 1, 1), h=(64, 128, 256), f=(64,)),
     'iso_pr': ['prime-smoke-1', 'charmed-dew-2', 'earthy-vortex-3', 'laced-sun-4', 'graceful-serenity-6',
                'colorful-donkey-7', 'silvery-pyramid-8', 'feasible-butterfly-9', 'fresh-wildflower-10', 'misty-lake-11',
                'lyric-plant-12'],
     'iso_flops': ['proud-bee-2', 'devoted-capybara-3', 'sweet-dragon-4', 'stellar-galaxy-5', 'wise-dew-6',
                   'chocolate-plasma-7'],
     # what the scripts are released with, and the smaller bases that their history has
-    'released': [_name(32, 32, 128, 2, 1), _name(32, 32, 128, 2, 2), _name(64, 128, 128, 2, 8)],
-    'small': sorted({*_walk((64, 64, 256, 8, 8), e=_SMALL, h=_SMALL), *_walk((32, 32, 128, 4, 4), e=_SMALL, h=_SMALL),
-                     *_walk((32, 32, 128, 2, 2), e=_SMALL, h=_SMALL)}),
+    'released': [point(32, 32, 128, 2, 1), point(32, 32, 128, 2, 2), point(64, 128, 128, 2, 8)],
+    'small': sorted({*walk((64, 64, 256, 8, 8), e=_SMALL, h=_SMALL), *walk((32, 32, 128, 4, 4), e=_SMALL, h=_SMALL),
+                     *walk((32, 32, 128, 2, 2), e=_SMALL, h=_SMALL)}),
     # depth x width x vocabulary
-    'cube': [_name(32, h, 4 * h, 8, l, v) for v in (4010, 8010, 19010) for h in (32, 64, 128) for l in (1, 2, 4)],
-    # walks up from the smallest logged shape and down from a middle one: what two CPU cores can do
-    'reduced': [*_walk((32, 32, 64, 8, 1), e=(64,), h=(64, 128), f=(128,), l=(2, 4)),
-                *_walk((64, 128, 512, 8, 4), e=(32,), h=(32, 64), f=(128,), l=(1, 2))],
+    'cube': [point(32, h, 4 * h, 8, l, v) for v in (4010, 8010, 19010) for h in (32, 64, 128) for l in (1, 2, 4)],
 }
 
 
@@ -75,7 +71,7 @@ def get_config(name='magic-bee-26'):
   else:
     shape = _shape(name)
     if shape is None:
-      raise ValueError(f'no point {name!r}; give a logged run, a shape such as {_name(32, 32, 64, 8, 1)}, or a set: '
+      raise ValueError(f'no point {name!r}; give a logged run, a shape such as {point(32, 32, 64, 8, 1)}, or a set: '
                        f'{", ".join(SETS)}')
     config = honey.get_config()
     embedding, hidden, feed_forward, heads, layers, *vocabulary = shape

@@ -156,8 +156,8 @@ VERBS = {
                      '--config=configs/tiny.py --workdir=runs/tiny'),
     'sweep': Verb(_sweep, 'a grid of points, each a run; shares of it on several machines', ('pretrain',),
                   ('workdir*', 'shard', 'tokens', 'flops', 'seconds', 'dry_run', 'json'),
-                  '--config=configs/honey_grid.py:reduced --config.corpus=corpora/honey --tokens=10e6 --dry_run '
-                  '--workdir=runs/reduced', each=True, whole=True),
+                  '--config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid --shard=1/2',
+                  each=True, whole=True),
     'take': Verb(_take, 'one member of a population as a run of its own', (), ('checkpoint*', 'member', 'workdir*'),
                  '--checkpoint=runs/population --member=3 --workdir=runs/member-3'),
     'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),

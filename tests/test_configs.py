@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from configs import base, glue, honey, honey_grid, microworld, quickstart, tiny, topics
+from configs import base, cpu_grid, glue, honey, honey_grid, microworld, quickstart, tiny, topics
 from minilm_jax import __main__ as door
 from minilm_jax import flags, recipe
 from minilm_jax.errors import InputError
@@ -19,7 +19,9 @@ from minilm_jax.training import optimizer
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 PARTS = ('corpus', 'pretrain', 'finetune')
 POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
-NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'honey_grid.py:{name}' for name in POINTS), 'honey_grid.py', *(f'glue.py:{name}' for name in table.TASKS),
+NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
+         *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
+         'honey_grid.py', 'cpu_grid.py',
          *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
          *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS), 'tiny.py', 'tiny.py:corpus',
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
@@ -82,8 +84,7 @@ def test_honey_is_what_was_logged():
 def test_the_grids_of_the_paper():
   sets = honey_grid.SETS
   assert {name: len(names) for name, names in sets.items()} == {
-      'logged': 42, 'walk_a': 17, 'walk_b': 5, 'iso_pr': 11, 'iso_flops': 6, 'released': 3, 'small': 23, 'cube': 27,
-      'reduced': 14}
+      'logged': 42, 'walk_a': 17, 'walk_b': 5, 'iso_pr': 11, 'iso_flops': 6, 'released': 3, 'small': 23, 'cube': 27}
   assert all(len(set(names)) == len(names) for names in sets.values())
   a = recipe.resolve(honey_grid.get_config('e64-h256-f1024-a4-l8-v8010'), 'pretrain')
   shape = a.model
@@ -91,8 +92,8 @@ def test_the_grids_of_the_paper():
   assert shape.vocabulary == 8010 and shape.nominal_heads == 4
   logged = recipe.resolve(honey.get_config('wise-dew-6'), 'pretrain')
   assert recipe.resolve(honey_grid.get_config('wise-dew-6'), 'pretrain').model == logged.model
-  for name in ('reduced', 'walk_a'):  # from a base one size at a time
-    shapes = [tuple(part for part in point.split('-')) for point in sets[name]]
+  for names in (cpu_grid.RUNS, sets['walk_a']):  # from a base one size at a time
+    shapes = [point.split('-') for point in names]
     assert all(any(sum(x != y for x, y in zip(one, other)) == 1 for other in shapes) for one in shapes)
 
 

@@ -143,7 +143,7 @@ REFUSED = [
     (f'preflight {TINY}:all --topology=v5e:2x4', 'no table RUNS'),
     ('preflight --config=configs/honey.py:all --topology=v5e:2x4 --config.btach_size=3', "did you mean 'batch_size'"),
     ('sweep --config=configs/honey_grid.py', 'no --workdir'),
-    ('sweep --config=configs/honey_grid.py:reduced,cubes --workdir=W', "cubes: the recipe"),
+    ('sweep --config=configs/honey_grid.py:released,cubes --workdir=W', "cubes: the recipe"),
     ('sweep --config=configs/honey_grid.py:e32-h36-f64-a8-l1,magic-bee-26 --workdir=W', 'divide it: 4, 6, 9'),
     ('sweep --config=configs/honey_grid.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6 more than once'),
     ('sweep --config=configs/honey_grid.py:clean-sky-2,e256-h256-f1024-a1-l8 --workdir=W --config.model.tied=False '

@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from configs import honey_grid
+from configs import cpu_grid, honey_grid
 from minilm_jax import plan, recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import size
 
-NAMES = honey_grid.SETS['reduced']
+NAMES = cpu_grid.RUNS
 
 
 def points(*names: str) -> dict[str, RunConfig]:

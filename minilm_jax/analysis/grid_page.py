@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-
 from minilm_jax.analysis import grid_cells
 from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, Model
 from minilm_jax.analysis.cost import Option, Step
@@ -20,8 +19,9 @@ QUESTION = ('How do loss, compute, shape and score hang together in these {n} mo
 COMPUTE = ('Each faint curve is a run, by its layers; dots are the frontier of the first paper, the lowest loss in '
            'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
            'anything to read what it is.')
-FITS = ('L is the loss in nats, C the FLOPs of training. In brackets the 95% interval. BIC compares forms fitted to '
-        'the same points, the lower the better. fits.json has all digits.')
+FITS = ('L is the loss in nats, C the FLOPs of training. In brackets the 95% interval; that of a fit to a frontier is '
+        'over draws of runs: it says how much the choice of runs matters, not how far the law is from the truth. BIC '
+        'compares forms fitted to the same points, the lower the better. fits.json has all digits.')
 PLATEAU = ('Where a run’s loss stood still before it dropped. An exit that is missing: the run ended on the plateau.')
 COST = ('One factor grows, all others stay: points of perplexity gained for each 1e15 FLOPs that a whole run costs '
         'more, and the FLOPs that a point costs; in brackets the 95% interval over seeds. e embedding, h hidden, i '

@@ -1,0 +1,32 @@
+"""A grid that two CPU cores train in two hours: fourteen shapes of paper 1, two seeds each.
+
+    minilm sweep --config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid
+    minilm finetune --config=configs/glue.py:cola,sst2,mrpc,stsb --config.task.data_dir=TFDS --config.task.limit=4000 \
+        --config.seeds=0,1 --checkpoint='runs/grid/*/member-*' --control --workdir=runs/grid-glue
+    minilm report runs/grid runs/grid-glue --workdir=runs/report
+
+Walks up from the smallest logged shape, (e, h, i, layers) = (32, 32, 64, 1), and down from (64, 128, 512, 4), 8 heads
+throughout, 1.25 to 4.5 million parameters. The argument is a shape as in `honey_grid.py`, some with commas between; none
+is all of them.
+
+With the training settings of the paper every one of them would still be on its plateau after so few tokens. These leave
+it sooner: small batches, pre-LN, rotary positions, a rate six times as high that ends at 0.
+"""
+
+from configs import honey_grid
+
+RUNS = [*honey_grid.walk((32, 32, 64, 8, 1), e=(64,), h=(64, 128), f=(128,), l=(2, 4)),
+        *honey_grid.walk((64, 128, 512, 8, 4), e=(32,), h=(32, 64), f=(128,), l=(1, 2))]
+
+
+def get_config(name=RUNS[0]):
+  """The recipe of one point."""
+  config = honey_grid.get_config(name)
+  config.batch_size = 16
+  config.updates = 4000
+  config.population.members = 2
+  config.model.update(initialization='standard', norm='pre', positions='rotary')
+  config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98, clip=1.0)
+  config.evaluation.update(every=250, rows=256)
+  config.checkpoint.update(every=500, keep=1)
+  return config
