@@ -130,7 +130,7 @@ def _words(model: epath.Path) -> float | None:
     folder = run.read_json(model / run.MANIFEST, f'the manifest of {model}')['corpus_folder']
     if not corpora.manifest(folder)['splits']['validation']['rows']:
       return None
-    run.write_json(path, evaluate.evaluate(model, '', 'validation'))
+    run.write_json(path, evaluate.word_bits(model, 'validation'))
   return run.read_json(path, f'what words cost {model}')['bits_per_word']
 
 

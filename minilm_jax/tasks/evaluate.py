@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from minilm_jax import run
-from minilm_jax.config import MeshConfig
+from minilm_jax.config import MeshConfig, RunConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import corpus as corpora
-from minilm_jax.model.heads import masked_language_model
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.tasks import words
 from minilm_jax.training import checkpoint, evaluation, sharding, start
 
@@ -26,6 +28,26 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
   Raises:
     InputError: no such split or corpus, rows longer than the model reads, or a corpus that another tokenizer made.
   """
+  config, mesh, model, read = _opened(source, corpus, split)
+  judge = evaluation.evaluator(dataclasses.replace(config.evaluation, rows=read.rows), mesh)
+  losses = judge(model, jax.device_put(read, sharding.replicated(mesh)))[0]
+  return {'split': split, 'rows': read.rows, 'step': checkpoint.latest(source), **losses,
+          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}
+
+
+def word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
+  """Bits a word and a byte alone, of the latest checkpoint on all rows of a split of its corpus.
+
+  Raises:
+    InputError: as `evaluate`.
+  """
+  _, mesh, model, read = _opened(source, '', split)
+  return {'split': split, 'rows': read.rows, 'step': checkpoint.latest(source),
+          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}
+
+
+def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig, Mesh, MaskedLanguageModel, Corpus]:
+  """The recipe of a run, a mesh with its model on every device, and a split on the host."""
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
   config = start.model_run(source)
@@ -43,8 +65,5 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
                      f'build it with --config.tokenizer.path={epath.Path(source) / "tokenizer.model"}')
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
-  read = corpora.load(folder, split)
-  model, rows = jax.device_put((checkpoint.restore_under(source, shapes, 'model'), read), sharding.replicated(mesh))
-  judge = evaluation.evaluator(dataclasses.replace(config.evaluation, rows=rows.rows), mesh)
-  return {'split': split, 'rows': rows.rows, 'step': checkpoint.latest(source), **judge(model, rows)[0],
-          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}
+  model = jax.device_put(checkpoint.restore_under(source, shapes, 'model'), sharding.replicated(mesh))
+  return config, mesh, model, corpora.load(folder, split)

@@ -33,7 +33,7 @@ from minilm_jax.tasks import likelihood
 
 # Share of the words of a row that is hidden, and the seed: the first is what counts, the others are its sensitivity.
 _MASKS = ((0.15, 0), (0.05, 0), (0.3, 0), (0.15, 1), (0.15, 2))
-_ROWS = 32  # of a device in the encoder at one time
+_ROWS, _PLACES = 32, 24  # of a device in the encoder at one time; of a row that are asked for at one time
 _SPACE = '\u2581'
 
 
@@ -103,17 +103,19 @@ def _bits(model: MaskedLanguageModel, tokens: Integer[np.ndarray, 'N L'], word: 
 def log_probabilities(model: MaskedLanguageModel, tokens: Integer[np.ndarray, 'N L'], chosen: Bool[np.ndarray, 'N L'],
                       mesh: Mesh) -> Float32[np.ndarray, 'M']:
   """Of each chosen place the log-probability of its token, with all chosen places of its row hidden."""
-  most = int(chosen.sum(axis=1).max())
-  most = min(-(-most // 8) * 8, tokens.shape[1])  # few shapes to compile for
-  order = np.argsort(~chosen, axis=1, kind='stable')[:, :most].astype(np.int32)
+  row, column = np.nonzero(chosen)
+  number = np.arange(len(row)) - np.searchsorted(row, row)  # of a place among those of its row
+  first = np.flatnonzero(number % _PLACES == 0)  # a row with many places is read several times: all have one shape
+  owner, part = row[first], np.searchsorted(first, np.arange(len(row)), side='right') - 1
+  order = np.zeros((len(first), _PLACES), np.int32)
+  order[part, number % _PLACES] = column
   step, found = mesh.devices.size * _ROWS, []
   place = NamedSharding(mesh, PartitionSpec('data'))
-  for begin in range(0, len(tokens), step):
-    rows = np.resize(np.arange(begin, min(begin + step, len(tokens))), step)  # filled up: one shape
-    given = jax.device_put((tokens[rows].astype(np.int32), chosen[rows], order[rows]), place)
-    found.append(np.asarray(_score(model, *given, mesh=mesh))[:len(tokens) - begin])
-  scores = np.concatenate(found)
-  return scores[np.take_along_axis(chosen, order, axis=1)]
+  for begin in range(0, len(owner), step):
+    some = np.resize(np.arange(begin, min(begin + step, len(owner))), step)
+    given = jax.device_put((tokens[owner[some]].astype(np.int32), chosen[owner[some]], order[some]), place)
+    found.append(np.asarray(_score(model, *given, mesh=mesh))[:len(owner) - begin])
+  return np.concatenate(found)[part, number % _PLACES]
 
 
 @functools.partial(jax.jit, static_argnames='mesh')
