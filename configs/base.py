@@ -10,10 +10,12 @@ from ml_collections import config_dict
 def optimizer():
   return config_dict.create(
       learning_rate=5e-4,  # at the top of the schedule
-      schedule='honey',  # honey (linear up, inverse square root down), linear, cosine, warmup_stable_decay, constant
+      schedule='honey',  # honey (linear up, inverse square root down), linear, cosine, warmup_stable_decay, constant, or
+      # in steps: epochs (down to rate / epochs), epochs_from_zero (the same after a first one at 0, as paper 2 ran)
       warmup_share=0.05,  # of all updates
       warmup_most=4000,  # updates, whatever the share says
       decay_share=0.2,  # of all updates, for warmup_stable_decay
+      epochs=0,  # equal parts of the run, at whose ends alone the schedules epochs and epochs_from_zero change the rate
       beta1=0.9,
       beta2=0.95,
       epsilon=1e-8,
@@ -32,14 +34,19 @@ def model():
       heads=8,  # H
       layers=1,
       length=128,  # L, the longest row
+      convolutions=0,  # layers of the convolutional front-end before the blocks (paper 2); 0 leaves it out
+      kernel='',  # of each of them: tokens, features, as in 3,3
+      channels=0,  # that each of them gives
+      convolution='paper',  # paper (BatchNorm over the batch and its pads, no residual) or mended (see model/convolution.py)
       norm='post',  # post (the paper) or pre
       positions='learned',  # learned, relative (a bias per head and distance) or rotary
+      first_position=2,  # the number of the first learned position: 2 in RoBERTa (and paper 1), 0 in BERT (and paper 2)
       segments=2,  # rows of the segment table, of which only the first is ever used; 0 leaves the table out
       projection=True,  # Linear(E, D) and LayerNorm between embedding and blocks
       tied=False,  # the head shares the embedding table (E must equal D)
       activation='gelu',  # gelu (exact), relu, silu
       dropout=0.1,
-      initialization='standard',  # standard, or honey: as the released code of the paper has it
+      initialization='standard',  # standard; honey, as the released code of the paper has it; bert, N(0, 0.02)
       norm_epsilon=1e-5,
       nominal_heads=8,  # the head count that the paper's FLOP formula is given; differs from heads in the logged runs
       compute='float32',  # or bfloat16, on accelerators: of matrix products and activations; all else stays float32
@@ -53,6 +60,11 @@ def pretrain():
       kind='pretrain',
       corpus='',  # a folder that `minilm corpus` made, or a corpus recipe, which is built into the work directory first
       corpus_on='auto',  # device: whole on each; host: in its files, and read a chunk ahead; auto: device where it fits
+      subset=dict(
+          rows=0,  # train on so many rows of the training split alone, the first of a fixed random order; 0: all
+          tokens=0,  # or on the first rows of that order with so many tokens, pads not counted
+          order=0,  # another number is another order; of one order the smaller subset is inside the larger
+      ),
       seed=0,
       batch_size=256,  # rows an update
       accumulation=0,  # micro-batches an update is summed over; 0: on a CPU what stays in cache, else 1
@@ -109,7 +121,7 @@ def corpus():
           word_list='',  # a file, one word a line or with a column 'word'; '' for none
           most_frequent=0,  # or so many of the most frequent words of the source
           counting='honey',  # what a word is: the paper's rule, or 'plain', which knows apostrophes
-          passes='sentences,spans',  # which passes keep text
+          passes='sentences,spans',  # which passes keep text; 'documents' keeps them whole
           sentence_words=5,  # a sentence needs more counted words than this
           span_words=110,  # words in a window
           span_stride=30,  # words between starts of windows
@@ -123,7 +135,8 @@ def corpus():
       ),
       rows=dict(
           length=128,
-          grouping='words',  # 'words': the paper's estimate of 1.2 tokens a word; 'tokens': fill rows exactly
+          grouping='words',  # 'words': the paper's estimate of 1.2 tokens a word; 'tokens': fill rows exactly; 'articles': a
+          # row a document, cut at its end (the second paper)
       ),
       splits=dict(validation=0.01, test=0.01),  # shares of documents, by hash
       workers=0,  # processes; 0 is one a core
@@ -165,6 +178,7 @@ def finetune():
       held_out=0.0,  # share of the training examples that chooses rate and epoch; 0 reports the last epoch, as the paper does
       patience=0,  # epochs without a better score on what is held out, after which a member stops; 0 never stops
       predictions=False,  # also keep what was predicted: of the reported split, and of the test split for the GLUE server
+      keep=False,  # also keep each member's classifier as a folder of its own, for predict and committee; a few MB each
       lift='auto',  # how the members of a device share it: loop, vmap, or what is faster there
   )
   config.optimizer.update(learning_rate=2e-4, schedule='linear', warmup_share=0.0, beta2=0.999, weight_decay=0.0)

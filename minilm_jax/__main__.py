@@ -65,6 +65,19 @@ def _finetune(config: Any, given: Any, paths: Sequence[str]) -> None:
                      'give what is missing and run it again: what is done stays')
 
 
+def _overlap(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.config import SubsetConfig
+  from minilm_jax.tasks import overlap
+  found = overlap.overlap(given.corpus, config, SubsetConfig(given.rows, 0, given.order))
+  _print(found if given.json else overlap.tables(found))
+
+
+def _subset(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.tasks import selection
+  found = selection.subsets(given.corpus, config, given.workdir, given.by, given.parts, given.size, given.order)
+  _print({'parts': found} if given.json else selection.tables(found))
+
+
 _JUDGED_BY = {'pairs': ('corpus', 'likelihood', 'workdir'), 'text': ('likelihood',), '': ('corpus', 'split')}
 
 
@@ -134,6 +147,27 @@ def _bench_finetune(configs: Any, given: Any) -> None:
   _print(found if given.json else finetune_bench.tables(found))
 
 
+def _latency(configs: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import latency
+  found = latency.latency(configs, given.size, given.calls)
+  _print(found if given.json else latency.tables(found))
+
+
+def _committee(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.tasks import committee
+  found = committee.make(given.members, given.workdir)
+  _print(found if given.json else committee.tables(found))
+
+
+def _predict(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.tasks import predict
+  found = predict.predict(given.committee, given.classifier, given.text, given.pair, given.file)
+  if given.json:
+    print('\n'.join(json.dumps(one, ensure_ascii=False) for one in found))
+  else:
+    _print(predict.tables(found))
+
+
 def _preflight(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax import preflight
   found = preflight.preflight(config, given.topology)
@@ -149,6 +183,12 @@ def _quickstart(config: Any, given: Any, paths: Sequence[str]) -> None:
 VERBS = {
     'corpus': Verb(_corpus, 'text to rows', ('corpus',), ('workdir*',),
                    "--config=configs/corpus.py --config.documents.sources='text/*.txt.xz' --workdir=corpora/honey"),
+    'overlap': Verb(_overlap, 'how much of the text of a task a corpus has seen', ('finetune',),
+                    ('corpus*', 'rows', 'order', 'json'),
+                    '--corpus=corpora/honey --config=configs/topics.py:ag_news --config.task.data_dir=TFDS'),
+    'subset': Verb(_subset, 'parts of a corpus, of one size, that overlap less and more with a task', ('finetune',),
+                   ('corpus*', 'workdir*', 'by', 'parts', 'size', 'order', 'json'), '--corpus=corpora/honey --parts=3 '
+                   '--config=configs/topics.py:ag_news --config.task.data_dir=TFDS --workdir=corpora/ag_news'),
     'show': Verb(_show, 'what a recipe means: fields, parameters, FLOPs, memory; runs nothing',
                  ('pretrain', 'finetune', 'corpus'), ('json',), '--config=configs/honey.py:magic-bee-26 --json'),
     'pretrain': Verb(_pretrain, 'masked language modelling', ('pretrain',),
@@ -163,6 +203,12 @@ VERBS = {
     'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),
                      ('workdir*', 'checkpoint*', 'from_scratch', 'control'), '--config=configs/glue.py:cola,mrpc '
                      '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/glue', each=True),
+    'committee': Verb(_committee, 'fine-tuned classifiers that answer together: a folder to use, copy and score', (),
+                      ('members*', 'workdir*', 'json'),
+                      "--members='runs/glue/*/classifier-*' --workdir=runs/committee"),
+    'predict': Verb(_predict, 'the label of a text, or of each of a file, by a committee or one classifier', (),
+                    ('committee', 'classifier', 'text', 'pair', 'file', 'json'),
+                    "--committee=runs/committee --text='a film to forget .'"),
     'evaluate': Verb(_evaluate, 'a checkpoint as it is: masked-token loss, minimal pairs, perplexity of a text', (),
                      ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'json'),
                      '--checkpoint=runs/magic-bee-26 --pairs=blimp.jsonl.xz --workdir=runs/blimp'),
@@ -173,6 +219,9 @@ VERBS = {
     'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
                   ('steps', 'repeats', 'against', 'population', 'checkpoint', 'json'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),
+    'latency': Verb(_latency, 'how long an answer takes: one classifier, a committee of it, other recipes',
+                    ('pretrain',), ('size', 'calls', 'json'),
+                    '--config=configs/honey.py:magic-bee-26,laced-sun-4 --size=5', each=True),
     'preflight': Verb(_preflight, 'compile a recipe for a TPU that is not there: memory, collectives, time',
                       ('pretrain',), ('topology*', 'json'),
                       '--config=configs/honey.py:all --topology=v5e:2x4', each=True),

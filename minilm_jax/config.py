@@ -1,4 +1,4 @@
-"""The configuration of a run as frozen, hashable types, checked when they are made; that of a corpus is its own room.
+"""The configuration of a run as frozen, hashable types, checked when they are made; corpus and model have own rooms.
 
 What each field is for is said once, in `configs/base.py`; here is what it may be. `recipe.py` is the door through which
 a recipe becomes one of these; behind it nothing has defaults and nothing changes.
@@ -10,46 +10,7 @@ from typing import Annotated
 
 from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of, seed
 from minilm_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig(Checked):
-  """Shape and switches of an encoder (paper 1, `LanModel`)."""
-
-  where = 'model.'
-  vocabulary: Positive
-  embedding: Positive
-  hidden: Positive
-  feed_forward: Positive
-  heads: Positive
-  layers: Positive
-  length: Annotated[int, at_least(4)]
-  norm: Annotated[str, one_of('post', 'pre')]
-  positions: Annotated[str, one_of('learned', 'relative', 'rotary')]
-  segments: Count
-  projection: bool
-  tied: bool
-  activation: Annotated[str, one_of('gelu', 'relu', 'silu')]
-  dropout: Share
-  initialization: Annotated[str, one_of('standard', 'honey')]
-  norm_epsilon: Amount
-  nominal_heads: Positive
-  compute: Annotated[str, one_of('float32', 'bfloat16')]
-  remat: bool
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    if self.hidden % self.heads:
-      fitting = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
-      close = sorted(fitting, key=lambda n: abs(n - self.heads))[:3]
-      raise InputError(f'model.heads={self.heads}', f'model.hidden={self.hidden} is not a multiple of it',
-                       f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
-    if self.positions == 'rotary' and self.hidden // self.heads % 2:
-      raise InputError('rotary positions', f'an odd head size of {self.hidden // self.heads}', 'give fewer heads')
-    for name, needs_equal in (('projection=False', not self.projection), ('tied=True', self.tied)):
-      if needs_equal and self.embedding != self.hidden:
-        raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
-                         'make them equal, or change the switch')
+from minilm_jax.model_config import EncoderConfig, HeadConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +38,25 @@ class OptimizerConfig(Checked):
 
   where = 'optimizer.'
   learning_rate: Amount
-  schedule: Annotated[str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant')]
+  schedule: Annotated[str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'epochs',
+                                  'epochs_from_zero')]
   warmup_share: Share
   warmup_most: Count
   decay_share: Share
+  epochs: Count
   beta1: Share
   beta2: Share
   epsilon: Amount
   weight_decay: Amount
   undecayed: tuple[str, ...]
   clip: Amount
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    least = {'epochs': 1, 'epochs_from_zero': 2}
+    if self.schedule in least and self.epochs < least[self.schedule]:
+      raise InputError(f'optimizer.schedule={self.schedule}', f'optimizer.epochs={self.epochs}',
+                       f'give the parts of the run in which the rate stands still, at least {least[self.schedule]}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +121,28 @@ class PopulationConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class SubsetConfig(Checked):
+  """The part of the training split that is trained on."""
+
+  where = 'subset.'
+  rows: Count
+  tokens: Count
+  order: Annotated[int, seed]
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.rows and self.tokens:
+      raise InputError(f'subset.rows={self.rows}, subset.tokens={self.tokens}', 'two sizes', 'give one of them')
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(Checked):
   """One pre-training run, of one model or of a population."""
 
   kind: str
   corpus: str
   corpus_on: Annotated[str, one_of('auto', 'device', 'host')]
+  subset: SubsetConfig
   seed: Annotated[int, seed]
   batch_size: Positive
   accumulation: Count
@@ -227,15 +213,6 @@ class TaskConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadConfig(Checked):
-  """How a sentence becomes one vector."""
-
-  where = 'head.'
-  pooling: Annotated[str, one_of('first', 'mean', 'positions')]
-  dropout: Share
-
-
-@dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Checked):
   """A checkpoint, a task, several seeds."""
 
@@ -251,6 +228,7 @@ class FinetuneConfig(Checked):
   held_out: Share
   patience: Count
   predictions: bool
+  keep: bool
   lift: Annotated[str, one_of('auto', 'loop', 'vmap')]
 
   def __post_init__(self) -> None:

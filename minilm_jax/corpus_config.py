@@ -32,7 +32,7 @@ class VocabularyConfig(Checked):
   word_list: str
   most_frequent: Count
   counting: Annotated[str, one_of('honey', 'plain')]
-  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans')]
+  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')]
   sentence_words: Count
   span_words: Positive
   span_stride: Positive
@@ -63,7 +63,7 @@ class RowsConfig(Checked):
 
   where = 'rows.'
   length: Annotated[int, at_least(4)]
-  grouping: Annotated[str, one_of('words', 'tokens')]
+  grouping: Annotated[str, one_of('words', 'tokens', 'articles')]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +92,9 @@ class CorpusConfig(Checked):
   rows: RowsConfig
   splits: SplitConfig
   workers: Count
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.rows.grouping == 'articles' and self.vocabulary.passes != ('documents',):
+      raise InputError('rows.grouping=articles', f'vocabulary.passes={",".join(self.vocabulary.passes)}',
+                       'give vocabulary.passes=documents: other passes keep parts of them')

@@ -48,7 +48,7 @@ _KINDS = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 
 _TABLE, _DECODER = f'{_EMBEDDING}.word_embeddings.weight', 'lm_head.decoder.weight'
 _BIAS, _DECODER_BIAS = 'lm_head.bias', 'lm_head.decoder.bias'
 _BUFFERS = (f'{_EMBEDDING}.position_ids', f'{_EMBEDDING}.token_type_ids')  # counted and zero; older versions keep them
-_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False}
+_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'first_position': 2, 'convolutions': 0}
 _SHOWN = 4  # names in an error
 
 

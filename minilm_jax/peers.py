@@ -24,7 +24,8 @@ from minilm_jax.stopwatch import Worker
 PEERS = ('torch',)
 # What the model of paper 1 is; the step is written for nothing else.
 _WRITTEN_FOR = {'model.norm': 'post', 'model.positions': 'learned', 'model.activation': 'gelu', 'model.segments': 2,
-                'model.projection': True, 'model.tied': False, 'mask.random': 0, 'mask.keep': 0}
+                'model.projection': True, 'model.tied': False, 'mask.random': 0, 'mask.keep': 0,
+                'model.convolutions': 0, 'model.first_position': 2}
 _AT_ONCE = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
 _TRIALS = 3

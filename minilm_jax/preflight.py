@@ -190,7 +190,8 @@ def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run.MANIFEST).exists():
     made = start.check_corpus(config, folder)
-    rows, length, kind, vocabulary = made['splits']['train']['rows'], made['length'], made['dtype'], made['vocabulary']
+    rows = config.subset.rows or made['splits']['train']['rows']
+    length, kind, vocabulary = made['length'], made['dtype'], made['vocabulary']
   else:
     rows, length, vocabulary = _ROWS, config.model.length, config.model.vocabulary
     kind = 'uint16' if vocabulary <= 1 << 16 else 'uint32'

@@ -8,6 +8,8 @@ from minilm_jax import recipe
 from minilm_jax.config import RunConfig
 
 UPDATES = 12
+# With the front-end of paper 2, whose statistics are of a batch.
+CONVOLVED = {'model.convolutions': 1, 'model.kernel': '3,3', 'model.channels': 3}
 
 
 def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:

@@ -22,33 +22,37 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'checks', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'hosts', 'run', 'claim', 'progress',
-     'flags', 'backend', 'hlo'),
+    ('errors', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'hosts', 'run',
+     'claim', 'progress', 'flags', 'backend', 'hlo'),
     ('language.files', 'language.datasets', 'language.grammar', 'language.microworld', 'language.documents',
      'language.vocabulary', 'language.passes', 'language.pool', 'language.keep', 'language.tokenizer', 'language.rows',
-     'language.corpus', 'language.build'),
-    ('model.initialization', 'model.encoder', 'model.convolution', 'model.heads', 'model.cross_entropy', 'model.size'),
+     'language.corpus', 'language.build', 'language.subset'),
+    ('model.layers', 'model.initialization', 'model.convolution', 'model.encoder', 'model.heads', 'model.cross_entropy',
+     'model.size'),
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
      'training.fault', 'training.checkpoint', 'training.evaluation', 'training.engine', 'training.feed', 'training.start',
      'training.journal', 'training.member', 'training.trainer'),
     ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.server', 'tasks.finetune',
      'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood', 'tasks.pair_sources',
-     'tasks.minimal_pairs', 'tasks.committee'),
-    ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.descent',
-     'analysis.laws', 'analysis.breaks', 'analysis.surface', 'analysis.intervals', 'analysis.resample', 'analysis.plateau',
+     'tasks.minimal_pairs', 'tasks.counts', 'tasks.overlap', 'tasks.selection', 'tasks.classifiers', 'tasks.forward',
+     'tasks.calibration', 'tasks.subsets', 'tasks.committee', 'tasks.predict'),
+    ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.descent', 'analysis.laws',
+     'analysis.breaks', 'analysis.surface', 'analysis.intervals', 'analysis.resample', 'analysis.plateau',
      'analysis.cost', 'analysis.correlation', 'analysis.grid_fits', 'analysis.study', 'analysis.runs', 'analysis.scores',
-     'analysis.averages', 'analysis.curves', 'analysis.confusions', 'analysis.figures', 'analysis.grid_figures',
-     'analysis.cells', 'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
+     'analysis.averages', 'analysis.lines', 'analysis.gap', 'analysis.curves', 'analysis.confusions',
+     'analysis.figures', 'analysis.grid_figures', 'analysis.gap_figures', 'analysis.cells', 'analysis.committees',
+     'analysis.gap_page', 'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
      'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench',
-     'finetune_bench', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
+     'finetune_bench', 'latency', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
     ('quickstart',),
     ('__main__',),
 )
 # Who may lean on a neighbour of the same floor; 'training' stands for every room in it.
 NEIGHBOURS = {
     'checks': ('errors',),
-    'config': ('checks', 'errors'),
+    'model_config': ('checks', 'errors'),
+    'config': ('checks', 'model_config', 'errors'),
     'corpus_config': ('checks', 'errors'),
     'recipe': ('config', 'corpus_config', 'errors'),
     'rendezvous': ('errors',),
@@ -66,14 +70,18 @@ NEIGHBOURS = {
     'language.build': ('language.documents', 'language.vocabulary', 'language.keep', 'language.tokenizer',
                        'language.rows'),
     'language.corpus': ('language.build', 'language.keep'),
-    'model.encoder': ('model.convolution',),
-    'model.heads': ('model.encoder', 'model.initialization'),
+    'language.subset': ('language.build', 'language.corpus', 'language.keep', 'language.rows', 'language.tokenizer'),
+    'model.convolution': ('model.layers',),
+    'model.encoder': ('model.convolution', 'model.layers'),
+    'model.heads': ('model.encoder', 'model.initialization', 'model.layers'),
+    'model.size': ('model.convolution',),
     'training': ('training',),
     'tasks': ('tasks',),
     'analysis': ('analysis',),
     'peers': ('pytorch', 'hf_trainer', 'stopwatch'),
     'bench': ('machine', 'peers', 'stopwatch'),
     'finetune_bench': ('machine', 'peers'),
+    'latency': ('machine',),
     'plan': ('stopwatch',),
     'sweep': ('plan',),
     'break_even': ('machine', 'bench', 'stopwatch'),
@@ -83,7 +91,7 @@ LIBRARIES = frozenset((
     'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorflow_datasets', 'zstandard'))
 # Extras, which most who use the package do without: what each room may import of them.
 TORCH_ROOMS = {'pytorch': ('torch',), 'hf_trainer': ('torch', 'tokenizers', 'transformers')}
-FLAX_ROOMS = ('model.encoder', 'model.convolution', 'model.heads', 'training.steps')
+FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.heads', 'training.steps')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
@@ -92,17 +100,19 @@ ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
 TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
-TESTED_IN = {'checks': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe', '__main__': 'main', 'flags': 'main',
-             'runs': 'report', 'page': 'report', 'start': 'trainer', 'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid',
-             'grid_cells': 'report', 'grid_page': 'report', 'grid_report': 'report',
-             'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study'}
+TESTED_IN = {'checks': 'recipe', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
+             '__main__': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
+             'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid', 'layers': 'encoder', 'gap_figures': 'gap',
+             'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report', 'grid_page': 'report',
+             'grid_report': 'report', 'forward': 'committee', 'descent': 'laws', 'surface': 'laws',
+             'grid_fits': 'study'}
 NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
 # What starts as a worker process or reads tables must not wait for JAX.
-WITHOUT_JAX = ('', 'errors', 'config', 'corpus_config', 'recipe', 'rendezvous', 'hosts', 'run', 'progress', 'flags',
-               'language.microworld', 'language.documents', 'language.vocabulary', 'language.passes', 'language.pool',
+WITHOUT_JAX = ('', 'errors', 'model_config', 'config', 'corpus_config', 'recipe', 'rendezvous', 'hosts', 'run',
+               'progress', 'flags', 'language.microworld', 'language.documents', 'language.vocabulary', 'language.passes', 'language.pool',
                'language.keep', 'language.tokenizer', 'language.rows', 'language.build', 'analysis.report')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
-LONGER = {'config': 300}  # one table, of every field of a run
+LONGER = {'config': 300, '__main__': 300}  # one table each, of every field of a run and of every verb
 
 
 @dataclasses.dataclass(frozen=True)

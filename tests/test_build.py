@@ -253,6 +253,20 @@ def test_without_a_word_list_all_words_stay(place, tmp_path):
   assert any('zygote' in text for text in decoded(pathlib.Path(made), 'train'))
 
 
+def test_whole_documents_are_rows(place, tmp_path):
+  """Each document whole, in lower case, cut at the length of a row; those of the splits are the same as of sentences."""
+  articles = {'vocabulary.word_list': '', 'vocabulary.passes': 'documents', 'rows.grouping': 'articles',
+              'tokenizer.size': 80, 'rows.length': 64}
+  made = pathlib.Path(build.build(config(place, **articles), tmp_path / 'run'))
+  texts = {' '.join(text.lower().split()) for name in 'ab'
+           for text in (place / f'{name}.txt').read_text().split('\n\n')} - {''}
+  found = [text for split in keep.SPLITS for text in decoded(made, split)]
+  assert len(found) == len(texts) == sum(corpus.manifest(made)['stages']['keep']['documents'].values())
+  assert all(any(text.startswith(row) for text in texts) for row in found) and min(map(len, found)) > 50
+  with pytest.raises(InputError, match='passes=documents'):
+    config(place, **articles | {'vocabulary.passes': 'sentences'})
+
+
 def test_a_given_tokenizer_is_used(built, place, tmp_path):
   made = build.build(config(place, **{'tokenizer.path': str(built / 'tokenizer.model'), 'tokenizer.size': 999,
                                       'rows.grouping': 'words'}), tmp_path / 'run')

@@ -17,7 +17,9 @@ from configs import tiny
 from minilm_jax import recipe
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
-from minilm_jax.training import checkpoint, sharding, steps
+from minilm_jax.training import checkpoint, feed, sharding, steps
+from minilm_jax.training import engine as engines
+from tests import small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -156,6 +158,22 @@ def test_a_part_of_another_shape_is_refused(saved):
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
   with pytest.raises(InputError, match='none saved there'):
     checkpoint.restore_under(tmp_path, {}, 'model')
+
+
+@pytest.mark.parametrize('data', [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_running_statistics_are_saved_and_gone_on_with(data: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """Resumed is uninterrupted, bit for bit."""
+  engine = engines.make_engine(small.run_config(tiny_corpus, **small.CONVOLVED, **{'mesh.data': data}))
+  rows = feed.resident(engine, tiny_corpus, 'train')
+  whole, _, _ = engine.chunk(engine.init(), rows, jnp.int32(4))
+  part, _, _ = engine.chunk(engine.init(), rows, jnp.int32(2))
+  with checkpoint.manager(tmp_path, 2) as saves:
+    checkpoint.save(saves, part, 2)
+  again, _, _ = engine.chunk(checkpoint.restore(tmp_path, engine.shapes, 2), rows, jnp.int32(2))
+  assert bits(again) == bits(whole)
+  name = 'encoder.convolution.layers.0.norm.running_variance'
+  saved_statistic = checkpoint.flat(checkpoint.restore(tmp_path, engine.shapes, 2).model)[name]
+  assert np.all(np.asarray(saved_statistic) != 1) and np.all(saved_statistic != checkpoint.flat(whole.model)[name])
 
 
 def test_what_eight_devices_saved_one_can_read(saved):

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from configs import base, cpu_grid, glue, honey, honey_grid, microworld, quickstart, tiny, topics
+from configs import base, cpu_grid, glue, honey, honey_grid, microworld, quickstart, sizes, tiny, tlm, topics
 from minilm_jax import __main__ as door
 from minilm_jax import flags, recipe
 from minilm_jax.errors import InputError
@@ -21,8 +21,11 @@ PARTS = ('corpus', 'pretrain', 'finetune')
 POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
          *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
-         'honey_grid.py', 'cpu_grid.py',
+         'honey_grid.py', 'cpu_grid.py', 'sizes.py', 'sizes.py:corpus',
+         *(f'sizes.py:{name}' for name in (*sizes.RUNS, *sizes.SETS['epochs'])),
          *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
+         *(f'tlm.py:{name}' for name in (*tlm.MODELS, *tlm.SETS['published'][:3], *tlm.SETS['published@48'])),
+         'tlm.py', 'tlm.py:conv2-k3-d64-h8-20k@128',
          *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS), 'tiny.py', 'tiny.py:corpus',
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
 
@@ -137,3 +140,53 @@ def test_recipes_do_not_share_their_fields():
   first, second = base.pretrain(), base.pretrain()
   first.model.hidden = 1
   assert second.model.hidden == base.pretrain().model.hidden == 32
+
+
+def test_sizes_differ_in_their_articles_alone_or_in_their_updates_too():
+  corpus = recipe.resolve(sizes.get_config('corpus'), 'corpus')
+  updates, epochs = ([recipe.resolve(sizes.get_config(name), 'pretrain') for name in names]
+                     for names in (sizes.RUNS, sizes.SETS['epochs']))
+  for runs in (updates, epochs):
+    assert [run.subset.rows for run in runs] == list(sizes.SIZES)
+    assert {run.model for run in runs} == {updates[0].model}
+    assert runs[0].model.vocabulary >= corpus.tokenizer.size and runs[0].model.length >= corpus.rows.length
+  assert len({run.updates for run in updates}) == 1
+  assert all(abs(run.updates * run.batch_size / run.subset.rows - sizes.EPOCHS) < 0.01 for run in epochs)
+
+
+def test_the_models_of_the_second_paper():
+  """Updates are 50 epochs of 32; masks, rates and decay as released. Sizes are in test_size.py."""
+  updates = {name: recipe.resolve(tlm.get_config(name), 'pretrain').updates for name in tlm.RUNS}
+  assert [updates[f'bert-6-{wiki}'] for wiki in ('20k', '40k', '90k')] == [31_250, 62_500, 140_650]
+  assert set(list(updates.values())[3:]) == {62_500} and len(tlm.SETS['committee']) == 5
+  config = recipe.resolve(tlm.get_config('conv2-k16x3-d64'), 'pretrain')
+  model, chosen = config.model, config.optimizer
+  assert (model.kernel, model.channels, model.convolutions, model.convolution) == ((16, 3), 64, 2, 'paper')
+  assert (model.hidden, model.heads, model.feed_forward, model.length) == (768, 12, 3072, 128)
+  assert (config.mask.rate, config.mask.random, config.mask.keep, config.mask.special) == (0.15, 0.1, 0.1, False)
+  assert (chosen.learning_rate, chosen.schedule, chosen.epochs) == (5e-5, 'epochs_from_zero', 50)
+  assert (chosen.weight_decay, chosen.undecayed, chosen.clip, chosen.beta1, chosen.beta2) == (0.01, (), 0, 0.9, 0.999)
+
+
+@pytest.mark.parametrize('name, hidden, heads', [
+    ('bert-6@96', 96, 12), ('bert-1-conv0-h24@96', 192, 24), ('conv2-k3-d64-h8@96', 64, 8),
+    ('conv3-k3-d32@384', 384, 12), ('conv2-k3-d64@128', 128, 8), ('conv2-k3-d64-h8@128', 88, 8), ('bert-1-20k@768', 768, 12)])
+def test_a_scaled_width_keeps_its_ratio(name: str, hidden: int, heads: int):
+  model = recipe.resolve(recipe.load(f'configs/tlm.py:{name}'), 'pretrain').model
+  assert (model.hidden, model.heads, model.feed_forward) == (hidden, heads, 4 * hidden)
+  published = recipe.resolve(recipe.load(f'configs/tlm.py:{name.partition("@")[0]}'), 'pretrain').model
+  assert (model.layers, model.kernel, model.channels) == (published.layers, published.kernel, published.channels)
+
+
+@pytest.mark.parametrize('name', ['', 'bert-7', 'bert-6@', 'bert-6@x', 'bert-6@4', 'bert-6-30k', 'conv2-k3-d64,width=9'])
+def test_what_is_no_model_of_the_second_paper_is_refused(name: str):
+  with pytest.raises(InputError, match='no model|a width of 4'):
+    recipe.load(f'configs/tlm.py:{name}')
+
+
+def test_scaled_models_are_named_beside_others():
+  """What a width is written with is none of the signs that names are parted by."""
+  path = 'configs/tlm.py'
+  assert recipe.runs(path, 'conv2-k3-d64@128,bert-6-20k') == ['conv2-k3-d64@128', 'bert-6-20k']
+  assert recipe.runs(path, 'committee@96') == [f'{name}@96' for name in tlm.SETS['committee']]
+  assert recipe.runs(path, 'all') == list(tlm.RUNS)

@@ -22,7 +22,8 @@ from tests import quick
 SMALL = EncoderConfig(
     vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
-    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False)
+    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
+    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
     ('post', 'pre'), ('learned', 'relative', 'rotary')))
 OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},

@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import engine as engines
 from minilm_jax.training import feed, sharding
 from minilm_jax.training.checkpoint import flat
-from tests.small import run_config
+from tests.small import CONVOLVED, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -67,6 +67,29 @@ def test_devices_change_nothing_but_roundings(changes: dict[str, int], tiny_corp
   assert float(sums['loss']) == pytest.approx(float(others['loss']), rel=1e-5)
   for name, leaf in model.items():
     np.testing.assert_allclose(other[name], leaf, atol=5e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('accumulation', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corpus: pathlib.Path):
+  """Of a micro-batch the rows are the same on any mesh, and so are loss, statistics and parameters, but for roundings.
+
+  Cut into two it is another training, and so the batch is left whole where nothing is asked.
+  """
+  found, changes = [], {**CONVOLVED, 'accumulation': accumulation}
+  other = {'accumulation': 1 if accumulation else 2}
+  meshes = [{}, {'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}, other]
+  for mesh in meshes:
+    engine = engines.make_engine(run_config(tiny_corpus, **changes | mesh))
+    state, sums, _ = engine.chunk(engine.init(), feed.resident(engine, tiny_corpus, 'train'), jnp.int32(2))
+    found.append((jax.device_get(flat(state.model)), jax.device_get(sums)))
+  name = 'encoder.convolution.layers.0.norm.running_mean'
+  (model, sums), *same, (other, _) = found
+  for others, more in same:
+    assert sums['masked'] == more['masked'] and float(sums['loss']) == pytest.approx(float(more['loss']), rel=1e-5)
+    for path, leaf in model.items():
+      np.testing.assert_allclose(others[path], leaf, atol=5e-5, err_msg=path)
+  assert np.abs(model[name]).min() > 1e-4
+  assert max(np.abs(other[path] - leaf).max() for path, leaf in model.items()) > 2e-4
 
 
 def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):

@@ -17,8 +17,9 @@ from minilm_jax import recipe, run
 from minilm_jax.analysis import scores
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.tasks import finetune, fitting, table
-from minilm_jax.training import checkpoint
+from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, likelihood, table
+from minilm_jax.training import checkpoint, trainer
+from tests import small
 from tests.quick import jit
 from tests.scored import written
 
@@ -282,3 +283,46 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
   first, last = (checkpoint.flat(finetune.pretrained_encoder(tiny_run, model, settings(), step)) for step in (4, 8))
   assert checkpoint.steps(tiny_run) == [4, 8] and first.keys() == last.keys()
   assert all(isinstance(leaf, np.ndarray) and not np.array_equal(leaf, last[name]) for name, leaf in first.items())
+
+
+@pytest.fixture(scope='module')
+def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A few updates of a model with running statistics."""
+  folder = tmp_path_factory.mktemp('convolved') / 'run'
+  trainer.pretrain(small.run_config(tiny_corpus, **small.CONVOLVED, updates=4), folder)
+  return folder
+
+
+def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: Path, monkeypatch):
+  """They start from those of the checkpoint, beside a fresh head, and move; rows are whole and batches too."""
+  model, seen = finetune.start.model_run(convolved_run).model, []
+  encoder = checkpoint.flat(finetune.pretrained_encoder(convolved_run, model, settings(), 4))
+  name = 'convolution.layers.0.norm.running_mean'
+  assert np.abs(encoder[name]).max() > 0
+  original = finetune._fit
+
+  def looked_at(program: Any, member: Any, *more: Any) -> Any:
+    seen.append(np.asarray(checkpoint.flat(member.state.model)[f'encoder.{name}']))
+    after, _ = finetune._epoch(program, jax.tree.map(jax.numpy.copy, member), more[0], 3, lambda *_: None)
+    seen.append(np.asarray(checkpoint.flat(after.state.model)[f'encoder.{name}']))
+    return original(program, member, *more)
+
+  monkeypatch.setattr(finetune, '_fit', looked_at)
+  config = settings(seeds='0', epochs=1.0, length=16)
+  finetune.finetune(config, convolved_run, tmp_path, [4])
+  np.testing.assert_array_equal(seen[0][0], encoder[name])
+  assert np.abs(seen[1][0] - encoder[name]).min() > 1e-6
+  found = finetune.material.prepare(config, model.length, finetune.start.tokenizer(convolved_run), model.batch_norm)
+  assert found.lengths == (model.length,)
+  assert found.rows['train'].tokens.shape[1] == model.length
+
+
+def test_every_verb_reads_a_model_with_running_statistics(convolved_run: Path):
+  """The logged test loss comes again, whatever else is in a batch; short rows are whole ones."""
+  logged = json.loads((convolved_run / 'result.json').read_text())['test_loss']
+  assert evaluate.evaluate(convolved_run, '', 'test')['loss'] == pytest.approx(logged, rel=1e-4)
+  assert len(fill_mask.fill_mask(convolved_run, 'the dog <mask> .', 2)) == 2
+  one, two = (likelihood.pseudo_perplexity(convolved_run, text, 'original')['log_likelihood']
+              for text in ('the dog sleeps .', 'the dog sleeps .\nthe good dog sees a fox and a cow and a hen .'))
+  rest = likelihood.pseudo_perplexity(convolved_run, 'the good dog sees a fox and a cow and a hen .', 'original')
+  assert two == pytest.approx(one + rest['log_likelihood'], rel=1e-5)

@@ -24,7 +24,11 @@ SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint
 # A command, and what the error must say. RUN is a run, CORPUS a corpus, W a work directory that is not there yet, FILE
 # a file, EMPTY a folder with nothing in it.
 REFUSED = [
-    ('zz', 'known names are bench, corpus'),
+    ('zz', 'known names are bench, committee, corpus'),
+    ('committee --workdir=W', 'no --members'),
+    ('committee --members=EMPTY --workdir=W', 'nothing was saved whole'),
+    ('predict --text=a', 'no --committee and no --classifier'),
+    ('latency --config=configs/tiny.py --size=0', '--size=0'),
     ('pretran', "did you mean 'pretrain'"),
     ('--verbose', 'no such verb'),
     ('pretrain --workdir=W', 'no --config'),

@@ -14,7 +14,7 @@ from minilm_jax.tasks import evaluate, fill_mask
 from minilm_jax.training import checkpoint, feed, member, population, trainer
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
-from tests.small import UPDATES, run_config
+from tests.small import CONVOLVED, UPDATES, run_config
 
 DIFFERENT = {'population.members': 4, 'population.learning_rates': '1e-3,2e-3,1e-3,1e-3',
              'population.weight_decays': '0.01,0.01,0.1,0.01', 'population.mask_rates': '0.15,0.15,0.15,0.3',
@@ -86,6 +86,25 @@ def test_how_members_share_a_device_changes_nothing_but_roundings(tiny_corpus: p
   np.testing.assert_allclose(sums['loss'], others['loss'], rtol=1e-5)
   for name, leaf in flat(state.model).items():
     np.testing.assert_allclose(flat(other.model)[name], leaf, atol=5e-5, err_msg=name)
+
+
+def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathlib.Path):
+  """Where both are in each operation of one device, and where each is spread over devices of its own."""
+  changes, found = {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'}, []
+  solo = population.solo(run_config(tiny_corpus, **changes))
+  for config in (*solo, *(run_config(tiny_corpus, **changes, **mesh) for mesh in (
+      {'population.lift': 'vmap', 'mesh.population': 1}, {'mesh.population': 2, 'mesh.data': 4}))):
+    engine = engines.make_engine(config)
+    rows = feed.resident(engine, tiny_corpus, 'train')
+    found.append(jax.device_get(engine.chunk(engine.init(), rows, engines.count(engine, 3))[0]))
+  *alone, vmap, spread = found
+  for number, state in enumerate(alone):
+    for together in (vmap, spread):
+      member_state = flat(population.take(together, number).model)
+      for name, leaf in flat(state.model).items():
+        np.testing.assert_allclose(member_state[name], leaf, atol=5e-5, err_msg=name)
+  means = [flat(state.model)['encoder.convolution.layers.0.norm.running_mean'] for state in alone]
+  assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
 def test_a_member_that_was_taken_out_is_a_run(together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):

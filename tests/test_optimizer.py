@@ -119,3 +119,36 @@ def test_updates_are_those_of_adamw():
       parameters = optax.apply_updates(parameters, change)
     found.append(parameters)
   jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize('updates', [31_250, 62_500, 140_650])
+def test_the_second_paper_changes_the_rate_once_an_epoch(updates: int):
+  """As released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it: down to a 50th."""
+  each = updates // 50
+  late = rates(updates, schedule='epochs_from_zero', epochs=50, learning_rate=5e-5, warmup_share=0.0)
+  expected = 5e-5 * np.array([0, *(np.arange(49, 0, -1) / 49)])
+  np.testing.assert_allclose(late, np.repeat(expected, each), rtol=1e-6)
+  assert (late[0], late[each - 1]) == (0, 0) and late[each] == np.float32(5e-5)
+  assert late[-1] == pytest.approx(5e-5 / 49, rel=1e-6)
+  early = rates(updates, schedule='epochs', epochs=50, learning_rate=5e-5)
+  np.testing.assert_allclose(early, np.repeat(5e-5 * np.arange(50, 0, -1) / 50, each), rtol=1e-6)
+
+
+def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
+  rate = rates(17, schedule='epochs', epochs=5, learning_rate=1.0)
+  values, counts = np.unique(rate, return_counts=True)
+  np.testing.assert_allclose(values, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
+  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup(config(schedule='epochs', epochs=5), 17) == 0
+  assert rates(3, schedule='epochs', epochs=5, learning_rate=1.0).tolist() == pytest.approx([1, 0.8, 0.4])
+
+
+@pytest.mark.parametrize('schedule, epochs', [('epochs', 0), ('epochs_from_zero', 1)])
+def test_a_schedule_by_the_epoch_needs_epochs(schedule: str, epochs: int):
+  with pytest.raises(InputError, match='the parts of the run'):
+    config(schedule=schedule, epochs=epochs)
+
+
+def test_the_rate_of_an_epoch_may_be_that_of_a_member():
+  made = config(schedule='epochs_from_zero', epochs=3)
+  rate = jax.jit(lambda top: optimizer.schedule(made, 6, top)(jnp.int32(3)))
+  assert float(rate(jnp.float32(0.5))) == 0.5 and float(rate(jnp.float32(2.0))) == 2.0

@@ -109,3 +109,15 @@ def test_real_text_keeps_its_counted_words(data):
   texts = list(documents.read(tales, config))
   total = words.kept(texts).counts
   assert (len(texts), total['sentences_kept'], total['spans_kept'], total['sentences_words']) == (278, 12514, 650, 208482)
+
+
+def test_a_document_is_kept_whole_or_not_at_all():
+  config = VocabularyConfig('', 0, 'honey', ('documents',), 2, 6, 2, 3)
+  inside, outside, marks = 'The  Dog\n\nsaw the cat. ', 'The dog saw a zygote.', '? !'
+  words = vocabulary.WordList(frozenset(('the', 'dog', 'saw', 'cat')), 'few', '')
+  kept = passes.Filter(words, config).kept([inside, outside, marks, inside])
+  assert kept.items == [(0, 'documents', 'the dog saw the cat.'), (3, 'documents', 'the dog saw the cat.')]
+  assert [kept.counts[f'documents_{name}'] for name in ('read', 'kept', 'out_of_vocabulary', 'short')] == [4, 2, 1, 1]
+  both = passes.Filter(None, VocabularyConfig('', 0, 'honey', ('sentences', 'documents'), 2, 6, 2, 3)).kept([inside] * 2)
+  assert [(number, kind) for number, kind, _ in both.items] == [
+      (0, 'documents'), (0, 'sentences'), (1, 'documents'), (1, 'sentences')]

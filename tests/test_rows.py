@@ -141,3 +141,13 @@ def test_large_vocabularies_take_four_bytes(kept, pieces):
   splits, _ = rows.write(RowsConfig(length=24, grouping='words'), pieces, kept, kept.parent)
   found = read(kept.parent, splits['train'])
   assert found.dtype == np.uint32 and found.max() < 120
+
+
+def test_an_article_is_a_row_cut_at_its_end(kept, pieces):
+  splits, numbers = rows.write(RowsConfig(length=24, grouping='articles'), pieces, kept, kept.parent)
+  for split in ('train', 'validation'):
+    items = [item for kind in keep.KINDS for item in keep.read_items(kept, split, kind)]
+    encoded = pieces.encode(items)
+    assert [inner(row) for row in read(kept.parent, splits[split])] == [ids[:22] for ids in encoded]
+    assert splits[split]['rows'] == len(items)
+  assert 0 < numbers['rows_truncated'] < splits['train']['rows'] + splits['validation']['rows']

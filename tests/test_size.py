@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import honey
+from configs import honey, tlm
 from minilm_jax import recipe
-from minilm_jax.config import EncoderConfig, RunConfig
-from minilm_jax.model import heads, size
-from minilm_jax.training import steps
+from minilm_jax.config import EncoderConfig, HeadConfig, RunConfig
+from minilm_jax.model import convolution, heads, size
+from minilm_jax.training import optimizer, steps
 from minilm_jax.training.masking import MaskedBatch
 
 ROWS = 4  # of the batch whose FLOPs are counted
@@ -35,6 +35,11 @@ def shapes(config: EncoderConfig) -> Any:
 
 def elements(tree: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def learned(model: Any) -> int:
+  """Elements without running statistics."""
+  return elements(optimizer.learned(model))
 
 
 def test_all_logged_runs(data: pathlib.Path):
@@ -69,6 +74,24 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
   assert size.parameters(run_config(name, **changes).model)['total'] == total
 
 
+@pytest.mark.parametrize('name, front, masked, classes', [
+    ('bert-6', 0, 66_692_154, (66_663_172, 66_670_862, 66_709_312)),
+    ('bert-1-conv0-h24', 0, 77_810_490, (77_783_044, 77_798_414, 77_875_264)),
+    ('conv2-k3-d64', 37_891, 31_290_685, (31_261_703, 31_269_393, 31_307_843)),
+    ('conv2-k16x3-d64', 200_131, 31_452_925, (31_423_943, 31_431_633, 31_470_083)),
+    ('conv2-k3-d64-h8', 37_891, 19_179_325, (19_149_831, 19_154_961, 19_180_611)),
+    ('conv3-k3-d32', 19_043, 31_271_837, (31_242_855, 31_250_545, 31_288_995)),
+    ('bert-1', 0, 31_252_794, (31_223_812, 31_231_502, 31_269_952))])
+def test_parameters_of_the_second_paper(name: str, front: int, masked: int, classes: tuple[int, ...]):
+  """The released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules are."""
+  config = recipe.resolve(tlm.get_config(name), 'pretrain').model
+  assert convolution.parameters(config) == front and size.parameters(config)['total'] == masked
+  assert learned(shapes(config)) == masked
+  for count, expected in zip((4, 14, 64), classes, strict=True):
+    build = lambda: heads.classifier(config, HeadConfig('first', 0.1), count, jax.random.key(0))  # noqa: B023,E731
+    assert learned(jax.eval_shape(build)) == expected
+
+
 @pytest.mark.parametrize('shape, flops', [
     ((32, 32, 64, 1, 1), 943_964_160), ((32, 32, 128, 2, 2), 959_348_736), ((64, 128, 1024, 8, 4), 3_820_781_568),
     ((256, 256, 1024, 8, 8), 12_165_316_608)])
@@ -96,12 +119,15 @@ def switches() -> Iterator[EncoderConfig]:
         model, norm=norm, positions=positions, segments=segments, projection=projection, tied=tied)
     yield dataclasses.replace(made, embedding=12) if projection and not tied else made
   yield dataclasses.replace(model, layers=3)
+  yield dataclasses.replace(model, first_position=0)
+  for form, kernel, convolutions in itertools.product(('paper', 'mended'), ((3, 3), (4, 1)), (1, 3)):
+    yield dataclasses.replace(model, convolutions=convolutions, kernel=kernel, channels=5, convolution=form)
 
 
 def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
   for config in switches():
     model, found = shapes(config), size.parameters(config)
-    assert elements(model) == found['total'], config
+    assert learned(model) == found['total'], config
     assert elements(model.encoder.embedding) == found['embedding'], config
 
 
@@ -121,12 +147,17 @@ def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
 
 
 def traced_products(jaxpr: Any) -> int:
-  """FLOPs of the matrix products in a jaxpr: two a multiply-add; branches for platforms do the same work."""
+  """FLOPs of the products in a jaxpr, two a multiply-add; branches for platforms do the same work.
+
+  Of a convolution those of the image: a weight that stands over zeros which were put round it does nothing.
+  """
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
       total += 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    elif equation.primitive.name == 'conv_general_dilated':
+      total += convolved(equation)
     inner = itertools.chain.from_iterable(v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values())
     each = [traced_products(getattr(j, 'jaxpr', j)) for j in inner if hasattr(j, 'eqns') or hasattr(j, 'jaxpr')]
     if equation.primitive.name == 'cond':
@@ -134,6 +165,20 @@ def traced_products(jaxpr: Any) -> int:
       each = each[:1]
     total += sum(each)
   return total
+
+
+def convolved(equation: Any) -> int:
+  """FLOPs of a convolution, forward or backward: pairs of a pixel and a weight of the window that meet, by counting."""
+  numbers, padding = equation.params['dimension_numbers'], equation.params['padding']
+  left, right = (v.aval.shape for v in equation.invars)
+  assert set(equation.params['window_strides']) == {1} and equation.params['batch_group_count'] == 1
+  assert set(equation.params['lhs_dilation']) == set(equation.params['rhs_dilation']) == {1}
+  meeting = 1
+  for axis, (before, after) in enumerate(padding):
+    pixels, window = left[numbers.lhs_spec[2 + axis]], right[numbers.rhs_spec[2 + axis]]
+    places = range(-before, pixels + after - window + 1)
+    meeting *= sum(max(0, min(pixels, first + window) - max(0, first)) for first in places)
+  return 2 * left[numbers.lhs_spec[0]] * meeting * right[numbers.rhs_spec[0]] * right[numbers.rhs_spec[1]]
 
 
 def compiled_products(program: str) -> int:
@@ -147,7 +192,9 @@ def compiled_products(program: str) -> int:
 
 @pytest.mark.parametrize('changes', [
     {}, {'embedding': 64, 'hidden': 128, 'feed_forward': 512, 'layers': 2}, {'norm': 'pre', 'positions': 'rotary'},
-    {'positions': 'relative', 'tied': True, 'projection': False}, {'length': 60, 'heads': 1, 'activation': 'silu'}])
+    {'positions': 'relative', 'tied': True, 'projection': False}, {'length': 60, 'heads': 1, 'activation': 'silu'},
+    {'convolutions': 2, 'kernel': '3,3', 'channels': 6}, {'convolutions': 1, 'kernel': '16,4', 'channels': 6},
+    {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'mended'}])
 def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
   """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted."""
   config = run_config(**changes, dropout=0.0)
@@ -171,3 +218,21 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
   actual = ROWS * size.flops_per_row(config.model, config.mask)['actual']
   assert compiled_products(compiled.as_text()) == actual
   assert actual <= compiled.cost_analysis()['flops'] <= (1 + share) * actual
+
+
+@pytest.mark.parametrize('form', ['paper', 'mended'])
+def test_xla_confirms_the_flops_of_convolutions(form: str):
+  """Its own count of a lone convolution is ours exactly; of a step it has element-wise work on top, of every channel."""
+  config = run_config(convolutions=2, kernel='16,3', channels=64, convolution=form, hidden=64, feed_forward=128,
+                      dropout=0.0)
+  model = config.model
+  image = jax.ShapeDtypeStruct((ROWS, model.length, model.hidden, 64), jnp.float32)
+  layer = jax.eval_shape(lambda: convolution.Convolution((16, 3), 64, 64, model))
+  counted = jax.jit(lambda layer, x: layer(x)).lower(layer, image).cost_analysis()['flops']
+  alone = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
+  more, less = (convolution.flops(one, model.length) for one in alone)
+  assert counted == ROWS * (more - less) + image.size  # the bias
+  program, arguments = gradient_program(config)
+  whole = jax.jit(program).lower(*arguments).cost_analysis()['flops']
+  actual = ROWS * size.flops_per_row(model, config.mask)['actual']
+  assert actual <= whole <= 1.03 * actual

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from minilm_jax import progress, run
 from minilm_jax.analysis import (
-    averages, cells, confusions, curves, figures, grid, grid_page, grid_report, laws, logged, page, runs)
+    averages, cells, committees, confusions, curves, figures, gap, gap_figures, gap_page, grid, grid_page, grid_report,
+    laws, lines, logged, page, runs)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
 from minilm_jax.errors import InputError
@@ -32,7 +33,9 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
   Tables of run directories are scores.csv, averages.csv and runs.csv; figures are scores (a row a task), learning and
   training (by epoch), trajectory (by step of the checkpoint) and loss. Two pre-training runs are a grid: then there are
   frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv and models.csv, and the figures compute, plane, against
-  (scores against perplexity) and gain. Of a logged table runs.csv is what models.csv is else.
+  (scores against perplexity) and gain. Runs on sets of several sizes, or of several overlaps with a task, give gap.csv,
+  slopes.csv and the figures gap-size and gap-overlap; committees have committees.csv and a figure each. Of a logged
+  table runs.csv is what models.csv is else.
 
   Args:
     folders: run directories, or folders that hold them at any depth.
@@ -70,21 +73,31 @@ def _of_runs(folders: Sequence[epath.PathLike], confusion: bool, draws: int, unf
   run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
   score_rows = score_table(runs.scores(found))
   average_rows = averages.averages(score_rows)
-  pictures = dict(_figures(found, score_rows, confusion))
+  answering = committees.read(found)
+  pictures = dict(_figures(found, score_rows, confusion)) | committees.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
   files = {'scores.csv': _csv(ScoreRow, score_rows), 'averages.csv': _csv(averages.Average, average_rows),
            'runs.csv': _csv(runs.RunRow, run_rows)}
+  if answering:
+    files['committees.csv'] = _csv(committees.CommitteeRow, answering)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
   tracks = grid.read(found)
+  others = gap.other_sets(gap.trained(found))
+  fair = [track for track in tracks.tracks if track.name.partition(' member ')[0] not in others]
   several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.LEAST
-  findings = grid_report.find(tracks.tracks, cells.main(score_rows), cells.latest(average_rows),
-                              tracks.left_out if several else [], runs.failures(folders), draws, unfinished)
+  left_out = [*(tracks.left_out if several else []), *others.values()]
+  findings = grid_report.find(fair, cells.main(score_rows), cells.latest(average_rows), left_out,
+                              runs.failures(folders), draws, unfinished)
   more, own = _of_grid(findings)
+  files |= more
+  gaps = gap.find(found, cells.main(score_rows), draws)
+  more, of_gaps = _of_gaps(gaps)
   files |= more
   files['report.html'] = page.render(
       score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
-      list(grid_page.sections(findings, own))).encode()
+      [*gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
+       *committees.sections(answering, drawn)]).encode()
   return files
 
 
@@ -104,6 +117,19 @@ def _of_grid(findings: grid_page.Findings) -> tuple[dict[str, bytes], dict[str, 
     files['fits.json'] = (json.dumps([laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n').encode()
   drawn = {}
   for name, one in grid_report.figures(findings):
+    drawn[name] = one.svg()
+    files |= {f'{name}.svg': drawn[name].encode(), f'{name}.png': figures.png(one.figure)}
+  return files, drawn
+
+
+def _of_gaps(found: gap.Study) -> tuple[dict[str, bytes], dict[str, str]]:
+  """The files of the study of the gap, where it has points, and its figures as `<svg>` elements."""
+  if not found.points:
+    return {}, {}
+  files, drawn = {'gap.csv': _csv(lines.Gap, found.points), 'slopes.csv': _csv(lines.Slope, found.slopes)}, {}
+  for axis in dict.fromkeys(point.axis for point in found.points):
+    one = gap_figures.gaps([point for point in found.points if point.axis == axis])
+    name = f'gap-{axis}'
     drawn[name] = one.svg()
     files |= {f'{name}.svg': drawn[name].encode(), f'{name}.png': figures.png(one.figure)}
   return files, drawn

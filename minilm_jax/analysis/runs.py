@@ -14,7 +14,7 @@ from minilm_jax import run
 from minilm_jax.analysis.figures import Curve
 from minilm_jax.errors import InputError
 
-KINDS = ('pretrain', 'finetune', 'evaluate')
+KINDS = ('pretrain', 'finetune', 'evaluate', 'committee')
 _CLOSED = ('checkpoints',)  # folders of many small files with no run inside
 
 

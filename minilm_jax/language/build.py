@@ -141,26 +141,32 @@ def _tokenizer(config: CorpusConfig, given: tokenizer.Tokenizer | None, kept: Ma
 
 def _manifest(config: RowsConfig, pieces: Mapping[str, Any], splits: Mapping[str, Any], settings: dict[str, Any],
               prints: list[dict[str, Any]]) -> dict[str, Any]:
-  """What the folder holds; `hash` is what makes it this corpus: tokenizer, shards, length, not times or settings."""
-  identity = {'tokenizer': pieces['sha256'], 'length': config.length,
-              'shards': {split: [shard['sha256'] for shard in found['shards']] for split, found in splits.items()}}
+  """What the folder holds."""
   return {
       'format': FORMAT, 'length': config.length, 'vocabulary': pieces['size'],
       'dtype': 'uint16' if pieces['size'] <= 0xFFFF else 'uint32',
       'tokenizer': {'file': TOKENIZER, 'sha256': pieces['sha256']}, 'splits': splits,
       'settings': {name: value for name, value in settings.items() if name != 'workers'}, 'sources': prints,
-      'hash': hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}
+      'hash': identity(pieces['sha256'], config.length, splits)}
+
+
+def identity(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
+  """The hash that makes a corpus this one: of its tokenizer, its shards and their length, not of times or settings."""
+  shards = {split: [shard['sha256'] for shard in found['shards']] for split, found in splits.items()}
+  made = {'tokenizer': tokenizer_sha256, 'length': length, 'shards': shards}
+  return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def _say_summary(manifest: Mapping[str, Any], seconds: float) -> None:
   kept, pieces, splits = manifest['stages']['keep'], manifest['stages']['tokenizer'], manifest['splits']
+  kinds = manifest['settings']['vocabulary']['passes']
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
   largest = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   children = kept['workers'] if kept['workers'] > 1 else 0
   progress.say('\n'.join((
       f'documents: {sum(kept["documents"].values()):,}, {kept["bytes"] / 1e6:,.1f} MB',
       'passes: ' + ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in kept['passes'].items()),
-      'kept: ' + ', '.join(f'{split} {found["sentences"]["items"]:,} sentences and {found["spans"]["items"]:,} spans'
+      'kept: ' + ', '.join(f'{split} ' + ' and '.join(f'{found[kind]["items"]:,} {kind}' for kind in kinds)
                            for split, found in kept['kept'].items()),
       'rows: ' + ', '.join(f'{name} {found["rows"]:,} of {found["tokens"]:,} tokens' for name, found in splits.items()),
       *(f'tokenizer: {row["size"]:,} pieces, {row["word_split_ratio"]:.3f} a word, ESMS {row["esms"]:.3f}'

@@ -1,8 +1,9 @@
-"""The two passes that keep text inside a word list (paper 1, selection of the pre-training corpora).
+"""The passes that keep text inside a word list (paper 1, selection of the pre-training corpora).
 
 Kept is a *sentence* with more than `sentence_words` counted words, and a *span*, `span_words` fields from every
 `span_stride`-th on (fewer at the end of a document), with more than `span_counted`; both only where no word is out of
-vocabulary. It is the text itself, in lower case and with single spaces. Repetitions and rows are for others to see to.
+vocabulary. So is, where it is asked for, a whole *document* with any counted word (as in paper 2). It is the text
+itself, in lower case and with single spaces. Repetitions and rows are for others to see to.
 
 A field is what stands between white space, and all that either pass needs of it depends on it alone. So each distinct
 field is analysed once, into one integer. All fields of a batch of documents make one array of these, and its running
@@ -44,9 +45,10 @@ _INITIALS = re.compile(r'(?:[^\W\d_]\.)*[^\W\d_]')
 class Kept:
   """What is kept of some documents, and sums over them.
 
-  `items` are (number of the document, 'sentences' or 'spans', text), document by document, sentences before spans. Of
-  both kinds `counts` holds how many were read, kept, out_of_vocabulary or else short, as 'spans_kept', and the counted
-  words in those kept, as 'spans_words', windows that overlap each in full; 'words_read' are those of the documents.
+  `items` are (number of the document, 'sentences', 'spans' or 'documents', text), document by document, sentences
+  before spans. Of each kind `counts` holds how many were read, kept, out_of_vocabulary or else short, as 'spans_kept',
+  and the counted words in those kept, as 'spans_words', windows that overlap each in full; 'words_read' are those of
+  the documents.
   """
 
   items: list[tuple[int, str, str]]
@@ -134,6 +136,8 @@ class Filter:
     if 'spans' in config.passes:
       starts, stops = _windows(np.array(ends), config.span_words, config.span_stride)
       items += stretches.take('spans', starts, stops, config.span_counted, counts)
+    if 'documents' in config.passes:
+      items += stretches.take('documents', np.append(0, ends[:-1]).astype(int), np.array(ends), 0, counts)
     return Kept(sorted(items, key=operator.itemgetter(0, 1)), counts)
 
 

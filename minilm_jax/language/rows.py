@@ -1,14 +1,14 @@
 """Kept text to rows: the last stage of a corpus.
 
-Items are grouped to the length of a row, encoded, and written as shards `[rows, length]` of little-endian integers; a
-row is `<s> ids </s> <pad>...`. Rows stay in the order of the text: training permutes them.
+Items are grouped to the length of a row, or each cut at it, encoded, and written as shards `[rows, length]` of
+little-endian integers; a row is `<s> ids </s> <pad>...`. Rows stay in the order of the text: training permutes them.
 """
 
 import array
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,14 +51,26 @@ def write(config: RowsConfig, pieces: tokenizer.Tokenizer, kept: epath.Path,
   dtype = dtype_of(pieces.size)
   with progress.track('rows', 0, 'rows') as tick:
     for split in keep.SPLITS:
-      shards, tokens, written = [], 0, 0
-      for shard in _shards(_ids(config, pieces, kept, split, lost), config.length, dtype):
-        path = workdir / f'{split}-{len(shards):05d}.npy'
-        shards.append({'file': path.name, 'rows': len(shard), 'sha256': _save(path, shard)})
-        tokens, written = tokens + int(np.count_nonzero(shard != tokenizer.PAD)), written + len(shard)
-        tick(written, split)
-      splits[split] = {'rows': written, 'tokens': tokens, 'shards': shards}
+      shards = _shards(_ids(config, pieces, kept, split, lost), config.length, dtype)
+      splits[split] = store(shards, workdir, split, tick)
   return splits, dict(lost) | {'seconds': time.monotonic() - started}
+
+
+def store(arrays: Iterable[UInt[np.ndarray, 'n L']], workdir: epath.Path, split: str,
+          tick: Callable[[int, str], None] = lambda written, split: None) -> dict[str, Any]:
+  """Writes arrays of rows as the shards of a split; gives its entry for the manifest."""
+  shards, tokens, written = [], 0, 0
+  for shard in arrays:
+    path = workdir / f'{split}-{len(shards):05d}.npy'
+    shards.append({'file': path.name, 'rows': len(shard), 'sha256': _save(path, shard)})
+    tokens, written = tokens + int(np.count_nonzero(shard != tokenizer.PAD)), written + len(shard)
+    tick(written, split)
+  return {'rows': written, 'tokens': tokens, 'shards': shards}
+
+
+def most_in_shard(length: int, dtype: np.dtype) -> int:
+  """Rows of a shard of 64 MiB."""
+  return max(1, (_SHARD - _HEADER) // (length * dtype.itemsize))
 
 
 def group_words(items: Iterable[str], length: int) -> Iterator[str]:
@@ -108,21 +120,22 @@ def _encoded(pieces: tokenizer.Tokenizer, texts: Iterable[str]) -> Iterator[list
 
 def _ids(config: RowsConfig, pieces: tokenizer.Tokenizer, kept: epath.Path, split: str,
          lost: Counter[str]) -> Iterator[list[int]]:
-  """The ids of each row between <s> and </s>; sentences first, then spans, which never share a row."""
+  """The ids of each row between <s> and </s>; sentences first, then spans, then documents, which never share a row."""
   room = config.length - 2
   for kind in keep.KINDS:
     items = keep.read_items(kept, split, kind)
     if config.grouping == 'tokens':
       yield from group_tokens(_encoded(pieces, items), room)
       continue
-    for ids in _encoded(pieces, group_words(items, config.length)):
+    texts = items if config.grouping == 'articles' else group_words(items, config.length)
+    for ids in _encoded(pieces, texts):
       lost.update(rows_truncated=len(ids) > room, tokens_truncated=max(0, len(ids) - room))
       yield ids[:room]
 
 
 def _shards(ids: Iterator[list[int]], length: int, dtype: np.dtype) -> Iterator[UInt[np.ndarray, 'n L']]:
   """Rows in arrays of at most 64 MiB; ids never pile up as Python integers, which take 18 times the space."""
-  most = max(1, (_SHARD - _HEADER) // (length * dtype.itemsize))
+  most = most_in_shard(length, dtype)
   while True:
     flat = array.array('H' if dtype.itemsize == 2 else 'I')
     for inner in itertools.islice(ids, most):

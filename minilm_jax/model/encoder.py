@@ -21,48 +21,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from minilm_jax import rng
 from minilm_jax.config import EncoderConfig
+from minilm_jax.language import tokenizer
+from minilm_jax.model.convolution import FrontEnd
+from minilm_jax.model.layers import Linear, activation, dropout, keys, layer_norm
 
-# erf and not erfc, with which `jax.nn.gelu` writes the same and takes twice as long
-_ACTIVATIONS = {'gelu': lambda x: 0.5 * x * (1 + jax.lax.erf(x / math.sqrt(2))), 'relu': jax.nn.relu,
-                'silu': jax.nn.silu}
 _FAR = -1e30  # added to the score of a pad; finite, so that a row of pads alone gives numbers too
 _ROTARY_BASE = 10_000.0
-
-
-def activation(name: str, x: Float[Array, '*S F']) -> Float[Array, '*S F']:
-  """The activation that `EncoderConfig.activation` names."""
-  return _ACTIVATIONS[name](x)
-
-
-def dropout(x: Float[Array, 'B *S'], rate: float, key: Key[Array, 'B'] | None) -> Float[Array, 'B *S']:
-  """Zeroes a share `rate` of `x` and scales the rest by its inverse; nothing without a key.
-
-  16 random bits an element are enough: the rate is off by less than 2^-16.
-  """
-  if key is None or rate == 0:
-    return x
-  dropped = round(rate * 65536)
-  keep = rng.coins(key, x.shape[1:]) >= dropped
-  scaled = x.astype(jnp.float32) * (65536 / (65536 - dropped))  # in bfloat16 the factor itself would be 0.2% off
-  return jnp.where(keep, scaled, 0).astype(x.dtype)
-
-
-def keys(key: Key[Array, 'B'] | None, count: int) -> list[Key[Array, 'B'] | None]:
-  """Keys for each of the `count` parts of a module, or none."""
-  return [None] * count if key is None else [rng.fold(key, part) for part in range(count)]
-
-
-def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """The LayerNorm of every place in the model: float32 inside, whatever comes in; `config.compute` comes out."""
-  return nnx.LayerNorm(size, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.compute), promote_dtype=_as_they_are,
-                       rngs=rngs)
-
-
-def _as_they_are(arrays: tuple, dtype: jnp.dtype) -> tuple:
-  """What a norm reads, which Flax would round to the type that comes out."""
-  return arrays
 
 
 def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
@@ -74,37 +39,18 @@ def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
-def _product_of_matrices(x: Float[Array, '*S D'], kernel: Float[Array, 'D F']) -> Float[Array, '*S F']:
-  return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-class Linear(nnx.Linear):
-  """x W + b: the product in `config.compute`, the bias added in its own type, so that its gradient is summed in it.
-
-  On a CPU the product is one of two matrices: XLA takes the gradient of one with more axes through a transposed copy
-  there, for a tenth of a step more. For a TPU its compiler gives the two matrices a third more in a small model's step.
-  """
-
-  def __init__(self, inputs: int, outputs: int, config: EncoderConfig, rngs: nnx.Rngs):
-    super().__init__(inputs, outputs, dtype=jnp.dtype(config.compute), rngs=rngs)
-
-  def __call__(self, x: Float[Array, '*S D']) -> Float[Array, '*S F']:
-    operands = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-    product = jax.lax.platform_dependent(*operands, cpu=_product_of_matrices, default=jnp.matmul)
-    return (product + self.bias[...].reshape(*[1] * (x.ndim - 1), -1)).astype(self.dtype)
-
-
 class Embedding(nnx.Module):
   """Token, position and segment vectors, summed and normalised.
 
-  Learned positions count as RoBERTa does, from 2: the table has `length + 2` rows and its first two are never used.
+  Learned positions count from `first_position`: the table has `length + first_position` rows, and those before the
+  first are never used. RoBERTa counts from 2, BERT from 0.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.tokens = nnx.Embed(config.vocabulary, config.embedding, rngs=rngs)
     if config.positions == 'learned':
-      self.positions = nnx.Embed(config.length + 2, config.embedding, rngs=rngs)
+      self.positions = nnx.Embed(config.length + config.first_position, config.embedding, rngs=rngs)
     if config.segments:
       self.segments = nnx.Embed(config.segments, config.embedding, rngs=rngs)
     self.norm = layer_norm(config.embedding, config, rngs)
@@ -112,7 +58,7 @@ class Embedding(nnx.Module):
   def __call__(self, tokens: Integer[Array, 'B L'], key: Key[Array, 'B'] | None) -> Float[Array, 'B L E']:
     x = self.tokens(tokens.astype(jnp.int32))
     if self.config.positions == 'learned':
-      x += self.positions(jnp.arange(2, tokens.shape[1] + 2))[None]
+      x += self.positions(jnp.arange(tokens.shape[1]) + self.config.first_position)[None]
     if self.config.segments:
       x += self.segments(jnp.zeros((1, 1), jnp.int32))
     return dropout(self.norm(x), self.config.dropout, key)
@@ -205,13 +151,19 @@ class Block(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Token ids to one vector a token."""
+  """Token ids to one vector a token.
+
+  What BatchNorm makes of an image depends on its pads, so a model that has it is always shown whole rows: shorter ones
+  are filled up with pads, and so mean the same however they come.
+  """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.embedding = Embedding(config, rngs)
     if config.projection:
       self.projection = Projection(config, rngs)
+    if config.convolutions:
+      self.convolution = FrontEnd(config, rngs)
     self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
     if config.norm == 'pre':
       self.norm = layer_norm(config.hidden, config, rngs)
@@ -223,12 +175,18 @@ class Encoder(nnx.Module):
     Args:
       tokens: ids; a row may be shorter than `config.length`.
       mask: true where there is a token, false at pads, which nothing attends to.
-      key: one a row, drops units; None drops none.
+      key: one a row: training, which drops units and takes statistics of the batch; None is evaluation.
     """
-    first, *rest = keys(key, 1 + len(self.blocks))
+    given = tokens.shape[1]
+    if self.config.batch_norm:
+      fill = ((0, 0), (0, self.config.length - given))
+      tokens, mask = jnp.pad(tokens, fill, constant_values=tokenizer.PAD), jnp.pad(mask, fill)
+    first, *rest, front = keys(key, 2 + len(self.blocks))
     x = self.embedding(tokens, first)
     if self.config.projection:
       x = self.projection(x)
+    if self.config.convolutions:
+      x = self.convolution(x, mask, front)
     parts = zip(self.blocks, rest, strict=True)
     if self.config.remat:  # in a loop: side by side, a compiler may find what is made twice and keep it after all
       def one(x: Float[Array, 'B L D'], part: tuple[Block, Key[Array, 'B'] | None]) -> tuple[Any, None]:
@@ -239,4 +197,4 @@ class Encoder(nnx.Module):
     else:
       for block, block_key in parts:
         x = block(x, mask, block_key)
-    return self.norm(x) if self.config.norm == 'pre' else x
+    return (self.norm(x) if self.config.norm == 'pre' else x)[:, :given]

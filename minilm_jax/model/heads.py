@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from minilm_jax.config import EncoderConfig, HeadConfig
-from minilm_jax.model.encoder import Encoder, Linear, activation, dropout, keys, layer_norm
+from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.initialization import initialize
+from minilm_jax.model.layers import Linear, activation, dropout, keys, layer_norm
 
 
 class MaskedLanguageModel(nnx.Module):

@@ -25,16 +25,30 @@ def initialize(model: M, rule: str, key: Key[Array, '']) -> M:
   variance 2 / (rows + columns); biases 0.01; norms (1, 0), except that the norm of the projection is not recognised as
   one there and starts at gain 0.01 and bias 0.01.
 
+  `bert` (paper 2, which leaves the library's default): matrices and tables normal with deviation 0.02, the row of the
+  pad included, which is zero there; biases 0; norms (1, 0).
+
+  Convolutions start as PyTorch's do under each rule, paper 2's own: kernel and bias uniform within
+  1 / sqrt(kernel height x width x channels in). Running statistics start at mean 0 and variance 1.
+
   Args:
     model: any module; its paths name what a parameter is.
-    rule: 'standard' or 'honey'.
+    rule: 'standard', 'honey' or 'bert'.
     key: of the INIT or HEAD stream.
   """
-  draw = {'standard': _standard, 'honey': _honey}[rule]
+  draw = {'standard': _standard, 'honey': _honey, 'bert': _bert}[rule]
+  shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
   def start(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
     name = path_name(path)
-    return draw(name, leaf.shape, jax.random.fold_in(key, zlib.crc32(name.encode()))).astype(leaf.dtype)
+    own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    module, _, kind = name.rpartition('.')
+    if is_statistic(name):
+      return jnp.full_like(leaf, kind == 'running_variance')
+    if kind in ('kernel', 'bias') and len(shapes.get(f'{module}.kernel', ())) == 4:
+      most = 1 / math.sqrt(math.prod(shapes[f'{module}.kernel'][:3]))
+      return jax.random.uniform(own, leaf.shape, leaf.dtype, -most, most)
+    return draw(name, leaf.shape, own).astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(start, model)
 
@@ -43,6 +57,11 @@ def path_name(path: tuple) -> str:
   """A parameter's path with dots, as in `encoder.blocks.0.attention.query.kernel`."""
   parts = [str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path]
   return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)  # a leaf sits in its Variable's `value`
+
+
+def is_statistic(name: str) -> bool:
+  """Is the array of this path a running statistic, which is observed and not learned?"""
+  return name.rpartition('.')[2] in ('running_mean', 'running_variance')
 
 
 def _standard(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
@@ -60,3 +79,9 @@ def _honey(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Arra
   if 'norm.' not in name or 'projection.norm.' in name:  # quirk: the projection's norm is taken for a plain bias
     return jnp.full(shape, 0.01)
   return jnp.ones(shape) if name.endswith('.scale') else jnp.zeros(shape)
+
+
+def _bert(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
+  if name.endswith('.scale') or name.endswith('bias'):
+    return _standard(name, shape, key)
+  return _EMBEDDING_STD * jax.random.normal(key, shape)

@@ -3,12 +3,14 @@
 Three counts of FLOPs stand side by side, each for training on one row (forward and backward, the backward pass taken as
 twice the forward one): the paper's formula, which leaves out two attention terms and charges the token look-up as a
 matrix product; Kaplan's 6 N a token; and the true count of the matrix products that this program runs, with logits at
-the masked positions only. Element-wise work is in none of them.
+the masked positions only. Element-wise work is in none of them. Of a convolution, whose weights are each used at every
+pixel, only the true count says something; paper 2's own counts charge the zeros round the image too, 1% more.
 """
 
 import math
 
 from minilm_jax.config import EncoderConfig, MaskConfig
+from minilm_jax.model import convolution
 
 TRAINING = 3  # forward and backward against forward alone
 
@@ -25,13 +27,13 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
   output matrix (paper 1; its 42 logged runs).
   """
   c, e, d, f, v = config, config.embedding, config.hidden, config.feed_forward, config.vocabulary
-  positions = c.length + 2 if c.positions == 'learned' else 0
+  positions = c.length + c.first_position if c.positions == 'learned' else 0
   embedding = (v + positions + c.segments) * e + 2 * e
   projection = e * d + 3 * d if c.projection else 0
   distances = c.heads * (2 * c.length - 1) if c.positions == 'relative' else 0
   block = 4 * d * d + 9 * d + 2 * d * f + f + distances
   head = d * d + 3 * d + v + (0 if c.tied else d * v)
-  other = projection + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
+  other = projection + convolution.parameters(c) + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
   return {'embedding': embedding, 'other': other, 'total': embedding + other}
 
 
@@ -56,8 +58,12 @@ def honey_flops(config: EncoderConfig) -> int:
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
-  """Matrix products of one forward pass of the encoder over a row of `length`: two operations a multiply-add."""
-  d = config.hidden
+  """Products of one forward pass of the encoder over a row of `length`: two operations a multiply-add.
+
+  A model with BatchNorm makes every row as long as it reads.
+  """
+  d, length = config.hidden, config.length if config.batch_norm else length
   projection = 2 * length * config.embedding * d if config.projection else 0
   attention = 8 * length * d * d + 4 * length * length * d
-  return projection + config.layers * (attention + 4 * length * d * config.feed_forward)
+  blocks = config.layers * (attention + 4 * length * d * config.feed_forward)
+  return projection + convolution.flops(config, length) + blocks

@@ -19,13 +19,14 @@ from etils import epath
 from minilm_jax import progress, recipe, run
 from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
+from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import encoding, fitting, material, metrics, protocol, server
+from minilm_jax.tasks import classifiers, encoding, fitting, material, metrics, protocol, server
 from minilm_jax.tasks.fitting import Program
 from minilm_jax.tasks.material import TRAIN, Material
 from minilm_jax.tasks.protocol import HELD_OUT, Entry, Scored
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, population, start
 
 _UPDATES = 200  # of a dispatch at most, so that progress is seen
 Log = Callable[[dict[str, Any]], None]
@@ -52,7 +53,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
   tokenizer = start.tokenizer(source)
   saved = {step: pretrained_encoder(source, model, config, step) for step in starts if step is not None}
-  ready = material.prepare(config, model.length, tokenizer)
+  ready = material.prepare(config, model.length, tokenizer, model.batch_norm)
 
   workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
   entries = protocol.entries(config, starts)
@@ -62,9 +63,10 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   if left:
     shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
     program = fitting.make_program(shape, config, model, len(entries))
-    encoders, numbers = _encoders(saved, None in starts, model, config, ready)
+    encoders, numbers, tables = _encoders(saved, None in starts, model, config, ready)
     origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left}
-    _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries))
+    keep = functools.partial(_keep, origins, tables, ready, config, model, tokenizer, source, workdir)
+    _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries), keep)
   return _result(config, ready, workdir, common)
 
 
@@ -76,22 +78,24 @@ def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: Fin
 
 
 def _encoders(saved: dict[int, Encoder], fresh: bool, model: EncoderConfig, config: FinetuneConfig,
-              ready: Material) -> tuple[Encoder, dict[tuple[int | None, int], int]]:
-  """All encoders that members start from, stacked, and the number of each member's by step and seed."""
+              ready: Material) -> tuple[Encoder, dict[tuple[int | None, int], int], np.ndarray]:
+  """All encoders that members start from, stacked, the number of each member's by step and seed, their whole tables."""
   stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in saved.values()]
   numbers = {(step, seed): number for number, step in enumerate(saved) for seed in config.seeds}
   if fresh:
     stacks.append(fitting.fresh_encoders(model, config.head)(np.array(config.seeds, np.uint32)))
     numbers |= {(None, seed): len(saved) + number for number, seed in enumerate(config.seeds)}
   narrow = [fitting.keep_used(encoders, ready.used) for encoders in stacks]
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *narrow), numbers
+  tables = np.concatenate([encoders.embedding.tokens.embedding[...] for encoders in stacks])
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *narrow), numbers, tables
 
 
 def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], workdir: epath.Path) -> list[Entry]:
   """The members that are still to be run; what those that were cut short have written goes."""
   whole = len(protocol.epochs_reported(config)) * len(ready.reported) * len(ready.task.metrics)
   members = [line['member'] for line in run.read_lines(workdir / run.SCORES)]
-  done = {member for member in members if members.count(member) == whole}
+  done = {member for member in members if members.count(member) == whole and not (
+      config.keep and classifiers.missing(workdir / classifiers.folder(member)))}
   for log in (run.SCORES, run.METRICS, run.PREDICTIONS):
     if (workdir / log).exists():
       run.keep_lines(workdir / log, lambda line: line['member'] in done)
@@ -99,7 +103,8 @@ def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], wor
 
 
 def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, ready: Material,
-             config: FinetuneConfig, workdir: epath.Path, common: dict[str, Any], members: int) -> None:
+             config: FinetuneConfig, workdir: epath.Path, common: dict[str, Any], members: int,
+             keep: Callable[[Entry, dict[str, Scored]], None]) -> None:
   """Runs the members that are left, as many together as the program takes."""
   labels = {split: ready.rows[split].labels for split in ready.reported}
   train = np.concatenate([ready.rows[name].labels for name in (TRAIN, HELD_OUT) if name in ready.rows])
@@ -123,6 +128,8 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, r
       for entry, kept in zip(some, found, strict=True):
         if config.predictions:
           server.keep(workdir, ready, entry, kept)
+        if config.keep:
+          keep(entry, kept)
         for line in protocol.lines(ready.task, entry, kept, labels, floors):
           run.append_line(workdir / run.SCORES, {**line, **common})
 
@@ -150,12 +157,29 @@ def _fit(program: Program, member: fitting.Member, data: Any, judged: tuple[Any,
       for name, value in heads.items():
         log({**where, 'split': name, ready.task.headline: value})
       now = Scored(epoch, heads[HELD_OUT] if config.held_out else math.nan, own)
+      if config.keep and (not config.held_out or protocol.better(now, kept[number].get(protocol.BEST))):
+        now = dataclasses.replace(now, model=jax.tree.map(np.asarray, population.take(member.state.model, number)))
       if config.held_out and protocol.better(now, kept[number].get(protocol.BEST)):
         kept[number][protocol.BEST], best[number] = now, epoch
       kept[number][protocol.LAST] = now
       if not math.isfinite(losses[number]) or config.patience and epoch - best[number] >= config.patience:
         going.discard(number)
   return kept
+
+
+def _keep(origins: dict[Entry, tuple], tables: np.ndarray, ready: Material, config: FinetuneConfig,
+          model: EncoderConfig, tokenizer: Tokenizer, source: epath.Path, workdir: epath.Path, entry: Entry,
+          kept: dict[str, Scored]) -> None:
+  """Saves a member of the epoch that is reported first as a classifier of its own."""
+  which = protocol.epochs_reported(config)[0]
+  scored, task = kept[which], ready.task
+  card = classifiers.Card(
+      classifiers.KIND, task.name, task.kind, task.labels, task.fields, task.joined, task.headline,
+      min(model.length, config.length), model, config.head, tokenizer.sha256, entry.seed, entry.learning_rate,
+      str(source), -1 if entry.step is None else entry.step, which, scored.epoch)
+  outputs = {split: (scored.outputs[split], ready.rows[split].labels) for split in ready.reported}
+  whole = fitting.widen(scored.model, tables[origins[entry][2]], ready.used)
+  classifiers.save(workdir / classifiers.folder(entry.member), card, whole, tokenizer, outputs, ready.digests)
 
 
 def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:

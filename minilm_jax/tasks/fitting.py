@@ -107,6 +107,7 @@ def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], k
   size = picked.shape[0]
   middle = shape.lengths[len(shape.lengths) // 2]
   count = cross_entropy.divisor(size, max(len(shape.lengths), steps.micro_batches(size, middle, jax.default_backend())))
+  count = 1 if model.config.batch_norm else count  # statistics of a batch are those of all of it
   if len(shape.lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
@@ -153,7 +154,7 @@ def finetune_step(member: Member, train: TaskRows, shape: Shape, config: Finetun
   picked, _ = corpora.rows(state.seed, state.step, size, shape.examples)
   key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
   sums = gradient_sums(state.model, train, picked, key, shape)
-  value, gradient = jax.tree.map(lambda x: x / size, sums)
+  value, gradient = sums[0] / size, optimizer.averaged(sums[1], size, 1)
   rates = optimizer.Rates(member.learning_rate, config.optimizer.weight_decay)
   transform = optimizer.build(config.optimizer, updates, state.model, rates)
   change, moments = transform.update(gradient, state.optimizer, state.model)
@@ -223,6 +224,13 @@ def fresh_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[A
 def keep_used(encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']) -> Encoder:
   """An encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is read or moved."""
   return _with_table(encoder, encoder.embedding.tokens.embedding[...][..., used, :])
+
+
+def widen(model: Classifier, table: Float[np.ndarray, 'V E'], used: Shaped[np.ndarray, 'U']) -> Classifier:
+  """A member on the host with the whole table that its encoder started from, the rows that the task uses as trained."""
+  whole = np.array(table)
+  whole[used] = np.asarray(model.encoder.embedding.tokens.embedding[...])
+  return jax.tree.map(np.asarray, _with_table(model, whole))
 
 
 def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin:

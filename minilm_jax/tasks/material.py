@@ -32,6 +32,8 @@ class Material:
     lengths: that batches are cut to.
     numbers: of the examples of each unlabelled split in the official file.
     truncated: examples that lost their end.
+    digests: a hash of the texts and labels of each reported split, by which outputs of several runs are told to belong
+      together.
   """
 
   task: Task
@@ -42,10 +44,17 @@ class Material:
   lengths: tuple[int, ...]
   numbers: dict[str, tuple[int, ...]]
   truncated: int
+  digests: dict[str, str]
 
 
-def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer) -> Material:
+def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: bool = False) -> Material:
   """Reads the splits of the recipe's task and encodes them, at most `longest` tokens a row.
+
+  Args:
+    config: the recipe.
+    longest: row that the model reads.
+    tokenizer: of the model.
+    whole: must all rows be as long as that? So it is where pads are part of what the model makes of a row.
 
   Raises:
     InputError: a split is missing, empty or without labels, or has labels that the training split does not show.
@@ -65,7 +74,7 @@ def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer) -> Mater
   cut = min(longest, config.length)
   encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
   # a weight a position, pads included, wants every position there; other heads are as well served by shorter rows
-  whole = config.head.pooling == 'positions'
+  whole = whole or config.head.pooling == 'positions'
   every = [ids for sequences, _ in encoded.values() for ids in sequences]
   length = longest if whole else encoding.bucket(every, longest)
   rows = {name: encoding.task_rows(sequences, splits[name].labels, length) for name, (sequences, _) in encoded.items()}
@@ -76,7 +85,8 @@ def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer) -> Mater
   return Material(task, {name: encoding.narrow(part, used) for name, part in rows.items()}, reported,
                   {split: of for split, (of, _) in unlabelled.items()}, used,
                   (length,) if whole else encoding.lengths(rows[TRAIN]),
-                  {split: examples.numbers for split, (_, examples) in unlabelled.items()}, truncated)
+                  {split: examples.numbers for split, (_, examples) in unlabelled.items()}, truncated,
+                  {split: sources.digest(splits[split]) for split in reported})
 
 
 def _unlabelled(task: Task, config: FinetuneConfig, reported: tuple[str, ...]) -> dict[str, tuple[Task, Examples]]:

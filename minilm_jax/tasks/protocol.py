@@ -40,11 +40,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """A member after some epochs: its headline on what is held out (nan without), its outputs on each split `[N C]`."""
+  """A member after some epochs: its headline on what is held out (nan without), its outputs on each split `[N C]`.
+
+  `model` is the member then, where it is to be kept.
+  """
 
   epoch: float
   selection: float
   outputs: Mapping[str, Outputs]
+  model: Any = None
 
 
 def entries(config: FinetuneConfig, starts: Sequence[int | None]) -> list[Entry]:

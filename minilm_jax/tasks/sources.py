@@ -5,6 +5,8 @@ which of many are taken to `sampling.py`, how text becomes tokens to `encoding.p
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -180,6 +182,12 @@ def require_labels(examples: Examples, purpose: str) -> Examples:
     raise InputError(purpose, f'{unknown:,} of {len(examples.labels):,} examples have no label',
                      'use a split with labels: the test splits of GLUE have none, validation has')
   return examples
+
+
+def digest(examples: Examples) -> str:
+  """A hash of texts and labels in their order: equal where two runs were judged on the same examples."""
+  rows = zip(examples.first, examples.second or ('',) * len(examples.first), examples.labels.tolist(), strict=True)
+  return hashlib.sha256(json.dumps(list(rows), ensure_ascii=False).encode()).hexdigest()
 
 
 def _chosen(task: Task, config: TaskConfig, split: str) -> list[_Example]:

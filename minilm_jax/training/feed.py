@@ -15,6 +15,7 @@ from etils import epath
 from minilm_jax import backend, progress, rng
 from minilm_jax.config import RunConfig
 from minilm_jax.language import corpus as corpora
+from minilm_jax.language import subset
 from minilm_jax.language.corpus import Corpus, Window
 from minilm_jax.training import population, sharding
 from minilm_jax.training.engine import Engine
@@ -28,10 +29,10 @@ def resident(engine: Engine, folder: epath.PathLike, split: str, most: int | Non
   return sharding.everywhere(corpora.load(folder, split, most), engine.mesh)
 
 
-def fits(engine: Engine, folder: epath.PathLike) -> bool:
-  """Whether the training split has room on every device, with as much again left over."""
+def fits(engine: Engine, folder: epath.PathLike, most: int = 0) -> bool:
+  """Whether the training split, or so many rows of it, has room on every device, with as much again left over."""
   described = corpora.manifest(folder)
-  size = described['splits']['train']['rows'] * described['length'] * np.dtype(described['dtype']).itemsize
+  size = (most or described['splits']['train']['rows']) * described['length'] * np.dtype(described['dtype']).itemsize
   device = engine.mesh.devices.flat[0]
   copies = len(engine.mesh.local_devices) if device.platform == 'cpu' else 1
   room = backend.free_bytes(device)
@@ -41,13 +42,22 @@ def fits(engine: Engine, folder: epath.PathLike) -> bool:
 @contextlib.contextmanager
 def open_supply(config: RunConfig, engine: Engine, folder: epath.PathLike) -> Iterator[Supply]:
   """Yields `supply(done, count)`: what the chunk of `count` updates after the first `done` reads its rows from."""
-  if config.corpus_on == 'device' or config.corpus_on == 'auto' and fits(engine, folder):
-    corpus = resident(engine, folder, 'train')
+  if config.corpus_on == 'device' or config.corpus_on == 'auto' and fits(engine, folder, config.subset.rows):
+    corpus = _resident_part(config, engine, folder)
     yield lambda done, count: corpus
     return
   progress.say(f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead')
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     yield _ahead(config, engine, corpora.Files(folder, 'train'), pool)
+
+
+def _resident_part(config: RunConfig, engine: Engine, folder: epath.PathLike) -> Corpus:
+  """What a recipe trains on, on every device; of a part no more than that is read into memory."""
+  if not config.subset.rows and not config.subset.tokens:
+    return resident(engine, folder, subset.TRAIN)
+  files = corpora.Files(folder, subset.TRAIN)
+  some = Corpus(files[subset.chosen(config.subset, files)], files.manifest['vocabulary'], files.manifest['hash'])
+  return sharding.everywhere(some, engine.mesh)
 
 
 def _ahead(config: RunConfig, engine: Engine, files: corpora.Files, pool: concurrent.futures.Executor) -> Supply:
@@ -65,7 +75,8 @@ def _ahead(config: RunConfig, engine: Engine, files: corpora.Files, pool: concur
 
 
 def _reader(config: RunConfig, engine: Engine, files: corpora.Files) -> Callable[[int], Window]:
-  count, seeds = int(files.ends[-1]), np.atleast_1d(population.seeds(config))
+  some, seeds = subset.chosen(config.subset, files), np.atleast_1d(population.seeds(config))
+  count = int(files.ends[-1]) if some is None else len(some)
   steps = np.arange(config.log.every)
   place = population.place_of(engine.mesh, engine.how)
 
@@ -78,6 +89,7 @@ def _reader(config: RunConfig, engine: Engine, files: corpora.Files) -> Callable
 
   def read(done: int) -> Window:
     wanted = np.asarray(rows(np.uint32(done)))  # [P S B]
+    wanted = wanted if some is None else some[wanted]
     begin = np.full(len(seeds), done, np.int32)
     if engine.how == 'alone':
       wanted, begin = wanted[0], begin[0]

@@ -1,15 +1,24 @@
-"""Schedules, and AdamW with decay by path, as optax chains."""
+"""Schedules, and AdamW with decay by path, as optax chains; running statistics beside it.
+
+A running statistic of BatchNorm (`model/convolution.py`) is no parameter: it is not in the norm that clipping takes, it
+is not decayed and has no moments. Where parameters have a gradient it has what was observed, and moves towards that.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from minilm_jax.config import OptimizerConfig
 from minilm_jax.errors import InputError
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.convolution import MOMENTUM
+from minilm_jax.model.initialization import is_statistic, path_name
+
+
+_BY_EPOCH = ('epochs', 'epochs_from_zero')  # schedules
 
 
 class Rates(NamedTuple):
@@ -25,13 +34,13 @@ def rates(config: OptimizerConfig) -> Rates:
 
 
 def warmup(config: OptimizerConfig, updates: int) -> int:
-  """Updates of warm-up: a share of all, at least one where there is any, at most `warmup_most`.
+  """Updates of warm-up: a share of all, at least one where there is any, at most `warmup_most`; none by the epoch.
 
   >>> from configs import honey; from minilm_jax import recipe
   >>> warmup(recipe.resolve(honey.get_config(), 'pretrain').optimizer, 35_475)
   1773
   """
-  if config.warmup_share == 0:
+  if config.warmup_share == 0 or config.schedule in _BY_EPOCH:
     return 0
   return min(config.warmup_most, max(1, int(config.warmup_share * updates)))
 
@@ -42,8 +51,14 @@ def schedule(config: OptimizerConfig, updates: int, top: float | Float[Array, ''
   `honey` is the paper's: with W updates of warm-up, `lr * min(s / W, sqrt(W / s))` and `s = max(update, 1)` (paper 1,
   the released scheduler). `linear` and `cosine` fall to 0 at the end; `warmup_stable_decay` stays and then falls to 0
   like `1 - sqrt` over the last `decay_share`; all of these warm up linearly. `constant` warms up and stays.
+
+  Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run, counted e = 0 ... n - 1,
+  `epochs` has lr (n - e) / n, as its README says, and `epochs_from_zero` what its code ran, 0 in the first and then
+  lr (n - e) / (n - 1): the whole first epoch moves nothing but the moments.
   """
   rate, rise = config.learning_rate if top is None else top, warmup(config, updates)
+  if config.schedule in _BY_EPOCH:
+    return lambda update: rate * _by_epoch(update, config, updates)
   if config.schedule == 'honey':
     return lambda update: _honey(update, rate, max(rise, 1))
   fall = updates - rise
@@ -62,6 +77,15 @@ def schedule(config: OptimizerConfig, updates: int, top: float | Float[Array, ''
 def _honey(update: int | Int[Array, ''], rate: float | Float[Array, ''], rise: int) -> Float[Array, '']:
   s = jnp.maximum(update, 1)
   return rate * jnp.minimum(s / rise, jnp.sqrt(rise / s))
+
+
+def _by_epoch(update: int | Int[Array, ''], config: OptimizerConfig, updates: int) -> Float[Array, '']:
+  """The share of the rate that an epoch has; epochs are as equal as whole updates can be."""
+  n = config.epochs
+  left = np.arange(n, 0, -1)
+  shares = left / n if config.schedule == 'epochs' else np.where(left == n, 0, left / (n - 1))
+  ends = -(-np.arange(1, n) * updates // n)  # of each but the last: the first update of the next
+  return jnp.asarray(shares, jnp.float32)[jnp.searchsorted(jnp.asarray(ends), update, side='right')]
 
 
 def _stable_then_decay(rate: float | Float[Array, ''], updates: int, decay: int) -> optax.Schedule:
@@ -98,5 +122,39 @@ def build(config: OptimizerConfig, updates: int, model: Any, own: Rates | None =
   own = own or rates(config)
   steps = [optax.clip_by_global_norm(config.clip)] if config.clip else []
   adam = optax.adamw(schedule(config, updates, own.learning_rate), config.beta1, config.beta2, config.epsilon,
-                     weight_decay=own.weight_decay, mask=decayed(config, model))
-  return optax.chain(*steps, adam)
+                     weight_decay=own.weight_decay, mask=decayed(config, learned(model)))
+  return _beside_statistics(optax.chain(*steps, adam))
+
+
+def learned(model: Any) -> Any:
+  """A model, or what is shaped like one, with None where a running statistic is; as it is where there is none."""
+  return jax.tree_util.tree_map_with_path(lambda path, x: None if is_statistic(path_name(path)) else x, model)
+
+
+def averaged(gradient: Any, total: Float[Array, ''] | int, parts: int) -> Any:
+  """The gradient of a mean, from sums.
+
+  Args:
+    gradient: summed over rows, micro-batches and devices.
+    total: what the sum of losses is divided by.
+    parts: micro-batches, each of which observed the running statistics once.
+  """
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: x / (parts if is_statistic(path_name(path)) else total), gradient)
+
+
+def _beside_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Updates parameters by `inner`, which sees nothing else, and running statistics by the share `MOMENTUM`."""
+  def init(model: Any) -> Any:
+    return inner.init(learned(model))
+
+  def update(gradient: Any, state: Any, model: Any) -> tuple[Any, Any]:
+    change, state = inner.update(learned(gradient), state, learned(model))
+    changes = iter(jax.tree.leaves(change))  # in the order of the model's own leaves, statistics left out
+
+    def each(path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']) -> Float[Array, '*S']:
+      return MOMENTUM * (observed - running) if is_statistic(path_name(path)) else next(changes)
+
+    return jax.tree_util.tree_map_with_path(each, gradient, model), state
+
+  return optax.GradientTransformation(init, update)

@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a pat
     (r'(^|\.)output\.kernel$', PartitionSpec(None, 'model')),  # D x V, and attention's D x D, by its columns
     (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),  # D x F
     (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),  # F x D: the sum over F is the one collective
-    (r'(embedding|projection\.linear|attention\.\w+|transform)\.', PartitionSpec()),  # at most some D x D: replicated
+    (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),  # at most D x D: whole
 )
 _LARGE = 1 << 16  # elements; an array without a rule is replicated only below this
 

@@ -9,7 +9,7 @@ from minilm_jax import recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import build, documents
+from minilm_jax.language import build, documents, subset
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   """The manifest of the corpus, after checking that the model can read it.
 
   Raises:
-    InputError: no corpus is named or there, or the model is too small for it.
+    InputError: no corpus is named or there, the model is too small for it, or it for the part that is asked for.
   """
   if not config.corpus:
     raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
@@ -103,6 +103,7 @@ def check_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   _check_fit(config, f'the corpus {folder}', described['vocabulary'], described['length'])
   if not described['splits']['train']['rows']:
     raise InputError(f'the training split of {folder}', 'no rows', 'build the corpus from more text')
+  subset.check(config.subset, described, folder)
   return described
 
 
@@ -139,8 +140,20 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
                      'build the corpus again, or copy it again')
   run.write_bytes(workdir / build.TOKENIZER, file.read_bytes())
   run.write_json(workdir / run.MANIFEST, {
-      **identity, 'corpus_folder': str(folder), 'parameters': size.parameters(config.model),
+      **identity, 'corpus_folder': str(folder), 'training': _training(config, folder, described),
+      'parameters': size.parameters(config.model),
       'flops_per_row': size.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,
       'devices': [d.device_kind for d in jax.devices()],
   })
+
+
+def _training(config: RunConfig, folder: epath.Path, described: dict[str, Any]) -> dict[str, Any]:
+  """What the run is trained on: rows, tokens, those of the whole split, and how the corpus overlaps with a task.
+
+  Overlap is that of the corpus as it is, so a part of it that the recipe takes has none.
+  """
+  whole = described['splits'][subset.TRAIN]
+  found = subset.size(config.subset, folder, described)
+  overlap = described['subset'] if 'subset' in described and found['rows'] == whole['rows'] else None
+  return found | {'of_rows': whole['rows'], 'of_tokens': whole['tokens'], 'subset': overlap}

@@ -68,7 +68,7 @@ def masked_loss(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any
 
 
 def gradient_sums(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int) -> tuple[Any, Sums]:
-  """The gradient of the summed loss, and the sums."""
+  """The gradient of the summed loss, and the sums; the gradient of a running statistic is what was observed."""
   loss, gradient = jax.value_and_grad(masked_loss)(model, batch, key, blocks)
   return gradient, {'loss': loss, 'masked': batch.weights.sum()}
 
@@ -90,7 +90,8 @@ def added(sums: Callable[..., Any], model: Any, rows: Any, count: int) -> Any:
 def cuts(config: RunConfig, rows: int, length: int, positions: int, platform: str) -> tuple[int, int]:
   """Into how many micro-batches a device's rows are cut, and those into how many blocks of logits.
 
-  Where the recipe leaves it open: what stays in cache.
+  Where the recipe leaves it open: what stays in cache; but the batch of a model with BatchNorm, which trains as another
+  one when it is cut up, stays whole.
 
   Args:
     config: the recipe.
@@ -99,10 +100,21 @@ def cuts(config: RunConfig, rows: int, length: int, positions: int, platform: st
     positions: K, predicted in a row.
     platform: of the device, which need not be on this machine.
   """
-  count = config.accumulation or micro_batches(rows, length, platform)
+  whole = 1 if config.model.batch_norm else micro_batches(rows, length, platform)
+  count = config.accumulation or whole
   rows //= count
   logits = cross_entropy.blocks(rows, positions, config.model.vocabulary, platform)
   return count, cross_entropy.divisor(rows, config.head_blocks or logits)
+
+
+def places(share: int, count: int) -> Int[Array, 'B']:
+  """The places in the batch of a device's `share` of rows: a part of each of `count` micro-batches, one after another.
+
+  So a micro-batch is of the same rows on any mesh, which is what its statistics in a BatchNorm are of.
+  """
+  part = share // count
+  first = jnp.arange(count) * part * jax.lax.axis_size('data') + jax.lax.axis_index('data') * part
+  return (first[:, None] + jnp.arange(part)[None]).ravel()
 
 
 def train_step(state: TrainState, own: Settings, corpus: Corpus | Window, config: RunConfig,
@@ -112,15 +124,15 @@ def train_step(state: TrainState, own: Settings, corpus: Corpus | Window, config
   Runs on each device of the mesh axis `data`, with its share of the batch; gradients are added over them once.
   """
   share = config.batch_size // jax.lax.axis_size('data')
-  place = jax.lax.axis_index('data') * share + jnp.arange(share)
+  count, blocks = cuts(config, share, corpus.length, own.policy.positions, platform)
+  place = places(share, count)
   row, epoch = rows(state.seed, state.step, config.batch_size, corpus.rows, place)
   tokens = corpus.take(state.step, row, place)
   batch = masking.training_batch(tokens, row, epoch, state.seed, own.policy, corpus.vocabulary)
   key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, place)
-  count, blocks = cuts(config, share, corpus.length, own.policy.positions, platform)
   sums_of = functools.partial(gradient_sums, blocks=blocks)
   gradient, sums = jax.lax.psum(added(sums_of, state.model, (batch, key), count), 'data')
-  gradient = jax.tree.map(lambda g: g / sums['masked'], gradient)
+  gradient = optimizer.averaged(gradient, sums['masked'], count)
   found = fault.find(sums['loss'], gradient, state.step)
   transform = optimizer.build(config.optimizer, config.updates, state.model, own.rates)
 

@@ -1,0 +1,216 @@
+"""The gap between pre-trained and not, against what was pre-trained on: its size, and its overlap with the task.
+
+The second paper says that the gap grows with the pre-training set and with token overlap. A point here is one
+pre-training run and one task: the score pre-trained less that from scratch, paired by the seed of fine-tuning. Runs are
+compared that share the model and the tokenizer, and
+
+- by size, also either the rows that they saw (same updates) or how often they saw each (same epochs), and whose corpus
+  was not selected by a task. Where neither is shared, size and training go together, and it is said.
+- by overlap, the size within a hundredth and the rows that they saw: those of `minilm subset`, on the task whose
+  training texts the overlap is with.
+
+The line is that of least squares through the runs: score for a doubling of the tokens, or for 0.01 of overlap. Its
+interval resamples the seeds of fine-tuning, the same ones for all runs; runs of one size, where there are several; and
+for all tasks together the tasks too. With one pre-training run a size the interval does not hold what another
+pre-training would have changed, and one of few seeds is too narrow.
+
+Sizes and overlap are those that a run's manifest has. An arm from scratch that a run lacks is that of another run of
+the same model and tokenizer: a fresh encoder depends on its seed alone.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.analysis import lines, runs
+from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap, Slope
+from minilm_jax.analysis.scores import Group, ScoreRow, difference
+
+_CLOSE = 1.01  # sizes that differ by a smaller factor are one
+_SELECTED = ('overlap', 'likelihood')  # ways of `minilm subset` that look at a task
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a pre-training run was trained on.
+
+  Attributes:
+    name: of the run.
+    shape: of the model, in short; `key` is all that fine-tuning from scratch depends on.
+    rows, tokens: of the corpus, or the part of it, pads not counted; `of_rows` are those of the whole training split.
+    seen: rows over the whole run.
+    task, overlap: whose training texts the overlap is with, and how much it is; '' and nan where none was measured.
+    selected: were the rows chosen by a task?
+    corpus, whole: hashes of the corpus and of the one that it is a part of, which may be the same.
+  """
+
+  name: str
+  shape: str
+  key: str
+  rows: int
+  tokens: int
+  of_rows: int
+  seen: int
+  task: str
+  overlap: float
+  selected: bool
+  corpus: str
+  whole: str
+
+  @property
+  def epochs(self) -> float:
+    """How often each row was seen."""
+    return self.seen / self.rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """All that is said about the gap; nothing where no two sizes or overlaps compare."""
+
+  points: Sequence[Gap]
+  slopes: Sequence[Slope]
+  left_out: Sequence[str]
+
+
+def find(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000) -> Study:
+  """The points of every comparison that has two sizes or two overlaps, and their lines.
+
+  Args:
+    found: runs by name.
+    rows: of `cells.main`: one row a task, checkpoint and protocol.
+    draws: resamples for each interval.
+
+  Raises:
+    InputError: a file of a run is damaged.
+  """
+  there = {one.name: one for one in trained(found)}
+  by_series: dict[str, dict[str, list[ScoreRow]]] = {}
+  for row in rows:
+    if row.headline and row.checkpoint in there:
+      by_series.setdefault(_series(row), {}).setdefault(row.checkpoint, []).append(row)
+  points: list[Gap] = []
+  left_out: list[str] = []
+  for series, of in by_series.items():
+    left_out += [f'the gap of {series} from {name}: {len(own)} rows that nothing chose between'
+                 for name, own in of.items() if len(own) > 1]
+    single = {name: own[0] for name, own in of.items() if len(own) == 1}
+    for axis in (SIZE, OVERLAP):
+      made = list(_points(axis, series, single, there))
+      points += made
+      wanted = [there[name] for name in single if _is_part(there[name], axis)]
+      if wanted and not made:
+        left_out.append(f'the gap of {series} by {axis}: {len(wanted)} of these runs, and no two that share model, '
+                        f'tokenizer and training differ in their {axis} and have both arms')
+  return Study(points, lines.slopes(points, draws), left_out)
+
+
+def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
+  """What each pre-training run among these was trained on; runs of versions that did not write it are left out."""
+  for name, path in found.items():
+    if runs.kind(path) != 'pretrain' or not (path / run.MANIFEST).exists():
+      continue
+    manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}')
+    config = run.read_json(path / run.CONFIG, f'the recipe of {path}')
+    if 'training' in manifest:
+      yield _trained(name, config, manifest)
+
+
+def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
+  model, of, part = config['model'], manifest['training'], manifest['training']['subset']
+  shape = '-'.join(f'{letter}{model[field]}' for letter, field in (
+      ('e', 'embedding'), ('h', 'hidden'), ('f', 'feed_forward'), ('a', 'heads'), ('l', 'layers')))
+  key = json.dumps([model, manifest['tokenizer']], sort_keys=True)
+  return Trained(name, shape, key, of['rows'], of['tokens'], of['of_rows'], config['updates'] * config['batch_size'],
+                 part['task'] if part else '', part['overlap']['value'] if part else math.nan,
+                 bool(part) and part['by'] in _SELECTED, manifest['corpus'], part['of'] if part else manifest['corpus'])
+
+
+def other_sets(there: Iterable[Trained]) -> dict[str, str]:
+  """Runs that the study of a grid must leave out, and why: it compares models, which is fair on one set alone.
+
+  Of the parts of one corpus, and the corpus itself, the largest that a run was trained on stays.
+  """
+  families: dict[str, dict[tuple[int, str], list[str]]] = {}
+  for one in there:
+    families.setdefault(one.whole, {}).setdefault((one.rows, one.corpus), []).append(one.name)
+  return {name: f'{name}: trained on {rows:,} rows, and the study of a grid is of models that were trained on one set, '
+                f'here {max(sets)[0]:,} rows'
+          for sets in families.values() for (rows, corpus), names in sets.items() if (rows, corpus) != max(sets)
+          for name in names}
+
+
+def _is_part(one: Trained, axis: str) -> bool:
+  """Was the run made for a comparison along this axis?"""
+  return bool(one.task) if axis == OVERLAP else one.rows < one.of_rows
+
+
+def _series(row: ScoreRow) -> str:
+  return (f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
+          f'{row.train_examples:,} training examples')
+
+
+def _points(axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, Trained]) -> Iterator[Gap]:
+  """The points of one series along one axis: first the model and the tokenizer, then what else is shared."""
+  by_key: dict[str, list[Trained]] = {}
+  task = next((row.task for row in rows.values()), '')
+  for name in rows:
+    one = there[name]
+    if axis == SIZE and not one.selected or axis == OVERLAP and one.task == task:
+      by_key.setdefault(one.key, []).append(one)
+  shapes = [own[0].shape for own in by_key.values()]
+  for number, (key, own) in enumerate(by_key.items()):
+    twin = shapes.index(own[0].shape) < number
+    shape = f'{own[0].shape} ({shapes[:number].count(own[0].shape) + 1})' if twin else own[0].shape
+    scratch = next((rows[name].scratch for name in rows if there[name].key == key and rows[name].scratch.n), None)
+    complete = [one for one in own if rows[one.name].pretrained.n and (scratch or rows[one.name].scratch.n)]
+    for shared, some in (_by_size(complete) if axis == SIZE else _by_overlap(complete)):
+      for one in sorted(some, key=lambda one: (one.tokens if axis == SIZE else one.overlap, one.name)):
+        yield _gap(axis, series, f'{shape}, {shared}', one, rows[one.name], scratch)
+
+
+def _gap(axis: str, series: str, comparison: str, one: Trained, row: ScoreRow, other: Group | None) -> Gap:
+  scratch = row.scratch if row.scratch.n else other
+  found = row.difference if row.scratch.n else difference(row.pretrained, scratch)
+  seeds = row.pretrained.seeds if found.paired else ()
+  values = tuple(np.subtract(row.pretrained.values, scratch.values).tolist()) if found.paired else ()
+  return Gap(axis, series, comparison, one.name, one.rows, one.tokens, one.epochs, one.overlap, row.pretrained.mean,
+             scratch.mean, found, not row.scratch.n, seeds, values)
+
+
+def _by_size(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
+  """Runs of several sizes that saw as many rows, or each row as often; all of them where neither is shared."""
+  some = False
+  for what, clusters in (('same updates', _clusters(own, 'seen')), ('same epochs', _clusters(own, 'epochs'))):
+    several = [cluster for cluster in clusters if len(_clusters(cluster, 'tokens')) > 1]
+    for cluster in several:
+      some = True
+      one = cluster[0]
+      yield what + (f' ({one.seen:,} rows)' if len(several) > 1 and what == 'same updates' else
+                    f' ({one.epochs:.3g})' if what == 'same epochs' else ''), cluster
+  if not some and len(_clusters(own, 'tokens')) > 1:
+    yield 'updates and epochs differ', list(own)
+
+
+def _by_overlap(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
+  """Runs of one size that saw as many rows, and whose overlap differs."""
+  for size in _clusters(own, 'tokens'):
+    for cluster in _clusters(size, 'seen'):
+      if len({one.overlap for one in cluster}) > 1:
+        yield f'{cluster[0].tokens:,} tokens', cluster
+
+
+def _clusters(own: Iterable[Trained], field: str) -> list[list[Trained]]:
+  """Runs in the order of a field, parted where it grows by more than a hundredth."""
+  found: list[list[Trained]] = []
+  for one in sorted(own, key=lambda one: (getattr(one, field), one.name)):
+    if found and getattr(one, field) <= _CLOSE * getattr(found[-1][-1], field):
+      found[-1].append(one)
+    else:
+      found.append([one])
+  return found

@@ -1,0 +1,85 @@
+"""The shape of a model: of an encoder, and of what turns its vectors into one.
+
+What each field is for is said once, in `configs/base.py`; here is what it may be. Everything that is compiled for a
+model follows from these, so they are hashable, complete and checked when they are made.
+"""
+
+import dataclasses
+from typing import Annotated
+
+from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of
+from minilm_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(Checked):
+  """Shape and switches of an encoder (paper 1, `LanModel`)."""
+
+  where = 'model.'
+  vocabulary: Positive
+  embedding: Positive
+  hidden: Positive
+  feed_forward: Positive
+  heads: Positive
+  layers: Positive
+  length: Annotated[int, at_least(4)]
+  convolutions: Count
+  kernel: tuple[int, ...]
+  channels: Count
+  convolution: Annotated[str, one_of('paper', 'mended')]
+  norm: Annotated[str, one_of('post', 'pre')]
+  positions: Annotated[str, one_of('learned', 'relative', 'rotary')]
+  first_position: Count
+  segments: Count
+  projection: bool
+  tied: bool
+  activation: Annotated[str, one_of('gelu', 'relu', 'silu')]
+  dropout: Share
+  initialization: Annotated[str, one_of('standard', 'honey', 'bert')]
+  norm_epsilon: Amount
+  nominal_heads: Positive
+  compute: Annotated[str, one_of('float32', 'bfloat16')]
+  remat: bool
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.hidden % self.heads:
+      fitting = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
+      close = sorted(fitting, key=lambda n: abs(n - self.heads))[:3]
+      raise InputError(f'model.heads={self.heads}', f'model.hidden={self.hidden} is not a multiple of it',
+                       f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
+    if self.positions == 'rotary' and self.hidden // self.heads % 2:
+      raise InputError('rotary positions', f'an odd head size of {self.hidden // self.heads}', 'give fewer heads')
+    for name, needs_equal in (('projection=False', not self.projection), ('tied=True', self.tied)):
+      if needs_equal and self.embedding != self.hidden:
+        raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
+                         'make them equal, or change the switch')
+    self._check_convolutions()
+
+  def _check_convolutions(self) -> None:
+    kernel = ','.join(map(str, self.kernel))
+    asked = f'model.convolutions={self.convolutions}, model.kernel={kernel}, model.channels={self.channels}'
+    if not self.convolutions:
+      if self.kernel or self.channels:
+        raise InputError(asked, 'a kernel or channels of no convolution', "give a number of convolutions, or '' and 0")
+      return
+    if len(self.kernel) != 2 or min(self.kernel) < 1 or not self.channels:
+      raise InputError(asked, 'not two sizes of a kernel (tokens, features) and a number of channels',
+                       'give them, as in model.kernel=3,3 and model.channels=64')
+    if self.kernel[0] > self.length or self.kernel[1] > self.hidden:
+      raise InputError(asked, f'a kernel larger than the image of {self.length} tokens x {self.hidden} features',
+                       'give a smaller one')
+
+  @property
+  def batch_norm(self) -> bool:
+    """Does it normalise over the batch, pads included? Then rows are always whole and batches are not cut up."""
+    return self.convolutions > 0 and self.convolution == 'paper'
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig(Checked):
+  """How a sentence becomes one vector."""
+
+  where = 'head.'
+  pooling: Annotated[str, one_of('first', 'mean', 'positions')]
+  dropout: Share

@@ -1,0 +1,215 @@
+"""Soft committees: fine-tuned classifiers of one task that answer together (paper 2, soft committee).
+
+A committee is a folder that holds everything, copies of its members included, so it is its own export: it works
+wherever it is copied to.
+
+    config.json      kind, task and labels, and where the members came from
+    manifest.json    identity, shape and seed of each member; parameters of all
+    classifier-0 ... the members, as `classifiers.py` saves them
+    committee.json   scores of its subsets (`subsets.py`) on the examples that the members were reported on
+    result.json      the whole committee in a few numbers
+
+Members stand in the order of their identities, so that the order in which they are named changes no bit of an answer.
+They may differ in shape; task, labels and tokenizer must be the same. Training members together is left out.
+"""
+
+import dataclasses
+import glob
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from rich import table as rich_table
+
+from minilm_jax import run
+from minilm_jax.errors import InputError
+from minilm_jax.tasks import classifiers, forward, subsets
+from minilm_jax.tasks.classifiers import Fitted
+from minilm_jax.tasks.sources import Examples
+from minilm_jax.tasks.table import REGRESSION
+
+KIND = 'committee'
+STUDY = 'committee.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Committee:
+  """Members that answer together."""
+
+  members: tuple[Fitted, ...]
+
+  def logits(self, examples: Examples) -> Float[np.ndarray, 'M N C']:
+    """What each member says of each example."""
+    return forward.logits(self.members, examples)
+
+  def probabilities(self, examples: Examples, how: str = subsets.PROBABILITY) -> Float[np.ndarray, 'N C']:
+    """What the committee says, by the mean of its members' probabilities or of their logits."""
+    return subsets.combine(self.logits(examples), how)
+
+
+def named(given: str) -> list[str]:
+  """The folders that `--members` names, with commas and stars.
+
+  Raises:
+    InputError: none is there.
+  """
+  found = []
+  for word in filter(None, map(str.strip, given.split(','))):
+    if '*' not in word:
+      found.append(word)
+      continue
+    fitting = [one for one in sorted(glob.glob(word)) if epath.Path(one).is_dir()]
+    if not fitting:
+      raise InputError(f'the members {word}', 'no folder fits it',
+                       'fine-tune with --config.keep=True, which makes classifier-0, classifier-1 and so on')
+    found += fitting
+  if not found:
+    raise InputError(f'--members={given}', 'it names no classifier', "give some, as in --members='runs/x/classifier-*'")
+  return found
+
+
+def make(given: str, workdir: epath.PathLike) -> dict[str, Any]:
+  """Makes a committee of saved classifiers and scores its subsets; the same command again changes nothing.
+
+  Args:
+    given: the folders of its members, as in `named`.
+    workdir: the folder of the committee; the members are copied into it.
+
+  Returns:
+    What result.json has, and the lines of committee.json.
+
+  Raises:
+    InputError: a member is missing or damaged, the same twice, or does not go with the others; the work directory is
+      another committee's.
+  """
+  folders = [epath.Path(one) for one in named(given)]
+  workdir = epath.Path(workdir)
+  pairs = sorted(((classifiers.load(one), one) for one in folders), key=lambda pair: pair[0].identity)
+  members = [member for member, _ in pairs]
+  check(members, [str(one) for _, one in pairs])
+  card = members[0].card
+  run.open_run(workdir, {'kind': KIND, 'task': {'name': card.task, 'labels': card.labels},
+                         'members': [member.identity for member in members]})
+  for number, (member, source) in enumerate(pairs):
+    _copy(source, workdir / classifiers.folder(number))
+  counts = [run.read_json(one / run.MANIFEST, str(one))['parameters'] for _, one in pairs]
+  run.write_json(workdir / run.MANIFEST, {
+      'tokenizer': card.tokenizer, 'parameters': {'total': sum(counts)}, 'members': [
+          {'folder': classifiers.folder(number), 'weights': member.identity, 'parameters': counts[number],
+           'layers': member.card.model.layers, 'hidden': member.card.model.hidden, 'seed': member.card.seed,
+           'learning_rate': member.card.learning_rate, 'checkpoint': member.card.checkpoint, 'step': member.card.step}
+          for number, member in enumerate(members)]})
+  lines, reason, examples = _study([one for _, one in pairs], card.headline)
+  run.write_json(workdir / STUDY, {'task': card.task, 'headline': card.headline, 'members': len(members),
+                                   'examples': examples, 'unscored': reason,
+                                   'lines': [subsets.as_dict(line) for line in lines]})
+  whole = {f'{line.split}, {line.combined}, {line.metric}': line.mean for line in lines if line.size == len(members)}
+  result = {'task': card.task, 'members': len(members), 'parameters': sum(counts), 'unscored': reason, 'scores': whole}
+  run.write_json(workdir / run.RESULT, result)
+  return result | {'lines': [subsets.as_dict(line) for line in lines]}
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  """A member's folder, whole or not at all; one that is there whole stays."""
+  if not classifiers.missing(target):
+    return
+  temporary = target.parent / f'.{target.name}.partial'
+  if temporary.exists():
+    temporary.rmtree()
+  for file in _files(source):
+    place = temporary / '/'.join(file.parts[len(source.parts):])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    file.copy(place)
+  temporary.rename(target)
+
+
+def _files(folder: epath.Path) -> list[epath.Path]:
+  return [file for inner in sorted(folder.iterdir()) for file in (_files(inner) if inner.is_dir() else [inner])]
+
+
+def check(members: Sequence[Fitted], names: Sequence[str]) -> None:
+  """Refuses members that cannot answer together; `names` are theirs.
+
+  Raises:
+    InputError: none, one twice, a regression, weights that are no numbers, or another task, label set or tokenizer.
+  """
+  if not members:
+    raise InputError('a committee', 'no members', 'give at least one fine-tuned classifier')
+  seen: dict[str, str] = {}
+  first = members[0].card
+  for member, name in zip(members, names, strict=True):
+    card = member.card
+    if member.identity in seen:
+      raise InputError(f'a committee with {name}', f'it is {seen[member.identity]} once more: the same weights',
+                       'name each member once')
+    seen[member.identity] = name
+    if card.task_kind == REGRESSION:
+      raise InputError(f'a committee with {name}', 'a regression, which has no probabilities',
+                       'give classifiers of a classification')
+    if not all(np.isfinite(leaf).all() for leaf in classifiers.checkpoint.flat(member.model).values()):
+      raise InputError(f'a committee with {name}', 'weights that are no numbers', 'leave it out')
+    for what, own, others in (('different labels', card.labels, first.labels),
+                              ('different tasks', card.task, first.task),
+                              ('different columns of text', card.fields, first.fields),
+                              ('different tokenizers', card.tokenizer, first.tokenizer)):
+      if own != others:
+        raise InputError(f'a committee of {names[0]} and {name}', f'{what}: {_short(others)} and {_short(own)}',
+                         'give members of one task, label set and tokenizer')
+
+
+def _short(value: Any) -> str:
+  text = ', '.join(value) if isinstance(value, tuple) else str(value)
+  return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _study(folders: Sequence[epath.Path], headline: str) -> tuple[list[subsets.Line], str, dict[str, int]]:
+  """Scores of subsets on every split that all members were reported on, or why there are none; examples of each."""
+  said = [classifiers.outputs(one) for one in folders]
+  digests = [classifiers.read_manifest(one)['examples'] for one in folders]
+  shared = [split for split in said[0]
+            if all(split in own and own[split] == digests[0][split] for own in digests)]
+  if not shared:
+    return [], 'members were reported on different examples', {}
+  lines = [line for split in shared for line in subsets.study(
+      np.stack([own[split][0] for own in said]), said[0][split][1], headline, split)]
+  return lines, '', {split: len(said[0][split][1]) for split in shared}
+
+
+def load(folder: epath.PathLike) -> Committee:
+  """Opens a committee, wherever it was copied to.
+
+  Raises:
+    InputError: there is none, or a member is missing or damaged.
+  """
+  folder = epath.Path(folder)
+  what = f'the committee {folder}'
+  config = run.read_json(folder / run.CONFIG, what)
+  if not isinstance(config, dict) or 'kind' not in config or config['kind'] != KIND:
+    raise InputError(what, 'a folder of something else', 'give what minilm committee made')
+  wanted = run.read_json(folder / run.MANIFEST, what)['members']
+  members = tuple(classifiers.load(folder / one['folder']) for one in wanted)
+  for member, one in zip(members, wanted, strict=True):
+    if member.identity != one['weights']:
+      raise InputError(what, f'{one["folder"]} is another classifier than the one it was made with',
+                       'copy the folder again, whole')
+  check(members, [str(folder / one['folder']) for one in wanted])
+  return Committee(members)
+
+
+def tables(found: dict[str, Any]) -> list[rich_table.Table]:
+  """Scores by size, for a reader."""
+  if found['unscored']:
+    return [rich_table.Table(title=f'a committee of {found["members"]}, without scores: {found["unscored"]}')]
+  metrics = list(dict.fromkeys(line['metric'] for line in found['lines']))
+  table = rich_table.Table('split', 'size', 'subsets', 'combined by', *metrics, title=(
+      f'{found["task"]}, a committee of {found["members"]}: mean over subsets, and their middle 95%'))
+  rows: dict[tuple[str, ...], dict[str, str]] = {}
+  for line in found['lines']:
+    ends = f' ({line["low"]:.3f}, {line["high"]:.3f})' if line['low'] is not None else ''
+    key = line['split'], str(line['size']), f'{line["subsets"]}{"" if line["every"] else " drawn"}', line['combined']
+    rows.setdefault(key, {})[line['metric']] = f'{line["mean"]:.3f}{ends}'
+  for key, cells in rows.items():
+    table.add_row(*key, *(cells[metric] if metric in cells else '' for metric in metrics))
+  return [table]

@@ -1,0 +1,52 @@
+"""For tests of classifiers and committees: small ones with random weights, saved as fine-tuning saves them."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import tiny
+from minilm_jax import recipe
+from minilm_jax.config import HeadConfig
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model.heads import classifier
+from minilm_jax.tasks import classifiers
+from minilm_jax.tasks.classifiers import Card, Fitted
+from minilm_jax.tasks.sources import Examples
+
+LABELS = ('negative', 'positive', 'neutral')
+TEXTS = ('the dog sleeps .', 'a good fox', 'the bad pig eats the red hen and sleeps', 'a', 'cow .')
+
+
+def examples(texts: tuple[str, ...] = TEXTS) -> Examples:
+  return Examples(texts, (), np.zeros(len(texts), np.int32))
+
+
+def card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
+  config = tiny.get_config()
+  config.model.update(vocabulary=520, embedding=16, hidden=hidden, feed_forward=32, layers=1, heads=2, length=32)
+  model = recipe.resolve(config, 'pretrain').model
+  made: dict[str, Any] = {
+      'kind': classifiers.KIND, 'task': 'own', 'task_kind': 'classification', 'labels': LABELS, 'fields': ('text',),
+      'joined': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1),
+      'tokenizer': reads.sha256, 'seed': seed, 'learning_rate': 1e-3, 'checkpoint': 'runs/tiny', 'step': 8,
+      'which': 'last', 'epoch': 2.0}
+  return Card(**made | changes)
+
+
+def fitted(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Fitted:
+  """A classifier with random weights, large enough that members differ in what they say."""
+  own = card(reads, seed, hidden, **changes)
+  model = classifier(own.model, own.head, len(own.labels), jax.random.key(seed))
+  model = jax.tree.map(lambda x: np.asarray(4 * x), model)
+  return Fitted(own, model, reads, classifiers.digest(model))
+
+
+def saved(folder: pathlib.Path, member: Fitted, digest: str = 'same examples') -> pathlib.Path:
+  """Its folder, with random outputs on 40 examples whose labels all members share."""
+  dice = np.random.default_rng(member.card.seed)
+  classes = max(1, len(member.card.labels))
+  said = (dice.normal(size=(40, classes)).astype(np.float32), np.random.default_rng(9).integers(0, classes, 40))
+  classifiers.save(folder, member.card, member.model, member.tokenizer, {'validation': said}, {'validation': digest})
+  return folder

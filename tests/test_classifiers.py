@@ -1,0 +1,174 @@
+"""Saved classifiers: what fine-tuning keeps says again what it was scored by, on any devices, wherever it is copied to."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import glue
+from minilm_jax import recipe, run
+from minilm_jax.errors import InputError
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import classifiers, finetune, fitting, forward, sources
+from minilm_jax.training import start
+from tests import answering
+from tests.quick import jit
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STARTS = [8, None]
+
+
+def settings(**changes: Any):
+  made = glue.get_config('microworld/sentiment')
+  made.update_from_flattened_dict({'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'held_out': 0.25,
+                                   'optimizer.learning_rate': 2e-2, 'keep': True, **changes})
+  return recipe.resolve(made, 'finetune')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_fast():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'jit', jit)
+    yield
+  fitting.make_program.cache_clear()
+  forward.program.cache_clear()
+
+
+@pytest.fixture(scope='module')
+def tuned(tiny_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Two seeds from a checkpoint and two from scratch; copy it before changing anything in it."""
+  workdir = tmp_path_factory.mktemp('tuned') / 'run'
+  finetune.finetune(settings(), tiny_run, workdir, STARTS)
+  return workdir
+
+
+def names(folder: pathlib.Path) -> list[str]:
+  return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_member_is_a_folder_that_says_what_it_is(tuned: pathlib.Path, tiny_run: pathlib.Path):
+  assert [name for name in names(tuned) if 'classifier' in name] == [f'classifier-{n}' for n in range(4)]
+  for number, (step, seed) in enumerate([(8, 0), (8, 1), (-1, 0), (-1, 1)]):
+    card = classifiers.read_card(tuned / f'classifier-{number}')
+    assert (card.step, card.seed, card.labels) == (step, seed, ('negative', 'positive'))
+    assert (card.task, card.checkpoint, card.which) == ('microworld/sentiment', str(tiny_run), 'best')
+    (line,) = [line for line in run.read_lines(tuned / run.SCORES) if line['member'] == number and line['which'] == 'best']
+    assert card.epoch == line['epoch'] and card.learning_rate == line['learning_rate']
+    outputs, labels = classifiers.outputs(tuned / f'classifier-{number}')['validation']
+    assert np.mean(outputs.argmax(-1) == labels) == pytest.approx(line['value'])
+
+
+def test_it_says_again_what_it_was_scored_by(tuned: pathlib.Path):
+  task = settings().task
+  found = sources.read(sources.complete(task), task, 'validation')
+  members = [classifiers.load(tuned / f'classifier-{number}') for number in range(4)]
+  said = forward.logits(members, found)
+  for number, own in enumerate(said):
+    np.testing.assert_allclose(own, classifiers.outputs(tuned / f'classifier-{number}')['validation'][0], atol=2e-5)
+  assert len({member.identity for member in members}) == 4
+
+
+def test_pieces_that_the_task_never_uses_keep_their_vectors(tuned: pathlib.Path, tiny_run: pathlib.Path):
+  model = start.model_run(tiny_run).model
+  before = finetune.pretrained_encoder(tiny_run, model, settings(), 8).embedding.tokens.embedding[...]
+  after = classifiers.load(tuned / 'classifier-0').model.encoder.embedding.tokens.embedding[...]
+  same = (before == after).all(-1)
+  assert before.shape == after.shape and 0 < same.sum() < len(same)
+  assert same[512:].all()  # rows that no piece has
+
+
+def test_what_is_kept_changes_no_score(tuned: pathlib.Path, tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  finetune.finetune(settings(keep=False), tiny_run, tmp_path / 'run', STARTS)
+  assert list(run.read_lines(tmp_path / 'run' / run.SCORES)) == list(run.read_lines(tuned / run.SCORES))
+  assert not [name for name in names(tmp_path / 'run') if 'classifier' in name]
+
+
+def test_a_classifier_that_is_lost_is_made_again_and_the_others_stay(tuned: pathlib.Path, tiny_run: pathlib.Path,
+                                                                   tmp_path: pathlib.Path):
+  shutil.copytree(tuned, tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'classifier-1')
+  stays = (tmp_path / 'run' / 'classifier-0' / run.MANIFEST).stat().st_mtime_ns
+  finetune.finetune(settings(), tiny_run, tmp_path / 'run', STARTS)
+  assert classifiers.load(tmp_path / 'run' / 'classifier-1').identity == classifiers.load(
+      tuned / 'classifier-1').identity
+  assert (tmp_path / 'run' / 'classifier-0' / run.MANIFEST).stat().st_mtime_ns == stays
+  assert sorted(map(json.dumps, run.read_lines(tmp_path / 'run' / run.SCORES))) == sorted(
+      map(json.dumps, run.read_lines(tuned / run.SCORES)))
+
+
+@pytest.fixture(scope='module')
+def one(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
+  member = answering.fitted(pieces.load(tiny_corpus / 'tokenizer.model'), 0)
+  return answering.saved(tmp_path_factory.mktemp('one') / 'classifier-0', member), member
+
+
+def test_what_was_saved_comes_back_bit_for_bit_and_so_does_a_copy(one: tuple, tmp_path: pathlib.Path):
+  folder, member = one
+  shutil.copytree(folder, tmp_path / 'copy')
+  for place in (folder, tmp_path / 'copy'):
+    found = classifiers.load(place)
+    assert found.card == member.card and found.identity == member.identity == classifiers.digest(found.model)
+    for there, here in zip(jax.tree.leaves(found.model), jax.tree.leaves(member.model), strict=True):
+      np.testing.assert_array_equal(there, here)
+  assert names(folder.parent) == ['classifier-0']
+
+
+def test_a_process_with_one_device_opens_what_eight_saved(one: tuple):
+  program = ('import sys, jax\nfrom minilm_jax.tasks import classifiers\n'
+             'print(jax.device_count(), classifiers.load(sys.argv[1]).identity)\n')
+  done = subprocess.run([sys.executable, '-c', program, str(one[0])], cwd=ROOT, capture_output=True, text=True, check=False,
+                        env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ['1', one[1].identity] and jax.device_count() == 8
+
+
+def test_saving_again_replaces_and_a_save_cut_short_is_none(one: tuple, tmp_path: pathlib.Path):
+  _, member = one
+  folder = answering.saved(tmp_path / 'classifier-0', member)
+  other = jax.tree.map(lambda x: x + 1, member.model)
+  answering.saved(folder, dataclasses.replace(member, model=other))
+  assert classifiers.load(folder).identity == classifiers.digest(other) != member.identity
+  (folder / run.MANIFEST).unlink()
+  assert classifiers.missing(folder)
+
+
+def edit(path: pathlib.Path, change) -> None:
+  content = json.loads(path.read_text())
+  change(content)
+  path.write_text(json.dumps(content))
+
+
+def with_hash(folder: pathlib.Path) -> None:
+  """The manifest of a card that someone has changed with care."""
+  edit(folder / run.MANIFEST, lambda content: content['files'].update(
+      {classifiers.CARD: run.sha256(folder / classifiers.CARD)}))
+
+
+@pytest.mark.parametrize('spoil, said', [
+    (lambda folder: shutil.rmtree(folder), 'no such folder'),
+    (lambda folder: (folder / run.MANIFEST).unlink(), 'nothing was saved whole'),
+    (lambda folder: (folder / run.MANIFEST).write_text('{}'), 'of something else'),
+    (lambda folder: (folder / run.MANIFEST).write_text('nonsense'), 'not JSON'),
+    (lambda folder: (folder / 'tokenizer.model').write_bytes(b'x'), 'tokenizer.model is not the file'),
+    (lambda folder: (folder / classifiers.OUTPUTS).unlink(), 'outputs.npz is not the file'),
+    (lambda folder: edit(folder / classifiers.CARD, lambda card: card.update(seed=7)), 'classifier.json is not the file'),
+    (lambda folder: shutil.rmtree(folder / 'checkpoints'), 'no checkpoint'),
+    (lambda folder: edit(folder / run.MANIFEST, lambda content: content.update(weights='0')), 'not those that were saved'),
+    (lambda folder: (edit(folder / classifiers.CARD, lambda card: card['model'].update(hidden=32)), with_hash(folder)),
+     r'is \(.*\) there and \('),
+    (lambda folder: (edit(folder / classifiers.CARD, lambda card: card.pop('labels')), with_hash(folder)), 'missing labels'),
+    (lambda folder: (edit(folder / classifiers.CARD, lambda card: card.update(step='x')), with_hash(folder)), 'step as int'),
+])
+def test_what_is_damaged_is_refused(spoil, said: str, one: tuple, tmp_path: pathlib.Path):
+  shutil.copytree(one[0], tmp_path / 'one')
+  spoil(tmp_path / 'one')
+  with pytest.raises(InputError, match=said):
+    classifiers.load(tmp_path / 'one')

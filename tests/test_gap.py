@@ -1,0 +1,201 @@
+"""The study of the gap, from run directories: who is compared with whom, and what the report shows of it."""
+
+import csv
+import doctest
+import math
+import pathlib
+from typing import Any
+
+import pytest
+
+from minilm_jax import run
+from minilm_jax.analysis import cells, gap, gap_figures, report, runs
+from minilm_jax.analysis.gap import Study
+from minilm_jax.analysis.lines import OVERLAP, SIZE
+from minilm_jax.analysis.scores import score_table
+from tests import scored
+from tests.test_report import Page
+
+MODEL = {'embedding': 32, 'hidden': 32, 'feed_forward': 64, 'heads': 2, 'layers': 1, 'vocabulary': 500}
+
+
+def trained(folder: pathlib.Path, rows: int, updates: int = 100, overlap: float | None = None, by: str = 'overlap',
+            task: str = 'ag_news', of_rows: int = 100_000, tokenizer: str = 'abc', **model: int) -> pathlib.Path:
+  """A pre-training run on so many rows of 100 tokens."""
+  folder.mkdir(parents=True)
+  part = None
+  if overlap is not None:
+    part, of_rows = {'of': 'whole', 'task': task, 'by': by, 'overlap': {'value': overlap, 'low': None, 'high': None}}, rows
+  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'updates': updates, 'batch_size': 32, 'model': MODEL | model})
+  run.write_json(folder / run.MANIFEST, {
+      'tokenizer': tokenizer, 'corpus': f'{folder.name}' if part else 'whole', 'parameters': {'total': 1000},
+      'training': {'rows': rows, 'tokens': 100 * rows, 'of_rows': of_rows, 'of_tokens': 100 * of_rows, 'subset': part}})
+  return folder
+
+
+def tuned(folder: pathlib.Path, source: pathlib.Path, values: list[float], pretrained: bool, task: str = 'ag_news',
+          seeds: tuple[int, ...] = (0, 1, 2)) -> None:
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': str(source), 'epochs': 3.0,
+                                      'task': {'name': task, 'filtered': False}})
+  run.write_lines(folder / run.SCORES, [
+      scored.line(value, seed, pretrained, task=task, metric='accuracy', checkpoint=source.name)
+      for seed, value in zip(seeds, values, strict=True)])
+  run.write_json(folder / run.RESULT, {})
+
+
+def both(home: pathlib.Path, source: pathlib.Path, ours: list[float], theirs: list[float], **more: Any) -> None:
+  task = more['task'] if 'task' in more else 'ag_news'
+  tuned(home / 'tasks' / f'{source.name}-{task}-p', source, ours, True, **more)
+  tuned(home / 'tasks' / f'{source.name}-{task}-s', source, theirs, False, **more)
+
+
+def study(home: pathlib.Path, draws: int = 200) -> Study:
+  found = runs.find([str(home)])
+  return gap.find(found, cells.main(score_table(runs.scores(found))), draws)
+
+
+def ladder(home: pathlib.Path, gains: dict[int, float], **more: Any) -> None:
+  for rows, gain in gains.items():
+    source = trained(home / f'n{rows}', rows, **more)
+    both(home, source, [0.5 + gain, 0.52 + gain, 0.48 + gain], [0.5, 0.52, 0.48])
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(gap_figures).failed == 0
+
+
+def test_gap_against_size(tmp_path: pathlib.Path):
+  ladder(tmp_path, {1000: 0.01, 2000: 0.04, 4000: 0.07})
+  found = study(tmp_path)
+  assert [(point.rows, point.tokens, round(point.gap.mean, 6)) for point in sorted(found.points, key=lambda p: p.rows)] == [
+      (1000, 100_000, 0.01), (2000, 200_000, 0.04), (4000, 400_000, 0.07)]
+  assert {point.axis for point in found.points} == {SIZE} and all(point.gap.paired for point in found.points)
+  slope, = found.slopes
+  assert slope.slope == pytest.approx(0.03) and slope.low == pytest.approx(0.03) and slope.seeds == 3
+  assert 'same updates' in slope.comparison and not found.left_out
+
+
+def test_equal_arms_have_no_gap(tmp_path: pathlib.Path):
+  for rows, noise in ((1000, 0.01), (2000, -0.01), (4000, 0.01)):
+    both(tmp_path, trained(tmp_path / f'n{rows}', rows), [0.5 + noise, 0.5 - noise, 0.5], [0.5, 0.5, 0.5])
+  found = study(tmp_path)
+  for point in found.points:
+    assert point.gap.mean == pytest.approx(0) and point.gap.low < 0 < point.gap.high
+  slope, = found.slopes
+  assert slope.slope == pytest.approx(0, abs=1e-12) and slope.low <= 0 <= slope.high
+
+
+def test_same_updates_and_same_epochs_are_two_comparisons(tmp_path: pathlib.Path):
+  for rows, updates in ((1000, 100), (2000, 100), (1000, 200), (2000, 200), (4000, 400)):
+    source = trained(tmp_path / f'n{rows}-{updates}', rows, updates)
+    both(tmp_path, source, [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+  by = {}
+  for point in study(tmp_path).points:
+    by.setdefault(point.comparison.partition(', ')[2], set()).add(point.checkpoint.partition('/')[2] or point.checkpoint)
+  assert by == {
+      'same updates (3,200 rows)': {'n1000-100', 'n2000-100'}, 'same updates (6,400 rows)': {'n1000-200', 'n2000-200'},
+      'same epochs (3.2)': {'n1000-100', 'n2000-200', 'n4000-400'}}
+
+
+def test_nothing_shared_is_said(tmp_path: pathlib.Path):
+  for rows, updates in ((1000, 100), (2000, 170)):
+    both(tmp_path, trained(tmp_path / f'n{rows}', rows, updates), [0.6, 0.7], [0.5, 0.5], seeds=(0, 1))
+  assert {point.comparison.partition(', ')[2] for point in study(tmp_path).points} == {'updates and epochs differ'}
+
+
+def test_other_models_and_tokenizers_are_not_compared(tmp_path: pathlib.Path):
+  both(tmp_path, trained(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5] * 3)
+  both(tmp_path, trained(tmp_path / 'b', 2000, hidden=64), [0.6, 0.7, 0.8], [0.5] * 3)
+  both(tmp_path, trained(tmp_path / 'c', 4000, tokenizer='other'), [0.6, 0.7, 0.8], [0.5] * 3)
+  found = study(tmp_path)
+  assert not found.points and not found.slopes
+  assert len(found.left_out) == 1 and '3 of these runs' in found.left_out[0]
+
+
+def test_gap_against_overlap(tmp_path: pathlib.Path):
+  for number, overlap in enumerate((0.90, 0.92, 0.94)):
+    source = trained(tmp_path / f'part-{number}', 1000, overlap=overlap)
+    both(tmp_path, source, [0.6 + overlap - 0.9] * 3, [0.5, 0.5, 0.5])
+    both(tmp_path, source, [0.6] * 3, [0.5] * 3, task='cola')  # not the task that the overlap is with
+  both(tmp_path, trained(tmp_path / 'random', 1000, overlap=0.92, by='random'), [0.62] * 3, [0.5] * 3)
+  found = study(tmp_path)
+  assert {(point.axis, point.series.partition(',')[0]) for point in found.points} == {(OVERLAP, 'ag_news')}
+  slope, = found.slopes
+  assert slope.slope == pytest.approx(0.01) and (slope.points, slope.levels) == (4, 3)
+
+
+def test_what_a_task_selected_is_no_point_of_size(tmp_path: pathlib.Path):
+  ladder(tmp_path, {1000: 0.01, 4000: 0.03})
+  both(tmp_path, trained(tmp_path / 'part', 2000, overlap=0.9), [0.9] * 3, [0.5] * 3)
+  both(tmp_path, trained(tmp_path / 'control', 2000, overlap=0.91, by='random'), [0.52] * 3, [0.5] * 3)
+  points = [point for point in study(tmp_path).points if point.axis == SIZE]
+  assert {point.checkpoint for point in points} == {'n1000', 'n4000', 'control'}
+
+
+def test_an_arm_from_scratch_is_borrowed_from_the_same_model_alone(tmp_path: pathlib.Path):
+  both(tmp_path, trained(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5, 0.6, 0.7])
+  tuned(tmp_path / 'tasks' / 'b', trained(tmp_path / 'b', 2000), [0.8, 0.9, 1.0], True)
+  other = trained(tmp_path / 'c', 4000, hidden=64)
+  tuned(tmp_path / 'tasks' / 'c', other, [0.8, 0.9, 1.0], True)
+  points = {point.checkpoint: point for point in study(tmp_path).points}
+  assert set(points) == {'a', 'b'} and points['b'].borrowed and not points['a'].borrowed
+  assert points['b'].gap.mean == pytest.approx(0.3) and points['b'].gap.paired
+
+
+def test_runs_of_other_versions_are_passed_over(tmp_path: pathlib.Path):
+  source = trained(tmp_path / 'a', 1000)
+  manifest = run.read_json(source / run.MANIFEST, 'it')
+  run.write_json(source / run.MANIFEST, {name: value for name, value in manifest.items() if name != 'training'})
+  both(tmp_path, source, [0.6] * 3, [0.5] * 3)
+  assert study(tmp_path) == Study([], [], [])
+
+
+def test_whole_corpora_alone_ask_for_no_comparison(tmp_path: pathlib.Path):
+  both(tmp_path, trained(tmp_path / 'a', 1000, of_rows=1000), [0.6] * 3, [0.5] * 3)
+  assert study(tmp_path) == Study([], [], [])
+
+
+def test_the_report(tmp_path: pathlib.Path):
+  home = tmp_path / 'runs'
+  ladder(home, {1000: 0.01, 2000: 0.04, 4000: 0.07})
+  for number, overlap in enumerate((0.90, 0.92)):
+    both(home, trained(home / f'part<{number}', 2000, overlap=overlap), [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+  tuned(home / 'tasks' / 'lonely', trained(home / 'lonely', 9000, hidden=64), [0.8] * 3, True)
+  written = report.report([str(home)], tmp_path / 'report', draws=100)
+  assert {'gap.csv', 'slopes.csv', 'gap-size.svg', 'gap-size.png', 'gap-overlap.svg', 'gap-overlap.png'} <= set(written)
+  text = written['report.html'].read_text()
+  page = Page(text)
+  assert 'The gap and the size of the pre-training set' in page.headings and 'The gap and token overlap' in page.headings
+  assert '+3.0 points for a doubling' in page.text and 'two levels' in page.text
+  assert '<title>n1000: +1.0' in text and '1,000 rows, 100,000 tokens' in text and 'part<' not in text
+  rows = list(csv.DictReader(written['gap.csv'].read_text().splitlines()))
+  assert len(rows) == 5 and {row['axis'] for row in rows} == {SIZE, OVERLAP}
+  again = report.report([str(home)], tmp_path / 'again', draws=100)
+  for name in ('gap.csv', 'slopes.csv', 'gap-size.svg', 'report.html'):
+    assert again[name].read_bytes() == written[name].read_bytes()
+
+
+def test_a_report_without_sizes_has_no_section(tmp_path: pathlib.Path):
+  home = tmp_path / 'runs'
+  both(home, trained(home / 'a', 1000), [0.6] * 3, [0.5] * 3)
+  written = report.report([str(home)], tmp_path / 'report', draws=50)
+  page = Page(written['report.html'].read_text())
+  assert 'gap.csv' not in written and 'The gap and token overlap' not in page.headings
+  assert 'no two that share model' in page.text
+
+
+def test_undefined_scores_are_no_point(tmp_path: pathlib.Path):
+  ladder(tmp_path, {1000: 0.01, 2000: 0.02})
+  both(tmp_path, trained(tmp_path / 'n4000', 4000), [math.nan] * 3, [0.5] * 3)
+  assert {point.checkpoint for point in study(tmp_path).points} == {'n1000', 'n2000'}
+
+
+def test_a_grid_is_of_one_set(tmp_path: pathlib.Path):
+  """Runs of one shape on other sets are no seeds of one model."""
+  for rows in (1000, 2000, 100_000):
+    trained(tmp_path / f'n{rows}', rows)
+  trained(tmp_path / 'part', 3000, overlap=0.9)
+  trained(tmp_path / 'twin', 100_000)
+  left_out = gap.other_sets(gap.trained(runs.find([str(tmp_path)])))
+  assert set(left_out) == {'n1000', 'n2000', 'part'} and all('100,000 rows' in why for why in left_out.values())
