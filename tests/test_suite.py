@@ -120,7 +120,8 @@ def test_runs_of_one_name_are_told_apart_by_where_they_are(runs: pathlib.Path, c
     (runs / name).rename(runs / 'sweep' / name / 'member-0')
   (runs / 'sweep' / 'c' / 'member-0').mkdir(parents=True)  # has no checkpoint yet
   assert suite.checkpoints('sweep/*/member-*@4') == {'sweep/a/member-0': [4], 'sweep/b/member-0': [4]}
-  suite.finetune_all(of_sizes(sentiment=40), 'sweep/*/member-*', 'out', False, False)
+  lines, _ = suite.finetune_all(of_sizes(sentiment=40), 'sweep/*/member-*', 'out', False, False)
+  assert [line['checkpoint'] for line in lines] == ['a/member-0', 'b/member-0']
   assert [(source, folder) for _, source, folder, _ in called] == [
       ('sweep/a/member-0', 'out/a/member-0'), ('sweep/b/member-0', 'out/b/member-0')]
   with pytest.raises(InputError, match='no run with a checkpoint there'):

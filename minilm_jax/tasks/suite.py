@@ -100,7 +100,8 @@ def finetune_all(configs: Mapping[str, FinetuneConfig], given: str, workdir: epa
       place = workdir / names[source] if len(runs) > 1 else workdir
       progress.say(f'task {number} of {len(sizes)}: {task}, from {source}')
       try:
-        lines += finetune.finetune(configs[task], source, place / task if len(configs) > 1 else place, these)
+        found = finetune.finetune(configs[task], source, place / task if len(configs) > 1 else place, these)
+        lines += [{**line, 'checkpoint': names[source]} for line in found]  # members of sweeps are all called member-0
       except InputError as error:
         failed.append(error)
         progress.say(str(error))
