@@ -153,6 +153,9 @@ class Block(nnx.Module):
 class Encoder(nnx.Module):
   """Token ids to one vector a token.
 
+  Blocks stand side by side in the program. A loop over them compiles in 0.75 to 0.9 of the time, which is some seconds
+  a shape, and takes 8 to 12% longer a step (4 and 8 layers, two CPU cores).
+
   What BatchNorm makes of an image depends on its pads, so a model that has it is always shown whole rows: shorter ones
   are filled up with pads, and so mean the same however they come.
   """
