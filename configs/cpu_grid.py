@@ -1,4 +1,4 @@
-"""A grid that two CPU cores train in two hours: fourteen shapes of paper 1, two seeds each.
+"""A grid for two CPU cores, two hours by the dry run of a sweep: fourteen shapes of paper 1, two seeds each.
 
     minilm sweep --config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid
     minilm finetune --config=configs/glue.py:cola,sst2,mrpc,stsb --config.task.data_dir=TFDS --config.task.limit=4000 \
@@ -23,7 +23,7 @@ def get_config(name=RUNS[0]):
   """The recipe of one point."""
   config = honey_grid.get_config(name)
   config.batch_size = 16
-  config.updates = 4000
+  config.updates = 2800
   config.population.members = 2
   config.model.update(initialization='standard', norm='pre', positions='rotary')
   config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98, clip=1.0)
