@@ -6,8 +6,8 @@
     minilm report runs/grid runs/grid-glue --workdir=runs/report
 
 Walks up from the smallest logged shape, (e, h, i, layers) = (32, 32, 64, 1), and down from (64, 128, 512, 4), 8 heads
-throughout, 1.25 to 4.5 million parameters. The argument is a shape as in `honey_grid.py`, some with commas between; none
-is all of them.
+throughout, 1.25 to 4.5 million parameters. The argument is a shape as in `honey_grid.py`, some with commas between;
+none is all of them.
 
 With the training settings of the paper every one of them would still be on its plateau after so few tokens. These leave
 it sooner: small batches, pre-LN, rotary positions, a rate six times as high that ends at 0.
