@@ -9,8 +9,9 @@ Walks up from the smallest logged shape, (e, h, i, layers) = (32, 32, 64, 1), an
 throughout, 1.25 to 4.5 million parameters. The argument is a shape as in `honey_grid.py`, some with commas between;
 none is all of them.
 
-With the training settings of the paper every one of them would still be on its plateau after so few tokens. These leave
-it sooner: small batches, pre-LN, rotary positions, a rate six times as high that ends at 0.
+With the training settings of the paper the smallest is still near its plateau after 49 million tokens, eight times what
+a point sees here. These leave it sooner: small batches, pre-LN, rotary positions, a rate six times as high that
+ends at 0.
 """
 
 from configs import honey_grid

@@ -15,14 +15,13 @@ import numpy as np
 from etils import epath
 from rich import table as rich_table
 
-from minilm_jax import progress, run, stopwatch
+from minilm_jax import progress, run, show, stopwatch
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import size
 from minilm_jax.progress import duration
 
 _SHARD = re.compile(r'(\d+)/(\d+)')
-_STATE = 3 * 4  # bytes a parameter: itself and two moments; the gradient has four more
 _TIMED = 3  # points that are timed; the others follow from these
 _STEPS = 2  # updates of a repeat
 Configs = Mapping[str, RunConfig]
@@ -125,12 +124,11 @@ def describe(configs: Configs, each: Mapping[str, float]) -> list[dict[str, Any]
   copies = len(devices) if devices[0].platform == 'cpu' else 1  # those of a CPU have one memory
   found = []
   for name, config in configs.items():
-    parameters, flops = size.parameters(config.model), size.flops_per_row(config.model, config.mask)
-    rows, members = config.updates * config.batch_size, config.population.members
+    takes = show.pretraining(config)
     found.append({
-        'point': name, 'members': members, 'parameters': parameters, 'updates': config.updates,
-        'tokens': rows * config.model.length, 'flops': {count: rows * value for count, value in flops.items()},
-        'bytes': copies * parameters['total'] * (_STATE * members + 4), 'seconds': config.updates * each[name]})
+        'point': name, **{key: takes[key] for key in ('members', 'parameters', 'updates', 'tokens', 'flops')},
+        'bytes': copies * (takes['bytes']['state'] + takes['bytes']['gradient']),
+        'seconds': config.updates * each[name]})
   return found
 
 

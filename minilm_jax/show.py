@@ -21,14 +21,15 @@ def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any
   """Everything `minilm show --json` prints, as plain data."""
   found = {'recipe': recipe.as_dict(config)}
   if isinstance(config, RunConfig):
-    return found | _run(config)
+    return found | pretraining(config)
   if isinstance(config, FinetuneConfig):
     task = sources.complete(config.task)
     return found | {'headline': task.headline, 'examples': sources.sizes(task, config.task)}
   return found | {'sources': [source.name for source in documents.expand(config.documents)]}
 
 
-def _run(config: RunConfig) -> dict[str, Any]:
+def pretraining(config: RunConfig) -> dict[str, Any]:
+  """What pre-training by a recipe takes: parameters, rows, tokens, FLOPs of a member, bytes of all, arrays by path."""
   shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
   mesh = sharding.make_mesh(config.mesh, config.batch_size // (config.accumulation or 1), config.population.members)
   placed = sharding.state_sharding(shapes, mesh)

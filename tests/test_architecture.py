@@ -46,6 +46,7 @@ FLOORS = (
      'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench',
      'finetune_bench', 'latency', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
     ('quickstart',),
+    ('verbs',),
     ('__main__',),
 )
 # Who may lean on a neighbour of the same floor; 'training' stands for every room in it.
@@ -82,7 +83,7 @@ NEIGHBOURS = {
     'bench': ('machine', 'peers', 'stopwatch'),
     'finetune_bench': ('machine', 'peers'),
     'latency': ('machine',),
-    'plan': ('stopwatch',),
+    'plan': ('show', 'stopwatch'),
     'sweep': ('plan',),
     'break_even': ('machine', 'bench', 'stopwatch'),
 }
@@ -101,7 +102,7 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
-             '__main__': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
+             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
              'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid', 'layers': 'encoder', 'gap_figures': 'gap',
              'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report', 'grid_page': 'report',
              'grid_report': 'report', 'forward': 'committee', 'descent': 'laws', 'surface': 'laws',
@@ -112,7 +113,7 @@ WITHOUT_JAX = ('', 'errors', 'model_config', 'config', 'corpus_config', 'recipe'
                'progress', 'flags', 'language.microworld', 'language.documents', 'language.vocabulary', 'language.passes', 'language.pool',
                'language.keep', 'language.tokenizer', 'language.rows', 'language.build', 'analysis.report')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
-LONGER = {'config': 300, '__main__': 300}  # one table each, of every field of a run and of every verb
+LONGER = {'config': 300}  # one table, of every field of a run
 
 
 @dataclasses.dataclass(frozen=True)

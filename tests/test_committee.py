@@ -16,18 +16,14 @@ from minilm_jax.tasks import classifiers, committee, forward, subsets
 from minilm_jax.tasks.calibration import softmax
 from minilm_jax.tasks.committee import Committee
 from tests import answering
-from tests.quick import jit
 
 HOW = (subsets.LOGIT, subsets.PROBABILITY)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast():
-  forward.program.cache_clear()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
+  with answering.compiled_fast():
     yield
-  forward.program.cache_clear()
 
 
 @pytest.fixture(scope='module')

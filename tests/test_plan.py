@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import pytest
 
 from configs import cpu_grid, honey_grid
@@ -103,5 +104,8 @@ def test_a_plan_says_three_counts_of_flops_and_what_a_population_takes():
   rows = 35_475 * 256
   assert one['flops'] == {name: rows * count for name, count in size.flops_per_row(config.model, config.mask).items()}
   assert one['tokens'] == rows * 128 and one['seconds'] == 2.0 * 35_475
-  assert both['tokens'] == one['tokens'] and both['bytes'] == one['bytes'] * 28 / 16
+  gradient, devices = 4 * 1_250_722, jax.local_device_count()
+  state = one['bytes'] // devices - gradient
+  assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, two moments and a few counters
+  assert both['tokens'] == one['tokens'] and both['bytes'] == devices * (2 * state + gradient)
   assert plan.work(two) == 2 * plan.work(config)

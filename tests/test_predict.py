@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import rich.console
@@ -11,18 +10,14 @@ import rich.console
 from minilm_jax import __main__ as door
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
-from minilm_jax.tasks import committee, forward, predict, subsets
+from minilm_jax.tasks import committee, predict, subsets
 from tests import answering
-from tests.quick import jit
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast():
-  forward.program.cache_clear()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
+  with answering.compiled_fast():
     yield
-  forward.program.cache_clear()
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import frontier, grid_fits, laws
-from minilm_jax.analysis.study import Study, study
+from minilm_jax.analysis.study import Study, sentences, study
 from tests.swept import logged, made
 
 UPDATES = tuple(range(200, 8001, 200))
@@ -61,6 +61,12 @@ def test_the_logs_break_is_where_runs_leave_the_plateau(logs: Study):
   one, two = (fit(logs, grid_fits.WITHOUT, form) for form in (laws.POWER, laws.PIECES))
   before = [fit(logs, grid_fits.FRONTIER, form).bic for form in (laws.POWER, laws.PIECES)]
   assert one.bic - two.bic < before[0] - before[1]
+
+
+def test_a_break_without_a_plateau_in_sight_is_left_undecided(logs: Study, data: pathlib.Path):
+  text = ' '.join(sentences(dataclasses.replace(logs, level=None, plateaus=[]), logged(data)))
+  assert 'do not tell whether a plateau makes it' in text
+  assert 'does not account for the break' not in text and 'belongs to the course' not in text
 
 
 def test_every_fit_is_json_with_its_intervals(logs: Study):

@@ -34,23 +34,13 @@ _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probabi
 
 
 @dataclasses.dataclass(frozen=True)
-class CommitteeRow:
+class CommitteeRow(subsets.Line):
   """One number of a committee: a line of its study with the names of committee and task."""
 
   committee: str
   task: str
   members: int
   examples: int
-  split: str
-  size: int
-  combined: str
-  metric: str
-  headline: bool
-  mean: float
-  low: float
-  high: float
-  subsets: int
-  every: bool
 
 
 def read(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
@@ -68,7 +58,8 @@ def read(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
       continue
     study = run.read_json(path / STUDY, f'the study of the committee {path}')
     try:
-      rows += [CommitteeRow(name, study['task'], study['members'], study['examples'][line['split']],
+      rows += [CommitteeRow(committee=name, task=study['task'], members=study['members'],
+                            examples=study['examples'][line['split']],
                             **{field: runs.number(value) if field in ('mean', 'low', 'high') else value
                                for field, value in line.items()}) for line in study['lines']]
     except (KeyError, TypeError) as error:

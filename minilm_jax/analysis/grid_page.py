@@ -141,10 +141,9 @@ def _laws(study: Study) -> Iterator[str]:
       rows = [grid_cells.point_cells(point) for point in points]
       yield _folded(f'The {name}: {len(points)} points',
                     _table(grid_cells.POINT_HEADINGS, 1, rows, caption))
-  plateaus = [plateau for plateau in study.plateaus if plateau is not None]
-  if plateaus:
-    yield _folded(f'Plateaus: {len(plateaus)} runs', table(
-        grid_cells.PLATEAU_HEADINGS, 1, [grid_cells.plateau_cells(plateau) for plateau in plateaus], PLATEAU))
+  if study.plateaus:
+    yield _folded(f'Plateaus: {len(study.plateaus)} runs', table(
+        grid_cells.PLATEAU_HEADINGS, 1, [grid_cells.plateau_cells(plateau) for plateau in study.plateaus], PLATEAU))
 
 
 def _table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:

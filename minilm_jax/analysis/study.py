@@ -189,6 +189,8 @@ def _of_schedule(found: Study, tracks: Sequence[Track]) -> list[str]:
 def _verdict(found: Study, whole: Mapping[str, Fit]) -> str:
   if whole[laws.POWER].bic - whole[laws.PIECES].bic <= 2:
     return 'So these runs show no break.'
+  if found.level is None:
+    return 'So the break is there, and these runs do not tell whether a plateau makes it.'
   shares = [on / of if of else 0.0 for on, of in (
       (found.below_on_plateau, found.below), (found.above_on_plateau, len(found.frontier) - found.below))]
   if shares[0] >= 0.8 and shares[1] <= 0.2:
