@@ -47,7 +47,9 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
     ],
     extras_require={
-        'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA
+        'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
         # RoBERTa to compare with: its weights in our models, and the seconds of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'torch>=2.4', 'transformers>=4.57'],
