@@ -17,7 +17,7 @@ from minilm_jax import recipe, run
 from minilm_jax.analysis import scores
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, likelihood, table
+from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, likelihood, table
 from minilm_jax.training import checkpoint, trainer
 from tests import small
 from tests.quick import jit
@@ -157,9 +157,39 @@ def test_a_stopped_run_goes_on_with_the_members_that_were_cut(finished: Path, ti
   kept = (workdir / 'scores.jsonl').read_text().splitlines(keepends=True)
   assert kept[:12] == text[:4] + text[6:14] and sorted(kept) == sorted(text)
   assert sorted(untimed(workdir), key=str) == sorted(untimed(finished), key=str)
+  assert not (workdir / interim.FILE).exists()
   results = [json.loads((folder / 'result.json').read_text()) for folder in (workdir, finished)]
   assert sorted(results[0].pop('scores'), key=str) == sorted(results[1].pop('scores'), key=str)
   assert results[0] == results[1]
+
+
+@pytest.mark.parametrize('at', [0, 1, 3, 5])
+def test_members_go_on_from_where_they_were(finished: Path, tiny_run: Path, tmp_path: Path, monkeypatch, at: int):
+  """Stopped at a save, within an epoch, at its end, or in the second group: nothing is made twice, nothing differs."""
+  monkeypatch.setattr(interim, 'SECONDS', 0)
+  monkeypatch.setattr(finetune, '_UPDATES', 2)  # of the three of the first epoch
+  saves, save = [], interim.save
+
+  def stopped(*args: Any) -> None:
+    save(*args)
+    saves.append(args[2].step)
+    if len(saves) == at + 1:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(interim, 'save', stopped)
+  config, workdir = settings(**CHANGES), tmp_path / 'run'
+  with pytest.raises(KeyboardInterrupt):
+    finetune.finetune(config, tiny_run, workdir, STARTS)
+  assert saves == [2, 3, 5, 2, 3, 5][:at + 1] and (workdir / interim.FILE).exists()
+  assert finetune.finetune(config, tiny_run, workdir, STARTS) == lines(finished)
+  assert saves == [2, 3, 5, 2, 3, 5]  # each once, in spite of the stop
+  assert not (workdir / interim.FILE).exists()
+  for path in finished.iterdir():
+    if path.name == run.METRICS:  # of a longer chunk the losses are summed in another order
+      for one, other in zip(untimed(workdir), untimed(finished), strict=True):
+        assert one | {'loss': 0} == other | {'loss': 0}
+    else:
+      assert (workdir / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize('starts, changes, said', [
@@ -209,7 +239,7 @@ def test_no_finite_loss_at_all_is_an_error(tiny_run: Path, tmp_path: Path):
 def test_patience_ends_a_member_that_gets_no_better(tiny_run: Path, tmp_path: Path, monkeypatch):
   config = settings(learning_rates='1e-12,2e-12', patience=2, **BROKEN)
   updates, epoch = [], finetune._epoch
-  monkeypatch.setattr(finetune, '_epoch', lambda *args: updates.append(args[3]) or epoch(*args))
+  monkeypatch.setattr(finetune, '_epoch', lambda *args: updates.append(args[4] - args[3]) or epoch(*args))
   found = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
   assert {(line['which'], line['epoch']) for line in found} == {('best', 1), ('last', 3)}
   epochs = [(line['member'], line['epoch']) for line in losses(tmp_path / 'run')]
@@ -301,11 +331,12 @@ def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: 
   assert np.abs(encoder[name]).max() > 0
   original = finetune._fit
 
-  def looked_at(program: Any, member: Any, *more: Any) -> Any:
-    seen.append(np.asarray(checkpoint.flat(member.state.model)[f'encoder.{name}']))
-    after, _ = finetune._epoch(program, jax.tree.map(jax.numpy.copy, member), more[0], 3, lambda *_: None)
-    seen.append(np.asarray(checkpoint.flat(after.state.model)[f'encoder.{name}']))
-    return original(program, member, *more)
+  def looked_at(program: Any, reached: Any, *more: Any) -> Any:
+    seen.append(np.asarray(checkpoint.flat(reached.member.state.model)[f'encoder.{name}']))
+    after = dataclasses.replace(reached, member=jax.tree.map(jax.numpy.copy, reached.member))
+    finetune._epoch(program, after, more[0], 0, 3, lambda *_: None, lambda: None)
+    seen.append(np.asarray(checkpoint.flat(after.member.state.model)[f'encoder.{name}']))
+    return original(program, reached, *more)
 
   monkeypatch.setattr(finetune, '_fit', looked_at)
   config = settings(seeds='0', epochs=1.0, length=16)

@@ -1,7 +1,7 @@
 """Checkpoints of one run, a task, seeds and learning rates: scores.
 
 All members share one compiled program: on a CPU one a core at a time, on an accelerator all in each operation. A member
-whose scores are in scores.jsonl is not run again.
+whose scores are in scores.jsonl is not run again; those that were on their way go on from `interim.py`'s file.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import classifiers, encoding, fitting, material, metrics, protocol, server
+from minilm_jax.tasks import classifiers, encoding, fitting, interim, material, metrics, protocol, server
 from minilm_jax.tasks.fitting import Program
 from minilm_jax.tasks.material import TRAIN, Material
 from minilm_jax.tasks.protocol import HELD_OUT, Entry, Scored
@@ -63,6 +63,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   if left:
     shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
     program = fitting.make_program(shape, config, model, len(entries))
+    _cut_back(workdir, left, program.together)
     encoders, numbers, tables = _encoders(saved, None in starts, model, config, ready)
     origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left}
     keep = functools.partial(_keep, origins, tables, ready, config, model, tokenizer, source, workdir)
@@ -91,15 +92,22 @@ def _encoders(saved: dict[int, Encoder], fresh: bool, model: EncoderConfig, conf
 
 
 def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], workdir: epath.Path) -> list[Entry]:
-  """The members that are still to be run; what those that were cut short have written goes."""
+  """The members that have not all of their scores, and their classifier where it is kept."""
   whole = len(protocol.epochs_reported(config)) * len(ready.reported) * len(ready.task.metrics)
   members = [line['member'] for line in run.read_lines(workdir / run.SCORES)]
   done = {member for member in members if members.count(member) == whole and not (
       config.keep and classifiers.missing(workdir / classifiers.folder(member)))}
+  return [entry for entry in entries if entry.member not in done]
+
+
+def _cut_back(workdir: epath.Path, left: Sequence[Entry], together: int) -> None:
+  """Takes out of the logs what the members that are left have written, up to where the first of them go on."""
+  again, first = {entry.member for entry in left}, {entry.member for entry in left[:together]}
+  step = interim.step(workdir, left[:together])
   for log in (run.SCORES, run.METRICS, run.PREDICTIONS):
     if (workdir / log).exists():
-      run.keep_lines(workdir / log, lambda line: line['member'] in done)
-  return [entry for entry in entries if entry.member not in done]
+      run.keep_lines(workdir / log, lambda line: line['member'] not in again or (
+          log == run.METRICS and line['member'] in first and line['step'] <= step))
 
 
 def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, ready: Material,
@@ -120,8 +128,9 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, r
     for first in range(0, len(entries), program.together):
       some = entries[first:first + program.together]
       member = program.start(fitting.group(program, [origins[entry] for entry in some]), encoders)
-      found = _fit(program, member, data, judged, some, ready, config, log,
-                   lambda done, note: tick(before + done, note))
+      reached = interim.load(workdir, some, member) or interim.begin(member, len(some))
+      found = _fit(program, reached, data, judged, some, ready, config, log,
+                   lambda done, note: tick(before + done * len(some), note), interim.keeper(workdir, some, reached))
       before += len(some) * program.updates
       if config.patience:  # some may have stopped early
         tick(before, '')
@@ -132,21 +141,22 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, r
           keep(entry, kept)
         for line in protocol.lines(ready.task, entry, kept, labels, floors):
           run.append_line(workdir / run.SCORES, {**line, **common})
+      interim.remove(workdir)
 
 
-def _fit(program: Program, member: fitting.Member, data: Any, judged: tuple[Any, dict], entries: Sequence[Entry],
-         ready: Material, config: FinetuneConfig, log: Log, tick: Tick) -> list[dict[str, Scored]]:
+def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[Any, dict], entries: Sequence[Entry],
+         ready: Material, config: FinetuneConfig, log: Log, tick: Tick,
+         rest: Callable[[], None]) -> list[dict[str, Scored]]:
   """Trains some members together, an epoch at a time; gives what is reported of each."""
-  step = 0
-  kept: list[dict[str, Scored]] = [{} for _ in entries]
-  best = [0.0] * len(entries)  # the epoch that was
-  going = set(range(len(entries)))
+  kept, best, going, first = reached.kept, reached.best, reached.going, 0
   for epoch, end in epoch_ends(program.updates, config.epochs):
     if not going:
       break
-    member, losses = _epoch(program, member, data, end - step,
-                            lambda done, note, before=step: tick((before + done) * len(entries), note))
-    step = end
+    if reached.step >= end:  # it went on after this epoch
+      first = end
+      continue
+    losses = _epoch(program, reached, data, first, end, tick, rest)
+    member, step, first = reached.member, end, end
     outputs = np.asarray(program.outputs(member.state.model, judged[0]))
     for number in sorted(going):
       where = {'step': step, 'epoch': epoch, **entries[number].fields()}
@@ -164,6 +174,7 @@ def _fit(program: Program, member: fitting.Member, data: Any, judged: tuple[Any,
       kept[number][protocol.LAST] = now
       if not math.isfinite(losses[number]) or config.patience and epoch - best[number] >= config.patience:
         going.discard(number)
+    rest()
   return kept
 
 
@@ -199,17 +210,20 @@ def _log(workdir: epath.Path) -> Log:
   return lambda line: run.append_line(workdir / run.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)})
 
 
-def _epoch(program: Program, member: fitting.Member, data: Any, count: int,
-           tick: Tick) -> tuple[fitting.Member, list[float]]:
-  """So many updates, and the mean loss of each member."""
-  totals, done = np.zeros(program.together), 0
-  while done < count:
-    some = min(_UPDATES, count - done)
-    member, losses = program.chunk(member, data, jnp.int32(some))
-    totals += np.asarray(losses)
-    done += some
-    tick(done, f'loss {np.mean(totals) / done:.3f}')
-  return member, (totals / count).tolist()
+def _epoch(program: Program, reached: interim.Reached, data: Any, first: int, end: int, tick: Tick,
+           rest: Callable[[], None]) -> list[float]:
+  """Goes on to the end of an epoch that began after update `first`; the mean loss of each member in it."""
+  while reached.step < end:
+    some = min(_UPDATES, end - reached.step)
+    reached.member, losses = program.chunk(reached.member, data, jnp.int32(some))
+    reached.totals = reached.totals + np.asarray(losses)
+    reached.step += some
+    tick(reached.step, f'loss {np.mean(reached.totals) / (reached.step - first):.3f}')
+    if reached.step < end:  # at the end there is a score to come
+      rest()
+  means = (reached.totals / (end - first)).tolist()
+  reached.totals = np.zeros_like(reached.totals)
+  return means
 
 
 def _result(config: FinetuneConfig, ready: Material, workdir: epath.Path,

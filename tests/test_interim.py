@@ -1,0 +1,72 @@
+"""What members have reached comes back as it was, or not at all."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minilm_jax import run
+from minilm_jax.tasks import interim
+from minilm_jax.tasks.fitting import Member
+from minilm_jax.tasks.protocol import Entry, Scored
+from minilm_jax.training.steps import TrainState
+
+ENTRIES = [Entry(member, None, seed, 1e-3) for member, seed in ((3, 0), (4, 1))]
+
+
+def member(value: float) -> Member:
+  """Two models of one vector."""
+  weights = {'kernel': jnp.full((2, 3), value)}
+  return Member(TrainState(jnp.zeros(2, jnp.int32), jnp.arange(2, dtype=jnp.uint32), weights, weights), jnp.ones(2))
+
+
+@pytest.fixture
+def reached(tmp_path: pathlib.Path) -> interim.Reached:
+  """Of which the first member has a score and its model, and the second none."""
+  found = interim.begin(member(0.25), 2)
+  found.step, found.totals, found.best = 7, np.array([1.5, 2.5]), [1.0, 0.0]
+  found.kept[0]['last'] = Scored(1.0, float('nan'), {'validation': np.eye(2, dtype=np.float32)},
+                                 {'kernel': np.arange(3, dtype=np.float32)})
+  found.going = {1}
+  interim.save(tmp_path, ENTRIES, found)
+  return found
+
+
+def test_everything_comes_back(reached: interim.Reached, tmp_path: pathlib.Path):
+  found = interim.load(tmp_path, ENTRIES, member(0))
+  assert found.step == interim.step(tmp_path, ENTRIES) == 7
+  assert (found.best, found.going, found.totals.tolist()) == ([1.0, 0.0], {1}, [1.5, 2.5])
+  jax.tree.map(np.testing.assert_array_equal, found.member, reached.member)
+  (which, one), = found.kept[0].items()
+  assert which == 'last' and one.epoch == 1 and np.isnan(one.selection) and found.kept[1] == {}
+  np.testing.assert_array_equal(one.outputs['validation'], np.eye(2))
+  np.testing.assert_array_equal(one.model['kernel'], np.arange(3))
+
+
+@pytest.mark.parametrize('entries', [ENTRIES[:1], ENTRIES[::-1], []])
+def test_of_other_members_it_is_no_use(reached: interim.Reached, tmp_path: pathlib.Path, entries: list):
+  assert interim.load(tmp_path, entries, member(0)) is None and interim.step(tmp_path, entries) == 0
+
+
+def test_nor_is_it_damaged(reached: interim.Reached, tmp_path: pathlib.Path):
+  """Cut short anywhere, or with a byte changed in what it holds."""
+  data = (tmp_path / interim.FILE).read_bytes()
+  inside = data.index(np.full((2, 3), 0.25, np.float32).tobytes())
+  broken = [data[:cut] for cut in (0, 1, 100, len(data) // 2, len(data) - 1)]
+  for one in [*broken, data[:inside] + b'\xff' + data[inside + 1:]]:
+    (tmp_path / interim.FILE).write_bytes(one)
+    assert interim.load(tmp_path, ENTRIES, member(0)) is None and interim.step(tmp_path, ENTRIES) == 0
+
+
+def test_pickles_are_not_read(tmp_path: pathlib.Path):
+  np.savez(tmp_path / 'hostile.npz', said=np.array([object()], dtype=object))
+  run.write_bytes(tmp_path / interim.FILE, (tmp_path / 'hostile.npz').read_bytes())
+  assert interim.step(tmp_path, ENTRIES) == 0
+
+
+def test_when_all_is_said_it_goes(reached: interim.Reached, tmp_path: pathlib.Path):
+  interim.remove(tmp_path)
+  interim.remove(tmp_path)
+  assert not (tmp_path / interim.FILE).exists()
