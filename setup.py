@@ -26,6 +26,7 @@ setuptools.setup(
     # Recipes are shipped too, so that `from configs import base` works in a recipe of one's own.
     packages=setuptools.find_packages(include=['minilm_jax', 'minilm_jax.*', 'configs']),
     entry_points={'console_scripts': ['minilm = minilm_jax.__main__:main']},
+    # Lower bounds are tested by launch/lowest.sh; launch/audit.sh looks installed versions up in lists of known faults.
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.5; platform_system == "Linux"',
@@ -54,7 +55,7 @@ setuptools.setup(
         # RoBERTa to compare with: its weights in our models, and the seconds of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': ['beartype>=0.20', 'pytest>=8.0', 'scikit-learn>=1.5', 'zstandard>=0.22'],
+        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'scikit-learn>=1.5', 'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
     },
 )

@@ -87,7 +87,9 @@ def pretrain():
       ),
       checkpoint=dict(
           every=1000,  # updates between saves; one more at the end
-          keep=2,
+          minutes=0.0,  # save also at the end of a chunk so many minutes after the last save; 0: never
+          keep=2,  # the last so many stay
+          best=0,  # and, of those saved right after an evaluation, so many with the lowest loss (of members, the mean)
       ),
       log=dict(every=50),  # updates a line of metrics covers, and the chunk that one dispatch runs
       population=dict(
@@ -168,6 +170,7 @@ def finetune():
       head=dict(
           pooling='first',  # the vector of <s>, the 'mean' over tokens, or the paper's weights over 'positions'
           dropout=0.1,
+          copies=1,  # heads on one encoder, each with its own start and dropout; the mean of their logits is the answer
       ),
       optimizer=optimizer(),
       seeds='0,1,2,3,4',  # a head and an order of examples each

@@ -14,6 +14,39 @@ epochs of the smallest: a larger set is seen less often, and no point has more c
 articles are also more updates. The paper has 20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
 
 For a tokenizer of 8,000 pieces and 3.4 million parameters. Nothing is known yet of what to expect.
+
+PRE-REGISTERED, before any of these runs: what is said of the four claims of paper 2, by `analysis/verdicts.py` in the
+report, from run directories alone.
+
+    1 gap        H: the same model scores higher pre-trained than from scratch
+    2 size       H: that gap grows with the pre-training set
+    3 overlap    H: it grows with the token overlap between pre-training set and task, at one size of the set
+    4 committee  H: a soft committee of shallow convolutional models is as accurate as BERT-6, and answers sooner
+
+Statistics. Each is one number a seed of fine-tuning, the mean of that seed over tasks and models (of the seeds that all
+of them have), with Student's 95% interval over seeds. Scores are the headline of a task, accuracy for the paper's.
+
+    1  pre-trained less from scratch; of each model the runs on its largest set, which no task chose
+    2  slope of the least-squares line of the gap against log2 of the tokens of the set (an article is a row): points
+       for twice as much. Runs of the same updates or, where there are none, of the same epochs
+    3  slope of the gap against the token-weighted overlap of words: points for 0.1. Runs of `minilm subset`, on the
+       task whose overlap it is, of one size and the same updates
+    4  the committee of the members of one seed, two or more and some with convolutions, by their mean probability, less
+       the deepest run without any of the same seed, on as many rows where there is one; the largest committees. And the
+       median latency of that committee, by its fastest way on the machine that is named, over the deep model's: batch
+       1, 128 tokens, members of one shape
+
+Rules. One point of score is the least that matters, for every claim.
+
+    1-3  holds: the interval lies above 0. Does not hold: else, and it lies below one point (a doubling, 0.1 of overlap)
+    4    holds: the interval of the score lies above minus one point, that of the latency's ratio below 1. Does not
+         hold: that of the score lies below minus one point, or that of the ratio above 1
+    else, and with fewer than two seeds: cannot be told at this size, with what is missing
+
+Intervals are not widened for there being four claims, nor do they hold what another pre-training run would change.
+
+Exclusions. Runs that failed or did not come to their end, and committees of them, are excluded and named. Members that
+collapsed to one answer are counted, shown and kept. A score that is not a number is no pair. Nothing else is left out.
 """
 
 from configs import base

@@ -12,6 +12,9 @@ fewrel (630 and 70 of 64, both out of the one file train_wiki.json). They are dr
 `random.sample` of seed 42, label by label. `--config.task.markers=True` marks the two entities of a FewRel sentence;
 the paper does not say whether it does. `--from_scratch` is the control.
 
+The head is RoBERTa's, as in the other tasks: the vector of `<s>` is dropped before the dense layer and after the tanh.
+The paper's is BERT's, whose pooler drops nothing before its dense layer; nothing else differs.
+
 Draws are balanced, so that the majority class scores 0.25, 0.071 and 0.016. The paper looks at the test set after each
 epoch; here the last epoch is what counts. An epoch of ag_news is 125 updates, of dbpedia_14 44, of fewrel 1,260.
 """

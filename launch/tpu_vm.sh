@@ -86,7 +86,7 @@ start() {
   for argument in "$@"; do
     if [[ $argument == --workdir=* ]]; then workdir=${argument#*=}; fi
   done
-  [[ $workdir == gs://* ]] || refuse "start $*" "--workdir=$workdir" \
+  [[ $workdir == gs://* ]] || refuse "start ${*}" "--workdir=$workdir" \
     'give a folder that all workers share and that stays: --workdir=gs://BUCKET/FOLDER'
   line="$(printf '%q ' .venv/bin/minilm "$@"); echo \$? > $ended"
   on all "cd $folder && rm -f $ended && (nohup bash -c $(printf %q "$line") >> $log 2>&1 < /dev/null &) && echo started"
@@ -124,7 +124,7 @@ esac
   refuse "tpu_vm.sh $action" 'no gcloud on PATH' 'install the Google Cloud CLI'
 case $action in
   start | keep) [[ $# -gt 0 ]] || refuse "$action" 'no verb' "give one, as in $action pretrain --config=configs/tiny.py" ;;
-  fetch) [[ $# -eq 2 ]] || refuse "fetch $*" "$# folders" 'give two: there and here' ;;
+  fetch) [[ $# -eq 2 ]] || refuse "fetch ${*}" "$# folders" 'give two: there and here' ;;
 esac
 case $action in
   logs) on "$worker" "tail -n 100 -F $folder/$log" ;;

@@ -3,24 +3,25 @@
     minilm VERB --config=configs/x.py[:argument] --workdir=runs/x [--config.a.b=value]
 
 Results go to standard output, progress to standard error. Input that cannot be used ends with one error in three parts
-and status 2. Nothing heavy is imported before the verb is known.
+and status 2. SIGINT ends with 130 and SIGTERM with 143, a run that is being trained after it was saved. Nothing heavy
+is imported before the verb is known.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from minilm_jax import flags, hosts
+from minilm_jax import flags, hosts, signals
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.verbs import VERBS
 
 _USAGE = 2  # exit status of input that cannot be used
-_STOPPED = 130  # and of a run that was interrupted from the keyboard
 
 
-def _say(why: InputError | str) -> None:
+def _say(why: InputError | signals.Ended) -> None:
   """Why it ends: that each of several processes says for itself."""
   print(why, file=sys.stderr, flush=True)
 
@@ -41,8 +42,8 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     inputs = flags.read(name, VERBS[name], arguments)
     if name not in ('corpus', 'report'):  # they do without JAX
       from minilm_jax import backend
-      backend.prepare()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # of libraries that tell each checkpoint's history
+      backend.prepare('deterministic' in inputs[1] and inputs[1].deterministic)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # libraries tell each checkpoint's history; what fails, we say
     VERBS[name].run(*inputs)
   sys.stdout.flush()
 
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status."""
   name, *rest = (sys.argv[1:] if arguments is None else arguments) or ['--help']
   try:
-    _run(name, rest)
+    with signals.ending():
+      _run(name, rest)
   except InputError as error:
     _say(error)
     return _USAGE if isinstance(error, hosts.Stopped) else hosts.leave(_USAGE)
@@ -59,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
     found = f'{type(error).__name__}: {error}'
-    _say(InputError(f'minilm {name}', found, 'make room, or give a path that can be used'))
+    _say(InputError(f'minilm {name}', found,
+                    'make room, or give a path that can be used; the same command goes on from what is on disk'))
     return hosts.leave(_USAGE)
-  except KeyboardInterrupt:
-    _say('stopped; the same command goes on from the last checkpoint')
-    return hosts.leave(_STOPPED)
+  except KeyboardInterrupt as error:
+    ended = error if isinstance(error, signals.Ended) else signals.Ended(signal.SIGINT)
+    _say(ended)
+    return ended.status if isinstance(ended, signals.Saved) else hosts.leave(ended.status)
   return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 _MOST = 16  # devices; each holds the parameters and their moments
 _MEMORY = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
+_DETERMINISTIC = 'xla_gpu_deterministic_ops'
 _CHOSEN = 'xla_force_host_platform_device_count'
 # libtpu without a TPU: it asks no metadata server, shares its lock with other processes, keeps its warnings to itself
 _ABSENT_TPU = {
@@ -29,9 +30,16 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def prepare() -> None:
-  """Sets what has not been set by the environment; does nothing to a process that has computed already."""
+def prepare(deterministic: bool = False) -> None:
+  """Sets what has not been set by the environment; does nothing to a process that has computed already.
+
+  Args:
+    deterministic: on a GPU, only kernels whose results do not differ from run to run, by a flag of XLA's own; what they
+      cost there has not been measured yet. On a CPU and a TPU nothing changes.
+  """
   import jax  # here, for those who only count cores do without it
+  if deterministic and _DETERMINISTIC not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{_DETERMINISTIC}=true'.strip()
   try:
     if _CHOSEN not in os.environ.get('XLA_FLAGS', '') and jax.config.jax_num_cpu_devices < 0:
       jax.config.update('jax_num_cpu_devices', min(_MOST, cores()))

@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
@@ -21,6 +22,14 @@ def at_least(least: float) -> Rule:
   def check(field: str, value: float) -> None:
     if not value >= least:
       raise InputError(f'{field}={value}', f'a value below {least}', f'give at least {least}')
+  return check
+
+
+def at_most(most: float) -> Rule:
+  """A number that is not larger: what would fill any memory is refused before anything is made of it."""
+  def check(field: str, value: float) -> None:
+    if value > most:
+      raise InputError(f'{field}={value}', f'a value above {most:,}', f'give at most {most}')
   return check
 
 
@@ -48,15 +57,25 @@ def one_of(*known: str) -> Rule:
 
 Positive, Count, Share = Annotated[int, at_least(1)], Annotated[int, at_least(0)], Annotated[float, share]
 Amount = Annotated[float, at_least(0)]
+MOST_SIZE = 2**24  # of one axis of anything that is made in memory
+Size = Annotated[int, at_least(1), at_most(MOST_SIZE)]
 
 
 class Checked:
-  """Applies the rules that a dataclass annotates its fields with; `where` is what recipes call the group."""
+  """Applies the rules that a dataclass annotates its fields with, and lets no number pass that is not finite.
+
+  `where` is what recipes call the group.
+  """
 
   where: ClassVar[str] = ''
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       kind = typing.get_type_hints(type(self), include_extras=True)[field.name]
+      value = getattr(self, field.name)
       for rule in getattr(kind, '__metadata__', ()):
-        rule(self.where + field.name, getattr(self, field.name))
+        rule(self.where + field.name, value)
+      for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):  # config.json could not hold it
+          raise InputError(f'{self.where}{field.name}={number}', 'no number, or one that has no end',
+                           'give a finite number')

@@ -5,12 +5,13 @@ a recipe becomes one of these; behind it nothing has defaults and nothing change
 """
 
 import dataclasses
-import math
 from typing import Annotated
 
-from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of, seed
+from minilm_jax.checks import MOST_SIZE, Amount, Checked, Count, Positive, Share, Size, at_least, at_most, one_of, seed
 from minilm_jax.errors import InputError
 from minilm_jax.model_config import EncoderConfig, HeadConfig
+
+MOST_MEMBERS, MOST_EPOCHS = 100_000, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +68,18 @@ class EvaluationConfig(Checked):
   every: Positive
   first: Count
   rows: Positive
-  batch_size: Positive
+  batch_size: Size
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Checked):
-  """How often a run is saved and how many saves it keeps."""
+  """How often a run is saved and which saves it keeps."""
 
   where = 'checkpoint.'
   every: Positive
+  minutes: Amount
   keep: Positive
+  best: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ class PopulationConfig(Checked):
   """Models that one program trains, and what they differ in: a value a member, or none where all have the recipe's."""
 
   where = 'population.'
-  members: Positive
+  members: Annotated[int, at_least(1), at_most(MOST_MEMBERS)]
   lift: Annotated[str, one_of('auto', 'loop', 'vmap')]
   seeds: Annotated[tuple[int, ...], seed]
   learning_rates: tuple[float, ...]
@@ -144,7 +147,7 @@ class RunConfig(Checked):
   corpus_on: Annotated[str, one_of('auto', 'device', 'host')]
   subset: SubsetConfig
   seed: Annotated[int, seed]
-  batch_size: Positive
+  batch_size: Size
   accumulation: Count
   head_blocks: Count
   updates: Positive
@@ -222,9 +225,9 @@ class FinetuneConfig(Checked):
   optimizer: OptimizerConfig
   seeds: Annotated[tuple[int, ...], seed]
   learning_rates: tuple[float, ...]
-  batch_size: Positive
+  batch_size: Size
   epochs: float
-  length: Annotated[int, at_least(4)]
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
   held_out: Share
   patience: Count
   predictions: bool
@@ -238,8 +241,9 @@ class FinetuneConfig(Checked):
     if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates, default=1) <= 0:
       raise InputError(f'learning_rates={",".join(map(str, self.learning_rates))}', 'one twice, or none above 0',
                        'give different positive numbers, as in 1e-4,2e-4')
-    if not 0 < self.epochs < math.inf:
-      raise InputError(f'epochs={self.epochs}', 'nothing to train, or no end of it', 'give a positive number')
+    if not 0 < self.epochs <= MOST_EPOCHS:
+      raise InputError(f'epochs={self.epochs}', 'nothing to train, or no end of it',
+                       f'give more than 0, and at most {MOST_EPOCHS:,}')
     for asked, choice in ((f'{len(self.learning_rates)} learning_rates', len(self.learning_rates) > 1),
                           (f'patience={self.patience}', self.patience)):
       if choice and not self.held_out:

@@ -6,8 +6,10 @@ What each field is for is said once, in `configs/base.py`; here is what it may b
 import dataclasses
 from typing import Annotated
 
-from minilm_jax.checks import Checked, Count, Positive, Share, at_least, one_of
+from minilm_jax.checks import MOST_SIZE, Checked, Count, Positive, Share, at_least, at_most, one_of
 from minilm_jax.errors import InputError
+
+_LONGEST, _WORKERS = 2**32, 1024  # characters of a document, and processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DocumentsConfig(Checked):
   data_dir: str
   unit: Annotated[str, one_of('paragraphs', 'line', 'file')]
   errors: Annotated[str, one_of('strict', 'replace')]
-  longest: Positive
+  longest: Annotated[int, at_least(1), at_most(_LONGEST)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,14 @@ class TokenizerConfig(Checked):
   where = 'tokenizer.'
   path: str
   model: Annotated[str, one_of('bpe', 'unigram')]
-  size: Annotated[int, at_least(16)]
+  size: Annotated[int, at_least(16), at_most(MOST_SIZE)]
   sweep: tuple[int, ...]
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for size in self.sweep:
+      at_least(16)('tokenizer.sweep', size)
+      at_most(MOST_SIZE)('tokenizer.sweep', size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,7 @@ class RowsConfig(Checked):
   """How kept text becomes rows."""
 
   where = 'rows.'
-  length: Annotated[int, at_least(4)]
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
   grouping: Annotated[str, one_of('words', 'tokens', 'articles')]
 
 
@@ -91,7 +99,7 @@ class CorpusConfig(Checked):
   tokenizer: TokenizerConfig
   rows: RowsConfig
   splits: SplitConfig
-  workers: Count
+  workers: Annotated[int, at_least(0), at_most(_WORKERS)]
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -5,7 +5,21 @@ Errors in the program itself keep their ordinary Python types and their tracebac
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_MOST = 2000  # characters of a part: what a hostile file holds is shown, but not all of it
+# Control characters but tab and line feed, signs that turn the direction of text, and halves of characters.
+_STEERING = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
+def shown(text: str) -> str:
+  """Text of others as a reader may see it: what steers a terminal, or lets it be read in another order, is U+FFFD.
+
+  >>> shown('a\\x1b[2Jb').isprintable()
+  True
+  """
+  return _STEERING.sub('\ufffd', text)
 
 
 class InputError(Exception):
@@ -18,8 +32,15 @@ class InputError(Exception):
   """
 
   def __init__(self, asked: str, found: str, remedy: str):
-    super().__init__(f'asked: {asked}\nfound: {found}\nto do: {remedy}')
-    self.asked, self.found, self.remedy = asked, found, remedy
+    self.asked, self.found, self.remedy = _shown(asked), _shown(found), _shown(remedy)
+    super().__init__(f'asked: {self.asked}\nfound: {self.found}\nto do: {self.remedy}')
+
+
+def _shown(text: str) -> str:
+  """One line that a terminal can show: what does not print, which might move its cursor, is escaped."""
+  text = str(text) if len(str(text)) <= _MOST else f'{str(text)[:_MOST]}...'
+  return text if text.isprintable() else ''.join(
+      letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -51,7 +51,8 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
     there are; over all tasks, every member counted, seconds of each way and ratios to the population.
 
   Raises:
-    InputError: nobody to be compared with, more than one checkpoint, or what fine-tuning itself refuses.
+    InputError: nobody to be compared with, more than one checkpoint, a model or a head that the Trainer's RoBERTa
+      cannot have, or what fine-tuning itself refuses.
   """
   if against not in ('', PEER):
     raise InputError(f'--against={against}', 'nobody of that name fine-tunes here', f'give --against={PEER} or none')
@@ -59,6 +60,8 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
   if [len(steps) for steps in runs.values()] != [1]:
     raise InputError(f'--checkpoint={checkpoints}', 'not one checkpoint', 'give one pre-training run')
   (source,) = runs
+  if against:
+    _check_peer(configs, source)
   load, found = machine.load(), {}
   ready = {name: _prepared(config, source) for name, config in configs.items()}
   with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +86,16 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
       **{f'faster_than_{way}': totals[way] / totals['population'] for way in totals if way != 'population'},
       'machine': machine.describe(), 'load_before': load,
       'versions': machine.versions(*(['torch', 'transformers'] if against else []))}
+
+
+def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
+  """Refuses what would be compared with another model than it is."""
+  model = start.model_run(source).model
+  found = [('model.convolutions', model.convolutions)] if model.convolutions else []
+  found += [(f'head.copies of {name}', one.head.copies) for name, one in configs.items() if one.head.copies > 1]
+  for name, value in found:
+    raise InputError(f'--against={PEER} for {source}', f'{name} is {value}: a RoBERTa has no convolutions and one head',
+                     'leave --against out, or give a model and a recipe without them')
 
 
 def _prepared(config: FinetuneConfig, source: str) -> material.Material:

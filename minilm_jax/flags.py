@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minilm_jax import recipe
+from minilm_jax import recipe, shape
 from minilm_jax.errors import InputError, nearest
 
 FLAGS: dict[str, tuple[type, Any, str]] = {
@@ -26,7 +26,7 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'order': (int, 0, 'number of the fixed random order, as subset.order in a recipe'),
     'by': (str, 'overlap', 'what rows are told apart by: overlap or likelihood under the task, or random, the control'),
     'parts': (int, 3, 'of equal tokens, from the lowest scores to the highest'),
-    'size': (int, 0, 'tokens of each part; 0: as many as all can have'),
+    'size': (int, 0, 'subset: tokens of each part, 0: as many as all can have; latency: members, 5 if not given'),
     'pairs': (str, '', 'minimal pairs: a table with sentence_good and sentence_bad, a folder of these or of TFDS'),
     'likelihood': (str, 'within-word', 'hidden with a token: the rest of its word (within-word) or nothing (original)'),
     'population': (str, '', 'instead, compare populations of these sizes with solo runs, as in 1,2,4,8'),
@@ -47,6 +47,8 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'dry_run': (bool, False, 'print the points, their size, work, memory and time, and train nothing'),
     'tokens': (float, 0.0, 'of each member: train as many updates as that takes, whatever the recipe says'),
     'flops': (float, 0.0, 'of each member, as this program counts them: the same'),
+    'deterministic': (bool, False, 'on a GPU kernels that give the same bits each time, at a price not measured yet; '
+                      'on a CPU or TPU nothing changes'),
     'seconds': (float, 0.0, 'of each point, by a short measurement on this machine: the same'),
     'members': (str, '', 'fine-tuned classifiers that config.keep saved, with commas and stars'),
     'committee': (str, '', 'a folder that minilm committee made'),
@@ -54,9 +56,10 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'pair': (str, '', 'the second text, of tasks on pairs'),
     'file': (str, '', 'instead of --text, a table, .jsonl, .csv, .tsv or .parquet, with the columns of the task'),
     'calls': (int, 100, 'times that each contestant answers, timed'),
-    'size': (int, 5, 'members of the committee'),
+    'heads': (int, 0, 'also one body with so many heads, the cheap control of a committee'),
     'topology': (str, '', 'chip and arrangement, as in v5e:2x4'),
 }
+_DIGITS = 19  # fewer than a number of 64 bits may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ def numbers(flag: str, given: str) -> list[int]:
     InputError: something else is among them.
   """
   words = [word.strip() for word in given.split(',')]
-  if not all(word.isdecimal() for word in words):
+  if not all(word.isdecimal() and len(word) < _DIGITS for word in words):
     raise InputError(f'--{flag}={given}', 'not whole numbers with commas between', f'give some, as in --{flag}=1,2,4,8')
   return [int(word) for word in words]
 
@@ -90,6 +93,7 @@ def usage(name: str, verb: Verb) -> str:
   lines = [f'minilm {name}: {verb.summary}', '', f'  minilm {name} {verb.example}', '']
   if verb.kinds:
     lines.append(f'  --config        a recipe of kind {" or ".join(verb.kinds)}; --config.FIELD=VALUE changes a field')
+    lines.append('                  it is a Python file, which runs: give none that you would not start as a program')
   for flag in verb.flags:
     kind, default, help_text = FLAGS[flag.rstrip('*')]
     note = 'must be given' if flag.endswith('*') else repr(default)
@@ -103,6 +107,10 @@ def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Seq
   Raises:
     InputError: a flag, a field or a recipe that cannot be used, or one that is missing.
   """
+  for argument in arguments:
+    if found := shape.NO_TEXT.search(argument):
+      raise InputError(f'the argument {argument!r} of minilm {name}', f'U+{ord(found[0]):04X}, which is no text',
+                       'give text in UTF-8, and paths that are')
   if verb.each:
     return _read_each(name, dataclasses.replace(verb, each=False), arguments)
   from absl import flags as absl_flags

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from minilm_jax import rendezvous
+from minilm_jax import rendezvous, signals
 from minilm_jax.errors import InputError
 
 T = TypeVar('T')
@@ -57,7 +57,7 @@ def joined(coordinator: str, processes: int | None, process: int | None, wait: i
   try:
     yield
     orderly = True
-  except Stopped:
+  except (Stopped, signals.Saved):
     orderly = True
     raise
   except jax.errors.JaxRuntimeError as error:
@@ -104,10 +104,13 @@ def _initialize(wait: int, *where: Any) -> None:
   results = os.dup(1)
   os.dup2(2, 1)
   sys.stdout = os.fdopen(results, 'w', encoding=sys.stdout.encoding)
-  jax.config.update('jax_enable_preemption_service', False)  # SIGTERM ends a run, which goes on from its checkpoint
+  jax.config.update('jax_enable_preemption_service', False)  # `signals` says what SIGTERM does
+  host, port = rendezvous.parse(where[0]) if where else ('', 0)
+  host = rendezvous.bound(host)
+  home = f'[{host}]:{port}' if ':' in host else f'{host}:{port}' if host else None  # None: for all that reach it
   try:
-    jax.distributed.initialize(*where, initialization_timeout=wait, shutdown_timeout_seconds=wait,
-                               heartbeat_timeout_seconds=max(_HEARTBEAT, wait))
+    jax.distributed.initialize(*where, coordinator_bind_address=home, initialization_timeout=wait,
+                               shutdown_timeout_seconds=wait, heartbeat_timeout_seconds=max(_HEARTBEAT, wait))
   except (RuntimeError, ValueError) as error:
     raise InputError(' '.join(map(str, where)) or f'--coordinator={AUTO}', f'JAX says: {error}',
                      'give --coordinator=HOST:PORT --processes=N --process=I') from None
@@ -199,6 +202,15 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(x, tiled=True) if spread else x
 
   return jax.device_get(jax.tree.map(here, tree))
+
+
+def numbers(*mine: int) -> list[tuple[int, ...]]:
+  """Small whole numbers of each process, by its number; of several in one exchange, which all of them make."""
+  if _processes == 1:
+    return [mine]
+  import numpy as np
+  from jax.experimental import multihost_utils
+  return [tuple(row) for row in multihost_utils.process_allgather(np.array(mine, np.int32)).tolist()]
 
 
 def _exchange(text: str) -> list[str]:

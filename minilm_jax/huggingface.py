@@ -60,15 +60,16 @@ def classifier_from_roberta(weights: Mapping[str, np.ndarray], config: EncoderCo
     weights: theirs by name, of any floating type; matrices are `[out, in]`, the table of positions has `length + 2`
       rows.
     config: the same shape as theirs, with `segments` their `type_vocab_size` (1 in a RoBERTa; the first row is read).
-    head: pooling 'first', which is their head.
+    head: pooling 'first' and one copy, which is their head.
     classes: their `num_labels`; 0 is a regression, for which they have one.
 
   Raises:
-    InputError: a configuration that RoBERTa is not; weights that are missing, left over or of another shape.
+    InputError: a configuration or head that RoBERTa has not; weights that are missing, left over or of another shape.
   """
   _check(config)
-  if head.pooling != 'first':
-    raise InputError('the head of RoBERTa', f'head.pooling={head.pooling!r}', "give 'first': theirs reads <s>")
+  for field, value, why in (('pooling', 'first', 'theirs reads <s>'), ('copies', 1, 'theirs is one')):
+    if getattr(head, field) != value:
+      raise InputError('the head of RoBERTa', f'head.{field}={getattr(head, field)!r}', f'give {value!r}: {why}')
   shapes = jax.eval_shape(lambda: heads.classifier(config, head, classes, jax.random.key(0)))
   return _filled(shapes, weights, _CLASSIFIER)
 

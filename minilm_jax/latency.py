@@ -3,12 +3,17 @@
 Protocol: rows of random ordinary pieces, full to their last token, in batches of 1 and of 32. A call goes from token
 ids on the host to probabilities on the host, and a committee's are its members' mean. Each contestant compiles and
 answers `_WARM` times untimed; then all answer in turns, once a round, and the median and the 95th percentile over
-rounds are printed. FLOPs are of the matrix products for one row; the depth is the number of layers that must run one
-after another where a committee has what it is spread over: what no machine, however wide, can shorten.
+rounds are printed. The 95% interval of a median is that of the order statistics of the rounds, which supposes nothing
+about their distribution but that they are independent. FLOPs are of the matrix products for one row.
+
+The depth is the number of layers that must run one after another where a committee has what it is spread over: what no
+machine, however wide, can shorten. Each block is one, and each convolution of the front-end is one, the last one, of
+1 x 1, too; embedding and heads are not counted, and heads of one body stand side by side.
 
 Left out: tokenizing, which costs all the same, and a queue of requests.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -17,79 +22,116 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, Int
 from rich import table as rich_table
+from scipy import stats
 
-from minilm_jax import machine
+from minilm_jax import machine, progress, recipe, run
 from minilm_jax.config import EncoderConfig, HeadConfig, RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import size as sizes
 from minilm_jax.model.heads import Classifier, classifier
+from minilm_jax.model.initialization import count
 from minilm_jax.tasks import forward
 from minilm_jax.training import population
 
-BATCHES, CLASSES, LENGTH = (1, 32), 4, 128
+KIND = 'latency'
+BATCHES, CLASSES, LENGTH, SIZE = (1, 32), 4, 128, 5
 _WARM = 10
-_HEAD = HeadConfig('first', 0.0)
+_HEAD = HeadConfig('first', 0.0, 1)
 Answer = Callable[[np.ndarray], np.ndarray]
 
 
-def latency(configs: Mapping[str, RunConfig], size: int, calls: int) -> dict[str, Any]:
+def latency(configs: Mapping[str, RunConfig], size: int, calls: int, heads: int = 0,
+            workdir: epath.PathLike = '') -> dict[str, Any]:
   """Times answers of the first recipe alone, of a committee of it in three ways, and of the other recipes alone.
 
   Args:
     configs: pre-training recipes by name, for their shapes; the first is the member.
     size: members of the committee.
     calls: timed rounds.
+    heads: also one body of the first recipe with so many heads, the cheap control of a committee; 0 leaves it out.
+    workdir: a run directory for what is found, which `minilm report` reads; what stands there is not timed again.
 
   Returns:
-    `rows`, one a contestant and batch: name, batch, length, members, devices, depth, parameters, flops (a row),
-    milliseconds (median, p95, lowest) and `over_member`, the median over that of the member alone; then calls, warm_up,
-    machine, load_before, versions.
+    `rows`, one a contestant and batch: name, recipe, batch, length, members, heads (of one member), devices, depth,
+    parameters, flops (a row), milliseconds (median with its interval low to high, p95, lowest) and `over_member`, the
+    median over that of the member alone; then calls, warm_up, machine, load_before, versions.
 
   Raises:
-    InputError: no committee of that size, or nothing to time.
+    InputError: no committee of that size, nothing to time, or a work directory of something else.
   """
-  for name, value, least in (('--size', size, 1), ('--calls', calls, 2)):
+  for name, value, least in (('--size', size, 1), ('--calls', calls, 2), ('--heads', heads, 0)):
     if value < least:
       raise InputError(f'{name}={value}', f'a value below {least}', f'give at least {least}')
   small = next((name for name, one in configs.items() if one.model.vocabulary <= len(pieces.SPECIAL)), '')
   if small:
     raise InputError(f'the latency of {small}', 'a vocabulary of special ids alone', 'give a larger model.vocabulary')
+  if not workdir:
+    return _measured(configs, size, calls, heads)
+  workdir = run.open_run(workdir, {'kind': KIND, 'size': size, 'calls': calls, 'heads': heads, 'models': {
+      name: recipe.as_dict(one.model) for name, one in configs.items()}})
+  if (workdir / run.RESULT).exists():
+    progress.say(f'{workdir} has its result: give another --workdir to time it anew')
+  else:
+    run.write_json(workdir / run.RESULT, _measured(configs, size, calls, heads))
+  return run.read_json(workdir / run.RESULT, f'the latency in {workdir}')
+
+
+def _measured(configs: Mapping[str, RunConfig], size: int, calls: int, heads: int) -> dict[str, Any]:
   load, found = machine.load(), []
+  made = contestants({name: one.model for name, one in configs.items()}, size, heads)
   for batch in BATCHES:
-    made = contestants({name: one.model for name, one in configs.items()}, size)
     seconds = _timed({name: functools.partial(answer, rows(model, batch)) for name, (answer, model, _) in made.items()},
                      calls)
     own = float(np.median(next(iter(seconds.values()))))
     for name, (_, model, facts) in made.items():
-      spent = 1e3 * np.array(seconds[name])
+      spent = 1e3 * np.sort(seconds[name])
+      low, high = ends(len(spent))
       found.append({'name': name, 'batch': batch, 'length': min(LENGTH, model.length), **facts, 'milliseconds': {
-          'median': float(np.median(spent)), 'p95': float(np.percentile(spent, 95)), 'lowest': float(spent.min())},
+          'median': float(np.median(spent)), 'low': float(spent[low]), 'high': float(spent[high]),
+          'p95': float(np.percentile(spent, 95)), 'lowest': float(spent[0])},
           'over_member': float(np.median(spent)) / 1e3 / own})
   return {'rows': found, 'calls': calls, 'warm_up': _WARM, 'machine': machine.describe(), 'load_before': load,
           'versions': machine.versions()}
 
 
-def contestants(models: Mapping[str, EncoderConfig],
-                size: int) -> dict[str, tuple[Answer, EncoderConfig, dict[str, Any]]]:
+def ends(rounds: int) -> tuple[int, int]:
+  """Places, in ascending order, of the values between which the median lies in 95 of 100 samples of so many or more.
+
+  Of fewer than six it lies between the first and the last less often than that.
+
+  >>> ends(100), ends(5)
+  ((39, 60), (0, 4))
+  """
+  low = max(0, int(stats.binom.ppf(0.025, rounds, 0.5)) - 1)
+  return low, rounds - 1 - low
+
+
+def contestants(models: Mapping[str, EncoderConfig], size: int,
+                heads: int = 0) -> dict[str, tuple[Answer, EncoderConfig, dict[str, Any]]]:
   """Who answers, by name: from tokens `[B L]` to probabilities `[B C]`, whose shape it has, and what is known of it."""
   (name, member), *others = models.items()
-  found = {name: (_alone(member), member, _facts(member, 1, 1, 1))}
+  found = {name: (_alone(member), member, {'recipe': name, **_facts(member)})}
+  if heads:
+    head = dataclasses.replace(_HEAD, copies=heads)
+    found[f'{name}, {heads} heads'] = _alone(member, head), member, {'recipe': name, **_facts(member, head)}
   stacked = _fresh(member, size)
   together = {'one after another': 'loop', 'vmapped': 'vmap'}
   for words, how in together.items():
     turns = size if how == 'loop' else 1
-    found[f'{size} x {name}, {words}'] = _committee(stacked, how), member, _facts(member, size, 1, turns)
+    facts = _facts(member, _HEAD, size, 1, turns)
+    found[f'{size} x {name}, {words}'] = _committee(stacked, how), member, {'recipe': name, **facts}
   mesh = forward.spread(size)
   if mesh.devices.size > 1:
     how = population.how(size, 'auto', mesh.devices.flat[0].platform)
-    each = size // mesh.devices.size
+    facts = _facts(member, _HEAD, size, mesh.devices.size, size // mesh.devices.size if how == 'loop' else 1)
     found[f'{size} x {name}, over {mesh.devices.size} devices'] = (
-        _spread(stacked, how), member, _facts(member, size, mesh.devices.size, each if how == 'loop' else 1))
+        _spread(stacked, how), member, {'recipe': name, **facts})
   for other, model in others:
-    found[other] = _alone(model), model, _facts(model, 1, 1, 1)
+    found[other] = _alone(model), model, {'recipe': other, **_facts(model)}
   return found
 
 
@@ -102,25 +144,29 @@ def rows(model: EncoderConfig, batch: int) -> Int[np.ndarray, 'B L']:
 
 
 def depth(model: EncoderConfig) -> int:
-  """Layers of one model, one after another."""
-  return model.layers
+  """Layers of one model, one after another: blocks, and the convolutions before them with the one to one channel.
+
+  Conv-2 before one block is 4 deep, BERT-6 is 6.
+  """
+  return model.layers + (model.convolutions + 1 if model.convolutions else 0)
 
 
-def flops(model: EncoderConfig, length: int) -> int:
-  """Matrix products of an answer to one row: the encoder, and two layers of the head at one position."""
-  return sizes.encoder_flops(model, length) + 2 * model.hidden * (model.hidden + CLASSES)
+def flops(model: EncoderConfig, length: int, heads: int = 1) -> int:
+  """Matrix products of an answer to one row: the encoder, and two layers of each head at one position."""
+  return sizes.encoder_flops(model, length) + heads * 2 * model.hidden * (model.hidden + CLASSES)
 
 
-def _facts(model: EncoderConfig, members: int, devices: int, turns: int) -> dict[str, Any]:
-  shapes = jax.eval_shape(lambda: classifier(model, _HEAD, CLASSES, jax.random.key(0)))
-  return {'members': members, 'devices': devices, 'depth': turns * depth(model),
-          'parameters': members * sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-          'flops': members * flops(model, min(LENGTH, model.length))}
+def _facts(model: EncoderConfig, head: HeadConfig = _HEAD, members: int = 1, devices: int = 1,
+           turns: int = 1) -> dict[str, Any]:
+  shapes = jax.eval_shape(lambda: classifier(model, head, CLASSES, jax.random.key(0)))
+  return {'members': members, 'heads': head.copies, 'devices': devices, 'depth': turns * depth(model),
+          'parameters': members * count(shapes),
+          'flops': members * flops(model, min(LENGTH, model.length), head.copies)}
 
 
-def _fresh(model: EncoderConfig, members: int) -> Classifier:
+def _fresh(model: EncoderConfig, members: int, head: HeadConfig = _HEAD) -> Classifier:
   """Members with weights of their own, stacked, on the host."""
-  made = jax.jit(jax.vmap(lambda seed: classifier(model, _HEAD, CLASSES, jax.random.key(seed))))(jnp.arange(members))
+  made = jax.jit(jax.vmap(lambda seed: classifier(model, head, CLASSES, jax.random.key(seed))))(jnp.arange(members))
   return jax.tree.map(np.asarray, made)
 
 
@@ -128,8 +174,8 @@ def _probabilities(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array,
   return jax.nn.softmax(forward.probable(model, tokens))
 
 
-def _alone(model: EncoderConfig) -> Answer:
-  one = jax.device_put(jax.tree.map(lambda x: x[0], _fresh(model, 1)), jax.devices()[0])
+def _alone(model: EncoderConfig, head: HeadConfig = _HEAD) -> Answer:
+  one = jax.device_put(jax.tree.map(lambda x: x[0], _fresh(model, 1, head)), jax.devices()[0])
   answer = jax.jit(_probabilities)
   return lambda tokens: np.asarray(answer(one, tokens))
 
@@ -171,13 +217,13 @@ def _timed(answers: Mapping[str, Callable[[], np.ndarray]], calls: int) -> dict[
 
 def tables(found: dict[str, Any]) -> list[rich_table.Table]:
   """The same for a reader."""
-  table = rich_table.Table('', 'batch', 'ms, median', 'p95', 'to the member', 'depth', 'parameters', 'MFLOPs a row',
-                           title=f'Latency: {found["calls"]} answers each')
+  table = rich_table.Table('', 'batch', 'ms, median', 'p95', 'to the member', 'heads', 'depth', 'parameters',
+                           'MFLOPs a row', title=f'Latency: {found["calls"]} answers each')
   for row in found['rows']:
     spent = row['milliseconds']
     table.add_row(row['name'], str(row['batch']), f'{spent["median"]:.3f}', f'{spent["p95"]:.3f}',
-                  f'{row["over_member"]:.2f}', str(row['depth']), f'{row["parameters"]:,}',
-                  f'{row["flops"] / 1e6:,.1f}')
+                  f'{row["over_member"]:.2f}', str(row['members'] * row['heads']), str(row['depth']),
+                  f'{row["parameters"]:,}', f'{row["flops"] / 1e6:,.1f}')
   facts = rich_table.Table('what', 'value')
   for name, value in (('machine', found['machine']), ('load in the minute before', f'{found["load_before"]:.2f}'),
                       ('untimed answers of each', str(found['warm_up'])),

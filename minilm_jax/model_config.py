@@ -7,8 +7,11 @@ model follows from these, so they are hashable, complete and checked when they a
 import dataclasses
 from typing import Annotated
 
-from minilm_jax.checks import Amount, Checked, Count, Positive, Share, at_least, one_of
+from minilm_jax.checks import MOST_SIZE, Amount, Checked, Positive, Share, Size, at_least, at_most, one_of
 from minilm_jax.errors import InputError
+
+MOST_LAYERS = 10_000
+_SizeOrNone = Annotated[int, at_least(0), at_most(MOST_SIZE)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,35 +19,35 @@ class EncoderConfig(Checked):
   """Shape and switches of an encoder (paper 1, `LanModel`)."""
 
   where = 'model.'
-  vocabulary: Positive
-  embedding: Positive
-  hidden: Positive
-  feed_forward: Positive
-  heads: Positive
-  layers: Positive
-  length: Annotated[int, at_least(4)]
-  convolutions: Count
+  vocabulary: Size
+  embedding: Size
+  hidden: Size
+  feed_forward: Size
+  heads: Size
+  layers: Annotated[int, at_least(1), at_most(MOST_LAYERS)]
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
+  convolutions: Annotated[int, at_least(0), at_most(MOST_LAYERS)]
   kernel: tuple[int, ...]
-  channels: Count
+  channels: _SizeOrNone
   convolution: Annotated[str, one_of('paper', 'mended')]
   norm: Annotated[str, one_of('post', 'pre')]
   positions: Annotated[str, one_of('learned', 'relative', 'rotary')]
-  first_position: Count
-  segments: Count
+  first_position: _SizeOrNone
+  segments: _SizeOrNone
   projection: bool
   tied: bool
   activation: Annotated[str, one_of('gelu', 'relu', 'silu')]
   dropout: Share
   initialization: Annotated[str, one_of('standard', 'honey', 'bert')]
   norm_epsilon: Amount
-  nominal_heads: Positive
+  nominal_heads: Size
   compute: Annotated[str, one_of('float32', 'bfloat16')]
   remat: bool
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.hidden % self.heads:
-      fitting = [n for n in range(1, self.hidden + 1) if self.hidden % n == 0]
+      fitting = [n for n in range(1, min(self.hidden, 1 << 16) + 1) if self.hidden % n == 0]  # hidden may be anything
       close = sorted(fitting, key=lambda n: abs(n - self.heads))[:3]
       raise InputError(f'model.heads={self.heads}', f'model.hidden={self.hidden} is not a multiple of it',
                        f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
@@ -83,3 +86,4 @@ class HeadConfig(Checked):
   where = 'head.'
   pooling: Annotated[str, one_of('first', 'mean', 'positions')]
   dropout: Share
+  copies: Positive

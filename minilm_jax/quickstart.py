@@ -17,7 +17,7 @@ from typing import Any
 from etils import epath
 from ml_collections import config_dict
 
-from minilm_jax import progress, recipe, run
+from minilm_jax import claim, progress, recipe, run
 from minilm_jax.analysis import report
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import build
@@ -35,16 +35,21 @@ def quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
 
   Returns:
     The paths that the report wrote.
+
+  Raises:
+    Held: another process is at work there.
+    InputError: no such language, or its text is not installed.
   """
   if language not in LANGUAGES:
     raise InputError(f'--language={language}', 'no such language', nearest(language, LANGUAGES))
   workdir, file = epath.Path(workdir), LANGUAGES[language]
   recipes = {part: recipe.load(f'{file}:{part}') for part in ('corpus', 'pretrain', 'finetune')}
-  if language == 'reviews':
-    prepare_reviews(workdir / 'data')
-    recipes['corpus'].documents.sources = str(workdir / 'data' / 'documents.jsonl')
-    recipes['finetune'].task.folder = str(workdir / 'data')
-  return walk(recipes, workdir)
+  with claim.held(workdir):
+    if language == 'reviews':
+      prepare_reviews(workdir / 'data')
+      recipes['corpus'].documents.sources = str(workdir / 'data' / 'documents.jsonl')
+      recipes['finetune'].task.folder = str(workdir / 'data')
+    return walk(recipes, workdir)
 
 
 def walk(recipes: dict[str, config_dict.ConfigDict], workdir: epath.Path) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 A recipe (`configs/`) is data: a ConfigDict that imports nothing of ours. `resolve` turns it into the frozen types of
 `config.py`, refusing unknown, missing and ill-typed fields with what was probably meant.
+
+A recipe that is given by its path is code, and runs: give none that you would not start as a program. A recipe that a
+run has stored, its config.json, is data: it is read as JSON and fills fields of known types. Nothing that stands in it
+is imported, run or formatted, nor does a path in it, such as that of its corpus, run a recipe when the run is read.
 """
 
 import dataclasses
@@ -17,13 +21,19 @@ from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
+from minilm_jax import shape
 from minilm_jax.config import FinetuneConfig, RunConfig
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError, nearest
 
 T = TypeVar('T')
 _WRITTEN = {int: re.compile(r'-?\d+'), float: re.compile(r'-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')}
-_FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError)
+_MOST = 1 << 53  # of a whole number; above, JSON and floating point lose digits, and no shape or count is so large
+# What a recipe, which is code, may raise; RecursionError is a RuntimeError, and one that leaves gives no recipe either.
+_FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError,
+           AssertionError, RuntimeError, OSError, MemoryError, StopIteration, SystemExit)
+_LARGEST = 1 << 20  # bytes of a recipe; ours have thousands
+_BITS, _DIGITS = 64, 100  # of a number; nothing that is counted here needs more
 
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
 
@@ -43,6 +53,9 @@ def locate(path: str) -> str:
     folder = next((p for p in (pathlib.Path(file).parent, beside / 'configs') if p.is_dir()), pathlib.Path())
     there = [f'{folder.name}/{p.name}' for p in folder.glob('*.py') if p.stem != '__init__']
     raise InputError(f'the recipe {file}', 'no such file', nearest(file, there))
+  if found.stat().st_size > _LARGEST:
+    raise InputError(f'the recipe {file}', f'it has more than {_LARGEST:,} bytes',
+                     'give a recipe, such as those of configs/')
   if str(beside) not in sys.path:
     sys.path.insert(0, str(beside))
   return f'{found}{colon}{argument}'
@@ -127,7 +140,8 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
   if found != kind:
     verb = {'pretrain': 'minilm pretrain', 'corpus': 'minilm corpus', 'finetune': 'minilm finetune'}
     raise InputError(f'a recipe of kind {kind!r}', f'one of kind {found!r}',
-                     f'use {verb[found]}' if found in verb else 'start the recipe from configs/base.py')
+                     f'use {verb[found]}' if isinstance(found, str) and found in verb else
+                     'start the recipe from configs/base.py')
   return build(KINDS[kind], recipe)
 
 
@@ -137,7 +151,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
   fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
   for name in values:
     if name not in fields:
-      raise InputError(f'the field {where}{name}', f'no such field in {cls.__name__}', nearest(name, fields))
+      raise InputError(f'the field {where}{name}', f'no such field in {cls.__name__}', nearest(str(name), fields))
   missing = [where + name for name in fields if name not in values]
   if missing:
     raise InputError(f'a complete {cls.__name__}', f'missing {", ".join(missing)}',
@@ -155,13 +169,19 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(items, (list, tuple)):
       items = [items]
     return tuple(_convert(typing.get_args(kind)[0], item, where) for item in items)
+  if isinstance(value, str) and (found := shape.NO_TEXT.search(value)):
+    raise InputError(where, f'U+{ord(found[0]):04X} at character {found.start()} is no text', 'give text in UTF-8')
+  if isinstance(value, str) and kind in _WRITTEN and len(value) < _DIGITS and _WRITTEN[kind].fullmatch(value):
+    value = kind(value)
+  if isinstance(value, int) and value.bit_length() > _BITS:
+    raise InputError(where, f'a whole number of more than {_BITS} bits', 'give a smaller one')
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if isinstance(value, str) and kind in _WRITTEN and _WRITTEN[kind].fullmatch(value):
-    return kind(value)
   if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
     raise InputError(f'{where} as {kind.__name__}', f'{value!r} ({type(value).__name__})',
                      f'give a value of type {kind.__name__}')
+  if kind is int and abs(value) > _MOST:
+    raise InputError(f'{where} as a number', f'{value!r}', f'give one of at most {_MOST:,}')
   return value
 
 

@@ -131,8 +131,20 @@ def _check(number: int, count: int, is_missing: bool, processes: int) -> None:
                      f'give each a number of its own, from 0 to {processes - 1}')
 
 
+def bound(host: str) -> str:
+  """Where process 0 listens: for this machine alone where that is what was asked for, else for all that reach it.
+
+  >>> bound('localhost'), bound('127.0.0.1'), bound('::1'), bound('trainer-0')
+  ('127.0.0.1', '127.0.0.1', '::1', '')
+  """
+  return '127.0.0.1' if host == 'localhost' else host if host == '::1' or re.fullmatch(r'127(\.\d+){3}', host) else ''
+
+
 def _listen(address: str, port: int) -> socket.socket:
+  host = bound(parse(address)[0])
   try:
+    if host:
+      return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
     if socket.has_dualstack_ipv6():
       return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(('', port))

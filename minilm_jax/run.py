@@ -5,27 +5,43 @@ a reader ignores a last line that a crash cut short. Paths are `etils.epath`, so
 several processes that train together the first writes.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from minilm_jax import hosts
+from minilm_jax import hosts, shape, untrusted
 from minilm_jax.errors import InputError
+from minilm_jax.shape import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 FAILURE, WORDS = 'failure.json', 'words.json'  # of a point of a sweep: why it failed; what its words cost
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
+# What the fields of our logs are where they are there; which must be there is for the reader to know.
+_OF_ONE = {'task?': TEXT, 'split?': TEXT, 'which?': TEXT, 'checkpoint?': TEXT, 'member?': COUNT, 'seed?': COUNT,
+           'pretrained?': FLAG, 'learning_rate?': NUMBER, 'epoch?': NUMBER, 'checkpoint_step?': MAYBE}
+_LINES = {
+    METRICS: _OF_ONE | {'step?': COUNT, 'loss?': NUMBER, 'perplexity?': NUMBER, 'tokens?': NUMBER, 'flops?': NUMBER,
+                        'seconds?': NUMBER},
+    SCORES: _OF_ONE | {'metric?': TEXT, 'value?': NUMBER, 'low?': NUMBER, 'high?': NUMBER, 'headline?': FLAG,
+                       'examples?': COUNT, 'train_examples?': COUNT, 'held_out?': COUNT, 'filtered?': FLAG,
+                       'selection?': NUMBER, 'majority?': NUMBER, 'frequency?': NUMBER, 'collapsed?': FLAG,
+                       'truncated?': COUNT},
+    PREDICTIONS: _OF_ONE | {'predictions?': [NUMBER], 'labels?': [NUMBER]}}
 _BLOCK = 1 << 20
+_LEVELS = 64  # of JSON inside JSON; a recipe has three
+_LONGEST = 1 << 24  # bytes of a line of a log; ours have thousands
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
   """Writes a file that is either whole or absent.
 
   Raises:
+    OSError: it could not be written, and what was there before is as it was.
     InputError: this is one of the processes that leave writing to the first, and does not see what that one wrote.
   """
   path = epath.Path(path)
@@ -35,8 +51,15 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
                        'give a --workdir that all hosts share')
     return
   temporary = path.parent / f'.{path.name}.partial'
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  written = False
+  try:
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    written = True
+  finally:
+    if not written:  # on a full disk it would take what little room there is
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -58,14 +81,55 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 
 def read_json(path: epath.PathLike, what: str) -> Any:
-  """Reads JSON; `what` says in an error what the file is for."""
-  path = epath.Path(path)
+  """Reads JSON; `what` says in an error what the file is for.
+
+  Raises:
+    InputError: no such file, or it cannot be read, is too large, not JSON in UTF-8, or nested deeper than any of ours.
+  """
+  path, remedy = epath.Path(path), 'restore the file or make it again'
   try:
-    return json.loads(path.read_text())
+    raw = untrusted.read_bytes(path, what)
   except (FileNotFoundError, NotADirectoryError):
     raise InputError(what, f'no file {path}', 'check the path, or make it first') from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise InputError(what, f'{path} is not JSON: {error}', 'restore the file or make it again') from None
+  except OSError as error:
+    raise InputError(what, f'{path} cannot be read: {error}', 'check the path and its permissions') from None
+  try:
+    return _parsed(raw)
+  except ValueError as error:
+    raise InputError(what, f'{path} is not JSON: {error}', remedy) from None
+
+
+def read_object(path: epath.PathLike, what: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Reads JSON that is an object of a form of `shape`.
+
+  Raises:
+    InputError: as `read_json`; or a field is missing or something else.
+  """
+  found = read_json(path, what)
+  if fault := shape.fault(found, dict(form or {})):
+    raise InputError(what, f'{path}: {fault}', 'restore the file or make it again')
+  return found
+
+
+def _parsed(raw: bytes) -> Any:
+  """The value of JSON in UTF-8; ValueError where it is none, or is nested too deep."""
+  try:
+    return _not_deep(json.loads(raw.decode(), parse_constant=_no_number))
+  except RecursionError:
+    raise ValueError('nested too deep') from None
+
+
+def _no_number(name: str) -> None:
+  raise ValueError(f'{name} is no number there')  # Python would take it; what we write has null instead
+
+
+def _not_deep(value: Any, left: int = _LEVELS) -> Any:
+  """The value, where functions that call themselves can go through it."""
+  if not left:
+    raise ValueError(f'nested more than {_LEVELS} levels deep')
+  for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    _not_deep(inner, left - 1)
+  return value
 
 
 def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
@@ -80,21 +144,28 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
   """The records of a JSON-lines log; a last line that was cut short is left out. No file, no records.
 
   Raises:
-    InputError: a line in the middle is not JSON.
+    InputError: the log cannot be read, or a line that was written whole is not a JSON object, or not one of our logs'.
   """
   path = epath.Path(path)
   if not path.exists():
     return
-  lines = path.read_bytes().split(b'\n')
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      yield json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-      if number == len(lines):  # no newline after it: the write was interrupted
-        return
-      raise InputError(f'the log {path}', f'line {number} is not JSON: {error}', 'remove that line') from None
+  try:
+    with path.open('rb') as file:
+      for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b''), 1):
+        if not line.strip():
+          continue
+        try:
+          found = _parsed(line)
+        except ValueError as error:
+          # The write of the last one was interrupted; what a file system had not written yet is NUL.
+          if not line.endswith(b'\n') and len(line) < _LONGEST and (line.startswith(b'{') or not line.strip(b'\0')):
+            return
+          raise InputError(f'the log {path}', f'line {number} is not JSON: {error}', 'remove that line') from None
+        if fault := shape.fault(found, _LINES[path.name] if path.name in _LINES else {}, f'line {number}'):
+          raise InputError(f'the log {path}', fault, 'remove that line')
+        yield found
+  except OSError as error:
+    raise InputError(f'the log {path}', f'it cannot be read: {error}', 'check the path and its permissions') from None
 
 
 def keep_lines(path: epath.PathLike, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
@@ -140,7 +211,8 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
     write_json(path, config)
     return workdir
   old, new = _flat(read_json(path, f'the recipe of the run in {workdir}')), _flat(config)
-  changed = sorted(k for k in old.keys() | new.keys() if old.get(k, '(absent)') != new.get(k, '(absent)'))
+  off = {k for k in new.keys() - old.keys() if not new[k]}  # fields that an earlier version did not have, and not used
+  changed = sorted(k for k in (old.keys() | new.keys()) - off if old.get(k, '(absent)') != new.get(k, '(absent)'))
   if changed:
     found = '; '.join(f'{k} is {old.get(k, "(absent)")!r} there and {new.get(k, "(absent)")!r} here'
                       for k in changed[:6])

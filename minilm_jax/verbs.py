@@ -148,7 +148,8 @@ def _bench_finetune(configs: Any, given: Any) -> None:
 
 def _latency(configs: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax import latency
-  found = latency.latency(configs, given.size, given.calls)
+  size = given.size if given['size'].present else latency.SIZE
+  found = latency.latency(configs, size, given.calls, given.heads, given.workdir)
   _print(found if given.json else latency.tables(found))
 
 
@@ -191,17 +192,18 @@ VERBS = {
     'show': Verb(_show, 'what a recipe means: fields, parameters, FLOPs, memory; runs nothing',
                  ('pretrain', 'finetune', 'corpus'), ('json',), '--config=configs/honey.py:magic-bee-26 --json'),
     'pretrain': Verb(_pretrain, 'masked language modelling', ('pretrain',),
-                     ('workdir*', 'coordinator', 'processes', 'process', 'wait'),
+                     ('workdir*', 'coordinator', 'processes', 'process', 'wait', 'deterministic'),
                      '--config=configs/tiny.py --workdir=runs/tiny'),
     'sweep': Verb(_sweep, 'a grid of points, each a run; shares of it on several machines', ('pretrain',),
-                  ('workdir*', 'shard', 'tokens', 'flops', 'seconds', 'dry_run', 'json'),
+                  ('workdir*', 'shard', 'tokens', 'flops', 'seconds', 'dry_run', 'deterministic', 'json'),
                   '--config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid --shard=1/2',
                   each=True, whole=True),
     'take': Verb(_take, 'one member of a population as a run of its own', (), ('checkpoint*', 'member', 'workdir*'),
                  '--checkpoint=runs/population --member=3 --workdir=runs/member-3'),
     'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),
-                     ('workdir*', 'checkpoint*', 'from_scratch', 'control'), '--config=configs/glue.py:cola,mrpc '
-                     '--config.task.data_dir=TFDS --checkpoint=runs/tiny --workdir=runs/glue', each=True),
+                     ('workdir*', 'checkpoint*', 'from_scratch', 'control', 'deterministic'),
+                     '--config=configs/glue.py:cola,mrpc --config.task.data_dir=TFDS --checkpoint=runs/tiny '
+                     '--workdir=runs/glue', each=True),
     'committee': Verb(_committee, 'fine-tuned classifiers that answer together: a folder to use, copy and score', (),
                       ('members*', 'workdir*', 'json'),
                       "--members='runs/glue/*/classifier-*' --workdir=runs/committee"),
@@ -219,8 +221,8 @@ VERBS = {
                   ('steps', 'repeats', 'against', 'population', 'checkpoint', 'json'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),
     'latency': Verb(_latency, 'how long an answer takes: one classifier, a committee of it, other recipes',
-                    ('pretrain',), ('size', 'calls', 'json'),
-                    '--config=configs/honey.py:magic-bee-26,laced-sun-4 --size=5', each=True),
+                    ('pretrain',), ('size', 'heads', 'calls', 'workdir', 'json'),
+                    '--config=configs/tlm.py:conv2-k3-d64@96,bert-6@96 --size=5 --heads=5', each=True),
     'preflight': Verb(_preflight, 'compile a recipe for a TPU that is not there: memory, collectives, time',
                       ('pretrain',), ('topology*', 'json'),
                       '--config=configs/honey.py:all --topology=v5e:2x4', each=True),

@@ -43,7 +43,7 @@ def card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -
   model = recipe.resolve(config, 'pretrain').model
   made: dict[str, Any] = {
       'kind': classifiers.KIND, 'task': 'own', 'task_kind': 'classification', 'labels': LABELS, 'fields': ('text',),
-      'joined': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1),
+      'joined': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1, 1),
       'tokenizer': reads.sha256, 'seed': seed, 'learning_rate': 1e-3, 'checkpoint': 'runs/tiny', 'step': 8,
       'which': 'last', 'epoch': 2.0}
   return Card(**made | changes)

@@ -6,12 +6,16 @@ an accelerator.
 
 import os
 import pathlib
+import signal
 import sys
 
 if 'jax' in sys.modules:
   raise RuntimeError('jax was imported before tests/conftest.py could set its devices: look for a pytest plugin that does')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell lets what it runs in the background ignore it
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -82,4 +86,35 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
   folder = tmp_path_factory.mktemp('runs') / 'tiny'
   trainer.pretrain(recipe.resolve(config, 'pretrain'), folder)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder with the data set `tiny` in two versions, the older one with records that need TensorFlow to read."""
+  import tensorflow_datasets as tfds
+
+  class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Three rows."""
+    VERSION = tfds.core.Version('10.0.0')
+
+    def _info(self):
+      features = tfds.features.FeaturesDict({
+          'text': tfds.features.Text(), 'label': tfds.features.ClassLabel(names=['no', 'yes']),
+          'words': tfds.features.Sequence(tfds.features.Text())})
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {'train': ((i, {'text': f'größe {i}', 'label': i % 2, 'words': ['a', 'b']}) for i in range(3))}
+
+    def _generate_examples(self):
+      raise NotImplementedError
+
+  folder = tmp_path_factory.mktemp('tfds')
+  builder = Tiny(data_dir=folder, file_format='array_record')
+  builder.download_and_prepare()
+  old = folder / 'tiny' / '9.0.0'
+  old.mkdir()
+  for path in (folder / 'tiny' / '10.0.0').glob('*.json'):
+    (old / path.name).write_text(path.read_text().replace('10.0.0', '9.0.0').replace('array_record', 'tfrecord'))
   return folder

@@ -22,16 +22,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'hosts', 'run',
-     'claim', 'progress', 'flags', 'backend', 'hlo'),
-    ('language.files', 'language.datasets', 'language.grammar', 'language.microworld', 'language.documents',
-     'language.vocabulary', 'language.passes', 'language.pool', 'language.keep', 'language.tokenizer', 'language.rows',
-     'language.corpus', 'language.build', 'language.subset'),
+    ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'signals',
+     'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'backend', 'hlo'),
+    ('language.parquet', 'language.files', 'language.datasets', 'language.grammar', 'language.microworld',
+     'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.keep',
+     'language.tokenizer', 'language.rows', 'language.corpus', 'language.build', 'language.subset'),
     ('model.layers', 'model.initialization', 'model.convolution', 'model.encoder', 'model.heads', 'model.cross_entropy',
      'model.size'),
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
-     'training.fault', 'training.checkpoint', 'training.evaluation', 'training.engine', 'training.feed', 'training.start',
-     'training.journal', 'training.member', 'training.trainer'),
+     'training.fault', 'training.digests', 'training.preservation', 'training.checkpoint', 'training.resume',
+     'training.evaluation', 'training.engine', 'training.feed', 'training.start', 'training.journal', 'training.member',
+     'training.trainer'),
     ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.interim', 'tasks.server',
      'tasks.finetune', 'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood',
@@ -42,7 +43,8 @@ FLOORS = (
      'analysis.cost', 'analysis.correlation', 'analysis.grid_fits', 'analysis.study', 'analysis.runs', 'analysis.scores',
      'analysis.averages', 'analysis.lines', 'analysis.gap', 'analysis.curves', 'analysis.confusions',
      'analysis.figures', 'analysis.grid_figures', 'analysis.gap_figures', 'analysis.cells', 'analysis.committees',
-     'analysis.gap_page', 'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
+     'analysis.latencies', 'analysis.forms', 'analysis.contests', 'analysis.verdicts', 'analysis.gap_page',
+     'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
      'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench',
      'finetune_bench', 'latency', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
     ('quickstart',),
@@ -55,14 +57,16 @@ NEIGHBOURS = {
     'model_config': ('checks', 'errors'),
     'config': ('checks', 'model_config', 'errors'),
     'corpus_config': ('checks', 'errors'),
-    'recipe': ('config', 'corpus_config', 'errors'),
+    'recipe': ('config', 'corpus_config', 'shape', 'errors'),
     'rendezvous': ('errors',),
-    'hosts': ('rendezvous', 'errors'),
-    'run': ('hosts', 'errors'),
-    'claim': ('errors',),
+    'hosts': ('rendezvous', 'signals', 'errors'),
+    'untrusted': ('errors',),
+    'run': ('hosts', 'shape', 'untrusted', 'errors'),
+    'claim': ('progress', 'errors'),
     'progress': ('hosts',),
-    'flags': ('recipe', 'errors'),
+    'flags': ('recipe', 'shape', 'errors'),
     'language.microworld': ('language.grammar',),
+    'language.files': ('language.parquet',),
     'language.documents': ('language.files', 'language.datasets', 'language.microworld'),
     'language.vocabulary': ('language.files',),
     'language.passes': ('language.vocabulary',),
@@ -96,21 +100,28 @@ FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.heads
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
+WHOLE = frozenset(('read_bytes', 'read_text'))  # rooms beside `untrusted` read so what the system itself writes
+WHOLE_ROOMS = ('untrusted', 'backend', 'claim', 'machine')
+# What would run code that came as data, and the rooms that may: a recipe given by path is code.
+RUNS_CODE = frozenset(('eval', 'exec', '__import__', 'import_module', 'exec_module', 'system', 'popen', 'run_path'))
+CODE_ROOMS = ('recipe',)
+LOADS = {'yaml': ('load', 'unsafe_load', 'full_load'), 'torch': ('load',)}  # calls that make objects of any kind
 PICKLES = frozenset(('pickle', 'cloudpickle', 'dill', 'marshal', 'shelve', 'joblib'))
 ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
 TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
-TESTED_IN = {'checks': 'recipe', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
+TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
              '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
-             'journal': 'trainer', 'pytorch': 'peers', 'tracks': 'grid', 'layers': 'encoder', 'gap_figures': 'gap',
-             'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report', 'grid_page': 'report',
-             'grid_report': 'report', 'forward': 'committee', 'descent': 'laws', 'surface': 'laws',
-             'grid_fits': 'study'}
-NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch'))
+             'journal': 'trainer', 'preservation': 'checkpoint', 'pytorch': 'peers', 'tracks': 'grid',
+             'layers': 'encoder', 'gap_figures': 'gap', 'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report',
+             'grid_page': 'report', 'grid_report': 'report', 'forward': 'committee', 'contests': 'verdicts',
+             'latencies': 'verdicts', 'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study'}
+NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts', 'bad_input', 'properties', 'fuzz'))
 # What starts as a worker process or reads tables must not wait for JAX.
-WITHOUT_JAX = ('', 'errors', 'model_config', 'config', 'corpus_config', 'recipe', 'rendezvous', 'hosts', 'run',
-               'progress', 'flags', 'language.microworld', 'language.documents', 'language.vocabulary', 'language.passes', 'language.pool',
+WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'rendezvous', 'signals',
+               'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'language.microworld', 'language.documents',
+               'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
                'language.keep', 'language.tokenizer', 'language.rows', 'language.build', 'analysis.report')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
 LONGER = {'config': 300}  # one table, of every field of a run
@@ -209,7 +220,7 @@ def check_libraries(module: Module) -> Iterator[str]:
 
 
 def check_habits(module: Module) -> Iterator[str]:
-  """No nnx transform, no assert, no blanket except, no `.get(` on a recipe, no pickle."""
+  """No nnx transform, no assert, no blanket except, no `.get(` on a recipe, no pickle, no key twice."""
   for node in ast.walk(module.tree):
     if isinstance(node, ast.Assert):
       yield f'line {node.lineno}: assert: raise InputError, or an ordinary error for what cannot happen'
@@ -220,6 +231,9 @@ def check_habits(module: Module) -> Iterator[str]:
     elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
       if node.value.id == 'nnx' and node.attr in NNX_BANNED:
         yield f'line {node.lineno}: nnx.{node.attr}: use the one of jax or optax'
+    elif isinstance(node, ast.Dict):
+      names = collections.Counter(key.value for key in node.keys if isinstance(key, ast.Constant))
+      yield from (f'line {node.lineno}: {key!r} stands twice in it: the first is lost' for key, n in names.items() if n > 1)
     elif isinstance(node, ast.ImportFrom) and node.module == 'flax.nnx':
       yield f'line {node.lineno}: names from flax.nnx: write `from flax import nnx`, so that what is used of it can be seen'
     elif isinstance(node, ast.Call):
@@ -227,6 +241,9 @@ def check_habits(module: Module) -> Iterator[str]:
         owner = node.func.value
         if getattr(owner, 'id', getattr(owner, 'attr', '')) in RECIPES:
           yield f'line {node.lineno}: .get( on a recipe: every field is in configs/base.py, read it as it is'
+      if isinstance(node.func, ast.Attribute) and module.name not in WHOLE_ROOMS and (
+          node.func.attr in WHOLE and getattr(node.func.value, 'id', '') != 'untrusted'):
+        yield f'line {node.lineno}: {node.func.attr}: a file may be of any size: take that of untrusted, or stream it'
       if any(k.arg == 'allow_pickle' and getattr(k.value, 'value', True) for k in node.keywords):
         yield f'line {node.lineno}: allow_pickle: nothing is unpickled'
 
@@ -259,7 +276,28 @@ def check_docstrings(module: Module) -> Iterator[str]:
         yield f'line {node.lineno}: {node.name} has no docstring: one sentence, and its shapes, units and errors'
 
 
-CHECKS = (check_floors, check_libraries, check_habits, check_budgets, check_docstrings)
+def check_strangers(module: Module) -> Iterator[str]:
+  """Nothing that comes as data is unpickled or run, and no command goes through a shell."""
+  for node in ast.walk(module.tree):
+    if not isinstance(node, ast.Call):
+      continue
+    name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+    owner = getattr(getattr(node.func, 'value', None), 'id', '')
+    given = {k.arg: getattr(k.value, 'value', None) for k in node.keywords}
+    # A method of that name, such as a model's eval(), runs nothing of a stranger's.
+    method = isinstance(node.func, ast.Attribute) and name in ('eval', 'exec', 'system') and owner not in ('builtins', 'os')
+    if name in RUNS_CODE and not method and module.name not in CODE_ROOMS:
+      yield f'line {node.lineno}: {name}: runs code: what comes as data stays data'
+    if owner in LOADS and name in LOADS[owner]:
+      yield f'line {node.lineno}: {owner}.{name}: makes objects of any kind: store JSON or .npy'
+    if (owner in ('np', 'numpy') and name == 'load' or name == 'read_array') and (
+        given.get('allow_pickle', True) is not False):
+      yield f'line {node.lineno}: {name} without allow_pickle=False: nothing is unpickled'
+    if given.get('shell'):
+      yield f'line {node.lineno}: shell=True: give a list of words'
+
+
+CHECKS = (check_floors, check_libraries, check_habits, check_strangers, check_budgets, check_docstrings)
 
 
 @pytest.mark.parametrize('check', CHECKS, ids=lambda check: check.__name__)
@@ -286,11 +324,29 @@ def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
     (check_libraries, 'model.encoder', 'from flax import nnx', None),
     (check_habits, 'model.encoder', 'f = nnx.jit(g)', 'use the one of jax'),
     (check_habits, 'run', 'assert x', 'assert'),
+    (check_habits, 'flags', 'x = {"size": 1, "wait": 2, "size": 3}', "'size' stands twice"),
     (check_habits, 'run', 'try:\n  f()\nexcept (OSError, Exception):\n  pass', 'catches everything'),
     (check_habits, 'run', 'try:\n  f()\nexcept OSError:\n  pass', None),
     (check_habits, 'bench', 'x = self.config.get("seed", 0)', '.get('),
+    (check_habits, 'bench', 'path.read_text()', 'of any size'),
+    (check_habits, 'bench', 'untrusted.read_bytes(path, what)', None),
     (check_habits, 'bench', 'np.load(f, allow_pickle=True)', 'unpickled'),
     (check_habits, 'bench', 'np.load(f, allow_pickle=False)', None),
+    (check_strangers, 'bench', 'eval(text)', 'runs code'),
+    (check_strangers, 'bench', 'model.eval()', None),
+    (check_strangers, 'bench', 'builtins.exec(text)', 'runs code'),
+    (check_strangers, 'bench', 'importlib.import_module(name)', 'runs code'),
+    (check_strangers, 'recipe', 'spec.loader.exec_module(module)', None),
+    (check_strangers, 'bench', 'os.system(text)', 'runs code'),
+    (check_strangers, 'bench', 'yaml.load(file)', 'of any kind'),
+    (check_strangers, 'bench', 'yaml.safe_load(file)', None),
+    (check_strangers, 'bench', 'torch.load(file)', 'of any kind'),
+    (check_strangers, 'bench', 'np.load(file)', 'unpickled'),
+    (check_strangers, 'bench', 'np.load(file, allow_pickle=flag)', 'unpickled'),
+    (check_strangers, 'bench', 'np.load(file, allow_pickle=False)', None),
+    (check_strangers, 'bench', 'np.lib.format.read_array(file)', 'unpickled'),
+    (check_strangers, 'bench', 'subprocess.run(text, shell=True)', 'shell'),
+    (check_strangers, 'bench', 'subprocess.run([word])', None),
     (check_budgets, 'bench', 'x = 1\n' * 251, 'two ideas'),
     (check_budgets, 'bench', 'def f():\n' + '  x = 1\n' * 60, 'name its parts'),
     (check_budgets, 'bench', 'def f():\n  """\n' + '\n' * 60 + '  """', None),

@@ -37,6 +37,16 @@ def test_ahead_of_time_accelerators_are_left_alone(tmp_path: pathlib.Path):
   assert done.stdout.split() == ['cpu', '1', 'False'], done.stderr
 
 
+def test_deterministic_is_a_flag_of_xla_that_a_cpu_takes_too():
+  """Before JAX computes, beside what the environment says."""
+  given = '--xla_force_host_platform_device_count=3'
+  program = ('from minilm_jax import backend\nbackend.prepare(True)\nbackend.prepare(True)\nimport jax, os\n'
+             'print(float(jax.numpy.ones(3).sum()), os.environ["XLA_FLAGS"])')
+  done = subprocess.run([sys.executable, '-c', program], env=os.environ | {'XLA_FLAGS': given}, capture_output=True,
+                        text=True)
+  assert done.returncode == 0 and done.stdout.strip() == f'3.0 {given} --xla_gpu_deterministic_ops=true', done.stderr
+
+
 @pytest.mark.parametrize('name, value', [
     ('XLA_FLAGS', '--xla_force_host_platform_device_count=3'), ('JAX_NUM_CPU_DEVICES', '3')])
 def test_the_environment_has_the_last_word(name: str, value: str, tmp_path: pathlib.Path):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -111,6 +112,38 @@ def test_a_save_that_was_cut_short_is_passed_over_and_cleared_away(tmp_path: pat
   with checkpoint.manager(tmp_path, 2) as saves:
     checkpoint.save(saves, some_state(run_config(ONE), 6), 6)
   assert not torn.exists() and checkpoint.latest(tmp_path) == 6
+
+
+LOSSES = {4: 3.0, 8: 2.0, 12: 2.5, 16: 2.0, 20: 2.7}
+
+
+@pytest.mark.parametrize('stops', [(), (4, 6, 8, 12, 16, 20), (12,)])
+def test_the_last_and_the_best_are_kept_wherever_the_run_was_stopped(stops: tuple[int, ...], tmp_path: pathlib.Path):
+  """Steps 6 and 22 were not judged."""
+  done = 0
+  for stop in (*stops, 22):
+    known = {step: loss for step, loss in LOSSES.items() if step <= done}
+    with checkpoint.manager(tmp_path, 1, 2, known) as saves:
+      for step in (4, 6, 8, 12, 16, 20, 22):
+        if done < step <= stop:
+          checkpoint.save(saves, {'a': jnp.full(3, step)}, step, LOSSES[step] if step in LOSSES else None)
+    assert checkpoint.latest(tmp_path) == stop
+    done = stop
+  assert checkpoint.steps(tmp_path) == [8, 16, 22]
+  with checkpoint.manager(tmp_path, 1, 1, LOSSES):  # of equal ones the later
+    pass
+  assert checkpoint.steps(tmp_path) == [16, 22]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: pathlib.Path):
+  """It had begun to delete a checkpoint when the next one was whole."""
+  for step in (4, 8):
+    with checkpoint.manager(tmp_path, 2) as saves:
+      checkpoint.save(saves, {'a': jnp.ones(3)}, step)
+  shutil.rmtree(tmp_path / checkpoint.FOLDER / '4' / 'default')
+  with checkpoint.manager(tmp_path, 1):
+    pass
+  assert checkpoint.steps(tmp_path) == [8]
 
 
 @pytest.mark.parametrize('changes, said', [

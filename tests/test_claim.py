@@ -2,15 +2,24 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from minilm_jax import claim
+from configs import glue
+from minilm_jax import claim, quickstart, recipe, run
+from minilm_jax.analysis import report
+from minilm_jax.errors import InputError
+from minilm_jax.language import build, subset
+from minilm_jax.tasks import finetune, minimal_pairs
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -70,17 +79,157 @@ def test_a_claim_that_is_being_written_counts(tmp_path: Path):
       pass
 
 
-def test_it_is_renewed_and_who_lost_it_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_is_renewed_and_who_lost_it_leaves_it_alone(tmp_path: Path, monkeypatch, capsys):
   monkeypatch.setattr(claim, 'RENEWED', 0.01)
   path = tmp_path / claim.CLAIM
-  with claim.held(tmp_path):
-    os.utime(path, (0, 0))
-    until = time.time() + 10
-    while path.stat().st_mtime == 0 and time.time() < until:
-      time.sleep(0.01)
-    assert path.stat().st_mtime > 0
-    monkeypatch.setattr(claim, 'RENEWED', 1000.0)
-    path.unlink()
-    written(tmp_path)
-    time.sleep(0.1)
+  with pytest.raises(claim.Held, match='process 1 on elsewhere is at work there'):  # at the end, not in between
+    with claim.held(tmp_path):
+      os.utime(path, (0, 0))
+      wait_until(lambda: path.stat().st_mtime > 0)
+      written(tmp_path)
+      wait_until(lambda: 'process 1 on elsewhere' in capsys.readouterr().err)
   assert json.loads(path.read_text())['id'] == 'theirs'
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+  until = time.time() + 10
+  while not true():
+    assert time.time() < until
+    time.sleep(0.01)
+
+
+def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
+  written(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
+  with pytest.raises(claim.Held, match='process 1 on elsewhere is at work there since 2031-02-03 04:05:06, local time'):
+    with claim.held(tmp_path):
+      pass
+
+
+@pytest.mark.parametrize('found', [
+    {}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}])
+def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
+  """Where it cannot be compared when it started, as in a claim of another container of this name."""
+  path = written(tmp_path, host=socket.gethostname(), space='another boot or container', **found)
+  with pytest.raises(claim.Held):
+    with claim.held(tmp_path):
+      pass
+  os.utime(path, (0, 0))
+  with claim.held(tmp_path):
+    pass
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
+  with claim.held(tmp_path):
+    mine = json.loads((tmp_path / claim.CLAIM).read_text())
+  written(tmp_path, **mine | {'started': mine['started'] - 1})
+  with claim.held(tmp_path):
+    pass
+  path = written(tmp_path, **mine)  # and this process, however long it was stopped, holds what it holds
+  os.utime(path, (0, 0))
+  with pytest.raises(claim.Held):
+    with claim.held(tmp_path):
+      pass
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'{"host": "elsew', b'\xff\xfe', b'[1]', b'7', b'{"id": 1}', b'[' * 100_000, b'{"id": 1e999}' + b' ' * 9999,
+    json.dumps({'host': '\x1b[2J', 'process': 1, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': -1, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': 10**30, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': 1, 'id': 'x', 'since': 1e300}).encode()])
+def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: bytes):
+  path = tmp_path / claim.CLAIM
+  path.write_bytes(content)
+  with pytest.raises(claim.Held, match='another process is at work there'):
+    with claim.held(tmp_path):
+      pass
+  long_ago = time.time() - claim.RENEWED - 1
+  os.utime(path, (long_ago, long_ago))
+  with claim.held(tmp_path):
+    assert json.loads(path.read_text())['process'] == os.getpid()
+
+
+def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path: Path):
+  os.utime(written(tmp_path), (0, 0))
+  start, inside, refused = threading.Barrier(8), [], []
+
+  def enter() -> None:
+    start.wait()
+    try:
+      with claim.held(tmp_path):
+        inside.append(1)
+        done.wait(10)
+    except claim.Held:
+      refused.append(1)
+
+  done = threading.Event()
+  crowd = [threading.Thread(target=enter) for _ in range(8)]
+  for one in crowd:
+    one.start()
+  wait_until(lambda: len(inside) + len(refused) == 8)
+  done.set()
+  for one in crowd:
+    one.join()
+  assert len(inside) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_deleted_is_said_and_is_no_traceback(tmp_path: Path, monkeypatch, capsys):
+  monkeypatch.setattr(claim, 'RENEWED', 0.01)
+  monkeypatch.setattr(threading, 'excepthook', lambda found: pytest.fail(f'in the thread: {found.exc_value}'))
+  with pytest.raises(InputError, match='was deleted under it'):
+    with claim.held(tmp_path / 'run'):
+      shutil.rmtree(tmp_path / 'run')
+      wait_until(lambda: 'was deleted under it' in capsys.readouterr().err)
+
+
+def test_a_claim_that_is_removed_by_hand_comes_back(tmp_path: Path, monkeypatch):
+  monkeypatch.setattr(claim, 'RENEWED', 0.01)
+  with claim.held(tmp_path):
+    (tmp_path / claim.CLAIM).unlink()
+    wait_until((tmp_path / claim.CLAIM).exists)
+
+
+def test_a_directory_that_stays_empty_is_not_left_behind(tmp_path: Path):
+  with claim.held(tmp_path / 'a' / 'b'):
+    pass
+  assert not (tmp_path / 'a').exists()
+  with claim.held(tmp_path / 'a' / 'b'):
+    (tmp_path / 'a' / 'b' / 'file').touch()
+  assert (tmp_path / 'a' / 'b' / 'file').exists()
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path):
+  (tmp_path / 'x').write_text('a file')
+  with pytest.raises(InputError, match='cannot be made'):
+    with claim.held(tmp_path / 'x'):
+      pass
+
+
+def _evaluate(folder: Path, corpus: Path, trained: Path) -> None:
+  (folder.parent / 'pairs.jsonl').write_text(json.dumps({'sentence_good': 'the dog', 'sentence_bad': 'dog the'}))
+  minimal_pairs.evaluate(trained, folder.parent / 'pairs.jsonl', 'original', '', str(folder))
+
+
+def _finetune(folder: Path, corpus: Path, trained: Path) -> None:
+  config = glue.get_config('microworld/sentiment')
+  finetune.finetune(recipe.resolve(config, 'finetune'), trained, folder, [8])
+
+
+VERBS = {
+    'corpus': lambda folder, corpus, trained: build.build(
+        recipe.resolve(run.read_json(corpus / run.CONFIG, '') | {'workers': 1}, 'corpus'), folder),
+    'subset': lambda folder, corpus, trained: subset.write(corpus, np.arange(3), folder, {'kind': 'subset'}, {}),
+    'evaluate': _evaluate, 'finetune': _finetune,
+    'report': lambda folder, corpus, trained: report.report([trained], folder),
+    'quickstart': lambda folder, corpus, trained: quickstart.quickstart('microworld', folder),
+}
+
+
+@pytest.mark.parametrize('verb', VERBS)
+def test_a_verb_refuses_the_directory_of_another(verb: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path):
+  folder = tmp_path / 'work'
+  with claim.held(folder):
+    with pytest.raises(claim.Held, match=f'process {os.getpid()} on .* since'):
+      VERBS[verb](folder, tiny_corpus, tiny_run)
+    assert [path.name for path in folder.iterdir()] == [claim.CLAIM]  # nothing of the second is in it

@@ -1,12 +1,14 @@
 """Saved classifiers: what fine-tuning keeps says again what it was scored by, on any devices, wherever it is copied to."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import zipfile
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import glue
-from minilm_jax import recipe, run
+from minilm_jax import recipe, run, untrusted
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import classifiers, finetune, fitting, forward, sources
@@ -29,14 +31,18 @@ STARTS = [8, None]
 def settings(**changes: Any):
   made = glue.get_config('microworld/sentiment')
   made.update_from_flattened_dict({'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'held_out': 0.25,
-                                   'optimizer.learning_rate': 2e-2, 'keep': True, **changes})
+                                   'optimizer.learning_rate': 2e-2, 'keep': True, 'head.copies': 2, **changes})
   return recipe.resolve(made, 'finetune')
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast():
+  """And once: a program knows nothing of whether its members are kept."""
+  make = fitting.make_program
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', jit)
+    patch.setattr(fitting, 'make_program', lambda shape, config, *more: make(
+        shape, dataclasses.replace(config, keep=True), *more))
     yield
   fitting.make_program.cache_clear()
   forward.program.cache_clear()
@@ -44,7 +50,7 @@ def compiled_fast():
 
 @pytest.fixture(scope='module')
 def tuned(tiny_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Two seeds from a checkpoint and two from scratch; copy it before changing anything in it."""
+  """Two seeds from a checkpoint and two from scratch, with two heads; copy it before changing anything in it."""
   workdir = tmp_path_factory.mktemp('tuned') / 'run'
   finetune.finetune(settings(), tiny_run, workdir, STARTS)
   return workdir
@@ -60,6 +66,7 @@ def test_each_member_is_a_folder_that_says_what_it_is(tuned: pathlib.Path, tiny_
     card = classifiers.read_card(tuned / f'classifier-{number}')
     assert (card.step, card.seed, card.labels) == (step, seed, ('negative', 'positive'))
     assert (card.task, card.checkpoint, card.which) == ('microworld/sentiment', str(tiny_run), 'best')
+    assert card.head.copies == 2
     (line,) = [line for line in run.read_lines(tuned / run.SCORES) if line['member'] == number and line['which'] == 'best']
     assert card.epoch == line['epoch'] and card.learning_rate == line['learning_rate']
     outputs, labels = classifiers.outputs(tuned / f'classifier-{number}')['validation']
@@ -130,6 +137,13 @@ def test_a_process_with_one_device_opens_what_eight_saved(one: tuple):
   assert done.stdout.split() == ['1', one[1].identity] and jax.device_count() == 8
 
 
+def test_a_card_from_before_there_could_be_several_heads_has_one(one: tuple, tmp_path: pathlib.Path):
+  shutil.copytree(one[0], tmp_path / 'old')
+  edit(tmp_path / 'old' / classifiers.CARD, lambda card: card['head'].pop('copies'))
+  with_hash(tmp_path / 'old')
+  assert classifiers.load(tmp_path / 'old').card == one[1].card
+
+
 def test_saving_again_replaces_and_a_save_cut_short_is_none(one: tuple, tmp_path: pathlib.Path):
   _, member = one
   folder = answering.saved(tmp_path / 'classifier-0', member)
@@ -161,6 +175,9 @@ def with_hash(folder: pathlib.Path) -> None:
     (lambda folder: (folder / classifiers.OUTPUTS).unlink(), 'outputs.npz is not the file'),
     (lambda folder: edit(folder / classifiers.CARD, lambda card: card.update(seed=7)), 'classifier.json is not the file'),
     (lambda folder: shutil.rmtree(folder / 'checkpoints'), 'no checkpoint'),
+    (lambda folder: edit(folder / run.MANIFEST, lambda content: content['files'].update({'../x': '0'})), 'leads elsewhere'),
+    (lambda folder: edit(folder / run.MANIFEST, lambda content: content['files'].update({'/etc/passwd': '0'})),
+     'leads elsewhere'),
     (lambda folder: edit(folder / run.MANIFEST, lambda content: content.update(weights='0')), 'not those that were saved'),
     (lambda folder: (edit(folder / classifiers.CARD, lambda card: card['model'].update(hidden=32)), with_hash(folder)),
      r'is \(.*\) there and \('),
@@ -172,3 +189,31 @@ def test_what_is_damaged_is_refused(spoil, said: str, one: tuple, tmp_path: path
   spoil(tmp_path / 'one')
   with pytest.raises(InputError, match=said):
     classifiers.load(tmp_path / 'one')
+
+
+def zipped(compression: int, **parts: bytes) -> bytes:
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w', compression) as made:
+    for name, content in parts.items():
+      made.writestr(name, content)
+  return file.getvalue()
+
+
+def saved(array: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  np.save(file, array, allow_pickle=True)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize('content, said', [
+    (b'', 'cannot be read'), (b'PK\x05\x06' + bytes(10), 'cannot be read'),
+    (zipped(zipfile.ZIP_DEFLATED, **{'validation outputs.npy': bytes(2 << 20)}), 'unpacks to 2,097,152 bytes'),
+    (zipped(0, **{'x outputs.npy': saved(np.array([{}], object))}), 'allow_pickle=False'),
+    (zipped(0, **{'x outputs.npy': saved(np.zeros(3)).replace(b'(3,)', b'(9' + b'0' * 15 + b',)')}), 'cannot be read'),
+    (zipped(0, **{'x outputs.npy': saved(np.zeros(3))}), 'cannot be read'),
+], ids=['empty', 'cut', 'bomb', 'pickle', 'lie', 'no labels'])
+def test_outputs_that_are_none_are_refused(content: bytes, said: str, tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.setattr(untrusted, 'LARGEST', 1 << 20)
+  (tmp_path / classifiers.OUTPUTS).write_bytes(content)
+  with pytest.raises(InputError, match=said):
+    classifiers.outputs(tmp_path)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from minilm_jax import run
+from minilm_jax import claim, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import classifiers, committee, forward, subsets
@@ -111,6 +111,8 @@ def test_a_folder_is_its_own_export_bit_for_bit(home: pathlib.Path, members: lis
 def test_made_again_it_changes_nothing(home: pathlib.Path, tmp_path: pathlib.Path):
   shutil.copytree(home / 'made', tmp_path / 'made')
   before = {path: path.read_bytes() for path in (tmp_path / 'made').rglob('*') if path.is_file()}
+  with claim.held(tmp_path / 'made'), pytest.raises(claim.Held):
+    committee.make(f'{home}/run/classifier-*', tmp_path / 'made')
   committee.make(f'{home}/run/classifier-*', tmp_path / 'made')
   assert {path: path.read_bytes() for path in (tmp_path / 'made').rglob('*') if path.is_file()} == before
 
@@ -124,6 +126,22 @@ def test_subsets_are_scored_from_what_members_were_reported_on(home: pathlib.Pat
       4, 'mean logit', 'accuracy')]
   assert whole['mean'] == np.mean(np.mean([one for one, _ in said], 0).argmax(-1) == said[0][1])
   assert len(committee.tables(committee.make(f'{home}/run/classifier-*', home / 'made'))) == 1
+
+
+def test_a_member_may_have_several_heads_and_the_table_says_so(members: list, tokenizer, tmp_path: pathlib.Path):
+  several = answering.fitted(tokenizer, 7, head=dataclasses.replace(members[0].card.head, copies=3))
+  pair = [members[0], several]
+  assert forward.groups(pair) == [[0], [1]]
+  for number, member in enumerate(pair):
+    answering.saved(tmp_path / f'classifier-{number}', member)
+  found = committee.make(f'{tmp_path}/classifier-*', tmp_path / 'made')
+  whole = committee.load(tmp_path / 'made')
+  said = whole.logits(answering.examples())
+  place = whole.members.index(next(one for one in whole.members if one.identity == several.identity))
+  np.testing.assert_array_equal(said[place], forward.logits([several], answering.examples())[0])
+  assert sorted(found['heads']) == [1, 3] and found['heads'][place] == 3
+  (table,) = committee.tables(found)
+  assert f'with {found["heads"][0]}, {found["heads"][1]} heads' in table.title
 
 
 def test_members_that_were_reported_on_other_examples_are_no_study(members: list, tmp_path: pathlib.Path):
@@ -171,6 +189,23 @@ def test_a_folder_of_another_committee_is_refused(home: pathlib.Path, tmp_path: 
     committee.make(f'{home}/run/classifier-0', tmp_path / 'made')
 
 
+def lead_away(made: pathlib.Path, name: str) -> None:
+  """Lets the manifest name a member outside the folder."""
+  manifest = json.loads((made / run.MANIFEST).read_text())
+  shutil.copytree(made / 'classifier-1', made.parent / 'elsewhere')
+  manifest['members'][1]['folder'] = name
+  run.write_json(made / run.MANIFEST, manifest)
+
+
+def test_a_member_takes_no_file_of_the_reader_along(home: pathlib.Path, tmp_path: pathlib.Path):
+  shutil.copytree(home / 'run' / 'classifier-0', tmp_path / 'classifier-0')
+  (tmp_path / 'secret').write_text('secret')
+  (tmp_path / 'classifier-0' / 'notes').symlink_to(tmp_path / 'secret')
+  with pytest.raises(InputError, match='leads elsewhere'):
+    committee.make(str(tmp_path / 'classifier-0'), tmp_path / 'made')
+  assert not list((tmp_path / 'made').rglob('notes'))
+
+
 @pytest.mark.parametrize('spoil, said', [
     (lambda made: shutil.rmtree(made), 'no file'),
     (lambda made: (made / run.MANIFEST).unlink(), 'no file'),
@@ -179,6 +214,8 @@ def test_a_folder_of_another_committee_is_refused(home: pathlib.Path, tmp_path: 
     (lambda made: shutil.rmtree(made / 'classifier-1' / 'checkpoints'), 'no checkpoint'),
     (lambda made: (shutil.rmtree(made / 'classifier-1'), shutil.copytree(made / 'classifier-2', made / 'classifier-1')),
      'another classifier'),
+    (lambda made: lead_away(made, '../elsewhere'), 'leads elsewhere'),
+    (lambda made: lead_away(made, '/elsewhere'), 'leads elsewhere'),
 ])
 def test_a_committee_that_lost_something_is_refused(spoil, said: str, home: pathlib.Path, tmp_path: pathlib.Path):
   shutil.copytree(home / 'made', tmp_path / 'made')

@@ -1,43 +1,14 @@
 """Prepared TFDS data sets: found by name and version, read without TensorFlow, refused with what there is."""
 
+import json
 import pathlib
+import shutil
 import sys
 
 import pytest
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import datasets
-
-
-@pytest.fixture(scope='module')
-def prepared(tmp_path_factory) -> pathlib.Path:
-  """A folder with the data set `tiny` in two versions, the older one with records that need TensorFlow to read."""
-  import tensorflow_datasets as tfds
-
-  class Tiny(tfds.core.GeneratorBasedBuilder):
-    """Three rows."""
-    VERSION = tfds.core.Version('10.0.0')
-
-    def _info(self):
-      features = tfds.features.FeaturesDict({
-          'text': tfds.features.Text(), 'label': tfds.features.ClassLabel(names=['no', 'yes']),
-          'words': tfds.features.Sequence(tfds.features.Text())})
-      return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-      return {'train': ((i, {'text': f'größe {i}', 'label': i % 2, 'words': ['a', 'b']}) for i in range(3))}
-
-    def _generate_examples(self):
-      raise NotImplementedError
-
-  folder = tmp_path_factory.mktemp('tfds')
-  builder = Tiny(data_dir=folder, file_format='array_record')
-  builder.download_and_prepare()
-  old = folder / 'tiny' / '9.0.0'
-  old.mkdir()
-  for path in (folder / 'tiny' / '10.0.0').glob('*.json'):
-    (old / path.name).write_text(path.read_text().replace('10.0.0', '9.0.0').replace('array_record', 'tfrecord'))
-  return folder
 
 
 def test_rows_are_plain_values(prepared):
@@ -53,9 +24,42 @@ def test_the_newest_version_is_meant_unless_one_is_named(prepared):
   assert datasets.fingerprint(datasets.folder('tiny', str(prepared)))['dataset'] == 'tiny/10.0.0'
 
 
+def test_a_class_that_a_data_set_names_is_not_imported(prepared, tmp_path: pathlib.Path, monkeypatch):
+  shutil.copytree(prepared, tmp_path / 'tfds')
+  (tmp_path / 'stranger.py').write_text('raise SystemExit("it ran")\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  features = tmp_path / 'tfds' / 'tiny' / '10.0.0' / 'features.json'
+  told = features.read_text()
+  for text in (told.replace('tensorflow_datasets.core.features.text_feature', 'stranger'), '{"type": "stranger.X"}',
+               json.dumps({'content': '{"python_class_name": "stranger.X"}'})):
+    assert 'stranger' in text
+    features.write_text(text)
+    with pytest.raises(InputError, match='not of TFDS'):
+      datasets.examples(datasets.folder('tiny', str(tmp_path / 'tfds')), 'train')
+  assert 'stranger' not in sys.modules
+
+
 @pytest.mark.parametrize('name, split, said', [
     ('tinny', 'train', "did you mean 'tiny'"), ('tiny:8.0.0', 'train', 'tiny'), ('tiny', 'dev', 'name one of train'),
     ('tiny:9.0.0', 'train', 'array_record')])
 def test_what_is_not_there_is_refused(prepared, name, split, said):
   with pytest.raises(InputError, match=said):
     datasets.examples(datasets.folder(name, str(prepared)), split)
+
+
+@pytest.mark.parametrize('features', [
+    '{"pythonClassName": "evil.Class", "x": 1}', '{"python_class_name": "evil.Class"}',
+    '{"type": "evil.Class", "content": {}}',
+    '{"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "featuresDict": {"features": '
+    '{"text": {"pythonClassName": "evil.Class"}}}}',
+    '{"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "jsonFeature": {"json": '
+    '"{\\"a\\": [{\\"type\\": \\"evil.Class\\"}]}"}}'])
+def test_a_data_set_brings_no_code(prepared, tmp_path, monkeypatch, features: str):
+  """TFDS imports what features.json names, also from the folder that Python was started in."""
+  folder = tmp_path / 'tiny' / '10.0.0'
+  shutil.copytree(prepared / 'tiny' / '10.0.0', folder)
+  (folder / 'features.json').write_text(features)
+  (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(InputError, match="names the class 'evil.Class', which is not of TFDS"):
+    datasets.examples(str(folder), 'train')

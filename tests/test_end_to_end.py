@@ -1,12 +1,16 @@
 """The road from nothing to a table, as the commands of the README walk it, each of them twice."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from minilm_jax import __main__ as door
 from minilm_jax import run
+from minilm_jax.analysis import report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ['--config.updates=8', '--config.log.every=2', '--config.evaluation.every=4', '--config.evaluation.rows=64',
@@ -81,3 +85,56 @@ def test_the_tiny_recipe_as_it_is(tmp_path: pathlib.Path, monkeypatch, capsys):
   assert result['test_loss'] < 5.1
   steps = [line['step'] for line in run.read_lines(tmp_path / 'metrics.jsonl') if line['split'] == 'validation']
   assert steps == [100, 200, 300, 400, 500, 600]
+
+
+WATCHED = """
+import os, pathlib, sys, threading, time
+from minilm_jax import __main__ as door
+
+def listening():
+  sockets = set()
+  for name in os.listdir('/proc/self/fd'):
+    try:
+      sockets.add(os.readlink(f'/proc/self/fd/{name}'))
+    except OSError:
+      pass  # closed meanwhile
+  found = []
+  for table in ('tcp', 'tcp6', 'udp', 'udp6'):
+    path = pathlib.Path(f'/proc/net/{table}')
+    for line in path.read_text().splitlines()[1:] if path.exists() else ():
+      words = line.split()
+      if words[3] == ('0A' if table.startswith('tcp') else '07') and f'socket:[{words[9]}]' in sockets:
+        found.append(f'{table} {words[1]}')
+  return found
+
+def look():
+  while True:
+    seen.update(listening())
+    looks.append(1)
+    time.sleep(0.05)
+
+seen, looks = set(), []
+threading.Thread(target=look, daemon=True).start()
+status = door.main(sys.argv[1:])
+print('LOOKS', len(looks), 'LISTENS', sorted(seen), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/net/tcp').exists(), reason='needs Linux')
+def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """A run of two updates in a process of its own, whose environment holds secrets."""
+  secrets = {name: f'canary-{name}' for name in ('WANDB_API_KEY', 'HF_TOKEN', 'GOOGLE_APPLICATION_CREDENTIALS')}
+  small = [word for word in SMALL if 'updates' not in word and 'every' not in word]
+  done = subprocess.run(
+      [sys.executable, '-c', WATCHED, 'pretrain', '--config=configs/tiny.py', f'--config.corpus={tiny_corpus}',
+       f'--workdir={tmp_path / "run"}', '--config.updates=2', '--config.log.every=1', *small], cwd=ROOT,
+      env=os.environ | secrets, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  looks, listens = done.stderr.splitlines()[-1].split(' LISTENS ')
+  assert int(looks.removeprefix('LOOKS ')) > 20 and listens == '[]', listens
+  report.report([tmp_path / 'run'], tmp_path / 'report')
+  written = files(tmp_path)
+  assert {'config.json', 'manifest.json', 'metrics.jsonl', 'result.json', 'report.html'} <= {p.name for p in written}
+  for said in (done.stdout.encode(), done.stderr.encode(), *written.values()):
+    assert b'canary' not in said

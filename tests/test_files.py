@@ -1,10 +1,13 @@
 """One file: every form and compression reads alike, and what cannot be read is refused with its place."""
 
+import contextlib
 import gzip
 import json
 import lzma
 import os
 import pathlib
+import re
+import zlib
 
 import pyarrow
 import pytest
@@ -82,6 +85,92 @@ def test_an_endless_line_is_refused_in_bounded_memory(tmp_path):
     lines(path)
   assert tracemalloc.get_traced_memory()[1] < 5e6
   tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def at_most(mebibytes: int):
+  """The resident memory of this process grows no further."""
+  def peak() -> int:
+    return int(re.search(r'VmHWM:\s+(\d+)', pathlib.Path('/proc/self/status').read_text())[1])
+  try:
+    pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak is counted from here
+  except OSError:
+    pytest.skip('needs Linux')
+  before = peak()
+  yield
+  assert peak() - before < mebibytes << 10
+
+
+def bomb(path: pathlib.Path, begin: bytes, middle: bytes, times: int) -> pathlib.Path:
+  """A file that decompresses to a beginning and so many times 16 MiB of the same bytes."""
+  block = middle * ((16 << 20) // len(middle))
+  if path.suffix == '.zst':
+    made = zstandard.ZstdCompressor(1).compressobj()
+  else:
+    made = (lzma.LZMACompressor(preset=0) if path.suffix == '.xz' else zlib.compressobj(1, wbits=31))
+  path.write_bytes(b''.join([made.compress(begin), *(made.compress(block) for _ in range(times)), made.flush()]))
+  return path
+
+
+@pytest.mark.parametrize('name, begin, middle, said', [
+    ('a.txt.gz', b'', b'a', 'more than 1,000 characters'),
+    ('a.jsonl.xz', b'{"a": "', b'a', 'more than 1,000 characters'),
+    ('a.jsonl.gz', b'', b'[', 'more than 1,000 characters'),
+    ('a.csv.zst', b'a\n"', b'a', 'more than 1,000 characters'),
+    ('a.csv.gz', b'a,b\n1,"', b'a\n', 'its row has more than 1,000 characters'),  # one cell of many lines
+    ('a.csv.zst', b'a,b\n1', b',"\n"', 'its row has more than 1,000 characters'),  # one row of many cells
+    ('a.tsv.gz', b'a\tb\n', b'\t', 'more than 1,000 characters'),
+])
+def test_a_bomb_ends_with_a_sentence_in_bounded_memory(tmp_path, name, begin, middle, said):
+  path = bomb(tmp_path / name, begin, middle, 4)
+  with at_most(16), pytest.raises(InputError, match=said):
+    list((files.lines if '.txt' in name else files.rows)(path, 'strict', 1000))
+
+
+@pytest.mark.parametrize('size, fits', [(64 << 20, True), (1536 << 20, False)])
+def test_a_dictionary_of_xz_is_bounded(tmp_path, size, fits):
+  path = tmp_path / 'a.txt.xz'
+  plain = lzma.compress(b'one\n', filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': 1 << 20}])
+  stated = {64 << 20: 28, 1536 << 20: 37}[size]  # xz-file-format 5.3.1: the size as one byte of the block header
+  at = plain.index(bytes([0x21, 1, 16]))  # LZMA2, one byte of properties, 1 MiB
+  header = bytearray(plain[12:24])
+  header[at + 2 - 12] = stated
+  header[8:12] = zlib.crc32(bytes(header[:8])).to_bytes(4, 'little')
+  path.write_bytes(plain[:12] + bytes(header) + plain[24:])
+  with at_most(100):
+    if fits:
+      assert lines(path) == ['one']
+    else:
+      with pytest.raises(InputError, match='cannot be read: Memory usage limit'):
+        lines(path)
+
+
+def test_a_window_of_zstd_is_bounded(tmp_path):
+  path = tmp_path / 'a.txt.zst'
+  path.write_bytes(bytes.fromhex('28b52ffd') + bytes([0, (31 - 10) << 3]) + bytes.fromhex('210000') + b'one\n')
+  with at_most(16), pytest.raises(InputError, match='cannot be read'):
+    lines(path)
+  path.write_bytes(bytes.fromhex('28b52ffd') + bytes([0, (20 - 10) << 3]) + bytes.fromhex('210000') + b'one\n')
+  assert lines(path) == ['one']
+
+
+def test_streams_of_xz_may_have_zeros_between_them(tmp_path):
+  path = tmp_path / 'a.txt.xz'
+  path.write_bytes(lzma.compress(b'one\n') + bytes(8) + lzma.compress(b'') + lzma.compress(b'two\n') + bytes(4))
+  assert lines(path) == ['one', 'two']
+
+
+@pytest.mark.parametrize('places, texts', [
+    ([0], ['a' * (64 << 20)]), ([0] * 999 + [1], ['b', 'a' * (32 << 20)]),
+    ([0] * 100, ['a' * (8 << 20)])])  # stored once, and in every row
+def test_a_parquet_that_unpacks_to_much_is_refused(tmp_path, places, texts):
+  path = tmp_path / 'a.parquet'
+  column = pyarrow.DictionaryArray.from_arrays(pyarrow.array(places, 'int32'), pyarrow.array(texts))
+  parquet.write_table(pyarrow.table({'text': column}), path, compression='zstd', store_schema=False,
+                      dictionary_pagesize_limit=1 << 30)
+  assert path.stat().st_size < 1 << 20
+  with at_most(500), pytest.raises(InputError, match='a row of more than 1,000 characters'):
+    rows(path)
 
 
 def write_table(path: pathlib.Path) -> None:

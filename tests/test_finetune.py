@@ -17,7 +17,7 @@ from minilm_jax import recipe, run
 from minilm_jax.analysis import scores
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
-from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, likelihood, table
+from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, likelihood, protocol, table
 from minilm_jax.training import checkpoint, trainer
 from tests import small
 from tests.quick import jit
@@ -210,7 +210,7 @@ def test_examples_in_docstrings():
     (48, 16, 0.5, [(0.5, 2)]), (10, 32, 4.0, [(2, 1), (4, 2)])])
 def test_epochs_end_where_they_end(limit: int, batch: int, epochs: float, expected: list):
   updates = -int(-(epochs * limit) // batch)
-  assert finetune.epoch_ends(updates, epochs) == expected
+  assert protocol.epoch_ends(updates, epochs) == expected
 
 
 def test_a_rate_that_diverges_spoils_no_other(tiny_run: Path, tmp_path: Path, capsys):

@@ -1,5 +1,6 @@
 """The bench of fine-tuning: what is run, what counts, what is refused."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_what_cannot_be_timed_is_refused(sources: str, against: str, said: str, 
   with pytest.raises(InputError, match=said):
     finetune_bench.bench({'it': config()}, sources.format(run=tiny_run), against)
   assert not commands
+
+
+def test_what_the_peer_cannot_be_is_refused_beside_it_alone(commands: dict, tiny_run: pathlib.Path, monkeypatch):
+  with pytest.raises(InputError, match='head.copies of it is 3'):
+    finetune_bench.bench({'it': config(**{'head.copies': 3})}, str(tiny_run), 'hf')
+  found = finetune_bench.start.model_run(tiny_run)
+  model = dataclasses.replace(found.model, convolutions=2, kernel=(3, 3), channels=4)
+  monkeypatch.setattr(finetune_bench.start, 'model_run', lambda source: dataclasses.replace(found, model=model))
+  with pytest.raises(InputError, match='model.convolutions is 2'):
+    finetune_bench.bench({'it': config()}, str(tiny_run), 'hf')
+  assert not commands
+  assert finetune_bench.bench({'it': config()}, str(tiny_run), '')['seconds']['population'] == SECONDS['population']
 
 
 def test_a_command_that_fails_says_why(tmp_path: pathlib.Path):

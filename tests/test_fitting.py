@@ -146,6 +146,23 @@ def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: E
   assert float(jit(lambda: loss_sum(fresh, batch, task.kind))()) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize('name, labels', KINDS)
+def test_the_loss_of_several_heads_is_the_mean_of_theirs(name: str, labels: np.ndarray, model: EncoderConfig):
+  task, head = table.find(name), dataclasses.replace(settings().head, copies=3)
+  batch = TaskRows(jnp.arange(32).reshape(4, 8) + 5, jnp.full(4, 8), jnp.asarray(labels))
+
+  @jit
+  def losses() -> Any:
+    fresh = classifier(model, head, len(task.labels), jax.random.key(0))
+    return loss_sum(fresh, batch, task.kind), jnp.stack(fresh.each(batch.tokens, batch.tokens != pieces.PAD))
+
+  found, outputs = losses()
+  outputs = np.asarray(outputs, np.float64)
+  own = (np.sum((outputs[..., 0] - labels) ** 2, 1) if not task.labels else
+         np.sum(np.log(np.exp(outputs).sum(-1)) - outputs[:, np.arange(4), labels], 1))
+  assert float(found) == pytest.approx(own.mean(), rel=1e-5) and len(set(own)) == 3
+
+
 @pytest.mark.parametrize('pooling, positions', [('first', 'learned'), ('mean', 'relative'), ('first', 'rotary')])
 def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig):
   plain = dataclasses.replace(model, positions=positions)

@@ -143,6 +143,19 @@ def test_an_arm_from_scratch_is_borrowed_from_the_same_model_alone(tmp_path: pat
   assert points['b'].gap.mean == pytest.approx(0.3) and points['b'].gap.paired
 
 
+def test_several_heads_on_a_body_are_another_contestant_and_no_point(tmp_path: pathlib.Path):
+  ladder(tmp_path, {1000: 0.01, 2000: 0.04})
+  for pretrained, value in ((True, 0.9), (False, 0.8)):
+    folder = tmp_path / 'tasks' / f'heads-{pretrained}'
+    tuned(folder, tmp_path / 'n1000', [value] * 3, pretrained)
+    run.write_json(folder / run.CONFIG, run.read_json(folder / run.CONFIG, 'it') | {'head': {'copies': 5}})
+  found = runs.find([str(tmp_path)])
+  rows = {row.checkpoint: row for row in score_table(runs.scores(found))}
+  assert set(rows) == {'n1000', 'n2000', 'n1000, 5 heads'}
+  assert rows['n1000, 5 heads'].difference.mean == pytest.approx(0.1)
+  assert [point.checkpoint for point in study(tmp_path).points] == ['n1000', 'n2000']
+
+
 def test_runs_of_other_versions_are_passed_over(tmp_path: pathlib.Path):
   source = trained(tmp_path / 'a', 1000)
   manifest = run.read_json(source / run.MANIFEST, 'it')

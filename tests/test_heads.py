@@ -11,7 +11,7 @@ from flax import nnx
 
 from minilm_jax import rng
 from minilm_jax.config import EncoderConfig, HeadConfig
-from minilm_jax.model import heads
+from minilm_jax.model import heads, layers
 from tests import quick
 
 SMALL = EncoderConfig(
@@ -45,8 +45,8 @@ def test_a_tied_head_reads_the_table_of_the_embedding():
   assert changed[..., 39].all() and not changed[..., :39].any()
 
 
-def classifier(pooling: str, dropout: float = 0.0, classes: int = 3, **changes: Any) -> heads.Classifier:
-  config, head = dataclasses.replace(SMALL, **changes), HeadConfig(pooling=pooling, dropout=dropout)
+def classifier(pooling: str, dropout: float = 0.0, classes: int = 3, copies: int = 1, **changes: Any) -> heads.Classifier:
+  config, head = dataclasses.replace(SMALL, **changes), HeadConfig(pooling=pooling, dropout=dropout, copies=copies)
   return heads.classifier(config, head, classes, jax.random.key(0))
 
 
@@ -86,9 +86,42 @@ def test_a_label_in_bfloat16_is_near_its_float32(pooling: str):
 def test_the_paper_s_head_has_its_parameters():
   """128 weights and a bias over positions, then h C + C (paper 1, the classification model)."""
   config = dataclasses.replace(SMALL, length=128, hidden=16)
-  shapes = jax.eval_shape(lambda: heads.classifier(config, HeadConfig('positions', 0.0), 2, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: heads.classifier(config, HeadConfig('positions', 0.0, 1), 2, jax.random.key(0)))
   extra = sum(x.size for x in jax.tree.leaves(shapes)) - sum(x.size for x in jax.tree.leaves(shapes.encoder))
   assert extra == 129 + 16 * 2 + 2
+
+
+def each(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
+  found = quick.jit(lambda model, key: model.each(TOKENS, TOKENS != 1, key=key))(model, key)
+  return [np.asarray(one) for one in found]
+
+
+@pytest.mark.parametrize('pooling', ['first', 'positions'])
+def test_several_heads_answer_with_their_mean_and_the_first_is_what_it_is_alone(pooling: str):
+  alone, several = classifier(pooling), classifier(pooling, copies=3)
+  said = each(several)
+  np.testing.assert_allclose(run(several), np.mean(said, 0), atol=1e-6)
+  np.testing.assert_array_equal(run(alone), each(alone)[0])
+  np.testing.assert_allclose(said[0], run(alone), atol=1e-6)
+  assert min(np.abs(one - other).max() for one, other in ((said[0], said[1]), (said[1], said[2]))) > 1e-3
+  sizes = [sum(leaf.size for leaf in jax.tree.leaves(one)) for one in (alone, several)]
+  of_encoder = sum(leaf.size for leaf in jax.tree.leaves(alone.encoder))
+  assert sizes[1] - of_encoder == 3 * (sizes[0] - of_encoder)
+
+
+def test_what_is_dropped_stands_before_the_dense_layer_and_after_the_tanh_and_each_head_drops_its_own():
+  """RoBERTa's order (paper 1, the classification model); the first head drops what it does alone."""
+  model, key = classifier('first', dropout=0.5, copies=2), rng.of_batch(0, rng.Stream.DROPOUT, 0, jnp.arange(2))
+  other = model.others[0]
+  other.dense.kernel[...], other.output.kernel[...] = model.dense.kernel[...], model.output.kernel[...]
+  said, parts = each(model, key), layers.keys(key, 5)
+  vector = jnp.asarray(run(model.encoder, key=parts[0])[:, 0])  # this encoder drops nothing
+  for own, before, after in zip(said, parts[1::2], parts[2::2], strict=True):
+    hidden = np.tanh(apply(model.dense, np.asarray(layers.dropout(vector, 0.5, before))))
+    np.testing.assert_allclose(own, apply(model.output, np.asarray(layers.dropout(jnp.asarray(hidden), 0.5, after))),
+                               atol=1e-5)
+  assert np.abs(said[0] - said[1]).max() > 1e-3
+  np.testing.assert_allclose(said[0], run(classifier('first', dropout=0.5), key=key), atol=1e-6)
 
 
 def test_a_regressor_gives_one_number():

@@ -61,7 +61,7 @@ def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
   found = hf_trainer.mean_loss(model, *hf_trainer.prepared(ROWS, labels, classes, 'longest'))
   config = dataclasses.replace(SHAPE, embedding=SHAPE.hidden, projection=False)
   ours = huggingface.classifier_from_roberta({name: w.numpy() for name, w in model.state_dict().items()}, config,
-                                             HeadConfig(pooling='first', dropout=0.0), classes)
+                                             HeadConfig(pooling='first', dropout=0.0, copies=1), classes)
   kind = 'classification' if classes else 'regression'
   rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
   expected = quick.jit(lambda model: fitting.loss_sum(model, rows, rows != pieces.PAD, labels, None, kind))(ours) / N

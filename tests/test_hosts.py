@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import pprint
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -155,6 +157,23 @@ def test_one_process_goes_on_where_one_of_two_was_killed(processes: Processes, a
   assert_same(workdir, alone)
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_stops_both_at_one_update(processes: Processes, alone: pathlib.Path,
+                                                         tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """Saved; one process goes on from there."""
+  config, workdir = short(tiny_corpus), tmp_path / 'run'
+  both = processes.pair(config, workdir)
+  while (checkpoint.latest(workdir) or 0) < 4 and both[0].poll() is None:
+    time.sleep(0.02)
+  both[1].send_signal(signal.SIGTERM)
+  for status, out, err in [ended(process) for process in both]:
+    assert status == 143 and not out and 'Traceback' not in err, err
+    found = re.search(r'^stopped by SIGTERM at update (\d+); saved; the same command goes on from there$', err, re.M)
+    assert found and int(found[1]) == checkpoint.latest(workdir)
+  trainer.pretrain(config, workdir)
+  assert_same(workdir, alone)
+
+
 def test_another_recipe_stops_both(processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   for status, out, err in processes.both(short(tiny_corpus), tmp_path / 'run', short(tiny_corpus, seed=1)):
     assert status == 2 and not out
@@ -204,6 +223,7 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
   with hosts.joined(free_address(), 1, 0, 1), hosts.joined('', None, None, 300), hosts.together():
     hosts.agree('anything', 'at all')
     assert hosts.leads() and hosts.in_turn(lambda: 3) == 3 and hosts.leave(2) == 2
+    assert hosts.numbers(3, 0) == [(3, 0)]
   with pytest.raises(OSError), hosts.together():
     raise OSError('as it is')
 

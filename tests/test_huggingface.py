@@ -25,7 +25,7 @@ SMALL = EncoderConfig(
     positions='learned', segments=1, projection=False, tied=False, activation='gelu', dropout=0.0,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
-HEAD = HeadConfig(pooling='first', dropout=0.0)
+HEAD = HeadConfig(pooling='first', dropout=0.0, copies=1)
 CLASSES = 3
 
 
@@ -219,7 +219,9 @@ def test_another_shape_is_refused(changes: dict, said: str, weights: dict[str, n
 
 def test_another_head_is_refused(weights: dict[str, np.ndarray]):
   with pytest.raises(InputError, match="head.pooling='mean'"):
-    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='mean', dropout=0.0), CLASSES)
+    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='mean', dropout=0.0, copies=1), CLASSES)
+  with pytest.raises(InputError, match='head.copies=2'):
+    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='first', dropout=0.0, copies=2), CLASSES)
   with pytest.raises(InputError, match=r'classifier.out_proj.weight \(3, 16\), not \(2, 16\)'):
     huggingface.classifier_from_roberta(weights, SMALL, HEAD, 2)
   with pytest.raises(InputError, match='left over: classifier'):

@@ -94,7 +94,7 @@ def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray])
   assert len(shared) > 30
   for name in shared:
     np.testing.assert_array_equal(standard[name], changed[name], err_msg=name)
-  head = HeadConfig(pooling='first', dropout=0.1)
+  head = HeadConfig(pooling='first', dropout=0.1, copies=1)
   classifier = heads.classifier(dataclasses.replace(other, layers=2), head, 2, jax.random.key(0))
   np.testing.assert_array_equal(classifier.encoder.blocks[1].feed_forward.up.kernel[...],
                                 standard['encoder.blocks.1.feed_forward.up.kernel'])

@@ -1,13 +1,14 @@
 """What members have reached comes back as it was, or not at all."""
 
 import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax import run
+from minilm_jax import run, signals
 from minilm_jax.tasks import interim
 from minilm_jax.tasks.fitting import Member
 from minilm_jax.tasks.protocol import Entry, Scored
@@ -64,6 +65,18 @@ def test_pickles_are_not_read(tmp_path: pathlib.Path):
   np.savez(tmp_path / 'hostile.npz', said=np.array([object()], dtype=object))
   run.write_bytes(tmp_path / interim.FILE, (tmp_path / 'hostile.npz').read_bytes())
   assert interim.step(tmp_path, ENTRIES) == 0
+
+
+def test_after_a_signal_it_is_saved_at_once(reached: interim.Reached, tmp_path: pathlib.Path):
+  interim.remove(tmp_path)
+  flag = signals.Flag()
+  keep = interim.keeper(tmp_path, ENTRIES, reached, flag)
+  keep()
+  assert interim.step(tmp_path, ENTRIES) == 0  # the last save is a moment ago
+  flag.number = signal.SIGTERM
+  with pytest.raises(signals.Ended, match='stopped by SIGTERM after 7 updates; saved') as found:
+    keep()
+  assert found.value.status == 143 and interim.step(tmp_path, ENTRIES) == 7
 
 
 def test_when_all_is_said_it_goes(reached: interim.Reached, tmp_path: pathlib.Path):

@@ -8,7 +8,6 @@ import subprocess
 import pytest
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
-SCRIPTS = sorted([*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch'])
 TPU = ('tpu_vm.sh', '--name=tiny', '--zone=us-west4-a')
 VERB = ('pretrain', '--config=configs/tiny.py', '--workdir=gs://bucket/my runs/it\'s')
 VERSION = 'if [[ $* == *describe* ]]; then echo ACTIVE; fi'
@@ -41,12 +40,6 @@ def refused(done: subprocess.CompletedProcess, found: str) -> None:
   asked, what, remedy = done.stderr.splitlines()[-3:]
   assert asked.startswith('asked: ') and what.startswith('found: ') and remedy.startswith('to do: ')
   assert found in what
-
-
-@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
-def test_a_shell_can_read_it(script: pathlib.Path):
-  assert subprocess.run(['bash', '-n', script], capture_output=True, text=True).stderr == ''
-  assert 'set -euo pipefail' in script.read_text() or script.name == 'environment.sh'
 
 
 def test_a_tpu_from_asking_to_giving_back(fake, tmp_path: pathlib.Path):

@@ -143,3 +143,15 @@ def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
     surface.chinchilla(n, np.full(200, 1e9), loss, 6 * n * d)
   with pytest.raises(InputError):
     surface.chinchilla(n[:5], d[:5], loss[:5], d[:5])
+
+
+def test_a_descent_goes_on_where_two_constants_say_the_same():
+  """There the system has no solution of its own as soon as the damping is small, after a dozen good steps."""
+  x = np.linspace(1, 2, 8)
+
+  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.exp(at[0] + at[1]) * x
+    return values, np.stack([values, values], 1)
+
+  at, values = descent.descend(curve, np.array([10.0, 10.0]), x)
+  assert at.sum() == pytest.approx(0, abs=1e-6) and values == pytest.approx(x)

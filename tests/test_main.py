@@ -6,14 +6,17 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from configs import glue, honey, honey_grid
 from minilm_jax import __main__ as door
 from minilm_jax import flags
+from minilm_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, '-m', 'minilm_jax')
@@ -160,6 +163,7 @@ REFUSED = [
     ('report --logged=nowhere.csv --workdir=W', 'no such file'),
     ('report EMPTY --logged=FILE --workdir=W', 'folders beside it'),
     ('report RUN --workdir=W --draws=0', '0 draws'),
+    ('report RUN --workdir=W --draws=1000000000', 'would take days'),
     ('report --workdir=W', 'no run directory'),
     ('report EMPTY --workdir=W', 'no config.json of a run there'),
     ('report EMPTY/nothing --workdir=W', 'no such folder'),
@@ -335,6 +339,41 @@ def test_what_the_machine_says_is_no_traceback(error: BaseException, status: int
   monkeypatch.setitem(door.VERBS, 'show', dataclasses.replace(door.VERBS['show'], run=fail))
   found, out, err = called(['show', TINY], capsys)
   assert found == status and not out and said in err
+
+
+def test_a_signal_ends_training_with_one_sentence(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """After a save, which the same command goes on from."""
+  workdir = tmp_path / 'run'
+  command = [*COMMAND, 'pretrain', TINY, f'--workdir={workdir}', f'--config.corpus={tiny_corpus}', '--deterministic',
+             '--config.updates=1000000', '--config.log.every=2', '--config.model.layers=1', '--config.mesh.data=1']
+  environment = os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        text=True) as process:
+    until = time.monotonic() + 240
+    log = workdir / 'metrics.jsonl'
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < until:
+      time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+  last = err.splitlines()[-1]
+  assert process.returncode == 143 and not out and 'Traceback' not in err, err
+  found = re.fullmatch('stopped by SIGTERM at update ([0-9,]+); saved; the same command goes on from there', last)
+  assert found, err
+  assert checkpoint.steps(workdir)[-1] == int(found[1].replace(',', ''))
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypatch, capsys):
+  handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setitem(door.VERBS, 'show', dataclasses.replace(
+      door.VERBS['show'], run=lambda *_: os.kill(os.getpid(), number)))
+  try:
+    assert called(['show', TINY], capsys) == (
+        status, '', f'stopped by {signal.Signals(number).name}; the same command goes on from what is on disk\n')
+  finally:
+    for one, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+      signal.signal(one, handler)
 
 
 def test_results_are_json_on_standard_output_and_progress_is_not(tiny_run: pathlib.Path, capsys):

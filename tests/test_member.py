@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from minilm_jax import run
+from minilm_jax import claim, run
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import evaluate, fill_mask
 from minilm_jax.training import checkpoint, feed, member, population, trainer
@@ -134,6 +134,8 @@ def test_a_member_that_was_taken_out_early_goes_on_alone(tiny_corpus: pathlib.Pa
       trainer.pretrain(config, tmp_path / 'all')
   last = tmp_path / 'all' / checkpoint.FOLDER / str(UPDATES)
   last.rename(last.with_name('put-away'))
+  with claim.held(tmp_path / 'one'), pytest.raises(claim.Held):
+    member.take(tmp_path / 'all', 1, tmp_path / 'one')
   assert member.take(tmp_path / 'all', 1, tmp_path / 'one')['step'] == 8
   trainer.pretrain(population.solo(config)[1], tmp_path / 'one')
   same_lines(lines(tmp_path / 'one'), lines(together, 1))

@@ -79,3 +79,38 @@ def alive(pid: int) -> bool:
       return file.read().rpartition(')')[2].split()[0] != 'Z'
   except OSError:
     return False
+
+
+ENDED = '''
+import os, signal, sys, threading, time
+from minilm_jax import signals
+from minilm_jax.errors import InputError
+from minilm_jax.language import pool
+def work(batch):
+  if batch[0] == 'die':
+    os._exit(1)
+  return os.getpid()
+if __name__ == '__main__':
+  try:
+    with signals.ending():
+      for number, pid in enumerate(pool.in_order(work, ([text] for text in sys.argv[1:]), 2)):
+        print(pid, flush=True)
+        if number == 3:
+          os.kill(os.getpid(), signal.SIGTERM)
+  except signals.Ended as error:
+    sys.exit(error.status)
+  except InputError as error:
+    sys.exit(str(error))
+'''
+
+
+@pytest.mark.parametrize('texts, status, said', [
+    (['text'] * 40, 143, ''), (['text', 'text', 'die', 'text'], 1, 'one of them was ended from outside')])
+def test_a_signal_or_a_death_ends_the_pool_in_order(texts: list[str], status: int, said: str, tmp_path):
+  """No worker stays, and nothing is said but the sentence."""
+  (tmp_path / 'program.py').write_text(ENDED)
+  here = pathlib.Path(pool.__file__).parents[2]
+  done = subprocess.run([sys.executable, str(tmp_path / 'program.py'), *texts], capture_output=True, text=True,
+                        env=os.environ | {'PYTHONPATH': str(here)}, timeout=120, check=False)
+  assert done.returncode == status and said in done.stderr and 'Traceback' not in done.stderr, done.stderr
+  assert not [pid for pid in map(int, done.stdout.split()) if alive(pid)]

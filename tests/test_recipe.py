@@ -5,8 +5,10 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import pathlib
 import re
+import shutil
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +19,10 @@ from ml_collections import config_dict
 from configs import base
 from minilm_jax import config as config_module
 from minilm_jax import corpus_config
-from minilm_jax import recipe
+from minilm_jax import recipe, run
 from minilm_jax.errors import InputError
+from minilm_jax.tasks import fill_mask
+from minilm_jax.training import start
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KINDS = {'pretrain': base.pretrain, 'corpus': base.corpus, 'finetune': base.finetune}
@@ -84,6 +88,19 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('pretrain', 'model.heads', True, 'as int'),
     ('pretrain', 'model.dropout', 1.5, 'share between 0 and 1'),
     ('pretrain', 'model.dropout', float('nan'), 'share between 0 and 1'),
+    ('pretrain', 'optimizer.learning_rate', float('inf'), 'no end'),
+    ('pretrain', 'batch_size', 10**30, 'more than 64 bits'),
+    ('pretrain', 'batch_size', 10**12, 'give at most'),
+    ('pretrain', 'model.hidden', 10**12, 'give at most'),
+    ('pretrain', 'model.layers', 10**9, 'give at most'),
+    ('pretrain', 'population.members', 10**9, 'give at most'),
+    ('corpus', 'rows.length', 10**12, 'give at most'),
+    ('corpus', 'tokenizer.sweep', '-5', 'at least 16'),
+    ('finetune', 'epochs', 1e300, 'no end'),
+    ('pretrain', 'batch_size', '9' * 5000, 'as int'),
+    ('pretrain', 'optimizer.clip', 10**400, 'more than 64 bits'),
+    ('pretrain', 'corpus', 'a\0b', 'U+0000'),
+    ('pretrain', 'corpus', '\udcff', 'U+DCFF'),
     ('pretrain', 'model.tied', 1, 'as bool'),
     ('pretrain', 'model.compute', 'fp16', 'choices: float32, bfloat16'),
     ('pretrain', 'model', 'small', 'its fields one by one'),
@@ -166,3 +183,57 @@ def test_every_recipe_comes_through_the_door(stem: str, name: str):
   assert isinstance(found, config_dict.ConfigDict)
   if 'kind' in found:  # or else it is a group of fields
     recipe.resolve(found, found.kind)
+
+
+HOSTILE = ('{0.__class__}', '%s%n', '${PATH}', "__import__('os').system('touch hacked')", 'evil.py', 'evil:Model',
+           '../evil.py:x', '1' * 5000, '9' * 400, '1e999', 10**400, -10**30, 2**62, math.nan, math.inf, [[[[]]]], {'a': {}},
+           None, '\ud800', '\x1b[2J', 'x' * 100_000, [1] * 10_000, True)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_stored_recipe_is_data(kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  """Whatever stands in a config.json gives a configuration or one error, of bounded length, and runs nothing."""
+  (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  before = sorted(tmp_path.iterdir())
+  plain = KINDS[kind]().to_dict()
+  refused = 0
+  for path in [(), *paths_of(plain)]:
+    for value in HOSTILE:
+      made = copy.deepcopy(plain)
+      inner = made
+      for name in path[:-1]:
+        inner = inner[name]
+      inner.update({path[-1]: value} if path else {str(value): value})
+      try:
+        recipe.resolve(json.loads(json.dumps(made)), kind)
+      except InputError as error:
+        assert len(str(error)) < 13_000, (path, str(error)[:300])
+        refused += 1
+  assert refused > 5 * len(HOSTILE) and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize('content, said', [
+    ('{"a": ' * 5000 + '1' + '}' * 5000, 'not JSON'), ('{"a": ' * 70 + '1' + '}' * 70, 'nested more than 64 levels'),
+    ('{"kind": NaN}', 'NaN is no number'), ('{"kind": -Infinity}', 'no number'), ('{"kind": ' + '9' * 5000 + '}', 'not JSON'),
+    ('\x00', 'not JSON'), ('{"kind": "\\ud800"}', 'kind'), ('[]', 'not an object'), ('7', 'not an object'), ('null', 'not an object'),
+    ('{"kind": {"kind": "pretrain"}}', 'kind'), ('{"kind": ["pretrain"]}', 'kind')])
+def test_a_config_json_of_a_stranger_is_refused(content: str, said: str, tmp_path: pathlib.Path):
+  (tmp_path / run.CONFIG).write_text(content)
+  with pytest.raises(InputError, match=said):
+    start.pretraining(tmp_path)
+
+
+def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  made = json.loads((tiny_run / run.CONFIG).read_text()) | {'corpus': 'evil.py'}
+  (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made))
+  assert start.pretraining(tmp_path / 'run').corpus == 'evil.py'
+  assert fill_mask.fill_mask(tmp_path / 'run', 'the <mask>', 1)
+  (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made | {'model': made['model'] | {
+      'hidden': 2**40, 'feed_forward': 2**40, 'embedding': 2**40, 'projection': True}}))
+  with pytest.raises(InputError):  # shapes that the checkpoint does not have, before anything of that size is made
+    fill_mask.fill_mask(tmp_path / 'run', 'the <mask>', 1)

@@ -173,3 +173,11 @@ def test_who_says_goodbye_is_not(address: str):
     rendezvous.part(links[number], orderly=True)
   with pytest.raises(queue.Empty):
     missed.get(timeout=0.5)
+
+
+def test_who_asks_for_this_machine_alone_is_reached_from_nowhere_else(address: str):
+  port = rendezvous.parse(address)[1]
+  with rendezvous._listen(address, port) as server:
+    assert server.getsockname()[0] == '127.0.0.1'
+  with rendezvous._listen(f'trainer-0:{port}', port) as server:
+    assert server.getsockname()[0] in ('::', '0.0.0.0')

@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import io
 import json
 import math
 import pathlib
@@ -83,12 +84,13 @@ class Page(html.parser.HTMLParser):
   def __init__(self, text: str):
     super().__init__()
     self.tags, self.addresses, self.open, self.text = set[str](), list[str](), list[str](), ''
-    self.headings = list[str]()
+    self.headings, self.attributes = list[str](), set[str]()
     self.feed(text)
     assert not self.open, self.open
 
   def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
     self.tags.add(tag)
+    self.attributes |= {name for name, _ in attributes}
     self.addresses += [value or '' for name, value in attributes if name in ('src', 'href', 'xlink:href', 'action')]
     if tag not in self.VOID:
       self.open.append(tag)
@@ -157,13 +159,52 @@ def test_runs_under_way_are_there_and_marked(home: pathlib.Path, tmp_path: pathl
   assert '2 not finished' in (tmp_path / 'report.html').read_text()
 
 
-def test_text_from_runs_is_never_markup(tmp_path: pathlib.Path):
-  evil = '<script>alert(1)</script>&$x$'
-  first = pretraining(tmp_path / 'runs' / evil.replace('/', '_'))
-  finetuning(tmp_path / 'runs' / 'task', first, [0.5, 0.6], pretrained=True, task=evil)
-  found = Page(report.report([tmp_path / 'runs'], tmp_path / 'out')['report.html'].read_text())
-  assert 'script' not in found.tags
-  assert evil in found.text and evil.replace('/', '_') in found.text
+HOSTILE = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', '=$\\frac$&amp;$', 'a\nb\u202egpj.exe\x1b[2J',
+           '-\u2066')
+
+
+@pytest.mark.parametrize('kind', ['svg', 'csv', 'html'])
+def test_text_from_runs_is_never_markup(kind: str, hostile_report: dict[str, epath.Path]):
+  for name, path in hostile_report.items():
+    if not name.endswith(kind):
+      continue
+    text = path.read_text()
+    assert not set(text) & {'\u202e', '\u2066', '\x1b'}
+    if kind == 'csv':
+      assert not any(cell.startswith(('=', '+', '@', '-\ufffd')) for row in csv.reader(io.StringIO(text)) for cell in row)
+      assert name != 'scores.csv' or "'=$" in text
+    else:
+      found = Page(text)
+      assert not found.tags & {'script', 'img'} and not any(name.startswith('on') for name in found.attributes)
+
+
+def test_text_from_runs_is_all_there(hostile_report: dict[str, epath.Path]):
+  found = Page(hostile_report['report.html'].read_text())
+  for text in HOSTILE[:3]:
+    assert text in found.text, text
+  assert 'b\ufffdgpj.exe\ufffd[2J' in found.text
+  assert {path.name for path in hostile_report.values()} >= {'confusion-1.svg', 'scores.svg', 'loss.svg', 'learning.svg'}
+
+
+@pytest.fixture(scope='module')
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, epath.Path]:
+  """Of runs whose folders, tasks, splits, metrics, devices and reasons to fail are what a stranger may call them."""
+  home = tmp_path_factory.mktemp('hostile')
+  for number, text in enumerate(HOSTILE):
+    plain = text.replace('/', '_')
+    first = pretraining(home / 'runs' / plain, updates=100)
+    run.write_json(first / run.MANIFEST, {'parameters': {'total': 1}, 'devices': [plain]})
+    task = finetuning(home / 'runs' / f'task-{number}', first, [0.5, 0.6], pretrained=True, task='')
+    lines = [json.loads(line) for line in (task / run.SCORES).read_text().splitlines()]
+    with (task / run.SCORES).open('w') as scores, (task / run.PREDICTIONS).open('w') as predictions:
+      for line in lines:
+        names = {'task': text, 'split': 'validation' if number % 2 else text}
+        scores.write(json.dumps(line | names) + '\n')  # in ASCII: half a character is one of JSON, none of UTF-8
+        predictions.write(json.dumps(line | names | {'labels': [0, 1], 'predictions': [1, 1]}) + '\n')
+    failed = home / 'runs' / f'failed-{number}'
+    failed.mkdir()
+    (failed / run.FAILURE).write_text(json.dumps({'asked': text, 'found': text, 'remedy': text}))
+  return report.report([home / 'runs'], home / 'out', confusion=True, draws=20)
 
 
 def test_only_pretraining_gives_a_report_without_scores(tmp_path: pathlib.Path):

@@ -37,6 +37,14 @@ def test_json_files_never_hold_what_json_has_not(tmp_path: pathlib.Path):
   assert record == {'a': None, 'b': [None, None], 'c': None}
 
 
+def test_a_file_that_cannot_be_finished_leaves_no_part_of_it(tmp_path: pathlib.Path):
+  """Another one that did not get its name, or one that found no room."""
+  (tmp_path / 'result.json').mkdir()
+  with pytest.raises(OSError):
+    run.write_json(tmp_path / 'result.json', {'a': 1})
+  assert [path.name for path in tmp_path.iterdir()] == ['result.json']
+
+
 @pytest.mark.parametrize('content', [None, b'{"a": ', b'\xff\xfe', b''])
 def test_unreadable_json_is_named(tmp_path: pathlib.Path, content: bytes | None):
   path = tmp_path / 'manifest.json'
@@ -98,6 +106,9 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
     run.open_run(workdir, {**config, 'model': {'hidden': 64, 'clip': 1.0}})
   with pytest.raises(InputError, match='seeds'):
     run.open_run(workdir, {k: v for k, v in config.items() if k != 'seeds'})
+  assert run.open_run(workdir, {**config, 'later': 0, 'model': {**config['model'], 'more': ''}}) == workdir
+  with pytest.raises(InputError, match='later is .*absent.* there and 1 here'):
+    run.open_run(workdir, {**config, 'later': 1})  # a field that an earlier version did not have
   assert (workdir / run.CONFIG).read_bytes() == before
 
 

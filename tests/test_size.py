@@ -88,7 +88,7 @@ def test_parameters_of_the_second_paper(name: str, front: int, masked: int, clas
   assert convolution.parameters(config) == front and size.parameters(config)['total'] == masked
   assert learned(shapes(config)) == masked
   for count, expected in zip((4, 14, 64), classes, strict=True):
-    build = lambda: heads.classifier(config, HeadConfig('first', 0.1), count, jax.random.key(0))  # noqa: B023,E731
+    build = lambda: heads.classifier(config, HeadConfig('first', 0.1, 1), count, jax.random.key(0))  # noqa: B023,E731
     assert learned(jax.eval_shape(build)) == expected
 
 

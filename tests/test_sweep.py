@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from minilm_jax import __main__ as door
-from minilm_jax import claim, run, sweep
+from minilm_jax import claim, plan, run, sweep
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
@@ -28,10 +28,14 @@ def compiled_once() -> Any:
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+def point(folder: pathlib.Path, **changes: Any) -> RunConfig:
+  """A recipe that evaluates and saves once."""
+  return run_config(folder, **{'evaluation.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
+
+
 def grid(folder: pathlib.Path) -> dict[str, RunConfig]:
-  """One model, and a population of two of another shape."""
-  return {'one': run_config(folder),
-          'two': run_config(folder, **{'population.members': 2, 'mesh.population': 1, 'model.feed_forward': 16})}
+  """One model, and a population of two."""
+  return {'one': point(folder), 'two': point(folder, **{'population.members': 2, 'mesh.population': 1, 'seed': 5})}
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +74,7 @@ def test_shares_make_one_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathl
 
 def test_a_point_that_fails_says_why_and_the_others_go_on(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
                                                            capsys: pytest.CaptureFixture):
-  points = {'broken': run_config(tmp_path / 'nowhere', seed=1), 'fine': run_config(tiny_corpus)}
+  points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['two']}
   found = {row['point']: row for row in sweep.sweep(points, tmp_path)}
   assert found['broken']['state'] == sweep.FAILED and found['fine']['state'] == sweep.FINISHED
   said = run.read_json(tmp_path / 'broken' / run.FAILURE, 'it')
@@ -87,7 +91,7 @@ def test_a_machine_that_gives_up_on_a_point_is_no_end(tiny_corpus: pathlib.Path,
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
 
   monkeypatch.setattr(sweep.trainer, 'pretrain', out_of_memory)
-  found, = sweep.sweep({'one': run_config(tiny_corpus)}, tmp_path)
+  found, = sweep.sweep({'one': point(tiny_corpus)}, tmp_path)
   assert found['state'] == sweep.FAILED and found['reason'].endswith('RESOURCE_EXHAUSTED: Out of memory')
 
 
@@ -95,14 +99,13 @@ def test_a_point_that_another_process_trains_is_left_to_it(tiny_corpus: pathlib.
                                                            capsys: pytest.CaptureFixture):
   (tmp_path / 'one').mkdir()
   with claim.held(tmp_path / 'one'):
-    found, = sweep.sweep({'one': run_config(tiny_corpus)}, tmp_path)
+    found, = sweep.sweep({'one': point(tiny_corpus)}, tmp_path)
   assert found['state'] == sweep.LEFT and 'is at work there' in capsys.readouterr().err
   assert not (tmp_path / 'one' / run.METRICS).exists() and not (tmp_path / 'one' / run.FAILURE).exists()
 
 
 def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  points = {'small': run_config(tiny_corpus, **{'model.vocabulary': 210}),
-            'large': run_config(tiny_corpus, **{'model.vocabulary': 520})}
+  points = {'small': point(tiny_corpus, **{'model.vocabulary': 210}), 'large': point(tiny_corpus)}
   found = sweep.sweep(points, tmp_path)
   assert {row['state'] for row in found} == {sweep.FINISHED}
   assert corpora.manifest(tmp_path / 'corpora' / '200')['vocabulary'] == 200
@@ -112,7 +115,8 @@ def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(tiny_corpus: p
   assert words['small']['tokens'] / words['small']['words'] > words['large']['tokens'] / words['large']['words']
 
 
-def test_a_dry_run_writes_nothing(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_dry_run_writes_nothing(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(plan.stopwatch, 'ours', lambda *_: (lambda steps: 1e-3 * steps, 0.0))  # which test_stopwatch.py times
   found = sweep.sweep(grid(tiny_corpus), tmp_path, tokens=1e5, dry_run=True)
   assert not list(tmp_path.iterdir())
   assert [row['updates'] for row in found] == [98, 98] and all(row['seconds'] > 0 for row in found)

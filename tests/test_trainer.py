@@ -1,25 +1,31 @@
 """The loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the way."""
 
+import errno
 import functools
+import itertools
 import json
 import math
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import tiny
-from minilm_jax import recipe, run
+from minilm_jax import recipe, run, signals
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, tokenizer
 from minilm_jax.language import corpus as corpora
-from minilm_jax.training import checkpoint, evaluation, sharding, steps, trainer
+from minilm_jax.training import checkpoint, digests, evaluation, journal, sharding, start, steps, trainer
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
 from tests.small import UPDATES, run_config
@@ -29,6 +35,7 @@ def compiled_once() -> Any:
   """Runs of one recipe share their compiled programs, quickly made ones: that takes nothing from what is tested."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engines, 'make_engine', functools.cache(engines.make_engine))
+    patch.setattr(engines, 'compiled', lambda engine, corpus: engine.chunk)
     patch.setattr(evaluation, 'evaluator', functools.cache(evaluation.evaluator))
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -92,7 +99,8 @@ def killed_at(call: int, patch: pytest.MonkeyPatch, module: Any, name: str) -> N
     (run, 'append_line', 8),  # between the lines of one step
     (checkpoint, 'save', 3),  # before the last checkpoint
     (run, 'append_line', 10),  # after the last checkpoint, before the test line
-    (run, 'write_json', 3),  # before the result
+    (run, 'write_json', 3),  # before the digests of the first checkpoint
+    (run, 'write_json', 6),  # before the result
 ])
 def test_a_stopped_run_ends_as_if_it_had_not_been(module: Any, name: str, call: int, whole: pathlib.Path,
                                                   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
@@ -109,6 +117,180 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(module: Any, name: str, call: 
   seconds = [line['seconds'] for line in run.read_lines(tmp_path / run.METRICS)]
   assert seconds == sorted(seconds) and seconds[0] > 0
   assert {**result, 'seconds': 0} == {**json.loads((whole / run.RESULT).read_text()), 'seconds': 0}
+
+
+def stopped_at(call: int, patch: pytest.MonkeyPatch, number: int) -> None:
+  """A signal comes in the given call (from 1) of run.append_line."""
+  original, calls = run.append_line, itertools.count(1)
+
+  def interrupted(*arguments: Any) -> None:
+    if next(calls) == call:
+      os.kill(os.getpid(), number)
+    original(*arguments)
+
+  patch.setattr(run, 'append_line', interrupted)
+
+
+@pytest.mark.parametrize('call, number, said, saved', [
+    (4, signal.SIGTERM, 'stopped by SIGTERM at update 6; saved; the same command goes on from there', [4, 6]),
+    (8, signal.SIGINT, 'stopped by SIGINT at update 12; saved; the same command goes on from there', [8, 12]),
+    (10, signal.SIGTERM, 'stopped by SIGTERM; the same command goes on from what is on disk', [8, 12])])
+def test_a_signal_saves_at_the_end_of_the_chunk(call: int, number: int, said: str, saved: list[int],
+                                                whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """And the run goes on as if it had not come; in the last moment there is nothing left to save."""
+  config = run_config(tiny_corpus)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(signals.Ended) as ended:
+    stopped_at(call, patch, number)
+    trainer.pretrain(config, tmp_path)
+  assert str(ended.value) == said and ended.value.status == 128 + number
+  assert isinstance(ended.value, signals.Saved) == (call < 10) == (not (tmp_path / run.RESULT).exists())
+  assert checkpoint.steps(tmp_path) == saved
+  assert not any(digests.damage(checkpoint.folder_of(tmp_path, step)) for step in saved)
+  trainer.pretrain(config, tmp_path)
+  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+
+
+@pytest.mark.parametrize('damaged', [1, 2])
+def test_a_run_goes_on_before_what_was_damaged(damaged: int, whole: pathlib.Path, tiny_corpus: pathlib.Path,
+                                               tmp_path: pathlib.Path, capsys):
+  """From update 8, or where nothing is left from the start; it ends where it would have ended."""
+  config = run_config(tiny_corpus)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    killed_at(10, patch, run, 'append_line')
+    trainer.pretrain(config, tmp_path)
+  for step in checkpoint.steps(tmp_path)[-damaged:]:
+    file = next(checkpoint.folder_of(tmp_path, step).glob('default/d/*'))
+    file.write_bytes(file.read_bytes()[:-1])
+  capsys.readouterr()
+  trainer.pretrain(config, tmp_path)
+  assert capsys.readouterr().err.count('is damaged: default/d/') == damaged
+  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+
+
+def test_saves_by_the_clock_change_nothing_else(whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
+    config = run_config(tiny_corpus, **{'checkpoint.minutes': minutes, 'checkpoint.keep': 9})
+    folder = tmp_path / str(minutes)
+    trainer.pretrain(config, folder)
+    assert checkpoint.steps(folder) == saved
+    assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
+
+
+@pytest.mark.parametrize('stop', [0, 3])
+def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  """Also where the run was stopped after it; the loss is the mean of the members."""
+  config = run_config(tiny_corpus, **{'checkpoint.best': 1, 'checkpoint.keep': 1, 'population.members': 2})
+  losses = iter([(3.0, 1.0), (2.0, 2.1), *[(4.0, 2.0)] * (2 if stop else 1), (5.0, 5.0)])
+
+  def evaluator(*_: Any) -> Callable[..., list[dict[str, float]]]:
+    return lambda *_: [{'loss': loss, 'perplexity': math.exp(loss)} for loss in next(losses)]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluation, 'evaluator', evaluator)
+    if stop:
+      with pytest.MonkeyPatch.context() as inner, pytest.raises(Killed):
+        killed_at(stop, inner, checkpoint, 'save')
+        trainer.pretrain(config, tmp_path)
+    trainer.pretrain(config, tmp_path)
+  assert checkpoint.steps(tmp_path) == [4, 12]
+
+
+def test_a_run_of_an_earlier_version_is_read_and_gone_on_with(whole: pathlib.Path, tiny_corpus: pathlib.Path,
+                                                              tmp_path: pathlib.Path, capsys):
+  """Its recipe lacks what came later, its checkpoints have no digests."""
+  folder, config = shutil.copytree(whole, tmp_path / 'run'), run_config(tiny_corpus)
+  stored = json.loads((folder / run.CONFIG).read_text())
+  del stored['checkpoint']['minutes'], stored['checkpoint']['best']
+  (folder / run.CONFIG).write_text(json.dumps(stored))
+  (folder / run.RESULT).unlink()
+  shutil.rmtree(checkpoint.folder_of(folder, UPDATES))
+  (checkpoint.folder_of(folder, 8) / digests.DIGESTS).unlink()
+  assert start.pretraining(folder) == config
+  trainer.pretrain(config, folder)
+  assert 'going on from the checkpoint of update 8' in capsys.readouterr().err
+  assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
+
+
+# a disk that does not take what is written
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A file system of 4 MB."""
+  place = tmp_path / 'disk'
+  place.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', str(place)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('needs the right to mount a file system')
+  yield place
+  subprocess.run(['umount', '-l', place], check=True)
+
+
+@pytest.mark.parametrize('left', [0, 40_000])
+def test_a_full_disk_harms_nothing_that_was_good(left: int, small_disk: pathlib.Path, whole: pathlib.Path,
+                                                 tiny_corpus: pathlib.Path):
+  """With room for nothing, or for lines and a part of a checkpoint."""
+  config, workdir, filler = run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'
+
+  def fill() -> None:
+    free = os.statvfs(small_disk)
+    filler.write_bytes(bytes(free.f_bavail * free.f_bsize - left))
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match='No space left'):
+    original, calls = run.append_line, itertools.count(1)
+    patch.setattr(checkpoint, 'settle', checkpoint.finish)  # the first checkpoint is on disk before it is full
+    patch.setattr(run, 'append_line', lambda *given: (fill() if next(calls) == 5 else None, original(*given)))
+    trainer.pretrain(config, workdir)
+  assert filler.exists() and checkpoint.steps(workdir) == [4]
+  assert digests.written(checkpoint.folder_of(workdir, 4)) and not digests.damage(checkpoint.folder_of(workdir, 4))
+  assert not list(workdir.rglob('*.partial')) and not (workdir / run.RESULT).exists()
+  with pytest.raises(OSError):
+    trainer.pretrain(config, workdir)  # which is no better yet, and no worse
+  filler.unlink()
+  trainer.pretrain(config, workdir)
+  assert final(workdir, config) == final(whole, config) and lines(workdir) == lines(whole)
+
+
+@pytest.mark.parametrize('name, call, number', [
+    ('append_line', 5, errno.EROFS), ('append_line', 9, errno.ESTALE), ('write_json', 4, errno.EDQUOT)])
+def test_a_disk_that_goes_away_harms_nothing(name: str, call: int, number: int, whole: pathlib.Path,
+                                             tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  config, original, calls = run_config(tiny_corpus), getattr(run, name), itertools.count(1)
+
+  def failing(*arguments: Any) -> None:
+    if next(calls) == call:
+      raise OSError(number, os.strerror(number))
+    original(*arguments)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
+    patch.setattr(run, name, failing)
+    trainer.pretrain(config, tmp_path)
+  saved = checkpoint.steps(tmp_path)
+  assert saved and not any(digests.damage(checkpoint.folder_of(tmp_path, step)) for step in saved)
+  trainer.pretrain(config, tmp_path)
+  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+
+
+# spikes
+
+
+def test_spikes_are_listed_and_said_as_they_come(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys):
+  """Of each member, from the lines alone: a run that was stopped before one says and lists the same."""
+  config = run_config(tiny_corpus, **{'population.members': 2})
+  calm = [3.0, 3.02] * 6
+  each = [[*calm, 3.11, 9.0, 3.0, 3.02], [9.0, *calm, 3.0, 3.0, 3.16]]
+  for first in (0, 13):
+    folder = epath.Path(tmp_path / str(first))
+    folder.mkdir()
+    log = journal.writer(config, folder, 64, [])
+    for n, losses in enumerate(zip(*each, strict=True)):
+      if n == first:
+        log = journal.writer(config, folder, 64, list(run.read_lines(folder / run.METRICS)))
+      log('train', n + 1, {member: {'loss': loss, 'perplexity': math.exp(loss)} for member, loss in enumerate(losses)})
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(', and')[0] for line in said] == [
+        'a spike at update 14: the loss of member 0 is 9.000', 'a spike at update 16: the loss of member 1 is 3.160']
+    assert [one['spikes'] for one in journal.finish(config, folder)['members']] == [[14], [16]]
 
 
 def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):

@@ -35,11 +35,12 @@ _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probabi
 
 @dataclasses.dataclass(frozen=True)
 class CommitteeRow(subsets.Line):
-  """One number of a committee: a line of its study with the names of committee and task."""
+  """One number of a committee: a line of its study with the names of committee and task; `heads` are each member's."""
 
   committee: str
   task: str
   members: int
+  heads: tuple[int, ...]
   examples: int
 
 
@@ -56,13 +57,14 @@ def read(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
   for name, path in found.items():
     if runs.kind(path) != KIND or not (path / STUDY).exists():
       continue
-    study = run.read_json(path / STUDY, f'the study of the committee {path}')
+    study = run.read_object(path / STUDY, f'the study of the committee {path}')
     try:
-      rows += [CommitteeRow(committee=name, task=study['task'], members=study['members'],
+      heads = tuple(study['heads']) if 'heads' in study else (1,) * study['members']  # before there could be several
+      rows += [CommitteeRow(committee=name, task=study['task'], members=study['members'], heads=heads,
                             examples=study['examples'][line['split']],
                             **{field: runs.number(value) if field in ('mean', 'low', 'high') else value
                                for field, value in line.items()}) for line in study['lines']]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
       raise InputError(f'the study of the committee {path}', f'{STUDY} lacks {error}',
                        'make the committee again: another version has written this one') from None
   return rows
@@ -125,8 +127,10 @@ def sentence(rows: Sequence[CommitteeRow]) -> str:
   first = rows[0]
   whole = {row.combined: row for row in rows if row.headline and row.size == first.members}
   said = ' and '.join(f'{cells.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT))
-  return (f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members '
-          f'reach {whole[LOGIT].metric} {said}; one of them alone {cells.points(whole[MEMBERS].mean)} on average.')
+  heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
+  return (f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
+          f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {cells.points(whole[MEMBERS].mean)} on '
+          'average.')
 
 
 def sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -> Iterator[str]:

@@ -10,8 +10,11 @@ from etils import epath
 from minilm_jax import run
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import ScoreRow
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, shown
 from minilm_jax.tasks import metrics, table
+
+
+_FIELDS = ('task', 'split', 'predictions', 'seed', 'pretrained', 'which', 'learning_rate', 'checkpoint_step')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,16 @@ def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> lis
   lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
   for path in found.values():
     for line in run.read_lines(path / run.PREDICTIONS):
+      missing = [name for name in _FIELDS if name not in line]
+      if missing:
+        raise InputError(f'the predictions of {path}', f'a line without {", ".join(missing)}',
+                         f'remove {run.PREDICTIONS} and fine-tune again')
       if 'labels' in line and all(isinstance(label, int) for label in line['labels']):  # a regression has fractions
         if len(line['labels']) != len(line['predictions']):
           raise InputError(f'the predictions of {path}', f'{len(line["predictions"])} of them for '
                            f'{len(line["labels"])} labels', f'remove {run.PREDICTIONS} and fine-tune again')
-        lines.setdefault((line['task'], line['split'], runs.source(found, path)), []).append(line)
+        key = (line['task'], line['split'], runs.source(found, path))
+        lines.setdefault(tuple(shown(str(part)) for part in key), []).append(line)
   if not lines:
     raise InputError('confusion matrices', f'no {run.PREDICTIONS} with classes in these runs',
                      'fine-tune so that predictions are written, or leave out --confusion')

@@ -15,10 +15,12 @@ from minilm_jax.analysis import runs
 from minilm_jax.analysis.figures import Band, Panel
 from minilm_jax.analysis.scores import Group, ScoreRow
 from minilm_jax.errors import InputError
+from minilm_jax.shape import FLAG, NUMBER, TEXT
 from minilm_jax.tasks import metrics
 
 ARMS = {True: 'pre-trained', False: 'from scratch'}
 _FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')  # of each line that fine-tuning logs
+_RECIPE = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}  # what is read of it
 Line = dict[str, Any]
 
 
@@ -46,7 +48,7 @@ def learning(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> tuple
   lines: dict[tuple[str, bool, str, str], list[Line]] = {}
   for name, path in found.items():
     if runs.kind(path) == 'finetune':
-      config = run.read_json(path / run.CONFIG, f'the recipe of {path}')
+      config = run.read_object(path / run.CONFIG, f'the recipe of {path}', _RECIPE)
       task, protocol = config['task'], json.dumps([config['task'], config['epochs']])
       for checkpoint, line in _log(found, name):
         key = (task['name'], task['filtered'], checkpoint)

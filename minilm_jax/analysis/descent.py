@@ -10,6 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 
+_LEAST_DAMPING = 1e-15  # below, adding it changes nothing
+
+
 def descend(curve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], start: np.ndarray, y: np.ndarray,
             least: np.ndarray | None = None, huber: float = math.inf,
             tolerance: float = 1e-10) -> tuple[np.ndarray, np.ndarray]:
@@ -36,13 +39,17 @@ def descend(curve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], start:
     square = (slopes.T @ (weight[:, None] * slopes))[free][:, free]
     scale = np.diag(square) + 1e-14 * np.trace(square) + 1e-300
     new = at.copy()
-    new[free] += np.linalg.solve(square + damping * np.diag(scale), push[free])
+    try:
+      new[free] += np.linalg.solve(square + damping * np.diag(scale), push[free])
+    except np.linalg.LinAlgError:  # a constant that the values no longer depend on
+      damping *= 10
+      continue
     new = new if least is None else np.maximum(new, least)
     trial, trial_slopes = curve(new)
     found = _cost(y - trial, huber)
     if found < cost:
       gain, at, values, slopes, cost = (cost - found) / cost, new, trial, trial_slopes, found
-      damping /= 10
+      damping = max(damping / 10, _LEAST_DAMPING)
       if gain < tolerance:
         break
     else:

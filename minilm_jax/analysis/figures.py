@@ -20,6 +20,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from minilm_jax.errors import shown
+
 INK = '#010203'  # a colour that nothing else has: `svg` replaces it
 # Told apart by colour-blind readers, and legible on white and on black (Okabe and Ito's, without yellow and black).
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
@@ -183,7 +185,7 @@ def svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
   text = file.getvalue()
-  return text[text.index('<svg'):].replace(INK, 'currentColor')
+  return shown(text[text.index('<svg'):]).replace(INK, 'currentColor')
 
 
 def png(figure: Figure) -> bytes:

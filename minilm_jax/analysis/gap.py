@@ -31,6 +31,7 @@ from minilm_jax import run
 from minilm_jax.analysis import lines, runs
 from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap, Slope
 from minilm_jax.analysis.scores import Group, ScoreRow, difference
+from minilm_jax.errors import InputError
 
 _CLOSE = 1.01  # sizes that differ by a smaller factor are one
 _SELECTED = ('overlap', 'likelihood')  # ways of `minilm subset` that look at a task
@@ -64,6 +65,16 @@ class Trained:
   whole: str
 
   @property
+  def model(self) -> dict[str, Any]:
+    """The shape in full, as a recipe has it."""
+    return json.loads(self.key)[0]
+
+  @property
+  def plain(self) -> bool:
+    """Has it no convolutions?"""
+    return not ('convolutions' in self.model and self.model['convolutions'])  # runs from before there were any
+
+  @property
   def epochs(self) -> float:
     """How often each row was seen."""
     return self.seen / self.rows
@@ -90,16 +101,9 @@ def find(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int =
     InputError: a file of a run is damaged.
   """
   there = {one.name: one for one in trained(found)}
-  by_series: dict[str, dict[str, list[ScoreRow]]] = {}
-  for row in rows:
-    if row.headline and row.checkpoint in there:
-      by_series.setdefault(_series(row), {}).setdefault(row.checkpoint, []).append(row)
   points: list[Gap] = []
-  left_out: list[str] = []
-  for series, of in by_series.items():
-    left_out += [f'the gap of {series} from {name}: {len(own)} rows that nothing chose between'
-                 for name, own in of.items() if len(own) > 1]
-    single = {name: own[0] for name, own in of.items() if len(own) == 1}
+  by_series, left_out = single_rows(rows, there)
+  for series, single in by_series.items():
     for axis in (SIZE, OVERLAP):
       made = list(_points(axis, series, single, there))
       points += made
@@ -110,15 +114,29 @@ def find(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int =
   return Study(points, lines.slopes(points, draws), left_out)
 
 
+def single_rows(rows: Iterable[ScoreRow],
+                there: Mapping[str, Trained]) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
+  """The headline rows of some runs by series and run, and which are left out because nothing chose between several."""
+  found: dict[str, dict[str, list[ScoreRow]]] = {}
+  for row in rows:
+    if row.headline and row.checkpoint in there:
+      found.setdefault(_series(row), {}).setdefault(row.checkpoint, []).append(row)
+  left_out = [f'the gap of {series} from {name}: {len(own)} rows that nothing chose between'
+              for series, of in found.items() for name, own in of.items() if len(own) > 1]
+  return {series: {name: own[0] for name, own in of.items() if len(own) == 1} for series, of in found.items()}, left_out
+
+
 def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
   """What each pre-training run among these was trained on; runs of versions that did not write it are left out."""
   for name, path in found.items():
-    if runs.kind(path) != 'pretrain' or not (path / run.MANIFEST).exists():
-      continue
-    manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}')
-    config = run.read_json(path / run.CONFIG, f'the recipe of {path}')
-    if 'training' in manifest:
-      yield _trained(name, config, manifest)
+    config, manifest = runs.config(path), runs.manifest(path)
+    if runs.kind(path) == 'pretrain' and 'training' in manifest:
+      try:
+        yield _trained(name, config, manifest)
+      except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        found = f'no {error}' if isinstance(error, KeyError) else str(error)
+        raise InputError(f'what {path} was trained on', f'{found} in its {run.CONFIG} or {run.MANIFEST}',
+                         'restore both, or leave the run out: another version may have written it') from None
 
 
 def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
@@ -126,9 +144,13 @@ def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) 
   shape = '-'.join(f'{letter}{model[field]}' for letter, field in (
       ('e', 'embedding'), ('h', 'hidden'), ('f', 'feed_forward'), ('a', 'heads'), ('l', 'layers')))
   key = json.dumps([model, manifest['tokenizer']], sort_keys=True)
-  return Trained(name, shape, key, of['rows'], of['tokens'], of['of_rows'], config['updates'] * config['batch_size'],
-                 part['task'] if part else '', part['overlap']['value'] if part else math.nan,
-                 bool(part) and part['by'] in _SELECTED, manifest['corpus'], part['of'] if part else manifest['corpus'])
+  rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
+  if min(rows, tokens) < 1:
+    raise ValueError(f'{rows} rows of {tokens} tokens')
+  return Trained(name, shape, key, rows, tokens, of_rows, int(config['updates']) * int(config['batch_size']),
+                 str(part['task']) if part else '', float(part['overlap']['value']) if part else math.nan,
+                 bool(part) and part['by'] in _SELECTED, str(manifest['corpus']),
+                 str(part['of']) if part else str(manifest['corpus']))
 
 
 def other_sets(there: Iterable[Trained]) -> dict[str, str]:

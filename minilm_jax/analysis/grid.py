@@ -14,10 +14,12 @@ from etils import epath
 from minilm_jax import run
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.tracks import ACTUAL, Shape, Track
+from minilm_jax.shape import NUMBER
 
 _SHAPE = {'embedding': 'embedding', 'hidden': 'hidden', 'feed_forward': 'feed_forward', 'heads': 'nominal_heads',
           'layers': 'layers', 'vocabulary': 'vocabulary'}
 
+_WORDS = {'bits_per_word?': NUMBER, 'bits_per_byte?': NUMBER}
 Line = Mapping[str, Any]
 
 
@@ -52,13 +54,12 @@ def read(found: Mapping[str, epath.Path]) -> Grid:
   for name, path in found.items():
     if runs.kind(path) != 'pretrain':
       continue
-    config = run.read_json(path / run.CONFIG, f'the recipe of {path}')
-    manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}') if (path / run.MANIFEST).exists() else {}
-    words = run.read_json(path / run.WORDS, f'what words cost {path}') if (path / run.WORDS).exists() else {}
+    config, manifest = runs.config(path), runs.manifest(path)
+    words = run.read_object(path / run.WORDS, f'what words cost {path}', _WORDS) if (path / run.WORDS).exists() else {}
     for member, lines in runs.members(path).items():
       try:
         track = _track(name + member, config, manifest, lines, int(member.split()[-1]) if member else 0)
-      except (KeyError, TypeError, IndexError, ZeroDivisionError, ValueError) as error:
+      except (KeyError, TypeError, IndexError, ArithmeticError, ValueError, AttributeError) as error:
         grid.left_out.append(f'{name}{member}: {_missing(error)}')
         continue
       if not track.loss:
@@ -94,9 +95,9 @@ def _track(name: str, config: Line, manifest: Line, lines: Sequence[Line], membe
       name=name, shape=Shape(**{ours: int(model[theirs]) for ours, theirs in _SHAPE.items()}),
       embedding_parameters=int(manifest['parameters']['embedding']),
       other_parameters=int(manifest['parameters']['other']),
-      seed=_own(population['seeds'], member, config['seed'] + member),
-      learning_rate=_own(population['learning_rates'], member, config['optimizer']['learning_rate']),
-      warmup=manifest['warmup'], tied=bool(model['tied']), length=length, flops_per_row=flops, updates=tuple(kept),
+      seed=int(_own(population['seeds'], member, config['seed'] + member)),
+      learning_rate=float(_own(population['learning_rates'], member, config['optimizer']['learning_rate'])),
+      warmup=int(manifest['warmup']), tied=bool(model['tied']), length=length, flops_per_row=flops, updates=tuple(kept),
       rows=tuple(step * batch for step in kept), loss=tuple(float(line['loss']) for line in kept.values()),
       lost=len(validation) - len(kept), finished=False,
       test_loss=test[-1] if test and math.isfinite(test[-1]) else None, bits_per_word=None, bits_per_byte=None)

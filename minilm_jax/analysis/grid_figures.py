@@ -25,6 +25,7 @@ from minilm_jax.analysis.cost import Option
 from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.errors import shown
 
 _ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
 _SIZES = {'markersize': 4.5, 'markeredgewidth': 1}
@@ -60,7 +61,7 @@ def titled(svg: str, titles: Mapping[str, str]) -> str:
   '<g id="a"><title>x &lt; y</title><path/></g>'
   """
   for name, text in titles.items():
-    svg = svg.replace(f'<g id="{name}">', f'<g id="{name}"><title>{html.escape(text)}</title>', 1)
+    svg = svg.replace(f'<g id="{name}">', f'<g id="{name}"><title>{html.escape(shown(text))}</title>', 1)
   return svg
 
 

@@ -24,6 +24,7 @@ from minilm_jax.analysis.tracks import HONEY, Track
 from minilm_jax.errors import InputError
 
 LEAST = 2  # models that make a grid
+_MOST_DRAWS = 1_000_000
 _PANELS = 12  # of a figure; more are in the table alone
 _DECIDES = 2  # of BIC: less decides nothing between two forms
 
@@ -43,8 +44,9 @@ def find(tracks: Sequence[Track], scores: Iterable[ScoreRow], means: Sequence[Av
   Raises:
     InputError: no draws.
   """
-  if draws < 1:
-    raise InputError(f'intervals from {draws} draws', 'nothing to take percentiles of', 'give --draws=1000')
+  if not 1 <= draws <= _MOST_DRAWS:
+    found = 'nothing to take percentiles of' if draws < 1 else f'more than {_MOST_DRAWS:,}, which would take days'
+    raise InputError(f'intervals from {draws} draws', found, 'give --draws=1000')
   tracks = sorted(tracks, key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name))
   numbers = {track.name: number for number, track in enumerate(tracks, 1)}
   left_out = list(left_out)

@@ -100,12 +100,24 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   return found
 
 
+def by_seed(own: Sequence[Gap]) -> dict[int, float]:
+  """The slope of each seed of fine-tuning that all points of one line have; none where they are at one level."""
+  one = _ready(own[0].axis, own)
+  if one.levels.max() + 1 < LEAST or not one.paired:
+    return {}
+  return {seed: _fit(one.x, y) for seed, y in zip(_common(own), one.y, strict=True)}
+
+
+def _common(own: Sequence[Gap]) -> list[int]:
+  return sorted(set.intersection(*(set(point.seeds) for point in own)))
+
+
 def _ready(axis: str, own: Sequence[Gap]) -> _Series:
   x = np.array([math.log2(point.tokens) if axis == SIZE else _POINT * point.overlap for point in own])
   order = np.argsort(x, kind='stable')
   levels = np.empty(len(x), int)
   levels[order] = np.cumsum(np.diff(x[order], prepend=x[order[0]]) > _SAME[axis])
-  common = sorted(set.intersection(*(set(point.seeds) for point in own)))
+  common = _common(own)
   if len(common) > 1:
     values = [dict(zip(point.seeds, point.values, strict=True)) for point in own]
     return _Series(x, np.array([[of[one] for of in values] for one in common]), levels, True)

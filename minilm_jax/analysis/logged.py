@@ -6,10 +6,8 @@ of FLOPs are the least that it can be. Nothing is guessed: what is not a number 
 """
 
 import csv
-import gzip
 import io
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 
 from etils import epath
@@ -17,6 +15,7 @@ from etils import epath
 from minilm_jax import progress
 from minilm_jax.analysis.tracks import HONEY, KAPLAN, Shape, Track
 from minilm_jax.errors import InputError, nearest
+from minilm_jax.language import files
 
 _RUN, _UPDATES, _TOKENS = 'run_name', 'eval/updates', 'Tokens'
 _SHAPE = {'embedding': 'embedding_size', 'hidden': 'hidden_size', 'feed_forward': 'intermediate_size',
@@ -79,12 +78,12 @@ def _lines(path: epath.Path) -> list[Line]:
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     raise InputError(what, 'no such file', nearest(path.name, [name for name in beside if '.csv' in name]))
   try:
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.name.endswith('.gz') else data).decode('utf-8-sig')
+    text = files.whole(path).decode('utf-8-sig')
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     header, *rows = [(reader.line_num, cells) for cells in reader if cells] or [(1, [])]
-  except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
-    raise InputError(what, f'it is damaged, or no table: {error}', 'copy it again, or give a .csv or .csv.gz file'
+  except (InputError, UnicodeDecodeError, csv.Error) as error:
+    said = error.found if isinstance(error, InputError) else error
+    raise InputError(what, f'it is damaged, or no table: {said}', 'copy it again, or give a .csv or .csv.gz file'
                      ) from None
   _check_columns(what, header[1])
   if not rows:

@@ -10,6 +10,7 @@ from minilm_jax.analysis import cells
 from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.errors import shown
 
 STYLE = '''
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --faint: #5f6670; --line: #d9dce1; --flag: #a33b00; }
@@ -134,5 +135,5 @@ def _lines(cell: str) -> str:
 
 
 def escape(text: str) -> str:
-  """Text that is no markup."""
-  return html.escape(text)
+  """Text that is no markup, and that is read in the order in which it stands."""
+  return html.escape(shown(text))

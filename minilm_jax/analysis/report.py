@@ -17,13 +17,13 @@ import rich.table
 from etils import epath
 from matplotlib.figure import Figure
 
-from minilm_jax import progress, run
+from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
-    averages, cells, committees, confusions, curves, figures, gap, gap_figures, gap_page, grid, grid_page, grid_report,
-    laws, lines, logged, page, runs)
+    averages, cells, committees, confusions, curves, figures, forms, gap, gap_figures, gap_page, grid, grid_page,
+    grid_report, latencies, laws, lines, logged, page, runs, verdicts)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, shown
 
 
 def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', confusion: bool = False,
@@ -34,8 +34,9 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
   training (by epoch), trajectory (by step of the checkpoint) and loss. Two pre-training runs are a grid: then there are
   frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv and models.csv, and the figures compute, plane, against
   (scores against perplexity) and gain. Runs on sets of several sizes, or of several overlaps with a task, give gap.csv,
-  slopes.csv and the figures gap-size and gap-overlap; committees have committees.csv and a figure each. Of a logged
-  table runs.csv is what models.csv is else.
+  slopes.csv and the figures gap-size and gap-overlap; committees have committees.csv and a figure each, latencies
+  latency.csv, both forms of the front-end forms.csv, and what is said of the claims of paper 2 stands in verdicts.csv.
+  Of a logged table runs.csv is what models.csv is else.
 
   Args:
     folders: run directories, or folders that hold them at any depth.
@@ -49,6 +50,7 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
     The path of each file by its name.
 
   Raises:
+    Held: another process writes a report there.
     InputError: a folder is missing, there is no run under any of them, or no predictions where they are asked for; a
       logged table that cannot be read, or one beside folders or without a workdir.
   """
@@ -58,18 +60,17 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
                        ('no predictions in a table', 'leave --confusion out') if confusion else
                        ('no --workdir', 'say where the report goes: --workdir=runs/report'))
       raise InputError(f'a report of the logged table {table}', found, remedy)
-    files = _of_table(table, draws, unfinished)
-  else:
-    files = _of_runs(folders, confusion, draws, unfinished)
+  found = {} if table else runs.find(folders)
   workdir = epath.Path(workdir) if workdir else epath.Path(folders[0]) / 'report'
-  workdir.mkdir(parents=True, exist_ok=True)
-  for name, content in files.items():
-    run.write_bytes(workdir / name, content)
+  with claim.held(workdir):
+    files = _of_table(table, draws, unfinished) if table else _of_runs(found, folders, confusion, draws, unfinished)
+    for name, content in files.items():
+      run.write_bytes(workdir / name, content)
   return {name: workdir / name for name in files}
 
 
-def _of_runs(folders: Sequence[epath.PathLike], confusion: bool, draws: int, unfinished: bool) -> dict[str, bytes]:
-  found = runs.find(folders)
+def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike], confusion: bool, draws: int,
+             unfinished: bool) -> dict[str, bytes]:
   run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
   score_rows = score_table(runs.scores(found))
   average_rows = averages.averages(score_rows)
@@ -78,8 +79,8 @@ def _of_runs(folders: Sequence[epath.PathLike], confusion: bool, draws: int, unf
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
   files = {'scores.csv': _csv(ScoreRow, score_rows), 'averages.csv': _csv(averages.Average, average_rows),
            'runs.csv': _csv(runs.RunRow, run_rows)}
-  if answering:
-    files['committees.csv'] = _csv(committees.CommitteeRow, answering)
+  failed = runs.failures(folders)
+  timed, statement = latencies.read(found), verdicts.find(found, failed)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
   tracks = grid.read(found)
@@ -88,16 +89,21 @@ def _of_runs(folders: Sequence[epath.PathLike], confusion: bool, draws: int, unf
   several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.LEAST
   left_out = [*(tracks.left_out if several else []), *others.values()]
   findings = grid_report.find(fair, cells.main(score_rows), cells.latest(average_rows), left_out,
-                              runs.failures(folders), draws, unfinished)
+                              failed, draws, unfinished)
   more, own = _of_grid(findings)
   files |= more
+  formed = forms.find(found, tracks.tracks, cells.main(score_rows))
+  for name, kind, rows in (('committees', committees.CommitteeRow, answering), ('latency', latencies.LatencyRow, timed),
+                           ('forms', forms.FormRow, formed), ('verdicts', verdicts.Verdict, statement.verdicts)):
+    if rows:
+      files[f'{name}.csv'] = _csv(kind, rows)
   gaps = gap.find(found, cells.main(score_rows), draws)
   more, of_gaps = _of_gaps(gaps)
   files |= more
   files['report.html'] = page.render(
       score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
-      [*gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
-       *committees.sections(answering, drawn)]).encode()
+      [*verdicts.sections(statement), *gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
+       *committees.sections(answering, drawn), *latencies.sections(timed), *forms.sections(formed)]).encode()
   return files
 
 
@@ -194,7 +200,8 @@ def _table(title: str, headings: Sequence[str], words: int, rows: Sequence[Seque
 def _csv(kind: type, rows: Sequence[Any]) -> bytes:
   """A row a line under the names of the fields; a field inside a field is `outer_inner`.
 
-  Several values stand with spaces between, or with `; ` where one has a space itself.
+  Several values stand with spaces between, or with `; ` where one has a space itself. Text that a spreadsheet would run
+  as a formula has an apostrophe before it; numbers, also negative ones, stay as they are.
   """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
@@ -214,6 +221,12 @@ def _values(row: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value):
       yield from _values(value)
     else:
-      words = list(map(str, value)) if isinstance(value, tuple) else []
+      words = [str(_cell(word)) for word in value] if isinstance(value, tuple) else []
       yield ('; ' if any(' ' in word for word in words) else ' ').join(words) if words else (
-          '' if isinstance(value, tuple) else value)
+          '' if isinstance(value, tuple) else _cell(value))
+
+
+def _cell(value: Any) -> Any:
+  if not isinstance(value, str):
+    return value
+  return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + shown(value)

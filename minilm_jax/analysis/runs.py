@@ -10,11 +10,12 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import run, shape
 from minilm_jax.analysis.figures import Curve
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, shown
+from minilm_jax.shape import COUNT, TEXT
 
-KINDS = ('pretrain', 'finetune', 'evaluate', 'committee')
+KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency')
 _CLOSED = ('checkpoints',)  # folders of many small files with no run inside
 
 
@@ -52,7 +53,7 @@ def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
       key = str(path.resolve())
       if key not in paths:
         paths[key] = path
-        names[key] = '/'.join(path.parts[len(folder.parts):]) or path.resolve().name
+        names[key] = shown('/'.join(path.parts[len(folder.parts):]) or path.resolve().name)
   if not paths:
     raise InputError(f'the runs in {", ".join(map(str, folders)) or "no folder"}', f'no {run.CONFIG} of a run there',
                      'give a run directory, or a folder that holds some')
@@ -80,10 +81,10 @@ def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
     for path in _failed(folder):
       if (path / run.RESULT).exists():
         continue  # a later attempt went well
-      told = run.read_json(path / run.FAILURE, f'the failure in {path}')
+      told = run.read_object(path / run.FAILURE, f'the failure in {path}', {'asked?': TEXT, 'found?': TEXT})
       name = '/'.join(path.parts[len(folder.parts):]) or path.resolve().name
-      words = [str(told[key]) for key in ('asked', 'found') if key in told] if isinstance(told, dict) else [str(told)]
-      found[name] = ': '.join(words)
+      words = [told[key] for key in ('asked', 'found') if key in told]
+      found[shown(name)] = shown(': '.join(words))
   return found
 
 
@@ -96,8 +97,28 @@ def _failed(folder: epath.Path) -> Iterator[epath.Path]:
 
 def kind(folder: epath.Path) -> str | None:
   """What a directory with a config.json is a run of: one of `KINDS`, or something that is no run."""
-  found = run.read_json(folder / run.CONFIG, f'the recipe of the run in {folder}')
-  return found['kind'] if isinstance(found, dict) and 'kind' in found else None
+  found = config(folder)
+  return found['kind'] if 'kind' in found else None
+
+
+def config(folder: epath.Path) -> dict[str, Any]:
+  """The recipe in a directory, of any kind and version.
+
+  Raises:
+    InputError: config.json is damaged.
+  """
+  return run.read_object(folder / run.CONFIG, f'the recipe of the run in {folder}', {'kind?': TEXT})
+
+
+def manifest(folder: epath.Path) -> dict[str, Any]:
+  """The manifest of a run, or nothing where there is none yet.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  if not (folder / run.MANIFEST).exists():
+    return {}
+  return run.read_object(folder / run.MANIFEST, f'the manifest of {folder}', {'devices?': [TEXT]})
 
 
 def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = '') -> str:
@@ -109,22 +130,29 @@ def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = 
     checkpoint: the folder's name, as a line of scores has it; '' for the first that the recipe names.
   """
   names = {str(path.resolve()): name for name, path in found.items()}
-  asked = _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'checkpoint') or checkpoint
-  several = [asked] if isinstance(asked, str) else list(asked)
+  asked = _field(config(path), 'checkpoint') or checkpoint
+  several = [asked] if isinstance(asked, str) else asked
+  if fault := shape.fault(several, [TEXT], 'checkpoint'):
+    raise InputError(f'the recipe of the run in {path}', fault, f'restore {run.CONFIG}')
   one = next((one for one in several if epath.Path(one).name == checkpoint), several[0])
   resolved = str(epath.Path(one).resolve())
   return names[resolved] if resolved in names else one
 
 
 def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
-  """The scores of all runs; `checkpoint` is the run they started from, told as `source` does."""
+  """The scores of all runs; `checkpoint` is the run they started from, told as `source` does.
+
+  Where several heads were fine-tuned on it, it says so: they are another contestant than the one head.
+  """
   for path in found.values():
     of: dict[str, str] = {}
+    copies = _field(_field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'head') or {}, 'copies') or 1
     for line in run.read_lines(path / run.SCORES):
-      name = line['checkpoint']
+      name = _required(line, path / run.SCORES, 'checkpoint')['checkpoint']
       if name not in of:
-        of[name] = source(found, path, name)
-      yield {**line, 'checkpoint': of[name]}
+        of[name] = source(found, path, name) + (f', {copies} heads' if copies > 1 else '')
+      line = {**line, 'checkpoint': of[name]}
+      yield {key: shown(value) if isinstance(value, str) else value for key, value in line.items()}
 
 
 def rows(name: str, path: epath.Path) -> list[RunRow]:
@@ -140,6 +168,7 @@ def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
   found: dict[str, list[dict[str, Any]]] = {}
   apart = kind(path) == 'pretrain'
   for line in run.read_lines(path / run.METRICS):
+    _required(line, path / run.METRICS, 'step', 'split')
     found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(line)
   taken = [name for name in found if name and (path / name.strip().replace(' ', '-') / run.CONFIG).exists()]
   return {name: lines for name, lines in found.items() if name not in taken} if found else {'': []}
@@ -147,23 +176,26 @@ def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
 
 def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow:
   scored = sum(1 for _ in run.read_lines(path / run.SCORES))
-  manifest = run.read_json(path / run.MANIFEST, f'the manifest of {path}') if (path / run.MANIFEST).exists() else {}
-  parameters = _field(manifest, 'parameters')
+  described = manifest(path)
+  parameters = _field(described, 'parameters')
+  parameters = _field(parameters, 'total') if isinstance(parameters, dict) else parameters
+  if fault := shape.fault({} if parameters is None else {'parameters': parameters}, {'parameters?': COUNT}):
+    raise InputError(f'the manifest of {path}', fault, f'restore {run.MANIFEST}')
   last = max(lines, key=lambda line: line['step'], default={})
   validation = next((line for line in reversed(lines) if line['split'] == 'validation' and 'loss' in line), {})
   return RunRow(
       name=name, kind=str(kind(path)), scores=scored,
       state='finished' if (path / run.RESULT).exists() else 'incomplete' if lines or scored else 'empty',
-      parameters=_field(parameters, 'total') if isinstance(parameters, dict) else parameters,
+      parameters=parameters,
       updates=_field(last, 'step'), tokens=_field(last, 'tokens'), flops=_field(last, 'flops'),
       seconds=_seconds(lines), evaluated=bool(validation), validation_loss=_field(validation, 'loss'),
       validation_perplexity=_field(validation, 'perplexity'),
-      devices=', '.join(sorted(set(_field(manifest, 'devices') or ()))))
+      devices=', '.join(sorted(set(_field(described, 'devices') or ()))))
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
   """Time of training; what is trained together shares a clock."""
-  return max((line['seconds'] for line in lines if 'seconds' in line), default=None)
+  return max((line['seconds'] for line in lines if _field(line, 'seconds') is not None), default=None)
 
 
 def curves(name: str, path: epath.Path) -> list[Curve]:
@@ -178,7 +210,7 @@ def _curve(name: str, lines: Sequence[dict[str, Any]]) -> Curve | None:
     if line['split'] in series and 'tokens' in line:  # fine-tuning logs none
       tokens, losses = series[line['split']]
       tokens.append(line['tokens'])
-      losses.append(number(line['loss']))
+      losses.append(number(_field(line, 'loss')))
   if not any(tokens for tokens, _ in series.values()):
     return None
   return Curve(name, *(tuple(values) for split in ('train', 'validation') for values in series[split]))
@@ -191,6 +223,14 @@ def number(value: float | None) -> float:
   nan
   """
   return math.nan if value is None else float(value)
+
+
+def _required(line: dict[str, Any], log: epath.Path, *names: str) -> dict[str, Any]:
+  """The line, if it has these fields."""
+  missing = [name for name in names if name not in line]
+  if missing:
+    raise InputError(f'the log {log}', f'a line without {", ".join(missing)}', 'remove that line, or run it again')
+  return line
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:

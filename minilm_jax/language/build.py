@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import backend, progress, recipe, run
+from minilm_jax import backend, claim, progress, recipe, run
 from minilm_jax.corpus_config import CorpusConfig, RowsConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents, keep, rows, tokenizer, vocabulary
@@ -40,16 +40,23 @@ def build(config: CorpusConfig, workdir: epath.PathLike) -> epath.Path:
     The folder.
 
   Raises:
+    Held: another process builds there.
     InputError: the input cannot be used or nothing of it is kept; nothing but whole stages is left, in `.work/`.
   """
-  started, workdir = time.monotonic(), epath.Path(workdir)
+  workdir = epath.Path(workdir)
   settings = recipe.as_dict(dataclasses.replace(config, workers=0))  # workers leave no trace in a corpus
-  work = workdir / '.work'
   if (workdir / run.MANIFEST).exists():
     run.open_run(workdir, settings)
     progress.say(f'{workdir} holds the finished corpus of this recipe: nothing to do')
-    _remove(work)
+    _remove(workdir / '.work')
     return workdir
+  with claim.held(workdir):
+    _build(config, workdir, settings)
+  return workdir
+
+
+def _build(config: CorpusConfig, workdir: epath.Path, settings: dict[str, Any]) -> None:
+  started, work = time.monotonic(), workdir / '.work'
   sources = documents.expand(config.documents)
   words = vocabulary.load(config.vocabulary.word_list) if config.vocabulary.word_list else None
   given = tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
@@ -71,15 +78,13 @@ def build(config: CorpusConfig, workdir: epath.PathLike) -> epath.Path:
   run.write_json(workdir / run.MANIFEST, manifest)
   _remove(work)
   _say_summary(manifest, time.monotonic() - started)
-  return workdir
 
 
 def _retreat(workdir: epath.Path, work: epath.Path) -> None:
   """Leaves whole stages alone, so that a corrected recipe may use the folder and what it shares with this one."""
   (workdir / run.CONFIG).unlink()
-  for folder in (work, workdir):
-    if folder.exists() and not any(folder.iterdir()):
-      folder.rmtree()
+  if work.exists() and not any(work.iterdir()):
+    work.rmtree()
 
 
 def _remove(folder: epath.Path) -> None:

@@ -7,6 +7,7 @@ resumption. A corpus that does not fit stays in its files, and the same rows com
 
 import dataclasses
 import os
+import tokenize
 import typing
 from typing import Any
 
@@ -16,11 +17,20 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32
 
-from minilm_jax import rng, run
+from minilm_jax import rng, run, shape, untrusted
 from minilm_jax.errors import InputError
 from minilm_jax.language.build import FORMAT
 from minilm_jax.language.keep import SPLITS
+from minilm_jax.shape import ANY, COUNT, TEXT
 
+_SHARD = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}
+_SPLIT = {'rows': COUNT, 'tokens': COUNT, 'shards': [_SHARD]}
+_MANIFEST = {'length': COUNT, 'vocabulary': COUNT, 'dtype': TEXT, 'hash': TEXT, 'subset?': ANY,
+             'tokenizer': {'file': TEXT, 'sha256': TEXT}, 'splits': {split: _SPLIT for split in SPLITS}}
+_HEADER = 1 << 16  # bytes, more than the header of a .npy takes
+# What the header of a .npy, which is a Python expression, can make of the one who reads it.
+_NO_ARRAY = (ValueError, TypeError, LookupError, SyntaxError, ArithmeticError, EOFError, MemoryError, RecursionError,
+             tokenize.TokenError)
 _ROUNDS = 6  # of the Feistel network; four already pass for random, six leave no visible trace of the order
 
 
@@ -120,7 +130,12 @@ def manifest(folder: epath.PathLike) -> dict[str, Any]:
   if not isinstance(found, dict) or 'format' not in found or 'splits' not in found:
     raise InputError(what, 'a manifest.json that is not a corpus manifest', 'give the folder that minilm corpus made')
   if found['format'] != FORMAT:
-    raise InputError(what, f'format {found["format"]}', f'make it again: this version reads format {FORMAT}')
+    raise InputError(what, f'format {found["format"]!r}', f'make it again: this version reads format {FORMAT}')
+  fault = shape.fault(found, _MANIFEST)
+  if not fault and (not found['length'] or not found['vocabulary'] or found['dtype'] not in ('uint16', 'uint32')):
+    fault = f'rows of {found["length"]} {found["dtype"]} in a vocabulary of {found["vocabulary"]}'
+  if fault:
+    raise InputError(what, f'a manifest.json that is damaged: {fault}', 'make it again, or copy it again')
   return found
 
 
@@ -142,14 +157,20 @@ def _shards(folder: epath.Path, split: str, described: dict[str, Any]) -> list[n
   if (last := max(shard.max() for shard in shards)) >= described['vocabulary']:
     found = f'id {last} in a vocabulary of {described["vocabulary"]}'
     raise InputError(f'the {split} split of {folder}', found, 'build it again: its shards and its manifest differ')
+  if (rows := sum(map(len, shards))) != described['splits'][split]['rows']:
+    found = f'{rows:,} rows in its shards, {described["splits"][split]["rows"]:,} in its manifest'
+    raise InputError(f'the {split} split of {folder}', found, 'build it again: its shards and its manifest differ')
   return shards
 
 
 def _shard(folder: epath.Path, shard: dict[str, Any], described: dict[str, Any]) -> np.ndarray:
-  path = folder / shard['file']
+  path = untrusted.inside(folder, shard['file'], f'a shard of {folder}')
   what, remedy = f'the shard {path}', 'build the corpus again, or copy it again'
-  if path.parent != folder or not path.is_file():
+  if not path.is_file():
     raise InputError(what, 'no such file in the folder', remedy)
+  most = shard['rows'] * described['length'] * np.dtype(described['dtype']).itemsize + _HEADER
+  if (size := path.stat().length) > most:
+    raise InputError(what, f'{size:,} bytes, and the manifest has no more than {most:,}', remedy)
   if run.sha256(path) != shard['sha256']:
     raise InputError(what, 'bytes that differ from the manifest (sha256)', remedy)
   try:
@@ -158,7 +179,7 @@ def _shard(folder: epath.Path, shard: dict[str, Any], described: dict[str, Any])
     else:  # in a bucket
       with path.open('rb') as file:
         rows = np.lib.format.read_array(file, allow_pickle=False)
-  except ValueError as error:
+  except _NO_ARRAY as error:
     raise InputError(what, f'no plain array: {error}', remedy) from None
   if rows.shape != (shard['rows'], described['length']) or rows.dtype != described['dtype']:
     raise InputError(what, f'{rows.dtype} {rows.shape}', remedy)

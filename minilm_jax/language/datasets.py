@@ -2,16 +2,28 @@
 
 A data set lies in `data_dir/name/version` or `data_dir/name/config/version`; `tfds.builder(...).download_and_prepare`
 made it there, with file_format='array_record'.
+
+TFDS imports the modules that a data set's features.json names. A data set is data: one that names a module that is not
+of TFDS is refused before TFDS sees it.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
+from minilm_jax import run
 from minilm_jax.errors import InputError, nearest
 
+_FEATURES = 'features.json'
+_LARGEST = 1 << 26  # bytes of what describes a data set; those of GLUE have thousands
+_CLASSES, _OURS = ('type', 'pythonClassName', 'python_class_name'), 'tensorflow_datasets.core.features.'
+# What TFDS, the records below it and their decoding make of a folder that is not as they wrote it, beside errors of
+# protobuf, which derive from none of these.
+_DAMAGED = (OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError,
+            ImportError, MemoryError, EOFError, SystemError)
 _CHUNK = 1000  # records read at once: one by one costs three times as long
 
 
@@ -55,12 +67,22 @@ def examples(where: str, split: str) -> Iterator[dict[str, Any]]:
   builder = _builder(where)
   try:
     records = builder.as_data_source(split)
-  except (ValueError, NotImplementedError) as error:
+    count = len(records)
+  except _damaged() as error:
     raise InputError(f'the split {split!r} of {builder.info.full_name}', ' '.join(str(error).split()),
                      f'name one of {", ".join(builder.info.splits)}, prepared with file_format=array_record') from None
-  chunks = (range(start, min(start + _CHUNK, len(records))) for start in range(0, len(records), _CHUNK))
-  return ({key: _plain(value) for key, value in record.items()}
-          for chunk in chunks for record in records.__getitems__(chunk))
+  return _examples(records, count, f'the split {split!r} of {builder.info.full_name}')
+
+
+def _examples(records: Sequence[Any], count: int, what: str) -> Iterator[dict[str, Any]]:
+  for start in range(0, count, _CHUNK):
+    try:
+      found = [{key: _plain(value) for key, value in record.items()}
+               for record in records.__getitems__(range(start, min(start + _CHUNK, count)))]
+    except _damaged() as error:
+      raise InputError(what, f'it cannot be read from record {start:,} on: {error}', 'prepare it, or copy it, again'
+                       ) from None
+    yield from found
 
 
 def fingerprint(where: str) -> dict[str, Any]:
@@ -71,7 +93,40 @@ def fingerprint(where: str) -> dict[str, Any]:
 
 def _builder(where: str) -> Any:
   import tensorflow_datasets as tfds  # slow to import, and few corpora need it
-  return tfds.builder_from_directory(where)
+  what = f'the data set {where}'
+  for path in epath.Path(where).glob('*.json'):
+    if path.stat().length > _LARGEST:
+      raise InputError(what, f'{path.name} has more than {_LARGEST:,} bytes', 'prepare it, or copy it, again')
+  _check_classes(run.read_object(epath.Path(where) / _FEATURES, what), what)
+  try:
+    return tfds.builder_from_directory(where)
+  except _damaged() as error:
+    raise InputError(what, f'TFDS cannot read it: {" ".join(str(error).split())}', 'prepare it, or copy it, again'
+                     ) from None
+
+
+def _damaged() -> tuple[type[Exception], ...]:
+  """What a folder may raise that is not as TFDS wrote it."""
+  from tensorflow_datasets.core.features import feature  # for its errors of protobuf
+  return *_DAMAGED, feature.json_format.Error, feature.message.Error
+
+
+def _check_classes(found: Any, what: str) -> None:
+  """Lets features pass whose classes are of TFDS, which would import any module that is named: data is not code."""
+  if isinstance(found, str) and found.lstrip().startswith('{'):  # of older versions, JSON inside JSON
+    try:
+      found = json.loads(found)
+    except (ValueError, RecursionError):
+      return  # TFDS cannot read it either
+  if isinstance(found, dict):
+    for name, value in found.items():
+      if name in _CLASSES and isinstance(value, str) and '.' in value and not value.startswith(_OURS):
+        raise InputError(what, f'{_FEATURES} names the class {value!r}, which is not of TFDS',
+                         'prepare it with features of TFDS alone: what a data set names is not run')
+      _check_classes(value, what)
+  elif isinstance(found, list):
+    for value in found:
+      _check_classes(value, what)
 
 
 def _plain(value: Any) -> Any:

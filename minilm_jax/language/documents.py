@@ -17,13 +17,12 @@ Text is left as it is, white space included; empty documents are skipped. Nothin
 import dataclasses
 import hashlib
 import itertools
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import run, shape, untrusted
 from minilm_jax.corpus_config import DocumentsConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import datasets, files
@@ -33,7 +32,6 @@ UNITS = ('paragraphs', 'line', 'file')
 
 _LONGEST_LINE = 10_000_000  # characters in a line of a table that no recipe bounds
 _MICROWORLD = 20_000
-_NO_TEXT = re.compile('[\0\ud800-\udfff]')  # JSON can hold halves of surrogate pairs, UTF-8 cannot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +169,11 @@ def _column(row: dict[str, Any], config: DocumentsConfig, where: str) -> str:
     text = text.decode('utf-8', 'replace')
   if not isinstance(text, str):
     raise InputError(where, f'{config.field!r} is no text but {text!r}', 'name a column of text in documents.field')
-  if found := _NO_TEXT.search(text):
+  if found := shape.NO_TEXT.search(text):
     if config.errors == 'strict':
       raise InputError(where, f'U+{ord(found[0]):04X} at character {found.start()} is no text',
                        'give text, or go on with documents.errors=replace')
-    text = _NO_TEXT.sub('\ufffd', text)
+    text = shape.NO_TEXT.sub('\ufffd', text)
   return text
 
 
@@ -223,12 +221,16 @@ def _microworld(source: Source) -> Iterator[str]:
 
 
 def table_rows(path: str, errors: str) -> Iterator[dict[str, Any]]:
-  """The rows of a .jsonl, .csv, .tsv or .parquet file, compressed or not.
+  """The rows of a .jsonl, .csv, .tsv or .parquet file, compressed or not, for who keeps all of them.
 
   Raises:
-    InputError: the file is damaged, not a table or not UTF-8 (unless `errors` is 'replace'), or a line is no row.
+    InputError: the file is damaged, not a table or not UTF-8 (unless `errors` is 'replace'), a line is no row, or there
+      is too much of it.
   """
-  return files.rows(path, errors, _LONGEST_LINE)
+  def size(row: dict[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+
+  return untrusted.kept(files.rows(path, errors, _LONGEST_LINE), size, f'the table {path}')
 
 
 def tfds_rows(name: str, split: str, data_dir: str) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 The name tells the form: .txt, .jsonl, .csv, .tsv or .parquet, all but the last also followed by .gz, .xz or .zst. Paths
 may be local or `gs://`. A .tsv has no quoting, as in GLUE's own files. What the rows mean is the caller's to know.
+
+However much a file decompresses to, memory holds a line or a row of it; what a decompressor keeps for itself is
+bounded too.
 """
 
 import contextlib
@@ -17,12 +20,13 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from minilm_jax import untrusted
 from minilm_jax.errors import InputError
+from minilm_jax.language import parquet
 
 FORMS, COMPRESSIONS = ('txt', 'jsonl', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
 
 _BLOCK = 1 << 20  # bytes
-_BATCH = 128  # rows of a parquet file at once
 _BAD_BYTES = 'give UTF-8, or go on with documents.errors=replace'
 
 
@@ -37,6 +41,35 @@ def form_of(path: epath.PathLike) -> str | None:
     *parts, last = parts
     return last if parts and last in FORMS and last != 'parquet' else None
   return last if parts and last in FORMS else None
+
+
+class _Xz(io.RawIOBase):
+  """The bytes of .xz streams, one after another; `lzma.LZMAFile` would take as much memory as the file asks for."""
+
+  def __init__(self, stream: BinaryIO):
+    self._stream, self._one = stream, self._next()
+
+  def _next(self) -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=untrusted.LARGEST)  # of its dictionary: 65 MiB after xz -9, by choice 1.5 GiB
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    while True:
+      ahead = b''
+      if self._one.eof:
+        ahead = self._one.unused_data.lstrip(b'\0')  # zeros may stand between
+        ahead = ahead or self._stream.read(_BLOCK).lstrip(b'\0')
+        if not ahead:
+          return 0
+        self._one = self._next()
+      elif self._one.needs_input and not (ahead := self._stream.read(_BLOCK)):
+        raise EOFError('it ends too early')
+      found = self._one.decompress(ahead, len(buffer))
+      if found:
+        buffer[:len(found)] = found
+        return len(found)
 
 
 @contextlib.contextmanager
@@ -54,7 +87,7 @@ def opened(path: epath.PathLike) -> Iterator[BinaryIO]:
       if suffix == '.gz':
         stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
       elif suffix == '.xz':
-        stream = stack.enter_context(lzma.LZMAFile(stream))
+        stream = stack.enter_context(_Xz(stream))
       elif suffix == '.zst':
         import pyarrow  # its reader notices a truncated stream, that of zstandard does not
         stream = stack.enter_context(pyarrow.CompressedInputStream(stream, 'zstd'))
@@ -64,6 +97,16 @@ def opened(path: epath.PathLike) -> Iterator[BinaryIO]:
   except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
     found = f'it cannot be read: {error}'
     raise InputError(f'the file {path}', found, 'check that it is whole and yours to read') from None
+
+
+def whole(path: epath.PathLike) -> bytes:
+  """All bytes of a file, decompressed.
+
+  Raises:
+    InputError: as `opened`; or there are more than are read at once.
+  """
+  with opened(path) as stream:
+    return untrusted.whole(stream, f'the file {path}')
 
 
 def lines(path: epath.PathLike, errors: str, longest: int) -> Iterator[str]:
@@ -136,14 +179,27 @@ def _jsonl(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[str
 
 def _delimited(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[str, Any]]:
   csv.field_size_limit(max(csv.field_size_limit(), longest))
-  feed = (line + '\n' for line in lines(path, errors, longest))
+  held = 0  # characters of lines since the last row: one in quotes goes on in the next line
+
+  def whole_lines() -> Iterator[str]:
+    nonlocal held
+    for number, line in enumerate(lines(path, errors, longest), 1):
+      held += len(line)
+      if held > longest:
+        raise InputError(f'{path}, line {number}', f'its row has more than {longest:,} characters',
+                         'close its quotes, or raise documents.longest')
+      yield line + '\n'
+
+  feed = whole_lines()
   if form_of(path) == 'tsv':
     reader = csv.reader(feed, delimiter='\t', quoting=csv.QUOTE_NONE)
   else:
     reader = csv.reader(feed, strict=True)
   try:
     names = next(reader, [])
+    held = 0
     for row in reader:
+      held = 0
       if len(row) == len(names):
         yield dict(zip(names, row, strict=True))
       elif row:
@@ -154,15 +210,9 @@ def _delimited(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict
 
 
 def _parquet(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[str, Any]]:
-  del errors, longest  # Parquet says itself what is text, and where it ends
-  import pyarrow
-  from pyarrow import parquet
+  del errors  # Parquet says itself what is text
   with opened(path) as stream:
-    try:
-      for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_BATCH):
-        yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-      raise InputError(f'the file {path}', f'not Parquet: {error}', 'check that it is whole') from None
+    yield from parquet.rows(stream, f'the file {path}', longest)
 
 
 _READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

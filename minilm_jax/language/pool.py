@@ -11,7 +11,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from concurrent.futures import process
 from typing import Any, TypeVar
+
+from minilm_jax.errors import InputError
 
 _T = TypeVar('_T')
 
@@ -23,6 +26,9 @@ def in_order(work: Callable[[list[str]], _T], batches: Iterable[list[str]], work
     work: a function that can be pickled; it travels once to each worker.
     batches: its arguments.
     workers: processes.
+
+  Raises:
+    InputError: a process was ended from outside.
   """
   if workers == 1:
     yield from map(work, batches)
@@ -37,6 +43,9 @@ def in_order(work: Callable[[list[str]], _T], batches: Iterable[list[str]], work
           yield under_way.popleft().result()
       while under_way:
         yield under_way.popleft().result()
+    except process.BrokenProcessPool:
+      raise InputError(f'work in {workers} processes', 'one of them was ended from outside, as where memory runs out',
+                       'run it again, with fewer workers where memory is short') from None
     finally:
       pool.shutdown(cancel_futures=True)
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt64
 
-from minilm_jax import progress, run
+from minilm_jax import claim, progress, run, untrusted
 from minilm_jax.config import SubsetConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, rows, tokenizer
@@ -113,15 +113,23 @@ def write(folder: epath.PathLike, some: Int[np.ndarray, 'n'], workdir: epath.Pat
     more: what the manifest says of the part besides its numbers, under `subset`.
 
   Raises:
+    Held: another process writes there.
     InputError: no row is chosen, the corpus is damaged, or the folder belongs to something else.
   """
   folder, described = epath.Path(folder), corpora.manifest(folder)
   if not len(some):
     raise InputError(f'a part of {folder}', 'no row was chosen', 'choose more')
-  workdir = run.open_run(workdir, settings)
-  if (workdir / run.MANIFEST).exists():
-    progress.say(f'{workdir} holds this part already: nothing to do')
-    return workdir
+  with claim.held(workdir):
+    workdir = run.open_run(workdir, settings)
+    if (workdir / run.MANIFEST).exists():
+      progress.say(f'{workdir} holds this part already: nothing to do')
+    else:
+      _write(folder, described, some, workdir, more)
+  return workdir
+
+
+def _write(folder: epath.Path, described: dict[str, Any], some: Int[np.ndarray, 'n'], workdir: epath.Path,
+           more: Mapping[str, Any]) -> None:
   files = corpora.Files(folder, TRAIN)
   most = rows.most_in_shard(described['length'], np.dtype(described['dtype']))
   parts = (files[some[at:at + most]] for at in range(0, len(some), most))
@@ -131,12 +139,14 @@ def write(folder: epath.PathLike, some: Int[np.ndarray, 'n'], workdir: epath.Pat
     if splits[split]['rows']:
       corpora.Files(folder, split)  # checks them
     for shard in splits[split]['shards']:
-      run.write_bytes(workdir / shard['file'], (folder / shard['file']).read_bytes())
-  name = described['tokenizer']['file']
-  if run.sha256(folder / name) != described['tokenizer']['sha256']:
-    raise InputError(f'the tokenizer of {folder}', 'not the file that the corpus was made with', 'copy it again')
-  run.write_bytes(workdir / name, (folder / name).read_bytes())
+      what = f'a shard of {folder}'
+      copied = untrusted.read_bytes(untrusted.inside(folder, shard['file'], what), what)
+      run.write_bytes(untrusted.inside(workdir, shard['file'], what), copied)
+  name, what = described['tokenizer']['file'], f'the tokenizer of {folder}'
+  file = untrusted.inside(folder, name, what)
+  if run.sha256(file) != described['tokenizer']['sha256']:
+    raise InputError(what, 'not the file that the corpus was made with', 'copy it again')
+  run.write_bytes(untrusted.inside(workdir, name, what), untrusted.read_bytes(file, what))
   run.write_json(workdir / run.MANIFEST, described | {
       'splits': splits, 'subset': {'of': described['hash'], 'of_rows': described['splits'][TRAIN]['rows'], **more},
       'hash': build.identity(described['tokenizer']['sha256'], described['length'], splits)})
-  return workdir

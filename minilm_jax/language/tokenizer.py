@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import sentencepiece
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import run, untrusted
 from minilm_jax.errors import InputError
 
 SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
@@ -129,19 +129,21 @@ def load(path: epath.PathLike) -> Tokenizer:
   """Loads a SentencePiece model file.
 
   Raises:
-    InputError: no such file, not a SentencePiece model, or one whose special pieces have other ids than ours.
+    InputError: no such file or one that is too large, not a SentencePiece model, or one whose special pieces have
+      other ids than ours.
   """
   asked = f'the tokenizer {path}'
   try:
-    model = epath.Path(path).read_bytes()
+    model = untrusted.read_bytes(path, asked)
   except OSError as error:
     raise InputError(asked, f'it cannot be read: {error}', 'check the path') from None
   try:
     made = Tokenizer(model)
-  except RuntimeError:
+    found = [made.piece(i) for i in range(made.size)]
+  except (RuntimeError, ValueError):  # ValueError: a piece that is no UTF-8
     raise InputError(asked, 'not a SentencePiece model', 'give the .model file of a SentencePiece tokenizer') from None
-  other = [f'{i} is {made.piece(i) if i < made.size else "nothing"!r}' for i, piece in enumerate(SPECIAL)
-           if i >= made.size or made.piece(i) != piece]
+  other = [f'{i} is {there[0] if (there := found[i:i + 1]) else "nothing"!r}' for i, piece in enumerate(SPECIAL)
+           if found[i:i + 1] != [piece]]
   if other:
     ours = ', '.join(f'{piece} {i}' for i, piece in enumerate(SPECIAL))
     raise InputError(f'{asked} with {ours}', f'other special pieces: {", ".join(other)}',

@@ -6,10 +6,11 @@ Which text of a document stays inside a list is for `passes.py` to say.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from etils import epath
 
+from minilm_jax import shape, untrusted
 from minilm_jax.errors import InputError
 from minilm_jax.language import files
 
@@ -43,23 +44,29 @@ def load(path: epath.PathLike) -> WordList:
   FALSE in the paper's list, damage by a spreadsheet. Its `nan` is a word.
 
   Raises:
-    InputError: the file cannot be read, is not UTF-8, has no such column, holds more than a word in a line, or no word.
+    InputError: the file cannot be read, is not UTF-8, has no such column, holds more than a word in a line, or no word,
+      or too many.
   """
   words, remedy = set(), 'give one word a line, or a table with a column `word`'
-  if files.form_of(path) not in ('txt', None):
-    for number, row in enumerate(files.rows(path, 'strict', _LONGEST_LINE), 1):
-      if not isinstance(row.get('word'), str):
-        raise InputError(f'the word list {path}', f'row {number} has no word: {", ".join(map(str, row))}', remedy)
-      words.add(row['word'].strip())
-  else:
-    for number, line in enumerate(files.lines(path, 'strict', _LONGEST_LINE), 1):
-      if len(line.split()) > 1 or ',' in line:
-        raise InputError(f'the word list {path}', f'line {number} is more than a word: {line[:40]!r}', remedy)
-      words.add(line.strip())
+  for word in untrusted.kept(_words(path, remedy), len, f'the word list {path}'):
+    words.add(word)
   words.discard('')
   if not words:
     raise InputError(f'the word list {path}', 'no word in it', remedy)
   return _word_list(words, epath.Path(path).name)
+
+
+def _words(path: epath.PathLike, remedy: str) -> Iterator[str]:
+  if files.form_of(path) not in ('txt', None):
+    for number, row in enumerate(files.rows(path, 'strict', _LONGEST_LINE), 1):
+      if not isinstance(row.get('word'), str) or shape.NO_TEXT.search(row['word']):
+        raise InputError(f'the word list {path}', f'row {number} has no word: {", ".join(map(str, row))}', remedy)
+      yield row['word'].strip()
+  else:
+    for number, line in enumerate(files.lines(path, 'strict', _LONGEST_LINE), 1):
+      if len(line.split()) > 1 or ',' in line:
+        raise InputError(f'the word list {path}', f'line {number} is more than a word: {line[:40]!r}', remedy)
+      yield line.strip()
 
 
 def most_frequent(counts: Mapping[str, int], n: int) -> WordList:

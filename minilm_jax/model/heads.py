@@ -4,6 +4,8 @@ Logits exist only where something is predicted: the output matrix is most of the
 float32, whatever the model computes in.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,28 +51,20 @@ class MaskedLanguageModel(nnx.Module):
     return self.output.kernel[...], self.output.bias[...]
 
 
-class Classifier(nnx.Module):
-  """One of `classes` labels a row.
-
-  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C); `mean` is
-  the same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads
-  included, then Linear(D, C) and nothing between (paper 1, the released classification model).
-  """
+class Head(nnx.Module):
+  """From the vectors of a row to its logits, as `Classifier` describes."""
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
-    self.config, self.head = config, head
-    self.encoder = Encoder(config, rngs)
+    self.head = head
     if head.pooling == 'positions':
       self.pool = Linear(config.length, 1, config, rngs)
     else:
       self.dense = Linear(config.hidden, config.hidden, config, rngs)
     self.output = nnx.Linear(config.hidden, classes, rngs=rngs)
 
-  def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
-               key: Key[Array, 'B'] | None = None) -> Float[Array, 'B C']:
-    """Logits of each row."""
-    below, before, after = keys(key, 3)
-    x = self.encoder(tokens, mask, key=below)
+  def logits(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], before: Key[Array, 'B'] | None,
+             after: Key[Array, 'B'] | None) -> Float[Array, 'B C']:
+    """Logits of each row; the keys are those of dropout before the dense layer and after it."""
     if self.head.pooling == 'positions':
       return self.output(self.pool(x.swapaxes(1, 2))[..., 0])
     if self.head.pooling == 'mean':
@@ -79,6 +73,38 @@ class Classifier(nnx.Module):
       x = x[:, 0]
     x = jnp.tanh(self.dense(dropout(x, self.head.dropout, before)))
     return self.output(dropout(x, self.head.dropout, after))
+
+
+class Classifier(Head):
+  """One of `classes` labels a row.
+
+  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C); `mean` is
+  the same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads
+  included, then Linear(D, C) and nothing between (paper 1, the released classification model).
+
+  `head.copies` such heads stand on the one encoder: this one and `others`, each with a start and dropout of its own,
+  so that the first is what it would be alone. The answer is the mean of their logits, the loss the mean of their
+  losses: the cheap control of a committee, after Multi-CLS BERT (arXiv 2210.05043).
+  """
+
+  def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
+    super().__init__(config, head, classes, rngs)
+    self.config = config
+    self.encoder = Encoder(config, rngs)
+    self.others = nnx.List([Head(config, head, classes, rngs) for _ in range(head.copies - 1)])
+
+  def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+               key: Key[Array, 'B'] | None = None) -> Float[Array, 'B C']:
+    """Logits of each row."""
+    return functools.reduce(jnp.add, self.each(tokens, mask, key=key)) / self.head.copies
+
+  def each(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
+           key: Key[Array, 'B'] | None = None) -> list[Float[Array, 'B C']]:
+    """Logits of each row by each head."""
+    below, *own = keys(key, 1 + 2 * self.head.copies)
+    x = self.encoder(tokens, mask, key=below)
+    pairs = zip(own[::2], own[1::2], strict=True)
+    return [one.logits(x, mask, *pair) for one, pair in zip((self, *self.others), pairs, strict=True)]
 
 
 class Regressor(Classifier):

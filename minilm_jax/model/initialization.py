@@ -6,7 +6,7 @@ the seed and its path alone, never on what else the model has.
 
 import math
 import zlib
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,12 @@ def path_name(path: tuple) -> str:
   """A parameter's path with dots, as in `encoder.blocks.0.attention.query.kernel`."""
   parts = [str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path]
   return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)  # a leaf sits in its Variable's `value`
+
+
+def count(model: Any) -> int:
+  """How many parameters a module, or a stack of several, has; running statistics are none."""
+  return sum(math.prod(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+             if not is_statistic(path_name(path)))
 
 
 def is_statistic(name: str) -> bool:

@@ -14,6 +14,9 @@ import dataclasses
 import hashlib
 import io
 import re
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -22,21 +25,26 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Shaped
 
-from minilm_jax import recipe, run
-from minilm_jax.checks import Checked
+from minilm_jax import recipe, run, shape, untrusted
+from minilm_jax.checks import Checked, Positive
 from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import Classifier, classifier
+from minilm_jax.model.initialization import count
+from minilm_jax.shape import COUNT, TEXT
 from minilm_jax.training import checkpoint
 
 KIND = 'classifier'
 CARD, OUTPUTS = 'classifier.json', 'outputs.npz'
+# What a zip of arrays, each with a Python expression as its header, can make of the one who reads it.
+_NO_ARRAYS = (OSError, ValueError, TypeError, LookupError, SyntaxError, ArithmeticError, EOFError, MemoryError,
+              RuntimeError, AttributeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 _FOLDER = re.compile(r'classifier-\d+')
 _FILES = (CARD, build.TOKENIZER, OUTPUTS)
-_FIELDS = {'kind', 'files', 'weights', 'examples', 'parameters'}
+_MANIFEST = {'kind': TEXT, 'files': dict.fromkeys(_FILES, TEXT), 'weights': TEXT, 'examples': {}, 'parameters': COUNT}
 _REMEDY = 'fine-tune it again with --config.keep=True, or give another folder'
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
@@ -73,7 +81,7 @@ class Card(Checked):
   fields: tuple[str, ...]
   joined: bool
   headline: str
-  length: int
+  length: Positive
   model: EncoderConfig
   head: HeadConfig
   tokenizer: str
@@ -152,8 +160,7 @@ def save(path: epath.PathLike, card: Card, model: Classifier, tokenizer: Tokeniz
     checkpoint.save(saves, {'model': model}, 0)
   run.write_json(temporary / run.MANIFEST, {
       'kind': KIND, 'files': {name: run.sha256(temporary / name) for name in _FILES}, 'weights': digest(model),
-      'examples': dict(digests), 'parameters': sum(leaf.size for leaf in jax.tree.leaves(model)),
-      'jax': jax.__version__})
+      'examples': dict(digests), 'parameters': count(model), 'jax': jax.__version__})
   temporary.rename(path)
 
 
@@ -170,11 +177,11 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
     inside = sorted(one.name for one in path.iterdir() if _FOLDER.fullmatch(one.name)) if path.is_dir() else []
     raise InputError(what, found, f'name one inside it, such as {path / inside[0]}' if inside else _REMEDY)
   manifest = run.read_json(path / run.MANIFEST, what)
-  if not isinstance(manifest, dict) or not _FIELDS <= manifest.keys() or manifest['kind'] != KIND or not (
-      set(_FILES) <= set(manifest['files'])):
+  if shape.fault(manifest, _MANIFEST) or manifest['kind'] != KIND:
     raise InputError(what, f'a {run.MANIFEST} of something else', f'{_REMEDY}; a committee is given as --committee')
   for name, wanted in manifest['files'].items():
-    if not (path / name).exists() or run.sha256(path / name) != wanted:
+    file = untrusted.inside(path, name, what)
+    if not file.is_file() or run.sha256(file) != wanted:
       raise InputError(what, f'{name} is not the file that was saved', 'copy the folder again, whole')
   return manifest
 
@@ -204,16 +211,30 @@ def read_card(path: epath.PathLike) -> Card:
   Raises:
     InputError: it is none.
   """
-  found = run.read_json(epath.Path(path) / CARD, f'the fine-tuned classifier {path}')
-  if not isinstance(found, dict):
-    raise InputError(f'the fine-tuned classifier {path}', f'{CARD} is not what was saved', _REMEDY)
+  found = run.read_object(epath.Path(path) / CARD, f'the fine-tuned classifier {path}')
+  if 'head' in found and isinstance(found['head'], dict):
+    found['head'] = {'copies': 1} | found['head']  # cards from before there could be several
   return recipe.build(Card, found)
 
 
 def outputs(path: epath.PathLike) -> dict[str, Outputs]:
-  """What the classifier in a folder said of each reported split, and the right labels."""
-  with (epath.Path(path) / OUTPUTS).open('rb') as file:
-    with np.load(file, allow_pickle=False) as found:
+  """What the classifier in a folder said of each reported split, and the right labels.
+
+  Raises:
+    InputError: the file is missing, not what was saved, or too large, as it is or unpacked.
+  """
+  file, what = epath.Path(path) / OUTPUTS, f'the outputs of the fine-tuned classifier {path}'
+  try:
+    data = io.BytesIO(untrusted.read_bytes(file, what))
+    size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
+    if size > untrusted.LARGEST:
+      raise InputError(what, f'{file} unpacks to {size:,} bytes', _REMEDY)
+    data.seek(0)
+    with np.load(data, allow_pickle=False) as found:
       arrays = dict(found)
-  splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
-  return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
+    splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
+    if not splits:
+      raise ValueError('it holds no outputs')
+    return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
+  except _NO_ARRAYS as error:
+    raise InputError(what, f'{file} cannot be read: {error}', _REMEDY) from None

@@ -10,7 +10,8 @@ wherever it is copied to.
     result.json      the whole committee in a few numbers
 
 Members stand in the order of their identities, so that the order in which they are named changes no bit of an answer.
-They may differ in shape; task, labels and tokenizer must be the same. Training members together is left out.
+They may differ in shape and in how many heads they have; task, labels and tokenizer must be the same. Training members
+together is left out.
 """
 
 import dataclasses
@@ -23,8 +24,9 @@ from etils import epath
 from jaxtyping import Float
 from rich import table as rich_table
 
-from minilm_jax import run
+from minilm_jax import claim, run, untrusted
 from minilm_jax.errors import InputError
+from minilm_jax.shape import TEXT
 from minilm_jax.tasks import classifiers, forward, subsets
 from minilm_jax.tasks.classifiers import Fitted
 from minilm_jax.tasks.sources import Examples
@@ -32,6 +34,7 @@ from minilm_jax.tasks.table import REGRESSION
 
 KIND = 'committee'
 STUDY = 'committee.json'
+_MANIFEST = {'members': [{'folder': TEXT, 'weights': TEXT}]}  # what is read of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ def make(given: str, workdir: epath.PathLike) -> dict[str, Any]:
     What result.json has, and the lines of committee.json.
 
   Raises:
+    Held: another process is at work in the work directory.
     InputError: a member is missing or damaged, the same twice, or does not go with the others; the work directory is
       another committee's.
   """
@@ -89,24 +93,32 @@ def make(given: str, workdir: epath.PathLike) -> dict[str, Any]:
   pairs = sorted(((classifiers.load(one), one) for one in folders), key=lambda pair: pair[0].identity)
   members = [member for member, _ in pairs]
   check(members, [str(one) for _, one in pairs])
+  with claim.held(workdir):
+    return _write(members, [one for _, one in pairs], workdir)
+
+
+def _write(members: Sequence[Fitted], folders: Sequence[epath.Path], workdir: epath.Path) -> dict[str, Any]:
   card = members[0].card
   run.open_run(workdir, {'kind': KIND, 'task': {'name': card.task, 'labels': card.labels},
                          'members': [member.identity for member in members]})
-  for number, (member, source) in enumerate(pairs):
+  for number, source in enumerate(folders):
     _copy(source, workdir / classifiers.folder(number))
-  counts = [run.read_json(one / run.MANIFEST, str(one))['parameters'] for _, one in pairs]
+  counts = [run.read_json(one / run.MANIFEST, str(one))['parameters'] for one in folders]
   run.write_json(workdir / run.MANIFEST, {
       'tokenizer': card.tokenizer, 'parameters': {'total': sum(counts)}, 'members': [
           {'folder': classifiers.folder(number), 'weights': member.identity, 'parameters': counts[number],
-           'layers': member.card.model.layers, 'hidden': member.card.model.hidden, 'seed': member.card.seed,
-           'learning_rate': member.card.learning_rate, 'checkpoint': member.card.checkpoint, 'step': member.card.step}
+           'layers': member.card.model.layers, 'hidden': member.card.model.hidden, 'heads': member.card.head.copies,
+           'seed': member.card.seed, 'learning_rate': member.card.learning_rate, 'checkpoint': member.card.checkpoint,
+           'step': member.card.step}
           for number, member in enumerate(members)]})
-  lines, reason, examples = _study([one for _, one in pairs], card.headline)
+  lines, reason, examples = _study(folders, card.headline)
+  heads = [member.card.head.copies for member in members]
   run.write_json(workdir / STUDY, {'task': card.task, 'headline': card.headline, 'members': len(members),
-                                   'examples': examples, 'unscored': reason,
+                                   'heads': heads, 'examples': examples, 'unscored': reason,
                                    'lines': [subsets.as_dict(line) for line in lines]})
   whole = {f'{line.split}, {line.combined}, {line.metric}': line.mean for line in lines if line.size == len(members)}
-  result = {'task': card.task, 'members': len(members), 'parameters': sum(counts), 'unscored': reason, 'scores': whole}
+  result = {'task': card.task, 'members': len(members), 'heads': heads, 'parameters': sum(counts), 'unscored': reason,
+            'scores': whole}
   run.write_json(workdir / run.RESULT, result)
   return result | {'lines': [subsets.as_dict(line) for line in lines]}
 
@@ -119,7 +131,9 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
   if temporary.exists():
     temporary.rmtree()
   for file in _files(source):
-    place = temporary / '/'.join(file.parts[len(source.parts):])
+    name = '/'.join(file.parts[len(source.parts):])
+    untrusted.inside(source, name, f'the fine-tuned classifier {source}')  # no link takes a file of the reader's along
+    place = temporary / name
     place.parent.mkdir(parents=True, exist_ok=True)
     file.copy(place)
   temporary.rename(target)
@@ -185,11 +199,11 @@ def load(folder: epath.PathLike) -> Committee:
   """
   folder = epath.Path(folder)
   what = f'the committee {folder}'
-  config = run.read_json(folder / run.CONFIG, what)
-  if not isinstance(config, dict) or 'kind' not in config or config['kind'] != KIND:
+  config = run.read_object(folder / run.CONFIG, what)
+  if 'kind' not in config or config['kind'] != KIND:
     raise InputError(what, 'a folder of something else', 'give what minilm committee made')
-  wanted = run.read_json(folder / run.MANIFEST, what)['members']
-  members = tuple(classifiers.load(folder / one['folder']) for one in wanted)
+  wanted = run.read_object(folder / run.MANIFEST, what, _MANIFEST)['members']
+  members = tuple(classifiers.load(untrusted.inside(folder, one['folder'], what)) for one in wanted)
   for member, one in zip(members, wanted, strict=True):
     if member.identity != one['weights']:
       raise InputError(what, f'{one["folder"]} is another classifier than the one it was made with',
@@ -200,11 +214,13 @@ def load(folder: epath.PathLike) -> Committee:
 
 def tables(found: dict[str, Any]) -> list[rich_table.Table]:
   """Scores by size, for a reader."""
+  several = max(found['heads']) > 1
+  who = f'a committee of {found["members"]}' + (f' with {", ".join(map(str, found["heads"]))} heads' if several else '')
   if found['unscored']:
-    return [rich_table.Table(title=f'a committee of {found["members"]}, without scores: {found["unscored"]}')]
+    return [rich_table.Table(title=f'{who}, without scores: {found["unscored"]}')]
   metrics = list(dict.fromkeys(line['metric'] for line in found['lines']))
   table = rich_table.Table('split', 'size', 'subsets', 'combined by', *metrics, title=(
-      f'{found["task"]}, a committee of {found["members"]}: mean over subsets, and their middle 95%'))
+      f'{found["task"]}, {who}: mean over subsets, and their middle 95%'))
   rows: dict[tuple[str, ...], dict[str, str]] = {}
   for line in found['lines']:
     ends = f' ({line["low"]:.3f}, {line["high"]:.3f})' if line['low'] is not None else ''

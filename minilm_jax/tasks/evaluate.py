@@ -7,7 +7,6 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from minilm_jax import run
 from minilm_jax.config import MeshConfig, RunConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import corpus as corpora
@@ -51,7 +50,7 @@ def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig,
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
   config = start.model_run(source)
-  described = run.read_json(epath.Path(source) / run.MANIFEST, f'the manifest of {source}')
+  described = start.identity(source)
   folder = epath.Path(corpus or described['corpus_folder'])
   if not corpus and not folder.exists():
     raise InputError(f'the corpus of {source}', f'no folder {folder}', 'say where it is now: --corpus=FOLDER')

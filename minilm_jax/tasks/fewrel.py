@@ -39,12 +39,11 @@ def rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, Any]]:
     markers: also give `marked`, the text with `qj`, `jq` round every mention of the head, `qz`, `zq` of the tail.
 
   Raises:
-    InputError: the file cannot be read, is not of this form, or (for markers) a mention lies outside its sentence.
+    InputError: the file cannot be read or is too large, is not of this form, or (for markers) a mention lies outside
+      its sentence.
   """
-  with files.opened(path) as stream:
-    raw = stream.read()
   try:
-    relations = json.loads(raw)
+    relations = json.loads(files.whole(path))
   except (ValueError, RecursionError) as error:
     raise InputError(f'relations in {path}', f'not JSON: {error}', 'give a .jsonl a name that ends so') from None
   if not isinstance(relations, dict) or not all(isinstance(items, list) for items in relations.values()):

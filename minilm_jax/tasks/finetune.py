@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from minilm_jax import progress, recipe, run
+from minilm_jax import claim, progress, recipe, run, signals
 from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language.tokenizer import Tokenizer
@@ -47,6 +47,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
     The score lines of all members.
 
   Raises:
+    Held: another process fine-tunes there.
     InputError: the run, a checkpoint or the examples cannot be used, or no member kept a finite loss.
   """
   source = epath.Path(source)
@@ -54,8 +55,15 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   tokenizer = start.tokenizer(source)
   saved = {step: pretrained_encoder(source, model, config, step) for step in starts if step is not None}
   ready = material.prepare(config, model.length, tokenizer, model.batch_norm)
+  with claim.held(workdir):
+    workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
+    return _go_on(config, source, workdir, starts, model, tokenizer, saved, ready)
 
-  workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
+
+def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, starts: Sequence[int | None],
+           model: EncoderConfig, tokenizer: Tokenizer, saved: dict[int, Encoder],
+           ready: Material) -> list[dict[str, Any]]:
+  """Runs the members that are left."""
   entries = protocol.entries(config, starts)
   common = {'train_examples': len(ready.rows[TRAIN].labels), 'checkpoint': source.name, 'truncated': ready.truncated,
             'held_out': len(ready.rows[HELD_OUT].labels) if config.held_out else 0, 'filtered': config.task.filtered}
@@ -124,13 +132,14 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, r
   judged = fitting.replicate(batches, program), dict(zip(names, places, strict=True))
   entries, total, log = list(origins), members * program.updates, _log(workdir)
   before = total - len(entries) * program.updates
-  with progress.track(f'fine-tuning {ready.task.name}', total, 'updates', before) as tick:
+  with progress.track(f'fine-tuning {ready.task.name}', total, 'updates', before) as tick, signals.noted() as flag:
     for first in range(0, len(entries), program.together):
       some = entries[first:first + program.together]
       member = program.start(fitting.group(program, [origins[entry] for entry in some]), encoders)
       reached = interim.load(workdir, some, member) or interim.begin(member, len(some))
+      rest = interim.keeper(workdir, some, reached, flag)
       found = _fit(program, reached, data, judged, some, ready, config, log,
-                   lambda done, note: tick(before + done * len(some), note), interim.keeper(workdir, some, reached))
+                   lambda done, note: tick(before + done * len(some), note), rest)
       before += len(some) * program.updates
       if config.patience:  # some may have stopped early
         tick(before, '')
@@ -149,7 +158,7 @@ def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[An
          rest: Callable[[], None]) -> list[dict[str, Scored]]:
   """Trains some members together, an epoch at a time; gives what is reported of each."""
   kept, best, going, first = reached.kept, reached.best, reached.going, 0
-  for epoch, end in epoch_ends(program.updates, config.epochs):
+  for epoch, end in protocol.epoch_ends(program.updates, config.epochs):
     if not going:
       break
     if reached.step >= end:  # it went on after this epoch
@@ -191,17 +200,6 @@ def _keep(origins: dict[Entry, tuple], tables: np.ndarray, ready: Material, conf
   outputs = {split: (scored.outputs[split], ready.rows[split].labels) for split in ready.reported}
   whole = fitting.widen(scored.model, tables[origins[entry][2]], ready.used)
   classifiers.save(workdir / classifiers.folder(entry.member), card, whole, tokenizer, outputs, ready.digests)
-
-
-def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
-  """(epoch, update) of the end of each epoch; the last may be a part of one, and several may end with one update.
-
-  >>> epoch_ends(8, 2.5)
-  [(1.0, 4), (2.0, 7), (2.5, 8)]
-  """
-  passed = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
-  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in passed}
-  return [(epoch, end) for end, epoch in ends.items()]
 
 
 def _log(workdir: epath.Path) -> Log:

@@ -70,11 +70,14 @@ class Member:
 
 def loss_sum(model: Classifier, tokens: Int[Array, 'B L'], mask: Bool[Array, 'B L'], labels: Shaped[Array, 'B'],
              key: Any, kind: str) -> Float[Array, '']:
-  """Cross-entropy of a classification, squared error of a regression, summed over examples."""
-  outputs = model(tokens, mask, key=key)
-  if kind == REGRESSION:
-    return jnp.sum((outputs[:, 0] - labels) ** 2)
-  return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum()
+  """Cross-entropy of a classification, squared error of a regression, summed over examples; the mean over heads."""
+  def one(outputs: Float[Array, 'B C']) -> Float[Array, '']:
+    if kind == REGRESSION:
+      return jnp.sum((outputs[:, 0] - labels) ** 2)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum()
+
+  sums = [one(outputs) for outputs in model.each(tokens, mask, key=key)]
+  return functools.reduce(jnp.add, sums) / len(sums)
 
 
 def at_length(function: Callable[..., Any], lengths: Sequence[int], rows: Any, longest: Int[Array, '']) -> Any:

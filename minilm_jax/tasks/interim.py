@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from minilm_jax import run
+from minilm_jax import run, signals
 from minilm_jax.tasks.fitting import Member
 from minilm_jax.tasks.protocol import Entry, Scored
 from minilm_jax.training import population
@@ -79,15 +79,21 @@ def load(workdir: epath.PathLike, entries: Sequence[Entry], start: Member) -> Re
   return Reached(member, said['step'], arrays['totals'], kept, said['best'], set(said['going']))
 
 
-def keeper(workdir: epath.PathLike, entries: Sequence[Entry], reached: Reached) -> Callable[[], None]:
-  """A function that saves what the members have reached, where the last save is long enough ago."""
+def keeper(workdir: epath.PathLike, entries: Sequence[Entry], reached: Reached,
+           flag: signals.Flag) -> Callable[[], None]:
+  """A function that saves what the members have reached, where the last save is long enough ago or a signal has come.
+
+  It raises signals.Ended after a signal.
+  """
   saved = time.monotonic()
 
   def keep() -> None:
     nonlocal saved
-    if time.monotonic() - saved >= SECONDS:
+    if flag.number or time.monotonic() - saved >= SECONDS:
       save(workdir, entries, reached)
       saved = time.monotonic()
+    if flag.number:
+      raise signals.Ended(flag.number, f' after {reached.step:,} updates; saved; the same command goes on from there')
 
   return keep
 
@@ -107,7 +113,7 @@ def _read(workdir: epath.PathLike, entries: Sequence[Entry]) -> tuple[dict[str, 
   if not (epath.Path(workdir) / FILE).exists():
     return None
   try:
-    with np.load(io.BytesIO((epath.Path(workdir) / FILE).read_bytes()), allow_pickle=False) as file:
+    with (epath.Path(workdir) / FILE).open('rb') as stream, np.load(stream, allow_pickle=False) as file:
       arrays = dict(file)
     said = json.loads(arrays.pop(_SAID).tobytes())
   except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):  # flipped bytes fail its CRC

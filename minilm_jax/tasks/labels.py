@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from minilm_jax import shape
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.tasks.table import Task
 
@@ -82,7 +83,7 @@ def number(value: Any, where: str) -> float:
   """
   try:
     said = math.nan if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     said = math.nan
   if not math.isfinite(said):
     raise InputError('a number as label', f'{value!r} in {where}', 'give a finite number')
@@ -93,7 +94,7 @@ def _name(value: Any, where: str) -> str:
   """What a class is called."""
   if isinstance(value, numbers.Integral) and not isinstance(value, bool):
     return str(int(value))
-  if not isinstance(value, str) or not value.strip():
+  if not isinstance(value, str) or not value.strip() or shape.NO_TEXT.search(value):
     raise InputError('the name of a class', f'{value!r} in {where}',
                      'give text or a whole number; for a number to predict, --config.task.kind=regression')
   return value

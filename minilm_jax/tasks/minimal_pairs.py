@@ -7,6 +7,7 @@ from to `pair_sources`.
 """
 
 import collections
+import contextlib
 import hashlib
 import math
 import time
@@ -20,7 +21,7 @@ from rich import box, text
 from rich import table as rich_table
 from scipy import stats
 
-from minilm_jax import progress, run
+from minilm_jax import claim, progress, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
@@ -28,7 +29,7 @@ from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.tasks import likelihood as likelihoods
 from minilm_jax.tasks import pair_sources
 from minilm_jax.tasks.pair_sources import EVERYTHING, Pair
-from minilm_jax.training import checkpoint
+from minilm_jax.training import checkpoint, start
 
 _NEVER_SCORED = (pieces.BEGIN, pieces.PAD, pieces.END, pieces.MASK)
 _LEVEL = 0.95
@@ -142,6 +143,7 @@ def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, cor
     What `compare` gives, with what was compared and how.
 
   Raises:
+    Held: another process is at work in the work directory.
     InputError: pairs, run or corpus that cannot be used, or a sentence that is longer than the model reads.
   """
   likelihoods.check(likelihood)
@@ -151,22 +153,25 @@ def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, cor
                                  config.model.length)
   unigrams, said = _baseline(source, corpus, tokenizer)
   step = checkpoint.latest(source)
-  if workdir:
-    folder = run.open_run(workdir, {'kind': 'evaluate', 'checkpoint': str(source), 'checkpoint_step': step,
-                                    'task': task, 'pairs': _digest(pairs), 'likelihood': likelihood, 'corpus': corpus})
-    if (folder / run.RESULT).exists():
-      progress.say(f'nothing to do: {folder} has the scores of these pairs')
-      return run.read_json(folder / run.RESULT, f'the result of {folder}')
-  started, starts = time.monotonic(), tokenizer.starts_word()
-  with progress.track(f'scoring {task}', likelihoods.count(list(set(map(tuple, sentences))))[0], 'tokens') as tick:
-    found = compare(pairs, sentences, lambda sentences: likelihoods.pseudo_log_likelihoods(
-        model, sentences, starts, likelihood, tick), unigrams)
-  found = {'task': task, 'likelihood': likelihood, 'checkpoint': source.name, 'checkpoint_step': step,
-           'seed': config.seed, **found, 'frequency_from': said, 'seconds': round(time.monotonic() - started, 3)}
-  if workdir:
-    run.write_lines(folder / run.SCORES, score_lines(found))
-    run.write_json(folder / run.RESULT, found)
-  return found
+  write = bool(workdir) and not (epath.Path(workdir) / run.RESULT).exists()  # a finished one may be anyone's to read
+  with claim.held(workdir) if write else contextlib.nullcontext():
+    if workdir:
+      folder = run.open_run(workdir, {
+          'kind': 'evaluate', 'checkpoint': str(source), 'checkpoint_step': step, 'task': task,
+          'pairs': _digest(pairs), 'likelihood': likelihood, 'corpus': corpus})
+      if (folder / run.RESULT).exists():
+        progress.say(f'nothing to do: {folder} has the scores of these pairs')
+        return run.read_json(folder / run.RESULT, f'the result of {folder}')
+    started, starts = time.monotonic(), tokenizer.starts_word()
+    with progress.track(f'scoring {task}', likelihoods.count(list(set(map(tuple, sentences))))[0], 'tokens') as tick:
+      found = compare(pairs, sentences, lambda sentences: likelihoods.pseudo_log_likelihoods(
+          model, sentences, starts, likelihood, tick), unigrams)
+    found = {'task': task, 'likelihood': likelihood, 'checkpoint': source.name, 'checkpoint_step': step,
+             'seed': config.seed, **found, 'frequency_from': said, 'seconds': round(time.monotonic() - started, 3)}
+    if workdir:
+      run.write_lines(folder / run.SCORES, score_lines(found))
+      run.write_json(folder / run.RESULT, found)
+    return found
 
 
 def _digest(pairs: Sequence[Pair]) -> str:
@@ -180,7 +185,7 @@ def _digest(pairs: Sequence[Pair]) -> str:
 def _baseline(source: epath.Path, corpus: str,
               tokenizer: Tokenizer) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
   """Log-probabilities of pieces in the corpus of a run, if that is still there, and a word on it for the reader."""
-  described = run.read_json(source / run.MANIFEST, f'the manifest of {source}')
+  described = start.identity(source)
   folder = epath.Path(corpus or described['corpus_folder'])
   try:
     if corpora.manifest(folder)['tokenizer']['sha256'] != described['tokenizer']:

@@ -31,6 +31,7 @@ from jaxtyping import Bool, Float, Int
 from rich import table as rich_table
 from scipy import stats
 
+from minilm_jax import untrusted
 from minilm_jax.config import FinetuneConfig, SubsetConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
@@ -97,7 +98,7 @@ def tokenizer_of(folder: epath.PathLike, described: Mapping[str, Any]) -> Tokeni
   Raises:
     InputError: it is not the file that the corpus was made with.
   """
-  found = pieces.load(epath.Path(folder) / described['tokenizer']['file'])
+  found = pieces.load(untrusted.inside(folder, described['tokenizer']['file'], f'the tokenizer of {folder}'))
   if found.sha256 != described['tokenizer']['sha256']:
     raise InputError(f'the tokenizer of {folder}', 'not the file that the corpus was made with', 'copy it again')
   return found

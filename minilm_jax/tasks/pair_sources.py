@@ -5,12 +5,12 @@ phenomenon (`phenomenon` or `linguistics_term`). What is made of the pairs is le
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from minilm_jax import shape
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import documents, files
 
@@ -18,7 +18,6 @@ EVERYTHING = 'all'  # no phenomenon may have this name: it is the mean over all
 
 _SENTENCES = ('sentence_good', 'sentence_bad')
 _PARADIGM, _PHENOMENON = ('paradigm', 'UID'), ('phenomenon', 'linguistics_term')  # the first column that is there
-_NO_TEXT = re.compile('[\0\ud800-\udfff]')  # JSON can hold halves of surrogate pairs, tokenizers cannot read them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +84,11 @@ def _pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Pair]:
       if column not in row:
         raise InputError(f'the column {column!r}', f'{where} has {", ".join(map(str, row)) or "nothing"}',
                          nearest(column, map(str, row)))
-      if not isinstance(row[column], str) or not row[column].strip() or _NO_TEXT.search(row[column]):
+      if not isinstance(row[column], str) or not row[column].strip() or shape.NO_TEXT.search(row[column]):
         raise InputError(f'a sentence in {column!r}', f'{row[column]!r} in {where}', 'give text, or leave the row out')
     paradigm = _named(row, _PARADIGM) or table
     phenomenon = _named(row, _PHENOMENON) or paradigm
-    if found := _NO_TEXT.search(paradigm + phenomenon):
+    if found := shape.NO_TEXT.search(paradigm + phenomenon):
       raise InputError(f'a name in {where}', f'U+{ord(found[0]):04X}, which is no text', 'name it otherwise')
     if phenomenon == EVERYTHING:
       raise InputError(f'a phenomenon {phenomenon!r}', f'{where} has it', 'name it otherwise: it is the mean over all')

@@ -58,6 +58,17 @@ def entries(config: FinetuneConfig, starts: Sequence[int | None]) -> list[Entry]
   return [Entry(number, *one) for number, one in enumerate(each)]
 
 
+def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
+  """(epoch, update) of the end of each epoch; the last may be a part of one, and several may end with one update.
+
+  >>> epoch_ends(8, 2.5)
+  [(1.0, 4), (2.0, 7), (2.5, 8)]
+  """
+  passed = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
+  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in passed}
+  return [(epoch, end) for end, epoch in ends.items()]
+
+
 def epochs_reported(config: FinetuneConfig) -> tuple[str, ...]:
   """Which epochs of a member are scored."""
   return (BEST, LAST) if config.held_out else (LAST,)

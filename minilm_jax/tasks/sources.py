@@ -7,13 +7,14 @@ which of many are taken to `sampling.py`, how text becomes tokens to `encoding.p
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from minilm_jax import progress
+from minilm_jax import progress, shape
 from minilm_jax.config import TaskConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import vocabulary
@@ -21,6 +22,7 @@ from minilm_jax.tasks import labels, places, sampling, table
 from minilm_jax.tasks.labels import UNLABELLED
 from minilm_jax.tasks.table import REGRESSION, Task
 
+_INDEX = re.compile('[0-9]{1,18}')
 _REPORTED = 0.2  # of a training file that also gives the split that is reported
 _Example = tuple[tuple[str, ...], int | float, int]  # texts, label, and the number in the official file
 
@@ -230,8 +232,8 @@ def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
     labels.require(row, (*task.fields, task.label), where)
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
-      if not isinstance(text, str):
-        raise InputError(f'text in {field!r}', f'{text!r} in {where}', 'give a string')
+      if not isinstance(text, str) or shape.NO_TEXT.search(text):
+        raise InputError(f'text in {field!r}', f'{text!r} in {where}', 'give a string, without NUL or halves of pairs')
       # As published, a data set may hold some, and predictions are due on every row of it.
       if len(texts) == 2 and not task.joined and not config.data_dir and not text.strip():
         raise InputError(f'two texts in {where}', f'{field!r} is empty', 'fill it in, or remove the row')
@@ -241,4 +243,4 @@ def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
       texts = (' '.join(text for text in texts if text),)
     looked_at = texts if task.joined else (row[field] for field in task.filter_fields)
     if not config.filtered or vocabulary.glue_inside(' '.join(looked_at), words):
-      yield texts, label, int(row['idx']) if str(row.get('idx')).isdecimal() else number - 1
+      yield texts, label, int(row['idx']) if _INDEX.fullmatch(str(row.get('idx'))) else number - 1

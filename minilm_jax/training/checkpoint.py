@@ -1,9 +1,14 @@
 """Save, restore, latest: Orbax behind a few functions.
 
 A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), whole and unsharded in
-meaning: it comes back on any mesh. Restoring is exact or refused with the paths that differ.
+meaning: it comes back on any mesh. Restoring is exact or refused with the paths that differ. Every save gets its hashes
+(`digests`): one that was damaged is named, and the one before it is used.
 """
 
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -11,18 +16,74 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from minilm_jax import hosts, run
 from minilm_jax.errors import InputError
 from minilm_jax.model.initialization import path_name
+from minilm_jax.training import digests, preservation
 
 T = TypeVar('T')
 FOLDER = 'checkpoints'
+_UNWRITTEN = (OSError, ValueError, RuntimeError)  # what Orbax and TensorStore raise where a disk is full or gone
+_UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError)  # and where a file is not what it was
 
 
-def manager(workdir: epath.PathLike, keep: int) -> ocp.CheckpointManager:
-  """Writes the checkpoints of a run, in the background; a save is whole or absent. Keeps the last `keep`."""
-  folder = epath.Path(workdir).resolve() / FOLDER
-  return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep, create=True, cleanup_tmp_directories=True))
+class Damaged(InputError):
+  """A checkpoint is not what was saved."""
+
+
+@dataclasses.dataclass
+class Saves:
+  """The checkpoints of a run that is being trained.
+
+  `losses` are the validation losses by step, `pending` is the step whose digests are still to be written, and `began`
+  when the last save did, or the run, by `time.monotonic()`.
+  """
+
+  manager: ocp.CheckpointManager
+  losses: dict[int, float]
+  pending: int | None
+  began: float
+
+
+@contextlib.contextmanager
+def manager(workdir: epath.PathLike, keep: int, best: int = 0, losses: Mapping[int, float] = {}) -> Iterator[Saves]:
+  """Writes the checkpoints of a run, in the background; a save is whole or absent. At its end all are on disk.
+
+  Args:
+    workdir: of the run.
+    keep, best: the last so many stay, and so many with the lowest validation loss.
+    losses: those that an earlier start has taken, by step.
+
+  Raises:
+    OSError: a checkpoint could not be written; those before it are as they were.
+  """
+  folder, losses = epath.Path(workdir).resolve() / FOLDER, dict(losses)
+  policy = preservation.policy(keep, best, losses)
+  with _writing(f'the folder {folder}'):
+    made = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(
+        create=True, cleanup_tmp_directories=True, preservation_policy=policy))
+  saves = Saves(made, losses, None, time.monotonic())
+  try:
+    with _writing(f'the folder {folder}'):
+      preservation.clear(made, policy)
+    yield saves
+    finish(saves)
+  finally:
+    for _ in range(2):  # a save that has failed is told of once, and only then are its threads let go
+      with contextlib.suppress(*_UNWRITTEN):
+        finish(saves)
+        made.close()
+
+
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+  """Makes one kind of error of what libraries raise."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError:  # of a device, or of a process that has gone
+    raise
+  except _UNWRITTEN as error:
+    raise OSError(f'{what} could not be written: {" ".join(str(error).split())}') from error
 
 
 def flat(state: Any) -> dict[str, Any]:
@@ -30,12 +91,48 @@ def flat(state: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def save(saves: ocp.CheckpointManager, state: Any, step: int) -> None:
-  """Starts saving a TrainState, or that of a population, under a step; nothing happens when that is there already."""
-  if step in saves.all_steps():
+def save(saves: Saves, state: Any, step: int, loss: float | None = None) -> None:
+  """Starts saving a TrainState, or that of a population, under a step; nothing happens where that or a later one is.
+
+  `loss` is that on the validation split, where it was taken after this very step.
+
+  Raises:
+    OSError: this save, or the one before it, could not be written.
+  """
+  if step in saves.manager.all_steps():
     return
-  # a copy, because the arrays themselves are donated to the next chunk while they are being written
-  saves.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flat(state))))
+  finish(saves)
+  if loss is not None:
+    saves.losses[step] = loss
+  with _writing(f'the checkpoint of update {step:,}'):
+    # a copy, because the arrays themselves are donated to the next chunk while they are being written
+    if saves.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flat(state)))):
+      saves.pending, saves.began = step, time.monotonic()
+
+
+def settle(saves: Saves) -> None:
+  """Writes the digests of the last save if it is on disk by now; waits for nothing.
+
+  Raises:
+    OSError: it could not be written.
+  """
+  if saves.pending is not None and not saves.manager.is_saving_in_progress():
+    finish(saves)
+
+
+def finish(saves: Saves) -> None:
+  """Waits until the last save is on disk, and writes its digests: before another one may delete what it replaces.
+
+  Raises:
+    OSError: it could not be written.
+  """
+  if saves.pending is None:
+    return
+  step, saves.pending = saves.pending, None
+  with _writing(f'the checkpoint of update {step:,}'):
+    saves.manager.wait_until_finished()
+    if hosts.leads():
+      digests.write(saves.manager.directory / str(step))
 
 
 def steps(workdir: epath.PathLike) -> list[int]:
@@ -50,17 +147,38 @@ def latest(workdir: epath.PathLike) -> int | None:
   return max(steps(workdir), default=None)
 
 
+def check(workdir: epath.PathLike, step: int) -> None:
+  """Checks a checkpoint by its digests, for who only reads it.
+
+  Raises:
+    Damaged: a file is not as it was; says which, and which checkpoint before it is whole.
+  """
+  found = digests.damage(folder_of(workdir, step))
+  if found:
+    raise _damaged(workdir, step, found)
+
+
+def _damaged(workdir: epath.PathLike, step: int, found: str) -> Damaged:
+  whole = (one for one in reversed(steps(workdir)) if one < step and not digests.damage(folder_of(workdir, one)))
+  earlier = next(whole, None)
+  remedy = ('bring it back from a copy, or train again: none before it is whole' if earlier is None else
+            f'give {workdir}@{earlier} where a verb takes a step; or remove {run.RESULT} there, where it is, and '
+            f'pre-train again, which goes on from step {earlier}')
+  return Damaged(f'the checkpoint of step {step} in {workdir}', found, remedy)
+
+
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   """The state saved at `step`, with the structure and sharding of `like` (shapes with shardings are enough).
 
   Raises:
+    Damaged: it cannot be read, and has no digests by which it would be whole.
     InputError: a path is missing, left over, or of another shape or type.
   """
   wanted = flat(like)
-  with ocp.StandardCheckpointer() as reader:
-    path = _arrays(workdir, step)
-    what = f'the checkpoint of step {step} in {workdir}'
-    _compare(what, _described(reader, path, what), wanted)
+  what = f'the checkpoint of step {step} in {workdir}'
+  with _reading(workdir, step), ocp.StandardCheckpointer() as reader:
+    path = folder_of(workdir, step) / 'default'
+    _compare(what, _described(reader, path, workdir, step), wanted)
     arrays = reader.restore(path, wanted)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
@@ -75,33 +193,49 @@ def restore_under(workdir: epath.PathLike, like: T, prefix: str, step: int | Non
     step: of the checkpoint; the latest if not given.
 
   Raises:
+    Damaged: a file of it is not what was saved.
     InputError: the run has no such checkpoint, or the part has another shape.
   """
   step = latest(workdir) if step is None else step
   if step is None:
     raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
+  check(workdir, step)
   wanted = {f'{prefix}.{name}': leaf for name, leaf in flat(like).items()}
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the run may have had devices that are not here
   targets = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in wanted.items()}
-  with ocp.PyTreeCheckpointer() as reader:
-    path = _arrays(workdir, step)
-    what = f'{prefix} of the checkpoint of step {step} in {workdir}'
-    inside = {name: x for name, x in _described(reader, path, what).items() if name.startswith(prefix + '.')}
-    _compare(what, inside, wanted)
+  with _reading(workdir, step), ocp.PyTreeCheckpointer() as reader:
+    path = folder_of(workdir, step) / 'default'
+    there = _described(reader, path, workdir, step)
+    inside = {name: x for name, x in there.items() if name.startswith(prefix + '.')}
+    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside, wanted)
     arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
         targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
-def _arrays(workdir: epath.PathLike, step: int) -> epath.Path:
-  return epath.Path(workdir).resolve() / FOLDER / str(step) / 'default'
+def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where a checkpoint is, or would be."""
+  return epath.Path(workdir).resolve() / FOLDER / str(step)
 
 
-def _described(reader: ocp.Checkpointer, path: epath.Path, what: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
+  """Makes one kind of error of what libraries raise."""
+  try:
+    yield
+  except _UNREADABLE as error:
+    found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
+    if digests.written(folder_of(workdir, step)):  # its bytes are as they were, so that setting it aside helps nobody
+      raise InputError(f'the checkpoint of step {step} in {workdir}', found,
+                       'read it with the versions of jax and orbax-checkpoint that it was made with') from error
+    raise _damaged(workdir, step, found) from error
+
+
+def _described(reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int) -> dict[str, Any]:
   """Shape and type of every array of a checkpoint."""
   found = reader.metadata(path).item_metadata if path.exists() else None
   if found is None:
-    raise InputError(what, f'no arrays in {path}', 'restore that folder, or remove it: an earlier one may be there')
+    raise _damaged(workdir, step, f'no arrays in {path}')
   return found.tree
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from minilm_jax import recipe, run
+from minilm_jax import recipe, run, untrusted
 from minilm_jax.config import RunConfig
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
@@ -14,20 +14,26 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import size
+from minilm_jax.shape import TEXT
 from minilm_jax.training import optimizer
+
+_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}}  # fields that a run of an earlier version lacks: what it did
 
 
 def pretraining(folder: epath.PathLike) -> RunConfig:
-  """The recipe of the run in `folder`.
+  """The recipe of the run in `folder`, which is data: nothing that it names is imported or run.
 
   Raises:
     InputError: it is no pre-training run.
   """
   what = f'the pre-training run {folder}'
-  found = run.read_json(epath.Path(folder) / run.CONFIG, what)
-  kind = found['kind'] if isinstance(found, dict) and 'kind' in found else None
+  found = run.read_object(epath.Path(folder) / run.CONFIG, what)
+  kind = found['kind'] if 'kind' in found else None
   if kind != 'pretrain':
     raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain')
+  for group, fields in _LATER.items():
+    if group in found and isinstance(found[group], dict):
+      found[group] = fields | found[group]
   return recipe.resolve(found, kind)
 
 
@@ -52,10 +58,22 @@ def tokenizer(folder: epath.PathLike) -> Tokenizer:
   """
   file = epath.Path(folder) / build.TOKENIZER
   found = pieces.load(file)
-  if run.sha256(file) != run.read_json(epath.Path(folder) / run.MANIFEST, f'the manifest of {folder}')['tokenizer']:
+  if found.sha256 != identity(folder)['tokenizer']:
     raise InputError(f'the tokenizer of {folder}', f'{file} is not the one that the checkpoint was trained with',
                      f'restore it: the corpus of the run has it as {build.TOKENIZER}')
   return found
+
+
+def identity(folder: epath.PathLike) -> dict[str, str]:
+  """What the run in `folder` was trained on: hashes of its 'corpus' and 'tokenizer', and the 'corpus_folder'.
+
+  Raises:
+    InputError: its manifest is missing or damaged.
+  """
+  what = f'the manifest of {folder}'
+  names = ('corpus', 'tokenizer', 'corpus_folder')
+  found = run.read_object(epath.Path(folder) / run.MANIFEST, what, dict.fromkeys(names, TEXT))
+  return {name: found[name] for name in names}
 
 
 def check(config: RunConfig) -> str:
@@ -126,21 +144,21 @@ def enter(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath
 
 def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described: dict[str, Any]) -> None:
   """Writes the run's manifest and tokenizer, or checks them against those of an earlier start."""
-  identity = {'corpus': described['hash'], 'tokenizer': described['tokenizer']['sha256']}
+  hashes = {'corpus': described['hash'], 'tokenizer': described['tokenizer']['sha256']}
   if (workdir / run.MANIFEST).exists():
-    before = run.read_json(workdir / run.MANIFEST, 'the manifest of the run')
-    for name, value in identity.items():
+    before = identity(workdir)
+    for name, value in hashes.items():
       if before[name] != value:
         found = f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}'
         raise InputError(f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir')
     return
-  file = folder / described['tokenizer']['file']
-  if not file.is_file() or run.sha256(file) != identity['tokenizer']:
+  file = untrusted.inside(folder, described['tokenizer']['file'], f'the tokenizer of {folder}')
+  if not file.is_file() or run.sha256(file) != hashes['tokenizer']:
     raise InputError(f'the tokenizer {file}', 'not the file that the corpus was made with',
                      'build the corpus again, or copy it again')
-  run.write_bytes(workdir / build.TOKENIZER, file.read_bytes())
+  run.write_bytes(workdir / build.TOKENIZER, untrusted.read_bytes(file, f'the tokenizer {file}'))
   run.write_json(workdir / run.MANIFEST, {
-      **identity, 'corpus_folder': str(folder), 'training': _training(config, folder, described),
+      **hashes, 'corpus_folder': str(folder), 'training': _training(config, folder, described),
       'parameters': size.parameters(config.model),
       'flops_per_row': size.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup(config.optimizer, config.updates), 'jax': jax.__version__,

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import claim, hosts, progress, recipe, run
-from minilm_jax.config import EvaluationConfig, RunConfig
+from minilm_jax import claim, hosts, progress, recipe, run, signals
+from minilm_jax.config import CheckpointConfig, EvaluationConfig, RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
-from minilm_jax.training import checkpoint, evaluation, fault, feed, journal, population, start, steps
+from minilm_jax.training import checkpoint, evaluation, fault, feed, journal, population, resume, start, steps
 from minilm_jax.training import engine as engines
 
 
@@ -26,6 +26,8 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     Held: another process is at work in the directory.
     InputError: the corpus or the work directory does not fit the recipe, or the recipe the machine; an update was not
       finite and the recipe says to stop.
+    OSError: a file of the run could not be written; what was saved before it stays.
+    signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
   """
   hosts.agree('the recipe', json.dumps(recipe.as_dict(config)))
   hosts.agree('the work directory', str(epath.Path(workdir).resolve()))
@@ -46,19 +48,19 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
 
 def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine) -> dict[str, Any]:
   """From the last checkpoint, or from the start, to the end."""
-  step = checkpoint.latest(workdir)
-  hosts.agree('the last checkpoint', str(step))
-  state = engine.init() if step is None else checkpoint.restore(workdir, engine.shapes, step)
+  step, state = resume.restore(workdir, engine.shapes)
   lines = hosts.in_turn(lambda: run.keep_lines(
       workdir / run.METRICS, lambda line: line['step'] <= (step or 0) and line['split'] != 'test'))
-  if step is not None:
+  if step is None:
+    state = engine.init()
+  else:
     progress.say(f'going on from the checkpoint of update {step:,}')
-  with feed.open_supply(config, engine, folder) as supply:
-    return _loop(config, workdir, folder, engine, state, supply, lines)
+  with feed.open_supply(config, engine, folder) as supply, signals.noted() as flag:
+    return _loop(config, workdir, folder, engine, state, supply, lines, flag)
 
 
 def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine, state: steps.TrainState,
-          supply: feed.Supply, lines: list[dict[str, Any]]) -> dict[str, Any]:
+          supply: feed.Supply, lines: list[dict[str, Any]], flag: signals.Flag) -> dict[str, Any]:
   """Chunks of `log.every` updates to the end; a line of metrics each, after those that an earlier start left."""
   described, members = corpora.manifest(folder), config.population.members
   with hosts.together():
@@ -73,7 +75,8 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
     raise InputError(f'the run in {workdir}', f'{members - len(going)} members had an update that was not finite',
                      'lower optimizer.learning_rate or set optimizer.clip, in another --workdir')
   chunk = None
-  with checkpoint.manager(workdir, config.checkpoint.keep) as saves, \
+  keep, judged_before = config.checkpoint, journal.validation_losses(lines)
+  with checkpoint.manager(workdir, keep.keep, keep.best, judged_before) as saves, \
        progress.track('pre-training', config.updates, 'updates', done) as tick:
     while done < config.updates:
       count = _ahead(config, done)
@@ -89,12 +92,18 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
       line = log('train', done, {n: steps.means(each[n]) for n in going if each[n]['updates']})
       speed = members * count * config.batch_size * length / (time.monotonic() - before)
       tick(done, f'{line}, {speed:,.0f} tokens/s')
-      last = done == config.updates
+      last, loss = done == config.updates, None
       if 'validation' in judged and (last or _is_judged(config.evaluation, done)):
         found = evaluate(state.model, judged['validation'])
         log('validation', done, {n: found[n] for n in going})
-      if last or done % config.checkpoint.every == 0:
-        checkpoint.save(saves, state, done)
+        loss = float(np.mean([found[n]['loss'] for n in going]))
+      signal, due = _asked(keep, saves, flag)
+      if last or signal or due or done % keep.every == 0:
+        checkpoint.save(saves, state, done, loss)
+      checkpoint.settle(saves)
+      if signal:
+        checkpoint.finish(saves)
+        raise signals.Saved(signal, f' at update {done:,}; saved; the same command goes on from there')
     if 'test' in judged:
       found = evaluate(state.model, judged['test'])
       log('test', done, {n: found[n] for n in going})
@@ -114,6 +123,13 @@ def _is_judged(config: EvaluationConfig, done: int) -> bool:
   """Is there an evaluation after so many updates? Evenly from `every` on, at doublings of `first` before."""
   times, rest = divmod(done, config.first) if config.first else (0, 0)
   return done % config.every == 0 or done < config.every and times.bit_count() == 1 and not rest
+
+
+def _asked(often: CheckpointConfig, saves: checkpoint.Saves, flag: signals.Flag) -> tuple[int, bool]:
+  """The signal that has come, or 0, and is it time to save? Of several processes any may have it; one has the clock."""
+  due = often.minutes > 0 and time.monotonic() - saves.began >= 60 * often.minutes
+  said = hosts.numbers(flag.number, due)
+  return max(number for number, _ in said), bool(said[0][1])
 
 
 def _survivors(config: RunConfig, workdir: epath.Path, saves: Any, state: steps.TrainState, found: fault.Fault,
@@ -136,6 +152,7 @@ def _survivors(config: RunConfig, workdir: epath.Path, saves: Any, state: steps.
       progress.say(f'{what} was not made: {said}; the member stops there, the others go on')
       continue
     checkpoint.save(saves, state, done if many else step)
+    checkpoint.finish(saves)
     raise hosts.Stopped(f'{what} in {workdir}', f'{said}; what was before it is its last checkpoint',
                         'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip')
   return left

@@ -1,0 +1,206 @@
+"""Committees against the deep model: who is compared with whom, paired by the seed of fine-tuning.
+
+A committee here is what the pre-trained members of one seed of fine-tuning say together, by their mean probability: a
+folder that `minilm committee` made from several pre-trainings, each fine-tuned with several seeds, holds one of each
+seed, and folders of one seed each are as good. The deep one is the deepest run without convolutions that was fine-tuned
+on the task, deeper than every member, on as many rows as the members where there is one.
+
+Only files are read: what members said of the reported examples is in their outputs.npz.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.analysis import latencies, runs
+from minilm_jax.analysis.gap import Trained
+from minilm_jax.analysis.latencies import LatencyRow
+from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.errors import InputError
+from minilm_jax.tasks import metrics, subsets
+
+KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
+NEEDED = 'committees with convolutional members: two or more of each of two seeds of fine-tuning'
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeded:
+  """The members of one seed in one folder, on one reported split.
+
+  Attributes:
+    folder: the committee's name among the runs.
+    task, split, examples, headline: what it was scored on; `value` is its headline score, by the mean probability.
+    seed: of fine-tuning, of all its members.
+    shapes: of its members, one each, as `latencies.shape` writes them, in ascending order.
+    layers: the most blocks among its members.
+    convolved: has one of its members convolutions? Of the five that paper 2 released four have.
+    rows: that the pre-training of its members saw in its set; 0 where they differ or are not among the runs.
+    collapsed: members that gave one answer to everything.
+  """
+
+  folder: str
+  task: str
+  split: str
+  examples: int
+  headline: str
+  seed: int
+  shapes: tuple[str, ...]
+  layers: int
+  convolved: bool
+  rows: int
+  value: float
+  collapsed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+  """Committees of one kind, by the shapes of their members, against the deep model.
+
+  Attributes:
+    differences: the committee's score less the deep model's, by seed, by what it is of in words: a task each.
+    collapsed: members and runs among them that gave one answer to everything.
+    shapes, deep: of one committee's members, and of the deep model; '' of what there is not.
+    missing: what there would have to be for a difference.
+  """
+
+  differences: Mapping[str, Mapping[int, float]]
+  collapsed: int
+  shapes: tuple[str, ...]
+  deep: str
+  missing: str
+
+
+def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) -> list[Seeded]:
+  """The committees of every folder, by seed and split, of two members or more.
+
+  Args:
+    found: runs by name; of a folder that was cut short there is none.
+    there: the pre-training runs among them.
+
+  Raises:
+    InputError: a folder that lacks a file of a member.
+  """
+  sizes = {str(found[name].resolve()): one.rows for name, one in there.items()}
+  made = []
+  for name, path in found.items():
+    if runs.kind(path) == KIND and (path / run.RESULT).exists():
+      made += _seeded(name, path, sizes)
+  return made
+
+
+def _seeded(name: str, path: epath.Path, sizes: Mapping[str, int]) -> Iterator[Seeded]:
+  by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+  for one in run.read_json(path / run.MANIFEST, f'the members of {path}')['members']:
+    folder = path / one['folder']
+    card = run.read_json(folder / CARD, f'a member of the committee {path}')
+    if card['step'] >= 0:  # from scratch it is -1
+      by_seed.setdefault(card['seed'], []).append((card, _outputs(folder / OUTPUTS)))
+  for seed, members in by_seed.items():
+    cards, said = zip(*members, strict=True)
+    if len(members) < 2:
+      continue
+    sets = {sizes.get(str(epath.Path(card['checkpoint']).resolve()), 0) for card in cards}
+    rows = sets.pop() if len(sets) == 1 else 0
+    for split in sorted(set.intersection(*(set(one) for one in said))):
+      labels = said[0][split][1]
+      if not all(np.array_equal(one[split][1], labels) for one in said):
+        continue  # they were reported on other examples
+      logits, headline = np.stack([one[split][0] for one in said]), cards[0]['headline']
+      answers = subsets.combine(logits, subsets.PROBABILITY).argmax(-1)
+      yield Seeded(
+          name, cards[0]['task'], split, len(labels), headline, seed,
+          tuple(sorted(latencies.shape(card['model']) for card in cards)),
+          max(card['model']['layers'] for card in cards),
+          any(card['model']['convolutions'] for card in cards), rows,
+          metrics.compute((headline,), answers, labels)[headline],
+          sum(metrics.collapsed(one.argmax(-1)) for one in logits))
+
+
+def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """What a member said of each split, and the right labels."""
+  if not path.exists():
+    raise InputError(f'a member of the committee {path.parent.parent}', f'no file {path}',
+                     'copy the folder again, whole')
+  with path.open('rb') as file, np.load(file, allow_pickle=False) as found:
+    splits = [name.removesuffix(' outputs') for name in found if name.endswith(' outputs')]
+    return {split: (found[f'{split} outputs'], found[f'{split} labels']) for split in splits}
+
+
+def contest(made: Sequence[Seeded], rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> Contest:
+  """The largest committees with convolutional members that a deeper run can be compared with, task by task.
+
+  Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
+
+  Args:
+    made: of `committees`.
+    rows: of `cells.main`, for the deep model.
+    there: pre-training runs by name.
+  """
+  kinds: dict[tuple[str, ...], list[Seeded]] = {}
+  for one in made:
+    if one.convolved:
+      kinds.setdefault(one.shapes, []).append(one)
+  without = Contest({}, 0, (), '', NEEDED)
+  for shapes, own in sorted(kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)):
+    differences, collapsed, deep = {}, sum(one.collapsed for one in own), ''
+    for task, split in dict.fromkeys((one.task, one.split) for one in own):
+      some = [one for one in own if (one.task, one.split) == (task, split)]
+      rivals = _deepest(some[0], rows, there)
+      by_seed = _by_seed([{one.seed: one.value} for one in some])
+      theirs = _by_seed([dict(zip(row.pretrained.seeds, row.pretrained.values)) for row in rivals])
+      if rivals:
+        names = [', '.join(dict.fromkeys(names)) for names in (
+            (one.folder for one in some), (row.checkpoint for row in rivals))]
+        differences[f'{task}, {split}: {" against ".join(names)}'] = {
+            seed: by_seed[seed] - theirs[seed] for seed in sorted(by_seed.keys() & theirs.keys())}
+        collapsed += sum(row.pretrained.collapsed for row in rivals)
+        deep = latencies.shape(there[rivals[0].checkpoint].model)
+    if differences:
+      return Contest(differences, collapsed, shapes, deep, '')
+    without = Contest({}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task')
+  return without
+
+
+def _deepest(one: Seeded, rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> list[ScoreRow]:
+  """The rows of the deepest runs that were scored on the same examples."""
+  fit = [row for row in rows if row.headline and row.checkpoint in there and row.pretrained.n and (
+      row.task, row.metric, row.split, row.examples) == (one.task, one.headline, one.split, one.examples)
+         and there[row.checkpoint].model['layers'] > one.layers and there[row.checkpoint].plain]
+  same = [row for row in fit if there[row.checkpoint].rows == one.rows]
+  fit = same or fit
+  most = max((there[row.checkpoint].model['layers'] for row in fit), default=0)
+  return [row for row in fit if there[row.checkpoint].model['layers'] == most]
+
+
+def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
+  """The mean of what there is of each seed."""
+  seeds = sorted({seed for one in each for seed in one})
+  return {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
+
+
+def ratio(contest: Contest, timed: Sequence[LatencyRow]) -> tuple[tuple[float, float, float], str, str]:
+  """The committee's latency over the deep model's at batch 1: value, low and high; what it is of; what is missing.
+
+  The committee's is that of its fastest way. The ends are quotients of the ends of both medians' intervals, so that the
+  interval is rather too wide; where several machines or times were measured, the largest ratio counts.
+  """
+  shape = contest.shapes[0] if len(set(contest.shapes)) == 1 else ''
+  pairs = []
+  for name in dict.fromkeys(row.run for row in timed):
+    own = [row for row in timed if row.run == name and row.batch == 1 and row.heads == 1]
+    whole = [row for row in own if row.shape == shape and row.members == len(contest.shapes)]
+    deep = [row for row in own if row.shape == contest.deep and row.members == 1]
+    if whole and deep:
+      pairs.append((min(whole, key=lambda row: row.median), deep[0]))
+  if pairs and shape:
+    ours, theirs = max(pairs, key=lambda pair: pair[0].median / pair[1].median)
+    return ((ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low),
+            f'latency: {ours.name} against {theirs.name} in {ours.run}', '')
+  missing = ('a latency: members of several shapes are not timed together' if contest.shapes and not shape else
+             'a latency of this committee and of the deep model: minilm latency --workdir')
+  return (math.nan, math.nan, math.nan), '', missing

@@ -1,0 +1,104 @@
+"""Latencies on the page: what `minilm latency --workdir` left behind, and which contestant has the shape of a run."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from minilm_jax import run
+from minilm_jax.analysis import page, runs
+from minilm_jax.errors import InputError
+
+KIND = 'latency'
+HEADINGS = ('answers', 'batch', 'ms, median [95% interval]', 'p95', 'to the member', 'heads', 'depth', 'parameters',
+            'MFLOPs a row')
+WORDS = 1
+CAPTION = ('Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
+           'members. Depth: blocks and convolutions that must run one after another.')
+# What the time of an answer does not depend on, but for the head of a masked language model, which is not there.
+_WITHOUT = ('vocabulary', 'dropout', 'initialization', 'nominal_heads', 'tied', 'norm_epsilon', 'first_position')
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyRow:
+  """One contestant at one batch size.
+
+  Attributes:
+    run: the run directory that it stands in.
+    name, recipe: of the contestant, and of its one recipe; `shape` is the model's, as `shape` below writes it.
+    members, heads, devices: heads of one member.
+    median, low, high, p95: milliseconds; the interval is that of the median.
+    over_member: the median over that of the member alone.
+    machine, calls: where, and how many rounds.
+  """
+
+  run: str
+  name: str
+  recipe: str
+  shape: str
+  batch: int
+  length: int
+  members: int
+  heads: int
+  devices: int
+  depth: int
+  parameters: int
+  flops: int
+  median: float
+  low: float
+  high: float
+  p95: float
+  over_member: float
+  machine: str
+  calls: int
+
+
+def shape(model: Mapping[str, Any]) -> str:
+  """All of a model that the time of an answer depends on: equal of models that a latency is shared by."""
+  return json.dumps({name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True)
+
+
+def read(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
+  """The rows of every latency among some runs that has ended.
+
+  Args:
+    found: runs by name, of `runs.find`.
+
+  Raises:
+    InputError: a result that is damaged.
+  """
+  rows = []
+  for name, path in found.items():
+    if runs.kind(path) != KIND or not (path / run.RESULT).exists():
+      continue
+    models = run.read_json(path / run.CONFIG, f'the recipe of {path}')['models']
+    result = run.read_json(path / run.RESULT, f'the latency in {path}')
+    own = [field.name for field in dataclasses.fields(LatencyRow)]
+    try:
+      for row in result['rows']:
+        flat = row | {end: runs.number(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')}
+        rows.append(LatencyRow(run=name, shape=shape(models[row['recipe']]), machine=result['machine'],
+                               calls=result['calls'], **{field: flat[field] for field in own if field in flat}))
+    except (KeyError, TypeError) as error:
+      raise InputError(f'the latency in {path}', f'{run.RESULT} lacks {error}',
+                       'time it again into a new --workdir: another version has written this one') from None
+  return rows
+
+
+def table_cells(row: LatencyRow) -> list[str]:
+  """The cells under `HEADINGS`."""
+  return [row.name, str(row.batch), f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]', f'{row.p95:.3f}',
+          f'{row.over_member:.2f}', str(row.members * row.heads), str(row.depth), f'{row.parameters:,}',
+          f'{row.flops / 1e6:,.1f}']
+
+
+def sections(rows: Sequence[LatencyRow]) -> Iterator[str]:
+  """HTML of the page, a table a run; nothing without latencies."""
+  if rows:
+    yield '<h2>Latency</h2>'
+  for name in dict.fromkeys(row.run for row in rows):
+    own = [row for row in rows if row.run == name]
+    yield f'<p>{page.escape(name)}: {own[0].calls} answers each, {page.escape(own[0].machine)}</p>'
+    yield page.table(HEADINGS, WORDS, [table_cells(row) for row in own], CAPTION)
