@@ -140,11 +140,13 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def arrays(path: pathlib.Path) -> dict[str, tuple]:
-  """The bytes of a checkpoint's arrays."""
+  """The bytes of a checkpoint's arrays, whatever devices saved them."""
   import orbax.checkpoint as ocp
-  with ocp.StandardCheckpointer() as reader:
-    return {name: (array.shape, str(array.dtype), np.asarray(array).tobytes())
-            for name, array in reader.restore(path).items()}
+  with ocp.PyTreeCheckpointer() as reader:
+    names = reader.metadata(path).item_metadata.tree
+    plain = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
+  return {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in found.items()}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
