@@ -28,12 +28,12 @@ from minilm_jax.errors import InputError, nearest
 
 T = TypeVar('T')
 _WRITTEN = {int: re.compile(r'-?\d+'), float: re.compile(r'-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')}
-_MOST = 1 << 53  # of a whole number; above, JSON and floating point lose digits, and no shape or count is so large
 # What a recipe, which is code, may raise; RecursionError is a RuntimeError, and one that leaves gives no recipe either.
 _FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError,
            AssertionError, RuntimeError, OSError, MemoryError, StopIteration, SystemExit)
 _LARGEST = 1 << 20  # bytes of a recipe; ours have thousands
-_BITS, _DIGITS = 64, 100  # of a number; nothing that is counted here needs more
+# Of a whole number; above, JSON and floating point lose digits, and no shape or count is so large. Of one in text.
+_BITS, _DIGITS = 53, 100
 
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
 
@@ -180,8 +180,6 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
   if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
     raise InputError(f'{where} as {kind.__name__}', f'{value!r} ({type(value).__name__})',
                      f'give a value of type {kind.__name__}')
-  if kind is int and abs(value) > _MOST:
-    raise InputError(f'{where} as a number', f'{value!r}', f'give one of at most {_MOST:,}')
   return value
 
 
