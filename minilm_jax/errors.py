@@ -32,11 +32,11 @@ class InputError(Exception):
   """
 
   def __init__(self, asked: str, found: str, remedy: str):
-    self.asked, self.found, self.remedy = _shown(asked), _shown(found), _shown(remedy)
+    self.asked, self.found, self.remedy = _in_a_line(asked), _in_a_line(found), _in_a_line(remedy)
     super().__init__(f'asked: {self.asked}\nfound: {self.found}\nto do: {self.remedy}')
 
 
-def _shown(text: str) -> str:
+def _in_a_line(text: str) -> str:
   """One line that a terminal can show: what does not print, which might move its cursor, is escaped."""
   text = str(text) if len(str(text)) <= _MOST else f'{str(text)[:_MOST]}...'
   return text if text.isprintable() else ''.join(

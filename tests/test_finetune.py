@@ -137,6 +137,7 @@ def test_the_recipe_that_is_kept_says_what_it_started_from(finished: Path, tiny_
 
 def test_what_is_finished_is_not_run_again(finished: Path, tiny_run: Path, never):
   before = {path.name: path.read_bytes() for path in finished.iterdir()}
+  (finished / interim.FILE).write_bytes(b'left by a process that was killed after the last score')
   assert finetune.finetune(settings(**CHANGES), tiny_run, finished, STARTS) == lines(finished)
   assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 

@@ -10,7 +10,7 @@ import pytest
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 TPU = ('tpu_vm.sh', '--name=tiny', '--zone=us-west4-a')
 VERB = ('pretrain', '--config=configs/tiny.py', '--workdir=gs://bucket/my runs/it\'s')
-VERSION = 'if [[ $* == *describe* ]]; then echo ACTIVE; fi'
+THERE = 'if [[ $* == *describe* ]]; then echo ACTIVE; fi'
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def refused(done: subprocess.CompletedProcess, found: str) -> None:
 
 
 def test_a_tpu_from_asking_to_giving_back(fake, tmp_path: pathlib.Path):
-  record = fake('gcloud', VERSION)
+  record = fake('gcloud', THERE)
   assert launch(tmp_path, *TPU, '--type=v6e-8', '--spot', 'create').returncode == 0
   create, describe = calls(record)
   assert create[:5] == ['compute', 'tpus', 'queued-resources', 'create', 'tiny']

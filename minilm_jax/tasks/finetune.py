@@ -76,6 +76,7 @@ def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, star
     origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left}
     keep = functools.partial(_keep, origins, tables, ready, config, model, tokenizer, source, workdir)
     _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries), keep)
+  interim.remove(workdir)  # also where a kill came between the last score and this
   return _result(config, ready, workdir, common)
 
 
@@ -150,7 +151,6 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, r
           keep(entry, kept)
         for line in protocol.lines(ready.task, entry, kept, labels, floors):
           run.append_line(workdir / run.SCORES, {**line, **common})
-      interim.remove(workdir)
 
 
 def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[Any, dict], entries: Sequence[Entry],
