@@ -105,7 +105,7 @@ def _take(path: epath.Path, mine: dict[str, Any]) -> None:
     raise _refusal(path, found)
   try:
     if found is not None:
-      _clear(path, found, mine)
+      _clear(path, found)
     _write(path, mine)
     owner = _owner(path)
   except OSError as error:
@@ -114,15 +114,22 @@ def _take(path: epath.Path, mine: dict[str, Any]) -> None:
     raise _refusal(path, _read(path) or {})
 
 
-def _clear(path: epath.Path, dead: dict[str, Any], mine: dict[str, Any]) -> None:
-  """Puts a dead claim away. Of several that do so at once one may find a fresh one in its hand, and gives it back."""
-  aside = path.parent / f'{CLAIM}-{mine["id"]}'
-  with contextlib.suppress(FileNotFoundError):  # another one did
-    path.rename(aside)
-    if _read(aside) == dead:
-      aside.unlink()
-    else:
-      aside.rename(path)
+def _clear(path: epath.Path, dead: dict[str, Any]) -> None:
+  """Removes a dead claim, one process at a time: none of several that read it may remove that of the next holder."""
+  if '://' in str(path):
+    path.unlink(missing_ok=True)
+    return
+  clearing = path.parent / f'{CLAIM}-clearing'
+  with contextlib.suppress(FileNotFoundError):
+    if time.time() - clearing.stat().mtime > ABANDONED:  # who made it was killed between two lines of this function
+      clearing.unlink()
+  with contextlib.suppress(FileExistsError):  # another one clears: of all who come then one gets to write
+    open(clearing, 'x', encoding='utf-8').close()
+    try:
+      if _read(path) == dead:
+        path.unlink(missing_ok=True)
+    finally:
+      clearing.unlink(missing_ok=True)
 
 
 def _write(path: epath.Path, mine: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """A directory has one holder, who is missed when it has been silent."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -172,6 +173,27 @@ def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path: Path):
   for one in crowd:
     one.join()
   assert len(inside) == 1 and not list(tmp_path.iterdir())
+
+
+def test_who_comes_late_to_a_dead_claim_leaves_the_next_one_alone(tmp_path: Path, monkeypatch):
+  path = written(tmp_path, id='dead')
+  monkeypatch.setattr(claim, '_is_dead', lambda *_: bool(written(tmp_path, id='next')))  # read, and then overtaken
+  with pytest.raises(claim.Held):
+    with claim.held(tmp_path):
+      pass
+  assert json.loads(path.read_text())['id'] == 'next' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('silent', [0, claim.ABANDONED + 1])
+def test_one_that_clears_a_claim_keeps_others_out_until_it_is_silent_itself(tmp_path: Path, silent: float):
+  os.utime(written(tmp_path), (0, 0))
+  clearing = tmp_path / f'{claim.CLAIM}-clearing'
+  clearing.touch()
+  os.utime(clearing, (time.time() - silent,) * 2)
+  with contextlib.nullcontext() if silent else pytest.raises(claim.Held):
+    with claim.held(tmp_path):
+      assert not clearing.exists()
+  assert clearing.exists() == (not silent)
 
 
 def test_a_directory_that_is_deleted_is_said_and_is_no_traceback(tmp_path: Path, monkeypatch, capsys):
