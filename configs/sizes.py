@@ -12,8 +12,9 @@ smaller set is inside each larger one, with one tokenizer and one validation spl
 epochs of the smallest: a larger set is seen less often, and no point has more compute than another.
 `configs/sizes.py:epochs` is the other comparison, 20 epochs of each set, as in the paper (which has 50): there, more
 articles are also more updates. The paper has 20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
+`configs/sizes.py:cpu` is what two cores can do, with launch/paper2.sh around it: half the width, two layers, 2,000 updates.
 
-For a tokenizer of 8,000 pieces and 3.4 million parameters. Nothing is known yet of what to expect.
+For a tokenizer of 8,000 pieces and 3.4 million parameters; 1.1 million of `cpu`.
 
 PRE-REGISTERED, before any of these runs: what is said of the four claims of paper 2, by `analysis/verdicts.py` in the
 report, from run directories alone.
@@ -53,9 +54,10 @@ from configs import base
 
 SIZES = (2_500, 5_000, 10_000, 20_000, 40_000)  # articles
 RUNS = tuple(str(size) for size in SIZES)
-SETS = {'epochs': tuple(f'{size}-epochs' for size in SIZES)}
+HOWS = ('epochs', 'cpu')
+SETS = {how: tuple(f'{size}-{how}' for size in SIZES) for how in HOWS}
 BATCH, EPOCHS = 32, 20
-UPDATES = 50 * SIZES[0] // BATCH
+UPDATES = {'': 50 * SIZES[0] // BATCH, 'cpu': 2_000}
 
 
 def corpus():
@@ -67,14 +69,15 @@ def corpus():
   return config
 
 
-def pretrain(size, epochs=False):
-  """One point."""
+def pretrain(size, how):
+  """One point: the same updates whatever its size, or the same epochs."""
+  width, layers = (96, 2) if how == 'cpu' else (192, 4)
   config = base.pretrain()
   config.subset.rows = size
   config.batch_size = BATCH
-  config.updates = EPOCHS * size // BATCH if epochs else UPDATES
-  config.model.update(vocabulary=8_000, embedding=192, hidden=192, feed_forward=768, heads=3, nominal_heads=3, layers=4,
-                      norm='pre', positions='rotary', tied=True, projection=False, segments=0)
+  config.updates = EPOCHS * size // BATCH if how == 'epochs' else UPDATES[how]
+  config.model.update(vocabulary=8_000, embedding=width, hidden=width, feed_forward=4 * width, heads=3, nominal_heads=3,
+                      layers=layers, norm='pre', positions='rotary', tied=True, projection=False, segments=0)
   config.mask.update(random=0.1, keep=0.1)
   config.optimizer.update(learning_rate=1e-3, schedule='linear', beta2=0.98)
   config.evaluation.update(every=500)
@@ -83,10 +86,11 @@ def pretrain(size, epochs=False):
 
 
 def get_config(run='10000'):
-  """The corpus, or a point: so many articles, as in 5000, or 5000-epochs."""
+  """The corpus, or a point: so many articles, as in 5000, 5000-epochs or 5000-cpu."""
   if run == 'corpus':
     return corpus()
+  points = (*RUNS, *(point for some in SETS.values() for point in some))
+  if run not in points:
+    raise ValueError(f'no point {run!r}; there are {", ".join(points)} and corpus')
   size, _, how = run.partition('-')
-  if run not in RUNS and run not in SETS['epochs']:
-    raise ValueError(f'no point {run!r}; there are {", ".join((*RUNS, *SETS["epochs"]))} and corpus')
-  return pretrain(int(size), how == 'epochs')
+  return pretrain(int(size), how)

@@ -9,7 +9,8 @@ articles one sees, 40k where nothing is said; `@96` after that scales it down, h
 The scaled width is behind an @ because most verbs take several names with commas between. Widths keep their ratio to
 that of BERT-6 (the model of 24 heads stays twice as wide, that of 8 two thirds), the feed-forward layer stays four times
 as wide, depth, kernels and channels stay; heads are as many as published where that divides the width, else the most
-below that do. At multiples of 96 every ratio is exact: there `conv2-k3-d64-h8@96` is 64 wide and has 8 heads.
+below that do. At multiples of 96 every ratio is exact: there `conv2-k3-d64-h8@96` is 64 wide and has 8 heads. `@96d8`
+has 8 channels in place of those of the name.
 
 Faithful to the release: post-LN BERT with a tied head, positions from 0, LayerNorm at 1e-12, N(0, 0.02); 15% of ordinary
 tokens, 80% of them <mask>, 10% another token, 10% as they are; AdamW at 5e-5, decay 0.01 on everything, no clipping,
@@ -25,6 +26,7 @@ lower on a CPU: the published runs are for an accelerator.
 """
 
 import math
+import re
 
 from configs import base
 
@@ -55,20 +57,23 @@ def scaled(hidden, heads, width):
 
 
 def _parsed(name):
-  """The model, the number of articles and the width that a name gives."""
-  whole, _, width = name.partition('@')
+  """The model, the number of articles, the width and the channels (0: as published) that a name gives."""
+  whole, _, scale = name.partition('@')
+  width, _, channels = scale.partition('d')
   model, _, articles = whole.rpartition('-')
   if articles not in ARTICLES:
     model, articles = whole, '40k'
-  if model not in MODELS or width and not width.isdecimal() or name.endswith('@'):
-    raise ValueError(f'no model {name!r}; there are {", ".join(MODELS)}, each also with -20k, -40k or -90k and with @ '
-                     f'and a width after it; and the sets {", ".join(SETS)}')
-  return model, articles, int(width or 768)
+  if model not in MODELS or '@' in name and not re.fullmatch(r'\d+(d[1-9]\d*)?', scale, re.ASCII):
+    raise ValueError(f'no model {name!r}; there are {", ".join(MODELS)}, each also with -20k, -40k or -90k, with @ '
+                     f'and a width, and with d and channels after that; and the sets {", ".join(SETS)}')
+  if channels and not MODELS[model][3]:
+    raise ValueError(f'{channels} channels of {model}, which has no convolutions')
+  return model, articles, int(width or 768), int(channels or 0)
 
 
 def get_config(name='conv2-k3-d64'):
   """The recipe of one model."""
-  model, articles, width = _parsed(name)
+  model, articles, width, fewer = _parsed(name)
   layers, hidden, heads, convolutions, kernel, channels = MODELS[model]
   hidden, heads = scaled(hidden, heads, width)
   config = base.pretrain()
@@ -76,7 +81,7 @@ def get_config(name='conv2-k3-d64'):
   config.updates = 50 * math.ceil(ARTICLES[articles] / config.batch_size)
   config.model.update(
       vocabulary=30_522, embedding=hidden, hidden=hidden, feed_forward=4 * hidden, heads=heads, nominal_heads=heads,
-      layers=layers, convolutions=convolutions, kernel=kernel, channels=channels, first_position=0, projection=False,
+      layers=layers, convolutions=convolutions, kernel=kernel, channels=fewer or channels, first_position=0, projection=False,
       tied=True, initialization='bert', norm_epsilon=1e-12)
   config.mask.update(random=0.1, keep=0.1)
   config.optimizer.update(learning_rate=5e-5, schedule='epochs_from_zero', epochs=50, warmup_share=0.0, beta2=0.999,

@@ -22,10 +22,10 @@ POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in na
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
          *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
          'honey_grid.py', 'cpu_grid.py', 'sizes.py', 'sizes.py:corpus',
-         *(f'sizes.py:{name}' for name in (*sizes.RUNS, *sizes.SETS['epochs'])),
+         *(f'sizes.py:{name}' for name in (*sizes.RUNS, *sizes.SETS['epochs'], *sizes.SETS['cpu'])),
          *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
          *(f'tlm.py:{name}' for name in (*tlm.MODELS, *tlm.SETS['published'][:3], *tlm.SETS['published@48'])),
-         'tlm.py', 'tlm.py:conv2-k3-d64-h8-20k@128',
+         'tlm.py', 'tlm.py:conv2-k3-d64-h8-20k@128', 'tlm.py:conv2-k3-d64-h8@96d8',
          *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS), 'tiny.py', 'tiny.py:corpus',
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
 
@@ -144,11 +144,12 @@ def test_recipes_do_not_share_their_fields():
 
 def test_sizes_differ_in_their_articles_alone_or_in_their_updates_too():
   corpus = recipe.resolve(sizes.get_config('corpus'), 'corpus')
-  updates, epochs = ([recipe.resolve(sizes.get_config(name), 'pretrain') for name in names]
-                     for names in (sizes.RUNS, sizes.SETS['epochs']))
-  for runs in (updates, epochs):
+  updates, epochs, cpu = ([recipe.resolve(sizes.get_config(name), 'pretrain') for name in names]
+                          for names in (sizes.RUNS, sizes.SETS['epochs'], sizes.SETS['cpu']))
+  assert epochs[0].model == updates[0].model and len({run.updates for run in cpu}) == 1
+  for runs in (updates, epochs, cpu):
     assert [run.subset.rows for run in runs] == list(sizes.SIZES)
-    assert {run.model for run in runs} == {updates[0].model}
+    assert {run.model for run in runs} == {runs[0].model}
     assert runs[0].model.vocabulary >= corpus.tokenizer.size and runs[0].model.length >= corpus.rows.length
   assert len({run.updates for run in updates}) == 1
   assert all(abs(run.updates * run.batch_size / run.subset.rows - sizes.EPOCHS) < 0.01 for run in epochs)

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from minilm_jax import flags, verbs
+
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 TPU = ('tpu_vm.sh', '--name=tiny', '--zone=us-west4-a')
 VERB = ('pretrain', '--config=configs/tiny.py', '--workdir=gs://bucket/my runs/it\'s')
@@ -170,3 +172,18 @@ def test_the_pods_of_a_cluster_are_as_many_as_the_slice_has_hosts():
   assert pods['template']['spec']['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '2x4'
   assert pods['parallelism'] == pods['completions'] == chips // container['resources']['limits']['google.com/tpu']
   assert '--coordinator=auto' in container['args'] and described['spec']['failurePolicy']['maxRestarts']
+
+
+def test_the_study_of_paper_2_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path):
+  record = fake('minilm')
+  fake('python')
+  given = ('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json', str(tmp_path / 'an out'))
+  assert launch(tmp_path, 'paper2.sh', *given, MINILM_VENV=str(tmp_path)).returncode == 0
+  made = calls(record)
+  for verb, *arguments in made:
+    _, read, _ = flags.read(verb, verbs.VERBS[verb], arguments)  # names no field, flag or point that is not there
+    assert read.workdir.startswith(given[-1])
+  assert [verb for verb, *_ in made if verb in ('corpus', 'committee', 'latency', 'report')] == [
+      'corpus', 'committee', 'committee', 'latency', 'report']
+  assert f'--config.documents.sources={given[0]}' in made[0]
+  refused(launch(tmp_path, 'paper2.sh', 'one'), '1 arguments')
