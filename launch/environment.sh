@@ -1,6 +1,6 @@
-# Sourced by the other scripts: install_minilm [EXTRA] puts the package, as it stands in this checkout, into a virtual
-# environment of its own and leaves its folder in $venv. MINILM_VENV names another folder than .venv of the checkout,
-# MINILM_PYTHON another interpreter than the first Python 3.11 or newer that is found.
+# Sourced by the other scripts: install_minilm EXTRA puts the package, as it stands in this checkout, into a virtual
+# environment of its own and leaves its folder in $venv; '' is no extra. MINILM_VENV names another folder than .venv of the
+# checkout, MINILM_PYTHON another interpreter than the first Python 3.11 or newer that is found.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MINILM_VENV:-$root/.venv}

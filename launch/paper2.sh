@@ -12,7 +12,7 @@ if (($# < 4)); then
 fi
 text=$1 ag_news=$2 dbpedia=$3 fewrel=$4 out=${5:-runs/paper2}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install_minilm
+install_minilm ''
 sizes=$root/configs/sizes.py tlm=$root/configs/tlm.py topics=$root/configs/topics.py
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
@@ -50,7 +50,7 @@ small=(--config.model.vocabulary=8000 --config.corpus="$out/articles" --config.u
 shallow=$tlm:conv2-k3-d64-h8@96d8 deep=$tlm:bert-6@96
 minilm sweep --config="$shallow" "${small[@]}" --config.population.members=5 --workdir="$out/members"
 minilm sweep --config="$deep" "${small[@]}" --config.population.members=2 --workdir="$out/deep"
-few=(--config.seeds=0,1,2 --config.keep=True)
+few=("--config.seeds=0,1,2" --config.keep=True)
 on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-*" --workdir="$out/members-ag_news"
 on_ag_news "${few[@]}" --checkpoint="$out/deep/*/member-*" --workdir="$out/deep-ag_news"
 on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-0" --config.head.copies=5 --workdir="$out/heads-ag_news"
