@@ -1,5 +1,6 @@
 """Several processes train one run: as one would, or they say why not and stop together."""
 
+import contextlib
 import functools
 import json
 import os
@@ -40,6 +41,20 @@ def free_address() -> str:
     return f'localhost:{server.getsockname()[1]}'
 
 
+def of_slurm(port: int, process: int) -> dict[str, str]:
+  """What `srun` tells each of two tasks, as launch/slurm.sbatch starts them; JAX makes the port of the job's number."""
+  return {'SLURM_JOB_ID': str(port - 61_440), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1',
+          'SLURM_NTASKS': '2', 'SLURM_PROCID': str(process), 'SLURM_LOCALID': '0'}
+
+
+def port_of_slurm() -> int:
+  """A free one of those that it makes."""
+  for port in range(61_440 + os.getpid() % 4_000, 65_536):
+    with contextlib.suppress(OSError), socket.create_server(('', port)):
+      return port
+  raise OSError('no port is free')
+
+
 class Processes:
   """`minilm pretrain` in processes of two devices each."""
 
@@ -54,16 +69,20 @@ class Processes:
     file = self.folder / f'recipe-{len(self.started)}.py'
     file.write_text('from ml_collections import config_dict\n\n\ndef get_config():\n'
                     f'  return config_dict.ConfigDict({pprint.pformat(recipe.as_dict(config))})\n')
+    known, *port = address.split(':')
+    slurm = known == hosts.AUTO
     self.started.append(subprocess.Popen(
-        [sys.executable, '-m', 'minilm_jax', 'pretrain', f'--config={file}', f'--workdir={workdir}', '--processes=2',
-         f'--coordinator={address}', f'--process={process}', f'--wait={wait}'],
-        env=self.environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        [sys.executable, '-m', 'minilm_jax', 'pretrain', f'--config={file}', f'--workdir={workdir}', f'--wait={wait}',
+         *([f'--coordinator={known}'] if slurm else
+           ['--processes=2', f'--coordinator={address}', f'--process={process}'])],
+        env=self.environment | (of_slurm(int(port[0]), process) if slurm else {}), cwd=cwd, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True))
     return self.started[-1]
 
   def pair(self, config: RunConfig, workdir: pathlib.Path, other: RunConfig | None = None,
-           places: Sequence[pathlib.Path] = (ROOT, ROOT)) -> list[subprocess.Popen]:
+           places: Sequence[pathlib.Path] = (ROOT, ROOT), address: str = '') -> list[subprocess.Popen]:
     """Starts two; the second may have a recipe of its own, each a current directory."""
-    address = free_address()
+    address = address or free_address()
     return [self.start(config, workdir, address, 0, cwd=places[0]),
             self.start(other or config, workdir, address, 1, cwd=places[1])]
 
@@ -132,11 +151,12 @@ def cut_back(whole: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Pa
   return folder
 
 
-def test_two_processes_go_on_where_one_was(processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path,
-                                           tmp_path: pathlib.Path):
+def test_two_tasks_of_slurm_go_on_where_one_process_was(
+    processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """And go to the end: one of them writes and speaks."""
   workdir = cut_back(alone, tmp_path / 'run', 8)
-  for number, (status, out, err) in enumerate(processes.both(short(tiny_corpus), workdir)):
+  both = processes.both(short(tiny_corpus), workdir, address=f'{hosts.AUTO}:{port_of_slurm()}')
+  for number, (status, out, err) in enumerate(both):
     assert not status, err
     assert (json.loads(out) == json.loads((workdir / run.RESULT).read_text())) if number == 0 else not out
     assert ('going on from the checkpoint of update 8' in err) == (number == 0)
