@@ -55,7 +55,8 @@ setuptools.setup(
         # RoBERTa to compare with: its weights in our models, and the seconds of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'scikit-learn>=1.5', 'zstandard>=0.22'],
+        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6', 'scikit-learn>=1.5',
+                 'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
     },
 )

@@ -142,6 +142,8 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
 def arrays(path: pathlib.Path) -> dict[str, tuple]:
   """The bytes of a checkpoint's arrays, whatever devices saved them."""
   import orbax.checkpoint as ocp
+  from absl import logging
+  logging.set_verbosity(logging.FATAL)  # it tells each checkpoint's history
   with ocp.PyTreeCheckpointer() as reader:
     names = reader.metadata(path).item_metadata.tree
     plain = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
