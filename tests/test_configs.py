@@ -147,8 +147,8 @@ def test_sizes_differ_in_their_articles_alone_or_in_their_updates_too():
   updates, epochs, cpu = ([recipe.resolve(sizes.get_config(name), 'pretrain') for name in names]
                           for names in (sizes.RUNS, sizes.SETS['epochs'], sizes.SETS['cpu']))
   assert epochs[0].model == updates[0].model and len({run.updates for run in cpu}) == 1
+  assert [run.subset.rows for run in updates] == [run.subset.rows for run in epochs] == list(sizes.SIZES)
   for runs in (updates, epochs, cpu):
-    assert [run.subset.rows for run in runs] == list(sizes.SIZES)
     assert {run.model for run in runs} == {runs[0].model}
     assert runs[0].model.vocabulary >= corpus.tokenizer.size and runs[0].model.length >= corpus.rows.length
   assert len({run.updates for run in updates}) == 1
