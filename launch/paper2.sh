@@ -55,9 +55,8 @@ few=("--config.seeds=0,1,2" --config.keep=True)
 on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-*" --workdir="$out/members-ag_news"
 on_ag_news "${few[@]}" --checkpoint="$out/deep" --workdir="$out/deep-ag_news"
 on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-0" --config.head.copies=5 --workdir="$out/heads-ag_news"
-for kind in members deep; do
-  minilm committee --members="$out/$kind-ag_news/classifier-*" --workdir="$out/$kind-committee"
-done
+minilm committee --members="$out/members-ag_news/*/classifier-*" --workdir="$out/members-committee"
+minilm committee --members="$out/deep-ag_news/classifier-*" --workdir="$out/deep-committee"
 minilm latency --config="$shallow,${deep##*:}" --config.model.vocabulary=8000 --size=5 --heads=5 \
   --workdir="$out/latency"
 
