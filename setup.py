@@ -24,7 +24,8 @@ setuptools.setup(
     ],
     python_requires='>=3.11',
     # Recipes are shipped too, so that `from configs import base` works in a recipe of one's own.
-    packages=setuptools.find_packages(include=['minilm_jax', 'minilm_jax.*', 'configs']),
+    packages=setuptools.find_packages(include=['minilm_jax', 'minilm_jax.*', 'configs', 'configs.*']),
+    package_data={'configs.examples': ['own_task.csv']},
     entry_points={'console_scripts': ['minilm = minilm_jax.__main__:main']},
     # Lower bounds are tested by launch/lowest.sh; launch/audit.sh looks installed versions up in lists of known faults.
     install_requires=[
@@ -32,6 +33,7 @@ setuptools.setup(
         'array_record>=0.5; platform_system == "Linux"',
         'chex>=0.1.90',
         'etils[epath]>=1.9.1',
+        'flatbuffers>=23.5',  # jax.export writes its programs with it, and does not require it
         'flax>=0.12.8',
         'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
         'jax>=0.10.0',
@@ -45,6 +47,7 @@ setuptools.setup(
         'rich>=13.7',
         'scipy>=1.14',
         'sentencepiece>=0.2.0',
+        'tensorboardX>=2.6.2.2',
         'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
     ],
     extras_require={
@@ -52,11 +55,13 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
-        # RoBERTa to compare with: its weights in our models, and the seconds of its Trainer, which wants accelerate
-        'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'torch>=2.4', 'transformers>=4.57'],
+        # What minilm import reads tokenizers by; and RoBERTa to compare with: its weights in our models, and the seconds
+        # of its Trainer, which wants accelerate
+        'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
         'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6', 'scikit-learn>=1.5',
                  'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
+        'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
     },
 )

@@ -27,6 +27,7 @@ def optimizer():
 
 def model():
   return config_dict.create(
+      encoder='',  # package.module:Class, a Flax module of one's own in the place of ours (see model/foreign.py); '' is ours
       vocabulary=19010,  # rows of the embedding table; at least the size of the tokenizer
       embedding=32,  # E
       hidden=32,  # D
@@ -41,16 +42,18 @@ def model():
       norm='post',  # post (the paper) or pre
       positions='learned',  # learned, relative (a bias per head and distance) or rotary
       first_position=2,  # the number of the first learned position: 2 in RoBERTa (and paper 1), 0 in BERT (and paper 2)
-      segments=2,  # rows of the segment table, of which only the first is ever used; 0 leaves the table out
+      segments=2,  # rows of the segment table, of which only the first is used; 0 leaves the table out
       projection=True,  # Linear(E, D) and LayerNorm between embedding and blocks
       tied=False,  # the head shares the embedding table (E must equal D)
-      activation='gelu',  # gelu (exact), relu, silu
+      activation='gelu',  # gelu (exact), gelu_tanh (an approximation of it, for models made with that), relu, silu
       dropout=0.1,
       initialization='standard',  # standard; honey, as the released code of the paper has it; bert, N(0, 0.02)
       norm_epsilon=1e-5,
       nominal_heads=8,  # the head count that the paper's FLOP formula is given; differs from heads in the logged runs
       compute='float32',  # or bfloat16, on accelerators: of matrix products and activations; all else stays float32
       remat=False,  # make the activations of a block again going backward: up to a third more work, memory of one block
+      bare_projection=False,  # no LayerNorm in the projection, as in ELECTRA
+      second_segment=False,  # what comes after the first </s> has the second row of the segment table, as in BERT
   )
 
 
@@ -77,6 +80,7 @@ def pretrain():
           random=0.0,  # share of those that become a random token
           keep=0.0,  # share of those that stay as they are; the rest becomes <mask>
           special=False,  # may <s> and </s> be predicted? the released code of the paper does
+          span=0,  # tokens side by side that are predicted together, as many as that; 0: each is drawn by itself
       ),
       optimizer=optimizer(),
       evaluation=dict(
@@ -91,7 +95,12 @@ def pretrain():
           keep=2,  # the last so many stay
           best=0,  # and, of those saved right after an evaluation, so many with the lowest loss (of members, the mean)
       ),
-      log=dict(every=50),  # updates a line of metrics covers, and the chunk that one dispatch runs
+      log=dict(
+          every=50,  # updates a line of metrics covers, and the chunk that one dispatch runs
+          to='tensorboard',  # who gets the lines beside metrics.jsonl: tensorboard, wandb, json (lines on standard output)
+          project='minilm',  # of W&B
+          name='',  # of the run in W&B; '' is the name of the work directory
+      ),
       population=dict(
           members=1,  # models that one program trains, on the same corpus
           lift='auto',  # how those of a device share it: one after another (loop), all at once (vmap), what is faster there

@@ -26,7 +26,6 @@ lower on a CPU: the published runs are for an accelerator.
 """
 
 import math
-import re
 
 from configs import base
 
@@ -63,7 +62,7 @@ def _parsed(name):
   model, _, articles = whole.rpartition('-')
   if articles not in ARTICLES:
     model, articles = whole, '40k'
-  if model not in MODELS or '@' in name and not re.fullmatch(r'\d+(d[1-9]\d*)?', scale, re.ASCII):
+  if model not in MODELS or '@' in name and not width.isdecimal() or 'd' in scale and not channels.isdecimal():
     raise ValueError(f'no model {name!r}; there are {", ".join(MODELS)}, each also with -20k, -40k or -90k, with @ '
                      f'and a width, and with d and channels after that; and the sets {", ".join(SETS)}')
   if channels and not MODELS[model][3]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from minilm_jax import flags, hosts, signals
+from minilm_jax import __version__, flags, hosts, signals, usage
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.verbs import VERBS
 
@@ -26,21 +26,18 @@ def _say(why: InputError | signals.Ended) -> None:
   print(why, file=sys.stderr, flush=True)
 
 
-def _usage() -> str:
-  verbs = [f'  {name:<11} {verb.summary}' for name, verb in VERBS.items()]
-  return '\n'.join(['usage: minilm VERB [--flag=value ...]', '', *verbs, '', 'minilm VERB --help tells more.'])
-
-
 def _run(name: str, arguments: Sequence[str]) -> None:
   if name in ('--help', '-h', 'help'):
-    print(_usage())
+    print('\n\n'.join(usage.of_verb(verb, VERBS[verb]) for verb in arguments if verb in VERBS) or usage.overview(VERBS))
+  elif name == '--version':
+    print(f'minilm_jax {__version__}')
   elif name not in VERBS:
     raise InputError(f'minilm {name}', 'no such verb', nearest(name, VERBS))
   elif '--help' in arguments or '-h' in arguments:
-    print(flags.usage(name, VERBS[name]))
+    print(usage.of_verb(name, VERBS[name]))
   else:
     inputs = flags.read(name, VERBS[name], arguments)
-    if name not in ('corpus', 'report'):  # they do without JAX
+    if name not in ('corpus', 'report', 'watch', 'completion'):  # they do without JAX
       from minilm_jax import backend
       backend.prepare('deterministic' in inputs[1] and inputs[1].deterministic)
     absl_logging.set_verbosity(absl_logging.FATAL)  # libraries tell each checkpoint's history; what fails, we say

@@ -23,6 +23,7 @@ class MaskConfig(Checked):
   random: Share
   keep: Share
   special: bool
+  span: Annotated[int, at_least(0), at_most(MOST_SIZE)]
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -84,10 +85,19 @@ class CheckpointConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Checked):
-  """How many steps a line of metrics covers; also the chunk that one dispatch runs."""
+  """How many steps a line of metrics covers, which is also the chunk that one dispatch runs; who is told of it."""
 
   where = 'log.'
   every: Positive
+  to: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')]
+  project: str
+  name: str
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if 'wandb' in self.to and (not self.project or set(self.project) & set('/\\#?%:,')):
+      raise InputError(f'log.project={self.project!r}', 'no name that W&B takes',
+                       'give one without any of / \\ # ? % : ,')
 
 
 @dataclasses.dataclass(frozen=True)

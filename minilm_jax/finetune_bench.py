@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich import table as rich_table
 
-from minilm_jax import backend, machine, peers, progress, recipe
+from minilm_jax import backend, machine, peers, progress, recipe, trust
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import material, protocol, suite
@@ -91,7 +91,7 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
 def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
   """Refuses what would be compared with another model than it is."""
   model = start.model_run(source).model
-  found = [('model.convolutions', model.convolutions)] if model.convolutions else []
+  found = [(f'model.{name}', getattr(model, name)) for name in ('convolutions', 'encoder') if getattr(model, name)]
   found += [(f'head.copies of {name}', one.head.copies) for name, one in configs.items() if one.head.copies > 1]
   for name, value in found:
     raise InputError(f'--against={PEER} for {source}', f'{name} is {value}: a RoBERTa has no convolutions and one head',
@@ -113,7 +113,7 @@ def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
   """Of the command, in a process of its own; compiled programs are kept in a folder that recipes of one name share."""
   workdir, cache = (file.parent / f'{what}-{names}', file.parent / f'cache-{names}')
   command = [sys.executable, '-m', 'minilm_jax', 'finetune', f'--config={file}:{names}', f'--checkpoint={source}',
-             f'--workdir={workdir}']
+             f'--workdir={workdir}', f'--trust={trust.allowed()}']
   began = time.perf_counter()
   done = subprocess.run(command, capture_output=True, text=True, check=False,
                         env=os.environ | {'XDG_CACHE_HOME': str(cache)})

@@ -1,7 +1,7 @@
 """The command line of one verb: which recipe and flags it takes, and what they were given.
 
 The flags are those of absl and ml_collections, with `=` or a space between name and value; what is wrong with them is
-said in our own words. What the verbs are and what they do is left to `__main__`.
+said in our own words. What the verbs are and what they do is left to `verbs`, what help says to `usage`.
 """
 
 import dataclasses
@@ -9,18 +9,19 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minilm_jax import recipe, shape
+from minilm_jax import recipe, shape, trust
 from minilm_jax.errors import InputError, nearest
 
 FLAGS: dict[str, tuple[type, Any, str]] = {
     'workdir': (str, '', 'directory that the verb writes to'),
     'checkpoint': (str, '', 'a pre-training run; its latest checkpoint'),
+    'from': (str, '', 'a local folder with config.json, model.safetensors, and tokenizer.json or vocab.txt'),
     'from_scratch': (bool, False, 'fresh weights of the shape of the checkpoint: the control of every comparison'),
     'control': (bool, False, 'beside the checkpoints, fresh weights too, paired with them seed by seed'),
     'json': (bool, False, 'print one JSON object'),
     'text': (str, '', 'fill-mask: with <mask> in it; evaluate: of which pseudo-perplexity is wanted; predict: any'),
     'best': (int, 5, 'guesses a hole'),
-    'split': (str, 'validation', 'split of the corpus'),
+    'split': (str, 'validation', 'split of the corpus; watch: train or validation, train if not given'),
     'corpus': (str, '', 'corpus folder; the one of the run if not given'),
     'rows': (int, 0, 'of the training split, the first so many of its fixed random order; 0: all'),
     'order': (int, 0, 'number of the fixed random order, as subset.order in a recipe'),
@@ -57,6 +58,12 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'file': (str, '', 'instead of --text, a table, .jsonl, .csv, .tsv or .parquet, with the columns of the task'),
     'calls': (int, 100, 'times that each contestant answers, timed'),
     'heads': (int, 0, 'also one body with so many heads, the cheap control of a committee'),
+    'profile': (str, '', 'updates of which JAX records a profile into the work directory, as in 100:110'),
+    'follow': (bool, False, 'draw again as the runs grow, until all have ended'),
+    'axis': (str, 'step', 'from left to right: step, tokens, flops or seconds'),
+    'to': (str, '', 'form of an export: hf (transformers and a model card), stablehlo (a classifier), or card alone'),
+    'batch': (int, 0, 'rows of every call of a stablehlo program; 0: any number where that can be lowered'),
+    'trust': (str, '', 'modules whose code may run where a stored recipe names an encoder of it, as in package.module'),
     'topology': (str, '', 'chip and arrangement, as in v5e:2x4'),
 }
 _DIGITS = 19  # fewer than a number of 64 bits may have
@@ -74,6 +81,7 @@ class Verb:
   paths: bool = False  # does it take arguments that are no flags?
   each: bool = False  # does it take recipes by name, `--config=FILE:one,other` or `FILE:all` for every run of a recipe?
   whole: bool = False  # and is FILE alone every run, not the one that it gives without an argument?
+  instead: str = ''  # a flag that may be given instead of a recipe
 
 
 def numbers(flag: str, given: str) -> list[int]:
@@ -86,19 +94,6 @@ def numbers(flag: str, given: str) -> list[int]:
   if not all(word.isdecimal() and len(word) < _DIGITS for word in words):
     raise InputError(f'--{flag}={given}', 'not whole numbers with commas between', f'give some, as in --{flag}=1,2,4,8')
   return [int(word) for word in words]
-
-
-def usage(name: str, verb: Verb) -> str:
-  """What `minilm VERB --help` says."""
-  lines = [f'minilm {name}: {verb.summary}', '', f'  minilm {name} {verb.example}', '']
-  if verb.kinds:
-    lines.append(f'  --config        a recipe of kind {" or ".join(verb.kinds)}; --config.FIELD=VALUE changes a field')
-    lines.append('                  it is a Python file, which runs: give none that you would not start as a program')
-  for flag in verb.flags:
-    kind, default, help_text = FLAGS[flag.rstrip('*')]
-    note = 'must be given' if flag.endswith('*') else repr(default)
-    lines.append(f'  --{flag.rstrip("*"):<14}{help_text} ({note})')
-  return '\n'.join(lines)
 
 
 def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Sequence[str]]:
@@ -122,9 +117,9 @@ def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Seq
               float: absl_flags.DEFINE_float}[kind]
     define(flag, default, help_text, flag_values=values)
   chosen, rest = _recipes(arguments) if verb.kinds else ([], list(arguments))
-  source = None
+  source, other = None, verb.instead and any(word.startswith(f'--{verb.instead}') for word in rest)
   try:
-    if verb.kinds:
+    if verb.kinds and (chosen or not other):
       if not any(chosen):
         raise InputError(f'minilm {name}', 'no --config=RECIPE', f'for example: minilm {name} {verb.example}')
       source = recipe.load(chosen[-1])
@@ -144,10 +139,15 @@ def read(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[Any, Any, Seq
   for flag in verb.flags:
     if flag.endswith('*') and not values[flag[:-1]].value:
       raise InputError(f'minilm {name}', f'no --{flag[:-1]}', f'for example: minilm {name} {verb.example}')
+  if 'trust' in values:
+    trust.allow(values.trust)
   if source is None:
     return None, values, free
   kind = next((kind for kind in verb.kinds if 'kind' in source and source.kind == kind), verb.kinds[0])
-  return recipe.resolve(values.config, kind), values, free
+  config = recipe.resolve(values.config, kind)
+  if kind == 'pretrain':
+    trust.allow(config.model.encoder)  # the recipe is code that its user has started, and so is what it names
+  return config, values, free
 
 
 def _read_each(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[dict[str, Any], Any, Sequence[str]]:

@@ -1,54 +1,42 @@
-"""Weights of RoBERTa as Hugging Face's transformers names them, in our models.
+"""Weights of RoBERTa, BERT and ELECTRA as Hugging Face's transformers names them, in our models.
 
-Theirs is ours without the projection, with as many columns of embedding as of hidden width: post-LN, learned positions
-that count from 2, token ids `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3 (theirs of `<mask>` is the last, ours is 4). Only
-arrays come in, so neither transformers nor torch is needed here: `{name: tensor.numpy() for name, tensor in
-model.state_dict().items()}` is what they give. Left out: reading files, tokenizers, and the way back.
+RoBERTa is ours without the projection, with as many columns of embedding as of hidden width: post-LN, learned positions
+that count from 2, token ids `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3 (theirs of `<mask>` is the last, ours is 4). BERT
+counts from 0 and has a second segment; ELECTRA is a BERT whose narrower embedding goes through a projection without a
+norm. Only arrays come in, so neither transformers nor torch is needed here: `{name: tensor.numpy() for name, tensor in
+model.state_dict().items()}` is what they give. The way back is `hf_weights`. Left out: reading files, tokenizers
+(`hf_import.py`).
 
 What weights do not tell must be said by the configuration: the number of heads, the activation, and the epsilon of the
 norms, which is 1e-5 in every RoBERTa that was released and 1e-12 where their `RobertaConfig` is left as it comes.
 
-At pads the two differ, and nothing reads what is there: theirs have position 1, ours go on counting.
+At pads the two differ, and nothing reads what is there: theirs of RoBERTa have position 1, ours go on counting.
 """
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minilm_jax import hf_names
 from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.errors import InputError
+from minilm_jax.hf_names import EMBEDDING, Family
 from minilm_jax.model import heads
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.model.initialization import path_name
 
 M = TypeVar('M')
-# Our modules and theirs; `N` is the number of a block.
-_EMBEDDING, _BLOCK = 'roberta.embeddings', 'roberta.encoder.layer.N'
-_ENCODER = {
-    'encoder.embedding.tokens': f'{_EMBEDDING}.word_embeddings',
-    'encoder.embedding.positions': f'{_EMBEDDING}.position_embeddings',
-    'encoder.embedding.segments': f'{_EMBEDDING}.token_type_embeddings',
-    'encoder.embedding.norm': f'{_EMBEDDING}.LayerNorm',
-    'encoder.blocks.N.attention.query': f'{_BLOCK}.attention.self.query',
-    'encoder.blocks.N.attention.key': f'{_BLOCK}.attention.self.key',
-    'encoder.blocks.N.attention.value': f'{_BLOCK}.attention.self.value',
-    'encoder.blocks.N.attention.output': f'{_BLOCK}.attention.output.dense',
-    'encoder.blocks.N.attention_norm': f'{_BLOCK}.attention.output.LayerNorm',
-    'encoder.blocks.N.feed_forward.up': f'{_BLOCK}.intermediate.dense',
-    'encoder.blocks.N.feed_forward.down': f'{_BLOCK}.output.dense',
-    'encoder.blocks.N.feed_forward_norm': f'{_BLOCK}.output.LayerNorm',
-}
+_ROBERTA = hf_names.FAMILIES['roberta']
+_ENCODER, _MASKED = _ROBERTA.encoder, _ROBERTA.masked
 _CLASSIFIER = _ENCODER | {'dense': 'classifier.dense', 'output': 'classifier.out_proj'}
-_MASKED = _ENCODER | {'transform': 'lm_head.dense', 'norm': 'lm_head.layer_norm', 'output': 'lm_head.decoder'}
-_KINDS = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 'bias'}
-_TABLE, _DECODER = f'{_EMBEDDING}.word_embeddings.weight', 'lm_head.decoder.weight'
-_BIAS, _DECODER_BIAS = 'lm_head.bias', 'lm_head.decoder.bias'
-_BUFFERS = (f'{_EMBEDDING}.position_ids', f'{_EMBEDDING}.token_type_ids')  # counted and zero; older versions keep them
-_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'first_position': 2, 'convolutions': 0}
+_BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))  # of older versions
+_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'first_position': 2, 'convolutions': 0,
+           'encoder': ''}
+_OLD, _TODAY = re.compile('gamma$|beta$'), {'gamma': 'weight', 'beta': 'bias'}
 _SHOWN = 4  # names in an error
 
 
@@ -89,30 +77,75 @@ def masked_language_model_from_roberta(weights: Mapping[str, np.ndarray],
     InputError: as in `classifier_from_roberta`; or tied in name only.
   """
   _check(config)
+  return masked_language_model(_ROBERTA, weights, config)
+
+
+def masked_language_model(family: Family, weights: Mapping[str, np.ndarray],
+                          config: EncoderConfig) -> MaskedLanguageModel:
+  """Our masked language model with the weights of one of a family; see `masked_language_model_from_roberta`."""
   shapes = jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0)))
+  decoder, other = f'{family.decoder}.weight', f'{family.decoder}.bias'
   if not config.tied:
-    unread = _BIAS if _DECODER_BIAS in weights else ''
-    return _filled(shapes, {name: weight for name, weight in weights.items() if name != unread}, _MASKED)
-  bias = _BIAS if _BIAS in weights else _DECODER_BIAS
-  twice = {_DECODER: _TABLE, **({_DECODER_BIAS: _BIAS} if bias == _BIAS else {})}
+    unread = family.bias if other in weights and other != family.bias else ''
+    bias = other if other in weights else family.bias
+    return _filled(shapes, {name: weight for name, weight in weights.items() if name != unread},
+                   family.masked | {'output.bias': bias})
+  bias = family.bias if family.bias in weights else other
+  twice = {decoder: family.table, **({other: bias} if other != bias else {})}
   for name, first in twice.items():
     if name in weights and first in weights and not np.array_equal(weights[name], weights[first]):
       raise InputError('a tied output (tied=True)', f'{name} is not equal to {first}', 'give tied=False')
   once = {name: weight for name, weight in weights.items() if name not in twice}
-  return _filled(shapes, once, _MASKED | {'output_bias': bias})
+  return _filled(shapes, once, family.masked | {'output_bias': bias})
+
+
+def encoder(family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, Any]:
+  """Our encoder with the weights of one of a family, as the part 'encoder' of a model that has nothing else.
+
+  Raises:
+    InputError: as in `classifier_from_roberta`.
+  """
+  shapes = jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0)).encoder)
+  return _filled({'encoder': shapes}, weights, family.encoder)
+
+
+def renamed(family: Family, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The weights by the names of today's models with a head.
+
+  A model that was saved alone lacks the name of its family, and those from TensorFlow have norms of gamma and beta.
+
+  >>> list(renamed(hf_names.FAMILIES['bert'], {'embeddings.LayerNorm.gamma': np.ones(2)}))
+  ['bert.embeddings.LayerNorm.weight']
+  """
+  alone = f'{EMBEDDING}.word_embeddings.weight' in weights or not any(
+      name.startswith(f'{family.name}.') for name in weights)
+  begin = f'{family.name}.' if alone else ''
+  return {begin + _OLD.sub(lambda found: _TODAY[found[0]], name): weight for name, weight in weights.items()}
+
+
+def names(model: Classifier | MaskedLanguageModel) -> dict[str, str]:
+  """Their name of each of our parameters: the way out (`hf_weights`)."""
+  modules = _CLASSIFIER if isinstance(model, Classifier) else _MASKED | {'output_bias': _ROBERTA.bias}
+  ours = [path_name(path) for path, _ in jax.tree.leaves_with_path(model)]
+  return {name: hf_names.theirs(name, modules) for name in ours}
+
+
+def differing(config: EncoderConfig) -> list[str]:
+  """The fields in which an encoder is none that RoBERTa has."""
+  return [field for field, value in _THEIRS.items() if getattr(config, field) != value]
 
 
 def _check(config: EncoderConfig) -> None:
-  for field, value in _THEIRS.items():
-    if getattr(config, field) != value:
-      raise InputError('weights of a RoBERTa', f'model.{field}={getattr(config, field)!r}', f'give {value!r}')
+  for field in differing(config):
+    raise InputError('weights of a RoBERTa', f'model.{field}={getattr(config, field)!r}', f'give {_THEIRS[field]!r}')
 
 
 def _filled(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> M:
   """The model with each parameter taken from its weight, each weight taken once."""
   named = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
-  wanted = {_theirs(name, modules): shape[::-1] if name.endswith('.kernel') else shape for name, shape in named.items()}
-  found = {name: weight for name, weight in weights.items() if name not in _BUFFERS}
+  wanted = {hf_names.theirs(name, modules): shape[::-1] if name.endswith('.kernel') else shape
+            for name, shape in named.items()}
+  found = {name: weight for name, weight in weights.items() if not name.endswith(_BUFFERS)}
   wrong = {
       'missing': [f'{name} {shape}' for name, shape in wanted.items() if name not in found],
       'left over': [f'{name} {weight.shape}' for name, weight in found.items() if name not in wanted],
@@ -120,33 +153,20 @@ def _filled(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, 
                            if name in found and found[name].shape != shape],
       'not of floats': [f'{name} {weight.dtype}' for name, weight in found.items()
                         if not jnp.issubdtype(weight.dtype, jnp.floating)],
+      'not finite': [name for name, weight in found.items() if not np.isfinite(weight).all()],
   }
   if any(wrong.values()):
-    raise InputError(f'a model of {len(wanted)} parameters from the weights of a RoBERTa',
+    raise InputError(f'a model of {len(wanted)} parameters from weights of Hugging Face',
                      '; '.join(f'{kind}: {_listed(names)}' for kind, names in wrong.items() if names),
-                     'give the shape that its config.json states, length = max_position_embeddings - 2, and the '
-                     'state_dict of RobertaForSequenceClassification or RobertaForMaskedLM, whichever is asked for')
+                     'give the shape that its config.json states, for a RoBERTa length = max_position_embeddings - 2, '
+                     'and all weights of one model of that shape and kind, such as RobertaForMaskedLM')
 
   def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     name = path_name(path)
-    weight = np.asarray(found[_theirs(name, modules)], leaf.dtype)
+    weight = np.asarray(found[hf_names.theirs(name, modules)], leaf.dtype)
     return jnp.array(weight.T if name.endswith('.kernel') else weight)  # a copy: theirs may change under torch
 
   return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def _theirs(name: str, modules: Mapping[str, str]) -> str:
-  """Their name of one of our parameters.
-
-  >>> _theirs('encoder.blocks.3.feed_forward_norm.scale', _ENCODER)
-  'roberta.encoder.layer.3.output.LayerNorm.weight'
-  """
-  if name in modules:
-    return modules[name]
-  module, _, kind = name.rpartition('.')
-  number = re.search(r'\.\d+\.', module)
-  stem = modules[re.sub(r'\.\d+\.', '.N.', module)]
-  return f'{stem.replace(".N.", number[0]) if number else stem}.{_KINDS[kind]}'
 
 
 def _listed(names: list[str]) -> str:

@@ -5,13 +5,21 @@ model follows from these, so they are hashable, complete and checked when they a
 """
 
 import dataclasses
+import re
 from typing import Annotated
 
 from minilm_jax.checks import MOST_SIZE, Amount, Checked, Positive, Share, Size, at_least, at_most, one_of
 from minilm_jax.errors import InputError
 
 MOST_LAYERS = 10_000
+LATER = {'bare_projection': False, 'second_segment': False, 'encoder': ''}  # what shapes of an earlier version lack
 _SizeOrNone = Annotated[int, at_least(0), at_most(MOST_SIZE)]
+_CLASS = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
+
+
+def _class(field: str, value: str) -> None:
+  if value and not _CLASS.fullmatch(value):
+    raise InputError(f'{field}={value!r}', 'no name of a class', "give package.module:Class, or '' for our encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +27,7 @@ class EncoderConfig(Checked):
   """Shape and switches of an encoder (paper 1, `LanModel`)."""
 
   where = 'model.'
+  encoder: Annotated[str, _class]
   vocabulary: Size
   embedding: Size
   hidden: Size
@@ -36,13 +45,15 @@ class EncoderConfig(Checked):
   segments: _SizeOrNone
   projection: bool
   tied: bool
-  activation: Annotated[str, one_of('gelu', 'relu', 'silu')]
+  activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')]
   dropout: Share
   initialization: Annotated[str, one_of('standard', 'honey', 'bert')]
   norm_epsilon: Amount
   nominal_heads: Size
   compute: Annotated[str, one_of('float32', 'bfloat16')]
   remat: bool
+  bare_projection: bool
+  second_segment: bool
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -57,9 +68,16 @@ class EncoderConfig(Checked):
       if needs_equal and self.embedding != self.hidden:
         raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
                          'make them equal, or change the switch')
+    if self.bare_projection and not self.projection:
+      raise InputError('model.bare_projection=True', 'model.projection=False', 'give both, or neither')
+    if self.second_segment and self.segments < 2:
+      raise InputError('model.second_segment=True', f'model.segments={self.segments}', 'give at least 2')
     self._check_convolutions()
 
   def _check_convolutions(self) -> None:
+    if self.encoder and self.convolutions:
+      raise InputError(f'model.encoder={self.encoder}', f'model.convolutions={self.convolutions}, which are of ours',
+                       'give model.convolutions=0')
     kernel = ','.join(map(str, self.kernel))
     asked = f'model.convolutions={self.convolutions}, model.kernel={kernel}, model.channels={self.channels}'
     if not self.convolutions:

@@ -25,7 +25,7 @@ PEERS = ('torch',)
 # What the model of paper 1 is; the step is written for nothing else.
 _WRITTEN_FOR = {'model.norm': 'post', 'model.positions': 'learned', 'model.activation': 'gelu', 'model.segments': 2,
                 'model.projection': True, 'model.tied': False, 'mask.random': 0, 'mask.keep': 0,
-                'model.convolutions': 0, 'model.first_position': 2}
+                'model.convolutions': 0, 'model.first_position': 2, 'model.encoder': '', 'mask.span': 0}
 _AT_ONCE = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
 _TRIALS = 3
@@ -178,7 +178,7 @@ def _check_trainer(shape: EncoderConfig, pad: str) -> None:
     raise InputError("Hugging Face's Trainer", f'{", ".join(absent)} not installed', "pip install 'minilm_jax[hf]'")
   if pad not in _PADS:
     raise InputError(f'pad={pad!r}', 'no such way to pad', nearest(pad, _PADS))
-  for field, value in (('norm', 'post'), ('positions', 'learned')):
+  for field, value in (('encoder', ''), ('norm', 'post'), ('positions', 'learned')):
     if getattr(shape, field) != value:
       raise InputError("Hugging Face's Trainer", f'model.{field}={getattr(shape, field)!r}',
                        f'give {value!r}: RoBERTa has no other')

@@ -9,6 +9,7 @@ is imported, run or formatted, nor does a path in it, such as that of its corpus
 """
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import re
@@ -21,16 +22,17 @@ from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
-from minilm_jax import shape
+from minilm_jax import progress, shape
 from minilm_jax.config import FinetuneConfig, RunConfig
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError, nearest
 
 T = TypeVar('T')
 _WRITTEN = {int: re.compile(r'-?\d+'), float: re.compile(r'-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')}
-# What a recipe, which is code, may raise; RecursionError is a RuntimeError, and one that leaves gives no recipe either.
-_FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError,
-           AssertionError, RuntimeError, OSError, MemoryError, StopIteration, SystemExit)
+# What a recipe may raise, which is code, or what it names; RecursionError is a RuntimeError, and one that leaves gives
+# no recipe either.
+FAULTS = (SyntaxError, ImportError, AttributeError, TypeError, ValueError, LookupError, NameError, ArithmeticError,
+          AssertionError, RuntimeError, OSError, MemoryError, StopIteration, SystemExit)
 _LARGEST = 1 << 20  # bytes of a recipe; ours have thousands
 # Of a whole number; above, JSON and floating point lose digits, and no shape or count is so large. Of one in text.
 _BITS, _DIGITS = 53, 100
@@ -39,9 +41,10 @@ KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetu
 
 
 def locate(path: str) -> str:
-  """The file that `configs/x.py[:argument]` names: in the working directory, else beside this package.
+  """The file that `configs/x.py[:argument]` names: in the working directory, else beside this package, which it says.
 
-  The folder that holds `configs` is put on the import path, because recipes build on `configs/base.py`.
+  So `configs/tiny.py` is the one that was installed wherever there is no other. The folder that holds `configs` is put
+  on the import path, because recipes build on `configs/base.py`.
 
   Raises:
     InputError: there is no such file.
@@ -56,9 +59,16 @@ def locate(path: str) -> str:
   if found.stat().st_size > _LARGEST:
     raise InputError(f'the recipe {file}', f'it has more than {_LARGEST:,} bytes',
                      'give a recipe, such as those of configs/')
+  if not pathlib.Path(file).is_file():
+    _say_installed(file, str(found))
   if str(beside) not in sys.path:
     sys.path.insert(0, str(beside))
   return f'{found}{colon}{argument}'
+
+
+@functools.cache  # once is enough
+def _say_installed(file: str, found: str) -> None:
+  progress.say(f'{file} is the one that was installed, {found}: there is no other here')
 
 
 def load(path: str) -> config_dict.ConfigDict:
@@ -107,7 +117,7 @@ def _called(path: str, call: Callable[[types.ModuleType], Any]) -> Any:
   try:
     spec.loader.exec_module(module)
     return call(module)
-  except _FAULTS as error:
+  except FAULTS as error:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f' in line {lines[-1]}' if lines else ''
     raise InputError(f'the recipe {path}', f'{type(error).__name__}{where}: {error}',

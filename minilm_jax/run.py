@@ -26,12 +26,14 @@ _OF_ONE = {'task?': TEXT, 'split?': TEXT, 'which?': TEXT, 'checkpoint?': TEXT, '
            'pretrained?': FLAG, 'learning_rate?': NUMBER, 'epoch?': NUMBER, 'checkpoint_step?': MAYBE}
 _LINES = {
     METRICS: _OF_ONE | {'step?': COUNT, 'loss?': NUMBER, 'perplexity?': NUMBER, 'tokens?': NUMBER, 'flops?': NUMBER,
-                        'seconds?': NUMBER},
+                        'seconds?': NUMBER, 'gradient_norm?': NUMBER, 'parameter_norm?': NUMBER,
+                        'tokens_per_second?': NUMBER},
     SCORES: _OF_ONE | {'metric?': TEXT, 'value?': NUMBER, 'low?': NUMBER, 'high?': NUMBER, 'headline?': FLAG,
                        'examples?': COUNT, 'train_examples?': COUNT, 'held_out?': COUNT, 'filtered?': FLAG,
                        'selection?': NUMBER, 'majority?': NUMBER, 'frequency?': NUMBER, 'collapsed?': FLAG,
                        'truncated?': COUNT},
     PREDICTIONS: _OF_ONE | {'predictions?': [NUMBER], 'labels?': [NUMBER]}}
+_FREE = ('log.to', 'log.project', 'log.name')  # of a recipe: who is told of a run may change from start to start
 _BLOCK = 1 << 20
 _LEVELS = 64  # of JSON inside JSON; a recipe has three
 _LONGEST = 1 << 24  # bytes of a line of a log; ours have thousands
@@ -94,7 +96,7 @@ def read_json(path: epath.PathLike, what: str) -> Any:
   except OSError as error:
     raise InputError(what, f'{path} cannot be read: {error}', 'check the path and its permissions') from None
   try:
-    return _parsed(raw)
+    return parsed(raw)
   except ValueError as error:
     raise InputError(what, f'{path} is not JSON: {error}', remedy) from None
 
@@ -111,7 +113,7 @@ def read_object(path: epath.PathLike, what: str, form: Mapping[str, Any] | None 
   return found
 
 
-def _parsed(raw: bytes) -> Any:
+def parsed(raw: bytes) -> Any:
   """The value of JSON in UTF-8; ValueError where it is none, or is nested too deep."""
   try:
     return _not_deep(json.loads(raw.decode(), parse_constant=_no_number))
@@ -132,12 +134,17 @@ def _not_deep(value: Any, left: int = _LEVELS) -> Any:
   return value
 
 
+def as_line(record: dict[str, Any]) -> str:
+  """A record as a line of a JSON-lines log."""
+  return json.dumps(_plain(record), ensure_ascii=False) + '\n'
+
+
 def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
   """Appends one JSON line, if this process is the one that writes."""
   if not hosts.leads():
     return
   with epath.Path(path).open('a') as file:
-    file.write(json.dumps(_plain(record), ensure_ascii=False) + '\n')
+    file.write(as_line(record))
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
@@ -155,7 +162,7 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         if not line.strip():
           continue
         try:
-          found = _parsed(line)
+          found = parsed(line)
         except ValueError as error:
           # The write of the last one was interrupted; what a file system had not written yet is NUL.
           if not line.endswith(b'\n') and len(line) < _LONGEST and (line.startswith(b'{') or not line.strip(b'\0')):
@@ -177,7 +184,7 @@ def keep_lines(path: epath.PathLike, wanted: Callable[[dict[str, Any]], bool]) -
 
 def write_lines(path: epath.PathLike, records: Sequence[dict[str, Any]]) -> None:
   """Writes a JSON-lines log, whole or not at all."""
-  write_bytes(path, ''.join(json.dumps(_plain(r), ensure_ascii=False) + '\n' for r in records).encode())
+  write_bytes(path, ''.join(map(as_line, records)).encode())
 
 
 def sha256(path: epath.PathLike) -> str:
@@ -212,7 +219,8 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
     return workdir
   old, new = _flat(read_json(path, f'the recipe of the run in {workdir}')), _flat(config)
   off = {k for k in new.keys() - old.keys() if not new[k]}  # fields that an earlier version did not have, and not used
-  changed = sorted(k for k in (old.keys() | new.keys()) - off if old.get(k, '(absent)') != new.get(k, '(absent)'))
+  changed = sorted(k for k in (old.keys() | new.keys()).difference(off, _FREE)
+                   if old.get(k, '(absent)') != new.get(k, '(absent)'))
   if changed:
     found = '; '.join(f'{k} is {old.get(k, "(absent)")!r} there and {new.get(k, "(absent)")!r} here'
                       for k in changed[:6])

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+from etils import epath
 from rich import table as rich_table
 
 from minilm_jax import recipe
@@ -14,7 +15,7 @@ from minilm_jax.language import documents
 from minilm_jax.model import size
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import sources
-from minilm_jax.training import optimizer, sharding, steps
+from minilm_jax.training import optimizer, sharding, start, steps
 
 
 def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any]:
@@ -59,6 +60,20 @@ def pretraining(config: RunConfig) -> dict[str, Any]:
       'arrays': [{'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(where.spec)}
                  for (path, leaf), where in arrays],
   }
+
+
+def of_run(folder: epath.PathLike) -> dict[str, Any]:
+  """The same of the run in a folder; of an imported one where it came from, its shape, and what follows from that.
+
+  Raises:
+    InputError: it is neither a pre-training run nor an imported one.
+  """
+  found, origin = describe(start.pretraining(folder)), start.origin(folder)
+  if not origin:
+    return found
+  arrays = [row for row in found['arrays'] if origin['head'] or row['path'].startswith('encoder.')]
+  return {'recipe': {'kind': start.IMPORTED, 'model': found['recipe']['model']}, start.IMPORTED: origin,
+          'parameters': sum(math.prod(row['shape']) for row in arrays), 'arrays': arrays}
 
 
 def tables(described: dict[str, Any]) -> list[rich_table.Table]:

@@ -29,19 +29,30 @@ def _corpus(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 def _show(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax import show
-  described = show.describe(config)
+  if given.checkpoint and config:
+    raise InputError('minilm show --config --checkpoint', 'a recipe and a run', 'give one of them')
+  described = show.of_run(given.checkpoint) if given.checkpoint else show.describe(config)
   _print(described if given.json else show.tables(described))
 
 
 def _pretrain(config: Any, given: Any, paths: Sequence[str]) -> None:
   with hosts.joined(given.coordinator, given.processes, given.process, given.wait):
     from minilm_jax.training import trainer
-    _print(trainer.pretrain(config, given.workdir))
+    result = trainer.pretrain(config, given.workdir, given.profile)
+    if 'json' not in config.log.to:
+      _print(result)
+    elif hosts.leads():
+      print(json.dumps(result))  # a line like those of the log before it
 
 
 def _take(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.training import member
   _print(member.take(given.checkpoint, given.member, given.workdir))
+
+
+def _import(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import hf_import
+  _print(hf_import.load(given['from'].value, given.workdir))
 
 
 def _sweep(configs: Any, given: Any, paths: Sequence[str]) -> None:
@@ -118,6 +129,11 @@ def _report(config: Any, given: Any, paths: Sequence[str]) -> None:
     print(path)
 
 
+def _watch(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import watch
+  watch.watch(paths, given.axis, given.split if given['split'].present else 'train', given.follow)
+
+
 def _bench(configs: Any, given: Any, paths: Sequence[str]) -> None:
   config, *others = configs.values()
   tuning = config.kind == 'finetune'
@@ -168,11 +184,21 @@ def _predict(config: Any, given: Any, paths: Sequence[str]) -> None:
     _print(predict.tables(found))
 
 
+def _export(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import exports
+  _print(exports.export(given.checkpoint, given.to, given.workdir, given.batch if given['batch'].present else None))
+
+
 def _preflight(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax import preflight
   found = preflight.preflight(config, given.topology)
   _print(found if given.json else preflight.tables(found))
   preflight.check(found)
+
+
+def _completion(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax import completion
+  print(completion.script(' '.join(paths), VERBS), end='')
 
 
 def _quickstart(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -190,35 +216,45 @@ VERBS = {
                    ('corpus*', 'workdir*', 'by', 'parts', 'size', 'order', 'json'), '--corpus=corpora/honey --parts=3 '
                    '--config=configs/topics.py:ag_news --config.task.data_dir=TFDS --workdir=corpora/ag_news'),
     'show': Verb(_show, 'what a recipe means: fields, parameters, FLOPs, memory; runs nothing',
-                 ('pretrain', 'finetune', 'corpus'), ('json',), '--config=configs/honey.py:magic-bee-26 --json'),
+                 ('pretrain', 'finetune', 'corpus'), ('checkpoint', 'json'),
+                 '--config=configs/honey.py:magic-bee-26 --json', instead='checkpoint'),
     'pretrain': Verb(_pretrain, 'masked language modelling', ('pretrain',),
-                     ('workdir*', 'coordinator', 'processes', 'process', 'wait', 'deterministic'),
+                     ('workdir*', 'coordinator', 'processes', 'process', 'wait', 'deterministic', 'profile'),
                      '--config=configs/tiny.py --workdir=runs/tiny'),
     'sweep': Verb(_sweep, 'a grid of points, each a run; shares of it on several machines', ('pretrain',),
                   ('workdir*', 'shard', 'tokens', 'flops', 'seconds', 'dry_run', 'deterministic', 'json'),
                   '--config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid --shard=1/2',
                   each=True, whole=True),
-    'take': Verb(_take, 'one member of a population as a run of its own', (), ('checkpoint*', 'member', 'workdir*'),
+    'take': Verb(_take, 'one member of a population as a run of its own', (),
+                 ('checkpoint*', 'member', 'workdir*', 'trust'),
                  '--checkpoint=runs/population --member=3 --workdir=runs/member-3'),
+    'import': Verb(_import, 'a RoBERTa, BERT or ELECTRA of Hugging Face as a run, to fine-tune', (),
+                   ('from*', 'workdir*'), '--from=downloads/bert-tiny --workdir=runs/bert-tiny'),
     'finetune': Verb(_finetune, 'checkpoints on tasks, several seeds and learning rates', ('finetune',),
-                     ('workdir*', 'checkpoint*', 'from_scratch', 'control', 'deterministic'),
+                     ('workdir*', 'checkpoint*', 'from_scratch', 'control', 'trust', 'deterministic'),
                      '--config=configs/glue.py:cola,mrpc --config.task.data_dir=TFDS --checkpoint=runs/tiny '
                      '--workdir=runs/glue', each=True),
     'committee': Verb(_committee, 'fine-tuned classifiers that answer together: a folder to use, copy and score', (),
-                      ('members*', 'workdir*', 'json'),
+                      ('members*', 'workdir*', 'trust', 'json'),
                       "--members='runs/glue/*/classifier-*' --workdir=runs/committee"),
     'predict': Verb(_predict, 'the label of a text, or of each of a file, by a committee or one classifier', (),
-                    ('committee', 'classifier', 'text', 'pair', 'file', 'json'),
+                    ('committee', 'classifier', 'text', 'pair', 'file', 'trust', 'json'),
                     "--committee=runs/committee --text='a film to forget .'"),
     'evaluate': Verb(_evaluate, 'a checkpoint as it is: masked-token loss, minimal pairs, perplexity of a text', (),
-                     ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'json'),
+                     ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'trust', 'json'),
                      '--checkpoint=runs/magic-bee-26 --pairs=blimp.jsonl.xz --workdir=runs/blimp'),
-    'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (), ('checkpoint*', 'text*', 'best', 'json'),
+    'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (),
+                      ('checkpoint*', 'text*', 'best', 'trust', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
+    'watch': Verb(_watch, 'curves of runs in the terminal, once or as they grow', (), ('follow', 'axis', 'split'),
+                   'runs/tiny --follow', paths=True),
+    'export': Verb(_export, 'a model for others: Hugging Face, a StableHLO program of a classifier, or its card', (),
+                   ('checkpoint*', 'to*', 'workdir*', 'batch'),
+                   '--checkpoint=runs/tiny --to=hf --workdir=exports/tiny'),
     'report': Verb(_report, 'tables, figures and an HTML page from run directories or a logged table', (),
                    ('workdir', 'confusion', 'logged', 'draws', 'unfinished'), 'runs --workdir=runs/report', paths=True),
     'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
-                  ('steps', 'repeats', 'against', 'population', 'checkpoint', 'json'),
+                  ('steps', 'repeats', 'against', 'population', 'checkpoint', 'trust', 'json'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),
     'latency': Verb(_latency, 'how long an answer takes: one classifier, a committee of it, other recipes',
                     ('pretrain',), ('size', 'heads', 'calls', 'workdir', 'json'),
@@ -228,4 +264,6 @@ VERBS = {
                       '--config=configs/honey.py:all --topology=v5e:2x4', each=True),
     'quickstart': Verb(_quickstart, 'all of it, small', (), ('language', 'workdir*'),
                        '--language=microworld --workdir=runs/quickstart'),
+    'completion': Verb(_completion, 'a script that completes verbs, flags and files, for bash, zsh or fish', (), (),
+                       'bash', paths=True),
 }

@@ -5,8 +5,9 @@
 Each verb runs once uninterrupted. Then, until the time is over, a verb runs again in a folder of its own, is killed up
 to three times (the whole process group, by SIGKILL), and is let end. The two folders must hold the same: every byte of
 every file, every bit of every array of a checkpoint, and nothing that a killed process left; only what depends on when
-and how long it ran is left out of the comparison (`TIMES`). A table tells kills, differences, and the time that a kill
-cost. Status 1 if there is a difference, and the folders stay.
+and how long it ran is left out of the comparison (`TIMES`); of TensorBoard's events, which hold times too, the scalars
+are compared. A table tells kills, differences, and the time that a kill cost. Status 1 if there is a difference, and
+the folders stay.
 
 Moments: `start`, before there is anything in the folder; `random`, anywhere in the time that the verb takes; `saving`,
 while a checkpoint is being written; `writing`, while a file has its temporary name; `growing`, just after a log got
@@ -33,9 +34,13 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the checkout, wherever it is called from
+
+from tests import eventfile  # noqa: E402
+
 MOMENTS = ('start', 'random', 'random', 'saving', 'writing', 'growing', 'signal')
-TIMES = ('seconds', 'processor_seconds', 'milliseconds', 'load_before', 'corpus_folder', 'commit_timestamp_nsecs',
-         'init_timestamp_nsecs', 'corpus', 'path', 'workdir')
+TIMES = ('seconds', 'tokens_per_second', 'processor_seconds', 'milliseconds', 'load_before', 'corpus_folder',
+         'commit_timestamp_nsecs', 'init_timestamp_nsecs', 'corpus', 'path', 'workdir')
 PAIRS = [('the dog eats a bone .', 'the dog eat a bone .'), ('a small cat sleeps .', 'a small cats sleeps .')]
 SMALL = ('--config.model.embedding=32', '--config.model.hidden=32', '--config.updates=240', '--config.log.every=10',
          '--config.evaluation.every=40', '--config.evaluation.first=10', '--config.checkpoint.every=20')
@@ -128,6 +133,8 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
     if 'checkpoints/' in name:
       if path.name == 'default' and path.is_dir():
         found[name] = arrays(path)
+    elif 'tfevents' in name:  # they hold times too, and count the starts in their names
+      found[f'{name.rpartition("/events/")[0]} events'] = eventfile.scalars(folder / name.rpartition('events/')[0])
     elif path.is_file() and path.suffix == '.json':
       found[name] = plain(json.loads(path.read_text()))
     elif path.is_file() and path.suffix == '.jsonl':

@@ -22,19 +22,20 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'rng', 'rendezvous', 'signals',
-     'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'backend', 'hlo'),
+    ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rng', 'rendezvous', 'signals',
+     'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'backend', 'hlo'),
     ('language.parquet', 'language.files', 'language.datasets', 'language.grammar', 'language.microworld',
      'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.keep',
-     'language.tokenizer', 'language.rows', 'language.corpus', 'language.build', 'language.subset'),
-    ('model.layers', 'model.initialization', 'model.convolution', 'model.encoder', 'model.heads', 'model.cross_entropy',
-     'model.size'),
+     'language.imported', 'language.tokenizer', 'language.rows', 'language.corpus', 'language.build', 'language.subset'),
+    ('model.layers', 'model.initialization', 'model.convolution', 'model.encoder', 'model.foreign', 'model.heads',
+     'model.cross_entropy', 'model.size'),
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
      'training.fault', 'training.digests', 'training.preservation', 'training.checkpoint', 'training.resume',
-     'training.evaluation', 'training.engine', 'training.feed', 'training.start', 'training.journal', 'training.member',
+     'training.evaluation', 'training.engine', 'training.feed', 'training.start', 'training.events', 'training.tracker',
+     'training.outlets', 'training.profile', 'training.journal', 'training.member',
      'training.trainer'),
     ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
-     'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.fitting', 'tasks.interim', 'tasks.server',
+     'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.tables', 'tasks.fitting', 'tasks.interim', 'tasks.server',
      'tasks.finetune', 'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood',
      'tasks.pair_sources', 'tasks.minimal_pairs', 'tasks.counts', 'tasks.overlap', 'tasks.selection',
      'tasks.classifiers', 'tasks.forward', 'tasks.calibration', 'tasks.subsets', 'tasks.committee', 'tasks.predict'),
@@ -45,9 +46,11 @@ FLOORS = (
      'analysis.figures', 'analysis.grid_figures', 'analysis.gap_figures', 'analysis.cells', 'analysis.committees',
      'analysis.latencies', 'analysis.forms', 'analysis.contests', 'analysis.verdicts', 'analysis.gap_page',
      'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
-     'analysis.report', 'huggingface', 'machine', 'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench',
-     'finetune_bench', 'latency', 'break_even', 'preflight', 'plan', 'sweep', 'show'),
-    ('quickstart',),
+     'analysis.report', 'hf_names', 'huggingface', 'safe_tensors', 'hf_config', 'hf_import', 'hf_weights',
+     'hf_tokenizer', 'modeling_minilm', 'release', 'model_card', 'hf_export', 'serving', 'exports', 'machine',
+     'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench', 'finetune_bench', 'latency', 'break_even', 'preflight',
+     'plan', 'sweep', 'show', 'plot', 'watch'),
+    ('quickstart', 'notebook'),
     ('verbs',),
     ('__main__',),
 )
@@ -57,14 +60,17 @@ NEIGHBOURS = {
     'model_config': ('checks', 'errors'),
     'config': ('checks', 'model_config', 'errors'),
     'corpus_config': ('checks', 'errors'),
-    'recipe': ('config', 'corpus_config', 'shape', 'errors'),
+    'recipe': ('config', 'corpus_config', 'progress', 'shape', 'errors'),
     'rendezvous': ('errors',),
     'hosts': ('rendezvous', 'signals', 'errors'),
     'untrusted': ('errors',),
     'run': ('hosts', 'shape', 'untrusted', 'errors'),
     'claim': ('progress', 'errors'),
     'progress': ('hosts',),
-    'flags': ('recipe', 'shape', 'errors'),
+    'flags': ('recipe', 'shape', 'trust', 'errors'),
+    'trust': ('recipe', 'errors'),
+    'usage': ('flags',),
+    'completion': ('flags', 'errors'),
     'language.microworld': ('language.grammar',),
     'language.files': ('language.parquet',),
     'language.documents': ('language.files', 'language.datasets', 'language.microworld'),
@@ -72,39 +78,55 @@ NEIGHBOURS = {
     'language.passes': ('language.vocabulary',),
     'language.keep': ('language.documents', 'language.vocabulary', 'language.passes', 'language.pool'),
     'language.rows': ('language.keep', 'language.tokenizer'),
+    'language.tokenizer': ('language.imported',),
     'language.build': ('language.documents', 'language.vocabulary', 'language.keep', 'language.tokenizer',
                        'language.rows'),
     'language.corpus': ('language.build', 'language.keep'),
     'language.subset': ('language.build', 'language.corpus', 'language.keep', 'language.rows', 'language.tokenizer'),
     'model.convolution': ('model.layers',),
     'model.encoder': ('model.convolution', 'model.layers'),
-    'model.heads': ('model.encoder', 'model.initialization', 'model.layers'),
-    'model.size': ('model.convolution',),
+    'model.foreign': ('model.initialization',),
+    'model.heads': ('model.encoder', 'model.foreign', 'model.initialization', 'model.layers'),
+    'model.size': ('model.convolution', 'model.foreign'),
     'training': ('training',),
     'tasks': ('tasks',),
     'analysis': ('analysis',),
+    'huggingface': ('hf_names',),
+    'hf_weights': ('huggingface',),
+    'model_card': ('release',),
+    'hf_export': ('hf_tokenizer', 'hf_weights', 'model_card', 'release'),
+    'serving': ('machine', 'release'),
+    'exports': ('hf_export', 'serving', 'model_card'),
+    'hf_config': ('hf_names',),
+    'hf_import': ('hf_config', 'huggingface', 'safe_tensors'),
     'peers': ('pytorch', 'hf_trainer', 'stopwatch'),
     'bench': ('machine', 'peers', 'stopwatch'),
     'finetune_bench': ('machine', 'peers'),
     'latency': ('machine',),
     'plan': ('show', 'stopwatch'),
     'sweep': ('plan',),
+    'watch': ('plot', 'analysis'),
     'break_even': ('machine', 'bench', 'stopwatch'),
 }
 LIBRARIES = frozenset((
     'absl', 'chex', 'etils', 'flax', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
-    'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorflow_datasets', 'zstandard'))
+    'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorboardX', 'tensorflow_datasets', 'zstandard'))
 # Extras, which most who use the package do without: what each room may import of them.
-TORCH_ROOMS = {'pytorch': ('torch',), 'hf_trainer': ('torch', 'tokenizers', 'transformers')}
-FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.heads', 'training.steps')
+TORCH_ROOMS = {'pytorch': ('torch',), 'language.imported': ('tokenizers',),
+               'hf_trainer': ('torch', 'tokenizers', 'transformers'),
+               'training.tracker': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
+               'hf_export': ('safetensors', 'torch', 'transformers')}
+FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.foreign', 'model.heads',
+              'training.steps')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
 WHOLE = frozenset(('read_bytes', 'read_text'))  # rooms beside `untrusted` read so what the system itself writes
 WHOLE_ROOMS = ('untrusted', 'backend', 'claim', 'machine')
-# What would run code that came as data, and the rooms that may: a recipe given by path is code.
+# What would run code that came as data, and the rooms that may: a recipe given by path is code, and so is an encoder that
+# it names; `trust` imports the one that a stored recipe names only where its reader has said so (tests/test_foreign.py).
 RUNS_CODE = frozenset(('eval', 'exec', '__import__', 'import_module', 'exec_module', 'system', 'popen', 'run_path'))
-CODE_ROOMS = ('recipe',)
+CODE_ROOMS = ('recipe', 'trust')
 LOADS = {'yaml': ('load', 'unsafe_load', 'full_load'), 'torch': ('load',)}  # calls that make objects of any kind
 PICKLES = frozenset(('pickle', 'cloudpickle', 'dill', 'marshal', 'shelve', 'joblib'))
 ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
@@ -112,19 +134,23 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
-             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
+             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'usage': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
              'journal': 'trainer', 'preservation': 'checkpoint', 'pytorch': 'peers', 'tracks': 'grid',
              'layers': 'encoder', 'gap_figures': 'gap', 'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report',
              'grid_page': 'report', 'grid_report': 'report', 'forward': 'committee', 'contests': 'verdicts',
-             'latencies': 'verdicts', 'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study'}
-NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts', 'bad_input', 'properties', 'fuzz'))
+             'latencies': 'verdicts', 'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study',
+             'hf_config': 'hf_import', 'hf_names': 'huggingface', 'trust': 'foreign', 'tables': 'fitting'}
+NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts', 'bad_input', 'properties', 'fuzz',
+                     'examples'))
 # What starts as a worker process or reads tables must not wait for JAX.
-WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'rendezvous', 'signals',
-               'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'language.microworld', 'language.documents',
+WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rendezvous', 'signals',
+               'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
-               'language.keep', 'language.tokenizer', 'language.rows', 'language.build', 'analysis.report')
+               'language.keep', 'language.imported', 'language.tokenizer', 'language.rows', 'language.build',
+               'analysis.report', 'plot', 'watch')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
-LONGER = {'config': 300}  # one table, of every field of a run
+# One table, of every field of a run; one, of every verb with its call; one file, which is copied beside weights.
+LONGER = {'config': 300, 'verbs': 300, 'modeling_minilm': 320}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,6 +362,8 @@ def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
     (check_strangers, 'bench', 'model.eval()', None),
     (check_strangers, 'bench', 'builtins.exec(text)', 'runs code'),
     (check_strangers, 'bench', 'importlib.import_module(name)', 'runs code'),
+    (check_strangers, 'trust', 'importlib.import_module(name)', None),
+    (check_strangers, 'model.foreign', 'importlib.import_module(name)', 'runs code'),
     (check_strangers, 'recipe', 'spec.loader.exec_module(module)', None),
     (check_strangers, 'bench', 'os.system(text)', 'runs code'),
     (check_strangers, 'bench', 'yaml.load(file)', 'of any kind'),
@@ -424,7 +452,10 @@ def test_top_level():
 
 
 def test_recipes_are_data():
-  for path in sorted((ROOT / 'configs').glob('*.py')):
-    for line, module, _ in imports(ast.parse(path.read_text(encoding='utf-8'))):
-      assert module.partition('.')[0] in ('configs', 'math', 'ml_collections'), (
+  for path in sorted((ROOT / 'configs').rglob('*.py')):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    if path.parent.name == 'examples' and not any(getattr(node, 'name', '') == 'get_config' for node in tree.body):
+      continue  # the encoder that a recipe there names
+    for line, module, _ in imports(tree):
+      assert module.partition('.')[0] in ('configs', 'math', 'pathlib', 'ml_collections'), (  # pathlib: a file beside it
           f'configs/{path.name}, line {line}: a recipe imports {module}: keep it data')

@@ -21,9 +21,10 @@ from tests import quick
 from tests.test_optimizer import config as adamw
 
 SMALL = EncoderConfig(
-    vocabulary=50, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
+    encoder='', vocabulary=50, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
     positions='learned', segments=2, projection=False, tied=True, activation='gelu', dropout=0.0,
     initialization='bert', norm_epsilon=1e-12, nominal_heads=4, compute='float32', remat=False,
+    bare_projection=False, second_segment=False,
     first_position=0, convolutions=2, kernel=(3, 3), channels=5, convolution='paper')
 FORMS = ('paper', 'mended')
 BATCH, PAD = 4, 1

@@ -20,14 +20,15 @@ from minilm_jax.model.initialization import path_name
 from tests import quick
 
 SMALL = EncoderConfig(
-    vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
+    encoder='', vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
+    bare_projection=False, second_segment=False,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
     ('post', 'pre'), ('learned', 'relative', 'rotary')))
 OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
-          {'activation': 'relu'}, {'layers': 2})
+          {'activation': 'relu'}, {'layers': 2}, {'bare_projection': True}, {'second_segment': True})
 
 
 def make(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
@@ -356,7 +357,8 @@ def test_blocks_made_again_take_less_memory():
 
 @pytest.mark.parametrize('name, expected', [
     ('gelu', lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))), ('relu', lambda x: max(x, 0)),
-    ('silu', lambda x: x / (1 + math.exp(-x)))])
+    ('silu', lambda x: x / (1 + math.exp(-x))),
+    ('gelu_tanh', lambda x: x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))])
 def test_activations(name: str, expected: Callable[[float], float]):
   x = jnp.linspace(-3, 3, 13)
   np.testing.assert_allclose(encoder.activation(name, x), [expected(float(v)) for v in x], atol=1e-6)

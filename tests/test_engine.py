@@ -39,6 +39,9 @@ def test_one_chunk_is_many(tiny_corpus: pathlib.Path):
     sums.append(found)
   assert int(state.step) == 5 and bits(state) == bits(together)
   assert float(total['masked']) == sum(float(s['masked']) for s in sums)
+  assert float(total['gradient']) == pytest.approx(sum(float(s['gradient']) for s in sums), rel=1e-6)
+  norm = np.sqrt(sum(float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in flat(state.model).values()))
+  assert float(total['parameters']) == float(sums[-1]['parameters']) == pytest.approx(norm, rel=1e-5)
   state = jax.device_put(jax.tree.map(np.asarray, state), jax.tree.map(lambda x: x.sharding, engine.shapes))
   engine.chunk(state, corpus, jnp.int32(2))
   assert engine.chunk._cache_size() == 1

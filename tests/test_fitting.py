@@ -17,7 +17,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import encoding, finetune, fitting, table
+from minilm_jax.tasks import encoding, finetune, fitting, table, tables
 from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.fitting import Program, Shape
 from minilm_jax.training import checkpoint, population
@@ -91,7 +91,7 @@ def fresh(model: EncoderConfig) -> Encoder:
 def encoders(saved: list[Encoder], fresh: Encoder, used: np.ndarray) -> Encoder:
   """Of two checkpoints, then from scratch."""
   whole = jax.tree.map(lambda first, second, more: np.concatenate([first[None], second[None], more]), *saved, fresh)
-  return fitting.keep_used(whole, used)
+  return tables.keep_used(whole, used)
 
 
 @pytest.fixture(scope='module')

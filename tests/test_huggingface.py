@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from minilm_jax import huggingface, rng
+from minilm_jax import hf_names, huggingface, rng
 from minilm_jax.config import EncoderConfig, HeadConfig, OptimizerConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
@@ -21,9 +21,10 @@ from minilm_jax.training import optimizer
 from tests import quick
 
 SMALL = EncoderConfig(
-    vocabulary=60, embedding=16, hidden=16, feed_forward=24, heads=4, layers=2, length=12, norm='post',
+    encoder='', vocabulary=60, embedding=16, hidden=16, feed_forward=24, heads=4, layers=2, length=12, norm='post',
     positions='learned', segments=1, projection=False, tied=False, activation='gelu', dropout=0.0,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
+    bare_projection=False, second_segment=False,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 HEAD = HeadConfig(pooling='first', dropout=0.0, copies=1)
 CLASSES = 3
@@ -145,7 +146,7 @@ def test_fine_tuning_gives_their_losses(transformers):
 def named(model: Any, modules: dict[str, str], seed: int = 0) -> dict[str, np.ndarray]:
   """Weights such as theirs for every parameter of ours, drawn at random: these tests do without transformers."""
   random = np.random.default_rng(seed)
-  return {huggingface._theirs(path_name(path), modules): random.standard_normal(
+  return {hf_names.theirs(path_name(path), modules): random.standard_normal(
       leaf.shape[::-1] if path_name(path).endswith('.kernel') else leaf.shape, np.float32)
           for path, leaf in jax.tree.leaves_with_path(model)}
 

@@ -13,9 +13,10 @@ import time
 
 import pytest
 
+import minilm_jax
 from configs import glue, honey, honey_grid
 from minilm_jax import __main__ as door
-from minilm_jax import flags
+from minilm_jax import flags, usage
 from minilm_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,11 +28,24 @@ SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint
 # A command, and what the error must say. RUN is a run, CORPUS a corpus, W a work directory that is not there yet, FILE
 # a file, EMPTY a folder with nothing in it.
 REFUSED = [
-    ('zz', 'known names are bench, committee, corpus'),
+    ('zz', 'known names are bench, committee, completion, corpus'),
     ('committee --workdir=W', 'no --members'),
     ('committee --members=EMPTY --workdir=W', 'nothing was saved whole'),
     ('predict --text=a', 'no --committee and no --classifier'),
+    ('watch', 'no run directory'),
+    ('watch EMPTY', 'no config.json of a run there'),
+    ('watch FILE', 'no such folder'),
+    ('watch RUN --axis=stps', "did you mean 'step'"),
+    ('watch RUN --split=test', 'known names are train, validation'),
+    (f'{PRETRAIN} --config.log.to=tensorbord', "did you mean 'tensorboard'"),
+    (f'{PRETRAIN} --config.corpus=CORPUS --profile=9:3', 'nothing between them'),
+    (f'{PRETRAIN} --config.corpus=CORPUS --profile=0:1000000', 'the run ends at update'),
     ('latency --config=configs/tiny.py --size=0', '--size=0'),
+    ('completion', 'bash, zsh, fish'),
+    ('completion tcsh', 'bash'),
+    (f'{PRETRAIN} --config.model.encoder=Encoder', 'no name of a class'),
+    (f'{PRETRAIN} --config.model.encoder=nowhere:Encoder', 'no module nowhere'),
+    (f'{PRETRAIN} --config.mask.span=-1', 'give at least 0'),
     ('pretran', "did you mean 'pretrain'"),
     ('--verbose', 'no such verb'),
     ('pretrain --workdir=W', 'no --config'),
@@ -259,7 +273,11 @@ def test_help_names_every_verb_and_every_flag(capsys):
     status, out, err = called([name, '--help'], capsys)
     assert status == 0 and not err and verb.summary in out and verb.example in out
     assert all(f'--{flag.rstrip("*")}' in out for flag in verb.flags)
-    assert ('--config ' in out) == bool(verb.kinds)
+    assert ('--config ' in out) == bool(verb.kinds) and f'reads   {usage.TOLD[name][0]}' in out
+    assert f'gives   {usage.TOLD[name][1]}' in out and called(['help', name], capsys)[1] == out
+    assert max(map(len, out.splitlines())) <= 160
+  assert usage.TOLD.keys() == door.VERBS.keys(), 'say in minilm_jax/usage.py what each verb reads and gives'
+  assert called(['--version'], capsys)[1] == f'minilm_jax {minilm_jax.__version__}\n'
   assert {flag.rstrip('*') for verb in door.VERBS.values() for flag in verb.flags} == set(flags.FLAGS)
 
 

@@ -16,7 +16,7 @@ from minilm_jax.training import masking
 from tests import quick
 
 LENGTH, VOCABULARY = 64, 100
-PAPER = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)
+PAPER = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)
 training_batch = quick.jit(masking.training_batch, static_argnums=5)
 frozen_batch = quick.jit(masking.frozen_batch, static_argnums=2)
 
@@ -40,9 +40,9 @@ def hide(rows: jax.Array, config: MaskConfig = PAPER, seed: int = 0, epoch: int 
 
 
 @pytest.mark.parametrize('config', [
-    PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True),
-    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False),
-    MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True)])
+    PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True, span=0),
+    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False, span=0),
+    MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True, span=5)])
 @pytest.mark.parametrize('shortest, longest', [(2, 6), (2, LENGTH), (LENGTH, LENGTH)])
 def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, shortest: int, longest: int):
   """Also in rows with fewer tokens than positions."""
@@ -63,6 +63,22 @@ def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, s
     assert (batch['tokens'][touched] == MASK).all()
   # a row with anything to predict predicts something
   np.testing.assert_array_equal(counted.any(1), (~np.isin(rows, barred)).any(1))
+
+
+def test_spans_are_hidden_whole_but_for_the_last_and_as_many_tokens_as_without():
+  rows = np.asarray(some_rows(200, 20), int)
+  alone = hide(jnp.asarray(rows, jnp.uint16), dataclasses.replace(PAPER, rate=0.3))
+  found = hide(jnp.asarray(rows, jnp.uint16), dataclasses.replace(PAPER, rate=0.3, span=3))
+  np.testing.assert_array_equal(found['weights'].sum(1), alone['weights'].sum(1))
+  begins = set()
+  for row, hidden in zip(rows, found['tokens'] == MASK, strict=True):
+    free = ~np.isin(row, (PAD, BEGIN, END))
+    parts = {first: [(hidden[free & ((np.arange(LENGTH) + first) // 3 == span)]) for span in range(LENGTH)]
+             for first in range(3)}
+    fitting = {first for first, each in parts.items() if sum(any(part) and not all(part) for part in each) <= 1}
+    assert fitting
+    begins |= fitting if len(fitting) == 1 else set()
+  assert begins == {0, 1, 2}  # every place is the beginning of a span in some row
 
 
 def test_the_rate_is_exact():
@@ -89,7 +105,7 @@ def test_every_token_is_as_likely_as_any_other():
 
 
 def test_shares_of_random_and_kept_tokens():
-  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=False)
+  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=False, span=0)
   batch = hide(some_rows(8000, shortest=20), config)
   counted = batch['weights'] == 1
   shown = np.take_along_axis(batch['tokens'], batch['positions'], axis=1)[counted]
@@ -127,7 +143,7 @@ def test_frozen_masks_follow_the_row_alone():
   later = frozen_batch(jnp.roll(rows, 7, axis=0), jnp.roll(jnp.arange(40), 7), VOCABULARY)
   np.testing.assert_array_equal(jnp.roll(first.tokens, 7, axis=0), later.tokens)
   np.testing.assert_array_equal(jnp.roll(first.positions, 7, axis=0), later.positions)
-  assert masking.EVALUATION == MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)  # of every run, ever
+  assert masking.EVALUATION == MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # of every run, ever
 
 
 def test_frozen_masks_stay_what_they_were():
@@ -141,7 +157,7 @@ def test_frozen_masks_stay_what_they_were():
 @pytest.mark.parametrize('devices', [8])
 def test_masks_are_the_same_on_any_number_of_devices(devices: int):
   rows = some_rows(200)
-  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True)
+  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True, span=0)
   mesh = Mesh(np.array(jax.devices()[:devices]), ('data',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, PartitionSpec('data'))
   arguments = jax.device_put((rows, jnp.arange(200), jnp.zeros(200, jnp.uint32)), split)

@@ -40,7 +40,7 @@ def together(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 def lines(folder: pathlib.Path, number: int | None = None) -> list[dict[str, Any]]:
   """The log of a solo run, or what it would be, without times."""
   found = run.read_lines(folder / run.METRICS)
-  return [{key: value for key, value in line.items() if key not in ('seconds', 'member', 'flops')} for line in found
+  return [{key: value for key, value in line.items() if key not in ('seconds', 'tokens_per_second', 'member', 'flops')} for line in found
           if number is None or line['member'] == number]
 
 

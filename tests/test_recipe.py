@@ -150,6 +150,18 @@ def test_the_recipe_stays_as_it_was():
   assert given.to_dict() == before
 
 
+def test_a_recipe_that_was_installed_is_found_from_anywhere_and_says_so(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  recipe._say_installed.cache_clear()
+  for _ in range(2):
+    assert recipe.load('configs/tiny.py').updates == 600
+  assert capsys.readouterr().err == (
+      f'configs/tiny.py is the one that was installed, {ROOT}/configs/tiny.py: there is no other here\n')
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'tiny.py').write_text('from configs import base\nget_config = base.corpus')
+  assert recipe.load('configs/tiny.py').kind == 'corpus' and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_base_sets_every_field(kind: str):
   missing = {name for cls in types_of(recipe.KINDS[kind]) for name in (field.name for field in dataclasses.fields(cls))}

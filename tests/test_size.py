@@ -120,6 +120,7 @@ def switches() -> Iterator[EncoderConfig]:
     yield dataclasses.replace(made, embedding=12) if projection and not tied else made
   yield dataclasses.replace(model, layers=3)
   yield dataclasses.replace(model, first_position=0)
+  yield dataclasses.replace(model, projection=True, bare_projection=True)
   for form, kernel, convolutions in itertools.product(('paper', 'mended'), ((3, 3), (4, 1)), (1, 3)):
     yield dataclasses.replace(model, convolutions=convolutions, kernel=kernel, channels=5, convolution=form)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import tiny
@@ -179,6 +180,14 @@ def test_the_loss_is_the_cross_entropy_where_something_is_hidden(corpus: Corpus)
   found = quick.jit(jax.vmap(lambda w: steps.masked_loss(model, dataclasses.replace(batch, weights=w), None, 2)))(alone)
   np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
   assert (np.asarray(batch.tokens) == MASK).sum() == batch.weights.sum()
+
+
+def test_the_norm_of_the_gradient_is_what_adam_sees(corpus: Corpus):
+  """Of the mean over masked tokens, before it is clipped: the first moment starts as a share of the gradient."""
+  config = run_config(**{'optimizer.clip': 0.0})
+  after, sums = step_of(config)(start_of(config), corpus)
+  moment = optax.tree.norm(optax.tree.get(after.optimizer, 'mu'))
+  assert float(sums['gradient']) == pytest.approx(float(moment) / (1 - config.optimizer.beta1), rel=1e-5)
 
 
 def test_a_step_moves_every_array_but_what_it_may_not(corpus: Corpus):

@@ -1,5 +1,6 @@
 """The loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the way."""
 
+import dataclasses
 import errno
 import functools
 import itertools
@@ -28,6 +29,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.training import checkpoint, digests, evaluation, journal, sharding, start, steps, trainer
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
+from tests import eventfile
 from tests.small import UPDATES, run_config
 
 @pytest.fixture(scope='module', autouse=True)
@@ -48,7 +50,7 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The log without its times."""
-  return [{k: v for k, v in line.items() if k != 'seconds'} for line in run.read_lines(folder / run.METRICS)]
+  return [{k: v for k, v in line.items() if k not in ('seconds', 'tokens_per_second')} for line in run.read_lines(folder / run.METRICS)]
 
 
 def final(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
@@ -113,7 +115,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(module: Any, name: str, call: 
   assert not (tmp_path / run.RESULT).exists()
   result = trainer.pretrain(config, tmp_path)
   assert final(tmp_path, config) == final(whole, config)
-  assert lines(tmp_path) == lines(whole)
+  assert lines(tmp_path) == lines(whole) and eventfile.scalars(tmp_path) == eventfile.scalars(whole)
   seconds = [line['seconds'] for line in run.read_lines(tmp_path / run.METRICS)]
   assert seconds == sorted(seconds) and seconds[0] > 0
   assert {**result, 'seconds': 0} == {**json.loads((whole / run.RESULT).read_text()), 'seconds': 0}
@@ -201,14 +203,32 @@ def test_a_run_of_an_earlier_version_is_read_and_gone_on_with(whole: pathlib.Pat
   folder, config = shutil.copytree(whole, tmp_path / 'run'), run_config(tiny_corpus)
   stored = json.loads((folder / run.CONFIG).read_text())
   del stored['checkpoint']['minutes'], stored['checkpoint']['best']
+  stored['log'] = {'every': stored['log']['every']}
   (folder / run.CONFIG).write_text(json.dumps(stored))
   (folder / run.RESULT).unlink()
   shutil.rmtree(checkpoint.folder_of(folder, UPDATES))
   (checkpoint.folder_of(folder, 8) / digests.DIGESTS).unlink()
-  assert start.pretraining(folder) == config
+  assert start.pretraining(folder) == dataclasses.replace(config, log=dataclasses.replace(config.log, to=()))
   trainer.pretrain(config, folder)
   assert 'going on from the checkpoint of update 8' in capsys.readouterr().err
   assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
+
+
+def test_who_is_told_and_a_profile_change_nothing(whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
+                                                  monkeypatch, capsys):
+  """Another start may tell others."""
+  calls: list[str] = []
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: calls.append('start'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
+  config = run_config(tiny_corpus)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    killed_at(5, patch, steps, 'means')
+    trainer.pretrain(config, tmp_path)
+  trainer.pretrain(run_config(tiny_corpus, **{'log.to': 'json', 'log.name': 'x'}), tmp_path, '5:7')
+  out, err = capsys.readouterr()
+  assert [json.loads(line)['step'] for line in out.splitlines()] == [6, 8, 8, 10, 12, 12, 12]
+  assert calls == ['start', 'stop'] and 'a profile of updates 5 to 8 was' in err
+  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
 
 
 # a disk that does not take what is written
@@ -249,6 +269,7 @@ def test_a_full_disk_harms_nothing_that_was_good(left: int, small_disk: pathlib.
   filler.unlink()
   trainer.pretrain(config, workdir)
   assert final(workdir, config) == final(whole, config) and lines(workdir) == lines(whole)
+  assert eventfile.scalars(workdir) == eventfile.scalars(whole)
 
 
 @pytest.mark.parametrize('name, call, number', [
@@ -300,7 +321,8 @@ def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):
       ('train', 12), ('validation', 12), ('test', 12)]
   for line in found:
     assert {'loss', 'perplexity', 'tokens', 'flops'} < line.keys()
-    assert ('learning_rate' in line) == (line['split'] == 'train')
+    for name in ('learning_rate', 'gradient_norm', 'parameter_norm'):
+      assert (name in line) == (line['split'] == 'train')
     assert line['tokens'] == line['step'] * 16 * 64 and line['flops'] % (line['step'] * 16) == 0
     assert line['perplexity'] == pytest.approx(np.exp(line['loss']))
   manifest = json.loads((whole / run.MANIFEST).read_text())

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import model_config, run
 from minilm_jax.analysis import lines, runs
 from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap, Slope
 from minilm_jax.analysis.scores import Group, ScoreRow, difference
@@ -143,7 +143,7 @@ def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) 
   model, of, part = config['model'], manifest['training'], manifest['training']['subset']
   shape = '-'.join(f'{letter}{model[field]}' for letter, field in (
       ('e', 'embedding'), ('h', 'hidden'), ('f', 'feed_forward'), ('a', 'heads'), ('l', 'layers')))
-  key = json.dumps([model, manifest['tokenizer']], sort_keys=True)
+  key = json.dumps([model_config.LATER | model, manifest['tokenizer']], sort_keys=True)
   rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
   if min(rows, tokens) < 1:
     raise ValueError(f'{rows} rows of {tokens} tokens')

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import model_config, run
 from minilm_jax.analysis import page, runs
 from minilm_jax.errors import InputError
 
@@ -18,7 +18,8 @@ WORDS = 1
 CAPTION = ('Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
            'members. Depth: blocks and convolutions that must run one after another.')
 # What the time of an answer does not depend on, but for the head of a masked language model, which is not there.
-_WITHOUT = ('vocabulary', 'dropout', 'initialization', 'nominal_heads', 'tied', 'norm_epsilon', 'first_position')
+_WITHOUT = ('vocabulary', 'dropout', 'initialization', 'nominal_heads', 'tied', 'norm_epsilon', 'first_position',
+            'second_segment')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class LatencyRow:
 
 def shape(model: Mapping[str, Any]) -> str:
   """All of a model that the time of an answer depends on: equal of models that a latency is shared by."""
+  model = model_config.LATER | dict(model)
   return json.dumps({name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True)
 
 

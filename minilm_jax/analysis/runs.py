@@ -16,7 +16,7 @@ from minilm_jax.errors import InputError, shown
 from minilm_jax.shape import COUNT, TEXT
 
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency')
-_CLOSED = ('checkpoints',)  # folders of many small files with no run inside
+_CLOSED = ('checkpoints', 'events', 'profile', 'wandb')  # folders of many small files with no run inside
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """SentencePiece: train a tokenizer, load one, encode and decode; how well it splits words.
 
 The ids of the five special pieces are fixed, text is encoded as it stands (whoever makes the text lower-cases it; only
-runs of spaces are squeezed), and nothing here adds `<s>` or `</s>`: that is for who builds rows. Left out: every other
-family of tokenizers, and sampling of segmentations.
+runs of spaces are squeezed), and nothing here adds `<s>` or `</s>`: that is for who builds rows. Other families are not
+trained here, but what `minilm import` brought along is loaded like our own (`imported.py`). Left out: sampling of
+segmentations.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from etils import epath
 
 from minilm_jax import run, untrusted
 from minilm_jax.errors import InputError
+from minilm_jax.language import imported
 
 SPECIAL = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 BEGIN, PAD, END, UNKNOWN, MASK = range(5)
@@ -36,17 +38,23 @@ REFERENCE: Mapping[str, tuple[str, ...]] = {
 
 
 class Tokenizer:
-  """A SentencePiece model with our special ids; made by `train` or `load`, never changed.
+  """A SentencePiece model with our special ids, or an imported one; made by `train` or `load`, never changed.
 
   Attributes:
     model: the bytes of the model file.
     sha256: their hex digest, the identity of the tokenizer.
     size: how many pieces, the special ones included.
+    between: how many `</s>` stand between two texts of one row: 2 as in RoBERTa, or 1 as in BERT.
   """
 
   def __init__(self, model: bytes):
-    self._processor = sentencepiece.SentencePieceProcessor()
-    self._processor.LoadFromSerializedProto(model)
+    self._imported = imported.holds(model)
+    if self._imported:
+      self._processor = imported.Processor(model)
+    else:
+      self._processor = sentencepiece.SentencePieceProcessor()
+      self._processor.LoadFromSerializedProto(model)
+    self.between = self._processor.between if self._imported else 2
     self.model = model
     self.sha256 = hashlib.sha256(model).hexdigest()
     self.size = self._processor.get_piece_size()
@@ -54,6 +62,10 @@ class Tokenizer:
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text, without special ones, whatever the text holds (`<mask>` in a text is five plain characters)."""
     return self._processor.encode(list(texts))
+
+  def fold(self, text: str) -> str:
+    """A text of a task or a user in the case of the pieces: lower, as every corpus is; an imported one sees to it."""
+    return text if self._imported else text.lower()
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of one sequence of ids; special pieces leave nothing behind."""
@@ -126,11 +138,11 @@ def _explained(error: RuntimeError, model: str, size: int) -> Exception:
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-  """Loads a SentencePiece model file.
+  """Loads a SentencePiece model file, or what `minilm import` wrote in its place.
 
   Raises:
-    InputError: no such file or one that is too large, not a SentencePiece model, or one whose special pieces have
-      other ids than ours.
+    InputError: no such file or one that is too large, neither of the two, or one whose special pieces have other ids
+      than ours; or an imported one, and the library that reads it is not installed.
   """
   asked = f'the tokenizer {path}'
   try:
@@ -140,7 +152,9 @@ def load(path: epath.PathLike) -> Tokenizer:
   try:
     made = Tokenizer(model)
     found = [made.piece(i) for i in range(made.size)]
-  except (RuntimeError, ValueError):  # ValueError: a piece that is no UTF-8
+  except (RuntimeError, ValueError) as error:  # ValueError: a piece that is no UTF-8
+    if imported.holds(model):
+      raise InputError(asked, f'not what minilm import writes: {error}', 'import the model again') from None
     raise InputError(asked, 'not a SentencePiece model', 'give the .model file of a SentencePiece tokenizer') from None
   other = [f'{i} is {there[0] if (there := found[i:i + 1]) else "nothing"!r}' for i, piece in enumerate(SPECIAL)
            if found[i:i + 1] != [piece]]

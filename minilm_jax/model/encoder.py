@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
@@ -43,7 +44,8 @@ class Embedding(nnx.Module):
   """Token, position and segment vectors, summed and normalised.
 
   Learned positions count from `first_position`: the table has `length + first_position` rows, and those before the
-  first are never used. RoBERTa counts from 2, BERT from 0.
+  first are never used. RoBERTa counts from 2, BERT from 0. All tokens are of the first segment but where
+  `second_segment` says that those after the first `</s>`, a second text, are of the second.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -60,19 +62,28 @@ class Embedding(nnx.Module):
     if self.config.positions == 'learned':
       x += self.positions(jnp.arange(tokens.shape[1]) + self.config.first_position)[None]
     if self.config.segments:
-      x += self.segments(jnp.zeros((1, 1), jnp.int32))
+      segment = jnp.zeros((1, 1), jnp.int32)
+      if self.config.second_segment:
+        ends = (tokens == tokenizer.END).astype(jnp.int32)
+        segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)  # has one ended before this place?
+      x += self.segments(segment)
     return dropout(self.norm(x), self.config.dropout, key)
 
 
 class Projection(nnx.Module):
-  """From the embedding's width to the hidden width; always there in the paper, also where the two are equal."""
+  """From the embedding's width to the hidden width; always there in the paper, also where the two are equal.
+
+  `bare_projection` leaves its norm out.
+  """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.linear = Linear(config.embedding, config.hidden, config, rngs)
-    self.norm = layer_norm(config.hidden, config, rngs)
+    self.bare = config.bare_projection
+    if not self.bare:
+      self.norm = layer_norm(config.hidden, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
-    return self.norm(self.linear(x))
+    return self.linear(x) if self.bare else self.norm(self.linear(x))
 
 
 @jax.custom_vjp
@@ -170,6 +181,11 @@ class Encoder(nnx.Module):
     self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
     if config.norm == 'pre':
       self.norm = layer_norm(config.hidden, config, rngs)
+
+  @property
+  def table(self) -> Float[Array | np.ndarray, '*S V E']:
+    """The vectors of the pieces, which a tied head reads."""
+    return self.embedding.tokens.embedding[...]
 
   def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
                key: Key[Array, 'B'] | None = None) -> Float[Array, 'B L D']:

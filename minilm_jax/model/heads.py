@@ -5,6 +5,7 @@ float32, whatever the model computes in.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from minilm_jax.config import EncoderConfig, HeadConfig
+from minilm_jax.model import foreign
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.initialization import initialize
 from minilm_jax.model.layers import Linear, activation, dropout, keys, layer_norm
+
+
+def _encoder(config: EncoderConfig, rngs: nnx.Rngs) -> Any:
+  """Ours, or the one of the user's own that the recipe names; a call of either is tokens and mask to `[B L D]`."""
+  return foreign.encoder(config)(config, rngs) if config.encoder else Encoder(config, rngs)
 
 
 class MaskedLanguageModel(nnx.Module):
@@ -22,7 +29,7 @@ class MaskedLanguageModel(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    self.encoder = Encoder(config, rngs)
+    self.encoder = _encoder(config, rngs)
     self.transform = Linear(config.hidden, config.hidden, config, rngs)
     self.norm = layer_norm(config.hidden, config, rngs)
     if config.tied:
@@ -47,7 +54,7 @@ class MaskedLanguageModel(nnx.Module):
   def output_weights(self) -> tuple[Float[Array, 'D V'], Float[Array, 'V']]:
     """Kernel and bias of the output projection, as they are kept: in float32."""
     if self.config.tied:
-      return self.encoder.embedding.tokens.embedding[...].T, self.output_bias[...]
+      return self.encoder.table[...].T, self.output_bias[...]
     return self.output.kernel[...], self.output.bias[...]
 
 
@@ -90,7 +97,7 @@ class Classifier(Head):
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
     super().__init__(config, head, classes, rngs)
     self.config = config
-    self.encoder = Encoder(config, rngs)
+    self.encoder = _encoder(config, rngs)
     self.others = nnx.List([Head(config, head, classes, rngs) for _ in range(head.copies - 1)])
 
   def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
@@ -116,10 +123,16 @@ class Regressor(Classifier):
 
 def masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
   """A fresh model for pre-training."""
-  return initialize(MaskedLanguageModel(config, nnx.Rngs(0)), config.initialization, key)
+  return initialize(MaskedLanguageModel(config, nnx.Rngs(key)), config.initialization, key, _made(config))
 
 
 def classifier(config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']) -> Classifier:
   """A fresh model for a task; `classes=0` is a regression."""
-  model = Classifier(config, head, classes, nnx.Rngs(0)) if classes else Regressor(config, head, nnx.Rngs(0))
-  return initialize(model, config.initialization, key)
+  rngs = nnx.Rngs(key)
+  model = Classifier(config, head, classes, rngs) if classes else Regressor(config, head, rngs)
+  return initialize(model, config.initialization, key, _made(config))
+
+
+def _made(config: EncoderConfig) -> str:
+  """The paths that have started as they were made: a class of the user's own has its own way to start."""
+  return 'encoder.' if config.encoder else ''

@@ -16,7 +16,7 @@ M = TypeVar('M')
 _EMBEDDING_STD = 0.02
 
 
-def initialize(model: M, rule: str, key: Key[Array, '']) -> M:
+def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
   """A model of the same shape with fresh parameters.
 
   `standard`: matrices normal with variance 1 / inputs, tables normal with deviation 0.02, biases 0, norms (1, 0).
@@ -35,6 +35,7 @@ def initialize(model: M, rule: str, key: Key[Array, '']) -> M:
     model: any module; its paths name what a parameter is.
     rule: 'standard', 'honey' or 'bert'.
     key: of the INIT or HEAD stream.
+    made: what paths begin with that stay as they were made; '' is none.
   """
   draw = {'standard': _standard, 'honey': _honey, 'bert': _bert}[rule]
   shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
@@ -43,6 +44,8 @@ def initialize(model: M, rule: str, key: Key[Array, '']) -> M:
     name = path_name(path)
     own = jax.random.fold_in(key, zlib.crc32(name.encode()))
     module, _, kind = name.rpartition('.')
+    if made and name.startswith(made):
+      return leaf
     if is_statistic(name):
       return jnp.full_like(leaf, kind == 'running_variance')
     if kind in ('kernel', 'bias') and len(shapes.get(f'{module}.kernel', ())) == 4:

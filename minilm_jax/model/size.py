@@ -5,12 +5,15 @@ twice the forward one): the paper's formula, which leaves out two attention term
 matrix product; Kaplan's 6 N a token; and the true count of the matrix products that this program runs, with logits at
 the masked positions only. Element-wise work is in none of them. Of a convolution, whose weights are each used at every
 pixel, only the true count says something; paper 2's own counts charge the zeros round the image too, 1% more.
+
+Of an encoder of the user's own parameters are those of its arrays, and products are counted where JAX traces it. The
+paper's formula knows no such encoder: it charges the look-up and the output as ever, and between them these products.
 """
 
 import math
 
 from minilm_jax.config import EncoderConfig, MaskConfig
-from minilm_jax.model import convolution
+from minilm_jax.model import convolution, foreign
 
 TRAINING = 3  # forward and backward against forward alone
 
@@ -27,12 +30,15 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
   output matrix (paper 1; its 42 logged runs).
   """
   c, e, d, f, v = config, config.embedding, config.hidden, config.feed_forward, config.vocabulary
+  head = d * d + 3 * d + v + (0 if c.tied else d * v)
+  if c.encoder:
+    own = foreign.parameters(c)
+    return {'embedding': own['embedding'], 'other': own['other'] + head, 'total': sum(own.values()) + head}
   positions = c.length + c.first_position if c.positions == 'learned' else 0
   embedding = (v + positions + c.segments) * e + 2 * e
-  projection = e * d + 3 * d if c.projection else 0
+  projection = e * d + (1 if c.bare_projection else 3) * d if c.projection else 0
   distances = c.heads * (2 * c.length - 1) if c.positions == 'relative' else 0
   block = 4 * d * d + 9 * d + 2 * d * f + f + distances
-  head = d * d + 3 * d + v + (0 if c.tied else d * v)
   other = projection + convolution.parameters(c) + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
   return {'embedding': embedding, 'other': other, 'total': embedding + other}
 
@@ -51,6 +57,8 @@ def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
 def honey_flops(config: EncoderConfig) -> int:
   """The paper's count: the released formula as it is, with the head count that the logs state."""
   s, v, e, d = config.length, config.vocabulary, config.embedding, config.hidden
+  if config.encoder:
+    return TRAINING * (2 * s * v * e + foreign.flops(config, s) + 2 * s * d * v)
   embedding = 2 * s * v * e + 2 * s * e * d
   attention = 6 * s * d * d + 2 * s * s * d + 3 * config.nominal_heads * s * s
   feed_forward = 4 * s * d * config.feed_forward
@@ -62,6 +70,8 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
 
   A model with BatchNorm makes every row as long as it reads.
   """
+  if config.encoder:
+    return foreign.flops(config, length)
   d, length = config.hidden, config.length if config.batch_norm else length
   projection = 2 * length * config.embedding * d if config.projection else 0
   attention = 8 * length * d * d + 4 * length * length * d

@@ -1,4 +1,4 @@
-"""Examples as rows of token ids: `<s> A </s>` or `<s> A </s></s> B </s>` (paper 1, fine-tuning).
+"""Examples as rows of token ids: `<s> A </s>` or `<s> A </s></s> B </s>` (paper 1, fine-tuning; BERT has one between).
 
 Two things make rows cheap without changing what a model says of them: they are no longer than their batch needs, and
 they count pieces by their place in the list of those that the task uses at all, so that only that part of an embedding
@@ -35,19 +35,20 @@ class TaskRows:
 def encode(examples: Examples, tokenizer: Tokenizer, longest: int) -> tuple[list[list[int]], int]:
   """Ids of each example with the special ones, and how many examples lost their end.
 
-  Text is lower-cased, as every corpus is. What is longer than `longest` loses tokens from the end of its longer half.
+  Text is in the case of the tokenizer. What is longer than `longest` loses tokens from the end of its longer half.
   """
-  halves = [tokenizer.encode([text.lower() for text in side]) for side in (examples.first, examples.second) if side]
+  sides = [side for side in (examples.first, examples.second) if side]
+  halves = [tokenizer.encode([tokenizer.fold(text) for text in side]) for side in sides]
   found, shortened = [], 0
   for parts in zip(*halves, strict=True):
     parts = [list(part) for part in parts]
-    room = longest - (2 if len(parts) == 1 else 4)
+    room = longest - (2 if len(parts) == 1 else 2 + tokenizer.between)
     shortened += sum(map(len, parts)) > room
     while sum(map(len, parts)) > room:
       max(parts, key=len).pop()
     ids = [pieces.BEGIN, *parts[0], pieces.END]
     if len(parts) == 2:
-      ids += [pieces.END, *parts[1], pieces.END]
+      ids += [*[pieces.END] * (tokenizer.between - 1), *parts[1], pieces.END]
     found.append(ids)
   return found, shortened
 

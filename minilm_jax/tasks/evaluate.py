@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from minilm_jax.config import MeshConfig, RunConfig
 from minilm_jax.errors import InputError, nearest
+from minilm_jax.language import build
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
@@ -49,9 +50,13 @@ def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig,
   """The recipe of a run, a mesh with its model on every device, and a split on the host."""
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
-  config = start.model_run(source)
+  config = start.guessing_run(source)
   described = start.identity(source)
   folder = epath.Path(corpus or described['corpus_folder'])
+  if not corpus and not described['corpus_folder']:
+    raise InputError(f'the loss of {source}', 'it was imported, and has no corpus of its own',
+                     'give --corpus=FOLDER, built with --config.tokenizer.path='
+                     f'{epath.Path(source) / build.TOKENIZER}')
   if not corpus and not folder.exists():
     raise InputError(f'the corpus of {source}', f'no folder {folder}', 'say where it is now: --corpus=FOLDER')
   found = corpora.manifest(folder)
@@ -61,7 +66,7 @@ def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig,
                      f'build it with --config.rows.length={config.model.length}')
   if found['tokenizer']['sha256'] != described['tokenizer']:
     raise InputError(f'the loss of {source} on {folder}', 'the corpus was made with another tokenizer',
-                     f'build it with --config.tokenizer.path={epath.Path(source) / "tokenizer.model"}')
+                     f'build it with --config.tokenizer.path={epath.Path(source) / build.TOKENIZER}')
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
   model = jax.device_put(checkpoint.restore_under(source, shapes, 'model'), sharding.replicated(mesh))

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from minilm_jax.config import EncoderConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
+from minilm_jax.language.tokenizer import Tokenizer
+from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.tasks import likelihood
 
 _HOLE = '<mask>'
@@ -29,17 +32,32 @@ def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
   Raises:
     InputError: no `<mask>` in the text, more tokens than the model reads, or no guess wanted.
   """
+  _check(text, best)
+  config, tokenizer, model = likelihood.opened(source)
+  return guesses(config.model, tokenizer, model, text, best)
+
+
+def _check(text: str, best: int) -> None:
   if _HOLE not in text:
     raise InputError(f'guesses for {text!r}', f'no {_HOLE} in it', f'write {_HOLE} where a word is missing')
   if best < 1:
     raise InputError(f'the best {best} guesses', 'a number below 1', 'give at least 1')
-  config, tokenizer, model = likelihood.opened(source)
+
+
+def guesses(config: EncoderConfig, tokenizer: Tokenizer, model: MaskedLanguageModel, text: str,
+            best: int) -> list[Guess]:
+  """The same by a model that is open.
+
+  Raises:
+    InputError: as above.
+  """
+  _check(text, best)
   ids = [pieces.BEGIN]
-  for number, part in enumerate(text.lower().split(_HOLE)):
-    ids += [pieces.MASK] * (number > 0) + tokenizer.encode([part])[0]
+  for number, part in enumerate(tokenizer.fold(text).split(_HOLE)):
+    ids += [pieces.MASK] * (number > 0) + tokenizer.encode([part.rstrip()])[0]  # a space before a hole is no piece
   ids.append(pieces.END)
-  if len(ids) > config.model.length:
-    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.model.length}',
+  if len(ids) > config.length:
+    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.length}',
                      'give a shorter text')
   tokens = jnp.asarray([ids])
   holes = np.flatnonzero(np.asarray(ids) == pieces.MASK)

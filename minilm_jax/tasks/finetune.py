@@ -20,9 +20,8 @@ from minilm_jax import claim, progress, recipe, run, signals
 from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language.tokenizer import Tokenizer
-from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import classifiers, encoding, fitting, interim, material, metrics, protocol, server
+from minilm_jax.tasks import classifiers, encoding, fitting, interim, material, metrics, protocol, server, tables
 from minilm_jax.tasks.fitting import Program
 from minilm_jax.tasks.material import TRAIN, Material
 from minilm_jax.tasks.protocol import HELD_OUT, Entry, Scored
@@ -54,14 +53,14 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
   tokenizer = start.tokenizer(source)
   saved = {step: pretrained_encoder(source, model, config, step) for step in starts if step is not None}
-  ready = material.prepare(config, model.length, tokenizer, model.batch_norm)
+  ready = material.prepare(config, model.length, tokenizer, model.batch_norm, bool(model.encoder))
   with claim.held(workdir):
     workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
     return _go_on(config, source, workdir, starts, model, tokenizer, saved, ready)
 
 
 def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, starts: Sequence[int | None],
-           model: EncoderConfig, tokenizer: Tokenizer, saved: dict[int, Encoder],
+           model: EncoderConfig, tokenizer: Tokenizer, saved: dict[int, Any],
            ready: Material) -> list[dict[str, Any]]:
   """Runs the members that are left."""
   entries = protocol.entries(config, starts)
@@ -72,32 +71,34 @@ def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, star
     shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
     program = fitting.make_program(shape, config, model, len(entries))
     _cut_back(workdir, left, program.together)
-    encoders, numbers, tables = _encoders(saved, None in starts, model, config, ready)
+    encoders, numbers, whole = _encoders(saved, None in starts, model, config, ready)
     origins = {entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left}
-    keep = functools.partial(_keep, origins, tables, ready, config, model, tokenizer, source, workdir)
+    keep = functools.partial(_keep, origins, whole, ready, config, model, tokenizer, source, workdir)
     _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries), keep)
   interim.remove(workdir)  # also where a kill came between the last score and this
   return _result(config, ready, workdir, common)
 
 
-def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: FinetuneConfig, step: int) -> Encoder:
+def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: FinetuneConfig, step: int) -> Any:
   """The encoder of a checkpoint of a run."""
   shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
   # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
   return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder', step))
 
 
-def _encoders(saved: dict[int, Encoder], fresh: bool, model: EncoderConfig, config: FinetuneConfig,
-              ready: Material) -> tuple[Encoder, dict[tuple[int | None, int], int], np.ndarray]:
-  """All encoders that members start from, stacked, the number of each member's by step and seed, their whole tables."""
+def _encoders(saved: dict[int, Any], fresh: bool, model: EncoderConfig, config: FinetuneConfig,
+              ready: Material) -> tuple[Any, dict[tuple[int | None, int], int], np.ndarray]:
+  """All encoders that members start from, stacked, the number of each member's by step and seed, their tables."""
   stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in saved.values()]
   numbers = {(step, seed): number for number, step in enumerate(saved) for seed in config.seeds}
   if fresh:
     stacks.append(fitting.fresh_encoders(model, config.head)(np.array(config.seeds, np.uint32)))
     numbers |= {(None, seed): len(saved) + number for number, seed in enumerate(config.seeds)}
-  narrow = [fitting.keep_used(encoders, ready.used) for encoders in stacks]
-  tables = np.concatenate([encoders.embedding.tokens.embedding[...] for encoders in stacks])
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *narrow), numbers, tables
+  whole = np.zeros(0)
+  if not model.encoder:
+    whole = np.concatenate([encoders.table for encoders in stacks])
+    stacks = [tables.keep_used(encoders, ready.used) for encoders in stacks]
+  return jax.tree.map(lambda *parts: np.concatenate(parts), *stacks), numbers, whole
 
 
 def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], workdir: epath.Path) -> list[Entry]:
@@ -119,7 +120,7 @@ def _cut_back(workdir: epath.Path, left: Sequence[Entry], together: int) -> None
           log == run.METRICS and line['member'] in first and line['step'] <= step))
 
 
-def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Encoder, ready: Material,
+def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Any, ready: Material,
              config: FinetuneConfig, workdir: epath.Path, common: dict[str, Any], members: int,
              keep: Callable[[Entry, dict[str, Scored]], None]) -> None:
   """Runs the members that are left, as many together as the program takes."""
@@ -187,7 +188,7 @@ def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[An
   return kept
 
 
-def _keep(origins: dict[Entry, tuple], tables: np.ndarray, ready: Material, config: FinetuneConfig,
+def _keep(origins: dict[Entry, tuple], whole: np.ndarray, ready: Material, config: FinetuneConfig,
           model: EncoderConfig, tokenizer: Tokenizer, source: epath.Path, workdir: epath.Path, entry: Entry,
           kept: dict[str, Scored]) -> None:
   """Saves a member of the epoch that is reported first as a classifier of its own."""
@@ -198,8 +199,8 @@ def _keep(origins: dict[Entry, tuple], tables: np.ndarray, ready: Material, conf
       min(model.length, config.length), model, config.head, tokenizer.sha256, entry.seed, entry.learning_rate,
       str(source), -1 if entry.step is None else entry.step, which, scored.epoch)
   outputs = {split: (scored.outputs[split], ready.rows[split].labels) for split in ready.reported}
-  whole = fitting.widen(scored.model, tables[origins[entry][2]], ready.used)
-  classifiers.save(workdir / classifiers.folder(entry.member), card, whole, tokenizer, outputs, ready.digests)
+  fitted = scored.model if model.encoder else tables.widen(scored.model, whole[origins[entry][2]], ready.used)
+  classifiers.save(workdir / classifiers.folder(entry.member), card, fitted, tokenizer, outputs, ready.digests)
 
 
 def _log(workdir: epath.Path) -> Log:

@@ -25,7 +25,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import Classifier, classifier
-from minilm_jax.model.initialization import path_name
+from minilm_jax.tasks import tables
 from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.table import REGRESSION
 from minilm_jax.training import optimizer, population, sharding, steps
@@ -33,7 +33,6 @@ from minilm_jax.training.steps import TrainState
 
 _WORTH = 10_000_000  # tokens, from which on to compile an update for several lengths takes less than it saves
 _TOGETHER = 64  # members that an accelerator takes in each operation, at most
-_TABLE = 'embedding.tokens.embedding'
 _SCORED = 64  # rows whose outputs an accelerator computes at one time
 
 
@@ -104,7 +103,8 @@ def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], k
 
   Where rows come in several lengths, the batch is sorted by length and taken in as many parts, each as long as its
   longest row: the sums are those of the whole batch. The gradient of the table of token vectors is made once, from
-  those of the vectors that the parts read: it is far larger than all else that parts would have to add up.
+  those of the vectors that the parts read: it is far larger than all else that parts would have to add up. Of an
+  encoder of the user's own nobody knows how it reads its ids, so its table is added up as all else is.
   """
   batch = jax.tree.map(lambda x: x[picked], train)
   size = picked.shape[0]
@@ -114,8 +114,11 @@ def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], k
   if len(shape.lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
-  table = model.encoder.embedding.tokens.embedding[...]
-  bare = _with_table(model, table[:1])
+  parts = jax.tree.map(lambda x: cross_entropy.cut(x, count), (batch, key))
+  if model.config.encoder:
+    return _plain_sums(model, parts, shape)
+  table = model.encoder.table
+  bare = tables.replaced(model, table[:1])
 
   def sums(total: Any, part: tuple[TaskRows, Any]) -> tuple[Any, Float[Array, 'b L E']]:
     rows, key = part
@@ -123,10 +126,22 @@ def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], k
     value, gradient, vectors = at_length(function, shape.lengths, rows, rows.lengths.max())
     return jax.tree.map(jnp.add, total, (value, gradient)), vectors
 
-  parts = jax.tree.map(lambda x: cross_entropy.cut(x, count), (batch, key))
   (value, gradient), vectors = jax.lax.scan(sums, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, bare)), parts)
   read = jnp.zeros_like(table).at[batch.tokens.ravel()].add(vectors.reshape(-1, table.shape[1]))
-  return value, _with_table(gradient, read)
+  return value, tables.replaced(gradient, read)
+
+
+def _plain_sums(model: Classifier, parts: tuple[TaskRows, Any], shape: Shape) -> Any:
+  """The summed loss and its gradient, parameter by parameter, over the parts of a batch."""
+  def sums(total: Any, part: tuple[TaskRows, Any]) -> tuple[Any, None]:
+    def one(rows: TaskRows) -> Any:
+      mask = rows.tokens != pieces.PAD
+      return jax.value_and_grad(loss_sum)(model, rows.tokens, mask, rows.labels, part[1], shape.kind)
+
+    found = at_length(one, shape.lengths, part[0], part[0].lengths.max())
+    return jax.tree.map(jnp.add, total, found), None
+
+  return jax.lax.scan(sums, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
 
 
 def _value_and_gradient(model: Classifier, key: Any, shape: Shape, part: TaskRows) -> Any:
@@ -134,20 +149,15 @@ def _value_and_gradient(model: Classifier, key: Any, shape: Shape, part: TaskRow
 
   The model reads its vectors from a table of its own, one row a token.
   """
-  table = model.encoder.embedding.tokens.embedding[...]
+  table = model.encoder.table
   vectors = table[part.tokens]  # [b l E]
   places = jnp.arange(part.tokens.size).reshape(part.tokens.shape)
-  local = _with_table(model, vectors.reshape(-1, table.shape[1]))
+  local = tables.replaced(model, vectors.reshape(-1, table.shape[1]))
   mask = part.tokens != pieces.PAD
   value, gradient = jax.value_and_grad(loss_sum)(local, places, mask, part.labels, key, shape.kind)
-  own = gradient.encoder.embedding.tokens.embedding[...].reshape(vectors.shape)
+  own = gradient.encoder.table.reshape(vectors.shape)
   padded = jnp.pad(own, ((0, 0), (0, shape.lengths[-1] - own.shape[1]), (0, 0)))
-  return value, _with_table(gradient, jnp.zeros_like(table[:1])), padded
-
-
-def _with_table(model: Any, table: Float[Array, '*S U E'] | Float[np.ndarray, '*S U E']) -> Any:
-  """A classifier or an encoder with another table of token vectors."""
-  return jax.tree_util.tree_map_with_path(lambda path, x: table if path_name(path).endswith(_TABLE) else x, model)
+  return value, tables.replaced(gradient, jnp.zeros_like(table[:1])), padded
 
 
 def finetune_step(member: Member, train: TaskRows, shape: Shape, config: FinetuneConfig,
@@ -190,7 +200,7 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
   if how == 'vmap' or work < _WORTH:  # under vmap every member takes every branch
     shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
 
-  def start(origin: Origin, encoders: Encoder) -> Member:
+  def start(origin: Origin, encoders: Any) -> Member:
     fresh = classifier(model, config.head, shape.classes, rng.key(origin.seed, rng.Stream.HEAD))
     fresh.encoder = jax.tree.map(lambda saved: saved[origin.encoder], encoders)
     moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
@@ -219,21 +229,9 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
 
 
 @functools.lru_cache(maxsize=1)  # what a start from scratch draws depends on no task
-def fresh_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Array, 'P']], Encoder]:
+def fresh_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Array, 'P']], Any]:
   """Draws an encoder for each seed."""
   return jax.jit(jax.vmap(lambda seed: classifier(model, head, 1, rng.key(seed, rng.Stream.HEAD)).encoder))
-
-
-def keep_used(encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']) -> Encoder:
-  """An encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is read or moved."""
-  return _with_table(encoder, encoder.embedding.tokens.embedding[...][..., used, :])
-
-
-def widen(model: Classifier, table: Float[np.ndarray, 'V E'], used: Shaped[np.ndarray, 'U']) -> Classifier:
-  """A member on the host with the whole table that its encoder started from, the rows that the task uses as trained."""
-  whole = np.array(table)
-  whole[used] = np.asarray(model.encoder.embedding.tokens.embedding[...])
-  return jax.tree.map(np.asarray, _with_table(model, whole))
 
 
 def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin:

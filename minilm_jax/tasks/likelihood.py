@@ -51,9 +51,9 @@ def opened(source: epath.PathLike) -> tuple[RunConfig, Tokenizer, MaskedLanguage
   """The recipe, the tokenizer and the model of the latest checkpoint of a run.
 
   Raises:
-    InputError: it is no pre-training run of one model, or has no checkpoint.
+    InputError: it is no pre-training run of one model, or has no checkpoint or no masked-LM head.
   """
-  config, tokenizer = start.model_run(source), start.tokenizer(source)
+  config, tokenizer = start.guessing_run(source), start.tokenizer(source)
   shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
   return config, tokenizer, checkpoint.restore_under(source, shapes, 'model')
 
@@ -82,12 +82,12 @@ def count(sentences: Sequence[Sequence[int]]) -> tuple[int, int]:
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[list[int]]:
-  """Ids of each text without special ones, lower-cased as every corpus is.
+  """Ids of each text without special ones, in the case of the tokenizer.
 
   Raises:
     InputError: one is too long for rows of `longest` tokens, of which `<s>` and `</s>` take two; names the longest.
   """
-  found = tokenizer.encode([text.lower() for text in texts])
+  found = tokenizer.encode([tokenizer.fold(text) for text in texts])
   most = max(range(len(found)), key=lambda i: len(found[i]), default=None)
   if most is not None and len(found[most]) > longest - 2:
     text = texts[most] if len(texts[most]) <= 200 else texts[most][:200] + '...'

@@ -47,7 +47,8 @@ class Material:
   digests: dict[str, str]
 
 
-def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: bool = False) -> Material:
+def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: bool = False,
+            every: bool = False) -> Material:
   """Reads the splits of the recipe's task and encodes them, at most `longest` tokens a row.
 
   Args:
@@ -55,6 +56,7 @@ def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: b
     longest: row that the model reads.
     tokenizer: of the model.
     whole: must all rows be as long as that? So it is where pads are part of what the model makes of a row.
+    every: keep the numbers of all pieces? So it is where an encoder may read them otherwise than from its table.
 
   Raises:
     InputError: a split is missing, empty or without labels, or has labels that the training split does not show.
@@ -75,10 +77,9 @@ def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: b
   encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
   # a weight a position, pads included, wants every position there; other heads are as well served by shorter rows
   whole = whole or config.head.pooling == 'positions'
-  every = [ids for sequences, _ in encoded.values() for ids in sequences]
-  length = longest if whole else encoding.bucket(every, longest)
+  length = longest if whole else encoding.bucket([ids for found, _ in encoded.values() for ids in found], longest)
   rows = {name: encoding.task_rows(sequences, splits[name].labels, length) for name, (sequences, _) in encoded.items()}
-  used = encoding.used(tuple(rows.values()))
+  used = np.arange(tokenizer.size) if every else encoding.used(tuple(rows.values()))
   truncated = sum(shortened for _, shortened in encoded.values())
   if truncated:
     progress.say(f'{task.name}: {truncated:,} examples are longer than {cut} tokens and lose their end')

@@ -186,6 +186,8 @@ def _baseline(source: epath.Path, corpus: str,
               tokenizer: Tokenizer) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
   """Log-probabilities of pieces in the corpus of a run, if that is still there, and a word on it for the reader."""
   described = start.identity(source)
+  if not corpus and not described['corpus_folder']:
+    return None, 'left out, for the model was imported and has no corpus of its own: name one, --corpus=FOLDER'
   folder = epath.Path(corpus or described['corpus_folder'])
   try:
     if corpora.manifest(folder)['tokenizer']['sha256'] != described['tokenizer']:

@@ -43,7 +43,7 @@ def predict(committee_folder: str, classifier_folder: str, text: str, pair: str,
   members = committee.load(committee_folder).members if several else (classifiers.load(classifier_folder),)
   card = members[0].card
   rows = list(_read(file, card)) if file else [_given(text, pair, card)]
-  return list(_answers(members, rows, several))
+  return list(answers(members, rows, several))
 
 
 def _given(text: str, pair: str, card: Card) -> tuple[str, ...]:
@@ -73,7 +73,8 @@ def _read(path: str, card: Card) -> Iterator[tuple[str, ...]]:
     raise InputError(f'the texts of {path}', 'no rows', 'give at least one')
 
 
-def _answers(members: tuple[Fitted, ...], rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
+def answers(members: tuple[Fitted, ...], rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
+  """Answers to at least one row, as `predict` gives them; `several` members are a committee."""
   card = members[0].card
   first, *second = zip(*rows, strict=True)
   logits = forward.logits(members, Examples(first, *second or ((),), np.zeros(len(rows), np.int32)))

@@ -19,7 +19,7 @@ from minilm_jax import backend, progress
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language.corpus import Corpus, Window
-from minilm_jax.training import fault, population, sharding, steps
+from minilm_jax.training import fault, optimizer, population, sharding, steps
 
 Rows = Corpus | Window
 Chunk = Callable[[steps.TrainState, Rows, Int[Array, '']], tuple[steps.TrainState, steps.Sums, fault.Fault]]
@@ -65,8 +65,9 @@ def make_engine(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Engine
       state, sums, found = steps.train_step(carry[0], member[1], member[2] or shared, config, platform)
       return state, jax.tree.map(jnp.add, carry[1], sums), fault.first(carry[2], found)
 
-    zero = {name: jnp.zeros(()) for name in ('loss', 'masked', 'updates')}
-    return jax.lax.fori_loop(0, count, one, (member[0], zero, fault.none()))
+    zero = {name: jnp.zeros(()) for name in ('loss', 'masked', 'gradient', 'updates')}
+    state, sums, found = jax.lax.fori_loop(0, count, one, (member[0], zero, fault.none()))
+    return state, sums | {'parameters': optimizer.norm(state.model)}, found  # once a chunk: it reads all of them
 
   together = population.lift(own, mesh, how)
 

@@ -14,13 +14,14 @@ from minilm_jax import hosts, progress, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import size
-from minilm_jax.training import optimizer, population
+from minilm_jax.training import optimizer, outlets, population
 
 Log = Callable[[str, int, Mapping[int, dict[str, float]]], str]
 _BEFORE, _DEVIATIONS, _SHARE = 10, 5.0, 0.05  # lines that a loss is held against, and how far above them a spike is
 
 
-def writer(config: RunConfig, workdir: epath.Path, length: int, lines: list[dict[str, Any]]) -> Log:
+def writer(config: RunConfig, workdir: epath.Path, length: int, lines: list[dict[str, Any]],
+           send: outlets.Send = lambda lines: None) -> Log:
   """A function that appends a line for each member to metrics.jsonl and says the loss in a few words.
 
   Args:
@@ -28,6 +29,7 @@ def writer(config: RunConfig, workdir: epath.Path, length: int, lines: list[dict
     workdir: of the run.
     length: tokens of a row of the corpus; the model may be able to read longer ones.
     lines: what an earlier start left, whose time counts too.
+    send: is given the lines of each moment too.
   """
   members = population.solo(config)
   rates = [optimizer.schedule(one.optimizer, one.updates) for one in members]
@@ -40,6 +42,7 @@ def writer(config: RunConfig, workdir: epath.Path, length: int, lines: list[dict
   @hosts.together()
   def log(split: str, done: int, values: Mapping[int, dict[str, float]]) -> str:
     rows, seconds = done * config.batch_size, round(time.monotonic() - started, 3)
+    records = []
     for number, found in values.items():
       whose = {'member': number} if len(members) > 1 else {}
       if not math.isfinite(found['loss']):
@@ -56,6 +59,8 @@ def writer(config: RunConfig, workdir: epath.Path, length: int, lines: list[dict
                        f'{_BEFORE} lines before it {np.median(recent[number]):.3f}')
         recent[number].append(found['loss'])
       run.append_line(workdir / run.METRICS, record)
+      records.append(record)
+    send(records)
     losses = [found['loss'] for found in values.values()]
     return _in_words(losses, rows * flops_per_row)
 

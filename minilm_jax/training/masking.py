@@ -16,7 +16,7 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.model.size import masked_positions
 
-EVALUATION = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False)  # frozen, whatever a run trains with
+EVALUATION = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # frozen, whatever a run trains with
 Number = float | Float[Array, '*P']
 
 
@@ -47,12 +47,14 @@ class Policy:
   random: Number
   keep: Number
   special: bool = dataclasses.field(metadata=dict(static=True))
+  span: int = dataclasses.field(metadata=dict(static=True))
   positions: int = dataclasses.field(metadata=dict(static=True))  # K, the most that are predicted in a row
 
 
 def policy(config: MaskConfig, length: int) -> Policy:
   """What the recipe says, for rows of this length."""
-  return Policy(config.rate, config.random, config.keep, config.special, masked_positions(length, config.rate))
+  return Policy(config.rate, config.random, config.keep, config.special, config.span,
+                masked_positions(length, config.rate))
 
 
 def hide(row: Int[Array, 'L'], key: Key[Array, ''], policy: Policy, vocabulary: int) -> MaskedBatch:
@@ -60,13 +62,20 @@ def hide(row: Int[Array, 'L'], key: Key[Array, ''], policy: Policy, vocabulary: 
 
   Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is exact on average;
   at least one. A share `random` of them becomes any ordinary token, a share `keep` stays, the rest becomes `<mask>`.
+
+  With spans, whole ones are taken from a row that is cut into spans at a random place, and the last is cut short where
+  the number is reached; so the number is what it is without.
   """
   choose, count, replace, draw = jax.random.split(key, 4)
   eligible = row != tokenizer.PAD
   if not policy.special:
     eligible &= (row != tokenizer.BEGIN) & (row != tokenizer.END)
   n = eligible.sum()
-  order = jnp.where(eligible, jax.random.uniform(choose, row.shape), -1)
+  order = jax.random.uniform(choose, row.shape)
+  if policy.span:  # neighbours share a number; where the first span begins is drawn too
+    order = order[(jnp.arange(row.size) + jax.random.randint(jax.random.fold_in(choose, 0), (), 0, policy.span))
+                  // policy.span]
+  order = jnp.where(eligible, order, -1)
   _, positions = jax.lax.top_k(order, policy.positions)
   wanted = jnp.maximum(jnp.floor(policy.rate * n + jax.random.uniform(count)), 1)
   chosen = jnp.arange(positions.size) < jnp.minimum(wanted, n)

@@ -131,6 +131,11 @@ def learned(model: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, x: None if is_statistic(path_name(path)) else x, model)
 
 
+def norm(model: Any) -> Float[Array, '']:
+  """The Euclidean norm of a model, or of its gradient, running statistics left out: what clipping takes too."""
+  return optax.tree.norm(learned(model))
+
+
 def averaged(gradient: Any, total: Float[Array, ''] | int, parts: int) -> Any:
   """The gradient of a mean, from sums.
 

@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a pat
     (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),  # F x D: the sum over F is the one collective
     (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),  # at most D x D: whole
 )
+_FOREIGN = (r'(^|\.)encoder\.', PartitionSpec())  # before all of them for an encoder of the user's own: whole
 _LARGE = 1 << 16  # elements; an array without a rule is replicated only below this
 
 
@@ -74,11 +75,12 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     InputError: an axis of the mesh does not divide the array that a rule splits over it; a rule matches nothing; a
       large array matches no rule.
   """
-  used = set()
+  used, foreign = set(), bool(state.model.config.encoder)
+  rules = (_FOREIGN, *RULES) if foreign else RULES
 
   def place(path: tuple, leaf: Any) -> NamedSharding:
     name = path_name(path)
-    rule = next((rule for rule in RULES if re.search(rule[0], name)), None)
+    rule = next((rule for rule in rules if re.search(rule[0], name)), None)
     if rule is None and math.prod(leaf.shape) >= _LARGE:
       raise InputError(f'a place for {name} {leaf.shape}', 'no rule for so large an array', 'add one to sharding.RULES')
     used.add(rule)
@@ -91,7 +93,7 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 
   placed = jax.tree_util.tree_map_with_path(place, state)
   idle = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
-  if idle:
+  if idle and not foreign:  # which may have no array such as ours
     raise InputError('a sharding for every rule', f'no array matches {", ".join(idle)}', 'mend sharding.RULES')
   return placed
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from minilm_jax import recipe, run, untrusted
+from minilm_jax import model_config, recipe, run, untrusted
 from minilm_jax.config import RunConfig
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
@@ -14,23 +14,30 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import size
-from minilm_jax.shape import TEXT
+from minilm_jax.shape import FLAG, TEXT
 from minilm_jax.training import optimizer
 
-_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}}  # fields that a run of an earlier version lacks: what it did
+IMPORTED = 'imported'  # the kind of a run that minilm import made, and the field of its manifest that says from what
+# Fields that a run of an earlier version lacks: what it did.
+_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}, 'log': {'to': '', 'project': 'minilm', 'name': ''},
+          'model': model_config.LATER, 'mask': {'span': 0}}
 
 
 def pretraining(folder: epath.PathLike) -> RunConfig:
   """The recipe of the run in `folder`, which is data: nothing that it names is imported or run.
 
+  Of an imported run its `model` is true, and the rest is what `configs/base.py` has, so that every verb can read it.
+
   Raises:
-    InputError: it is no pre-training run.
+    InputError: it is neither a pre-training run nor an imported one.
   """
   what = f'the pre-training run {folder}'
   found = run.read_object(epath.Path(folder) / run.CONFIG, what)
   kind = found['kind'] if 'kind' in found else None
+  if kind == IMPORTED:
+    found['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
-    raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain')
+    raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain or minilm import')
   for group, fields in _LATER.items():
     if group in found and isinstance(found[group], dict):
       found[group] = fields | found[group]
@@ -48,6 +55,32 @@ def model_run(folder: epath.PathLike) -> RunConfig:
     raise InputError(f'the model of {folder}', f'a population of {found.population.members}',
                      f'take one out: minilm take --checkpoint={folder} --member=0 --workdir={folder}-0')
   return found
+
+
+def origin(folder: epath.PathLike) -> dict[str, Any]:
+  """What a run was imported from and what was left out, as its manifest has it; nothing where it was trained here.
+
+  Raises:
+    InputError: the manifest is damaged.
+  """
+  file, what = epath.Path(folder) / run.MANIFEST, f'the manifest of {folder}'
+  form = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
+  found = run.read_object(file, what, {f'{IMPORTED}?': form}) if file.exists() else {}
+  return found[IMPORTED] if IMPORTED in found else {}
+
+
+def guessing_run(folder: epath.PathLike) -> RunConfig:
+  """The recipe of the run in `folder`, whose checkpoint is one model that guesses hidden tokens.
+
+  Raises:
+    InputError: it is no pre-training run, holds a population, or was imported without the head for it.
+  """
+  config, found = model_run(folder), origin(folder)
+  if found and not found['head']:
+    raise InputError(f'guesses by the model of {folder}',
+                     f'it was imported from {found["from"]} without a masked-LM head',
+                     'fine-tune it, or import one with such a head: BertForMaskedLM, RobertaForMaskedLM')
+  return config
 
 
 def tokenizer(folder: epath.PathLike) -> Tokenizer:
@@ -132,8 +165,11 @@ def enter(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath
     The work directory and the folder of the corpus.
 
   Raises:
-    InputError: the directory belongs to another recipe, corpus or tokenizer.
+    InputError: the directory belongs to another recipe, corpus or tokenizer, or to an imported model.
   """
+  if found := origin(workdir):
+    raise InputError(f'pre-training in {workdir}', f'it holds a model that was imported from {found["from"]}',
+                     'give another --workdir; what is imported is fine-tuned: minilm finetune --checkpoint')
   workdir = run.open_run(workdir, recipe.as_dict(config))
   folder = epath.Path(config.corpus)
   if _is_recipe(config.corpus):

@@ -133,6 +133,7 @@ def train_step(state: TrainState, own: Settings, corpus: Corpus | Window, config
   sums_of = functools.partial(gradient_sums, blocks=blocks)
   gradient, sums = jax.lax.psum(added(sums_of, state.model, (batch, key), count), 'data')
   gradient = optimizer.averaged(gradient, sums['masked'], count)
+  sums |= {'gradient': optimizer.norm(gradient)}
   found = fault.find(sums['loss'], gradient, state.step)
   transform = optimizer.build(config.optimizer, config.updates, state.model, own.rates)
 
@@ -166,10 +167,15 @@ def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''],
 def means(sums: dict[str, Any]) -> dict[str, float]:
   """What a line of metrics says, from sums: the loss a masked token, its perplexity; with pads, the paper's loss too.
 
-  `padded_loss` is the released code's measure where pads are predicted without error: it counts them at loss 0.
+  `padded_loss` is the released code's measure where pads are predicted without error: it counts them at loss 0. Of a
+  chunk of updates there is also `gradient_norm`, the mean over them of the norm before it is clipped, and
+  `parameter_norm` after the last of them.
   """
   loss = float(sums['loss']) / float(sums['masked'])
   found = {'loss': loss, 'perplexity': math.exp(min(loss, 700))}
   if 'padding' in sums:
     found['padded_loss'] = float(sums['loss']) / (float(sums['masked']) + float(sums['padding']))
+  if 'gradient' in sums:
+    found['gradient_norm'] = float(sums['gradient']) / float(sums['updates'])
+    found['parameter_norm'] = float(sums['parameters'])
   return found

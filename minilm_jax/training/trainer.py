@@ -12,12 +12,18 @@ from minilm_jax import claim, hosts, progress, recipe, run, signals
 from minilm_jax.config import CheckpointConfig, EvaluationConfig, RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
-from minilm_jax.training import checkpoint, evaluation, fault, feed, journal, population, resume, start, steps
+from minilm_jax.training import checkpoint, evaluation, fault, feed, journal, outlets, population, profile, resume
+from minilm_jax.training import start, steps
 from minilm_jax.training import engine as engines
 
 
-def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
+def pretrain(config: RunConfig, workdir: epath.PathLike, profiled: str = '') -> dict[str, Any]:
   """Pre-trains from where the work directory stands to the end of the recipe.
+
+  Args:
+    config: the recipe.
+    workdir: the run.
+    profiled: updates of which JAX is to record a profile, as in '100:110'.
 
   Returns:
     What result.json holds: the last losses, tokens, FLOPs, seconds; of a population, those of each member.
@@ -29,10 +35,12 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     OSError: a file of the run could not be written; what was saved before it stays.
     signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
   """
+  wanted = profile.span(profiled, config.updates, workdir)
   hosts.agree('the recipe', json.dumps(recipe.as_dict(config)))
   hosts.agree('the work directory', str(epath.Path(workdir).resolve()))
   with hosts.together():
     engine = engines.make_engine(config)
+    outlets.check(config)
     corpus = start.check(config)  # before the work directory is claimed for this recipe
   hosts.agree('the corpus', corpus)
   workdir, folder = hosts.in_turn(lambda: start.enter(config, workdir))
@@ -43,10 +51,12 @@ def pretrain(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     with hosts.together():
       if hosts.leads():
         stack.enter_context(claim.held(workdir))
-    return _go_on(config, workdir, folder, engine)
+    with contextlib.closing(profile.Recorder(workdir, *wanted)) as recorder:
+      return _go_on(config, workdir, folder, engine, recorder)
 
 
-def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine) -> dict[str, Any]:
+def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine,
+           recorder: profile.Recorder) -> dict[str, Any]:
   """From the last checkpoint, or from the start, to the end."""
   step, state = resume.restore(workdir, engine.shapes)
   lines = hosts.in_turn(lambda: run.keep_lines(
@@ -56,18 +66,18 @@ def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: e
   else:
     progress.say(f'going on from the checkpoint of update {step:,}')
   with feed.open_supply(config, engine, folder) as supply, signals.noted() as flag:
-    return _loop(config, workdir, folder, engine, state, supply, lines, flag)
+    return _loop(config, workdir, folder, engine, state, supply, lines, flag, recorder)
 
 
 def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine, state: steps.TrainState,
-          supply: feed.Supply, lines: list[dict[str, Any]], flag: signals.Flag) -> dict[str, Any]:
+          supply: feed.Supply, lines: list[dict[str, Any]], flag: signals.Flag,
+          recorder: profile.Recorder) -> dict[str, Any]:
   """Chunks of `log.every` updates to the end; a line of metrics each, after those that an earlier start left."""
   described, members = corpora.manifest(folder), config.population.members
   with hosts.together():
     judged = {name: feed.resident(engine, folder, name, config.evaluation.rows)
               for name in ('validation', 'test') if described['splits'][name]['rows']}
   evaluate, length = evaluation.evaluator(config.evaluation, engine.mesh, engine.how), described['length']
-  log = journal.writer(config, workdir, length, lines)
   reached = np.ravel(hosts.fetch(state.step))
   done = int(reached.max())
   going = [n for n in range(members) if reached[n] == done]
@@ -76,22 +86,27 @@ def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: en
                      'lower optimizer.learning_rate or set optimizer.clip, in another --workdir')
   chunk = None
   keep, judged_before = config.checkpoint, journal.validation_losses(lines)
-  with checkpoint.manager(workdir, keep.keep, keep.best, judged_before) as saves, \
+  with outlets.opened(config, workdir, lines) as send, \
+       checkpoint.manager(workdir, keep.keep, keep.best, judged_before) as saves, \
        progress.track('pre-training', config.updates, 'updates', done) as tick:
+    log = journal.writer(config, workdir, length, lines, send)
     while done < config.updates:
       count = _ahead(config, done)
       with hosts.together():
         rows = supply(done, count)
         chunk = chunk or engines.compiled(engine, rows)
+      recorder.before(done, count)
       before = time.monotonic()
       state, sums, found = chunk(state, rows, engines.count(engine, count))
       sums, found = hosts.fetch((sums, found))
+      spent = time.monotonic() - before
+      recorder.after(done + count)
       going = _survivors(config, workdir, saves, state, found, going, done + count)
       done += count
       each = population.each(sums, members)
-      line = log('train', done, {n: steps.means(each[n]) for n in going if each[n]['updates']})
-      speed = members * count * config.batch_size * length / (time.monotonic() - before)
-      tick(done, f'{line}, {speed:,.0f} tokens/s')
+      speed = {'tokens_per_second': round(count * config.batch_size * length / spent)}
+      line = log('train', done, {n: steps.means(each[n]) | speed for n in going if each[n]['updates']})
+      tick(done, f'{line}, {members * speed["tokens_per_second"]:,} tokens/s')
       last, loss = done == config.updates, None
       if 'validation' in judged and (last or _is_judged(config.evaluation, done)):
         found = evaluate(state.model, judged['validation'])

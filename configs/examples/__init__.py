@@ -1,0 +1,1 @@
+"""Examples of what a newcomer changes: another model, another objective, another task, another corpus."""

@@ -1,0 +1,216 @@
+"""A folder of Hugging Face's as a run of ours: `minilm import`.
+
+    config.json, model.safetensors, tokenizer.json or vocab.txt      in, of a RoBERTa, BERT or ELECTRA
+    config.json, manifest.json, tokenizer.model, checkpoints/0, result.json                        out
+
+All of it is read and checked before anything is written. The run has the ids of ours (`language/imported.py`): tables
+and biases over pieces are permuted once, here. config.json is of the kind 'imported', so that nobody takes it for
+pre-training; the manifest says where the model came from, with the hashes of the files, and what of it was left out.
+Neither torch nor transformers is needed, and nothing is unpickled. Left out: models cut into several files, heads of
+tasks, and the way back.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from minilm_jax import claim, hf_config, huggingface, progress, recipe, run, safe_tensors, untrusted
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.hf_config import Kind
+from minilm_jax.language import build, imported
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.language.tokenizer import Tokenizer
+from minilm_jax.model import size
+from minilm_jax.model.initialization import count
+from minilm_jax.training import checkpoint, start
+
+WEIGHTS, TOKENIZER, WORDS = 'model.safetensors', 'tokenizer.json', 'vocab.txt'
+_TOKENIZER_CONFIG, _SPECIAL_MAP = 'tokenizer_config.json', 'special_tokens_map.json'
+_FILES = (run.CONFIG, WEIGHTS, TOKENIZER, WORDS, _TOKENIZER_CONFIG, _SPECIAL_MAP)
+_ROLES = ('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token')  # in the order of our special pieces
+# Of tokenizer_config.json, and what they are called in a tokenizer.json.
+_NORMS = {'do_lower_case': 'lowercase', 'strip_accents': 'strip_accents',
+          'tokenize_chinese_chars': 'handle_chinese_chars'}
+_OTHER = ('.bin', '.h5', '.msgpack', '.index.json')  # endings of weights that are not read
+_SPARE = 128  # a table may have rows up to a multiple of it that no piece has, for the sake of its shape
+
+
+def load(source: epath.PathLike, workdir: epath.PathLike) -> dict[str, Any]:
+  """Imports the model of a folder into a run directory; one that holds it already is left as it is.
+
+  Args:
+    source: a local folder, as `save_pretrained` or a download leaves it.
+    workdir: the run.
+
+  Returns:
+    What result.json holds: where from, of which type, its parameters, whether it guesses hidden tokens, what was left
+    out.
+
+  Raises:
+    Held: another process is at work in the work directory.
+    InputError: a file is missing, damaged or of something else, a weight or the tokenizer does not fit, the model has
+      what ours has not, or the work directory holds something else. Nothing was written then.
+  """
+  source, workdir = epath.Path(source), epath.Path(workdir)
+  what = f'the model in {source}'
+  described = _described(source, what)
+  kind = hf_config.kind_of(described, what)
+  read = _tokenizer(source, kind)
+  config, model, left = _model(source, described, kind, read, what)
+  head = not isinstance(model, dict)
+  origin = {'from': str(source), 'model_type': described['model_type'], 'head': head, 'left_out': left,
+            'files': {name: run.sha256(source / name) for name in _FILES if (source / name).is_file()}}
+  with claim.held(workdir):
+    _check(workdir, origin)
+    for text in left:
+      progress.say(f'left out: {text}')
+    return _write(workdir, config, model, read, origin)
+
+
+def _described(source: epath.Path, what: str) -> dict[str, Any]:
+  """Their config.json, where the folder has it and weights that can be read."""
+  if not source.is_dir():
+    raise InputError(what, 'no such folder', 'download it first, and give the folder with its config.json')
+  found = run.read_object(source / run.CONFIG, what)
+  if not (source / WEIGHTS).is_file():
+    names = sorted(one.name for one in source.iterdir() if one.name.endswith(_OTHER))
+    raise InputError(what, f'no {WEIGHTS}' + (f' but {", ".join(names[:3])}' if names else ''),
+                     'save it as one such file where transformers is: AutoModelForPreTraining.from_pretrained(FOLDER)'
+                     ".save_pretrained(OTHER, max_shard_size='2GB')")
+  return found
+
+
+def _model(source: epath.Path, described: Mapping[str, Any], kind: Kind, read: Tokenizer,
+           what: str) -> tuple[RunConfig, Any, list[str]]:
+  """The recipe, the model (a dict of the encoder alone where it has no head), and what of theirs was left out."""
+  family = kind.family
+  weights = huggingface.renamed(family, safe_tensors.load(source / WEIGHTS))
+  head = f'{family.transform}.weight' in weights
+  shape = hf_config.shape_of(described, kind, head, what)
+  dropped, left = dict(family.dropped), []
+  if head and kind.gelu and (shape.projection or shape.activation != 'gelu'):
+    head = False
+    dropped[kind.gelu] = 'the masked-LM head, which ours has not: as wide as the table, or of another activation'
+  for begin, name in dropped.items():
+    names = [weight for weight in weights if weight.startswith(begin)]
+    left += [f'{name} ({begin}*)'] * bool(names)
+    for weight in names:
+      del weights[weight]
+  _check_sizes(shape.vocabulary, read, described, kind, what)
+  order = np.array(imported.order(_theirs(read), shape.vocabulary))
+  for name in family.over_pieces:
+    if name in weights and weights[name].shape[:1] == order.shape:
+      weights[name] = weights[name][order]
+  made = recipe.load('configs/base.py')
+  made.model.update({**recipe.as_dict(shape), 'kernel': ''})
+  model = (huggingface.masked_language_model if head else huggingface.encoder)(family, weights, shape)
+  return recipe.resolve(made, 'pretrain'), model, left
+
+
+def _theirs(read: Tokenizer) -> list[int]:
+  """Their ids of our special pieces."""
+  return list(run.parsed(read.model)['special'].values())
+
+
+def _check_sizes(rows: int, read: Tokenizer, described: Mapping[str, Any], kind: Kind, what: str) -> None:
+  if not read.size <= rows <= -(-read.size // _SPARE) * _SPARE:
+    raise InputError(what, f'a tokenizer of {read.size:,} pieces, and vocab_size={rows:,} in its config.json',
+                     'give the tokenizer that the model was trained with')
+  pad, theirs = described.get('pad_token_id'), _theirs(read)[pieces.PAD]
+  if kind.from_pad and pad is not None and pad != theirs:
+    raise InputError(what, f'pad_token_id={pad!r} in its config.json, and {theirs} in its tokenizer',
+                     'give the tokenizer that the model was trained with')
+
+
+def _tokenizer(source: epath.Path, kind: Kind) -> Tokenizer:
+  """The tokenizer of the folder under our ids."""
+  what, settings = f'the tokenizer in {source}', {}
+  for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the latter is the newer one, and wins
+    if (source / name).is_file():
+      settings |= run.read_object(source / name, what)
+  names = [_name(settings.get(role), usual, role, what) for role, usual in zip(_ROLES, kind.special, strict=True)]
+  if (source / TOKENIZER).is_file():
+    found = run.read_object(source / TOKENIZER, what)
+  elif (source / WORDS).is_file():
+    found = _word_pieces(source / WORDS, names, what)
+  else:
+    raise InputError(what, f'neither {TOKENIZER} nor {WORDS}',
+                     'make it where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)')
+  norm = found['normalizer'] if 'normalizer' in found else None
+  if isinstance(norm, dict) and 'type' in norm and norm['type'] == 'BertNormalizer':  # theirs takes these from there
+    norm.update({ours: settings[name] for name, ours in _NORMS.items() if name in settings})
+  try:
+    vocabulary = imported.coder(found).get_vocab(with_added_tokens=True)
+    missing = [f'{role} {name!r}' for role, name in zip(_ROLES, names, strict=True) if name not in vocabulary]
+    if missing:
+      raise ValueError(f'no {", ".join(missing)} in it')
+    special = {ours: vocabulary[name] for ours, name in zip(pieces.SPECIAL, names, strict=True)}
+    return Tokenizer(imported.pack(found, special, kind.between))
+  except ValueError as error:
+    raise InputError(what, str(error), 'download or save the tokenizer again') from None
+
+
+def _name(given: Any, usual: str, role: str, what: str) -> str:
+  """What a special piece is called: in a tokenizer's settings it is text, or an object with its text."""
+  found = given['content'] if isinstance(given, dict) and 'content' in given else given
+  if found is not None and not isinstance(found, str):
+    raise InputError(what, f'{role}={found!r:.100}', 'restore its settings')
+  return found or usual
+
+
+def _word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any]:
+  """A vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases unless settings say else."""
+  try:
+    lines = untrusted.read_bytes(path, what).decode().removesuffix('\n').split('\n')
+  except UnicodeDecodeError as error:
+    raise InputError(what, f'{path.name} is not UTF-8: {error}', 'download it again') from None
+  vocabulary = {line.rstrip('\r'): number for number, line in enumerate(lines)}
+  added = [{'id': vocabulary[name], 'content': name, 'single_word': False, 'lstrip': False, 'rstrip': False,
+            'normalized': False, 'special': True} for name in names if name in vocabulary]
+  return {
+      'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added,
+      'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None,
+                     'lowercase': True},
+      'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'post_processor': None,
+      'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+      'model': {'type': 'WordPiece', 'unk_token': names[pieces.UNKNOWN], 'continuing_subword_prefix': '##',
+                'max_input_chars_per_word': 100, 'vocab': vocabulary}}
+
+
+def _check(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
+  """Refuses a work directory with something else in it; that of the same import is gone on with."""
+  what = f'a model imported into {workdir}'
+  there = sorted(one.name for one in workdir.iterdir() if not one.name.startswith('.'))
+  if not there:
+    return
+  found = start.origin(workdir)
+  if not found:
+    raise InputError(what, f'something else is there: {", ".join(there[:4])}', 'give a new or empty --workdir')
+  if found['files'] != origin['files']:
+    raise InputError(what, f'it holds another model, of {found["from"]}, or an earlier state of this one',
+                     'give another --workdir')
+
+
+def _write(workdir: epath.Path, config: RunConfig, model: Any, read: Tokenizer,
+           origin: dict[str, Any]) -> dict[str, Any]:
+  """The run; its manifest, by which the same import is known again, comes first and its result last."""
+  if (workdir / run.RESULT).exists():
+    progress.say(f'nothing to do: {workdir} holds this model')
+    return run.read_json(workdir / run.RESULT, f'the result of {workdir}')
+  embedding, total = size.parameters(config.model)['embedding'], count(model)
+  run.write_json(workdir / run.MANIFEST, {
+      'corpus': '', 'corpus_folder': '', 'tokenizer': read.sha256, start.IMPORTED: origin,
+      'parameters': {'embedding': embedding, 'other': total - embedding, 'total': total}, 'jax': jax.__version__,
+      'devices': [d.device_kind for d in jax.devices()]})
+  run.write_json(workdir / run.CONFIG, {**recipe.as_dict(config), 'kind': start.IMPORTED})
+  run.write_bytes(workdir / build.TOKENIZER, read.model)
+  with checkpoint.manager(workdir, 1) as saves:
+    checkpoint.save(saves, {'model': model}, 0)
+  result = {start.IMPORTED: True, 'from': origin['from'], 'model_type': origin['model_type'],
+            'parameters': total, 'head': origin['head'], 'left_out': origin['left_out']}
+  run.write_json(workdir / run.RESULT, result)
+  return result

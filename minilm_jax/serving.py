@@ -1,0 +1,172 @@
+"""A classifier as one StableHLO program with its weights inside, to be called where our code is not.
+
+    classifier.jax_export    what `jax.export` serializes: tokens [B L] int32 -> probabilities [B C] float32
+    tokenizer.model          SentencePiece; how text becomes tokens is said in call.json
+    call.json                labels, lengths, ids, platforms, and the lines of Python that call it
+    export.json              what it is an export of, and how far it was from the model when it was written
+
+The program needs `jax` alone to run, and its bytes hold the StableHLO for other compilers. B is free where that can be
+lowered, else fixed; L is fixed, for rows are filled up with pads, which change no answer. Every export is read back
+from its file, run, and compared with the model. Left out: tokenizing inside the program, and servers.
+"""
+
+import functools
+import importlib.util
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Array, Float, Int
+
+from minilm_jax import machine, release, run, untrusted
+from minilm_jax.errors import InputError
+from minilm_jax.language import build
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model.heads import Classifier
+from minilm_jax.release import Released
+from minilm_jax.tasks.table import REGRESSION
+
+PROGRAM, CALL = 'classifier.jax_export', 'call.json'
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+TOLERANCE = 1e-5  # between probabilities
+_WARM, _CALLS = 10, 100
+_UNLOWERED = (ValueError, TypeError, NotImplementedError, RuntimeError)  # what a free batch may raise in lowering
+Answer = Callable[[Int[np.ndarray, 'B L']], np.ndarray]
+
+
+def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
+  """Writes the classifier that `--checkpoint` names as a program, runs what was written, and compares.
+
+  Args:
+    given: a classifier that `--config.keep=True` saved.
+    workdir: the folder, not there or empty; one that holds this very export is left as it is.
+    batch: rows of every call; 0 leaves them free where that can be lowered.
+
+  Returns:
+    What `export.json` holds: source, `batch` (None: free), `difference`, and the median milliseconds of an answer to
+    one row on this machine.
+
+  Raises:
+    InputError: it is no classifier, the folder holds something else, a negative batch, or the two differ.
+  """
+  if batch < 0:
+    raise InputError(f'--batch={batch}', 'a negative number of rows', 'give 1 or more, or 0 for any')
+  if release.find(given).step is not None:
+    raise InputError(f'a program of {given}', 'a pre-training run, which classifies nothing',
+                     'give a classifier: minilm finetune ... --config.keep=True saves some')
+  if importlib.util.find_spec('flatbuffers') is None:  # of which jax tells only at the end
+    raise InputError('a StableHLO program', 'flatbuffers not installed', 'pip install flatbuffers')
+  released = release.load(given)
+  identity = {'to': 'stablehlo', **released.facts(), 'asked_batch': batch}
+  found = release.before(workdir, identity)
+  if found is not None:
+    return found
+  exported = _lowered(released, batch)
+  size = exported.in_avals[0].shape[0]
+  fixed = size if isinstance(size, int) else None
+  with release.folder(workdir) as folder:
+    run.write_bytes(folder / PROGRAM, bytes(exported.serialize()))
+    run.write_bytes(folder / build.TOKENIZER, released.tokenizer.model)
+    run.write_json(folder / CALL, described(released, fixed))
+    answer = opened(folder)
+    difference = _compare(released, answer, fixed)
+    record = {**identity, 'batch': fixed, 'difference': difference, 'tolerance': TOLERANCE,
+              'milliseconds': _median(answer, released, fixed or 1), 'rows_timed': fixed or 1, 'calls': _CALLS,
+              'machine': machine.describe(), 'versions': machine.versions()}
+    run.write_json(folder / release.RECORD, record)
+  return record
+
+
+def length(released: Released) -> int:
+  """L: what the head has weights for, or what the model reads, or else the longest text it was fine-tuned on."""
+  whole = released.card.head.pooling == 'positions' or released.config.batch_norm
+  return released.config.length if whole else released.card.length
+
+
+def _probabilities(model: Classifier, regression: bool, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
+  logits = model(tokens, tokens != pieces.PAD)
+  return logits if regression else jax.nn.softmax(logits)
+
+
+def _program(released: Released) -> Callable[[Int[Array, 'B L']], Float[Array, 'B C']]:
+  return functools.partial(_probabilities, released.model, released.card.task_kind == REGRESSION)
+
+
+def _lowered(released: Released, batch: int) -> jax_export.Exported:
+  """The program for all platforms; its batch is free where none is asked for and that can be lowered, else one row."""
+  def lower(size: Any) -> jax_export.Exported:
+    shape = jax.ShapeDtypeStruct((size, length(released)), jnp.int32)
+    return jax_export.export(jax.jit(_program(released)), platforms=PLATFORMS)(shape)
+
+  if batch:
+    return lower(batch)
+  try:
+    return lower(jax_export.symbolic_shape('batch')[0])
+  except _UNLOWERED:
+    return lower(1)
+
+
+def described(released: Released, fixed: int | None) -> dict[str, Any]:
+  """What `call.json` says."""
+  card, two = released.card, len(released.card.fields) == 2 and not released.card.joined
+  return {
+      'task': card.task, 'kind': card.task_kind, 'labels': list(card.labels), 'fields': list(card.fields),
+      'program': PROGRAM, 'platforms': list(PLATFORMS), 'input': {
+          'name': 'tokens', 'dtype': 'int32', 'shape': [fixed or 'batch', length(released)]},
+      'output': {'name': 'value' if card.task_kind == REGRESSION else 'probabilities', 'dtype': 'float32',
+                 'shape': [fixed or 'batch', max(1, len(card.labels))]},
+      'tokenizer': {
+          'file': build.TOKENIZER, 'library': 'sentencepiece', 'before': 'lower-case the text' + (
+              ', the fields joined by a space' if card.joined else ''),
+          'template': '<s> A </s></s> B </s>' if two else '<s> A </s>', 'longest': card.length,
+          'longer': 'loses tokens from the end of its longer text', 'pad_to': length(released),
+          'ids': {piece: number for number, piece in enumerate(pieces.SPECIAL)}},
+      'python': ['from jax import export', f"program = export.deserialize(open('{PROGRAM}', 'rb').read())",
+                 'answer = program.call(tokens)']}
+
+
+def opened(folder: pathlib.Path) -> Answer:
+  """The program in a folder, as a function of tokens on the host."""
+  data = untrusted.read_bytes(folder / PROGRAM, f'the program {folder / PROGRAM}')
+  exported = jax_export.deserialize(bytearray(data))
+  call = jax.jit(exported.call)
+  return lambda tokens: np.asarray(call(tokens))
+
+
+def _rows(released: Released, count: int) -> Int[np.ndarray, 'B L']:
+  """Rows of ordinary pieces of every length."""
+  dice, most = np.random.default_rng(0), length(released)
+  tokens = dice.integers(len(pieces.SPECIAL), released.tokenizer.size, (count, most), np.int32)
+  tokens[:, 0] = pieces.BEGIN
+  for row, end in zip(tokens, np.linspace(2, released.card.length - 1, count).astype(int), strict=True):
+    row[end], row[end + 1:] = pieces.END, pieces.PAD
+  return tokens
+
+
+def _compare(released: Released, answer: Answer, fixed: int | None) -> float:
+  """The largest difference between the program's answers and the model's, in batches of one and of several."""
+  ours, found = jax.jit(_program(released)), []
+  for count in (fixed,) if fixed else (1, 5):
+    tokens = _rows(released, count)
+    found.append(np.abs(answer(tokens) - np.asarray(ours(tokens))).max())
+  worst = float(np.max(found))  # NaN where one is
+  if not worst <= TOLERANCE:
+    raise InputError(f'answers that differ by {TOLERANCE} at most', f'{worst:.2g}',
+                     'report it, with the shape of the model; what was written is removed')
+  return worst
+
+
+def _median(answer: Answer, released: Released, count: int) -> float:
+  """Milliseconds of an answer, from tokens on the host to probabilities on the host: the median of `_CALLS`."""
+  tokens, spent = _rows(released, count), []
+  for number in range(_WARM + _CALLS):
+    begin = time.perf_counter()
+    answer(tokens)
+    if number >= _WARM:
+      spent.append(time.perf_counter() - begin)
+  return 1e3 * float(np.median(spent))

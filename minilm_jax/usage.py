@@ -1,0 +1,101 @@
+"""What `minilm --help` and `minilm VERB --help` say: what a verb does, what it reads, what it gives, an example."""
+
+from collections.abc import Mapping
+
+from minilm_jax.flags import FLAGS, Verb
+
+# Of each verb: what it reads beside its flags, and what it writes and prints.
+TOLD: Mapping[str, tuple[str, str]] = {
+    'corpus': (
+        'text: files, globs, TFDS names or the built-in microworld, as documents.sources of the recipe names',
+        '--workdir: rows of token ids, tokenizer.model and manifest.json; prints the folder'),
+    'overlap': (
+        'a corpus folder, and the examples of a task',
+        'prints shares of their words and texts that the corpus holds'),
+    'subset': (
+        'a corpus folder, and the examples of a task',
+        '--workdir: a corpus folder a part; prints what tells them apart'),
+    'show': (
+        'a recipe',
+        'prints its fields and, of pre-training, every array with its sharding, FLOPs and memory'),
+    'pretrain': (
+        'a recipe, and the corpus that its field corpus names: a folder, or a recipe that makes one',
+        '--workdir: config.json, metrics.jsonl, checkpoints, result.json; prints the last losses'),
+    'sweep': (
+        'a recipe with a table RUNS, one run a name',
+        '--workdir: a run directory a point; prints what each has reached'),
+    'watch': (
+        'run directories of pre-training',
+        'prints curves of the loss and a table of where each run stands'),
+    'export': (
+        'a pre-training run, or a classifier that finetune saved with --config.keep=True',
+        '--workdir: weights, tokenizer and card, after a check that they answer as here; or a program, or the card'),
+    'import': (
+        'a folder of Hugging Face: config.json, model.safetensors and the tokenizer',
+        '--workdir: a run to fine-tune; prints what it is'),
+    'take': (
+        'the run of a population',
+        '--workdir: a run directory like any other; prints its seed and step'),
+    'finetune': (
+        'pre-training runs (commas, stars, RUN@STEP), and the examples of each task',
+        '--workdir: scores.jsonl and result.json a task; prints a table of scores with intervals'),
+    'committee': (
+        'classifiers that finetune saved with --config.keep=True',
+        '--workdir: copies of them, and scores of their subsets; prints these'),
+    'predict': (
+        'a committee or a classifier, and text',
+        'prints a label and its probability for each text'),
+    'evaluate': (
+        'a pre-training run; and a split of a corpus, minimal pairs or a text',
+        'prints what it measures; with --pairs and --workdir also writes scores.jsonl'),
+    'fill-mask': (
+        'a pre-training run, and a text',
+        'prints the most probable pieces for each <mask>, best first'),
+    'report': (
+        'run directories, or folders that hold them',
+        '--workdir: report.html with tables and figures; prints their paths'),
+    'bench': (
+        'a recipe; of fine-tuning, a pre-training run too',
+        'prints medians, their spread, the machine and versions'),
+    'latency': (
+        'recipes, of which the first is the member of the committee',
+        'prints milliseconds an answer, and its FLOPs'),
+    'preflight': (
+        'a recipe, and no TPU',
+        'prints bytes a chip, collectives and an estimate of the time'),
+    'quickstart': (
+        'nothing, or film reviews from TFDS',
+        '--workdir: a corpus, a run, scores and report.html'),
+    'completion': (
+        'the name of a shell: bash, zsh or fish',
+        'prints a script for it: eval "$(minilm completion bash)" in ~/.bashrc'),
+}
+_WIDTH = 14  # of a flag
+
+
+def overview(verbs: Mapping[str, Verb]) -> str:
+  """What `minilm --help` says."""
+  lines = [f'  {name:<11} {verb.summary}' for name, verb in verbs.items()]
+  return '\n'.join([
+      'usage: minilm VERB [--flag=value ...]', '', *lines, '',
+      'minilm VERB --help tells more: what it reads, what it gives, its flags, an example.', '',
+      'First:          minilm quickstart --language=microworld --workdir=runs/quickstart',
+      'Another recipe: --config.FIELD=VALUE, or a file of changed numbers that starts from configs/base.py',
+      'Another task:   configs/examples/own_task.py          Another corpus: configs/examples/own_text.py',
+      'Another model:  configs/examples/gated.py             In a notebook:  model = minilm_jax.load(run)'])
+
+
+def of_verb(name: str, verb: Verb) -> str:
+  """What `minilm VERB --help` says."""
+  reads, gives = TOLD[name]
+  lines = [f'minilm {name}: {verb.summary}', '', f'  minilm {name} {verb.example}', '',
+           f'reads   {reads}', f'gives   {gives}', '']
+  if verb.kinds:
+    kinds = ' or '.join(verb.kinds)
+    lines += [f'  --{"config":<{_WIDTH}}a recipe of kind {kinds}; --config.FIELD=VALUE changes a field',
+              ' ' * (_WIDTH + 4) + 'it is a Python file, which runs: give none that you would not start as a program']
+  for flag in sorted(verb.flags, key=lambda flag: not flag.endswith('*')):
+    _, default, text = FLAGS[flag.rstrip('*')]
+    note = 'must be given' if flag.endswith('*') else repr(default)
+    lines.append(f'  --{flag.rstrip("*"):<{_WIDTH}}{text} ({note})')
+  return '\n'.join(lines)

@@ -1,0 +1,99 @@
+"""The examples of configs/examples: each comes through the door, its commands are understood, and it runs, smaller."""
+
+import csv
+import importlib
+import pathlib
+import runpy
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import setuptools
+
+from minilm_jax import __main__ as door
+from minilm_jax import flags, recipe, run
+from minilm_jax.language import build, microworld
+from minilm_jax.language import corpus as corpora
+from minilm_jax.tasks import finetune
+from minilm_jax.training import trainer
+from tests import quick
+from tests.test_configs import commands
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / 'configs' / 'examples').glob('[!_]*.py'))
+SMALL = {'updates': 4, 'batch_size': 8, 'evaluation.every': 4, 'evaluation.rows': 16, 'checkpoint.every': 4, 'log.every': 4,
+         'mesh.data': 1}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_fast() -> Iterator[None]:
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'jit', quick.jit)
+    yield
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_an_example_is_short_and_opens_with_commands_that_work(path: pathlib.Path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert len(path.read_text().splitlines()) < 60
+  module = importlib.import_module(f'configs.examples.{path.stem}')
+  if not hasattr(module, 'get_config'):
+    return
+  assert 'minute' in module.__doc__ and 'xpect' in module.__doc__
+  for command in commands(module.__doc__):
+    _, verb, *arguments = shlex.split(command)
+    flags.read(verb, door.VERBS[verb], arguments)
+
+
+def smaller(name: str, corpus: pathlib.Path) -> Any:
+  """The run of an example, of few updates, as the door reads it."""
+  given = [f'--config=configs/examples/{name}.py', f'--config.corpus={corpus}', '--workdir=x',
+           *(f'--config.{field}={value}' for field, value in SMALL.items())]
+  return flags.read('pretrain', door.VERBS['pretrain'], given)[0]
+
+
+@pytest.mark.parametrize('name', ['gated', 'spans'])
+def test_another_model_and_another_objective_train(name: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  config = smaller(name, tiny_corpus)
+  assert (bool(config.model.encoder), bool(config.mask.span)) == (name == 'gated', name == 'spans')
+  found = trainer.pretrain(config, tmp_path / 'run')
+  (line,) = [line for line in run.read_lines(tmp_path / 'run' / run.METRICS) if line['split'] == 'train']
+  assert np.isfinite(line['loss']) and found['test_loss'] > 0
+
+
+def test_another_task_fine_tunes(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  made = recipe.load('configs/examples/own_task.py')
+  with open(made.task.train, encoding='utf-8', newline='') as file:
+    labels = [row['about'] for row in csv.DictReader(file)]
+  assert {label: labels.count(label) for label in labels} == dict.fromkeys(('animal', 'person', 'thing'), 80)
+  made.update(seeds='0', epochs=1.0)
+  lines = finetune.finetune(recipe.resolve(made, 'finetune'), tiny_run, tmp_path / 'task', [8])
+  assert lines and all(0 <= line['value'] <= 1 for line in lines)
+
+
+def test_another_text_is_kept_where_it_stays_inside_the_word_list(tmp_path: pathlib.Path):
+  texts = [text.replace(' . ', ' .\n') for text in microworld.documents(5, 60)]
+  (tmp_path / 'own.txt').write_text('\n\n'.join(texts))
+  words = sorted({word for text in texts for word in text.split()} - {'dog', 'dogs', '.'})
+  (tmp_path / 'words.txt').write_text('\n'.join(words))
+  made = recipe.load('configs/examples/own_text.py:corpus')
+  made.documents.sources, made.vocabulary.word_list = str(tmp_path / 'own.txt'), str(tmp_path / 'words.txt')
+  made.tokenizer.size, made.workers = 300, 1
+  folder = build.build(recipe.resolve(made, 'corpus'), tmp_path / 'corpus')
+  described = corpora.manifest(folder)
+  assert described['splits']['train']['rows'] and described['length'] == 64
+  run_of_it = recipe.resolve(recipe.load('configs/examples/own_text.py'), 'pretrain')
+  assert run_of_it.model.vocabulary >= 2000 and run_of_it.model.length == described['length']
+
+
+def test_what_is_installed_has_the_recipes_and_their_data(monkeypatch):
+  seen: dict[str, Any] = {}
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(setuptools, 'setup', lambda **given: seen.update(given))
+  runpy.run_path(str(ROOT / 'setup.py'))
+  assert {'configs', 'configs.examples', 'minilm_jax', 'minilm_jax.tasks'} <= set(seen['packages'])
+  beside = {f'{path.parent.relative_to(ROOT)}'.replace('/', '.'): path.name for path in (ROOT / 'configs').rglob('*.csv')}
+  assert beside and all(name in seen['package_data'][package] for package, name in beside.items())

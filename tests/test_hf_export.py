@@ -1,0 +1,147 @@
+"""Folders for transformers: what a user opens says what ours says; what differs, or cannot be made, leaves nothing."""
+
+import dataclasses
+import importlib.util
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from minilm_jax.config import HeadConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import fill_mask, predict
+from tests import answering
+
+TEXTS = ('The dog sleeps .', 'a <mask> and 😀 </s>', 'the bad pig eats the red hen and sleeps ' * 6)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_fast():
+  with answering.compiled_fast():
+    yield
+
+
+@pytest.fixture(scope='module')
+def room():
+  for name in ('torch', 'transformers', 'safetensors'):
+    pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
+  import torch
+  torch.set_num_threads(1)
+  from minilm_jax import hf_export
+  return hf_export
+
+
+@pytest.fixture(scope='module')
+def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
+  return pieces.load(tiny_corpus / 'tokenizer.model')
+
+
+def tuned(folder: pathlib.Path, reads: pieces.Tokenizer, shape: dict[str, Any], **changes: Any) -> str:
+  """The folder of a classifier of another shape, its weights no longer at their start."""
+  own = answering.card(reads, 0)
+  member = answering.fitted(reads, 0, model=dataclasses.replace(own.model, **shape), **changes)
+  # of a size at which float32 rounds to less than what may differ
+  member = dataclasses.replace(member, model=jax.tree.map(lambda x: x / 2, member.model))
+  return str(answering.saved(folder, member))
+
+
+def opened(folder: pathlib.Path, task: str) -> Any:
+  """As the model card says."""
+  import transformers
+  return transformers.pipeline(task, model=str(folder), trust_remote_code=True, device='cpu')
+
+
+def test_a_run_fills_masks_there_as_here(tiny_run: pathlib.Path, room, tmp_path: pathlib.Path, capfd):
+  record = room.export(str(tiny_run), str(tmp_path / 'out'))
+  assert record['class'] == 'MiniLMForMaskedLM' and record['remote_code']
+  assert (record['step'], record['updates']) == (8, 8)
+  assert max(record['differences']['logits'], record['differences']['answers']) < 1e-5 < record['tolerance']
+  assert sorted(one.name for one in (tmp_path / 'out').iterdir()) == [
+      'README.md', 'config.json', 'export.json', 'model.safetensors', 'modeling_minilm.py', 'tokenizer.json',
+      'tokenizer_config.json']
+  answer = opened(tmp_path / 'out', 'fill-mask')
+  theirs = {one['token_str']: one['score'] for one in answer('the Dog <mask> .', top_k=520)}
+  for guess in fill_mask.fill_mask(tiny_run, 'the Dog <mask> .', 3):
+    assert theirs[guess.piece.replace('\u2581', '')] == pytest.approx(guess.probability, abs=1e-4)
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  assert card.startswith('---\nlibrary_name: transformers\npipeline_tag: fill-mask\n')
+  assert 'trust_remote_code=True' in card
+  assert room.export(str(tiny_run), str(tmp_path / 'out')) == record  # nothing to do
+  with pytest.raises(InputError, match='other things are there'):
+    room.export(f'{tiny_run}@4', str(tmp_path / 'out'))
+  capfd.readouterr()
+  assert [one.name for one in tmp_path.iterdir()] == ['out']
+
+
+PLAIN = {'norm': 'post', 'positions': 'learned', 'projection': False, 'segments': 1}
+FORMS = {
+    'roberta': (PLAIN, {}, 'RobertaForSequenceClassification'),
+    'roberta of pairs': (PLAIN, {'fields': ('a', 'b')}, 'RobertaForSequenceClassification'),
+    'regression': (PLAIN, {'task_kind': 'regression', 'labels': (), 'headline': 'pearson'},
+                   'RobertaForSequenceClassification'),
+    'hostile labels': (PLAIN, {'labels': ('<b>', '| a', '"\\\n')}, 'RobertaForSequenceClassification'),
+    'positions': ({}, {'head': HeadConfig('positions', 0.1, 1)}, 'MiniLMForSequenceClassification'),
+    'two heads, bfloat16': ({'compute': 'bfloat16'}, {'head': HeadConfig('mean', 0.1, 2)},
+                            'MiniLMForSequenceClassification')}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_classifier_answers_there_as_here(form: str, reads: pieces.Tokenizer, room, tmp_path: pathlib.Path):
+  shape, changes, name = FORMS[form]
+  source = tuned(tmp_path / 'source', reads, shape, **changes)
+  record = room.export(source, str(tmp_path / 'out'))
+  assert record['class'] == name and (tmp_path / 'out' / 'modeling_minilm.py').exists() == name.startswith('MiniLM')
+  assert max(record['differences']['logits'], record['differences']['answers']) < 1e-4
+  answer, two = opened(tmp_path / 'out', 'text-classification'), 'fields' in changes
+  close = 2e-2 if shape.get('compute') == 'bfloat16' else 1e-4  # which `minilm predict` computes in
+  for text in TEXTS:
+    ours, = predict.predict('', source, text, text[::-1] if two else '', '')
+    theirs, = answer([{'text': text, **({'text_pair': text[::-1]} if two else {})}], top_k=None, truncation=True)
+    expected = {'value': ours['value']} if 'value' in ours else ours['probabilities']
+    assert {one['label']: one['score'] for one in theirs} == pytest.approx(expected, abs=close)
+
+
+def test_pairs_of_an_odd_length_are_refused(reads: pieces.Tokenizer, room, tmp_path: pathlib.Path):
+  source = tuned(tmp_path / 'source', reads, PLAIN, fields=('a', 'b'), length=23)
+  with pytest.raises(InputError, match='even'):
+    room.export(source, str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('spoil, said', [
+    ('weights', 'differ by 0.0001 at most'), ('numbers', 'found: nan'), ('shape', 'it cannot'),
+    ('tokenizer', 'the same ids')])
+def test_what_differs_leaves_nothing(spoil: str, said: str, reads: pieces.Tokenizer, room, tmp_path: pathlib.Path,
+                                     monkeypatch: pytest.MonkeyPatch):
+  source = tuned(tmp_path / 'source', reads, PLAIN)
+  written, config = room.hf_weights.exported, room.hf_tokenizer.tokenizer_json
+
+  def spoiled(*given: Any) -> tuple:
+    weights, described = written(*given)
+    bias = weights['classifier.out_proj.bias'] + np.float32([1e-3, 0, 0])
+    if spoil in ('weights', 'numbers'):
+      bias = bias if spoil == 'weights' else np.full_like(bias, np.nan)
+      return weights | {'classifier.out_proj.bias': bias}, described
+    return weights, described | ({'hidden_size': 24} if spoil == 'shape' else {})
+
+  def without_lower_case(tokenizer: pieces.Tokenizer) -> dict:
+    made = config(tokenizer)
+    if spoil == 'tokenizer':
+      del made['normalizer']['normalizers'][1]
+    return made
+
+  monkeypatch.setattr(room.hf_weights, 'exported', spoiled)
+  monkeypatch.setattr(room.hf_tokenizer, 'tokenizer_json', without_lower_case)
+  with pytest.raises(InputError, match=said):
+    room.export(source, str(tmp_path / 'out'))
+  assert [one.name for one in tmp_path.iterdir()] == ['source']
+
+
+def test_its_libraries_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+  from minilm_jax import hf_export
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'safetensors' else 'there')
+  with pytest.raises(InputError, match=r'safetensors not installed\n.*minilm_jax\[hf\]'):
+    hf_export.export('nowhere', str(tmp_path / 'out'))

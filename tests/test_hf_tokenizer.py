@@ -1,0 +1,113 @@
+"""Tokenizers in Hugging Face's form: the same ids for any text, rows as ours, refused where they cannot be."""
+
+import io
+import json
+import lzma
+import pathlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from minilm_jax import hf_tokenizer
+from minilm_jax.errors import InputError
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import encoding
+from minilm_jax.tasks.sources import Examples
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KINDS = [('bpe', 250), ('bpe', 800), ('unigram', 250), ('unigram', 800)]  # below 600 there are no byte pieces
+ALPHABETS = ('ab ', 'a. ', 'the n', 'aab<s>/unk0x4F ', 'é😀a \t\u2581\n', 'ΣσςΑα. \u0301', 'ABab\u00a0\u200b')
+
+
+@pytest.fixture(scope='module', params=KINDS, ids=lambda kind: f'{kind[0]} {kind[1]}')
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pieces.Tokenizer:
+  lines = [line.lower() for line in (ROOT / 'README.md').read_text(encoding='utf-8').splitlines() if line.strip()]
+  return pieces.train(lines, *request.param, tmp_path_factory.mktemp('tokenizer') / 'tokenizer.model')
+
+
+def opened(tokenizer: pieces.Tokenizer, letters: bool = False) -> Any:
+  tokenizers = pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
+  fast = tokenizers.Tokenizer.from_str(json.dumps(hf_tokenizer.tokenizer_json(tokenizer)))
+  fast.encode_special_tokens = letters
+  return fast
+
+
+@pytest.mark.parametrize('letters', [False, True])
+def test_strange_texts_get_the_same_ids(letters: bool, tokenizer: pieces.Tokenizer):
+  fast, dice = opened(tokenizer, letters), random.Random(0)
+  assert hf_tokenizer.different(tokenizer, fast) == []
+  made = [''.join(dice.choices(alphabet, k=dice.randrange(30))) for alphabet in ALPHABETS for _ in range(200)]
+  assert hf_tokenizer.different(tokenizer, fast, made) == []
+  assert hf_tokenizer.different(tokenizer, fast, ['a <mask> b', '<mask><mask> .', ' <mask> ', '<MASK>']) == []
+  mask = fast.encode('a <mask>', add_special_tokens=False).ids.count(pieces.MASK)
+  assert mask == (0 if letters else 1)
+
+
+def test_real_lines_get_the_same_ids(tokenizer: pieces.Tokenizer, data: pathlib.Path):
+  with lzma.open(data / 'nltk_corpora/brown.txt.xz', 'rt', encoding='utf-8') as file:
+    lines = file.read(60_000).splitlines()
+  assert len(lines) > 100 and hf_tokenizer.different(tokenizer, opened(tokenizer), lines) == []
+
+
+def test_a_difference_is_seen(tokenizer: pieces.Tokenizer):
+  """What compares would say so: of capitals left as they are, of spaces left alone, of another order of merges."""
+  tokenizers = pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
+  described = hf_tokenizer.tokenizer_json(tokenizer)
+  unknown = tokenizer.size == 250  # to which one Greek letter is as good as another
+  for step in range(unknown, len(described['normalizer']['normalizers'])):
+    other = json.loads(json.dumps(described))
+    del other['normalizer']['normalizers'][step]
+    assert hf_tokenizer.different(tokenizer, tokenizers.Tokenizer.from_str(json.dumps(other))), described['normalizer'][
+        'normalizers'][step]
+  if 'merges' in described['model']:
+    described['model']['merges'].reverse()
+    lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
+    assert hf_tokenizer.different(tokenizer, tokenizers.Tokenizer.from_str(json.dumps(described)), lines)
+
+
+def test_rows_are_built_and_cut_as_ours(tokenizer: pieces.Tokenizer):
+  fast, dice = opened(tokenizer, letters=True), random.Random(1)
+  def words() -> str:
+    return ' '.join(dice.choices(['The', 'model', 'is', 'small', '<s>', 'zz'], k=dice.randrange(12)))
+  first, second = [words() for _ in range(60)], [words() for _ in range(60)]
+  fast.enable_truncation(16)
+  for sides in ((first, ()), (first, second)):
+    ours, shortened = encoding.encode(Examples(*map(tuple, sides), np.zeros(60, np.int32)), tokenizer, 16)
+    asked = list(zip(*sides)) if sides[1] else first
+    assert [one.ids for one in fast.encode_batch(asked)] == ours and shortened
+    assert {one for found in fast.encode_batch(asked) for one in found.type_ids} == {0}
+  hf_tokenizer.check_pairs(16)
+  with pytest.raises(InputError, match='even'):
+    hf_tokenizer.check_pairs(17)
+
+
+def test_text_comes_back(tokenizer: pieces.Tokenizer):
+  fast = opened(tokenizer)
+  for text in ('the small model .', 'no pads , and no loss', ''):
+    ids = tokenizer.encode([text])[0]
+    assert fast.decode([pieces.BEGIN, *ids, pieces.END]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize('changes, said', [
+    ({'normalization_rule_name': 'nmt_nfkc'}, 'a normalisation of text'), ({'model_type': 'word'}, 'neither BPE nor'),
+    ({'add_dummy_prefix': False}, 'no space before'), ({'remove_extra_whitespaces': False}, 'spaces left'),
+    ({'treat_whitespace_as_suffix': True}, 'spaces after words'),
+    ({'user_defined_symbols': ['<x>']}, 'a kind of their own: <x>')])
+def test_what_cannot_be_said_is_refused(changes: dict, said: str):
+  written, text = io.BytesIO(), ['the dog sleeps and the cat eats', 'a good dog', 'no cat']
+  sentencepiece.SentencePieceTrainer.train(**{
+      'sentence_iterator': iter(text), 'model_writer': written, 'model_type': 'bpe', 'vocab_size': 30, 'bos_id': 0,
+      'pad_id': 1, 'eos_id': 2, 'unk_id': 3, 'control_symbols': ['<mask>'], 'normalization_rule_name': 'identity',
+      'hard_vocab_limit': False, 'minloglevel': 2, **changes})
+  with pytest.raises(InputError, match=said):
+    hf_tokenizer.tokenizer_json(pieces.Tokenizer(written.getvalue()))
+
+
+def test_pieces_that_hold_a_special_one_are_refused():
+  """Unigram would read it as one, and there is no place to cut it."""
+  rows = (*((piece, 0.0, 3) for piece in pieces.SPECIAL), *((piece, -1.0, 1) for piece in ('<s', 's>', '<', 's', '>')))
+  with pytest.raises(InputError, match='parts of <s>'):
+    hf_tokenizer._apart(hf_tokenizer._Model(rows, 1, False))

@@ -1,0 +1,83 @@
+"""A classifier as a program: what is read back says what the model says, of one row and of many."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from minilm_jax import serving
+from minilm_jax.config import HeadConfig
+from minilm_jax.errors import InputError
+from minilm_jax.language import tokenizer as pieces
+from minilm_jax.tasks import encoding, predict
+from tests import answering
+
+TEXTS = ['the dog sleeps .', 'a good fox', 'The bad pig ' * 20]
+
+
+@pytest.fixture(scope='module')
+def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
+  return pieces.load(tiny_corpus / 'tokenizer.model')
+
+
+def test_its_library_must_be_there(reads: pieces.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  source = answering.saved(tmp_path / 'source', answering.fitted(reads, 0))
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(InputError, match='flatbuffers not installed'):
+    serving.export(str(source), str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(serving, '_CALLS', 3)
+  monkeypatch.setattr(serving, '_WARM', 1)
+
+
+def asked(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
+  """As call.json says, with nothing of ours but how texts become ids."""
+  called = json.loads((folder / 'call.json').read_text())
+  program = jax_export.deserialize(bytearray((folder / called['program']).read_bytes()))
+  reads, (_, length) = pieces.load(folder / called['tokenizer']['file']), called['input']['shape']
+  sequences, _ = encoding.encode(answering.examples(tuple(texts)), reads, called['tokenizer']['longest'])
+  rows = encoding.task_rows(sequences, np.zeros(len(texts), np.int32), length)
+  return np.asarray(program.call(rows.tokens)), called
+
+
+@pytest.mark.parametrize('changes, batch', [
+    ({}, 0), ({'head': HeadConfig('positions', 0.1, 1)}, 0), ({'task_kind': 'regression', 'labels': ()}, 2)],
+    ids=['free batch', 'positions', 'regression, two rows'])
+def test_the_program_answers_as_the_model(changes: dict, batch: int, reads: pieces.Tokenizer, tmp_path: pathlib.Path):
+  source = answering.saved(tmp_path / 'source', answering.fitted(reads, 0, **changes))
+  record = serving.export(str(source), str(tmp_path / 'out'), batch)
+  assert record['batch'] == (batch or None) and record['difference'] <= 1e-5 and record['milliseconds'] > 0
+  for texts in ([TEXTS[:2]] if batch else [TEXTS[:1], TEXTS]):
+    found, called = asked(tmp_path / 'out', texts)
+    ours = [predict.predict('', str(source), text, '', '')[0] for text in texts]
+    expected = [[one['value']] if 'value' in one else list(one['probabilities'].values()) for one in ours]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert called['labels'] == list(changes.get('labels', answering.LABELS))
+    assert found.shape[1] == called['output']['shape'][1]
+  assert serving.export(str(source), str(tmp_path / 'out'), batch) == record  # nothing to do
+  with pytest.raises(InputError, match='other things are there'):
+    serving.export(str(source), str(tmp_path / 'out'), 7)
+
+
+def test_what_differs_leaves_nothing(reads: pieces.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  source = answering.saved(tmp_path / 'source', answering.fitted(reads, 0))
+  opened = serving.opened
+  monkeypatch.setattr(serving, 'opened', lambda folder: lambda tokens: opened(folder)(tokens) + 1e-3)
+  with pytest.raises(InputError, match='differ by 1e-05 at most'):
+    serving.export(str(source), str(tmp_path / 'out'))
+  assert [one.name for one in tmp_path.iterdir()] == ['source']
+
+
+def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='a pre-training run, which classifies nothing'):
+    serving.export(str(tiny_run), str(tmp_path / 'out'))
+  with pytest.raises(InputError, match='--batch=-1'):
+    serving.export(str(tiny_run), str(tmp_path / 'out'), -1)
+  assert not (tmp_path / 'out').exists()
