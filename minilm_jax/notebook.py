@@ -22,7 +22,7 @@ from minilm_jax.tasks import classifiers, committee, encoding, fill_mask, likeli
 from minilm_jax.tasks.classifiers import Fitted
 from minilm_jax.tasks.fill_mask import Guess
 from minilm_jax.tasks.sources import Examples
-from minilm_jax.training import checkpoint
+from minilm_jax.training import checkpoint, start
 
 _BATCH = 64  # rows at one time
 _TRAINED = 'fine-tune it with --config.keep=True, and load WORKDIR/classifier-0'
@@ -186,6 +186,7 @@ def load(folder: epath.PathLike, trusted: str) -> Model:
   path = epath.Path(folder).expanduser()
   openers: dict[str, Callable[[], Model]] = {
       'pretrain': lambda: LanguageModel(str(path)),
+      start.IMPORTED: lambda: LanguageModel(str(path)),
       committee.KIND: lambda: Answerer(str(path), committee.load(path).members, True),
   }
   if (path / classifiers.CARD).exists():

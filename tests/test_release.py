@@ -48,6 +48,15 @@ def test_what_was_trained_in_another_type_computes_in_float32(tiny_corpus: pathl
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_what_others_have_no_words_for_stays_here(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  import dataclasses
+  reads = pieces.load(tiny_corpus / 'tokenizer.model')
+  model = dataclasses.replace(answering.card(reads, 0).model, segments=2, second_segment=True)
+  folder = answering.saved(tmp_path / 'bert', answering.fitted(reads, 0, model=model))
+  with pytest.raises(InputError, match='model.second_segment=True'):
+    release.load(str(folder))
+
+
 @pytest.mark.parametrize('given, said', [
     ('nothing', 'no such folder'), ('empty', 'neither config.json'),
     ('tuned', 'give one inside it, such as .*classifier-0'),
