@@ -43,9 +43,8 @@ def prepare(deterministic: bool = False) -> None:
       cost there has not been measured yet. On a CPU and a TPU nothing changes.
   """
   import jax  # here, for those who only count cores do without it
-  if sys.platform == 'linux' and 'MALLOC_ARENA_MAX' not in os.environ:
-    # Each save comes with threads of its own: what they free would stay in as many arenas, in pieces.
-    getattr(ctypes.CDLL(None), 'mallopt', lambda name, value: 0)(_MOST_ARENAS, 1)
+  if 'MALLOC_ARENA_MAX' not in os.environ:
+    _tell_malloc('mallopt', _MOST_ARENAS, 1)  # each save has threads of its own, which would free in as many arenas
   if deterministic and _DETERMINISTIC not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{_DETERMINISTIC}=true'.strip()
   try:
@@ -56,6 +55,19 @@ def prepare(deterministic: bool = False) -> None:
   if not jax.config.jax_compilation_cache_dir:
     place = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(place) / 'minilm_jax'))
+
+
+def release() -> None:
+  """Gives what was freed back to the system, where malloc is glibc's: it takes some milliseconds.
+
+  What a save frees lies between what goes on living, and each save may find its holes too small.
+  """
+  _tell_malloc('malloc_trim', 0)
+
+
+def _tell_malloc(name: str, *values: int) -> None:
+  if sys.platform == 'linux':
+    getattr(ctypes.CDLL(None), name, lambda *values: 0)(*values)  # a libc that is not glibc has no such function
 
 
 def free_bytes(device: Any) -> int | None:

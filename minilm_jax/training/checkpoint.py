@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax import hosts, run
+from minilm_jax import backend, hosts, run
 from minilm_jax.errors import InputError
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import digests, preservation
@@ -59,9 +59,9 @@ def manager(workdir: epath.PathLike, keep: int, best: int = 0, losses: Mapping[i
   """
   folder, losses = epath.Path(workdir).resolve() / FOLDER, dict(losses)
   policy = preservation.policy(keep, best, losses)
+  options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, preservation_policy=policy)
   with _writing(f'the folder {folder}'):
-    made = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(
-        create=True, cleanup_tmp_directories=True, preservation_policy=policy))
+    made = ocp.CheckpointManager(folder, options=options)
   saves = Saves(made, losses, None, time.monotonic())
   try:
     with _writing(f'the folder {folder}'):
@@ -133,13 +133,13 @@ def finish(saves: Saves) -> None:
     saves.manager.wait_until_finished()
     if hosts.leads():
       digests.write(saves.manager.directory / str(step))
+  backend.release()
 
 
 def steps(workdir: epath.PathLike) -> list[int]:
   """The steps of a run that were saved whole and are still there, in ascending order."""
-  folder = epath.Path(workdir) / FOLDER
-  saves = [p for p in folder.iterdir() if p.name.isdecimal()] if folder.exists() else []
-  return sorted(int(p.name) for p in saves if ocp.utils.is_checkpoint_finalized(p))
+  saves = (epath.Path(workdir) / FOLDER).glob('*')  # of a folder that is missing there are none
+  return sorted(int(p.name) for p in saves if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p))
 
 
 def latest(workdir: epath.PathLike) -> int | None:
