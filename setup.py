@@ -51,6 +51,7 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
     ],
     extras_require={
+        'beam': ['apache-beam>=2.77'],  # what minilm corpus --beam filters text by
         'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],

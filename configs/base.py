@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 def optimizer():
   return config_dict.create(
+      algorithm='adamw',  # or muon: it moves the matrices of projection and blocks, AdamW the rest, at one rate
       learning_rate=5e-4,  # at the top of the schedule
       schedule='honey',  # honey (linear up, inverse square root down), linear, cosine, warmup_stable_decay, constant, or
       # in steps: epochs (down to rate / epochs), epochs_from_zero (the same after a first one at 0, as paper 2 ran)
@@ -16,7 +17,7 @@ def optimizer():
       warmup_most=4000,  # updates, whatever the share says
       decay_share=0.2,  # of all updates, for warmup_stable_decay
       epochs=0,  # equal parts of the run, at whose ends alone the schedules epochs and epochs_from_zero change the rate
-      beta1=0.9,
+      beta1=0.9,  # so with the next two, of AdamW; Muon's momentum is 0.95
       beta2=0.95,
       epsilon=1e-8,
       weight_decay=0.01,
@@ -40,7 +41,7 @@ def model():
       channels=0,  # that each of them gives
       convolution='paper',  # paper (BatchNorm over the batch and its pads, no residual) or mended (see model/convolution.py)
       norm='post',  # post (the paper) or pre
-      positions='learned',  # learned, relative (a bias per head and distance) or rotary
+      positions='learned',  # learned, sinusoidal (fixed), relative (a bias per head and distance), rotary, none at all
       first_position=2,  # the number of the first learned position: 2 in RoBERTa (and paper 1), 0 in BERT (and paper 2)
       segments=2,  # rows of the segment table, of which only the first is used; 0 leaves the table out
       projection=True,  # Linear(E, D) and LayerNorm between embedding and blocks
@@ -54,6 +55,7 @@ def model():
       remat=False,  # make the activations of a block again going backward: up to a third more work, memory of one block
       bare_projection=False,  # no LayerNorm in the projection, as in ELECTRA
       second_segment=False,  # what comes after the first </s> has the second row of the segment table, as in BERT
+      short_convolution=0,  # tokens that a depthwise convolution before the blocks sees, an odd number; 0 for none
   )
 
 

@@ -9,6 +9,9 @@ paper's estimate of 1.2 tokens a word, under 19,000 BPE pieces. Without a word l
 About 25 seconds on two CPU cores for 372 MB of novels, tales, speech and Wikipedia (91,000 documents, 61.4 million
 counted words), in half a GiB of memory. Expect of these 405,552 sentences of 5.05 million counted words and 4,540
 spans, in 57,317 training rows of 6.73 million tokens, 1.23 pieces a word.
+
+Text too big for one machine is filtered on many with --beam, by Apache Beam: minilm_jax/language/beam.py has the commands
+for Dataflow, Flink and Spark, how `c4` and `wikipedia` of TFDS become sources, and what all of C4 would cost.
 """
 
 from configs import base

@@ -4,6 +4,7 @@
 #     create          asks for the slice by a queued resource and waits until it is there
 #     install         copies this checkout to every worker and installs it there
 #     start VERB ...  starts minilm VERB ... on every worker, in the background; --workdir must be gs://, for all to share
+#                     (pretrain on several workers: with --coordinator=auto, so that JAX asks the VM who the others are)
 #     logs            follows what worker 0 says; --worker=N another one
 #     fetch FROM TO   copies a folder from worker 0 (a gs:// folder needs no TPU: gcloud storage cp -r FROM TO)
 #     stop            sends SIGTERM to the run: it saves and ends; the same start goes on
@@ -28,7 +29,8 @@ while [[ ${1:-} == --* ]]; do
   esac
   shift
 done
-action=${1:-} && shift || true
+action=${1:-}
+[[ $# -eq 0 ]] || shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 where=(--zone="$zone" ${project[@]+"${project[@]}"})
 readonly folder=minilm_jax log=minilm.log ended=minilm.status

@@ -10,10 +10,11 @@ They are written from the tables of verbs and flags when they are asked for, and
 import re
 from collections.abc import Iterator, Mapping
 
-from minilm_jax.errors import InputError, nearest
+from minilm_jax.errors import InputError
 from minilm_jax.flags import FLAGS, Verb
 
-_CHOICES = {'language': 'microworld reviews', 'likelihood': 'original within-word', 'against': 'hf torch',
+_CHOICES = {'beam': '--runner=DataflowRunner --runner=DirectRunner --runner=FlinkRunner --runner=SparkRunner',
+            'language': 'microworld reviews', 'likelihood': 'original within-word', 'against': 'hf torch',
             'by': 'likelihood overlap random', 'split': 'test train validation'}
 _SHELLS = 'bash zsh fish'  # what the one verb without a recipe, flags and paths of files completes
 _BASH = r"""# Completes minilm in bash; made by minilm completion bash.

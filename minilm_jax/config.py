@@ -5,13 +5,24 @@ a recipe becomes one of these; behind it nothing has defaults and nothing change
 """
 
 import dataclasses
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
+from minilm_jax import model_config
 from minilm_jax.checks import MOST_SIZE, Amount, Checked, Count, Positive, Share, Size, at_least, at_most, one_of, seed
 from minilm_jax.errors import InputError
 from minilm_jax.model_config import EncoderConfig, HeadConfig
 
 MOST_MEMBERS, MOST_EPOCHS = 100_000, 1_000_000
+# Fields by their group that what an earlier version stored may lack: what that version did.
+_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}, 'log': {'to': '', 'project': 'minilm', 'name': ''},
+          'model': model_config.LATER, 'mask': {'span': 0}, 'head': {'copies': 1}, 'optimizer': {'algorithm': 'adamw'}}
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored recipe, or card of a classifier, with what it lacks if an earlier version stored it."""
+  return {group: _LATER[group] | fields if group in _LATER and isinstance(fields, dict) else fields
+          for group, fields in stored.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +47,10 @@ class MaskConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Checked):
-  """AdamW, its schedule and what it leaves undecayed."""
+  """AdamW or Muon, the schedule and what is left undecayed."""
 
   where = 'optimizer.'
+  algorithm: Annotated[str, one_of('adamw', 'muon')]
   learning_rate: Amount
   schedule: Annotated[str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'epochs',
                                   'epochs_from_zero')]

@@ -91,7 +91,8 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
 def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
   """Refuses what would be compared with another model than it is."""
   model = start.model_run(source).model
-  found = [(f'model.{name}', getattr(model, name)) for name in ('convolutions', 'encoder') if getattr(model, name)]
+  others = ('convolutions', 'short_convolution', 'encoder')
+  found = [(f'model.{name}', getattr(model, name)) for name in others if getattr(model, name)]
   found += [(f'head.copies of {name}', one.head.copies) for name, one in configs.items() if one.head.copies > 1]
   for name, value in found:
     raise InputError(f'--against={PEER} for {source}', f'{name} is {value}: a RoBERTa has no convolutions and one head',

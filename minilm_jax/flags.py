@@ -14,6 +14,7 @@ from minilm_jax.errors import InputError, nearest
 
 FLAGS: dict[str, tuple[type, Any, str]] = {
     'workdir': (str, '', 'directory that the verb writes to'),
+    'beam': (str, '', 'filter the text by Apache Beam: its pipeline options, as in --runner=DirectRunner'),
     'checkpoint': (str, '', 'a pre-training run; its latest checkpoint'),
     'from': (str, '', 'a local folder with config.json, model.safetensors, and tokenizer.json or vocab.txt'),
     'from_scratch': (bool, False, 'fresh weights of the shape of the checkpoint: the control of every comparison'),
@@ -30,6 +31,7 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'size': (int, 0, 'subset: tokens of each part, 0: as many as all can have; latency: members, 5 if not given'),
     'pairs': (str, '', 'minimal pairs: a table with sentence_good and sentence_bad, a folder of these or of TFDS'),
     'likelihood': (str, 'within-word', 'hidden with a token: the rest of its word (within-word) or nothing (original)'),
+    'attention': (bool, False, 'where each head looks; --checkpoint may then be RUN@STEP, RUN@all or a population'),
     'population': (str, '', 'instead, compare populations of these sizes with solo runs, as in 1,2,4,8'),
     'coordinator': (str, '', 'host:port of process 0 of several that train together; auto asks SLURM or Cloud TPU'),
     'processes': (int, None, 'how many train together, each with the devices of its host'),
@@ -43,6 +45,9 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'logged': (str, '', 'instead of run directories, a table of evaluations, .csv or .csv.gz; needs --workdir'),
     'draws': (int, 1000, 'resamples for each interval'),
     'unfinished': (bool, False, 'laws count runs too that have not reached the end of their schedule'),
+    'base': (str, '', 'runs of the recipe that others are compared with, with commas between'),
+    'level': (float, 0.0, 'nats of the plateau; without it, that which the runs show'),
+    'lines': (str, '', 'other losses to draw, in nats, as in unigram=5.9,bigram=4.2'),
     'against': (str, '', 'torch: the same model in PyTorch is timed too; hf: the same fine-tuning by a Trainer'),
     'shard': (str, '', 'k/n: of n shares of the points this one, from 1; each of several machines takes its own'),
     'dry_run': (bool, False, 'print the points, their size, work, memory and time, and train nothing'),

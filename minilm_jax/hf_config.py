@@ -120,7 +120,8 @@ def shape_of(config: Mapping[str, Any], kind: Kind, head: bool, what: str) -> En
       tied=head and embedding == hidden and plain['tie_word_embeddings'], activation=_ACTIVATIONS[plain['hidden_act']],
       dropout=float(plain['hidden_dropout_prob']), initialization='bert', norm_epsilon=float(plain['layer_norm_eps']),
       nominal_heads=plain['num_attention_heads'], compute='float32', remat=False, encoder='',
-      bare_projection=embedding != hidden, second_segment=kind.second and plain['type_vocab_size'] > 1)
+      bare_projection=embedding != hidden, second_segment=kind.second and plain['type_vocab_size'] > 1,
+      short_convolution=0)
 
 
 def _embedding(plain: Mapping[str, Any], kind: Kind, what: str) -> int:

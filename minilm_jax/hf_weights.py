@@ -22,7 +22,7 @@ from minilm_jax.model.initialization import path_name
 _SEGMENTS = 'roberta.embeddings.token_type_embeddings.weight'
 _SHAPE = ('vocabulary', 'embedding', 'hidden', 'feed_forward', 'heads', 'layers', 'length', 'convolutions', 'kernel',
           'channels', 'convolution', 'norm', 'positions', 'first_position', 'segments', 'projection', 'tied',
-          'activation', 'dropout', 'norm_epsilon')
+          'activation', 'dropout', 'norm_epsilon', 'short_convolution')
 _KINDS = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'running_variance': 'running_var'}
 MODULE = 'modeling_minilm'
 _CLASSES = {MaskedLanguageModel: 'MaskedLM', Classifier: 'SequenceClassification'}

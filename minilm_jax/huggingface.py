@@ -35,7 +35,7 @@ _ENCODER, _MASKED = _ROBERTA.encoder, _ROBERTA.masked
 _CLASSIFIER = _ENCODER | {'dense': 'classifier.dense', 'output': 'classifier.out_proj'}
 _BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))  # of older versions
 _THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'first_position': 2, 'convolutions': 0,
-           'encoder': ''}
+           'encoder': '', 'short_convolution': 0}
 _OLD, _TODAY = re.compile('gamma$|beta$'), {'gamma': 'weight', 'beta': 'bias'}
 _SHOWN = 4  # names in an error
 

@@ -144,11 +144,11 @@ def rows(model: EncoderConfig, batch: int) -> Int[np.ndarray, 'B L']:
 
 
 def depth(model: EncoderConfig) -> int:
-  """Layers of one model, one after another: blocks, and the convolutions before them with the one to one channel.
+  """Layers of one model, one after another: blocks, and before them convolutions, short or with one to one channel.
 
   Conv-2 before one block is 4 deep, BERT-6 is 6.
   """
-  return model.layers + (model.convolutions + 1 if model.convolutions else 0)
+  return model.layers + (model.short_convolution > 0) + (model.convolutions + 1 if model.convolutions else 0)
 
 
 def flops(model: EncoderConfig, length: int, heads: int = 1) -> int:

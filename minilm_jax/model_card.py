@@ -32,7 +32,8 @@ _SHAPE = {'embedding': 'width of the embedding', 'hidden': 'hidden width', 'feed
           'layers': 'blocks', 'heads': 'attention heads', 'length': 'tokens of a row at most',
           'vocabulary': 'rows of the embedding table', 'positions': 'positions', 'norm': 'LayerNorm',
           'tied': 'output tied', 'projection': 'projection after the embedding', 'activation': 'activation',
-          'dropout': 'dropout'}
+          'dropout': 'dropout', 'short_convolution': 'tokens that a short convolution sees'}
+_ALGORITHMS = {'adamw': 'AdamW', 'muon': 'Muon for the matrices of the encoder and AdamW for the rest'}
 _SOFTWARE = '''@software{{minilm_jax,
   title = {{minilm\\_jax: a laboratory for language models of 1-20 million parameters, in JAX and Flax}},
   version = {{{version}}}
@@ -193,8 +194,8 @@ def _recipe(config: RunConfig, step: int) -> str:
       ("FLOPs by paper 1's formula", f'{flops["honey"] * rows:.3g}'),
       ('parameters', f'{parameters["total"]:,}, of them {parameters["embedding"]:,} of the embedding'),
       ('masked', f'{mask.rate:g} of the tokens; of these {mask.random:g} random, {mask.keep:g} kept'),
-      ('optimizer', f'AdamW, {best.learning_rate:g}, {text(best.schedule)}, betas {best.beta1:g} and {best.beta2:g}, '
-       f'weight decay {best.weight_decay:g}, clip {best.clip:g}'),
+      ('optimizer', f'{_ALGORITHMS[best.algorithm]}, {best.learning_rate:g}, {text(best.schedule)}, '
+       f'betas {best.beta1:g} and {best.beta2:g}, weight decay {best.weight_decay:g}, clip {best.clip:g}'),
       ('initialization', text(config.model.initialization)), ('computed in', text(config.model.compute)),
       ('seed', config.seed)]))
 

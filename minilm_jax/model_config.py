@@ -12,7 +12,8 @@ from minilm_jax.checks import MOST_SIZE, Amount, Checked, Positive, Share, Size,
 from minilm_jax.errors import InputError
 
 MOST_LAYERS = 10_000
-LATER = {'bare_projection': False, 'second_segment': False, 'encoder': ''}  # what shapes of an earlier version lack
+# What shapes of an earlier version lack: what they did.
+LATER = {'bare_projection': False, 'second_segment': False, 'encoder': '', 'short_convolution': 0}
 _SizeOrNone = Annotated[int, at_least(0), at_most(MOST_SIZE)]
 _CLASS = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
 
@@ -40,7 +41,7 @@ class EncoderConfig(Checked):
   channels: _SizeOrNone
   convolution: Annotated[str, one_of('paper', 'mended')]
   norm: Annotated[str, one_of('post', 'pre')]
-  positions: Annotated[str, one_of('learned', 'relative', 'rotary')]
+  positions: Annotated[str, one_of('learned', 'sinusoidal', 'relative', 'rotary', 'none')]
   first_position: _SizeOrNone
   segments: _SizeOrNone
   projection: bool
@@ -54,6 +55,7 @@ class EncoderConfig(Checked):
   remat: bool
   bare_projection: bool
   second_segment: bool
+  short_convolution: _SizeOrNone
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -64,6 +66,9 @@ class EncoderConfig(Checked):
                        f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
     if self.positions == 'rotary' and self.hidden // self.heads % 2:
       raise InputError('rotary positions', f'an odd head size of {self.hidden // self.heads}', 'give fewer heads')
+    if self.positions == 'sinusoidal' and self.embedding % 2:
+      raise InputError('sinusoidal positions', f'an odd model.embedding of {self.embedding}',
+                       'give an even one: each cosine has its sine')
     for name, needs_equal in (('projection=False', not self.projection), ('tied=True', self.tied)):
       if needs_equal and self.embedding != self.hidden:
         raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
@@ -75,9 +80,13 @@ class EncoderConfig(Checked):
     self._check_convolutions()
 
   def _check_convolutions(self) -> None:
-    if self.encoder and self.convolutions:
-      raise InputError(f'model.encoder={self.encoder}', f'model.convolutions={self.convolutions}, which are of ours',
-                       'give model.convolutions=0')
+    for name in ('convolutions', 'short_convolution'):
+      if self.encoder and getattr(self, name):
+        raise InputError(f'model.encoder={self.encoder}', f'model.{name}={getattr(self, name)}, which is of ours',
+                         f'give model.{name}=0')
+    if self.short_convolution and (self.short_convolution % 2 == 0 or self.short_convolution > self.length):
+      raise InputError(f'model.short_convolution={self.short_convolution}',
+                       f'no odd number of tokens, or more than the {self.length} of a row', 'give a width such as 3')
     kernel = ','.join(map(str, self.kernel))
     asked = f'model.convolutions={self.convolutions}, model.kernel={kernel}, model.channels={self.channels}'
     if not self.convolutions:

@@ -1,9 +1,9 @@
 """Models of minilm_jax in PyTorch, for Hugging Face's transformers: this file lies beside the weights that it reads.
 
 `minilm export --to=hf` copies it into a folder whose shape no class of transformers has: a narrow embedding and a
-projection, blocks that normalise first, rotary or relative positions, convolutions before the blocks. It stands alone,
-so it imports nothing of minilm_jax. Parameters are named as there. Batch axes: `B` rows, `L` tokens, `D` hidden width,
-`V` vocabulary, `C` classes.
+projection, blocks that normalise first, other positions than learned ones, convolutions before the blocks. It stands
+alone, so it imports nothing of minilm_jax. Parameters are named as there. Batch axes: `B` rows, `L` tokens, `D` hidden
+width, `V` vocabulary, `C` classes.
 
 Pads are told by `attention_mask` or, without one, by their id. Left out: decoding, caches, and attention weights.
 """
@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
 _FAR = -1e30
-_ROTARY_BASE = 10_000.0
+_BASE, _SINUSOID = 10_000.0, 0.02
 _ACTIVATIONS = {'gelu': functional.gelu, 'relu': functional.relu, 'silu': functional.silu}
 
 
@@ -32,13 +32,15 @@ class MiniLMConfig(PretrainedConfig):
   def __init__(self, vocabulary=512, embedding=32, hidden=32, feed_forward=64, heads=4, layers=1, length=64,
                convolutions=0, kernel=(), channels=0, convolution='paper', norm='post', positions='learned',
                first_position=2, segments=0, projection=True, tied=False, activation='gelu', dropout=0.0,
-               norm_epsilon=1e-5, pooling='first', head_dropout=0.0, copies=1, pad_token_id=1, **others):
+               norm_epsilon=1e-5, short_convolution=0, pooling='first', head_dropout=0.0, copies=1, pad_token_id=1,
+               **others):
     self.vocabulary, self.embedding, self.hidden, self.feed_forward = vocabulary, embedding, hidden, feed_forward
     self.heads, self.layers, self.length = heads, layers, length
     self.convolutions, self.kernel, self.channels, self.convolution = convolutions, kernel, channels, convolution
     self.norm, self.positions, self.first_position, self.segments = norm, positions, first_position, segments
     self.projection, self.tied, self.activation, self.dropout = projection, tied, activation, dropout
-    self.norm_epsilon, self.pooling, self.head_dropout, self.copies = norm_epsilon, pooling, head_dropout, copies
+    self.norm_epsilon, self.short_convolution = norm_epsilon, short_convolution
+    self.pooling, self.head_dropout, self.copies = pooling, head_dropout, copies
     self.pad_token_id = pad_token_id
     super().__init__(pad_token_id=pad_token_id, **others | {'tie_word_embeddings': False})
 
@@ -47,11 +49,16 @@ def _norm(config: MiniLMConfig, size: int) -> nn.LayerNorm:
   return nn.LayerNorm(size, config.norm_epsilon)
 
 
+def _angles(length: int, half: int, device: torch.device) -> torch.Tensor:
+  """Position times frequency `[L half]`."""
+  powers = _BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+  return torch.arange(length, device=device, dtype=torch.float32)[:, None] * powers[None]
+
+
 def _rotate(x: torch.Tensor) -> torch.Tensor:
   """Each pair of features of `x [B H L d]` turned by an angle that grows with the position."""
-  length, half = x.shape[2], x.shape[3] // 2
-  powers = _ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-  angles = torch.arange(length, device=x.device, dtype=torch.float32)[:, None] * powers[None]
+  half = x.shape[3] // 2
+  angles = _angles(x.shape[2], half, x.device)
   first, second = x[..., :half], x[..., half:]
   cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
   return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -63,6 +70,7 @@ class Embedding(nn.Module):
   def __init__(self, config: MiniLMConfig):
     super().__init__()
     self.first, learned = config.first_position, config.positions == 'learned'
+    self.sinusoidal = config.positions == 'sinusoidal'
     self.tokens = nn.Embedding(config.vocabulary, config.embedding)
     self.positions = nn.Embedding(config.length + self.first, config.embedding) if learned else None
     self.segments = nn.Embedding(config.segments, config.embedding) if config.segments else None
@@ -72,6 +80,9 @@ class Embedding(nn.Module):
     x = self.tokens(tokens)
     if self.positions is not None:
       x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + self.first)
+    if self.sinusoidal:
+      angles = _angles(x.shape[1], x.shape[2] // 2, x.device)
+      x = x + _SINUSOID * torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(x.dtype)
     if self.segments is not None:
       x = x + self.segments.weight[0]
     return self.dropout(self.norm(x))
@@ -86,6 +97,20 @@ class Projection(nn.Module):
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.norm(self.linear(x))
+
+
+class ShortConvolution(nn.Module):
+  """The row and its depthwise convolution, added; pads are zeros."""
+
+  def __init__(self, config: MiniLMConfig):
+    super().__init__()
+    self.weight = nn.Parameter(torch.zeros(config.hidden, config.short_convolution))
+    self.bias = nn.Parameter(torch.zeros(config.hidden))
+
+  def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    rows, width = (x * mask[:, :, None].to(x.dtype)).transpose(1, 2), self.weight.shape[1]
+    made = functional.conv1d(rows, self.weight[:, None], self.bias, padding=width // 2, groups=rows.shape[1])
+    return x + made.transpose(1, 2)
 
 
 class Convolution(nn.Conv2d):
@@ -204,6 +229,7 @@ class Encoder(nn.Module):
     self.whole = config.convolutions > 0 and config.convolution == 'paper'
     self.embedding = Embedding(config)
     self.projection = Projection(config) if config.projection else None
+    self.short_convolution = ShortConvolution(config) if config.short_convolution else None
     self.convolution = FrontEnd(config) if config.convolutions else None
     self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
     self.norm = _norm(config, config.hidden) if config.norm == 'pre' else None
@@ -215,6 +241,7 @@ class Encoder(nn.Module):
       mask = functional.pad(mask, (0, self.length - given))
     x = self.embedding(tokens)
     x = x if self.projection is None else self.projection(x)
+    x = x if self.short_convolution is None else self.short_convolution(x, mask)
     x = x if self.convolution is None else self.convolution(x, mask)
     for block in self.blocks:
       x = block(x, mask)

@@ -25,7 +25,8 @@ PEERS = ('torch',)
 # What the model of paper 1 is; the step is written for nothing else.
 _WRITTEN_FOR = {'model.norm': 'post', 'model.positions': 'learned', 'model.activation': 'gelu', 'model.segments': 2,
                 'model.projection': True, 'model.tied': False, 'mask.random': 0, 'mask.keep': 0,
-                'model.convolutions': 0, 'model.first_position': 2, 'model.encoder': '', 'mask.span': 0}
+                'model.convolutions': 0, 'model.first_position': 2, 'model.encoder': '', 'mask.span': 0,
+                'model.short_convolution': 0, 'optimizer.algorithm': 'adamw'}
 _AT_ONCE = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
 _TRIALS = 3

@@ -6,6 +6,7 @@
 
 import contextlib
 import datetime
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +27,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def show(tables: Iterable[rich_table.Table]) -> None:
-  """Tables on standard output, as wide as the terminal or, in a file, as they need."""
+def show(tables: Iterable[rich_table.Table | str]) -> None:
+  """Tables and lines on standard output, as wide as the terminal or, in a file, as they need."""
   to = rich_console.Console(markup=False, emoji=False, highlight=False)
   if not to.is_terminal:
     to = rich_console.Console(markup=False, emoji=False, highlight=False, width=_WIDTH_OF_A_FILE)
@@ -42,6 +43,17 @@ def duration(seconds: float) -> str:
   '1:02:03'
   """
   return str(datetime.timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """What libraries log meanwhile is not for the reader: what fails, we say."""
+  before = logging.root.manager.disable
+  logging.disable(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logging.disable(before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from etils import epath
 from minilm_jax import run
 from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import imported
+from minilm_jax.language import build, imported
+from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel, classifier, masked_language_model
 from minilm_jax.model.initialization import count
@@ -31,7 +32,7 @@ from minilm_jax.tasks.classifiers import Card
 from minilm_jax.training import checkpoint, start
 
 RECORD = 'export.json'  # what a folder is an export of
-_FOREIGN = ('encoder', 'bare_projection', 'second_segment')  # fields of shapes that others have no words for
+_FOREIGN = ('bare_projection', 'second_segment')  # fields of shapes that others have no words for, beside `encoder`
 _ELSEWHERE = 'give another --workdir'
 _STEP = re.compile(r'(.+)@(\d{1,18})')
 
@@ -127,33 +128,38 @@ def find(given: str) -> Place:
   return Place(folder, steps[-1] if step is None else step)
 
 
-def load(given: str) -> Released:
+def load(given: str, program: bool = False) -> Released:
   """The model that `--checkpoint` names.
+
+  Args:
+    given: as `find` takes it.
+    program: it leaves as a program, which needs no words for an encoder of somebody's own.
 
   Raises:
     InputError: there is none, something of it is not what was saved, or it is one that stays here: of somebody's own
-      encoder, or brought by `minilm import`.
+      encoder (of which a program may be, where its code is trusted), or brought by `minilm import`.
   """
-  place = find(given)
+  place, fields = find(given), _FOREIGN if program else ('encoder', *_FOREIGN)
   if place.step is None:
+    _check_ours(given, pieces.load(place.folder / build.TOKENIZER), classifiers.read_card(place.folder).model, fields)
     found = classifiers.load(place.folder)
-    _check_ours(given, found.tokenizer, found.card.model)
     model, config = _in_float32(found.model, found.card)
     return Released(place, config, model, found.tokenizer, found.card, 0, found.identity)
   recipe, reads = start.model_run(place.folder), start.tokenizer(place.folder)
-  _check_ours(given, reads, recipe.model)
+  _check_ours(given, reads, recipe.model, fields)
   config = dataclasses.replace(recipe.model, compute='float32')
   shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
   model = jax.tree.map(np.asarray, checkpoint.restore_under(place.folder, shapes, 'model', place.step))
   return Released(place, config, model, reads, None, recipe.updates, classifiers.digest(model))
 
 
-def _check_ours(given: str, reads: Tokenizer, config: EncoderConfig) -> None:
+def _check_ours(given: str, reads: Tokenizer, config: EncoderConfig, fields: Sequence[str]) -> None:
   found = ['a tokenizer that minilm import brought'] if imported.holds(reads.model) else []
-  found += [f'model.{name}={getattr(config, name)!r}' for name in _FOREIGN if getattr(config, name)]
+  found += [f'model.{name}={getattr(config, name)!r}' for name in fields if getattr(config, name)]
   if found:
     raise InputError(f'an export of {given}', ', '.join(found),
-                     'use it here, or export a model of ours that was pre-trained here')
+                     'use it here, or export a model of ours that was pre-trained here; --to=stablehlo takes a '
+                     'classifier of any encoder')
 
 
 def _in_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderConfig]:

@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from minilm_jax import hosts, shape, untrusted
+from minilm_jax.config import completed
 from minilm_jax.errors import InputError
 from minilm_jax.shape import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
@@ -217,7 +218,7 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
   if not path.exists():
     write_json(path, config)
     return workdir
-  old, new = _flat(read_json(path, f'the recipe of the run in {workdir}')), _flat(config)
+  old, new = (_flat(completed(one)) for one in (read_object(path, f'the recipe of the run in {workdir}'), config))
   off = {k for k in new.keys() - old.keys() if not new[k]}  # fields that an earlier version did not have, and not used
   changed = sorted(k for k in (old.keys() | new.keys()).difference(off, _FREE)
                    if old.get(k, '(absent)') != new.get(k, '(absent)'))

@@ -52,7 +52,8 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
     one row on this machine.
 
   Raises:
-    InputError: it is no classifier, the folder holds something else, a negative batch, or the two differ.
+    InputError: it is no classifier, one of an encoder that is not trusted, the folder holds something else, a negative
+      batch, or the two differ.
   """
   if batch < 0:
     raise InputError(f'--batch={batch}', 'a negative number of rows', 'give 1 or more, or 0 for any')
@@ -61,7 +62,7 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
                      'give a classifier: minilm finetune ... --config.keep=True saves some')
   if importlib.util.find_spec('flatbuffers') is None:  # of which jax tells only at the end
     raise InputError('a StableHLO program', 'flatbuffers not installed', 'pip install flatbuffers')
-  released = release.load(given)
+  released = release.load(given, program=True)
   identity = {'to': 'stablehlo', **released.facts(), 'asked_batch': batch}
   found = release.before(workdir, identity)
   if found is not None:

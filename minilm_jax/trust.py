@@ -41,7 +41,7 @@ def find(name: str) -> Any:
   what = f'the encoder {name}'
   if module not in _trusted:
     raise InputError(f'{what}, which a stored recipe names', f'{module} is code, may do anything, and is not trusted',
-                     f'read it; if you would start it as a program, give --trust={module}')
+                     f'read it; if you would start it as a program, give --trust={module}, in Python trust={module!r}')
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())  # last, so that nothing there takes the place of a library
   try:

@@ -47,13 +47,19 @@ TOLD: Mapping[str, tuple[str, str]] = {
         'prints a label and its probability for each text'),
     'evaluate': (
         'a pre-training run; and a split of a corpus, minimal pairs or a text',
-        'prints what it measures; with --pairs and --workdir also writes scores.jsonl'),
+        'prints what it measures; with --workdir, --pairs also writes scores.jsonl, --attention result.json'),
+    'baselines': (
+        'a recipe, and the folder that its field corpus names',
+        '--workdir: config.json and result.json; prints the loss of each predictor on validation and test'),
     'fill-mask': (
         'a pre-training run, and a text',
         'prints the most probable pieces for each <mask>, best first'),
     'report': (
         'run directories, or folders that hold them',
         '--workdir: report.html with tables and figures; prints their paths'),
+    'compare': (
+        'run directories of pre-training, and of the base recipe',
+        '--workdir: compare.html, changes.csv and figures; prints a table and what it says'),
     'bench': (
         'a recipe; of fine-tuning, a pre-training run too',
         'prints medians, their spread, the machine and versions'),

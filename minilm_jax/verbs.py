@@ -24,7 +24,7 @@ def _print(result: Any) -> None:
 
 def _corpus(config: Any, given: Any, paths: Sequence[str]) -> None:
   from minilm_jax.language import build
-  print(build.build(config, given.workdir))
+  print(build.build(config, given.workdir, given.beam))
 
 
 def _show(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -88,12 +88,14 @@ def _subset(config: Any, given: Any, paths: Sequence[str]) -> None:
   _print({'parts': found} if given.json else selection.tables(found))
 
 
-_JUDGED_BY = {'pairs': ('corpus', 'likelihood', 'workdir'), 'text': ('likelihood',), '': ('corpus', 'split')}
+_JUDGED_BY = {'pairs': ('corpus', 'likelihood', 'workdir'), 'text': ('likelihood',),
+              'attention': ('corpus', 'split', 'workdir'), '': ('corpus', 'split')}
 
 
 def _evaluate(config: Any, given: Any, paths: Sequence[str]) -> None:
-  by = next((flag for flag in ('pairs', 'text') if given[flag].present), '')
-  for flag in ('text', 'corpus', 'split', 'likelihood', 'workdir'):
+  by = next((flag for flag in ('pairs', 'text', 'attention') if given[flag].present and given[flag].value is not False),
+            '')
+  for flag in ('text', 'attention', 'corpus', 'split', 'likelihood', 'workdir'):
     if given[flag].present and flag != by and flag not in _JUDGED_BY[by]:
       there = f'--{by}' if by else 'the loss on a corpus'
       fitting = ' and '.join(f'--{name}' for name in _JUDGED_BY[by])
@@ -105,9 +107,19 @@ def _evaluate(config: Any, given: Any, paths: Sequence[str]) -> None:
   elif by == 'text':
     from minilm_jax.tasks import likelihood
     _print(likelihood.pseudo_perplexity(given.checkpoint, given.text, given.likelihood))
+  elif by == 'attention':
+    from minilm_jax.tasks import attention
+    found = attention.attention(given.checkpoint, given.corpus, given.split, given.workdir)
+    _print(found if given.json else attention.tables(found))
   else:
     from minilm_jax.tasks import evaluate
     _print(evaluate.evaluate(given.checkpoint, given.corpus, given.split))
+
+
+def _baselines(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.tasks import baselines
+  found = baselines.baselines(config, given.workdir)
+  _print(found if given.json else baselines.tables(found))
 
 
 def _fill_mask(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -127,6 +139,16 @@ def _report(config: Any, given: Any, paths: Sequence[str]) -> None:
   written = report.report(paths, given.workdir, given.confusion, given.logged, given.draws, given.unfinished)
   for path in written.values():
     print(path)
+
+
+def _compare(config: Any, given: Any, paths: Sequence[str]) -> None:
+  from minilm_jax.analysis import compare
+  if not paths:
+    raise InputError('minilm compare', 'no folder with runs beside the base',
+                     'give one or more: minilm compare --base=runs/past/paper runs/past --workdir=runs/past-compare')
+  bases = [base for base in map(str.strip, given.base.split(',')) if base]
+  level = given.level if given['level'].present else None
+  _print(compare.shown(*compare.compare(bases, paths, given.workdir, level, compare.named_losses(given.lines))))
 
 
 def _watch(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -207,7 +229,7 @@ def _quickstart(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 
 VERBS = {
-    'corpus': Verb(_corpus, 'text to rows', ('corpus',), ('workdir*',),
+    'corpus': Verb(_corpus, 'text to rows', ('corpus',), ('workdir*', 'beam'),
                    "--config=configs/corpus.py --config.documents.sources='text/*.txt.xz' --workdir=corpora/honey"),
     'overlap': Verb(_overlap, 'how much of the text of a task a corpus has seen', ('finetune',),
                     ('corpus*', 'rows', 'order', 'json'),
@@ -240,19 +262,26 @@ VERBS = {
     'predict': Verb(_predict, 'the label of a text, or of each of a file, by a committee or one classifier', (),
                     ('committee', 'classifier', 'text', 'pair', 'file', 'trust', 'json'),
                     "--committee=runs/committee --text='a film to forget .'"),
-    'evaluate': Verb(_evaluate, 'a checkpoint as it is: masked-token loss, minimal pairs, perplexity of a text', (),
-                     ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'workdir', 'trust', 'json'),
+    'evaluate': Verb(_evaluate, 'a checkpoint as it is: loss, minimal pairs, perplexity of a text, attention', (),
+                     ('checkpoint*', 'corpus', 'split', 'pairs', 'likelihood', 'text', 'attention', 'workdir', 'trust',
+                      'json'),
                      '--checkpoint=runs/magic-bee-26 --pairs=blimp.jsonl.xz --workdir=runs/blimp'),
+    'baselines': Verb(_baselines, 'what counts of neighbours alone reach on the hidden tokens of an evaluation',
+                      ('pretrain',), ('workdir*', 'json'), '--config=configs/honey.py:magic-bee-26 '
+                      '--config.corpus=corpora/honey --workdir=runs/baselines'),
     'fill-mask': Verb(_fill_mask, 'guesses for each <mask> of a text', (),
                       ('checkpoint*', 'text*', 'best', 'trust', 'json'),
                       "--checkpoint=runs/tiny --text='the dog <mask> a bone .'"),
     'watch': Verb(_watch, 'curves of runs in the terminal, once or as they grow', (), ('follow', 'axis', 'split'),
                    'runs/tiny --follow', paths=True),
     'export': Verb(_export, 'a model for others: Hugging Face, a StableHLO program of a classifier, or its card', (),
-                   ('checkpoint*', 'to*', 'workdir*', 'batch'),
+                   ('checkpoint*', 'to*', 'workdir*', 'batch', 'trust'),
                    '--checkpoint=runs/tiny --to=hf --workdir=exports/tiny'),
     'report': Verb(_report, 'tables, figures and an HTML page from run directories or a logged table', (),
                    ('workdir', 'confusion', 'logged', 'draws', 'unfinished'), 'runs --workdir=runs/report', paths=True),
+    'compare': Verb(_compare, 'what a change of a recipe brings: tokens to leave the plateau, FLOPs to a loss', (),
+                    ('base*', 'workdir*', 'level', 'lines'),
+                    '--base=runs/past/paper runs/past runs/past-1 --workdir=runs/past-compare', paths=True),
     'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
                   ('steps', 'repeats', 'against', 'population', 'checkpoint', 'trust', 'json'),
                   '--config=configs/honey.py:magic-bee-26 --config.batch_size=64 --against=torch', each=True),

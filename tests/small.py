@@ -11,6 +11,9 @@ UPDATES = 12
 # With the front-end of paper 2, whose statistics are of a batch.
 CONVOLVED = {'model.convolutions': 1, 'model.kernel': '3,3', 'model.channels': 3}
 
+# What may help a model off the plateau, together.
+HELPED = {'model.positions': 'sinusoidal', 'model.short_convolution': 3, 'optimizer.algorithm': 'muon'}
+
 
 def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """The recipe on the corpus in `folder`; changes are named with dots."""

@@ -25,10 +25,11 @@ FLOORS = (
     ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rng', 'rendezvous', 'signals',
      'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'backend', 'hlo'),
     ('language.parquet', 'language.files', 'language.datasets', 'language.grammar', 'language.microworld',
-     'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.keep',
-     'language.imported', 'language.tokenizer', 'language.rows', 'language.corpus', 'language.build', 'language.subset'),
-    ('model.layers', 'model.initialization', 'model.convolution', 'model.encoder', 'model.foreign', 'model.heads',
-     'model.cross_entropy', 'model.size'),
+     'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.repetitions',
+     'language.keep', 'language.parts', 'language.beam', 'language.imported', 'language.tokenizer', 'language.ngrams',
+     'language.rows', 'language.corpus', 'language.build', 'language.subset'),
+    ('model.layers', 'model.initialization', 'model.convolution', 'model.short_convolution', 'model.encoder',
+     'model.looking', 'model.foreign', 'model.heads', 'model.cross_entropy', 'model.size'),
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
      'training.fault', 'training.digests', 'training.preservation', 'training.checkpoint', 'training.resume',
      'training.evaluation', 'training.engine', 'training.feed', 'training.start', 'training.events', 'training.tracker',
@@ -38,15 +39,18 @@ FLOORS = (
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.tables', 'tasks.fitting', 'tasks.interim', 'tasks.server',
      'tasks.finetune', 'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood',
      'tasks.pair_sources', 'tasks.minimal_pairs', 'tasks.counts', 'tasks.overlap', 'tasks.selection',
-     'tasks.classifiers', 'tasks.forward', 'tasks.calibration', 'tasks.subsets', 'tasks.committee', 'tasks.predict'),
+     'tasks.classifiers', 'tasks.forward', 'tasks.calibration', 'tasks.subsets', 'tasks.committee', 'tasks.predict',
+     'tasks.baselines', 'tasks.attention'),
     ('analysis.tracks', 'analysis.logged', 'analysis.grid', 'analysis.frontier', 'analysis.descent', 'analysis.laws',
      'analysis.breaks', 'analysis.surface', 'analysis.intervals', 'analysis.resample', 'analysis.plateau',
      'analysis.cost', 'analysis.correlation', 'analysis.grid_fits', 'analysis.study', 'analysis.runs', 'analysis.scores',
      'analysis.averages', 'analysis.lines', 'analysis.gap', 'analysis.curves', 'analysis.confusions',
      'analysis.figures', 'analysis.grid_figures', 'analysis.gap_figures', 'analysis.cells', 'analysis.committees',
      'analysis.latencies', 'analysis.forms', 'analysis.contests', 'analysis.verdicts', 'analysis.gap_page',
-     'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page',
-     'analysis.report', 'hf_names', 'huggingface', 'safe_tensors', 'hf_config', 'hf_import', 'hf_weights',
+     'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page', 'analysis.sheets',
+     'analysis.report', 'analysis.entrants', 'analysis.changes', 'analysis.multiplier', 'analysis.outcomes',
+     'analysis.change_figures', 'analysis.change_page', 'analysis.compare', 'hf_names', 'huggingface', 'safe_tensors',
+     'hf_config', 'hf_import', 'hf_weights',
      'hf_tokenizer', 'modeling_minilm', 'release', 'model_card', 'hf_export', 'serving', 'exports', 'machine',
      'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench', 'finetune_bench', 'latency', 'break_even', 'preflight',
      'plan', 'sweep', 'show', 'plot', 'watch'),
@@ -64,7 +68,7 @@ NEIGHBOURS = {
     'rendezvous': ('errors',),
     'hosts': ('rendezvous', 'signals', 'errors'),
     'untrusted': ('errors',),
-    'run': ('hosts', 'shape', 'untrusted', 'errors'),
+    'run': ('config', 'hosts', 'shape', 'untrusted', 'errors'),
     'claim': ('progress', 'errors'),
     'progress': ('hosts',),
     'flags': ('recipe', 'shape', 'trust', 'errors'),
@@ -76,18 +80,24 @@ NEIGHBOURS = {
     'language.documents': ('language.files', 'language.datasets', 'language.microworld'),
     'language.vocabulary': ('language.files',),
     'language.passes': ('language.vocabulary',),
-    'language.keep': ('language.documents', 'language.vocabulary', 'language.passes', 'language.pool'),
+    'language.keep': ('language.documents', 'language.vocabulary', 'language.passes', 'language.pool',
+                      'language.repetitions'),
+    'language.parts': ('language.datasets', 'language.documents', 'language.keep', 'language.passes',
+                       'language.repetitions'),
+    'language.beam': ('language.documents', 'language.keep', 'language.parts', 'language.passes', 'language.vocabulary'),
     'language.rows': ('language.keep', 'language.tokenizer'),
     'language.tokenizer': ('language.imported',),
+    'language.ngrams': ('language.tokenizer',),
     'language.build': ('language.documents', 'language.vocabulary', 'language.keep', 'language.tokenizer',
-                       'language.rows'),
+                       'language.rows', 'language.beam'),
     'language.corpus': ('language.build', 'language.keep'),
     'language.subset': ('language.build', 'language.corpus', 'language.keep', 'language.rows', 'language.tokenizer'),
     'model.convolution': ('model.layers',),
-    'model.encoder': ('model.convolution', 'model.layers'),
+    'model.encoder': ('model.convolution', 'model.layers', 'model.short_convolution'),
+    'model.looking': ('model.encoder',),
     'model.foreign': ('model.initialization',),
     'model.heads': ('model.encoder', 'model.foreign', 'model.initialization', 'model.layers'),
-    'model.size': ('model.convolution', 'model.foreign'),
+    'model.size': ('model.convolution', 'model.foreign', 'model.short_convolution'),
     'training': ('training',),
     'tasks': ('tasks',),
     'analysis': ('analysis',),
@@ -111,13 +121,14 @@ NEIGHBOURS = {
 LIBRARIES = frozenset((
     'absl', 'chex', 'etils', 'flax', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
     'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorboardX', 'tensorflow_datasets', 'zstandard'))
-# Extras, which most who use the package do without: what each room may import of them.
-TORCH_ROOMS = {'pytorch': ('torch',), 'language.imported': ('tokenizers',),
+# Extras, which most who use the package do without: what each room may import of them. Beam pickles functions from whoever
+# starts a pipeline to its own workers; nothing that came as data is unpickled there either.
+TORCH_ROOMS = {'pytorch': ('torch',), 'language.beam': ('apache_beam',), 'language.imported': ('tokenizers',),
                'hf_trainer': ('torch', 'tokenizers', 'transformers'),
                'training.tracker': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
                'hf_export': ('safetensors', 'torch', 'transformers')}
-FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.foreign', 'model.heads',
-              'training.steps')
+FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.short_convolution', 'model.foreign',
+              'model.heads', 'training.steps')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
@@ -137,6 +148,7 @@ TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', '
              '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'usage': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
              'journal': 'trainer', 'preservation': 'checkpoint', 'pytorch': 'peers', 'tracks': 'grid',
              'layers': 'encoder', 'gap_figures': 'gap', 'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report',
+             'sheets': 'report', 'entrants': 'changes', 'outcomes': 'compare', 'change_figures': 'compare', 'change_page': 'compare',
              'grid_page': 'report', 'grid_report': 'report', 'forward': 'committee', 'contests': 'verdicts',
              'latencies': 'verdicts', 'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study',
              'hf_config': 'hf_import', 'hf_names': 'huggingface', 'trust': 'foreign', 'tables': 'fitting'}
@@ -146,11 +158,11 @@ NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts
 WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rendezvous', 'signals',
                'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
-               'language.keep', 'language.imported', 'language.tokenizer', 'language.rows', 'language.build',
-               'analysis.report', 'plot', 'watch')
+               'language.repetitions', 'language.keep', 'language.parts', 'language.imported', 'language.tokenizer',
+               'language.rows', 'language.build', 'analysis.report', 'analysis.compare', 'plot', 'watch')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 250, 60, 120
 # One table, of every field of a run; one, of every verb with its call; one file, which is copied beside weights.
-LONGER = {'config': 300, 'verbs': 300, 'modeling_minilm': 320}
+LONGER = {'config': 300, 'verbs': 300, 'modeling_minilm': 350}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The bench: it times what `pretrain` runs, and its numbers belong together."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import rich.console

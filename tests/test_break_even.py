@@ -9,7 +9,6 @@ from configs import tiny
 from minilm_jax import __main__ as door
 from minilm_jax import break_even, recipe, stopwatch
 from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
 
 
 def config() -> RunConfig:

@@ -241,7 +241,7 @@ def test_the_most_frequent_words_of_the_source(place, tmp_path):
   made = build.build(config(place, **{'vocabulary.word_list': '', 'vocabulary.most_frequent': 20,
                                       'splits.test': 0.0, 'splits.validation': 0.0}), tmp_path / 'run')
   assert corpus.manifest(made)['word_list']['words'] == 20
-  counts = keep._counted([(place / f'{name}.txt').read_text() for name in 'ab'], 'honey')
+  counts = keep.counted([(place / f'{name}.txt').read_text() for name in 'ab'], 'honey')
   frequent = vocabulary.most_frequent(counts, 20).words
   found = {word for text in decoded(pathlib.Path(made), 'train') for word in re.findall(r'\w\w+', text)}
   assert found and found <= frequent

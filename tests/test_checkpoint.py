@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from minilm_jax import recipe
+from minilm_jax import recipe, signals
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.training import checkpoint, feed, sharding, steps
@@ -29,6 +30,7 @@ def run_config(mesh: dict[str, int], **model: Any) -> RunConfig:
   made = tiny.get_config()
   made.model.update({'vocabulary': 64, 'embedding': 8, 'hidden': 8, 'feed_forward': 8, 'heads': 2, 'layers': 1,
                      'positions': 'relative', **model})
+  made.optimizer.algorithm = 'muon'  # which has arrays of AdamW's, and of its own
   made.mesh.update(mesh)
   return recipe.resolve(made, 'pretrain')
 
@@ -225,3 +227,20 @@ def test_what_eight_devices_saved_one_can_read(saved):
   assert done.returncode == 0, done.stderr
   expected = float(np.sum(np.asarray(saved[1].model.transform.bias[...])))
   assert done.stdout.split() == ['1', str(expected), str(expected)]
+
+
+def test_a_signal_while_a_checkpoint_is_read_is_no_error_of_reading(saved: tuple, monkeypatch):
+  """Orbax makes an error of whatever is raised there; so nothing is, and the signal is told when it has been read."""
+  workdir, _ = saved
+  read = checkpoint.ocp.StandardCheckpointer.restore
+
+  def interrupted(*arguments: Any) -> Any:
+    try:
+      os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException as error:
+      raise Exception('Encountered error while reading array') from error  # noqa: TRY002, as Orbax does
+    return read(*arguments)
+
+  monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, 'restore', interrupted)
+  with pytest.raises(signals.Ended, match='SIGTERM'), signals.ending():
+    checkpoint.restore(workdir, shapes(run_config(ONE)), checkpoint.latest(workdir))

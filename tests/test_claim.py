@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import glue
+from configs import glue, tiny
 from minilm_jax import claim, quickstart, recipe, run
 from minilm_jax.analysis import report
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, subset
-from minilm_jax.tasks import finetune, minimal_pairs
+from minilm_jax.tasks import baselines, finetune, minimal_pairs
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -233,6 +233,12 @@ def _evaluate(folder: Path, corpus: Path, trained: Path) -> None:
   minimal_pairs.evaluate(trained, folder.parent / 'pairs.jsonl', 'original', '', str(folder))
 
 
+def _baselines(folder: Path, corpus: Path, trained: Path) -> None:
+  config = tiny.get_config()
+  config.corpus = str(corpus)
+  baselines.baselines(recipe.resolve(config, 'pretrain'), folder)
+
+
 def _finetune(folder: Path, corpus: Path, trained: Path) -> None:
   config = glue.get_config('microworld/sentiment')
   finetune.finetune(recipe.resolve(config, 'finetune'), trained, folder, [8])
@@ -242,7 +248,7 @@ VERBS = {
     'corpus': lambda folder, corpus, trained: build.build(
         recipe.resolve(run.read_json(corpus / run.CONFIG, '') | {'workers': 1}, 'corpus'), folder),
     'subset': lambda folder, corpus, trained: subset.write(corpus, np.arange(3), folder, {'kind': 'subset'}, {}),
-    'evaluate': _evaluate, 'finetune': _finetune,
+    'evaluate': _evaluate, 'finetune': _finetune, 'baselines': _baselines,
     'report': lambda folder, corpus, trained: report.report([trained], folder),
     'quickstart': lambda folder, corpus, trained: quickstart.quickstart('microworld', folder),
 }

@@ -63,6 +63,15 @@ def test_every_shell_gets_every_verb_and_flag(shell: str):
   assert found.count("'") % 2 == 0  # no help text breaks the quotes
 
 
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_every_shell_reads_its_script(shell: str, tmp_path: pathlib.Path):
+  if not shutil.which(shell):
+    pytest.skip(f'{shell} is not installed')
+  (tmp_path / 'script').write_text(completion.script(shell, VERBS))
+  done = subprocess.run([shell, '-n', 'script'], cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert not done.returncode and not done.stderr, done.stderr
+
+
 @pytest.mark.parametrize('shell', ['', 'tcsh', 'bash zsh'])
 def test_another_shell_is_refused(shell: str):
   with pytest.raises(InputError, match='bash|did you mean'):

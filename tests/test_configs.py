@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from configs import base, cpu_grid, glue, honey, honey_grid, microworld, quickstart, sizes, tiny, tlm, topics
+from configs import (
+    base, cpu_grid, glue, honey, honey_grid, microworld, modern, past, quickstart, sizes, tiny, tlm, topics)
 from minilm_jax import __main__ as door
 from minilm_jax import flags, recipe
 from minilm_jax.errors import InputError
@@ -21,6 +22,8 @@ PARTS = ('corpus', 'pretrain', 'finetune')
 POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
          *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
+         *(f'past.py:{name}' for name in (*past.RUNS, *past.SETS['without'], 'relative+pre@e32-h32-f64-a8-l1')),
+         *(f'modern.py:{name}' for name in (*modern.RUNS, 'magic-bee-26')), 'past.py', 'modern.py',
          'honey_grid.py', 'cpu_grid.py', 'sizes.py', 'sizes.py:corpus',
          *(f'sizes.py:{name}' for name in (*sizes.RUNS, *sizes.SETS['epochs'], *sizes.SETS['cpu'])),
          *(f'topics.py:{name}' for name in topics.TASKS), 'topics.py', 'own.py',
@@ -191,3 +194,22 @@ def test_scaled_models_are_named_beside_others():
   assert recipe.runs(path, 'conv2-k3-d64@128,bert-6-20k') == ['conv2-k3-d64@128', 'bert-6-20k']
   assert recipe.runs(path, 'committee@96') == [f'{name}@96' for name in tlm.SETS['committee']]
   assert recipe.runs(path, 'all') == list(tlm.RUNS)
+
+
+def test_the_changes_of_past_the_break():
+  """Each single change is one of the paper's recipe, and together, less what is left out, they are the modern one."""
+  paper = recipe.resolve(past.get_config('paper'), 'pretrain')
+  of_paper = recipe.resolve(honey_grid.get_config(past.SHAPE), 'pretrain')
+  assert (paper.model, paper.optimizer, paper.mask) == (of_paper.model, of_paper.optimizer, of_paper.mask)
+  for name in past.RUNS[1:]:
+    found = recipe.resolve(past.get_config(name), 'pretrain')
+    assert found.batch_size * found.updates == past.ROWS
+    same = [getattr(found, part) == getattr(paper, part) for part in ('model', 'optimizer', 'mask', 'batch_size')]
+    assert same.count(False) == 1, name
+  together = recipe.resolve(past.get_config('together'), 'pretrain')
+  best = recipe.resolve(modern.get_config(), 'pretrain')
+  assert (together.model, together.optimizer, together.mask) == (best.model, best.optimizer, best.mask)
+  assert recipe.resolve(past.get_config('without-rotary+rotary'), 'pretrain') == together
+  assert recipe.resolve(past.get_config('without-pre'), 'pretrain').model.norm == 'post'
+  with pytest.raises(ValueError, match="no change 'without-cats'"):
+    past.get_config('without-cats')

@@ -24,7 +24,7 @@ SMALL = EncoderConfig(
     encoder='', vocabulary=50, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
     positions='learned', segments=2, projection=False, tied=True, activation='gelu', dropout=0.0,
     initialization='bert', norm_epsilon=1e-12, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False,
+    bare_projection=False, second_segment=False, short_convolution=0,
     first_position=0, convolutions=2, kernel=(3, 3), channels=5, convolution='paper')
 FORMS = ('paper', 'mended')
 BATCH, PAD = 4, 1

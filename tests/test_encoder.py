@@ -15,6 +15,7 @@ from flax import nnx
 
 from minilm_jax import rng
 from minilm_jax.config import EncoderConfig
+from minilm_jax.errors import InputError
 from minilm_jax.model import encoder, heads
 from minilm_jax.model.initialization import path_name
 from tests import quick
@@ -23,10 +24,10 @@ SMALL = EncoderConfig(
     encoder='', vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False,
+    bare_projection=False, second_segment=False, short_convolution=0,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
-    ('post', 'pre'), ('learned', 'relative', 'rotary')))
+    ('post', 'pre'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none'))) + ({'short_convolution': 3},)
 OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
           {'activation': 'relu'}, {'layers': 2}, {'bare_projection': True}, {'second_segment': True})
 
@@ -118,7 +119,8 @@ def test_a_row_of_pads_alone_gives_numbers():
   assert np.isfinite(logits(make({}), jnp.ones((1, 8), jnp.int32))).all()
 
 
-@pytest.mark.parametrize('positions, absolute', [('learned', True), ('relative', False), ('rotary', False)])
+@pytest.mark.parametrize('positions, absolute', [
+    ('learned', True), ('sinusoidal', True), ('relative', False), ('rotary', False), ('none', False)])
 def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
   """The same tokens further right, after places that nothing attends to, give the same outputs."""
   model = make({'positions': positions}).encoder
@@ -128,10 +130,26 @@ def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absol
   assert (np.abs(here - there).max() > 1e-2) == absolute
 
 
-@pytest.mark.parametrize('positions', ['learned', 'relative', 'rotary'])
+@pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'relative', 'rotary'])
 def test_order_matters(positions: str):
   model, tokens = make({'positions': positions}), some_tokens(2, 7)
   assert np.abs(logits(model, tokens)[:, ::-1] - logits(model, tokens[:, ::-1])).max() > 1e-2
+
+
+@pytest.mark.parametrize('norm', ['post', 'pre'])
+def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_order(norm: str):
+  model, tokens = make({'positions': 'none', 'norm': norm}), padded(some_tokens(2, 7), 9)
+  order = np.array([3, 8, 0, 6, 1, 7, 5, 2, 4])
+  np.testing.assert_allclose(logits(model, tokens[:, order]), logits(model, tokens)[:, order], atol=2e-5)
+
+
+def test_sinusoids_are_those_of_vaswani():
+  """PE(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) its cosine; beside tokens of 0.02 as there beside those of 1."""
+  table = [[function(place / 10_000 ** (2 * pair / 6)) for pair in range(3) for function in (math.sin, math.cos)]
+           for place in range(9)]
+  np.testing.assert_allclose(encoder._sinusoids(9, 6), 0.02 * np.array(table), atol=1e-7)
+  with pytest.raises(InputError, match='an odd model.embedding of 11'):
+    dataclasses.replace(SMALL, positions='sinusoidal', embedding=11)
 
 
 def test_relative_bias_tells_left_from_right():
@@ -336,7 +354,7 @@ def test_gradients_over_tokens_are_summed_in_float32():
   assert away(*map(gradient, tables)) < 1e-4
 
 
-@pytest.mark.parametrize('changes', [{}, {'norm': 'pre', 'positions': 'relative'}])
+@pytest.mark.parametrize('changes', [{}, {'norm': 'pre', 'positions': 'relative', 'short_convolution': 3}])
 def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
   """With dropout: what is dropped is dropped again."""
   changes, tokens = {'layers': 3, 'dropout': 0.3, **changes}, some_tokens(4, SMALL.length)

@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import engine as engines
 from minilm_jax.training import feed, sharding
 from minilm_jax.training.checkpoint import flat
-from tests.small import CONVOLVED, run_config
+from tests.small import CONVOLVED, HELPED, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -28,9 +28,10 @@ def bits(tree: Any) -> dict[str, bytes]:
   return {name: np.asarray(leaf).tobytes() for name, leaf in flat(tree).items()}
 
 
-def test_one_chunk_is_many(tiny_corpus: pathlib.Path):
+@pytest.mark.parametrize('changes', [{}, HELPED], ids=str)
+def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
   """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles anything again."""
-  engine = engines.make_engine(run_config(tiny_corpus))
+  engine = engines.make_engine(run_config(tiny_corpus, **changes))
   corpus = feed.resident(engine, tiny_corpus, 'train')
   together, total, _ = engine.chunk(engine.init(), corpus, jnp.int32(5))
   state, sums = engine.init(), []
@@ -57,11 +58,13 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
   assert int(state.step) == 4
 
 
-@pytest.mark.parametrize('changes', [{'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}], ids=str)
-def test_devices_change_nothing_but_roundings(changes: dict[str, int], tiny_corpus: pathlib.Path):
+@pytest.mark.parametrize('own, mesh', [
+    ({}, {'mesh.data': 8}), ({}, {'mesh.data': 4, 'mesh.model': 2}), (HELPED, {'mesh.data': 4, 'mesh.model': 2})],
+                         ids=str)
+def test_devices_change_nothing_but_roundings(own: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path):
   """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another order."""
   found = []
-  for config in (run_config(tiny_corpus), run_config(tiny_corpus, **changes)):
+  for config in (run_config(tiny_corpus, **own), run_config(tiny_corpus, **own, **mesh)):
     engine = engines.make_engine(config)
     state, sums, _ = engine.chunk(engine.init(), feed.resident(engine, tiny_corpus, 'train'), jnp.int32(6))
     found.append((jax.device_get(flat(state.model)), jax.device_get(sums)))

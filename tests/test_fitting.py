@@ -163,7 +163,8 @@ def test_the_loss_of_several_heads_is_the_mean_of_theirs(name: str, labels: np.n
   assert float(found) == pytest.approx(own.mean(), rel=1e-5) and len(set(own)) == 3
 
 
-@pytest.mark.parametrize('pooling, positions', [('first', 'learned'), ('mean', 'relative'), ('first', 'rotary')])
+@pytest.mark.parametrize('pooling, positions', [('first', 'learned'), ('mean', 'relative'), ('first', 'rotary'),
+                                               ('first', 'sinusoidal'), ('mean', 'none')])
 def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig):
   plain = dataclasses.replace(model, positions=positions)
   head = dataclasses.replace(settings().head, pooling=pooling)

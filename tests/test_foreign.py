@@ -93,8 +93,10 @@ def test_names_that_lead_nowhere(own: pathlib.Path):
   for name in ('Encoder', 'a.b', 'a:', ':b', 'a b:C', '../evil:C', 'a:b.c'):
     with pytest.raises(InputError, match='no name of a class'):
       shape(name)
-  with pytest.raises(InputError, match='which are of ours'):
+  with pytest.raises(InputError, match='convolutions=1, which is of ours'):
     shape(GATED, **small.CONVOLVED)
+  with pytest.raises(InputError, match='short_convolution=3, which is of ours'):
+    shape(GATED, **{'model.short_convolution': 3})
 
 
 def test_what_a_stored_recipe_names_is_imported_only_where_its_reader_says_so(tiny_run: pathlib.Path, own: pathlib.Path,

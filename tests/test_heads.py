@@ -18,7 +18,7 @@ SMALL = EncoderConfig(
     encoder='', vocabulary=40, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10, norm='post',
     positions='learned', segments=0, projection=False, tied=False, activation='gelu', dropout=0.0,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False,
+    bare_projection=False, second_segment=False, short_convolution=0,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 17, 18, 2]])
 

@@ -19,7 +19,7 @@ SHAPE = EncoderConfig(
     encoder='', vocabulary=40, embedding=8, hidden=16, feed_forward=24, heads=4, layers=1, length=20, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.0,
     initialization='honey', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False,
+    bare_projection=False, second_segment=False, short_convolution=0,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 N, BATCH = 40, 16
 ROWS = np.full((N, 12), pieces.PAD, np.int32)

@@ -163,6 +163,21 @@ def test_two_tasks_of_slurm_go_on_where_one_process_was(
   assert_same(workdir, alone)
 
 
+def test_two_workers_of_gke_find_each_other(processes: Processes):
+  """By what GKE tells the pods of a slice, as launch/gke.yaml starts them; with and without --coordinator=auto."""
+  program = ('import sys\nfrom minilm_jax import hosts\nwith hosts.joined(sys.argv[1], None, None, 60):\n'
+             '  import jax\n  print(jax.process_index(), jax.process_count(), jax.device_count(), hosts.leads())')
+  told = {'TPU_WORKER_HOSTNAMES': 'localhost,localhost', 'JAX_COORDINATOR_PORT': free_address().partition(':')[2],
+          'JAX_FORCE_TPU_INIT': '1',  # for there is no chip, by which JAX tells a TPU VM
+          'MEGASCALE_COORDINATOR_ADDRESS': 'localhost', 'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0'}
+  for number, coordinator in enumerate(('', hosts.AUTO)):
+    processes.started.append(subprocess.Popen(
+        [sys.executable, '-c', program, coordinator], env=processes.environment | told | {'TPU_WORKER_ID': str(number)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+  for number, (status, out, err) in enumerate(map(ended, processes.started)):
+    assert not status and out.split() == [str(number), '2', '4', str(number == 0)], err
+
+
 def test_one_process_goes_on_where_one_of_two_was_killed(processes: Processes, alone: pathlib.Path,
                                                          tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   config, workdir = short(tiny_corpus), tmp_path / 'run'

@@ -24,7 +24,7 @@ SMALL = EncoderConfig(
     encoder='', vocabulary=60, embedding=16, hidden=16, feed_forward=24, heads=4, layers=2, length=12, norm='post',
     positions='learned', segments=1, projection=False, tied=False, activation='gelu', dropout=0.0,
     initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False,
+    bare_projection=False, second_segment=False, short_convolution=0,
     first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 HEAD = HeadConfig(pooling='first', dropout=0.0, copies=1)
 CLASSES = 3
@@ -124,8 +124,9 @@ def test_fine_tuning_gives_their_losses(transformers):
     adam.zero_grad()
     expected.append(loss.item())
 
-  config = OptimizerConfig(learning_rate=rate, schedule='linear', warmup_share=0.0, warmup_most=0, decay_share=0.0, epochs=0,
-                           beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, undecayed=(), clip=1.0)
+  config = OptimizerConfig(algorithm='adamw', learning_rate=rate, schedule='linear', warmup_share=0.0, warmup_most=0,
+                           decay_share=0.0, epochs=0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
+                           undecayed=(), clip=1.0)
   transform = optimizer.build(config, updates, ours)
 
   @quick.jit

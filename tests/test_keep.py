@@ -1,9 +1,6 @@
-"""Keeping text: splits by hash, and repetitions."""
+"""Keeping text: splits by hash."""
 
-import random
 from collections import Counter
-
-import numpy as np
 
 from minilm_jax.corpus_config import SplitConfig
 from minilm_jax.language import keep
@@ -26,16 +23,3 @@ def test_a_larger_share_only_adds():
   texts = [f'document {i}' for i in range(1000)]
   few, more = ({t for t in texts if keep.split_of(t, SplitConfig(0.0, share)) == 'test'} for share in (0.1, 0.2))
   assert few < more
-
-
-def test_seen_equals_a_set():
-  dice, seen, known = random.Random(0), keep._Seen(), set()
-  for _ in range(60):
-    batch = np.array([dice.randrange(3000) * 2**52 for _ in range(dice.randint(0, 120))], np.uint64)
-    expected = []
-    for digest in batch.tolist():
-      expected.append(digest not in known)
-      known.add(digest)
-    assert seen.fresh(batch).tolist() == expected
-  assert sum(map(len, seen._runs)) == len(known)
-  assert len(seen._runs) < 12

@@ -28,7 +28,7 @@ SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint
 # A command, and what the error must say. RUN is a run, CORPUS a corpus, W a work directory that is not there yet, FILE
 # a file, EMPTY a folder with nothing in it.
 REFUSED = [
-    ('zz', 'known names are bench, committee, completion, corpus'),
+    ('zz', 'known names are baselines, bench, committee, compare'),
     ('committee --workdir=W', 'no --members'),
     ('committee --members=EMPTY --workdir=W', 'nothing was saved whole'),
     ('predict --text=a', 'no --committee and no --classifier'),

@@ -1,5 +1,7 @@
 """Trained models in a notebook: vectors that are the model's own, answers of the verbs, refusals with a way out."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 
 import minilm_jax
+from minilm_jax import hf_import, run, trust
 from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model import foreign
 from minilm_jax.notebook import LanguageModel
 from minilm_jax.tasks import committee, fill_mask, predict
-from tests import answering
+from tests import answering, hugging
 
 TEXTS = ['the dog sleeps near the tree .', '', 'a pie', 'The DOG sleeps near the tree .', 'the cats run . ' * 40]
 
@@ -97,6 +101,30 @@ def test_what_cannot_be_used_is_refused(model: LanguageModel, tiny_run: Path, ti
 
 def test_a_model_says_what_it_is(model: LanguageModel, tiny_run: Path):
   assert repr(model).startswith(f"LanguageModel('{tiny_run}', update 8: 1 layers, hidden 16, 520 pieces")
+
+
+def test_an_imported_run_opens(tmp_path: Path):
+  pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
+  hf_import.load(hugging.folder(tmp_path / 'theirs'), tmp_path / 'run')
+  model = minilm_jax.load(tmp_path / 'run')
+  assert model.encode(['the dog was good', '']).shape == (2, 16)
+  assert len(model.fill_mask('The <mask> was good', best=2)) == 2
+  with pytest.raises(minilm_jax.InputError, match='config.keep=True'):
+    model.predict('the dog was good')
+
+
+def test_code_that_a_run_names_waits_for_trust(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+  module = 'configs.examples.gated_rotary'
+  monkeypatch.setattr(trust, '_trusted', set())
+  foreign._tried.cache_clear()
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  made = json.loads((tiny_run / run.CONFIG).read_text())
+  made['model']['encoder'] = f'{module}:Encoder'
+  (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made))
+  with pytest.raises(minilm_jax.InputError, match=f"in Python trust='{module}'"):
+    minilm_jax.load(tmp_path / 'run')
+  with pytest.raises(minilm_jax.InputError, match='is missing there'):  # another than the checkpoint's
+    minilm_jax.load(tmp_path / 'run', trust=module)
 
 
 def test_the_package_imports_nothing_heavy():

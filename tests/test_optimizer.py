@@ -13,6 +13,8 @@ from configs import base, honey
 from minilm_jax import recipe
 from minilm_jax.config import OptimizerConfig
 from minilm_jax.errors import InputError
+from minilm_jax.model import heads
+from minilm_jax.model.initialization import path_name
 from minilm_jax.training import optimizer
 
 UPDATES = 35_475
@@ -119,6 +121,60 @@ def test_updates_are_those_of_adamw():
       parameters = optax.apply_updates(parameters, change)
     found.append(parameters)
   jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+ENCODER = {'encoder': {'up': {'kernel': jnp.ones((4, 6)), 'bias': jnp.ones(6)}, 'down': {'kernel': jnp.ones((6, 4))},
+                       'embedding': {'embedding': jnp.ones((8, 4))}, 'norm': {'scale': jnp.ones(4)},
+                       'short_convolution': {'kernel': jnp.ones((3, 4))}}, 'output': {'kernel': jnp.ones((4, 8))}}
+
+
+def after(updates: int, **changes: Any) -> Any:
+  """The last change of so many updates by gradients that do not depend on the parameters."""
+  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  transform, parameters = optimizer.build(made, 100, ENCODER), ENCODER
+  state = transform.init(parameters)
+  dice = np.random.default_rng(0)
+  for _ in range(updates):
+    gradient = jax.tree.map(lambda x: jnp.asarray(dice.standard_normal(x.shape), jnp.float32), ENCODER)
+    change, state = transform.update(gradient, state, parameters)
+    parameters = optax.apply_updates(parameters, change)
+  return change
+
+
+@pytest.mark.parametrize('updates', [1, 5])
+def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_rest_those(updates: int):
+  found, adamw = (after(updates, algorithm=name, weight_decay=0.0, clip=0.5) for name in ('muon', 'adamw'))
+  for name in ('up', 'down'):
+    change = np.asarray(found['encoder'].pop(name)['kernel'])
+    values = np.linalg.svd(change, compute_uv=False)
+    assert values.max() < 1.8 * values.min()  # of Newton-Schulz, which optax says leaves them within 0.5 and 1.5
+    assert np.sqrt(np.square(change).mean()) == pytest.approx(0.1 * 0.2, rel=0.3)
+    assert np.linalg.cond(adamw['encoder'].pop(name)['kernel']) > 2
+  jax.tree.map(np.testing.assert_array_equal, found, adamw)
+
+
+def test_muon_decays_by_path_too():
+  """Without a gradient only decay moves a parameter, by the one rate."""
+  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
+                undecayed=('bias', 'norm', 'embedding', 'down'))
+  transform = optimizer.build(made, 10, ENCODER)
+  change, _ = transform.update(jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER)
+  moved = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(change) if np.any(leaf)}
+  assert set(moved) == {'encoder.up.kernel', 'encoder.short_convolution.kernel', 'output.kernel'}
+  for leaf in moved.values():
+    np.testing.assert_allclose(leaf, -0.1 * 0.5, rtol=1e-6)
+
+
+def test_muon_moves_the_matrices_of_projection_and_blocks():
+  """Of no convolution or head, nor the biases of distances, which have two axes too."""
+  made = base.pretrain()
+  made.model.update(convolutions=1, kernel='3,3', channels=2, short_convolution=3, positions='relative')
+  shape = recipe.resolve(made, 'pretrain').model
+  model = jax.eval_shape(lambda: heads.masked_language_model(shape, jax.random.key(0)))
+  found = {path_name(path) for path, label in jax.tree.leaves_with_path(optimizer.labels(model)) if label == 'muon'}
+  linears = ('attention.query', 'attention.key', 'attention.value', 'attention.output', 'feed_forward.up',
+             'feed_forward.down')
+  assert found == {'encoder.projection.linear.kernel', *(f'encoder.blocks.0.{name}.kernel' for name in linears)}
 
 
 @pytest.mark.parametrize('updates', [31_250, 62_500, 140_650])

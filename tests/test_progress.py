@@ -1,5 +1,7 @@
 """Progress in a log: plain lines on standard error, never many."""
 
+import logging
+
 import pytest
 
 from minilm_jax import hosts, progress
@@ -35,3 +37,11 @@ def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monke
   with progress.track('training', total=1, unit='updates') as tick:
     tick(done=1)
   assert capsys.readouterr() == ('', '')
+
+
+def test_libraries_are_quiet_for_a_while(caplog):
+  with pytest.raises(KeyError), progress.quiet():
+    logging.getLogger('library').error('not for the reader')
+    raise KeyError
+  logging.getLogger('library').error('for the reader again')
+  assert [record.message for record in caplog.records] == ['for the reader again']

@@ -63,6 +63,16 @@ def test_a_configuration_survives_json_and_the_door(kind: str):
   assert hash(again) == hash(config)
 
 
+def test_what_an_earlier_version_stored_is_completed_with_what_it_did():
+  config = recipe.resolve(base.pretrain(), 'pretrain')
+  stored = json.loads(json.dumps(recipe.as_dict(config)))
+  for group, fields in config_module._LATER.items():
+    for name in fields if group in stored else ():
+      del stored[group][name]
+  found = recipe.resolve(config_module.completed(stored), 'pretrain')
+  assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, to=()))  # it told nobody
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_configuration_never_changes(kind: str):
   config = recipe.resolve(KINDS[kind](), kind)

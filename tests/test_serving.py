@@ -1,5 +1,6 @@
 """A classifier as a program: what is read back says what the model says, of one row and of many."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-from minilm_jax import serving
+from minilm_jax import __main__ as door
+from minilm_jax import release, serving, trust
 from minilm_jax.config import HeadConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
+from minilm_jax.model import foreign
 from minilm_jax.tasks import encoding, predict
 from tests import answering
 
@@ -81,3 +84,22 @@ def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pa
   with pytest.raises(InputError, match='--batch=-1'):
     serving.export(str(tiny_run), str(tmp_path / 'out'), -1)
   assert not (tmp_path / 'out').exists()
+
+
+def test_an_encoder_of_ones_own_leaves_as_a_program_alone(reads: pieces.Tokenizer, tmp_path: pathlib.Path,
+                                                          monkeypatch: pytest.MonkeyPatch, capsys):
+  """And only where its code is trusted; who cannot take it says so before any of it is run."""
+  module = 'configs.examples.gated_rotary'
+  monkeypatch.setattr(trust, '_trusted', {module})
+  model = dataclasses.replace(answering.card(reads, 0).model, encoder=f'{module}:Encoder')
+  source = answering.saved(tmp_path / 'source', answering.fitted(reads, 0, model=model))
+  monkeypatch.setattr(trust, '_trusted', set())
+  foreign._tried.cache_clear()
+  with pytest.raises(InputError, match='--to=stablehlo takes a classifier of any encoder'):
+    release.load(str(source))
+  asked_for = ['export', f'--checkpoint={source}', '--to=stablehlo', f'--workdir={tmp_path / "out"}']
+  assert door.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
+  assert door.main([*asked_for, f'--trust={module}']) == 0
+  found, _ = asked(tmp_path / 'out', TEXTS)
+  ours = [predict.predict('', str(source), text, '', '')[0] for text in TEXTS]
+  np.testing.assert_allclose(found, [list(one['probabilities'].values()) for one in ours], atol=1e-5)

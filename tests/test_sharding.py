@@ -1,5 +1,6 @@
 """The mesh, and the table of rules: every rule decides something, moments lie where their parameters do."""
 
+import dataclasses
 import re
 import types
 
@@ -87,8 +88,11 @@ def test_an_open_data_axis_takes_devices_that_divide_the_batch(rows: int, data: 
   assert sharding.make_mesh(MeshConfig(1, 0, 1), rows).shape['data'] == data
 
 
-def test_moments_lie_where_their_parameters_do():
-  found = placed(run_config(), MeshConfig(1, 0, 2))
+@pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
+def test_moments_lie_where_their_parameters_do(algorithm: str):
+  config = run_config(short_convolution=3)
+  config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, algorithm=algorithm))
+  found = placed(config, MeshConfig(1, 0, 2))
   for name, spec in found.items():
     if parameter := re.search(r'\.(mu|nu)\.(.*)', name):
       assert spec == found[f'model.{parameter[2]}'], name

@@ -114,13 +114,14 @@ def switches() -> Iterator[EncoderConfig]:
   """Every combination of the switches that change what parameters there are."""
   model = run_config(vocabulary=97, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10).model
   for norm, positions, segments, projection, tied in itertools.product(
-      ('pre', 'post'), ('learned', 'relative', 'rotary'), (0, 2), (False, True), (False, True)):
+      ('pre', 'post'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none'), (0, 2), (False, True), (False, True)):
     made = dataclasses.replace(
         model, norm=norm, positions=positions, segments=segments, projection=projection, tied=tied)
     yield dataclasses.replace(made, embedding=12) if projection and not tied else made
   yield dataclasses.replace(model, layers=3)
   yield dataclasses.replace(model, first_position=0)
   yield dataclasses.replace(model, projection=True, bare_projection=True)
+  yield dataclasses.replace(model, short_convolution=3)
   for form, kernel, convolutions in itertools.product(('paper', 'mended'), ((3, 3), (4, 1)), (1, 3)):
     yield dataclasses.replace(model, convolutions=convolutions, kernel=kernel, channels=5, convolution=form)
 
@@ -193,7 +194,8 @@ def compiled_products(program: str) -> int:
 
 @pytest.mark.parametrize('changes', [
     {}, {'embedding': 64, 'hidden': 128, 'feed_forward': 512, 'layers': 2}, {'norm': 'pre', 'positions': 'rotary'},
-    {'positions': 'relative', 'tied': True, 'projection': False}, {'length': 60, 'heads': 1, 'activation': 'silu'},
+    {'positions': 'relative', 'tied': True, 'projection': False}, {'positions': 'sinusoidal'}, {'positions': 'none'},
+    {'length': 60, 'heads': 1, 'activation': 'silu'},
     {'convolutions': 2, 'kernel': '3,3', 'channels': 6}, {'convolutions': 1, 'kernel': '16,4', 'channels': 6},
     {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'mended'}])
 def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import model_config, run
+from minilm_jax import run
 from minilm_jax.analysis import cells, page
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.tracks import Track
+from minilm_jax.config import completed
 from minilm_jax.tasks import metrics
 
 PAPER, MENDED = 'paper', 'mended'
@@ -84,9 +85,9 @@ def find(found: Mapping[str, epath.Path], tracks: Sequence[Track], rows: Sequenc
 
 
 def _key(config: Mapping[str, Any], manifest: Mapping[str, Any], rate: float | None) -> str:
-  own = {name: value for name, value in config.items() if name not in _FREE}
+  own = {name: value for name, value in completed(config).items() if name not in _FREE}
   own['rows'] = config['evaluation']['rows']  # that the loss is of
-  own['model'] = model_config.LATER | {name: value for name, value in config['model'].items() if name != 'convolution'}
+  own['model'] = {name: value for name, value in own['model'].items() if name != 'convolution'}
   return json.dumps([own, manifest['corpus'], manifest['tokenizer'], rate], sort_keys=True)
 
 

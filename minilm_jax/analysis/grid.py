@@ -60,7 +60,7 @@ def read(found: Mapping[str, epath.Path]) -> Grid:
       try:
         track = _track(name + member, config, manifest, lines, int(member.split()[-1]) if member else 0)
       except (KeyError, TypeError, IndexError, ArithmeticError, ValueError, AttributeError) as error:
-        grid.left_out.append(f'{name}{member}: {_missing(error)}')
+        grid.left_out.append(f'{name}{member}: {missing(error)}')
         continue
       if not track.loss:
         grid.left_out.append(f'{track.name}: no validation loss yet')
@@ -72,7 +72,7 @@ def read(found: Mapping[str, epath.Path]) -> Grid:
   return grid
 
 
-def _missing(error: Exception) -> str:
+def missing(error: Exception) -> str:
   """What a run lacks, in words."""
   if isinstance(error, KeyError):
     return f'no {error.args[0]!r} in its {run.CONFIG}, {run.MANIFEST} or {run.METRICS}: written by another version?'

@@ -101,7 +101,7 @@ def compute(tracks: Sequence[Track], frontier: Sequence[Point], laws: Sequence[L
       titles[name] = f'{point.run}: loss {point.loss:.3f} at {point.flops:.2e} FLOPs, {point.tokens:.2e} tokens'
     losses = [loss for track in tracks for loss in track.loss]
     axes.set_ylim(min(losses) / 1.06, max(losses) * 1.06)  # a law that goes on far must not squeeze what was measured
-    _logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
+    logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
     _legend(figure, handles)
   return Drawn(figure, titles)
 
@@ -130,7 +130,7 @@ def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawn:
       titles[name] = f'{option.name}: perplexity {option.perplexity:.2f} for {option.flops:.2e} FLOPs, {kind}'
       if option.runs[0] in numbers:
         _number(axes, option.flops, option.perplexity, numbers[option.runs[0]])
-    _logarithmic(axes, 'FLOPs of the whole run', 'perplexity')
+    logarithmic(axes, 'FLOPs of the whole run', 'perplexity')
     _legend(figure, handles)
   return Drawn(figure, titles)
 
@@ -181,7 +181,7 @@ def _panels(series: Mapping[str, Sequence[Model]], notes: Mapping[str, str], dra
       titles |= draw(axes, name, of, f'{own}-{number}')
       axes.set_xscale('log')
       axes.margins(0.12)
-      _ticks(axes.xaxis, 4)
+      ticks(axes.xaxis, 4)
       axes.tick_params(labelsize=8)
       axes.set_title(f' {_broken(name)}' + (f'\n{notes[name]}' if name in notes else ''), fontsize=8)
     for axes in panels[len(series):]:
@@ -205,7 +205,8 @@ def _number(axes: Axes, x: float, y: float, number: int) -> None:
   axes.annotate(str(number), (x, y), xytext=(3, 2), textcoords='offset points', fontsize=6, alpha=0.8)
 
 
-def _logarithmic(axes: Axes, x: str, y: str) -> None:
+def logarithmic(axes: Axes, x: str, y: str) -> None:
+  """Both axes in logarithms, under their labels: FLOPs from left to right, plain numbers upwards."""
   axes.set_xscale('log')
   axes.set_yscale('log')
   axes.set_xlabel(x)
@@ -213,10 +214,10 @@ def _logarithmic(axes: Axes, x: str, y: str) -> None:
   axes.xaxis.set_major_locator(LogLocator(numticks=8))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.0e}'.replace('e+', 'e')))
   axes.xaxis.set_minor_formatter(NullFormatter())
-  _ticks(axes.yaxis, 10)
+  ticks(axes.yaxis, 10)
 
 
-def _ticks(axis: Any, most: int) -> None:
+def ticks(axis: Any, most: int) -> None:
   """Plain numbers at round places of a logarithmic axis, not too many."""
   low, high = axis.get_view_interval()
   places = [step * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -4,7 +4,7 @@ Every text that comes from a run is escaped. What the cells of tables say is dec
 """
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minilm_jax.analysis import cells
 from minilm_jax.analysis.averages import Average
@@ -75,8 +75,13 @@ def render(scores: Sequence[ScoreRow], averages: Sequence[Average], runs: Sequen
     parts += ['<h2>Loss</h2>', loss, '<h2>Runs</h2>', table(
                   cells.RUN_HEADINGS, cells.RUN_WORDS, [cells.run_cells(row) for row in runs],
                   'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.')]
+  return frame('Report', parts)
+
+
+def frame(title: str, parts: Iterable[str]) -> str:
+  """A whole page of these parts of HTML, in colours that follow the reader's choice of light or dark."""
   return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-          '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>Report</title>\n'
+          f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
           f'<style>{STYLE}</style>\n</head>\n<body>\n' + '\n'.join(parts) + '\n</body>\n</html>\n')
 
 

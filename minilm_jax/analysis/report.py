@@ -5,25 +5,20 @@ run stands in `runs.py`, what about scores in `scores.py` and `averages.py`, wha
 grid in `grid_report.py`, how it looks in `cells.py`, `page.py` and `figures.py`.
 """
 
-import csv
-import dataclasses
-import io
 import json
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import rich.table
 from etils import epath
 from matplotlib.figure import Figure
 
 from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
     averages, cells, committees, confusions, curves, figures, forms, gap, gap_figures, gap_page, grid, grid_page,
-    grid_report, latencies, laws, lines, logged, page, runs, verdicts)
+    grid_report, latencies, laws, lines, logged, page, runs, sheets, verdicts)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
-from minilm_jax.errors import InputError, shown
+from minilm_jax.errors import InputError
 
 
 def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', confusion: bool = False,
@@ -77,8 +72,9 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   answering = committees.read(found)
   pictures = dict(_figures(found, score_rows, confusion)) | committees.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
-  files = {'scores.csv': _csv(ScoreRow, score_rows), 'averages.csv': _csv(averages.Average, average_rows),
-           'runs.csv': _csv(runs.RunRow, run_rows)}
+  files = {'scores.csv': sheets.as_csv(ScoreRow, score_rows),
+           'averages.csv': sheets.as_csv(averages.Average, average_rows),
+           'runs.csv': sheets.as_csv(runs.RunRow, run_rows)}
   failed = runs.failures(folders)
   timed, statement = latencies.read(found), verdicts.find(found, failed)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
@@ -96,7 +92,7 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   for name, kind, rows in (('committees', committees.CommitteeRow, answering), ('latency', latencies.LatencyRow, timed),
                            ('forms', forms.FormRow, formed), ('verdicts', verdicts.Verdict, statement.verdicts)):
     if rows:
-      files[f'{name}.csv'] = _csv(kind, rows)
+      files[f'{name}.csv'] = sheets.as_csv(kind, rows)
   gaps = gap.find(found, cells.main(score_rows), draws)
   more, of_gaps = _of_gaps(gaps)
   files |= more
@@ -110,7 +106,7 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
 def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
   findings = grid_report.find(logged.read(path), [], [], [], {}, draws, unfinished)
   files, own = _of_grid(findings)
-  files['runs.csv'] = files.pop('models.csv') if 'models.csv' in files else _csv(ModelRow, [])
+  files['runs.csv'] = files.pop('models.csv') if 'models.csv' in files else sheets.as_csv(ModelRow, [])
   files['report.html'] = page.render([], [], [], {}, list(grid_page.opening(findings)),
                                      list(grid_page.sections(findings, own))).encode()
   return files
@@ -118,7 +114,7 @@ def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, b
 
 def _of_grid(findings: grid_page.Findings) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of a grid, and its figures as `<svg>` elements."""
-  files = {name: _csv(*content) for name, content in grid_report.tables(findings).items()}
+  files = {name: sheets.as_csv(*content) for name, content in grid_report.tables(findings).items()}
   if findings.study is not None:
     files['fits.json'] = (json.dumps([laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n').encode()
   drawn = {}
@@ -132,7 +128,8 @@ def _of_gaps(found: gap.Study) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of the study of the gap, where it has points, and its figures as `<svg>` elements."""
   if not found.points:
     return {}, {}
-  files, drawn = {'gap.csv': _csv(lines.Gap, found.points), 'slopes.csv': _csv(lines.Slope, found.slopes)}, {}
+  files = {'gap.csv': sheets.as_csv(lines.Gap, found.points), 'slopes.csv': sheets.as_csv(lines.Slope, found.slopes)}
+  drawn = {}
   for axis in dict.fromkeys(point.axis for point in found.points):
     one = gap_figures.gaps([point for point in found.points if point.axis == axis])
     name = f'gap-{axis}'
@@ -178,55 +175,10 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.Dots]:
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
   rows = score_table(lines)
-  tables = [_table('scores × 100: mean ± standard deviation (n) [95% interval]', cells.SCORE_HEADINGS,
+  tables = [sheets.as_table('scores × 100: mean ± standard deviation (n) [95% interval]', cells.SCORE_HEADINGS,
                    cells.SCORE_WORDS, [cells.score_cells(row) for row in cells.main(rows)])]
   means = cells.latest(averages.averages(rows))
   if means:
-    tables.append(_table('averages of headline scores', cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
+    tables.append(sheets.as_table('averages of headline scores', cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
                          [cells.average_cells(row) for row in means]))
   progress.show(tables)
-
-
-def _table(title: str, headings: Sequence[str], words: int, rows: Sequence[Sequence[str]]) -> rich.table.Table:
-  """A table whose first columns hold words; a long cell goes on in the next line."""
-  table = rich.table.Table(title=title, title_justify='left')
-  for number, heading in enumerate(headings):
-    table.add_column('\n'.join(cells.broken(heading)), justify='left' if number < words else 'right', overflow='fold')
-  for row in rows:
-    table.add_row(*('\n'.join(cells.broken(cell)) for cell in row))
-  return table
-
-
-def _csv(kind: type, rows: Sequence[Any]) -> bytes:
-  """A row a line under the names of the fields; a field inside a field is `outer_inner`.
-
-  Several values stand with spaces between, or with `; ` where one has a space itself. Text that a spreadsheet would run
-  as a formula has an apostrophe before it; numbers, also negative ones, stay as they are.
-  """
-  file = io.StringIO()
-  writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(_names(kind))
-  writer.writerows(list(_values(row)) for row in rows)
-  return file.getvalue().encode()
-
-
-def _names(kind: type, prefix: str = '') -> Iterator[str]:
-  for name, inner in typing.get_type_hints(kind).items():
-    yield from _names(inner, f'{prefix}{name}_') if dataclasses.is_dataclass(inner) else (prefix + name,)
-
-
-def _values(row: Any) -> Iterator[Any]:
-  for field in dataclasses.fields(row):
-    value = getattr(row, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _values(value)
-    else:
-      words = [str(_cell(word)) for word in value] if isinstance(value, tuple) else []
-      yield ('; ' if any(' ' in word for word in words) else ' ').join(words) if words else (
-          '' if isinstance(value, tuple) else _cell(value))
-
-
-def _cell(value: Any) -> Any:
-  if not isinstance(value, str):
-    return value
-  return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + shown(value)

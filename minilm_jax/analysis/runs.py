@@ -15,7 +15,7 @@ from minilm_jax.analysis.figures import Curve
 from minilm_jax.errors import InputError, shown
 from minilm_jax.shape import COUNT, TEXT
 
-KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency')
+KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
 _CLOSED = ('checkpoints', 'events', 'profile', 'wandb')  # folders of many small files with no run inside
 
 

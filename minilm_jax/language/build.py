@@ -29,12 +29,13 @@ _TRAINING = 32 << 20  # bytes of text that a tokenizer is trained on, at most
 _MEASURED = 1 << 20  # bytes of text on which its word-split ratio is taken, at most
 
 
-def build(config: CorpusConfig, workdir: epath.PathLike) -> epath.Path:
+def build(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') -> epath.Path:
   """Builds a corpus folder, or goes on with one; a finished one is left as it is.
 
   Args:
     config: what to read, keep and write.
     workdir: the folder.
+    beam: pipeline options of Apache Beam, by which the text is filtered on many machines; '' is without.
 
   Returns:
     The folder.
@@ -51,21 +52,34 @@ def build(config: CorpusConfig, workdir: epath.PathLike) -> epath.Path:
     _remove(workdir / '.work')
     return workdir
   with claim.held(workdir):
-    _build(config, workdir, settings)
+    _build(config, workdir, settings, _spread(beam, workdir))
   return workdir
 
 
-def _build(config: CorpusConfig, workdir: epath.Path, settings: dict[str, Any]) -> None:
+def _spread(given: str, workdir: epath.Path) -> Any:
+  """The stage by Beam, which is an extra; None without it."""
+  if not given:
+    return None
+  try:
+    with progress.quiet():  # its import warns of what only Google Cloud needs
+      from minilm_jax.language import beam
+  except ImportError as error:
+    raise InputError(f'--beam={given}', f'Apache Beam cannot be imported: {error}',
+                     "pip install 'minilm_jax[beam]', or leave --beam out") from None
+  return beam.read(given, workdir)
+
+
+def _build(config: CorpusConfig, workdir: epath.Path, settings: dict[str, Any], spread: Any) -> None:
   started, work = time.monotonic(), workdir / '.work'
   sources = documents.expand(config.documents)
   words = vocabulary.load(config.vocabulary.word_list) if config.vocabulary.word_list else None
   given = tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
-  prints = [documents.fingerprint(source) for source in sources]
+  prints = spread.fingerprints(sources) if spread else [documents.fingerprint(source) for source in sources]
   run.open_run(workdir, settings)
   try:
     origin = {'documents': settings['documents'], 'vocabulary': settings['vocabulary'], 'splits': settings['splits'],
               'sources': prints, 'word_list': words and words.sha256}
-    kept = _stage(work, 'keep', origin, lambda: _keep(config, sources, prints, words, work))
+    kept = _stage(work, 'keep', origin, lambda: _keep(config, sources, prints, words, work, spread))
     origin |= {'tokenizer': settings['tokenizer'], 'given': given and given.sha256}
     pieces = _stage(work, 'tokenizer', origin, lambda: _tokenizer(config, given, kept, work))
   except InputError:
@@ -109,12 +123,13 @@ def _stage(work: epath.Path, name: str, origin: Mapping[str, Any],
 
 
 def _keep(config: CorpusConfig, sources: tuple[documents.Source, ...], prints: list[dict[str, Any]],
-          words: vocabulary.WordList | None, work: epath.Path) -> dict[str, Any]:
+          words: vocabulary.WordList | None, work: epath.Path, spread: Any) -> dict[str, Any]:
   workers, sizes = config.workers or backend.cores(), [found['bytes'] for found in prints]
   if config.vocabulary.most_frequent:
-    words = keep.most_frequent(config, sources, sizes, workers)
+    words = spread.most_frequent(config, sources) if spread else keep.most_frequent(config, sources, sizes, workers)
   _remove(work / 'keep')
-  summary = keep.keep(config, sources, sizes, words, work / 'keep', workers)
+  summary = (spread.keep(config, sources, words, work / 'keep') if spread
+             else keep.keep(config, sources, sizes, words, work / 'keep', workers))
   return summary | {'word_list': words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}}
 
 

@@ -54,31 +54,44 @@ def folder(name: str, data_dir: str) -> str:
   return str(there[max(found, key=lambda key: [int(part) for part in re.findall(r'\d+', key.partition(':')[2])])])
 
 
-def examples(where: str, split: str) -> Iterator[dict[str, Any]]:
+def examples(where: str, split: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
   """The examples of a split as plain Python values, bytes decoded where they are UTF-8.
 
   Args:
     where: what `folder` gave.
     split: as TFDS has it, slices included.
+    start: the first record.
+    stop: the one behind the last; None for all.
 
   Raises:
     InputError: there is no such split, or it is not stored for random access.
   """
+  records, what = _records(where, split)
+  return _examples(records, start, len(records) if stop is None else stop, what)
+
+
+def count(where: str, split: str) -> int:
+  """How many examples a split has; raises as `examples`."""
+  return len(_records(where, split)[0])
+
+
+def _records(where: str, split: str) -> tuple[Sequence[Any], str]:
+  """The records of a split, and what they are called in an error."""
   builder = _builder(where)
   try:
     records = builder.as_data_source(split)
-    count = len(records)
+    len(records)
   except _damaged() as error:
     raise InputError(f'the split {split!r} of {builder.info.full_name}', ' '.join(str(error).split()),
                      f'name one of {", ".join(builder.info.splits)}, prepared with file_format=array_record') from None
-  return _examples(records, count, f'the split {split!r} of {builder.info.full_name}')
+  return records, f'the split {split!r} of {builder.info.full_name}'
 
 
-def _examples(records: Sequence[Any], count: int, what: str) -> Iterator[dict[str, Any]]:
-  for start in range(0, count, _CHUNK):
+def _examples(records: Sequence[Any], first: int, stop: int, what: str) -> Iterator[dict[str, Any]]:
+  for start in range(first, stop, _CHUNK):
     try:
       found = [{key: _plain(value) for key, value in record.items()}
-               for record in records.__getitems__(range(start, min(start + _CHUNK, count)))]
+               for record in records.__getitems__(range(start, min(start + _CHUNK, stop)))]
     except _damaged() as error:
       raise InputError(what, f'it cannot be read from record {start:,} on: {error}', 'prepare it, or copy it, again'
                        ) from None

@@ -42,6 +42,8 @@ class Source:
   path: str
   form: str
   unit: str = ''  # of a .txt that differs from the recipe
+  start: int = 0  # of a data set, the records from this one
+  stop: int | None = None  # to before this one
 
 
 def expand(config: DocumentsConfig) -> tuple[Source, ...]:
@@ -152,10 +154,10 @@ def _texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
       return _paragraphs_or_lines(lines, source.name, config.longest)
     return _joined(lines, source.name, config.longest, whole=unit == 'file')
   if source.form == 'tfds':
-    rows = datasets.examples(source.path, config.split)
+    rows = datasets.examples(source.path, config.split, source.start, source.stop)
   else:
     rows = files.rows(source.path, config.errors, config.longest)
-  return (_column(row, config, f'{source.name}, row {number}') for number, row in enumerate(rows, 1))
+  return (_column(row, config, f'{source.name}, row {number}') for number, row in enumerate(rows, source.start + 1))
 
 
 def _column(row: dict[str, Any], config: DocumentsConfig, where: str) -> str:

@@ -13,17 +13,17 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, UInt64
+from jaxtyping import UInt64
 
 from minilm_jax import progress
 from minilm_jax.corpus_config import CorpusConfig, SplitConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import documents, passes, pool, vocabulary
+from minilm_jax.language import documents, passes, pool, repetitions, vocabulary
 
 SPLITS, KINDS = ('train', 'validation', 'test'), ('sentences', 'spans', 'documents')
 
@@ -60,7 +60,7 @@ def _digest(data: bytes) -> bytes:
 
 
 @dataclasses.dataclass
-class _Result:
+class Result:
   """What one batch of documents leaves: items with their place (split, kind), their digests, sums for the manifest."""
 
   items: list[tuple[tuple[str, str], bytes]]
@@ -69,15 +69,17 @@ class _Result:
   documents: Counter[str]
 
 
-def _filtered(batch: Sequence[str], words: passes.Filter, splits: SplitConfig) -> _Result:
+def filtered(batch: Sequence[str], words: passes.Filter, splits: SplitConfig) -> Result:
+  """What is kept of a batch of documents; of each the same in whatever batch it comes."""
   places, kept = [split_of(text, splits) for text in batch], words.kept(batch)
   items = [((places[number], kind), item.encode()) for number, kind, item in kept.items]
   digests = np.frombuffer(b''.join(_digest(item) for _, item in items), '<u8')
   seen = Counter(places) + Counter(bytes=sum(len(text.encode()) for text in batch))
-  return _Result(items, digests, kept.counts, seen)
+  return Result(items, digests, kept.counts, seen)
 
 
-def _counted(batch: Sequence[str], counting: str) -> Counter[str]:
+def counted(batch: Sequence[str], counting: str) -> Counter[str]:
+  """How often each word comes in a batch of documents."""
   found = Counter()
   for field, times in Counter(field for text in batch for field in text.split()).items():
     for word in vocabulary.counted_words(field, counting):
@@ -85,29 +87,10 @@ def _counted(batch: Sequence[str], counting: str) -> Counter[str]:
   return found
 
 
-class _Seen:
-  """Digests met so far, in sorted runs that merge when they are of like size: 8 bytes an item, 16 during a merge."""
-
-  def __init__(self) -> None:
-    self._runs: list[UInt64[np.ndarray, 'n']] = []
-
-  def fresh(self, digests: UInt64[np.ndarray, 'n']) -> Bool[np.ndarray, 'n']:
-    """Which were never met, the first of several equal ones among them; all are met from now on."""
-    new = np.zeros(len(digests), bool)
-    new[np.unique(digests, return_index=True)[1]] = True
-    for run in self._runs:
-      new &= run[np.searchsorted(run, digests).clip(max=len(run) - 1)] != digests
-    if new.any():
-      self._runs.append(np.sort(digests[new]))
-    while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
-      self._runs.append(np.sort(np.concatenate([self._runs.pop(), self._runs.pop()])))
-    return new
-
-
 def most_frequent(config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int],
                   workers: int) -> vocabulary.WordList:
   """The most frequent words of the sources: one more pass over all text, before the one that filters."""
-  work = functools.partial(_counted, counting=config.vocabulary.counting)
+  work = functools.partial(counted, counting=config.vocabulary.counting)
   total = Counter()
   for counts in pool.in_order(work, _batches(config, sources, sizes, 'counting words'), workers):
     total.update(counts)
@@ -133,19 +116,29 @@ def keep(config: CorpusConfig, sources: Sequence[documents.Source], sizes: Seque
     InputError: nothing is left of a split that should hold something.
   """
   started, processor = time.monotonic(), _processor_seconds()
+  summary = whole(folder, config.splits, lambda partial: _keep_in(partial, config, sources, sizes, words, workers))
+  return summary | {'seconds': time.monotonic() - started, 'processor_seconds': _processor_seconds() - processor,
+                    'workers': workers}
+
+
+def whole(folder: epath.Path, splits: SplitConfig, fill: Callable[[epath.Path], dict[str, Any]]) -> dict[str, Any]:
+  """What `fill` tells of the text that it kept in a folder, which appears whole or not at all.
+
+  Raises:
+    InputError: `fill` does, or nothing is left of a split that should hold something.
+  """
   partial = folder.parent / f'{folder.name}.partial'
   if partial.exists():
     partial.rmtree()
   partial.mkdir(parents=True)
   try:
-    summary = _keep_in(partial, config, sources, sizes, words, workers)
-    _refuse_empty(summary, config.splits)
+    summary = fill(partial)
+    _refuse_empty(summary, splits)
   except InputError:
     partial.rmtree()
     raise
   partial.rename(folder)
-  return summary | {'seconds': time.monotonic() - started, 'processor_seconds': _processor_seconds() - processor,
-                    'workers': workers}
+  return summary
 
 
 def _processor_seconds() -> float:
@@ -154,21 +147,42 @@ def _processor_seconds() -> float:
 
 def _keep_in(folder: epath.Path, config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int],
              words: vocabulary.WordList | None, workers: int) -> dict[str, Any]:
-  work = functools.partial(_filtered, words=passes.Filter(words, config.vocabulary), splits=config.splits)
-  seen, read, counts = _Seen(), Counter(), Counter()
+  work = functools.partial(filtered, words=passes.Filter(words, config.vocabulary), splits=config.splits)
+  seen, read, counts = repetitions.Seen(), Counter(), Counter()
+
+  def items() -> Iterator[tuple[tuple[str, str], bytes, bool]]:
+    for result in pool.in_order(work, _batches(config, sources, sizes, 'filtering'), workers):
+      read.update(result.documents)
+      counts.update(result.counts)
+      for (place, item), fresh in zip(result.items, seen.fresh(result.digests).tolist(), strict=True):
+        yield place, item, fresh
+
+  return write(folder, items(), read, counts)
+
+
+def write(folder: epath.Path, items: Iterable[tuple[tuple[str, str], bytes, bool]], read: Mapping[str, int],
+          counts: Counter[str]) -> dict[str, Any]:
+  """Writes the items that are fresh, one a line of the file of their split and kind.
+
+  Args:
+    folder: where the files go.
+    items: in the order of the text: split and kind, the item, and was it never kept before?
+    read: documents of each split, and bytes, that the items come from; complete when these end.
+    counts: sums of the passes, complete then too; what is repeated is added.
+
+  Returns:
+    Numbers for the manifest.
+  """
   kept = {split: {kind: Counter(items=0, words=0, bytes=0) for kind in KINDS} for split in SPLITS}
   with contextlib.ExitStack() as stack:
     files = {(split, kind): stack.enter_context(text_file(folder, split, kind).open('wb'))
              for split in SPLITS for kind in KINDS}
-    for result in pool.in_order(work, _batches(config, sources, sizes, 'filtering'), workers):
-      read += result.documents
-      counts.update(result.counts)
-      for ((split, kind), item), fresh in zip(result.items, seen.fresh(result.digests).tolist(), strict=True):
-        if fresh:
-          files[split, kind].write(item + b'\n')
-          kept[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
-        else:
-          counts[f'{kind}_repeated'] += 1
+    for (split, kind), item, fresh in items:
+      if fresh:
+        files[split, kind].write(item + b'\n')
+        kept[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
+      else:
+        counts[f'{kind}_repeated'] += 1
   return {'documents': {split: read[split] for split in SPLITS}, 'bytes': read['bytes'], 'passes': dict(counts),
           'kept': kept}
 
@@ -188,22 +202,37 @@ def _refuse_empty(summary: Mapping[str, Any], splits: SplitConfig) -> None:
 
 def _batches(config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int],
              what: str) -> Iterator[list[str]]:
-  """Documents of all sources in order, about a million characters at a time.
+  """Batches of the documents of all sources in order, with a word on how far they have come.
 
   How far a compressed source has been read is not known; it is taken from how far the sources before it shrank.
   """
-  batch, held, texts, read, ratio = [], 0, 0, 0, 1.0
   with progress.track(what, sum(sizes) / 1e6, 'MB') as tick:
-    for number, source in enumerate(sources):
-      before, start = sum(sizes[:number]), read
-      for text in documents.read(source, config.documents):
-        batch.append(text)
-        held, read, texts = held + len(text), read + len(text), texts + 1
-        if held >= _BATCH:
-          tick((before + min((read - start) * ratio, sizes[number])) / 1e6, f'{texts:,} documents, {source.name}')
-          yield batch
-          batch, held = [], 0
-      ratio = min(1.0, (before + sizes[number]) / max(read, 1))
-    if batch:
+    yield from batched(_followed(config, sources, sizes, tick))
+
+
+def _followed(config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int],
+              tick: Callable[..., None]) -> Iterator[str]:
+  texts, read, told, ratio = 0, 0, 0, 1.0
+  for number, source in enumerate(sources):
+    before, start = sum(sizes[:number]), read
+    for text in documents.read(source, config.documents):
+      yield text
+      read, texts = read + len(text), texts + 1
+      if read - told >= _BATCH:
+        told = read
+        tick((before + min((read - start) * ratio, sizes[number])) / 1e6, f'{texts:,} documents, {source.name}')
+    ratio = min(1.0, (before + sizes[number]) / max(read, 1))
+  tick(sum(sizes) / 1e6, f'{texts:,} documents')
+
+
+def batched(texts: Iterable[str]) -> Iterator[list[str]]:
+  """Documents in order, about a million characters at a time."""
+  batch, held = [], 0
+  for text in texts:
+    batch.append(text)
+    held += len(text)
+    if held >= _BATCH:
       yield batch
-    tick(sum(sizes) / 1e6, f'{texts:,} documents')
+      batch, held = [], 0
+  if batch:
+    yield batch

@@ -26,22 +26,39 @@ from minilm_jax.config import EncoderConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.model.convolution import FrontEnd
 from minilm_jax.model.layers import Linear, activation, dropout, keys, layer_norm
+from minilm_jax.model.short_convolution import ShortConvolution
 
 _FAR = -1e30  # added to the score of a pad; finite, so that a row of pads alone gives numbers too
-_ROTARY_BASE = 10_000.0
+_BASE = 10_000.0  # of the slowest turn of rotary and sinusoidal positions
+_SINUSOID = 0.02  # how large the fixed table is: as the vectors of the tokens start
+
+
+def _angles(length: int, half: int) -> Float[Array, 'L half']:
+  """Position times frequency, of which there are so many for twice as many features."""
+  return jnp.arange(length)[:, None] * _BASE ** (-jnp.arange(half) / half)[None]
 
 
 def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
   """Rotary positions: each pair of features turned by an angle that grows with the position."""
-  length, half = x.shape[1], x.shape[-1] // 2
-  angles = jnp.arange(length)[:, None] * _ROTARY_BASE ** (-jnp.arange(half) / half)[None]
+  half = x.shape[-1] // 2
+  angles = _angles(x.shape[1], half)
   cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
+def _sinusoids(length: int, width: int) -> Float[Array, 'L E']:
+  """The fixed table of Vaswani et al. (2017): sine and cosine, by turns, of angles as those of rotary positions.
+
+  There it is added to token vectors that start at N(0, 1 / E) and are then multiplied by sqrt(E). Ours start at
+  0.02 N(0, 1) and are not, so the table is made as much smaller, and the two have the proportion of that paper.
+  """
+  angles = _angles(length, width // 2)
+  return _SINUSOID * jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+
+
 class Embedding(nnx.Module):
-  """Token, position and segment vectors, summed and normalised.
+  """Token, position and segment vectors, summed and normalised; relative and rotary positions are in attention.
 
   Learned positions count from `first_position`: the table has `length + first_position` rows, and those before the
   first are never used. RoBERTa counts from 2, BERT from 0. All tokens are of the first segment but where
@@ -61,6 +78,8 @@ class Embedding(nnx.Module):
     x = self.tokens(tokens.astype(jnp.int32))
     if self.config.positions == 'learned':
       x += self.positions(jnp.arange(tokens.shape[1]) + self.config.first_position)[None]
+    if self.config.positions == 'sinusoidal':
+      x += _sinusoids(*x.shape[1:])[None]
     if self.config.segments:
       segment = jnp.zeros((1, 1), jnp.int32)
       if self.config.second_segment:
@@ -116,18 +135,25 @@ class Attention(nnx.Module):
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
                key: Key[Array, 'B'] | None) -> Float[Array, 'B L D']:
-    batch, length, hidden = x.shape
-    split = (batch, length, self.config.heads, hidden // self.config.heads)
-    q, k, v = (linear(x).reshape(split) for linear in (self.query, self.key, self.value))
+    v = self._split(self.value(x))
+    shares = dropout(self.shares(x, mask), self.config.dropout, key).astype(v.dtype)
+    return self.output(jnp.einsum('BHLM,BMHd->BLHd', shares, v).reshape(x.shape))
+
+  def shares(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
+    """How much of its attention each head gives from each place to each, in float32: 1 in all from every place."""
+    length = x.shape[1]
+    q, k = self._split(self.query(x)), self._split(self.key(x))
     if self.config.positions == 'rotary':
       q, k = _rotate(q), _rotate(k)
-    scores = _scores(q / math.sqrt(split[-1]), k)
+    scores = _scores(q / math.sqrt(q.shape[-1]), k)
     if self.config.positions == 'relative':
       distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + self.config.length - 1
       scores += self.distance_bias[...][:, distance][None]
     scores += jnp.where(mask, 0.0, _FAR)[:, None, None]
-    shares = dropout(jax.nn.softmax(scores, axis=-1), self.config.dropout, key).astype(v.dtype)
-    return self.output(jnp.einsum('BHLM,BMHd->BLHd', shares, v).reshape(batch, length, hidden))
+    return jax.nn.softmax(scores, axis=-1)
+
+  def _split(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L H dim']:
+    return x.reshape(*x.shape[:2], self.config.heads, -1)
 
 
 class FeedForward(nnx.Module):
@@ -176,6 +202,8 @@ class Encoder(nnx.Module):
     self.embedding = Embedding(config, rngs)
     if config.projection:
       self.projection = Projection(config, rngs)
+    if config.short_convolution:
+      self.short_convolution = ShortConvolution(config)
     if config.convolutions:
       self.convolution = FrontEnd(config, rngs)
     self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
@@ -204,6 +232,8 @@ class Encoder(nnx.Module):
     x = self.embedding(tokens, first)
     if self.config.projection:
       x = self.projection(x)
+    if self.config.short_convolution:
+      x = self.short_convolution(x, mask)
     if self.config.convolutions:
       x = self.convolution(x, mask, front)
     parts = zip(self.blocks, rest, strict=True)

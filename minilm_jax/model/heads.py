@@ -7,7 +7,6 @@ float32, whatever the model computes in.
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key

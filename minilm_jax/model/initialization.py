@@ -29,7 +29,8 @@ def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
   pad included, which is zero there; biases 0; norms (1, 0).
 
   Convolutions start as PyTorch's do under each rule, paper 2's own: kernel and bias uniform within
-  1 / sqrt(kernel height x width x channels in). Running statistics start at mean 0 and variance 1.
+  1 / sqrt(kernel height x width x channels in); a short one starts at zero. Running statistics start at mean 0
+  and variance 1.
 
   Args:
     model: any module; its paths name what a parameter is.
@@ -46,6 +47,8 @@ def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
     module, _, kind = name.rpartition('.')
     if made and name.startswith(made):
       return leaf
+    if 'short_convolution.' in name:
+      return jnp.zeros_like(leaf)
     if is_statistic(name):
       return jnp.full_like(leaf, kind == 'running_variance')
     if kind in ('kernel', 'bias') and len(shapes.get(f'{module}.kernel', ())) == 4:

@@ -3,8 +3,9 @@
 Three counts of FLOPs stand side by side, each for training on one row (forward and backward, the backward pass taken as
 twice the forward one): the paper's formula, which leaves out two attention terms and charges the token look-up as a
 matrix product; Kaplan's 6 N a token; and the true count of the matrix products that this program runs, with logits at
-the masked positions only. Element-wise work is in none of them. Of a convolution, whose weights are each used at every
-pixel, only the true count says something; paper 2's own counts charge the zeros round the image too, 1% more.
+the masked positions only. Element-wise work is in none of them, but for the taps of a short convolution. Of a
+convolution, whose weights are each used at every pixel, only the true count says something; paper 2's own counts charge
+the zeros round the image too, 1% more.
 
 Of an encoder of the user's own parameters are those of its arrays, and products are counted where JAX traces it. The
 paper's formula knows no such encoder: it charges the look-up and the output as ever, and between them these products.
@@ -13,7 +14,7 @@ paper's formula knows no such encoder: it charges the look-up and the output as 
 import math
 
 from minilm_jax.config import EncoderConfig, MaskConfig
-from minilm_jax.model import convolution, foreign
+from minilm_jax.model import convolution, foreign, short_convolution
 
 TRAINING = 3  # forward and backward against forward alone
 
@@ -39,7 +40,8 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
   projection = e * d + (1 if c.bare_projection else 3) * d if c.projection else 0
   distances = c.heads * (2 * c.length - 1) if c.positions == 'relative' else 0
   block = 4 * d * d + 9 * d + 2 * d * f + f + distances
-  other = projection + convolution.parameters(c) + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
+  before = projection + short_convolution.parameters(c) + convolution.parameters(c)
+  other = before + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
   return {'embedding': embedding, 'other': other, 'total': embedding + other}
 
 
@@ -76,4 +78,4 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
   projection = 2 * length * config.embedding * d if config.projection else 0
   attention = 8 * length * d * d + 4 * length * length * d
   blocks = config.layers * (attention + 4 * length * d * config.feed_forward)
-  return projection + convolution.flops(config, length) + blocks
+  return projection + short_convolution.flops(config, length) + convolution.flops(config, length) + blocks

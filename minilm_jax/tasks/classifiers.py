@@ -25,9 +25,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Shaped
 
-from minilm_jax import model_config, recipe, run, shape, untrusted
+from minilm_jax import recipe, run, shape, untrusted
 from minilm_jax.checks import Checked, Positive
-from minilm_jax.config import EncoderConfig, HeadConfig
+from minilm_jax.config import EncoderConfig, HeadConfig, completed
 from minilm_jax.errors import InputError
 from minilm_jax.language import build
 from minilm_jax.language import tokenizer as pieces
@@ -45,7 +45,6 @@ _NO_ARRAYS = (OSError, ValueError, TypeError, LookupError, SyntaxError, Arithmet
 _FOLDER = re.compile(r'classifier-\d+')
 _FILES = (CARD, build.TOKENIZER, OUTPUTS)
 _MANIFEST = {'kind': TEXT, 'files': dict.fromkeys(_FILES, TEXT), 'weights': TEXT, 'examples': {}, 'parameters': COUNT}
-_LATER = {'head': {'copies': 1}, 'model': model_config.LATER}  # fields that an earlier card lacks: what it did
 _REMEDY = 'fine-tune it again with --config.keep=True, or give another folder'
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
@@ -213,10 +212,7 @@ def read_card(path: epath.PathLike) -> Card:
     InputError: it is none.
   """
   found = run.read_object(epath.Path(path) / CARD, f'the fine-tuned classifier {path}')
-  for group, fields in _LATER.items():
-    if group in found and isinstance(found[group], dict):
-      found[group] = fields | found[group]
-  return recipe.build(Card, found)
+  return recipe.build(Card, completed(found))
 
 
 def outputs(path: epath.PathLike) -> dict[str, Outputs]:

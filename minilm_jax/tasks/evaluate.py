@@ -48,9 +48,22 @@ def word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
 
 def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig, Mesh, MaskedLanguageModel, Corpus]:
   """The recipe of a run, a mesh with its model on every device, and a split on the host."""
+  config = start.guessing_run(source)
+  read = read_split(source, config, corpus, split)
+  shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
+  mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
+  model = jax.device_put(checkpoint.restore_under(source, shapes, 'model'), sharding.replicated(mesh))
+  return config, mesh, model, read
+
+
+def read_split(source: epath.PathLike, config: RunConfig, corpus: str, split: str) -> Corpus:
+  """A split of the corpus of a run, or of another one of its tokenizer, on the host.
+
+  Raises:
+    InputError: as `evaluate`.
+  """
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
-  config = start.guessing_run(source)
   described = start.identity(source)
   folder = epath.Path(corpus or described['corpus_folder'])
   if not corpus and not described['corpus_folder']:
@@ -67,7 +80,4 @@ def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig,
   if found['tokenizer']['sha256'] != described['tokenizer']:
     raise InputError(f'the loss of {source} on {folder}', 'the corpus was made with another tokenizer',
                      f'build it with --config.tokenizer.path={epath.Path(source) / build.TOKENIZER}')
-  shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
-  mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
-  model = jax.device_put(checkpoint.restore_under(source, shapes, 'model'), sharding.replicated(mesh))
-  return config, mesh, model, corpora.load(folder, split)
+  return corpora.load(folder, split)

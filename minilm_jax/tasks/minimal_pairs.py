@@ -122,8 +122,8 @@ def unigram(folder: epath.PathLike, size: int) -> Float64[np.ndarray, 'V']:
   """
   counts = np.zeros(size, np.int64)
   for shard in corpora.Files(folder, 'train').shards:
-    for start in range(0, len(shard), _ROWS):
-      counts += np.bincount(shard[start:start + _ROWS].ravel(), minlength=size)
+    for first in range(0, len(shard), _ROWS):
+      counts += np.bincount(shard[first:first + _ROWS].ravel(), minlength=size)
   counts[list(_NEVER_SCORED)] = 0
   return np.log((counts + 1) / (counts.sum() + size - len(_NEVER_SCORED)))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax import backend, hosts, run
+from minilm_jax import backend, hosts, run, signals
 from minilm_jax.errors import InputError
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import digests, preservation
@@ -175,10 +175,9 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
     InputError: a path is missing, left over, or of another shape or type.
   """
   wanted = flat(like)
-  what = f'the checkpoint of step {step} in {workdir}'
   with _reading(workdir, step), ocp.StandardCheckpointer() as reader:
     path = folder_of(workdir, step) / 'default'
-    _compare(what, _described(reader, path, workdir, step), wanted)
+    _compare(f'the checkpoint of step {step} in {workdir}', _described(reader, path, workdir, step), wanted)
     arrays = reader.restore(path, wanted)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
@@ -222,7 +221,8 @@ def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
 def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
   """Makes one kind of error of what libraries raise."""
   try:
-    yield
+    with signals.noted():  # where one is raised while it reads, Orbax makes an error of its own of it
+      yield
   except _UNREADABLE as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
     if digests.written(folder_of(workdir, step)):  # its bytes are as they were, so that setting it aside helps nobody

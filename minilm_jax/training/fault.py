@@ -28,7 +28,7 @@ def none() -> Fault:
 
 
 def find(loss: Float[Array, ''], gradient: Any, step: Int[Array, '']) -> Fault:
-  """What is not finite in an update, by sums of squares, which clipping takes anyway."""
+  """What is not finite in an update, by sums of squares that the logged norm is made of too: XLA takes them once."""
   sums = jnp.stack([loss, *[jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]])
   bad = ~jnp.isfinite(sums)
   return Fault(jnp.where(bad.any(), step, -1), jnp.argmax(bad).astype(jnp.int32))

@@ -1,9 +1,19 @@
-"""Schedules, and AdamW with decay by path, as optax chains; running statistics beside it.
+"""Schedules, and AdamW or Muon with decay by path, as optax chains; running statistics beside it.
+
+Muon (Jordan et al., 2024) is for matrices: the update is the momentum with its singular values made nearly equal, by
+five steps of Newton-Schulz. Here it moves the matrices of projection and blocks, and AdamW all the rest: embeddings,
+biases, norms, convolutions, heads. Each orthogonal update is scaled to a root mean square of 0.2 an element, which is
+about what AdamW's has in training (Liu et al., 2025, arXiv 2502.16982, section 2.2). So one learning rate, its
+schedule and one weight decay mean the same for both, and a recipe of AdamW's may be run with Muon as it is. Momentum is
+0.95, with Nesterov's look ahead; `beta1`, `beta2` and `epsilon` are of AdamW's part. What optax offers as a whole,
+`optax.contrib.muon` with its own AdamW, takes Nesterov's form there too and knows no decay by path, so the two are put
+side by side here.
 
 A running statistic of BatchNorm (`model/convolution.py`) is no parameter: it is not in the norm that clipping takes, it
 is not decayed and has no moments. Where parameters have a gradient it has what was observed, and moves towards that.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +29,8 @@ from minilm_jax.model.initialization import is_statistic, path_name
 
 
 _BY_EPOCH = ('epochs', 'epochs_from_zero')  # schedules
+_MOMENTUM, _SIZE = 0.95, 0.2  # of Muon's updates; the size is the root mean square of their elements
+_MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 
 
 class Rates(NamedTuple):
@@ -111,7 +123,7 @@ def decayed(config: OptimizerConfig, model: Any) -> Any:
 
 
 def build(config: OptimizerConfig, updates: int, model: Any, own: Rates | None = None) -> optax.GradientTransformation:
-  """AdamW with this schedule.
+  """AdamW, or Muon and AdamW, with this schedule.
 
   Args:
     config: the recipe's.
@@ -121,9 +133,22 @@ def build(config: OptimizerConfig, updates: int, model: Any, own: Rates | None =
   """
   own = own or rates(config)
   steps = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-  adam = optax.adamw(schedule(config, updates, own.learning_rate), config.beta1, config.beta2, config.epsilon,
-                     weight_decay=own.weight_decay, mask=decayed(config, learned(model)))
-  return _beside_statistics(optax.chain(*steps, adam))
+  rate, parameters = schedule(config, updates, own.learning_rate), learned(model)
+  reached = decayed(config, parameters)
+  step = optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=own.weight_decay, mask=reached)
+  if config.algorithm == 'muon':
+    of_matrices = optax.contrib.muon(rate, beta=_MOMENTUM, weight_decay=own.weight_decay, weight_decay_mask=reached,
+                                     consistent_rms=_SIZE)
+    step = optax.partition({'muon': of_matrices, 'adamw': step}, labels)  # it would call labels that are a module
+  return _beside_statistics(optax.chain(*steps, step))
+
+
+def labels(parameters: Any) -> Any:
+  """Who moves each parameter under Muon: 'muon' the matrices of the encoder, whichever it is, 'adamw' the rest."""
+  def label(path: tuple, leaf: Any) -> str:
+    return 'muon' if leaf.ndim == 2 and _MATRIX.search(path_name(path)) else 'adamw'
+
+  return jax.tree_util.tree_map_with_path(label, parameters)
 
 
 def learned(model: Any) -> Any:

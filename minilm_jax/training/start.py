@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from minilm_jax import model_config, recipe, run, untrusted
-from minilm_jax.config import RunConfig
+from minilm_jax import recipe, run, untrusted
+from minilm_jax.config import RunConfig, completed
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, documents, subset
@@ -18,9 +18,6 @@ from minilm_jax.shape import FLAG, TEXT
 from minilm_jax.training import optimizer
 
 IMPORTED = 'imported'  # the kind of a run that minilm import made, and the field of its manifest that says from what
-# Fields that a run of an earlier version lacks: what it did.
-_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}, 'log': {'to': '', 'project': 'minilm', 'name': ''},
-          'model': model_config.LATER, 'mask': {'span': 0}}
 
 
 def pretraining(folder: epath.PathLike) -> RunConfig:
@@ -38,10 +35,7 @@ def pretraining(folder: epath.PathLike) -> RunConfig:
     found['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
     raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain or minilm import')
-  for group, fields in _LATER.items():
-    if group in found and isinstance(found[group], dict):
-      found[group] = fields | found[group]
-  return recipe.resolve(found, kind)
+  return recipe.resolve(completed(found), kind)
 
 
 def model_run(folder: epath.PathLike) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from minilm_jax import rng
 from minilm_jax.config import RunConfig
@@ -119,7 +119,7 @@ def places(share: int, count: int) -> Int[Array, 'B']:
 
 def train_step(state: TrainState, own: Settings, corpus: Corpus | Window, config: RunConfig,
                platform: str) -> tuple[TrainState, Sums, fault.Fault]:
-  """One update: rows, masks, the gradient of the summed loss, one division by the count, AdamW.
+  """One update: rows, masks, the gradient of the summed loss, one division by the count, the optimizer.
 
   Runs on each device of the mesh axis `data`, with its share of the batch; gradients are added over them once.
   """

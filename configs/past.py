@@ -1,0 +1,98 @@
+"""Past the break: why tiny models stand still, and what makes them go.
+
+    minilm sweep --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past
+    minilm compare --base=runs/past/paper runs/past --workdir=runs/past/compare
+    minilm sweep --config=configs/past.py:without --config.corpus=corpora/honey --workdir=runs/without
+    minilm compare --base=runs/without/together runs/without --workdir=runs/without/compare
+    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
+    minilm evaluate --checkpoint=runs/without/together --attention
+
+Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is of runs that stand.
+The argument is a change of the paper's recipe, some with `+` between (`relative+pre`); `together` is all of `TOGETHER`,
+and `without-rotary` all but that one; several points have commas between, and `SETS` has sets of them. `@` and a shape
+of `honey_grid.py` behind a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
+
+Points are for two CPU cores: 4.1 million tokens (of which a third are pads) in batches of 16 rows, where the paper has 256
+and 1.2 billion. Six to eight minutes each on one core. Other seeds: the same command with --config.seed=1 and another
+--workdir, which `minilm compare` takes too.
+
+THE QUESTION, AND ITS RULES, written before the runs.
+
+Hypotheses: the plateau comes from learned absolute positions / the schedule and its warm-up / post-LN and the start of
+the weights / the head as large as the vocabulary / the data. Each is a change: relative, rotary, sinusoidal or no
+positions and the short convolution; rates, schedules, warm-up; pre and the starts; tied and vocabulary-4010; for the
+data the same sweep on another corpus.
+
+Statistic: how many times fewer tokens a run takes to leave the plateau than the run without the change, over seeds, with
+Student's 95% interval of its logarithm (`analysis/multiplier.py`). A run has left at its first evaluation 5.5% below the
+level (`analysis/plateau.py`); where no run drops, the level is the loss of word frequencies alone (`minilm baselines`,
+as --level). One that never leaves gives a bound. The verdict on a change of one field is by `analysis/outcomes.py`: it
+causes the plateau where that interval lies above 2, which refutes the others only if theirs do not. One seed gives an
+indication and no verdict.
+
+Exclusions: runs on other rows or of another corpus, by name; nothing else.
+"""
+
+from configs import honey_grid
+
+SHAPE = honey_grid.point(64, 64, 256, 8, 2)
+CHANGES = {
+    'paper': {},
+    'relative': {'model.positions': 'relative'},
+    'rotary': {'model.positions': 'rotary'},
+    'sinusoidal': {'model.positions': 'sinusoidal'},
+    'no-positions': {'model.positions': 'none'},
+    'short-convolution': {'model.short_convolution': 3},
+    'pre': {'model.norm': 'pre'},
+    'standard-start': {'model.initialization': 'standard'},
+    'bert-start': {'model.initialization': 'bert'},
+    'rate-1e-3': {'optimizer.learning_rate': 1e-3},
+    'rate-3e-3': {'optimizer.learning_rate': 3e-3},
+    'rate-1e-2': {'optimizer.learning_rate': 1e-2},
+    'warmup-1': {'optimizer.warmup_share': 0.01},
+    'warmup-20': {'optimizer.warmup_share': 0.2},
+    'linear': {'optimizer.schedule': 'linear'},
+    'cosine': {'optimizer.schedule': 'cosine'},
+    'stable': {'optimizer.schedule': 'warmup_stable_decay'},
+    'clip': {'optimizer.clip': 1.0},
+    'beta2-98': {'optimizer.beta2': 0.98},
+    'decay-matrices': {'optimizer.undecayed': 'bias,norm,embedding'},
+    'muon': {'optimizer.algorithm': 'muon'},
+    'batch-4': {'batch_size': 4},
+    'batch-32': {'batch_size': 32},
+    'mask-30': {'mask.rate': 0.3},
+    'mask-bert': {'mask.random': 0.1, 'mask.keep': 0.1},
+    'no-dropout': {'model.dropout': 0.0},
+    'tied': {'model.tied': True},
+    'vocabulary-4010': {'model.vocabulary': 4010},
+}
+TOGETHER = ('rotary', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip', 'beta2-98', 'decay-matrices')
+RUNS = list(CHANGES)
+SETS = {'without': ['paper', 'together', *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
+                    'without-rotary+sinusoidal', 'without-rotary+no-positions', 'without-rotary+short-convolution',
+                    'together+short-convolution', 'together+muon']}
+ROWS, BATCH, EVALUATIONS = 32_000, 16, 40
+
+
+def changes(name):
+  """The single changes that a point is made of."""
+  if name in ('together', *(f'without-{change}' for change in TOGETHER)):
+    return tuple(change for change in TOGETHER if name != f'without-{change}')
+  return (name,)
+
+
+def get_config(point='paper'):
+  """The recipe of one point."""
+  names, _, shape = point.partition('@')
+  config = honey_grid.get_config(shape or SHAPE)
+  config.batch_size = BATCH
+  for change in [one for name in names.split('+') for one in changes(name)]:
+    if change not in CHANGES:
+      raise ValueError(f'no change {change!r}; there are {", ".join(CHANGES)}, together, and without- one of these')
+    for field, value in CHANGES[change].items():
+      config.update_from_flattened_dict({field: value})
+  config.updates = ROWS // config.batch_size
+  config.evaluation.update(every=config.updates // EVALUATIONS, rows=256)
+  config.checkpoint.update(every=config.updates, keep=1)
+  config.log.every = config.updates // EVALUATIONS
+  return config

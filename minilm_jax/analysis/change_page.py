@@ -1,0 +1,138 @@
+"""A comparison as tables and sentences, for the terminal and as HTML. Its numbers come from `outcomes.py`."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from minilm_jax.analysis.cells import NONE
+from minilm_jax.analysis.changes import BASE, Comparison
+from minilm_jax.analysis.multiplier import AT_LEAST, NEITHER
+from minilm_jax.analysis.outcomes import CAUSES, HALF, LENGTHENS, LITTLE, NOT, ONE_SEED, OPEN, SHORTENS, ChangeRow
+from minilm_jax.analysis.page import escape, figure, frame, table
+
+HEADINGS = ('change', 'verdict', 'seeds', 'tokens to leave', 'speed, base’s tokens / its own; [95% interval]',
+            'compute multiplier, base’s FLOPs / its own; [95% interval]', 'loss at 1/4; 1/2; 1 of the base’s',
+            'end: validation; test')
+WORDS = 2
+TITLE = 'Recipes against a base'
+CAPTION = (
+    'A change is what a recipe differs in from the base. Tokens include pads, FLOPs are those that the program '
+    'counts, losses are nats a masked token on validation rows, means over seeds. Times fewer: what the base took '
+    'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
+    'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
+    'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
+    f'says. Verdicts go by the interval of the tokens: above {HALF:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
+    f'{LENGTHENS}, below {LITTLE:g} {NOT}; a change of several fields gets none.')
+# The pictures in order: the beginning of their names, and what stands above them.
+PICTURES = {
+    'curves': 'Validation loss against FLOPs, a line a run; of many changes those that change most. Point at a line to '
+              'read what it is.',
+    'dots': 'Tokens of the base until it leaves the plateau over those of the change, with the 95% interval. A hollow '
+            'triangle is a bound: some run never left.',
+    'multiplier': 'FLOPs of the base to a loss over those of the change to the same loss, along the curve, with the '
+                  '95% interval where there are seeds for one.'}
+_SAID = {CAUSES: 'The plateau is caused by what these change (they leave it at no more than half the tokens)',
+         SHORTENS: 'It is shortened by', LENGTHENS: 'It is lengthened by', NOT: 'Nothing was done to it by',
+         OPEN: 'Cannot be told yet', ONE_SEED: 'One seed each, an indication and no verdict'}
+
+
+def cells(row: ChangeRow) -> list[str]:
+  """The cells under `HEADINGS`."""
+  def losses(*values: float) -> str:
+    return '; '.join(f'{value:.3f}' if math.isfinite(value) else NONE for value in values)
+
+  to = f'; to {row.loss:.3f}' if math.isfinite(row.multiplier.value) else ''
+  return [row.change + (f'; {row.under_way} under way' if row.under_way else ''), row.verdict or NONE,
+          '; '.join(map(str, row.seeds)), '; '.join(_grouped(one) for one in row.tokens_to_leave) or NONE,
+          str(row.speed) or NONE, (str(row.multiplier) or NONE) + to,
+          losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole), losses(row.validation_loss, row.test_loss)]
+
+
+def sentences(rows: Sequence[ChangeRow]) -> Iterator[str]:
+  """What the rows of one shape say in plain words, the base's first among them."""
+  base, *changes = rows
+  yield _of_base(base)
+  measured = [row for row in changes if math.isfinite(row.multiplier.value)]
+  if measured:
+    best = measured[0]
+    how = 'The best change is' if best.multiplier.value > 1 else 'No change is better than the base; the nearest is'
+    yield f'{how} {best.change}: {_multiplier(best)}.'
+  for said, own in (('No difference from the base is found in FLOPs to a loss (the interval contains 1)',
+                     [row for row in measured if row.multiplier.low <= 1 <= row.multiplier.high]),
+                    ('More FLOPs to a loss than the base (the interval lies below 1)',
+                     [row for row in measured if row.multiplier.high < 1])):
+    if own:
+      yield f'{said}: ' + '; '.join(f'{row.change} ({row.multiplier})' for row in own) + '.'
+  several = [row for row in measured[1:] if len(row.fields) > 1]
+  if several:
+    yield 'Of several fields: ' + '; '.join(f'{row.change}: {_multiplier(row)}' for row in several) + '.'
+  for verdict, said in _SAID.items() if base.tokens_to_leave else ():
+    own = [row for row in changes if row.verdict == verdict and row.speed.bound != NEITHER]
+    if own:
+      yield f'{said}: ' + '; '.join(f'{row.change} ({_speed(row)})' for row in own) + '.'
+  held = [row.change for row in changes if row.speed.bound == NEITHER]
+  if held:
+    yield f'Neither the base nor these have left it in every seed, so they cannot be told apart: {"; ".join(held)}.'
+  for row in changes:
+    if row.note:
+      yield f'{row.change}: {row.note}.'
+
+
+def _of_base(base: ChangeRow) -> str:
+  if not base.tokens_to_leave:
+    return ('No plateau can be seen in these runs: none stood still and then fell, or they disagree; give its loss in '
+            'nats with --level.')
+  tokens = '; '.join(_grouped(one) for one in base.tokens_to_leave)
+  return f'The plateau is at {base.level:.3f} nats. Tokens until the base leaves it, seed by seed: {tokens}.'
+
+
+def _multiplier(row: ChangeRow) -> str:
+  own = row.multiplier
+  ends = (f' (95% interval {own.low:.2f} to {own.high:.2f}, n = {own.seeds}{", paired by seed" if own.paired else ""})'
+          if not math.isnan(own.low) else f' (n = {own.seeds}: no interval)')
+  return f'compute multiplier {own.value:.2f} to a loss of {row.loss:.3f}{ends}'
+
+
+def _speed(row: ChangeRow) -> str:
+  return f'speed {row.speed}' if math.isfinite(row.speed.value) else row.note or 'not measured'
+
+
+def _grouped(tokens: str) -> str:
+  """A number of tokens for a reader.
+
+  >>> _grouped('not within 8192000')
+  'not within 8,192,000'
+  """
+  words, _, number = tokens.rpartition(' ')
+  return f'{words} {int(number):,}'.strip()
+
+
+def around(compared: Comparison) -> Iterator[str]:
+  """What is said of all shapes together: runs under way, and those in none of the tables."""
+  if compared.under_way:
+    yield f'Under way, and taken as far as they are: {"; ".join(compared.under_way)}.'
+  if compared.left_out:
+    yield f'Left out: {"; ".join(compared.left_out)}.'
+
+
+def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]],
+           pictures: Mapping[str, Mapping[str, str]]) -> str:
+  """The whole page.
+
+  Args:
+    compared: who was compared with whom.
+    tables: the rows of each shape, the base first.
+    pictures: `<svg>` elements by their names, of each shape.
+  """
+  parts = [f'<h1>{TITLE}</h1>']
+  for shape, rows in tables.items():
+    parts += [f'<h2>{escape(shape)}</h2>', _list(sentences(rows))]
+    for name, caption in PICTURES.items():
+      if name in pictures[shape]:
+        parts.append(f'<p class="faint">{escape(caption)}</p>\n{figure(pictures[shape][name])}')
+    parts.append(table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION))
+  parts.append(_list(around(compared)))
+  return frame(TITLE, parts)
+
+
+def _list(texts: Iterator[str]) -> str:
+  return '<ul>' + '\n'.join(f'<li>{escape(text)}</li>' for text in texts) + '</ul>'

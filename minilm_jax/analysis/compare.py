@@ -1,0 +1,87 @@
+"""Recipes against a base recipe, from run directories to a page, a table and figures.
+
+Who is compared with whom stands in `changes.py`, the numbers in `multiplier.py`, the rules of the verdicts in
+`outcomes.py`, how it looks in `change_page.py` and `change_figures.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import rich.table
+from etils import epath
+
+from minilm_jax import claim, run
+from minilm_jax.analysis import change_figures, change_page, changes, figures, outcomes, sheets
+from minilm_jax.analysis.changes import Comparison
+from minilm_jax.analysis.outcomes import ChangeRow
+from minilm_jax.errors import InputError
+
+Tables = Mapping[str, Sequence[ChangeRow]]
+
+
+def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], workdir: epath.PathLike,
+            level: float | None = None, lines: Mapping[str, float] | None = None) -> tuple[Comparison, Tables]:
+  """Writes compare.html, changes.csv and, as .svg and .png, the figures curves, dots and multiplier.
+
+  Of several shapes each has figures of its own, curves-e64-h64-f256-a8-l2 and so on.
+
+  Args:
+    bases: run directories of the base recipe.
+    folders: run directories, or folders that hold them at any depth; the bases may be among them.
+    workdir: where the files go; it is made.
+    level: of the plateau, nats; without one that of the runs, where they show it.
+    lines: other losses to draw, nats by name, such as that of word frequencies.
+
+  Returns:
+    Who was compared with whom, and the rows of each shape, the base first.
+
+  Raises:
+    Held: another process writes there.
+    InputError: no base, nothing that differs from it, a level or a line that is no loss, or a damaged file.
+  """
+  for name, loss in {**(lines or {}), **({} if level is None else {'level': level})}.items():
+    if not (math.isfinite(loss) and loss > 0):
+      raise InputError(f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9')
+  compared = changes.read(bases, folders)
+  levels = outcomes.levels(compared, level)
+  tables = {part.shape: outcomes.rows(part, levels) for part in compared.shapes}
+  drawn = {part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines or {}))
+           for part in compared.shapes}
+  pictures = {shape: {name: one.svg() for name, one in of.items()} for shape, of in drawn.items()}
+  files = {'changes.csv': sheets.as_csv(ChangeRow, [row for rows in tables.values() for row in rows])}
+  for shape, of in drawn.items():
+    end = f'-{shape}' if len(drawn) > 1 else ''
+    files |= {f'{name}{end}.svg': pictures[shape][name].encode() for name in of}
+    files |= {f'{name}{end}.png': figures.png(one.figure) for name, one in of.items()}
+  files['compare.html'] = change_page.render(compared, tables, pictures).encode()
+  workdir = epath.Path(workdir)
+  with claim.held(workdir):
+    for name, content in files.items():
+      run.write_bytes(workdir / name, content)
+  return compared, tables
+
+
+def shown(compared: Comparison, tables: Tables) -> list[rich.table.Table | str]:
+  """For the terminal: a table a shape, then what they say in sentences."""
+  found: list[rich.table.Table | str] = []
+  for shape, rows in tables.items():
+    cells = [change_page.cells(row) for row in rows]
+    found += [sheets.as_table(shape, change_page.HEADINGS, change_page.WORDS, cells), *change_page.sentences(rows), '']
+  return [*found, *change_page.around(compared)]
+
+
+def named_losses(given: str) -> dict[str, float]:
+  """The lines of `--lines`, as in unigram=5.9,bigram=4.2.
+
+  Raises:
+    InputError: something else.
+  """
+  found = {}
+  for word in filter(None, map(str.strip, given.split(','))):
+    name, _, loss = word.partition('=')
+    try:
+      found[name.strip()] = float(loss)
+    except ValueError:
+      raise InputError(f'--lines={given}', f'{word!r} is no name with a loss in nats',
+                       'give some with commas between, as in --lines=unigram=5.9,bigram=4.2') from None
+  return found
