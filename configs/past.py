@@ -12,11 +12,12 @@ The argument is a change of the paper's recipe, some with `+` between (`relative
 and `without-rotary` all but that one; several points have commas between, and `SETS` has sets of them. `@` and a shape
 of `honey_grid.py` behind a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
 
-Points are for two CPU cores: 4.1 million tokens (of which a third are pads) in batches of 16 rows, where the paper has 256
-and 1.2 billion. Six to eight minutes each on one core. Other seeds: the same command with --config.seed=1 and another
+Points are for two CPU cores: 4.1 million tokens, pads included, in batches of 16 rows, where the paper has 256
+and 1.2 billion. Six to nine minutes each on one busy core. Other seeds: the same command with --config.seed=1 and another
 --workdir, which `minilm compare` takes too.
 
-THE QUESTION, AND ITS RULES, written before the runs.
+THE QUESTION, AND ITS RULES. Those of the verdicts were written before any run; this head, and rotary positions in the
+place of relative ones in `TOGETHER`, after the first.
 
 Hypotheses: the plateau comes from learned absolute positions / the schedule and its warm-up / post-LN and the start of
 the weights / the head as large as the vocabulary / the data. Each is a change: relative, rotary, sinusoidal or no

@@ -58,7 +58,7 @@ def prepare(deterministic: bool = False) -> None:
 
 
 def release() -> None:
-  """Gives what was freed back to the system, where malloc is glibc's: it takes some milliseconds.
+  """Gives what was freed back to the system, where malloc is glibc's.
 
   What a save frees lies between what goes on living, and each save may find its holes too small.
   """

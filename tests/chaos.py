@@ -139,8 +139,6 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
       found[name] = plain(json.loads(path.read_text()))
     elif path.is_file() and path.suffix == '.jsonl':
       found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
-    elif path.name == '.claim':
-      continue  # of a process that was killed between its last file and its end: it is void, and nobody needed the folder
     elif path.is_file() and not path.name.endswith(('.html', '.svg', '.png', '.csv')):
       found[name] = path.read_bytes()
     elif path.is_file():
