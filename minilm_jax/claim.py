@@ -67,6 +67,15 @@ def held(workdir: epath.PathLike) -> Iterator[None]:
     raise lost[0]
 
 
+def tidy(workdir: epath.PathLike) -> None:
+  """Removes the claim of a dead process from a finished directory; leaves one that may only be read as it is."""
+  path = epath.Path(workdir) / CLAIM
+  with contextlib.suppress(OSError):
+    found = _read(path)
+    if found is not None and _is_dead(path, found):
+      _clear(path, found)
+
+
 def _make(folder: epath.Path) -> list[epath.Path]:
   """Makes a directory; gives those that were missing, the innermost first."""
   made = [] if '://' in str(folder) else [one for one in (folder, *folder.parents) if not os.path.lexists(one)]

@@ -63,3 +63,17 @@ def test_what_was_freed_between_what_lives_goes_back_to_the_system():
   done = subprocess.run([sys.executable, '-c', program], env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '1000000'},
                         capture_output=True, text=True)
   assert int(done.stdout) > 100, done
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only glibc can be told')
+def test_what_is_large_goes_back_when_it_is_freed():
+  """Without being told, malloc takes the size of what is freed first as a sign to keep all that is smaller."""
+  program = ('import pathlib\nfrom minilm_jax import backend\nbackend.prepare()\n'
+             'def held(): return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20\n'
+             'first = b"x" * (30 << 20)\ndel first\n'
+             'blocks = [b"x" * (5 << 20) for _ in range(60)]\nkept = blocks[9::10]\nbefore = held()\ndel blocks\n'
+             'print(before - held())')
+  kept = {name: value for name, value in os.environ.items() if name != 'MALLOC_MMAP_THRESHOLD_'}
+  freed = [int(subprocess.run([sys.executable, '-c', program], env=kept | said, capture_output=True, text=True).stdout)
+           for said in ({}, {'MALLOC_MMAP_THRESHOLD_': str(32 << 20)})]
+  assert freed[0] > 250 and freed[1] < 100, freed

@@ -119,6 +119,28 @@ def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dic
     pass
 
 
+def test_a_finished_directory_loses_the_claim_of_the_dead_and_no_other(tmp_path: Path):
+  claim.tidy(tmp_path)  # nothing there
+  path = written(tmp_path)
+  claim.tidy(tmp_path)
+  assert path.exists()
+  os.utime(path, (0, 0))
+  claim.tidy(tmp_path)
+  assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_a_finished_directory_that_may_only_be_read_keeps_its_claim(tmp_path: Path, monkeypatch):
+  path = written(tmp_path)
+  os.utime(path, (0, 0))
+
+  def refuse(*_: object) -> None:
+    raise PermissionError(13, 'read-only')
+
+  monkeypatch.setattr(claim, '_clear', refuse)
+  claim.tidy(tmp_path)
+  assert path.exists()
+
+
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
   with claim.held(tmp_path):

@@ -20,7 +20,7 @@ import pytest
 from etils import epath
 
 from configs import tiny
-from minilm_jax import recipe, run, signals
+from minilm_jax import claim, recipe, run, signals
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, tokenizer
@@ -335,6 +335,8 @@ def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):
 
 def test_a_finished_run_has_nothing_to_do(whole: pathlib.Path, tiny_corpus: pathlib.Path, capsys):
   before = contents(whole)
+  (whole / claim.CLAIM).touch()
+  os.utime(whole / claim.CLAIM, (0, 0))  # of one that was killed just after its result
   result = trainer.pretrain(run_config(tiny_corpus), whole)
   assert 'nothing to do' in ''.join(capsys.readouterr())
   assert result == json.loads((whole / run.RESULT).read_text())

@@ -160,6 +160,7 @@ def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, cor
           'kind': 'evaluate', 'checkpoint': str(source), 'checkpoint_step': step, 'task': task,
           'pairs': _digest(pairs), 'likelihood': likelihood, 'corpus': corpus})
       if (folder / run.RESULT).exists():
+        claim.tidy(folder)  # of one that was killed just after its result
         progress.say(f'nothing to do: {folder} has the scores of these pairs')
         return run.read_json(folder / run.RESULT, f'the result of {folder}')
     started, starts = time.monotonic(), tokenizer.starts_word()

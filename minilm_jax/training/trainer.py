@@ -45,6 +45,8 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profiled: str = '') -> 
   hosts.agree('the corpus', corpus)
   workdir, folder = hosts.in_turn(lambda: start.enter(config, workdir))
   if (workdir / run.RESULT).exists():
+    if hosts.leads():
+      claim.tidy(workdir)  # of one that was killed just after its result
     progress.say(f'nothing to do: {workdir} has run its {config.updates:,} updates')
     return run.read_json(workdir / run.RESULT, 'the result of the run')
   with contextlib.ExitStack() as stack:
