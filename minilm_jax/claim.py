@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -39,8 +39,10 @@ class Held(InputError):
 
 
 @contextlib.contextmanager
-def held(workdir: epath.PathLike) -> Iterator[None]:
+def held(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   """Holds a directory as long as the block runs; makes it where it is missing, and not if nothing came into it.
+
+  Gives a function that raises what the end of the block would, for a loop that is not to go on when it has lost it.
 
   Raises:
     Held: another process holds it or, at the end of the block, has taken it: what was written since is not alone.
@@ -53,8 +55,13 @@ def held(workdir: epath.PathLike) -> Iterator[None]:
   _take(path, mine)
   renewing = threading.Thread(target=_renew, args=(path, mine, over, lost), daemon=True)
   renewing.start()
+
+  def check() -> None:
+    if lost:
+      raise lost[0]
+
   try:
-    yield
+    yield check
   finally:
     over.set()
     renewing.join()
@@ -63,8 +70,7 @@ def held(workdir: epath.PathLike) -> Iterator[None]:
         path.unlink(missing_ok=True)
       for one in made:
         os.rmdir(one)  # only where it is empty
-  if lost:
-    raise lost[0]
+  check()
 
 
 def tidy(workdir: epath.PathLike) -> None:

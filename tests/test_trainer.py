@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -149,6 +150,27 @@ def test_a_signal_saves_at_the_end_of_the_chunk(call: int, number: int, said: st
   assert not any(digests.damage(checkpoint.folder_of(tmp_path, step)) for step in saved)
   trainer.pretrain(config, tmp_path)
   assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+
+
+def test_a_run_that_another_process_has_taken_over_stops_at_the_end_of_the_chunk(
+    tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  """As one that was asleep for long, on another host: it neither logs nor saves into what is no longer its own."""
+  monkeypatch.setattr(claim, 'RENEWED', 0.01)
+  said = threading.Event()
+  monkeypatch.setattr(claim.progress, 'say', lambda line: said.set() if 'elsewhere' in line else None)
+
+  def taken(*arguments: Any) -> None:
+    if not said.is_set():
+      (tmp_path / claim.CLAIM).write_text(json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'theirs'}))
+      assert said.wait(10)
+    original(*arguments)
+
+  original = run.append_line
+  monkeypatch.setattr(run, 'append_line', taken)
+  with pytest.raises(claim.Held, match='process 1 on elsewhere is at work there'):
+    trainer.pretrain(run_config(tiny_corpus), tmp_path)
+  assert {line['step'] for line in lines(tmp_path)} == {2} and not checkpoint.steps(tmp_path)
+  assert json.loads((tmp_path / claim.CLAIM).read_text())['id'] == 'theirs'
 
 
 @pytest.mark.parametrize('damaged', [1, 2])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,14 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profiled: str = '') -> 
     return run.read_json(workdir / run.RESULT, 'the result of the run')
   with contextlib.ExitStack() as stack:
     with hosts.together():
-      if hosts.leads():
-        stack.enter_context(claim.held(workdir))
+      alone = stack.enter_context(claim.held(workdir)) if hosts.leads() else lambda: None
     with contextlib.closing(profile.Recorder(workdir, *wanted)) as recorder:
-      return _go_on(config, workdir, folder, engine, recorder)
+      return _go_on(config, workdir, folder, engine, recorder, alone)
 
 
 def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine,
-           recorder: profile.Recorder) -> dict[str, Any]:
-  """From the last checkpoint, or from the start, to the end."""
+           recorder: profile.Recorder, alone: Callable[[], None]) -> dict[str, Any]:
+  """From the last checkpoint, or from the start, to the end, or until another process has the work directory."""
   step, state = resume.restore(workdir, engine.shapes)
   lines = hosts.in_turn(lambda: run.keep_lines(
       workdir / run.METRICS, lambda line: line['step'] <= (step or 0) and line['split'] != 'test'))
@@ -68,7 +68,11 @@ def _go_on(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: e
   else:
     progress.say(f'going on from the checkpoint of update {step:,}')
   with feed.open_supply(config, engine, folder) as supply, signals.noted() as flag:
-    return _loop(config, workdir, folder, engine, state, supply, lines, flag, recorder)
+    def supply_alone(done: int, count: int) -> Any:
+      alone()
+      return supply(done, count)
+
+    return _loop(config, workdir, folder, engine, state, supply_alone, lines, flag, recorder)
 
 
 def _loop(config: RunConfig, workdir: epath.Path, folder: epath.Path, engine: engines.Engine, state: steps.TrainState,
