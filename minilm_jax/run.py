@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ _LONGEST = 1 << 24  # bytes of a line of a log; ours have thousands
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-  """Writes a file that is either whole or absent.
+  """Writes a file that is either whole or absent, also after the power went where the file system is local.
 
   Raises:
     OSError: it could not be written, and what was there before is as it was.
@@ -56,7 +57,11 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
   temporary = path.parent / f'.{path.name}.partial'
   written = False
   try:
-    temporary.write_bytes(data)
+    with temporary.open('wb') as file:
+      file.write(data)
+      file.flush()
+      if '://' not in str(path):
+        os.fsync(file.fileno())  # else the new name may reach the disk before the bytes do
     temporary.replace(path)
     written = True
   finally:

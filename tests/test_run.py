@@ -1,8 +1,10 @@
 """The run directory: files are whole or absent, logs survive a cut, a directory belongs to one recipe."""
 
+import errno
 import hashlib
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -43,6 +45,17 @@ def test_a_file_that_cannot_be_finished_leaves_no_part_of_it(tmp_path: pathlib.P
   with pytest.raises(OSError):
     run.write_json(tmp_path / 'result.json', {'a': 1})
   assert [path.name for path in tmp_path.iterdir()] == ['result.json']
+
+
+def test_a_file_has_its_name_when_its_bytes_are_on_disk(tmp_path: pathlib.Path, monkeypatch):
+  def fails(_: int) -> None:
+    assert not (tmp_path / 'a').exists()
+    raise OSError(errno.EIO, 'the disk has gone')
+
+  monkeypatch.setattr(os, 'fsync', fails)
+  with pytest.raises(OSError, match='the disk has gone'):
+    run.write_bytes(tmp_path / 'a', b'something')
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('content', [None, b'{"a": ', b'\xff\xfe', b''])
