@@ -33,7 +33,7 @@ setuptools.setup(
         'array_record>=0.5; platform_system == "Linux"',
         'chex>=0.1.90',
         'etils[epath]>=1.9.1',
-        'flatbuffers>=23.5',  # jax.export writes its programs with it, and does not require it
+        'flatbuffers>=23.5.26',  # jax.export writes its programs with it, and does not require it
         'flax>=0.12.8',
         'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
         'jax>=0.10.0',
@@ -60,7 +60,7 @@ setuptools.setup(
         # of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6', 'scikit-learn>=1.5',
+        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1', 'scikit-learn>=1.5',
                  'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
