@@ -3,6 +3,6 @@
 #   bash launch/chaos.sh [--minutes=20] [--seed=0] [--only=pretrain,sweep]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install_minilm ''
+install_minilm test  # the campaign is a module of the tests
 cd "$root"
 exec "$venv/bin/python" tests/chaos.py "$@" </dev/null
