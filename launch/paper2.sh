@@ -44,20 +44,31 @@ done
 on_ag_news "$seeds" --checkpoint="$out/overlap/*" --workdir="$out/overlap-ag_news"
 
 # Claim 4: five members of one block and convolutions, an eighth as wide as published and with an eighth of the channels,
-# against one model of six blocks, an eighth as wide, that trained with as many FLOPs as all five; beside them one such
-# member with five heads, and the deep model's seeds as a committee.
-small=(--config.model.vocabulary=8000 --config.corpus="$out/articles" --config.updates=1000
-       --config.optimizer.learning_rate=5e-4 --config.optimizer.schedule=linear --config.optimizer.warmup_share=0.1)
+# against one model of six blocks, an eighth as wide, that trained with as many FLOPs as all five. Beside them a committee
+# of two such models, which has the members' FLOPs and parameters; one member with five heads; the deep model's seeds of
+# fine-tuning as a committee; and three members whose front-end is mended.
+small=(--config.model.vocabulary=8000 --config.corpus="$out/articles" --config.optimizer.learning_rate=5e-4
+       --config.optimizer.schedule=linear --config.optimizer.warmup_share=0.1)
 shallow=$tlm:conv2-k3-d64-h8@96d8 deep=$tlm:bert-6@96
-minilm sweep --config="$shallow" "${small[@]}" --config.population.members=5 --workdir="$out/members"
-minilm pretrain --config="$deep" "${small[@]}" --workdir="$out/deep"
+population() { minilm sweep --config="$1" "${small[@]}" --config.population.members="$2" --config.updates="$3" "${@:4}"; }
+population "$shallow" 5 1000 --workdir="$out/members"
+population "$shallow" 3 1000 --config.model.convolution=mended --workdir="$out/mended"
+population "$deep" 2 500 --workdir="$out/pair"
+minilm pretrain --config="$deep" "${small[@]}" --config.updates=1000 --workdir="$out/deep"
 few=("--config.seeds=0,1,2" --config.keep=True)
-on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-*" --workdir="$out/members-ag_news"
+for some in members mended pair; do
+  on_ag_news "${few[@]}" --checkpoint="$out/$some/*/member-*" --workdir="$out/$some-ag_news"
+done
 on_ag_news "${few[@]}" --checkpoint="$out/deep" --workdir="$out/deep-ag_news"
 on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-0" --config.head.copies=5 --workdir="$out/heads-ag_news"
-minilm committee --members="$out/members-ag_news/*/classifier-*" --workdir="$out/members-committee"
+for some in members pair; do
+  minilm committee --members="$out/$some-ag_news/*/classifier-*" --workdir="$out/$some-committee"
+done
 minilm committee --members="$out/deep-ag_news/classifier-*" --workdir="$out/deep-committee"
-minilm latency --config="$shallow,${deep##*:}" --config.model.vocabulary=8000 --size=5 --heads=5 \
-  --workdir="$out/latency"
+for size in 2 3 4 5; do
+  minilm latency --config="$shallow,${deep##*:}" --config.model.vocabulary=8000 --size="$size" --heads="$size" \
+    --workdir="$out/latency/$size"
+done
+minilm latency --config="$deep" --config.model.vocabulary=8000 --size=2 --workdir="$out/latency/deep"
 
 minilm report "$out" --workdir="$out/report"

@@ -12,7 +12,7 @@ import pytest
 
 from configs import sizes, tiny
 from minilm_jax import recipe, run
-from minilm_jax.analysis import contests, latencies, report, runs, verdicts
+from minilm_jax.analysis import contests, grid, latencies, report, runs, verdicts
 from minilm_jax.analysis.verdicts import FAILS, HOLDS, OPEN, Statement, Verdict
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import committee
@@ -26,7 +26,8 @@ EXAMPLES, RIGHT = 400, 320
 
 
 def statement(home: pathlib.Path) -> Statement:
-  return verdicts.find(runs.find([str(home)]), runs.failures([str(home)]))
+  found = runs.find([str(home)])
+  return verdicts.find(found, runs.failures([str(home)]), grid.tracks(found))
 
 
 def told(home: pathlib.Path) -> dict[int, Verdict]:

@@ -34,12 +34,14 @@ class Seeded:
 
   Attributes:
     folder: the committee's name among the runs.
-    task, split, examples, headline: what it was scored on; `value` is its headline score, by the mean probability.
+    task, split, examples, headline: what it was scored on, and the metric.
     seed: of fine-tuning, of all its members.
     shapes: of its members, one each, as `latencies.shape` writes them, in ascending order.
     layers: the most blocks among its members.
     convolved: has one of its members convolutions? Of the five that paper 2 released four have.
+    checkpoints: the pre-training runs of its members, by name, each once; of those that are not among the runs none.
     rows: that the pre-training of its members saw in its set; 0 where they differ or are not among the runs.
+    values: scores of 1, 2 and at last all of its members: the mean over subsets of each size, by the mean probability.
     collapsed: members that gave one answer to everything.
   """
 
@@ -52,9 +54,15 @@ class Seeded:
   shapes: tuple[str, ...]
   layers: int
   convolved: bool
+  checkpoints: tuple[str, ...]
   rows: int
-  value: float
+  values: tuple[float, ...]
   collapsed: int
+
+  @property
+  def value(self) -> float:
+    """The score of the whole committee."""
+    return self.values[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +93,15 @@ def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) ->
   Raises:
     InputError: a folder that lacks a file of a member.
   """
-  sizes = {str(found[name].resolve()): one.rows for name, one in there.items()}
+  trained = {str(found[name].resolve()): one for name, one in there.items()}
   made = []
   for name, path in found.items():
     if runs.kind(path) == KIND and (path / run.RESULT).exists():
-      made += _seeded(name, path, sizes)
+      made += _seeded(name, path, trained)
   return made
 
 
-def _seeded(name: str, path: epath.Path, sizes: Mapping[str, int]) -> Iterator[Seeded]:
+def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iterator[Seeded]:
   by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
   for one in run.read_json(path / run.MANIFEST, f'the members of {path}')['members']:
     folder = path / one['folder']
@@ -104,21 +112,30 @@ def _seeded(name: str, path: epath.Path, sizes: Mapping[str, int]) -> Iterator[S
     cards, said = zip(*members, strict=True)
     if len(members) < 2:
       continue
-    sets = {sizes.get(str(epath.Path(card['checkpoint']).resolve()), 0) for card in cards}
-    rows = sets.pop() if len(sets) == 1 else 0
+    paths = [str(epath.Path(card['checkpoint']).resolve()) for card in cards]
+    starts = [trained[path] for path in paths if path in trained]
+    rows = starts[0].rows if len(starts) == len(cards) and len({start.rows for start in starts}) == 1 else 0
     for split in sorted(set.intersection(*(set(one) for one in said))):
       labels = said[0][split][1]
       if not all(np.array_equal(one[split][1], labels) for one in said):
         continue  # they were reported on other examples
       logits, headline = np.stack([one[split][0] for one in said]), cards[0]['headline']
-      answers = subsets.combine(logits, subsets.PROBABILITY).argmax(-1)
       yield Seeded(
           name, cards[0]['task'], split, len(labels), headline, seed,
           tuple(sorted(latencies.shape(card['model']) for card in cards)),
           max(card['model']['layers'] for card in cards),
-          any(card['model']['convolutions'] for card in cards), rows,
-          metrics.compute((headline,), answers, labels)[headline],
-          sum(metrics.collapsed(one.argmax(-1)) for one in logits))
+          any(card['model']['convolutions'] for card in cards),
+          tuple(dict.fromkeys(start.name for start in starts)), rows,
+          _by_size(logits, labels, headline), sum(metrics.collapsed(one.argmax(-1)) for one in logits))
+
+
+def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:
+  def score(subset: tuple[int, ...]) -> float:
+    answers = subsets.combine(logits[list(subset)], subsets.PROBABILITY).argmax(-1)
+    return metrics.compute((headline,), answers, labels)[headline]
+
+  return tuple(float(np.mean([score(subset) for subset in subsets.subsets(len(logits), size)]))
+               for size in range(1, len(logits) + 1))
 
 
 def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

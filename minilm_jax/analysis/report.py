@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
     averages, cells, committees, confusions, curves, figures, forms, gap, gap_figures, gap_page, grid, grid_page,
-    grid_report, latencies, laws, lines, logged, page, runs, sheets, verdicts)
+    grid_report, latencies, laws, lines, logged, matches, page, runs, sheets, verdicts)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
 from minilm_jax.errors import InputError
@@ -30,8 +30,8 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
   frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv and models.csv, and the figures compute, plane, against
   (scores against perplexity) and gain. Runs on sets of several sizes, or of several overlaps with a task, give gap.csv,
   slopes.csv and the figures gap-size and gap-overlap; committees have committees.csv and a figure each, latencies
-  latency.csv, both forms of the front-end forms.csv, and what is said of the claims of paper 2 stands in verdicts.csv.
-  Of a logged table runs.csv is what models.csv is else.
+  latency.csv, both forms of the front-end forms.csv; what is said of the claims of paper 2 stands in verdicts.csv, and
+  its committee at equal costs in matches.csv. Of a logged table runs.csv is what models.csv is else.
 
   Args:
     folders: run directories, or folders that hold them at any depth.
@@ -76,10 +76,10 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
            'averages.csv': sheets.as_csv(averages.Average, average_rows),
            'runs.csv': sheets.as_csv(runs.RunRow, run_rows)}
   failed = runs.failures(folders)
-  timed, statement = latencies.read(found), verdicts.find(found, failed)
+  tracks, timed = grid.read(found), latencies.read(found)
+  statement = verdicts.find(found, failed, tracks.tracks)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
-  tracks = grid.read(found)
   others = gap.other_sets(gap.trained(found))
   fair = [track for track in tracks.tracks if track.name.partition(' member ')[0] not in others]
   several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.LEAST
@@ -90,7 +90,8 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   files |= more
   formed = forms.find(found, tracks.tracks, cells.main(score_rows))
   for name, kind, rows in (('committees', committees.CommitteeRow, answering), ('latency', latencies.LatencyRow, timed),
-                           ('forms', forms.FormRow, formed), ('verdicts', verdicts.Verdict, statement.verdicts)):
+                           ('forms', forms.FormRow, formed), ('verdicts', verdicts.Verdict, statement.verdicts),
+                           ('matches', matches.Match, statement.matched)):
     if rows:
       files[f'{name}.csv'] = sheets.as_csv(kind, rows)
   gaps = gap.find(found, cells.main(score_rows), draws)
@@ -99,7 +100,8 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   files['report.html'] = page.render(
       score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
       [*verdicts.sections(statement), *gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
-       *committees.sections(answering, drawn), *latencies.sections(timed), *forms.sections(formed)]).encode()
+       *committees.sections(answering, drawn), *matches.sections(statement.matched), *latencies.sections(timed),
+       *forms.sections(formed)]).encode()
   return files
 
 

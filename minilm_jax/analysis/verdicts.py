@@ -13,13 +13,15 @@ import numpy as np
 from etils import epath
 
 from minilm_jax import run
-from minilm_jax.analysis import cells, contests, gap, latencies, lines, page, runs
+from minilm_jax.analysis import cells, contests, gap, latencies, lines, matches, page, runs
 from minilm_jax.analysis.cells import NONE, points
 from minilm_jax.analysis.contests import Contest
 from minilm_jax.analysis.gap import Trained
 from minilm_jax.analysis.latencies import LatencyRow
 from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap
+from minilm_jax.analysis.matches import Match
 from minilm_jax.analysis.scores import Group, ScoreRow, score_table
+from minilm_jax.analysis.tracks import Track
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
@@ -71,18 +73,21 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-  """The four verdicts, none where nothing asks for them, and the runs that are in none of them, with the reason."""
+  """The four verdicts, none where nothing asks for them; the runs that are in none of them, with the reason; and the
+  committee of the fourth at equal costs."""
 
   verdicts: Sequence[Verdict]
   excluded: Sequence[str]
+  matched: Sequence[Match]
 
 
-def find(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> Statement:
+def find(found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[Track]) -> Statement:
   """The statement on some runs.
 
   Args:
     found: runs by name, of `runs.find`.
     failed: of `runs.failures`.
+    tracks: of `grid.read`, on the same runs.
 
   Raises:
     InputError: a file of a run is damaged.
@@ -94,10 +99,12 @@ def find(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> Statemen
   by_series, _ = gap.single_rows(rows, there)
   along, made, timed = gap.find(kept, rows, 1).points, contests.committees(kept, there), latencies.read(kept)
   if not (along or made or timed or any(row.task in TOPICS for row in rows)):
-    return Statement([], [])
+    return Statement([], [], [])
+  contest = contests.contest(made, rows, there)
   return Statement(
       [_first(by_series, there), *(_slope(claim, axis, along, by_series) for claim, axis in ((2, SIZE), (3, OVERLAP))),
-       _fourth(contests.contest(made, rows, there), timed)], [f'{name}: {why}' for name, why in excluded.items()])
+       _fourth(contest, timed)], [f'{name}: {why}' for name, why in excluded.items()],
+      matches.find(contest, made, rows, there, tracks, timed))
 
 
 def _excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dict[str, str]:
