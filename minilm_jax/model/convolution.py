@@ -19,7 +19,6 @@ scales of 8-bit products.
 """
 
 import functools
-import itertools
 import math
 
 import jax
@@ -28,6 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from minilm_jax.config import EncoderConfig
+from minilm_jax.model.convolve import convolve
 from minilm_jax.model.layers import activation, dropout, layer_norm
 
 MOMENTUM = 0.1  # share of what was observed in a running statistic after an update; PyTorch's default
@@ -35,55 +35,8 @@ _EPSILON = 1e-5  # PyTorch's default for BatchNorm2d; `norm_epsilon` is that of 
 _AXES = (0, 1, 2)  # of an image, those that BatchNorm takes its statistics over
 
 
-def _plain(x: Float[Array, 'B L D I'], kernel: Float[Array, 'kh kw I O'],
-           back: bool = False) -> Float[Array, 'B L D O']:
-  """The products in the type of `x`; `back`, with the zeros of either side at the other."""
-  zeros = [((size - 1) // 2, size // 2)[::-1 if back else 1] for size in kernel.shape[:2]]
-  return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), zeros,
-                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-@jax.custom_vjp
-def convolve(x: Float[Array, 'B L D I'], kernel: Float[Array, 'kh kw I O']) -> Float[Array, 'B L D O']:
-  """The image under a kernel, as large as before, in the type of `x`; the gradient of the kernel is in its own.
-
-  The gradient is written out because of CPUs: inside a loop, which a chunk of steps is, XLA takes the kernel's there
-  without its library of convolutions (jax-ml/jax#12868), and all of the front-end's gradient takes ten times as long.
-  """
-  return _plain(x, kernel)
-
-
-def _backward(inputs: tuple, gradient: Float[Array, 'B L D O']) -> tuple:
-  x, kernel = inputs
-  back = _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3), back=True)
-  sizes = kernel.shape[:2]
-  of_kernel = jax.lax.platform_dependent(
-      x, gradient, cpu=functools.partial(_by_taps, sizes=sizes),
-      default=lambda x, gradient: jax.linear_transpose(functools.partial(_plain, x), kernel)(gradient)[0])
-  return back, of_kernel
-
-
-convolve.defvjp(lambda x, kernel: (_plain(x, kernel), (x, kernel)), _backward)
-
-
-def _by_taps(x: Float[Array, 'B L D I'], gradient: Float[Array, 'B L D O'],
-             sizes: tuple[int, int]) -> Float[Array, 'kh kw I O']:
-  """The kernel's gradient, weight by weight: a product of matrices over the pixels that it meets."""
-  taps = []
-  for shift in itertools.product(*(range(-((size - 1) // 2), size // 2 + 1) for size in sizes)):
-    read, made = (tuple(slice(max(0, s * way), n + min(0, s * way)) for s, n in zip(shift, x.shape[1:3]))
-                  for way in (1, -1))
-    there, here = x[:, *read], gradient[:, *made]
-    taps.append(jnp.matmul(there.reshape(-1, x.shape[3]).T, here.reshape(-1, gradient.shape[3]),
-                           preferred_element_type=jnp.float32))
-  return jnp.stack(taps).reshape(*sizes, x.shape[3], gradient.shape[3])
-
-
 class Convolution(nnx.Module):
-  """Conv2d as PyTorch has it: stride 1, as large out as in, a bias.
-
-  A kernel of k has (k - 1) // 2 pixels of zeros before the image and k // 2 after it: 7 and 8 for 16.
-  """
+  """Conv2d as PyTorch has it: stride 1, as large out as in, a bias."""
 
   def __init__(self, kernel: tuple[int, int], inputs: int, outputs: int, config: EncoderConfig):
     self.dtype = jnp.dtype(config.compute)
