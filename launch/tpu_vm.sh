@@ -4,7 +4,7 @@
 #     create          asks for the slice by a queued resource and waits until it is there
 #     install         copies this checkout to every worker and installs it there
 #     start VERB ...  starts minilm VERB ... on every worker, in the background; --workdir must be gs://, for all to share
-#                     (pretrain on several workers: with --coordinator=auto, so that JAX asks the VM who the others are)
+#                     (pretrain gets --coordinator=auto, so that JAX asks the VM who the others are, unless one is given)
 #     logs            follows what worker 0 says; --worker=N another one
 #     fetch FROM TO   copies a folder from worker 0 (a gs:// folder needs no TPU: gcloud storage cp -r FROM TO)
 #     stop            sends SIGTERM to the run: it saves and ends; the same start goes on
@@ -84,12 +84,17 @@ install() {
 }
 
 start() {
-  local argument workdir='' line
+  local argument workdir='' coordinator='' line
   for argument in "$@"; do
-    if [[ $argument == --workdir=* ]]; then workdir=${argument#*=}; fi
+    case $argument in
+      --workdir=*) workdir=${argument#*=} ;;
+      --coordinator | --coordinator=*) coordinator=given ;;
+    esac
   done
   [[ $workdir == gs://* ]] || refuse "start ${*}" "--workdir=$workdir" \
     'give a folder that all workers share and that stays: --workdir=gs://BUCKET/FOLDER'
+  # Without it, where the shells of a pod do not name its workers, each would train a model of its own.
+  if [[ $1 == pretrain && ! $coordinator ]]; then set -- "$@" --coordinator=auto; fi
   line="$(printf '%q ' .venv/bin/minilm "$@"); echo \$? > $ended"
   on all "cd $folder && rm -f $ended && (nohup bash -c $(printf %q "$line") >> $log 2>&1 < /dev/null &) && echo started"
 }

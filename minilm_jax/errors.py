@@ -5,6 +5,7 @@ Errors in the program itself keep their ordinary Python types and their tracebac
 """
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable
 
@@ -41,6 +42,15 @@ def _in_a_line(text: str) -> str:
   text = str(text) if len(str(text)) <= _MOST else f'{str(text)[:_MOST]}...'
   return text if text.isprintable() else ''.join(
       letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text)
+
+
+def needs(library: str, extra: str, asked: str) -> None:
+  """Raises InputError where a library is not installed that only an extra of setup.py brings.
+
+  >>> needs('json', 'none', 'a row')
+  """
+  if importlib.util.find_spec(library) is None:
+    raise InputError(asked, f'{library} is not installed', f"pip install 'minilm_jax[{extra}]'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

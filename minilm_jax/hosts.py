@@ -122,6 +122,14 @@ def _initialize(wait: int, *where: Any) -> None:
                   'give all the same, on CPUs with JAX_NUM_CPU_DEVICES')
 
 
+def check() -> None:
+  """Raises InputError where JAX computes with devices of other processes, as in a TPU pod, which have not joined."""
+  import jax
+  if jax.process_count() != _processes:
+    raise InputError('training in one process', f'JAX sees the devices of {jax.process_count()}',
+                     f'give all of them --coordinator={AUTO}')
+
+
 def leads() -> bool:
   """Is this process 0, who writes and speaks for all?"""
   return _process == 0

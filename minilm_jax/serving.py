@@ -2,8 +2,8 @@
 
     classifier.jax_export    what `jax.export` serializes: tokens [B L] int32 -> probabilities [B C] float32
     tokenizer.model          SentencePiece; how text becomes tokens is said in call.json
-    call.json                labels, lengths, ids, platforms, and the lines of Python that call it
-    export.json              what it is an export of, and how far it was from the model when it was written
+    call.json                labels, lengths, ids, platforms, and lines of Python that answer a text in that folder
+    export.json              what it is an export of, how far it was from the model, and how long an answer took
 
 The program needs `jax` alone to run, and its bytes hold the StableHLO for other compilers. B is free where that can be
 lowered, else fixed; L is fixed, for rows are filled up with pads, which change no answer. Every export is read back
@@ -29,12 +29,13 @@ from minilm_jax.language import build
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.heads import Classifier
 from minilm_jax.release import Released
+from minilm_jax.tasks.classifiers import Card
 from minilm_jax.tasks.table import REGRESSION
 
 PROGRAM, CALL = 'classifier.jax_export', 'call.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 TOLERANCE = 1e-5  # between probabilities
-_WARM, _CALLS = 10, 100
+_WARM, _CALLS = 10, 200
 _UNLOWERED = (ValueError, TypeError, NotImplementedError, RuntimeError)  # what a free batch may raise in lowering
 Answer = Callable[[Int[np.ndarray, 'B L']], np.ndarray]
 
@@ -48,8 +49,8 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
     batch: rows of every call; 0 leaves them free where that can be lowered.
 
   Returns:
-    What `export.json` holds: source, `batch` (None: free), `difference`, and the median milliseconds of an answer to
-    one row on this machine.
+    What `export.json` holds: source, `batch` (None: free), `difference`, and on this machine the `milliseconds` of an
+    answer to one row, `median` and `p95`.
 
   Raises:
     InputError: it is no classifier, one of an encoder that is not trusted, the folder holds something else, a negative
@@ -77,7 +78,7 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
     answer = opened(folder)
     difference = _compare(released, answer, fixed)
     record = {**identity, 'batch': fixed, 'difference': difference, 'tolerance': TOLERANCE,
-              'milliseconds': _median(answer, released, fixed or 1), 'rows_timed': fixed or 1, 'calls': _CALLS,
+              'milliseconds': _milliseconds(answer, released, fixed or 1), 'rows_timed': fixed or 1, 'calls': _CALLS,
               'machine': machine.describe(), 'versions': machine.versions()}
     run.write_json(folder / release.RECORD, record)
   return record
@@ -127,8 +128,20 @@ def described(released: Released, fixed: int | None) -> dict[str, Any]:
           'template': '<s> A </s></s> B </s>' if two else '<s> A </s>', 'longest': card.length,
           'longer': 'loses tokens from the end of its longer text', 'pad_to': length(released),
           'ids': {piece: number for number, piece in enumerate(pieces.SPECIAL)}},
-      'python': ['from jax import export', f"program = export.deserialize(open('{PROGRAM}', 'rb').read())",
-                 'answer = program.call(tokens)']}
+      'python': _python(card, fixed or 1, length(released), two)}
+
+
+def _python(card: Card, rows: int, most: int, two: bool) -> list[str]:
+  """Lines that answer one text, or pair, where `jax`, `numpy` and `sentencepiece` are installed and nothing of ours."""
+  half = (card.length - 2) // 2 - 1  # so many pieces of either text are sure to fit
+  ids = (f"a, b = (text.lower() for text in ('a text', 'another'))\nids = [{pieces.BEGIN}, *reads.encode(a)[:{half}], "
+         f'{pieces.END}, {pieces.END}, *reads.encode(b)[:{half}], {pieces.END}]' if two else
+         f"ids = [{pieces.BEGIN}, *reads.encode('a text'.lower())[:{card.length - 2}], {pieces.END}]").splitlines()
+  return ['import jax, numpy, sentencepiece', 'from jax import export',
+          f"program = jax.jit(export.deserialize(bytearray(open('{PROGRAM}', 'rb').read())).call)",
+          f"reads = sentencepiece.SentencePieceProcessor(model_file='{build.TOKENIZER}')", *ids,
+          f"tokens = numpy.full(({rows}, {most}), {pieces.PAD}, 'int32')", 'tokens[0, :len(ids)] = ids',
+          'answer = numpy.asarray(program(tokens))[0]']
 
 
 def opened(folder: pathlib.Path) -> Answer:
@@ -162,12 +175,12 @@ def _compare(released: Released, answer: Answer, fixed: int | None) -> float:
   return worst
 
 
-def _median(answer: Answer, released: Released, count: int) -> float:
-  """Milliseconds of an answer, from tokens on the host to probabilities on the host: the median of `_CALLS`."""
+def _milliseconds(answer: Answer, released: Released, count: int) -> dict[str, float]:
+  """How long an answer takes from tokens on the host to probabilities on the host: `median` and `p95` of `_CALLS`."""
   tokens, spent = _rows(released, count), []
   for number in range(_WARM + _CALLS):
     begin = time.perf_counter()
     answer(tokens)
     if number >= _WARM:
       spent.append(time.perf_counter() - begin)
-  return 1e3 * float(np.median(spent))
+  return {name: 1e3 * float(np.quantile(spent, share)) for name, share in (('median', 0.5), ('p95', 0.95))}

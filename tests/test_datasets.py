@@ -39,6 +39,15 @@ def test_a_class_that_a_data_set_names_is_not_imported(prepared, tmp_path: pathl
   assert 'stranger' not in sys.modules
 
 
+def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+  monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
+  with pytest.raises(InputError, match=r'tensorflow_datasets is not installed(.|\n)*minilm_jax\[data\]'):
+    datasets.examples(datasets.folder('tiny', ''), 'train')
+  with pytest.raises(InputError, match="did you mean 'tiny'"):
+    datasets.folder('tinny', '')
+
+
 @pytest.mark.parametrize('name, split, said', [
     ('tinny', 'train', "did you mean 'tiny'"), ('tiny:8.0.0', 'train', 'tiny'), ('tiny', 'dev', 'name one of train'),
     ('tiny:9.0.0', 'train', 'array_record')])

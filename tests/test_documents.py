@@ -99,6 +99,22 @@ def test_columns(tmp_path):
   assert 'columns are body, text' in refused(path, field='sentence')
 
 
+def test_lines_of_json_under_the_name_that_c4_gives_them(tmp_path):
+  path = tmp_path / 'c4-train.00000-of-01024.json.gz'
+  path.write_bytes(gzip.compress(b'{"text": "one", "url": "x"}\n{"text": "two", "url": "y"}\n'))
+  assert texts(f'{tmp_path}/c4-train.*.json.gz') == ['one', 'two']
+  relations = tmp_path / 'relations.json'  # one object in a line, as FewRel's
+  relations.write_text('{"P1": [], "P2": []}\n')
+  assert 'columns are P1, P2' in refused(relations)
+
+
+@pytest.mark.parametrize('text', ['{\n  "text": "spread"\n}\n', '[{"text": "a"}]\n', 'text\n'])
+def test_a_json_without_an_object_a_line_is_refused(tmp_path, text):
+  path = tmp_path / 'a.json'
+  path.write_text(text)
+  assert 'a.json, line 1' in refused(path) and 'one JSON object a line' in refused(path)
+
+
 @pytest.mark.parametrize('value, said', [(7, 'no text but 7'), ('x\0', 'U+0000 at character 1'), ('\ud800', 'U+D800')])
 def test_values_that_are_no_text_are_refused(tmp_path, value, said):
   path = tmp_path / 'a.jsonl'

@@ -7,6 +7,7 @@ import lzma
 import os
 import pathlib
 import re
+import sys
 import zlib
 
 import pyarrow
@@ -51,6 +52,14 @@ def test_damage_is_refused(tmp_path, suffix, damage):
   path.write_bytes(whole[:len(whole) // 2] if damage == 'truncated' else b'no such format' * 9)
   with pytest.raises(InputError, match='cannot be read'):
     lines(path, longest=100_000)
+
+
+@pytest.mark.parametrize('name', ['a.parquet', 'a.jsonl.zst'])
+def test_what_the_extra_reads_names_it_where_it_is_absent(tmp_path, monkeypatch, name):
+  (tmp_path / name).write_bytes(b'some')
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  with pytest.raises(InputError, match=rf'{name}(.|\n)*pyarrow is not installed(.|\n)*minilm_jax\[data\]'):
+    rows(tmp_path / name)
 
 
 def test_a_missing_file_is_refused(tmp_path):

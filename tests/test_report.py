@@ -400,7 +400,7 @@ def test_few_models_leave_parts_out_and_say_why(tmp_path: pathlib.Path, count: i
   written = report.report([tmp_path / 'runs'], tmp_path / 'out', draws=5)
   text = Page(written['report.html'].read_text()).text
   assert (GRID < set(written)) == (count > 1) and 'early: no validation loss yet' in text
-  assert ('1 models that were evaluated, and it needs 2' in text) == (count == 1)
+  assert ('one model was evaluated, and it needs 2' in text) == (count == 1)
   if count > 1:
     assert f'{count} models, and fewer than 4 say nothing' in text
 

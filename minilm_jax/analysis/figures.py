@@ -136,7 +136,7 @@ def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
     looks = _looks_of(band.name for panel in panels for band in panel.bands)
     figure = Figure(figsize=(1 + 2.2 * columns, 0.6 + 1.9 * lines + 0.2 * math.ceil(len(looks) / 2)))
     handles: dict[str, Any] = {}
-    for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels):
+    for number, (axes, panel) in enumerate(zip(figure.subplots(lines, columns, squeeze=False).flat, panels)):
       for band in panel.bands:
         dash, color = looks[band.name]
         axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
@@ -145,11 +145,12 @@ def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
         handles['majority'] = axes.axhline(panel.level, color=INK, alpha=0.5, linestyle=':', linewidth=1)
       axes.set_title(f' {panel.title}', fontsize=9)
       _label(axes, '', '')
+      if number + columns >= len(panels):  # one label of the whole figure would lie under the legend
+        axes.set_xlabel(x, fontsize=9)
       axes.xaxis.set_major_formatter(EngFormatter(sep=''))
       axes.tick_params(labelsize=8)
     for axes in figure.axes[len(panels):]:
       axes.set_axis_off()
-    figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
     _legend(figure, handles)
   return figure

@@ -52,7 +52,7 @@ def find(tracks: Sequence[Track], scores: Iterable[ScoreRow], means: Sequence[Av
   left_out = list(left_out)
   if len(tracks) < LEAST:
     if tracks or left_out:
-      left_out.append(f'the study of a grid: {len(tracks)} models that were evaluated, and it needs {LEAST}')
+      left_out.append(f'the study of a grid: {"one model" if tracks else "no model"} was evaluated, and it needs {LEAST}')
     return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
   models, reasons = correlation.models(tracks, scores, means)
   left_out += reasons

@@ -27,7 +27,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th.word, td.word { text-align: left; } .flag { color: var(--flag); }
-figure { margin: 0; } figure svg { width: 100%; max-width: 36rem; height: auto; }
+figure { margin: 0; } figure svg { max-width: 100%; height: auto; }
 summary { cursor: pointer; } details { margin: .5rem 0; } .lead { font-size: 1.05rem; }
 '''
 SCORES = (

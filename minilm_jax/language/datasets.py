@@ -1,13 +1,14 @@
 """Data sets that TFDS has prepared, read as random access records: no TensorFlow, no network, nothing is prepared here.
 
 A data set lies in `data_dir/name/version` or `data_dir/name/config/version`; `tfds.builder(...).download_and_prepare`
-made it there, with file_format='array_record'.
+made it there, with file_format='array_record'. Reading needs the extra [data].
 
 TFDS imports the modules that a data set's features.json names. A data set is data: one that names a module that is not
 of TFDS is refused before TFDS sees it.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 from etils import epath
 
 from minilm_jax import run
-from minilm_jax.errors import InputError, nearest
+from minilm_jax.errors import InputError, nearest, needs
 
-_FEATURES = 'features.json'
+_FEATURES, _OWN = 'features.json', '~/tensorflow_datasets'  # where TFDS prepares, unless TFDS_DATA_DIR says otherwise
 _LARGEST = 1 << 26  # bytes of what describes a data set; those of GLUE have thousands
 _CLASSES, _OURS = ('type', 'pythonClassName', 'python_class_name'), 'tensorflow_datasets.core.features.'
 # What TFDS, the records below it and their decoding make of a folder that is not as they wrote it, beside errors of
@@ -37,10 +38,7 @@ def folder(name: str, data_dir: str) -> str:
   Raises:
     InputError: there is none of that name, or there are several.
   """
-  if not data_dir:
-    from tensorflow_datasets.core import constants
-    data_dir = constants.DATA_DIR
-  root, there = epath.Path(data_dir).expanduser(), {}
+  root, there = epath.Path(data_dir or os.environ.get('TFDS_DATA_DIR', _OWN)).expanduser(), {}
   for depth in ('*/*', '*/*/*'):
     for path in root.glob(f'{depth}/dataset_info.json'):
       *parts, version = path.parent.relative_to(root).parts
@@ -105,8 +103,9 @@ def fingerprint(where: str) -> dict[str, Any]:
 
 
 def _builder(where: str) -> Any:
-  import tensorflow_datasets as tfds  # slow to import, and few corpora need it
   what = f'the data set {where}'
+  needs('tensorflow_datasets', 'data', what)
+  import tensorflow_datasets as tfds  # slow to import, and few corpora need it
   for path in epath.Path(where).glob('*.json'):
     if path.stat().length > _LARGEST:
       raise InputError(what, f'{path.name} has more than {_LARGEST:,} bytes', 'prepare it, or copy it, again')

@@ -3,7 +3,7 @@
 A source is one of
 
 - a file or a glob of files, local or `gs://`, ending in .txt, .jsonl, .csv, .tsv or .parquet, all but the last also
-  followed by .gz, .xz or .zst;
+  followed by .gz, .xz or .zst; or in .json, where it has an object a line, as in `c4-train.*.json.gz`;
 - a data set that TFDS has prepared in `data_dir` with random access, as in `glue/sst2` or `glue/sst2:2.0.0`;
 - `microworld` or `microworld:COUNT`, so many documents of the built-in language (20,000 where no number is given).
 

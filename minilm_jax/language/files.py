@@ -1,7 +1,8 @@
 """One file of text or of rows, whatever its form and compression: decompressed, decoded and checked as it streams.
 
 The name tells the form: .txt, .jsonl, .csv, .tsv or .parquet, all but the last also followed by .gz, .xz or .zst. Paths
-may be local or `gs://`. A .tsv has no quoting, as in GLUE's own files. What the rows mean is the caller's to know.
+may be local or `gs://`. A .json has an object a line, as C4's do, and is read as a .jsonl. A .tsv has no quoting, as in
+GLUE's own files. What the rows mean is the caller's to know. For .parquet and .zst there is the extra [data].
 
 However much a file decompresses to, memory holds a line or a row of it; what a decompressor keeps for itself is
 bounded too.
@@ -21,10 +22,10 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from minilm_jax import untrusted
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, needs
 from minilm_jax.language import parquet
 
-FORMS, COMPRESSIONS = ('txt', 'jsonl', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
+FORMS, COMPRESSIONS = ('txt', 'jsonl', 'json', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
 
 _BLOCK = 1 << 20  # bytes
 _BAD_BYTES = 'give UTF-8, or go on with documents.errors=replace'
@@ -77,7 +78,8 @@ def opened(path: epath.PathLike) -> Iterator[BinaryIO]:
   """A buffered stream of a file's bytes, decompressed by its suffix.
 
   Raises:
-    InputError: on opening or later inside the `with`: the file is missing, unreadable, truncated or damaged.
+    InputError: on opening or later inside the `with`: the file is missing, unreadable, truncated or damaged, or it is
+      .zst and pyarrow is not installed.
   """
   path = epath.Path(path)
   suffix = path.suffix.lower()
@@ -89,6 +91,7 @@ def opened(path: epath.PathLike) -> Iterator[BinaryIO]:
       elif suffix == '.xz':
         stream = stack.enter_context(_Xz(stream))
       elif suffix == '.zst':
+        needs('pyarrow', 'data', f'the file {path}')
         import pyarrow  # its reader notices a truncated stream, that of zstandard does not
         stream = stack.enter_context(pyarrow.CompressedInputStream(stream, 'zstd'))
       yield io.BufferedReader(stream, _BLOCK)
@@ -153,7 +156,7 @@ def _decoded(raw: bytes, errors: str, where: str, offset: int) -> str:
 
 
 def rows(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[str, Any]]:
-  """The rows of a .jsonl, .csv, .tsv or .parquet file; of the last two but one with the first line as names.
+  """The rows of a .jsonl, .json, .csv, .tsv or .parquet file; of a .csv or .tsv with the first line as names.
 
   Raises:
     InputError: as `lines`; or the form is none of these, or a line is no row (names the line).
@@ -171,7 +174,7 @@ def _jsonl(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[str
     try:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
-      raise InputError(f'{path}, line {number}', f'not JSON: {error}', 'correct or remove the line') from None
+      raise InputError(f'{path}, line {number}', f'not JSON: {error}', 'give one JSON object a line') from None
     if not isinstance(row, dict):
       raise InputError(f'{path}, line {number}', f'not an object but {line[:40]}', 'give one JSON object a line')
     yield row
@@ -216,4 +219,4 @@ def _parquet(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict[s
 
 
 _READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-    'jsonl': _jsonl, 'csv': _delimited, 'tsv': _delimited, 'parquet': _parquet}
+    'jsonl': _jsonl, 'json': _jsonl, 'csv': _delimited, 'tsv': _delimited, 'parquet': _parquet}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from minilm_jax import untrusted
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, needs
 
 _BATCH = 128  # rows at once
 _ROW = 1 << 16  # bytes of a row besides text, at most: numbers, and how the file is ordered
@@ -24,8 +24,9 @@ def rows(stream: BinaryIO, what: str, longest: int) -> Iterator[dict[str, Any]]:
     longest: characters in a row.
 
   Raises:
-    InputError: it is damaged, or a row is longer.
+    InputError: it is damaged, a row is longer, or pyarrow is not installed.
   """
+  needs('pyarrow', 'data', what)
   from pyarrow import parquet
   most = 4 * longest + _ROW
   try:

@@ -16,6 +16,7 @@ from minilm_jax.language import documents, files
 
 EVERYTHING = 'all'  # no phenomenon may have this name: it is the mean over all
 
+_TABLES = tuple(form for form in files.FORMS if form not in ('txt', 'json'))  # a .json beside tables tells of them
 _SENTENCES = ('sentence_good', 'sentence_bad')
 _PARADIGM, _PHENOMENON = ('paradigm', 'UID'), ('phenomenon', 'linguistics_term')  # the first column that is there
 
@@ -59,7 +60,7 @@ def _tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[dict[
                      'tables, or a data_dir where TFDS prepared blimp')
   if not path.is_dir():
     return _stem(path), [(_stem(path), documents.table_rows(str(path), 'strict'))]
-  tables = sorted(inner for inner in path.iterdir() if files.form_of(inner) not in (None, 'txt'))
+  tables = sorted(inner for inner in path.iterdir() if files.form_of(inner) in _TABLES)
   if tables:
     return path.name or 'pairs', [(_stem(inner), documents.table_rows(str(inner), 'strict')) for inner in tables]
   root = path.parent if path.name == 'blimp' else path
@@ -67,7 +68,7 @@ def _tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[dict[
   if not found:
     there = ', '.join(sorted(inner.name for inner in path.iterdir())[:10]) or 'nothing'
     raise InputError(asked, f'neither a table nor blimp as TFDS prepares it; there: {there}',
-                     f'tables are .{", .".join(form for form in files.FORMS if form != "txt")}')
+                     f'tables are .{", .".join(_TABLES)}')
   return 'blimp', [(one, documents.tfds_rows(f'blimp/{one}', 'train', str(root))) for one in found]
 
 

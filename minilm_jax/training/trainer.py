@@ -37,6 +37,7 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profiled: str = '') -> 
     signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
   """
   wanted = profile.span(profiled, config.updates, workdir)
+  hosts.check()
   hosts.agree('the recipe', json.dumps(recipe.as_dict(config)))
   hosts.agree('the work directory', str(epath.Path(workdir).resolve()))
   with hosts.together():
