@@ -1,11 +1,14 @@
 """Past the break: why tiny models stand still, and what makes them go.
 
     minilm sweep --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past
+    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
     minilm compare --base=runs/past/paper runs/past --workdir=runs/past/compare
     minilm sweep --config=configs/past.py:without --config.corpus=corpora/honey --workdir=runs/without
-    minilm compare --base=runs/without/together runs/without --workdir=runs/without/compare
-    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
+    minilm compare --base=runs/without/together runs/without runs/past/baselines --workdir=runs/without/compare
     minilm evaluate --checkpoint=runs/without/together --attention
+    minilm finetune --config=configs/glue.py:all --config.task.data_dir=TFDS --checkpoint='runs/past/*' \
+        --workdir=runs/past-glue
+    minilm compare --base=runs/past/paper runs/past runs/past-glue --workdir=runs/past/compare
 
 Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is of runs that stand.
 The argument is a change of the paper's recipe, some with `+` between (`relative+pre`); `together` is all of `TOGETHER`,
@@ -24,12 +27,17 @@ the weights / the head as large as the vocabulary / the data. Each is a change: 
 positions and the short convolution; rates, schedules, warm-up; pre and the starts; tied and vocabulary-4010; for the
 data the same sweep on another corpus.
 
-Statistic: how many times fewer tokens a run takes to leave the plateau than the run without the change, over seeds, with
-Student's 95% interval of its logarithm (`analysis/multiplier.py`). A run has left at its first evaluation 5.5% below the
-level (`analysis/plateau.py`); where no run drops, the level is the loss of word frequencies alone (`minilm baselines`,
-as --level). One that never leaves gives a bound. The verdict on a change of one field is by `analysis/outcomes.py`: it
-causes the plateau where that interval lies above 2, which refutes the others only if theirs do not. One seed gives an
-indication and no verdict.
+Statistic: how many times fewer tokens a run takes to leave the plateau than the run without the change, over seeds,
+with Student's 95% interval of its logarithm (`analysis/multiplier.py`). A run has left at its first evaluation 5.5%
+below the level (`analysis/plateau.py`): the loss of word frequencies alone, of `minilm baselines` or as --level;
+without either that of the runs. One that never leaves gives a bound. The verdict on a change of one field is by
+`analysis/outcomes.py`: it causes the plateau where that interval lies above 2, which refutes the others only if theirs
+do not. One seed gives an indication and no verdict.
+
+GLUE, by a rule that was written before any score of these recipes: a change is no worse than the base where Student's 95%
+interval, over seeds of pre-training, of its average less the base's lies above minus one point, which is the least that
+matters; it is worse where it lies below that; else, and from one seed of pre-training, it cannot be told. The average is
+of the headline scores of the tasks that all these runs were fine-tuned on (`analysis/change_scores.py`), two or more.
 
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """

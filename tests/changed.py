@@ -1,4 +1,7 @@
-"""For tests of comparisons: runs of a base recipe and of changes of it, that leave the plateau where they are told."""
+"""For tests of comparisons: runs of a base recipe and of changes of it, that leave the plateau where they are told.
+
+And what is found beside them: runs that were fine-tuned on them, and baselines of counts.
+"""
 
 import math
 import pathlib
@@ -6,6 +9,7 @@ from typing import Any
 
 from configs import base
 from minilm_jax import recipe, run
+from tests import scored
 
 LENGTH, BATCH, EVERY, PLATEAU = 128, 32, 50, 6.0
 PER_ROW = 1e8  # FLOPs
@@ -46,4 +50,25 @@ def trained(folder: pathlib.Path, leaves: float | list[float] = 1000, updates: i
   run.write_lines(folder / run.METRICS, lines)
   if updates == planned:
     run.write_json(folder / run.RESULT, {'updates': updates})
+  return folder
+
+
+def tuned(source: pathlib.Path, task: str, values: dict[int, float], **fields: Any) -> pathlib.Path:
+  """A run fine-tuned on `source`, in a folder `glue` beside it, with a headline score a seed."""
+  folder = source.parent / 'glue' / f'{source.name}-{task}-{len(fields)}'
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': str(source), 'task': {'name': task}})
+  run.write_lines(folder / run.SCORES, [scored.line(value, seed, task=task, metric='accuracy', checkpoint=source.name,
+                                                    **fields) for seed, value in values.items()])
+  return folder
+
+
+def counted(folder: pathlib.Path, losses: dict[str, float], corpus: str = 'c0ffee', rows: int = 2000, order: int = 0,
+            split: str = 'validation') -> pathlib.Path:
+  """Baselines on the corpus of `trained`, by predictor."""
+  folder.mkdir(parents=True)
+  run.write_json(folder / run.CONFIG, {'kind': 'baselines', 'corpus': corpus, 'rows': rows,
+                                      'subset': {'rows': 0, 'tokens': 0, 'order': order}})
+  run.write_json(folder / run.RESULT, {'rows': [{'predictor': name, 'split': split, 'loss': loss}
+                                               for name, loss in losses.items()]})
   return folder

@@ -51,12 +51,17 @@ def averages(rows: Iterable[ScoreRow]) -> list[Average]:
   """
   cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
   for row in rows:
-    if row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED:
+    if counts(row):
       split = _COUNTED[row.split] if row.split in _COUNTED else row.split
       key = (split, row.filtered, row.checkpoint, row.step)
       cells.setdefault(key, {}).setdefault(row.task, []).append(row)
   return [average for key, tasks in cells.items()
           for average in _averages(key, {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1})]
+
+
+def counts(row: ScoreRow) -> bool:
+  """Is it one that an average over GLUE is made of?"""
+  return row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED
 
 
 def _averages(key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]) -> Iterator[Average]:

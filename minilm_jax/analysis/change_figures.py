@@ -22,6 +22,7 @@ from minilm_jax.analysis.tracks import ACTUAL
 
 MOST = 12  # changes in one figure of curves; the others are in the table alone
 _LOSSES = 32  # at which multipliers are taken
+_LINES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))  # of levels
 _WIDEST = 44  # letters of a name
 
 
@@ -36,7 +37,8 @@ def figures(part: AtShape, rows: Sequence[ChangeRow], level: float | None,
     lines: other losses to draw, by their names.
   """
   drawn = chosen(part, rows)
-  yield 'curves', curves(part.base, drawn, ({} if level is None else {'plateau': level}) | lines)
+  named = level is None or any(math.isclose(level, line, rel_tol=1e-3) for line in lines.values())
+  yield 'curves', curves(part.base, drawn, ({} if named else {'plateau': level}) | lines)
   timed = [row for row in rows[1:] if math.isfinite(row.speed.value)]
   if timed:
     yield 'dots', dots(timed)
@@ -64,7 +66,7 @@ def curves(base: Change, changes: Sequence[Change], levels: Mapping[str, float])
         gid = f'run-{place}-{len(titles)}'
         handles[change.name], = axes.plot(track.flops(ACTUAL), track.loss, dash, color=color, linewidth=1.1, gid=gid)
         titles[gid] = f'{track.name}: {change.name}, loss {track.loss[-1]:.3f} at {track.flops(ACTUAL)[-1]:.2e} FLOPs'
-    for (name, loss), dash in zip(levels.items(), itertools.cycle((':', '-.', '--'))):
+    for (name, loss), dash in zip(levels.items(), itertools.cycle(_LINES)):
       handles[f'{name}, {loss:.2f} nats'] = axes.axhline(loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1)
     logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
     _legend(figure, handles)

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from minilm_jax.analysis import change_scores
 from minilm_jax.analysis.cells import NONE
+from minilm_jax.analysis.change_scores import GlueRow
 from minilm_jax.analysis.changes import BASE, Comparison
 from minilm_jax.analysis.multiplier import AT_LEAST, NEITHER
-from minilm_jax.analysis.outcomes import CAUSES, HALF, LENGTHENS, LITTLE, NOT, ONE_SEED, OPEN, SHORTENS, ChangeRow
+from minilm_jax.analysis.outcomes import (
+    CAUSES, HALF, LENGTHENS, LITTLE, NO_WORSE, NOT, ONE_SEED, OPEN, SHORTENS, WORSE, ChangeRow)
 from minilm_jax.analysis.page import escape, figure, frame, table
 
 HEADINGS = ('change', 'verdict', 'seeds', 'tokens to leave', 'speed, base’s tokens / its own; [95% interval]',
@@ -33,6 +36,9 @@ PICTURES = {
 _SAID = {CAUSES: 'The plateau is caused by what these change (they leave it at no more than half the tokens)',
          SHORTENS: 'It is shortened by', LENGTHENS: 'It is lengthened by', NOT: 'Nothing was done to it by',
          OPEN: 'Cannot be told yet', ONE_SEED: 'One seed each, an indication and no verdict'}
+_SAID_OF_GLUE = {NO_WORSE: 'No worse on GLUE (the interval lies above minus one point)',
+                 WORSE: 'Worse on GLUE (it lies below minus one point)', OPEN: 'On GLUE it cannot be told of',
+                 ONE_SEED: 'On GLUE an indication and no verdict, from one pair of pre-trainings each'}
 
 
 def cells(row: ChangeRow) -> list[str]:
@@ -72,6 +78,10 @@ def sentences(rows: Sequence[ChangeRow]) -> Iterator[str]:
   held = [row.change for row in changes if row.speed.bound == NEITHER]
   if held:
     yield f'Neither the base nor these have left it in every seed, so they cannot be told apart: {"; ".join(held)}.'
+  for verdict, said in _SAID_OF_GLUE.items():
+    own = [row for row in changes if row.glue_verdict == verdict]
+    if own:
+      yield f'{said}: ' + '; '.join(f'{row.change} ({_glue(row)})' for row in own) + '.'
   for row in changes:
     if row.note:
       yield f'{row.change}: {row.note}.'
@@ -96,6 +106,10 @@ def _speed(row: ChangeRow) -> str:
   return f'speed {row.speed}' if math.isfinite(row.speed.value) else row.note or 'not measured'
 
 
+def _glue(row: ChangeRow) -> str:
+  return f'{change_scores.shown(row.glue)} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
+
+
 def _grouped(tokens: str) -> str:
   """A number of tokens for a reader.
 
@@ -107,20 +121,23 @@ def _grouped(tokens: str) -> str:
 
 
 def around(compared: Comparison) -> Iterator[str]:
-  """What is said of all shapes together: runs under way, and those in none of the tables."""
+  """What is said of all shapes together: what counts reach, runs under way, and those in none of the tables."""
+  if compared.counted:
+    yield f'Counts alone reach: {"; ".join(f"{name} {loss:.3f}" for name, loss in compared.counted.items())} nats.'
   if compared.under_way:
     yield f'Under way, and taken as far as they are: {"; ".join(compared.under_way)}.'
   if compared.left_out:
     yield f'Left out: {"; ".join(compared.left_out)}.'
 
 
-def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]],
+def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]], glue: Mapping[str, Sequence[GlueRow]],
            pictures: Mapping[str, Mapping[str, str]]) -> str:
   """The whole page.
 
   Args:
     compared: who was compared with whom.
     tables: the rows of each shape, the base first.
+    glue: the scores of each shape.
     pictures: `<svg>` elements by their names, of each shape.
   """
   parts = [f'<h1>{TITLE}</h1>']
@@ -130,6 +147,9 @@ def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]],
       if name in pictures[shape]:
         parts.append(f'<p class="faint">{escape(caption)}</p>\n{figure(pictures[shape][name])}')
     parts.append(table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION))
+    if glue[shape]:
+      headings, lines = change_scores.table(glue[shape])
+      parts += ['<h3>GLUE</h3>', table(headings, change_scores.WORDS, lines, change_scores.CAPTION)]
   parts.append(_list(around(compared)))
   return frame(TITLE, parts)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
 
-from minilm_jax.analysis import entrants, runs
+from minilm_jax.analysis import counted, entrants, runs
 from minilm_jax.analysis.entrants import Entrant, differing
 from minilm_jax.analysis.tracks import Track
 from minilm_jax.errors import InputError, shown
@@ -58,9 +58,19 @@ class AtShape:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What was tried at each shape, the base's own first; runs under way; and why others are in none of these."""
+  """What was tried.
+
+  Attributes:
+    shapes: the base's own first.
+    found: runs of every kind, by the names that the tracks have.
+    counted: what counts alone reach on the rows of the base, nats by name (`counted.py`).
+    under_way: runs that have not ended.
+    left_out: runs that are in none of these, and why.
+  """
 
   shapes: list[AtShape]
+  found: Mapping[str, epath.Path]
+  counted: Mapping[str, float]
   under_way: list[str]
   left_out: list[str]
 
@@ -105,7 +115,8 @@ def read(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> 
   left_out += [f'{name}: {why}' for name, why in runs.failures(folders).items()]
   under_way = [f'{one.name}, after {one.tokens[-1]:,.0f} tokens' for part in shapes
                for change in (part.base, *part.changes) for one in change.tracks.values() if not one.finished]
-  return Comparison(shapes, under_way, left_out)
+  reached, unlike = counted.read(found, first)
+  return Comparison(shapes, found, reached, under_way, [*left_out, *unlike])
 
 
 def _unlike(first: Entrant, other: Entrant) -> str:

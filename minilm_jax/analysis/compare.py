@@ -1,7 +1,7 @@
 """Recipes against a base recipe, from run directories to a page, a table and figures.
 
-Who is compared with whom stands in `changes.py`, the numbers in `multiplier.py`, the rules of the verdicts in
-`outcomes.py`, how it looks in `change_page.py` and `change_figures.py`.
+Who is compared with whom stands in `changes.py`, the numbers in `multiplier.py` and, of GLUE, in `change_scores.py`,
+the rules of the verdicts in `outcomes.py`, how it looks in `change_page.py` and `change_figures.py`.
 """
 
 import math
@@ -11,9 +11,12 @@ import rich.table
 from etils import epath
 
 from minilm_jax import claim, run
-from minilm_jax.analysis import change_figures, change_page, changes, figures, outcomes, sheets
+from minilm_jax.analysis import (
+    cells, change_figures, change_page, change_scores, changes, figures, outcomes, runs, sheets)
+from minilm_jax.analysis.change_scores import GlueRow
 from minilm_jax.analysis.changes import Comparison
 from minilm_jax.analysis.outcomes import ChangeRow
+from minilm_jax.analysis.scores import score_table
 from minilm_jax.errors import InputError
 
 Tables = Mapping[str, Sequence[ChangeRow]]
@@ -23,14 +26,16 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
             level: float | None = None, lines: Mapping[str, float] | None = None) -> tuple[Comparison, Tables]:
   """Writes compare.html, changes.csv and, as .svg and .png, the figures curves, dots and multiplier.
 
-  Of several shapes each has figures of its own, curves-e64-h64-f256-a8-l2 and so on.
+  Where runs of both sides were fine-tuned on GLUE, each task stands in glue.csv. Of several shapes each has figures of
+  its own, curves-e64-h64-f256-a8-l2 and so on.
 
   Args:
     bases: run directories of the base recipe.
     folders: run directories, or folders that hold them at any depth; the bases may be among them.
     workdir: where the files go; it is made.
-    level: of the plateau, nats; without one that of the runs, where they show it.
-    lines: other losses to draw, nats by name, such as that of word frequencies.
+    level: of the plateau, nats; without one the loss of word frequencies, of a `minilm baselines` in the folders, or
+      that of the runs, where they show it.
+    lines: other losses to draw, nats by name, beside those of these baselines.
 
   Returns:
     Who was compared with whom, and the rows of each shape, the base first.
@@ -44,16 +49,21 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
       raise InputError(f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9')
   compared = changes.read(bases, folders)
   levels = outcomes.levels(compared, level)
-  tables = {part.shape: outcomes.rows(part, levels) for part in compared.shapes}
-  drawn = {part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines or {}))
+  scores = cells.main(score_table(runs.scores(compared.found)))
+  glue = {part.shape: change_scores.find(part, scores) for part in compared.shapes}
+  tables = {part.shape: outcomes.rows(part, levels, glue[part.shape]) for part in compared.shapes}
+  lines = {**compared.counted, **(lines or {})}
+  drawn = {part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines))
            for part in compared.shapes}
   pictures = {shape: {name: one.svg() for name, one in of.items()} for shape, of in drawn.items()}
   files = {'changes.csv': sheets.as_csv(ChangeRow, [row for rows in tables.values() for row in rows])}
+  if any(glue.values()):
+    files['glue.csv'] = sheets.as_csv(GlueRow, [row for rows in glue.values() for row in rows])
   for shape, of in drawn.items():
     end = f'-{shape}' if len(drawn) > 1 else ''
     files |= {f'{name}{end}.svg': pictures[shape][name].encode() for name in of}
     files |= {f'{name}{end}.png': figures.png(one.figure) for name, one in of.items()}
-  files['compare.html'] = change_page.render(compared, tables, pictures).encode()
+  files['compare.html'] = change_page.render(compared, tables, glue, pictures).encode()
   workdir = epath.Path(workdir)
   with claim.held(workdir):
     for name, content in files.items():
@@ -65,8 +75,8 @@ def shown(compared: Comparison, tables: Tables) -> list[rich.table.Table | str]:
   """For the terminal: a table a shape, then what they say in sentences."""
   found: list[rich.table.Table | str] = []
   for shape, rows in tables.items():
-    cells = [change_page.cells(row) for row in rows]
-    found += [sheets.as_table(shape, change_page.HEADINGS, change_page.WORDS, cells), *change_page.sentences(rows), '']
+    table = sheets.as_table(shape, change_page.HEADINGS, change_page.WORDS, [change_page.cells(row) for row in rows])
+    found += [table, *change_page.sentences(rows), '']
   return [*found, *change_page.around(compared)]
 
 

@@ -2,9 +2,7 @@
 
 Two pre-training runs are a pair where their recipes differ in `model.convolution` alone, apart from how often they
 evaluate, save and log and on which devices; corpus, tokenizer and seed are the same, and both were evaluated last at
-the same update. Of several pairs of one shape, each
-of another seed, the differences are one number a pair, and of scores its mean over the seeds of fine-tuning that both
-have; of a single pair they are one number a seed of fine-tuning. The interval is Student's over these numbers.
+the same update. Their differences and intervals are those of `contrasts.py`.
 """
 
 import dataclasses
@@ -13,15 +11,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from minilm_jax import run
-from minilm_jax.analysis import cells, page
+from minilm_jax.analysis import cells, contrasts, page
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.tracks import Track
 from minilm_jax.config import completed
-from minilm_jax.tasks import metrics
 
 PAPER, MENDED = 'paper', 'mended'
 LOSS = 'validation loss, nats'
@@ -93,33 +89,11 @@ def _key(config: Mapping[str, Any], manifest: Mapping[str, Any], rate: float | N
 
 def _of_pairs(pairs: Sequence[tuple[Track, Track]], rows: Sequence[ScoreRow]) -> Iterator[FormRow]:
   names = ' and '.join(', '.join(track.name for track in own) for own in zip(*pairs, strict=True))
-  yield _row(names, LOSS, [(one.loss[-1], other.loss[-1]) for one, other in pairs], 'pre-trainings')
-  places = dict.fromkeys((row.task, row.metric, row.split, row.train_examples) for row in rows if row.headline)
-  for place in places:
-    some = {row.checkpoint: row for row in rows
-            if row.headline and (row.task, row.metric, row.split, row.train_examples) == place}
-    both = [_common(some[one.name], some[other.name]) for one, other in pairs
-            if one.name in some and other.name in some]
-    both = [values for values in both if values]
-    what = f'{place[0]}, {place[1]}, {place[2]}'
-    if len(both) == 1:
-      yield _row(names, what, both[0], 'seeds of fine-tuning')
-    elif both:
-      yield _row(names, what, [tuple(np.mean(values, 0)) for values in both], 'pre-trainings')
-
-
-def _common(ours: ScoreRow, theirs: ScoreRow) -> list[tuple[float, float]]:
-  """Both scores of each seed of fine-tuning that both have."""
-  other = dict(zip(theirs.pretrained.seeds, theirs.pretrained.values, strict=True))
-  own = zip(ours.pretrained.seeds, ours.pretrained.values, strict=True)
-  return [(value, other[seed]) for seed, value in own if seed in other]
-
-
-def _row(names: str, what: str, values: Sequence[tuple[float, float]], of: str) -> FormRow:
-  paper, mended = np.array(values, float).T
-  low, high = metrics.interval(mended - paper)
-  return FormRow(names, what, float(paper.mean()), float(mended.mean()), float((mended - paper).mean()), low, high,
-                 len(values), of)
+  losses = contrasts.contrast([(one.loss[-1], other.loss[-1]) for one, other in pairs], contrasts.TRAININGS)
+  yield FormRow(names, LOSS, *dataclasses.astuple(losses))
+  for place, both in contrasts.scored([(one.name, other.name) for one, other in pairs], rows).items():
+    what = f'{place.task}, {place.metric}, {place.split}'
+    yield FormRow(names, what, *dataclasses.astuple(contrasts.over_tasks([both])))
 
 
 def table_cells(row: FormRow) -> list[str]:

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from minilm_jax.analysis import contests, latencies, page
+from minilm_jax.analysis import contests, contrasts, latencies, page
 from minilm_jax.analysis.cells import points
 from minilm_jax.analysis.contests import Contest, Seeded
+from minilm_jax.analysis.contrasts import TUNINGS
 from minilm_jax.analysis.gap import Trained
 from minilm_jax.analysis.latencies import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.tracks import ACTUAL, Track
-from minilm_jax.tasks import metrics
 
 TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
 HEADINGS = ('task', 'rival', 'at the same', 'committee of', 'its cost over the rival’s', 'committee', 'rival',
@@ -152,12 +152,10 @@ def _match(task: str, rival: _Side, cost: str, sides: Sequence[_Side]) -> Match:
   ratios = {size: side.costs[cost] / rival.costs[cost] for size, side in enumerate(sides, 1)}
   known = [size for size, ratio in ratios.items() if math.isfinite(ratio)]
   size = min(known, key=lambda size: abs(math.log(ratios[size])))
-  side = sides[size - 1]
-  seeds = sorted(side.scores.keys() & rival.scores.keys())
-  ours, theirs = (np.array([one.scores[seed] for seed in seeds]) for one in (side, rival))
-  means = (float(values.mean()) for values in (ours, theirs, ours - theirs))
-  return Match(task, rival.name, cost, size, len(sides), ratios[size], *means, *metrics.interval(ours - theirs),
-               len(seeds))
+  ours, theirs = sides[size - 1].scores, rival.scores
+  both = contrasts.contrast([(theirs[seed], ours[seed]) for seed in sorted(ours.keys() & theirs.keys())], TUNINGS)
+  return Match(task, rival.name, cost, size, len(sides), ratios[size], both.value, both.base, both.difference, both.low,
+               both.high, both.n)
 
 
 def table_cells(match: Match) -> list[str]:

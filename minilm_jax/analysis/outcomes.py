@@ -10,21 +10,33 @@ the plateau than the base does (`multiplier.py`). By the 95% interval of the spe
     cannot be told       else; and from one seed, whatever its number, which is an indication
 
 The first that fits holds. A change of several fields is described and gets no verdict: it does not say which of them.
+
+By the 95% interval of the average of GLUE less the base's (`change_scores.py`), over pairs of pre-training seeds, a
+change of any number of fields is
+
+    no worse on GLUE     the interval lies above minus one point, the least that matters
+    worse on GLUE        it lies below minus one point
+    cannot be told       else; and from one pair, whatever the seeds of fine-tuning, which is an indication
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from minilm_jax.analysis import multiplier, plateau
+from minilm_jax.analysis import contrasts, multiplier, plateau
+from minilm_jax.analysis.change_scores import AVERAGE, GlueRow
 from minilm_jax.analysis.changes import Change, Comparison, AtShape
+from minilm_jax.analysis.contrasts import TRAININGS, Contrast
+from minilm_jax.analysis.counted import WORDS
 from minilm_jax.analysis.multiplier import NEITHER, NOTHING, Ratio
 from minilm_jax.analysis.tracks import ACTUAL
 from minilm_jax.tasks import metrics
 
 CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthens it', 'does not'
 OPEN, ONE_SEED = 'cannot be told', 'cannot be told from one seed'
+NO_WORSE, WORSE = 'no worse on GLUE', 'worse on GLUE'
 HALF, SAME, LITTLE = 2.0, 1.0, 1.5
+POINT = 0.01  # of a score, which is a share
 PARTS = {'quarter': 0.25, 'half': 0.5, 'whole': 1.0}  # of the FLOPs of the whole run of the base
 
 
@@ -47,6 +59,9 @@ class ChangeRow:
     loss_at_quarter, loss_at_half, loss_at_whole: means over seeds at these parts of the FLOPs of the base's whole run.
     validation_loss, low, high: at the end of the schedule, mean over seeds with its 95% interval; nan under way.
     test_loss: the same.
+    glue: the average of GLUE, the change's beside the base's; n is 0 where there is none.
+    glue_tasks: that it is of.
+    glue_verdict: by the rules above; '' without an average.
     note: why something is missing.
   """
 
@@ -72,23 +87,37 @@ class ChangeRow:
   low: float
   high: float
   test_loss: float
+  glue: Contrast
+  glue_tasks: tuple[str, ...]
+  glue_verdict: str
   note: str
 
 
 def levels(compared: Comparison, given: float | None = None) -> dict[str, float | None]:
-  """The level of the plateau under each tokenizer, '' being the base's: what is given, or what its runs agree on."""
+  """The level of the plateau under each tokenizer, '' being the base's.
+
+  There it is what is given, or else the loss of word frequencies, where it was counted; else what the runs agree on.
+  """
   by_tokenizer: dict[str, list] = {}
   for part in compared.shapes:
     for change in (part.base, *part.changes):
       by_tokenizer.setdefault(change.tokenizer, []).extend(change.tracks.values())
   found = {tokenizer: plateau.level(tracks) for tokenizer, tracks in by_tokenizer.items()}
+  given = compared.counted[WORDS] if given is None and WORDS in compared.counted else given
   return found if given is None else found | {'': given}
 
 
-def rows(part: AtShape, levels: dict[str, float | None]) -> list[ChangeRow]:
-  """The base, then the changes from the highest multiplier to the lowest; last those without one."""
-  made = [_row(part, change, levels) for change in part.changes]
-  return [_row(part, part.base, levels), *sorted(made, key=lambda row: (
+def rows(part: AtShape, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()) -> list[ChangeRow]:
+  """The base, then the changes from the highest multiplier to the lowest; last those without one.
+
+  Args:
+    part: what was compared.
+    levels: of the plateau.
+    glue: of `change_scores.find`.
+  """
+  averages = {row.change: row for row in glue if row.task == AVERAGE}
+  made = [_row(part, change, levels, averages) for change in part.changes]
+  return [_row(part, part.base, levels, averages), *sorted(made, key=lambda row: (
       -row.multiplier.value if math.isfinite(row.multiplier.value) else math.inf, row.change))]
 
 
@@ -105,7 +134,14 @@ def verdict(fields: Sequence[str], speed: Ratio) -> str:
   return next((name for name, fits in fitting if fits), OPEN)
 
 
-def _row(part: AtShape, change: Change, levels: dict[str, float | None]) -> ChangeRow:
+def glue_verdict(score: Contrast) -> str:
+  """What the rules say of an average of GLUE."""
+  if score.of != TRAININGS or score.n < 2:
+    return ONE_SEED if score.n else ''
+  return NO_WORSE if score.low > -POINT else WORSE if score.high < -POINT else OPEN
+
+
+def _row(part: AtShape, change: Change, levels: dict[str, float | None], glue: Mapping[str, GlueRow]) -> ChangeRow:
   base, level, tracks = part.base, levels[change.tokenizer], change.tracks.values()
   compares, changed = not change.tokenizer, change is not base
   speed = multiplier.speed(base, change, levels[''], level) if changed else NOTHING
@@ -116,6 +152,7 @@ def _row(part: AtShape, change: Change, levels: dict[str, float | None]) -> Chan
   ended = tracks if compares and all(track.finished for track in tracks) else []
   ends = [track.loss[-1] for track in ended]
   low, high = metrics.interval(ends)
+  score, tasks = (glue[change.name].score, glue[change.name].tasks) if change.name in glue else (contrasts.NOTHING, ())
   return ChangeRow(
       change=change.name, shape=part.shape, fields=change.fields, runs=tuple(track.name for track in tracks),
       seeds=tuple(change.tracks), under_way=sum(not track.finished for track in tracks),
@@ -123,7 +160,8 @@ def _row(part: AtShape, change: Change, levels: dict[str, float | None]) -> Chan
       **_leaving(change, level), speed=speed, verdict=verdict(change.fields, speed),
       multiplier=multiplier.multiplier(base, change, loss) if math.isfinite(loss) else NOTHING, loss=loss, **at,
       validation_loss=multiplier.mean(ends), low=low, high=high,
-      test_loss=multiplier.mean(track.test_loss for track in ended), note=_note(change, level))
+      test_loss=multiplier.mean(track.test_loss for track in ended), glue=score, glue_tasks=tasks,
+      glue_verdict=glue_verdict(score), note=_note(change, level))
 
 
 def _leaving(change: Change, level: float | None) -> dict[str, tuple[str, ...]]:
