@@ -133,10 +133,11 @@ def described(released: Released, fixed: int | None) -> dict[str, Any]:
 
 def _python(card: Card, rows: int, most: int, two: bool) -> list[str]:
   """Lines that answer one text, or pair, where `jax`, `numpy` and `sentencepiece` are installed and nothing of ours."""
-  half = (card.length - 2) // 2 - 1  # so many pieces of either text are sure to fit
-  ids = (f"a, b = (text.lower() for text in ('a text', 'another'))\nids = [{pieces.BEGIN}, *reads.encode(a)[:{half}], "
-         f'{pieces.END}, {pieces.END}, *reads.encode(b)[:{half}], {pieces.END}]' if two else
-         f"ids = [{pieces.BEGIN}, *reads.encode('a text'.lower())[:{card.length - 2}], {pieces.END}]").splitlines()
+  begin, end, half = pieces.BEGIN, pieces.END, (card.length - 4) // 2  # so many pieces of either text are sure to fit
+  ids = [f"ids = [{begin}, *reads.encode('a text'.lower())[:{card.length - 2}], {end}]"]
+  if two:
+    ids = [f"a, b = (reads.encode(text.lower())[:{half}] for text in ('a text', 'another'))",
+           f'ids = [{begin}, *a, {end}, {end}, *b, {end}]']
   return ['import jax, numpy, sentencepiece', 'from jax import export',
           f"program = jax.jit(export.deserialize(bytearray(open('{PROGRAM}', 'rb').read())).call)",
           f"reads = sentencepiece.SentencePieceProcessor(model_file='{build.TOKENIZER}')", *ids,

@@ -52,7 +52,8 @@ def find(tracks: Sequence[Track], scores: Iterable[ScoreRow], means: Sequence[Av
   left_out = list(left_out)
   if len(tracks) < LEAST:
     if tracks or left_out:
-      left_out.append(f'the study of a grid: {"one model" if tracks else "no model"} was evaluated, and it needs {LEAST}')
+      count = 'one model' if tracks else 'no model'
+      left_out.append(f'the study of a grid: {count} was evaluated, and it needs {LEAST}')
     return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
   models, reasons = correlation.models(tracks, scores, means)
   left_out += reasons
