@@ -9,14 +9,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 # Read as text: importing the package here would need its requirements before they are installed.
 VERSION = re.search(r"^__version__ = '(.+)'$", (HERE / 'minilm_jax/__init__.py').read_text(encoding='utf-8'), re.M).group(1)
 README = HERE / 'README.md'
-# What reads .parquet, .zst and data sets of TFDS. On a laptop it is a fifth of all that would be installed, and text and
-# tables need none of it; machines with an accelerator get it.
-DATA = [
-    'array_record>=0.5; platform_system == "Linux"',
-    'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
-    'pyarrow>=17.0',
-    'tensorflow-datasets>=4.9.10',  # its data_source reads without TensorFlow
-]
 
 setuptools.setup(
     name='minilm_jax',
@@ -58,18 +50,23 @@ setuptools.setup(
     ],
     extras_require={
         'beam': ['apache-beam>=2.77'],  # what minilm corpus --beam filters text by
-        'cuda': ['jax[cuda13]', *DATA],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
-        'cuda12': ['jax[cuda12]', *DATA],
-        'cuda13': ['jax[cuda13]', *DATA],
-        'data': DATA,
+        'cuda': ['minilm_jax[data]', 'jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
+        'cuda12': ['minilm_jax[data]', 'jax[cuda12]'],
+        'cuda13': ['minilm_jax[data]', 'jax[cuda13]'],
+        # What reads .parquet, .zst and data sets of TFDS. On a laptop it is a fifth of all that would be installed, and
+        # text and tables need none of it; machines with an accelerator get it.
+        'data': ['array_record>=0.5; platform_system == "Linux"',
+                 'importlib_resources>=6.0',  # tensorflow-datasets imports it without saying so
+                 'pyarrow>=17.0',
+                 'tensorflow-datasets>=4.9.10'],  # its data_source reads without TensorFlow
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
         # What minilm import reads tokenizers by; and RoBERTa to compare with: its weights in our models, and the seconds
         # of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': [*DATA, 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1', 'scikit-learn>=1.5',
-                 'zstandard>=0.22'],
-        'tpu': ['jax[tpu]', 'etils[epath-gcs]', *DATA],
+        'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1',
+                 'scikit-learn>=1.5', 'zstandard>=0.22'],
+        'tpu': ['minilm_jax[data]', 'jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
     },
 )
