@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The study of paper 2 as two cores can do it, in a few hours: pre-training sets of growing size, overlap with a task,
+# The study of paper 2 as two cores can do it: pre-training sets of growing size, overlap with a task,
 # committees against the deep model, latency, and the report with its verdicts. Started again, it goes on where it stopped.
 #   bash launch/paper2.sh TEXT AG_NEWS DBPEDIA FEWREL [FOLDER]
 # TEXT: a line an article, as in 'wikipedia/*.txt.xz@line'. AG_NEWS and DBPEDIA: folders with train and test. FEWREL: one
