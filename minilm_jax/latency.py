@@ -85,7 +85,7 @@ def _measured(configs: Mapping[str, RunConfig], size: int, calls: int, heads: in
   made = contestants({name: one.model for name, one in configs.items()}, size, heads)
   for batch in BATCHES:
     seconds = _timed({name: functools.partial(answer, rows(model, batch)) for name, (answer, model, _) in made.items()},
-                     calls)
+                     calls, f'batch {batch}')
     own = float(np.median(next(iter(seconds.values()))))
     for name, (_, model, facts) in made.items():
       spent = 1e3 * np.sort(seconds[name])
@@ -201,18 +201,24 @@ def _spread(stacked: Classifier, how: str) -> Answer:
   return lambda tokens: np.asarray(answer(placed, tokens))
 
 
-def _timed(answers: Mapping[str, Callable[[], np.ndarray]], calls: int) -> dict[str, list[float]]:
+def _timed(answers: Mapping[str, Callable[[], np.ndarray]], calls: int, what: str) -> dict[str, list[float]]:
   """Seconds of each call of each contestant, which take turns."""
-  for answer in answers.values():
-    for _ in range(1 + _WARM):
-      answer()
-  found: dict[str, list[float]] = {name: [] for name in answers}
-  for _ in range(calls):
-    for name, answer in answers.items():
-      start = time.perf_counter()
-      answer()
-      found[name].append(time.perf_counter() - start)
-  return found
+  once = 0.0
+  with progress.track(f'{what}, untimed', len(answers), 'contestants') as tick:
+    for done, (name, answer) in enumerate(answers.items()):
+      tick(done, f'now {name}')
+      once += min(_seconds(answer) for _ in range(1 + _WARM))
+    tick(len(answers))
+  # Nothing is drawn between the timed answers: a live bar has a thread of its own, which would be timed with them.
+  progress.say(f'{what}: {calls:,} rounds are timed, in {progress.duration(once * calls)} or more')
+  rounds = [{name: _seconds(answer) for name, answer in answers.items()} for _ in range(calls)]
+  return {name: [one[name] for one in rounds] for name in answers}
+
+
+def _seconds(answer: Callable[[], np.ndarray]) -> float:
+  start = time.perf_counter()
+  answer()
+  return time.perf_counter() - start
 
 
 def tables(found: dict[str, Any]) -> list[rich_table.Table]:

@@ -140,6 +140,16 @@ def test_a_reader_sees_a_table(found: dict, capsys):
   assert f'shallow, {HEADS} heads' in out
 
 
+def test_a_reader_is_told_who_warms_up_and_how_long_the_rounds_take(capsys):
+  answered = []
+  spent = latency._timed({'one': lambda: answered.append(1), 'other': lambda: answered.append(2)}, 3, 'batch 1')
+  assert [len(one) for one in spent.values()] == [3, 3] and answered[-6:] == [1, 2] * 3
+  assert capsys.readouterr().err.splitlines() == [
+      'batch 1, untimed: 0/2 contestants, 0:00:00 spent, now one',
+      'batch 1, untimed: 2/2 contestants, 0:00:00 spent, 0:00:00 left',
+      'batch 1: 3 rounds are timed, in 0:00:00 or more']
+
+
 def test_a_work_directory_keeps_the_result_and_is_not_timed_again(monkeypatch: pytest.MonkeyPatch, found: dict,
                                                                  tmp_path: pathlib.Path, capsys):
   asked = []
