@@ -4,7 +4,7 @@ A pre-training run encodes texts and fills holes, a saved classifier or a commit
 do it says, and what could. Nothing here trains or writes: that is done by verbs, or by the functions that they call.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.initialization import count
 from minilm_jax.tasks import classifiers, committee, encoding, fill_mask, likelihood, predict
-from minilm_jax.tasks.classifiers import Fitted
+from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.fill_mask import Guess
 from minilm_jax.tasks.sources import Examples
 from minilm_jax.training import checkpoint, start
@@ -123,9 +123,9 @@ class Answerer(Model):
     members: the classifiers, each with its `card` (task, labels, shape, where it came from).
   """
 
-  def __init__(self, folder: str, members: Sequence[Fitted], several: bool):
-    super().__init__(folder, members[0].tokenizer)
-    self.members, self._several = tuple(members), several
+  def __init__(self, folder: str, asked: Committee, several: bool):
+    super().__init__(folder, asked.members[0].tokenizer)
+    self.members, self._asked, self._several = asked.members, asked, several
 
   def __repr__(self) -> str:
     card = self.members[0].card
@@ -155,7 +155,7 @@ class Answerer(Model):
     if len(second) != len(first):
       raise InputError(f'labels of {len(first)} texts', f'{len(second)} second texts', 'give one for each')
     rows = list(zip(first, second, strict=True)) if two else [(text,) for text in first]
-    return list(predict.answers(self.members, rows, self._several)) if rows else []
+    return list(predict.answers(self._asked, rows, self._several)) if rows else []
 
 
 @jax.jit
@@ -183,14 +183,18 @@ def _shape(model: EncoderConfig) -> str:
 def load(folder: epath.PathLike, trusted: str) -> Model:
   """What `minilm_jax.load` describes."""
   trust.allow(trusted)
-  path = epath.Path(folder).expanduser()
+  with progress.quiet():  # libraries tell each checkpoint's history
+    return _opened(epath.Path(folder).expanduser())
+
+
+def _opened(path: epath.Path) -> Model:
   openers: dict[str, Callable[[], Model]] = {
       'pretrain': lambda: LanguageModel(str(path)),
       start.IMPORTED: lambda: LanguageModel(str(path)),
-      committee.KIND: lambda: Answerer(str(path), committee.load(path).members, True),
+      committee.KIND: lambda: Answerer(str(path), committee.load(path), True),
   }
   if (path / classifiers.CARD).exists():
-    return Answerer(str(path), [classifiers.load(path)], False)
+    return Answerer(str(path), Committee((classifiers.load(path),)), False)
   found = run.read_object(path / run.CONFIG, f'the model in {path}')
   kind = found['kind'] if 'kind' in found else None
   if not isinstance(kind, str) or kind not in openers:

@@ -16,7 +16,7 @@ from minilm_jax import hf_import, run, trust
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import foreign
 from minilm_jax.notebook import LanguageModel
-from minilm_jax.tasks import committee, fill_mask, predict
+from minilm_jax.tasks import committee, fill_mask, forward, predict
 from tests import answering, hugging
 
 TEXTS = ['the dog sleeps near the tree .', '', 'a pie', 'The DOG sleeps near the tree .', 'the cats run . ' * 40]
@@ -87,6 +87,14 @@ def test_labels_are_those_of_the_verb(home: Path):
                      (lambda: minilm_jax.load(home / 'pairs').predict('a'), 'give pairs too')):
     with pytest.raises(minilm_jax.InputError, match=said):
       call()
+
+
+def test_weights_are_placed_once_and_loading_is_quiet(home: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys):
+  placed, whole = [], forward.stack
+  monkeypatch.setattr(forward, 'stack', lambda members: placed.append(len(members)) or whole(members))
+  model = minilm_jax.load(home / 'together')
+  assert not caplog.records and capsys.readouterr() == ('', '')
+  assert model.predict(answering.TEXTS[0]) == model.predict(answering.TEXTS[0]) and placed == [2]
 
 
 def test_what_cannot_be_used_is_refused(model: LanguageModel, tiny_run: Path, tiny_corpus: Path, tmp_path: Path):

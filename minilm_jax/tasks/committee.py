@@ -15,6 +15,7 @@ together is left out.
 """
 
 import dataclasses
+import functools
 import glob
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from rich import table as rich_table
 
 from minilm_jax import claim, run, untrusted
 from minilm_jax.errors import InputError
+from minilm_jax.model.heads import Classifier
 from minilm_jax.shape import TEXT
 from minilm_jax.tasks import classifiers, forward, subsets
 from minilm_jax.tasks.classifiers import Fitted
@@ -43,9 +45,13 @@ class Committee:
 
   members: tuple[Fitted, ...]
 
+  @functools.cached_property
+  def _stacked(self) -> list[Classifier]:
+    return forward.stacks(self.members)
+
   def logits(self, examples: Examples) -> Float[np.ndarray, 'M N C']:
     """What each member says of each example."""
-    return forward.logits(self.members, examples)
+    return forward.logits(self.members, examples, stacked=self._stacked)
 
   def probabilities(self, examples: Examples, how: str = subsets.PROBABILITY) -> Float[np.ndarray, 'N C']:
     """What the committee says, by the mean of its members' probabilities or of their logits."""

@@ -61,16 +61,23 @@ def stack(members: Sequence[Fitted]) -> Classifier:
   return population.place(stacked, spread(len(members)))
 
 
-def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto') -> Float[np.ndarray, 'P N C']:
+def stacks(members: Sequence[Fitted]) -> list[Classifier]:
+  """The stack of each group of members."""
+  return [stack([members[place] for place in places]) for places in groups(members)]
+
+
+def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto',
+           stacked: Sequence[Classifier] = ()) -> Float[np.ndarray, 'P N C']:
   """What each member says of each example: logits or, of regressions, numbers.
 
   Args:
     members: with one tokenizer; of any shapes.
     examples: texts; their labels are not looked at.
     lift: how members of one shape share a device: `loop`, `vmap`, or `auto`.
+    stacked: what `stacks` made of these members, for who asks them again and again; none is made and given up here.
   """
   found: list[np.ndarray] = [np.zeros(0)] * len(members)
-  for places in groups(members):
+  for group, places in enumerate(groups(members)):
     some = [members[place] for place in places]
     card = some[0].card
     sequences, _ = encoding.encode(examples, some[0].tokenizer, card.length)
@@ -80,7 +87,7 @@ def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto') ->
     size = min(_BATCH, 1 << (len(sequences) - 1).bit_length())
     tokens, (where,) = encoding.in_batches([rows], size)
     how = population.how(len(some), lift, jax.devices()[0].platform)
-    outputs = np.asarray(program(len(some), how)(stack(some), jnp.asarray(tokens)))
+    outputs = np.asarray(program(len(some), how)(stacked[group] if stacked else stack(some), jnp.asarray(tokens)))
     for place, own in zip(places, outputs, strict=True):
       found[place] = own[where]
   return np.stack(found)

@@ -9,8 +9,9 @@ from rich import table as rich_table
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents
-from minilm_jax.tasks import classifiers, committee, forward, subsets
-from minilm_jax.tasks.classifiers import Card, Fitted
+from minilm_jax.tasks import classifiers, committee, subsets
+from minilm_jax.tasks.classifiers import Card
+from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.sources import Examples
 from minilm_jax.tasks.table import REGRESSION
 
@@ -40,10 +41,10 @@ def predict(committee_folder: str, classifier_folder: str, text: str, pair: str,
     found = 'no --text and no --file' if not file else 'a text beside --file'
     raise InputError('minilm predict', found, 'give --text (of tasks on pairs also --pair), or --file')
   several = bool(committee_folder)
-  members = committee.load(committee_folder).members if several else (classifiers.load(classifier_folder),)
-  card = members[0].card
+  asked = committee.load(committee_folder) if several else Committee((classifiers.load(classifier_folder),))
+  card = asked.members[0].card
   rows = list(_read(file, card)) if file else [_given(text, pair, card)]
-  return list(answers(members, rows, several))
+  return list(answers(asked, rows, several))
 
 
 def _given(text: str, pair: str, card: Card) -> tuple[str, ...]:
@@ -73,11 +74,11 @@ def _read(path: str, card: Card) -> Iterator[tuple[str, ...]]:
     raise InputError(f'the texts of {path}', 'no rows', 'give at least one')
 
 
-def answers(members: tuple[Fitted, ...], rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
-  """Answers to at least one row, as `predict` gives them; `several` members are a committee."""
-  card = members[0].card
+def answers(asked: Committee, rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
+  """Answers to at least one row, as `predict` gives them; without `several` those of the only member."""
+  card = asked.members[0].card
   first, *second = zip(*rows, strict=True)
-  logits = forward.logits(members, Examples(first, *second or ((),), np.zeros(len(rows), np.int32)))
+  logits = asked.logits(Examples(first, *second or ((),), np.zeros(len(rows), np.int32)))
   for number, texts in enumerate(rows):
     asked = dict(zip(('text', 'pair'), texts))
     if card.task_kind == REGRESSION:
