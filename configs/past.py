@@ -1,14 +1,13 @@
 """Past the break: why tiny models stand still, and what makes them go.
 
+    bash launch/past.sh corpora/honey TFDS
+
+is all of it. By hand, and with one seed:
+
     minilm sweep --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past
     minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
     minilm compare --base=runs/past/paper runs/past --workdir=runs/past/compare
-    minilm sweep --config=configs/past.py:without --config.corpus=corpora/honey --workdir=runs/without
-    minilm compare --base=runs/without/together runs/without runs/past/baselines --workdir=runs/without/compare
-    minilm evaluate --checkpoint=runs/without/together --attention
-    minilm finetune --config=configs/glue.py:all --config.task.data_dir=TFDS --checkpoint='runs/past/*' \
-        --workdir=runs/past-glue
-    minilm compare --base=runs/past/paper runs/past runs/past-glue --workdir=runs/past/compare
+    minilm evaluate --checkpoint=runs/past/paper --attention
 
 Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is of runs that stand.
 The argument is a change of the paper's recipe, some with `+` between (`relative+pre`); `together` is all of `TOGETHER`,
@@ -16,11 +15,13 @@ and `without-rotary` all but that one; several points have commas between, and `
 of `honey_grid.py` behind a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
 
 Points are for two CPU cores: 4.1 million tokens, pads included, in batches of 16 rows, where the paper has 256
-and 1.2 billion. Six to nine minutes each on one busy core. Other seeds: the same command with --config.seed=1 and another
---workdir, which `minilm compare` takes too.
+and 1.2 billion. Six to nine minutes each on one busy core. Other seeds: the same command with --config.seed=1 and
+another --workdir, which `minilm compare` takes too.
 
-THE QUESTION, AND ITS RULES. Those of the verdicts were written before any run; this head, and rotary positions in the
-place of relative ones in `TOGETHER`, after the first.
+THE QUESTION, AND ITS RULES. Those of the verdicts were written before any run; this head, and what is in `TOGETHER`
+(rotary positions in the place of relative ones, then the short convolution and no dropout), after the first; the
+smallest shape with two heads, 16 wide instead of 4, was added when `TOGETHER` without the convolution stood still
+there.
 
 Hypotheses: the plateau comes from learned absolute positions / the schedule and its warm-up / post-LN and the start of
 the weights / the head as large as the vocabulary / the data. Each is a change: relative, rotary, sinusoidal or no
@@ -34,10 +35,11 @@ without either that of the runs. One that never leaves gives a bound. The verdic
 `analysis/outcomes.py`: it causes the plateau where that interval lies above 2, which refutes the others only if theirs
 do not. One seed gives an indication and no verdict.
 
-GLUE, by a rule that was written before any score of these recipes: a change is no worse than the base where Student's 95%
-interval, over seeds of pre-training, of its average less the base's lies above minus one point, which is the least that
-matters; it is worse where it lies below that; else, and from one seed of pre-training, it cannot be told. The average is
-of the headline scores of the tasks that all these runs were fine-tuned on (`analysis/change_scores.py`), two or more.
+GLUE, by a rule that was written before any score of these recipes: a change is no worse than the base where Student's
+95% interval, over seeds of pre-training, of its average less the base's lies above minus one point, which is the least
+that matters; it is worse where it lies below that; else, and from one seed of pre-training, it cannot be told. The
+average is of the headline scores of the tasks that all these runs were fine-tuned on (`analysis/change_scores.py`), two
+or more.
 
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
@@ -75,11 +77,19 @@ CHANGES = {
     'tied': {'model.tied': True},
     'vocabulary-4010': {'model.vocabulary': 4010},
 }
-TOGETHER = ('rotary', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip', 'beta2-98', 'decay-matrices')
+TOGETHER = ('rotary', 'short-convolution', 'no-dropout', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip',
+            'beta2-98', 'decay-matrices')
 RUNS = list(CHANGES)
-SETS = {'without': ['paper', 'together', *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
-                    'without-rotary+sinusoidal', 'without-rotary+no-positions', 'without-rotary+short-convolution',
-                    'together+short-convolution', 'together+muon']}
+SIZES = ('e32-h32-f64-a8-l1', 'e64-h64-f256-a8-l2', 'e64-h128-f512-a8-l4')
+_WITHOUT = ('paper', 'together', *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
+            'without-rotary+sinusoidal', 'without-rotary+no-positions', 'together+muon')
+SETS = {
+    'without': _WITHOUT,
+    'without-small': [f'{point}@{SIZES[0]}' for point in _WITHOUT],
+    'small': [f'{change}@{SIZES[0]}' for change in CHANGES],
+    'wide-heads': [f'{point}@e32-h32-f64-a2-l1' for point in ('paper', 'together', 'without-short-convolution')],
+    'sizes': [f'{point}@{size}' for size in SIZES for point in ('paper', 'together')],
+}
 ROWS, BATCH, EVALUATIONS = 32_000, 16, 40
 
 

@@ -194,16 +194,23 @@ def test_the_quickstart_fetches_reviews_where_it_reads_them(fake, tmp_path: path
   assert calls(ran) == [['quickstart', '--workdir=runs/quickstart', *given]]
 
 
-def test_the_study_of_paper_2_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path):
+STUDIES = {
+    'paper2.sh': (('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json'),
+                  ['corpus', *['committee'] * 3, *['latency'] * 5, 'report']),
+    'past.sh': (('my corpus', 'tf ds'), ['baselines', 'evaluate', 'evaluate', 'compare']),
+}
+
+
+@pytest.mark.parametrize('script', STUDIES)
+def test_a_study_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path, script: str):
   record = fake('minilm')
   fake('python')
-  given = ('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json', str(tmp_path / 'an out'))
-  assert launch(tmp_path, 'paper2.sh', *given, MINILM_VENV=str(tmp_path)).returncode == 0
+  given, wanted = STUDIES[script]
+  assert launch(tmp_path, script, *given, out := str(tmp_path / 'an out'), MINILM_VENV=str(tmp_path)).returncode == 0
   made = calls(record)
   for verb, *arguments in made:
     _, read, _ = flags.read(verb, verbs.VERBS[verb], arguments)  # names no field, flag or point that is not there
-    assert read.workdir.startswith(given[-1])
-  assert [verb for verb, *_ in made if verb in ('corpus', 'committee', 'latency', 'report')] == [
-      'corpus', *['committee'] * 3, *['latency'] * 5, 'report']
-  assert f'--config.documents.sources={given[0]}' in made[0]
-  refused(launch(tmp_path, 'paper2.sh', 'one'), '1 arguments')
+    assert (read.checkpoint if verb == 'evaluate' else read.workdir).startswith(out)
+  assert [verb for verb, *_ in made if verb not in ('sweep', 'pretrain', 'finetune', 'subset')] == wanted
+  assert any(argument.endswith(f'={given[0]}') for argument in made[0])
+  refused(launch(tmp_path, script, 'one'), '1 arguments')

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Past the break as two cores can do it, in a night: the recipe of paper 1 and the best one at three sizes, each change of
+# one field and the best recipe without each of its own at the smallest size, three seeds of all; what counts of
+# neighbours reach, where heads look, GLUE, and the page with the verdicts. Started again, it goes on where it stopped,
+# and started twice at once, in one FOLDER, both share the work.
+#   bash launch/past.sh CORPUS TFDS [FOLDER]
+# CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given.
+set -euo pipefail
+if (($# < 2)); then
+  printf '%s\n' "asked: the study of the plateau" "found: $# arguments" \
+    "to do: give CORPUS TFDS [FOLDER], as the head of launch/past.sh says" >&2
+  exit 2
+fi
+corpus=$1 tfds=$2 out=${3:-runs/past}
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_minilm data
+past=$root/configs/past.py glue=$root/configs/glue.py
+
+minilm() { "$venv/bin/minilm" "$@" </dev/null; }
+
+for set in sizes wide-heads small without-small; do
+  for seed in 0 1 2; do
+    minilm sweep --config="$past:$set" --config.corpus="$corpus" --config.seed="$seed" --workdir="$out/seed-$seed"
+  done
+done
+minilm baselines --config="$past" --config.corpus="$corpus" --workdir="$out/baselines"
+for point in paper together; do
+  minilm evaluate --checkpoint="$out/seed-0/$point@e64-h64-f256-a8-l2" --attention
+  minilm finetune --config="$glue:cola,sst2,mrpc,stsb" --config.task.data_dir="$tfds" --config.task.limit=1000 \
+    --config.epochs=3 --config.seeds=0,1 --checkpoint="$out/seed-*/$point@e64-h64-f256-a8-l2" --workdir="$out/glue-$point"
+done
+minilm compare --base="$out/seed-0/paper@e64-h64-f256-a8-l2" "$out" --workdir="$out/compare"
