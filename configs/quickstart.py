@@ -43,8 +43,8 @@ def finetune():
   """Five seeds on 1,000 labelled sentences.
 
   Settled on the validation split, after 16,000 updates of pre-training without the short convolution: there the
-  pre-trained model is ahead at every rate tried, by 2.2 points at 1e-3, 2.3 at 2e-3, 1.9 at 4e-3 and 2.9 at 8e-3. With all 5,136 sentences it is ahead by
-  0.7, for they say themselves which words praise; with 300 not at all.
+  pre-trained model is ahead at every rate tried, by 2.2 points at 1e-3, 2.3 at 2e-3, 1.9 at 4e-3 and 2.9 at 8e-3. With
+  all 5,136 sentences it is ahead by 0.7, for they say themselves which words praise; with 300 not at all.
   """
   config = base.finetune()
   config.task.update(name='sentiment', split='test', limit=1000)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Past the break as two cores can do it, in a night: the recipe of paper 1 and the best one at three sizes, each change of
-# one field and the best recipe without each of its own at the smallest size, three seeds of all; what counts of
-# neighbours reach, where heads look, GLUE, and the page with the verdicts. Started again, it goes on where it stopped,
-# and started twice at once, in one FOLDER, both share the work.
+# Past the break as two cores can do it: the recipe of paper 1 and the best one at three sizes, each change of one field
+# and the best recipe without each of its own at the smallest size, three seeds of all; what counts of neighbours reach,
+# where heads look, GLUE, and the page with the verdicts. By what single points took, some twelve hours of one core.
+# Started again, it goes on where it stopped; started twice at once in one FOLDER, both share the training.
 #   bash launch/past.sh CORPUS TFDS [FOLDER]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given.
 set -euo pipefail
