@@ -90,8 +90,8 @@ def test_labels_are_those_of_the_verb(home: Path):
 
 
 def test_weights_are_placed_once_and_loading_is_quiet(home: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys):
-  placed, whole = [], forward.stack
-  monkeypatch.setattr(forward, 'stack', lambda members: placed.append(len(members)) or whole(members))
+  placed, whole = [], forward.stacks
+  monkeypatch.setattr(forward, 'stacks', lambda members: placed.append(len(members)) or whole(members))
   model = minilm_jax.load(home / 'together')
   assert not caplog.records and capsys.readouterr() == ('', '')
   assert model.predict(answering.TEXTS[0]) == model.predict(answering.TEXTS[0]) and placed == [2]

@@ -55,15 +55,13 @@ def program(members: int, how: str) -> Callable[[Classifier, Int[np.ndarray, 'M 
   return jax.jit(population.lift(one, spread(members), 'vmap' if how == 'vmap' else 'loop'))
 
 
-def stack(members: Sequence[Fitted]) -> Classifier:
-  """Members of one shape as one pytree with a leading axis `P`, each on its device."""
-  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(member.model for member in members))
-  return population.place(stacked, spread(len(members)))
-
-
 def stacks(members: Sequence[Fitted]) -> list[Classifier]:
-  """The stack of each group of members."""
-  return [stack([members[place] for place in places]) for places in groups(members)]
+  """Each group of members as one pytree with a leading axis `P`, every member on its device."""
+  found = []
+  for places in groups(members):
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(members[place].model for place in places))
+    found.append(population.place(stacked, spread(len(places))))
+  return found
 
 
 def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto',
@@ -74,20 +72,20 @@ def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto',
     members: with one tokenizer; of any shapes.
     examples: texts; their labels are not looked at.
     lift: how members of one shape share a device: `loop`, `vmap`, or `auto`.
-    stacked: what `stacks` made of these members, for who asks them again and again; none is made and given up here.
+    stacked: what `stacks` made of these members, for who asks them again and again.
   """
   found: list[np.ndarray] = [np.zeros(0)] * len(members)
-  for group, places in enumerate(groups(members)):
-    some = [members[place] for place in places]
-    card = some[0].card
-    sequences, _ = encoding.encode(examples, some[0].tokenizer, card.length)
+  for places, stack in zip(groups(members), stacked or stacks(members), strict=True):
+    first = members[places[0]]
+    card = first.card
+    sequences, _ = encoding.encode(examples, first.tokenizer, card.length)
     whole = card.head.pooling == 'positions'  # a weight a position, pads included
     length = card.model.length if whole else encoding.bucket(sequences, card.model.length)
     rows = encoding.task_rows(sequences, np.zeros(len(sequences), np.int32), length)
     size = min(_BATCH, 1 << (len(sequences) - 1).bit_length())
     tokens, (where,) = encoding.in_batches([rows], size)
-    how = population.how(len(some), lift, jax.devices()[0].platform)
-    outputs = np.asarray(program(len(some), how)(stacked[group] if stacked else stack(some), jnp.asarray(tokens)))
+    how = population.how(len(places), lift, jax.devices()[0].platform)
+    outputs = np.asarray(program(len(places), how)(stack, jnp.asarray(tokens)))
     for place, own in zip(places, outputs, strict=True):
       found[place] = own[where]
   return np.stack(found)
