@@ -3,7 +3,7 @@
     bash launch/quickstart.sh
 
 Parts: `corpus`, `pretrain` (the default) and `finetune`; `minilm quickstart` fills in where the text and the sentences
-are. Five and a half minutes on two CPU cores after installation; expect a validation loss of about 3.8 nats and an
+are. Four to eight minutes on two CPU cores after installation; expect a validation loss of about 3.8 nats and an
 accuracy of 66% against 64% from scratch, where the majority class has 50%.
 """
 
