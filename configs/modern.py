@@ -4,7 +4,7 @@
     minilm pretrain --config=configs/modern.py:e64-h128-f512-a8-l4 --config.corpus=corpora/honey --workdir=runs/larger
 
 The argument is a shape as in `honey_grid.py`, or the name of a logged run, which then has its size. Batches of 16 rows,
-2,000 updates, a few minutes of a small model on two cores; give more --config.updates.
+2,000 updates, three to nine minutes of the first two sizes on a core; give more --config.updates.
 
 Evidence: `configs/past.py`, 4.1 million tokens of paper 1's reduced language, three seeds. Losses are nats on the
 validation rows, where word frequencies alone have 6.446; a run has left them below 6.092. Compute multiplier: how many

@@ -44,9 +44,10 @@ or more.
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
 
-from configs import honey_grid
+from configs import honey_grid, modern
 
-SHAPE = honey_grid.point(64, 64, 256, 8, 2)
+SIZES = modern.RUNS
+SHAPE = SIZES[1]
 CHANGES = {
     'paper': {},
     'relative': {'model.positions': 'relative'},
@@ -80,7 +81,6 @@ CHANGES = {
 TOGETHER = ('rotary', 'short-convolution', 'no-dropout', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip',
             'beta2-98', 'decay-matrices')
 RUNS = list(CHANGES)
-SIZES = ('e32-h32-f64-a8-l1', 'e64-h64-f256-a8-l2', 'e64-h128-f512-a8-l4')
 _WITHOUT = ('paper', 'together', *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
             'without-rotary+sinusoidal', 'without-rotary+no-positions', 'together+muon')
 SETS = {

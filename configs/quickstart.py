@@ -3,7 +3,7 @@
     bash launch/quickstart.sh
 
 Parts: `corpus`, `pretrain` (the default) and `finetune`; `minilm quickstart` fills in where the text and the sentences
-are. Four to eight minutes on two CPU cores after installation; expect a validation loss of about 3.8 nats and an
+are. Some seven minutes on two slow CPU cores after installation; expect a validation loss of about 3.8 nats and an
 accuracy of 66% against 64% from scratch, where the majority class has 50%.
 """
 
@@ -21,7 +21,7 @@ def corpus():
 
 
 def pretrain():
-  """The recipe of `modern.py`, many small batches, a third of the tokens predicted: what learns most in four minutes.
+  """The recipe of `modern.py`, many small batches, a third of the tokens predicted.
 
   Few pieces keep the head cheap and show each piece often; most parameters are in a wide embedding, which costs nothing
   but memory. Of the predicted tokens a fifth is not hidden behind <mask>, so that the vectors of ordinary tokens are

@@ -2,7 +2,7 @@
 # Past the break as two cores can do it: the recipe of paper 1 and the best one at three sizes, each change of one field
 # and the best recipe without each of its own at the smallest size, three seeds of all; what counts of neighbours reach,
 # where heads look, GLUE, and the page with the verdicts. By what single points took, some twelve hours of one core.
-# Started again, it goes on where it stopped; started twice at once in one FOLDER, both share the training.
+# Started again, it goes on where it stopped.
 #   bash launch/past.sh CORPUS TFDS [FOLDER]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given.
 set -euo pipefail

@@ -41,10 +41,10 @@ def predict(committee_folder: str, classifier_folder: str, text: str, pair: str,
     found = 'no --text and no --file' if not file else 'a text beside --file'
     raise InputError('minilm predict', found, 'give --text (of tasks on pairs also --pair), or --file')
   several = bool(committee_folder)
-  asked = committee.load(committee_folder) if several else Committee((classifiers.load(classifier_folder),))
-  card = asked.members[0].card
+  members = committee.load(committee_folder) if several else Committee((classifiers.load(classifier_folder),))
+  card = members.members[0].card
   rows = list(_read(file, card)) if file else [_given(text, pair, card)]
-  return list(answers(asked, rows, several))
+  return list(answers(members, rows, several))
 
 
 def _given(text: str, pair: str, card: Card) -> tuple[str, ...]:
@@ -74,11 +74,11 @@ def _read(path: str, card: Card) -> Iterator[tuple[str, ...]]:
     raise InputError(f'the texts of {path}', 'no rows', 'give at least one')
 
 
-def answers(asked: Committee, rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
+def answers(members: Committee, rows: list[tuple[str, ...]], several: bool) -> Iterator[dict[str, Any]]:
   """Answers to at least one row, as `predict` gives them; without `several` those of the only member."""
-  card = asked.members[0].card
+  card = members.members[0].card
   first, *second = zip(*rows, strict=True)
-  logits = asked.logits(Examples(first, *second or ((),), np.zeros(len(rows), np.int32)))
+  logits = members.logits(Examples(first, *second or ((),), np.zeros(len(rows), np.int32)))
   for number, texts in enumerate(rows):
     asked = dict(zip(('text', 'pair'), texts))
     if card.task_kind == REGRESSION:
