@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from rich import table as rich_table
 
-from minilm_jax import machine, peers, stopwatch
+from minilm_jax import machine, peers, progress, stopwatch
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer
@@ -39,9 +39,10 @@ def bench(config: RunConfig, steps: int, repeats: int, against: str = '') -> dic
   peers.check(config, against, platform)
   load = machine.load()
   rows = stopwatch.random_rows(config)
+  progress.say('compiling')
   ours, compiling = stopwatch.ours(config, rows)
   with peers.contestants(config, against, platform, rows) as others:
-    seconds = stopwatch.interleaved({'': ours, **others}, steps, repeats)
+    seconds = stopwatch.interleaved({'': ours, **others}, steps, repeats, 'training')
     ways = {name: peer.name for name, peer in others.items()}
   peak_bytes = machine.peak_bytes()  # before the machine is measured, which takes memory too
   middle = statistics.median(seconds[''])

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich import table as rich_table
 
-from minilm_jax import backend, bench, machine, stopwatch
+from minilm_jax import backend, bench, machine, progress, stopwatch
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.training import population
@@ -48,6 +48,7 @@ def break_even(config: RunConfig, members: Sequence[int], steps: int, repeats: i
   if not members or min(members) < 1:
     raise InputError(f'--population={",".join(map(str, members))}', 'no number of members', 'give some, as in 1,2,4,8')
   load, rows, solo = machine.load(), stopwatch.random_rows(config), _of(config, 1, 'auto')
+  progress.say('compiling')
   alone, _ = stopwatch.ours(solo, rows)
   return {'populations': [_row(config, solo, alone, rows, count, steps, repeats) for count in members], 'steps': steps,
           'repeats': repeats, 'batch': [config.batch_size, config.model.length], 'machine': machine.describe(),
@@ -64,9 +65,10 @@ def _row(config: RunConfig, solo: RunConfig, alone: stopwatch.Timed, rows: np.nd
   timed = {'solo': lambda steps: count * alone(steps)}
   with contextlib.ExitStack() as stack:
     if count > 1:
+      progress.say(f'population of {count}: compiling')
       timed |= {lift: stopwatch.ours(_of(config, count, lift), rows)[0] for lift in ('loop', 'vmap')}
       timed['processes'] = _processes(solo, rows, count, stack)
-    seconds = stopwatch.interleaved(timed, steps, repeats)
+    seconds = stopwatch.interleaved(timed, steps, repeats, f'population of {count}')
   middle = {way: statistics.median(times) for way, times in seconds.items()}
   tokens = count * config.batch_size * config.model.length
   return {'members': count, 'fastest': min(middle, key=middle.__getitem__),

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from minilm_jax import progress
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer
@@ -55,10 +56,17 @@ def ours(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], float], f
   return timed, timed(1)
 
 
-def interleaved(timed: dict[str, Callable[[int], float]], steps: int, repeats: int) -> dict[str, list[float]]:
-  """Seconds a step of each contestant in each repeat; one round more is not counted."""
-  rounds = [{name: one(steps) / steps for name, one in timed.items()} for _ in range(1 + repeats)]
-  return {name: [times[name] for times in rounds[1:]] for name in timed}
+def interleaved(timed: dict[str, Callable[[int], float]], steps: int, repeats: int,
+                what: str = '') -> dict[str, list[float]]:
+  """Seconds a step of each contestant in each repeat; one round before is not counted, and tells how long they take."""
+  start = time.perf_counter()
+  for one in timed.values():
+    one(steps)
+  if what:  # a line, and no bar: a bar draws from a thread of its own, which would be timed with the rounds
+    about = progress.duration(repeats * (time.perf_counter() - start))
+    progress.say(f'{what}: timing {repeats:,} rounds of {steps:,} updates, in about {about}')
+  rounds = [{name: one(steps) / steps for name, one in timed.items()} for _ in range(repeats)]
+  return {name: [times[name] for times in rounds] for name in timed}
 
 
 @dataclasses.dataclass(frozen=True)

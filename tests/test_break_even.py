@@ -31,7 +31,11 @@ def test_each_way_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
   assert two['milliseconds'][two['fastest']]['median'] == min(t['median'] for t in two['milliseconds'].values())
   for table in break_even.tables(found):
     rich.console.Console(width=200).print(table)
-  assert two['fastest'] in capsys.readouterr().out
+  shown, said = capsys.readouterr()
+  assert two['fastest'] in shown
+  assert [line.partition(', in about')[0] for line in said.splitlines()] == [
+      'compiling', 'population of 1: timing 2 rounds of 1 updates', 'population of 2: compiling',
+      'population of 2: timing 2 rounds of 1 updates']
   json.dumps(found)
 
 
