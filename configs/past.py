@@ -41,6 +41,12 @@ that matters; it is worse where it lies below that; else, and from one seed of p
 average is of the headline scores of the tasks that all these runs were fine-tuned on (`analysis/change_scores.py`), two
 or more.
 
+The frontier: of the paper's recipe and of `together`, each over all its sizes, seeds and lengths of schedule, by
+`minilm report`, whose page says whether two power laws fit much better than one, where they part, and what the runs
+below that do: stand on the plateau, warm up, or end their schedule. `shorter` are the same points with a sixteenth and
+a quarter of the tokens, so that schedules end over two decades of FLOPs; they came after the first frontier, none of
+whose points below its break was of a run at its end.
+
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
 
@@ -80,6 +86,7 @@ CHANGES = {
 }
 TOGETHER = ('rotary', 'short-convolution', 'no-dropout', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip',
             'beta2-98', 'decay-matrices')
+SHORTER = {'updates-120': {'updates': 120}, 'updates-480': {'updates': 480}}
 RUNS = list(CHANGES)
 _WITHOUT = ('paper', 'together', *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
             'without-rotary+sinusoidal', 'without-rotary+no-positions', 'together+muon')
@@ -89,6 +96,7 @@ SETS = {
     'small': [f'{change}@{SIZES[0]}' for change in CHANGES],
     'wide-heads': [f'{point}@e32-h32-f64-a2-l1' for point in ('paper', 'together', 'without-short-convolution')],
     'sizes': [f'{point}@{size}' for size in SIZES for point in ('paper', 'together')],
+    'shorter': [f'{point}+{part}@{size}' for part in SHORTER for size in SIZES for point in ('paper', 'together')],
 }
 ROWS, BATCH, EVALUATIONS = 32_000, 16, 40
 
@@ -105,12 +113,12 @@ def get_config(point='paper'):
   names, _, shape = point.partition('@')
   config = honey_grid.get_config(shape or SHAPE)
   config.batch_size = BATCH
+  known, fields = CHANGES | SHORTER, {}
   for change in [one for name in names.split('+') for one in changes(name)]:
-    if change not in CHANGES:
-      raise ValueError(f'no change {change!r}; there are {", ".join(CHANGES)}, together, and without- one of these')
-    for field, value in CHANGES[change].items():
-      config.update_from_flattened_dict({field: value})
-  config.updates = ROWS // config.batch_size
+    if change not in known:
+      raise ValueError(f'no change {change!r}; there are {", ".join(known)}, together, and without- one of these')
+    fields |= known[change]
+  config.update_from_flattened_dict({'updates': ROWS // fields.get('batch_size', BATCH)} | fields)
   config.evaluation.update(every=config.updates // EVALUATIONS, rows=256)
   config.checkpoint.update(every=config.updates, keep=1)
   config.log.every = config.updates // EVALUATIONS

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Past the break as two cores can do it: the recipe of paper 1 and the best one at three sizes, each change of one field
 # and the best recipe without each of its own at the smallest size, three seeds of all; what counts of neighbours reach,
-# where heads look, GLUE, and the page with the verdicts. By what single points took, some twelve hours of one core.
+# where heads look, GLUE, and the pages: changes of the paper's recipe, those of the best one, the frontier of both. By what
+# single points took, some twelve hours of one core.
 # Started again, it goes on where it stopped.
 #   bash launch/past.sh CORPUS TFDS [FOLDER]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given.
@@ -18,15 +19,27 @@ past=$root/configs/past.py glue=$root/configs/glue.py
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 
-for set in sizes wide-heads small without-small; do
+runs_of() { # SET FOLDER: its points with three seeds
+  local seed
   for seed in 0 1 2; do
-    minilm sweep --config="$past:$set" --config.corpus="$corpus" --config.seed="$seed" --workdir="$out/seed-$seed"
+    minilm sweep --config="$past:$1" --config.corpus="$corpus" --config.seed="$seed" --workdir="$2-$seed"
   done
+}
+
+for set in sizes wide-heads small without-small; do
+  runs_of "$set" "$out/seed"
 done
+runs_of shorter "$out/shorter"
 minilm baselines --config="$past" --config.corpus="$corpus" --workdir="$out/baselines"
 for point in paper together; do
   minilm evaluate --checkpoint="$out/seed-0/$point@e64-h64-f256-a8-l2" --attention
   minilm finetune --config="$glue:cola,sst2,mrpc,stsb" --config.task.data_dir="$tfds" --config.task.limit=1000 \
     --config.epochs=3 --config.seeds=0,1 --checkpoint="$out/seed-*/$point@e64-h64-f256-a8-l2" --workdir="$out/glue-$point"
 done
-minilm compare --base="$out/seed-0/paper@e64-h64-f256-a8-l2" "$out" --workdir="$out/compare"
+minilm compare --base="$out/seed-0/paper@e64-h64-f256-a8-l2" "$out"/seed-* "$out"/glue-* "$out/baselines" \
+  --workdir="$out/compare"
+minilm compare --base="$out/seed-0/together@e32-h32-f64-a8-l1" "$out"/seed-*/*@e32-h32-f64-a8-l1 "$out/baselines" \
+  --workdir="$out/compare-together"
+for point in paper together; do
+  minilm report "$out"/seed-*/"$point"@* "$out"/shorter-*/"$point"+* --workdir="$out/frontier-$point"
+done

@@ -22,7 +22,8 @@ PARTS = ('corpus', 'pretrain', 'finetune')
 POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
          *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
-         *(f'past.py:{name}' for name in (*past.RUNS, *past.SETS['without'], 'relative+pre@e32-h32-f64-a8-l1')),
+         *(f'past.py:{name}' for name in (*past.RUNS, *past.SETS['without'], *past.SETS['shorter'])),
+         'past.py:relative+pre@e32-h32-f64-a8-l1',
          *(f'modern.py:{name}' for name in (*modern.RUNS, 'magic-bee-26')), 'past.py', 'modern.py',
          'honey_grid.py', 'cpu_grid.py', 'sizes.py', 'sizes.py:corpus',
          *(f'sizes.py:{name}' for name in (*sizes.RUNS, *sizes.SETS['epochs'], *sizes.SETS['cpu'])),
@@ -211,5 +212,7 @@ def test_the_changes_of_past_the_break():
   assert (together.model, together.optimizer, together.mask) == (best.model, best.optimizer, best.mask)
   assert recipe.resolve(past.get_config('without-rotary+rotary'), 'pretrain') == together
   assert recipe.resolve(past.get_config('without-pre'), 'pretrain').model.norm == 'post'
+  short = recipe.resolve(past.get_config(f'together+updates-480@{past.SHAPE}'), 'pretrain')
+  assert (short.updates, short.model, short.optimizer) == (480, together.model, together.optimizer)
   with pytest.raises(ValueError, match="no change 'without-cats'"):
     past.get_config('without-cats')

@@ -197,7 +197,8 @@ def test_the_quickstart_fetches_reviews_where_it_reads_them(fake, tmp_path: path
 STUDIES = {
     'paper2.sh': ('--config.documents.sources', ('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json'),
                   ['corpus', *['committee'] * 3, *['latency'] * 5, 'report']),
-    'past.sh': ('--config.corpus', ('my corpus', 'tf ds'), ['baselines', 'evaluate', 'evaluate', 'compare']),
+    'past.sh': ('--config.corpus', ('my corpus', 'tf ds'),
+                ['baselines', 'evaluate', 'evaluate', 'compare', 'compare', 'report', 'report']),
 }
 
 
