@@ -202,12 +202,13 @@ def sha256(path: epath.PathLike) -> str:
   return digest.hexdigest()
 
 
-def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
+def open_run(workdir: epath.PathLike, config: dict[str, Any], free: Sequence[str] = ()) -> epath.Path:
   """Makes the run directory, or enters the one that an earlier start of the same recipe made.
 
   Args:
     workdir: the directory.
     config: the resolved recipe as plain data.
+    free: fields that may be others than there, beside those that say who is told of the run.
 
   Raises:
     InputError: the directory belongs to another recipe, or cannot be made.
@@ -225,7 +226,7 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any]) -> epath.Path:
     return workdir
   old, new = (_flat(completed(one)) for one in (read_object(path, f'the recipe of the run in {workdir}'), config))
   off = {k for k in new.keys() - old.keys() if not new[k]}  # fields that an earlier version did not have, and not used
-  changed = sorted(k for k in (old.keys() | new.keys()).difference(off, _FREE)
+  changed = sorted(k for k in (old.keys() | new.keys()).difference(off, _FREE, free)
                    if old.get(k, '(absent)') != new.get(k, '(absent)'))
   if changed:
     found = '; '.join(f'{k} is {old.get(k, "(absent)")!r} there and {new.get(k, "(absent)")!r} here'

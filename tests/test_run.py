@@ -117,6 +117,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
   assert run.open_run(tmp_path / 'a' / 'run', config) == workdir
   with pytest.raises(InputError, match='model.hidden is 32 there and 64 here'):
     run.open_run(workdir, {**config, 'model': {'hidden': 64, 'clip': 1.0}})
+  assert run.open_run(workdir, {**config, 'seeds': (2,)}, free=['seeds']) == workdir
   with pytest.raises(InputError, match='seeds'):
     run.open_run(workdir, {k: v for k, v in config.items() if k != 'seeds'})
   assert run.open_run(workdir, {**config, 'later': 0, 'model': {**config['model'], 'more': ''}}) == workdir

@@ -394,6 +394,16 @@ def test_a_run_goes_on_with_its_own_corpus_only(part: str, tiny_corpus: pathlib.
   assert contents(tmp_path) == before
 
 
+def test_a_run_goes_on_with_its_corpus_wherever_that_is(whole: pathlib.Path, tiny_corpus: pathlib.Path,
+                                                        tmp_path: pathlib.Path, capsys):
+  config, moved = started(tiny_corpus, tmp_path / 'run'), tmp_path / 'moved'
+  shutil.copytree(tiny_corpus, moved)
+  trainer.pretrain(dataclasses.replace(config, corpus=str(moved)), tmp_path / 'run')
+  assert f'was {tiny_corpus} and is {moved} now' in capsys.readouterr().err
+  assert start.identity(tmp_path / 'run')['corpus_folder'] == str(moved)
+  assert final(tmp_path / 'run', config) == final(whole, config) and lines(tmp_path / 'run') == lines(whole)
+
+
 def test_another_recipe_is_refused_and_changes_nothing(whole: pathlib.Path, tiny_corpus: pathlib.Path):
   before = contents(whole)
   with pytest.raises(InputError, match='seed is 0 there and 1 here'):

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from minilm_jax import recipe, run, untrusted
+from minilm_jax import progress, recipe, run, untrusted
 from minilm_jax.config import RunConfig, completed
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
@@ -164,9 +164,11 @@ def enter(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath
   if found := origin(workdir):
     raise InputError(f'pre-training in {workdir}', f'it holds a model that was imported from {found["from"]}',
                      'give another --workdir; what is imported is fine-tuned: minilm finetune --checkpoint')
-  workdir = run.open_run(workdir, recipe.as_dict(config))
+  made = _is_recipe(config.corpus)
+  known = (epath.Path(workdir) / run.MANIFEST).exists()  # by its hash, so that a corpus may have moved
+  workdir = run.open_run(workdir, recipe.as_dict(config), free=['corpus'] if known and not made else [])
   folder = epath.Path(config.corpus)
-  if _is_recipe(config.corpus):
+  if made:
     folder = build.build(_corpus_recipe(config), workdir / 'corpus')
   _claim(workdir, config, folder, check_corpus(config, folder))
   return workdir, folder
@@ -181,6 +183,10 @@ def _claim(workdir: epath.Path, config: RunConfig, folder: epath.Path, described
       if before[name] != value:
         found = f'it was trained on another {name}: {before[name][:12]} there, {value[:12]} in {folder}'
         raise InputError(f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir')
+    if before['corpus_folder'] != str(folder):
+      progress.say(f'the corpus of {workdir} was {before["corpus_folder"]} and is {folder} now')
+      run.write_json(workdir / run.MANIFEST, run.read_object(workdir / run.MANIFEST, f'the manifest of {workdir}')
+                     | {'corpus_folder': str(folder)})
     return
   file = untrusted.inside(folder, described['tokenizer']['file'], f'the tokenizer of {folder}')
   if not file.is_file() or run.sha256(file) != hashes['tokenizer']:
