@@ -81,7 +81,7 @@ def test_sentences(home: pathlib.Path):
   for text in ('The best change is norm=pre, positions=relative: compute multiplier 5.00', 'n = 3, paired by seed).',
                'More FLOPs to a loss than the base (the interval lies below 1): clip=0 (0.80 [0.80, 0.80])',
                'half the tokens): positions=relative (speed 3.', 'It is shortened by: warmup_share=0.2 (speed 1.3',
-               'Nothing was done to it by: tied=True (speed 1.0',
+               'It is not shortened to two thirds or less by: tied=True (speed 1.0',
                'One seed each, an indication and no verdict: positions=rotary (speed 4.'):
     assert any(text in one for one in said), (text, said)
 

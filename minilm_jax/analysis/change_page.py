@@ -34,8 +34,9 @@ PICTURES = {
     'multiplier': 'FLOPs of the base to a loss over those of the change to the same loss, along the curve, with the '
                   '95% interval where there are seeds for one.'}
 _SAID = {CAUSES: 'The plateau is caused by what these change (they leave it at no more than half the tokens)',
-         SHORTENS: 'It is shortened by', LENGTHENS: 'It is lengthened by', NOT: 'Nothing was done to it by',
-         OPEN: 'Cannot be told yet', ONE_SEED: 'One seed each, an indication and no verdict'}
+         SHORTENS: 'It is shortened by', LENGTHENS: 'It is lengthened by',
+         NOT: 'It is not shortened to two thirds or less by', OPEN: 'Cannot be told yet',
+         ONE_SEED: 'One seed each, an indication and no verdict'}
 _SAID_OF_GLUE = {NO_WORSE: 'No worse on GLUE (the interval lies above minus one point)',
                  WORSE: 'Worse on GLUE (it lies below minus one point)', OPEN: 'On GLUE it cannot be told of',
                  ONE_SEED: 'On GLUE an indication and no verdict, from one pair of pre-trainings each'}
