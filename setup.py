@@ -65,7 +65,7 @@ setuptools.setup(
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
         'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1',
-                 'scikit-learn>=1.5', 'zstandard>=0.22'],
+                 'scikit-learn>=1.5', 'setuptools>=65.5', 'zstandard>=0.22'],
         'tpu': ['minilm_jax[data]', 'jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
     },
