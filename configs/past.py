@@ -44,8 +44,8 @@ or more.
 The frontier: of the paper's recipe and of `together`, each over all its sizes, seeds and lengths of schedule, by
 `minilm report`, whose page says whether two power laws fit much better than one, where they part, and what the runs
 below that do: stand on the plateau, warm up, or end their schedule. `shorter` are the same points with a sixteenth and
-a quarter of the tokens, so that schedules end over two decades of FLOPs; they came after the first frontier, none of
-whose points below its break was of a run at its end.
+a quarter of the tokens, so that schedules end over nearly two decades of FLOPs; they came after the first frontier,
+none of whose points below its break was of a run at its end.
 
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
