@@ -36,6 +36,7 @@ from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.release import Released
 from minilm_jax.tasks import fill_mask, predict
 from minilm_jax.tasks.classifiers import Card, Fitted
+from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.table import REGRESSION
 from minilm_jax.training import start
 
@@ -236,7 +237,7 @@ def _predicted(released: Released, pipeline: Any) -> float:
   # ours in float32, which the model there may not compute in
   wide = dataclasses.replace(card, model=released.config)
   fitted = Fitted(wide, released.model, released.tokenizer, released.identity)
-  ours = predict.answers((fitted,), rows, several=False)
+  ours = predict.answers(Committee((fitted,)), rows, several=False)
   worst = []
   for texts, own in zip(rows, ours, strict=True):
     asked = dict(zip(('text', 'text_pair'), texts))

@@ -1,6 +1,7 @@
 """Folders for transformers: what a user opens says what ours says; what differs, or cannot be made, leaves nothing."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from minilm_jax import release
 from minilm_jax.config import HeadConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
@@ -102,6 +104,22 @@ def test_a_classifier_answers_there_as_here(form: str, reads: pieces.Tokenizer, 
     theirs, = answer([{'text': text, **({'text_pair': text[::-1]} if two else {})}], top_k=None, truncation=True)
     expected = {'value': ours['value']} if 'value' in ours else ours['probabilities']
     assert {one['label']: one['score'] for one in theirs} == pytest.approx(expected, abs=close)
+
+
+@pytest.mark.parametrize('form', ['roberta', 'roberta of pairs', 'regression'])
+def test_labels_are_compared_without_the_libraries_too(form: str, reads: pieces.Tokenizer, tmp_path: pathlib.Path):
+  from minilm_jax import hf_export
+  shape, changes, _ = FORMS[form]
+  source = tuned(tmp_path / 'source', reads, shape, **changes)
+
+  def pipeline(asked: list[dict[str, str]], off: float = 0.0, **_: Any) -> list[list[dict[str, Any]]]:
+    ours, = predict.predict('', source, asked[0]['text'], asked[0].get('text_pair', ''), '')
+    said = {'LABEL_0': ours['value']} if 'value' in ours else ours['probabilities']
+    return [[{'label': label, 'score': share + off} for label, share in said.items()]]
+
+  released = release.load(source)
+  assert hf_export._predicted(released, pipeline) < 1e-5
+  assert hf_export._predicted(released, functools.partial(pipeline, off=0.25)) == pytest.approx(0.25, abs=1e-5)
 
 
 def test_pairs_of_an_odd_length_are_refused(reads: pieces.Tokenizer, room, tmp_path: pathlib.Path):
