@@ -213,6 +213,18 @@ def test_how_a_row_is_padded_changes_nothing(form: str):
   np.testing.assert_allclose(np.asarray(some_length)[mask], np.asarray(full)[:, :7][mask], atol=1e-5)
 
 
+def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
+  """The mean of the squares less the square of the mean would be nothing but rounding here."""
+  layer = front_end(convolution='mended').layers[1]
+  image = 30 + 0.01 * np.random.default_rng(0).standard_normal((2, 3, 4, SMALL.channels)).astype(np.float32)
+  wide = image.astype(np.float64)
+  apart = wide - wide.mean(-1, keepdims=True)
+  expected = apart / np.sqrt(np.square(apart).mean(-1, keepdims=True) + SMALL.norm_epsilon)
+  expected = expected * np.asarray(layer.norm.scale[...]) + np.asarray(layer.norm.bias[...])
+  np.testing.assert_allclose(layer.norm(jnp.asarray(image)), expected, atol=1e-3)
+
+
+
 def test_neighbours_in_a_batch_change_a_row_in_training_alone_and_only_in_the_paper_s_form():
   x, other = some(), some().at[0].set(some(3)[0])
   for form, key in itertools.product(FORMS, (None, keys_of(BATCH))):

@@ -105,7 +105,7 @@ class Layer(nnx.Module):
   def __init__(self, kernel: tuple[int, int], inputs: int, outputs: int, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.convolution = Convolution(kernel, inputs, outputs, config)
-    self.norm = BatchNorm(outputs, config) if config.batch_norm else layer_norm(outputs, config, rngs)
+    self.norm = BatchNorm(outputs, config) if config.batch_norm else layer_norm(outputs, config, rngs, two_passes=True)
 
   def __call__(self, x: Float[Array, 'B L D I'], mask: Bool[Array, 'B L'], training: bool) -> Float[Array, 'B L D O']:
     if self.config.batch_norm:

@@ -41,10 +41,13 @@ def keys(key: Key[Array, 'B'] | None, count: int) -> list[Key[Array, 'B'] | None
   return [None] * count if key is None else [rng.fold(key, part) for part in range(count)]
 
 
-def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """The LayerNorm of every place in the model: float32 inside, whatever comes in; `config.compute` comes out."""
+def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs, two_passes: bool = False) -> nnx.LayerNorm:
+  """The LayerNorm of every place in the model: float32 inside, whatever comes in; `config.compute` comes out.
+
+  `two_passes` takes the mean before it squares: for few numbers, which may differ by much less than they are large.
+  """
   return nnx.LayerNorm(size, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.compute), promote_dtype=_as_they_are,
-                       rngs=rngs)
+                       use_fast_variance=not two_passes, rngs=rngs)
 
 
 def _as_they_are(arrays: tuple, dtype: jnp.dtype) -> tuple:
