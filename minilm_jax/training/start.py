@@ -35,7 +35,11 @@ def pretraining(folder: epath.PathLike) -> RunConfig:
     found['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
     raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain or minilm import')
-  return recipe.resolve(completed(found), kind)
+  try:
+    return recipe.resolve(completed(found), kind)
+  except InputError as error:
+    raise InputError(f'{error.asked}, in {run.CONFIG} of {what}', error.found,
+                     'give a run as minilm pretrain or minilm import left it') from None
 
 
 def model_run(folder: epath.PathLike) -> RunConfig:
