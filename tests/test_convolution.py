@@ -224,7 +224,6 @@ def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
   np.testing.assert_allclose(layer.norm(jnp.asarray(image)), expected, atol=1e-3)
 
 
-
 def test_neighbours_in_a_batch_change_a_row_in_training_alone_and_only_in_the_paper_s_form():
   x, other = some(), some().at[0].set(some(3)[0])
   for form, key in itertools.product(FORMS, (None, keys_of(BATCH))):
