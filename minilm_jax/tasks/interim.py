@@ -93,7 +93,8 @@ def keeper(workdir: epath.PathLike, entries: Sequence[Entry], reached: Reached,
       save(workdir, entries, reached)
       saved = time.monotonic()
     if flag.number:
-      raise signals.Ended(flag.number, f' after {reached.step:,} updates; saved; the same command goes on from there')
+      raise signals.Ended(flag.number, f' after {reached.step:,} updates of the members in training; saved; '
+                          'the same command goes on from there')
 
   return keep
 
