@@ -74,7 +74,8 @@ def test_after_a_signal_it_is_saved_at_once(reached: interim.Reached, tmp_path: 
   keep()
   assert interim.step(tmp_path, ENTRIES) == 0  # the last save is a moment ago
   flag.number = signal.SIGTERM
-  with pytest.raises(signals.Ended, match='stopped by SIGTERM after 7 updates of the members in') as found:
+  said = 'stopped by SIGTERM after 7 updates of the members in training; saved'
+  with pytest.raises(signals.Ended, match=said) as found:
     keep()
   assert found.value.status == 143 and interim.step(tmp_path, ENTRIES) == 7
 

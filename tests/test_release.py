@@ -1,5 +1,6 @@
 """What leaves the house: models found by name, folders that appear whole or not at all."""
 
+import json
 import pathlib
 import shutil
 
@@ -11,6 +12,7 @@ from minilm_jax import release, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import likelihood
+from minilm_jax.training import start
 from tests import answering
 
 
@@ -79,6 +81,14 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tiny_run: pathlib.Path, tmp
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
   with pytest.raises(InputError, match='none saved there yet'):
     release.find(f'{tmp_path}/run')
+
+
+def test_a_stored_recipe_that_lacks_a_field_names_its_run(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  found = json.loads((tiny_run / 'config.json').read_text())
+  del found['seed']
+  (tmp_path / 'config.json').write_text(json.dumps(found))
+  with pytest.raises(InputError, match=f'in config.json of the pre-training run {tmp_path}\nfound: missing seed'):
+    start.pretraining(tmp_path)
 
 
 def test_a_folder_appears_whole(tmp_path: pathlib.Path):
