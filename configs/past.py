@@ -53,7 +53,7 @@ Exclusions: runs on other rows or of another corpus, by name; nothing else.
 from configs import honey_grid, modern
 
 SIZES = modern.RUNS
-SHAPE = SIZES[1]
+SHAPE, LARGE = SIZES[1], honey_grid.point(256, 256, 1024, 8, 4)
 CHANGES = {
     'paper': {},
     'relative': {'model.positions': 'relative'},
@@ -97,6 +97,7 @@ SETS = {
     'small': [f'{change}@{SIZES[0]}' for change in CHANGES],
     'wide-heads': [f'{point}@e32-h32-f64-a2-l1' for point in ('paper', 'together', 'without-short-convolution')],
     'sizes': [f'{point}@{size}' for size in SIZES for point in ('paper', 'together')],
+    'large': [f'{point}@{LARGE}' for point in ('paper', 'together')],
     'shorter': [f'{point}+{part}@{size}' for part in SHORTER for size in SIZES for point in ('paper', 'together')],
 }
 ROWS, BATCH, EVALUATIONS = 32_000, 16, 40

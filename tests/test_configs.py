@@ -22,7 +22,7 @@ PARTS = ('corpus', 'pretrain', 'finetune')
 POINTS = dict.fromkeys(name for names in honey_grid.SETS.values() for name in names)
 NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for name in table.TASKS),
          *(f'honey_grid.py:{name}' for name in POINTS), *(f'cpu_grid.py:{name}' for name in cpu_grid.RUNS),
-         *(f'past.py:{name}' for name in (*past.RUNS, *past.SETS['without'], *past.SETS['shorter'])),
+         *(f'past.py:{name}' for name in (*past.RUNS, *(name for names in past.SETS.values() for name in names))),
          'past.py:relative+pre@e32-h32-f64-a8-l1',
          *(f'modern.py:{name}' for name in (*modern.RUNS, 'magic-bee-26')), 'past.py', 'modern.py',
          'honey_grid.py', 'cpu_grid.py', 'sizes.py', 'sizes.py:corpus',

@@ -215,3 +215,11 @@ def test_a_study_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path
   assert [verb for verb, *_ in made if verb not in ('sweep', 'pretrain', 'finetune', 'subset')] == wanted
   assert f'{first}={given[0]}' in made[0]
   refused(launch(tmp_path, script, 'one'), '1 arguments')
+
+
+def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path):
+  record, _ = fake('minilm'), fake('python')
+  out, rehearsal = str(tmp_path / 'an out'), ('--config.updates=40', '--config.evaluation.every=10')
+  assert launch(tmp_path, 'past.sh', 'corpus', 'tfds', out, *rehearsal, MINILM_VENV=str(tmp_path)).returncode == 0
+  for verb, *arguments in calls(record):
+    assert tuple(arguments[-2:]) == rehearsal if verb == 'sweep' else not set(rehearsal) & set(arguments)
