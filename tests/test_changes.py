@@ -77,6 +77,11 @@ def test_many_fields_are_named_by_the_folder(tmp_path: pathlib.Path):
   found = changes.read([paper], [modern])
   assert list(names(found)) == ['base', 'modern-x']
   assert found.shapes[0].changes[0].fields == ('batch_size=64', 'dropout=0', 'norm=pre', 'positions=rotary', 'tied=True')
+  trained(tmp_path / 'points' / 'modern-x', [1000, 900], **many)
+  for member in (0, 1):
+    trained(tmp_path / 'points' / 'modern-x' / f'member-{member}', seed=member, **many)
+  taken = changes.read([paper], [tmp_path / 'points'])
+  assert names(taken) == {'base': [0], 'modern-x': [0, 1]} and not taken.left_out
   trained(tmp_path / 'again' / 'modern-x', **many | {'batch_size': 128})
   assert len(names(changes.read([paper], [modern, tmp_path / 'again']))) == 3
 

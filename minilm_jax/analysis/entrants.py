@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from minilm_jax import run
 from minilm_jax.analysis import grid, runs
 from minilm_jax.analysis.tracks import ACTUAL, Track
 from minilm_jax.config import completed
@@ -51,8 +52,9 @@ class Entrant:
 
   @property
   def home(self) -> str:
-    """The name of its folder."""
-    return shown(self.folder.resolve().name)
+    """The name of its folder; of a member that a sweep took out, that of the folder of its population."""
+    folder = self.folder.resolve()
+    return shown((folder.parent if (folder.parent / run.CONFIG).exists() else folder).name)
 
 
 def differing(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
