@@ -27,11 +27,12 @@ def pretrain():
   but memory. Of the predicted tokens a fifth is not hidden behind <mask>, so that the vectors of ordinary tokens are
   trained too: a sentence is judged by their mean.
   """
-  config = modern.best(base.pretrain())
+  config = base.pretrain()
   config.batch_size = 16
   config.updates = 12_000
   config.model.update(vocabulary=4000, embedding=224, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
                       length=64, segments=0)
+  modern.best(config)
   config.mask.update(rate=0.3, random=0.1, keep=0.1)
   config.evaluation.update(every=1000, rows=500)
   config.checkpoint.every = 2000

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Past the break as two cores can do it: the recipe of paper 1 and the best one at four sizes, each change of one field
-# and the best recipe without each of its own at the smallest size, three seeds of all; what counts of neighbours reach,
-# where heads look, GLUE, and the pages: changes of the paper's recipe, those of the best one, the frontier of both. By
-# what single points took, some nine hours of one core with AVX-512, three times that without.
+# and the best recipe without each of its own at the smallest size, four seeds of each as one population; what counts of
+# neighbours reach, where heads look, GLUE, and the pages: changes of the paper's recipe, those of the best one, the
+# frontier of both. By what single points took, some 22 hours of one core with AVX-512, three times that without.
 # Started again, it goes on where it stopped.
 #   bash launch/past.sh CORPUS TFDS [FOLDER [FLAGS]]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given. FLAGS: for all of
@@ -21,28 +21,29 @@ past=$root/configs/past.py glue=$root/configs/glue.py
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 
-runs_of() { # SET FOLDER: its points with three seeds
-  local seed
-  for seed in 0 1 2; do
-    minilm sweep --config="$past:$1" --config.corpus="$corpus" --config.seed="$seed" --workdir="$2-$seed" \
-      "${flags[@]}"
-  done
+runs_of() { # SET FOLDER: its points, each a population of four seeds
+  minilm sweep --config="$past:$1" --config.corpus="$corpus" --config.population.members=4 --workdir="$2" "${flags[@]}"
 }
 
 for set in sizes wide-heads small without-small large; do
-  runs_of "$set" "$out/seed"
+  runs_of "$set" "$out/points"
 done
 runs_of shorter "$out/shorter"
+# Saved every 100 updates: a run that has to find the neighbours by attention, before and after it leaves the plateau.
+minilm pretrain --config="$past:without-short-convolution@e32-h32-f64-a2-l1" --config.corpus="$corpus" \
+  --config.checkpoint.every=100 --config.checkpoint.keep=20 --workdir="$out/leaving" "${flags[@]}"
+minilm evaluate --checkpoint="$out/leaving@all" --attention
 minilm baselines --config="$past" --config.corpus="$corpus" --workdir="$out/baselines"
 for point in paper together; do
-  minilm evaluate --checkpoint="$out/seed-0/$point@e64-h64-f256-a8-l2" --attention
+  minilm evaluate --checkpoint="$out/points/$point@e64-h64-f256-a8-l2" --attention
   minilm finetune --config="$glue:cola,sst2,mrpc,stsb" --config.task.data_dir="$tfds" --config.task.limit=1000 \
-    --config.epochs=3 --config.seeds=0,1 --checkpoint="$out/seed-*/$point@e64-h64-f256-a8-l2" --workdir="$out/glue-$point"
+    --config.epochs=3 --config.seeds=0,1 --checkpoint="$out/points/$point@e64-h64-f256-a8-l2/member-*" \
+    --workdir="$out/glue-$point"
 done
-minilm compare --base="$out/seed-0/paper@e64-h64-f256-a8-l2" "$out"/seed-* "$out"/glue-* "$out/baselines" \
+minilm compare --base="$out/points/paper@e64-h64-f256-a8-l2" "$out/points" "$out"/glue-* "$out/baselines" \
   --workdir="$out/compare"
-minilm compare --base="$out/seed-0/together@e32-h32-f64-a8-l1" "$out"/seed-*/*@e32-h32-f64-a8-l1 "$out/baselines" \
+minilm compare --base="$out/points/together@e32-h32-f64-a8-l1" "$out"/points/*@e32-h32-f64-a8-l1 "$out/baselines" \
   --workdir="$out/compare-together"
-for point in paper together; do
-  minilm report "$out"/seed-*/"$point"@* "$out"/shorter-*/"$point"+* --workdir="$out/frontier-$point"
-done
+minilm report "$out"/points/paper@* "$out"/shorter/paper+* --workdir="$out/frontier-paper"
+minilm report "$out"/points/together@e{32,64}-* "$out"/points/together+rate-1e-3@* "$out"/shorter/together+* \
+  --workdir="$out/frontier-best" # at the largest size with the rate that modern.py has there

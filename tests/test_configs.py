@@ -208,8 +208,10 @@ def test_the_changes_of_past_the_break():
     same = [getattr(found, part) == getattr(paper, part) for part in ('model', 'optimizer', 'mask', 'batch_size')]
     assert same.count(False) == 1, name
   together = recipe.resolve(past.get_config('together'), 'pretrain')
-  best = recipe.resolve(modern.get_config(), 'pretrain')
-  assert (together.model, together.optimizer, together.mask) == (best.model, best.optimizer, best.mask)
+  for point in ('together', *past.SETS['sizes'][1::2], past.SETS['large'][-1]):
+    own = recipe.resolve(past.get_config(point), 'pretrain')
+    best = recipe.resolve(modern.get_config(point.partition('@')[2] or past.SHAPE), 'pretrain')
+    assert (own.model, own.optimizer, own.mask) == (best.model, best.optimizer, best.mask), point
   assert recipe.resolve(past.get_config('without-rotary+rotary'), 'pretrain') == together
   assert recipe.resolve(past.get_config('without-pre'), 'pretrain').model.norm == 'post'
   short = recipe.resolve(past.get_config(f'together+updates-480@{past.SHAPE}'), 'pretrain')
