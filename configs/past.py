@@ -2,13 +2,14 @@
 
     bash launch/past.sh corpora/honey TFDS
 
-is all of it, and this the main answer at the smallest size, in some eight minutes on two cores, two seeds:
+is all of it, and this the main answer at the smallest size, in some ten minutes on two cores, two seeds:
 
     minilm sweep --config=configs/past.py:pair --config.corpus=corpora/honey --config.population.members=2 \
         --workdir=runs/pair
+    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/pair/baselines
     minilm compare --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --workdir=runs/pair/compare
 
-Expect a compute multiplier of 5 or more. All single changes, by hand and with one seed:
+Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes, by hand and with one seed:
 
     minilm sweep --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past
     minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
