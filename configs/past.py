@@ -1,4 +1,4 @@
-"""Past the break: why tiny models stand still, and what makes them go.
+r"""Past the break: why tiny models stand still, and what makes them go.
 
     bash launch/past.sh corpora/honey TFDS
 
@@ -52,8 +52,8 @@ or more.
 The frontier: of the paper's recipe and of `together`, each over all its sizes, seeds and lengths of schedule, by
 `minilm report`, whose page says whether two power laws fit much better than one, where they part, and what the runs
 below that do: stand on the plateau, warm up, or end their schedule. `shorter` are the same points with a sixteenth and
-a quarter of the tokens, so that schedules end over nearly two decades of FLOPs; they came after the first frontier,
-none of whose points below its break was of a run at its end.
+a quarter of the tokens, so that schedules end over more than two decades of FLOPs; they came after the first frontier,
+none of whose points below its break was of a run at its end. The largest size, which has its own rate, came last.
 
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
@@ -107,7 +107,8 @@ SETS = {
     'wide-heads': [f'{point}@e32-h32-f64-a2-l1' for point in ('paper', 'together', 'without-short-convolution')],
     'sizes': [f'{point}@{size}' for size in SIZES for point in ('paper', 'together')],
     'large': [f'{point}@{LARGE}' for point in ('paper', 'together', 'together+rate-1e-3')],
-    'shorter': [f'{point}+{part}@{size}' for part in SHORTER for size in SIZES for point in ('paper', 'together')],
+    'shorter': [f'{point}+{part}@{size}' for part in SHORTER for size in SIZES for point in ('paper', 'together')]
+               + [f'{point}+{part}@{LARGE}' for part in SHORTER for point in ('paper', 'together+rate-1e-3')],
 }
 ROWS, BATCH, EVALUATIONS = 32_000, 16, 40
 

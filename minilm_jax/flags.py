@@ -46,6 +46,7 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'draws': (int, 1000, 'resamples for each interval'),
     'unfinished': (bool, False, 'laws count runs too that have not reached the end of their schedule'),
     'base': (str, '', 'runs of the recipe that others are compared with, with commas between'),
+    'question': (str, '', 'a recipe at whose head stands what is asked and by which rules: the page begins with it'),
     'level': (float, 0.0, 'nats of the plateau; without it, that which the runs show'),
     'lines': (str, '', 'other losses to draw, in nats, as in unigram=5.9,bigram=4.2'),
     'against': (str, '', 'torch: the same model in PyTorch is timed too; hf: the same fine-tuning by a Trainer'),

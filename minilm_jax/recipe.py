@@ -11,6 +11,7 @@ is imported, run or formatted, nor does a path in it, such as that of its corpus
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -106,6 +107,18 @@ def runs(path: str, argument: str) -> list[str]:
   twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
   if twice:
     raise InputError(f'--config={path}:{argument}', f'{", ".join(twice)} more than once', 'name each once')
+  return found
+
+
+def head(path: str) -> str:
+  """What a recipe says of itself, the docstring of its file.
+
+  Raises:
+    InputError: no such file, or it says nothing.
+  """
+  found = inspect.cleandoc(_called(path, lambda module: module.__doc__ or ''))
+  if not found:
+    raise InputError(f'what {path} says of itself', 'no text at its head', 'begin the file with one in """')
   return found
 
 

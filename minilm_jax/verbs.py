@@ -148,7 +148,8 @@ def _compare(config: Any, given: Any, paths: Sequence[str]) -> None:
                      'give one or more: minilm compare --base=runs/past/paper runs/past --workdir=runs/past-compare')
   bases = [base for base in map(str.strip, given.base.split(',')) if base]
   level = given.level if given['level'].present else None
-  _print(compare.shown(*compare.compare(bases, paths, given.workdir, level, compare.named_losses(given.lines))))
+  lines = compare.named_losses(given.lines)
+  _print(compare.shown(*compare.compare(bases, paths, given.workdir, level, lines, given.question)))
 
 
 def _watch(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -280,7 +281,7 @@ VERBS = {
     'report': Verb(_report, 'tables, figures and an HTML page from run directories or a logged table', (),
                    ('workdir', 'confusion', 'logged', 'draws', 'unfinished'), 'runs --workdir=runs/report', paths=True),
     'compare': Verb(_compare, 'what a change of a recipe brings: tokens to leave the plateau, FLOPs to a loss', (),
-                    ('base*', 'workdir*', 'level', 'lines'),
+                    ('base*', 'workdir*', 'level', 'lines', 'question'),
                     '--base=runs/past/paper runs/past runs/past-1 --workdir=runs/past-compare', paths=True),
     'bench': Verb(_bench, 'time a recipe on this machine: the training step, or fine-tuning', ('pretrain', 'finetune'),
                   ('steps', 'repeats', 'against', 'population', 'checkpoint', 'trust', 'json'),

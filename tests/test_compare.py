@@ -175,6 +175,20 @@ def test_what_a_run_says_of_itself_stays_text(tmp_path: pathlib.Path, capsys):
   assert '\x1b[2J' not in capsys.readouterr().out and "'=<b>" in (tmp_path / 'out' / 'changes.csv').read_text()
 
 
+def test_the_page_begins_with_the_question(tmp_path: pathlib.Path, monkeypatch, capsys):
+  monkeypatch.setattr(figures, 'png', lambda figure: b'')
+  trained(tmp_path / 'runs' / 'pre', 500, model__norm='pre')
+  asked, command = tmp_path / 'asked.py', ['compare', f'--base={trained(tmp_path / "runs" / "paper")}', f'{tmp_path}/runs']
+  asked.write_text('r"""Why <b>?\n\n    minilm \\\n      compare\n\nSo.\n"""\n')
+  assert door.main([*command, f'--workdir={tmp_path / "out"}', f'--question={asked}']) == 0
+  page = Page((tmp_path / 'out' / 'compare.html').read_text())
+  assert 'Why <b>?' in page.text and 'b' not in page.tags and '    minilm \\\n      compare' in page.text
+  assert page.text.index('So.') < page.text.index('The plateau is at')
+  asked.write_text('RUNS = ()\n')
+  assert door.main([*command, f'--workdir={tmp_path / "none"}', f'--question={asked}']) == 2
+  assert 'no text at its head' in capsys.readouterr().err and not (tmp_path / 'none').exists()
+
+
 @pytest.mark.parametrize('flags, said', [
     ('--level=0', 'a loss level of 0'), ('--level=nan', 'not a positive'), ('--lines=unigram', 'no name with a loss'),
     ('--lines=unigram=-1', 'a loss unigram of -1'), ('--base=', 'no --base'), ('--base=,', 'no folder'),

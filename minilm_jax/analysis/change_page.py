@@ -132,7 +132,7 @@ def around(compared: Comparison) -> Iterator[str]:
 
 
 def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]], glue: Mapping[str, Sequence[GlueRow]],
-           pictures: Mapping[str, Mapping[str, str]]) -> str:
+           pictures: Mapping[str, Mapping[str, str]], question: str = '') -> str:
   """The whole page.
 
   Args:
@@ -140,8 +140,9 @@ def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]], glue
     tables: the rows of each shape, the base first.
     glue: the scores of each shape.
     pictures: `<svg>` elements by their names, of each shape.
+    question: what was asked and by which rules, if anything.
   """
-  parts = [f'<h1>{TITLE}</h1>']
+  parts = [f'<h1>{TITLE}</h1>', *_asked(question)]
   for shape, rows in tables.items():
     parts += [f'<h2>{escape(shape)}</h2>', _list(sentences(rows))]
     for name, caption in PICTURES.items():
@@ -153,6 +154,16 @@ def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]], glue
       parts += ['<h3>GLUE</h3>', table(headings, change_scores.WORDS, lines, change_scores.CAPTION)]
   parts.append(_list(around(compared)))
   return frame(TITLE, parts)
+
+
+def _asked(question: str) -> Iterator[str]:
+  """Folded: paragraphs, and as they stand those of lines that are all indented."""
+  if question:
+    yield '<details><summary>The question, and its rules</summary>'
+    for part in question.split('\n\n'):
+      as_it_stands = all(line.startswith(' ') for line in part.splitlines())
+      yield f'<pre class="wide">{escape(part)}</pre>' if as_it_stands else f'<p>{escape(part)}</p>'
+    yield '</details>'
 
 
 def _list(texts: Iterator[str]) -> str:

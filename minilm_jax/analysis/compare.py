@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import rich.table
 from etils import epath
 
-from minilm_jax import claim, run
+from minilm_jax import claim, recipe, run
 from minilm_jax.analysis import (
     cells, change_figures, change_page, change_scores, changes, figures, outcomes, runs, sheets)
 from minilm_jax.analysis.change_scores import GlueRow
@@ -23,7 +23,8 @@ Tables = Mapping[str, Sequence[ChangeRow]]
 
 
 def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], workdir: epath.PathLike,
-            level: float | None = None, lines: Mapping[str, float] | None = None) -> tuple[Comparison, Tables]:
+            level: float | None = None, lines: Mapping[str, float] | None = None,
+            question: str = '') -> tuple[Comparison, Tables]:
   """Writes compare.html, changes.csv and, as .svg and .png, the figures curves, dots and multiplier.
 
   Where runs of both sides were fine-tuned on GLUE, each task stands in glue.csv. Of several shapes each has figures of
@@ -36,17 +37,19 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
     level: of the plateau, nats; without one the loss of word frequencies, of a `minilm baselines` in the folders, or
       that of the runs, where they show it.
     lines: other losses to draw, nats by name, beside those of these baselines.
+    question: a recipe at whose head stands what is asked and by which rules; the page begins with that.
 
   Returns:
     Who was compared with whom, and the rows of each shape, the base first.
 
   Raises:
     Held: another process writes there.
-    InputError: no base, nothing that differs from it, a level or a line that is no loss, or a damaged file.
+    InputError: no base, nothing that differs from it, a level or a line that is no loss, a damaged file, or no head.
   """
   for name, loss in {**(lines or {}), **({} if level is None else {'level': level})}.items():
     if not (math.isfinite(loss) and loss > 0):
       raise InputError(f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9')
+  asked = recipe.head(question) if question else ''
   compared = changes.read(bases, folders)
   levels = outcomes.levels(compared, level)
   scores = cells.main(score_table(runs.scores(compared.found)))
@@ -63,7 +66,7 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
     end = f'-{shape}' if len(drawn) > 1 else ''
     files |= {f'{name}{end}.svg': pictures[shape][name].encode() for name in of}
     files |= {f'{name}{end}.png': figures.png(one.figure) for name, one in of.items()}
-  files['compare.html'] = change_page.render(compared, tables, glue, pictures).encode()
+  files['compare.html'] = change_page.render(compared, tables, glue, pictures, asked).encode()
   workdir = epath.Path(workdir)
   with claim.held(workdir):
     for name, content in files.items():

@@ -22,7 +22,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui
   background: var(--paper); }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p, ul { max-width: 44rem; } .faint { color: var(--faint); font-size: .9rem; } ul { padding-left: 1.2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } pre { font-size: .85rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
