@@ -2,12 +2,14 @@ r"""Past the break: why tiny models stand still, and what makes them go.
 
     bash launch/past.sh corpora/honey TFDS
 
-is all of it, and this the main answer at the smallest size, in some ten minutes on two cores, two seeds:
+is all of it, with four seeds of each point; add `runs/past 1` for one. The main answer at the smallest size takes some ten
+minutes on two cores, with two seeds:
 
     minilm sweep --config=configs/past.py:pair --config.corpus=corpora/honey --config.population.members=2 \
         --workdir=runs/pair
     minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/pair/baselines
-    minilm compare --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --workdir=runs/pair/compare
+    minilm compare --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --question=configs/past.py \
+        --workdir=runs/pair/compare
 
 Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes, by hand and with one seed:
 

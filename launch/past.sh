@@ -5,13 +5,13 @@
 # frontier of both. Started again, it goes on where it stopped.
 #   bash launch/past.sh CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given. SEEDS: 4 where none
-# is given: by what single points took, some 30 hours of one core with AVX-512, three times that without; 1 is a first
-# answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
+# is given; each takes some 8 hours of one core with AVX-512 by what single points took, three times that without; 1 is a
+# first answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
 #   --config.updates=40 --config.log.every=10 --config.evaluation.every=10 --config.evaluation.rows=32
 set -euo pipefail
 if (($# < 2)); then
   printf '%s\n' "asked: the study of the plateau" "found: $# arguments" \
-    "to do: give CORPUS TFDS [FOLDER [FLAGS]], as the head of launch/past.sh says" >&2
+    "to do: give CORPUS TFDS [FOLDER [SEEDS [FLAGS]]], as the head of launch/past.sh says" >&2
   exit 2
 fi
 corpus=$1 tfds=$2 out=${3:-runs/past} seeds=${4:-4} flags=("${@:5}")
