@@ -57,6 +57,6 @@ minilm compare --base="$out/points/paper@$middle" "$out/points" "$out/glue" "$ou
   --question="$past"
 minilm compare --base="$out/points/together@$small" "$out"/points/*@"$small" "$out/glue/small" "$out/baselines" \
   --workdir="$out/compare-together" --question="$past"
-minilm report "$out"/points/paper@* "$out"/shorter/paper+* --workdir="$out/frontier-paper"
-minilm report "$out"/points/together@e{32,64}-* "$out"/points/together+rate-1e-3@* "$out"/shorter/together+* \
+minilm report "$out"/points/paper@*-a8-* "$out"/shorter/paper+* --workdir="$out/frontier-paper"
+minilm report "$out"/points/together@e{32,64}-*-a8-* "$out"/points/together+rate-1e-3@* "$out"/shorter/together+* \
   --workdir="$out/frontier-best" # at the largest size with the rate that modern.py has there
