@@ -5,8 +5,8 @@
 # frontier of both. Started again, it goes on where it stopped.
 #   bash launch/past.sh CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given. SEEDS: 4 where none
-# is given; each takes some 8 hours of one core with AVX-512 by what single points took, three times that without; 1 is a
-# first answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
+# is given; one took 4.3 hours of one core of an EPYC with AVX-512, slower ones, by estimate, two to five times that;
+# 1 is a first answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
 #   --config.updates=40 --config.log.every=10 --config.evaluation.every=10 --config.evaluation.rows=32
 set -euo pipefail
 if (($# < 2)); then
