@@ -64,6 +64,12 @@ def test_a_row_of_dots_has_each_mean_on_its_interval_and_the_levels():
   assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ['pre-trained', 'from scratch', 'majority']
 
 
+def test_long_names_leave_room_for_the_dots():
+  figure = figures.dots([Dots('sst2 ' + 'without-rotary+sinusoidal' * 3, DOTS[0].arms, {})] * 40, 'x')
+  figure.draw_without_rendering()  # Matplotlib warns where nothing is left, and warnings are errors here
+  assert figure.axes[0].get_position().width * figure.get_figwidth() > 2
+
+
 @pytest.mark.parametrize('draw', [figures.learning, figures.trajectory])
 def test_a_panel_has_its_bands_and_its_level_and_arms_look_alike_in_all(draw):
   figure = draw([PANEL, Panel('rte', PANEL.bands[1:])] * 2, 'score')

@@ -229,6 +229,13 @@ def test_no_runs_is_said_before_anything_is_written(tmp_path: pathlib.Path, make
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_folder_without_a_name_is_not_the_current_one(home: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.chdir(home)
+  assert runs.find(['.'])
+  with pytest.raises(InputError, match='its name is empty'):
+    runs.find([''])
+
+
 def test_names_tell_runs_apart_and_no_run_counts_twice(tmp_path: pathlib.Path):
   for place in 'ab':
     pretraining(tmp_path / place / 'tiny')

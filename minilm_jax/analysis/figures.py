@@ -97,7 +97,9 @@ def loss(curves: Sequence[Curve]) -> Figure:
 def dots(rows: Sequence[Dots], x: str) -> Figure:
   """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
   with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(5.4, 1.3 + 0.45 * max(1, len(rows))))
+    longest = max((len(row.name) for row in rows), default=0)
+    width = 5.4 + 0.08 * min(max(0, longest - 30), 120)  # beside longer names nothing would be left for the dots
+    figure = Figure(figsize=(width, 1.3 + 0.45 * max(1, len(rows))))
     axes = figure.add_subplot()
     arms = _looks_of(name for row in rows for name in row.arms)
     marks = dict(zip(dict.fromkeys(name for row in rows for name in row.levels), itertools.cycle('|xd')))

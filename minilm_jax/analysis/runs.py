@@ -5,6 +5,7 @@ Only files are read; nothing here knows how a run was made. What a directory doe
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,10 +43,12 @@ def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   """The runs in some folders at any depth, each once, by a name that tells them apart.
 
   Raises:
-    InputError: a folder is missing, or there is no run under any of them.
+    InputError: a folder is missing or has no name, or there is no run under any of them.
   """
   paths: dict[str, epath.Path] = {}
   names: dict[str, str] = {}
+  if not all(map(os.fspath, folders)):  # Path('') is the current folder, and nobody asked for that
+    raise InputError('the runs in a folder', 'its name is empty', 'give a run directory, or . for the current folder')
   for folder in map(epath.Path, folders):
     if not folder.is_dir():
       raise InputError(f'the runs in {folder}', 'no such folder', 'give a run directory, or a folder that holds some')
