@@ -98,7 +98,8 @@ def dots(rows: Sequence[Dots], x: str) -> Figure:
   """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
   with mpl.rc_context(STYLE):
     longest = max((len(row.name) for row in rows), default=0)
-    width = 5.4 + 0.08 * min(max(0, longest - 30), 120)  # beside longer names nothing would be left for the dots
+    # Beside names longer than 30 nothing would be left for the dots; one of any length makes no figure of any width.
+    width = 5.4 + 0.08 * min(max(0, longest - 30), 120)
     figure = Figure(figsize=(width, 1.3 + 0.45 * max(1, len(rows))))
     axes = figure.add_subplot()
     arms = _looks_of(name for row in rows for name in row.arms)
