@@ -33,13 +33,13 @@ def at_most(most: float) -> Rule:
   return check
 
 
-def share(field: str, value: float) -> None:
+def check_share(field: str, value: float) -> None:
   """A number from 0 to 1."""
   if not 0 <= value <= 1:
     raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
 
 
-def seed(field: str, value: int | tuple[int, ...]) -> None:
+def check_seed(field: str, value: int | tuple[int, ...]) -> None:
   """What a random stream can start from, 32 bits; every item of a tuple is checked."""
   for number in (value,) if isinstance(value, int) else value:
     if not 0 <= number < 2**32:
@@ -55,7 +55,7 @@ def one_of(*known: str) -> Rule:
   return check
 
 
-Positive, Count, Share = Annotated[int, at_least(1)], Annotated[int, at_least(0)], Annotated[float, share]
+Positive, Count, Share = Annotated[int, at_least(1)], Annotated[int, at_least(0)], Annotated[float, check_share]
 Amount = Annotated[float, at_least(0)]
 MOST_SIZE = 2**24  # of one axis of anything that is made in memory
 Size = Annotated[int, at_least(1), at_most(MOST_SIZE)]

@@ -1,7 +1,7 @@
-"""The configuration of a run as frozen, hashable types, checked when they are made; corpus and model have own rooms.
+"""Declares every field of a pre-training or fine-tuning recipe: type, range, default and reason.
 
-What each field is for is said once, in `configs/base.py`; here is what it may be. `recipe.py` is the door through which
-a recipe becomes one of these; behind it nothing has defaults and nothing changes.
+The types are frozen, hashable and checked when they are made. `configs/base.py` makes recipes from the defaults;
+`recipe.py` turns a recipe back into these types and refuses one that lacks a field.
 """
 
 import dataclasses
@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from minilm_jax import model_config
-from minilm_jax.checks import MOST_SIZE, Amount, Checked, Count, Positive, Share, Size, at_least, at_most, one_of, seed
+from minilm_jax.checks import (
+    MOST_SIZE,
+    Amount,
+    Checked,
+    Count,
+    Positive,
+    Share,
+    Size,
+    at_least,
+    at_most,
+    check_seed,
+    one_of,
+)
 from minilm_jax.errors import InputError
 from minilm_jax.model_config import EncoderConfig, HeadConfig
 
@@ -30,11 +42,13 @@ class MaskConfig(Checked):
   """Which positions are predicted and what stands there instead."""
 
   where = 'mask.'
-  rate: Share
-  random: Share
-  keep: Share
-  special: bool
-  span: Annotated[int, at_least(0), at_most(MOST_SIZE)]
+  rate: Share = 0.15  # Share of the tokens of a row that is predicted.
+  random: Share = 0.0  # Share of the predicted positions that receive a random token.
+  # Share of the predicted positions that keep their token; the others become <mask>.
+  keep: Share = 0.0
+  special: bool = False  # Lets <s> and </s> be predicted, as the released code of paper 1 does.
+  # Length of a run of adjacent tokens predicted together; 0 draws each position by itself.
+  span: Annotated[int, at_least(0), at_most(MOST_SIZE)] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -50,20 +64,30 @@ class OptimizerConfig(Checked):
   """AdamW or Muon, the schedule and what is left undecayed."""
 
   where = 'optimizer.'
-  algorithm: Annotated[str, one_of('adamw', 'muon')]
-  learning_rate: Amount
-  schedule: Annotated[str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'epochs',
-                                  'epochs_from_zero')]
-  warmup_share: Share
-  warmup_most: Count
-  decay_share: Share
-  epochs: Count
-  beta1: Share
-  beta2: Share
-  epsilon: Amount
-  weight_decay: Amount
-  undecayed: tuple[str, ...]
-  clip: Amount
+  # With muon, Muon updates the matrices of projection and blocks, and AdamW all other parameters;
+  # both use one learning rate.
+  algorithm: Annotated[str, one_of('adamw', 'muon')] = 'adamw'
+  learning_rate: Amount = 5e-4  # At the top of the schedule.
+  # honey (linear warm-up, inverse square root decay), linear, cosine, warmup_stable_decay,
+  # constant; in steps: epochs (down to rate / epochs), epochs_from_zero (the same after a first
+  # epoch at rate 0, as paper 2 ran).
+  schedule: Annotated[
+      str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'epochs', 'epochs_from_zero')
+  ] = 'honey'
+  warmup_share: Share = 0.05  # Share of all updates.
+  warmup_most: Count = 4000  # Upper limit of the warm-up in updates, whatever its share.
+  decay_share: Share = 0.2  # Share of all updates, for warmup_stable_decay.
+  # Number of equal parts of the run; the schedules epochs and epochs_from_zero change the rate only
+  # at their ends.
+  epochs: Count = 0
+  beta1: Share = 0.9  # Of AdamW, as beta2 and epsilon are; the momentum of Muon is 0.95.
+  beta2: Share = 0.95
+  epsilon: Amount = 1e-8
+  weight_decay: Amount = 0.01
+  # Parameters whose path contains one of these words have no weight decay; none decays all
+  # parameters.
+  undecayed: tuple[str, ...] = ('bias', 'norm', 'embedding')
+  clip: Amount = 1.0  # Limit of the global norm of the gradient; 0 does not clip.
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -78,10 +102,13 @@ class EvaluationConfig(Checked):
   """How often, and on how many rows, the frozen-mask loss is taken."""
 
   where = 'evaluation.'
-  every: Positive
-  first: Count
-  rows: Positive
-  batch_size: Size
+  # Updates between evaluations; one more evaluation follows the last update.
+  every: Positive = 1000
+  # First evaluation, repeated at each doubling up to `every`; 0 evaluates at multiples of `every`
+  # alone.
+  first: Count = 0
+  rows: Positive = 2000  # Number of rows of the validation split, from its start.
+  batch_size: Size = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +116,12 @@ class CheckpointConfig(Checked):
   """How often a run is saved and which saves it keeps."""
 
   where = 'checkpoint.'
-  every: Positive
-  minutes: Amount
-  keep: Positive
-  best: Count
+  every: Positive = 1000  # Updates between saves; one more save follows the last update.
+  # Saves also at the end of a chunk this many minutes after the last save; 0 never does.
+  minutes: Amount = 0.0
+  keep: Positive = 2  # Number of latest checkpoints that are kept.
+  # Number of checkpoints with the lowest validation loss (mean over members) kept in addition.
+  best: Count = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +129,12 @@ class LogConfig(Checked):
   """How many steps a line of metrics covers, which is also the chunk that one dispatch runs; who is told of it."""
 
   where = 'log.'
-  every: Positive
-  to: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')]
-  project: str
-  name: str
+  # Updates that a line of metrics covers, and that one dispatch runs (a chunk).
+  every: Positive = 50
+  # Sinks beside metrics.jsonl: tensorboard, wandb, json (lines on standard output).
+  to: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')] = ('tensorboard',)
+  project: str = 'minilm'  # Name of the project in W&B.
+  name: str = ''  # Name of the run in W&B; '' takes the name of the work directory.
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -117,9 +148,11 @@ class MeshConfig(Checked):
   """Devices along each axis; 0 for `population` takes what divides the members, for `data` what is left."""
 
   where = 'mesh.'
-  population: Count
-  data: Count
-  model: Positive
+  # Devices along the axis of members; 0 takes a number that divides the members.
+  population: Count = 0
+  # Devices along the axis of rows; 0 takes the remaining devices that divide the batch.
+  data: Count = 0
+  model: Positive = 1  # Devices along the axis of features.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +160,18 @@ class PopulationConfig(Checked):
   """Models that one program trains, and what they differ in: a value a member, or none where all have the recipe's."""
 
   where = 'population.'
-  members: Annotated[int, at_least(1), at_most(MOST_MEMBERS)]
-  lift: Annotated[str, one_of('auto', 'loop', 'vmap')]
-  seeds: Annotated[tuple[int, ...], seed]
-  learning_rates: tuple[float, ...]
-  weight_decays: tuple[float, ...]
-  mask_rates: tuple[float, ...]
-  mask_randoms: tuple[float, ...]
-  mask_keeps: tuple[float, ...]
+  # Models that one program trains on the same corpus.
+  members: Annotated[int, at_least(1), at_most(MOST_MEMBERS)] = 1
+  # Mapping over the members of a device: in turn (loop), at once (vmap), or the faster of both
+  # there (auto).
+  lift: Annotated[str, one_of('auto', 'loop', 'vmap')] = 'auto'
+  seeds: Annotated[tuple[int, ...], check_seed] = ()  # One value a member; none counts up from `seed`.
+  # One value a member in place of optimizer.learning_rate; the fields below work alike.
+  learning_rates: tuple[float, ...] = ()
+  weight_decays: tuple[float, ...] = ()
+  mask_rates: tuple[float, ...] = ()
+  mask_randoms: tuple[float, ...] = ()
+  mask_keeps: tuple[float, ...] = ()
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -150,9 +187,12 @@ class SubsetConfig(Checked):
   """The part of the training split that is trained on."""
 
   where = 'subset.'
-  rows: Count
-  tokens: Count
-  order: Annotated[int, seed]
+  # Trains on the first rows of a fixed random order of the training split; 0 takes all rows.
+  rows: Count = 0
+  # Trains on the first rows of that order with this many tokens, without pads; 0 sets no limit.
+  tokens: Count = 0
+  # Seed of the random order; of one order, a smaller subset lies inside a larger one.
+  order: Annotated[int, check_seed] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -164,24 +204,32 @@ class SubsetConfig(Checked):
 class RunConfig(Checked):
   """One pre-training run, of one model or of a population."""
 
-  kind: str
-  corpus: str
-  corpus_on: Annotated[str, one_of('auto', 'device', 'host')]
-  subset: SubsetConfig
-  seed: Annotated[int, seed]
-  batch_size: Size
-  accumulation: Count
-  head_blocks: Count
-  updates: Positive
-  nonfinite: Annotated[str, one_of('stop', 'skip', 'drop-member')]
-  model: EncoderConfig
-  mask: MaskConfig
-  optimizer: OptimizerConfig
-  evaluation: EvaluationConfig
-  checkpoint: CheckpointConfig
-  log: LogConfig
-  population: PopulationConfig
-  mesh: MeshConfig
+  kind: str = 'pretrain'
+  # A folder that `minilm corpus` made, or a corpus recipe, built into the work directory first.
+  corpus: str = ''
+  # device: all rows on each device; host: read from files a chunk ahead; auto: device if the rows
+  # fit.
+  corpus_on: Annotated[str, one_of('auto', 'device', 'host')] = 'auto'
+  subset: SubsetConfig = SubsetConfig()
+  seed: Annotated[int, check_seed] = 0
+  batch_size: Size = 256  # Rows of an update.
+  # Micro-batches of an update; 0 takes as many as keep a micro-batch in cache on a CPU, else 1.
+  accumulation: Count = 0
+  # Least number of parts in which the logits of a micro-batch are computed; 0 keeps a part in
+  # cache.
+  head_blocks: Count = 0
+  updates: Positive = 1000
+  # Reaction to an update with NaN or infinity, after the update is undone: stop, skip, or drop-
+  # member.
+  nonfinite: Annotated[str, one_of('stop', 'skip', 'drop-member')] = 'stop'
+  model: EncoderConfig = EncoderConfig()
+  mask: MaskConfig = MaskConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  log: LogConfig = LogConfig()
+  population: PopulationConfig = PopulationConfig()
+  mesh: MeshConfig = MeshConfig()
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -202,22 +250,27 @@ class TaskConfig(Checked):
   """One labelled task and where its examples are."""
 
   where = 'task.'
-  name: str
-  data_dir: str
-  folder: str
-  train: str
-  validation: str
-  test: str
-  fields: tuple[str, ...]
-  label: str
-  kind: Annotated[str, one_of('', 'classification', 'regression')]
-  markers: bool
-  filtered: bool
-  word_list: str
-  split: str
-  limit: Count
-  per_label: Count
-  per_label_reported: Count
+  name: str = 'cola'  # A row of the table of tasks.
+  data_dir: str = ''  # Data directory of TFDS.
+  # Or a folder with train, validation and test, each .jsonl, .csv, .tsv, .parquet or the .json of
+  # FewRel.
+  folder: str = ''
+  # Or one file a split; if the reported split has no file, a part of this file replaces it.
+  train: str = ''
+  validation: str = ''
+  test: str = ''
+  fields: tuple[str, ...] = ()  # One or two columns of text; none takes those of the task.
+  label: str = 'label'  # The column of the label.
+  # classification or regression; '' takes the kind of the task.
+  kind: Annotated[str, one_of('', 'classification', 'regression')] = ''
+  markers: bool = False  # Marks the two entities of an example of FewRel.
+  filtered: bool = False  # Keeps only examples whose words are all in the word list.
+  word_list: str = ''  # The word list of the filter.
+  split: str = 'validation'  # The reported split; it never selects anything.
+  limit: Count = 0  # Largest number of training examples; 0 takes all.
+  per_label: Count = 0  # Or the number of training examples drawn of each label; 0 takes all.
+  # Number of examples of the reported split drawn of each label; 0 takes all.
+  per_label_reported: Count = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -237,24 +290,36 @@ class TaskConfig(Checked):
       raise InputError('task.filtered=True', 'no task.word_list', 'give the word list that examples must stay inside')
 
 
+def _finetune_optimizer() -> OptimizerConfig:
+  return OptimizerConfig(learning_rate=2e-4, schedule='linear', warmup_share=0.0, beta2=0.999, weight_decay=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Checked):
   """A checkpoint, a task, several seeds."""
 
-  kind: str
-  task: TaskConfig
-  head: HeadConfig
-  optimizer: OptimizerConfig
-  seeds: Annotated[tuple[int, ...], seed]
-  learning_rates: tuple[float, ...]
-  batch_size: Size
-  epochs: float
-  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
-  held_out: Share
-  patience: Count
-  predictions: bool
-  keep: bool
-  lift: Annotated[str, one_of('auto', 'loop', 'vmap')]
+  kind: str = 'finetune'
+  task: TaskConfig = TaskConfig()
+  head: HeadConfig = HeadConfig()
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=_finetune_optimizer)
+  # One start of the head and one order of examples each.
+  seeds: Annotated[tuple[int, ...], check_seed] = (0, 1, 2, 3, 4)
+  # Rates trained side by side; the validation part chooses one. None takes optimizer.learning_rate.
+  learning_rates: tuple[float, ...] = ()
+  batch_size: Size = 32
+  epochs: float = 5.0
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
+  # Share of the training examples that chooses rate and epoch; 0 reports the last epoch, as paper 1
+  # does.
+  held_out: Share = 0.0
+  # Epochs without a better score on that share before a member stops; 0 never stops.
+  patience: Count = 0
+  # Stores predictions of the reported split, and of the test split for the GLUE server.
+  predictions: bool = False
+  # Stores the classifier of each member for predict and committee, at a few MB each.
+  keep: bool = False
+  # Mapping over the members of a device: loop, vmap, or the faster of both there (auto).
+  lift: Annotated[str, one_of('auto', 'loop', 'vmap')] = 'auto'
 
   def __post_init__(self) -> None:
     super().__post_init__()

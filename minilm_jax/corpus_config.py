@@ -1,6 +1,6 @@
-"""The configuration of a corpus as frozen, hashable types, checked when they are made.
+"""Declares every field of a corpus recipe: type, range, default and reason.
 
-What each field is for is said once, in `configs/base.py`; here is what it may be.
+The types are frozen, hashable and checked when they are made.
 """
 
 import dataclasses
@@ -17,13 +17,16 @@ class DocumentsConfig(Checked):
   """What text is read, and from where."""
 
   where = 'documents.'
-  sources: tuple[str, ...]
-  field: str
-  split: str
-  data_dir: str
-  unit: Annotated[str, one_of('paragraphs', 'line', 'file')]
-  errors: Annotated[str, one_of('strict', 'replace')]
-  longest: Annotated[int, at_least(1), at_most(_LONGEST)]
+  sources: tuple[str, ...] = ()  # Files, globs, TFDS names or microworld.
+  field: str = 'text'  # Column of the text in jsonl, csv, tsv, parquet or TFDS.
+  split: str = 'train'  # Of a TFDS source.
+  data_dir: str = ''  # Of a TFDS source; '' takes the default of TFDS.
+  # Document of a .txt: up to an empty line (a line, if none is empty), a line, or a file.
+  unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
+  # Reaction to bytes that are not UTF-8: strict stops, replace continues.
+  errors: Annotated[str, one_of('strict', 'replace')] = 'strict'
+  # Largest number of characters of a document; a longer document is refused.
+  longest: Annotated[int, at_least(1), at_most(_LONGEST)] = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +34,19 @@ class VocabularyConfig(Checked):
   """The reduced language: the word list, how words are counted, and which passes keep text."""
 
   where = 'vocabulary.'
-  word_list: str
-  most_frequent: Count
-  counting: Annotated[str, one_of('honey', 'plain')]
-  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')]
-  sentence_words: Count
-  span_words: Positive
-  span_stride: Positive
-  span_counted: Count
+  word_list: str = ''  # A file with one word a line or a column `word`; '' filters nothing.
+  most_frequent: Count = 0  # Or the number of most frequent words of the source.
+  # Definition of a word: the rule of paper 1 (honey), or plain, which knows apostrophes.
+  counting: Annotated[str, one_of('honey', 'plain')] = 'honey'
+  # Filters that keep text; `documents` keeps whole documents.
+  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
+      'sentences',
+      'spans',
+  )
+  sentence_words: Count = 5  # A kept sentence has more counted words than this.
+  span_words: Positive = 110  # Words of a window.
+  span_stride: Positive = 30  # Words between starts of windows.
+  span_counted: Count = 40  # A kept window has more counted words than this.
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -53,10 +61,12 @@ class TokenizerConfig(Checked):
   """Which SentencePiece model is trained, or which file is used instead."""
 
   where = 'tokenizer.'
-  path: str
-  model: Annotated[str, one_of('bpe', 'unigram')]
-  size: Annotated[int, at_least(16), at_most(MOST_SIZE)]
-  sweep: tuple[int, ...]
+  path: str = ''  # An existing SentencePiece model, instead of training one.
+  model: Annotated[str, one_of('bpe', 'unigram')] = 'bpe'
+  # Pieces, with the five special ones.
+  size: Annotated[int, at_least(16), at_most(MOST_SIZE)] = 19000
+  # Further sizes tried on the same text; their word-split ratio and ESMS go into the manifest.
+  sweep: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -70,8 +80,10 @@ class RowsConfig(Checked):
   """How kept text becomes rows."""
 
   where = 'rows.'
-  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
-  grouping: Annotated[str, one_of('words', 'tokens', 'articles')]
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
+  # words: the estimate of paper 1, 1.2 tokens a word; tokens: full rows; articles: one row a
+  # document, cut at its end (paper 2).
+  grouping: Annotated[str, one_of('words', 'tokens', 'articles')] = 'words'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +91,8 @@ class SplitConfig(Checked):
   """Shares of documents, by hash, that validation and test take."""
 
   where = 'splits.'
-  validation: Share
-  test: Share
+  validation: Share = 0.01  # Share of documents, by hash.
+  test: Share = 0.01  # Share of documents, by hash.
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -93,13 +105,13 @@ class SplitConfig(Checked):
 class CorpusConfig(Checked):
   """Text to rows."""
 
-  kind: str
-  documents: DocumentsConfig
-  vocabulary: VocabularyConfig
-  tokenizer: TokenizerConfig
-  rows: RowsConfig
-  splits: SplitConfig
-  workers: Annotated[int, at_least(0), at_most(_WORKERS)]
+  kind: str = 'corpus'
+  documents: DocumentsConfig = DocumentsConfig()
+  vocabulary: VocabularyConfig = VocabularyConfig()
+  tokenizer: TokenizerConfig = TokenizerConfig()
+  rows: RowsConfig = RowsConfig()
+  splits: SplitConfig = SplitConfig()
+  workers: Annotated[int, at_least(0), at_most(_WORKERS)] = 0  # Processes; 0 takes one a core.
 
   def __post_init__(self) -> None:
     super().__post_init__()

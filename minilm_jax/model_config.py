@@ -1,7 +1,6 @@
-"""The shape of a model: of an encoder, and of what turns its vectors into one.
+"""Declares every field of an encoder and of a classification head: type, range, default and reason.
 
-What each field is for is said once, in `configs/base.py`; here is what it may be. Everything that is compiled for a
-model follows from these, so they are hashable, complete and checked when they are made.
+The types are frozen, hashable and checked when they are made: compiled programs are cached by them.
 """
 
 import dataclasses
@@ -28,34 +27,50 @@ class EncoderConfig(Checked):
   """Shape and switches of an encoder (paper 1, `LanModel`)."""
 
   where = 'model.'
-  encoder: Annotated[str, _class]
-  vocabulary: Size
-  embedding: Size
-  hidden: Size
-  feed_forward: Size
-  heads: Size
-  layers: Annotated[int, at_least(1), at_most(MOST_LAYERS)]
-  length: Annotated[int, at_least(4), at_most(MOST_SIZE)]
-  convolutions: Annotated[int, at_least(0), at_most(MOST_LAYERS)]
-  kernel: tuple[int, ...]
-  channels: _SizeOrNone
-  convolution: Annotated[str, one_of('paper', 'mended')]
-  norm: Annotated[str, one_of('post', 'pre')]
-  positions: Annotated[str, one_of('learned', 'sinusoidal', 'relative', 'rotary', 'none')]
-  first_position: _SizeOrNone
-  segments: _SizeOrNone
-  projection: bool
-  tied: bool
-  activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')]
-  dropout: Share
-  initialization: Annotated[str, one_of('standard', 'honey', 'bert')]
-  norm_epsilon: Amount
-  nominal_heads: Size
-  compute: Annotated[str, one_of('float32', 'bfloat16')]
-  remat: bool
-  bare_projection: bool
-  second_segment: bool
-  short_convolution: _SizeOrNone
+  # package.module:Class, a custom Flax module in place of the encoder of this package; '' takes the
+  # latter.
+  encoder: Annotated[str, _class] = ''
+  vocabulary: Size = 19010  # Rows of the embedding table; at least the size of the tokenizer.
+  embedding: Size = 32  # Axis E.
+  hidden: Size = 32  # Axis D.
+  feed_forward: Size = 64  # Axis F.
+  heads: Size = 8  # Axis H.
+  layers: Annotated[int, at_least(1), at_most(MOST_LAYERS)] = 1
+  # Axis L, the longest row in tokens.
+  length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
+  # Layers of the convolutional front-end before the blocks (paper 2); 0 leaves it out.
+  convolutions: Annotated[int, at_least(0), at_most(MOST_LAYERS)] = 0
+  kernel: tuple[int, ...] = ()  # Size of each kernel: tokens, features, as in 3,3.
+  channels: _SizeOrNone = 0  # Output channels of each convolution.
+  # paper (BatchNorm over the batch with its pads, no residual) or mended (pads excluded, residual).
+  convolution: Annotated[str, one_of('paper', 'mended')] = 'paper'
+  norm: Annotated[str, one_of('post', 'pre')] = 'post'  # post (paper 1) or pre.
+  # learned, sinusoidal (fixed), relative (a bias for each head and distance), rotary, or none.
+  positions: Annotated[str, one_of('learned', 'sinusoidal', 'relative', 'rotary', 'none')] = 'learned'
+  # Number of the first learned position: 2 in RoBERTa and paper 1, 0 in BERT and paper 2.
+  first_position: _SizeOrNone = 2
+  # Rows of the segment table, of which only the first is used; 0 leaves the table out.
+  segments: _SizeOrNone = 2
+  projection: bool = True  # Linear(E, D) and LayerNorm between embedding and blocks.
+  tied: bool = False  # The head shares the embedding table; E must equal D.
+  # gelu (exact), gelu_tanh (its approximation, for models trained with it), relu, or silu.
+  activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')] = 'gelu'
+  dropout: Share = 0.1
+  # standard; honey, as in the released code of paper 1; bert, N(0, 0.02).
+  initialization: Annotated[str, one_of('standard', 'honey', 'bert')] = 'standard'
+  norm_epsilon: Amount = 1e-5
+  # Head count in the FLOP formula of paper 1; the logged runs have another value than `heads`.
+  nominal_heads: Size = 8
+  # Type of matrix products and activations; bfloat16 is for accelerators. All else is float32.
+  compute: Annotated[str, one_of('float32', 'bfloat16')] = 'float32'
+  # Recomputes activations of a block in the backward pass: up to a third more work, memory of one
+  # block.
+  remat: bool = False
+  bare_projection: bool = False  # Leaves LayerNorm out of the projection, as in ELECTRA.
+  # Tokens after the first </s> take the second row of the segment table, as in BERT.
+  second_segment: bool = False
+  # Width in tokens (odd) of a depthwise convolution before the blocks; 0 leaves it out.
+  short_convolution: _SizeOrNone = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -111,6 +126,8 @@ class HeadConfig(Checked):
   """How a sentence becomes one vector."""
 
   where = 'head.'
-  pooling: Annotated[str, one_of('first', 'mean', 'positions')]
-  dropout: Share
-  copies: Positive
+  # The vector of <s> (first), the mean over tokens (mean), or the weights of the paper (positions).
+  pooling: Annotated[str, one_of('first', 'mean', 'positions')] = 'first'
+  dropout: Share = 0.1
+  # Heads on one encoder, each with its own start and dropout; their mean logits are the answer.
+  copies: Positive = 1
