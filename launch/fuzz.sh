@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm test
 cd "$root"
-exec env JAX_PLATFORMS=cpu "$venv/bin/python" tests/fuzz.py "$@" </dev/null
+exec env JAX_PLATFORMS=cpu "$venv/bin/python" tests/campaigns/fuzz.py "$@" </dev/null

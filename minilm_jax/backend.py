@@ -5,7 +5,7 @@
 | one device a core, the batch split over them | 1.1 to 1.4 times the speed of one device with two threads |
 | compiled programs kept between runs | the first step of a repeated run comes after 5 seconds, not 12 |
 | one arena of glibc's malloc for all threads | 500 MiB where there were 790 and more with each save |
-| what is larger than a MiB on pages of its own | over a soak (`tests/soak.py`) 9 MiB more, where it was 14 |
+| what is larger than a MiB on pages of its own | over a soak (`tests/campaigns/endurance.py`) 9 MiB more, where it was 14 |
 
 The first two were measured with `minilm bench` on two cores of an EPYC, jax 0.10.2: the first at the shapes
 (32,32,64,1), (256,256,1024,4) and that of the quickstart, the second at the larger of them; the third with 150 saves of

@@ -17,7 +17,7 @@ from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
 from minilm_jax.model.looking import attention_shares
 from minilm_jax.tasks import attention, baselines, likelihood
 from minilm_jax.training import member, trainer
-from tests import quick, small
+from tests import fast_jit, tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
   """From loops over the places of each row; more rows than are looked at together, and pads among them."""
   batch = baselines.hidden(corpora.load(tiny_corpus, 'validation'))
   _, _, model = likelihood.opened(tiny_run)
-  shares, = quick.jit(attention_shares)(model.encoder, batch.tokens, batch.mask)
+  shares, = fast_jit.jit(attention_shares)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > attention._ROWS and not batch.mask.all()
   sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)
   for row, own in zip(batch.tokens, np.asarray(shares), strict=True):
@@ -58,7 +58,7 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
 
 
 def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
-  config = small.run_config(tiny_corpus, updates=4, **{
+  config = tiny_config.run_config(tiny_corpus, updates=4, **{
       'population.members': 2, 'checkpoint.every': 2, 'evaluation.every': 4, 'model.positions': 'relative'})
   trainer.pretrain(config, tmp_path / 'two')
   rows = attention.attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']

@@ -1,6 +1,6 @@
 """Every input that can be bad, in every way that it can be: a sentence in three parts and status 2, or what is named.
 
-Each cell is an input of `tests/inputs.py` and a way of `tests/spoiled.py`, mostly with several examples. A reader gives an
+Each cell is an input of `tests/input_cases.py` and a way of `tests/corruptions.py`, mostly with several examples. A reader gives an
 InputError, or reads what the table calls harmless; the verb ends with status 2, says so in three parts, no traceback
 among them, and leaves no file behind but those that the input names. Memory stays below half of what a file pretends to
 hold. The last thing printed is the table.
@@ -16,12 +16,12 @@ import pytest
 
 from minilm_jax import __main__ as door
 from minilm_jax.errors import InputError
-from tests import inputs, spoiled
-from tests.inputs import Input
-from tests.spoiled import WAYS
+from tests import corruptions, input_cases
+from tests.input_cases import Input
+from tests.corruptions import WAYS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-INPUTS = {one.name: one for one in inputs.inputs()}
+INPUTS = {one.name: one for one in input_cases.list_inputs()}
 # Rows that a fixture makes, by its name.
 LATER = {'weights': ('checkpoint, folder', 'checkpoint, config.json', 'checkpoint, manifest.json', 'checkpoint, tokenizer',
                      'checkpoint, weights', 'checkpoint, _METADATA'),
@@ -42,24 +42,24 @@ Marks = dict[tuple[str, str], tuple[str, str]]  # by input and way: the mark, an
 
 @pytest.fixture(scope='module')
 def weights(tiny_run: pathlib.Path) -> dict[str, Input]:
-  return {one.name: one for one in inputs.run_with_weights(tiny_run)}
+  return {one.name: one for one in input_cases.run_with_weights(tiny_run)}
 
 
 @pytest.fixture(scope='module')
 def members(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
   from minilm_jax.language import tokenizer
   from minilm_jax.tasks import committee
-  from tests import answering
+  from tests import fake_classifiers
   home, reads = tmp_path_factory.mktemp('members'), tokenizer.load(tiny_corpus / 'tokenizer.model')
   for seed in range(2):
-    answering.saved(home / f'classifier-{seed}', answering.fitted(reads, seed))
+    fake_classifiers.saved(home / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
   committee.make(f'{home}/classifier-*', home / 'made')
-  return {one.name: one for one in inputs.members(home)}
+  return {one.name: one for one in input_cases.members(home)}
 
 
 @pytest.fixture(scope='module')
 def dataset(prepared: pathlib.Path) -> dict[str, Input]:
-  return {one.name: one for one in inputs.dataset(prepared)}
+  return {one.name: one for one in input_cases.dataset(prepared)}
 
 
 @pytest.fixture(scope='module')
@@ -101,13 +101,13 @@ def forget() -> None:
 def contents(one: Input, way: str, good: bytes, every: bool) -> list[bytes]:
   """What is written instead of the good bytes."""
   if way == 'hostile':
-    found = one.hostile(inputs.inner(one, good))
+    found = one.hostile(input_cases.inner(one, good))
     every = every or one.most < len(found)  # which are thinned later
-    return [inputs.packed(one, content) for content in (found if every or len(found) < 30 else found[::_EVERY])]
+    return [input_cases.packed(one, content) for content in (found if every or len(found) < 30 else found[::_EVERY])]
   if way in ('UTF-16', 'Latin-1'):
-    return [inputs.packed(one, inputs.inner(one, good).decode().encode(way.lower()))]
-  return {'empty': lambda: [b''], 'other type': lambda: [some for some in spoiled.OTHERS if not _is_packed(one, some)], 'truncated': lambda: spoiled.truncated(good),
-          'flipped': lambda: spoiled.flipped(good)}[way]()
+    return [input_cases.packed(one, input_cases.inner(one, good).decode().encode(way.lower()))]
+  return {'empty': lambda: [b''], 'other type': lambda: [some for some in corruptions.OTHERS if not _is_packed(one, some)], 'truncated': lambda: corruptions.truncated(good),
+          'flipped': lambda: corruptions.flipped(good)}[way]()
 
 
 def _is_packed(one: Input, content: bytes) -> bool:
@@ -120,7 +120,7 @@ def spoil(one: Input, way: str, path: pathlib.Path, every: bool) -> Iterator[Non
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     yield
   elif way == 'swapped':
-    inputs.swapped(path)
+    input_cases.swapped(path)
     yield
   elif path.is_dir():
     for inside in path.iterdir():
@@ -128,10 +128,10 @@ def spoil(one: Input, way: str, path: pathlib.Path, every: bool) -> Iterator[Non
     yield
   elif way == 'huge':
     if one.packing:
-      path.write_bytes(spoiled.zeros(one.packing, spoiled.HUGE))
+      path.write_bytes(corruptions.zeros(one.packing, corruptions.HUGE))
       yield
     else:
-      spoiled.sparse(path, path.read_bytes()[:20])
+      corruptions.sparse(path, path.read_bytes()[:20])
       yield
   else:
     found = contents(one, way, path.read_bytes(), every)
@@ -188,7 +188,7 @@ def cell(one: Input, way: str, marks: Marks, tmp_path: pathlib.Path, capfd: pyte
     seen.add(READ if read else REFUSED)
     assert not read or way in one.harmless, f'example {number} was read: {path.read_bytes()[:200] if path.is_file() else path}'
   if way == 'huge' and before:
-    assert memory() - before < spoiled.HUGE // 2
+    assert memory() - before < corruptions.HUGE // 2
   marks[one.name, way] = EITHER if len(seen) == 2 else min(seen), one.harmless[way] if READ in seen else ''
 
 

@@ -22,7 +22,7 @@ from minilm_jax.language.tokenizer import BEGIN, END, MASK
 from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.tasks import baselines
 from minilm_jax.training import steps
-from tests import quick
+from tests import fast_jit
 from tests.test_ngrams import CANDIDATES, VOCABULARY, by_dictionary, text
 
 ORDER = ('unigram', 'left', 'right', 'mixture', 'product', 'both', 'trigram')
@@ -62,7 +62,7 @@ def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(found: dic
   model: MaskedLanguageModel = jax.tree.map(deaf, jax.eval_shape(
       lambda: masked_language_model(config.model, jax.random.key(0))))
   model.output.bias[...] = jnp.log(jnp.asarray(counted, jnp.float32))
-  judge = quick.jit(lambda model, read: steps.eval_step(model, read, jnp.int32(0), read.rows, read.rows))
+  judge = fast_jit.jit(lambda model, read: steps.eval_step(model, read, jnp.int32(0), read.rows, read.rows))
   judged = steps.means(judge(model, read))
   for field in ('loss', 'padded_loss'):
     assert losses(found, 'validation', field)['unigram'] == pytest.approx(judged[field], rel=1e-5)

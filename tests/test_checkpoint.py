@@ -21,7 +21,7 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.training import checkpoint, feed, sharding, steps
 from minilm_jax.training import engine as engines
-from tests import small
+from tests import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -198,7 +198,7 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
 @pytest.mark.parametrize('data', [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_running_statistics_are_saved_and_gone_on_with(data: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """Resumed is uninterrupted, bit for bit."""
-  engine = engines.make_engine(small.run_config(tiny_corpus, **small.CONVOLVED, **{'mesh.data': data}))
+  engine = engines.make_engine(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, **{'mesh.data': data}))
   rows = feed.resident(engine, tiny_corpus, 'train')
   whole, _, _ = engine.chunk(engine.init(), rows, jnp.int32(4))
   part, _, _ = engine.chunk(engine.init(), rows, jnp.int32(2))

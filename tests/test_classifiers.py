@@ -21,8 +21,8 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import classifiers, finetune, fitting, forward, sources
 from minilm_jax.training import start
-from tests import answering
-from tests.quick import jit
+from tests import fake_classifiers
+from tests.fast_jit import jit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STARTS = [8, None]
@@ -113,8 +113,8 @@ def test_a_classifier_that_is_lost_is_made_again_and_the_others_stay(tuned: path
 
 @pytest.fixture(scope='module')
 def one(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
-  member = answering.fitted(pieces.load(tiny_corpus / 'tokenizer.model'), 0)
-  return answering.saved(tmp_path_factory.mktemp('one') / 'classifier-0', member), member
+  member = fake_classifiers.fitted(pieces.load(tiny_corpus / 'tokenizer.model'), 0)
+  return fake_classifiers.saved(tmp_path_factory.mktemp('one') / 'classifier-0', member), member
 
 
 def test_what_was_saved_comes_back_bit_for_bit_and_so_does_a_copy(one: tuple, tmp_path: pathlib.Path):
@@ -146,9 +146,9 @@ def test_a_card_from_before_there_could_be_several_heads_has_one(one: tuple, tmp
 
 def test_saving_again_replaces_and_a_save_cut_short_is_none(one: tuple, tmp_path: pathlib.Path):
   _, member = one
-  folder = answering.saved(tmp_path / 'classifier-0', member)
+  folder = fake_classifiers.saved(tmp_path / 'classifier-0', member)
   other = jax.tree.map(lambda x: x + 1, member.model)
-  answering.saved(folder, dataclasses.replace(member, model=other))
+  fake_classifiers.saved(folder, dataclasses.replace(member, model=other))
   assert classifiers.load(folder).identity == classifiers.digest(other) != member.identity
   (folder / run.MANIFEST).unlink()
   assert classifiers.missing(folder)

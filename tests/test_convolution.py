@@ -17,7 +17,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.model import convolution, encoder, heads
 from minilm_jax.model.initialization import initialize, is_statistic, path_name
 from minilm_jax.training import optimizer, sharding
-from tests import quick
+from tests import fast_jit
 from tests.test_optimizer import config as adamw
 
 SMALL = EncoderConfig(
@@ -65,7 +65,7 @@ def keys_of(rows: int) -> jax.Array:
   return rng.of_batch(0, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
-@quick.jit
+@fast_jit.jit
 def run(front: convolution.FrontEnd, x: jax.Array, mask: jax.Array, key: Any = None) -> jax.Array:
   return front(x, mask, key)
 
@@ -119,7 +119,7 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
     found = front(x, everywhere(x), key)
     return (found * toward).sum(), found
 
-  gradients, found = quick.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
+  gradients, found = fast_jit.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
   np.testing.assert_allclose(found, out.detach().numpy(), atol=1e-5)
   np.testing.assert_allclose(gradients[1], theirs.grad.numpy(), atol=2e-4)
   for layer, conv, norm in zip((*gradients[0].layers, gradients[0].last), stack[::3], norms_of(stack), strict=True):
@@ -169,7 +169,7 @@ def test_the_encoder_is_that_of_pytorch(training: bool):
     x = torch.nn.functional.layer_norm(torch.tensor(x), (16,), torch.tensor(np.array(table.norm.scale[...])),
                                        torch.tensor(np.array(table.norm.bias[...])), 1e-12)
     expected = layer.eval()(stack(x[:, None])[:, 0], src_key_padding_mask=torch.tensor(~mask)).numpy()
-  found = quick.jit(lambda model: model(tokens, tokens != PAD, key=keys_of(BATCH) if training else None))(model)
+  found = fast_jit.jit(lambda model: model(tokens, tokens != PAD, key=keys_of(BATCH) if training else None))(model)
   np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def tokens_of(lengths: tuple[int, ...], total: int, seed: int = 0) -> jax.Array:
   return jnp.asarray(rows)
 
 
-@quick.jit
+@fast_jit.jit
 def encode(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
   return model(tokens, tokens != PAD)
 
@@ -244,7 +244,7 @@ def test_every_parameter_gets_a_gradient(form: str, remat: bool):
     positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
     return jnp.sin(model(tokens, tokens != PAD, positions, key=keys_of(BATCH))).sum()
 
-  gradient = values(quick.jit(jax.grad(loss))(model))
+  gradient = values(fast_jit.jit(jax.grad(loss))(model))
   front = {name: value for name, value in gradient.items() if 'convolution.' in name and not is_statistic(name)}
   assert len(front) == 12
   without_effect = 'convolution.bias' if form == 'paper' else 'last.bias'
@@ -261,7 +261,7 @@ def test_making_a_layer_again_changes_no_gradient():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return (front(x, everywhere(x), keys_of(BATCH)) * toward).sum()
 
-  plain, again = (values(quick.jit(jax.grad(loss))(front_end(remat=remat))) for remat in (False, True))
+  plain, again = (values(fast_jit.jit(jax.grad(loss))(front_end(remat=remat))) for remat in (False, True))
   for name, value in plain.items():
     np.testing.assert_allclose(again[name], value, atol=1e-4, err_msg=name)
 
@@ -273,7 +273,7 @@ def test_statistics_are_observed_and_not_learned():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return front(x, everywhere(x), keys_of(BATCH)).sum()
 
-  gradient = quick.jit(jax.grad(loss))(front)
+  gradient = fast_jit.jit(jax.grad(loss))(front)
   observed, start = values(gradient), values(front)
   image = np.asarray(front.layers[0].convolution(x[..., None]), np.float64)
   np.testing.assert_allclose(observed['layers.0.norm.running_mean'], image.mean((0, 1, 2)), atol=1e-5)
@@ -297,7 +297,7 @@ def test_gradients_of_parameters_do_not_depend_on_what_is_remembered():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return jnp.sin(front(x, everywhere(x), keys_of(BATCH))).sum()
 
-  one, two = (values(quick.jit(jax.grad(loss))(made)) for made in (front, other))
+  one, two = (values(fast_jit.jit(jax.grad(loss))(made)) for made in (front, other))
   for name, value in one.items():
     np.testing.assert_array_equal(value, two[name], err_msg=name)
 
@@ -308,13 +308,13 @@ def test_statistics_are_of_the_rows_of_all_devices():
   def gradient(front: convolution.FrontEnd, x: jax.Array, toward: jax.Array) -> Any:
     return jax.value_and_grad(lambda front: (front(x, everywhere(x), keys_of(len(x))) * toward).sum())(front)
 
-  alone = quick.jit(gradient)(front, x, toward)
+  alone = fast_jit.jit(gradient)(front, x, toward)
   rows, whole = PartitionSpec('data'), PartitionSpec()
   for devices in (2, 8):
     mesh = sharding.make_mesh(MeshConfig(1, devices, 1))
     spread = jax.shard_map(lambda *given: jax.lax.psum(gradient(*given), 'data'), mesh=mesh,
                            in_specs=(whole, rows, rows), out_specs=whole, check_vma=False)
-    together = quick.jit(spread)(front, x, toward)
+    together = fast_jit.jit(spread)(front, x, toward)
     assert float(together[0]) == pytest.approx(float(alone[0]), rel=1e-4)
     found, expected = values(together[1]), values(alone[1])
     for name, value in expected.items():

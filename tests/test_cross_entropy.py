@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from minilm_jax.model import cross_entropy
-from tests import quick
+from tests import fast_jit
 
 B, K, D, V = 12, 3, 5, 40
 
@@ -31,7 +31,7 @@ def plain(x: Any, kernel: Any, bias: Any, targets: Any, weights: Any, count: int
 
 def doubled(loss: Any, count: int) -> Any:
   """Loss and gradient of twice the loss: what comes back must be scaled too."""
-  return quick.jit(jax.value_and_grad(lambda *a: 2 * loss(*a, count), argnums=(0, 1, 2)))
+  return fast_jit.jit(jax.value_and_grad(lambda *a: 2 * loss(*a, count), argnums=(0, 1, 2)))
 
 
 @pytest.mark.parametrize('count', [1, 3, 12])

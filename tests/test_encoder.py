@@ -18,7 +18,7 @@ from minilm_jax.config import EncoderConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import encoder, heads
 from minilm_jax.model.initialization import path_name
-from tests import quick
+from tests import fast_jit
 
 SMALL = EncoderConfig(
     encoder='', vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
@@ -50,8 +50,8 @@ def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Arra
   return model(tokens, tokens != 1, positions)
 
 
-logits = quick.jit(every_logit)
-encode = quick.jit(lambda model, tokens, mask: model(tokens, mask))
+logits = fast_jit.jit(every_logit)
+encode = fast_jit.jit(lambda model, tokens, mask: model(tokens, mask))
 
 
 def some_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:
@@ -81,7 +81,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and so has none."""
   model, tokens = make(changes), some_tokens(8, SMALL.length)
   alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
-  gradient = quick.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
+  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
     name, leaf = path_name(path), np.abs(np.asarray(leaf))
     if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
@@ -172,7 +172,7 @@ def blank_attention(config: EncoderConfig) -> encoder.Attention:
   return attention
 
 
-attend = quick.jit(lambda attention, x, mask: attention(x, mask, None))
+attend = fast_jit.jit(lambda attention, x, mask: attention(x, mask, None))
 
 
 def test_attention_without_preference_is_the_mean_of_the_tokens():
@@ -235,7 +235,7 @@ def keys_of(seed: int, rows: int = 2) -> jax.Array:
 
 def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
   model, tokens = make({'dropout': 0.5}).encoder, some_tokens(2, 9)
-  run = quick.jit(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
+  run = fast_jit.jit(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
   np.testing.assert_array_equal(run(model, None), run(make({'dropout': 0.0}).encoder, keys_of(0)))
   first, again, other = (run(model, keys_of(i)) for i in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
@@ -261,7 +261,7 @@ def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.Monkey
     model(tokens, tokens != 1, key=keys_of(0))
     return list(drawn)
 
-  found = quick.jit(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
+  found = fast_jit.jit(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
   assert len(found) == 1 + SMALL.layers * 3  # embedding; shares, attention and feed-forward of each block
   assert not any(a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2))
 
@@ -272,14 +272,14 @@ def test_flax_modes_compute_the_same():
   for mode in (True, False):
     with nnx.set_graph_mode(mode):
       model = make({})
-      losses.append(quick.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
+      losses.append(fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
   np.testing.assert_array_equal(losses[0][0], losses[1][0])
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(gradient) for _, gradient in losses))
 
 
 def test_a_population_is_the_model_under_vmap():
   models, tokens = [make({}, seed) for seed in (0, 1)], some_tokens(2, 7)
-  together = quick.jit(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
+  together = fast_jit.jit(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
   for one, model in zip(together, models):
     np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
 
@@ -296,7 +296,7 @@ def away(found: Any, expected: Any) -> float:
 def test_bfloat16_is_near_float32(changes: dict[str, Any]):
   """Logits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off by up to 0.4%."""
   tokens = some_tokens(8, SMALL.length)
-  run = quick.jit(jax.value_and_grad(lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found),
+  run = fast_jit.jit(jax.value_and_grad(lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found),
                                      has_aux=True))
   (_, found), gradient = run(make({**changes, 'compute': 'bfloat16'}))
   (_, expected), wanted = run(make(changes))
@@ -345,10 +345,10 @@ def test_gradients_over_tokens_are_summed_in_float32():
   config = dataclasses.replace(SMALL, compute='bfloat16', dropout=0.0)
   ones = jnp.ones((3001, SMALL.hidden), jnp.bfloat16)
   for layer in (encoder.Linear(16, 16, config, nnx.Rngs(0)), encoder.layer_norm(16, config, nnx.Rngs(0))):
-    gradient = quick.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
+    gradient = fast_jit.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
     np.testing.assert_array_equal(gradient.bias[...], 3001)
   factors = jnp.asarray(np.random.default_rng(0).integers(1, 9, (300, 12, 12)), jnp.float32)
-  gradient = quick.jit(jax.grad(lambda table: jnp.sum(
+  gradient = fast_jit.jit(jax.grad(lambda table: jnp.sum(
       table(jnp.full((300, 12), 7), None).astype(jnp.float32) * factors)))
   tables = [make({'compute': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
   assert away(*map(gradient, tables)) < 1e-4
@@ -358,7 +358,7 @@ def test_gradients_over_tokens_are_summed_in_float32():
 def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
   """With dropout: what is dropped is dropped again."""
   changes, tokens = {'layers': 3, 'dropout': 0.3, **changes}, some_tokens(4, SMALL.length)
-  run = quick.jit(jax.value_and_grad(encode_sum))
+  run = fast_jit.jit(jax.value_and_grad(encode_sum))
   kept, made = (run(make({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True))
   assert float(made[0]) == pytest.approx(float(kept[0]), rel=1e-6) and away(made[1], kept[1]) < 1e-5
 
@@ -368,7 +368,7 @@ def test_blocks_made_again_take_less_memory():
   taken = {}
   for remat in (False, True):
     model = make({'layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
-    run = quick.jit(jax.grad(encode_sum)).lower(model, jnp.zeros((64, SMALL.length), jnp.int32)).compile()
+    run = fast_jit.jit(jax.grad(encode_sum)).lower(model, jnp.zeros((64, SMALL.length), jnp.int32)).compile()
     taken[remat] = run.memory_analysis().temp_size_in_bytes
   assert taken[True] < taken[False] / 2, taken
 

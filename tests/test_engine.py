@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import engine as engines
 from minilm_jax.training import feed, sharding
 from minilm_jax.training.checkpoint import flat
-from tests.small import CONVOLVED, HELPED, run_config
+from tests.tiny_config import CONVOLVED, HELPED, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -16,7 +16,7 @@ from minilm_jax.language import corpus, tokenizer
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model import heads
 from minilm_jax.training import evaluation, masking, sharding, steps
-from tests import quick
+from tests import fast_jit
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +24,7 @@ def model() -> heads.MaskedLanguageModel:
   config = tiny.get_config()
   config.model.update(embedding=8, hidden=8, feed_forward=8, layers=1)
   made = recipe.resolve(config, 'pretrain').model
-  fresh = quick.jit(lambda: heads.masked_language_model(made, jax.random.key(0)))()
+  fresh = fast_jit.jit(lambda: heads.masked_language_model(made, jax.random.key(0)))()
   return jax.tree.map(lambda x: 5 * x, fresh)  # losses that differ much from token to token
 
 
@@ -38,9 +38,9 @@ MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
 
 def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[str, float]:
   """All rows in one batch; sums in float64."""
-  batch = quick.jit(masking.frozen_batch, static_argnums=2)(rows.tokens, jnp.arange(rows.rows), rows.vocabulary)
+  batch = fast_jit.jit(masking.frozen_batch, static_argnums=2)(rows.tokens, jnp.arange(rows.rows), rows.vocabulary)
   batch = dataclasses.replace(batch, weights=batch.weights * (jnp.arange(rows.rows) < count)[:, None])
-  losses = float(quick.jit(lambda m: steps.masked_loss(m, batch, None, 1))(model))
+  losses = float(fast_jit.jit(lambda m: steps.masked_loss(m, batch, None, 1))(model))
   masked, pads = np.asarray(batch.weights).sum(), (np.asarray(rows.tokens)[:count] == tokenizer.PAD).sum()
   return {'loss': losses / masked, 'perplexity': math.exp(losses / masked), 'padded_loss': losses / (masked + pads)}
 

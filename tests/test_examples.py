@@ -19,7 +19,7 @@ from minilm_jax.language import build, microworld
 from minilm_jax.language import corpus as corpora
 from minilm_jax.tasks import finetune
 from minilm_jax.training import trainer
-from tests import quick
+from tests import fast_jit
 from tests.test_configs import commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ SMALL = {'updates': 4, 'batch_size': 8, 'evaluation.every': 4, 'evaluation.rows'
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast() -> Iterator[None]:
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', quick.jit)
+    patch.setattr(jax, 'jit', fast_jit.jit)
     yield
 
 

@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import checkpoint, fault, feed, steps, trainer
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
-from tests.small import UPDATES, run_config
+from tests.tiny_config import UPDATES, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -19,8 +19,8 @@ from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, likelihood, protocol, table
 from minilm_jax.training import checkpoint, trainer
-from tests import small
-from tests.quick import jit
+from tests import tiny_config
+from tests.fast_jit import jit
 from tests.scored import written
 
 TASK = table.find('microworld/sentiment')
@@ -320,7 +320,7 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
 def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A few updates of a model with running statistics."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
-  trainer.pretrain(small.run_config(tiny_corpus, **small.CONVOLVED, updates=4), folder)
+  trainer.pretrain(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, updates=4), folder)
   return folder
 
 

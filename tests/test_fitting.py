@@ -22,7 +22,7 @@ from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.fitting import Program, Shape
 from minilm_jax.training import checkpoint, population
 from minilm_jax.training.start import model_run
-from tests.quick import jit
+from tests.fast_jit import jit
 
 ROWS, LENGTHS = 48, (32, 64)
 FRESH = {0: 2, 3: 3, 4: 4, 9: 5}  # the number of a seed's own encoder, after those of two checkpoints

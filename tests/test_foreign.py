@@ -22,7 +22,7 @@ from minilm_jax.model import foreign, heads, size
 from minilm_jax.model.initialization import count
 from minilm_jax.tasks import classifiers, fill_mask, finetune
 from minilm_jax.training import checkpoint, member, sharding, steps, trainer
-from tests import quick, small
+from tests import fast_jit, tiny_config
 
 GATED = 'configs.examples.gated_rotary:Encoder'
 START = """
@@ -73,7 +73,7 @@ def own(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
 
 
 def shape(name: str, **changes: Any) -> EncoderConfig:
-  return small.run_config(pathlib.Path(), **{'model.encoder': name} | changes).model
+  return tiny_config.run_config(pathlib.Path(), **{'model.encoder': name} | changes).model
 
 
 @pytest.mark.parametrize('source, changes, said', BAD, ids=[said for _, _, said in BAD])
@@ -94,7 +94,7 @@ def test_names_that_lead_nowhere(own: pathlib.Path):
     with pytest.raises(InputError, match='no name of a class'):
       shape(name)
   with pytest.raises(InputError, match='convolutions=1, which is of ours'):
-    shape(GATED, **small.CONVOLVED)
+    shape(GATED, **tiny_config.CONVOLVED)
   with pytest.raises(InputError, match='short_convolution=3, which is of ours'):
     shape(GATED, **{'model.short_convolution': 3})
 
@@ -149,12 +149,12 @@ def test_parameters_and_work_are_those_of_its_arrays(gated: EncoderConfig):
 
 
 def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: EncoderConfig):
-  model = quick.jit(lambda: heads.masked_language_model(gated, jax.random.key(3)))()
+  model = fast_jit.jit(lambda: heads.masked_language_model(gated, jax.random.key(3)))()
   tokens = jax.random.randint(jax.random.key(0), (3, 20), 5, 500).at[0, 12:].set(pieces.PAD)
-  encode = quick.jit(lambda model, tokens: model.encoder(tokens, tokens != pieces.PAD))
+  encode = fast_jit.jit(lambda model, tokens: model.encoder(tokens, tokens != pieces.PAD))
   whole, alone = encode(model, tokens), encode(model, tokens[:1, :12])
   np.testing.assert_allclose(whole[:1, :12], alone, rtol=1e-5, atol=1e-5)
-  gradient = quick.jit(jax.grad(lambda model: jnp.sum(model(tokens, tokens != pieces.PAD, tokens[:, :4] % 12)[..., 7] ** 2)))
+  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(model(tokens, tokens != pieces.PAD, tokens[:, :4] % 12)[..., 7] ** 2)))
   for name, leaf in checkpoint.flat(gradient(model)).items():
     assert np.abs(np.asarray(leaf)).max() > 0, name
 
@@ -162,7 +162,7 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
 def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
   """So the rule of the recipe, with which biases start at 0.01, is of the head alone."""
   config = dataclasses.replace(gated, initialization='honey')
-  one, again, other = (checkpoint.flat(quick.jit(lambda s: heads.masked_language_model(config, jax.random.key(s)))(seed))
+  one, again, other = (checkpoint.flat(fast_jit.jit(lambda s: heads.masked_language_model(config, jax.random.key(s)))(seed))
                        for seed in (0, 0, 1))
   assert float(one['transform.bias'][0]) == pytest.approx(0.01)
   table = one['encoder.embedding.embedding']
@@ -172,7 +172,7 @@ def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
 
 
 def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
-  config = dataclasses.replace(small.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocabulary=19_010))
+  config = dataclasses.replace(tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocabulary=19_010))
   placed = sharding.state_sharding(jax.eval_shape(lambda: steps.init_state(0, config)), sharding.make_mesh(MeshConfig(1, 0, 2)))
   found = {name: any(place.spec) for name, place in checkpoint.flat(placed).items()}
   assert not any(split for name, split in found.items() if 'encoder.' in name) and found['model.output.kernel']
@@ -186,8 +186,8 @@ def population(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
              'checkpoint.keep': 9}
   folder = tmp_path_factory.mktemp('foreign') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', quick.jit)
-    trainer.pretrain(small.run_config(tiny_corpus, **changes), folder)
+    patch.setattr(jax, 'jit', fast_jit.jit)
+    trainer.pretrain(tiny_config.run_config(tiny_corpus, **changes), folder)
     yield folder
 
 

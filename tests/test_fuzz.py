@@ -7,7 +7,8 @@ import pytest
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import vocabulary
-from tests import fuzz, inputs
+from tests import input_cases
+from tests.campaigns import fuzz
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -21,11 +22,11 @@ def test_a_reader_that_lets_something_through_is_found_and_replayed(monkeypatch,
     if b'\0' in path.read_bytes():
       raise KeyError('a hole')
     raise InputError('a', 'b', 'c')
-  some = [inputs.Input('words', inputs.writes('words.txt', b'the\ndog\n'), lambda path: None)]
-  monkeypatch.setattr(inputs, 'inputs', lambda: some)
+  some = [input_cases.Input('words', input_cases.writes('words.txt', b'the\ndog\n'), lambda path: None)]
+  monkeypatch.setattr(input_cases, 'list_inputs', lambda: some)
   tally = fuzz.fuzz(executions=50, findings=tmp_path)
   assert not tally.findings and tally.executions == 50
-  some[:] = [inputs.Input('words', inputs.writes('words.txt', b'the\ndog\n'), lambda path: path.read_bytes() and (
+  some[:] = [input_cases.Input('words', input_cases.writes('words.txt', b'the\ndog\n'), lambda path: path.read_bytes() and (
       load(path) if path.read_bytes() != b'the\ndog\n' else None))]
   tally = fuzz.fuzz(executions=300, findings=tmp_path)
   (found,) = tally.findings  # one a place

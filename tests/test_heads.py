@@ -12,7 +12,7 @@ from flax import nnx
 from minilm_jax import rng
 from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.model import heads, layers
-from tests import quick
+from tests import fast_jit
 
 SMALL = EncoderConfig(
     encoder='', vocabulary=40, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10, norm='post',
@@ -24,7 +24,7 @@ TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 
 
 
 def run(model: Any, *arguments: Any, key: Any = None, tokens: jax.Array = TOKENS) -> np.ndarray:
-  return np.asarray(quick.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key))
+  return np.asarray(fast_jit.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key))
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -93,7 +93,7 @@ def test_the_paper_s_head_has_its_parameters():
 
 
 def each(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
-  found = quick.jit(lambda model, key: model.each(TOKENS, TOKENS != 1, key=key))(model, key)
+  found = fast_jit.jit(lambda model, key: model.each(TOKENS, TOKENS != 1, key=key))(model, key)
   return [np.asarray(one) for one in found]
 
 

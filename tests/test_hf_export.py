@@ -16,14 +16,14 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import classifiers, fill_mask, predict
 from minilm_jax.tasks.committee import Committee
-from tests import answering
+from tests import fake_classifiers
 
 TEXTS = ('The dog sleeps .', 'a <mask> and 😀 </s>', 'the bad pig eats the red hen and sleeps ' * 6)
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast():
-  with answering.compiled_fast():
+  with fake_classifiers.compiled_fast():
     yield
 
 
@@ -44,11 +44,11 @@ def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
 
 def tuned(folder: pathlib.Path, reads: pieces.Tokenizer, shape: dict[str, Any], **changes: Any) -> str:
   """The folder of a classifier of another shape, its weights no longer at their start."""
-  own = answering.card(reads, 0)
-  member = answering.fitted(reads, 0, model=dataclasses.replace(own.model, **shape), **changes)
+  own = fake_classifiers.card(reads, 0)
+  member = fake_classifiers.fitted(reads, 0, model=dataclasses.replace(own.model, **shape), **changes)
   # of a size at which float32 rounds to less than what may differ
   member = dataclasses.replace(member, model=jax.tree.map(lambda x: x / 2, member.model))
-  return str(answering.saved(folder, member))
+  return str(fake_classifiers.saved(folder, member))
 
 
 def opened(folder: pathlib.Path, task: str) -> Any:

@@ -13,7 +13,7 @@ from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import fitting
-from tests import quick
+from tests import fast_jit
 
 SHAPE = EncoderConfig(
     encoder='', vocabulary=40, embedding=8, hidden=16, feed_forward=24, heads=4, layers=1, length=20, norm='post',
@@ -65,7 +65,7 @@ def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
                                              HeadConfig(pooling='first', dropout=0.0, copies=1), classes)
   kind = 'classification' if classes else 'regression'
   rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
-  expected = quick.jit(lambda model: fitting.loss_sum(model, rows, rows != pieces.PAD, labels, None, kind))(ours) / N
+  expected = fast_jit.jit(lambda model: fitting.loss_sum(model, rows, rows != pieces.PAD, labels, None, kind))(ours) / N
   assert found == pytest.approx(float(expected), abs=1e-5)
 
 

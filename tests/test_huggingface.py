@@ -18,7 +18,7 @@ from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import fitting
 from minilm_jax.training import optimizer
-from tests import quick
+from tests import fast_jit
 
 SMALL = EncoderConfig(
     encoder='', vocabulary=60, embedding=16, hidden=16, feed_forward=24, heads=4, layers=2, length=12, norm='post',
@@ -77,7 +77,7 @@ def their_logits(model: Any, rows: np.ndarray) -> np.ndarray:
 def test_a_classifier_gives_their_logits(padded: bool, transformers):
   theirs, rows = roberta(transformers, 'RobertaForSequenceClassification'), tokens(6, padded)
   ours = huggingface.classifier_from_roberta(arrays(theirs), SMALL, HEAD, CLASSES)
-  found = quick.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
+  found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
   np.testing.assert_allclose(found, their_logits(theirs, rows), atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_a_regression_gives_their_number(transformers):
   theirs, rows = roberta(transformers, 'RobertaForSequenceClassification', num_labels=1), tokens(4, padded=True)
   ours = huggingface.classifier_from_roberta(arrays(theirs), SMALL, HEAD, 0)
   assert isinstance(ours, heads.Regressor)
-  found = quick.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
+  found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
   np.testing.assert_allclose(found, their_logits(theirs, rows), atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_a_masked_language_model_gives_their_logits(padded: bool, tied: bool, tr
   theirs, rows = roberta(transformers, 'RobertaForMaskedLM', tie_word_embeddings=tied), tokens(4, padded)
   ours = huggingface.masked_language_model_from_roberta(arrays(theirs), dataclasses.replace(SMALL, tied=tied))
   everywhere = jnp.broadcast_to(jnp.arange(SMALL.length), rows.shape)
-  found = np.asarray(quick.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, rows))
+  found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, rows))
   real = rows != pieces.PAD
   np.testing.assert_allclose(found[real], their_logits(theirs, rows)[real], atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_fine_tuning_gives_their_losses(transformers):
                            undecayed=(), clip=1.0)
   transform = optimizer.build(config, updates, ours)
 
-  @quick.jit
+  @fast_jit.jit
   def step(model: Any, moments: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
     sums = jax.value_and_grad(fitting.loss_sum)(model, x, x != pieces.PAD, y, None, 'classification')
     loss, gradient = jax.tree.map(lambda x: x / batch, sums)

@@ -18,7 +18,7 @@ from minilm_jax import latency, recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model.heads import classifier
-from tests.quick import jit
+from tests.fast_jit import jit
 
 SIZE, HEADS = 2, 3
 NAMES = ['shallow', f'shallow, {HEADS} heads', f'{SIZE} x shallow, one after another', f'{SIZE} x shallow, vmapped',

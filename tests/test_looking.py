@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from minilm_jax.model import encoder, looking
-from tests import quick
+from tests import fast_jit
 from tests.test_encoder import SMALL, encode, make, padded, some_tokens
 
 FRONT = {'positions': 'rotary', 'convolutions': 1, 'kernel': (3, 3), 'channels': 2}
 CHANGES = ({}, {'norm': 'pre', 'positions': 'relative'}, {'positions': 'rotary', 'layers': 2, 'remat': True}, FRONT,
            FRONT | {'convolution': 'mended', 'norm': 'pre'})
-shares = quick.jit(looking.attention_shares)
+shares = fast_jit.jit(looking.attention_shares)
 
 
 @pytest.mark.parametrize('changes', CHANGES)
@@ -35,7 +35,7 @@ def test_they_are_those_that_the_encoder_goes_by(norm: str, monkeypatch: pytest.
   model, tokens = make({'norm': norm, 'layers': 2}).encoder, some_tokens(2, 9)
   expected, found = encode(model, tokens, tokens != 1), iter(shares(model, tokens, tokens != 1))
   monkeypatch.setattr(encoder.Attention, 'shares', lambda self, x, mask: next(found))
-  given = quick.jit(lambda model: model(tokens, tokens != 1))(model)
+  given = fast_jit.jit(lambda model: model(tokens, tokens != 1))(model)
   np.testing.assert_allclose(given, expected, atol=1e-5)
 
 

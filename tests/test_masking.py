@@ -13,12 +13,12 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD, SPECIAL
 from minilm_jax.model.size import masked_positions
 from minilm_jax.training import masking
-from tests import quick
+from tests import fast_jit
 
 LENGTH, VOCABULARY = 64, 100
 PAPER = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)
-training_batch = quick.jit(masking.training_batch, static_argnums=5)
-frozen_batch = quick.jit(masking.frozen_batch, static_argnums=2)
+training_batch = fast_jit.jit(masking.training_batch, static_argnums=5)
+frozen_batch = fast_jit.jit(masking.frozen_batch, static_argnums=2)
 
 
 def some_rows(count: int, shortest: int = 2, longest: int = LENGTH, seed: int = 0) -> jax.Array:
@@ -96,7 +96,7 @@ def test_every_token_is_as_likely_as_any_other():
   rows = some_rows(1, LENGTH)
   hidden = np.zeros(LENGTH)
   for epoch in range(3):
-    batch = quick.jit(jax.vmap(lambda key: masking.hide(rows[0].astype(jnp.int32), key, masking.policy(PAPER, LENGTH), VOCABULARY)))(
+    batch = fast_jit.jit(jax.vmap(lambda key: masking.hide(rows[0].astype(jnp.int32), key, masking.policy(PAPER, LENGTH), VOCABULARY)))(
         jax.random.split(jax.random.key(epoch), 3000))
     np.add.at(hidden, np.asarray(batch.positions)[np.asarray(batch.weights) == 1], 1)
   assert hidden[0] == hidden[-1] == 0  # <s> and </s>

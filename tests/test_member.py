@@ -14,7 +14,7 @@ from minilm_jax.tasks import evaluate, fill_mask
 from minilm_jax.training import checkpoint, feed, member, population, trainer
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
-from tests.small import CONVOLVED, HELPED, UPDATES, run_config
+from tests.tiny_config import CONVOLVED, HELPED, UPDATES, run_config
 
 DIFFERENT = {'population.members': 4, 'population.learning_rates': '1e-3,2e-3,1e-3,1e-3',
              'population.weight_decays': '0.01,0.01,0.1,0.01', 'population.mask_rates': '0.15,0.15,0.15,0.3',

@@ -13,7 +13,7 @@ from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import is_statistic, path_name
-from tests import quick
+from tests import fast_jit
 from tests.test_huggingface import HEAD, SMALL, tokens
 
 OWN = dataclasses.replace(SMALL, embedding=8, projection=True, segments=2)
@@ -72,7 +72,7 @@ def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
   ours = spread(heads.masked_language_model(config, jax.random.key(0)))
   there, rows = made(theirs, ours, config, None, ()), tokens(4, padded=True)[:, :-1]
   places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-  found = np.asarray(quick.jit(lambda model, x: model(x, x != pieces.PAD, places))(ours, rows))
+  found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, places))(ours, rows))
   real = rows != pieces.PAD
   np.testing.assert_allclose(logits(there, rows)[real], found[real], atol=2e-5)
   np.testing.assert_array_equal(logits(there, rows, mask=False), logits(there, rows))
@@ -86,7 +86,7 @@ def test_a_classifier_gives_our_logits(labels: tuple[str, ...], head: str, their
   config = dataclasses.replace(OWN, **SHAPES['pre, rotary'])
   ours = spread(heads.classifier(config, HEADS[head], len(labels), jax.random.key(0)))
   there, rows = made(theirs, ours, config, HEADS[head], labels), tokens(4, padded=True)
-  found = quick.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
+  found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
   np.testing.assert_allclose(logits(there, rows), found, atol=2e-5)
 
 

@@ -17,7 +17,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import foreign
 from minilm_jax.notebook import LanguageModel
 from minilm_jax.tasks import committee, fill_mask, forward, predict
-from tests import answering, hugging
+from tests import fake_classifiers, fake_hf_folders
 
 TEXTS = ['the dog sleeps near the tree .', '', 'a pie', 'The DOG sleeps near the tree .', 'the cats run . ' * 40]
 
@@ -62,16 +62,16 @@ def test_holes_are_filled_as_the_verb_does(model: LanguageModel, tiny_run: Path)
 def home(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
   """Two classifiers, a committee of them, and a classifier of pairs."""
   folder, reads = tmp_path_factory.mktemp('notebook'), pieces.load(tiny_corpus / 'tokenizer.model')
-  with answering.compiled_fast():
+  with fake_classifiers.compiled_fast():
     for seed in range(2):
-      answering.saved(folder / f'classifier-{seed}', answering.fitted(reads, seed))
+      fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
     committee.make(f'{folder}/classifier-*', folder / 'together')
-    answering.saved(folder / 'pairs', answering.fitted(reads, 4, fields=('sentence1', 'sentence2')))
+    fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
     yield folder
 
 
 def test_labels_are_those_of_the_verb(home: Path):
-  texts = answering.TEXTS[:2]
+  texts = fake_classifiers.TEXTS[:2]
   for name, where in (('classifier-0', ('', str(home / 'classifier-0'))), ('together', (str(home / 'together'), ''))):
     answers = minilm_jax.load(home / name)
     expected = [predict.predict(*where, text, '', '')[0] for text in texts]
@@ -94,7 +94,7 @@ def test_weights_are_placed_once_and_loading_is_quiet(home: Path, monkeypatch: p
   monkeypatch.setattr(forward, 'stacks', lambda members: placed.append(len(members)) or whole(members))
   model = minilm_jax.load(home / 'together')
   assert not caplog.records and capsys.readouterr() == ('', '')
-  assert model.predict(answering.TEXTS[0]) == model.predict(answering.TEXTS[0]) and placed == [2]
+  assert model.predict(fake_classifiers.TEXTS[0]) == model.predict(fake_classifiers.TEXTS[0]) and placed == [2]
 
 
 def test_what_cannot_be_used_is_refused(model: LanguageModel, tiny_run: Path, tiny_corpus: Path, tmp_path: Path):
@@ -113,7 +113,7 @@ def test_a_model_says_what_it_is(model: LanguageModel, tiny_run: Path):
 
 def test_an_imported_run_opens(tmp_path: Path):
   pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
-  hf_import.load(hugging.folder(tmp_path / 'theirs'), tmp_path / 'run')
+  hf_import.load(fake_hf_folders.folder(tmp_path / 'theirs'), tmp_path / 'run')
   model = minilm_jax.load(tmp_path / 'run')
   assert model.encode(['the dog was good', '']).shape == (2, 16)
   assert len(model.fill_mask('The <mask> was good', best=2)) == 2

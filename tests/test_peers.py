@@ -15,7 +15,7 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import heads, size
 from minilm_jax.model.initialization import path_name
-from tests import quick
+from tests import fast_jit
 
 TINY = {'batch_size': 4, 'model.hidden': 16, 'model.embedding': 8, 'model.heads': 2, 'model.feed_forward': 24,
         'model.layers': 2, 'model.vocabulary': 60, 'model.length': 20, 'mesh.data': 1}
@@ -60,7 +60,7 @@ def test_the_same_logits_from_our_weights(fused: bool, pytorch):
   model.load_state_dict(carried)
   tokens = rows(3).astype(np.int64)
   positions = np.random.default_rng(1).integers(0, 20, (3, 4))
-  expected = quick.jit(lambda *inputs: ours(*inputs))(tokens, jnp.ones(tokens.shape, bool), positions)
+  expected = fast_jit.jit(lambda *inputs: ours(*inputs))(tokens, jnp.ones(tokens.shape, bool), positions)
   with torch.no_grad():
     everywhere = model(torch.from_numpy(tokens))
     found = model(torch.from_numpy(tokens), torch.from_numpy(positions))

@@ -11,12 +11,12 @@ from minilm_jax import __main__ as door
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import committee, predict, subsets
-from tests import answering
+from tests import fake_classifiers
 
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_fast():
-  with answering.compiled_fast():
+  with fake_classifiers.compiled_fast():
     yield
 
 
@@ -25,11 +25,11 @@ def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
   """Three classifiers, a committee of them, one on pairs and a regression."""
   folder, reads = tmp_path_factory.mktemp('predict'), pieces.load(tiny_corpus / 'tokenizer.model')
   for seed in range(3):
-    answering.saved(folder / f'classifier-{seed}', answering.fitted(reads, seed))
+    fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
   committee.make(f'{folder}/classifier-*', folder / 'together')
-  answering.saved(folder / 'pairs', answering.fitted(reads, 4, fields=('sentence1', 'sentence2')))
-  answering.saved(folder / 'number', answering.fitted(reads, 5, task_kind='regression', labels=()))
-  answering.saved(folder / 'joined', answering.fitted(reads, 6, fields=('title', 'description'), joined=True))
+  fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
+  fake_classifiers.saved(folder / 'number', fake_classifiers.fitted(reads, 5, task_kind='regression', labels=()))
+  fake_classifiers.saved(folder / 'joined', fake_classifiers.fitted(reads, 6, fields=('title', 'description'), joined=True))
   return folder
 
 
@@ -45,20 +45,20 @@ def table(folder: pathlib.Path, *rows: dict) -> str:
 
 def test_a_committee_answers_by_both_means(home: pathlib.Path):
   (found,) = ask(home, 'together', 'the dog sleeps .')
-  logits = committee.load(home / 'together').logits(answering.examples(('the dog sleeps .',)))
+  logits = committee.load(home / 'together').logits(fake_classifiers.examples(('the dog sleeps .',)))
   for answer, how in ((found, subsets.PROBABILITY), (found['mean_logit'], subsets.LOGIT)):
     shares = subsets.combine(logits, how)[0]
-    assert list(answer['probabilities']) == list(answering.LABELS)
+    assert list(answer['probabilities']) == list(fake_classifiers.LABELS)
     np.testing.assert_allclose(list(answer['probabilities'].values()), shares)
-    assert answer['label'] == answering.LABELS[shares.argmax()] and answer['probability'] == shares.max()
+    assert answer['label'] == fake_classifiers.LABELS[shares.argmax()] and answer['probability'] == shares.max()
     assert sum(answer['probabilities'].values()) == pytest.approx(1)
   assert sum(found['votes'].values()) == 3 and found['text'] == 'the dog sleeps .'
 
 
 def test_a_row_of_a_file_is_answered_like_its_text(home: pathlib.Path, tmp_path: pathlib.Path):
-  path = table(tmp_path, *({'text': text, 'other': 3} for text in answering.TEXTS))
+  path = table(tmp_path, *({'text': text, 'other': 3} for text in fake_classifiers.TEXTS))
   found = ask(home, 'classifier-0', file=path)
-  assert [one['text'] for one in found] == list(answering.TEXTS) and 'votes' not in found[0]
+  assert [one['text'] for one in found] == list(fake_classifiers.TEXTS) and 'votes' not in found[0]
   for one in found:
     (alone,) = ask(home, 'classifier-0', one['text'])
     assert alone['label'] == one['label'] and alone['probability'] == pytest.approx(one['probability'], abs=1e-4)

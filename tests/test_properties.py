@@ -17,7 +17,7 @@ from etils import epath
 from minilm_jax import recipe, run, shape
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, corpus, documents, keep, rows, tokenizer, vocabulary
-from tests import inputs, spoiled
+from tests import corruptions, input_cases
 
 hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis>=6.100')
 from hypothesis import given, settings  # noqa: E402
@@ -30,7 +30,7 @@ quick = settings.get_profile('quick')
 TEXT = st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\0'))
 LINE = st.text(st.characters(exclude_categories=('Cs',), exclude_characters='\0\n\r'), max_size=40)
 DOCUMENT = LINE.filter(lambda text: text.strip() and text == text.strip() and not text.startswith('\ufeff'))
-PACKINGS = st.sampled_from(sorted(spoiled.PACK))
+PACKINGS = st.sampled_from(sorted(corruptions.PACK))
 WORDS = st.text('abcde', min_size=1, max_size=6)
 
 
@@ -61,7 +61,7 @@ def defaults() -> Any:
 @quick
 @given(st.lists(DOCUMENT, min_size=1), PACKINGS)
 def test_documents_of_lines_come_back(texts: list[str], packing: str):
-  content = spoiled.PACK[packing](''.join(text + '\n' for text in texts).encode())
+  content = corruptions.PACK[packing](''.join(text + '\n' for text in texts).encode())
   assert read(f'a.txt{packing}', content, unit='line') == texts
 
 
@@ -69,7 +69,7 @@ def test_documents_of_lines_come_back(texts: list[str], packing: str):
 @given(st.lists(st.lists(DOCUMENT, min_size=1, max_size=3), min_size=1, max_size=5), PACKINGS)
 def test_documents_of_paragraphs_come_back(paragraphs: list[list[str]], packing: str):
   texts = ['\n'.join(lines) for lines in paragraphs]
-  content = spoiled.PACK[packing](''.join(text + '\n\n' for text in texts).encode())
+  content = corruptions.PACK[packing](''.join(text + '\n\n' for text in texts).encode())
   assert read(f'a.txt{packing}', content) == texts
 
 
@@ -77,7 +77,7 @@ def test_documents_of_paragraphs_come_back(paragraphs: list[list[str]], packing:
 @given(st.lists(TEXT, min_size=1), st.sampled_from(('jsonl', 'parquet')), PACKINGS)
 def test_documents_of_tables_come_back_whatever_is_in_them(texts: list[str], form: str, packing: str):
   packing = '' if form == 'parquet' else packing
-  content = spoiled.PACK[packing](inputs.of_columns(form, [{'n': i, 'text': text} for i, text in enumerate(texts)]))
+  content = corruptions.PACK[packing](input_cases.of_columns(form, [{'n': i, 'text': text} for i, text in enumerate(texts)]))
   name = f'a.{form}{packing}'
   assert read(name, content) == [text for text in texts if text and not text.isspace()]
 
@@ -89,7 +89,7 @@ def test_documents_of_delimited_lines_come_back(texts: list[str], form: str, pac
   quote = (lambda text: '"' + text.replace('"', '""') + '"') if form == 'csv' else str
   mark = ',' if form == 'csv' else '\t'
   content = f'n{mark}text\n' + ''.join(f'{i}{mark}{quote(text)}\n' for i, text in enumerate(texts))
-  assert read(f'a.{form}{packing}', spoiled.PACK[packing](content.encode())) == texts
+  assert read(f'a.{form}{packing}', corruptions.PACK[packing](content.encode())) == texts
 
 
 @quick
@@ -143,8 +143,8 @@ def test_a_word_list_is_the_same_in_any_order_and_form(words: set[str], dice: An
   listed = list(words)
   dice.shuffle(listed)
   found = []
-  for name, content in (('a.txt' + packing, spoiled.PACK[packing]('\n'.join(listed).encode())),
-                        ('a.jsonl', inputs.of_columns('jsonl', [{'word': word} for word in words]))):
+  for name, content in (('a.txt' + packing, corruptions.PACK[packing]('\n'.join(listed).encode())),
+                        ('a.jsonl', input_cases.of_columns('jsonl', [{'word': word} for word in words]))):
     folder, path = written(name, content)
     with folder:
       found.append(vocabulary.load(path))
@@ -156,7 +156,7 @@ def test_a_word_list_is_the_same_in_any_order_and_form(words: set[str], dice: An
 @pytest.fixture(scope='module')
 def pieces() -> tokenizer.Tokenizer:
   """One that spells in bytes what it does not know, so that any text can come back."""
-  many = [f'{inputs.TEXTS[i % len(inputs.TEXTS)]} {i * 2654435761 % 2**40:x}' for i in range(1, 500)]
+  many = [f'{input_cases.TEXTS[i % len(input_cases.TEXTS)]} {i * 2654435761 % 2**40:x}' for i in range(1, 500)]
   return tokenizer._fit(many, 'bpe', 600)
 
 

@@ -18,7 +18,7 @@ from minilm_jax.language import subset
 from minilm_jax.tasks import selection
 from minilm_jax.training import start
 from tests.scored import written
-from tests.small import run_config
+from tests.tiny_config import run_config
 
 TEXTS = ['the old king sees the dog .', 'a happy farmer sleeps .', 'the king sleeps .', 'the dog and the cat .']
 

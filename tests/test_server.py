@@ -14,7 +14,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import finetune, material, protocol, server, table
 from minilm_jax.tasks.material import Material
 from minilm_jax.tasks.protocol import Entry, Scored
-from tests.quick import jit
+from tests.fast_jit import jit
 from tests.scored import written
 
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()

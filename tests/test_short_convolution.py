@@ -12,7 +12,7 @@ from flax import nnx
 from minilm_jax.errors import InputError
 from minilm_jax.model import heads, short_convolution, size
 from minilm_jax.model.initialization import path_name
-from tests import quick
+from tests import fast_jit
 from tests.test_encoder import SMALL
 
 
@@ -44,7 +44,7 @@ def test_it_is_the_depthwise_convolution_of_xla(width: int):
   """Outputs, and the gradients of weights and of what is read."""
   layer, (x, mask) = made(width), some()
   toward = jax.random.normal(jax.random.key(2), x.shape)
-  found, expected = (quick.jit(jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1)))(
+  found, expected = (fast_jit.jit(jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1)))(
       layer, x) for f in (lambda layer, x, mask: layer(x, mask), by_xla))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
   np.testing.assert_array_equal(found[1][1][~mask], toward[~mask])  # of a pad, through the residual alone
@@ -61,7 +61,7 @@ def test_in_bfloat16_the_sum_is_taken_in_float32():
 @pytest.mark.parametrize('rule', ['standard', 'honey', 'bert'])
 def test_a_model_starts_as_the_one_without_it_and_learns_it_from_the_first_step(rule: str):
   configs = [dataclasses.replace(SMALL, initialization=rule, short_convolution=width) for width in (0, 3)]
-  without, model = (quick.jit(lambda c=c: heads.masked_language_model(c, jax.random.key(0)))() for c in configs)
+  without, model = (fast_jit.jit(lambda c=c: heads.masked_language_model(c, jax.random.key(0)))() for c in configs)
   found, expected = ({path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(one)}
                      for one in (model, without))
   own = {name: found.pop(name) for name in list(found) if 'short_convolution' in name}
@@ -74,7 +74,7 @@ def test_a_model_starts_as_the_one_without_it_and_learns_it_from_the_first_step(
     x = model(tokens, tokens > 0, jnp.broadcast_to(jnp.arange(12), tokens.shape))
     return jnp.sin(1e3 * x).sum(), x
 
-  (gradient, x), (_, y) = (quick.jit(jax.grad(loss, has_aux=True))(one) for one in (model, without))
+  (gradient, x), (_, y) = (fast_jit.jit(jax.grad(loss, has_aux=True))(one) for one in (model, without))
   np.testing.assert_array_equal(x, y)
   assert np.abs(gradient.encoder.short_convolution.kernel[...]).min() > 0
 

@@ -17,7 +17,7 @@ from minilm_jax.config import MeshConfig, RunConfig
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
 from minilm_jax.training import masking, population, sharding, steps
-from tests import golden, quick
+from tests import fast_jit, golden
 
 ROWS, LENGTH, VOCABULARY = 24, 16, 64
 MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
@@ -51,7 +51,7 @@ def corpus() -> Corpus:
 
 @functools.cache
 def start_of(config: RunConfig, seed: int = 0) -> steps.TrainState:
-  return jax.device_put(quick.jit(lambda seed: steps.init_state(seed, config))(seed), sharding.replicated(MESH))
+  return jax.device_put(fast_jit.jit(lambda seed: steps.init_state(seed, config))(seed), sharding.replicated(MESH))
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def step_of(config: RunConfig) -> Any:
   def step(state: steps.TrainState, corpus: Corpus) -> Any:
     return steps.train_step(state, population.settings(config, corpus.length), corpus, config, 'cpu')[:2]
 
-  return quick.jit(population.lift(step, MESH, 'alone'))
+  return fast_jit.jit(population.lift(step, MESH, 'alone'))
 
 
 @functools.cache
@@ -69,12 +69,12 @@ def sums_of(count: int) -> Any:
     key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(8))
     return steps.added(functools.partial(steps.gradient_sums, blocks=1), state.model, (batch, key), count)
 
-  return quick.jit(sums)
+  return fast_jit.jit(sums)
 
 
 def batch_of(corpus: Corpus, config: RunConfig) -> masking.MaskedBatch:
   """The first eight rows."""
-  make = quick.jit(masking.training_batch, static_argnums=5)
+  make = fast_jit.jit(masking.training_batch, static_argnums=5)
   return make(corpus.tokens[:8], jnp.arange(8), jnp.zeros(8, jnp.uint32), 0, masking.policy(config.mask, LENGTH), VOCABULARY)
 
 
@@ -93,7 +93,7 @@ def test_golden():
 
 def test_a_start_is_of_arrays_and_follows_the_seed():
   config = run_config()
-  init = quick.jit(lambda seed: steps.init_state(seed, config))
+  init = fast_jit.jit(lambda seed: steps.init_state(seed, config))
   first, again, other = (init(seed) for seed in (0, 0, 1))
   close(first, again, rtol=0)
   assert int(first.step) == 0 and int(other.seed) == 1
@@ -170,14 +170,14 @@ def test_dropout_changes_with_the_step_and_the_seed(corpus: Corpus):
 def test_the_loss_is_the_cross_entropy_where_something_is_hidden(corpus: Corpus):
   config = run_config()
   model, batch = start_of(config).model, batch_of(corpus, config)
-  logits, loss = quick.jit(lambda model: (
+  logits, loss = fast_jit.jit(lambda model: (
       model(batch.tokens, batch.mask, batch.positions), steps.masked_loss(model, batch, None, 2)))(model)
   logits = np.asarray(logits, np.float64)
   shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   expected = -np.log(np.take_along_axis(shares, np.asarray(batch.targets)[..., None], -1)[..., 0]) * batch.weights
   np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
   alone = jnp.eye(expected.size).reshape(-1, *expected.shape) * batch.weights[None]  # one position at a time
-  found = quick.jit(jax.vmap(lambda w: steps.masked_loss(model, dataclasses.replace(batch, weights=w), None, 2)))(alone)
+  found = fast_jit.jit(jax.vmap(lambda w: steps.masked_loss(model, dataclasses.replace(batch, weights=w), None, 2)))(alone)
   np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
   assert (np.asarray(batch.tokens) == MASK).sum() == batch.weights.sum()
 

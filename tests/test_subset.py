@@ -16,7 +16,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import subset
 from minilm_jax.training import feed, start
 from minilm_jax.training import engine as engines
-from tests.small import run_config
+from tests.tiny_config import run_config
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -14,7 +14,7 @@ from minilm_jax import recipe, run
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import finetune, places, suite
-from tests.quick import jit
+from tests.fast_jit import jit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.training import engine as engines
-from tests.small import UPDATES, run_config
+from tests.tiny_config import UPDATES, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from minilm_jax.training import outlets, tracker
-from tests.small import run_config
+from tests.tiny_config import run_config
 
 KEY = 'k' * 40
 LINES = [{'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0}, {'step': 2, 'split': 'validation', 'loss': 4.0, 'member': 1}]

@@ -17,7 +17,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import corpus, documents, subset, tokenizer, vocabulary
 from minilm_jax.tasks import fewrel, overlap
 from minilm_jax.training import start
-from tests import small as recipes
+from tests import tiny_config as recipes
 
 
 @pytest.fixture

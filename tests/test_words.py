@@ -16,7 +16,7 @@ from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.tasks import likelihood, words
 from minilm_jax.training import sharding
-from tests import quick
+from tests import fast_jit
 
 BEGIN, PAD, END = pieces.BEGIN, pieces.PAD, pieces.END
 STARTS = np.array([False] * 5 + [True, True, False, False])  # ids 5 and 6 begin a word
@@ -57,7 +57,7 @@ def test_bits_are_what_the_model_gives_to_each_hidden_token(held, mesh):
   chosen = words.hidden(number, 0.15, 0)
   hidden = jnp.where(chosen, pieces.MASK, rows)
   everywhere = jnp.tile(jnp.arange(rows.shape[1]), (len(rows), 1))
-  logits = quick.jit(lambda model, tokens: model(tokens, tokens != PAD, everywhere))(model, hidden)
+  logits = fast_jit.jit(lambda model, tokens: model(tokens, tokens != PAD, everywhere))(model, hidden)
   logs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), rows[..., None].astype(int), axis=2)[..., 0]
   count = len({(row, number[row, place]) for row, place in zip(*np.nonzero(chosen))})
   size = sum(len(tokenizer.piece(int(i)).replace('\u2581', ' ').encode()) for i in rows[chosen])

@@ -13,7 +13,7 @@ from minilm_jax.config import MeshConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.training import checkpoint, population, sharding, steps
-from tests import quick
+from tests import fast_jit
 
 FILE = pathlib.Path(__file__).parent / 'steps.json'
 COMMAND = 'python -m tests.golden'
@@ -30,8 +30,8 @@ def measure() -> dict[str, Any]:
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN, tokenizer.END, tokenizer.PAD
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
   own = population.settings(config, corpus.length)
-  step = quick.jit(population.lift(lambda state: steps.train_step(state, own, corpus, config, 'cpu')[:2], mesh, 'alone'))
-  state, sums = quick.jit(lambda: steps.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
+  step = fast_jit.jit(population.lift(lambda state: steps.train_step(state, own, corpus, config, 'cpu')[:2], mesh, 'alone'))
+  state, sums = fast_jit.jit(lambda: steps.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
   for _ in range(3):
     state, found = step(state)
     sums.append({name: float(found[name]) for name in ('loss', 'masked')})

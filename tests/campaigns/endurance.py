@@ -1,11 +1,11 @@
-"""Ten thousand updates with evaluation and saves: is memory flat, do files or threads pile up, does a step slow down?
+"""Checks that memory, open files, threads and step time stay constant over ten thousand updates with evaluations and saves.
 
-    bash launch/soak.sh [--updates=10000] [--folder=runs/soak]
+    bash launch/endurance.sh [--updates=10000] [--folder=runs/endurance]
 
 Runs the tiny recipe in a process of its own and looks at it once a second (Linux: /proc). The first tenth is left out,
 where programs are compiled; what stands in the table are the medians of the nine tenths after it. Memory may end 2%
 above the second tenth, the time of an update 10% (machines are noisy), and open files and threads, which come and go
-with every save, not above the most of the tenths before. Status 1 where one grows; soak.png shows the course.
+with every save, not above the most of the tenths before. Status 1 where one grows; endurance.png shows the course.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # What may be how much larger at the end, and than the most of how many tenths after the first.
 ALLOWED = {'memory, MiB': (1.02, 1), 'open files': (1.0, 4), 'threads': (1.0, 4), 'ms an update': (1.10, 1)}
 
@@ -82,7 +82,7 @@ def main() -> int:
   """Prints the table and draws the figure; the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
   parser.add_argument('--updates', type=int, default=10_000)
-  parser.add_argument('--folder', type=pathlib.Path, default=ROOT / 'runs/soak')
+  parser.add_argument('--folder', type=pathlib.Path, default=ROOT / 'runs/endurance')
   asked = parser.parse_args()
   seen = watched(command(asked.folder, asked.updates))
   series = {name: [one[name] for one in seen] for name in ('memory, MiB', 'open files', 'threads')}
@@ -96,8 +96,8 @@ def main() -> int:
     before = max(parts[1:1 + first])
     if parts[-1] > factor * before:
       grown.append(f'{name} went from {before:.1f} to {parts[-1]:.1f}')
-  draw(series, asked.folder / 'soak.png')
-  print('; '.join(grown) or f'nothing grows; {asked.folder / "soak.png"}')
+  draw(series, asked.folder / 'endurance.png')
+  print('; '.join(grown) or f'nothing grows; {asked.folder / "endurance.png"}')
   return 1 if grown else 0
 
 

@@ -1,4 +1,4 @@
-"""`quick.jit`: jax.jit for programs that run once or twice, where compiling is what takes the time."""
+"""`fast_jit.jit` is jax.jit with little optimization, for programs whose compilation dominates their run time."""
 
 import functools
 

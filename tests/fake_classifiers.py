@@ -17,7 +17,7 @@ from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import classifiers, forward
 from minilm_jax.tasks.classifiers import Card, Fitted
 from minilm_jax.tasks.sources import Examples
-from tests.quick import jit
+from tests.fast_jit import jit
 
 @contextlib.contextmanager
 def compiled_fast() -> Iterator[None]:

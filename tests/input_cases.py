@@ -1,6 +1,6 @@
 """Every input that the program takes: a small good one, what reads it, and the verb that a user would give it to.
 
-`tests/test_bad_input.py` spoils each in every way of `spoiled.WAYS`, `tests/fuzz.py` in ways of its own. A reader says of
+`tests/test_bad_input.py` spoils each in every way of `corruptions.WAYS`, `tests/campaigns/fuzz.py` in ways of its own. A reader says of
 bad input that it is an InputError, or reads what can be read.
 """
 
@@ -18,8 +18,8 @@ import pyarrow
 from pyarrow import parquet
 
 from minilm_jax import recipe, run
-from tests import spoiled
-from tests.spoiled import PACK, UNPACK
+from tests import corruptions
+from tests.corruptions import PACK, UNPACK
 
 TEXTS = tuple(f'the {a} {b} sees a größer {c} near tree {n} .' for n, (a, b, c) in enumerate(
     (a, b, c) for a in ('red', 'big', 'old') for b in ('dog', 'cat') for c in ('hen', 'pig', 'cow')))
@@ -37,7 +37,7 @@ class Input:
     read: what reads it, given that file; quicker than a verb.
     verb: the words of a command, given the file and a work directory.
     hostile: contents made to harm, from the good bytes.
-    packing: a suffix of `spoiled.PACK`: text is spoiled inside it.
+    packing: a suffix of `corruptions.PACK`: text is spoiled inside it.
     harmless: ways of which some examples may be read, and why that is right.
     impossible: ways that this input has not, and why.
     leaves: what the verb may leave in the work directory, which a good start accepts.
@@ -82,7 +82,7 @@ def of_columns(form: str, rows: list[dict[str, Any]]) -> bytes:
 def bad_rows(form: str, good: bytes) -> list[bytes]:
   """Tables made to harm."""
   if form == 'jsonl':
-    return spoiled.values(good)
+    return corruptions.values(good)
   if form == 'parquet':
     return [*_bad_parquet(), good[:-8] + b'\xff\xff\xff\x7fPAR1', good[:-8] + b'\0\0\0\0PAR1', b'PAR1' + b'\0' * 8 + b'PAR1']
   first, _, rest = good.partition(b'\n')
@@ -386,7 +386,7 @@ def task_rows() -> list[Input]:
     return ['show', '--config=configs/own.py', f'--config.task.train={path}']
   return [*tables('task', TABLE, read_task, verb), Input(
       'task, FewRel .json', writes('a.json', FEWREL), functools.partial(read_task, markers=True), verb,
-      lambda good: [one for one in spoiled.values(good)], harmless={
+      lambda good: [one for one in corruptions.values(good)], harmless={
           'flipped': OTHER_TEXT, 'UTF-16': 'JSON may be UTF-16, and is told by its first bytes', **_FIELD})]
 
 
@@ -425,7 +425,7 @@ def _corpus_rows() -> list[Input]:
   return [
       Input('corpus, folder', lays_corpus(''), read_corpus, _overlap),
       Input('corpus, rows', shard, read_corpus, _overlap, hostile_shard, impossible=_NO_TEXT, write=signed),
-      Input('corpus, manifest.json', lays_corpus('manifest.json'), read_corpus, _overlap, spoiled.values, harmless=_FIELD),
+      Input('corpus, manifest.json', lays_corpus('manifest.json'), read_corpus, _overlap, corruptions.values, harmless=_FIELD),
       Input('corpus, tokenizer', pieces, read_corpus_tokenizer, _overlap, lambda good: [b'', good * 2, good[:-9]],
             impossible=_NO_TEXT)]
 
@@ -441,14 +441,14 @@ def _run_rows() -> list[Input]:
   found = [Input('runs, folder', lays_run(''), read_run, _report)]
   for name in ('pre/config.json', 'pre/manifest.json', 'fine/config.json', 'fine/manifest.json'):
     missing = 'a folder that is no run' if 'config' in name else 'a run that was cut short'
-    found.append(Input(f'run, {name}', lays_run(name), read_run, _report, spoiled.values,
+    found.append(Input(f'run, {name}', lays_run(name), read_run, _report, corruptions.values,
                        harmless={**_FIELD, 'missing': missing}))
   for name in ('pre/metrics.jsonl', 'fine/metrics.jsonl', 'fine/scores.jsonl', 'fine/predictions.jsonl'):
-    found.append(Input(f'run, {name}', lays_run(name), read_run, _report, spoiled.values, harmless={**_FIELD, **short}))
+    found.append(Input(f'run, {name}', lays_run(name), read_run, _report, corruptions.values, harmless={**_FIELD, **short}))
   return found
 
 
-def inputs() -> list[Input]:
+def list_inputs() -> list[Input]:
   """All rows that need neither a checkpoint nor TFDS."""
   def words(path: pathlib.Path, work: pathlib.Path) -> list[str]:
     return ['corpus', *SMALL, f'--config.vocabulary.word_list={path}', f'--workdir={work}']
@@ -503,14 +503,14 @@ def run_with_weights(run_folder: pathlib.Path) -> list[Input]:
           'empty': 'the same'}
   return [
       Input('checkpoint, folder', lay(''), read_weights, verb),
-      Input('checkpoint, config.json', lay('config.json'), read_member, verb, spoiled.values, harmless=_JSON,
+      Input('checkpoint, config.json', lay('config.json'), read_member, verb, corruptions.values, harmless=_JSON,
             impossible={'Latin-1': 'ASCII alone'}),
-      Input('checkpoint, manifest.json', lay('manifest.json'), read_member, verb, spoiled.values, harmless=_JSON,
+      Input('checkpoint, manifest.json', lay('manifest.json'), read_member, verb, corruptions.values, harmless=_JSON,
             impossible={'Latin-1': 'ASCII alone'}),
       Input('checkpoint, tokenizer', lay('tokenizer.model'), read_member, verb, bad_models, impossible=_NO_TEXT, most=3),
       Input('checkpoint, weights', lay(weights), read_weights, verb, impossible={**_NO_TEXT, 'hostile': 'see its metadata'},
             harmless=kept, most=2),
-      Input('checkpoint, _METADATA', lay(f'{last}/_METADATA'), read_weights, verb, spoiled.values,
+      Input('checkpoint, _METADATA', lay(f'{last}/_METADATA'), read_weights, verb, corruptions.values,
             impossible={'Latin-1': 'ASCII alone'}, harmless={**_FIELD, **kept}, most=3)]
 
 
@@ -553,24 +553,24 @@ def members(home: pathlib.Path) -> list[Input]:
   verb, ascii_alone = predict('classifier', 'classifier-0'), {'Latin-1': 'ASCII alone'}
   return [
       Input('classifier, folder', one(''), read_classifier, verb),
-      Input('classifier, manifest.json', one('manifest.json'), read_classifier, verb, spoiled.values, most=12,
+      Input('classifier, manifest.json', one('manifest.json'), read_classifier, verb, corruptions.values, most=12,
             harmless=_JSON, impossible=ascii_alone),
-      Input('classifier, classifier.json', one('classifier.json'), read_classifier, verb, spoiled.values, write=sign_member,
+      Input('classifier, classifier.json', one('classifier.json'), read_classifier, verb, corruptions.values, write=sign_member,
             harmless={'hostile': 'another name or number that its weights fit'}, impossible=ascii_alone, most=40),
       Input('classifier, tokenizer', one('tokenizer.model'), read_classifier, verb, impossible={
           **_NO_TEXT, 'hostile': 'as any tokenizer'}, most=3),
       Input('classifier, outputs.npz', one('outputs.npz'), read_classifier, None, bad_outputs, impossible=_NO_TEXT,
             write=sign_member, most=7),
       Input('committee, folder', all_of(''), read_committee, predict('committee', 'made')),
-      Input('committee, config.json', all_of('config.json'), read_committee, predict('committee', 'made'), spoiled.values,
+      Input('committee, config.json', all_of('config.json'), read_committee, predict('committee', 'made'), corruptions.values,
             harmless=_JSON, impossible=ascii_alone, most=8),
-      Input('committee, manifest.json', all_of('manifest.json'), read_committee, predict('committee', 'made'), spoiled.values,
+      Input('committee, manifest.json', all_of('manifest.json'), read_committee, predict('committee', 'made'), corruptions.values,
             harmless=_JSON, impossible=ascii_alone, most=12)]
 
 
 def bad_features(good: bytes) -> list[bytes]:
   """Features whose class is anybody's: TFDS would import it."""
-  return [*spoiled.values(good), good.replace(b'tensorflow_datasets.core', b'tests.fuzz'),
+  return [*corruptions.values(good), good.replace(b'tensorflow_datasets.core', b'tests.campaigns'),
           b'{"type": "this.module", "content": {}}', b'{"python_class_name": "os.path", "json_feature": {"json": "{}"}}']
 
 
@@ -584,7 +584,7 @@ def dataset(prepared: pathlib.Path) -> list[Input]:
   ascii_alone = {'Latin-1': 'ASCII alone'}
   return [
       Input('TFDS, folder', lay(''), read_dataset, verb),
-      Input('TFDS, dataset_info.json', lay(f'{inside}/dataset_info.json'), read_dataset, verb, spoiled.values, most=25,
+      Input('TFDS, dataset_info.json', lay(f'{inside}/dataset_info.json'), read_dataset, verb, corruptions.values, most=25,
             harmless=_JSON, impossible=ascii_alone),
       Input('TFDS, features.json', lay(f'{inside}/features.json'), read_dataset, verb, bad_features, most=25,
             harmless=_JSON, impossible=ascii_alone),

@@ -1,6 +1,6 @@
-"""Pulls the plug: verbs are killed at random moments and started again, and must end as if nothing had happened.
+"""Kills commands at random moments, starts them again and compares each result with an uninterrupted run.
 
-    bash launch/chaos.sh [--minutes=20] [--seed=0] [--only=pretrain,corpus]
+    bash launch/kill.sh [--minutes=20] [--seed=0] [--only=pretrain,corpus]
 
 Each verb runs once uninterrupted. Then, until the time is over, a verb runs again in a folder of its own, is killed up
 to three times (the whole process group, by SIGKILL), and is let end. The two folders must hold the same: every byte of
@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout, wherever it is called from
 
 from tests import eventfile  # noqa: E402
@@ -237,7 +237,7 @@ if __name__ == '__main__':
   parser.add_argument('--only', type=lambda given: given.split(','), default=[])
   parser.add_argument('--folder', type=pathlib.Path, help='where it works; it stays there')
   asked = parser.parse_args()
-  place = asked.folder or pathlib.Path(tempfile.mkdtemp(prefix='minilm-chaos-'))
+  place = asked.folder or pathlib.Path(tempfile.mkdtemp(prefix='minilm-kill-'))
   status = campaign(asked.minutes, asked.seed, asked.only, place)
   if asked.folder is None and not status:
     shutil.rmtree(place)

@@ -1,6 +1,6 @@
 """A coverage-guided fuzz of the readers, bounded in time: `bash launch/fuzz.sh [seconds]`.
 
-Every reader of `tests/inputs.py` is given what mutation makes of its good input; what reaches a line of the package that
+Every reader of `tests/input_cases.py` is given what mutation makes of its good input; what reaches a line of the package that
 nothing before reached joins the corpus and is mutated too. An exception other than InputError is a finding, and so is an
 input that takes longer than `SLOW` seconds: it is saved, and printed with the command that replays it. Where atheris is
 installed it does the mutating and the guiding; else a small loop of our own, with sys.monitoring (Python 3.12 or newer)
@@ -22,16 +22,16 @@ import time
 import types
 from collections.abc import Callable, Iterator
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the checkout, wherever it is called from
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))  # the checkout, wherever it is called from
 
 from minilm_jax.errors import InputError  # noqa: E402
-from tests import inputs, spoiled  # noqa: E402
-from tests.inputs import Input  # noqa: E402
+from tests import corruptions, input_cases  # noqa: E402
+from tests.input_cases import Input  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SLOW = 20  # seconds of the processor
 _MOST = 1 << 16  # bytes of an input; what large ones do is for the matrix
-_TOKENS = (*(value.encode() for value in spoiled.VALUES if len(value) < 99), b'\0', b'\xff\xfe', b'\xed\xa0\x80', b'\n', b'\r\n',
+_TOKENS = (*(value.encode() for value in corruptions.VALUES if len(value) < 99), b'\0', b'\xff\xfe', b'\xed\xa0\x80', b'\n', b'\r\n',
            b'"', b',', b'\t', b'{', b'}', b'[', b']', b':', b'PAR1', b'\x1f\x8b', b'(\xb5/\xfd', b'\xfd7zXZ\0', b'\xff\xff\xff\x7f',
            b'\0\0\0\x80', b'\xff' * 8, b'\x80' * 9, b"'descr'", b'text', b'label', b'-', b'1e9', b'<mask>')
 
@@ -158,7 +158,7 @@ class Target:
 def targets(folder: pathlib.Path) -> list[Target]:
   """Every reader, its good input laid out in a folder of its own."""
   found = []
-  for number, one in enumerate(inputs.inputs()):
+  for number, one in enumerate(input_cases.list_inputs()):
     place = folder / str(number)
     place.mkdir(parents=True)
     path = one.lay(place)
@@ -193,7 +193,7 @@ def fuzz(seconds: float = float('inf'), executions: int | None = None, seed: int
       content = mutated(dice, target.corpus)
       if target.one.packing and dice.randrange(2):  # inside the packing
         with contextlib.suppress(Exception):  # of what is no longer packed
-          content = inputs.packed(target.one, mutated(dice, [inputs.inner(target.one, dice.choice(target.corpus))]))
+          content = input_cases.packed(target.one, mutated(dice, [input_cases.inner(target.one, dice.choice(target.corpus))]))
       with coverage.watching():
         error = target.run(content)
       tally.executions += 1
@@ -229,7 +229,7 @@ def _told(target: Target, content: bytes, error: BaseException, folder: pathlib.
     return pathlib.Path(name)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / name).write_bytes(content)
-  print(f'  {sys.executable} tests/fuzz.py --replay {target.one.name!r} {folder / name}', file=sys.stderr)
+  print(f'  {sys.executable} tests/campaigns/fuzz.py --replay {target.one.name!r} {folder / name}', file=sys.stderr)
   return folder / name
 
 
