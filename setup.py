@@ -44,6 +44,8 @@ setuptools.setup(
         'numpy>=2.0',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.0',
+        'plotext>=6.1.0',
+        'protobuf>=5.28.0',  # reads SentencePiece models for an export; must be no older than what sentencepiece was built with
         'rich>=13.7',
         'scipy>=1.14',
         'sentencepiece>=0.2.0',
@@ -61,12 +63,13 @@ setuptools.setup(
                  'pyarrow>=17.0',
                  'tensorflow-datasets>=4.9.10'],  # its data_source reads without TensorFlow
         'gcs': ['etils[epath-gcs]'],  # paths that begin with gs://
-        # What minilm import reads tokenizers by; and RoBERTa to compare with: its weights in our models, and the seconds
-        # of its Trainer, which wants accelerate
+        # What minilm import reads tokenizers and weights by; and RoBERTa to compare with: its weights in our models, and
+        # the seconds of its Trainer, which wants accelerate
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
+        'completion': ['shtab>=1.9.0'],  # what minilm completion writes scripts with
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
         'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1',
-                 'scikit-learn>=1.5', 'setuptools>=65.5', 'zstandard>=0.22'],
+                 'safetensors>=0.4.3', 'scikit-learn>=1.5', 'setuptools>=65.5', 'shtab>=1.9.0', 'zstandard>=0.22'],
         'tpu': ['minilm_jax[data]', 'jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.to=wandb writes to
     },

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from minilm_jax import claim, hf_config, huggingface, progress, recipe, run, safe_tensors, untrusted
+from minilm_jax import claim, hf_config, huggingface, progress, recipe, run, untrusted
 from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
+from minilm_jax.errors import InputError, needs
 from minilm_jax.hf_config import Kind
 from minilm_jax.language import build, imported
 from minilm_jax.language import tokenizer as pieces
@@ -36,6 +37,10 @@ _ROLES = ('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token')  # i
 _NORMS = {'do_lower_case': 'lowercase', 'strip_accents': 'strip_accents',
           'tokenize_chinese_chars': 'handle_chinese_chars'}
 _OTHER = ('.bin', '.h5', '.msgpack', '.index.json')  # endings of weights that are not read
+MAX_WEIGHT_BYTES = 2 << 30  # RoBERTa-large in float32 has 1.4e9
+# numpy has no bfloat16; that of jax.numpy is the one of ml_dtypes.
+_DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jnp.bfloat16, 'I64': np.int64,
+           'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_}
 _SPARE = 128  # a table may have rows up to a multiple of it that no piece has, for the sake of its shape
 
 
@@ -88,7 +93,7 @@ def _model(source: epath.Path, described: Mapping[str, Any], kind: Kind, read: T
            what: str) -> tuple[RunConfig, Any, list[str]]:
   """The recipe, the model (a dict of the encoder alone where it has no head), and what of theirs was left out."""
   family = kind.family
-  weights = huggingface.renamed(family, safe_tensors.load(source / WEIGHTS))
+  weights = huggingface.renamed(family, _read_weights(source / WEIGHTS))
   head = f'{family.transform}.weight' in weights
   shape = hf_config.shape_of(described, kind, head, what)
   dropped, left = dict(family.dropped), []
@@ -109,6 +114,33 @@ def _model(source: epath.Path, described: Mapping[str, Any], kind: Kind, read: T
   made.model.update({**recipe.as_dict(shape), 'kernel': ''})
   model = (huggingface.masked_language_model if head else huggingface.encoder)(family, weights, shape)
   return recipe.resolve(made, 'pretrain'), model, left
+
+
+def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of a safetensors file by name; the library checks header, offsets and sizes.
+
+  Raises:
+    InputError: safetensors is not installed; the file is missing, too large, damaged, or of another data type.
+  """
+  asked = f'the weights {path}'
+  needs('safetensors', 'hf', asked)
+  import safetensors
+  try:
+    size = path.stat().length
+    if size > MAX_WEIGHT_BYTES:
+      raise InputError(asked, f'{size:,} bytes', f'give an encoder of at most {MAX_WEIGHT_BYTES:,}')
+    with path.open('rb') as file:
+      entries = dict(safetensors.deserialize(file.read(size)))
+    unknown = [f'{name} of the type {entry["dtype"]}' for name, entry in entries.items()
+               if entry['dtype'] not in _DTYPES]
+    if unknown:
+      raise InputError(asked, ', '.join(unknown[:4]), f'save it with one of {", ".join(_DTYPES)}')
+    return {name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
+            for name, entry in entries.items()}
+  except OSError as error:
+    raise InputError(asked, f'the file cannot be read: {error}', 'check the path') from None
+  except (safetensors.SafetensorError, ValueError) as error:  # numpy refuses more than 64 axes
+    raise InputError(asked, f'no valid safetensors file: {error}', 'download or save it again') from None
 
 
 def _theirs(read: Tokenizer) -> list[int]:

@@ -18,9 +18,10 @@ Left out: tokenizers that normalise text, or that are no SentencePiece BPE or un
 
 import dataclasses
 import re
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from google.protobuf import runtime_version
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
@@ -28,8 +29,8 @@ from minilm_jax.language.tokenizer import Tokenizer
 
 FILE, CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 _SPACE = '\u2581'
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # types of a piece
-_BPE, _UNIGRAM = 2, 1  # types of a model
+_NORMAL, _BYTE = 1, 6  # of ModelProto.SentencePiece.Type in sentencepiece_model.proto
+_BPE, _UNIGRAM = 2, 1  # of TrainerSpec.ModelType
 # A capital sigma that ends a word: a letter before it and none after, signs that no case depends on passed over.
 _FINAL_SIGMA = r'\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})'
 _WRITTEN_BYTE = r'<0x[0-9A-F]{2}>'
@@ -62,30 +63,33 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     InputError: the tokenizer does something that cannot be said there.
   """
   model = _read(tokenizer.model)
-  before = None
-  if model.kind == _BPE:
-    made = _bpe(model)
-  else:
-    made, before = _unigram(model), _apart(model)
-  begin, end = ({'SpecialToken': {'id': pieces.SPECIAL[one], 'type_id': 0}} for one in (pieces.BEGIN, pieces.END))
+  special = [{'id': number, 'content': piece, 'single_word': False, 'lstrip': False, 'rstrip': False,
+              'normalized': False, 'special': True} for number, piece in enumerate(pieces.SPECIAL)]
+  decoders = [_replaced({'String': _SPACE}, ' '), {'type': 'ByteFallback'}, {'type': 'Fuse'},
+              {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}]
+  return {
+      'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': special, 'normalizer': _normalizer(),
+      'pre_tokenizer': None if model.kind == _BPE else _apart(model), 'post_processor': _post_processor(),
+      'decoder': {'type': 'Sequence', 'decoders': decoders},
+      'model': _bpe(model) if model.kind == _BPE else _unigram(model)}
+
+
+def _normalizer() -> dict[str, Any]:
+  """Returns the steps from text to lower case with U+2581 for spaces."""
+  return {'type': 'Sequence', 'normalizers': [
+      _replaced({'Regex': _FINAL_SIGMA}, 'ς'), {'type': 'Lowercase'}, _replaced({'Regex': r'\A +'}, ''),
+      _replaced({'Regex': ' {2,}'}, ' '), {'type': 'Prepend', 'prepend': _SPACE},
+      _replaced({'String': ' '}, _SPACE), _replaced({'Regex': rf'{_SPACE}+\z'}, '')]}
+
+
+def _post_processor() -> dict[str, Any]:
+  """Returns the template of special pieces around one text and between two."""
+  names = [pieces.SPECIAL[number] for number in (pieces.BEGIN, pieces.END)]
+  begin, end = ({'SpecialToken': {'id': name, 'type_id': 0}} for name in names)
   first, second = ({'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
   return {
-      'version': '1.0', 'truncation': None, 'padding': None,
-      'added_tokens': [{'id': number, 'content': piece, 'single_word': False, 'lstrip': False, 'rstrip': False,
-                        'normalized': False, 'special': True} for number, piece in enumerate(pieces.SPECIAL)],
-      'normalizer': {'type': 'Sequence', 'normalizers': [
-          _replaced({'Regex': _FINAL_SIGMA}, 'ς'), {'type': 'Lowercase'}, _replaced({'Regex': r'\A +'}, ''),
-          _replaced({'Regex': ' {2,}'}, ' '), {'type': 'Prepend', 'prepend': _SPACE},
-          _replaced({'String': ' '}, _SPACE), _replaced({'Regex': rf'{_SPACE}+\z'}, '')]},
-      'pre_tokenizer': before,
-      'post_processor': {
-          'type': 'TemplateProcessing', 'single': [begin, first, end], 'pair': [begin, first, end, end, second, end],
-          'special_tokens': {piece: {'id': piece, 'ids': [pieces.SPECIAL.index(piece)], 'tokens': [piece]}
-                             for piece in (pieces.SPECIAL[pieces.BEGIN], pieces.SPECIAL[pieces.END])}},
-      'decoder': {'type': 'Sequence', 'decoders': [
-          _replaced({'String': _SPACE}, ' '), {'type': 'ByteFallback'}, {'type': 'Fuse'},
-          {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}]},
-      'model': made}
+      'type': 'TemplateProcessing', 'single': [begin, first, end], 'pair': [begin, first, end, end, second, end],
+      'special_tokens': {name: {'id': name, 'ids': [pieces.SPECIAL.index(name)], 'tokens': [name]} for name in names}}
 
 
 def config_json(length: int, letters: bool) -> dict[str, Any]:
@@ -188,46 +192,23 @@ def _refused(found: str) -> InputError:
 
 
 def _read(data: bytes) -> _Model:
-  """Reads a model file; all of it that matters, or refuses."""
-  parts: dict[int, list[Any]] = {1: [], 2: [], 3: []}
-  for number, value in _fields(data):
-    if number in parts:
-      parts[number].append(value)
-  trainer, normalizer = (dict(pair for part in parts[number] for pair in _fields(part)) for number in (2, 3))
-  rows = []
-  for part in parts[1]:
-    row = {1: b'', 2: bytes(4), 3: _NORMAL} | dict(_fields(part))
-    rows.append((row[1].decode(), struct.unpack('<f', row[2])[0], row[3]))
-  trainer, normalizer = {3: _UNIGRAM, 24: 0, 35: 0} | trainer, {2: b'', 3: 1, 4: 1, 5: 1} | normalizer
-  strange = [piece for number, (piece, _, kind) in enumerate(rows)
-             if kind not in (_NORMAL, _BYTE) and number >= len(pieces.SPECIAL)]
-  for found, words in ((trainer[3] not in (_BPE, _UNIGRAM), 'neither BPE nor unigram'),
-                       (normalizer[2], 'a normalisation of text'), (trainer[24], 'spaces after words'),
-                       (not normalizer[3], 'no space before a text'), (not normalizer[4], 'spaces left as they are'),
-                       (not normalizer[5], 'spaces that are no U+2581'),
-                       (strange, f'pieces of a kind of their own: {", ".join(strange[:4])}')):
-    if found:
+  """Returns a SentencePiece model file, or raises InputError for a setting that a tokenizer.json cannot express."""
+  try:
+    from sentencepiece import sentencepiece_model_pb2
+  except (ImportError, runtime_version.VersionError) as error:
+    raise InputError("the tokenizer in Hugging Face's form", str(error),
+                     'pip install --upgrade protobuf: sentencepiece was built with a newer one') from None
+  proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+  trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+  rows = tuple((piece.piece, piece.score, piece.type) for piece in proto.pieces)
+  other = [piece for piece, _, kind in rows[len(pieces.SPECIAL):] if kind not in (_NORMAL, _BYTE)]
+  for refused, words in ((trainer.model_type not in (_BPE, _UNIGRAM), 'neither BPE nor unigram'),
+                         (normalizer.precompiled_charsmap, 'a normalisation of text'),
+                         (trainer.treat_whitespace_as_suffix, 'spaces after words'),
+                         (not normalizer.add_dummy_prefix, 'no space before a text'),
+                         (not normalizer.remove_extra_whitespaces, 'spaces left as they are'),
+                         (not normalizer.escape_whitespaces, 'spaces that are no U+2581'),
+                         (other, f'pieces of a kind of their own: {", ".join(other[:4])}')):
+    if refused:
       raise _refused(words)
-  return _Model(tuple(rows), trainer[3], bool(trainer[35]))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-  """Numbers and values of a protocol buffer's fields: whole numbers, or bytes."""
-  place = 0
-  while place < len(data):
-    key, place = _varint(data, place)
-    if key & 7 == 0:
-      value, place = _varint(data, place)
-    else:
-      size, place = _varint(data, place) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], place)
-      value, place = data[place:place + size], place + size
-    yield key >> 3, value
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-  value = shift = 0
-  while True:
-    byte = data[place]
-    value, shift, place = value | (byte & 127) << shift, shift + 7, place + 1
-    if byte < 128:
-      return value, place
+  return _Model(rows, trainer.model_type, trainer.byte_fallback)

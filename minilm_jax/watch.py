@@ -1,44 +1,49 @@
-"""Curves of pre-training runs in the terminal, from their logs alone, once or again as they grow.
+"""Loss curves of pre-training runs in the terminal, read from their logs, once or repeatedly while the runs grow.
 
-A terminal gets colours and a picture that is drawn over; a file or a pipe gets plain lines. Names come from folders,
-which others may have named: what does not print is shown as U+FFFD.
+A terminal gets colors and a picture that is redrawn in place; a file or a pipe gets plain lines. Run names come from
+folders and may hold any character; a character that does not print is shown as U+FFFD.
 """
 
 import dataclasses
+import math
 import operator
 import string
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import plotext
 from etils import epath
 from rich import console as rich_console
 from rich import live as rich_live
 from rich import table as rich_table
 from rich import text as rich_text
 
-from minilm_jax import claim, plot, run
+from minilm_jax import claim, run
 from minilm_jax.analysis import runs
 from minilm_jax.errors import InputError, nearest
 
 AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds'}
 SPLITS = ('train', 'validation')
-_COLOURS = ('cyan', 'magenta', 'yellow', 'green', 'red', 'blue')
-_PAUSE = 3.0  # seconds between two looks
-_TALLEST, _WIDE, _WIDEST = 24, 80, 120  # rows and columns of a picture, and those that all of its table takes
-# Of the table: a name, a field of `Track`, how it is written; and what there is room for in a wide terminal only.
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+_COLORS = (6, 5, 3, 2, 1, 4)  # of the 256-color palette, one per run
+_POLL_SECONDS = 3.0
+_MAX_ROWS, _MIN_ROWS = 24, 10  # of a picture
+_MAX_COLUMNS, _MIN_COLUMNS = 120, 24  # of a picture
+_FULL_TABLE_COLUMNS = 80  # a narrower terminal gets no `_OPTIONAL_COLUMNS`
+# Columns of the table: heading, field of `RunStatus`, format.
+_TABLE_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ('update', 'step', '{:,}'.format), ('of', 'updates', '{:,}'.format), ('train', 'train', '{:.3f}'.format),
-    ('validation', 'validation', '{:.3f}'.format), ('tokens/s', 'speed', plot.short))
-_LATER = ('of', 'tokens/s')
+    ('validation', 'validation', '{:.3f}'.format), ('tokens/s', 'speed', '{:,.0f}'.format))
+_OPTIONAL_COLUMNS = ('of', 'tokens/s')
+_ASCII = str.maketrans('│┤├─┬┴┼┌┐└┘', '|||-+++++++')
 
 
 @dataclasses.dataclass(frozen=True)
-class Track:
-  """One model of a run: its name, the points of its curve, and where it stands."""
+class RunStatus:
+  """One model of a run: name, points (x, loss) of its curve, state, and last values of its log."""
 
   name: str
-  points: plot.Points
+  points: Sequence[tuple[float, float]]
   state: str
   step: int | None
   updates: int | None
@@ -48,136 +53,163 @@ class Track:
 
 
 def watch(folders: Sequence[epath.PathLike], axis: str, split: str, follow: bool) -> None:
-  """Draws the losses of runs on standard output; with `follow` again every few seconds, until all have ended.
+  """Draws the losses of runs on standard output; with `follow` again every few seconds, until all runs have ended.
 
   Args:
-    folders: runs, or folders that hold some.
+    folders: runs, or folders that hold runs.
     axis: one of `AXES`, from left to right.
     split: one of `SPLITS`, whose losses are drawn.
-    follow: go on.
+    follow: draws again while a run grows.
 
   Raises:
     InputError: no such axis or split, no folder, no pre-training run in one, or a damaged log.
   """
-  for flag, given, known in (('axis', axis, AXES), ('split', split, SPLITS)):
-    if given not in known:
-      raise InputError(f'--{flag}={given}', 'no such choice', nearest(given, known))
+  for flag, value, choices in (('axis', axis, AXES), ('split', split, SPLITS)):
+    if value not in choices:
+      raise InputError(f'--{flag}={value}', 'no such choice', nearest(value, choices))
   if not folders:
     raise InputError('minilm watch', 'no run directory', 'give one or more: minilm watch runs/tiny --follow')
   console = rich_console.Console(markup=False, emoji=False, highlight=False)
-  found = _runs(folders)
-  picture = _picture(tracks(found, axis, split), axis, split, console)
-  if not follow:
-    console.print(picture)
-    return
-  if console.is_terminal and not console.is_dumb_terminal:
+  paths = _find_runs(folders)
+
+  def render() -> rich_console.Group:
+    return _render(read_statuses(paths, axis, split), axis, split, console)
+
+  if follow and console.is_terminal and not console.is_dumb_terminal:
     try:
-      with rich_live.Live(picture, console=console, auto_refresh=False, redirect_stderr=False) as live:
-        while not _ended(found):
-          time.sleep(_PAUSE)
-          live.update(_picture(tracks(found, axis, split), axis, split, console), refresh=True)
+      with rich_live.Live(render(), console=console, auto_refresh=False, redirect_stderr=False) as live:
+        while not _all_ended(paths):
+          time.sleep(_POLL_SECONDS)
+          live.update(render(), refresh=True)
     finally:
-      console.show_cursor()  # also where a signal comes before `live` could begin
+      console.show_cursor()  # a signal may arrive before `live` has begun
     return
-  console.print(picture)
-  seen = _sizes(found)
-  while not _ended(found):
-    time.sleep(_PAUSE)
-    if seen != (seen := _sizes(found)):
-      console.print(_picture(tracks(found, axis, split), axis, split, console))
+  console.print(render())
+  sizes = _file_sizes(paths)
+  while follow and not _all_ended(paths):
+    time.sleep(_POLL_SECONDS)
+    if sizes != (sizes := _file_sizes(paths)):
+      console.print(render())
 
 
-def _runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
-  """The pre-training runs in the folders, by names that print."""
-  found = {name: path for name, path in runs.find(folders).items() if runs.kind(path) == 'pretrain'}
-  if not found:
+def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
+  """Returns the pre-training runs in the folders by printable name."""
+  paths = {name: path for name, path in runs.find(folders).items() if runs.kind(path) == 'pretrain'}
+  if not paths:
     raise InputError(f'curves of {", ".join(map(str, folders))}', 'runs, but none of pre-training',
                      'give a work directory of minilm pretrain')
   return {''.join(letter if letter.isprintable() else '\ufffd' for letter in name): path
-          for name, path in found.items()}
+          for name, path in paths.items()}
 
 
-def _ended(found: dict[str, epath.Path]) -> bool:
-  return all((path / run.RESULT).exists() for path in found.values())
+def _all_ended(paths: Mapping[str, epath.Path]) -> bool:
+  return all((path / run.RESULT).exists() for path in paths.values())
 
 
-def _sizes(found: dict[str, epath.Path]) -> list[int]:
-  """What tells that a log has grown, or a run ended."""
-  files = [path / name for path in found.values() for name in (run.METRICS, run.RESULT)]
+def _file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
+  """Returns sizes in bytes, which change when a log grows or a run ends; -1 for a missing file."""
+  files = [path / name for path in paths.values() for name in (run.METRICS, run.RESULT)]
   return [file.stat().length if file.exists() else -1 for file in files]
 
 
-def tracks(found: dict[str, epath.Path], axis: str, split: str) -> list[Track]:
-  """Each run, or each member of a population, as its log has it now.
+def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> list[RunStatus]:
+  """Returns the status of each run, or of each member of a population, from its log.
 
   Raises:
     InputError: a log is damaged.
   """
-  made = []
-  for name, path in found.items():
+  statuses = []
+  for name, path in paths.items():
     settings = runs.config(path)
     updates = settings['updates'] if 'updates' in settings and isinstance(settings['updates'], int) else None
     state = _state(path)
-    for of, lines in runs.members(path).items():
-      points = [(line[axis], line['loss']) for line in lines if line['split'] == split
-                and _number(line, axis) is not None and _number(line, 'loss') is not None]
-      made.append(Track(
-          name + of, points, state, max((line['step'] for line in lines), default=None), updates,
+    for member, lines in runs.members(path).items():
+      pairs = [(_number(line, axis), _number(line, 'loss')) for line in lines if line['split'] == split]
+      points = [(x, loss) for x, loss in pairs if x is not None and loss is not None and math.isfinite(x + loss)]
+      statuses.append(RunStatus(
+          name + member, points, state, max((line['step'] for line in lines), default=None), updates,
           _last(lines, 'train', 'loss'), _last(lines, 'validation', 'loss'),
           _last(lines, 'train', 'tokens_per_second')))
-  return made
+  return statuses
 
 
 def _state(path: epath.Path) -> str:
   if (path / run.RESULT).exists():
     return 'ended'
   try:
-    silent = time.time() - (path / claim.CLAIM).stat().mtime
+    silent_seconds = time.time() - (path / claim.CLAIM).stat().mtime
   except OSError:
     return 'stopped'
-  return 'running' if silent < claim.ABANDONED else 'stopped'
+  return 'running' if silent_seconds < claim.ABANDONED else 'stopped'
 
 
-def _number(line: dict[str, Any], name: str) -> float | None:
-  """A number of a line; earlier versions wrote fewer, and what was not finite is null."""
+def _number(line: Mapping[str, Any], name: str) -> float | None:
+  """Returns a number of a log line, None where an earlier version did not write it or it was not finite."""
   return line[name] if name in line else None
 
 
-def _last(lines: Sequence[dict[str, Any]], split: str, name: str) -> float | None:
+def _last(lines: Sequence[Mapping[str, Any]], split: str, name: str) -> float | None:
   return next((_number(line, name) for line in reversed(lines) if line['split'] == split), None)
 
 
-def _picture(shown: Sequence[Track], axis: str, split: str, console: rich_console.Console) -> rich_console.Group:
-  """The curves, and a table that is their legend; what has no line yet is said."""
-  plain = console.options.ascii_only
-  if plain:  # who cannot write dots cannot write every name either
-    shown = [dataclasses.replace(track, name=track.name.encode('ascii', 'replace').decode()) for track in shown]
-  coloured = console.color_system is not None and not console.no_color and len(shown) <= len(_COLOURS)
-  letters = '' if not plain and (coloured or len(shown) == 1) else '*' if len(shown) == 1 else string.ascii_letters
-  width = min(console.width, _WIDEST)
-  height = min(_TALLEST, console.height - len(shown) - 5) if console.is_terminal else _TALLEST
-  rows = plot.draw([track.points for track in shown], width, height, letters, plain)
-  parts: list[Any] = [rich_text.Text(f'{split} loss by {AXES[axis]}')] if rows else []
-  for row in rows:
-    parts.append(rich_text.Text(no_wrap=True, overflow='crop').append_tokens(
-        (text, _COLOURS[number] if coloured and number is not None else None) for text, number in row))
-  missing = [track.name for track in shown if not track.points]
-  parts += [rich_text.Text(f'no {split} line yet: {name}') for name in missing]
-  return rich_console.Group(*parts, _table(shown, coloured, letters, width >= _WIDE))
+def _render(statuses: Sequence[RunStatus], axis: str, split: str, console: rich_console.Console) -> rich_console.Group:
+  """Returns the curves and a table that is their legend; names the runs without a point."""
+  ascii_only = console.options.ascii_only
+  if ascii_only:
+    statuses = [dataclasses.replace(status, name=status.name.encode('ascii', 'replace').decode())
+                for status in statuses]
+  colored = console.color_system is not None and not console.no_color and len(statuses) <= len(_COLORS)
+  dotted = not ascii_only and (colored or len(statuses) == 1)
+  markers = ['braille' if dotted else '*' if len(statuses) == 1 else string.ascii_letters[n % len(string.ascii_letters)]
+             for n in range(len(statuses))]
+  columns = min(console.width, _MAX_COLUMNS)
+  rows = min(_MAX_ROWS, console.height - len(statuses) - 5) if console.is_terminal else _MAX_ROWS
+  parts: list[Any] = []
+  if any(status.points for status in statuses):
+    drawing = draw_curves([status.points for status in statuses], markers, _COLORS if colored else (), columns, rows)
+    text = rich_text.Text.from_ansi(drawing.translate(_ASCII) if ascii_only else drawing, no_wrap=True, overflow='crop')
+    parts = [rich_text.Text(f'{split} loss by {AXES[axis]}'), text]
+  parts += [rich_text.Text(f'no {split} line yet: {status.name}') for status in statuses if not status.points]
+  signs = ['─' if marker == 'braille' else marker for marker in markers]
+  return rich_console.Group(*parts, _table(statuses, signs, colored, columns >= _FULL_TABLE_COLUMNS))
 
 
-def _table(shown: Sequence[Track], coloured: bool, letters: str, wide: bool) -> rich_table.Table:
-  """The last values, those that there are; a narrow terminal gets the most wanted ones."""
-  columns = {name: [form(value) if value is not None else '' for value in map(operator.attrgetter(field), shown)]
-             for name, field, form in _COLUMNS if wide or name not in _LATER}
-  columns = {name: values for name, values in columns.items() if any(values)}
-  found = rich_table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-  found.add_column('')
-  found.add_column('run', overflow='fold')
-  for name in columns:
-    found.add_column(name, justify='right', no_wrap=True)
-  found.add_column('', no_wrap=True)
-  for number, track in enumerate(shown):
-    sign = rich_text.Text(letters[number % len(letters)] if letters else '─', _COLOURS[number] if coloured else '')
-    found.add_row(sign, rich_text.Text(track.name), *(values[number] for values in columns.values()), track.state)
-  return found
+def draw_curves(curves: Sequence[Sequence[tuple[float, float]]], markers: Sequence[str], colors: Sequence[int],
+                columns: int, rows: int) -> str:
+  """Returns the curves in one frame with numbers at its sides, as lines of text.
+
+  Args:
+    curves: finite points (x, y) from left to right; the last curve lies on top.
+    markers: for each curve a letter, or 'braille'.
+    colors: for each curve a number of the 256-color palette, as ANSI codes; () gives no codes.
+    columns: width of the whole, at least 24.
+    rows: height of the whole, at least 10.
+  """
+  figure = plotext.figure
+  figure.clear()
+  figure.theme('colorless')
+  figure.plot_size(max(columns, _MIN_COLUMNS), max(rows, _MIN_ROWS))
+  for number, points in enumerate(curves):
+    if points:
+      marker = plotext.marker(markers[number], colors[number]) if colors else markers[number]
+      signal = figure.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+      signal.lines(True)
+      figure.draw(signal)
+  return figure.build().string(colorless=not colors).rstrip('\n')
+
+
+def _table(statuses: Sequence[RunStatus], signs: Sequence[str], colored: bool, full: bool) -> rich_table.Table:
+  """Returns the last values of each run; a narrow terminal gets fewer columns."""
+  columns = {heading: [form(value) if value is not None else '' for value in map(operator.attrgetter(field), statuses)]
+             for heading, field, form in _TABLE_COLUMNS if full or heading not in _OPTIONAL_COLUMNS}
+  columns = {heading: values for heading, values in columns.items() if any(values)}
+  table = rich_table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+  table.add_column('')
+  table.add_column('run', overflow='fold')
+  for heading in columns:
+    table.add_column(heading, justify='right', no_wrap=True)
+  table.add_column('', no_wrap=True)
+  for number, status in enumerate(statuses):
+    sign = rich_text.Text(signs[number], f'color({_COLORS[number]})' if colored else '')
+    table.add_row(sign, rich_text.Text(status.name), *(values[number] for values in columns.values()), status.state)
+  return table

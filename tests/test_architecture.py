@@ -51,11 +51,11 @@ FLOORS = (
      'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page', 'analysis.sheets',
      'analysis.report', 'analysis.entrants', 'analysis.counted', 'analysis.changes', 'analysis.multiplier',
      'analysis.change_scores', 'analysis.outcomes',
-     'analysis.change_figures', 'analysis.change_page', 'analysis.compare', 'hf_names', 'huggingface', 'safe_tensors',
+     'analysis.change_figures', 'analysis.change_page', 'analysis.compare', 'hf_names', 'huggingface',
      'hf_config', 'hf_import', 'hf_weights',
      'hf_tokenizer', 'modeling_minilm', 'release', 'model_card', 'hf_export', 'serving', 'exports', 'machine',
      'stopwatch', 'pytorch', 'hf_trainer', 'peers', 'bench', 'finetune_bench', 'latency', 'break_even', 'preflight',
-     'plan', 'sweep', 'show', 'plot', 'watch'),
+     'plan', 'sweep', 'show', 'watch'),
     ('quickstart', 'notebook'),
     ('verbs',),
     ('__main__',),
@@ -109,25 +109,25 @@ NEIGHBOURS = {
     'serving': ('machine', 'release'),
     'exports': ('hf_export', 'serving', 'model_card'),
     'hf_config': ('hf_names',),
-    'hf_import': ('hf_config', 'huggingface', 'safe_tensors'),
+    'hf_import': ('hf_config', 'huggingface'),
     'peers': ('pytorch', 'hf_trainer', 'stopwatch'),
     'bench': ('machine', 'peers', 'stopwatch'),
     'finetune_bench': ('machine', 'peers'),
     'latency': ('machine',),
     'plan': ('show', 'stopwatch'),
     'sweep': ('plan',),
-    'watch': ('plot', 'analysis'),
+    'watch': ('analysis',),
     'break_even': ('machine', 'bench', 'stopwatch'),
 }
 LIBRARIES = frozenset((
-    'absl', 'chex', 'etils', 'flax', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
-    'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorboardX', 'tensorflow_datasets', 'zstandard'))
+    'absl', 'chex', 'etils', 'flax', 'google', 'jax', 'jaxtyping', 'matplotlib', 'ml_collections', 'numpy', 'optax', 'orbax',
+    'plotext', 'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorboardX', 'tensorflow_datasets', 'zstandard'))
 # Extras, which most who use the package do without: what each room may import of them. Beam pickles functions from whoever
 # starts a pipeline to its own workers; nothing that came as data is unpickled there either.
 TORCH_ROOMS = {'pytorch': ('torch',), 'language.beam': ('apache_beam',), 'language.imported': ('tokenizers',),
                'hf_trainer': ('torch', 'tokenizers', 'transformers'),
                'training.tracker': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
-               'hf_export': ('safetensors', 'torch', 'transformers')}
+               'hf_import': ('safetensors',), 'hf_export': ('safetensors', 'torch', 'transformers')}
 FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.short_convolution', 'model.foreign',
               'model.heads', 'training.steps')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
@@ -162,7 +162,7 @@ WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config',
                'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
                'language.repetitions', 'language.keep', 'language.parts', 'language.imported', 'language.tokenizer',
-               'language.rows', 'language.build', 'analysis.report', 'analysis.compare', 'plot', 'watch')
+               'language.rows', 'language.build', 'analysis.report', 'analysis.compare', 'watch')
 FILE_LINES, FUNCTION_LINES, COLUMNS = 400, 60, 120
 # One table, of every field of a run; one, of every verb with its call; one file, which is copied beside weights.
 LONGER: dict[str, int] = {}

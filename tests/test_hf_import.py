@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shutil
+import struct
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from minilm_jax.model import heads
 from minilm_jax.tasks import encoding, fill_mask, likelihood
 from minilm_jax.tasks.sources import Examples
 from minilm_jax.training import checkpoint, start
-from tests import hugging, quick
+from tests import fake_hf_folders, fast_jit
 
 LINES = ['the dog sleeps near the tree .', 'A good film , a bad film .', 'a naïve café – the end of it !'] * 3
 FIRST = ('The dog sleeps .', 'a good Film', 'naïve', 'the tree , the café near a dog !')
@@ -89,7 +90,7 @@ def vectors(workdir: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
   config = start.model_run(workdir).model
   shapes = jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0)).encoder)
   encoder = checkpoint.restore_under(workdir, shapes, 'model.encoder')
-  return np.asarray(quick.jit(lambda model, x: model(x, x != pieces.PAD))(encoder, jnp.asarray(tokens)))
+  return np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(encoder, jnp.asarray(tokens)))
 
 
 @pytest.mark.parametrize('kind, ending, changes', [
@@ -145,7 +146,7 @@ def test_vectors_and_logits_are_theirs(kind: str, ending: str, changes: dict[str
   order = tokenizer._processor.order
   everywhere = jnp.broadcast_to(jnp.arange(30), tokens.shape)
   ours = likelihood.opened(tmp_path / 'run')[2]
-  found = np.asarray(quick.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, jnp.asarray(tokens)))
+  found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, jnp.asarray(tokens)))
   np.testing.assert_allclose(found[real], expected[real][:, order], atol=1e-4)
 
 
@@ -170,7 +171,7 @@ def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib
 @pytest.fixture(scope='module')
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a small BERT, made by hand; copy it before changing anything in it."""
-  return hugging.folder(tmp_path_factory.mktemp('hugging') / 'theirs')
+  return fake_hf_folders.folder(tmp_path_factory.mktemp('hugging') / 'theirs')
 
 
 @pytest.fixture(scope='module')
@@ -196,7 +197,7 @@ def test_the_run_says_where_it_came_from(source: pathlib.Path, brought: pathlib.
   assert json.loads((brought / run.CONFIG).read_text())['kind'] == 'imported'
   assert checkpoint.steps(brought) == [0] and not checkpoint.check(brought, 0)
   result = json.loads((brought / run.RESULT).read_text())
-  expected = sum(array.size for name, array in hugging.bert_weights().items() if 'pooler' not in name)
+  expected = sum(array.size for name, array in fake_hf_folders.bert_weights().items() if 'pooler' not in name)
   assert result['imported'] is True and result['parameters'] == manifest['parameters']['total'] == expected
   assert manifest['tokenizer'] == run.sha256(brought / 'tokenizer.model')
 
@@ -261,7 +262,7 @@ def test_a_folder_with_something_else_is_left_alone(source, brought, tmp_path: p
   assert [path.name for path in mine.iterdir()] == ['letter.txt']
   with pytest.raises(InputError, match='the directory cannot be made'):
     hf_import.load(source, mine / 'letter.txt')
-  other = hugging.folder(tmp_path / 'theirs', hugging.bert_weights(seed=1))
+  other = fake_hf_folders.folder(tmp_path / 'theirs', fake_hf_folders.bert_weights(seed=1))
   shutil.copytree(brought, tmp_path / 'run')
   with pytest.raises(InputError, match='it holds another model'):
     hf_import.load(other, tmp_path / 'run')
@@ -270,14 +271,14 @@ def test_a_folder_with_something_else_is_left_alone(source, brought, tmp_path: p
 def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source):
   """A model that was saved alone has no family in front, and the first BERTs have norms of gamma and beta."""
   old = {name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): array
-         for name, array in hugging.bert_weights().items()}
+         for name, array in fake_hf_folders.bert_weights().items()}
   old['bert.embeddings.position_ids'] = np.arange(32.0)
   old['cls.predictions.decoder.weight'] = old['bert.embeddings.word_embeddings.weight']
-  alone = {name[5:]: array for name, array in hugging.bert_weights().items() if name.startswith('bert.')}
+  alone = {name[5:]: array for name, array in fake_hf_folders.bert_weights().items() if name.startswith('bert.')}
   tokens = np.array([[0, 40, 41, 42, 2, 43, 2, 1]])
   runs = {}
   for name, weights in (('old', old), ('alone', alone), ('today', None)):
-    hugging.folder(tmp_path / name, weights)
+    fake_hf_folders.folder(tmp_path / name, weights)
     hf_import.load(tmp_path / name, tmp_path / f'{name} run')
     runs[name] = vectors(tmp_path / f'{name} run', tokens)
   np.testing.assert_array_equal(runs['old'], runs['today'])
@@ -285,14 +286,14 @@ def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source)
 
 
 def test_settings_of_a_vocabulary_are_followed(library, tmp_path: pathlib.Path):
-  theirs = epath.Path(hugging.folder(tmp_path / 'theirs'))
+  theirs = epath.Path(fake_hf_folders.folder(tmp_path / 'theirs'))
   kind = hf_config.KINDS['bert']
   lowered = hf_import._tokenizer(theirs, kind)
   assert lowered.encode(['The dög']) == lowered.encode(['the dog'])
   (theirs / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': False, 'mask_token': {'content': 'film'}}))
   cased = hf_import._tokenizer(theirs, kind)
   assert cased.encode(['The']) == [[pieces.UNKNOWN]]
-  assert cased._processor.order[pieces.MASK] == hugging.WORDS.index('film')
+  assert cased._processor.order[pieces.MASK] == fake_hf_folders.WORDS.index('film')
 
 
 def written(name: str, data: bytes | str):
@@ -304,13 +305,13 @@ def removed(*names: str):
 
 
 def config(**changes: Any):
-  return written('config.json', json.dumps({k: v for k, v in (hugging.BERT | changes).items() if v is not None}))
+  return written('config.json', json.dumps({k: v for k, v in (fake_hf_folders.BERT | changes).items() if v is not None}))
 
 
 def weights(**changes: Any):
   """Changes of weights, with `_` for the dots of their names; None leaves one out."""
-  found = hugging.bert_weights() | {name.replace('__', '.'): array for name, array in changes.items()}
-  return written('model.safetensors', hugging.tensors({k: v for k, v in found.items() if v is not None}))
+  found = fake_hf_folders.bert_weights() | {name.replace('__', '.'): array for name, array in changes.items()}
+  return written('model.safetensors', fake_hf_folders.tensors({k: v for k, v in found.items() if v is not None}))
 
 
 def sharded(folder: pathlib.Path) -> None:
@@ -339,18 +340,18 @@ WITH = (
     (config(hidden_size=None), 'no hidden_size'), (config(hidden_size=-16), 'hidden_size is -16'),
     (config(num_attention_heads=3), 'not a multiple'), (config(num_hidden_layers=0), 'layers'),
     (config(max_position_embeddings=3), 'longer rows'), (config(layer_norm_eps='x'), 'layer_norm_eps is'),
-    (config(vocab_size=10**12), 'pieces|vocab'), (config(vocab_size=len(hugging.WORDS) - 1), 'a tokenizer of'),
-    (config(vocab_size=len(hugging.WORDS) + 1000), 'a tokenizer of'),
+    (config(vocab_size=10**12), 'pieces|vocab'), (config(vocab_size=len(fake_hf_folders.WORDS) - 1), 'a tokenizer of'),
+    (config(vocab_size=len(fake_hf_folders.WORDS) + 1000), 'a tokenizer of'),
     (config(num_hidden_layers=2), 'missing: bert.encoder'),
     (config(intermediate_size=32), 'of another shape'), (config(type_vocab_size=1), 'of another shape'),
-    (config(vocab_size=len(hugging.WORDS) + 1), 'of another shape'),
+    (config(vocab_size=len(fake_hf_folders.WORDS) + 1), 'of another shape'),
     (config(tie_word_embeddings=False), 'missing: cls'),
     (weights(bert__pooler__dense__weight=None, more=np.zeros(2)), 'left over: more'),
     (weights(bert__embeddings__LayerNorm__bias=None), 'missing: bert.embeddings.LayerNorm.bias'),
     (weights(bert__embeddings__LayerNorm__bias=np.zeros(15)), 'of another shape: bert.embeddings.LayerNorm.bias'),
     (weights(bert__embeddings__LayerNorm__bias=np.full(16, np.nan)), 'not finite: bert.embeddings.LayerNorm.bias'),
     (lambda folder: (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:-9]),
-     'no whole .safetensors file'),
+     'no valid safetensors file'),
     (removed('vocab.txt'), 'neither tokenizer.json nor vocab.txt'), (written('vocab.txt', b'\xff'), 'not UTF-8'),
     (written('vocab.txt', 'a\nb\n'), r"no cls_token '\[CLS\]', pad_token"),
     (written('tokenizer.json', '{'), 'is not JSON'), (written('tokenizer.json', '{}'), 'cannot read it|no model'),
@@ -386,7 +387,7 @@ def test_without_the_library_it_is_named(source, tmp_path: pathlib.Path, monkeyp
 
 def test_pads_are_where_both_say(tmp_path: pathlib.Path, source, library):
   """Of a RoBERTa positions count from the pad, so that config.json and tokenizer must mean the same one."""
-  theirs = hugging.folder(tmp_path / 'theirs', model_type='roberta', pad_token_id=1)
+  theirs = fake_hf_folders.folder(tmp_path / 'theirs', model_type='roberta', pad_token_id=1)
   (theirs / 'tokenizer_config.json').write_text(json.dumps(dict(zip(
       hf_import._ROLES, hf_config.KINDS['bert'].special, strict=True))))
   with pytest.raises(InputError, match='pad_token_id=1 in its config.json, and 0 in its tokenizer'):
@@ -398,3 +399,70 @@ def test_every_family_names_every_parameter():
   for kind in hf_config.KINDS.values():
     names = [name for name in kind.family.masked.values()]
     assert len(set(names)) == len(names) and set(kind.family.masked) >= set(huggingface._ENCODER)
+
+
+ARRAYS = {'b': np.arange(6, dtype=np.float32).reshape(2, 3), 'a': np.ones((4,), np.float32),
+          'none': np.zeros((0, 2), np.float32), 'number': np.float32(7).reshape(())}
+TWO = {'a': np.ones(4), 'b': np.zeros(4)}
+VALID = fake_hf_folders.tensors(TWO)
+
+
+@pytest.fixture
+def safetensors():
+  return pytest.importorskip('safetensors.numpy', reason='needs safetensors, which is of the extra [hf]')
+
+
+def entry(first: int, end: int, shape: Any = (4,), kind: Any = 'F32') -> dict[str, Any]:
+  return {'dtype': kind, 'shape': list(shape), 'data_offsets': [first, end]}
+
+
+def test_arrays_of_a_file_come_back(safetensors, tmp_path: pathlib.Path):
+  """Those written by hand, those of their library in every type of numpy, and bfloat16."""
+  (tmp_path / 'x').write_bytes(fake_hf_folders.tensors(ARRAYS))
+  arrays_read = hf_import._read_weights(epath.Path(tmp_path / 'x'))
+  assert arrays_read.keys() == ARRAYS.keys()
+  for name, array in ARRAYS.items():
+    np.testing.assert_array_equal(arrays_read[name], array)
+    assert arrays_read[name].shape == array.shape and arrays_read[name].dtype == np.float32
+  kinds = ('float32', 'float16', 'float64', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool')
+  arrays = {kind: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds}
+  safetensors.save_file(arrays, tmp_path / 'y', metadata={'format': 'np'})
+  for name, array in hf_import._read_weights(epath.Path(tmp_path / 'y')).items():
+    np.testing.assert_array_equal(array, arrays[name])
+    assert array.dtype == arrays[name].dtype
+  text = json.dumps({'x': entry(0, 4, (2,), 'BF16')}).encode()
+  (tmp_path / 'z').write_bytes(struct.pack('<Q', len(text)) + text + np.array([1.5, -2], jnp.bfloat16).tobytes())
+  (array,) = hf_import._read_weights(epath.Path(tmp_path / 'z')).values()
+  assert array.dtype == jnp.bfloat16 and array.tolist() == [1.5, -2]
+
+
+@pytest.mark.parametrize('data', [
+    b'', VALID[:7], VALID[:40], VALID[:-1], VALID + b'x', struct.pack('<Q', 2**63) + VALID[8:],
+    struct.pack('<Q', 2) + b'[]', struct.pack('<Q', 4) + b'{"a"', struct.pack('<Q', 9) + b'{"a": NaN',
+    struct.pack('<Q', 3) + b'{\xff}', *(fake_hf_folders.tensors(TWO, b=b) for b in (
+        entry(0, 16), entry(8, 24), entry(16, 32, (5,)), entry(16, 32, (2**62, 2**62)), entry(16, 16, (0,)),
+        entry(20, 32, (3,)), entry(16, 32, (16,), 'F8_E4M3'), entry(16, 32, [1] * 70 + [4]), entry(16, 32, (-4,)),
+        entry(16, 32, (True,)), entry(16, 32, (4,), 'no'), 7, {'dtype': 'F32', 'shape': [4]},
+        {'dtype': 'F32', 'shape': [4], 'data_offsets': [16]}))])
+def test_a_malformed_file_of_weights_is_refused(data: bytes, safetensors, tmp_path: pathlib.Path):
+  (tmp_path / 'x').write_bytes(data)
+  with pytest.raises(InputError) as refusal:
+    hf_import._read_weights(epath.Path(tmp_path / 'x'))
+  assert str(tmp_path / 'x') in refusal.value.asked
+
+
+def test_weights_that_are_missing_too_large_or_without_their_library_are_refused(
+    safetensors, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  path = epath.Path(tmp_path / 'x')
+  with pytest.raises(InputError):
+    hf_import._read_weights(path)
+  path.write_bytes(VALID)
+  assert hf_import._read_weights(path).keys() == TWO.keys()
+  monkeypatch.setattr(hf_import, 'MAX_WEIGHT_BYTES', len(VALID) - 1)
+  with pytest.raises(InputError) as refusal:
+    hf_import._read_weights(path)
+  assert f'{len(VALID):,}' in refusal.value.found
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(InputError) as refusal:
+    hf_import._read_weights(path)
+  assert 'safetensors' in refusal.value.found and 'minilm_jax[hf]' in refusal.value.remedy

@@ -111,3 +111,17 @@ def test_pieces_that_hold_a_special_one_are_refused():
   rows = (*((piece, 0.0, 3) for piece in pieces.SPECIAL), *((piece, -1.0, 1) for piece in ('<s', 's>', '<', 's', '>')))
   with pytest.raises(InputError, match='parts of <s>'):
     hf_tokenizer._apart(hf_tokenizer._Model(rows, 1, False))
+
+
+def test_what_is_written_holds_the_pieces_of_the_model(tokenizer: pieces.Tokenizer):
+  """Without their library: pieces, scores and byte pieces are those that SentencePiece itself reports."""
+  processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+  model = hf_tokenizer.tokenizer_json(tokenizer)['model']
+  unigram = model['type'] == 'Unigram'
+  names = [name for name, _ in model['vocab']] if unigram else list(model['vocab'])
+  in_bytes = [processor.is_byte(number) for number in range(processor.get_piece_size())]
+  assert names == [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
+  assert model['byte_fallback'] is any(in_bytes)
+  if unigram:
+    ordinary = [number for number in range(len(pieces.SPECIAL), len(names)) if not in_bytes[number]]
+    assert [model['vocab'][number][1] for number in ordinary] == list(map(processor.get_score, ordinary))

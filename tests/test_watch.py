@@ -42,30 +42,61 @@ def seen(capsys: pytest.CaptureFixture, *arguments: str) -> str:
   return out
 
 
+def braille(text: str) -> int:
+  return sum(0x2800 < ord(sign) < 0x2900 for sign in text)
+
+
+def test_a_falling_line_goes_from_the_top_left_to_the_bottom_right():
+  rows = watch.draw_curves([[(x, 100 - x) for x in range(101)]], ['a'], (), 40, 12).splitlines()
+  assert all(len(row) <= 40 for row in rows) and len(rows) == 12
+  columns = [row.index('a') for row in rows if 'a' in row]
+  assert len(columns) >= 8 and columns == sorted(columns)
+  assert '100' in rows[1] and 'a' in rows[1] and 'a' not in rows[0] and rows[-3].rstrip('│').endswith('a')
+
+
+def test_each_curve_keeps_its_color_and_the_last_lies_on_top():
+  curves = [[(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 0), (1, 0)]]
+  rows = watch.draw_curves(curves, ['braille'] * 3, (6, 5, 3), 30, 10).splitlines()
+  top, *_, bottom = (row for row in rows if braille(row))
+  assert '38;5;5m' in top and '38;5;3m' in bottom and '38;5;6m' not in ''.join(rows)
+  assert ESCAPE not in watch.draw_curves(curves, ['a', 'b', 'c'], (), 30, 10)
+
+
+@pytest.mark.parametrize('points', [
+    [(5, 2.0)], [(0, 0.0)], [(1, 3.0), (2, 3.0)], [(1, 1e300), (2, -1e300)], [(1, 1e-300), (2, 2e-300)],
+    [(2**62, 1.0), (2**62 + 1, 2.0)]])
+def test_any_numbers_fit_the_frame(points: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setenv('COLUMNS', '200')
+  monkeypatch.setenv('LINES', '70')
+  for columns, rows in ((1, 1), (60, 10), (200, 60)):
+    lines = watch.draw_curves([points], ['braille'], (), columns, rows).splitlines()
+    assert len(lines) == max(rows, 10) and max(map(len, lines)) <= max(columns, 24) and braille(''.join(lines))
+
+
 def test_one_run_in_a_pipe(tmp_path: pathlib.Path, monkeypatch, capsys):
   monkeypatch.setenv('COLUMNS', '60')
   made(tmp_path / 'tiny', [6.0, 5.0, 4.5, 4.0], tokens_per_second=123_456)
   out = seen(capsys, str(tmp_path / 'tiny'))
-  assert 'train loss by updates' in out and ESCAPE not in out
-  assert all(len(line) <= 60 for line in out.splitlines())
-  assert 'tiny' in out and ' 40 ' in out and '4.000' in out and '9.000' in out and '123k' not in out
-  assert any(0x2800 < ord(sign) < 0x2900 for sign in out)
+  assert ESCAPE not in out and all(len(line) <= 60 for line in out.splitlines()) and braille(out)
+  assert 'tiny' in out and ' 40 ' in out and '4.000' in out and '9.000' in out and '123,456' not in out
   monkeypatch.setenv('COLUMNS', '100')
   out = seen(capsys, str(tmp_path / 'tiny'))
-  assert ' 100 ' in out and '123k' in out
-  assert 'validation loss by FLOPs' in seen(capsys, str(tmp_path), '--split=validation', '--axis=flops')
+  assert ' 100 ' in out and '123,456' in out
+  first, *_ = seen(capsys, str(tmp_path), '--split=validation', '--axis=flops').splitlines()
+  assert 'validation' in first and 'FLOPs' in first
 
 
 def test_runs_and_members_lie_over_each_other(tmp_path: pathlib.Path, capsys):
-  """Each with a letter, which the table explains; one without a line is said."""
+  """Each with a letter, which the table explains; a run without a line is named."""
   made(tmp_path / 'runs' / 'one', [6.0, 5.0])
   made(tmp_path / 'runs' / 'pair', [4.0, 3.0], members=2)
   made(tmp_path / 'runs' / 'young', [])
   out = seen(capsys, str(tmp_path / 'runs'))
   for name, letter in (('one', 'a'), ('pair member 0', 'b'), ('pair member 1', 'c')):
     assert any(line.startswith(letter) and name in line for line in out.splitlines()), out
-  assert 'no train line yet: young' in out and 'stopped' in out
-  assert 'no train line yet: young' in seen(capsys, str(tmp_path / 'runs' / 'young'))
+  assert [line for line in out.splitlines() if line.endswith(': young')] and 'stopped' in out
+  alone = seen(capsys, str(tmp_path / 'runs' / 'young'))
+  assert not braille(alone) and [line for line in alone.splitlines() if line.endswith(': young')]
 
 
 def test_what_is_running_and_what_has_ended(tmp_path: pathlib.Path):
@@ -74,7 +105,7 @@ def test_what_is_running_and_what_has_ended(tmp_path: pathlib.Path):
   for change in (lambda: None, lambda: (folder / claim.CLAIM).write_text('{}'),
                  lambda: os.utime(folder / claim.CLAIM, (0, 0)), lambda: run.write_json(folder / run.RESULT, {})):
     change()
-    states.append(watch.tracks({'r': watch.epath.Path(folder)}, 'step', 'train')[0].state)
+    states.append(watch.read_statuses({'r': watch.epath.Path(folder)}, 'step', 'train')[0].state)
   assert states == ['stopped', 'running', 'stopped', 'ended']
 
 
@@ -90,7 +121,7 @@ def test_it_follows_until_all_have_ended(tmp_path: pathlib.Path, monkeypatch, ca
 
   monkeypatch.setattr(watch.time, 'sleep', passes)
   out = seen(capsys, str(folder), '--follow')
-  assert looks[0] == 3 and out.count('train loss by updates') == 3  # the first, and where something had changed
+  assert looks[0] == 3 and out.count('┌') == 3  # the first, and where something had changed
   assert '1.500' in out and ESCAPE not in out
 
 
@@ -102,14 +133,14 @@ def test_the_last_line_may_be_half_written_and_numbers_missing(tmp_path: pathlib
   assert '4.000' in run_of and ' 30 ' in run_of
 
 
-@pytest.mark.parametrize('spoil, said', [
-    (lambda folder: (folder / run.METRICS).write_text('nonsense\n{}\n'), 'line 1 is not JSON'),
-    (lambda folder: (folder / run.METRICS).write_text('{"loss": 1}\n'), 'without step, split'),
-    (lambda folder: (folder / run.CONFIG).write_text('{"kind": "finetune"}'), 'none of pre-training'),
-    (lambda folder: (folder / run.CONFIG).unlink(), 'no config.json of a run there')])
-def test_what_is_no_run_is_refused(spoil: Any, said: str, tmp_path: pathlib.Path):
+@pytest.mark.parametrize('spoil, named', [
+    (lambda folder: (folder / run.METRICS).write_text('nonsense\n{}\n'), run.METRICS),
+    (lambda folder: (folder / run.METRICS).write_text('{"loss": 1}\n'), 'step, split'),
+    (lambda folder: (folder / run.CONFIG).write_text('{"kind": "finetune"}'), 'minilm pretrain'),
+    (lambda folder: (folder / run.CONFIG).unlink(), run.CONFIG)])
+def test_what_is_no_run_is_refused(spoil: Any, named: str, tmp_path: pathlib.Path):
   spoil(made(tmp_path / 'r', [5.0]))
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=named):
     watch.watch([tmp_path / 'r'], 'step', 'train', False)
 
 
@@ -118,8 +149,8 @@ def test_names_of_strangers_steer_no_terminal(tmp_path: pathlib.Path, monkeypatc
   for coloured in (True, False):
     to = watch.rich_console.Console(file=io.StringIO(), force_terminal=coloured, width=60, markup=False, emoji=False,
                                     highlight=False, legacy_windows=False, _environ={'TERM': 'xterm-256color'})
-    found = watch._runs([tmp_path])
-    to.print(watch._picture(watch.tracks(found, 'step', 'train'), 'step', 'train', to))
+    found = watch._find_runs([tmp_path])
+    to.print(watch._render(watch.read_statuses(found, 'step', 'train'), 'step', 'train', to))
     out = to.file.getvalue()
     assert '[2J' in out and f'{ESCAPE}[2J' not in out and '\u202e' not in out and '[red]' in out
     assert (ESCAPE in out) == coloured
@@ -132,7 +163,7 @@ def test_who_knows_ascii_alone_gets_ascii(count: int, tmp_path: pathlib.Path):
     made(tmp_path / f'größer {n}', [5.0 - n, 4.0])
   file = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
   to = watch.rich_console.Console(file=file, force_terminal=True, width=80, height=30, _environ={'TERM': 'xterm'})
-  to.print(watch._picture(watch.tracks(watch._runs([tmp_path]), 'step', 'train'), 'step', 'train', to))
+  to.print(watch._render(watch.read_statuses(watch._find_runs([tmp_path]), 'step', 'train'), 'step', 'train', to))
   file.flush()
   assert f'gr??er {count - 1}' in file.buffer.getvalue().decode('ascii')
 
@@ -156,4 +187,4 @@ def test_a_terminal_is_drawn_over_and_ends_with_130(tmp_path: pathlib.Path):
       pass  # the other end is closed
     assert process.wait(60) == 130
   os.close(ours)
-  assert b'\x1b[?25l' in said and b'\x1b[?25h' in said and b'stopped by SIGINT' in said
+  assert b'\x1b[?25l' in said and b'\x1b[?25h' in said and b'SIGINT' in said
