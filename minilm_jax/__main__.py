@@ -53,18 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
       _run(name, rest)
   except InputError as error:
     _say(error)
-    return _USAGE if isinstance(error, hosts.Stopped) else hosts.leave(_USAGE)
+    return _USAGE if isinstance(error, hosts.DistributedError) else hosts.exit_now(_USAGE)
   except BrokenPipeError:  # who read our output, such as `head`, has left; Python would complain once more at its exit
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except OSError as error:
     found = f'{type(error).__name__}: {error}'
     _say(InputError(f'minilm {name}', found,
                     'make room, or give a path that can be used; the same command goes on from what is on disk'))
-    return hosts.leave(_USAGE)
+    return hosts.exit_now(_USAGE)
   except KeyboardInterrupt as error:
     ended = error if isinstance(error, signals.Ended) else signals.Ended(signal.SIGINT)
     _say(ended)
-    return ended.status if isinstance(ended, signals.Saved) else hosts.leave(ended.status)
+    return ended.status if isinstance(ended, signals.Saved) else hosts.exit_now(ended.status)
   return 0
 
 

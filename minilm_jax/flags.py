@@ -36,7 +36,7 @@ FLAGS: dict[str, tuple[type, Any, str]] = {
     'coordinator': (str, '', 'host:port of process 0 of several that train together; auto asks SLURM or Cloud TPU'),
     'processes': (int, None, 'how many train together, each with the devices of its host'),
     'process': (int, None, 'number of this one, from 0'),
-    'wait': (int, 300, 'seconds for all processes to come, or for one to be missed'),
+    'wait': (int, 300, 'seconds until all processes must have arrived; also the heartbeat time-out'),
     'member': (int, 0, 'member of a population, from 0'),
     'language': (str, 'reviews', 'reviews (film reviews, real English) or microworld (nothing to download)'),
     'steps': (int, 10, 'updates timed at once'),

@@ -1,235 +1,330 @@
-"""The processes that train one run together, each with the devices of its host: how they start, agree and stop.
+"""Multi-process training: start, agreement between the processes, and a common end.
 
-All of them run the same program. What they compute lies on the devices of all; what one reads, writes or raises is its
-own, so that here they compare it, and stop together where it differs. Process 0 alone writes and speaks: `leads()`.
-Where there is one process, nothing here does anything, and JAX is not imported.
+All processes run the same program, and each controls the devices of its host. Arrays lie on the devices of all
+processes; inputs, files and errors belong to one process. The functions here compare them, and end all processes
+together if they differ. Process 0 alone writes files and messages: `is_primary()`. With one process these functions do
+nothing, and JAX is not imported.
 """
 
+import atexit
+import concurrent.futures
 import contextlib
+import ctypes
 import hashlib
 import os
+import re
+import signal
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from minilm_jax import rendezvous, signals
+from minilm_jax import signals
 from minilm_jax.errors import InputError
 
 T = TypeVar('T')
 AUTO = 'auto'
-_HEARTBEAT = 10  # seconds without a sign of life that JAX allows a process, at least
-_LOST = 2  # exit status of a process whose peers have gone
-_AGAIN = 'see why, and start all again: the run goes on from its last checkpoint'
-_PAUSE = 1.0  # seconds
+MIN_HEARTBEAT_SECONDS = 10
+JAX_EXTRA_SECONDS = 60  # JAX aborts at its own time-out; ours comes first and raises an error
+LOST_PEER_STATUS = 2
+_REMEDY = 'read the messages of the other processes, then start all again: the run resumes from its last checkpoint'
 _SEPARATOR = '\0'
+_is_started = False  # JAX has been told of the other processes, even if they have not all arrived
 _process, _processes = 0, 1
+_ending = threading.Lock()  # taken by the first thread that reports a lost process, and never released
 
 
-class Stopped(InputError):
+class DistributedError(InputError):
   """An error that all processes raise, so that they end together."""
 
 
 @contextlib.contextmanager
-def joined(coordinator: str, processes: int | None, process: int | None, wait: int) -> Iterator[None]:
-  """Makes this process one of several, before JAX has made its devices; does nothing where nothing is given.
+def initialized(coordinator: str, processes: int | None, process: int | None, wait: int) -> Iterator[None]:
+  """Makes this process one of several, before JAX creates its devices; does nothing without arguments.
 
-  Inside, when one of them goes away the others say so and end at once: what they are about, such as a checkpoint that
-  is being written, would wait for it.
+  Inside the block, the death of a process ends all others with an error and status 2.
 
   Args:
-    coordinator: host and port of process 0; `auto` leaves everything to what JAX knows of SLURM, Open MPI or Cloud TPU,
-      which is also what nothing means on a host of a TPU pod.
-    processes: how many there are.
-    process: the number of this one, from 0.
-    wait: seconds for all to come.
+    coordinator: host and port of process 0; `auto` uses the detection of JAX for SLURM, Open MPI and Cloud TPU, which
+      is also the default on a host of a TPU pod.
+    processes: number of processes.
+    process: index of this process, from 0.
+    wait: seconds until all processes must have arrived; also the heartbeat time-out, if it is longer than 10 seconds.
 
   Raises:
-    InputError: an address or number cannot be used, one has not come in time, or they have not as many devices each.
+    InputError: an argument is invalid, a process did not arrive in time, or the numbers of devices differ.
   """
-  links = _join(coordinator, processes, process, wait)
-  if _processes == 1:
-    yield
-    return
-  import jax
-  rendezvous.watch(links, lambda number: _lost(f'process {number} has gone'))
-  orderly = False
+  is_orderly = False
   try:
+    _start(coordinator, processes, process, wait)
     yield
-    orderly = True
-  except (Stopped, signals.Saved):
-    orderly = True
+    is_orderly = True
+  except (DistributedError, signals.Saved):
+    is_orderly = True
     raise
-  except jax.errors.JaxRuntimeError as error:
-    time.sleep(_PAUSE)  # who watches may know which has gone, and say so
-    _lost(f'process {_process} cannot compute with the others: {str(error).splitlines()[0]}')
+  except (RuntimeError, ValueError) as error:
+    if _processes == 1 or not _is_collective_error(error):
+      raise
+    _end_after_loss(f'process {_process} cannot compute with the others: {str(error).splitlines()[0]}')
   finally:
-    rendezvous.part(links, orderly)
+    if _processes > 1 and not is_orderly:
+      atexit.register(exit_now, 1)  # runs before the exit of JAX, which would wait for the other processes
 
 
-def _lost(found: str) -> None:
-  sys.stderr.write(f'{InputError(f"training on {_processes} processes", found, _AGAIN)}\n')
-  leave(_LOST)
+def _is_collective_error(error: Exception) -> bool:
+  """Returns whether JAX failed at run time; the CPU collectives raise ValueError if a peer closes its socket."""
+  import jax
+
+  return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
 
 
-def _join(coordinator: str, processes: int | None, process: int | None, wait: int) -> rendezvous.Links:
-  given = ' '.join(f'--{name}={value}' for name, value in (('processes', processes), ('process', process))
+def _end_after_loss(found: str) -> None:
+  """Reports a lost process on standard error and ends this one; the second thread that calls it waits for that."""
+  with _ending:
+    os.write(2, f'{InputError(f"training on {_processes} processes", found, _REMEDY)}\n'.encode())
+    os._exit(LOST_PEER_STATUS)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _end_on_abort(_: int) -> None:
+  _end_after_loss(f'the distributed service of JAX ended process {_process}, as the lines above say')
+
+
+def _handle_abort() -> None:
+  """Replaces the abort of JAX by an error and status 2.
+
+  JAX calls abort() in a thread of its own if a process misses its heartbeats or process 0 is gone. jax.distributed has
+  no parameter for it, and the callback of the client in jaxlib cannot be called from Python (std::bad_cast, in 0.10.2).
+  A handler of Python's `signal` runs in the main thread, after abort() has ended the process. A handler of C runs in
+  the thread that aborts; ctypes takes the GIL there.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(_end_on_abort, ctypes.c_void_p))
+
+
+def parse_address(address: str) -> tuple[str, int]:
+  """Returns host and port of an address.
+
+  >>> parse_address('trainer-0:1234'), parse_address('[::1]:80')
+  (('trainer-0', 1234), ('::1', 80))
+
+  Raises:
+    InputError: the host or the port is missing or invalid.
+  """
+  host, _, port = address.rpartition(':')
+  host = host.removeprefix('[').removesuffix(']')
+  if not re.fullmatch(r'[\w.:%-]+', host) or not re.fullmatch(r'\d{1,5}', port) or not 0 < int(port) < 1 << 16:
+    raise InputError(f'--coordinator={address}', 'not a host and a port',
+                     'give the address of process 0 and a port that is free there, as in trainer-0:1234')
+  return host, int(port)
+
+
+def bind_address(host: str, port: int) -> str | None:
+  """Returns the address where process 0 listens: a loopback address as given, otherwise None for all interfaces.
+
+  >>> bind_address('localhost', 80), bind_address('127.0.0.1', 80), bind_address('::1', 80), bind_address('host-0', 80)
+  ('127.0.0.1:80', '127.0.0.1:80', '[::1]:80', None)
+  """
+  if host == '::1':
+    return f'[{host}]:{port}'
+  if host == 'localhost':
+    return f'127.0.0.1:{port}'
+  return f'{host}:{port}' if re.fullmatch(r'127(\.\d+){3}', host) else None
+
+
+def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
+  """Checks the flags and starts the distributed system of JAX where they ask for several processes."""
+  flags = ' '.join(f'--{name}={value}' for name, value in (('processes', processes), ('process', process))
                    if value is not None)
   if wait < 1:
-    raise InputError(f'--wait={wait}', 'no time to come', 'give seconds, such as 300')
+    raise InputError(f'--wait={wait}', 'no time to arrive', 'give seconds, such as 300')
   if not coordinator and ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
     coordinator = AUTO
   if coordinator in ('', AUTO):
-    if given:
+    if flags:
       found = f'--coordinator={coordinator}' if coordinator else 'no --coordinator'
-      raise InputError(given, found, 'give --coordinator=HOST:PORT of process 0')
+      raise InputError(flags, found, 'give --coordinator=HOST:PORT of process 0')
     if coordinator:
-      _initialize(wait)
-    return []
+      _initialize_jax(wait)
+    return
   if processes is None or process is None:
-    raise InputError(f'--coordinator={coordinator}', given or 'neither --processes nor --process',
+    raise InputError(f'--coordinator={coordinator}', flags or 'neither --processes nor --process',
                      'give --processes=N, the same to all, and --process=I, from 0 to N - 1')
-  links = rendezvous.meet(coordinator, processes, process, wait)
-  if links:
-    _initialize(wait, coordinator, processes, process)
-  return links
+  host, port = parse_address(coordinator)
+  if processes < 1:
+    raise InputError(f'--processes={processes}', 'no process', 'give at least 1')
+  if not 0 <= process < processes:
+    raise InputError(f'--process={process}', f'--processes={processes}', f'give a number from 0 to {processes - 1}')
+  if processes > 1:
+    _initialize_jax(wait, coordinator_address=coordinator, num_processes=processes, process_id=process,
+                    coordinator_bind_address=bind_address(host, port))
 
 
-def _initialize(wait: int, *where: Any) -> None:
-  """Tells JAX, and checks that all processes have as many devices."""
-  global _process, _processes
+def _initialize_jax(wait: int, **arguments: Any) -> None:
+  """Calls jax.distributed.initialize, and checks that all processes have the same number of devices."""
+  global _is_started, _process, _processes
   import jax
-  # libraries in C++ say on standard output whom they have found: that goes to standard error, and results stay alone
+
+  # C++ libraries print their messages on standard output: these go to standard error, results stay alone
   sys.stdout.flush()
   results = os.dup(1)
   os.dup2(2, 1)
   sys.stdout = os.fdopen(results, 'w', encoding=sys.stdout.encoding)
-  jax.config.update('jax_enable_preemption_service', False)  # `signals` says what SIGTERM does
-  host, port = rendezvous.parse(where[0]) if where else ('', 0)
-  host = rendezvous.bound(host)
-  home = f'[{host}]:{port}' if ':' in host else f'{host}:{port}' if host else None  # None: for all that reach it
+  jax.config.update('jax_enable_preemption_service', False)  # `signals` handles SIGTERM
+  _is_started = True
+  _processes = arguments.get('num_processes', 1)
+  _process = arguments.get('process_id', 0)
+  _handle_abort()
+  address = arguments.get('coordinator_address', AUTO)
+  executor = concurrent.futures.ThreadPoolExecutor(1)  # the main thread stays in Python, where signals are handled
+  start = executor.submit(jax.distributed.initialize, initialization_timeout=wait + JAX_EXTRA_SECONDS,
+                          heartbeat_timeout_seconds=max(MIN_HEARTBEAT_SECONDS, wait), shutdown_timeout_seconds=wait,
+                          **arguments)
   try:
-    jax.distributed.initialize(*where, coordinator_bind_address=home, initialization_timeout=wait,
-                               shutdown_timeout_seconds=wait, heartbeat_timeout_seconds=max(_HEARTBEAT, wait))
+    start.result(timeout=wait)
+  except TimeoutError:
+    raise InputError(f'--coordinator={address}', f'not all processes arrived within {wait} seconds',
+                     'start all with the same --coordinator and --processes, read their messages; or raise --wait'
+                     ) from None
   except (RuntimeError, ValueError) as error:
-    raise InputError(' '.join(map(str, where)) or f'--coordinator={AUTO}', f'JAX says: {error}',
-                     'give --coordinator=HOST:PORT --processes=N --process=I') from None
+    raise InputError(f'--coordinator={address}', f'JAX: {error}',
+                     'give a free port of process 0, as --coordinator=HOST:PORT --processes=N --process=I') from None
+  executor.shutdown(wait=False)
   _process, _processes = jax.process_index(), jax.process_count()
   devices = [sum(device.process_index == n for device in jax.devices()) for n in range(_processes)]
   if len(set(devices)) > 1:
     found = ', '.join(f'process {n} has {count}' for n, count in enumerate(devices))
-    raise Stopped(f'as many devices in each of {_processes} processes', found,
-                  'give all the same, on CPUs with JAX_NUM_CPU_DEVICES')
+    raise DistributedError(f'as many devices in each of {_processes} processes', found,
+                           'give all the same, on CPUs with JAX_NUM_CPU_DEVICES')
 
 
 def check() -> None:
-  """Raises InputError where JAX computes with devices of other processes, as in a TPU pod, which have not joined."""
+  """Raises InputError where JAX computes with devices of other processes, as in a TPU pod, without `initialized`."""
   import jax
+
   if jax.process_count() != _processes:
     raise InputError('training in one process', f'JAX sees the devices of {jax.process_count()}',
                      f'give all of them --coordinator={AUTO}')
 
 
-def leads() -> bool:
-  """Is this process 0, who writes and speaks for all?"""
+def is_primary() -> bool:
+  """Returns whether this is process 0, which writes files and messages for all."""
   return _process == 0
 
 
-def leave(status: int) -> int:
-  """Ends this process at once if there are others: at an ordinary exit JAX waits for them, who may wait for this one.
+def exit_now(status: int) -> int:
+  """Exits immediately in multi-process runs, because a normal exit would wait for peers that wait for this process.
 
   Returns:
-    The status, where there are none.
+    The status, in a run of one process.
   """
-  if _processes > 1:
+  if _is_started:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
   return status
 
 
-def agree(what: str, value: str) -> None:
-  """Checks that all processes have the same.
+def assert_equal(name: str, value: str) -> None:
+  """Checks that all processes have the same value.
 
   Raises:
-    Stopped: they have not; says which have what, as the first 12 digits of its SHA-256.
+    DistributedError: the values differ; the error lists the first 12 digits of the SHA-256 of each.
   """
   if _processes == 1:
     return
-  digests = _exchange(hashlib.sha256(value.encode()).hexdigest()[:12])
+  digests = _allgather_text(hashlib.sha256(value.encode()).hexdigest()[:12])
   if len(set(digests)) > 1:
     found = ', '.join(f'process {n} has {digest}' for n, digest in enumerate(digests))
-    raise Stopped(f'{what} to be the same in {_processes} processes', found, 'give all of them the same')
+    raise DistributedError(f'{name} to be the same in {_processes} processes', found, 'give all of them the same')
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-  """What each process does by itself: where it fails on one, all stop, so that none waits for another for ever.
+def raise_together() -> Iterator[None]:
+  """Raises in all processes where the block fails in one, so that no process waits for another.
 
   Raises:
-    Stopped: one could not use its input or its files; each raises its own error, or else that of the first.
+    DistributedError: the block raised InputError or OSError in a process. A process raises its own error, or else that
+      of the first process that failed.
   """
   if _processes == 1:
     yield
     return
-  own = ''
+  parts = ''
   try:
     yield
-  except Stopped:
+  except DistributedError:
     raise
   except InputError as error:
-    own = _SEPARATOR.join((error.asked, error.found, error.remedy))
+    parts = _SEPARATOR.join((error.asked, error.found, error.remedy))
   except OSError as error:
-    own = _SEPARATOR.join(('files of the run', f'{type(error).__name__}: {error}', 'make room, or mend the path'))
-  said = _exchange(own)
-  failed = [n for n in (_process, *range(_processes)) if said[n]]
+    parts = _SEPARATOR.join(('files of the run', f'{type(error).__name__}: {error}', 'make room, or mend the path'))
+  errors = _allgather_text(parts)
+  failed = [n for n in (_process, *range(_processes)) if errors[n]]
   if failed:
-    asked, found, remedy = said[failed[0]].split(_SEPARATOR)
-    raise Stopped(asked, found if own else f'on process {failed[0]}: {found}', remedy)
+    asked, found, remedy = errors[failed[0]].split(_SEPARATOR)
+    raise DistributedError(asked, found if parts else f'on process {failed[0]}: {found}', remedy)
 
 
-def in_turn(function: Callable[[], T]) -> T:
-  """What each process makes of a function that may write files: process 0 first, then the others, who find them.
+def primary_first(function: Callable[[], T]) -> T:
+  """Calls a function that may write files: in process 0 first, then in the others, which read those files.
 
   Raises:
-    Stopped: as `together`.
+    DistributedError: as `raise_together`.
   """
-  with together():
-    result = function() if leads() else None
-  with together():
-    return result if leads() else function()
+  results: list[T] = []
+  for is_turn in (is_primary(), not is_primary()):
+    with raise_together():
+      if is_turn:
+        results.append(function())
+  return results[0]
 
 
-def fetch(tree: Any) -> Any:
-  """The arrays of a tree on this host, also those that lie on the devices of several processes."""
+def to_host(tree: Any) -> Any:
+  """Returns the arrays of a tree on this host, also those that lie on the devices of several processes."""
   import jax
   from jax.experimental import multihost_utils
 
-  def here(x: Any) -> Any:
-    spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    return multihost_utils.process_allgather(x, tiled=True) if spread else x
+  def gather(x: Any) -> Any:
+    is_spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return multihost_utils.process_allgather(x, tiled=True) if is_spread else x
 
-  return jax.device_get(jax.tree.map(here, tree))
+  return jax.device_get(jax.tree.map(gather, tree))
 
 
-def numbers(*mine: int) -> list[tuple[int, ...]]:
-  """Small whole numbers of each process, by its number; of several in one exchange, which all of them make."""
+def allgather_ints(*values: int) -> list[tuple[int, ...]]:
+  """Returns the int32 values of each process, by its index; all processes must call it."""
   if _processes == 1:
-    return [mine]
+    return [values]
   import numpy as np
   from jax.experimental import multihost_utils
-  return [tuple(row) for row in multihost_utils.process_allgather(np.array(mine, np.int32)).tolist()]
+
+  return [tuple(row) for row in multihost_utils.process_allgather(np.array(values, np.int32)).tolist()]
 
 
-def _exchange(text: str) -> list[str]:
-  """What each process says, by its number."""
+def _allgather_text(text: str) -> list[str]:
+  """Returns the text of each process, by its index."""
   import numpy as np
   from jax.experimental import multihost_utils
+
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
-  room = np.zeros(max(sizes), np.uint8)
-  if not room.size:
+  buffer = np.zeros(max(sizes), np.uint8)
+  if not buffer.size:
     return [''] * _processes
-  room[:data.size] = data
-  rows = multihost_utils.process_allgather(room)
+  buffer[:data.size] = data
+  rows = multihost_utils.process_allgather(buffer)
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+# Old names; removed with the move of the training package.
+Stopped = DistributedError
+joined = initialized
+leads = is_primary
+leave = exit_now
+agree = assert_equal
+together = raise_together
+in_turn = primary_first
+fetch = to_host
+numbers = allgather_ints

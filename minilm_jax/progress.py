@@ -23,7 +23,7 @@ _WIDTH_OF_A_FILE = 160  # columns
 
 def say(text: str) -> None:
   """One line for the reader, on standard error: standard output belongs to results. Of several processes one speaks."""
-  if hosts.leads():
+  if hosts.is_primary():
     print(text, file=sys.stderr, flush=True)
 
 
@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Callable[..., None]]:
   """Yields `tick(done, note='')`; `total=0` is work of unknown length."""
-  if sys.stderr.isatty() and hosts.leads():
+  if sys.stderr.isatty() and hosts.is_primary():
     with _bar(what, total, unit, done) as tick:
       yield tick
   else:

@@ -49,7 +49,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     InputError: this is one of the processes that leave writing to the first, and does not see what that one wrote.
   """
   path = epath.Path(path)
-  if not hosts.leads():
+  if not hosts.is_primary():
     if not path.exists():
       raise InputError(f'the file {path}', 'process 0 wrote it, and it is not here',
                        'give a --workdir that all hosts share')
@@ -147,7 +147,7 @@ def as_line(record: dict[str, Any]) -> str:
 
 def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
   """Appends one JSON line, if this process is the one that writes."""
-  if not hosts.leads():
+  if not hosts.is_primary():
     return
   with epath.Path(path).open('a') as file:
     file.write(as_line(record))

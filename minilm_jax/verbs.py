@@ -14,7 +14,7 @@ from minilm_jax.flags import Verb
 
 
 def _print(result: Any) -> None:
-  if not hosts.leads():
+  if not hosts.is_primary():
     return
   if isinstance(result, dict):
     print(json.dumps(result, indent=2))
@@ -36,12 +36,12 @@ def _show(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 
 def _pretrain(config: Any, given: Any, paths: Sequence[str]) -> None:
-  with hosts.joined(given.coordinator, given.processes, given.process, given.wait):
+  with hosts.initialized(given.coordinator, given.processes, given.process, given.wait):
     from minilm_jax.training import trainer
     result = trainer.pretrain(config, given.workdir, given.profile)
     if 'json' not in config.log.to:
       _print(result)
-    elif hosts.leads():
+    elif hosts.is_primary():
       print(json.dumps(result))  # a line like those of the log before it
 
 

@@ -25,10 +25,11 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.training import checkpoint, evaluation, sharding, trainer
 from minilm_jax.training import engine as engines
-from tests.small import run_config
+from tests.tiny_config import run_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 UPDATES, DEVICES, WAIT = 40, 4, 20
+INVALID_ADDRESSES = ('here', 'localhost:', ':80', 'localhost:0', 'localhost:65536', 'a b:80', 'localhost:http')
 
 
 def short(folder: pathlib.Path, **changes: Any) -> RunConfig:
@@ -105,6 +106,11 @@ def ended(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, st
   return process.returncode, out, err
 
 
+def parts(err: str) -> list[str]:
+  """Names of the parts of the errors, and of tracebacks, in their order."""
+  return [line.partition(':')[0].partition(' (')[0] for line in sentence(err).splitlines()]
+
+
 def sentence(err: str) -> str:
   """The error, without what libraries say."""
   return '\n'.join(line for line in err.splitlines() if line.startswith(('asked: ', 'found: ', 'to do: ', 'Traceback')))
@@ -165,8 +171,8 @@ def test_two_tasks_of_slurm_go_on_where_one_process_was(
 
 def test_two_workers_of_gke_find_each_other(processes: Processes):
   """By what GKE tells the pods of a slice, as launch/gke.yaml starts them; with and without --coordinator=auto."""
-  program = ('import sys\nfrom minilm_jax import hosts\nwith hosts.joined(sys.argv[1], None, None, 60):\n'
-             '  import jax\n  print(jax.process_index(), jax.process_count(), jax.device_count(), hosts.leads())')
+  program = ('import sys\nfrom minilm_jax import hosts\nwith hosts.initialized(sys.argv[1], None, None, 60):\n'
+             '  import jax\n  print(jax.process_index(), jax.process_count(), jax.device_count(), hosts.is_primary())')
   told = {'TPU_WORKER_HOSTNAMES': 'localhost,localhost', 'JAX_COORDINATOR_PORT': free_address().partition(':')[2],
           'JAX_FORCE_TPU_INIT': '1',  # for there is no chip, by which JAX tells a TPU VM
           'MEGASCALE_COORDINATOR_ADDRESS': 'localhost', 'MEGASCALE_NUM_SLICES': '1', 'MEGASCALE_SLICE_ID': '0'}
@@ -178,18 +184,44 @@ def test_two_workers_of_gke_find_each_other(processes: Processes):
     assert not status and out.split() == [str(number), '2', '4', str(number == 0)], err
 
 
-def test_one_process_goes_on_where_one_of_two_was_killed(processes: Processes, alone: pathlib.Path,
-                                                         tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+@pytest.mark.parametrize('killed', [0, 1])
+def test_one_process_goes_on_where_one_of_two_was_killed(
+    killed: int, processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   config, workdir = short(tiny_corpus), tmp_path / 'run'
-  first, second = processes.pair(config, workdir)
-  while (checkpoint.latest(workdir) or 0) < 4 and first.poll() is None:
+  pair = processes.pair(config, workdir)
+  while (checkpoint.latest(workdir) or 0) < 4 and pair[0].poll() is None:
     time.sleep(0.02)
-  second.kill()
-  status, out, err = ended(first, 10)
+  pair[killed].kill()
+  pair[killed].wait()  # a process that nobody waited for still holds the lock of the run
+  status, out, err = ended(pair[1 - killed], 10)  # less than the heartbeat time-out: the sockets are closed
   assert status == 2 and not out and not (workdir / run.RESULT).exists()
-  assert 'asked: training on 2 processes\nfound: process 1 has gone\n' in err
+  assert parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
   trainer.pretrain(config, workdir)
   assert_same(workdir, alone)
+
+
+@pytest.mark.parametrize('stopped', [0, 1])
+def test_a_process_that_misses_its_heartbeats_ends_the_other(stopped: int, processes: Processes):
+  """Its sockets stay open, so that no collective fails: JAX aborts, and the handler makes that status 2."""
+  program = ('import sys\nimport jax\nfrom minilm_jax import hosts\nhosts.MIN_HEARTBEAT_SECONDS = 1\n'
+             'print("imported", flush=True)\nsys.stdin.readline()\n'
+             'with hosts.initialized(sys.argv[1], 2, int(sys.argv[2]), 5):\n'
+             '  print("started", file=sys.stdout, flush=True)\n  while True:\n    hosts.allgather_ints(1)\n')
+  address = free_address()
+  processes.started += [subprocess.Popen(
+      [sys.executable, '-c', program, address, str(number)], env=processes.environment, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number in range(2)]
+  for process in processes.started:
+    assert process.stdout.readline() == 'imported\n'
+  for process in processes.started:
+    process.stdin.write('\n')
+    process.stdin.flush()
+  for process in processes.started:
+    assert process.stdout.readline() == 'started\n'
+  processes.started[stopped].send_signal(signal.SIGSTOP)
+  began = time.monotonic()
+  status, out, err = ended(processes.started[1 - stopped], 30)
+  assert status == 2 and not out and parts(err) == ['asked', 'found', 'to do'] and time.monotonic() - began < 5 + 5
 
 
 @pytest.mark.slow
@@ -203,7 +235,7 @@ def test_a_signal_to_one_of_two_stops_both_at_one_update(processes: Processes, a
   both[1].send_signal(signal.SIGTERM)
   for status, out, err in [ended(process) for process in both]:
     assert status == 143 and not out and 'Traceback' not in err, err
-    found = re.search(r'^stopped by SIGTERM at update (\d+); saved; the same command goes on from there$', err, re.M)
+    found = re.search(r'^stopped by SIGTERM at update (\d+); saved; the same command goes on from there$', err, re.MULTILINE)
     assert found and int(found[1]) == checkpoint.latest(workdir)
   trainer.pretrain(config, workdir)
   assert_same(workdir, alone)
@@ -242,11 +274,34 @@ def test_what_one_finds_on_its_disk_stops_both(
 
 
 def test_a_process_that_never_comes(processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  began = time.monotonic()
   for number in range(2):
     processes.start(short(tiny_corpus), tmp_path / 'run', free_address(), number, wait=2)
-  for process, found in zip(processes.started, ('process 1 did not come within 2 seconds', 'no start within 2 seconds')):
+  for process in processes.started:
     status, out, err = ended(process, 30)
-    assert status == 2 and not out and found in sentence(err) and sentence(err) == err.strip()
+    assert status == 2 and not out and 'within 2 seconds' in sentence(err) and sentence(err) == err.strip()
+    assert parts(err) == ['asked', 'found', 'to do']
+  assert time.monotonic() - began < 2 + 20  # also imports JAX, on a busy machine
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_signal_ends_a_process_that_waits(processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  address = free_address()
+  process = processes.start(short(tiny_corpus), tmp_path / 'run', address, 0, wait=100)
+  while process.poll() is None:
+    with contextlib.suppress(OSError), socket.create_connection(hosts.parse_address(address)):
+      break
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  assert ended(process, 20)[0] == 128 + signal.SIGTERM
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_port_in_use(processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    process = processes.start(short(tiny_corpus), tmp_path / 'run', f'localhost:{server.getsockname()[1]}', 0)
+    status, out, err = ended(process, 60)
+  assert status == 2 and not out and parts(err) == ['asked', 'found', 'to do']
   assert not (tmp_path / 'run').exists()
 
 
@@ -255,20 +310,21 @@ def test_a_process_that_never_comes(processes: Processes, tiny_corpus: pathlib.P
 
 def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
-  with hosts.joined(free_address(), 1, 0, 1), hosts.joined('', None, None, 300), hosts.together():
-    hosts.agree('anything', 'at all')
-    assert hosts.leads() and hosts.in_turn(lambda: 3) == 3 and hosts.leave(2) == 2
-    assert hosts.numbers(3, 0) == [(3, 0)]
-  with pytest.raises(OSError), hosts.together():
+  with hosts.initialized(free_address(), 1, 0, 1), hosts.initialized('', None, None, 300), hosts.raise_together():
+    hosts.assert_equal('anything', 'at all')
+    assert hosts.is_primary() and hosts.primary_first(lambda: 3) == 3 and hosts.exit_now(2) == 2
+    assert hosts.allgather_ints(3, 0) == [(3, 0)]
+  with pytest.raises(OSError), hosts.raise_together():
     raise OSError('as it is')
 
 
 @pytest.mark.parametrize('given, said', [
     (('', 2, 0, 300), 'no --coordinator'), (('auto', 2, None, 300), '--coordinator=auto'),
     (('localhost:1', None, None, 300), 'neither --processes nor --process'), (('localhost:1', 2, None, 300), '--process=I'),
-    (('localhost:1', 2, 2, 300), 'from 0 to 1'), (('localhost:1', 2, 0, 0), '--wait=0'), (('here', 2, 0, 9), 'a host and a port')])
+    (('localhost:1', 2, 2, 300), 'from 0 to 1'), (('localhost:1', 0, 0, 300), '--processes=0'),
+    (('localhost:1', 2, 0, 0), '--wait=0'), *(((address, 2, 0, 9), f'--coordinator={address}') for address in INVALID_ADDRESSES)])
 def test_flags_that_do_not_fit(given: tuple, said: str):
-  with pytest.raises(InputError) as refused, hosts.joined(*given):
+  with pytest.raises(InputError) as refused, hosts.initialized(*given):
     pass
   assert said in str(refused.value)
 
@@ -282,4 +338,4 @@ def test_processes_that_jax_joined_and_nobody_else_did(tmp_path: pathlib.Path, m
 
 def test_arrays_come_to_the_host():
   tree = {'a': sharding.everywhere(np.arange(3), sharding.make_mesh(short(pathlib.Path()).mesh)), 'b': 2}
-  assert jax.tree.map(np.ndim, hosts.fetch(tree)) == {'a': 1, 'b': 0}
+  assert jax.tree.map(np.ndim, hosts.to_host(tree)) == {'a': 1, 'b': 0}

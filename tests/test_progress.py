@@ -32,7 +32,7 @@ def test_work_of_unknown_length_promises_no_end(capsys: pytest.CaptureFixture[st
 
 
 def test_one_process_of_several_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-  monkeypatch.setattr(hosts, 'leads', lambda: False)
+  monkeypatch.setattr(hosts, 'is_primary', lambda: False)
   progress.say('training')
   with progress.track('training', total=1, unit='updates') as tick:
     tick(done=1)

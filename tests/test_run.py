@@ -134,7 +134,7 @@ def test_a_run_where_a_file_is_cannot_be_opened(tmp_path: pathlib.Path):
 
 def test_another_process_than_the_first_writes_nothing_and_sees_what_it_wrote(tmp_path: pathlib.Path, monkeypatch):
   run.write_json(tmp_path / 'there.json', {'by': 0})
-  monkeypatch.setattr(hosts, 'leads', lambda: False)
+  monkeypatch.setattr(hosts, 'is_primary', lambda: False)
   run.write_json(tmp_path / 'there.json', {'by': 1})
   run.append_line(tmp_path / 'log', {'by': 1})
   with pytest.raises(InputError, match='a --workdir that all hosts share'):

@@ -92,7 +92,7 @@ def _measured(config: RunConfig, source: epath.PathLike, these: Sequence[int], r
   for step in these:
     encoder = jax.device_put(checkpoint.restore_under(source, shapes, 'model.encoder', step),
                              population.place_of(mesh, how))
-    found = hosts.fetch(look(encoder, corpus))
+    found = hosts.to_host(look(encoder, corpus))
     shares, counts = (np.reshape(found[name], (members, *size)) for name, size in (
         ('shares', (config.model.layers, len(QUERIES), config.model.heads, len(PARTS))), ('queries', (len(QUERIES),))))
     for member, layer, head, kind in np.ndindex(members, config.model.layers, config.model.heads, len(QUERIES)):
