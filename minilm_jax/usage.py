@@ -1,7 +1,12 @@
-"""What `minilm --help` and `minilm VERB --help` say: what a verb does, what it reads, what it gives, an example."""
+"""What `minilm --help` and `minilm VERB --help` say: what a verb does, what it reads, what it gives, an example.
 
+`completion` writes the script by which a shell completes the same verbs and flags.
+"""
+
+import argparse
 from collections.abc import Mapping
 
+from minilm_jax.errors import InputError, needs
 from minilm_jax.flags import FLAGS, Verb
 
 # Of each verb: what it reads beside its flags, and what it writes and prints.
@@ -73,10 +78,17 @@ TOLD: Mapping[str, tuple[str, str]] = {
         'nothing, or film reviews from TFDS',
         '--workdir: a corpus, a run, scores and report.html'),
     'completion': (
-        'the name of a shell: bash, zsh or fish',
+        'the name of a shell: bash, zsh, fish or tcsh',
         'prints a script for it: eval "$(minilm completion bash)" in ~/.bashrc'),
 }
 _WIDTH = 14  # of a flag
+SHELLS = ('bash', 'zsh', 'fish', 'tcsh')
+# Values that completion offers for a flag; other flags complete file names.
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    'against': ('hf', 'torch'), 'axis': ('step', 'tokens', 'flops', 'seconds'),
+    'by': ('overlap', 'likelihood', 'random'),
+    'language': ('microworld', 'reviews'), 'likelihood': ('within-word', 'original'),
+    'split': ('train', 'validation', 'test'), 'to': ('hf', 'stablehlo', 'card')}
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:
@@ -105,3 +117,36 @@ def of_verb(name: str, verb: Verb) -> str:
     note = 'must be given' if flag.endswith('*') else repr(default)
     lines.append(f'  --{flag.rstrip("*"):<{_WIDTH}}{text} ({note})')
   return '\n'.join(lines)
+
+
+def completion(shell: str, verbs: Mapping[str, Verb]) -> str:
+  """Returns the script by which a shell completes verbs, their flags, recipes and file names.
+
+  Raises:
+    InputError: shtab is not installed, or the shell is none of `SHELLS`.
+  """
+  asked = f'minilm completion {shell}'.strip()
+  needs('shtab', 'completion', asked)
+  import shtab
+  if shell not in SHELLS:
+    raise InputError(asked, 'no shell that is known', f'give one of {", ".join(SHELLS)}')
+  parser = argparse.ArgumentParser('minilm')
+  commands = parser.add_subparsers()
+  commands.add_parser('help', help='what a verb reads and gives').add_argument('verb', nargs='?', choices=list(verbs))
+  for name, verb in verbs.items():
+    command = commands.add_parser(name, help=verb.summary)
+    if verb.kinds:
+      command.add_argument('--config', help='a recipe').complete = shtab.glob('*.py')
+    for flag in (flag.rstrip('*') for flag in verb.flags):
+      kind, _, text = FLAGS[flag]
+      if kind is bool:
+        command.add_argument(f'--{flag}', action='store_true', help=text)
+      elif flag in _CHOICES:
+        command.add_argument(f'--{flag}', choices=_CHOICES[flag], help=text)
+      else:
+        command.add_argument(f'--{flag}', help=text).complete = shtab.FILE
+    if verb.paths and verb.flags:
+      command.add_argument('path', nargs='*').complete = shtab.FILE
+    elif verb.paths:
+      command.add_argument('shell', nargs='?', choices=SHELLS)
+  return shtab.complete(parser, shell)

@@ -220,8 +220,8 @@ def _preflight(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 
 def _completion(config: Any, given: Any, paths: Sequence[str]) -> None:
-  from minilm_jax import completion
-  print(completion.script(' '.join(paths), VERBS), end='')
+  from minilm_jax import usage
+  print(usage.completion(' '.join(paths), VERBS))
 
 
 def _quickstart(config: Any, given: Any, paths: Sequence[str]) -> None:
@@ -294,6 +294,6 @@ VERBS = {
                       '--config=configs/honey.py:all --topology=v5e:2x4', each=True),
     'quickstart': Verb(_quickstart, 'all of it, small', (), ('language', 'workdir*'),
                        '--language=microworld --workdir=runs/quickstart'),
-    'completion': Verb(_completion, 'a script that completes verbs, flags and files, for bash, zsh or fish', (), (),
+    'completion': Verb(_completion, 'a script that completes verbs, flags and files in a shell', (), (),
                        'bash', paths=True),
 }

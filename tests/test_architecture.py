@@ -23,7 +23,7 @@ PACKAGE = 'minilm_jax'
 
 FLOORS = (
     ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rng', 'signals',
-     'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'backend', 'hlo'),
+     'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'backend', 'hlo'),
     ('language.parquet', 'language.files', 'language.datasets', 'language.grammar', 'language.microworld',
      'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.repetitions',
      'language.keep', 'language.parts', 'language.beam', 'language.imported', 'language.tokenizer', 'language.ngrams',
@@ -74,8 +74,7 @@ NEIGHBOURS = {
     'progress': ('hosts',),
     'flags': ('recipe', 'shape', 'trust', 'errors'),
     'trust': ('recipe', 'errors'),
-    'usage': ('flags',),
-    'completion': ('flags', 'errors'),
+    'usage': ('flags', 'errors'),
     'language.microworld': ('language.grammar',),
     'language.files': ('language.parquet',),
     'language.documents': ('language.files', 'language.datasets', 'language.microworld'),
@@ -124,7 +123,7 @@ LIBRARIES = frozenset((
     'plotext', 'pyarrow', 'rich', 'scipy', 'sentencepiece', 'tensorboardX', 'tensorflow_datasets', 'zstandard'))
 # Extras, which most who use the package do without: what each room may import of them. Beam pickles functions from whoever
 # starts a pipeline to its own workers; nothing that came as data is unpickled there either.
-TORCH_ROOMS = {'pytorch': ('torch',), 'language.beam': ('apache_beam',), 'language.imported': ('tokenizers',),
+TORCH_ROOMS = {'pytorch': ('torch',), 'usage': ('shtab',), 'language.beam': ('apache_beam',), 'language.imported': ('tokenizers',),
                'hf_trainer': ('torch', 'tokenizers', 'transformers'),
                'training.tracker': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
                'hf_import': ('safetensors',), 'hf_export': ('safetensors', 'torch', 'transformers')}
@@ -146,7 +145,7 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
-             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'usage': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
+             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
              'journal': 'trainer', 'preservation': 'checkpoint', 'pytorch': 'peers', 'tracks': 'grid',
              'layers': 'encoder', 'gap_figures': 'gap', 'gap_page': 'gap', 'counts': 'overlap', 'grid_cells': 'report',
              'sheets': 'report', 'entrants': 'changes', 'contrasts': 'change_scores', 'outcomes': 'compare', 'change_figures': 'compare',
@@ -159,7 +158,7 @@ NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts
                      'examples'))
 # What starts as a worker process or reads tables must not wait for JAX.
 WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'signals',
-               'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'completion', 'language.microworld', 'language.documents',
+               'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
                'language.repetitions', 'language.keep', 'language.parts', 'language.imported', 'language.tokenizer',
                'language.rows', 'language.build', 'analysis.report', 'analysis.compare', 'watch')

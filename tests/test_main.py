@@ -42,7 +42,7 @@ REFUSED = [
     (f'{PRETRAIN} --config.corpus=CORPUS --profile=0:1000000', 'the run ends at update'),
     ('latency --config=configs/tiny.py --size=0', '--size=0'),
     ('completion', 'bash, zsh, fish'),
-    ('completion tcsh', 'bash'),
+    ('completion powershell', 'bash'),
     (f'{PRETRAIN} --config.model.encoder=Encoder', 'no name of a class'),
     (f'{PRETRAIN} --config.model.encoder=nowhere:Encoder', 'no module nowhere'),
     (f'{PRETRAIN} --config.mask.span=-1', 'give at least 0'),
