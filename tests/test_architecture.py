@@ -46,7 +46,7 @@ FLOORS = (
      'analysis.cost', 'analysis.correlation', 'analysis.grid_fits', 'analysis.study', 'analysis.runs', 'analysis.scores',
      'analysis.averages', 'analysis.lines', 'analysis.gap', 'analysis.curves', 'analysis.confusions',
      'analysis.figures', 'analysis.grid_figures', 'analysis.gap_figures', 'analysis.cells', 'analysis.committees',
-     'analysis.latencies', 'analysis.contrasts', 'analysis.forms', 'analysis.contests', 'analysis.matches',
+     'analysis.latencies', 'analysis.contrasts', 'analysis.contests', 'analysis.matches',
      'analysis.verdicts', 'analysis.gap_page',
      'analysis.grid_cells', 'analysis.grid_page', 'analysis.grid_report', 'analysis.page', 'analysis.sheets',
      'analysis.report', 'analysis.entrants', 'analysis.counted', 'analysis.changes', 'analysis.multiplier',

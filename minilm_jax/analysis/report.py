@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
-    averages, cells, committees, confusions, curves, figures, forms, gap, gap_figures, gap_page, grid, grid_page,
+    averages, cells, committees, confusions, curves, figures, gap, gap_figures, gap_page, grid, grid_page,
     grid_report, latencies, laws, lines, logged, matches, page, runs, sheets, verdicts)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table
@@ -30,7 +30,7 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
   frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv and models.csv, and the figures compute, plane, against
   (scores against perplexity) and gain. Runs on sets of several sizes, or of several overlaps with a task, give gap.csv,
   slopes.csv and the figures gap-size and gap-overlap; committees have committees.csv and a figure each, latencies
-  latency.csv, both forms of the front-end forms.csv; what is said of the claims of paper 2 stands in verdicts.csv, and
+  latency.csv; what is said of the claims of paper 2 stands in verdicts.csv, and
   its committee at equal costs in matches.csv. Of a logged table runs.csv is what models.csv is else.
 
   Args:
@@ -88,9 +88,8 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
                               failed, draws, unfinished)
   more, own = _of_grid(findings)
   files |= more
-  formed = forms.find(found, tracks.tracks, cells.main(score_rows))
   for name, kind, rows in (('committees', committees.CommitteeRow, answering), ('latency', latencies.LatencyRow, timed),
-                           ('forms', forms.FormRow, formed), ('verdicts', verdicts.Verdict, statement.verdicts),
+                           ('verdicts', verdicts.Verdict, statement.verdicts),
                            ('matches', matches.Match, statement.matched)):
     if rows:
       files[f'{name}.csv'] = sheets.as_csv(kind, rows)
@@ -100,8 +99,8 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   files['report.html'] = page.render(
       score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
       [*verdicts.sections(statement), *gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
-       *committees.sections(answering, drawn), *matches.sections(statement.matched), *latencies.sections(timed),
-       *forms.sections(formed)]).encode()
+       *committees.sections(answering, drawn), *matches.sections(statement.matched),
+       *latencies.sections(timed)]).encode()
   return files
 
 
