@@ -45,14 +45,15 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.0',
         'plotext>=6.1.0',
-        'protobuf>=5.28.0',  # reads SentencePiece models for an export; must be no older than what sentencepiece was built with
+        'protobuf>=5.28.3',  # reads SentencePiece models for an export
         'rich>=13.7',
         'scipy>=1.14',
         'sentencepiece>=0.2.0',
         'tensorboardX>=2.6.2.2',
     ],
     extras_require={
-        'beam': ['apache-beam>=2.77'],  # what minilm corpus --beam filters text by
+        # What minilm corpus --beam filters text by. Beam needs protobuf below 7, and sentencepiece 0.2.3 needs 7.
+        'beam': ['apache-beam>=2.77', 'sentencepiece<0.2.3'],
         'cuda': ['minilm_jax[data]', 'jax[cuda13]'],  # one NVIDIA GPU; brings its own CUDA; launch/gpu.sh says which a driver can run
         'cuda12': ['minilm_jax[data]', 'jax[cuda12]'],
         'cuda13': ['minilm_jax[data]', 'jax[cuda13]'],

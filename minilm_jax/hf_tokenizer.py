@@ -197,7 +197,7 @@ def _read(data: bytes) -> _Model:
     from sentencepiece import sentencepiece_model_pb2
   except (ImportError, runtime_version.VersionError) as error:
     raise InputError("the tokenizer in Hugging Face's form", str(error),
-                     'pip install --upgrade protobuf: sentencepiece was built with a newer one') from None
+                     'pip install --upgrade protobuf sentencepiece') from None
   proto = sentencepiece_model_pb2.ModelProto.FromString(data)
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   rows = tuple((piece.piece, piece.score, piece.type) for piece in proto.pieces)

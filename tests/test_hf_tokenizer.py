@@ -5,11 +5,13 @@ import json
 import lzma
 import pathlib
 import random
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
+from google.protobuf import runtime_version
 
 from minilm_jax import hf_tokenizer
 from minilm_jax.errors import InputError
@@ -125,3 +127,17 @@ def test_what_is_written_holds_the_pieces_of_the_model(tokenizer: pieces.Tokeniz
   if unigram:
     ordinary = [number for number in range(len(pieces.SPECIAL), len(names)) if not in_bytes[number]]
     assert [model['vocab'][number][1] for number in ordinary] == list(map(processor.get_score, ordinary))
+
+
+def test_a_protobuf_of_another_version_is_named(tokenizer: pieces.Tokenizer, monkeypatch: pytest.MonkeyPatch):
+  def refuse(*_: Any) -> None:
+    raise runtime_version.VersionError('gencode 9 runtime 7')
+
+  monkeypatch.setattr(runtime_version, 'ValidateProtobufRuntimeVersion', refuse)
+  monkeypatch.delitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', raising=False)
+  monkeypatch.delattr(sentencepiece, 'sentencepiece_model_pb2', raising=False)
+  if 'runtime_version' not in pathlib.Path(sentencepiece.__file__).with_name('sentencepiece_model_pb2.py').read_text():
+    pytest.skip('this sentencepiece checks no version')
+  with pytest.raises(InputError) as refusal:
+    hf_tokenizer.tokenizer_json(tokenizer)
+  assert 'protobuf' in refusal.value.remedy
