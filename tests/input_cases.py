@@ -275,8 +275,8 @@ def signed(path: pathlib.Path, content: bytes) -> None:
 
 
 def score_lines() -> list[dict[str, Any]]:
-  from tests import scored
-  return [scored.line(0.3 + 0.1 * seed, seed, pretrained, checkpoint='größer') for seed in range(2) for pretrained in (True, False)]
+  from tests import fake_runs
+  return [fake_runs.make_score_line(0.3 + 0.1 * seed, seed, pretrained, checkpoint='größer') for seed in range(2) for pretrained in (True, False)]
 
 
 def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:

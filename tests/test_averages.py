@@ -7,12 +7,12 @@ from scipy import stats
 
 from minilm_jax.analysis.averages import Average, averages
 from minilm_jax.analysis.scores import score_table
-from tests.scored import line
+from tests.fake_runs import make_score_line
 
 
 def found(scores: dict[str, list[float | None]], scratch: dict[str, list[float | None]] | None = None,
           **fields: object) -> dict[str, Average]:
-  lines = [line(value, seed, arm, task=task, **fields) for arm, tasks in ((True, scores), (False, scratch or {}))
+  lines = [make_score_line(value, seed, arm, task=task, **fields) for arm, tasks in ((True, scores), (False, scratch or {}))
            for task, values in tasks.items() for seed, value in enumerate(values)]
   return {average.name: average for average in averages(score_table(lines))}
 
@@ -40,7 +40,7 @@ def test_the_difference_is_paired_by_seed():
 
 def test_arms_are_compared_on_the_tasks_of_both():
   first, *_ = made = list(averages(score_table([
-      line(0.5, seed, arm, task=task) for seed in range(2) for arm, tasks in (
+      make_score_line(0.5, seed, arm, task=task) for seed in range(2) for arm, tasks in (
           (True, ('sst2', 'rte', 'qnli')), (False, ('sst2', 'rte'))) for task in tasks])))
   assert first.tasks == ('sst2', 'rte') and first.difference.paired
   assert [(average.tasks, average.pretrained.n, average.scratch.n) for average in made[1:]] == [
@@ -54,30 +54,30 @@ def test_other_seeds_have_a_mean_without_an_interval(rte: list[float | None]):
 
 
 def test_mnli_counts_once_by_its_matched_part():
-  rows = score_table([line(0.5, task='sst2'), line(0.6, task='mnli', split='validation_matched'),
-                      line(0.1, task='mnli', split='validation_mismatched')])
+  rows = score_table([make_score_line(0.5, task='sst2'), make_score_line(0.6, task='mnli', split='validation_matched'),
+                      make_score_line(0.1, task='mnli', split='validation_mismatched')])
   average, = averages(rows)
   assert average.tasks == ('sst2', 'mnli') and average.split == 'validation'
   assert average.pretrained.mean == pytest.approx(0.55)
 
 
 def test_what_is_minor_not_shown_or_no_task_of_glue_is_in_no_average():
-  given = [line(0.5, task='sst2'), line(0.7, task='rte'), line(0.0, task='rte', metric='f1', headline=False),
-           line(0.0, task='blimp', split='all'), line(0.0, task='rte', split='test')]
+  given = [make_score_line(0.5, task='sst2'), make_score_line(0.7, task='rte'), make_score_line(0.0, task='rte', metric='f1', headline=False),
+           make_score_line(0.0, task='blimp', split='all'), make_score_line(0.0, task='rte', split='test')]
   average, = averages(score_table(given))
   assert average.pretrained.mean == pytest.approx(0.6)
-  best = [line(0.9, task=task, which='best') for task in ('sst2', 'rte')]
+  best = [make_score_line(0.9, task=task, which='best') for task in ('sst2', 'rte')]
   average, = averages(score_table(given[:2] + best))
   assert average.pretrained.mean == pytest.approx(0.9)
 
 
 def test_a_task_alone_or_of_two_protocols_makes_no_average():
-  assert averages(score_table([line(0.5)])) == []
-  two = [line(0.5, task='rte', train_examples=n) for n in (100, 200)]
-  assert averages(score_table([line(0.5, task='sst2'), *two])) == []
+  assert averages(score_table([make_score_line(0.5)])) == []
+  two = [make_score_line(0.5, task='rte', train_examples=n) for n in (100, 200)]
+  assert averages(score_table([make_score_line(0.5, task='sst2'), *two])) == []
 
 
 def test_steps_checkpoints_and_filters_stay_apart():
-  given = [line(value, task=task, **fields) for task in ('sst2', 'rte') for value, fields in (
+  given = [make_score_line(value, task=task, **fields) for task in ('sst2', 'rte') for value, fields in (
       (0.1, {}), (0.2, {'checkpoint_step': 7}), (0.3, {'checkpoint': 'large'}), (0.4, {'filtered': True}))]
   assert sorted(average.pretrained.mean for average in averages(score_table(given))) == pytest.approx([.1, .2, .3, .4])

@@ -23,7 +23,7 @@ from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.tasks import baselines
 from minilm_jax.training import steps
 from tests import fast_jit
-from tests.test_ngrams import CANDIDATES, VOCABULARY, by_dictionary, text
+from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
 ORDER = ('unigram', 'left', 'right', 'mixture', 'product', 'both', 'trigram')
 
@@ -80,13 +80,13 @@ def test_more_that_is_seen_is_more_that_is_known(found: dict):
 
 def test_they_are_the_formula():
   """From dictionaries, token by token; <mask> beside a token, or both sides hidden, included."""
-  tokens, dice = text(60), np.random.default_rng(1)
-  seen = np.concatenate([text(8)[:, :3], [[6, MASK, 7], [MASK, 6, 7], [6, 7, MASK], [MASK] * 3, [BEGIN, 6, END]]])
+  tokens, dice = draw_rows(60), np.random.default_rng(1)
+  seen = np.concatenate([draw_rows(8)[:, :3], [[6, MASK, 7], [MASK, 6, 7], [6, 7, MASK], [MASK] * 3, [BEGIN, 6, END]]])
   targets = dice.choice(CANDIDATES, len(seen))
   found = predicted(tokens, seen, targets)
 
   def backed(offsets: tuple[int, ...], context: tuple[int, ...], target: int, lower: float) -> float:
-    slow = by_dictionary(tokens, offsets)
+    slow = count_by_dictionary(tokens, offsets)
     times = [n for counter in slow.values() for n in counter.values()]
     discount = (times.count(1) + 1) / (times.count(1) + 2 * times.count(2) + 2)
     if context not in slow:
@@ -110,13 +110,13 @@ def test_they_are_the_formula():
 
 @pytest.mark.parametrize('around', [(6, 7, 8), (6, MASK, 8), (6, 7, MASK), (MASK, MASK, MASK), (BEGIN, 6, END)])
 def test_probabilities_add_up_to_1(around: tuple[int, int, int]):
-  for name, values in predicted(text(60), np.tile(around, (len(CANDIDATES), 1)), CANDIDATES).items():
+  for name, values in predicted(draw_rows(60), np.tile(around, (len(CANDIDATES), 1)), CANDIDATES).items():
     assert values.min() > 0 and values.sum() == pytest.approx(1), name
 
 
 def test_a_hidden_neighbour_tells_nothing():
   seen = np.array([[6, MASK, MASK], [MASK, 7, MASK], [MASK, MASK, 7], [MASK, MASK, MASK]])
-  found = predicted(text(60), seen, np.full(4, 6))
+  found = predicted(draw_rows(60), seen, np.full(4, 6))
   assert found['product'] == pytest.approx([
       found['unigram'][0], found['left'][1], found['right'][2], found['unigram'][3]])
   np.testing.assert_allclose(found['both'], found['product'])

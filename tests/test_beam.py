@@ -10,7 +10,7 @@ from minilm_jax import run, signals
 from minilm_jax.__main__ import main
 from minilm_jax.errors import InputError
 from minilm_jax.language import build, keep, parts, rows
-from tests.test_parts import WORDS, config, files, write_sources
+from tests.filter_cases import WORDS, make_corpus_config, read_files, write_sources
 
 pytest.importorskip('apache_beam', reason='Apache Beam, the extra [beam], is not installed')
 from minilm_jax.language import beam  # noqa: E402
@@ -20,7 +20,7 @@ FAST = '--runner=FnApiRunner'  # what DirectRunner comes to, without a look for 
 
 def contents(folder: pathlib.Path) -> tuple[dict[str, bytes], dict]:
   """The bytes of all files but the manifest, and the manifest without times and workers."""
-  found = files(folder)
+  found = read_files(folder)
   manifest = json.loads(found.pop(run.MANIFEST))
   for stage in manifest['stages'].values():
     for name in ('seconds', 'processor_seconds', 'workers'):
@@ -35,7 +35,7 @@ def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, 
   (tmp_path / 'words.txt').write_text('\n'.join(WORDS))
   changes = ({'vocabulary.word_list': str(tmp_path / 'words.txt')} if options == FAST else
              {'vocabulary.most_frequent': 12, 'splits.test': 0.0, 'vocabulary.sentence_words': 1})
-  made = config(['tiny', *write_sources(tmp_path)], **changes, **{'documents.data_dir': str(prepared)})
+  made = make_corpus_config(['tiny', *write_sources(tmp_path)], **changes, **{'documents.data_dir': str(prepared)})
   alone = contents(build.build(made, tmp_path / 'alone'))
   assert contents(build.build(made, tmp_path / 'spread', options)) == alone
   assert alone[1]['stages']['keep']['passes']['words_read'] > 1000
@@ -43,7 +43,7 @@ def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, 
 
 def test_a_build_that_was_stopped_goes_on_with_and_without_beam(tmp_path, monkeypatch):
   """What a killed pipeline left goes; parts lie in the folder for what is temporary, and leave nothing there."""
-  made, options = config(write_sources(tmp_path)), f'{FAST} --temp_location={tmp_path}/temporary'
+  made, options = make_corpus_config(write_sources(tmp_path)), f'{FAST} --temp_location={tmp_path}/temporary'
   left = beam.read(options, tmp_path / 'spread').folder
   assert str(left.parent) == str(tmp_path / 'temporary')
   left.mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_a_build_that_was_stopped_goes_on_with_and_without_beam(tmp_path, monkey
     ("--runner='FnApiRunner", 'close the quotes'),
     (f'{FAST} --temp_location=/proc/none', 'cannot be made')])
 def test_options_that_beam_refuses(tmp_path, options: str, said: str):
-  made = config(write_sources(tmp_path))
+  made = make_corpus_config(write_sources(tmp_path))
   with pytest.raises(InputError, match=said):
     build.build(made, tmp_path / 'run', options)
   assert not (tmp_path / 'run').exists()
@@ -86,7 +86,7 @@ def test_a_worker_that_fails_is_told_once(tmp_path, monkeypatch, capfd):
   def broken(*_: object, **__: object) -> None:
     raise KeyError('a worker that is broken')
 
-  made = config(write_sources(tmp_path))
+  made = make_corpus_config(write_sources(tmp_path))
   monkeypatch.setattr(keep, 'filtered', broken)
   with pytest.raises(InputError, match='(?s)filtering 5 parts, by FnApiRunner.*a worker that is broken'):
     build.build(made, tmp_path / 'run', FAST)
@@ -100,12 +100,12 @@ def test_a_signal_stays_one(tmp_path, monkeypatch):
 
   monkeypatch.setattr(keep, 'filtered', ended)
   with pytest.raises(signals.Ended, match='SIGTERM'):
-    build.build(config(write_sources(tmp_path)), tmp_path / 'run', FAST)
+    build.build(make_corpus_config(write_sources(tmp_path)), tmp_path / 'run', FAST)
   assert not (tmp_path / 'run' / '.work' / 'beam').exists()
 
 
 def test_nothing_is_left_of_a_split(tmp_path):
-  made = config(write_sources(tmp_path), **{'vocabulary.sentence_words': 500, 'vocabulary.span_counted': 500})
+  made = make_corpus_config(write_sources(tmp_path), **{'vocabulary.sentence_words': 500, 'vocabulary.span_counted': 500})
   with pytest.raises(InputError, match='(?s)train split.*none is left') as caught:
     build.build(made, tmp_path / 'run', FAST)
   with pytest.raises(InputError) as alone:

@@ -7,7 +7,7 @@ import pytest
 
 from minilm_jax.analysis import breaks, frontier, laws
 from minilm_jax.errors import InputError
-from tests.swept import logged, scattered
+from tests.fake_runs import draw_run_ends, read_paper1_curves
 
 COMPUTE = np.geomspace(1e14, 1e18, 25)
 
@@ -22,7 +22,7 @@ def test_a_break_between_pieces_that_do_not_meet():
 
 
 def test_every_break_is_tried_and_costs_what_two_lines_leave():
-  compute, loss = scattered(lambda c: 100 * c ** -0.1, 0.05, 3, points=20)
+  compute, loss = draw_run_ends(lambda c: 100 * c ** -0.1, 0.05, 3, points=20)
   x = np.sort(np.log(compute))
   x[5] = x[4]  # a run drawn twice: no break between its points
   places, squares = breaks.piece_squares(x, np.log(loss))
@@ -34,7 +34,7 @@ def test_every_break_is_tried_and_costs_what_two_lines_leave():
 
 
 def test_the_paper_s_frontier_parts_where_its_constants_come_from(data: pathlib.Path):
-  compute, loss = frontier.arrays(frontier.percentile(logged(data)))
+  compute, loss = frontier.arrays(frontier.percentile(read_paper1_curves(data)))
   fit = breaks.two_piece(compute, loss)
   assert 2.625e15 < fit.constants['C0'] < 2.935e15
   assert [round(fit.constants[key], 4) for key in ('b1', 'b2')] == [0.0870, 0.1399]

@@ -6,7 +6,7 @@ import pytest
 
 from minilm_jax.analysis import averages, cells
 from minilm_jax.analysis.scores import score_table
-from tests.scored import line
+from tests.fake_runs import make_score_line
 
 
 def test_examples_in_docstrings():
@@ -14,14 +14,14 @@ def test_examples_in_docstrings():
 
 
 def test_tables_show_the_last_step_and_the_epoch_that_counts():
-  rows = score_table([line(0.1, checkpoint_step=step, which=which) for step in (50, 200) for which in ('best', 'last')])
+  rows = score_table([make_score_line(0.1, checkpoint_step=step, which=which) for step in (50, 200) for which in ('best', 'last')])
   assert len(rows) == 4
   assert [(row.step, row.which) for row in cells.main(rows)] == [(200, 'best')]
   assert len(cells.sentences(rows)) == 1
 
 
 def test_phenomena_have_a_table_of_their_own():
-  rows = score_table([line(0.5 + n / 10, task='blimp', metric='accuracy', split=split, headline=split == 'all', low=0.4,
+  rows = score_table([make_score_line(0.5 + n / 10, task='blimp', metric='accuracy', split=split, headline=split == 'all', low=0.4,
                            high=0.8, frequency=0.6, learning_rate=None, epoch=None, train_examples=0)
                       for n, split in enumerate(('all', 'ellipsis', 'islands'))])
   assert [row.split for row in cells.main(rows)] == ['all']
@@ -34,20 +34,20 @@ def test_phenomena_have_a_table_of_their_own():
 
 
 def test_a_cell_names_rate_baselines_and_collapse():
-  row, = score_table([line(0.5, seed, majority=0.4, frequency=0.3, learning_rate=2e-4, collapsed=True)
+  row, = score_table([make_score_line(0.5, seed, majority=0.4, frequency=0.3, learning_rate=2e-4, collapsed=True)
                       for seed in range(2)])
   text = ' | '.join(cells.score_cells(row))
   assert '50.0 ± 0.0 (n = 2) [50.0, 50.0]; rate 0.0002; 2 collapsed' in text
   assert '40.0 majority; 30.0 by frequency' in text and '1,043 validation' in text
-  row, = score_table([line(0.5, low=0.45, high=0.55, majority=None, frequency=None)])
+  row, = score_table([make_score_line(0.5, low=0.45, high=0.55, majority=None, frequency=None)])
   assert '50.0 (n = 1); 45.0 to 55.0 over examples' in cells.score_cells(row)[3]
   assert cells.score_cells(row)[6] == 'undefined'
 
 
 @pytest.mark.parametrize('given, said', [
-    ([line(0.5)], 'Protocol: 1 seed; nothing held out, nothing chosen; 3 epochs.'),
-    ([line(0.5, seed, held_out=100, train_examples=900, which='best', epoch=5.0) for seed in range(3)]
-     + [line(0.5, task='rte', epoch=10.0)],
+    ([make_score_line(0.5)], 'Protocol: 1 seed; nothing held out, nothing chosen; 3 epochs.'),
+    ([make_score_line(0.5, seed, held_out=100, train_examples=900, which='best', epoch=5.0) for seed in range(3)]
+     + [make_score_line(0.5, task='rte', epoch=10.0)],
      'Protocol: 1 to 3 seeds; of some tasks 10% of the training examples held out, which chose the learning rate of each '
      'arm and the epoch of each seed; 5 to 10 epochs.'),
 ])
@@ -56,7 +56,7 @@ def test_the_protocol_is_told(given: list, said: str):
 
 
 def test_an_average_names_its_tasks():
-  average, = averages.averages(score_table([line(0.5, seed, task=task) for task, n in (('sst2', 2), ('rte', 1))
+  average, = averages.averages(score_table([make_score_line(0.5, seed, task=task) for task, n in (('sst2', 2), ('rte', 1))
                                             for seed in range(n)]))
   name, _, ours, theirs, _, tasks = cells.average_cells(average)
   assert (name, ours, theirs, tasks) == ('all, validation', '50.0; seeds differ', '–', 'sst2, rte')

@@ -12,15 +12,15 @@ from minilm_jax.analysis import cells, change_scores, changes, contrasts, outcom
 from minilm_jax.analysis.change_scores import AVERAGE, GlueRow
 from minilm_jax.analysis.contrasts import TRAININGS, TUNINGS, Contrast
 from minilm_jax.analysis.scores import score_table
-from tests.changed import trained, tuned
-from tests.test_report import Page
+from tests.fake_runs import write_glue_run, write_plateau_run
+from tests.html_page import Page
 
 T_TWO = 4.302653  # Student's t of two degrees of freedom
 
 
 def pair(home: pathlib.Path, seed: int) -> tuple[pathlib.Path, pathlib.Path]:
-  return (trained(home / f'paper-{seed}', seed=seed, updates=200, planned=200),
-          trained(home / f'pre-{seed}', seed=seed, updates=200, planned=200, model__norm='pre'))
+  return (write_plateau_run(home / f'paper-{seed}', seed=seed, updates=200, planned=200),
+          write_plateau_run(home / f'pre-{seed}', seed=seed, updates=200, planned=200, model__norm='pre'))
 
 
 def find(home: pathlib.Path, base: str = 'paper-0') -> dict[str, GlueRow]:
@@ -37,10 +37,10 @@ def test_examples_in_docstrings(module):
 def test_several_pre_trainings_are_the_pairs(tmp_path: pathlib.Path):
   for seed in (0, 1, 2):
     for source, gain in zip(pair(tmp_path, seed), (0, 0.01 * seed)):
-      tuned(source, 'rte', {0: 0.5 + gain, 1: 0.6 + gain, **({9: 0.0} if gain else {})})  # 9: no twin
-      tuned(source, 'wnli', {0: 0.4})
-      tuned(source, 'mnli', {0: 0.3}, split='validation_mismatched')
-      tuned(source, 'ag_news', {0: 0.9})
+      write_glue_run(source, 'rte', {0: 0.5 + gain, 1: 0.6 + gain, **({9: 0.0} if gain else {})})  # 9: no twin
+      write_glue_run(source, 'wnli', {0: 0.4})
+      write_glue_run(source, 'mnli', {0: 0.3}, split='validation_mismatched')
+      write_glue_run(source, 'ag_news', {0: 0.9})
   found = find(tmp_path)
   assert list(found) == [AVERAGE, 'rte', 'wnli'] and found[AVERAGE].tasks == ('rte', 'wnli')
   rte, average = found['rte'].score, found[AVERAGE].score
@@ -52,9 +52,9 @@ def test_several_pre_trainings_are_the_pairs(tmp_path: pathlib.Path):
 def test_one_pre_training_has_seeds_of_fine_tuning_for_pairs(tmp_path: pathlib.Path):
   paper, pre = pair(tmp_path, 0)
   for source, gain in ((paper, 0), (pre, 0.02)):
-    tuned(source, 'rte', {0: 0.5, 1: 0.6 + gain, 2: 0.6 + 2 * gain})
-    tuned(source, 'wnli', {0: 0.4, 2: 0.4, 7: 0.9})
-  trained(tmp_path / 'pre-5', seed=5, updates=200, planned=200, model__norm='pre')  # never scored
+    write_glue_run(source, 'rte', {0: 0.5, 1: 0.6 + gain, 2: 0.6 + 2 * gain})
+    write_glue_run(source, 'wnli', {0: 0.4, 2: 0.4, 7: 0.9})
+  write_plateau_run(tmp_path / 'pre-5', seed=5, updates=200, planned=200, model__norm='pre')  # never scored
   found = find(tmp_path)
   assert (found['rte'].score.n, found['rte'].score.of) == (3, TUNINGS)
   assert found['rte'].score.difference == pytest.approx(0.02)
@@ -65,9 +65,9 @@ def test_the_average_is_over_tasks_that_all_pairs_have(tmp_path: pathlib.Path):
   for seed in (0, 1):
     for source in pair(tmp_path, seed):
       for task in ('rte', 'wnli', *(['cola'] if seed else [])):
-        tuned(source, task, {0: 0.5 + 0.1 * seed})
+        write_glue_run(source, task, {0: 0.5 + 0.1 * seed})
   paper, _ = pair(tmp_path, 2)
-  tuned(paper, 'rte', {0: 0.1})  # the other side has nothing
+  write_glue_run(paper, 'rte', {0: 0.1})  # the other side has nothing
   found = find(tmp_path)
   assert found[AVERAGE].tasks == ('rte', 'wnli') and found[AVERAGE].score.n == 2
   assert found['cola'].score.of == TUNINGS and found['cola'].score.n == 1
@@ -75,12 +75,12 @@ def test_the_average_is_over_tasks_that_all_pairs_have(tmp_path: pathlib.Path):
 
 def test_scores_got_in_other_ways_are_no_pair(tmp_path: pathlib.Path):
   paper, pre = pair(tmp_path, 0)
-  tuned(paper, 'rte', {0: 0.5}, train_examples=2000)
-  tuned(pre, 'rte', {0: 0.6}, train_examples=200)
-  tuned(paper, 'wnli', {0: 0.5}, held_out=100)
-  tuned(pre, 'wnli', {0: 0.6})
+  write_glue_run(paper, 'rte', {0: 0.5}, train_examples=2000)
+  write_glue_run(pre, 'rte', {0: 0.6}, train_examples=200)
+  write_glue_run(paper, 'wnli', {0: 0.5}, held_out=100)
+  write_glue_run(pre, 'wnli', {0: 0.6})
   assert not find(tmp_path)
-  tuned(paper, 'rte', {0: 0.5}, train_examples=200, examples=1043)
+  write_glue_run(paper, 'rte', {0: 0.5}, train_examples=200, examples=1043)
   assert find(tmp_path)['rte'].score.difference == pytest.approx(0.1)
 
 
@@ -104,7 +104,7 @@ def test_where_it_is_shown(tmp_path: pathlib.Path, capsys):
   for seed, sources in enumerate(pairs):
     for source, gain in zip(sources, (0, 0.001 * seed)):
       for task in ('rte', 'wnli'):
-        tuned(source, task, {0: 0.5 + gain})
+        write_glue_run(source, task, {0: 0.5 + gain})
   assert door.main(command) == 0
   said = ' '.join(capsys.readouterr().out.split())
   assert 'No worse on GLUE (the interval lies above minus one point): norm=pre (+0.1 [-0.1, +0.3] points, 2 tasks' in said

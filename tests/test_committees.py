@@ -12,7 +12,8 @@ from minilm_jax import run
 from minilm_jax.analysis import committees, report, runs
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import committee, subsets
-from tests.test_report import Page, pretraining
+from tests.html_page import Page
+from tests.fake_runs import write_pretraining_run
 
 
 def made(folder: pathlib.Path, members: int = 4) -> pathlib.Path:
@@ -71,7 +72,7 @@ def test_the_figure_has_a_curve_a_way_and_a_band_that_closes(tmp_path: pathlib.P
 
 
 def test_runs_without_committees_have_no_word_of_them(tmp_path: pathlib.Path):
-  pretraining(tmp_path / 'runs' / 'tiny')
+  write_pretraining_run(tmp_path / 'runs' / 'tiny')
   written = report.report([tmp_path / 'runs'], tmp_path / 'report')
   assert 'Committee' not in written['report.html'].read_text() and 'committees.csv' not in written
 

@@ -11,10 +11,10 @@ from minilm_jax import __main__ as door
 from minilm_jax.analysis import change_page, changes, compare, figures, multiplier, outcomes
 from minilm_jax.analysis.multiplier import Ratio
 from minilm_jax.errors import InputError
-from tests.changed import BATCH, LENGTH, PER_ROW, PLATEAU, trained
-from tests.test_report import Page
+from tests.fake_runs import PLATEAU_BATCH_SIZE, PLATEAU_FLOPS_PER_ROW, PLATEAU_LOSS, ROW_LENGTH, write_plateau_run
+from tests.html_page import Page
 
-TOKENS = BATCH * LENGTH  # of an update
+TOKENS = PLATEAU_BATCH_SIZE * ROW_LENGTH  # of an update
 
 
 def rows(base: pathlib.Path, home: pathlib.Path, level: float | None = None) -> dict[str, outcomes.ChangeRow]:
@@ -34,8 +34,8 @@ def home(tmp_path: pathlib.Path) -> pathlib.Path:
         ('tied', 2000, {'model__tied': True}), ('clip', 2500, {'optimizer__clip': 0.0}),
         ('bert', 9000, {'model__initialization': 'bert'}),
         ('both', 400, {'model__positions': 'relative', 'model__norm': 'pre'})):
-      trained(folder / f'{seed}' / name, leaves + jitter * leaves / 2000, seed=seed, **fields)
-  trained(folder / 'one', 400, model__positions='rotary')
+      write_plateau_run(folder / f'{seed}' / name, leaves + jitter * leaves / 2000, seed=seed, **fields)
+  write_plateau_run(folder / 'one', 400, model__positions='rotary')
   return folder
 
 
@@ -45,15 +45,15 @@ def test_examples_in_docstrings():
 
 def test_numbers_of_changes(home: pathlib.Path):
   found = rows(home / '0' / 'paper', home)
-  assert found['base'].level == pytest.approx(PLATEAU, rel=0.01) and found['base'].tokens_to_leave[0] == str(2300 * TOKENS)
+  assert found['base'].level == pytest.approx(PLATEAU_LOSS, rel=0.01) and found['base'].tokens_to_leave[0] == str(2300 * TOKENS)
   relative = found['positions=relative']
   assert relative.seeds == (0, 1, 2) and relative.updates_to_leave == ('600', '600', '600')
   assert relative.speed.value == pytest.approx(2300 / 600, rel=0.03) and relative.speed.paired
-  assert relative.flops_to_leave[0] == f'{600 * BATCH * PER_ROW:.4g}'
+  assert relative.flops_to_leave[0] == f'{600 * PLATEAU_BATCH_SIZE * PLATEAU_FLOPS_PER_ROW:.4g}'
   assert relative.multiplier.value == pytest.approx(4, rel=0.03)  # the same curve at four times the speed
-  assert relative.loss == pytest.approx(max(PLATEAU * (4000 / 2050) ** -0.4 * (1 + 0.002 * math.sin(1)), 0), rel=0.002)
+  assert relative.loss == pytest.approx(max(PLATEAU_LOSS * (4000 / 2050) ** -0.4 * (1 + 0.002 * math.sin(1)), 0), rel=0.002)
   assert found['clip=0'].multiplier.value < 1 and found['initialization=bert'].updates_to_leave[0] == 'not within 4000'
-  assert relative.loss_at_half == pytest.approx(PLATEAU * (2000 / 500) ** -0.4, rel=0.01)
+  assert relative.loss_at_half == pytest.approx(PLATEAU_LOSS * (2000 / 500) ** -0.4, rel=0.01)
   assert relative.test_loss == pytest.approx(relative.validation_loss + 0.1)
   assert list(found)[0] == 'base' and list(found)[1].startswith('norm=pre, pos')
 
@@ -88,9 +88,9 @@ def test_sentences(home: pathlib.Path):
 
 def test_a_base_that_never_leaves(tmp_path: pathlib.Path):
   for seed in (0, 1):
-    trained(tmp_path / f'paper-{seed}', 9000, seed=seed)
-    trained(tmp_path / f'relative-{seed}', 500, seed=seed, model__positions='relative')
-    trained(tmp_path / f'tied-{seed}', 9000, seed=seed, model__tied=True)
+    write_plateau_run(tmp_path / f'paper-{seed}', 9000, seed=seed)
+    write_plateau_run(tmp_path / f'relative-{seed}', 500, seed=seed, model__positions='relative')
+    write_plateau_run(tmp_path / f'tied-{seed}', 9000, seed=seed, model__tied=True)
   found = rows(tmp_path / 'paper-0', tmp_path)
   relative, tied = found['positions=relative'], found['tied=True']
   assert str(relative.speed) == 'at least 6.67 [6.67, ∞]' and relative.verdict == outcomes.CAUSES
@@ -102,8 +102,8 @@ def test_a_base_that_never_leaves(tmp_path: pathlib.Path):
 
 
 def test_the_level_is_found_or_given(tmp_path: pathlib.Path):
-  paper = trained(tmp_path / 'paper', 9000)
-  trained(tmp_path / 'tied', 9000, model__tied=True)
+  paper = write_plateau_run(tmp_path / 'paper', 9000)
+  write_plateau_run(tmp_path / 'tied', 9000, model__tied=True)
   found = rows(paper, tmp_path)
   assert math.isnan(found['base'].level) and not found['base'].tokens_to_leave
   assert 'give its loss in nats with --level' in next(change_page.sentences(list(found.values())))
@@ -111,8 +111,8 @@ def test_the_level_is_found_or_given(tmp_path: pathlib.Path):
 
 
 def test_another_tokenizer_has_its_own_level_and_no_losses(tmp_path: pathlib.Path):
-  paper = trained(tmp_path / 'paper', 1000)
-  trained(tmp_path / 'small', 500, model__vocabulary=4010, corpus='others', tokenizer='def')
+  paper = write_plateau_run(tmp_path / 'paper', 1000)
+  write_plateau_run(tmp_path / 'small', 500, model__vocabulary=4010, corpus='others', tokenizer='def')
   row = rows(paper, tmp_path)['vocabulary=4010']
   assert row.speed.value == pytest.approx(2, rel=0.05) and row.verdict == outcomes.ONE_SEED
   assert math.isnan(row.multiplier.value) and math.isnan(row.loss_at_half) and math.isnan(row.validation_loss)
@@ -120,11 +120,11 @@ def test_another_tokenizer_has_its_own_level_and_no_losses(tmp_path: pathlib.Pat
 
 
 def test_runs_under_way_count_as_far_as_they_are(tmp_path: pathlib.Path):
-  paper = trained(tmp_path / 'paper', 2000)
-  trained(tmp_path / 'relative', 500, updates=1500, model__positions='relative')
+  paper = write_plateau_run(tmp_path / 'paper', 2000)
+  write_plateau_run(tmp_path / 'relative', 500, updates=1500, model__positions='relative')
   row = rows(paper, tmp_path)['positions=relative']
   assert row.under_way == 1 and math.isnan(row.validation_loss) and math.isnan(row.loss_at_whole)
-  assert row.multiplier.value == pytest.approx(4, rel=0.05) and row.loss == pytest.approx(PLATEAU * 2 ** -0.4, rel=0.01)
+  assert row.multiplier.value == pytest.approx(4, rel=0.05) and row.loss == pytest.approx(PLATEAU_LOSS * 2 ** -0.4, rel=0.01)
 
 
 def test_files_are_the_same_bytes_each_time(home: pathlib.Path, capsys):
@@ -147,9 +147,9 @@ def test_files_are_the_same_bytes_each_time(home: pathlib.Path, capsys):
 
 def test_two_recipes_that_differ_in_much(tmp_path: pathlib.Path, capsys):
   for seed in (0, 1, 2):
-    trained(tmp_path / f'honey-{seed}', 2000 + 30 * seed, seed=seed)
-    trained(tmp_path / f'modern-{seed}', 500, seed=seed, model__norm='pre', model__positions='rotary', model__dropout=0.0,
-            model__tied=True, batch_size=64, per_row=PER_ROW / 2)
+    write_plateau_run(tmp_path / f'honey-{seed}', 2000 + 30 * seed, seed=seed)
+    write_plateau_run(tmp_path / f'modern-{seed}', 500, seed=seed, model__norm='pre', model__positions='rotary', model__dropout=0.0,
+            model__tied=True, batch_size=64, per_row=PLATEAU_FLOPS_PER_ROW / 2)
   bases = ','.join(f'{tmp_path}/honey-{seed}' for seed in (0, 1, 2))
   assert door.main(['compare', f'--base={bases}', *(f'{tmp_path}/modern-{seed}' for seed in (0, 1, 2)),
                     f'--workdir={tmp_path / "out"}']) == 0
@@ -160,15 +160,15 @@ def test_two_recipes_that_differ_in_much(tmp_path: pathlib.Path, capsys):
 def test_several_shapes_have_figures_of_their_own(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(figures, 'png', lambda figure: b'')  # they take seconds
   for name, shape in (('', {}), ('wide-', {'model__embedding': 64, 'model__hidden': 64})):
-    trained(tmp_path / 'runs' / f'{name}paper', **shape)
-    trained(tmp_path / 'runs' / f'{name}pre', 500, model__norm='pre', **shape)
+    write_plateau_run(tmp_path / 'runs' / f'{name}paper', **shape)
+    write_plateau_run(tmp_path / 'runs' / f'{name}pre', 500, model__norm='pre', **shape)
   _, tables = compare.compare([tmp_path / 'runs' / 'paper'], [tmp_path / 'runs'], tmp_path / 'out')
   assert len(tables) == 2 and (tmp_path / 'out' / 'dots-e64-h64-f64-a8-l1.svg').exists()
 
 
 def test_what_a_run_says_of_itself_stays_text(tmp_path: pathlib.Path, capsys):
-  paper = trained(tmp_path / 'runs' / 'paper')
-  trained(tmp_path / 'runs' / '=<b>&amp;', 500, model__norm='<script>\x1b[2J')
+  paper = write_plateau_run(tmp_path / 'runs' / 'paper')
+  write_plateau_run(tmp_path / 'runs' / '=<b>&amp;', 500, model__norm='<script>\x1b[2J')
   assert door.main(['compare', f'--base={paper}', f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}']) == 0
   page = Page((tmp_path / 'out' / 'compare.html').read_text())
   assert 'script' not in page.tags and 'norm=<script>\ufffd[2J' in page.text
@@ -177,8 +177,8 @@ def test_what_a_run_says_of_itself_stays_text(tmp_path: pathlib.Path, capsys):
 
 def test_the_page_begins_with_the_question(tmp_path: pathlib.Path, monkeypatch, capsys):
   monkeypatch.setattr(figures, 'png', lambda figure: b'')
-  trained(tmp_path / 'runs' / 'pre', 500, model__norm='pre')
-  asked, command = tmp_path / 'asked.py', ['compare', f'--base={trained(tmp_path / "runs" / "paper")}', f'{tmp_path}/runs']
+  write_plateau_run(tmp_path / 'runs' / 'pre', 500, model__norm='pre')
+  asked, command = tmp_path / 'asked.py', ['compare', f'--base={write_plateau_run(tmp_path / "runs" / "paper")}', f'{tmp_path}/runs']
   asked.write_text('r"""Why <b>?\n\n    minilm \\\n      compare\n\nSo.\n"""\n')
   assert door.main([*command, f'--workdir={tmp_path / "out"}', f'--question={asked}']) == 0
   page = Page((tmp_path / 'out' / 'compare.html').read_text())
@@ -194,8 +194,8 @@ def test_the_page_begins_with_the_question(tmp_path: pathlib.Path, monkeypatch, 
     ('--lines=unigram=-1', 'a loss unigram of -1'), ('--base=', 'no --base'), ('--base=,', 'no folder'),
     ('--base=nowhere', 'no such folder'), ('', 'no --base')])
 def test_what_cannot_be_used_is_refused(flags: str, said: str, tmp_path: pathlib.Path, capsys):
-  paper = trained(tmp_path / 'runs' / 'paper')
-  trained(tmp_path / 'runs' / 'pre', model__norm='pre')
+  paper = write_plateau_run(tmp_path / 'runs' / 'paper')
+  write_plateau_run(tmp_path / 'runs' / 'pre', model__norm='pre')
   base = [] if '--base' in flags or not flags else [f'--base={paper}']
   status = door.main(['compare', *base, *filter(None, [flags]), f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}'])
   error = capsys.readouterr().err

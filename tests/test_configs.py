@@ -2,7 +2,6 @@
 
 import importlib
 import pathlib
-import re
 import shlex
 
 import pytest
@@ -16,6 +15,7 @@ from minilm_jax.language import tokenizer
 from minilm_jax.model import size
 from minilm_jax.tasks import table
 from minilm_jax.training import optimizer
+from tests.docstring_commands import find_commands
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 PARTS = ('corpus', 'pretrain', 'finetune')
@@ -34,11 +34,6 @@ NAMES = [*(f'honey.py:{name}' for name in honey.RUNS), *(f'glue.py:{name}' for n
          'tiny.py:pretrain', 'corpus.py', 'base.py', 'honey.py', 'glue.py', 'quickstart.py', 'microworld.py']
 
 
-def commands(text: str) -> list[str]:
-  """The commands that stand indented in a docstring, continued lines joined."""
-  return re.findall(r'^ {4}(minilm .*)$', text.replace('\\\n', ' '), re.M)
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_every_name_on_the_command_line_resolves(name: str):
   found = recipe.load(f'configs/{name}')
@@ -53,7 +48,7 @@ def test_no_recipe_is_forgotten():
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('[!_]*.py')), ids=lambda path: path.stem)
 def test_a_recipe_opens_with_what_it_is_and_a_command_that_works(path: pathlib.Path):
   module = importlib.import_module(f'configs.{path.stem}')
-  found = commands(module.__doc__)
+  found = find_commands(module.__doc__)
   assert found or path.stem == 'base' or 'bash launch/' in module.__doc__
   for command in found:
     _, verb, *arguments = shlex.split(command)

@@ -11,7 +11,7 @@ from minilm_jax import run
 from minilm_jax.analysis import confusions
 from minilm_jax.analysis.scores import score_table
 from minilm_jax.errors import InputError
-from tests.scored import line
+from tests.fake_runs import make_score_line
 
 
 def predicted(predictions: list, seed: int = 0, **fields: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def test_only_what_the_table_shows_counts(tmp_path: pathlib.Path):
   other = [predicted([1, 1, 1], learning_rate=2e-4), predicted([1, 1, 1], which='best'),
            predicted([1, 1, 1], checkpoint_step=50)]
   found = logged(tmp_path / 'a', predicted([0, 1, 1]), *other)
-  one, = confusions.confusions(found, score_table([line(0.5, checkpoint_step=step) for step in (50, 100)]))
+  one, = confusions.confusions(found, score_table([make_score_line(0.5, checkpoint_step=step) for step in (50, 100)]))
   np.testing.assert_array_equal(one.arms['pre-trained'], [[1, 0], [0, 2]])
 
 

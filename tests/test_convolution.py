@@ -18,7 +18,7 @@ from minilm_jax.model import convolution, encoder, heads
 from minilm_jax.model.initialization import initialize, is_statistic, path_name
 from minilm_jax.training import optimizer, sharding
 from tests import fast_jit
-from tests.test_optimizer import config as adamw
+from tests.tiny_config import make_optimizer_config
 
 SMALL = EncoderConfig(
     encoder='', vocabulary=50, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
@@ -137,7 +137,7 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
 
 def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
   """The module after one update of AdamW."""
-  transform = optimizer.build(adamw(undecayed=(), **changes), 10, front)
+  transform = optimizer.build(make_optimizer_config(undecayed=(), **changes), 10, front)
   change, _ = transform.update(optimizer.averaged(gradient, 1, 1), transform.init(front), front)
   return jax.tree.map(jnp.add, front, change)
 
@@ -282,7 +282,7 @@ def test_statistics_are_observed_and_not_learned():
     moved = values(after_a_step(front, gradient, **changes))
     for name in filter(is_statistic, start):
       np.testing.assert_allclose(moved[name], start[name] + 0.1 * (observed[name] - start[name]), rtol=1e-6)
-  moments = optimizer.build(adamw(undecayed=()), 10, front).init(front)
+  moments = optimizer.build(make_optimizer_config(undecayed=()), 10, front).init(front)
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)]
   assert any('mu.last.norm.scale' in name for name in names) and not any(map(is_statistic, names))
   gap = run(front, x, everywhere(x)) - run(after_a_step(front, gradient, learning_rate=0.0), x, everywhere(x))

@@ -7,20 +7,20 @@ import pytest
 from scipy import stats
 
 from minilm_jax.analysis import averages, correlation, scores
-from tests import gridded, scored
+from tests import fake_runs
 
 TASKS = ('cola', 'sst2', 'rte')
 
 
 def grid(losses: list[float], **changes: object) -> list:
-  return [gridded.track(f'r{n}', loss, hidden=32 + n, **changes) for n, loss in enumerate(losses)]
+  return [fake_runs.make_scaling_curve(f'r{n}', loss, hidden=32 + n, **changes) for n, loss in enumerate(losses)]
 
 
 def table(tracks: list, of=lambda track: 1 - track.loss[-1] / 10, scratch: float | None = 0.1, **fields: object) -> list:
-  lines = [scored.line(of(track), task=task, checkpoint=track.name, checkpoint_step=track.updates[-1], **fields)
+  lines = [fake_runs.make_score_line(of(track), task=task, checkpoint=track.name, checkpoint_step=track.updates[-1], **fields)
            for track in tracks for task in TASKS]
   if scratch is not None:
-    lines += [scored.line(scratch, task=task, checkpoint=track.name, pretrained=False, **fields)
+    lines += [fake_runs.make_score_line(scratch, task=task, checkpoint=track.name, pretrained=False, **fields)
               for track in tracks for task in TASKS]
   return scores.score_table(lines)
 
@@ -89,21 +89,21 @@ def test_few_models_several_rows_and_strangers_are_left_out_with_the_reason():
   rows = table(tracks)
   made, left_out = all_of(tracks[1:], rows)
   assert not made and any(text.startswith('scores of r0') for text in left_out)
-  lines = [scored.line(0.5, checkpoint='r0', checkpoint_step=800, learning_rate=rate) for rate in (1e-4, 2e-4)]
+  lines = [fake_runs.make_score_line(0.5, checkpoint='r0', checkpoint_step=800, learning_rate=rate) for rate in (1e-4, 2e-4)]
   _, left_out = correlation.models(tracks, scores.score_table(lines), [])
   assert any('2 rows that nothing chose between' in text for text in left_out)
 
 
 def test_the_loss_is_that_of_the_step_of_the_checkpoint():
   track, = grid([2.0])
-  lines = [scored.line(0.5, checkpoint='r0', checkpoint_step=step) for step in (100, 350)]
+  lines = [fake_runs.make_score_line(0.5, checkpoint='r0', checkpoint_step=step) for step in (100, 350)]
   found, _ = correlation.models([track], scores.score_table(lines), [])
   (model,), = found.values()
   assert model.loss == track.loss[track.updates.index(300)]
 
 
 def test_bits_per_word_where_they_were_taken_and_losses_of_one_vocabulary_alone():
-  tracks = [gridded.track(f'r{n}', 2 + n, hidden=32 + n, bits_per_word=5.0 + n, vocabulary=1000 + n) for n in range(5)]
+  tracks = [fake_runs.make_scaling_curve(f'r{n}', 2 + n, hidden=32 + n, bits_per_word=5.0 + n, vocabulary=1000 + n) for n in range(5)]
   made, left_out = all_of(tracks, table(tracks), vocabularies=5)
   assert {one.measure for one in made} == {correlation.BITS} and not any(one.from_scratch for one in made)
   assert any('5 vocabularies do not compare' in text for text in left_out)
@@ -111,10 +111,10 @@ def test_bits_per_word_where_they_were_taken_and_losses_of_one_vocabulary_alone(
 
 
 def test_depth_is_compared_at_one_size_or_one_cost():
-  shallow = gridded.track('shallow', 2.0, feed_forward=300, layers=4)
-  deep = gridded.track('deep', 2.1, feed_forward=128, layers=8)
-  large = gridded.track('large', 1.0, hidden=256, layers=8)
-  pairs = correlation.depths([large, deep, shallow, gridded.track('cut', feed_forward=256, layers=5, finished=False)], {})
+  shallow = fake_runs.make_scaling_curve('shallow', 2.0, feed_forward=300, layers=4)
+  deep = fake_runs.make_scaling_curve('deep', 2.1, feed_forward=128, layers=8)
+  large = fake_runs.make_scaling_curve('large', 1.0, hidden=256, layers=8)
+  pairs = correlation.depths([large, deep, shallow, fake_runs.make_scaling_curve('cut', feed_forward=256, layers=5, finished=False)], {})
   assert {(pair.shallow, pair.deep, pair.matched) for pair in pairs} == {
       ('shallow', 'deep', 'parameters'), ('shallow', 'deep', 'FLOPs')}
   assert pairs[0].loss == pytest.approx(0.1) and pairs[0].series == '' and math.isnan(pairs[0].score)

@@ -7,7 +7,7 @@ import pytest
 
 from minilm_jax.analysis import cost, logged
 from minilm_jax.analysis.cost import Step
-from tests import gridded
+from tests import fake_runs
 
 # papers.md 1.10: the factor, the values, the other factors, points a 1e15 FLOPs; the last steps have a tied head.
 ICER = (
@@ -49,8 +49,8 @@ def test_heads_are_noise_and_the_worse_run_of_a_shape_stands_for_nothing(steps: 
 
 
 def test_steps_go_to_the_next_value_with_all_else_equal():
-  grid = [gridded.track(f'{h}-{layers}', hidden=h, layers=layers) for h in (32, 64, 256) for layers in (1, 2)]
-  found = cost.steps([*grid, gridded.track('odd', hidden=128, layers=3)])
+  grid = [fake_runs.make_scaling_curve(f'{h}-{layers}', hidden=h, layers=layers) for h in (32, 64, 256) for layers in (1, 2)]
+  found = cost.steps([*grid, fake_runs.make_scaling_curve('odd', hidden=128, layers=3)])
   assert {(step.factor, step.from_runs[0], step.to_runs[0]) for step in found} == {
       ('hidden', '32-1', '64-1'), ('hidden', '64-1', '256-1'), ('hidden', '32-2', '64-2'), ('hidden', '64-2', '256-2'),
       ('layers', '32-1', '32-2'), ('layers', '64-1', '64-2'), ('layers', '256-1', '256-2')}
@@ -58,16 +58,16 @@ def test_steps_go_to_the_next_value_with_all_else_equal():
 
 
 def test_runs_that_saw_other_rows_or_have_not_ended_are_not_compared():
-  small, large = gridded.track('a'), gridded.track('b', hidden=64)
+  small, large = fake_runs.make_scaling_curve('a'), fake_runs.make_scaling_curve('b', hidden=64)
   assert len(cost.steps([small, large])) == 1
-  assert cost.steps([small, gridded.track('b', hidden=64, evaluations=4)]) == []
-  assert cost.steps([small, gridded.track('b', hidden=64, finished=False)]) == []
-  assert [option.name for option in cost.plane([small, gridded.track('b', finished=False)])] == ['a']
+  assert cost.steps([small, fake_runs.make_scaling_curve('b', hidden=64, evaluations=4)]) == []
+  assert cost.steps([small, fake_runs.make_scaling_curve('b', hidden=64, finished=False)]) == []
+  assert [option.name for option in cost.plane([small, fake_runs.make_scaling_curve('b', finished=False)])] == ['a']
 
 
 def test_seeds_are_averaged_and_give_an_interval():
   sides = {32: (3.0, 3.2), 64: (2.0, 2.1, 2.2)}
-  grid = [gridded.track(f'{h}-{n}', last, hidden=h, seed=n) for h, losses in sides.items() for n, last in enumerate(losses)]
+  grid = [fake_runs.make_scaling_curve(f'{h}-{n}', last, hidden=h, seed=n) for h, losses in sides.items() for n, last in enumerate(losses)]
   step, = cost.steps(grid)
   gain = (math.exp(3) + math.exp(3.2)) / 2 - (math.exp(2) + math.exp(2.1) + math.exp(2.2)) / 3
   assert step.perplexity_gain == pytest.approx(gain) and step.to_runs == ('64-0', '64-1', '64-2')
@@ -81,26 +81,26 @@ def test_seeds_are_averaged_and_give_an_interval():
 
 
 def test_the_better_rate_stands_for_a_shape_and_is_told():
-  grid = [gridded.track('a', 3.0, learning_rate=1e-3), gridded.track('b', 2.9, learning_rate=2e-3),
-          gridded.track('c', 2.0, hidden=64, learning_rate=1e-3)]
+  grid = [fake_runs.make_scaling_curve('a', 3.0, learning_rate=1e-3), fake_runs.make_scaling_curve('b', 2.9, learning_rate=2e-3),
+          fake_runs.make_scaling_curve('c', 2.0, hidden=64, learning_rate=1e-3)]
   step, = cost.steps(grid)
   assert step.from_runs == ('b',) and step.also == 'learning rate 0.002 to 0.001'
 
 
 def test_vocabularies_are_compared_by_bits_per_word_alone():
-  small, large = gridded.track('a', 3.0), gridded.track('b', 4.0, vocabulary=2000)
+  small, large = fake_runs.make_scaling_curve('a', 3.0), fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000)
   step, = cost.steps([small, large])
   assert math.isnan(step.per_1e15) and not step.dominated
-  step, = cost.steps([gridded.track('a', 3.0, bits_per_word=9.0),
-                      gridded.track('b', 4.0, vocabulary=2000, bits_per_word=8.5)])
+  step, = cost.steps([fake_runs.make_scaling_curve('a', 3.0, bits_per_word=9.0),
+                      fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000, bits_per_word=8.5)])
   assert step.bits_per_1e15 == pytest.approx(0.5 / (step.flops / 1e15)) and math.isnan(step.perplexity_gain)
   assert not any(option.dominated for option in cost.plane([small, large]))
 
 
 def test_an_option_is_dominated_by_one_that_is_no_dearer_and_no_worse():
-  best, dear = gridded.track('best', 2.0), gridded.track('dear', 2.0, hidden=64)
-  worse = gridded.track('worse', 2.5, learning_rate=1.0)
-  strong = gridded.track('strong', 1.5, hidden=128)
+  best, dear = fake_runs.make_scaling_curve('best', 2.0), fake_runs.make_scaling_curve('dear', 2.0, hidden=64)
+  worse = fake_runs.make_scaling_curve('worse', 2.5, learning_rate=1.0)
+  strong = fake_runs.make_scaling_curve('strong', 1.5, hidden=128)
   assert {option.name: option.dominated for option in cost.plane([strong, worse, dear, best])} == {
       'best': False, 'dear': True, 'worse': True, 'strong': False}
-  assert [option.dominated for option in cost.plane([best, gridded.track('twin', 2.0, learning_rate=1.0)])] == [False] * 2
+  assert [option.dominated for option in cost.plane([best, fake_runs.make_scaling_curve('twin', 2.0, learning_rate=1.0)])] == [False] * 2

@@ -9,16 +9,16 @@ from minilm_jax import __main__ as door
 from minilm_jax import run
 from minilm_jax.analysis import change_figures, changes, outcomes
 from minilm_jax.errors import InputError
-from tests.changed import counted, trained
-from tests.test_report import Page
+from tests.fake_runs import write_ngram_baselines, write_plateau_run
+from tests.html_page import Page
 
 LOSSES = {'unigram': 6.1, 'left': 5.2, 'right': 5.25, 'mixture': 4.7, 'product': 4.3, 'both': 4.2, 'trigram': 5.0}
 
 
 @pytest.fixture
 def home(tmp_path: pathlib.Path) -> pathlib.Path:
-  trained(tmp_path / 'runs' / 'paper', 9000)
-  trained(tmp_path / 'runs' / 'relative', 500, model__positions='relative')
+  write_plateau_run(tmp_path / 'runs' / 'paper', 9000)
+  write_plateau_run(tmp_path / 'runs' / 'relative', 500, model__positions='relative')
   return tmp_path / 'runs'
 
 
@@ -28,7 +28,7 @@ def read(home: pathlib.Path) -> changes.Comparison:
 
 def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
   assert outcomes.levels(read(home))[''] == pytest.approx(6.0, rel=0.01)  # that of the run that leaves
-  counted(home / 'baselines', LOSSES)
+  write_ngram_baselines(home / 'baselines', LOSSES)
   found = read(home)
   assert found.counted == {'word frequencies': 6.1, 'left neighbour': 5.2, 'mean of both neighbours': 4.7,
                            'both neighbours': 4.2}
@@ -39,26 +39,26 @@ def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
     ({'corpus': 'another-text'}, 'another corpus, another-, than that of the base, c0ffee'),
     ({'rows': 256}, 'on 256 rows, the base on 2,000'), ({'order': 1}, 'counted another part of the corpus')])
 def test_others_are_left_out_by_name(home: pathlib.Path, changed: dict, said: str):
-  counted(home / 'counts', LOSSES, **changed)
+  write_ngram_baselines(home / 'counts', LOSSES, **changed)
   found = read(home)
   assert not found.counted and len(found.left_out) == 1
   assert found.left_out[0].startswith('counts: baselines') and said in found.left_out[0]
 
 
 def test_what_is_not_there_is_not_used(home: pathlib.Path):
-  counted(home / 'test', LOSSES, split='test')
-  going = counted(home / 'going', LOSSES)
+  write_ngram_baselines(home / 'test', LOSSES, split='test')
+  going = write_ngram_baselines(home / 'going', LOSSES)
   (going / run.RESULT).unlink()
   found = read(home)
   assert not found.counted and found.left_out == ['going: baselines under way']
   shutil.rmtree(going)
-  counted(home / 'torn', {'unigram': 'six'})
+  write_ngram_baselines(home / 'torn', {'unigram': 'six'})
   with pytest.raises(InputError, match='torn'):
     read(home)
 
 
 def test_each_is_a_line_of_its_own_in_the_figure(home: pathlib.Path):
-  counted(home / 'baselines', LOSSES)
+  write_ngram_baselines(home / 'baselines', LOSSES)
   found = read(home)
   part, = found.shapes
   rows = outcomes.rows(part, outcomes.levels(found))
@@ -71,7 +71,7 @@ def test_each_is_a_line_of_its_own_in_the_figure(home: pathlib.Path):
 
 
 def test_the_page_names_them(home: pathlib.Path, capsys):
-  counted(home / 'baselines', LOSSES)
+  write_ngram_baselines(home / 'baselines', LOSSES)
   out = home.parent / 'out'
   assert door.main(['compare', f'--base={home}/paper', str(home), f'--workdir={out}', '--lines=own=3.5']) == 0
   text = Page((out / 'compare.html').read_text()).text

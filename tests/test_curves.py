@@ -11,15 +11,13 @@ from minilm_jax import run
 from minilm_jax.analysis import curves
 from minilm_jax.analysis.scores import score_table
 from minilm_jax.errors import InputError
-from tests.scored import line
+from tests.fake_runs import make_score_line, write_finetune_config
 
 VALUES = {(seed, epoch): 0.5 + 0.1 * seed + 0.01 * epoch for seed in range(2) for epoch in (1.0, 2.0)}
 
 
 def logged(folder: pathlib.Path, lines: list[dict[str, Any]], **task: Any) -> dict[str, epath.Path]:
-  folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': 'runs/tiny', 'epochs': 2.0,
-                                       'task': {'name': 'cola', 'filtered': False, **task}})
+  write_finetune_config(folder, 'runs/tiny', 'cola', epochs=2.0, **task)
   run.write_lines(folder / run.METRICS, lines)
   return {folder.name: epath.Path(folder)}
 
@@ -49,7 +47,7 @@ def test_both_arms_are_means_over_seeds_with_their_interval(tmp_path: pathlib.Pa
 
 def test_only_the_rate_that_a_table_shows_is_drawn(tmp_path: pathlib.Path):
   found = logged(tmp_path / 'a', log(rate=1e-4) + log(rate=2e-4, shift=0.1, member=1))
-  rows = score_table(line(0.5, learning_rate=rate, selection=rate, checkpoint='runs/tiny', held_out=9)
+  rows = score_table(make_score_line(0.5, learning_rate=rate, selection=rate, checkpoint='runs/tiny', held_out=9)
                      for rate in (1e-4, 2e-4))
   (panel,), _ = curves.learning(found, rows)
   assert [band.mean[0] for band in panel.bands] == pytest.approx([66])
@@ -67,8 +65,8 @@ def test_the_held_out_part_comes_before_the_reported_split(tmp_path: pathlib.Pat
 def test_of_several_steps_of_a_checkpoint_the_last_is_drawn(tmp_path: pathlib.Path):
   found = logged(tmp_path / 'a', log() + log(shift=0.1, member=1) + log(False, member=2))
   run.write_lines(tmp_path / 'a' / run.SCORES, [
-      line(0.5, member=0, checkpoint_step=50), line(0.5, member=1, checkpoint_step=200),
-      line(0.5, pretrained=False, member=2)])
+      make_score_line(0.5, member=0, checkpoint_step=50), make_score_line(0.5, member=1, checkpoint_step=200),
+      make_score_line(0.5, pretrained=False, member=2)])
   (panel,), _ = curves.learning(found, [])
   assert [band.mean[0] for band in panel.bands] == pytest.approx([66, 56])
 
@@ -92,11 +90,11 @@ def test_pretraining_has_no_curve_here(tmp_path: pathlib.Path):
 
 
 def test_a_trajectory_needs_two_steps_and_has_scratch_beside_it():
-  given = [line(value, seed, checkpoint_step=step, majority=0.1) for step, values in ((50, (0.1, 0.3)), (200, (0.4, 0.6)))
-           for seed, value in enumerate(values)] + [line(0.15, seed, False) for seed in range(2)]
+  given = [make_score_line(value, seed, checkpoint_step=step, majority=0.1) for step, values in ((50, (0.1, 0.3)), (200, (0.4, 0.6)))
+           for seed, value in enumerate(values)] + [make_score_line(0.15, seed, False) for seed in range(2)]
   panel, = curves.trajectories(score_table(given))
   ours, theirs = panel.bands
   assert ours.x == (50.0, 200.0) and ours.mean == pytest.approx((20, 50)) and theirs.mean == pytest.approx((15, 15))
   assert panel.level == pytest.approx(10)
-  assert curves.trajectories(score_table([line(0.1), line(0.1, pretrained=False)])) == []
-  assert curves.trajectories(score_table([line(0.1, checkpoint_step=n, headline=False) for n in (1, 2)])) == []
+  assert curves.trajectories(score_table([make_score_line(0.1), make_score_line(0.1, pretrained=False)])) == []
+  assert curves.trajectories(score_table([make_score_line(0.1, checkpoint_step=n, headline=False) for n in (1, 2)])) == []

@@ -16,70 +16,35 @@ from flax import nnx
 from minilm_jax import rng
 from minilm_jax.config import EncoderConfig
 from minilm_jax.errors import InputError
-from minilm_jax.model import encoder, heads
+from minilm_jax.model import encoder
 from minilm_jax.model.initialization import path_name
 from tests import fast_jit
+from tests.tiny_encoders import SMALL, draw_tokens, encode, every_logit, logits, make_model, pad_tokens
 
-SMALL = EncoderConfig(
-    encoder='', vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
-    positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
-    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
 SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
     ('post', 'pre'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none'))) + ({'short_convolution': 3},)
 OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
           {'activation': 'relu'}, {'layers': 2}, {'bare_projection': True}, {'second_segment': True})
 
 
-def make(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
-  """A model whose every array is random, so that no part is without effect; numpy draws it, which compiles nothing."""
-  config, dice = dataclasses.replace(SMALL, **changes), np.random.default_rng(seed)
-
-  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    around = 1 if path_name(path).endswith('.scale') else 0
-    return jnp.asarray(around + 0.3 * dice.standard_normal(leaf.shape), jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(
-      draw, jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0))))
-
-
-def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Array:
-  """Logits at all positions."""
-  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  return model(tokens, tokens != 1, positions)
-
-
-logits = fast_jit.jit(every_logit)
-encode = fast_jit.jit(lambda model, tokens, mask: model(tokens, mask))
-
-
-def some_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:
-  return jax.random.randint(jax.random.key(seed), (rows, length), 5, SMALL.vocabulary)
-
-
-def padded(tokens: jax.Array, length: int) -> jax.Array:
-  return jnp.pad(tokens, ((0, 0), (0, length - tokens.shape[1])), constant_values=1)
-
-
 @pytest.mark.parametrize('changes', SWITCHES)
 def test_padding_changes_nothing(changes: dict[str, Any]):
-  model, tokens = make(changes), some_tokens(2, 7)
-  longer = logits(model, padded(tokens, SMALL.length))
+  model, tokens = make_model(changes), draw_tokens(2, 7)
+  longer = logits(model, pad_tokens(tokens, SMALL.length))
   np.testing.assert_allclose(longer[:, :7], logits(model, tokens), atol=2e-5)
 
 
 @pytest.mark.parametrize('changes', SWITCHES)
 def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
-  model, tokens = make(changes), some_tokens(2, 7)
-  other = tokens.at[0].set(some_tokens(1, 7, seed=1)[0])
+  model, tokens = make_model(changes), draw_tokens(2, 7)
+  other = tokens.at[0].set(draw_tokens(1, 7, seed=1)[0])
   np.testing.assert_array_equal(logits(model, tokens)[1], logits(model, other)[1])
 
 
 @pytest.mark.parametrize('changes', SWITCHES + OTHERS)
 def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and so has none."""
-  model, tokens = make(changes), some_tokens(8, SMALL.length)
+  model, tokens = make_model(changes), draw_tokens(8, SMALL.length)
   alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
   gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
@@ -101,7 +66,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
 @pytest.mark.parametrize('changes', SWITCHES)
 def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
   """Bidirectional: another token at any place moves the output at every place."""
-  model, tokens = make(changes), some_tokens(2, 7)
+  model, tokens = make_model(changes), draw_tokens(2, 7)
   before = logits(model, tokens)
   for place in range(7):
     moved = jnp.abs(logits(model, tokens.at[0, place].set(4)) - before).max(axis=-1)[0]
@@ -109,22 +74,22 @@ def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
 
 
 def test_pads_are_seen_from_nowhere():
-  model, tokens = make({}).encoder, padded(some_tokens(2, 5), SMALL.length)
+  model, tokens = make_model({}).encoder, pad_tokens(draw_tokens(2, 5), SMALL.length)
   mask = tokens != 1
   here, there = encode(model, tokens, mask), encode(model, jnp.where(mask, tokens, 30), mask)
   np.testing.assert_array_equal(here[:, :5], there[:, :5])
 
 
 def test_a_row_of_pads_alone_gives_numbers():
-  assert np.isfinite(logits(make({}), jnp.ones((1, 8), jnp.int32))).all()
+  assert np.isfinite(logits(make_model({}), jnp.ones((1, 8), jnp.int32))).all()
 
 
 @pytest.mark.parametrize('positions, absolute', [
     ('learned', True), ('sinusoidal', True), ('relative', False), ('rotary', False), ('none', False)])
 def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
   """The same tokens further right, after places that nothing attends to, give the same outputs."""
-  model = make({'positions': positions}).encoder
-  row = padded(some_tokens(2, 5), SMALL.length)
+  model = make_model({'positions': positions}).encoder
+  row = pad_tokens(draw_tokens(2, 5), SMALL.length)
   shifted = jnp.roll(row, 4, axis=1)
   here, there = encode(model, row, row != 1)[:, :5], encode(model, shifted, shifted != 1)[:, 4:9]
   assert (np.abs(here - there).max() > 1e-2) == absolute
@@ -132,13 +97,13 @@ def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absol
 
 @pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'relative', 'rotary'])
 def test_order_matters(positions: str):
-  model, tokens = make({'positions': positions}), some_tokens(2, 7)
+  model, tokens = make_model({'positions': positions}), draw_tokens(2, 7)
   assert np.abs(logits(model, tokens)[:, ::-1] - logits(model, tokens[:, ::-1])).max() > 1e-2
 
 
 @pytest.mark.parametrize('norm', ['post', 'pre'])
 def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_order(norm: str):
-  model, tokens = make({'positions': 'none', 'norm': norm}), padded(some_tokens(2, 7), 9)
+  model, tokens = make_model({'positions': 'none', 'norm': norm}), pad_tokens(draw_tokens(2, 7), 9)
   order = np.array([3, 8, 0, 6, 1, 7, 5, 2, 4])
   np.testing.assert_allclose(logits(model, tokens[:, order]), logits(model, tokens)[:, order], atol=2e-5)
 
@@ -225,7 +190,7 @@ def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
 
 
 def test_the_encoder_is_the_formula_of_the_paper():
-  model, tokens = make({}).encoder, some_tokens(2, SMALL.length)
+  model, tokens = make_model({}).encoder, draw_tokens(2, SMALL.length)
   np.testing.assert_allclose(encode(model, tokens, tokens != 1), by_formula(model, np.asarray(tokens)), atol=2e-5)
 
 
@@ -234,9 +199,9 @@ def keys_of(seed: int, rows: int = 2) -> jax.Array:
 
 
 def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
-  model, tokens = make({'dropout': 0.5}).encoder, some_tokens(2, 9)
+  model, tokens = make_model({'dropout': 0.5}).encoder, draw_tokens(2, 9)
   run = fast_jit.jit(lambda model, key: model(tokens, tokens != 1, key=key))  # None is a pytree of nothing
-  np.testing.assert_array_equal(run(model, None), run(make({'dropout': 0.0}).encoder, keys_of(0)))
+  np.testing.assert_array_equal(run(model, None), run(make_model({'dropout': 0.0}).encoder, keys_of(0)))
   first, again, other = (run(model, keys_of(i)) for i in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
   assert np.abs(first - other).max() > 1e-2
@@ -261,24 +226,24 @@ def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.Monkey
     model(tokens, tokens != 1, key=keys_of(0))
     return list(drawn)
 
-  found = fast_jit.jit(draw)(make({'hidden': 12}).encoder, some_tokens(2, 12))
+  found = fast_jit.jit(draw)(make_model({'hidden': 12}).encoder, draw_tokens(2, 12))
   assert len(found) == 1 + SMALL.layers * 3  # embedding; shares, attention and feed-forward of each block
   assert not any(a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2))
 
 
 def test_flax_modes_compute_the_same():
   """The model is used as a pytree, so that it does not matter how Flax would track references."""
-  tokens, losses = some_tokens(2, 7), []
+  tokens, losses = draw_tokens(2, 7), []
   for mode in (True, False):
     with nnx.set_graph_mode(mode):
-      model = make({})
+      model = make_model({})
       losses.append(fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(model))
   np.testing.assert_array_equal(losses[0][0], losses[1][0])
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(gradient) for _, gradient in losses))
 
 
 def test_a_population_is_the_model_under_vmap():
-  models, tokens = [make({}, seed) for seed in (0, 1)], some_tokens(2, 7)
+  models, tokens = [make_model({}, seed) for seed in (0, 1)], draw_tokens(2, 7)
   together = fast_jit.jit(jax.vmap(every_logit, in_axes=(0, None)))(jax.tree.map(lambda *x: jnp.stack(x), *models), tokens)
   for one, model in zip(together, models):
     np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
@@ -295,11 +260,11 @@ def away(found: Any, expected: Any) -> float:
 @pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding': 16}))
 def test_bfloat16_is_near_float32(changes: dict[str, Any]):
   """Logits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off by up to 0.4%."""
-  tokens = some_tokens(8, SMALL.length)
+  tokens = draw_tokens(8, SMALL.length)
   run = fast_jit.jit(jax.value_and_grad(lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found),
                                      has_aux=True))
-  (_, found), gradient = run(make({**changes, 'compute': 'bfloat16'}))
-  (_, expected), wanted = run(make(changes))
+  (_, found), gradient = run(make_model({**changes, 'compute': 'bfloat16'}))
+  (_, expected), wanted = run(make_model(changes))
   assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype('float32')}
   assert 1e-3 < away(found, expected) < 0.02 and away(gradient, wanted) < 0.05
 
@@ -307,7 +272,7 @@ def test_bfloat16_is_near_float32(changes: dict[str, Any]):
 @pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
 def test_every_product_is_of_the_compute_type(compute: str):
   """Forward and backward; what is summed is not."""
-  model, tokens = make({'positions': 'relative', 'layers': 2, 'compute': compute}), some_tokens(2, SMALL.length)
+  model, tokens = make_model({'positions': 'relative', 'layers': 2, 'compute': compute}), draw_tokens(2, SMALL.length)
   text = jax.jit(jax.grad(lambda model: encode_sum(model, tokens))).lower(model.encoder).as_text()
   read = re.findall(r'dot_general .*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\)', text)
   assert set(read) == {({'float32': 'f32', 'bfloat16': 'bf16'}[compute],) * 2} and len(read) >= 3 * 17
@@ -350,16 +315,16 @@ def test_gradients_over_tokens_are_summed_in_float32():
   factors = jnp.asarray(np.random.default_rng(0).integers(1, 9, (300, 12, 12)), jnp.float32)
   gradient = fast_jit.jit(jax.grad(lambda table: jnp.sum(
       table(jnp.full((300, 12), 7), None).astype(jnp.float32) * factors)))
-  tables = [make({'compute': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
+  tables = [make_model({'compute': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
   assert away(*map(gradient, tables)) < 1e-4
 
 
 @pytest.mark.parametrize('changes', [{}, {'norm': 'pre', 'positions': 'relative', 'short_convolution': 3}])
 def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
   """With dropout: what is dropped is dropped again."""
-  changes, tokens = {'layers': 3, 'dropout': 0.3, **changes}, some_tokens(4, SMALL.length)
+  changes, tokens = {'layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.length)
   run = fast_jit.jit(jax.value_and_grad(encode_sum))
-  kept, made = (run(make({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True))
+  kept, made = (run(make_model({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True))
   assert float(made[0]) == pytest.approx(float(kept[0]), rel=1e-6) and away(made[1], kept[1]) < 1e-5
 
 
@@ -367,7 +332,7 @@ def test_blocks_made_again_take_less_memory():
   """A model of 6 layers keeps the activations of one, and 6 inputs: less than half."""
   taken = {}
   for remat in (False, True):
-    model = make({'layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
+    model = make_model({'layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
     run = fast_jit.jit(jax.grad(encode_sum)).lower(model, jnp.zeros((64, SMALL.length), jnp.int32)).compile()
     taken[remat] = run.memory_analysis().temp_size_in_bytes
   assert taken[True] < taken[False] / 2, taken

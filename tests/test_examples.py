@@ -20,7 +20,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.tasks import finetune
 from minilm_jax.training import trainer
 from tests import fast_jit
-from tests.test_configs import commands
+from tests.docstring_commands import find_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / 'configs' / 'examples').glob('[!_]*.py'))
@@ -43,7 +43,7 @@ def test_an_example_is_short_and_opens_with_commands_that_work(path: pathlib.Pat
   if not hasattr(module, 'get_config'):
     return
   assert 'minute' in module.__doc__ and 'xpect' in module.__doc__
-  for command in commands(module.__doc__):
+  for command in find_commands(module.__doc__):
     _, verb, *arguments = shlex.split(command)
     flags.read(verb, door.VERBS[verb], arguments)
 

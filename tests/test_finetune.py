@@ -21,7 +21,7 @@ from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, li
 from minilm_jax.training import checkpoint, trainer
 from tests import tiny_config
 from tests.fast_jit import jit
-from tests.scored import written
+from tests.fake_runs import write_examples
 
 TASK = table.find('microworld/sentiment')
 STARTS = [4, 8, None]
@@ -252,7 +252,7 @@ def test_it_learns_and_the_floor_is_the_most_frequent_class(tiny_run: Path, tmp_
   rows = [{'sentence': f'the {adjective} {noun} sleeps .', 'label': label}
           for label, adjective in enumerate(('bad', 'good'))
           for noun in ('dog', 'fox', 'pig', 'seal', 'cow', 'hen', 'duck', 'swan')[label:]]
-  folder = written(tmp_path / 'data', train=rows, test=rows)
+  folder = write_examples(tmp_path / 'data', train=rows, test=rows)
   config = settings('sentiment', **{'task.folder': folder, 'task.split': 'test', 'epochs': 30.0,
                                     'optimizer.learning_rate': 5e-3, 'seeds': '0'})
   (line,) = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
@@ -265,7 +265,7 @@ def test_it_learns_and_the_floor_is_the_most_frequent_class(tiny_run: Path, tmp_
 def test_a_regression_is_scored_by_correlation(tiny_run: Path, tmp_path: Path):
   rows = [{'sentence1': f'the {"good " * n}dog sleeps .', 'sentence2': 'a dog sleeps .', 'label': n / 2}
           for n in range(11)]
-  config = settings('stsb', **{'task.folder': written(tmp_path / 'data', train=rows, validation=rows), 'epochs': 60.0,
+  config = settings('stsb', **{'task.folder': write_examples(tmp_path / 'data', train=rows, validation=rows), 'epochs': 60.0,
                                'optimizer.learning_rate': 5e-3, 'seeds': '0', 'batch_size': 11})
   found = {line['metric']: line for line in finetune.finetune(config, tiny_run, tmp_path / 'run', [8])}
   assert set(found) == {'pearson', 'spearman', 'pearson_spearman'}
@@ -302,7 +302,7 @@ def test_a_checkpoint_that_cannot_be_used_leaves_nothing_behind(tiny_run: Path, 
 
 
 def test_a_split_that_cannot_be_scored_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, never):
-  folder = written(tmp_path / 'data', train=[{'sentence': 'a dog .', 'label': 1}],
+  folder = write_examples(tmp_path / 'data', train=[{'sentence': 'a dog .', 'label': 1}],
                    validation=[{'sentence': 'a dog .', 'label': -1}])
   with pytest.raises(InputError, match='no label'):
     finetune.finetune(settings('sentiment', **{'task.folder': folder}), tiny_run, tmp_path / 'task', [None])

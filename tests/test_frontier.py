@@ -6,7 +6,7 @@ import pytest
 
 from minilm_jax.analysis import frontier
 from minilm_jax.errors import InputError
-from tests.swept import logged, made
+from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 # What the paper's notebook finds in its logs: FLOPs in units of 1e14, loss, run.
 PAPER = """
@@ -23,7 +23,7 @@ PAPER = """
 
 
 def test_the_paper_s_procedure_on_its_logs(data: pathlib.Path):
-  tracks = logged(data)
+  tracks = read_paper1_curves(data)
   assert (len(tracks), sum(len(track.loss) for track in tracks)) == (42, 1512)
   points = frontier.percentile(tracks)
   found = [(f'{point.flops:.3e}', f'{point.loss:.4f}', point.run) for point in points]
@@ -35,7 +35,7 @@ def test_the_paper_s_procedure_on_its_logs(data: pathlib.Path):
 
 
 def test_an_envelope_has_what_nothing_cheaper_reaches(data: pathlib.Path):
-  tracks = logged(data)
+  tracks = read_paper1_curves(data)
   points = frontier.envelope(tracks)
   flops, loss = frontier.arrays(points)
   assert (flops[1:] > flops[:-1]).all() and (loss[1:] < loss[:-1]).all() and len(points) > 34
@@ -48,14 +48,14 @@ def test_an_envelope_has_what_nothing_cheaper_reaches(data: pathlib.Path):
 
 
 def test_equal_losses_and_equal_costs():
-  tracks = [made('a', [1, 2, 3], [3, 2, 2]), made('b', [1, 2, 4], [2.5, 1.9, 1.8])]
+  tracks = [make_loss_curve('a', [1, 2, 3], [3, 2, 2]), make_loss_curve('b', [1, 2, 4], [2.5, 1.9, 1.8])]
   assert [(point.run, point.tokens / 128 / 256) for point in frontier.envelope(tracks)] == [('b', 1), ('b', 2), ('b', 4)]
   assert frontier.envelope(tracks + tracks) == frontier.envelope(tracks)  # a draw can hold a run twice
   assert frontier.percentile(tracks + tracks) and frontier.percentile(tracks[:1])[0].loss == 3
 
 
 def test_unfinished_runs_only_when_asked():
-  tracks = [made('a', [1, 2], [3, 2]), made('b', [1, 2], [1, 0.5], finished=False)]
+  tracks = [make_loss_curve('a', [1, 2], [3, 2]), make_loss_curve('b', [1, 2], [1, 0.5], finished=False)]
   assert {point.run for point in frontier.envelope(tracks)} == {'a'}
   assert {point.run for point in frontier.envelope(tracks, unfinished=True)} == {'b'}
   with pytest.raises(InputError, match='none at the end'):
@@ -63,15 +63,15 @@ def test_unfinished_runs_only_when_asked():
 
 
 def test_what_cost_nothing_is_on_no_frontier():
-  tracks = [made('a', [0, 1, 2], [1, 3, 2])]
+  tracks = [make_loss_curve('a', [0, 1, 2], [1, 3, 2])]
   assert [point.loss for point in frontier.envelope(tracks)] == [3, 2]
   assert 1 not in [point.loss for point in frontier.percentile(tracks)]
 
 
 @pytest.mark.parametrize('make', [frontier.percentile, frontier.envelope])
 def test_nothing_to_make_one_from(make):
-  for tracks in ([], [made('a', [], [])], [made('a', [0], [9.0])]):
+  for tracks in ([], [make_loss_curve('a', [], [])], [make_loss_curve('a', [0], [9.0])]):
     with pytest.raises(InputError, match='no evaluation'):
       make(tracks)
   with pytest.raises(InputError, match="'kaplan'"):
-    make([made('a', [1], [3])], 'kaplan')
+    make([make_loss_curve('a', [1], [3])], 'kaplan')

@@ -13,42 +13,8 @@ from minilm_jax.analysis import cells, gap, gap_figures, report, runs
 from minilm_jax.analysis.gap import Study
 from minilm_jax.analysis.lines import OVERLAP, SIZE
 from minilm_jax.analysis.scores import score_table
-from tests import scored
-from tests.test_report import Page
-
-MODEL = {'embedding': 32, 'hidden': 32, 'feed_forward': 64, 'heads': 2, 'layers': 1, 'vocabulary': 500}
-
-
-def trained(folder: pathlib.Path, rows: int, updates: int = 100, overlap: float | None = None, by: str = 'overlap',
-            task: str = 'ag_news', of_rows: int = 100_000, tokenizer: str = 'abc', **model: int) -> pathlib.Path:
-  """A pre-training run on so many rows of 100 tokens."""
-  folder.mkdir(parents=True)
-  part = None
-  if overlap is not None:
-    part, of_rows = {'of': 'whole', 'task': task, 'by': by, 'overlap': {'value': overlap, 'low': None, 'high': None}}, rows
-  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'updates': updates, 'batch_size': 32, 'model': MODEL | model})
-  run.write_json(folder / run.MANIFEST, {
-      'tokenizer': tokenizer, 'corpus': f'{folder.name}' if part else 'whole', 'parameters': {'total': 1000},
-      'training': {'rows': rows, 'tokens': 100 * rows, 'of_rows': of_rows, 'of_tokens': 100 * of_rows, 'subset': part}})
-  return folder
-
-
-def tuned(folder: pathlib.Path, source: pathlib.Path, values: list[float], pretrained: bool, task: str = 'ag_news',
-          seeds: tuple[int, ...] = (0, 1, 2)) -> None:
-  folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {'kind': 'finetune', 'checkpoint': str(source), 'epochs': 3.0,
-                                      'task': {'name': task, 'filtered': False}})
-  run.write_lines(folder / run.SCORES, [
-      scored.line(value, seed, pretrained, task=task, metric='accuracy', checkpoint=source.name)
-      for seed, value in zip(seeds, values, strict=True)])
-  run.write_json(folder / run.RESULT, {})
-
-
-def both(home: pathlib.Path, source: pathlib.Path, ours: list[float], theirs: list[float], **more: Any) -> None:
-  task = more['task'] if 'task' in more else 'ag_news'
-  tuned(home / 'tasks' / f'{source.name}-{task}-p', source, ours, True, **more)
-  tuned(home / 'tasks' / f'{source.name}-{task}-s', source, theirs, False, **more)
-
+from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
+from tests.html_page import Page
 
 def study(home: pathlib.Path, draws: int = 200) -> Study:
   found = runs.find([str(home)])
@@ -57,8 +23,8 @@ def study(home: pathlib.Path, draws: int = 200) -> Study:
 
 def ladder(home: pathlib.Path, gains: dict[int, float], **more: Any) -> None:
   for rows, gain in gains.items():
-    source = trained(home / f'n{rows}', rows, **more)
-    both(home, source, [0.5 + gain, 0.52 + gain, 0.48 + gain], [0.5, 0.52, 0.48])
+    source = write_subset_run(home / f'n{rows}', rows, **more)
+    write_finetune_pair(home, source, [0.5 + gain, 0.52 + gain, 0.48 + gain], [0.5, 0.52, 0.48])
 
 
 def test_examples_in_docstrings():
@@ -78,7 +44,7 @@ def test_gap_against_size(tmp_path: pathlib.Path):
 
 def test_equal_arms_have_no_gap(tmp_path: pathlib.Path):
   for rows, noise in ((1000, 0.01), (2000, -0.01), (4000, 0.01)):
-    both(tmp_path, trained(tmp_path / f'n{rows}', rows), [0.5 + noise, 0.5 - noise, 0.5], [0.5, 0.5, 0.5])
+    write_finetune_pair(tmp_path, write_subset_run(tmp_path / f'n{rows}', rows), [0.5 + noise, 0.5 - noise, 0.5], [0.5, 0.5, 0.5])
   found = study(tmp_path)
   for point in found.points:
     assert point.gap.mean == pytest.approx(0) and point.gap.low < 0 < point.gap.high
@@ -88,8 +54,8 @@ def test_equal_arms_have_no_gap(tmp_path: pathlib.Path):
 
 def test_same_updates_and_same_epochs_are_two_comparisons(tmp_path: pathlib.Path):
   for rows, updates in ((1000, 100), (2000, 100), (1000, 200), (2000, 200), (4000, 400)):
-    source = trained(tmp_path / f'n{rows}-{updates}', rows, updates)
-    both(tmp_path, source, [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+    source = write_subset_run(tmp_path / f'n{rows}-{updates}', rows, updates)
+    write_finetune_pair(tmp_path, source, [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
   by = {}
   for point in study(tmp_path).points:
     by.setdefault(point.comparison.partition(', ')[2], set()).add(point.checkpoint.partition('/')[2] or point.checkpoint)
@@ -100,14 +66,14 @@ def test_same_updates_and_same_epochs_are_two_comparisons(tmp_path: pathlib.Path
 
 def test_nothing_shared_is_said(tmp_path: pathlib.Path):
   for rows, updates in ((1000, 100), (2000, 170)):
-    both(tmp_path, trained(tmp_path / f'n{rows}', rows, updates), [0.6, 0.7], [0.5, 0.5], seeds=(0, 1))
+    write_finetune_pair(tmp_path, write_subset_run(tmp_path / f'n{rows}', rows, updates), [0.6, 0.7], [0.5, 0.5], seeds=(0, 1))
   assert {point.comparison.partition(', ')[2] for point in study(tmp_path).points} == {'updates and epochs differ'}
 
 
 def test_other_models_and_tokenizers_are_not_compared(tmp_path: pathlib.Path):
-  both(tmp_path, trained(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5] * 3)
-  both(tmp_path, trained(tmp_path / 'b', 2000, hidden=64), [0.6, 0.7, 0.8], [0.5] * 3)
-  both(tmp_path, trained(tmp_path / 'c', 4000, tokenizer='other'), [0.6, 0.7, 0.8], [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'b', 2000, hidden=64), [0.6, 0.7, 0.8], [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'c', 4000, tokenizer='other'), [0.6, 0.7, 0.8], [0.5] * 3)
   found = study(tmp_path)
   assert not found.points and not found.slopes
   assert len(found.left_out) == 1 and '3 of these runs' in found.left_out[0]
@@ -115,10 +81,10 @@ def test_other_models_and_tokenizers_are_not_compared(tmp_path: pathlib.Path):
 
 def test_gap_against_overlap(tmp_path: pathlib.Path):
   for number, overlap in enumerate((0.90, 0.92, 0.94)):
-    source = trained(tmp_path / f'part-{number}', 1000, overlap=overlap)
-    both(tmp_path, source, [0.6 + overlap - 0.9] * 3, [0.5, 0.5, 0.5])
-    both(tmp_path, source, [0.6] * 3, [0.5] * 3, task='cola')  # not the task that the overlap is with
-  both(tmp_path, trained(tmp_path / 'random', 1000, overlap=0.92, by='random'), [0.62] * 3, [0.5] * 3)
+    source = write_subset_run(tmp_path / f'part-{number}', 1000, overlap=overlap)
+    write_finetune_pair(tmp_path, source, [0.6 + overlap - 0.9] * 3, [0.5, 0.5, 0.5])
+    write_finetune_pair(tmp_path, source, [0.6] * 3, [0.5] * 3, task='cola')  # not the task that the overlap is with
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'random', 1000, overlap=0.92, by='random'), [0.62] * 3, [0.5] * 3)
   found = study(tmp_path)
   assert {(point.axis, point.series.partition(',')[0]) for point in found.points} == {(OVERLAP, 'ag_news')}
   slope, = found.slopes
@@ -127,17 +93,17 @@ def test_gap_against_overlap(tmp_path: pathlib.Path):
 
 def test_what_a_task_selected_is_no_point_of_size(tmp_path: pathlib.Path):
   ladder(tmp_path, {1000: 0.01, 4000: 0.03})
-  both(tmp_path, trained(tmp_path / 'part', 2000, overlap=0.9), [0.9] * 3, [0.5] * 3)
-  both(tmp_path, trained(tmp_path / 'control', 2000, overlap=0.91, by='random'), [0.52] * 3, [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'part', 2000, overlap=0.9), [0.9] * 3, [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'control', 2000, overlap=0.91, by='random'), [0.52] * 3, [0.5] * 3)
   points = [point for point in study(tmp_path).points if point.axis == SIZE]
   assert {point.checkpoint for point in points} == {'n1000', 'n4000', 'control'}
 
 
 def test_an_arm_from_scratch_is_borrowed_from_the_same_model_alone(tmp_path: pathlib.Path):
-  both(tmp_path, trained(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5, 0.6, 0.7])
-  tuned(tmp_path / 'tasks' / 'b', trained(tmp_path / 'b', 2000), [0.8, 0.9, 1.0], True)
-  other = trained(tmp_path / 'c', 4000, hidden=64)
-  tuned(tmp_path / 'tasks' / 'c', other, [0.8, 0.9, 1.0], True)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5, 0.6, 0.7])
+  write_finetune_run(tmp_path / 'tasks' / 'b', write_subset_run(tmp_path / 'b', 2000), [0.8, 0.9, 1.0], True)
+  other = write_subset_run(tmp_path / 'c', 4000, hidden=64)
+  write_finetune_run(tmp_path / 'tasks' / 'c', other, [0.8, 0.9, 1.0], True)
   points = {point.checkpoint: point for point in study(tmp_path).points}
   assert set(points) == {'a', 'b'} and points['b'].borrowed and not points['a'].borrowed
   assert points['b'].gap.mean == pytest.approx(0.3) and points['b'].gap.paired
@@ -147,7 +113,7 @@ def test_several_heads_on_a_body_are_another_contestant_and_no_point(tmp_path: p
   ladder(tmp_path, {1000: 0.01, 2000: 0.04})
   for pretrained, value in ((True, 0.9), (False, 0.8)):
     folder = tmp_path / 'tasks' / f'heads-{pretrained}'
-    tuned(folder, tmp_path / 'n1000', [value] * 3, pretrained)
+    write_finetune_run(folder, tmp_path / 'n1000', [value] * 3, pretrained)
     run.write_json(folder / run.CONFIG, run.read_json(folder / run.CONFIG, 'it') | {'head': {'copies': 5}})
   found = runs.find([str(tmp_path)])
   rows = {row.checkpoint: row for row in score_table(runs.scores(found))}
@@ -157,15 +123,15 @@ def test_several_heads_on_a_body_are_another_contestant_and_no_point(tmp_path: p
 
 
 def test_runs_of_other_versions_are_passed_over(tmp_path: pathlib.Path):
-  source = trained(tmp_path / 'a', 1000)
+  source = write_subset_run(tmp_path / 'a', 1000)
   manifest = run.read_json(source / run.MANIFEST, 'it')
   run.write_json(source / run.MANIFEST, {name: value for name, value in manifest.items() if name != 'training'})
-  both(tmp_path, source, [0.6] * 3, [0.5] * 3)
+  write_finetune_pair(tmp_path, source, [0.6] * 3, [0.5] * 3)
   assert study(tmp_path) == Study([], [], [])
 
 
 def test_whole_corpora_alone_ask_for_no_comparison(tmp_path: pathlib.Path):
-  both(tmp_path, trained(tmp_path / 'a', 1000, of_rows=1000), [0.6] * 3, [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000, of_rows=1000), [0.6] * 3, [0.5] * 3)
   assert study(tmp_path) == Study([], [], [])
 
 
@@ -173,8 +139,8 @@ def test_the_report(tmp_path: pathlib.Path):
   home = tmp_path / 'runs'
   ladder(home, {1000: 0.01, 2000: 0.04, 4000: 0.07})
   for number, overlap in enumerate((0.90, 0.92)):
-    both(home, trained(home / f'part<{number}', 2000, overlap=overlap), [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
-  tuned(home / 'tasks' / 'lonely', trained(home / 'lonely', 9000, hidden=64), [0.8] * 3, True)
+    write_finetune_pair(home, write_subset_run(home / f'part<{number}', 2000, overlap=overlap), [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+  write_finetune_run(home / 'tasks' / 'lonely', write_subset_run(home / 'lonely', 9000, hidden=64), [0.8] * 3, True)
   written = report.report([str(home)], tmp_path / 'report', draws=100)
   assert {'gap.csv', 'slopes.csv', 'gap-size.svg', 'gap-size.png', 'gap-overlap.svg', 'gap-overlap.png'} <= set(written)
   text = written['report.html'].read_text()
@@ -191,7 +157,7 @@ def test_the_report(tmp_path: pathlib.Path):
 
 def test_a_report_without_sizes_has_no_section(tmp_path: pathlib.Path):
   home = tmp_path / 'runs'
-  both(home, trained(home / 'a', 1000), [0.6] * 3, [0.5] * 3)
+  write_finetune_pair(home, write_subset_run(home / 'a', 1000), [0.6] * 3, [0.5] * 3)
   written = report.report([str(home)], tmp_path / 'report', draws=50)
   page = Page(written['report.html'].read_text())
   assert 'gap.csv' not in written and 'The gap and token overlap' not in page.headings
@@ -200,15 +166,15 @@ def test_a_report_without_sizes_has_no_section(tmp_path: pathlib.Path):
 
 def test_undefined_scores_are_no_point(tmp_path: pathlib.Path):
   ladder(tmp_path, {1000: 0.01, 2000: 0.02})
-  both(tmp_path, trained(tmp_path / 'n4000', 4000), [math.nan] * 3, [0.5] * 3)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'n4000', 4000), [math.nan] * 3, [0.5] * 3)
   assert {point.checkpoint for point in study(tmp_path).points} == {'n1000', 'n2000'}
 
 
 def test_a_grid_is_of_one_set(tmp_path: pathlib.Path):
   """Runs of one shape on other sets are no seeds of one model."""
   for rows in (1000, 2000, 100_000):
-    trained(tmp_path / f'n{rows}', rows)
-  trained(tmp_path / 'part', 3000, overlap=0.9)
-  trained(tmp_path / 'twin', 100_000)
+    write_subset_run(tmp_path / f'n{rows}', rows)
+  write_subset_run(tmp_path / 'part', 3000, overlap=0.9)
+  write_subset_run(tmp_path / 'twin', 100_000)
   left_out = gap.other_sets(gap.trained(runs.find([str(tmp_path)])))
   assert set(left_out) == {'n1000', 'n2000', 'part'} and all('100,000 rows' in why for why in left_out.values())

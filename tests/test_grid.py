@@ -11,7 +11,7 @@ from minilm_jax import run
 from minilm_jax.analysis import grid, runs
 from minilm_jax.analysis.tracks import Shape
 from minilm_jax.errors import InputError
-from tests import gridded
+from tests import fake_runs
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -23,7 +23,7 @@ def change(path: pathlib.Path, **values: object) -> None:
 
 
 def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
-  folder = gridded.pretraining(tmp_path / 'runs' / 'a', hidden=64, heads=2, seed=3)
+  folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'a', hidden=64, heads=2, seed=3)
   track, = grid.tracks(runs.find([tmp_path / 'runs']))
   assert track.shape == Shape(32, 64, 64, 2, 1, 1000)  # the heads that the paper's formula is given
   assert (track.name, track.seed, track.learning_rate, track.warmup, track.tied) == ('a', 3, 1e-3, 20, False)
@@ -38,8 +38,8 @@ def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
 
 
 def test_shorter_rows_of_the_corpus_cost_less(tmp_path: pathlib.Path):
-  whole = gridded.pretraining(tmp_path / 'whole')
-  half = gridded.pretraining(tmp_path / 'half')
+  whole = fake_runs.write_scaling_run(tmp_path / 'whole')
+  half = fake_runs.write_scaling_run(tmp_path / 'half')
   lines = [{**line, 'tokens': line['tokens'] / 2, 'flops': line['flops'] / 2.5}
            for line in run.read_lines(half / run.METRICS)]
   run.write_lines(half / run.METRICS, lines)
@@ -50,7 +50,7 @@ def test_shorter_rows_of_the_corpus_cost_less(tmp_path: pathlib.Path):
 
 
 def test_members_have_their_own_seeds_and_rates(tmp_path: pathlib.Path):
-  folder = gridded.pretraining(tmp_path / 'both', members=2, seed=5, population={'learning_rates': [1e-3, 2e-3]})
+  folder = fake_runs.write_scaling_run(tmp_path / 'both', members=2, seed=5, population={'learning_rates': [1e-3, 2e-3]})
   first, second = grid.tracks(runs.find([folder]))
   assert (first.name, second.name) == ('both member 0', 'both member 1')
   assert (first.seed, second.seed, first.learning_rate, second.learning_rate) == (5, 6, 1e-3, 2e-3)
@@ -61,29 +61,29 @@ def test_members_have_their_own_seeds_and_rates(tmp_path: pathlib.Path):
 
 
 def test_a_member_that_became_a_run_is_there_once(tmp_path: pathlib.Path):
-  folder = gridded.pretraining(tmp_path / 'runs' / 'both', members=2)
-  gridded.pretraining(folder / 'member-1', seed=1)
+  folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'both', members=2)
+  fake_runs.write_scaling_run(folder / 'member-1', seed=1)
   run.write_json(folder / 'member-1' / run.WORDS, {'bits_per_word': 4.0, 'bits_per_byte': 1.0})
   assert names(tmp_path / 'runs') == ['both member 0', 'both/member-1']
   assert grid.tracks(runs.find([tmp_path / 'runs']))[1].bits_per_word == 4.0
   assert [row.name for row in runs.rows('both', epath.Path(folder))] == ['both member 0']
   assert [curve.name for curve in runs.curves('both', epath.Path(folder))] == ['both member 0']
-  gridded.pretraining(folder / 'member-0')
+  fake_runs.write_scaling_run(folder / 'member-0')
   assert names(tmp_path / 'runs') == ['both/member-0', 'both/member-1']
   assert runs.rows('both', epath.Path(folder)) == []
 
 
 def test_runs_under_way_and_cut_logs_are_unfinished_tracks(tmp_path: pathlib.Path):
-  cut = gridded.pretraining(tmp_path / 'cut', updates=300, finished=False)
+  cut = fake_runs.write_scaling_run(tmp_path / 'cut', updates=300, finished=False)
   with (cut / run.METRICS).open('a') as file:
     file.write('{"step": 400, "spl')
-  gridded.pretraining(tmp_path / 'dropped', updates=300)  # the population ended, this member before it
+  fake_runs.write_scaling_run(tmp_path / 'dropped', updates=300)  # the population ended, this member before it
   tracks = grid.tracks(runs.find([tmp_path]))
   assert [(track.updates[-1], track.finished, track.test_loss) for track in tracks] == [(300, False, None)] * 2
 
 
 def test_losses_that_are_no_numbers_are_counted(tmp_path: pathlib.Path):
-  folder = gridded.pretraining(tmp_path / 'a')
+  folder = fake_runs.write_scaling_run(tmp_path / 'a')
   lines = [line | ({'loss': None} if line['step'] == 300 else {}) for line in run.read_lines(folder / run.METRICS)]
   run.write_lines(folder / run.METRICS, lines)
   track, = grid.tracks(runs.find([folder]))
@@ -91,11 +91,11 @@ def test_losses_that_are_no_numbers_are_counted(tmp_path: pathlib.Path):
 
 
 def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path):
-  gridded.pretraining(tmp_path / 'good')
-  gridded.pretraining(tmp_path / 'early', updates=0, finished=False)
-  (gridded.pretraining(tmp_path / 'bare') / run.MANIFEST).unlink()
+  fake_runs.write_scaling_run(tmp_path / 'good')
+  fake_runs.write_scaling_run(tmp_path / 'early', updates=0, finished=False)
+  (fake_runs.write_scaling_run(tmp_path / 'bare') / run.MANIFEST).unlink()
   run.open_run(tmp_path / 'old', {'kind': 'pretrain', 'updates': 3})
-  change(gridded.pretraining(tmp_path / 'strange') / run.MANIFEST, parameters=1_000_000)
+  change(fake_runs.write_scaling_run(tmp_path / 'strange') / run.MANIFEST, parameters=1_000_000)
   run.open_run(tmp_path / 'task', {'kind': 'finetune'})
   found = grid.read(runs.find([tmp_path]))
   assert [track.name for track in found.tracks] == ['good']

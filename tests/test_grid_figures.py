@@ -9,9 +9,9 @@ import pytest
 from minilm_jax.analysis import cost, figures, frontier, grid_figures
 from minilm_jax.analysis.correlation import Model
 from minilm_jax.analysis.grid_figures import Drawn, Law
-from tests import gridded
+from tests import fake_runs
 
-TRACKS = [gridded.track(f'h{h} l{layers} <&>', hidden=h, layers=layers) for h in (32, 64, 256) for layers in (1, 2)]
+TRACKS = [fake_runs.make_scaling_curve(f'h{h} l{layers} <&>', hidden=h, layers=layers) for h in (32, 64, 256) for layers in (1, 2)]
 NUMBERS = {track.name: number for number, track in enumerate(TRACKS, 1)}
 MODELS = [Model(track.name, track.loss[-1], math.nan, 7.0, track.parameters, 0.5 + n / 50, 0.4, 0.1, 0.2 + n / 50)
           for n, track in enumerate(TRACKS)]
@@ -75,7 +75,7 @@ def test_a_break_without_interval_and_no_frontier_are_no_trouble():
 
 
 def test_dominated_options_are_hollow():
-  options = cost.plane([gridded.track('good', 2.0), gridded.track('bad', 3.0, hidden=64)])
+  options = cost.plane([fake_runs.make_scaling_curve('good', 2.0), fake_runs.make_scaling_curve('bad', 3.0, hidden=64)])
   drawn = grid_figures.plane(options, {'good': 1, 'bad': 2})
   axes, = drawn.figure.axes
   faces = {line.get_gid(): line.get_markerfacecolor() for line in axes.lines if str(line.get_gid()).startswith('option')}

@@ -11,7 +11,7 @@ from minilm_jax import hf_weights, huggingface
 from minilm_jax.config import HeadConfig
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
-from tests.test_huggingface import CLASSES, HEAD, SMALL
+from tests.roberta_config import CLASSES, HEAD, SMALL
 
 LABELS = ('a', 'b', 'c')
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from minilm_jax import hf_names, huggingface, rng
-from minilm_jax.config import EncoderConfig, HeadConfig, OptimizerConfig
+from minilm_jax.config import HeadConfig, OptimizerConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import heads
@@ -19,26 +19,8 @@ from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import fitting
 from minilm_jax.training import optimizer
 from tests import fast_jit
+from tests.roberta_config import CLASSES, HEAD, SMALL, draw_rows
 
-SMALL = EncoderConfig(
-    encoder='', vocabulary=60, embedding=16, hidden=16, feed_forward=24, heads=4, layers=2, length=12, norm='post',
-    positions='learned', segments=1, projection=False, tied=False, activation='gelu', dropout=0.0,
-    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
-HEAD = HeadConfig(pooling='first', dropout=0.0, copies=1)
-CLASSES = 3
-
-
-def tokens(count: int, padded: bool, seed: int = 0) -> np.ndarray:
-  """Rows `<s> ... </s>` of random pieces, of all lengths or of the full one."""
-  random = np.random.default_rng(seed)
-  rows = random.integers(len(pieces.SPECIAL), SMALL.vocabulary, (count, SMALL.length), np.int64)
-  rows[:, 0] = pieces.BEGIN
-  for row, length in zip(rows, random.integers(3, SMALL.length + 1, count), strict=True):
-    row[(length if padded else SMALL.length) - 1:] = pieces.PAD
-    row[(length if padded else SMALL.length) - 1] = pieces.END
-  return rows
 
 
 @pytest.fixture(scope='module')
@@ -75,14 +57,14 @@ def their_logits(model: Any, rows: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize('padded', [False, True])
 def test_a_classifier_gives_their_logits(padded: bool, transformers):
-  theirs, rows = roberta(transformers, 'RobertaForSequenceClassification'), tokens(6, padded)
+  theirs, rows = roberta(transformers, 'RobertaForSequenceClassification'), draw_rows(6, padded)
   ours = huggingface.classifier_from_roberta(arrays(theirs), SMALL, HEAD, CLASSES)
   found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
   np.testing.assert_allclose(found, their_logits(theirs, rows), atol=1e-5)
 
 
 def test_a_regression_gives_their_number(transformers):
-  theirs, rows = roberta(transformers, 'RobertaForSequenceClassification', num_labels=1), tokens(4, padded=True)
+  theirs, rows = roberta(transformers, 'RobertaForSequenceClassification', num_labels=1), draw_rows(4, padded=True)
   ours = huggingface.classifier_from_roberta(arrays(theirs), SMALL, HEAD, 0)
   assert isinstance(ours, heads.Regressor)
   found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
@@ -92,7 +74,7 @@ def test_a_regression_gives_their_number(transformers):
 @pytest.mark.parametrize('tied', [False, True])
 @pytest.mark.parametrize('padded', [False, True])
 def test_a_masked_language_model_gives_their_logits(padded: bool, tied: bool, transformers):
-  theirs, rows = roberta(transformers, 'RobertaForMaskedLM', tie_word_embeddings=tied), tokens(4, padded)
+  theirs, rows = roberta(transformers, 'RobertaForMaskedLM', tie_word_embeddings=tied), draw_rows(4, padded)
   ours = huggingface.masked_language_model_from_roberta(arrays(theirs), dataclasses.replace(SMALL, tied=tied))
   everywhere = jnp.broadcast_to(jnp.arange(SMALL.length), rows.shape)
   found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, rows))
@@ -107,7 +89,7 @@ def test_fine_tuning_gives_their_losses(transformers):
   """
   import torch
   updates, batch, rate = 20, 8, 2e-4
-  rows = np.tile(tokens(batch * updates // 4, padded=True).reshape(updates // 4, batch, -1), (4, 1, 1))  # four epochs
+  rows = np.tile(draw_rows(batch * updates // 4, padded=True).reshape(updates // 4, batch, -1), (4, 1, 1))  # four epochs
   labels = rows[:, :, 1] % CLASSES
   theirs = roberta(transformers, 'RobertaForSequenceClassification')
   ours = huggingface.classifier_from_roberta(arrays(theirs), SMALL, HEAD, CLASSES)

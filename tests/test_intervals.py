@@ -9,7 +9,7 @@ from scipy import stats
 
 from minilm_jax.analysis import breaks, intervals, laws
 from minilm_jax.errors import InputError
-from tests.swept import scattered
+from tests.fake_runs import draw_run_ends
 
 
 def straight(c):
@@ -47,7 +47,7 @@ def coverage(form, law, noise: float, true: dict[str, float], sets: int) -> dict
   """The share of data sets of 40 runs whose interval holds the true constant."""
   held = dict.fromkeys(true, 0)
   for number in range(sets):
-    found = form(*scattered(law, noise, (0, number)))
+    found = form(*draw_run_ends(law, noise, (0, number)))
     for key, value in true.items():
       held[key] += found[key][0] <= value <= found[key][1]
   return {key: hits / sets for key, hits in held.items()}
@@ -75,7 +75,7 @@ def test_coverage_of_pieces_with_a_step_and_of_smooth_breaks():
 
 
 def test_of_a_straight_line_it_is_the_t_interval():
-  compute, loss = scattered(straight, 0.03, 5, points=8)
+  compute, loss = draw_run_ends(straight, 0.03, 5, points=8)
   line = stats.linregress(np.log(compute), np.log(loss))
   half = stats.t.ppf(0.975, 6) * line.stderr
   assert intervals.power(compute, loss)['b'] == pytest.approx((-line.slope - half, -line.slope + half))
@@ -88,18 +88,18 @@ def test_of_a_straight_line_it_is_the_t_interval():
     (intervals.joined, breaks.joined, bent), (intervals.two_piece, breaks.two_piece, parted),
     (intervals.smooth_break, breaks.smooth_break, smooth)])
 def test_intervals_hold_the_estimate_and_narrow_with_the_noise(form, fitted, law):
-  wide, narrow = (form(*scattered(law, noise, 6)) for noise in (0.02, 0.004))
-  estimate = fitted(*scattered(law, 0.02, 6)).constants
+  wide, narrow = (form(*draw_run_ends(law, noise, 6)) for noise in (0.02, 0.004))
+  estimate = fitted(*draw_run_ends(law, 0.02, 6)).constants
   assert wide.keys() <= estimate.keys() and narrow.keys() == wide.keys()
   for key, (low, high) in wide.items():
     assert low < high and low * 0.99 <= estimate[key] <= high * 1.01, key
     if key != 's' and not key.startswith('a'):
       assert narrow[key][1] - narrow[key][0] < high - low or key == 'C0' and form is intervals.two_piece
-  assert form(*scattered(law, 0.02, 6)) == wide  # the draws have a fixed seed
+  assert form(*draw_run_ends(law, 0.02, 6)) == wide  # the draws have a fixed seed
 
 
 def test_what_is_hardly_known_has_wide_intervals_around_the_estimate():
-  compute, loss = scattered(floored, 0.4, 3)
+  compute, loss = draw_run_ends(floored, 0.4, 3)
   found, estimate = intervals.offset_power(compute, loss), laws.offset_power(compute, loss).constants
   for key, (low, high) in found.items():
     assert low <= estimate[key] < high, key
@@ -107,19 +107,19 @@ def test_what_is_hardly_known_has_wide_intervals_around_the_estimate():
 
 
 def test_without_a_bend_a_floor_may_be_nothing():
-  low, high = intervals.offset_power(*scattered(straight, 0.02, 1))['E']
+  low, high = intervals.offset_power(*draw_run_ends(straight, 0.02, 1))['E']
   assert low == 0 and high > 0
 
 
 @pytest.mark.parametrize('form, law', [(intervals.power, straight), (intervals.offset_power, floored),
                                        (intervals.joined, bent), (intervals.two_piece, parted)])
 def test_points_on_the_law_itself(form, law):
-  for key, (low, high) in form(*scattered(law, 0.0, 7)).items():
+  for key, (low, high) in form(*draw_run_ends(law, 0.0, 7)).items():
     assert high / low < (2 if key == 'C0' and form is intervals.two_piece else 1.2), key
 
 
 def test_a_loss_that_rises():
-  compute, _ = scattered(straight, 0.0, 7)
+  compute, _ = draw_run_ends(straight, 0.0, 7)
   low, high = intervals.offset_power(compute, compute ** 0.05)['b']
   assert low <= -0.05 * 0.99 and high < 0.05
 
@@ -127,6 +127,6 @@ def test_a_loss_that_rises():
 @pytest.mark.parametrize('form, needs', [(intervals.power, 3), (intervals.offset_power, 4), (intervals.joined, 7),
                                          (intervals.two_piece, 7), (intervals.smooth_break, 7)])
 def test_too_few_points(form, needs: int):
-  compute, loss = scattered(straight, 0.02, 1, points=needs - 1)
+  compute, loss = draw_run_ends(straight, 0.02, 1, points=needs - 1)
   with pytest.raises(InputError, match=f'at least {needs}'):
     form(compute, loss)

@@ -9,7 +9,7 @@ import pytest
 
 from minilm_jax.analysis import breaks, descent, frontier, laws, surface
 from minilm_jax.errors import InputError
-from tests.swept import logged, scattered
+from tests.fake_runs import draw_run_ends, read_paper1_curves
 
 COMPUTE = np.geomspace(1e14, 1e18, 12)
 FORMS = (laws.log_power, laws.power, laws.offset_power, breaks.two_piece, breaks.joined, breaks.smooth_break)
@@ -17,7 +17,7 @@ FORMS = (laws.log_power, laws.power, laws.offset_power, breaks.two_piece, breaks
 
 @pytest.fixture(scope='module')
 def points(data: pathlib.Path) -> list[frontier.Point]:
-  return frontier.percentile(logged(data))
+  return frontier.percentile(read_paper1_curves(data))
 
 
 @pytest.mark.parametrize('form, split, side, a, b, r2', [
@@ -64,8 +64,8 @@ def test_weights_of_errors_are_those_of_the_method():
 
 
 def test_predictions_are_the_law_s_own():
-  loss = scattered(lambda c: 1 + 1e4 * c ** -0.22, 0.02, 0)[1]
-  compute = scattered(lambda c: c, 0.0, 0)[0]
+  loss = draw_run_ends(lambda c: 1 + 1e4 * c ** -0.22, 0.02, 0)[1]
+  compute = draw_run_ends(lambda c: c, 0.0, 0)[0]
   for form in FORMS:
     fit = form(compute, loss)
     said = laws.predict(fit, np.sort(compute))
@@ -94,7 +94,7 @@ def test_the_form_that_made_the_data_is_chosen():
   straight, bent = (lambda c: 200 * c ** -0.12), (lambda c: 1.2 + 2e4 * c ** -0.25)
   parted = lambda c: np.where(c < 1e16, 100 * c ** -0.08, 770 * c ** -0.14)  # noqa: E731
   for law, form in ((straight, laws.POWER), (bent, laws.OFFSET), (parted, laws.PIECES)):
-    compute, loss = scattered(law, 0.01, 1)
+    compute, loss = draw_run_ends(law, 0.01, 1)
     fits = [one(compute, loss) for one in (laws.log_power, laws.offset_power, breaks.two_piece)]
     assert laws.choose(fits).form == form
   with pytest.raises(InputError, match='same points'):
@@ -104,7 +104,7 @@ def test_the_form_that_made_the_data_is_chosen():
 
 
 def test_held_out_points_tell_a_law_that_does_not_extrapolate():
-  compute, loss = scattered(lambda c: 1.2 + 2e4 * c ** -0.25, 0.005, 2)
+  compute, loss = draw_run_ends(lambda c: 1.2 + 2e4 * c ** -0.25, 0.005, 2)
   assert 5 * laws.held_out(laws.offset_power, compute, loss, 8) < laws.held_out(laws.log_power, compute, loss, 8)
   with pytest.raises(InputError):
     laws.held_out(laws.offset_power, compute[:6], loss[:6], 4)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from minilm_jax.model import encoder, looking
 from tests import fast_jit
-from tests.test_encoder import SMALL, encode, make, padded, some_tokens
+from tests.tiny_encoders import SMALL, draw_tokens, encode, make_model, pad_tokens
 
 FRONT = {'positions': 'rotary', 'convolutions': 1, 'kernel': (3, 3), 'channels': 2}
 CHANGES = ({}, {'norm': 'pre', 'positions': 'relative'}, {'positions': 'rotary', 'layers': 2, 'remat': True}, FRONT,
@@ -20,7 +20,7 @@ shares = fast_jit.jit(looking.attention_shares)
 
 @pytest.mark.parametrize('changes', CHANGES)
 def test_they_add_up_to_1_over_tokens(changes: dict[str, Any]):
-  model, tokens = make(changes).encoder, padded(some_tokens(2, 7), 9)
+  model, tokens = make_model(changes).encoder, pad_tokens(draw_tokens(2, 7), 9)
   found = shares(model, tokens, tokens != 1)
   assert len(found) == model.config.layers
   for layer in found:
@@ -32,7 +32,7 @@ def test_they_add_up_to_1_over_tokens(changes: dict[str, Any]):
 @pytest.mark.parametrize('norm', ['pre', 'post'])
 def test_they_are_those_that_the_encoder_goes_by(norm: str, monkeypatch: pytest.MonkeyPatch):
   """With these in the place of its own, the encoder gives what it gives."""
-  model, tokens = make({'norm': norm, 'layers': 2}).encoder, some_tokens(2, 9)
+  model, tokens = make_model({'norm': norm, 'layers': 2}).encoder, draw_tokens(2, 9)
   expected, found = encode(model, tokens, tokens != 1), iter(shares(model, tokens, tokens != 1))
   monkeypatch.setattr(encoder.Attention, 'shares', lambda self, x, mask: next(found))
   given = fast_jit.jit(lambda model: model(tokens, tokens != 1))(model)
@@ -40,8 +40,8 @@ def test_they_are_those_that_the_encoder_goes_by(norm: str, monkeypatch: pytest.
 
 
 def test_nothing_is_dropped_and_nothing_is_changed():
-  tokens = some_tokens(2, 9)
-  model, sober = (make({'dropout': rate, 'layers': 2, 'remat': True}).encoder for rate in (0.5, 0.0))
+  tokens = draw_tokens(2, 9)
+  model, sober = (make_model({'dropout': rate, 'layers': 2, 'remat': True}).encoder for rate in (0.5, 0.0))
   blocks, config = model.blocks, model.config
   for one, other in zip(shares(model, tokens, tokens != 1), shares(sober, tokens, tokens != 1), strict=True):
     np.testing.assert_array_equal(one, other)
@@ -50,7 +50,7 @@ def test_nothing_is_dropped_and_nothing_is_changed():
 
 
 def test_a_bias_to_the_left_neighbour_is_a_share_of_1_there():
-  model, tokens = make({'positions': 'relative'}).encoder, some_tokens(2, 9)
+  model, tokens = make_model({'positions': 'relative'}).encoder, draw_tokens(2, 9)
   left = jnp.arange(2 * SMALL.length - 1) == SMALL.length - 2
   model.blocks[0].attention.distance_bias = nnx.Param(jnp.tile(jnp.where(left, 100.0, 0.0), (SMALL.heads, 1)))
   found, = shares(model, tokens, tokens != 1)

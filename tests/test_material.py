@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import material
 from minilm_jax.tasks.material import Material
-from tests.scored import written
+from tests.fake_runs import write_examples
 
 ADJECTIVES = ('bad', 'good')
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
@@ -61,7 +61,7 @@ def test_rows_are_as_short_as_they_may_be(tokenizer: pieces.Tokenizer):
 
 
 def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: pieces.Tokenizer, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=sentences(), validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}])
+  folder = write_examples(tmp_path / 'data', train=sentences(), validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}])
   ready = material.prepare(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
   (said,) = tokenizer.encode(['a bad wolf sleeps !'])  # in lower case, as every corpus is
   assert texts(ready, 'validation') == [(pieces.BEGIN, *said, pieces.END)]
@@ -87,7 +87,7 @@ def test_a_weight_a_position_keeps_every_position(tokenizer: pieces.Tokenizer):
 
 def test_what_loses_its_end_is_counted_and_said(tokenizer: pieces.Tokenizer, tmp_path: Path, capsys):
   rows = [{'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2} for n in range(1, 9)]
-  config = settings('rte', **{'task.folder': written(tmp_path / 'data', train=rows, validation=rows[:4])})
+  config = settings('rte', **{'task.folder': write_examples(tmp_path / 'data', train=rows, validation=rows[:4])})
   ready = material.prepare(config, 64, tokenizer)  # the recipe says 128, the model reads 64
   long = [sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows]
   assert ready.truncated == sum(long) + sum(long[:4]) > 0
@@ -99,8 +99,8 @@ def test_what_loses_its_end_is_counted_and_said(tokenizer: pieces.Tokenizer, tmp
     ([{'sentence': 'a dog .', 'label': -1}], 'no label'), ([], 'empty'), ([{'sentence': 'a dog .'}], "column 'label'"),
     ([{'sentence': 'a dog .', 'label': 'positiv'}], "did you mean 'positive'")])
 def test_a_split_that_cannot_be_used_is_refused(tokenizer: pieces.Tokenizer, tmp_path: Path, rows: list, said: str):
-  good = written(tmp_path / 'good', train=sentences(), validation=rows)
-  bad = written(tmp_path / 'bad', train=[*rows, *sentences()] if rows else rows, validation=sentences())
+  good = write_examples(tmp_path / 'good', train=sentences(), validation=rows)
+  bad = write_examples(tmp_path / 'bad', train=[*rows, *sentences()] if rows else rows, validation=sentences())
   for folder in (good, bad):
     with pytest.raises(InputError, match=said):
       material.prepare(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
@@ -110,13 +110,13 @@ def test_a_split_that_cannot_be_used_is_refused(tokenizer: pieces.Tokenizer, tmp
     (sentences((0,)), "the label 'positive' of sentiment"),
     ([*sentences((0,)), *sentences((1,))[:1]], '1 training example\n')])
 def test_a_label_that_cannot_be_learned_is_refused(tokenizer: pieces.Tokenizer, tmp_path: Path, train, said: str):
-  folder = written(tmp_path / 'data', train=train, validation=sentences())
+  folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
   with pytest.raises(InputError, match=said):
     material.prepare(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
 
 
 def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: pieces.Tokenizer, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=pairs(24), validation=pairs(6), test=pairs(9, -1, 70)[::-1])
+  folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6), test=pairs(9, -1, 70)[::-1])
   plain, full = (material.prepare(settings('rte', predictions=wanted, **{'task.folder': folder}), 64, tokenizer)
                  for wanted in (False, True))
   assert not plain.unlabelled and plain.rows.keys() == {'train', 'validation'}
@@ -126,13 +126,13 @@ def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: pieces.
 
 
 def test_a_missing_test_split_is_told_and_stops_nothing(tokenizer: pieces.Tokenizer, tmp_path: Path, capsys):
-  folder = written(tmp_path / 'data', train=pairs(24), validation=pairs(6))
+  folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6))
   ready = material.prepare(settings('rte', predictions=True, **{'task.folder': folder}), 64, tokenizer)
   assert not ready.unlabelled and 'no predictions of rte test: there: ' in capsys.readouterr().err
 
 
 def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: pieces.Tokenizer, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=premises(24), validation_matched=premises(6),
+  folder = write_examples(tmp_path / 'data', train=premises(24), validation_matched=premises(6),
                    validation_mismatched=premises(5), test_matched=premises(4, -1), test_mismatched=premises(3, -1),
                    test=premises(7, -1, 90))
   ready = material.prepare(settings('mnli', predictions=True, **{'task.folder': folder}), 64, tokenizer)
@@ -143,14 +143,14 @@ def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: pieces.Tokenize
 
 
 def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: pieces.Tokenizer, tmp_path: Path):
-  folder = Path(written(tmp_path / 'data', train=premises(24), validation=premises(6), test=premises(4, -1)))
+  folder = Path(write_examples(tmp_path / 'data', train=premises(24), validation=premises(6), test=premises(4, -1)))
   files = {f'task.{split}': str(folder / f'{split}.jsonl') for split in ('train', 'validation', 'test')}
   ready = material.prepare(settings('mnli', predictions=True, **files), 64, tokenizer)
   assert {split: task.name for split, task in ready.unlabelled.items()} == {'test': 'mnli'}  # and not that of ax
 
 
 def test_a_split_that_is_scored_is_not_predicted_for_the_server_too(tokenizer: pieces.Tokenizer, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=pairs(24), test=pairs(6))
+  folder = write_examples(tmp_path / 'data', train=pairs(24), test=pairs(6))
   ready = material.prepare(settings('rte', predictions=True, **{'task.folder': folder, 'task.split': 'test'}), 64,
                            tokenizer)
   assert ready.reported == ('test',) and not ready.unlabelled

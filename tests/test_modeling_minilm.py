@@ -14,7 +14,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import is_statistic, path_name
 from tests import fast_jit
-from tests.test_huggingface import HEAD, SMALL, tokens
+from tests.roberta_config import HEAD, SMALL, draw_rows
 
 OWN = dataclasses.replace(SMALL, embedding=8, projection=True, segments=2)
 CONVOLVED = {'convolutions': 2, 'kernel': (3, 4), 'channels': 3}
@@ -70,7 +70,7 @@ def logits(model: Any, rows: np.ndarray, mask: bool = True) -> np.ndarray:
 def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
   config = dataclasses.replace(OWN, **SHAPES[shape])
   ours = spread(heads.masked_language_model(config, jax.random.key(0)))
-  there, rows = made(theirs, ours, config, None, ()), tokens(4, padded=True)[:, :-1]
+  there, rows = made(theirs, ours, config, None, ()), draw_rows(4, padded=True)[:, :-1]
   places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
   found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, places))(ours, rows))
   real = rows != pieces.PAD
@@ -85,7 +85,7 @@ def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
 def test_a_classifier_gives_our_logits(labels: tuple[str, ...], head: str, theirs):
   config = dataclasses.replace(OWN, **SHAPES['pre, rotary'])
   ours = spread(heads.classifier(config, HEADS[head], len(labels), jax.random.key(0)))
-  there, rows = made(theirs, ours, config, HEADS[head], labels), tokens(4, padded=True)
+  there, rows = made(theirs, ours, config, HEADS[head], labels), draw_rows(4, padded=True)
   found = fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(ours, rows)
   np.testing.assert_allclose(logits(there, rows), found, atol=2e-5)
 
@@ -94,7 +94,7 @@ def test_it_trains(theirs):
   """Of a few rows and labels each model learns what there is to learn; every parameter moves."""
   import torch
   config = dataclasses.replace(OWN, **SHAPES['mended, pre'])
-  rows = torch.from_numpy(tokens(6, padded=True))
+  rows = torch.from_numpy(draw_rows(6, padded=True))
   for head, model, labels in ((None, heads.masked_language_model(config, jax.random.key(0)), rows),
                               (HEAD, heads.classifier(config, HEAD, 3, jax.random.key(0)), rows[:, 1] % 3)):
     there = made(theirs, spread(model), config, head, ('a', 'b', 'c')[:3 if head else 0]).train()

@@ -9,7 +9,7 @@ import pytest
 from minilm_jax.analysis import multiplier
 from minilm_jax.analysis.multiplier import AT_LEAST, AT_MOST, NEITHER, ratio
 from minilm_jax.tasks import metrics
-from tests.swept import made
+from tests.fake_runs import make_loss_curve
 
 
 def there(*values: float, first: int = 0) -> dict[int, tuple[float, bool]]:
@@ -21,7 +21,7 @@ def short(*values: float) -> dict[int, tuple[float, bool]]:
 
 
 def track(*loss: float):
-  return made('run', [2**n for n in range(1, len(loss) + 1)], loss, per_row=1.0, counts=('actual',))
+  return make_loss_curve('run', [2**n for n in range(1, len(loss) + 1)], loss, per_row=1.0, counts=('actual',))
 
 
 def test_examples_in_docstrings():

@@ -1,6 +1,5 @@
 """Counts beside tokens: what a dictionary counts, whatever comes in one block; probabilities that add up to 1."""
 
-import collections
 import doctest
 import itertools
 
@@ -9,31 +8,10 @@ import pytest
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import ngrams
-from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
+from minilm_jax.language.tokenizer import MASK, PAD
+from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
-VOCABULARY = 30
-CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.NEVER)
 OFFSETS = ((), (-1,), (1,), (-2,), (-2, -1), (-1, 1))
-
-
-def text(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
-  """Rows of different lengths in which some tokens are frequent."""
-  dice = np.random.default_rng(seed)
-  found = np.minimum(5 + dice.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
-  for row, end in zip(found, dice.integers(1, length, rows)):
-    row[0], row[end], row[end + 1:] = BEGIN, END, PAD
-  return found
-
-
-def by_dictionary(tokens: np.ndarray, offsets: tuple[int, ...]) -> dict[tuple[int, ...], collections.Counter]:
-  """For each context the tokens that were seen in it."""
-  found: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
-  for row in tokens.tolist():
-    for place, token in enumerate(row):
-      if token not in ngrams.NEVER:
-        inside = [row[place + n] if 0 <= place + n < len(row) else PAD for n in offsets]
-        found[tuple(inside)][token] += 1
-  return found
 
 
 def test_examples_in_docstrings():
@@ -42,8 +20,8 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize('offsets', OFFSETS)
 def test_shares_are_those_of_a_dictionary(offsets: tuple[int, ...]):
-  tokens = text(40)
-  found, slow = ngrams.count([tokens], offsets, VOCABULARY), by_dictionary(tokens, offsets)
+  tokens = draw_rows(40)
+  found, slow = ngrams.count([tokens], offsets, VOCABULARY), count_by_dictionary(tokens, offsets)
   seen = [times for counter in slow.values() for times in counter.values()]
   discount = (seen.count(1) + 1) / (seen.count(1) + 2 * seen.count(2) + 2)
   for context, counter in slow.items():
@@ -55,7 +33,7 @@ def test_shares_are_those_of_a_dictionary(offsets: tuple[int, ...]):
 
 
 def test_what_was_never_seen_leaves_everything_to_a_smaller_context():
-  found = ngrams.count([text(40)], (-1,), VOCABULARY)
+  found = ngrams.count([draw_rows(40)], (-1,), VOCABULARY)
   hidden = ngrams.packed(np.array([[MASK]]), VOCABULARY)
   assert found.rest(hidden) == 1 and found.share(hidden, np.array([6])) == 0
 
@@ -68,7 +46,7 @@ def test_discounts_stay_between_0_and_1_whatever_was_seen():
 
 @pytest.mark.parametrize('cuts', [[1] * 40, [3, 30, 1, 1, 5], [40]])
 def test_blocks_make_no_difference(cuts: list[int]):
-  tokens = text(40)
+  tokens = draw_rows(40)
   whole = ngrams.count([tokens], (-2, -1), VOCABULARY)
   parts = ngrams.count(iter(np.split(tokens, np.cumsum(cuts)[:-1])), (-2, -1), VOCABULARY)
   for name in ('keys', 'shares', 'contexts', 'first', 'spare'):
@@ -78,7 +56,7 @@ def test_blocks_make_no_difference(cuts: list[int]):
 @pytest.mark.parametrize('at_once', [1, 7, 1 << 22])
 def test_agreement_is_the_sum_over_tokens(at_once: int, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(ngrams, '_AT_ONCE', at_once)
-  lefts, rights = (ngrams.count([text(60)], (offset,), VOCABULARY) for offset in (-1, 1))
+  lefts, rights = (ngrams.count([draw_rows(60)], (offset,), VOCABULARY) for offset in (-1, 1))
   pairs = np.array(list(itertools.product(range(VOCABULARY), repeat=2)))
   here, there = (ngrams.packed(pairs[:, [n]], VOCABULARY) for n in (0, 1))
   base = np.linspace(0.1, 1, VOCABULARY)

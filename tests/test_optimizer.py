@@ -1,6 +1,5 @@
 """Schedules to the digit, and weight decay that reaches what it should."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -11,24 +10,20 @@ import pytest
 
 from configs import base, honey
 from minilm_jax import recipe
-from minilm_jax.config import OptimizerConfig
 from minilm_jax.errors import InputError
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import optimizer
+from tests.tiny_config import make_optimizer_config
 
 UPDATES = 35_475
 PARAMETERS = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)},
               'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)}}
 
 
-def config(**changes: Any) -> OptimizerConfig:
-  return dataclasses.replace(recipe.resolve(base.pretrain(), 'pretrain').optimizer, **changes)
-
-
 def rates(updates: int, **changes: Any) -> np.ndarray:
   """The learning rate of each update of a run."""
-  return np.asarray(jax.vmap(optimizer.schedule(config(**changes), updates))(jnp.arange(updates)))
+  return np.asarray(jax.vmap(optimizer.schedule(make_optimizer_config(**changes), updates))(jnp.arange(updates)))
 
 
 def test_honey_has_the_rates_of_the_paper():
@@ -45,7 +40,7 @@ def test_honey_has_the_rates_of_the_paper():
 @pytest.mark.parametrize('updates, share, most, expected', [
     (35_475, 0.05, 4000, 1773), (100_000, 0.05, 4000, 4000), (10, 0.05, 4000, 1), (10, 0.0, 4000, 0), (100, 0.5, 9, 9)])
 def test_warmup_is_a_share_with_a_floor_and_a_ceiling(updates: int, share: float, most: int, expected: int):
-  assert optimizer.warmup(config(warmup_share=share, warmup_most=most), updates) == expected
+  assert optimizer.warmup(make_optimizer_config(warmup_share=share, warmup_most=most), updates) == expected
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'warmup_stable_decay', 'constant'])
@@ -77,19 +72,19 @@ def test_a_run_may_be_all_warmup_or_a_single_update():
 
 
 def test_decay_reaches_what_no_pattern_names():
-  assert optimizer.decayed(config(undecayed=('bias', 'norm')), PARAMETERS) == {
+  assert optimizer.decayed(make_optimizer_config(undecayed=('bias', 'norm')), PARAMETERS) == {
       'norm': {'scale': False, 'bias': False}, 'up': {'kernel': True, 'bias': False}}
-  assert all(jax.tree.leaves(optimizer.decayed(config(undecayed=()), PARAMETERS)))
+  assert all(jax.tree.leaves(optimizer.decayed(make_optimizer_config(undecayed=()), PARAMETERS)))
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
   with pytest.raises(InputError, match="undecayed='layernorm'"):
-    optimizer.decayed(config(undecayed=('bias', 'layernorm')), PARAMETERS)
+    optimizer.decayed(make_optimizer_config(undecayed=('bias', 'layernorm')), PARAMETERS)
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:
   """What the first update of a run adds to the parameters."""
-  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
   transform = optimizer.build(made, 10, PARAMETERS)
   return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
 
@@ -111,8 +106,8 @@ def test_the_first_update_has_the_size_of_the_rate_and_clipping_comes_before():
 
 def test_updates_are_those_of_adamw():
   """Ten updates equal optax's own AdamW at the same rates."""
-  ours = optimizer.build(config(undecayed=(), clip=0.0), 100, PARAMETERS)
-  theirs = optax.adamw(optimizer.schedule(config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01)
+  ours = optimizer.build(make_optimizer_config(undecayed=(), clip=0.0), 100, PARAMETERS)
+  theirs = optax.adamw(optimizer.schedule(make_optimizer_config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01)
   found = []
   for transform in (ours, theirs):
     parameters, state = PARAMETERS, transform.init(PARAMETERS)
@@ -130,7 +125,7 @@ ENCODER = {'encoder': {'up': {'kernel': jnp.ones((4, 6)), 'bias': jnp.ones(6)}, 
 
 def after(updates: int, **changes: Any) -> Any:
   """The last change of so many updates by gradients that do not depend on the parameters."""
-  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
   transform, parameters = optimizer.build(made, 100, ENCODER), ENCODER
   state = transform.init(parameters)
   dice = np.random.default_rng(0)
@@ -155,7 +150,7 @@ def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_r
 
 def test_muon_decays_by_path_too():
   """Without a gradient only decay moves a parameter, by the one rate."""
-  made = config(warmup_share=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
+  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
                 undecayed=('bias', 'norm', 'embedding', 'down'))
   transform = optimizer.build(made, 10, ENCODER)
   change, _ = transform.update(jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER)
@@ -194,17 +189,17 @@ def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
   rate = rates(17, schedule='epochs', epochs=5, learning_rate=1.0)
   values, counts = np.unique(rate, return_counts=True)
   np.testing.assert_allclose(values, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
-  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup(config(schedule='epochs', epochs=5), 17) == 0
+  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup(make_optimizer_config(schedule='epochs', epochs=5), 17) == 0
   assert rates(3, schedule='epochs', epochs=5, learning_rate=1.0).tolist() == pytest.approx([1, 0.8, 0.4])
 
 
 @pytest.mark.parametrize('schedule, epochs', [('epochs', 0), ('epochs_from_zero', 1)])
 def test_a_schedule_by_the_epoch_needs_epochs(schedule: str, epochs: int):
   with pytest.raises(InputError, match='the parts of the run'):
-    config(schedule=schedule, epochs=epochs)
+    make_optimizer_config(schedule=schedule, epochs=epochs)
 
 
 def test_the_rate_of_an_epoch_may_be_that_of_a_member():
-  made = config(schedule='epochs_from_zero', epochs=3)
+  made = make_optimizer_config(schedule='epochs_from_zero', epochs=3)
   rate = jax.jit(lambda top: optimizer.schedule(made, 6, top)(jnp.int32(3)))
   assert float(rate(jnp.float32(0.5))) == 0.5 and float(rate(jnp.float32(2.0))) == 2.0

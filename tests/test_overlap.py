@@ -21,7 +21,7 @@ from minilm_jax.language import tokenizer as tokenizers
 from minilm_jax.tasks import counts, overlap
 from minilm_jax.tasks.overlap import HEADLINE, Measure
 from minilm_jax.tasks.sources import Examples
-from tests.scored import written
+from tests.fake_runs import write_examples
 
 Key = tuple[str, str, int]
 
@@ -60,7 +60,7 @@ def test_examples_in_docstrings():
 
 
 def test_a_corpus_overlaps_wholly_with_its_own_text(tiny_corpus: pathlib.Path, own_text: list[str], tmp_path: pathlib.Path):
-  folder = written(tmp_path / 'own', train=rows(own_text), test=rows(own_text[:50]))
+  folder = write_examples(tmp_path / 'own', train=rows(own_text), test=rows(own_text[:50]))
   found = overlap.overlap(tiny_corpus, task(folder), SubsetConfig(0, 0, 0))
   train, test = ({(one['unit'], one['name'], one['least']): one for one in found['measures'][split]}
                  for split in ('train', 'test'))
@@ -156,7 +156,7 @@ def test_one_example_has_no_interval(pieces: tokenizers.Tokenizer):
 
 
 def test_more_text_never_overlaps_less(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  folder = written(tmp_path / 'own', train=rows(['the dog sees a cat .', 'the old king sleeps .', 'qwx the']),
+  folder = write_examples(tmp_path / 'own', train=rows(['the dog sees a cat .', 'the old king sleeps .', 'qwx the']),
                    test=rows(['the dog .']))
   found = []
   for part in (1, 4, 16, 0):
@@ -171,7 +171,7 @@ def test_more_text_never_overlaps_less(tiny_corpus: pathlib.Path, tmp_path: path
 
 @pytest.mark.parametrize('texts', [['', ''], ['. , !', '...']])
 def test_a_task_without_text_is_refused(texts: list[str], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  folder = written(tmp_path / 'own', train=rows(texts), test=rows(texts))
+  folder = write_examples(tmp_path / 'own', train=rows(texts), test=rows(texts))
   with pytest.raises(InputError, match='no word in the texts of 2 examples'):
     overlap.overlap(tiny_corpus, task(folder), SubsetConfig(0, 0, 0))
 
@@ -182,7 +182,7 @@ def test_a_part_larger_than_the_corpus_is_refused(tiny_corpus: pathlib.Path):
 
 
 def test_the_verb(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys):
-  folder = written(tmp_path / 'own', train=rows(['the dog', 'a qwx', 'the dog', 'a qwx']), test=rows(['the', 'cat']))
+  folder = write_examples(tmp_path / 'own', train=rows(['the dog', 'a qwx', 'the dog', 'a qwx']), test=rows(['the', 'cat']))
   command = ['overlap', f'--corpus={tiny_corpus}', '--config=configs/own.py', f'--config.task.folder={folder}',
              '--config.task.train=', '--config.task.split=test', '--rows=50']
   assert door.main([*command, '--json']) == 0

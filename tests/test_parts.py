@@ -1,53 +1,18 @@
 """The keep stage in parts: joined they are what one process makes, however text is cut and whoever is asked twice."""
 
 import collections
-import csv
-import gzip
-import json
 import pathlib
 import random
-from typing import Any
 
 import numpy as np
 import pytest
 from etils import epath
 
-from configs import base
-from minilm_jax import recipe
 from minilm_jax.corpus_config import CorpusConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import datasets, documents, keep, parts, passes, vocabulary
+from tests.filter_cases import WORDS, make_corpus_config, read_files, write_sources
 
-WORDS = 'the king queen cat dog saw and liked old house because was tired again'.split()
-
-
-def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
-  """Files of all kinds, whose sentences come again in one document, in one file and in others."""
-  dice = random.Random(seed)
-  words = [*5 * WORDS, 'zygote', 'zygote']
-  sentences = [' '.join(dice.choices(words, k=dice.randint(4, 14))).capitalize() + '.' for _ in range(60)]
-
-  def text() -> str:
-    return ' '.join(dice.choices(sentences, k=dice.randint(1, 9)))
-
-  (folder / 'empty.txt').write_text('')
-  (folder / 'a.txt').write_text('\n\n'.join(text() for _ in range(40)))
-  (folder / 'c.txt').write_text('\n'.join(text() for _ in range(9)))
-  with gzip.open(folder / 'b.jsonl.gz', 'wt') as file:
-    file.writelines(json.dumps({'text': text()}) + '\n' for _ in range(40))
-  with open(folder / 'd.csv', 'w', newline='') as file:
-    csv.writer(file).writerows([['text'], *([text()] for _ in range(20))])
-  return [f'{folder}/{name}' for name in ('a.txt', 'b.jsonl.gz', 'empty.txt', 'c.txt', 'd.csv')]
-
-
-def config(sources: list[str], **changes: Any) -> CorpusConfig:
-  made = base.corpus()
-  made.documents.sources = ','.join(sources)
-  made.vocabulary.update(passes='spans,sentences', span_words=8, span_stride=3, span_counted=4, sentence_words=3)
-  made.splits.update(validation=0.2, test=0.2)
-  made.workers, made.tokenizer.size = 1, 60
-  made.update_from_flattened_dict(changes)
-  return recipe.resolve(made, 'corpus')
 
 
 def in_parts(made: CorpusConfig, words: vocabulary.WordList | None, folder: pathlib.Path, dice: random.Random) -> dict:
@@ -71,27 +36,23 @@ def in_parts(made: CorpusConfig, words: vocabulary.WordList | None, folder: path
   return parts.joined(work, len(some), to)
 
 
-def files(folder: pathlib.Path) -> dict[str, bytes]:
-  return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
-
-
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize('words', [None, vocabulary.WordList(frozenset(WORDS), 'words', '')], ids=['all', 'words'])
 def test_joined_parts_are_the_stage(tmp_path, monkeypatch, words, seed: int):
   dice = random.Random(seed)
   monkeypatch.setattr(keep, '_BATCH', dice.choice([50, 500, 1 << 20]))
   monkeypatch.setattr(parts, '_ITEMS', dice.choice([1, 20, 1 << 20]))
-  made = config(write_sources(tmp_path, seed))
+  made = make_corpus_config(write_sources(tmp_path, seed))
   sources = documents.expand(made.documents)
   alone = keep.keep(made, sources, [1] * len(sources), words, epath.Path(tmp_path) / 'alone', 1)
   found = in_parts(made, words, tmp_path, dice)
-  assert files(tmp_path / 'joined') == files(tmp_path / 'alone') and any(files(tmp_path / 'alone').values())
+  assert read_files(tmp_path / 'joined') == read_files(tmp_path / 'alone') and any(read_files(tmp_path / 'alone').values())
   assert found.pop('processor_seconds') > 0
   assert found == {name: alone[name] for name in found} and found['passes']['sentences_repeated'] > 10
 
 
 def test_words_are_counted_in_pieces(tmp_path, monkeypatch):
-  made, total = config(write_sources(tmp_path)), collections.Counter()
+  made, total = make_corpus_config(write_sources(tmp_path)), collections.Counter()
   monkeypatch.setattr(parts, '_WORDS', 5)
   monkeypatch.setattr(keep, '_BATCH', 100)
   sources = documents.expand(made.documents)
@@ -104,7 +65,7 @@ def test_words_are_counted_in_pieces(tmp_path, monkeypatch):
 @pytest.mark.parametrize('records', [1, 2, 3, 100])
 def test_a_data_set_is_read_in_ranges(prepared, monkeypatch, records: int):
   monkeypatch.setattr(parts, '_RECORDS', records)
-  made = config(['tiny'], **{'documents.data_dir': str(prepared)}).documents
+  made = make_corpus_config(['tiny'], **{'documents.data_dir': str(prepared)}).documents
   source, = documents.expand(made)
   assert datasets.count(source.path, 'train') == 3
   some = parts.parts([source], made)
@@ -116,7 +77,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
   """The first part in the order of the text, whichever was read first; nothing of it stays."""
   for name in ('a', 'b'):
     (tmp_path / f'{name}.txt').write_bytes(b'fine\nnot fine \xff\n')
-  made, folder = config([f'{tmp_path}/{name}.txt' for name in 'ab']), epath.Path(tmp_path) / 'work'
+  made, folder = make_corpus_config([f'{tmp_path}/{name}.txt' for name in 'ab']), epath.Path(tmp_path) / 'work'
   folder.mkdir()
   assert parts.refused(folder) is None
   for part in reversed(list(enumerate(documents.expand(made.documents)))):
@@ -133,7 +94,7 @@ def test_parts_that_are_elsewhere_are_missed(tmp_path):
 
 
 def test_part_files_hold_text_and_numbers(tmp_path):
-  made, folder = config(write_sources(tmp_path)), epath.Path(tmp_path) / 'work'
+  made, folder = make_corpus_config(write_sources(tmp_path)), epath.Path(tmp_path) / 'work'
   folder.mkdir()
   part = 0, documents.expand(made.documents)[0]
   found = list(parts.kept(part, made, passes.Filter(None, made.vocabulary), folder))

@@ -8,7 +8,7 @@ import pytest
 
 from minilm_jax.corpus_config import VocabularyConfig
 from minilm_jax.language import documents, passes, vocabulary
-from tests.test_vocabulary import LIST, PAPER_LIST, WORDS, honey_words, noise
+from tests.word_lists import LIST, PAPER_LIST, WORDS, draw_text, split_honey_words
 
 
 def rules(counting: str = 'honey', sentence: int = 2, words: int = 6, stride: int = 2,
@@ -31,11 +31,11 @@ def sentences(text: str) -> list[str]:
 
 @pytest.mark.parametrize('seed', range(20))
 def test_the_passes_keep_what_a_search_word_by_word_keeps(seed):
-  text, config = noise(seed, 300), rules()
+  text, config = draw_text(seed, 300), rules()
   kept = kept_of(text, LIST, config)
 
   def good(stretch: str, more_than: int) -> bool:
-    words = honey_words(stretch)
+    words = split_honey_words(stretch)
     return len(words) > more_than and WORDS.issuperset(words)
 
   fields = text.split()
@@ -46,20 +46,20 @@ def test_the_passes_keep_what_a_search_word_by_word_keeps(seed):
   counts = passes.Filter(LIST, config).kept([text]).counts
   for kind, items in kept.items():
     assert counts[f'{kind}_kept'] == len(items)
-    assert counts[f'{kind}_words'] == sum(len(honey_words(item)) for item in items)
+    assert counts[f'{kind}_words'] == sum(len(split_honey_words(item)) for item in items)
     assert counts[f'{kind}_read'] == sum(counts[f'{kind}_{end}'] for end in ('kept', 'out_of_vocabulary', 'short'))
-  assert counts['words_read'] == len(honey_words(text))
+  assert counts['words_read'] == len(split_honey_words(text))
 
 
 def test_a_full_cache_changes_nothing(monkeypatch):
-  text = noise(0, 400)
+  text = draw_text(0, 400)
   expected = passes.Filter(LIST, rules()).kept([text])
   monkeypatch.setattr(passes, '_FIELDS', 3)
   assert passes.Filter(LIST, rules()).kept([text]) == expected
 
 
 def test_documents_side_by_side_are_kept_as_each_alone():
-  texts = ['', *(noise(seed, 7 * seed) for seed in range(20)), ' \n ', '...', 'the dog ran." )', '']
+  texts = ['', *(draw_text(seed, 7 * seed) for seed in range(20)), ' \n ', '...', 'the dog ran." )', '']
   words = passes.Filter(LIST, rules())
   alone, together = [words.kept([text]) for text in texts], words.kept(texts)
   assert together.items == [(i, kind, item) for i, one in enumerate(alone) for _, kind, item in one.items]
@@ -96,9 +96,9 @@ def test_sentences_end_where_a_reader_would_end_them(text, there):
 
 def test_a_filter_goes_to_another_process_without_its_cache():
   words = passes.Filter(LIST, rules())
-  size, kept = len(pickle.dumps(words)), words.kept([noise(1, 500)])
+  size, kept = len(pickle.dumps(words)), words.kept([draw_text(1, 500)])
   assert len(pickle.dumps(words)) == size
-  assert pickle.loads(pickle.dumps(words)).kept([noise(1, 500)]) == kept
+  assert pickle.loads(pickle.dumps(words)).kept([draw_text(1, 500)]) == kept
 
 
 def test_real_text_keeps_its_counted_words(data):

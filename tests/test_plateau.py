@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import frontier, plateau
-from tests.swept import logged, made
+from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = range(100, 10_001, 100)
 
@@ -17,7 +17,7 @@ def curve(leaves: int, at: float = 3.2, spacing: int = 100, noise: float = 0.0, 
   updates = np.arange(spacing, 10_001, spacing)
   loss = at * np.maximum(1, (updates / 1000) ** -0.3) * np.minimum(1, (updates / leaves) ** -0.4)
   loss *= np.exp(noise * np.random.default_rng(0).normal(size=len(updates)))
-  return made('run', updates.tolist(), loss.tolist(), **fields)
+  return make_loss_curve('run', updates.tolist(), loss.tolist(), **fields)
 
 
 @pytest.mark.parametrize('spacing, noise', [(100, 0.0), (20, 0.002), (500, 0.002)])
@@ -32,29 +32,29 @@ def test_a_plateau_is_found_at_any_spacing(spacing: int, noise: float):
 
 
 def test_a_curve_without_one():
-  steady = made('a', list(UPDATES), [4 * (one / 100) ** -0.15 for one in UPDATES])
-  converged = made('b', list(UPDATES), [max(2.0, 4 * (one / 100) ** -0.3) for one in UPDATES])
-  untaught = made('c', list(UPDATES), [9.8 if one < 3000 else 9.8 * (one / 3000) ** -0.5 for one in UPDATES])
-  for track in (steady, converged, untaught, made('d', [], []), made('e', [100], [3.2])):
+  steady = make_loss_curve('a', list(UPDATES), [4 * (one / 100) ** -0.15 for one in UPDATES])
+  converged = make_loss_curve('b', list(UPDATES), [max(2.0, 4 * (one / 100) ** -0.3) for one in UPDATES])
+  untaught = make_loss_curve('c', list(UPDATES), [9.8 if one < 3000 else 9.8 * (one / 3000) ** -0.5 for one in UPDATES])
+  for track in (steady, converged, untaught, make_loss_curve('d', [], []), make_loss_curve('e', [100], [3.2])):
     assert plateau.find(track) is None, track.name
   assert plateau.level([steady, converged, untaught]) is None
-  assert plateau.find(made('f', [100, 200], [9.0, 8.0]), level=3.2) is None  # has not come down to it
+  assert plateau.find(make_loss_curve('f', [100, 200], [9.0, 8.0]), level=3.2) is None  # has not come down to it
 
 
 def test_runs_of_a_sweep_share_the_level():
-  coarse = made('coarse', [1000, 6000, 10000], [3.22, 2.2, 2.0])
-  never = made('never', list(UPDATES), [3.2 * max(1.0, (one / 1000) ** -0.3) for one in UPDATES])
+  coarse = make_loss_curve('coarse', [1000, 6000, 10000], [3.22, 2.2, 2.0])
+  never = make_loss_curve('never', list(UPDATES), [3.2 * max(1.0, (one / 1000) ** -0.3) for one in UPDATES])
   level = plateau.level([curve(4000), curve(6000), coarse, never])
   assert level == pytest.approx(3.2, rel=0.01) and plateau.find(coarse) is None is plateau.find(never)
   assert (plateau.find(coarse, level).entry, plateau.find(coarse, level).exit) == (1000, 6000)
   held = plateau.find(never, level)
   assert (held.exit, held.exit_flops, held.exit_loss, held.left, held.end) == (None, None, None, False, 100)
-  through = plateau.find(made('through', [1000, 2000], [2.5, 2.2]), level)
+  through = plateau.find(make_loss_curve('through', [1000, 2000], [2.5, 2.2]), level)
   assert (through.entry, through.exit, through.seen) == (1000, 1000, 0)
 
 
 def test_without_the_plateau_only_what_came_after_is_left():
-  tracks = [curve(4000), made('never', list(UPDATES), [3.2] * 100), made('none', [1], [8.0])]
+  tracks = [curve(4000), make_loss_curve('never', list(UPDATES), [3.2] * 100), make_loss_curve('none', [1], [8.0])]
   places = [plateau.find(track, 3.2) for track in tracks]
   kept = plateau.without_plateau(tracks, places)
   assert [track.name for track in kept] == ['run', 'none'] and kept[1] is tracks[2]
@@ -65,7 +65,7 @@ def test_without_the_plateau_only_what_came_after_is_left():
 
 
 def test_the_logged_runs(data: pathlib.Path):
-  tracks = logged(data)
+  tracks = read_paper1_curves(data)
   level = plateau.level(tracks)
   assert 3.15 < level < 3.2
   found = {track.name: plateau.find(track, level) for track in tracks}
@@ -85,7 +85,7 @@ def test_the_logged_runs(data: pathlib.Path):
 
 
 def test_the_logged_frontier_below_its_break_is_the_plateau_s(data: pathlib.Path):
-  tracks = logged(data)
+  tracks = read_paper1_curves(data)
   level = plateau.level(tracks)
   places = [plateau.find(track, level) for track in tracks]
   exits = {place.run: place.exit_flops or math.inf for place in places}

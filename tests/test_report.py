@@ -1,7 +1,6 @@
 """Reports over run directories made here: what is read, what is said about it, and that nothing in it runs or leaks."""
 
 import csv
-import html.parser
 import io
 import json
 import math
@@ -14,58 +13,29 @@ from etils import epath
 from minilm_jax import run
 from minilm_jax.analysis import cells, report, runs
 from minilm_jax.errors import InputError
-from tests import gridded, scored, test_logged
+from tests import fake_runs
+from tests.html_page import Page, read_csv
 
 
-def pretraining(folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1) -> pathlib.Path:
-  folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'updates': 300})
-  run.write_json(folder / run.MANIFEST, {'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
-                                         'devices': ['cpu', 'cpu']})
-  for step in range(50, updates + 1, 50):
-    loss = math.nan if step == nan_at else 4 + 5 * math.exp(-step / 100)
-    common = {'step': step, 'tokens': step * 32768, 'flops': step * 2.5e11, 'seconds': step * 0.4}
-    run.append_line(folder / run.METRICS, {
-        **common, 'split': 'train', 'loss': loss + 0.1, 'perplexity': math.exp(4), 'learning_rate': 1e-3})
-    if step % 100 == 0:
-      run.append_line(folder / run.METRICS, {
-          **common, 'split': 'validation', 'loss': loss, 'perplexity': loss if math.isnan(loss) else math.exp(loss)})
-  if finished:
-    run.write_json(folder / run.RESULT, {'updates': updates})
-  return folder
-
-
-def finetuning(folder: pathlib.Path, source: pathlib.Path, values: list[float], *, pretrained: bool, task: str = 'sst2',
-               collapsed: bool = False) -> pathlib.Path:
-  folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {
-      'kind': 'finetune', 'checkpoint': str(source), 'starts': [100 if pretrained else None], 'epochs': 1.0,
-      'task': {'name': task, 'filtered': False}})
-  for seed, value in enumerate(values):
-    common = {'seed': seed, 'learning_rate': 1e-4, 'member': seed, 'pretrained': pretrained}
-    run.append_line(folder / run.METRICS, {**common, 'step': 100, 'epoch': 1.0, 'split': 'train', 'loss': 0.6,
-                                           'seconds': 5.0})
-    run.append_line(folder / run.METRICS, {**common, 'step': 100, 'epoch': 1.0, 'split': 'held_out', 'accuracy': value})
-    run.append_line(folder / run.SCORES, scored.line(
-        **common, task=task, metric='accuracy', value=value, examples=872, majority=0.509, collapsed=collapsed,
-        checkpoint=source.name))
-  run.write_json(folder / run.RESULT, {})
-  return folder
+def write_task_run(folder: pathlib.Path, source: pathlib.Path, values: list[float], *, pretrained: bool, task: str = 'sst2',
+                   collapsed: bool = False) -> pathlib.Path:
+  fake_runs.write_finetune_run(folder, source, values, pretrained, task, examples=872, majority=0.509, collapsed=collapsed)
+  return fake_runs.write_finetune_log(folder)
 
 
 @pytest.fixture
 def home(tmp_path: pathlib.Path) -> pathlib.Path:
   """Two pre-training runs, one of them cut short, and a task from the first, pre-trained and from scratch."""
   folder = tmp_path / 'runs'
-  first = pretraining(folder / 'tiny')
-  pretraining(folder / 'cut', updates=150, finished=False, nan_at=100)
-  finetuning(folder / 'sst2' / 'pretrained', first, [0.70, 0.71, 0.72], pretrained=True)
-  finetuning(folder / 'sst2' / 'scratch', first, [0.60, 0.62, 0.61], pretrained=False)
+  first = fake_runs.write_pretraining_run(folder / 'tiny')
+  fake_runs.write_pretraining_run(folder / 'cut', updates=150, finished=False, nan_at=100)
+  write_task_run(folder / 'sst2' / 'pretrained', first, [0.70, 0.71, 0.72], pretrained=True)
+  write_task_run(folder / 'sst2' / 'scratch', first, [0.60, 0.62, 0.61], pretrained=False)
   return folder
 
 
 def test_members_of_a_population_are_rows_and_curves_of_their_own(tmp_path: pathlib.Path):
-  folder = pretraining(tmp_path / 'both')
+  folder = fake_runs.write_pretraining_run(tmp_path / 'both')
   lines = list(run.read_lines(folder / run.METRICS))
   run.write_lines(folder / run.METRICS, [{**line, 'member': n, 'loss': line['loss'] + n} for line in lines for n in (0, 1)])
   first, second = runs.rows('both', epath.Path(folder))
@@ -74,39 +44,6 @@ def test_members_of_a_population_are_rows_and_curves_of_their_own(tmp_path: path
   assert [curve.name for curve in runs.curves('both', epath.Path(folder))] == ['both member 0', 'both member 1']
   report.report([str(folder)], tmp_path / 'report')
   assert 'both member 1' in (tmp_path / 'report' / 'report.html').read_text()
-
-
-class Page(html.parser.HTMLParser):
-  """Tags, addresses and text of a page; a tag that is not closed is an error."""
-
-  VOID = ('meta', 'br')  # of HTML; what is empty in an SVG closes itself
-
-  def __init__(self, text: str):
-    super().__init__()
-    self.tags, self.addresses, self.open, self.text = set[str](), list[str](), list[str](), ''
-    self.headings, self.attributes = list[str](), set[str]()
-    self.feed(text)
-    assert not self.open, self.open
-
-  def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-    self.tags.add(tag)
-    self.attributes |= {name for name, _ in attributes}
-    self.addresses += [value or '' for name, value in attributes if name in ('src', 'href', 'xlink:href', 'action')]
-    if tag not in self.VOID:
-      self.open.append(tag)
-
-  def handle_endtag(self, tag: str) -> None:
-    assert self.open.pop() == tag
-
-  def handle_data(self, text: str) -> None:
-    self.text += text
-    if self.open and self.open[-1] == 'h2':
-      self.headings.append(text)
-
-
-def read_csv(path: Any) -> list[dict[str, str]]:
-  with open(path, encoding='utf-8', newline='') as file:
-    return list(csv.DictReader(file))
 
 
 def test_the_report_is_some_files_and_a_page_that_stands_alone(home: pathlib.Path, tmp_path: pathlib.Path):
@@ -192,9 +129,9 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, epath.
   home = tmp_path_factory.mktemp('hostile')
   for number, text in enumerate(HOSTILE):
     plain = text.replace('/', '_')
-    first = pretraining(home / 'runs' / plain, updates=100)
+    first = fake_runs.write_pretraining_run(home / 'runs' / plain, updates=100)
     run.write_json(first / run.MANIFEST, {'parameters': {'total': 1}, 'devices': [plain]})
-    task = finetuning(home / 'runs' / f'task-{number}', first, [0.5, 0.6], pretrained=True, task='')
+    task = write_task_run(home / 'runs' / f'task-{number}', first, [0.5, 0.6], pretrained=True, task='')
     lines = [json.loads(line) for line in (task / run.SCORES).read_text().splitlines()]
     with (task / run.SCORES).open('w') as scores, (task / run.PREDICTIONS).open('w') as predictions:
       for line in lines:
@@ -208,7 +145,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, epath.
 
 
 def test_only_pretraining_gives_a_report_without_scores(tmp_path: pathlib.Path):
-  pretraining(tmp_path / 'runs' / 'a')
+  fake_runs.write_pretraining_run(tmp_path / 'runs' / 'a')
   text = Page(report.report([tmp_path / 'runs'], tmp_path)['report.html'].read_text()).text
   assert 'There are no scores yet.' in text and 'Scores\n' not in text
 
@@ -238,7 +175,7 @@ def test_a_folder_without_a_name_is_not_the_current_one(home: pathlib.Path, monk
 
 def test_names_tell_runs_apart_and_no_run_counts_twice(tmp_path: pathlib.Path):
   for place in 'ab':
-    pretraining(tmp_path / place / 'tiny')
+    fake_runs.write_pretraining_run(tmp_path / place / 'tiny')
   assert len(runs.find([tmp_path])) == len(runs.find([tmp_path, tmp_path / 'a', tmp_path / 'a' / 'tiny'])) == 2
   assert set(runs.find([tmp_path])) == {'a/tiny', 'b/tiny'}
   assert set(runs.find([tmp_path / 'a' / 'tiny'])) == {'tiny'}
@@ -248,8 +185,8 @@ def test_names_tell_runs_apart_and_no_run_counts_twice(tmp_path: pathlib.Path):
 
 def test_scores_of_runs_with_one_name_stay_apart(tmp_path: pathlib.Path):
   for place, value in (('a', 0.9), ('b', 0.1)):
-    source = pretraining(tmp_path / place / 'pretrain')
-    finetuning(tmp_path / place / 'cola', source, [value, value], pretrained=True, task='cola')
+    source = fake_runs.write_pretraining_run(tmp_path / place / 'pretrain')
+    write_task_run(tmp_path / place / 'cola', source, [value, value], pretrained=True, task='cola')
   rows = read_csv(report.report([tmp_path], tmp_path / 'out')['scores.csv'])
   means = {row['checkpoint']: float(row['pretrained_mean']) for row in rows}
   assert means == {'a/pretrain': 0.9, 'b/pretrain': 0.1}
@@ -265,15 +202,15 @@ def test_scores_of_runs_with_one_name_stay_apart(tmp_path: pathlib.Path):
 ])
 def test_a_sentence_claims_no_more_than_its_numbers(
     tmp_path: pathlib.Path, ours: list[float], theirs: list[float], said: str):
-  source = pretraining(tmp_path / 'runs' / 'tiny')
+  source = fake_runs.write_pretraining_run(tmp_path / 'runs' / 'tiny')
   for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
-    finetuning(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
+    write_task_run(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
   sentence, = cells.sentences(report.score_table(runs.scores(runs.find([tmp_path / 'runs']))))
   assert said in sentence
 
 
 def test_the_terminal_shows_every_number_whole(home: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-  finetuning(home / 'cola', home / 'tiny', [0.0, math.nan, 0.0], pretrained=False, task='cola[bold]', collapsed=True)
+  write_task_run(home / 'cola', home / 'tiny', [0.0, math.nan, 0.0], pretrained=False, task='cola[bold]', collapsed=True)
   report.print_tables(list(runs.scores(runs.find([home]))))
   out, err = capsys.readouterr()
   assert err == '' and 'cola[bold]' in out
@@ -298,7 +235,7 @@ def test_confusion_matrices_are_drawn_when_asked(home: pathlib.Path, tmp_path: p
 def test_minimal_pairs_have_a_table_by_phenomenon(home: pathlib.Path, tmp_path: pathlib.Path):
   run.open_run(home / 'pairs', {'kind': 'evaluate', 'checkpoint': str(home / 'tiny')})
   for split, value in (('all', 0.61), ('ellipsis', 0.62), ('islands', 0.63)):
-    run.append_line(home / 'pairs' / run.SCORES, scored.line(
+    run.append_line(home / 'pairs' / run.SCORES, fake_runs.make_score_line(
         value, task='blimp', metric='accuracy', split=split, headline=split == 'all', majority=0.5, frequency=0.57,
         learning_rate=None, epoch=None, train_examples=0))
   written = report.report([home], tmp_path)
@@ -314,7 +251,7 @@ def test_a_run_of_many_fine_tuned_models_is_one_row(home: pathlib.Path):
 
 
 def test_averages_and_steps_reach_the_page(home: pathlib.Path, tmp_path: pathlib.Path):
-  folder = finetuning(home / 'rte', home / 'tiny', [0.5, 0.6, 0.7], pretrained=True, task='rte')
+  folder = write_task_run(home / 'rte', home / 'tiny', [0.5, 0.6, 0.7], pretrained=True, task='rte')
   lines = list(run.read_lines(folder / run.SCORES))
   run.write_lines(folder / run.SCORES, [*lines, *({**one, 'checkpoint_step': 300} for one in lines)])
   written = report.report([home], tmp_path)
@@ -335,10 +272,10 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Six models of three widths and two depths, all fine-tuned on two tasks and their arm from scratch; one point failed."""
   folder = tmp_path_factory.mktemp('grid') / 'runs'
   for n, (hidden, layers) in enumerate((h, layers) for h in (32, 64, 256) for layers in (1, 2)):
-    source = gridded.pretraining(folder / f'h{hidden}-l{layers}', hidden=hidden, layers=layers, seed=n)
+    source = fake_runs.write_scaling_run(folder / f'h{hidden}-l{layers}', hidden=hidden, layers=layers, seed=n)
     for task, base in (('cola', 0.2), ('sst2', 0.6)):
       for arm, values in ((True, [base + n / 50, base + n / 40]), (False, [base, base + 0.01])):
-        tuned = finetuning(folder / task / f'{n}-{arm}', source, values, pretrained=arm, task=task)
+        tuned = write_task_run(folder / task / f'{n}-{arm}', source, values, pretrained=arm, task=task)
         (tuned / run.METRICS).unlink()  # its curves take long to draw
   (folder / 'h512').mkdir()
   run.write_json(folder / 'h512' / run.FAILURE, {'asked': 'memory for h 512', 'found': 'too little <b>', 'remedy': 'x'})
@@ -390,7 +327,7 @@ def test_a_grid_gives_the_same_bytes_and_its_report_is_no_run(
 
 def test_unfinished_runs_count_when_asked(tmp_path: pathlib.Path):
   for hidden in (32, 64):
-    gridded.pretraining(tmp_path / 'runs' / f'h{hidden}', hidden=hidden, finished=False, updates=600)
+    fake_runs.write_scaling_run(tmp_path / 'runs' / f'h{hidden}', hidden=hidden, finished=False, updates=600)
   without = report.report([tmp_path / 'runs'], tmp_path / 'a', draws=5)
   assert read_csv(without['frontier.csv']) == [] and 'plane.svg' not in without
   text = Page(without['report.html'].read_text()).text
@@ -401,9 +338,9 @@ def test_unfinished_runs_count_when_asked(tmp_path: pathlib.Path):
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_few_models_leave_parts_out_and_say_why(tmp_path: pathlib.Path, count: int):
   for n in range(count):
-    source = gridded.pretraining(tmp_path / 'runs' / f'r{n}', hidden=32 * 2**n)
-    finetuning(tmp_path / 'runs' / 'task' / str(n), source, [0.5 + n / 10], pretrained=True)
-  gridded.pretraining(tmp_path / 'runs' / 'early', updates=0, finished=False)
+    source = fake_runs.write_scaling_run(tmp_path / 'runs' / f'r{n}', hidden=32 * 2**n)
+    write_task_run(tmp_path / 'runs' / 'task' / str(n), source, [0.5 + n / 10], pretrained=True)
+  fake_runs.write_scaling_run(tmp_path / 'runs' / 'early', updates=0, finished=False)
   written = report.report([tmp_path / 'runs'], tmp_path / 'out', draws=5)
   text = Page(written['report.html'].read_text()).text
   assert (GRID < set(written)) == (count > 1) and 'early: no validation loss yet' in text
@@ -413,18 +350,18 @@ def test_few_models_leave_parts_out_and_say_why(tmp_path: pathlib.Path, count: i
 
 
 def test_a_member_that_became_a_run_is_in_no_table_twice(tmp_path: pathlib.Path):
-  folder = gridded.pretraining(tmp_path / 'runs' / 'both', members=2)
-  gridded.pretraining(folder / 'member-1', seed=1)
+  folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'both', members=2)
+  fake_runs.write_scaling_run(folder / 'member-1', seed=1)
   written = report.report([tmp_path / 'runs'], tmp_path / 'out', draws=5)
   for name in ('runs.csv', 'models.csv'):
     assert [row['name'] for row in read_csv(written[name])] == ['both member 0', 'both/member-1']
 
 
 def test_a_logged_table_gives_the_same_study(tmp_path: pathlib.Path):
-  rows = [test_logged.row(name, updates, loss + 20 / updates, **{'test/loss': loss, 'intermediate_size': width,
+  rows = [fake_runs.make_log_row(name, updates, loss + 20 / updates, **{'test/loss': loss, 'intermediate_size': width,
           'FLOPS Hoffman per sequence': 9e8 + 1e6 * width})
           for name, loss, width in (('$a', 3.0, 64), ('<b>', 2.8, 128)) for updates in (100, 200, 400, 800)]
-  path = test_logged.write(tmp_path / 'eval.csv.gz', rows)
+  path = fake_runs.write_log_table(tmp_path / 'eval.csv.gz', rows)
   written = report.report([], tmp_path / 'out', table=path, draws=5)
   assert GRID - {'models.csv'} | {'report.html', 'runs.csv'} == set(written)
   found = Page(written['report.html'].read_text())
@@ -434,7 +371,7 @@ def test_a_logged_table_gives_the_same_study(tmp_path: pathlib.Path):
   step, = read_csv(written['cost.csv'])
   gain = (math.exp(3) - math.exp(2.8)) / (64e6 * 800 * 256 / 1e15)
   assert float(step['per_1e15']) == pytest.approx(gain)
-  one = test_logged.write(tmp_path / 'one.csv', rows[:4])
+  one = fake_runs.write_log_table(tmp_path / 'one.csv', rows[:4])
   assert set(report.report([], tmp_path / 'one', table=one)) == {'report.html', 'runs.csv'}
 
 
@@ -442,7 +379,7 @@ def test_a_logged_table_gives_the_same_study(tmp_path: pathlib.Path):
     ({'folders': ['x']}, 'folders beside it'), ({'workdir': ''}, 'no --workdir'), ({'confusion': True}, 'no predictions'),
     ({'draws': 0}, '0 draws')])
 def test_what_does_not_go_with_a_logged_table_is_refused(tmp_path: pathlib.Path, asked: dict[str, Any], said: str):
-  path = test_logged.write(tmp_path / 'x.csv', [test_logged.row()])
+  path = fake_runs.write_log_table(tmp_path / 'x.csv', [fake_runs.make_log_row()])
   with pytest.raises(InputError, match=said):
     report.report(**{'folders': [], 'workdir': tmp_path / 'out', 'table': path, **asked})
   assert not (tmp_path / 'out').exists()

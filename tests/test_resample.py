@@ -8,7 +8,7 @@ import pytest
 
 from minilm_jax.analysis import frontier, laws, resample
 from minilm_jax.errors import InputError
-from tests.swept import logged, made
+from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 
 def test_the_interval_of_a_mean_is_that_of_its_standard_error():
@@ -58,7 +58,7 @@ def test_draws_that_fail_are_counted():
 
 
 def test_a_run_that_is_drawn_twice_changes_no_envelope():
-  runs = [made(name, [1, 2, 3, 4], loss) for name, loss in (('a', [4, 3, 2.5, 2.2]), ('b', [4.1, 3.1, 2.6, 2.3]))]
+  runs = [make_loss_curve(name, [1, 2, 3, 4], loss) for name, loss in (('a', [4, 3, 2.5, 2.2]), ('b', [4.1, 3.1, 2.6, 2.3]))]
   alone = frontier.envelope(runs[:1])
   assert frontier.envelope([runs[0], runs[0]]) == alone
   found = resample.bootstrap(runs, lambda drawn: laws.log_power(*frontier.arrays(frontier.envelope(drawn))).constants)
@@ -67,7 +67,7 @@ def test_a_run_that_is_drawn_twice_changes_no_envelope():
 
 
 def test_what_differs_between_runs_of_the_logs_is_in_the_interval(data: pathlib.Path):
-  tracks = logged(data)
+  tracks = read_paper1_curves(data)
 
   def statistic(drawn):
     compute, loss = frontier.arrays(frontier.percentile(drawn))

@@ -9,11 +9,11 @@ from scipy import stats
 
 from minilm_jax.analysis.scores import chosen, score_table
 from minilm_jax.errors import InputError
-from tests.scored import line
+from tests.fake_runs import make_score_line
 
 
 def lines(ours: list[float], theirs: list[float]) -> list[dict[str, Any]]:
-  return [line(value, seed, side) for side, values in ((True, ours), (False, theirs))
+  return [make_score_line(value, seed, side) for side, values in ((True, ours), (False, theirs))
           for seed, value in enumerate(values)]
 
 
@@ -51,11 +51,11 @@ def test_a_single_seed_has_no_interval():
 
 
 def test_what_is_undefined_is_counted_and_left_out_on_both_sides():
-  scratch = [line(0.1, seed, pretrained=False) for seed in range(3)]
-  row, = score_table([line(None, 0), line(0.2, 1), line(0.3, 2), *scratch])
+  scratch = [make_score_line(0.1, seed, pretrained=False) for seed in range(3)]
+  row, = score_table([make_score_line(None, 0), make_score_line(0.2, 1), make_score_line(0.3, 2), *scratch])
   assert (row.pretrained.n, row.pretrained.undefined, row.pretrained.mean) == (2, 1, pytest.approx(0.25))
   assert not row.difference.paired  # seeds are no longer the same
-  row, = score_table([line(None, 0), line(float('nan'), 1)])
+  row, = score_table([make_score_line(None, 0), make_score_line(float('nan'), 1)])
   assert row.pretrained.n == 0 and row.pretrained.undefined == 2 and math.isnan(row.pretrained.mean)
 
 
@@ -63,22 +63,22 @@ def test_what_is_undefined_is_counted_and_left_out_on_both_sides():
                                     {'filtered': True}, {'checkpoint': 'large'}, {'checkpoint_step': 7},
                                     {'train_examples': 300}, {'held_out': 9}, {'which': 'best'}])
 def test_nothing_is_mixed_that_differs(fields: dict[str, Any]):
-  rows = score_table([line(0.1), line(0.9, **fields)])
+  rows = score_table([make_score_line(0.1), make_score_line(0.9, **fields)])
   assert sorted(row.pretrained.mean for row in rows) == [0.1, 0.9]
 
 
 def test_a_seed_that_was_run_again_counts_once():
-  row, = score_table([line(0.1), line(0.5)])
+  row, = score_table([make_score_line(0.1), make_score_line(0.5)])
   assert (row.pretrained.n, row.pretrained.mean) == (1, 0.5)
 
 
 def test_collapsed_runs_are_counted():
-  row, = score_table([line(0.0, 0, collapsed=True), line(0.0, 1, collapsed=True), line(0.2, 2)])
+  row, = score_table([make_score_line(0.0, 0, collapsed=True), make_score_line(0.0, 1, collapsed=True), make_score_line(0.2, 2)])
   assert row.pretrained.collapsed == 2 and row.scratch.collapsed == 0
 
 
 def test_the_headline_of_a_task_comes_first_whatever_the_order_of_the_lines():
-  given = [line(0.5, metric='accuracy', headline=False), line(0.1), line(0.6, task='boolq', metric='accuracy')]
+  given = [make_score_line(0.5, metric='accuracy', headline=False), make_score_line(0.1), make_score_line(0.6, task='boolq', metric='accuracy')]
   for order in (given, given[::-1]):
     assert [(row.task, row.metric) for row in score_table(order)] == [
         ('boolq', 'accuracy'), ('cola', 'matthews'), ('cola', 'accuracy')]
@@ -86,7 +86,7 @@ def test_the_headline_of_a_task_comes_first_whatever_the_order_of_the_lines():
 
 def searched(selections: dict[float, list[float | None]], which: str = 'last', **fields: Any) -> list[dict[str, Any]]:
   """A line a rate and seed, whose value tells the rate."""
-  return [line(rate, seed, learning_rate=rate, selection=selection, which=which, held_out=100, **fields)
+  return [make_score_line(rate, seed, learning_rate=rate, selection=selection, which=which, held_out=100, **fields)
           for rate, of_seeds in selections.items() for seed, selection in enumerate(of_seeds)]
 
 
@@ -113,7 +113,7 @@ def test_each_arm_has_its_own_rate_and_seeds_are_still_paired():
 
 
 def test_without_a_held_out_part_nothing_is_chosen_and_each_rate_is_a_row():
-  given = [line(value, learning_rate=rate, pretrained=arm) for rate in (1e-4, 2e-4)
+  given = [make_score_line(value, learning_rate=rate, pretrained=arm) for rate in (1e-4, 2e-4)
            for arm, value in ((True, rate), (False, -rate))]
   assert chosen(given) == (1e-4, 2e-4)
   rows = score_table(given)
@@ -126,27 +126,27 @@ def test_the_best_epoch_is_shown_and_chooses_the_rate_of_both_rows():
   best, last = score_table(given)
   assert (best.which, best.shown, last.which, last.shown) == ('best', True, 'last', False)
   assert best.pretrained.learning_rate == last.pretrained.learning_rate == 2e-4
-  row, = score_table([line(0.1)])
+  row, = score_table([make_score_line(0.1)])
   assert row.which == 'last' and row.shown
 
 
 def test_scratch_stands_beside_every_step_of_its_checkpoint():
-  rows = score_table([line(0.3, checkpoint_step=200), line(0.2, checkpoint_step=50), line(0.1, pretrained=False)])
+  rows = score_table([make_score_line(0.3, checkpoint_step=200), make_score_line(0.2, checkpoint_step=50), make_score_line(0.1, pretrained=False)])
   assert [(row.step, row.pretrained.mean, row.scratch.mean) for row in rows] == [(50, 0.2, 0.1), (200, 0.3, 0.1)]
-  row, = score_table([line(0.1, pretrained=False)])
+  row, = score_table([make_score_line(0.1, pretrained=False)])
   assert row.step is None and row.scratch.n == 1
 
 
 def test_baselines_and_the_ends_over_examples_are_there():
-  row, = score_table([line(0.5, 0, low=0.4, high=0.6, majority=0.1, frequency=0.2), line(0.5, 1, low=0.2, high=0.8)])
+  row, = score_table([make_score_line(0.5, 0, low=0.4, high=0.6, majority=0.1, frequency=0.2), make_score_line(0.5, 1, low=0.2, high=0.8)])
   assert (row.majority, row.frequency) == (0.1, 0.2)
   assert (row.pretrained.mean_example_low, row.pretrained.mean_example_high) == pytest.approx((0.3, 0.7))
-  row, = score_table([line(0.5, majority=None, frequency=None)])
+  row, = score_table([make_score_line(0.5, majority=None, frequency=None)])
   assert all(map(math.isnan, (row.majority, row.frequency, row.pretrained.mean_example_low)))
 
 
 def test_lines_of_another_version_are_refused():
-  old = line(0.1)
+  old = make_score_line(0.1)
   del old['held_out']
   with pytest.raises(InputError, match='without held_out'):
     score_table([old])

@@ -17,7 +17,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import subset
 from minilm_jax.tasks import selection
 from minilm_jax.training import start
-from tests.scored import written
+from tests.fake_runs import write_examples
 from tests.tiny_config import run_config
 
 TEXTS = ['the old king sees the dog .', 'a happy farmer sleeps .', 'the king sleeps .', 'the dog and the cat .']
@@ -32,7 +32,7 @@ def task(folder: str) -> FinetuneConfig:
 @pytest.fixture
 def examples(tmp_path: pathlib.Path) -> str:
   rows = [{'text': text, 'label': number % 2} for number, text in enumerate(TEXTS)]
-  return written(tmp_path / 'examples', train=rows, test=rows[:2])
+  return write_examples(tmp_path / 'examples', train=rows, test=rows[:2])
 
 
 def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:

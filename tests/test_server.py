@@ -15,7 +15,7 @@ from minilm_jax.tasks import finetune, material, protocol, server, table
 from minilm_jax.tasks.material import Material
 from minilm_jax.tasks.protocol import Entry, Scored
 from tests.fast_jit import jit
-from tests.scored import written
+from tests.fake_runs import write_examples
 
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
@@ -71,7 +71,7 @@ def test_lines_are_in_the_order_of_the_official_file():
 
 
 def test_each_split_has_a_file_of_its_own(tiny_run: Path, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=rows('mnli', 12), validation_matched=rows('mnli', 6),
+  folder = write_examples(tmp_path / 'data', train=rows('mnli', 12), validation_matched=rows('mnli', 6),
                    validation_mismatched=rows('mnli', 5), test_matched=rows('mnli', 4, [3, 2, 1, 0]),
                    test_mismatched=rows('mnli', 3, [0, 1, 2]), test=rows('ax', 5, [4, 0, 1, 2, 3]))
   ready = prepared('mnli', folder, tiny_run)
@@ -89,7 +89,7 @@ def test_each_split_has_a_file_of_its_own(tiny_run: Path, tmp_path: Path):
 
 
 def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=rows('stsb', 12), validation=rows('stsb', 6),
+  folder = write_examples(tmp_path / 'data', train=rows('stsb', 12), validation=rows('stsb', 6),
                    test=rows('stsb', 4, [0, 1, 2, 3]))
   ready = prepared('stsb', folder, tiny_run)
   kept = {which: Scored(1.0, 0.5, outputs(ready, number)) for number, which in enumerate(('best', 'last'))}
@@ -110,7 +110,7 @@ def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: 
     ([0.1] * 4, [None, None, None, 0.5], 3), ([0.1] * 4, [None] * 4, None)])
 def test_what_is_held_out_chooses_whose_predictions_they_are(selections: list, values: list, expected: int | None,
                                                              tiny_run: Path, tmp_path: Path):
-  folder = written(tmp_path / 'data', train=rows('rte', 12), validation=rows('rte', 6),
+  folder = write_examples(tmp_path / 'data', train=rows('rte', 12), validation=rows('rte', 6),
                    test=rows('rte', 9, list(range(9))))
   ready = prepared('rte', folder, tiny_run)
   entries = [Entry(number, 8 if number < 3 else None, number, 1e-3) for number in range(4)]
@@ -134,7 +134,7 @@ def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path, monkeypatch):
   numbers = list(range(70))
   order = np.random.default_rng(0).permutation(70).tolist()  # more than one batch, in no order at all
   test = [rows('rte', 70, numbers)[i] for i in order]
-  folder = written(tmp_path / 'data', train=rows('rte', 32), validation=rows('rte', 9), test=test)
+  folder = write_examples(tmp_path / 'data', train=rows('rte', 32), validation=rows('rte', 9), test=test)
   config, workdir = settings('rte', **{'task.folder': folder}), tmp_path / 'run'
   scores = finetune.finetune(config, tiny_run, workdir, [8])
   found = list(run.read_lines(workdir / 'predictions.jsonl'))

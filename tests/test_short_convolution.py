@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.model import heads, short_convolution, size
 from minilm_jax.model.initialization import path_name
 from tests import fast_jit
-from tests.test_encoder import SMALL
+from tests.tiny_encoders import SMALL
 
 
 def made(width: int, **changes: Any) -> short_convolution.ShortConvolution:

@@ -10,7 +10,7 @@ import pytest
 
 from minilm_jax.analysis import frontier, grid_fits, laws
 from minilm_jax.analysis.study import Study, sentences, study
-from tests.swept import logged, made
+from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = tuple(range(200, 8001, 200))
 
@@ -25,7 +25,7 @@ def swept(runs: int = 12, plateau: bool = True, **fields) -> list:
       fall, drop = np.maximum(1, (updates / 500) ** -0.3), np.minimum(1, (updates / leaves) ** -0.35)
       loss = np.maximum(3.2 * fall * drop, loss * 0.8)
     loss *= np.exp(0.003 * np.random.default_rng(size).normal(size=len(loss)))
-    found.append(made(f'run {size}', UPDATES, loss, 1e9 * 1.3 ** size, parameters=1_000_000 * (size + 1), **fields))
+    found.append(make_loss_curve(f'run {size}', UPDATES, loss, 1e9 * 1.3 ** size, parameters=1_000_000 * (size + 1), **fields))
   return found
 
 
@@ -36,7 +36,7 @@ def fit(found: Study, name: str, form: str, method: str = laws.LOGS) -> laws.Fit
 
 @pytest.fixture(scope='module')
 def logs(data: pathlib.Path) -> Study:
-  return study(logged(data), draws=60)
+  return study(read_paper1_curves(data), draws=60)
 
 
 def test_the_logs_give_the_paper_s_numbers(logs: Study):
@@ -64,7 +64,7 @@ def test_the_logs_break_is_where_runs_leave_the_plateau(logs: Study):
 
 
 def test_a_break_without_a_plateau_in_sight_is_left_undecided(logs: Study, data: pathlib.Path):
-  text = ' '.join(sentences(dataclasses.replace(logs, level=None, plateaus=[]), logged(data)))
+  text = ' '.join(sentences(dataclasses.replace(logs, level=None, plateaus=[]), read_paper1_curves(data)))
   assert 'do not tell whether a plateau makes it' in text
   assert 'does not account for the break' not in text and 'belongs to the course' not in text
 
@@ -82,7 +82,7 @@ def test_every_fit_is_json_with_its_intervals(logs: Study):
 
 def test_the_ends_of_runs_have_their_own_law():
   random = np.random.default_rng(0)
-  tracks = [made(str(size), [1, 1000], [9, 300 * (1e13 * 1.2 ** size * 256) ** -0.13 * math.exp(0.01 * random.normal())],
+  tracks = [make_loss_curve(str(size), [1, 1000], [9, 300 * (1e13 * 1.2 ** size * 256) ** -0.13 * math.exp(0.01 * random.normal())],
                  1e10 * 1.2 ** size) for size in range(40)]
   one = fit(study(tracks, draws=0), grid_fits.ENDS, laws.POWER)
   assert one.n == 40 and one.constants['b'] == pytest.approx(0.13, abs=0.005)
@@ -127,9 +127,9 @@ def test_unfinished_runs_only_when_asked():
 
 
 @pytest.mark.parametrize('tracks', [
-    [], [made('a', [], [])], [made('a', [1], [3])], [made('a', [0, 1], [9, 3])], [made('a', [1, 2], [3, 2])] * 2,
-    [made('a', [1, 2, 3, 4], [3, 3, 3, 3])], [made('a', [1, 2], [3, 2], finished=False)],
-    [made(str(size), [1, 2, 3, 4, 5, 6, 7], np.geomspace(4, 3 - size, 7), 10.0 ** size) for size in range(3)],
+    [], [make_loss_curve('a', [], [])], [make_loss_curve('a', [1], [3])], [make_loss_curve('a', [0, 1], [9, 3])], [make_loss_curve('a', [1, 2], [3, 2])] * 2,
+    [make_loss_curve('a', [1, 2, 3, 4], [3, 3, 3, 3])], [make_loss_curve('a', [1, 2], [3, 2], finished=False)],
+    [make_loss_curve(str(size), [1, 2, 3, 4, 5, 6, 7], np.geomspace(4, 3 - size, 7), 10.0 ** size) for size in range(3)],
     swept(2), swept(3)], ids=['nothing', 'no evaluation', 'one', 'start', 'twice', 'flat', 'unfinished', 'three', 'two runs',
                               'three runs'])
 def test_small_sweeps_say_what_they_are_too_small_for(tracks: list):

@@ -30,7 +30,7 @@ from minilm_jax.training import checkpoint, digests, evaluation, journal, start,
 from minilm_jax.training import engine as engines
 from minilm_jax.training.checkpoint import flat
 from tests import eventfile
-from tests.small import UPDATES, run_config
+from tests.tiny_config import UPDATES, run_config
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once() -> Any:

@@ -16,8 +16,8 @@ from minilm_jax.analysis import contests, grid, latencies, report, runs, verdict
 from minilm_jax.analysis.verdicts import FAILS, HOLDS, OPEN, Statement, Verdict
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import committee
-from tests.test_gap import both, trained, tuned
-from tests.test_report import Page
+from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
+from tests.html_page import Page
 
 SEEDS, NOISE = (0, 1, 2, 3), (0.002, -0.002, 0.001, -0.001)
 SHALLOW = {'layers': 1, 'convolutions': 2, 'kernel': [3, 3], 'channels': 4, 'convolution': 'paper'}
@@ -46,9 +46,9 @@ def noisy(value: float, spread: float = 1.0) -> list[float]:
 def ladder(home: pathlib.Path, gains: dict[int, float], spread: float = 1.0, **more: Any) -> None:
   """Pre-training runs on so many rows, each with its gap, whose noise is another at each size."""
   for number, (rows, gain) in enumerate(gains.items()):
-    source = ended(trained(home / f'n{rows}', rows))
+    source = ended(write_subset_run(home / f'n{rows}', rows))
     ours = [0.5 + gain + spread * noise for noise in (*NOISE[number % 4:], *NOISE[:number % 4])]
-    both(home, source, ours, [0.5] * 4, seeds=SEEDS, **more)
+    write_finetune_pair(home, source, ours, [0.5] * 4, seeds=SEEDS, **more)
 
 
 def test_the_rules_stand_at_the_head_of_the_recipe():
@@ -77,7 +77,7 @@ def test_the_gap_and_its_growth(gains: dict[int, float], spread: float, first: s
 def test_the_slope_is_the_mean_of_those_of_the_seeds_with_their_interval(tmp_path: pathlib.Path):
   slopes = (0.01, 0.02, 0.03, 0.06)
   for rows in (1000, 4000):
-    both(tmp_path, ended(trained(tmp_path / f'n{rows}', rows)), [0.6 + slope * math.log2(rows / 1000) for slope in slopes],
+    write_finetune_pair(tmp_path, ended(write_subset_run(tmp_path / f'n{rows}', rows)), [0.6 + slope * math.log2(rows / 1000) for slope in slopes],
          [0.5] * 4, seeds=SEEDS)
   found = told(tmp_path)[2]
   half = 3.182446 * np.std(slopes, ddof=1) / 2  # Student's t of three degrees, four seeds
@@ -86,36 +86,36 @@ def test_the_slope_is_the_mean_of_those_of_the_seeds_with_their_interval(tmp_pat
 
 def test_growth_with_overlap_is_for_ten_points(tmp_path: pathlib.Path):
   for number, overlap in enumerate((0.80, 0.85, 0.90)):
-    source = ended(trained(tmp_path / f'part-{number}', 1000, overlap=overlap))
-    both(tmp_path, source, noisy(0.5 + 0.4 * (overlap - 0.7)), [0.5] * 4, seeds=SEEDS)
+    source = ended(write_subset_run(tmp_path / f'part-{number}', 1000, overlap=overlap))
+    write_finetune_pair(tmp_path, source, noisy(0.5 + 0.4 * (overlap - 0.7)), [0.5] * 4, seeds=SEEDS)
   found = told(tmp_path)
   assert found[3].verdict == HOLDS and found[3].value == pytest.approx(0.04)
   assert found[1].verdict == OPEN and found[1].missing.startswith('a task')  # all were chosen by the task
 
 
 def test_the_mean_is_over_tasks_by_seed_of_those_that_all_have(tmp_path: pathlib.Path):
-  source = ended(trained(tmp_path / 'a', 1000))
-  both(tmp_path, source, [0.6, 0.7, 0.8], [0.5] * 3, seeds=(0, 1, 2))
-  both(tmp_path, source, [0.9, 0.6, 0.6], [0.5] * 3, seeds=(3, 1, 2), task='fewrel')
+  source = ended(write_subset_run(tmp_path / 'a', 1000))
+  write_finetune_pair(tmp_path, source, [0.6, 0.7, 0.8], [0.5] * 3, seeds=(0, 1, 2))
+  write_finetune_pair(tmp_path, source, [0.9, 0.6, 0.6], [0.5] * 3, seeds=(3, 1, 2), task='fewrel')
   found = told(tmp_path)[1]
   assert found.seeds == 2 and found.value == pytest.approx((0.15 + 0.2) / 2)
-  both(tmp_path, source, [0.6], [0.5], seeds=(7,), task='dbpedia_14')
+  write_finetune_pair(tmp_path, source, [0.6], [0.5], seeds=(7,), task='dbpedia_14')
   found = told(tmp_path)[1]
   assert found.verdict == OPEN and found.seeds == 0 and 'two seeds' in found.missing
 
 
 def test_one_seed_tells_nothing(tmp_path: pathlib.Path):
-  both(tmp_path, ended(trained(tmp_path / 'a', 1000)), [0.9], [0.5], seeds=(0,))
+  write_finetune_pair(tmp_path, ended(write_subset_run(tmp_path / 'a', 1000)), [0.9], [0.5], seeds=(0,))
   found = told(tmp_path)[1]
   assert found.verdict == OPEN and found.value == pytest.approx(0.4) and 'two seeds' in found.missing
 
 
 def test_what_failed_or_was_cut_short_is_left_out_and_named(tmp_path: pathlib.Path):
   ladder(tmp_path, {1000: 0.05, 2000: 0.05})
-  worse = trained(tmp_path / 'n4000', 4000)
-  both(tmp_path, worse, [0.1] * 4, [0.5] * 4, seeds=SEEDS)
+  worse = write_subset_run(tmp_path / 'n4000', 4000)
+  write_finetune_pair(tmp_path, worse, [0.1] * 4, [0.5] * 4, seeds=SEEDS)
   run.write_json(worse / run.FAILURE, {'asked': 'a finite loss', 'found': 'none'})
-  both(tmp_path, trained(tmp_path / 'n8000', 8000), [0.1] * 4, [0.5] * 4, seeds=SEEDS)
+  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'n8000', 8000), [0.1] * 4, [0.5] * 4, seeds=SEEDS)
   made = seeded(tmp_path, [0.9] * 4, worse)
   found = statement(tmp_path)
   assert found.verdicts[0].value == pytest.approx(0.05) and 'n4000' not in found.verdicts[0].of
@@ -126,8 +126,8 @@ def test_what_failed_or_was_cut_short_is_left_out_and_named(tmp_path: pathlib.Pa
 
 
 def test_members_that_collapsed_are_counted_and_kept(tmp_path: pathlib.Path):
-  source = ended(trained(tmp_path / 'a', 1000))
-  both(tmp_path, source, noisy(0.6), [0.5] * 4, seeds=SEEDS)
+  source = ended(write_subset_run(tmp_path / 'a', 1000))
+  write_finetune_pair(tmp_path, source, noisy(0.6), [0.5] * 4, seeds=SEEDS)
   scores = next((tmp_path / 'tasks').glob('*-s')) / run.SCORES
   run.write_lines(scores, [line | {'collapsed': line['seed'] == 2} for line in run.read_lines(scores)])
   found = told(tmp_path)[1]
@@ -162,8 +162,8 @@ def seeded(home: pathlib.Path, values: list[float], source: pathlib.Path, member
 
 
 def deep(home: pathlib.Path, values: list[float], name: str = 'bert-6', rows: int = 1000, **changes: Any) -> None:
-  source = ended(trained(home / name, rows, **model(**DEEP) | changes))
-  tuned(home / 'tasks' / name, source, values, True, seeds=SEEDS)
+  source = ended(write_subset_run(home / name, rows, **model(**DEEP) | changes))
+  write_finetune_run(home / 'tasks' / name, source, values, True, seeds=SEEDS)
   scores = home / 'tasks' / name / run.SCORES
   run.write_lines(scores, [line | {'split': 'test', 'examples': EXAMPLES} for line in run.read_lines(scores)])
 
@@ -189,7 +189,7 @@ def timed(home: pathlib.Path, ours: float, theirs: float, members: int = 3, wide
     (0.80, 0.80, (2.0, 1.0), FAILS), (0.80, 0.80, (1.0, 1.005), OPEN), (0.80, 0.80, None, OPEN)])
 def test_the_committee(ours: float, theirs: float, latency: tuple[float, float] | None, verdict: str,
                        tmp_path: pathlib.Path):
-  source = ended(trained(tmp_path / 'conv', 1000, **model(**SHALLOW)))
+  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
   seeded(tmp_path, [ours, ours, ours + 0.0025, ours + 0.0025], source)
   deep(tmp_path, [theirs, theirs + 0.0025, theirs, theirs + 0.0025])
   if latency:
@@ -207,7 +207,7 @@ def test_the_committee(ours: float, theirs: float, latency: tuple[float, float] 
 
 def test_who_is_compared_with_whom(tmp_path: pathlib.Path):
   """The largest committee, the deepest run on as many rows; a smaller committee, a convolved and another set are not."""
-  source = ended(trained(tmp_path / 'conv', 1000, **model(**SHALLOW)))
+  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
   seeded(tmp_path, [0.5] * 4, source, members=2)
   largest = seeded(tmp_path, [0.8] * 4, source, members=3)
   for name, rows, changes in (('b-6', 1000, {}), ('b-4', 1000, {'layers': 4}), ('b-6-other', 9000, {}),
@@ -240,8 +240,8 @@ def test_members_of_one_seed_answer_by_their_mean_probability(tmp_path: pathlib.
 
 
 def test_what_is_missing_for_the_fourth_is_said(tmp_path: pathlib.Path):
-  source = ended(trained(tmp_path / 'conv', 1000, **model(**SHALLOW)))
-  both(tmp_path, source, [0.6] * 4, [0.5] * 4, seeds=SEEDS)
+  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
+  write_finetune_pair(tmp_path, source, [0.6] * 4, [0.5] * 4, seeds=SEEDS)
   assert told(tmp_path)[4].missing.startswith(contests.NEEDED)
   seeded(tmp_path, [0.8] * 4, source, members=1)
   assert told(tmp_path)[4].missing.startswith(contests.NEEDED)
@@ -252,7 +252,7 @@ def test_what_is_missing_for_the_fourth_is_said(tmp_path: pathlib.Path):
 def test_the_report(tmp_path: pathlib.Path):
   home = tmp_path / 'runs'
   ladder(home, {1000: 0.05, 2000: 0.08, 4000: 0.11})
-  source = ended(trained(home / 'conv', 1000, **model(**SHALLOW)))
+  source = ended(write_subset_run(home / 'conv', 1000, **model(**SHALLOW)))
   seeded(home, [0.8] * 4, source)
   deep(home, noisy(0.75))
   timed(home, 1.0, 2.0)
@@ -272,7 +272,7 @@ def test_the_report(tmp_path: pathlib.Path):
 
 def test_pages_of_other_studies_have_no_statement(tmp_path: pathlib.Path):
   home = tmp_path / 'runs'
-  both(home, ended(trained(home / 'a', 1000, of_rows=1000)), [0.6] * 3, [0.5] * 3, task='cola')
+  write_finetune_pair(home, ended(write_subset_run(home / 'a', 1000, of_rows=1000)), [0.6] * 3, [0.5] * 3, task='cola')
   written = report.report([str(home)], tmp_path / 'report', draws=20)
   assert 'verdicts.csv' not in written and 'What becomes' not in Page(written['report.html'].read_text()).text
 

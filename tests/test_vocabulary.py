@@ -2,39 +2,20 @@
 
 import gzip
 import json
-import random
-import re
 
 import pytest
 
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents, vocabulary
+from tests.word_lists import PAPER_LIST, draw_text, split_honey_words
 
-WORDS = frozenset('the dog cat ran and saw number dont i a it was big said mr smith'.split())
-LIST = vocabulary.WordList(WORDS, 'test', '')
-PAPER_LIST = 'aochildes/AOChildes_word_frequency.csv'
-
-
-def honey_words(text: str) -> list[str]:
-  """The paper's rule on a whole text at once, step by step."""
-  text = text.lower().replace('-', ' ').replace('@,@', '#NUMBER').replace('@.@', '#NUMBER')
-  text = re.sub(r'http\S*', '#HLINK', re.sub(r'\b\d+', '#NUMBER ', text))
-  return re.findall(r'(?u)\b\w\w+\b', text.lower())
-
-
-def noise(seed: int, size: int) -> str:
-  """Words inside and outside the list, in capitals, with marks, digits, hyphens and white space anywhere."""
-  dice = random.Random(seed)
-  pieces = [*sorted(WORDS), 'wolf', 'Łódź', "don't", 'x', '1,000', '3rd', 'http://a.b-c', '@,@', '-', '…', '_', '²']
-  ends = [' ', ' ', ' ', ' ', '  ', '\n', '. ', '." ', ', ', '-', "'s ", '! ', '\t', '\u00a0']
-  return ''.join(dice.choice((str, str.upper, str.title))(dice.choice(pieces)) + dice.choice(ends) for _ in range(size))
 
 
 @pytest.mark.parametrize('seed', range(20))
 def test_fields_one_by_one_count_as_the_rule_on_the_whole_text(seed):
-  text = noise(seed, 200)
+  text = draw_text(seed, 200)
   found = [word for field in text.split() for word in vocabulary.counted_words(field, 'honey')]
-  assert found == honey_words(text)
+  assert found == split_honey_words(text)
 
 
 def test_most_frequent_does_not_depend_on_order():

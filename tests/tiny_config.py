@@ -1,11 +1,12 @@
 """A pre-training recipe of a dozen updates on one device, evaluated and saved after every four."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
-from configs import tiny
+from configs import base, tiny
 from minilm_jax import recipe
-from minilm_jax.config import RunConfig
+from minilm_jax.config import OptimizerConfig, RunConfig
 
 UPDATES = 12
 # With the front-end of paper 2, whose statistics are of a batch.
@@ -26,3 +27,8 @@ def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
   made.checkpoint.every, made.log.every, made.mesh.data = 4, 2, 1
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')
+
+
+def make_optimizer_config(**changes: Any) -> OptimizerConfig:
+  """Returns the optimizer part of the base recipe with some fields changed."""
+  return dataclasses.replace(recipe.resolve(base.pretrain(), 'pretrain').optimizer, **changes)
