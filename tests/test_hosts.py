@@ -193,7 +193,7 @@ def test_one_process_goes_on_where_one_of_two_was_killed(
     time.sleep(0.02)
   pair[killed].kill()
   pair[killed].wait()  # a process that nobody waited for still holds the lock of the run
-  status, out, err = ended(pair[1 - killed], 10)  # less than the heartbeat time-out: the sockets are closed
+  status, out, err = ended(pair[1 - killed], WAIT + 10)  # the heartbeat time-out; mostly at once, as sockets close
   assert status == 2 and not out and not (workdir / run.RESULT).exists()
   assert parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
   trainer.pretrain(config, workdir)
