@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+from collections.abc import Iterator
 
 if 'jax' in sys.modules:
   raise RuntimeError('jax was imported before tests/conftest.py could set its devices: look for a pytest plugin that does')
@@ -44,6 +45,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
       item.add_marker(pytest.mark.skip(reason='slow: add --all to run it'))
 
 
+@pytest.fixture(scope='module')
+def fast_compile() -> Iterator[None]:
+  """Compiles with little optimization while the tests of a module run; the compiled programs are not kept.
+
+  A module requests it with `pytestmark = pytest.mark.usefixtures('fast_compile')`.
+  """
+  from minilm_jax.tasks import fitting, forward
+
+  def clear() -> None:
+    fitting.make_program.cache_clear()
+    forward.program.cache_clear()
+
+  clear()
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  clear()
+
+
 @pytest.fixture(scope='session')
 def data() -> pathlib.Path:
   """The folder of real text and labelled sets; skips where there is none."""
@@ -76,7 +96,7 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   """
   from configs import tiny
   from minilm_jax import recipe
-  from minilm_jax.training import trainer
+  from minilm_jax.training import pretrain
 
   config = tiny.get_config()
   config.corpus = str(tiny_corpus)
@@ -85,7 +105,7 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   config.evaluation.update(every=4, rows=1_000_000)
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
   folder = tmp_path_factory.mktemp('runs') / 'tiny'
-  trainer.pretrain(recipe.resolve(config, 'pretrain'), folder)
+  pretrain.pretrain(recipe.resolve(config, 'pretrain'), folder)
   return folder
 
 

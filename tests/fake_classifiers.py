@@ -1,32 +1,19 @@
 """For tests of classifiers and committees: small ones with random weights, saved as fine-tuning saves them."""
 
-import contextlib
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 
 from configs import tiny
 from minilm_jax import recipe
 from minilm_jax.config import HeadConfig
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import classifiers, forward
+from minilm_jax.tasks import classifiers
 from minilm_jax.tasks.classifiers import Card, Fitted
 from minilm_jax.tasks.sources import Examples
-from tests.fast_jit import jit
-
-@contextlib.contextmanager
-def compiled_fast() -> Iterator[None]:
-  """Answers come from quickly made programs, which nobody else gets."""
-  forward.program.cache_clear()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
-    yield
-  forward.program.cache_clear()
 
 
 LABELS = ('negative', 'positive', 'neutral')

@@ -480,9 +480,9 @@ def list_inputs() -> list[Input]:
 
 def read_member(path: pathlib.Path) -> Any:
   """All that is read of a pre-training run but its weights."""
-  from minilm_jax.training import start
+  from minilm_jax.training import pretrained
   folder = next(one for one in (path, *path.parents) if one.name == 'run')
-  return start.model_run(folder), start.tokenizer(folder), start.identity(folder)
+  return pretrained.load_single_config(folder), pretrained.load_tokenizer(folder), pretrained.corpus_hashes(folder)
 
 
 def read_weights(path: pathlib.Path) -> Any:

@@ -16,7 +16,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
 from minilm_jax.model.looking import attention_shares
 from minilm_jax.tasks import attention, baselines, likelihood
-from minilm_jax.training import member, trainer
+from minilm_jax.training import pretrain, pretrained
 from tests import fast_jit, tiny_config
 
 
@@ -60,10 +60,10 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
 def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
   config = tiny_config.run_config(tiny_corpus, updates=4, **{
       'population.members': 2, 'checkpoint.every': 2, 'evaluation.every': 4, 'model.positions': 'relative'})
-  trainer.pretrain(config, tmp_path / 'two')
+  pretrain.pretrain(config, tmp_path / 'two')
   rows = attention.attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']
   assert {(row['step'], row['member']) for row in rows} == {(2, 0), (2, 1), (4, 0), (4, 1)}
-  member.take(tmp_path / 'two', 1, tmp_path / 'one')
+  pretrained.extract_member(tmp_path / 'two', 1, tmp_path / 'one')
   alone = attention.attention(str(tmp_path / 'one'), '', 'validation', '')['rows']
   together = [row for row in rows if row['step'] == 4 and row['member'] == 1]
   for one, other in zip(alone, together, strict=True):

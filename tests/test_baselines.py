@@ -21,7 +21,7 @@ from minilm_jax.language import ngrams, subset
 from minilm_jax.language.tokenizer import BEGIN, END, MASK
 from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.tasks import baselines
-from minilm_jax.training import steps
+from minilm_jax.training import train_step
 from tests import fast_jit
 from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
@@ -62,8 +62,8 @@ def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(found: dic
   model: MaskedLanguageModel = jax.tree.map(deaf, jax.eval_shape(
       lambda: masked_language_model(config.model, jax.random.key(0))))
   model.output.bias[...] = jnp.log(jnp.asarray(counted, jnp.float32))
-  judge = fast_jit.jit(lambda model, read: steps.eval_step(model, read, jnp.int32(0), read.rows, read.rows))
-  judged = steps.means(judge(model, read))
+  judge = fast_jit.jit(lambda model, read: train_step.eval_step(model, read, jnp.int32(0), read.rows, read.rows))
+  judged = train_step.mean_metrics(judge(model, read))
   for field in ('loss', 'padded_loss'):
     assert losses(found, 'validation', field)['unigram'] == pytest.approx(judged[field], rel=1e-5)
 

@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from minilm_jax.analysis import averages, cells
+from minilm_jax.analysis import averages, cells, scores
 from minilm_jax.analysis.scores import score_table
 from tests.fake_runs import make_score_line
 
@@ -16,7 +16,7 @@ def test_examples_in_docstrings():
 def test_tables_show_the_last_step_and_the_epoch_that_counts():
   rows = score_table([make_score_line(0.1, checkpoint_step=step, which=which) for step in (50, 200) for which in ('best', 'last')])
   assert len(rows) == 4
-  assert [(row.step, row.which) for row in cells.main(rows)] == [(200, 'best')]
+  assert [(row.step, row.which) for row in scores.select_main(rows)] == [(200, 'best')]
   assert len(cells.sentences(rows)) == 1
 
 
@@ -24,8 +24,8 @@ def test_phenomena_have_a_table_of_their_own():
   rows = score_table([make_score_line(0.5 + n / 10, task='blimp', metric='accuracy', split=split, headline=split == 'all', low=0.4,
                            high=0.8, frequency=0.6, learning_rate=None, epoch=None, train_examples=0)
                       for n, split in enumerate(('all', 'ellipsis', 'islands'))])
-  assert [row.split for row in cells.main(rows)] == ['all']
-  assert [cells.phenomenon_cells(row) for row in cells.phenomena(rows)] == [
+  assert [row.split for row in scores.select_main(rows)] == ['all']
+  assert [cells.phenomenon_cells(row) for row in scores.select_phenomena(rows)] == [
       ['ellipsis', 'blimp', 'tiny; step 100', '60.0 [40.0, 80.0]', '60.0', '1,043'],
       ['islands', 'blimp', 'tiny; step 100', '70.0 [40.0, 80.0]', '60.0', '1,043']]
   sentence, = cells.sentences(rows)

@@ -8,10 +8,10 @@ import pathlib
 import pytest
 
 from minilm_jax import __main__ as door
-from minilm_jax.analysis import cells, change_scores, changes, contrasts, outcomes, runs
+from minilm_jax.analysis import change_scores, changes, contrasts, outcomes, runs
 from minilm_jax.analysis.change_scores import AVERAGE, GlueRow
 from minilm_jax.analysis.contrasts import TRAININGS, TUNINGS, Contrast
-from minilm_jax.analysis.scores import score_table
+from minilm_jax.analysis.scores import score_table, select_main
 from tests.fake_runs import write_glue_run, write_plateau_run
 from tests.html_page import Page
 
@@ -26,7 +26,7 @@ def pair(home: pathlib.Path, seed: int) -> tuple[pathlib.Path, pathlib.Path]:
 def find(home: pathlib.Path, base: str = 'paper-0') -> dict[str, GlueRow]:
   compared = changes.read([home / base], [home])
   part, = compared.shapes
-  return {row.task: row for row in change_scores.find(part, cells.main(score_table(runs.scores(compared.found))))}
+  return {row.task: row for row in change_scores.find(part, select_main(score_table(runs.scores(compared.found))))}
 
 
 @pytest.mark.parametrize('module', [change_scores, contrasts])

@@ -20,9 +20,8 @@ from minilm_jax import recipe, run, untrusted
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import classifiers, finetune, fitting, forward, sources
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 from tests import fake_classifiers
-from tests.fast_jit import jit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STARTS = [8, None]
@@ -36,16 +35,13 @@ def settings(**changes: Any):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_fast():
-  """And once: a program knows nothing of whether its members are kept."""
+def share_programs(fast_compile: None) -> Any:
+  """Lets settings that differ only in `keep` share one program."""
   make = fitting.make_program
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
     patch.setattr(fitting, 'make_program', lambda shape, config, *more: make(
         shape, dataclasses.replace(config, keep=True), *more))
     yield
-  fitting.make_program.cache_clear()
-  forward.program.cache_clear()
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +80,7 @@ def test_it_says_again_what_it_was_scored_by(tuned: pathlib.Path):
 
 
 def test_pieces_that_the_task_never_uses_keep_their_vectors(tuned: pathlib.Path, tiny_run: pathlib.Path):
-  model = start.model_run(tiny_run).model
+  model = pretrained.load_single_config(tiny_run).model
   before = finetune.pretrained_encoder(tiny_run, model, settings(), 8).embedding.tokens.embedding[...]
   after = classifiers.load(tuned / 'classifier-0').model.encoder.embedding.tokens.embedding[...]
   same = (before == after).all(-1)

@@ -20,10 +20,7 @@ from tests import fake_classifiers
 HOW = (subsets.LOGIT, subsets.PROBABILITY)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_fast():
-  with fake_classifiers.compiled_fast():
-    yield
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')

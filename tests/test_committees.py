@@ -53,10 +53,10 @@ def test_numbers_on_the_page_are_those_of_the_study(tmp_path: pathlib.Path):
 
 def test_a_table_has_a_line_a_size_and_way_and_intervals_but_at_the_end(tmp_path: pathlib.Path):
   rows = committees.read({'five': epath.Path(made(tmp_path / 'five'))})
-  lines = committees.table_cells(rows)
+  lines = committees.committee_cells(rows)
   assert [(line[0], line[2]) for line in lines] == [
       (str(size), name) for size in range(1, 5) for name in ('one member', 'mean logit', 'mean probability')]
-  assert all(len(line) == len(committees.HEADINGS) for line in lines)
+  assert all(len(line) == len(committees.COMMITTEE_HEADINGS) for line in lines)
   assert all(('[' in line[3]) == (line[0] != '4') for line in lines)
 
 

@@ -74,7 +74,7 @@ def test_the_parts_of_a_quickstart_fit_each_other(parts):
 def test_honey_is_what_was_logged():
   config = recipe.resolve(honey.get_config('magic-bee-26'), 'pretrain')
   assert (config.updates, config.batch_size, config.model.length) == (35_475, 256, 128)
-  assert optimizer.warmup(config.optimizer, config.updates) == 1_773
+  assert optimizer.warmup_steps(config.optimizer, config.updates) == 1_773
   assert size.parameters(config.model)['total'] == 1_250_722
   assert config.optimizer.undecayed == () and config.optimizer.clip == 0 and config.mask.special
   tied = recipe.resolve(honey.get_config('polar-sponge-3'), 'pretrain').model
@@ -118,7 +118,7 @@ def test_glue_is_the_protocol_of_the_paper():
   assert (config.task.name, config.epochs, config.batch_size, config.length) == ('rte', 5, 32, 128)
   chosen = config.optimizer
   assert (chosen.learning_rate, chosen.schedule, chosen.weight_decay) == (2e-4, 'linear', 0)
-  assert config.task.split == 'validation' and optimizer.warmup(config.optimizer, 1000) == 0
+  assert config.task.split == 'validation' and optimizer.warmup_steps(config.optimizer, 1000) == 0
 
 
 def test_all_of_glue_are_its_nine_tasks():

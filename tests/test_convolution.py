@@ -137,8 +137,8 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
 
 def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
   """The module after one update of AdamW."""
-  transform = optimizer.build(make_optimizer_config(undecayed=(), **changes), 10, front)
-  change, _ = transform.update(optimizer.averaged(gradient, 1, 1), transform.init(front), front)
+  transform = optimizer.build_optimizer(make_optimizer_config(undecayed=(), **changes), 10, front)
+  change, _ = transform.update(optimizer.mean_gradient(gradient, 1, 1), transform.init(front), front)
   return jax.tree.map(jnp.add, front, change)
 
 
@@ -282,7 +282,7 @@ def test_statistics_are_observed_and_not_learned():
     moved = values(after_a_step(front, gradient, **changes))
     for name in filter(is_statistic, start):
       np.testing.assert_allclose(moved[name], start[name] + 0.1 * (observed[name] - start[name]), rtol=1e-6)
-  moments = optimizer.build(make_optimizer_config(undecayed=()), 10, front).init(front)
+  moments = optimizer.build_optimizer(make_optimizer_config(undecayed=()), 10, front).init(front)
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)]
   assert any('mu.last.norm.scale' in name for name in names) and not any(map(is_statistic, names))
   gap = run(front, x, everywhere(x)) - run(after_a_step(front, gradient, learning_rate=0.0), x, everywhere(x))

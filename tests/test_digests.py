@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from minilm_jax import run
-from minilm_jax.training import digests
+from minilm_jax.training import checkpoint
 
 
 @pytest.fixture
@@ -17,18 +17,18 @@ def saved(tmp_path: pathlib.Path) -> pathlib.Path:
   (folder / 'default' / 'd').mkdir(parents=True)
   (folder / 'METADATA').write_text('{}')
   (folder / 'default' / 'd' / 'numbers').write_bytes(bytes(range(256)))
-  digests.write(folder)
+  checkpoint.write_checksums(folder)
   return folder
 
 
 def test_what_is_as_it_was_is_whole(saved: pathlib.Path):
-  assert digests.written(saved) and digests.damage(saved) == ''
-  found = json.loads((saved / digests.DIGESTS).read_text())['files']
+  assert checkpoint.has_checksums(saved) and checkpoint.find_damage(saved) == ''
+  found = json.loads((saved / checkpoint.CHECKSUMS).read_text())['files']
   assert sorted(found) == ['METADATA', 'default/d/numbers']
   assert found['default/d/numbers'] == {'bytes': 256, 'sha256': run.sha256(saved / 'default/d/numbers')}
-  before = (saved / digests.DIGESTS).read_bytes()
-  digests.write(saved)
-  assert (saved / digests.DIGESTS).read_bytes() == before  # which does not count itself
+  before = (saved / checkpoint.CHECKSUMS).read_bytes()
+  checkpoint.write_checksums(saved)
+  assert (saved / checkpoint.CHECKSUMS).read_bytes() == before  # which does not count itself
 
 
 @pytest.mark.parametrize('change, said', [
@@ -40,7 +40,7 @@ def test_what_is_as_it_was_is_whole(saved: pathlib.Path):
 ])
 def test_what_is_not_is_named(change: Callable[[pathlib.Path], None], said: str, saved: pathlib.Path):
   change(saved / 'default' / 'd' / 'numbers')
-  assert said in digests.damage(saved)
+  assert said in checkpoint.find_damage(saved)
 
 
 def test_every_flipped_bit_is_seen(saved: pathlib.Path):
@@ -50,27 +50,27 @@ def test_every_flipped_bit_is_seen(saved: pathlib.Path):
     flipped = bytearray(data)
     flipped[place // 8] ^= 1 << place % 8
     file.write_bytes(flipped)
-    assert digests.damage(saved)
+    assert checkpoint.find_damage(saved)
   file.write_bytes(data)
-  assert not digests.damage(saved)
+  assert not checkpoint.find_damage(saved)
 
 
 def test_without_digests_nothing_is_known(saved: pathlib.Path):
-  (saved / digests.DIGESTS).rename(saved / f'.{digests.DIGESTS}.partial')  # as a process that was killed leaves it
+  (saved / checkpoint.CHECKSUMS).rename(saved / f'.{checkpoint.CHECKSUMS}.partial')  # as a process that was killed leaves it
   (saved / 'METADATA').unlink()
-  assert not digests.written(saved) and digests.damage(saved) == ''
-  digests.write(saved)
-  assert list(json.loads((saved / digests.DIGESTS).read_text())['files']) == ['default/d/numbers']
+  assert not checkpoint.has_checksums(saved) and checkpoint.find_damage(saved) == ''
+  checkpoint.write_checksums(saved)
+  assert list(json.loads((saved / checkpoint.CHECKSUMS).read_text())['files']) == ['default/d/numbers']
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', '\x00'])
 def test_digests_that_cannot_be_read_are_damage(text: str, saved: pathlib.Path):
-  (saved / digests.DIGESTS).write_text(text)
-  assert 'digests.json cannot be read' in digests.damage(saved)
+  (saved / checkpoint.CHECKSUMS).write_text(text)
+  assert 'digests.json cannot be read' in checkpoint.find_damage(saved)
 
 
 def test_nothing_outside_the_folder_is_looked_at(saved: pathlib.Path):
   (saved.parent / 'secret').write_bytes(b'x')
   one = {'bytes': 1, 'sha256': run.sha256(saved.parent / 'secret')}
-  (saved / digests.DIGESTS).write_text(json.dumps({'files': {'../secret': one}}))
-  assert digests.damage(saved) == '../secret is missing'
+  (saved / checkpoint.CHECKSUMS).write_text(json.dumps({'files': {'../secret': one}}))
+  assert checkpoint.find_damage(saved) == '../secret is missing'

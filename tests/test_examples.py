@@ -5,10 +5,8 @@ import importlib
 import pathlib
 import runpy
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import setuptools
@@ -18,8 +16,7 @@ from minilm_jax import flags, recipe, run
 from minilm_jax.language import build, microworld
 from minilm_jax.language import corpus as corpora
 from minilm_jax.tasks import finetune
-from minilm_jax.training import trainer
-from tests import fast_jit
+from minilm_jax.training import pretrain
 from tests.docstring_commands import find_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,11 +25,7 @@ SMALL = {'updates': 4, 'batch_size': 8, 'evaluation.every': 4, 'evaluation.rows'
          'mesh.data': 1}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_fast() -> Iterator[None]:
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', fast_jit.jit)
-    yield
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -59,7 +52,7 @@ def smaller(name: str, corpus: pathlib.Path) -> Any:
 def test_another_model_and_another_objective_train(name: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   config = smaller(name, tiny_corpus)
   assert (bool(config.model.encoder), bool(config.mask.span)) == (name == 'gated', name == 'spans')
-  found = trainer.pretrain(config, tmp_path / 'run')
+  found = pretrain.pretrain(config, tmp_path / 'run')
   (line,) = [line for line in run.read_lines(tmp_path / 'run' / run.METRICS) if line['split'] == 'train']
   assert np.isfinite(line['loss']) and found['test_loss'] > 0
 

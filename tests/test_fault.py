@@ -10,9 +10,8 @@ import pytest
 
 from minilm_jax import run
 from minilm_jax.errors import InputError
-from minilm_jax.training import checkpoint, fault, feed, steps, trainer
-from minilm_jax.training import engine as engines
-from minilm_jax.training.checkpoint import flat
+from minilm_jax.training import batches, checkpoint, pretrain, program, train_step
+from minilm_jax.training.checkpoint import flatten
 from tests.tiny_config import UPDATES, run_config
 
 
@@ -46,7 +45,7 @@ def test_a_tensor_has_a_name():
 
 def breaking(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 0) -> None:
   """From now on the gradient of the member with this seed is not finite at some updates."""
-  original, sums = steps.train_step, steps.gradient_sums
+  original, sums = train_step.train_step, train_step.compute_gradient
 
   def step(state: Any, *rest: Any) -> Any:
     bad = (state.seed == seed) & jnp.isin(state.step, jnp.array(at))
@@ -66,21 +65,21 @@ def test_stop_keeps_what_was_before(tiny_corpus: pathlib.Path, tmp_path: pathlib
   """The checkpoint of update 6 is that of a run that ends there; to start again says the same again."""
   config = run_config(tiny_corpus)
   breaking(monkeypatch, (6,))
-  engine = engines.make_engine(config)
-  good, _, _ = engine.chunk(engine.init(), feed.resident(engine, tiny_corpus, 'train'), engines.count(engine, 6))
+  engine = program.build_program(config)
+  good, _, _ = engine.chunk(engine.init(), batches.load_resident(engine, tiny_corpus, 'train'), program.step_count(engine, 6))
   for _ in range(2):
     with pytest.raises(InputError, match='a finite update 7') as refused:
-      trainer.pretrain(config, tmp_path)
+      pretrain.pretrain(config, tmp_path)
     assert 'the gradient of encoder.blocks.0.attention.key.bias was not finite' in refused.value.found
-    assert checkpoint.latest(tmp_path) == 6
+    assert checkpoint.latest_step(tmp_path) == 6
   kept = checkpoint.restore(tmp_path, engine.shapes, 6)
-  assert all(np.array_equal(leaf, flat(kept)[name]) for name, leaf in flat(good).items())
+  assert all(np.array_equal(leaf, flatten(kept)[name]) for name, leaf in flatten(good).items())
 
 
 def test_skip_goes_on_with_the_next_batch(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
   breaking(monkeypatch, (4, 6, 7))
-  result = trainer.pretrain(run_config(tiny_corpus, nonfinite='skip'), tmp_path)
+  result = pretrain.pretrain(run_config(tiny_corpus, nonfinite='skip'), tmp_path)
   said = capsys.readouterr().err
   assert 'update 5 was not made, and is skipped' in said and 'update 7' in said
   assert result['updates'] == UPDATES and np.isfinite(result['train_loss'])
@@ -92,9 +91,9 @@ def test_a_member_is_dropped_and_the_others_go_on(tiny_corpus: pathlib.Path, tmp
                                                   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
   """They end as if nothing had been; so does a run that was resumed after it."""
   config = run_config(tiny_corpus, nonfinite='drop-member', **{'population.members': 3, 'mesh.population': 1})
-  trainer.pretrain(config, tmp_path / 'fine')
+  pretrain.pretrain(config, tmp_path / 'fine')
   breaking(monkeypatch, (5,), seed=1)
-  trainer.pretrain(config, tmp_path / 'dropped')
+  pretrain.pretrain(config, tmp_path / 'dropped')
   assert 'update 6 of member 1 was not made' in capsys.readouterr().err
 
   def logged(name: str) -> dict[tuple[int, int, str], float]:
@@ -105,7 +104,7 @@ def test_a_member_is_dropped_and_the_others_go_on(tiny_corpus: pathlib.Path, tmp
   assert logged('dropped') == pytest.approx(logged('fine'), rel=1e-5)
   found = list(run.read_lines(tmp_path / 'dropped' / run.METRICS))
   assert max(line['step'] for line in found if line['member'] == 1) == 4
-  state = checkpoint.restore(tmp_path / 'dropped', engines.make_engine(config).shapes, UPDATES)
+  state = checkpoint.restore(tmp_path / 'dropped', program.build_program(config).shapes, UPDATES)
   assert np.asarray(state.step).tolist() == [UPDATES, 5, UPDATES]
 
 
@@ -114,13 +113,13 @@ def test_a_population_that_stopped_says_so_when_it_is_started_again(
   breaking(monkeypatch, (5,), seed=1)
   config = run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
   with pytest.raises(InputError, match='a finite update 6 of member 1'):
-    trainer.pretrain(config, tmp_path)
+    pretrain.pretrain(config, tmp_path)
   with pytest.raises(InputError, match='1 members had an update that was not finite'):
-    trainer.pretrain(config, tmp_path)
+    pretrain.pretrain(config, tmp_path)
 
 
 def test_without_a_member_left_a_run_stops(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
                                            monkeypatch: pytest.MonkeyPatch):
   breaking(monkeypatch, (3,))
   with pytest.raises(InputError, match='a finite update 4'):
-    trainer.pretrain(run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
+    pretrain.pretrain(run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)

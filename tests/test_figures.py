@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import figures
-from minilm_jax.analysis.figures import Band, Curve, Dots, Panel
+from minilm_jax.analysis.figures import Band, Dots, Panel
+from minilm_jax.analysis.runs import RunLosses
 
-CURVE = Curve('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
+CURVE = RunLosses('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
 
 
 def test_every_point_of_every_run_is_drawn():
@@ -33,13 +34,13 @@ def test_the_picture_takes_the_colour_of_the_page_and_draws_no_ground():
 
 @pytest.mark.parametrize('name', ['_hidden', '$x', '$\\frac$', '<b>&amp;', 'größe', 'a' * 60])
 def test_names_are_taken_literally(name: str):
-  picture = xml.etree.ElementTree.fromstring(figures.svg(figures.loss([Curve(name, (1.0,), (2.0,), (1.0,), (2.0,))])))
+  picture = xml.etree.ElementTree.fromstring(figures.svg(figures.loss([RunLosses(name, (1.0,), (2.0,), (1.0,), (2.0,))])))
   assert name in [''.join(element.itertext()).strip() for element in picture.iter('{http://www.w3.org/2000/svg}text')]
 
 
 @pytest.mark.parametrize('values', [(math.nan, 5.0), (math.inf, 5.0), (math.nan, math.nan)])
 def test_what_is_no_number_leaves_a_gap(values: tuple[float, float]):
-  figure = figures.loss([Curve('a', (1.0, 2.0), values, (), ())])
+  figure = figures.loss([RunLosses('a', (1.0, 2.0), values, (), ())])
   assert figures.svg(figure)
   assert all(map(math.isfinite, figure.axes[0].get_ylim()))
 

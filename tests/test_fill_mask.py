@@ -11,7 +11,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model.heads import masked_language_model
 from minilm_jax.tasks import fill_mask
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, pretrained
 
 
 def test_the_best_pieces_come_first_for_each_hole(tiny_run: Path):
@@ -24,9 +24,9 @@ def test_the_best_pieces_come_first_for_each_hole(tiny_run: Path):
 
 
 def test_probabilities_are_those_of_the_model(tiny_run: Path):
-  tokenizer, config = pieces.load(tiny_run / 'tokenizer.model'), start.pretraining(tiny_run).model
+  tokenizer, config = pieces.load(tiny_run / 'tokenizer.model'), pretrained.load_config(tiny_run).model
   shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
-  model = checkpoint.restore_under(tiny_run, shapes, 'model')
+  model = checkpoint.restore_part(tiny_run, shapes, 'model')
   before, after = tokenizer.encode(['a dog', 'near the tree .'])
   tokens = jnp.asarray([[pieces.BEGIN, *before, pieces.MASK, *after, pieces.END]])
   logits = model(tokens, jnp.ones_like(tokens, bool), jnp.asarray([[1 + len(before)]]))[0, 0]
@@ -36,7 +36,7 @@ def test_probabilities_are_those_of_the_model(tiny_run: Path):
 
 def test_asking_for_everything_gives_every_piece_once(tiny_run: Path):
   tokenizer = pieces.load(tiny_run / 'tokenizer.model')
-  assert start.pretraining(tiny_run).model.vocabulary > tokenizer.size  # ids past the tokenizer are no pieces
+  assert pretrained.load_config(tiny_run).model.vocabulary > tokenizer.size  # ids past the tokenizer are no pieces
   guesses = fill_mask.fill_mask(tiny_run, '<mask>', 10_000)
   assert len({guess.piece for guess in guesses}) == len(guesses) == tokenizer.size - len(pieces.SPECIAL)
 

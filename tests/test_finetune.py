@@ -18,9 +18,8 @@ from minilm_jax.analysis import scores
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import evaluate, fill_mask, finetune, fitting, interim, likelihood, protocol, table
-from minilm_jax.training import checkpoint, trainer
+from minilm_jax.training import checkpoint, pretrain
 from tests import tiny_config
-from tests.fast_jit import jit
 from tests.fake_runs import write_examples
 
 TASK = table.find('microworld/sentiment')
@@ -55,11 +54,10 @@ def change(folder: Path, name: str, edit) -> None:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-  """Recipes that differ in what no program depends on share one, and it is compiled fast rather than well."""
+def share_programs(fast_compile: None):
+  """Lets recipes that differ in what no program depends on share one program."""
   make = functools.lru_cache(fitting.make_program.__wrapped__)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
     patch.setattr(fitting, 'make_program', lambda shape, config, *more: make(shape, dataclasses.replace(
         config, seeds=(0,), learning_rates=(), patience=0), *more))
     yield
@@ -310,9 +308,9 @@ def test_a_split_that_cannot_be_scored_leaves_nothing_behind(tiny_run: Path, tmp
 
 
 def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
-  model = finetune.start.model_run(tiny_run).model
-  first, last = (checkpoint.flat(finetune.pretrained_encoder(tiny_run, model, settings(), step)) for step in (4, 8))
-  assert checkpoint.steps(tiny_run) == [4, 8] and first.keys() == last.keys()
+  model = finetune.pretrained.load_single_config(tiny_run).model
+  first, last = (checkpoint.flatten(finetune.pretrained_encoder(tiny_run, model, settings(), step)) for step in (4, 8))
+  assert checkpoint.list_steps(tiny_run) == [4, 8] and first.keys() == last.keys()
   assert all(isinstance(leaf, np.ndarray) and not np.array_equal(leaf, last[name]) for name, leaf in first.items())
 
 
@@ -320,23 +318,23 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
 def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A few updates of a model with running statistics."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
-  trainer.pretrain(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, updates=4), folder)
+  pretrain.pretrain(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, updates=4), folder)
   return folder
 
 
 def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: Path, monkeypatch):
   """They start from those of the checkpoint, beside a fresh head, and move; rows are whole and batches too."""
-  model, seen = finetune.start.model_run(convolved_run).model, []
-  encoder = checkpoint.flat(finetune.pretrained_encoder(convolved_run, model, settings(), 4))
+  model, seen = finetune.pretrained.load_single_config(convolved_run).model, []
+  encoder = checkpoint.flatten(finetune.pretrained_encoder(convolved_run, model, settings(), 4))
   name = 'convolution.layers.0.norm.running_mean'
   assert np.abs(encoder[name]).max() > 0
   original = finetune._fit
 
   def looked_at(program: Any, reached: Any, *more: Any) -> Any:
-    seen.append(np.asarray(checkpoint.flat(reached.member.state.model)[f'encoder.{name}']))
+    seen.append(np.asarray(checkpoint.flatten(reached.member.state.model)[f'encoder.{name}']))
     after = dataclasses.replace(reached, member=jax.tree.map(jax.numpy.copy, reached.member))
     finetune._epoch(program, after, more[0], 0, 3, lambda *_: None, lambda: None)
-    seen.append(np.asarray(checkpoint.flat(after.member.state.model)[f'encoder.{name}']))
+    seen.append(np.asarray(checkpoint.flatten(after.member.state.model)[f'encoder.{name}']))
     return original(program, reached, *more)
 
   monkeypatch.setattr(finetune, '_fit', looked_at)
@@ -344,7 +342,7 @@ def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: 
   finetune.finetune(config, convolved_run, tmp_path, [4])
   np.testing.assert_array_equal(seen[0][0], encoder[name])
   assert np.abs(seen[1][0] - encoder[name]).min() > 1e-6
-  found = finetune.material.prepare(config, model.length, finetune.start.tokenizer(convolved_run), model.batch_norm)
+  found = finetune.material.prepare(config, model.length, finetune.pretrained.load_tokenizer(convolved_run), model.batch_norm)
   assert found.lengths == (model.length,)
   assert found.rows['train'].tokens.shape[1] == model.length
 

@@ -20,8 +20,8 @@ from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import encoding, finetune, fitting, table, tables
 from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.fitting import Program, Shape
-from minilm_jax.training import checkpoint, population
-from minilm_jax.training.start import model_run
+from minilm_jax.training import checkpoint, population, program
+from minilm_jax.training.pretrained import load_single_config
 from tests.fast_jit import jit
 
 ROWS, LENGTHS = 48, (32, 64)
@@ -117,7 +117,7 @@ def fitted(program: Program, origins: Sequence[tuple[int, float, int]], encoders
                                  jnp.int32(updates))
   tokens, (place,) = encoding.in_batches([rows], 16)
   outputs = np.asarray(program.outputs(member.state.model, fitting.replicate(tokens, program)))[:, place]
-  parameters = {name: np.asarray(leaf) for name, leaf in checkpoint.flat(member.state.model).items()}
+  parameters = {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(member.state.model).items()}
   return [{**{name: leaf[number] for name, leaf in parameters.items()}, 'outputs': outputs[number],
            'loss': np.asarray(losses)[number]} for number in range(len(origins))]
 
@@ -206,14 +206,14 @@ def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(lengths: tuple
   batch = jax.tree.map(lambda x: x[picked], train)
   expected, other = jit(lambda: jax.value_and_grad(loss_sum)(fresh, batch, 'classification'))()
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-  other = checkpoint.flat(other)
-  for name, leaf in checkpoint.flat(gradient).items():
+  other = checkpoint.flatten(other)
+  for name, leaf in checkpoint.flatten(gradient).items():
     np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: Encoder,
                                                     rows: TaskRows):
-  before = population.take(begun(program, [(5, 1e-3, 1)], encoders), 0).state
+  before = population.select_member(begun(program, [(5, 1e-3, 1)], encoders), 0).state
   _, losses = program.chunk(begun(program, [(5, 1e-3, 1)], encoders), fitting.replicate(rows, program),
                             jnp.int32(1))
   picked, _ = corpora.rows(before.seed, before.step, 16, ROWS)
@@ -225,9 +225,9 @@ def test_an_update_is_of_the_mean_loss_of_its_batch(program: Program, encoders: 
 def test_members_start_from_the_checkpoint_that_is_theirs(program: Program, saved: list[Encoder], encoders: Encoder,
                                                           used: np.ndarray):
   members = begun(program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, FRESH[3]), (4, 1e-3, FRESH[4])], encoders)
-  first, second, fresh, other = (checkpoint.flat(population.take(members, n).state.model) for n in range(4))
+  first, second, fresh, other = (checkpoint.flatten(population.select_member(members, n).state.model) for n in range(4))
   for begins, whole_encoder in ((first, saved[0]), (second, saved[1])):
-    for name, leaf in checkpoint.flat(whole_encoder).items():
+    for name, leaf in checkpoint.flatten(whole_encoder).items():
       expected = leaf[used] if f'encoder.{name}' == TABLE else leaf
       np.testing.assert_array_equal(begins[f'encoder.{name}'], expected)
   for name, leaf in fresh.items():
@@ -242,8 +242,8 @@ def test_members_start_from_the_checkpoint_that_is_theirs(program: Program, save
 
 def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(model: EncoderConfig, fresh: Encoder):
   whole = jit(lambda: classifier(model, settings().head, 3, rng.key(9, rng.Stream.HEAD)))().encoder
-  for name, leaf in checkpoint.flat(whole).items():
-    np.testing.assert_allclose(checkpoint.flat(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name)
+  for name, leaf in checkpoint.flatten(whole).items():
+    np.testing.assert_allclose(checkpoint.flatten(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name)
 
 
 def test_a_member_does_not_know_its_neighbours(program: Program, narrow_run: list, encoders: Encoder, rows: TaskRows):
@@ -259,14 +259,14 @@ def test_members_differ_by_seed_by_start_and_by_rate(program: Program, narrow_ru
   for one in (*narrow_run[1:], *other):
     assert not np.allclose(one['outputs'], narrow_run[0]['outputs'], atol=1e-4)
   members = begun(program, [(0, 0.0, 1)], encoders)
-  for name, leaf in checkpoint.flat(population.take(members, 0).state.model).items():
+  for name, leaf in checkpoint.flatten(population.select_member(members, 0).state.model).items():
     np.testing.assert_array_equal(other[0][name], leaf)  # at rate 0 it stays where it was
 
 
 def test_an_epoch_moves_every_parameter_that_a_row_uses(program: Program, narrow_run: list, encoders: Encoder,
                                                         used: np.ndarray):
   members = begun(program, [(0, 1e-3, 1)], encoders)
-  for name, before in checkpoint.flat(population.take(members, 0).state.model).items():
+  for name, before in checkpoint.flatten(population.select_member(members, 0).state.model).items():
     moved = narrow_run[0][name] != np.asarray(before)
     assert moved.any(), name
     if name == TABLE:
@@ -278,7 +278,7 @@ def test_an_epoch_moves_every_parameter_that_a_row_uses(program: Program, narrow
 def test_alone_with_every_piece_at_full_length_it_is_the_same(narrow_run: list, model: EncoderConfig,
                                                               saved: list[Encoder], whole: TaskRows, used: np.ndarray):
   (found,) = fitted(made(model, 1, (64,)), [(0, 1e-3, 0)], jax.tree.map(lambda x: x[None], saved[1]), whole)
-  before = np.asarray(checkpoint.flat(saved[1])[TABLE.removeprefix('encoder.')])
+  before = np.asarray(checkpoint.flatten(saved[1])[TABLE.removeprefix('encoder.')])
   unused = np.setdiff1d(np.arange(520), used)
   assert found[TABLE].shape[0] == 520 and len(unused) > 400
   np.testing.assert_array_equal(found[TABLE][unused], before[unused])  # what no row holds never moves

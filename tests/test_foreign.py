@@ -21,7 +21,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import foreign, heads, size
 from minilm_jax.model.initialization import count
 from minilm_jax.tasks import classifiers, fill_mask, finetune
-from minilm_jax.training import checkpoint, member, sharding, steps, trainer
+from minilm_jax.training import checkpoint, pretrain, pretrained, sharding, train_step
 from tests import fast_jit, tiny_config
 
 GATED = 'configs.examples.gated_rotary:Encoder'
@@ -155,14 +155,14 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
   whole, alone = encode(model, tokens), encode(model, tokens[:1, :12])
   np.testing.assert_allclose(whole[:1, :12], alone, rtol=1e-5, atol=1e-5)
   gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(model(tokens, tokens != pieces.PAD, tokens[:, :4] % 12)[..., 7] ** 2)))
-  for name, leaf in checkpoint.flat(gradient(model)).items():
+  for name, leaf in checkpoint.flatten(gradient(model)).items():
     assert np.abs(np.asarray(leaf)).max() > 0, name
 
 
 def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
   """So the rule of the recipe, with which biases start at 0.01, is of the head alone."""
   config = dataclasses.replace(gated, initialization='honey')
-  one, again, other = (checkpoint.flat(fast_jit.jit(lambda s: heads.masked_language_model(config, jax.random.key(s)))(seed))
+  one, again, other = (checkpoint.flatten(fast_jit.jit(lambda s: heads.masked_language_model(config, jax.random.key(s)))(seed))
                        for seed in (0, 0, 1))
   assert float(one['transform.bias'][0]) == pytest.approx(0.01)
   table = one['encoder.embedding.embedding']
@@ -173,8 +173,8 @@ def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
 
 def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
   config = dataclasses.replace(tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocabulary=19_010))
-  placed = sharding.state_sharding(jax.eval_shape(lambda: steps.init_state(0, config)), sharding.make_mesh(MeshConfig(1, 0, 2)))
-  found = {name: any(place.spec) for name, place in checkpoint.flat(placed).items()}
+  placed = sharding.state_sharding(jax.eval_shape(lambda: train_step.init_state(0, config)), sharding.make_mesh(MeshConfig(1, 0, 2)))
+  found = {name: any(place.spec) for name, place in checkpoint.flatten(placed).items()}
   assert not any(split for name, split in found.items() if 'encoder.' in name) and found['model.output.kernel']
 
 
@@ -187,7 +187,7 @@ def population(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
   folder = tmp_path_factory.mktemp('foreign') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', fast_jit.jit)
-    trainer.pretrain(tiny_config.run_config(tiny_corpus, **changes), folder)
+    pretrain.pretrain(tiny_config.run_config(tiny_corpus, **changes), folder)
     yield folder
 
 
@@ -199,21 +199,21 @@ def test_a_population_of_it_trains_in_bfloat16_and_goes_on_where_it_stopped(popu
   (again / run.RESULT).unlink()
   for step in (8, 12):
     shutil.rmtree(again / checkpoint.FOLDER / str(step))
-  trainer.pretrain(recipe.resolve(run.read_json(population / run.CONFIG, ''), 'pretrain'), again)
-  one, other = ({name: np.asarray(leaf) for name, leaf in checkpoint.flat(restored(folder)).items()}
+  pretrain.pretrain(recipe.resolve(run.read_json(population / run.CONFIG, ''), 'pretrain'), again)
+  one, other = ({name: np.asarray(leaf) for name, leaf in checkpoint.flatten(restored(folder)).items()}
                 for folder in (population, again))
   assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def restored(folder: pathlib.Path) -> Any:
   config = recipe.resolve(run.read_json(folder / run.CONFIG, ''), 'pretrain')
-  like = jax.eval_shape(jax.vmap(lambda seed: steps.init_state(seed, config)), jnp.arange(2))
+  like = jax.eval_shape(jax.vmap(lambda seed: train_step.init_state(seed, config)), jnp.arange(2))
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return checkpoint.restore(folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like), 12)
 
 
 def test_a_member_is_taken_out_fine_tuned_and_kept(population: pathlib.Path, tmp_path: pathlib.Path):
-  member.take(population, 1, tmp_path / 'one')
+  pretrained.extract_member(population, 1, tmp_path / 'one')
   assert fill_mask.fill_mask(tmp_path / 'one', 'the <mask> sleeps .', 2)
   made = recipe.load('configs/glue.py:microworld/sentiment')
   made.task.update(limit=24, per_label_reported=8)
@@ -221,4 +221,4 @@ def test_a_member_is_taken_out_fine_tuned_and_kept(population: pathlib.Path, tmp
   lines = finetune.finetune(recipe.resolve(made, 'finetune'), tmp_path / 'one', tmp_path / 'task', [12])
   assert lines and all(np.isfinite(line['value']) for line in lines)
   kept = classifiers.load(tmp_path / 'task' / 'classifier-0')
-  assert kept.card.model.encoder == GATED and checkpoint.flat(kept.model)['encoder.embedding.embedding'].shape == (512, 16)
+  assert kept.card.model.encoder == GATED and checkpoint.flatten(kept.model)['encoder.embedding.embedding'].shape == (512, 16)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from minilm_jax import run
-from minilm_jax.analysis import cells, gap, gap_figures, report, runs
+from minilm_jax.analysis import gap, gap_figures, report, runs
 from minilm_jax.analysis.gap import Study
 from minilm_jax.analysis.lines import OVERLAP, SIZE
-from minilm_jax.analysis.scores import score_table
+from minilm_jax.analysis.scores import score_table, select_main
 from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
 from tests.html_page import Page
 
 def study(home: pathlib.Path, draws: int = 200) -> Study:
   found = runs.find([str(home)])
-  return gap.find(found, cells.main(score_table(runs.scores(found))), draws)
+  return gap.find(found, select_main(score_table(runs.scores(found))), draws)
 
 
 def ladder(home: pathlib.Path, gains: dict[int, float], **more: Any) -> None:

@@ -21,10 +21,7 @@ from tests import fake_classifiers
 TEXTS = ('The dog sleeps .', 'a <mask> and 😀 </s>', 'the bad pig eats the red hen and sleeps ' * 6)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_fast():
-  with fake_classifiers.compiled_fast():
-    yield
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')

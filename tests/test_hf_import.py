@@ -21,7 +21,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import heads
 from minilm_jax.tasks import encoding, fill_mask, likelihood
 from minilm_jax.tasks.sources import Examples
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, pretrained
 from tests import fake_hf_folders, fast_jit
 
 LINES = ['the dog sleeps near the tree .', 'A good film , a bad film .', 'a naïve café – the end of it !'] * 3
@@ -81,15 +81,15 @@ def their_model(transformers: Any, kind: str, ending: str, vocabulary: int, **ch
 
 def ours_of(ids: np.ndarray, workdir: pathlib.Path) -> np.ndarray:
   """Their ids under our numbers."""
-  order = start.tokenizer(workdir)._processor.order
+  order = pretrained.load_tokenizer(workdir)._processor.order
   return np.argsort(order)[ids]
 
 
 def vectors(workdir: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
   """What the encoder of a run makes of tokens."""
-  config = start.model_run(workdir).model
+  config = pretrained.load_single_config(workdir).model
   shapes = jax.eval_shape(lambda: heads.masked_language_model(config, jax.random.key(0)).encoder)
-  encoder = checkpoint.restore_under(workdir, shapes, 'model.encoder')
+  encoder = checkpoint.restore_part(workdir, shapes, 'model.encoder')
   return np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD))(encoder, jnp.asarray(tokens)))
 
 
@@ -110,8 +110,8 @@ def test_vectors_and_logits_are_theirs(kind: str, ending: str, changes: dict[str
     made.save_pretrained(tmp_path / 'theirs')
   result = hf_import.load(tmp_path / 'theirs', tmp_path / 'run')
 
-  tokenizer = start.tokenizer(tmp_path / 'run')
-  config = start.model_run(tmp_path / 'run').model
+  tokenizer = pretrained.load_tokenizer(tmp_path / 'run')
+  config = pretrained.load_single_config(tmp_path / 'run').model
   examples = Examples(FIRST + FIRST, ('',) * len(FIRST) + SECOND, np.zeros(8, np.int32))
   alone = encoding.encode(Examples(FIRST, (), np.zeros(4, np.int32)), tokenizer, config.length)[0]
   both = encoding.encode(examples, tokenizer, config.length)[0][len(FIRST):]
@@ -162,7 +162,7 @@ def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib
   given = reads(text, return_tensors='pt')
   with torch.no_grad():
     shares = model(input_ids=given['input_ids']).logits.softmax(-1)[0][given['input_ids'][0] == reads.mask_token_id]
-  order = start.tokenizer(tmp_path / 'run')._processor.order
+  order = pretrained.load_tokenizer(tmp_path / 'run')._processor.order
   expected = np.sort(shares.numpy()[:, order[5:]], axis=1)[:, ::-1][:, :3]
   found = fill_mask.fill_mask(tmp_path / 'run', text, 3)
   np.testing.assert_allclose([guess.probability for guess in found], expected.ravel(), atol=1e-5)
@@ -195,7 +195,7 @@ def test_the_run_says_where_it_came_from(source: pathlib.Path, brought: pathlib.
       name: run.sha256(source / name) for name in ('config.json', 'model.safetensors', 'vocab.txt')}
   assert manifest['imported']['left_out'] == ['the pooler (bert.pooler.*)'] and manifest['imported']['head'] is True
   assert json.loads((brought / run.CONFIG).read_text())['kind'] == 'imported'
-  assert checkpoint.steps(brought) == [0] and not checkpoint.check(brought, 0)
+  assert checkpoint.list_steps(brought) == [0] and not checkpoint.verify(brought, 0)
   result = json.loads((brought / run.RESULT).read_text())
   expected = sum(array.size for name, array in fake_hf_folders.bert_weights().items() if 'pooler' not in name)
   assert result['imported'] is True and result['parameters'] == manifest['parameters']['total'] == expected
@@ -250,7 +250,7 @@ def test_importing_again_does_nothing_and_goes_on_after_a_stop(source, brought, 
   (workdir / run.CONFIG).unlink()
   assert told(capsys, 'import', f'--from={source}', f'--workdir={workdir}')[0] == 0
   assert (workdir / run.RESULT).read_bytes() == (brought / run.RESULT).read_bytes()
-  assert checkpoint.steps(workdir) == [0]
+  assert checkpoint.list_steps(workdir) == [0]
 
 
 def test_a_folder_with_something_else_is_left_alone(source, brought, tmp_path: pathlib.Path, library):

@@ -109,7 +109,7 @@ def test_fine_tuning_gives_their_losses(transformers):
   config = OptimizerConfig(algorithm='adamw', learning_rate=rate, schedule='linear', warmup_share=0.0, warmup_most=0,
                            decay_share=0.0, epochs=0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
                            undecayed=(), clip=1.0)
-  transform = optimizer.build(config, updates, ours)
+  transform = optimizer.build_optimizer(config, updates, ours)
 
   @fast_jit.jit
   def step(model: Any, moments: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:

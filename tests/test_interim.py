@@ -12,7 +12,7 @@ from minilm_jax import run, signals
 from minilm_jax.tasks import interim
 from minilm_jax.tasks.fitting import Member
 from minilm_jax.tasks.protocol import Entry, Scored
-from minilm_jax.training.steps import TrainState
+from minilm_jax.training.train_step import TrainState
 
 ENTRIES = [Entry(member, None, seed, 1e-3) for member, seed in ((3, 0), (4, 1))]
 

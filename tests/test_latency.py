@@ -36,11 +36,7 @@ CONFIGS = {'shallow': config(), 'deep': config(**{'model.layers': 2})}
 SHALLOW = CONFIGS['shallow'].model
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_fast():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
-    yield
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')

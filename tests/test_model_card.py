@@ -11,7 +11,7 @@ from minilm_jax import model_card, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import size
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 from tests import fake_classifiers
 
 HOSTILE = ('<script>alert(1)</script>', '[x](http://evil.example)', '| a | b |', '**bold** `code` _em_', '![i](x)',
@@ -24,9 +24,9 @@ def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
 
 
 def test_a_run_says_what_it_is(tiny_run: pathlib.Path):
-  card, config = model_card.card(tiny_run), start.pretraining(tiny_run)
+  card, config = model_card.card(tiny_run), pretrained.load_config(tiny_run)
   found = size.parameters(config.model)['total']
-  known = start.identity(tiny_run)
+  known = pretrained.corpus_hashes(tiny_run)
   for said in (f'of {found:,} parameters', 'the end of its training', known['corpus'], known['tokenizer'],
                '8 of 8, of 8 rows', '@software{minilm_jax', '2305.17266', '# license: yours to choose',
                'microworld:800',

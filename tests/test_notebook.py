@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -59,15 +58,14 @@ def test_holes_are_filled_as_the_verb_does(model: LanguageModel, tiny_run: Path)
 
 
 @pytest.fixture(scope='module')
-def home(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(fast_compile: None, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """Two classifiers, a committee of them, and a classifier of pairs."""
   folder, reads = tmp_path_factory.mktemp('notebook'), pieces.load(tiny_corpus / 'tokenizer.model')
-  with fake_classifiers.compiled_fast():
-    for seed in range(2):
-      fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
-    committee.make(f'{folder}/classifier-*', folder / 'together')
-    fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
-    yield folder
+  for seed in range(2):
+    fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
+  committee.make(f'{folder}/classifier-*', folder / 'together')
+  fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
+  return folder
 
 
 def test_labels_are_those_of_the_verb(home: Path):

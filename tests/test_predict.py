@@ -14,10 +14,7 @@ from minilm_jax.tasks import committee, predict, subsets
 from tests import fake_classifiers
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_fast():
-  with fake_classifiers.compiled_fast():
-    yield
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')

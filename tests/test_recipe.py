@@ -22,7 +22,7 @@ from minilm_jax import corpus_config
 from minilm_jax import recipe, run
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import fill_mask
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KINDS = {'pretrain': base.pretrain, 'corpus': base.corpus, 'finetune': base.finetune}
@@ -128,6 +128,17 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('finetune', 'seeds', '0,one', 'as int'),
     ('finetune', 'task.filtered', True, 'word list'),
     ('finetune', 'epochs', 0, 'nothing to train'),
+    ('finetune', 'seeds', '-1', 'seeds=-1'),
+    ('finetune', 'learning_rates', '1e-4,1e-3', 'held_out=0.1'),
+    ('finetune', 'patience', 2, 'held_out=0.1'),
+    ('finetune', 'held_out', 1.0, 'held_out'),
+    ('finetune', 'lift', 'wmap', "did you mean 'vmap'"),
+    ('pretrain', 'log.to', 'tensorbord', "did you mean 'tensorboard'"),
+    ('pretrain', 'mask.span', -1, 'span'),
+    ('pretrain', 'model.encoder', 'Encoder', 'encoder'),
+    ('pretrain', 'optimizer.learning_rate', float('nan'), 'learning_rate'),
+    ('pretrain', 'seed', -1, 'seed=-1'),
+    ('pretrain', 'seed', 2**32, '2^32'),
 ])
 def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: Any, said: str):
   with pytest.raises(InputError, match=re.escape(said)):
@@ -244,7 +255,7 @@ def test_a_stored_recipe_is_data(kind: str, tmp_path: pathlib.Path, monkeypatch:
 def test_a_config_json_of_a_stranger_is_refused(content: str, said: str, tmp_path: pathlib.Path):
   (tmp_path / run.CONFIG).write_text(content)
   with pytest.raises(InputError, match=said):
-    start.pretraining(tmp_path)
+    pretrained.load_config(tmp_path)
 
 
 def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):
@@ -253,7 +264,7 @@ def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(tiny_run: pathlib.Pat
   shutil.copytree(tiny_run, tmp_path / 'run')
   made = json.loads((tiny_run / run.CONFIG).read_text()) | {'corpus': 'evil.py'}
   (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made))
-  assert start.pretraining(tmp_path / 'run').corpus == 'evil.py'
+  assert pretrained.load_config(tmp_path / 'run').corpus == 'evil.py'
   assert fill_mask.fill_mask(tmp_path / 'run', 'the <mask>', 1)
   (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made | {'model': made['model'] | {
       'hidden': 2**40, 'feed_forward': 2**40, 'embedding': 2**40, 'projection': True}}))

@@ -12,7 +12,7 @@ from minilm_jax import release, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import likelihood
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 from tests import fake_classifiers
 
 
@@ -88,7 +88,7 @@ def test_a_stored_recipe_that_lacks_a_field_names_its_run(tiny_run: pathlib.Path
   del found['seed']
   (tmp_path / 'config.json').write_text(json.dumps(found))
   with pytest.raises(InputError, match=f'in config.json of the pre-training run {tmp_path}\nfound: missing seed'):
-    start.pretraining(tmp_path)
+    pretrained.load_config(tmp_path)
 
 
 def test_a_folder_appears_whole(tmp_path: pathlib.Path):

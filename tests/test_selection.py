@@ -16,7 +16,7 @@ from minilm_jax.language import build
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import subset
 from minilm_jax.tasks import selection
-from minilm_jax.training import start
+from minilm_jax.training import pretrain
 from tests.fake_runs import write_examples
 from tests.tiny_config import run_config
 
@@ -79,8 +79,8 @@ def test_every_part_is_a_corpus_that_pretrain_takes(by: str, tiny_corpus: pathli
     assert made['hash'] == build.identity(made['tokenizer']['sha256'], made['length'], made['splits'])
     hashes.add(made['hash'])
     config = run_config(pathlib.Path(one['folder']))
-    assert start.check(config) == made['hash']
-    start.enter(config, tmp_path / 'runs' / str(one['part']))
+    assert pretrain.validate(config) == made['hash']
+    pretrain.open_or_create_run(config, tmp_path / 'runs' / str(one['part']))
     kept = run.read_json(tmp_path / 'runs' / str(one['part']) / run.MANIFEST, 'it')['training']
     assert kept['subset']['overlap'] == one['overlap'] and kept['subset']['task'] == 'own'
   assert len(hashes) == 3

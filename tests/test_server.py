@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -14,7 +13,6 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import finetune, material, protocol, server, table
 from minilm_jax.tasks.material import Material
 from minilm_jax.tasks.protocol import Entry, Scored
-from tests.fast_jit import jit
 from tests.fake_runs import write_examples
 
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
@@ -128,9 +126,9 @@ def test_what_is_held_out_chooses_whose_predictions_they_are(selections: list, v
   assert said == [ready.task.labels[number] for number in outputs(ready, 2 * expected)['test'].argmax(-1)]
 
 
-def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path, monkeypatch):
+@pytest.mark.usefixtures('fast_compile')
+def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path):
   """Fine-tuning writes it, and once more where the run had been stopped before it could."""
-  monkeypatch.setattr(jax, 'jit', jit)
   numbers = list(range(70))
   order = np.random.default_rng(0).permutation(70).tolist()  # more than one batch, in no order at all
   test = [rows('rte', 70, numbers)[i] for i in order]

@@ -13,7 +13,7 @@ from configs import base, corpus, glue, honey, tiny
 from minilm_jax import __main__ as door
 from minilm_jax import recipe, show
 from minilm_jax.errors import InputError
-from minilm_jax.training import steps
+from minilm_jax.training import train_step
 
 
 def printed(capsys: pytest.CaptureFixture, *arguments: str) -> dict:
@@ -35,7 +35,7 @@ def test_it_says_what_a_run_would_hold():
   config = recipe.resolve(tiny.get_config(), 'pretrain')
   found = show.describe(config)
   assert sum(math.prod(array['shape']) for array in found['arrays']) == found['parameters']['total']
-  state = jax.eval_shape(lambda: steps.init_state(config.seed, config))
+  state = jax.eval_shape(lambda: train_step.init_state(config.seed, config))
   assert found['bytes']['state'] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   assert found['tokens'] == config.updates * config.batch_size * config.model.length
   assert found['flops'] == {name: flops * found['rows'] for name, flops in found['flops_per_row'].items()}

@@ -17,7 +17,7 @@ from configs import honey, tlm
 from minilm_jax import recipe
 from minilm_jax.config import EncoderConfig, HeadConfig, RunConfig
 from minilm_jax.model import convolution, heads, size
-from minilm_jax.training import optimizer, steps
+from minilm_jax.training import optimizer, train_step
 from minilm_jax.training.masking import MaskedBatch
 
 ROWS = 4  # of the batch whose FLOPs are counted
@@ -39,7 +39,7 @@ def elements(tree: Any) -> int:
 
 def learned(model: Any) -> int:
   """Elements without running statistics."""
-  return elements(optimizer.learned(model))
+  return elements(optimizer.select_parameters(model))
 
 
 def test_all_logged_runs(data: pathlib.Path):
@@ -144,7 +144,7 @@ def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
   k = size.masked_positions(config.model.length, config.mask.rate)
   integers, weights = jax.ShapeDtypeStruct((ROWS, k), jnp.int32), jax.ShapeDtypeStruct((ROWS, k), jnp.float32)
   tokens = jax.ShapeDtypeStruct((ROWS, config.model.length), jnp.int32)
-  program = lambda model, *batch: steps.gradient_sums(model, MaskedBatch(*batch), None, 1)  # noqa: E731
+  program = lambda model, *batch: train_step.compute_gradient(model, MaskedBatch(*batch), None, 1)  # noqa: E731
   return program, (shapes(config.model), tokens, integers, integers, weights)
 
 

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,17 +13,11 @@ from minilm_jax.config import SubsetConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import subset
-from minilm_jax.training import feed, start
-from minilm_jax.training import engine as engines
+from minilm_jax.training import batches, pretrain, program
 from tests.tiny_config import run_config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly():
-  """Compiled with little optimisation: that takes nothing from what is tested."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
@@ -81,10 +74,10 @@ def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(tiny_corpus: pa
   there = corpora.manifest(tiny_corpus)['splits']['train']
   for name in ('rows', 'tokens'):
     with pytest.raises(InputError, match=f'{there[name]:,} {name}') as caught:
-      start.check(run_config(tiny_corpus, **{f'subset.{name}': there[name] + 1}))
+      pretrain.validate(run_config(tiny_corpus, **{f'subset.{name}': there[name] + 1}))
     assert f'{there[name] + 1:,}' in caught.value.asked
   with pytest.raises(InputError, match='up to 64 tokens'):
-    start.check(run_config(tiny_corpus, **{'subset.tokens': 63}))
+    pretrain.validate(run_config(tiny_corpus, **{'subset.tokens': 63}))
   with pytest.raises(InputError, match='two sizes'):
     run_config(tiny_corpus, **{'subset.tokens': 630, 'subset.rows': 3})
 
@@ -93,7 +86,7 @@ def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(tiny_corpus: pa
 def test_only_the_rows_of_the_subset_are_trained_on(place: str, tiny_corpus: pathlib.Path, files: corpora.Files):
   config = run_config(tiny_corpus, corpus_on=place, **{'subset.rows': 24})
   wanted = {row.tobytes() for row in files[subset.chosen(config.subset, files)]}
-  with feed.open_supply(config, engines.make_engine(config), tiny_corpus) as supply:
+  with batches.open_batches(config, program.build_program(config), tiny_corpus) as supply:
     rows = supply(0, 2)
   assert rows.rows == 24
   found = np.asarray(rows.tokens).reshape(-1, files.manifest['length'])
@@ -107,12 +100,12 @@ def test_only_the_rows_of_the_subset_are_trained_on(place: str, tiny_corpus: pat
 def test_a_run_remembers_what_it_was_trained_on(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, files: corpora.Files):
   there = corpora.manifest(tiny_corpus)['splits']['train']
   for rows in (0, 24):
-    start.enter(run_config(tiny_corpus, **{'subset.rows': rows}), tmp_path / str(rows))
+    pretrain.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': rows}), tmp_path / str(rows))
     found = run.read_json(tmp_path / str(rows) / run.MANIFEST, 'it')['training']
     assert found['rows'] == (rows or there['rows']) and found['of_rows'] == there['rows'] and found['subset'] is None
     assert found['tokens'] == subset.lengths(files)[subset.order(there['rows'], 0)[:found['rows']]].sum()
   with pytest.raises(InputError, match='subset.rows'):
-    start.enter(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
+    pretrain.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
 
 
 def test_a_part_is_a_corpus_with_the_splits_of_the_whole(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,

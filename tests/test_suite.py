@@ -5,7 +5,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import pytest
 
 from configs import glue
@@ -14,7 +13,6 @@ from minilm_jax import recipe, run
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import finetune, places, suite
-from tests.fast_jit import jit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -159,10 +157,10 @@ def test_a_misspelt_task_stops_all(runs: pathlib.Path, called: list):
   assert not called
 
 
+@pytest.mark.usefixtures('fast_compile')
 def test_the_command_does_what_it_can_and_says_what_it_could_not(tiny_run: pathlib.Path, tmp_path: pathlib.Path,
                                                                  monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(jax, 'jit', jit)
   command = ['finetune', '--config=configs/glue.py:cola,microworld/sentiment', f'--checkpoint={tiny_run}@all',
              f'--workdir={tmp_path / "out"}', '--config.task.limit=32', '--config.seeds=0', '--config.epochs=1',
              '--config.batch_size=16', '--config.length=16', '--control']

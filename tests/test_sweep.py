@@ -13,19 +13,17 @@ from minilm_jax import claim, plan, run, sweep
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
-from minilm_jax.training import engine as engines
+from minilm_jax.training import program
 from tests.tiny_config import UPDATES, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once() -> Any:
-  """Points of one recipe share their compiled programs, quickly made ones: that takes nothing from what is tested."""
+def share_programs(fast_compile: None) -> Any:
+  """Lets points of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engines, 'make_engine', functools.cache(engines.make_engine))
+    patch.setattr(engines, 'make_engine', functools.cache(program.build_program))
     patch.setattr(jax, 'clear_caches', lambda: None)
-    jax.config.update('jax_disable_most_optimizations', True)
     yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def point(folder: pathlib.Path, **changes: Any) -> RunConfig:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from etils import epath
 
-from minilm_jax.training import outlets, tracker
 from tests.tiny_config import run_config
 
 KEY = 'k' * 40

@@ -16,7 +16,7 @@ from minilm_jax.analysis import logged
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus, documents, subset, tokenizer, vocabulary
 from minilm_jax.tasks import fewrel, overlap
-from minilm_jax.training import start
+from minilm_jax.training import pretrain
 from tests import tiny_config as recipes
 
 
@@ -122,6 +122,6 @@ def test_no_manifest_of_a_corpus_leads_out(change, link: bool, tiny_corpus: path
     if change is name_tokenizer:
       with pytest.raises(InputError, match='leads elsewhere'):
         overlap.tokenizer_of(folder, corpus.manifest(folder))
-      start.enter(recipes.run_config(folder), tmp_path / 'run')
+      pretrain.open_or_create_run(recipes.run_config(folder), tmp_path / 'run')
     else:
       corpus.load(folder, 'test')

@@ -12,7 +12,7 @@ from minilm_jax import recipe
 from minilm_jax.config import MeshConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.language.corpus import Corpus
-from minilm_jax.training import checkpoint, population, sharding, steps
+from minilm_jax.training import checkpoint, population, sharding, train_step
 from tests import fast_jit
 
 FILE = pathlib.Path(__file__).parent / 'steps.json'
@@ -29,13 +29,17 @@ def measure() -> dict[str, Any]:
   rows = np.random.default_rng(0).integers(len(tokenizer.SPECIAL), 60, (10, 16)).astype('uint16')
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN, tokenizer.END, tokenizer.PAD
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
-  own = population.settings(config, corpus.length)
-  step = fast_jit.jit(population.lift(lambda state: steps.train_step(state, own, corpus, config, 'cpu')[:2], mesh, 'alone'))
-  state, sums = fast_jit.jit(lambda: steps.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
+  settings, layout = population.member_settings(config), population.shared_mask_layout(config, corpus.length)
+
+  def member_step(state: train_step.TrainState) -> Any:
+    return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
+
+  step = fast_jit.jit(population.map_over_members(member_step, mesh, 'single'))
+  state, sums = fast_jit.jit(lambda: train_step.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
   for _ in range(3):
     state, found = step(state)
     sums.append({name: float(found[name]) for name in ('loss', 'masked')})
-  norms = {name: float(jnp.linalg.norm(leaf)) for name, leaf in checkpoint.flat(state.model).items() if leaf.ndim == 2}
+  norms = {name: float(jnp.linalg.norm(leaf)) for name, leaf in checkpoint.flatten(state.model).items() if leaf.ndim == 2}
   return {'sums': sums, 'norms': norms}
 
 
