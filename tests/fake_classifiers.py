@@ -1,4 +1,4 @@
-"""For tests of classifiers and committees: small ones with random weights, saved as fine-tuning saves them."""
+"""Makes small classifiers with random weights and saves them as fine-tuning does."""
 
 import pathlib
 from typing import Any
@@ -20,34 +20,34 @@ LABELS = ('negative', 'positive', 'neutral')
 TEXTS = ('the dog sleeps .', 'a good fox', 'the bad pig eats the red hen and sleeps', 'a', 'cow .')
 
 
-def examples(texts: tuple[str, ...] = TEXTS) -> Examples:
+def make_examples(texts: tuple[str, ...] = TEXTS) -> Examples:
   return Examples(texts, (), np.zeros(len(texts), np.int32))
 
 
-def card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
+def make_card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
   config = tiny.get_config()
   config.model.update(vocabulary=520, embedding=16, hidden=hidden, feed_forward=32, layers=1, heads=2, length=32)
   model = recipe.resolve(config, 'pretrain').model
-  made: dict[str, Any] = {
+  fields: dict[str, Any] = {
       'kind': classifiers.KIND, 'task': 'own', 'task_kind': 'classification', 'labels': LABELS, 'fields': ('text',),
       'joined': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1, 1),
       'tokenizer': reads.sha256, 'seed': seed, 'learning_rate': 1e-3, 'checkpoint': 'runs/tiny', 'step': 8,
       'which': 'last', 'epoch': 2.0}
-  return Card(**made | changes)
+  return Card(**fields | changes)
 
 
-def fitted(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Fitted:
-  """A classifier with random weights, large enough that members differ in what they say."""
-  own = card(reads, seed, hidden, **changes)
-  model = classifier(own.model, own.head, len(own.labels), jax.random.key(seed))
+def make_classifier(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Fitted:
+  """Returns a classifier whose random weights are large enough that members differ in their predictions."""
+  classifier_card = make_card(reads, seed, hidden, **changes)
+  model = classifier(classifier_card.model, classifier_card.head, len(classifier_card.labels), jax.random.key(seed))
   model = jax.tree.map(lambda x: np.asarray(4 * x), model)
-  return Fitted(own, model, reads, classifiers.digest(model))
+  return Fitted(classifier_card, model, reads, classifiers.digest(model))
 
 
-def saved(folder: pathlib.Path, member: Fitted, digest: str = 'same examples') -> pathlib.Path:
-  """Its folder, with random outputs on 40 examples whose labels all members share."""
+def save_classifier(folder: pathlib.Path, member: Fitted, digest: str = 'same examples') -> pathlib.Path:
+  """Saves a classifier with random outputs on 40 examples, whose labels all members share, and returns the folder."""
   dice = np.random.default_rng(member.card.seed)
   classes = max(1, len(member.card.labels))
-  said = (dice.normal(size=(40, classes)).astype(np.float32), np.random.default_rng(9).integers(0, classes, 40))
-  classifiers.save(folder, member.card, member.model, member.tokenizer, {'validation': said}, {'validation': digest})
+  outputs = (dice.normal(size=(40, classes)).astype(np.float32), np.random.default_rng(9).integers(0, classes, 40))
+  classifiers.save(folder, member.card, member.model, member.tokenizer, {'validation': outputs}, {'validation': digest})
   return folder

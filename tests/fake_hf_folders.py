@@ -1,4 +1,4 @@
-"""Folders as Hugging Face leaves them, made by hand: neither torch nor transformers is needed."""
+"""Writes model folders in the format of Hugging Face, without torch and transformers."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ BERT = {
     'type_vocab_size': 2, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-12, 'pad_token_id': 0, 'hidden_dropout_prob': 0.1}
 
 
-def tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
+def pack_tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
   """The bytes of a .safetensors file of float32; `header` replaces entries of it."""
   place, entries, data = 0, {'__metadata__': {'format': 'pt'}}, b''
   for name, array in arrays.items():
@@ -29,7 +29,7 @@ def tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
   return struct.pack('<Q', len(text)) + text + data
 
 
-def bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
+def draw_bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
   """Random weights of the shape of `BERT`, with an output that is tied."""
   dice, d, f, family = np.random.default_rng(seed), BERT['hidden_size'], BERT['intermediate_size'], 'bert.'
   shapes = {
@@ -50,11 +50,11 @@ def bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
           for name, shape in found.items()}
 
 
-def folder(path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any) -> pathlib.Path:
+def write_folder(path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any) -> pathlib.Path:
   """A folder with a small BERT and its vocab.txt; what is changed to None is left out of config.json."""
   path.mkdir(parents=True)
   config = {name: value for name, value in (BERT | changes).items() if value is not None}
   (path / 'config.json').write_text(json.dumps(config))
-  (path / 'model.safetensors').write_bytes(tensors(bert_weights() if weights is None else weights))
+  (path / 'model.safetensors').write_bytes(pack_tensors(draw_bert_weights() if weights is None else weights))
   (path / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
   return path

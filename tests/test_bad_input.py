@@ -52,7 +52,7 @@ def members(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
   from tests import fake_classifiers
   home, reads = tmp_path_factory.mktemp('members'), tokenizer.load(tiny_corpus / 'tokenizer.model')
   for seed in range(2):
-    fake_classifiers.saved(home / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
+    fake_classifiers.save_classifier(home / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed))
   committee.make(f'{home}/classifier-*', home / 'made')
   return {one.name: one for one in input_cases.members(home)}
 

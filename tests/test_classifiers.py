@@ -109,8 +109,8 @@ def test_a_classifier_that_is_lost_is_made_again_and_the_others_stay(tuned: path
 
 @pytest.fixture(scope='module')
 def one(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any]:
-  member = fake_classifiers.fitted(pieces.load(tiny_corpus / 'tokenizer.model'), 0)
-  return fake_classifiers.saved(tmp_path_factory.mktemp('one') / 'classifier-0', member), member
+  member = fake_classifiers.make_classifier(pieces.load(tiny_corpus / 'tokenizer.model'), 0)
+  return fake_classifiers.save_classifier(tmp_path_factory.mktemp('one') / 'classifier-0', member), member
 
 
 def test_what_was_saved_comes_back_bit_for_bit_and_so_does_a_copy(one: tuple, tmp_path: pathlib.Path):
@@ -142,9 +142,9 @@ def test_a_card_from_before_there_could_be_several_heads_has_one(one: tuple, tmp
 
 def test_saving_again_replaces_and_a_save_cut_short_is_none(one: tuple, tmp_path: pathlib.Path):
   _, member = one
-  folder = fake_classifiers.saved(tmp_path / 'classifier-0', member)
+  folder = fake_classifiers.save_classifier(tmp_path / 'classifier-0', member)
   other = jax.tree.map(lambda x: x + 1, member.model)
-  fake_classifiers.saved(folder, dataclasses.replace(member, model=other))
+  fake_classifiers.save_classifier(folder, dataclasses.replace(member, model=other))
   assert classifiers.load(folder).identity == classifiers.digest(other) != member.identity
   (folder / run.MANIFEST).unlink()
   assert classifiers.missing(folder)

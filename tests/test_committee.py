@@ -31,7 +31,7 @@ def tokenizer(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
 @pytest.fixture(scope='module')
 def members(tokenizer: pieces.Tokenizer) -> list[classifiers.Fitted]:
   """Three of one shape and a wider one."""
-  return [fake_classifiers.fitted(tokenizer, seed) for seed in (0, 1, 2)] + [fake_classifiers.fitted(tokenizer, 3, hidden=24)]
+  return [fake_classifiers.make_classifier(tokenizer, seed) for seed in (0, 1, 2)] + [fake_classifiers.make_classifier(tokenizer, 3, hidden=24)]
 
 
 @pytest.fixture(scope='module')
@@ -39,46 +39,46 @@ def home(members: list, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Pat
   """The members saved, and the committee of all; copy it before changing anything in it."""
   folder = tmp_path_factory.mktemp('committee')
   for number, member in enumerate(members):
-    fake_classifiers.saved(folder / 'run' / f'classifier-{number}', member)
+    fake_classifiers.save_classifier(folder / 'run' / f'classifier-{number}', member)
   committee.make(f'{folder}/run/classifier-*', folder / 'made')
   return folder
 
 
 @pytest.mark.parametrize('how', HOW)
 def test_the_mean_of_one_member_is_that_member(members: list, how: str):
-  alone = forward.logits(members[:1], fake_classifiers.examples())[0]
-  np.testing.assert_array_equal(Committee((members[0],)).probabilities(fake_classifiers.examples(), how), softmax(alone))
+  alone = forward.logits(members[:1], fake_classifiers.make_examples())[0]
+  np.testing.assert_array_equal(Committee((members[0],)).probabilities(fake_classifiers.make_examples(), how), softmax(alone))
 
 
 @pytest.mark.parametrize('how', HOW)
 def test_a_committee_of_one_member_several_times_is_that_member(members: list, how: str):
-  once = Committee((members[0],)).probabilities(fake_classifiers.examples(), how)
-  again = Committee((members[0],) * 4).probabilities(fake_classifiers.examples(), how)
+  once = Committee((members[0],)).probabilities(fake_classifiers.make_examples(), how)
+  again = Committee((members[0],) * 4).probabilities(fake_classifiers.make_examples(), how)
   np.testing.assert_allclose(again, once, rtol=0, atol=1e-6)
 
 
 def test_it_is_the_mean_of_what_members_say_and_they_differ(members: list):
-  each = [forward.logits([member], fake_classifiers.examples())[0] for member in members]
+  each = [forward.logits([member], fake_classifiers.make_examples())[0] for member in members]
   assert len({one.argmax(-1).tobytes() for one in each}) > 1
   whole = Committee(tuple(members))
-  np.testing.assert_allclose(whole.probabilities(fake_classifiers.examples(), subsets.PROBABILITY),
+  np.testing.assert_allclose(whole.probabilities(fake_classifiers.make_examples(), subsets.PROBABILITY),
                              np.mean([softmax(one) for one in each], 0), atol=1e-5)
-  np.testing.assert_allclose(whole.probabilities(fake_classifiers.examples(), subsets.LOGIT), softmax(np.mean(each, 0)), atol=1e-5)
+  np.testing.assert_allclose(whole.probabilities(fake_classifiers.make_examples(), subsets.LOGIT), softmax(np.mean(each, 0)), atol=1e-5)
 
 
 @pytest.mark.parametrize('lift', ['loop', 'vmap'])
 def test_stacked_members_say_what_each_says_alone(members: list, lift: str):
-  together = forward.logits(members, fake_classifiers.examples(), lift)
-  alone = np.stack([forward.logits([member], fake_classifiers.examples())[0] for member in members])
+  together = forward.logits(members, fake_classifiers.make_examples(), lift)
+  alone = np.stack([forward.logits([member], fake_classifiers.make_examples())[0] for member in members])
   np.testing.assert_allclose(together, alone, atol=1e-4)
   assert forward.groups(members) == [[0, 1, 2], [3]]
 
 
 def test_what_it_says_of_a_text_depends_on_no_other(members: list):
   whole = Committee(tuple(members))
-  together = whole.logits(fake_classifiers.examples())
+  together = whole.logits(fake_classifiers.make_examples())
   for number, text in enumerate(fake_classifiers.TEXTS):
-    np.testing.assert_allclose(whole.logits(fake_classifiers.examples((text,)))[:, 0], together[:, number], atol=1e-4)
+    np.testing.assert_allclose(whole.logits(fake_classifiers.make_examples((text,)))[:, 0], together[:, number], atol=1e-4)
 
 
 def test_the_order_in_which_members_are_named_changes_no_bit(home: pathlib.Path, tmp_path: pathlib.Path):
@@ -87,21 +87,21 @@ def test_the_order_in_which_members_are_named_changes_no_bit(home: pathlib.Path,
   first, second = committee.load(home / 'made'), committee.load(tmp_path / 'made')
   assert [one.identity for one in first.members] == [one.identity for one in second.members]
   for how in HOW:
-    np.testing.assert_array_equal(first.probabilities(fake_classifiers.examples(), how),
-                                  second.probabilities(fake_classifiers.examples(), how))
+    np.testing.assert_array_equal(first.probabilities(fake_classifiers.make_examples(), how),
+                                  second.probabilities(fake_classifiers.make_examples(), how))
   for name in (committee.STUDY, run.MANIFEST, run.CONFIG):
     assert (home / 'made' / name).read_bytes() == (tmp_path / 'made' / name).read_bytes()
 
 
 def test_a_folder_is_its_own_export_bit_for_bit(home: pathlib.Path, members: list, tmp_path: pathlib.Path):
   ordered = tuple(sorted(members, key=lambda one: one.identity))
-  before = Committee(ordered).logits(fake_classifiers.examples())
+  before = Committee(ordered).logits(fake_classifiers.make_examples())
   shutil.copytree(home / 'run', tmp_path / 'run')
   committee.make(f'{tmp_path}/run/classifier-*', tmp_path / 'made')
-  np.testing.assert_array_equal(committee.load(tmp_path / 'made').logits(fake_classifiers.examples()), before)
+  np.testing.assert_array_equal(committee.load(tmp_path / 'made').logits(fake_classifiers.make_examples()), before)
   shutil.move(tmp_path / 'made', tmp_path / 'elsewhere')
   shutil.rmtree(tmp_path / 'run')
-  np.testing.assert_array_equal(committee.load(tmp_path / 'elsewhere').logits(fake_classifiers.examples()), before)
+  np.testing.assert_array_equal(committee.load(tmp_path / 'elsewhere').logits(fake_classifiers.make_examples()), before)
   assert str(tmp_path) not in (tmp_path / 'elsewhere' / run.CONFIG).read_text()
 
 
@@ -126,24 +126,24 @@ def test_subsets_are_scored_from_what_members_were_reported_on(home: pathlib.Pat
 
 
 def test_a_member_may_have_several_heads_and_the_table_says_so(members: list, tokenizer, tmp_path: pathlib.Path):
-  several = fake_classifiers.fitted(tokenizer, 7, head=dataclasses.replace(members[0].card.head, copies=3))
+  several = fake_classifiers.make_classifier(tokenizer, 7, head=dataclasses.replace(members[0].card.head, copies=3))
   pair = [members[0], several]
   assert forward.groups(pair) == [[0], [1]]
   for number, member in enumerate(pair):
-    fake_classifiers.saved(tmp_path / f'classifier-{number}', member)
+    fake_classifiers.save_classifier(tmp_path / f'classifier-{number}', member)
   found = committee.make(f'{tmp_path}/classifier-*', tmp_path / 'made')
   whole = committee.load(tmp_path / 'made')
-  said = whole.logits(fake_classifiers.examples())
+  said = whole.logits(fake_classifiers.make_examples())
   place = whole.members.index(next(one for one in whole.members if one.identity == several.identity))
-  np.testing.assert_array_equal(said[place], forward.logits([several], fake_classifiers.examples())[0])
+  np.testing.assert_array_equal(said[place], forward.logits([several], fake_classifiers.make_examples())[0])
   assert sorted(found['heads']) == [1, 3] and found['heads'][place] == 3
   (table,) = committee.tables(found)
   assert f'with {found["heads"][0]}, {found["heads"][1]} heads' in table.title
 
 
 def test_members_that_were_reported_on_other_examples_are_no_study(members: list, tmp_path: pathlib.Path):
-  fake_classifiers.saved(tmp_path / 'classifier-0', members[0])
-  fake_classifiers.saved(tmp_path / 'classifier-1', members[1], 'others')
+  fake_classifiers.save_classifier(tmp_path / 'classifier-0', members[0])
+  fake_classifiers.save_classifier(tmp_path / 'classifier-1', members[1], 'others')
   found = committee.make(f'{tmp_path}/classifier-*', tmp_path / 'made')
   assert found['lines'] == [] and 'different examples' in found['unscored']
   assert len(committee.load(tmp_path / 'made').members) == 2 and committee.tables(found)
@@ -158,7 +158,7 @@ def test_members_that_were_reported_on_other_examples_are_no_study(members: list
 ])
 def test_members_that_cannot_answer_together_are_refused(changes: dict, said: str, members: list, tokenizer,
                                                          tmp_path: pathlib.Path):
-  pair = [members[0], fake_classifiers.fitted(tokenizer, 5, **changes)]
+  pair = [members[0], fake_classifiers.make_classifier(tokenizer, 5, **changes)]
   with pytest.raises(InputError, match=said):
     committee.check(pair, ['x', 'y'])
 

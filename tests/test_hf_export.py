@@ -41,11 +41,11 @@ def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
 
 def tuned(folder: pathlib.Path, reads: pieces.Tokenizer, shape: dict[str, Any], **changes: Any) -> str:
   """The folder of a classifier of another shape, its weights no longer at their start."""
-  own = fake_classifiers.card(reads, 0)
-  member = fake_classifiers.fitted(reads, 0, model=dataclasses.replace(own.model, **shape), **changes)
+  own = fake_classifiers.make_card(reads, 0)
+  member = fake_classifiers.make_classifier(reads, 0, model=dataclasses.replace(own.model, **shape), **changes)
   # of a size at which float32 rounds to less than what may differ
   member = dataclasses.replace(member, model=jax.tree.map(lambda x: x / 2, member.model))
-  return str(fake_classifiers.saved(folder, member))
+  return str(fake_classifiers.save_classifier(folder, member))
 
 
 def opened(folder: pathlib.Path, task: str) -> Any:

@@ -171,7 +171,7 @@ def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib
 @pytest.fixture(scope='module')
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a small BERT, made by hand; copy it before changing anything in it."""
-  return fake_hf_folders.folder(tmp_path_factory.mktemp('hugging') / 'theirs')
+  return fake_hf_folders.write_folder(tmp_path_factory.mktemp('hugging') / 'theirs')
 
 
 @pytest.fixture(scope='module')
@@ -197,7 +197,7 @@ def test_the_run_says_where_it_came_from(source: pathlib.Path, brought: pathlib.
   assert json.loads((brought / run.CONFIG).read_text())['kind'] == 'imported'
   assert checkpoint.list_steps(brought) == [0] and not checkpoint.verify(brought, 0)
   result = json.loads((brought / run.RESULT).read_text())
-  expected = sum(array.size for name, array in fake_hf_folders.bert_weights().items() if 'pooler' not in name)
+  expected = sum(array.size for name, array in fake_hf_folders.draw_bert_weights().items() if 'pooler' not in name)
   assert result['imported'] is True and result['parameters'] == manifest['parameters']['total'] == expected
   assert manifest['tokenizer'] == run.sha256(brought / 'tokenizer.model')
 
@@ -262,7 +262,7 @@ def test_a_folder_with_something_else_is_left_alone(source, brought, tmp_path: p
   assert [path.name for path in mine.iterdir()] == ['letter.txt']
   with pytest.raises(InputError, match='the directory cannot be made'):
     hf_import.load(source, mine / 'letter.txt')
-  other = fake_hf_folders.folder(tmp_path / 'theirs', fake_hf_folders.bert_weights(seed=1))
+  other = fake_hf_folders.write_folder(tmp_path / 'theirs', fake_hf_folders.draw_bert_weights(seed=1))
   shutil.copytree(brought, tmp_path / 'run')
   with pytest.raises(InputError, match='it holds another model'):
     hf_import.load(other, tmp_path / 'run')
@@ -271,14 +271,14 @@ def test_a_folder_with_something_else_is_left_alone(source, brought, tmp_path: p
 def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source):
   """A model that was saved alone has no family in front, and the first BERTs have norms of gamma and beta."""
   old = {name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): array
-         for name, array in fake_hf_folders.bert_weights().items()}
+         for name, array in fake_hf_folders.draw_bert_weights().items()}
   old['bert.embeddings.position_ids'] = np.arange(32.0)
   old['cls.predictions.decoder.weight'] = old['bert.embeddings.word_embeddings.weight']
-  alone = {name[5:]: array for name, array in fake_hf_folders.bert_weights().items() if name.startswith('bert.')}
+  alone = {name[5:]: array for name, array in fake_hf_folders.draw_bert_weights().items() if name.startswith('bert.')}
   tokens = np.array([[0, 40, 41, 42, 2, 43, 2, 1]])
   runs = {}
   for name, weights in (('old', old), ('alone', alone), ('today', None)):
-    fake_hf_folders.folder(tmp_path / name, weights)
+    fake_hf_folders.write_folder(tmp_path / name, weights)
     hf_import.load(tmp_path / name, tmp_path / f'{name} run')
     runs[name] = vectors(tmp_path / f'{name} run', tokens)
   np.testing.assert_array_equal(runs['old'], runs['today'])
@@ -286,7 +286,7 @@ def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source)
 
 
 def test_settings_of_a_vocabulary_are_followed(library, tmp_path: pathlib.Path):
-  theirs = epath.Path(fake_hf_folders.folder(tmp_path / 'theirs'))
+  theirs = epath.Path(fake_hf_folders.write_folder(tmp_path / 'theirs'))
   kind = hf_config.KINDS['bert']
   lowered = hf_import._tokenizer(theirs, kind)
   assert lowered.encode(['The dög']) == lowered.encode(['the dog'])
@@ -310,8 +310,8 @@ def config(**changes: Any):
 
 def weights(**changes: Any):
   """Changes of weights, with `_` for the dots of their names; None leaves one out."""
-  found = fake_hf_folders.bert_weights() | {name.replace('__', '.'): array for name, array in changes.items()}
-  return written('model.safetensors', fake_hf_folders.tensors({k: v for k, v in found.items() if v is not None}))
+  found = fake_hf_folders.draw_bert_weights() | {name.replace('__', '.'): array for name, array in changes.items()}
+  return written('model.safetensors', fake_hf_folders.pack_tensors({k: v for k, v in found.items() if v is not None}))
 
 
 def sharded(folder: pathlib.Path) -> None:
@@ -387,7 +387,7 @@ def test_without_the_library_it_is_named(source, tmp_path: pathlib.Path, monkeyp
 
 def test_pads_are_where_both_say(tmp_path: pathlib.Path, source, library):
   """Of a RoBERTa positions count from the pad, so that config.json and tokenizer must mean the same one."""
-  theirs = fake_hf_folders.folder(tmp_path / 'theirs', model_type='roberta', pad_token_id=1)
+  theirs = fake_hf_folders.write_folder(tmp_path / 'theirs', model_type='roberta', pad_token_id=1)
   (theirs / 'tokenizer_config.json').write_text(json.dumps(dict(zip(
       hf_import._ROLES, hf_config.KINDS['bert'].special, strict=True))))
   with pytest.raises(InputError, match='pad_token_id=1 in its config.json, and 0 in its tokenizer'):
@@ -404,7 +404,7 @@ def test_every_family_names_every_parameter():
 ARRAYS = {'b': np.arange(6, dtype=np.float32).reshape(2, 3), 'a': np.ones((4,), np.float32),
           'none': np.zeros((0, 2), np.float32), 'number': np.float32(7).reshape(())}
 TWO = {'a': np.ones(4), 'b': np.zeros(4)}
-VALID = fake_hf_folders.tensors(TWO)
+VALID = fake_hf_folders.pack_tensors(TWO)
 
 
 @pytest.fixture
@@ -418,7 +418,7 @@ def entry(first: int, end: int, shape: Any = (4,), kind: Any = 'F32') -> dict[st
 
 def test_arrays_of_a_file_come_back(safetensors, tmp_path: pathlib.Path):
   """Those written by hand, those of their library in every type of numpy, and bfloat16."""
-  (tmp_path / 'x').write_bytes(fake_hf_folders.tensors(ARRAYS))
+  (tmp_path / 'x').write_bytes(fake_hf_folders.pack_tensors(ARRAYS))
   arrays_read = hf_import._read_weights(epath.Path(tmp_path / 'x'))
   assert arrays_read.keys() == ARRAYS.keys()
   for name, array in ARRAYS.items():
@@ -439,7 +439,7 @@ def test_arrays_of_a_file_come_back(safetensors, tmp_path: pathlib.Path):
 @pytest.mark.parametrize('data', [
     b'', VALID[:7], VALID[:40], VALID[:-1], VALID + b'x', struct.pack('<Q', 2**63) + VALID[8:],
     struct.pack('<Q', 2) + b'[]', struct.pack('<Q', 4) + b'{"a"', struct.pack('<Q', 9) + b'{"a": NaN',
-    struct.pack('<Q', 3) + b'{\xff}', *(fake_hf_folders.tensors(TWO, b=b) for b in (
+    struct.pack('<Q', 3) + b'{\xff}', *(fake_hf_folders.pack_tensors(TWO, b=b) for b in (
         entry(0, 16), entry(8, 24), entry(16, 32, (5,)), entry(16, 32, (2**62, 2**62)), entry(16, 16, (0,)),
         entry(20, 32, (3,)), entry(16, 32, (16,), 'F8_E4M3'), entry(16, 32, [1] * 70 + [4]), entry(16, 32, (-4,)),
         entry(16, 32, (True,)), entry(16, 32, (4,), 'no'), 7, {'dtype': 'F32', 'shape': [4]},

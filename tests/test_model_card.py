@@ -48,11 +48,11 @@ def test_a_corpus_that_has_gone_is_not_needed(tiny_run: pathlib.Path, tmp_path: 
 
 
 def test_a_classifier_says_how_good_it_is(reads: pieces.Tokenizer, tmp_path: pathlib.Path):
-  folder = fake_classifiers.saved(tmp_path / 'one', fake_classifiers.fitted(reads, 0))
+  folder = fake_classifiers.save_classifier(tmp_path / 'one', fake_classifiers.make_classifier(reads, 0))
   card = model_card.card(folder)
   assert '| validation | accuracy | 0.' in card and '| labels | negative, positive, neutral |' in card
   assert 'step 8 of the pre-training run tiny' in card
-  scratch = model_card.card(fake_classifiers.saved(tmp_path / 'two', fake_classifiers.fitted(reads, 0, step=-1)))
+  scratch = model_card.card(fake_classifiers.save_classifier(tmp_path / 'two', fake_classifiers.make_classifier(reads, 0, step=-1)))
   assert 'not pre-trained' in scratch
 
 
@@ -71,8 +71,8 @@ def test_text_of_others_stays_text(hostile: str, reads: pieces.Tokenizer, tmp_pa
   html = []
   for name, text in (('plain', 'plain'), ('hostile', hostile)):
     labels = (text, 'b', 'c')
-    member = fake_classifiers.fitted(reads, 0, task=text, fields=(text,), labels=labels, checkpoint=f'runs/{text}', which=text)
-    made = model_card.card(fake_classifiers.saved(tmp_path / name, member))
+    member = fake_classifiers.make_classifier(reads, 0, task=text, fields=(text,), labels=labels, checkpoint=f'runs/{text}', which=text)
+    made = model_card.card(fake_classifiers.save_classifier(tmp_path / name, member))
     body = made.partition('---\n\n')[2]
     html.append(markdown.MarkdownIt('commonmark').enable(['table', 'strikethrough']).render(body))
   plain, found = (re.findall(r'<[^>]*>', text) for text in html)

@@ -62,9 +62,9 @@ def home(fast_compile: None, tiny_corpus: Path, tmp_path_factory: pytest.TempPat
   """Two classifiers, a committee of them, and a classifier of pairs."""
   folder, reads = tmp_path_factory.mktemp('notebook'), pieces.load(tiny_corpus / 'tokenizer.model')
   for seed in range(2):
-    fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
+    fake_classifiers.save_classifier(folder / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed))
   committee.make(f'{folder}/classifier-*', folder / 'together')
-  fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
+  fake_classifiers.save_classifier(folder / 'pairs', fake_classifiers.make_classifier(reads, 4, fields=('sentence1', 'sentence2')))
   return folder
 
 
@@ -111,7 +111,7 @@ def test_a_model_says_what_it_is(model: LanguageModel, tiny_run: Path):
 
 def test_an_imported_run_opens(tmp_path: Path):
   pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
-  hf_import.load(fake_hf_folders.folder(tmp_path / 'theirs'), tmp_path / 'run')
+  hf_import.load(fake_hf_folders.write_folder(tmp_path / 'theirs'), tmp_path / 'run')
   model = minilm_jax.load(tmp_path / 'run')
   assert model.encode(['the dog was good', '']).shape == (2, 16)
   assert len(model.fill_mask('The <mask> was good', best=2)) == 2

@@ -22,11 +22,11 @@ def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
   """Three classifiers, a committee of them, one on pairs and a regression."""
   folder, reads = tmp_path_factory.mktemp('predict'), pieces.load(tiny_corpus / 'tokenizer.model')
   for seed in range(3):
-    fake_classifiers.saved(folder / f'classifier-{seed}', fake_classifiers.fitted(reads, seed))
+    fake_classifiers.save_classifier(folder / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed))
   committee.make(f'{folder}/classifier-*', folder / 'together')
-  fake_classifiers.saved(folder / 'pairs', fake_classifiers.fitted(reads, 4, fields=('sentence1', 'sentence2')))
-  fake_classifiers.saved(folder / 'number', fake_classifiers.fitted(reads, 5, task_kind='regression', labels=()))
-  fake_classifiers.saved(folder / 'joined', fake_classifiers.fitted(reads, 6, fields=('title', 'description'), joined=True))
+  fake_classifiers.save_classifier(folder / 'pairs', fake_classifiers.make_classifier(reads, 4, fields=('sentence1', 'sentence2')))
+  fake_classifiers.save_classifier(folder / 'number', fake_classifiers.make_classifier(reads, 5, task_kind='regression', labels=()))
+  fake_classifiers.save_classifier(folder / 'joined', fake_classifiers.make_classifier(reads, 6, fields=('title', 'description'), joined=True))
   return folder
 
 
@@ -42,7 +42,7 @@ def table(folder: pathlib.Path, *rows: dict) -> str:
 
 def test_a_committee_answers_by_both_means(home: pathlib.Path):
   (found,) = ask(home, 'together', 'the dog sleeps .')
-  logits = committee.load(home / 'together').logits(fake_classifiers.examples(('the dog sleeps .',)))
+  logits = committee.load(home / 'together').logits(fake_classifiers.make_examples(('the dog sleeps .',)))
   for answer, how in ((found, subsets.PROBABILITY), (found['mean_logit'], subsets.LOGIT)):
     shares = subsets.combine(logits, how)[0]
     assert list(answer['probabilities']) == list(fake_classifiers.LABELS)

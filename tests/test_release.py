@@ -19,7 +19,7 @@ from tests import fake_classifiers
 @pytest.fixture(scope='module')
 def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   folder, reads = tmp_path_factory.mktemp('release'), pieces.load(tiny_corpus / 'tokenizer.model')
-  fake_classifiers.saved(folder / 'tuned' / 'classifier-0', fake_classifiers.fitted(reads, 0))
+  fake_classifiers.save_classifier(folder / 'tuned' / 'classifier-0', fake_classifiers.make_classifier(reads, 0))
   run.write_json(folder / 'tuned' / run.CONFIG, {'kind': 'finetune'})
   (folder / 'empty').mkdir()
   return folder
@@ -42,9 +42,9 @@ def test_a_classifier_is_found(home: pathlib.Path):
 def test_what_was_trained_in_another_type_computes_in_float32(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   import dataclasses
   reads = pieces.load(tiny_corpus / 'tokenizer.model')
-  one = fake_classifiers.card(reads, 0)
-  narrow = fake_classifiers.fitted(reads, 0, model=dataclasses.replace(one.model, compute='bfloat16'))
-  found = release.load(str(fake_classifiers.saved(tmp_path / 'narrow', narrow)))
+  one = fake_classifiers.make_card(reads, 0)
+  narrow = fake_classifiers.make_classifier(reads, 0, model=dataclasses.replace(one.model, compute='bfloat16'))
+  found = release.load(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
   assert found.config.compute == found.model.encoder.config.compute == 'float32' != narrow.card.model.compute
   for ours, theirs in zip(jax.tree.leaves(found.model), jax.tree.leaves(narrow.model), strict=True):
     np.testing.assert_array_equal(ours, theirs)
@@ -53,8 +53,8 @@ def test_what_was_trained_in_another_type_computes_in_float32(tiny_corpus: pathl
 def test_what_others_have_no_words_for_stays_here(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   import dataclasses
   reads = pieces.load(tiny_corpus / 'tokenizer.model')
-  model = dataclasses.replace(fake_classifiers.card(reads, 0).model, segments=2, second_segment=True)
-  folder = fake_classifiers.saved(tmp_path / 'bert', fake_classifiers.fitted(reads, 0, model=model))
+  model = dataclasses.replace(fake_classifiers.make_card(reads, 0).model, segments=2, second_segment=True)
+  folder = fake_classifiers.save_classifier(tmp_path / 'bert', fake_classifiers.make_classifier(reads, 0, model=model))
   with pytest.raises(InputError, match='model.second_segment=True'):
     release.load(str(folder))
 

@@ -27,7 +27,7 @@ def reads(tiny_corpus: pathlib.Path) -> pieces.Tokenizer:
 
 
 def test_its_library_must_be_there(reads: pieces.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-  source = fake_classifiers.saved(tmp_path / 'source', fake_classifiers.fitted(reads, 0))
+  source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0))
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match='flatbuffers not installed'):
     serving.export(str(source), str(tmp_path / 'out'))
@@ -45,7 +45,7 @@ def asked(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
   called = json.loads((folder / 'call.json').read_text())
   program = jax_export.deserialize(bytearray((folder / called['program']).read_bytes()))
   reads, (_, length) = pieces.load(folder / called['tokenizer']['file']), called['input']['shape']
-  sequences, _ = encoding.encode(fake_classifiers.examples(tuple(texts)), reads, called['tokenizer']['longest'])
+  sequences, _ = encoding.encode(fake_classifiers.make_examples(tuple(texts)), reads, called['tokenizer']['longest'])
   rows = encoding.task_rows(sequences, np.zeros(len(texts), np.int32), length)
   return np.asarray(program.call(rows.tokens)), called
 
@@ -54,7 +54,7 @@ def asked(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
     ({}, 0), ({'head': HeadConfig('positions', 0.1, 1)}, 0), ({'task_kind': 'regression', 'labels': ()}, 2)],
     ids=['free batch', 'positions', 'regression, two rows'])
 def test_the_program_answers_as_the_model(changes: dict, batch: int, reads: pieces.Tokenizer, tmp_path: pathlib.Path):
-  source = fake_classifiers.saved(tmp_path / 'source', fake_classifiers.fitted(reads, 0, **changes))
+  source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes))
   record = serving.export(str(source), str(tmp_path / 'out'), batch)
   assert record['batch'] == (batch or None) and record['difference'] <= 1e-5
   assert 0 < record['milliseconds']['median'] <= record['milliseconds']['p95']
@@ -74,7 +74,7 @@ def test_the_program_answers_as_the_model(changes: dict, batch: int, reads: piec
     ({}, ('a text',), 0), ({'fields': ('first', 'second')}, ('a text', 'another'), 3)], ids=['text', 'pair in three rows'])
 def test_its_lines_of_python_run_in_its_folder(changes: dict, texts: tuple, batch: int, reads: pieces.Tokenizer,
                                                tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-  source = fake_classifiers.saved(tmp_path / 'source', fake_classifiers.fitted(reads, 0, **changes))
+  source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes))
   serving.export(str(source), str(tmp_path / 'out'), batch)
   monkeypatch.chdir(tmp_path / 'out')
   found: dict = {}
@@ -84,7 +84,7 @@ def test_its_lines_of_python_run_in_its_folder(changes: dict, texts: tuple, batc
 
 
 def test_what_differs_leaves_nothing(reads: pieces.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-  source = fake_classifiers.saved(tmp_path / 'source', fake_classifiers.fitted(reads, 0))
+  source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0))
   opened = serving.opened
   monkeypatch.setattr(serving, 'opened', lambda folder: lambda tokens: opened(folder)(tokens) + 1e-3)
   with pytest.raises(InputError, match='differ by 1e-05 at most'):
@@ -105,8 +105,8 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(reads: pieces.Tokenize
   """And only where its code is trusted; who cannot take it says so before any of it is run."""
   module = 'configs.examples.gated_rotary'
   monkeypatch.setattr(trust, '_trusted', {module})
-  model = dataclasses.replace(fake_classifiers.card(reads, 0).model, encoder=f'{module}:Encoder')
-  source = fake_classifiers.saved(tmp_path / 'source', fake_classifiers.fitted(reads, 0, model=model))
+  model = dataclasses.replace(fake_classifiers.make_card(reads, 0).model, encoder=f'{module}:Encoder')
+  source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model))
   monkeypatch.setattr(trust, '_trusted', set())
   foreign._tried.cache_clear()
   with pytest.raises(InputError, match='--to=stablehlo takes a classifier of any encoder'):
