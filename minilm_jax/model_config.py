@@ -5,7 +5,8 @@ The types are frozen, hashable and checked when they are made: compiled programs
 
 import dataclasses
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from minilm_jax.checks import MOST_SIZE, Amount, Checked, Positive, Share, Size, at_least, at_most, one_of
 from minilm_jax.errors import InputError
@@ -20,6 +21,24 @@ _CLASS = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
 def _class(field: str, value: str) -> None:
   if value and not _CLASS.fullmatch(value):
     raise InputError(f'{field}={value!r}', 'no name of a class', "give package.module:Class, or '' for our encoder")
+
+
+SHAPE_FIELDS = {'e': 'embedding', 'h': 'hidden', 'f': 'feed_forward', 'a': 'heads', 'l': 'layers'}
+
+
+def short_shape(model: Mapping[str, Any]) -> str:
+  """Returns the sizes of an encoder in short.
+
+  Args:
+    model: fields of an encoder by name.
+
+  Raises:
+    KeyError: a size is missing.
+
+  >>> short_shape({'embedding': 64, 'hidden': 64, 'feed_forward': 256, 'heads': 8, 'layers': 2})
+  'e64-h64-f256-a8-l2'
+  """
+  return '-'.join(f'{letter}{int(model[field])}' for letter, field in SHAPE_FIELDS.items())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.shape import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
+TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
 FAILURE, WORDS = 'failure.json', 'words.json'  # of a point of a sweep: why it failed; what its words cost
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 # What the fields of our logs are where they are there; which must be there is for the reader to know.
@@ -224,7 +225,7 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any], free: Sequence[str
   if not path.exists():
     write_json(path, config)
     return workdir
-  old, new = (_flat(completed(one)) for one in (read_object(path, f'the recipe of the run in {workdir}'), config))
+  old, new = (flatten(completed(one)) for one in (read_object(path, f'the recipe of the run in {workdir}'), config))
   off = {k for k in new.keys() - old.keys() if not new[k]}  # fields that an earlier version did not have, and not used
   changed = sorted(k for k in (old.keys() | new.keys()).difference(off, _FREE, free)
                    if old.get(k, '(absent)') != new.get(k, '(absent)'))
@@ -236,7 +237,8 @@ def open_run(workdir: epath.PathLike, config: dict[str, Any], free: Sequence[str
   return workdir
 
 
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns the leaves of nested dicts by their names with dots."""
   if not isinstance(tree, dict):
     return {prefix: tree}
-  return {k: v for name, sub in tree.items() for k, v in _flat(sub, f'{prefix}.{name}' if prefix else name).items()}
+  return {k: v for name, sub in tree.items() for k, v in flatten(sub, f'{prefix}.{name}' if prefix else name).items()}

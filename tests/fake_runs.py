@@ -14,7 +14,7 @@ import pytest
 
 from configs import base, glue
 from minilm_jax import recipe, run
-from minilm_jax.analysis.tracks import Shape, Track
+from minilm_jax.analysis.tracks import ModelShape, LossCurve
 
 ROW_LENGTH = 128  # tokens
 PLATEAU_BATCH_SIZE, PLATEAU_LOSS, PLATEAU_EVALUATION_STEPS = 32, 6.0, 50
@@ -130,7 +130,7 @@ def write_plateau_run(folder: pathlib.Path, leaves: float | list[float] = 1000, 
   return folder
 
 
-def count_parameters(shape: Shape) -> tuple[int, int, float]:
+def count_parameters(shape: ModelShape) -> tuple[int, int, float]:
   """Returns embedding and other parameters of an untied model (papers.md 1.1), and FLOPs a row."""
   e, h, f, layers, v = shape.embedding, shape.hidden, shape.feed_forward, shape.layers, shape.vocabulary
   embedding = (v + 134) * e
@@ -138,7 +138,7 @@ def count_parameters(shape: Shape) -> tuple[int, int, float]:
   return embedding, other, 6.0 * ROW_LENGTH * (embedding + other)
 
 
-def compute_scaling_loss(shape: Shape, step: int, seed: int = 0) -> float:
+def compute_scaling_loss(shape: ModelShape, step: int, seed: int = 0) -> float:
   """Returns a loss that falls with the steps and with the size of the model."""
   capacity = math.log(shape.hidden * shape.layers**0.5 * shape.embedding**0.25)
   return 1 + 9 / capacity + 4 / step**0.4 + 0.01 * math.sin(7 * seed + shape.layers)
@@ -276,10 +276,10 @@ def write_log_table(path: pathlib.Path, rows: list[dict[str, object]]) -> pathli
 # Loss curves.
 
 def make_scaling_curve(name: str = 'a', last: float | None = None, evaluations: int = 8, every: int = 100,
-                       **changes: Any) -> Track:
+                       **changes: Any) -> LossCurve:
   """Returns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of shape or curve."""
-  shape = Shape(32, 32, 64, 1, 1, SCALING_VOCAB_SIZE)
-  shape = Shape(**{field: changes.pop(field, getattr(shape, field)) for field in shape.__dataclass_fields__})
+  shape = ModelShape(32, 32, 64, 1, 1, SCALING_VOCAB_SIZE)
+  shape = ModelShape(**{field: changes.pop(field, getattr(shape, field)) for field in shape.__dataclass_fields__})
   embedding, other, flops = count_parameters(shape)
   steps = tuple(range(every, every * evaluations + 1, every))
   losses = [compute_scaling_loss(shape, step, changes.get('seed') or 0) for step in steps]
@@ -292,18 +292,18 @@ def make_scaling_curve(name: str = 'a', last: float | None = None, evaluations: 
             'finished': True, 'test_loss': losses[-1], 'bits_per_word': None, 'bits_per_byte': None}
   if changes.keys() - fields.keys():
     raise TypeError(f'no such field of a loss curve: {changes.keys() - fields.keys()}')
-  return Track(**fields | changes)
+  return LossCurve(**fields | changes)
 
 
 def make_loss_curve(name: str, updates: Sequence[int], loss: Sequence[float], per_row: float = 1e9, finished: bool = True,
-                    warmup: int | None = None, parameters: int = 1_000_000, counts: Sequence[str] = ('honey',)) -> Track:
+                    warmup: int | None = None, parameters: int = 1_000_000, counts: Sequence[str] = ('honey',)) -> LossCurve:
   """Returns the loss curve of a run with 256 rows a step."""
-  return Track(name, Shape(32, 32, 64, 1, 1, 19010), parameters // 2, parameters - parameters // 2, 0, 5e-4, warmup,
+  return LossCurve(name, ModelShape(32, 32, 64, 1, 1, 19010), parameters // 2, parameters - parameters // 2, 0, 5e-4, warmup,
                False, 128, {count: per_row for count in counts}, tuple(updates), tuple(256 * step for step in updates),
                tuple(float(value) for value in loss), 0, finished, None, None, None)
 
 
-def read_paper1_curves(data: pathlib.Path) -> list[Track]:
+def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
   """Returns the 42 logged loss curves of paper 1; skips the test if the table is missing."""
   path = data / 'honey_logs' / 'eval_results.csv.gz'
   if not path.is_file():
@@ -316,12 +316,12 @@ def read_paper1_curves(data: pathlib.Path) -> list[Track]:
   for name, lines in by_run.items():
     lines.sort(key=lambda line: float(line['eval/updates']))
     first = lines[0]
-    shape = Shape(*(int(float(first[key])) for key in (
+    shape = ModelShape(*(int(float(first[key])) for key in (
         'embedding_size', 'hidden_size', 'intermediate_size', 'num_attention_heads', 'num_hidden_layers')), 19010)
     sizes = [int(float(first[f'{kind} parameters'])) for kind in ('Embedding', 'Non-embedding')]
     flops = {'honey': float(first['FLOPS Hoffman per sequence']), 'kaplan': float(first['FLOPS Kaplan per sequence'])}
     steps = tuple(int(float(line['eval/updates'])) for line in lines)
-    curves.append(Track(name, shape, *sizes, None, None, None, None, 128, flops, steps,
+    curves.append(LossCurve(name, shape, *sizes, None, None, None, None, 128, flops, steps,
                         tuple(256 * step for step in steps), tuple(float(line['eval/loss']) for line in lines), 0, True,
                         float(first['test/loss']), None, None))
   return curves

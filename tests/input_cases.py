@@ -152,7 +152,7 @@ def read_pairs(path: pathlib.Path) -> Any:
 
 def read_logged(path: pathlib.Path) -> Any:
   from minilm_jax.analysis import logged
-  return logged.read(path)
+  return logged.read_csv(path)
 
 
 def read_recipe(path: pathlib.Path) -> Any:
@@ -175,7 +175,7 @@ def read_run(path: pathlib.Path) -> Any:
   drawn = [curve for name, where in found.items() for curve in runs.curves(name, where)]
   matrices = confusions.confusions(found, table) if any((one / run.PREDICTIONS).exists() for one in found.values()) else []
   return (rows, table, averages.averages(table), curves.learning(found, table), curves.trajectories(table), drawn,
-          grid.read(found), gap.find(found, table, 10), matrices, runs.failures([path.parent.parent]))
+          grid.read_runs(found), gap.find_gaps(found, table, 10), matrices, runs.failures([path.parent.parent]))
 
 
 def read_dataset(path: pathlib.Path) -> Any:

@@ -24,9 +24,9 @@ def pair(home: pathlib.Path, seed: int) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def find(home: pathlib.Path, base: str = 'paper-0') -> dict[str, GlueRow]:
-  compared = changes.read([home / base], [home])
+  compared = changes.read_comparison([home / base], [home])
   part, = compared.shapes
-  return {row.task: row for row in change_scores.find(part, select_main(score_table(runs.scores(compared.found))))}
+  return {row.task: row for row in change_scores.find_glue_rows(part, select_main(score_table(runs.scores(compared.found))))}
 
 
 @pytest.mark.parametrize('module', [change_scores, contrasts])
@@ -91,7 +91,7 @@ def test_scores_got_in_other_ways_are_no_pair(tmp_path: pathlib.Path):
 def test_the_rule(low: float, high: float, said: str):
   assert outcomes.glue_verdict(Contrast(0.5, 0.5, 0.0, low, high, 3, TRAININGS)) == said
   assert outcomes.glue_verdict(Contrast(0.5, 0.5, 0.0, low, high, 3, TUNINGS)) == outcomes.ONE_SEED
-  assert outcomes.glue_verdict(contrasts.NOTHING) == ''
+  assert outcomes.glue_verdict(contrasts.NO_CONTRAST) == ''
 
 
 def test_where_it_is_shown(tmp_path: pathlib.Path, capsys):

@@ -25,7 +25,7 @@ def test_runs_of_one_change_are_seeds_of_each_other(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'past' / 'relative', model__positions='relative')
   write_plateau_run(tmp_path / 'past-1' / 'relative', seed=1, model__positions='relative')
   write_plateau_run(tmp_path / 'past' / 'both', model__positions='relative', model__norm='pre', optimizer__clip=0.0)
-  found = changes.read([paper], [tmp_path / 'past', tmp_path / 'past-1'])
+  found = changes.read_comparison([paper], [tmp_path / 'past', tmp_path / 'past-1'])
   assert names(found) == {'base': [0, 1], 'positions=relative': [0, 1], 'norm=pre, positions=relative, clip=0': [0]}
   assert not found.left_out and not found.under_way
 
@@ -35,14 +35,14 @@ def test_what_is_aside_is_no_change(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'same', seed=1, updates=2000, planned=2000, log__every=10, checkpoint__every=10, evaluation__every=10,
           accumulation=4, head_blocks=2, corpus_on='host', model__nominal_heads=2, model__remat=True, mesh__data=1)
   write_plateau_run(tmp_path / 'other', optimizer__learning_rate=2e-3)
-  assert names(changes.read([paper], [tmp_path])) == {'base': [0, 1], 'learning_rate=0.002': [0]}
+  assert names(changes.read_comparison([paper], [tmp_path])) == {'base': [0, 1], 'learning_rate=0.002': [0]}
 
 
 def test_members_of_a_population_are_runs(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper', [1000, 1000])
   write_plateau_run(tmp_path / 'rates', [1000, 500, 400], population__learning_rates=[5e-4, 1e-3, 1e-3], population__seeds=[7, 0, 1])
   write_plateau_run(tmp_path / 'masks', [900, 800], population__mask_rates=[0.3, 0.15])
-  found = names(changes.read([paper], [tmp_path]))
+  found = names(changes.read_comparison([paper], [tmp_path]))
   assert found == {'base': [0, 1, 7], 'learning_rate=0.001': [0, 1], 'mask.rate=0.3': [0]}
 
 
@@ -53,7 +53,7 @@ def test_a_field_of_a_later_version_that_is_not_used_is_no_change(tmp_path: path
   config = paper / 'config.json'
   config.write_text(config.read_text().replace('"second_segment": false,', '').replace('"encoder": "",', ''))
   write_plateau_run(tmp_path / 'pre', model__norm='pre')
-  assert list(names(changes.read([paper], [tmp_path]))) == ['base', 'norm=pre']
+  assert list(names(changes.read_comparison([paper], [tmp_path]))) == ['base', 'norm=pre']
 
 
 def test_each_shape_has_its_own_base(tmp_path: pathlib.Path):
@@ -63,7 +63,7 @@ def test_each_shape_has_its_own_base(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'wide', **wide)
   write_plateau_run(tmp_path / 'wide-pre', model__norm='pre', **wide)
   write_plateau_run(tmp_path / 'deep-pre', model__norm='pre', model__layers=3)
-  found = changes.read([paper], [tmp_path])
+  found = changes.read_comparison([paper], [tmp_path])
   assert [part.shape for part in found.shapes] == ['e32-h32-f64-a8-l1', 'e64-h64-f64-a8-l1']
   assert [part.changes[0].runs[0].home for part in found.shapes] == ['pre', 'wide-pre']
   said, = found.left_out
@@ -74,16 +74,16 @@ def test_many_fields_are_named_by_the_folder(tmp_path: pathlib.Path):
   many = {'model__norm': 'pre', 'model__positions': 'rotary', 'model__dropout': 0.0, 'model__tied': True, 'batch_size': 64}
   paper = write_plateau_run(tmp_path / 'runs' / 'honey-x')
   modern = write_plateau_run(tmp_path / 'runs' / 'modern-x', **many)
-  found = changes.read([paper], [modern])
+  found = changes.read_comparison([paper], [modern])
   assert list(names(found)) == ['base', 'modern-x']
   assert found.shapes[0].changes[0].fields == ('batch_size=64', 'dropout=0', 'norm=pre', 'positions=rotary', 'tied=True')
   write_plateau_run(tmp_path / 'points' / 'modern-x', [1000, 900], **many)
   for member in (0, 1):
     write_plateau_run(tmp_path / 'points' / 'modern-x' / f'member-{member}', seed=member, **many)
-  taken = changes.read([paper], [tmp_path / 'points'])
+  taken = changes.read_comparison([paper], [tmp_path / 'points'])
   assert names(taken) == {'base': [0], 'modern-x': [0, 1]} and not taken.left_out
   write_plateau_run(tmp_path / 'again' / 'modern-x', **many | {'batch_size': 128})
-  assert len(names(changes.read([paper], [modern, tmp_path / 'again']))) == 3
+  assert len(names(changes.read_comparison([paper], [modern, tmp_path / 'again']))) == 3
 
 
 def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
@@ -101,7 +101,7 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
   (tmp_path / 'torn' / 'manifest.json').write_text('{"warmup": 1}')
   (tmp_path / 'failed').mkdir()
   (tmp_path / 'failed' / 'failure.json').write_text('{"asked": "memory", "found": "none"}')
-  found = changes.read([paper], [tmp_path])
+  found = changes.read_comparison([paper], [tmp_path])
   assert list(names(found)) == ['base', 'norm=pre', 'tied=True', 'tokenizer=01234567', 'vocabulary=4010']
   assert [change.tokenizer for change in found.shapes[0].changes] == ['', '', '0123456789', 'def']
   assert found.under_way == ['alone, after 4,096,000 tokens']
@@ -116,7 +116,7 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
 def test_what_cannot_be_compared_is_refused(tmp_path: pathlib.Path):
   def refused(bases: list[pathlib.Path], folders: list[pathlib.Path], said: str) -> None:
     with pytest.raises(InputError, match=said):
-      changes.read(bases, folders)
+      changes.read_comparison(bases, folders)
 
   paper = write_plateau_run(tmp_path / 'paper')
   pre = write_plateau_run(tmp_path / 'pre', model__norm='pre')

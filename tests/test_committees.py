@@ -52,7 +52,7 @@ def test_numbers_on_the_page_are_those_of_the_study(tmp_path: pathlib.Path):
 
 
 def test_a_table_has_a_line_a_size_and_way_and_intervals_but_at_the_end(tmp_path: pathlib.Path):
-  rows = committees.read({'five': epath.Path(made(tmp_path / 'five'))})
+  rows = committees.read_committees({'five': epath.Path(made(tmp_path / 'five'))})
   lines = committees.committee_cells(rows)
   assert [(line[0], line[2]) for line in lines] == [
       (str(size), name) for size in range(1, 5) for name in ('one member', 'mean logit', 'mean probability')]
@@ -61,7 +61,7 @@ def test_a_table_has_a_line_a_size_and_way_and_intervals_but_at_the_end(tmp_path
 
 
 def test_the_figure_has_a_curve_a_way_and_a_band_that_closes(tmp_path: pathlib.Path):
-  rows = committees.read({'five': epath.Path(made(tmp_path / 'five'))})
+  rows = committees.read_committees({'five': epath.Path(made(tmp_path / 'five'))})
   drawn = committees.figure(rows)
   for axes, metric, scale in zip(drawn.axes, ('accuracy', 'negative log-likelihood'), (100, 1)):
     assert [len(line.get_xdata()) for line in axes.lines] == [4, 4, 4]
@@ -81,7 +81,7 @@ def test_a_committee_without_scores_or_cut_short_is_a_run_and_no_more(tmp_path: 
   folder = made(tmp_path / 'runs' / 'five')
   run.write_json(folder / committee.STUDY, {'task': 'own', 'headline': 'accuracy', 'members': 4, 'examples': {},
                                             'unscored': 'other examples', 'lines': []})
-  assert committees.read({'five': epath.Path(folder)}) == []
+  assert committees.read_committees({'five': epath.Path(folder)}) == []
   (folder / committee.STUDY).unlink()
   page = report.report([tmp_path / 'runs'], tmp_path / 'report')['report.html'].read_text()
   assert 'Committees' not in page and 'five' in page
@@ -92,4 +92,4 @@ def test_a_study_of_another_version_is_refused(tmp_path: pathlib.Path):
   run.write_json(folder / committee.STUDY, {'task': 'own', 'members': 3, 'examples': {'test': 1},
                                             'lines': [{'split': 'test', 'strange': 1}]})
   with pytest.raises(InputError, match='make the committee again'):
-    committees.read({'five': epath.Path(folder)})
+    committees.read_committees({'five': epath.Path(folder)})

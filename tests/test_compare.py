@@ -9,7 +9,7 @@ import pytest
 
 from minilm_jax import __main__ as door
 from minilm_jax.analysis import change_page, changes, compare, figures, multiplier, outcomes
-from minilm_jax.analysis.multiplier import Ratio
+from minilm_jax.analysis.multiplier import PairedRatio
 from minilm_jax.errors import InputError
 from tests.fake_runs import PLATEAU_BATCH_SIZE, PLATEAU_FLOPS_PER_ROW, PLATEAU_LOSS, ROW_LENGTH, write_plateau_run
 from tests.html_page import Page
@@ -17,8 +17,8 @@ from tests.html_page import Page
 TOKENS = PLATEAU_BATCH_SIZE * ROW_LENGTH  # of an update
 
 
-def rows(base: pathlib.Path, home: pathlib.Path, level: float | None = None) -> dict[str, outcomes.ChangeRow]:
-  compared = changes.read([base], [home])
+def rows(base: pathlib.Path, home: pathlib.Path, level: float | None = None) -> dict[str, outcomes.AblationRow]:
+  compared = changes.read_comparison([base], [home])
   part, = compared.shapes
   return {row.change: row for row in outcomes.rows(part, outcomes.levels(compared, level))}
 
@@ -71,9 +71,9 @@ def test_verdicts(home: pathlib.Path):
     (0.9, 1.5, outcomes.OPEN), (0.5, 3, outcomes.OPEN), (0.2, 0.99, outcomes.LENGTHENS), (2.5, math.inf, outcomes.CAUSES),
     (0.0, 0.9, outcomes.LENGTHENS), (0.0, 1.2, outcomes.NOT)])
 def test_the_rules(low: float, high: float, said: str):
-  assert outcomes.verdict(['x=1'], Ratio(1.2, low, high, '', 3, 3, True)) == said
-  assert outcomes.verdict(['x=1', 'y=2'], Ratio(1.2, low, high, '', 3, 3, True)) == ''
-  assert outcomes.verdict(['x=1'], Ratio(1.2, low, high, '', 3, 1, True)) == outcomes.ONE_SEED
+  assert outcomes.verdict(['x=1'], PairedRatio(1.2, low, high, '', 3, 3, True)) == said
+  assert outcomes.verdict(['x=1', 'y=2'], PairedRatio(1.2, low, high, '', 3, 3, True)) == ''
+  assert outcomes.verdict(['x=1'], PairedRatio(1.2, low, high, '', 3, 1, True)) == outcomes.ONE_SEED
 
 
 def test_sentences(home: pathlib.Path):
@@ -94,7 +94,7 @@ def test_a_base_that_never_leaves(tmp_path: pathlib.Path):
   found = rows(tmp_path / 'paper-0', tmp_path)
   relative, tied = found['positions=relative'], found['tied=True']
   assert str(relative.speed) == 'at least 6.67 [6.67, ∞]' and relative.verdict == outcomes.CAUSES
-  assert tied.speed.bound == multiplier.NEITHER and tied.verdict == outcomes.OPEN
+  assert tied.speed.bound == multiplier.NEITHER_LEFT and tied.verdict == outcomes.OPEN
   assert found['base'].tokens_to_leave == (f'not within {4000 * TOKENS}',) * 2
   said = '\n'.join(change_page.sentences(list(found.values())))
   assert 'leave it at no more than half the tokens): positions=relative (speed at least 6.67 [6.67, ∞])' in said

@@ -119,6 +119,6 @@ def test_depth_is_compared_at_one_size_or_one_cost():
       ('shallow', 'deep', 'parameters'), ('shallow', 'deep', 'FLOPs')}
   assert pairs[0].loss == pytest.approx(0.1) and pairs[0].series == '' and math.isnan(pairs[0].score)
   assert pairs[0].ratio == pytest.approx(deep.parameters / shallow.parameters)
-  scored_ones = {'cola': [correlation.Model(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan)
+  scored_ones = {'cola': [correlation.ScoredModel(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan)
                           for name, score in (('shallow', 0.3), ('deep', 0.2))]}
   assert correlation.depths([deep, shallow], scored_ones)[0].score == pytest.approx(-0.1)

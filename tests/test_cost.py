@@ -21,7 +21,7 @@ ICER = (
 
 @pytest.fixture(scope='module')
 def steps(data: pathlib.Path) -> list[Step]:
-  return cost.steps(logged.read(data / 'honey_logs' / 'eval_results.csv.gz'))
+  return cost.steps(logged.read_csv(data / 'honey_logs' / 'eval_results.csv.gz'))
 
 
 @pytest.mark.parametrize('factor, values, others, wanted', ICER)

@@ -23,14 +23,14 @@ def home(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def read(home: pathlib.Path) -> changes.Comparison:
-  return changes.read([home / 'paper'], [home])
+  return changes.read_comparison([home / 'paper'], [home])
 
 
 def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
   assert outcomes.levels(read(home))[''] == pytest.approx(6.0, rel=0.01)  # that of the run that leaves
   write_ngram_baselines(home / 'baselines', LOSSES)
   found = read(home)
-  assert found.counted == {'word frequencies': 6.1, 'left neighbour': 5.2, 'mean of both neighbours': 4.7,
+  assert found.ngram_losses == {'word frequencies': 6.1, 'left neighbour': 5.2, 'mean of both neighbours': 4.7,
                            'both neighbours': 4.2}
   assert outcomes.levels(found)[''] == 6.1 and outcomes.levels(found, 5.9)[''] == 5.9 and not found.left_out
 
@@ -41,7 +41,7 @@ def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
 def test_others_are_left_out_by_name(home: pathlib.Path, changed: dict, said: str):
   write_ngram_baselines(home / 'counts', LOSSES, **changed)
   found = read(home)
-  assert not found.counted and len(found.left_out) == 1
+  assert not found.ngram_losses and len(found.left_out) == 1
   assert found.left_out[0].startswith('counts: baselines') and said in found.left_out[0]
 
 
@@ -50,7 +50,7 @@ def test_what_is_not_there_is_not_used(home: pathlib.Path):
   going = write_ngram_baselines(home / 'going', LOSSES)
   (going / run.RESULT).unlink()
   found = read(home)
-  assert not found.counted and found.left_out == ['going: baselines under way']
+  assert not found.ngram_losses and found.left_out == ['going: baselines under way']
   shutil.rmtree(going)
   write_ngram_baselines(home / 'torn', {'unigram': 'six'})
   with pytest.raises(InputError, match='torn'):
@@ -62,7 +62,7 @@ def test_each_is_a_line_of_its_own_in_the_figure(home: pathlib.Path):
   found = read(home)
   part, = found.shapes
   rows = outcomes.rows(part, outcomes.levels(found))
-  drawn = dict(change_figures.figures(part, rows, rows[0].level, found.counted))['curves']
+  drawn = dict(change_figures.figures(part, rows, rows[0].level, found.ngram_losses))['curves']
   names = [text.get_text().strip() for text in drawn.figure.legends[0].get_texts()]
   assert names[2:] == ['word frequencies, 6.10 nats', 'left neighbour, 5.20 nats', 'mean of both neighbours, 4.70 nats',
                        'both neighbours, 4.20 nats']

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import figures
-from minilm_jax.analysis.figures import Band, Dots, Panel
+from minilm_jax.analysis.figures import MeanBand, DotRow, Panel
 from minilm_jax.analysis.runs import RunLosses
 
 CURVE = RunLosses('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
@@ -51,10 +51,10 @@ def test_the_same_curves_give_the_same_bytes():
   assert first == figures.png(figures.loss([CURVE])) and first.startswith(b'\x89PNG')
 
 
-DOTS = [Dots('cola', {'pre-trained': (20.0, 15.0, 25.0), 'from scratch': (10.0, math.nan, math.nan)}, {'majority': 0.0}),
-        Dots('$x$', {'pre-trained': (math.nan, math.nan, math.nan)}, {'majority': math.nan})]
-PANEL = Panel('cola', (Band('pre-trained', (1.0, 2.0), (20.0, 30.0), (10.0, math.nan), (30.0, math.nan)),
-                       Band('from scratch', (1.0, 2.0), (10.0, math.nan), (5.0, math.nan), (15.0, math.nan))), 3.0)
+DOTS = [DotRow('cola', {'pre-trained': (20.0, 15.0, 25.0), 'from scratch': (10.0, math.nan, math.nan)}, {'majority': 0.0}),
+        DotRow('$x$', {'pre-trained': (math.nan, math.nan, math.nan)}, {'majority': math.nan})]
+PANEL = Panel('cola', (MeanBand('pre-trained', (1.0, 2.0), (20.0, 30.0), (10.0, math.nan), (30.0, math.nan)),
+                       MeanBand('from scratch', (1.0, 2.0), (10.0, math.nan), (5.0, math.nan), (15.0, math.nan))), 3.0)
 
 
 def test_a_row_of_dots_has_each_mean_on_its_interval_and_the_levels():
@@ -67,7 +67,7 @@ def test_a_row_of_dots_has_each_mean_on_its_interval_and_the_levels():
 
 @pytest.mark.filterwarnings('error')  # Matplotlib warns where nothing is left for the axes
 def test_long_names_leave_room_for_the_dots():
-  figure = figures.dots([Dots('sst2 ' + 'without-rotary+sinusoidal' * 3, DOTS[0].arms, {})] * 2, 'x')
+  figure = figures.dots([DotRow('sst2 ' + 'without-rotary+sinusoidal' * 3, DOTS[0].arms, {})] * 2, 'x')
   figure.draw_without_rendering()
   assert figure.axes[0].get_window_extent().width > 2 * figure.dpi
 

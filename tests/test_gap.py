@@ -10,15 +10,15 @@ import pytest
 
 from minilm_jax import run
 from minilm_jax.analysis import gap, gap_figures, report, runs
-from minilm_jax.analysis.gap import Study
+from minilm_jax.analysis.gap import GapStudy
 from minilm_jax.analysis.lines import OVERLAP, SIZE
 from minilm_jax.analysis.scores import score_table, select_main
 from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
 from tests.html_page import Page
 
-def study(home: pathlib.Path, draws: int = 200) -> Study:
+def study(home: pathlib.Path, draws: int = 200) -> GapStudy:
   found = runs.find([str(home)])
-  return gap.find(found, select_main(score_table(runs.scores(found))), draws)
+  return gap.find_gaps(found, select_main(score_table(runs.scores(found))), draws)
 
 
 def ladder(home: pathlib.Path, gains: dict[int, float], **more: Any) -> None:
@@ -127,12 +127,12 @@ def test_runs_of_other_versions_are_passed_over(tmp_path: pathlib.Path):
   manifest = run.read_json(source / run.MANIFEST, 'it')
   run.write_json(source / run.MANIFEST, {name: value for name, value in manifest.items() if name != 'training'})
   write_finetune_pair(tmp_path, source, [0.6] * 3, [0.5] * 3)
-  assert study(tmp_path) == Study([], [], [])
+  assert study(tmp_path) == GapStudy([], [], [])
 
 
 def test_whole_corpora_alone_ask_for_no_comparison(tmp_path: pathlib.Path):
   write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000, of_rows=1000), [0.6] * 3, [0.5] * 3)
-  assert study(tmp_path) == Study([], [], [])
+  assert study(tmp_path) == GapStudy([], [], [])
 
 
 def test_the_report(tmp_path: pathlib.Path):

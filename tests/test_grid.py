@@ -9,7 +9,7 @@ from etils import epath
 
 from minilm_jax import run
 from minilm_jax.analysis import grid, runs
-from minilm_jax.analysis.tracks import Shape
+from minilm_jax.analysis.tracks import ModelShape
 from minilm_jax.errors import InputError
 from tests import fake_runs
 
@@ -25,7 +25,7 @@ def change(path: pathlib.Path, **values: object) -> None:
 def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'a', hidden=64, heads=2, seed=3)
   track, = grid.tracks(runs.find([tmp_path / 'runs']))
-  assert track.shape == Shape(32, 64, 64, 2, 1, 1000)  # the heads that the paper's formula is given
+  assert track.shape == ModelShape(32, 64, 64, 2, 1, 1000)  # the heads that the paper's formula is given
   assert (track.name, track.seed, track.learning_rate, track.warmup, track.tied) == ('a', 3, 1e-3, 20, False)
   assert track.parameters == json.loads((folder / run.MANIFEST).read_text())['parameters']['total']
   assert track.updates == tuple(range(100, 801, 100)) and track.length == 128 and track.lost == 0
@@ -97,14 +97,14 @@ def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path
   run.open_run(tmp_path / 'old', {'kind': 'pretrain', 'updates': 3})
   change(fake_runs.write_scaling_run(tmp_path / 'strange') / run.MANIFEST, parameters=1_000_000)
   run.open_run(tmp_path / 'task', {'kind': 'finetune'})
-  found = grid.read(runs.find([tmp_path]))
+  found = grid.read_runs(runs.find([tmp_path]))
   assert [track.name for track in found.tracks] == ['good']
   told = dict(text.split(': ', 1) for text in found.left_out)
   assert set(told) == {'early', 'bare', 'old', 'strange'}
   assert 'no validation loss yet' in told['early'] and "'flops_per_row'" in told['bare'] and "'model'" in told['old']
   (tmp_path / 'good' / run.MANIFEST).write_text('{')
   with pytest.raises(InputError, match='not JSON'):
-    grid.read(runs.find([tmp_path]))
+    grid.read_runs(runs.find([tmp_path]))
 
 
 def test_points_that_failed_are_told_until_they_succeed(tmp_path: pathlib.Path):

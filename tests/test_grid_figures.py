@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import cost, figures, frontier, grid_figures
-from minilm_jax.analysis.correlation import Model
-from minilm_jax.analysis.grid_figures import Drawn, Law
+from minilm_jax.analysis.correlation import ScoredModel
+from minilm_jax.analysis.grid_figures import FigureWithTooltips, FittedLine
 from tests import fake_runs
 
 TRACKS = [fake_runs.make_scaling_curve(f'h{h} l{layers} <&>', hidden=h, layers=layers) for h in (32, 64, 256) for layers in (1, 2)]
 NUMBERS = {track.name: number for number, track in enumerate(TRACKS, 1)}
-MODELS = [Model(track.name, track.loss[-1], math.nan, 7.0, track.parameters, 0.5 + n / 50, 0.4, 0.1, 0.2 + n / 50)
+MODELS = [ScoredModel(track.name, track.loss[-1], math.nan, 7.0, track.parameters, 0.5 + n / 50, 0.4, 0.1, 0.2 + n / 50)
           for n, track in enumerate(TRACKS)]
 NAME = '{http://www.w3.org/2000/svg}'
 
 
-def compute() -> Drawn:
+def compute() -> FigureWithTooltips:
   x = np.geomspace(1e13, 1e15, 50)
-  return grid_figures.compute(TRACKS, frontier.percentile(TRACKS), [Law('one law', x, 100 * x**-0.1)], (1e14, 5e13, 2e14))
+  return grid_figures.compute(TRACKS, frontier.percentile(TRACKS), [FittedLine('one law', x, 100 * x**-0.1)], (1e14, 5e13, 2e14))
 
 
 DRAWN = {'compute': compute, 'plane': lambda: grid_figures.plane(cost.plane(TRACKS), NUMBERS),
@@ -84,7 +84,7 @@ def test_dominated_options_are_hollow():
 
 
 def test_scores_and_gains_are_times_100_and_undefined_ones_are_not_drawn():
-  undefined = Model('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan)
+  undefined = ScoredModel('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan)
   drawn = grid_figures.scores({'cola': [*MODELS[1:], undefined]}, NUMBERS, {})
   assert [line.get_ydata()[0] for line in drawn.figure.axes[0].lines] == [100 * model.score for model in MODELS[1:]]
   drawn = grid_figures.gain({'cola': [*MODELS, undefined], 'rte': [undefined]}, NUMBERS)

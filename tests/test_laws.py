@@ -135,7 +135,7 @@ def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
   loss[:10] *= 1.5  # a Huber loss hardly sees how far they are
   fit = surface.chinchilla(n, d, loss, 6 * n * d)
   assert [fit.constants[key] for key in ('E', 'alpha', 'beta')] == pytest.approx([1.2, 0.45, 0.4], rel=0.02)
-  assert surface.predict(fit, n[10:], d[10:]) == pytest.approx(loss[10:], rel=1e-3)
+  assert surface.predict_surface(fit, n[10:], d[10:]) == pytest.approx(loss[10:], rel=1e-3)
   again = surface.chinchilla(n, d, loss, 6 * n * d, start=fit)
   assert again.constants['beta'] == pytest.approx(fit.constants['beta'], rel=1e-2)
   assert (fit.low, fit.high) == ((6 * n * d).min(), (6 * n * d).max())

@@ -11,7 +11,7 @@ from minilm_jax.errors import InputError
 from tests.fake_runs import make_log_row, write_log_table
 
 def test_the_logs_of_the_paper_are_42_runs_of_36_evaluations(data: pathlib.Path):
-  tracks = logged.read(data / 'honey_logs' / 'eval_results.csv.gz')
+  tracks = logged.read_csv(data / 'honey_logs' / 'eval_results.csv.gz')
   assert len(tracks) == 42 and {len(track.loss) for track in tracks} == {36}
   assert {track.shape.vocabulary for track in tracks} == {19010} and {track.length for track in tracks} == {128}
   assert all(track.finished and track.lost == 0 for track in tracks)
@@ -25,27 +25,27 @@ def test_the_logs_of_the_paper_are_42_runs_of_36_evaluations(data: pathlib.Path)
 
 def test_the_same_table_plain_and_gzipped_in_any_order_is_the_same(tmp_path: pathlib.Path):
   rows = [make_log_row(name, updates, 5 - updates / 100) for name in 'ab' for updates in (100, 200, 300)]
-  tracks = logged.read(write_log_table(tmp_path / 'x.csv', rows))
-  assert tracks == logged.read(write_log_table(tmp_path / 'y.csv.gz', [*rows[2::-1], *rows[3:]]))
+  tracks = logged.read_csv(write_log_table(tmp_path / 'x.csv', rows))
+  assert tracks == logged.read_csv(write_log_table(tmp_path / 'y.csv.gz', [*rows[2::-1], *rows[3:]]))
   assert tracks[0].updates == (100, 200, 300) and tracks[0].rows == (25600, 51200, 76800) and tracks[0].loss == (4, 3, 2)
 
 
 def test_a_perplexity_stands_for_a_loss_and_what_was_not_logged_is_none(tmp_path: pathlib.Path):
   some = {key: value for key, value in make_log_row().items() if key != 'eval/loss'} | {'eval/perplexity': math.e**2}
-  track, = logged.read(write_log_table(tmp_path / 'x.csv', [some]))
+  track, = logged.read_csv(write_log_table(tmp_path / 'x.csv', [some]))
   assert track.loss == pytest.approx((2,))
   assert (track.seed, track.learning_rate, track.warmup, track.test_loss, track.bits_per_word) == (None,) * 5
-  track, = logged.read(write_log_table(tmp_path / 'x.csv', [some | {'seed': 3, 'learning_rate': 5e-4, 'test/loss': 2.5}]))
+  track, = logged.read_csv(write_log_table(tmp_path / 'x.csv', [some | {'seed': 3, 'learning_rate': 5e-4, 'test/loss': 2.5}]))
   assert (track.seed, track.learning_rate, track.test_loss) == (3, 5e-4, 2.5)
 
 
 def test_losses_that_are_no_numbers_are_counted_and_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
   rows = [make_log_row('a', 100, 3.0), make_log_row('a', 200, 'nan'), make_log_row('a', 300, ''), make_log_row('gone', 100, 'inf')]
-  track, = logged.read(write_log_table(tmp_path / 'x.csv', rows))
+  track, = logged.read_csv(write_log_table(tmp_path / 'x.csv', rows))
   assert (track.name, track.updates, track.lost) == ('a', (100,), 2)
   assert 'left out 3 evaluations' in capsys.readouterr().err
   with pytest.raises(InputError, match='no loss in it is a number'):
-    logged.read(write_log_table(tmp_path / 'x.csv', rows[1:]))
+    logged.read_csv(write_log_table(tmp_path / 'x.csv', rows[1:]))
 
 
 @pytest.mark.parametrize('tested, finished', [((2.9, 2.8), (True, True)), (('', ''), (True, False)),
@@ -53,7 +53,7 @@ def test_losses_that_are_no_numbers_are_counted_and_told(tmp_path: pathlib.Path,
 def test_a_run_has_ended_by_its_test_or_else_by_the_last_update(
     tmp_path: pathlib.Path, tested: tuple, finished: tuple):
   rows = [make_log_row('a', 1000, **{'test/loss': tested[0]}), make_log_row('b', 500, **{'test/loss': tested[1]})]
-  assert tuple(track.finished for track in logged.read(write_log_table(tmp_path / 'x.csv', rows))) == finished
+  assert tuple(track.finished for track in logged.read_csv(write_log_table(tmp_path / 'x.csv', rows))) == finished
 
 
 @pytest.mark.parametrize('rows, said', [
@@ -70,23 +70,23 @@ def test_a_run_has_ended_by_its_test_or_else_by_the_last_update(
 ])
 def test_a_table_that_cannot_be_used_is_told_with_its_line(tmp_path: pathlib.Path, rows: list[dict[str, object]], said: str):
   with pytest.raises(InputError, match=said):
-    logged.read(write_log_table(tmp_path / 'x.csv', rows))
+    logged.read_csv(write_log_table(tmp_path / 'x.csv', rows))
 
 
 def test_an_evaluation_before_any_training_is_left_out(tmp_path: pathlib.Path):
-  track, = logged.read(write_log_table(tmp_path / 'x.csv', [make_log_row(updates=0, loss=9.9), make_log_row()]))
+  track, = logged.read_csv(write_log_table(tmp_path / 'x.csv', [make_log_row(updates=0, loss=9.9), make_log_row()]))
   assert (track.updates, track.lost) == ((100,), 0)
 
 
 def test_no_file_no_rows_and_cut_files_are_told(tmp_path: pathlib.Path):
   whole = write_log_table(tmp_path / 'eval.csv', [make_log_row(updates=n) for n in range(100, 2000, 100)]).read_bytes()
   with pytest.raises(InputError, match="no such file\n.*'eval.csv'"):
-    logged.read(tmp_path / 'evals.csv')
+    logged.read_csv(tmp_path / 'evals.csv')
   for content, said in ((whole.splitlines()[0], 'columns and no row'), (b'', 'no column'), (whole[:-60], 'was cut off'),
                         (b'\xff\xfe' + whole, 'damaged'), (whole[:-3], 'Tokens is')):
     (tmp_path / 'x.csv').write_bytes(content)
     with pytest.raises(InputError, match=said):
-      logged.read(tmp_path / 'x.csv')
+      logged.read_csv(tmp_path / 'x.csv')
   (tmp_path / 'x.csv.gz').write_bytes(gzip.compress(whole)[:-9])
   with pytest.raises(InputError, match='damaged'):
-    logged.read(tmp_path / 'x.csv.gz')
+    logged.read_csv(tmp_path / 'x.csv.gz')

@@ -6,23 +6,23 @@ import math
 import pytest
 
 from minilm_jax.analysis import latencies, matches, paper2_sections
-from minilm_jax.analysis.contests import Contest, Seeded
+from minilm_jax.analysis.contests import CommitteeComparison, SeedCommittee
 from minilm_jax.analysis.gap import Trained
 from minilm_jax.analysis.latencies import LatencyRow
 from minilm_jax.analysis.matches import LATENCY, PARAMETERS, TRAINING, Match
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow
-from minilm_jax.analysis.tracks import ACTUAL, Shape, Track
+from minilm_jax.analysis.tracks import ACTUAL, ModelShape, LossCurve
 
 SHALLOW, DEEP = ({'layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0)))
 CONV, BERT = (latencies.shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)
 NOTHING = Group(None, math.nan, math.nan, 0, math.nan, math.nan, 0, 0, math.nan, math.nan, (), ())
-CONTEST = Contest({}, 0, (CONV,) * 5, BERT, '')
+CONTEST = CommitteeComparison({}, 0, (CONV,) * 5, BERT, '')
 
 
-def track(name: str, cost: float, parameters: int, count: str = ACTUAL) -> Track:
-  return Track(name, Shape(1, 1, 1, 1, 1, 9), 0, parameters, 0, None, None, True, 10, {count: cost}, (10,), (100,), (6.0,), 0,
+def track(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossCurve:
+  return LossCurve(name, ModelShape(1, 1, 1, 1, 1, 9), 0, parameters, 0, None, None, True, 10, {count: cost}, (10,), (100,), (6.0,), 0,
                True, None, None, None)
 
 
@@ -30,8 +30,8 @@ def start(name: str, model: dict[str, int]) -> Trained:
   return Trained(name, 'shape', json.dumps([model, 'pieces']), 9, 90, 9, 18, '', math.nan, False, 'corpus', 'corpus')
 
 
-def seeded(folder: str, seed: int, checkpoints: tuple[str, ...], values: tuple[float, ...], shallow: bool = True) -> Seeded:
-  return Seeded(folder, 'ag_news', 'test', 400, 'accuracy', seed, ((CONV if shallow else BERT),) * len(checkpoints),
+def seeded(folder: str, seed: int, checkpoints: tuple[str, ...], values: tuple[float, ...], shallow: bool = True) -> SeedCommittee:
+  return SeedCommittee(folder, 'ag_news', 'test', 400, 'accuracy', seed, ((CONV if shallow else BERT),) * len(checkpoints),
                 1 if shallow else 6, shallow, checkpoints, 9, values, 0)
 
 
@@ -47,18 +47,18 @@ def answer(of: str, shape: str, members: int, median: float, heads: int = 1, bat
                     'a machine', 100)
 
 
-def committee(seeds: tuple[int, ...] = SEEDS) -> list[Seeded]:
+def committee(seeds: tuple[int, ...] = SEEDS) -> list[SeedCommittee]:
   """One member scores 50, each more adds two; each seed is one better than that before it."""
   return [seeded('five', seed, MEMBERS, tuple(0.5 + 0.02 * size + 0.01 * seed for size in range(5))) for seed in seeds]
 
 
-def found(made: list[Seeded], rows: list[ScoreRow], tracks: list[Track] | None = None,
+def found(made: list[SeedCommittee], rows: list[ScoreRow], tracks: list[LossCurve] | None = None,
           timed: tuple[LatencyRow, ...] = ()) -> dict[tuple[str, str], Match]:
   there = {name: start(name, SHALLOW) for name in MEMBERS} | {
       name: start(name, DEEP) for name in ('bert', 'bert/member-0', 'bert/member-1')}
   tracks = tracks if tracks is not None else [*(track(name, 2.0, 40) for name in MEMBERS), track('bert', 6.0, 100),
                                               *(track(f'bert/member-{number}', 5.0, 100) for number in (0, 1))]
-  return {(one.rival, one.cost): one for one in matches.find(CONTEST, made, rows, there, tracks, timed)}
+  return {(one.rival, one.cost): one for one in matches.find_matches(CONTEST, made, rows, there, tracks, timed)}
 
 
 def test_the_deep_model_meets_the_size_that_costs_as_much():
@@ -93,7 +93,7 @@ def test_rivals_are_committees_of_the_deep_one_and_a_body_with_several_heads():
     ([row('bert', (0.5, 0.5), (7, 8))], None),  # no seed in common
     ([row('nowhere', (0.5, 0.5, 0.5))], None),
     ([row('bert', (0.5, 0.5, 0.5))], [])])
-def test_what_cannot_be_compared_is_no_row(rows: list[ScoreRow], tracks: list[Track] | None):
+def test_what_cannot_be_compared_is_no_row(rows: list[ScoreRow], tracks: list[LossCurve] | None):
   assert not found(committee(), rows, tracks)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import multiplier
-from minilm_jax.analysis.multiplier import AT_LEAST, AT_MOST, NEITHER, ratio
+from minilm_jax.analysis.multiplier import AT_LEAST, AT_MOST, NEITHER_LEFT, ratio
 from minilm_jax.tasks import metrics
 from tests.fake_runs import make_loss_curve
 
@@ -72,7 +72,7 @@ def test_one_seed_gives_no_interval():
     found = ratio(base, change)
     assert math.isnan(found.low) and math.isnan(found.high) and found.value > 3.9
   assert ratio(there(8.0, 100.0), there(2.0)).value == pytest.approx(4)  # of the seed that both have
-  assert ratio({}, there(2.0)) == multiplier.NOTHING
+  assert ratio({}, there(2.0)) == multiplier.NO_RATIO
 
 
 def test_a_run_that_never_got_there_gives_a_bound():
@@ -81,7 +81,7 @@ def test_a_run_that_never_got_there_gives_a_bound():
   most = ratio(there(4.0, 4.4), short(8.0, 8.0))
   assert most.bound == AT_MOST and most.low == 0 and most.value < most.high < 1
   neither = ratio(short(8.0, 8.0), {0: (2.0, True), 1: (8.0, False)})
-  assert neither.bound == NEITHER and math.isnan(neither.value) and str(neither) == 'neither left'
+  assert neither.bound == NEITHER_LEFT and math.isnan(neither.value) and str(neither) == 'neither left'
   assert str(ratio(short(8.0), there(2.0))) == 'at least 4.00'
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import frontier, grid_fits, laws
-from minilm_jax.analysis.study import Study, sentences, study
+from minilm_jax.analysis.study import ScalingStudy, sentences, study
 from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = tuple(range(200, 8001, 200))
@@ -29,17 +29,17 @@ def swept(runs: int = 12, plateau: bool = True, **fields) -> list:
   return found
 
 
-def fit(found: Study, name: str, form: str, method: str = laws.LOGS) -> laws.Fit:
+def fit(found: ScalingStudy, name: str, form: str, method: str = laws.LOGS) -> laws.Fit:
   one, = [one for one in found.fits if (one.name, one.form, one.method) == (name, form, method)]
   return one
 
 
 @pytest.fixture(scope='module')
-def logs(data: pathlib.Path) -> Study:
+def logs(data: pathlib.Path) -> ScalingStudy:
   return study(read_paper1_curves(data), draws=60)
 
 
-def test_the_logs_give_the_paper_s_numbers(logs: Study):
+def test_the_logs_give_the_paper_s_numbers(logs: ScalingStudy):
   assert (logs.runs, logs.evaluations, len(logs.frontier)) == (42, 1512, 34)
   for side, method, a, b in (('below', laws.LINEAR, 78.2, 0.0923), ('above', laws.LOGS, 364, 0.1399)):
     one = fit(logs, f'frontier {side} 2.7e+15 FLOPs', laws.POWER, method)
@@ -52,7 +52,7 @@ def test_the_logs_give_the_paper_s_numbers(logs: Study):
   assert {one.count for one in logs.fits} == {'honey', 'kaplan'} and not logs.left_out
 
 
-def test_the_logs_break_is_where_runs_leave_the_plateau(logs: Study):
+def test_the_logs_break_is_where_runs_leave_the_plateau(logs: ScalingStudy):
   assert (logs.below, logs.below_on_plateau, logs.above_on_plateau) == (15, 14, 0)
   assert len(logs.plateaus) == 42 and sum(place.left for place in logs.plateaus) == 38
   text = ' '.join(logs.sentences)
@@ -63,13 +63,13 @@ def test_the_logs_break_is_where_runs_leave_the_plateau(logs: Study):
   assert one.bic - two.bic < before[0] - before[1]
 
 
-def test_a_break_without_a_plateau_in_sight_is_left_undecided(logs: Study, data: pathlib.Path):
+def test_a_break_without_a_plateau_in_sight_is_left_undecided(logs: ScalingStudy, data: pathlib.Path):
   text = ' '.join(sentences(dataclasses.replace(logs, level=None, plateaus=[]), read_paper1_curves(data)))
   assert 'do not tell whether a plateau makes it' in text
   assert 'does not account for the break' not in text and 'belongs to the course' not in text
 
 
-def test_every_fit_is_json_with_its_intervals(logs: Study):
+def test_every_fit_is_json_with_its_intervals(logs: ScalingStudy):
   names = set()
   for one in logs.fits:
     json.dumps(laws.as_json(one), allow_nan=False)

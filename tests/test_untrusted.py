@@ -39,8 +39,8 @@ def test_a_file_without_end_is_refused(small: None):
 
 
 WHOLE: dict[str, Callable[[pathlib.Path], object]] = {
-    'a.json': lambda path: run.read_json(path, 'x'), 'a.model': tokenizer.load, 'a.csv.gz': logged.read,
-    'b.csv': logged.read, 'b.json': lambda path: list(fewrel.rows(path, False)),
+    'a.json': lambda path: run.read_json(path, 'x'), 'a.model': tokenizer.load, 'a.csv.gz': logged.read_csv,
+    'b.csv': logged.read_csv, 'b.json': lambda path: list(fewrel.rows(path, False)),
     'b.json.gz': lambda path: list(fewrel.rows(path, False)), 'a.jsonl': lambda path: list(run.read_lines(path))}
 
 

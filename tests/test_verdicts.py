@@ -27,7 +27,7 @@ EXAMPLES, RIGHT = 400, 320
 
 def statement(home: pathlib.Path) -> Statement:
   found = runs.find([str(home)])
-  return verdicts.find(found, runs.failures([str(home)]), grid.tracks(found))
+  return verdicts.find_verdicts(found, runs.failures([str(home)]), grid.tracks(found))
 
 
 def told(home: pathlib.Path) -> dict[int, Verdict]:
@@ -265,7 +265,7 @@ def test_the_report(tmp_path: pathlib.Path):
   assert 'latency 0.50 of the deep one' in page.text and 'a <machine>' in page.text
   rows = list(csv.DictReader(written['verdicts.csv'].read_text().splitlines()))
   assert [row['verdict'] for row in rows] == [HOLDS, HOLDS, OPEN, HOLDS]
-  (first, *_), own = csv.DictReader(written['latency.csv'].read_text().splitlines()), latencies.read(runs.find([home]))
+  (first, *_), own = csv.DictReader(written['latency.csv'].read_text().splitlines()), latencies.read_latencies(runs.find([home]))
   assert float(first['median']) == own[0].median == 0.5 and len(own) == 4
   json.dumps([dataclasses.asdict(one) for one in own])
 
@@ -282,4 +282,4 @@ def test_a_latency_of_another_version_is_refused(tmp_path: pathlib.Path):
   result = tmp_path / 'latency-0' / run.RESULT
   run.write_json(result, {'rows': [{'name': 'a', 'recipe': 'conv'}], 'machine': '', 'calls': 2})
   with pytest.raises(InputError, match='another version'):
-    latencies.read(runs.find([str(tmp_path)]))
+    latencies.read_latencies(runs.find([str(tmp_path)]))

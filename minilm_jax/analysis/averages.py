@@ -93,3 +93,9 @@ def _difference(ours: Group, theirs: Group) -> Difference:
   if ours.n and theirs.n:
     return scores.difference(ours, theirs)
   return Difference(ours.mean - theirs.mean, math.nan, math.nan, False)
+
+
+def select_latest(rows: Sequence[Average]) -> list[Average]:
+  """Returns the averages of the last step of each checkpoint."""
+  last = {(row.split, row.filtered, row.checkpoint): row.step for row in rows}
+  return [row for row in rows if row.step == last[row.split, row.filtered, row.checkpoint]]

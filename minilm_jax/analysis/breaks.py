@@ -52,7 +52,7 @@ def joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit
   centre, (corner, _) = float(x.mean()), _search(x, y, (0.0,))
   level, b1, b2 = linear(hinge(x, np.array([corner]), np.array([0.0]), centre), y)[0][0]
   a1 = level + b1 * centre
-  return _made(name, laws.PIECES, {'a1': _exp(a1), 'b1': b1, 'a2': _exp(a1 + (b2 - b1) * corner), 'b2': b2,
+  return _made(name, laws.PIECES, {'a1': laws.exp_clipped(a1), 'b1': b1, 'a2': laws.exp_clipped(a1 + (b2 - b1) * corner), 'b2': b2,
                                    'C0': math.exp(corner)}, compute, loss, laws.LOGS + ', joined', free=4)
 
 
@@ -70,7 +70,7 @@ def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit
   x, y = np.log(compute), np.log(loss)
   centre, (middle, width) = float(x.mean()), _search(x, y, _WIDTHS)
   level, b1, b2 = linear(hinge(x, np.array([middle]), np.array([width]), centre), y)[0][0]
-  return _made(name, laws.SMOOTH, {'a': _exp(level + b1 * centre), 'b1': b1, 'b2': b2, 'C0': math.exp(middle),
+  return _made(name, laws.SMOOTH, {'a': laws.exp_clipped(level + b1 * centre), 'b1': b1, 'b2': b2, 'C0': math.exp(middle),
                                    's': width}, compute, loss)
 
 
@@ -149,10 +149,6 @@ def _left_over(sums: np.ndarray) -> np.ndarray:
   n, x, y, xx, yy, xy = sums
   across, slope = xx - x * x / n, xy - x * y / n
   return np.maximum(yy - y * y / n - slope ** 2 / np.maximum(across, 1e-300), 0)
-
-
-def _exp(value: float) -> float:
-  return math.exp(min(max(value, -700), 700))
 
 
 def _made(name: str, form: str, constants: dict[str, float], compute: Array, loss: Array,

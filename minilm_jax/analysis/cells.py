@@ -4,12 +4,11 @@ A cell breaks at '; ' and before an interval, so that tables stay narrow.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.runs import RunRow
-from minilm_jax.analysis.scores import ALL, Difference, Group, ScoreRow
+from minilm_jax.analysis.scores import ALL, NONE, Group, ScoreRow, points, select_main, with_interval
 from minilm_jax.progress import duration
 
 SCORE_HEADINGS = ('task', 'metric', 'checkpoint', 'pre-trained', 'from scratch', 'difference [95% interval]',
@@ -22,45 +21,11 @@ PHENOMENON_WORDS = 3
 RUN_HEADINGS = ('run', 'kind', 'state', 'parameters', 'updates', 'tokens', 'FLOPs', 'time', 'validation loss',
                 'perplexity', 'scores')
 RUN_WORDS = 3
-NONE = '–'
-
-
-def main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """The rows that tables show: the epoch that counts, no phenomena, of several steps of a checkpoint the last."""
-  shown = _latest(rows)
-  paired = _paired(shown)
-  return [row for row in shown if row.task not in paired or row.split == ALL]
-
-
-def phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """The rows of tasks with a split 'all' beside others: their phenomena, one by one."""
-  shown = _latest(rows)
-  paired = _paired(shown)
-  return [row for row in shown if row.task in paired and row.split != ALL]
-
-
-def _latest(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  def key(row: ScoreRow) -> tuple[Any, ...]:
-    return row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out
-
-  rows = [row for row in rows if row.shown]
-  last = {key(row): row.step for row in rows}  # they come by step
-  return [row for row in rows if row.step == last[key(row)]]
-
-
-def latest(rows: Sequence[Average]) -> list[Average]:
-  """The averages of the last step of each checkpoint."""
-  last = {(row.split, row.filtered, row.checkpoint): row.step for row in rows}
-  return [row for row in rows if row.step == last[row.split, row.filtered, row.checkpoint]]
-
-
-def _paired(rows: Iterable[ScoreRow]) -> set[str]:
-  return {row.task for row in rows if row.split == ALL}
 
 
 def sentences(scores: Sequence[ScoreRow]) -> list[str]:
   """What the headline scores say, one sentence a row."""
-  return [_sentence(row) for row in main(scores) if row.headline] or ['There are no scores yet.']
+  return [_sentence(row) for row in select_main(scores) if row.headline] or ['There are no scores yet.']
 
 
 def _sentence(row: ScoreRow) -> str:
@@ -81,18 +46,9 @@ def _sentence(row: ScoreRow) -> str:
   return f'{text}; the interval contains zero.' if row.difference.low <= 0 <= row.difference.high else f'{text}.'
 
 
-def points(share: float, sign: str = '') -> str:
-  """A share times 100.
-
-  >>> points(0.6789), points(0.02, '+'), points(float('nan'))
-  ('67.9', '+2.0', 'undefined')
-  """
-  return f'{100 * share:{sign}.1f}' if math.isfinite(share) else 'undefined'
-
-
 def protocol(scores: Sequence[ScoreRow]) -> str:
   """How scores were got: seeds, the share of examples held out, epochs. Empty where nothing was trained."""
-  rows = [row for row in main(scores) if row.train_examples]
+  rows = [row for row in select_main(scores) if row.train_examples]
   if not rows:
     return ''
   seeds = _range([one.n + one.undefined for row in rows for one in (row.pretrained, row.scratch) if one.seeds],
@@ -128,7 +84,7 @@ def score_cells(row: ScoreRow) -> list[str]:
   floors = [f'{points(value)} {name}' for value, name in ((row.majority, 'majority'), (row.frequency, 'by frequency'))
             if math.isfinite(value)]
   return [row.task + (' (filtered)' if row.filtered else ''), row.metric, _checkpoint(row),
-          _group(row.pretrained), _group(row.scratch), _difference(row.difference), '; '.join(floors) or 'undefined',
+          _group(row.pretrained), _group(row.scratch), with_interval(row.difference.mean, row.difference.low, row.difference.high), '; '.join(floors) or 'undefined',
           f'{row.examples:,} {row.split}' + ('; best epoch' if row.which == 'best' else '')]
 
 
@@ -136,7 +92,7 @@ def average_cells(row: Average) -> list[str]:
   """The cells under `AVERAGE_HEADINGS`."""
   tasks = [', '.join(row.tasks[place:place + 3]) for place in range(0, len(row.tasks), 3)]
   return [f'{row.name}{" (filtered)" if row.filtered else ""}, {row.split}', _checkpoint(row), _group(row.pretrained),
-          _group(row.scratch), _difference(row.difference), '; '.join(tasks)]
+          _group(row.scratch), with_interval(row.difference.mean, row.difference.low, row.difference.high), '; '.join(tasks)]
 
 
 def phenomenon_cells(row: ScoreRow) -> list[str]:
@@ -164,15 +120,6 @@ def _group(group: Group) -> str:
   text += f'; rate {group.learning_rate:g}' if group.learning_rate is not None else ''
   text += f'; {group.undefined} undefined' if group.undefined and group.n else ''
   return text + (f'; {group.collapsed} collapsed' if group.collapsed else '')
-
-
-def _difference(difference: Difference) -> str:
-  if not math.isfinite(difference.mean):
-    return NONE
-  text = points(difference.mean, '+')
-  if not math.isfinite(difference.low):
-    return text
-  return f'{text} [{points(difference.low, "+")}, {points(difference.high, "+")}]'
 
 
 def run_cells(row: RunRow) -> list[str]:

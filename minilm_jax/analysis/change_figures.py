@@ -13,21 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minilm_jax.analysis import multiplier
-from minilm_jax.analysis.changes import Change, AtShape
-from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE
-from minilm_jax.analysis.grid_figures import Drawn, logarithmic, ticks
+from minilm_jax.analysis.changes import Ablation, AblationAtSize
+from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE, add_legend
+from minilm_jax.analysis.grid_figures import FigureWithTooltips, logarithmic, ticks
 from minilm_jax.analysis.multiplier import AT_LEAST
-from minilm_jax.analysis.outcomes import ChangeRow
+from minilm_jax.analysis.outcomes import AblationRow
 from minilm_jax.analysis.tracks import ACTUAL
 
-MOST = 12  # changes in one figure of curves; the others are in the table alone
-_LOSSES = 32  # at which multipliers are taken
+MAX_CURVES = 12  # changes in one figure of curves; the others are in the table alone
+_NUM_LOSSES = 32  # at which multipliers are taken
 _LINES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))  # of levels
-_WIDEST = 44  # letters of a name
+_MAX_NAME_CHARS = 44  # letters of a name
 
 
-def figures(part: AtShape, rows: Sequence[ChangeRow], level: float | None,
-            lines: Mapping[str, float]) -> Iterator[tuple[str, Drawn]]:
+def figures(part: AblationAtSize, rows: Sequence[AblationRow], level: float | None,
+            lines: Mapping[str, float]) -> Iterator[tuple[str, FigureWithTooltips]]:
   """The figures that have something to show, by their names.
 
   Args:
@@ -46,14 +46,14 @@ def figures(part: AtShape, rows: Sequence[ChangeRow], level: float | None,
     yield 'multiplier', multipliers(part.base, drawn)
 
 
-def chosen(part: AtShape, rows: Sequence[ChangeRow]) -> list[Change]:
+def chosen(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
   """The changes whose losses compare, those that change most first."""
   far = {row.change: abs(math.log(row.multiplier.value)) for row in rows if math.isfinite(row.multiplier.value)}
   some = [change for change in part.changes if change.name in far]
-  return sorted(some, key=lambda one: (-far[one.name], one.name))[:MOST]
+  return sorted(some, key=lambda one: (-far[one.name], one.name))[:MAX_CURVES]
 
 
-def curves(base: Change, changes: Sequence[Change], levels: Mapping[str, float]) -> Drawn:
+def curves(base: Ablation, changes: Sequence[Ablation], levels: Mapping[str, float]) -> FigureWithTooltips:
   """Validation loss against FLOPs, in logarithms: thin lines, the base thick; `levels` are other losses by name."""
   titles: dict[str, str] = {}
   with mpl.rc_context(STYLE):
@@ -69,11 +69,11 @@ def curves(base: Change, changes: Sequence[Change], levels: Mapping[str, float])
     for (name, loss), dash in zip(levels.items(), itertools.cycle(_LINES)):
       handles[f'{name}, {loss:.2f} nats'] = axes.axhline(loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1)
     logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
-    _legend(figure, handles)
-  return Drawn(figure, titles)
+    add_legend(figure, {_short(name)[1:]: handle for name, handle in handles.items()}, fontsize=8)
+  return FigureWithTooltips(figure, titles)
 
 
-def dots(rows: Sequence[ChangeRow]) -> Drawn:
+def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
   """How many times fewer tokens each change takes to leave the plateau; what is a bound is a hollow triangle."""
   titles: dict[str, str] = {}
   rows = sorted(rows, key=lambda row: (-row.speed.value, row.change))
@@ -97,10 +97,10 @@ def dots(rows: Sequence[ChangeRow]) -> Drawn:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel('speed: tokens that the base takes to leave the plateau / its own', fontsize=9)
     ticks(axes.xaxis, 8)
-  return Drawn(figure, titles)
+  return FigureWithTooltips(figure, titles)
 
 
-def multipliers(base: Change, changes: Sequence[Change]) -> Drawn:
+def multipliers(base: Ablation, changes: Sequence[Ablation]) -> FigureWithTooltips:
   """The multiplier of each change at losses along its curve, with its 95% interval over seeds, both in logarithms."""
   with mpl.rc_context(STYLE):
     figure, axes = _new(len(changes), 3.4)
@@ -115,17 +115,17 @@ def multipliers(base: Change, changes: Sequence[Change]) -> Drawn:
     logarithmic(axes, 'validation loss (nats a masked token), falling', 'compute multiplier')
     ticks(axes.xaxis, 8)
     axes.invert_xaxis()
-    _legend(figure, handles)
-  return Drawn(figure, {})
+    add_legend(figure, {_short(name)[1:]: handle for name, handle in handles.items()}, fontsize=8)
+  return FigureWithTooltips(figure, {})
 
 
-def _multipliers(base: Change, change: Change) -> dict[float, multiplier.Ratio]:
+def _multipliers(base: Ablation, change: Ablation) -> dict[float, multiplier.PairedRatio]:
   """By loss, from what all runs had to reach after their first evaluation down to the lowest that all have reached."""
   tracks = [track for side in (base, change) for track in side.tracks.values()]
   high, low = min(track.loss[0] for track in tracks), multiplier.shared_loss(base, change)
   if not low < high:
     return {}
-  return {float(loss): multiplier.multiplier(base, change, float(loss)) for loss in np.geomspace(low, high, _LOSSES)}
+  return {float(loss): multiplier.multiplier(base, change, float(loss)) for loss in np.geomspace(low, high, _NUM_LOSSES)}
 
 
 def _new(names: int, height: float) -> tuple[Figure, Axes]:
@@ -133,14 +133,9 @@ def _new(names: int, height: float) -> tuple[Figure, Axes]:
   return figure, figure.add_subplot()
 
 
-def _looks(changes: Sequence[Change]) -> Iterator[tuple[Change, tuple[str, str]]]:
+def _looks(changes: Sequence[Ablation]) -> Iterator[tuple[Ablation, tuple[str, str]]]:
   return zip(changes, itertools.cycle(itertools.product(DASHES, COLORS)))
 
 
 def _short(name: str) -> str:
-  return f' {name}' if len(name) <= _WIDEST else f' {name[:_WIDEST - 1]}…'
-
-
-def _legend(figure: Figure, handles: Mapping) -> None:
-  names = [_short(name) for name in handles]
-  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=2, fontsize=8)
+  return f' {name}' if len(name) <= _MAX_NAME_CHARS else f' {name[:_MAX_NAME_CHARS - 1]}…'

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from minilm_jax.analysis import change_scores
-from minilm_jax.analysis.cells import NONE
-from minilm_jax.analysis.change_scores import GlueRow
-from minilm_jax.analysis.changes import BASE, Comparison
-from minilm_jax.analysis.multiplier import AT_LEAST, NEITHER
+from minilm_jax.analysis.scores import NONE, points, with_interval
+from minilm_jax.analysis.change_scores import AVERAGE, GlueRow
+from minilm_jax.analysis.changes import Comparison
+from minilm_jax.analysis.contrasts import TRAININGS
+from minilm_jax.analysis.multiplier import NEITHER_LEFT
 from minilm_jax.analysis.outcomes import (
-    CAUSES, HALF, LENGTHENS, LITTLE, NO_WORSE, NOT, ONE_SEED, OPEN, SHORTENS, WORSE, ChangeRow)
-from minilm_jax.analysis.page import escape, figure, frame, table
+    CAUSES, HALF, LENGTHENS, LITTLE, NO_WORSE, NOT, ONE_SEED, OPEN, SHORTENS, WORSE, AblationRow)
+from minilm_jax.analysis.page import frame, to_html
+from minilm_jax.analysis.sheets import Picture, Section, Table
 
 HEADINGS = ('change', 'verdict', 'seeds', 'tokens to leave', 'speed, base’s tokens / its own; [95% interval]',
             'compute multiplier, base’s FLOPs / its own; [95% interval]', 'loss at 1/4; 1/2; 1 of the base’s',
@@ -25,6 +26,11 @@ CAPTION = (
     'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
     f'says. Verdicts go by the interval of the tokens: above {HALF:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
     f'{LENGTHENS}, below {LITTLE:g} {NOT}; a change of several fields gets none.')
+GLUE_CAPTION = (
+    'Headline scores times 100 of runs fine-tuned on runs of the change and of the base: the change’s against the '
+    'base’s, n pairs, and the difference with its 95% interval. Pairs are seeds of pre-training where several are '
+    'scored, else seeds of fine-tuning (f), which do not hold what another pre-training would change. The average is '
+    'over the tasks that all pairs of its line have; averages over other tasks are other numbers.')
 # The pictures in order: the beginning of their names, and what stands above them.
 PICTURES = {
     'curves': 'Validation loss against FLOPs, a line a run; of many changes those that change most. Point at a line to '
@@ -42,7 +48,7 @@ _SAID_OF_GLUE = {NO_WORSE: 'No worse on GLUE (the interval lies above minus one 
                  ONE_SEED: 'On GLUE an indication and no verdict, from one pair of pre-trainings each'}
 
 
-def cells(row: ChangeRow) -> list[str]:
+def cells(row: AblationRow) -> list[str]:
   """The cells under `HEADINGS`."""
   def losses(*values: float) -> str:
     return '; '.join(f'{value:.3f}' if math.isfinite(value) else NONE for value in values)
@@ -54,7 +60,7 @@ def cells(row: ChangeRow) -> list[str]:
           losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole), losses(row.validation_loss, row.test_loss)]
 
 
-def sentences(rows: Sequence[ChangeRow]) -> Iterator[str]:
+def sentences(rows: Sequence[AblationRow]) -> Iterator[str]:
   """What the rows of one shape say in plain words, the base's first among them."""
   base, *changes = rows
   yield _of_base(base)
@@ -73,10 +79,10 @@ def sentences(rows: Sequence[ChangeRow]) -> Iterator[str]:
   if several:
     yield 'Of several fields: ' + '; '.join(f'{row.change}: {_multiplier(row)}' for row in several) + '.'
   for verdict, said in _SAID.items() if base.tokens_to_leave else ():
-    own = [row for row in changes if row.verdict == verdict and row.speed.bound != NEITHER]
+    own = [row for row in changes if row.verdict == verdict and row.speed.bound != NEITHER_LEFT]
     if own:
       yield f'{said}: ' + '; '.join(f'{row.change} ({_speed(row)})' for row in own) + '.'
-  held = [row.change for row in changes if row.speed.bound == NEITHER]
+  held = [row.change for row in changes if row.speed.bound == NEITHER_LEFT]
   if held:
     yield f'Neither the base nor these have left it in every seed, so they cannot be told apart: {"; ".join(held)}.'
   for verdict, said in _SAID_OF_GLUE.items():
@@ -88,7 +94,7 @@ def sentences(rows: Sequence[ChangeRow]) -> Iterator[str]:
       yield f'{row.change}: {row.note}.'
 
 
-def _of_base(base: ChangeRow) -> str:
+def _of_base(base: AblationRow) -> str:
   if not base.tokens_to_leave:
     return ('No plateau can be seen in these runs: none stood still and then fell, or they disagree; give its loss in '
             'nats with --level.')
@@ -96,19 +102,19 @@ def _of_base(base: ChangeRow) -> str:
   return f'The plateau is at {base.level:.3f} nats. Tokens until the base leaves it, seed by seed: {tokens}.'
 
 
-def _multiplier(row: ChangeRow) -> str:
+def _multiplier(row: AblationRow) -> str:
   own = row.multiplier
   ends = (f' (95% interval {own.low:.2f} to {own.high:.2f}, n = {own.seeds}{", paired by seed" if own.paired else ""})'
           if not math.isnan(own.low) else f' (n = {own.seeds}: no interval)')
   return f'compute multiplier {own.value:.2f} to a loss of {row.loss:.3f}{ends}'
 
 
-def _speed(row: ChangeRow) -> str:
+def _speed(row: AblationRow) -> str:
   return f'speed {row.speed}' if math.isfinite(row.speed.value) else row.note or 'not measured'
 
 
-def _glue(row: ChangeRow) -> str:
-  return f'{change_scores.shown(row.glue)} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
+def _glue(row: AblationRow) -> str:
+  return f'{with_interval(row.glue.difference, row.glue.low, row.glue.high)} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
 
 
 def _grouped(tokens: str) -> str:
@@ -123,48 +129,53 @@ def _grouped(tokens: str) -> str:
 
 def around(compared: Comparison) -> Iterator[str]:
   """What is said of all shapes together: what counts reach, runs under way, and those in none of the tables."""
-  if compared.counted:
-    yield f'Counts alone reach: {"; ".join(f"{name} {loss:.3f}" for name, loss in compared.counted.items())} nats.'
+  if compared.ngram_losses:
+    yield f'Counts alone reach: {"; ".join(f"{name} {loss:.3f}" for name, loss in compared.ngram_losses.items())} nats.'
   if compared.under_way:
     yield f'Under way, and taken as far as they are: {"; ".join(compared.under_way)}.'
   if compared.left_out:
     yield f'Left out: {"; ".join(compared.left_out)}.'
 
 
-def render(compared: Comparison, tables: Mapping[str, Sequence[ChangeRow]], glue: Mapping[str, Sequence[GlueRow]],
+def render(compared: Comparison, tables: Mapping[str, Sequence[AblationRow]], glue: Mapping[str, Sequence[GlueRow]],
            pictures: Mapping[str, Mapping[str, str]], question: str = '') -> str:
-  """The whole page.
+  """Returns the whole page.
 
   Args:
-    compared: who was compared with whom.
+    compared: the recipes that were compared.
     tables: the rows of each shape, the base first.
     glue: the scores of each shape.
     pictures: `<svg>` elements by their names, of each shape.
-    question: what was asked and by which rules, if anything.
+    question: the question and its rules, if anything.
   """
-  parts = [f'<h1>{TITLE}</h1>', *_asked(question)]
+  sections = [Section('The question, and its rules', text=question.split('\n\n'), folded=True)] if question else []
   for shape, rows in tables.items():
-    parts += [f'<h2>{escape(shape)}</h2>', _list(sentences(rows))]
-    for name, caption in PICTURES.items():
-      if name in pictures[shape]:
-        parts.append(f'<p class="faint">{escape(caption)}</p>\n{figure(pictures[shape][name])}')
-    parts.append(table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION))
+    sections.append(shape_section(shape, rows, pictures[shape]))
     if glue[shape]:
-      headings, lines = change_scores.table(glue[shape])
-      parts += ['<h3>GLUE</h3>', table(headings, change_scores.WORDS, lines, change_scores.CAPTION)]
-  parts.append(_list(around(compared)))
-  return frame(TITLE, parts)
+      sections.append(Section('GLUE', table=glue_table(glue[shape]), level=3))
+  sections.append(Section(items=list(around(compared))))
+  return frame(TITLE, [f'<h1>{TITLE}</h1>', *map(to_html, sections)])
 
 
-def _asked(question: str) -> Iterator[str]:
-  """Folded: paragraphs, and as they stand those of lines that are all indented."""
-  if question:
-    yield '<details><summary>The question, and its rules</summary>'
-    for part in question.split('\n\n'):
-      as_it_stands = all(line.startswith(' ') for line in part.splitlines())
-      yield f'<pre class="wide">{escape(part)}</pre>' if as_it_stands else f'<p>{escape(part)}</p>'
-    yield '</details>'
+def shape_section(shape: str, rows: Sequence[AblationRow], pictures: Mapping[str, str]) -> Section:
+  """Returns the section of one shape; `pictures` are `<svg>` elements by name."""
+  return Section(shape, items=list(sentences(rows)),
+                 figures=[Picture(pictures[name], caption) for name, caption in PICTURES.items() if name in pictures],
+                 table=Table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION))
 
 
-def _list(texts: Iterator[str]) -> str:
-  return '<ul>' + '\n'.join(f'<li>{escape(text)}</li>' for text in texts) + '</ul>'
+def glue_table(rows: Sequence[GlueRow]) -> Table:
+  """Returns the GLUE scores: a line a change, a column a task."""
+  tasks = sorted({row.task for row in rows}, key=lambda task: (task != AVERAGE, task))
+  by_change: dict[str, dict[str, str]] = {}
+  for row in rows:
+    by_change.setdefault(row.change, {})[row.task] = _glue_cell(row)
+  return Table(['change', *tasks], 1, [[change, *(scores[task] if task in scores else NONE for task in tasks)]
+                                       for change, scores in by_change.items()], GLUE_CAPTION)
+
+
+def _glue_cell(row: GlueRow) -> str:
+  score = row.score
+  tasks = f'; {len(row.tasks)} tasks' if row.tasks else ''
+  return (f'{points(score.value)} against {points(score.base)}; n = {score.n}{"" if score.of == TRAININGS else " f"}'
+          f'{tasks}; {with_interval(score.difference, score.low, score.high)}')

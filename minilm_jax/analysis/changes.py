@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from etils import epath
 
 from minilm_jax.analysis import counted, entrants, runs
-from minilm_jax.analysis.entrants import Entrant, differing
-from minilm_jax.analysis.tracks import Track
+from minilm_jax.analysis.entrants import AblationRun, differing
+from minilm_jax.analysis.tracks import LossCurve
 from minilm_jax.errors import InputError, shown
 
 BASE = 'base'
@@ -26,7 +26,7 @@ _TOKENIZER = 'tokenizer'
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class Ablation:
   """Runs that differ from the base of their shape in the same fields, one a seed.
 
   Attributes:
@@ -38,22 +38,22 @@ class Change:
 
   name: str
   fields: tuple[str, ...]
-  runs: tuple[Entrant, ...]
+  runs: tuple[AblationRun, ...]
   tokenizer: str
 
   @property
-  def tracks(self) -> dict[int, Track]:
+  def tracks(self) -> dict[int, LossCurve]:
     """By seed."""
     return {one.track.seed: one.track for one in self.runs}
 
 
 @dataclasses.dataclass(frozen=True)
-class AtShape:
+class AblationAtSize:
   """The base of one shape and the changes that were tried there."""
 
   shape: str
-  base: Change
-  changes: tuple[Change, ...]
+  base: Ablation
+  changes: tuple[Ablation, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +63,19 @@ class Comparison:
   Attributes:
     shapes: the base's own first.
     found: runs of every kind, by the names that the tracks have.
-    counted: what counts alone reach on the rows of the base, nats by name (`counted.py`).
+    ngram_losses: what counts alone reach on the rows of the base, nats by name (`counted.py`).
     under_way: runs that have not ended.
     left_out: runs that are in none of these, and why.
   """
 
-  shapes: list[AtShape]
+  shapes: list[AblationAtSize]
   found: Mapping[str, epath.Path]
-  counted: Mapping[str, float]
+  ngram_losses: Mapping[str, float]
   under_way: list[str]
   left_out: list[str]
 
 
-def read(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> Comparison:
+def read_comparison(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> Comparison:
   """Who is compared with whom.
 
   Args:
@@ -88,7 +88,7 @@ def read(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> 
   """
   found = runs.find([*folders, *bases])
   read_from = {str(path.resolve()) for path in runs.find(bases).values()}
-  there, left_out = entrants.read(found)
+  there, left_out = entrants.read_ablation_runs(found)
   asked = f'a comparison with the base {", ".join(map(str, bases))}'
   own = [one for one in there if str(one.folder.resolve()) in read_from]
   if not own:
@@ -99,7 +99,7 @@ def read(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> 
     if differ := _unlike(first, other) or ', '.join(_fields(other, first)):
       raise InputError(asked, f'{other.track.name} is another recipe than {first.track.name}: {differ}',
                        'give runs of one recipe, or name one run of them')
-  by_shape: dict[str, dict[tuple[str, ...], list[Entrant]]] = {first.shape: {}}
+  by_shape: dict[str, dict[tuple[str, ...], list[AblationRun]]] = {first.shape: {}}
   for one in there:
     if reason := _unlike(first, one):
       left_out.append(f'{one.track.name}: {reason}')
@@ -115,11 +115,11 @@ def read(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> 
   left_out += [f'{name}: {why}' for name, why in runs.failures(folders).items()]
   under_way = [f'{one.name}, after {one.tokens[-1]:,.0f} tokens' for part in shapes
                for change in (part.base, *part.changes) for one in change.tracks.values() if not one.finished]
-  reached, unlike = counted.read(found, first)
+  reached, unlike = counted.read_ngram_baselines(found, first)
   return Comparison(shapes, found, reached, under_way, [*left_out, *unlike])
 
 
-def _unlike(first: Entrant, other: Entrant) -> str:
+def _unlike(first: AblationRun, other: AblationRun) -> str:
   """Why losses of one say nothing beside those of the other; '' where they do, or the tokenizer was changed."""
   if other.tokenizer == first.tokenizer and other.corpus != first.corpus:
     return f'another corpus, {shown(other.corpus[:8])}, than that of the base, {shown(first.corpus[:8])}'
@@ -128,7 +128,7 @@ def _unlike(first: Entrant, other: Entrant) -> str:
   return ''
 
 
-def _fields(one: Entrant, base: Entrant) -> tuple[str, ...]:
+def _fields(one: AblationRun, base: AblationRun) -> tuple[str, ...]:
   """The change; another tokenizer shows in the vocabulary, or else by its hash."""
   made = differing(one.fields, base.fields)
   if one.tokenizer != base.tokenizer and not any(field.startswith('vocabulary=') for field in made):
@@ -136,8 +136,8 @@ def _fields(one: Entrant, base: Entrant) -> tuple[str, ...]:
   return tuple(made)
 
 
-def _at_shape(shape: str, by_fields: Mapping[tuple[str, ...], list[Entrant]], first: Entrant,
-              left_out: list[str]) -> AtShape:
+def _at_shape(shape: str, by_fields: Mapping[tuple[str, ...], list[AblationRun]], first: AblationRun,
+              left_out: list[str]) -> AblationAtSize:
   taken: set[str] = set()
   made = []
   for fields in sorted(by_fields, key=lambda fields: (len(fields), fields)):
@@ -146,15 +146,15 @@ def _at_shape(shape: str, by_fields: Mapping[tuple[str, ...], list[Entrant]], fi
     name = some[0].track.name if name in taken else name
     taken.add(name)
     other = some[0].tokenizer
-    made.append(Change(name, fields, some, '' if other == first.tokenizer else other))
-  return AtShape(shape, made[0], tuple(made[1:]))
+    made.append(Ablation(name, fields, some, '' if other == first.tokenizer else other))
+  return AblationAtSize(shape, made[0], tuple(made[1:]))
 
 
-def _seeds(some: Iterable[Entrant], left_out: list[str]) -> tuple[Entrant, ...]:
+def _seeds(some: Iterable[AblationRun], left_out: list[str]) -> tuple[AblationRun, ...]:
   """One run a seed, the longest; none under way where another has ended."""
   some = sorted(some, key=lambda one: (-one.track.rows[-1], one.track.name))
   ended = [one for one in some if one.track.finished]
-  kept: dict[int, Entrant] = {}
+  kept: dict[int, AblationRun] = {}
   for one in ended or some:
     if one.track.seed in kept:
       left_out.append(f'{one.track.name}: seed {one.track.seed} of this recipe once more, '

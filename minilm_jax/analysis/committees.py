@@ -14,17 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from minilm_jax import run
-from minilm_jax.analysis import cells, page, runs
-from minilm_jax.analysis.figures import COLORS, DASHES, STYLE
+from minilm_jax.analysis import runs, scores
+from minilm_jax.analysis.figures import COLORS, DASHES, STYLE, add_legend
+from minilm_jax.analysis.sheets import Picture, Section, Table
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import subsets
 from minilm_jax.tasks.subsets import LOGIT, MEMBERS, PROBABILITY
 
 KIND, STUDY = 'committee', 'committee.json'
-HEADINGS = ('size', 'subsets', 'combined by', 'score × 100', 'accuracy × 100', 'negative log-likelihood',
+COMMITTEE_HEADINGS = ('size', 'subsets', 'combined by', 'score × 100', 'accuracy × 100', 'negative log-likelihood',
             'calibration error × 100', 'Brier score', 'disagreement × 100')
-WORDS = 3
-CAPTION = (
+COMMITTEE_WORDS = 3
+COMMITTEE_CAPTION = (
     'Mean over subsets of the members, [their middle 95%]; the whole committee is one subset and has none. One member: '
     'what one of them scores alone, on average. Negative log-likelihood in nats; calibration error of 15 equal bins; '
     'disagreement: the share of examples that two members put into different classes. Smaller is better in all three.')
@@ -44,7 +45,7 @@ class CommitteeRow(subsets.Line):
   examples: int
 
 
-def read(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
+def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
   """The lines of every committee among some runs; none of one that was cut short or has no scores.
 
   Args:
@@ -96,13 +97,12 @@ def figure(rows: Sequence[CommitteeRow]) -> Figure:
       axes.set_xlabel('members')
       axes.set_ylabel(f'{metric} × 100' if scale == 100 else f'{metric} (nats)')
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    names = [f' {name}' for name in handles]
-    drawn.legend(list(handles.values()), names, loc='outside lower left', ncols=3, fontsize=9)
+    add_legend(drawn, handles, ncols=3)
   return drawn
 
 
-def table_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
-  """The cells under `HEADINGS` of one committee: a line a size and way."""
+def committee_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
+  """The cells under `COMMITTEE_HEADINGS` of one committee: a line a size and way."""
   by = {(row.size, row.combined, row.metric): row for row in rows}
   headline = next(row.metric for row in rows if row.headline)
   lines = []
@@ -112,40 +112,38 @@ def table_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
       first = own[0]
       if first is not None:
         lines.append([str(size), f'{first.subsets}{"" if first.every else " drawn"}', name,
-                      *(cells.NONE if one is None else _cell(one) for one in own)])
+                      *(scores.NONE if one is None else _cell(one) for one in own)])
   return lines
 
 
 def _cell(row: CommitteeRow) -> str:
-  share = row.headline or row.metric in _SHARES
-  mean, low, high = (f'{100 * end:.1f}' if share else f'{end:.3f}' for end in (row.mean, row.low, row.high))
-  return mean if math.isnan(row.low) else f'{mean} [{low}, {high}]'
+  if row.headline or row.metric in _SHARES:
+    return scores.with_interval(row.mean, row.low, row.high, '.1f', 100)
+  return scores.with_interval(row.mean, row.low, row.high, '.3f')
 
 
-def sentence(rows: Sequence[CommitteeRow]) -> str:
+def committee_sentence(rows: Sequence[CommitteeRow]) -> str:
   """What the whole committee scores, against its members."""
   first = rows[0]
   whole = {row.combined: row for row in rows if row.headline and row.size == first.members}
-  said = ' and '.join(f'{cells.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT))
+  said = ' and '.join(f'{scores.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT))
   heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
   return (f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
-          f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {cells.points(whole[MEMBERS].mean)} on '
+          f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.points(whole[MEMBERS].mean)} on '
           'average.')
 
 
-def sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -> Iterator[str]:
-  """HTML of the page, nothing without committees.
+def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -> Iterator[Section]:
+  """Yields a committee and split each, nothing without committees.
 
   Args:
-    rows: what `read` gave.
-    drawn: `<svg>` elements by the names that `figures` gave.
+    rows: of `read`.
+    drawn: `<svg>` elements by the names of `figures`.
   """
-  if rows:
-    yield '<h2>Committees</h2>'
-  for number, own in enumerate(panels(rows).values(), 1):
-    yield f'<p>{page.escape(sentence(own))}</p>'
-    yield page.figure(drawn[f'committee-{number}'])
-    yield page.table(HEADINGS, WORDS, table_cells(own), CAPTION)
+  for number, panel in enumerate(panels(rows).values(), 1):
+    yield Section('Committees' if number == 1 else '', text=[committee_sentence(panel)],
+                  figures=[Picture(drawn[f'committee-{number}'])],
+                  table=Table(COMMITTEE_HEADINGS, COMMITTEE_WORDS, committee_cells(panel), COMMITTEE_CAPTION))
 
 
 def figures(rows: Sequence[CommitteeRow]) -> dict[str, Figure]:

@@ -12,14 +12,14 @@ from etils import epath
 
 from minilm_jax import claim, recipe, run
 from minilm_jax.analysis import (
-    cells, change_figures, change_page, change_scores, changes, figures, outcomes, runs, sheets)
+    change_figures, change_page, change_scores, changes, figures, outcomes, runs, sheets)
 from minilm_jax.analysis.change_scores import GlueRow
 from minilm_jax.analysis.changes import Comparison
-from minilm_jax.analysis.outcomes import ChangeRow
-from minilm_jax.analysis.scores import score_table
+from minilm_jax.analysis.outcomes import AblationRow
+from minilm_jax.analysis.scores import score_table, select_main
 from minilm_jax.errors import InputError
 
-Tables = Mapping[str, Sequence[ChangeRow]]
+Tables = Mapping[str, Sequence[AblationRow]]
 
 
 def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], workdir: epath.PathLike,
@@ -50,16 +50,16 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
     if not (math.isfinite(loss) and loss > 0):
       raise InputError(f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9')
   asked = recipe.head(question) if question else ''
-  compared = changes.read(bases, folders)
+  compared = changes.read_comparison(bases, folders)
   levels = outcomes.levels(compared, level)
-  scores = cells.main(score_table(runs.scores(compared.found)))
-  glue = {part.shape: change_scores.find(part, scores) for part in compared.shapes}
+  scores = select_main(score_table(runs.scores(compared.found)))
+  glue = {part.shape: change_scores.find_glue_rows(part, scores) for part in compared.shapes}
   tables = {part.shape: outcomes.rows(part, levels, glue[part.shape]) for part in compared.shapes}
-  lines = {**compared.counted, **(lines or {})}
+  lines = {**compared.ngram_losses, **(lines or {})}
   drawn = {part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines))
            for part in compared.shapes}
   pictures = {shape: {name: one.svg() for name, one in of.items()} for shape, of in drawn.items()}
-  files = {'changes.csv': sheets.as_csv(ChangeRow, [row for rows in tables.values() for row in rows])}
+  files = {'changes.csv': sheets.as_csv(AblationRow, [row for rows in tables.values() for row in rows])}
   if any(glue.values()):
     files['glue.csv'] = sheets.as_csv(GlueRow, [row for rows in glue.values() for row in rows])
   for shape, of in drawn.items():
@@ -75,12 +75,11 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
 
 
 def shown(compared: Comparison, tables: Tables) -> list[rich.table.Table | str]:
-  """For the terminal: a table a shape, then what they say in sentences."""
-  found: list[rich.table.Table | str] = []
+  """Returns the table of each shape and its sentences, for a terminal."""
+  parts: list[rich.table.Table | str] = []
   for shape, rows in tables.items():
-    table = sheets.as_table(shape, change_page.HEADINGS, change_page.WORDS, [change_page.cells(row) for row in rows])
-    found += [table, *change_page.sentences(rows), '']
-  return [*found, *change_page.around(compared)]
+    parts += [*sheets.to_terminal(change_page.shape_section(shape, rows, {})), '']
+  return [*parts, *change_page.around(compared)]
 
 
 def named_losses(given: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from minilm_jax.errors import InputError, shown
 from minilm_jax.tasks import metrics, table
 
 
-_FIELDS = ('task', 'split', 'predictions', 'seed', 'pretrained', 'which', 'learning_rate', 'checkpoint_step')
+_PREDICTION_FIELDS = ('task', 'split', 'predictions', 'seed', 'pretrained', 'which', 'learning_rate', 'checkpoint_step')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> lis
   lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
   for path in found.values():
     for line in run.read_lines(path / run.PREDICTIONS):
-      missing = [name for name in _FIELDS if name not in line]
+      missing = [name for name in _PREDICTION_FIELDS if name not in line]
       if missing:
         raise InputError(f'the predictions of {path}', f'a line without {", ".join(missing)}',
                          f'remove {run.PREDICTIONS} and fine-tune again')

@@ -29,7 +29,7 @@ NEEDED = 'committees with convolutional members: two or more of each of two seed
 
 
 @dataclasses.dataclass(frozen=True)
-class Seeded:
+class SeedCommittee:
   """The members of one seed in one folder, on one reported split.
 
   Attributes:
@@ -66,7 +66,7 @@ class Seeded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Contest:
+class CommitteeComparison:
   """Committees of one kind, by the shapes of their members, against the deep model.
 
   Attributes:
@@ -83,7 +83,7 @@ class Contest:
   missing: str
 
 
-def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) -> list[Seeded]:
+def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) -> list[SeedCommittee]:
   """The committees of every folder, by seed and split, of two members or more.
 
   Args:
@@ -101,7 +101,7 @@ def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) ->
   return made
 
 
-def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iterator[Seeded]:
+def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iterator[SeedCommittee]:
   by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
   for one in run.read_json(path / run.MANIFEST, f'the members of {path}')['members']:
     folder = path / one['folder']
@@ -120,7 +120,7 @@ def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iter
       if not all(np.array_equal(one[split][1], labels) for one in said):
         continue  # they were reported on other examples
       logits, headline = np.stack([one[split][0] for one in said]), cards[0]['headline']
-      yield Seeded(
+      yield SeedCommittee(
           name, cards[0]['task'], split, len(labels), headline, seed,
           tuple(sorted(latencies.shape(card['model']) for card in cards)),
           max(card['model']['layers'] for card in cards),
@@ -148,21 +148,21 @@ def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (found[f'{split} outputs'], found[f'{split} labels']) for split in splits}
 
 
-def contest(made: Sequence[Seeded], rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> Contest:
+def contest(made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> CommitteeComparison:
   """The largest committees with convolutional members that a deeper run can be compared with, task by task.
 
   Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
 
   Args:
     made: of `committees`.
-    rows: of `cells.main`, for the deep model.
+    rows: of `scores.select_main`, for the deep model.
     there: pre-training runs by name.
   """
-  kinds: dict[tuple[str, ...], list[Seeded]] = {}
+  kinds: dict[tuple[str, ...], list[SeedCommittee]] = {}
   for one in made:
     if one.convolved:
       kinds.setdefault(one.shapes, []).append(one)
-  without = Contest({}, 0, (), '', NEEDED)
+  without = CommitteeComparison({}, 0, (), '', NEEDED)
   for shapes, own in sorted(kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)):
     differences, collapsed, deep = {}, sum(one.collapsed for one in own), ''
     for task, split in dict.fromkeys((one.task, one.split) for one in own):
@@ -178,12 +178,12 @@ def contest(made: Sequence[Seeded], rows: Sequence[ScoreRow], there: Mapping[str
         collapsed += sum(row.pretrained.collapsed for row in rivals)
         deep = latencies.shape(there[rivals[0].checkpoint].model)
     if differences:
-      return Contest(differences, collapsed, shapes, deep, '')
-    without = Contest({}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task')
+      return CommitteeComparison(differences, collapsed, shapes, deep, '')
+    without = CommitteeComparison({}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task')
   return without
 
 
-def _deepest(one: Seeded, rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> list[ScoreRow]:
+def _deepest(one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> list[ScoreRow]:
   """The rows of the deepest runs that were scored on the same examples."""
   fit = [row for row in rows if row.headline and row.checkpoint in there and row.pretrained.n and (
       row.task, row.metric, row.split, row.examples) == (one.task, one.headline, one.split, one.examples)
@@ -200,7 +200,7 @@ def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
   return {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
 
 
-def ratio(contest: Contest, timed: Sequence[LatencyRow]) -> tuple[tuple[float, float, float], str, str]:
+def ratio(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> tuple[tuple[float, float, float], str, str]:
   """The committee's latency over the deep model's at batch 1: value, low and high; what it is of; what is missing.
 
   The committee's is that of its fastest way. The ends are quotients of the ends of both medians' intervals, so that the

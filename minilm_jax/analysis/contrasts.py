@@ -21,7 +21,7 @@ BySeed = Mapping[int, Both]  # of fine-tuning
 Pair = tuple[str, str]  # names of runs, the base's first
 
 
-class Place(NamedTuple):
+class ScoreKey(NamedTuple):
   """What two scores have in common where they compare: task, metric and how the examples were split."""
 
   task: str
@@ -32,7 +32,7 @@ class Place(NamedTuple):
   held_out: int
 
 
-Scored = dict[Place, dict[Pair, BySeed]]
+PairedScores = dict[ScoreKey, dict[Pair, BySeed]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Contrast:
   of: str
 
 
-NOTHING = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
+NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
 
 
 def contrast(values: Sequence[Both], of: str) -> Contrast:
@@ -68,17 +68,17 @@ def contrast(values: Sequence[Both], of: str) -> Contrast:
   return Contrast(float(base.mean()), float(own.mean()), float((own - base).mean()), low, high, len(values), of)
 
 
-def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> Scored:
+def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
   """Both headline scores of each seed of fine-tuning that both runs of a pair have, by what was scored and pair.
 
   Args:
     pairs: of runs.
-    rows: of `cells.main`. A run with several of one place, which are rates that nothing chose between, has none there.
+    rows: of `scores.select_main`. A run with several of one place, which are rates that nothing chose between, has none there.
   """
-  places: dict[Place, dict[str, list[Group]]] = {}
+  places: dict[ScoreKey, dict[str, list[Group]]] = {}
   for row in rows:
     if row.headline:
-      place = Place(*(getattr(row, field) for field in Place._fields))
+      place = ScoreKey(*(getattr(row, field) for field in ScoreKey._fields))
       places.setdefault(place, {}).setdefault(row.checkpoint, []).append(row.pretrained)
   pairs, found = list(pairs), {}
   for place, groups in places.items():
@@ -100,11 +100,11 @@ def over_tasks(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
   """
   pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
   if len(pairs) > 1:
-    return contrast([_mean([_mean(list(seeds.values())) for seeds in own]) for own in pairs], TRAININGS)
+    return contrast([_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs], TRAININGS)
   seeds = sorted(set.intersection(*(set(seeds) for seeds in pairs[0])))
-  return contrast([_mean([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS) if seeds else NOTHING
+  return contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS) if seeds else NO_CONTRAST
 
 
-def _mean(values: Sequence[Both]) -> Both:
+def _mean_of_pairs(values: Sequence[Both]) -> Both:
   base, own = np.mean(values, 0).tolist()
   return base, own

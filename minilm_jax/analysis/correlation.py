@@ -16,16 +16,16 @@ from scipy import stats
 
 from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.scores import ScoreRow
-from minilm_jax.analysis.tracks import ACTUAL, HONEY, Track
+from minilm_jax.analysis.tracks import ACTUAL, HONEY, LossCurve
+from minilm_jax.tasks.metrics import CONFIDENCE
 
-LEAST = 4  # models, below which nothing is said
-LEVEL = 0.95
+MIN_MODELS = 4  # models, below which nothing is said
 LOSS, BITS = 'log-perplexity', 'bits per word'
-_CLOSE = 0.1  # sizes or costs that differ by less are matched
+_MAX_RELATIVE_DIFFERENCE = 0.1  # sizes or costs that differ by less are matched
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ScoredModel:
   """What one model says about one series of scores: shares or correlations, a mean over seeds; nan where none is."""
 
   name: str
@@ -89,8 +89,8 @@ class Depth:
   score: float
 
 
-def models(tracks: Sequence[Track], scores: Iterable[ScoreRow],
-           averages: Iterable[Average]) -> tuple[dict[str, list[Model]], list[str]]:
+def models(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow],
+           averages: Iterable[Average]) -> tuple[dict[str, list[ScoredModel]], list[str]]:
   """The models of each task's headline and of each average, and what was left out, with the reason.
 
   A row belongs to the track of the name of its checkpoint, at its step: the loss is that of the last evaluation until
@@ -112,7 +112,7 @@ def models(tracks: Sequence[Track], scores: Iterable[ScoreRow],
       unknown[row.checkpoint] = None
   left_out = [f'scores of {name or "a checkpoint without a name"}: its pre-training is not among these runs'
               for name in unknown]
-  found: dict[str, list[Model]] = {}
+  found: dict[str, list[ScoredModel]] = {}
   for series, of in rows.items():
     for name, own in of.items():
       last = max(-1 if row.step is None else row.step for row in own)
@@ -131,15 +131,15 @@ def _series(row: ScoreRow | Average) -> str:
   return f'{row.task}{filtered}, {row.metric}, {row.split}'
 
 
-def _model(track: Track, row: ScoreRow | Average) -> Model:
+def _model(track: LossCurve, row: ScoreRow | Average) -> ScoredModel:
   seen = [loss for step, loss in zip(track.updates, track.loss, strict=True) if row.step is None or step <= row.step]
   bits = track.bits_per_word if row.step is None or row.step >= track.updates[-1] else None  # taken at the end
-  return Model(track.name, seen[-1] if seen else math.log(track.shape.vocabulary), math.nan if bits is None else bits,
+  return ScoredModel(track.name, seen[-1] if seen else math.log(track.shape.vocabulary), math.nan if bits is None else bits,
                math.log(track.shape.vocabulary), track.parameters, row.pretrained.mean, row.scratch.mean,
                row.difference.low, row.difference.high)
 
 
-def correlations(found: Mapping[str, Sequence[Model]], vocabularies: int = 1, draws: int = 1000,
+def correlations(found: Mapping[str, Sequence[ScoredModel]], vocabularies: int = 1, draws: int = 1000,
                  seed: int = 0) -> tuple[list[Correlation], list[str]]:
   """The correlations of every series that enough models have, and what was left out, with the reason.
 
@@ -156,19 +156,19 @@ def correlations(found: Mapping[str, Sequence[Model]], vocabularies: int = 1, dr
                and math.isfinite(model.loss if measure == LOSS else model.bits)]
       if measure == BITS and not known:
         continue
-      if len(known) < LEAST:
-        left_out.append(f'{series} against {measure}: {len(known)} models, and fewer than {LEAST} say nothing')
+      if len(known) < MIN_MODELS:
+        left_out.append(f'{series} against {measure}: {len(known)} models, and fewer than {MIN_MODELS} say nothing')
       elif measure == LOSS and vocabularies > 1:
         left_out.append(f'{series} against {measure}: losses a token over {vocabularies} vocabularies do not compare')
       else:
         made.append(_correlation(series, measure, known, False, draws, seed))
         both = [model for model in known if math.isfinite(model.scratch)]
-        if measure == LOSS and len(both) >= LEAST:
+        if measure == LOSS and len(both) >= MIN_MODELS:
           made.append(_correlation(series, measure, both, True, draws, seed))
   return made, left_out
 
 
-def _correlation(series: str, measure: str, known: Sequence[Model], scratch: bool, draws: int,
+def _correlation(series: str, measure: str, known: Sequence[ScoredModel], scratch: bool, draws: int,
                  seed: int) -> Correlation:
   x = np.array([[model.loss if measure == LOSS else model.bits, model.untrained] for model in known])
   y = np.array([[model.score, model.scratch] for model in known])
@@ -182,7 +182,7 @@ def _correlation(series: str, measure: str, known: Sequence[Model], scratch: boo
   for value, values in zip(whole, resampled, strict=True):
     ends = [math.nan] * 2
     if np.isfinite(value[0]) and defined.any():
-      ends = np.quantile(values[defined], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+      ends = np.quantile(values[defined], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     estimates.append(Estimate(float(value[0]), *ends))
   return Correlation(series, measure, scratch, len(known), y.size, *estimates, float(1 - defined.mean()))
 
@@ -207,7 +207,7 @@ def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[
   return np.divide((signs[0] * signs[1]).sum(1), below, out=np.full(len(x), np.nan), where=below > 0)
 
 
-def depths(tracks: Sequence[Track], found: Mapping[str, Sequence[Model]]) -> list[Depth]:
+def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel]]) -> list[Depth]:
   """Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10%: deeper less shallower.
 
   Both have ended, over one vocabulary. FLOPs are the true ones where both runs have them, else the paper's count. The
@@ -221,7 +221,7 @@ def depths(tracks: Sequence[Track], found: Mapping[str, Sequence[Model]]) -> lis
       if deep.shape.layers == shallow.shape.layers or deep.shape.vocabulary != shallow.shape.vocabulary:
         continue
       for matched, ratio in _ratios(shallow, deep).items():
-        if not 1 - _CLOSE <= min(ratio, 1 / ratio):
+        if not 1 - _MAX_RELATIVE_DIFFERENCE <= min(ratio, 1 / ratio):
           continue
         both = {series: of for series, of in scores.items() if shallow.name in of and deep.name in of}
         common = (shallow.name, deep.name, shallow.shape.layers, deep.shape.layers, matched, ratio,
@@ -231,7 +231,7 @@ def depths(tracks: Sequence[Track], found: Mapping[str, Sequence[Model]]) -> lis
   return made
 
 
-def _ratios(shallow: Track, deep: Track) -> dict[str, float]:
+def _ratios(shallow: LossCurve, deep: LossCurve) -> dict[str, float]:
   count = ACTUAL if ACTUAL in shallow.flops_per_row and ACTUAL in deep.flops_per_row else HONEY
   return {'parameters': deep.parameters / shallow.parameters,
           'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1])}

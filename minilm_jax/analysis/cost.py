@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from minilm_jax.analysis.tracks import HONEY, Shape, Track
+from minilm_jax.analysis.tracks import HONEY, LossCurve, ModelShape
+from minilm_jax.tasks.metrics import CONFIDENCE
 
-FACTORS = tuple(field.name for field in dataclasses.fields(Shape))
+FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
-LEVEL = 0.95  # of intervals
-_ROWS_DIFFER = 0.01  # runs whose rows differ by less saw the same: the paper's do, by one update
+_MAX_ROW_DIFFERENCE = 0.01  # runs whose rows differ by less saw the same: the paper's do, by one update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Arm:
     rows: that each saw.
   """
 
-  shape: Shape
+  shape: ModelShape
   tied: bool | None
   learning_rate: float | None
   runs: tuple[str, ...]
@@ -95,7 +95,7 @@ class Option:
 
   name: str
   runs: tuple[str, ...]
-  shape: Shape
+  shape: ModelShape
   flops: float
   perplexity: float
   low: float
@@ -103,9 +103,9 @@ class Option:
   dominated: bool
 
 
-def arms(tracks: Sequence[Track]) -> list[Arm]:
+def arms(tracks: Sequence[LossCurve]) -> list[Arm]:
   """The runs that have ended, those that differ in their seeds alone as one, by their cost."""
-  groups: dict[tuple[object, ...], list[Track]] = {}
+  groups: dict[tuple[object, ...], list[LossCurve]] = {}
   for track in tracks:
     if track.finished:
       key = (track.shape, track.tied, track.learning_rate, track.warmup, track.length, track.rows[-1])
@@ -120,7 +120,7 @@ def arms(tracks: Sequence[Track]) -> list[Arm]:
   return sorted(found, key=lambda arm: (arm.flops, arm.runs))
 
 
-def steps(tracks: Sequence[Track], draws: int = 1000, seed: int = 0) -> list[Step]:
+def steps(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
   """Every step along one factor whose sides are equal in all others, and each next to the other along it.
 
   Of arms of one shape (a tied head, another learning rate) the one of lowest mean perplexity stands for it; where the
@@ -150,7 +150,7 @@ def _same_but_heads(sides: tuple[Arm, Arm], other: tuple[Arm, Arm]) -> bool:
 
 
 def _saw_the_same(rows: float, others: float) -> bool:
-  return abs(rows - others) <= _ROWS_DIFFER * others
+  return abs(rows - others) <= _MAX_ROW_DIFFERENCE * others
 
 
 def _neighbours(options: Sequence[Arm], factor: str, free: tuple[str, ...]) -> Iterator[tuple[Arm, Arm]]:
@@ -191,10 +191,10 @@ def _step(factor: str, one: Arm, two: Arm, draws: int, seed: int) -> Step:
       dominated=flops >= 0 and not better and not unknown)
 
 
-def others(shape: Shape, factor: str) -> str:
+def others(shape: ModelShape, factor: str) -> str:
   """The other factors in words: e embedding, h hidden, i feed-forward, a heads, l layers, V vocabulary.
 
-  >>> others(Shape(32, 64, 128, 1, 2, 19010), 'hidden')
+  >>> others(ModelShape(32, 64, 128, 1, 2, 19010), 'hidden')
   'e 32, i 128, a 1, l 2, V 19010'
   """
   letters = dict(zip(FACTORS, 'ehialV', strict=True))
@@ -211,7 +211,7 @@ def _also(factor: str, one: Arm, two: Arm) -> Iterator[str]:
     yield f'learning rate {one.learning_rate} to {two.learning_rate}'
 
 
-def plane(tracks: Sequence[Track], draws: int = 1000, seed: int = 0) -> list[Option]:
+def plane(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
   """Every model by its cost, the FLOPs of the whole run, with its perplexity; see `Option`.
 
   Args:
@@ -243,5 +243,5 @@ def _means(values: Sequence[float], draws: int, rng: np.random.Generator) -> Flo
 
 def _interval(resample: Callable[[np.random.Generator], Float[np.ndarray, 'draws']], seed: int) -> tuple[float, float]:
   """The percentiles of a resampled statistic; of two or three seeds they are narrower than the truth."""
-  low, high = np.quantile(resample(np.random.default_rng(seed)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+  low, high = np.quantile(resample(np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
   return float(low), float(high)

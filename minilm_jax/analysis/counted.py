@@ -7,7 +7,7 @@ from etils import epath
 
 from minilm_jax import run
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.entrants import Entrant
+from minilm_jax.analysis.entrants import AblationRun
 from minilm_jax.errors import shown
 from minilm_jax.shape import ANY, COUNT, NUMBER, TEXT
 
@@ -18,7 +18,7 @@ _RECIPE = {'corpus': TEXT, 'rows': COUNT, 'subset': {'rows': ANY, 'tokens': ANY,
 _RESULT = {'rows': [{'predictor': TEXT, 'split': TEXT, 'loss': NUMBER}]}
 
 
-def read(found: Mapping[str, epath.Path], base: Entrant) -> tuple[dict[str, float], list[str]]:
+def read_ngram_baselines(found: Mapping[str, epath.Path], base: AblationRun) -> tuple[dict[str, float], list[str]]:
   """Losses on the validation split by the `NAMES` of predictors, nats, and why some baselines are not used.
 
   Args:
@@ -33,7 +33,7 @@ def read(found: Mapping[str, epath.Path], base: Entrant) -> tuple[dict[str, floa
   for name, path in found.items():
     if runs.kind(path) != 'baselines':
       continue
-    if reason := _unlike(path, base):
+    if reason := _unlike_base(path, base):
       left_out.append(f'{name}: {reason}')
       continue
     for row in run.read_object(path / run.RESULT, f'the baselines in {path}', _RESULT)['rows']:
@@ -43,7 +43,7 @@ def read(found: Mapping[str, epath.Path], base: Entrant) -> tuple[dict[str, floa
   return {name: losses[name] for name in NAMES.values() if name in losses}, left_out
 
 
-def _unlike(path: epath.Path, base: Entrant) -> str:
+def _unlike_base(path: epath.Path, base: AblationRun) -> str:
   """Why these baselines say nothing beside the base; '' where they do."""
   recipe = run.read_object(path / run.CONFIG, f'the recipe of the baselines in {path}', _RECIPE)
   if recipe['corpus'] != base.corpus:

@@ -12,16 +12,16 @@ from etils import epath
 
 from minilm_jax import run
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.figures import Band, Panel
+from minilm_jax.analysis.figures import MeanBand, Panel
 from minilm_jax.analysis.scores import Group, ScoreRow
 from minilm_jax.errors import InputError
 from minilm_jax.shape import FLAG, NUMBER, TEXT
 from minilm_jax.tasks import metrics
 
 ARMS = {True: 'pre-trained', False: 'from scratch'}
-_FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')  # of each line that fine-tuning logs
+_LOG_FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')  # of each line that fine-tuning logs
 _RECIPE = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}  # what is read of it
-Line = dict[str, Any]
+LogLine = dict[str, Any]
 
 
 def learning(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> tuple[list[Panel], list[Panel]]:
@@ -45,7 +45,7 @@ def learning(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> tuple
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n + group.undefined:
           rates.setdefault((row.task, row.filtered, row.checkpoint, arm), set()).add(group.learning_rate)
-  lines: dict[tuple[str, bool, str, str], list[Line]] = {}
+  lines: dict[tuple[str, bool, str, str], list[LogLine]] = {}
   for name, path in found.items():
     if runs.kind(path) == 'finetune':
       config = run.read_object(path / run.CONFIG, f'the recipe of {path}', _RECIPE)
@@ -83,7 +83,7 @@ def trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
         if group.n:
           bands.setdefault(_name(arm, group.learning_rate, many[arm]), []).append((row.step, group))
     panels.append(Panel(_title(task, filtered, checkpoint if several else ''), tuple(
-        Band(name, tuple(float(step) for step, _ in points), *(
+        MeanBand(name, tuple(float(step) for step, _ in points), *(
             tuple(100 * getattr(group, end) for _, group in points) for end in ('mean', 'low', 'high')))
         for name, points in bands.items()), 100 * own[0].majority))
   return panels
@@ -97,7 +97,7 @@ def _name(arm: bool, rate: float | None, many: bool) -> str:
   return f'{ARMS[arm]}, {rate:g}' if many and rate is not None else ARMS[arm]
 
 
-def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, Line]]:
+def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogLine]]:
   """The checkpoint and each line of a log; of members that start from several steps of one, those of the last step."""
   path, first = found[name], runs.source(found, found[name])
   scored = list(run.read_lines(path / run.SCORES))
@@ -108,7 +108,7 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, Line
     if step is not None:
       last[checkpoint] = max(step, last[checkpoint] if checkpoint in last else step)
   for line in run.read_lines(path / run.METRICS):
-    missing = [field for field in _FIELDS if field not in line]
+    missing = [field for field in _LOG_FIELDS if field not in line]
     if missing:
       raise InputError(f'the learning curves of {name}', f'a line of {run.METRICS} without {", ".join(missing)}',
                        'fine-tune again into a new --workdir: another version has written this one')
@@ -117,18 +117,18 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, Line
       yield checkpoint, line
 
 
-def _headline(lines: Sequence[Line]) -> list[Line]:
+def _headline(lines: Sequence[LogLine]) -> list[LogLine]:
   """The scored lines of one split, the held-out part before all others, with their metric as 'value'."""
   scored = [{**line, 'value': line[name]} for line in lines for name in line if name in metrics.METRICS]
   split = min((line['split'] for line in scored), key=lambda split: (split != 'held_out', split), default='')
   return [line for line in scored if line['split'] == split]
 
 
-def _losses(lines: Sequence[Line]) -> list[Line]:
+def _losses(lines: Sequence[LogLine]) -> list[LogLine]:
   return [{**line, 'value': line['loss']} for line in lines if line['split'] == 'train']
 
 
-def _bands(lines: Sequence[Line], scale: float) -> Iterator[Band]:
+def _bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
   for arm in ARMS:
     own = [line for line in lines if line['pretrained'] == arm]
     rates = sorted({line['learning_rate'] for line in own}, key=runs.number)
@@ -138,5 +138,5 @@ def _bands(lines: Sequence[Line], scale: float) -> Iterator[Band]:
         if line['learning_rate'] == rate:
           points.setdefault(line['epoch'], {})[line['seed']] = scale * runs.number(line['value'])
       found = [metrics.summary(list(points[epoch].values())) for epoch in sorted(points)]
-      yield Band(_name(arm, rate, len(rates) > 1), tuple(float(epoch) for epoch in sorted(points)),
+      yield MeanBand(_name(arm, rate, len(rates) > 1), tuple(float(epoch) for epoch in sorted(points)),
                  *(tuple(one[end] for one in found) for end in ('mean', 'low', 'high')))

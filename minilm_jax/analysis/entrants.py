@@ -7,28 +7,27 @@ population is a run, with its own seed, learning rate, decay and mask rates for 
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import model_config, run
 from minilm_jax.analysis import grid, runs
-from minilm_jax.analysis.tracks import ACTUAL, Track
+from minilm_jax.analysis.tracks import ACTUAL, LossCurve
 from minilm_jax.config import completed
 from minilm_jax.errors import shown
 
-_SHAPE = ('embedding', 'hidden', 'feed_forward', 'heads', 'layers')
 _ASIDE = ('kind', 'seed', 'updates', 'evaluation', 'checkpoint', 'log', 'mesh', 'population', 'accumulation', 'corpus',
           'head_blocks', 'corpus_on', 'nonfinite', 'model.remat', 'model.nominal_heads',
-          *(f'model.{one}' for one in _SHAPE))
+          *(f'model.{one}' for one in model_config.SHAPE_FIELDS.values()))
 _OF_MEMBERS = {'optimizer.learning_rate': 'learning_rates', 'optimizer.weight_decay': 'weight_decays',
                'mask.rate': 'mask_rates', 'mask.random': 'mask_randoms', 'mask.keep': 'mask_keeps'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Entrant:
+class AblationRun:
   """One run, or one member of a population.
 
   Attributes:
@@ -41,7 +40,7 @@ class Entrant:
     planned: FLOPs of the whole run, as its recipe has it.
   """
 
-  track: Track
+  track: LossCurve
   folder: epath.Path
   shape: str
   fields: Mapping[str, Any]
@@ -77,13 +76,13 @@ def _written(fields: Mapping[str, Any], name: str) -> str:
   return shown(f'{value:g}' if isinstance(value, float) else str(value)) or 'none'
 
 
-def read(found: Mapping[str, epath.Path]) -> tuple[list[Entrant], list[str]]:
+def read_ablation_runs(found: Mapping[str, epath.Path]) -> tuple[list[AblationRun], list[str]]:
   """Every run that was evaluated, from runs by name, and what the others lack.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  tracks = grid.read(found)
+  tracks = grid.read_runs(found)
   there, left_out = [], list(tracks.left_out)
   for track in tracks.tracks:
     name, _, member = track.name.partition(' member ')
@@ -94,24 +93,16 @@ def read(found: Mapping[str, epath.Path]) -> tuple[list[Entrant], list[str]]:
   return there, left_out
 
 
-def _entrant(track: Track, folder: epath.Path, member: int) -> Entrant:
+def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   config, manifest = runs.config(folder), runs.manifest(folder)
   flops = track.flops(ACTUAL)
   if min(track.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not track.tokens[0] > 0:
     raise ValueError('losses, tokens and FLOPs must be positive')
-  fields = dict(_flat(completed(config)))
+  fields = run.flatten(completed(config))
   of = config['population']
   fields |= {name: of[values][member] for name, values in _OF_MEMBERS.items() if values in of and of[values]}
   kept = {name: value for name, value in fields.items() if name not in _ASIDE and name.partition('.')[0] not in _ASIDE}
-  shape = '-'.join(f'{letter}{int(config["model"][field])}' for letter, field in zip('ehfal', _SHAPE, strict=True))
+  shape = model_config.short_shape(config['model'])
   planned = float(int(config['updates']) * int(config['batch_size']) * track.flops_per_row[ACTUAL])
-  return Entrant(track, folder, shape, kept, str(manifest['corpus']), str(manifest['tokenizer']),
+  return AblationRun(track, folder, shape, kept, str(manifest['corpus']), str(manifest['tokenizer']),
                  int(config['evaluation']['rows']), planned)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value

@@ -20,13 +20,14 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from minilm_jax.analysis.runs import RunLosses
 from minilm_jax.errors import shown
 
 INK = '#010203'  # a colour that nothing else has: `svg` replaces it
 # Told apart by colour-blind readers, and legible on white and on black (Okabe and Ito's, without yellow and black).
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 DASHES = ('-', '--', ':', '-.')
-_NUMBERED = 14  # classes of a confusion matrix up to which numbers fit its squares
+_MAX_NUMBERED_CLASSES = 14  # classes of a confusion matrix up to which numbers fit its squares
 STYLE = {
     'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'text.color': INK,
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.15, 'grid.color': INK,
@@ -37,18 +38,7 @@ STYLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-  """The losses of one run, in nats; a point that is not a number leaves a gap."""
-
-  name: str
-  train_tokens: tuple[float, ...]
-  train_loss: tuple[float, ...]
-  validation_tokens: tuple[float, ...]
-  validation_loss: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Band:
+class MeanBand:
   """A mean with its interval at each x; ends that are not numbers draw no band."""
 
   name: str
@@ -63,12 +53,12 @@ class Panel:
   """A small picture of some bands, and of a level that is reached without a model."""
 
   title: str
-  bands: tuple[Band, ...]
+  bands: tuple[MeanBand, ...]
   level: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
-class Dots:
+class DotRow:
   """One row of a dot plot: (mean, low, high) of each arm by name, and levels that are reached without a model."""
 
   name: str
@@ -76,7 +66,7 @@ class Dots:
   levels: Mapping[str, float]
 
 
-def loss(curves: Sequence[Curve]) -> Figure:
+def loss(curves: Sequence[RunLosses]) -> Figure:
   """Validation loss (line with points) and training loss (faint line) of every run against the tokens it has seen."""
   with mpl.rc_context(STYLE):
     rows = max(1, len(curves))
@@ -94,7 +84,7 @@ def loss(curves: Sequence[Curve]) -> Figure:
   return figure
 
 
-def dots(rows: Sequence[Dots], x: str) -> Figure:
+def dots(rows: Sequence[DotRow], x: str) -> Figure:
   """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
   with mpl.rc_context(STYLE):
     longest = max((len(row.name) for row in rows), default=0)
@@ -118,7 +108,7 @@ def dots(rows: Sequence[Dots], x: str) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(x)
     axes.xaxis.set_major_locator(MaxNLocator(7))
-    _legend(figure, {name: handle for name, handle in handles.items() if handle is not None})
+    add_legend(figure, {name: handle for name, handle in handles.items() if handle is not None})
   return figure
 
 
@@ -155,7 +145,7 @@ def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
     for axes in figure.axes[len(panels):]:
       axes.set_axis_off()
     figure.supylabel(y, fontsize=9)
-    _legend(figure, handles)
+    add_legend(figure, handles)
   return figure
 
 
@@ -173,7 +163,7 @@ def confusion(title: str, classes: Sequence[str], arms: Mapping[str, Float[np.nd
       axes.set_aspect('equal')
       axes.invert_yaxis()
       for (true, said), count in np.ndenumerate(counts):
-        if size <= _NUMBERED:
+        if size <= _MAX_NUMBERED_CLASSES:
           axes.text(said, true, f'{count:,.0f}', ha='center', va='center', fontsize=8)
       axes.set_title(name, fontsize=9)
       axes.set_xticks(range(size), classes, rotation=90, fontsize=8)
@@ -206,9 +196,10 @@ def _looks() -> Iterator[tuple[str, str]]:
   return itertools.cycle(itertools.product(DASHES, COLORS))
 
 
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-  names = [f' {name}' for name in handles]
-  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=2, fontsize=9)
+def add_legend(figure: Figure, handles: Mapping[str, Any], fontsize: int = 9, ncols: int = 2) -> None:
+  """Adds a legend of named lines below a figure."""
+  names = [f' {name}' for name in handles]  # Matplotlib leaves out a name that begins with an underscore
+  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=ncols, fontsize=fontsize)
 
 
 def _looks_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.analysis.tracks import HONEY, LossCurve
 from minilm_jax.errors import InputError
 
 
@@ -36,7 +36,7 @@ class Point:
   parameters: int
 
 
-def percentile(tracks: Sequence[Track], count: str = HONEY) -> list[Point]:
+def percentile(tracks: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   """The frontier of the first paper: the lowest loss in each of up to 44 bins of compute, by increasing compute.
 
   Edges of the bins are 0 and the 0th, 5th, ..., 100th percentiles of the FLOPs of all evaluations, p0, p5, ..., p100,
@@ -62,7 +62,7 @@ def percentile(tracks: Sequence[Track], count: str = HONEY) -> list[Point]:
   return _points(tracks, count, owner, place, order[first])
 
 
-def envelope(tracks: Sequence[Track], count: str = HONEY, unfinished: bool = False, ends: bool = False) -> list[Point]:
+def envelope(tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False) -> list[Point]:
   """The lower envelope: each evaluation whose loss is below that of every other with at most as much compute.
 
   Compute and loss of its points are strictly monotone, and it has as many points as the data has records.
@@ -99,7 +99,7 @@ def arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.nd
   return np.array([point.flops for point in points], float), np.array([point.loss for point in points], float)
 
 
-def _pool(tracks: Sequence[Track], count: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pool(tracks: Sequence[LossCurve], count: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """FLOPs and loss of every evaluation, the track it is of, and its place there."""
   without = [track.name for track in tracks if count not in track.flops_per_row]
   if without:
@@ -116,7 +116,7 @@ def _pool(tracks: Sequence[Track], count: str) -> tuple[np.ndarray, np.ndarray, 
   return flops[paid], loss[paid], np.repeat(np.arange(len(tracks)), lengths)[paid], place[paid]
 
 
-def _points(tracks: Sequence[Track], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray) -> list[Point]:
+def _points(tracks: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray) -> list[Point]:
   found = []
   for one in kept:
     track, at = tracks[owner[one]], int(place[one])

@@ -33,7 +33,7 @@ from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap, Slope
 from minilm_jax.analysis.scores import Group, ScoreRow, difference
 from minilm_jax.errors import InputError
 
-_CLOSE = 1.01  # sizes that differ by a smaller factor are one
+_SAME_SIZE_FACTOR = 1.01  # sizes that differ by a smaller factor are one
 _SELECTED = ('overlap', 'likelihood')  # ways of `minilm subset` that look at a task
 
 
@@ -81,7 +81,7 @@ class Trained:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class GapStudy:
   """All that is said about the gap; nothing where no two sizes or overlaps compare."""
 
   points: Sequence[Gap]
@@ -89,12 +89,12 @@ class Study:
   left_out: Sequence[str]
 
 
-def find(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000) -> Study:
+def find_gaps(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000) -> GapStudy:
   """The points of every comparison that has two sizes or two overlaps, and their lines.
 
   Args:
     found: runs by name.
-    rows: of `cells.main`: one row a task, checkpoint and protocol.
+    rows: of `scores.select_main`: one row a task, checkpoint and protocol.
     draws: resamples for each interval.
 
   Raises:
@@ -111,7 +111,7 @@ def find(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int =
       if wanted and not made:
         left_out.append(f'the gap of {series} by {axis}: {len(wanted)} of these runs, and no two that share model, '
                         f'tokenizer and training differ in their {axis} and have both arms')
-  return Study(points, lines.slopes(points, draws), left_out)
+  return GapStudy(points, lines.slopes(points, draws), left_out)
 
 
 def single_rows(rows: Iterable[ScoreRow],
@@ -141,8 +141,7 @@ def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
 
 def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
   model, of, part = config['model'], manifest['training'], manifest['training']['subset']
-  shape = '-'.join(f'{letter}{model[field]}' for letter, field in (
-      ('e', 'embedding'), ('h', 'hidden'), ('f', 'feed_forward'), ('a', 'heads'), ('l', 'layers')))
+  shape = model_config.short_shape(model)
   key = json.dumps([model_config.LATER | model, manifest['tokenizer']], sort_keys=True)
   rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
   if min(rows, tokens) < 1:
@@ -231,7 +230,7 @@ def _clusters(own: Iterable[Trained], field: str) -> list[list[Trained]]:
   """Runs in the order of a field, parted where it grows by more than a hundredth."""
   found: list[list[Trained]] = []
   for one in sorted(own, key=lambda one: (getattr(one, field), one.name)):
-    if found and getattr(one, field) <= _CLOSE * getattr(found[-1][-1], field):
+    if found and getattr(one, field) <= _SAME_SIZE_FACTOR * getattr(found[-1][-1], field):
       found[-1].append(one)
     else:
       found.append([one])

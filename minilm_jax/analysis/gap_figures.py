@@ -9,12 +9,12 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE
-from minilm_jax.analysis.grid_figures import Drawn
+from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE, add_legend
+from minilm_jax.analysis.grid_figures import FigureWithTooltips
 from minilm_jax.analysis.lines import SIZE, Gap
 
 
-def gaps(points: Sequence[Gap]) -> Drawn:
+def gaps(points: Sequence[Gap]) -> FigureWithTooltips:
   """The gap times 100 with its 95% interval, against tokens (in logarithms) or overlap; all points are of one axis."""
   titles: dict[str, str] = {}
   size = points[0].axis == SIZE
@@ -49,8 +49,8 @@ def gaps(points: Sequence[Gap]) -> Drawn:
     for axes in panels[max(0, len(series) - columns):len(series)]:  # a label of the figure would lie under the legend
       axes.set_xlabel('tokens of the pre-training set' if size else 'token overlap of words × 100', fontsize=9)
     figure.supylabel('pre-trained less from scratch × 100', fontsize=9)
-    figure.legend(list(handles.values()), [f' {name}' for name in handles], loc='outside lower left', fontsize=9)
-  return Drawn(figure, titles)
+    add_legend(figure, handles, ncols=1)
+  return FigureWithTooltips(figure, titles)
 
 
 def _x(point: Gap) -> float:

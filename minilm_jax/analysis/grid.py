@@ -13,30 +13,30 @@ from etils import epath
 
 from minilm_jax import run
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.tracks import ACTUAL, Shape, Track
+from minilm_jax.analysis.tracks import ACTUAL, ModelShape, LossCurve
 from minilm_jax.shape import NUMBER
 
-_SHAPE = {'embedding': 'embedding', 'hidden': 'hidden', 'feed_forward': 'feed_forward', 'heads': 'nominal_heads',
+_SHAPE_FIELDS = {'embedding': 'embedding', 'hidden': 'hidden', 'feed_forward': 'feed_forward', 'heads': 'nominal_heads',
           'layers': 'layers', 'vocabulary': 'vocabulary'}
 
 _WORDS = {'bits_per_word?': NUMBER, 'bits_per_byte?': NUMBER}
-Line = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class LossCurves:
   """The tracks of some runs, and why some pre-training runs have none."""
 
-  tracks: list[Track]
+  tracks: list[LossCurve]
   left_out: list[str]
 
 
-def tracks(found: Mapping[str, epath.Path]) -> list[Track]:
+def tracks(found: Mapping[str, epath.Path]) -> list[LossCurve]:
   """The tracks of the pre-training runs among those that `runs.find` found; see `read`."""
-  return read(found).tracks
+  return read_runs(found).tracks
 
 
-def read(found: Mapping[str, epath.Path]) -> Grid:
+def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
   """A track for each pre-training run, or for each member of a population, as `<run> member N`.
 
   A member that was taken out into `<run>/member-N` is the track of that run and no other. The seed and the learning
@@ -50,7 +50,7 @@ def read(found: Mapping[str, epath.Path]) -> Grid:
   Raises:
     InputError: a file of a run is damaged.
   """
-  grid = Grid([], [])
+  grid = LossCurves([], [])
   for name, path in found.items():
     if runs.kind(path) != 'pretrain':
       continue
@@ -58,7 +58,7 @@ def read(found: Mapping[str, epath.Path]) -> Grid:
     words = run.read_object(path / run.WORDS, f'what words cost {path}', _WORDS) if (path / run.WORDS).exists() else {}
     for member, lines in runs.members(path).items():
       try:
-        track = _track(name + member, config, manifest, lines, int(member.split()[-1]) if member else 0)
+        track = _curve_of_run(name + member, config, manifest, lines, int(member.split()[-1]) if member else 0)
       except (KeyError, TypeError, IndexError, ArithmeticError, ValueError, AttributeError) as error:
         grid.left_out.append(f'{name}{member}: {missing(error)}')
         continue
@@ -79,7 +79,7 @@ def missing(error: Exception) -> str:
   return f'its {run.CONFIG}, {run.MANIFEST} or {run.METRICS} is of another form ({error})'
 
 
-def _track(name: str, config: Line, manifest: Line, lines: Sequence[Line], member: int) -> Track:
+def _curve_of_run(name: str, config: Record, manifest: Record, lines: Sequence[Record], member: int) -> LossCurve:
   model, population = config['model'], config['population']
   validation = {line['step']: line for line in lines if line['split'] == 'validation' and 'loss' in line
                 and line['step'] > 0}  # before any training there is no compute
@@ -91,8 +91,8 @@ def _track(name: str, config: Line, manifest: Line, lines: Sequence[Line], membe
   flops = {count: float(value) * length / model['length'] for count, value in manifest['flops_per_row'].items()}
   if last and 'flops' in last and ACTUAL in flops and length != model['length']:
     flops[ACTUAL] = last['flops'] / (last['step'] * batch)
-  return Track(
-      name=name, shape=Shape(**{ours: int(model[theirs]) for ours, theirs in _SHAPE.items()}),
+  return LossCurve(
+      name=name, shape=ModelShape(**{ours: int(model[theirs]) for ours, theirs in _SHAPE_FIELDS.items()}),
       embedding_parameters=int(manifest['parameters']['embedding']),
       other_parameters=int(manifest['parameters']['other']),
       seed=int(_own(population['seeds'], member, config['seed'] + member)),

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from minilm_jax.analysis.scores import NONE, with_interval
 from minilm_jax.analysis.correlation import Correlation, Depth, Estimate
 from minilm_jax.analysis.cost import Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws import Fit
 from minilm_jax.analysis.plateau import Plateau
-from minilm_jax.analysis.tracks import ACTUAL, HONEY, KAPLAN, Track
+from minilm_jax.analysis.tracks import ACTUAL, HONEY, KAPLAN, LossCurve
 
-NONE = '–'
 FIT_HEADINGS = ('law; fitted to; by', 'constants, 95% interval', 'R²', 'BIC', 'points', 'FLOPs')
 POINT_HEADINGS = ('run', 'FLOPs', 'loss', 'perplexity', 'tokens', 'parameters')
 PLATEAU_HEADINGS = ('run', 'level', 'enters at; update', 'leaves at; update', 'leaves at; FLOPs', 'loss; then',
@@ -73,9 +73,7 @@ def gain(value: float) -> str:
 
 def step_cells(step: Step) -> list[str]:
   """The cells under `STEP_HEADINGS`."""
-  each = number(step.per_1e15, '.3g')
-  if math.isfinite(step.low):
-    each += f' [{number(step.low, ".3g")}, {number(step.high, ".3g")}]'
+  each = with_interval(step.per_1e15, step.low, step.high, '.3g')
   also = '; '.join(filter(None, (step.also, 'gains nothing' if step.dominated else '')))
   return [step.factor.replace('_', '-'), step.others, f'{step.from_value:,} to {step.to_value:,}',
           number(step.perplexity_gain, '.3f'), number(step.flops, '.2e'), each, number(step.flops_per_point, '.2e'),
@@ -92,7 +90,7 @@ def estimate(one: Estimate) -> str:
   """A coefficient with its interval."""
   if not math.isfinite(one.value):
     return 'undefined: a side is constant'
-  return f'{one.value:+.2f}' + (f' [{one.low:+.2f}, {one.high:+.2f}]' if math.isfinite(one.low) else '')
+  return with_interval(one.value, one.low, one.high, '+.2f')
 
 
 def matched_rows(depths: Sequence[Depth]) -> Iterator[list[str]]:
@@ -146,7 +144,7 @@ class ModelRow:
   finished: bool
 
 
-def model_row(track: Track) -> ModelRow:
+def model_row(track: LossCurve) -> ModelRow:
   """The line of a track in a file."""
   flops = [float(track.flops(count)[-1]) if count in track.flops_per_row else None for count in (HONEY, KAPLAN, ACTUAL)]
   return ModelRow(track.name, *dataclasses.astuple(track.shape), track.tied, track.seed, track.learning_rate,
@@ -155,7 +153,7 @@ def model_row(track: Track) -> ModelRow:
                   track.bits_per_byte, len(track.loss), track.lost, track.finished)
 
 
-def model_cells(track: Track, numbers: Mapping[str, int]) -> list[str]:
+def model_cells(track: LossCurve, numbers: Mapping[str, int]) -> list[str]:
   """The cells under `MODEL_HEADINGS`."""
   row = model_row(track)
   head = {True: 'tied', False: 'untied', None: NONE}[row.tied]

@@ -20,11 +20,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from minilm_jax.analysis import cost, figures
-from minilm_jax.analysis.correlation import Model
+from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.cost import Option
 from minilm_jax.analysis.figures import COLORS, DASHES, INK, STYLE
 from minilm_jax.analysis.frontier import Point
-from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.analysis.tracks import HONEY, LossCurve
 from minilm_jax.errors import shown
 
 _ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
@@ -34,7 +34,7 @@ _DEPTHS = ('#56b4e9', '#0072b2', '#009e73', '#e69f00', '#d55e00', '#cc79a7')
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class FittedLine:
   """A line to draw: the loss that a law says at some FLOPs."""
 
   name: str
@@ -43,7 +43,7 @@ class Law:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class FigureWithTooltips:
   """A figure and, by the id of a drawn thing, what it says of itself."""
 
   figure: Figure
@@ -65,8 +65,8 @@ def titled(svg: str, titles: Mapping[str, str]) -> str:
   return svg
 
 
-def compute(tracks: Sequence[Track], frontier: Sequence[Point], laws: Sequence[Law],
-            breaks: tuple[float, float, float] | None, count: str = HONEY) -> Drawn:
+def compute(tracks: Sequence[LossCurve], frontier: Sequence[Point], laws: Sequence[FittedLine],
+            breaks: tuple[float, float, float] | None, count: str = HONEY) -> FigureWithTooltips:
   """Loss against compute, both in logarithms: every run by its depth, the frontier, laws, and where they break.
 
   Args:
@@ -102,11 +102,11 @@ def compute(tracks: Sequence[Track], frontier: Sequence[Point], laws: Sequence[L
     losses = [loss for track in tracks for loss in track.loss]
     axes.set_ylim(min(losses) / 1.06, max(losses) * 1.06)  # a law that goes on far must not squeeze what was measured
     logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
-    _legend(figure, handles)
-  return Drawn(figure, titles)
+    figures.add_legend(figure, handles)
+  return FigureWithTooltips(figure, titles)
 
 
-def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawn:
+def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> FigureWithTooltips:
   """The cost of each model against its perplexity, in logarithms: what another dominates is hollow.
 
   Args:
@@ -131,13 +131,13 @@ def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawn:
       if option.runs[0] in numbers:
         _number(axes, option.flops, option.perplexity, numbers[option.runs[0]])
     logarithmic(axes, 'FLOPs of the whole run', 'perplexity')
-    _legend(figure, handles)
-  return Drawn(figure, titles)
+    figures.add_legend(figure, handles)
+  return FigureWithTooltips(figure, titles)
 
 
-def scores(series: Mapping[str, Sequence[Model]], numbers: Mapping[str, int], notes: Mapping[str, str]) -> Drawn:
+def scores(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int], notes: Mapping[str, str]) -> FigureWithTooltips:
   """Scores times 100 against perplexity, a panel a task; `notes` stand in its title."""
-  def draw(axes: Axes, name: str, of: Sequence[Model], own: str) -> dict[str, str]:
+  def draw(axes: Axes, name: str, of: Sequence[ScoredModel], own: str) -> dict[str, str]:
     titles = {}
     for number, model in enumerate(of):
       gid, perplexity = f'{own}-{number}', math.exp(model.loss)
@@ -150,9 +150,9 @@ def scores(series: Mapping[str, Sequence[Model]], numbers: Mapping[str, int], no
   return _panels({name: of for name, of in kept.items() if of}, notes, draw, 'score', 'perplexity', 'score × 100')
 
 
-def gain(series: Mapping[str, Sequence[Model]], numbers: Mapping[str, int]) -> Drawn:
+def gain(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int]) -> FigureWithTooltips:
   """What pre-training adds to each score, times 100, against the parameters, with its interval; a panel a task."""
-  def draw(axes: Axes, name: str, of: Sequence[Model], own: str) -> dict[str, str]:
+  def draw(axes: Axes, name: str, of: Sequence[ScoredModel], own: str) -> dict[str, str]:
     titles = {}
     axes.axhline(0, color=INK, alpha=0.5, linestyle=':', linewidth=1)
     for number, model in enumerate(of):
@@ -169,8 +169,8 @@ def gain(series: Mapping[str, Sequence[Model]], numbers: Mapping[str, int]) -> D
                  'pre-trained less from scratch × 100')
 
 
-def _panels(series: Mapping[str, Sequence[Model]], notes: Mapping[str, str], draw: Any, own: str, x: str,
-            y: str) -> Drawn:
+def _panels(series: Mapping[str, Sequence[ScoredModel]], notes: Mapping[str, str], draw: Any, own: str, x: str,
+            y: str) -> FigureWithTooltips:
   titles: dict[str, str] = {}
   columns = min(2, max(1, len(series)))
   lines = math.ceil(max(1, len(series)) / columns)
@@ -188,7 +188,7 @@ def _panels(series: Mapping[str, Sequence[Model]], notes: Mapping[str, str], dra
       axes.set_axis_off()
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
-  return Drawn(figure, titles)
+  return FigureWithTooltips(figure, titles)
 
 
 def _broken(name: str, width: int = 34) -> str:
@@ -239,8 +239,3 @@ def _plain(value: float) -> str:
     if value >= size:
       return f'{value / size:g}{letter}'
   return f'{value:g}'
-
-
-def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-  names = [f' {name}' for name in handles]
-  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=2, fontsize=9)

@@ -12,20 +12,20 @@ from minilm_jax.analysis import breaks, frontier, intervals, laws, plateau, resa
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws import Fit
 from minilm_jax.analysis.plateau import Plateau
-from minilm_jax.analysis.tracks import ACTUAL, HONEY, KAPLAN, Track
+from minilm_jax.analysis.tracks import ACTUAL, HONEY, KAPLAN, LossCurve
 from minilm_jax.errors import InputError
 
 # What is fitted to: the first word of `Fit.name`.
 FRONTIER, ENVELOPE, WITHOUT, ENDS = 'frontier', 'envelope', 'frontier without the plateau', 'ends of runs'
 EVALUATIONS = 'evaluations after the plateau'
-_ENOUGH = 0.5  # of the draws must have a number: else its interval would be that of the lucky ones
+_MIN_SHARE_OF_DRAWS = 0.5  # of the draws must have a number: else its interval would be that of the lucky ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A track and where it was on the plateau, so that draws of runs keep the two together."""
 
-  track: Track
+  track: LossCurve
   plateau: Plateau | None
 
 
@@ -122,7 +122,7 @@ def with_intervals(runs: Sequence[Run], table: Sequence[Part], fits: Sequence[Fi
   done, without = [], []
   for place, fit in enumerate(fitted):
     own = {key: spans[f'{place} {key}'] for key in fit.constants if f'{place} {key}' in spans}
-    enough = {key: (one.low, one.high) for key, one in own.items() if one.draws >= _ENOUGH * draws}
+    enough = {key: (one.low, one.high) for key, one in own.items() if one.draws >= _MIN_SHARE_OF_DRAWS * draws}
     if len(enough) < len(fit.constants):
       without.append(f'intervals of {fit.name}, {fit.form}: most draws have too few points')
     done.append(dataclasses.replace(fit, intervals=enough))
@@ -149,8 +149,8 @@ def over_evaluations(runs: Sequence[Run], count: str, start: Fit | None = None) 
 def of_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
   """Laws of the ends of runs, one point a run, with the intervals of independent points."""
   found, reasons = [], []
-  for form, spans in ((laws.log_power, intervals.power), (laws.offset_power, intervals.offset_power),
-                      (breaks.joined, intervals.joined)):
+  for form, spans in ((laws.log_power, intervals.power_intervals), (laws.offset_power, intervals.offset_power_intervals),
+                      (breaks.joined, intervals.joined_intervals)):
     try:
       fit = form(*frontier.arrays(points), ENDS)
       found.append(dataclasses.replace(fit, intervals=spans(*frontier.arrays(points)), count=count))
@@ -159,7 +159,7 @@ def of_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
   return found, reasons
 
 
-def other_counts(tracks: Sequence[Track], count: str) -> Iterator[str]:
+def other_counts(tracks: Sequence[LossCurve], count: str) -> Iterator[str]:
   """The counts of FLOPs, but for one, that every track has."""
   return (other for other in (HONEY, KAPLAN, ACTUAL)
           if other != count and all(other in track.flops_per_row for track in tracks))

@@ -5,14 +5,14 @@ Numbers come from `study.py`, `cost.py` and `correlation.py`; the page around th
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from minilm_jax.analysis import grid_cells
-from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, Model
+from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredModel
 from minilm_jax.analysis.cost import Option, Step
-from minilm_jax.analysis.page import escape, figure, table
-from minilm_jax.analysis.study import Study
-from minilm_jax.analysis.tracks import Track
+from minilm_jax.analysis.sheets import Picture, Section, Table
+from minilm_jax.analysis.study import ScalingStudy
+from minilm_jax.analysis.tracks import LossCurve
 
 QUESTION = ('How do loss, compute, shape and score hang together in these {n} models, and what does it pay to make '
             'larger?')
@@ -47,24 +47,24 @@ class Findings:
   `numbers` are those of the table of models, by run; `study` is None where there are not two models.
   """
 
-  tracks: Sequence[Track]
+  tracks: Sequence[LossCurve]
   numbers: Mapping[str, int]
-  study: Study | None
+  study: ScalingStudy | None
   steps: Sequence[Step]
   options: Sequence[Option]
-  models: Mapping[str, Sequence[Model]]
+  models: Mapping[str, Sequence[ScoredModel]]
   correlations: Sequence[Correlation]
   depths: Sequence[Depth]
   left_out: Sequence[str]
   failed: Mapping[str, str]
 
 
-def opening(found: Findings) -> Iterator[str]:
-  """The question, and the answer in one paragraph."""
-  if found.study is not None:
-    said = [*found.study.sentences, *_of_steps(found.steps), *_of_correlations(found.correlations)]
-    yield (f'<p class="lead"><strong>{QUESTION.format(n=len(found.tracks))}</strong> '
-           f'{escape(" ".join(said))}</p>')
+def opening(findings: Findings) -> tuple[str, str]:
+  """Returns the question, and the answer in one paragraph; both are '' without a study."""
+  if findings.study is None:
+    return '', ''
+  answer = [*findings.study.sentences, *_of_steps(findings.steps), *_of_correlations(findings.correlations)]
+  return QUESTION.format(n=len(findings.tracks)), ' '.join(answer)
 
 
 def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
@@ -91,74 +91,59 @@ def _of_correlations(correlations: Sequence[Correlation]) -> Iterator[str]:
            f'{grid_cells.estimate(one.spearman)}.')
 
 
-def sections(found: Findings, pictures: Mapping[str, str]) -> Iterator[str]:
-  """The sections that have something to show; `pictures` are `<svg>` elements by name."""
-  if found.study is not None:
-    yield from _pictured('Loss against compute', COMPUTE, pictures, 'compute')
-    yield from _laws(found.study)
-  if found.steps or 'plane' in pictures:
-    yield from _pictured('Cost-effectiveness', PLANE, pictures, 'plane')
-  if found.steps:
-    yield _table(grid_cells.STEP_HEADINGS, 2, [grid_cells.step_cells(step) for step in found.steps], COST)
-  if found.correlations or 'against' in pictures:
-    yield from _pictured('Perplexity and scores', SCORES, pictures, 'against')
-  if found.correlations:
-    yield _table(grid_cells.CORRELATION_HEADINGS, 2,
-                [grid_cells.correlation_cells(one) for one in found.correlations], CORRELATION)
+def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
+  """Yields the sections that have something to show; `pictures` are `<svg>` elements by name."""
+  def drawn(name: str, caption: str) -> list[Picture]:
+    return [Picture(pictures[name], caption)] if name in pictures else []
+
+  if findings.study is not None:
+    yield Section('Loss against compute', figures=drawn('compute', COMPUTE))
+    yield from _laws(findings.study)
+  if findings.steps or 'plane' in pictures:
+    yield Section('Cost-effectiveness', figures=drawn('plane', PLANE), table=_table(
+        grid_cells.STEP_HEADINGS, 2, map(grid_cells.step_cells, findings.steps), COST))
+  if findings.correlations or 'against' in pictures:
+    yield Section('Perplexity and scores', figures=drawn('against', SCORES), table=_table(
+        grid_cells.CORRELATION_HEADINGS, 2, map(grid_cells.correlation_cells, findings.correlations), CORRELATION))
   if 'gain' in pictures:
-    yield from _pictured('What pre-training adds, by size', GAIN, pictures, 'gain')
-  if found.depths:
-    yield from _depths(found.depths)
-  if found.study is not None:
-    yield '<h2>Models</h2>'
-    rows = [grid_cells.model_cells(track, found.numbers) for track in found.tracks]
-    yield _table(grid_cells.MODEL_HEADINGS, 2, rows, MODELS)
-  if found.failed:
-    yield f'<h2>Points that failed</h2>\n<ul>{_items(f"{name}: {why}" for name, why in found.failed.items())}</ul>'
-  left_out = [*found.left_out, *(found.study.left_out if found.study is not None else ())]
+    yield Section('What pre-training adds, by size', figures=drawn('gain', GAIN))
+  if findings.depths:
+    yield from _depths(findings.depths)
+  if findings.study is not None:
+    rows = (grid_cells.model_cells(track, findings.numbers) for track in findings.tracks)
+    yield Section('Models', table=_table(grid_cells.MODEL_HEADINGS, 2, rows, MODELS))
+  if findings.failed:
+    yield Section('Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()])
+  left_out = [*findings.left_out, *(findings.study.left_out if findings.study is not None else ())]
   if left_out:
-    yield f'<h2>Left out</h2>\n<ul>{_items(left_out)}</ul>'
+    yield Section('Left out', items=left_out)
 
 
-def _items(texts: Iterator[str] | Sequence[str]) -> str:
-  return ''.join(f'<li>{escape(text)}</li>' for text in texts)
-
-
-def _pictured(heading: str, caption: str, pictures: Mapping[str, str], name: str) -> Iterator[str]:
-  yield f'<h2>{heading}</h2>'
-  if name in pictures:
-    yield f'<p class="faint">{escape(caption)}</p>\n{figure(pictures[name])}'
-
-
-def _laws(study: Study) -> Iterator[str]:
+def _laws(study: ScalingStudy) -> Iterator[Section]:
   if study.fits:
-    yield '<h2>Laws</h2>'
-    yield _table(grid_cells.FIT_HEADINGS, 2, [grid_cells.fit_cells(fit) for fit in study.fits], FITS)
+    yield Section('Laws', table=_table(grid_cells.FIT_HEADINGS, 2, map(grid_cells.fit_cells, study.fits), FITS))
   for name, points, caption in (
       ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
       ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.')):
-    if points:
-      rows = [grid_cells.point_cells(point) for point in points]
-      yield _folded(f'The {name}: {len(points)} points',
-                    _table(grid_cells.POINT_HEADINGS, 1, rows, caption))
+    yield from _folded(f'The {name}: {len(points)} points',
+                       _table(grid_cells.POINT_HEADINGS, 1, map(grid_cells.point_cells, points), caption))
   if study.plateaus:
-    yield _folded(f'Plateaus: {len(study.plateaus)} runs', table(
-        grid_cells.PLATEAU_HEADINGS, 1, [grid_cells.plateau_cells(plateau) for plateau in study.plateaus], PLATEAU))
+    yield Section(f'Plateaus: {len(study.plateaus)} runs', folded=True, table=Table(
+        grid_cells.PLATEAU_HEADINGS, 1, list(map(grid_cells.plateau_cells, study.plateaus)), PLATEAU))
 
 
-def _table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:
-  """A table without the columns that have nothing in them."""
-  kept = [place for place in range(len(headings)) if any(row[place] not in (grid_cells.NONE, '') for row in rows)]
-  return table([headings[place] for place in kept], sum(place < words for place in kept),
-               [[row[place] for place in kept] for row in rows], caption)
+def _table(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]], caption: str) -> Table | None:
+  """Returns a table without its empty columns, or None without rows."""
+  rows = list(rows)
+  return Table(headings, words, rows, caption).without_empty_columns() if rows else None
 
 
-def _folded(summary: str, inside: str) -> str:
-  return f'<details><summary>{escape(summary)}</summary>\n{inside}</details>'
+def _folded(title: str, table: Table | None) -> Iterator[Section]:
+  if table is not None:
+    yield Section(title, table=table, folded=True)
 
 
-def _depths(depths: Sequence[Depth]) -> Iterator[str]:
-  yield '<h2>Depth</h2>'
-  yield _table(grid_cells.MATCHED_HEADINGS, 2, list(grid_cells.matched_rows(depths)), DEPTH)
-  rows = [grid_cells.depth_cells(one) for one in depths]
-  yield _folded(f'All {len(rows)} comparisons', _table(grid_cells.DEPTH_HEADINGS, 3, rows, ''))
+def _depths(depths: Sequence[Depth]) -> Iterator[Section]:
+  yield Section('Depth', table=_table(grid_cells.MATCHED_HEADINGS, 2, grid_cells.matched_rows(depths), DEPTH))
+  yield from _folded(f'All {len(depths)} comparisons',
+                     _table(grid_cells.DEPTH_HEADINGS, 3, map(grid_cells.depth_cells, depths), ''))

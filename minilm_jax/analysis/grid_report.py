@@ -16,20 +16,20 @@ from minilm_jax.analysis.correlation import Correlation, Depth
 from minilm_jax.analysis.cost import Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.grid_cells import ModelRow
-from minilm_jax.analysis.grid_figures import Drawn, Law
+from minilm_jax.analysis.grid_figures import FigureWithTooltips, FittedLine
 from minilm_jax.analysis.grid_page import Findings
 from minilm_jax.analysis.scores import ScoreRow
-from minilm_jax.analysis.study import Study
-from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.analysis.study import ScalingStudy
+from minilm_jax.analysis.tracks import HONEY, LossCurve
 from minilm_jax.errors import InputError
 
-LEAST = 2  # models that make a grid
-_MOST_DRAWS = 1_000_000
-_PANELS = 12  # of a figure; more are in the table alone
-_DECIDES = 2  # of BIC: less decides nothing between two forms
+MIN_MODELS = 2  # models that make a grid
+_MAX_DRAWS = 1_000_000
+_MAX_PANELS = 12  # of a figure; more are in the table alone
+_MIN_BIC_DIFFERENCE = 2  # of BIC: less decides nothing between two forms
 
 
-def find(tracks: Sequence[Track], scores: Iterable[ScoreRow], means: Sequence[Average], left_out: Sequence[str],
+def find(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], means: Sequence[Average], left_out: Sequence[str],
          failed: Mapping[str, str], draws: int = 1000, unfinished: bool = False) -> Findings:
   """All that the tracks and the scores allow.
 
@@ -44,16 +44,16 @@ def find(tracks: Sequence[Track], scores: Iterable[ScoreRow], means: Sequence[Av
   Raises:
     InputError: no draws.
   """
-  if not 1 <= draws <= _MOST_DRAWS:
-    found = 'nothing to take percentiles of' if draws < 1 else f'more than {_MOST_DRAWS:,}, which would take days'
+  if not 1 <= draws <= _MAX_DRAWS:
+    found = 'nothing to take percentiles of' if draws < 1 else f'more than {_MAX_DRAWS:,}, which would take days'
     raise InputError(f'intervals from {draws} draws', found, 'give --draws=1000')
   tracks = sorted(tracks, key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name))
   numbers = {track.name: number for number, track in enumerate(tracks, 1)}
   left_out = list(left_out)
-  if len(tracks) < LEAST:
+  if len(tracks) < MIN_MODELS:
     if tracks or left_out:
       count = 'one model' if tracks else 'no model'
-      left_out.append(f'the study of a grid: {count} was evaluated, and it needs {LEAST}')
+      left_out.append(f'the study of a grid: {count} was evaluated, and it needs {MIN_MODELS}')
     return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
   models, reasons = correlation.models(tracks, scores, means)
   left_out += reasons
@@ -81,7 +81,7 @@ def tables(found: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
           'models.csv': (ModelRow, [grid_cells.model_row(track) for track in found.tracks])}
 
 
-def figures(found: Findings) -> Iterator[tuple[str, Drawn]]:
+def figures(found: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
   """The figures that have something to show, by the name of their files."""
   if found.study is None:
     return
@@ -100,14 +100,14 @@ def figures(found: Findings) -> Iterator[tuple[str, Drawn]]:
 
 
 def _first(series: Mapping[str, Any]) -> dict[str, Any]:
-  return dict(list(series.items())[:_PANELS])
+  return dict(list(series.items())[:_MAX_PANELS])
 
 
-def _compute(tracks: Sequence[Track], found: Study) -> Drawn:
+def _compute(tracks: Sequence[LossCurve], found: ScalingStudy) -> FigureWithTooltips:
   """Loss against compute with the one law of the whole frontier and, where they fit better, the two that part."""
   whole = {fit.form: fit for fit in found.fits if fit.name == grid_fits.FRONTIER and fit.method == laws.LOGS}
   shown = [whole[form] for form in (laws.PIECES, laws.POWER) if form in whole]
-  if len(shown) > 1 and shown[1].bic - shown[0].bic <= _DECIDES:
+  if len(shown) > 1 and shown[1].bic - shown[0].bic <= _MIN_BIC_DIFFERENCE:
     shown = shown[1:]
   lines = []
   for fit in shown:
@@ -119,7 +119,7 @@ def _compute(tracks: Sequence[Track], found: Study) -> Drawn:
       name = f'two laws, C^-{fit.constants["b1"]:.3f} and C^-{fit.constants["b2"]:.3f}'
     else:
       name = f'one law, C^-{fit.constants["b"]:.3f}'
-    lines.append(Law(name, flops, loss))
+    lines.append(FittedLine(name, flops, loss))
   breaks = None
   if laws.PIECES in {fit.form for fit in shown} and found.split is not None:
     breaks = (found.split, *(found.split_interval or (math.nan, math.nan)))

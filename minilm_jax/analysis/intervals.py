@@ -30,11 +30,11 @@ from minilm_jax.analysis.laws import Array
 
 _DRAWS, _STEP = 500, 7.35  # -2 log(1 - sqrt(0.95))
 _EXACT = 1e-12  # squares of an error in log L that is none
-_CORNERS, _WIDTHS = 120, np.geomspace(0.02, 2, 16)
+_CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
 Pairs = dict[str, tuple[float, float]]
 
 
-def power(compute: Array, loss: Array) -> Pairs:
+def power_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a and b of L = a C^-b, fitted in log L.
 
   Raises:
@@ -45,10 +45,10 @@ def power(compute: Array, loss: Array) -> Pairs:
   constants, (squares,), (spread,) = breaks.linear(_columns(x)[None], y)
   half = np.sqrt(spread * (_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
-  return {'a': (_exp(low[0]), _exp(high[0])), 'b': (float(low[1]), float(high[1]))}
+  return {'a': (laws.exp_clipped(low[0]), laws.exp_clipped(high[0])), 'b': (float(low[1]), float(high[1]))}
 
 
-def joined(compute: Array, loss: Array) -> Pairs:
+def joined_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a1, b1, b2 and C0 of two power laws that meet.
 
   Raises:
@@ -61,7 +61,7 @@ def joined(compute: Array, loss: Array) -> Pairs:
                {'C0': np.exp(corners)})
 
 
-def smooth_break(compute: Array, loss: Array) -> Pairs:
+def smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a, b1, b2, C0 and s of a smooth break.
 
   Raises:
@@ -69,12 +69,12 @@ def smooth_break(compute: Array, loss: Array) -> Pairs:
   """
   compute, loss = laws.checked('intervals of a smooth break', 2 * breaks.SIDE + 1, compute, loss)
   x = np.log(compute)
-  corners, widths = (one.ravel() for one in np.meshgrid(np.linspace(*breaks.inner(x), _CORNERS), _WIDTHS))
+  corners, widths = (one.ravel() for one in np.meshgrid(np.linspace(*breaks.inner(x), _CORNERS), _INTERVAL_WIDTHS))
   return _over(breaks.hinge(x, corners, widths, 0.0), np.log(loss), 5, {'a': 0, 'b1': 1, 'b2': 2},
                {'C0': np.exp(corners), 's': widths})
 
 
-def two_piece(compute: Array, loss: Array) -> Pairs:
+def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
 
   That of C0 goes from point to point: a break anywhere between two neighbours leaves the same squares.
@@ -92,7 +92,7 @@ def two_piece(compute: Array, loss: Array) -> Pairs:
           'C0': (float(compute[near[0] - 1]), float(compute[near[-1]]))}
 
 
-def offset_power(compute: Array, loss: Array) -> Pairs:
+def offset_power_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of E, a and b of L = E + a C^-b, fitted in log L.
 
   Raises:
@@ -113,7 +113,7 @@ def offset_power(compute: Array, loss: Array) -> Pairs:
     step = 2.4 * float(np.clip(steps[place], 1e-3 * max(abs(best[place]), 0.1), 0.2 * (high - low)))
     found[key] = tuple(_walk(_profile(x, y, best, place), bound, least, best[place], way * step, end)
                        for way, end in ((-1, low), (1, high)))
-  return {**found, 'a': (_exp(found['a'][0]), _exp(found['a'][1]))}
+  return {**found, 'a': (laws.exp_clipped(found['a'][0]), laws.exp_clipped(found['a'][1]))}
 
 
 def _columns(x: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ def _over(columns: np.ndarray, y: np.ndarray, p: int, places: dict[str, int], gi
     near = squares <= q * least
     half = np.sqrt(spread[near, place] * (q * least - squares[near]))
     low, high = float(np.min(constants[near, place] - half)), float(np.max(constants[near, place] + half))
-    found[key] = (_exp(low), _exp(high)) if key.startswith('a') else (low, high)
+    found[key] = (laws.exp_clipped(low), laws.exp_clipped(high)) if key.startswith('a') else (low, high)
   return found
 
 
@@ -169,7 +169,7 @@ def _ends(values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int,
     end = logs[inside]
     if 0 <= outside < len(at):
       end += (logs[outside] - end) * (bound - least[inside]) / (least[outside] - least[inside])
-    ends.append(_exp(end))
+    ends.append(laws.exp_clipped(end))
   return ends[0], ends[1]
 
 
@@ -235,7 +235,3 @@ def _walk(squares: Callable[[float], float], bound: float, least: float, start: 
     else:
       inside, below = at, found
   return float(at)
-
-
-def _exp(value: float) -> float:
-  return math.exp(min(max(value, -700), 700))

@@ -1,22 +1,17 @@
-"""Latencies on the page: what `minilm latency --workdir` left behind, and which contestant has the shape of a run."""
+"""Latencies: what `minilm latency --workdir` left behind, and which contestant has the shape of a run."""
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from minilm_jax import model_config, run
-from minilm_jax.analysis import page, runs
+from minilm_jax.analysis import runs
 from minilm_jax.errors import InputError
 
 KIND = 'latency'
-HEADINGS = ('answers', 'batch', 'ms, median [95% interval]', 'p95', 'to the member', 'heads', 'depth', 'parameters',
-            'MFLOPs a row')
-WORDS = 1
-CAPTION = ('Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
-           'members. Depth: blocks and convolutions that must run one after another.')
 # What the time of an answer does not depend on, but for the head of a masked language model, which is not there.
 _WITHOUT = ('vocabulary', 'dropout', 'initialization', 'nominal_heads', 'tied', 'norm_epsilon', 'first_position',
             'second_segment')
@@ -62,7 +57,7 @@ def shape(model: Mapping[str, Any]) -> str:
   return json.dumps({name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True)
 
 
-def read(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
+def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
   """The rows of every latency among some runs that has ended.
 
   Args:
@@ -87,20 +82,3 @@ def read(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
       raise InputError(f'the latency in {path}', f'{run.RESULT} lacks {error}',
                        'time it again into a new --workdir: another version has written this one') from None
   return rows
-
-
-def table_cells(row: LatencyRow) -> list[str]:
-  """The cells under `HEADINGS`."""
-  return [row.name, str(row.batch), f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]', f'{row.p95:.3f}',
-          f'{row.over_member:.2f}', str(row.members * row.heads), str(row.depth), f'{row.parameters:,}',
-          f'{row.flops / 1e6:,.1f}']
-
-
-def sections(rows: Sequence[LatencyRow]) -> Iterator[str]:
-  """HTML of the page, a table a run; nothing without latencies."""
-  if rows:
-    yield '<h2>Latency</h2>'
-  for name in dict.fromkeys(row.run for row in rows):
-    own = [row for row in rows if row.run == name]
-    yield f'<p>{page.escape(name)}: {own[0].calls} answers each, {page.escape(own[0].machine)}</p>'
-    yield page.table(HEADINGS, WORDS, [table_cells(row) for row in own], CAPTION)

@@ -204,7 +204,7 @@ def predict(fit: Fit, compute: Array) -> Array:
   if fit.form == SMOOTH:
     bend = at['s'] * np.logaddexp(0, (x - math.log(at['C0'])) / at['s'])
     return np.exp(math.log(at['a']) - at['b1'] * x - (at['b2'] - at['b1']) * bend)
-  raise InputError('a loss from compute alone', fit.form, 'use surface.predict with parameters and tokens')
+  raise InputError('a loss from compute alone', fit.form, 'use surface.predict_surface with parameters and tokens')
 
 
 def held_out(form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int) -> float:
@@ -229,6 +229,11 @@ def choose(fits: Sequence[Fit]) -> Fit:
   if len({(fit.n, fit.low, fit.high) for fit in fits}) != 1:
     raise InputError('a choice between laws', f'{len(fits)} fits, not all to the same points', 'fit the same points')
   return min(fits, key=lambda fit: fit.bic)
+
+
+def exp_clipped(value: float) -> float:
+  """Returns e to the power of a value, between the least and the largest float."""
+  return math.exp(min(max(value, -700), 700))
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from minilm_jax.analysis.scores import Difference
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
-LEAST = 2  # levels of one of them
+MIN_LEVELS = 2  # levels of one of them
 _POINT = 100  # a slope by overlap is for 0.01
 _SAME = {SIZE: 0.02, OVERLAP: 0.2}  # doublings, and points of overlap: levels that are nearer are one
 
@@ -83,7 +83,7 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   """The line of each series and, where a comparison has several series, of their mean.
 
   Args:
-    points: of `gap.find`.
+    points: of `gap.find_gaps`.
     draws, seed: of the resamples, which the seed decides.
   """
   grouped: dict[tuple[str, str], dict[str, list[Gap]]] = {}
@@ -92,7 +92,7 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   found = []
   for (axis, comparison), by_series in grouped.items():
     ready = {name: _ready(axis, own) for name, own in by_series.items()}
-    ready = {name: one for name, one in ready.items() if one.levels.max() + 1 >= LEAST}
+    ready = {name: one for name, one in ready.items() if one.levels.max() + 1 >= MIN_LEVELS}
     for name, one in ready.items():
       found.append(_slope(axis, name, comparison, [one], draws, seed))
     if len(ready) > 1:
@@ -103,7 +103,7 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
 def by_seed(own: Sequence[Gap]) -> dict[int, float]:
   """The slope of each seed of fine-tuning that all points of one line have; none where they are at one level."""
   one = _ready(own[0].axis, own)
-  if one.levels.max() + 1 < LEAST or not one.paired:
+  if one.levels.max() + 1 < MIN_LEVELS or not one.paired:
     return {}
   return {seed: _fit(one.x, y) for seed, y in zip(_common(own), one.y, strict=True)}
 
@@ -153,7 +153,7 @@ def _slope(axis: str, name: str, comparison: str, several: Sequence[_Series], dr
 
 
 def _notes(several: Sequence[_Series]) -> Iterator[str]:
-  if any(int(one.levels.max()) + 1 == LEAST for one in several):
+  if any(int(one.levels.max()) + 1 == MIN_LEVELS for one in several):
     yield 'two levels: nothing is known between or beyond them'
   if not all(one.paired for one in several):
     yield 'fewer than two seeds that all arms share: none were resampled'

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from minilm_jax import progress
-from minilm_jax.analysis.tracks import HONEY, KAPLAN, Shape, Track
+from minilm_jax.analysis.tracks import HONEY, KAPLAN, ModelShape, LossCurve
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import files
 
 _RUN, _UPDATES, _TOKENS = 'run_name', 'eval/updates', 'Tokens'
-_SHAPE = {'embedding': 'embedding_size', 'hidden': 'hidden_size', 'feed_forward': 'intermediate_size',
+_SHAPE_COLUMNS = {'embedding': 'embedding_size', 'hidden': 'hidden_size', 'feed_forward': 'intermediate_size',
           'heads': 'num_attention_heads', 'layers': 'num_hidden_layers'}
 _EMBEDDING, _OTHER = 'Embedding parameters', 'Non-embedding parameters'
 _FLOPS = {HONEY: 'FLOPS Hoffman per sequence', KAPLAN: 'FLOPS Kaplan per sequence'}
-NEEDED = (_RUN, _UPDATES, 'eval/loss', *_SHAPE.values(), _EMBEDDING, _OTHER, *_FLOPS.values(), _TOKENS)
+NEEDED = (_RUN, _UPDATES, 'eval/loss', *_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values(), _TOKENS)
 # Of a run, where it was logged; the first two are otherwise derived, `test/perplexity` stands in for `test/loss`.
 OPTIONAL = ('vocabulary', 'sequence_length', 'seed', 'learning_rate', 'warmup', 'test/loss', 'bits_per_word',
             'bits_per_byte')
@@ -30,10 +30,10 @@ _INSTEAD = {'eval/loss': 'eval/perplexity', 'test/loss': 'test/perplexity'}  # i
 _TABLES = 134  # rows of the embedding's other tables and norm: 130 positions, 2 segments, gain and bias (papers.md 1.1)
 _SHOWN = 3
 
-Line = tuple[int, Mapping[str, str]]  # its number in the file, and its cells by column
+CsvLine = tuple[int, Mapping[str, str]]  # its number in the file, and its cells by column
 
 
-def read(path: epath.PathLike) -> list[Track]:
+def read_csv(path: epath.PathLike) -> list[LossCurve]:
   """The tracks of a logged table, in the order in which their runs first appear.
 
   The length of a row follows from Kaplan's count, 6 N a token; the vocabulary V from the embedding parameters,
@@ -53,26 +53,26 @@ def read(path: epath.PathLike) -> list[Track]:
   """
   path = epath.Path(path)
   lines = _lines(path)
-  runs: dict[str, list[Line]] = {}
+  runs: dict[str, list[CsvLine]] = {}
   for number, cells in lines:
     runs.setdefault(cells[_RUN], []).append((number, cells))
   last = max(_number(path, line, _UPDATES) for line in lines)
   tested = any(_loss(path, line, 'test/loss') is not None for line in lines)
-  found = [_track(path, name, own, last, tested) for name, own in runs.items()]
+  found = [_curve_of_table(path, name, own, last, tested) for name, own in runs.items()]
   _say_lost(path, [track for track in found if track.lost])
   if not any(track.loss for track in found):
     raise InputError(f'the logged table {path}', 'no loss in it is a number', 'give the log of runs that went well')
   return [track for track in found if track.loss]
 
 
-def _say_lost(path: epath.Path, lost: Sequence[Track]) -> None:
+def _say_lost(path: epath.Path, lost: Sequence[LossCurve]) -> None:
   if lost:
     names = ', '.join(f'{track.name} {track.lost}' for track in lost[:_SHOWN])
     progress.say(f'{path}: left out {sum(track.lost for track in lost)} evaluations whose loss is no number: {names}'
                  + (', ...' if len(lost) > _SHOWN else ''))
 
 
-def _lines(path: epath.Path) -> list[Line]:
+def _lines(path: epath.Path) -> list[CsvLine]:
   what = f'the logged table {path}'
   if not path.is_file():
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -106,7 +106,7 @@ def _check_columns(what: str, header: Sequence[str]) -> None:
     raise InputError(what, f'the column {", ".join(twice)} twice', 'keep one of them')
 
 
-def _number(path: epath.Path, line: Line, column: str, whole: bool = True) -> float:
+def _number(path: epath.Path, line: CsvLine, column: str, whole: bool = True) -> float:
   """A cell that must be a finite number and, where `whole`, a count."""
   number, cells = line
   try:
@@ -119,7 +119,7 @@ def _number(path: epath.Path, line: Line, column: str, whole: bool = True) -> fl
   return int(value) if whole else value
 
 
-def _loss(path: epath.Path, line: Line, column: str) -> float | None:
+def _loss(path: epath.Path, line: CsvLine, column: str) -> float | None:
   """Nats a token, from the loss or else the perplexity; None where the cell is empty or says that it is no number."""
   number, cells = line
   given = column if column in cells else _INSTEAD[column]
@@ -135,14 +135,14 @@ def _loss(path: epath.Path, line: Line, column: str) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _optional(path: epath.Path, line: Line, column: str, whole: bool = True) -> float | None:
+def _optional(path: epath.Path, line: CsvLine, column: str, whole: bool = True) -> float | None:
   if column not in line[1] or line[1][column].strip().lower() in ('', 'nan', 'none'):
     return None
   return _number(path, line, column, whole)
 
 
-def _track(path: epath.Path, name: str, lines: Sequence[Line], last: float, tested: bool) -> Track:
-  by_update: dict[int, Line] = {}
+def _curve_of_table(path: epath.Path, name: str, lines: Sequence[CsvLine], last: float, tested: bool) -> LossCurve:
+  by_update: dict[int, CsvLine] = {}
   for line in lines:
     updates = _number(path, line, _UPDATES)
     if updates in by_update:
@@ -155,7 +155,7 @@ def _track(path: epath.Path, name: str, lines: Sequence[Line], last: float, test
     if now <= before:  # so looks a last line that was cut off inside its last number
       raise InputError(f'the logged table {path}, line {line[0]}', f'{_TOKENS} is {now:g}, and {before:g} at an '
                        f'earlier update of {name!r}', 'mend that line, or remove it')
-  for column in (*_SHAPE.values(), _EMBEDDING, _OTHER, *_FLOPS.values()):
+  for column in (*_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values()):
     values = {_number(path, line, column, whole=False) for line in ordered}
     if len(values) > 1:
       raise InputError(f'the run {name!r} of {path}', f'{column} is {" and ".join(f"{v:g}" for v in sorted(values))}',
@@ -163,14 +163,14 @@ def _track(path: epath.Path, name: str, lines: Sequence[Line], last: float, test
   first = ordered[0]
   embedding, other = (int(_number(path, first, column)) for column in (_EMBEDDING, _OTHER))
   flops = {count: _number(path, first, column, whole=False) for count, column in _FLOPS.items()}
-  shape = Shape(**{field: int(_number(path, first, column)) for field, column in _SHAPE.items()},
+  shape = ModelShape(**{field: int(_number(path, first, column)) for field, column in _SHAPE_COLUMNS.items()},
                 vocabulary=_vocabulary(path, first, embedding))
   length = _length(path, first, flops[KAPLAN], other)
   losses = [_loss(path, line, 'eval/loss') for line in ordered]
   kept = [(line, loss) for line, loss, seen in zip(ordered, losses, tokens, strict=True)
           if loss is not None and seen > 0]  # before any training there is no compute
   test = next((loss for line in reversed(ordered) if (loss := _loss(path, line, 'test/loss')) is not None), None)
-  return Track(
+  return LossCurve(
       name=name, shape=shape, embedding_parameters=embedding, other_parameters=other,
       seed=_optional(path, first, 'seed'), learning_rate=_optional(path, first, 'learning_rate', whole=False),
       warmup=_optional(path, first, 'warmup'), tied=_tied(shape, other), length=length, flops_per_row=flops,
@@ -182,18 +182,18 @@ def _track(path: epath.Path, name: str, lines: Sequence[Line], last: float, test
       bits_per_byte=_optional(path, first, 'bits_per_byte', whole=False))
 
 
-def _vocabulary(path: epath.Path, line: Line, parameters: int) -> int:
+def _vocabulary(path: epath.Path, line: CsvLine, parameters: int) -> int:
   given = _optional(path, line, 'vocabulary')
   if given is not None:
     return int(given)
-  size = int(_number(path, line, _SHAPE['embedding']))
+  size = int(_number(path, line, _SHAPE_COLUMNS['embedding']))
   if not size or parameters % size or parameters // size <= _TABLES:
     raise InputError(f'the vocabulary in {path}, line {line[0]}', f'{parameters:,} embedding parameters are not '
                      f'(vocabulary + {_TABLES}) x {size}', 'add a column vocabulary')
   return parameters // size - _TABLES
 
 
-def _length(path: epath.Path, line: Line, kaplan: float, other: int) -> int:
+def _length(path: epath.Path, line: CsvLine, kaplan: float, other: int) -> int:
   given = _optional(path, line, 'sequence_length')
   length = kaplan / (6 * other) if given is None and other else given or 0
   if length < 1 or abs(length - round(length)) > 1e-6 * length:
@@ -202,7 +202,7 @@ def _length(path: epath.Path, line: Line, kaplan: float, other: int) -> int:
   return round(length)
 
 
-def _tied(s: Shape, other: int) -> bool | None:
+def _tied(s: ModelShape, other: int) -> bool | None:
   """Does the head share the table? The count of the other parameters says it, if it is one of the paper's two."""
   blocks = s.layers * (4 * s.hidden**2 + 9 * s.hidden + 2 * s.hidden * s.feed_forward + s.feed_forward)
   head = s.hidden**2 + 3 * s.hidden + s.vocabulary

@@ -16,21 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from minilm_jax.analysis import contests, contrasts, latencies, page
-from minilm_jax.analysis.cells import points
-from minilm_jax.analysis.contests import Contest, Seeded
+from minilm_jax.analysis import contrasts, latencies
+from minilm_jax.analysis.contests import CommitteeComparison, SeedCommittee
 from minilm_jax.analysis.contrasts import TUNINGS
 from minilm_jax.analysis.gap import Trained
 from minilm_jax.analysis.latencies import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow
-from minilm_jax.analysis.tracks import ACTUAL, Track
+from minilm_jax.analysis.tracks import ACTUAL, LossCurve
 
 TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
-HEADINGS = ('task', 'rival', 'at the same', 'committee of', 'its cost over the rival’s', 'committee', 'rival',
-            'difference [95% interval]', 'seeds')
-WORDS = 3
-CAPTION = ('Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
-           'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +64,17 @@ class _Side:
   scores: Mapping[int, float]
 
 
-def find(contest: Contest, made: Sequence[Seeded], rows: Sequence[ScoreRow], there: Mapping[str, Trained],
-         tracks: Sequence[Track], timed: Sequence[LatencyRow]) -> list[Match]:
+def find_matches(contest: CommitteeComparison, made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained],
+         tracks: Sequence[LossCurve], timed: Sequence[LatencyRow]) -> list[Match]:
   """Every rival of the committee of a contest at every cost that is known of both.
 
   Args:
     contest: of `contests.contest`, on the same arguments.
     made: of `contests.committees`.
-    rows: of `cells.main`.
+    rows: of `scores.select_main`.
     there: pre-training runs by name.
-    tracks: of `grid.read`, for what the runs cost.
-    timed: of `latencies.read`.
+    tracks: of `grid.read_runs`, for what the runs cost.
+    timed: of `latencies.read_latencies`.
   """
   by_name, found = {track.name: track for track in tracks}, []
   own = [one for one in made if contest.deep and one.convolved and one.shapes == contest.shapes]
@@ -94,7 +88,7 @@ def find(contest: Contest, made: Sequence[Seeded], rows: Sequence[ScoreRow], the
   return found
 
 
-def _part(some: Sequence[Seeded], size: int, tracks: Mapping[str, Track], timed: Sequence[LatencyRow],
+def _part(some: Sequence[SeedCommittee], size: int, tracks: Mapping[str, LossCurve], timed: Sequence[LatencyRow],
           deep: str) -> _Side:
   """So many members of the committees of one task, one a seed."""
   first = some[0]
@@ -105,8 +99,8 @@ def _part(some: Sequence[Seeded], size: int, tracks: Mapping[str, Track], timed:
                {one.seed: one.values[size - 1] for one in some})
 
 
-def _rivals(one: Seeded, made: Sequence[Seeded], rows: Sequence[ScoreRow], there: Mapping[str, Trained],
-            tracks: Mapping[str, Track], timed: Sequence[LatencyRow], deep: str) -> Iterator[_Side]:
+def _rivals(one: SeedCommittee, made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained],
+            tracks: Mapping[str, LossCurve], timed: Sequence[LatencyRow], deep: str) -> Iterator[_Side]:
   """The rivals on the examples that a committee was scored on."""
   place = one.task, one.split, one.examples, one.headline
   for row in rows:
@@ -118,7 +112,7 @@ def _rivals(one: Seeded, made: Sequence[Seeded], rows: Sequence[ScoreRow], there
       latency = _over_deep(timed, deep, latencies.shape(start.model), 1, int(heads.split()[0]) if heads else 1)
       yield _Side(row.checkpoint, _costs([tracks[name]], 1, 1, latency),
                   dict(zip(row.pretrained.seeds, row.pretrained.values, strict=True)))
-  several: dict[str, list[Seeded]] = {}
+  several: dict[str, list[SeedCommittee]] = {}
   for other in made:
     if (other.task, other.split, other.examples, other.headline) == place and not other.convolved and (
         other.layers > one.layers):
@@ -128,7 +122,7 @@ def _rivals(one: Seeded, made: Sequence[Seeded], rows: Sequence[ScoreRow], there
     yield dataclasses.replace(part, name=f'{folder}, a committee of {len(some[0].shapes)}')
 
 
-def _costs(starts: Sequence[Track], share: float, members: int, latency: float) -> dict[str, float]:
+def _costs(starts: Sequence[LossCurve], share: float, members: int, latency: float) -> dict[str, float]:
   """Of a share of some pre-training runs, and of so many models of their size."""
   if not starts:
     return {TRAINING: math.nan, PARAMETERS: math.nan, LATENCY: latency}
@@ -156,17 +150,3 @@ def _match(task: str, rival: _Side, cost: str, sides: Sequence[_Side]) -> Match:
   both = contrasts.contrast([(theirs[seed], ours[seed]) for seed in sorted(ours.keys() & theirs.keys())], TUNINGS)
   return Match(task, rival.name, cost, size, len(sides), ratios[size], both.value, both.base, both.difference, both.low,
                both.high, both.n)
-
-
-def table_cells(match: Match) -> list[str]:
-  """The cells under `HEADINGS`."""
-  ends = f' [{points(match.low, "+")}, {points(match.high, "+")}]' if math.isfinite(match.low) else ''
-  return [match.task, match.rival, match.cost, f'{match.members} of {match.of}', f'{match.ratio:.2f}',
-          points(match.committee), points(match.theirs), points(match.difference, '+') + ends, str(match.seeds)]
-
-
-def sections(found: Sequence[Match]) -> Iterator[str]:
-  """HTML of the page; nothing without a committee and a rival."""
-  if found:
-    yield '<h2>The committee at the same cost</h2>'
-    yield page.table(HEADINGS, WORDS, [table_cells(match) for match in found], CAPTION)

@@ -27,23 +27,23 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from minilm_jax.analysis import scores
-from minilm_jax.analysis.changes import Change
+from minilm_jax.analysis.changes import Ablation
 from minilm_jax.analysis.plateau import Plateau, find
-from minilm_jax.analysis.tracks import ACTUAL, Track
+from minilm_jax.analysis.tracks import ACTUAL, LossCurve
 
-AT_LEAST, AT_MOST, NEITHER = 'at least', 'at most', 'neither left'
-_SHORT = 1.02  # FLOPs beyond the last evaluation at which its loss still counts: another change costs a little less
-Taken = tuple[float, bool]  # how much a run took to get there, and whether it did
+AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
+_MAX_OVERSHOOT = 1.02  # FLOPs beyond the last evaluation at which its loss still counts: another change costs a little less
+CostToReach = tuple[float, bool]  # how much a run took to get there, and whether it did
 
 
 @dataclasses.dataclass(frozen=True)
-class Ratio:
+class PairedRatio:
   """What the base took over what the change took.
 
   Attributes:
     value: the geometric mean over seeds; nan where nothing is known.
     low, high: its 95% interval; nan where a side has one seed. Of a bound one end is open: 0 or infinity.
-    bound: AT_LEAST, AT_MOST, or NEITHER of them got there; '' where all did.
+    bound: AT_LEAST, AT_MOST, or NEITHER_LEFT of them got there; '' where all did.
     base_seeds, seeds: how many of each side it is the mean of.
     paired: by seed?
   """
@@ -60,14 +60,13 @@ class Ratio:
     """As in `3.1 [2.2, 4.4]`, `at least 3.1`, or why there is none."""
     if not math.isfinite(self.value):
       return self.bound
-    ends = '' if math.isnan(self.low) else f' [{self.low:.2f}, {"∞" if math.isinf(self.high) else f"{self.high:.2f}"}]'
-    return f'{self.bound} {self.value:.2f}{ends}'.strip()
+    return f'{self.bound} {scores.with_interval(self.value, self.low, self.high, ".2f")}'.strip()
 
 
-NOTHING = Ratio(math.nan, math.nan, math.nan, '', 0, 0, False)
+NO_RATIO = PairedRatio(math.nan, math.nan, math.nan, '', 0, 0, False)
 
 
-def ratio(base: Mapping[int, Taken], change: Mapping[int, Taken]) -> Ratio:
+def ratio(base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]) -> PairedRatio:
   """The ratio over seeds, from what each took, by seed.
 
   >>> str(ratio({0: (8.0, True), 1: (9.0, True)}, {0: (2.0, True)}))
@@ -79,51 +78,51 @@ def ratio(base: Mapping[int, Taken], change: Mapping[int, Taken]) -> Ratio:
   if len(common) > 1 or common and min(len(base), len(change)) < 2:
     base, change = ({seed: side[seed] for seed in sorted(common)} for side in (base, change))
   if not base or not change:
-    return NOTHING
+    return NO_RATIO
   open_base, open_change = (not all(there for _, there in side.values()) for side in (base, change))
   counts = len(base), len(change), base.keys() == change.keys()
   if open_base and open_change:
-    return Ratio(math.nan, math.nan, math.nan, NEITHER, *counts)
+    return PairedRatio(math.nan, math.nan, math.nan, NEITHER_LEFT, *counts)
   found = scores.difference(*(scores.group({seed: math.log(taken) for seed, (taken, _) in side.items()})
                               for side in (base, change)))
   low, high = math.exp(found.low), math.exp(found.high)
   if math.isfinite(low):
     low, high = 0.0 if open_change else low, math.inf if open_base else high
   bound = AT_LEAST if open_base else AT_MOST if open_change else ''
-  return Ratio(math.exp(found.mean), low, high, bound, *counts)
+  return PairedRatio(math.exp(found.mean), low, high, bound, *counts)
 
 
-def leaving(change: Change, level: float) -> dict[int, Plateau | None]:
+def leaving(change: Ablation, level: float) -> dict[int, Plateau | None]:
   """Where each seed was on the plateau; None where it never came down to it."""
   return {seed: find(track, level, ACTUAL) for seed, track in change.tracks.items()}
 
 
-def speed(base: Change, change: Change, base_level: float | None, level: float | None) -> Ratio:
+def speed(base: Ablation, change: Ablation, base_level: float | None, level: float | None) -> PairedRatio:
   """How many times fewer tokens a change takes to leave the plateau; nothing where there is no level."""
   if base_level is None or level is None:
-    return NOTHING
+    return NO_RATIO
   return ratio(*({seed: _tokens(track, places[seed]) for seed, track in side.tracks.items()}
                  for side, places in ((base, leaving(base, base_level)), (change, leaving(change, level)))))
 
 
-def _tokens(track: Track, place: Plateau | None) -> Taken:
+def _tokens(track: LossCurve, place: Plateau | None) -> CostToReach:
   left = place is not None and place.left
   return float(track.tokens[place.end if left else -1]), left
 
 
-def shared_loss(*sides: Change) -> float:
+def shared_loss(*sides: Ablation) -> float:
   """The lowest loss that every run of these has reached."""
   return max(min(track.loss) for side in sides for track in side.tracks.values())
 
 
-def multiplier(base: Change, change: Change, loss: float) -> Ratio:
+def multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
   """How many times fewer FLOPs a change takes to reach a loss, over the seeds that have reached it on either side."""
   taken = [{seed: (flops, True) for seed, track in side.tracks.items() if math.isfinite(flops := flops_to(track, loss))}
            for side in (base, change)]
   return ratio(*taken)
 
 
-def flops_to(track: Track, loss: float) -> float:
+def flops_to(track: LossCurve, loss: float) -> float:
   """FLOPs until a run first had this loss or less; nan where it never had."""
   lowest, flops = np.minimum.accumulate(track.loss), track.flops(ACTUAL)
   at = int(np.searchsorted(-lowest, -loss))
@@ -135,10 +134,10 @@ def flops_to(track: Track, loss: float) -> float:
   return float(flops[at - 1] * (flops[at] / flops[at - 1]) ** share)
 
 
-def loss_at(track: Track, flops: float) -> float:
+def loss_at(track: LossCurve, flops: float) -> float:
   """The loss at some FLOPs, on a straight line between evaluations in logarithms; nan outside of what was trained."""
   own = track.flops(ACTUAL)
-  if not own[0] <= flops <= _SHORT * own[-1]:
+  if not own[0] <= flops <= _MAX_OVERSHOOT * own[-1]:
     return math.nan
   return float(np.exp(np.interp(math.log(flops), np.log(own), np.log(track.loss))))
 

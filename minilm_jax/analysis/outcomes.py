@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 
 from minilm_jax.analysis import contrasts, multiplier, plateau
 from minilm_jax.analysis.change_scores import AVERAGE, GlueRow
-from minilm_jax.analysis.changes import Change, Comparison, AtShape
+from minilm_jax.analysis.changes import Ablation, Comparison, AblationAtSize
 from minilm_jax.analysis.contrasts import TRAININGS, Contrast
 from minilm_jax.analysis.counted import WORDS
-from minilm_jax.analysis.multiplier import NEITHER, NOTHING, Ratio
+from minilm_jax.analysis.multiplier import NEITHER_LEFT, NO_RATIO, PairedRatio
 from minilm_jax.analysis.tracks import ACTUAL
 from minilm_jax.tasks import metrics
 
@@ -41,7 +41,7 @@ PARTS = {'quarter': 0.25, 'half': 0.5, 'whole': 1.0}  # of the FLOPs of the whol
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangeRow:
+class AblationRow:
   """One change at one shape, or the base itself.
 
   Attributes:
@@ -76,9 +76,9 @@ class ChangeRow:
   updates_to_leave: tuple[str, ...]
   tokens_to_leave: tuple[str, ...]
   flops_to_leave: tuple[str, ...]
-  speed: Ratio
+  speed: PairedRatio
   verdict: str
-  multiplier: Ratio
+  multiplier: PairedRatio
   loss: float
   loss_at_quarter: float
   loss_at_half: float
@@ -103,17 +103,17 @@ def levels(compared: Comparison, given: float | None = None) -> dict[str, float 
     for change in (part.base, *part.changes):
       by_tokenizer.setdefault(change.tokenizer, []).extend(change.tracks.values())
   found = {tokenizer: plateau.level(tracks) for tokenizer, tracks in by_tokenizer.items()}
-  given = compared.counted[WORDS] if given is None and WORDS in compared.counted else given
+  given = compared.ngram_losses[WORDS] if given is None and WORDS in compared.ngram_losses else given
   return found if given is None else found | {'': given}
 
 
-def rows(part: AtShape, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()) -> list[ChangeRow]:
+def rows(part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()) -> list[AblationRow]:
   """The base, then the changes from the highest multiplier to the lowest; last those without one.
 
   Args:
     part: what was compared.
     levels: of the plateau.
-    glue: of `change_scores.find`.
+    glue: of `change_scores.find_glue_rows`.
   """
   averages = {row.change: row for row in glue if row.task == AVERAGE}
   made = [_row(part, change, levels, averages) for change in part.changes]
@@ -121,11 +121,11 @@ def rows(part: AtShape, levels: dict[str, float | None], glue: Sequence[GlueRow]
       -row.multiplier.value if math.isfinite(row.multiplier.value) else math.inf, row.change))]
 
 
-def verdict(fields: Sequence[str], speed: Ratio) -> str:
+def verdict(fields: Sequence[str], speed: PairedRatio) -> str:
   """What the rules say of a change of these fields; '' where they say nothing."""
   if len(fields) != 1:
     return ''
-  if speed.bound == NEITHER or not math.isfinite(speed.value):
+  if speed.bound == NEITHER_LEFT or not math.isfinite(speed.value):
     return OPEN
   if min(speed.base_seeds, speed.seeds) < 2:
     return ONE_SEED
@@ -141,10 +141,10 @@ def glue_verdict(score: Contrast) -> str:
   return NO_WORSE if score.low > -POINT else WORSE if score.high < -POINT else OPEN
 
 
-def _row(part: AtShape, change: Change, levels: dict[str, float | None], glue: Mapping[str, GlueRow]) -> ChangeRow:
+def _row(part: AblationAtSize, change: Ablation, levels: dict[str, float | None], glue: Mapping[str, GlueRow]) -> AblationRow:
   base, level, tracks = part.base, levels[change.tokenizer], change.tracks.values()
   compares, changed = not change.tokenizer, change is not base
-  speed = multiplier.speed(base, change, levels[''], level) if changed else NOTHING
+  speed = multiplier.speed(base, change, levels[''], level) if changed else NO_RATIO
   loss = multiplier.shared_loss(base, change) if compares and changed else math.nan
   planned = min(one.planned for one in base.runs)
   at = {f'loss_at_{name}': multiplier.mean(multiplier.loss_at(track, share * planned) for track in tracks)
@@ -152,19 +152,19 @@ def _row(part: AtShape, change: Change, levels: dict[str, float | None], glue: M
   ended = tracks if compares and all(track.finished for track in tracks) else []
   ends = [track.loss[-1] for track in ended]
   low, high = metrics.interval(ends)
-  score, tasks = (glue[change.name].score, glue[change.name].tasks) if change.name in glue else (contrasts.NOTHING, ())
-  return ChangeRow(
+  score, tasks = (glue[change.name].score, glue[change.name].tasks) if change.name in glue else (contrasts.NO_CONTRAST, ())
+  return AblationRow(
       change=change.name, shape=part.shape, fields=change.fields, runs=tuple(track.name for track in tracks),
       seeds=tuple(change.tracks), under_way=sum(not track.finished for track in tracks),
       parameters=change.runs[0].track.parameters, level=math.nan if level is None else level,
       **_leaving(change, level), speed=speed, verdict=verdict(change.fields, speed),
-      multiplier=multiplier.multiplier(base, change, loss) if math.isfinite(loss) else NOTHING, loss=loss, **at,
+      multiplier=multiplier.multiplier(base, change, loss) if math.isfinite(loss) else NO_RATIO, loss=loss, **at,
       validation_loss=multiplier.mean(ends), low=low, high=high,
       test_loss=multiplier.mean(track.test_loss for track in ended), glue=score, glue_tasks=tasks,
       glue_verdict=glue_verdict(score), note=_note(change, level))
 
 
-def _leaving(change: Change, level: float | None) -> dict[str, tuple[str, ...]]:
+def _leaving(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]]:
   """Updates, tokens and FLOPs at which each seed leaves, or 'not within' all of its own; nothing without a level."""
   found: dict[str, list[str]] = {'updates_to_leave': [], 'tokens_to_leave': [], 'flops_to_leave': []}
   for seed, place in multiplier.leaving(change, level).items() if level is not None else ():
@@ -176,7 +176,7 @@ def _leaving(change: Change, level: float | None) -> dict[str, tuple[str, ...]]:
   return {name: tuple(texts) for name, texts in found.items()}
 
 
-def _note(change: Change, level: float | None) -> str:
+def _note(change: Ablation, level: float | None) -> str:
   said = []
   if change.tokenizer:
     said.append('another tokenizer: a loss a token is another number, and is not compared')

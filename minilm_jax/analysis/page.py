@@ -4,12 +4,13 @@ Every text that comes from a run is escaped. What the cells of tables say is dec
 """
 
 import html
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from minilm_jax.analysis import cells
 from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.runs import RunRow
-from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.analysis.scores import ScoreRow, select_main, select_phenomena
+from minilm_jax.analysis.sheets import Picture, Section, Table
 from minilm_jax.errors import shown
 
 STYLE = '''
@@ -53,86 +54,106 @@ PICTURES = (
 
 
 def render(scores: Sequence[ScoreRow], averages: Sequence[Average], runs: Sequence[RunRow],
-           pictures: Mapping[str, str], opening: Sequence[str] = (), grid: Sequence[str] = ()) -> str:
-  """The whole page.
+           pictures: Mapping[str, str], lead: tuple[str, str] = ('', ''), studies: Sequence[Section] = ()) -> str:
+  """Returns the whole page.
 
   Args:
     scores, averages, runs: rows of its tables; without runs it is about a logged table.
     pictures: `<svg>` elements by name, each of which may be missing.
-    opening, grid: HTML of the study of a grid, by `grid_page.py`: what comes first, and its sections.
+    lead: a question and its answer, above everything else.
+    studies: sections of studies of several runs, before the scores.
   """
-  devices = sorted({row.devices for row in runs if row.devices})
-  unfinished = sum(row.state != 'finished' for row in runs)
-  parts = ['<h1>Tiny language models: what these runs found</h1>', *opening]
+  parts = ['<h1>Tiny language models: what these runs found</h1>']
+  if any(lead):
+    parts.append(f'<p class="lead"><strong>{escape(lead[0])}</strong> {escape(lead[1])}</p>')
   if runs:
-    parts += [_sentences(cells.sentences(scores)),
-              f'<p class="faint">{len(runs)} {"run" if len(runs) == 1 else "runs"}'
-              + (f', of which <span class="flag">{unfinished} not finished</span>' if unfinished else '')
-              + (f'. Run on {escape("; ".join(devices))}' if devices else '') + '.</p>']
-  parts += [*grid, *_scores(scores, averages, pictures), *_pictures(pictures)]
+    parts += [to_html(_sentences(cells.sentences(scores))), _count_runs(runs)]
+  sections = [*studies, *_scores(scores, averages, pictures), *_pictures(pictures)]
   if runs:
-    loss = figure(pictures['loss']) if 'loss' in pictures else '<p>No run has logged a loss yet.</p>'
-    parts += ['<h2>Loss</h2>', loss, '<h2>Runs</h2>', table(
-                  cells.RUN_HEADINGS, cells.RUN_WORDS, [cells.run_cells(row) for row in runs],
-                  'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.')]
-  return frame('Report', parts)
+    without = () if 'loss' in pictures else ('No run has logged a loss yet.',)
+    sections += [
+        Section('Loss', text=without, figures=[Picture(pictures['loss'])] if 'loss' in pictures else ()),
+        Section('Runs', table=Table(
+            cells.RUN_HEADINGS, cells.RUN_WORDS, [cells.run_cells(row) for row in runs],
+            'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.'))]
+  return frame('Report', [*parts, *map(to_html, sections)])
 
 
-def frame(title: str, parts: Iterable[str]) -> str:
-  """A whole page of these parts of HTML, in colours that follow the reader's choice of light or dark."""
+def frame(title: str, parts: Sequence[str]) -> str:
+  """Returns a whole page of these parts of HTML, in colours that follow the reader's choice of light or dark."""
   return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
           f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
           f'<style>{STYLE}</style>\n</head>\n<body>\n' + '\n'.join(parts) + '\n</body>\n</html>\n')
 
 
-def _sentences(texts: Sequence[str]) -> str:
-  """A list, folded where it would hide what comes after it."""
-  items = '<ul>\n' + '\n'.join(f'<li>{escape(text)}</li>' for text in texts) + '\n</ul>'
-  if len(texts) <= FOLDED:
-    return items
-  return f'<details><summary>{len(texts)} scores in words</summary>\n{items}</details>'
+def to_html(section: Section) -> str:
+  """Returns a section as HTML, all text escaped."""
+  parts = [] if section.folded or not section.title else [
+      f'<h{section.level}>{escape(section.title)}</h{section.level}>']
+  parts += map(_paragraph, section.text)
+  if section.items:
+    parts.append('<ul>\n' + '\n'.join(f'<li>{escape(text)}</li>' for text in section.items) + '\n</ul>')
+  for picture in section.figures:
+    if picture.caption:
+      parts.append(f'<p class="faint">{escape(picture.caption)}</p>')
+    parts.append(f'<figure>{picture.svg}</figure>')
+  if section.table is not None:
+    parts.append(_table(section.table))
+  inside = '\n'.join(parts)
+  return f'<details><summary>{escape(section.title)}</summary>\n{inside}</details>' if section.folded else inside
 
 
-def _scores(scores: Sequence[ScoreRow], averages: Sequence[Average], pictures: Mapping[str, str]) -> Iterator[str]:
-  rows, phenomena = cells.main(scores), cells.phenomena(scores)
-  if rows:
-    yield '<h2>Scores</h2>'
-    if 'scores' in pictures:
-      yield figure(pictures['scores'])
-    yield table(cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in rows],
-                 ' '.join(part for part in (cells.protocol(scores), SCORES) if part))
-  if averages:
-    yield '<h2>Averages</h2>'
-    yield table(cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in averages], AVERAGES)
-  if phenomena:
-    yield '<h2>Phenomena</h2>'
-    yield table(cells.PHENOMENON_HEADINGS, cells.PHENOMENON_WORDS, [cells.phenomenon_cells(row) for row in phenomena],
-                 PHENOMENA)
+def _paragraph(text: str) -> str:
+  preformatted = all(line.startswith(' ') for line in text.splitlines())
+  return f'<pre class="wide">{escape(text)}</pre>' if preformatted else f'<p>{escape(text)}</p>'
 
 
-def _pictures(pictures: Mapping[str, str]) -> Iterator[str]:
-  for beginning, heading, caption in PICTURES:
-    found = [picture for name, picture in pictures.items() if name.startswith(beginning)]
-    if found:
-      yield f'<h2>{heading}</h2>\n<p class="faint">{caption}</p>'
-      yield from map(figure, found)
-
-
-def figure(picture: str) -> str:
-  """An `<svg>` element in its place."""
-  return f'<figure>{picture}</figure>'
-
-
-def table(headings: Sequence[str], words: int, rows: Sequence[Sequence[str]], caption: str) -> str:
-  """A table whose first columns hold words, under its caption; it scrolls where the page is narrow."""
-  def line(tag: str, cells: Sequence[str]) -> str:
-    kinds = ('word' if number < words else 'number' for number in range(len(cells)))
-    flags = (' flag' if cell in FLAGGED or 'collapsed' in cell else '' for cell in cells)
+def _table(table: Table) -> str:
+  """Returns a table under its caption; it scrolls where the page is narrow."""
+  def line(tag: str, row: Sequence[str]) -> str:
+    kinds = ('word' if column < table.words else 'number' for column in range(len(row)))
+    flags = (' flag' if cell in FLAGGED or 'collapsed' in cell else '' for cell in row)
     return '<tr>' + ''.join(f'<{tag} class="{kind}{flag}">{_lines(cell)}</{tag}>'
-                            for cell, kind, flag in zip(cells, kinds, flags)) + '</tr>'
+                            for cell, kind, flag in zip(row, kinds, flags)) + '</tr>'
 
-  return (f'<p class="faint">{escape(caption)}</p>\n<div class="wide"><table>\n<thead>{line("th", headings)}</thead>\n'
-          '<tbody>' + '\n'.join(line('td', row) for row in rows) + '</tbody></table></div>')
+  return (f'<p class="faint">{escape(table.caption)}</p>\n<div class="wide"><table>\n'
+          f'<thead>{line("th", table.headings)}</thead>\n'
+          '<tbody>' + '\n'.join(line('td', row) for row in table.rows) + '</tbody></table></div>')
+
+
+def _sentences(texts: Sequence[str]) -> Section:
+  """Returns a list, folded where it would hide the sections after it."""
+  return Section(f'{len(texts)} scores in words' if len(texts) > FOLDED else '', items=texts,
+                 folded=len(texts) > FOLDED)
+
+
+def _count_runs(runs: Sequence[RunRow]) -> str:
+  devices = sorted({row.devices for row in runs if row.devices})
+  unfinished = sum(row.state != 'finished' for row in runs)
+  return (f'<p class="faint">{len(runs)} {"run" if len(runs) == 1 else "runs"}'
+          + (f', of which <span class="flag">{unfinished} not finished</span>' if unfinished else '')
+          + (f'. Run on {escape("; ".join(devices))}' if devices else '') + '.</p>')
+
+
+def _scores(scores: Sequence[ScoreRow], averages: Sequence[Average], pictures: Mapping[str, str]) -> Iterator[Section]:
+  rows, phenomena = select_main(scores), select_phenomena(scores)
+  if rows:
+    yield Section('Scores', figures=[Picture(pictures['scores'])] if 'scores' in pictures else (), table=Table(
+        cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in rows],
+        ' '.join(part for part in (cells.protocol(scores), SCORES) if part)))
+  if averages:
+    yield Section('Averages', table=Table(cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
+                                          [cells.average_cells(row) for row in averages], AVERAGES))
+  if phenomena:
+    yield Section('Phenomena', table=Table(cells.PHENOMENON_HEADINGS, cells.PHENOMENON_WORDS,
+                                           [cells.phenomenon_cells(row) for row in phenomena], PHENOMENA))
+
+
+def _pictures(pictures: Mapping[str, str]) -> Iterator[Section]:
+  for beginning, heading, caption in PICTURES:
+    drawn = [picture for name, picture in pictures.items() if name.startswith(beginning)]
+    if drawn:
+      yield Section(heading, figures=[Picture(drawn[0], caption), *map(Picture, drawn[1:])])
 
 
 def _lines(cell: str) -> str:

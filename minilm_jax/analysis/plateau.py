@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.analysis.tracks import HONEY, LossCurve
 
 SHALLOW, STEEP = 0.05, 0.15
 ABOVE, BELOW = 1.02, 0.945
@@ -65,7 +65,7 @@ class Plateau:
     return self.exit is not None
 
 
-def find(track: Track, level: float | None = None, count: str = HONEY) -> Plateau | None:
+def find(track: LossCurve, level: float | None = None, count: str = HONEY) -> Plateau | None:
   """The plateau of one run; None where its curve has none, or never comes down to the level.
 
   Args:
@@ -95,7 +95,7 @@ def find(track: Track, level: float | None = None, count: str = HONEY) -> Platea
                  end - start, track.warmup, warmup_flops)
 
 
-def level(tracks: Sequence[Track]) -> float | None:
+def level(tracks: Sequence[LossCurve]) -> float | None:
   """The loss of the plateau of a sweep: the median over the runs that show one; None if none does or they disagree."""
   found = np.array([own for own in map(_own, tracks) if own is not None])
   if not len(found):
@@ -104,7 +104,7 @@ def level(tracks: Sequence[Track]) -> float | None:
   return middle if np.mean(np.abs(found / middle - 1) < AGREE) > 0.5 else None
 
 
-def without_plateau(tracks: Sequence[Track], plateaus: Sequence[Plateau | None]) -> list[Track]:
+def without_plateau(tracks: Sequence[LossCurve], plateaus: Sequence[Plateau | None]) -> list[LossCurve]:
   """Tracks from where each run has left the plateau; runs that never did are left out, runs without one stay whole.
 
   What comes before the plateau goes as well: it is the fall towards it.
@@ -123,7 +123,7 @@ def without_plateau(tracks: Sequence[Track], plateaus: Sequence[Plateau | None])
   return kept
 
 
-def _own(track: Track) -> float | None:
+def _own(track: LossCurve) -> float | None:
   """The loss of a run's longest shallow stretch before a drop; None without one."""
   learned = [one for one, loss in enumerate(track.loss)
              if track.updates[one] > 0 and loss < _UNTAUGHT * np.log(track.shape.vocabulary)]

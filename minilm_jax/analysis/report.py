@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
-    averages, cells, committees, confusions, curves, figures, gap, gap_figures, gap_page, grid, grid_page,
-    grid_report, latencies, laws, lines, logged, matches, page, runs, sheets, verdicts)
+    averages, cells, committees, confusions, curves, figures, gap, gap_figures, grid, grid_page,
+    grid_report, latencies, laws, lines, logged, matches, page, paper2_sections, runs, sheets, verdicts)
 from minilm_jax.analysis.grid_cells import ModelRow
-from minilm_jax.analysis.scores import ScoreRow, score_table
+from minilm_jax.analysis.scores import ScoreRow, score_table, select_main
+from minilm_jax.analysis.sheets import Section, Table
 from minilm_jax.errors import InputError
 
 
@@ -69,22 +70,22 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
   score_rows = score_table(runs.scores(found))
   average_rows = averages.averages(score_rows)
-  answering = committees.read(found)
+  answering = committees.read_committees(found)
   pictures = dict(_figures(found, score_rows, confusion)) | committees.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
   files = {'scores.csv': sheets.as_csv(ScoreRow, score_rows),
            'averages.csv': sheets.as_csv(averages.Average, average_rows),
            'runs.csv': sheets.as_csv(runs.RunRow, run_rows)}
   failed = runs.failures(folders)
-  tracks, timed = grid.read(found), latencies.read(found)
-  statement = verdicts.find(found, failed, tracks.tracks)
+  tracks, timed = grid.read_runs(found), latencies.read_latencies(found)
+  statement = verdicts.find_verdicts(found, failed, tracks.tracks)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
   others = gap.other_sets(gap.trained(found))
   fair = [track for track in tracks.tracks if track.name.partition(' member ')[0] not in others]
-  several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.LEAST
+  several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.MIN_MODELS
   left_out = [*(tracks.left_out if several else []), *others.values()]
-  findings = grid_report.find(fair, cells.main(score_rows), cells.latest(average_rows), left_out,
+  findings = grid_report.find(fair, select_main(score_rows), averages.select_latest(average_rows), left_out,
                               failed, draws, unfinished)
   more, own = _of_grid(findings)
   files |= more
@@ -93,22 +94,22 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
                            ('matches', matches.Match, statement.matched)):
     if rows:
       files[f'{name}.csv'] = sheets.as_csv(kind, rows)
-  gaps = gap.find(found, cells.main(score_rows), draws)
+  gaps = gap.find_gaps(found, select_main(score_rows), draws)
   more, of_gaps = _of_gaps(gaps)
   files |= more
   files['report.html'] = page.render(
-      score_rows, cells.latest(average_rows), run_rows, drawn, list(grid_page.opening(findings)),
-      [*verdicts.sections(statement), *gap_page.sections(gaps, of_gaps), *grid_page.sections(findings, own),
-       *committees.sections(answering, drawn), *matches.sections(statement.matched),
-       *latencies.sections(timed)]).encode()
+      score_rows, averages.select_latest(average_rows), run_rows, drawn, grid_page.opening(findings),
+      [*paper2_sections.claim_sections(statement), *paper2_sections.gap_sections(gaps, of_gaps),
+       *grid_page.sections(findings, own), *committees.committee_sections(answering, drawn),
+       *paper2_sections.match_sections(statement.matched), *paper2_sections.latency_sections(timed)]).encode()
   return files
 
 
 def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
-  findings = grid_report.find(logged.read(path), [], [], [], {}, draws, unfinished)
+  findings = grid_report.find(logged.read_csv(path), [], [], [], {}, draws, unfinished)
   files, own = _of_grid(findings)
   files['runs.csv'] = files.pop('models.csv') if 'models.csv' in files else sheets.as_csv(ModelRow, [])
-  files['report.html'] = page.render([], [], [], {}, list(grid_page.opening(findings)),
+  files['report.html'] = page.render([], [], [], {}, grid_page.opening(findings),
                                      list(grid_page.sections(findings, own))).encode()
   return files
 
@@ -125,7 +126,7 @@ def _of_grid(findings: grid_page.Findings) -> tuple[dict[str, bytes], dict[str, 
   return files, drawn
 
 
-def _of_gaps(found: gap.Study) -> tuple[dict[str, bytes], dict[str, str]]:
+def _of_gaps(found: gap.GapStudy) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of the study of the gap, where it has points, and its figures as `<svg>` elements."""
   if not found.points:
     return {}, {}
@@ -142,7 +143,7 @@ def _of_gaps(found: gap.Study) -> tuple[dict[str, bytes], dict[str, str]]:
 def _figures(found: Mapping[str, epath.Path], rows: Sequence[ScoreRow],
              confusion: bool) -> Iterator[tuple[str, Figure]]:
   """The figures that have something to show, by the name of their files."""
-  headlines = [row for row in cells.main(rows) if row.headline]
+  headlines = [row for row in select_main(rows) if row.headline]
   if headlines:
     yield 'scores', figures.dots(_dots(headlines), 'score × 100, with 95% interval over seeds')
   scored, trained = curves.learning(found, rows)
@@ -162,24 +163,24 @@ def _figures(found: Mapping[str, epath.Path], rows: Sequence[ScoreRow],
     yield 'loss', figures.loss(losses)
 
 
-def _dots(rows: Sequence[ScoreRow]) -> list[figures.Dots]:
+def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
   several = len({row.checkpoint for row in rows}) > 1
   found = []
   for row in rows:
     arms = {name: tuple(100 * end for end in (group.mean, group.low, group.high))
             for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))}
     name = f'{row.task}{" (filtered)" if row.filtered else ""}{" " + row.checkpoint if several else ""}'
-    found.append(figures.Dots(name, arms, {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}))
+    found.append(figures.DotRow(name, arms, {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}))
   return found
 
 
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
   rows = score_table(lines)
-  tables = [sheets.as_table('scores × 100: mean ± standard deviation (n) [95% interval]', cells.SCORE_HEADINGS,
-                   cells.SCORE_WORDS, [cells.score_cells(row) for row in cells.main(rows)])]
-  means = cells.latest(averages.averages(rows))
+  sections = [Section('scores × 100: mean ± standard deviation (n) [95% interval]', table=Table(
+      cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in select_main(rows)]))]
+  means = averages.select_latest(averages.averages(rows))
   if means:
-    tables.append(sheets.as_table('averages of headline scores', cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS,
-                         [cells.average_cells(row) for row in means]))
-  progress.show(tables)
+    sections.append(Section('averages of headline scores', table=Table(
+        cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in means])))
+  progress.show([part for section in sections for part in sheets.to_terminal(section)])

@@ -12,12 +12,22 @@ from typing import Any
 from etils import epath
 
 from minilm_jax import run, shape
-from minilm_jax.analysis.figures import Curve
 from minilm_jax.errors import InputError, shown
 from minilm_jax.shape import COUNT, TEXT
 
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
 _CLOSED = ('checkpoints', 'events', 'profile', 'wandb')  # folders of many small files with no run inside
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLosses:
+  """The losses of one run, in nats; a point that is not a number leaves a gap."""
+
+  name: str
+  train_tokens: tuple[float, ...]
+  train_loss: tuple[float, ...]
+  validation_tokens: tuple[float, ...]
+  validation_loss: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +211,13 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
   return max((line['seconds'] for line in lines if _field(line, 'seconds') is not None), default=None)
 
 
-def curves(name: str, path: epath.Path) -> list[Curve]:
+def curves(name: str, path: epath.Path) -> list[RunLosses]:
   """The losses of one pre-training run, or of each of its members, by the tokens they had seen; none before a line."""
   found = [_curve(name + of, lines) for of, lines in members(path).items()]
   return [curve for curve in found if curve is not None]
 
 
-def _curve(name: str, lines: Sequence[dict[str, Any]]) -> Curve | None:
+def _curve(name: str, lines: Sequence[dict[str, Any]]) -> RunLosses | None:
   series: dict[str, tuple[list[float], list[float]]] = {'train': ([], []), 'validation': ([], [])}
   for line in lines:
     if line['split'] in series and 'tokens' in line:  # fine-tuning logs none
@@ -216,7 +226,7 @@ def _curve(name: str, lines: Sequence[dict[str, Any]]) -> Curve | None:
       losses.append(number(_field(line, 'loss')))
   if not any(tokens for tokens, _ in series.values()):
     return None
-  return Curve(name, *(tuple(values) for split in ('train', 'validation') for values in series[split]))
+  return RunLosses(name, *(tuple(values) for split in ('train', 'validation') for values in series[split]))
 
 
 def number(value: float | None) -> float:

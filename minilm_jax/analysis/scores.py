@@ -19,7 +19,8 @@ from minilm_jax.analysis.runs import number
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import metrics
 
-Line = Mapping[str, Any]  # of scores.jsonl
+ScoreLine = Mapping[str, Any]  # of scores.jsonl
+NONE = '–'  # shown in place of a number
 ALL = 'all'  # the split of minimal pairs that holds the others
 FIELDS = ('task', 'metric', 'value', 'low', 'high', 'headline', 'split', 'examples', 'train_examples', 'held_out',
           'pretrained', 'checkpoint', 'checkpoint_step', 'filtered', 'seed', 'learning_rate', 'member', 'epoch',
@@ -94,7 +95,7 @@ class ScoreRow:
   difference: Difference
 
 
-def score_table(lines: Iterable[Line]) -> list[ScoreRow]:
+def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   """The rows of every task, split, filter, checkpoint, step and protocol, the headline metric of a task first.
 
   A checkpoint without a step of its own, which is how the arm from scratch is written, stands beside every step.
@@ -105,7 +106,7 @@ def score_table(lines: Iterable[Line]) -> list[ScoreRow]:
   Raises:
     InputError: a line lacks a field.
   """
-  cells: dict[tuple[Any, ...], dict[bool, dict[int | None, list[Line]]]] = {}
+  cells: dict[tuple[Any, ...], dict[bool, dict[int | None, list[ScoreLine]]]] = {}
   for line in lines:
     missing = [name for name in FIELDS if name not in line]
     if missing:
@@ -123,7 +124,7 @@ def score_table(lines: Iterable[Line]) -> list[ScoreRow]:
   return rows
 
 
-def chosen(lines: Iterable[Line]) -> tuple[float | None, ...]:
+def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
   """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed, rate and epoch only.
 
   The selection is that of the epoch which is shown. One that is not a number counts as 0, which is what a model that
@@ -145,11 +146,11 @@ def chosen(lines: Iterable[Line]) -> tuple[float | None, ...]:
   return (rates[int(np.argmax(means))],)
 
 
-def _shown(lines: Iterable[Line]) -> str:
+def _shown(lines: Iterable[ScoreLine]) -> str:
   return 'best' if any(line['which'] == 'best' for line in lines) else 'last'
 
 
-def _rows(step: int | None, ours: Sequence[Line], theirs: Sequence[Line]) -> Iterator[ScoreRow]:
+def _rows(step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLine]) -> Iterator[ScoreRow]:
   """The rows of one cell: by metric, by epoch, and by rate where nothing chose one."""
   rates = chosen(ours), chosen(theirs)
   if max(map(len, rates)) > 1:
@@ -175,7 +176,7 @@ def _rows(step: int | None, ours: Sequence[Line], theirs: Sequence[Line]) -> Ite
           scratch=groups[1], difference=difference(*groups))
 
 
-def _group(lines: Mapping[int, Line]) -> Group:
+def _group(lines: Mapping[int, ScoreLine]) -> Group:
   values = {seed: number(line['value']) for seed, line in sorted(lines.items())}
   defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
   ends = [[number(line[end]) for line in lines.values()] for end in ('low', 'high')]
@@ -196,16 +197,75 @@ def _mean(values: Sequence[float]) -> float:
   return float(np.mean(values)) if values else math.nan
 
 
+def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+  """Returns the rows that tables show: the epoch that counts, no phenomena, the last step of a checkpoint."""
+  last = _last_steps(rows)
+  paired = _tasks_of_pairs(last)
+  return [row for row in last if row.task not in paired or row.split == ALL]
+
+
+def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+  """Returns the rows of single phenomena, of tasks with a split 'all' beside others."""
+  last = _last_steps(rows)
+  paired = _tasks_of_pairs(last)
+  return [row for row in last if row.task in paired and row.split != ALL]
+
+
+def _last_steps(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+  def key(row: ScoreRow) -> tuple[Any, ...]:
+    return row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out
+
+  rows = [row for row in rows if row.shown]
+  last = {key(row): row.step for row in rows}  # rows come in the order of steps
+  return [row for row in rows if row.step == last[key(row)]]
+
+
+def _tasks_of_pairs(rows: Iterable[ScoreRow]) -> set[str]:
+  return {row.task for row in rows if row.split == ALL}
+
+
 def difference(ours: Group, theirs: Group) -> Difference:
   """The difference of the means of two groups: paired where their seeds are the same."""
   if not ours.n or not theirs.n:
     return Difference(math.nan, math.nan, math.nan, False)
   mean = ours.mean - theirs.mean
   if ours.seeds == theirs.seeds:
-    return Difference(mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.LEVEL), True)
+    return Difference(mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE), True)
   if min(ours.n, theirs.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # about seeds that all score the same: the other side still has a spread
-    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(metrics.LEVEL)
+    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(metrics.CONFIDENCE)
   return Difference(mean, float(welch.low), float(welch.high), False)
+
+
+def points(share: float, sign: str = '') -> str:
+  """A share times 100.
+
+  >>> points(0.6789), points(0.02, '+'), points(float('nan'))
+  ('67.9', '+2.0', 'undefined')
+  """
+  return f'{100 * share:{sign}.1f}' if math.isfinite(share) else 'undefined'
+
+
+def with_interval(value: float, low: float, high: float, form: str = '', scale: float = 1.0) -> str:
+  """Returns a mean with its interval; without the interval where its low end is nan, "–" where the mean is nan.
+
+  Args:
+    value, low, high: the mean and the ends of its interval.
+    form: format of each number; '' shows shares times 100 with a sign, as `points` does.
+    scale: factor of each number under a form.
+
+  >>> with_interval(0.01, -0.002, 0.022)
+  '+1.0 [-0.2, +2.2]'
+  >>> with_interval(3.1, 2.2, math.inf, '.2f'), with_interval(3.1, math.nan, math.nan, '.2f')
+  ('3.10 [2.20, ∞]', '3.10')
+  """
+  def text(number: float) -> str:
+    if math.isinf(number):
+      return '∞' if number > 0 else '-∞'
+    return f'{scale * number:{form}}' if form else points(number, '+')
+
+  if not math.isfinite(value):
+    return NONE
+  return text(value) if math.isnan(low) else f'{text(value)} [{text(low)}, {text(high)}]'

@@ -1,4 +1,4 @@
-"""Rows as a table: for a reader on the terminal, and for a spreadsheet as CSV."""
+"""Sections of a report, and their forms for a terminal and a spreadsheet; `page.py` has the form for a browser."""
 
 import csv
 import dataclasses
@@ -9,18 +9,75 @@ from typing import Any
 
 import rich.table
 
-from minilm_jax.analysis import cells
+from minilm_jax.analysis import cells, scores
 from minilm_jax.errors import shown
 
 
-def as_table(title: str, headings: Sequence[str], words: int, rows: Sequence[Sequence[str]]) -> rich.table.Table:
-  """A table whose first columns hold words; a long cell goes on in the next line."""
-  table = rich.table.Table(title=title, title_justify='left')
-  for number, heading in enumerate(headings):
-    table.add_column('\n'.join(cells.broken(heading)), justify='left' if number < words else 'right', overflow='fold')
-  for row in rows:
-    table.add_row(*('\n'.join(cells.broken(cell)) for cell in row))
-  return table
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Cells under headings: the first `words` columns hold words, the others numbers.
+
+  A cell breaks into lines at '; ' and before an interval (`cells.broken`).
+  """
+
+  headings: Sequence[str]
+  words: int
+  rows: Sequence[Sequence[str]]
+  caption: str = ''
+
+  def without_empty_columns(self) -> 'Table':
+    """Returns the table without the columns that hold nothing."""
+    columns = [column for column in range(len(self.headings))
+               if any(row[column] not in (scores.NONE, '') for row in self.rows)]
+    return Table([self.headings[column] for column in columns], sum(column < self.words for column in columns),
+                 [[row[column] for column in columns] for row in self.rows], self.caption)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A figure of a page: an `<svg>` element and its caption."""
+
+  svg: str
+  caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """One part of a report, in the order in which it is shown. Nothing in it is escaped yet.
+
+  Attributes:
+    title: the heading; '' continues the section before.
+    text: paragraphs; one whose lines all begin with a space is shown as it stands.
+    items: sentences of a list.
+    figures: for a browser alone.
+    table: the numbers.
+    level: of the heading.
+    folded: does a browser show the title alone, until a reader opens it?
+  """
+
+  title: str = ''
+  text: Sequence[str] = ()
+  items: Sequence[str] = ()
+  figures: Sequence[Picture] = ()
+  table: Table | None = None
+  level: int = 2
+  folded: bool = False
+
+
+def to_terminal(section: Section) -> list[rich.table.Table | str]:
+  """Returns the table of a section under its title, then its text."""
+  parts: list[rich.table.Table | str] = []
+  if section.table is not None:
+    table = rich.table.Table(title=section.title, title_justify='left')
+    for column, heading in enumerate(section.table.headings):
+      table.add_column('\n'.join(cells.broken(heading)), overflow='fold',
+                       justify='left' if column < section.table.words else 'right')
+    for row in section.table.rows:
+      table.add_row(*('\n'.join(cells.broken(cell)) for cell in row))
+    parts.append(table)
+  elif section.title:
+    parts.append(section.title)
+  return [*parts, *section.text, *section.items]
 
 
 def as_csv(kind: type, rows: Sequence[Any]) -> bytes:

@@ -8,6 +8,7 @@ independent points, are by `intervals.py`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,7 +17,8 @@ from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.grid_fits import ENDS, FRONTIER, WITHOUT, Run
 from minilm_jax.analysis.laws import Fit
 from minilm_jax.analysis.plateau import Plateau
-from minilm_jax.analysis.tracks import HONEY, Track
+from minilm_jax.analysis.scores import with_interval
+from minilm_jax.analysis.tracks import HONEY, LossCurve
 from minilm_jax.errors import InputError
 
 PAPER_SPLIT = 2.7e15  # FLOPs; parts the paper's frontier so that its published constants come out on either side
@@ -25,7 +27,7 @@ T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class ScalingStudy:
   """All of it.
 
   Attributes:
@@ -69,8 +71,8 @@ class Study:
   left_out: list[str]
 
 
-def study(tracks: Sequence[Track], draws: int = 1000, seed: int = 0, unfinished: bool = False, count: str = HONEY,
-          split: float | None = None) -> Study:
+def study(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinished: bool = False, count: str = HONEY,
+          split: float | None = None) -> ScalingStudy:
   """Everything that the tracks of a sweep allow.
 
   Args:
@@ -105,14 +107,14 @@ def study(tracks: Sequence[Track], draws: int = 1000, seed: int = 0, unfinished:
   at = split if split is not None else pieces.constants['C0'] if pieces else None
   interval = pieces.intervals['C0'] if split is None and pieces and 'C0' in pieces.intervals else None
   below, on_below, on_above = _on_plateau(points[FRONTIER], [place for place in places if place], at)
-  found = Study(count, len(chosen), sum(len(track.loss) for track in chosen), points[FRONTIER],
+  found = ScalingStudy(count, len(chosen), sum(len(track.loss) for track in chosen), points[FRONTIER],
                 points[grid_fits.ENVELOPE], points[WITHOUT], ends, fits, laws.choose(whole) if whole else None,
                 _held_out(points[FRONTIER], left_out), level, [place for place in places if place], at, interval, below,
                 on_below, on_above, [], list(dict.fromkeys([*left_out, *reasons, *end_reasons, *unsure])))
   return dataclasses.replace(found, sentences=sentences(found, chosen))
 
 
-def sentences(found: Study, tracks: Sequence[Track]) -> list[str]:
+def sentences(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
   """What the numbers of a study say, most important first; first of all whether its break is a law or a schedule.
 
   Args:
@@ -135,13 +137,13 @@ def sentences(found: Study, tracks: Sequence[Track]) -> list[str]:
   return said
 
 
-def _of_frontier(found: Study) -> str:
+def _of_frontier(found: ScalingStudy) -> str:
   runs, ends = len({point.run for point in found.frontier}), [found.frontier[0].flops, found.frontier[-1].flops]
   return (f'The frontier has {len(found.frontier)} points from {runs} of {found.runs} runs, {ends[0]:.2g} to '
           f'{ends[1]:.2g} FLOPs ({found.evaluations:,} evaluations).')
 
 
-def _of_pieces(whole: Mapping[str, Fit], found: Study) -> str:
+def _of_pieces(whole: Mapping[str, Fit], found: ScalingStudy) -> str:
   one, two = whole[laws.POWER], whole[laws.PIECES]
   where = f'{two.constants["C0"]:.3g} FLOPs'
   if 'C0' in two.intervals:
@@ -153,7 +155,7 @@ def _of_pieces(whole: Mapping[str, Fit], found: Study) -> str:
           f'against {one.r2:.3f}): exponent {_number(two, "b1")} below and {_number(two, "b2")} above.')
 
 
-def _of_plateau(found: Study, after: Mapping[str, Fit]) -> list[str]:
+def _of_plateau(found: ScalingStudy, after: Mapping[str, Fit]) -> list[str]:
   if found.level is None:
     return ['No run shows a plateau that its evaluations are close enough to see.']
   left = sum(place.left for place in found.plateaus)
@@ -169,7 +171,7 @@ def _of_plateau(found: Study, after: Mapping[str, Fit]) -> list[str]:
   return said
 
 
-def _of_schedule(found: Study, tracks: Sequence[Track]) -> list[str]:
+def _of_schedule(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
   said = []
   cheapest = min((point.flops for point in found.ends), default=None)
   if cheapest is not None and cheapest > found.split:
@@ -186,7 +188,7 @@ def _of_schedule(found: Study, tracks: Sequence[Track]) -> list[str]:
   return said
 
 
-def _verdict(found: Study, whole: Mapping[str, Fit]) -> str:
+def _verdict(found: ScalingStudy, whole: Mapping[str, Fit]) -> str:
   if whole[laws.POWER].bic - whole[laws.PIECES].bic <= 2:
     return 'So these runs show no break.'
   if found.level is None:
@@ -200,10 +202,8 @@ def _verdict(found: Study, whole: Mapping[str, Fit]) -> str:
 
 
 def _number(fit: Fit, key: str) -> str:
-  if key not in fit.intervals:
-    return f'{fit.constants[key]:.3f}'
-  low, high = fit.intervals[key]
-  return f'{fit.constants[key]:.3f} [{low:.3f}, {high:.3f}]'
+  low, high = fit.intervals[key] if key in fit.intervals else (math.nan, math.nan)
+  return with_interval(fit.constants[key], low, high, '.3f')
 
 
 def _on_plateau(points: Sequence[Point], places: Sequence[Plateau], split: float | None) -> tuple[int, int, int]:
@@ -217,7 +217,7 @@ def _on_plateau(points: Sequence[Point], places: Sequence[Plateau], split: float
   return sum(point.flops < split for point in points), below, len(on) - below
 
 
-def _ends(tracks: Sequence[Track], count: str) -> list[Point]:
+def _ends(tracks: Sequence[LossCurve], count: str) -> list[Point]:
   return [Point(float(track.flops(count)[-1]), track.loss[-1], track.name, float(track.tokens[-1]), track.parameters)
           for track in tracks if track.loss and track.rows[-1] > 0]
 

@@ -17,7 +17,7 @@ from minilm_jax.errors import InputError
 DELTA = 1e-3  # of the Huber loss, as in the paper: but for the smallest errors it is the absolute error
 NEEDS = 8
 _KEYS = ('E', 'A', 'alpha', 'B', 'beta')
-_LEAST = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
+_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
 
 
 def chinchilla(parameters: Array, tokens: Array, loss: Array, compute: Array, name: str = 'parameters and tokens',
@@ -54,16 +54,16 @@ def chinchilla(parameters: Array, tokens: Array, loss: Array, compute: Array, na
                             -shares[:, 2] * (d - middle[1])], 1)
 
   tolerance = 1e-10 if start is None else 1e-5  # the absolute error is slow to come down at the end
-  found = [descend(curve, one, logs, least=_LEAST, huber=DELTA, tolerance=tolerance)
+  found = [descend(curve, one, logs, least=_LOWER_BOUNDS, huber=DELTA, tolerance=tolerance)
            for one in _starts(loss, start, middle)]
   at, said = min(found, key=lambda pair: _huber(logs - pair[1]))
-  constants = {'E': math.exp(at[0]), 'A': _exp(at[1] + at[2] * middle[0]), 'alpha': at[2],
-               'B': _exp(at[3] + at[4] * middle[1]), 'beta': at[4]}
+  constants = {'E': math.exp(at[0]), 'A': laws.exp_clipped(at[1] + at[2] * middle[0]), 'alpha': at[2],
+               'B': laws.exp_clipped(at[3] + at[4] * middle[1]), 'beta': at[4]}
   fit = laws.made(name, laws.SURFACE, laws.HUBER, constants, parameters, loss, np.exp(said))
   return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))
 
 
-def predict(fit: Fit, parameters: Array, tokens: Array) -> Array:
+def predict_surface(fit: Fit, parameters: Array, tokens: Array) -> Array:
   """The loss that the law gives for so many parameters and tokens."""
   floor, a, alpha, b, beta = (fit.constants[key] for key in _KEYS)
   return (floor + np.exp(math.log(a) - alpha * np.log(np.asarray(parameters, float)))
@@ -83,7 +83,3 @@ def _starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarr
 def _huber(error: np.ndarray) -> float:
   size = np.abs(error)
   return float(np.sum(np.where(size <= DELTA, size * size, DELTA * (2 * size - DELTA))))
-
-
-def _exp(value: float) -> float:
-  return math.exp(min(max(value, -700), 700))

@@ -13,7 +13,7 @@ HONEY, KAPLAN, ACTUAL = 'honey', 'kaplan', 'actual'  # counts of FLOPs, `model/s
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Shape:
+class ModelShape:
   """What a grid varies; `heads` is the count that the paper's formula is given."""
 
   embedding: int
@@ -25,7 +25,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Track:
+class LossCurve:
   """One pre-trained model and its evaluations in the order of its updates.
 
   Attributes:
@@ -43,7 +43,7 @@ class Track:
   """
 
   name: str
-  shape: Shape
+  shape: ModelShape
   embedding_parameters: int
   other_parameters: int
   seed: int | None

@@ -7,21 +7,20 @@ seeds. So it says what other seeds would give, and nothing of other pre-training
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from minilm_jax import run
-from minilm_jax.analysis import cells, contests, gap, latencies, lines, matches, page, runs
-from minilm_jax.analysis.cells import NONE, points
-from minilm_jax.analysis.contests import Contest
+from minilm_jax.analysis import contests, gap, latencies, lines, matches, runs
+from minilm_jax.analysis.contests import CommitteeComparison
 from minilm_jax.analysis.gap import Trained
 from minilm_jax.analysis.latencies import LatencyRow
 from minilm_jax.analysis.lines import OVERLAP, SIZE, Gap
 from minilm_jax.analysis.matches import Match
-from minilm_jax.analysis.scores import Group, ScoreRow, score_table
-from minilm_jax.analysis.tracks import Track
+from minilm_jax.analysis.scores import Group, ScoreRow, score_table, select_main
+from minilm_jax.analysis.tracks import LossCurve
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
@@ -33,11 +32,7 @@ CLAIMS = {1: 'Pre-trained models score higher than the same models from scratch.
           4: 'A soft committee of shallow convolutional models replaces the deep one: no less accurate, and sooner.'}
 STATISTICS = {1: 'pre-trained less from scratch, from the largest set', 2: 'gap for twice the pre-training set',
               3: 'gap for 10 points more of overlap', 4: 'committee less the deep model'}
-HEADINGS = ('claim', 'verdict', 'statistic', 'points [95% interval]', 'seeds', 'collapsed', 'of what')
-WORDS = 3
 _ENDING = ('pretrain', 'finetune', 'committee', 'latency')  # kinds of run that end with a result
-CAPTION = ('Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
-           'configs/sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,30 +76,30 @@ class Statement:
   matched: Sequence[Match]
 
 
-def find(found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[Track]) -> Statement:
+def find_verdicts(found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[LossCurve]) -> Statement:
   """The statement on some runs.
 
   Args:
     found: runs by name, of `runs.find`.
     failed: of `runs.failures`.
-    tracks: of `grid.read`, on the same runs.
+    tracks: of `grid.read_runs`, on the same runs.
 
   Raises:
     InputError: a file of a run is damaged.
   """
   excluded = _excluded(found, failed)
   kept = {name: path for name, path in found.items() if name not in excluded}
-  rows = cells.main(score_table(runs.scores(kept)))
+  rows = select_main(score_table(runs.scores(kept)))
   there = {one.name: one for one in gap.trained(kept)}
   by_series, _ = gap.single_rows(rows, there)
-  along, made, timed = gap.find(kept, rows, 1).points, contests.committees(kept, there), latencies.read(kept)
+  along, made, timed = gap.find_gaps(kept, rows, 1).points, contests.committees(kept, there), latencies.read_latencies(kept)
   if not (along or made or timed or any(row.task in TOPICS for row in rows)):
     return Statement([], [], [])
   contest = contests.contest(made, rows, there)
   return Statement(
       [_first(by_series, there), *(_slope(claim, axis, along, by_series) for claim, axis in ((2, SIZE), (3, OVERLAP))),
        _fourth(contest, timed)], [f'{name}: {why}' for name, why in excluded.items()],
-      matches.find(contest, made, rows, there, tracks, timed))
+      matches.find_matches(contest, made, rows, there, tracks, timed))
 
 
 def _excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dict[str, str]:
@@ -155,7 +150,7 @@ def _slope(claim: int, axis: str, along: Sequence[Gap], by_series: Mapping[str, 
   return _told(claim, each, collapsed, f'two {what}, with both arms')
 
 
-def _fourth(contest: Contest, timed: Sequence[LatencyRow]) -> Verdict:
+def _fourth(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> Verdict:
   """No less accurate than by a point, and sooner; one of them false is enough against it."""
   told = _told(4, contest.differences, contest.collapsed, contest.missing, -MARGIN, -MARGIN)
   latency, of, untimed = contests.ratio(contest, timed)
@@ -203,33 +198,3 @@ def _mean(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
   """The mean by seed, of the seeds that all have."""
   common = set.intersection(*map(set, each)) if each else set()
   return {seed: float(np.mean([one[seed] for one in each])) for seed in sorted(common)}
-
-
-def sections(found: Statement) -> Iterator[str]:
-  """HTML of the page: a line a claim, and what was left out; nothing without verdicts."""
-  if not found.verdicts:
-    return
-  yield '<h2>What becomes of the paper’s claims</h2>'
-  yield '<ul>' + ''.join(f'<li>{page.escape(sentence(one))}</li>' for one in found.verdicts) + '</ul>'
-  yield page.table(HEADINGS, WORDS, [table_cells(one) for one in found.verdicts], CAPTION)
-  if found.excluded:
-    yield '<p>In none of these:</p>\n<ul>' + ''.join(f'<li>{page.escape(one)}</li>' for one in found.excluded) + '</ul>'
-
-
-def sentence(one: Verdict) -> str:
-  """A claim, its verdict, the statistic with its interval, and what is missing."""
-  said = f'{one.claim}. {CLAIMS[one.claim]} {one.verdict[0].upper()}{one.verdict[1:]}'
-  if math.isfinite(one.value):
-    ends = f' (95% interval {points(one.low, "+")} to {points(one.high, "+")})' if math.isfinite(one.low) else ''
-    said += f': {one.statistic} {points(one.value, "+")} points{ends}, n = {one.seeds}'
-  if math.isfinite(one.latency):
-    said += f'; latency {one.latency:.2f} of the deep one ({one.latency_low:.2f} to {one.latency_high:.2f})'
-  return f'{said}. Missing: {one.missing}.' if one.missing else f'{said}.'
-
-
-def table_cells(one: Verdict) -> list[str]:
-  """The cells under `HEADINGS`."""
-  value = points(one.value, '+') if math.isfinite(one.value) else NONE
-  ends = f' [{points(one.low, "+")}, {points(one.high, "+")}]' if math.isfinite(one.low) else ''
-  return [f'{one.claim}. {CLAIMS[one.claim]}', one.verdict, one.statistic, value + ends, str(one.seeds),
-          str(one.collapsed), one.of or NONE]

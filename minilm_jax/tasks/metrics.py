@@ -19,7 +19,7 @@ from minilm_jax.tasks.table import REGRESSION, Task
 
 Values = Shaped[np.ndarray, '...']  # one an example; `compute` says so where they are not
 Counts = Float[np.ndarray, '*a C C']  # true, said
-LEVEL = 0.95
+CONFIDENCE = 0.95
 _DRAWS, _SEED = 2000, 0  # of fewer draws the ends would move in their second digit
 
 
@@ -162,9 +162,9 @@ def spread(names: tuple[str, ...], predictions: Values, labels: Values) -> dict[
   for name in names:
     if name == 'accuracy':
       trials = stats.binomtest(int(np.trace(counts)), len(labels))
-      found[name] = tuple(map(float, trials.proportion_ci(LEVEL, 'wilson')))
+      found[name] = tuple(map(float, trials.proportion_ci(CONFIDENCE, 'wilson')))
     elif name in OF_COUNTS:
-      low, high = np.percentile(OF_COUNTS[name](drawn), [50 * (1 - LEVEL), 50 * (1 + LEVEL)]).tolist()
+      low, high = np.percentile(OF_COUNTS[name](drawn), [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]).tolist()
       found[name] = (low, high) if low < high else (math.nan, math.nan)
     else:
       found[name] = _fisher(name, predictions, labels)
@@ -179,7 +179,7 @@ def _fisher(name: str, predictions: Values, labels: Values) -> tuple[float, floa
   if not abs(r) < 1 - 1e-12 or n < 4:  # also where r is nan
     return math.nan, math.nan
   variance = (1 + r**2 / 2 if name == 'spearman' else 1) / (n - 3)
-  half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance)
+  half = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(variance)
   return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 

@@ -38,13 +38,12 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import subset
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
-from minilm_jax.tasks import counts, sources
+from minilm_jax.tasks import counts, metrics, sources
 from minilm_jax.tasks.counts import Texts
 from minilm_jax.tasks.sources import Examples
 
 THRESHOLDS = (1, 10, 100)  # m
 HEADLINE = ('words', 'token overlap', 1)
-LEVEL = 0.95
 Loo = Float[np.ndarray, 'n']  # a number with each of n examples left out
 Values = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
 
@@ -163,7 +162,7 @@ def _measure(unit: str, name: str, least: int, value: float, without: Loo, most:
   if n < 2 or not np.isfinite(without).all():
     return Measure(unit, name, least, value, math.nan, math.nan)
   error = math.sqrt((n - 1) / n * float(((without - without.mean())**2).sum()))
-  half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * error
+  half = float(stats.t.ppf(0.5 + metrics.CONFIDENCE / 2, n - 1)) * error
   return Measure(unit, name, least, value, max(0.0, value - half), min(most, value + half))
 
 
