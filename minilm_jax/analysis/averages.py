@@ -17,7 +17,11 @@ from minilm_jax.analysis.scores import Difference, Group, ScoreRow
 GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
 # WNLI's validation examples contradict its training ones, and tiny models stay at 0 on CoLA: papers differ in these.
 WITHOUT: dict[str, tuple[str, ...]] = {
-    'all': (), 'without WNLI': ('wnli',), 'without CoLA': ('cola',), 'without both': ('cola', 'wnli')}
+  'all': (),
+  'without WNLI': ('wnli',),
+  'without CoLA': ('cola',),
+  'without both': ('cola', 'wnli'),
+}
 _COUNTED = {'validation_matched': 'validation', 'test_matched': 'test'}
 _UNCOUNTED = ('validation_mismatched', 'test_mismatched')
 
@@ -55,8 +59,13 @@ def averages(rows: Iterable[ScoreRow]) -> list[Average]:
       split = _COUNTED[row.split] if row.split in _COUNTED else row.split
       key = (split, row.filtered, row.checkpoint, row.step)
       cells.setdefault(key, {}).setdefault(row.task, []).append(row)
-  return [average for key, tasks in cells.items()
-          for average in _averages(key, {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1})]
+  return [
+    average
+    for key, tasks in cells.items()
+    for average in _averages(
+      key, {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1}
+    )
+  ]
 
 
 def counts(row: ScoreRow) -> bool:
@@ -64,7 +73,9 @@ def counts(row: ScoreRow) -> bool:
   return row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED
 
 
-def _averages(key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]) -> Iterator[Average]:
+def _averages(
+  key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]
+) -> Iterator[Average]:
   ours = [task for task, row in rows.items() if row.pretrained.n]
   theirs = [task for task, row in rows.items() if row.scratch.n]
   seen = set()
@@ -74,7 +85,9 @@ def _averages(key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRo
       if len(tasks) < 2 or tasks in seen:
         continue
       seen.add(tasks)
-      arms = [_arm([getattr(rows[task], arm) for task in tasks]) for arm in ('pretrained', 'scratch')]
+      arms = [
+        _arm([getattr(rows[task], arm) for task in tasks]) for arm in ('pretrained', 'scratch')
+      ]
       yield Average(name, tasks, *key, *arms, _difference(*arms))
 
 

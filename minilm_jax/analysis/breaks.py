@@ -17,7 +17,9 @@ SIDE = 3  # different computes on either side of a break: two would lie on any l
 _WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in factors of e of compute
 
 
-def two_piece(compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None) -> Fit:
+def two_piece(
+  compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None
+) -> Fit:
   """One power law below the break C0 and another above it, which need not meet, by least squares in log L.
 
   Without a split, C0 is the geometric mean of the two neighbouring points that it must lie between for the least sum
@@ -36,8 +38,13 @@ def two_piece(compute: Array, loss: Array, name: str = 'two pieces', split: floa
   low = compute < split
   one = laws.log_power(compute[low], loss[low])
   two = laws.log_power(compute[~low], loss[~low])
-  constants = {'a1': one.constants['a'], 'b1': one.constants['b'], 'a2': two.constants['a'], 'b2': two.constants['b'],
-               'C0': split}
+  constants = {
+    'a1': one.constants['a'],
+    'b1': one.constants['b'],
+    'a2': two.constants['a'],
+    'b2': two.constants['b'],
+    'C0': split,
+  }
   return _made(name, laws.PIECES, constants, compute, loss)
 
 
@@ -52,8 +59,21 @@ def joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit
   centre, (corner, _) = float(x.mean()), _search(x, y, (0.0,))
   level, b1, b2 = linear(hinge(x, np.array([corner]), np.array([0.0]), centre), y)[0][0]
   a1 = level + b1 * centre
-  return _made(name, laws.PIECES, {'a1': laws.exp_clipped(a1), 'b1': b1, 'a2': laws.exp_clipped(a1 + (b2 - b1) * corner), 'b2': b2,
-                                   'C0': math.exp(corner)}, compute, loss, laws.LOGS + ', joined', free=4)
+  return _made(
+    name,
+    laws.PIECES,
+    {
+      'a1': laws.exp_clipped(a1),
+      'b1': b1,
+      'a2': laws.exp_clipped(a1 + (b2 - b1) * corner),
+      'b2': b2,
+      'C0': math.exp(corner),
+    },
+    compute,
+    loss,
+    laws.LOGS + ', joined',
+    free=4,
+  )
 
 
 def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit:
@@ -70,8 +90,19 @@ def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit
   x, y = np.log(compute), np.log(loss)
   centre, (middle, width) = float(x.mean()), _search(x, y, _WIDTHS)
   level, b1, b2 = linear(hinge(x, np.array([middle]), np.array([width]), centre), y)[0][0]
-  return _made(name, laws.SMOOTH, {'a': laws.exp_clipped(level + b1 * centre), 'b1': b1, 'b2': b2, 'C0': math.exp(middle),
-                                   's': width}, compute, loss)
+  return _made(
+    name,
+    laws.SMOOTH,
+    {
+      'a': laws.exp_clipped(level + b1 * centre),
+      'b1': b1,
+      'b2': b2,
+      'C0': math.exp(middle),
+      's': width,
+    },
+    compute,
+    loss,
+  )
 
 
 def piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +129,9 @@ def hinge(x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float)
   """What log L is linear in, [G N 3], for G corners of given widths: its level at the centre, and minus b1 and b2."""
   above = x - corners[:, None]
   narrow = np.maximum(widths, 1e-9)[:, None]
-  bend = np.where(widths[:, None] > 0, narrow * np.logaddexp(0, above / narrow), np.maximum(above, 0))
+  bend = np.where(
+    widths[:, None] > 0, narrow * np.logaddexp(0, above / narrow), np.maximum(above, 0)
+  )
   return np.stack([np.ones_like(bend), bend - (x - centre), -bend], 2)
 
 
@@ -130,7 +163,9 @@ def inner(x: np.ndarray) -> tuple[float, float]:
   return float(distinct[1]), float(distinct[-2])
 
 
-def _search(x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def _search(
+  x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
+) -> tuple[float, float]:
   """Log C0 and width of the least squares: a grid, and finer ones around its best place."""
   (low, high), widths = inner(x), np.asarray(widths, float)
   corners, step = np.linspace(low, high, 40), (high - low) / 39
@@ -148,10 +183,17 @@ def _search(x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray) 
 def _left_over(sums: np.ndarray) -> np.ndarray:
   n, x, y, xx, yy, xy = sums
   across, slope = xx - x * x / n, xy - x * y / n
-  return np.maximum(yy - y * y / n - slope ** 2 / np.maximum(across, 1e-300), 0)
+  return np.maximum(yy - y * y / n - slope**2 / np.maximum(across, 1e-300), 0)
 
 
-def _made(name: str, form: str, constants: dict[str, float], compute: Array, loss: Array,
-          method: str = laws.LOGS, free: int | None = None) -> Fit:
+def _made(
+  name: str,
+  form: str,
+  constants: dict[str, float],
+  compute: Array,
+  loss: Array,
+  method: str = laws.LOGS,
+  free: int | None = None,
+) -> Fit:
   fit = laws.made(name, form, method, constants, compute, loss, loss)
   return laws.made(name, form, method, constants, compute, loss, laws.predict(fit, compute), free)

@@ -26,8 +26,9 @@ _LINES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))  # of levels
 _MAX_NAME_CHARS = 44  # letters of a name
 
 
-def figures(part: AblationAtSize, rows: Sequence[AblationRow], level: float | None,
-            lines: Mapping[str, float]) -> Iterator[tuple[str, FigureWithTooltips]]:
+def figures(
+  part: AblationAtSize, rows: Sequence[AblationRow], level: float | None, lines: Mapping[str, float]
+) -> Iterator[tuple[str, FigureWithTooltips]]:
   """The figures that have something to show, by their names.
 
   Args:
@@ -48,26 +49,40 @@ def figures(part: AblationAtSize, rows: Sequence[AblationRow], level: float | No
 
 def chosen(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
   """The changes whose losses compare, those that change most first."""
-  far = {row.change: abs(math.log(row.multiplier.value)) for row in rows if math.isfinite(row.multiplier.value)}
+  far = {
+    row.change: abs(math.log(row.multiplier.value))
+    for row in rows
+    if math.isfinite(row.multiplier.value)
+  }
   some = [change for change in part.changes if change.name in far]
   return sorted(some, key=lambda one: (-far[one.name], one.name))[:MAX_CURVES]
 
 
-def curves(base: Ablation, changes: Sequence[Ablation], levels: Mapping[str, float]) -> FigureWithTooltips:
+def curves(
+  base: Ablation, changes: Sequence[Ablation], levels: Mapping[str, float]
+) -> FigureWithTooltips:
   """Validation loss against FLOPs, in logarithms: thin lines, the base thick; `levels` are other losses by name."""
   titles: dict[str, str] = {}
   with mpl.rc_context(STYLE):
     figure, axes = _new(len(changes) + 1 + len(levels), 4.0)
     handles = {}
     for track in base.tracks.values():
-      handles[base.name], = axes.plot(track.flops(ACTUAL), track.loss, '-', color=INK, linewidth=3.5, alpha=0.4)
+      (handles[base.name],) = axes.plot(
+        track.flops(ACTUAL), track.loss, '-', color=INK, linewidth=3.5, alpha=0.4
+      )
     for place, (change, (dash, color)) in enumerate(_looks(changes)):
       for track in change.tracks.values():
         gid = f'run-{place}-{len(titles)}'
-        handles[change.name], = axes.plot(track.flops(ACTUAL), track.loss, dash, color=color, linewidth=1.1, gid=gid)
-        titles[gid] = f'{track.name}: {change.name}, loss {track.loss[-1]:.3f} at {track.flops(ACTUAL)[-1]:.2e} FLOPs'
+        (handles[change.name],) = axes.plot(
+          track.flops(ACTUAL), track.loss, dash, color=color, linewidth=1.1, gid=gid
+        )
+        titles[gid] = (
+          f'{track.name}: {change.name}, loss {track.loss[-1]:.3f} at {track.flops(ACTUAL)[-1]:.2e} FLOPs'
+        )
     for (name, loss), dash in zip(levels.items(), itertools.cycle(_LINES)):
-      handles[f'{name}, {loss:.2f} nats'] = axes.axhline(loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1)
+      handles[f'{name}, {loss:.2f} nats'] = axes.axhline(
+        loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1
+      )
     logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
     add_legend(figure, {_short(name)[1:]: handle for name, handle in handles.items()}, fontsize=8)
   return FigureWithTooltips(figure, titles)
@@ -82,16 +97,29 @@ def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
     axes = figure.add_subplot()
     axes.axvline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
     axes.set_xscale('log')
-    ends = [end for row in rows for end in (row.speed.value, row.speed.low, row.speed.high)
-            if math.isfinite(end) and end > 0]
+    ends = [
+      end
+      for row in rows
+      for end in (row.speed.value, row.speed.low, row.speed.high)
+      if math.isfinite(end) and end > 0
+    ]
     axes.set_xlim(min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3)
     for place, row in enumerate(rows):
       own, gid = row.speed, f'speed-{place}'
       if not math.isnan(own.low):
         low, high = axes.get_xlim()
-        axes.plot([max(own.low, low), min(own.high, high)], [place, place], '-', color=COLORS[0], alpha=0.5)
-      axes.plot([own.value], [place], ('>' if own.bound == AT_LEAST else '<') if own.bound else 'o', color=COLORS[0],
-                markersize=5, markerfacecolor='none' if own.bound else COLORS[0], gid=gid)
+        axes.plot(
+          [max(own.low, low), min(own.high, high)], [place, place], '-', color=COLORS[0], alpha=0.5
+        )
+      axes.plot(
+        [own.value],
+        [place],
+        ('>' if own.bound == AT_LEAST else '<') if own.bound else 'o',
+        color=COLORS[0],
+        markersize=5,
+        markerfacecolor='none' if own.bound else COLORS[0],
+        gid=gid,
+      )
       titles[gid] = f'{row.change}: speed {own}'
     axes.set_yticks(range(len(rows)), [_short(row.change) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -109,9 +137,17 @@ def multipliers(base: Ablation, changes: Sequence[Ablation]) -> FigureWithToolti
     for change, (dash, color) in _looks(changes):
       found = _multipliers(base, change)
       losses, values = list(found), list(found.values())
-      axes.fill_between(losses, [one.low for one in values], [one.high for one in values], color=color, alpha=0.12,
-                        linewidth=0)
-      handles[change.name], = axes.plot(losses, [one.value for one in values], dash, color=color, linewidth=1.3)
+      axes.fill_between(
+        losses,
+        [one.low for one in values],
+        [one.high for one in values],
+        color=color,
+        alpha=0.12,
+        linewidth=0,
+      )
+      (handles[change.name],) = axes.plot(
+        losses, [one.value for one in values], dash, color=color, linewidth=1.3
+      )
     logarithmic(axes, 'validation loss (nats a masked token), falling', 'compute multiplier')
     ticks(axes.xaxis, 8)
     axes.invert_xaxis()
@@ -125,7 +161,10 @@ def _multipliers(base: Ablation, change: Ablation) -> dict[float, multiplier.Pai
   high, low = min(track.loss[0] for track in tracks), multiplier.shared_loss(base, change)
   if not low < high:
     return {}
-  return {float(loss): multiplier.multiplier(base, change, float(loss)) for loss in np.geomspace(low, high, _NUM_LOSSES)}
+  return {
+    float(loss): multiplier.multiplier(base, change, float(loss))
+    for loss in np.geomspace(low, high, _NUM_LOSSES)
+  }
 
 
 def _new(names: int, height: float) -> tuple[Figure, Axes]:
@@ -138,4 +177,4 @@ def _looks(changes: Sequence[Ablation]) -> Iterator[tuple[Ablation, tuple[str, s
 
 
 def _short(name: str) -> str:
-  return f' {name}' if len(name) <= _MAX_NAME_CHARS else f' {name[:_MAX_NAME_CHARS - 1]}…'
+  return f' {name}' if len(name) <= _MAX_NAME_CHARS else f' {name[: _MAX_NAME_CHARS - 1]}…'

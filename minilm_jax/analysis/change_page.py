@@ -9,55 +9,90 @@ from minilm_jax.analysis.changes import Comparison
 from minilm_jax.analysis.contrasts import TRAININGS
 from minilm_jax.analysis.multiplier import NEITHER_LEFT
 from minilm_jax.analysis.outcomes import (
-    CAUSES, HALF, LENGTHENS, LITTLE, NO_WORSE, NOT, ONE_SEED, OPEN, SHORTENS, WORSE, AblationRow)
+  CAUSES,
+  HALF,
+  LENGTHENS,
+  LITTLE,
+  NO_WORSE,
+  NOT,
+  ONE_SEED,
+  OPEN,
+  SHORTENS,
+  WORSE,
+  AblationRow,
+)
 from minilm_jax.analysis.page import frame, to_html
 from minilm_jax.analysis.sheets import Picture, Section, Table
 
-HEADINGS = ('change', 'verdict', 'seeds', 'tokens to leave', 'speed, base’s tokens / its own; [95% interval]',
-            'compute multiplier, base’s FLOPs / its own; [95% interval]', 'loss at 1/4; 1/2; 1 of the base’s',
-            'end: validation; test')
+HEADINGS = (
+  'change',
+  'verdict',
+  'seeds',
+  'tokens to leave',
+  'speed, base’s tokens / its own; [95% interval]',
+  'compute multiplier, base’s FLOPs / its own; [95% interval]',
+  'loss at 1/4; 1/2; 1 of the base’s',
+  'end: validation; test',
+)
 WORDS = 2
 TITLE = 'Recipes against a base'
 CAPTION = (
-    'A change is what a recipe differs in from the base. Tokens include pads, FLOPs are those that the program '
-    'counts, losses are nats a masked token on validation rows, means over seeds. Times fewer: what the base took '
-    'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
-    'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
-    'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
-    f'says. Verdicts go by the interval of the tokens: above {HALF:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
-    f'{LENGTHENS}, below {LITTLE:g} {NOT}; a change of several fields gets none.')
+  'A change is what a recipe differs in from the base. Tokens include pads, FLOPs are those that the program '
+  'counts, losses are nats a masked token on validation rows, means over seeds. Times fewer: what the base took '
+  'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
+  'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
+  'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
+  f'says. Verdicts go by the interval of the tokens: above {HALF:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
+  f'{LENGTHENS}, below {LITTLE:g} {NOT}; a change of several fields gets none.'
+)
 GLUE_CAPTION = (
-    'Headline scores times 100 of runs fine-tuned on runs of the change and of the base: the change’s against the '
-    'base’s, n pairs, and the difference with its 95% interval. Pairs are seeds of pre-training where several are '
-    'scored, else seeds of fine-tuning (f), which do not hold what another pre-training would change. The average is '
-    'over the tasks that all pairs of its line have; averages over other tasks are other numbers.')
+  'Headline scores times 100 of runs fine-tuned on runs of the change and of the base: the change’s against the '
+  'base’s, n pairs, and the difference with its 95% interval. Pairs are seeds of pre-training where several are '
+  'scored, else seeds of fine-tuning (f), which do not hold what another pre-training would change. The average is '
+  'over the tasks that all pairs of its line have; averages over other tasks are other numbers.'
+)
 # The pictures in order: the beginning of their names, and what stands above them.
 PICTURES = {
-    'curves': 'Validation loss against FLOPs, a line a run; of many changes those that change most. Point at a line to '
-              'read what it is.',
-    'dots': 'Tokens of the base until it leaves the plateau over those of the change, with the 95% interval. A hollow '
-            'triangle is a bound: some run never left.',
-    'multiplier': 'FLOPs of the base to a loss over those of the change to the same loss, along the curve, with the '
-                  '95% interval where there are seeds for one.'}
-_SAID = {CAUSES: 'The plateau is caused by what these change (they leave it at no more than half the tokens)',
-         SHORTENS: 'It is shortened by', LENGTHENS: 'It is lengthened by',
-         NOT: 'It is not shortened to two thirds or less by', OPEN: 'Cannot be told yet',
-         ONE_SEED: 'One seed each, an indication and no verdict'}
-_SAID_OF_GLUE = {NO_WORSE: 'No worse on GLUE (the interval lies above minus one point)',
-                 WORSE: 'Worse on GLUE (it lies below minus one point)', OPEN: 'On GLUE it cannot be told of',
-                 ONE_SEED: 'On GLUE an indication and no verdict, from one pair of pre-trainings each'}
+  'curves': 'Validation loss against FLOPs, a line a run; of many changes those that change most. Point at a line to '
+  'read what it is.',
+  'dots': 'Tokens of the base until it leaves the plateau over those of the change, with the 95% interval. A hollow '
+  'triangle is a bound: some run never left.',
+  'multiplier': 'FLOPs of the base to a loss over those of the change to the same loss, along the curve, with the '
+  '95% interval where there are seeds for one.',
+}
+_SAID = {
+  CAUSES: 'The plateau is caused by what these change (they leave it at no more than half the tokens)',
+  SHORTENS: 'It is shortened by',
+  LENGTHENS: 'It is lengthened by',
+  NOT: 'It is not shortened to two thirds or less by',
+  OPEN: 'Cannot be told yet',
+  ONE_SEED: 'One seed each, an indication and no verdict',
+}
+_SAID_OF_GLUE = {
+  NO_WORSE: 'No worse on GLUE (the interval lies above minus one point)',
+  WORSE: 'Worse on GLUE (it lies below minus one point)',
+  OPEN: 'On GLUE it cannot be told of',
+  ONE_SEED: 'On GLUE an indication and no verdict, from one pair of pre-trainings each',
+}
 
 
 def cells(row: AblationRow) -> list[str]:
   """The cells under `HEADINGS`."""
+
   def losses(*values: float) -> str:
     return '; '.join(f'{value:.3f}' if math.isfinite(value) else NONE for value in values)
 
   to = f'; to {row.loss:.3f}' if math.isfinite(row.multiplier.value) else ''
-  return [row.change + (f'; {row.under_way} under way' if row.under_way else ''), row.verdict or NONE,
-          '; '.join(map(str, row.seeds)), '; '.join(_grouped(one) for one in row.tokens_to_leave) or NONE,
-          str(row.speed) or NONE, (str(row.multiplier) or NONE) + to,
-          losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole), losses(row.validation_loss, row.test_loss)]
+  return [
+    row.change + (f'; {row.under_way} under way' if row.under_way else ''),
+    row.verdict or NONE,
+    '; '.join(map(str, row.seeds)),
+    '; '.join(_grouped(one) for one in row.tokens_to_leave) or NONE,
+    str(row.speed) or NONE,
+    (str(row.multiplier) or NONE) + to,
+    losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole),
+    losses(row.validation_loss, row.test_loss),
+  ]
 
 
 def sentences(rows: Sequence[AblationRow]) -> Iterator[str]:
@@ -67,17 +102,31 @@ def sentences(rows: Sequence[AblationRow]) -> Iterator[str]:
   measured = [row for row in changes if math.isfinite(row.multiplier.value)]
   if measured:
     best = measured[0]
-    how = 'The best change is' if best.multiplier.value > 1 else 'No change is better than the base; the nearest is'
+    how = (
+      'The best change is'
+      if best.multiplier.value > 1
+      else 'No change is better than the base; the nearest is'
+    )
     yield f'{how} {best.change}: {_multiplier(best)}.'
-  for said, own in (('No difference from the base is found in FLOPs to a loss (the interval contains 1)',
-                     [row for row in measured if row.multiplier.low <= 1 <= row.multiplier.high]),
-                    ('More FLOPs to a loss than the base (the interval lies below 1)',
-                     [row for row in measured if row.multiplier.high < 1])):
+  for said, own in (
+    (
+      'No difference from the base is found in FLOPs to a loss (the interval contains 1)',
+      [row for row in measured if row.multiplier.low <= 1 <= row.multiplier.high],
+    ),
+    (
+      'More FLOPs to a loss than the base (the interval lies below 1)',
+      [row for row in measured if row.multiplier.high < 1],
+    ),
+  ):
     if own:
       yield f'{said}: ' + '; '.join(f'{row.change} ({row.multiplier})' for row in own) + '.'
   several = [row for row in measured[1:] if len(row.fields) > 1]
   if several:
-    yield 'Of several fields: ' + '; '.join(f'{row.change}: {_multiplier(row)}' for row in several) + '.'
+    yield (
+      'Of several fields: '
+      + '; '.join(f'{row.change}: {_multiplier(row)}' for row in several)
+      + '.'
+    )
   for verdict, said in _SAID.items() if base.tokens_to_leave else ():
     own = [row for row in changes if row.verdict == verdict and row.speed.bound != NEITHER_LEFT]
     if own:
@@ -96,16 +145,21 @@ def sentences(rows: Sequence[AblationRow]) -> Iterator[str]:
 
 def _of_base(base: AblationRow) -> str:
   if not base.tokens_to_leave:
-    return ('No plateau can be seen in these runs: none stood still and then fell, or they disagree; give its loss in '
-            'nats with --level.')
+    return (
+      'No plateau can be seen in these runs: none stood still and then fell, or they disagree; give its loss in '
+      'nats with --level.'
+    )
   tokens = '; '.join(_grouped(one) for one in base.tokens_to_leave)
   return f'The plateau is at {base.level:.3f} nats. Tokens until the base leaves it, seed by seed: {tokens}.'
 
 
 def _multiplier(row: AblationRow) -> str:
   own = row.multiplier
-  ends = (f' (95% interval {own.low:.2f} to {own.high:.2f}, n = {own.seeds}{", paired by seed" if own.paired else ""})'
-          if not math.isnan(own.low) else f' (n = {own.seeds}: no interval)')
+  ends = (
+    f' (95% interval {own.low:.2f} to {own.high:.2f}, n = {own.seeds}{", paired by seed" if own.paired else ""})'
+    if not math.isnan(own.low)
+    else f' (n = {own.seeds}: no interval)'
+  )
   return f'compute multiplier {own.value:.2f} to a loss of {row.loss:.3f}{ends}'
 
 
@@ -114,7 +168,8 @@ def _speed(row: AblationRow) -> str:
 
 
 def _glue(row: AblationRow) -> str:
-  return f'{with_interval(row.glue.difference, row.glue.low, row.glue.high)} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
+  difference = with_interval(row.glue.difference, row.glue.low, row.glue.high)
+  return f'{difference} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
 
 
 def _grouped(tokens: str) -> str:
@@ -137,8 +192,13 @@ def around(compared: Comparison) -> Iterator[str]:
     yield f'Left out: {"; ".join(compared.left_out)}.'
 
 
-def render(compared: Comparison, tables: Mapping[str, Sequence[AblationRow]], glue: Mapping[str, Sequence[GlueRow]],
-           pictures: Mapping[str, Mapping[str, str]], question: str = '') -> str:
+def render(
+  compared: Comparison,
+  tables: Mapping[str, Sequence[AblationRow]],
+  glue: Mapping[str, Sequence[GlueRow]],
+  pictures: Mapping[str, Mapping[str, str]],
+  question: str = '',
+) -> str:
   """Returns the whole page.
 
   Args:
@@ -148,7 +208,11 @@ def render(compared: Comparison, tables: Mapping[str, Sequence[AblationRow]], gl
     pictures: `<svg>` elements by their names, of each shape.
     question: the question and its rules, if anything.
   """
-  sections = [Section('The question, and its rules', text=question.split('\n\n'), folded=True)] if question else []
+  sections = (
+    [Section('The question, and its rules', text=question.split('\n\n'), folded=True)]
+    if question
+    else []
+  )
   for shape, rows in tables.items():
     sections.append(shape_section(shape, rows, pictures[shape]))
     if glue[shape]:
@@ -159,9 +223,14 @@ def render(compared: Comparison, tables: Mapping[str, Sequence[AblationRow]], gl
 
 def shape_section(shape: str, rows: Sequence[AblationRow], pictures: Mapping[str, str]) -> Section:
   """Returns the section of one shape; `pictures` are `<svg>` elements by name."""
-  return Section(shape, items=list(sentences(rows)),
-                 figures=[Picture(pictures[name], caption) for name, caption in PICTURES.items() if name in pictures],
-                 table=Table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION))
+  return Section(
+    shape,
+    items=list(sentences(rows)),
+    figures=[
+      Picture(pictures[name], caption) for name, caption in PICTURES.items() if name in pictures
+    ],
+    table=Table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION),
+  )
 
 
 def glue_table(rows: Sequence[GlueRow]) -> Table:
@@ -170,12 +239,21 @@ def glue_table(rows: Sequence[GlueRow]) -> Table:
   by_change: dict[str, dict[str, str]] = {}
   for row in rows:
     by_change.setdefault(row.change, {})[row.task] = _glue_cell(row)
-  return Table(['change', *tasks], 1, [[change, *(scores[task] if task in scores else NONE for task in tasks)]
-                                       for change, scores in by_change.items()], GLUE_CAPTION)
+  return Table(
+    ['change', *tasks],
+    1,
+    [
+      [change, *(scores[task] if task in scores else NONE for task in tasks)]
+      for change, scores in by_change.items()
+    ],
+    GLUE_CAPTION,
+  )
 
 
 def _glue_cell(row: GlueRow) -> str:
   score = row.score
   tasks = f'; {len(row.tasks)} tasks' if row.tasks else ''
-  return (f'{points(score.value)} against {points(score.base)}; n = {score.n}{"" if score.of == TRAININGS else " f"}'
-          f'{tasks}; {with_interval(score.difference, score.low, score.high)}')
+  return (
+    f'{points(score.value)} against {points(score.base)}; n = {score.n}{"" if score.of == TRAININGS else " f"}'
+    f'{tasks}; {with_interval(score.difference, score.low, score.high)}'
+  )

@@ -46,7 +46,9 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
   found = []
   for change in part.changes:
     base, own = part.base.tracks, change.tracks
-    both = contrasts.scored([(base[seed].name, track.name) for seed, track in own.items() if seed in base], counted)
+    both = contrasts.scored(
+      [(base[seed].name, track.name) for seed, track in own.items() if seed in base], counted
+    )
     found += [GlueRow(change.name, part.shape, *made) for made in _rows(both)]
   return found
 
@@ -54,8 +56,12 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
 def _rows(both: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]:
   """The average, where there is one, then the tasks; one that was fine-tuned in several ways is in no average."""
   often = collections.Counter(place.task for place in both)
-  names = {place: place.task + (' (filtered)' if place.filtered else '')
-           + (f', {place.train_examples:,} examples' if often[place.task] > 1 else '') for place in both}
+  names = {
+    place: place.task
+    + (' (filtered)' if place.filtered else '')
+    + (f', {place.train_examples:,} examples' if often[place.task] > 1 else '')
+    for place in both
+  }
   alone = [place for place in both if often[place.task] == 1]
   pairs = set().union(*(both[place] for place in alone))
   shared = [place for place in alone if both[place].keys() == pairs]

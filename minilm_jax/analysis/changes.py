@@ -75,7 +75,9 @@ class Comparison:
   left_out: list[str]
 
 
-def read_comparison(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]) -> Comparison:
+def read_comparison(
+  bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike]
+) -> Comparison:
   """Who is compared with whom.
 
   Args:
@@ -92,29 +94,48 @@ def read_comparison(bases: Sequence[epath.PathLike], folders: Sequence[epath.Pat
   asked = f'a comparison with the base {", ".join(map(str, bases))}'
   own = [one for one in there if str(one.folder.resolve()) in read_from]
   if not own:
-    raise InputError(asked, '; '.join(['no pre-training run there that was evaluated', *left_out]),
-                     'give --base=RUN, a run directory of pre-training')
+    raise InputError(
+      asked,
+      '; '.join(['no pre-training run there that was evaluated', *left_out]),
+      'give --base=RUN, a run directory of pre-training',
+    )
   first = own[0]
   for other in own[1:]:
     if differ := _unlike(first, other) or ', '.join(_fields(other, first)):
-      raise InputError(asked, f'{other.track.name} is another recipe than {first.track.name}: {differ}',
-                       'give runs of one recipe, or name one run of them')
+      raise InputError(
+        asked,
+        f'{other.track.name} is another recipe than {first.track.name}: {differ}',
+        'give runs of one recipe, or name one run of them',
+      )
   by_shape: dict[str, dict[tuple[str, ...], list[AblationRun]]] = {first.shape: {}}
   for one in there:
     if reason := _unlike(first, one):
       left_out.append(f'{one.track.name}: {reason}')
     else:
       by_shape.setdefault(one.shape, {}).setdefault(_fields(one, first), []).append(one)
-  left_out += [f'{one.track.name}: no run of the base recipe has its shape, {shape}'
-               for shape, of in by_shape.items() if () not in of for some in of.values() for one in some]
+  left_out += [
+    f'{one.track.name}: no run of the base recipe has its shape, {shape}'
+    for shape, of in by_shape.items()
+    if () not in of
+    for some in of.values()
+    for one in some
+  ]
   shapes = [_at_shape(shape, of, first, left_out) for shape, of in by_shape.items() if () in of]
   shapes = [part for part in shapes if part.changes]
   if not shapes:
-    raise InputError(asked, '; '.join(['no run that differs from it in its recipe', *left_out]),
-                     'give folders with other recipes on the same corpus: minilm compare --base=RUN FOLDER')
+    raise InputError(
+      asked,
+      '; '.join(['no run that differs from it in its recipe', *left_out]),
+      'give folders with other recipes on the same corpus: minilm compare --base=RUN FOLDER',
+    )
   left_out += [f'{name}: {why}' for name, why in runs.failures(folders).items()]
-  under_way = [f'{one.name}, after {one.tokens[-1]:,.0f} tokens' for part in shapes
-               for change in (part.base, *part.changes) for one in change.tracks.values() if not one.finished]
+  under_way = [
+    f'{one.name}, after {one.tokens[-1]:,.0f} tokens'
+    for part in shapes
+    for change in (part.base, *part.changes)
+    for one in change.tracks.values()
+    if not one.finished
+  ]
   reached, unlike = counted.read_ngram_baselines(found, first)
   return Comparison(shapes, found, reached, under_way, [*left_out, *unlike])
 
@@ -122,7 +143,9 @@ def read_comparison(bases: Sequence[epath.PathLike], folders: Sequence[epath.Pat
 def _unlike(first: AblationRun, other: AblationRun) -> str:
   """Why losses of one say nothing beside those of the other; '' where they do, or the tokenizer was changed."""
   if other.tokenizer == first.tokenizer and other.corpus != first.corpus:
-    return f'another corpus, {shown(other.corpus[:8])}, than that of the base, {shown(first.corpus[:8])}'
+    return (
+      f'another corpus, {shown(other.corpus[:8])}, than that of the base, {shown(first.corpus[:8])}'
+    )
   if other.evaluated != first.evaluated:
     return f'evaluated on {other.evaluated:,} rows, the base on {first.evaluated:,}'
   return ''
@@ -136,8 +159,12 @@ def _fields(one: AblationRun, base: AblationRun) -> tuple[str, ...]:
   return tuple(made)
 
 
-def _at_shape(shape: str, by_fields: Mapping[tuple[str, ...], list[AblationRun]], first: AblationRun,
-              left_out: list[str]) -> AblationAtSize:
+def _at_shape(
+  shape: str,
+  by_fields: Mapping[tuple[str, ...], list[AblationRun]],
+  first: AblationRun,
+  left_out: list[str],
+) -> AblationAtSize:
   taken: set[str] = set()
   made = []
   for fields in sorted(by_fields, key=lambda fields: (len(fields), fields)):
@@ -157,11 +184,16 @@ def _seeds(some: Iterable[AblationRun], left_out: list[str]) -> tuple[AblationRu
   kept: dict[int, AblationRun] = {}
   for one in ended or some:
     if one.track.seed in kept:
-      left_out.append(f'{one.track.name}: seed {one.track.seed} of this recipe once more, '
-                      f'beside {kept[one.track.seed].track.name}')
+      left_out.append(
+        f'{one.track.name}: seed {one.track.seed} of this recipe once more, '
+        f'beside {kept[one.track.seed].track.name}'
+      )
     else:
       kept[one.track.seed] = one
   if ended:
-    left_out += [f'{one.track.name}: under way, and other seeds of this recipe have ended'
-                 for one in some if not one.track.finished]
+    left_out += [
+      f'{one.track.name}: under way, and other seeds of this recipe have ended'
+      for one in some
+      if not one.track.finished
+    ]
   return tuple(kept[seed] for seed in sorted(kept))

@@ -22,14 +22,30 @@ from minilm_jax.tasks import subsets
 from minilm_jax.tasks.subsets import LOGIT, MEMBERS, PROBABILITY
 
 KIND, STUDY = 'committee', 'committee.json'
-COMMITTEE_HEADINGS = ('size', 'subsets', 'combined by', 'score × 100', 'accuracy × 100', 'negative log-likelihood',
-            'calibration error × 100', 'Brier score', 'disagreement × 100')
+COMMITTEE_HEADINGS = (
+  'size',
+  'subsets',
+  'combined by',
+  'score × 100',
+  'accuracy × 100',
+  'negative log-likelihood',
+  'calibration error × 100',
+  'Brier score',
+  'disagreement × 100',
+)
 COMMITTEE_WORDS = 3
 COMMITTEE_CAPTION = (
-    'Mean over subsets of the members, [their middle 95%]; the whole committee is one subset and has none. One member: '
-    'what one of them scores alone, on average. Negative log-likelihood in nats; calibration error of 15 equal bins; '
-    'disagreement: the share of examples that two members put into different classes. Smaller is better in all three.')
-_METRICS = ('accuracy', 'negative log-likelihood', 'calibration error', 'Brier score', subsets.DISAGREEMENT)
+  'Mean over subsets of the members, [their middle 95%]; the whole committee is one subset and has none. One member: '
+  'what one of them scores alone, on average. Negative log-likelihood in nats; calibration error of 15 equal bins; '
+  'disagreement: the share of examples that two members put into different classes. Smaller is better in all three.'
+)
+_METRICS = (
+  'accuracy',
+  'negative log-likelihood',
+  'calibration error',
+  'Brier score',
+  subsets.DISAGREEMENT,
+)
 _SHARES = ('accuracy', 'calibration error', subsets.DISAGREEMENT)  # shown times 100
 _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probability'}
 
@@ -60,14 +76,29 @@ def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
       continue
     study = run.read_object(path / STUDY, f'the study of the committee {path}')
     try:
-      heads = tuple(study['heads']) if 'heads' in study else (1,) * study['members']  # before there could be several
-      rows += [CommitteeRow(committee=name, task=study['task'], members=study['members'], heads=heads,
-                            examples=study['examples'][line['split']],
-                            **{field: runs.number(value) if field in ('mean', 'low', 'high') else value
-                               for field, value in line.items()}) for line in study['lines']]
+      heads = (
+        tuple(study['heads']) if 'heads' in study else (1,) * study['members']
+      )  # before there could be several
+      rows += [
+        CommitteeRow(
+          committee=name,
+          task=study['task'],
+          members=study['members'],
+          heads=heads,
+          examples=study['examples'][line['split']],
+          **{
+            field: runs.number(value) if field in ('mean', 'low', 'high') else value
+            for field, value in line.items()
+          },
+        )
+        for line in study['lines']
+      ]
     except (KeyError, TypeError, ValueError) as error:
-      raise InputError(f'the study of the committee {path}', f'{STUDY} lacks {error}',
-                       'make the committee again: another version has written this one') from None
+      raise InputError(
+        f'the study of the committee {path}',
+        f'{STUDY} lacks {error}',
+        'make the committee again: another version has written this one',
+      ) from None
   return rows
 
 
@@ -85,15 +116,25 @@ def figure(rows: Sequence[CommitteeRow]) -> Figure:
   with mpl.rc_context(STYLE):
     drawn = Figure(figsize=(7, 3.4))
     handles = {}
-    for axes, metric, scale in zip(drawn.subplots(1, 2), (headline, 'negative log-likelihood'), (100, 1)):
+    for axes, metric, scale in zip(
+      drawn.subplots(1, 2), (headline, 'negative log-likelihood'), (100, 1)
+    ):
       for (how, name), dash, color in zip(_NAMES.items(), DASHES, COLORS):
-        own = sorted((row for row in rows if (row.combined, row.metric) == (how, metric)), key=lambda row: row.size)
-        sizes, mean, low, high = ([getattr(row, field) * (1 if field == 'size' else scale) for row in own]
-                                  for field in ('size', 'mean', 'low', 'high'))
+        own = sorted(
+          (row for row in rows if (row.combined, row.metric) == (how, metric)),
+          key=lambda row: row.size,
+        )
+        sizes, mean, low, high = (
+          [getattr(row, field) * (1 if field == 'size' else scale) for row in own]
+          for field in ('size', 'mean', 'low', 'high')
+        )
         if how != MEMBERS:
-          low, high = ([middle if math.isnan(end) else end for end, middle in zip(ends, mean)] for ends in (low, high))
+          low, high = (
+            [middle if math.isnan(end) else end for end, middle in zip(ends, mean)]
+            for ends in (low, high)
+          )
           axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
-        handles[name], = axes.plot(sizes, mean, dash, color=color, marker='o', markersize=3)
+        (handles[name],) = axes.plot(sizes, mean, dash, color=color, marker='o', markersize=3)
       axes.set_xlabel('members')
       axes.set_ylabel(f'{metric} × 100' if scale == 100 else f'{metric} (nats)')
       axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -108,11 +149,20 @@ def committee_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
   lines = []
   for size in sorted({row.size for row in rows}):
     for how, name in _NAMES.items():
-      own = [by[size, how, metric] if (size, how, metric) in by else None for metric in (headline, *_METRICS)]
+      own = [
+        by[size, how, metric] if (size, how, metric) in by else None
+        for metric in (headline, *_METRICS)
+      ]
       first = own[0]
       if first is not None:
-        lines.append([str(size), f'{first.subsets}{"" if first.every else " drawn"}', name,
-                      *(scores.NONE if one is None else _cell(one) for one in own)])
+        lines.append(
+          [
+            str(size),
+            f'{first.subsets}{"" if first.every else " drawn"}',
+            name,
+            *(scores.NONE if one is None else _cell(one) for one in own),
+          ]
+        )
   return lines
 
 
@@ -126,11 +176,15 @@ def committee_sentence(rows: Sequence[CommitteeRow]) -> str:
   """What the whole committee scores, against its members."""
   first = rows[0]
   whole = {row.combined: row for row in rows if row.headline and row.size == first.members}
-  said = ' and '.join(f'{scores.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT))
+  said = ' and '.join(
+    f'{scores.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT)
+  )
   heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
-  return (f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
-          f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.points(whole[MEMBERS].mean)} on '
-          'average.')
+  return (
+    f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
+    f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.points(whole[MEMBERS].mean)} on '
+    'average.'
+  )
 
 
 def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -> Iterator[Section]:
@@ -141,9 +195,12 @@ def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -
     drawn: `<svg>` elements by the names of `figures`.
   """
   for number, panel in enumerate(panels(rows).values(), 1):
-    yield Section('Committees' if number == 1 else '', text=[committee_sentence(panel)],
-                  figures=[Picture(drawn[f'committee-{number}'])],
-                  table=Table(COMMITTEE_HEADINGS, COMMITTEE_WORDS, committee_cells(panel), COMMITTEE_CAPTION))
+    yield Section(
+      'Committees' if number == 1 else '',
+      text=[committee_sentence(panel)],
+      figures=[Picture(drawn[f'committee-{number}'])],
+      table=Table(COMMITTEE_HEADINGS, COMMITTEE_WORDS, committee_cells(panel), COMMITTEE_CAPTION),
+    )
 
 
 def figures(rows: Sequence[CommitteeRow]) -> dict[str, Figure]:

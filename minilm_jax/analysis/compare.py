@@ -12,7 +12,15 @@ from etils import epath
 
 from minilm_jax import claim, recipe, run
 from minilm_jax.analysis import (
-    change_figures, change_page, change_scores, changes, figures, outcomes, runs, sheets)
+  change_figures,
+  change_page,
+  change_scores,
+  changes,
+  figures,
+  outcomes,
+  runs,
+  sheets,
+)
 from minilm_jax.analysis.change_scores import GlueRow
 from minilm_jax.analysis.changes import Comparison
 from minilm_jax.analysis.outcomes import AblationRow
@@ -22,9 +30,14 @@ from minilm_jax.errors import InputError
 Tables = Mapping[str, Sequence[AblationRow]]
 
 
-def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], workdir: epath.PathLike,
-            level: float | None = None, lines: Mapping[str, float] | None = None,
-            question: str = '') -> tuple[Comparison, Tables]:
+def compare(
+  bases: Sequence[epath.PathLike],
+  folders: Sequence[epath.PathLike],
+  workdir: epath.PathLike,
+  level: float | None = None,
+  lines: Mapping[str, float] | None = None,
+  question: str = '',
+) -> tuple[Comparison, Tables]:
   """Writes compare.html, changes.csv and, as .svg and .png, the figures curves, dots and multiplier.
 
   Where runs of both sides were fine-tuned on GLUE, each task stands in glue.csv. Of several shapes each has figures of
@@ -48,7 +61,9 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
   """
   for name, loss in {**(lines or {}), **({} if level is None else {'level': level})}.items():
     if not (math.isfinite(loss) and loss > 0):
-      raise InputError(f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9')
+      raise InputError(
+        f'a loss {name} of {loss:g}', 'not a positive number of nats', 'give one, as in 5.9'
+      )
   asked = recipe.head(question) if question else ''
   compared = changes.read_comparison(bases, folders)
   levels = outcomes.levels(compared, level)
@@ -56,10 +71,14 @@ def compare(bases: Sequence[epath.PathLike], folders: Sequence[epath.PathLike], 
   glue = {part.shape: change_scores.find_glue_rows(part, scores) for part in compared.shapes}
   tables = {part.shape: outcomes.rows(part, levels, glue[part.shape]) for part in compared.shapes}
   lines = {**compared.ngram_losses, **(lines or {})}
-  drawn = {part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines))
-           for part in compared.shapes}
+  drawn = {
+    part.shape: dict(change_figures.figures(part, tables[part.shape], levels[''], lines))
+    for part in compared.shapes
+  }
   pictures = {shape: {name: one.svg() for name, one in of.items()} for shape, of in drawn.items()}
-  files = {'changes.csv': sheets.as_csv(AblationRow, [row for rows in tables.values() for row in rows])}
+  files = {
+    'changes.csv': sheets.as_csv(AblationRow, [row for rows in tables.values() for row in rows])
+  }
   if any(glue.values()):
     files['glue.csv'] = sheets.as_csv(GlueRow, [row for rows in glue.values() for row in rows])
   for shape, of in drawn.items():
@@ -94,6 +113,9 @@ def named_losses(given: str) -> dict[str, float]:
     try:
       found[name.strip()] = float(loss)
     except ValueError:
-      raise InputError(f'--lines={given}', f'{word!r} is no name with a loss in nats',
-                       'give some with commas between, as in --lines=unigram=5.9,bigram=4.2') from None
+      raise InputError(
+        f'--lines={given}',
+        f'{word!r} is no name with a loss in nats',
+        'give some with commas between, as in --lines=unigram=5.9,bigram=4.2',
+      ) from None
   return found

@@ -83,7 +83,9 @@ class CommitteeComparison:
   missing: str
 
 
-def committees(found: Mapping[str, epath.Path], there: Mapping[str, Trained]) -> list[SeedCommittee]:
+def committees(
+  found: Mapping[str, epath.Path], there: Mapping[str, Trained]
+) -> list[SeedCommittee]:
   """The committees of every folder, by seed and split, of two members or more.
 
   Args:
@@ -114,19 +116,31 @@ def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iter
       continue
     paths = [str(epath.Path(card['checkpoint']).resolve()) for card in cards]
     starts = [trained[path] for path in paths if path in trained]
-    rows = starts[0].rows if len(starts) == len(cards) and len({start.rows for start in starts}) == 1 else 0
+    rows = (
+      starts[0].rows
+      if len(starts) == len(cards) and len({start.rows for start in starts}) == 1
+      else 0
+    )
     for split in sorted(set.intersection(*(set(one) for one in said))):
       labels = said[0][split][1]
       if not all(np.array_equal(one[split][1], labels) for one in said):
         continue  # they were reported on other examples
       logits, headline = np.stack([one[split][0] for one in said]), cards[0]['headline']
       yield SeedCommittee(
-          name, cards[0]['task'], split, len(labels), headline, seed,
-          tuple(sorted(latencies.shape(card['model']) for card in cards)),
-          max(card['model']['layers'] for card in cards),
-          any(card['model']['convolutions'] for card in cards),
-          tuple(dict.fromkeys(start.name for start in starts)), rows,
-          _by_size(logits, labels, headline), sum(metrics.collapsed(one.argmax(-1)) for one in logits))
+        name,
+        cards[0]['task'],
+        split,
+        len(labels),
+        headline,
+        seed,
+        tuple(sorted(latencies.shape(card['model']) for card in cards)),
+        max(card['model']['layers'] for card in cards),
+        any(card['model']['convolutions'] for card in cards),
+        tuple(dict.fromkeys(start.name for start in starts)),
+        rows,
+        _by_size(logits, labels, headline),
+        sum(metrics.collapsed(one.argmax(-1)) for one in logits),
+      )
 
 
 def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:
@@ -134,21 +148,28 @@ def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[flo
     answers = subsets.combine(logits[list(subset)], subsets.PROBABILITY).argmax(-1)
     return metrics.compute((headline,), answers, labels)[headline]
 
-  return tuple(float(np.mean([score(subset) for subset in subsets.subsets(len(logits), size)]))
-               for size in range(1, len(logits) + 1))
+  return tuple(
+    float(np.mean([score(subset) for subset in subsets.subsets(len(logits), size)]))
+    for size in range(1, len(logits) + 1)
+  )
 
 
 def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """What a member said of each split, and the right labels."""
   if not path.exists():
-    raise InputError(f'a member of the committee {path.parent.parent}', f'no file {path}',
-                     'copy the folder again, whole')
+    raise InputError(
+      f'a member of the committee {path.parent.parent}',
+      f'no file {path}',
+      'copy the folder again, whole',
+    )
   with path.open('rb') as file, np.load(file, allow_pickle=False) as found:
     splits = [name.removesuffix(' outputs') for name in found if name.endswith(' outputs')]
     return {split: (found[f'{split} outputs'], found[f'{split} labels']) for split in splits}
 
 
-def contest(made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> CommitteeComparison:
+def contest(
+  made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained]
+) -> CommitteeComparison:
   """The largest committees with convolutional members that a deeper run can be compared with, task by task.
 
   Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
@@ -163,7 +184,9 @@ def contest(made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapp
     if one.convolved:
       kinds.setdefault(one.shapes, []).append(one)
   without = CommitteeComparison({}, 0, (), '', NEEDED)
-  for shapes, own in sorted(kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)):
+  for shapes, own in sorted(
+    kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)
+  ):
     differences, collapsed, deep = {}, sum(one.collapsed for one in own), ''
     for task, split in dict.fromkeys((one.task, one.split) for one in own):
       some = [one for one in own if (one.task, one.split) == (task, split)]
@@ -171,23 +194,38 @@ def contest(made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapp
       by_seed = _by_seed([{one.seed: one.value} for one in some])
       theirs = _by_seed([dict(zip(row.pretrained.seeds, row.pretrained.values)) for row in rivals])
       if rivals:
-        names = [', '.join(dict.fromkeys(names)) for names in (
-            (one.folder for one in some), (row.checkpoint for row in rivals))]
+        names = [
+          ', '.join(dict.fromkeys(names))
+          for names in ((one.folder for one in some), (row.checkpoint for row in rivals))
+        ]
         differences[f'{task}, {split}: {" against ".join(names)}'] = {
-            seed: by_seed[seed] - theirs[seed] for seed in sorted(by_seed.keys() & theirs.keys())}
+          seed: by_seed[seed] - theirs[seed] for seed in sorted(by_seed.keys() & theirs.keys())
+        }
         collapsed += sum(row.pretrained.collapsed for row in rivals)
         deep = latencies.shape(there[rivals[0].checkpoint].model)
     if differences:
       return CommitteeComparison(differences, collapsed, shapes, deep, '')
-    without = CommitteeComparison({}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task')
+    without = CommitteeComparison(
+      {}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task'
+    )
   return without
 
 
-def _deepest(one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, Trained]) -> list[ScoreRow]:
+def _deepest(
+  one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, Trained]
+) -> list[ScoreRow]:
   """The rows of the deepest runs that were scored on the same examples."""
-  fit = [row for row in rows if row.headline and row.checkpoint in there and row.pretrained.n and (
-      row.task, row.metric, row.split, row.examples) == (one.task, one.headline, one.split, one.examples)
-         and there[row.checkpoint].model['layers'] > one.layers and there[row.checkpoint].plain]
+  fit = [
+    row
+    for row in rows
+    if row.headline
+    and row.checkpoint in there
+    and row.pretrained.n
+    and (row.task, row.metric, row.split, row.examples)
+    == (one.task, one.headline, one.split, one.examples)
+    and there[row.checkpoint].model['layers'] > one.layers
+    and there[row.checkpoint].plain
+  ]
   same = [row for row in fit if there[row.checkpoint].rows == one.rows]
   fit = same or fit
   most = max((there[row.checkpoint].model['layers'] for row in fit), default=0)
@@ -200,7 +238,9 @@ def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
   return {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
 
 
-def ratio(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> tuple[tuple[float, float, float], str, str]:
+def ratio(
+  contest: CommitteeComparison, timed: Sequence[LatencyRow]
+) -> tuple[tuple[float, float, float], str, str]:
   """The committee's latency over the deep model's at batch 1: value, low and high; what it is of; what is missing.
 
   The committee's is that of its fastest way. The ends are quotients of the ends of both medians' intervals, so that the
@@ -216,8 +256,14 @@ def ratio(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> tuple[tu
       pairs.append((min(whole, key=lambda row: row.median), deep[0]))
   if pairs and shape:
     ours, theirs = max(pairs, key=lambda pair: pair[0].median / pair[1].median)
-    return ((ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low),
-            f'latency: {ours.name} against {theirs.name} in {ours.run}', '')
-  missing = ('a latency: members of several shapes are not timed together' if contest.shapes and not shape else
-             'a latency of this committee and of the deep model: minilm latency --workdir')
+    return (
+      (ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low),
+      f'latency: {ours.name} against {theirs.name} in {ours.run}',
+      '',
+    )
+  missing = (
+    'a latency: members of several shapes are not timed together'
+    if contest.shapes and not shape
+    else 'a latency of this committee and of the deep model: minilm latency --workdir'
+  )
   return (math.nan, math.nan, math.nan), '', missing

@@ -65,7 +65,9 @@ def contrast(values: Sequence[Both], of: str) -> Contrast:
   """
   base, own = np.array(values, float).T
   low, high = metrics.interval(own - base)
-  return Contrast(float(base.mean()), float(own.mean()), float((own - base).mean()), low, high, len(values), of)
+  return Contrast(
+    float(base.mean()), float(own.mean()), float((own - base).mean()), low, high, len(values), of
+  )
 
 
 def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
@@ -73,7 +75,8 @@ def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
 
   Args:
     pairs: of runs.
-    rows: of `scores.select_main`. A run with several of one place, which are rates that nothing chose between, has none there.
+    rows: of `scores.select_main`. A run with several rows of one key (rates that nothing chose
+      between) has no score there.
   """
   places: dict[ScoreKey, dict[str, list[Group]]] = {}
   for row in rows:
@@ -83,7 +86,11 @@ def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
   pairs, found = list(pairs), {}
   for place, groups in places.items():
     one = {name: several[0] for name, several in groups.items() if len(several) == 1}
-    both = {pair: _common(*(one[name] for name in pair)) for pair in pairs if all(name in one for name in pair)}
+    both = {
+      pair: _common(*(one[name] for name in pair))
+      for pair in pairs
+      if all(name in one for name in pair)
+    }
     found[place] = {pair: seeds for pair, seeds in both.items() if seeds}
   return {place: both for place, both in found.items() if both}
 
@@ -100,9 +107,16 @@ def over_tasks(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
   """
   pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
   if len(pairs) > 1:
-    return contrast([_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs], TRAININGS)
+    return contrast(
+      [_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs],
+      TRAININGS,
+    )
   seeds = sorted(set.intersection(*(set(seeds) for seeds in pairs[0])))
-  return contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS) if seeds else NO_CONTRAST
+  return (
+    contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
+    if seeds
+    else NO_CONTRAST
+  )
 
 
 def _mean_of_pairs(values: Sequence[Both]) -> Both:

@@ -89,8 +89,9 @@ class Depth:
   score: float
 
 
-def models(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow],
-           averages: Iterable[Average]) -> tuple[dict[str, list[ScoredModel]], list[str]]:
+def models(
+  tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], averages: Iterable[Average]
+) -> tuple[dict[str, list[ScoredModel]], list[str]]:
   """The models of each task's headline and of each average, and what was left out, with the reason.
 
   A row belongs to the track of the name of its checkpoint, at its step: the loss is that of the last evaluation until
@@ -110,8 +111,10 @@ def models(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow],
       rows.setdefault(_series(row), {}).setdefault(row.checkpoint, []).append(row)
     else:
       unknown[row.checkpoint] = None
-  left_out = [f'scores of {name or "a checkpoint without a name"}: its pre-training is not among these runs'
-              for name in unknown]
+  left_out = [
+    f'scores of {name or "a checkpoint without a name"}: its pre-training is not among these runs'
+    for name in unknown
+  ]
   found: dict[str, list[ScoredModel]] = {}
   for series, of in rows.items():
     for name, own in of.items():
@@ -132,15 +135,33 @@ def _series(row: ScoreRow | Average) -> str:
 
 
 def _model(track: LossCurve, row: ScoreRow | Average) -> ScoredModel:
-  seen = [loss for step, loss in zip(track.updates, track.loss, strict=True) if row.step is None or step <= row.step]
-  bits = track.bits_per_word if row.step is None or row.step >= track.updates[-1] else None  # taken at the end
-  return ScoredModel(track.name, seen[-1] if seen else math.log(track.shape.vocabulary), math.nan if bits is None else bits,
-               math.log(track.shape.vocabulary), track.parameters, row.pretrained.mean, row.scratch.mean,
-               row.difference.low, row.difference.high)
+  seen = [
+    loss
+    for step, loss in zip(track.updates, track.loss, strict=True)
+    if row.step is None or step <= row.step
+  ]
+  bits = (
+    track.bits_per_word if row.step is None or row.step >= track.updates[-1] else None
+  )  # taken at the end
+  return ScoredModel(
+    track.name,
+    seen[-1] if seen else math.log(track.shape.vocabulary),
+    math.nan if bits is None else bits,
+    math.log(track.shape.vocabulary),
+    track.parameters,
+    row.pretrained.mean,
+    row.scratch.mean,
+    row.difference.low,
+    row.difference.high,
+  )
 
 
-def correlations(found: Mapping[str, Sequence[ScoredModel]], vocabularies: int = 1, draws: int = 1000,
-                 seed: int = 0) -> tuple[list[Correlation], list[str]]:
+def correlations(
+  found: Mapping[str, Sequence[ScoredModel]],
+  vocabularies: int = 1,
+  draws: int = 1000,
+  seed: int = 0,
+) -> tuple[list[Correlation], list[str]]:
   """The correlations of every series that enough models have, and what was left out, with the reason.
 
   Args:
@@ -152,14 +173,22 @@ def correlations(found: Mapping[str, Sequence[ScoredModel]], vocabularies: int =
   made, left_out = [], []
   for series, own in found.items():
     for measure in (LOSS, BITS):
-      known = [model for model in own if math.isfinite(model.score)
-               and math.isfinite(model.loss if measure == LOSS else model.bits)]
+      known = [
+        model
+        for model in own
+        if math.isfinite(model.score)
+        and math.isfinite(model.loss if measure == LOSS else model.bits)
+      ]
       if measure == BITS and not known:
         continue
       if len(known) < MIN_MODELS:
-        left_out.append(f'{series} against {measure}: {len(known)} models, and fewer than {MIN_MODELS} say nothing')
+        left_out.append(
+          f'{series} against {measure}: {len(known)} models, and fewer than {MIN_MODELS} say nothing'
+        )
       elif measure == LOSS and vocabularies > 1:
-        left_out.append(f'{series} against {measure}: losses a token over {vocabularies} vocabularies do not compare')
+        left_out.append(
+          f'{series} against {measure}: losses a token over {vocabularies} vocabularies do not compare'
+        )
       else:
         made.append(_correlation(series, measure, known, False, draws, seed))
         both = [model for model in known if math.isfinite(model.scratch)]
@@ -168,9 +197,12 @@ def correlations(found: Mapping[str, Sequence[ScoredModel]], vocabularies: int =
   return made, left_out
 
 
-def _correlation(series: str, measure: str, known: Sequence[ScoredModel], scratch: bool, draws: int,
-                 seed: int) -> Correlation:
-  x = np.array([[model.loss if measure == LOSS else model.bits, model.untrained] for model in known])
+def _correlation(
+  series: str, measure: str, known: Sequence[ScoredModel], scratch: bool, draws: int, seed: int
+) -> Correlation:
+  x = np.array(
+    [[model.loss if measure == LOSS else model.bits, model.untrained] for model in known]
+  )
   y = np.array([[model.score, model.scratch] for model in known])
   if not scratch:
     x, y = x[:, :1], y[:, :1]
@@ -184,10 +216,14 @@ def _correlation(series: str, measure: str, known: Sequence[ScoredModel], scratc
     if np.isfinite(value[0]) and defined.any():
       ends = np.quantile(values[defined], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
     estimates.append(Estimate(float(value[0]), *ends))
-  return Correlation(series, measure, scratch, len(known), y.size, *estimates, float(1 - defined.mean()))
+  return Correlation(
+    series, measure, scratch, len(known), y.size, *estimates, float(1 - defined.mean())
+  )
 
 
-def coefficients(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[np.ndarray, '3 S']:
+def coefficients(
+  x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
+) -> Float[np.ndarray, '3 S']:
   """Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side is constant."""
   ranks = [stats.rankdata(side, axis=1) for side in (x, y)]
   return np.stack([_pearson(x, y), _pearson(*ranks), _kendall(x, y)])
@@ -203,8 +239,10 @@ def _pearson(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[
 def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[np.ndarray, 'S']:
   one, two = np.triu_indices(x.shape[1], 1)
   signs = [np.sign(side[:, one] - side[:, two]) for side in (x, y)]
-  below = np.sqrt((signs[0]**2).sum(1) * (signs[1]**2).sum(1))
-  return np.divide((signs[0] * signs[1]).sum(1), below, out=np.full(len(x), np.nan), where=below > 0)
+  below = np.sqrt((signs[0] ** 2).sum(1) * (signs[1] ** 2).sum(1))
+  return np.divide(
+    (signs[0] * signs[1]).sum(1), below, out=np.full(len(x), np.nan), where=below > 0
+  )
 
 
 def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel]]) -> list[Depth]:
@@ -215,23 +253,41 @@ def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel
   """
   scores = {series: {model.name: model.score for model in own} for series, own in found.items()}
   made = []
-  ended = sorted((track for track in tracks if track.finished), key=lambda track: (track.shape.layers, track.name))
+  ended = sorted(
+    (track for track in tracks if track.finished),
+    key=lambda track: (track.shape.layers, track.name),
+  )
   for place, shallow in enumerate(ended):
-    for deep in ended[place + 1:]:
-      if deep.shape.layers == shallow.shape.layers or deep.shape.vocabulary != shallow.shape.vocabulary:
+    for deep in ended[place + 1 :]:
+      if (
+        deep.shape.layers == shallow.shape.layers
+        or deep.shape.vocabulary != shallow.shape.vocabulary
+      ):
         continue
       for matched, ratio in _ratios(shallow, deep).items():
         if not 1 - _MAX_RELATIVE_DIFFERENCE <= min(ratio, 1 / ratio):
           continue
-        both = {series: of for series, of in scores.items() if shallow.name in of and deep.name in of}
-        common = (shallow.name, deep.name, shallow.shape.layers, deep.shape.layers, matched, ratio,
-                  deep.loss[-1] - shallow.loss[-1])
-        made += [Depth(*common, series, of[deep.name] - of[shallow.name]) for series, of in both.items()
-                 ] or [Depth(*common, '', math.nan)]
+        both = {
+          series: of for series, of in scores.items() if shallow.name in of and deep.name in of
+        }
+        common = (
+          shallow.name,
+          deep.name,
+          shallow.shape.layers,
+          deep.shape.layers,
+          matched,
+          ratio,
+          deep.loss[-1] - shallow.loss[-1],
+        )
+        made += [
+          Depth(*common, series, of[deep.name] - of[shallow.name]) for series, of in both.items()
+        ] or [Depth(*common, '', math.nan)]
   return made
 
 
 def _ratios(shallow: LossCurve, deep: LossCurve) -> dict[str, float]:
   count = ACTUAL if ACTUAL in shallow.flops_per_row and ACTUAL in deep.flops_per_row else HONEY
-  return {'parameters': deep.parameters / shallow.parameters,
-          'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1])}
+  return {
+    'parameters': deep.parameters / shallow.parameters,
+    'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1]),
+  }

@@ -20,7 +20,9 @@ from minilm_jax.tasks.metrics import CONFIDENCE
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
-_MAX_ROW_DIFFERENCE = 0.01  # runs whose rows differ by less saw the same: the paper's do, by one update
+_MAX_ROW_DIFFERENCE = (
+  0.01  # runs whose rows differ by less saw the same: the paper's do, by one update
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,15 +110,31 @@ def arms(tracks: Sequence[LossCurve]) -> list[Arm]:
   groups: dict[tuple[object, ...], list[LossCurve]] = {}
   for track in tracks:
     if track.finished:
-      key = (track.shape, track.tied, track.learning_rate, track.warmup, track.length, track.rows[-1])
+      key = (
+        track.shape,
+        track.tied,
+        track.learning_rate,
+        track.warmup,
+        track.length,
+        track.rows[-1],
+      )
       groups.setdefault(key, []).append(track)
   found = []
   for own in groups.values():
     losses = [track.loss[-1] if track.test_loss is None else track.test_loss for track in own]
     bits = [track.bits_per_word for track in own if track.bits_per_word is not None]
-    found.append(Arm(own[0].shape, own[0].tied, own[0].learning_rate, tuple(track.name for track in own),
-                     tuple(map(math.exp, losses)), tuple(bits) if len(bits) == len(own) else (),
-                     float(np.mean([track.flops(HONEY)[-1] for track in own])), float(own[0].rows[-1])))
+    found.append(
+      Arm(
+        own[0].shape,
+        own[0].tied,
+        own[0].learning_rate,
+        tuple(track.name for track in own),
+        tuple(map(math.exp, losses)),
+        tuple(bits) if len(bits) == len(own) else (),
+        float(np.mean([track.flops(HONEY)[-1] for track in own])),
+        float(own[0].rows[-1]),
+      )
+    )
   return sorted(found, key=lambda arm: (arm.flops, arm.runs))
 
 
@@ -137,8 +155,11 @@ def steps(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list
   for factor in FACTORS:
     strict = list(_neighbours(options, factor, ()))
     if factor != 'heads':
-      strict += [sides for sides in _neighbours(options, factor, ('heads',))
-                 if not any(_same_but_heads(sides, other) for other in strict)]
+      strict += [
+        sides
+        for sides in _neighbours(options, factor, ('heads',))
+        if not any(_same_but_heads(sides, other) for other in strict)
+      ]
     found += [_step(factor, *sides, draws, seed) for sides in strict]
   return found
 
@@ -153,14 +174,18 @@ def _saw_the_same(rows: float, others: float) -> bool:
   return abs(rows - others) <= _MAX_ROW_DIFFERENCE * others
 
 
-def _neighbours(options: Sequence[Arm], factor: str, free: tuple[str, ...]) -> Iterator[tuple[Arm, Arm]]:
+def _neighbours(
+  options: Sequence[Arm], factor: str, free: tuple[str, ...]
+) -> Iterator[tuple[Arm, Arm]]:
   """The sides of each step along a factor; factors that are `free` may differ between them."""
   fixed = [name for name in FACTORS if name != factor and name not in free]
   chains: list[tuple[tuple[int, ...], float, dict[int, Arm]]] = []
   for arm in options:
     key = tuple(getattr(arm.shape, name) for name in fixed)
-    best = next((chain for other, rows, chain in chains
-                 if other == key and _saw_the_same(arm.rows, rows)), None)
+    best = next(
+      (chain for other, rows, chain in chains if other == key and _saw_the_same(arm.rows, rows)),
+      None,
+    )
     if best is None:
       best = {}
       chains.append((key, arm.rows, best))
@@ -178,17 +203,34 @@ def _step(factor: str, one: Arm, two: Arm, draws: int, seed: int) -> Step:
   gain = one.mean - two.mean if comparable else math.nan
   flops = two.flops - one.flops
   bits = float(np.mean(one.bits) - np.mean(two.bits)) if one.bits and two.bits else math.nan
-  ends = _interval(lambda rng: _means(one.perplexity, draws, rng) - _means(two.perplexity, draws, rng), seed) if (
-      comparable and min(len(one.runs), len(two.runs)) > 1) else (math.nan, math.nan)
+  ends = (
+    _interval(
+      lambda rng: _means(one.perplexity, draws, rng) - _means(two.perplexity, draws, rng), seed
+    )
+    if (comparable and min(len(one.runs), len(two.runs)) > 1)
+    else (math.nan, math.nan)
+  )
   better = gain > 0 if comparable else bits > 0
   unknown = not comparable and math.isnan(bits)
   costs = flops / UNIT if flops > 0 else math.nan
   return Step(
-      factor=factor, others=others(one.shape, factor), also='; '.join(_also(factor, one, two)),
-      from_value=getattr(one.shape, factor), to_value=getattr(two.shape, factor), from_runs=one.runs, to_runs=two.runs,
-      perplexity_gain=gain, bits_gain=bits, flops=flops, per_1e15=gain / costs, low=ends[0] / costs,
-      high=ends[1] / costs, bits_per_1e15=bits / costs, flops_per_point=flops / gain if gain > 0 else math.nan,
-      dominated=flops >= 0 and not better and not unknown)
+    factor=factor,
+    others=others(one.shape, factor),
+    also='; '.join(_also(factor, one, two)),
+    from_value=getattr(one.shape, factor),
+    to_value=getattr(two.shape, factor),
+    from_runs=one.runs,
+    to_runs=two.runs,
+    perplexity_gain=gain,
+    bits_gain=bits,
+    flops=flops,
+    per_1e15=gain / costs,
+    low=ends[0] / costs,
+    high=ends[1] / costs,
+    bits_per_1e15=bits / costs,
+    flops_per_point=flops / gain if gain > 0 else math.nan,
+    dominated=flops >= 0 and not better and not unknown,
+  )
 
 
 def others(shape: ModelShape, factor: str) -> str:
@@ -198,7 +240,9 @@ def others(shape: ModelShape, factor: str) -> str:
   'e 32, i 128, a 1, l 2, V 19010'
   """
   letters = dict(zip(FACTORS, 'ehialV', strict=True))
-  return ', '.join(f'{letter} {getattr(shape, name)}' for name, letter in letters.items() if name != factor)
+  return ', '.join(
+    f'{letter} {getattr(shape, name)}' for name, letter in letters.items() if name != factor
+  )
 
 
 def _also(factor: str, one: Arm, two: Arm) -> Iterator[str]:
@@ -226,22 +270,41 @@ def plane(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list
     if len(arm.runs) > 1:
       ends = _interval(lambda rng, arm=arm: _means(arm.perplexity, draws, rng), seed)
     name = arm.runs[0] + (f' and {len(arm.runs) - 1} more' if len(arm.runs) > 1 else '')
-    found.append(Option(name, arm.runs, arm.shape, arm.flops, arm.mean, *ends,
-                        any(_dominates(other, arm) for other in options)))
+    found.append(
+      Option(
+        name,
+        arm.runs,
+        arm.shape,
+        arm.flops,
+        arm.mean,
+        *ends,
+        any(_dominates(other, arm) for other in options),
+      )
+    )
   return found
 
 
 def _dominates(other: Arm, arm: Arm) -> bool:
   theirs, ours = (other.flops, other.mean), (arm.flops, arm.mean)
-  return (other.shape.vocabulary == arm.shape.vocabulary and theirs[0] <= ours[0] and theirs[1] <= ours[1]
-          and theirs != ours)
+  return (
+    other.shape.vocabulary == arm.shape.vocabulary
+    and theirs[0] <= ours[0]
+    and theirs[1] <= ours[1]
+    and theirs != ours
+  )
 
 
-def _means(values: Sequence[float], draws: int, rng: np.random.Generator) -> Float[np.ndarray, 'draws']:
+def _means(
+  values: Sequence[float], draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, 'draws']:
   return rng.choice(np.asarray(values), (draws, len(values))).mean(1)
 
 
-def _interval(resample: Callable[[np.random.Generator], Float[np.ndarray, 'draws']], seed: int) -> tuple[float, float]:
+def _interval(
+  resample: Callable[[np.random.Generator], Float[np.ndarray, 'draws']], seed: int
+) -> tuple[float, float]:
   """The percentiles of a resampled statistic; of two or three seeds they are narrower than the truth."""
-  low, high = np.quantile(resample(np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+  low, high = np.quantile(
+    resample(np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+  )
   return float(low), float(high)

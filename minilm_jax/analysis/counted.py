@@ -13,12 +13,19 @@ from minilm_jax.shape import ANY, COUNT, NUMBER, TEXT
 
 WORDS = 'word frequencies'
 # Those that are drawn; the right neighbour tells as much as the left one, and the others lie close to these.
-NAMES = {'unigram': WORDS, 'left': 'left neighbour', 'mixture': 'mean of both neighbours', 'both': 'both neighbours'}
+NAMES = {
+  'unigram': WORDS,
+  'left': 'left neighbour',
+  'mixture': 'mean of both neighbours',
+  'both': 'both neighbours',
+}
 _RECIPE = {'corpus': TEXT, 'rows': COUNT, 'subset': {'rows': ANY, 'tokens': ANY, 'order': ANY}}
 _RESULT = {'rows': [{'predictor': TEXT, 'split': TEXT, 'loss': NUMBER}]}
 
 
-def read_ngram_baselines(found: Mapping[str, epath.Path], base: AblationRun) -> tuple[dict[str, float], list[str]]:
+def read_ngram_baselines(
+  found: Mapping[str, epath.Path], base: AblationRun
+) -> tuple[dict[str, float], list[str]]:
   """Losses on the validation split by the `NAMES` of predictors, nats, and why some baselines are not used.
 
   Args:
@@ -38,7 +45,12 @@ def read_ngram_baselines(found: Mapping[str, epath.Path], base: AblationRun) -> 
       continue
     for row in run.read_object(path / run.RESULT, f'the baselines in {path}', _RESULT)['rows']:
       loss = runs.number(row['loss'])
-      if row['split'] == 'validation' and row['predictor'] in NAMES and math.isfinite(loss) and loss > 0:
+      if (
+        row['split'] == 'validation'
+        and row['predictor'] in NAMES
+        and math.isfinite(loss)
+        and loss > 0
+      ):
         losses[NAMES[row['predictor']]] = loss
   return {name: losses[name] for name in NAMES.values() if name in losses}, left_out
 

@@ -19,12 +19,21 @@ from minilm_jax.shape import FLAG, NUMBER, TEXT
 from minilm_jax.tasks import metrics
 
 ARMS = {True: 'pre-trained', False: 'from scratch'}
-_LOG_FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')  # of each line that fine-tuning logs
+_LOG_FIELDS = (
+  'epoch',
+  'split',
+  'seed',
+  'learning_rate',
+  'member',
+  'pretrained',
+)  # of each line that fine-tuning logs
 _RECIPE = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}  # what is read of it
 LogLine = dict[str, Any]
 
 
-def learning(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> tuple[list[Panel], list[Panel]]:
+def learning(
+  found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
+) -> tuple[list[Panel], list[Panel]]:
   """Fine-tuning by epoch: the headline on the held-out part, or else on the reported split, and the training loss.
 
   Where a table shows one rate of an arm its others are not drawn, and of several steps of a checkpoint only the last.
@@ -44,7 +53,9 @@ def learning(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> tuple
     if row.shown:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n + group.undefined:
-          rates.setdefault((row.task, row.filtered, row.checkpoint, arm), set()).add(group.learning_rate)
+          rates.setdefault((row.task, row.filtered, row.checkpoint, arm), set()).add(
+            group.learning_rate
+          )
   lines: dict[tuple[str, bool, str, str], list[LogLine]] = {}
   for name, path in found.items():
     if runs.kind(path) == 'finetune':
@@ -77,15 +88,30 @@ def trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
   panels = []
   for (task, _, filtered, checkpoint, *_), own in cells.items():
     bands: dict[str, list[tuple[int, Group]]] = {}
-    many = {arm: len(own) > len({row.step for row in own}) for arm in ARMS}  # rates that nothing chose between
+    many = {
+      arm: len(own) > len({row.step for row in own}) for arm in ARMS
+    }  # rates that nothing chose between
     for row in own:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n:
           bands.setdefault(_name(arm, group.learning_rate, many[arm]), []).append((row.step, group))
-    panels.append(Panel(_title(task, filtered, checkpoint if several else ''), tuple(
-        MeanBand(name, tuple(float(step) for step, _ in points), *(
-            tuple(100 * getattr(group, end) for _, group in points) for end in ('mean', 'low', 'high')))
-        for name, points in bands.items()), 100 * own[0].majority))
+    panels.append(
+      Panel(
+        _title(task, filtered, checkpoint if several else ''),
+        tuple(
+          MeanBand(
+            name,
+            tuple(float(step) for step, _ in points),
+            *(
+              tuple(100 * getattr(group, end) for _, group in points)
+              for end in ('mean', 'low', 'high')
+            ),
+          )
+          for name, points in bands.items()
+        ),
+        100 * own[0].majority,
+      )
+    )
   return panels
 
 
@@ -110,8 +136,11 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogL
   for line in run.read_lines(path / run.METRICS):
     missing = [field for field in _LOG_FIELDS if field not in line]
     if missing:
-      raise InputError(f'the learning curves of {name}', f'a line of {run.METRICS} without {", ".join(missing)}',
-                       'fine-tune again into a new --workdir: another version has written this one')
+      raise InputError(
+        f'the learning curves of {name}',
+        f'a line of {run.METRICS} without {", ".join(missing)}',
+        'fine-tune again into a new --workdir: another version has written this one',
+      )
     checkpoint, step = starts[line['member']] if line['member'] in starts else (first, None)
     if step is None or step == last[checkpoint]:
       yield checkpoint, line
@@ -119,8 +148,12 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogL
 
 def _headline(lines: Sequence[LogLine]) -> list[LogLine]:
   """The scored lines of one split, the held-out part before all others, with their metric as 'value'."""
-  scored = [{**line, 'value': line[name]} for line in lines for name in line if name in metrics.METRICS]
-  split = min((line['split'] for line in scored), key=lambda split: (split != 'held_out', split), default='')
+  scored = [
+    {**line, 'value': line[name]} for line in lines for name in line if name in metrics.METRICS
+  ]
+  split = min(
+    (line['split'] for line in scored), key=lambda split: (split != 'held_out', split), default=''
+  )
   return [line for line in scored if line['split'] == split]
 
 
@@ -138,5 +171,8 @@ def _bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
         if line['learning_rate'] == rate:
           points.setdefault(line['epoch'], {})[line['seed']] = scale * runs.number(line['value'])
       found = [metrics.summary(list(points[epoch].values())) for epoch in sorted(points)]
-      yield MeanBand(_name(arm, rate, len(rates) > 1), tuple(float(epoch) for epoch in sorted(points)),
-                 *(tuple(one[end] for one in found) for end in ('mean', 'low', 'high')))
+      yield MeanBand(
+        _name(arm, rate, len(rates) > 1),
+        tuple(float(epoch) for epoch in sorted(points)),
+        *(tuple(one[end] for one in found) for end in ('mean', 'low', 'high')),
+      )

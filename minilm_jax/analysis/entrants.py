@@ -19,11 +19,31 @@ from minilm_jax.analysis.tracks import ACTUAL, LossCurve
 from minilm_jax.config import completed
 from minilm_jax.errors import shown
 
-_ASIDE = ('kind', 'seed', 'updates', 'evaluation', 'checkpoint', 'log', 'mesh', 'population', 'accumulation', 'corpus',
-          'head_blocks', 'corpus_on', 'nonfinite', 'model.remat', 'model.nominal_heads',
-          *(f'model.{one}' for one in model_config.SHAPE_FIELDS.values()))
-_OF_MEMBERS = {'optimizer.learning_rate': 'learning_rates', 'optimizer.weight_decay': 'weight_decays',
-               'mask.rate': 'mask_rates', 'mask.random': 'mask_randoms', 'mask.keep': 'mask_keeps'}
+_ASIDE = (
+  'kind',
+  'seed',
+  'updates',
+  'evaluation',
+  'checkpoint',
+  'log',
+  'mesh',
+  'population',
+  'accumulation',
+  'corpus',
+  'head_blocks',
+  'corpus_on',
+  'nonfinite',
+  'model.remat',
+  'model.nominal_heads',
+  *(f'model.{one}' for one in model_config.SHAPE_FIELDS.values()),
+)
+_OF_MEMBERS = {
+  'optimizer.learning_rate': 'learning_rates',
+  'optimizer.weight_decay': 'weight_decays',
+  'mask.rate': 'mask_rates',
+  'mask.random': 'mask_randoms',
+  'mask.keep': 'mask_keeps',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +82,15 @@ def differing(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
   >>> differing({'model.norm': 'pre', 'mask.rate': 0.3, 'model.gate': False}, {'model.norm': 'post', 'mask.rate': 0.3})
   ['norm=pre']
   """
+
   def used(of: Mapping[str, Any], name: str) -> Any:
     return of[name] if name in of and of[name] else None  # 0, False, '' and () are not used
 
-  return [f'{shown(name.removeprefix("model.").removeprefix("optimizer."))}={_written(fields, name)}'
-          for name in sorted({*base, *fields}) if used(fields, name) != used(base, name)]
+  return [
+    f'{shown(name.removeprefix("model.").removeprefix("optimizer."))}={_written(fields, name)}'
+    for name in sorted({*base, *fields})
+    if used(fields, name) != used(base, name)
+  ]
 
 
 def _written(fields: Mapping[str, Any], name: str) -> str:
@@ -100,9 +124,23 @@ def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
     raise ValueError('losses, tokens and FLOPs must be positive')
   fields = run.flatten(completed(config))
   of = config['population']
-  fields |= {name: of[values][member] for name, values in _OF_MEMBERS.items() if values in of and of[values]}
-  kept = {name: value for name, value in fields.items() if name not in _ASIDE and name.partition('.')[0] not in _ASIDE}
+  fields |= {
+    name: of[values][member] for name, values in _OF_MEMBERS.items() if values in of and of[values]
+  }
+  kept = {
+    name: value
+    for name, value in fields.items()
+    if name not in _ASIDE and name.partition('.')[0] not in _ASIDE
+  }
   shape = model_config.short_shape(config['model'])
   planned = float(int(config['updates']) * int(config['batch_size']) * track.flops_per_row[ACTUAL])
-  return AblationRun(track, folder, shape, kept, str(manifest['corpus']), str(manifest['tokenizer']),
-                 int(config['evaluation']['rows']), planned)
+  return AblationRun(
+    track,
+    folder,
+    shape,
+    kept,
+    str(manifest['corpus']),
+    str(manifest['tokenizer']),
+    int(config['evaluation']['rows']),
+    planned,
+  )

@@ -29,11 +29,24 @@ COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 DASHES = ('-', '--', ':', '-.')
 _MAX_NUMBERED_CLASSES = 14  # classes of a confusion matrix up to which numbers fit its squares
 STYLE = {
-    'axes.edgecolor': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK, 'text.color': INK,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.15, 'grid.color': INK,
-    'font.size': 10, 'font.family': 'sans-serif', 'legend.frameon': False, 'lines.linewidth': 1.6,
-    'text.parse_math': False,  # a run may be called $1
-    'svg.fonttype': 'none', 'svg.hashsalt': 'minilm_jax', 'figure.constrained_layout.use': True,
+  'axes.edgecolor': INK,
+  'axes.labelcolor': INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
+  'text.color': INK,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'grid.alpha': 0.15,
+  'grid.color': INK,
+  'font.size': 10,
+  'font.family': 'sans-serif',
+  'legend.frameon': False,
+  'lines.linewidth': 1.6,
+  'text.parse_math': False,  # a run may be called $1
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'minilm_jax',
+  'figure.constrained_layout.use': True,
 }
 
 
@@ -75,12 +88,23 @@ def loss(curves: Sequence[RunLosses]) -> Figure:
     handles = []
     for curve, (dash, color) in zip(curves, _looks()):
       axes.plot(curve.train_tokens, curve.train_loss, dash, color=color, alpha=0.5, linewidth=1)
-      handles += axes.plot(curve.validation_tokens, curve.validation_loss, dash, color=color, marker='o', markersize=3)
+      handles += axes.plot(
+        curve.validation_tokens, curve.validation_loss, dash, color=color, marker='o', markersize=3
+      )
     _label(axes, 'tokens seen', 'masked-token loss (nats)')
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-    names = [f' {curve.name}' for curve in curves]  # Matplotlib leaves out a name that begins with an underscore
-    figure.legend(handles, names, loc='outside lower left', title='points: validation · faint: training',
-                  alignment='left', fontsize=9, title_fontsize=9)
+    names = [
+      f' {curve.name}' for curve in curves
+    ]  # Matplotlib leaves out a name that begins with an underscore
+    figure.legend(
+      handles,
+      names,
+      loc='outside lower left',
+      title='points: validation · faint: training',
+      alignment='left',
+      fontsize=9,
+      title_fontsize=9,
+    )
   return figure
 
 
@@ -93,17 +117,26 @@ def dots(rows: Sequence[DotRow], x: str) -> Figure:
     figure = Figure(figsize=(width, 1.3 + 0.45 * max(1, len(rows))))
     axes = figure.add_subplot()
     arms = _looks_of(name for row in rows for name in row.arms)
-    marks = dict(zip(dict.fromkeys(name for row in rows for name in row.levels), itertools.cycle('|xd')))
+    marks = dict(
+      zip(dict.fromkeys(name for row in rows for name in row.levels), itertools.cycle('|xd'))
+    )
     handles: dict[str, Any] = dict.fromkeys(arms)  # they come first
     for place, row in enumerate(rows):
       for number, (name, (_, color)) in enumerate(arms.items()):
         if name in row.arms and math.isfinite(row.arms[name][0]):
-          (mean, low, high), y = row.arms[name], place + 0.3 * (number / max(1, len(arms) - 1) - 0.5)
-          axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # without an interval there is none to see
-          handles[name], = axes.plot([mean], [y], 'o', color=color, markersize=5)
+          (mean, low, high), y = (
+            row.arms[name],
+            place + 0.3 * (number / max(1, len(arms) - 1) - 0.5),
+          )
+          axes.plot(
+            [low, high], [y, y], '-', color=color, alpha=0.6
+          )  # without an interval there is none to see
+          (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
       for name, level in row.levels.items():
         if math.isfinite(level):
-          handles[name], = axes.plot([level], [place], marks[name], color=INK, alpha=0.7, markersize=9 - len(marks))
+          (handles[name],) = axes.plot(
+            [level], [place], marks[name], color=INK, alpha=0.7, markersize=9 - len(marks)
+          )
     axes.set_yticks(range(len(rows)), [f' {row.name}' for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(x)
@@ -127,39 +160,59 @@ def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
     columns = min(3, max(1, len(panels)))
     lines = math.ceil(max(1, len(panels)) / columns)
     looks = _looks_of(band.name for panel in panels for band in panel.bands)
-    figure = Figure(figsize=(1 + 2.2 * columns, 0.6 + 1.9 * lines + 0.2 * math.ceil(len(looks) / 2)))
+    figure = Figure(
+      figsize=(1 + 2.2 * columns, 0.6 + 1.9 * lines + 0.2 * math.ceil(len(looks) / 2))
+    )
     handles: dict[str, Any] = {}
-    for number, (axes, panel) in enumerate(zip(figure.subplots(lines, columns, squeeze=False).flat, panels)):
+    for number, (axes, panel) in enumerate(
+      zip(figure.subplots(lines, columns, squeeze=False).flat, panels)
+    ):
       for band in panel.bands:
         dash, color = looks[band.name]
         axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
-        handles[band.name], = axes.plot(band.x, band.mean, dash, color=color, marker='o', markersize=2.5)
+        (handles[band.name],) = axes.plot(
+          band.x, band.mean, dash, color=color, marker='o', markersize=2.5
+        )
       if math.isfinite(panel.level):
-        handles['majority'] = axes.axhline(panel.level, color=INK, alpha=0.5, linestyle=':', linewidth=1)
+        handles['majority'] = axes.axhline(
+          panel.level, color=INK, alpha=0.5, linestyle=':', linewidth=1
+        )
       axes.set_title(f' {panel.title}', fontsize=9)
       _label(axes, '', '')
-      if number + columns >= len(panels):  # one label of the whole figure would lie under the legend
+      if number + columns >= len(
+        panels
+      ):  # one label of the whole figure would lie under the legend
         axes.set_xlabel(x, fontsize=9)
       axes.xaxis.set_major_formatter(EngFormatter(sep=''))
       axes.tick_params(labelsize=8)
-    for axes in figure.axes[len(panels):]:
+    for axes in figure.axes[len(panels) :]:
       axes.set_axis_off()
     figure.supylabel(y, fontsize=9)
     add_legend(figure, handles)
   return figure
 
 
-def confusion(title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]) -> Figure:
+def confusion(
+  title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]
+) -> Figure:
   """A square an arm: the share of each true class (row) that was said to be each class (column), with counts."""
   with mpl.rc_context(STYLE | {'axes.grid': False}):
     size = len(classes)
     figure = Figure(figsize=(1 + (1.2 + 0.45 * size) * max(1, len(arms)), 1.4 + 0.45 * size))
     figure.suptitle(f' {title}', fontsize=10)
-    for axes, (name, counts) in zip(figure.subplots(1, max(1, len(arms)), squeeze=False).flat, arms.items()):
+    for axes, (name, counts) in zip(
+      figure.subplots(1, max(1, len(arms)), squeeze=False).flat, arms.items()
+    ):
       shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
       edges = np.arange(size + 1) - 0.5
-      axes.pcolormesh(edges, edges, shares, vmin=0, vmax=1.5,  # the darkest square still lets its number be read
-                      cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]))
+      axes.pcolormesh(
+        edges,
+        edges,
+        shares,
+        vmin=0,
+        vmax=1.5,  # the darkest square still lets its number be read
+        cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]),
+      )
       axes.set_aspect('equal')
       axes.invert_yaxis()
       for (true, said), count in np.ndenumerate(counts):
@@ -179,7 +232,7 @@ def svg(figure: Figure) -> str:
     file = io.StringIO()
     figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
   text = file.getvalue()
-  return shown(text[text.index('<svg'):]).replace(INK, 'currentColor')
+  return shown(text[text.index('<svg') :]).replace(INK, 'currentColor')
 
 
 def png(figure: Figure) -> bytes:
@@ -196,10 +249,16 @@ def _looks() -> Iterator[tuple[str, str]]:
   return itertools.cycle(itertools.product(DASHES, COLORS))
 
 
-def add_legend(figure: Figure, handles: Mapping[str, Any], fontsize: int = 9, ncols: int = 2) -> None:
+def add_legend(
+  figure: Figure, handles: Mapping[str, Any], fontsize: int = 9, ncols: int = 2
+) -> None:
   """Adds a legend of named lines below a figure."""
-  names = [f' {name}' for name in handles]  # Matplotlib leaves out a name that begins with an underscore
-  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=ncols, fontsize=fontsize)
+  names = [
+    f' {name}' for name in handles
+  ]  # Matplotlib leaves out a name that begins with an underscore
+  figure.legend(
+    list(handles.values()), names, loc='outside lower left', ncols=ncols, fontsize=fontsize
+  )
 
 
 def _looks_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -54,15 +54,25 @@ def percentile(tracks: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   """
   flops, loss, owner, place = _pool(tracks, count)
   at = np.percentile(flops, np.arange(0, 101, 5))
-  edges = np.unique(np.concatenate([
-      np.linspace(0, at[0], 11), np.linspace(at[0], at[1], 11), np.linspace(at[1], at[2], 6), at[2:]]))
+  edges = np.unique(
+    np.concatenate(
+      [
+        np.linspace(0, at[0], 11),
+        np.linspace(at[0], at[1], 11),
+        np.linspace(at[1], at[2], 6),
+        at[2:],
+      ]
+    )
+  )
   bins = np.digitize(flops, edges, right=True)
   order = np.lexsort((flops, loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
   return _points(tracks, count, owner, place, order[first])
 
 
-def envelope(tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False) -> list[Point]:
+def envelope(
+  tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
+) -> list[Point]:
   """The lower envelope: each evaluation whose loss is below that of every other with at most as much compute.
 
   Compute and loss of its points are strictly monotone, and it has as many points as the data has records.
@@ -82,8 +92,11 @@ def envelope(tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool =
   """
   chosen = [track for track in tracks if track.finished or unfinished]
   if tracks and not chosen:
-    raise InputError('the frontier of finished runs', f'{len(tracks)} runs, none at the end of its schedule',
-                     'let them finish, or count unfinished ones too')
+    raise InputError(
+      'the frontier of finished runs',
+      f'{len(tracks)} runs, none at the end of its schedule',
+      'let them finish, or count unfinished ones too',
+    )
   flops, loss, owner, place = _pool(chosen, count)
   if ends:
     last = np.flatnonzero(np.diff(owner, append=-1))
@@ -96,30 +109,49 @@ def envelope(tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool =
 
 def arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
   """FLOPs and losses, as the fits take them."""
-  return np.array([point.flops for point in points], float), np.array([point.loss for point in points], float)
+  return np.array([point.flops for point in points], float), np.array(
+    [point.loss for point in points], float
+  )
 
 
-def _pool(tracks: Sequence[LossCurve], count: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pool(
+  tracks: Sequence[LossCurve], count: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """FLOPs and loss of every evaluation, the track it is of, and its place there."""
   without = [track.name for track in tracks if count not in track.flops_per_row]
   if without:
-    raise InputError(f'a frontier over FLOPs by the count {count!r}', f'{len(without)} runs without it, '
-                     f'{without[0]} the first', 'choose a count that every run has')
+    raise InputError(
+      f'a frontier over FLOPs by the count {count!r}',
+      f'{len(without)} runs without it, {without[0]} the first',
+      'choose a count that every run has',
+    )
   flops = np.concatenate([np.zeros(0), *(track.flops(count) for track in tracks)])
   paid = np.flatnonzero(flops > 0)
   if not len(paid):
-    raise InputError('a frontier', f'{len(tracks)} runs, no evaluation after an update',
-                     'give runs that were evaluated')
+    raise InputError(
+      'a frontier',
+      f'{len(tracks)} runs, no evaluation after an update',
+      'give runs that were evaluated',
+    )
   lengths = [len(track.loss) for track in tracks]
   loss = np.concatenate([np.asarray(track.loss, float) for track in tracks])
   place = np.concatenate([np.arange(length) for length in lengths])
   return flops[paid], loss[paid], np.repeat(np.arange(len(tracks)), lengths)[paid], place[paid]
 
 
-def _points(tracks: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray) -> list[Point]:
+def _points(
+  tracks: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray
+) -> list[Point]:
   found = []
   for one in kept:
     track, at = tracks[owner[one]], int(place[one])
-    found.append(Point(float(track.rows[at] * track.flops_per_row[count]), track.loss[at], track.name,
-                       float(track.rows[at] * track.length), track.parameters))
+    found.append(
+      Point(
+        float(track.rows[at] * track.flops_per_row[count]),
+        track.loss[at],
+        track.name,
+        float(track.rows[at] * track.length),
+        track.parameters,
+      )
+    )
   return found

@@ -72,7 +72,9 @@ class Trained:
   @property
   def plain(self) -> bool:
     """Has it no convolutions?"""
-    return not ('convolutions' in self.model and self.model['convolutions'])  # runs from before there were any
+    return not (
+      'convolutions' in self.model and self.model['convolutions']
+    )  # runs from before there were any
 
   @property
   def epochs(self) -> float:
@@ -89,7 +91,9 @@ class GapStudy:
   left_out: Sequence[str]
 
 
-def find_gaps(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000) -> GapStudy:
+def find_gaps(
+  found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000
+) -> GapStudy:
   """The points of every comparison that has two sizes or two overlaps, and their lines.
 
   Args:
@@ -109,21 +113,31 @@ def find_gaps(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: 
       points += made
       wanted = [there[name] for name in single if _is_part(there[name], axis)]
       if wanted and not made:
-        left_out.append(f'the gap of {series} by {axis}: {len(wanted)} of these runs, and no two that share model, '
-                        f'tokenizer and training differ in their {axis} and have both arms')
+        left_out.append(
+          f'the gap of {series} by {axis}: {len(wanted)} of these runs, and no two that share model, '
+          f'tokenizer and training differ in their {axis} and have both arms'
+        )
   return GapStudy(points, lines.slopes(points, draws), left_out)
 
 
-def single_rows(rows: Iterable[ScoreRow],
-                there: Mapping[str, Trained]) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
+def single_rows(
+  rows: Iterable[ScoreRow], there: Mapping[str, Trained]
+) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
   """The headline rows of some runs by series and run, and which are left out because nothing chose between several."""
   found: dict[str, dict[str, list[ScoreRow]]] = {}
   for row in rows:
     if row.headline and row.checkpoint in there:
       found.setdefault(_series(row), {}).setdefault(row.checkpoint, []).append(row)
-  left_out = [f'the gap of {series} from {name}: {len(own)} rows that nothing chose between'
-              for series, of in found.items() for name, own in of.items() if len(own) > 1]
-  return {series: {name: own[0] for name, own in of.items() if len(own) == 1} for series, of in found.items()}, left_out
+  left_out = [
+    f'the gap of {series} from {name}: {len(own)} rows that nothing chose between'
+    for series, of in found.items()
+    for name, own in of.items()
+    if len(own) > 1
+  ]
+  return {
+    series: {name: own[0] for name, own in of.items() if len(own) == 1}
+    for series, of in found.items()
+  }, left_out
 
 
 def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
@@ -135,8 +149,11 @@ def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
         yield _trained(name, config, manifest)
       except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         found = f'no {error}' if isinstance(error, KeyError) else str(error)
-        raise InputError(f'what {path} was trained on', f'{found} in its {run.CONFIG} or {run.MANIFEST}',
-                         'restore both, or leave the run out: another version may have written it') from None
+        raise InputError(
+          f'what {path} was trained on',
+          f'{found} in its {run.CONFIG} or {run.MANIFEST}',
+          'restore both, or leave the run out: another version may have written it',
+        ) from None
 
 
 def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
@@ -146,10 +163,20 @@ def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) 
   rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
   if min(rows, tokens) < 1:
     raise ValueError(f'{rows} rows of {tokens} tokens')
-  return Trained(name, shape, key, rows, tokens, of_rows, int(config['updates']) * int(config['batch_size']),
-                 str(part['task']) if part else '', float(part['overlap']['value']) if part else math.nan,
-                 bool(part) and part['by'] in _SELECTED, str(manifest['corpus']),
-                 str(part['of']) if part else str(manifest['corpus']))
+  return Trained(
+    name,
+    shape,
+    key,
+    rows,
+    tokens,
+    of_rows,
+    int(config['updates']) * int(config['batch_size']),
+    str(part['task']) if part else '',
+    float(part['overlap']['value']) if part else math.nan,
+    bool(part) and part['by'] in _SELECTED,
+    str(manifest['corpus']),
+    str(part['of']) if part else str(manifest['corpus']),
+  )
 
 
 def other_sets(there: Iterable[Trained]) -> dict[str, str]:
@@ -160,10 +187,14 @@ def other_sets(there: Iterable[Trained]) -> dict[str, str]:
   families: dict[str, dict[tuple[int, str], list[str]]] = {}
   for one in there:
     families.setdefault(one.whole, {}).setdefault((one.rows, one.corpus), []).append(one.name)
-  return {name: f'{name}: trained on {rows:,} rows, and the study of a grid is of models that were trained on one set, '
-                f'here {max(sets)[0]:,} rows'
-          for sets in families.values() for (rows, corpus), names in sets.items() if (rows, corpus) != max(sets)
-          for name in names}
+  return {
+    name: f'{name}: trained on {rows:,} rows, and the study of a grid is of models that were trained on one set, '
+    f'here {max(sets)[0]:,} rows'
+    for sets in families.values()
+    for (rows, corpus), names in sets.items()
+    if (rows, corpus) != max(sets)
+    for name in names
+  }
 
 
 def _is_part(one: Trained, axis: str) -> bool:
@@ -172,11 +203,15 @@ def _is_part(one: Trained, axis: str) -> bool:
 
 
 def _series(row: ScoreRow) -> str:
-  return (f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
-          f'{row.train_examples:,} training examples')
+  return (
+    f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
+    f'{row.train_examples:,} training examples'
+  )
 
 
-def _points(axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, Trained]) -> Iterator[Gap]:
+def _points(
+  axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, Trained]
+) -> Iterator[Gap]:
   """The points of one series along one axis: first the model and the tokenizer, then what else is shared."""
   by_key: dict[str, list[Trained]] = {}
   task = next((row.task for row in rows.values()), '')
@@ -188,32 +223,68 @@ def _points(axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping
   for number, (key, own) in enumerate(by_key.items()):
     twin = shapes.index(own[0].shape) < number
     shape = f'{own[0].shape} ({shapes[:number].count(own[0].shape) + 1})' if twin else own[0].shape
-    scratch = next((rows[name].scratch for name in rows if there[name].key == key and rows[name].scratch.n), None)
-    complete = [one for one in own if rows[one.name].pretrained.n and (scratch or rows[one.name].scratch.n)]
-    for shared, some in (_by_size(complete) if axis == SIZE else _by_overlap(complete)):
-      for one in sorted(some, key=lambda one: (one.tokens if axis == SIZE else one.overlap, one.name)):
+    scratch = next(
+      (rows[name].scratch for name in rows if there[name].key == key and rows[name].scratch.n), None
+    )
+    complete = [
+      one for one in own if rows[one.name].pretrained.n and (scratch or rows[one.name].scratch.n)
+    ]
+    for shared, some in _by_size(complete) if axis == SIZE else _by_overlap(complete):
+      for one in sorted(
+        some, key=lambda one: (one.tokens if axis == SIZE else one.overlap, one.name)
+      ):
         yield _gap(axis, series, f'{shape}, {shared}', one, rows[one.name], scratch)
 
 
-def _gap(axis: str, series: str, comparison: str, one: Trained, row: ScoreRow, other: Group | None) -> Gap:
+def _gap(
+  axis: str, series: str, comparison: str, one: Trained, row: ScoreRow, other: Group | None
+) -> Gap:
   scratch = row.scratch if row.scratch.n else other
   found = row.difference if row.scratch.n else difference(row.pretrained, scratch)
   seeds = row.pretrained.seeds if found.paired else ()
-  values = tuple(np.subtract(row.pretrained.values, scratch.values).tolist()) if found.paired else ()
-  return Gap(axis, series, comparison, one.name, one.rows, one.tokens, one.epochs, one.overlap, row.pretrained.mean,
-             scratch.mean, found, not row.scratch.n, seeds, values)
+  values = (
+    tuple(np.subtract(row.pretrained.values, scratch.values).tolist()) if found.paired else ()
+  )
+  return Gap(
+    axis,
+    series,
+    comparison,
+    one.name,
+    one.rows,
+    one.tokens,
+    one.epochs,
+    one.overlap,
+    row.pretrained.mean,
+    scratch.mean,
+    found,
+    not row.scratch.n,
+    seeds,
+    values,
+  )
 
 
 def _by_size(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
   """Runs of several sizes that saw as many rows, or each row as often; all of them where neither is shared."""
   some = False
-  for what, clusters in (('same updates', _clusters(own, 'seen')), ('same epochs', _clusters(own, 'epochs'))):
+  for what, clusters in (
+    ('same updates', _clusters(own, 'seen')),
+    ('same epochs', _clusters(own, 'epochs')),
+  ):
     several = [cluster for cluster in clusters if len(_clusters(cluster, 'tokens')) > 1]
     for cluster in several:
       some = True
       one = cluster[0]
-      yield what + (f' ({one.seen:,} rows)' if len(several) > 1 and what == 'same updates' else
-                    f' ({one.epochs:.3g})' if what == 'same epochs' else ''), cluster
+      yield (
+        what
+        + (
+          f' ({one.seen:,} rows)'
+          if len(several) > 1 and what == 'same updates'
+          else f' ({one.epochs:.3g})'
+          if what == 'same epochs'
+          else ''
+        ),
+        cluster,
+      )
   if not some and len(_clusters(own, 'tokens')) > 1:
     yield 'updates and epochs differ', list(own)
 

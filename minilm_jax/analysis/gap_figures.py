@@ -19,8 +19,12 @@ def gaps(points: Sequence[Gap]) -> FigureWithTooltips:
   titles: dict[str, str] = {}
   size = points[0].axis == SIZE
   series = list(dict.fromkeys(point.series for point in points))
-  looks = dict(zip(dict.fromkeys(point.comparison for point in points),
-                   itertools.cycle(itertools.product(DASHES, COLORS))))
+  looks = dict(
+    zip(
+      dict.fromkeys(point.comparison for point in points),
+      itertools.cycle(itertools.product(DASHES, COLORS)),
+    )
+  )
   columns = min(2, len(series))
   rows = math.ceil(len(series) / columns)
   handles: dict[str, Any] = {}
@@ -31,11 +35,20 @@ def gaps(points: Sequence[Gap]) -> FigureWithTooltips:
       axes.axhline(0, color=INK, alpha=0.5, linestyle=':', linewidth=1)
       axes.set_xscale('log' if size else 'linear')
       for place, (comparison, (dash, color)) in enumerate(looks.items()):
-        own = sorted((_x(point), point.checkpoint, point) for point in points
-                     if (point.series, point.comparison) == (name, comparison))
+        own = sorted(
+          (_x(point), point.checkpoint, point)
+          for point in points
+          if (point.series, point.comparison) == (name, comparison)
+        )
         means = {x: [100 * point.gap.mean for at, _, point in own if at == x] for x, *_ in own}
-        handles[comparison], = axes.plot(list(means), [sum(of) / len(of) for of in means.values()], dash, color=color,
-                                         alpha=0.7, linewidth=1.2)
+        (handles[comparison],) = axes.plot(
+          list(means),
+          [sum(of) / len(of) for of in means.values()],
+          dash,
+          color=color,
+          alpha=0.7,
+          linewidth=1.2,
+        )
         for x, _, point in own:
           gid = f'gap-{points[0].axis}-{number}-{place}-{len(titles)}'
           low, high = 100 * point.gap.low, 100 * point.gap.high
@@ -44,10 +57,14 @@ def gaps(points: Sequence[Gap]) -> FigureWithTooltips:
           axes.plot([x], [100 * point.gap.mean], 'o', color=color, markersize=4.5, gid=gid)
           titles[gid] = _title(point)
       _dress(axes, name, sorted({_x(point) for point in points}) if size else ())
-    for axes in panels[len(series):]:
+    for axes in panels[len(series) :]:
       axes.set_axis_off()
-    for axes in panels[max(0, len(series) - columns):len(series)]:  # a label of the figure would lie under the legend
-      axes.set_xlabel('tokens of the pre-training set' if size else 'token overlap of words × 100', fontsize=9)
+    for axes in panels[
+      max(0, len(series) - columns) : len(series)
+    ]:  # a label of the figure would lie under the legend
+      axes.set_xlabel(
+        'tokens of the pre-training set' if size else 'token overlap of words × 100', fontsize=9
+      )
     figure.supylabel('pre-trained less from scratch × 100', fontsize=9)
     add_legend(figure, handles, ncols=1)
   return FigureWithTooltips(figure, titles)
@@ -71,7 +88,7 @@ def _dress(axes: Any, name: str, places: Sequence[float]) -> None:
   axes.tick_params(labelsize=8)
   axes.yaxis.set_major_locator(MaxNLocator(6))
   if places:
-    axes.xaxis.set_major_locator(FixedLocator(places[::math.ceil(len(places) / 5)]))
+    axes.xaxis.set_major_locator(FixedLocator(places[:: math.ceil(len(places) / 5)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(float(value))))
   else:

@@ -16,8 +16,14 @@ from minilm_jax.analysis import runs
 from minilm_jax.analysis.tracks import ACTUAL, ModelShape, LossCurve
 from minilm_jax.shape import NUMBER
 
-_SHAPE_FIELDS = {'embedding': 'embedding', 'hidden': 'hidden', 'feed_forward': 'feed_forward', 'heads': 'nominal_heads',
-          'layers': 'layers', 'vocabulary': 'vocabulary'}
+_SHAPE_FIELDS = {
+  'embedding': 'embedding',
+  'hidden': 'hidden',
+  'feed_forward': 'feed_forward',
+  'heads': 'nominal_heads',
+  'layers': 'layers',
+  'vocabulary': 'vocabulary',
+}
 
 _WORDS = {'bits_per_word?': NUMBER, 'bits_per_byte?': NUMBER}
 Record = Mapping[str, Any]
@@ -55,19 +61,37 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
     if runs.kind(path) != 'pretrain':
       continue
     config, manifest = runs.config(path), runs.manifest(path)
-    words = run.read_object(path / run.WORDS, f'what words cost {path}', _WORDS) if (path / run.WORDS).exists() else {}
+    words = (
+      run.read_object(path / run.WORDS, f'what words cost {path}', _WORDS)
+      if (path / run.WORDS).exists()
+      else {}
+    )
     for member, lines in runs.members(path).items():
       try:
-        track = _curve_of_run(name + member, config, manifest, lines, int(member.split()[-1]) if member else 0)
-      except (KeyError, TypeError, IndexError, ArithmeticError, ValueError, AttributeError) as error:
+        track = _curve_of_run(
+          name + member, config, manifest, lines, int(member.split()[-1]) if member else 0
+        )
+      except (
+        KeyError,
+        TypeError,
+        IndexError,
+        ArithmeticError,
+        ValueError,
+        AttributeError,
+      ) as error:
         grid.left_out.append(f'{name}{member}: {missing(error)}')
         continue
       if not track.loss:
         grid.left_out.append(f'{track.name}: no validation loss yet')
         continue
-      track = dataclasses.replace(track, finished=(path / run.RESULT).exists()
-                                  and max(line['step'] for line in lines) >= config['updates'])
-      bits = {name: words[name] if name in words else None for name in ('bits_per_word', 'bits_per_byte')}
+      track = dataclasses.replace(
+        track,
+        finished=(path / run.RESULT).exists()
+        and max(line['step'] for line in lines) >= config['updates'],
+      )
+      bits = {
+        name: words[name] if name in words else None for name in ('bits_per_word', 'bits_per_byte')
+      }
       grid.tracks.append(dataclasses.replace(track, **bits))
   return grid
 
@@ -79,31 +103,54 @@ def missing(error: Exception) -> str:
   return f'its {run.CONFIG}, {run.MANIFEST} or {run.METRICS} is of another form ({error})'
 
 
-def _curve_of_run(name: str, config: Record, manifest: Record, lines: Sequence[Record], member: int) -> LossCurve:
+def _curve_of_run(
+  name: str, config: Record, manifest: Record, lines: Sequence[Record], member: int
+) -> LossCurve:
   model, population = config['model'], config['population']
-  validation = {line['step']: line for line in lines if line['split'] == 'validation' and 'loss' in line
-                and line['step'] > 0}  # before any training there is no compute
-  kept = {step: line for step, line in sorted(validation.items()) if math.isfinite(runs.number(line['loss']))}
+  validation = {
+    line['step']: line
+    for line in lines
+    if line['split'] == 'validation' and 'loss' in line and line['step'] > 0
+  }  # before any training there is no compute
+  kept = {
+    step: line
+    for step, line in sorted(validation.items())
+    if math.isfinite(runs.number(line['loss']))
+  }
   test = [runs.number(line['loss']) for line in lines if line['split'] == 'test' and 'loss' in line]
   batch = config['batch_size']
   last = kept[max(kept)] if kept else None
   length = round(last['tokens'] / (last['step'] * batch)) if last else model['length']
-  flops = {count: float(value) * length / model['length'] for count, value in manifest['flops_per_row'].items()}
+  flops = {
+    count: float(value) * length / model['length']
+    for count, value in manifest['flops_per_row'].items()
+  }
   if last and 'flops' in last and ACTUAL in flops and length != model['length']:
     flops[ACTUAL] = last['flops'] / (last['step'] * batch)
   return LossCurve(
-      name=name, shape=ModelShape(**{ours: int(model[theirs]) for ours, theirs in _SHAPE_FIELDS.items()}),
-      embedding_parameters=int(manifest['parameters']['embedding']),
-      other_parameters=int(manifest['parameters']['other']),
-      seed=int(_own(population['seeds'], member, config['seed'] + member)),
-      learning_rate=float(_own(population['learning_rates'], member, config['optimizer']['learning_rate'])),
-      warmup=int(manifest['warmup']), tied=bool(model['tied']), length=length, flops_per_row=flops, updates=tuple(kept),
-      rows=tuple(step * batch for step in kept), loss=tuple(float(line['loss']) for line in kept.values()),
-      lost=len(validation) - len(kept), finished=False,
-      test_loss=test[-1] if test and math.isfinite(test[-1]) else None, bits_per_word=None, bits_per_byte=None)
+    name=name,
+    shape=ModelShape(**{ours: int(model[theirs]) for ours, theirs in _SHAPE_FIELDS.items()}),
+    embedding_parameters=int(manifest['parameters']['embedding']),
+    other_parameters=int(manifest['parameters']['other']),
+    seed=int(_own(population['seeds'], member, config['seed'] + member)),
+    learning_rate=float(
+      _own(population['learning_rates'], member, config['optimizer']['learning_rate'])
+    ),
+    warmup=int(manifest['warmup']),
+    tied=bool(model['tied']),
+    length=length,
+    flops_per_row=flops,
+    updates=tuple(kept),
+    rows=tuple(step * batch for step in kept),
+    loss=tuple(float(line['loss']) for line in kept.values()),
+    lost=len(validation) - len(kept),
+    finished=False,
+    test_loss=test[-1] if test and math.isfinite(test[-1]) else None,
+    bits_per_word=None,
+    bits_per_byte=None,
+  )
 
 
 def _own(values: Sequence[Any], member: int, otherwise: Any) -> Any:
   """What a member has of its own, or else the recipe's."""
   return values[member] if values else otherwise
-

@@ -17,7 +17,14 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+  FixedLocator,
+  FuncFormatter,
+  LogLocator,
+  MaxNLocator,
+  NullFormatter,
+  NullLocator,
+)
 
 from minilm_jax.analysis import cost, figures
 from minilm_jax.analysis.correlation import ScoredModel
@@ -61,12 +68,19 @@ def titled(svg: str, titles: Mapping[str, str]) -> str:
   '<g id="a"><title>x &lt; y</title><path/></g>'
   """
   for name, text in titles.items():
-    svg = svg.replace(f'<g id="{name}">', f'<g id="{name}"><title>{html.escape(shown(text))}</title>', 1)
+    svg = svg.replace(
+      f'<g id="{name}">', f'<g id="{name}"><title>{html.escape(shown(text))}</title>', 1
+    )
   return svg
 
 
-def compute(tracks: Sequence[LossCurve], frontier: Sequence[Point], laws: Sequence[FittedLine],
-            breaks: tuple[float, float, float] | None, count: str = HONEY) -> FigureWithTooltips:
+def compute(
+  tracks: Sequence[LossCurve],
+  frontier: Sequence[Point],
+  laws: Sequence[FittedLine],
+  breaks: tuple[float, float, float] | None,
+  count: str = HONEY,
+) -> FigureWithTooltips:
   """Loss against compute, both in logarithms: every run by its depth, the frontier, laws, and where they break.
 
   Args:
@@ -83,24 +97,39 @@ def compute(tracks: Sequence[LossCurve], frontier: Sequence[Point], laws: Sequen
     depths = dict(zip(sorted({track.shape.layers for track in tracks}), itertools.cycle(_DEPTHS)))
     handles: dict[str, Any] = {}
     for number, track in enumerate(sorted(tracks, key=lambda track: track.name)):
-      axes.plot(track.flops(count), track.loss, '-', color=depths[track.shape.layers], alpha=0.45, linewidth=0.9,
-                gid=f'curve-{number}')
+      axes.plot(
+        track.flops(count),
+        track.loss,
+        '-',
+        color=depths[track.shape.layers],
+        alpha=0.45,
+        linewidth=0.9,
+        gid=f'curve-{number}',
+      )
       shape = cost.others(track.shape, 'vocabulary')
       titles[f'curve-{number}'] = f'{track.name}: {shape}, {track.parameters:,} parameters'
     for layers, color in depths.items():
       handles[f'{layers} {"layer" if layers == 1 else "layers"}'] = Line2D([], [], color=color)
     if breaks and all(map(math.isfinite, breaks)):
-      handles[f'break, {breaks[0]:.1e} FLOPs'] = axes.axvspan(*breaks[1:], color=INK, alpha=0.1, linewidth=0)
+      handles[f'break, {breaks[0]:.1e} FLOPs'] = axes.axvspan(
+        *breaks[1:], color=INK, alpha=0.1, linewidth=0
+      )
     if breaks and math.isfinite(breaks[0]):
       axes.axvline(breaks[0], color=INK, alpha=0.6, linestyle=':', linewidth=1)
     for law, dash in zip(laws, itertools.cycle(DASHES)):
-      handles[law.name], = axes.plot(law.flops, law.loss, dash, color=INK, linewidth=1.4)
+      (handles[law.name],) = axes.plot(law.flops, law.loss, dash, color=INK, linewidth=1.4)
     for number, point in enumerate(frontier):
       name = f'frontier-{number}'
-      handles['frontier'], = axes.plot([point.flops], [point.loss], 'o', color=COLORS[1], gid=name, **_SIZES)
-      titles[name] = f'{point.run}: loss {point.loss:.3f} at {point.flops:.2e} FLOPs, {point.tokens:.2e} tokens'
+      (handles['frontier'],) = axes.plot(
+        [point.flops], [point.loss], 'o', color=COLORS[1], gid=name, **_SIZES
+      )
+      titles[name] = (
+        f'{point.run}: loss {point.loss:.3f} at {point.flops:.2e} FLOPs, {point.tokens:.2e} tokens'
+      )
     losses = [loss for track in tracks for loss in track.loss]
-    axes.set_ylim(min(losses) / 1.06, max(losses) * 1.06)  # a law that goes on far must not squeeze what was measured
+    axes.set_ylim(
+      min(losses) / 1.06, max(losses) * 1.06
+    )  # a law that goes on far must not squeeze what was measured
     logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
     figures.add_legend(figure, handles)
   return FigureWithTooltips(figure, titles)
@@ -124,10 +153,26 @@ def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> FigureWithTo
       name = f'option-{number}'
       kind = 'dominated' if option.dominated else 'not dominated'
       if math.isfinite(option.low):
-        axes.plot([option.flops] * 2, [option.low, option.high], '-', color=COLORS[0], alpha=0.6, linewidth=1.2)
-      handles[kind], = axes.plot([option.flops], [option.perplexity], 'o', color=COLORS[0], gid=name,
-                                 markerfacecolor='none' if option.dominated else COLORS[0], **_SIZES)
-      titles[name] = f'{option.name}: perplexity {option.perplexity:.2f} for {option.flops:.2e} FLOPs, {kind}'
+        axes.plot(
+          [option.flops] * 2,
+          [option.low, option.high],
+          '-',
+          color=COLORS[0],
+          alpha=0.6,
+          linewidth=1.2,
+        )
+      (handles[kind],) = axes.plot(
+        [option.flops],
+        [option.perplexity],
+        'o',
+        color=COLORS[0],
+        gid=name,
+        markerfacecolor='none' if option.dominated else COLORS[0],
+        **_SIZES,
+      )
+      titles[name] = (
+        f'{option.name}: perplexity {option.perplexity:.2f} for {option.flops:.2e} FLOPs, {kind}'
+      )
       if option.runs[0] in numbers:
         _number(axes, option.flops, option.perplexity, numbers[option.runs[0]])
     logarithmic(axes, 'FLOPs of the whole run', 'perplexity')
@@ -135,8 +180,11 @@ def plane(options: Sequence[Option], numbers: Mapping[str, int]) -> FigureWithTo
   return FigureWithTooltips(figure, titles)
 
 
-def scores(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int], notes: Mapping[str, str]) -> FigureWithTooltips:
+def scores(
+  series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int], notes: Mapping[str, str]
+) -> FigureWithTooltips:
   """Scores times 100 against perplexity, a panel a task; `notes` stand in its title."""
+
   def draw(axes: Axes, name: str, of: Sequence[ScoredModel], own: str) -> dict[str, str]:
     titles = {}
     for number, model in enumerate(of):
@@ -146,31 +194,61 @@ def scores(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, in
       _number(axes, perplexity, 100 * model.score, numbers[model.name])
     return titles
 
-  kept = {name: [model for model in of if math.isfinite(model.score)] for name, of in series.items()}
-  return _panels({name: of for name, of in kept.items() if of}, notes, draw, 'score', 'perplexity', 'score × 100')
+  kept = {
+    name: [model for model in of if math.isfinite(model.score)] for name, of in series.items()
+  }
+  return _panels(
+    {name: of for name, of in kept.items() if of}, notes, draw, 'score', 'perplexity', 'score × 100'
+  )
 
 
-def gain(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int]) -> FigureWithTooltips:
+def gain(
+  series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int]
+) -> FigureWithTooltips:
   """What pre-training adds to each score, times 100, against the parameters, with its interval; a panel a task."""
+
   def draw(axes: Axes, name: str, of: Sequence[ScoredModel], own: str) -> dict[str, str]:
     titles = {}
     axes.axhline(0, color=INK, alpha=0.5, linestyle=':', linewidth=1)
     for number, model in enumerate(of):
       gid, value = f'{own}-{number}', 100 * (model.score - model.scratch)
       if math.isfinite(model.low):
-        axes.plot([model.parameters] * 2, [100 * model.low, 100 * model.high], '-', color=COLORS[0], alpha=0.6)
+        axes.plot(
+          [model.parameters] * 2,
+          [100 * model.low, 100 * model.high],
+          '-',
+          color=COLORS[0],
+          alpha=0.6,
+        )
       axes.plot([model.parameters], [value], 'o', color=COLORS[0], gid=gid, **_SIZES)
-      titles[gid] = f'{model.name}: {name} {value:+.1f} by pre-training, {model.parameters:,} parameters'
+      titles[gid] = (
+        f'{model.name}: {name} {value:+.1f} by pre-training, {model.parameters:,} parameters'
+      )
       _number(axes, model.parameters, value, numbers[model.name])
     return titles
 
-  kept = {name: [model for model in of if math.isfinite(model.score - model.scratch)] for name, of in series.items()}
-  return _panels({name: of for name, of in kept.items() if of}, {}, draw, 'gain', 'parameters',
-                 'pre-trained less from scratch × 100')
+  kept = {
+    name: [model for model in of if math.isfinite(model.score - model.scratch)]
+    for name, of in series.items()
+  }
+  return _panels(
+    {name: of for name, of in kept.items() if of},
+    {},
+    draw,
+    'gain',
+    'parameters',
+    'pre-trained less from scratch × 100',
+  )
 
 
-def _panels(series: Mapping[str, Sequence[ScoredModel]], notes: Mapping[str, str], draw: Any, own: str, x: str,
-            y: str) -> FigureWithTooltips:
+def _panels(
+  series: Mapping[str, Sequence[ScoredModel]],
+  notes: Mapping[str, str],
+  draw: Any,
+  own: str,
+  x: str,
+  y: str,
+) -> FigureWithTooltips:
   titles: dict[str, str] = {}
   columns = min(2, max(1, len(series)))
   lines = math.ceil(max(1, len(series)) / columns)
@@ -183,8 +261,10 @@ def _panels(series: Mapping[str, Sequence[ScoredModel]], notes: Mapping[str, str
       axes.margins(0.12)
       ticks(axes.xaxis, 4)
       axes.tick_params(labelsize=8)
-      axes.set_title(f' {_broken(name)}' + (f'\n{notes[name]}' if name in notes else ''), fontsize=8)
-    for axes in panels[len(series):]:
+      axes.set_title(
+        f' {_broken(name)}' + (f'\n{notes[name]}' if name in notes else ''), fontsize=8
+      )
+    for axes in panels[len(series) :]:
       axes.set_axis_off()
     figure.supxlabel(x, fontsize=9)
     figure.supylabel(y, fontsize=9)
@@ -202,7 +282,9 @@ def _broken(name: str, width: int = 34) -> str:
 
 
 def _number(axes: Axes, x: float, y: float, number: int) -> None:
-  axes.annotate(str(number), (x, y), xytext=(3, 2), textcoords='offset points', fontsize=6, alpha=0.8)
+  axes.annotate(
+    str(number), (x, y), xytext=(3, 2), textcoords='offset points', fontsize=6, alpha=0.8
+  )
 
 
 def logarithmic(axes: Axes, x: str, y: str) -> None:
@@ -220,11 +302,15 @@ def logarithmic(axes: Axes, x: str, y: str) -> None:
 def ticks(axis: Any, most: int) -> None:
   """Plain numbers at round places of a logarithmic axis, not too many."""
   low, high = axis.get_view_interval()
-  places = [step * 10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            for step in _ROUND if low <= step * 10.0**power <= high]
+  places = [
+    step * 10.0**power
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for step in _ROUND
+    if low <= step * 10.0**power <= high
+  ]
   if len(places) < 4:  # less than a factor of two: as on a linear axis
     places = [place for place in MaxNLocator(5).tick_values(low, high) if low <= place <= high]
-  axis.set_major_locator(FixedLocator(places[::math.ceil(len(places) / most) or 1]))
+  axis.set_major_locator(FixedLocator(places[:: math.ceil(len(places) / most) or 1]))
   axis.set_minor_locator(NullLocator())
   axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
 

@@ -16,9 +16,16 @@ from minilm_jax.analysis.tracks import ACTUAL, HONEY, KAPLAN, LossCurve
 from minilm_jax.errors import InputError
 
 # What is fitted to: the first word of `Fit.name`.
-FRONTIER, ENVELOPE, WITHOUT, ENDS = 'frontier', 'envelope', 'frontier without the plateau', 'ends of runs'
+FRONTIER, ENVELOPE, WITHOUT, ENDS = (
+  'frontier',
+  'envelope',
+  'frontier without the plateau',
+  'ends of runs',
+)
 EVALUATIONS = 'evaluations after the plateau'
-_MIN_SHARE_OF_DRAWS = 0.5  # of the draws must have a number: else its interval would be that of the lucky ones
+_MIN_SHARE_OF_DRAWS = (
+  0.5  # of the draws must have a number: else its interval would be that of the lucky ones
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +53,37 @@ def parts(count: str, others: Sequence[str], splits: Sequence[float]) -> list[Pa
     others: counts that every run has as well; these get one law and two pieces.
     splits: FLOPs at which the frontier is parted, beside where its break is estimated.
   """
-  table = [Part(source, count, _form(form, source)) for source, forms in (
-      (FRONTIER, (laws.log_power, laws.power, laws.offset_power, breaks.two_piece, breaks.joined, breaks.smooth_break)),
+  table = [
+    Part(source, count, _form(form, source))
+    for source, forms in (
+      (
+        FRONTIER,
+        (
+          laws.log_power,
+          laws.power,
+          laws.offset_power,
+          breaks.two_piece,
+          breaks.joined,
+          breaks.smooth_break,
+        ),
+      ),
       (ENVELOPE, (laws.log_power, laws.offset_power, breaks.two_piece)),
-      (WITHOUT, (laws.log_power, laws.offset_power, breaks.two_piece))) for form in forms]
-  table += [Part(FRONTIER, count, _form(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
-            for split in splits for side in ('below', 'above') for form in (laws.log_power, laws.power)]
+      (WITHOUT, (laws.log_power, laws.offset_power, breaks.two_piece)),
+    )
+    for form in forms
+  ]
+  table += [
+    Part(FRONTIER, count, _form(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
+    for split in splits
+    for side in ('below', 'above')
+    for form in (laws.log_power, laws.power)
+  ]
   table += [Part(FRONTIER, count, _exponent(field)) for field in ('tokens', 'parameters')]
-  return table + [Part(FRONTIER, other, _form(form, f'{FRONTIER}, {other} count'))
-                  for other in others for form in (laws.log_power, breaks.two_piece)]
+  return table + [
+    Part(FRONTIER, other, _form(form, f'{FRONTIER}, {other} count'))
+    for other in others
+    for form in (laws.log_power, breaks.two_piece)
+  ]
 
 
 def source(name: str, runs: Sequence[Run], count: str) -> list[Point]:
@@ -69,7 +98,9 @@ def source(name: str, runs: Sequence[Run], count: str) -> list[Point]:
   if name == ENVELOPE:
     return frontier.envelope(tracks, count, unfinished=True)  # who counts was decided before
   if all(run.plateau is None for run in runs):
-    raise InputError('the frontier without the plateau', 'no run that was on one', 'nothing is to do')
+    raise InputError(
+      'the frontier without the plateau', 'no run that was on one', 'nothing is to do'
+    )
   return frontier.percentile(plateau.without_plateau(tracks, [run.plateau for run in runs]), count)
 
 
@@ -91,8 +122,14 @@ def fit_all(runs: Sequence[Run], table: Sequence[Part]) -> tuple[list[Fit | None
   return found, list(dict.fromkeys(reasons))
 
 
-def with_intervals(runs: Sequence[Run], table: Sequence[Part], fits: Sequence[Fit | None], law: Fit | None, draws: int,
-                   seed: int) -> tuple[list[Fit], list[str]]:
+def with_intervals(
+  runs: Sequence[Run],
+  table: Sequence[Part],
+  fits: Sequence[Fit | None],
+  law: Fit | None,
+  draws: int,
+  seed: int,
+) -> tuple[list[Fit], list[str]]:
   """The fits that there are, with intervals over draws of runs, and what has none.
 
   Args:
@@ -112,8 +149,12 @@ def with_intervals(runs: Sequence[Run], table: Sequence[Part], fits: Sequence[Fi
       found.append(None if law is None else over_evaluations(drawn, law.count, law))
     except InputError:
       found.append(None)
-    return {f'{place} {key}': value for place, fit in enumerate(found) if fit is not None
-            for key, value in fit.constants.items()}
+    return {
+      f'{place} {key}': value
+      for place, fit in enumerate(found)
+      if fit is not None
+      for key, value in fit.constants.items()
+    }
 
   try:
     spans = resample.bootstrap(runs, statistic, draws, seed)
@@ -122,7 +163,11 @@ def with_intervals(runs: Sequence[Run], table: Sequence[Part], fits: Sequence[Fi
   done, without = [], []
   for place, fit in enumerate(fitted):
     own = {key: spans[f'{place} {key}'] for key in fit.constants if f'{place} {key}' in spans}
-    enough = {key: (one.low, one.high) for key, one in own.items() if one.draws >= _MIN_SHARE_OF_DRAWS * draws}
+    enough = {
+      key: (one.low, one.high)
+      for key, one in own.items()
+      if one.draws >= _MIN_SHARE_OF_DRAWS * draws
+    }
     if len(enough) < len(fit.constants):
       without.append(f'intervals of {fit.name}, {fit.form}: most draws have too few points')
     done.append(dataclasses.replace(fit, intervals=enough))
@@ -138,9 +183,15 @@ def over_evaluations(runs: Sequence[Run], count: str, start: Fit | None = None) 
     InputError: too few evaluations.
   """
   tracks = plateau.without_plateau([run.track for run in runs], [run.plateau for run in runs])
-  columns = [np.concatenate([np.zeros(0), *rows]) for rows in (
-      [np.full(len(track.loss), float(track.parameters)) for track in tracks], [track.tokens for track in tracks],
-      [np.asarray(track.loss, float) for track in tracks], [track.flops(count) for track in tracks])]
+  columns = [
+    np.concatenate([np.zeros(0), *rows])
+    for rows in (
+      [np.full(len(track.loss), float(track.parameters)) for track in tracks],
+      [track.tokens for track in tracks],
+      [np.asarray(track.loss, float) for track in tracks],
+      [track.flops(count) for track in tracks],
+    )
+  ]
   paid = columns[1] > 0
   fit = surface.chinchilla(*(column[paid] for column in columns), EVALUATIONS, start)
   return dataclasses.replace(fit, count=count)
@@ -149,8 +200,11 @@ def over_evaluations(runs: Sequence[Run], count: str, start: Fit | None = None) 
 def of_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
   """Laws of the ends of runs, one point a run, with the intervals of independent points."""
   found, reasons = [], []
-  for form, spans in ((laws.log_power, intervals.power_intervals), (laws.offset_power, intervals.offset_power_intervals),
-                      (breaks.joined, intervals.joined_intervals)):
+  for form, spans in (
+    (laws.log_power, intervals.power_intervals),
+    (laws.offset_power, intervals.offset_power_intervals),
+    (breaks.joined, intervals.joined_intervals),
+  ):
     try:
       fit = form(*frontier.arrays(points), ENDS)
       found.append(dataclasses.replace(fit, intervals=spans(*frontier.arrays(points)), count=count))
@@ -161,20 +215,30 @@ def of_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
 
 def other_counts(tracks: Sequence[LossCurve], count: str) -> Iterator[str]:
   """The counts of FLOPs, but for one, that every track has."""
-  return (other for other in (HONEY, KAPLAN, ACTUAL)
-          if other != count and all(other in track.flops_per_row for track in tracks))
+  return (
+    other
+    for other in (HONEY, KAPLAN, ACTUAL)
+    if other != count and all(other in track.flops_per_row for track in tracks)
+  )
 
 
-def _form(form: Callable[..., Fit], name: str, side: str = '', split: float = 0.0) -> Callable[[list[Point]], Fit]:
+def _form(
+  form: Callable[..., Fit], name: str, side: str = '', split: float = 0.0
+) -> Callable[[list[Point]], Fit]:
   def fit(points: list[Point]) -> Fit:
     if side:
       points = [point for point in points if (point.flops < split) == (side == 'below')]
     return form(*frontier.arrays(points), name)
+
   return fit
 
 
 def _exponent(field: str) -> Callable[[list[Point]], Fit]:
   def fit(points: list[Point]) -> Fit:
-    return laws.one_parameter(frontier.arrays(points)[0], np.array([getattr(one, field) for one in points], float),
-                              f'{field} along the {FRONTIER}')
+    return laws.one_parameter(
+      frontier.arrays(points)[0],
+      np.array([getattr(one, field) for one in points], float),
+      f'{field} along the {FRONTIER}',
+    )
+
   return fit

@@ -14,30 +14,46 @@ from minilm_jax.analysis.sheets import Picture, Section, Table
 from minilm_jax.analysis.study import ScalingStudy
 from minilm_jax.analysis.tracks import LossCurve
 
-QUESTION = ('How do loss, compute, shape and score hang together in these {n} models, and what does it pay to make '
-            'larger?')
-COMPUTE = ('Each faint curve is a run, by its layers; dots are the frontier of the first paper, the lowest loss in '
-           'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
-           'anything to read what it is.')
-FITS = ('L is the loss in nats, C the FLOPs of training. In brackets the 95% interval; that of a fit to a frontier is '
-        'over draws of runs: it says how much the choice of runs matters, not how far the law is from the truth. BIC '
-        'compares forms fitted to the same points, the lower the better. fits.json has all digits.')
-PLATEAU = ('Where a run’s loss stood still before it dropped. An exit that is missing: the run ended on the plateau.')
-COST = ('One factor grows, all others stay: points of perplexity gained for each 1e15 FLOPs that a whole run costs '
-        'more, and the FLOPs that a point costs; in brackets the 95% interval over seeds. e embedding, h hidden, i '
-        'feed-forward, a heads, l layers, V vocabulary. Of several models of one shape the best stands for it; what '
-        'else then differs is told.')
-PLANE = ('Every model by the FLOPs of its whole run. Hollow: another costs no more and is no worse. Numbers are those '
-         'of the table of models.')
-CORRELATION = ('Over models, with 95% intervals from resampled models; below 0, a lower loss goes with a higher score. '
-               'Log-perplexity is the validation loss. “with untrained” adds each model before any training, '
-               'whose loss is ln V, with its score from scratch.')
+QUESTION = (
+  'How do loss, compute, shape and score hang together in these {n} models, and what does it pay to make '
+  'larger?'
+)
+COMPUTE = (
+  'Each faint curve is a run, by its layers; dots are the frontier of the first paper, the lowest loss in '
+  'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
+  'anything to read what it is.'
+)
+FITS = (
+  'L is the loss in nats, C the FLOPs of training. In brackets the 95% interval; that of a fit to a frontier is '
+  'over draws of runs: it says how much the choice of runs matters, not how far the law is from the truth. BIC '
+  'compares forms fitted to the same points, the lower the better. fits.json has all digits.'
+)
+PLATEAU = 'Where a run’s loss stood still before it dropped. An exit that is missing: the run ended on the plateau.'
+COST = (
+  'One factor grows, all others stay: points of perplexity gained for each 1e15 FLOPs that a whole run costs '
+  'more, and the FLOPs that a point costs; in brackets the 95% interval over seeds. e embedding, h hidden, i '
+  'feed-forward, a heads, l layers, V vocabulary. Of several models of one shape the best stands for it; what '
+  'else then differs is told.'
+)
+PLANE = (
+  'Every model by the FLOPs of its whole run. Hollow: another costs no more and is no worse. Numbers are those '
+  'of the table of models.'
+)
+CORRELATION = (
+  'Over models, with 95% intervals from resampled models; below 0, a lower loss goes with a higher score. '
+  'Log-perplexity is the validation loss. “with untrained” adds each model before any training, '
+  'whose loss is ln V, with its score from scratch.'
+)
 SCORES = 'Numbers are those of the table of models; ρ is Spearman’s.'
 GAIN = 'Scores pre-trained less from scratch, with the 95% interval over seeds.'
-DEPTH = ('Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10% of each other. '
-         'Differences are deeper less shallower.')
-MODELS = ('FLOPs of the whole run, counted three ways: by the formula of the first paper, as 6 N a token after Kaplan, '
-          'and as the matrix products that the program runs. The losses are in nats a masked token.')
+DEPTH = (
+  'Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10% of each other. '
+  'Differences are deeper less shallower.'
+)
+MODELS = (
+  'FLOPs of the whole run, counted three ways: by the formula of the first paper, as 6 N a token after Kaplan, '
+  'and as the matrix products that the program runs. The losses are in nats a masked token.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +79,11 @@ def opening(findings: Findings) -> tuple[str, str]:
   """Returns the question, and the answer in one paragraph; both are '' without a study."""
   if findings.study is None:
     return '', ''
-  answer = [*findings.study.sentences, *_of_steps(findings.steps), *_of_correlations(findings.correlations)]
+  answer = [
+    *findings.study.sentences,
+    *_of_steps(findings.steps),
+    *_of_correlations(findings.correlations),
+  ]
   return QUESTION.format(n=len(findings.tracks)), ' '.join(answer)
 
 
@@ -77,8 +97,10 @@ def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
   (way, name), gains = max(found.items(), key=lambda item: len(item[1]), default=(('', ''), {}))
   if len(gains) > 1:
     ranked = sorted(gains.items(), key=lambda item: -item[1].per_1e15)
-    told = ', '.join(f'{grid_cells.gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
-                     for factor, step in ranked)
+    told = ', '.join(
+      f'{grid_cells.gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
+      for factor, step in ranked
+    )
     yield f'One step {way} {name}, points of perplexity gained for 1e15 FLOPs more: {told}.'
 
 
@@ -87,12 +109,15 @@ def _of_correlations(correlations: Sequence[Correlation]) -> Iterator[str]:
   of_loss = [one for one in correlations if one.measure == LOSS and not one.from_scratch]
   shown = [one for one in of_loss if one.series.startswith('average')][:1] or of_loss[:1]
   for one in shown:
-    yield (f'Over {one.models} models, validation loss and the {one.series} have a rank correlation of '
-           f'{grid_cells.estimate(one.spearman)}.')
+    yield (
+      f'Over {one.models} models, validation loss and the {one.series} have a rank correlation of '
+      f'{grid_cells.estimate(one.spearman)}.'
+    )
 
 
 def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
   """Yields the sections that have something to show; `pictures` are `<svg>` elements by name."""
+
   def drawn(name: str, caption: str) -> list[Picture]:
     return [Picture(pictures[name], caption)] if name in pictures else []
 
@@ -100,11 +125,22 @@ def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Sectio
     yield Section('Loss against compute', figures=drawn('compute', COMPUTE))
     yield from _laws(findings.study)
   if findings.steps or 'plane' in pictures:
-    yield Section('Cost-effectiveness', figures=drawn('plane', PLANE), table=_table(
-        grid_cells.STEP_HEADINGS, 2, map(grid_cells.step_cells, findings.steps), COST))
+    yield Section(
+      'Cost-effectiveness',
+      figures=drawn('plane', PLANE),
+      table=_table(grid_cells.STEP_HEADINGS, 2, map(grid_cells.step_cells, findings.steps), COST),
+    )
   if findings.correlations or 'against' in pictures:
-    yield Section('Perplexity and scores', figures=drawn('against', SCORES), table=_table(
-        grid_cells.CORRELATION_HEADINGS, 2, map(grid_cells.correlation_cells, findings.correlations), CORRELATION))
+    yield Section(
+      'Perplexity and scores',
+      figures=drawn('against', SCORES),
+      table=_table(
+        grid_cells.CORRELATION_HEADINGS,
+        2,
+        map(grid_cells.correlation_cells, findings.correlations),
+        CORRELATION,
+      ),
+    )
   if 'gain' in pictures:
     yield Section('What pre-training adds, by size', figures=drawn('gain', GAIN))
   if findings.depths:
@@ -113,7 +149,9 @@ def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Sectio
     rows = (grid_cells.model_cells(track, findings.numbers) for track in findings.tracks)
     yield Section('Models', table=_table(grid_cells.MODEL_HEADINGS, 2, rows, MODELS))
   if findings.failed:
-    yield Section('Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()])
+    yield Section(
+      'Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()]
+    )
   left_out = [*findings.left_out, *(findings.study.left_out if findings.study is not None else ())]
   if left_out:
     yield Section('Left out', items=left_out)
@@ -121,18 +159,30 @@ def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Sectio
 
 def _laws(study: ScalingStudy) -> Iterator[Section]:
   if study.fits:
-    yield Section('Laws', table=_table(grid_cells.FIT_HEADINGS, 2, map(grid_cells.fit_cells, study.fits), FITS))
+    yield Section(
+      'Laws', table=_table(grid_cells.FIT_HEADINGS, 2, map(grid_cells.fit_cells, study.fits), FITS)
+    )
   for name, points, caption in (
-      ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
-      ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.')):
-    yield from _folded(f'The {name}: {len(points)} points',
-                       _table(grid_cells.POINT_HEADINGS, 1, map(grid_cells.point_cells, points), caption))
+    ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
+    ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.'),
+  ):
+    yield from _folded(
+      f'The {name}: {len(points)} points',
+      _table(grid_cells.POINT_HEADINGS, 1, map(grid_cells.point_cells, points), caption),
+    )
   if study.plateaus:
-    yield Section(f'Plateaus: {len(study.plateaus)} runs', folded=True, table=Table(
-        grid_cells.PLATEAU_HEADINGS, 1, list(map(grid_cells.plateau_cells, study.plateaus)), PLATEAU))
+    yield Section(
+      f'Plateaus: {len(study.plateaus)} runs',
+      folded=True,
+      table=Table(
+        grid_cells.PLATEAU_HEADINGS, 1, list(map(grid_cells.plateau_cells, study.plateaus)), PLATEAU
+      ),
+    )
 
 
-def _table(headings: Sequence[str], words: int, rows: Iterable[Sequence[str]], caption: str) -> Table | None:
+def _table(
+  headings: Sequence[str], words: int, rows: Iterable[Sequence[str]], caption: str
+) -> Table | None:
   """Returns a table without its empty columns, or None without rows."""
   rows = list(rows)
   return Table(headings, words, rows, caption).without_empty_columns() if rows else None
@@ -144,6 +194,10 @@ def _folded(title: str, table: Table | None) -> Iterator[Section]:
 
 
 def _depths(depths: Sequence[Depth]) -> Iterator[Section]:
-  yield Section('Depth', table=_table(grid_cells.MATCHED_HEADINGS, 2, grid_cells.matched_rows(depths), DEPTH))
-  yield from _folded(f'All {len(depths)} comparisons',
-                     _table(grid_cells.DEPTH_HEADINGS, 3, map(grid_cells.depth_cells, depths), ''))
+  yield Section(
+    'Depth', table=_table(grid_cells.MATCHED_HEADINGS, 2, grid_cells.matched_rows(depths), DEPTH)
+  )
+  yield from _folded(
+    f'All {len(depths)} comparisons',
+    _table(grid_cells.DEPTH_HEADINGS, 3, map(grid_cells.depth_cells, depths), ''),
+  )

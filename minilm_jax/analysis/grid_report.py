@@ -29,8 +29,15 @@ _MAX_PANELS = 12  # of a figure; more are in the table alone
 _MIN_BIC_DIFFERENCE = 2  # of BIC: less decides nothing between two forms
 
 
-def find(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], means: Sequence[Average], left_out: Sequence[str],
-         failed: Mapping[str, str], draws: int = 1000, unfinished: bool = False) -> Findings:
+def find(
+  tracks: Sequence[LossCurve],
+  scores: Iterable[ScoreRow],
+  means: Sequence[Average],
+  left_out: Sequence[str],
+  failed: Mapping[str, str],
+  draws: int = 1000,
+  unfinished: bool = False,
+) -> Findings:
   """All that the tracks and the scores allow.
 
   Args:
@@ -45,9 +52,16 @@ def find(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], means: Sequenc
     InputError: no draws.
   """
   if not 1 <= draws <= _MAX_DRAWS:
-    found = 'nothing to take percentiles of' if draws < 1 else f'more than {_MAX_DRAWS:,}, which would take days'
+    found = (
+      'nothing to take percentiles of'
+      if draws < 1
+      else f'more than {_MAX_DRAWS:,}, which would take days'
+    )
     raise InputError(f'intervals from {draws} draws', found, 'give --draws=1000')
-  tracks = sorted(tracks, key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name))
+  tracks = sorted(
+    tracks,
+    key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name),
+  )
   numbers = {track.name: number for number, track in enumerate(tracks, 1)}
   left_out = list(left_out)
   if len(tracks) < MIN_MODELS:
@@ -65,20 +79,36 @@ def find(tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], means: Sequenc
   if not options:
     left_out.append('cost-effectiveness, and depth: no run has reached the end of its schedule')
   elif not steps:
-    left_out.append('steps of cost-effectiveness: no two finished models differ in one factor alone')
+    left_out.append(
+      'steps of cost-effectiveness: no two finished models differ in one factor alone'
+    )
   if not models:
     left_out.append('perplexity against scores: no scores of these models')
-  return Findings(tracks, numbers, study.study(tracks, draws, unfinished=unfinished), steps, options, models,
-                  correlations, correlation.depths(tracks, models), left_out, failed)
+  return Findings(
+    tracks,
+    numbers,
+    study.study(tracks, draws, unfinished=unfinished),
+    steps,
+    options,
+    models,
+    correlations,
+    correlation.depths(tracks, models),
+    left_out,
+    failed,
+  )
 
 
 def tables(found: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
   """The kind and the rows of each table, by the name of its file."""
   if found.study is None:
     return {}
-  return {'frontier.csv': (Point, found.study.frontier), 'cost.csv': (Step, found.steps),
-          'correlation.csv': (Correlation, found.correlations), 'depth.csv': (Depth, found.depths),
-          'models.csv': (ModelRow, [grid_cells.model_row(track) for track in found.tracks])}
+  return {
+    'frontier.csv': (Point, found.study.frontier),
+    'cost.csv': (Step, found.steps),
+    'correlation.csv': (Correlation, found.correlations),
+    'depth.csv': (Depth, found.depths),
+    'models.csv': (ModelRow, [grid_cells.model_row(track) for track in found.tracks]),
+  }
 
 
 def figures(found: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
@@ -88,13 +118,25 @@ def figures(found: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
   yield 'compute', _compute(found.tracks, found.study)
   if found.options:
     yield 'plane', grid_figures.plane(found.options, found.numbers)
-  scored = {name: of for name, of in found.models.items() if sum(math.isfinite(model.score) for model in of) > 1}
+  scored = {
+    name: of
+    for name, of in found.models.items()
+    if sum(math.isfinite(model.score) for model in of) > 1
+  }
   if scored:
-    notes = {one.series: f'ρ {one.spearman.value:+.2f}' for one in found.correlations
-             if one.measure == correlation.LOSS and not one.from_scratch and math.isfinite(one.spearman.value)}
+    notes = {
+      one.series: f'ρ {one.spearman.value:+.2f}'
+      for one in found.correlations
+      if one.measure == correlation.LOSS
+      and not one.from_scratch
+      and math.isfinite(one.spearman.value)
+    }
     yield 'against', grid_figures.scores(_first(scored), found.numbers, notes)
-  gains = {name: of for name, of in found.models.items()
-           if sum(math.isfinite(model.score - model.scratch) for model in of) > 1}
+  gains = {
+    name: of
+    for name, of in found.models.items()
+    if sum(math.isfinite(model.score - model.scratch) for model in of) > 1
+  }
   if gains:
     yield 'gain', grid_figures.gain(_first(gains), found.numbers)
 
@@ -105,7 +147,11 @@ def _first(series: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compute(tracks: Sequence[LossCurve], found: ScalingStudy) -> FigureWithTooltips:
   """Loss against compute with the one law of the whole frontier and, where they fit better, the two that part."""
-  whole = {fit.form: fit for fit in found.fits if fit.name == grid_fits.FRONTIER and fit.method == laws.LOGS}
+  whole = {
+    fit.form: fit
+    for fit in found.fits
+    if fit.name == grid_fits.FRONTIER and fit.method == laws.LOGS
+  }
   shown = [whole[form] for form in (laws.PIECES, laws.POWER) if form in whole]
   if len(shown) > 1 and shown[1].bic - shown[0].bic <= _MIN_BIC_DIFFERENCE:
     shown = shown[1:]

@@ -45,7 +45,10 @@ def power_intervals(compute: Array, loss: Array) -> Pairs:
   constants, (squares,), (spread,) = breaks.linear(_columns(x)[None], y)
   half = np.sqrt(spread * (_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
-  return {'a': (laws.exp_clipped(low[0]), laws.exp_clipped(high[0])), 'b': (float(low[1]), float(high[1]))}
+  return {
+    'a': (laws.exp_clipped(low[0]), laws.exp_clipped(high[0])),
+    'b': (float(low[1]), float(high[1])),
+  }
 
 
 def joined_intervals(compute: Array, loss: Array) -> Pairs:
@@ -54,11 +57,18 @@ def joined_intervals(compute: Array, loss: Array) -> Pairs:
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = laws.checked('intervals of two power laws that meet', 2 * breaks.SIDE + 1, compute, loss)
+  compute, loss = laws.checked(
+    'intervals of two power laws that meet', 2 * breaks.SIDE + 1, compute, loss
+  )
   x = np.log(compute)
   corners = np.linspace(*breaks.inner(x), _CORNERS)
-  return _over(breaks.hinge(x, corners, np.zeros_like(corners), 0.0), np.log(loss), 4, {'a1': 0, 'b1': 1, 'b2': 2},
-               {'C0': np.exp(corners)})
+  return _over(
+    breaks.hinge(x, corners, np.zeros_like(corners), 0.0),
+    np.log(loss),
+    4,
+    {'a1': 0, 'b1': 1, 'b2': 2},
+    {'C0': np.exp(corners)},
+  )
 
 
 def smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
@@ -69,9 +79,16 @@ def smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   """
   compute, loss = laws.checked('intervals of a smooth break', 2 * breaks.SIDE + 1, compute, loss)
   x = np.log(compute)
-  corners, widths = (one.ravel() for one in np.meshgrid(np.linspace(*breaks.inner(x), _CORNERS), _INTERVAL_WIDTHS))
-  return _over(breaks.hinge(x, corners, widths, 0.0), np.log(loss), 5, {'a': 0, 'b1': 1, 'b2': 2},
-               {'C0': np.exp(corners), 's': widths})
+  corners, widths = (
+    one.ravel() for one in np.meshgrid(np.linspace(*breaks.inner(x), _CORNERS), _INTERVAL_WIDTHS)
+  )
+  return _over(
+    breaks.hinge(x, corners, widths, 0.0),
+    np.log(loss),
+    5,
+    {'a': 0, 'b1': 1, 'b2': 2},
+    {'C0': np.exp(corners), 's': widths},
+  )
 
 
 def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
@@ -88,8 +105,10 @@ def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   near = places[squares <= squares.min() * (1 + _STEP / len(x))]
   low = np.arange(len(x)) < places[:, None]
   columns = np.concatenate([_columns(x) * side[..., None] for side in (low, ~low)], 2)
-  return {**_over(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
-          'C0': (float(compute[near[0] - 1]), float(compute[near[-1]]))}
+  return {
+    **_over(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
+    'C0': (float(compute[near[0] - 1]), float(compute[near[-1]])),
+  }
 
 
 def offset_power_intervals(compute: Array, loss: Array) -> Pairs:
@@ -111,8 +130,10 @@ def offset_power_intervals(compute: Array, loss: Array) -> Pairs:
   found = {}
   for place, (key, (low, high)) in enumerate(limits.items()):
     step = 2.4 * float(np.clip(steps[place], 1e-3 * max(abs(best[place]), 0.1), 0.2 * (high - low)))
-    found[key] = tuple(_walk(_profile(x, y, best, place), bound, least, best[place], way * step, end)
-                       for way, end in ((-1, low), (1, high)))
+    found[key] = tuple(
+      _walk(_profile(x, y, best, place), bound, least, best[place], way * step, end)
+      for way, end in ((-1, low), (1, high))
+    )
   return {**found, 'a': (laws.exp_clipped(found['a'][0]), laws.exp_clipped(found['a'][1]))}
 
 
@@ -124,7 +145,9 @@ def _bound(least: float, n: int, p: int) -> float:
   return least * (1 + float(stats.f.ppf(0.95, 1, n - p)) / (n - p))
 
 
-def _over(columns: np.ndarray, y: np.ndarray, p: int, places: dict[str, int], given: dict[str, np.ndarray]) -> Pairs:
+def _over(
+  columns: np.ndarray, y: np.ndarray, p: int, places: dict[str, int], given: dict[str, np.ndarray]
+) -> Pairs:
   """Intervals over a grid of what log L is not linear in.
 
   At each place of the grid the squares are a parabola in every other constant, so the least of them for any value of
@@ -148,16 +171,22 @@ def _over(columns: np.ndarray, y: np.ndarray, p: int, places: dict[str, int], gi
   found = {key: _ends(values, squares, drawn_squares, best, least) for key, values in given.items()}
   for key, place in places.items():
     apart = solved[:, place] - constants[best, place]
-    q = np.quantile((drawn_squares + apart ** 2 / spread[:, place, None]).min(0) / smallest, 0.95)
+    q = np.quantile((drawn_squares + apart**2 / spread[:, place, None]).min(0) / smallest, 0.95)
     near = squares <= q * least
     half = np.sqrt(spread[near, place] * (q * least - squares[near]))
-    low, high = float(np.min(constants[near, place] - half)), float(np.max(constants[near, place] + half))
-    found[key] = (laws.exp_clipped(low), laws.exp_clipped(high)) if key.startswith('a') else (low, high)
+    low, high = (
+      float(np.min(constants[near, place] - half)),
+      float(np.max(constants[near, place] + half)),
+    )
+    found[key] = (
+      (laws.exp_clipped(low), laws.exp_clipped(high)) if key.startswith('a') else (low, high)
+    )
   return found
 
 
-def _ends(values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int,
-          smallest: float) -> tuple[float, float]:
+def _ends(
+  values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, smallest: float
+) -> tuple[float, float]:
   """Where the least squares for each value of a grid pass the bound; between two values by their logarithms."""
   q = np.quantile(drawn[values == values[best]].min(0) / drawn.min(0), 0.95)
   bound = max(float(q), 1.0) * smallest
@@ -177,10 +206,12 @@ def _solved(columns: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndar
   """Constants [G Q S] and squares [G S] of the columns [G N Q] fitted to S data sets [N S]."""
   directions, corners = np.linalg.qr(columns)
   along = np.einsum('gnq,ns->gqs', directions, drawn, optimize=True)
-  return np.linalg.solve(corners, along), np.sum(drawn ** 2, 0) - np.sum(along ** 2, 1)
+  return np.linalg.solve(corners, along), np.sum(drawn**2, 0) - np.sum(along**2, 1)
 
 
-def _profile(x: np.ndarray, y: np.ndarray, best: np.ndarray, place: int) -> Callable[[float], float]:
+def _profile(
+  x: np.ndarray, y: np.ndarray, best: np.ndarray, place: int
+) -> Callable[[float], float]:
   """The least squares of log(E + a C^-b) with one of (E, log a, b) fixed.
 
   The other two are solved for with the level of a C^-b in the middle of the data instead of log a, which lies far
@@ -208,8 +239,14 @@ def _profile(x: np.ndarray, y: np.ndarray, best: np.ndarray, place: int) -> Call
   return squares
 
 
-def _walk(squares: Callable[[float], float], bound: float, least: float, start: float, step: float,
-          end: float) -> float:
+def _walk(
+  squares: Callable[[float], float],
+  bound: float,
+  least: float,
+  start: float,
+  step: float,
+  end: float,
+) -> float:
   """Where the squares pass the bound, on the way from the start, where they are least, to the end in longer steps.
 
   It is the root of the distance from the least, as its own square root: what is nearly a parabola becomes nearly a

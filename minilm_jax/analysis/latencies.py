@@ -13,8 +13,16 @@ from minilm_jax.errors import InputError
 
 KIND = 'latency'
 # What the time of an answer does not depend on, but for the head of a masked language model, which is not there.
-_WITHOUT = ('vocabulary', 'dropout', 'initialization', 'nominal_heads', 'tied', 'norm_epsilon', 'first_position',
-            'second_segment')
+_WITHOUT = (
+  'vocabulary',
+  'dropout',
+  'initialization',
+  'nominal_heads',
+  'tied',
+  'norm_epsilon',
+  'first_position',
+  'second_segment',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +62,9 @@ class LatencyRow:
 def shape(model: Mapping[str, Any]) -> str:
   """All of a model that the time of an answer depends on: equal of models that a latency is shared by."""
   model = model_config.LATER | dict(model)
-  return json.dumps({name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True)
+  return json.dumps(
+    {name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True
+  )
 
 
 def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
@@ -75,10 +85,22 @@ def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
     own = [field.name for field in dataclasses.fields(LatencyRow)]
     try:
       for row in result['rows']:
-        flat = row | {end: runs.number(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')}
-        rows.append(LatencyRow(run=name, shape=shape(models[row['recipe']]), machine=result['machine'],
-                               calls=result['calls'], **{field: flat[field] for field in own if field in flat}))
+        flat = row | {
+          end: runs.number(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')
+        }
+        rows.append(
+          LatencyRow(
+            run=name,
+            shape=shape(models[row['recipe']]),
+            machine=result['machine'],
+            calls=result['calls'],
+            **{field: flat[field] for field in own if field in flat},
+          )
+        )
     except (KeyError, TypeError) as error:
-      raise InputError(f'the latency in {path}', f'{run.RESULT} lacks {error}',
-                       'time it again into a new --workdir: another version has written this one') from None
+      raise InputError(
+        f'the latency in {path}',
+        f'{run.RESULT} lacks {error}',
+        'time it again into a new --workdir: another version has written this one',
+      ) from None
   return rows

@@ -62,12 +62,14 @@ class Fit:
 
 def as_json(fit: Fit) -> dict[str, Any]:
   """The fields of a fit; numbers that JSON has no word for (an undefined R2) become None."""
+
   def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
       return {key: plain(one) for key, one in value.items()}
     if isinstance(value, tuple):
       return [plain(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
   return {field.name: plain(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
 
 
@@ -80,7 +82,9 @@ def checked(what: str, needs: int, *values: Array) -> list[Array]:
   found = [np.asarray(one, float) for one in values]
   wrong = sum(int(np.sum(~(np.isfinite(one) & (one > 0)))) for one in found)
   if wrong:
-    raise InputError(what, f'{wrong} values that are not positive numbers', 'leave those points out')
+    raise InputError(
+      what, f'{wrong} values that are not positive numbers', 'leave those points out'
+    )
   distinct = len(np.unique(found[0]))
   if distinct < needs:
     raise InputError(what, f'{distinct} points of different compute', f'give at least {needs}')
@@ -88,8 +92,16 @@ def checked(what: str, needs: int, *values: Array) -> list[Array]:
   return [one[order] for one in found]
 
 
-def made(name: str, form: str, method: str, constants: Mapping[str, float], compute: Array, loss: Array,
-         fitted: Array, free: int | None = None) -> Fit:
+def made(
+  name: str,
+  form: str,
+  method: str,
+  constants: Mapping[str, float],
+  compute: Array,
+  loss: Array,
+  fitted: Array,
+  free: int | None = None,
+) -> Fit:
   """A `Fit` from what a law says at its own points; `free` of its constants, else all, could be chosen."""
   logs, said = np.log(loss), np.log(fitted)
   squares = float(np.sum((logs - said) ** 2))
@@ -98,9 +110,18 @@ def made(name: str, form: str, method: str, constants: Mapping[str, float], comp
   n, k = len(loss), len(constants) if free is None else free
   # Points that lie on the law have no finite BIC: rounding is the least that a residual can be.
   bic = n * math.log(max(squares / n, 1e-30)) + k * math.log(n)
-  r2 = 1 - float(np.sum(residual ** 2)) / spread if spread else math.nan
-  return Fit(name, form, method, {key: float(value) for key, value in constants.items()}, r2, bic, n,
-             float(compute.min()), float(compute.max()))
+  r2 = 1 - float(np.sum(residual**2)) / spread if spread else math.nan
+  return Fit(
+    name,
+    form,
+    method,
+    {key: float(value) for key, value in constants.items()},
+    r2,
+    bic,
+    n,
+    float(compute.min()),
+    float(compute.max()),
+  )
 
 
 def log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
@@ -111,8 +132,15 @@ def log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   """
   compute, loss = checked('a power law', 3, compute, loss)
   level, slope, centre = _line(np.log(compute), np.log(loss))
-  return made(name, POWER, LOGS, {'a': math.exp(level - slope * centre), 'b': -slope}, compute, loss,
-              np.exp(level + slope * (np.log(compute) - centre)))
+  return made(
+    name,
+    POWER,
+    LOGS,
+    {'a': math.exp(level - slope * centre), 'b': -slope},
+    compute,
+    loss,
+    np.exp(level + slope * (np.log(compute) - centre)),
+  )
 
 
 def power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
@@ -130,7 +158,9 @@ def power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     return values, np.stack([values, -x * values], 1)
 
   (level, b), fitted = descend(curve, np.array([level, -slope]), loss)
-  return made(name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, compute, loss, fitted)
+  return made(
+    name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, compute, loss, fitted
+  )
 
 
 def offset_power(compute: Array, loss: Array, name: str = 'power law above a floor') -> Fit:
@@ -157,13 +187,25 @@ def offset_power(compute: Array, loss: Array, name: str = 'power law above a flo
   slopes = above @ x / np.sum(x * x)
   lines = above.mean(1, keepdims=True) + slopes[:, None] * x
   start = int(np.argmin(np.sum((logs - np.log(floors[:, None] + np.exp(lines))) ** 2, 1)))
-  found, said = descend(curve, np.array([floors[start], above[start].mean(), -slopes[start]]), logs,
-                        least=np.array([0.0, -200, -20]), tolerance=1e-8)
+  found, said = descend(
+    curve,
+    np.array([floors[start], above[start].mean(), -slopes[start]]),
+    logs,
+    least=np.array([0.0, -200, -20]),
+    tolerance=1e-8,
+  )
   if np.sum((logs - said) ** 2) < np.sum((logs - fitted) ** 2):
     best, fitted = found, said
   floor, level, b = best
-  return made(name, OFFSET, LOGS, {'E': floor, 'a': math.exp(min(level + b * centre, 700)), 'b': b}, compute, loss,
-              np.exp(fitted))
+  return made(
+    name,
+    OFFSET,
+    LOGS,
+    {'E': floor, 'a': math.exp(min(level + b * centre, 700)), 'b': b},
+    compute,
+    loss,
+    np.exp(fitted),
+  )
 
 
 def one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
@@ -204,10 +246,14 @@ def predict(fit: Fit, compute: Array) -> Array:
   if fit.form == SMOOTH:
     bend = at['s'] * np.logaddexp(0, (x - math.log(at['C0'])) / at['s'])
     return np.exp(math.log(at['a']) - at['b1'] * x - (at['b2'] - at['b1']) * bend)
-  raise InputError('a loss from compute alone', fit.form, 'use surface.predict_surface with parameters and tokens')
+  raise InputError(
+    'a loss from compute alone', fit.form, 'use surface.predict_surface with parameters and tokens'
+  )
 
 
-def held_out(form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int) -> float:
+def held_out(
+  form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int
+) -> float:
   """The root mean square error, in log L, at the dearest `points` points of the law fitted to all the others.
 
   A form that fits what it has seen and fails here does not extrapolate.
@@ -227,7 +273,11 @@ def choose(fits: Sequence[Fit]) -> Fit:
     InputError: no fits, or fits to different points.
   """
   if len({(fit.n, fit.low, fit.high) for fit in fits}) != 1:
-    raise InputError('a choice between laws', f'{len(fits)} fits, not all to the same points', 'fit the same points')
+    raise InputError(
+      'a choice between laws',
+      f'{len(fits)} fits, not all to the same points',
+      'fit the same points',
+    )
   return min(fits, key=lambda fit: fit.bic)
 
 

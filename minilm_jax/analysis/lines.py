@@ -12,7 +12,10 @@ from minilm_jax.analysis.scores import Difference
 SIZE, OVERLAP = 'size', 'overlap'  # axes
 MIN_LEVELS = 2  # levels of one of them
 _POINT = 100  # a slope by overlap is for 0.01
-_SAME = {SIZE: 0.02, OVERLAP: 0.2}  # doublings, and points of overlap: levels that are nearer are one
+_SAME = {
+  SIZE: 0.02,
+  OVERLAP: 0.2,
+}  # doublings, and points of overlap: levels that are nearer are one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,9 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   """
   grouped: dict[tuple[str, str], dict[str, list[Gap]]] = {}
   for point in points:
-    grouped.setdefault((point.axis, point.comparison), {}).setdefault(point.series, []).append(point)
+    grouped.setdefault((point.axis, point.comparison), {}).setdefault(point.series, []).append(
+      point
+    )
   found = []
   for (axis, comparison), by_series in grouped.items():
     ready = {name: _ready(axis, own) for name, own in by_series.items()}
@@ -96,7 +101,9 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
     for name, one in ready.items():
       found.append(_slope(axis, name, comparison, [one], draws, seed))
     if len(ready) > 1:
-      found.append(_slope(axis, f'mean of {len(ready)} tasks', comparison, list(ready.values()), draws, seed))
+      found.append(
+        _slope(axis, f'mean of {len(ready)} tasks', comparison, list(ready.values()), draws, seed)
+      )
   return found
 
 
@@ -113,7 +120,9 @@ def _common(own: Sequence[Gap]) -> list[int]:
 
 
 def _ready(axis: str, own: Sequence[Gap]) -> _Series:
-  x = np.array([math.log2(point.tokens) if axis == SIZE else _POINT * point.overlap for point in own])
+  x = np.array(
+    [math.log2(point.tokens) if axis == SIZE else _POINT * point.overlap for point in own]
+  )
   order = np.argsort(x, kind='stable')
   levels = np.empty(len(x), int)
   levels[order] = np.cumsum(np.diff(x[order], prepend=x[order[0]]) > _SAME[axis])
@@ -133,12 +142,18 @@ def _fit(x: Float[np.ndarray, 'R'], y: Float[np.ndarray, 'R']) -> float:
 def _drawn(one: _Series, random: np.random.Generator) -> float:
   """The slope of resampled seeds and, inside each level that has several, resampled runs."""
   seeds = random.integers(len(one.y), size=len(one.y))
-  runs = np.concatenate([random.choice(np.flatnonzero(one.levels == level), int((one.levels == level).sum()))
-                         for level in range(one.levels.max() + 1)])
+  runs = np.concatenate(
+    [
+      random.choice(np.flatnonzero(one.levels == level), int((one.levels == level).sum()))
+      for level in range(one.levels.max() + 1)
+    ]
+  )
   return _fit(one.x[runs], one.y[seeds].mean(0)[runs])
 
 
-def _slope(axis: str, name: str, comparison: str, several: Sequence[_Series], draws: int, seed: int) -> Slope:
+def _slope(
+  axis: str, name: str, comparison: str, several: Sequence[_Series], draws: int, seed: int
+) -> Slope:
   value = float(np.mean([_fit(one.x, one.y.mean(0)) for one in several]))
   low = high = math.nan
   if len(several) > 1 or several[0].paired:
@@ -148,8 +163,19 @@ def _slope(axis: str, name: str, comparison: str, several: Sequence[_Series], dr
       made.append(np.mean([_drawn(several[task], random) for task in tasks]))
     low, high = (float(end) for end in np.percentile(made, (2.5, 97.5)))
   levels = min(int(one.levels.max()) + 1 for one in several)
-  return Slope(axis, name, comparison, max(len(one.x) for one in several), levels, len(several),
-               min(len(one.y) if one.paired else 0 for one in several), value, low, high, '; '.join(_notes(several)))
+  return Slope(
+    axis,
+    name,
+    comparison,
+    max(len(one.x) for one in several),
+    levels,
+    len(several),
+    min(len(one.y) if one.paired else 0 for one in several),
+    value,
+    low,
+    high,
+    '; '.join(_notes(several)),
+  )
 
 
 def _notes(several: Sequence[_Series]) -> Iterator[str]:

@@ -18,15 +18,40 @@ from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import files
 
 _RUN, _UPDATES, _TOKENS = 'run_name', 'eval/updates', 'Tokens'
-_SHAPE_COLUMNS = {'embedding': 'embedding_size', 'hidden': 'hidden_size', 'feed_forward': 'intermediate_size',
-          'heads': 'num_attention_heads', 'layers': 'num_hidden_layers'}
+_SHAPE_COLUMNS = {
+  'embedding': 'embedding_size',
+  'hidden': 'hidden_size',
+  'feed_forward': 'intermediate_size',
+  'heads': 'num_attention_heads',
+  'layers': 'num_hidden_layers',
+}
 _EMBEDDING, _OTHER = 'Embedding parameters', 'Non-embedding parameters'
 _FLOPS = {HONEY: 'FLOPS Hoffman per sequence', KAPLAN: 'FLOPS Kaplan per sequence'}
-NEEDED = (_RUN, _UPDATES, 'eval/loss', *_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values(), _TOKENS)
+NEEDED = (
+  _RUN,
+  _UPDATES,
+  'eval/loss',
+  *_SHAPE_COLUMNS.values(),
+  _EMBEDDING,
+  _OTHER,
+  *_FLOPS.values(),
+  _TOKENS,
+)
 # Of a run, where it was logged; the first two are otherwise derived, `test/perplexity` stands in for `test/loss`.
-OPTIONAL = ('vocabulary', 'sequence_length', 'seed', 'learning_rate', 'warmup', 'test/loss', 'bits_per_word',
-            'bits_per_byte')
-_INSTEAD = {'eval/loss': 'eval/perplexity', 'test/loss': 'test/perplexity'}  # its logarithm is the loss
+OPTIONAL = (
+  'vocabulary',
+  'sequence_length',
+  'seed',
+  'learning_rate',
+  'warmup',
+  'test/loss',
+  'bits_per_word',
+  'bits_per_byte',
+)
+_INSTEAD = {
+  'eval/loss': 'eval/perplexity',
+  'test/loss': 'test/perplexity',
+}  # its logarithm is the loss
 _TABLES = 134  # rows of the embedding's other tables and norm: 130 positions, 2 segments, gain and bias (papers.md 1.1)
 _SHOWN = 3
 
@@ -61,46 +86,60 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   found = [_curve_of_table(path, name, own, last, tested) for name, own in runs.items()]
   _say_lost(path, [track for track in found if track.lost])
   if not any(track.loss for track in found):
-    raise InputError(f'the logged table {path}', 'no loss in it is a number', 'give the log of runs that went well')
+    raise InputError(
+      f'the logged table {path}', 'no loss in it is a number', 'give the log of runs that went well'
+    )
   return [track for track in found if track.loss]
 
 
 def _say_lost(path: epath.Path, lost: Sequence[LossCurve]) -> None:
   if lost:
     names = ', '.join(f'{track.name} {track.lost}' for track in lost[:_SHOWN])
-    progress.say(f'{path}: left out {sum(track.lost for track in lost)} evaluations whose loss is no number: {names}'
-                 + (', ...' if len(lost) > _SHOWN else ''))
+    progress.say(
+      f'{path}: left out {sum(track.lost for track in lost)} evaluations whose loss is no number: {names}'
+      + (', ...' if len(lost) > _SHOWN else '')
+    )
 
 
 def _lines(path: epath.Path) -> list[CsvLine]:
   what = f'the logged table {path}'
   if not path.is_file():
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise InputError(what, 'no such file', nearest(path.name, [name for name in beside if '.csv' in name]))
+    raise InputError(
+      what, 'no such file', nearest(path.name, [name for name in beside if '.csv' in name])
+    )
   try:
     text = files.whole(path).decode('utf-8-sig')
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     header, *rows = [(reader.line_num, cells) for cells in reader if cells] or [(1, [])]
   except (InputError, UnicodeDecodeError, csv.Error) as error:
     said = error.found if isinstance(error, InputError) else error
-    raise InputError(what, f'it is damaged, or no table: {said}', 'copy it again, or give a .csv or .csv.gz file'
-                     ) from None
+    raise InputError(
+      what, f'it is damaged, or no table: {said}', 'copy it again, or give a .csv or .csv.gz file'
+    ) from None
   _check_columns(what, header[1])
   if not rows:
     raise InputError(what, 'columns and no row', 'give a table with a row an evaluation')
   for number, cells in rows:
     if len(cells) != len(header[1]):
-      raise InputError(f'{what}, line {number}', f'{len(cells)} cells under {len(header[1])} columns: it was cut off',
-                       'copy the file again, or remove that line')
+      raise InputError(
+        f'{what}, line {number}',
+        f'{len(cells)} cells under {len(header[1])} columns: it was cut off',
+        'copy the file again, or remove that line',
+      )
   return [(number, dict(zip(header[1], cells, strict=True))) for number, cells in rows]
 
 
 def _check_columns(what: str, header: Sequence[str]) -> None:
-  missing = [name for name in NEEDED if name not in header and _INSTEAD.get(name, name) not in header]
+  missing = [
+    name for name in NEEDED if name not in header and _INSTEAD.get(name, name) not in header
+  ]
   if missing:
     known = [name for name in header if name]
     near = '; '.join(f'for {name!r}, {nearest(name, known)}' for name in missing[:_SHOWN])
-    raise InputError(what, f'no column {", ".join(map(repr, missing))}', f'name the columns so: {near}')
+    raise InputError(
+      what, f'no column {", ".join(map(repr, missing))}', f'name the columns so: {near}'
+    )
   twice = sorted({name for name in header if name in NEEDED + OPTIONAL and header.count(name) > 1})
   if twice:
     raise InputError(what, f'the column {", ".join(twice)} twice', 'keep one of them')
@@ -114,8 +153,11 @@ def _number(path: epath.Path, line: CsvLine, column: str, whole: bool = True) ->
   except ValueError:
     value = math.nan
   if not math.isfinite(value) or whole and (value != round(value) or value < 0):
-    raise InputError(f'the logged table {path}, line {number}', f'{column} is {cells[column]!r}',
-                     'give a whole number' if whole else 'give a number')
+    raise InputError(
+      f'the logged table {path}, line {number}',
+      f'{column} is {cells[column]!r}',
+      'give a whole number' if whole else 'give a number',
+    )
   return int(value) if whole else value
 
 
@@ -128,8 +170,11 @@ def _loss(path: epath.Path, line: CsvLine, column: str) -> float | None:
   try:
     value = float(cells[given])
   except ValueError:
-    raise InputError(f'the logged table {path}, line {number}', f'{given} is {cells[given]!r}',
-                     'give a number, or nan') from None
+    raise InputError(
+      f'the logged table {path}, line {number}',
+      f'{given} is {cells[given]!r}',
+      'give a number, or nan',
+    ) from None
   if given != column:
     value = math.log(value) if value > 0 else math.nan
   return value if math.isfinite(value) else None
@@ -141,45 +186,74 @@ def _optional(path: epath.Path, line: CsvLine, column: str, whole: bool = True) 
   return _number(path, line, column, whole)
 
 
-def _curve_of_table(path: epath.Path, name: str, lines: Sequence[CsvLine], last: float, tested: bool) -> LossCurve:
+def _curve_of_table(
+  path: epath.Path, name: str, lines: Sequence[CsvLine], last: float, tested: bool
+) -> LossCurve:
   by_update: dict[int, CsvLine] = {}
   for line in lines:
     updates = _number(path, line, _UPDATES)
     if updates in by_update:
-      raise InputError(f'the logged table {path}, line {line[0]}', f'run {name!r} has update {updates} in line '
-                       f'{by_update[updates][0]} too', 'keep one of them, or give the runs different names')
+      raise InputError(
+        f'the logged table {path}, line {line[0]}',
+        f'run {name!r} has update {updates} in line {by_update[updates][0]} too',
+        'keep one of them, or give the runs different names',
+      )
     by_update[updates] = line
   ordered = [by_update[updates] for updates in sorted(by_update)]
   tokens = [_number(path, line, _TOKENS, whole=False) for line in ordered]
   for line, before, now in zip(ordered[1:], tokens, tokens[1:]):
     if now <= before:  # so looks a last line that was cut off inside its last number
-      raise InputError(f'the logged table {path}, line {line[0]}', f'{_TOKENS} is {now:g}, and {before:g} at an '
-                       f'earlier update of {name!r}', 'mend that line, or remove it')
+      raise InputError(
+        f'the logged table {path}, line {line[0]}',
+        f'{_TOKENS} is {now:g}, and {before:g} at an earlier update of {name!r}',
+        'mend that line, or remove it',
+      )
   for column in (*_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values()):
     values = {_number(path, line, column, whole=False) for line in ordered}
     if len(values) > 1:
-      raise InputError(f'the run {name!r} of {path}', f'{column} is {" and ".join(f"{v:g}" for v in sorted(values))}',
-                       'give runs of different shapes different names')
+      raise InputError(
+        f'the run {name!r} of {path}',
+        f'{column} is {" and ".join(f"{v:g}" for v in sorted(values))}',
+        'give runs of different shapes different names',
+      )
   first = ordered[0]
   embedding, other = (int(_number(path, first, column)) for column in (_EMBEDDING, _OTHER))
   flops = {count: _number(path, first, column, whole=False) for count, column in _FLOPS.items()}
-  shape = ModelShape(**{field: int(_number(path, first, column)) for field, column in _SHAPE_COLUMNS.items()},
-                vocabulary=_vocabulary(path, first, embedding))
+  shape = ModelShape(
+    **{field: int(_number(path, first, column)) for field, column in _SHAPE_COLUMNS.items()},
+    vocabulary=_vocabulary(path, first, embedding),
+  )
   length = _length(path, first, flops[KAPLAN], other)
   losses = [_loss(path, line, 'eval/loss') for line in ordered]
-  kept = [(line, loss) for line, loss, seen in zip(ordered, losses, tokens, strict=True)
-          if loss is not None and seen > 0]  # before any training there is no compute
-  test = next((loss for line in reversed(ordered) if (loss := _loss(path, line, 'test/loss')) is not None), None)
+  kept = [
+    (line, loss)
+    for line, loss, seen in zip(ordered, losses, tokens, strict=True)
+    if loss is not None and seen > 0
+  ]  # before any training there is no compute
+  test = next(
+    (loss for line in reversed(ordered) if (loss := _loss(path, line, 'test/loss')) is not None),
+    None,
+  )
   return LossCurve(
-      name=name, shape=shape, embedding_parameters=embedding, other_parameters=other,
-      seed=_optional(path, first, 'seed'), learning_rate=_optional(path, first, 'learning_rate', whole=False),
-      warmup=_optional(path, first, 'warmup'), tied=_tied(shape, other), length=length, flops_per_row=flops,
-      updates=tuple(int(_number(path, line, _UPDATES)) for line, _ in kept),
-      rows=tuple(round(_number(path, line, _TOKENS, whole=False) / length) for line, _ in kept),
-      loss=tuple(loss for _, loss in kept), lost=losses.count(None),
-      finished=test is not None if tested else max(by_update) >= 0.99 * last, test_loss=test,
-      bits_per_word=_optional(path, first, 'bits_per_word', whole=False),
-      bits_per_byte=_optional(path, first, 'bits_per_byte', whole=False))
+    name=name,
+    shape=shape,
+    embedding_parameters=embedding,
+    other_parameters=other,
+    seed=_optional(path, first, 'seed'),
+    learning_rate=_optional(path, first, 'learning_rate', whole=False),
+    warmup=_optional(path, first, 'warmup'),
+    tied=_tied(shape, other),
+    length=length,
+    flops_per_row=flops,
+    updates=tuple(int(_number(path, line, _UPDATES)) for line, _ in kept),
+    rows=tuple(round(_number(path, line, _TOKENS, whole=False) / length) for line, _ in kept),
+    loss=tuple(loss for _, loss in kept),
+    lost=losses.count(None),
+    finished=test is not None if tested else max(by_update) >= 0.99 * last,
+    test_loss=test,
+    bits_per_word=_optional(path, first, 'bits_per_word', whole=False),
+    bits_per_byte=_optional(path, first, 'bits_per_byte', whole=False),
+  )
 
 
 def _vocabulary(path: epath.Path, line: CsvLine, parameters: int) -> int:
@@ -188,8 +262,11 @@ def _vocabulary(path: epath.Path, line: CsvLine, parameters: int) -> int:
     return int(given)
   size = int(_number(path, line, _SHAPE_COLUMNS['embedding']))
   if not size or parameters % size or parameters // size <= _TABLES:
-    raise InputError(f'the vocabulary in {path}, line {line[0]}', f'{parameters:,} embedding parameters are not '
-                     f'(vocabulary + {_TABLES}) x {size}', 'add a column vocabulary')
+    raise InputError(
+      f'the vocabulary in {path}, line {line[0]}',
+      f'{parameters:,} embedding parameters are not (vocabulary + {_TABLES}) x {size}',
+      'add a column vocabulary',
+    )
   return parameters // size - _TABLES
 
 
@@ -197,14 +274,19 @@ def _length(path: epath.Path, line: CsvLine, kaplan: float, other: int) -> int:
   given = _optional(path, line, 'sequence_length')
   length = kaplan / (6 * other) if given is None and other else given or 0
   if length < 1 or abs(length - round(length)) > 1e-6 * length:
-    raise InputError(f'the length of a row in {path}, line {line[0]}', f'{kaplan:g} FLOPs after Kaplan are not 6 x '
-                     f'{other:,} x a whole number', 'add a column sequence_length')
+    raise InputError(
+      f'the length of a row in {path}, line {line[0]}',
+      f'{kaplan:g} FLOPs after Kaplan are not 6 x {other:,} x a whole number',
+      'add a column sequence_length',
+    )
   return round(length)
 
 
 def _tied(s: ModelShape, other: int) -> bool | None:
   """Does the head share the table? The count of the other parameters says it, if it is one of the paper's two."""
-  blocks = s.layers * (4 * s.hidden**2 + 9 * s.hidden + 2 * s.hidden * s.feed_forward + s.feed_forward)
+  blocks = s.layers * (
+    4 * s.hidden**2 + 9 * s.hidden + 2 * s.hidden * s.feed_forward + s.feed_forward
+  )
   head = s.hidden**2 + 3 * s.hidden + s.vocabulary
   projection = s.embedding * s.hidden + 3 * s.hidden
   counts = {blocks + head: True, projection + blocks + head + s.hidden * s.vocabulary: False}

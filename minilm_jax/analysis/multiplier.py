@@ -32,7 +32,8 @@ from minilm_jax.analysis.plateau import Plateau, find
 from minilm_jax.analysis.tracks import ACTUAL, LossCurve
 
 AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
-_MAX_OVERSHOOT = 1.02  # FLOPs beyond the last evaluation at which its loss still counts: another change costs a little less
+# FLOPs beyond the last evaluation at which its loss still counts: another ablation costs a little less.
+_MAX_OVERSHOOT = 1.02
 CostToReach = tuple[float, bool]  # how much a run took to get there, and whether it did
 
 
@@ -83,8 +84,12 @@ def ratio(base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]) ->
   counts = len(base), len(change), base.keys() == change.keys()
   if open_base and open_change:
     return PairedRatio(math.nan, math.nan, math.nan, NEITHER_LEFT, *counts)
-  found = scores.difference(*(scores.group({seed: math.log(taken) for seed, (taken, _) in side.items()})
-                              for side in (base, change)))
+  found = scores.difference(
+    *(
+      scores.group({seed: math.log(taken) for seed, (taken, _) in side.items()})
+      for side in (base, change)
+    )
+  )
   low, high = math.exp(found.low), math.exp(found.high)
   if math.isfinite(low):
     low, high = 0.0 if open_change else low, math.inf if open_base else high
@@ -97,12 +102,18 @@ def leaving(change: Ablation, level: float) -> dict[int, Plateau | None]:
   return {seed: find(track, level, ACTUAL) for seed, track in change.tracks.items()}
 
 
-def speed(base: Ablation, change: Ablation, base_level: float | None, level: float | None) -> PairedRatio:
+def speed(
+  base: Ablation, change: Ablation, base_level: float | None, level: float | None
+) -> PairedRatio:
   """How many times fewer tokens a change takes to leave the plateau; nothing where there is no level."""
   if base_level is None or level is None:
     return NO_RATIO
-  return ratio(*({seed: _tokens(track, places[seed]) for seed, track in side.tracks.items()}
-                 for side, places in ((base, leaving(base, base_level)), (change, leaving(change, level)))))
+  return ratio(
+    *(
+      {seed: _tokens(track, places[seed]) for seed, track in side.tracks.items()}
+      for side, places in ((base, leaving(base, base_level)), (change, leaving(change, level)))
+    )
+  )
 
 
 def _tokens(track: LossCurve, place: Plateau | None) -> CostToReach:
@@ -117,8 +128,14 @@ def shared_loss(*sides: Ablation) -> float:
 
 def multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
   """How many times fewer FLOPs a change takes to reach a loss, over the seeds that have reached it on either side."""
-  taken = [{seed: (flops, True) for seed, track in side.tracks.items() if math.isfinite(flops := flops_to(track, loss))}
-           for side in (base, change)]
+  taken = [
+    {
+      seed: (flops, True)
+      for seed, track in side.tracks.items()
+      if math.isfinite(flops := flops_to(track, loss))
+    }
+    for side in (base, change)
+  ]
   return ratio(*taken)
 
 

@@ -103,11 +103,15 @@ def levels(compared: Comparison, given: float | None = None) -> dict[str, float 
     for change in (part.base, *part.changes):
       by_tokenizer.setdefault(change.tokenizer, []).extend(change.tracks.values())
   found = {tokenizer: plateau.level(tracks) for tokenizer, tracks in by_tokenizer.items()}
-  given = compared.ngram_losses[WORDS] if given is None and WORDS in compared.ngram_losses else given
+  given = (
+    compared.ngram_losses[WORDS] if given is None and WORDS in compared.ngram_losses else given
+  )
   return found if given is None else found | {'': given}
 
 
-def rows(part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()) -> list[AblationRow]:
+def rows(
+  part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()
+) -> list[AblationRow]:
   """The base, then the changes from the highest multiplier to the lowest; last those without one.
 
   Args:
@@ -117,8 +121,16 @@ def rows(part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[G
   """
   averages = {row.change: row for row in glue if row.task == AVERAGE}
   made = [_row(part, change, levels, averages) for change in part.changes]
-  return [_row(part, part.base, levels, averages), *sorted(made, key=lambda row: (
-      -row.multiplier.value if math.isfinite(row.multiplier.value) else math.inf, row.change))]
+  return [
+    _row(part, part.base, levels, averages),
+    *sorted(
+      made,
+      key=lambda row: (
+        -row.multiplier.value if math.isfinite(row.multiplier.value) else math.inf,
+        row.change,
+      ),
+    ),
+  ]
 
 
 def verdict(fields: Sequence[str], speed: PairedRatio) -> str:
@@ -129,8 +141,12 @@ def verdict(fields: Sequence[str], speed: PairedRatio) -> str:
     return OPEN
   if min(speed.base_seeds, speed.seeds) < 2:
     return ONE_SEED
-  fitting = ((CAUSES, speed.low > HALF), (SHORTENS, speed.low > SAME), (LENGTHENS, speed.high < SAME),
-             (NOT, speed.high < LITTLE))
+  fitting = (
+    (CAUSES, speed.low > HALF),
+    (SHORTENS, speed.low > SAME),
+    (LENGTHENS, speed.high < SAME),
+    (NOT, speed.high < LITTLE),
+  )
   return next((name for name, fits in fitting if fits), OPEN)
 
 
@@ -141,32 +157,66 @@ def glue_verdict(score: Contrast) -> str:
   return NO_WORSE if score.low > -POINT else WORSE if score.high < -POINT else OPEN
 
 
-def _row(part: AblationAtSize, change: Ablation, levels: dict[str, float | None], glue: Mapping[str, GlueRow]) -> AblationRow:
+def _row(
+  part: AblationAtSize,
+  change: Ablation,
+  levels: dict[str, float | None],
+  glue: Mapping[str, GlueRow],
+) -> AblationRow:
   base, level, tracks = part.base, levels[change.tokenizer], change.tracks.values()
   compares, changed = not change.tokenizer, change is not base
   speed = multiplier.speed(base, change, levels[''], level) if changed else NO_RATIO
   loss = multiplier.shared_loss(base, change) if compares and changed else math.nan
   planned = min(one.planned for one in base.runs)
-  at = {f'loss_at_{name}': multiplier.mean(multiplier.loss_at(track, share * planned) for track in tracks)
-        if compares else math.nan for name, share in PARTS.items()}
+  at = {
+    f'loss_at_{name}': multiplier.mean(
+      multiplier.loss_at(track, share * planned) for track in tracks
+    )
+    if compares
+    else math.nan
+    for name, share in PARTS.items()
+  }
   ended = tracks if compares and all(track.finished for track in tracks) else []
   ends = [track.loss[-1] for track in ended]
   low, high = metrics.interval(ends)
-  score, tasks = (glue[change.name].score, glue[change.name].tasks) if change.name in glue else (contrasts.NO_CONTRAST, ())
+  score, tasks = (
+    (glue[change.name].score, glue[change.name].tasks)
+    if change.name in glue
+    else (contrasts.NO_CONTRAST, ())
+  )
   return AblationRow(
-      change=change.name, shape=part.shape, fields=change.fields, runs=tuple(track.name for track in tracks),
-      seeds=tuple(change.tracks), under_way=sum(not track.finished for track in tracks),
-      parameters=change.runs[0].track.parameters, level=math.nan if level is None else level,
-      **_leaving(change, level), speed=speed, verdict=verdict(change.fields, speed),
-      multiplier=multiplier.multiplier(base, change, loss) if math.isfinite(loss) else NO_RATIO, loss=loss, **at,
-      validation_loss=multiplier.mean(ends), low=low, high=high,
-      test_loss=multiplier.mean(track.test_loss for track in ended), glue=score, glue_tasks=tasks,
-      glue_verdict=glue_verdict(score), note=_note(change, level))
+    change=change.name,
+    shape=part.shape,
+    fields=change.fields,
+    runs=tuple(track.name for track in tracks),
+    seeds=tuple(change.tracks),
+    under_way=sum(not track.finished for track in tracks),
+    parameters=change.runs[0].track.parameters,
+    level=math.nan if level is None else level,
+    **_leaving(change, level),
+    speed=speed,
+    verdict=verdict(change.fields, speed),
+    multiplier=multiplier.multiplier(base, change, loss) if math.isfinite(loss) else NO_RATIO,
+    loss=loss,
+    **at,
+    validation_loss=multiplier.mean(ends),
+    low=low,
+    high=high,
+    test_loss=multiplier.mean(track.test_loss for track in ended),
+    glue=score,
+    glue_tasks=tasks,
+    glue_verdict=glue_verdict(score),
+    note=_note(change, level),
+  )
 
 
 def _leaving(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]]:
   """Updates, tokens and FLOPs at which each seed leaves, or 'not within' all of its own; nothing without a level."""
-  found: dict[str, list[str]] = {'updates_to_leave': [], 'tokens_to_leave': [], 'flops_to_leave': []}
+  found: dict[str, list[str]] = {
+    'updates_to_leave': [],
+    'tokens_to_leave': [],
+    'flops_to_leave': [],
+  }
   for seed, place in multiplier.leaving(change, level).items() if level is not None else ():
     track, left = change.tracks[seed], place is not None and place.left
     at = place.end if left else -1

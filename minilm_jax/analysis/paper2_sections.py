@@ -14,33 +14,81 @@ from minilm_jax.analysis.matches import Match
 from minilm_jax.analysis.sheets import Picture, Section, Table
 from minilm_jax.analysis.verdicts import CLAIMS, Statement, Verdict
 
-CLAIM_HEADINGS = ('claim', 'verdict', 'statistic', 'points [95% interval]', 'seeds', 'collapsed', 'of what')
+CLAIM_HEADINGS = (
+  'claim',
+  'verdict',
+  'statistic',
+  'points [95% interval]',
+  'seeds',
+  'collapsed',
+  'of what',
+)
 CLAIM_WORDS = 3
-CLAIM_CAPTION = ('Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
-           'configs/sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.')
+CLAIM_CAPTION = (
+  'Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
+  'configs/sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
+)
 
-MATCH_HEADINGS = ('task', 'rival', 'at the same', 'committee of', 'its cost over the rival’s', 'committee', 'rival',
-            'difference [95% interval]', 'seeds')
+MATCH_HEADINGS = (
+  'task',
+  'rival',
+  'at the same',
+  'committee of',
+  'its cost over the rival’s',
+  'committee',
+  'rival',
+  'difference [95% interval]',
+  'seeds',
+)
 MATCH_WORDS = 3
-MATCH_CAPTION = ('Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
-           'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.')
+MATCH_CAPTION = (
+  'Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
+  'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.'
+)
 
-LATENCY_HEADINGS = ('answers', 'batch', 'ms, median [95% interval]', 'p95', 'to the member', 'heads', 'depth', 'parameters',
-            'MFLOPs a row')
+LATENCY_HEADINGS = (
+  'answers',
+  'batch',
+  'ms, median [95% interval]',
+  'p95',
+  'to the member',
+  'heads',
+  'depth',
+  'parameters',
+  'MFLOPs a row',
+)
 LATENCY_WORDS = 1
-LATENCY_CAPTION = ('Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
-           'members. Depth: blocks and convolutions that must run one after another.')
-GAP_TITLES = {SIZE: 'The gap and the size of the pre-training set', OVERLAP: 'The gap and token overlap'}
+LATENCY_CAPTION = (
+  'Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
+  'members. Depth: blocks and convolutions that must run one after another.'
+)
+GAP_TITLES = {
+  SIZE: 'The gap and the size of the pre-training set',
+  OVERLAP: 'The gap and token overlap',
+}
 GAP_FIGURES = {
-    SIZE: 'Scores pre-trained less from scratch by the tokens of the pre-training set, pads not counted, with the 95% '
-          'interval over seeds of fine-tuning. Point at a dot to read what it is.',
-    OVERLAP: 'The same by the share of the running words of the task’s training texts that the pre-training set has, '
-             'in sets of one size. What else differs between such sets, their subject above all, is not told apart.'}
+  SIZE: 'Scores pre-trained less from scratch by the tokens of the pre-training set, pads not counted, with the 95% '
+  'interval over seeds of fine-tuning. Point at a dot to read what it is.',
+  OVERLAP: 'The same by the share of the running words of the task’s training texts that the pre-training set has, '
+  'in sets of one size. What else differs between such sets, their subject above all, is not told apart.',
+}
 GAP_CAPTION = 'Times 100, paired by seed where both arms have the same. A star: from scratch is that of another run.'
-GAP_HEADINGS = ('task', 'comparison', 'run', 'rows', 'tokens', 'epochs', 'overlap', 'pre-trained', 'from scratch',
-                  'gap [95% interval]')
-SLOPE_CAPTION = ('Least squares through the runs: points of score (times 100) for twice the tokens, or for one point more of '
-          'overlap. The interval resamples seeds of fine-tuning, runs of one size and, of several tasks, tasks.')
+GAP_HEADINGS = (
+  'task',
+  'comparison',
+  'run',
+  'rows',
+  'tokens',
+  'epochs',
+  'overlap',
+  'pre-trained',
+  'from scratch',
+  'gap [95% interval]',
+)
+SLOPE_CAPTION = (
+  'Least squares through the runs: points of score (times 100) for twice the tokens, or for one point more of '
+  'overlap. The interval resamples seeds of fine-tuning, runs of one size and, of several tasks, tasks.'
+)
 SLOPE_HEADINGS = ('task', 'comparison', 'runs', 'levels', 'seeds', 'slope [95% interval]', 'note')
 
 
@@ -48,17 +96,28 @@ def claim_sections(statement: Statement) -> Iterator[Section]:
   """Yields the verdicts with a sentence each, and the runs that are in none of them; nothing without verdicts."""
   if not statement.verdicts:
     return
-  yield Section('What becomes of the paper’s claims', items=list(map(claim_sentence, statement.verdicts)),
-                table=Table(CLAIM_HEADINGS, CLAIM_WORDS, list(map(claim_cells, statement.verdicts)), CLAIM_CAPTION))
+  yield Section(
+    'What becomes of the paper’s claims',
+    items=list(map(claim_sentence, statement.verdicts)),
+    table=Table(
+      CLAIM_HEADINGS, CLAIM_WORDS, list(map(claim_cells, statement.verdicts)), CLAIM_CAPTION
+    ),
+  )
   if statement.excluded:
     yield Section(text=['In none of these:'], items=statement.excluded)
 
 
 def claim_sentence(verdict: Verdict) -> str:
   """Returns a claim, its verdict, the statistic with its interval, and what is missing."""
-  text = f'{verdict.claim}. {CLAIMS[verdict.claim]} {verdict.verdict[0].upper()}{verdict.verdict[1:]}'
+  text = (
+    f'{verdict.claim}. {CLAIMS[verdict.claim]} {verdict.verdict[0].upper()}{verdict.verdict[1:]}'
+  )
   if math.isfinite(verdict.value):
-    ends = f' (95% interval {points(verdict.low, "+")} to {points(verdict.high, "+")})' if math.isfinite(verdict.low) else ''
+    ends = (
+      f' (95% interval {points(verdict.low, "+")} to {points(verdict.high, "+")})'
+      if math.isfinite(verdict.low)
+      else ''
+    )
     text += f': {verdict.statistic} {points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
   if math.isfinite(verdict.latency):
     text += f'; latency {verdict.latency:.2f} of the deep one ({verdict.latency_low:.2f} to {verdict.latency_high:.2f})'
@@ -67,38 +126,67 @@ def claim_sentence(verdict: Verdict) -> str:
 
 def claim_cells(verdict: Verdict) -> list[str]:
   """Returns the cells under `CLAIM_HEADINGS`."""
-  return [f'{verdict.claim}. {CLAIMS[verdict.claim]}', verdict.verdict, verdict.statistic,
-          with_interval(verdict.value, verdict.low, verdict.high), str(verdict.seeds), str(verdict.collapsed),
-          verdict.of or NONE]
+  return [
+    f'{verdict.claim}. {CLAIMS[verdict.claim]}',
+    verdict.verdict,
+    verdict.statistic,
+    with_interval(verdict.value, verdict.low, verdict.high),
+    str(verdict.seeds),
+    str(verdict.collapsed),
+    verdict.of or NONE,
+  ]
 
 
 def match_sections(matches: Sequence[Match]) -> Iterator[Section]:
   """Yields the committee at equal costs; nothing without a committee and a rival."""
   if matches:
-    yield Section('The committee at the same cost', table=Table(
-        MATCH_HEADINGS, MATCH_WORDS, list(map(match_cells, matches)), MATCH_CAPTION))
+    yield Section(
+      'The committee at the same cost',
+      table=Table(MATCH_HEADINGS, MATCH_WORDS, list(map(match_cells, matches)), MATCH_CAPTION),
+    )
 
 
 def match_cells(match: Match) -> list[str]:
   """Returns the cells under `MATCH_HEADINGS`."""
-  return [match.task, match.rival, match.cost, f'{match.members} of {match.of}', f'{match.ratio:.2f}',
-          points(match.committee), points(match.theirs), with_interval(match.difference, match.low, match.high),
-          str(match.seeds)]
+  return [
+    match.task,
+    match.rival,
+    match.cost,
+    f'{match.members} of {match.of}',
+    f'{match.ratio:.2f}',
+    points(match.committee),
+    points(match.theirs),
+    with_interval(match.difference, match.low, match.high),
+    str(match.seeds),
+  ]
 
 
 def latency_sections(rows: Sequence[LatencyRow]) -> Iterator[Section]:
   """Yields a table a run; nothing without latencies."""
   for number, name in enumerate(dict.fromkeys(row.run for row in rows)):
     of_run = [row for row in rows if row.run == name]
-    yield Section('' if number else 'Latency', text=[f'{name}: {of_run[0].calls} answers each, {of_run[0].machine}'],
-                  table=Table(LATENCY_HEADINGS, LATENCY_WORDS, list(map(latency_cells, of_run)), LATENCY_CAPTION))
+    yield Section(
+      '' if number else 'Latency',
+      text=[f'{name}: {of_run[0].calls} answers each, {of_run[0].machine}'],
+      table=Table(
+        LATENCY_HEADINGS, LATENCY_WORDS, list(map(latency_cells, of_run)), LATENCY_CAPTION
+      ),
+    )
 
 
 def latency_cells(row: LatencyRow) -> list[str]:
   """Returns the cells under `LATENCY_HEADINGS`."""
-  return [row.name, str(row.batch), f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]', f'{row.p95:.3f}',
-          f'{row.over_member:.2f}', str(row.members * row.heads), str(row.depth), f'{row.parameters:,}',
-          f'{row.flops / 1e6:,.1f}']
+  return [
+    row.name,
+    str(row.batch),
+    f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]',
+    f'{row.p95:.3f}',
+    f'{row.over_member:.2f}',
+    str(row.members * row.heads),
+    str(row.depth),
+    f'{row.parameters:,}',
+    f'{row.flops / 1e6:,.1f}',
+  ]
 
 
 def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Section]:
@@ -113,9 +201,17 @@ def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Secti
     slopes = [slope for slope in study.slopes if slope.axis == axis]
     if not points_of_axis:
       continue
-    drawn = [Picture(pictures[f'gap-{axis}'], GAP_FIGURES[axis])] if f'gap-{axis}' in pictures else []
-    yield Section(title, items=list(map(slope_sentence, slopes)), figures=drawn, table=Table(
-        SLOPE_HEADINGS, 2, list(map(slope_cells, slopes)), SLOPE_CAPTION) if slopes else None)
+    drawn = (
+      [Picture(pictures[f'gap-{axis}'], GAP_FIGURES[axis])] if f'gap-{axis}' in pictures else []
+    )
+    yield Section(
+      title,
+      items=list(map(slope_sentence, slopes)),
+      figures=drawn,
+      table=Table(SLOPE_HEADINGS, 2, list(map(slope_cells, slopes)), SLOPE_CAPTION)
+      if slopes
+      else None,
+    )
     yield Section(table=Table(GAP_HEADINGS, 3, list(map(gap_cells, points_of_axis)), GAP_CAPTION))
   if study.left_out:
     yield Section('The gap: left out', items=study.left_out)
@@ -127,21 +223,38 @@ def slope_sentence(slope: Slope) -> str:
   text = f'{slope.series}, {slope.comparison}: {points(slope.slope, "+")} points for {unit}'
   if not math.isfinite(slope.low):
     return f'{text}, over {slope.levels} levels; no interval: {slope.note}.'
-  text += f' (95% interval {points(slope.low, "+")} to {points(slope.high, "+")}, {slope.levels} levels)'
+  text += (
+    f' (95% interval {points(slope.low, "+")} to {points(slope.high, "+")}, {slope.levels} levels)'
+  )
   return f'{text}; the interval contains zero.' if slope.low <= 0 <= slope.high else f'{text}.'
 
 
 def slope_cells(slope: Slope) -> list[str]:
   """The cells under `SLOPE_HEADINGS`."""
   seeds = str(slope.seeds) if slope.seeds else NONE
-  return [slope.series, slope.comparison, str(slope.points), str(slope.levels), seeds,
-          with_interval(slope.slope, slope.low, slope.high), slope.note or NONE]
+  return [
+    slope.series,
+    slope.comparison,
+    str(slope.points),
+    str(slope.levels),
+    seeds,
+    with_interval(slope.slope, slope.low, slope.high),
+    slope.note or NONE,
+  ]
 
 
 def gap_cells(point: Gap) -> list[str]:
   """The cells under `GAP_HEADINGS`."""
   overlap = f'{100 * point.overlap:.2f}' if math.isfinite(point.overlap) else NONE
-  return [point.series, point.comparison, point.checkpoint, f'{point.rows:,}', f'{point.tokens:,}',
-          f'{point.epochs:.3g}', overlap, points(point.pretrained),
-          points(point.scratch) + (' *' if point.borrowed else ''),
-          with_interval(point.gap.mean, point.gap.low, point.gap.high)]
+  return [
+    point.series,
+    point.comparison,
+    point.checkpoint,
+    f'{point.rows:,}',
+    f'{point.tokens:,}',
+    f'{point.epochs:.3g}',
+    overlap,
+    points(point.pretrained),
+    points(point.scratch) + (' *' if point.borrowed else ''),
+    with_interval(point.gap.mean, point.gap.low, point.gap.high),
+  ]

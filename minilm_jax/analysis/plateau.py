@@ -26,7 +26,10 @@ from minilm_jax.analysis.tracks import HONEY, LossCurve
 
 SHALLOW, STEEP = 0.05, 0.15
 ABOVE, BELOW = 1.02, 0.945
-APART, LONG = 1.2, 1.4  # ratios of updates: between evaluations that a slope is taken from; of a stretch
+APART, LONG = (
+  1.2,
+  1.4,
+)  # ratios of updates: between evaluations that a slope is taken from; of a stretch
 AGREE = 0.05
 _UNTAUGHT = 0.9  # of log V
 
@@ -90,9 +93,20 @@ def find(track: LossCurve, level: float | None = None, count: str = HONEY) -> Pl
   warmup_flops = None
   if track.warmup is not None and track.updates[-1]:
     warmup_flops = float(track.warmup * flops[-1] / track.updates[-1])
-  return Plateau(track.name, float(level), track.updates[start], float(flops[start]), track.updates[end] if left else
-                 None, float(flops[end]) if left else None, float(loss[end]) if left else None, start, end,
-                 end - start, track.warmup, warmup_flops)
+  return Plateau(
+    track.name,
+    float(level),
+    track.updates[start],
+    float(flops[start]),
+    track.updates[end] if left else None,
+    float(flops[end]) if left else None,
+    float(loss[end]) if left else None,
+    start,
+    end,
+    end - start,
+    track.warmup,
+    warmup_flops,
+  )
 
 
 def level(tracks: Sequence[LossCurve]) -> float | None:
@@ -104,7 +118,9 @@ def level(tracks: Sequence[LossCurve]) -> float | None:
   return middle if np.mean(np.abs(found / middle - 1) < AGREE) > 0.5 else None
 
 
-def without_plateau(tracks: Sequence[LossCurve], plateaus: Sequence[Plateau | None]) -> list[LossCurve]:
+def without_plateau(
+  tracks: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
+) -> list[LossCurve]:
   """Tracks from where each run has left the plateau; runs that never did are left out, runs without one stay whole.
 
   What comes before the plateau goes as well: it is the fall towards it.
@@ -118,15 +134,22 @@ def without_plateau(tracks: Sequence[LossCurve], plateaus: Sequence[Plateau | No
     if plateau is None:
       kept.append(track)
     elif plateau.left:
-      kept.append(dataclasses.replace(track, **{field: getattr(track, field)[plateau.end:]
-                                                for field in ('updates', 'rows', 'loss')}))
+      kept.append(
+        dataclasses.replace(
+          track,
+          **{field: getattr(track, field)[plateau.end :] for field in ('updates', 'rows', 'loss')},
+        )
+      )
   return kept
 
 
 def _own(track: LossCurve) -> float | None:
   """The loss of a run's longest shallow stretch before a drop; None without one."""
-  learned = [one for one, loss in enumerate(track.loss)
-             if track.updates[one] > 0 and loss < _UNTAUGHT * np.log(track.shape.vocabulary)]
+  learned = [
+    one
+    for one, loss in enumerate(track.loss)
+    if track.updates[one] > 0 and loss < _UNTAUGHT * np.log(track.shape.vocabulary)
+  ]
   kept: list[int] = []
   for one in learned:
     if not kept or track.updates[one] >= APART * track.updates[kept[-1]]:
@@ -137,8 +160,10 @@ def _own(track: LossCurve) -> float | None:
   slopes = -np.diff(y) / np.diff(x)
   flips = np.flatnonzero(np.diff(np.concatenate([[0], slopes < SHALLOW, [0]]).astype(int)))
   best, longest = None, np.log(LONG)
-  for first, end in zip(flips[::2], flips[1::2], strict=True):  # slopes first .. end - 1, evaluations first .. end
+  for first, end in zip(
+    flips[::2], flips[1::2], strict=True
+  ):  # slopes first .. end - 1, evaluations first .. end
     before, after = first == 0 or np.any(slopes[:first] >= STEEP), np.any(slopes[end:] >= STEEP)
     if before and after and x[end] - x[first] > longest:
-      best, longest = float(np.exp(np.median(y[first:end + 1]))), x[end] - x[first]
+      best, longest = float(np.exp(np.median(y[first : end + 1]))), x[end] - x[first]
   return best

@@ -14,16 +14,42 @@ from matplotlib.figure import Figure
 
 from minilm_jax import claim, progress, run
 from minilm_jax.analysis import (
-    averages, cells, committees, confusions, curves, figures, gap, gap_figures, grid, grid_page,
-    grid_report, latencies, laws, lines, logged, matches, page, paper2_sections, runs, sheets, verdicts)
+  averages,
+  cells,
+  committees,
+  confusions,
+  curves,
+  figures,
+  gap,
+  gap_figures,
+  grid,
+  grid_page,
+  grid_report,
+  latencies,
+  laws,
+  lines,
+  logged,
+  matches,
+  page,
+  paper2_sections,
+  runs,
+  sheets,
+  verdicts,
+)
 from minilm_jax.analysis.grid_cells import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table, select_main
 from minilm_jax.analysis.sheets import Section, Table
 from minilm_jax.errors import InputError
 
 
-def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', confusion: bool = False,
-           table: epath.PathLike = '', draws: int = 1000, unfinished: bool = False) -> dict[str, epath.Path]:
+def report(
+  folders: Sequence[epath.PathLike],
+  workdir: epath.PathLike = '',
+  confusion: bool = False,
+  table: epath.PathLike = '',
+  draws: int = 1000,
+  unfinished: bool = False,
+) -> dict[str, epath.Path]:
   """Writes report.html, tables and, as .svg and .png, figures of what there is.
 
   Tables of run directories are scores.csv, averages.csv and runs.csv; figures are scores (a row a task), learning and
@@ -52,30 +78,45 @@ def report(folders: Sequence[epath.PathLike], workdir: epath.PathLike = '', conf
   """
   if table:
     if folders or confusion or not workdir:
-      found, remedy = ((f'folders beside it: {", ".join(map(str, folders))}', 'make two reports') if folders else
-                       ('no predictions in a table', 'leave --confusion out') if confusion else
-                       ('no --workdir', 'say where the report goes: --workdir=runs/report'))
+      found, remedy = (
+        (f'folders beside it: {", ".join(map(str, folders))}', 'make two reports')
+        if folders
+        else ('no predictions in a table', 'leave --confusion out')
+        if confusion
+        else ('no --workdir', 'say where the report goes: --workdir=runs/report')
+      )
       raise InputError(f'a report of the logged table {table}', found, remedy)
   found = {} if table else runs.find(folders)
   workdir = epath.Path(workdir) if workdir else epath.Path(folders[0]) / 'report'
   with claim.held(workdir):
-    files = _of_table(table, draws, unfinished) if table else _of_runs(found, folders, confusion, draws, unfinished)
+    files = (
+      _of_table(table, draws, unfinished)
+      if table
+      else _of_runs(found, folders, confusion, draws, unfinished)
+    )
     for name, content in files.items():
       run.write_bytes(workdir / name, content)
   return {name: workdir / name for name in files}
 
 
-def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike], confusion: bool, draws: int,
-             unfinished: bool) -> dict[str, bytes]:
+def _of_runs(
+  found: Mapping[str, epath.Path],
+  folders: Sequence[epath.PathLike],
+  confusion: bool,
+  draws: int,
+  unfinished: bool,
+) -> dict[str, bytes]:
   run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
   score_rows = score_table(runs.scores(found))
   average_rows = averages.averages(score_rows)
   answering = committees.read_committees(found)
   pictures = dict(_figures(found, score_rows, confusion)) | committees.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
-  files = {'scores.csv': sheets.as_csv(ScoreRow, score_rows),
-           'averages.csv': sheets.as_csv(averages.Average, average_rows),
-           'runs.csv': sheets.as_csv(runs.RunRow, run_rows)}
+  files = {
+    'scores.csv': sheets.as_csv(ScoreRow, score_rows),
+    'averages.csv': sheets.as_csv(averages.Average, average_rows),
+    'runs.csv': sheets.as_csv(runs.RunRow, run_rows),
+  }
   failed = runs.failures(folders)
   tracks, timed = grid.read_runs(found), latencies.read_latencies(found)
   statement = verdicts.find_verdicts(found, failed, tracks.tracks)
@@ -85,32 +126,65 @@ def _of_runs(found: Mapping[str, epath.Path], folders: Sequence[epath.PathLike],
   fair = [track for track in tracks.tracks if track.name.partition(' member ')[0] not in others]
   several = sum(row.kind == 'pretrain' for row in run_rows) >= grid_report.MIN_MODELS
   left_out = [*(tracks.left_out if several else []), *others.values()]
-  findings = grid_report.find(fair, select_main(score_rows), averages.select_latest(average_rows), left_out,
-                              failed, draws, unfinished)
+  findings = grid_report.find(
+    fair,
+    select_main(score_rows),
+    averages.select_latest(average_rows),
+    left_out,
+    failed,
+    draws,
+    unfinished,
+  )
   more, own = _of_grid(findings)
   files |= more
-  for name, kind, rows in (('committees', committees.CommitteeRow, answering), ('latency', latencies.LatencyRow, timed),
-                           ('verdicts', verdicts.Verdict, statement.verdicts),
-                           ('matches', matches.Match, statement.matched)):
-    if rows:
-      files[f'{name}.csv'] = sheets.as_csv(kind, rows)
+  files |= _paper2_tables(answering, timed, statement)
   gaps = gap.find_gaps(found, select_main(score_rows), draws)
   more, of_gaps = _of_gaps(gaps)
   files |= more
   files['report.html'] = page.render(
-      score_rows, averages.select_latest(average_rows), run_rows, drawn, grid_page.opening(findings),
-      [*paper2_sections.claim_sections(statement), *paper2_sections.gap_sections(gaps, of_gaps),
-       *grid_page.sections(findings, own), *committees.committee_sections(answering, drawn),
-       *paper2_sections.match_sections(statement.matched), *paper2_sections.latency_sections(timed)]).encode()
+    score_rows,
+    averages.select_latest(average_rows),
+    run_rows,
+    drawn,
+    grid_page.opening(findings),
+    [
+      *paper2_sections.claim_sections(statement),
+      *paper2_sections.gap_sections(gaps, of_gaps),
+      *grid_page.sections(findings, own),
+      *committees.committee_sections(answering, drawn),
+      *paper2_sections.match_sections(statement.matched),
+      *paper2_sections.latency_sections(timed),
+    ],
+  ).encode()
+  return files
+
+
+def _paper2_tables(
+  answering: Sequence[committees.CommitteeRow],
+  timed: Sequence[latencies.LatencyRow],
+  statement: verdicts.Statement,
+) -> dict[str, bytes]:
+  files = {}
+  for name, kind, rows in (
+    ('committees', committees.CommitteeRow, answering),
+    ('latency', latencies.LatencyRow, timed),
+    ('verdicts', verdicts.Verdict, statement.verdicts),
+    ('matches', matches.Match, statement.matched),
+  ):
+    if rows:
+      files[f'{name}.csv'] = sheets.as_csv(kind, rows)
   return files
 
 
 def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
   findings = grid_report.find(logged.read_csv(path), [], [], [], {}, draws, unfinished)
   files, own = _of_grid(findings)
-  files['runs.csv'] = files.pop('models.csv') if 'models.csv' in files else sheets.as_csv(ModelRow, [])
-  files['report.html'] = page.render([], [], [], {}, grid_page.opening(findings),
-                                     list(grid_page.sections(findings, own))).encode()
+  files['runs.csv'] = (
+    files.pop('models.csv') if 'models.csv' in files else sheets.as_csv(ModelRow, [])
+  )
+  files['report.html'] = page.render(
+    [], [], [], {}, grid_page.opening(findings), list(grid_page.sections(findings, own))
+  ).encode()
   return files
 
 
@@ -118,7 +192,9 @@ def _of_grid(findings: grid_page.Findings) -> tuple[dict[str, bytes], dict[str, 
   """The files of a grid, and its figures as `<svg>` elements."""
   files = {name: sheets.as_csv(*content) for name, content in grid_report.tables(findings).items()}
   if findings.study is not None:
-    files['fits.json'] = (json.dumps([laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n').encode()
+    files['fits.json'] = (
+      json.dumps([laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n'
+    ).encode()
   drawn = {}
   for name, one in grid_report.figures(findings):
     drawn[name] = one.svg()
@@ -130,7 +206,10 @@ def _of_gaps(found: gap.GapStudy) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of the study of the gap, where it has points, and its figures as `<svg>` elements."""
   if not found.points:
     return {}, {}
-  files = {'gap.csv': sheets.as_csv(lines.Gap, found.points), 'slopes.csv': sheets.as_csv(lines.Slope, found.slopes)}
+  files = {
+    'gap.csv': sheets.as_csv(lines.Gap, found.points),
+    'slopes.csv': sheets.as_csv(lines.Slope, found.slopes),
+  }
   drawn = {}
   for axis in dict.fromkeys(point.axis for point in found.points):
     one = gap_figures.gaps([point for point in found.points if point.axis == axis])
@@ -140,8 +219,9 @@ def _of_gaps(found: gap.GapStudy) -> tuple[dict[str, bytes], dict[str, str]]:
   return files, drawn
 
 
-def _figures(found: Mapping[str, epath.Path], rows: Sequence[ScoreRow],
-             confusion: bool) -> Iterator[tuple[str, Figure]]:
+def _figures(
+  found: Mapping[str, epath.Path], rows: Sequence[ScoreRow], confusion: bool
+) -> Iterator[tuple[str, Figure]]:
   """The figures that have something to show, by the name of their files."""
   headlines = [row for row in select_main(rows) if row.headline]
   if headlines:
@@ -167,20 +247,42 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
   several = len({row.checkpoint for row in rows}) > 1
   found = []
   for row in rows:
-    arms = {name: tuple(100 * end for end in (group.mean, group.low, group.high))
-            for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))}
-    name = f'{row.task}{" (filtered)" if row.filtered else ""}{" " + row.checkpoint if several else ""}'
-    found.append(figures.DotRow(name, arms, {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}))
+    arms = {
+      name: tuple(100 * end for end in (group.mean, group.low, group.high))
+      for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
+    }
+    name = (
+      f'{row.task}{" (filtered)" if row.filtered else ""}{" " + row.checkpoint if several else ""}'
+    )
+    found.append(
+      figures.DotRow(
+        name, arms, {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
+      )
+    )
   return found
 
 
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
   rows = score_table(lines)
-  sections = [Section('scores × 100: mean ± standard deviation (n) [95% interval]', table=Table(
-      cells.SCORE_HEADINGS, cells.SCORE_WORDS, [cells.score_cells(row) for row in select_main(rows)]))]
+  sections = [
+    Section(
+      'scores × 100: mean ± standard deviation (n) [95% interval]',
+      table=Table(
+        cells.SCORE_HEADINGS,
+        cells.SCORE_WORDS,
+        [cells.score_cells(row) for row in select_main(rows)],
+      ),
+    )
+  ]
   means = averages.select_latest(averages.averages(rows))
   if means:
-    sections.append(Section('averages of headline scores', table=Table(
-        cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in means])))
+    sections.append(
+      Section(
+        'averages of headline scores',
+        table=Table(
+          cells.AVERAGE_HEADINGS, cells.AVERAGE_WORDS, [cells.average_cells(row) for row in means]
+        ),
+      )
+    )
   progress.show([part for section in sections for part in sheets.to_terminal(section)])

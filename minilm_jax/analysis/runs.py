@@ -16,7 +16,12 @@ from minilm_jax.errors import InputError, shown
 from minilm_jax.shape import COUNT, TEXT
 
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
-_CLOSED = ('checkpoints', 'events', 'profile', 'wandb')  # folders of many small files with no run inside
+_CLOSED = (
+  'checkpoints',
+  'events',
+  'profile',
+  'wandb',
+)  # folders of many small files with no run inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +63,29 @@ def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   paths: dict[str, epath.Path] = {}
   names: dict[str, str] = {}
   if not all(map(os.fspath, folders)):  # Path('') is the current folder, and nobody asked for that
-    raise InputError('the runs in a folder', 'its name is empty', 'give a run directory, or . for the current folder')
+    raise InputError(
+      'the runs in a folder',
+      'its name is empty',
+      'give a run directory, or . for the current folder',
+    )
   for folder in map(epath.Path, folders):
     if not folder.is_dir():
-      raise InputError(f'the runs in {folder}', 'no such folder', 'give a run directory, or a folder that holds some')
+      raise InputError(
+        f'the runs in {folder}',
+        'no such folder',
+        'give a run directory, or a folder that holds some',
+      )
     for path in _walk(folder):
       key = str(path.resolve())
       if key not in paths:
         paths[key] = path
-        names[key] = shown('/'.join(path.parts[len(folder.parts):]) or path.resolve().name)
+        names[key] = shown('/'.join(path.parts[len(folder.parts) :]) or path.resolve().name)
   if not paths:
-    raise InputError(f'the runs in {", ".join(map(str, folders)) or "no folder"}', f'no {run.CONFIG} of a run there',
-                     'give a run directory, or a folder that holds some')
+    raise InputError(
+      f'the runs in {", ".join(map(str, folders)) or "no folder"}',
+      f'no {run.CONFIG} of a run there',
+      'give a run directory, or a folder that holds some',
+    )
   taken = list(names.values())
   return {names[key] if taken.count(names[key]) == 1 else key: path for key, path in paths.items()}
 
@@ -83,8 +99,11 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _inside(folder: epath.Path) -> list[epath.Path]:
-  return [inner for inner in sorted(folder.iterdir())
-          if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.')]
+  return [
+    inner
+    for inner in sorted(folder.iterdir())
+    if inner.is_dir() and inner.name not in _CLOSED and not inner.name.startswith('.')
+  ]
 
 
 def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
@@ -94,8 +113,10 @@ def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
     for path in _failed(folder):
       if (path / run.RESULT).exists():
         continue  # a later attempt went well
-      told = run.read_object(path / run.FAILURE, f'the failure in {path}', {'asked?': TEXT, 'found?': TEXT})
-      name = '/'.join(path.parts[len(folder.parts):]) or path.resolve().name
+      told = run.read_object(
+        path / run.FAILURE, f'the failure in {path}', {'asked?': TEXT, 'found?': TEXT}
+      )
+      name = '/'.join(path.parts[len(folder.parts) :]) or path.resolve().name
       words = [told[key] for key in ('asked', 'found') if key in told]
       found[shown(name)] = shown(': '.join(words))
   return found
@@ -159,7 +180,12 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
   """
   for path in found.values():
     of: dict[str, str] = {}
-    copies = _field(_field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'head') or {}, 'copies') or 1
+    copies = (
+      _field(
+        _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'head') or {}, 'copies'
+      )
+      or 1
+    )
     for line in run.read_lines(path / run.SCORES):
       name = _required(line, path / run.SCORES, 'checkpoint')['checkpoint']
       if name not in of:
@@ -182,8 +208,12 @@ def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
   apart = kind(path) == 'pretrain'
   for line in run.read_lines(path / run.METRICS):
     _required(line, path / run.METRICS, 'step', 'split')
-    found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(line)
-  taken = [name for name in found if name and (path / name.strip().replace(' ', '-') / run.CONFIG).exists()]
+    found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(
+      line
+    )
+  taken = [
+    name for name in found if name and (path / name.strip().replace(' ', '-') / run.CONFIG).exists()
+  ]
   return {name: lines for name, lines in found.items() if name not in taken} if found else {'': []}
 
 
@@ -192,23 +222,40 @@ def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow
   described = manifest(path)
   parameters = _field(described, 'parameters')
   parameters = _field(parameters, 'total') if isinstance(parameters, dict) else parameters
-  if fault := shape.fault({} if parameters is None else {'parameters': parameters}, {'parameters?': COUNT}):
+  if fault := shape.fault(
+    {} if parameters is None else {'parameters': parameters}, {'parameters?': COUNT}
+  ):
     raise InputError(f'the manifest of {path}', fault, f'restore {run.MANIFEST}')
   last = max(lines, key=lambda line: line['step'], default={})
-  validation = next((line for line in reversed(lines) if line['split'] == 'validation' and 'loss' in line), {})
+  validation = next(
+    (line for line in reversed(lines) if line['split'] == 'validation' and 'loss' in line), {}
+  )
   return RunRow(
-      name=name, kind=str(kind(path)), scores=scored,
-      state='finished' if (path / run.RESULT).exists() else 'incomplete' if lines or scored else 'empty',
-      parameters=parameters,
-      updates=_field(last, 'step'), tokens=_field(last, 'tokens'), flops=_field(last, 'flops'),
-      seconds=_seconds(lines), evaluated=bool(validation), validation_loss=_field(validation, 'loss'),
-      validation_perplexity=_field(validation, 'perplexity'),
-      devices=', '.join(sorted(set(_field(described, 'devices') or ()))))
+    name=name,
+    kind=str(kind(path)),
+    scores=scored,
+    state='finished'
+    if (path / run.RESULT).exists()
+    else 'incomplete'
+    if lines or scored
+    else 'empty',
+    parameters=parameters,
+    updates=_field(last, 'step'),
+    tokens=_field(last, 'tokens'),
+    flops=_field(last, 'flops'),
+    seconds=_seconds(lines),
+    evaluated=bool(validation),
+    validation_loss=_field(validation, 'loss'),
+    validation_perplexity=_field(validation, 'perplexity'),
+    devices=', '.join(sorted(set(_field(described, 'devices') or ()))),
+  )
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
   """Time of training; what is trained together shares a clock."""
-  return max((line['seconds'] for line in lines if _field(line, 'seconds') is not None), default=None)
+  return max(
+    (line['seconds'] for line in lines if _field(line, 'seconds') is not None), default=None
+  )
 
 
 def curves(name: str, path: epath.Path) -> list[RunLosses]:
@@ -226,7 +273,9 @@ def _curve(name: str, lines: Sequence[dict[str, Any]]) -> RunLosses | None:
       losses.append(number(_field(line, 'loss')))
   if not any(tokens for tokens, _ in series.values()):
     return None
-  return RunLosses(name, *(tuple(values) for split in ('train', 'validation') for values in series[split]))
+  return RunLosses(
+    name, *(tuple(values) for split in ('train', 'validation') for values in series[split])
+  )
 
 
 def number(value: float | None) -> float:
@@ -242,7 +291,9 @@ def _required(line: dict[str, Any], log: epath.Path, *names: str) -> dict[str, A
   """The line, if it has these fields."""
   missing = [name for name in names if name not in line]
   if missing:
-    raise InputError(f'the log {log}', f'a line without {", ".join(missing)}', 'remove that line, or run it again')
+    raise InputError(
+      f'the log {log}', f'a line without {", ".join(missing)}', 'remove that line, or run it again'
+    )
   return line
 
 

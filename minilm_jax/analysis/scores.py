@@ -22,9 +22,32 @@ from minilm_jax.tasks import metrics
 ScoreLine = Mapping[str, Any]  # of scores.jsonl
 NONE = '–'  # shown in place of a number
 ALL = 'all'  # the split of minimal pairs that holds the others
-FIELDS = ('task', 'metric', 'value', 'low', 'high', 'headline', 'split', 'examples', 'train_examples', 'held_out',
-          'pretrained', 'checkpoint', 'checkpoint_step', 'filtered', 'seed', 'learning_rate', 'member', 'epoch',
-          'which', 'selection', 'majority', 'frequency', 'collapsed', 'truncated')
+FIELDS = (
+  'task',
+  'metric',
+  'value',
+  'low',
+  'high',
+  'headline',
+  'split',
+  'examples',
+  'train_examples',
+  'held_out',
+  'pretrained',
+  'checkpoint',
+  'checkpoint_step',
+  'filtered',
+  'seed',
+  'learning_rate',
+  'member',
+  'epoch',
+  'which',
+  'selection',
+  'majority',
+  'frequency',
+  'collapsed',
+  'truncated',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +133,15 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   for line in lines:
     missing = [name for name in FIELDS if name not in line]
     if missing:
-      raise InputError('a table of scores', f'a line without {", ".join(missing)}: another version has written it',
-                       'fine-tune, or evaluate, again into a new --workdir')
-    key = tuple(line[name] for name in ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out'))
+      raise InputError(
+        'a table of scores',
+        f'a line without {", ".join(missing)}: another version has written it',
+        'fine-tune, or evaluate, again into a new --workdir',
+      )
+    key = tuple(
+      line[name]
+      for name in ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out')
+    )
     arms = cells.setdefault(key, {True: {}, False: {}})
     arms[line['pretrained']].setdefault(line['checkpoint_step'], []).append(line)
   rows: list[ScoreRow] = []
@@ -141,8 +170,14 @@ def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
     return rates
   means = []
   for rate in rates:
-    seeds = {line['seed']: number(line['selection']) for line in shown if line['learning_rate'] == rate}
-    means.append(np.mean([value if math.isfinite(value) else 0 for value in seeds.values()]) if seeds else -math.inf)
+    seeds = {
+      line['seed']: number(line['selection']) for line in shown if line['learning_rate'] == rate
+    }
+    means.append(
+      np.mean([value if math.isfinite(value) else 0 for value in seeds.values()])
+      if seeds
+      else -math.inf
+    )
   return (rates[int(np.argmax(means))],)
 
 
@@ -150,7 +185,9 @@ def _shown(lines: Iterable[ScoreLine]) -> str:
   return 'best' if any(line['which'] == 'best' for line in lines) else 'last'
 
 
-def _rows(step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLine]) -> Iterator[ScoreRow]:
+def _rows(
+  step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLine]
+) -> Iterator[ScoreRow]:
   """The rows of one cell: by metric, by epoch, and by rate where nothing chose one."""
   rates = chosen(ours), chosen(theirs)
   if max(map(len, rates)) > 1:
@@ -159,38 +196,82 @@ def _rows(step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLin
     pairs = [rates]
   lines = [*ours, *theirs]
   shown = _shown(lines)
-  kinds = {(not line['headline'], line['metric'], line['which'] != shown, line['which']) for line in lines}
+  kinds = {
+    (not line['headline'], line['metric'], line['which'] != shown, line['which']) for line in lines
+  }
   for minor, metric, other, which in sorted(kinds):
     for pair in pairs:
-      arms = [{line['seed']: line for line in arm if (line['metric'], line['which']) == (metric, which)
-               and line['learning_rate'] in rate} for arm, rate in zip((ours, theirs), pair, strict=True)]
+      arms = [
+        {
+          line['seed']: line
+          for line in arm
+          if (line['metric'], line['which']) == (metric, which) and line['learning_rate'] in rate
+        }
+        for arm, rate in zip((ours, theirs), pair, strict=True)
+      ]
       some = [*arms[0].values(), *arms[1].values()]
       if not some:
         continue
       one, groups = some[0], [_group(arm) for arm in arms]
       yield ScoreRow(
-          **{name: one[name] for name in ('task', 'metric', 'split', 'filtered', 'checkpoint', 'examples',
-                                          'train_examples', 'held_out')},
-          headline=not minor, step=step, epochs=max(number(line['epoch']) for line in lines), which=which,
-          shown=not other, majority=number(one['majority']), frequency=number(one['frequency']), pretrained=groups[0],
-          scratch=groups[1], difference=difference(*groups))
+        **{
+          name: one[name]
+          for name in (
+            'task',
+            'metric',
+            'split',
+            'filtered',
+            'checkpoint',
+            'examples',
+            'train_examples',
+            'held_out',
+          )
+        },
+        headline=not minor,
+        step=step,
+        epochs=max(number(line['epoch']) for line in lines),
+        which=which,
+        shown=not other,
+        majority=number(one['majority']),
+        frequency=number(one['frequency']),
+        pretrained=groups[0],
+        scratch=groups[1],
+        difference=difference(*groups),
+      )
 
 
 def _group(lines: Mapping[int, ScoreLine]) -> Group:
   values = {seed: number(line['value']) for seed, line in sorted(lines.items())}
   defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
   ends = [[number(line[end]) for line in lines.values()] for end in ('low', 'high')]
-  return group(defined, rate=next((line['learning_rate'] for line in lines.values()), None),
-               collapsed=sum(bool(line['collapsed']) for line in lines.values()),
-               undefined=len(values) - len(defined), ends=[_mean(values) for values in ends])
+  return group(
+    defined,
+    rate=next((line['learning_rate'] for line in lines.values()), None),
+    collapsed=sum(bool(line['collapsed']) for line in lines.values()),
+    undefined=len(values) - len(defined),
+    ends=[_mean(values) for values in ends],
+  )
 
 
-def group(values: Mapping[int, float], rate: float | None = None, collapsed: int = 0, undefined: int = 0,
-          ends: Sequence[float] = (math.nan, math.nan)) -> Group:
+def group(
+  values: Mapping[int, float],
+  rate: float | None = None,
+  collapsed: int = 0,
+  undefined: int = 0,
+  ends: Sequence[float] = (math.nan, math.nan),
+) -> Group:
   """The line of a table for one value a seed; all of them numbers."""
   found = metrics.summary(list(values.values()))
-  return Group(learning_rate=rate, **found, collapsed=collapsed, undefined=undefined, mean_example_low=ends[0],
-               mean_example_high=ends[1], seeds=tuple(values), values=tuple(values.values()))
+  return Group(
+    learning_rate=rate,
+    **found,
+    collapsed=collapsed,
+    undefined=undefined,
+    mean_example_low=ends[0],
+    mean_example_high=ends[1],
+    seeds=tuple(values),
+    values=tuple(values.values()),
+  )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -230,12 +311,18 @@ def difference(ours: Group, theirs: Group) -> Difference:
     return Difference(math.nan, math.nan, math.nan, False)
   mean = ours.mean - theirs.mean
   if ours.seeds == theirs.seeds:
-    return Difference(mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE), True)
+    return Difference(
+      mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE), True
+    )
   if min(ours.n, theirs.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # about seeds that all score the same: the other side still has a spread
-    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(metrics.CONFIDENCE)
+    warnings.simplefilter(
+      'ignore'
+    )  # about seeds that all score the same: the other side still has a spread
+    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(
+      metrics.CONFIDENCE
+    )
   return Difference(mean, float(welch.low), float(welch.high), False)
 
 
@@ -261,6 +348,7 @@ def with_interval(value: float, low: float, high: float, form: str = '', scale: 
   >>> with_interval(3.1, 2.2, math.inf, '.2f'), with_interval(3.1, math.nan, math.nan, '.2f')
   ('3.10 [2.20, ∞]', '3.10')
   """
+
   def text(number: float) -> str:
     if math.isinf(number):
       return '∞' if number > 0 else '-∞'

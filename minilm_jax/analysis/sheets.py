@@ -27,10 +27,17 @@ class Table:
 
   def without_empty_columns(self) -> 'Table':
     """Returns the table without the columns that hold nothing."""
-    columns = [column for column in range(len(self.headings))
-               if any(row[column] not in (scores.NONE, '') for row in self.rows)]
-    return Table([self.headings[column] for column in columns], sum(column < self.words for column in columns),
-                 [[row[column] for column in columns] for row in self.rows], self.caption)
+    columns = [
+      column
+      for column in range(len(self.headings))
+      if any(row[column] not in (scores.NONE, '') for row in self.rows)
+    ]
+    return Table(
+      [self.headings[column] for column in columns],
+      sum(column < self.words for column in columns),
+      [[row[column] for column in columns] for row in self.rows],
+      self.caption,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +77,11 @@ def to_terminal(section: Section) -> list[rich.table.Table | str]:
   if section.table is not None:
     table = rich.table.Table(title=section.title, title_justify='left')
     for column, heading in enumerate(section.table.headings):
-      table.add_column('\n'.join(cells.broken(heading)), overflow='fold',
-                       justify='left' if column < section.table.words else 'right')
+      table.add_column(
+        '\n'.join(cells.broken(heading)),
+        overflow='fold',
+        justify='left' if column < section.table.words else 'right',
+      )
     for row in section.table.rows:
       table.add_row(*('\n'.join(cells.broken(cell)) for cell in row))
     parts.append(table)
@@ -95,7 +105,9 @@ def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
 
 def _names(kind: type, prefix: str = '') -> Iterator[str]:
   for name, inner in typing.get_type_hints(kind).items():
-    yield from _names(inner, f'{prefix}{name}_') if dataclasses.is_dataclass(inner) else (prefix + name,)
+    yield from (
+      _names(inner, f'{prefix}{name}_') if dataclasses.is_dataclass(inner) else (prefix + name,)
+    )
 
 
 def _values(row: Any) -> Iterator[Any]:
@@ -105,8 +117,11 @@ def _values(row: Any) -> Iterator[Any]:
       yield from _values(value)
     else:
       words = [str(_cell(word)) for word in value] if isinstance(value, tuple) else []
-      yield ('; ' if any(' ' in word for word in words) else ' ').join(words) if words else (
-          '' if isinstance(value, tuple) else _cell(value))
+      yield (
+        ('; ' if any(' ' in word for word in words) else ' ').join(words)
+        if words
+        else ('' if isinstance(value, tuple) else _cell(value))
+      )
 
 
 def _cell(value: Any) -> Any:

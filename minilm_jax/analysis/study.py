@@ -71,8 +71,14 @@ class ScalingStudy:
   left_out: list[str]
 
 
-def study(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinished: bool = False, count: str = HONEY,
-          split: float | None = None) -> ScalingStudy:
+def study(
+  tracks: Sequence[LossCurve],
+  draws: int = 1000,
+  seed: int = 0,
+  unfinished: bool = False,
+  count: str = HONEY,
+  split: float | None = None,
+) -> ScalingStudy:
   """Everything that the tracks of a sweep allow.
 
   Args:
@@ -84,19 +90,28 @@ def study(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinis
       the sweep spans it and the count is the paper's.
   """
   left_out: list[str] = []
-  chosen = [track for track in tracks if (track.finished or unfinished) and count in track.flops_per_row]
+  chosen = [
+    track for track in tracks if (track.finished or unfinished) and count in track.flops_per_row
+  ]
   if len(chosen) < len(tracks):
-    left_out.append(f'{len(tracks) - len(chosen)} of {len(tracks)} runs: not at the end of their schedule, or without '
-                    f'FLOPs by the count {count!r}')
+    left_out.append(
+      f'{len(tracks) - len(chosen)} of {len(tracks)} runs: not at the end of their schedule, or without '
+      f'FLOPs by the count {count!r}'
+    )
   level = plateau.level(chosen)
   places = [None if level is None else plateau.find(track, level, count) for track in chosen]
   runs = [Run(track, place) for track, place in zip(chosen, places, strict=True)]
-  points = {name: _or_none(lambda name=name: grid_fits.source(name, runs, count), left_out) or []
-            for name in (FRONTIER, grid_fits.ENVELOPE, WITHOUT)}
+  points = {
+    name: _or_none(lambda name=name: grid_fits.source(name, runs, count), left_out) or []
+    for name in (FRONTIER, grid_fits.ENVELOPE, WITHOUT)
+  }
   ends = _ends([track for track in chosen if track.finished], count)
   splits = [one for one in (split, PAPER_SPLIT if count == HONEY else None) if one is not None]
-  table = grid_fits.parts(count, tuple(grid_fits.other_counts(chosen, count)),
-                          [one for one in dict.fromkeys(splits) if one == split or _spans(points[FRONTIER], one)])
+  table = grid_fits.parts(
+    count,
+    tuple(grid_fits.other_counts(chosen, count)),
+    [one for one in dict.fromkeys(splits) if one == split or _spans(points[FRONTIER], one)],
+  )
   fits, reasons = grid_fits.fit_all(runs, table)
   law = _or_none(lambda: grid_fits.over_evaluations(runs, count), left_out)
   fits, unsure = grid_fits.with_intervals(runs, table, fits, law, draws, seed)
@@ -105,12 +120,33 @@ def study(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinis
   whole = [fit for fit in fits if fit.name == FRONTIER]
   pieces = next((fit for fit in whole if fit.form == laws.PIECES and fit.method == laws.LOGS), None)
   at = split if split is not None else pieces.constants['C0'] if pieces else None
-  interval = pieces.intervals['C0'] if split is None and pieces and 'C0' in pieces.intervals else None
-  below, on_below, on_above = _on_plateau(points[FRONTIER], [place for place in places if place], at)
-  found = ScalingStudy(count, len(chosen), sum(len(track.loss) for track in chosen), points[FRONTIER],
-                points[grid_fits.ENVELOPE], points[WITHOUT], ends, fits, laws.choose(whole) if whole else None,
-                _held_out(points[FRONTIER], left_out), level, [place for place in places if place], at, interval, below,
-                on_below, on_above, [], list(dict.fromkeys([*left_out, *reasons, *end_reasons, *unsure])))
+  interval = (
+    pieces.intervals['C0'] if split is None and pieces and 'C0' in pieces.intervals else None
+  )
+  below, on_below, on_above = _on_plateau(
+    points[FRONTIER], [place for place in places if place], at
+  )
+  found = ScalingStudy(
+    count,
+    len(chosen),
+    sum(len(track.loss) for track in chosen),
+    points[FRONTIER],
+    points[grid_fits.ENVELOPE],
+    points[WITHOUT],
+    ends,
+    fits,
+    laws.choose(whole) if whole else None,
+    _held_out(points[FRONTIER], left_out),
+    level,
+    [place for place in places if place],
+    at,
+    interval,
+    below,
+    on_below,
+    on_above,
+    [],
+    list(dict.fromkeys([*left_out, *reasons, *end_reasons, *unsure])),
+  )
   return dataclasses.replace(found, sentences=sentences(found, chosen))
 
 
@@ -132,15 +168,22 @@ def sentences(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
     said += [*reasons, _verdict(found, whole)]
   ends = next((fit for fit in found.fits if fit.name == ENDS and fit.form == laws.POWER), None)
   if ends is not None:
-    said.append(f'Over the ends of {ends.n} runs, whatever their shape, loss falls with exponent '
-                f'{_number(ends, "b")}, R2 {ends.r2:.3f}.')
+    said.append(
+      f'Over the ends of {ends.n} runs, whatever their shape, loss falls with exponent '
+      f'{_number(ends, "b")}, R2 {ends.r2:.3f}.'
+    )
   return said
 
 
 def _of_frontier(found: ScalingStudy) -> str:
-  runs, ends = len({point.run for point in found.frontier}), [found.frontier[0].flops, found.frontier[-1].flops]
-  return (f'The frontier has {len(found.frontier)} points from {runs} of {found.runs} runs, {ends[0]:.2g} to '
-          f'{ends[1]:.2g} FLOPs ({found.evaluations:,} evaluations).')
+  runs, ends = (
+    len({point.run for point in found.frontier}),
+    [found.frontier[0].flops, found.frontier[-1].flops],
+  )
+  return (
+    f'The frontier has {len(found.frontier)} points from {runs} of {found.runs} runs, {ends[0]:.2g} to '
+    f'{ends[1]:.2g} FLOPs ({found.evaluations:,} evaluations).'
+  )
 
 
 def _of_pieces(whole: Mapping[str, Fit], found: ScalingStudy) -> str:
@@ -151,8 +194,10 @@ def _of_pieces(whole: Mapping[str, Fit], found: ScalingStudy) -> str:
     where += f' ({low:.2g} to {high:.2g} over draws of runs)'
   better = one.bic - two.bic
   much = 'much better' if better > 10 else 'better' if better > 2 else 'no better'
-  return (f'Two power laws that part at {where} fit it {much} than one (BIC lower by {better:.0f}, R2 {two.r2:.3f} '
-          f'against {one.r2:.3f}): exponent {_number(two, "b1")} below and {_number(two, "b2")} above.')
+  return (
+    f'Two power laws that part at {where} fit it {much} than one (BIC lower by {better:.0f}, R2 {two.r2:.3f} '
+    f'against {one.r2:.3f}): exponent {_number(two, "b1")} below and {_number(two, "b2")} above.'
+  )
 
 
 def _of_plateau(found: ScalingStudy, after: Mapping[str, Fit]) -> list[str]:
@@ -160,14 +205,18 @@ def _of_plateau(found: ScalingStudy, after: Mapping[str, Fit]) -> list[str]:
     return ['No run shows a plateau that its evaluations are close enough to see.']
   left = sum(place.left for place in found.plateaus)
   above = len(found.frontier) - found.below
-  said = [f'Runs stand still at {found.level:.2f} nats, and {left} of {len(found.plateaus)} leave that plateau: '
-          f'{found.below_on_plateau} of the {found.below} points of the frontier below {found.split:.3g} FLOPs are of '
-          f'runs that had not left it, and {found.above_on_plateau} of the {above} above.']
+  said = [
+    f'Runs stand still at {found.level:.2f} nats, and {left} of {len(found.plateaus)} leave that plateau: '
+    f'{found.below_on_plateau} of the {found.below} points of the frontier below {found.split:.3g} FLOPs are of '
+    f'runs that had not left it, and {found.above_on_plateau} of the {above} above.'
+  ]
   if laws.POWER in after and laws.PIECES in after:
     one, two = after[laws.POWER], after[laws.PIECES]
-    said.append(f'Without evaluations until there, the frontier begins at {one.low:.2g} FLOPs; one power law then has '
-                f'R2 {one.r2:.3f} and exponent {_number(one, "b")}, and two, parting at {two.constants["C0"]:.2g} '
-                f'FLOPs, R2 {two.r2:.3f} (BIC lower by {one.bic - two.bic:.0f}).')
+    said.append(
+      f'Without evaluations until there, the frontier begins at {one.low:.2g} FLOPs; one power law then has '
+      f'R2 {one.r2:.3f} and exponent {_number(one, "b")}, and two, parting at {two.constants["C0"]:.2g} '
+      f'FLOPs, R2 {two.r2:.3f} (BIC lower by {one.bic - two.bic:.0f}).'
+    )
   return said
 
 
@@ -175,14 +224,22 @@ def _of_schedule(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
   said = []
   cheapest = min((point.flops for point in found.ends), default=None)
   if cheapest is not None and cheapest > found.split:
-    said.append(f'No schedule ends below that break: the cheapest run that reached its end took {cheapest:.2g} FLOPs, '
-                'so every point below is of a run in the middle of its schedule.')
+    said.append(
+      f'No schedule ends below that break: the cheapest run that reached its end took {cheapest:.2g} FLOPs, '
+      'so every point below is of a run in the middle of its schedule.'
+    )
   on_frontier = {point.run for point in found.frontier if point.flops < found.split}
-  tops = [place.warmup_flops for place in found.plateaus if place.run in on_frontier and place.warmup_flops is not None]
+  tops = [
+    place.warmup_flops
+    for place in found.plateaus
+    if place.run in on_frontier and place.warmup_flops is not None
+  ]
   if tops:
     inside = 'lies within that' if min(tops) <= found.split <= max(tops) else 'is outside of that'
-    said.append(f'Warm-up of the runs below the break ends between {min(tops):.2g} and {max(tops):.2g} FLOPs; the '
-                f'break {inside}.')
+    said.append(
+      f'Warm-up of the runs below the break ends between {min(tops):.2g} and {max(tops):.2g} FLOPs; the '
+      f'break {inside}.'
+    )
   elif all(track.warmup is None for track in tracks):
     said.append('Where warm-up ends was not logged, so it cannot be compared with the break.')
   return said
@@ -193,11 +250,18 @@ def _verdict(found: ScalingStudy, whole: Mapping[str, Fit]) -> str:
     return 'So these runs show no break.'
   if found.level is None:
     return 'So the break is there, and these runs do not tell whether a plateau makes it.'
-  shares = [on / of if of else 0.0 for on, of in (
-      (found.below_on_plateau, found.below), (found.above_on_plateau, len(found.frontier) - found.below))]
+  shares = [
+    on / of if of else 0.0
+    for on, of in (
+      (found.below_on_plateau, found.below),
+      (found.above_on_plateau, len(found.frontier) - found.below),
+    )
+  ]
   if shares[0] >= 0.8 and shares[1] <= 0.2:
-    return ('So the break is where the frontier passes from runs on the plateau to runs that have left it: it belongs '
-            'to the course of training, and these runs give no law of compute below it.')
+    return (
+      'So the break is where the frontier passes from runs on the plateau to runs that have left it: it belongs '
+      'to the course of training, and these runs give no law of compute below it.'
+    )
   return 'So the plateau does not account for the break.'
 
 
@@ -206,20 +270,34 @@ def _number(fit: Fit, key: str) -> str:
   return with_interval(fit.constants[key], low, high, '.3f')
 
 
-def _on_plateau(points: Sequence[Point], places: Sequence[Plateau], split: float | None) -> tuple[int, int, int]:
+def _on_plateau(
+  points: Sequence[Point], places: Sequence[Plateau], split: float | None
+) -> tuple[int, int, int]:
   """Points below the split, and points below and above it of runs that had not left the plateau."""
   if split is None:
     return 0, 0, 0
   leaves = {place.run: place.exit_flops for place in places}
-  on = [point for point in points if point.run in leaves and (leaves[point.run] is None
-                                                              or point.flops < leaves[point.run])]
+  on = [
+    point
+    for point in points
+    if point.run in leaves and (leaves[point.run] is None or point.flops < leaves[point.run])
+  ]
   below = sum(point.flops < split for point in on)
   return sum(point.flops < split for point in points), below, len(on) - below
 
 
 def _ends(tracks: Sequence[LossCurve], count: str) -> list[Point]:
-  return [Point(float(track.flops(count)[-1]), track.loss[-1], track.name, float(track.tokens[-1]), track.parameters)
-          for track in tracks if track.loss and track.rows[-1] > 0]
+  return [
+    Point(
+      float(track.flops(count)[-1]),
+      track.loss[-1],
+      track.name,
+      float(track.tokens[-1]),
+      track.parameters,
+    )
+    for track in tracks
+    if track.loss and track.rows[-1] > 0
+  ]
 
 
 def _spans(points: Sequence[Point], split: float) -> bool:
@@ -232,8 +310,12 @@ def _held_out(points: Sequence[Point], left_out: list[str]) -> dict[str, float]:
     return {}
   found = {}
   for form in (laws.log_power, laws.offset_power, breaks.two_piece, breaks.smooth_break):
-    error = _or_none(lambda form=form: laws.held_out(form, *frontier.arrays(points), max(1, len(points) // _HELD_OUT)),
-                     left_out)
+    error = _or_none(
+      lambda form=form: laws.held_out(
+        form, *frontier.arrays(points), max(1, len(points) // _HELD_OUT)
+      ),
+      left_out,
+    )
     if error is not None:
       found[form.__name__] = error
   return found

@@ -25,13 +25,23 @@ from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
 MARGIN = 0.01  # one point of score: the least effect of the first three claims, the most that the fourth may lose
-TOPICS = ('fewrel', 'ag_news', 'dbpedia_14')  # tasks of the paper: with one of them the page has the statement
-CLAIMS = {1: 'Pre-trained models score higher than the same models from scratch.',
-          2: 'The gap between them grows with the pre-training set.',
-          3: 'The gap grows with the token overlap between pre-training set and task.',
-          4: 'A soft committee of shallow convolutional models replaces the deep one: no less accurate, and sooner.'}
-STATISTICS = {1: 'pre-trained less from scratch, from the largest set', 2: 'gap for twice the pre-training set',
-              3: 'gap for 10 points more of overlap', 4: 'committee less the deep model'}
+TOPICS = (
+  'fewrel',
+  'ag_news',
+  'dbpedia_14',
+)  # tasks of the paper: with one of them the page has the statement
+CLAIMS = {
+  1: 'Pre-trained models score higher than the same models from scratch.',
+  2: 'The gap between them grows with the pre-training set.',
+  3: 'The gap grows with the token overlap between pre-training set and task.',
+  4: 'A soft committee of shallow convolutional models replaces the deep one: no less accurate, and sooner.',
+}
+STATISTICS = {
+  1: 'pre-trained less from scratch, from the largest set',
+  2: 'gap for twice the pre-training set',
+  3: 'gap for 10 points more of overlap',
+  4: 'committee less the deep model',
+}
 _ENDING = ('pretrain', 'finetune', 'committee', 'latency')  # kinds of run that end with a result
 
 
@@ -76,7 +86,9 @@ class Statement:
   matched: Sequence[Match]
 
 
-def find_verdicts(found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[LossCurve]) -> Statement:
+def find_verdicts(
+  found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[LossCurve]
+) -> Statement:
   """The statement on some runs.
 
   Args:
@@ -92,61 +104,96 @@ def find_verdicts(found: Mapping[str, epath.Path], failed: Mapping[str, str], tr
   rows = select_main(score_table(runs.scores(kept)))
   there = {one.name: one for one in gap.trained(kept)}
   by_series, _ = gap.single_rows(rows, there)
-  along, made, timed = gap.find_gaps(kept, rows, 1).points, contests.committees(kept, there), latencies.read_latencies(kept)
+  along, made, timed = (
+    gap.find_gaps(kept, rows, 1).points,
+    contests.committees(kept, there),
+    latencies.read_latencies(kept),
+  )
   if not (along or made or timed or any(row.task in TOPICS for row in rows)):
     return Statement([], [], [])
   contest = contests.contest(made, rows, there)
   return Statement(
-      [_first(by_series, there), *(_slope(claim, axis, along, by_series) for claim, axis in ((2, SIZE), (3, OVERLAP))),
-       _fourth(contest, timed)], [f'{name}: {why}' for name, why in excluded.items()],
-      matches.find_matches(contest, made, rows, there, tracks, timed))
+    [
+      _first(by_series, there),
+      *(_slope(claim, axis, along, by_series) for claim, axis in ((2, SIZE), (3, OVERLAP))),
+      _fourth(contest, timed),
+    ],
+    [f'{name}: {why}' for name, why in excluded.items()],
+    matches.find_matches(contest, made, rows, there, tracks, timed),
+  )
 
 
 def _excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dict[str, str]:
   """Runs that failed or did not come to their end, and committees of them, with the reason."""
   kinds = {name: runs.kind(path) for name, path in found.items()}
-  out = dict(failed) | {name: f'no {run.RESULT}: under way or cut short' for name, path in found.items()
-                        if name not in failed and kinds[name] in _ENDING and not (path / run.RESULT).exists()}
+  out = dict(failed) | {
+    name: f'no {run.RESULT}: under way or cut short'
+    for name, path in found.items()
+    if name not in failed and kinds[name] in _ENDING and not (path / run.RESULT).exists()
+  }
   lost = {str(found[name].resolve()): name for name in out if name in found}
   for name, path in found.items():
     if name not in out and kinds[name] == contests.KIND:
       members = run.read_json(path / run.MANIFEST, f'the members of {path}')['members']
-      starts = [lost[one] for one in (str(epath.Path(one['checkpoint']).resolve()) for one in members) if one in lost]
+      starts = [
+        lost[one]
+        for one in (str(epath.Path(one['checkpoint']).resolve()) for one in members)
+        if one in lost
+      ]
       out |= {name: f'a member of it started from {start}' for start in starts[:1]}
   return out
 
 
-def _first(by_series: Mapping[str, Mapping[str, ScoreRow]], there: Mapping[str, Trained]) -> Verdict:
+def _first(
+  by_series: Mapping[str, Mapping[str, ScoreRow]], there: Mapping[str, Trained]
+) -> Verdict:
   """Of each task and model the runs on its largest set that no task chose, their mean by seed."""
   each, collapsed = {}, 0
   for series, rows in by_series.items():
     for key in dict.fromkeys(there[name].key for name in rows):
       own = [one for one in map(there.get, rows) if one.key == key]
       scratch = next((rows[one.name].scratch for one in own if rows[one.name].scratch.n), None)
-      some = [one for one in own if not one.selected and rows[one.name].pretrained.n] if scratch else []
+      some = (
+        [one for one in own if not one.selected and rows[one.name].pretrained.n] if scratch else []
+      )
       largest = [one.name for one in some if one.rows == max(other.rows for other in some)]
-      pairs = [(rows[name].pretrained, rows[name].scratch if rows[name].scratch.n else scratch) for name in largest]
+      pairs = [
+        (rows[name].pretrained, rows[name].scratch if rows[name].scratch.n else scratch)
+        for name in largest
+      ]
       if pairs:
         each[f'{series} ({", ".join(largest)})'] = _mean([_differences(*pair) for pair in pairs])
         collapsed += sum(group.collapsed for pair in pairs for group in pair)
   return _told(1, each, collapsed, 'a task with both arms, pre-trained and from scratch')
 
 
-def _slope(claim: int, axis: str, along: Sequence[Gap], by_series: Mapping[str, Mapping[str, ScoreRow]]) -> Verdict:
+def _slope(
+  claim: int, axis: str, along: Sequence[Gap], by_series: Mapping[str, Mapping[str, ScoreRow]]
+) -> Verdict:
   """By size, comparisons of the same updates or, without any, of the same epochs; by overlap, all, for 10 points."""
   own = [point for point in along if point.axis == axis]
   if axis == SIZE:
-    own = next((some for how in ('same updates', 'same epochs')
-                if (some := [point for point in own if how in point.comparison])), [])
+    own = next(
+      (
+        some
+        for how in ('same updates', 'same epochs')
+        if (some := [point for point in own if how in point.comparison])
+      ),
+      [],
+    )
   each, collapsed = {}, 0
   for place in dict.fromkeys((point.series, point.comparison) for point in own):
     some = [point for point in own if (point.series, point.comparison) == place]
     each[f'{", ".join(place)} ({len(some)} runs)'] = {
-        seed: (10 if axis == OVERLAP else 1) * value for seed, value in lines.by_seed(some).items()}
+      seed: (10 if axis == OVERLAP else 1) * value for seed, value in lines.by_seed(some).items()
+    }
     rows = [by_series[place[0]][point.checkpoint] for point in some]
     collapsed += sum(row.pretrained.collapsed + row.scratch.collapsed for row in rows)
-  what = ('sizes of the pre-training set, in runs of the same updates or epochs' if axis == SIZE else
-          'overlaps with the task, in runs of one size (minilm subset)')
+  what = (
+    'sizes of the pre-training set, in runs of the same updates or epochs'
+    if axis == SIZE
+    else 'overlaps with the task, in runs of one size (minilm subset)'
+  )
   return _told(claim, each, collapsed, f'two {what}, with both arms')
 
 
@@ -160,13 +207,24 @@ def _fourth(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> Verdic
   both = (told.verdict, sooner)
   verdict = FAILS if FAILS in both else OPEN if OPEN in both else HOLDS
   return dataclasses.replace(
-      told, verdict=verdict, latency=latency[0], latency_low=latency[1], latency_high=latency[2],
-      of='; '.join(filter(None, (told.of, of))),
-      missing='; '.join(filter(None, (told.missing, untimed))) if verdict == OPEN else '')
+    told,
+    verdict=verdict,
+    latency=latency[0],
+    latency_low=latency[1],
+    latency_high=latency[2],
+    of='; '.join(filter(None, (told.of, of))),
+    missing='; '.join(filter(None, (told.missing, untimed))) if verdict == OPEN else '',
+  )
 
 
-def _told(claim: int, each: Mapping[str, Mapping[int, float]], collapsed: int, needed: str, above: float = 0.0,
-          below: float = MARGIN) -> Verdict:
+def _told(
+  claim: int,
+  each: Mapping[str, Mapping[int, float]],
+  collapsed: int,
+  needed: str,
+  above: float = 0.0,
+  below: float = MARGIN,
+) -> Verdict:
   """The verdict on the means by seed of several tasks and comparisons: it holds above one bound, and not below another.
 
   Args:
@@ -181,17 +239,39 @@ def _told(claim: int, each: Mapping[str, Mapping[int, float]], collapsed: int, n
   verdict = HOLDS if low > above else FAILS if high < below else OPEN
   missing = ''
   if verdict == OPEN:
-    missing = (needed if not each else 'two seeds of fine-tuning that all arms and tasks share' if len(values) < 2 else
-               f'a narrower interval: more than {len(values)} seeds, or larger runs')
+    missing = (
+      needed
+      if not each
+      else 'two seeds of fine-tuning that all arms and tasks share'
+      if len(values) < 2
+      else f'a narrower interval: more than {len(values)} seeds, or larger runs'
+    )
   value = float(np.mean(values)) if values else math.nan
-  return Verdict(claim, verdict, STATISTICS[claim], value, low, high, len(values), collapsed, math.nan, math.nan,
-                 math.nan, '; '.join(filled), missing)
+  return Verdict(
+    claim,
+    verdict,
+    STATISTICS[claim],
+    value,
+    low,
+    high,
+    len(values),
+    collapsed,
+    math.nan,
+    math.nan,
+    math.nan,
+    '; '.join(filled),
+    missing,
+  )
 
 
 def _differences(ours: Group, theirs: Group) -> dict[int, float]:
   """Of the seeds that both have."""
   other = dict(zip(theirs.seeds, theirs.values, strict=True))
-  return {seed: value - other[seed] for seed, value in zip(ours.seeds, ours.values, strict=True) if seed in other}
+  return {
+    seed: value - other[seed]
+    for seed, value in zip(ours.seeds, ours.values, strict=True)
+    if seed in other
+  }
 
 
 def _mean(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
