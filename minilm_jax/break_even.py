@@ -24,6 +24,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.training import population
 
 WAYS = ('loop', 'vmap', 'solo', 'processes')
+_WAY_OF_STRATEGY = {'single': 'alone', 'map': 'loop', 'vmap': 'vmap'}
 _FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
@@ -72,7 +73,7 @@ def _row(config: RunConfig, solo: RunConfig, alone: stopwatch.Timed, rows: np.nd
   middle = {way: statistics.median(times) for way, times in seconds.items()}
   tokens = count * config.batch_size * config.model.length
   return {'members': count, 'fastest': min(middle, key=middle.__getitem__),
-          'auto': population.how(count, 'auto', jax.default_backend()),
+          'auto': _WAY_OF_STRATEGY[population.choose_strategy(count, 'auto', jax.default_backend())],
           'milliseconds': {way: {'median': 1e3 * middle[way], 'lowest': 1e3 * min(times), 'highest': 1e3 * max(times)}
                            for way, times in seconds.items()},
           'tokens_per_second': {way: tokens / middle[way] for way in seconds}}

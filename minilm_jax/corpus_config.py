@@ -9,6 +9,8 @@ from typing import Annotated
 from minilm_jax.checks import MOST_SIZE, Checked, Count, Positive, Share, at_least, at_most, one_of
 from minilm_jax.errors import InputError
 
+FORMAT = 1  # version of the corpus folder
+SPLITS = ('train', 'validation', 'test')
 _LONGEST, _WORKERS = 2**32, 1024  # characters of a document, and processes
 
 

@@ -24,7 +24,7 @@ from minilm_jax import backend, machine, peers, progress, recipe, trust
 from minilm_jax.config import FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.tasks import material, protocol, suite
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 
 _RECIPES = '''"""Settings, as they were given."""
 import json
@@ -90,7 +90,7 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
 
 def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
   """Refuses what would be compared with another model than it is."""
-  model = start.model_run(source).model
+  model = pretrained.load_single_config(source).model
   others = ('convolutions', 'short_convolution', 'encoder')
   found = [(f'model.{name}', getattr(model, name)) for name in others if getattr(model, name)]
   found += [(f'head.copies of {name}', one.head.copies) for name, one in configs.items() if one.head.copies > 1]
@@ -100,7 +100,7 @@ def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
 
 
 def _prepared(config: FinetuneConfig, source: str) -> material.Material:
-  return material.prepare(config, start.model_run(source).model.length, start.tokenizer(source))
+  return material.prepare(config, pretrained.load_single_config(source).model.length, pretrained.load_tokenizer(source))
 
 
 def _alone(config: FinetuneConfig) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
 def _trainer(config: FinetuneConfig, source: str, ready: material.Material) -> dict[str, Any]:
   """Seconds of one seed in Hugging Face's Trainer, by the faster number of threads."""
   rows = ready.rows[material.TRAIN]
-  shape = start.model_run(source).model
+  shape = pretrained.load_single_config(source).model
   tokens = np.asarray(ready.used)[rows.tokens].astype(np.int32)
   found = {}
   for threads in sorted({1, backend.cores()}):

@@ -38,7 +38,7 @@ from minilm_jax.tasks import fill_mask, predict
 from minilm_jax.tasks.classifiers import Card, Fitted
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.table import REGRESSION
-from minilm_jax.training import start
+from minilm_jax.training import pretrained
 
 TOLERANCE = 1e-4  # between logits, and between probabilities
 _NEEDS = ('torch', 'transformers', 'safetensors', 'tokenizers')
@@ -174,7 +174,7 @@ def _corpus_lines(released: Released) -> list[str]:
   """Text of the run's corpus, where that is still there."""
   if released.card:
     return []
-  known = start.identity(released.place.folder)
+  known = pretrained.corpus_hashes(released.place.folder)
   with contextlib.suppress(InputError, OSError, ImportError):  # in a bucket that cannot be reached, say
     if corpora.manifest(known['corpus_folder'])['hash'] == known['corpus']:
       rows = corpora.Files(known['corpus_folder'], 'validation')

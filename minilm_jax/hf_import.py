@@ -27,7 +27,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import size
 from minilm_jax.model.initialization import count
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, pretrained
 
 WEIGHTS, TOKENIZER, WORDS = 'model.safetensors', 'tokenizer.json', 'vocab.txt'
 _TOKENIZER_CONFIG, _SPECIAL_MAP = 'tokenizer_config.json', 'special_tokens_map.json'
@@ -219,7 +219,7 @@ def _check(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
   there = sorted(one.name for one in workdir.iterdir() if not one.name.startswith('.'))
   if not there:
     return
-  found = start.origin(workdir)
+  found = pretrained.import_record(workdir)
   if not found:
     raise InputError(what, f'something else is there: {", ".join(there[:4])}', 'give a new or empty --workdir')
   if found['files'] != origin['files']:
@@ -235,14 +235,14 @@ def _write(workdir: epath.Path, config: RunConfig, model: Any, read: Tokenizer,
     return run.read_json(workdir / run.RESULT, f'the result of {workdir}')
   embedding, total = size.parameters(config.model)['embedding'], count(model)
   run.write_json(workdir / run.MANIFEST, {
-      'corpus': '', 'corpus_folder': '', 'tokenizer': read.sha256, start.IMPORTED: origin,
+      'corpus': '', 'corpus_folder': '', 'tokenizer': read.sha256, pretrained.IMPORTED: origin,
       'parameters': {'embedding': embedding, 'other': total - embedding, 'total': total}, 'jax': jax.__version__,
       'devices': [d.device_kind for d in jax.devices()]})
-  run.write_json(workdir / run.CONFIG, {**recipe.as_dict(config), 'kind': start.IMPORTED})
+  run.write_json(workdir / run.CONFIG, {**recipe.as_dict(config), 'kind': pretrained.IMPORTED})
   run.write_bytes(workdir / build.TOKENIZER, read.model)
-  with checkpoint.manager(workdir, 1) as saves:
-    checkpoint.save(saves, {'model': model}, 0)
-  result = {start.IMPORTED: True, 'from': origin['from'], 'model_type': origin['model_type'],
+  with checkpoint.open_writer(workdir, 1) as saves:
+    saves.save({'model': model}, 0)
+  result = {pretrained.IMPORTED: True, 'from': origin['from'], 'model_type': origin['model_type'],
             'parameters': total, 'head': origin['head'], 'left_out': origin['left_out']}
   run.write_json(workdir / run.RESULT, result)
   return result

@@ -119,15 +119,15 @@ def contestants(models: Mapping[str, EncoderConfig], size: int,
     head = dataclasses.replace(_HEAD, copies=heads)
     found[f'{name}, {heads} heads'] = _alone(member, head), member, {'recipe': name, **_facts(member, head)}
   stacked = _fresh(member, size)
-  together = {'one after another': 'loop', 'vmapped': 'vmap'}
+  together = {'one after another': 'map', 'vmapped': 'vmap'}
   for words, how in together.items():
-    turns = size if how == 'loop' else 1
+    turns = size if how == 'map' else 1
     facts = _facts(member, _HEAD, size, 1, turns)
     found[f'{size} x {name}, {words}'] = _committee(stacked, how), member, {'recipe': name, **facts}
   mesh = forward.spread(size)
   if mesh.devices.size > 1:
-    how = population.how(size, 'auto', mesh.devices.flat[0].platform)
-    facts = _facts(member, _HEAD, size, mesh.devices.size, size // mesh.devices.size if how == 'loop' else 1)
+    how = population.choose_strategy(size, 'auto', mesh.devices.flat[0].platform)
+    facts = _facts(member, _HEAD, size, mesh.devices.size, size // mesh.devices.size if how == 'map' else 1)
     found[f'{size} x {name}, over {mesh.devices.size} devices'] = (
         _spread(stacked, how), member, {'recipe': name, **facts})
   for other, model in others:
@@ -195,8 +195,8 @@ def _committee(stacked: Classifier, how: str) -> Answer:
 def _spread(stacked: Classifier, how: str) -> Answer:
   """Some members on each device, as `tasks/forward.py` runs them."""
   mesh = forward.spread(jax.tree.leaves(stacked)[0].shape[0])
-  placed = population.place(stacked, mesh)
-  lifted = population.lift(_probabilities, mesh, 'vmap' if how == 'vmap' else 'loop')
+  placed = population.shard_members(stacked, mesh)
+  lifted = population.map_over_members(_probabilities, mesh, 'vmap' if how == 'vmap' else 'map')
   answer = jax.jit(lambda members, tokens: lifted(members, tokens).mean(0))
   return lambda tokens: np.asarray(answer(placed, tokens))
 

@@ -22,7 +22,7 @@ from minilm_jax.model import convolution, size
 from minilm_jax.shape import COUNT, TEXT
 from minilm_jax.tasks import classifiers, metrics
 from minilm_jax.tasks.table import REGRESSION
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, pretrained
 
 FILE = 'README.md'
 _MOST = 200  # files of a corpus, labels of a task or scores that a card lists
@@ -93,13 +93,13 @@ def card(folder: epath.PathLike, step: int | None = None, tags: Sequence[str] = 
 
 
 def _pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
-  config = start.pretraining(folder)
-  steps = checkpoint.steps(folder)
+  config = pretrained.load_config(folder)
+  steps = checkpoint.list_steps(folder)
   if not steps or step is not None and step not in steps:
     raise InputError(f'a model card of {folder}', f'no checkpoint of it{"" if step is None else f" at step {step}"}',
                      f'there are {", ".join(map(str, steps))}' if steps else 'let the run reach its first one')
   step = steps[-1] if step is None else step
-  checkpoint.check(folder, step)
+  checkpoint.verify(folder, step)
   members = config.population.members
   what = 'A masked language model' if members == 1 else f'{members} masked language models, trained side by side'
   ended = ('the end of its training' if step == config.updates else
@@ -161,7 +161,7 @@ def _shape(config: EncoderConfig) -> str:
 
 def _corpus(folder: epath.Path) -> str:
   """What the run was trained on, by its own manifest; the sources where the corpus is still there."""
-  known = start.identity(folder)
+  known = pretrained.corpus_hashes(folder)
   lines = [f'Corpus `{_hex(known["corpus"])}`, tokenizer `{_hex(known["tokenizer"])}` (SHA-256).']
   try:
     found = corpora.manifest(known['corpus_folder'])

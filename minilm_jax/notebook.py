@@ -18,11 +18,11 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.initialization import count
-from minilm_jax.tasks import classifiers, committee, encoding, fill_mask, likelihood, predict
+from minilm_jax.tasks import classifiers, committee, encoding, fill_mask, predict
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.fill_mask import Guess
 from minilm_jax.tasks.sources import Examples
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import pretrained
 
 _BATCH = 64  # rows at one time
 _TRAINED = 'fine-tune it with --config.keep=True, and load WORKDIR/classifier-0'
@@ -65,9 +65,9 @@ class LanguageModel(Model):
   """
 
   def __init__(self, folder: str):
-    self.config, tokenizer, self.model = likelihood.opened(folder)
-    super().__init__(folder, tokenizer)
-    self.step = checkpoint.latest(folder)
+    pretrained_run = pretrained.load(folder)
+    super().__init__(folder, pretrained_run.tokenizer)
+    self.config, self.model, self.step = pretrained_run.config, pretrained_run.model, pretrained_run.step
 
   def __repr__(self) -> str:
     what = f'{_shape(self.config.model)}, {count(self.model):,} parameters'
@@ -190,7 +190,7 @@ def load(folder: epath.PathLike, trusted: str) -> Model:
 def _opened(path: epath.Path) -> Model:
   openers: dict[str, Callable[[], Model]] = {
       'pretrain': lambda: LanguageModel(str(path)),
-      start.IMPORTED: lambda: LanguageModel(str(path)),
+      pretrained.IMPORTED: lambda: LanguageModel(str(path)),
       committee.KIND: lambda: Answerer(str(path), committee.load(path), True),
   }
   if (path / classifiers.CARD).exists():

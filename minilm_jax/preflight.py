@@ -26,8 +26,7 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model import size
-from minilm_jax.training import engine as engines
-from minilm_jax.training import sharding, start
+from minilm_jax.training import pretrain, program, sharding
 
 _ROWS = 60_000  # of a corpus that is not there yet; a reduced language of five million words has as many
 _MIB = 1 << 20
@@ -139,7 +138,7 @@ def describe(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) -> di
   Raises:
     InputError: the recipe does not fit the devices.
   """
-  engine = engines.make_engine(config, devices)
+  engine = program.build_program(config, devices)
   whole = sharding.replicated(engine.mesh)
   corpus, chips = _corpus(config, whole), engine.mesh.size
   shape = dataclasses.replace(config.model, length=corpus.length)
@@ -189,7 +188,7 @@ def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
   """The shape of the training rows: of the corpus that the recipe names, if it is there."""
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run.MANIFEST).exists():
-    made = start.check_corpus(config, folder)
+    made = pretrain.validate_corpus(config, folder)
     rows = config.subset.rows or made['splits']['train']['rows']
     length, kind, vocabulary = made['length'], made['dtype'], made['vocabulary']
   else:

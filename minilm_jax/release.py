@@ -24,12 +24,12 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import build, imported
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
-from minilm_jax.model.heads import Classifier, MaskedLanguageModel, classifier, masked_language_model
+from minilm_jax.model.heads import Classifier, MaskedLanguageModel, classifier
 from minilm_jax.model.initialization import count
 from minilm_jax.shape import ANY, TEXT
 from minilm_jax.tasks import classifiers
 from minilm_jax.tasks.classifiers import Card
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import checkpoint, pretrained
 
 RECORD = 'export.json'  # what a folder is an export of
 _FOREIGN = ('bare_projection', 'second_segment')  # fields of shapes that others have no words for, beside `encoder`
@@ -118,8 +118,8 @@ def find(given: str) -> Place:
     raise InputError(f'the model of {folder}', 'the work directory of a fine-tuning, not one model',
                      f'give one inside it, such as {folder / inside[0]}' if inside else
                      'fine-tune again with --config.keep=True, which saves classifiers')
-  start.model_run(folder)
-  steps = checkpoint.steps(folder)
+  pretrained.load_single_config(folder)
+  steps = checkpoint.list_steps(folder)
   if not steps:
     raise InputError(f'the checkpoint of {folder}', 'none saved there yet', 'let the run reach its first one')
   if step is not None and step not in steps:
@@ -145,12 +145,12 @@ def load(given: str, program: bool = False) -> Released:
     found = classifiers.load(place.folder)
     model, config = _in_float32(found.model, found.card)
     return Released(place, config, model, found.tokenizer, found.card, 0, found.identity)
-  recipe, reads = start.model_run(place.folder), start.tokenizer(place.folder)
-  _check_ours(given, reads, recipe.model, fields)
-  config = dataclasses.replace(recipe.model, compute='float32')
-  shapes = jax.eval_shape(lambda: masked_language_model(config, jax.random.key(0)))
-  model = jax.tree.map(np.asarray, checkpoint.restore_under(place.folder, shapes, 'model', place.step))
-  return Released(place, config, model, reads, None, recipe.updates, classifiers.digest(model))
+  recipe = pretrained.load_single_config(place.folder)
+  _check_ours(given, pretrained.load_tokenizer(place.folder), recipe.model, fields)
+  pretrained_run = pretrained.load(place.folder, place.step, changes={'compute': 'float32'})
+  model = jax.tree.map(np.asarray, pretrained_run.model)
+  return Released(place, pretrained_run.config.model, model, pretrained_run.tokenizer, None, recipe.updates,
+                  classifiers.digest(model))
 
 
 def _check_ours(given: str, reads: Tokenizer, config: EncoderConfig, fields: Sequence[str]) -> None:

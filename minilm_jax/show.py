@@ -15,7 +15,7 @@ from minilm_jax.language import documents
 from minilm_jax.model import size
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import sources
-from minilm_jax.training import optimizer, sharding, start, steps
+from minilm_jax.training import optimizer, pretrained, sharding, train_step
 
 
 def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any
 
 def pretraining(config: RunConfig) -> dict[str, Any]:
   """What pre-training by a recipe takes: parameters, rows, tokens, FLOPs of a member, bytes of all, arrays by path."""
-  shapes = jax.eval_shape(functools.partial(steps.init_state, config=config), config.seed)
+  shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)
   mesh = sharding.make_mesh(config.mesh, config.batch_size // (config.accumulation or 1), config.population.members)
   placed = sharding.state_sharding(shapes, mesh)
   arrays = zip(jax.tree.leaves_with_path(shapes.model), jax.tree.leaves(placed.model), strict=True)
@@ -39,13 +39,13 @@ def pretraining(config: RunConfig) -> dict[str, Any]:
   rows = config.updates * config.batch_size
   k = size.masked_positions(config.model.length, config.mask.rate)
   devices = mesh.shape['data']
-  parts = devices * math.prod(steps.cuts(config, config.batch_size // devices, config.model.length, k,
-                                         mesh.devices.flat[0].platform))
+  parts = devices * math.prod(train_step.micro_batch_plan(
+      config, config.batch_size // devices, config.model.length, k, mesh.devices.flat[0].platform))
   return {
       'parameters': size.parameters(config.model),
       'flops_per_row': flops,
       'updates': config.updates,
-      'warmup': optimizer.warmup(config.optimizer, config.updates),
+      'warmup': optimizer.warmup_steps(config.optimizer, config.updates),
       'rows': rows,
       'tokens': rows * config.model.length,
       'flops': {name: count * rows for name, count in flops.items()},
@@ -68,11 +68,11 @@ def of_run(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: it is neither a pre-training run nor an imported one.
   """
-  found, origin = describe(start.pretraining(folder)), start.origin(folder)
+  found, origin = describe(pretrained.load_config(folder)), pretrained.import_record(folder)
   if not origin:
     return found
   arrays = [row for row in found['arrays'] if origin['head'] or row['path'].startswith('encoder.')]
-  return {'recipe': {'kind': start.IMPORTED, 'model': found['recipe']['model']}, start.IMPORTED: origin,
+  return {'recipe': {'kind': pretrained.IMPORTED, 'model': found['recipe']['model']}, pretrained.IMPORTED: origin,
           'parameters': sum(math.prod(row['shape']) for row in arrays), 'arrays': arrays}
 
 

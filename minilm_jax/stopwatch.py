@@ -22,8 +22,7 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer
 from minilm_jax.language.corpus import Corpus
-from minilm_jax.training import engine as engines
-from minilm_jax.training import sharding
+from minilm_jax.training import program, sharding
 
 _ROWS = 4096
 _LEAVE = 10  # seconds for a worker to end in
@@ -42,14 +41,14 @@ def random_rows(config: RunConfig) -> np.ndarray:
 
 def ours(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], float], float]:
   """A function from a number of steps to the seconds they take, and the seconds of the first, which compiles."""
-  engine = engines.make_engine(config)
+  engine = program.build_program(config)
   corpus = jax.device_put(Corpus(rows, config.model.vocabulary, 'random'), sharding.replicated(engine.mesh))
   state = engine.init()
 
   def timed(count: int) -> float:
     nonlocal state
     start = time.perf_counter()
-    state, sums, _ = engine.chunk(state, corpus, engines.count(engine, count))
+    state, sums, _ = engine.chunk(state, corpus, program.step_count(engine, count))
     jax.block_until_ready(sums)
     return time.perf_counter() - start
 

@@ -26,7 +26,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import build
 from minilm_jax.language import corpus as corpora
 from minilm_jax.tasks import evaluate
-from minilm_jax.training import member, trainer
+from minilm_jax.training import pretrain, pretrained
 
 _SPARE = 10  # rows of a vocabulary beyond the pieces of its tokenizer, as in the released code of paper 1
 _LOOK = 5.0  # seconds between two looks at what another process makes
@@ -111,13 +111,13 @@ def _failure(folder: epath.Path, error: InputError) -> dict[str, Any]:
 
 def _point(config: RunConfig, workdir: epath.Path, folder: epath.Path) -> dict[str, Any]:
   config = dataclasses.replace(config, corpus=str(_corpus(config, workdir)))
-  result = trainer.pretrain(config, folder)
+  result = pretrain.pretrain(config, folder)
   models = [folder]
   if config.population.members > 1:
     models = [folder / f'member-{number}' for number in range(config.population.members)]
     for number, model in enumerate(models):
       if not (model / run.RESULT).exists():
-        member.take(folder, number, model)
+        pretrained.extract_member(folder, number, model)
   bits = [_words(model) for model in models]
   members = result['members'] if 'members' in result else [result]
   return {'test_loss': [one['test_loss'] if 'test_loss' in one else None for one in members], 'bits_per_word': bits}

@@ -37,8 +37,8 @@ def _show(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 def _pretrain(config: Any, given: Any, paths: Sequence[str]) -> None:
   with hosts.initialized(given.coordinator, given.processes, given.process, given.wait):
-    from minilm_jax.training import trainer
-    result = trainer.pretrain(config, given.workdir, given.profile)
+    from minilm_jax.training import pretrain
+    result = pretrain.pretrain(config, given.workdir, given.profile)
     if 'json' not in config.log.to:
       _print(result)
     elif hosts.is_primary():
@@ -46,8 +46,8 @@ def _pretrain(config: Any, given: Any, paths: Sequence[str]) -> None:
 
 
 def _take(config: Any, given: Any, paths: Sequence[str]) -> None:
-  from minilm_jax.training import member
-  _print(member.take(given.checkpoint, given.member, given.workdir))
+  from minilm_jax.training import pretrained
+  _print(pretrained.extract_member(given.checkpoint, given.member, given.workdir))
 
 
 def _import(config: Any, given: Any, paths: Sequence[str]) -> None:

@@ -486,8 +486,8 @@ def read_member(path: pathlib.Path) -> Any:
 
 
 def read_weights(path: pathlib.Path) -> Any:
-  from minilm_jax.tasks import likelihood
-  return likelihood.opened(next(one for one in (path, *path.parents) if one.name == 'run'))
+  from minilm_jax.training import pretrained
+  return pretrained.load(next(one for one in (path, *path.parents) if one.name == 'run'))
 
 
 def run_with_weights(run_folder: pathlib.Path) -> list[Input]:

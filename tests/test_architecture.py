@@ -30,11 +30,9 @@ FLOORS = (
      'language.rows', 'language.corpus', 'language.build', 'language.subset'),
     ('model.layers', 'model.initialization', 'model.convolve', 'model.convolution', 'model.short_convolution', 'model.encoder',
      'model.looking', 'model.foreign', 'model.heads', 'model.cross_entropy', 'model.size'),
-    ('training.masking', 'training.optimizer', 'training.sharding', 'training.steps', 'training.population',
-     'training.fault', 'training.digests', 'training.preservation', 'training.checkpoint', 'training.resume',
-     'training.evaluation', 'training.engine', 'training.feed', 'training.start', 'training.events', 'training.tracker',
-     'training.outlets', 'training.profile', 'training.journal', 'training.member',
-     'training.trainer'),
+    ('training.masking', 'training.optimizer', 'training.sharding', 'training.train_step', 'training.population',
+     'training.checkpoint', 'training.recovery', 'training.program', 'training.batches', 'training.log_sinks',
+     'training.metrics_log', 'training.profiler', 'training.pretrained', 'training.pretrain'),
     ('tasks.table', 'tasks.fewrel', 'tasks.places', 'tasks.labels', 'tasks.sampling', 'tasks.sources', 'tasks.metrics',
      'tasks.encoding', 'tasks.protocol', 'tasks.material', 'tasks.tables', 'tasks.fitting', 'tasks.interim', 'tasks.server',
      'tasks.finetune', 'tasks.suite', 'tasks.fill_mask', 'tasks.evaluate', 'tasks.words', 'tasks.likelihood',
@@ -91,8 +89,7 @@ NEIGHBOURS = {
     'language.ngrams': ('language.tokenizer',),
     'language.build': ('language.documents', 'language.vocabulary', 'language.keep', 'language.tokenizer',
                        'language.rows', 'language.beam'),
-    'language.corpus': ('language.build', 'language.keep'),
-    'language.subset': ('language.build', 'language.corpus', 'language.keep', 'language.rows', 'language.tokenizer'),
+    'language.subset': ('language.build', 'language.corpus', 'language.rows', 'language.tokenizer'),
     'model.convolution': ('model.convolve', 'model.layers'),
     'model.encoder': ('model.convolution', 'model.layers', 'model.short_convolution'),
     'model.looking': ('model.encoder',),
@@ -126,10 +123,10 @@ LIBRARIES = frozenset((
 # starts a pipeline to its own workers; nothing that came as data is unpickled there either.
 TORCH_ROOMS = {'pytorch': ('torch',), 'usage': ('shtab',), 'language.beam': ('apache_beam',), 'language.imported': ('tokenizers',),
                'hf_trainer': ('torch', 'tokenizers', 'transformers'),
-               'training.tracker': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
+               'training.log_sinks': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
                'hf_import': ('safetensors',), 'hf_export': ('safetensors', 'torch', 'transformers')}
 FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.short_convolution', 'model.foreign',
-              'model.heads', 'training.steps')
+              'model.heads', 'training.train_step')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
@@ -146,8 +143,7 @@ TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.c
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
 TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
-             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'start': 'trainer',
-             'journal': 'trainer', 'preservation': 'checkpoint', 'pytorch': 'peers', 'tracks': 'grid',
+             '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'pytorch': 'peers', 'tracks': 'grid',
              'layers': 'encoder', 'gap_figures': 'gap', 'paper2_sections': 'matches', 'counts': 'overlap', 'grid_cells': 'report',
              'sheets': 'report', 'entrants': 'changes', 'contrasts': 'change_scores', 'outcomes': 'compare', 'change_figures': 'compare',
              'change_page': 'compare',
@@ -348,10 +344,10 @@ def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
 
 
 @pytest.mark.parametrize('check, name, source, said', [
-    (check_floors, 'rng', 'def f():\n  from minilm_jax.training import steps', 'move what is needed down'),
+    (check_floors, 'rng', 'def f():\n  from minilm_jax.training import train_step', 'move what is needed down'),
     (check_floors, 'model.encoder', 'from minilm_jax.language import corpus', None),
     (check_floors, 'language.corpus', 'import minilm_jax.language.tokenizer', 'neighbour'),
-    (check_floors, 'training.steps', 'from minilm_jax.training.masking import mask', None),
+    (check_floors, 'training.train_step', 'from minilm_jax.training.masking import mask', None),
     (check_floors, 'tasks', 'from minilm_jax.tasks import table', '__init__'),
     (check_floors, 'rng', 'from . import run', 'relative'),
     (check_libraries, 'bench', 'import pandas as pd', 'not among the libraries'),
@@ -361,7 +357,7 @@ def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
     (check_libraries, 'hf_trainer', 'import transformers', None),
     (check_libraries, 'huggingface', 'import transformers', 'not among the libraries'),
     (check_libraries, 'run', 'import pickle', 'unpickled'),
-    (check_libraries, 'training.trainer', 'from flax import nnx', 'flax outside'),
+    (check_libraries, 'training.pretrain', 'from flax import nnx', 'flax outside'),
     (check_libraries, 'model.encoder', 'from flax import nnx', None),
     (check_habits, 'model.encoder', 'f = nnx.jit(g)', 'use the one of jax'),
     (check_habits, 'run', 'assert x', 'assert'),

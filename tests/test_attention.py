@@ -15,7 +15,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
 from minilm_jax.model.looking import attention_shares
-from minilm_jax.tasks import attention, baselines, likelihood
+from minilm_jax.tasks import attention, baselines
 from minilm_jax.training import pretrain, pretrained
 from tests import fast_jit, tiny_config
 
@@ -36,7 +36,7 @@ def test_every_head_gives_shares_that_add_up_to_1(found: dict):
 def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path, tiny_corpus: Path):
   """From loops over the places of each row; more rows than are looked at together, and pads among them."""
   batch = baselines.hidden(corpora.load(tiny_corpus, 'validation'))
-  _, _, model = likelihood.opened(tiny_run)
+  model = pretrained.load(tiny_run).model
   shares, = fast_jit.jit(attention_shares)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > attention._ROWS and not batch.mask.all()
   sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)

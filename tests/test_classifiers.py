@@ -81,7 +81,7 @@ def test_it_says_again_what_it_was_scored_by(tuned: pathlib.Path):
 
 def test_pieces_that_the_task_never_uses_keep_their_vectors(tuned: pathlib.Path, tiny_run: pathlib.Path):
   model = pretrained.load_single_config(tiny_run).model
-  before = finetune.pretrained_encoder(tiny_run, model, settings(), 8).embedding.tokens.embedding[...]
+  before = finetune.load_encoder(tiny_run, model, 8).embedding.tokens.embedding[...]
   after = classifiers.load(tuned / 'classifier-0').model.encoder.embedding.tokens.embedding[...]
   same = (before == after).all(-1)
   assert before.shape == after.shape and 0 < same.sum() < len(same)

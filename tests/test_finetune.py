@@ -309,7 +309,7 @@ def test_a_split_that_cannot_be_scored_leaves_nothing_behind(tiny_run: Path, tmp
 
 def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
   model = finetune.pretrained.load_single_config(tiny_run).model
-  first, last = (checkpoint.flatten(finetune.pretrained_encoder(tiny_run, model, settings(), step)) for step in (4, 8))
+  first, last = (checkpoint.flatten(finetune.load_encoder(tiny_run, model, step)) for step in (4, 8))
   assert checkpoint.list_steps(tiny_run) == [4, 8] and first.keys() == last.keys()
   assert all(isinstance(leaf, np.ndarray) and not np.array_equal(leaf, last[name]) for name, leaf in first.items())
 
@@ -325,7 +325,7 @@ def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: Path, monkeypatch):
   """They start from those of the checkpoint, beside a fresh head, and move; rows are whole and batches too."""
   model, seen = finetune.pretrained.load_single_config(convolved_run).model, []
-  encoder = checkpoint.flatten(finetune.pretrained_encoder(convolved_run, model, settings(), 4))
+  encoder = checkpoint.flatten(finetune.load_encoder(convolved_run, model, 4))
   name = 'convolution.layers.0.norm.running_mean'
   assert np.abs(encoder[name]).max() > 0
   original = finetune._fit

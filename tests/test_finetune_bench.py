@@ -84,7 +84,7 @@ def test_what_the_peer_cannot_be_is_refused_beside_it_alone(commands: dict, tiny
     finetune_bench.bench({'it': config(**{'head.copies': 3})}, str(tiny_run), 'hf')
   found = finetune_bench.pretrained.load_single_config(tiny_run)
   model = dataclasses.replace(found.model, convolutions=2, kernel=(3, 3), channels=4)
-  monkeypatch.setattr(finetune_bench.start, 'model_run', lambda source: dataclasses.replace(found, model=model))
+  monkeypatch.setattr(finetune_bench.pretrained, 'load_single_config', lambda source: dataclasses.replace(found, model=model))
   with pytest.raises(InputError, match='model.convolutions is 2'):
     finetune_bench.bench({'it': config()}, str(tiny_run), 'hf')
   assert not commands

@@ -20,7 +20,7 @@ from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import encoding, finetune, fitting, table, tables
 from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.fitting import Program, Shape
-from minilm_jax.training import checkpoint, population, program
+from minilm_jax.training import checkpoint, population
 from minilm_jax.training.pretrained import load_single_config
 from tests.fast_jit import jit
 
@@ -53,7 +53,7 @@ def made(model: EncoderConfig, members: int, lengths: tuple[int, ...], **changes
 
 @pytest.fixture(scope='module')
 def model(tiny_run: Path) -> EncoderConfig:
-  return dataclasses.replace(model_run(tiny_run).model, dropout=0.0)
+  return dataclasses.replace(load_single_config(tiny_run).model, dropout=0.0)
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +78,7 @@ def rows(whole: TaskRows, used: np.ndarray) -> TaskRows:
 
 @pytest.fixture(scope='module')
 def saved(tiny_run: Path, model: EncoderConfig) -> list[Encoder]:
-  return [finetune.pretrained_encoder(tiny_run, model, settings(), step) for step in (4, 8)]
+  return [finetune.load_encoder(tiny_run, model, step) for step in (4, 8)]
 
 
 @pytest.fixture(scope='module')

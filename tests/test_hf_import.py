@@ -19,7 +19,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import imported
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.model import heads
-from minilm_jax.tasks import encoding, fill_mask, likelihood
+from minilm_jax.tasks import encoding, fill_mask
 from minilm_jax.tasks.sources import Examples
 from minilm_jax.training import checkpoint, pretrained
 from tests import fake_hf_folders, fast_jit
@@ -145,7 +145,7 @@ def test_vectors_and_logits_are_theirs(kind: str, ending: str, changes: dict[str
   expected = (said.prediction_logits if ending == 'ForPreTraining' else said.logits).numpy()
   order = tokenizer._processor.order
   everywhere = jnp.broadcast_to(jnp.arange(30), tokens.shape)
-  ours = likelihood.opened(tmp_path / 'run')[2]
+  ours = pretrained.load(tmp_path / 'run').model
   found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, jnp.asarray(tokens)))
   np.testing.assert_allclose(found[real], expected[real][:, order], atol=1e-4)
 

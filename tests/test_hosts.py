@@ -23,8 +23,7 @@ import pytest
 from minilm_jax import hosts, recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
-from minilm_jax.training import checkpoint, evaluation, sharding, trainer
-from minilm_jax.training import engine as engines
+from minilm_jax.training import checkpoint, pretrain, program, sharding
 from tests.tiny_config import run_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -120,9 +119,8 @@ def sentence(err: str) -> str:
 def compiled_once() -> Any:
   """Runs of this process share their compiled programs, quickly made ones: that takes nothing from what is tested."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engines, 'make_engine', functools.cache(engines.make_engine))
-    patch.setattr(engines, 'compiled', lambda engine, corpus: engine.chunk)
-    patch.setattr(evaluation, 'evaluator', functools.cache(evaluation.evaluator))
+    patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
+    patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
     jax.config.update('jax_disable_most_optimizations', True)
     yield
   jax.config.update('jax_disable_most_optimizations', False)
@@ -132,7 +130,7 @@ def compiled_once() -> Any:
 def alone(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """The run of one process."""
   folder = tmp_path_factory.mktemp('alone') / 'run'
-  trainer.pretrain(short(tiny_corpus), folder)
+  pretrain.pretrain(short(tiny_corpus), folder)
   return folder
 
 
@@ -144,7 +142,7 @@ def assert_same(folder: pathlib.Path, other: pathlib.Path) -> None:
       {k: v for k, v in line.items() if k not in numbers} for line in wanted]
   assert [line['loss'] for line in found] == pytest.approx([line['loss'] for line in wanted], rel=1e-5)
   assert json.loads((folder / run.RESULT).read_text())['test_loss'] == found[-1]['loss']
-  assert checkpoint.latest(folder) == UPDATES
+  assert checkpoint.latest_step(folder) == UPDATES
 
 
 def cut_back(whole: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
@@ -189,14 +187,14 @@ def test_one_process_goes_on_where_one_of_two_was_killed(
     killed: int, processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   config, workdir = short(tiny_corpus), tmp_path / 'run'
   pair = processes.pair(config, workdir)
-  while (checkpoint.latest(workdir) or 0) < 4 and pair[0].poll() is None:
+  while (checkpoint.latest_step(workdir) or 0) < 4 and pair[0].poll() is None:
     time.sleep(0.02)
   pair[killed].kill()
   pair[killed].wait()  # a process that nobody waited for still holds the lock of the run
   status, out, err = ended(pair[1 - killed], WAIT + 10)  # the heartbeat time-out; mostly at once, as sockets close
   assert status == 2 and not out and not (workdir / run.RESULT).exists()
   assert parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
-  trainer.pretrain(config, workdir)
+  pretrain.pretrain(config, workdir)
   assert_same(workdir, alone)
 
 
@@ -230,14 +228,14 @@ def test_a_signal_to_one_of_two_stops_both_at_one_update(processes: Processes, a
   """Saved; one process goes on from there."""
   config, workdir = short(tiny_corpus), tmp_path / 'run'
   both = processes.pair(config, workdir)
-  while (checkpoint.latest(workdir) or 0) < 4 and both[0].poll() is None:
+  while (checkpoint.latest_step(workdir) or 0) < 4 and both[0].poll() is None:
     time.sleep(0.02)
   both[1].send_signal(signal.SIGTERM)
   for status, out, err in [ended(process) for process in both]:
     assert status == 143 and not out and 'Traceback' not in err, err
     found = re.search(r'^stopped by SIGTERM at update (\d+); saved; the same command goes on from there$', err, re.MULTILINE)
-    assert found and int(found[1]) == checkpoint.latest(workdir)
-  trainer.pretrain(config, workdir)
+    assert found and int(found[1]) == checkpoint.latest_step(workdir)
+  pretrain.pretrain(config, workdir)
   assert_same(workdir, alone)
 
 
@@ -332,10 +330,10 @@ def test_flags_that_do_not_fit(given: tuple, said: str):
 def test_processes_that_jax_joined_and_nobody_else_did(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   with pytest.raises(InputError, match=r'devices of 4(.|\n)*--coordinator=auto'):
-    trainer.pretrain(short(tmp_path), tmp_path / 'run')
+    pretrain.pretrain(short(tmp_path), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_arrays_come_to_the_host():
-  tree = {'a': sharding.everywhere(np.arange(3), sharding.make_mesh(short(pathlib.Path()).mesh)), 'b': 2}
+  tree = {'a': sharding.replicate(np.arange(3), sharding.make_mesh(short(pathlib.Path()).mesh)), 'b': 2}
   assert jax.tree.map(np.ndim, hosts.to_host(tree)) == {'a': 1, 'b': 0}

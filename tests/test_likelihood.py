@@ -15,6 +15,7 @@ from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.tasks import likelihood
+from minilm_jax.training import pretrained
 
 TEXTS = ('the dog sleeps .', 'Unreadablewords zzz , qqq', 'dogs',
          'the big dog that sees the small cats sleeps near the tree .')
@@ -22,7 +23,8 @@ TEXTS = ('the dog sleeps .', 'Unreadablewords zzz , qqq', 'dogs',
 
 @pytest.fixture(scope='module')
 def held(tiny_run: Path) -> tuple[Tokenizer, MaskedLanguageModel, list[list[int]]]:
-  config, tokenizer, model = likelihood.opened(tiny_run)
+  pretrained_run = pretrained.load(tiny_run)
+  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   return tokenizer, model, likelihood.encode(TEXTS, tokenizer, config.model.length)
 
 

@@ -18,6 +18,7 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.tasks import likelihood, minimal_pairs
 from minilm_jax.tasks.pair_sources import Pair
+from minilm_jax.training import pretrained
 
 SIZES = {('agreement', 'a'): 6, ('agreement', 'b'): 2, ('islands', 'c'): 4}
 PAIRS = [Pair('good', 'bad', paradigm, phenomenon) for (phenomenon, paradigm), n in SIZES.items() for _ in range(n)]
@@ -131,7 +132,8 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(tiny_run, tab
 
 def test_the_scores_are_the_likelihoods(tiny_run, table):
   found = minimal_pairs.evaluate(tiny_run, table, 'original', '', '')
-  config, tokenizer, model = likelihood.opened(tiny_run)
+  pretrained_run = pretrained.load(tiny_run)
+  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   good, bad = (likelihood.pseudo_log_likelihoods(model, tokenizer.encode(texts), tokenizer.starts_word(), 'original')
                for texts in (['this dog'], ['this dogs']))
   assert found['paradigms'][1]['value'] == float(good[0] > bad[0])

@@ -11,7 +11,6 @@ import pytest
 from minilm_jax import release, run
 from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
-from minilm_jax.tasks import likelihood
 from minilm_jax.training import pretrained
 from tests import fake_classifiers
 
@@ -29,7 +28,7 @@ def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathl
   last, first = release.load(str(tiny_run)), release.load(f'{tiny_run}@4')
   assert (last.place.step, first.place.step, last.updates, last.card) == (8, 4, 8, None)
   assert last.identity != first.identity and last.length == last.config.length == 64
-  _, _, model = likelihood.opened(tiny_run)
+  model = pretrained.load(tiny_run).model
   jax.tree.map(np.testing.assert_array_equal, last.model, model)
 
 

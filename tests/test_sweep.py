@@ -13,7 +13,7 @@ from minilm_jax import claim, plan, run, sweep
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
-from minilm_jax.training import program
+from minilm_jax.training import pretrain, program
 from tests.tiny_config import UPDATES, run_config
 
 
@@ -21,7 +21,7 @@ from tests.tiny_config import UPDATES, run_config
 def share_programs(fast_compile: None) -> Any:
   """Lets points of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engines, 'make_engine', functools.cache(program.build_program))
+    patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
     patch.setattr(jax, 'clear_caches', lambda: None)
     yield
 
@@ -88,7 +88,7 @@ def test_a_machine_that_gives_up_on_a_point_is_no_end(tiny_corpus: pathlib.Path,
   def out_of_memory(config: RunConfig, folder: Any):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
 
-  monkeypatch.setattr(sweep.trainer, 'pretrain', out_of_memory)
+  monkeypatch.setattr(sweep.pretrain, 'pretrain', out_of_memory)
   found, = sweep.sweep({'one': point(tiny_corpus)}, tmp_path)
   assert found['state'] == sweep.FAILED and found['reason'].endswith('RESOURCE_EXHAUSTED: Out of memory')
 

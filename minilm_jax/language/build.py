@@ -18,12 +18,11 @@ from typing import Any
 from etils import epath
 
 from minilm_jax import backend, claim, progress, recipe, run
-from minilm_jax.corpus_config import CorpusConfig, RowsConfig
+from minilm_jax.corpus_config import FORMAT, CorpusConfig, RowsConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents, keep, rows, tokenizer, vocabulary
 
-FORMAT = 1
-TOKENIZER = 'tokenizer.model'
+TOKENIZER = run.TOKENIZER
 
 _TRAINING = 32 << 20  # bytes of text that a tokenizer is trained on, at most
 _MEASURED = 1 << 20  # bytes of text on which its word-split ratio is taken, at most

@@ -18,9 +18,8 @@ from etils import epath
 from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32
 
 from minilm_jax import rng, run, shape, untrusted
+from minilm_jax.corpus_config import FORMAT, SPLITS
 from minilm_jax.errors import InputError
-from minilm_jax.language.build import FORMAT
-from minilm_jax.language.keep import SPLITS
 from minilm_jax.shape import ANY, COUNT, TEXT
 
 _SHARD = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}

@@ -21,11 +21,11 @@ from etils import epath
 from jaxtyping import UInt64
 
 from minilm_jax import progress
-from minilm_jax.corpus_config import CorpusConfig, SplitConfig
+from minilm_jax.corpus_config import SPLITS, CorpusConfig, SplitConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import documents, passes, pool, repetitions, vocabulary
 
-SPLITS, KINDS = ('train', 'validation', 'test'), ('sentences', 'spans', 'documents')
+KINDS = ('sentences', 'spans', 'documents')
 
 _BATCH = 1 << 20  # characters that go to a worker at once
 _LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # what a hash of text passes over

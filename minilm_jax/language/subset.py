@@ -14,10 +14,10 @@ from jaxtyping import Int, UInt64
 
 from minilm_jax import claim, progress, run, untrusted
 from minilm_jax.config import SubsetConfig
+from minilm_jax.corpus_config import SPLITS
 from minilm_jax.errors import InputError
-from minilm_jax.language import build, rows, tokenizer
+from minilm_jax.language import tokenizer
 from minilm_jax.language import corpus as corpora
-from minilm_jax.language.keep import SPLITS
 
 TRAIN = 'train'
 _STEP, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -130,6 +130,7 @@ def write(folder: epath.PathLike, some: Int[np.ndarray, 'n'], workdir: epath.Pat
 
 def _write(folder: epath.Path, described: dict[str, Any], some: Int[np.ndarray, 'n'], workdir: epath.Path,
            more: Mapping[str, Any]) -> None:
+  from minilm_jax.language import build, rows  # training reads parts of a corpus and writes none
   files = corpora.Files(folder, TRAIN)
   most = rows.most_in_shard(described['length'], np.dtype(described['dtype']))
   parts = (files[some[at:at + most]] for at in range(0, len(some), most))

@@ -26,10 +26,9 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.corpus import Corpus
 from minilm_jax.model.encoder import Encoder
-from minilm_jax.model.heads import masked_language_model
 from minilm_jax.model.looking import attention_shares
 from minilm_jax.tasks import evaluate, suite
-from minilm_jax.training import checkpoint, masking, population, sharding, start
+from minilm_jax.training import masking, population, pretrained, sharding
 
 KIND = 'attention'
 REACH = 3  # places to each side that are told one by one
@@ -57,7 +56,7 @@ def attention(given: str, corpus: str, split: str, workdir: str) -> dict[str, An
       something else.
   """
   source, these = _named(given)
-  config = start.pretraining(source)
+  config = pretrained.load_config(source)
   if config.model.encoder:
     raise InputError(f'the attention of {source}', f'an encoder of its own, {config.model.encoder}',
                      'give a run with an encoder of ours: where another one looks, if it does, is not known here')
@@ -83,15 +82,13 @@ def _named(given: str) -> tuple[str, list[int]]:
 
 def _measured(config: RunConfig, source: epath.PathLike, these: Sequence[int], read: Corpus) -> list[dict[str, Any]]:
   members = config.population.members
-  mesh = population.make_mesh(members)
-  how = population.how(members, config.population.lift, mesh.devices.flat[0].platform)
-  shapes = _shapes(config)
+  mesh = population.make_member_mesh(members)
+  strategy = population.choose_strategy(members, config.population.lift, mesh.devices.flat[0].platform)
   corpus = jax.device_put(dataclasses.replace(read, tokens=read.tokens[:config.evaluation.rows]),
                           sharding.replicated(mesh))
-  look, rows = jax.jit(population.lift(totals, mesh, how)), []
+  look, rows = jax.jit(population.map_over_members(totals, mesh, strategy)), []
   for step in these:
-    encoder = jax.device_put(checkpoint.restore_under(source, shapes, 'model.encoder', step),
-                             population.place_of(mesh, how))
+    encoder = pretrained.load(source, step, 'encoder', mesh, allow_population=True).model
     found = hosts.to_host(look(encoder, corpus))
     shares, counts = (np.reshape(found[name], (members, *size)) for name, size in (
         ('shares', (config.model.layers, len(QUERIES), config.model.heads, len(PARTS))), ('queries', (len(QUERIES),))))
@@ -103,15 +100,6 @@ def _measured(config: RunConfig, source: epath.PathLike, these: Sequence[int], r
   return rows
 
 
-def _shapes(config: RunConfig) -> Encoder:
-  """Those of the arrays of a checkpoint; in a population with a leading axis `P`."""
-  def one(key: Any) -> Encoder:
-    return masked_language_model(config.model, key).encoder
-
-  key, members = jax.random.key(0), config.population.members
-  return jax.eval_shape(one, key) if members == 1 else jax.eval_shape(jax.vmap(one), jax.random.split(key, members))
-
-
 def totals(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
   """Sums over the queries of a split: their `shares [layers Q H parts]`, and how many `queries [Q]` of each kind."""
   place = jnp.arange(corpus.length)
@@ -119,7 +107,7 @@ def totals(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
 
   def add(batch: Int[Array, ''], sums: dict[str, Array]) -> dict[str, Array]:
     row = batch * _ROWS + jnp.arange(_ROWS)
-    hidden = masking.frozen_batch(corpus.tokens[jnp.minimum(row, corpus.rows - 1)], row, corpus.vocabulary)
+    hidden = masking.mask_eval_batch(corpus.tokens[jnp.minimum(row, corpus.rows - 1)], row, corpus.vocabulary)
     tokens = hidden.tokens
     ends = (tokens == pieces.BEGIN) | (tokens == pieces.END)
     queries = jnp.stack([hidden.mask & ~ends, tokens == pieces.MASK], axis=-1) & (row < corpus.rows)[:, None, None]

@@ -33,7 +33,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language import ngrams, subset
 from minilm_jax.language import tokenizer as pieces
-from minilm_jax.training import masking, start, steps
+from minilm_jax.training import masking, pretrain, train_step
 
 KIND = 'baselines'
 SEES = {'unigram': 'nothing', 'left': 'one to the left', 'right': 'one to the right',
@@ -61,7 +61,7 @@ def baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     InputError: no corpus of a split to judge on, or a work directory of something else.
   """
   folder = epath.Path(config.corpus)
-  described = start.check_corpus(config, folder)
+  described = pretrain.validate_corpus(config, folder)
   splits = [split for split in _SPLITS if described['splits'][split]['rows']]
   if not splits:
     raise InputError(f'baselines on {folder}', 'neither a validation nor a test split',
@@ -98,7 +98,7 @@ def _measured(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> d
     masked = int(batch.weights.sum())
     for name, values in found.items():
       sums = {'loss': -np.log(values[begin:begin + masked]).sum(), 'masked': masked, 'padding': (~batch.mask).sum()}
-      rows.append({'predictor': name, 'sees': SEES[name], 'split': split, **steps.means(sums),
+      rows.append({'predictor': name, 'sees': SEES[name], 'split': split, **train_step.mean_metrics(sums),
                    'rows': len(batch.tokens), 'masked': masked})
     begin += masked
   return {'rows': rows, 'seconds': round(time.monotonic() - started, 3)}
@@ -114,7 +114,7 @@ def hidden(corpus: corpora.Corpus) -> masking.MaskedBatch:
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
-_hide = jax.jit(masking.frozen_batch, static_argnums=2)
+_hide = jax.jit(masking.mask_eval_batch, static_argnums=2)
 
 
 def places(batch: masking.MaskedBatch) -> tuple[Integer[np.ndarray, 'N 3'], Integer[np.ndarray, 'N']]:

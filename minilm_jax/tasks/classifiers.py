@@ -35,7 +35,7 @@ from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import Classifier, classifier
 from minilm_jax.model.initialization import count
 from minilm_jax.shape import COUNT, TEXT
-from minilm_jax.training import checkpoint
+from minilm_jax.training import checkpoint, pretrained
 
 KIND = 'classifier'
 CARD, OUTPUTS = 'classifier.json', 'outputs.npz'
@@ -124,7 +124,7 @@ def missing(path: epath.PathLike) -> bool:
 def digest(model: Any) -> str:
   """A hash of all weights: of paths, shapes, types and bytes."""
   found = hashlib.sha256()
-  for name, leaf in sorted(checkpoint.flat(model).items()):
+  for name, leaf in sorted(checkpoint.flatten(model).items()):
     array = np.asarray(leaf)
     found.update(f'{name} {array.shape} {array.dtype}\n'.encode())
     found.update(np.ascontiguousarray(array).tobytes())
@@ -156,8 +156,8 @@ def save(path: epath.PathLike, card: Card, model: Classifier, tokenizer: Tokeniz
   file = io.BytesIO()
   np.savez(file, **arrays)
   run.write_bytes(temporary / OUTPUTS, file.getvalue())
-  with checkpoint.manager(temporary, 1) as saves:
-    checkpoint.save(saves, {'model': model}, 0)
+  with checkpoint.open_writer(temporary, 1) as saves:
+    saves.save({'model': model}, 0)
   run.write_json(temporary / run.MANIFEST, {
       'kind': KIND, 'files': {name: run.sha256(temporary / name) for name in _FILES}, 'weights': digest(model),
       'examples': dict(digests), 'parameters': count(model), 'jax': jax.__version__})
@@ -194,11 +194,12 @@ def load(path: epath.PathLike) -> Fitted:
   """
   path = epath.Path(path)
   manifest, card = read_manifest(path), read_card(path)
-  if checkpoint.latest(path) is None:
+  if checkpoint.latest_step(path) is None:
     raise InputError(f'the weights of {path}', f'no checkpoint in {path / checkpoint.FOLDER}',
                      'copy the folder again, whole')
-  like = jax.eval_shape(lambda: classifier(card.model, card.head, len(card.labels), jax.random.key(0)))
-  model = jax.tree.map(np.asarray, checkpoint.restore_under(path, like, 'model', 0))
+  restored = pretrained.restore_model(
+      path, lambda key: classifier(card.model, card.head, len(card.labels), key), step=0)
+  model = jax.tree.map(np.asarray, restored)
   identity = digest(model)
   if identity != manifest['weights']:
     raise InputError(f'the weights of {path}', 'not those that were saved', 'copy the folder again, whole')

@@ -12,9 +12,9 @@ from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import build
 from minilm_jax.language import corpus as corpora
 from minilm_jax.language.corpus import Corpus
-from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.tasks import words
-from minilm_jax.training import checkpoint, evaluation, sharding, start
+from minilm_jax.training import pretrained, program, sharding
+from minilm_jax.training.pretrained import Pretrained
 
 
 def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
@@ -28,11 +28,11 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
   Raises:
     InputError: no such split or corpus, rows longer than the model reads, or a corpus that another tokenizer made.
   """
-  config, mesh, model, read = _opened(source, corpus, split)
-  judge = evaluation.evaluator(dataclasses.replace(config.evaluation, rows=read.rows), mesh)
-  losses = judge(model, jax.device_put(read, sharding.replicated(mesh)))[0]
-  return {'split': split, 'rows': read.rows, 'step': checkpoint.latest(source), **losses,
-          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}
+  pretrained_run, mesh, rows = _load(source, corpus, split)
+  evaluate_model = program.build_evaluate(dataclasses.replace(pretrained_run.config.evaluation, rows=rows.rows), mesh)
+  losses = evaluate_model(pretrained_run.model, jax.device_put(rows, sharding.replicated(mesh)))[0]
+  return {'split': split, 'rows': rows.rows, 'step': pretrained_run.step, **losses,
+          **words.measure(pretrained_run.model, rows.tokens, pretrained_run.tokenizer, mesh)}
 
 
 def word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
@@ -41,19 +41,16 @@ def word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
   Raises:
     InputError: as `evaluate`.
   """
-  _, mesh, model, read = _opened(source, '', split)
-  return {'split': split, 'rows': read.rows, 'step': checkpoint.latest(source),
-          **words.measure(model, read.tokens, start.tokenizer(source), mesh)}
+  pretrained_run, mesh, rows = _load(source, '', split)
+  return {'split': split, 'rows': rows.rows, 'step': pretrained_run.step,
+          **words.measure(pretrained_run.model, rows.tokens, pretrained_run.tokenizer, mesh)}
 
 
-def _opened(source: epath.PathLike, corpus: str, split: str) -> tuple[RunConfig, Mesh, MaskedLanguageModel, Corpus]:
-  """The recipe of a run, a mesh with its model on every device, and a split on the host."""
-  config = start.guessing_run(source)
-  read = read_split(source, config, corpus, split)
-  shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
+def _load(source: epath.PathLike, corpus: str, split: str) -> tuple[Pretrained, Mesh, Corpus]:
+  """Returns a run with its model on every device of a mesh, the mesh, and a split on the host."""
+  rows = read_split(source, pretrained.load_mlm_config(source), corpus, split)
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
-  model = jax.device_put(checkpoint.restore_under(source, shapes, 'model'), sharding.replicated(mesh))
-  return config, mesh, model, read
+  return pretrained.load(source, mesh=mesh), mesh, rows
 
 
 def read_split(source: epath.PathLike, config: RunConfig, corpus: str, split: str) -> Corpus:
@@ -64,7 +61,7 @@ def read_split(source: epath.PathLike, config: RunConfig, corpus: str, split: st
   """
   if split not in corpora.SPLITS:
     raise InputError(f'the split {split!r}', 'no such split', nearest(split, corpora.SPLITS))
-  described = start.identity(source)
+  described = pretrained.corpus_hashes(source)
   folder = epath.Path(corpus or described['corpus_folder'])
   if not corpus and not described['corpus_folder']:
     raise InputError(f'the loss of {source}', 'it was imported, and has no corpus of its own',

@@ -12,7 +12,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model.heads import MaskedLanguageModel
-from minilm_jax.tasks import likelihood
+from minilm_jax.training import pretrained
 
 _HOLE = '<mask>'
 
@@ -33,7 +33,8 @@ def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
     InputError: no `<mask>` in the text, more tokens than the model reads, or no guess wanted.
   """
   _check(text, best)
-  config, tokenizer, model = likelihood.opened(source)
+  pretrained_run = pretrained.load(source)
+  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   return guesses(config.model, tokenizer, model, text, best)
 
 

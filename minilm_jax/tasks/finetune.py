@@ -20,12 +20,11 @@ from minilm_jax import claim, progress, recipe, run, signals
 from minilm_jax.config import EncoderConfig, FinetuneConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language.tokenizer import Tokenizer
-from minilm_jax.model.heads import classifier
 from minilm_jax.tasks import classifiers, encoding, fitting, interim, material, metrics, protocol, server, tables
 from minilm_jax.tasks.fitting import Program
 from minilm_jax.tasks.material import TRAIN, Material
 from minilm_jax.tasks.protocol import HELD_OUT, Entry, Scored
-from minilm_jax.training import checkpoint, population, start
+from minilm_jax.training import population, pretrained
 
 _UPDATES = 200  # of a dispatch at most, so that progress is seen
 Log = Callable[[dict[str, Any]], None]
@@ -50,9 +49,9 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
     InputError: the run, a checkpoint or the examples cannot be used, or no member kept a finite loss.
   """
   source = epath.Path(source)
-  model = dataclasses.replace(start.model_run(source).model, dropout=config.head.dropout)
-  tokenizer = start.tokenizer(source)
-  saved = {step: pretrained_encoder(source, model, config, step) for step in starts if step is not None}
+  model = dataclasses.replace(pretrained.load_single_config(source).model, dropout=config.head.dropout)
+  tokenizer = pretrained.load_tokenizer(source)
+  saved = {step: load_encoder(source, model, step) for step in starts if step is not None}
   ready = material.prepare(config, model.length, tokenizer, model.batch_norm, bool(model.encoder))
   with claim.held(workdir):
     workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
@@ -79,11 +78,11 @@ def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, star
   return _result(config, ready, workdir, common)
 
 
-def pretrained_encoder(source: epath.PathLike, model: EncoderConfig, config: FinetuneConfig, step: int) -> Any:
-  """The encoder of a checkpoint of a run."""
-  shapes = jax.eval_shape(lambda: classifier(model, config.head, 1, jax.random.key(0)).encoder)
-  # on the host: what was restored is bound to its device, and steps that start there would be compiled once more
-  return jax.tree.map(np.asarray, checkpoint.restore_under(source, shapes, 'model.encoder', step))
+def load_encoder(source: epath.PathLike, model: EncoderConfig, step: int) -> Any:
+  """Loads the encoder of a checkpoint of a run onto the host."""
+  encoder = pretrained.load(source, step, 'encoder', changes={'dropout': model.dropout}).model
+  # restored arrays are bound to a device, and steps that start from them would be compiled once more
+  return jax.tree.map(np.asarray, encoder)
 
 
 def _encoders(saved: dict[int, Any], fresh: bool, model: EncoderConfig, config: FinetuneConfig,
@@ -178,7 +177,8 @@ def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[An
         log({**where, 'split': name, ready.task.headline: value})
       now = Scored(epoch, heads[HELD_OUT] if config.held_out else math.nan, own)
       if config.keep and (not config.held_out or protocol.better(now, kept[number].get(protocol.BEST))):
-        now = dataclasses.replace(now, model=jax.tree.map(np.asarray, population.take(member.state.model, number)))
+        now = dataclasses.replace(now, model=jax.tree.map(np.asarray, population.select_member(
+            member.state.model, number)))
       if config.held_out and protocol.better(now, kept[number].get(protocol.BEST)):
         kept[number][protocol.BEST], best[number] = now, epoch
       kept[number][protocol.LAST] = now

@@ -28,8 +28,8 @@ from minilm_jax.model.heads import Classifier, classifier
 from minilm_jax.tasks import tables
 from minilm_jax.tasks.encoding import TaskRows
 from minilm_jax.tasks.table import REGRESSION
-from minilm_jax.training import optimizer, population, sharding, steps
-from minilm_jax.training.steps import TrainState
+from minilm_jax.training import optimizer, population, sharding, train_step
+from minilm_jax.training.train_step import TrainState
 
 _WORTH = 10_000_000  # tokens, from which on to compile an update for several lengths takes less than it saves
 _TOGETHER = 64  # members that an accelerator takes in each operation, at most
@@ -109,7 +109,8 @@ def gradient_sums(model: Classifier, train: TaskRows, picked: Int[Array, 'B'], k
   batch = jax.tree.map(lambda x: x[picked], train)
   size = picked.shape[0]
   middle = shape.lengths[len(shape.lengths) // 2]
-  count = cross_entropy.divisor(size, max(len(shape.lengths), steps.micro_batches(size, middle, jax.default_backend())))
+  best_count = train_step.count_micro_batches(size, middle, jax.default_backend())
+  count = cross_entropy.divisor(size, max(len(shape.lengths), best_count))
   count = 1 if model.config.batch_norm else count  # statistics of a batch are those of all of it
   if len(shape.lengths) > 1:
     order = jnp.argsort(batch.lengths)
@@ -167,9 +168,8 @@ def finetune_step(member: Member, train: TaskRows, shape: Shape, config: Finetun
   picked, _ = corpora.rows(state.seed, state.step, size, shape.examples)
   key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
   sums = gradient_sums(state.model, train, picked, key, shape)
-  value, gradient = sums[0] / size, optimizer.averaged(sums[1], size, 1)
-  rates = optimizer.Rates(member.learning_rate, config.optimizer.weight_decay)
-  transform = optimizer.build(config.optimizer, updates, state.model, rates)
+  value, gradient = sums[0] / size, optimizer.mean_gradient(sums[1], size, 1)
+  transform = optimizer.build_optimizer(config.optimizer, updates, state.model, member.learning_rate)
   change, moments = transform.update(gradient, state.optimizer, state.model)
   after = TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments)
   return dataclasses.replace(member, state=after), value
@@ -192,9 +192,9 @@ class Program:
 def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, members: int) -> Program:
   """The functions of fine-tuning so many members on one task."""
   updates = math.ceil(config.epochs * shape.examples / config.batch_size)
-  mesh = population.make_mesh(members)
+  mesh = population.make_member_mesh(members)
   devices = mesh.devices.size
-  how = population.how(members, config.lift, mesh.devices.flat[0].platform)
+  how = population.choose_strategy(members, config.lift, mesh.devices.flat[0].platform)
   each = 1 if how != 'vmap' else min(-(-members // devices), max(1, _TOGETHER // devices))
   work = members * updates * config.batch_size * shape.lengths[-1]
   if how == 'vmap' or work < _WORTH:  # under vmap every member takes every branch
@@ -203,7 +203,7 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
   def start(origin: Origin, encoders: Any) -> Member:
     fresh = classifier(model, config.head, shape.classes, rng.key(origin.seed, rng.Stream.HEAD))
     fresh.encoder = jax.tree.map(lambda saved: saved[origin.encoder], encoders)
-    moments = optimizer.build(config.optimizer, updates, fresh).init(fresh)
+    moments = optimizer.build_optimizer(config.optimizer, updates, fresh).init(fresh)
     return Member(TrainState(jnp.zeros((), jnp.int32), origin.seed, fresh, moments), origin.learning_rate)
 
   def chunk(member: Member, train: TaskRows, count: Int[Array, '']) -> tuple[Member, Float[Array, '']]:
@@ -221,10 +221,10 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
     found = jax.lax.map(batch, tokens)
     return found.reshape(-1, found.shape[-1])
 
-  over = 'vmap' if how == 'vmap' else 'loop'
-  jitted = (jax.jit(population.lift(function, mesh, over), donate_argnums=donated)
+  over = 'vmap' if how == 'vmap' else 'map'
+  jitted = (jax.jit(population.map_over_members(function, mesh, over), donate_argnums=donated)
             for function, donated in ((start, ()), (chunk, 0), (outputs, ())))
-  scored = _SCORED // steps.micro_batches(_SCORED, shape.lengths[-1], mesh.devices.flat[0].platform)
+  scored = _SCORED // train_step.count_micro_batches(_SCORED, shape.lengths[-1], mesh.devices.flat[0].platform)
   return Program(updates, each * devices, scored, mesh, *jitted)
 
 
@@ -239,7 +239,7 @@ def group(program: Program, origins: Sequence[tuple[int, float, int]]) -> Origin
   filled = [*origins, *origins[-1:] * (program.together - len(origins))]
   seeds, rates, encoders = zip(*filled, strict=True)
   origin = Origin(np.array(seeds, np.uint32), np.array(rates, np.float32), np.array(encoders, np.int32))
-  return population.place(origin, program.mesh)
+  return population.shard_members(origin, program.mesh)
 
 
 def replicate(values: Any, program: Program) -> Any:

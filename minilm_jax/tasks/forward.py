@@ -47,12 +47,12 @@ def probable(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C'
 
 @functools.lru_cache(maxsize=8)
 def program(members: int, how: str) -> Callable[[Classifier, Int[np.ndarray, 'M B L']], Float[Array, 'P N C']]:
-  """A jitted function of so many stacked members and of batches of tokens; `how` as in `population.how`."""
+  """A jitted function of so many stacked members and of batches of tokens; `how` is a strategy of `population`."""
   def one(model: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
     found = jax.lax.map(functools.partial(probable, model), tokens)
     return found.reshape(-1, found.shape[-1])
 
-  return jax.jit(population.lift(one, spread(members), 'vmap' if how == 'vmap' else 'loop'))
+  return jax.jit(population.map_over_members(one, spread(members), 'vmap' if how == 'vmap' else 'map'))
 
 
 def stacks(members: Sequence[Fitted]) -> list[Classifier]:
@@ -60,7 +60,7 @@ def stacks(members: Sequence[Fitted]) -> list[Classifier]:
   found = []
   for places in groups(members):
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(members[place].model for place in places))
-    found.append(population.place(stacked, spread(len(places))))
+    found.append(population.shard_members(stacked, spread(len(places))))
   return found
 
 
@@ -84,7 +84,7 @@ def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto',
     rows = encoding.task_rows(sequences, np.zeros(len(sequences), np.int32), length)
     size = min(_BATCH, 1 << (len(sequences) - 1).bit_length())
     tokens, (where,) = encoding.in_batches([rows], size)
-    how = population.how(len(places), lift, jax.devices()[0].platform)
+    how = population.choose_strategy(len(places), lift, jax.devices()[0].platform)
     outputs = np.asarray(program(len(places), how)(stack, jnp.asarray(tokens)))
     for place, own in zip(places, outputs, strict=True):
       found[place] = own[where]

@@ -73,7 +73,7 @@ def load(workdir: epath.PathLike, entries: Sequence[Entry], start: Member) -> Re
   leaves, tree = jax.tree.flatten(start)
   member = jax.tree.unflatten(tree, [jax.device_put(arrays[f'member {n}'], leaf.sharding)
                                      for n, leaf in enumerate(leaves)])
-  shape = jax.tree.structure(population.take(start.state.model, 0))
+  shape = jax.tree.structure(population.select_member(start.state.model, 0))
   kept = [{which: _scored(f'{number} {which}', one, arrays, shape) for which, one in own.items()}
           for number, own in enumerate(said['kept'])]
   return Reached(member, said['step'], arrays['totals'], kept, said['best'], set(said['going']))

@@ -22,13 +22,13 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from minilm_jax.config import MeshConfig, RunConfig
+from minilm_jax.config import MeshConfig
 from minilm_jax.errors import InputError, nearest
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.model import cross_entropy
-from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
-from minilm_jax.training import checkpoint, sharding, start
+from minilm_jax.model.heads import MaskedLanguageModel
+from minilm_jax.training import pretrained, sharding
 
 LIKELIHOODS = ('within-word', 'original')
 
@@ -47,17 +47,6 @@ def check(likelihood: str) -> None:
     raise InputError(f'the likelihood {likelihood!r}', 'no such kind', nearest(likelihood, LIKELIHOODS))
 
 
-def opened(source: epath.PathLike) -> tuple[RunConfig, Tokenizer, MaskedLanguageModel]:
-  """The recipe, the tokenizer and the model of the latest checkpoint of a run.
-
-  Raises:
-    InputError: it is no pre-training run of one model, or has no checkpoint or no masked-LM head.
-  """
-  config, tokenizer = start.guessing_run(source), start.tokenizer(source)
-  shapes = jax.eval_shape(lambda: masked_language_model(config.model, jax.random.key(0)))
-  return config, tokenizer, checkpoint.restore_under(source, shapes, 'model')
-
-
 def pseudo_perplexity(source: epath.PathLike, text: str, likelihood: str) -> dict[str, Any]:
   """exp(-PLL / tokens) of a text, whose lines are scored one by one, by the latest checkpoint of a run.
 
@@ -67,13 +56,14 @@ def pseudo_perplexity(source: epath.PathLike, text: str, likelihood: str) -> dic
   check(likelihood)
   if not text.strip():
     raise InputError('the likelihood of a text', 'an empty one', "give words, as in --text='the dog sleeps .'")
-  config, tokenizer, model = opened(source)
+  pretrained_run = pretrained.load(source)
+  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   lines = encode([line for line in text.splitlines() if line.strip()], tokenizer, config.model.length)
   tokens, unknown = count(lines)
   total = math.fsum(pseudo_log_likelihoods(model, lines, tokenizer.starts_word(), likelihood).tolist())
   return {'pseudo_perplexity': math.exp(-total / tokens), 'tokens': tokens, 'log_likelihood': total,
           'unknown': unknown / tokens, 'lines': len(lines), 'likelihood': likelihood,
-          'step': checkpoint.latest(source)}
+          'step': pretrained_run.step}
 
 
 def count(sentences: Sequence[Sequence[int]]) -> tuple[int, int]:

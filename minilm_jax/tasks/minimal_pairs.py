@@ -27,12 +27,11 @@ from minilm_jax.language import corpus as corpora
 from minilm_jax.language import tokenizer as pieces
 from minilm_jax.language.tokenizer import Tokenizer
 from minilm_jax.tasks import likelihood as likelihoods
-from minilm_jax.tasks import pair_sources
+from minilm_jax.tasks import metrics, pair_sources
 from minilm_jax.tasks.pair_sources import EVERYTHING, Pair
-from minilm_jax.training import checkpoint, start
+from minilm_jax.training import pretrained
 
 _NEVER_SCORED = (pieces.BEGIN, pieces.PAD, pieces.END, pieces.MASK)
-_LEVEL = 0.95
 _ROWS = 1 << 16  # of a corpus, counted at once
 
 Score = Callable[[Sequence[Sequence[int]]], Float32[np.ndarray, 'N']]
@@ -44,7 +43,7 @@ def wilson(share: float, n: float) -> tuple[float, float]:
   >>> [round(end, 3) for end in wilson(0.5, 100)]
   [0.404, 0.596]
   """
-  z = float(stats.norm.ppf((1 + _LEVEL) / 2))
+  z = float(stats.norm.ppf((1 + metrics.CONFIDENCE) / 2))
   middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
   low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
   return min(share, max(0.0, low)), max(share, min(1.0, high))  # at 0 and 1 rounding would leave the share outside
@@ -148,11 +147,12 @@ def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, cor
   """
   likelihoods.check(likelihood)
   pairs, task, source = pair_sources.read(given), pair_sources.name(given), epath.Path(source)
-  config, tokenizer, model = likelihoods.opened(source)
+  pretrained_run = pretrained.load(source)
+  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   sentences = likelihoods.encode([pair.good for pair in pairs] + [pair.bad for pair in pairs], tokenizer,
                                  config.model.length)
   unigrams, said = _baseline(source, corpus, tokenizer)
-  step = checkpoint.latest(source)
+  step = pretrained_run.step
   write = bool(workdir) and not (epath.Path(workdir) / run.RESULT).exists()  # a finished one may be anyone's to read
   with claim.held(workdir) if write else contextlib.nullcontext():
     if workdir:
@@ -186,7 +186,7 @@ def _digest(pairs: Sequence[Pair]) -> str:
 def _baseline(source: epath.Path, corpus: str,
               tokenizer: Tokenizer) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
   """Log-probabilities of pieces in the corpus of a run, if that is still there, and a word on it for the reader."""
-  described = start.identity(source)
+  described = pretrained.corpus_hashes(source)
   if not corpus and not described['corpus_folder']:
     return None, 'left out, for the model was imported and has no corpus of its own: name one, --corpus=FOLDER'
   folder = epath.Path(corpus or described['corpus_folder'])

@@ -33,7 +33,7 @@ def checkpoints(given: str) -> dict[str, list[int]]:
   for word in filter(None, map(str.strip, given.split(','))):
     match = _STEP.fullmatch(word)
     source, wanted = match.groups() if match else (word, '')
-    fitting = [one for one in sorted(glob.glob(source)) if checkpoint.steps(one)] if '*' in source else [source]
+    fitting = [one for one in sorted(glob.glob(source)) if checkpoint.list_steps(one)] if '*' in source else [source]
     if not fitting:
       raise InputError(f'the checkpoints of {source}', 'no run with a checkpoint there', 'pre-train first')
     for one in fitting:
@@ -45,7 +45,7 @@ def checkpoints(given: str) -> dict[str, list[int]]:
 
 
 def _steps(source: str, wanted: str) -> list[int]:
-  there = checkpoint.steps(source)
+  there = checkpoint.list_steps(source)
   if not there:
     raise InputError(f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run')
   steps = there if wanted == 'all' else [int(wanted)] if wanted else there[-1:]

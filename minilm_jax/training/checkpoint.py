@@ -1,14 +1,20 @@
-"""Save, restore, latest: Orbax behind a few functions.
+"""Saves and restores the state of a run with Orbax, and verifies it by checksums.
 
-A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), whole and unsharded in
-meaning: it comes back on any mesh. Restoring is exact or refused with the paths that differ. Every save gets its hashes
-(`digests`): one that was damaged is named, and the one before it is used.
+A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), independent of its sharding:
+it can be restored on any mesh. A restore is exact, or it is refused with the paths that differ.
+
+Every checkpoint has the checksums of its files, so that a truncated or changed file is detected:
+
+    STEP/digests.json   {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
+
+They are written last. A checkpoint without them was saved by a process that ended before that, or by an earlier version.
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -19,232 +25,315 @@ from etils import epath
 from minilm_jax import backend, hosts, run, signals
 from minilm_jax.errors import InputError
 from minilm_jax.model.initialization import path_name
-from minilm_jax.training import digests, preservation
 
 T = TypeVar('T')
 FOLDER = 'checkpoints'
-_UNWRITTEN = (OSError, ValueError, RuntimeError)  # what Orbax and TensorStore raise where a disk is full or gone
-_UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError)  # and where a file is not what it was
+CHECKSUMS = 'digests.json'
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax and TensorStore on a disk that is full or gone
+_READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)  # of Orbax and TensorStore on a changed file
 
 
-class Damaged(InputError):
-  """A checkpoint is not what was saved."""
+class CorruptCheckpointError(InputError):
+  """A checkpoint differs from what was saved."""
 
 
 @dataclasses.dataclass
-class Saves:
-  """The checkpoints of a run that is being trained.
+class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
+  """Keeps the last checkpoints of a run, and those with the lowest validation loss.
 
-  `losses` are the validation losses by step, `pending` is the step whose digests are still to be written, and `began`
-  when the last save did, or the run, by `time.monotonic()`.
+  Ties keep the later checkpoint; checkpoints without a validation loss do not count as best. The choice depends only on
+  the steps and their losses, so that a run that was stopped keeps what it would have kept. Orbax's `BestN` keeps
+  checkpoints without a loss too while there are few, and stores losses beside the arrays; ours are in metrics.jsonl.
+
+  Attributes:
+    keep_last: number of last checkpoints.
+    keep_best: number of checkpoints with the lowest loss.
+    losses: validation losses by step; may grow while the policy is in use.
   """
 
-  manager: ocp.CheckpointManager
-  losses: dict[int, float]
-  pending: int | None
-  began: float
+  keep_last: int
+  keep_best: int
+  losses: Mapping[int, float]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    """Returns for each checkpoint, in ascending order of steps, whether it stays."""
+    is_latest = ocp.checkpoint_managers.LatestN(self.keep_last).should_preserve(checkpoints, context=context)
+    evaluated = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.losses]
+    best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[:self.keep_best]
+    return [latest or checkpoint.step in best for latest, checkpoint in zip(is_latest, checkpoints, strict=True)]
+
+
+class CheckpointWriter:
+  """Writes the checkpoints of a run in the background; a checkpoint is whole or absent.
+
+  Attributes:
+    manager: of Orbax.
+    saved_at: time of the last save, or of the start, by `time.monotonic()`.
+  """
+
+  def __init__(self, manager: ocp.CheckpointManager, losses: dict[int, float]):
+    self.manager, self.saved_at = manager, time.monotonic()
+    self._losses = losses
+    self._pending: int | None = None  # the step whose checksums are still to be written
+
+  def save(self, state: Any, step: int, loss: float | None = None) -> None:
+    """Starts to save a state; does nothing if a checkpoint of this step or of a later one exists.
+
+    Args:
+      state: a TrainState, or that of a population.
+      step: its number of updates.
+      loss: on the validation split, if it was computed after this step.
+
+    Raises:
+      OSError: this checkpoint, or the one before it, could not be written.
+    """
+    if step in self.manager.all_steps():
+      return
+    self.finish()
+    if loss is not None:
+      self._losses[step] = loss
+    with _writing(f'the checkpoint of update {step:,}'):
+      # a copy, because the arrays themselves are donated to the next chunk while they are being written
+      if self.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flatten(state)))):
+        self._pending, self.saved_at = step, time.monotonic()
+
+  def settle(self) -> None:
+    """Writes the checksums of the last checkpoint if it is on disk by now; does not wait.
+
+    Raises:
+      OSError: they could not be written.
+    """
+    if self._pending is not None and not self.manager.is_saving_in_progress():
+      self.finish()
+
+  def finish(self) -> None:
+    """Waits until the last checkpoint is on disk, and writes its checksums.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    if self._pending is None:
+      return
+    step, self._pending = self._pending, None
+    with _writing(f'the checkpoint of update {step:,}'):
+      self.manager.wait_until_finished()
+      if hosts.is_primary():
+        write_checksums(self.manager.directory / str(step))
+    backend.release()
+
+  def delete_surplus(self, policy: RetentionPolicy) -> None:
+    """Deletes checkpoints that the policy does not keep: a process that was killed may have left them, or a part."""
+    checkpoints = [types.SimpleNamespace(step=step) for step in sorted(self.manager.all_steps())]
+    is_kept = policy.should_preserve(checkpoints, context=ocp.checkpoint_managers.PreservationContext())
+    for checkpoint, stays in zip(checkpoints, is_kept, strict=True):
+      if not stays:
+        self.manager.delete(checkpoint.step)
 
 
 @contextlib.contextmanager
-def manager(workdir: epath.PathLike, keep: int, best: int = 0, losses: Mapping[int, float] = {}) -> Iterator[Saves]:
-  """Writes the checkpoints of a run, in the background; a save is whole or absent. At its end all are on disk.
+def open_writer(workdir: epath.PathLike, keep_last: int, keep_best: int = 0,
+                losses: Mapping[int, float] = {}) -> Iterator[CheckpointWriter]:
+  """Yields the writer of a run's checkpoints; at the end of the block all are on disk.
 
   Args:
     workdir: of the run.
-    keep, best: the last so many stay, and so many with the lowest validation loss.
-    losses: those that an earlier start has taken, by step.
+    keep_last: number of last checkpoints that stay.
+    keep_best: number of checkpoints with the lowest validation loss that stay.
+    losses: validation losses of an earlier start, by step.
 
   Raises:
-    OSError: a checkpoint could not be written; those before it are as they were.
+    OSError: a checkpoint could not be written; earlier ones are unchanged.
   """
   folder, losses = epath.Path(workdir).resolve() / FOLDER, dict(losses)
-  policy = preservation.policy(keep, best, losses)
+  policy = RetentionPolicy(keep_last, keep_best, losses)
   options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, preservation_policy=policy)
   with _writing(f'the folder {folder}'):
-    made = ocp.CheckpointManager(folder, options=options)
-  saves = Saves(made, losses, None, time.monotonic())
+    manager = ocp.CheckpointManager(folder, options=options)
+  writer = CheckpointWriter(manager, losses)
   try:
     with _writing(f'the folder {folder}'):
-      preservation.clear(made, policy)
-    yield saves
-    finish(saves)
+      writer.delete_surplus(policy)
+    yield writer
+    writer.finish()
   finally:
-    for _ in range(2):  # a save that has failed is told of once, and only then are its threads let go
-      with contextlib.suppress(*_UNWRITTEN):
-        finish(saves)
-        made.close()
+    for _ in range(2):  # the first call after a failed save raises its error; the second one ends the threads
+      with contextlib.suppress(*_WRITE_ERRORS):
+        writer.finish()
+        manager.close()
 
 
 @contextlib.contextmanager
 def _writing(what: str) -> Iterator[None]:
-  """Makes one kind of error of what libraries raise."""
+  """Turns the errors of Orbax and TensorStore into OSError."""
   try:
     yield
   except jax.errors.JaxRuntimeError:  # of a device, or of a process that has gone
     raise
-  except _UNWRITTEN as error:
+  except _WRITE_ERRORS as error:
     raise OSError(f'{what} could not be written: {" ".join(str(error).split())}') from error
 
 
-def flat(state: Any) -> dict[str, Any]:
-  """The leaves of a state by path."""
+def flatten(state: Any) -> dict[str, Any]:
+  """Returns the leaves of a state by path."""
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def save(saves: Saves, state: Any, step: int, loss: float | None = None) -> None:
-  """Starts saving a TrainState, or that of a population, under a step; nothing happens where that or a later one is.
-
-  `loss` is that on the validation split, where it was taken after this very step.
-
-  Raises:
-    OSError: this save, or the one before it, could not be written.
-  """
-  if step in saves.manager.all_steps():
-    return
-  finish(saves)
-  if loss is not None:
-    saves.losses[step] = loss
-  with _writing(f'the checkpoint of update {step:,}'):
-    # a copy, because the arrays themselves are donated to the next chunk while they are being written
-    if saves.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flat(state)))):
-      saves.pending, saves.began = step, time.monotonic()
+def list_steps(workdir: epath.PathLike) -> list[int]:
+  """Returns the steps of the complete checkpoints of a run, in ascending order."""
+  paths = (epath.Path(workdir) / FOLDER).glob('*')  # none if the folder is missing
+  return sorted(int(p.name) for p in paths if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p))
 
 
-def settle(saves: Saves) -> None:
-  """Writes the digests of the last save if it is on disk by now; waits for nothing.
-
-  Raises:
-    OSError: it could not be written.
-  """
-  if saves.pending is not None and not saves.manager.is_saving_in_progress():
-    finish(saves)
+def latest_step(workdir: epath.PathLike) -> int | None:
+  """Returns the step of the last complete checkpoint of a run, or None."""
+  return max(list_steps(workdir), default=None)
 
 
-def finish(saves: Saves) -> None:
-  """Waits until the last save is on disk, and writes its digests: before another one may delete what it replaces.
-
-  Raises:
-    OSError: it could not be written.
-  """
-  if saves.pending is None:
-    return
-  step, saves.pending = saves.pending, None
-  with _writing(f'the checkpoint of update {step:,}'):
-    saves.manager.wait_until_finished()
-    if hosts.leads():
-      digests.write(saves.manager.directory / str(step))
-  backend.release()
+def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Returns the folder of a checkpoint, which need not exist."""
+  return epath.Path(workdir).resolve() / FOLDER / str(step)
 
 
-def steps(workdir: epath.PathLike) -> list[int]:
-  """The steps of a run that were saved whole and are still there, in ascending order."""
-  saves = (epath.Path(workdir) / FOLDER).glob('*')  # of a folder that is missing there are none
-  return sorted(int(p.name) for p in saves if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p))
+def write_checksums(folder: epath.PathLike) -> None:
+  """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
+  folder = epath.Path(folder)
+  run.write_json(folder / CHECKSUMS, {'files': {
+      name: {'bytes': file.stat().length, 'sha256': run.sha256(file)} for name, file in sorted(_files(folder))}})
 
 
-def latest(workdir: epath.PathLike) -> int | None:
-  """The last step of a run that was saved whole, or None."""
-  return max(steps(workdir), default=None)
+def has_checksums(folder: epath.PathLike) -> bool:
+  """Returns whether a checkpoint has its checksums."""
+  return (epath.Path(folder) / CHECKSUMS).exists()
 
 
-def check(workdir: epath.PathLike, step: int) -> None:
-  """Checks a checkpoint by its digests, for who only reads it.
+def find_damage(folder: epath.PathLike) -> str:
+  """Returns a description of the first file that differs from its checksum; '' if none does, or without checksums.
 
   Raises:
-    Damaged: a file is not as it was; says which, and which checkpoint before it is whole.
+    OSError: a file exists and cannot be read.
   """
-  found = digests.damage(folder_of(workdir, step))
-  if found:
-    raise _damaged(workdir, step, found)
+  folder = epath.Path(folder)
+  if not has_checksums(folder):
+    return ''
+  try:
+    record = run.read_json(folder / CHECKSUMS, 'digests')
+    checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
+  except (InputError, LookupError, TypeError, AttributeError):
+    return f'{CHECKSUMS} cannot be read'
+  files = dict(_files(folder))
+  for name, (size, digest) in checksums.items():
+    if name not in files:
+      return f'{name} is missing'
+    length = files[name].stat().length
+    if length != size:
+      return f'{name} has {length:,} bytes, and had {size}'
+    if run.sha256(files[name]) != digest:
+      return f'{name} has other bytes than when it was saved'
+  return ''
 
 
-def _damaged(workdir: epath.PathLike, step: int, found: str) -> Damaged:
-  whole = (one for one in reversed(steps(workdir)) if one < step and not digests.damage(folder_of(workdir, one)))
-  earlier = next(whole, None)
-  remedy = ('bring it back from a copy, or train again: none before it is whole' if earlier is None else
-            f'give {workdir}@{earlier} where a verb takes a step; or remove {run.RESULT} there, where it is, and '
-            f'pre-train again, which goes on from step {earlier}')
-  return Damaged(f'the checkpoint of step {step} in {workdir}', found, remedy)
+def _files(folder: epath.Path, prefix: str = '') -> Iterator[tuple[str, epath.Path]]:
+  """Yields every file below a folder with its relative name, except the checksums, complete or partial."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files(path, f'{prefix}{path.name}/')
+    elif prefix or CHECKSUMS not in path.name:
+      yield prefix + path.name, path
+
+
+def verify(workdir: epath.PathLike, step: int) -> None:
+  """Verifies a checkpoint by its checksums, and changes nothing.
+
+  Raises:
+    CorruptCheckpointError: a file differs; names it, and the last intact checkpoint before it.
+  """
+  damage = find_damage(step_folder(workdir, step))
+  if damage:
+    raise _corrupt(workdir, step, damage)
+
+
+def _corrupt(workdir: epath.PathLike, step: int, damage: str) -> CorruptCheckpointError:
+  earlier_steps = (earlier for earlier in reversed(list_steps(workdir)) if earlier < step)
+  intact = next((earlier for earlier in earlier_steps if not find_damage(step_folder(workdir, earlier))), None)
+  remedy = ('restore it from a copy, or train again: none before it is intact' if intact is None else
+            f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, if it exists, and '
+            f'pre-train again, which resumes from step {intact}')
+  return CorruptCheckpointError(f'the checkpoint of step {step} in {workdir}', damage, remedy)
 
 
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
-  """The state saved at `step`, with the structure and sharding of `like` (shapes with shardings are enough).
+  """Restores the state saved at `step`, with the structure and sharding of `like` (shapes with shardings are enough).
 
   Raises:
-    Damaged: it cannot be read, and has no digests by which it would be whole.
+    CorruptCheckpointError: it cannot be read, and has no checksums.
     InputError: a path is missing, left over, or of another shape or type.
   """
-  wanted = flat(like)
+  targets = flatten(like)
   with _reading(workdir, step), ocp.StandardCheckpointer() as reader:
-    path = folder_of(workdir, step) / 'default'
-    _compare(f'the checkpoint of step {step} in {workdir}', _described(reader, path, workdir, step), wanted)
-    arrays = reader.restore(path, wanted)
-  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+    path = step_folder(workdir, step) / 'default'
+    _check_same_arrays(f'the checkpoint of step {step} in {workdir}', _metadata(reader, path, workdir, step), targets)
+    arrays = reader.restore(path, targets)
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
-def restore_under(workdir: epath.PathLike, like: T, prefix: str, step: int | None = None) -> T:
-  """The part of a run's checkpoint whose paths begin with `prefix`, such as 'model.encoder', shaped like `like`.
+def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None = None) -> T:
+  """Restores the part of a checkpoint below a path, such as 'model.encoder', onto the first device.
 
   Args:
     workdir: of the run.
-    like: arrays or shapes.
+    like: arrays or shapes, whose structure the result has.
     prefix: of the paths.
-    step: of the checkpoint; the latest if not given.
+    step: of the checkpoint; the latest by default.
 
   Raises:
-    Damaged: a file of it is not what was saved.
-    InputError: the run has no such checkpoint, or the part has another shape.
+    CorruptCheckpointError: a file differs from what was saved.
+    InputError: there is no such checkpoint, or the part has other arrays.
   """
-  step = latest(workdir) if step is None else step
+  step = latest_step(workdir) if step is None else step
   if step is None:
     raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
-  check(workdir, step)
-  wanted = {f'{prefix}.{name}': leaf for name, leaf in flat(like).items()}
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the run may have had devices that are not here
-  targets = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for name, x in wanted.items()}
+  verify(workdir, step)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the devices of the run may not be here
+  targets = {f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+             for name, x in flatten(like).items()}
   with _reading(workdir, step), ocp.PyTreeCheckpointer() as reader:
-    path = folder_of(workdir, step) / 'default'
-    there = _described(reader, path, workdir, step)
-    inside = {name: x for name, x in there.items() if name.startswith(prefix + '.')}
-    _compare(f'{prefix} of the checkpoint of step {step} in {workdir}', inside, wanted)
+    path = step_folder(workdir, step) / 'default'
+    metadata = _metadata(reader, path, workdir, step)
+    part = {name: x for name, x in metadata.items() if name.startswith(prefix + '.')}
+    _check_same_arrays(f'{prefix} of the checkpoint of step {step} in {workdir}', part, targets)
     arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
         targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
-  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
-
-
-def folder_of(workdir: epath.PathLike, step: int) -> epath.Path:
-  """Where a checkpoint is, or would be."""
-  return epath.Path(workdir).resolve() / FOLDER / str(step)
+  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
 @contextlib.contextmanager
 def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
-  """Makes one kind of error of what libraries raise."""
+  """Turns the errors of Orbax and TensorStore into ours."""
   try:
-    with signals.noted():  # where one is raised while it reads, Orbax makes an error of its own of it
+    with signals.noted():  # Orbax would turn an exception of a signal into an error of its own
       yield
-  except _UNREADABLE as error:
+  except _READ_ERRORS as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
-    if digests.written(folder_of(workdir, step)):  # its bytes are as they were, so that setting it aside helps nobody
+    if has_checksums(step_folder(workdir, step)):  # its bytes are intact, and so setting it aside would not help
       raise InputError(f'the checkpoint of step {step} in {workdir}', found,
-                       'read it with the versions of jax and orbax-checkpoint that it was made with') from error
-    raise _damaged(workdir, step, found) from error
+                       'read it with the versions of jax and orbax-checkpoint that saved it') from error
+    raise _corrupt(workdir, step, found) from error
 
 
-def _described(reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int) -> dict[str, Any]:
-  """Shape and type of every array of a checkpoint."""
-  found = reader.metadata(path).item_metadata if path.exists() else None
-  if found is None:
-    raise _damaged(workdir, step, f'no arrays in {path}')
-  return found.tree
+def _metadata(reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int) -> dict[str, Any]:
+  """Returns shape and type of every array of a checkpoint."""
+  metadata = reader.metadata(path).item_metadata if path.exists() else None
+  if metadata is None:
+    raise _corrupt(workdir, step, f'no arrays in {path}')
+  return metadata.tree
 
 
-def _compare(what: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-  """Raises where paths, shapes or types differ; values are whatever has a shape and a dtype."""
-  found, wanted = ({name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (there, here))
-  differing = [f'{k} is {found[k]} there and {wanted[k]} here' for k in wanted if k in found and found[k] != wanted[k]]
-  differing += [f'{k} is missing there' for k in wanted if k not in found]
-  differing += [f'{k} is not part of this model' for k in found if k not in wanted]
-  if differing:
-    more = f'; and {len(differing) - 4} more' if len(differing) > 4 else ''
-    raise InputError(what, '; '.join(differing[:4]) + more, 'use the recipe that the checkpoint was made with')
+def _check_same_arrays(what: str, saved: dict[str, Any], targets: dict[str, Any]) -> None:
+  """Raises InputError where paths, shapes or types differ."""
+  there, here = ({name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (saved, targets))
+  differences = [f'{k} is {there[k]} there and {here[k]} here' for k in here if k in there and there[k] != here[k]]
+  differences += [f'{k} is missing there' for k in here if k not in there]
+  differences += [f'{k} is not part of this model' for k in there if k not in here]
+  if differences:
+    more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
+    raise InputError(what, '; '.join(differences[:4]) + more, 'use the recipe that the checkpoint was made with')

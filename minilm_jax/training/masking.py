@@ -1,7 +1,7 @@
-"""Masks as a pure function of rows and keys: a fixed number of positions a row, so that shapes never change.
+"""Masks rows as a pure function of rows and keys, with a fixed number of positions a row, so that shapes never change.
 
-What is masked in a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are
-never predicted.
+The mask of a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are never
+predicted.
 """
 
 import dataclasses
@@ -16,15 +16,19 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.model.size import masked_positions
 
-EVALUATION = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # frozen, whatever a run trains with
-Number = float | Float[Array, '*P']
+EVAL_MASK = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # fixed, whatever a run trains with
+Shares = tuple[float | Float[Array, ''], float | Float[Array, ''], float | Float[Array, '']]
 
 
 @typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskedBatch:
-  """Rows with some tokens hidden: `tokens [B L]`, and at `positions [B K]` what was there and whether it counts."""
+  """Rows with masked tokens.
+
+  `tokens [B L]` is the input, `positions [B K]` are predicted, `targets` are the original tokens there, and `weights`
+  is 1 for a position that counts.
+  """
 
   tokens: Int[Array, 'B L']
   positions: Int[Array, 'B K']
@@ -33,69 +37,82 @@ class MaskedBatch:
 
   @property
   def mask(self) -> Bool[Array, 'B L']:
-    """True where there is a token and no pad."""
+    """True for tokens, False for pads."""
     return self.tokens != tokenizer.PAD
 
 
-@typing.no_type_check
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Policy:
-  """A MaskConfig for rows of one length: numbers in which members of a population may differ, and what they share."""
+class MaskLayout:
+  """The static part of a mask, for rows of one length.
 
-  rate: Number
-  random: Number
-  keep: Number
-  special: bool = dataclasses.field(metadata=dict(static=True))
-  span: int = dataclasses.field(metadata=dict(static=True))
-  positions: int = dataclasses.field(metadata=dict(static=True))  # K, the most that are predicted in a row
+  Attributes:
+    special: whether `<s>` and `</s>` may be predicted.
+    span: length of a run of adjacent tokens predicted together; 0 draws each position by itself.
+    positions: K, the largest number of predicted positions in a row.
+  """
 
-
-def policy(config: MaskConfig, length: int) -> Policy:
-  """What the recipe says, for rows of this length."""
-  return Policy(config.rate, config.random, config.keep, config.special, config.span,
-                masked_positions(length, config.rate))
+  special: bool
+  span: int
+  positions: int
 
 
-def hide(row: Int[Array, 'L'], key: Key[Array, ''], policy: Policy, vocabulary: int) -> MaskedBatch:
-  """Masks one row (a MaskedBatch without its batch axis).
+def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
+  """Returns the static part of a recipe's mask for rows of this length."""
+  return MaskLayout(config.special, config.span, masked_positions(length, config.rate))
+
+
+def mask_row(row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, layout: MaskLayout,
+             vocab_size: int) -> MaskedBatch:
+  """Masks one row.
 
   Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is exact on average;
-  at least one. A share `random` of them becomes any ordinary token, a share `keep` stays, the rest becomes `<mask>`.
+  at least one. Spans are taken whole from a row cut into spans at a random offset; the last span is cut short where the
+  number is reached. So spans do not change the number of predicted tokens.
 
-  With spans, whole ones are taken from a row that is cut into spans at a random place, and the last is cut short where
-  the number is reached; so the number is what it is without.
+  Args:
+    row: token ids.
+    key: of this row and epoch.
+    shares: the rate of predicted tokens; the share of them that receive a random token; the share that keep theirs. The
+      others become `<mask>`.
+    layout: the static part.
+    vocab_size: random tokens are drawn from the ordinary ids below it.
+
+  Returns:
+    A MaskedBatch without its batch axis.
   """
-  choose, count, replace, draw = jax.random.split(key, 4)
+  rate, random_share, keep_share = shares
+  order_key, count_key, fate_key, token_key = jax.random.split(key, 4)
   eligible = row != tokenizer.PAD
-  if not policy.special:
+  if not layout.special:
     eligible &= (row != tokenizer.BEGIN) & (row != tokenizer.END)
-  n = eligible.sum()
-  order = jax.random.uniform(choose, row.shape)
-  if policy.span:  # neighbours share a number; where the first span begins is drawn too
-    order = order[(jnp.arange(row.size) + jax.random.randint(jax.random.fold_in(choose, 0), (), 0, policy.span))
-                  // policy.span]
+  num_eligible = eligible.sum()
+  order = jax.random.uniform(order_key, row.shape)
+  if layout.span:  # neighbours share a number; the offset of the first span is random too
+    offset = jax.random.randint(jax.random.fold_in(order_key, 0), (), 0, layout.span)
+    order = order[(jnp.arange(row.size) + offset) // layout.span]
   order = jnp.where(eligible, order, -1)
-  _, positions = jax.lax.top_k(order, policy.positions)
-  wanted = jnp.maximum(jnp.floor(policy.rate * n + jax.random.uniform(count)), 1)
-  chosen = jnp.arange(positions.size) < jnp.minimum(wanted, n)
+  _, positions = jax.lax.top_k(order, layout.positions)
+  num_masked = jnp.maximum(jnp.floor(rate * num_eligible + jax.random.uniform(count_key)), 1)
+  chosen = jnp.arange(positions.size) < jnp.minimum(num_masked, num_eligible)
   targets = row[positions]
-  fate = jax.random.uniform(replace, positions.shape)
-  other = jax.random.randint(draw, positions.shape, len(tokenizer.SPECIAL), vocabulary)
-  shown = jnp.where(fate < policy.random, other, jnp.where(fate < policy.random + policy.keep, targets, tokenizer.MASK))
-  tokens = row.at[positions].set(jnp.where(chosen, shown, targets))
+  fate = jax.random.uniform(fate_key, positions.shape)
+  random_tokens = jax.random.randint(token_key, positions.shape, len(tokenizer.SPECIAL), vocab_size)
+  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, tokenizer.MASK)
+  inputs = jnp.where(fate < random_share, random_tokens, kept_or_mask)
+  tokens = row.at[positions].set(jnp.where(chosen, inputs, targets))
   return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))
 
 
-def training_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], epochs: UInt[Array, 'B'], seed: rng.Counter,
-                   policy: Policy, vocabulary: int) -> MaskedBatch:
-  """Masks rows anew in each epoch."""
+def mask_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], epochs: UInt[Array, 'B'], seed: rng.Counter,
+               shares: Shares, layout: MaskLayout, vocab_size: int) -> MaskedBatch:
+  """Masks rows for training, anew in each epoch; arguments as in `mask_row`."""
   keys = jax.vmap(lambda row, epoch: rng.key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
-  return jax.vmap(lambda row, key: hide(row, key, policy, vocabulary))(tokens.astype(jnp.int32), keys)
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(tokens.astype(jnp.int32), keys)
 
 
-def frozen_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocabulary: int) -> MaskedBatch:
-  """Masks rows for evaluation: 15%, always `<mask>`, the same for every run and every time."""
+def mask_eval_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int) -> MaskedBatch:
+  """Masks rows for evaluation: 15% of the tokens, always `<mask>`, the same for every run and every time."""
   keys = jax.vmap(lambda row: rng.key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
-  frozen = policy(EVALUATION, tokens.shape[1])
-  return jax.vmap(lambda row, key: hide(row, key, frozen, vocabulary))(tokens.astype(jnp.int32), keys)
+  shares = EVAL_MASK.rate, EVAL_MASK.random, EVAL_MASK.keep
+  layout = mask_layout(EVAL_MASK, tokens.shape[1])
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(tokens.astype(jnp.int32), keys)

@@ -1,7 +1,8 @@
-"""Populations: the program of one member, lifted to many (idea 2 of the design: write for one, lift at the edge).
+"""Trains a population: the program of one member, mapped over many.
 
-Members lie along the mesh axis `population` and never communicate. How those of one device share it is a switch: one
-after another (`loop`), or all in each operation (`vmap`). What all members read, such as a corpus, every device holds.
+Members lie along the mesh axis `population` and never communicate. The strategy says how the members on one device
+share it: one after another (`map`), or all in each operation (`vmap`). Every device holds a copy of what all members
+read, such as the corpus.
 """
 
 import dataclasses
@@ -14,110 +15,116 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minilm_jax.config import MeshConfig, PopulationConfig, RunConfig
-from minilm_jax.training import sharding, steps
+from minilm_jax.training import masking, sharding
+from minilm_jax.training.masking import MaskLayout
+from minilm_jax.training.train_step import MemberSettings
 
-_MEMBERS = PartitionSpec('population')
+_MEMBER_AXIS = PartitionSpec('population')
 
 
-def make_mesh(members: int) -> Mesh:
-  """A mesh that spreads so many members over the devices there are, a device for each or all devices."""
+def make_member_mesh(members: int) -> Mesh:
+  """Returns a mesh that spreads members over the devices: one device a member, or all devices."""
   return sharding.make_mesh(MeshConfig(population=min(members, jax.device_count()), data=1, model=1))
 
 
-def how(members: int, lift: str, platform: str) -> str:
-  """How the members of a device share it: `alone` where there is one member, else `loop` or `vmap`.
+def choose_strategy(members: int, lift: str, platform: str) -> str:
+  """Returns the way in which members share a device: `single` for one member, else `map` or `vmap`.
 
-  Where the recipe leaves it open (`auto`): a CPU keeps one member in its cache at a time, what is wider than a tiny
-  model takes all of them at once.
+  With `auto`, a CPU takes one member after another, because one fits its cache; other devices take all at once.
   """
   if members == 1:
-    return 'alone'
+    return 'single'
   if lift != 'auto':
-    return lift
-  return 'loop' if platform == 'cpu' else 'vmap'
+    return 'vmap' if lift == 'vmap' else 'map'
+  return 'map' if platform == 'cpu' else 'vmap'
 
 
-def solo(config: RunConfig) -> list[RunConfig]:
-  """The recipe of each member, as if it were alone."""
-  names, of = range(config.population.members), config.population
-  alone = PopulationConfig(1, 'auto', (), (), (), (), (), ())
+def member_configs(config: RunConfig) -> list[RunConfig]:
+  """Returns the recipe of each member as a run of its own."""
+  population = config.population
+  single = PopulationConfig(1, 'auto', (), (), (), (), (), ())
 
-  def given(values: tuple, number: int, otherwise: Any) -> Any:
-    return values[number] if values else otherwise
+  def pick(values: tuple, member: int, default: Any) -> Any:
+    return values[member] if values else default
 
   return [dataclasses.replace(
-      config, seed=given(of.seeds, n, config.seed + n), population=alone,
+      config, seed=pick(population.seeds, n, config.seed + n), population=single,
       mesh=dataclasses.replace(config.mesh, population=0),
-      optimizer=dataclasses.replace(config.optimizer,
-                                    learning_rate=given(of.learning_rates, n, config.optimizer.learning_rate),
-                                    weight_decay=given(of.weight_decays, n, config.optimizer.weight_decay)),
-      mask=dataclasses.replace(config.mask, rate=given(of.mask_rates, n, config.mask.rate),
-                               random=given(of.mask_randoms, n, config.mask.random),
-                               keep=given(of.mask_keeps, n, config.mask.keep))) for n in names]
+      optimizer=dataclasses.replace(
+          config.optimizer,
+          learning_rate=pick(population.learning_rates, n, config.optimizer.learning_rate),
+          weight_decay=pick(population.weight_decays, n, config.optimizer.weight_decay)),
+      mask=dataclasses.replace(
+          config.mask,
+          rate=pick(population.mask_rates, n, config.mask.rate),
+          random=pick(population.mask_randoms, n, config.mask.random),
+          keep=pick(population.mask_keeps, n, config.mask.keep))) for n in range(population.members)]
 
 
-def seeds(config: RunConfig) -> np.ndarray:
-  """The seed of each member."""
-  return np.array([one.seed for one in solo(config)], np.uint32)
+def member_seeds(config: RunConfig) -> np.ndarray:
+  """Returns the seed of each member."""
+  return np.array([member.seed for member in member_configs(config)], np.uint32)
 
 
-def settings(config: RunConfig, length: int) -> steps.Settings:
-  """What the members differ in, for rows of this length; in a population with a leading axis `P`.
-
-  All have as many positions as the member that predicts most; the others leave some of theirs unused.
-  """
-  each = [steps.settings(one, length) for one in solo(config)]
-  if len(each) == 1:
-    return jax.tree.map(jnp.float32, each[0])
-  most = max(one.policy.positions for one in each)
-  each = [dataclasses.replace(one, policy=dataclasses.replace(one.policy, positions=most)) for one in each]
-  return jax.tree.map(lambda *numbers: jnp.array(numbers, jnp.float32), *each)
+def member_settings(config: RunConfig) -> MemberSettings:
+  """Returns the settings in which members differ; in a population with a leading axis `P`."""
+  settings = [MemberSettings.from_config(member.optimizer, member.mask) for member in member_configs(config)]
+  if len(settings) == 1:
+    return jax.tree.map(jnp.float32, settings[0])
+  return jax.tree.map(lambda *numbers: jnp.array(numbers, jnp.float32), *settings)
 
 
-def lift(function: Callable[..., Any], mesh: Mesh, how: str = 'loop') -> Callable[..., Any]:
-  """A function of one member, put on the devices of a mesh.
+def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
+  """Returns the mask layout of all members: that of the member that predicts most; others leave positions unused."""
+  layouts = [masking.mask_layout(member.mask, length) for member in member_configs(config)]
+  return max(layouts, key=lambda layout: layout.positions)
+
+
+def map_over_members(function: Callable[..., Any], mesh: Mesh, strategy: str = 'map') -> Callable[..., Any]:
+  """Returns a function of one member mapped over all members, on the devices of a mesh.
 
   Args:
-    function: of one member's arrays, in one pytree, and of arguments that all members share. It runs on each device of
+    function: takes one member's arrays in one pytree, and arguments that all members share. It runs on each device of
       the axis `data` and may add over them.
-    mesh: whose axis `population` divides the members.
-    how: `alone` for a single member; `loop` or `vmap` for a population, whose arrays have a leading axis `P`.
+    mesh: its axis `population` divides the members.
+    strategy: `single` for one member; `map` or `vmap` for a population, whose arrays have a leading axis `P`.
   """
-  def own(members: Any, *shared: Any) -> Any:
-    if how == 'alone':
+  def device_function(members: Any, *shared: Any) -> Any:
+    if strategy == 'single':
       return function(members, *shared)
-    over = jax.vmap if how == 'vmap' else lambda one: lambda members: jax.lax.map(one, members)
-    return over(lambda member: function(member, *shared))(members)
+    if strategy == 'vmap':
+      return jax.vmap(lambda member: function(member, *shared))(members)
+    return jax.lax.map(lambda member: function(member, *shared), members)
 
-  def lifted(members: Any, *shared: Any) -> Any:
-    place = PartitionSpec() if how == 'alone' else _MEMBERS
-    return jax.shard_map(own, mesh=mesh, in_specs=(place, *[PartitionSpec()] * len(shared)), out_specs=place,
-                         axis_names={'population', 'data'}, check_vma=False)(members, *shared)
+  def mapped(members: Any, *shared: Any) -> Any:
+    spec = PartitionSpec() if strategy == 'single' else _MEMBER_AXIS
+    return jax.shard_map(device_function, mesh=mesh, in_specs=(spec, *[PartitionSpec()] * len(shared)),
+                         out_specs=spec, axis_names={'population', 'data'}, check_vma=False)(members, *shared)
 
-  return lifted
-
-
-def place_of(mesh: Mesh, how: str) -> NamedSharding:
-  """Where an array lies of which each member has one number."""
-  return NamedSharding(mesh, PartitionSpec() if how == 'alone' else _MEMBERS)
+  return mapped
 
 
-def over_members(place: NamedSharding) -> NamedSharding:
-  """Where the arrays of all members lie, from where those of one would."""
-  return NamedSharding(place.mesh, PartitionSpec('population', *place.spec))
+def member_sharding(mesh: Mesh, strategy: str) -> NamedSharding:
+  """Returns the sharding of an array that has one entry a member."""
+  return NamedSharding(mesh, PartitionSpec() if strategy == 'single' else _MEMBER_AXIS)
 
 
-def place(members: Any, mesh: Mesh) -> Any:
-  """Puts arrays with a leading axis `P` where `lift` wants them."""
-  return jax.device_put(members, NamedSharding(mesh, _MEMBERS))
+def stacked_sharding(single: NamedSharding) -> NamedSharding:
+  """Returns the sharding of the stacked arrays of all members, from that of one member's array."""
+  return NamedSharding(single.mesh, PartitionSpec('population', *single.spec))
 
 
-def take(members: Any, number: int) -> Any:
-  """One member as if it had been alone."""
-  return jax.tree.map(lambda x: jnp.asarray(x[number]), members)
+def shard_members(members: Any, mesh: Mesh) -> Any:
+  """Puts arrays with a leading axis `P` on the devices on which `map_over_members` reads them."""
+  return jax.device_put(members, NamedSharding(mesh, _MEMBER_AXIS))
 
 
-def each(values: dict[str, Any], count: int) -> list[dict[str, Any]]:
-  """What each member has, from arrays of all of them (or of the only one), on the host."""
-  arrays = {name: np.reshape(value, count) for name, value in values.items()}
-  return [{name: array[number].item() for name, array in arrays.items()} for number in range(count)]
+def select_member(members: Any, index: int) -> Any:
+  """Returns one member's arrays out of those of all."""
+  return jax.tree.map(lambda x: jnp.asarray(x[index]), members)
+
+
+def unstack(values: dict[str, Any], members: int) -> list[dict[str, Any]]:
+  """Returns a dict of Python numbers for each member, from arrays of all members (or of the only one) on the host."""
+  arrays = {name: np.reshape(value, members) for name, value in values.items()}
+  return [{name: array[member].item() for name, array in arrays.items()} for member in range(members)]

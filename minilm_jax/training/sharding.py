@@ -1,4 +1,4 @@
-"""The mesh and the one table of rules that says where each array of a run lies.
+"""Builds the mesh, and shards each array of a run by one table of rules.
 
 Axes are `("population", "data", "model")`. A model of 1-20 million parameters fits any device, so parameters are
 replicated and only the batch is split; the two matrices with a vocabulary in their shape and the feed-forward ones may
@@ -27,61 +27,61 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a pat
     (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),  # F x D: the sum over F is the one collective
     (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),  # at most D x D: whole
 )
-_FOREIGN = (r'(^|\.)encoder\.', PartitionSpec())  # before all of them for an encoder of the user's own: whole
-_LARGE = 1 << 16  # elements; an array without a rule is replicated only below this
+_CUSTOM_ENCODER_RULE = (r'(^|\.)encoder\.', PartitionSpec())  # goes before all others: a custom encoder is replicated
+MAX_REPLICATED_ELEMENTS = 1 << 16  # an array without a rule is replicated only below this size
 
 
 def make_mesh(config: MeshConfig, rows: int = 0, members: int = 0, devices: Sequence[jax.Device] = ()) -> Mesh:
-  """The mesh of a run.
+  """Returns the mesh of a run.
 
   Args:
-    config: devices along each axis; `population=0` takes as many as divide `members`, then `data=0` what is left, as
-      far as it divides `rows`.
-    rows: of a batch; 0 where none is to be split.
-    members: of the population; 0 where none is to be spread.
-    devices: what to spread it over; all there are if none is given.
+    config: devices along each axis; `population=0` takes as many as divide `members`, then `data=0` takes as many of
+      the others as divide `rows`.
+    rows: of a batch; 0 if no batch is split.
+    members: of the population; 0 if there is none.
+    devices: of the mesh; all by default.
 
   Raises:
     InputError: the axes do not fit the devices, or the members the axis.
   """
   devices = devices or jax.devices()
-  population = config.population or _most(members, len(devices) // (config.model * (config.data or 1)))
-  data = config.data or _most(rows, len(devices) // (population * config.model))
+  population = config.population or _largest_divisor(members, len(devices) // (config.model * (config.data or 1)))
+  data = config.data or _largest_divisor(rows, len(devices) // (population * config.model))
   shape = (population, data, config.model)
-  wanted = math.prod(shape)
-  if wanted > len(devices):
+  size = math.prod(shape)
+  if size > len(devices):
     raise InputError(f'a mesh of {population} x {data} x {config.model} devices', f'{len(devices)} devices',
                      'lower mesh.population, mesh.data or mesh.model')
   if members % population:
     raise InputError(f'{members} members over mesh.population={population}', 'it does not divide them',
                      'give another mesh.population, or 0 to have it chosen')
-  idle = {device.process_index for device in devices} - {device.process_index for device in devices[:wanted]}
+  idle = {device.process_index for device in devices} - {device.process_index for device in devices[:size]}
   if idle:
     asked = f'a mesh of {population} x {data} x {config.model} devices'
     raise InputError(asked, f'process {min(idle)} has none of them',
                      'change batch_size or mesh.data so that all have a share, or start fewer processes')
-  return Mesh(np.array(devices[:wanted]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+  return Mesh(np.array(devices[:size]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _most(count: int, devices: int) -> int:
-  """The most of so many devices that divide `count`; all where it is 0."""
+def _largest_divisor(count: int, devices: int) -> int:
+  """Returns the largest number of these devices that divides `count`; all for a count of 0."""
   return next((n for n in range(devices, 0, -1) if count % n == 0), 1)
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:
-  """The sharding of every array of a TrainState (arrays or shapes), by the table.
+  """Returns the sharding of every array of a TrainState (arrays or shapes), by the table.
 
   Raises:
-    InputError: an axis of the mesh does not divide the array that a rule splits over it; a rule matches nothing; a
+    InputError: an axis of the mesh does not divide an array that a rule splits over it; a rule matches nothing; a
       large array matches no rule.
   """
-  used, foreign = set(), bool(state.model.config.encoder)
-  rules = (_FOREIGN, *RULES) if foreign else RULES
+  used, is_custom = set(), bool(state.model.config.encoder)
+  rules = (_CUSTOM_ENCODER_RULE, *RULES) if is_custom else RULES
 
-  def place(path: tuple, leaf: Any) -> NamedSharding:
+  def shard(path: tuple, leaf: Any) -> NamedSharding:
     name = path_name(path)
     rule = next((rule for rule in rules if re.search(rule[0], name)), None)
-    if rule is None and math.prod(leaf.shape) >= _LARGE:
+    if rule is None and math.prod(leaf.shape) >= MAX_REPLICATED_ELEMENTS:
       raise InputError(f'a place for {name} {leaf.shape}', 'no rule for so large an array', 'add one to sharding.RULES')
     used.add(rule)
     spec = PartitionSpec() if rule is None or not leaf.ndim else rule[1]
@@ -91,19 +91,19 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
                          f'give a mesh.{axis} that does')
     return NamedSharding(mesh, spec)
 
-  placed = jax.tree_util.tree_map_with_path(place, state)
-  idle = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
-  if idle and not foreign:  # which may have no array such as ours
-    raise InputError('a sharding for every rule', f'no array matches {", ".join(idle)}', 'mend sharding.RULES')
-  return placed
+  shardings = jax.tree_util.tree_map_with_path(shard, state)
+  unused = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
+  if unused and not is_custom:  # a custom encoder need not have the arrays of the rules
+    raise InputError('a sharding for every rule', f'no array matches {", ".join(unused)}', 'correct sharding.RULES')
+  return shardings
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole, such as the corpus."""
+  """Returns the sharding of arrays of which every device holds a copy, such as the corpus."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def everywhere(values: Any, mesh: Mesh) -> Any:
-  """Puts arrays of the host, whole, on every device; each of several processes puts what it has on its own."""
-  place = replicated(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), place, lambda index: x[index]), values)
+def replicate(values: Any, mesh: Mesh) -> Any:
+  """Copies arrays of the host to every device; each of several processes copies its own arrays to its own devices."""
+  target = replicated(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), target, lambda index: x[index]), values)

@@ -1,0 +1,143 @@
+"""Supplies the rows of each chunk: from a corpus on the devices, or from its files, read one chunk ahead.
+
+Both sources give the same rows in the same order, because the rows of a batch are a function of `(seed, step)`.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from minilm_jax import backend, progress, rng
+from minilm_jax.config import RunConfig
+from minilm_jax.language import corpus as corpora
+from minilm_jax.language import subset
+from minilm_jax.language.corpus import Corpus, Window
+from minilm_jax.training import population, sharding
+from minilm_jax.training.program import TrainProgram
+
+MAX_CORPUS_SHARE = 0.5  # of the free memory
+
+
+class BatchSource(Protocol):
+  """Supplies the rows of chunks.
+
+  Attributes:
+    spec: the rows of a chunk, as arrays or as shapes with shardings.
+  """
+
+  spec: Corpus | Window
+
+  def take(self, step: int, count: int) -> Corpus | Window:
+    """Returns the rows of the chunk of `count` steps after `step`."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidentSource:
+  """Supplies the whole corpus, which lies on every device."""
+
+  spec: Corpus
+
+  def take(self, step: int, count: int) -> Corpus:
+    """Returns the corpus."""
+    return self.spec
+
+
+class FileSource:
+  """Supplies the batches of one chunk at a time; a thread reads those of the next chunk meanwhile.
+
+  Every window has the size of the longest chunk, so that one compiled program serves all.
+  """
+
+  def __init__(self, config: RunConfig, program: TrainProgram, files: corpora.Files,
+               pool: concurrent.futures.Executor):
+    self._config, self._files, self._pool = config, files, pool
+    self._seeds = np.atleast_1d(population.member_seeds(config))
+    self._row_numbers = subset.chosen(config.subset, files)  # None for all rows
+    self._count = int(files.ends[-1]) if self._row_numbers is None else len(self._row_numbers)
+    self._sharding = population.member_sharding(program.mesh, program.strategy)
+    self._members = () if program.strategy == 'single' else (len(self._seeds),)
+    self._order = self._build_order()
+    self._reads: dict[int, concurrent.futures.Future] = {}
+    shape = (*self._members, config.log.every, config.batch_size, files.manifest['length'])
+    self.spec = self._window(
+        jax.ShapeDtypeStruct(shape, files.shards[0].dtype, sharding=self._sharding),
+        jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding))
+
+  def take(self, step: int, count: int) -> Window:
+    """Returns the batches of a chunk, and begins to read those of the next one."""
+    read = self._reads.pop(step) if step in self._reads else self._pool.submit(self._read, step)
+    window = read.result()
+    if step + count < self._config.updates:
+      self._reads[step + count] = self._pool.submit(self._read, step + count)
+    return window
+
+  def _build_order(self) -> Callable[[rng.Counter], jax.Array]:
+    """Returns a jitted function from a step to the rows `[P S B]` of the batches from there on."""
+    steps, seeds = np.arange(self._config.log.every), self._seeds
+    batch_size, count = self._config.batch_size, self._count
+
+    def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
+      return corpora.rows(seed, step, batch_size, count)[0]
+
+    @jax.jit
+    def order(first: rng.Counter) -> jax.Array:
+      return jax.vmap(lambda seed: jax.vmap(lambda step: batch(seed, first + step))(jnp.asarray(steps)))(
+          jnp.asarray(seeds))
+
+    return order
+
+  def _read(self, step: int) -> Window:
+    rows = np.asarray(self._order(np.uint32(step)))
+    rows = rows if self._row_numbers is None else self._row_numbers[rows]
+    rows = rows.reshape(*self._members, *rows.shape[1:])
+    first = np.full(self._members, step, np.int32)
+    tokens = jax.make_array_from_callback((*rows.shape, self._files.manifest['length']), self._sharding,
+                                          lambda index: self._files[rows[index[:-1]]])
+    return self._window(tokens, jax.make_array_from_callback(first.shape, self._sharding, lambda index: first[index]))
+
+  def _window(self, tokens: jax.Array | jax.ShapeDtypeStruct, first: jax.Array | jax.ShapeDtypeStruct) -> Window:
+    return Window(tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash'])
+
+
+def load_resident(program: TrainProgram, folder: epath.PathLike, split: str, max_rows: int | None = None) -> Corpus:
+  """Loads a split of a corpus folder, or its first rows, onto every device."""
+  return sharding.replicate(corpora.load(folder, split, max_rows), program.mesh)
+
+
+def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int = 0) -> bool:
+  """Returns whether the training split, or so many rows of it, takes at most half of the free memory of a device."""
+  manifest = corpora.manifest(folder)
+  rows = max_rows or manifest['splits']['train']['rows']
+  size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
+  device = program.mesh.devices.flat[0]
+  copies = len(program.mesh.local_devices) if device.platform == 'cpu' else 1
+  free = backend.free_bytes(device)
+  return free is None or size * copies <= MAX_CORPUS_SHARE * free
+
+
+@contextlib.contextmanager
+def open_batches(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Iterator[BatchSource]:
+  """Yields the source of a run's rows, from the corpus in `folder`."""
+  if config.corpus_on == 'device' or config.corpus_on == 'auto' and fits_on_devices(program, folder, config.subset.rows):
+    yield ResidentSource(_load_subset(config, program, folder))
+    return
+  progress.say(f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead')
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    yield FileSource(config, program, corpora.Files(folder, 'train'), pool)
+
+
+def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
+  """Loads the training rows of a recipe onto every device; reads no other rows into memory."""
+  if not config.subset.rows and not config.subset.tokens:
+    return load_resident(program, folder, subset.TRAIN)
+  files = corpora.Files(folder, subset.TRAIN)
+  rows = files[subset.chosen(config.subset, files)]
+  return sharding.replicate(Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh)

@@ -1,0 +1,262 @@
+"""Sends the lines of a run's log to TensorBoard, W&B or standard output, as `log.to` says, beside metrics.jsonl.
+
+Sinks never stop training: a failing sink is reported once on standard error, and disabled. With several processes, the
+first one writes.
+
+TensorBoard reads event files in RUN/events, or in RUN/events/member-3 for each member of a population:
+
+    tensorboard --logdir=RUN/events
+
+Each start writes them again from the lines that it keeps, and then appends to them. So no step is there twice after a
+run was stopped, lines lost on a full disk come back, and a run that began without them gets its past too. Messages and
+checksum are those of tensorboardX. Its `SummaryWriter` is not used: a full disk ends its thread, and then its queue
+blocks the training for ever; nor can it append, or write to gs:// paths.
+
+W&B has one run for each run directory; every start of it resumes that run. RUN/wandb.json keeps its id, RUN/wandb its
+files. Without a login or a network only these files are written, for `wandb sync` to send later. No key is asked for,
+read, printed or stored here: the library reads that of `wandb login` or of WANDB_API_KEY.
+"""
+
+import contextlib
+import math
+import os
+import struct
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from minilm_jax import hosts, progress, recipe, run
+from minilm_jax.config import LogConfig, RunConfig
+from minilm_jax.errors import InputError, shown
+from minilm_jax.shape import TEXT
+
+EVENTS_FOLDER = 'events'
+WANDB_FILE = 'wandb.json'
+WANDB_TIMEOUT_SECONDS = 30.0
+_SCALARS = ('loss', 'perplexity', 'learning_rate', 'tokens_per_second', 'gradient_norm', 'parameter_norm')
+_CURVE_SPLITS = ('train', 'validation')  # the test split has one number, in result.json, and no curve
+_EVENTS_NAME, _EVENTS_VERSION = 'events.out.tfevents', 'brain.Event:2'  # TensorBoard recognizes event files by these
+_EVENTS_SUFFIX = 'minilm'  # of our files: other files in the folder stay
+_WANDB_MODE, _WITHOUT_NETWORK = 'WANDB_MODE', ('offline', 'disabled')  # an environment variable, and its values
+_LINE_KEYS = ('step', 'split', 'member')  # fields that identify a number, and are no curve
+
+Lines = Sequence[dict[str, Any]]
+Send = Callable[[Lines], None]
+
+
+class WandbUnavailable(Exception):
+  """W&B takes no more lines."""
+
+
+def check_sinks(config: LogConfig) -> None:
+  """Checks that the libraries of the sinks are installed.
+
+  Raises:
+    InputError: the library of W&B is not installed.
+  """
+  if 'wandb' in config.to:
+    _import_wandb()
+
+
+@contextlib.contextmanager
+def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
+  """Yields `send(lines)`, which sends the lines of one moment of the log to all sinks.
+
+  Args:
+    config: the recipe.
+    workdir: of the run.
+    lines: those of earlier starts.
+  """
+  sinks: dict[str, Send] = {}
+
+  def send(new: Lines) -> None:
+    for name, sink in list(sinks.items()):
+      with _disabled_on_failure(name, sinks):
+        sink(new)
+
+  with contextlib.ExitStack() as stack:
+    for name in config.log.to if hosts.is_primary() else ():
+      with _disabled_on_failure(name, sinks):
+        sinks[name] = stack.enter_context(_SINKS[name](config, workdir, lines))
+    yield send
+
+
+@contextlib.contextmanager
+def _disabled_on_failure(name: str, sinks: dict[str, Send]) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, ImportError, WandbUnavailable) as error:
+    sinks.pop(name, None)
+    progress.say(f'the log sink {name} is disabled, and training continues: {shown(f"{error}")}')
+
+
+@contextlib.contextmanager
+def _open_json(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
+  yield lambda new: print(''.join(map(run.as_line, new)), end='', flush=True)
+
+
+@contextlib.contextmanager
+def _open_tensorboard(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
+  yield EventFiles(workdir, config.population.members, lines).append
+
+
+class EventFiles:
+  """The event files of one start of a run: written from the lines before it, then appended to.
+
+  Raises:
+    ImportError: tensorboardX is not installed.
+    OSError: a file could not be written.
+  """
+
+  def __init__(self, workdir: epath.Path, members: int, lines: Lines):
+    names = [f'member-{member}' for member in range(members)] if members > 1 else ['']
+    self._files: list[epath.Path] = []
+    self._began = time.time() - (lines[-1]['seconds'] if lines else 0)  # as if the run had never been stopped
+    for member, name in enumerate(names):
+      folder = workdir / EVENTS_FOLDER / name if name else workdir / EVENTS_FOLDER
+      member_lines = [line for line in lines if 'member' not in line or line['member'] == member]
+      self._files.append(_begin_file(folder, _header(self._began) + self._encode(member_lines)))
+
+  def append(self, lines: Lines) -> None:
+    """Appends lines of the log, each to the file of its member.
+
+    Raises:
+      OSError: a file could not be written.
+    """
+    for line in lines:
+      with self._files[line['member'] if 'member' in line else 0].open('ab') as file:
+        file.write(self._encode([line]))
+
+  def _encode(self, lines: Lines) -> bytes:
+    """Returns the finite scalars of each line as records, tagged as in `train/loss`."""
+    from tensorboardX.proto import event_pb2, summary_pb2
+    records = []
+    for line in lines:
+      if line['split'] not in _CURVE_SPLITS:
+        continue
+      values = [summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=line[name]) for name in _SCALARS
+                if name in line and line[name] is not None and math.isfinite(line[name])]
+      records.append(_record(event_pb2.Event(wall_time=self._began + line['seconds'], step=line['step'],
+                                             summary=summary_pb2.Summary(value=values))))
+    return b''.join(records)
+
+
+def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
+  """Writes the event file of a start, and empties those of earlier starts.
+
+  Its number follows that of the start before. That file stays, empty: an open viewer reads on in the file that it has
+  reached, and would wait for ever for one that was replaced or deleted.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  earlier = sorted(folder.glob(f'{_EVENTS_NAME}.*.{_EVENTS_SUFFIX}'))
+  numbers = [int(path.name.split('.')[3]) for path in earlier if path.name.split('.')[3].isdecimal()]
+  # numbers of equal length: files are read in the order of their names
+  path = folder / f'{_EVENTS_NAME}.{max(numbers, default=0) + 1:010d}.{_EVENTS_SUFFIX}'
+  run.write_bytes(path, data)
+  for last in earlier[-1:]:
+    last.write_bytes(b'')
+  for file in earlier[:-1]:
+    file.unlink(missing_ok=True)
+  return path
+
+
+def _header(began: float) -> bytes:
+  """Returns the first records of a file: its version, and that all events of the run before are void."""
+  from tensorboardX.proto import event_pb2
+  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  return (_record(event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)) +
+          _record(event_pb2.Event(wall_time=began, step=0, session_log=start)))
+
+
+def _record(event: Any) -> bytes:
+  """Returns a message as a TFRecord: its length and its bytes, each with a masked CRC-32C."""
+  from tensorboardX import record_writer
+  data = event.SerializeToString()
+  length = struct.pack('<Q', len(data))
+  checksums = [struct.pack('<I', record_writer.masked_crc32c(part)) for part in (length, data)]
+  return length + checksums[0] + data + checksums[1]
+
+
+def _import_wandb() -> Any:
+  try:
+    import wandb
+  except ImportError:
+    raise InputError('--config.log.to=wandb', 'the library wandb is not installed',
+                     "pip install 'minilm_jax[wandb]', or leave wandb out of log.to") from None
+  return wandb
+
+
+@contextlib.contextmanager
+def _open_wandb(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
+  """Yields `send(lines)`; W&B has the `lines` of earlier starts already.
+
+  A run that was killed repeats some lines. W&B ignores lines up to the last step that it has.
+
+  Raises:
+    WandbUnavailable: W&B cannot be used, even without a network.
+  """
+  wandb = _import_wandb()
+  wandb_run = _begin_wandb_run(wandb, config, workdir)
+  try:
+    yield lambda new: _send_to_wandb(wandb, wandb_run, new)
+  finally:
+    try:
+      wandb_run.finish()
+    except (wandb.Error, TimeoutError) as error:
+      progress.say(f'W&B may lack the last lines: {shown(str(error))}')
+
+
+def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
+  """Returns the W&B run: online if W&B can be reached, else in files."""
+  is_local = '://' not in str(workdir)  # the library writes to this machine only
+  folder = str(workdir) if is_local else tempfile.mkdtemp(prefix='minilm-wandb-')
+  settings = wandb.Settings(console='off', silent=True, disable_git=True, init_timeout=WANDB_TIMEOUT_SECONDS,
+                            finish_timeout=WANDB_TIMEOUT_SECONDS, finish_timeout_raises=True)
+  arguments = {'project': config.log.project, 'name': config.log.name or workdir.resolve().name,
+               'id': _wandb_id(workdir), 'config': recipe.as_dict(config), 'dir': folder, 'resume': 'allow',
+               'save_code': False, 'settings': settings}
+  mode, reason = os.environ.get(_WANDB_MODE, ''), f'{_WANDB_MODE} says so'
+  try:
+    if mode not in _WITHOUT_NETWORK:
+      if wandb.login(prompt=False, verify=False):
+        wandb_run = wandb.init(**arguments)
+        progress.say(f'W&B: {shown(str(wandb_run.url))}')
+        return wandb_run
+      mode, reason = 'offline', 'there is no login (wandb login, or WANDB_API_KEY)'
+  except wandb.Error as error:
+    mode, reason = 'offline', shown(str(error).partition('\n')[0])
+    wandb.teardown()  # it holds the id of the run that could not begin
+  try:
+    wandb_run = wandb.init(**arguments, mode=mode)
+  except wandb.Error as error:
+    raise WandbUnavailable(str(error)) from error
+  files = f', lines are kept for `wandb sync {folder}/wandb/offline-run-*`' if mode == 'offline' else ''
+  progress.say(f'W&B is {mode}{files}: {reason}')
+  return wandb_run
+
+
+def _wandb_id(workdir: epath.Path) -> str:
+  """Returns the id of the W&B run, which the first start of the run chose."""
+  path = workdir / WANDB_FILE
+  if path.exists():
+    return run.read_object(path, f'the W&B run of {workdir}', {'id': TEXT})['id']
+  wandb_id = uuid.uuid4().hex
+  run.write_json(path, {'id': wandb_id})
+  return wandb_id
+
+
+def _send_to_wandb(wandb: Any, wandb_run: Any, lines: Lines) -> None:
+  try:
+    for line in lines:
+      prefix = f'member-{line["member"]}/' if 'member' in line else ''
+      values = {f'{prefix}{line["split"]}/{name}': value for name, value in line.items() if name not in _LINE_KEYS}
+      wandb_run.log(values, step=line['step'])
+  except wandb.Error as error:
+    raise WandbUnavailable(str(error)) from error
+
+
+_SINKS = {'tensorboard': _open_tensorboard, 'wandb': _open_wandb, 'json': _open_json}

@@ -1,0 +1,97 @@
+"""Records a JAX profile of some updates of a run: RUN/profile, for XProf, TensorBoard or Perfetto.
+
+    minilm pretrain ... --profile=100:110
+    pip install xprof; xprof --logdir=RUN/profile
+    pip install tensorboard xprof; tensorboard --logdir=RUN/profile    (the tab Profile)
+
+https://ui.perfetto.dev opens its perfetto_trace.json.gz without an installation. One dispatch runs a chunk of updates,
+so whole chunks are recorded. With several processes, the first one records its own devices.
+"""
+
+import re
+import time
+
+import jax
+from etils import epath
+
+from minilm_jax import hosts, progress
+from minilm_jax.errors import InputError, shown
+
+FOLDER = 'profile'
+_SPAN = re.compile('([0-9]{1,10}):([0-9]{1,10})', re.ASCII)
+
+
+def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, int]:
+  """Returns the updates that --profile names: '100:110' is (100, 110), after update 100 up to 110; '' is (0, 0).
+
+  Raises:
+    InputError: it is no such pair, it ends after the run does, or the work directory is not on this machine.
+  """
+  if not span:
+    return 0, 0
+  match = _SPAN.fullmatch(span)
+  if not match:
+    raise InputError(f'--profile={span}', 'not two numbers of updates with a colon between',
+                     'give two numbers, as in --profile=100:110')
+  first, last = int(match[1]), int(match[2])
+  if first >= last or last > updates:
+    found = 'nothing between them' if first >= last else f'the run ends at update {updates:,}'
+    raise InputError(f'--profile={span}', found, f'give two numbers from 0 to {updates}, the smaller first')
+  if '://' in str(workdir):
+    raise InputError(f'--profile={span}', f'{workdir} is not on this machine, and JAX writes profiles to files',
+                     'give a local --workdir to a profiled run')
+  return first, last
+
+
+class Recorder:
+  """Records the chunks that hold the updates `first + 1 ... last`.
+
+  A profile that cannot be written does not stop training; the failure is reported once.
+  """
+
+  def __init__(self, workdir: epath.Path, first: int, last: int):
+    self._folder, self._first, self._last = workdir / FOLDER, first, last
+    self._from, self._to = -1, -1  # updates before the recording, and at its end
+
+  def before(self, step: int, count: int) -> None:
+    """Begins to record if the next `count` updates, after `step`, are the first of those to record."""
+    if self._from >= 0 or step + count <= self._first or not hosts.is_primary():
+      return
+    if step >= self._last:
+      if self._last:
+        progress.say(f'no profile: an earlier start ran the updates up to {self._last:,}')
+      self._last = 0
+      return
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # Python does little between chunks, and its events would fill the file
+    try:
+      jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True, profiler_options=options)
+    except (OSError, RuntimeError) as error:
+      self._report_failure(error)
+      return
+    self._from = self._to = step
+
+  def after(self, step: int) -> None:
+    """Ends the recording if `step` is at or past its last update."""
+    if self._from >= 0:
+      self._to = step
+      if step >= self._last:
+        self.close()
+
+  def close(self) -> None:
+    """Ends the recording and reports its updates; does nothing without one."""
+    if self._from < 0:
+      return
+    started = time.monotonic()
+    first, self._from, self._last = self._from, -1, 0
+    try:
+      jax.profiler.stop_trace()
+    except (OSError, RuntimeError) as error:
+      self._report_failure(error)
+      return
+    progress.say(f'a profile of updates {first + 1:,} to {self._to:,} was written in '
+                 f'{time.monotonic() - started:.1f} s; see it with: pip install xprof; xprof --logdir={self._folder}')
+
+  def _report_failure(self, error: Exception) -> None:
+    self._last = 0
+    progress.say(f'no profile, and training continues: {shown(str(error))}')

@@ -1,0 +1,99 @@
+"""Resumes a run from its newest intact checkpoint, and sets corrupt checkpoints aside."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+from etils import epath
+
+from minilm_jax import hosts, progress, run
+from minilm_jax.config import RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.training import checkpoint
+from minilm_jax.training.program import TrainProgram
+from minilm_jax.training.train_step import TrainState
+
+T = TypeVar('T')
+CORRUPT_SUFFIX = '.damaged'
+
+
+def restore_or_init(config: RunConfig, workdir: epath.Path,
+                    program: TrainProgram) -> tuple[TrainState, int, list[int], list[dict[str, Any]]]:
+  """Restores the newest intact checkpoint of a run, or initializes its state; removes later lines of the log.
+
+  Returns:
+    The state, its step, the members that are not behind it, and the lines of the log.
+
+  Raises:
+    InputError: members have stopped before that step, and the recipe stops at non-finite updates.
+  """
+  saved_step, state = restore_latest(workdir, program.shapes)
+  lines = hosts.primary_first(lambda: run.keep_lines(
+      workdir / run.METRICS, lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test'))
+  if saved_step is None:
+    state = program.init()
+  else:
+    progress.say(f'resuming from the checkpoint of update {saved_step:,}')
+  member_steps = np.ravel(hosts.to_host(state.step))
+  step = int(member_steps.max())
+  active = [member for member, member_step in enumerate(member_steps) if member_step == step]
+  stopped = len(member_steps) - len(active)
+  if stopped and config.nonfinite == 'stop':
+    raise InputError(f'the run in {workdir}', f'{stopped} members had an update that was not finite',
+                     'lower optimizer.learning_rate or set optimizer.clip, in another --workdir')
+  return state, step, active, lines
+
+
+def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:
+  """Restores the newest checkpoint of a run that is intact by its checksums, or readable where it has none.
+
+  Corrupt checkpoints are set aside with a message. With several processes, the first one checks the files; a checkpoint
+  that fails only while all of them read it stops them.
+
+  Args:
+    workdir: of the run.
+    like: as in `checkpoint.restore`.
+
+  Returns:
+    Its step and its state; None and None if the run has none.
+
+  Raises:
+    InputError: it does not fit `like`, or is intact and cannot be read.
+    OSError: its files cannot be reached.
+  """
+  while True:
+    step = hosts.primary_first(lambda: _find_intact_step(workdir))
+    hosts.assert_equal('the last checkpoint', str(step))
+    if step is None:
+      return None, None
+    try:
+      with hosts.raise_together():
+        state = checkpoint.restore(workdir, like, step)
+    except checkpoint.CorruptCheckpointError as error:
+      _set_aside(workdir, step, error.found)
+      continue
+    folder = checkpoint.step_folder(workdir, step)
+    if hosts.is_primary() and not checkpoint.has_checksums(folder):  # the process was killed before it wrote them
+      checkpoint.write_checksums(folder)
+    return step, state
+
+
+def _find_intact_step(workdir: epath.PathLike) -> int | None:
+  """Returns the last step whose checkpoint is not known to be corrupt, after setting aside those that are."""
+  for step in reversed(checkpoint.list_steps(workdir)):
+    damage = checkpoint.find_damage(checkpoint.step_folder(workdir, step)) if hosts.is_primary() else ''
+    if not damage:
+      return step
+    _set_aside(workdir, step, damage)
+  return None
+
+
+def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
+  """Renames a checkpoint to `STEP.damaged`, which no command reads; replaces an earlier one of that name."""
+  folder = checkpoint.step_folder(workdir, step)
+  aside = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
+  if aside.exists():
+    aside.rmtree()
+  folder.rename(aside)
+  restart = '' if checkpoint.list_steps(workdir) else '; no other checkpoint is left, and training starts again'
+  progress.say(f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; it is set aside as {aside.name}'
+               f'{restart}')

@@ -1,0 +1,124 @@
+"""The mesh, and the table of rules: every rule decides something, moments lie where their parameters do."""
+
+import dataclasses
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import base
+from minilm_jax import recipe
+from minilm_jax.config import MeshConfig, RunConfig
+from minilm_jax.errors import InputError
+from minilm_jax.training import sharding, train_step
+from minilm_jax.training.checkpoint import flatten
+
+
+def run_config(**changes: int) -> RunConfig:
+  made = base.pretrain()
+  made.model.update({'vocabulary': 64, **changes})
+  return recipe.resolve(made, 'pretrain')
+
+
+def shapes(config: RunConfig) -> train_step.TrainState:
+  return jax.eval_shape(lambda: train_step.init_state(0, config))
+
+
+def placed(config: RunConfig, mesh: MeshConfig) -> dict[str, PartitionSpec]:
+  found = sharding.state_sharding(shapes(config), sharding.make_mesh(mesh))
+  return {name: place.spec for name, place in flatten(found).items()}
+
+
+@pytest.mark.parametrize('config, shape', [
+    (MeshConfig(1, 0, 1), (1, 8, 1)), (MeshConfig(1, 0, 2), (1, 4, 2)), (MeshConfig(2, 2, 2), (2, 2, 2)),
+    (MeshConfig(1, 1, 1), (1, 1, 1)), (MeshConfig(1, 0, 3), (1, 2, 3)), (MeshConfig(4, 0, 1), (4, 2, 1))])
+def test_data_takes_what_the_other_axes_leave(config: MeshConfig, shape: tuple[int, ...]):
+  mesh = sharding.make_mesh(config)
+  assert mesh.axis_names == sharding.AXES and mesh.devices.shape == shape
+  assert len({device.id for device in mesh.devices.flat}) == mesh.devices.size
+
+
+@pytest.mark.parametrize('config', [MeshConfig(1, 9, 1), MeshConfig(3, 3, 1), MeshConfig(1, 0, 16)])
+def test_more_devices_than_there_are_is_refused(config: MeshConfig):
+  with pytest.raises(InputError, match='8 devices'):
+    sharding.make_mesh(config)
+
+
+def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+  """So is one that is hidden behind a rule before it."""
+  for rule in ((r'no\.such\.path$', PartitionSpec()), sharding.RULES[0]):
+    monkeypatch.setattr(sharding, 'RULES', (*sharding.RULES, (rule[0] + '()', rule[1])))
+    with pytest.raises(InputError, match='no array matches'):
+      placed(run_config(), MeshConfig(1, 0, 2))
+    monkeypatch.undo()
+
+
+def test_a_large_array_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))  # without that of the output matrix
+  with pytest.raises(InputError, match='no rule for so large an array'):
+    placed(run_config(vocabulary=19_010), MeshConfig(1, 0, 2))
+
+
+def test_what_is_split_over_the_model_axis():
+  found = placed(run_config(), MeshConfig(1, 0, 2))
+  split = {name.removeprefix('model.'): spec for name, spec in found.items()
+           if name.startswith('model.') and any(spec)}
+  assert split == {
+      'encoder.embedding.tokens.embedding': PartitionSpec('model', None),
+      'encoder.blocks.0.attention.output.kernel': PartitionSpec(None, 'model'),
+      'encoder.blocks.0.feed_forward.up.kernel': PartitionSpec(None, 'model'),
+      'encoder.blocks.0.feed_forward.down.kernel': PartitionSpec('model', None),
+      'output.kernel': PartitionSpec(None, 'model')}
+
+
+def test_what_is_large_is_split():
+  """At the shapes of the paper nothing of a million elements or more is left whole on every device."""
+  config = run_config(vocabulary=19_010, embedding=256, hidden=256, feed_forward=1024, layers=8)
+  found = placed(config, MeshConfig(1, 0, 2))
+  whole = [name for name, leaf in flatten(shapes(config)).items() if leaf.size >= 1e6 and not any(found[name])]
+  assert not whole, f'give them a rule in minilm_jax/training/sharding.py: {whole}'
+
+
+@pytest.mark.parametrize('rows, data', [(0, 8), (16, 8), (12, 6), (7, 7), (11, 1)])
+def test_an_open_data_axis_takes_devices_that_divide_the_batch(rows: int, data: int):
+  assert sharding.make_mesh(MeshConfig(1, 0, 1), rows).shape['data'] == data
+
+
+@pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
+def test_moments_lie_where_their_parameters_do(algorithm: str):
+  config = run_config(short_convolution=3)
+  config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, algorithm=algorithm))
+  found = placed(config, MeshConfig(1, 0, 2))
+  for name, spec in found.items():
+    if parameter := re.search(r'\.(mu|nu)\.(.*)', name):
+      assert spec == found[f'model.{parameter[2]}'], name
+  assert sum('.mu.' in name for name in found) == sum(name.startswith('model.') for name in found)
+
+
+def test_an_axis_that_does_not_divide_an_array_is_refused_by_name():
+  with pytest.raises(InputError, match=r'embedding.tokens.embedding \(65, 32\) split over model'):
+    placed(run_config(vocabulary=65), MeshConfig(1, 0, 2))
+
+
+def test_a_corpus_is_whole_on_every_device():
+  mesh = sharding.make_mesh(MeshConfig(1, 0, 1))
+  x = jnp.zeros((16, 4))
+  assert {s.data.shape for s in jax.device_put(x, sharding.replicated(mesh)).addressable_shards} == {(16, 4)}
+
+
+def test_a_process_without_a_device_in_the_mesh_is_refused(monkeypatch):
+  devices = [types.SimpleNamespace(process_index=number // 2) for number in range(6)]
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  with pytest.raises(InputError, match='process 2 has none of them'):
+    sharding.make_mesh(MeshConfig(1, 0, 1), rows=16)
+
+
+def test_what_every_device_holds():
+  mesh = sharding.make_mesh(MeshConfig(1, 0, 1))
+  found = sharding.replicate({'rows': np.arange(6).reshape(3, 2), 'count': np.int32(4)}, mesh)
+  assert found['rows'].sharding == sharding.replicated(mesh) and len(found['rows'].addressable_shards) == mesh.size
+  assert found['rows'].tolist() == [[0, 1], [2, 3], [4, 5]] and int(found['count']) == 4
