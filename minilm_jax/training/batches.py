@@ -1,6 +1,8 @@
-"""Supplies the rows of each chunk: from a corpus on the devices, or from its files, read one chunk ahead.
+"""Supplies the rows of each chunk: from a corpus on the devices, or from its files, read one chunk
+ahead.
 
-Both sources give the same rows in the same order, because the rows of a batch are a function of `(seed, step)`.
+Both sources give the same rows in the same order, because the rows of a batch are a function of
+`(seed, step)`.
 """
 
 import concurrent.futures
@@ -16,8 +18,7 @@ from etils import epath
 
 from minilm_jax import backend, progress, rng
 from minilm_jax.config import RunConfig
-from minilm_jax.language import corpus as corpora
-from minilm_jax.language import subset
+from minilm_jax.language import corpus, subset
 from minilm_jax.language.corpus import Corpus, Window
 from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
@@ -56,8 +57,13 @@ class FileSource:
   Every window has the size of the longest chunk, so that one compiled program serves all.
   """
 
-  def __init__(self, config: RunConfig, program: TrainProgram, files: corpora.Files,
-               pool: concurrent.futures.Executor):
+  def __init__(
+    self,
+    config: RunConfig,
+    program: TrainProgram,
+    files: corpus.Files,
+    pool: concurrent.futures.Executor,
+  ):
     self._config, self._files, self._pool = config, files, pool
     self._seeds = np.atleast_1d(population.member_seeds(config))
     self._row_numbers = subset.chosen(config.subset, files)  # None for all rows
@@ -68,8 +74,9 @@ class FileSource:
     self._reads: dict[int, concurrent.futures.Future] = {}
     shape = (*self._members, config.log.every, config.batch_size, files.manifest['length'])
     self.spec = self._window(
-        jax.ShapeDtypeStruct(shape, files.shards[0].dtype, sharding=self._sharding),
-        jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding))
+      jax.ShapeDtypeStruct(shape, files.shards[0].dtype, sharding=self._sharding),
+      jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding),
+    )
 
   def take(self, step: int, count: int) -> Window:
     """Returns the batches of a chunk, and begins to read those of the next one."""
@@ -85,12 +92,13 @@ class FileSource:
     batch_size, count = self._config.batch_size, self._count
 
     def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
-      return corpora.rows(seed, step, batch_size, count)[0]
+      return corpus.rows(seed, step, batch_size, count)[0]
 
     @jax.jit
     def order(first: rng.Counter) -> jax.Array:
-      return jax.vmap(lambda seed: jax.vmap(lambda step: batch(seed, first + step))(jnp.asarray(steps)))(
-          jnp.asarray(seeds))
+      return jax.vmap(
+        lambda seed: jax.vmap(lambda step: batch(seed, first + step))(jnp.asarray(steps))
+      )(jnp.asarray(seeds))
 
     return order
 
@@ -99,22 +107,35 @@ class FileSource:
     rows = rows if self._row_numbers is None else self._row_numbers[rows]
     rows = rows.reshape(*self._members, *rows.shape[1:])
     first = np.full(self._members, step, np.int32)
-    tokens = jax.make_array_from_callback((*rows.shape, self._files.manifest['length']), self._sharding,
-                                          lambda index: self._files[rows[index[:-1]]])
-    return self._window(tokens, jax.make_array_from_callback(first.shape, self._sharding, lambda index: first[index]))
+    tokens = jax.make_array_from_callback(
+      (*rows.shape, self._files.manifest['length']),
+      self._sharding,
+      lambda index: self._files[rows[index[:-1]]],
+    )
+    return self._window(
+      tokens, jax.make_array_from_callback(first.shape, self._sharding, lambda index: first[index])
+    )
 
-  def _window(self, tokens: jax.Array | jax.ShapeDtypeStruct, first: jax.Array | jax.ShapeDtypeStruct) -> Window:
-    return Window(tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash'])
+  def _window(
+    self, tokens: jax.Array | jax.ShapeDtypeStruct, first: jax.Array | jax.ShapeDtypeStruct
+  ) -> Window:
+    return Window(
+      tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash']
+    )
 
 
-def load_resident(program: TrainProgram, folder: epath.PathLike, split: str, max_rows: int | None = None) -> Corpus:
+def load_resident(
+  program: TrainProgram, folder: epath.PathLike, split: str, max_rows: int | None = None
+) -> Corpus:
   """Loads a split of a corpus folder, or its first rows, onto every device."""
-  return sharding.replicate(corpora.load(folder, split, max_rows), program.mesh)
+  return sharding.replicate(corpus.load(folder, split, max_rows), program.mesh)
 
 
 def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int = 0) -> bool:
-  """Returns whether the training split, or so many rows of it, takes at most half of the free memory of a device."""
-  manifest = corpora.manifest(folder)
+  """Returns whether the training split, or so many rows of it, takes at most half of the free
+  memory of a device.
+  """
+  manifest = corpus.manifest(folder)
   rows = max_rows or manifest['splits']['train']['rows']
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
   device = program.mesh.devices.flat[0]
@@ -124,20 +145,30 @@ def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int
 
 
 @contextlib.contextmanager
-def open_batches(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Iterator[BatchSource]:
+def open_batches(
+  config: RunConfig, program: TrainProgram, folder: epath.PathLike
+) -> Iterator[BatchSource]:
   """Yields the source of a run's rows, from the corpus in `folder`."""
-  if config.corpus_on == 'device' or config.corpus_on == 'auto' and fits_on_devices(program, folder, config.subset.rows):
+  if (
+    config.corpus_on == 'device'
+    or config.corpus_on == 'auto'
+    and fits_on_devices(program, folder, config.subset.rows)
+  ):
     yield ResidentSource(_load_subset(config, program, folder))
     return
-  progress.say(f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead')
+  progress.say(
+    f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead'
+  )
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    yield FileSource(config, program, corpora.Files(folder, 'train'), pool)
+    yield FileSource(config, program, corpus.Files(folder, 'train'), pool)
 
 
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
   """Loads the training rows of a recipe onto every device; reads no other rows into memory."""
   if not config.subset.rows and not config.subset.tokens:
     return load_resident(program, folder, subset.TRAIN)
-  files = corpora.Files(folder, subset.TRAIN)
+  files = corpus.Files(folder, subset.TRAIN)
   rows = files[subset.chosen(config.subset, files)]
-  return sharding.replicate(Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh)
+  return sharding.replicate(
+    Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
+  )

@@ -1,13 +1,15 @@
 """Saves and restores the state of a run with Orbax, and verifies it by checksums.
 
-A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`), independent of its sharding:
-it can be restored on any mesh. A restore is exact, or it is refused with the paths that differ.
+A state is stored flat, one array a path (`model.encoder.blocks.0.attention.query.kernel`),
+independent of its sharding: it can be restored on any mesh. A restore is exact, or it is refused
+with the paths that differ.
 
 Every checkpoint has the checksums of its files, so that a truncated or changed file is detected:
 
     STEP/digests.json   {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
 
-They are written last. A checkpoint without them was saved by a process that ended before that, or by an earlier version.
+They are written last. A checkpoint without them was saved by a process that ended before that, or
+by an earlier version.
 """
 
 import contextlib
@@ -29,8 +31,17 @@ from minilm_jax.model.initialization import path_name
 T = TypeVar('T')
 FOLDER = 'checkpoints'
 CHECKSUMS = 'digests.json'
-_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax and TensorStore on a disk that is full or gone
-_READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)  # of Orbax and TensorStore on a changed file
+_WRITE_ERRORS = (
+  OSError,
+  ValueError,
+  RuntimeError,
+)  # of Orbax and TensorStore on a disk that is full or gone
+_READ_ERRORS = (
+  FileNotFoundError,
+  ValueError,
+  LookupError,
+  TypeError,
+)  # of Orbax and TensorStore on a changed file
 
 
 class CorruptCheckpointError(InputError):
@@ -41,9 +52,10 @@ class CorruptCheckpointError(InputError):
 class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
   """Keeps the last checkpoints of a run, and those with the lowest validation loss.
 
-  Ties keep the later checkpoint; checkpoints without a validation loss do not count as best. The choice depends only on
-  the steps and their losses, so that a run that was stopped keeps what it would have kept. Orbax's `BestN` keeps
-  checkpoints without a loss too while there are few, and stores losses beside the arrays; ours are in metrics.jsonl.
+  Ties keep the later checkpoint; checkpoints without a validation loss do not count as best. The
+  choice depends only on the steps and their losses, so that a run that was stopped keeps what it
+  would have kept. Orbax's `BestN` keeps checkpoints without a loss too while there are few, and
+  stores losses beside the arrays; ours are in metrics.jsonl.
 
   Attributes:
     keep_last: number of last checkpoints.
@@ -57,10 +69,15 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     """Returns for each checkpoint, in ascending order of steps, whether it stays."""
-    is_latest = ocp.checkpoint_managers.LatestN(self.keep_last).should_preserve(checkpoints, context=context)
+    is_latest = ocp.checkpoint_managers.LatestN(self.keep_last).should_preserve(
+      checkpoints, context=context
+    )
     evaluated = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.losses]
-    best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[:self.keep_best]
-    return [latest or checkpoint.step in best for latest, checkpoint in zip(is_latest, checkpoints, strict=True)]
+    best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[: self.keep_best]
+    return [
+      latest or checkpoint.step in best
+      for latest, checkpoint in zip(is_latest, checkpoints, strict=True)
+    ]
 
 
 class CheckpointWriter:
@@ -93,8 +110,11 @@ class CheckpointWriter:
     if loss is not None:
       self._losses[step] = loss
     with _writing(f'the checkpoint of update {step:,}'):
-      # a copy, because the arrays themselves are donated to the next chunk while they are being written
-      if self.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flatten(state)))):
+      # a copy, because the arrays themselves are donated to the next chunk while they are being
+      # written
+      if self.manager.save(
+        step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flatten(state)))
+      ):
         self._pending, self.saved_at = step, time.monotonic()
 
   def settle(self) -> None:
@@ -122,17 +142,22 @@ class CheckpointWriter:
     backend.release()
 
   def delete_surplus(self, policy: RetentionPolicy) -> None:
-    """Deletes checkpoints that the policy does not keep: a process that was killed may have left them, or a part."""
+    """Deletes checkpoints that the policy does not keep: a process that was killed may have left
+    them, or a part.
+    """
     checkpoints = [types.SimpleNamespace(step=step) for step in sorted(self.manager.all_steps())]
-    is_kept = policy.should_preserve(checkpoints, context=ocp.checkpoint_managers.PreservationContext())
+    is_kept = policy.should_preserve(
+      checkpoints, context=ocp.checkpoint_managers.PreservationContext()
+    )
     for checkpoint, stays in zip(checkpoints, is_kept, strict=True):
       if not stays:
         self.manager.delete(checkpoint.step)
 
 
 @contextlib.contextmanager
-def open_writer(workdir: epath.PathLike, keep_last: int, keep_best: int = 0,
-                losses: Mapping[int, float] = {}) -> Iterator[CheckpointWriter]:
+def open_writer(
+  workdir: epath.PathLike, keep_last: int, keep_best: int = 0, losses: Mapping[int, float] = {}
+) -> Iterator[CheckpointWriter]:
   """Yields the writer of a run's checkpoints; at the end of the block all are on disk.
 
   Args:
@@ -146,7 +171,9 @@ def open_writer(workdir: epath.PathLike, keep_last: int, keep_best: int = 0,
   """
   folder, losses = epath.Path(workdir).resolve() / FOLDER, dict(losses)
   policy = RetentionPolicy(keep_last, keep_best, losses)
-  options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, preservation_policy=policy)
+  options = ocp.CheckpointManagerOptions(
+    create=True, cleanup_tmp_directories=True, preservation_policy=policy
+  )
   with _writing(f'the folder {folder}'):
     manager = ocp.CheckpointManager(folder, options=options)
   writer = CheckpointWriter(manager, losses)
@@ -156,7 +183,9 @@ def open_writer(workdir: epath.PathLike, keep_last: int, keep_best: int = 0,
     yield writer
     writer.finish()
   finally:
-    for _ in range(2):  # the first call after a failed save raises its error; the second one ends the threads
+    for _ in range(
+      2
+    ):  # the first call after a failed save raises its error; the second one ends the threads
       with contextlib.suppress(*_WRITE_ERRORS):
         writer.finish()
         manager.close()
@@ -181,7 +210,9 @@ def flatten(state: Any) -> dict[str, Any]:
 def list_steps(workdir: epath.PathLike) -> list[int]:
   """Returns the steps of the complete checkpoints of a run, in ascending order."""
   paths = (epath.Path(workdir) / FOLDER).glob('*')  # none if the folder is missing
-  return sorted(int(p.name) for p in paths if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p))
+  return sorted(
+    int(p.name) for p in paths if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p)
+  )
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -197,8 +228,15 @@ def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
 def write_checksums(folder: epath.PathLike) -> None:
   """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
   folder = epath.Path(folder)
-  run.write_json(folder / CHECKSUMS, {'files': {
-      name: {'bytes': file.stat().length, 'sha256': run.sha256(file)} for name, file in sorted(_files(folder))}})
+  run.write_json(
+    folder / CHECKSUMS,
+    {
+      'files': {
+        name: {'bytes': file.stat().length, 'sha256': run.sha256(file)}
+        for name, file in sorted(_files(folder))
+      }
+    },
+  )
 
 
 def has_checksums(folder: epath.PathLike) -> bool:
@@ -207,7 +245,8 @@ def has_checksums(folder: epath.PathLike) -> bool:
 
 
 def find_damage(folder: epath.PathLike) -> str:
-  """Returns a description of the first file that differs from its checksum; '' if none does, or without checksums.
+  """Returns a description of the first file that differs from its checksum; '' if none does, or
+  without checksums.
 
   Raises:
     OSError: a file exists and cannot be read.
@@ -233,7 +272,9 @@ def find_damage(folder: epath.PathLike) -> str:
 
 
 def _files(folder: epath.Path, prefix: str = '') -> Iterator[tuple[str, epath.Path]]:
-  """Yields every file below a folder with its relative name, except the checksums, complete or partial."""
+  """Yields every file below a folder with its relative name, except the checksums, complete or
+  partial.
+  """
   for path in folder.iterdir():
     if path.is_dir():
       yield from _files(path, f'{prefix}{path.name}/')
@@ -254,15 +295,21 @@ def verify(workdir: epath.PathLike, step: int) -> None:
 
 def _corrupt(workdir: epath.PathLike, step: int, damage: str) -> CorruptCheckpointError:
   earlier_steps = (earlier for earlier in reversed(list_steps(workdir)) if earlier < step)
-  intact = next((earlier for earlier in earlier_steps if not find_damage(step_folder(workdir, earlier))), None)
-  remedy = ('restore it from a copy, or train again: none before it is intact' if intact is None else
-            f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, if it exists, and '
-            f'pre-train again, which resumes from step {intact}')
+  intact = next(
+    (earlier for earlier in earlier_steps if not find_damage(step_folder(workdir, earlier))), None
+  )
+  remedy = (
+    'restore it from a copy, or train again: none before it is intact'
+    if intact is None
+    else f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, if it exists, and '
+    f'pre-train again, which resumes from step {intact}'
+  )
   return CorruptCheckpointError(f'the checkpoint of step {step} in {workdir}', damage, remedy)
 
 
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
-  """Restores the state saved at `step`, with the structure and sharding of `like` (shapes with shardings are enough).
+  """Restores the state saved at `step`, with the structure and sharding of `like` (shapes with
+  shardings are enough).
 
   Raises:
     CorruptCheckpointError: it cannot be read, and has no checksums.
@@ -271,7 +318,9 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   targets = flatten(like)
   with _reading(workdir, step), ocp.StandardCheckpointer() as reader:
     path = step_folder(workdir, step) / 'default'
-    _check_same_arrays(f'the checkpoint of step {step} in {workdir}', _metadata(reader, path, workdir, step), targets)
+    _check_same_arrays(
+      f'the checkpoint of step {step} in {workdir}', _metadata(reader, path, workdir, step), targets
+    )
     arrays = reader.restore(path, targets)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
@@ -291,18 +340,30 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
   """
   step = latest_step(workdir) if step is None else step
   if step is None:
-    raise InputError(f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run')
+    raise InputError(
+      f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run'
+    )
   verify(workdir, step)
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the devices of the run may not be here
-  targets = {f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
-             for name, x in flatten(like).items()}
+  device = jax.sharding.SingleDeviceSharding(
+    jax.devices()[0]
+  )  # the devices of the run may not be here
+  targets = {
+    f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    for name, x in flatten(like).items()
+  }
   with _reading(workdir, step), ocp.PyTreeCheckpointer() as reader:
     path = step_folder(workdir, step) / 'default'
     metadata = _metadata(reader, path, workdir, step)
     part = {name: x for name, x in metadata.items() if name.startswith(prefix + '.')}
     _check_same_arrays(f'{prefix} of the checkpoint of step {step} in {workdir}', part, targets)
-    arrays = reader.restore(path, args=ocp.args.PyTreeRestore(
-        targets, restore_args=ocp.checkpoint_utils.construct_restore_args(targets), partial_restore=True))
+    arrays = reader.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        targets,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+        partial_restore=True,
+      ),
+    )
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
@@ -314,13 +375,20 @@ def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
       yield
   except _READ_ERRORS as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
-    if has_checksums(step_folder(workdir, step)):  # its bytes are intact, and so setting it aside would not help
-      raise InputError(f'the checkpoint of step {step} in {workdir}', found,
-                       'read it with the versions of jax and orbax-checkpoint that saved it') from error
+    if has_checksums(
+      step_folder(workdir, step)
+    ):  # its bytes are intact, and so setting it aside would not help
+      raise InputError(
+        f'the checkpoint of step {step} in {workdir}',
+        found,
+        'read it with the versions of jax and orbax-checkpoint that saved it',
+      ) from error
     raise _corrupt(workdir, step, found) from error
 
 
-def _metadata(reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int) -> dict[str, Any]:
+def _metadata(
+  reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int
+) -> dict[str, Any]:
   """Returns shape and type of every array of a checkpoint."""
   metadata = reader.metadata(path).item_metadata if path.exists() else None
   if metadata is None:
@@ -330,10 +398,18 @@ def _metadata(reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLik
 
 def _check_same_arrays(what: str, saved: dict[str, Any], targets: dict[str, Any]) -> None:
   """Raises InputError where paths, shapes or types differ."""
-  there, here = ({name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (saved, targets))
-  differences = [f'{k} is {there[k]} there and {here[k]} here' for k in here if k in there and there[k] != here[k]]
+  there, here = (
+    {name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (saved, targets)
+  )
+  differences = [
+    f'{k} is {there[k]} there and {here[k]} here'
+    for k in here
+    if k in there and there[k] != here[k]
+  ]
   differences += [f'{k} is missing there' for k in here if k not in there]
   differences += [f'{k} is not part of this model' for k in there if k not in here]
   if differences:
     more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
-    raise InputError(what, '; '.join(differences[:4]) + more, 'use the recipe that the checkpoint was made with')
+    raise InputError(
+      what, '; '.join(differences[:4]) + more, 'use the recipe that the checkpoint was made with'
+    )

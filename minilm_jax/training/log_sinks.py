@@ -1,20 +1,24 @@
-"""Sends the lines of a run's log to TensorBoard, W&B or standard output, as `log.to` says, beside metrics.jsonl.
+"""Sends the lines of a run's log to TensorBoard, W&B or standard output, as `log.to` says, beside
+metrics.jsonl.
 
-Sinks never stop training: a failing sink is reported once on standard error, and disabled. With several processes, the
-first one writes.
+Sinks never stop training: a failing sink is reported once on standard error, and disabled. With
+several processes, the first one writes.
 
-TensorBoard reads event files in RUN/events, or in RUN/events/member-3 for each member of a population:
+TensorBoard reads event files in RUN/events, or in RUN/events/member-3 for each member of a
+population:
 
     tensorboard --logdir=RUN/events
 
-Each start writes them again from the lines that it keeps, and then appends to them. So no step is there twice after a
-run was stopped, lines lost on a full disk come back, and a run that began without them gets its past too. Messages and
-checksum are those of tensorboardX. Its `SummaryWriter` is not used: a full disk ends its thread, and then its queue
-blocks the training for ever; nor can it append, or write to gs:// paths.
+Each start writes them again from the lines that it keeps, and then appends to them. So no step is
+there twice after a run was stopped, lines lost on a full disk come back, and a run that began
+without them gets its past too. Messages and checksum are those of tensorboardX. Its `SummaryWriter`
+is not used: a full disk ends its thread, and then its queue blocks the training for ever; nor can
+it append, or write to gs:// paths.
 
-W&B has one run for each run directory; every start of it resumes that run. RUN/wandb.json keeps its id, RUN/wandb its
-files. Without a login or a network only these files are written, for `wandb sync` to send later. No key is asked for,
-read, printed or stored here: the library reads that of `wandb login` or of WANDB_API_KEY.
+W&B has one run for each run directory; every start of it resumes that run. RUN/wandb.json keeps its
+id, RUN/wandb its files. Without a login or a network only these files are written, for `wandb sync`
+to send later. No key is asked for, read, printed or stored here: the library reads that of `wandb
+login` or of WANDB_API_KEY.
 """
 
 import contextlib
@@ -37,11 +41,27 @@ from minilm_jax.shape import TEXT
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'
 WANDB_TIMEOUT_SECONDS = 30.0
-_SCALARS = ('loss', 'perplexity', 'learning_rate', 'tokens_per_second', 'gradient_norm', 'parameter_norm')
-_CURVE_SPLITS = ('train', 'validation')  # the test split has one number, in result.json, and no curve
-_EVENTS_NAME, _EVENTS_VERSION = 'events.out.tfevents', 'brain.Event:2'  # TensorBoard recognizes event files by these
+_SCALARS = (
+  'loss',
+  'perplexity',
+  'learning_rate',
+  'tokens_per_second',
+  'gradient_norm',
+  'parameter_norm',
+)
+_CURVE_SPLITS = (
+  'train',
+  'validation',
+)  # the test split has one number, in result.json, and no curve
+_EVENTS_NAME, _EVENTS_VERSION = (
+  'events.out.tfevents',
+  'brain.Event:2',
+)  # TensorBoard recognizes event files by these
 _EVENTS_SUFFIX = 'minilm'  # of our files: other files in the folder stay
-_WANDB_MODE, _WITHOUT_NETWORK = 'WANDB_MODE', ('offline', 'disabled')  # an environment variable, and its values
+_WANDB_MODE, _WITHOUT_NETWORK = (
+  'WANDB_MODE',
+  ('offline', 'disabled'),
+)  # an environment variable, and its values
 _LINE_KEYS = ('step', 'split', 'member')  # fields that identify a number, and are no curve
 
 Lines = Sequence[dict[str, Any]]
@@ -115,7 +135,9 @@ class EventFiles:
   def __init__(self, workdir: epath.Path, members: int, lines: Lines):
     names = [f'member-{member}' for member in range(members)] if members > 1 else ['']
     self._files: list[epath.Path] = []
-    self._began = time.time() - (lines[-1]['seconds'] if lines else 0)  # as if the run had never been stopped
+    self._began = time.time() - (
+      lines[-1]['seconds'] if lines else 0
+    )  # as if the run had never been stopped
     for member, name in enumerate(names):
       folder = workdir / EVENTS_FOLDER / name if name else workdir / EVENTS_FOLDER
       member_lines = [line for line in lines if 'member' not in line or line['member'] == member]
@@ -134,26 +156,39 @@ class EventFiles:
   def _encode(self, lines: Lines) -> bytes:
     """Returns the finite scalars of each line as records, tagged as in `train/loss`."""
     from tensorboardX.proto import event_pb2, summary_pb2
+
     records = []
     for line in lines:
       if line['split'] not in _CURVE_SPLITS:
         continue
-      values = [summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=line[name]) for name in _SCALARS
-                if name in line and line[name] is not None and math.isfinite(line[name])]
-      records.append(_record(event_pb2.Event(wall_time=self._began + line['seconds'], step=line['step'],
-                                             summary=summary_pb2.Summary(value=values))))
+      values = [
+        summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=line[name])
+        for name in _SCALARS
+        if name in line and line[name] is not None and math.isfinite(line[name])
+      ]
+      records.append(
+        _record(
+          event_pb2.Event(
+            wall_time=self._began + line['seconds'],
+            step=line['step'],
+            summary=summary_pb2.Summary(value=values),
+          )
+        )
+      )
     return b''.join(records)
 
 
 def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
   """Writes the event file of a start, and empties those of earlier starts.
 
-  Its number follows that of the start before. That file stays, empty: an open viewer reads on in the file that it has
-  reached, and would wait for ever for one that was replaced or deleted.
+  Its number follows that of the start before. That file stays, empty: an open viewer reads on in
+  the file that it has reached, and would wait for ever for one that was replaced or deleted.
   """
   folder.mkdir(parents=True, exist_ok=True)
   earlier = sorted(folder.glob(f'{_EVENTS_NAME}.*.{_EVENTS_SUFFIX}'))
-  numbers = [int(path.name.split('.')[3]) for path in earlier if path.name.split('.')[3].isdecimal()]
+  numbers = [
+    int(path.name.split('.')[3]) for path in earlier if path.name.split('.')[3].isdecimal()
+  ]
   # numbers of equal length: files are read in the order of their names
   path = folder / f'{_EVENTS_NAME}.{max(numbers, default=0) + 1:010d}.{_EVENTS_SUFFIX}'
   run.write_bytes(path, data)
@@ -165,16 +200,21 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
 
 
 def _header(began: float) -> bytes:
-  """Returns the first records of a file: its version, and that all events of the run before are void."""
+  """Returns the first records of a file: its version, and that all events of the run before are
+  void.
+  """
   from tensorboardX.proto import event_pb2
+
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  return (_record(event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)) +
-          _record(event_pb2.Event(wall_time=began, step=0, session_log=start)))
+  return _record(event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)) + _record(
+    event_pb2.Event(wall_time=began, step=0, session_log=start)
+  )
 
 
 def _record(event: Any) -> bytes:
   """Returns a message as a TFRecord: its length and its bytes, each with a masked CRC-32C."""
   from tensorboardX import record_writer
+
   data = event.SerializeToString()
   length = struct.pack('<Q', len(data))
   checksums = [struct.pack('<I', record_writer.masked_crc32c(part)) for part in (length, data)]
@@ -185,8 +225,11 @@ def _import_wandb() -> Any:
   try:
     import wandb
   except ImportError:
-    raise InputError('--config.log.to=wandb', 'the library wandb is not installed',
-                     "pip install 'minilm_jax[wandb]', or leave wandb out of log.to") from None
+    raise InputError(
+      '--config.log.to=wandb',
+      'the library wandb is not installed',
+      "pip install 'minilm_jax[wandb]', or leave wandb out of log.to",
+    ) from None
   return wandb
 
 
@@ -214,11 +257,24 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
   """Returns the W&B run: online if W&B can be reached, else in files."""
   is_local = '://' not in str(workdir)  # the library writes to this machine only
   folder = str(workdir) if is_local else tempfile.mkdtemp(prefix='minilm-wandb-')
-  settings = wandb.Settings(console='off', silent=True, disable_git=True, init_timeout=WANDB_TIMEOUT_SECONDS,
-                            finish_timeout=WANDB_TIMEOUT_SECONDS, finish_timeout_raises=True)
-  arguments = {'project': config.log.project, 'name': config.log.name or workdir.resolve().name,
-               'id': _wandb_id(workdir), 'config': recipe.as_dict(config), 'dir': folder, 'resume': 'allow',
-               'save_code': False, 'settings': settings}
+  settings = wandb.Settings(
+    console='off',
+    silent=True,
+    disable_git=True,
+    init_timeout=WANDB_TIMEOUT_SECONDS,
+    finish_timeout=WANDB_TIMEOUT_SECONDS,
+    finish_timeout_raises=True,
+  )
+  arguments = {
+    'project': config.log.project,
+    'name': config.log.name or workdir.resolve().name,
+    'id': _wandb_id(workdir),
+    'config': recipe.as_dict(config),
+    'dir': folder,
+    'resume': 'allow',
+    'save_code': False,
+    'settings': settings,
+  }
   mode, reason = os.environ.get(_WANDB_MODE, ''), f'{_WANDB_MODE} says so'
   try:
     if mode not in _WITHOUT_NETWORK:
@@ -234,7 +290,9 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
     wandb_run = wandb.init(**arguments, mode=mode)
   except wandb.Error as error:
     raise WandbUnavailable(str(error)) from error
-  files = f', lines are kept for `wandb sync {folder}/wandb/offline-run-*`' if mode == 'offline' else ''
+  files = (
+    f', lines are kept for `wandb sync {folder}/wandb/offline-run-*`' if mode == 'offline' else ''
+  )
   progress.say(f'W&B is {mode}{files}: {reason}')
   return wandb_run
 
@@ -253,7 +311,11 @@ def _send_to_wandb(wandb: Any, wandb_run: Any, lines: Lines) -> None:
   try:
     for line in lines:
       prefix = f'member-{line["member"]}/' if 'member' in line else ''
-      values = {f'{prefix}{line["split"]}/{name}': value for name, value in line.items() if name not in _LINE_KEYS}
+      values = {
+        f'{prefix}{line["split"]}/{name}': value
+        for name, value in line.items()
+        if name not in _LINE_KEYS
+      }
       wandb_run.log(values, step=line['step'])
   except wandb.Error as error:
     raise WandbUnavailable(str(error)) from error

@@ -1,7 +1,8 @@
-"""Masks rows as a pure function of rows and keys, with a fixed number of positions a row, so that shapes never change.
+"""Masks rows as a pure function of rows and keys, with a fixed number of positions a row, so that
+shapes never change.
 
-The mask of a row depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are never
-predicted.
+The mask of a row depends on `(seed, epoch, row)` alone in training, and on the row alone in
+evaluation. Pads are never predicted.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.model.size import masked_positions
 
-EVAL_MASK = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # fixed, whatever a run trains with
+EVAL_MASK = MaskConfig(
+  rate=0.15, random=0.0, keep=0.0, special=False, span=0
+)  # fixed, whatever a run trains with
 Shares = tuple[float | Float[Array, ''], float | Float[Array, ''], float | Float[Array, '']]
 
 
@@ -26,8 +29,8 @@ Shares = tuple[float | Float[Array, ''], float | Float[Array, ''], float | Float
 class MaskedBatch:
   """Rows with masked tokens.
 
-  `tokens [B L]` is the input, `positions [B K]` are predicted, `targets` are the original tokens there, and `weights`
-  is 1 for a position that counts.
+  `tokens [B L]` is the input, `positions [B K]` are predicted, `targets` are the original tokens
+  there, and `weights` is 1 for a position that counts.
   """
 
   tokens: Int[Array, 'B L']
@@ -61,19 +64,21 @@ def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
   return MaskLayout(config.special, config.span, masked_positions(length, config.rate))
 
 
-def mask_row(row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, layout: MaskLayout,
-             vocab_size: int) -> MaskedBatch:
+def mask_row(
+  row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, layout: MaskLayout, vocab_size: int
+) -> MaskedBatch:
   """Masks one row.
 
-  Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is exact on average;
-  at least one. Spans are taken whole from a row cut into spans at a random offset; the last span is cut short where the
-  number is reached. So spans do not change the number of predicted tokens.
+  Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is
+  exact on average; at least one. Spans are taken whole from a row cut into spans at a random
+  offset; the last span is cut short where the number is reached. So spans do not change the number
+  of predicted tokens.
 
   Args:
     row: token ids.
     key: of this row and epoch.
-    shares: the rate of predicted tokens; the share of them that receive a random token; the share that keep theirs. The
-      others become `<mask>`.
+    shares: the rate of predicted tokens; the share of them that receive a random token; the share
+      that keep theirs. The others become `<mask>`.
     layout: the static part.
     vocab_size: random tokens are drawn from the ordinary ids below it.
 
@@ -103,16 +108,31 @@ def mask_row(row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, layout: 
   return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))
 
 
-def mask_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], epochs: UInt[Array, 'B'], seed: rng.Counter,
-               shares: Shares, layout: MaskLayout, vocab_size: int) -> MaskedBatch:
+def mask_batch(
+  tokens: Integer[Array, 'B L'],
+  rows: Int[Array, 'B'],
+  epochs: UInt[Array, 'B'],
+  seed: rng.Counter,
+  shares: Shares,
+  layout: MaskLayout,
+  vocab_size: int,
+) -> MaskedBatch:
   """Masks rows for training, anew in each epoch; arguments as in `mask_row`."""
   keys = jax.vmap(lambda row, epoch: rng.key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
-  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(tokens.astype(jnp.int32), keys)
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
+    tokens.astype(jnp.int32), keys
+  )
 
 
-def mask_eval_batch(tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int) -> MaskedBatch:
-  """Masks rows for evaluation: 15% of the tokens, always `<mask>`, the same for every run and every time."""
+def mask_eval_batch(
+  tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int
+) -> MaskedBatch:
+  """Masks rows for evaluation: 15% of the tokens, always `<mask>`, the same for every run and every
+  time.
+  """
   keys = jax.vmap(lambda row: rng.key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
   shares = EVAL_MASK.rate, EVAL_MASK.random, EVAL_MASK.keep
   layout = mask_layout(EVAL_MASK, tokens.shape[1])
-  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(tokens.astype(jnp.int32), keys)
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
+    tokens.astype(jnp.int32), keys
+  )

@@ -1,4 +1,6 @@
-"""Writes the log of a run: one line of metrics a member and moment in metrics.jsonl, and result.json from these lines."""
+"""Writes the log of a run: one line of metrics a member and moment in metrics.jsonl, and
+result.json from these lines.
+"""
 
 import collections
 import dataclasses
@@ -32,18 +34,31 @@ class MetricsLog:
     send: receives the lines of each moment.
   """
 
-  def __init__(self, config: RunConfig, workdir: epath.Path, length: int, lines: list[dict[str, Any]],
-               send: log_sinks.Send = lambda lines: None):
+  def __init__(
+    self,
+    config: RunConfig,
+    workdir: epath.Path,
+    length: int,
+    lines: list[dict[str, Any]],
+    send: log_sinks.Send = lambda lines: None,
+  ):
     self._config, self._workdir, self._length, self._send = config, workdir, length, send
     members = population.member_configs(config)
     self._has_members = len(members) > 1
-    self._schedules = [optimizer.build_schedule(member.optimizer, member.updates) for member in members]
-    mask = max(members, key=lambda member: member.mask.rate).mask  # the program computes as many positions for all
-    self._flops_per_row = size.flops_per_row(dataclasses.replace(config.model, length=length), mask)['actual']
+    self._schedules = [
+      optimizer.build_schedule(member.optimizer, member.updates) for member in members
+    ]
+    mask = max(
+      members, key=lambda member: member.mask.rate
+    ).mask  # the program computes as many positions for all
+    self._flops_per_row = size.flops_per_row(
+      dataclasses.replace(config.model, length=length), mask
+    )['actual']
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     self._recent_losses = [
-        collections.deque((line['loss'] for line in _training_lines(lines, member)), SPIKE_WINDOW)
-        for member in range(len(members))]
+      collections.deque((line['loss'] for line in _training_lines(lines, member)), SPIKE_WINDOW)
+      for member in range(len(members))
+    ]
 
   @hosts.raise_together()
   def write(self, split: str, step: int, metrics: Mapping[int, dict[str, float]]) -> str:
@@ -64,11 +79,21 @@ class MetricsLog:
       member_field = {'member': member} if self._has_members else {}
       of_member = f' of member {member}' if self._has_members else ''
       if not math.isfinite(values['loss']):
-        raise InputError(f'a finite {split} loss at update {step}{of_member}', f'{values["loss"]}',
-                         'lower optimizer.learning_rate or set optimizer.clip; '
-                         f'{self._workdir} keeps its last checkpoint')
-      record = {'step': step, 'split': split, **member_field, **values, 'tokens': rows * self._length,
-                'flops': rows * self._flops_per_row, 'seconds': seconds}
+        raise InputError(
+          f'a finite {split} loss at update {step}{of_member}',
+          f'{values["loss"]}',
+          'lower optimizer.learning_rate or set optimizer.clip; '
+          f'{self._workdir} keeps its last checkpoint',
+        )
+      record = {
+        'step': step,
+        'split': split,
+        **member_field,
+        **values,
+        'tokens': rows * self._length,
+        'flops': rows * self._flops_per_row,
+        'seconds': seconds,
+      }
       if split == 'train':
         record['learning_rate'] = float(self._schedules[member](step - 1))
         self._check_spike(member, step, values['loss'], of_member)
@@ -78,23 +103,30 @@ class MetricsLog:
     return _summarize([values['loss'] for values in metrics.values()], rows * self._flops_per_row)
 
   def _check_spike(self, member: int, step: int, loss: float, of_member: str) -> None:
-    """Reports a spike of the training loss, and adds the loss to those that later ones are compared with."""
+    """Reports a spike of the training loss, and adds the loss to those that later ones are compared
+    with.
+    """
     recent = self._recent_losses[member]
     if is_spike(recent, loss):
-      progress.say(f'a spike at update {step:,}: the loss{of_member} is {loss:.3f}, and the median of the '
-                   f'{SPIKE_WINDOW} lines before it {np.median(recent):.3f}')
+      progress.say(
+        f'a spike at update {step:,}: the loss{of_member} is {loss:.3f}, and the median of the '
+        f'{SPIKE_WINDOW} lines before it {np.median(recent):.3f}'
+      )
     recent.append(loss)
 
 
 def _summarize(losses: list[float], flops: float) -> str:
   if not losses:
     return 'no loss'
-  spread = f' ({min(losses):.3f} to {max(losses):.3f}, {len(losses)} members)' if len(losses) > 1 else ''
+  spread = (
+    f' ({min(losses):.3f} to {max(losses):.3f}, {len(losses)} members)' if len(losses) > 1 else ''
+  )
   return f'loss {np.mean(losses):.3f}{spread}, {flops:.2e} FLOPs'
 
 
 def is_spike(losses: Sequence[float], loss: float) -> bool:
-  """Returns whether a training loss is far above the ten before it: by five median absolute deviations and by 5%.
+  """Returns whether a training loss is far above the ten before it: by five median absolute
+  deviations and by 5%.
 
   >>> is_spike([3.0, 3.1] * 5, 3.2), is_spike([3.0, 3.1] * 5, 4.0), is_spike([3.0, 3.1], 4.0)
   (False, True, False)
@@ -117,7 +149,11 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
   """Returns the training lines of one member; lines of a run of one model have no field `member`."""
-  return [line for line in lines if line['split'] == 'train' and ('member' not in line or line['member'] == member)]
+  return [
+    line
+    for line in lines
+    if line['split'] == 'train' and ('member' not in line or line['member'] == member)
+  ]
 
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
@@ -128,21 +164,36 @@ def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
     result |= _summarize_run(lines)
   else:
     result['members'] = [
-        {'member': n, 'seed': member.seed, **_summarize_run([line for line in lines if line['member'] == n])}
-        for n, member in enumerate(population.member_configs(config))]
+      {
+        'member': n,
+        'seed': member.seed,
+        **_summarize_run([line for line in lines if line['member'] == n]),
+      }
+      for n, member in enumerate(population.member_configs(config))
+    ]
   run.write_json(workdir / run.RESULT, result)
   return result
 
 
 def _summarize_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the result of one member: its last line of training, the steps of its spikes, and its test loss."""
+  """Returns the result of one member: its last line of training, the steps of its spikes, and its
+  test loss.
+  """
   train = [line for line in lines if line['split'] == 'train']
   if not train:
     return {}
   test = next((line for line in lines if line['split'] == 'test'), None)
   losses = [line['loss'] for line in train]
-  spikes = [line['step'] for n, line in enumerate(train)
-            if is_spike(losses[max(n - SPIKE_WINDOW, 0):n], line['loss'])]
-  result = {'train_loss': losses[-1], **{name: train[-1][name] for name in ('tokens', 'flops', 'seconds')},
-            'spikes': spikes}
-  return result | ({'test_loss': test['loss'], 'test_perplexity': test['perplexity']} if test else {})
+  spikes = [
+    line['step']
+    for n, line in enumerate(train)
+    if is_spike(losses[max(n - SPIKE_WINDOW, 0) : n], line['loss'])
+  ]
+  result = {
+    'train_loss': losses[-1],
+    **{name: train[-1][name] for name in ('tokens', 'flops', 'seconds')},
+    'spikes': spikes,
+  }
+  return result | (
+    {'test_loss': test['loss'], 'test_perplexity': test['perplexity']} if test else {}
+  )

@@ -1,15 +1,17 @@
 """Builds learning rate schedules, and AdamW or Muon with weight decay by path, as optax chains.
 
-Muon (Jordan et al., 2024) updates matrices by their momentum, whose singular values five Newton-Schulz steps make
-nearly equal. Here it updates the matrices of projection and blocks, and AdamW updates all others: embeddings, biases,
-norms, convolutions, heads. Each orthogonal update is scaled to a root mean square of 0.2 an element, about that of
-AdamW in training (Liu et al., 2025, arXiv 2502.16982, section 2.2). So one learning rate, its schedule and one weight
-decay mean the same for both, and a recipe for AdamW works with Muon without changes. Momentum is 0.95, in Nesterov's
-form; `beta1`, `beta2` and `epsilon` belong to AdamW. `optax.contrib.muon` with its own AdamW uses Nesterov's form there
-too and has no decay by path, so this module combines the two itself.
+Muon (Jordan et al., 2024) updates matrices by their momentum, whose singular values five
+Newton-Schulz steps make nearly equal. Here it updates the matrices of projection and blocks, and
+AdamW updates all others: embeddings, biases, norms, convolutions, heads. Each orthogonal update is
+scaled to a root mean square of 0.2 an element, about that of AdamW in training (Liu et al., 2025,
+arXiv 2502.16982, section 2.2). So one learning rate, its schedule and one weight decay mean the
+same for both, and a recipe for AdamW works with Muon without changes. Momentum is 0.95, in
+Nesterov's form; `beta1`, `beta2` and `epsilon` belong to AdamW. `optax.contrib.muon` with its own
+AdamW uses Nesterov's form there too and has no decay by path, so this module combines the two
+itself.
 
-A running statistic of BatchNorm (`model/convolution.py`) is no parameter: clipping and decay ignore it, and it has no
-moments. In place of a gradient it has the observed value, and moves towards that.
+A running statistic of BatchNorm (`model/convolution.py`) is no parameter: clipping and decay ignore
+it, and it has no moments. In place of a gradient it has the observed value, and moves towards that.
 """
 
 import re
@@ -33,7 +35,8 @@ _MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 
 
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
-  """Returns the steps of warm-up: a share of all, at least one if it is above 0; none for schedules by epoch.
+  """Returns the steps of warm-up: a share of all, at least one if it is above 0; none for schedules
+  by epoch.
 
   >>> from configs import honey; from minilm_jax import recipe
   >>> warmup_steps(recipe.resolve(honey.get_config(), 'pretrain').optimizer, 35_475)
@@ -44,56 +47,80 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
   return min(config.warmup_most, max(1, int(config.warmup_share * num_steps)))
 
 
-def build_schedule(config: OptimizerConfig, num_steps: int,
-                   learning_rate: float | Float[Array, ''] | None = None) -> optax.Schedule:
+def build_schedule(
+  config: OptimizerConfig, num_steps: int, learning_rate: float | Float[Array, ''] | None = None
+) -> optax.Schedule:
   """Returns the learning rate as a function of the step, from 0.
 
-  `honey` is that of paper 1: with W steps of warm-up, `lr * min(s / W, sqrt(W / s))` and `s = max(step, 1)` (the
-  released scheduler). `linear` and `cosine` fall to 0 at the end; `warmup_stable_decay` stays and then falls to 0 like
-  `1 - sqrt` over the last `decay_share`; all of these warm up linearly. `constant` warms up and stays.
+  `honey` is that of paper 1: with W steps of warm-up, `lr * min(s / W, sqrt(W / s))` and `s =
+  max(step, 1)` (the released scheduler). `linear` and `cosine` fall to 0 at the end;
+  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_share`; all
+  of these warm up linearly. `constant` warms up and stays.
 
-  Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run, counted e = 0 ... n - 1,
-  `epochs` has lr (n - e) / n, as its README says. `epochs_from_zero` has what its code ran: 0 in the first epoch, which
-  so changes only the moments, and then lr (n - e) / (n - 1).
+  Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run,
+  counted e = 0 ... n - 1, `epochs` has lr (n - e) / n, as its README says. `epochs_from_zero` has
+  what its code ran: 0 in the first epoch, which so changes only the moments, and then lr (n - e) /
+  (n - 1).
 
   Args:
     config: the optimizer's.
     num_steps: of the whole run.
     learning_rate: replaces that of the recipe.
   """
-  peak, warmup = config.learning_rate if learning_rate is None else learning_rate, warmup_steps(config, num_steps)
+  peak, warmup = (
+    config.learning_rate if learning_rate is None else learning_rate,
+    warmup_steps(config, num_steps),
+  )
   if config.schedule in EPOCH_SCHEDULES:
     return lambda step: peak * _epoch_share(step, config, num_steps)
   if config.schedule == 'honey':
     return lambda step: _inverse_sqrt(step, peak, max(warmup, 1))
   remaining = num_steps - warmup
   after = {
-      'linear': lambda: optax.linear_schedule(peak, 0.0, remaining),
-      'cosine': lambda: optax.cosine_decay_schedule(peak, max(remaining, 1)),
-      'warmup_stable_decay': lambda: _stable_then_decay(peak, remaining, max(1, int(config.decay_share * num_steps))),
-      'constant': lambda: optax.constant_schedule(peak),
+    'linear': lambda: optax.linear_schedule(peak, 0.0, remaining),
+    'cosine': lambda: optax.cosine_decay_schedule(peak, max(remaining, 1)),
+    'warmup_stable_decay': lambda: _stable_then_decay(
+      peak, remaining, max(1, int(config.decay_share * num_steps))
+    ),
+    'constant': lambda: optax.constant_schedule(peak),
   }[config.schedule]()
   if not warmup:
     return after
   # the ramp starts one step up: a first step at a rate of zero would be wasted
-  return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+  return optax.join_schedules(
+    [optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup]
+  )
 
 
-def _inverse_sqrt(step: int | Int[Array, ''], peak: float | Float[Array, ''], warmup: int) -> Float[Array, '']:
+def _inverse_sqrt(
+  step: int | Int[Array, ''], peak: float | Float[Array, ''], warmup: int
+) -> Float[Array, '']:
   s = jnp.maximum(step, 1)
   return peak * jnp.minimum(s / warmup, jnp.sqrt(warmup / s))
 
 
-def _epoch_share(step: int | Int[Array, ''], config: OptimizerConfig, num_steps: int) -> Float[Array, '']:
-  """Returns the share of the peak rate in the epoch of a step; epochs are as equal as whole steps can be."""
+def _epoch_share(
+  step: int | Int[Array, ''], config: OptimizerConfig, num_steps: int
+) -> Float[Array, '']:
+  """Returns the share of the peak rate in the epoch of a step; epochs are as equal as whole steps
+  can be.
+  """
   n = config.epochs
   remaining = np.arange(n, 0, -1)
-  shares = remaining / n if config.schedule == 'epochs' else np.where(remaining == n, 0, remaining / (n - 1))
-  ends = -(-np.arange(1, n) * num_steps // n)  # of each epoch but the last: the first step of the next
+  shares = (
+    remaining / n
+    if config.schedule == 'epochs'
+    else np.where(remaining == n, 0, remaining / (n - 1))
+  )
+  ends = -(
+    -np.arange(1, n) * num_steps // n
+  )  # of each epoch but the last: the first step of the next
   return jnp.asarray(shares, jnp.float32)[jnp.searchsorted(jnp.asarray(ends), step, side='right')]
 
 
-def _stable_then_decay(peak: float | Float[Array, ''], num_steps: int, decay: int) -> optax.Schedule:
+def _stable_then_decay(
+  peak: float | Float[Array, ''], num_steps: int, decay: int
+) -> optax.Schedule:
   return lambda step: peak * (1 - jnp.sqrt(jnp.clip((step - (num_steps - decay)) / decay, 0, 1)))
 
 
@@ -106,8 +133,11 @@ def decay_mask(config: OptimizerConfig, model: Any) -> Any:
   names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
   for pattern in config.undecayed:
     if not any(pattern in name for name in names):
-      raise InputError(f'optimizer.undecayed={pattern!r}', 'no parameter has it in its path',
-                       f'use a part of a path such as {names[0]}')
+      raise InputError(
+        f'optimizer.undecayed={pattern!r}',
+        'no parameter has it in its path',
+        f'use a part of a path such as {names[0]}',
+      )
 
   def is_decayed(path: tuple, leaf: Any) -> bool:
     return not any(pattern in path_name(path) for pattern in config.undecayed)
@@ -115,9 +145,13 @@ def decay_mask(config: OptimizerConfig, model: Any) -> Any:
   return jax.tree_util.tree_map_with_path(is_decayed, model)
 
 
-def build_optimizer(config: OptimizerConfig, num_steps: int, model: Any,
-                    learning_rate: float | Float[Array, ''] | None = None,
-                    weight_decay: float | Float[Array, ''] | None = None) -> optax.GradientTransformation:
+def build_optimizer(
+  config: OptimizerConfig,
+  num_steps: int,
+  model: Any,
+  learning_rate: float | Float[Array, ''] | None = None,
+  weight_decay: float | Float[Array, ''] | None = None,
+) -> optax.GradientTransformation:
   """Returns AdamW, or Muon and AdamW, with this schedule.
 
   Args:
@@ -131,17 +165,27 @@ def build_optimizer(config: OptimizerConfig, num_steps: int, model: Any,
   clipping = [optax.clip_by_global_norm(config.clip)] if config.clip else []
   schedule, parameters = build_schedule(config, num_steps, learning_rate), select_parameters(model)
   mask = decay_mask(config, parameters)
-  transform = optax.adamw(schedule, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay, mask=mask)
+  transform = optax.adamw(
+    schedule, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay, mask=mask
+  )
   if config.algorithm == 'muon':
-    muon = optax.contrib.muon(schedule, beta=MUON_MOMENTUM, weight_decay=weight_decay, weight_decay_mask=mask,
-                              consistent_rms=MUON_UPDATE_RMS)
+    muon = optax.contrib.muon(
+      schedule,
+      beta=MUON_MOMENTUM,
+      weight_decay=weight_decay,
+      weight_decay_mask=mask,
+      consistent_rms=MUON_UPDATE_RMS,
+    )
     # the function itself: optax would call a tree of labels that is a module
     transform = optax.partition({'muon': muon, 'adamw': transform}, label_parameters)
   return _with_statistics(optax.chain(*clipping, transform))
 
 
 def label_parameters(parameters: Any) -> Any:
-  """Returns 'muon' for the matrices of the encoder, of whatever class it is, and 'adamw' for all other parameters."""
+  """Returns 'muon' for the matrices of the encoder, of whatever class it is, and 'adamw' for all
+  other parameters.
+  """
+
   def label(path: tuple, leaf: Any) -> str:
     return 'muon' if leaf.ndim == 2 and _MATRIX.search(path_name(path)) else 'adamw'
 
@@ -150,11 +194,15 @@ def label_parameters(parameters: Any) -> Any:
 
 def select_parameters(model: Any) -> Any:
   """Returns a model, or a tree of its structure, with None in place of running statistics."""
-  return jax.tree_util.tree_map_with_path(lambda path, x: None if is_statistic(path_name(path)) else x, model)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: None if is_statistic(path_name(path)) else x, model
+  )
 
 
 def global_norm(model: Any) -> Float[Array, '']:
-  """Returns the Euclidean norm of a model or of its gradient, without running statistics, as clipping computes it."""
+  """Returns the Euclidean norm of a model or of its gradient, without running statistics, as
+  clipping computes it.
+  """
   return optax.tree.norm(select_parameters(model))
 
 
@@ -167,19 +215,27 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
     parts: number of micro-batches, each of which observed the running statistics once.
   """
   return jax.tree_util.tree_map_with_path(
-      lambda path, x: x / (parts if is_statistic(path_name(path)) else total), gradient)
+    lambda path, x: x / (parts if is_statistic(path_name(path)) else total), gradient
+  )
 
 
 def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns a transformation of parameters by `inner`, which also moves running statistics by the share `MOMENTUM`."""
+  """Returns a transformation of parameters by `inner`, which also moves running statistics by the
+  share `MOMENTUM`.
+  """
+
   def init(model: Any) -> Any:
     return inner.init(select_parameters(model))
 
   def update(gradient: Any, state: Any, model: Any) -> tuple[Any, Any]:
     change, state = inner.update(select_parameters(gradient), state, select_parameters(model))
-    changes = iter(jax.tree.leaves(change))  # in the order of the model's own leaves, statistics left out
+    changes = iter(
+      jax.tree.leaves(change)
+    )  # in the order of the model's own leaves, statistics left out
 
-    def move(path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']) -> Float[Array, '*S']:
+    def move(
+      path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']
+    ) -> Float[Array, '*S']:
       return MOMENTUM * (observed - running) if is_statistic(path_name(path)) else next(changes)
 
     return jax.tree_util.tree_map_with_path(move, gradient, model), state

@@ -1,8 +1,8 @@
 """Trains a population: the program of one member, mapped over many.
 
-Members lie along the mesh axis `population` and never communicate. The strategy says how the members on one device
-share it: one after another (`map`), or all in each operation (`vmap`). Every device holds a copy of what all members
-read, such as the corpus.
+Members lie along the mesh axis `population` and never communicate. The strategy says how the
+members on one device share it: one after another (`map`), or all in each operation (`vmap`). Every
+device holds a copy of what all members read, such as the corpus.
 """
 
 import dataclasses
@@ -24,13 +24,16 @@ _MEMBER_AXIS = PartitionSpec('population')
 
 def make_member_mesh(members: int) -> Mesh:
   """Returns a mesh that spreads members over the devices: one device a member, or all devices."""
-  return sharding.make_mesh(MeshConfig(population=min(members, jax.device_count()), data=1, model=1))
+  return sharding.make_mesh(
+    MeshConfig(population=min(members, jax.device_count()), data=1, model=1)
+  )
 
 
 def choose_strategy(members: int, lift: str, platform: str) -> str:
   """Returns the way in which members share a device: `single` for one member, else `map` or `vmap`.
 
-  With `auto`, a CPU takes one member after another, because one fits its cache; other devices take all at once.
+  With `auto`, a CPU takes one member after another, because one fits its cache; other devices take
+  all at once.
   """
   if members == 1:
     return 'single'
@@ -47,18 +50,26 @@ def member_configs(config: RunConfig) -> list[RunConfig]:
   def pick(values: tuple, member: int, default: Any) -> Any:
     return values[member] if values else default
 
-  return [dataclasses.replace(
-      config, seed=pick(population.seeds, n, config.seed + n), population=single,
+  return [
+    dataclasses.replace(
+      config,
+      seed=pick(population.seeds, n, config.seed + n),
+      population=single,
       mesh=dataclasses.replace(config.mesh, population=0),
       optimizer=dataclasses.replace(
-          config.optimizer,
-          learning_rate=pick(population.learning_rates, n, config.optimizer.learning_rate),
-          weight_decay=pick(population.weight_decays, n, config.optimizer.weight_decay)),
+        config.optimizer,
+        learning_rate=pick(population.learning_rates, n, config.optimizer.learning_rate),
+        weight_decay=pick(population.weight_decays, n, config.optimizer.weight_decay),
+      ),
       mask=dataclasses.replace(
-          config.mask,
-          rate=pick(population.mask_rates, n, config.mask.rate),
-          random=pick(population.mask_randoms, n, config.mask.random),
-          keep=pick(population.mask_keeps, n, config.mask.keep))) for n in range(population.members)]
+        config.mask,
+        rate=pick(population.mask_rates, n, config.mask.rate),
+        random=pick(population.mask_randoms, n, config.mask.random),
+        keep=pick(population.mask_keeps, n, config.mask.keep),
+      ),
+    )
+    for n in range(population.members)
+  ]
 
 
 def member_seeds(config: RunConfig) -> np.ndarray:
@@ -68,27 +79,35 @@ def member_seeds(config: RunConfig) -> np.ndarray:
 
 def member_settings(config: RunConfig) -> MemberSettings:
   """Returns the settings in which members differ; in a population with a leading axis `P`."""
-  settings = [MemberSettings.from_config(member.optimizer, member.mask) for member in member_configs(config)]
+  settings = [
+    MemberSettings.from_config(member.optimizer, member.mask) for member in member_configs(config)
+  ]
   if len(settings) == 1:
     return jax.tree.map(jnp.float32, settings[0])
   return jax.tree.map(lambda *numbers: jnp.array(numbers, jnp.float32), *settings)
 
 
 def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
-  """Returns the mask layout of all members: that of the member that predicts most; others leave positions unused."""
+  """Returns the mask layout of all members: that of the member that predicts most; others leave
+  positions unused.
+  """
   layouts = [masking.mask_layout(member.mask, length) for member in member_configs(config)]
   return max(layouts, key=lambda layout: layout.positions)
 
 
-def map_over_members(function: Callable[..., Any], mesh: Mesh, strategy: str = 'map') -> Callable[..., Any]:
+def map_over_members(
+  function: Callable[..., Any], mesh: Mesh, strategy: str = 'map'
+) -> Callable[..., Any]:
   """Returns a function of one member mapped over all members, on the devices of a mesh.
 
   Args:
-    function: takes one member's arrays in one pytree, and arguments that all members share. It runs on each device of
-      the axis `data` and may add over them.
+    function: takes one member's arrays in one pytree, and arguments that all members share. It runs
+      on each device of the axis `data` and may add over them.
     mesh: its axis `population` divides the members.
-    strategy: `single` for one member; `map` or `vmap` for a population, whose arrays have a leading axis `P`.
+    strategy: `single` for one member; `map` or `vmap` for a population, whose arrays have a leading
+      axis `P`.
   """
+
   def device_function(members: Any, *shared: Any) -> Any:
     if strategy == 'single':
       return function(members, *shared)
@@ -98,8 +117,14 @@ def map_over_members(function: Callable[..., Any], mesh: Mesh, strategy: str = '
 
   def mapped(members: Any, *shared: Any) -> Any:
     spec = PartitionSpec() if strategy == 'single' else _MEMBER_AXIS
-    return jax.shard_map(device_function, mesh=mesh, in_specs=(spec, *[PartitionSpec()] * len(shared)),
-                         out_specs=spec, axis_names={'population', 'data'}, check_vma=False)(members, *shared)
+    return jax.shard_map(
+      device_function,
+      mesh=mesh,
+      in_specs=(spec, *[PartitionSpec()] * len(shared)),
+      out_specs=spec,
+      axis_names={'population', 'data'},
+      check_vma=False,
+    )(members, *shared)
 
   return mapped
 
@@ -125,6 +150,10 @@ def select_member(members: Any, index: int) -> Any:
 
 
 def unstack(values: dict[str, Any], members: int) -> list[dict[str, Any]]:
-  """Returns a dict of Python numbers for each member, from arrays of all members (or of the only one) on the host."""
+  """Returns a dict of Python numbers for each member, from arrays of all members (or of the only
+  one) on the host.
+  """
   arrays = {name: np.reshape(value, members) for name, value in values.items()}
-  return [{name: array[member].item() for name, array in arrays.items()} for member in range(members)]
+  return [
+    {name: array[member].item() for name, array in arrays.items()} for member in range(members)
+  ]

@@ -1,4 +1,5 @@
-"""Pre-trains a masked language model, or a population: prepares a run, trains chunk by chunk, logs, evaluates, saves.
+"""Pre-trains a masked language model, or a population: prepares a run, trains chunk by chunk, logs,
+evaluates, saves.
 
 With several processes, all of them run this loop together.
 """
@@ -10,26 +11,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-from minilm_jax import claim, hosts, progress, recipe, run, signals, untrusted
+from minilm_jax import claim, hosts, progress, recipe, run, signals
 from minilm_jax.config import EvaluationConfig, RunConfig
 from minilm_jax.errors import InputError
-from minilm_jax.language import corpus as corpora
-from minilm_jax.language import subset
-from minilm_jax.model import size
-from minilm_jax.training import checkpoint, log_sinks, metrics_log, optimizer, population, profiler, train_step
+from minilm_jax.language import corpus, subset
+from minilm_jax.language.corpus import Corpus
+from minilm_jax.training import (
+  checkpoint,
+  log_sinks,
+  metrics_log,
+  population,
+  pretrained,
+  profiler,
+  recovery,
+  train_step,
+)
 from minilm_jax.training.batches import load_resident, open_batches
-from minilm_jax.training.pretrained import corpus_hashes, import_record
 from minilm_jax.training.program import TrainProgram, build_program, compile_chunk, step_count
-from minilm_jax.training.recovery import restore_or_init
-from minilm_jax.training.train_step import NonFinite, TrainState
+from minilm_jax.training.train_step import TrainState
 
 
 def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> dict[str, Any]:
-  """Pre-trains to the end of the recipe, from the last checkpoint in the work directory or from the start.
+  """Pre-trains to the end of the recipe, from the last checkpoint in the work directory or from the
+  start.
 
   Args:
     config: the recipe.
@@ -37,30 +44,43 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> d
     profile: updates of which JAX records a profile, as in '100:110'.
 
   Returns:
-    The content of result.json: the last losses, tokens, FLOPs, seconds; of a population, those of each member.
+    The content of result.json: the last losses, tokens, FLOPs, seconds; of a population, those of
+    each member.
 
   Raises:
     Held: another process uses the directory.
-    InputError: corpus, work directory or machine do not fit the recipe; an update was not finite and the recipe stops.
+    InputError: corpus, work directory or machine do not fit the recipe; an update was not finite
+      and the recipe stops.
     OSError: a file of the run could not be written; earlier checkpoints stay.
     signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
   """
   profiled = profiler.parse_span(profile, config.updates, workdir)
   program = agree_on_program(config, workdir)
-  workdir, corpus = hosts.primary_first(lambda: open_or_create_run(config, workdir))
+  workdir, corpus_folder = hosts.primary_first(lambda: open_or_create_run(config, workdir))
   if (workdir / run.RESULT).exists():
     return _read_result(config, workdir)
-  with _lock(workdir) as check_lock, contextlib.closing(profiler.Recorder(workdir, *profiled)) as recorder:
-    return _train(config, workdir, corpus, program, check_lock, recorder)
+  with (
+    _lock(workdir) as check_lock,
+    contextlib.closing(profiler.Recorder(workdir, *profiled)) as recorder,
+  ):
+    return _train(config, workdir, corpus_folder, program, check_lock, recorder)
 
 
-def _train(config: RunConfig, workdir: epath.Path, corpus: epath.Path, program: TrainProgram,
-           check_lock: Callable[[], None], recorder: profiler.Recorder) -> dict[str, Any]:
+def _train(
+  config: RunConfig,
+  workdir: epath.Path,
+  corpus_folder: epath.Path,
+  program: TrainProgram,
+  check_lock: Callable[[], None],
+  recorder: profiler.Recorder,
+) -> dict[str, Any]:
   """Trains from the last checkpoint to the end, and returns the result."""
-  state, step, active, lines = restore_or_init(config, workdir, program)
-  with open_batches(config, program, corpus) as batches, signals.noted() as interrupt:
-    with _open_outputs(config, workdir, program, corpus, lines) as outputs, \
-         progress.track('pre-training', config.updates, 'updates', step) as update:
+  state, step, active, lines = recovery.restore_or_init(config, workdir, program)
+  with open_batches(config, program, corpus_folder) as batches, signals.noted() as interrupt:
+    with (
+      _open_outputs(config, workdir, program, corpus_folder, lines) as outputs,
+      progress.track('pre-training', config.updates, 'updates', step) as update,
+    ):
       with hosts.raise_together():
         run_chunk = compile_chunk(program, batches.spec)
       for chunk in schedule(config, step):
@@ -73,7 +93,9 @@ def _train(config: RunConfig, workdir: epath.Path, corpus: epath.Path, program: 
         sums, records = hosts.to_host((sums, records))
         seconds = time.monotonic() - started
         recorder.after(chunk.last)
-        active = drop_non_finite(config, outputs, state, records, active, chunk.last)
+        active = recovery.drop_non_finite(
+          config, workdir, outputs.checkpoints, state, records, active, chunk.last
+        )
         update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
         loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
         signal, is_due = _poll(interrupt, outputs.checkpoints, config.checkpoint.minutes)
@@ -82,7 +104,9 @@ def _train(config: RunConfig, workdir: epath.Path, corpus: epath.Path, program: 
         outputs.checkpoints.settle()
         if signal:
           outputs.checkpoints.finish()
-          raise signals.Saved(signal, f' at update {chunk.last:,}; saved; the same command resumes from there')
+          raise signals.Saved(
+            signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
+          )
       outputs.evaluate('test', state, active, config.updates)
     return hosts.primary_first(lambda: metrics_log.write_result(config, workdir))
 
@@ -108,23 +132,34 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
   A chunk ends at a line of the log, at an early evaluation, or at the end of the run.
   """
   while step < config.updates:
-    last = min(step - step % config.log.every + config.log.every, _next_early_evaluation(config.evaluation, step),
-               config.updates)
+    last = min(
+      step - step % config.log.every + config.log.every,
+      _next_early_evaluation(config.evaluation, step),
+      config.updates,
+    )
     is_end = last == config.updates
-    yield Chunk(step, last, is_end or _is_evaluated(config.evaluation, last),
-                is_end or last % config.checkpoint.every == 0)
+    yield Chunk(
+      step,
+      last,
+      is_end or _is_evaluated(config.evaluation, last),
+      is_end or last % config.checkpoint.every == 0,
+    )
     step = last
 
 
 def _next_early_evaluation(config: EvaluationConfig, step: int) -> float:
-  """Returns the first step after `step` that is `config.first` times a power of two; infinity past `config.every`."""
+  """Returns the first step after `step` that is `config.first` times a power of two; infinity past
+  `config.every`.
+  """
   if not config.first or step >= config.every:
     return float('inf')
   return config.first << (step // config.first).bit_length()
 
 
 def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
-  """Returns whether an evaluation follows a step: each multiple of `every`, and before the first, doublings of `first`."""
+  """Returns whether an evaluation follows a step: each multiple of `every`, and before the first,
+  doublings of `first`.
+  """
   if step % config.every == 0:
     return True
   if not config.first or step > config.every:
@@ -143,20 +178,25 @@ class Outputs:
   log: metrics_log.MetricsLog
   checkpoints: checkpoint.CheckpointWriter
   row_length: int
-  splits: Mapping[str, corpora.Corpus]
+  splits: Mapping[str, Corpus]
 
   def log_train(self, chunk: Chunk, sums: dict[str, Any], active: list[int], seconds: float) -> str:
     """Logs the metrics of a chunk, and returns a summary."""
     members = self.config.population.members
     member_sums = population.unstack(sums, members)
     tokens_per_second = round(chunk.steps * self.config.batch_size * self.row_length / seconds)
-    metrics = {n: train_step.mean_metrics(member_sums[n]) | {'tokens_per_second': tokens_per_second}
-               for n in active if member_sums[n]['updates']}
+    metrics = {
+      n: train_step.mean_metrics(member_sums[n]) | {'tokens_per_second': tokens_per_second}
+      for n in active
+      if member_sums[n]['updates']
+    }
     summary = self.log.write('train', chunk.last, metrics)
     return f'{summary}, {members * tokens_per_second:,} tokens/s'
 
   def evaluate(self, split: str, state: TrainState, active: list[int], step: int) -> float | None:
-    """Logs the metrics of a split, and returns the mean loss of the active members; None without such a split."""
+    """Logs the metrics of a split, and returns the mean loss of the active members; None without
+    such a split.
+    """
     if split not in self.splits:
       return None
     metrics = self.program.evaluate(state.model, self.splits[split])
@@ -165,70 +205,48 @@ class Outputs:
 
 
 @contextlib.contextmanager
-def _open_outputs(config: RunConfig, workdir: epath.Path, program: TrainProgram, corpus: epath.Path,
-                  lines: list[dict[str, Any]]) -> Iterator[Outputs]:
+def _open_outputs(
+  config: RunConfig,
+  workdir: epath.Path,
+  program: TrainProgram,
+  corpus_folder: epath.Path,
+  lines: list[dict[str, Any]],
+) -> Iterator[Outputs]:
   """Yields the outputs of a run; `lines` are those of earlier starts."""
-  manifest = corpora.manifest(corpus)
+  manifest = corpus.manifest(corpus_folder)
   with hosts.raise_together():
-    splits = {name: load_resident(program, corpus, name, config.evaluation.rows)
-              for name in ('validation', 'test') if manifest['splits'][name]['rows']}
+    splits = {
+      name: load_resident(program, corpus_folder, name, config.evaluation.rows)
+      for name in ('validation', 'test')
+      if manifest['splits'][name]['rows']
+    }
   losses = metrics_log.validation_losses(lines)
-  with log_sinks.open_sinks(config, workdir, lines) as send, \
-       checkpoint.open_writer(workdir, config.checkpoint.keep, config.checkpoint.best, losses) as checkpoints:
+  with (
+    log_sinks.open_sinks(config, workdir, lines) as send,
+    checkpoint.open_writer(
+      workdir, config.checkpoint.keep, config.checkpoint.best, losses
+    ) as checkpoints,
+  ):
     log = metrics_log.MetricsLog(config, workdir, manifest['length'], lines, send)
     yield Outputs(config, workdir, program, log, checkpoints, manifest['length'], splits)
 
 
-def _poll(interrupt: signals.Flag, checkpoints: checkpoint.CheckpointWriter, minutes: float) -> tuple[int, bool]:
-  """Returns the signal that any process received, or 0, and whether the first process finds a save due by the clock."""
+def _poll(
+  interrupt: signals.Flag, checkpoints: checkpoint.CheckpointWriter, minutes: float
+) -> tuple[int, bool]:
+  """Returns the signal that any process received, or 0, and whether the first process finds a save
+  due by the clock.
+  """
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
   reports = hosts.allgather_ints(interrupt.number, is_due)
   return max(number for number, _ in reports), bool(reports[0][1])
 
 
-def drop_non_finite(config: RunConfig, outputs: Outputs, state: TrainState, records: NonFinite, active: list[int],
-                    step: int) -> list[int]:
-  """Returns the members that continue after a chunk, by the policy of the recipe for non-finite updates.
-
-  Args:
-    config: the recipe.
-    outputs: of the run.
-    state: after the chunk.
-    records: of the chunk, on the host.
-    active: members before the chunk.
-    step: of the run, after the chunk.
-
-  Raises:
-    DistributedError: an update was not finite, and the recipe stops or no member is left; the state is saved.
-  """
-  remaining, is_population = list(active), config.population.members > 1
-  for member in active:
-    failed_step, tensor = (int(np.ravel(field)[member]) for field in records)
-    if failed_step < 0:
-      continue
-    model = hosts.to_host(state.model)
-    model = population.select_member(model, member) if is_population else model
-    of_member = f' of member {member}' if is_population else ''
-    what = f'update {failed_step + 1}{of_member}'
-    found = f'{train_step.name_tensor(tensor, model)} is not finite'
-    if config.nonfinite == 'skip':
-      progress.say(f'{what} is skipped: {found}')
-      continue
-    remaining.remove(member)
-    if config.nonfinite == 'drop-member' and remaining:
-      progress.say(f'{what} is skipped, and the member stops: {found}')
-      continue
-    outputs.checkpoints.save(state, step if is_population else failed_step)
-    outputs.checkpoints.finish()
-    raise hosts.DistributedError(
-        f'a finite {what} in {outputs.workdir}', f'{found}; the last checkpoint is of the state before it',
-        'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip')
-  return remaining
-
-
 @contextlib.contextmanager
 def _lock(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-  """Locks the run directory in the first process; yields a function that raises if the lock was lost."""
+  """Locks the run directory in the first process; yields a function that raises if the lock was
+  lost.
+  """
   with contextlib.ExitStack() as stack:
     with hosts.raise_together():
       check = stack.enter_context(claim.held(workdir)) if hosts.is_primary() else lambda: None
@@ -244,7 +262,8 @@ def _read_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
 
 
 def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram:
-  """Validates the recipe, checks that all processes have the same run, and builds its programs; writes no file.
+  """Validates the recipe, checks that all processes have the same run, and builds its programs;
+  writes no file.
 
   Raises:
     InputError: corpus or machine do not fit the recipe.
@@ -261,7 +280,8 @@ def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram
 
 
 def validate(config: RunConfig) -> str:
-  """Checks that the corpus of the recipe fits the model, or the corpus that its own recipe describes.
+  """Checks that the corpus of the recipe fits the model, or the corpus that its own recipe
+  describes.
 
   Returns:
     The hash of the corpus, or '' if it is still to be built.
@@ -273,6 +293,7 @@ def validate(config: RunConfig) -> str:
     return validate_corpus(config, epath.Path(config.corpus))['hash']
   # only a run that builds its corpus needs the text pipeline
   from minilm_jax.language import documents
+
   corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
   # an existing tokenizer determines its own size
   vocab_size = 0 if corpus_config.tokenizer.path else corpus_config.tokenizer.size
@@ -281,102 +302,75 @@ def validate(config: RunConfig) -> str:
   return ''
 
 
-def _is_recipe(corpus: str) -> bool:
-  return corpus.partition(':')[0].endswith('.py')
+def _is_recipe(name: str) -> bool:
+  return name.partition(':')[0].endswith('.py')
 
 
-def _check_model_size(config: RunConfig, corpus: str, vocab_size: int, length: int) -> None:
-  for name, model_size, corpus_size in (('vocabulary', config.model.vocabulary, vocab_size),
-                                        ('length', config.model.length, length)):
+def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int) -> None:
+  for name, model_size, corpus_size in (
+    ('vocabulary', config.model.vocabulary, vocab_size),
+    ('length', config.model.length, length),
+  ):
     if model_size < corpus_size:
-      raise InputError(f'model.{name}={model_size}', f'{corpus} has {name} {corpus_size}',
-                       f'give --config.model.{name}={corpus_size}')
+      raise InputError(
+        f'model.{name}={model_size}',
+        f'{what} has {name} {corpus_size}',
+        f'give --config.model.{name}={corpus_size}',
+      )
 
 
 def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   """Returns the manifest of a corpus that fits the recipe.
 
   Raises:
-    InputError: no corpus is named or found, the model is too small for it, or it is smaller than `config.subset`.
+    InputError: no corpus is named or found, the model is too small for it, or it is smaller than
+      `config.subset`.
   """
   if not config.corpus:
-    raise InputError('a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one')
-  manifest = corpora.manifest(folder)
+    raise InputError(
+      'a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one'
+    )
+  manifest = corpus.manifest(folder)
   _check_model_size(config, f'the corpus {folder}', manifest['vocabulary'], manifest['length'])
   if not manifest['splits']['train']['rows']:
-    raise InputError(f'the training split of {folder}', 'no rows', 'build the corpus from more text')
+    raise InputError(
+      f'the training split of {folder}', 'no rows', 'build the corpus from more text'
+    )
   subset.check(config.subset, manifest, folder)
   return manifest
 
 
 def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
-  """Creates the work directory, or opens that of an earlier start; builds the corpus if the recipe names a recipe.
+  """Creates the work directory, or opens that of an earlier start; builds the corpus if the recipe
+  names a recipe.
 
   Returns:
     The work directory and the folder of the corpus.
 
   Raises:
-    InputError: the directory belongs to another recipe, corpus or tokenizer, or to an imported model.
+    InputError: the directory belongs to another recipe, corpus or tokenizer, or to an imported
+      model.
   """
-  if record := import_record(workdir):
-    raise InputError(f'pre-training in {workdir}', f'it holds a model that was imported from {record["from"]}',
-                     'give another --workdir; fine-tune an imported model: minilm finetune --checkpoint')
+  if record := pretrained.import_record(workdir):
+    raise InputError(
+      f'pre-training in {workdir}',
+      f'it holds a model that was imported from {record["from"]}',
+      'give another --workdir; fine-tune an imported model: minilm finetune --checkpoint',
+    )
   is_recipe = _is_recipe(config.corpus)
-  has_manifest = (epath.Path(workdir) / run.MANIFEST).exists()  # with the corpus's hash, so that it may have moved
-  workdir = run.open_run(workdir, recipe.as_dict(config), free=['corpus'] if has_manifest and not is_recipe else [])
+  # the manifest has the hash of the corpus, so that its folder may have moved
+  has_manifest = (epath.Path(workdir) / run.MANIFEST).exists()
+  free = ['corpus'] if has_manifest and not is_recipe else []
+  workdir = run.open_run(workdir, recipe.as_dict(config), free)
   folder = epath.Path(config.corpus)
   if is_recipe:
-    from minilm_jax.language import build  # only a run that builds its corpus needs the text pipeline
+    # only a run that builds its corpus needs the text pipeline
+    from minilm_jax.language import build
+
     folder = build.build(recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus')
   manifest = validate_corpus(config, folder)
-  if (workdir / run.MANIFEST).exists():
-    _check_manifest(workdir, folder, manifest)
+  if has_manifest:
+    pretrained.check_manifest(workdir, folder, manifest)
   else:
-    _write_manifest(config, workdir, folder, manifest)
+    pretrained.write_manifest(config, workdir, folder, manifest)
   return workdir, folder
-
-
-def _hashes(corpus_manifest: Mapping[str, Any]) -> dict[str, str]:
-  return {'corpus': corpus_manifest['hash'], 'tokenizer': corpus_manifest['tokenizer']['sha256']}
-
-
-def _check_manifest(workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]) -> None:
-  """Checks that a run was started with this corpus; records a new folder of it."""
-  stored = corpus_hashes(workdir)
-  for name, value in _hashes(corpus_manifest).items():
-    if stored[name] != value:
-      found = f'it was trained on another {name}: {stored[name][:12]} there, {value[:12]} in {folder}'
-      raise InputError(f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir')
-  if stored['corpus_folder'] != str(folder):
-    progress.say(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
-    manifest = run.read_object(workdir / run.MANIFEST, f'the manifest of {workdir}')
-    run.write_json(workdir / run.MANIFEST, manifest | {'corpus_folder': str(folder)})
-
-
-def _write_manifest(config: RunConfig, workdir: epath.Path, folder: epath.Path,
-                    corpus_manifest: Mapping[str, Any]) -> None:
-  """Writes the manifest of a run, and its tokenizer."""
-  hashes = _hashes(corpus_manifest)
-  path = untrusted.inside(folder, corpus_manifest['tokenizer']['file'], f'the tokenizer of {folder}')
-  if not path.is_file() or run.sha256(path) != hashes['tokenizer']:
-    raise InputError(f'the tokenizer {path}', 'not the file that the corpus was made with',
-                     'build the corpus again, or copy it again')
-  run.write_bytes(workdir / run.TOKENIZER, untrusted.read_bytes(path, f'the tokenizer {path}'))
-  run.write_json(workdir / run.MANIFEST, {
-      **hashes, 'corpus_folder': str(folder), 'training': _training_size(config, folder, corpus_manifest),
-      'parameters': size.parameters(config.model),
-      'flops_per_row': size.flops_per_row(config.model, config.mask),
-      'warmup': optimizer.warmup_steps(config.optimizer, config.updates), 'jax': jax.__version__,
-      'devices': [device.device_kind for device in jax.devices()],
-  })
-
-
-def _training_size(config: RunConfig, folder: epath.Path, corpus_manifest: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns rows and tokens that a run trains on, those of the whole split, and the corpus's overlap with a task.
-
-  A part of a corpus has no record of the overlap, because that belongs to the whole.
-  """
-  split = corpus_manifest['splits'][subset.TRAIN]
-  trained = subset.size(config.subset, folder, corpus_manifest)
-  overlap = corpus_manifest['subset'] if 'subset' in corpus_manifest and trained['rows'] == split['rows'] else None
-  return trained | {'of_rows': split['rows'], 'of_tokens': split['tokens'], 'subset': overlap}

@@ -1,4 +1,4 @@
-"""Reads finished pre-training runs: recipe, tokenizer, model; and extracts one member of a population as its own run."""
+"""Loads pre-training runs: recipe, manifest, tokenizer, model; extracts members of populations."""
 
 import dataclasses
 import functools
@@ -9,14 +9,15 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from minilm_jax import claim, recipe, run, untrusted
+from minilm_jax import claim, progress, recipe, run, untrusted
 from minilm_jax.config import RunConfig, completed
 from minilm_jax.errors import InputError
-from minilm_jax.language import tokenizer
+from minilm_jax.language import subset, tokenizer
 from minilm_jax.language.tokenizer import Tokenizer
+from minilm_jax.model import size
 from minilm_jax.model.heads import masked_language_model
 from minilm_jax.shape import FLAG, TEXT
-from minilm_jax.training import checkpoint, metrics_log, population, train_step
+from minilm_jax.training import checkpoint, metrics_log, optimizer, population, train_step
 from minilm_jax.training.train_step import TrainState
 
 T = TypeVar('T')
@@ -41,24 +42,33 @@ class Pretrained:
   step: int
 
 
-def load(workdir: epath.PathLike, step: int | None = None, part: str = 'model', mesh: Mesh | None = None,
-         changes: Mapping[str, Any] = {}, allow_population: bool = False) -> Pretrained:
+def load(
+  workdir: epath.PathLike,
+  step: int | None = None,
+  part: str = 'model',
+  mesh: Mesh | None = None,
+  changes: Mapping[str, Any] = {},
+  allow_population: bool = False,
+) -> Pretrained:
   """Loads a checkpoint of a run.
 
   Args:
     workdir: of the run.
     step: of the checkpoint; the latest by default.
     part: 'model' for the masked language model, 'encoder' for its encoder.
-    mesh: holds a copy on every device, or the members along its axis `population`; the first device by default.
+    mesh: holds a copy on every device, or the members along its axis `population`; the first device
+      by default.
     changes: fields of the model's configuration to replace, such as `dropout`.
     allow_population: loads all members of a population too.
 
   Raises:
-    InputError: the directory is no pre-training run, holds a population, or has no masked-LM head (part 'model'); there
-      is no such checkpoint; the tokenizer is another one.
+    InputError: the directory is no pre-training run, holds a population, or has no masked-LM head
+      (part 'model'); there is no such checkpoint; the tokenizer is another one.
     CorruptCheckpointError: a file differs from what was saved.
   """
-  read_config = load_config if allow_population else load_mlm_config if part == 'model' else load_single_config
+  read_config = (
+    load_config if allow_population else load_mlm_config if part == 'model' else load_single_config
+  )
   config = read_config(workdir)
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
   members = config.population.members
@@ -77,8 +87,9 @@ def load(workdir: epath.PathLike, step: int | None = None, part: str = 'model', 
   return Pretrained(config, run_tokenizer, model, -1 if step is None else step)
 
 
-def restore_model(workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model',
-                  step: int | None = None) -> T:
+def restore_model(
+  workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model', step: int | None = None
+) -> T:
   """Restores the part of a checkpoint below `prefix` onto the first device.
 
   Args:
@@ -107,12 +118,19 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
   if kind == IMPORTED:
     stored['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
-    raise InputError(what, f'a folder of kind {kind!r}', 'give the work directory of minilm pretrain or minilm import')
+    raise InputError(
+      what,
+      f'a folder of kind {kind!r}',
+      'give the work directory of minilm pretrain or minilm import',
+    )
   try:
     return recipe.resolve(completed(stored), kind)
   except InputError as error:
-    raise InputError(f'{error.asked}, in {run.CONFIG} of {what}', error.found,
-                     'give a run as minilm pretrain or minilm import wrote it') from None
+    raise InputError(
+      f'{error.asked}, in {run.CONFIG} of {what}',
+      error.found,
+      'give a run as minilm pretrain or minilm import wrote it',
+    ) from None
 
 
 def load_single_config(workdir: epath.PathLike) -> RunConfig:
@@ -123,8 +141,11 @@ def load_single_config(workdir: epath.PathLike) -> RunConfig:
   """
   config = load_config(workdir)
   if config.population.members > 1:
-    raise InputError(f'the model of {workdir}', f'a population of {config.population.members}',
-                     f'extract a member: minilm take --checkpoint={workdir} --member=0 --workdir={workdir}-0')
+    raise InputError(
+      f'the model of {workdir}',
+      f'a population of {config.population.members}',
+      f'extract a member: minilm take --checkpoint={workdir} --member=0 --workdir={workdir}-0',
+    )
   return config
 
 
@@ -132,18 +153,22 @@ def load_mlm_config(workdir: epath.PathLike) -> RunConfig:
   """Loads the recipe of a run of one model with a masked-LM head.
 
   Raises:
-    InputError: the directory is no pre-training run, holds a population, or was imported without such a head.
+    InputError: the directory is no pre-training run, holds a population, or was imported without
+      such a head.
   """
   config, record = load_single_config(workdir), import_record(workdir)
   if record and not record['head']:
-    raise InputError(f'predictions of masked tokens by the model of {workdir}',
-                     f'it was imported from {record["from"]} without a masked-LM head',
-                     'fine-tune it, or import one with such a head: BertForMaskedLM, RobertaForMaskedLM')
+    raise InputError(
+      f'predictions of masked tokens by the model of {workdir}',
+      f'it was imported from {record["from"]} without a masked-LM head',
+      'fine-tune it, or import one with such a head: BertForMaskedLM, RobertaForMaskedLM',
+    )
   return config
 
 
 def import_record(workdir: epath.PathLike) -> dict[str, Any]:
-  """Returns the source of an imported run, and what the import left out; an empty dict for a run trained here.
+  """Returns the source of an imported run, and what the import left out; an empty dict for a run
+  trained here.
 
   Raises:
     InputError: the manifest is damaged.
@@ -161,9 +186,81 @@ def corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
     InputError: its manifest is missing or damaged.
   """
   names = ('corpus', 'tokenizer', 'corpus_folder')
-  manifest = run.read_object(epath.Path(workdir) / run.MANIFEST, f'the manifest of {workdir}',
-                             dict.fromkeys(names, TEXT))
+  manifest = run.read_object(
+    epath.Path(workdir) / run.MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
+  )
   return {name: manifest[name] for name in names}
+
+
+def _hashes(corpus_manifest: Mapping[str, Any]) -> dict[str, str]:
+  return {'corpus': corpus_manifest['hash'], 'tokenizer': corpus_manifest['tokenizer']['sha256']}
+
+
+def check_manifest(
+  workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
+) -> None:
+  """Checks that a run was started with this corpus; records a new folder of it."""
+  stored = corpus_hashes(workdir)
+  for name, value in _hashes(corpus_manifest).items():
+    if stored[name] != value:
+      found = (
+        f'it was trained on another {name}: {stored[name][:12]} there, {value[:12]} in {folder}'
+      )
+      raise InputError(
+        f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir'
+      )
+  if stored['corpus_folder'] != str(folder):
+    progress.say(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
+    manifest = run.read_object(workdir / run.MANIFEST, f'the manifest of {workdir}')
+    run.write_json(workdir / run.MANIFEST, manifest | {'corpus_folder': str(folder)})
+
+
+def write_manifest(
+  config: RunConfig, workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
+) -> None:
+  """Writes the manifest of a run, and its tokenizer."""
+  hashes = _hashes(corpus_manifest)
+  path = untrusted.inside(
+    folder, corpus_manifest['tokenizer']['file'], f'the tokenizer of {folder}'
+  )
+  if not path.is_file() or run.sha256(path) != hashes['tokenizer']:
+    raise InputError(
+      f'the tokenizer {path}',
+      'not the file that the corpus was made with',
+      'build the corpus again, or copy it again',
+    )
+  run.write_bytes(workdir / run.TOKENIZER, untrusted.read_bytes(path, f'the tokenizer {path}'))
+  run.write_json(
+    workdir / run.MANIFEST,
+    {
+      **hashes,
+      'corpus_folder': str(folder),
+      'training': _training_size(config, folder, corpus_manifest),
+      'parameters': size.parameters(config.model),
+      'flops_per_row': size.flops_per_row(config.model, config.mask),
+      'warmup': optimizer.warmup_steps(config.optimizer, config.updates),
+      'jax': jax.__version__,
+      'devices': [device.device_kind for device in jax.devices()],
+    },
+  )
+
+
+def _training_size(
+  config: RunConfig, folder: epath.Path, corpus_manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns rows and tokens that a run trains on, those of the whole split, and the corpus's
+  overlap with a task.
+
+  A part of a corpus has no record of the overlap, because that belongs to the whole.
+  """
+  split = corpus_manifest['splits'][subset.TRAIN]
+  trained = subset.size(config.subset, folder, corpus_manifest)
+  overlap = (
+    corpus_manifest['subset']
+    if 'subset' in corpus_manifest and trained['rows'] == split['rows']
+    else None
+  )
+  return trained | {'of_rows': split['rows'], 'of_tokens': split['tokens'], 'subset': overlap}
 
 
 def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
@@ -175,13 +272,17 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
   path = epath.Path(workdir) / run.TOKENIZER
   run_tokenizer = tokenizer.load(path)
   if run_tokenizer.sha256 != corpus_hashes(workdir)['tokenizer']:
-    raise InputError(f'the tokenizer of {workdir}', f'{path} is not the one that the checkpoint was trained with',
-                     f'restore it: the corpus of the run has it as {run.TOKENIZER}')
+    raise InputError(
+      f'the tokenizer of {workdir}',
+      f'{path} is not the one that the checkpoint was trained with',
+      f'restore it: the corpus of the run has it as {run.TOKENIZER}',
+    )
   return run_tokenizer
 
 
 def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike) -> dict[str, Any]:
-  """Writes the latest checkpoint, the log and the recipe of a member of a population into a run directory.
+  """Writes the latest checkpoint, the log and the recipe of a member of a population into a run
+  directory.
 
   The new run can be resumed: it is the run that the member would have been by itself.
 
@@ -195,37 +296,58 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
 
   Raises:
     Held: another process uses the work directory.
-    InputError: there is no such population, member or checkpoint, the checkpoint is corrupt, or the work directory
-      holds another run.
+    InputError: there is no such population, member or checkpoint, the checkpoint is corrupt, or the
+      work directory holds another run.
   """
   source, config = epath.Path(source), load_config(source)
   members = config.population.members
   if not 0 <= member < members or members == 1:
     found = f'a population of {members}' if members > 1 else 'a run of one model'
-    raise InputError(f'member {member} of {source}', found, f'give --member from 0 to {members - 1}' if members > 1
-                     else 'give the run itself where a model is required')
+    raise InputError(
+      f'member {member} of {source}',
+      found,
+      f'give --member from 0 to {members - 1}'
+      if members > 1
+      else 'give the run itself where a model is required',
+    )
   step = checkpoint.latest_step(source)
   if step is None:
-    raise InputError(f'member {member} of {source}', 'no checkpoint saved there', 'let the run reach its first one')
+    raise InputError(
+      f'member {member} of {source}', 'no checkpoint saved there', 'let the run reach its first one'
+    )
   checkpoint.verify(source, step)
   member_config = population.member_configs(config)[member]
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  shapes = jax.eval_shape(jax.vmap(functools.partial(train_step.init_state, config=config)),
-                          population.member_seeds(config))
+  shapes = jax.eval_shape(
+    jax.vmap(functools.partial(train_step.init_state, config=config)),
+    population.member_seeds(config),
+  )
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
   state = population.select_member(checkpoint.restore(source, like, step), member)
   with claim.held(workdir):
-    _write_member(member_config, state, member, source, run.open_run(workdir, recipe.as_dict(member_config)))
-  return {'workdir': str(workdir), 'member': member, 'seed': member_config.seed, 'step': int(state.step)}
+    _write_member(
+      member_config, state, member, source, run.open_run(workdir, recipe.as_dict(member_config))
+    )
+  return {
+    'workdir': str(workdir),
+    'member': member,
+    'seed': member_config.seed,
+    'step': int(state.step),
+  }
 
 
-def _write_member(config: RunConfig, state: TrainState, member: int, source: epath.Path, workdir: epath.Path) -> None:
+def _write_member(
+  config: RunConfig, state: TrainState, member: int, source: epath.Path, workdir: epath.Path
+) -> None:
   """Writes the files of an extracted member."""
   step = int(state.step)
   for name in (run.MANIFEST, run.TOKENIZER):
     run.write_bytes(workdir / name, untrusted.read_bytes(source / name, f'{name} of {source}'))
-  lines = [{key: value for key, value in line.items() if key != 'member'}
-           for line in run.read_lines(source / run.METRICS) if line['member'] == member and line['step'] <= step]
+  lines = [
+    {key: value for key, value in line.items() if key != 'member'}
+    for line in run.read_lines(source / run.METRICS)
+    if line['member'] == member and line['step'] <= step
+  ]
   run.write_lines(workdir / run.METRICS, lines)
   with checkpoint.open_writer(workdir, config.checkpoint.keep) as writer:
     writer.save(state, step)

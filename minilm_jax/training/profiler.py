@@ -4,8 +4,9 @@
     pip install xprof; xprof --logdir=RUN/profile
     pip install tensorboard xprof; tensorboard --logdir=RUN/profile    (the tab Profile)
 
-https://ui.perfetto.dev opens its perfetto_trace.json.gz without an installation. One dispatch runs a chunk of updates,
-so whole chunks are recorded. With several processes, the first one records its own devices.
+https://ui.perfetto.dev opens its perfetto_trace.json.gz without an installation. One dispatch runs
+a chunk of updates, so whole chunks are recorded. With several processes, the first one records its
+own devices.
 """
 
 import re
@@ -22,24 +23,34 @@ _SPAN = re.compile('([0-9]{1,10}):([0-9]{1,10})', re.ASCII)
 
 
 def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, int]:
-  """Returns the updates that --profile names: '100:110' is (100, 110), after update 100 up to 110; '' is (0, 0).
+  """Returns the updates that --profile names: '100:110' is (100, 110), after update 100 up to 110;
+  '' is (0, 0).
 
   Raises:
-    InputError: it is no such pair, it ends after the run does, or the work directory is not on this machine.
+    InputError: it is no such pair, it ends after the run does, or the work directory is not on this
+      machine.
   """
   if not span:
     return 0, 0
   match = _SPAN.fullmatch(span)
   if not match:
-    raise InputError(f'--profile={span}', 'not two numbers of updates with a colon between',
-                     'give two numbers, as in --profile=100:110')
+    raise InputError(
+      f'--profile={span}',
+      'not two numbers of updates with a colon between',
+      'give two numbers, as in --profile=100:110',
+    )
   first, last = int(match[1]), int(match[2])
   if first >= last or last > updates:
     found = 'nothing between them' if first >= last else f'the run ends at update {updates:,}'
-    raise InputError(f'--profile={span}', found, f'give two numbers from 0 to {updates}, the smaller first')
+    raise InputError(
+      f'--profile={span}', found, f'give two numbers from 0 to {updates}, the smaller first'
+    )
   if '://' in str(workdir):
-    raise InputError(f'--profile={span}', f'{workdir} is not on this machine, and JAX writes profiles to files',
-                     'give a local --workdir to a profiled run')
+    raise InputError(
+      f'--profile={span}',
+      f'{workdir} is not on this machine, and JAX writes profiles to files',
+      'give a local --workdir to a profiled run',
+    )
   return first, last
 
 
@@ -63,9 +74,13 @@ class Recorder:
       self._last = 0
       return
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Python does little between chunks, and its events would fill the file
+    options.python_tracer_level = (
+      0  # Python does little between chunks, and its events would fill the file
+    )
     try:
-      jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True, profiler_options=options)
+      jax.profiler.start_trace(
+        str(self._folder), create_perfetto_trace=True, profiler_options=options
+      )
     except (OSError, RuntimeError) as error:
       self._report_failure(error)
       return
@@ -89,8 +104,10 @@ class Recorder:
     except (OSError, RuntimeError) as error:
       self._report_failure(error)
       return
-    progress.say(f'a profile of updates {first + 1:,} to {self._to:,} was written in '
-                 f'{time.monotonic() - started:.1f} s; see it with: pip install xprof; xprof --logdir={self._folder}')
+    progress.say(
+      f'a profile of updates {first + 1:,} to {self._to:,} was written in '
+      f'{time.monotonic() - started:.1f} s; see it with: pip install xprof; xprof --logdir={self._folder}'
+    )
 
   def _report_failure(self, error: Exception) -> None:
     self._last = 0

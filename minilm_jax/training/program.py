@@ -1,6 +1,8 @@
-"""Builds the programs of a run: its mesh, the sharding of its state, the compiled chunk and the evaluation.
+"""Builds the programs of a run: its mesh, the sharding of its state, the compiled chunk and the
+evaluation.
 
-A chunk is a fold of the train step: any number of steps in one dispatch, compiled once. The host reads only its sums.
+A chunk is a fold of the train step: any number of steps in one dispatch, compiled once. The host
+reads only its sums.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ Evaluate = Callable[[Any, Corpus], list[dict[str, float]]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-  """The programs of a run. In a population every array of state, sums and records has a leading axis `P`.
+  """The programs of a run. In a population every array of state, sums and records has a leading
+  axis `P`.
 
   Attributes:
     mesh: of its devices.
@@ -59,9 +62,12 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
   mesh = sharding.make_mesh(config.mesh, micro_batch, config.population.members, devices)
   if micro_batch % mesh.shape['data']:
     asked = f'micro-batches of {micro_batch} rows over {mesh.shape["data"]} devices'
-    raise InputError(asked, 'the devices do not divide them', 'change batch_size, accumulation or mesh.data')
+    raise InputError(
+      asked, 'the devices do not divide them', 'change batch_size, accumulation or mesh.data'
+    )
   strategy = population.choose_strategy(
-      config.population.members, config.population.lift, mesh.devices.flat[0].platform)
+    config.population.members, config.population.lift, mesh.devices.flat[0].platform
+  )
   init = functools.partial(train_step.init_state, config=config)
   seeds = population.member_seeds(config)
   shardings = sharding.state_sharding(jax.eval_shape(init, seeds[0]), mesh)
@@ -69,38 +75,62 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
     seeds = seeds[0]
   else:
     init, shardings = jax.vmap(init), jax.tree.map(population.stacked_sharding, shardings)
-  shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                        jax.eval_shape(init, seeds), shardings)
+  shapes = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    jax.eval_shape(init, seeds),
+    shardings,
+  )
   jitted_init = jax.jit(init, out_shardings=shardings)
-  return TrainProgram(mesh, strategy, shapes, lambda: jitted_init(seeds), _build_chunk(config, mesh, strategy, shardings),
-                      build_evaluate(config.evaluation, mesh, strategy))
+  return TrainProgram(
+    mesh,
+    strategy,
+    shapes,
+    lambda: jitted_init(seeds),
+    _build_chunk(config, mesh, strategy, shardings),
+    build_evaluate(config.evaluation, mesh, strategy),
+  )
 
 
-def _build_chunk(config: RunConfig, mesh: Mesh, strategy: str, shardings: TrainState) -> ChunkProgram:
+def _build_chunk(
+  config: RunConfig, mesh: Mesh, strategy: str, shardings: TrainState
+) -> ChunkProgram:
   """Returns the jitted chunk."""
   out_shardings = shardings, *[population.member_sharding(mesh, strategy)] * 2
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
   def chunk(state: TrainState, rows: Rows, count: Int[Array, '']) -> Any:
-    layout, settings = population.shared_mask_layout(config, rows.length), population.member_settings(config)
+    layout, settings = (
+      population.shared_mask_layout(config, rows.length),
+      population.member_settings(config),
+    )
     platform = mesh.devices.flat[0].platform
 
-    def member_chunk(member: tuple[TrainState, MemberSettings, Window | None], shared: Corpus | None,
-                     count: Int[Array, '']) -> Any:
+    def member_chunk(
+      member: tuple[TrainState, MemberSettings, Window | None],
+      shared: Corpus | None,
+      count: Int[Array, ''],
+    ) -> Any:
       state, settings, window = member
 
       def step(_: Int[Array, ''], carry: Any) -> Any:
         state, sums, record = train_step.train_step(
-            carry[0], settings, window or shared, layout, config, platform)
+          carry[0], settings, window or shared, layout, config, platform
+        )
         return state, jax.tree.map(jnp.add, carry[1], sums), carry[2].or_later(record)
 
       zeros = {name: jnp.zeros(()) for name in ('loss', 'masked', 'gradient', 'updates')}
       state, sums, record = jax.lax.fori_loop(0, count, step, (state, zeros, NonFinite.none()))
-      return state, sums | {'parameters': optimizer.global_norm(state.model)}, record  # a norm reads all: once a chunk
+      return (
+        state,
+        sums | {'parameters': optimizer.global_norm(state.model)},
+        record,
+      )  # a norm reads all: once a chunk
 
     # each member has its own order of rows, and so its own window
     windows, shared = (rows, None) if isinstance(rows, Window) else (None, rows)
-    return population.map_over_members(member_chunk, mesh, strategy)((state, settings, windows), shared, count)
+    return population.map_over_members(member_chunk, mesh, strategy)(
+      (state, settings, windows), shared, count
+    )
 
   return chunk
 
@@ -123,11 +153,16 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
   free = backend.free_bytes(devices[0])
   # the next state takes the place of the present one
   if free is not None and needed - copies * memory.alias_size_in_bytes > free:
-    raise InputError(f'a step that takes {needed / 2**30:,.1f} GiB', f'{free / 2**30:,.1f} GiB are free',
-                     'raise accumulation, lower batch_size or population.members, or set model.remat')
+    raise InputError(
+      f'a step that takes {needed / 2**30:,.1f} GiB',
+      f'{free / 2**30:,.1f} GiB are free',
+      'raise accumulation, lower batch_size or population.members, or set model.remat',
+    )
   cache = jax.config.jax_compilation_cache_dir or 'memory'
-  progress.say(f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); state and step take '
-               f'{needed / 2**20:,.0f} MiB; compiled in {time.monotonic() - started:.1f} s, cached in {cache}')
+  progress.say(
+    f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); state and step take '
+    f'{needed / 2**20:,.0f} MiB; compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
+  )
   return compiled
 
 
@@ -139,9 +174,11 @@ def step_count(program: TrainProgram, steps: int) -> Int[Array, '']:
 def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Evaluate:
   """Returns the evaluation of a model, or of each model of a population, with fixed masks.
 
-  `(model, corpus)` gives `loss`, `perplexity` and `padded_loss` of each member, over `config.rows` rows of a split. Each
-  device of `data` takes its share of the batches; the sums of all are added once.
+  `(model, corpus)` gives `loss`, `perplexity` and `padded_loss` of each member, over `config.rows`
+  rows of a split. Each device of `data` takes its share of the batches; the sums of all are added
+  once.
   """
+
   @functools.partial(jax.jit, static_argnums=2)
   def total(model: Any, corpus: Corpus, count: int) -> Any:
     def member_total(model: MaskedLanguageModel, corpus: Corpus) -> Sums:
@@ -149,15 +186,21 @@ def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single
 
       def add(batch: Int[Array, ''], sums: Sums) -> Sums:
         first = (batch * devices + jax.lax.axis_index('data')) * config.batch_size
-        return jax.tree.map(jnp.add, sums, train_step.eval_step(model, corpus, first, config.batch_size, count))
+        return jax.tree.map(
+          jnp.add, sums, train_step.eval_step(model, corpus, first, config.batch_size, count)
+        )
 
       zeros = {name: jnp.zeros(()) for name in ('loss', 'masked', 'padding')}
-      return jax.lax.psum(jax.lax.fori_loop(0, -(-count // (config.batch_size * devices)), add, zeros), 'data')
+      return jax.lax.psum(
+        jax.lax.fori_loop(0, -(-count // (config.batch_size * devices)), add, zeros), 'data'
+      )
 
     return population.map_over_members(member_total, mesh, strategy)(model, corpus)
 
   def evaluate(model: Any, corpus: Corpus) -> list[dict[str, float]]:
     sums = hosts.to_host(total(model, corpus, min(config.rows, corpus.rows)))
-    return [train_step.mean_metrics(member) for member in population.unstack(sums, np.size(sums['loss']))]
+    return [
+      train_step.mean_metrics(member) for member in population.unstack(sums, np.size(sums['loss']))
+    ]
 
   return evaluate

@@ -1,4 +1,4 @@
-"""Resumes a run from its newest intact checkpoint, and sets corrupt checkpoints aside."""
+"""Recovers runs: resumes from the newest intact checkpoint, and handles non-finite updates."""
 
 from typing import Any, TypeVar
 
@@ -8,17 +8,19 @@ from etils import epath
 from minilm_jax import hosts, progress, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
-from minilm_jax.training import checkpoint
+from minilm_jax.training import checkpoint, population, train_step
 from minilm_jax.training.program import TrainProgram
-from minilm_jax.training.train_step import TrainState
+from minilm_jax.training.train_step import NonFinite, TrainState
 
 T = TypeVar('T')
 CORRUPT_SUFFIX = '.damaged'
 
 
-def restore_or_init(config: RunConfig, workdir: epath.Path,
-                    program: TrainProgram) -> tuple[TrainState, int, list[int], list[dict[str, Any]]]:
-  """Restores the newest intact checkpoint of a run, or initializes its state; removes later lines of the log.
+def restore_or_init(
+  config: RunConfig, workdir: epath.Path, program: TrainProgram
+) -> tuple[TrainState, int, list[int], list[dict[str, Any]]]:
+  """Restores the newest intact checkpoint of a run, or initializes its state; removes later lines
+  of the log.
 
   Returns:
     The state, its step, the members that are not behind it, and the lines of the log.
@@ -27,8 +29,12 @@ def restore_or_init(config: RunConfig, workdir: epath.Path,
     InputError: members have stopped before that step, and the recipe stops at non-finite updates.
   """
   saved_step, state = restore_latest(workdir, program.shapes)
-  lines = hosts.primary_first(lambda: run.keep_lines(
-      workdir / run.METRICS, lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test'))
+  lines = hosts.primary_first(
+    lambda: run.keep_lines(
+      workdir / run.METRICS,
+      lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test',
+    )
+  )
   if saved_step is None:
     state = program.init()
   else:
@@ -38,16 +44,20 @@ def restore_or_init(config: RunConfig, workdir: epath.Path,
   active = [member for member, member_step in enumerate(member_steps) if member_step == step]
   stopped = len(member_steps) - len(active)
   if stopped and config.nonfinite == 'stop':
-    raise InputError(f'the run in {workdir}', f'{stopped} members had an update that was not finite',
-                     'lower optimizer.learning_rate or set optimizer.clip, in another --workdir')
+    raise InputError(
+      f'the run in {workdir}',
+      f'{stopped} members had an update that was not finite',
+      'lower optimizer.learning_rate or set optimizer.clip, in another --workdir',
+    )
   return state, step, active, lines
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:
-  """Restores the newest checkpoint of a run that is intact by its checksums, or readable where it has none.
+  """Restores the newest checkpoint of a run that is intact by its checksums, or readable where it
+  has none.
 
-  Corrupt checkpoints are set aside with a message. With several processes, the first one checks the files; a checkpoint
-  that fails only while all of them read it stops them.
+  Corrupt checkpoints are set aside with a message. With several processes, the first one checks the
+  files; a checkpoint that fails only while all of them read it stops them.
 
   Args:
     workdir: of the run.
@@ -72,15 +82,21 @@ def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | No
       _set_aside(workdir, step, error.found)
       continue
     folder = checkpoint.step_folder(workdir, step)
-    if hosts.is_primary() and not checkpoint.has_checksums(folder):  # the process was killed before it wrote them
+    if hosts.is_primary() and not checkpoint.has_checksums(
+      folder
+    ):  # the process was killed before it wrote them
       checkpoint.write_checksums(folder)
     return step, state
 
 
 def _find_intact_step(workdir: epath.PathLike) -> int | None:
-  """Returns the last step whose checkpoint is not known to be corrupt, after setting aside those that are."""
+  """Returns the last step whose checkpoint is not known to be corrupt, after setting aside those
+  that are.
+  """
   for step in reversed(checkpoint.list_steps(workdir)):
-    damage = checkpoint.find_damage(checkpoint.step_folder(workdir, step)) if hosts.is_primary() else ''
+    damage = (
+      checkpoint.find_damage(checkpoint.step_folder(workdir, step)) if hosts.is_primary() else ''
+    )
     if not damage:
       return step
     _set_aside(workdir, step, damage)
@@ -88,12 +104,72 @@ def _find_intact_step(workdir: epath.PathLike) -> int | None:
 
 
 def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
-  """Renames a checkpoint to `STEP.damaged`, which no command reads; replaces an earlier one of that name."""
+  """Renames a checkpoint to `STEP.damaged`, which no command reads; replaces an earlier one of that
+  name.
+  """
   folder = checkpoint.step_folder(workdir, step)
   aside = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
   if aside.exists():
     aside.rmtree()
   folder.rename(aside)
-  restart = '' if checkpoint.list_steps(workdir) else '; no other checkpoint is left, and training starts again'
-  progress.say(f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; it is set aside as {aside.name}'
-               f'{restart}')
+  restart = (
+    ''
+    if checkpoint.list_steps(workdir)
+    else '; no other checkpoint is left, and training starts again'
+  )
+  progress.say(
+    f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; it is set aside as {aside.name}'
+    f'{restart}'
+  )
+
+
+def drop_non_finite(
+  config: RunConfig,
+  workdir: epath.Path,
+  checkpoints: checkpoint.CheckpointWriter,
+  state: TrainState,
+  records: NonFinite,
+  active: list[int],
+  step: int,
+) -> list[int]:
+  """Returns the members that continue after a chunk, by the policy of the recipe for non-finite
+  updates.
+
+  Args:
+    config: the recipe.
+    workdir: of the run.
+    checkpoints: the writer of the run.
+    state: after the chunk.
+    records: of the chunk, on the host.
+    active: members before the chunk.
+    step: of the run, after the chunk.
+
+  Raises:
+    DistributedError: an update was not finite, and the recipe stops or no member is left; the state
+      is saved.
+  """
+  remaining, is_population = list(active), config.population.members > 1
+  for member in active:
+    failed_step, tensor = (int(np.ravel(field)[member]) for field in records)
+    if failed_step < 0:
+      continue
+    model = hosts.to_host(state.model)
+    model = population.select_member(model, member) if is_population else model
+    of_member = f' of member {member}' if is_population else ''
+    what = f'update {failed_step + 1}{of_member}'
+    found = f'{train_step.name_tensor(tensor, model)} is not finite'
+    if config.nonfinite == 'skip':
+      progress.say(f'{what} is skipped: {found}')
+      continue
+    remaining.remove(member)
+    if config.nonfinite == 'drop-member' and remaining:
+      progress.say(f'{what} is skipped, and the member stops: {found}')
+      continue
+    checkpoints.save(state, step if is_population else failed_step)
+    checkpoints.finish()
+    raise hosts.DistributedError(
+      f'a finite {what} in {workdir}',
+      f'{found}; the last checkpoint is of the state before it',
+      'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip',
+    )
+  return remaining

@@ -1,7 +1,9 @@
-"""Computes one training step, `(state, settings, rows) -> (state, sums, non-finite record)`, pure, for one model.
+"""Computes one training step, `(state, settings, rows) -> (state, sums, non-finite record)`, pure,
+for one model.
 
-A run is a fold of this function. Rows, masks and dropped units are functions of the state's seed and step, so that only
-the state has to be saved. The step returns sums and counts, never means; the host divides them once.
+A run is a fold of this function. Rows, masks and dropped units are functions of the state's seed
+and step, so that only the state has to be saved. The step returns sums and counts, never means; the
+host divides them once.
 """
 
 import dataclasses
@@ -25,7 +27,9 @@ from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import masking, optimizer
 
-CPU_MICRO_BATCH_TOKENS = 512  # for hidden sizes of 32 to 256 no other number is faster by more than 6%
+CPU_MICRO_BATCH_TOKENS = (
+  512  # for hidden sizes of 32 to 256 no other number is faster by more than 6%
+)
 Sums = dict[str, Float[Array, '']]
 Number = float | Float[Array, '*P']
 
@@ -34,7 +38,9 @@ Number = float | Float[Array, '*P']
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """The whole state of a run between two steps: arrays only, so that all of it can be mapped, sharded and saved."""
+  """The whole state of a run between two steps: arrays only, so that all of it can be mapped,
+  sharded and saved.
+  """
 
   step: Int[Array, '']
   seed: UInt32[Array, '']
@@ -65,15 +71,22 @@ class MemberSettings:
   @classmethod
   def from_config(cls, optimizer_config: OptimizerConfig, mask: MaskConfig) -> 'MemberSettings':
     """Returns the settings of a recipe."""
-    return cls(optimizer_config.learning_rate, optimizer_config.weight_decay, mask.rate, mask.random, mask.keep)
+    return cls(
+      optimizer_config.learning_rate,
+      optimizer_config.weight_decay,
+      mask.rate,
+      mask.random,
+      mask.keep,
+    )
 
 
 class NonFinite(NamedTuple):
   """A record of the first update whose loss or gradient is not finite.
 
-  `step` is its index, or -1 where all updates are finite. `tensor` is 0 for the loss, or 1 + the index of a gradient.
-  Such an update is skipped. With the policies `stop` and `drop-member` the member then repeats it without end, so that
-  its state stays as it was; with `skip` it continues with the next batch.
+  `step` is its index, or -1 where all updates are finite. `tensor` is 0 for the loss, or 1 + the
+  index of a gradient. Such an update is skipped. With the policies `stop` and `drop-member` the
+  member then repeats it without end, so that its state stays as it was; with `skip` it continues
+  with the next batch.
   """
 
   step: Int[Array, '*P']
@@ -88,9 +101,12 @@ class NonFinite(NamedTuple):
   def detect(cls, loss: Float[Array, ''], gradient: Any, step: Int[Array, '']) -> 'NonFinite':
     """Returns the record of one update.
 
-    It takes sums of squares, which the logged norm of the gradient needs too: XLA computes them once.
+    It takes sums of squares, which the logged norm of the gradient needs too: XLA computes them
+    once.
     """
-    sums = jnp.stack([loss, *[jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]])
+    sums = jnp.stack(
+      [loss, *[jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]]
+    )
     is_bad = ~jnp.isfinite(sums)
     return cls(jnp.where(is_bad.any(), step, -1), jnp.argmax(is_bad).astype(jnp.int32))
 
@@ -120,24 +136,38 @@ def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), model, moments)
 
 
-def compute_loss(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int) -> Float[Array, '']:
+def compute_loss(
+  model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int
+) -> Float[Array, '']:
   """Returns the cross-entropy in nats, summed over the masked positions, in float32.
 
   Logits exist only there, in so many `blocks`, one at a time. Without a `key` nothing is dropped.
   """
   x = model.features(batch.tokens, batch.mask, batch.positions, key=key)
-  return cross_entropy.cross_entropy_sum(x, *model.output_weights(), batch.targets, batch.weights, blocks)
+  return cross_entropy.cross_entropy_sum(
+    x, *model.output_weights(), batch.targets, batch.weights, blocks
+  )
 
 
-def compute_gradient(model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int) -> tuple[Any, Sums]:
-  """Returns the gradient of the summed loss, and the sums; for a running statistic, the observed value."""
+def compute_gradient(
+  model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int
+) -> tuple[Any, Sums]:
+  """Returns the gradient of the summed loss, and the sums; for a running statistic, the observed
+  value.
+  """
   loss, gradient = jax.value_and_grad(compute_loss)(model, batch, key, blocks)
   return gradient, {'loss': loss, 'masked': batch.weights.sum()}
 
 
 def count_micro_batches(rows: int, length: int, platform: str) -> int:
-  """Returns the best number of micro-batches for a device's rows: on a CPU, activations then stay in its cache."""
-  return cross_entropy.divisor(rows, math.ceil(rows * length / CPU_MICRO_BATCH_TOKENS)) if platform == 'cpu' else 1
+  """Returns the best number of micro-batches for a device's rows: on a CPU, activations then stay
+  in its cache.
+  """
+  return (
+    cross_entropy.divisor(rows, math.ceil(rows * length / CPU_MICRO_BATCH_TOKENS))
+    if platform == 'cpu'
+    else 1
+  )
 
 
 def accumulate(function: Callable[..., Any], model: Any, rows: Any, count: int) -> Any:
@@ -145,15 +175,22 @@ def accumulate(function: Callable[..., Any], model: Any, rows: Any, count: int) 
   if count == 1:
     return function(model, *rows)
   parts = jax.tree.map(lambda x: cross_entropy.cut(x, count), rows)
-  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, model, *jax.tree.map(lambda x: x[0], parts)))
-  return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(model, *part)), None), zeros, parts)[0]
+  zeros = jax.tree.map(
+    jnp.zeros_like, jax.eval_shape(function, model, *jax.tree.map(lambda x: x[0], parts))
+  )
+  return jax.lax.scan(
+    lambda total, part: (jax.tree.map(jnp.add, total, function(model, *part)), None), zeros, parts
+  )[0]
 
 
-def micro_batch_plan(config: RunConfig, rows: int, length: int, positions: int, platform: str) -> tuple[int, int]:
-  """Returns the number of micro-batches of a device's rows, and the number of logit blocks of a micro-batch.
+def micro_batch_plan(
+  config: RunConfig, rows: int, length: int, positions: int, platform: str
+) -> tuple[int, int]:
+  """Returns the number of micro-batches of a device's rows, and the number of logit blocks of a
+  micro-batch.
 
-  Where the recipe leaves them open, a micro-batch is as large as fits the cache. A model with BatchNorm keeps the batch
-  whole, because micro-batches change its training.
+  Where the recipe leaves them open, a micro-batch is as large as fits the cache. A model with
+  BatchNorm keeps the batch whole, because micro-batches change its training.
 
   Args:
     config: the recipe.
@@ -170,7 +207,8 @@ def micro_batch_plan(config: RunConfig, rows: int, length: int, positions: int, 
 
 
 def batch_indices(rows: int, count: int) -> Int[Array, 'B']:
-  """Returns the indices in the batch of a device's rows: a part of each of `count` micro-batches, one after another.
+  """Returns the indices in the batch of a device's rows: a part of each of `count` micro-batches,
+  one after another.
 
   A micro-batch has the same rows on any mesh, and so have the statistics of a BatchNorm.
   """
@@ -179,11 +217,19 @@ def batch_indices(rows: int, count: int) -> Int[Array, 'B']:
   return (starts[:, None] + jnp.arange(size)[None]).ravel()
 
 
-def train_step(state: TrainState, settings: MemberSettings, corpus: Corpus | Window, layout: masking.MaskLayout,
-               config: RunConfig, platform: str) -> tuple[TrainState, Sums, NonFinite]:
-  """Computes one update: rows, masks, the gradient of the summed loss, one division by the count, the optimizer.
+def train_step(
+  state: TrainState,
+  settings: MemberSettings,
+  corpus: Corpus | Window,
+  layout: masking.MaskLayout,
+  config: RunConfig,
+  platform: str,
+) -> tuple[TrainState, Sums, NonFinite]:
+  """Computes one update: rows, masks, the gradient of the summed loss, one division by the count,
+  the optimizer.
 
-  Runs on each device of the mesh axis `data`, with its share of the batch; gradients are added over them once.
+  Runs on each device of the mesh axis `data`, with its share of the batch; gradients are added over
+  them once.
 
   Args:
     state: of one member.
@@ -207,31 +253,44 @@ def train_step(state: TrainState, settings: MemberSettings, corpus: Corpus | Win
   sums |= {'gradient': optimizer.global_norm(gradient)}
   non_finite = NonFinite.detect(sums['loss'], gradient, state.step)
   transform = optimizer.build_optimizer(
-      config.optimizer, config.updates, state.model, settings.learning_rate, settings.weight_decay)
+    config.optimizer, config.updates, state.model, settings.learning_rate, settings.weight_decay
+  )
 
   def update(state: TrainState) -> TrainState:
     change, moments = transform.update(gradient, state.optimizer, state.model)
-    return dataclasses.replace(state, model=optax.apply_updates(state.model, change), optimizer=moments)
+    return dataclasses.replace(
+      state, model=optax.apply_updates(state.model, change), optimizer=moments
+    )
 
   is_valid = (non_finite.step < 0) & corpus.covers(state.step)
   # a choice between two states would keep a copy of each
   after = jax.lax.cond(is_valid, update, lambda state: state, state)
   updates = is_valid.astype(jnp.int32)
-  after = dataclasses.replace(after, step=state.step + (1 if config.nonfinite == 'skip' else updates))
+  after = dataclasses.replace(
+    after, step=state.step + (1 if config.nonfinite == 'skip' else updates)
+  )
   valid_sums = {name: jnp.where(is_valid, value, 0) for name, value in sums.items()}
   return after, valid_sums | {'updates': updates.astype(jnp.float32)}, non_finite
 
 
-def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int) -> Sums:
-  """Returns sums over rows `first ... first + batch_size - 1` of a split, without those at or past `count`.
+def eval_step(
+  model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int
+) -> Sums:
+  """Returns sums over rows `first ... first + batch_size - 1` of a split, without those at or past
+  `count`.
 
-  `padding` counts pads: the released code of paper 1 predicts them too, nearly without error, and divides by them.
+  `padding` counts pads: the released code of paper 1 predicts them too, nearly without error, and
+  divides by them.
   """
   row = first + jnp.arange(batch_size)
   is_inside = row < count
-  batch = masking.mask_eval_batch(corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary)
+  batch = masking.mask_eval_batch(
+    corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary
+  )
   batch = dataclasses.replace(batch, weights=batch.weights * is_inside[:, None])
-  blocks = cross_entropy.blocks(batch_size, batch.targets.shape[1], model.config.vocabulary, jax.default_backend())
+  blocks = cross_entropy.blocks(
+    batch_size, batch.targets.shape[1], model.config.vocabulary, jax.default_backend()
+  )
   loss = compute_loss(model, batch, None, blocks)
   padding = (~batch.mask & is_inside[:, None]).sum().astype(jnp.float32)
   return {'loss': loss, 'masked': batch.weights.sum(), 'padding': padding}
@@ -240,9 +299,9 @@ def eval_step(model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''],
 def mean_metrics(sums: dict[str, Any]) -> dict[str, float]:
   """Returns the metrics of a log line from sums: `loss` a masked token in nats, and `perplexity`.
 
-  With pads there is `padded_loss`, the measure of paper 1's released code if it predicts pads without error: they count
-  with a loss of 0. A chunk of updates also has `gradient_norm`, the mean over updates of the norm before clipping, and
-  `parameter_norm` after the last update.
+  With pads there is `padded_loss`, the measure of paper 1's released code if it predicts pads
+  without error: they count with a loss of 0. A chunk of updates also has `gradient_norm`, the mean
+  over updates of the norm before clipping, and `parameter_norm` after the last update.
   """
   loss = float(sums['loss']) / float(sums['masked'])
   metrics = {'loss': loss, 'perplexity': math.exp(min(loss, 700))}
