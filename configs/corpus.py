@@ -20,7 +20,7 @@ from configs import base
 def get_config():
   """The recipe of the paper's reduced language; sources and word list are the user's to name."""
   config = base.corpus()
-  config.vocabulary.update(counting='honey', passes='sentences,spans')
+  config.vocabulary.update(word_rule='paper1', filters='sentences,spans')
   config.tokenizer.update(model='bpe', size=19_000)
-  config.rows.update(length=128, grouping='words')
+  config.rows.update(length=128, packing='words')
   return config

@@ -17,9 +17,9 @@ def corpus():
   """Sentences of the microworld under a tokenizer that has a piece for nearly every word."""
   config = base.corpus()
   config.documents.sources = 'microworld:4000'
-  config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
+  config.vocabulary.update(word_rule='plain', filters='sentences', min_words_per_sentence=2)
   config.tokenizer.size = 590
-  config.rows.update(length=32, grouping='tokens')
+  config.rows.update(length=32, packing='tokens')
   config.splits.update(validation=0.03, test=0.0)
   return config
 
@@ -28,12 +28,12 @@ def pretrain():
   """Rotary positions and pre-LN, which leave the unigram plateau within 100 updates; many small batches of short rows."""
   config = base.pretrain()
   config.batch_size = 16
-  config.updates = 2000
-  config.model.update(vocabulary=590, embedding=64, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
-                      length=32, norm='pre', positions='rotary', dropout=0.0, segments=0, projection=False, tied=True)
+  config.num_steps = 2000
+  config.model.update(vocab_size=590, embedding_size=64, hidden_size=64, intermediate_size=128, num_heads=4, flops_heads=4, num_layers=2,
+                      max_length=32, norm='pre', positions='rotary', dropout=0.0, segments=0, projection=False, tied=True)
   config.mask.rate = 0.25
   config.optimizer.update(learning_rate=4e-3, schedule='linear', beta2=0.98)
-  config.evaluation.update(every=200, rows=200)
+  config.eval.update(every=200, rows=200)
   config.checkpoint.every = 1000
   config.log.every = 50
   return config
@@ -42,7 +42,7 @@ def pretrain():
 def finetune():
   """Five seeds on 1,000 sentences; half of the nouns and words of feeling are kept for the test split."""
   config = base.finetune()
-  config.task.update(name='microworld/acceptability', split='test', limit=1000)
+  config.task.update(name='microworld/acceptability', split='test', max_train_examples=1000)
   config.head.pooling = 'mean'
   config.optimizer.learning_rate = 2e-3
   config.seeds = '0,1,2,3,4'

@@ -15,9 +15,9 @@ def corpus():
   """Sentences of the microworld under a tokenizer of 512 pieces."""
   config = base.corpus()
   config.documents.sources = 'microworld:4000'
-  config.vocabulary.update(counting='plain', passes='sentences', sentence_words=2)
+  config.vocabulary.update(word_rule='plain', filters='sentences', min_words_per_sentence=2)
   config.tokenizer.size = 512
-  config.rows.update(length=64, grouping='tokens')
+  config.rows.update(length=64, packing='tokens')
   config.splits.update(validation=0.05, test=0.05)
   return config
 
@@ -27,12 +27,12 @@ def pretrain():
   config = base.pretrain()
   config.corpus = 'configs/tiny.py:corpus'
   config.batch_size = 16
-  config.updates = 600
-  config.model.update(vocabulary=512, embedding=64, hidden=64, feed_forward=128, heads=4, nominal_heads=4, layers=2,
-                      length=64, norm='pre', positions='rotary', dropout=0.0)
+  config.num_steps = 600
+  config.model.update(vocab_size=512, embedding_size=64, hidden_size=64, intermediate_size=128, num_heads=4, flops_heads=4, num_layers=2,
+                      max_length=64, norm='pre', positions='rotary', dropout=0.0)
   config.mask.rate = 0.3
   config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98)
-  config.evaluation.update(every=100, rows=200)
+  config.eval.update(every=100, rows=200)
   config.checkpoint.every = 100
   config.log.every = 20
   return config

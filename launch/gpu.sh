@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with one NVIDIA GPU: checks the driver, installs JAX with the CUDA that fits it, then runs a verb:
 #   bash launch/gpu.sh [--dry_run] [VERB ...]
-#   bash launch/gpu.sh bench --config=configs/honey.py:magic-bee-26 --config.model.compute=bfloat16
+#   bash launch/gpu.sh bench --config=configs/paper1.py:magic-bee-26 --config.model.dtype=bfloat16
 # CUDA 13 wants a driver of 580 or newer, CUDA 12 one of 525; JAX brings CUDA itself. --dry_run prints and runs nothing.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

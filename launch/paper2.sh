@@ -13,12 +13,12 @@ fi
 text=$1 ag_news=$2 dbpedia=$3 fewrel=$4 out=${5:-runs/paper2}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm ''
-sizes=$root/configs/sizes.py tlm=$root/configs/tlm.py topics=$root/configs/topics.py
+sizes=$root/configs/paper2_data_sizes.py tlm=$root/configs/paper2_models.py topics=$root/configs/paper2_tasks.py
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 # A thousand labelled examples of each task; of three rates this was best on a held-out tenth of AG News for both arms.
 tune() {
-  minilm finetune --config="$topics:$1" --config.task.per_label="$2" --config.task.per_label_reported="$3" \
+  minilm finetune --config="$topics:$1" --config.task.per_label="$2" --config.task.eval_per_label="$3" \
     --config.epochs=6 --config.length=64 --config.optimizer.learning_rate=1e-3 "${@:4}"
 }
 on_ag_news() { tune ag_news 250 250 --config.task.folder="$ag_news" "$@"; }
@@ -35,7 +35,7 @@ on_dbpedia "$seeds" --control --checkpoint="$out/sizes/*" --workdir="$out/sizes-
 on_fewrel "$seeds" --control --checkpoint="$out/sizes/*" --workdir="$out/sizes-fewrel"
 
 # Claim 3: three parts of one size that overlap less and more with a task. What is not pre-trained is the same as above.
-minilm subset --config="$topics:ag_news" --config.task.folder="$ag_news" --config.task.per_label=250 \
+minilm overlap-subsets --config="$topics:ag_news" --config.task.folder="$ag_news" --config.task.per_label=250 \
   --corpus="$out/articles" --workdir="$out/parts"
 for part in 1 2 3; do
   minilm pretrain --config="$sizes:40000-cpu" --config.subset.rows=0 --config.corpus="$out/parts/part-$part" \
@@ -47,28 +47,28 @@ on_ag_news "$seeds" --checkpoint="$out/overlap/*" --workdir="$out/overlap-ag_new
 # against one model of six blocks, an eighth as wide, that trained with as many FLOPs as all five. Beside them a committee
 # of two such models, which has the members' FLOPs and parameters; one member with five heads; the deep model's seeds of
 # fine-tuning as a committee; and three members whose front-end is mended.
-small=(--config.model.vocabulary=8000 --config.corpus="$out/articles" --config.optimizer.learning_rate=5e-4
-       --config.optimizer.schedule=linear --config.optimizer.warmup_share=0.1)
+small=(--config.model.vocab_size=8000 --config.corpus="$out/articles" --config.optimizer.learning_rate=5e-4
+       --config.optimizer.schedule=linear --config.optimizer.warmup_fraction=0.1)
 shallow=$tlm:conv2-k3-d64-h8@96d8 deep=$tlm:bert-6@96
-population() { minilm sweep --config="$1" "${small[@]}" --config.population.members="$2" --config.updates="$3" "${@:4}"; }
+population() { minilm sweep --config="$1" "${small[@]}" --config.population.members="$2" --config.num_steps="$3" "${@:4}"; }
 population "$shallow" 5 1000 --workdir="$out/members"
-population "$shallow" 3 1000 --config.model.convolution=mended --workdir="$out/mended"
+population "$shallow" 3 1000 --config.model.convolution=fixed --workdir="$out/mended"
 population "$deep" 2 500 --workdir="$out/pair"
-minilm pretrain --config="$deep" "${small[@]}" --config.updates=1000 --workdir="$out/deep"
-few=("--config.seeds=0,1,2" --config.keep=True)
+minilm pretrain --config="$deep" "${small[@]}" --config.num_steps=1000 --workdir="$out/deep"
+few=("--config.seeds=0,1,2" --config.save_classifiers=True)
 for some in members mended pair; do
   on_ag_news "${few[@]}" --checkpoint="$out/$some/*/member-*" --workdir="$out/$some-ag_news"
 done
 on_ag_news "${few[@]}" --checkpoint="$out/deep" --workdir="$out/deep-ag_news"
-on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-0" --config.head.copies=5 --workdir="$out/heads-ag_news"
+on_ag_news "${few[@]}" --checkpoint="$out/members/*/member-0" --config.head.ensemble_size=5 --workdir="$out/heads-ag_news"
 for some in members pair; do
   minilm committee --members="$out/$some-ag_news/*/classifier-*" --workdir="$out/$some-committee"
 done
 minilm committee --members="$out/deep-ag_news/classifier-*" --workdir="$out/deep-committee"
 for size in 2 3 4 5; do
-  minilm latency --config="$shallow,${deep##*:}" --config.model.vocabulary=8000 --size="$size" --heads="$size" \
+  minilm latency --config="$shallow,${deep##*:}" --config.model.vocab_size=8000 --size="$size" --heads="$size" \
     --workdir="$out/latency/$size"
 done
-minilm latency --config="$deep" --config.model.vocabulary=8000 --size=2 --workdir="$out/latency/deep"
+minilm latency --config="$deep" --config.model.vocab_size=8000 --size=2 --workdir="$out/latency/deep"
 
 minilm report "$out" --workdir="$out/report"

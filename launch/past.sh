@@ -7,7 +7,7 @@
 # CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given. SEEDS: 4 where none
 # is given; one took 4.3 hours of one core of an EPYC with AVX-512, slower ones, by estimate, two to five times that;
 # 1 is a first answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
-#   --config.updates=40 --config.log.every=10 --config.evaluation.every=10 --config.evaluation.rows=32
+#   --config.num_steps=40 --config.log.every=10 --config.eval.every=10 --config.eval.rows=32
 set -euo pipefail
 if (($# < 2)); then
   printf '%s\n' "asked: the study of the plateau" "found: $# arguments" \
@@ -22,7 +22,7 @@ if [[ ! $seeds =~ ^[1-9][0-9]*$ ]]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm data
-past=$root/configs/past.py glue=$root/configs/glue.py
+past=$root/configs/plateau_ablations.py glue=$root/configs/glue.py
 small=e32-h32-f64-a8-l1 middle=e64-h64-f256-a8-l2
 each= # of the models of a point: in its folder, or one in it for each seed
 if ((seeds > 1)); then each=/member-*; fi
@@ -35,7 +35,7 @@ runs_of() { # SET FOLDER: its points, each a population of all seeds
 }
 
 scores_of() { # SHAPE SEEDS FOLDER: GLUE of all points of a shape; seeds of the fine-tuning of each model
-  minilm finetune --config="$glue:cola,sst2,mrpc,stsb" --config.task.data_dir="$tfds" --config.task.limit=1000 \
+  minilm finetune --config="$glue:cola,sst2,mrpc,stsb" --config.task.data_dir="$tfds" --config.task.max_train_examples=1000 \
     --config.epochs=3 --config.seeds="$2" --checkpoint="$out/points/*@$1$each" --workdir="$3"
 }
 
@@ -45,18 +45,18 @@ done
 runs_of shorter "$out/shorter"
 # Saved every 100 updates: a run that has to find the neighbours by attention, before and after it leaves the plateau.
 minilm pretrain --config="$past:without-short-convolution@e32-h32-f64-a2-l1" --config.corpus="$corpus" \
-  --config.checkpoint.every=100 --config.checkpoint.keep=20 --workdir="$out/leaving" "${flags[@]}"
+  --config.checkpoint.every=100 --config.checkpoint.keep_last=20 --workdir="$out/leaving" "${flags[@]}"
 minilm evaluate --checkpoint="$out/leaving@all" --attention
-minilm baselines --config="$past" --config.corpus="$corpus" --workdir="$out/baselines"
+minilm ngram-baselines --config="$past" --config.corpus="$corpus" --workdir="$out/baselines"
 for point in paper together; do
   minilm evaluate --checkpoint="$out/points/$point@$middle" --attention
 done
 scores_of 'e32-h32-f64-a?-l1' 0 "$out/glue/small" # of every change, and with wide heads
 scores_of "$middle" 0,1 "$out/glue/middle"
-minilm compare --base="$out/points/paper@$middle" "$out/points" "$out/glue" "$out/baselines" --workdir="$out/compare" \
-  --question="$past"
-minilm compare --base="$out/points/together@$small" "$out"/points/*@"$small" "$out/glue/small" "$out/baselines" \
-  --workdir="$out/compare-together" --question="$past"
+minilm ablations --base="$out/points/paper@$middle" "$out/points" "$out/glue" "$out/baselines" --workdir="$out/compare" \
+  --preregistration="$past"
+minilm ablations --base="$out/points/together@$small" "$out"/points/*@"$small" "$out/glue/small" "$out/baselines" \
+  --workdir="$out/compare-together" --preregistration="$past"
 minilm report "$out"/points/paper@*-a8-* "$out"/shorter/paper+* --workdir="$out/frontier-paper"
 minilm report "$out"/points/together@e{32,64}-*-a8-* "$out"/points/together+rate-1e-3@* "$out"/shorter/together+* \
-  --workdir="$out/frontier-best" # at the largest size with the rate that modern.py has there
+  --workdir="$out/frontier-best" # at the largest size with the rate that recommended.py has there

@@ -37,7 +37,7 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     print(usage.of_verb(name, VERBS[name]))
   else:
     inputs = flags.read(name, VERBS[name], arguments)
-    if name not in ('corpus', 'report', 'compare', 'watch', 'completion'):  # they do without JAX
+    if name not in ('corpus', 'report', 'ablations', 'watch', 'completion'):  # they do without JAX
       from minilm_jax import backend
       backend.prepare('deterministic' in inputs[1] and inputs[1].deterministic)
     absl_logging.set_verbosity(absl_logging.FATAL)  # libraries tell each checkpoint's history; what fails, we say

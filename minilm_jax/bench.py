@@ -60,7 +60,7 @@ def bench(config: RunConfig, steps: int, repeats: int, against: str = '') -> dic
       'bytes_per_second': machine.bytes_per_second(),
       'parameters': size.parameters(config.model)['total'],
       'members': config.population.members,
-      'batch': [config.batch_size, config.model.length],
+      'batch': [config.batch_size, config.model.max_length],
       'steps': steps,
       'repeats': repeats,
       'machine': machine.describe(),
@@ -76,7 +76,7 @@ def bench(config: RunConfig, steps: int, repeats: int, against: str = '') -> dic
 def check(config: RunConfig, steps: int, repeats: int) -> None:
   """Refuses what gives nothing to time."""
   for name, value, least in (('--steps', steps, 1), ('--repeats', repeats, 1),
-                             ('model.vocabulary', config.model.vocabulary, len(tokenizer.SPECIAL) + 1)):
+                             ('model.vocab_size', config.model.vocab_size, len(tokenizer.SPECIAL) + 1)):
     if value < least:
       raise InputError(f'{name}={value}', f'a value below {least}', f'give at least {least}')
 
@@ -84,7 +84,7 @@ def check(config: RunConfig, steps: int, repeats: int) -> None:
 def _speed(prefix: str, seconds: list[float], config: RunConfig) -> dict[str, Any]:
   middle = statistics.median(seconds)
   spread = {'median': 1e3 * middle, 'lowest': 1e3 * min(seconds), 'highest': 1e3 * max(seconds)}
-  tokens = config.population.members * config.batch_size * config.model.length
+  tokens = config.population.members * config.batch_size * config.model.max_length
   return {f'{prefix}tokens_per_second': tokens / middle, f'{prefix}milliseconds_per_step': spread}
 
 

@@ -23,8 +23,8 @@ from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.training import population
 
-WAYS = ('loop', 'vmap', 'solo', 'processes')
-_WAY_OF_STRATEGY = {'single': 'alone', 'map': 'loop', 'vmap': 'vmap'}
+WAYS = ('map', 'vmap', 'solo', 'processes')
+_WAY_OF_STRATEGY = {'single': 'single', 'map': 'map', 'vmap': 'vmap'}
 _FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
@@ -52,12 +52,12 @@ def break_even(config: RunConfig, members: Sequence[int], steps: int, repeats: i
   progress.say('compiling')
   alone, _ = stopwatch.ours(solo, rows)
   return {'populations': [_row(config, solo, alone, rows, count, steps, repeats) for count in members], 'steps': steps,
-          'repeats': repeats, 'batch': [config.batch_size, config.model.length], 'machine': machine.describe(),
+          'repeats': repeats, 'batch': [config.batch_size, config.model.max_length], 'machine': machine.describe(),
           'load_before': load, 'versions': machine.versions()}
 
 
 def _of(config: RunConfig, count: int, lift: str) -> RunConfig:
-  many = dataclasses.replace(config.population, members=count, lift=lift)
+  many = dataclasses.replace(config.population, members=count, strategy=lift)
   return dataclasses.replace(config, population=many, mesh=dataclasses.replace(config.mesh, population=0))
 
 
@@ -67,11 +67,11 @@ def _row(config: RunConfig, solo: RunConfig, alone: stopwatch.Timed, rows: np.nd
   with contextlib.ExitStack() as stack:
     if count > 1:
       progress.say(f'population of {count}: compiling')
-      timed |= {lift: stopwatch.ours(_of(config, count, lift), rows)[0] for lift in ('loop', 'vmap')}
+      timed |= {lift: stopwatch.ours(_of(config, count, lift), rows)[0] for lift in ('map', 'vmap')}
       timed['processes'] = _processes(solo, rows, count, stack)
     seconds = stopwatch.interleaved(timed, steps, repeats, f'population of {count}')
   middle = {way: statistics.median(times) for way, times in seconds.items()}
-  tokens = count * config.batch_size * config.model.length
+  tokens = count * config.batch_size * config.model.max_length
   return {'members': count, 'fastest': min(middle, key=middle.__getitem__),
           'auto': _WAY_OF_STRATEGY[population.choose_strategy(count, 'auto', jax.default_backend())],
           'milliseconds': {way: {'median': 1e3 * middle[way], 'lowest': 1e3 * min(times), 'highest': 1e3 * max(times)}

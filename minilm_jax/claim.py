@@ -1,6 +1,6 @@
 """One process at a time in a directory that a verb writes to.
 
-A process that works in a directory holds a file there, `.claim`, that says who it is, and gives a sign of life every
+A process that works in a directory holds a file there, `.lock`, that says who it is, and gives a sign of life every
 few seconds. Another one finds the file and leaves, or takes the claim over when its holder is dead: it has ended, its
 number now belongs to another program, or it ran elsewhere and has been silent for a while. Locks of the file system
 itself are left out: they do not work over every network file system.
@@ -27,7 +27,7 @@ from etils import epath
 from minilm_jax import progress
 from minilm_jax.errors import InputError
 
-CLAIM = '.claim'
+CLAIM = '.lock'
 RENEWED = 10.0  # seconds between two signs of life
 ABANDONED = 120.0  # seconds without one, after which a holder elsewhere counts as dead
 _LONGEST = 4096  # bytes; a claim has some two hundred

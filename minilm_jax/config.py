@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from minilm_jax import model_config
+from minilm_jax import model_config, old_names
 from minilm_jax.checks import (
     MOST_SIZE,
     Amount,
@@ -27,14 +27,14 @@ from minilm_jax.model_config import EncoderConfig, HeadConfig
 
 MOST_MEMBERS, MOST_EPOCHS = 100_000, 1_000_000
 # Fields by their group that what an earlier version stored may lack: what that version did.
-_LATER = {'checkpoint': {'minutes': 0.0, 'best': 0}, 'log': {'to': '', 'project': 'minilm', 'name': ''},
-          'model': model_config.LATER, 'mask': {'span': 0}, 'head': {'copies': 1}, 'optimizer': {'algorithm': 'adamw'}}
+_LATER = {'checkpoint': {'every_minutes': 0.0, 'keep_best': 0}, 'log': {'sinks': '', 'project': 'minilm', 'name': ''},
+          'model': model_config.LATER, 'mask': {'span': 0}, 'head': {'ensemble_size': 1}, 'optimizer': {'algorithm': 'adamw'}}
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
   """A stored recipe, or card of a classifier, with what it lacks if an earlier version stored it."""
   return {group: _LATER[group] | fields if group in _LATER and isinstance(fields, dict) else fields
-          for group, fields in stored.items()}
+          for group, fields in old_names.rename_fields(stored).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class MaskConfig(Checked):
 
   where = 'mask.'
   rate: Share = 0.15  # Share of the tokens of a row that is predicted.
-  random: Share = 0.0  # Share of the predicted positions that receive a random token.
+  random_share: Share = 0.0  # Share of the predicted positions that receive a random token.
   # Share of the predicted positions that keep their token; the others become <mask>.
-  keep: Share = 0.0
+  keep_share: Share = 0.0
   special: bool = False  # Lets <s> and </s> be predicted, as the released code of paper 1 does.
   # Length of a run of adjacent tokens predicted together; 0 draws each position by itself.
   span: Annotated[int, at_least(0), at_most(MOST_SIZE)] = 0
@@ -54,14 +54,14 @@ class MaskConfig(Checked):
     super().__post_init__()
     if self.rate == 0:
       raise InputError('mask.rate=0', 'nothing to predict', 'give a rate above 0')
-    if self.random + self.keep > 1:
-      raise InputError(f'mask.random={self.random}, mask.keep={self.keep}', 'shares that add up to more than 1',
+    if self.random_share + self.keep_share > 1:
+      raise InputError(f'mask.random_share={self.random_share}, mask.keep_share={self.keep_share}', 'shares that add up to more than 1',
                        'lower one of them')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Checked):
-  """AdamW or Muon, the schedule and what is left undecayed."""
+  """AdamW or Muon, the schedule and the parameters without weight decay."""
 
   where = 'optimizer.'
   # With muon, Muon updates the matrices of projection and blocks, and AdamW all other parameters;
@@ -69,15 +69,15 @@ class OptimizerConfig(Checked):
   algorithm: Annotated[str, one_of('adamw', 'muon')] = 'adamw'
   learning_rate: Amount = 5e-4  # At the top of the schedule.
   # honey (linear warm-up, inverse square root decay), linear, cosine, warmup_stable_decay,
-  # constant; in steps: epochs (down to rate / epochs), epochs_from_zero (the same after a first
+  # constant; in steps: epochs (down to rate / epochs), per_epoch_from_zero (the same after a first
   # epoch at rate 0, as paper 2 ran).
   schedule: Annotated[
-      str, one_of('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'epochs', 'epochs_from_zero')
-  ] = 'honey'
-  warmup_share: Share = 0.05  # Share of all updates.
-  warmup_most: Count = 4000  # Upper limit of the warm-up in updates, whatever its share.
-  decay_share: Share = 0.2  # Share of all updates, for warmup_stable_decay.
-  # Number of equal parts of the run; the schedules epochs and epochs_from_zero change the rate only
+      str, one_of('inverse_sqrt', 'linear', 'cosine', 'warmup_stable_decay', 'constant', 'per_epoch', 'per_epoch_from_zero')
+  ] = 'inverse_sqrt'
+  warmup_fraction: Share = 0.05  # Share of all updates.
+  max_warmup_steps: Count = 4000  # Upper limit of the warm-up in updates, whatever its share.
+  decay_fraction: Share = 0.2  # Share of all updates, for warmup_stable_decay.
+  # Number of equal parts of the run; the schedules epochs and per_epoch_from_zero change the rate only
   # at their ends.
   epochs: Count = 0
   beta1: Share = 0.9  # Of AdamW, as beta2 and epsilon are; the momentum of Muon is 0.95.
@@ -86,12 +86,12 @@ class OptimizerConfig(Checked):
   weight_decay: Amount = 0.01
   # Parameters whose path contains one of these words have no weight decay; none decays all
   # parameters.
-  undecayed: tuple[str, ...] = ('bias', 'norm', 'embedding')
+  no_decay: tuple[str, ...] = ('bias', 'norm', 'embedding')
   clip: Amount = 1.0  # Limit of the global norm of the gradient; 0 does not clip.
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    least = {'epochs': 1, 'epochs_from_zero': 2}
+    least = {'per_epoch': 1, 'per_epoch_from_zero': 2}
     if self.schedule in least and self.epochs < least[self.schedule]:
       raise InputError(f'optimizer.schedule={self.schedule}', f'optimizer.epochs={self.epochs}',
                        f'give the parts of the run in which the rate stands still, at least {least[self.schedule]}')
@@ -106,7 +106,7 @@ class EvaluationConfig(Checked):
   every: Positive = 1000
   # First evaluation, repeated at each doubling up to `every`; 0 evaluates at multiples of `every`
   # alone.
-  first: Count = 0
+  first_at: Count = 0
   rows: Positive = 2000  # Number of rows of the validation split, from its start.
   batch_size: Size = 64
 
@@ -118,10 +118,10 @@ class CheckpointConfig(Checked):
   where = 'checkpoint.'
   every: Positive = 1000  # Updates between saves; one more save follows the last update.
   # Saves also at the end of a chunk this many minutes after the last save; 0 never does.
-  minutes: Amount = 0.0
-  keep: Positive = 2  # Number of latest checkpoints that are kept.
+  every_minutes: Amount = 0.0
+  keep_last: Positive = 2  # Number of latest checkpoints that are kept.
   # Number of checkpoints with the lowest validation loss (mean over members) kept in addition.
-  best: Count = 0
+  keep_best: Count = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,13 +132,13 @@ class LogConfig(Checked):
   # Updates that a line of metrics covers, and that one dispatch runs (a chunk).
   every: Positive = 50
   # Sinks beside metrics.jsonl: tensorboard, wandb, json (lines on standard output).
-  to: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')] = ('tensorboard',)
+  sinks: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')] = ('tensorboard',)
   project: str = 'minilm'  # Name of the project in W&B.
   name: str = ''  # Name of the run in W&B; '' takes the name of the work directory.
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if 'wandb' in self.to and (not self.project or set(self.project) & set('/\\#?%:,')):
+    if 'wandb' in self.sinks and (not self.project or set(self.project) & set('/\\#?%:,')):
       raise InputError(f'log.project={self.project!r}', 'no name that W&B takes',
                        'give one without any of / \\ # ? % : ,')
 
@@ -164,7 +164,7 @@ class PopulationConfig(Checked):
   members: Annotated[int, at_least(1), at_most(MOST_MEMBERS)] = 1
   # Mapping over the members of a device: in turn (loop), at once (vmap), or the faster of both
   # there (auto).
-  lift: Annotated[str, one_of('auto', 'loop', 'vmap')] = 'auto'
+  strategy: Annotated[str, one_of('auto', 'map', 'vmap')] = 'auto'
   seeds: Annotated[tuple[int, ...], check_seed] = ()  # One value a member; none counts up from `seed`.
   # One value a member in place of optimizer.learning_rate; the fields below work alike.
   learning_rates: tuple[float, ...] = ()
@@ -192,7 +192,7 @@ class SubsetConfig(Checked):
   # Trains on the first rows of that order with this many tokens, without pads; 0 sets no limit.
   tokens: Count = 0
   # Seed of the random order; of one order, a smaller subset lies inside a larger one.
-  order: Annotated[int, check_seed] = 0
+  shuffle_seed: Annotated[int, check_seed] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -209,23 +209,23 @@ class RunConfig(Checked):
   corpus: str = ''
   # device: all rows on each device; host: read from files a chunk ahead; auto: device if the rows
   # fit.
-  corpus_on: Annotated[str, one_of('auto', 'device', 'host')] = 'auto'
+  corpus_placement: Annotated[str, one_of('auto', 'device', 'host')] = 'auto'
   subset: SubsetConfig = SubsetConfig()
   seed: Annotated[int, check_seed] = 0
   batch_size: Size = 256  # Rows of an update.
   # Micro-batches of an update; 0 takes as many as keep a micro-batch in cache on a CPU, else 1.
-  accumulation: Count = 0
+  grad_accumulation_steps: Count = 0
   # Least number of parts in which the logits of a micro-batch are computed; 0 keeps a part in
   # cache.
-  head_blocks: Count = 0
-  updates: Positive = 1000
+  logit_chunks: Count = 0
+  num_steps: Positive = 1000
   # Reaction to an update with NaN or infinity, after the update is undone: stop, skip, or drop-
   # member.
   nonfinite: Annotated[str, one_of('stop', 'skip', 'drop-member')] = 'stop'
   model: EncoderConfig = EncoderConfig()
   mask: MaskConfig = MaskConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
-  evaluation: EvaluationConfig = EvaluationConfig()
+  eval: EvaluationConfig = EvaluationConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   log: LogConfig = LogConfig()
   population: PopulationConfig = PopulationConfig()
@@ -233,13 +233,13 @@ class RunConfig(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.accumulation and self.batch_size % self.accumulation:
-      raise InputError(f'accumulation={self.accumulation}', f'batch_size={self.batch_size} is not a multiple of it',
-                       'give an accumulation that divides the batch')
-    if self.updates * self.batch_size >= 2**32:
-      raise InputError(f'{self.updates} updates of {self.batch_size} rows', 'more than 2^32 rows in one run',
+    if self.grad_accumulation_steps and self.batch_size % self.grad_accumulation_steps:
+      raise InputError(f'grad_accumulation_steps={self.grad_accumulation_steps}', f'batch_size={self.batch_size} is not a multiple of it',
+                       'give a grad_accumulation_steps that divides the batch')
+    if self.num_steps * self.batch_size >= 2**32:
+      raise InputError(f'{self.num_steps} updates of {self.batch_size} rows', 'more than 2^32 rows in one run',
                        'give fewer updates or a smaller batch')
-    for name, every in (('evaluation', self.evaluation.every), ('checkpoint', self.checkpoint.every)):
+    for name, every in (('eval', self.eval.every), ('checkpoint', self.checkpoint.every)):
       if every % self.log.every:
         raise InputError(f'{name}.every={every}', f'not a multiple of log.every={self.log.every}',
                          'give a multiple: a chunk of steps ends with each line of the log')
@@ -267,10 +267,10 @@ class TaskConfig(Checked):
   filtered: bool = False  # Keeps only examples whose words are all in the word list.
   word_list: str = ''  # The word list of the filter.
   split: str = 'validation'  # The reported split; it never selects anything.
-  limit: Count = 0  # Largest number of training examples; 0 takes all.
+  max_train_examples: Count = 0  # Largest number of training examples; 0 takes all.
   per_label: Count = 0  # Or the number of training examples drawn of each label; 0 takes all.
   # Number of examples of the reported split drawn of each label; 0 takes all.
-  per_label_reported: Count = 0
+  eval_per_label: Count = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -283,15 +283,15 @@ class TaskConfig(Checked):
                        'not one or two columns of text, and another for the label', 'name the columns of the files')
     if not self.label:
       raise InputError("task.label=''", 'no column of labels', 'name one, as in label')
-    if self.limit and self.per_label:
-      raise InputError(f'task.limit={self.limit}, task.per_label={self.per_label}', 'two numbers of training examples',
+    if self.max_train_examples and self.per_label:
+      raise InputError(f'task.max_train_examples={self.max_train_examples}, task.per_label={self.per_label}', 'two numbers of training examples',
                        'give one of them')
     if self.filtered and not self.word_list:
       raise InputError('task.filtered=True', 'no task.word_list', 'give the word list that examples must stay inside')
 
 
 def _finetune_optimizer() -> OptimizerConfig:
-  return OptimizerConfig(learning_rate=2e-4, schedule='linear', warmup_share=0.0, beta2=0.999, weight_decay=0.0)
+  return OptimizerConfig(learning_rate=2e-4, schedule='linear', warmup_fraction=0.0, beta2=0.999, weight_decay=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,15 +311,15 @@ class FinetuneConfig(Checked):
   length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
   # Share of the training examples that chooses rate and epoch; 0 reports the last epoch, as paper 1
   # does.
-  held_out: Share = 0.0
+  validation_fraction: Share = 0.0
   # Epochs without a better score on that share before a member stops; 0 never stops.
   patience: Count = 0
   # Stores predictions of the reported split, and of the test split for the GLUE server.
   predictions: bool = False
   # Stores the classifier of each member for predict and committee, at a few MB each.
-  keep: bool = False
+  save_classifiers: bool = False
   # Mapping over the members of a device: loop, vmap, or the faster of both there (auto).
-  lift: Annotated[str, one_of('auto', 'loop', 'vmap')] = 'auto'
+  strategy: Annotated[str, one_of('auto', 'map', 'vmap')] = 'auto'
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -333,8 +333,8 @@ class FinetuneConfig(Checked):
                        f'give more than 0, and at most {MOST_EPOCHS:,}')
     for asked, choice in ((f'{len(self.learning_rates)} learning_rates', len(self.learning_rates) > 1),
                           (f'patience={self.patience}', self.patience)):
-      if choice and not self.held_out:
-        raise InputError(asked, 'held_out=0: nothing to choose by, for the reported split never chooses',
-                         'give --config.held_out=0.1')
-    if self.held_out == 1:
-      raise InputError('held_out=1', 'nothing left to train on', 'give a share below 1')
+      if choice and not self.validation_fraction:
+        raise InputError(asked, 'validation_fraction=0: nothing to choose by, for the reported split never chooses',
+                         'give --config.validation_fraction=0.1')
+    if self.validation_fraction == 1:
+      raise InputError('validation_fraction=1', 'nothing left to train on', 'give a share below 1')

@@ -24,11 +24,11 @@ class DocumentsConfig(Checked):
   split: str = 'train'  # Of a TFDS source.
   data_dir: str = ''  # Of a TFDS source; '' takes the default of TFDS.
   # Document of a .txt: up to an empty line (a line, if none is empty), a line, or a file.
-  unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
+  document_unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
   # Reaction to bytes that are not UTF-8: strict stops, replace continues.
-  errors: Annotated[str, one_of('strict', 'replace')] = 'strict'
+  on_invalid_utf8: Annotated[str, one_of('strict', 'replace')] = 'strict'
   # Largest number of characters of a document; a longer document is refused.
-  longest: Annotated[int, at_least(1), at_most(_LONGEST)] = 10_000_000
+  max_chars: Annotated[int, at_least(1), at_most(_LONGEST)] = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +39,21 @@ class VocabularyConfig(Checked):
   word_list: str = ''  # A file with one word a line or a column `word`; '' filters nothing.
   most_frequent: Count = 0  # Or the number of most frequent words of the source.
   # Definition of a word: the rule of paper 1 (honey), or plain, which knows apostrophes.
-  counting: Annotated[str, one_of('honey', 'plain')] = 'honey'
+  word_rule: Annotated[str, one_of('paper1', 'plain')] = 'paper1'
   # Filters that keep text; `documents` keeps whole documents.
-  passes: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
+  filters: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
       'sentences',
       'spans',
   )
-  sentence_words: Count = 5  # A kept sentence has more counted words than this.
+  min_words_per_sentence: Count = 5  # A kept sentence has more counted words than this.
   span_words: Positive = 110  # Words of a window.
   span_stride: Positive = 30  # Words between starts of windows.
-  span_counted: Count = 40  # A kept window has more counted words than this.
+  min_words_per_span: Count = 40  # A kept window has more counted words than this.
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if not self.passes:
-      raise InputError('vocabulary.passes', 'no pass at all', 'give sentences, spans, or sentences,spans')
+    if not self.filters:
+      raise InputError('vocabulary.filters', 'no pass at all', 'give sentences, spans, or sentences,spans')
     if self.word_list and self.most_frequent:
       raise InputError('vocabulary.word_list and vocabulary.most_frequent', 'both are set', 'give one of them')
 
@@ -68,13 +68,13 @@ class TokenizerConfig(Checked):
   # Pieces, with the five special ones.
   size: Annotated[int, at_least(16), at_most(MOST_SIZE)] = 19000
   # Further sizes tried on the same text; their word-split ratio and ESMS go into the manifest.
-  sweep: tuple[int, ...] = ()
+  extra_sizes: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for size in self.sweep:
-      at_least(16)('tokenizer.sweep', size)
-      at_most(MOST_SIZE)('tokenizer.sweep', size)
+    for size in self.extra_sizes:
+      at_least(16)('tokenizer.extra_sizes', size)
+      at_most(MOST_SIZE)('tokenizer.extra_sizes', size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RowsConfig(Checked):
   length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
   # words: the estimate of paper 1, 1.2 tokens a word; tokens: full rows; articles: one row a
   # document, cut at its end (paper 2).
-  grouping: Annotated[str, one_of('words', 'tokens', 'articles')] = 'words'
+  packing: Annotated[str, one_of('words', 'tokens', 'articles')] = 'words'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,6 @@ class CorpusConfig(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.rows.grouping == 'articles' and self.vocabulary.passes != ('documents',):
-      raise InputError('rows.grouping=articles', f'vocabulary.passes={",".join(self.vocabulary.passes)}',
-                       'give vocabulary.passes=documents: other passes keep parts of them')
+    if self.rows.packing == 'articles' and self.vocabulary.filters != ('documents',):
+      raise InputError('rows.packing=articles', f'vocabulary.filters={",".join(self.vocabulary.filters)}',
+                       'give vocabulary.filters=documents: other passes keep parts of them')

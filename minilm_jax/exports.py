@@ -23,9 +23,9 @@ def export(given: str, to: str, workdir: str, batch: int | None = None) -> dict[
     InputError: no such form, a batch where none is taken, or as `hf_export`, `serving` and `model_card` say.
   """
   if to not in FORMS:
-    raise InputError(f'--to={to}', 'no such form', nearest(to, FORMS))
+    raise InputError(f'--format={to}', 'no such form', nearest(to, FORMS))
   if batch is not None and to != 'stablehlo':
-    raise InputError('minilm export --batch', f'--to={to} does not take it', 'leave it out')
+    raise InputError('minilm export --batch', f'--format={to} does not take it', 'leave it out')
   if to == 'hf':
     from minilm_jax import hf_export
     found = hf_export.export(given, workdir)

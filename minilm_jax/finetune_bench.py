@@ -55,7 +55,7 @@ def bench(configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str)
       cannot have, or what fine-tuning itself refuses.
   """
   if against not in ('', PEER):
-    raise InputError(f'--against={against}', 'nobody of that name fine-tunes here', f'give --against={PEER} or none')
+    raise InputError(f'--compare_with={against}', 'nobody of that name fine-tunes here', f'give --compare_with={PEER} or none')
   runs = suite.checkpoints(checkpoints)
   if [len(steps) for steps in runs.values()] != [1]:
     raise InputError(f'--checkpoint={checkpoints}', 'not one checkpoint', 'give one pre-training run')
@@ -93,14 +93,14 @@ def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
   model = pretrained.load_single_config(source).model
   others = ('convolutions', 'short_convolution', 'encoder')
   found = [(f'model.{name}', getattr(model, name)) for name in others if getattr(model, name)]
-  found += [(f'head.copies of {name}', one.head.copies) for name, one in configs.items() if one.head.copies > 1]
+  found += [(f'head.ensemble_size of {name}', one.head.ensemble_size) for name, one in configs.items() if one.head.ensemble_size > 1]
   for name, value in found:
-    raise InputError(f'--against={PEER} for {source}', f'{name} is {value}: a RoBERTa has no convolutions and one head',
-                     'leave --against out, or give a model and a recipe without them')
+    raise InputError(f'--compare_with={PEER} for {source}', f'{name} is {value}: a RoBERTa has no convolutions and one head',
+                     'leave --compare_with out, or give a model and a recipe without them')
 
 
 def _prepared(config: FinetuneConfig, source: str) -> material.Material:
-  return material.prepare(config, pretrained.load_single_config(source).model.length, pretrained.load_tokenizer(source))
+  return material.prepare(config, pretrained.load_single_config(source).model.max_length, pretrained.load_tokenizer(source))
 
 
 def _alone(config: FinetuneConfig) -> dict[str, Any]:

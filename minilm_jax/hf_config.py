@@ -113,14 +113,14 @@ def shape_of(config: Mapping[str, Any], kind: Kind, head: bool, what: str) -> En
     raise InputError(what, f'max_position_embeddings={plain["max_position_embeddings"]} and '
                      f'type_vocab_size={plain["type_vocab_size"]}', 'give a model of longer rows and some segments')
   return EncoderConfig(
-      vocabulary=plain['vocab_size'], embedding=embedding, hidden=hidden, feed_forward=plain['intermediate_size'],
-      heads=plain['num_attention_heads'], layers=plain['num_hidden_layers'], length=length, convolutions=0, kernel=(),
-      channels=0, convolution='paper', norm='post', positions='learned', first_position=first,
+      vocab_size=plain['vocab_size'], embedding_size=embedding, hidden_size=hidden, intermediate_size=plain['intermediate_size'],
+      num_heads=plain['num_attention_heads'], num_layers=plain['num_hidden_layers'], max_length=length, convolutions=0, kernel=(),
+      channels=0, convolution='paper2', norm='post', positions='learned', position_offset=first,
       segments=plain['type_vocab_size'], projection=embedding != hidden,
       tied=head and embedding == hidden and plain['tie_word_embeddings'], activation=_ACTIVATIONS[plain['hidden_act']],
       dropout=float(plain['hidden_dropout_prob']), initialization='bert', norm_epsilon=float(plain['layer_norm_eps']),
-      nominal_heads=plain['num_attention_heads'], compute='float32', remat=False, encoder='',
-      bare_projection=embedding != hidden, second_segment=kind.second and plain['type_vocab_size'] > 1,
+      flops_heads=plain['num_attention_heads'], dtype='float32', remat=False, encoder='',
+      projection_norm=embedding == hidden, segment_embeddings_for_pairs=kind.second and plain['type_vocab_size'] > 1,
       short_convolution=0)
 
 

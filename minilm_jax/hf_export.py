@@ -74,7 +74,7 @@ def export(given: str, workdir: str) -> dict[str, Any]:
   found = release.before(workdir, identity)
   if found is not None:
     return found
-  if released.card and len(released.card.fields) == 2 and not released.card.joined:
+  if released.card and len(released.card.fields) == 2 and not released.card.concatenate_fields:
     hf_tokenizer.check_pairs(released.length)
   task = 'text-classification' if released.card else 'fill-mask'
   with release.folder(workdir) as folder, _quiet_transformers() as transformers:
@@ -206,7 +206,7 @@ def _own_logits(card: Card | None, model: MaskedLanguageModel | Classifier, toke
   if card is None:
     return model(tokens, tokens != pieces.PAD, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
   if card.head.pooling == 'positions':  # a weight a position, pads included
-    tokens = jnp.pad(tokens, ((0, 0), (0, card.model.length - tokens.shape[1])), constant_values=pieces.PAD)
+    tokens = jnp.pad(tokens, ((0, 0), (0, card.model.max_length - tokens.shape[1])), constant_values=pieces.PAD)
   return model(tokens, tokens != pieces.PAD)
 
 
@@ -216,7 +216,7 @@ def _filled(released: Released, pipeline: Any) -> float:
   model = jax.tree.map(jnp.asarray, released.model)
   for text in _HOLES:
     ours = fill_mask.guesses(released.config, released.tokenizer, model, text, _BEST)
-    theirs = pipeline(text, top_k=min(released.config.vocabulary, first + _BEST + released.config.vocabulary - end))
+    theirs = pipeline(text, top_k=min(released.config.vocab_size, first + _BEST + released.config.vocab_size - end))
     for hole, row in enumerate([theirs] if isinstance(theirs[0], dict) else theirs, 1):
       shares = {one['token']: one['score'] for one in row if first <= one['token'] < end}
       own = [guess for guess in ours if guess.hole == hole]
@@ -230,7 +230,7 @@ def _filled(released: Released, pipeline: Any) -> float:
 def _predicted(released: Released, pipeline: Any) -> float:
   """The largest difference of the probabilities of every label, or of the numbers of a regression."""
   card = released.card
-  two = len(card.fields) == 2 and not card.joined
+  two = len(card.fields) == 2 and not card.concatenate_fields
   long = ' '.join(_LINES * 4)
   firsts = [*_LINES, long, 'a <mask> and </s>']
   rows = list(zip(firsts, [*firsts[1:], firsts[0]], strict=True)) if two else [(text,) for text in firsts]

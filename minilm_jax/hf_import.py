@@ -105,8 +105,8 @@ def _model(source: epath.Path, described: Mapping[str, Any], kind: Kind, read: T
     left += [f'{name} ({begin}*)'] * bool(names)
     for weight in names:
       del weights[weight]
-  _check_sizes(shape.vocabulary, read, described, kind, what)
-  order = np.array(imported.order(_theirs(read), shape.vocabulary))
+  _check_sizes(shape.vocab_size, read, described, kind, what)
+  order = np.array(imported.order(_theirs(read), shape.vocab_size))
   for name in family.over_pieces:
     if name in weights and weights[name].shape[:1] == order.shape:
       weights[name] = weights[name][order]

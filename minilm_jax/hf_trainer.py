@@ -55,8 +55,8 @@ def timed(threads: int, rows: np.ndarray, labels: np.ndarray, shape: EncoderConf
 def roberta(shape: EncoderConfig, classes: int) -> transformers.RobertaForSequenceClassification:
   """The nearest plain RoBERTa: tables as wide as the hidden layers, its own way to start."""
   return transformers.RobertaForSequenceClassification(transformers.RobertaConfig(
-      vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.feed_forward,
-      num_attention_heads=shape.heads, num_hidden_layers=shape.layers, max_position_embeddings=shape.length + 2,
+      vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+      num_attention_heads=shape.num_heads, num_hidden_layers=shape.num_layers, max_position_embeddings=shape.max_length + 2,
       type_vocab_size=max(1, shape.segments), hidden_act=shape.activation, hidden_dropout_prob=shape.dropout,
       attention_probs_dropout_prob=shape.dropout, layer_norm_eps=shape.norm_epsilon, num_labels=classes or 1,
       bos_token_id=pieces.BEGIN, pad_token_id=pieces.PAD, eos_token_id=pieces.END))

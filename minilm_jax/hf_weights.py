@@ -20,8 +20,10 @@ from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.model.initialization import path_name
 
 _SEGMENTS = 'roberta.embeddings.token_type_embeddings.weight'
-_SHAPE = ('vocabulary', 'embedding', 'hidden', 'feed_forward', 'heads', 'layers', 'length', 'convolutions', 'kernel',
-          'channels', 'convolution', 'norm', 'positions', 'first_position', 'segments', 'projection', 'tied',
+_HF_NAMES = {'num_heads': 'num_attention_heads', 'num_layers': 'num_hidden_layers',
+             'max_length': 'max_position_embeddings'}
+_SHAPE = ('vocab_size', 'embedding_size', 'hidden_size', 'intermediate_size', 'num_heads', 'num_layers', 'max_length', 'convolutions', 'kernel',
+          'channels', 'convolution', 'norm', 'positions', 'position_offset', 'segments', 'projection', 'tied',
           'activation', 'dropout', 'norm_epsilon', 'short_convolution')
 _KINDS = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'running_variance': 'running_var'}
 MODULE = 'modeling_minilm'
@@ -39,7 +41,7 @@ def unlike_roberta(config: EncoderConfig, head: HeadConfig | None) -> list[str]:
   found = [f'model.{field}={getattr(config, field)!r}' for field in huggingface.differing(config)]
   if head is None:
     return found + ([f'model.activation={config.activation!r}'] if config.activation != 'gelu' else [])
-  return found + [f'head.{field}={getattr(head, field)!r}' for field, value in (('pooling', 'first'), ('copies', 1))
+  return found + [f'head.{field}={getattr(head, field)!r}' for field, value in (('pooling', 'first'), ('ensemble_size', 1))
                   if getattr(head, field) != value]
 
 
@@ -81,7 +83,7 @@ def _roberta(model: MaskedLanguageModel | Classifier, config: EncoderConfig) -> 
   names = huggingface.names(model)
   found = {names[name]: array for name, array in _arrays(model).items()}
   if not config.segments:  # theirs always adds one
-    found[_SEGMENTS] = np.zeros((1, config.embedding), np.float32)
+    found[_SEGMENTS] = np.zeros((1, config.embedding_size), np.float32)
   if 'lm_head.decoder.bias' in found:  # untied; theirs keeps a second name of it
     found['lm_head.bias'] = found['lm_head.decoder.bias'].copy()
   return found
@@ -89,10 +91,10 @@ def _roberta(model: MaskedLanguageModel | Classifier, config: EncoderConfig) -> 
 
 def _roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
   return {
-      'model_type': 'roberta', 'vocab_size': config.vocabulary, 'hidden_size': config.hidden,
-      'num_hidden_layers': config.layers, 'num_attention_heads': config.heads,
-      'intermediate_size': config.feed_forward, 'hidden_act': config.activation,
-      'max_position_embeddings': config.length + config.first_position, 'type_vocab_size': max(1, config.segments),
+      'model_type': 'roberta', 'vocab_size': config.vocab_size, 'hidden_size': config.hidden_size,
+      'num_hidden_layers': config.num_layers, 'num_attention_heads': config.num_heads,
+      'intermediate_size': config.intermediate_size, 'hidden_act': config.activation,
+      'max_position_embeddings': config.max_length + config.position_offset, 'type_vocab_size': max(1, config.segments),
       'hidden_dropout_prob': config.dropout, 'attention_probs_dropout_prob': config.dropout,
       'layer_norm_eps': config.norm_epsilon, 'tie_word_embeddings': config.tied,
       'classifier_dropout': head.dropout if head else None}
@@ -121,10 +123,10 @@ def _own_module(module: str) -> str:
 
 
 def _own_config(config: EncoderConfig, head: HeadConfig | None, kind: str) -> dict[str, Any]:
-  found = {name: value for name, value in dataclasses.asdict(config).items() if name in _SHAPE}
+  found = {_HF_NAMES[name] if name in _HF_NAMES else name: value for name, value in dataclasses.asdict(config).items() if name in _SHAPE}
   found |= {'model_type': 'minilm_jax', 'tie_word_embeddings': False, 'auto_map': {
       'AutoConfig': f'{MODULE}.MiniLMConfig', 'AutoModel': f'{MODULE}.MiniLMModel',
       f'AutoModelFor{kind}': f'{MODULE}.MiniLMFor{kind}'}}
   if head is not None:
-    found |= {'pooling': head.pooling, 'head_dropout': head.dropout, 'copies': head.copies}
+    found |= {'pooling': head.pooling, 'head_dropout': head.dropout, 'ensemble_size': head.ensemble_size}
   return found

@@ -138,7 +138,7 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
   flags = ' '.join(f'--{name}={value}' for name, value in (('processes', processes), ('process', process))
                    if value is not None)
   if wait < 1:
-    raise InputError(f'--wait={wait}', 'no time to arrive', 'give seconds, such as 300')
+    raise InputError(f'--timeout={wait}', 'no time to arrive', 'give seconds, such as 300')
   if not coordinator and ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
     coordinator = AUTO
   if coordinator in ('', AUTO):
@@ -185,7 +185,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
     start.result(timeout=wait)
   except TimeoutError:
     raise InputError(f'--coordinator={address}', f'not all processes arrived within {wait} seconds',
-                     'start all with the same --coordinator and --processes, read their messages; or raise --wait'
+                     'start all with the same --coordinator and --processes, read their messages; or raise --timeout'
                      ) from None
   except (RuntimeError, ValueError) as error:
     raise InputError(f'--coordinator={address}', f'JAX: {error}',

@@ -34,7 +34,7 @@ _ROBERTA = hf_names.FAMILIES['roberta']
 _ENCODER, _MASKED = _ROBERTA.encoder, _ROBERTA.masked
 _CLASSIFIER = _ENCODER | {'dense': 'classifier.dense', 'output': 'classifier.out_proj'}
 _BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))  # of older versions
-_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'first_position': 2, 'convolutions': 0,
+_THEIRS = {'norm': 'post', 'positions': 'learned', 'projection': False, 'position_offset': 2, 'convolutions': 0,
            'encoder': '', 'short_convolution': 0}
 _OLD, _TODAY = re.compile('gamma$|beta$'), {'gamma': 'weight', 'beta': 'bias'}
 _SHOWN = 4  # names in an error
@@ -55,7 +55,7 @@ def classifier_from_roberta(weights: Mapping[str, np.ndarray], config: EncoderCo
     InputError: a configuration or head that RoBERTa has not; weights that are missing, left over or of another shape.
   """
   _check(config)
-  for field, value, why in (('pooling', 'first', 'theirs reads <s>'), ('copies', 1, 'theirs is one')):
+  for field, value, why in (('pooling', 'first', 'theirs reads <s>'), ('ensemble_size', 1, 'theirs is one')):
     if getattr(head, field) != value:
       raise InputError('the head of RoBERTa', f'head.{field}={getattr(head, field)!r}', f'give {value!r}: {why}')
   shapes = jax.eval_shape(lambda: heads.classifier(config, head, classes, jax.random.key(0)))

@@ -63,12 +63,12 @@ def latency(configs: Mapping[str, RunConfig], size: int, calls: int, heads: int 
   Raises:
     InputError: no committee of that size, nothing to time, or a work directory of something else.
   """
-  for name, value, least in (('--size', size, 1), ('--calls', calls, 2), ('--heads', heads, 0)):
+  for name, value, least in (('--size', size, 1), ('--num_calls', calls, 2), ('--heads', heads, 0)):
     if value < least:
       raise InputError(f'{name}={value}', f'a value below {least}', f'give at least {least}')
-  small = next((name for name, one in configs.items() if one.model.vocabulary <= len(pieces.SPECIAL)), '')
+  small = next((name for name, one in configs.items() if one.model.vocab_size <= len(pieces.SPECIAL)), '')
   if small:
-    raise InputError(f'the latency of {small}', 'a vocabulary of special ids alone', 'give a larger model.vocabulary')
+    raise InputError(f'the latency of {small}', 'a vocabulary of special ids alone', 'give a larger model.vocab_size')
   if not workdir:
     return _measured(configs, size, calls, heads)
   workdir = run.open_run(workdir, {'kind': KIND, 'size': size, 'calls': calls, 'heads': heads, 'models': {
@@ -90,7 +90,7 @@ def _measured(configs: Mapping[str, RunConfig], size: int, calls: int, heads: in
     for name, (_, model, facts) in made.items():
       spent = 1e3 * np.sort(seconds[name])
       low, high = ends(len(spent))
-      found.append({'name': name, 'batch': batch, 'length': min(LENGTH, model.length), **facts, 'milliseconds': {
+      found.append({'name': name, 'batch': batch, 'length': min(LENGTH, model.max_length), **facts, 'milliseconds': {
           'median': float(np.median(spent)), 'low': float(spent[low]), 'high': float(spent[high]),
           'p95': float(np.percentile(spent, 95)), 'lowest': float(spent[0])},
           'over_member': float(np.median(spent)) / 1e3 / own})
@@ -116,7 +116,7 @@ def contestants(models: Mapping[str, EncoderConfig], size: int,
   (name, member), *others = models.items()
   found = {name: (_alone(member), member, {'recipe': name, **_facts(member)})}
   if heads:
-    head = dataclasses.replace(_HEAD, copies=heads)
+    head = dataclasses.replace(_HEAD, ensemble_size=heads)
     found[f'{name}, {heads} heads'] = _alone(member, head), member, {'recipe': name, **_facts(member, head)}
   stacked = _fresh(member, size)
   together = {'one after another': 'map', 'vmapped': 'vmap'}
@@ -138,7 +138,7 @@ def contestants(models: Mapping[str, EncoderConfig], size: int,
 def rows(model: EncoderConfig, batch: int) -> Int[np.ndarray, 'B L']:
   """Rows of ordinary pieces, full to their last token."""
   random = np.random.default_rng(0)
-  tokens = random.integers(len(pieces.SPECIAL), model.vocabulary, (batch, min(LENGTH, model.length)), np.int32)
+  tokens = random.integers(len(pieces.SPECIAL), model.vocab_size, (batch, min(LENGTH, model.max_length)), np.int32)
   tokens[:, 0], tokens[:, -1] = pieces.BEGIN, pieces.END
   return tokens
 
@@ -148,20 +148,20 @@ def depth(model: EncoderConfig) -> int:
 
   Conv-2 before one block is 4 deep, BERT-6 is 6.
   """
-  return model.layers + (model.short_convolution > 0) + (model.convolutions + 1 if model.convolutions else 0)
+  return model.num_layers + (model.short_convolution > 0) + (model.convolutions + 1 if model.convolutions else 0)
 
 
 def flops(model: EncoderConfig, length: int, heads: int = 1) -> int:
   """Matrix products of an answer to one row: the encoder, and two layers of each head at one position."""
-  return sizes.encoder_flops(model, length) + heads * 2 * model.hidden * (model.hidden + CLASSES)
+  return sizes.encoder_flops(model, length) + heads * 2 * model.hidden_size * (model.hidden_size + CLASSES)
 
 
 def _facts(model: EncoderConfig, head: HeadConfig = _HEAD, members: int = 1, devices: int = 1,
            turns: int = 1) -> dict[str, Any]:
   shapes = jax.eval_shape(lambda: classifier(model, head, CLASSES, jax.random.key(0)))
-  return {'members': members, 'heads': head.copies, 'devices': devices, 'depth': turns * depth(model),
+  return {'members': members, 'heads': head.ensemble_size, 'devices': devices, 'depth': turns * depth(model),
           'parameters': members * count(shapes),
-          'flops': members * flops(model, min(LENGTH, model.length), head.copies)}
+          'flops': members * flops(model, min(LENGTH, model.max_length), head.ensemble_size)}
 
 
 def _fresh(model: EncoderConfig, members: int, head: HeadConfig = _HEAD) -> Classifier:

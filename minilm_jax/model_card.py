@@ -28,9 +28,9 @@ FILE = 'README.md'
 _MOST = 200  # files of a corpus, labels of a task or scores that a card lists
 _MARKUP = re.compile(r'[\\`*_\[\]|~$#]')
 _SOURCES = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256': TEXT}]}
-_SHAPE = {'embedding': 'width of the embedding', 'hidden': 'hidden width', 'feed_forward': 'feed-forward width',
-          'layers': 'blocks', 'heads': 'attention heads', 'length': 'tokens of a row at most',
-          'vocabulary': 'rows of the embedding table', 'positions': 'positions', 'norm': 'LayerNorm',
+_SHAPE = {'embedding_size': 'width of the embedding', 'hidden_size': 'hidden width', 'intermediate_size': 'feed-forward width',
+          'num_layers': 'blocks', 'num_heads': 'attention heads', 'max_length': 'tokens of a row at most',
+          'vocab_size': 'rows of the embedding table', 'positions': 'positions', 'norm': 'LayerNorm',
           'tied': 'output tied', 'projection': 'projection after the embedding', 'activation': 'activation',
           'dropout': 'dropout', 'short_convolution': 'tokens that a short convolution sees'}
 _ALGORITHMS = {'adamw': 'AdamW', 'muon': 'Muon for the matrices of the encoder and AdamW for the rest'}
@@ -102,8 +102,8 @@ def _pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
   checkpoint.verify(folder, step)
   members = config.population.members
   what = 'A masked language model' if members == 1 else f'{members} masked language models, trained side by side'
-  ended = ('the end of its training' if step == config.updates else
-           f'**step {step:,} of {config.updates:,}: its training has not ended**')
+  ended = ('the end of its training' if step == config.num_steps else
+           f'**step {step:,} of {config.num_steps:,}: its training has not ended**')
   return folder.absolute().name, [
       f'{what} of {size.parameters(config.model)["total"]:,} parameters{" each" * (members > 1)}, trained with '
       f'minilm_jax {__version__}; the checkpoint is of {ended}.',
@@ -117,8 +117,8 @@ def _classifier(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
   kind = 'number' if own.task_kind == REGRESSION else f'one of {len(own.labels)} labels'
   rows = [('task', text(own.task)), ('says', kind), ('reads', ' and '.join(map(text, own.fields))),
           ('labels', ', '.join(map(text, own.labels[:_MOST])) or 'none'), ('started from', origin),
-          ('seed', own.seed), ('learning rate', own.learning_rate), ('epoch', f'{own.epoch:g} ({text(own.which)})'),
-          ('head', f'pooling {own.head.pooling}, {own.head.copies} of it'), ('tokens of a text at most', own.length)]
+          ('seed', own.seed), ('learning rate', own.learning_rate), ('epoch', f'{own.epoch:g} ({text(own.epoch_choice)})'),
+          ('head', f'pooling {own.head.pooling}, {own.head.ensemble_size} of it'), ('tokens of a text at most', own.length)]
   return f'{own.task}, {folder.absolute().name}', [
       f'A text classifier of {manifest["parameters"]:,} parameters for {text(own.task)}, fine-tuned with minilm_jax '
       f'{__version__}.',
@@ -188,15 +188,15 @@ def _recipe(config: RunConfig, step: int) -> str:
   parameters, rows = size.parameters(config.model), step * config.batch_size
   best, mask = config.optimizer, config.mask
   return _section('Training', _table(('what', 'value'), [
-      ('updates', f'{step:,} of {config.updates:,}, of {config.batch_size:,} rows'),
-      ('tokens seen, pads included', f'{rows * config.model.length:,} at most'),
+      ('updates', f'{step:,} of {config.num_steps:,}, of {config.batch_size:,} rows'),
+      ('tokens seen, pads included', f'{rows * config.model.max_length:,} at most'),
       ('FLOPs, as counted', f'{flops["actual"] * rows:.3g}'),
       ("FLOPs by paper 1's formula", f'{flops["honey"] * rows:.3g}'),
       ('parameters', f'{parameters["total"]:,}, of them {parameters["embedding"]:,} of the embedding'),
-      ('masked', f'{mask.rate:g} of the tokens; of these {mask.random:g} random, {mask.keep:g} kept'),
+      ('masked', f'{mask.rate:g} of the tokens; of these {mask.random_share:g} random, {mask.keep_share:g} kept'),
       ('optimizer', f'{_ALGORITHMS[best.algorithm]}, {best.learning_rate:g}, {text(best.schedule)}, '
        f'betas {best.beta1:g} and {best.beta2:g}, weight decay {best.weight_decay:g}, clip {best.clip:g}'),
-      ('initialization', text(config.model.initialization)), ('computed in', text(config.model.compute)),
+      ('initialization', text(config.model.initialization)), ('computed in', text(config.model.dtype)),
       ('seed', config.seed)]))
 
 

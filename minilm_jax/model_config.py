@@ -13,7 +13,7 @@ from minilm_jax.errors import InputError
 
 MOST_LAYERS = 10_000
 # What shapes of an earlier version lack: what they did.
-LATER = {'bare_projection': False, 'second_segment': False, 'encoder': '', 'short_convolution': 0}
+LATER = {'projection_norm': True, 'segment_embeddings_for_pairs': False, 'encoder': '', 'short_convolution': 0}
 _SizeOrNone = Annotated[int, at_least(0), at_most(MOST_SIZE)]
 _CLASS = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
 
@@ -23,7 +23,7 @@ def _class(field: str, value: str) -> None:
     raise InputError(f'{field}={value!r}', 'no name of a class', "give package.module:Class, or '' for our encoder")
 
 
-SHAPE_FIELDS = {'e': 'embedding', 'h': 'hidden', 'f': 'feed_forward', 'a': 'heads', 'l': 'layers'}
+SHAPE_FIELDS = {'e': 'embedding_size', 'h': 'hidden_size', 'f': 'intermediate_size', 'a': 'num_heads', 'l': 'num_layers'}
 
 
 def short_shape(model: Mapping[str, Any]) -> str:
@@ -49,25 +49,25 @@ class EncoderConfig(Checked):
   # package.module:Class, a custom Flax module in place of the encoder of this package; '' takes the
   # latter.
   encoder: Annotated[str, _class] = ''
-  vocabulary: Size = 19010  # Rows of the embedding table; at least the size of the tokenizer.
-  embedding: Size = 32  # Axis E.
-  hidden: Size = 32  # Axis D.
-  feed_forward: Size = 64  # Axis F.
-  heads: Size = 8  # Axis H.
-  layers: Annotated[int, at_least(1), at_most(MOST_LAYERS)] = 1
+  vocab_size: Size = 19010  # Rows of the embedding table; at least the size of the tokenizer.
+  embedding_size: Size = 32  # Axis E.
+  hidden_size: Size = 32  # Axis D.
+  intermediate_size: Size = 64  # Axis F.
+  num_heads: Size = 8  # Axis H.
+  num_layers: Annotated[int, at_least(1), at_most(MOST_LAYERS)] = 1
   # Axis L, the longest row in tokens.
-  length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
+  max_length: Annotated[int, at_least(4), at_most(MOST_SIZE)] = 128
   # Layers of the convolutional front-end before the blocks (paper 2); 0 leaves it out.
   convolutions: Annotated[int, at_least(0), at_most(MOST_LAYERS)] = 0
   kernel: tuple[int, ...] = ()  # Size of each kernel: tokens, features, as in 3,3.
   channels: _SizeOrNone = 0  # Output channels of each convolution.
   # paper (BatchNorm over the batch with its pads, no residual) or mended (pads excluded, residual).
-  convolution: Annotated[str, one_of('paper', 'mended')] = 'paper'
+  convolution: Annotated[str, one_of('paper2', 'fixed')] = 'paper2'
   norm: Annotated[str, one_of('post', 'pre')] = 'post'  # post (paper 1) or pre.
   # learned, sinusoidal (fixed), relative (a bias for each head and distance), rotary, or none.
   positions: Annotated[str, one_of('learned', 'sinusoidal', 'relative', 'rotary', 'none')] = 'learned'
   # Number of the first learned position: 2 in RoBERTa and paper 1, 0 in BERT and paper 2.
-  first_position: _SizeOrNone = 2
+  position_offset: _SizeOrNone = 2
   # Rows of the segment table, of which only the first is used; 0 leaves the table out.
   segments: _SizeOrNone = 2
   projection: bool = True  # Linear(E, D) and LayerNorm between embedding and blocks.
@@ -76,41 +76,41 @@ class EncoderConfig(Checked):
   activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')] = 'gelu'
   dropout: Share = 0.1
   # standard; honey, as in the released code of paper 1; bert, N(0, 0.02).
-  initialization: Annotated[str, one_of('standard', 'honey', 'bert')] = 'standard'
+  initialization: Annotated[str, one_of('standard', 'paper1', 'bert')] = 'standard'
   norm_epsilon: Amount = 1e-5
   # Head count in the FLOP formula of paper 1; the logged runs have another value than `heads`.
-  nominal_heads: Size = 8
+  flops_heads: Size = 8
   # Type of matrix products and activations; bfloat16 is for accelerators. All else is float32.
-  compute: Annotated[str, one_of('float32', 'bfloat16')] = 'float32'
+  dtype: Annotated[str, one_of('float32', 'bfloat16')] = 'float32'
   # Recomputes activations of a block in the backward pass: up to a third more work, memory of one
   # block.
   remat: bool = False
-  bare_projection: bool = False  # Leaves LayerNorm out of the projection, as in ELECTRA.
+  projection_norm: bool = True  # LayerNorm after the projection; False leaves it out, as in ELECTRA.
   # Tokens after the first </s> take the second row of the segment table, as in BERT.
-  second_segment: bool = False
+  segment_embeddings_for_pairs: bool = False
   # Width in tokens (odd) of a depthwise convolution before the blocks; 0 leaves it out.
   short_convolution: _SizeOrNone = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.hidden % self.heads:
-      fitting = [n for n in range(1, min(self.hidden, 1 << 16) + 1) if self.hidden % n == 0]  # hidden may be anything
-      close = sorted(fitting, key=lambda n: abs(n - self.heads))[:3]
-      raise InputError(f'model.heads={self.heads}', f'model.hidden={self.hidden} is not a multiple of it',
+    if self.hidden_size % self.num_heads:
+      fitting = [n for n in range(1, min(self.hidden_size, 1 << 16) + 1) if self.hidden_size % n == 0]  # hidden may be anything
+      close = sorted(fitting, key=lambda n: abs(n - self.num_heads))[:3]
+      raise InputError(f'model.num_heads={self.num_heads}', f'model.hidden_size={self.hidden_size} is not a multiple of it',
                        f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}')
-    if self.positions == 'rotary' and self.hidden // self.heads % 2:
-      raise InputError('rotary positions', f'an odd head size of {self.hidden // self.heads}', 'give fewer heads')
-    if self.positions == 'sinusoidal' and self.embedding % 2:
-      raise InputError('sinusoidal positions', f'an odd model.embedding of {self.embedding}',
+    if self.positions == 'rotary' and self.hidden_size // self.num_heads % 2:
+      raise InputError('rotary positions', f'an odd head size of {self.hidden_size // self.num_heads}', 'give fewer heads')
+    if self.positions == 'sinusoidal' and self.embedding_size % 2:
+      raise InputError('sinusoidal positions', f'an odd model.embedding_size of {self.embedding_size}',
                        'give an even one: each cosine has its sine')
     for name, needs_equal in (('projection=False', not self.projection), ('tied=True', self.tied)):
-      if needs_equal and self.embedding != self.hidden:
-        raise InputError(f'model.{name}', f'embedding {self.embedding} differs from hidden {self.hidden}',
+      if needs_equal and self.embedding_size != self.hidden_size:
+        raise InputError(f'model.{name}', f'embedding {self.embedding_size} differs from hidden {self.hidden_size}',
                          'make them equal, or change the switch')
-    if self.bare_projection and not self.projection:
-      raise InputError('model.bare_projection=True', 'model.projection=False', 'give both, or neither')
-    if self.second_segment and self.segments < 2:
-      raise InputError('model.second_segment=True', f'model.segments={self.segments}', 'give at least 2')
+    if not self.projection_norm and not self.projection:
+      raise InputError('model.projection_norm=False', 'model.projection=False', 'give both, or neither')
+    if self.segment_embeddings_for_pairs and self.segments < 2:
+      raise InputError('model.segment_embeddings_for_pairs=True', f'model.segments={self.segments}', 'give at least 2')
     self._check_convolutions()
 
   def _check_convolutions(self) -> None:
@@ -118,9 +118,9 @@ class EncoderConfig(Checked):
       if self.encoder and getattr(self, name):
         raise InputError(f'model.encoder={self.encoder}', f'model.{name}={getattr(self, name)}, which is of ours',
                          f'give model.{name}=0')
-    if self.short_convolution and (self.short_convolution % 2 == 0 or self.short_convolution > self.length):
+    if self.short_convolution and (self.short_convolution % 2 == 0 or self.short_convolution > self.max_length):
       raise InputError(f'model.short_convolution={self.short_convolution}',
-                       f'no odd number of tokens, or more than the {self.length} of a row', 'give a width such as 3')
+                       f'no odd number of tokens, or more than the {self.max_length} of a row', 'give a width such as 3')
     kernel = ','.join(map(str, self.kernel))
     asked = f'model.convolutions={self.convolutions}, model.kernel={kernel}, model.channels={self.channels}'
     if not self.convolutions:
@@ -130,14 +130,14 @@ class EncoderConfig(Checked):
     if len(self.kernel) != 2 or min(self.kernel) < 1 or not self.channels:
       raise InputError(asked, 'not two sizes of a kernel (tokens, features) and a number of channels',
                        'give them, as in model.kernel=3,3 and model.channels=64')
-    if self.kernel[0] > self.length or self.kernel[1] > self.hidden:
-      raise InputError(asked, f'a kernel larger than the image of {self.length} tokens x {self.hidden} features',
+    if self.kernel[0] > self.max_length or self.kernel[1] > self.hidden_size:
+      raise InputError(asked, f'a kernel larger than the image of {self.max_length} tokens x {self.hidden_size} features',
                        'give a smaller one')
 
   @property
   def batch_norm(self) -> bool:
     """Does it normalise over the batch, pads included? Then rows are always whole and batches are not cut up."""
-    return self.convolutions > 0 and self.convolution == 'paper'
+    return self.convolutions > 0 and self.convolution == 'paper2'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,4 +149,4 @@ class HeadConfig(Checked):
   pooling: Annotated[str, one_of('first', 'mean', 'positions')] = 'first'
   dropout: Share = 0.1
   # Heads on one encoder, each with its own start and dropout; their mean logits are the answer.
-  copies: Positive = 1
+  ensemble_size: Positive = 1

@@ -1,6 +1,6 @@
 """Models of minilm_jax in PyTorch, for Hugging Face's transformers: this file lies beside the weights that it reads.
 
-`minilm export --to=hf` copies it into a folder whose shape no class of transformers has: a narrow embedding and a
+`minilm export --format=hf` copies it into a folder whose shape no class of transformers has: a narrow embedding and a
 projection, blocks that normalise first, other positions than learned ones, convolutions before the blocks. It stands
 alone, so it imports nothing of minilm_jax. Parameters are named as there. Batch axes: `B` rows, `L` tokens, `D` hidden
 width, `V` vocabulary, `C` classes.
@@ -23,24 +23,22 @@ _ACTIVATIONS = {'gelu': functional.gelu, 'relu': functional.relu, 'silu': functi
 
 
 class MiniLMConfig(PretrainedConfig):
-  """Shape of a model; the fields are those of minilm_jax's `EncoderConfig` and `HeadConfig`."""
+  """Shape of a model; sizes have the names of Hugging Face, other fields those of minilm_jax's `EncoderConfig`."""
 
   model_type = 'minilm_jax'
-  attribute_map = {'vocab_size': 'vocabulary', 'hidden_size': 'hidden', 'intermediate_size': 'feed_forward',
-                   'num_hidden_layers': 'layers', 'num_attention_heads': 'heads', 'max_position_embeddings': 'length'}
 
-  def __init__(self, vocabulary=512, embedding=32, hidden=32, feed_forward=64, heads=4, layers=1, length=64,
-               convolutions=0, kernel=(), channels=0, convolution='paper', norm='post', positions='learned',
-               first_position=2, segments=0, projection=True, tied=False, activation='gelu', dropout=0.0,
-               norm_epsilon=1e-5, short_convolution=0, pooling='first', head_dropout=0.0, copies=1, pad_token_id=1,
+  def __init__(self, vocab_size=512, embedding_size=32, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=1, max_position_embeddings=64,
+               convolutions=0, kernel=(), channels=0, convolution='paper2', norm='post', positions='learned',
+               position_offset=2, segments=0, projection=True, tied=False, activation='gelu', dropout=0.0,
+               norm_epsilon=1e-5, short_convolution=0, pooling='first', head_dropout=0.0, ensemble_size=1, pad_token_id=1,
                **others):
-    self.vocabulary, self.embedding, self.hidden, self.feed_forward = vocabulary, embedding, hidden, feed_forward
-    self.heads, self.layers, self.length = heads, layers, length
+    self.vocab_size, self.embedding_size, self.hidden_size, self.intermediate_size = vocab_size, embedding_size, hidden_size, intermediate_size
+    self.num_attention_heads, self.num_hidden_layers, self.max_position_embeddings = num_attention_heads, num_hidden_layers, max_position_embeddings
     self.convolutions, self.kernel, self.channels, self.convolution = convolutions, kernel, channels, convolution
-    self.norm, self.positions, self.first_position, self.segments = norm, positions, first_position, segments
+    self.norm, self.positions, self.position_offset, self.segments = norm, positions, position_offset, segments
     self.projection, self.tied, self.activation, self.dropout = projection, tied, activation, dropout
     self.norm_epsilon, self.short_convolution = norm_epsilon, short_convolution
-    self.pooling, self.head_dropout, self.copies = pooling, head_dropout, copies
+    self.pooling, self.head_dropout, self.ensemble_size = pooling, head_dropout, ensemble_size
     self.pad_token_id = pad_token_id
     super().__init__(pad_token_id=pad_token_id, **others | {'tie_word_embeddings': False})
 
@@ -69,12 +67,12 @@ class Embedding(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.first, learned = config.first_position, config.positions == 'learned'
+    self.first, learned = config.position_offset, config.positions == 'learned'
     self.sinusoidal = config.positions == 'sinusoidal'
-    self.tokens = nn.Embedding(config.vocabulary, config.embedding)
-    self.positions = nn.Embedding(config.length + self.first, config.embedding) if learned else None
-    self.segments = nn.Embedding(config.segments, config.embedding) if config.segments else None
-    self.norm, self.dropout = _norm(config, config.embedding), nn.Dropout(config.dropout)
+    self.tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+    self.positions = nn.Embedding(config.max_position_embeddings + self.first, config.embedding_size) if learned else None
+    self.segments = nn.Embedding(config.segments, config.embedding_size) if config.segments else None
+    self.norm, self.dropout = _norm(config, config.embedding_size), nn.Dropout(config.dropout)
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
     x = self.tokens(tokens)
@@ -93,7 +91,7 @@ class Projection(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.linear, self.norm = nn.Linear(config.embedding, config.hidden), _norm(config, config.hidden)
+    self.linear, self.norm = nn.Linear(config.embedding_size, config.hidden_size), _norm(config, config.hidden_size)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.norm(self.linear(x))
@@ -104,8 +102,8 @@ class ShortConvolution(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.weight = nn.Parameter(torch.zeros(config.hidden, config.short_convolution))
-    self.bias = nn.Parameter(torch.zeros(config.hidden))
+    self.weight = nn.Parameter(torch.zeros(config.hidden_size, config.short_convolution))
+    self.bias = nn.Parameter(torch.zeros(config.hidden_size))
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     rows, width = (x * mask[:, :, None].to(x.dtype)).transpose(1, 2), self.weight.shape[1]
@@ -126,7 +124,7 @@ class Layer(nn.Module):
 
   def __init__(self, kernel: tuple[int, int], inputs: int, outputs: int, config: MiniLMConfig):
     super().__init__()
-    self.paper, self.activation = config.convolution == 'paper', _ACTIVATIONS[config.activation]
+    self.paper, self.activation = config.convolution == 'paper2', _ACTIVATIONS[config.activation]
     self.convolution = Convolution(inputs, outputs, kernel)
     self.norm = nn.BatchNorm2d(outputs) if self.paper else _norm(config, outputs)
 
@@ -142,13 +140,13 @@ class FrontEnd(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.paper, self.first = config.convolution == 'paper', config.norm == 'pre'
+    self.paper, self.first = config.convolution == 'paper2', config.norm == 'pre'
     sizes, kernel = [1] + [config.channels] * config.convolutions, tuple(config.kernel)
     self.layers = nn.ModuleList([Layer(kernel, *pair, config) for pair in itertools.pairwise(sizes)])
     if self.paper:
       self.last = Layer((1, 1), config.channels, 1, config)
     else:
-      self.last, self.norm = Convolution(config.channels, 1, (1, 1)), _norm(config, config.hidden)
+      self.last, self.norm = Convolution(config.channels, 1, (1, 1)), _norm(config, config.hidden_size)
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -171,10 +169,10 @@ class Attention(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.heads, self.length, self.rotary = config.heads, config.length, config.positions == 'rotary'
-    self.query, self.key, self.value, self.output = (nn.Linear(config.hidden, config.hidden) for _ in range(4))
+    self.heads, self.length, self.rotary = config.num_attention_heads, config.max_position_embeddings, config.positions == 'rotary'
+    self.query, self.key, self.value, self.output = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
     relative = config.positions == 'relative'
-    self.distance_bias = nn.Parameter(torch.zeros(config.heads, 2 * config.length - 1)) if relative else None
+    self.distance_bias = nn.Parameter(torch.zeros(config.num_attention_heads, 2 * config.max_position_embeddings - 1)) if relative else None
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -196,7 +194,7 @@ class FeedForward(nn.Module):
   def __init__(self, config: MiniLMConfig):
     super().__init__()
     self.activation = _ACTIVATIONS[config.activation]
-    self.up, self.down = nn.Linear(config.hidden, config.feed_forward), nn.Linear(config.feed_forward, config.hidden)
+    self.up, self.down = nn.Linear(config.hidden_size, config.intermediate_size), nn.Linear(config.intermediate_size, config.hidden_size)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.down(self.activation(self.up(x)))
@@ -208,8 +206,8 @@ class Block(nn.Module):
   def __init__(self, config: MiniLMConfig):
     super().__init__()
     self.first = config.norm == 'pre'
-    self.attention, self.attention_norm = Attention(config), _norm(config, config.hidden)
-    self.feed_forward, self.feed_forward_norm = FeedForward(config), _norm(config, config.hidden)
+    self.attention, self.attention_norm = Attention(config), _norm(config, config.hidden_size)
+    self.feed_forward, self.feed_forward_norm = FeedForward(config), _norm(config, config.hidden_size)
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -225,14 +223,14 @@ class Encoder(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.pad, self.length = config.pad_token_id, config.length
-    self.whole = config.convolutions > 0 and config.convolution == 'paper'
+    self.pad, self.length = config.pad_token_id, config.max_position_embeddings
+    self.whole = config.convolutions > 0 and config.convolution == 'paper2'
     self.embedding = Embedding(config)
     self.projection = Projection(config) if config.projection else None
     self.short_convolution = ShortConvolution(config) if config.short_convolution else None
     self.convolution = FrontEnd(config) if config.convolutions else None
-    self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
-    self.norm = _norm(config, config.hidden) if config.norm == 'pre' else None
+    self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
+    self.norm = _norm(config, config.hidden_size) if config.norm == 'pre' else None
 
   def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     given = tokens.shape[1]
@@ -279,11 +277,11 @@ class MiniLMForMaskedLM(MiniLMPreTrained):
   def __init__(self, config: MiniLMConfig):
     super().__init__(config)
     self.encoder = Encoder(config)
-    self.transform, self.norm = nn.Linear(config.hidden, config.hidden), _norm(config, config.hidden)
+    self.transform, self.norm = nn.Linear(config.hidden_size, config.hidden_size), _norm(config, config.hidden_size)
     if config.tied:
-      self.output_bias = nn.Parameter(torch.zeros(config.vocabulary))
+      self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
     else:
-      self.output = nn.Linear(config.hidden, config.vocabulary)
+      self.output = nn.Linear(config.hidden_size, config.vocab_size)
     self.post_init()
 
   def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
@@ -301,12 +299,12 @@ class Head(nn.Module):
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
-    self.pooling, self.length = config.pooling, config.length
+    self.pooling, self.length = config.pooling, config.max_position_embeddings
     if self.pooling == 'positions':
-      self.pool = nn.Linear(config.length, 1)
+      self.pool = nn.Linear(config.max_position_embeddings, 1)
     else:
-      self.dense = nn.Linear(config.hidden, config.hidden)
-    self.dropout, self.output = nn.Dropout(config.head_dropout), nn.Linear(config.hidden, config.num_labels)
+      self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+    self.dropout, self.output = nn.Dropout(config.head_dropout), nn.Linear(config.hidden_size, config.num_labels)
 
   def logits(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Logits of each row."""
@@ -325,14 +323,14 @@ class MiniLMForSequenceClassification(MiniLMPreTrained):
   def __init__(self, config: MiniLMConfig):
     super().__init__(config)
     self.num_labels, self.encoder = config.num_labels, Encoder(config)
-    self.heads = nn.ModuleList([Head(config) for _ in range(config.copies)])
+    self.heads = nn.ModuleList([Head(config) for _ in range(config.ensemble_size)])
     self.post_init()
 
   def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
               labels: torch.Tensor | None = None, **others) -> SequenceClassifierOutput:
     mask = self.mask(input_ids, attention_mask)
     if self.config.pooling == 'positions':  # pads have weights of their own, so rows are whole
-      fill = 0, self.config.length - input_ids.shape[1]
+      fill = 0, self.config.max_position_embeddings - input_ids.shape[1]
       input_ids, mask = functional.pad(input_ids, fill, value=self.config.pad_token_id), functional.pad(mask, fill)
     x = self.encoder(input_ids, mask)
     logits = sum(head.logits(x, mask) for head in self.heads) / len(self.heads)

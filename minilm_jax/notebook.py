@@ -25,7 +25,7 @@ from minilm_jax.tasks.sources import Examples
 from minilm_jax.training import pretrained
 
 _BATCH = 64  # rows at one time
-_TRAINED = 'fine-tune it with --config.keep=True, and load WORKDIR/classifier-0'
+_TRAINED = 'fine-tune it with --config.save_classifiers=True, and load WORKDIR/classifier-0'
 Texts = Any  # a string, or several; what is neither is refused by its place
 
 
@@ -89,10 +89,10 @@ class LanguageModel(Model):
       InputError: what is given is no text.
     """
     texts = _checked(texts, 'vectors')
-    found = np.zeros((len(texts), self.config.model.hidden), np.float32)
+    found = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
     if not texts:
       return found
-    limit = self.config.model.length
+    limit = self.config.model.max_length
     examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
     sequences, shortened = encoding.encode(examples, self.tokenizer, limit)
     if shortened:
@@ -147,7 +147,7 @@ class Answerer(Model):
       InputError: what is given is no text; or the task is on pairs and these are missing, or the other way round.
     """
     card, first = self.members[0].card, _checked(texts, 'labels')
-    two = len(card.fields) == 2 and not card.joined
+    two = len(card.fields) == 2 and not card.concatenate_fields
     if two != (pairs is not None):
       found = f'{card.task} is about pairs: {" and ".join(card.fields)}' if two else f'{card.task} is about one text'
       raise InputError(f'labels by {self.folder}', found, 'give pairs too' if two else 'leave pairs out')
@@ -176,8 +176,8 @@ def _checked(texts: Texts, wanted: str) -> list[str]:
 
 def _shape(model: EncoderConfig) -> str:
   kind = f' of {model.encoder}' if model.encoder else ''
-  size = f'hidden {model.hidden}, {model.vocabulary:,} pieces, rows of {model.length} tokens'
-  return f'{model.layers} layers{kind}, {size}'
+  size = f'hidden {model.hidden_size}, {model.vocab_size:,} pieces, rows of {model.max_length} tokens'
+  return f'{model.num_layers} layers{kind}, {size}'
 
 
 def load(folder: epath.PathLike, trusted: str) -> Model:

@@ -24,8 +24,8 @@ from minilm_jax.stopwatch import Worker
 PEERS = ('torch',)
 # What the model of paper 1 is; the step is written for nothing else.
 _WRITTEN_FOR = {'model.norm': 'post', 'model.positions': 'learned', 'model.activation': 'gelu', 'model.segments': 2,
-                'model.projection': True, 'model.tied': False, 'mask.random': 0, 'mask.keep': 0,
-                'model.convolutions': 0, 'model.first_position': 2, 'model.encoder': '', 'mask.span': 0,
+                'model.projection': True, 'model.tied': False, 'mask.random_share': 0, 'mask.keep_share': 0,
+                'model.convolutions': 0, 'model.position_offset': 2, 'model.encoder': '', 'mask.span': 0,
                 'model.short_convolution': 0, 'optimizer.algorithm': 'adamw'}
 _AT_ONCE = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
@@ -43,15 +43,15 @@ def check(config: RunConfig, against: str, platform: str) -> None:
   if not against:
     return
   if against not in PEERS:
-    raise InputError(f'--against={against}', 'no such peer', nearest(against, PEERS))
+    raise InputError(f'--compare_with={against}', 'no such peer', nearest(against, PEERS))
   if importlib.util.find_spec('torch') is None:
-    raise InputError('--against=torch', 'PyTorch is not installed', "pip install 'minilm_jax[peers]'")
+    raise InputError('--compare_with=torch', 'PyTorch is not installed', "pip install 'minilm_jax[peers]'")
   if platform not in ('cpu', 'gpu'):
-    raise InputError('--against=torch', f'JAX computes on a {platform}', 'compare on a CPU or a GPU')
+    raise InputError('--compare_with=torch', f'JAX computes on a {platform}', 'compare on a CPU or a GPU')
   for path, value in _WRITTEN_FOR.items():
     found = operator.attrgetter(path)(config)
     if found != value:
-      raise InputError('--against=torch', f'{path}={found!r}', f'give a recipe of paper 1, where it is {value!r}')
+      raise InputError('--compare_with=torch', f'{path}={found!r}', f'give a recipe of paper 1, where it is {value!r}')
 
 
 @contextlib.contextmanager
@@ -188,8 +188,8 @@ def _check_trainer(shape: EncoderConfig, pad: str) -> None:
 def _check_examples(rows: np.ndarray, labels: np.ndarray, shape: EncoderConfig, classes: int) -> None:
   if rows.ndim != 2 or labels.shape != rows.shape[:1] or not rows.size:
     raise InputError('rows [N L] and labels [N]', f'{rows.shape} and {labels.shape}', 'give one label a row')
-  if rows.shape[1] > shape.length or rows.min() < 0 or rows.max() >= shape.vocabulary:
-    raise InputError(f'rows of at most {shape.length} ids below {shape.vocabulary}',
+  if rows.shape[1] > shape.max_length or rows.min() < 0 or rows.max() >= shape.vocab_size:
+    raise InputError(f'rows of at most {shape.max_length} ids below {shape.vocab_size}',
                      f'{rows.shape[1]} ids from {rows.min()} to {rows.max()}', 'give the shape that they are made for')
   if classes < 0 or classes == 1 or classes and (labels.min() < 0 or labels.max() >= classes):
     raise InputError(f'{classes} classes', f'labels from {labels.min()} to {labels.max()}',

@@ -35,7 +35,7 @@ def check(configs: Configs) -> None:
   """
   seen: dict[RunConfig, str] = {}
   for name, config in configs.items():
-    same = dataclasses.replace(config, model=dataclasses.replace(config.model, nominal_heads=1))  # that trains nothing
+    same = dataclasses.replace(config, model=dataclasses.replace(config.model, flops_heads=1))  # that trains nothing
     if same in seen:
       raise InputError(f'a sweep of {len(configs)} points', f'{seen[same]} and {name} are the same point',
                        'leave one of them out')
@@ -62,19 +62,19 @@ def share(configs: Configs, shard: str) -> Configs:
   part, parts = map(int, match.groups()) if match else (0, 0)
   if not 1 <= part <= parts:
     raise InputError(f'--shard={shard}', 'not k/n with k from 1 to n', 'give --shard=1/4 to the first machine of four')
-  order = sorted(configs, key=lambda name: (work(configs[name]) * configs[name].updates, name))
+  order = sorted(configs, key=lambda name: (work(configs[name]) * configs[name].num_steps, name))
   return {name: configs[name] for name in order[part - 1::parts]}
 
 
 def budgeted(configs: Configs, tokens: float, flops: float) -> Configs:
   """The points with as many updates as give each member so many tokens or FLOPs; 0 and 0 leave them as they are."""
   def updates(config: RunConfig) -> int:
-    rows = tokens / config.model.length or flops / size.flops_per_row(config.model, config.mask)['actual']
+    rows = tokens / config.model.max_length or flops / size.flops_per_row(config.model, config.mask)['actual']
     return math.ceil(rows / config.batch_size)
 
   if not tokens and not flops:
     return configs
-  return {name: dataclasses.replace(config, updates=updates(config)) for name, config in configs.items()}
+  return {name: dataclasses.replace(config, num_steps=updates(config)) for name, config in configs.items()}
 
 
 def timed(configs: Configs, workdir: epath.PathLike, seconds: float, each: Mapping[str, float]) -> Configs:
@@ -84,7 +84,7 @@ def timed(configs: Configs, workdir: epath.PathLike, seconds: float, each: Mappi
     begun = epath.Path(workdir) / name / run.CONFIG
     updates = (run.read_json(begun, f'the recipe of {name}')['updates'] if begun.exists()
                else max(1, math.floor(seconds / each[name])))
-    found[name] = dataclasses.replace(config, updates=updates)
+    found[name] = dataclasses.replace(config, num_steps=updates)
   return found
 
 
@@ -128,7 +128,7 @@ def describe(configs: Configs, each: Mapping[str, float]) -> list[dict[str, Any]
     found.append({
         'point': name, **{key: takes[key] for key in ('members', 'parameters', 'updates', 'tokens', 'flops')},
         'bytes': copies * (takes['bytes']['state'] + takes['bytes']['gradient']),
-        'seconds': config.updates * each[name]})
+        'seconds': config.num_steps * each[name]})
   return found
 
 

@@ -94,7 +94,7 @@ def check(found: Mapping[str, Any]) -> None:
   wrong = {name: point['refused'] for name, point in found['recipes'].items() if not point['fits']}
   if wrong:
     raise InputError(f'{", ".join(wrong)} on {found["topology"]}', '; '.join(wrong.values()),
-                     'lower batch_size, raise accumulation or head_blocks, or take more or larger chips')
+                     'lower batch_size, raise grad_accumulation_steps or logit_chunks, or take more or larger chips')
 
 
 def tables(found: Mapping[str, Any]) -> list[rich_table.Table]:
@@ -141,7 +141,7 @@ def describe(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) -> di
   engine = program.build_program(config, devices)
   whole = sharding.replicated(engine.mesh)
   corpus, chips = _corpus(config, whole), engine.mesh.size
-  shape = dataclasses.replace(config.model, length=corpus.length)
+  shape = dataclasses.replace(config.model, max_length=corpus.length)
   rows = config.population.members * config.batch_size
   flops = size.flops_per_row(shape, config.mask)['actual'] * rows / chips
   before = time.monotonic()
@@ -192,7 +192,7 @@ def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
     rows = config.subset.rows or made['splits']['train']['rows']
     length, kind, vocabulary = made['length'], made['dtype'], made['vocabulary']
   else:
-    rows, length, vocabulary = _ROWS, config.model.length, config.model.vocabulary
+    rows, length, vocabulary = _ROWS, config.model.max_length, config.model.vocab_size
     kind = 'uint16' if vocabulary <= 1 << 16 else 'uint32'
   return Corpus(jax.ShapeDtypeStruct((rows, length), kind, sharding=where), vocabulary, 'absent')
 

@@ -37,10 +37,10 @@ class Embedding(nn.Module):
 
   def __init__(self, config: EncoderConfig):
     super().__init__()
-    self.tokens = nn.Embedding(config.vocabulary, config.embedding)
-    self.positions = nn.Embedding(config.length + 2, config.embedding)
-    self.segments = nn.Embedding(config.segments, config.embedding)
-    self.norm = nn.LayerNorm(config.embedding, config.norm_epsilon)
+    self.tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+    self.positions = nn.Embedding(config.max_length + 2, config.embedding_size)
+    self.segments = nn.Embedding(config.segments, config.embedding_size)
+    self.norm = nn.LayerNorm(config.embedding_size, config.norm_epsilon)
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -53,8 +53,8 @@ class Attention(nn.Module):
 
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
-    self.heads, self.fused = config.heads, fused
-    self.query, self.key, self.value, self.output = (nn.Linear(config.hidden, config.hidden) for _ in range(4))
+    self.heads, self.fused = config.num_heads, fused
+    self.query, self.key, self.value, self.output = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,9 @@ class Block(nn.Module):
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
     self.attention = Attention(config, fused)
-    self.feed_forward = _chain(up=nn.Linear(config.hidden, config.feed_forward), activation=nn.GELU(),
-                               down=nn.Linear(config.feed_forward, config.hidden))
-    norms = (nn.LayerNorm(config.hidden, config.norm_epsilon) for _ in range(2))
+    self.feed_forward = _chain(up=nn.Linear(config.hidden_size, config.intermediate_size), activation=nn.GELU(),
+                               down=nn.Linear(config.intermediate_size, config.hidden_size))
+    norms = (nn.LayerNorm(config.hidden_size, config.norm_epsilon) for _ in range(2))
     self.attention_norm, self.feed_forward_norm = norms
     self.dropout = nn.Dropout(config.dropout)
 
@@ -90,9 +90,9 @@ class Encoder(nn.Module):
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
     self.embedding = Embedding(config)
-    self.projection = _chain(linear=nn.Linear(config.embedding, config.hidden),
-                             norm=nn.LayerNorm(config.hidden, config.norm_epsilon))
-    self.blocks = nn.Sequential(*(Block(config, fused) for _ in range(config.layers)))
+    self.projection = _chain(linear=nn.Linear(config.embedding_size, config.hidden_size),
+                             norm=nn.LayerNorm(config.hidden_size, config.norm_epsilon))
+    self.blocks = nn.Sequential(*(Block(config, fused) for _ in range(config.num_layers)))
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
     return self.blocks(self.projection(self.embedding(tokens)))
@@ -104,9 +104,9 @@ class MaskedLanguageModel(nn.Module):
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
     self.encoder = Encoder(config, fused)
-    self.transform = nn.Linear(config.hidden, config.hidden)
-    self.norm = nn.LayerNorm(config.hidden, config.norm_epsilon)
-    self.output = nn.Linear(config.hidden, config.vocabulary)
+    self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+    self.norm = nn.LayerNorm(config.hidden_size, config.norm_epsilon)
+    self.output = nn.Linear(config.hidden_size, config.vocab_size)
 
   def features(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """What the output projection reads."""
@@ -185,8 +185,8 @@ def best(config: RunConfig, rows: np.ndarray, device: str, at_once: int, fused_l
   model = MaskedLanguageModel(config.model, fused=True).to(device).train()
   optimizer = _adam(config, model, fused=True)
   on_device = torch.from_numpy(rows.astype(np.int64)).to(device)
-  k = size.masked_positions(config.model.length, config.mask.rate)
-  summed = _fused_loss(config.model.vocabulary, gpu) if fused_loss else _plain_loss
+  k = size.masked_positions(config.model.max_length, config.mask.rate)
+  summed = _fused_loss(config.model.vocab_size, gpu) if fused_loss else _plain_loss
 
   def loss(tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     with torch.autocast('cuda', torch.bfloat16) if gpu else contextlib.nullcontext():

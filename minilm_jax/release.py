@@ -1,6 +1,6 @@
 """What leaves the house: a model found by the name that `--checkpoint` gives it, and a folder that appears whole.
 
-A model is the checkpoint of a pre-training run, `run` or `run@step`, or a classifier that `--config.keep=True` saved.
+A model is the checkpoint of a pre-training run, `run` or `run@step`, or a classifier that `--config.save_classifiers=True` saved.
 What is made of it, and for whom, is left to `hf_export`, `serving` and `model_card`.
 """
 
@@ -32,7 +32,7 @@ from minilm_jax.tasks.classifiers import Card
 from minilm_jax.training import checkpoint, pretrained
 
 RECORD = 'export.json'  # what a folder is an export of
-_FOREIGN = ('bare_projection', 'second_segment')  # fields of shapes that others have no words for, beside `encoder`
+_FOREIGN = ('projection_norm', 'segment_embeddings_for_pairs')  # fields of shapes that others have no words for, beside `encoder`
 _ELSEWHERE = 'give another --workdir'
 _STEP = re.compile(r'(.+)@(\d{1,18})')
 
@@ -68,7 +68,7 @@ class Released:
   @property
   def length(self) -> int:
     """Tokens of a row at most, the special ones included."""
-    return self.card.length if self.card else self.config.length
+    return self.card.length if self.card else self.config.max_length
 
   def facts(self) -> dict[str, Any]:
     """What every record of an export says of its source."""
@@ -86,12 +86,12 @@ def kind(folder: epath.PathLike) -> str:
   folder, what = epath.Path(folder), f'the run {folder}'
   if not folder.is_dir():
     raise InputError(what, 'no such folder', 'give the work directory of minilm pretrain, or a classifier that '
-                     '--config.keep=True saved')
+                     '--config.save_classifiers=True saved')
   if (folder / classifiers.CARD).exists():
     return classifiers.KIND
   if not (folder / run.CONFIG).exists():
     raise InputError(what, f'neither {run.CONFIG} of a run nor {classifiers.CARD} of a classifier there',
-                     'give the work directory of minilm pretrain, or a classifier that --config.keep=True saved')
+                     'give the work directory of minilm pretrain, or a classifier that --config.save_classifiers=True saved')
   return run.read_object(folder / run.CONFIG, what, {'kind': TEXT})['kind']
 
 
@@ -117,14 +117,14 @@ def find(given: str) -> Place:
     inside = sorted(one.parent.name for one in folder.glob(f'*/{classifiers.CARD}'))
     raise InputError(f'the model of {folder}', 'the work directory of a fine-tuning, not one model',
                      f'give one inside it, such as {folder / inside[0]}' if inside else
-                     'fine-tune again with --config.keep=True, which saves classifiers')
+                     'fine-tune again with --config.save_classifiers=True, which saves classifiers')
   pretrained.load_single_config(folder)
   steps = checkpoint.list_steps(folder)
   if not steps:
     raise InputError(f'the checkpoint of {folder}', 'none saved there yet', 'let the run reach its first one')
   if step is not None and step not in steps:
     raise InputError(f'the checkpoint of step {step} in {folder}', f'there are {", ".join(map(str, steps))}',
-                     'give one of them; checkpoint.keep says how many a run keeps')
+                     'give one of them; checkpoint.keep_last says how many a run keeps')
   return Place(folder, steps[-1] if step is None else step)
 
 
@@ -147,9 +147,9 @@ def load(given: str, program: bool = False) -> Released:
     return Released(place, config, model, found.tokenizer, found.card, 0, found.identity)
   recipe = pretrained.load_single_config(place.folder)
   _check_ours(given, pretrained.load_tokenizer(place.folder), recipe.model, fields)
-  pretrained_run = pretrained.load(place.folder, place.step, changes={'compute': 'float32'})
+  pretrained_run = pretrained.load(place.folder, place.step, changes={'dtype': 'float32'})
   model = jax.tree.map(np.asarray, pretrained_run.model)
-  return Released(place, pretrained_run.config.model, model, pretrained_run.tokenizer, None, recipe.updates,
+  return Released(place, pretrained_run.config.model, model, pretrained_run.tokenizer, None, recipe.num_steps,
                   classifiers.digest(model))
 
 
@@ -158,13 +158,13 @@ def _check_ours(given: str, reads: Tokenizer, config: EncoderConfig, fields: Seq
   found += [f'model.{name}={getattr(config, name)!r}' for name in fields if getattr(config, name)]
   if found:
     raise InputError(f'an export of {given}', ', '.join(found),
-                     'use it here, or export a model of ours that was pre-trained here; --to=stablehlo takes a '
+                     'use it here, or export a model of ours that was pre-trained here; --format=stablehlo takes a '
                      'classifier of any encoder')
 
 
 def _in_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderConfig]:
   """The same weights in a model that computes in float32, and its configuration."""
-  config = dataclasses.replace(card.model, compute='float32')
+  config = dataclasses.replace(card.model, dtype='float32')
   shapes = jax.eval_shape(lambda: classifier(config, card.head, len(card.labels), jax.random.key(0)))
   return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model)), config
 

@@ -15,17 +15,17 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import hosts, shape, untrusted
+from minilm_jax import hosts, old_names, shape, untrusted
 from minilm_jax.config import completed
 from minilm_jax.errors import InputError
 from minilm_jax.shape import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
-FAILURE, WORDS = 'failure.json', 'words.json'  # of a point of a sweep: why it failed; what its words cost
+FAILURE, WORDS = 'failure.json', 'bits_per_word.json'  # of a point of a sweep: why it failed; what its words cost
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 # What the fields of our logs are where they are there; which must be there is for the reader to know.
-_OF_ONE = {'task?': TEXT, 'split?': TEXT, 'which?': TEXT, 'checkpoint?': TEXT, 'member?': COUNT, 'seed?': COUNT,
+_OF_ONE = {'task?': TEXT, 'split?': TEXT, 'epoch_choice?': TEXT, 'checkpoint?': TEXT, 'member?': COUNT, 'seed?': COUNT,
            'pretrained?': FLAG, 'learning_rate?': NUMBER, 'epoch?': NUMBER, 'checkpoint_step?': MAYBE}
 _LINES = {
     METRICS: _OF_ONE | {'step?': COUNT, 'loss?': NUMBER, 'perplexity?': NUMBER, 'tokens?': NUMBER, 'flops?': NUMBER,
@@ -33,10 +33,10 @@ _LINES = {
                         'tokens_per_second?': NUMBER},
     SCORES: _OF_ONE | {'metric?': TEXT, 'value?': NUMBER, 'low?': NUMBER, 'high?': NUMBER, 'headline?': FLAG,
                        'examples?': COUNT, 'train_examples?': COUNT, 'held_out?': COUNT, 'filtered?': FLAG,
-                       'selection?': NUMBER, 'majority?': NUMBER, 'frequency?': NUMBER, 'collapsed?': FLAG,
+                       'validation_score?': NUMBER, 'majority?': NUMBER, 'frequency?': NUMBER, 'constant_prediction?': FLAG,
                        'truncated?': COUNT},
     PREDICTIONS: _OF_ONE | {'predictions?': [NUMBER], 'labels?': [NUMBER]}}
-_FREE = ('log.to', 'log.project', 'log.name')  # of a recipe: who is told of a run may change from start to start
+_FREE = ('log.sinks', 'log.project', 'log.name')  # of a recipe: who is told of a run may change from start to start
 _BLOCK = 1 << 20
 _LEVELS = 64  # of JSON inside JSON; a recipe has three
 _LONGEST = 1 << 24  # bytes of a line of a log; ours have thousands
@@ -103,7 +103,7 @@ def read_json(path: epath.PathLike, what: str) -> Any:
   except OSError as error:
     raise InputError(what, f'{path} cannot be read: {error}', 'check the path and its permissions') from None
   try:
-    return parsed(raw)
+    return old_names.rename_record(path.name, parsed(raw))
   except ValueError as error:
     raise InputError(what, f'{path} is not JSON: {error}', remedy) from None
 
@@ -175,6 +175,8 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
           if not line.endswith(b'\n') and len(line) < _LONGEST and (line.startswith(b'{') or not line.strip(b'\0')):
             return
           raise InputError(f'the log {path}', f'line {number} is not JSON: {error}', 'remove that line') from None
+        if path.name in _LINES and isinstance(found, dict):
+          found = old_names.rename_columns(found)
         if fault := shape.fault(found, _LINES[path.name] if path.name in _LINES else {}, f'line {number}'):
           raise InputError(f'the log {path}', fault, 'remove that line')
         yield found

@@ -44,7 +44,7 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
   """Writes the classifier that `--checkpoint` names as a program, runs what was written, and compares.
 
   Args:
-    given: a classifier that `--config.keep=True` saved.
+    given: a classifier that `--config.save_classifiers=True` saved.
     workdir: the folder, not there or empty; one that holds this very export is left as it is.
     batch: rows of every call; 0 leaves them free where that can be lowered.
 
@@ -60,7 +60,7 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
     raise InputError(f'--batch={batch}', 'a negative number of rows', 'give 1 or more, or 0 for any')
   if release.find(given).step is not None:
     raise InputError(f'a program of {given}', 'a pre-training run, which classifies nothing',
-                     'give a classifier: minilm finetune ... --config.keep=True saves some')
+                     'give a classifier: minilm finetune ... --config.save_classifiers=True saves some')
   if importlib.util.find_spec('flatbuffers') is None:  # of which jax tells only at the end
     raise InputError('a StableHLO program', 'flatbuffers not installed', 'pip install flatbuffers')
   released = release.load(given, program=True)
@@ -87,7 +87,7 @@ def export(given: str, workdir: str, batch: int = 0) -> dict[str, Any]:
 def length(released: Released) -> int:
   """L: what the head has weights for, or what the model reads, or else the longest text it was fine-tuned on."""
   whole = released.card.head.pooling == 'positions' or released.config.batch_norm
-  return released.config.length if whole else released.card.length
+  return released.config.max_length if whole else released.card.length
 
 
 def _probabilities(model: Classifier, regression: bool, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
@@ -115,7 +115,7 @@ def _lowered(released: Released, batch: int) -> jax_export.Exported:
 
 def described(released: Released, fixed: int | None) -> dict[str, Any]:
   """What `call.json` says."""
-  card, two = released.card, len(released.card.fields) == 2 and not released.card.joined
+  card, two = released.card, len(released.card.fields) == 2 and not released.card.concatenate_fields
   return {
       'task': card.task, 'kind': card.task_kind, 'labels': list(card.labels), 'fields': list(card.fields),
       'program': PROGRAM, 'platforms': list(PLATFORMS), 'input': {
@@ -124,7 +124,7 @@ def described(released: Released, fixed: int | None) -> dict[str, Any]:
                  'shape': [fixed or 'batch', max(1, len(card.labels))]},
       'tokenizer': {
           'file': build.TOKENIZER, 'library': 'sentencepiece', 'before': 'lower-case the text' + (
-              ', the fields joined by a space' if card.joined else ''),
+              ', the fields joined by a space' if card.concatenate_fields else ''),
           'template': '<s> A </s></s> B </s>' if two else '<s> A </s>', 'longest': card.length,
           'longer': 'loses tokens from the end of its longer text', 'pad_to': length(released),
           'ids': {piece: number for number, piece in enumerate(pieces.SPECIAL)}},

@@ -32,22 +32,22 @@ def describe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any
 def pretraining(config: RunConfig) -> dict[str, Any]:
   """What pre-training by a recipe takes: parameters, rows, tokens, FLOPs of a member, bytes of all, arrays by path."""
   shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)
-  mesh = sharding.make_mesh(config.mesh, config.batch_size // (config.accumulation or 1), config.population.members)
+  mesh = sharding.make_mesh(config.mesh, config.batch_size // (config.grad_accumulation_steps or 1), config.population.members)
   placed = sharding.state_sharding(shapes, mesh)
   arrays = zip(jax.tree.leaves_with_path(shapes.model), jax.tree.leaves(placed.model), strict=True)
   flops = size.flops_per_row(config.model, config.mask)
-  rows = config.updates * config.batch_size
-  k = size.masked_positions(config.model.length, config.mask.rate)
+  rows = config.num_steps * config.batch_size
+  k = size.masked_positions(config.model.max_length, config.mask.rate)
   devices = mesh.shape['data']
   parts = devices * math.prod(train_step.micro_batch_plan(
-      config, config.batch_size // devices, config.model.length, k, mesh.devices.flat[0].platform))
+      config, config.batch_size // devices, config.model.max_length, k, mesh.devices.flat[0].platform))
   return {
       'parameters': size.parameters(config.model),
       'flops_per_row': flops,
-      'updates': config.updates,
-      'warmup': optimizer.warmup_steps(config.optimizer, config.updates),
+      'updates': config.num_steps,
+      'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
       'rows': rows,
-      'tokens': rows * config.model.length,
+      'tokens': rows * config.model.max_length,
       'flops': {name: count * rows for name, count in flops.items()},
       'masked_positions': k,
       'members': config.population.members,
@@ -55,7 +55,7 @@ def pretraining(config: RunConfig) -> dict[str, Any]:
       'bytes': {
           'state': config.population.members * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
           'gradient': 4 * size.parameters(config.model)['total'],
-          'logits': 4 * config.batch_size // parts * k * config.model.vocabulary,
+          'logits': 4 * config.batch_size // parts * k * config.model.vocab_size,
       },
       'arrays': [{'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(where.spec)}
                  for (path, leaf), where in arrays],

@@ -32,9 +32,9 @@ Timed = Callable[[int], Answer]
 
 def random_rows(config: RunConfig) -> np.ndarray:
   """Rows of ordinary pieces, as many as no cache of a processor holds twice."""
-  kind = np.uint16 if config.model.vocabulary <= 1 << 16 else np.uint32
+  kind = np.uint16 if config.model.vocab_size <= 1 << 16 else np.uint32
   random = np.random.default_rng(config.seed)
-  rows = random.integers(len(tokenizer.SPECIAL), config.model.vocabulary, (_ROWS, config.model.length), kind)
+  rows = random.integers(len(tokenizer.SPECIAL), config.model.vocab_size, (_ROWS, config.model.max_length), kind)
   rows[:, 0], rows[:, -1] = tokenizer.BEGIN, tokenizer.END
   return rows
 
@@ -42,7 +42,7 @@ def random_rows(config: RunConfig) -> np.ndarray:
 def ours(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], float], float]:
   """A function from a number of steps to the seconds they take, and the seconds of the first, which compiles."""
   engine = program.build_program(config)
-  corpus = jax.device_put(Corpus(rows, config.model.vocabulary, 'random'), sharding.replicated(engine.mesh))
+  corpus = jax.device_put(Corpus(rows, config.model.vocab_size, 'random'), sharding.replicated(engine.mesh))
   state = engine.init()
 
   def timed(count: int) -> float:

@@ -2,7 +2,7 @@
 
     S/POINT/            the run: of one model, or of the population of its seeds and learning rates
     S/POINT/member-0/   of a population, each member taken out when it has ended: a run like any other
-    S/POINT/words.json  what words cost the model (`tasks/words.py`); of a population in the folders of its members
+    S/POINT/bits_per_word.json  what words cost the model (`tasks/words.py`); of a population in the folders of its members
     S/POINT/failure.json  why it failed, until it succeeds
     S/corpora/8000/     the corpus once more under another tokenizer, for points of another vocabulary
 
@@ -20,7 +20,7 @@ import jax
 from etils import epath
 from rich import table as rich_table
 
-from minilm_jax import claim, plan, progress, recipe, run
+from minilm_jax import claim, old_names, plan, progress, recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
 from minilm_jax.language import build
@@ -96,7 +96,7 @@ def _tried(config: RunConfig, workdir: epath.Path, name: str) -> dict[str, Any]:
   except (jax.errors.JaxRuntimeError, MemoryError) as error:  # of the machine: most often memory
     said = str(error).strip().partition('\n')[0]
     found |= _failure(folder, InputError(f'the point {name}', f'{type(error).__name__}: {said}',
-                                         'raise accumulation, lower batch_size or population.members'))
+                                         'raise grad_accumulation_steps, lower batch_size or population.members'))
   jax.clear_caches()  # what another shape compiles is of no use to the next
   return found | {'seconds': time.monotonic() - started}
 
@@ -125,7 +125,7 @@ def _point(config: RunConfig, workdir: epath.Path, folder: epath.Path) -> dict[s
 
 def _words(model: epath.Path) -> float | None:
   """Bits per word of a run on the validation split, now or from before; None without that split."""
-  path = model / run.WORDS
+  path = old_names.find_file(model / run.WORDS)
   if not path.exists():
     folder = run.read_json(model / run.MANIFEST, f'the manifest of {model}')['corpus_folder']
     if not corpora.manifest(folder)['splits']['validation']['rows']:
@@ -142,7 +142,7 @@ def _corpus(config: RunConfig, workdir: epath.Path) -> epath.PathLike:
   """
   if not config.corpus or config.corpus.partition(':')[0].endswith('.py'):
     return config.corpus  # none, which is refused where it is looked for; or a recipe, which says the size itself
-  pieces, rows = corpora.manifest(config.corpus)['vocabulary'], config.model.vocabulary
+  pieces, rows = corpora.manifest(config.corpus)['vocabulary'], config.model.vocab_size
   if pieces <= rows <= pieces + _SPARE:
     return config.corpus
   made = run.read_json(epath.Path(config.corpus) / run.CONFIG, f'the recipe of {config.corpus}')

@@ -17,7 +17,7 @@ TOLD: Mapping[str, tuple[str, str]] = {
     'overlap': (
         'a corpus folder, and the examples of a task',
         'prints shares of their words and texts that the corpus holds'),
-    'subset': (
+    'overlap-subsets': (
         'a corpus folder, and the examples of a task',
         '--workdir: a corpus folder a part; prints what tells them apart'),
     'show': (
@@ -33,19 +33,19 @@ TOLD: Mapping[str, tuple[str, str]] = {
         'run directories of pre-training',
         'prints curves of the loss and a table of where each run stands'),
     'export': (
-        'a pre-training run, or a classifier that finetune saved with --config.keep=True',
+        'a pre-training run, or a classifier that finetune saved with --config.save_classifiers=True',
         '--workdir: weights, tokenizer and card, after a check that they answer as here; or a program, or the card'),
     'import': (
         'a folder of Hugging Face: config.json, model.safetensors and the tokenizer',
         '--workdir: a run to fine-tune; prints what it is'),
-    'take': (
+    'extract-member': (
         'the run of a population',
         '--workdir: a run directory like any other; prints its seed and step'),
     'finetune': (
         'pre-training runs (commas, stars, RUN@STEP), and the examples of each task',
         '--workdir: scores.jsonl and result.json a task; prints a table of scores with intervals'),
     'committee': (
-        'classifiers that finetune saved with --config.keep=True',
+        'classifiers that finetune saved with --config.save_classifiers=True',
         '--workdir: copies of them, and scores of their subsets; prints these'),
     'predict': (
         'a committee or a classifier, and text',
@@ -53,7 +53,7 @@ TOLD: Mapping[str, tuple[str, str]] = {
     'evaluate': (
         'a pre-training run; and a split of a corpus, minimal pairs or a text',
         'prints what it measures; with --workdir, --pairs also writes scores.jsonl, --attention result.json'),
-    'baselines': (
+    'ngram-baselines': (
         'a recipe, and the folder that its field corpus names',
         '--workdir: config.json and result.json; prints the loss of each predictor on validation and test'),
     'fill-mask': (
@@ -62,7 +62,7 @@ TOLD: Mapping[str, tuple[str, str]] = {
     'report': (
         'run directories, or folders that hold them',
         '--workdir: report.html with tables and figures; prints their paths'),
-    'compare': (
+    'ablations': (
         'run directories of pre-training, and of the base recipe',
         '--workdir: compare.html, changes.csv and figures; prints a table and what it says'),
     'bench': (
@@ -85,10 +85,10 @@ _WIDTH = 14  # of a flag
 SHELLS = ('bash', 'zsh', 'fish', 'tcsh')
 # Values that completion offers for a flag; other flags complete file names.
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    'against': ('hf', 'torch'), 'axis': ('step', 'tokens', 'flops', 'seconds'),
-    'by': ('overlap', 'likelihood', 'random'),
-    'language': ('microworld', 'reviews'), 'likelihood': ('within-word', 'original'),
-    'split': ('train', 'validation', 'test'), 'to': ('hf', 'stablehlo', 'card')}
+    'compare_with': ('hf', 'torch'), 'axis': ('step', 'tokens', 'flops', 'seconds'),
+    'select_by': ('overlap', 'likelihood', 'random'),
+    'language': ('microworld', 'reviews'), 'pll_variant': ('within-word', 'original'),
+    'split': ('train', 'validation', 'test'), 'format': ('hf', 'stablehlo', 'card')}
 
 
 def overview(verbs: Mapping[str, Verb]) -> str:

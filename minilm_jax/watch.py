@@ -121,7 +121,7 @@ def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> lis
   statuses = []
   for name, path in paths.items():
     settings = runs.config(path)
-    updates = settings['updates'] if 'updates' in settings and isinstance(settings['updates'], int) else None
+    updates = settings['num_steps'] if 'num_steps' in settings and isinstance(settings['num_steps'], int) else None
     state = _state(path)
     for member, lines in runs.members(path).items():
       pairs = [(_number(line, axis), _number(line, 'loss')) for line in lines if line['split'] == split]

@@ -100,9 +100,9 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
   config = tiny.get_config()
   config.corpus = str(tiny_corpus)
-  config.update(updates=8, batch_size=8)
-  config.model.update(vocabulary=520, embedding=16, hidden=16, feed_forward=32, layers=1, heads=2, nominal_heads=2)
-  config.evaluation.update(every=4, rows=1_000_000)
+  config.update(num_steps=8, batch_size=8)
+  config.model.update(vocab_size=520, embedding_size=16, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, flops_heads=2)
+  config.eval.update(every=4, rows=1_000_000)
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
   folder = tmp_path_factory.mktemp('runs') / 'tiny'
   pretrain.pretrain(recipe.resolve(config, 'pretrain'), folder)

@@ -26,13 +26,13 @@ def make_examples(texts: tuple[str, ...] = TEXTS) -> Examples:
 
 def make_card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
   config = tiny.get_config()
-  config.model.update(vocabulary=520, embedding=16, hidden=hidden, feed_forward=32, layers=1, heads=2, length=32)
+  config.model.update(vocab_size=520, embedding_size=16, hidden_size=hidden, intermediate_size=32, num_layers=1, num_heads=2, max_length=32)
   model = recipe.resolve(config, 'pretrain').model
   fields: dict[str, Any] = {
       'kind': classifiers.KIND, 'task': 'own', 'task_kind': 'classification', 'labels': LABELS, 'fields': ('text',),
-      'joined': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1, 1),
+      'concatenate_fields': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1, 1),
       'tokenizer': reads.sha256, 'seed': seed, 'learning_rate': 1e-3, 'checkpoint': 'runs/tiny', 'step': 8,
-      'which': 'last', 'epoch': 2.0}
+      'epoch_choice': 'last', 'epoch': 2.0}
   return Card(**fields | changes)
 
 

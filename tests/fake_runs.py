@@ -20,7 +20,7 @@ ROW_LENGTH = 128  # tokens
 PLATEAU_BATCH_SIZE, PLATEAU_LOSS, PLATEAU_EVALUATION_STEPS = 32, 6.0, 50
 PLATEAU_FLOPS_PER_ROW = 1e8
 SCALING_BATCH_SIZE, SCALING_VOCAB_SIZE = 256, 1000
-GAP_MODEL = {'embedding': 32, 'hidden': 32, 'feed_forward': 64, 'heads': 2, 'layers': 1, 'vocabulary': 500}
+GAP_MODEL = {'embedding_size': 32, 'hidden_size': 32, 'intermediate_size': 64, 'num_heads': 2, 'num_layers': 1, 'vocab_size': 500}
 
 
 # Configurations.
@@ -108,7 +108,7 @@ def write_plateau_run(folder: pathlib.Path, leaves: float | list[float] = 1000, 
   """
   departures = leaves if isinstance(leaves, list) else [leaves]
   config = make_config('pretrain', **{
-      'seed': seed, 'updates': planned, 'batch_size': PLATEAU_BATCH_SIZE, 'corpus': str(folder),
+      'seed': seed, 'num_steps': planned, 'batch_size': PLATEAU_BATCH_SIZE, 'corpus': str(folder),
       'population__members': len(departures), **fields})
   _write_config(folder, config)
   run.write_json(folder / run.MANIFEST, {
@@ -183,8 +183,8 @@ def make_score_line(value: float | None, seed: int = 0, pretrained: bool = True,
       'task': 'cola', 'metric': 'matthews', 'value': value, 'low': None, 'high': None, 'headline': True,
       'split': 'validation', 'examples': 1043, 'train_examples': 8551, 'held_out': 0, 'pretrained': pretrained,
       'checkpoint': 'tiny', 'checkpoint_step': 100 if pretrained else None, 'filtered': False, 'seed': seed,
-      'learning_rate': 1e-4, 'member': 0, 'epoch': 3.0, 'which': 'last', 'selection': None, 'majority': 0.0,
-      'frequency': 0.0, 'collapsed': False, 'truncated': 0}
+      'learning_rate': 1e-4, 'member': 0, 'epoch': 3.0, 'epoch_choice': 'last', 'validation_score': None, 'majority': 0.0,
+      'frequency': 0.0, 'constant_prediction': False, 'truncated': 0}
   if fields.keys() - line.keys():
     raise TypeError(f'no such field of a line of scores: {fields.keys() - line.keys()}')
   return line | fields
@@ -241,7 +241,7 @@ def write_ngram_baselines(folder: pathlib.Path, losses: dict[str, Any], corpus: 
                           order: int = 0, split: str = 'validation') -> pathlib.Path:
   """Writes n-gram baselines, one loss a predictor, on the corpus of `write_plateau_run`."""
   _write_config(folder, {'kind': 'baselines', 'corpus': corpus, 'rows': rows,
-                         'subset': {'rows': 0, 'tokens': 0, 'order': order}})
+                         'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': order}})
   run.write_json(folder / run.RESULT, {'rows': [{'predictor': name, 'split': split, 'loss': loss}
                                                for name, loss in losses.items()]})
   return folder

@@ -36,7 +36,7 @@ def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
 def make_corpus_config(sources: list[str], **changes: Any) -> CorpusConfig:
   made = base.corpus()
   made.documents.sources = ','.join(sources)
-  made.vocabulary.update(passes='spans,sentences', span_words=8, span_stride=3, span_counted=4, sentence_words=3)
+  made.vocabulary.update(filters='spans,sentences', span_words=8, span_stride=3, min_words_per_span=4, min_words_per_sentence=3)
   made.splits.update(validation=0.2, test=0.2)
   made.workers, made.tokenizer.size = 1, 60
   made.update_from_flattened_dict(changes)

@@ -282,9 +282,9 @@ def score_lines() -> list[dict[str, Any]]:
 def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
   """Lays out a pre-training run and a fine-tuning, of which one file is to be spoiled ('' the folder of both)."""
   def lay(folder: pathlib.Path) -> pathlib.Path:
-    model = {'embedding': 32, 'hidden': 32, 'feed_forward': 64, 'heads': 8, 'nominal_heads': 8, 'layers': 1,
-             'vocabulary': 100, 'length': 64, 'tied': False}
-    runs = {'pre': {'config.json': {'kind': 'pretrain', 'seed': 0, 'batch_size': 64, 'updates': 30, 'model': model,
+    model = {'embedding_size': 32, 'hidden_size': 32, 'intermediate_size': 64, 'num_heads': 8, 'flops_heads': 8, 'num_layers': 1,
+             'vocab_size': 100, 'max_length': 64, 'tied': False}
+    runs = {'pre': {'config.json': {'kind': 'pretrain', 'seed': 0, 'batch_size': 64, 'num_steps': 30, 'model': model,
                                     'optimizer': {'learning_rate': 1e-3, 'größer': 1},
                                     'population': {'members': 1, 'seeds': [], 'learning_rates': []}},
                     'manifest.json': MANIFEST},
@@ -292,7 +292,7 @@ def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
                                      'task': {'name': 'cola', 'filtered': False}},
                      'manifest.json': {'parameters': {'total': 300}, 'devices': ['cpu größer']}}}
     lines = score_lines()
-    said = [{'task': 'cola', 'split': 'validation', 'which': 'last', 'seed': 0, 'learning_rate': 1e-4, 'member': 0,
+    said = [{'task': 'cola', 'split': 'validation', 'epoch_choice': 'last', 'seed': 0, 'learning_rate': 1e-4, 'member': 0,
              'checkpoint_step': 100, 'pretrained': True, 'predictions': [0, 1], 'labels': [1, 1], 'of': 'größer'}]
     tuned = [{key: line[key] for key in ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')}
              | {'step': 10, 'matthews': 0.5, 'of': 'größer'} for line in lines]
@@ -383,7 +383,7 @@ def documents_rows() -> list[Input]:
 
 def task_rows() -> list[Input]:
   def verb(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    return ['show', '--config=configs/own.py', f'--config.task.train={path}']
+    return ['show', '--config=configs/custom_task.py', f'--config.task.train={path}']
   return [*tables('task', TABLE, read_task, verb), Input(
       'task, FewRel .json', writes('a.json', FEWREL), functools.partial(read_task, markers=True), verb,
       lambda good: [one for one in corruptions.values(good)], harmless={

@@ -22,14 +22,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = 'minilm_jax'
 
 FLOORS = (
-    ('errors', 'shape', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rng', 'signals',
+    ('errors', 'shape', 'old_names', 'checks', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'rng', 'signals',
      'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'backend', 'hlo'),
     ('language.parquet', 'language.files', 'language.datasets', 'language.grammar', 'language.microworld',
      'language.documents', 'language.vocabulary', 'language.passes', 'language.pool', 'language.repetitions',
      'language.keep', 'language.parts', 'language.beam', 'language.imported', 'language.tokenizer', 'language.ngrams',
      'language.rows', 'language.corpus', 'language.build', 'language.subset'),
-    ('model.layers', 'model.initialization', 'model.convolve', 'model.convolution', 'model.short_convolution', 'model.encoder',
-     'model.looking', 'model.foreign', 'model.heads', 'model.cross_entropy', 'model.size'),
+    ('model.num_layers', 'model.initialization', 'model.convolve', 'model.convolution', 'model.short_convolution', 'model.encoder',
+     'model.looking', 'model.foreign', 'model.num_heads', 'model.cross_entropy', 'model.size'),
     ('training.masking', 'training.optimizer', 'training.sharding', 'training.train_step', 'training.population',
      'training.checkpoint', 'training.recovery', 'training.program', 'training.batches', 'training.log_sinks',
      'training.metrics_log', 'training.profiler', 'training.pretrained', 'training.pretrain'),
@@ -63,12 +63,12 @@ FLOORS = (
 NEIGHBOURS = {
     'checks': ('errors',),
     'model_config': ('checks', 'errors'),
-    'config': ('checks', 'model_config', 'errors'),
+    'config': ('checks', 'model_config', 'old_names', 'errors'),
     'corpus_config': ('checks', 'errors'),
     'recipe': ('config', 'corpus_config', 'progress', 'shape', 'errors'),
     'hosts': ('signals', 'errors'),
     'untrusted': ('errors',),
-    'run': ('config', 'hosts', 'shape', 'untrusted', 'errors'),
+    'run': ('config', 'old_names', 'hosts', 'shape', 'untrusted', 'errors'),
     'claim': ('progress', 'errors'),
     'progress': ('hosts',),
     'flags': ('recipe', 'shape', 'trust', 'errors'),
@@ -90,11 +90,11 @@ NEIGHBOURS = {
     'language.build': ('language.documents', 'language.vocabulary', 'language.keep', 'language.tokenizer',
                        'language.rows', 'language.beam'),
     'language.subset': ('language.build', 'language.corpus', 'language.rows', 'language.tokenizer'),
-    'model.convolution': ('model.convolve', 'model.layers'),
-    'model.encoder': ('model.convolution', 'model.layers', 'model.short_convolution'),
+    'model.convolution': ('model.convolve', 'model.num_layers'),
+    'model.encoder': ('model.convolution', 'model.num_layers', 'model.short_convolution'),
     'model.looking': ('model.encoder',),
     'model.foreign': ('model.initialization',),
-    'model.heads': ('model.encoder', 'model.foreign', 'model.initialization', 'model.layers'),
+    'model.num_heads': ('model.encoder', 'model.foreign', 'model.initialization', 'model.num_layers'),
     'model.size': ('model.convolution', 'model.foreign', 'model.short_convolution'),
     'training': ('training',),
     'tasks': ('tasks',),
@@ -125,8 +125,8 @@ TORCH_ROOMS = {'pytorch': ('torch',), 'usage': ('shtab',), 'language.beam': ('ap
                'hf_trainer': ('torch', 'tokenizers', 'transformers'),
                'training.log_sinks': ('wandb',), 'modeling_minilm': ('torch', 'transformers'),
                'hf_import': ('safetensors',), 'hf_export': ('safetensors', 'torch', 'transformers')}
-FLAX_ROOMS = ('model.layers', 'model.encoder', 'model.convolution', 'model.short_convolution', 'model.foreign',
-              'model.heads', 'training.train_step')
+FLAX_ROOMS = ('model.num_layers', 'model.encoder', 'model.convolution', 'model.short_convolution', 'model.foreign',
+              'model.num_heads', 'training.train_step')
 NNX_BANNED = frozenset(('jit', 'grad', 'value_and_grad', 'vmap', 'pmap', 'scan', 'remat', 'cond', 'switch', 'while_loop',
                         'fori_loop', 'shard_map', 'custom_vjp', 'Optimizer', 'ModelAndOptimizer'))
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
@@ -142,7 +142,7 @@ ATTICS = frozenset(('utils', 'util', 'common', 'helpers', 'misc'))
 TOP_LEVEL = frozenset(('README.md', 'setup.py', 'pyproject.toml', 'LICENSE', '.ci', '.gitignore', 'configs', 'launch',
                        'tests', PACKAGE))
 # A room whose tests stand in a file of another name, and files of tests that mirror no room.
-TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
+TESTED_IN = {'checks': 'recipe', 'old_names': 'old_runs', 'parquet': 'files', 'model_config': 'recipe', 'config': 'recipe', 'corpus_config': 'recipe',
              '__main__': 'main', 'verbs': 'main', 'flags': 'main', 'runs': 'report', 'page': 'report', 'pytorch': 'peers', 'tracks': 'grid',
              'layers': 'encoder', 'gap_figures': 'gap', 'paper2_sections': 'matches', 'counts': 'overlap', 'grid_cells': 'report',
              'sheets': 'report', 'entrants': 'changes', 'contrasts': 'change_scores', 'outcomes': 'compare', 'change_figures': 'compare',
@@ -151,10 +151,10 @@ TESTED_IN = {'checks': 'recipe', 'parquet': 'files', 'model_config': 'recipe', '
              'convolve': 'convolution',
              'latencies': 'verdicts', 'descent': 'laws', 'surface': 'laws', 'grid_fits': 'study',
              'hf_config': 'hf_import', 'hf_names': 'huggingface', 'trust': 'foreign', 'tables': 'fitting'}
-NO_ROOM = frozenset(('architecture', 'end_to_end', 'configs', 'launch', 'scripts', 'bad_input', 'properties', 'fuzz',
+NO_ROOM = frozenset(('architecture', 'old_runs', 'end_to_end', 'configs', 'launch', 'scripts', 'bad_input', 'properties', 'fuzz',
                      'examples'))
 # What starts as a worker process or reads tables must not wait for JAX.
-WITHOUT_JAX = ('', 'errors', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'signals',
+WITHOUT_JAX = ('', 'errors', 'old_names', 'shape', 'model_config', 'config', 'corpus_config', 'recipe', 'trust', 'signals',
                'hosts', 'untrusted', 'run', 'progress', 'claim', 'flags', 'usage', 'language.microworld', 'language.documents',
                'language.vocabulary', 'language.passes', 'language.pool', 'language.files', 'language.parquet',
                'language.repetitions', 'language.keep', 'language.parts', 'language.imported', 'language.tokenizer',

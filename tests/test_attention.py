@@ -58,8 +58,8 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
 
 
 def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
-  config = tiny_config.run_config(tiny_corpus, updates=4, **{
-      'population.members': 2, 'checkpoint.every': 2, 'evaluation.every': 4, 'model.positions': 'relative'})
+  config = tiny_config.run_config(tiny_corpus, num_steps=4, **{
+      'population.members': 2, 'checkpoint.every': 2, 'eval.every': 4, 'model.positions': 'relative'})
   pretrain.pretrain(config, tmp_path / 'two')
   rows = attention.attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']
   assert {(row['step'], row['member']) for row in rows} == {(2, 0), (2, 1), (4, 0), (4, 1)}
@@ -85,7 +85,7 @@ def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, found: dict, capsys
 
 
 @pytest.mark.parametrize('flags, said', [
-    (['--attention', '--likelihood=original'], '--attention does not take it'),
+    (['--attention', '--pll_variant=original'], '--attention does not take it'),
     (['--attention', '--pairs=x.csv'], '--pairs does not take it'), (['--attention', '--split=tset'], "'test'")])
 def test_flags_that_do_not_fit_are_refused(tiny_run: Path, flags: list[str], said: str, capsys):
   assert door.main(['evaluate', f'--checkpoint={tiny_run}', *flags]) == 2 and said in capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_what_is_minor_not_shown_or_no_task_of_glue_is_in_no_average():
            make_score_line(0.0, task='blimp', split='all'), make_score_line(0.0, task='rte', split='test')]
   average, = averages(score_table(given))
   assert average.pretrained.mean == pytest.approx(0.6)
-  best = [make_score_line(0.9, task=task, which='best') for task in ('sst2', 'rte')]
+  best = [make_score_line(0.9, task=task, epoch_choice='best') for task in ('sst2', 'rte')]
   average, = averages(score_table(given[:2] + best))
   assert average.pretrained.mean == pytest.approx(0.9)
 

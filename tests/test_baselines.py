@@ -31,7 +31,7 @@ ORDER = ('unigram', 'left', 'right', 'mixture', 'product', 'both', 'trigram')
 def run_config(folder: Path, **changes: Any) -> RunConfig:
   made = tiny.get_config()
   made.corpus = str(folder)
-  made.evaluation.rows = 1000
+  made.eval.rows = 1000
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')
 
@@ -162,12 +162,12 @@ def test_a_part_of_the_training_split_is_all_that_is_counted(tiny_corpus: Path, 
 
 
 def test_only_the_rows_that_evaluation_looks_at_count(tiny_corpus: Path, tmp_path: Path):
-  few = baselines.baselines(run_config(tiny_corpus, **{'evaluation.rows': 5}), tmp_path / 'few')
+  few = baselines.baselines(run_config(tiny_corpus, **{'eval.rows': 5}), tmp_path / 'few')
   assert {row['rows'] for row in few['rows']} == {5}
 
 
 def test_it_can_be_run_twice_and_is_the_same_each_time(tiny_corpus: Path, tmp_path: Path, found: dict, capsys):
-  command = ['baselines', '--config=configs/tiny.py', f'--config.corpus={tiny_corpus}', '--config.evaluation.rows=1000',
+  command = ['ngram-baselines', '--config=configs/tiny.py', f'--config.corpus={tiny_corpus}', '--config.eval.rows=1000',
              f'--workdir={tmp_path / "W"}']
   assert door.main(command) == 0 and 'both sides, their product' in capsys.readouterr().out
   assert run.read_json(tmp_path / 'W' / run.RESULT, '')['rows'] == found['rows']
@@ -175,7 +175,7 @@ def test_it_can_be_run_twice_and_is_the_same_each_time(tiny_corpus: Path, tmp_pa
   assert 'nothing to do' in capsys.readouterr().err
   assert [path.name for path in runs.find([tmp_path]).values()] == ['W']
   with pytest.raises(InputError, match='another recipe'):
-    baselines.baselines(run_config(tiny_corpus, **{'evaluation.rows': 5}), tmp_path / 'W')
+    baselines.baselines(run_config(tiny_corpus, **{'eval.rows': 5}), tmp_path / 'W')
 
 
 def test_a_corpus_without_anything_to_judge_on_is_refused(tiny_corpus: Path, tmp_path: Path):

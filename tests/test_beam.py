@@ -34,9 +34,9 @@ def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, 
   monkeypatch.setattr(parts, '_RECORDS', 2)
   (tmp_path / 'words.txt').write_text('\n'.join(WORDS))
   changes = ({'vocabulary.word_list': str(tmp_path / 'words.txt')} if options == FAST else
-             {'vocabulary.most_frequent': 12, 'splits.test': 0.0, 'vocabulary.sentence_words': 1})
+             {'vocabulary.most_frequent': 12, 'splits.test': 0.0, 'vocabulary.min_words_per_sentence': 1})
   made = make_corpus_config(['tiny', *write_sources(tmp_path)], **changes, **{'documents.data_dir': str(prepared)})
-  alone = contents(build.build(made, tmp_path / 'alone'))
+  alone = contents(build.build(made, tmp_path / 'single'))
   assert contents(build.build(made, tmp_path / 'spread', options)) == alone
   assert alone[1]['stages']['keep']['passes']['words_read'] > 1000
 
@@ -53,7 +53,7 @@ def test_a_build_that_was_stopped_goes_on_with_and_without_beam(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
       build.build(made, tmp_path / 'spread', options)
   assert not left.exists()
-  alone = contents(build.build(made, tmp_path / 'alone'))
+  alone = contents(build.build(made, tmp_path / 'single'))
   monkeypatch.setattr(keep, 'keep', lambda *_: pytest.fail('the text was kept before'))
   assert contents(build.build(made, tmp_path / 'spread')) == alone
 
@@ -105,7 +105,7 @@ def test_a_signal_stays_one(tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_of_a_split(tmp_path):
-  made = make_corpus_config(write_sources(tmp_path), **{'vocabulary.sentence_words': 500, 'vocabulary.span_counted': 500})
+  made = make_corpus_config(write_sources(tmp_path), **{'vocabulary.min_words_per_sentence': 500, 'vocabulary.min_words_per_span': 500})
   with pytest.raises(InputError, match='(?s)train split.*none is left') as caught:
     build.build(made, tmp_path / 'run', FAST)
   with pytest.raises(InputError) as alone:

@@ -15,8 +15,8 @@ from minilm_jax.model import size
 
 def config(**changes: object) -> RunConfig:
   made = tiny.get_config()
-  made.update_from_flattened_dict({'batch_size': 4, 'model.hidden': 16, 'model.embedding': 16, 'model.layers': 1,
-                                   'model.vocabulary': 100, 'mesh.data': 1, **changes})
+  made.update_from_flattened_dict({'batch_size': 4, 'model.hidden_size': 16, 'model.embedding_size': 16, 'model.num_layers': 1,
+                                   'model.vocab_size': 100, 'mesh.data': 1, **changes})
   return recipe.resolve(made, 'pretrain')
 
 
@@ -59,7 +59,7 @@ def test_it_prints_one_object(found: dict, monkeypatch, capsys):
   asked = []
   monkeypatch.setattr(bench, 'bench', lambda config, *given: asked.append((config.batch_size, *given)) or found)
   arguments = ['bench', '--config=configs/tiny.py', '--config.batch_size=4', '--steps=1', '--repeats=2']
-  assert door.main([*arguments, '--against=torch', '--json']) == 0
+  assert door.main([*arguments, '--compare_with=torch', '--json']) == 0
   assert json.loads(capsys.readouterr().out) == found
   assert {'tokens_per_second', 'milliseconds_per_step', 'compile_seconds', 'utilisation', 'peak_bytes'} <= set(found)
   assert door.main(arguments) == 0 and 'utilisation' in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_it_runs_the_chunk_of_the_trainer():
 
 
 @pytest.mark.parametrize('changes, steps, repeats, said', [
-    ({}, 0, 1, '--steps=0'), ({}, 1, 0, '--repeats=0'), ({'model.vocabulary': 5}, 1, 1, 'model.vocabulary=5')])
+    ({}, 0, 1, '--steps=0'), ({}, 1, 0, '--repeats=0'), ({'model.vocab_size': 5}, 1, 1, 'model.vocab_size=5')])
 def test_nothing_to_time_is_refused(changes: dict, steps: int, repeats: int, said: str):
   with pytest.raises(InputError, match=said):
     bench.bench(config(**changes), steps, repeats)

@@ -13,8 +13,8 @@ from minilm_jax.config import RunConfig
 
 def config() -> RunConfig:
   made = tiny.get_config()
-  made.update_from_flattened_dict({'batch_size': 4, 'model.hidden': 16, 'model.embedding': 16, 'model.layers': 1,
-                                   'model.vocabulary': 100})
+  made.update_from_flattened_dict({'batch_size': 4, 'model.hidden_size': 16, 'model.embedding_size': 16, 'model.num_layers': 1,
+                                   'model.vocab_size': 100})
   return recipe.resolve(made, 'pretrain')
 
 
@@ -23,8 +23,8 @@ def test_each_way_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
   monkeypatch.setattr(stopwatch, '_ROWS', 64)
   found = break_even.break_even(config(), [1, 2], steps=1, repeats=2)
   one, two = found['populations']
-  assert set(one['milliseconds']) == {'solo'} and one['auto'] == 'alone' and one['members'] == 1
-  assert set(two['milliseconds']) == set(break_even.WAYS) and two['auto'] == 'loop'
+  assert set(one['milliseconds']) == {'solo'} and one['auto'] == 'single' and one['members'] == 1
+  assert set(two['milliseconds']) == set(break_even.WAYS) and two['auto'] == 'map'
   for way, times in two['milliseconds'].items():
     assert 0 < times['lowest'] <= times['median'] <= times['highest']
     assert two['tokens_per_second'][way] == pytest.approx(2 * 4 * 64 / times['median'] * 1e3)

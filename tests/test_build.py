@@ -52,9 +52,9 @@ def config(place: pathlib.Path, **changes: object) -> CorpusConfig:
   made = base.corpus()
   made.documents.sources = f'{place}/[ab].txt'
   made.vocabulary.word_list = str(place / 'words.txt')
-  made.vocabulary.passes = 'sentences'
+  made.vocabulary.filters = 'sentences'
   made.tokenizer.size, made.workers = 60, 1
-  made.rows.update(length=128, grouping='tokens')
+  made.rows.update(length=128, packing='tokens')
   made.splits.update(validation=0.1, test=0.1)
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'corpus')
@@ -117,8 +117,8 @@ def test_splits_share_nothing(built):
 
 
 def test_windows_of_a_document_stay_in_one_split(place, tmp_path):
-  spans = {'vocabulary.passes': 'spans', 'vocabulary.span_words': 8, 'vocabulary.span_stride': 2,
-           'vocabulary.span_counted': 5}
+  spans = {'vocabulary.filters': 'spans', 'vocabulary.span_words': 8, 'vocabulary.span_stride': 2,
+           'vocabulary.min_words_per_span': 5}
   made, folder = config(place, **spans), epath.Path(tmp_path) / 'kept'
   sources = documents.expand(made.documents)
   keep.keep(made, sources, [1] * len(sources), None, folder, 1)
@@ -133,7 +133,7 @@ def test_windows_of_a_document_stay_in_one_split(place, tmp_path):
 
 
 def test_the_hash_is_of_the_tokens(built, place, tmp_path):
-  same = build.build(config(place, **{'documents.longest': 1_000_000}), tmp_path / 'same')
+  same = build.build(config(place, **{'documents.max_chars': 1_000_000}), tmp_path / 'same')
   other = build.build(config(place, **{'rows.length': 120}), tmp_path / 'other')
   assert corpus.manifest(same)['hash'] == corpus.manifest(built)['hash'] != corpus.manifest(other)['hash']
 
@@ -202,7 +202,7 @@ def test_an_impossible_tokenizer_leaves_the_kept_text(built, place, tmp_path, mo
 
 
 @pytest.mark.parametrize('changes, said', [
-    ({'vocabulary.sentence_words': 500}, 'train split.*none is left'),
+    ({'vocabulary.min_words_per_sentence': 500}, 'train split.*none is left'),
     ({'splits.validation': 1e-9}, 'splits.validation, or set it to 0'),
     ({'splits.test': 1e-9}, 'splits.test, or set it to 0'),
 ])
@@ -228,7 +228,7 @@ def test_damaged_text_leaves_nothing(place, tmp_path):
   with pytest.raises(InputError, match='UTF-8'):
     build.build(config(place, **{'documents.sources': str(bad)}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-  build.build(config(place, **{'documents.sources': str(bad), 'documents.errors': 'replace'}), tmp_path / 'run')
+  build.build(config(place, **{'documents.sources': str(bad), 'documents.on_invalid_utf8': 'replace'}), tmp_path / 'run')
 
 
 def test_no_split_but_train(place, tmp_path):
@@ -241,7 +241,7 @@ def test_the_most_frequent_words_of_the_source(place, tmp_path):
   made = build.build(config(place, **{'vocabulary.word_list': '', 'vocabulary.most_frequent': 20,
                                       'splits.test': 0.0, 'splits.validation': 0.0}), tmp_path / 'run')
   assert corpus.manifest(made)['word_list']['words'] == 20
-  counts = keep.counted([(place / f'{name}.txt').read_text() for name in 'ab'], 'honey')
+  counts = keep.counted([(place / f'{name}.txt').read_text() for name in 'ab'], 'paper1')
   frequent = vocabulary.most_frequent(counts, 20).words
   found = {word for text in decoded(pathlib.Path(made), 'train') for word in re.findall(r'\w\w+', text)}
   assert found and found <= frequent
@@ -255,7 +255,7 @@ def test_without_a_word_list_all_words_stay(place, tmp_path):
 
 def test_whole_documents_are_rows(place, tmp_path):
   """Each document whole, in lower case, cut at the length of a row; those of the splits are the same as of sentences."""
-  articles = {'vocabulary.word_list': '', 'vocabulary.passes': 'documents', 'rows.grouping': 'articles',
+  articles = {'vocabulary.word_list': '', 'vocabulary.filters': 'documents', 'rows.packing': 'articles',
               'tokenizer.size': 80, 'rows.length': 64}
   made = pathlib.Path(build.build(config(place, **articles), tmp_path / 'run'))
   texts = {' '.join(text.lower().split()) for name in 'ab'
@@ -264,12 +264,12 @@ def test_whole_documents_are_rows(place, tmp_path):
   assert len(found) == len(texts) == sum(corpus.manifest(made)['stages']['keep']['documents'].values())
   assert all(any(text.startswith(row) for text in texts) for row in found) and min(map(len, found)) > 50
   with pytest.raises(InputError, match='passes=documents'):
-    config(place, **articles | {'vocabulary.passes': 'sentences'})
+    config(place, **articles | {'vocabulary.filters': 'sentences'})
 
 
 def test_a_given_tokenizer_is_used(built, place, tmp_path):
   made = build.build(config(place, **{'tokenizer.path': str(built / 'tokenizer.model'), 'tokenizer.size': 999,
-                                      'rows.grouping': 'words'}), tmp_path / 'run')
+                                      'rows.packing': 'words'}), tmp_path / 'run')
   assert (pathlib.Path(made) / 'tokenizer.model').read_bytes() == (built / 'tokenizer.model').read_bytes()
   assert corpus.manifest(made)['vocabulary'] == 60
 
@@ -278,7 +278,7 @@ def test_real_stories(data, tmp_path):
   """The share of sentences inside the list, 44 of 100 by the data's own count, which asks for three words, not six."""
   made = base.corpus()
   made.documents.sources = f'{data}/fairy_tales/fairytaleqa_stories.txt.xz'
-  made.vocabulary.update(word_list=f'{data}/aochildes/AOChildes_word_frequency.csv', passes='sentences')
+  made.vocabulary.update(word_list=f'{data}/aochildes/AOChildes_word_frequency.csv', filters='sentences')
   made.tokenizer.size, made.workers = 2000, 1
   manifest = corpus.manifest(build.build(recipe.resolve(made, 'corpus'), tmp_path / 'run'))
   assert sum(manifest['stages']['keep']['documents'].values()) == 278
@@ -287,7 +287,7 @@ def test_real_stories(data, tmp_path):
 
 
 def test_a_sweep_of_sizes_is_reported(place, tmp_path, capsys):
-  made = build.build(config(place, **{'tokenizer.sweep': '70,90'}), tmp_path / 'run')
+  made = build.build(config(place, **{'tokenizer.extra_sizes': '70,90'}), tmp_path / 'run')
   sweep = run.read_json(made / 'manifest.json', 'the manifest')['stages']['tokenizer']['sweep']
   assert [row['size'] for row in sweep] == [70, 90]
   assert sweep[0]['word_split_ratio'] > sweep[1]['word_split_ratio'] >= 1

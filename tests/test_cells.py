@@ -14,7 +14,7 @@ def test_examples_in_docstrings():
 
 
 def test_tables_show_the_last_step_and_the_epoch_that_counts():
-  rows = score_table([make_score_line(0.1, checkpoint_step=step, which=which) for step in (50, 200) for which in ('best', 'last')])
+  rows = score_table([make_score_line(0.1, checkpoint_step=step, epoch_choice=which) for step in (50, 200) for which in ('best', 'last')])
   assert len(rows) == 4
   assert [(row.step, row.which) for row in scores.select_main(rows)] == [(200, 'best')]
   assert len(cells.sentences(rows)) == 1
@@ -46,7 +46,7 @@ def test_a_cell_names_rate_baselines_and_collapse():
 
 @pytest.mark.parametrize('given, said', [
     ([make_score_line(0.5)], 'Protocol: 1 seed; nothing held out, nothing chosen; 3 epochs.'),
-    ([make_score_line(0.5, seed, held_out=100, train_examples=900, which='best', epoch=5.0) for seed in range(3)]
+    ([make_score_line(0.5, seed, held_out=100, train_examples=900, epoch_choice='best', epoch=5.0) for seed in range(3)]
      + [make_score_line(0.5, task='rte', epoch=10.0)],
      'Protocol: 1 to 3 seeds; of some tasks 10% of the training examples held out, which chose the learning rate of each '
      'arm and the epoch of each seed; 5 to 10 epochs.'),

@@ -97,7 +97,7 @@ def test_the_rule(low: float, high: float, said: str):
 def test_where_it_is_shown(tmp_path: pathlib.Path, capsys):
   home, out = tmp_path / 'runs', tmp_path / 'out'
   pairs = [pair(home, seed) for seed in (0, 1, 2)]
-  command = ['compare', f'--base={home}/paper-0', str(home), f'--workdir={out}']
+  command = ['ablations', f'--base={home}/paper-0', str(home), f'--workdir={out}']
   assert door.main(command) == 0
   assert not (out / 'glue.csv').exists() and 'GLUE' not in capsys.readouterr().out
   assert 'GLUE' not in Page((out / 'compare.html').read_text()).text

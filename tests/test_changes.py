@@ -33,7 +33,7 @@ def test_runs_of_one_change_are_seeds_of_each_other(tmp_path: pathlib.Path):
 def test_what_is_aside_is_no_change(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper')
   write_plateau_run(tmp_path / 'same', seed=1, updates=2000, planned=2000, log__every=10, checkpoint__every=10, evaluation__every=10,
-          accumulation=4, head_blocks=2, corpus_on='host', model__nominal_heads=2, model__remat=True, mesh__data=1)
+          accumulation=4, logit_chunks=2, corpus_placement='host', model__nominal_heads=2, model__remat=True, mesh__data=1)
   write_plateau_run(tmp_path / 'other', optimizer__learning_rate=2e-3)
   assert names(changes.read_comparison([paper], [tmp_path])) == {'base': [0, 1], 'learning_rate=0.002': [0]}
 
@@ -51,7 +51,7 @@ def test_a_field_of_a_later_version_that_is_not_used_is_no_change(tmp_path: path
   assert entrants.differing({'a': 1, 'new': 0, 'more': []}, {'a': 1}) == []
   assert entrants.differing({'a': 1, 'new': 'x'}, {'a': 1, 'old': True}) == ['new=x', 'old=none']
   config = paper / 'config.json'
-  config.write_text(config.read_text().replace('"second_segment": false,', '').replace('"encoder": "",', ''))
+  config.write_text(config.read_text().replace('"segment_embeddings_for_pairs": false,', '').replace('"encoder": "",', ''))
   write_plateau_run(tmp_path / 'pre', model__norm='pre')
   assert list(names(changes.read_comparison([paper], [tmp_path]))) == ['base', 'norm=pre']
 
@@ -95,7 +95,7 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'unigram', corpus='pieces', tokenizer='0123456789')
   write_plateau_run(tmp_path / 'twice', updates=2000, planned=2000)
   write_plateau_run(tmp_path / 'going', model__norm='pre', seed=1, updates=1000)
-  write_plateau_run(tmp_path / 'alone', model__tied=True, updates=1000)
+  write_plateau_run(tmp_path / 'single', model__tied=True, updates=1000)
   write_plateau_run(tmp_path / 'nothing', model__tied=True, seed=1, updates=0)
   write_plateau_run(tmp_path / 'torn')
   (tmp_path / 'torn' / 'manifest.json').write_text('{"warmup": 1}')

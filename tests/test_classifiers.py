@@ -29,8 +29,8 @@ STARTS = [8, None]
 
 def settings(**changes: Any):
   made = glue.get_config('microworld/sentiment')
-  made.update_from_flattened_dict({'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'held_out': 0.25,
-                                   'optimizer.learning_rate': 2e-2, 'keep': True, 'head.copies': 2, **changes})
+  made.update_from_flattened_dict({'task.max_train_examples': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'validation_fraction': 0.25,
+                                   'optimizer.learning_rate': 2e-2, 'save_classifiers': True, 'head.ensemble_size': 2, **changes})
   return recipe.resolve(made, 'finetune')
 
 
@@ -61,9 +61,9 @@ def test_each_member_is_a_folder_that_says_what_it_is(tuned: pathlib.Path, tiny_
   for number, (step, seed) in enumerate([(8, 0), (8, 1), (-1, 0), (-1, 1)]):
     card = classifiers.read_card(tuned / f'classifier-{number}')
     assert (card.step, card.seed, card.labels) == (step, seed, ('negative', 'positive'))
-    assert (card.task, card.checkpoint, card.which) == ('microworld/sentiment', str(tiny_run), 'best')
-    assert card.head.copies == 2
-    (line,) = [line for line in run.read_lines(tuned / run.SCORES) if line['member'] == number and line['which'] == 'best']
+    assert (card.task, card.checkpoint, card.epoch_choice) == ('microworld/sentiment', str(tiny_run), 'best')
+    assert card.head.ensemble_size == 2
+    (line,) = [line for line in run.read_lines(tuned / run.SCORES) if line['member'] == number and line['epoch_choice'] == 'best']
     assert card.epoch == line['epoch'] and card.learning_rate == line['learning_rate']
     outputs, labels = classifiers.outputs(tuned / f'classifier-{number}')['validation']
     assert np.mean(outputs.argmax(-1) == labels) == pytest.approx(line['value'])
@@ -89,7 +89,7 @@ def test_pieces_that_the_task_never_uses_keep_their_vectors(tuned: pathlib.Path,
 
 
 def test_what_is_kept_changes_no_score(tuned: pathlib.Path, tiny_run: pathlib.Path, tmp_path: pathlib.Path):
-  finetune.finetune(settings(keep=False), tiny_run, tmp_path / 'run', STARTS)
+  finetune.finetune(settings(save_classifiers=False), tiny_run, tmp_path / 'run', STARTS)
   assert list(run.read_lines(tmp_path / 'run' / run.SCORES)) == list(run.read_lines(tuned / run.SCORES))
   assert not [name for name in names(tmp_path / 'run') if 'classifier' in name]
 
@@ -175,7 +175,7 @@ def with_hash(folder: pathlib.Path) -> None:
     (lambda folder: edit(folder / run.MANIFEST, lambda content: content['files'].update({'/etc/passwd': '0'})),
      'leads elsewhere'),
     (lambda folder: edit(folder / run.MANIFEST, lambda content: content.update(weights='0')), 'not those that were saved'),
-    (lambda folder: (edit(folder / classifiers.CARD, lambda card: card['model'].update(hidden=32)), with_hash(folder)),
+    (lambda folder: (edit(folder / classifiers.CARD, lambda card: card['model'].update(hidden_size=32)), with_hash(folder)),
      r'is \(.*\) there and \('),
     (lambda folder: (edit(folder / classifiers.CARD, lambda card: card.pop('labels')), with_hash(folder)), 'missing labels'),
     (lambda folder: (edit(folder / classifiers.CARD, lambda card: card.update(step='x')), with_hash(folder)), 'step as int'),

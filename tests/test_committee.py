@@ -66,7 +66,7 @@ def test_it_is_the_mean_of_what_members_say_and_they_differ(members: list):
   np.testing.assert_allclose(whole.probabilities(fake_classifiers.make_examples(), subsets.LOGIT), softmax(np.mean(each, 0)), atol=1e-5)
 
 
-@pytest.mark.parametrize('lift', ['loop', 'vmap'])
+@pytest.mark.parametrize('lift', ['map', 'vmap'])
 def test_stacked_members_say_what_each_says_alone(members: list, lift: str):
   together = forward.logits(members, fake_classifiers.make_examples(), lift)
   alone = np.stack([forward.logits([member], fake_classifiers.make_examples())[0] for member in members])
@@ -126,7 +126,7 @@ def test_subsets_are_scored_from_what_members_were_reported_on(home: pathlib.Pat
 
 
 def test_a_member_may_have_several_heads_and_the_table_says_so(members: list, tokenizer, tmp_path: pathlib.Path):
-  several = fake_classifiers.make_classifier(tokenizer, 7, head=dataclasses.replace(members[0].card.head, copies=3))
+  several = fake_classifiers.make_classifier(tokenizer, 7, head=dataclasses.replace(members[0].card.head, ensemble_size=3))
   pair = [members[0], several]
   assert forward.groups(pair) == [[0], [1]]
   for number, member in enumerate(pair):

@@ -62,7 +62,7 @@ def test_verdicts(home: pathlib.Path):
   found = {name: row.verdict for name, row in rows(home / '0' / 'paper', home).items()}
   assert found == {
       'base': '', 'norm=pre, positions=relative': '', 'positions=relative': outcomes.CAUSES,
-      'positions=rotary': outcomes.ONE_SEED, 'warmup_share=0.2': outcomes.SHORTENS, 'tied=True': outcomes.NOT,
+      'positions=rotary': outcomes.ONE_SEED, 'warmup_fraction=0.2': outcomes.SHORTENS, 'tied=True': outcomes.NOT,
       'clip=0': outcomes.LENGTHENS, 'initialization=bert': outcomes.LENGTHENS}
 
 
@@ -80,7 +80,7 @@ def test_sentences(home: pathlib.Path):
   said = list(change_page.sentences(list(rows(home / '0' / 'paper', home).values())))
   for text in ('The best change is norm=pre, positions=relative: compute multiplier 5.00', 'n = 3, paired by seed).',
                'More FLOPs to a loss than the base (the interval lies below 1): clip=0 (0.80 [0.80, 0.80])',
-               'half the tokens): positions=relative (speed 3.', 'It is shortened by: warmup_share=0.2 (speed 1.3',
+               'half the tokens): positions=relative (speed 3.', 'It is shortened by: warmup_fraction=0.2 (speed 1.3',
                'It is not shortened to two thirds or less by: tied=True (speed 1.0',
                'One seed each, an indication and no verdict: positions=rotary (speed 4.'):
     assert any(text in one for one in said), (text, said)
@@ -106,7 +106,7 @@ def test_the_level_is_found_or_given(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'tied', 9000, model__tied=True)
   found = rows(paper, tmp_path)
   assert math.isnan(found['base'].level) and not found['base'].tokens_to_leave
-  assert 'give its loss in nats with --level' in next(change_page.sentences(list(found.values())))
+  assert 'give its loss in nats with --plateau_loss' in next(change_page.sentences(list(found.values())))
   assert rows(paper, tmp_path, 8.0)['tied=True'].updates_to_leave == ('100',)
 
 
@@ -128,7 +128,7 @@ def test_runs_under_way_count_as_far_as_they_are(tmp_path: pathlib.Path):
 
 
 def test_files_are_the_same_bytes_each_time(home: pathlib.Path, capsys):
-  command = ['compare', f'--base={home}/0/paper', f'{home}/0', '--lines=unigram=6.5,bigram=5']
+  command = ['ablations', f'--base={home}/0/paper', f'{home}/0', '--reference_losses=unigram=6.5,bigram=5']
   made = []
   for place in ('a', 'b'):
     assert door.main([*command, f'--workdir={home.parent / place}']) == 0
@@ -151,7 +151,7 @@ def test_two_recipes_that_differ_in_much(tmp_path: pathlib.Path, capsys):
     write_plateau_run(tmp_path / f'modern-{seed}', 500, seed=seed, model__norm='pre', model__positions='rotary', model__dropout=0.0,
             model__tied=True, batch_size=64, per_row=PLATEAU_FLOPS_PER_ROW / 2)
   bases = ','.join(f'{tmp_path}/honey-{seed}' for seed in (0, 1, 2))
-  assert door.main(['compare', f'--base={bases}', *(f'{tmp_path}/modern-{seed}' for seed in (0, 1, 2)),
+  assert door.main(['ablations', f'--base={bases}', *(f'{tmp_path}/modern-{seed}' for seed in (0, 1, 2)),
                     f'--workdir={tmp_path / "out"}']) == 0
   said = ' '.join(capsys.readouterr().out.split())
   assert 'The best change is modern-0: compute multiplier 4.' in said and '(95% interval 3.' in said
@@ -169,7 +169,7 @@ def test_several_shapes_have_figures_of_their_own(tmp_path: pathlib.Path, monkey
 def test_what_a_run_says_of_itself_stays_text(tmp_path: pathlib.Path, capsys):
   paper = write_plateau_run(tmp_path / 'runs' / 'paper')
   write_plateau_run(tmp_path / 'runs' / '=<b>&amp;', 500, model__norm='<script>\x1b[2J')
-  assert door.main(['compare', f'--base={paper}', f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}']) == 0
+  assert door.main(['ablations', f'--base={paper}', f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}']) == 0
   page = Page((tmp_path / 'out' / 'compare.html').read_text())
   assert 'script' not in page.tags and 'norm=<script>\ufffd[2J' in page.text
   assert '\x1b[2J' not in capsys.readouterr().out and "'=<b>" in (tmp_path / 'out' / 'changes.csv').read_text()
@@ -178,32 +178,32 @@ def test_what_a_run_says_of_itself_stays_text(tmp_path: pathlib.Path, capsys):
 def test_the_page_begins_with_the_question(tmp_path: pathlib.Path, monkeypatch, capsys):
   monkeypatch.setattr(figures, 'png', lambda figure: b'')
   write_plateau_run(tmp_path / 'runs' / 'pre', 500, model__norm='pre')
-  asked, command = tmp_path / 'asked.py', ['compare', f'--base={write_plateau_run(tmp_path / "runs" / "paper")}', f'{tmp_path}/runs']
+  asked, command = tmp_path / 'asked.py', ['ablations', f'--base={write_plateau_run(tmp_path / "runs" / "paper")}', f'{tmp_path}/runs']
   asked.write_text('r"""Why <b>?\n\n    minilm \\\n      compare\n\nSo.\n"""\n')
-  assert door.main([*command, f'--workdir={tmp_path / "out"}', f'--question={asked}']) == 0
+  assert door.main([*command, f'--workdir={tmp_path / "out"}', f'--preregistration={asked}']) == 0
   page = Page((tmp_path / 'out' / 'compare.html').read_text())
   assert 'Why <b>?' in page.text and 'b' not in page.tags and '    minilm \\\n      compare' in page.text
   assert page.text.index('So.') < page.text.index('The plateau is at')
   asked.write_text('RUNS = ()\n')
-  assert door.main([*command, f'--workdir={tmp_path / "none"}', f'--question={asked}']) == 2
+  assert door.main([*command, f'--workdir={tmp_path / "none"}', f'--preregistration={asked}']) == 2
   assert 'no text at its head' in capsys.readouterr().err and not (tmp_path / 'none').exists()
 
 
 @pytest.mark.parametrize('flags, said', [
-    ('--level=0', 'a loss level of 0'), ('--level=nan', 'not a positive'), ('--lines=unigram', 'no name with a loss'),
-    ('--lines=unigram=-1', 'a loss unigram of -1'), ('--base=', 'no --base'), ('--base=,', 'no folder'),
+    ('--plateau_loss=0', 'a loss level of 0'), ('--plateau_loss=nan', 'not a positive'), ('--reference_losses=unigram', 'no name with a loss'),
+    ('--reference_losses=unigram=-1', 'a loss unigram of -1'), ('--base=', 'no --base'), ('--base=,', 'no folder'),
     ('--base=nowhere', 'no such folder'), ('', 'no --base')])
 def test_what_cannot_be_used_is_refused(flags: str, said: str, tmp_path: pathlib.Path, capsys):
   paper = write_plateau_run(tmp_path / 'runs' / 'paper')
   write_plateau_run(tmp_path / 'runs' / 'pre', model__norm='pre')
   base = [] if '--base' in flags or not flags else [f'--base={paper}']
-  status = door.main(['compare', *base, *filter(None, [flags]), f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}'])
+  status = door.main(['ablations', *base, *filter(None, [flags]), f'{tmp_path}/runs', f'--workdir={tmp_path / "out"}'])
   error = capsys.readouterr().err
   assert status == 2 and said in error and error.startswith('asked: ') and not (tmp_path / 'out').exists()
 
 
 def test_without_folders(capsys):
-  assert door.main(['compare', '--base=a', '--workdir=b']) == 2
+  assert door.main(['ablations', '--base=a', '--workdir=b']) == 2
   assert 'no folder with runs beside the base' in capsys.readouterr().err
 
 

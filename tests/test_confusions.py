@@ -16,7 +16,7 @@ from tests.fake_runs import make_score_line
 
 def predicted(predictions: list, seed: int = 0, **fields: Any) -> dict[str, Any]:
   return {'task': 'cola', 'split': 'validation', 'pretrained': True, 'checkpoint_step': 100, 'seed': seed,
-          'learning_rate': 1e-4, 'which': 'last', 'predictions': predictions, 'labels': [0, 1, 1], **fields}
+          'learning_rate': 1e-4, 'epoch_choice': 'last', 'predictions': predictions, 'labels': [0, 1, 1], **fields}
 
 
 def logged(folder: pathlib.Path, *lines: dict[str, Any]) -> dict[str, epath.Path]:
@@ -35,7 +35,7 @@ def test_seeds_are_added_and_arms_are_not(tmp_path: pathlib.Path):
 
 
 def test_only_what_the_table_shows_counts(tmp_path: pathlib.Path):
-  other = [predicted([1, 1, 1], learning_rate=2e-4), predicted([1, 1, 1], which='best'),
+  other = [predicted([1, 1, 1], learning_rate=2e-4), predicted([1, 1, 1], epoch_choice='best'),
            predicted([1, 1, 1], checkpoint_step=50)]
   found = logged(tmp_path / 'a', predicted([0, 1, 1]), *other)
   one, = confusions.confusions(found, score_table([make_score_line(0.5, checkpoint_step=step) for step in (50, 100)]))

@@ -21,12 +21,12 @@ from tests import fast_jit
 from tests.tiny_config import make_optimizer_config
 
 SMALL = EncoderConfig(
-    encoder='', vocabulary=50, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
+    encoder='', vocab_size=50, embedding_size=16, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=1, max_length=12, norm='post',
     positions='learned', segments=2, projection=False, tied=True, activation='gelu', dropout=0.0,
-    initialization='bert', norm_epsilon=1e-12, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=0, convolutions=2, kernel=(3, 3), channels=5, convolution='paper')
-FORMS = ('paper', 'mended')
+    initialization='bert', norm_epsilon=1e-12, flops_heads=4, dtype='float32', remat=False,
+    projection_norm=True, segment_embeddings_for_pairs=False, short_convolution=0,
+    position_offset=0, convolutions=2, kernel=(3, 3), channels=5, convolution='paper2')
+FORMS = ('paper2', 'fixed')
 BATCH, PAD = 4, 1
 
 
@@ -98,7 +98,7 @@ def norms_of(stack: Any) -> list[Any]:
 
 
 KERNELS = [{'kernel': (3, 3)}, {'kernel': (4, 3), 'convolutions': 1}, {'kernel': (2, 5), 'convolutions': 3},
-           {'kernel': (16, 3), 'length': 20}]
+           {'kernel': (16, 3), 'max_length': 20}]
 
 
 @pytest.mark.parametrize('changes', KERNELS, ids=str)
@@ -107,7 +107,7 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
   """Outputs and gradients in both modes, statistics after a step, even kernels too."""
   torch = pytest.importorskip('torch', reason='needs PyTorch, which is an extra')
   front = front_end(**changes)
-  x = some(length=front.config.length)
+  x = some(length=front.config.max_length)
   stack = as_torch(torch, front).train(training)
   theirs = torch.tensor(np.asarray(x), requires_grad=True)
   out = stack(theirs[:, None])[:, 0]
@@ -137,7 +137,7 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
 
 def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
   """The module after one update of AdamW."""
-  transform = optimizer.build_optimizer(make_optimizer_config(undecayed=(), **changes), 10, front)
+  transform = optimizer.build_optimizer(make_optimizer_config(no_decay=(), **changes), 10, front)
   change, _ = transform.update(optimizer.mean_gradient(gradient, 1, 1), transform.init(front), front)
   return jax.tree.map(jnp.add, front, change)
 
@@ -150,7 +150,7 @@ def test_the_encoder_is_that_of_pytorch(training: bool):
   tokens = jax.random.randint(jax.random.key(0), (BATCH, 12), 5, 50).at[:2, 7:].set(PAD)
   mask = np.array(tokens != PAD)
   block, config = model.blocks[0], model.config
-  layer = torch.nn.TransformerEncoderLayer(config.hidden, config.heads, config.feed_forward, 0.0, 'gelu', 1e-12, True)
+  layer = torch.nn.TransformerEncoderLayer(config.hidden_size, config.num_heads, config.intermediate_size, 0.0, 'gelu', 1e-12, True)
   put = lambda into, value: into.data.copy_(torch.tensor(np.array(value)))  # noqa: E731
   with torch.no_grad():
     three = (block.attention.query, block.attention.key, block.attention.value)
@@ -215,7 +215,7 @@ def test_how_a_row_is_padded_changes_nothing(form: str):
 
 def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
   """The mean of the squares less the square of the mean would be nothing but rounding here."""
-  layer = front_end(convolution='mended').layers[1]
+  layer = front_end(convolution='fixed').layers[1]
   image = 30 + 0.01 * np.random.default_rng(0).standard_normal((2, 3, 4, SMALL.channels)).astype(np.float32)
   wide = image.astype(np.float64)
   apart = wide - wide.mean(-1, keepdims=True)
@@ -282,7 +282,7 @@ def test_statistics_are_observed_and_not_learned():
     moved = values(after_a_step(front, gradient, **changes))
     for name in filter(is_statistic, start):
       np.testing.assert_allclose(moved[name], start[name] + 0.1 * (observed[name] - start[name]), rtol=1e-6)
-  moments = optimizer.build_optimizer(make_optimizer_config(undecayed=()), 10, front).init(front)
+  moments = optimizer.build_optimizer(make_optimizer_config(no_decay=()), 10, front).init(front)
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)]
   assert any('mu.last.norm.scale' in name for name in names) and not any(map(is_statistic, names))
   gap = run(front, x, everywhere(x)) - run(after_a_step(front, gradient, learning_rate=0.0), x, everywhere(x))
@@ -324,7 +324,7 @@ def test_statistics_are_of_the_rows_of_all_devices():
 @pytest.mark.parametrize('form', FORMS)
 def test_bfloat16_stays_near(form: str):
   x = some()
-  found = [run(front_end(convolution=form, compute=compute, norm_epsilon=1e-5), x, everywhere(x), keys_of(BATCH))
+  found = [run(front_end(convolution=form, dtype=compute, norm_epsilon=1e-5), x, everywhere(x), keys_of(BATCH))
            for compute in ('float32', 'bfloat16')]
   assert found[1].dtype == jnp.bfloat16
   gap = np.abs(np.asarray(found[0]) - np.asarray(found[1], np.float32))
@@ -333,7 +333,7 @@ def test_bfloat16_stays_near(form: str):
 
 def test_convolutions_start_as_in_pytorch():
   """Uniform within 1 / sqrt(inputs of a unit), kernel and bias, whatever the rule; statistics at 0 and 1."""
-  for rule in ('standard', 'honey', 'bert'):
+  for rule in ('standard', 'paper1', 'bert'):
     config = config_of(channels=64, kernel=(5, 3), initialization=rule)
     start = values(initialize(convolution.FrontEnd(config, nnx.Rngs(0)), rule, jax.random.key(0)))
     for layer, inputs in (('layers.0', 15), ('layers.1', 15 * 64), ('last', 64)):

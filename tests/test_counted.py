@@ -37,7 +37,7 @@ def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
 
 @pytest.mark.parametrize('changed, said', [
     ({'corpus': 'another-text'}, 'another corpus, another-, than that of the base, c0ffee'),
-    ({'rows': 256}, 'on 256 rows, the base on 2,000'), ({'order': 1}, 'counted another part of the corpus')])
+    ({'rows': 256}, 'on 256 rows, the base on 2,000'), ({'shuffle_seed': 1}, 'counted another part of the corpus')])
 def test_others_are_left_out_by_name(home: pathlib.Path, changed: dict, said: str):
   write_ngram_baselines(home / 'counts', LOSSES, **changed)
   found = read(home)
@@ -73,7 +73,7 @@ def test_each_is_a_line_of_its_own_in_the_figure(home: pathlib.Path):
 def test_the_page_names_them(home: pathlib.Path, capsys):
   write_ngram_baselines(home / 'baselines', LOSSES)
   out = home.parent / 'out'
-  assert door.main(['compare', f'--base={home}/paper', str(home), f'--workdir={out}', '--lines=own=3.5']) == 0
+  assert door.main(['ablations', f'--base={home}/paper', str(home), f'--workdir={out}', '--reference_losses=own=3.5']) == 0
   text = Page((out / 'compare.html').read_text()).text
   assert 'left neighbour, 5.20 nats' in text and 'own, 3.50 nats' in text and 'plateau, 6.10' not in text
   said = capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_both_arms_are_means_over_seeds_with_their_interval(tmp_path: pathlib.Pa
 
 def test_only_the_rate_that_a_table_shows_is_drawn(tmp_path: pathlib.Path):
   found = logged(tmp_path / 'a', log(rate=1e-4) + log(rate=2e-4, shift=0.1, member=1))
-  rows = score_table(make_score_line(0.5, learning_rate=rate, selection=rate, checkpoint='runs/tiny', held_out=9)
+  rows = score_table(make_score_line(0.5, learning_rate=rate, validation_score=rate, checkpoint='runs/tiny', held_out=9)
                      for rate in (1e-4, 2e-4))
   (panel,), _ = curves.learning(found, rows)
   assert [band.mean[0] for band in panel.bands] == pytest.approx([66])

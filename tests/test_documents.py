@@ -14,7 +14,7 @@ from minilm_jax.errors import InputError
 from minilm_jax.language import documents
 
 CONFIG = DocumentsConfig(
-    sources=(), field='text', split='train', data_dir='', unit='paragraphs', errors='strict', longest=1000)
+    sources=(), field='text', split='train', data_dir='', document_unit='paragraphs', on_invalid_utf8='strict', max_chars=1000)
 
 
 def settings(*sources: object, **changes: object) -> DocumentsConfig:

@@ -23,14 +23,14 @@ from tests.tiny_encoders import SMALL, draw_tokens, encode, every_logit, logits,
 
 SWITCHES = tuple({'norm': norm, 'positions': positions} for norm, positions in itertools.product(
     ('post', 'pre'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none'))) + ({'short_convolution': 3},)
-OTHERS = ({'projection': False, 'embedding': 16}, {'tied': True, 'embedding': 16}, {'segments': 0},
-          {'activation': 'relu'}, {'layers': 2}, {'bare_projection': True}, {'second_segment': True})
+OTHERS = ({'projection': False, 'embedding_size': 16}, {'tied': True, 'embedding_size': 16}, {'segments': 0},
+          {'activation': 'relu'}, {'num_layers': 2}, {'projection_norm': False}, {'segment_embeddings_for_pairs': True})
 
 
 @pytest.mark.parametrize('changes', SWITCHES)
 def test_padding_changes_nothing(changes: dict[str, Any]):
   model, tokens = make_model(changes), draw_tokens(2, 7)
-  longer = logits(model, pad_tokens(tokens, SMALL.length))
+  longer = logits(model, pad_tokens(tokens, SMALL.max_length))
   np.testing.assert_allclose(longer[:, :7], logits(model, tokens), atol=2e-5)
 
 
@@ -44,7 +44,7 @@ def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
 @pytest.mark.parametrize('changes', SWITCHES + OTHERS)
 def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and so has none."""
-  model, tokens = make_model(changes), draw_tokens(8, SMALL.length)
+  model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
   alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
   gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
@@ -56,7 +56,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
     elif name.endswith('embedding.segments.embedding'):
       assert leaf[0].max() > 1e-4 and leaf[1].max() == 0  # there is one segment in pre-training
     elif name.endswith('embedding.tokens.embedding'):
-      seen = np.isin(np.arange(SMALL.vocabulary), tokens)
+      seen = np.isin(np.arange(SMALL.vocab_size), tokens)
       assert leaf[seen].max(axis=1).min() > 1e-4
       assert 'tied' in changes or leaf[~seen].max() == 0
     else:
@@ -74,7 +74,7 @@ def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
 
 
 def test_pads_are_seen_from_nowhere():
-  model, tokens = make_model({}).encoder, pad_tokens(draw_tokens(2, 5), SMALL.length)
+  model, tokens = make_model({}).encoder, pad_tokens(draw_tokens(2, 5), SMALL.max_length)
   mask = tokens != 1
   here, there = encode(model, tokens, mask), encode(model, jnp.where(mask, tokens, 30), mask)
   np.testing.assert_array_equal(here[:, :5], there[:, :5])
@@ -89,7 +89,7 @@ def test_a_row_of_pads_alone_gives_numbers():
 def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
   """The same tokens further right, after places that nothing attends to, give the same outputs."""
   model = make_model({'positions': positions}).encoder
-  row = pad_tokens(draw_tokens(2, 5), SMALL.length)
+  row = pad_tokens(draw_tokens(2, 5), SMALL.max_length)
   shifted = jnp.roll(row, 4, axis=1)
   here, there = encode(model, row, row != 1)[:, :5], encode(model, shifted, shifted != 1)[:, 4:9]
   assert (np.abs(here - there).max() > 1e-2) == absolute
@@ -113,13 +113,13 @@ def test_sinusoids_are_those_of_vaswani():
   table = [[function(place / 10_000 ** (2 * pair / 6)) for pair in range(3) for function in (math.sin, math.cos)]
            for place in range(9)]
   np.testing.assert_allclose(encoder._sinusoids(9, 6), 0.02 * np.array(table), atol=1e-7)
-  with pytest.raises(InputError, match='an odd model.embedding of 11'):
-    dataclasses.replace(SMALL, positions='sinusoidal', embedding=11)
+  with pytest.raises(InputError, match='an odd model.embedding_size of 11'):
+    dataclasses.replace(SMALL, positions='sinusoidal', embedding_size=11)
 
 
 def test_relative_bias_tells_left_from_right():
   """One number a head and signed distance: token i gives token j the bias number j - i + length - 1."""
-  config = dataclasses.replace(SMALL, positions='relative', length=4, heads=1, hidden=4, dropout=0.0)
+  config = dataclasses.replace(SMALL, positions='relative', max_length=4, num_heads=1, hidden_size=4, dropout=0.0)
   attention = blank_attention(config)
   attention.distance_bias = nnx.Param(jnp.where(jnp.arange(7) == 3 + 2, 50.0, 0.0)[None])  # look two to the right
   x = jax.random.normal(jax.random.key(0), (1, 4, 4))
@@ -132,8 +132,8 @@ def blank_attention(config: EncoderConfig) -> encoder.Attention:
   attention = jax.eval_shape(lambda: encoder.Attention(config, nnx.Rngs(0)))
   for name in ('query', 'key', 'value', 'output'):
     linear = getattr(attention, name)
-    linear.kernel = nnx.Param(jnp.eye(config.hidden) * (name in ('value', 'output')))
-    linear.bias = nnx.Param(jnp.zeros(config.hidden))
+    linear.kernel = nnx.Param(jnp.eye(config.hidden_size) * (name in ('value', 'output')))
+    linear.bias = nnx.Param(jnp.zeros(config.hidden_size))
   return attention
 
 
@@ -141,7 +141,7 @@ attend = fast_jit.jit(lambda attention, x, mask: attention(x, mask, None))
 
 
 def test_attention_without_preference_is_the_mean_of_the_tokens():
-  config = dataclasses.replace(SMALL, heads=2, hidden=4)
+  config = dataclasses.replace(SMALL, num_heads=2, hidden_size=4)
   x = jax.random.normal(jax.random.key(0), (1, 5, 4))
   mask = jnp.array([[True, True, False, True, False]])
   seen = attend(blank_attention(config), x, mask)
@@ -150,7 +150,7 @@ def test_attention_without_preference_is_the_mean_of_the_tokens():
 
 def test_attention_by_hand():
   """Two tokens, two heads of one feature: softmax(q k) v for each head on its own."""
-  config = dataclasses.replace(SMALL, heads=2, hidden=2)
+  config = dataclasses.replace(SMALL, num_heads=2, hidden_size=2)
   attention = blank_attention(config)
   attention.query.kernel, attention.key.kernel = nnx.Param(jnp.eye(2)), nnx.Param(2 * jnp.eye(2))
   x = jnp.array([[[1.0, -1.0], [2.0, 3.0]]])
@@ -178,7 +178,7 @@ def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
   x = p['embedding.tokens.embedding'][tokens] + p['embedding.positions.embedding'][2:2 + length]
   x = norm('embedding.norm', x + p['embedding.segments.embedding'][0])
   x = norm('projection.norm', linear('projection.linear', x))
-  for i in range(SMALL.layers):
+  for i in range(SMALL.num_layers):
     block = f'blocks.{i}.'
     q, k, v = (linear(f'{block}attention.{n}', x).reshape(batch, length, 4, 4) for n in ('query', 'key', 'value'))
     shares = np.exp(np.einsum('blhd,bmhd->bhlm', q, k) / 2)
@@ -190,7 +190,7 @@ def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
 
 
 def test_the_encoder_is_the_formula_of_the_paper():
-  model, tokens = make_model({}).encoder, draw_tokens(2, SMALL.length)
+  model, tokens = make_model({}).encoder, draw_tokens(2, SMALL.max_length)
   np.testing.assert_allclose(encode(model, tokens, tokens != 1), by_formula(model, np.asarray(tokens)), atol=2e-5)
 
 
@@ -226,8 +226,8 @@ def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.Monkey
     model(tokens, tokens != 1, key=keys_of(0))
     return list(drawn)
 
-  found = fast_jit.jit(draw)(make_model({'hidden': 12}).encoder, draw_tokens(2, 12))
-  assert len(found) == 1 + SMALL.layers * 3  # embedding; shares, attention and feed-forward of each block
+  found = fast_jit.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
+  assert len(found) == 1 + SMALL.num_layers * 3  # embedding; shares, attention and feed-forward of each block
   assert not any(a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2))
 
 
@@ -257,13 +257,13 @@ def away(found: Any, expected: Any) -> float:
              for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding': 16}))
+@pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding_size': 16}))
 def test_bfloat16_is_near_float32(changes: dict[str, Any]):
   """Logits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off by up to 0.4%."""
-  tokens = draw_tokens(8, SMALL.length)
+  tokens = draw_tokens(8, SMALL.max_length)
   run = fast_jit.jit(jax.value_and_grad(lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found),
                                      has_aux=True))
-  (_, found), gradient = run(make_model({**changes, 'compute': 'bfloat16'}))
+  (_, found), gradient = run(make_model({**changes, 'dtype': 'bfloat16'}))
   (_, expected), wanted = run(make_model(changes))
   assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype('float32')}
   assert 1e-3 < away(found, expected) < 0.02 and away(gradient, wanted) < 0.05
@@ -272,7 +272,7 @@ def test_bfloat16_is_near_float32(changes: dict[str, Any]):
 @pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
 def test_every_product_is_of_the_compute_type(compute: str):
   """Forward and backward; what is summed is not."""
-  model, tokens = make_model({'positions': 'relative', 'layers': 2, 'compute': compute}), draw_tokens(2, SMALL.length)
+  model, tokens = make_model({'positions': 'relative', 'num_layers': 2, 'dtype': compute}), draw_tokens(2, SMALL.max_length)
   text = jax.jit(jax.grad(lambda model: encode_sum(model, tokens))).lower(model.encoder).as_text()
   read = re.findall(r'dot_general .*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\)', text)
   assert set(read) == {({'float32': 'f32', 'bfloat16': 'bf16'}[compute],) * 2} and len(read) >= 3 * 17
@@ -285,7 +285,7 @@ def encode_sum(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
 
 def test_scores_and_shares_of_attention_are_float32():
   """Scores of 20 and 20 + 1/32 are one number in bfloat16; here the second token's share is larger by tanh(1/64)."""
-  attention = blank_attention(dataclasses.replace(SMALL, heads=1, hidden=4, compute='bfloat16'))
+  attention = blank_attention(dataclasses.replace(SMALL, num_heads=1, hidden_size=4, dtype='bfloat16'))
   attention.query.bias, attention.key.kernel = nnx.Param(jnp.array([8.0, 2, 0, 0])), nnx.Param(jnp.eye(4))
   x = jnp.array([[[5, 0, 1, 0], [5, 1 / 32, -1, 0]]], jnp.bfloat16)
   seen = attend(attention, x, jnp.ones((1, 2), bool))[0, :, 2]
@@ -295,7 +295,7 @@ def test_scores_and_shares_of_attention_are_float32():
 
 def test_norms_are_taken_in_float32():
   """Of numbers around 100, which in bfloat16 are halves apart: their squares would be whole steps of 64 apart."""
-  config = dataclasses.replace(SMALL, compute='bfloat16', norm_epsilon=0.0)
+  config = dataclasses.replace(SMALL, dtype='bfloat16', norm_epsilon=0.0)
   x = jnp.asarray(100 + np.random.default_rng(0).integers(-4, 5, (64, 16)) / 2, jnp.bfloat16)
   expected = np.asarray(x, np.float64)
   expected -= expected.mean(-1, keepdims=True)
@@ -307,22 +307,22 @@ def test_norms_are_taken_in_float32():
 
 def test_gradients_over_tokens_are_summed_in_float32():
   """3,001 tokens give a bias 3,001, which bfloat16 cannot say; a table gets what it gets in float32."""
-  config = dataclasses.replace(SMALL, compute='bfloat16', dropout=0.0)
-  ones = jnp.ones((3001, SMALL.hidden), jnp.bfloat16)
+  config = dataclasses.replace(SMALL, dtype='bfloat16', dropout=0.0)
+  ones = jnp.ones((3001, SMALL.hidden_size), jnp.bfloat16)
   for layer in (encoder.Linear(16, 16, config, nnx.Rngs(0)), encoder.layer_norm(16, config, nnx.Rngs(0))):
     gradient = fast_jit.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
     np.testing.assert_array_equal(gradient.bias[...], 3001)
   factors = jnp.asarray(np.random.default_rng(0).integers(1, 9, (300, 12, 12)), jnp.float32)
   gradient = fast_jit.jit(jax.grad(lambda table: jnp.sum(
       table(jnp.full((300, 12), 7), None).astype(jnp.float32) * factors)))
-  tables = [make_model({'compute': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
+  tables = [make_model({'dtype': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
   assert away(*map(gradient, tables)) < 1e-4
 
 
 @pytest.mark.parametrize('changes', [{}, {'norm': 'pre', 'positions': 'relative', 'short_convolution': 3}])
 def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
   """With dropout: what is dropped is dropped again."""
-  changes, tokens = {'layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.length)
+  changes, tokens = {'num_layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.max_length)
   run = fast_jit.jit(jax.value_and_grad(encode_sum))
   kept, made = (run(make_model({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True))
   assert float(made[0]) == pytest.approx(float(kept[0]), rel=1e-6) and away(made[1], kept[1]) < 1e-5
@@ -332,8 +332,8 @@ def test_blocks_made_again_take_less_memory():
   """A model of 6 layers keeps the activations of one, and 6 inputs: less than half."""
   taken = {}
   for remat in (False, True):
-    model = make_model({'layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
-    run = fast_jit.jit(jax.grad(encode_sum)).lower(model, jnp.zeros((64, SMALL.length), jnp.int32)).compile()
+    model = make_model({'num_layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
+    run = fast_jit.jit(jax.grad(encode_sum)).lower(model, jnp.zeros((64, SMALL.max_length), jnp.int32)).compile()
     taken[remat] = run.memory_analysis().temp_size_in_bytes
   assert taken[True] < taken[False] / 2, taken
 

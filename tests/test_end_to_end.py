@@ -13,9 +13,9 @@ from minilm_jax import run
 from minilm_jax.analysis import report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = ['--config.updates=8', '--config.log.every=2', '--config.evaluation.every=4', '--config.evaluation.rows=64',
-         '--config.checkpoint.every=4', '--config.model.embedding=16', '--config.model.hidden=16',
-         '--config.model.feed_forward=16', '--config.model.layers=1', '--config.mesh.data=1']
+SMALL = ['--config.num_steps=8', '--config.log.every=2', '--config.eval.every=4', '--config.eval.rows=64',
+         '--config.checkpoint.every=4', '--config.model.embedding_size=16', '--config.model.hidden_size=16',
+         '--config.model.intermediate_size=16', '--config.model.num_layers=1', '--config.mesh.data=1']
 
 
 def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
@@ -54,7 +54,7 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   assert minilm(capsys, *fill) == minilm(capsys, *fill)
 
   finetune = ['finetune', '--config=configs/glue.py:microworld/acceptability', f'--checkpoint={tiny}@4,{tiny}@8',
-              f'--workdir={runs / "task"}', '--config.seeds=0,1', '--config.task.limit=64', '--config.epochs=1', '--control']
+              f'--workdir={runs / "task"}', '--config.seeds=0,1', '--config.task.max_train_examples=64', '--config.epochs=1', '--with_scratch']
   table = minilm(capsys, *finetune)
   assert 'microworld/acceptability' in table
   before = files(runs / 'task')
@@ -128,7 +128,7 @@ def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_
   small = [word for word in SMALL if 'updates' not in word and 'every' not in word]
   done = subprocess.run(
       [sys.executable, '-c', WATCHED, 'pretrain', '--config=configs/tiny.py', f'--config.corpus={tiny_corpus}',
-       f'--workdir={tmp_path / "run"}', '--config.updates=2', '--config.log.every=1', *small], cwd=ROOT,
+       f'--workdir={tmp_path / "run"}', '--config.num_steps=2', '--config.log.every=1', *small], cwd=ROOT,
       env=os.environ | secrets, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   looks, listens = done.stderr.splitlines()[-1].split(' LISTENS ')

@@ -21,7 +21,7 @@ from tests.docstring_commands import find_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / 'configs' / 'examples').glob('[!_]*.py'))
-SMALL = {'updates': 4, 'batch_size': 8, 'evaluation.every': 4, 'evaluation.rows': 16, 'checkpoint.every': 4, 'log.every': 4,
+SMALL = {'num_steps': 4, 'batch_size': 8, 'eval.every': 4, 'eval.rows': 16, 'checkpoint.every': 4, 'log.every': 4,
          'mesh.data': 1}
 
 
@@ -79,7 +79,7 @@ def test_another_text_is_kept_where_it_stays_inside_the_word_list(tmp_path: path
   described = corpora.manifest(folder)
   assert described['splits']['train']['rows'] and described['length'] == 64
   run_of_it = recipe.resolve(recipe.load('configs/examples/own_text.py'), 'pretrain')
-  assert run_of_it.model.vocabulary >= 2000 and run_of_it.model.length == described['length']
+  assert run_of_it.model.vocab_size >= 2000 and run_of_it.model.max_length == described['length']
 
 
 def test_what_is_installed_has_the_recipes_and_their_data(monkeypatch):

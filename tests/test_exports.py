@@ -8,21 +8,21 @@ import pytest
 from minilm_jax import __main__ as door
 
 REFUSED = [
-    ('--checkpoint=RUN --to=hff --workdir=W', "did you mean 'hf'"),
-    ('--checkpoint=RUN --workdir=W', 'no --to'), ('--to=card --workdir=W', 'no --checkpoint'),
-    ('--checkpoint=RUN --to=card', 'no --workdir'),
-    ('--checkpoint=RUN --to=card --workdir=W --batch=3', '--to=card does not take it'),
-    ('--checkpoint=RUN --to=stablehlo --workdir=W', 'classifies nothing'),
-    ('--checkpoint=RUN@5 --to=card --workdir=W', 'there are 4, 8'),
-    ('--checkpoint=RUN@5 --to=stablehlo --workdir=W', 'there are 4, 8'),
-    ('--checkpoint=EMPTY --to=card --workdir=W', 'neither config.json'),
-    ('--checkpoint=NOTHING --to=stablehlo --workdir=W', 'no such folder'),
-    ('--checkpoint=CORPUS --to=stablehlo --workdir=W', "kind 'corpus'"),
-    ('--checkpoint=YOUNG --to=card --workdir=W', 'first one'),
-    ('--checkpoint=YOUNG --to=stablehlo --workdir=W', 'first one'),
-    ('--checkpoint=DAMAGED --to=card --workdir=W', 'the checkpoint of step 8'),
-    ('--checkpoint=RUN --to=card --workdir=FULL', 'other things are there'),
-    ('--checkpoint=RUN --to=card --workdir=gs://bucket/x', 'no local folder'),
+    ('--checkpoint=RUN --format=hff --workdir=W', "did you mean 'hf'"),
+    ('--checkpoint=RUN --workdir=W', 'no --format'), ('--format=card --workdir=W', 'no --checkpoint'),
+    ('--checkpoint=RUN --format=card', 'no --workdir'),
+    ('--checkpoint=RUN --format=card --workdir=W --batch=3', '--format=card does not take it'),
+    ('--checkpoint=RUN --format=stablehlo --workdir=W', 'classifies nothing'),
+    ('--checkpoint=RUN@5 --format=card --workdir=W', 'there are 4, 8'),
+    ('--checkpoint=RUN@5 --format=stablehlo --workdir=W', 'there are 4, 8'),
+    ('--checkpoint=EMPTY --format=card --workdir=W', 'neither config.json'),
+    ('--checkpoint=NOTHING --format=stablehlo --workdir=W', 'no such folder'),
+    ('--checkpoint=CORPUS --format=stablehlo --workdir=W', "kind 'corpus'"),
+    ('--checkpoint=YOUNG --format=card --workdir=W', 'first one'),
+    ('--checkpoint=YOUNG --format=stablehlo --workdir=W', 'first one'),
+    ('--checkpoint=DAMAGED --format=card --workdir=W', 'the checkpoint of step 8'),
+    ('--checkpoint=RUN --format=card --workdir=FULL', 'other things are there'),
+    ('--checkpoint=RUN --format=card --workdir=gs://bucket/x', 'no local folder'),
 ]
 
 
@@ -57,6 +57,6 @@ def test_what_cannot_be_exported_is_refused(command: str, said: str, places: dic
 
 
 def test_a_card_is_written(tiny_run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture):
-  assert door.main(['export', f'--checkpoint={tiny_run}@4', '--to=card', f'--workdir={tmp_path}/card']) == 0
+  assert door.main(['export', f'--checkpoint={tiny_run}@4', '--format=card', f'--workdir={tmp_path}/card']) == 0
   out, err = capsys.readouterr()
   assert '"to": "card"' in out and not err and 'step 4 of 8' in (tmp_path / 'card' / 'README.md').read_text()

@@ -36,7 +36,7 @@ def test_probabilities_are_those_of_the_model(tiny_run: Path):
 
 def test_asking_for_everything_gives_every_piece_once(tiny_run: Path):
   tokenizer = pieces.load(tiny_run / 'tokenizer.model')
-  assert pretrained.load_config(tiny_run).model.vocabulary > tokenizer.size  # ids past the tokenizer are no pieces
+  assert pretrained.load_config(tiny_run).model.vocab_size > tokenizer.size  # ids past the tokenizer are no pieces
   guesses = fill_mask.fill_mask(tiny_run, '<mask>', 10_000)
   assert len({guess.piece for guess in guesses}) == len(guesses) == tokenizer.size - len(pieces.SPECIAL)
 

@@ -24,14 +24,14 @@ from tests.fake_runs import write_examples
 
 TASK = table.find('microworld/sentiment')
 STARTS = [4, 8, None]
-BROKEN = {'held_out': 0.25, 'epochs': 6.0, 'optimizer.clip': 0.0, 'length': 16}  # short rows compile sooner
-CHANGES = {'held_out': 0.25, 'learning_rates': '1e-3,2e-2', 'head.dropout': 0.1}  # of the run that `finished` is
+BROKEN = {'validation_fraction': 0.25, 'epochs': 6.0, 'optimizer.clip': 0.0, 'length': 16}  # short rows compile sooner
+CHANGES = {'validation_fraction': 0.25, 'learning_rates': '1e-3,2e-2', 'head.dropout': 0.1}  # of the run that `finished` is
 
 
 def settings(task: str = TASK.name, **changes: Any) -> FinetuneConfig:
   config = glue.get_config(task)
   config.update_from_flattened_dict({
-      'task.limit': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes})
+      'task.max_train_examples': 48, 'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes})
   return recipe.resolve(config, 'finetune')
 
 
@@ -82,7 +82,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_line_of_scores_says_what_was_scored(finished: Path):
   found = lines(finished)
   members = [(step, rate, seed) for step in STARTS for rate in (1e-3, 2e-2) for seed in (0, 1)]
-  assert [(line['checkpoint_step'], line['learning_rate'], line['seed'], line['which']) for line in found] == [
+  assert [(line['checkpoint_step'], line['learning_rate'], line['seed'], line['epoch_choice']) for line in found] == [
       (*member, which) for member in members for which in ('best', 'last')]
   for line in found:
     assert set(line) == set(scores.FIELDS)
@@ -91,8 +91,8 @@ def test_a_line_of_scores_says_what_was_scored(finished: Path):
                             'headline': True, 'truncated': 0}.items()
     assert line['pretrained'] == (line['checkpoint_step'] is not None) and line['member'] == members.index(
         (line['checkpoint_step'], line['learning_rate'], line['seed']))
-    assert 0 <= line['low'] <= line['value'] <= line['high'] <= 1 and isinstance(line['collapsed'], bool)
-    assert line['epoch'] == 2 if line['which'] == 'last' else line['epoch'] in (1, 2)
+    assert 0 <= line['low'] <= line['value'] <= line['high'] <= 1 and isinstance(line['constant_prediction'], bool)
+    assert line['epoch'] == 2 if line['epoch_choice'] == 'last' else line['epoch'] in (1, 2)
 
 
 def test_scores_are_those_of_the_epoch_that_was_best_on_what_is_held_out(finished: Path):
@@ -101,8 +101,8 @@ def test_scores_are_those_of_the_epoch_that_was_best_on_what_is_held_out(finishe
     mine = [other for other in logged if other['member'] == line['member']]
     own = {split: [other['accuracy'] for other in mine if other['split'] == split]
            for split in ('held_out', 'validation')}
-    epoch = int(np.argmax(own['held_out'])) if line['which'] == 'best' else 1
-    assert (line['epoch'], line['selection'], line['value']) == (
+    epoch = int(np.argmax(own['held_out'])) if line['epoch_choice'] == 'best' else 1
+    assert (line['epoch'], line['validation_score'], line['value']) == (
         epoch + 1, own['held_out'][epoch], own['validation'][epoch])
 
 
@@ -122,7 +122,7 @@ def test_the_result_is_a_summary_over_seeds(finished: Path):
   assert len(result['scores']) == 3 * 2 * 2
   for row in result['scores']:
     values = [line['value'] for line in lines(finished) if all(
-        line[name] == row[name] for name in ('checkpoint_step', 'learning_rate', 'which'))]
+        line[name] == row[name] for name in ('checkpoint_step', 'learning_rate', 'epoch_choice'))]
     assert row.items() >= {'mean': np.mean(values), 'n': 2, 'pretrained': row['checkpoint_step'] is not None}.items()
 
 
@@ -217,7 +217,7 @@ def test_a_rate_that_diverges_spoils_no_other(tiny_run: Path, tmp_path: Path, ca
   found = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
   assert [(line['learning_rate'], line['value'] is None) for line in found] == [
       *[(1e-3, False)] * 4, *[(1e30, True)] * 4]
-  assert all(line['collapsed'] and line['low'] is None for line in found[4:])
+  assert all(line['constant_prediction'] and line['low'] is None for line in found[4:])
   epochs = [(line['member'], line['epoch']) for line in losses(tmp_path / 'run')]
   assert sorted(epochs) == [*((n, e) for n in (0, 1) for e in range(1, 7)), (2, 1), (3, 1)]  # what is lost is left
   assert 'seed 1 with learning rate 1e+30 was no number by update 3' in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_patience_ends_a_member_that_gets_no_better(tiny_run: Path, tmp_path: Pa
   updates, epoch = [], finetune._epoch
   monkeypatch.setattr(finetune, '_epoch', lambda *args: updates.append(args[4] - args[3]) or epoch(*args))
   found = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
-  assert {(line['which'], line['epoch']) for line in found} == {('best', 1), ('last', 3)}
+  assert {(line['epoch_choice'], line['epoch']) for line in found} == {('best', 1), ('last', 3)}
   epochs = [(line['member'], line['epoch']) for line in losses(tmp_path / 'run')]
   assert sorted(epochs) == [(n, e) for n in range(4) for e in (1, 2, 3)]
   assert len(updates) == 3  # of 6: when all have ended nothing runs
@@ -255,9 +255,9 @@ def test_it_learns_and_the_floor_is_the_most_frequent_class(tiny_run: Path, tmp_
                                     'optimizer.learning_rate': 5e-3, 'seeds': '0'})
   (line,) = finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
   first, *_, last = [line['loss'] for line in losses(tmp_path / 'run')]
-  assert line['value'] == 1 and not line['collapsed'] and last < first / 5
+  assert line['value'] == 1 and not line['constant_prediction'] and last < first / 5
   assert line['majority'] == pytest.approx(8 / 15) and line['split'] == 'test'
-  assert (line['which'], line['held_out'], line['selection']) == ('last', 0, None)
+  assert (line['epoch_choice'], line['held_out'], line['validation_score']) == ('last', 0, None)
 
 
 def test_a_regression_is_scored_by_correlation(tiny_run: Path, tmp_path: Path):
@@ -278,7 +278,7 @@ def other_tokenizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize('spoil, said', [
-    (lambda run: change(run, 'config.json', lambda c: c['model'].update(hidden=32)), r'is \(.*\) there and \('),
+    (lambda run: change(run, 'config.json', lambda c: c['model'].update(hidden_size=32)), r'is \(.*\) there and \('),
     (lambda run: change(run, 'config.json', lambda c: c.update(kind='corpus')), "kind 'corpus'"),
     (lambda run: change(run, 'config.json', lambda c: c['model'].pop('norm')), 'missing model.norm'),
     (lambda run: (run / 'config.json').unlink(), 'no file'),
@@ -318,7 +318,7 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
 def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A few updates of a model with running statistics."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
-  pretrain.pretrain(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, updates=4), folder)
+  pretrain.pretrain(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, num_steps=4), folder)
   return folder
 
 
@@ -342,9 +342,9 @@ def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: 
   finetune.finetune(config, convolved_run, tmp_path, [4])
   np.testing.assert_array_equal(seen[0][0], encoder[name])
   assert np.abs(seen[1][0] - encoder[name]).min() > 1e-6
-  found = finetune.material.prepare(config, model.length, finetune.pretrained.load_tokenizer(convolved_run), model.batch_norm)
-  assert found.lengths == (model.length,)
-  assert found.rows['train'].tokens.shape[1] == model.length
+  found = finetune.material.prepare(config, model.max_length, finetune.pretrained.load_tokenizer(convolved_run), model.batch_norm)
+  assert found.lengths == (model.max_length,)
+  assert found.rows['train'].tokens.shape[1] == model.max_length
 
 
 def test_every_verb_reads_a_model_with_running_statistics(convolved_run: Path):

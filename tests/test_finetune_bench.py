@@ -16,7 +16,7 @@ SECONDS = {'population': 120.0, 'first': 30.0, 'next': 10.0}
 
 def config(**changes: Any) -> FinetuneConfig:
   made = glue.get_config('microworld/sentiment')
-  made.update_from_flattened_dict({'task.limit': 48, 'epochs': 1.0, 'seeds': '4,5,6', 'held_out': 0.2,
+  made.update_from_flattened_dict({'task.max_train_examples': 48, 'epochs': 1.0, 'seeds': '4,5,6', 'validation_fraction': 0.2,
                                    'learning_rates': '1e-3,2e-3', **changes})
   return recipe.resolve(made, 'finetune')
 
@@ -80,8 +80,8 @@ def test_what_cannot_be_timed_is_refused(sources: str, against: str, said: str, 
 
 
 def test_what_the_peer_cannot_be_is_refused_beside_it_alone(commands: dict, tiny_run: pathlib.Path, monkeypatch):
-  with pytest.raises(InputError, match='head.copies of it is 3'):
-    finetune_bench.bench({'it': config(**{'head.copies': 3})}, str(tiny_run), 'hf')
+  with pytest.raises(InputError, match='head.ensemble_size of it is 3'):
+    finetune_bench.bench({'it': config(**{'head.ensemble_size': 3})}, str(tiny_run), 'hf')
   found = finetune_bench.pretrained.load_single_config(tiny_run)
   model = dataclasses.replace(found.model, convolutions=2, kernel=(3, 3), channels=4)
   monkeypatch.setattr(finetune_bench.pretrained, 'load_single_config', lambda source: dataclasses.replace(found, model=model))

@@ -97,7 +97,7 @@ def encoders(saved: list[Encoder], fresh: Encoder, used: np.ndarray) -> Encoder:
 @pytest.fixture(scope='module')
 def program(model: EncoderConfig) -> Program:
   """Of four members, one a device at a time."""
-  return made(model, 4, LENGTHS, lift='loop')
+  return made(model, 4, LENGTHS, strategy='map')
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +148,7 @@ def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: E
 
 @pytest.mark.parametrize('name, labels', KINDS)
 def test_the_loss_of_several_heads_is_the_mean_of_theirs(name: str, labels: np.ndarray, model: EncoderConfig):
-  task, head = table.find(name), dataclasses.replace(settings().head, copies=3)
+  task, head = table.find(name), dataclasses.replace(settings().head, ensemble_size=3)
   batch = TaskRows(jnp.arange(32).reshape(4, 8) + 5, jnp.full(4, 8), jnp.asarray(labels))
 
   @jit
@@ -288,7 +288,7 @@ def test_alone_with_every_piece_at_full_length_it_is_the_same(narrow_run: list, 
 def test_a_member_is_the_same_when_every_operation_takes_all(narrow_run: list, model: EncoderConfig, encoders: Encoder,
                                                             rows: TaskRows):
   """There all rows are as long as the longest, too."""
-  other = made(model, 16, LENGTHS, lift='vmap')
+  other = made(model, 16, LENGTHS, strategy='vmap')
   assert (other.together, other.mesh.devices.size) == (16, 8)
   origins = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])]
   for one, expected in zip(fitted(other, origins, encoders, rows)[9:], narrow_run, strict=True):

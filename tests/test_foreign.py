@@ -48,7 +48,7 @@ BAD = [  # a file, changes of the recipe, and what the error must say
     (START.replace('(tokens)', '(tokens[:, :1])'), {}, r'gives float32 \(2, 1, 16\)'),
     (START.replace('(tokens)', '(tokens)[:, :, 0]'), {}, r'give one array of floats \(2, 64, 16\)'),
     (START.replace('(tokens)\n', '(tokens) + jnp.ones((1, 64, 16))\n'), {},
-     r'\(3, 63\) gives \w+ \(own.py, line 9\)'),
+     r'\(3, 63\) gives \w+ \(custom_task.py, line 9\)'),
     (START.replace('self.embedding(tokens)', 'tokens[:, :, None] * jnp.ones((1, 1, 16), int)'), {}, 'gives int32'),
     (START.replace('self.embedding(tokens)', '{}'), {}, 'a dict'),
     (START.replace('self.config = config', 'self.drop = nnx.Dropout(0.1, rngs=rngs)'), {}, 'take keys from its key'),
@@ -78,7 +78,7 @@ def shape(name: str, **changes: Any) -> EncoderConfig:
 
 @pytest.mark.parametrize('source, changes, said', BAD, ids=[said for _, _, said in BAD])
 def test_what_a_class_lacks_is_said_in_one_error(source: str, changes: dict, said: str, own: pathlib.Path):
-  (own / 'own.py').write_text(source)
+  (own / 'custom_task.py').write_text(source)
   trust.allow('own')
   with pytest.raises(InputError, match=said) as raised:
     jax.eval_shape(lambda: heads.masked_language_model(shape('own:Encoder', **changes), jax.random.key(0)))
@@ -117,14 +117,14 @@ def test_what_a_stored_recipe_names_is_imported_only_where_its_reader_says_so(ti
 
 
 def test_what_a_recipe_that_is_given_names_is_trusted(own: pathlib.Path):
-  (own / 'own.py').write_text(START)
+  (own / 'custom_task.py').write_text(START)
   config, _, _ = flags.read('show', door.VERBS['show'], ['--config=configs/tiny.py', '--config.model.encoder=own:Encoder'])
   assert foreign.encoder(config.model).__name__ == 'Encoder' and size.parameters(config.model)['embedding'] == 512 * 64
 
 
 def test_products_are_counted_as_ours_are():
   """Of our own encoder, traced, they are those of the formula; a scan counts as often as it runs."""
-  for changes in ({}, {'model.positions': 'relative', 'model.layers': 3}):
+  for changes in ({}, {'model.positions': 'relative', 'model.num_layers': 3}):
     config = shape('', **changes)
     model = jax.eval_shape(lambda c=config: heads.masked_language_model(c, jax.random.key(0))).encoder
     row = [jax.ShapeDtypeStruct((1, 40), kind) for kind in (jnp.int32, jnp.bool_)]
@@ -161,7 +161,7 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
 
 def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
   """So the rule of the recipe, with which biases start at 0.01, is of the head alone."""
-  config = dataclasses.replace(gated, initialization='honey')
+  config = dataclasses.replace(gated, initialization='paper1')
   one, again, other = (checkpoint.flatten(fast_jit.jit(lambda s: heads.masked_language_model(config, jax.random.key(s)))(seed))
                        for seed in (0, 0, 1))
   assert float(one['transform.bias'][0]) == pytest.approx(0.01)
@@ -172,7 +172,7 @@ def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
 
 
 def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
-  config = dataclasses.replace(tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocabulary=19_010))
+  config = dataclasses.replace(tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocab_size=19_010))
   placed = sharding.state_sharding(jax.eval_shape(lambda: train_step.init_state(0, config)), sharding.make_mesh(MeshConfig(1, 0, 2)))
   found = {name: any(place.spec) for name, place in checkpoint.flatten(placed).items()}
   assert not any(split for name, split in found.items() if 'encoder.' in name) and found['model.output.kernel']
@@ -182,8 +182,8 @@ def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
 def population(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
   """Two members of the example, in bfloat16, 12 updates; every checkpoint stays."""
   trust.allow(GATED)
-  changes = {'model.encoder': GATED, 'model.tied': True, 'model.compute': 'bfloat16', 'population.members': 2,
-             'checkpoint.keep': 9}
+  changes = {'model.encoder': GATED, 'model.tied': True, 'model.dtype': 'bfloat16', 'population.members': 2,
+             'checkpoint.keep_last': 9}
   folder = tmp_path_factory.mktemp('foreign') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', fast_jit.jit)
@@ -216,8 +216,8 @@ def test_a_member_is_taken_out_fine_tuned_and_kept(population: pathlib.Path, tmp
   pretrained.extract_member(population, 1, tmp_path / 'one')
   assert fill_mask.fill_mask(tmp_path / 'one', 'the <mask> sleeps .', 2)
   made = recipe.load('configs/glue.py:microworld/sentiment')
-  made.task.update(limit=24, per_label_reported=8)
-  made.update(seeds='0', epochs=1.0, batch_size=8, length=32, keep=True)
+  made.task.update(max_train_examples=24, eval_per_label=8)
+  made.update(seeds='0', epochs=1.0, batch_size=8, length=32, save_classifiers=True)
   lines = finetune.finetune(recipe.resolve(made, 'finetune'), tmp_path / 'one', tmp_path / 'task', [12])
   assert lines and all(np.isfinite(line['value']) for line in lines)
   kept = classifiers.load(tmp_path / 'task' / 'classifier-0')

@@ -114,7 +114,7 @@ def test_several_heads_on_a_body_are_another_contestant_and_no_point(tmp_path: p
   for pretrained, value in ((True, 0.9), (False, 0.8)):
     folder = tmp_path / 'tasks' / f'heads-{pretrained}'
     write_finetune_run(folder, tmp_path / 'n1000', [value] * 3, pretrained)
-    run.write_json(folder / run.CONFIG, run.read_json(folder / run.CONFIG, 'it') | {'head': {'copies': 5}})
+    run.write_json(folder / run.CONFIG, run.read_json(folder / run.CONFIG, 'it') | {'head': {'ensemble_size': 5}})
   found = runs.find([str(tmp_path)])
   rows = {row.checkpoint: row for row in score_table(runs.scores(found))}
   assert set(rows) == {'n1000', 'n2000', 'n1000, 5 heads'}

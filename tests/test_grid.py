@@ -94,7 +94,7 @@ def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path
   fake_runs.write_scaling_run(tmp_path / 'good')
   fake_runs.write_scaling_run(tmp_path / 'early', updates=0, finished=False)
   (fake_runs.write_scaling_run(tmp_path / 'bare') / run.MANIFEST).unlink()
-  run.open_run(tmp_path / 'old', {'kind': 'pretrain', 'updates': 3})
+  run.open_run(tmp_path / 'old', {'kind': 'pretrain', 'num_steps': 3})
   change(fake_runs.write_scaling_run(tmp_path / 'strange') / run.MANIFEST, parameters=1_000_000)
   run.open_run(tmp_path / 'task', {'kind': 'finetune'})
   found = grid.read_runs(runs.find([tmp_path]))

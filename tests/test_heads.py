@@ -15,11 +15,11 @@ from minilm_jax.model import heads, layers
 from tests import fast_jit
 
 SMALL = EncoderConfig(
-    encoder='', vocabulary=40, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10, norm='post',
+    encoder='', vocab_size=40, embedding_size=16, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=1, max_length=10, norm='post',
     positions='learned', segments=0, projection=False, tied=False, activation='gelu', dropout=0.0,
-    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
+    initialization='standard', norm_epsilon=1e-5, flops_heads=4, dtype='float32', remat=False,
+    projection_norm=True, segment_embeddings_for_pairs=False, short_convolution=0,
+    position_offset=2, convolutions=0, kernel=(), channels=0, convolution='paper2')
 TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 17, 18, 2]])
 
 
@@ -47,7 +47,7 @@ def test_a_tied_head_reads_the_table_of_the_embedding():
 
 
 def classifier(pooling: str, dropout: float = 0.0, classes: int = 3, copies: int = 1, **changes: Any) -> heads.Classifier:
-  config, head = dataclasses.replace(SMALL, **changes), HeadConfig(pooling=pooling, dropout=dropout, copies=copies)
+  config, head = dataclasses.replace(SMALL, **changes), HeadConfig(pooling=pooling, dropout=dropout, ensemble_size=copies)
   return heads.classifier(config, head, classes, jax.random.key(0))
 
 
@@ -80,13 +80,13 @@ def test_pads_do_not_reach_a_label(pooling: str):
 def test_a_label_in_bfloat16_is_near_its_float32(pooling: str):
   """Logits in float32, within 2% of the largest."""
   tokens = jnp.tile(TOKENS, (8, 1)).at[:, 1].set(jnp.arange(5, 21))
-  found, expected = (run(classifier(pooling, compute=compute), tokens=tokens) for compute in ('bfloat16', 'float32'))
+  found, expected = (run(classifier(pooling, dtype=compute), tokens=tokens) for compute in ('bfloat16', 'float32'))
   assert found.dtype == np.float32 and 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_the_paper_s_head_has_its_parameters():
   """128 weights and a bias over positions, then h C + C (paper 1, the classification model)."""
-  config = dataclasses.replace(SMALL, length=128, hidden=16)
+  config = dataclasses.replace(SMALL, max_length=128, hidden_size=16)
   shapes = jax.eval_shape(lambda: heads.classifier(config, HeadConfig('positions', 0.0, 1), 2, jax.random.key(0)))
   extra = sum(x.size for x in jax.tree.leaves(shapes)) - sum(x.size for x in jax.tree.leaves(shapes.encoder))
   assert extra == 129 + 16 * 2 + 2

@@ -84,7 +84,7 @@ FORMS = {
                    'RobertaForSequenceClassification'),
     'hostile labels': (PLAIN, {'labels': ('<b>', '| a', '"\\\n')}, 'RobertaForSequenceClassification'),
     'positions': ({}, {'head': HeadConfig('positions', 0.1, 1)}, 'MiniLMForSequenceClassification'),
-    'two heads, bfloat16': ({'compute': 'bfloat16'}, {'head': HeadConfig('mean', 0.1, 2)},
+    'two heads, bfloat16': ({'dtype': 'bfloat16'}, {'head': HeadConfig('mean', 0.1, 2)},
                             'MiniLMForSequenceClassification')}
 
 

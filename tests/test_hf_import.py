@@ -113,8 +113,8 @@ def test_vectors_and_logits_are_theirs(kind: str, ending: str, changes: dict[str
   tokenizer = pretrained.load_tokenizer(tmp_path / 'run')
   config = pretrained.load_single_config(tmp_path / 'run').model
   examples = Examples(FIRST + FIRST, ('',) * len(FIRST) + SECOND, np.zeros(8, np.int32))
-  alone = encoding.encode(Examples(FIRST, (), np.zeros(4, np.int32)), tokenizer, config.length)[0]
-  both = encoding.encode(examples, tokenizer, config.length)[0][len(FIRST):]
+  alone = encoding.encode(Examples(FIRST, (), np.zeros(4, np.int32)), tokenizer, config.max_length)[0]
+  both = encoding.encode(examples, tokenizer, config.max_length)[0][len(FIRST):]
   how = {'padding': 'max_length', 'max_length': 30, 'return_tensors': 'np'}
   theirs, pairs = reads([*FIRST], **how), reads([*FIRST], [*SECOND], **how)
   ids = np.concatenate([theirs['input_ids'], pairs['input_ids']])
@@ -209,7 +209,7 @@ def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, caps
   assert status == 0 and json.loads(out)['tokens'] == 5 and json.loads(out)['pseudo_perplexity'] > 1
   status, out, _ = told(capsys, 'show', f'--checkpoint={brought}', '--json')
   shown = json.loads(out)
-  assert status == 0 and shown['imported']['model_type'] == 'bert' and shown['recipe']['model']['second_segment']
+  assert status == 0 and shown['imported']['model_type'] == 'bert' and shown['recipe']['model']['segment_embeddings_for_pairs']
   assert shown['parameters'] == json.loads((brought / run.RESULT).read_text())['parameters']
 
   rows = [f'{first} {noun} was {word},{label}' for first in ('the', 'a') for noun in ('film', 'dog', 'cat')
@@ -218,7 +218,7 @@ def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, caps
     (tmp_path / f'{split}.csv').write_text('\n'.join(['sentence,label', *rows * 4]))
   status, out, err = told(
       capsys, 'finetune', '--config=configs/glue.py:sst2', f'--config.task.folder={tmp_path}', '--config.seeds=0,1',
-      '--config.epochs=12', '--config.batch_size=8', '--config.optimizer.learning_rate=1e-2', '--config.keep=True',
+      '--config.epochs=12', '--config.batch_size=8', '--config.optimizer.learning_rate=1e-2', '--config.save_classifiers=True',
       f'--checkpoint={brought}', f'--workdir={tmp_path / "task"}')
   assert status == 0, err
   scores = [line['value'] for line in run.read_lines(tmp_path / 'task' / run.SCORES) if line['headline']]
@@ -277,12 +277,12 @@ def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source)
   alone = {name[5:]: array for name, array in fake_hf_folders.draw_bert_weights().items() if name.startswith('bert.')}
   tokens = np.array([[0, 40, 41, 42, 2, 43, 2, 1]])
   runs = {}
-  for name, weights in (('old', old), ('alone', alone), ('today', None)):
+  for name, weights in (('old', old), ('single', alone), ('today', None)):
     fake_hf_folders.write_folder(tmp_path / name, weights)
     hf_import.load(tmp_path / name, tmp_path / f'{name} run')
     runs[name] = vectors(tmp_path / f'{name} run', tokens)
   np.testing.assert_array_equal(runs['old'], runs['today'])
-  np.testing.assert_array_equal(runs['alone'], runs['today'])
+  np.testing.assert_array_equal(runs['single'], runs['today'])
 
 
 def test_settings_of_a_vocabulary_are_followed(library, tmp_path: pathlib.Path):

@@ -16,11 +16,11 @@ from minilm_jax.tasks import fitting
 from tests import fast_jit
 
 SHAPE = EncoderConfig(
-    encoder='', vocabulary=40, embedding=8, hidden=16, feed_forward=24, heads=4, layers=1, length=20, norm='post',
+    encoder='', vocab_size=40, embedding_size=8, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=1, max_length=20, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.0,
-    initialization='honey', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
+    initialization='paper1', norm_epsilon=1e-5, flops_heads=4, dtype='float32', remat=False,
+    projection_norm=True, segment_embeddings_for_pairs=False, short_convolution=0,
+    position_offset=2, convolutions=0, kernel=(), channels=0, convolution='paper2')
 N, BATCH = 40, 16
 ROWS = np.full((N, 12), pieces.PAD, np.int32)
 for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), strict=True):
@@ -60,9 +60,9 @@ def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
   model = hf_trainer.roberta(SHAPE, classes)
   labels = LABELS if classes else LABELS + 0.5
   found = hf_trainer.mean_loss(model, *hf_trainer.prepared(ROWS, labels, classes, 'longest'))
-  config = dataclasses.replace(SHAPE, embedding=SHAPE.hidden, projection=False)
+  config = dataclasses.replace(SHAPE, embedding_size=SHAPE.hidden_size, projection=False)
   ours = huggingface.classifier_from_roberta({name: w.numpy() for name, w in model.state_dict().items()}, config,
-                                             HeadConfig(pooling='first', dropout=0.0, copies=1), classes)
+                                             HeadConfig(pooling='first', dropout=0.0, ensemble_size=1), classes)
   kind = 'classification' if classes else 'regression'
   rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
   expected = fast_jit.jit(lambda model: fitting.loss_sum(model, rows, rows != pieces.PAD, labels, None, kind))(ours) / N
@@ -81,8 +81,8 @@ def test_it_is_timed_in_a_process_of_its_own(hf_trainer, capfd):
     ({'pad': 'longer'}, "did you mean 'longest'"),
     ({'shape': dataclasses.replace(SHAPE, norm='pre')}, "model.norm='pre'"),
     ({'shape': dataclasses.replace(SHAPE, positions='rotary')}, "model.positions='rotary'"),
-    ({'shape': dataclasses.replace(SHAPE, length=11)}, 'rows of at most 11 ids'),
-    ({'shape': dataclasses.replace(SHAPE, vocabulary=30)}, 'ids below 30'),
+    ({'shape': dataclasses.replace(SHAPE, max_length=11)}, 'rows of at most 11 ids'),
+    ({'shape': dataclasses.replace(SHAPE, vocab_size=30)}, 'ids below 30'),
     ({'labels': LABELS[1:]}, r'\(40, 12\) and \(39,\)'), ({'rows': ROWS[:0], 'labels': LABELS[:0]}, r'\(0, 12\)'),
     ({'labels': LABELS + 1}, '2 classes\nfound: labels from 1 to 2'), ({'classes': 1}, '1 classes'),
     ({'batch_size': 0}, 'batch_size=0'), ({'threads': 0}, 'threads=0'), ({'epochs': float('nan')}, 'epochs=nan'),

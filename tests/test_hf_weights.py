@@ -27,7 +27,7 @@ def test_a_masked_language_model_comes_back(tied: bool):
   weights, described = hf_weights.exported(model, config, None, ())
   jax.tree.map(np.testing.assert_array_equal, huggingface.masked_language_model_from_roberta(weights, config), model)
   assert described['architectures'] == ['RobertaForMaskedLM'] and described['tie_word_embeddings'] is tied
-  assert described['max_position_embeddings'] == SMALL.length + 2 and 'auto_map' not in described
+  assert described['max_position_embeddings'] == SMALL.max_length + 2 and 'auto_map' not in described
 
 
 def test_a_classifier_comes_back():
@@ -46,10 +46,10 @@ def test_without_segments_theirs_adds_nothing():
 @pytest.mark.parametrize('changes, head, unlike', [
     ({}, None, []), ({}, HEAD, []), ({'segments': 0}, None, []), ({'activation': 'relu'}, HEAD, []),
     ({'activation': 'relu'}, None, ["model.activation='relu'"]), ({'norm': 'pre'}, None, ["model.norm='pre'"]),
-    ({'positions': 'rotary', 'first_position': 0}, HEAD, ["model.positions='rotary'", 'model.first_position=0']),
+    ({'positions': 'rotary', 'position_offset': 0}, HEAD, ["model.positions='rotary'", 'model.position_offset=0']),
     ({'convolutions': 1, 'kernel': (3, 3), 'channels': 2}, None, ['model.convolutions=1']),
     ({'projection': True}, HEAD, ['model.projection=True']),
-    ({}, HeadConfig('mean', 0.0, 2), ["head.pooling='mean'", 'head.copies=2'])])
+    ({}, HeadConfig('mean', 0.0, 2), ["head.pooling='mean'", 'head.ensemble_size=2'])])
 def test_what_is_no_roberta_is_known(changes: dict, head: HeadConfig | None, unlike: list[str]):
   config = dataclasses.replace(SMALL, **changes)
   assert hf_weights.unlike_roberta(config, head) == unlike

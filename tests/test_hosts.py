@@ -33,7 +33,7 @@ INVALID_ADDRESSES = ('here', 'localhost:', ':80', 'localhost:0', 'localhost:6553
 
 def short(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """A recipe for four devices, two of each process."""
-  return run_config(folder, **{'mesh.data': DEVICES, 'updates': UPDATES, 'checkpoint.keep': UPDATES, **changes})
+  return run_config(folder, **{'mesh.data': DEVICES, 'num_steps': UPDATES, 'checkpoint.keep_last': UPDATES, **changes})
 
 
 def free_address() -> str:
@@ -72,7 +72,7 @@ class Processes:
     known, *port = address.split(':')
     slurm = known == hosts.AUTO
     self.started.append(subprocess.Popen(
-        [sys.executable, '-m', 'minilm_jax', 'pretrain', f'--config={file}', f'--workdir={workdir}', f'--wait={wait}',
+        [sys.executable, '-m', 'minilm_jax', 'pretrain', f'--config={file}', f'--workdir={workdir}', f'--timeout={wait}',
          *([f'--coordinator={known}'] if slurm else
            ['--processes=2', f'--coordinator={address}', f'--process={process}'])],
         env=self.environment | (of_slurm(int(port[0]), process) if slurm else {}), cwd=cwd, stdout=subprocess.PIPE,
@@ -129,7 +129,7 @@ def compiled_once() -> Any:
 @pytest.fixture(scope='module')
 def alone(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """The run of one process."""
-  folder = tmp_path_factory.mktemp('alone') / 'run'
+  folder = tmp_path_factory.mktemp('single') / 'run'
   pretrain.pretrain(short(tiny_corpus), folder)
   return folder
 
@@ -320,7 +320,7 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
     (('', 2, 0, 300), 'no --coordinator'), (('auto', 2, None, 300), '--coordinator=auto'),
     (('localhost:1', None, None, 300), 'neither --processes nor --process'), (('localhost:1', 2, None, 300), '--process=I'),
     (('localhost:1', 2, 2, 300), 'from 0 to 1'), (('localhost:1', 0, 0, 300), '--processes=0'),
-    (('localhost:1', 2, 0, 0), '--wait=0'), *(((address, 2, 0, 9), f'--coordinator={address}') for address in INVALID_ADDRESSES)])
+    (('localhost:1', 2, 0, 0), '--timeout=0'), *(((address, 2, 0, 9), f'--coordinator={address}') for address in INVALID_ADDRESSES)])
 def test_flags_that_do_not_fit(given: tuple, said: str):
   with pytest.raises(InputError) as refused, hosts.initialized(*given):
     pass

@@ -34,9 +34,9 @@ def roberta(transformers: Any, kind: str, **changes: Any) -> Any:
   import torch
   torch.manual_seed(0)
   config = transformers.RobertaConfig(**{
-      'vocab_size': SMALL.vocabulary, 'hidden_size': SMALL.hidden, 'num_hidden_layers': SMALL.layers,
-      'num_attention_heads': SMALL.heads, 'intermediate_size': SMALL.feed_forward, 'hidden_act': SMALL.activation,
-      'max_position_embeddings': SMALL.length + 2, 'type_vocab_size': SMALL.segments, 'num_labels': CLASSES,
+      'vocab_size': SMALL.vocab_size, 'hidden_size': SMALL.hidden_size, 'num_hidden_layers': SMALL.num_layers,
+      'num_attention_heads': SMALL.num_heads, 'intermediate_size': SMALL.intermediate_size, 'hidden_act': SMALL.activation,
+      'max_position_embeddings': SMALL.max_length + 2, 'type_vocab_size': SMALL.segments, 'num_labels': CLASSES,
       'layer_norm_eps': SMALL.norm_epsilon, 'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0, **changes})
   model = getattr(transformers, kind)(config).eval()
   with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_regression_gives_their_number(transformers):
 def test_a_masked_language_model_gives_their_logits(padded: bool, tied: bool, transformers):
   theirs, rows = roberta(transformers, 'RobertaForMaskedLM', tie_word_embeddings=tied), draw_rows(4, padded)
   ours = huggingface.masked_language_model_from_roberta(arrays(theirs), dataclasses.replace(SMALL, tied=tied))
-  everywhere = jnp.broadcast_to(jnp.arange(SMALL.length), rows.shape)
+  everywhere = jnp.broadcast_to(jnp.arange(SMALL.max_length), rows.shape)
   found = np.asarray(fast_jit.jit(lambda model, x: model(x, x != pieces.PAD, everywhere))(ours, rows))
   real = rows != pieces.PAD
   np.testing.assert_allclose(found[real], their_logits(theirs, rows)[real], atol=1e-5)
@@ -106,9 +106,9 @@ def test_fine_tuning_gives_their_losses(transformers):
     adam.zero_grad()
     expected.append(loss.item())
 
-  config = OptimizerConfig(algorithm='adamw', learning_rate=rate, schedule='linear', warmup_share=0.0, warmup_most=0,
-                           decay_share=0.0, epochs=0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
-                           undecayed=(), clip=1.0)
+  config = OptimizerConfig(algorithm='adamw', learning_rate=rate, schedule='linear', warmup_fraction=0.0, max_warmup_steps=0,
+                           decay_fraction=0.0, epochs=0, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0,
+                           no_decay=(), clip=1.0)
   transform = optimizer.build_optimizer(config, updates, ours)
 
   @fast_jit.jit
@@ -192,8 +192,8 @@ def test_what_does_not_fit_is_named(changes: dict, said: str, weights: dict[str,
 
 @pytest.mark.parametrize('changes, said', [
     ({'norm': 'pre'}, "give 'post'"), ({'projection': True}, 'give False'), ({'positions': 'rotary'}, "give 'learned'"),
-    ({'layers': 1}, 'left over: roberta.encoder.layer.1.* and 12 more'),
-    ({'layers': 3}, 'missing: roberta.encoder.layer.2.* and 12 more'),
+    ({'num_layers': 1}, 'left over: roberta.encoder.layer.1.* and 12 more'),
+    ({'num_layers': 3}, 'missing: roberta.encoder.layer.2.* and 12 more'),
     ({'segments': 0}, 'left over: roberta.embeddings.token_type_embeddings.weight'),
     ({'length': 14}, 'length = max_position_embeddings - 2')])
 def test_another_shape_is_refused(changes: dict, said: str, weights: dict[str, np.ndarray]):
@@ -203,9 +203,9 @@ def test_another_shape_is_refused(changes: dict, said: str, weights: dict[str, n
 
 def test_another_head_is_refused(weights: dict[str, np.ndarray]):
   with pytest.raises(InputError, match="head.pooling='mean'"):
-    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='mean', dropout=0.0, copies=1), CLASSES)
-  with pytest.raises(InputError, match='head.copies=2'):
-    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='first', dropout=0.0, copies=2), CLASSES)
+    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='mean', dropout=0.0, ensemble_size=1), CLASSES)
+  with pytest.raises(InputError, match='head.ensemble_size=2'):
+    huggingface.classifier_from_roberta(weights, SMALL, HeadConfig(pooling='first', dropout=0.0, ensemble_size=2), CLASSES)
   with pytest.raises(InputError, match=r'classifier.out_proj.weight \(3, 16\), not \(2, 16\)'):
     huggingface.classifier_from_roberta(weights, SMALL, HEAD, 2)
   with pytest.raises(InputError, match='left over: classifier'):

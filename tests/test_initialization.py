@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import honey
+from configs import paper1
 from minilm_jax import recipe
 from minilm_jax.config import EncoderConfig, HeadConfig
 from minilm_jax.model import heads
@@ -16,8 +16,8 @@ from minilm_jax.model.initialization import path_name
 
 
 def config(**changes: Any) -> EncoderConfig:
-  made = honey.get_config('misty-lake-11')
-  made.model.update({'vocabulary': 3000, 'layers': 2, **changes})
+  made = paper1.get_config('misty-lake-11')
+  made.model.update({'vocab_size': 3000, 'num_layers': 2, **changes})
   return recipe.resolve(made, 'pretrain').model
 
 
@@ -55,7 +55,7 @@ def test_honey_draws_matrices_and_tables_by_xavier(honeyed: dict[str, np.ndarray
 def test_honey_of_the_paper_s_table():
   """About 0.01025 for the 19,010 x 32 table of the smallest model."""
   assert math.sqrt(2 / (19_010 + 32)) == pytest.approx(0.01025, rel=1e-3)
-  table = parameters(config(vocabulary=19_010, layers=1))['encoder.embedding.tokens.embedding']
+  table = parameters(config(vocab_size=19_010, num_layers=1))['encoder.embedding.tokens.embedding']
   assert table.std() == pytest.approx(0.01025, rel=0.01)
 
 
@@ -82,20 +82,20 @@ def test_standard_keeps_the_scale_of_what_goes_through(standard: dict[str, np.nd
 
 
 def test_a_bias_per_distance_starts_at_nothing():
-  found = parameters(config(initialization='standard', positions='relative', layers=1))
+  found = parameters(config(initialization='standard', positions='relative', num_layers=1))
   assert not found['encoder.blocks.0.attention.distance_bias'].any()
 
 
 def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray]):
   """Another depth or kind of position leaves all other parameters as they are; a classifier has the same encoder."""
-  other = config(initialization='standard', layers=3, positions='rotary', norm='pre', segments=0)
+  other = config(initialization='standard', num_layers=3, positions='rotary', norm='pre', segments=0)
   changed = parameters(other)
   shared = standard.keys() & changed.keys()
   assert len(shared) > 30
   for name in shared:
     np.testing.assert_array_equal(standard[name], changed[name], err_msg=name)
-  head = HeadConfig(pooling='first', dropout=0.1, copies=1)
-  classifier = heads.classifier(dataclasses.replace(other, layers=2), head, 2, jax.random.key(0))
+  head = HeadConfig(pooling='first', dropout=0.1, ensemble_size=1)
+  classifier = heads.classifier(dataclasses.replace(other, num_layers=2), head, 2, jax.random.key(0))
   np.testing.assert_array_equal(classifier.encoder.blocks[1].feed_forward.up.kernel[...],
                                 standard['encoder.blocks.1.feed_forward.up.kernel'])
 

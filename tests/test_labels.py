@@ -11,7 +11,7 @@ SENTIMENT = table.find('sentiment')
 
 
 def open_task(*names: str) -> table.Task:
-  return dataclasses.replace(table.find('own'), labels=names, found=True)
+  return dataclasses.replace(table.find('own'), labels=names, labels_from_data=True)
 
 
 @pytest.mark.parametrize('values, names', [

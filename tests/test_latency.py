@@ -27,12 +27,12 @@ NAMES = ['shallow', f'shallow, {HEADS} heads', f'{SIZE} x shallow, one after ano
 
 def config(**changes: object) -> RunConfig:
   made = tiny.get_config()
-  made.update_from_flattened_dict({'model.hidden': 8, 'model.embedding': 8, 'model.feed_forward': 16, 'model.heads': 2,
-                                   'model.layers': 1, 'model.vocabulary': 60, 'model.length': 16, **changes})
+  made.update_from_flattened_dict({'model.hidden_size': 8, 'model.embedding_size': 8, 'model.intermediate_size': 16, 'model.num_heads': 2,
+                                   'model.num_layers': 1, 'model.vocab_size': 60, 'model.max_length': 16, **changes})
   return recipe.resolve(made, 'pretrain')
 
 
-CONFIGS = {'shallow': config(), 'deep': config(**{'model.layers': 2})}
+CONFIGS = {'shallow': config(), 'deep': config(**{'model.num_layers': 2})}
 SHALLOW = CONFIGS['shallow'].model
 
 
@@ -61,7 +61,7 @@ def test_a_row_says_how_long_how_deep_and_how_much(found: dict):
   for row in (turns, vmapped, spread):
     assert row['parameters'] == SIZE * alone['parameters'] and row['flops'] == SIZE * alone['flops']
   assert [row['recipe'] for row in rows] == ['shallow'] * 5 + ['deep']
-  hidden, classes = SHALLOW.hidden, latency.CLASSES
+  hidden, classes = SHALLOW.hidden_size, latency.CLASSES
   assert headed['parameters'] - alone['parameters'] == (HEADS - 1) * (hidden * (hidden + 1) + (hidden + 1) * classes)
   assert headed['flops'] - alone['flops'] == (HEADS - 1) * 2 * hidden * (hidden + classes)
   assert alone['flops'] < headed['flops'] < deep['flops'] and alone['over_member'] == pytest.approx(1)
@@ -91,7 +91,7 @@ def test_all_ways_of_a_committee_give_the_mean_of_its_members(made: dict[str, An
 
 def test_depth_counts_blocks_and_every_convolution():
   """The last one, to one channel, too; neither embedding nor heads."""
-  deep = {name: latency.depth(recipe.resolve(recipe.load(f'configs/tlm.py:{name}'), 'pretrain').model)
+  deep = {name: latency.depth(recipe.resolve(recipe.load(f'configs/paper2_models.py:{name}'), 'pretrain').model)
           for name in ('bert-6', 'bert-1', 'bert-1-conv0-h24', 'conv2-k3-d64', 'conv3-k3-d32')}
   assert deep == {'bert-6': 6, 'bert-1': 1, 'bert-1-conv0-h24': 1, 'conv2-k3-d64': 4, 'conv3-k3-d32': 5}
 
@@ -103,7 +103,7 @@ def test_running_statistics_are_no_parameters():
 
 
 def test_counts_are_those_of_xla():
-  model, head = CONFIGS['deep'].model, dataclasses.replace(latency._HEAD, copies=HEADS)
+  model, head = CONFIGS['deep'].model, dataclasses.replace(latency._HEAD, ensemble_size=HEADS)
   one = jax.eval_shape(lambda: classifier(model, head, latency.CLASSES, jax.random.key(0)))
   counted = jax.jit(latency._probabilities).lower(one, latency.rows(model, 1)).compile().cost_analysis()['flops']
   own = latency.flops(model, 16, HEADS)
@@ -162,8 +162,8 @@ def test_a_work_directory_keeps_the_result_and_is_not_timed_again(monkeypatch: p
 
 
 @pytest.mark.parametrize('size, calls, heads, changes, said', [
-    (0, 5, 0, {}, '--size=0'), (2, 1, 0, {}, '--calls=1'), (2, 5, -1, {}, '--heads=-1'),
-    (2, 5, 0, {'model.vocabulary': 5}, 'special ids alone')])
+    (0, 5, 0, {}, '--size=0'), (2, 1, 0, {}, '--num_calls=1'), (2, 5, -1, {}, '--heads=-1'),
+    (2, 5, 0, {'model.vocab_size': 5}, 'special ids alone')])
 def test_what_gives_nothing_to_time_is_refused(size: int, calls: int, heads: int, changes: dict, said: str):
   with pytest.raises(InputError, match=said):
     latency.latency({'one': config(**changes)}, size, calls, heads)

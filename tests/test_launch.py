@@ -220,7 +220,7 @@ def test_a_study_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path
 @pytest.mark.parametrize('seeds', ['1', '3'])
 def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path, seeds: str):
   record, _ = fake('minilm'), fake('python')
-  out, rehearsal = str(tmp_path / 'an out'), ('--config.updates=40', '--config.evaluation.every=10')
+  out, rehearsal = str(tmp_path / 'an out'), ('--config.num_steps=40', '--config.eval.every=10')
   given = ('past.sh', 'corpus', 'tfds', out, seeds)
   assert launch(tmp_path, *given, *rehearsal, MINILM_VENV=str(tmp_path)).returncode == 0
   for verb, *arguments in calls(record):
@@ -228,4 +228,4 @@ def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path, seeds: str):
     assert tuple(arguments[-2:]) == rehearsal if trains else not set(rehearsal) & set(arguments)
     assert f'--config.population.members={seeds}' in arguments or verb != 'sweep'
     assert any('/member-*' in argument for argument in arguments) == (seeds == '3') or verb != 'finetune'
-  refused(launch(tmp_path, 'past.sh', 'corpus', 'tfds', out, *rehearsal), "'--config.updates=40' seeds")
+  refused(launch(tmp_path, 'past.sh', 'corpus', 'tfds', out, *rehearsal), "'--config.num_steps=40' seeds")

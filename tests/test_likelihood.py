@@ -25,7 +25,7 @@ TEXTS = ('the dog sleeps .', 'Unreadablewords zzz , qqq', 'dogs',
 def held(tiny_run: Path) -> tuple[Tokenizer, MaskedLanguageModel, list[list[int]]]:
   pretrained_run = pretrained.load(tiny_run)
   config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
-  return tokenizer, model, likelihood.encode(TEXTS, tokenizer, config.model.length)
+  return tokenizer, model, likelihood.encode(TEXTS, tokenizer, config.model.max_length)
 
 
 asked = jax.jit(lambda model, row, place: jax.nn.log_softmax(
@@ -33,7 +33,7 @@ asked = jax.jit(lambda model, row, place: jax.nn.log_softmax(
 
 
 def one_by_one(model: MaskedLanguageModel, ids: list[int], starts: tuple[bool, ...], kind: str) -> float:
-  total, spare = 0.0, model.config.length - len(ids) - 2
+  total, spare = 0.0, model.config.max_length - len(ids) - 2
   for place, target in enumerate(ids):
     end = place + 1
     while kind == 'within-word' and end < len(ids) and not starts[ids[end]]:
@@ -146,7 +146,7 @@ def test_what_cannot_be_scored_is_refused(held, tiny_run: Path):
 def test_the_perplexity_of_a_text_is_that_of_its_lines(held, tiny_run: Path, capsys):
   tokenizer, model, sentences = held
   total = float(likelihood.pseudo_log_likelihoods(model, sentences, tokenizer.starts_word(), 'original').sum())
-  assert door.main(['evaluate', f'--checkpoint={tiny_run}', '--likelihood=original', '--text', '\n\n'.join(TEXTS)]) == 0
+  assert door.main(['evaluate', f'--checkpoint={tiny_run}', '--pll_variant=original', '--text', '\n\n'.join(TEXTS)]) == 0
   found = json.loads(capsys.readouterr().out)
   assert found['tokens'] == sum(map(len, sentences)) and found['lines'] == len(TEXTS)
   assert found['log_likelihood'] == pytest.approx(total, rel=1e-6)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 import minilm_jax
-from configs import glue, honey, honey_grid
+from configs import glue, paper1, paper1_grids
 from minilm_jax import __main__ as door
 from minilm_jax import flags, usage
 from minilm_jax.errors import InputError
@@ -49,14 +49,14 @@ UNREADABLE = [
     ('preflight --topology=v5e:2x4', '--config'),
     ('preflight --config=configs/tiny.py', '--topology'),
     ('preflight --config=configs/tiny.py:all --topology=v5e:2x4', 'RUNS'),
-    ('preflight --config=configs/honey.py:all --topology=v5e:2x4 --config.btach_size=3', "did you mean 'batch_size'"),
-    ('show --config=configs/honey.py:nope', "'nope'"),
+    ('preflight --config=configs/paper1.py:all --topology=v5e:2x4 --config.btach_size=3', "did you mean 'batch_size'"),
+    ('show --config=configs/paper1.py:nope', "'nope'"),
     ('show --config=configs/tiny.py:nope', 'nope'),
     ('show --config=configs/quickstart.py:nope', 'nope'),
     ('show --config=configs/base.py:nope', 'nope'),
     (f'{PRETRAIN} --config.btach_size 3', "did you mean 'batch_size'"),
     (f'{PRETRAIN} -config.btach_size=3', "did you mean 'batch_size'"),
-    (f'{PRETRAIN} --config.model.hiden=3', "did you mean 'model.hidden'"),
+    (f'{PRETRAIN} --config.model.hiden=3', "did you mean 'model.hidden_size'"),
     (f'{PRETRAIN} --config.batch_size=3.5', 'int'),
     (f'{PRETRAIN} --config.batch_size=', 'int'),
     (f'{PRETRAIN} --config.batch_size', '--config.batch_size'),
@@ -82,11 +82,11 @@ UNREADABLE = [
     ('finetune --config=configs/glue.py --workdir=W', '--checkpoint'),
     (f'{SENTIMENT} --from_scratch=perhaps', 'bool'),
     ('committee --workdir=W', '--members'),
-    ('sweep --config=configs/honey_grid.py', '--workdir'),
-    ('sweep --config=configs/honey_grid.py:released,cubes --workdir=W', 'cubes'),
-    ('sweep --config=configs/honey_grid.py:e32-h36-f64-a8-l1,magic-bee-26 --workdir=W', '4, 6, 9'),
-    ('sweep --config=configs/honey_grid.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6'),
-    ('sweep --config=configs/honey_grid.py:iso_flops --workdir=W --tokens=some', 'float'),
+    ('sweep --config=configs/paper1_grids.py', '--workdir'),
+    ('sweep --config=configs/paper1_grids.py:released,cubes --workdir=W', 'cubes'),
+    ('sweep --config=configs/paper1_grids.py:e32-h36-f64-a8-l1,magic-bee-26 --workdir=W', '4, 6, 9'),
+    ('sweep --config=configs/paper1_grids.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6'),
+    ('sweep --config=configs/paper1_grids.py:iso_flops --workdir=W --tokens=some', 'float'),
 ]
 # Command lines that a command refuses: flags that exclude each other, and values that no other test gives.
 REFUSED_BY_COMMAND = [
@@ -96,23 +96,23 @@ REFUSED_BY_COMMAND = [
     (f'bench {TINY} --repeats=0', '--repeats'),
     ('evaluate --checkpoint=EMPTY', 'EMPTY'),
     ('evaluate --checkpoint=FILE', 'FILE'),
-    ('evaluate --checkpoint=RUN --pairs=FILE --likelihood=orginal', "did you mean 'original'"),
+    ('evaluate --checkpoint=RUN --pairs=FILE --pll_variant=orginal', "did you mean 'original'"),
     ('evaluate --checkpoint=RUN --pairs=FILE --split=test', '--split'),
     ('evaluate --checkpoint=RUN --pairs=FILE --text=dogs', '--text'),
-    ('evaluate --checkpoint=RUN --text=dogs --likelihood=pll', 'pll'),
+    ('evaluate --checkpoint=RUN --text=dogs --pll_variant=pll', 'pll'),
     ('evaluate --checkpoint=RUN --workdir=W', '--workdir'),
     ('finetune --config=configs/glue.py:cola,mrcp --checkpoint=RUN --workdir=W', "did you mean 'mrpc'"),
     (f'{SENTIMENT} --config.task.filtered=True --config.task.word_list=EMPTY/words', 'EMPTY/words'),
     (f'{PRETRAIN} --config.corpus=CORPUS --profile=9:3', '9:3'),
     (f'{PRETRAIN} --config.mesh.data=9', 'mesh.data'),
-    (f'{PRETRAIN} --config.corpus=CORPUS --config.model.length=16', '--config.model.length=64'),
-    (f'{PRETRAIN} --config.corpus=configs/corpus.py --config.model.length=128', '19000'),
+    (f'{PRETRAIN} --config.corpus=CORPUS --config.model.max_length=16', '--config.model.max_length=64'),
+    (f'{PRETRAIN} --config.corpus=configs/corpus.py --config.model.max_length=128', '19000'),
     (f'{PRETRAIN} --config.corpus=configs/tiny.py', 'minilm pretrain'),
     ('quickstart --workdir=W --language=microworlds', "did you mean 'microworld'"),
-    ('sweep --config=configs/honey_grid.py:iso_flops --workdir=W --shard=7/6', '--shard=7/6'),
+    ('sweep --config=configs/paper1_grids.py:iso_flops --workdir=W --shard=7/6', '--shard=7/6'),
     ('report --workdir=W', 'run'),
     ('report EMPTY --workdir=W', 'config.json'),
-    ('report RUN --workdir=W --draws=1000000000', '1000000000'),
+    ('report RUN --workdir=W --bootstrap_samples=1000000000', '1000000000'),
     ('completion', 'bash'),
     ('watch', 'run'),
     ('watch EMPTY', 'config.json'),
@@ -195,15 +195,15 @@ def test_a_recipe_that_gives_none_is_refused(name: str, tmp_path: pathlib.Path, 
 
 
 @pytest.mark.parametrize('arguments', [
-    ['--config=configs/tiny.py', '--config.model.heads=2', '--config.batch_size=8', '--config.model.tied'],
-    ['--config', TINY.partition('=')[2], '--config.model.heads', '2', '--config.batch_size', '8',
+    ['--config=configs/tiny.py', '--config.model.num_heads=2', '--config.batch_size=8', '--config.model.tied'],
+    ['--config', TINY.partition('=')[2], '--config.model.num_heads', '2', '--config.batch_size', '8',
      '--config.model.tied=true'],
-    ['-config=configs/tiny.py', '-config.model.heads=2', '-config.batch_size=8', '-config.model.tied'],
-    ['--config.batch_size=8', '--config.model.heads=2', '--config.model.tied=True', '--config=configs/tiny.py']])
+    ['-config=configs/tiny.py', '-config.model.num_heads=2', '-config.batch_size=8', '-config.model.tied'],
+    ['--config.batch_size=8', '--config.model.num_heads=2', '--config.model.tied=True', '--config=configs/tiny.py']])
 def test_flags_may_be_written_as_absl_has_them(arguments: list[str], monkeypatch):
   monkeypatch.chdir(ROOT)
   config, _, free = read('pretrain', [*arguments, '--workdir', 'runs/x'])
-  assert (config.model.heads, config.batch_size, config.model.tied, free) == (2, 8, True, [])
+  assert (config.model.num_heads, config.batch_size, config.model.tied, free) == (2, 8, True, [])
 
 
 def test_a_value_may_hold_anything(monkeypatch):
@@ -241,28 +241,28 @@ def test_the_example_of_a_verb_is_understood(name: str, monkeypatch):
 def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch):
   monkeypatch.chdir(ROOT)
   rest = ['--topology=v5e:2x4', '--config.batch_size=8']
-  found, given, _ = read('preflight', ['--config=configs/honey.py:all', *rest])
-  assert list(found) == list(honey.RUNS) and given.topology == 'v5e:2x4'
+  found, given, _ = read('preflight', ['--config=configs/paper1.py:all', *rest])
+  assert list(found) == list(paper1.RUNS) and given.topology == 'v5e:2x4'
   assert all(config.batch_size == 8 for config in found.values())
-  one, _, _ = read('preflight', ['--config=configs/honey.py:wise-dew-6', *rest])
+  one, _, _ = read('preflight', ['--config=configs/paper1.py:wise-dew-6', *rest])
   assert one == {'wise-dew-6': found['wise-dew-6']}
   assert list(read('preflight', [TINY, *rest])[0]) == ['configs/tiny.py']
 
 
 def test_a_grid_is_all_of_its_points(monkeypatch):
   monkeypatch.chdir(ROOT)
-  found, given, _ = read('sweep', ['--config=configs/honey_grid.py', '--workdir=x', '--tokens=1e6'])
-  assert list(found) == list(honey.RUNS) and given.tokens == 1e6
-  some, _, _ = read('sweep', ['--config=configs/honey_grid.py:released,wise-dew-6', '--workdir=x'])
-  assert list(some) == [*honey_grid.SETS['released'], 'wise-dew-6']
+  found, given, _ = read('sweep', ['--config=configs/paper1_grids.py', '--workdir=x', '--tokens=1e6'])
+  assert list(found) == list(paper1.RUNS) and given.tokens == 1e6
+  some, _, _ = read('sweep', ['--config=configs/paper1_grids.py:released,wise-dew-6', '--workdir=x'])
+  assert list(some) == [*paper1_grids.SETS['released'], 'wise-dew-6']
 
 
 def test_several_tasks_are_read_by_name(monkeypatch):
   monkeypatch.chdir(ROOT)
-  rest = ['--checkpoint=x', '--workdir=y', '--config.task.limit=9', '--control']
+  rest = ['--checkpoint=x', '--workdir=y', '--config.task.max_train_examples=9', '--with_scratch']
   found, given, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *rest])
   assert list(found) == ['rte', 'cola'] and given.control and not given.from_scratch
-  assert all(config.task.name == name and config.task.limit == 9 for name, config in found.items())
+  assert all(config.task.name == name and config.task.max_train_examples == 9 for name, config in found.items())
   assert list(read('finetune', ['--config=configs/glue.py:all', *rest])[0]) == list(glue.RUNS)
 
 
@@ -314,7 +314,7 @@ def test_a_signal_ends_training_with_one_sentence(tiny_corpus: pathlib.Path, tmp
   """After a save, which the same command goes on from."""
   workdir = tmp_path / 'run'
   command = [*COMMAND, 'pretrain', TINY, f'--workdir={workdir}', f'--config.corpus={tiny_corpus}', '--deterministic',
-             '--config.updates=1000000', '--config.log.every=2', '--config.model.layers=1', '--config.mesh.data=1']
+             '--config.num_steps=1000000', '--config.log.every=2', '--config.model.num_layers=1', '--config.mesh.data=1']
   environment = os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                         text=True) as process:

@@ -13,7 +13,7 @@ from minilm_jax.analysis.matches import LATENCY, PARAMETERS, TRAINING, Match
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow
 from minilm_jax.analysis.tracks import ACTUAL, ModelShape, LossCurve
 
-SHALLOW, DEEP = ({'layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0)))
+SHALLOW, DEEP = ({'num_layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0)))
 CONV, BERT = (latencies.shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)

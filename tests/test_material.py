@@ -21,7 +21,7 @@ NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
 def settings(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
   config = glue.get_config(task)
-  config.update_from_flattened_dict({'task.limit': 48, **changes})
+  config.update_from_flattened_dict({'task.max_train_examples': 48, **changes})
   return recipe.resolve(config, 'finetune')
 
 
@@ -72,7 +72,7 @@ def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: pieces.Tokenizer, t
 
 @pytest.mark.parametrize('share', [0.1, 0.5])
 def test_what_is_held_out_is_not_trained_on(tokenizer: pieces.Tokenizer, share: float):
-  whole, parts = (material.prepare(settings(held_out=held), 64, tokenizer) for held in (0.0, share))
+  whole, parts = (material.prepare(settings(validation_fraction=held), 64, tokenizer) for held in (0.0, share))
   train, held = texts(parts, 'train'), texts(parts, 'held_out')
   assert sorted(train + held) == sorted(texts(whole, 'train')) and not set(train) & set(held)
   assert abs(len(held) - share * 48) <= 2 and 'held_out' not in whole.rows

@@ -28,7 +28,7 @@ TABLE = ('sentence_good,sentence_bad,UID,linguistics_term\n'
          'this dog,this dogs,noun,agreement\nA cat sees it .,a cat sees it .,same,nothing\n')
 FIELDS = {'task', 'metric', 'value', 'low', 'high', 'headline', 'split', 'examples', 'train_examples', 'held_out',
           'pretrained', 'checkpoint', 'checkpoint_step', 'filtered', 'seed', 'learning_rate', 'member', 'epoch',
-          'which', 'selection', 'majority', 'frequency', 'ties', 'collapsed', 'truncated'}
+          'epoch_choice', 'validation_score', 'majority', 'frequency', 'ties', 'constant_prediction', 'truncated'}
 
 
 def oracle(sentences: Sequence[Sequence[int]]) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(tiny_run, tab
   assert [line['split'] for line in lines] == ['agreement', 'nothing', 'all']
   assert all(line.keys() == FIELDS for line in lines)
   assert [line['headline'] for line in lines] == [False, False, True]
-  assert [line['collapsed'] for line in lines] == [False, True, False]
+  assert [line['constant_prediction'] for line in lines] == [False, True, False]
   assert lines[-1]['value'] == found['all']['value'] and lines[-1]['checkpoint'] == tiny_run.name
   monkeypatch.setattr(likelihood, 'pseudo_log_likelihoods', lambda *_: 1 / 0)
   (tmp_path / 'W' / claim.CLAIM).touch()
@@ -127,7 +127,7 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(tiny_run, tab
   assert door.main(command) == 0 and not (tmp_path / 'W' / claim.CLAIM).exists()
   out, err = capsys.readouterr()
   assert 'nothing to do' in err and 'agreement' in out and '1 pairs whose halves are the same' in ' '.join(out.split())
-  assert door.main([*command, '--likelihood=original']) == 2 and 'another recipe' in capsys.readouterr().err
+  assert door.main([*command, '--pll_variant=original']) == 2 and 'another recipe' in capsys.readouterr().err
 
 
 def test_the_scores_are_the_likelihoods(tiny_run, table):

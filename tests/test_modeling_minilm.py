@@ -16,16 +16,16 @@ from minilm_jax.model.initialization import is_statistic, path_name
 from tests import fast_jit
 from tests.roberta_config import HEAD, SMALL, draw_rows
 
-OWN = dataclasses.replace(SMALL, embedding=8, projection=True, segments=2)
+OWN = dataclasses.replace(SMALL, embedding_size=8, projection=True, segments=2)
 CONVOLVED = {'convolutions': 2, 'kernel': (3, 4), 'channels': 3}
 SHAPES: dict[str, dict[str, Any]] = {
     'paper 1': {}, 'pre, rotary': {'norm': 'pre', 'positions': 'rotary', 'segments': 0},
     'relative, relu': {'positions': 'relative', 'activation': 'relu'},
     'sinusoidal': {'positions': 'sinusoidal'}, 'none, pre': {'positions': 'none', 'norm': 'pre'},
-    'tied, from 0, silu': {'embedding': 16, 'tied': True, 'first_position': 0, 'activation': 'silu'},
-    'paper 2': {**CONVOLVED, 'embedding': 16, 'projection': False, 'tied': True, 'first_position': 0},
-    'mended, post': {**CONVOLVED, 'convolution': 'mended'},
-    'mended, pre': {**CONVOLVED, 'convolution': 'mended', 'norm': 'pre', 'positions': 'relative'},
+    'tied, from 0, silu': {'embedding_size': 16, 'tied': True, 'position_offset': 0, 'activation': 'silu'},
+    'paper 2': {**CONVOLVED, 'embedding_size': 16, 'projection': False, 'tied': True, 'position_offset': 0},
+    'mended, post': {**CONVOLVED, 'convolution': 'fixed'},
+    'mended, pre': {**CONVOLVED, 'convolution': 'fixed', 'norm': 'pre', 'positions': 'relative'},
     'short': {'short_convolution': 3}}
 HEADS = {'mean': HeadConfig('mean', 0.1, 1), 'positions': HeadConfig('positions', 0.1, 1),
          'three': HeadConfig('first', 0.1, 3)}

@@ -99,7 +99,7 @@ def test_what_cannot_be_used_is_refused(model: LanguageModel, tiny_run: Path, ti
   for call, said in (
       (lambda: model.encode(['a', None]), 'number 1 is None'), (lambda: model.encode(7), 'number 0 is 7'),
       (lambda: model.fill_mask('no hole'), 'no <mask>'), (lambda: model.fill_mask(3), 'is 3'),
-      (lambda: model.predict('a'), 'config.keep=True'), (lambda: minilm_jax.load(str(tmp_path / 'none')), 'no file'),
+      (lambda: model.predict('a'), 'config.save_classifiers=True'), (lambda: minilm_jax.load(str(tmp_path / 'none')), 'no file'),
       (lambda: minilm_jax.load(str(tiny_corpus)), "kind 'corpus'")):
     with pytest.raises(minilm_jax.InputError, match=said):
       call()
@@ -115,7 +115,7 @@ def test_an_imported_run_opens(tmp_path: Path):
   model = minilm_jax.load(tmp_path / 'run')
   assert model.encode(['the dog was good', '']).shape == (2, 16)
   assert len(model.fill_mask('The <mask> was good', best=2)) == 2
-  with pytest.raises(minilm_jax.InputError, match='config.keep=True'):
+  with pytest.raises(minilm_jax.InputError, match='config.save_classifiers=True'):
     model.predict('the dog was good')
 
 

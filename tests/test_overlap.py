@@ -183,7 +183,7 @@ def test_a_part_larger_than_the_corpus_is_refused(tiny_corpus: pathlib.Path):
 
 def test_the_verb(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys):
   folder = write_examples(tmp_path / 'own', train=rows(['the dog', 'a qwx', 'the dog', 'a qwx']), test=rows(['the', 'cat']))
-  command = ['overlap', f'--corpus={tiny_corpus}', '--config=configs/own.py', f'--config.task.folder={folder}',
+  command = ['overlap', f'--corpus={tiny_corpus}', '--config=configs/custom_task.py', f'--config.task.folder={folder}',
              '--config.task.train=', '--config.task.split=test', '--rows=50']
   assert door.main([*command, '--json']) == 0
   found = json.loads(capsys.readouterr().out)
@@ -200,16 +200,16 @@ def test_real_news_and_real_articles(data: pathlib.Path, tmp_path: pathlib.Path)
   for name, source in (('wikipedia', 'wikipedia_2014/wikipedia_2014.2.txt.xz@line'),
                        ('speech', 'switchboard/switchboard.txt.xz')):
     config = base.corpus()
-    config.vocabulary.update(counting='plain', passes='documents')
+    config.vocabulary.update(word_rule='plain', filters='documents')
     config.tokenizer.size, config.workers = 1000, 1
-    config.rows.update(length=128, grouping='articles')
+    config.rows.update(length=128, packing='articles')
     config.splits.update(validation=0.0, test=0.0)
     (tmp_path / f'{name}.txt').write_text('\n'.join(own_documents(str(data / source), 400)))
-    config.documents.update(sources=str(tmp_path / f'{name}.txt'), unit='line')
+    config.documents.update(sources=str(tmp_path / f'{name}.txt'), document_unit='line')
     folder = build.build(recipe.resolve(config, 'corpus'), tmp_path / name)
     news = base.finetune()
     news.task.update(name='ag_news', train=str(data / 'ag_news' / 'train_sample.jsonl.gz'),
-                     test=str(data / 'ag_news' / 'test.jsonl.gz'), split='test', limit=500, per_label_reported=100)
+                     test=str(data / 'ag_news' / 'test.jsonl.gz'), split='test', max_train_examples=500, eval_per_label=100)
     found = overlap.overlap(folder, recipe.resolve(news, 'finetune'), SubsetConfig(100, 0, 0))
     made[name] = {(one['unit'], one['name'], one['least']): one for one in found['measures']['test']}[HEADLINE]
   assert made['speech']['high'] < made['wikipedia']['low'] and 0.3 < made['wikipedia']['value'] < 0.95

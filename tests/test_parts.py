@@ -44,9 +44,9 @@ def test_joined_parts_are_the_stage(tmp_path, monkeypatch, words, seed: int):
   monkeypatch.setattr(parts, '_ITEMS', dice.choice([1, 20, 1 << 20]))
   made = make_corpus_config(write_sources(tmp_path, seed))
   sources = documents.expand(made.documents)
-  alone = keep.keep(made, sources, [1] * len(sources), words, epath.Path(tmp_path) / 'alone', 1)
+  alone = keep.keep(made, sources, [1] * len(sources), words, epath.Path(tmp_path) / 'single', 1)
   found = in_parts(made, words, tmp_path, dice)
-  assert read_files(tmp_path / 'joined') == read_files(tmp_path / 'alone') and any(read_files(tmp_path / 'alone').values())
+  assert read_files(tmp_path / 'joined') == read_files(tmp_path / 'single') and any(read_files(tmp_path / 'single').values())
   assert found.pop('processor_seconds') > 0
   assert found == {name: alone[name] for name in found} and found['passes']['sentences_repeated'] > 10
 
@@ -59,7 +59,7 @@ def test_words_are_counted_in_pieces(tmp_path, monkeypatch):
   for part in enumerate(sources):
     for word, times in parts.counted(part, made, epath.Path(tmp_path)):
       total[word] += times
-  assert total == keep.counted([text for one in sources for text in documents.read(one, made.documents)], 'honey')
+  assert total == keep.counted([text for one in sources for text in documents.read(one, made.documents)], 'paper1')
 
 
 @pytest.mark.parametrize('records', [1, 2, 3, 100])

@@ -11,7 +11,7 @@ from minilm_jax.language import documents, passes, vocabulary
 from tests.word_lists import LIST, PAPER_LIST, WORDS, draw_text, split_honey_words
 
 
-def rules(counting: str = 'honey', sentence: int = 2, words: int = 6, stride: int = 2,
+def rules(counting: str = 'paper1', sentence: int = 2, words: int = 6, stride: int = 2,
           counted: int = 3) -> VocabularyConfig:
   return VocabularyConfig('', 0, counting, ('sentences', 'spans'), sentence, words, stride, counted)
 
@@ -25,7 +25,7 @@ def kept_of(text: str, words: vocabulary.WordList | None, config: VocabularyConf
 def sentences(text: str) -> list[str]:
   """All sentences, also those of marks alone, which no recipe can ask for."""
   config = rules()
-  object.__setattr__(config, 'sentence_words', -1)
+  object.__setattr__(config, 'min_words_per_sentence', -1)
   return kept_of(text, None, config)['sentences']
 
 
@@ -40,8 +40,8 @@ def test_the_passes_keep_what_a_search_word_by_word_keeps(seed):
 
   fields = text.split()
   windows = [' '.join(fields[i:i + config.span_words]) for i in range(0, len(fields), config.span_stride)]
-  assert kept['spans'] == [window.lower() for window in windows if good(window, config.span_counted)]
-  assert kept['sentences'] == [one for one in sentences(text) if good(one, config.sentence_words)]
+  assert kept['spans'] == [window.lower() for window in windows if good(window, config.min_words_per_span)]
+  assert kept['sentences'] == [one for one in sentences(text) if good(one, config.min_words_per_sentence)]
   assert ' '.join(sentences(text)) == ' '.join(text.lower().split())  # nothing is lost between sentences
   counts = passes.Filter(LIST, config).kept([text]).counts
   for kind, items in kept.items():
@@ -112,12 +112,12 @@ def test_real_text_keeps_its_counted_words(data):
 
 
 def test_a_document_is_kept_whole_or_not_at_all():
-  config = VocabularyConfig('', 0, 'honey', ('documents',), 2, 6, 2, 3)
+  config = VocabularyConfig('', 0, 'paper1', ('documents',), 2, 6, 2, 3)
   inside, outside, marks = 'The  Dog\n\nsaw the cat. ', 'The dog saw a zygote.', '? !'
   words = vocabulary.WordList(frozenset(('the', 'dog', 'saw', 'cat')), 'few', '')
   kept = passes.Filter(words, config).kept([inside, outside, marks, inside])
   assert kept.items == [(0, 'documents', 'the dog saw the cat.'), (3, 'documents', 'the dog saw the cat.')]
   assert [kept.counts[f'documents_{name}'] for name in ('read', 'kept', 'out_of_vocabulary', 'short')] == [4, 2, 1, 1]
-  both = passes.Filter(None, VocabularyConfig('', 0, 'honey', ('sentences', 'documents'), 2, 6, 2, 3)).kept([inside] * 2)
+  both = passes.Filter(None, VocabularyConfig('', 0, 'paper1', ('sentences', 'documents'), 2, 6, 2, 3)).kept([inside] * 2)
   assert [(number, kind) for number, kind, _ in both.items] == [
       (0, 'documents'), (0, 'sentences'), (1, 'documents'), (1, 'sentences')]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import honey, tiny
+from configs import paper1, tiny
 from minilm_jax import bench, machine, peers, recipe, rng
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
@@ -17,12 +17,12 @@ from minilm_jax.model import heads, size
 from minilm_jax.model.initialization import path_name
 from tests import fast_jit
 
-TINY = {'batch_size': 4, 'model.hidden': 16, 'model.embedding': 8, 'model.heads': 2, 'model.feed_forward': 24,
-        'model.layers': 2, 'model.vocabulary': 60, 'model.length': 20, 'mesh.data': 1}
+TINY = {'batch_size': 4, 'model.hidden_size': 16, 'model.embedding_size': 8, 'model.num_heads': 2, 'model.intermediate_size': 24,
+        'model.num_layers': 2, 'model.vocab_size': 60, 'model.max_length': 20, 'mesh.data': 1}
 
 
 def config(**changes: object) -> RunConfig:
-  made = honey.get_config()
+  made = paper1.get_config()
   made.update_from_flattened_dict(TINY | changes)
   return recipe.resolve(made, 'pretrain')
 
@@ -42,7 +42,7 @@ def rows(count: int = 16) -> np.ndarray:
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('name', ['magic-bee-26', 'feasible-butterfly-9'])
 def test_as_many_parameters(name: str, fused: bool, pytorch):
-  made = recipe.resolve(honey.get_config(name), 'pretrain').model
+  made = recipe.resolve(paper1.get_config(name), 'pretrain').model
   model = pytorch.MaskedLanguageModel(made, fused)
   assert sum(p.numel() for p in model.parameters()) == size.parameters(made)['total']
 
@@ -133,7 +133,7 @@ def test_what_its_device_refuses_is_said(pytorch):
     ({'model.norm': 'pre'}, 'torch', 'cpu', "model.norm='pre'"),
     ({'model.positions': 'rotary'}, 'torch', 'cpu', 'model.positions'),
     ({'model.activation': 'relu'}, 'torch', 'cpu', 'model.activation'),
-    ({'model.tied': True, 'model.embedding': 16}, 'torch', 'cpu', 'model.tied')])
+    ({'model.tied': True, 'model.embedding_size': 16}, 'torch', 'cpu', 'model.tied')])
 def test_what_has_no_peer_is_refused(changes: dict, against: str, platform: str, said: str, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'there')
   with pytest.raises(InputError, match=said):

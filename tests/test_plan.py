@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from configs import cpu_grid, honey_grid
+from configs import cpu_grid, paper1_grids
 from minilm_jax import plan, recipe, run
 from minilm_jax.config import RunConfig
 from minilm_jax.errors import InputError
@@ -16,7 +16,7 @@ NAMES = cpu_grid.RUNS
 
 
 def points(*names: str) -> dict[str, RunConfig]:
-  return {name: recipe.resolve(honey_grid.get_config(name), 'pretrain') for name in names}
+  return {name: recipe.resolve(paper1_grids.get_config(name), 'pretrain') for name in names}
 
 
 GRID = points(*NAMES)
@@ -27,13 +27,13 @@ def test_a_point_twice_is_refused_by_both_names():
   same = GRID | {'again': GRID[NAMES[2]]}
   with pytest.raises(InputError, match=f'{NAMES[2]} and again are the same point'):
     plan.check(same)
-  other_heads = dataclasses.replace(GRID[NAMES[2]].model, nominal_heads=2)  # a number in a formula, not a model
+  other_heads = dataclasses.replace(GRID[NAMES[2]].model, flops_heads=2)  # a number in a formula, not a model
   with pytest.raises(InputError, match='the same point'):
     plan.check(GRID | {'again': dataclasses.replace(GRID[NAMES[2]], model=other_heads)})
 
 
 def test_the_logged_runs_are_no_point_twice():
-  plan.check(points(*honey_grid.RUNS))
+  plan.check(points(*paper1_grids.RUNS))
 
 
 @pytest.mark.parametrize('parts', [1, 2, 5, 14])
@@ -59,20 +59,20 @@ def test_a_share_outside_its_range_is_refused(shard: str):
 
 def test_a_budget_is_what_every_member_gets_at_least():
   for name, config in plan.budgeted(GRID, 1e6, 0).items():
-    a_row = config.model.length
-    assert 0 <= config.updates * config.batch_size * a_row - 1e6 < config.batch_size * a_row, name
+    a_row = config.model.max_length
+    assert 0 <= config.num_steps * config.batch_size * a_row - 1e6 < config.batch_size * a_row, name
   for name, config in plan.budgeted(GRID, 0, 1e13).items():
     an_update = config.batch_size * size.flops_per_row(config.model, config.mask)['actual']
-    assert 0 <= config.updates * an_update - 1e13 < an_update, name
+    assert 0 <= config.num_steps * an_update - 1e13 < an_update, name
   assert plan.budgeted(GRID, 0, 0) == GRID
 
 
 def test_a_budget_of_seconds_does_not_change_what_has_begun(tmp_path):
   each = {name: 0.5 + number for number, name in enumerate(GRID)}
-  run.open_run(tmp_path / NAMES[1], {'updates': 17})
+  run.open_run(tmp_path / NAMES[1], {'num_steps': 17})
   found = plan.timed(GRID, tmp_path, 60.0, each)
-  assert found[NAMES[0]].updates == 120 and found[NAMES[1]].updates == 17
-  assert all(config.updates == math.floor(60 / each[name]) for name, config in found.items() if name != NAMES[1])
+  assert found[NAMES[0]].num_steps == 120 and found[NAMES[1]].num_steps == 17
+  assert all(config.num_steps == math.floor(60 / each[name]) for name, config in found.items() if name != NAMES[1])
 
 
 @pytest.mark.parametrize('budget', [(1e6, 1e9, 0), (1e6, 0, 10), (-1, 0, 0), (0, 0, math.inf), (math.nan, 0, 0)])

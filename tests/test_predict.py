@@ -89,7 +89,7 @@ def test_a_reader_sees_a_table_and_a_program_lines(home: pathlib.Path, tmp_path:
     ('--committee=HOME/together --text=', 'no --text and no --file'),
     ('--committee=HOME/together --text=a --file=HOME/x', 'a text beside --file'),
     ('--committee=HOME/together --file=HOME/x', 'no such file'),
-    ('--committee=HOME/together --text=a --pair=b', 'about one text'),
+    ('--committee=HOME/together --text=a --text_pair=b', 'about one text'),
     ('--classifier=HOME/pairs --text=a', 'sentence1 and sentence2'),
     ('--committee=HOME/pairs --text=a', 'no file'),
     ('--classifier=HOME/together --text=a', 'something else'),

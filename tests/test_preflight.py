@@ -9,7 +9,7 @@ import jax
 import pytest
 import rich.console
 
-from configs import honey, tiny
+from configs import paper1, tiny
 from minilm_jax import __main__ as door
 from minilm_jax import hlo, preflight, recipe, run
 from minilm_jax.config import RunConfig
@@ -24,7 +24,7 @@ LINES = tuple(pytest.param(*line, marks=pytest.mark.slow if line[0] == LARGEST e
 
 
 def config(name: str = SMALLEST, **changes: Any) -> RunConfig:
-  made = honey.get_config(name)
+  made = paper1.get_config(name)
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')
 
@@ -78,7 +78,7 @@ def test_a_population_lies_beside_data_and_sends_nothing_more(name: str, topolog
 @needs_libtpu
 def test_what_does_not_fit_is_printed_and_refused(capsys):
   """Sixteen thousand rows of activations a chip are more than it has; the compiler's own numbers say so."""
-  arguments = [f'--config=configs/honey.py:{SMALLEST}', '--topology=v5e:2x2', '--config.batch_size=65536']
+  arguments = [f'--config=configs/paper1.py:{SMALLEST}', '--topology=v5e:2x2', '--config.batch_size=65536']
   assert door.main(['preflight', *arguments, '--json']) == 2
   out, err = capsys.readouterr()
   found = json.loads(out)['recipes'][SMALLEST]
@@ -97,7 +97,7 @@ def test_what_the_chips_cannot_be_laid_out_as_is_refused(topology: str, changes:
 def test_it_compiles_the_chunk_of_the_trainer(monkeypatch):
   """On devices that are here, too, except that their compiler knows no cycles: the gradient is sent once."""
   monkeypatch.setattr(hlo, 'cycles', lambda step: 3000)
-  made = config(**{'model.vocabulary': 300})
+  made = config(**{'model.vocab_size': 300})
   found = preflight.describe(made, preflight.CHIPS['v5e'], jax.devices())
   gradient = 4 * size.parameters(made.model)['total']
   assert gradient <= found['collectives']['all-reduce']['bytes'] <= gradient + 64
@@ -135,8 +135,8 @@ def test_it_compiles_the_rows_of_the_corpus_that_is_there(tiny_corpus: pathlib.P
   for folder, rows in ((tiny_corpus, manifest['splits']['train']['rows']), (tmp_path, 60_000), ('', 60_000)):
     made.corpus = str(folder)
     corpus = preflight._corpus(recipe.resolve(made, 'pretrain'), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-    assert corpus.tokens.shape == (rows, made.model.length) and corpus.tokens.dtype == 'uint16'
-    assert corpus.vocabulary == (manifest['vocabulary'] if folder == tiny_corpus else made.model.vocabulary)
+    assert corpus.tokens.shape == (rows, made.model.max_length) and corpus.tokens.dtype == 'uint16'
+    assert corpus.vocabulary == (manifest['vocabulary'] if folder == tiny_corpus else made.model.vocab_size)
 
 
 FOUND = {'topology': 'v5e:2x4', 'recipes': {

@@ -34,7 +34,7 @@ def made(kept: dict[str, Scored], task: table.Task = COLA, labels: np.ndarray = 
 
 
 def test_members_are_each_start_with_each_rate_and_each_seed():
-  config = settings(seeds='5,2', learning_rates='1e-3,1e-4,1e-2', held_out=0.1)
+  config = settings(seeds='5,2', learning_rates='1e-3,1e-4,1e-2', validation_fraction=0.1)
   found = protocol.entries(config, (400, 800, None))
   assert len(found) == len(set(found)) == 3 * 3 * 2
   assert [entry.member for entry in found] == list(range(18))
@@ -50,7 +50,7 @@ def test_without_rates_to_try_it_is_that_of_the_optimizer():
 
 
 def test_the_best_epoch_is_reported_only_where_something_is_held_out():
-  assert protocol.epochs_reported(settings(held_out=0.1)) == ('best', 'last')
+  assert protocol.epochs_reported(settings(validation_fraction=0.1)) == ('best', 'last')
   assert protocol.epochs_reported(settings()) == ('last',)
 
 
@@ -67,14 +67,14 @@ def test_the_best_epoch_is_the_first_of_equals_and_nan_is_least(values: list[flo
 
 def test_a_line_has_every_field_that_tables_ask_for():
   found = made({'best': Scored(2.0, 0.5, {'validation': OUTPUTS}), 'last': Scored(3.0, 0.4, {'validation': OUTPUTS})})
-  assert [(line['which'], line['metric']) for line in found] == [
+  assert [(line['epoch_choice'], line['metric']) for line in found] == [
       ('best', 'matthews'), ('best', 'accuracy'), ('last', 'matthews'), ('last', 'accuracy')]
   for line in found:
     assert set(line) | OF_RUN == set(scores.FIELDS) and not set(line) & OF_RUN
     assert line.items() >= {'task': 'cola', 'split': 'validation', 'examples': 5, 'pretrained': True, 'member': 3,
-                            'checkpoint_step': 400, 'seed': 7, 'learning_rate': 1e-3, 'collapsed': False}.items()
+                            'checkpoint_step': 400, 'seed': 7, 'learning_rate': 1e-3, 'constant_prediction': False}.items()
     assert line['low'] <= line['value'] <= line['high'] and line['headline'] == (line['metric'] == 'matthews')
-  assert [(line['epoch'], line['selection']) for line in found] == [(2.0, 0.5)] * 2 + [(3.0, 0.4)] * 2
+  assert [(line['epoch'], line['validation_score']) for line in found] == [(2.0, 0.5)] * 2 + [(3.0, 0.4)] * 2
   accuracy = found[1]
   assert accuracy['value'] == pytest.approx(0.8) and accuracy['majority'] == pytest.approx(0.6)
   assert accuracy['frequency'] == pytest.approx(0.6**2 + 0.4**2)
@@ -87,16 +87,16 @@ def test_outputs_that_are_no_numbers_score_nothing(task, labels: np.ndarray, wid
   outputs[4, 0] = broken  # one is enough: what a class of it is would be chance
   assert math.isnan(protocol.headline(task, outputs, labels))
   found = made({'last': Scored(1.0, math.nan, {'validation': outputs})}, task, labels)
-  assert [line['metric'] for line in found] == list(task.metrics) and all(line['collapsed'] for line in found)
+  assert [line['metric'] for line in found] == list(task.metrics) and all(line['constant_prediction'] for line in found)
   for line in found:
     run.append_line(tmp_path / 'scores.jsonl', line)
   for text in (tmp_path / 'scores.jsonl').read_text().splitlines():
-    assert {json.loads(text)[name] for name in ('value', 'low', 'high', 'selection')} == {None}
+    assert {json.loads(text)[name] for name in ('value', 'low', 'high', 'validation_score')} == {None}
 
 
 def test_one_answer_to_everything_has_collapsed_but_is_scored():
   found = made({'last': Scored(1.0, math.nan, {'validation': np.tile(np.float32([0, 1]), (5, 1))})})
-  assert [(line['collapsed'], line['value']) for line in found] == [(True, 0), (True, pytest.approx(0.6))]
+  assert [(line['constant_prediction'], line['value']) for line in found] == [(True, 0), (True, pytest.approx(0.6))]
 
 
 def test_predictions_are_classes_or_numbers():
@@ -109,15 +109,15 @@ def test_predictions_are_classes_or_numbers():
 
 def test_summaries_are_over_seeds_and_nothing_else():
   def line(value: float | None, **fields: Any) -> dict[str, Any]:
-    return {'pretrained': True, 'checkpoint_step': 8, 'learning_rate': 1e-3, 'which': 'last', 'split': 'validation',
+    return {'pretrained': True, 'checkpoint_step': 8, 'learning_rate': 1e-3, 'epoch_choice': 'last', 'split': 'validation',
             'metric': 'accuracy', 'value': value, 'seed': 0} | fields
 
   other = [{'pretrained': False, 'checkpoint_step': None}, {'checkpoint_step': 4}, {'learning_rate': 1e-2},
-           {'which': 'best'}, {'split': 'test'}, {'metric': 'f1'}]
+           {'epoch_choice': 'best'}, {'split': 'test'}, {'metric': 'f1'}]
   found = protocol.summaries([line(0.5), *(line(0.9, **change) for change in other), line(0.7, seed=1),
-                              line(None, seed=3, which='best')])
+                              line(None, seed=3, epoch_choice='best')])
   assert len(found) == 7
-  assert found[0].items() >= {'mean': pytest.approx(0.6), 'n': 2, 'checkpoint_step': 8, 'which': 'last'}.items()
+  assert found[0].items() >= {'mean': pytest.approx(0.6), 'n': 2, 'checkpoint_step': 8, 'epoch_choice': 'last'}.items()
   assert found[0]['low'] < 0.6 < found[0]['high']
-  best = next(one for one in found if one['which'] == 'best')
+  best = next(one for one in found if one['epoch_choice'] == 'best')
   assert best['n'] == 2 and math.isnan(best['mean'])  # of one that is no number the mean is not known

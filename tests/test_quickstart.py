@@ -84,11 +84,11 @@ def shrunken() -> dict[str, Any]:
   recipes = {part: microworld.get_config(part) for part in ('corpus', 'pretrain', 'finetune')}
   recipes['corpus'].documents.sources = 'microworld:300'
   recipes['corpus'].workers = 1
-  recipes['pretrain'].update(updates=6, batch_size=4)
-  recipes['pretrain'].model.update(embedding=16, hidden=16, feed_forward=16, heads=2, layers=1)
+  recipes['pretrain'].update(num_steps=6, batch_size=4)
+  recipes['pretrain'].model.update(embedding_size=16, hidden_size=16, intermediate_size=16, num_heads=2, num_layers=1)
   recipes['pretrain'].log.every, recipes['pretrain'].mesh.data = 2, 1
   recipes['finetune'].update(seeds='0,1', epochs=1.0)
-  recipes['finetune'].task.limit = 32
+  recipes['finetune'].task.max_train_examples = 32
   return recipes
 
 

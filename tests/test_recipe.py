@@ -70,7 +70,7 @@ def test_what_an_earlier_version_stored_is_completed_with_what_it_did():
     for name in fields if group in stored else ():
       del stored[group][name]
   found = recipe.resolve(config_module.completed(stored), 'pretrain')
-  assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, to=()))  # it told nobody
+  assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))  # it told nobody
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -93,34 +93,34 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('pretrain', 'batchsize', 8, "did you mean 'batch_size'"),
     ('pretrain', 'optimizer.learnin_rate', 1e-3, "did you mean 'learning_rate'"),
     ('pretrain', 'optimizer.schedule', 'cosin', "did you mean 'cosine'"),
-    ('pretrain', 'model.heads', 7, 'nearest that divide'),
-    ('pretrain', 'model.heads', '8.5', 'as int'),
-    ('pretrain', 'model.heads', True, 'as int'),
+    ('pretrain', 'model.num_heads', 7, 'nearest that divide'),
+    ('pretrain', 'model.num_heads', '8.5', 'as int'),
+    ('pretrain', 'model.num_heads', True, 'as int'),
     ('pretrain', 'model.dropout', 1.5, 'share between 0 and 1'),
     ('pretrain', 'model.dropout', float('nan'), 'share between 0 and 1'),
     ('pretrain', 'optimizer.learning_rate', float('inf'), 'no end'),
     ('pretrain', 'batch_size', 10**30, 'more than 53 bits'),
     ('pretrain', 'batch_size', 10**12, 'give at most'),
-    ('pretrain', 'model.hidden', 10**12, 'give at most'),
-    ('pretrain', 'model.layers', 10**9, 'give at most'),
+    ('pretrain', 'model.hidden_size', 10**12, 'give at most'),
+    ('pretrain', 'model.num_layers', 10**9, 'give at most'),
     ('pretrain', 'population.members', 10**9, 'give at most'),
     ('corpus', 'rows.length', 10**12, 'give at most'),
-    ('corpus', 'tokenizer.sweep', '-5', 'at least 16'),
+    ('corpus', 'tokenizer.extra_sizes', '-5', 'at least 16'),
     ('finetune', 'epochs', 1e300, 'no end'),
     ('pretrain', 'batch_size', '9' * 5000, 'as int'),
     ('pretrain', 'optimizer.clip', 10**400, 'more than 53 bits'),
     ('pretrain', 'corpus', 'a\0b', 'U+0000'),
     ('pretrain', 'corpus', '\udcff', 'U+DCFF'),
     ('pretrain', 'model.tied', 1, 'as bool'),
-    ('pretrain', 'model.compute', 'fp16', 'choices: float32, bfloat16'),
+    ('pretrain', 'model.dtype', 'fp16', 'choices: float32, bfloat16'),
     ('pretrain', 'model', 'small', 'its fields one by one'),
     ('pretrain', 'mask.rate', 0, 'nothing to predict'),
     ('pretrain', 'batch_size', 0, 'at least 1'),
-    ('pretrain', 'accumulation', 3, 'divides the batch'),
-    ('pretrain', 'evaluation.every', 77, 'multiple'),
-    ('pretrain', 'updates', 2**31, '2^32'),
-    ('corpus', 'vocabulary.passes', '', 'no pass at all'),
-    ('corpus', 'vocabulary.passes', 'sentence', "did you mean 'sentences'"),
+    ('pretrain', 'grad_accumulation_steps', 3, 'divides the batch'),
+    ('pretrain', 'eval.every', 77, 'multiple'),
+    ('pretrain', 'num_steps', 2**31, '2^32'),
+    ('corpus', 'vocabulary.filters', '', 'no pass at all'),
+    ('corpus', 'vocabulary.filters', 'sentence', "did you mean 'sentences'"),
     ('corpus', 'splits.validation', 0.99, 'leave no training text'),
     ('corpus', 'tokenizer.model', 'wordpiece', 'bpe'),
     ('finetune', 'seeds', '', 'different numbers'),
@@ -129,11 +129,11 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('finetune', 'task.filtered', True, 'word list'),
     ('finetune', 'epochs', 0, 'nothing to train'),
     ('finetune', 'seeds', '-1', 'seeds=-1'),
-    ('finetune', 'learning_rates', '1e-4,1e-3', 'held_out=0.1'),
-    ('finetune', 'patience', 2, 'held_out=0.1'),
+    ('finetune', 'learning_rates', '1e-4,1e-3', 'validation_fraction=0.1'),
+    ('finetune', 'patience', 2, 'validation_fraction=0.1'),
     ('finetune', 'held_out', 1.0, 'held_out'),
     ('finetune', 'lift', 'wmap', "did you mean 'vmap'"),
-    ('pretrain', 'log.to', 'tensorbord', "did you mean 'tensorboard'"),
+    ('pretrain', 'log.sinks', 'tensorbord', "did you mean 'tensorboard'"),
     ('pretrain', 'mask.span', -1, 'span'),
     ('pretrain', 'model.encoder', 'Encoder', 'encoder'),
     ('pretrain', 'optimizer.learning_rate', float('nan'), 'learning_rate'),
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: 
     ('seeds', [3, 4], lambda c: c.seeds, (3, 4)),
     ('seeds', 7, lambda c: c.seeds, (7,)),
     ('epochs', 3, lambda c: c.epochs, 3.0),
-    ('optimizer.undecayed', '', lambda c: c.optimizer.undecayed, ()),
+    ('optimizer.no_decay', '', lambda c: c.optimizer.no_decay, ()),
 ])
 def test_values_are_read_as_the_command_line_writes_them(path: str, value: Any, read: Callable[[Any], Any], expected: Any):
   found = read(recipe.resolve(changed('finetune', path, value), 'finetune'))
@@ -175,7 +175,7 @@ def test_a_recipe_that_was_installed_is_found_from_anywhere_and_says_so(tmp_path
   monkeypatch.chdir(tmp_path)
   recipe._say_installed.cache_clear()
   for _ in range(2):
-    assert recipe.load('configs/tiny.py').updates == 600
+    assert recipe.load('configs/tiny.py').num_steps == 600
   assert capsys.readouterr().err == (
       f'configs/tiny.py is the one that was installed, {ROOT}/configs/tiny.py: there is no other here\n')
   (tmp_path / 'configs').mkdir()
@@ -267,6 +267,6 @@ def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(tiny_run: pathlib.Pat
   assert pretrained.load_config(tmp_path / 'run').corpus == 'evil.py'
   assert fill_mask.fill_mask(tmp_path / 'run', 'the <mask>', 1)
   (tmp_path / 'run' / run.CONFIG).write_text(json.dumps(made | {'model': made['model'] | {
-      'hidden': 2**40, 'feed_forward': 2**40, 'embedding': 2**40, 'projection': True}}))
+      'hidden_size': 2**40, 'intermediate_size': 2**40, 'embedding_size': 2**40, 'projection': True}}))
   with pytest.raises(InputError):  # shapes that the checkpoint does not have, before anything of that size is made
     fill_mask.fill_mask(tmp_path / 'run', 'the <mask>', 1)

@@ -27,7 +27,7 @@ def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathlib.Path):
   last, first = release.load(str(tiny_run)), release.load(f'{tiny_run}@4')
   assert (last.place.step, first.place.step, last.updates, last.card) == (8, 4, 8, None)
-  assert last.identity != first.identity and last.length == last.config.length == 64
+  assert last.identity != first.identity and last.length == last.config.max_length == 64
   model = pretrained.load(tiny_run).model
   jax.tree.map(np.testing.assert_array_equal, last.model, model)
 
@@ -42,9 +42,9 @@ def test_what_was_trained_in_another_type_computes_in_float32(tiny_corpus: pathl
   import dataclasses
   reads = pieces.load(tiny_corpus / 'tokenizer.model')
   one = fake_classifiers.make_card(reads, 0)
-  narrow = fake_classifiers.make_classifier(reads, 0, model=dataclasses.replace(one.model, compute='bfloat16'))
+  narrow = fake_classifiers.make_classifier(reads, 0, model=dataclasses.replace(one.model, dtype='bfloat16'))
   found = release.load(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
-  assert found.config.compute == found.model.encoder.config.compute == 'float32' != narrow.card.model.compute
+  assert found.config.dtype == found.model.encoder.config.dtype == 'float32' != narrow.card.model.dtype
   for ours, theirs in zip(jax.tree.leaves(found.model), jax.tree.leaves(narrow.model), strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
@@ -52,9 +52,9 @@ def test_what_was_trained_in_another_type_computes_in_float32(tiny_corpus: pathl
 def test_what_others_have_no_words_for_stays_here(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   import dataclasses
   reads = pieces.load(tiny_corpus / 'tokenizer.model')
-  model = dataclasses.replace(fake_classifiers.make_card(reads, 0).model, segments=2, second_segment=True)
+  model = dataclasses.replace(fake_classifiers.make_card(reads, 0).model, segments=2, segment_embeddings_for_pairs=True)
   folder = fake_classifiers.save_classifier(tmp_path / 'bert', fake_classifiers.make_classifier(reads, 0, model=model))
-  with pytest.raises(InputError, match='model.second_segment=True'):
+  with pytest.raises(InputError, match='model.segment_embeddings_for_pairs=True'):
     release.load(str(folder))
 
 

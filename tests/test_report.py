@@ -234,7 +234,7 @@ def test_confusion_matrices_are_drawn_when_asked(home: pathlib.Path, tmp_path: p
   for place, arm in (('pretrained', True), ('scratch', False)):
     run.write_lines(home / 'sst2' / place / run.PREDICTIONS, [
         {'task': 'sst2', 'split': 'validation', 'pretrained': arm, 'checkpoint_step': 100 if arm else None, 'seed': 0,
-         'learning_rate': 1e-4, 'which': 'last', 'predictions': [0, 1, 1], 'labels': [0, 0, 1]}])
+         'learning_rate': 1e-4, 'epoch_choice': 'last', 'predictions': [0, 1, 1], 'labels': [0, 0, 1]}])
   written = report.report([home], tmp_path / 'b', confusion=True)
   assert {'confusion-1.svg', 'confusion-1.png'} < set(written)
   found = Page(written['report.html'].read_text())

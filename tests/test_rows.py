@@ -96,7 +96,7 @@ def read(folder: epath.Path, entry: dict) -> np.ndarray:
 
 
 def test_rows_filled_exactly_hold_all_the_text(kept, pieces):
-  splits, numbers = rows.write(RowsConfig(length=24, grouping='tokens'), pieces, kept, kept.parent)
+  splits, numbers = rows.write(RowsConfig(length=24, packing='tokens'), pieces, kept, kept.parent)
   for split in ('train', 'validation'):
     found = read(kept.parent, splits[split])
     assert found.dtype == np.uint16 and found.shape == (splits[split]['rows'], 24)
@@ -109,7 +109,7 @@ def test_rows_filled_exactly_hold_all_the_text(kept, pieces):
 
 
 def test_truncated_tokens_are_counted(kept, pieces):
-  splits, numbers = rows.write(RowsConfig(length=24, grouping='words'), pieces, kept, kept.parent)
+  splits, numbers = rows.write(RowsConfig(length=24, packing='words'), pieces, kept, kept.parent)
   total = kept_tokens = 0
   for split in ('train', 'validation'):
     found = [inner(row) for row in read(kept.parent, splits[split])]
@@ -122,7 +122,7 @@ def test_truncated_tokens_are_counted(kept, pieces):
 
 
 def test_many_shards_are_one_array(kept, pieces, monkeypatch):
-  config = RowsConfig(length=24, grouping='tokens')
+  config = RowsConfig(length=24, packing='tokens')
   whole, _ = rows.write(config, pieces, kept, kept.parent)
   expected = read(kept.parent, whole['train'])
   monkeypatch.setattr(rows, '_SHARD', rows._HEADER + 24 * 2 * 50)
@@ -138,13 +138,13 @@ def test_many_shards_are_one_array(kept, pieces, monkeypatch):
 def test_large_vocabularies_take_four_bytes(kept, pieces):
   assert rows.dtype_of(65_535) == np.uint16 and rows.dtype_of(65_536) == np.uint32
   pieces.size = 70_000
-  splits, _ = rows.write(RowsConfig(length=24, grouping='words'), pieces, kept, kept.parent)
+  splits, _ = rows.write(RowsConfig(length=24, packing='words'), pieces, kept, kept.parent)
   found = read(kept.parent, splits['train'])
   assert found.dtype == np.uint32 and found.max() < 120
 
 
 def test_an_article_is_a_row_cut_at_its_end(kept, pieces):
-  splits, numbers = rows.write(RowsConfig(length=24, grouping='articles'), pieces, kept, kept.parent)
+  splits, numbers = rows.write(RowsConfig(length=24, packing='articles'), pieces, kept, kept.parent)
   for split in ('train', 'validation'):
     items = [item for kind in keep.KINDS for item in keep.read_items(kept, split, kind)]
     encoded = pieces.encode(items)

@@ -111,12 +111,12 @@ def test_the_digest_is_that_of_all_bytes(tmp_path: pathlib.Path, size: int):
 
 
 def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path):
-  config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden': 32, 'clip': 1.0}}
+  config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden_size': 32, 'clip': 1.0}}
   workdir = run.open_run(tmp_path / 'a' / 'run', config)
   before = (workdir / run.CONFIG).read_bytes()
   assert run.open_run(tmp_path / 'a' / 'run', config) == workdir
-  with pytest.raises(InputError, match='model.hidden is 32 there and 64 here'):
-    run.open_run(workdir, {**config, 'model': {'hidden': 64, 'clip': 1.0}})
+  with pytest.raises(InputError, match='model.hidden_size is 32 there and 64 here'):
+    run.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
   assert run.open_run(workdir, {**config, 'seeds': (2,)}, free=['seeds']) == workdir
   with pytest.raises(InputError, match='seeds'):
     run.open_run(workdir, {k: v for k, v in config.items() if k != 'seeds'})

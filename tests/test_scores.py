@@ -61,7 +61,7 @@ def test_what_is_undefined_is_counted_and_left_out_on_both_sides():
 
 @pytest.mark.parametrize('fields', [{'task': 'rte'}, {'metric': 'accuracy', 'headline': False}, {'split': 'test'},
                                     {'filtered': True}, {'checkpoint': 'large'}, {'checkpoint_step': 7},
-                                    {'train_examples': 300}, {'held_out': 9}, {'which': 'best'}])
+                                    {'train_examples': 300}, {'held_out': 9}, {'epoch_choice': 'best'}])
 def test_nothing_is_mixed_that_differs(fields: dict[str, Any]):
   rows = score_table([make_score_line(0.1), make_score_line(0.9, **fields)])
   assert sorted(row.pretrained.mean for row in rows) == [0.1, 0.9]
@@ -86,7 +86,7 @@ def test_the_headline_of_a_task_comes_first_whatever_the_order_of_the_lines():
 
 def searched(selections: dict[float, list[float | None]], which: str = 'last', **fields: Any) -> list[dict[str, Any]]:
   """A line a rate and seed, whose value tells the rate."""
-  return [make_score_line(rate, seed, learning_rate=rate, selection=selection, which=which, held_out=100, **fields)
+  return [make_score_line(rate, seed, learning_rate=rate, validation_score=selection, epoch_choice=which, held_out=100, **fields)
           for rate, of_seeds in selections.items() for seed, selection in enumerate(of_seeds)]
 
 

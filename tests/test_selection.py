@@ -104,9 +104,9 @@ def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: 
   for workers in (1, 2):
     config = base.corpus()
     config.documents.sources = 'microworld:300'
-    config.vocabulary.update(counting='plain', passes='documents')
+    config.vocabulary.update(word_rule='plain', filters='documents')
     config.tokenizer.size, config.workers = 300, workers
-    config.rows.update(length=32, grouping='articles')
+    config.rows.update(length=32, packing='articles')
     config.splits.update(validation=0.1, test=0.0)
     folder = build.build(recipe.resolve(config, 'corpus'), tmp_path / f'corpus-{workers}')
     found = selection.subsets(folder, task(examples), tmp_path / f'parts-{workers}', parts=2)
@@ -135,11 +135,11 @@ def test_scores_by_hand():
 
 
 @pytest.mark.parametrize('flags, said', [
-    ('--by=overlp', "did you mean 'overlap'"), ('--parts=1', 'at least 2'), ('--size=100000000', 'training split'),
-    ('--order=-1', 'subset.order'), ('--size=-3', 'subset.tokens')])
+    ('--select_by=overlp', "did you mean 'overlap'"), ('--num_parts=1', 'at least 2'), ('--size=100000000', 'training split'),
+    ('--shuffle_seed=-1', 'subset.shuffle_seed'), ('--size=-3', 'subset.tokens')])
 def test_the_verb_refuses_what_it_cannot_do(flags: str, said: str, tiny_corpus: pathlib.Path, examples: str,
                                             tmp_path: pathlib.Path, capsys):
-  command = ['subset', f'--corpus={tiny_corpus}', '--config=configs/own.py', f'--config.task.folder={examples}',
+  command = ['overlap-subsets', f'--corpus={tiny_corpus}', '--config=configs/custom_task.py', f'--config.task.folder={examples}',
              f'--workdir={tmp_path / "parts"}', flags]
   assert door.main(command) == 2
   assert said in capsys.readouterr().err and not (tmp_path / 'parts').exists()
@@ -147,8 +147,8 @@ def test_the_verb_refuses_what_it_cannot_do(flags: str, said: str, tiny_corpus: 
 
 def test_the_verb(tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)  # for the table, which folds what is long
-  command = ['subset', f'--corpus={tiny_corpus}', '--config=configs/own.py', f'--config.task.folder={examples}',
-             '--workdir=parts', '--parts=2', '--size=3000']
+  command = ['overlap-subsets', f'--corpus={tiny_corpus}', '--config=configs/custom_task.py', f'--config.task.folder={examples}',
+             '--workdir=parts', '--num_parts=2', '--size=3000']
   assert door.main([*command, '--json']) == 0
   parts = json.loads(capsys.readouterr().out)['parts']
   assert all(3000 - 64 < one['tokens'] <= 3000 for one in parts)

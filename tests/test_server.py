@@ -76,7 +76,7 @@ def test_each_split_has_a_file_of_its_own(tiny_run: Path, tmp_path: Path):
   entry, said = Entry(0, 8, 0, 1e-3), outputs(ready, 0)
   kept = {'last': Scored(1.0, float('nan'), said)}
   server.keep(epath.Path(tmp_path), ready, entry, kept)
-  line = {'member': 0, 'which': 'last', 'headline': True, 'value': 0.5, 'selection': None, **entry.fields()}
+  line = {'member': 0, 'epoch_choice': 'last', 'headline': True, 'value': 0.5, 'validation_score': None, **entry.fields()}
   server.write(epath.Path(tmp_path), ready, [line], 'last')
   assert {path.name for path in (tmp_path / 'submission').iterdir()} == {'MNLI-m.tsv', 'MNLI-mm.tsv', 'AX.tsv'}
   for name, split, order in (('MNLI-m', 'test_matched', [3, 2, 1, 0]), ('MNLI-mm', 'test_mismatched', [0, 1, 2]),
@@ -93,11 +93,11 @@ def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: 
   kept = {which: Scored(1.0, 0.5, outputs(ready, number)) for number, which in enumerate(('best', 'last'))}
   server.keep(epath.Path(tmp_path), ready, Entry(5, None, 7, 1e-3), kept)
   found = list(run.read_lines(tmp_path / 'predictions.jsonl'))
-  assert [(line['which'], line['split']) for line in found] == [
+  assert [(line['epoch_choice'], line['split']) for line in found] == [
       ('best', 'validation'), ('best', 'test'), ('last', 'validation'), ('last', 'test')]
   for line in found:
     assert line.items() >= {'task': 'stsb', 'member': 5, 'seed': 7, 'pretrained': False}.items()
-    assert line['predictions'] == kept[line['which']].outputs[line['split']][:, 0].tolist()  # as they are, not clipped
+    assert line['predictions'] == kept[line['epoch_choice']].outputs[line['split']][:, 0].tolist()  # as they are, not clipped
   assert found[0]['labels'] == [0, 1, 2, 3, 4, 5] and 'labels' not in found[1]
 
 
@@ -115,7 +115,7 @@ def test_what_is_held_out_chooses_whose_predictions_they_are(selections: list, v
   for entry in entries:
     server.keep(epath.Path(tmp_path), ready, entry, {
         which: Scored(1.0, 0.5, outputs(ready, 2 * entry.member + (which == 'last'))) for which in ('best', 'last')})
-  lines = [{'headline': headline, 'which': which, 'value': value, 'selection': selection, **entry.fields()}
+  lines = [{'headline': headline, 'epoch_choice': which, 'value': value, 'validation_score': selection, **entry.fields()}
            for entry, value, selection in zip(entries, values, selections, strict=True)
            for which in ('last', 'best') for headline in (False, True)]
   server.write(epath.Path(tmp_path), ready, lines, 'best')
@@ -151,7 +151,7 @@ def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path):
 
 
 def test_a_task_that_the_server_does_not_have_gets_no_file(tiny_run: Path, tmp_path: Path):
-  ready = material.prepare(settings('microworld/sentiment', **{'task.limit': 24}), 64,
+  ready = material.prepare(settings('microworld/sentiment', **{'task.max_train_examples': 24}), 64,
                            pieces.load(tiny_run / 'tokenizer.model'))
   server.write(epath.Path(tmp_path), ready, [], protocol.LAST)
   assert not ready.unlabelled and not list(tmp_path.iterdir())

@@ -109,9 +109,9 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(reads: pieces.Tokenize
   source = fake_classifiers.save_classifier(tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model))
   monkeypatch.setattr(trust, '_trusted', set())
   foreign._tried.cache_clear()
-  with pytest.raises(InputError, match='--to=stablehlo takes a classifier of any encoder'):
+  with pytest.raises(InputError, match='--format=stablehlo takes a classifier of any encoder'):
     release.load(str(source))
-  asked_for = ['export', f'--checkpoint={source}', '--to=stablehlo', f'--workdir={tmp_path / "out"}']
+  asked_for = ['export', f'--checkpoint={source}', '--format=stablehlo', f'--workdir={tmp_path / "out"}']
   assert door.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
   assert door.main([*asked_for, f'--trust={module}']) == 0
   found, _ = asked(tmp_path / 'out', TEXTS)

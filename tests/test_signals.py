@@ -94,7 +94,7 @@ from minilm_jax import signals
 name, first, second = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 try:
   with signals.ending():
-    if name == 'loop':
+    if name == 'map':
       with signals.noted():
         os.kill(os.getpid(), first)
         print('noted', flush=True)
@@ -108,7 +108,7 @@ print('still here', flush=True)
 '''
 
 
-@pytest.mark.parametrize('block, said', [('loop', 'noted\n'), ('verb', 'leaving\n')])
+@pytest.mark.parametrize('block, said', [('map', 'noted\n'), ('verb', 'leaving\n')])
 def test_a_second_signal_leaves_at_once(block: str, said: str):
   for first, second in (BOTH, BOTH[::-1]):
     done = subprocess.run([sys.executable, '-c', PROGRAM, block, str(int(first)), str(int(second))], cwd=ROOT,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import honey, tlm
+from configs import paper1, paper2_models
 from minilm_jax import recipe
 from minilm_jax.config import EncoderConfig, HeadConfig, RunConfig
 from minilm_jax.model import convolution, heads, size
@@ -24,7 +24,7 @@ ROWS = 4  # of the batch whose FLOPs are counted
 
 
 def run_config(name: str = 'magic-bee-26', **model: Any) -> RunConfig:
-  made = honey.get_config(name)
+  made = paper1.get_config(name)
   made.model.update(model)
   return recipe.resolve(made, 'pretrain')
 
@@ -46,7 +46,7 @@ def test_all_logged_runs(data: pathlib.Path):
   """42 of 42: embedding, other and all parameters; the paper's FLOPs a row; Kaplan's."""
   with (data / 'honey_logs' / 'test_results.csv').open() as file:
     logged = {row['run_name']: row for row in csv.DictReader(file)}
-  assert set(honey.RUNS) == set(logged) and len(logged) == 42
+  assert set(paper1.RUNS) == set(logged) and len(logged) == 42
   for name, row in logged.items():
     config = run_config(name)
     found, flops = size.parameters(config.model), size.flops_per_row(config.model, config.mask)
@@ -57,18 +57,18 @@ def test_all_logged_runs(data: pathlib.Path):
     assert flops['honey'] == float(row['FLOPS Hoffman per sequence']), name
     assert flops['honey'] * rows == pytest.approx(float(row['FLOPS Hoffman total']), rel=1e-9), name
     assert flops['kaplan'] == float(row['FLOPS Kaplan per sequence']), name
-    assert config.updates * config.batch_size == rows and rows * 128 == float(row['Tokens']), name
+    assert config.num_steps * config.batch_size == rows and rows * 128 == float(row['Tokens']), name
     c, shape = config.model, [int(float(row[key])) for key in (
         'embedding_size', 'hidden_size', 'intermediate_size', 'num_attention_heads', 'num_hidden_layers')]
-    assert [c.embedding, c.hidden, c.feed_forward, c.nominal_heads, c.layers] == shape, name
+    assert [c.embedding_size, c.hidden_size, c.intermediate_size, c.flops_heads, c.num_layers] == shape, name
 
 
 @pytest.mark.parametrize('name, changes, total', [
     ('magic-bee-26', {}, 1_250_722), ('electric-sponge-29', {}, 1_254_882), ('devoted-capybara-3', {}, 1_267_586),
     ('feasible-surf-14', {}, 13_753_922), ('absurd-silence-4', {}, 16_237_122), ('genial-voice-1', {}, 11_304_258),
-    ('magic-bee-26', {'vocabulary': 31_010}, 2_030_722), ('absurd-silence-4', {'vocabulary': 31_010}, 22_393_122),
-    ('magic-bee-26', {'feed_forward': 32, 'layers': 2}, 1_255_106),
-    ('magic-bee-26', {'embedding': 8, 'hidden': 8, 'feed_forward': 32}, 325_290),
+    ('magic-bee-26', {'vocab_size': 31_010}, 2_030_722), ('absurd-silence-4', {'vocab_size': 31_010}, 22_393_122),
+    ('magic-bee-26', {'intermediate_size': 32, 'num_layers': 2}, 1_255_106),
+    ('magic-bee-26', {'embedding_size': 8, 'hidden_size': 8, 'intermediate_size': 32}, 325_290),
 ])
 def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int):
   assert size.parameters(run_config(name, **changes).model)['total'] == total
@@ -84,7 +84,7 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
     ('bert-1', 0, 31_252_794, (31_223_812, 31_231_502, 31_269_952))])
 def test_parameters_of_the_second_paper(name: str, front: int, masked: int, classes: tuple[int, ...]):
   """The released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules are."""
-  config = recipe.resolve(tlm.get_config(name), 'pretrain').model
+  config = recipe.resolve(paper2_models.get_config(name), 'pretrain').model
   assert convolution.parameters(config) == front and size.parameters(config)['total'] == masked
   assert learned(shapes(config)) == masked
   for count, expected in zip((4, 14, 64), classes, strict=True):
@@ -97,32 +97,32 @@ def test_parameters_of_the_second_paper(name: str, front: int, masked: int, clas
     ((256, 256, 1024, 8, 8), 12_165_316_608)])
 def test_flops_of_the_paper(shape: tuple[int, ...], flops: int):
   embedding, hidden, feed_forward, nominal, layers = shape
-  config = run_config(embedding=embedding, hidden=hidden, feed_forward=feed_forward, layers=layers,
-                      nominal_heads=nominal)
+  config = run_config(embedding_size=embedding, hidden_size=hidden, intermediate_size=feed_forward, num_layers=layers,
+                      flops_heads=nominal)
   assert size.flops_per_row(config.model, config.mask)['honey'] == flops
 
 
 def test_flops_of_the_smallest_run():
   config = run_config('magic-bee-26')
   flops = size.flops_per_row(config.model, config.mask)
-  assert config.batch_size * config.updates == 9_081_600
+  assert config.batch_size * config.num_steps == 9_081_600
   assert flops['honey'] * 9_081_600 == 8_572_704_915_456_000
   assert flops['kaplan'] == 6 * 638_114 * 128 == 490_071_552
 
 
 def switches() -> Iterator[EncoderConfig]:
   """Every combination of the switches that change what parameters there are."""
-  model = run_config(vocabulary=97, embedding=16, hidden=16, feed_forward=24, heads=4, layers=1, length=10).model
+  model = run_config(vocab_size=97, embedding_size=16, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=1, max_length=10).model
   for norm, positions, segments, projection, tied in itertools.product(
       ('pre', 'post'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none'), (0, 2), (False, True), (False, True)):
     made = dataclasses.replace(
         model, norm=norm, positions=positions, segments=segments, projection=projection, tied=tied)
-    yield dataclasses.replace(made, embedding=12) if projection and not tied else made
-  yield dataclasses.replace(model, layers=3)
-  yield dataclasses.replace(model, first_position=0)
-  yield dataclasses.replace(model, projection=True, bare_projection=True)
+    yield dataclasses.replace(made, embedding_size=12) if projection and not tied else made
+  yield dataclasses.replace(model, num_layers=3)
+  yield dataclasses.replace(model, position_offset=0)
+  yield dataclasses.replace(model, projection=True, projection_norm=False)
   yield dataclasses.replace(model, short_convolution=3)
-  for form, kernel, convolutions in itertools.product(('paper', 'mended'), ((3, 3), (4, 1)), (1, 3)):
+  for form, kernel, convolutions in itertools.product(('paper2', 'fixed'), ((3, 3), (4, 1)), (1, 3)):
     yield dataclasses.replace(model, convolutions=convolutions, kernel=kernel, channels=5, convolution=form)
 
 
@@ -141,9 +141,9 @@ def test_masked_positions_are_the_share_rounded_up(length: int, rate: float, cou
 
 def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
   """Loss and gradient without dropout, and what it takes: what a training step does but for the update."""
-  k = size.masked_positions(config.model.length, config.mask.rate)
+  k = size.masked_positions(config.model.max_length, config.mask.rate)
   integers, weights = jax.ShapeDtypeStruct((ROWS, k), jnp.int32), jax.ShapeDtypeStruct((ROWS, k), jnp.float32)
-  tokens = jax.ShapeDtypeStruct((ROWS, config.model.length), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((ROWS, config.model.max_length), jnp.int32)
   program = lambda model, *batch: train_step.compute_gradient(model, MaskedBatch(*batch), None, 1)  # noqa: E731
   return program, (shapes(config.model), tokens, integers, integers, weights)
 
@@ -194,11 +194,11 @@ def compiled_products(program: str) -> int:
 
 
 @pytest.mark.parametrize('changes', [
-    {}, {'embedding': 64, 'hidden': 128, 'feed_forward': 512, 'layers': 2}, {'norm': 'pre', 'positions': 'rotary'},
+    {}, {'embedding_size': 64, 'hidden_size': 128, 'intermediate_size': 512, 'num_layers': 2}, {'norm': 'pre', 'positions': 'rotary'},
     {'positions': 'relative', 'tied': True, 'projection': False}, {'positions': 'sinusoidal'}, {'positions': 'none'},
-    {'length': 60, 'heads': 1, 'activation': 'silu'},
+    {'max_length': 60, 'num_heads': 1, 'activation': 'silu'},
     {'convolutions': 2, 'kernel': '3,3', 'channels': 6}, {'convolutions': 1, 'kernel': '16,4', 'channels': 6},
-    {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'mended'}])
+    {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'fixed'}])
 def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
   """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted."""
   config = run_config(**changes, dropout=0.0)
@@ -216,7 +216,7 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
   it grows with the width, products with its square.
   """
   embedding, hidden, feed_forward, layers = shape
-  config = run_config(embedding=embedding, hidden=hidden, feed_forward=feed_forward, layers=layers, dropout=0.0)
+  config = run_config(embedding_size=embedding, hidden_size=hidden, intermediate_size=feed_forward, num_layers=layers, dropout=0.0)
   program, arguments = gradient_program(config)
   compiled = jax.jit(program).lower(*arguments).compile()
   actual = ROWS * size.flops_per_row(config.model, config.mask)['actual']
@@ -224,17 +224,17 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
   assert actual <= compiled.cost_analysis()['flops'] <= (1 + share) * actual
 
 
-@pytest.mark.parametrize('form', ['paper', 'mended'])
+@pytest.mark.parametrize('form', ['paper2', 'fixed'])
 def test_xla_confirms_the_flops_of_convolutions(form: str):
   """Its own count of a lone convolution is ours exactly; of a step it has element-wise work on top, of every channel."""
-  config = run_config(convolutions=2, kernel='16,3', channels=64, convolution=form, hidden=64, feed_forward=128,
+  config = run_config(convolutions=2, kernel='16,3', channels=64, convolution=form, hidden_size=64, intermediate_size=128,
                       dropout=0.0)
   model = config.model
-  image = jax.ShapeDtypeStruct((ROWS, model.length, model.hidden, 64), jnp.float32)
+  image = jax.ShapeDtypeStruct((ROWS, model.max_length, model.hidden_size, 64), jnp.float32)
   layer = jax.eval_shape(lambda: convolution.Convolution((16, 3), 64, 64, model))
   counted = jax.jit(lambda layer, x: layer(x)).lower(layer, image).cost_analysis()['flops']
   alone = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
-  more, less = (convolution.flops(one, model.length) for one in alone)
+  more, less = (convolution.flops(one, model.max_length) for one in alone)
   assert counted == ROWS * (more - less) + image.size  # the bias
   program, arguments = gradient_program(config)
   whole = jax.jit(program).lower(*arguments).cost_analysis()['flops']

@@ -120,14 +120,14 @@ def test_a_limit_takes_the_same_unsorted_part_of_training_alone(tmp_path: pathli
   rows = [{'sentence': f'sentence {i}', 'label': int(i >= 500)} for i in range(1000)]
   written(tmp_path, 'train', rows)
   config = written(tmp_path, 'validation', rows)
-  few, more = (sources.read(SENTIMENT, dataclasses.replace(config, limit=n), 'train') for n in (50, 200))
+  few, more = (sources.read(SENTIMENT, dataclasses.replace(config, max_train_examples=n), 'train') for n in (50, 200))
   assert few.first == more.first[:50] and len(more.first) == 200
   assert 60 < more.labels.sum() < 140
   assert all((int(text.split()[1]) >= 500) == label for text, label in zip(more.first, more.labels, strict=True))
-  assert len(sources.read(SENTIMENT, dataclasses.replace(config, limit=50), 'validation').first) == 1000
-  assert sources.sizes(SENTIMENT, dataclasses.replace(config, limit=50)) == {'train': 50, 'validation': 1000, 'test': 0}
+  assert len(sources.read(SENTIMENT, dataclasses.replace(config, max_train_examples=50), 'validation').first) == 1000
+  assert sources.sizes(SENTIMENT, dataclasses.replace(config, max_train_examples=50)) == {'train': 50, 'validation': 1000, 'test': 0}
   reordered = written(tmp_path / 'reordered', 'train', rows[::-1])
-  assert sources.read(SENTIMENT, dataclasses.replace(reordered, limit=50), 'train').first == few.first
+  assert sources.read(SENTIMENT, dataclasses.replace(reordered, max_train_examples=50), 'train').first == few.first
 
 
 @pytest.mark.parametrize('label, index', [
@@ -259,7 +259,7 @@ def test_without_a_file_a_fifth_of_training_is_reported(tmp_path: pathlib.Path, 
   assert sources.read(task, again, 'validation').first == held.first[::-1]
   given = dataclasses.replace(config, validation=config.train)
   assert sources.sizes(task, given) == {'train': 100, 'validation': 100, 'test': 0}
-  few = dataclasses.replace(config, per_label=3, per_label_reported=4)
+  few = dataclasses.replace(config, per_label=3, eval_per_label=4)
   train, held = sources.read(task, few, 'train'), sources.read(task, few, 'validation')
   assert not {*train.first} & {*held.first}
   assert np.bincount(train.labels).tolist() == [3, 3] and np.bincount(held.labels).tolist() == [4, 4]
@@ -270,7 +270,7 @@ def test_a_sample_of_each_label_follows_the_split_that_is_reported(tmp_path: pat
   rows = [{'sentence': f'sentence {i}', 'label': int(i % 3 == 0)} for i in range(90)]
   for split in ('train', 'validation', 'test'):
     config = written(tmp_path, split, rows)
-  config = dataclasses.replace(config, per_label=5, per_label_reported=7)
+  config = dataclasses.replace(config, per_label=5, eval_per_label=7)
   assert sources.sizes(SENTIMENT, config) == {'train': 10, 'validation': 14, 'test': 90}
   found = sources.read(SENTIMENT, config, 'train')
   assert [int(text.split()[1]) for text in found.first] == sorted(int(text.split()[1]) for text in found.first)
@@ -357,7 +357,7 @@ def test_a_label_that_training_never_shows_is_refused(tmp_path: pathlib.Path):
 @pytest.mark.parametrize('changes, said', [
     ({'folder': 'a', 'data_dir': 'b'}, 'more than one place'), ({'folder': 'a', 'train': 'b'}, 'more than one place'),
     ({'fields': ('a', 'b', 'c')}, 'one or two columns'), ({'fields': ('label',)}, 'another for the label'),
-    ({'limit': 1, 'per_label': 1}, 'two numbers'), ({'kind': 'ranking'}, 'choices'), ({'label': ''}, 'no column'),
+    ({'max_train_examples': 1, 'per_label': 1}, 'two numbers'), ({'kind': 'ranking'}, 'choices'), ({'label': ''}, 'no column'),
     ({'per_label': -1}, 'at least 0'),
 ])
 def test_a_recipe_that_says_two_things_is_refused(changes: dict, said: str):
@@ -371,7 +371,7 @@ def test_parts_are_splits_of_their_own(tmp_path: pathlib.Path):
   assert sources.splits(task, 'validation_matched') == ('validation_matched',)
   assert sources.splits(SENTIMENT, 'validation') == ('validation',)
   for count, split in enumerate(('train', *sources.splits(task, 'validation')), 2):
-    config = dataclasses.replace(written(tmp_path, split, [row] * count), name='mnli', per_label_reported=1)
+    config = dataclasses.replace(written(tmp_path, split, [row] * count), name='mnli', eval_per_label=1)
   assert sources.sizes(task, config) == {'train': 2, 'validation_matched': 1, 'validation_mismatched': 1,
                                          'test_matched': 0, 'test_mismatched': 0}
   files = dataclasses.replace(config, folder='', train=str(tmp_path / 'train.jsonl'))
@@ -397,12 +397,12 @@ def test_topics_of_the_data_folder_are_read_whole(data: pathlib.Path):
   assert np.bincount(test.labels).tolist() == [1900] * 4
   assert test.first[0].startswith('Fears for T N pension after talks Unions representing')
   pedia = dataclasses.replace(TASK, name='dbpedia_14', folder=str(data / 'dbpedia_14_sample'), split='test',
-                              per_label=100, per_label_reported=100)
+                              per_label=100, eval_per_label=100)
   task = sources.complete(pedia)
   assert task.labels == tuple(map(str, range(14)))
   assert sources.sizes(task, pedia) == {'train': 1400, 'validation': 0, 'test': 1400}
   relations = dataclasses.replace(TASK, name='fewrel', train=str(data / 'fewrel' / 'val_wiki.json.xz'), split='test',
-                                  per_label=630, per_label_reported=70)
+                                  per_label=630, eval_per_label=70)
   task = sources.complete(relations)
   train, test = (sources.read(task, relations, split) for split in ('train', 'test'))
   assert np.bincount(train.labels).tolist() == [630] * 16 and np.bincount(test.labels).tolist() == [70] * 16

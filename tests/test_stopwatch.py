@@ -60,9 +60,9 @@ def test_a_worker_that_cannot_says_so(make: Callable[[], stopwatch.Timed], said:
 
 def test_what_is_timed_is_the_chunk_of_a_run():
   made = tiny.get_config()
-  made.update_from_flattened_dict({'batch_size': 4, 'model.vocabulary': 100, 'model.layers': 1, 'mesh.data': 1})
+  made.update_from_flattened_dict({'batch_size': 4, 'model.vocab_size': 100, 'model.num_layers': 1, 'mesh.data': 1})
   config = recipe.resolve(made, 'pretrain')
   rows = stopwatch.random_rows(config)
-  assert rows.shape[1] == config.model.length and rows.max() < 100
+  assert rows.shape[1] == config.model.max_length and rows.max() < 100
   timed, compiling = stopwatch.ours(config, rows)
   assert 0 < timed(2) < compiling

@@ -84,10 +84,10 @@ def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(tiny_corpus: pa
 
 @pytest.mark.parametrize('place', ['device', 'host'])
 def test_only_the_rows_of_the_subset_are_trained_on(place: str, tiny_corpus: pathlib.Path, files: corpora.Files):
-  config = run_config(tiny_corpus, corpus_on=place, **{'subset.rows': 24})
+  config = run_config(tiny_corpus, corpus_placement=place, **{'subset.rows': 24})
   wanted = {row.tobytes() for row in files[subset.chosen(config.subset, files)]}
-  with batches.open_batches(config, program.build_program(config), tiny_corpus) as supply:
-    rows = supply(0, 2)
+  with batches.open_batches(config, program.build_program(config), tiny_corpus) as source:
+    rows = source.take(0, 2)
   assert rows.rows == 24
   found = np.asarray(rows.tokens).reshape(-1, files.manifest['length'])
   assert {row.tobytes() for row in found} <= wanted

@@ -24,7 +24,7 @@ def settings(task: str, **changes: Any) -> FinetuneConfig:
 
 
 def of_sizes(**sizes: int) -> dict[str, FinetuneConfig]:
-  return {name: settings(f'microworld/{name}', **{'task.limit': size}) for name, size in sizes.items()}
+  return {name: settings(f'microworld/{name}', **{'task.max_train_examples': size}) for name, size in sizes.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_small_tasks_are_first(runs: pathlib.Path, called: list):
   assert called == [('acceptability', 'a', 'out/acceptability', [8]), ('sentiment', 'a', 'out/sentiment', [8])]
   assert [line['task'] for line in lines] == ['microworld/acceptability', 'microworld/sentiment'] and not failed
   called.clear()
-  half = settings('microworld/acceptability', epochs=0.5, **{'task.limit': 60})
+  half = settings('microworld/acceptability', epochs=0.5, **{'task.max_train_examples': 60})
   both = of_sizes(sentiment=40) | {'acceptability': half}
   suite.finetune_all(both, 'a', 'out', False, False)
   assert [name for name, *_ in called] == ['acceptability', 'sentiment']  # epochs count too
@@ -162,8 +162,8 @@ def test_the_command_does_what_it_can_and_says_what_it_could_not(tiny_run: pathl
                                                                  monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   command = ['finetune', '--config=configs/glue.py:cola,microworld/sentiment', f'--checkpoint={tiny_run}@all',
-             f'--workdir={tmp_path / "out"}', '--config.task.limit=32', '--config.seeds=0', '--config.epochs=1',
-             '--config.batch_size=16', '--config.length=16', '--control']
+             f'--workdir={tmp_path / "out"}', '--config.task.max_train_examples=32', '--config.seeds=0', '--config.epochs=1',
+             '--config.batch_size=16', '--config.length=16', '--with_scratch']
   assert door.main(command) == 2
   out, err = capsys.readouterr()
   assert 'microworld/sentiment' in out and 'cola' not in out

@@ -28,7 +28,7 @@ def share_programs(fast_compile: None) -> Any:
 
 def point(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """A recipe that evaluates and saves once."""
-  return run_config(folder, **{'evaluation.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
+  return run_config(folder, **{'eval.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
 
 
 def grid(folder: pathlib.Path) -> dict[str, RunConfig]:
@@ -53,7 +53,7 @@ def test_every_point_is_a_run_and_every_member_another(swept):
     assert [one['bits_per_word'] for one in words] == row['bits_per_word']
     results = [run.read_json(folder / name / run.RESULT, 'it') for name in names]
     assert [one['test_loss'] for one in results] == row['test_loss']
-  assert not list(folder.glob('**/.claim')) and not list(folder.glob('**/failure.json'))
+  assert not list(folder.glob('**/.lock')) and not list(folder.glob('**/failure.json'))
 
 
 def test_a_second_start_does_nothing_twice(swept, tiny_corpus: pathlib.Path):
@@ -103,7 +103,7 @@ def test_a_point_that_another_process_trains_is_left_to_it(tiny_corpus: pathlib.
 
 
 def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  points = {'small': point(tiny_corpus, **{'model.vocabulary': 210}), 'large': point(tiny_corpus)}
+  points = {'small': point(tiny_corpus, **{'model.vocab_size': 210}), 'large': point(tiny_corpus)}
   found = sweep.sweep(points, tmp_path)
   assert {row['state'] for row in found} == {sweep.FINISHED}
   assert corpora.manifest(tmp_path / 'corpora' / '200')['vocabulary'] == 200
@@ -131,7 +131,7 @@ def test_the_verb_ends_with_status_2_when_a_point_failed(monkeypatch: pytest.Mon
   rows = [row | {'point': 'fine', 'state': sweep.FINISHED},
           row | {'point': 'bad', 'state': sweep.FAILED, 'reason': 'the corpus X: no such folder'}]
   monkeypatch.setattr(sweep, 'sweep', lambda configs, *rest: rows)
-  assert door.main(['sweep', '--config=configs/honey_grid.py', '--workdir=S']) == 2
+  assert door.main(['sweep', '--config=configs/paper1_grids.py', '--workdir=S']) == 2
   written = capsys.readouterr()
   assert 'bad failed: the corpus X: no such folder' in written.err
   assert all(word in written.out for word in ('fine', 'finished', 'failed', '6.500', '9.250', '0:01:01'))

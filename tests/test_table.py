@@ -23,8 +23,8 @@ def test_a_row_is_complete(task: table.Task):
   assert 1 <= len(task.fields) <= 2 and set(task.filter_fields) <= set(task.fields)
   assert task.headline in task.metrics and set(task.metrics) <= set(metrics.METRICS)
   assert not (task.tfds and task.microworld)
-  assert not task.joined or len(task.fields) == 2
-  assert not task.through or table.find(task.through).labels == task.labels
+  assert not task.concatenate_fields or len(task.fields) == 2
+  assert not task.predicted_by or table.find(task.predicted_by).labels == task.labels
   assert task.microworld in ('', *microworld.TASKS)
 
 
@@ -39,9 +39,9 @@ def test_rows_agree_with_tfds(task: table.Task, tmp_path):
 
 
 def test_the_glue_server_is_sent_every_task_of_glue():
-  named = {task.server for task in table.TASKS.values() if task.server}
+  named = {task.submission_name for task in table.TASKS.values() if task.submission_name}
   assert named == {'CoLA', 'SST-2', 'MRPC', 'QQP', 'STS-B', 'MNLI', 'QNLI', 'RTE', 'WNLI', 'AX'}
-  assert all(bool(task.server) == task.tfds.startswith('glue/') for task in table.TASKS.values())
+  assert all(bool(task.submission_name) == task.tfds.startswith('glue/') for task in table.TASKS.values())
 
 
 @pytest.mark.parametrize('task', table.TASKS.values(), ids=lambda task: task.name)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import sizes, tiny
+from configs import paper2_data_sizes, tiny
 from minilm_jax import recipe, run
 from minilm_jax.analysis import contests, grid, latencies, report, runs, verdicts
 from minilm_jax.analysis.verdicts import FAILS, HOLDS, OPEN, Statement, Verdict
@@ -20,8 +20,8 @@ from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subse
 from tests.html_page import Page
 
 SEEDS, NOISE = (0, 1, 2, 3), (0.002, -0.002, 0.001, -0.001)
-SHALLOW = {'layers': 1, 'convolutions': 2, 'kernel': [3, 3], 'channels': 4, 'convolution': 'paper'}
-DEEP = {'layers': 6, 'convolutions': 0, 'kernel': [], 'channels': 0, 'convolution': 'paper'}
+SHALLOW = {'num_layers': 1, 'convolutions': 2, 'kernel': [3, 3], 'channels': 4, 'convolution': 'paper2'}
+DEEP = {'num_layers': 6, 'convolutions': 0, 'kernel': [], 'channels': 0, 'convolution': 'paper2'}
 EXAMPLES, RIGHT = 400, 320
 
 
@@ -52,7 +52,7 @@ def ladder(home: pathlib.Path, gains: dict[int, float], spread: float = 1.0, **m
 
 
 def test_the_rules_stand_at_the_head_of_the_recipe():
-  text = ' '.join(sizes.__doc__.split()).lower()
+  text = ' '.join(paper2_data_sizes.__doc__.split()).lower()
   assert 'pre-registered' in text and 'analysis/verdicts.py' in text and verdicts.MARGIN == 0.01
   assert all(word in text for word in ('one point of score', HOLDS, FAILS, OPEN, 'exclusions'))
 
@@ -129,7 +129,7 @@ def test_members_that_collapsed_are_counted_and_kept(tmp_path: pathlib.Path):
   source = ended(write_subset_run(tmp_path / 'a', 1000))
   write_finetune_pair(tmp_path, source, noisy(0.6), [0.5] * 4, seeds=SEEDS)
   scores = next((tmp_path / 'tasks').glob('*-s')) / run.SCORES
-  run.write_lines(scores, [line | {'collapsed': line['seed'] == 2} for line in run.read_lines(scores)])
+  run.write_lines(scores, [line | {'constant_prediction': line['seed'] == 2} for line in run.read_lines(scores)])
   found = told(tmp_path)[1]
   assert (found.collapsed, found.seeds, found.verdict) == (1, 4, HOLDS)
 
@@ -137,7 +137,7 @@ def test_members_that_collapsed_are_counted_and_kept(tmp_path: pathlib.Path):
 def model(**changes: Any) -> dict[str, Any]:
   """All fields of a model, as a run's config.json has them."""
   made = tiny.get_config()
-  made.model.update(heads=2, nominal_heads=2)
+  made.model.update(num_heads=2, flops_heads=2)
   return {**recipe.as_dict(recipe.resolve(made, 'pretrain').model), **changes}
 
 
@@ -178,7 +178,7 @@ def timed(home: pathlib.Path, ours: float, theirs: float, members: int = 3, wide
   folder = home / f'latency-{len(list(home.glob("latency-*")))}'
   folder.mkdir()
   run.write_json(folder / run.CONFIG, {'kind': 'latency', 'models': {
-      'conv': model(**SHALLOW, dropout=0.3, vocabulary=9), 'bert': model(**DEEP)}})
+      'conv': model(**SHALLOW, dropout=0.3, vocab_size=9), 'bert': model(**DEEP)}})
   run.write_json(folder / run.RESULT, {'machine': 'a <machine>', 'calls': 100, 'rows': [
       row('conv', 'conv', 1, 0.5), row('turns', 'conv', members, 9.0), row('vmapped', 'conv', members, ours),
       row('bert', 'bert', 1, theirs)]})
@@ -210,8 +210,8 @@ def test_who_is_compared_with_whom(tmp_path: pathlib.Path):
   source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
   seeded(tmp_path, [0.5] * 4, source, members=2)
   largest = seeded(tmp_path, [0.8] * 4, source, members=3)
-  for name, rows, changes in (('b-6', 1000, {}), ('b-4', 1000, {'layers': 4}), ('b-6-other', 9000, {}),
-                              ('b-8-conv', 1000, SHALLOW | {'layers': 8})):
+  for name, rows, changes in (('b-6', 1000, {}), ('b-4', 1000, {'num_layers': 4}), ('b-6-other', 9000, {}),
+                              ('b-8-conv', 1000, SHALLOW | {'num_layers': 8})):
     deep(tmp_path, noisy({'b-6': 0.75}.get(name, 0.99)), name, rows, **changes)
   found = told(tmp_path)[4]
   assert found.value == pytest.approx(0.05) and f'{largest.name} against b-6' in found.of and 'b-6-other' not in found.of

@@ -21,7 +21,7 @@ ESCAPE = '\x1b'
 def made(folder: pathlib.Path, losses: list[float | None], members: int = 1, **more: Any) -> pathlib.Path:
   """A run directory with a line every ten updates, and of validation every twenty, `more` in those of training."""
   folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'updates': 100})
+  run.write_json(folder / run.CONFIG, {'kind': 'pretrain', 'num_steps': 100})
   for n, loss in enumerate(losses, 1):
     for member in range(members):
       whose = {'member': member} if members > 1 else {}

@@ -20,10 +20,10 @@ def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """The recipe on the corpus in `folder`; changes are named with dots."""
   made = tiny.get_config()
   made.corpus = str(folder)
-  made.update(batch_size=16, updates=UPDATES)
-  made.model.update(embedding=16, hidden=16, feed_forward=32, layers=1, heads=2, dropout=0.1)
+  made.update(batch_size=16, num_steps=UPDATES)
+  made.model.update(embedding_size=16, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, dropout=0.1)
   made.optimizer.epsilon = 1e-3  # smaller, Adam makes whole steps of the rounding errors where a gradient is zero
-  made.evaluation.update(every=4, rows=64)
+  made.eval.update(every=4, rows=64)
   made.checkpoint.every, made.log.every, made.mesh.data = 4, 2, 1
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')

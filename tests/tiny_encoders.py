@@ -13,11 +13,11 @@ from minilm_jax.model.initialization import path_name
 from tests import fast_jit
 
 SMALL = EncoderConfig(
-    encoder='', vocabulary=50, embedding=12, hidden=16, feed_forward=24, heads=4, layers=1, length=12, norm='post',
+    encoder='', vocab_size=50, embedding_size=12, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=1, max_length=12, norm='post',
     positions='learned', segments=2, projection=True, tied=False, activation='gelu', dropout=0.1,
-    initialization='standard', norm_epsilon=1e-5, nominal_heads=4, compute='float32', remat=False,
-    bare_projection=False, second_segment=False, short_convolution=0,
-    first_position=2, convolutions=0, kernel=(), channels=0, convolution='paper')
+    initialization='standard', norm_epsilon=1e-5, flops_heads=4, dtype='float32', remat=False,
+    projection_norm=True, segment_embeddings_for_pairs=False, short_convolution=0,
+    position_offset=2, convolutions=0, kernel=(), channels=0, convolution='paper2')
 
 
 def make_model(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
@@ -43,7 +43,7 @@ encode = fast_jit.jit(lambda model, tokens, mask: model(tokens, mask))
 
 
 def draw_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:
-  return jax.random.randint(jax.random.key(seed), (rows, length), 5, SMALL.vocabulary)
+  return jax.random.randint(jax.random.key(seed), (rows, length), 5, SMALL.vocab_size)
 
 
 def pad_tokens(tokens: jax.Array, length: int) -> jax.Array:

@@ -17,5 +17,5 @@ def get_config():
   """The run of configs/tiny.py with another encoder; a gate has two matrices upward, so F is two thirds of ours."""
   config = tiny.pretrain()
   config.model.encoder = 'configs.examples.gated_rotary:Encoder'
-  config.model.update(feed_forward=84, tied=True)
+  config.model.update(intermediate_size=84, tied=True)
   return config

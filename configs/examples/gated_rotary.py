@@ -23,12 +23,12 @@ class Block(nnx.Module):
 
   def __init__(self, config, rngs):
     def linear(inputs, outputs):
-      return nnx.Linear(inputs, outputs, use_bias=False, dtype=config.compute, rngs=rngs)
+      return nnx.Linear(inputs, outputs, use_bias=False, dtype=config.dtype, rngs=rngs)
 
-    self.heads, self.rate, hidden = config.heads, config.dropout, config.hidden
-    self.norm, self.feed_norm = (nnx.RMSNorm(hidden, dtype=config.compute, rngs=rngs) for _ in range(2))
+    self.heads, self.rate, hidden = config.num_heads, config.dropout, config.hidden_size
+    self.norm, self.feed_norm = (nnx.RMSNorm(hidden, dtype=config.dtype, rngs=rngs) for _ in range(2))
     self.qkv, self.output = linear(hidden, 3 * hidden), linear(hidden, hidden)
-    self.up, self.down = linear(hidden, 2 * config.feed_forward), linear(config.feed_forward, hidden)
+    self.up, self.down = linear(hidden, 2 * config.intermediate_size), linear(config.intermediate_size, hidden)
 
   def __call__(self, x, mask, key):
     after, last = keys(key, 2)
@@ -43,9 +43,9 @@ class Encoder(nnx.Module):
 
   def __init__(self, config, rngs):
     start = nnx.initializers.normal(0.02)
-    self.embedding = nnx.Embed(config.vocabulary, config.hidden, embedding_init=start, dtype=config.compute, rngs=rngs)
-    self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-    self.norm = nnx.RMSNorm(config.hidden, dtype=config.compute, rngs=rngs)
+    self.embedding = nnx.Embed(config.vocab_size, config.hidden_size, embedding_init=start, dtype=config.dtype, rngs=rngs)
+    self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+    self.norm = nnx.RMSNorm(config.hidden_size, dtype=config.dtype, rngs=rngs)
 
   @property
   def table(self):  # [V D], for a tied head

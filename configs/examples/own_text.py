@@ -17,9 +17,9 @@ from configs import base
 def corpus():
   """Sentences inside the word list, in rows of 64 tokens, under a tokenizer of 2,000 pieces."""
   config = base.corpus()
-  config.vocabulary.update(counting='plain', passes='sentences')
+  config.vocabulary.update(word_rule='plain', filters='sentences')
   config.tokenizer.size = 2000
-  config.rows.update(length=64, grouping='tokens')
+  config.rows.update(length=64, packing='tokens')
   config.splits.update(validation=0.05, test=0.05)
   return config
 
@@ -28,12 +28,12 @@ def pretrain():
   """A model of 0.3M parameters that a laptop trains while one waits."""
   config = base.pretrain()
   config.batch_size = 32
-  config.updates = 2000
-  config.model.update(vocabulary=2000, embedding=64, hidden=64, feed_forward=256, heads=4, nominal_heads=4, layers=3,
-                      length=64, norm='pre', positions='rotary', dropout=0.0, tied=True, projection=False, segments=0)
+  config.num_steps = 2000
+  config.model.update(vocab_size=2000, embedding_size=64, hidden_size=64, intermediate_size=256, num_heads=4, flops_heads=4, num_layers=3,
+                      max_length=64, norm='pre', positions='rotary', dropout=0.0, tied=True, projection=False, segments=0)
   config.mask.rate = 0.3
   config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98)
-  config.evaluation.every = config.checkpoint.every = 200
+  config.eval.every = config.checkpoint.every = 200
   return config
 
 

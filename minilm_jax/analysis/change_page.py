@@ -147,7 +147,7 @@ def _of_base(base: AblationRow) -> str:
   if not base.tokens_to_leave:
     return (
       'No plateau can be seen in these runs: none stood still and then fell, or they disagree; give its loss in '
-      'nats with --level.'
+      'nats with --plateau_loss.'
     )
   tokens = '; '.join(_grouped(one) for one in base.tokens_to_leave)
   return f'The plateau is at {base.level:.3f} nats. Tokens until the base leaves it, seed by seed: {tokens}.'

@@ -126,7 +126,7 @@ def read_comparison(
     raise InputError(
       asked,
       '; '.join(['no run that differs from it in its recipe', *left_out]),
-      'give folders with other recipes on the same corpus: minilm compare --base=RUN FOLDER',
+      'give folders with other recipes on the same corpus: minilm ablations --base=RUN FOLDER',
     )
   left_out += [f'{name}: {why}' for name, why in runs.failures(folders).items()]
   under_way = [

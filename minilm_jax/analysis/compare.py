@@ -47,7 +47,7 @@ def compare(
     bases: run directories of the base recipe.
     folders: run directories, or folders that hold them at any depth; the bases may be among them.
     workdir: where the files go; it is made.
-    level: of the plateau, nats; without one the loss of word frequencies, of a `minilm baselines` in the folders, or
+    level: of the plateau, nats; without one the loss of word frequencies, of a `minilm ngram-baselines` in the folders, or
       that of the runs, where they show it.
     lines: other losses to draw, nats by name, beside those of these baselines.
     question: a recipe at whose head stands what is asked and by which rules; the page begins with that.
@@ -102,7 +102,7 @@ def shown(compared: Comparison, tables: Tables) -> list[rich.table.Table | str]:
 
 
 def named_losses(given: str) -> dict[str, float]:
-  """The lines of `--lines`, as in unigram=5.9,bigram=4.2.
+  """The lines of `--reference_losses`, as in unigram=5.9,bigram=4.2.
 
   Raises:
     InputError: something else.
@@ -114,8 +114,8 @@ def named_losses(given: str) -> dict[str, float]:
       found[name.strip()] = float(loss)
     except ValueError:
       raise InputError(
-        f'--lines={given}',
+        f'--reference_losses={given}',
         f'{word!r} is no name with a loss in nats',
-        'give some with commas between, as in --lines=unigram=5.9,bigram=4.2',
+        'give some with commas between, as in --reference_losses=unigram=5.9,bigram=4.2',
       ) from None
   return found

@@ -20,7 +20,7 @@ _PREDICTION_FIELDS = (
   'predictions',
   'seed',
   'pretrained',
-  'which',
+  'epoch_choice',
   'learning_rate',
   'checkpoint_step',
 )
@@ -106,7 +106,7 @@ def _confusion(
       for line in lines
       if line['pretrained'] == arm
       and (
-        not wanted or (line['which'], line['learning_rate'], line['checkpoint_step']) == wanted[arm]
+        not wanted or (line['epoch_choice'], line['learning_rate'], line['checkpoint_step']) == wanted[arm]
       )
     }
     if own:

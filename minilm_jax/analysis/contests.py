@@ -134,7 +134,7 @@ def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iter
         headline,
         seed,
         tuple(sorted(latencies.shape(card['model']) for card in cards)),
-        max(card['model']['layers'] for card in cards),
+        max(card['model']['num_layers'] for card in cards),
         any(card['model']['convolutions'] for card in cards),
         tuple(dict.fromkeys(start.name for start in starts)),
         rows,
@@ -223,13 +223,13 @@ def _deepest(
     and row.pretrained.n
     and (row.task, row.metric, row.split, row.examples)
     == (one.task, one.headline, one.split, one.examples)
-    and there[row.checkpoint].model['layers'] > one.layers
+    and there[row.checkpoint].model['num_layers'] > one.layers
     and there[row.checkpoint].plain
   ]
   same = [row for row in fit if there[row.checkpoint].rows == one.rows]
   fit = same or fit
-  most = max((there[row.checkpoint].model['layers'] for row in fit), default=0)
-  return [row for row in fit if there[row.checkpoint].model['layers'] == most]
+  most = max((there[row.checkpoint].model['num_layers'] for row in fit), default=0)
+  return [row for row in fit if there[row.checkpoint].model['num_layers'] == most]
 
 
 def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:

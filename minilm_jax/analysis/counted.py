@@ -1,4 +1,4 @@
-"""What counts alone reach on the hidden tokens of a comparison, from run directories of `minilm baselines`."""
+"""What counts alone reach on the hidden tokens of a comparison, from run directories of `minilm ngram-baselines`."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ NAMES = {
   'mixture': 'mean of both neighbours',
   'both': 'both neighbours',
 }
-_RECIPE = {'corpus': TEXT, 'rows': COUNT, 'subset': {'rows': ANY, 'tokens': ANY, 'order': ANY}}
+_RECIPE = {'corpus': TEXT, 'rows': COUNT, 'subset': {'rows': ANY, 'tokens': ANY, 'shuffle_seed': ANY}}
 _RESULT = {'rows': [{'predictor': TEXT, 'split': TEXT, 'loss': NUMBER}]}
 
 

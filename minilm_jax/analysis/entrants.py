@@ -1,8 +1,8 @@
 """What one run brings to a comparison: its evaluations, its shape, and the fields of its recipe that count.
 
 Aside, because they are no change: the seed, which pairs runs; how long a run is (`updates`); how often it evaluates,
-saves and logs; how a machine carries it out (mesh, lift, accumulation, head_blocks, corpus_on, remat, nonfinite); where
-its corpus lies, whose hash counts instead; and `nominal_heads`, which only a count of FLOPs is given. A member of a
+saves and logs; how a machine carries it out (mesh, lift, accumulation, logit_chunks, corpus_placement, remat, nonfinite); where
+its corpus lies, whose hash counts instead; and `flops_heads`, which only a count of FLOPs is given. A member of a
 population is a run, with its own seed, learning rate, decay and mask rates for fields.
 """
 
@@ -22,27 +22,27 @@ from minilm_jax.errors import shown
 _ASIDE = (
   'kind',
   'seed',
-  'updates',
-  'evaluation',
+  'num_steps',
+  'eval',
   'checkpoint',
   'log',
   'mesh',
   'population',
-  'accumulation',
+  'grad_accumulation_steps',
   'corpus',
-  'head_blocks',
-  'corpus_on',
+  'logit_chunks',
+  'corpus_placement',
   'nonfinite',
   'model.remat',
-  'model.nominal_heads',
+  'model.flops_heads',
   *(f'model.{one}' for one in model_config.SHAPE_FIELDS.values()),
 )
 _OF_MEMBERS = {
   'optimizer.learning_rate': 'learning_rates',
   'optimizer.weight_decay': 'weight_decays',
   'mask.rate': 'mask_rates',
-  'mask.random': 'mask_randoms',
-  'mask.keep': 'mask_keeps',
+  'mask.random_share': 'mask_randoms',
+  'mask.keep_share': 'mask_keeps',
 }
 
 
@@ -133,7 +133,7 @@ def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
     if name not in _ASIDE and name.partition('.')[0] not in _ASIDE
   }
   shape = model_config.short_shape(config['model'])
-  planned = float(int(config['updates']) * int(config['batch_size']) * track.flops_per_row[ACTUAL])
+  planned = float(int(config['num_steps']) * int(config['batch_size']) * track.flops_per_row[ACTUAL])
   return AblationRun(
     track,
     folder,
@@ -141,6 +141,6 @@ def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
     kept,
     str(manifest['corpus']),
     str(manifest['tokenizer']),
-    int(config['evaluation']['rows']),
+    int(config['eval']['rows']),
     planned,
   )

@@ -6,7 +6,7 @@ compared that share the model and the tokenizer, and
 
 - by size, also either the rows that they saw (same updates) or how often they saw each (same epochs), and whose corpus
   was not selected by a task. Where neither is shared, size and training go together, and it is said.
-- by overlap, the size within a hundredth and the rows that they saw: those of `minilm subset`, on the task whose
+- by overlap, the size within a hundredth and the rows that they saw: those of `minilm overlap-subsets`, on the task whose
   training texts the overlap is with.
 
 The line is that of least squares through the runs: score for a doubling of the tokens, or for 0.01 of overlap. Its
@@ -34,7 +34,7 @@ from minilm_jax.analysis.scores import Group, ScoreRow, difference
 from minilm_jax.errors import InputError
 
 _SAME_SIZE_FACTOR = 1.01  # sizes that differ by a smaller factor are one
-_SELECTED = ('overlap', 'likelihood')  # ways of `minilm subset` that look at a task
+_SELECTED = ('overlap', 'likelihood')  # ways of `minilm overlap-subsets` that look at a task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) 
     rows,
     tokens,
     of_rows,
-    int(config['updates']) * int(config['batch_size']),
+    int(config['num_steps']) * int(config['batch_size']),
     str(part['task']) if part else '',
     float(part['overlap']['value']) if part else math.nan,
     bool(part) and part['by'] in _SELECTED,

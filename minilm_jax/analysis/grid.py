@@ -11,18 +11,18 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax import old_names, run
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.tracks import ACTUAL, ModelShape, LossCurve
 from minilm_jax.shape import NUMBER
 
 _SHAPE_FIELDS = {
-  'embedding': 'embedding',
-  'hidden': 'hidden',
-  'feed_forward': 'feed_forward',
-  'heads': 'nominal_heads',
-  'layers': 'layers',
-  'vocabulary': 'vocabulary',
+  'embedding': 'embedding_size',
+  'hidden': 'hidden_size',
+  'feed_forward': 'intermediate_size',
+  'heads': 'flops_heads',
+  'layers': 'num_layers',
+  'vocabulary': 'vocab_size',
 }
 
 _WORDS = {'bits_per_word?': NUMBER, 'bits_per_byte?': NUMBER}
@@ -62,8 +62,8 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
       continue
     config, manifest = runs.config(path), runs.manifest(path)
     words = (
-      run.read_object(path / run.WORDS, f'what words cost {path}', _WORDS)
-      if (path / run.WORDS).exists()
+      run.read_object(old_names.find_file(path / run.WORDS), f'what words cost {path}', _WORDS)
+      if old_names.find_file(path / run.WORDS).exists()
       else {}
     )
     for member, lines in runs.members(path).items():
@@ -87,7 +87,7 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
       track = dataclasses.replace(
         track,
         finished=(path / run.RESULT).exists()
-        and max(line['step'] for line in lines) >= config['updates'],
+        and max(line['step'] for line in lines) >= config['num_steps'],
       )
       bits = {
         name: words[name] if name in words else None for name in ('bits_per_word', 'bits_per_byte')
@@ -120,12 +120,12 @@ def _curve_of_run(
   test = [runs.number(line['loss']) for line in lines if line['split'] == 'test' and 'loss' in line]
   batch = config['batch_size']
   last = kept[max(kept)] if kept else None
-  length = round(last['tokens'] / (last['step'] * batch)) if last else model['length']
+  length = round(last['tokens'] / (last['step'] * batch)) if last else model['max_length']
   flops = {
-    count: float(value) * length / model['length']
+    count: float(value) * length / model['max_length']
     for count, value in manifest['flops_per_row'].items()
   }
-  if last and 'flops' in last and ACTUAL in flops and length != model['length']:
+  if last and 'flops' in last and ACTUAL in flops and length != model['max_length']:
     flops[ACTUAL] = last['flops'] / (last['step'] * batch)
   return LossCurve(
     name=name,

@@ -57,7 +57,7 @@ def find(
       if draws < 1
       else f'more than {_MAX_DRAWS:,}, which would take days'
     )
-    raise InputError(f'intervals from {draws} draws', found, 'give --draws=1000')
+    raise InputError(f'intervals from {draws} draws', found, 'give --bootstrap_samples=1000')
   tracks = sorted(
     tracks,
     key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name),

@@ -14,14 +14,14 @@ from minilm_jax.errors import InputError
 KIND = 'latency'
 # What the time of an answer does not depend on, but for the head of a masked language model, which is not there.
 _WITHOUT = (
-  'vocabulary',
+  'vocab_size',
   'dropout',
   'initialization',
-  'nominal_heads',
+  'flops_heads',
   'tied',
   'norm_epsilon',
-  'first_position',
-  'second_segment',
+  'position_offset',
+  'segment_embeddings_for_pairs',
 )
 
 

@@ -143,7 +143,7 @@ def _rivals(
       continue
     start = there[name]
     if name in tracks and (
-      name in one.checkpoints if heads else start.plain and start.model['layers'] > one.layers
+      name in one.checkpoints if heads else start.plain and start.model['num_layers'] > one.layers
     ):
       latency = _over_deep(
         timed, deep, latencies.shape(start.model), 1, int(heads.split()[0]) if heads else 1

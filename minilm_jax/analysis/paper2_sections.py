@@ -20,13 +20,13 @@ CLAIM_HEADINGS = (
   'statistic',
   'points [95% interval]',
   'seeds',
-  'collapsed',
+  'constant_prediction',
   'of what',
 )
 CLAIM_WORDS = 3
 CLAIM_CAPTION = (
   'Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
-  'configs/sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
+  'configs/paper2_data_sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
 )
 
 MATCH_HEADINGS = (

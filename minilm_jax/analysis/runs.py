@@ -182,7 +182,7 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
     of: dict[str, str] = {}
     copies = (
       _field(
-        _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'head') or {}, 'copies'
+        _field(run.read_json(path / run.CONFIG, f'the recipe of {path}'), 'head') or {}, 'ensemble_size'
       )
       or 1
     )

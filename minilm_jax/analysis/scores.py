@@ -41,11 +41,11 @@ FIELDS = (
   'learning_rate',
   'member',
   'epoch',
-  'which',
-  'selection',
+  'epoch_choice',
+  'validation_score',
   'majority',
   'frequency',
-  'collapsed',
+  'constant_prediction',
   'truncated',
 )
 
@@ -165,13 +165,13 @@ def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
   """
   lines = list(lines)
   rates = tuple(sorted({line['learning_rate'] for line in lines}, key=number))
-  shown = [line for line in lines if line['which'] == _shown(lines)]
-  if len(rates) < 2 or all(line['selection'] is None for line in shown):
+  shown = [line for line in lines if line['epoch_choice'] == _shown(lines)]
+  if len(rates) < 2 or all(line['validation_score'] is None for line in shown):
     return rates
   means = []
   for rate in rates:
     seeds = {
-      line['seed']: number(line['selection']) for line in shown if line['learning_rate'] == rate
+      line['seed']: number(line['validation_score']) for line in shown if line['learning_rate'] == rate
     }
     means.append(
       np.mean([value if math.isfinite(value) else 0 for value in seeds.values()])
@@ -182,7 +182,7 @@ def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
 
 
 def _shown(lines: Iterable[ScoreLine]) -> str:
-  return 'best' if any(line['which'] == 'best' for line in lines) else 'last'
+  return 'best' if any(line['epoch_choice'] == 'best' for line in lines) else 'last'
 
 
 def _rows(
@@ -197,7 +197,7 @@ def _rows(
   lines = [*ours, *theirs]
   shown = _shown(lines)
   kinds = {
-    (not line['headline'], line['metric'], line['which'] != shown, line['which']) for line in lines
+    (not line['headline'], line['metric'], line['epoch_choice'] != shown, line['epoch_choice']) for line in lines
   }
   for minor, metric, other, which in sorted(kinds):
     for pair in pairs:
@@ -205,7 +205,7 @@ def _rows(
         {
           line['seed']: line
           for line in arm
-          if (line['metric'], line['which']) == (metric, which) and line['learning_rate'] in rate
+          if (line['metric'], line['epoch_choice']) == (metric, which) and line['learning_rate'] in rate
         }
         for arm, rate in zip((ours, theirs), pair, strict=True)
       ]
@@ -247,7 +247,7 @@ def _group(lines: Mapping[int, ScoreLine]) -> Group:
   return group(
     defined,
     rate=next((line['learning_rate'] for line in lines.values()), None),
-    collapsed=sum(bool(line['collapsed']) for line in lines.values()),
+    collapsed=sum(bool(line['constant_prediction']) for line in lines.values()),
     undefined=len(values) - len(defined),
     ends=[_mean(values) for values in ends],
   )

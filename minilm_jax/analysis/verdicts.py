@@ -1,6 +1,6 @@
 """What becomes of the four claims of paper 2: holds, does not hold, or cannot be told at this size.
 
-The rules stand in `configs/sizes.py`, where they were written before any run; here they are carried out. Every
+The rules stand in `configs/paper2_data_sizes.py`, where they were written before any run; here they are carried out. Every
 statistic is one number a seed of fine-tuning, which is what pairs the arms, and its interval is Student's over those
 seeds. So it says what other seeds would give, and nothing of other pre-training runs where there is one of each.
 """
@@ -192,7 +192,7 @@ def _slope(
   what = (
     'sizes of the pre-training set, in runs of the same updates or epochs'
     if axis == SIZE
-    else 'overlaps with the task, in runs of one size (minilm subset)'
+    else 'overlaps with the task, in runs of one size (minilm overlap-subsets)'
   )
   return _told(claim, each, collapsed, f'two {what}, with both arms')
 

@@ -150,10 +150,10 @@ def _tokenizer(config: CorpusConfig, given: tokenizer.Tokenizer | None, kept: Ma
                            config.tokenizer.size, work / TOKENIZER)
   ratio = tokenizer.word_split_ratio(made, tokenizer.thin(training_text(), _MEASURED / size))
   sweep = []
-  if config.tokenizer.sweep:
-    progress.say(f'tokenizer: trying {", ".join(f"{other:,}" for other in config.tokenizer.sweep)} pieces')
+  if config.tokenizer.extra_sizes:
+    progress.say(f'tokenizer: trying {", ".join(f"{other:,}" for other in config.tokenizer.extra_sizes)} pieces')
     sample = list(tokenizer.thin(training_text(), _TRAINING / size))
-    sweep = tokenizer.size_sweep(sample, config.tokenizer.model, config.tokenizer.sweep)
+    sweep = tokenizer.size_sweep(sample, config.tokenizer.model, config.tokenizer.extra_sizes)
   return {'size': made.size, 'sha256': made.sha256, 'word_split_ratio': ratio, 'esms': tokenizer.esms(made),
           'sweep': sweep, 'seconds': time.monotonic() - started}
 
@@ -178,7 +178,7 @@ def identity(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> s
 
 def _say_summary(manifest: Mapping[str, Any], seconds: float) -> None:
   kept, pieces, splits = manifest['stages']['keep'], manifest['stages']['tokenizer'], manifest['splits']
-  kinds = manifest['settings']['vocabulary']['passes']
+  kinds = manifest['settings']['vocabulary']['filters']
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
   largest = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
   children = kept['workers'] if kept['workers'] > 1 else 0

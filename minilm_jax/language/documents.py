@@ -136,8 +136,8 @@ def read(source: Source, config: DocumentsConfig) -> Iterator[str]:
       than `config.longest` characters. Where `config.errors` is 'replace', what is not text becomes U+FFFD instead.
   """
   for text in _texts(source, config):
-    if len(text) > config.longest:
-      raise InputError(source.name, f'a document of more than {config.longest:,} characters', 'raise documents.longest')
+    if len(text) > config.max_chars:
+      raise InputError(source.name, f'a document of more than {config.max_chars:,} characters', 'raise documents.max_chars')
     if text and not text.isspace():
       yield text
 
@@ -146,17 +146,17 @@ def _texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
   if source.form == 'microworld':
     return _microworld(source)
   if source.form == 'txt':
-    lines = (line.removesuffix('\r') for line in files.lines(source.path, config.errors, config.longest))
-    unit = source.unit or config.unit
+    lines = (line.removesuffix('\r') for line in files.lines(source.path, config.on_invalid_utf8, config.max_chars))
+    unit = source.unit or config.document_unit
     if unit == 'line':
       return lines
     if unit == 'paragraphs' and not source.unit:
-      return _paragraphs_or_lines(lines, source.name, config.longest)
-    return _joined(lines, source.name, config.longest, whole=unit == 'file')
+      return _paragraphs_or_lines(lines, source.name, config.max_chars)
+    return _joined(lines, source.name, config.max_chars, whole=unit == 'file')
   if source.form == 'tfds':
     rows = datasets.examples(source.path, config.split, source.start, source.stop)
   else:
-    rows = files.rows(source.path, config.errors, config.longest)
+    rows = files.rows(source.path, config.on_invalid_utf8, config.max_chars)
   return (_column(row, config, f'{source.name}, row {number}') for number, row in enumerate(rows, source.start + 1))
 
 
@@ -166,15 +166,15 @@ def _column(row: dict[str, Any], config: DocumentsConfig, where: str) -> str:
                      'name one of them in documents.field')
   text = row[config.field]
   if isinstance(text, bytes):
-    if config.errors == 'strict':
-      raise InputError(where, f'{config.field!r} is not UTF-8', 'give text, or go on with documents.errors=replace')
+    if config.on_invalid_utf8 == 'strict':
+      raise InputError(where, f'{config.field!r} is not UTF-8', 'give text, or go on with documents.on_invalid_utf8=replace')
     text = text.decode('utf-8', 'replace')
   if not isinstance(text, str):
     raise InputError(where, f'{config.field!r} is no text but {text!r}', 'name a column of text in documents.field')
   if found := shape.NO_TEXT.search(text):
-    if config.errors == 'strict':
+    if config.on_invalid_utf8 == 'strict':
       raise InputError(where, f'U+{ord(found[0]):04X} at character {found.start()} is no text',
-                       'give text, or go on with documents.errors=replace')
+                       'give text, or go on with documents.on_invalid_utf8=replace')
     text = shape.NO_TEXT.sub('\ufffd', text)
   return text
 
@@ -214,7 +214,7 @@ def _paragraphs_or_lines(lines: Iterator[str], name: str, longest: int) -> Itera
 
 def _too_long(name: str, longest: int) -> InputError:
   return InputError(name, f'a document of more than {longest:,} characters',
-                    f'if a line is a document, say {name.partition("@")[0]}@line; or raise documents.longest')
+                    f'if a line is a document, say {name.partition("@")[0]}@line; or raise documents.max_chars')
 
 
 def _microworld(source: Source) -> Iterator[str]:

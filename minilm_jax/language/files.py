@@ -28,7 +28,7 @@ from minilm_jax.language import parquet
 FORMS, COMPRESSIONS = ('txt', 'jsonl', 'json', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
 
 _BLOCK = 1 << 20  # bytes
-_BAD_BYTES = 'give UTF-8, or go on with documents.errors=replace'
+_BAD_BYTES = 'give UTF-8, or go on with documents.on_invalid_utf8=replace'
 
 
 def form_of(path: epath.PathLike) -> str | None:
@@ -133,7 +133,7 @@ def lines(path: epath.PathLike, errors: str, longest: int) -> Iterator[str]:
       text = '' if len(raw) == most else _decoded(raw, errors, f'{path}, line {number}', offset).removesuffix('\n')
       if len(text) > longest or len(raw) == most:
         raise InputError(f'{path}, line {number}', f'it has more than {longest:,} characters',
-                         'break the line, or raise documents.longest')
+                         'break the line, or raise documents.max_chars')
       if number == 1:
         text = text.removeprefix('\ufeff')
       yield text
@@ -190,7 +190,7 @@ def _delimited(path: epath.PathLike, errors: str, longest: int) -> Iterator[dict
       held += len(line)
       if held > longest:
         raise InputError(f'{path}, line {number}', f'its row has more than {longest:,} characters',
-                         'close its quotes, or raise documents.longest')
+                         'close its quotes, or raise documents.max_chars')
       yield line + '\n'
 
   feed = whole_lines()

@@ -90,7 +90,7 @@ def counted(batch: Sequence[str], counting: str) -> Counter[str]:
 def most_frequent(config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int],
                   workers: int) -> vocabulary.WordList:
   """The most frequent words of the sources: one more pass over all text, before the one that filters."""
-  work = functools.partial(counted, counting=config.vocabulary.counting)
+  work = functools.partial(counted, counting=config.vocabulary.word_rule)
   total = Counter()
   for counts in pool.in_order(work, _batches(config, sources, sizes, 'counting words'), workers):
     total.update(counts)

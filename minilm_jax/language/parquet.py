@@ -53,4 +53,4 @@ def rows(stream: BinaryIO, what: str, longest: int) -> Iterator[dict[str, Any]]:
 
 
 def _too_long(what: str, longest: int) -> InputError:
-  return InputError(what, f'a row of more than {longest:,} characters', 'cut it, or raise documents.longest')
+  return InputError(what, f'a row of more than {longest:,} characters', 'cut it, or raise documents.max_chars')

@@ -96,7 +96,7 @@ def counted(part: tuple[int, documents.Source], config: CorpusConfig, folder: ep
   total = Counter()
   with _told(folder, part[0]):
     for batch in keep.batched(documents.read(part[1], config.documents)):
-      total.update(keep.counted(batch, config.vocabulary.counting))
+      total.update(keep.counted(batch, config.vocabulary.word_rule))
       if len(total) >= _WORDS:
         yield from total.items()
         total.clear()

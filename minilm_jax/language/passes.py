@@ -1,7 +1,7 @@
 """The passes that keep text inside a word list (paper 1, selection of the pre-training corpora).
 
-Kept is a *sentence* with more than `sentence_words` counted words, and a *span*, `span_words` fields from every
-`span_stride`-th on (fewer at the end of a document), with more than `span_counted`; both only where no word is out of
+Kept is a *sentence* with more than `min_words_per_sentence` counted words, and a *span*, `span_words` fields from every
+`span_stride`-th on (fewer at the end of a document), with more than `min_words_per_span`; both only where no word is out of
 vocabulary. So is, where it is asked for, a whole *document* with any counted word (as in paper 2). It is the text
 itself, in lower case and with single spaces. Repetitions and rows are for others to see to.
 
@@ -111,7 +111,7 @@ class Filter:
 
   def __init__(self, words: WordList | None, config: VocabularyConfig):
     self._words, self._config = words, config
-    self._analysis = _Analysis(words and words.words, config.counting)
+    self._analysis = _Analysis(words and words.words, config.word_rule)
 
   def __reduce__(self) -> tuple[Any, ...]:
     return Filter, (self._words, self._config)
@@ -127,16 +127,16 @@ class Filter:
     codes = np.fromiter(map(self._analysis.__getitem__, fields), np.int64, len(fields))
     stretches, config = _Stretches(fields, codes, np.array(ends)), self._config
     items, counts = [], collections.Counter(words_read=stretches.words)
-    if 'sentences' in config.passes:
+    if 'sentences' in config.filters:
       caseless = np.array([text.islower() for text in texts])
       is_bound = np.zeros(len(fields) + 1, bool)
       is_bound[breaks] = is_bound[_sentence_ends(codes, np.array(ends), caseless)] = True
       bounds = np.flatnonzero(is_bound)
-      items += stretches.take('sentences', bounds[:-1], bounds[1:], config.sentence_words, counts)
-    if 'spans' in config.passes:
+      items += stretches.take('sentences', bounds[:-1], bounds[1:], config.min_words_per_sentence, counts)
+    if 'spans' in config.filters:
       starts, stops = _windows(np.array(ends), config.span_words, config.span_stride)
-      items += stretches.take('spans', starts, stops, config.span_counted, counts)
-    if 'documents' in config.passes:
+      items += stretches.take('spans', starts, stops, config.min_words_per_span, counts)
+    if 'documents' in config.filters:
       items += stretches.take('documents', np.append(0, ends[:-1]).astype(int), np.array(ends), 0, counts)
     return Kept(sorted(items, key=operator.itemgetter(0, 1)), counts)
 

@@ -124,10 +124,10 @@ def _ids(config: RowsConfig, pieces: tokenizer.Tokenizer, kept: epath.Path, spli
   room = config.length - 2
   for kind in keep.KINDS:
     items = keep.read_items(kept, split, kind)
-    if config.grouping == 'tokens':
+    if config.packing == 'tokens':
       yield from group_tokens(_encoded(pieces, items), room)
       continue
-    texts = items if config.grouping == 'articles' else group_words(items, config.length)
+    texts = items if config.packing == 'articles' else group_words(items, config.length)
     for ids in _encoded(pieces, texts):
       lost.update(rows_truncated=len(ids) > room, tokens_truncated=max(0, len(ids) - room))
       yield ids[:room]

@@ -1,7 +1,7 @@
 """Parts of the training split of a corpus: nested ones by a fixed random order, and corpora made of chosen rows.
 
 A part of a corpus has its tokenizer and its validation and test splits, so that losses on them compare. In one order
-the first n rows are inside the first m > n, whatever n and m are; where a row is a document (`rows.grouping=articles`)
+the first n rows are inside the first m > n, whatever n and m are; where a row is a document (`rows.packing=articles`)
 they are the first n articles of a shuffled list, as in paper 2. Which rows are worth choosing is for others to say.
 """
 
@@ -88,8 +88,8 @@ def check(config: SubsetConfig, described: Mapping[str, Any], corpus: epath.Path
 def chosen(config: SubsetConfig, files: corpora.Files) -> Int[np.ndarray, 'n'] | None:
   """The rows of the training split that a recipe trains on, in ascending order; None where that is all of them."""
   if config.rows:
-    return np.sort(order(int(files.ends[-1]), config.order)[:config.rows])
-  return first(lengths(files), config.tokens, config.order) if config.tokens else None
+    return np.sort(order(int(files.ends[-1]), config.shuffle_seed)[:config.rows])
+  return first(lengths(files), config.tokens, config.shuffle_seed) if config.tokens else None
 
 
 def size(config: SubsetConfig, folder: epath.PathLike, described: Mapping[str, Any]) -> dict[str, int]:

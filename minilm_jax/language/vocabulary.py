@@ -86,7 +86,7 @@ def counted_words(field: str, counting: str) -> tuple[str, ...]:
   runs of two or more word characters. So single letters do not count, and an apostrophe cuts: "don't" is "don".
   'plain' takes words of any length with the apostrophes inside them, and every number as '0'.
 
-  >>> counted_words("Don't", 'honey'), counted_words('well-known,', 'honey'), counted_words('1,000', 'honey')
+  >>> counted_words("Don't", 'paper1'), counted_words('well-known,', 'paper1'), counted_words('1,000', 'paper1')
   (('don',), ('well', 'known'), ('number', 'number'))
   >>> counted_words("Don't", 'plain'), counted_words('I', 'plain'), counted_words('(1,000)', 'plain')
   (("don't",), ('i',), ('0',))

@@ -39,7 +39,7 @@ class Convolution(nnx.Module):
   """Conv2d as PyTorch has it: stride 1, as large out as in, a bias."""
 
   def __init__(self, kernel: tuple[int, int], inputs: int, outputs: int, config: EncoderConfig):
-    self.dtype = jnp.dtype(config.compute)
+    self.dtype = jnp.dtype(config.dtype)
     self.kernel = nnx.Param(jnp.zeros((*kernel, inputs, outputs)))
     self.bias = nnx.Param(jnp.zeros((outputs,)))
 
@@ -57,7 +57,7 @@ class BatchNorm(nnx.Module):
   """
 
   def __init__(self, channels: int, config: EncoderConfig):
-    self.dtype = jnp.dtype(config.compute)
+    self.dtype = jnp.dtype(config.dtype)
     self.scale, self.bias = nnx.Param(jnp.ones((channels,))), nnx.Param(jnp.zeros((channels,)))
     self.running_mean = nnx.BatchStat(jnp.zeros((channels,)))
     self.running_variance = nnx.BatchStat(jnp.ones((channels,)))
@@ -126,7 +126,7 @@ class FrontEnd(nnx.Module):
       self.last = Layer((1, 1), config.channels, 1, config, rngs)
     else:
       self.last = Convolution((1, 1), config.channels, 1, config)
-      self.norm = layer_norm(config.hidden, config, rngs)
+      self.norm = layer_norm(config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
                key: Key[Array, 'B'] | None) -> Float[Array, 'B L D']:
@@ -166,7 +166,7 @@ def parameters(config: EncoderConfig) -> int:
     return 0
   sizes, d = [1] + [config.channels] * (config.convolutions - 1), config.channels
   layers = sum(inputs * d * math.prod(config.kernel) + 3 * d for inputs in sizes)
-  return layers + d + 1 + (2 if config.batch_norm else 2 * config.hidden)
+  return layers + d + 1 + (2 if config.batch_norm else 2 * config.hidden_size)
 
 
 def flops(config: EncoderConfig, length: int) -> int:
@@ -174,8 +174,8 @@ def flops(config: EncoderConfig, length: int) -> int:
   if not config.convolutions:
     return 0
   sizes, d = [1] + [config.channels] * (config.convolutions - 1), config.channels
-  inside = _inside(length, config.kernel[0]) * _inside(config.hidden, config.kernel[1])
-  return 2 * (sum(sizes) * d * inside + d * length * config.hidden)
+  inside = _inside(length, config.kernel[0]) * _inside(config.hidden_size, config.kernel[1])
+  return 2 * (sum(sizes) * d * inside + d * length * config.hidden_size)
 
 
 def _inside(size: int, kernel: int) -> int:

@@ -60,29 +60,29 @@ def _sinusoids(length: int, width: int) -> Float[Array, 'L E']:
 class Embedding(nnx.Module):
   """Token, position and segment vectors, summed and normalised; relative and rotary positions are in attention.
 
-  Learned positions count from `first_position`: the table has `length + first_position` rows, and those before the
+  Learned positions count from `position_offset`: the table has `length + position_offset` rows, and those before the
   first are never used. RoBERTa counts from 2, BERT from 0. All tokens are of the first segment but where
-  `second_segment` says that those after the first `</s>`, a second text, are of the second.
+  `segment_embeddings_for_pairs` says that those after the first `</s>`, a second text, are of the second.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    self.tokens = nnx.Embed(config.vocabulary, config.embedding, rngs=rngs)
+    self.tokens = nnx.Embed(config.vocab_size, config.embedding_size, rngs=rngs)
     if config.positions == 'learned':
-      self.positions = nnx.Embed(config.length + config.first_position, config.embedding, rngs=rngs)
+      self.positions = nnx.Embed(config.max_length + config.position_offset, config.embedding_size, rngs=rngs)
     if config.segments:
-      self.segments = nnx.Embed(config.segments, config.embedding, rngs=rngs)
-    self.norm = layer_norm(config.embedding, config, rngs)
+      self.segments = nnx.Embed(config.segments, config.embedding_size, rngs=rngs)
+    self.norm = layer_norm(config.embedding_size, config, rngs)
 
   def __call__(self, tokens: Integer[Array, 'B L'], key: Key[Array, 'B'] | None) -> Float[Array, 'B L E']:
     x = self.tokens(tokens.astype(jnp.int32))
     if self.config.positions == 'learned':
-      x += self.positions(jnp.arange(tokens.shape[1]) + self.config.first_position)[None]
+      x += self.positions(jnp.arange(tokens.shape[1]) + self.config.position_offset)[None]
     if self.config.positions == 'sinusoidal':
       x += _sinusoids(*x.shape[1:])[None]
     if self.config.segments:
       segment = jnp.zeros((1, 1), jnp.int32)
-      if self.config.second_segment:
+      if self.config.segment_embeddings_for_pairs:
         ends = (tokens == tokenizer.END).astype(jnp.int32)
         segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)  # has one ended before this place?
       x += self.segments(segment)
@@ -92,14 +92,14 @@ class Embedding(nnx.Module):
 class Projection(nnx.Module):
   """From the embedding's width to the hidden width; always there in the paper, also where the two are equal.
 
-  `bare_projection` leaves its norm out.
+  `projection_norm=False` leaves its norm out.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
-    self.linear = Linear(config.embedding, config.hidden, config, rngs)
-    self.bare = config.bare_projection
+    self.linear = Linear(config.embedding_size, config.hidden_size, config, rngs)
+    self.bare = not config.projection_norm
     if not self.bare:
-      self.norm = layer_norm(config.hidden, config, rngs)
+      self.norm = layer_norm(config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
     return self.linear(x) if self.bare else self.norm(self.linear(x))
@@ -128,10 +128,10 @@ class Attention(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    linears = (Linear(config.hidden, config.hidden, config, rngs) for _ in range(4))
+    linears = (Linear(config.hidden_size, config.hidden_size, config, rngs) for _ in range(4))
     self.query, self.key, self.value, self.output = linears
     if config.positions == 'relative':
-      self.distance_bias = nnx.Param(jnp.zeros((config.heads, 2 * config.length - 1)))
+      self.distance_bias = nnx.Param(jnp.zeros((config.num_heads, 2 * config.max_length - 1)))
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
                key: Key[Array, 'B'] | None) -> Float[Array, 'B L D']:
@@ -147,13 +147,13 @@ class Attention(nnx.Module):
       q, k = _rotate(q), _rotate(k)
     scores = _scores(q / math.sqrt(q.shape[-1]), k)
     if self.config.positions == 'relative':
-      distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + self.config.length - 1
+      distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + self.config.max_length - 1
       scores += self.distance_bias[...][:, distance][None]
     scores += jnp.where(mask, 0.0, _FAR)[:, None, None]
     return jax.nn.softmax(scores, axis=-1)
 
   def _split(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L H dim']:
-    return x.reshape(*x.shape[:2], self.config.heads, -1)
+    return x.reshape(*x.shape[:2], self.config.num_heads, -1)
 
 
 class FeedForward(nnx.Module):
@@ -161,8 +161,8 @@ class FeedForward(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.activation = config.activation
-    self.up = Linear(config.hidden, config.feed_forward, config, rngs)
-    self.down = Linear(config.feed_forward, config.hidden, config, rngs)
+    self.up = Linear(config.hidden_size, config.intermediate_size, config, rngs)
+    self.down = Linear(config.intermediate_size, config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
     return self.down(activation(self.activation, self.up(x)))
@@ -173,8 +173,8 @@ class Block(nnx.Module):
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    self.attention, self.attention_norm = Attention(config, rngs), layer_norm(config.hidden, config, rngs)
-    self.feed_forward, self.feed_forward_norm = FeedForward(config, rngs), layer_norm(config.hidden, config, rngs)
+    self.attention, self.attention_norm = Attention(config, rngs), layer_norm(config.hidden_size, config, rngs)
+    self.feed_forward, self.feed_forward_norm = FeedForward(config, rngs), layer_norm(config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'],
                key: Key[Array, 'B'] | None) -> Float[Array, 'B L D']:
@@ -206,9 +206,9 @@ class Encoder(nnx.Module):
       self.short_convolution = ShortConvolution(config)
     if config.convolutions:
       self.convolution = FrontEnd(config, rngs)
-    self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
+    self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
     if config.norm == 'pre':
-      self.norm = layer_norm(config.hidden, config, rngs)
+      self.norm = layer_norm(config.hidden_size, config, rngs)
 
   @property
   def table(self) -> Float[Array | np.ndarray, '*S V E']:
@@ -226,7 +226,7 @@ class Encoder(nnx.Module):
     """
     given = tokens.shape[1]
     if self.config.batch_norm:
-      fill = ((0, 0), (0, self.config.length - given))
+      fill = ((0, 0), (0, self.config.max_length - given))
       tokens, mask = jnp.pad(tokens, fill, constant_values=tokenizer.PAD), jnp.pad(mask, fill)
     first, *rest, front = keys(key, 2 + len(self.blocks))
     x = self.embedding(tokens, first)

@@ -57,16 +57,16 @@ def _tried(config: EncoderConfig) -> tuple[type[nnx.Module], Any]:
   if jax.tree.structure(one) != jax.tree.structure(other):
     raise InputError(what, 'two of one config are not alike in what they hold beside parameters',
                      'keep the config and plain numbers and words there, no function made on the way')
-  for (batch, length), keyed in itertools.product(((2, config.length), (3, config.length - 1)), (False, True)):
+  for (batch, length), keyed in itertools.product(((2, config.max_length), (3, config.max_length - 1)), (False, True)):
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     mask = jax.ShapeDtypeStruct((batch, length), jnp.bool_)
     key = jax.eval_shape(lambda n=batch: jax.random.split(jax.random.key(0), n)) if keyed else None
     asked = f'encoder(tokens, mask, key={"keys" if keyed else None}) with tokens {tokens.shape}'
     found = _shapes(what, asked, lambda model, *given, key: model(*given, key=key), one, tokens, mask, key=key)
-    _check_array(what, asked, found, (batch, length, config.hidden))
+    _check_array(what, asked, found, (batch, length, config.hidden_size))
   if config.tied:
     found = _shapes(what, 'encoder.table', lambda model: model.table[...], one)
-    _check_array(what, 'encoder.table, which a tied head reads,', found, (config.vocabulary, config.hidden))
+    _check_array(what, 'encoder.table, which a tied head reads,', found, (config.vocab_size, config.hidden_size))
   return made, one
 
 

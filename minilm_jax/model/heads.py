@@ -29,12 +29,12 @@ class MaskedLanguageModel(nnx.Module):
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.encoder = _encoder(config, rngs)
-    self.transform = Linear(config.hidden, config.hidden, config, rngs)
-    self.norm = layer_norm(config.hidden, config, rngs)
+    self.transform = Linear(config.hidden_size, config.hidden_size, config, rngs)
+    self.norm = layer_norm(config.hidden_size, config, rngs)
     if config.tied:
-      self.output_bias = nnx.Param(jnp.zeros((config.vocabulary,)))
+      self.output_bias = nnx.Param(jnp.zeros((config.vocab_size,)))
     else:
-      self.output = nnx.Linear(config.hidden, config.vocabulary, rngs=rngs)
+      self.output = nnx.Linear(config.hidden_size, config.vocab_size, rngs=rngs)
 
   def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], positions: Integer[Array, 'B K'], *,
                key: Key[Array, 'B'] | None = None) -> Float[Array, 'B K V']:
@@ -63,10 +63,10 @@ class Head(nnx.Module):
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
     self.head = head
     if head.pooling == 'positions':
-      self.pool = Linear(config.length, 1, config, rngs)
+      self.pool = Linear(config.max_length, 1, config, rngs)
     else:
-      self.dense = Linear(config.hidden, config.hidden, config, rngs)
-    self.output = nnx.Linear(config.hidden, classes, rngs=rngs)
+      self.dense = Linear(config.hidden_size, config.hidden_size, config, rngs)
+    self.output = nnx.Linear(config.hidden_size, classes, rngs=rngs)
 
   def logits(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], before: Key[Array, 'B'] | None,
              after: Key[Array, 'B'] | None) -> Float[Array, 'B C']:
@@ -88,7 +88,7 @@ class Classifier(Head):
   the same over the mean of the tokens; `positions` is the paper's own head, one learned weight a position, pads
   included, then Linear(D, C) and nothing between (paper 1, the released classification model).
 
-  `head.copies` such heads stand on the one encoder: this one and `others`, each with a start and dropout of its own,
+  `head.ensemble_size` such heads stand on the one encoder: this one and `others`, each with a start and dropout of its own,
   so that the first is what it would be alone. The answer is the mean of their logits, the loss the mean of their
   losses: the cheap control of a committee, after Multi-CLS BERT (arXiv 2210.05043).
   """
@@ -97,17 +97,17 @@ class Classifier(Head):
     super().__init__(config, head, classes, rngs)
     self.config = config
     self.encoder = _encoder(config, rngs)
-    self.others = nnx.List([Head(config, head, classes, rngs) for _ in range(head.copies - 1)])
+    self.others = nnx.List([Head(config, head, classes, rngs) for _ in range(head.ensemble_size - 1)])
 
   def __call__(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
                key: Key[Array, 'B'] | None = None) -> Float[Array, 'B C']:
     """Logits of each row."""
-    return functools.reduce(jnp.add, self.each(tokens, mask, key=key)) / self.head.copies
+    return functools.reduce(jnp.add, self.each(tokens, mask, key=key)) / self.head.ensemble_size
 
   def each(self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L'], *,
            key: Key[Array, 'B'] | None = None) -> list[Float[Array, 'B C']]:
     """Logits of each row by each head."""
-    below, *own = keys(key, 1 + 2 * self.head.copies)
+    below, *own = keys(key, 1 + 2 * self.head.ensemble_size)
     x = self.encoder(tokens, mask, key=below)
     pairs = zip(own[::2], own[1::2], strict=True)
     return [one.logits(x, mask, *pair) for one, pair in zip((self, *self.others), pairs, strict=True)]

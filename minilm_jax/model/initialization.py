@@ -34,11 +34,11 @@ def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
 
   Args:
     model: any module; its paths name what a parameter is.
-    rule: 'standard', 'honey' or 'bert'.
+    rule: 'standard', 'paper1' or 'bert'.
     key: of the INIT or HEAD stream.
     made: what paths begin with that stay as they were made; '' is none.
   """
-  draw = {'standard': _standard, 'honey': _honey, 'bert': _bert}[rule]
+  draw = {'standard': _standard, 'paper1': _paper1, 'bert': _bert}[rule]
   shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
 
   def start(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
@@ -85,7 +85,7 @@ def _standard(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[A
   return std * jax.random.normal(key, shape)
 
 
-def _honey(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
+def _paper1(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
   if len(shape) >= 2:
     return math.sqrt(2 / sum(shape)) * jax.random.normal(key, shape)
   if 'norm.' not in name or 'projection.norm.' in name:  # quirk: the projection's norm is taken for a plain bias

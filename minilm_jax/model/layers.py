@@ -46,7 +46,7 @@ def layer_norm(size: int, config: EncoderConfig, rngs: nnx.Rngs, two_passes: boo
 
   `two_passes` takes the mean before it squares: for few numbers, which may differ by much less than they are large.
   """
-  return nnx.LayerNorm(size, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.compute), promote_dtype=_as_they_are,
+  return nnx.LayerNorm(size, epsilon=config.norm_epsilon, dtype=jnp.dtype(config.dtype), promote_dtype=_as_they_are,
                        use_fast_variance=not two_passes, rngs=rngs)
 
 
@@ -67,7 +67,7 @@ class Linear(nnx.Linear):
   """
 
   def __init__(self, inputs: int, outputs: int, config: EncoderConfig, rngs: nnx.Rngs):
-    super().__init__(inputs, outputs, dtype=jnp.dtype(config.compute), rngs=rngs)
+    super().__init__(inputs, outputs, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
   def __call__(self, x: Float[Array, '*S D']) -> Float[Array, '*S F']:
     operands = x.astype(self.dtype), self.kernel[...].astype(self.dtype)

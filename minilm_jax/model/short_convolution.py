@@ -21,8 +21,8 @@ class ShortConvolution(nnx.Module):
   """The row and its depthwise convolution, added; in float32, for element-wise work is what it is."""
 
   def __init__(self, config: EncoderConfig):
-    self.kernel = nnx.Param(jnp.zeros((config.short_convolution, config.hidden)))
-    self.bias = nnx.Param(jnp.zeros((config.hidden,)))
+    self.kernel = nnx.Param(jnp.zeros((config.short_convolution, config.hidden_size)))
+    self.bias = nnx.Param(jnp.zeros((config.hidden_size,)))
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B L D']:
     """The sum over taps is of shifted rows.
@@ -39,9 +39,9 @@ class ShortConvolution(nnx.Module):
 
 def parameters(config: EncoderConfig) -> int:
   """How many parameters it has."""
-  return (config.short_convolution + 1) * config.hidden if config.short_convolution else 0
+  return (config.short_convolution + 1) * config.hidden_size if config.short_convolution else 0
 
 
 def flops(config: EncoderConfig, length: int) -> int:
   """FLOPs of its products over a row of `length`: two a multiply-add, those with the zeros round it included."""
-  return 2 * config.short_convolution * length * config.hidden
+  return 2 * config.short_convolution * length * config.hidden_size

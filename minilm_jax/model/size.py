@@ -30,41 +30,41 @@ def parameters(config: EncoderConfig) -> dict[str, int]:
   `embedding` is what the paper calls embedding parameters, `other` its non-embedding ones, which include an untied
   output matrix (paper 1; its 42 logged runs).
   """
-  c, e, d, f, v = config, config.embedding, config.hidden, config.feed_forward, config.vocabulary
+  c, e, d, f, v = config, config.embedding_size, config.hidden_size, config.intermediate_size, config.vocab_size
   head = d * d + 3 * d + v + (0 if c.tied else d * v)
   if c.encoder:
     own = foreign.parameters(c)
     return {'embedding': own['embedding'], 'other': own['other'] + head, 'total': sum(own.values()) + head}
-  positions = c.length + c.first_position if c.positions == 'learned' else 0
+  positions = c.max_length + c.position_offset if c.positions == 'learned' else 0
   embedding = (v + positions + c.segments) * e + 2 * e
-  projection = e * d + (1 if c.bare_projection else 3) * d if c.projection else 0
-  distances = c.heads * (2 * c.length - 1) if c.positions == 'relative' else 0
+  projection = e * d + (3 if c.projection_norm else 1) * d if c.projection else 0
+  distances = c.num_heads * (2 * c.max_length - 1) if c.positions == 'relative' else 0
   block = 4 * d * d + 9 * d + 2 * d * f + f + distances
   before = projection + short_convolution.parameters(c) + convolution.parameters(c)
-  other = before + c.layers * block + head + (2 * d if c.norm == 'pre' else 0)
+  other = before + c.num_layers * block + head + (2 * d if c.norm == 'pre' else 0)
   return {'embedding': embedding, 'other': other, 'total': embedding + other}
 
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   """FLOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual."""
-  k = masked_positions(config.length, mask.rate)
-  output = k * config.vocabulary * (6 * config.hidden + 4)  # the bias is a row of the kernel in two products of three
+  k = masked_positions(config.max_length, mask.rate)
+  output = k * config.vocab_size * (6 * config.hidden_size + 4)  # the bias is a row of the kernel in two products of three
   return {
       'honey': honey_flops(config),
-      'kaplan': 6 * parameters(config)['other'] * config.length,
-      'actual': TRAINING * (encoder_flops(config, config.length) + 2 * k * config.hidden**2) + output,
+      'kaplan': 6 * parameters(config)['other'] * config.max_length,
+      'actual': TRAINING * (encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2) + output,
   }
 
 
 def honey_flops(config: EncoderConfig) -> int:
   """The paper's count: the released formula as it is, with the head count that the logs state."""
-  s, v, e, d = config.length, config.vocabulary, config.embedding, config.hidden
+  s, v, e, d = config.max_length, config.vocab_size, config.embedding_size, config.hidden_size
   if config.encoder:
     return TRAINING * (2 * s * v * e + foreign.flops(config, s) + 2 * s * d * v)
   embedding = 2 * s * v * e + 2 * s * e * d
-  attention = 6 * s * d * d + 2 * s * s * d + 3 * config.nominal_heads * s * s
-  feed_forward = 4 * s * d * config.feed_forward
-  return TRAINING * (embedding + config.layers * (attention + feed_forward) + 2 * s * d * v)
+  attention = 6 * s * d * d + 2 * s * s * d + 3 * config.flops_heads * s * s
+  feed_forward = 4 * s * d * config.intermediate_size
+  return TRAINING * (embedding + config.num_layers * (attention + feed_forward) + 2 * s * d * v)
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
@@ -74,8 +74,8 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
   """
   if config.encoder:
     return foreign.flops(config, length)
-  d, length = config.hidden, config.length if config.batch_norm else length
-  projection = 2 * length * config.embedding * d if config.projection else 0
+  d, length = config.hidden_size, config.max_length if config.batch_norm else length
+  projection = 2 * length * config.embedding_size * d if config.projection else 0
   attention = 8 * length * d * d + 4 * length * length * d
-  blocks = config.layers * (attention + 4 * length * d * config.feed_forward)
+  blocks = config.num_layers * (attention + 4 * length * d * config.intermediate_size)
   return projection + short_convolution.flops(config, length) + convolution.flops(config, length) + blocks

@@ -43,7 +43,7 @@ def attention(given: str, corpus: str, split: str, workdir: str) -> dict[str, An
   Args:
     given: a pre-training run: `run` for its latest checkpoint, `run@step`, or `run@all` for each that is there.
     corpus: a corpus folder with the run's tokenizer; '' is the one it was trained on.
-    split: train, validation or test, of which the first `evaluation.rows` rows are looked at.
+    split: train, validation or test, of which the first `eval.rows` rows are looked at.
     workdir: for config.json and result.json; what stands there is not measured again. '' is nowhere.
 
   Returns:
@@ -83,16 +83,16 @@ def _named(given: str) -> tuple[str, list[int]]:
 def _measured(config: RunConfig, source: epath.PathLike, these: Sequence[int], read: Corpus) -> list[dict[str, Any]]:
   members = config.population.members
   mesh = population.make_member_mesh(members)
-  strategy = population.choose_strategy(members, config.population.lift, mesh.devices.flat[0].platform)
-  corpus = jax.device_put(dataclasses.replace(read, tokens=read.tokens[:config.evaluation.rows]),
+  strategy = population.choose_strategy(members, config.population.strategy, mesh.devices.flat[0].platform)
+  corpus = jax.device_put(dataclasses.replace(read, tokens=read.tokens[:config.eval.rows]),
                           sharding.replicated(mesh))
   look, rows = jax.jit(population.map_over_members(totals, mesh, strategy)), []
   for step in these:
     encoder = pretrained.load(source, step, 'encoder', mesh, allow_population=True).model
     found = hosts.to_host(look(encoder, corpus))
     shares, counts = (np.reshape(found[name], (members, *size)) for name, size in (
-        ('shares', (config.model.layers, len(QUERIES), config.model.heads, len(PARTS))), ('queries', (len(QUERIES),))))
-    for member, layer, head, kind in np.ndindex(members, config.model.layers, config.model.heads, len(QUERIES)):
+        ('shares', (config.model.num_layers, len(QUERIES), config.model.num_heads, len(PARTS))), ('queries', (len(QUERIES),))))
+    for member, layer, head, kind in np.ndindex(members, config.model.num_layers, config.model.num_heads, len(QUERIES)):
       count = counts[member, kind]
       rows.append({'step': step, 'member': member, 'layer': layer, 'head': head, 'queries': QUERIES[kind],
                    'count': int(count),
@@ -118,7 +118,7 @@ def totals(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
     return {'shares': sums['shares'] + shares, 'queries': sums['queries'] + queries.sum((0, 1))}
 
   config = encoder.config
-  zero = {'shares': jnp.zeros((config.layers, len(QUERIES), config.heads, len(PARTS))),
+  zero = {'shares': jnp.zeros((config.num_layers, len(QUERIES), config.num_heads, len(PARTS))),
           'queries': jnp.zeros(len(QUERIES), jnp.int32)}
   return jax.lax.fori_loop(0, -(-corpus.rows // _ROWS), add, zero)
 

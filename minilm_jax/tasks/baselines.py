@@ -48,7 +48,7 @@ def baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
   """Counts the training split of a recipe and scores the hidden tokens of its evaluation, in a run directory.
 
   Args:
-    config: whose corpus, a folder, `subset` and `evaluation.rows` are used.
+    config: whose corpus, a folder, `subset` and `eval.rows` are used.
     workdir: for config.json and result.json; what stands there is not counted again.
 
   Returns:
@@ -67,7 +67,7 @@ def baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, Any]:
     raise InputError(f'baselines on {folder}', 'neither a validation nor a test split',
                      'build the corpus with splits.validation above 0')
   with claim.held(workdir):
-    workdir = run.open_run(workdir, {'kind': KIND, 'corpus': described['hash'], 'rows': config.evaluation.rows,
+    workdir = run.open_run(workdir, {'kind': KIND, 'corpus': described['hash'], 'rows': config.eval.rows,
                                      'subset': recipe.as_dict(config.subset)})
     if (workdir / run.RESULT).exists():
       progress.say(f'nothing to do: {workdir} has the baselines of this corpus')
@@ -82,7 +82,7 @@ def _measured(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> d
   started, files = time.monotonic(), corpora.Files(folder, subset.TRAIN)
   chosen, vocabulary = subset.chosen(config.subset, files), files.manifest['vocabulary']
   numbers = np.arange(files.ends[-1]) if chosen is None else chosen
-  batches = {split: hidden(corpora.load(folder, split, config.evaluation.rows)) for split in splits}
+  batches = {split: hidden(corpora.load(folder, split, config.eval.rows)) for split in splits}
   seen, targets = (np.concatenate(parts) for parts in zip(*(places(one) for one in batches.values()), strict=True))
   with progress.track('counting the corpus', 0, 'tables') as tick:
     done = 0

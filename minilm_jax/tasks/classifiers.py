@@ -45,7 +45,7 @@ _NO_ARRAYS = (OSError, ValueError, TypeError, LookupError, SyntaxError, Arithmet
 _FOLDER = re.compile(r'classifier-\d+')
 _FILES = (CARD, build.TOKENIZER, OUTPUTS)
 _MANIFEST = {'kind': TEXT, 'files': dict.fromkeys(_FILES, TEXT), 'weights': TEXT, 'examples': {}, 'parameters': COUNT}
-_REMEDY = 'fine-tune it again with --config.keep=True, or give another folder'
+_REMEDY = 'fine-tune it again with --config.save_classifiers=True, or give another folder'
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
 
@@ -79,7 +79,7 @@ class Card(Checked):
   task_kind: str
   labels: tuple[str, ...]
   fields: tuple[str, ...]
-  joined: bool
+  concatenate_fields: bool
   headline: str
   length: Positive
   model: EncoderConfig
@@ -89,7 +89,7 @@ class Card(Checked):
   learning_rate: float
   checkpoint: str
   step: int
-  which: str
+  epoch_choice: str
   epoch: float
 
   @property

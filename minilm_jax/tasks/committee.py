@@ -72,7 +72,7 @@ def named(given: str) -> list[str]:
     fitting = [one for one in sorted(glob.glob(word)) if epath.Path(one).is_dir()]
     if not fitting:
       raise InputError(f'the members {word}', 'no folder fits it',
-                       'fine-tune with --config.keep=True, which makes classifier-0, classifier-1 and so on')
+                       'fine-tune with --config.save_classifiers=True, which makes classifier-0, classifier-1 and so on')
     found += fitting
   if not found:
     raise InputError(f'--members={given}', 'it names no classifier', "give some, as in --members='runs/x/classifier-*'")
@@ -113,12 +113,12 @@ def _write(members: Sequence[Fitted], folders: Sequence[epath.Path], workdir: ep
   run.write_json(workdir / run.MANIFEST, {
       'tokenizer': card.tokenizer, 'parameters': {'total': sum(counts)}, 'members': [
           {'folder': classifiers.folder(number), 'weights': member.identity, 'parameters': counts[number],
-           'layers': member.card.model.layers, 'hidden': member.card.model.hidden, 'heads': member.card.head.copies,
+           'layers': member.card.model.num_layers, 'hidden': member.card.model.hidden_size, 'heads': member.card.head.ensemble_size,
            'seed': member.card.seed, 'learning_rate': member.card.learning_rate, 'checkpoint': member.card.checkpoint,
            'step': member.card.step}
           for number, member in enumerate(members)]})
   lines, reason, examples = _study(folders, card.headline)
-  heads = [member.card.head.copies for member in members]
+  heads = [member.card.head.ensemble_size for member in members]
   run.write_json(workdir / STUDY, {'task': card.task, 'headline': card.headline, 'members': len(members),
                                    'heads': heads, 'examples': examples, 'unscored': reason,
                                    'lines': [subsets.as_dict(line) for line in lines]})

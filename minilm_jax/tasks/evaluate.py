@@ -29,7 +29,7 @@ def evaluate(source: epath.PathLike, corpus: str, split: str) -> dict[str, Any]:
     InputError: no such split or corpus, rows longer than the model reads, or a corpus that another tokenizer made.
   """
   pretrained_run, mesh, rows = _load(source, corpus, split)
-  evaluate_model = program.build_evaluate(dataclasses.replace(pretrained_run.config.evaluation, rows=rows.rows), mesh)
+  evaluate_model = program.build_evaluate(dataclasses.replace(pretrained_run.config.eval, rows=rows.rows), mesh)
   losses = evaluate_model(pretrained_run.model, jax.device_put(rows, sharding.replicated(mesh)))[0]
   return {'split': split, 'rows': rows.rows, 'step': pretrained_run.step, **losses,
           **words.measure(pretrained_run.model, rows.tokens, pretrained_run.tokenizer, mesh)}
@@ -70,10 +70,10 @@ def read_split(source: epath.PathLike, config: RunConfig, corpus: str, split: st
   if not corpus and not folder.exists():
     raise InputError(f'the corpus of {source}', f'no folder {folder}', 'say where it is now: --corpus=FOLDER')
   found = corpora.manifest(folder)
-  if found['length'] > config.model.length:
+  if found['length'] > config.model.max_length:
     raise InputError(f'the loss of {source} on {folder}',
-                     f'rows of {found["length"]} tokens, and the model reads {config.model.length}',
-                     f'build it with --config.rows.length={config.model.length}')
+                     f'rows of {found["length"]} tokens, and the model reads {config.model.max_length}',
+                     f'build it with --config.rows.length={config.model.max_length}')
   if found['tokenizer']['sha256'] != described['tokenizer']:
     raise InputError(f'the loss of {source} on {folder}', 'the corpus was made with another tokenizer',
                      f'build it with --config.tokenizer.path={epath.Path(source) / build.TOKENIZER}')

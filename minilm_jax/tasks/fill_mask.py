@@ -57,8 +57,8 @@ def guesses(config: EncoderConfig, tokenizer: Tokenizer, model: MaskedLanguageMo
   for number, part in enumerate(tokenizer.fold(text).split(_HOLE)):
     ids += [pieces.MASK] * (number > 0) + tokenizer.encode([part.rstrip()])[0]  # a space before a hole is no piece
   ids.append(pieces.END)
-  if len(ids) > config.length:
-    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.length}',
+  if len(ids) > config.max_length:
+    raise InputError(f'guesses for a text of {len(ids)} tokens', f'the model reads at most {config.max_length}',
                      'give a shorter text')
   tokens = jnp.asarray([ids])
   holes = np.flatnonzero(np.asarray(ids) == pieces.MASK)

@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig, source: epath.PathLike, workdir: epath.Path
   model = dataclasses.replace(pretrained.load_single_config(source).model, dropout=config.head.dropout)
   tokenizer = pretrained.load_tokenizer(source)
   saved = {step: load_encoder(source, model, step) for step in starts if step is not None}
-  ready = material.prepare(config, model.length, tokenizer, model.batch_norm, bool(model.encoder))
+  ready = material.prepare(config, model.max_length, tokenizer, model.batch_norm, bool(model.encoder))
   with claim.held(workdir):
     workdir = run.open_run(workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)})
     return _go_on(config, source, workdir, starts, model, tokenizer, saved, ready)
@@ -64,7 +64,7 @@ def _go_on(config: FinetuneConfig, source: epath.Path, workdir: epath.Path, star
   """Runs the members that are left."""
   entries = protocol.entries(config, starts)
   common = {'train_examples': len(ready.rows[TRAIN].labels), 'checkpoint': source.name, 'truncated': ready.truncated,
-            'held_out': len(ready.rows[HELD_OUT].labels) if config.held_out else 0, 'filtered': config.task.filtered}
+            'held_out': len(ready.rows[HELD_OUT].labels) if config.validation_fraction else 0, 'filtered': config.task.filtered}
   left = _left(config, ready, entries, workdir)
   if left:
     shape = fitting.Shape(ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths)
@@ -105,7 +105,7 @@ def _left(config: FinetuneConfig, ready: Material, entries: Sequence[Entry], wor
   whole = len(protocol.epochs_reported(config)) * len(ready.reported) * len(ready.task.metrics)
   members = [line['member'] for line in run.read_lines(workdir / run.SCORES)]
   done = {member for member in members if members.count(member) == whole and not (
-      config.keep and classifiers.missing(workdir / classifiers.folder(member)))}
+      config.save_classifiers and classifiers.missing(workdir / classifiers.folder(member)))}
   return [entry for entry in entries if entry.member not in done]
 
 
@@ -147,7 +147,7 @@ def _fit_all(program: Program, origins: dict[Entry, tuple], encoders: Any, ready
       for entry, kept in zip(some, found, strict=True):
         if config.predictions:
           server.keep(workdir, ready, entry, kept)
-        if config.keep:
+        if config.save_classifiers:
           keep(entry, kept)
         for line in protocol.lines(ready.task, entry, kept, labels, floors):
           run.append_line(workdir / run.SCORES, {**line, **common})
@@ -175,11 +175,11 @@ def _fit(program: Program, reached: interim.Reached, data: Any, judged: tuple[An
                for name in own if name not in ready.unlabelled}
       for name, value in heads.items():
         log({**where, 'split': name, ready.task.headline: value})
-      now = Scored(epoch, heads[HELD_OUT] if config.held_out else math.nan, own)
-      if config.keep and (not config.held_out or protocol.better(now, kept[number].get(protocol.BEST))):
+      now = Scored(epoch, heads[HELD_OUT] if config.validation_fraction else math.nan, own)
+      if config.save_classifiers and (not config.validation_fraction or protocol.better(now, kept[number].get(protocol.BEST))):
         now = dataclasses.replace(now, model=jax.tree.map(np.asarray, population.select_member(
             member.state.model, number)))
-      if config.held_out and protocol.better(now, kept[number].get(protocol.BEST)):
+      if config.validation_fraction and protocol.better(now, kept[number].get(protocol.BEST)):
         kept[number][protocol.BEST], best[number] = now, epoch
       kept[number][protocol.LAST] = now
       if not math.isfinite(losses[number]) or config.patience and epoch - best[number] >= config.patience:
@@ -195,8 +195,8 @@ def _keep(origins: dict[Entry, tuple], whole: np.ndarray, ready: Material, confi
   which = protocol.epochs_reported(config)[0]
   scored, task = kept[which], ready.task
   card = classifiers.Card(
-      classifiers.KIND, task.name, task.kind, task.labels, task.fields, task.joined, task.headline,
-      min(model.length, config.length), model, config.head, tokenizer.sha256, entry.seed, entry.learning_rate,
+      classifiers.KIND, task.name, task.kind, task.labels, task.fields, task.concatenate_fields, task.headline,
+      min(model.max_length, config.length), model, config.head, tokenizer.sha256, entry.seed, entry.learning_rate,
       str(source), -1 if entry.step is None else entry.step, which, scored.epoch)
   outputs = {split: (scored.outputs[split], ready.rows[split].labels) for split in ready.reported}
   fitted = scored.model if model.encoder else tables.widen(scored.model, whole[origins[entry][2]], ready.used)

@@ -194,7 +194,7 @@ def make_program(shape: Shape, config: FinetuneConfig, model: EncoderConfig, mem
   updates = math.ceil(config.epochs * shape.examples / config.batch_size)
   mesh = population.make_member_mesh(members)
   devices = mesh.devices.size
-  how = population.choose_strategy(members, config.lift, mesh.devices.flat[0].platform)
+  how = population.choose_strategy(members, config.strategy, mesh.devices.flat[0].platform)
   each = 1 if how != 'vmap' else min(-(-members // devices), max(1, _TOGETHER // devices))
   work = members * updates * config.batch_size * shape.lengths[-1]
   if how == 'vmap' or work < _WORTH:  # under vmap every member takes every branch

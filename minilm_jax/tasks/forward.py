@@ -80,7 +80,7 @@ def logits(members: Sequence[Fitted], examples: Examples, lift: str = 'auto',
     card = first.card
     sequences, _ = encoding.encode(examples, first.tokenizer, card.length)
     whole = card.head.pooling == 'positions'  # a weight a position, pads included
-    length = card.model.length if whole else encoding.bucket(sequences, card.model.length)
+    length = card.model.max_length if whole else encoding.bucket(sequences, card.model.max_length)
     rows = encoding.task_rows(sequences, np.zeros(len(sequences), np.int32), length)
     size = min(_BATCH, 1 << (len(sequences) - 1).bit_length())
     tokens, (where,) = encoding.in_batches([rows], size)

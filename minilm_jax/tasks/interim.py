@@ -18,12 +18,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from minilm_jax import run, signals
+from minilm_jax import old_names, run, signals
 from minilm_jax.tasks.fitting import Member
 from minilm_jax.tasks.protocol import Entry, Scored
 from minilm_jax.training import population
 
-FILE = '.fitting.npz'
+FILE = '.finetune_state.npz'
 SECONDS = 60.0  # between two saves
 _SAID = 'said'  # the name of the JSON among the arrays
 
@@ -107,14 +107,14 @@ def step(workdir: epath.PathLike, entries: Sequence[Entry]) -> int:
 
 def remove(workdir: epath.PathLike) -> None:
   """Their scores are written: what they reached on their way is of no use any more."""
-  (epath.Path(workdir) / FILE).unlink(missing_ok=True)
+  old_names.find_file(epath.Path(workdir) / FILE).unlink(missing_ok=True)
 
 
 def _read(workdir: epath.PathLike, entries: Sequence[Entry]) -> tuple[dict[str, Any], Mapping[str, np.ndarray]] | None:
-  if not (epath.Path(workdir) / FILE).exists():
+  if not old_names.find_file(epath.Path(workdir) / FILE).exists():
     return None
   try:
-    with (epath.Path(workdir) / FILE).open('rb') as stream, np.load(stream, allow_pickle=False) as file:
+    with old_names.find_file(epath.Path(workdir) / FILE).open('rb') as stream, np.load(stream, allow_pickle=False) as file:
       arrays = dict(file)
     said = json.loads(arrays.pop(_SAID).tobytes())
   except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):  # flipped bytes fail its CRC

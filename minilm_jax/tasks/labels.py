@@ -56,7 +56,7 @@ def index(value: Any, task: Task, where: str) -> int:
   Raises:
     InputError: it is none of the task's.
   """
-  if task.found:
+  if task.labels_from_data:
     name = _name(value, where)
     if name in task.labels:
       return task.labels.index(name)

@@ -58,7 +58,7 @@ def pseudo_perplexity(source: epath.PathLike, text: str, likelihood: str) -> dic
     raise InputError('the likelihood of a text', 'an empty one', "give words, as in --text='the dog sleeps .'")
   pretrained_run = pretrained.load(source)
   config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
-  lines = encode([line for line in text.splitlines() if line.strip()], tokenizer, config.model.length)
+  lines = encode([line for line in text.splitlines() if line.strip()], tokenizer, config.model.max_length)
   tokens, unknown = count(lines)
   total = math.fsum(pseudo_log_likelihoods(model, lines, tokenizer.starts_word(), likelihood).tolist())
   return {'pseudo_perplexity': math.exp(-total / tokens), 'tokens': tokens, 'log_likelihood': total,
@@ -108,7 +108,7 @@ def pseudo_log_likelihoods(model: MaskedLanguageModel, sentences: Sequence[Seque
   distinct, scores, done = list(known), np.zeros(len(known), np.float32), 0
   buckets: dict[int, list[int]] = {}
   for number, sentence in enumerate(distinct):
-    length = min(-(-(len(sentence) + 2) // _BUCKET) * _BUCKET, model.config.length)
+    length = min(-(-(len(sentence) + 2) // _BUCKET) * _BUCKET, model.config.max_length)
     buckets.setdefault(length, []).append(number)
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
   model = jax.device_put(model, sharding.replicated(mesh))

@@ -64,14 +64,14 @@ def prepare(config: FinetuneConfig, longest: int, tokenizer: Tokenizer, whole: b
   task = sources.complete(config.task)
   train = sources.require_labels(sources.read(task, config.task, TRAIN), f'training on {task.name}')
   splits = {TRAIN: train}
-  if config.held_out:
-    splits[TRAIN], splits[HELD_OUT] = sources.hold_out(train, config.held_out)
+  if config.validation_fraction:
+    splits[TRAIN], splits[HELD_OUT] = sources.hold_out(train, config.validation_fraction)
   reported = sources.splits(task, config.task.split)
   for split in reported:
     purpose = f'scores on the {split} split of {task.name}'
     splits[split] = sources.require_labels(sources.read(task, config.task, split), purpose)
   sources.check(task, *splits.values())
-  unlabelled = _unlabelled(task, config, reported) if config.predictions and task.server else {}
+  unlabelled = _unlabelled(task, config, reported) if config.predictions and task.submission_name else {}
   splits |= {split: examples for split, (_, examples) in unlabelled.items()}
   cut = min(longest, config.length)
   encoded = {name: encoding.encode(examples, tokenizer, cut) for name, examples in splits.items()}
@@ -95,7 +95,7 @@ def _unlabelled(task: Task, config: FinetuneConfig, reported: tuple[str, ...]) -
   if config.task.filtered:
     progress.say(f'{task.name}: no files for the GLUE server, which wants every example, not those of a word list')
     return {}
-  served = [one for one in table.TASKS.values() if one.through == task.name]
+  served = [one for one in table.TASKS.values() if one.predicted_by == task.name]
   found = {}
   for other in (task, *served) if not places.named(config.task) else (task,):  # files that are named are of one task
     own = dataclasses.replace(config.task, name=other.name)

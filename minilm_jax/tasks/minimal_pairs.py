@@ -150,7 +150,7 @@ def evaluate(source: epath.PathLike, given: epath.PathLike, likelihood: str, cor
   pretrained_run = pretrained.load(source)
   config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
   sentences = likelihoods.encode([pair.good for pair in pairs] + [pair.bad for pair in pairs], tokenizer,
-                                 config.model.length)
+                                 config.model.max_length)
   unigrams, said = _baseline(source, corpus, tokenizer)
   step = pretrained_run.step
   write = bool(workdir) and not (epath.Path(workdir) / run.RESULT).exists()  # a finished one may be anyone's to read
@@ -208,9 +208,9 @@ def score_lines(found: dict[str, Any]) -> list[dict[str, Any]]:
   return [{
       **common, 'metric': 'accuracy', 'split': split, 'value': line['value'], 'low': line['low'], 'high': line['high'],
       'headline': split == EVERYTHING, 'examples': line['pairs'], 'train_examples': 0, 'held_out': 0,
-      'pretrained': True, 'filtered': False, 'learning_rate': None, 'member': 0, 'epoch': None, 'which': 'last',
-      'selection': None, 'majority': 0.5, 'frequency': line['frequency'], 'ties': line['ties'],
-      'collapsed': line['ties'] == 1, 'truncated': 0} for split, line in splits.items()]
+      'pretrained': True, 'filtered': False, 'learning_rate': None, 'member': 0, 'epoch': None, 'epoch_choice': 'last',
+      'validation_score': None, 'majority': 0.5, 'frequency': line['frequency'], 'ties': line['ties'],
+      'constant_prediction': line['ties'] == 1, 'truncated': 0} for split, line in splits.items()]
 
 
 def tables(found: dict[str, Any]) -> list[rich_table.Table]:

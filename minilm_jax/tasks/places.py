@@ -42,9 +42,9 @@ def rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]]
   Raises:
     InputError: no place is given, the place has no such split (`NoSplit`) or cannot be read.
   """
-  if task.through and split == 'train':
+  if task.predicted_by and split == 'train':
     raise NoSplit(f'training examples of {task.name}', 'it has a test split alone',
-                  f'fine-tune on {task.through}, whose models predict it')
+                  f'fine-tune on {task.predicted_by}, whose models predict it')
   if config.data_dir:
     return _tfds(task, config, split)
   if config.folder:

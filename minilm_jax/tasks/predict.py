@@ -39,7 +39,7 @@ def predict(committee_folder: str, classifier_folder: str, text: str, pair: str,
                      'no --committee and no --classifier', 'give one of them')
   if bool(text.strip()) == bool(file) or file and pair:
     found = 'no --text and no --file' if not file else 'a text beside --file'
-    raise InputError('minilm predict', found, 'give --text (of tasks on pairs also --pair), or --file')
+    raise InputError('minilm predict', found, 'give --text (of tasks on pairs also --text_pair), or --file')
   several = bool(committee_folder)
   members = committee.load(committee_folder) if several else Committee((classifiers.load(classifier_folder),))
   card = members.members[0].card
@@ -48,10 +48,10 @@ def predict(committee_folder: str, classifier_folder: str, text: str, pair: str,
 
 
 def _given(text: str, pair: str, card: Card) -> tuple[str, ...]:
-  two = len(card.fields) == 2 and not card.joined
-  if bool(pair.strip()) != two and not (card.joined and pair):
+  two = len(card.fields) == 2 and not card.concatenate_fields
+  if bool(pair.strip()) != two and not (card.concatenate_fields and pair):
     found = f'{card.task} is about pairs: {" and ".join(card.fields)}' if two else f'{card.task} is about one text'
-    raise InputError('minilm predict', found, 'give --text and --pair' if two else 'leave --pair out')
+    raise InputError('minilm predict', found, 'give --text and --text_pair' if two else 'leave --text_pair out')
   return (text, pair) if two else (' '.join(part for part in (text, pair) if part),)
 
 
@@ -62,14 +62,14 @@ def _read(path: str, card: Card) -> Iterator[tuple[str, ...]]:
   number = 0
   for number, row in enumerate(documents.table_rows(str(epath.Path(path).expanduser()), errors='strict'), 1):
     fields = card.fields
-    if not set(fields) <= row.keys() and (card.joined or len(fields) == 1) and 'text' in row:
+    if not set(fields) <= row.keys() and (card.concatenate_fields or len(fields) == 1) and 'text' in row:
       fields = ('text',)
     for field in fields:
       if field not in row or not isinstance(row[field], str):
         found = f'row {number:,} has {", ".join(map(str, row)) or "nothing"}'
         raise InputError(f'text in {field!r} of {path}', found, f'give {" and ".join(card.fields)}, as strings')
     texts = tuple(row[field] for field in fields)
-    yield (' '.join(text for text in texts if text),) if card.joined else texts
+    yield (' '.join(text for text in texts if text),) if card.concatenate_fields else texts
   if not number:
     raise InputError(f'the texts of {path}', 'no rows', 'give at least one')
 

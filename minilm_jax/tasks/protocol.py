@@ -18,7 +18,7 @@ from minilm_jax.tasks.table import REGRESSION, Task
 
 HELD_OUT = 'held_out'  # in the place of a split
 BEST, LAST = 'best', 'last'
-_SUMMARISED = ('pretrained', 'checkpoint_step', 'learning_rate', 'which', 'split', 'metric')
+_SUMMARISED = ('pretrained', 'checkpoint_step', 'learning_rate', 'epoch_choice', 'split', 'metric')
 Outputs = Float[np.ndarray, 'N C']
 Labels = Shaped[np.ndarray, 'N']
 
@@ -71,7 +71,7 @@ def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
 
 def epochs_reported(config: FinetuneConfig) -> tuple[str, ...]:
   """Which epochs of a member are scored."""
-  return (BEST, LAST) if config.held_out else (LAST,)
+  return (BEST, LAST) if config.validation_fraction else (LAST,)
 
 
 def predictions(task: Task, outputs: Outputs) -> Labels:
@@ -120,9 +120,9 @@ def lines(task: Task, entry: Entry, kept: Mapping[str, Scored], labels: Mapping[
       for metric, value in values(task, outputs, right).items():
         yield {'task': task.name, 'metric': metric, 'value': value, 'low': spread[metric][0], 'high': spread[metric][1],
                'headline': metric == task.headline, 'split': split, 'examples': len(right), **entry.fields(),
-               'which': which, 'epoch': scored.epoch, 'selection': scored.selection,
+               'epoch_choice': which, 'epoch': scored.epoch, 'validation_score': scored.selection,
                **{name: floor[metric] for name, floor in floors[split].items()},
-               'collapsed': not fine or metrics.collapsed(said)}
+               'constant_prediction': not fine or metrics.collapsed(said)}
 
 
 def summaries(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def _draw(labels: Sequence[str], count: int) -> list[list[int]]:
   for label, found in places.items():
     if len(found) < count:
       raise InputError(f'{count:,} examples of each label', f'{len(found):,} of {label!r}',
-                       'lower task.per_label and task.per_label_reported, or give more examples')
+                       'lower task.per_label and task.eval_per_label, or give more examples')
   return [generator.sample(found, count) for found in places.values()]
 
 

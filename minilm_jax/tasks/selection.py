@@ -1,4 +1,4 @@
-"""Parts of a corpus that overlap more or less with a task, of one size: what `minilm subset` makes.
+"""Parts of a corpus that overlap more or less with a task, of one size: what `minilm overlap-subsets` makes.
 
 Every training row of the corpus gets a score, the mean over its pieces t of a weight:
 
@@ -60,9 +60,9 @@ def subsets(folder: epath.PathLike, config: FinetuneConfig, workdir: epath.PathL
       cannot be read.
   """
   if by not in WAYS:
-    raise InputError(f'--by={by}', 'no such choice', f'{nearest(by, WAYS)} (choices: {", ".join(WAYS)})')
+    raise InputError(f'--select_by={by}', 'no such choice', f'{nearest(by, WAYS)} (choices: {", ".join(WAYS)})')
   if parts < 2:
-    raise InputError(f'--parts={parts}', 'nothing to compare', 'give at least 2; subset.rows is a part by chance')
+    raise InputError(f'--num_parts={parts}', 'nothing to compare', 'give at least 2; subset.rows is a part by chance')
   part, described = SubsetConfig(0, tokens, order), corpora.manifest(folder)
   subset.check(part, described, folder)
   task = sources.complete(config.task)

@@ -27,7 +27,7 @@ def keep(workdir: epath.Path, ready: Material, entry: Entry, kept: Mapping[str, 
     for split in (*ready.reported, *ready.unlabelled):
       said = protocol.predictions(ready.task, scored.outputs[split]).tolist()
       right = {} if split in ready.unlabelled else {'labels': ready.rows[split].labels.tolist()}
-      run.append_line(workdir / run.PREDICTIONS, {'task': ready.task.name, 'split': split, 'which': which,
+      run.append_line(workdir / run.PREDICTIONS, {'task': ready.task.name, 'split': split, 'epoch_choice': which,
                                                   **entry.fields(), 'predictions': said, **right})
 
 
@@ -35,12 +35,12 @@ def write(workdir: epath.Path, ready: Material, lines: Sequence[Mapping[str, Any
   """Writes the files of the server, from the member that was best on what was held out, or else the first."""
   if not ready.unlabelled:
     return
-  candidates = [line for line in lines if line['headline'] and line['which'] == which and line['value'] is not None]
+  candidates = [line for line in lines if line['headline'] and line['epoch_choice'] == which and line['value'] is not None]
   if not candidates:
     return
-  chosen = max(candidates, key=lambda line: (line['pretrained'], line['selection'] or 0, -line['member']))
+  chosen = max(candidates, key=lambda line: (line['pretrained'], line['validation_score'] or 0, -line['member']))
   found = {line['split']: line['predictions'] for line in run.read_lines(workdir / run.PREDICTIONS)
-           if line['member'] == chosen['member'] and line['which'] == which}
+           if line['member'] == chosen['member'] and line['epoch_choice'] == which}
   (workdir / SUBMISSION).mkdir(exist_ok=True)
   for split, task in ready.unlabelled.items():
     path = workdir / SUBMISSION / f'{_file(task, split)}.tsv'
@@ -66,4 +66,4 @@ def table(task: Task, predictions: Shaped[np.ndarray, 'N'], numbers: Sequence[in
 
 def _file(task: Task, split: str) -> str:
   """`MNLI-m` of the part `matched`, `MNLI-mm` of the other."""
-  return task.server + ('-mm' if split.endswith('_mismatched') else '-m' if split.endswith('_matched') else '')
+  return task.submission_name + ('-mm' if split.endswith('_mismatched') else '-m' if split.endswith('_matched') else '')

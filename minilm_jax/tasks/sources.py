@@ -66,13 +66,13 @@ def complete(config: TaskConfig) -> Task:
     task = dataclasses.replace(task, fields=('marked',))
   if places.named(config):  # which has one file a split
     task = dataclasses.replace(task, parts=())
-  if task.kind == REGRESSION and (config.per_label or config.per_label_reported):
+  if task.kind == REGRESSION and (config.per_label or config.eval_per_label):
     raise InputError(f'task.per_label of {task.name}', 'a regression, which has no labels to draw from',
-                     'give task.limit instead')
+                     'give task.max_train_examples instead')
   if task.labels or task.kind == REGRESSION:
     return task
   return dataclasses.replace(task, labels=labels.found(_label_column(task, config), f'the train split of {task.name}'),
-                             found=True)
+                             labels_from_data=True)
 
 
 def splits(task: Task, name: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def read(task: Task, config: TaskConfig, split: str) -> Examples:
 
   Of the training split, `config.limit` keeps only so many: those first by hash of their text, so that a smaller limit
   takes a part of what a larger one takes, and neither follows an order by label. `config.per_label` draws so many of
-  each label instead, `config.per_label_reported` of the split that is reported. Where that has no file of its own, it
+  each label instead, `config.eval_per_label` of the split that is reported. Where that has no file of its own, it
   is a part of the training file and 'train' is the rest: a fifth by hash as in `hold_out`, or what both numbers draw.
 
   Args:
@@ -106,7 +106,7 @@ def read(task: Task, config: TaskConfig, split: str) -> Examples:
     found = 'no example stays inside the word list' if config.filtered else 'it is empty'
     raise InputError(f'the {split} split of {task.name}', found, 'give other examples, or another word list')
   if places.shared(config) and split == config.split:
-    how = 'of each label' if config.per_label and config.per_label_reported else 'by hash of their text'
+    how = 'of each label' if config.per_label and config.eval_per_label else 'by hash of their text'
     progress.say(f'{task.name}: no file for the {split} split: {len(kept):,} examples of {config.train} are kept from '
                  f'training for it, {how}')
   texts, values, numbers = zip(*kept, strict=True)
@@ -198,17 +198,17 @@ def _chosen(task: Task, config: TaskConfig, split: str) -> list[_Example]:
   if places.shared(config) and (train or reported):
     found = list(_examples(task, config, 'train'))
     texts = ['\0'.join(text) for text, *_ in found]
-    if config.per_label and config.per_label_reported:
-      sides = sampling.two_balanced(texts, _names(task, found), config.per_label, config.per_label_reported)
+    if config.per_label and config.eval_per_label:
+      sides = sampling.two_balanced(texts, _names(task, found), config.per_label, config.eval_per_label)
       return [found[i] for i in sides[not train]]
     held = sampling.held_out(texts, _REPORTED)
     found = [example for i, example in enumerate(found) if (i in held) != train]
   else:
     found = list(_examples(task, config, split))
-  if per_label := config.per_label if train else config.per_label_reported if reported else 0:
+  if per_label := config.per_label if train else config.eval_per_label if reported else 0:
     found = [found[i] for i in sampling.balanced(_names(task, found), per_label)]
-  if train and 0 < config.limit < len(found):
-    found = [found[i] for i in sampling.first_by_hash(['\0'.join(text) for text, *_ in found], config.limit)]
+  if train and 0 < config.max_train_examples < len(found):
+    found = [found[i] for i in sampling.first_by_hash(['\0'.join(text) for text, *_ in found], config.max_train_examples)]
   return found
 
 
@@ -235,12 +235,12 @@ def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
       if not isinstance(text, str) or shape.NO_TEXT.search(text):
         raise InputError(f'text in {field!r}', f'{text!r} in {where}', 'give a string, without NUL or halves of pairs')
       # As published, a data set may hold some, and predictions are due on every row of it.
-      if len(texts) == 2 and not task.joined and not config.data_dir and not text.strip():
+      if len(texts) == 2 and not task.concatenate_fields and not config.data_dir and not text.strip():
         raise InputError(f'two texts in {where}', f'{field!r} is empty', 'fill it in, or remove the row')
     value = row[task.label]
     label = labels.number(value, where) if task.kind == REGRESSION else labels.index(value, task, where)
-    if task.joined:
+    if task.concatenate_fields:
       texts = (' '.join(text for text in texts if text),)
-    looked_at = texts if task.joined else (row[field] for field in task.filter_fields)
+    looked_at = texts if task.concatenate_fields else (row[field] for field in task.filter_fields)
     if not config.filtered or vocabulary.glue_inside(' '.join(looked_at), words):
       yield texts, label, int(row['idx']) if _INDEX.fullmatch(str(row.get('idx'))) else number - 1

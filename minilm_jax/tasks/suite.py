@@ -51,7 +51,7 @@ def _steps(source: str, wanted: str) -> list[int]:
   steps = there if wanted == 'all' else [int(wanted)] if wanted else there[-1:]
   if steps[0] not in there:
     raise InputError(f'the checkpoint of step {steps[0]} in {source}', f'there are {", ".join(map(str, there))}',
-                     'give one of them; checkpoint.keep says how many a run keeps')
+                     'give one of them; checkpoint.keep_last says how many a run keeps')
   return steps
 
 
@@ -62,7 +62,7 @@ def starts(steps: Sequence[int], from_scratch: bool, control: bool) -> list[int 
     InputError: `from_scratch` and `control`.
   """
   if from_scratch and control:
-    raise InputError('--from_scratch and --control', 'the one leaves the checkpoints out, the other keeps them',
+    raise InputError('--from_scratch and --with_scratch', 'the one leaves the checkpoints out, the other keeps them',
                      'give one of them')
   return [None] if from_scratch else [*steps, None] if control else list(steps)
 

@@ -47,12 +47,12 @@ class Task:
   filter_fields: tuple[str, ...]
   tfds: str = ''
   microworld: str = ''
-  joined: bool = False
+  concatenate_fields: bool = False
   parts: tuple[str, ...] = ()
-  server: str = ''
-  through: str = ''
+  submission_name: str = ''
+  predicted_by: str = ''
   label: str = 'label'
-  found: bool = False
+  labels_from_data: bool = False
 
 
 _ONE, _TWO, _PREMISE = ('sentence',), ('sentence1', 'sentence2'), ('premise', 'hypothesis')
@@ -71,23 +71,23 @@ def _accuracy(name: str, fields: tuple[str, ...], labels: tuple[str, ...], **mor
 TASKS: dict[str, Task] = {task.name: task for task in (
     # Classes are uneven, so that accuracy flatters: Matthews is 0 for one class throughout (paper 1, GLUE).
     Task('cola', CLASSIFICATION, _ONE, ('unacceptable', 'acceptable'), ('matthews', 'accuracy'), 'matthews', _ONE,
-         tfds='glue/cola', server='CoLA'),
-    _accuracy('sst2', _ONE, _SENTIMENT, tfds='glue/sst2', server='SST-2'),
+         tfds='glue/cola', submission_name='CoLA'),
+    _accuracy('sst2', _ONE, _SENTIMENT, tfds='glue/sst2', submission_name='SST-2'),
     Task('mrpc', CLASSIFICATION, _TWO, ('not_equivalent', 'equivalent'), filter_fields=_TWO, tfds='glue/mrpc',
-         server='MRPC', **_SAME),
+         submission_name='MRPC', **_SAME),
     Task('qqp', CLASSIFICATION, ('question1', 'question2'), ('not_duplicate', 'duplicate'),
-         filter_fields=('question1', 'question2'), tfds='glue/qqp', server='QQP', **_SAME),
-    Task('stsb', REGRESSION, _TWO, (), filter_fields=_TWO, tfds='glue/stsb', server='STS-B', **_CORRELATION),
-    _accuracy('mnli', _PREMISE, _THREE_WAYS, tfds='glue/mnli', server='MNLI', parts=('matched', 'mismatched')),
+         filter_fields=('question1', 'question2'), tfds='glue/qqp', submission_name='QQP', **_SAME),
+    Task('stsb', REGRESSION, _TWO, (), filter_fields=_TWO, tfds='glue/stsb', submission_name='STS-B', **_CORRELATION),
+    _accuracy('mnli', _PREMISE, _THREE_WAYS, tfds='glue/mnli', submission_name='MNLI', parts=('matched', 'mismatched')),
     # Paper 1 never looks at the question when it filters.
     Task('qnli', CLASSIFICATION, ('question', 'sentence'), _ENTAILMENT, filter_fields=_ONE, tfds='glue/qnli',
-         server='QNLI', **_ACCURACY),
-    _accuracy('rte', _TWO, _ENTAILMENT, tfds='glue/rte', server='RTE'),
-    _accuracy('wnli', _TWO, ('not_entailment', 'entailment'), tfds='glue/wnli', server='WNLI'),
-    _accuracy('ax', _PREMISE, _THREE_WAYS, tfds='glue/ax', server='AX', through='mnli'),  # a test split, nothing else
+         submission_name='QNLI', **_ACCURACY),
+    _accuracy('rte', _TWO, _ENTAILMENT, tfds='glue/rte', submission_name='RTE'),
+    _accuracy('wnli', _TWO, ('not_entailment', 'entailment'), tfds='glue/wnli', submission_name='WNLI'),
+    _accuracy('ax', _PREMISE, _THREE_WAYS, tfds='glue/ax', submission_name='AX', predicted_by='mnli'),  # a test split, nothing else
     # The topics of paper 2.
     _accuracy('ag_news', ('title', 'description'), ('World', 'Sports', 'Business', 'Sci/Tech'), tfds='ag_news_subset',
-              joined=True),
+              concatenate_fields=True),
     _accuracy('dbpedia_14', ('content',), ()),
     _accuracy('fewrel', ('text',), ()),
     # Of one's own, read from files.

@@ -6,7 +6,7 @@ A loss a token falls when words are cut into more pieces. Here whole words are h
 
 and bits per byte the same sum over the bytes of those words, the space before each included. Which words are hidden is
 a function of (seed, row, number of the word in the row) alone, so that models whose rows hold the same words are asked
-for the same ones: corpora of one text and `rows.grouping='words'`, whatever their tokenizers. A row without a pad may
+for the same ones: corpora of one text and `rows.packing='words'`, whatever their tokenizers. A row without a pad may
 end in the middle of a word, and its last word is not asked for.
 
 The model sees how many pieces a hidden word has, and its pieces are guessed side by side, not one after another, so

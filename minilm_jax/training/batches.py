@@ -1,8 +1,7 @@
-"""Supplies the rows of each chunk: from a corpus on the devices, or from its files, read one chunk
-ahead.
+"""Supplies the rows of each chunk, from a corpus on the devices or from its files.
 
-Both sources give the same rows in the same order, because the rows of a batch are a function of
-`(seed, step)`.
+Files are read one chunk ahead. Both sources give the same rows in the same order, because the rows
+of a batch are a function of `(seed, step)`.
 """
 
 import concurrent.futures
@@ -27,7 +26,9 @@ MAX_CORPUS_SHARE = 0.5  # of the free memory
 
 
 class BatchSource(Protocol):
-  """Supplies the rows of chunks.
+  """Supplies the rows of each chunk, from a corpus on the devices or from its files.
+
+  Files are read one chunk ahead.
 
   Attributes:
     spec: the rows of a chunk, as arrays or as shapes with shardings.
@@ -82,7 +83,7 @@ class FileSource:
     """Returns the batches of a chunk, and begins to read those of the next one."""
     read = self._reads.pop(step) if step in self._reads else self._pool.submit(self._read, step)
     window = read.result()
-    if step + count < self._config.updates:
+    if step + count < self._config.num_steps:
       self._reads[step + count] = self._pool.submit(self._read, step + count)
     return window
 
@@ -132,9 +133,7 @@ def load_resident(
 
 
 def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int = 0) -> bool:
-  """Returns whether the training split, or so many rows of it, takes at most half of the free
-  memory of a device.
-  """
+  """Returns whether the training split, or its first rows, fits in half of the free memory."""
   manifest = corpus.manifest(folder)
   rows = max_rows or manifest['splits']['train']['rows']
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
@@ -150,8 +149,8 @@ def open_batches(
 ) -> Iterator[BatchSource]:
   """Yields the source of a run's rows, from the corpus in `folder`."""
   if (
-    config.corpus_on == 'device'
-    or config.corpus_on == 'auto'
+    config.corpus_placement == 'device'
+    or config.corpus_placement == 'auto'
     and fits_on_devices(program, folder, config.subset.rows)
   ):
     yield ResidentSource(_load_subset(config, program, folder))

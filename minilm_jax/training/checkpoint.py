@@ -6,7 +6,7 @@ with the paths that differ.
 
 Every checkpoint has the checksums of its files, so that a truncated or changed file is detected:
 
-    STEP/digests.json   {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
+    STEP/checksums.json   {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
 
 They are written last. A checkpoint without them was saved by a process that ended before that, or
 by an earlier version.
@@ -24,24 +24,16 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax import backend, hosts, run, signals
+from minilm_jax import backend, hosts, old_names, run, signals
 from minilm_jax.errors import InputError
 from minilm_jax.model.initialization import path_name
 
 T = TypeVar('T')
 FOLDER = 'checkpoints'
-CHECKSUMS = 'digests.json'
-_WRITE_ERRORS = (
-  OSError,
-  ValueError,
-  RuntimeError,
-)  # of Orbax and TensorStore on a disk that is full or gone
-_READ_ERRORS = (
-  FileNotFoundError,
-  ValueError,
-  LookupError,
-  TypeError,
-)  # of Orbax and TensorStore on a changed file
+CHECKSUMS = 'checksums.json'
+# Errors of Orbax and TensorStore: on a disk that is full or gone, and on a changed file.
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+_READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)
 
 
 class CorruptCheckpointError(InputError):
@@ -69,15 +61,12 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     """Returns for each checkpoint, in ascending order of steps, whether it stays."""
-    is_latest = ocp.checkpoint_managers.LatestN(self.keep_last).should_preserve(
-      checkpoints, context=context
-    )
+    latest = ocp.checkpoint_managers.LatestN(self.keep_last)
+    is_latest = latest.should_preserve(checkpoints, context=context)
     evaluated = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.losses]
     best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[: self.keep_best]
-    return [
-      latest or checkpoint.step in best
-      for latest, checkpoint in zip(is_latest, checkpoints, strict=True)
-    ]
+    is_best = [checkpoint.step in best for checkpoint in checkpoints]
+    return [any(reasons) for reasons in zip(is_latest, is_best, strict=True)]
 
 
 class CheckpointWriter:
@@ -110,11 +99,9 @@ class CheckpointWriter:
     if loss is not None:
       self._losses[step] = loss
     with _writing(f'the checkpoint of update {step:,}'):
-      # a copy, because the arrays themselves are donated to the next chunk while they are being
-      # written
-      if self.manager.save(
-        step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, flatten(state)))
-      ):
+      # the next chunk takes the arrays themselves while the copies are written
+      copies = jax.tree.map(jnp.copy, flatten(state))
+      if self.manager.save(step, args=ocp.args.StandardSave(copies)):
         self._pending, self.saved_at = step, time.monotonic()
 
   def settle(self) -> None:
@@ -142,13 +129,10 @@ class CheckpointWriter:
     backend.release()
 
   def delete_surplus(self, policy: RetentionPolicy) -> None:
-    """Deletes checkpoints that the policy does not keep: a process that was killed may have left
-    them, or a part.
-    """
+    """Deletes checkpoints that the policy does not keep, which a killed process may leave."""
     checkpoints = [types.SimpleNamespace(step=step) for step in sorted(self.manager.all_steps())]
-    is_kept = policy.should_preserve(
-      checkpoints, context=ocp.checkpoint_managers.PreservationContext()
-    )
+    context = ocp.checkpoint_managers.PreservationContext()
+    is_kept = policy.should_preserve(checkpoints, context=context)
     for checkpoint, stays in zip(checkpoints, is_kept, strict=True):
       if not stays:
         self.manager.delete(checkpoint.step)
@@ -183,9 +167,8 @@ def open_writer(
     yield writer
     writer.finish()
   finally:
-    for _ in range(
-      2
-    ):  # the first call after a failed save raises its error; the second one ends the threads
+    # the first call after a failed save raises its error; the second one ends the threads
+    for _ in range(2):
       with contextlib.suppress(*_WRITE_ERRORS):
         writer.finish()
         manager.close()
@@ -228,25 +211,20 @@ def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
 def write_checksums(folder: epath.PathLike) -> None:
   """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
   folder = epath.Path(folder)
-  run.write_json(
-    folder / CHECKSUMS,
-    {
-      'files': {
-        name: {'bytes': file.stat().length, 'sha256': run.sha256(file)}
-        for name, file in sorted(_files(folder))
-      }
-    },
-  )
+  files = {
+    name: {'bytes': file.stat().length, 'sha256': run.sha256(file)}
+    for name, file in sorted(_files(folder))
+  }
+  run.write_json(folder / CHECKSUMS, {'files': files})
 
 
 def has_checksums(folder: epath.PathLike) -> bool:
   """Returns whether a checkpoint has its checksums."""
-  return (epath.Path(folder) / CHECKSUMS).exists()
+  return old_names.find_file(epath.Path(folder) / CHECKSUMS).exists()
 
 
 def find_damage(folder: epath.PathLike) -> str:
-  """Returns a description of the first file that differs from its checksum; '' if none does, or
-  without checksums.
+  """Returns a description of the first file that differs from its checksum, or ''.
 
   Raises:
     OSError: a file exists and cannot be read.
@@ -255,7 +233,7 @@ def find_damage(folder: epath.PathLike) -> str:
   if not has_checksums(folder):
     return ''
   try:
-    record = run.read_json(folder / CHECKSUMS, 'digests')
+    record = run.read_json(old_names.find_file(folder / CHECKSUMS), 'digests')
     checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
   except (InputError, LookupError, TypeError, AttributeError):
     return f'{CHECKSUMS} cannot be read'
@@ -272,9 +250,7 @@ def find_damage(folder: epath.PathLike) -> str:
 
 
 def _files(folder: epath.Path, prefix: str = '') -> Iterator[tuple[str, epath.Path]]:
-  """Yields every file below a folder with its relative name, except the checksums, complete or
-  partial.
-  """
+  """Yields every file below a folder with its relative name, except the checksums."""
   for path in folder.iterdir():
     if path.is_dir():
       yield from _files(path, f'{prefix}{path.name}/')
@@ -298,18 +274,19 @@ def _corrupt(workdir: epath.PathLike, step: int, damage: str) -> CorruptCheckpoi
   intact = next(
     (earlier for earlier in earlier_steps if not find_damage(step_folder(workdir, earlier))), None
   )
-  remedy = (
-    'restore it from a copy, or train again: none before it is intact'
-    if intact is None
-    else f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, if it exists, and '
-    f'pre-train again, which resumes from step {intact}'
-  )
+  remedy = 'restore it from a copy, or train again: none before it is intact'
+  if intact is not None:
+    remedy = (
+      f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, '
+      f'if it exists, and pre-train again, which resumes from step {intact}'
+    )
   return CorruptCheckpointError(f'the checkpoint of step {step} in {workdir}', damage, remedy)
 
 
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
-  """Restores the state saved at `step`, with the structure and sharding of `like` (shapes with
-  shardings are enough).
+  """Restores the state saved at `step`, with the structure and sharding of `like`.
+
+  `like` may have shapes with shardings in place of arrays.
 
   Raises:
     CorruptCheckpointError: it cannot be read, and has no checksums.
@@ -344,9 +321,8 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
       f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run'
     )
   verify(workdir, step)
-  device = jax.sharding.SingleDeviceSharding(
-    jax.devices()[0]
-  )  # the devices of the run may not be here
+  # the devices of the run may not be here
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   targets = {
     f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
     for name, x in flatten(like).items()
@@ -356,14 +332,9 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
     metadata = _metadata(reader, path, workdir, step)
     part = {name: x for name, x in metadata.items() if name.startswith(prefix + '.')}
     _check_same_arrays(f'{prefix} of the checkpoint of step {step} in {workdir}', part, targets)
-    arrays = reader.restore(
-      path,
-      args=ocp.args.PyTreeRestore(
-        targets,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
-        partial_restore=True,
-      ),
-    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+    arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
+    arrays = reader.restore(path, args=arguments)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
@@ -375,9 +346,8 @@ def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
       yield
   except _READ_ERRORS as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
-    if has_checksums(
-      step_folder(workdir, step)
-    ):  # its bytes are intact, and so setting it aside would not help
+    # with intact bytes, setting it aside would not help
+    if has_checksums(step_folder(workdir, step)):
       raise InputError(
         f'the checkpoint of step {step} in {workdir}',
         found,
@@ -401,11 +371,8 @@ def _check_same_arrays(what: str, saved: dict[str, Any], targets: dict[str, Any]
   there, here = (
     {name: (tuple(x.shape), str(x.dtype)) for name, x in tree.items()} for tree in (saved, targets)
   )
-  differences = [
-    f'{k} is {there[k]} there and {here[k]} here'
-    for k in here
-    if k in there and there[k] != here[k]
-  ]
+  shared = [k for k in here if k in there and there[k] != here[k]]
+  differences = [f'{k} is {there[k]} there and {here[k]} here' for k in shared]
   differences += [f'{k} is missing there' for k in here if k not in there]
   differences += [f'{k} is not part of this model' for k in there if k not in here]
   if differences:

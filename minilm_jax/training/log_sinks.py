@@ -1,5 +1,4 @@
-"""Sends the lines of a run's log to TensorBoard, W&B or standard output, as `log.to` says, beside
-metrics.jsonl.
+"""Sends the lines of a run's log to TensorBoard, W&B or standard output, beside metrics.jsonl.
 
 Sinks never stop training: a failing sink is reported once on standard error, and disabled. With
 several processes, the first one writes.
@@ -49,19 +48,12 @@ _SCALARS = (
   'gradient_norm',
   'parameter_norm',
 )
-_CURVE_SPLITS = (
-  'train',
-  'validation',
-)  # the test split has one number, in result.json, and no curve
-_EVENTS_NAME, _EVENTS_VERSION = (
-  'events.out.tfevents',
-  'brain.Event:2',
-)  # TensorBoard recognizes event files by these
+_CURVE_SPLITS = ('train', 'validation')  # the test split has one number, in result.json
+# TensorBoard recognizes event files by these.
+_EVENTS_NAME, _EVENTS_VERSION = 'events.out.tfevents', 'brain.Event:2'
 _EVENTS_SUFFIX = 'minilm'  # of our files: other files in the folder stay
-_WANDB_MODE, _WITHOUT_NETWORK = (
-  'WANDB_MODE',
-  ('offline', 'disabled'),
-)  # an environment variable, and its values
+_WANDB_MODE = 'WANDB_MODE'  # an environment variable
+_MODES_WITHOUT_NETWORK = ('offline', 'disabled')  # its values
 _LINE_KEYS = ('step', 'split', 'member')  # fields that identify a number, and are no curve
 
 Lines = Sequence[dict[str, Any]]
@@ -78,7 +70,7 @@ def check_sinks(config: LogConfig) -> None:
   Raises:
     InputError: the library of W&B is not installed.
   """
-  if 'wandb' in config.to:
+  if 'wandb' in config.sinks:
     _import_wandb()
 
 
@@ -99,7 +91,7 @@ def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator
         sink(new)
 
   with contextlib.ExitStack() as stack:
-    for name in config.log.to if hosts.is_primary() else ():
+    for name in config.log.sinks if hosts.is_primary() else ():
       with _disabled_on_failure(name, sinks):
         sinks[name] = stack.enter_context(_SINKS[name](config, workdir, lines))
     yield send
@@ -135,9 +127,8 @@ class EventFiles:
   def __init__(self, workdir: epath.Path, members: int, lines: Lines):
     names = [f'member-{member}' for member in range(members)] if members > 1 else ['']
     self._files: list[epath.Path] = []
-    self._began = time.time() - (
-      lines[-1]['seconds'] if lines else 0
-    )  # as if the run had never been stopped
+    # as if the run had never been stopped
+    self._began = time.time() - (lines[-1]['seconds'] if lines else 0)
     for member, name in enumerate(names):
       folder = workdir / EVENTS_FOLDER / name if name else workdir / EVENTS_FOLDER
       member_lines = [line for line in lines if 'member' not in line or line['member'] == member]
@@ -200,9 +191,7 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
 
 
 def _header(began: float) -> bytes:
-  """Returns the first records of a file: its version, and that all events of the run before are
-  void.
-  """
+  """Returns the first records of a file: its version, and a mark that voids earlier events."""
   from tensorboardX.proto import event_pb2
 
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -226,9 +215,9 @@ def _import_wandb() -> Any:
     import wandb
   except ImportError:
     raise InputError(
-      '--config.log.to=wandb',
+      '--config.log.sinks=wandb',
       'the library wandb is not installed',
-      "pip install 'minilm_jax[wandb]', or leave wandb out of log.to",
+      "pip install 'minilm_jax[wandb]', or leave wandb out of log.sinks",
     ) from None
   return wandb
 
@@ -277,7 +266,7 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
   }
   mode, reason = os.environ.get(_WANDB_MODE, ''), f'{_WANDB_MODE} says so'
   try:
-    if mode not in _WITHOUT_NETWORK:
+    if mode not in _MODES_WITHOUT_NETWORK:
       if wandb.login(prompt=False, verify=False):
         wandb_run = wandb.init(**arguments)
         progress.say(f'W&B: {shown(str(wandb_run.url))}')

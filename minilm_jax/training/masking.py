@@ -1,8 +1,8 @@
-"""Masks rows as a pure function of rows and keys, with a fixed number of positions a row, so that
-shapes never change.
+"""Masks rows as a pure function of rows and keys.
 
-The mask of a row depends on `(seed, epoch, row)` alone in training, and on the row alone in
-evaluation. Pads are never predicted.
+The number of predicted positions of a row is fixed, so that shapes never change. The mask of a row
+depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are
+never predicted.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from minilm_jax.language import tokenizer
 from minilm_jax.model.size import masked_positions
 
 EVAL_MASK = MaskConfig(
-  rate=0.15, random=0.0, keep=0.0, special=False, span=0
+  rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0
 )  # fixed, whatever a run trains with
 Shares = tuple[float | Float[Array, ''], float | Float[Array, ''], float | Float[Array, '']]
 
 
-@typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
+@typing.no_type_check  # JAX puts shapes, shardings and tracers into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskedBatch:
@@ -127,11 +127,9 @@ def mask_batch(
 def mask_eval_batch(
   tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int
 ) -> MaskedBatch:
-  """Masks rows for evaluation: 15% of the tokens, always `<mask>`, the same for every run and every
-  time.
-  """
+  """Masks 15% of the tokens for evaluation, always as `<mask>`, the same in every run."""
   keys = jax.vmap(lambda row: rng.key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
-  shares = EVAL_MASK.rate, EVAL_MASK.random, EVAL_MASK.keep
+  shares = EVAL_MASK.rate, EVAL_MASK.random_share, EVAL_MASK.keep_share
   layout = mask_layout(EVAL_MASK, tokens.shape[1])
   return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
     tokens.astype(jnp.int32), keys

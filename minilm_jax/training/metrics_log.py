@@ -1,5 +1,6 @@
-"""Writes the log of a run: one line of metrics a member and moment in metrics.jsonl, and
-result.json from these lines.
+"""Writes the log of a run, metrics.jsonl, and its summary, result.json.
+
+The log has one line a member and moment; the summary is computed from these lines.
 """
 
 import collections
@@ -46,13 +47,13 @@ class MetricsLog:
     members = population.member_configs(config)
     self._has_members = len(members) > 1
     self._schedules = [
-      optimizer.build_schedule(member.optimizer, member.updates) for member in members
+      optimizer.build_schedule(member.optimizer, member.num_steps) for member in members
     ]
     mask = max(
       members, key=lambda member: member.mask.rate
     ).mask  # the program computes as many positions for all
     self._flops_per_row = size.flops_per_row(
-      dataclasses.replace(config.model, length=length), mask
+      dataclasses.replace(config.model, max_length=length), mask
     )['actual']
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     self._recent_losses = [
@@ -103,9 +104,7 @@ class MetricsLog:
     return _summarize([values['loss'] for values in metrics.values()], rows * self._flops_per_row)
 
   def _check_spike(self, member: int, step: int, loss: float, of_member: str) -> None:
-    """Reports a spike of the training loss, and adds the loss to those that later ones are compared
-    with.
-    """
+    """Reports a spike of the training loss, and adds the loss to the window."""
     recent = self._recent_losses[member]
     if is_spike(recent, loss):
       progress.say(
@@ -125,8 +124,9 @@ def _summarize(losses: list[float], flops: float) -> str:
 
 
 def is_spike(losses: Sequence[float], loss: float) -> bool:
-  """Returns whether a training loss is far above the ten before it: by five median absolute
-  deviations and by 5%.
+  """Returns whether a training loss is far above the ten before it.
+
+  It exceeds their median by five median absolute deviations and by 5%.
 
   >>> is_spike([3.0, 3.1] * 5, 3.2), is_spike([3.0, 3.1] * 5, 4.0), is_spike([3.0, 3.1], 4.0)
   (False, True, False)
@@ -148,7 +148,7 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 
 def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
-  """Returns the training lines of one member; lines of a run of one model have no field `member`."""
+  """Returns the training lines of a member; a run of one model has no field `member`."""
   return [
     line
     for line in lines
@@ -159,7 +159,7 @@ def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[s
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Writes result.json from the lines of the run, and returns it."""
   lines = list(run.read_lines(workdir / run.METRICS))
-  result: dict[str, Any] = {'updates': config.updates}
+  result: dict[str, Any] = {'updates': config.num_steps}
   if config.population.members == 1:
     result |= _summarize_run(lines)
   else:
@@ -176,9 +176,7 @@ def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
 
 
 def _summarize_run(lines: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the result of one member: its last line of training, the steps of its spikes, and its
-  test loss.
-  """
+  """Returns the last training line of a member, the steps of its spikes, and its test loss."""
   train = [line for line in lines if line['split'] == 'train']
   if not train:
     return {}

@@ -28,23 +28,22 @@ from minilm_jax.errors import InputError
 from minilm_jax.model.convolution import MOMENTUM
 from minilm_jax.model.initialization import is_statistic, path_name
 
-EPOCH_SCHEDULES = ('epochs', 'epochs_from_zero')
+EPOCH_SCHEDULES = ('per_epoch', 'per_epoch_from_zero')
 MUON_MOMENTUM = 0.95
 MUON_UPDATE_RMS = 0.2  # root mean square of the elements of an update
 _MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 
 
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
-  """Returns the steps of warm-up: a share of all, at least one if it is above 0; none for schedules
-  by epoch.
+  """Returns the steps of warm-up: a share of all, at least one; none for schedules by epoch.
 
   >>> from configs import honey; from minilm_jax import recipe
   >>> warmup_steps(recipe.resolve(honey.get_config(), 'pretrain').optimizer, 35_475)
   1773
   """
-  if config.warmup_share == 0 or config.schedule in EPOCH_SCHEDULES:
+  if config.warmup_fraction == 0 or config.schedule in EPOCH_SCHEDULES:
     return 0
-  return min(config.warmup_most, max(1, int(config.warmup_share * num_steps)))
+  return min(config.max_warmup_steps, max(1, int(config.warmup_fraction * num_steps)))
 
 
 def build_schedule(
@@ -54,11 +53,11 @@ def build_schedule(
 
   `honey` is that of paper 1: with W steps of warm-up, `lr * min(s / W, sqrt(W / s))` and `s =
   max(step, 1)` (the released scheduler). `linear` and `cosine` fall to 0 at the end;
-  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_share`; all
+  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_fraction`; all
   of these warm up linearly. `constant` warms up and stays.
 
   Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run,
-  counted e = 0 ... n - 1, `epochs` has lr (n - e) / n, as its README says. `epochs_from_zero` has
+  counted e = 0 ... n - 1, `epochs` has lr (n - e) / n, as its README says. `per_epoch_from_zero` has
   what its code ran: 0 in the first epoch, which so changes only the moments, and then lr (n - e) /
   (n - 1).
 
@@ -73,14 +72,14 @@ def build_schedule(
   )
   if config.schedule in EPOCH_SCHEDULES:
     return lambda step: peak * _epoch_share(step, config, num_steps)
-  if config.schedule == 'honey':
+  if config.schedule == 'inverse_sqrt':
     return lambda step: _inverse_sqrt(step, peak, max(warmup, 1))
   remaining = num_steps - warmup
   after = {
     'linear': lambda: optax.linear_schedule(peak, 0.0, remaining),
     'cosine': lambda: optax.cosine_decay_schedule(peak, max(remaining, 1)),
     'warmup_stable_decay': lambda: _stable_then_decay(
-      peak, remaining, max(1, int(config.decay_share * num_steps))
+      peak, remaining, max(1, int(config.decay_fraction * num_steps))
     ),
     'constant': lambda: optax.constant_schedule(peak),
   }[config.schedule]()
@@ -102,19 +101,16 @@ def _inverse_sqrt(
 def _epoch_share(
   step: int | Int[Array, ''], config: OptimizerConfig, num_steps: int
 ) -> Float[Array, '']:
-  """Returns the share of the peak rate in the epoch of a step; epochs are as equal as whole steps
-  can be.
-  """
+  """Returns the share of the peak rate in the epoch of a step; epochs have equal lengths."""
   n = config.epochs
   remaining = np.arange(n, 0, -1)
   shares = (
     remaining / n
-    if config.schedule == 'epochs'
+    if config.schedule == 'per_epoch'
     else np.where(remaining == n, 0, remaining / (n - 1))
   )
-  ends = -(
-    -np.arange(1, n) * num_steps // n
-  )  # of each epoch but the last: the first step of the next
+  # of each epoch but the last, the first step of the next
+  ends = -(-np.arange(1, n) * num_steps // n)
   return jnp.asarray(shares, jnp.float32)[jnp.searchsorted(jnp.asarray(ends), step, side='right')]
 
 
@@ -125,22 +121,22 @@ def _stable_then_decay(
 
 
 def decay_mask(config: OptimizerConfig, model: Any) -> Any:
-  """Returns True for each parameter with weight decay: its path contains no pattern of `undecayed`.
+  """Returns True for each parameter with weight decay: its path contains no pattern of `no_decay`.
 
   Raises:
     InputError: a pattern matches no parameter.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
-  for pattern in config.undecayed:
+  for pattern in config.no_decay:
     if not any(pattern in name for name in names):
       raise InputError(
-        f'optimizer.undecayed={pattern!r}',
+        f'optimizer.no_decay={pattern!r}',
         'no parameter has it in its path',
         f'use a part of a path such as {names[0]}',
       )
 
   def is_decayed(path: tuple, leaf: Any) -> bool:
-    return not any(pattern in path_name(path) for pattern in config.undecayed)
+    return not any(pattern in path_name(path) for pattern in config.no_decay)
 
   return jax.tree_util.tree_map_with_path(is_decayed, model)
 
@@ -182,9 +178,7 @@ def build_optimizer(
 
 
 def label_parameters(parameters: Any) -> Any:
-  """Returns 'muon' for the matrices of the encoder, of whatever class it is, and 'adamw' for all
-  other parameters.
-  """
+  """Returns 'muon' for the matrices of the encoder, and 'adamw' for all other parameters."""
 
   def label(path: tuple, leaf: Any) -> str:
     return 'muon' if leaf.ndim == 2 and _MATRIX.search(path_name(path)) else 'adamw'
@@ -200,8 +194,9 @@ def select_parameters(model: Any) -> Any:
 
 
 def global_norm(model: Any) -> Float[Array, '']:
-  """Returns the Euclidean norm of a model or of its gradient, without running statistics, as
-  clipping computes it.
+  """Returns the Euclidean norm of a model or gradient without running statistics.
+
+  Clipping uses the same norm.
   """
   return optax.tree.norm(select_parameters(model))
 
@@ -220,18 +215,15 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
 
 
 def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns a transformation of parameters by `inner`, which also moves running statistics by the
-  share `MOMENTUM`.
-  """
+  """Returns `inner`, extended to move running statistics by the share `MOMENTUM`."""
 
   def init(model: Any) -> Any:
     return inner.init(select_parameters(model))
 
   def update(gradient: Any, state: Any, model: Any) -> tuple[Any, Any]:
     change, state = inner.update(select_parameters(gradient), state, select_parameters(model))
-    changes = iter(
-      jax.tree.leaves(change)
-    )  # in the order of the model's own leaves, statistics left out
+    # in the order of the model's own leaves, without statistics
+    changes = iter(jax.tree.leaves(change))
 
     def move(
       path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']

@@ -64,8 +64,8 @@ def member_configs(config: RunConfig) -> list[RunConfig]:
       mask=dataclasses.replace(
         config.mask,
         rate=pick(population.mask_rates, n, config.mask.rate),
-        random=pick(population.mask_randoms, n, config.mask.random),
-        keep=pick(population.mask_keeps, n, config.mask.keep),
+        random_share=pick(population.mask_randoms, n, config.mask.random_share),
+        keep_share=pick(population.mask_keeps, n, config.mask.keep_share),
       ),
     )
     for n in range(population.members)
@@ -88,8 +88,9 @@ def member_settings(config: RunConfig) -> MemberSettings:
 
 
 def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
-  """Returns the mask layout of all members: that of the member that predicts most; others leave
-  positions unused.
+  """Returns the mask layout of all members, with the positions of the member that predicts most.
+
+  Other members leave positions unused.
   """
   layouts = [masking.mask_layout(member.mask, length) for member in member_configs(config)]
   return max(layouts, key=lambda layout: layout.positions)
@@ -150,9 +151,7 @@ def select_member(members: Any, index: int) -> Any:
 
 
 def unstack(values: dict[str, Any], members: int) -> list[dict[str, Any]]:
-  """Returns a dict of Python numbers for each member, from arrays of all members (or of the only
-  one) on the host.
-  """
+  """Returns a dict of Python numbers for each member, from arrays of all on the host."""
   arrays = {name: np.reshape(value, members) for name, value in values.items()}
   return [
     {name: array[member].item() for name, array in arrays.items()} for member in range(members)

@@ -1,5 +1,4 @@
-"""Pre-trains a masked language model, or a population: prepares a run, trains chunk by chunk, logs,
-evaluates, saves.
+"""Pre-trains a masked language model, or a population of them, chunk by chunk.
 
 With several processes, all of them run this loop together.
 """
@@ -35,8 +34,7 @@ from minilm_jax.training.train_step import TrainState
 
 
 def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> dict[str, Any]:
-  """Pre-trains to the end of the recipe, from the last checkpoint in the work directory or from the
-  start.
+  """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
 
   Args:
     config: the recipe.
@@ -54,7 +52,7 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> d
     OSError: a file of the run could not be written; earlier checkpoints stay.
     signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
   """
-  profiled = profiler.parse_span(profile, config.updates, workdir)
+  profiled = profiler.parse_span(profile, config.num_steps, workdir)
   program = agree_on_program(config, workdir)
   workdir, corpus_folder = hosts.primary_first(lambda: open_or_create_run(config, workdir))
   if (workdir / run.RESULT).exists():
@@ -79,7 +77,7 @@ def _train(
   with open_batches(config, program, corpus_folder) as batches, signals.noted() as interrupt:
     with (
       _open_outputs(config, workdir, program, corpus_folder, lines) as outputs,
-      progress.track('pre-training', config.updates, 'updates', step) as update,
+      progress.track('pre-training', config.num_steps, 'updates', step) as update,
     ):
       with hosts.raise_together():
         run_chunk = compile_chunk(program, batches.spec)
@@ -98,7 +96,7 @@ def _train(
         )
         update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
         loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
-        signal, is_due = _poll(interrupt, outputs.checkpoints, config.checkpoint.minutes)
+        signal, is_due = _poll(interrupt, outputs.checkpoints, config.checkpoint.every_minutes)
         if chunk.save or signal or is_due:
           outputs.checkpoints.save(state, chunk.last, loss)
         outputs.checkpoints.settle()
@@ -107,7 +105,7 @@ def _train(
           raise signals.Saved(
             signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
           )
-      outputs.evaluate('test', state, active, config.updates)
+      outputs.evaluate('test', state, active, config.num_steps)
     return hosts.primary_first(lambda: metrics_log.write_result(config, workdir))
 
 
@@ -131,40 +129,39 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
 
   A chunk ends at a line of the log, at an early evaluation, or at the end of the run.
   """
-  while step < config.updates:
+  while step < config.num_steps:
     last = min(
       step - step % config.log.every + config.log.every,
-      _next_early_evaluation(config.evaluation, step),
-      config.updates,
+      _next_early_evaluation(config.eval, step),
+      config.num_steps,
     )
-    is_end = last == config.updates
+    is_end = last == config.num_steps
     yield Chunk(
       step,
       last,
-      is_end or _is_evaluated(config.evaluation, last),
+      is_end or _is_evaluated(config.eval, last),
       is_end or last % config.checkpoint.every == 0,
     )
     step = last
 
 
 def _next_early_evaluation(config: EvaluationConfig, step: int) -> float:
-  """Returns the first step after `step` that is `config.first` times a power of two; infinity past
-  `config.every`.
-  """
-  if not config.first or step >= config.every:
+  """Returns the next step that is `config.first` times a power of two, up to `config.every`."""
+  if not config.first_at or step >= config.every:
     return float('inf')
-  return config.first << (step // config.first).bit_length()
+  return config.first_at << (step // config.first_at).bit_length()
 
 
 def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
-  """Returns whether an evaluation follows a step: each multiple of `every`, and before the first,
-  doublings of `first`.
+  """Returns whether an evaluation follows a step.
+
+  It follows each multiple of `every`, and before the first one each doubling of `first`.
   """
   if step % config.every == 0:
     return True
-  if not config.first or step > config.every:
+  if not config.first_at or step > config.every:
     return False
-  multiple, remainder = divmod(step, config.first)
+  multiple, remainder = divmod(step, config.first_at)
   return remainder == 0 and multiple.bit_count() == 1
 
 
@@ -194,9 +191,7 @@ class Outputs:
     return f'{summary}, {members * tokens_per_second:,} tokens/s'
 
   def evaluate(self, split: str, state: TrainState, active: list[int], step: int) -> float | None:
-    """Logs the metrics of a split, and returns the mean loss of the active members; None without
-    such a split.
-    """
+    """Logs the metrics of a split, and returns the mean loss; None without such a split."""
     if split not in self.splits:
       return None
     metrics = self.program.evaluate(state.model, self.splits[split])
@@ -216,7 +211,7 @@ def _open_outputs(
   manifest = corpus.manifest(corpus_folder)
   with hosts.raise_together():
     splits = {
-      name: load_resident(program, corpus_folder, name, config.evaluation.rows)
+      name: load_resident(program, corpus_folder, name, config.eval.rows)
       for name in ('validation', 'test')
       if manifest['splits'][name]['rows']
     }
@@ -224,7 +219,7 @@ def _open_outputs(
   with (
     log_sinks.open_sinks(config, workdir, lines) as send,
     checkpoint.open_writer(
-      workdir, config.checkpoint.keep, config.checkpoint.best, losses
+      workdir, config.checkpoint.keep_last, config.checkpoint.keep_best, losses
     ) as checkpoints,
   ):
     log = metrics_log.MetricsLog(config, workdir, manifest['length'], lines, send)
@@ -234,8 +229,9 @@ def _open_outputs(
 def _poll(
   interrupt: signals.Flag, checkpoints: checkpoint.CheckpointWriter, minutes: float
 ) -> tuple[int, bool]:
-  """Returns the signal that any process received, or 0, and whether the first process finds a save
-  due by the clock.
+  """Returns the signal that a process received, or 0, and whether a save is due by the clock.
+
+  The clock is that of the first process.
   """
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
   reports = hosts.allgather_ints(interrupt.number, is_due)
@@ -244,9 +240,7 @@ def _poll(
 
 @contextlib.contextmanager
 def _lock(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-  """Locks the run directory in the first process; yields a function that raises if the lock was
-  lost.
-  """
+  """Locks the run directory in the first process; yields a function that checks the lock."""
   with contextlib.ExitStack() as stack:
     with hosts.raise_together():
       check = stack.enter_context(claim.held(workdir)) if hosts.is_primary() else lambda: None
@@ -257,13 +251,12 @@ def _read_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Returns the result of a finished run."""
   if hosts.is_primary():
     claim.tidy(workdir)  # a process that was killed just after its result leaves its lock
-  progress.say(f'nothing to do: {workdir} has run its {config.updates:,} updates')
+  progress.say(f'nothing to do: {workdir} has run its {config.num_steps:,} updates')
   return run.read_json(workdir / run.RESULT, 'the result of the run')
 
 
 def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram:
-  """Validates the recipe, checks that all processes have the same run, and builds its programs;
-  writes no file.
+  """Validates the recipe, compares it across processes, and builds its programs; writes nothing.
 
   Raises:
     InputError: corpus or machine do not fit the recipe.
@@ -280,8 +273,7 @@ def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram
 
 
 def validate(config: RunConfig) -> str:
-  """Checks that the corpus of the recipe fits the model, or the corpus that its own recipe
-  describes.
+  """Checks that the corpus of the recipe, built or described by a recipe, fits the model.
 
   Returns:
     The hash of the corpus, or '' if it is still to be built.
@@ -308,8 +300,8 @@ def _is_recipe(name: str) -> bool:
 
 def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int) -> None:
   for name, model_size, corpus_size in (
-    ('vocabulary', config.model.vocabulary, vocab_size),
-    ('length', config.model.length, length),
+    ('vocabulary', config.model.vocab_size, vocab_size),
+    ('length', config.model.max_length, length),
   ):
     if model_size < corpus_size:
       raise InputError(
@@ -341,8 +333,7 @@ def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
 
 
 def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
-  """Creates the work directory, or opens that of an earlier start; builds the corpus if the recipe
-  names a recipe.
+  """Creates or opens the work directory, and builds the corpus if it is given as a recipe.
 
   Returns:
     The work directory and the folder of the corpus.

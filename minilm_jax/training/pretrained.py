@@ -144,7 +144,7 @@ def load_single_config(workdir: epath.PathLike) -> RunConfig:
     raise InputError(
       f'the model of {workdir}',
       f'a population of {config.population.members}',
-      f'extract a member: minilm take --checkpoint={workdir} --member=0 --workdir={workdir}-0',
+      f'extract a member: minilm extract-member --checkpoint={workdir} --member=0 --workdir={workdir}-0',
     )
   return config
 
@@ -167,8 +167,7 @@ def load_mlm_config(workdir: epath.PathLike) -> RunConfig:
 
 
 def import_record(workdir: epath.PathLike) -> dict[str, Any]:
-  """Returns the source of an imported run, and what the import left out; an empty dict for a run
-  trained here.
+  """Returns the source of an imported run and what was left out; {} for a run trained here.
 
   Raises:
     InputError: the manifest is damaged.
@@ -238,7 +237,7 @@ def write_manifest(
       'training': _training_size(config, folder, corpus_manifest),
       'parameters': size.parameters(config.model),
       'flops_per_row': size.flops_per_row(config.model, config.mask),
-      'warmup': optimizer.warmup_steps(config.optimizer, config.updates),
+      'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
       'jax': jax.__version__,
       'devices': [device.device_kind for device in jax.devices()],
     },
@@ -248,8 +247,7 @@ def write_manifest(
 def _training_size(
   config: RunConfig, folder: epath.Path, corpus_manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns rows and tokens that a run trains on, those of the whole split, and the corpus's
-  overlap with a task.
+  """Returns rows and tokens of a run and of its corpus, and the corpus's overlap with a task.
 
   A part of a corpus has no record of the overlap, because that belongs to the whole.
   """
@@ -281,8 +279,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
 
 
 def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike) -> dict[str, Any]:
-  """Writes the latest checkpoint, the log and the recipe of a member of a population into a run
-  directory.
+  """Writes checkpoint, log and recipe of a member of a population into a run directory.
 
   The new run can be resumed: it is the run that the member would have been by itself.
 
@@ -349,7 +346,7 @@ def _write_member(
     if line['member'] == member and line['step'] <= step
   ]
   run.write_lines(workdir / run.METRICS, lines)
-  with checkpoint.open_writer(workdir, config.checkpoint.keep) as writer:
+  with checkpoint.open_writer(workdir, config.checkpoint.keep_last) as writer:
     writer.save(state, step)
-  if step == config.updates and (source / run.RESULT).exists():
+  if step == config.num_steps and (source / run.RESULT).exists():
     metrics_log.write_result(config, workdir)

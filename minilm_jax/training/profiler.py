@@ -23,8 +23,7 @@ _SPAN = re.compile('([0-9]{1,10}):([0-9]{1,10})', re.ASCII)
 
 
 def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, int]:
-  """Returns the updates that --profile names: '100:110' is (100, 110), after update 100 up to 110;
-  '' is (0, 0).
+  """Returns the updates that --profile names: (100, 110) for '100:110', (0, 0) for ''.
 
   Raises:
     InputError: it is no such pair, it ends after the run does, or the work directory is not on this
@@ -65,7 +64,7 @@ class Recorder:
     self._from, self._to = -1, -1  # updates before the recording, and at its end
 
   def before(self, step: int, count: int) -> None:
-    """Begins to record if the next `count` updates, after `step`, are the first of those to record."""
+    """Begins to record if the next `count` updates are the first of those to record."""
     if self._from >= 0 or step + count <= self._first or not hosts.is_primary():
       return
     if step >= self._last:
@@ -106,7 +105,8 @@ class Recorder:
       return
     progress.say(
       f'a profile of updates {first + 1:,} to {self._to:,} was written in '
-      f'{time.monotonic() - started:.1f} s; see it with: pip install xprof; xprof --logdir={self._folder}'
+      f'{time.monotonic() - started:.1f} s; see it with: '
+      f'pip install xprof; xprof --logdir={self._folder}'
     )
 
   def _report_failure(self, error: Exception) -> None:

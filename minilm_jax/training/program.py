@@ -1,5 +1,4 @@
-"""Builds the programs of a run: its mesh, the sharding of its state, the compiled chunk and the
-evaluation.
+"""Builds the programs of a run: mesh, sharding of the state, chunk and evaluation.
 
 A chunk is a fold of the train step: any number of steps in one dispatch, compiled once. The host
 reads only its sums.
@@ -32,8 +31,9 @@ Evaluate = Callable[[Any, Corpus], list[dict[str, float]]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-  """The programs of a run. In a population every array of state, sums and records has a leading
-  axis `P`.
+  """The programs of a run.
+
+  In a population every array of state, sums and records has a leading axis `P`.
 
   Attributes:
     mesh: of its devices.
@@ -53,12 +53,12 @@ class TrainProgram:
 
 
 def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> TrainProgram:
-  """Builds the programs of a recipe for these devices, or for all; compiles nothing.
+  """Builds the programs of a run: mesh, sharding of the state, chunk and evaluation.
 
   Raises:
     InputError: the recipe does not fit the devices.
   """
-  micro_batch = config.batch_size // (config.accumulation or 1)
+  micro_batch = config.batch_size // (config.grad_accumulation_steps or 1)
   mesh = sharding.make_mesh(config.mesh, micro_batch, config.population.members, devices)
   if micro_batch % mesh.shape['data']:
     asked = f'micro-batches of {micro_batch} rows over {mesh.shape["data"]} devices'
@@ -66,7 +66,7 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
       asked, 'the devices do not divide them', 'change batch_size, accumulation or mesh.data'
     )
   strategy = population.choose_strategy(
-    config.population.members, config.population.lift, mesh.devices.flat[0].platform
+    config.population.members, config.population.strategy, mesh.devices.flat[0].platform
   )
   init = functools.partial(train_step.init_state, config=config)
   seeds = population.member_seeds(config)
@@ -87,7 +87,7 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
     shapes,
     lambda: jitted_init(seeds),
     _build_chunk(config, mesh, strategy, shardings),
-    build_evaluate(config.evaluation, mesh, strategy),
+    build_evaluate(config.eval, mesh, strategy),
   )
 
 
@@ -99,11 +99,8 @@ def _build_chunk(
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
   def chunk(state: TrainState, rows: Rows, count: Int[Array, '']) -> Any:
-    layout, settings = (
-      population.shared_mask_layout(config, rows.length),
-      population.member_settings(config),
-    )
-    platform = mesh.devices.flat[0].platform
+    layout = population.shared_mask_layout(config, rows.length)
+    settings, platform = population.member_settings(config), mesh.devices.flat[0].platform
 
     def member_chunk(
       member: tuple[TrainState, MemberSettings, Window | None],
@@ -120,17 +117,13 @@ def _build_chunk(
 
       zeros = {name: jnp.zeros(()) for name in ('loss', 'masked', 'gradient', 'updates')}
       state, sums, record = jax.lax.fori_loop(0, count, step, (state, zeros, NonFinite.none()))
-      return (
-        state,
-        sums | {'parameters': optimizer.global_norm(state.model)},
-        record,
-      )  # a norm reads all: once a chunk
+      # once a chunk, because the norm reads all parameters
+      return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
 
     # each member has its own order of rows, and so its own window
     windows, shared = (rows, None) if isinstance(rows, Window) else (None, rows)
-    return population.map_over_members(member_chunk, mesh, strategy)(
-      (state, settings, windows), shared, count
-    )
+    mapped = population.map_over_members(member_chunk, mesh, strategy)
+    return mapped((state, settings, windows), shared, count)
 
   return chunk
 
@@ -156,11 +149,12 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
     raise InputError(
       f'a step that takes {needed / 2**30:,.1f} GiB',
       f'{free / 2**30:,.1f} GiB are free',
-      'raise accumulation, lower batch_size or population.members, or set model.remat',
+      'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
     )
   cache = jax.config.jax_compilation_cache_dir or 'memory'
   progress.say(
-    f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); state and step take '
+    f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); '
+    'state and step take '
     f'{needed / 2**20:,.0f} MiB; compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
   )
   return compiled

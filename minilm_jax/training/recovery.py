@@ -19,8 +19,9 @@ CORRUPT_SUFFIX = '.damaged'
 def restore_or_init(
   config: RunConfig, workdir: epath.Path, program: TrainProgram
 ) -> tuple[TrainState, int, list[int], list[dict[str, Any]]]:
-  """Restores the newest intact checkpoint of a run, or initializes its state; removes later lines
-  of the log.
+  """Restores the newest intact checkpoint of a run, or initializes its state.
+
+  Removes later lines of the log.
 
   Returns:
     The state, its step, the members that are not behind it, and the lines of the log.
@@ -53,8 +54,7 @@ def restore_or_init(
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:
-  """Restores the newest checkpoint of a run that is intact by its checksums, or readable where it
-  has none.
+  """Restores the newest checkpoint that is intact by its checksums, or readable without them.
 
   Corrupt checkpoints are set aside with a message. With several processes, the first one checks the
   files; a checkpoint that fails only while all of them read it stops them.
@@ -82,17 +82,14 @@ def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | No
       _set_aside(workdir, step, error.found)
       continue
     folder = checkpoint.step_folder(workdir, step)
-    if hosts.is_primary() and not checkpoint.has_checksums(
-      folder
-    ):  # the process was killed before it wrote them
+    # a process that was killed may not have written them
+    if hosts.is_primary() and not checkpoint.has_checksums(folder):
       checkpoint.write_checksums(folder)
     return step, state
 
 
 def _find_intact_step(workdir: epath.PathLike) -> int | None:
-  """Returns the last step whose checkpoint is not known to be corrupt, after setting aside those
-  that are.
-  """
+  """Returns the last step with an intact checkpoint, after setting corrupt ones aside."""
   for step in reversed(checkpoint.list_steps(workdir)):
     damage = (
       checkpoint.find_damage(checkpoint.step_folder(workdir, step)) if hosts.is_primary() else ''
@@ -104,9 +101,7 @@ def _find_intact_step(workdir: epath.PathLike) -> int | None:
 
 
 def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
-  """Renames a checkpoint to `STEP.damaged`, which no command reads; replaces an earlier one of that
-  name.
-  """
+  """Renames a checkpoint to `STEP.corrupt`, which no command reads."""
   folder = checkpoint.step_folder(workdir, step)
   aside = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
   if aside.exists():
@@ -118,7 +113,8 @@ def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
     else '; no other checkpoint is left, and training starts again'
   )
   progress.say(
-    f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; it is set aside as {aside.name}'
+    f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; '
+    f'it is set aside as {aside.name}'
     f'{restart}'
   )
 
@@ -132,8 +128,7 @@ def drop_non_finite(
   active: list[int],
   step: int,
 ) -> list[int]:
-  """Returns the members that continue after a chunk, by the policy of the recipe for non-finite
-  updates.
+  """Returns the members that continue after a chunk, by the policy for non-finite updates.
 
   Args:
     config: the recipe.

@@ -143,9 +143,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(values: Any, mesh: Mesh) -> Any:
-  """Copies arrays of the host to every device; each of several processes copies its own arrays to
-  its own devices.
-  """
+  """Copies arrays of the host to every device of this process."""
   target = replicated(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(np.shape(x), target, lambda index: x[index]), values

@@ -1,5 +1,6 @@
-"""Computes one training step, `(state, settings, rows) -> (state, sums, non-finite record)`, pure,
-for one model.
+"""Computes one training step of one model, as a pure function.
+
+    `(state, settings, rows) -> (state, sums, non-finite record)`
 
 A run is a fold of this function. Rows, masks and dropped units are functions of the state's seed
 and step, so that only the state has to be saved. The step returns sums and counts, never means; the
@@ -34,13 +35,11 @@ Sums = dict[str, Float[Array, '']]
 Number = float | Float[Array, '*P']
 
 
-@typing.no_type_check  # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
+@typing.no_type_check  # JAX puts shapes, shardings and tracers into the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """The whole state of a run between two steps: arrays only, so that all of it can be mapped,
-  sharded and saved.
-  """
+  """The whole state of a run between two steps, as arrays to be mapped, sharded and saved."""
 
   step: Int[Array, '']
   seed: UInt32[Array, '']
@@ -75,8 +74,8 @@ class MemberSettings:
       optimizer_config.learning_rate,
       optimizer_config.weight_decay,
       mask.rate,
-      mask.random,
-      mask.keep,
+      mask.random_share,
+      mask.keep_share,
     )
 
 
@@ -132,7 +131,7 @@ def name_tensor(tensor: int, model: Any) -> str:
 def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
   """Returns the state before the first step."""
   model = masked_language_model(config.model, rng.key(seed, rng.Stream.INIT))
-  moments = optimizer.build_optimizer(config.optimizer, config.updates, model).init(model)
+  moments = optimizer.build_optimizer(config.optimizer, config.num_steps, model).init(model)
   return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), model, moments)
 
 
@@ -152,16 +151,18 @@ def compute_loss(
 def compute_gradient(
   model: MaskedLanguageModel, batch: masking.MaskedBatch, key: Any, blocks: int
 ) -> tuple[Any, Sums]:
-  """Returns the gradient of the summed loss, and the sums; for a running statistic, the observed
-  value.
+  """Returns the gradient of the summed loss, and the sums.
+
+  In place of the gradient of a running statistic it has the observed value.
   """
   loss, gradient = jax.value_and_grad(compute_loss)(model, batch, key, blocks)
   return gradient, {'loss': loss, 'masked': batch.weights.sum()}
 
 
 def count_micro_batches(rows: int, length: int, platform: str) -> int:
-  """Returns the best number of micro-batches for a device's rows: on a CPU, activations then stay
-  in its cache.
+  """Returns the fastest number of micro-batches for a device's rows.
+
+  On a CPU, activations then stay in its cache.
   """
   return (
     cross_entropy.divisor(rows, math.ceil(rows * length / CPU_MICRO_BATCH_TOKENS))
@@ -186,8 +187,7 @@ def accumulate(function: Callable[..., Any], model: Any, rows: Any, count: int) 
 def micro_batch_plan(
   config: RunConfig, rows: int, length: int, positions: int, platform: str
 ) -> tuple[int, int]:
-  """Returns the number of micro-batches of a device's rows, and the number of logit blocks of a
-  micro-batch.
+  """Returns the numbers of micro-batches of a device, and of logit blocks of a micro-batch.
 
   Where the recipe leaves them open, a micro-batch is as large as fits the cache. A model with
   BatchNorm keeps the batch whole, because micro-batches change its training.
@@ -200,17 +200,17 @@ def micro_batch_plan(
     platform: of the device, which need not be on this machine.
   """
   best_count = 1 if config.model.batch_norm else count_micro_batches(rows, length, platform)
-  count = config.accumulation or best_count
+  count = config.grad_accumulation_steps or best_count
   rows //= count
-  blocks = cross_entropy.blocks(rows, positions, config.model.vocabulary, platform)
-  return count, cross_entropy.divisor(rows, config.head_blocks or blocks)
+  blocks = cross_entropy.blocks(rows, positions, config.model.vocab_size, platform)
+  return count, cross_entropy.divisor(rows, config.logit_chunks or blocks)
 
 
 def batch_indices(rows: int, count: int) -> Int[Array, 'B']:
-  """Returns the indices in the batch of a device's rows: a part of each of `count` micro-batches,
-  one after another.
+  """Returns the indices in the batch of a device's rows.
 
-  A micro-batch has the same rows on any mesh, and so have the statistics of a BatchNorm.
+  They are a part of each of `count` micro-batches, one after another. A micro-batch has the same
+  rows on any mesh, and so have the statistics of a BatchNorm.
   """
   size = rows // count
   starts = jnp.arange(count) * size * jax.lax.axis_size('data') + jax.lax.axis_index('data') * size
@@ -225,8 +225,7 @@ def train_step(
   config: RunConfig,
   platform: str,
 ) -> tuple[TrainState, Sums, NonFinite]:
-  """Computes one update: rows, masks, the gradient of the summed loss, one division by the count,
-  the optimizer.
+  """Computes one update: rows, masks, gradient of the mean loss, optimizer.
 
   Runs on each device of the mesh axis `data`, with its share of the batch; gradients are added over
   them once.
@@ -253,7 +252,7 @@ def train_step(
   sums |= {'gradient': optimizer.global_norm(gradient)}
   non_finite = NonFinite.detect(sums['loss'], gradient, state.step)
   transform = optimizer.build_optimizer(
-    config.optimizer, config.updates, state.model, settings.learning_rate, settings.weight_decay
+    config.optimizer, config.num_steps, state.model, settings.learning_rate, settings.weight_decay
   )
 
   def update(state: TrainState) -> TrainState:
@@ -270,14 +269,13 @@ def train_step(
     after, step=state.step + (1 if config.nonfinite == 'skip' else updates)
   )
   valid_sums = {name: jnp.where(is_valid, value, 0) for name, value in sums.items()}
-  return after, valid_sums | {'updates': updates.astype(jnp.float32)}, non_finite
+  return after, valid_sums | {'num_steps': updates.astype(jnp.float32)}, non_finite
 
 
 def eval_step(
   model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int
 ) -> Sums:
-  """Returns sums over rows `first ... first + batch_size - 1` of a split, without those at or past
-  `count`.
+  """Returns sums over the rows `first ... first + batch_size - 1` below `count` of a split.
 
   `padding` counts pads: the released code of paper 1 predicts them too, nearly without error, and
   divides by them.
@@ -289,7 +287,7 @@ def eval_step(
   )
   batch = dataclasses.replace(batch, weights=batch.weights * is_inside[:, None])
   blocks = cross_entropy.blocks(
-    batch_size, batch.targets.shape[1], model.config.vocabulary, jax.default_backend()
+    batch_size, batch.targets.shape[1], model.config.vocab_size, jax.default_backend()
   )
   loss = compute_loss(model, batch, None, blocks)
   padding = (~batch.mask & is_inside[:, None]).sum().astype(jnp.float32)

@@ -26,7 +26,7 @@ def command(folder: pathlib.Path, updates: int) -> list[str]:
   """A run that evaluates and saves a hundred times."""
   often = max(20, updates // 100 // 20 * 20)
   return [sys.executable, '-m', 'minilm_jax', 'pretrain', '--config=configs/tiny.py', f'--workdir={folder / "run"}',
-          f'--config.updates={updates}', f'--config.evaluation.every={often}', f'--config.checkpoint.every={often}']
+          f'--config.num_steps={updates}', f'--config.eval.every={often}', f'--config.checkpoint.every={often}']
 
 
 def looked(process: int) -> dict[str, float]:

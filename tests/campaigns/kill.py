@@ -42,8 +42,8 @@ MOMENTS = ('start', 'random', 'random', 'saving', 'writing', 'growing', 'signal'
 TIMES = ('seconds', 'tokens_per_second', 'processor_seconds', 'milliseconds', 'load_before', 'corpus_folder',
          'commit_timestamp_nsecs', 'init_timestamp_nsecs', 'corpus', 'path', 'workdir')
 PAIRS = [('the dog eats a bone .', 'the dog eat a bone .'), ('a small cat sleeps .', 'a small cats sleeps .')]
-SMALL = ('--config.model.embedding=32', '--config.model.hidden=32', '--config.updates=240', '--config.log.every=10',
-         '--config.evaluation.every=40', '--config.evaluation.first=10', '--config.checkpoint.every=20')
+SMALL = ('--config.model.embedding_size=32', '--config.model.hidden_size=32', '--config.num_steps=240', '--config.log.every=10',
+         '--config.eval.every=40', '--config.eval.first_at=10', '--config.checkpoint.every=20')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,10 @@ def verbs(before: pathlib.Path) -> list[Verb]:
       Verb('pretrain', ('pretrain', '--config=configs/tiny.py', corpus, *SMALL)),
       Verb('population', ('pretrain', '--config=configs/tiny.py', corpus, *SMALL, '--config.population.members=2')),
       Verb('sweep', ('sweep', '--config=configs/cpu_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2', corpus, *SMALL[2:],
-                     '--config.model.vocabulary=512', '--config.updates=80', '--config.population.members=2')),
+                     '--config.model.vocab_size=512', '--config.num_steps=80', '--config.population.members=2')),
       Verb('finetune', ('finetune', '--config=configs/glue.py:microworld/acceptability,microworld/sentiment', run,
-                        '--control', '--config.seeds=0,1', '--config.task.limit=512', '--config.epochs=3',
-                        '--config.predictions=True', '--config.keep=True')),
+                        '--with_scratch', '--config.seeds=0,1', '--config.task.max_train_examples=512', '--config.epochs=3',
+                        '--config.predictions=True', '--config.save_classifiers=True')),
       Verb('minimal pairs', ('evaluate', run, f'--pairs={before}/pairs.jsonl')),
       Verb('report', ('report', f'{before}/pretrain', f'{before}/finetune', f'{before}/sweep')),
   ]

@@ -22,9 +22,9 @@ COMMAND = 'python -m tests.golden'
 def measure() -> dict[str, Any]:
   """Sums of three steps, and how large the model is after them: rows, masks, dropout, loss, gradient, update."""
   made = tiny.get_config()
-  made.update(batch_size=4, updates=3)
-  made.model.update(vocabulary=64, length=16, hidden=16, embedding=8, feed_forward=24, layers=1, dropout=0.1)
-  made.mask.update(random=0.1, keep=0.1)
+  made.update(batch_size=4, num_steps=3)
+  made.model.update(vocab_size=64, max_length=16, hidden_size=16, embedding_size=8, intermediate_size=24, num_layers=1, dropout=0.1)
+  made.mask.update(random_share=0.1, keep_share=0.1)
   config = recipe.resolve(made, 'pretrain')
   rows = np.random.default_rng(0).integers(len(tokenizer.SPECIAL), 60, (10, 16)).astype('uint16')
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN, tokenizer.END, tokenizer.PAD

@@ -28,7 +28,7 @@ def quickly() -> Any:
 @pytest.mark.parametrize('members', [1, 3])
 def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
   """To the bit, in an epoch and over its end, for every member."""
-  config = run_config(tiny_corpus, corpus_on='host', **{'population.members': members})
+  config = run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
   program, whole = build_program(config), corpora.load(tiny_corpus, 'train')
   with batches.open_batches(config, program, tiny_corpus) as source:
     windows = {done: source.take(done, 2) for done in (0, 2, 4, 1000)}
@@ -50,7 +50,7 @@ def test_a_run_is_the_same_either_way(changes: dict[str, int], tiny_corpus: path
   """Also where the last chunk is shorter than the others, and where devices share a batch."""
   found = []
   for place in ('device', 'host'):
-    config = run_config(tiny_corpus, corpus_on=place, **{'log.every': 4, 'updates': 11, **changes})
+    config = run_config(tiny_corpus, corpus_placement=place, **{'log.every': 4, 'num_steps': 11, **changes})
     pretrain.pretrain(config, tmp_path / place)
     state = checkpoint.restore(tmp_path / place, build_program(config).shapes, 11)
     lines = [(line['step'], line['split'], line['loss']) for line in run.read_lines(tmp_path / place / run.METRICS)]
@@ -64,7 +64,7 @@ def test_a_run_is_the_same_either_way(changes: dict[str, int], tiny_corpus: path
 
 def test_the_next_chunk_is_read_while_one_is_trained_on(tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   """Nobody waits for a read that had time; nothing is read past the end."""
-  config = run_config(tiny_corpus, corpus_on='host')
+  config = run_config(tiny_corpus, corpus_placement='host')
   program, asked = build_program(config), []
   original = corpora.Files.__getitem__
 

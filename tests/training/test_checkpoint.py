@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def run_config(mesh: dict[str, int], **model: Any) -> RunConfig:
   made = tiny.get_config()
-  made.model.update({'vocabulary': 64, 'embedding': 8, 'hidden': 8, 'feed_forward': 8, 'heads': 2, 'layers': 1,
+  made.model.update({'vocab_size': 64, 'embedding_size': 8, 'hidden_size': 8, 'intermediate_size': 8, 'num_heads': 2, 'num_layers': 1,
                      'positions': 'relative', **model})
   made.optimizer.algorithm = 'muon'  # which has arrays of AdamW's, and of its own
   made.mesh.update(mesh)
@@ -152,8 +152,8 @@ def test_what_a_killed_process_left_is_deleted(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize('changes, said', [
     ({'positions': 'learned'}, ['distance_bias is not part of this model', 'positions.embedding is missing there']),
-    ({'vocabulary': 66}, ['tokens.embedding is ((64, 8), ', 'there and ((66, 8), ', 'and 5 more']),
-    ({'layers': 2}, ['blocks.1.attention.distance_bias is missing there']),
+    ({'vocab_size': 66}, ['tokens.embedding is ((64, 8), ', 'there and ((66, 8), ', 'and 5 more']),
+    ({'num_layers': 2}, ['blocks.1.attention.distance_bias is missing there']),
 ])
 def test_another_model_is_refused_by_path(changes: dict[str, Any], said: list[str], saved):
   with pytest.raises(InputError) as refused:
@@ -187,7 +187,7 @@ def test_a_part_comes_back_alone(saved):
 
 
 def test_a_part_of_another_shape_is_refused(saved):
-  part = jax.eval_shape(functools.partial(train_step.init_state, config=run_config(ONE, hidden=16)), 0).model.encoder
+  part = jax.eval_shape(functools.partial(train_step.init_state, config=run_config(ONE, hidden_size=16)), 0).model.encoder
   with pytest.raises(InputError, match='model.encoder.blocks.0'):
     checkpoint.restore_part(saved[0], part, 'model.encoder')
 
@@ -307,7 +307,7 @@ def test_without_digests_nothing_is_known(step_folder: pathlib.Path):
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', '\x00'])
 def test_digests_that_cannot_be_read_are_damage(text: str, step_folder: pathlib.Path):
   (step_folder / checkpoint.CHECKSUMS).write_text(text)
-  assert 'digests.json' in checkpoint.find_damage(step_folder)
+  assert 'checksums.json' in checkpoint.find_damage(step_folder)
 
 
 def test_nothing_outside_the_folder_is_looked_at(step_folder: pathlib.Path):

@@ -28,7 +28,7 @@ LINE = {'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0}
 
 
 def config(to: str, **changes: Any) -> RunConfig:
-  return run_config(pathlib.Path('corpus'), **{'log.to': to, **changes})
+  return run_config(pathlib.Path('corpus'), **{'log.sinks': to, **changes})
 
 
 def sent(to: str, workdir: pathlib.Path, times: int = 1) -> None:
@@ -46,7 +46,7 @@ def test_json_lines_go_to_standard_output(tmp_path: pathlib.Path, capsys):
 
 
 def test_the_default_is_tensorboard():
-  assert run_config(pathlib.Path('corpus')).log.to == ('tensorboard',)
+  assert run_config(pathlib.Path('corpus')).log.sinks == ('tensorboard',)
 
 
 def test_one_process_of_several_writes(tmp_path: pathlib.Path, monkeypatch, capsys):
@@ -94,9 +94,9 @@ def test_a_reader_that_left_ends_nothing(tmp_path: pathlib.Path, monkeypatch, ca
 
 
 @pytest.mark.parametrize('changes, said', [
-    ({'log.to': 'tensorbord'}, "did you mean 'tensorboard'"), ({'log.to': 'tensorboard,x'}, 'choices: tensorboard, wandb'),
-    ({'log.to': 'wandb', 'log.project': 'a/b'}, 'no name that W&B takes'),
-    ({'log.to': 'wandb', 'log.project': ''}, 'no name that W&B takes')])
+    ({'log.sinks': 'tensorbord'}, "did you mean 'tensorboard'"), ({'log.sinks': 'tensorboard,x'}, 'choices: tensorboard, wandb'),
+    ({'log.sinks': 'wandb', 'log.project': 'a/b'}, 'no name that W&B takes'),
+    ({'log.sinks': 'wandb', 'log.project': ''}, 'no name that W&B takes')])
 def test_what_cannot_be_is_refused(changes: dict[str, str], said: str):
   with pytest.raises(InputError, match=said):
     config(**{'to': '', **changes})
@@ -239,7 +239,7 @@ def send_to_wandb(library: FakeWandb, workdir: pathlib.Path, monkeypatch: pytest
   workdir.mkdir(exist_ok=True)
   monkeypatch.setitem(sys.modules, 'wandb', library)
   monkeypatch.setenv('WANDB_API_KEY', KEY)
-  config = run_config(pathlib.Path('corpus'), **{'log.to': 'wandb', **changes})
+  config = run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb', **changes})
   with log_sinks.open_sinks(config, epath.Path(workdir), []) as send:
     send(WANDB_LINES)
     send([{**WANDB_LINES[0], 'step': 4}])
@@ -250,7 +250,7 @@ def test_what_is_sent(tmp_path: pathlib.Path, monkeypatch, capsys):
   library = send_to_wandb(FakeWandb(), tmp_path / 'tiny', monkeypatch, **{'log.project': 'small ones'})
   (what,) = library.named('online')
   assert (what['project'], what['name'], what['resume']) == ('small ones', 'tiny', 'allow')
-  assert what['config']['updates'] == 12 and what['dir'] == str(tmp_path / 'tiny')
+  assert what['config']['num_steps'] == 12 and what['dir'] == str(tmp_path / 'tiny')
   assert library.named('log') == [(2, {'train/loss': 3.5, 'train/seconds': 1.0}), (2, {'member-1/validation/loss': 4.0}),
                                   (4, {'train/loss': 3.5, 'train/seconds': 1.0})]
   assert len(library.named('finish')) == 1
@@ -306,6 +306,6 @@ def test_a_training_that_fails_still_ends_it(tmp_path: pathlib.Path, monkeypatch
   library = FakeWandb()
   monkeypatch.setitem(sys.modules, 'wandb', library)
   with pytest.raises(RuntimeError, match='the training'):
-    with log_sinks.open_sinks(run_config(pathlib.Path('corpus'), **{'log.to': 'wandb'}), epath.Path(tmp_path), []):
+    with log_sinks.open_sinks(run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb'}), epath.Path(tmp_path), []):
       raise RuntimeError('the training')
   assert len(library.named('finish')) == 1

@@ -16,14 +16,14 @@ from minilm_jax.training import masking
 from tests import fast_jit
 
 LENGTH, VOCABULARY = 64, 100
-PAPER = MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)
+PAPER = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
 mask_batch = fast_jit.jit(masking.mask_batch, static_argnums=(5, 6))
 mask_eval_batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)
 
 
 def mask_arguments(config: MaskConfig) -> tuple[Any, masking.MaskLayout, int]:
   """The last arguments of `mask_row` and `mask_batch`."""
-  return (config.rate, config.random, config.keep), masking.mask_layout(config, LENGTH), VOCABULARY
+  return (config.rate, config.random_share, config.keep_share), masking.mask_layout(config, LENGTH), VOCABULARY
 
 
 def some_rows(count: int, shortest: int = 2, longest: int = LENGTH, seed: int = 0) -> jax.Array:
@@ -45,9 +45,9 @@ def hide(rows: jax.Array, config: MaskConfig = PAPER, seed: int = 0, epoch: int 
 
 
 @pytest.mark.parametrize('config', [
-    PAPER, MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True, span=0),
-    MaskConfig(rate=0.4, random=0.5, keep=0.2, special=False, span=0),
-    MaskConfig(rate=1.0, random=0.0, keep=0.0, special=True, span=5)])
+    PAPER, MaskConfig(rate=0.15, random_share=0.1, keep_share=0.1, special=True, span=0),
+    MaskConfig(rate=0.4, random_share=0.5, keep_share=0.2, special=False, span=0),
+    MaskConfig(rate=1.0, random_share=0.0, keep_share=0.0, special=True, span=5)])
 @pytest.mark.parametrize('shortest, longest', [(2, 6), (2, LENGTH), (LENGTH, LENGTH)])
 def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, shortest: int, longest: int):
   """Also in rows with fewer tokens than positions."""
@@ -64,7 +64,7 @@ def test_what_is_hidden_is_a_real_token_and_all_else_stays(config: MaskConfig, s
   touched = np.zeros(rows.shape, bool)
   np.put_along_axis(touched, batch['positions'], counted, axis=1)
   np.testing.assert_array_equal(batch['tokens'][~touched], rows[~touched])
-  if config.random == config.keep == 0:
+  if config.random_share == config.keep_share == 0:
     assert (batch['tokens'][touched] == MASK).all()
   # a row with anything to predict predicts something
   np.testing.assert_array_equal(counted.any(1), (~np.isin(rows, barred)).any(1))
@@ -110,7 +110,7 @@ def test_every_token_is_as_likely_as_any_other():
 
 
 def test_shares_of_random_and_kept_tokens():
-  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=False, span=0)
+  config = MaskConfig(rate=0.15, random_share=0.1, keep_share=0.1, special=False, span=0)
   batch = hide(some_rows(8000, shortest=20), config)
   counted = batch['weights'] == 1
   shown = np.take_along_axis(batch['tokens'], batch['positions'], axis=1)[counted]
@@ -148,7 +148,7 @@ def test_frozen_masks_follow_the_row_alone():
   later = mask_eval_batch(jnp.roll(rows, 7, axis=0), jnp.roll(jnp.arange(40), 7), VOCABULARY)
   np.testing.assert_array_equal(jnp.roll(first.tokens, 7, axis=0), later.tokens)
   np.testing.assert_array_equal(jnp.roll(first.positions, 7, axis=0), later.positions)
-  assert masking.EVAL_MASK == MaskConfig(rate=0.15, random=0.0, keep=0.0, special=False, span=0)  # of every run, ever
+  assert masking.EVAL_MASK == MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)  # of every run, ever
 
 
 def test_frozen_masks_stay_what_they_were():
@@ -162,7 +162,7 @@ def test_frozen_masks_stay_what_they_were():
 @pytest.mark.parametrize('devices', [8])
 def test_masks_are_the_same_on_any_number_of_devices(devices: int):
   rows = some_rows(200)
-  config = MaskConfig(rate=0.15, random=0.1, keep=0.1, special=True, span=0)
+  config = MaskConfig(rate=0.15, random_share=0.1, keep_share=0.1, special=True, span=0)
   mesh = Mesh(np.array(jax.devices()[:devices]), ('data',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, PartitionSpec('data'))
   arguments = jax.device_put((rows, jnp.arange(200), jnp.zeros(200, jnp.uint32)), split)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base, honey
+from configs import base, paper1
 from minilm_jax import recipe
 from minilm_jax.errors import InputError
 from minilm_jax.model import heads
@@ -27,8 +27,8 @@ def rates(updates: int, **changes: Any) -> np.ndarray:
 
 
 def test_honey_has_the_rates_of_the_paper():
-  paper = recipe.resolve(honey.get_config(), 'pretrain')
-  assert paper.updates == UPDATES and optimizer.warmup_steps(paper.optimizer, UPDATES) == 1773
+  paper = recipe.resolve(paper1.get_config(), 'pretrain')
+  assert paper.num_steps == UPDATES and optimizer.warmup_steps(paper.optimizer, UPDATES) == 1773
   rate = optimizer.build_schedule(paper.optimizer, UPDATES)
   for s, expected in ((1, 2.82e-7), (100, 2.82e-5), (1773, 5.00e-4), (5000, 2.98e-4), (10_000, 2.11e-4),
                       (20_000, 1.49e-4), (35_475, 1.12e-4)):
@@ -40,57 +40,57 @@ def test_honey_has_the_rates_of_the_paper():
 @pytest.mark.parametrize('updates, share, most, expected', [
     (35_475, 0.05, 4000, 1773), (100_000, 0.05, 4000, 4000), (10, 0.05, 4000, 1), (10, 0.0, 4000, 0), (100, 0.5, 9, 9)])
 def test_warmup_is_a_share_with_a_floor_and_a_ceiling(updates: int, share: float, most: int, expected: int):
-  assert optimizer.warmup_steps(make_optimizer_config(warmup_share=share, warmup_most=most), updates) == expected
+  assert optimizer.warmup_steps(make_optimizer_config(warmup_fraction=share, max_warmup_steps=most), updates) == expected
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'warmup_stable_decay', 'constant'])
 def test_schedules_rise_to_the_rate_and_never_start_at_zero(schedule: str):
-  rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_share=0.1)
+  rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_fraction=0.1)
   assert 0 < rate[0] <= 0.01 + 1e-6 and rate[100] == pytest.approx(1.0, abs=1e-3) and rate.max() <= 1
   np.testing.assert_allclose(np.diff(rate[:100]), rate[1] - rate[0], rtol=1e-3)
 
 
 def test_schedules_end_where_they_should():
   def ends(schedule: str) -> tuple[float, float]:
-    rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_share=0.0)
+    rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_fraction=0.0)
     assert (np.diff(rate) <= 0).all()
     return float(rate[500]), float(rate[-1])
 
   assert ends('linear') == pytest.approx((0.5, 0.001), abs=1e-5)
   assert ends('cosine') == pytest.approx((0.5, 0), abs=1e-4)
   assert ends('constant') == (1, 1)
-  stable = rates(1000, schedule='warmup_stable_decay', learning_rate=1.0, decay_share=0.2)
+  stable = rates(1000, schedule='warmup_stable_decay', learning_rate=1.0, decay_fraction=0.2)
   assert (stable[50:801] == 1).all()
   assert stable[850] == pytest.approx(0.5, abs=1e-5)  # 1 - sqrt(50 / 200)
   assert 0 < stable[-1] < 0.003
 
 
 def test_a_run_may_be_all_warmup_or_a_single_update():
-  for schedule in ('honey', 'linear', 'cosine', 'warmup_stable_decay', 'constant'):
+  for schedule in ('inverse_sqrt', 'linear', 'cosine', 'warmup_stable_decay', 'constant'):
     assert np.isfinite(rates(1, schedule=schedule)).all() and (rates(1, schedule=schedule) > 0).all()
-    assert (rates(10, schedule=schedule, warmup_share=1.0) > 0).all()
+    assert (rates(10, schedule=schedule, warmup_fraction=1.0) > 0).all()
 
 
 def test_decay_reaches_what_no_pattern_names():
-  assert optimizer.decay_mask(make_optimizer_config(undecayed=('bias', 'norm')), PARAMETERS) == {
+  assert optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'norm')), PARAMETERS) == {
       'norm': {'scale': False, 'bias': False}, 'up': {'kernel': True, 'bias': False}}
-  assert all(jax.tree.leaves(optimizer.decay_mask(make_optimizer_config(undecayed=()), PARAMETERS)))
+  assert all(jax.tree.leaves(optimizer.decay_mask(make_optimizer_config(no_decay=()), PARAMETERS)))
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-  with pytest.raises(InputError, match="undecayed='layernorm'"):
-    optimizer.decay_mask(make_optimizer_config(undecayed=('bias', 'layernorm')), PARAMETERS)
+  with pytest.raises(InputError, match="no_decay='layernorm'"):
+    optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'layernorm')), PARAMETERS)
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:
   """What the first update of a run adds to the parameters."""
-  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes)
   transform = optimizer.build_optimizer(made, 10, PARAMETERS)
   return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
 
 
 def test_without_a_gradient_only_decay_moves_a_parameter():
-  change = first_update(jax.tree.map(jnp.zeros_like, PARAMETERS), undecayed=('bias', 'norm'), weight_decay=0.5)
+  change = first_update(jax.tree.map(jnp.zeros_like, PARAMETERS), no_decay=('bias', 'norm'), weight_decay=0.5)
   np.testing.assert_allclose(change['up']['kernel'], -0.1 * 0.5, rtol=1e-6)
   assert not any(np.any(x) for x in (change['up']['bias'], *jax.tree.leaves(change['norm'])))
 
@@ -98,15 +98,15 @@ def test_without_a_gradient_only_decay_moves_a_parameter():
 def test_the_first_update_has_the_size_of_the_rate_and_clipping_comes_before():
   gradient = jax.tree.map(lambda x: 7.0 * x, PARAMETERS)
   for clip in (0.0, 1e-3):  # Adam does not see the scale of a gradient, clipped or not
-    change = first_update(gradient, undecayed=(), weight_decay=0.0, clip=clip)
+    change = first_update(gradient, no_decay=(), weight_decay=0.0, clip=clip)
     np.testing.assert_allclose(jax.tree.leaves(change)[0], -0.1, rtol=1e-3)
-  slow = first_update(gradient, undecayed=(), weight_decay=0.0, clip=1e-9)  # but it does once epsilon counts
+  slow = first_update(gradient, no_decay=(), weight_decay=0.0, clip=1e-9)  # but it does once epsilon counts
   assert np.abs(jax.tree.leaves(slow)[0]).max() < 0.05
 
 
 def test_updates_are_those_of_adamw():
   """Ten updates equal optax's own AdamW at the same rates."""
-  ours = optimizer.build_optimizer(make_optimizer_config(undecayed=(), clip=0.0), 100, PARAMETERS)
+  ours = optimizer.build_optimizer(make_optimizer_config(no_decay=(), clip=0.0), 100, PARAMETERS)
   theirs = optax.adamw(optimizer.build_schedule(make_optimizer_config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01)
   found = []
   for transform in (ours, theirs):
@@ -119,13 +119,13 @@ def test_updates_are_those_of_adamw():
 
 
 ENCODER = {'encoder': {'up': {'kernel': jnp.ones((4, 6)), 'bias': jnp.ones(6)}, 'down': {'kernel': jnp.ones((6, 4))},
-                       'embedding': {'embedding': jnp.ones((8, 4))}, 'norm': {'scale': jnp.ones(4)},
+                       'embedding': {'embedding_size': jnp.ones((8, 4))}, 'norm': {'scale': jnp.ones(4)},
                        'short_convolution': {'kernel': jnp.ones((3, 4))}}, 'output': {'kernel': jnp.ones((4, 8))}}
 
 
 def after(updates: int, **changes: Any) -> Any:
   """The last change of so many updates by gradients that do not depend on the parameters."""
-  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes)
   transform, parameters = optimizer.build_optimizer(made, 100, ENCODER), ENCODER
   state = transform.init(parameters)
   dice = np.random.default_rng(0)
@@ -150,8 +150,8 @@ def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_r
 
 def test_muon_decays_by_path_too():
   """Without a gradient only decay moves a parameter, by the one rate."""
-  made = make_optimizer_config(warmup_share=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
-                undecayed=('bias', 'norm', 'embedding', 'down'))
+  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
+                no_decay=('bias', 'norm', 'embedding', 'down'))
   transform = optimizer.build_optimizer(made, 10, ENCODER)
   change, _ = transform.update(jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER)
   moved = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(change) if np.any(leaf)}
@@ -176,30 +176,30 @@ def test_muon_moves_the_matrices_of_projection_and_blocks():
 def test_the_second_paper_changes_the_rate_once_an_epoch(updates: int):
   """As released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it: down to a 50th."""
   each = updates // 50
-  late = rates(updates, schedule='epochs_from_zero', epochs=50, learning_rate=5e-5, warmup_share=0.0)
+  late = rates(updates, schedule='per_epoch_from_zero', epochs=50, learning_rate=5e-5, warmup_fraction=0.0)
   expected = 5e-5 * np.array([0, *(np.arange(49, 0, -1) / 49)])
   np.testing.assert_allclose(late, np.repeat(expected, each), rtol=1e-6)
   assert (late[0], late[each - 1]) == (0, 0) and late[each] == np.float32(5e-5)
   assert late[-1] == pytest.approx(5e-5 / 49, rel=1e-6)
-  early = rates(updates, schedule='epochs', epochs=50, learning_rate=5e-5)
+  early = rates(updates, schedule='per_epoch', epochs=50, learning_rate=5e-5)
   np.testing.assert_allclose(early, np.repeat(5e-5 * np.arange(50, 0, -1) / 50, each), rtol=1e-6)
 
 
 def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
-  rate = rates(17, schedule='epochs', epochs=5, learning_rate=1.0)
+  rate = rates(17, schedule='per_epoch', epochs=5, learning_rate=1.0)
   values, counts = np.unique(rate, return_counts=True)
   np.testing.assert_allclose(values, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
-  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup_steps(make_optimizer_config(schedule='epochs', epochs=5), 17) == 0
-  assert rates(3, schedule='epochs', epochs=5, learning_rate=1.0).tolist() == pytest.approx([1, 0.8, 0.4])
+  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup_steps(make_optimizer_config(schedule='per_epoch', epochs=5), 17) == 0
+  assert rates(3, schedule='per_epoch', epochs=5, learning_rate=1.0).tolist() == pytest.approx([1, 0.8, 0.4])
 
 
-@pytest.mark.parametrize('schedule, epochs', [('epochs', 0), ('epochs_from_zero', 1)])
+@pytest.mark.parametrize('schedule, epochs', [('per_epoch', 0), ('per_epoch_from_zero', 1)])
 def test_a_schedule_by_the_epoch_needs_epochs(schedule: str, epochs: int):
   with pytest.raises(InputError, match='the parts of the run'):
     make_optimizer_config(schedule=schedule, epochs=epochs)
 
 
 def test_the_rate_of_an_epoch_may_be_that_of_a_member():
-  made = make_optimizer_config(schedule='epochs_from_zero', epochs=3)
+  made = make_optimizer_config(schedule='per_epoch_from_zero', epochs=3)
   rate = jax.jit(lambda top: optimizer.build_schedule(made, 6, top)(jnp.int32(3)))
   assert float(rate(jnp.float32(0.5))) == 0.5 and float(rate(jnp.float32(2.0))) == 2.0

@@ -48,7 +48,7 @@ def test_taken_all_in_each_operation_members_are_nearly_the_same():
 
 @pytest.mark.parametrize('members, lift, platform, expected', [
     (1, 'auto', 'cpu', 'single'), (1, 'vmap', 'gpu', 'single'), (2, 'auto', 'cpu', 'map'), (2, 'auto', 'gpu', 'vmap'),
-    (2, 'auto', 'tpu', 'vmap'), (2, 'loop', 'gpu', 'map'), (2, 'vmap', 'cpu', 'vmap')])
+    (2, 'auto', 'tpu', 'vmap'), (2, 'map', 'gpu', 'map'), (2, 'vmap', 'cpu', 'vmap')])
 def test_how_members_share_a_device(members: int, lift: str, platform: str, expected: str):
   assert population.choose_strategy(members, lift, platform) == expected
 

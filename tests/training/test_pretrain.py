@@ -65,11 +65,11 @@ def final(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
     ({}, 6, [8, 10, 12], [8, 12], [8, 12]),
     ({}, 5, [6, 8, 10, 12], [8, 12], [8, 12]),
     ({}, 12, [], [], []),
-    ({'log.every': 12, 'evaluation.every': 12, 'checkpoint.every': 12}, 0, [12], [12], [12]),
-    ({'updates': 5, 'log.every': 4}, 0, [4, 5], [4, 5], [4, 5]),
-    ({'evaluation.first': 1, 'evaluation.every': 6}, 0, [1, 2, 4, 6, 8, 10, 12], [1, 2, 4, 6, 12], [4, 8, 12]),
-    ({'evaluation.first': 3, 'evaluation.every': 8}, 0, [2, 3, 4, 6, 8, 10, 12], [3, 6, 8, 12], [4, 8, 12]),
-    ({'evaluation.first': 3, 'evaluation.every': 8}, 3, [4, 6, 8, 10, 12], [6, 8, 12], [4, 8, 12])])
+    ({'log.every': 12, 'eval.every': 12, 'checkpoint.every': 12}, 0, [12], [12], [12]),
+    ({'num_steps': 5, 'log.every': 4}, 0, [4, 5], [4, 5], [4, 5]),
+    ({'eval.first_at': 1, 'eval.every': 6}, 0, [1, 2, 4, 6, 8, 10, 12], [1, 2, 4, 6, 12], [4, 8, 12]),
+    ({'eval.first_at': 3, 'eval.every': 8}, 0, [2, 3, 4, 6, 8, 10, 12], [3, 6, 8, 12], [4, 8, 12]),
+    ({'eval.first_at': 3, 'eval.every': 8}, 3, [4, 6, 8, 10, 12], [6, 8, 12], [4, 8, 12])])
 def test_a_schedule_is_a_function_of_the_recipe_and_the_step(changes: dict[str, int], step: int, ends: list[int],
                                                              evaluated: list[int], saved: list[int]):
   chunks = list(pretrain.schedule(run_config(pathlib.Path('corpus'), **changes), step))
@@ -90,7 +90,7 @@ def whole(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_early_evaluations_come_at_doublings_and_change_nothing(whole: pathlib.Path, tiny_corpus: pathlib.Path,
                                                                 tmp_path: pathlib.Path):
-  config = run_config(tiny_corpus, **{'evaluation.first': 1, 'evaluation.every': 6})
+  config = run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
   pretrain.pretrain(config, tmp_path)
   judged = [line['step'] for line in lines(tmp_path) if line['split'] == 'validation']
   assert judged == [1, 2, 4, 6, 12]
@@ -213,7 +213,7 @@ def test_a_run_goes_on_before_what_was_damaged(damaged: int, whole: pathlib.Path
 
 def test_saves_by_the_clock_change_nothing_else(whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
-    config = run_config(tiny_corpus, **{'checkpoint.minutes': minutes, 'checkpoint.keep': 9})
+    config = run_config(tiny_corpus, **{'checkpoint.every_minutes': minutes, 'checkpoint.keep_last': 9})
     folder = tmp_path / str(minutes)
     pretrain.pretrain(config, folder)
     assert checkpoint.list_steps(folder) == saved
@@ -223,7 +223,7 @@ def test_saves_by_the_clock_change_nothing_else(whole: pathlib.Path, tiny_corpus
 @pytest.mark.parametrize('stop', [0, 3])
 def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """Also where the run was stopped after it; the loss is the mean of the members."""
-  config = run_config(tiny_corpus, **{'checkpoint.best': 1, 'checkpoint.keep': 1, 'population.members': 2})
+  config = run_config(tiny_corpus, **{'checkpoint.keep_best': 1, 'checkpoint.keep_last': 1, 'population.members': 2})
   losses = iter([(3.0, 1.0), (2.0, 2.1), *[(4.0, 2.0)] * (2 if stop else 1), (5.0, 5.0)])
 
   def evaluate(*_: Any) -> list[dict[str, float]]:
@@ -245,14 +245,14 @@ def test_a_run_of_an_earlier_version_is_read_and_gone_on_with(whole: pathlib.Pat
   """Its recipe lacks what came later, its checkpoints have no digests."""
   folder, config = shutil.copytree(whole, tmp_path / 'run'), run_config(tiny_corpus)
   stored = json.loads((folder / run.CONFIG).read_text())
-  del stored['checkpoint']['minutes'], stored['checkpoint']['best']
+  del stored['checkpoint']['every_minutes'], stored['checkpoint']['keep_best']
   stored['log'] = {'every': stored['log']['every']}
   del stored['optimizer']['algorithm'], stored['model']['short_convolution']
   (folder / run.CONFIG).write_text(json.dumps(stored))
   (folder / run.RESULT).unlink()
   shutil.rmtree(checkpoint.step_folder(folder, UPDATES))
   (checkpoint.step_folder(folder, 8) / checkpoint.CHECKSUMS).unlink()
-  assert pretrained.load_config(folder) == dataclasses.replace(config, log=dataclasses.replace(config.log, to=()))
+  assert pretrained.load_config(folder) == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))
   pretrain.pretrain(config, folder)
   assert 'the checkpoint of update 8' in capsys.readouterr().err
   assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
@@ -268,7 +268,7 @@ def test_who_is_told_and_a_profile_change_nothing(whole: pathlib.Path, tiny_corp
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
     killed_at(5, patch, train_step, 'mean_metrics')
     pretrain.pretrain(config, tmp_path)
-  pretrain.pretrain(run_config(tiny_corpus, **{'log.to': 'json', 'log.name': 'x'}), tmp_path, '5:7')
+  pretrain.pretrain(run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'}), tmp_path, '5:7')
   out, err = capsys.readouterr()
   assert [json.loads(line)['step'] for line in out.splitlines()] == [6, 8, 8, 10, 12, 12, 12]
   assert calls == ['start', 'stop'] and 'a profile of updates 5 to 8 was' in err
@@ -432,10 +432,10 @@ def test_a_corpus_with_another_tokenizer_than_it_says_is_refused(
 
 
 @pytest.mark.parametrize('changes, said', [
-    ({'model.vocabulary': 500}, 'give --config.model.vocabulary=512'), ({'model.length': 60}, 'model.length=64'),
+    ({'model.vocab_size': 500}, 'give --config.model.vocab_size=512'), ({'model.max_length': 60}, 'model.max_length=64'),
     ({'corpus': ''}, 'give --config.corpus=FOLDER'), ({'corpus': '/nowhere'}, 'no manifest.json there'),
     ({'corpus': 'configs/nowhere.py:corpus'}, 'no such file'),
-    ({'corpus': 'configs/tiny.py:corpus', 'model.vocabulary': 100}, 'model.vocabulary=512')])
+    ({'corpus': 'configs/tiny.py:corpus', 'model.vocab_size': 100}, 'model.vocab_size=512')])
 def test_a_corpus_that_does_not_fit_leaves_no_trace(changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path,
                                                     tmp_path: pathlib.Path):
   """So that the command may be given again, mended, with the same work directory."""
@@ -563,8 +563,8 @@ def unigram_loss(folder: pathlib.Path) -> float:
 def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """Well below what frequencies of tokens explain; by a model that could read longer rows than there are."""
   recipe_of_a_minute = tiny.get_config()
-  recipe_of_a_minute.update(corpus=str(tiny_corpus), updates=300)
-  recipe_of_a_minute.model.length, recipe_of_a_minute.mesh.data = 100, 1
+  recipe_of_a_minute.update(corpus=str(tiny_corpus), num_steps=300)
+  recipe_of_a_minute.model.max_length, recipe_of_a_minute.mesh.data = 100, 1
   result = pretrain.pretrain(recipe.resolve(recipe_of_a_minute, 'pretrain'), tmp_path)
   assert result['test_loss'] < unigram_loss(tiny_corpus) - 1
   assert result['tokens'] == 300 * 16 * 64  # those of the rows, not of what the model could read

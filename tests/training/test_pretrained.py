@@ -18,7 +18,7 @@ from tests.tiny_config import CONVOLVED, HELPED, UPDATES, run_config
 
 DIFFERENT = {'population.members': 4, 'population.learning_rates': '1e-3,2e-3,1e-3,1e-3',
              'population.weight_decays': '0.01,0.01,0.1,0.01', 'population.mask_rates': '0.15,0.15,0.15,0.3',
-             'population.mask_randoms': '0,0,0,0.1', 'population.mask_keeps': '0,0,0,0.2', 'evaluation.rows': 1000}
+             'population.mask_randoms': '0,0,0,0.1', 'population.mask_keeps': '0,0,0,0.2', 'eval.rows': 1000}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -77,8 +77,8 @@ def test_a_member_is_its_solo_run(number: int, together: pathlib.Path, tiny_corp
 
 def test_how_members_share_a_device_changes_nothing_but_roundings(tiny_corpus: pathlib.Path):
   found = []
-  for lift in ('loop', 'vmap'):
-    changes = {**DIFFERENT, **HELPED, 'population.lift': lift, 'mesh.population': 1}
+  for lift in ('map', 'vmap'):
+    changes = {**DIFFERENT, **HELPED, 'population.strategy': lift, 'mesh.population': 1}
     program = build_program(run_config(tiny_corpus, **changes))
     rows = batches.load_resident(program, tiny_corpus, 'train')
     found.append(jax.device_get(program.chunk(program.init(), rows, step_count(program, 3))[:2]))
@@ -94,7 +94,7 @@ def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathli
   changes, found = {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'}, []
   solo = population.member_configs(run_config(tiny_corpus, **changes))
   for config in (*solo, *(run_config(tiny_corpus, **changes, **mesh) for mesh in (
-      {'population.lift': 'vmap', 'mesh.population': 1}, {'mesh.population': 2, 'mesh.data': 4}))):
+      {'population.strategy': 'vmap', 'mesh.population': 1}, {'mesh.population': 2, 'mesh.data': 4}))):
     program = build_program(config)
     rows = batches.load_resident(program, tiny_corpus, 'train')
     found.append(jax.device_get(program.chunk(program.init(), rows, step_count(program, 3))[0]))

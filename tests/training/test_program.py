@@ -91,8 +91,8 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
 
   Cut into two it is another training, and so the batch is left whole where nothing is asked.
   """
-  found, changes = [], {**CONVOLVED, 'accumulation': accumulation}
-  other = {'accumulation': 1 if accumulation else 2}
+  found, changes = [], {**CONVOLVED, 'grad_accumulation_steps': accumulation}
+  other = {'grad_accumulation_steps': 1 if accumulation else 2}
   meshes = [{}, {'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}, other]
   for mesh in meshes:
     program = build_program(run_config(tiny_corpus, **changes | mesh))
@@ -115,14 +115,14 @@ def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
     corpus = load_resident(program, tiny_corpus, 'train')
     return program.chunk.lower(program.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
 
-  one = flops(accumulation=1)
-  assert flops(**{'mesh.data': 8, 'accumulation': 1}) < one / 8 * 1.5
-  assert flops(**{'mesh.data': 8, 'accumulation': 4}) < one / 8 / 4 * 2.5  # XLA counts the body of a loop once
+  one = flops(grad_accumulation_steps=1)
+  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 1}) < one / 8 * 1.5
+  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < one / 8 / 4 * 2.5  # XLA counts the body of a loop once
 
 
 def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
   with pytest.raises(InputError, match='micro-batches of 4 rows over 8 devices'):
-    build_program(run_config(tiny_corpus, accumulation=4, **{'mesh.data': 8}))
+    build_program(run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
 
 
 def test_memory_that_cannot_suffice_is_said_before_the_first_step(tiny_corpus: pathlib.Path,
@@ -156,7 +156,7 @@ def test_a_population_holds_no_collective_along_its_axis(tiny_corpus: pathlib.Pa
 @pytest.fixture(scope='module')
 def model() -> heads.MaskedLanguageModel:
   config = tiny.get_config()
-  config.model.update(embedding=8, hidden=8, feed_forward=8, layers=1)
+  config.model.update(embedding_size=8, hidden_size=8, intermediate_size=8, num_layers=1)
   made = recipe.resolve(config, 'pretrain').model
   fresh = fast_jit.jit(lambda: heads.masked_language_model(made, jax.random.key(0)))()
   return jax.tree.map(lambda x: 5 * x, fresh)  # losses that differ much from token to token
@@ -183,13 +183,13 @@ def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[
 def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
   """Whatever the batch; also where the last one is short, and where fewer rows are asked for than there are."""
   assert rows.rows % 64 and rows.rows > 30
-  evaluate = build_evaluate(EvaluationConfig(every=1, first=0, rows=count, batch_size=batch_size), MESH)
+  evaluate = build_evaluate(EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size), MESH)
   found, = evaluate(model, rows)
   assert found == pytest.approx(by_hand(model, rows, count), rel=1e-4)
   assert [found] == evaluate(model, rows)
   assert found['padded_loss'] < found['loss']
   untrained, = evaluate(jax.tree.map(jnp.zeros_like, model), rows)
-  assert untrained['loss'] == pytest.approx(math.log(model.config.vocabulary), rel=1e-5)
+  assert untrained['loss'] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
 def test_nothing_is_dropped(model, rows: Corpus):
@@ -197,7 +197,7 @@ def test_nothing_is_dropped(model, rows: Corpus):
   other = dataclasses.replace(model.config, dropout=0.9)
   structure = jax.tree.structure(jax.eval_shape(lambda: heads.masked_language_model(other, jax.random.key(0))))
   dropping = jax.tree.unflatten(structure, jax.tree.leaves(model))
-  evaluate = build_evaluate(EvaluationConfig(every=1, first=0, rows=10_000, batch_size=64), MESH)
+  evaluate = build_evaluate(EvaluationConfig(every=1, first_at=0, rows=10_000, batch_size=64), MESH)
   assert evaluate(dropping, rows)[0] == pytest.approx(by_hand(model, rows, 10_000), rel=1e-4)
 
 
@@ -206,7 +206,7 @@ def test_devices_share_the_rows(model, rows: Corpus):
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))
   for count, batch_size in ((10_000, 8), (30, 7), (5, 64)):
-    config = EvaluationConfig(every=1, first=0, rows=count, batch_size=batch_size)
+    config = EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size)
     found, = build_evaluate(config, mesh)(*spread)
     expected, = build_evaluate(config, MESH)(model, rows)
     for scores in (found, expected):  # a loss of 76 nats is rounded, and its exponential is off by 76 times as much

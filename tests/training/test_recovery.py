@@ -72,17 +72,17 @@ def test_damaged_ones_are_named_set_aside_and_passed_over(workdir: pathlib.Path,
   goes_on_at(workdir, 4)
   first, second = capsys.readouterr().err.splitlines()
   assert f'update 12 in {workdir}' in first and f'default/d/{flipped.name}' in first
-  assert '12.damaged' in first
-  assert 'update 8 in' in second and 'default/manifest.ocdbt' in second and '8.damaged' in second
+  assert '12.corrupt' in first
+  assert 'update 8 in' in second and 'default/manifest.ocdbt' in second and '8.corrupt' in second
   assert checkpoint.list_steps(workdir) == [4]
-  assert (folder_of(workdir, 12).with_name('12.damaged') / 'default' / 'd' / flipped.name).exists()
+  assert (folder_of(workdir, 12).with_name('12.corrupt') / 'default' / 'd' / flipped.name).exists()
   with checkpoint.open_writer(workdir, 3) as writer:  # nor does Orbax know of them
     assert list(writer.manager.all_steps()) == [4]
     writer.save(state(12), 12)
   goes_on_at(workdir, 12)
   flip(arrays(workdir, 12))
   goes_on_at(workdir, 4)  # and once more, in place of the one before
-  assert sorted(path.name for path in folder_of(workdir, 4).parent.iterdir()) == ['12.damaged', '4', '8.damaged']
+  assert sorted(path.name for path in folder_of(workdir, 4).parent.iterdir()) == ['12.corrupt', '4', '8.corrupt']
 
 
 def test_where_none_is_left_training_begins_anew(workdir: pathlib.Path, capsys):

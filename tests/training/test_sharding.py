@@ -20,7 +20,7 @@ from minilm_jax.training.checkpoint import flatten
 
 def run_config(**changes: int) -> RunConfig:
   made = base.pretrain()
-  made.model.update({'vocabulary': 64, **changes})
+  made.model.update({'vocab_size': 64, **changes})
   return recipe.resolve(made, 'pretrain')
 
 
@@ -60,7 +60,7 @@ def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_large_array_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))  # without that of the output matrix
   with pytest.raises(InputError, match='no rule for so large an array'):
-    placed(run_config(vocabulary=19_010), MeshConfig(1, 0, 2))
+    placed(run_config(vocab_size=19_010), MeshConfig(1, 0, 2))
 
 
 def test_what_is_split_over_the_model_axis():
@@ -77,7 +77,7 @@ def test_what_is_split_over_the_model_axis():
 
 def test_what_is_large_is_split():
   """At the shapes of the paper nothing of a million elements or more is left whole on every device."""
-  config = run_config(vocabulary=19_010, embedding=256, hidden=256, feed_forward=1024, layers=8)
+  config = run_config(vocab_size=19_010, embedding_size=256, hidden_size=256, intermediate_size=1024, num_layers=8)
   found = placed(config, MeshConfig(1, 0, 2))
   whole = [name for name, leaf in flatten(shapes(config)).items() if leaf.size >= 1e6 and not any(found[name])]
   assert not whole, f'give them a rule in minilm_jax/training/sharding.py: {whole}'
@@ -101,7 +101,7 @@ def test_moments_lie_where_their_parameters_do(algorithm: str):
 
 def test_an_axis_that_does_not_divide_an_array_is_refused_by_name():
   with pytest.raises(InputError, match=r'embedding.tokens.embedding \(65, 32\) split over model'):
-    placed(run_config(vocabulary=65), MeshConfig(1, 0, 2))
+    placed(run_config(vocab_size=65), MeshConfig(1, 0, 2))
 
 
 def test_a_corpus_is_whole_on_every_device():

@@ -32,9 +32,9 @@ writes them anew."""
 
 def run_config(dropout: float = 0.0, **changes: Any) -> RunConfig:
   made = tiny.get_config()
-  made.update(batch_size=8, updates=10)
+  made.update(batch_size=8, num_steps=10)
   made.optimizer.epsilon = 1e-3  # smaller, Adam makes whole steps of the rounding errors where a gradient is zero
-  made.model.update(vocabulary=VOCABULARY, length=LENGTH, hidden=16, embedding=16, feed_forward=24, layers=1,
+  made.model.update(vocab_size=VOCABULARY, max_length=LENGTH, hidden_size=16, embedding_size=16, intermediate_size=24, num_layers=1,
                     dropout=dropout)
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')
@@ -77,7 +77,7 @@ def sums_of(count: int) -> Any:
 def batch_of(corpus: Corpus, config: RunConfig) -> masking.MaskedBatch:
   """The first eight rows."""
   make = fast_jit.jit(masking.mask_batch, static_argnums=(5, 6))
-  shares = config.mask.rate, config.mask.random, config.mask.keep
+  shares = config.mask.rate, config.mask.random_share, config.mask.keep_share
   return make(corpus.tokens[:8], jnp.arange(8), jnp.zeros(8, jnp.uint32), 0, shares,
               masking.mask_layout(config.mask, LENGTH), VOCABULARY)
 
@@ -118,7 +118,7 @@ def test_accumulation_is_the_whole_batch(count: int, corpus: Corpus):
 
 
 def test_accumulated_steps_are_steps(corpus: Corpus):
-  configs = [run_config(dropout=0.1, accumulation=n) for n in (1, 4)]
+  configs = [run_config(dropout=0.1, grad_accumulation_steps=n) for n in (1, 4)]
   states = [start_of(configs[0])] * 2
   for _ in range(3):
     states, sums = zip(*(step_of(config)(state, corpus) for config, state in zip(configs, states)))
@@ -128,9 +128,9 @@ def test_accumulated_steps_are_steps(corpus: Corpus):
 
 
 @pytest.mark.parametrize('changes, devices, expected', [
-    ({'batch_size': 64}, 1, (2, 1)), ({'batch_size': 64}, 2, (1, 1)), ({'batch_size': 64, 'accumulation': 8}, 2, (8, 1)),
-    ({'batch_size': 64, 'head_blocks': 3}, 2, (1, 4)), ({'batch_size': 6, 'accumulation': 1}, 1, (1, 1)),
-    ({'batch_size': 256, 'model.vocabulary': 19_010, 'accumulation': 1}, 2, (1, 8))])
+    ({'batch_size': 64}, 1, (2, 1)), ({'batch_size': 64}, 2, (1, 1)), ({'batch_size': 64, 'grad_accumulation_steps': 8}, 2, (8, 1)),
+    ({'batch_size': 64, 'logit_chunks': 3}, 2, (1, 4)), ({'batch_size': 6, 'grad_accumulation_steps': 1}, 1, (1, 1)),
+    ({'batch_size': 256, 'model.vocab_size': 19_010, 'grad_accumulation_steps': 1}, 2, (1, 8))])
 def test_what_the_recipe_leaves_open_keeps_a_device_in_its_cache(changes: Any, devices: int, expected: tuple[int, int]):
   config = run_config(**changes)
   positions = masking.masked_positions(LENGTH, config.mask.rate)
@@ -140,8 +140,8 @@ def test_what_the_recipe_leaves_open_keeps_a_device_in_its_cache(changes: Any, d
 def test_steps_in_bfloat16_stay_near(corpus: Corpus):
   """Losses of five steps, blocks made again, within 1% of those in float32; the state is float32, all of it."""
   losses = []
-  for changes in ({}, {'model.compute': 'bfloat16', 'model.remat': True, 'accumulation': 2}):
-    config = run_config(dropout=0.1, **{'model.layers': 2, **changes})
+  for changes in ({}, {'model.dtype': 'bfloat16', 'model.remat': True, 'grad_accumulation_steps': 2}):
+    config = run_config(dropout=0.1, **{'model.num_layers': 2, **changes})
     state, found = start_of(config), []
     for _ in range(5):
       state, sums = step_of(config)(state, corpus)

@@ -1,18 +1,18 @@
 """How the gap between pre-trained and not grows with the pre-training set, as in paper 2: articles, nested sizes.
 
-    minilm corpus --config=configs/sizes.py:corpus --config.documents.sources='wikipedia/*.txt.xz@line' \
+    minilm corpus --config=configs/paper2_data_sizes.py:corpus --config.documents.sources='wikipedia/*.txt.xz@line' \
         --workdir=corpora/articles
-    minilm sweep --config=configs/sizes.py --config.corpus=corpora/articles --workdir=runs/sizes
-    minilm finetune --config=configs/topics.py:ag_news --config.task.data_dir=TFDS --control \
+    minilm sweep --config=configs/paper2_data_sizes.py --config.corpus=corpora/articles --workdir=runs/sizes
+    minilm finetune --config=configs/paper2_tasks.py:ag_news --config.task.data_dir=TFDS --with_scratch \
         --checkpoint='runs/sizes/*' --workdir=runs/sizes-ag_news
     minilm report runs --workdir=runs/report
 
 A row is an article, its first 128 pieces; a point is the first so many articles of a fixed random order, so that each
 smaller set is inside each larger one, with one tokenizer and one validation split. All points make the updates of 50
 epochs of the smallest: a larger set is seen less often, and no point has more compute than another.
-`configs/sizes.py:epochs` is the other comparison, 20 epochs of each set, as in the paper (which has 50): there, more
+`configs/paper2_data_sizes.py:epochs` is the other comparison, 20 epochs of each set, as in the paper (which has 50): there, more
 articles are also more updates. The paper has 20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
-`configs/sizes.py:cpu` is what two cores can do, with launch/paper2.sh around it: half the width, two layers,
+`configs/paper2_data_sizes.py:cpu` is what two cores can do, with launch/paper2.sh around it: half the width, two layers,
 2,000 updates, three of the sizes.
 
 For a tokenizer of 8,000 pieces and 3.4 million parameters; 1.0 million of `cpu`.
@@ -31,7 +31,7 @@ of them have), with Student's 95% interval over seeds. Scores are the headline o
     1  pre-trained less from scratch; of each model the runs on its largest set, which no task chose
     2  slope of the least-squares line of the gap against log2 of the tokens of the set (an article is a row): points
        for twice as much. Runs of the same updates or, where there are none, of the same epochs
-    3  slope of the gap against the token-weighted overlap of words: points for 0.1. Runs of `minilm subset`, on the
+    3  slope of the gap against the token-weighted overlap of words: points for 0.1. Runs of `minilm overlap-subsets`, on the
        task whose overlap it is, of one size and the same updates
     4  the committee of the members of one seed, two or more and some with convolutions, by their mean probability, less
        the deepest run without any of the same seed, on as many rows where there is one; the largest committees. And the
@@ -63,9 +63,9 @@ UPDATES = {'': 50 * SIZES[0] // BATCH, 'cpu': 2_000}
 def corpus():
   """Whole articles under 8,000 BPE pieces."""
   config = base.corpus()
-  config.vocabulary.update(counting='plain', passes='documents')
+  config.vocabulary.update(word_rule='plain', filters='documents')
   config.tokenizer.size = 8_000
-  config.rows.update(length=128, grouping='articles')
+  config.rows.update(length=128, packing='articles')
   return config
 
 
@@ -75,12 +75,12 @@ def pretrain(size, how):
   config = base.pretrain()
   config.subset.rows = size
   config.batch_size = BATCH
-  config.updates = EPOCHS * size // BATCH if how == 'epochs' else UPDATES[how]
-  config.model.update(vocabulary=8_000, embedding=width, hidden=width, feed_forward=4 * width, heads=3, nominal_heads=3,
-                      layers=layers, norm='pre', positions='rotary', tied=True, projection=False, segments=0)
-  config.mask.update(random=0.1, keep=0.1)
+  config.num_steps = EPOCHS * size // BATCH if how == 'epochs' else UPDATES[how]
+  config.model.update(vocab_size=8_000, embedding_size=width, hidden_size=width, intermediate_size=4 * width, num_heads=3, flops_heads=3,
+                      num_layers=layers, norm='pre', positions='rotary', tied=True, projection=False, segments=0)
+  config.mask.update(random_share=0.1, keep_share=0.1)
   config.optimizer.update(learning_rate=1e-3, schedule='linear', beta2=0.98)
-  config.evaluation.update(every=500)
+  config.eval.update(every=500)
   config.checkpoint.every = 500
   return config
 

@@ -1,8 +1,8 @@
 """A task of one's own, from a file of examples: no code, only the names of its columns.
 
-    minilm finetune --config=configs/own.py --config.task.train=reviews.csv --config.task.fields=text \
+    minilm finetune --config=configs/custom_task.py --config.task.train=reviews.csv --config.task.fields=text \
         --config.task.label=stars --checkpoint=runs/tiny --workdir=runs/reviews
-    minilm show --config=configs/own.py --config.task.train=pairs.tsv --config.task.validation=held.tsv \
+    minilm show --config=configs/custom_task.py --config.task.train=pairs.tsv --config.task.validation=held.tsv \
         --config.task.fields=first,second --config.task.label=similarity --config.task.kind=regression
 
 Files are .csv, .tsv, .jsonl or .parquet, all but the last also .gz, .xz or .zst; or FewRel's .json. One column of text

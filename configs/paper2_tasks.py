@@ -1,10 +1,10 @@
 """Fine-tuning on the topics of the second paper with its settings: AdamW, 5e-5 down to 0, 50 epochs, batches of 32.
 
-    minilm finetune --config=configs/topics.py:ag_news --checkpoint=runs/tiny --workdir=runs/ag_news \
+    minilm finetune --config=configs/paper2_tasks.py:ag_news --checkpoint=runs/tiny --workdir=runs/ag_news \
         --config.task.data_dir=TFDS
-    minilm finetune --config=configs/topics.py:dbpedia_14 --checkpoint=runs/tiny --workdir=runs/dbpedia \
+    minilm finetune --config=configs/paper2_tasks.py:dbpedia_14 --checkpoint=runs/tiny --workdir=runs/dbpedia \
         --config.task.folder=dbpedia_14
-    minilm finetune --config=configs/topics.py:fewrel --checkpoint=runs/tiny --workdir=runs/fewrel \
+    minilm finetune --config=configs/paper2_tasks.py:fewrel --checkpoint=runs/tiny --workdir=runs/fewrel \
         --config.task.train=train_wiki.json
 
 The argument is ag_news (1,000 training and 1,000 test examples of each of 4 labels), dbpedia_14 (100 and 100 of 14) or
@@ -31,8 +31,8 @@ def get_config(task='ag_news'):
   if task not in TASKS:
     raise ValueError(f'no topic task {task!r}; there are {", ".join(TASKS)}')
   train, reported = TASKS[task]
-  config.task.update(name=task, split='test', per_label=train, per_label_reported=reported)
-  config.optimizer.update(learning_rate=5e-5, schedule='linear', warmup_share=0.0, beta1=0.9, beta2=0.999,
-                          weight_decay=0.01, undecayed='', clip=0.0)
+  config.task.update(name=task, split='test', per_label=train, eval_per_label=reported)
+  config.optimizer.update(learning_rate=5e-5, schedule='linear', warmup_fraction=0.0, beta1=0.9, beta2=0.999,
+                          weight_decay=0.01, no_decay='', clip=0.0)
   config.update(epochs=50.0, batch_size=32, length=128)
   return config

@@ -1,12 +1,12 @@
-"""The best recipe that `configs/past.py` has found for tiny models: paper 1's, with what makes it leave its plateau.
+"""The best recipe that `configs/plateau_ablations.py` has found for tiny models: paper 1's, with what makes it leave its plateau.
 
-    minilm sweep --config=configs/modern.py --config.corpus=corpora/honey --workdir=runs/modern
-    minilm pretrain --config=configs/modern.py:e64-h128-f512-a8-l4 --config.corpus=corpora/honey --workdir=runs/larger
+    minilm sweep --config=configs/recommended.py --config.corpus=corpora/honey --workdir=runs/modern
+    minilm pretrain --config=configs/recommended.py:e64-h128-f512-a8-l4 --config.corpus=corpora/honey --workdir=runs/larger
 
-The argument is a shape as in `honey_grid.py`, or the name of a logged run, which then has its size. Batches of 16 rows,
-2,000 updates, three to nine minutes of the first two sizes on a core; give more --config.updates.
+The argument is a shape as in `paper1_grids.py`, or the name of a logged run, which then has its size. Batches of 16 rows,
+2,000 updates, three to nine minutes of the first two sizes on a core; give more --config.num_steps.
 
-Evidence: `configs/past.py`, 4.1 million tokens of paper 1's reduced language, three seeds. Losses are nats on the
+Evidence: `configs/plateau_ablations.py`, 4.1 million tokens of paper 1's reduced language, three seeds. Losses are nats on the
 validation rows, where word frequencies alone have 6.446, in the first row 6.476; a run has left them 5.5% below. Compute
 multiplier: how many times fewer FLOPs than paper 1's recipe it takes to the loss at which all end.
 
@@ -19,13 +19,13 @@ multiplier: how many times fewer FLOPs than paper 1's recipe it takes to the los
 
 It leaves after 0.6 to 1.3 million tokens. On another build of the corpus, after all of this was settled, one seed of
 the first four rows has 8.0, 6.2, 7.1 and 8.2. The rate is lower above a width of 128, so give the shape as the argument
-and not as --config.model.hidden. Each field is beside what all but that one reach at (32, 32, 64, 1), the loss and the
+and not as --config.model.hidden_size. Each field is beside what all but that one reach at (32, 32, 64, 1), the loss and the
 compute multiplier against this recipe: below 1, the field is missed.
 """
 
-from configs import honey_grid
+from configs import paper1_grids
 
-RUNS = [honey_grid.point(*shape) for shape in ((32, 32, 64, 8, 1), (64, 64, 256, 8, 2), (64, 128, 512, 8, 4))]
+RUNS = [paper1_grids.point(*shape) for shape in ((32, 32, 64, 8, 1), (64, 64, 256, 8, 2), (64, 128, 512, 8, 4))]
 
 
 def best(config):
@@ -44,20 +44,20 @@ def best(config):
       # 5e-4: 6.068, 0.23 [0.18, 0.30]. One seed each: at width 32 1e-2 has 4.846 and 3e-2 5.016; at (64, 64, 256, 2)
       # 5e-3 has 4.922 and 1e-2 5.027, for 4.857. At (256, 256, 1024, 4) 3e-3 has 6.153 [5.821, 6.484], where two seeds of
       # three stay on the plateau.
-      learning_rate=3e-3 if config.model.hidden <= 128 else 1e-3,
+      learning_rate=3e-3 if config.model.hidden_size <= 128 else 1e-3,
       schedule='linear',  # the paper's: 5.204, 0.65 [0.57, 0.73]
       clip=1.0,  # none: 5.059, 1.09 [0.94, 1.26]
       beta2=0.98,  # 0.95: 5.130, 0.82 [0.67, 1.01]
-      undecayed='bias,norm,embedding',  # none: 5.079, 1.02 [0.93, 1.13]
+      no_decay='bias,norm,embedding',  # none: 5.079, 1.02 [0.93, 1.13]
   )
   return config
 
 
 def get_config(shape=RUNS[1]):
   """The recipe at one size."""
-  config = best(honey_grid.get_config(shape))
+  config = best(paper1_grids.get_config(shape))
   config.batch_size = 16
-  config.updates = 2_000
-  config.evaluation.update(every=100, rows=256)
-  config.checkpoint.update(every=500, keep=1)
+  config.num_steps = 2_000
+  config.eval.update(every=100, rows=256)
+  config.checkpoint.update(every=500, keep_last=1)
   return config

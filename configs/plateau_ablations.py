@@ -5,27 +5,27 @@ r"""Past the break: why tiny models stand still, and what makes them go.
 is all of it, with four seeds of each point; add `runs/past 1` for one. The main answer at the smallest size takes some ten
 minutes on two cores, with two seeds:
 
-    minilm sweep --config=configs/past.py:pair --config.corpus=corpora/honey --config.population.members=2 \
+    minilm sweep --config=configs/plateau_ablations.py:pair --config.corpus=corpora/honey --config.population.members=2 \
         --workdir=runs/pair
-    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/pair/baselines
-    minilm compare --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --question=configs/past.py \
+    minilm ngram-baselines --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/pair/baselines
+    minilm ablations --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --preregistration=configs/plateau_ablations.py \
         --workdir=runs/pair/compare
 
 Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes, by hand and with one seed:
 
-    minilm sweep --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past
-    minilm baselines --config=configs/past.py --config.corpus=corpora/honey --workdir=runs/past/baselines
-    minilm compare --base=runs/past/paper runs/past --workdir=runs/past/compare
+    minilm sweep --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/past
+    minilm ngram-baselines --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/past/baselines
+    minilm ablations --base=runs/past/paper runs/past --workdir=runs/past/compare
     minilm evaluate --checkpoint=runs/past/paper --attention
 
 Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is of runs that stand.
 The argument is a change of the paper's recipe, some with `+` between (`relative+pre`); `together` is all of `TOGETHER`,
 and `without-rotary` all but that one; several points have commas between, and `SETS` has sets of them. `@` and a shape
-of `honey_grid.py` behind a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
+of `paper1_grids.py` behind a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
 
 Points are for two CPU cores: 4.1 million tokens, pads included, in batches of 16 rows, where the paper has 256
 and 1.2 billion. Six to nine minutes each on one busy core. More seeds: --config.population.members=4 trains four of each
-point in one program; or the same command with --config.seed=1 and another --workdir, which `minilm compare` takes too.
+point in one program; or the same command with --config.seed=1 and another --workdir, which `minilm ablations` takes too.
 
 THE QUESTION, AND ITS RULES. Those of the verdicts were written before any run; this head, and what is in `TOGETHER`
 (rotary positions in the place of relative ones, then the short convolution and no dropout), after the first; the
@@ -40,7 +40,7 @@ data the same sweep on another corpus.
 
 Statistic: how many times fewer tokens a run takes to leave the plateau than the run without the change, over seeds,
 with Student's 95% interval of its logarithm (`analysis/multiplier.py`). A run has left at its first evaluation 5.5%
-below the level (`analysis/plateau.py`): the loss of word frequencies alone, of `minilm baselines` or as --level;
+below the level (`analysis/plateau.py`): the loss of word frequencies alone, of `minilm ngram-baselines` or as --plateau_loss;
 without either that of the runs. One that never leaves gives a bound. The verdict on a change of one field is by
 `analysis/outcomes.py`: it causes the plateau where that interval lies above 2, which refutes the others only if theirs
 do not. One seed gives an indication and no verdict.
@@ -60,10 +60,10 @@ none of whose points below its break was of a run at its end. The largest size, 
 Exclusions: runs on other rows or of another corpus, by name; nothing else.
 """
 
-from configs import honey_grid, modern
+from configs import paper1_grids, recommended
 
-SIZES = modern.RUNS
-SHAPE, LARGE = SIZES[1], honey_grid.point(256, 256, 1024, 8, 4)
+SIZES = recommended.RUNS
+SHAPE, LARGE = SIZES[1], paper1_grids.point(256, 256, 1024, 8, 4)
 CHANGES = {
     'paper': {},
     'relative': {'model.positions': 'relative'},
@@ -77,27 +77,27 @@ CHANGES = {
     'rate-1e-3': {'optimizer.learning_rate': 1e-3},
     'rate-3e-3': {'optimizer.learning_rate': 3e-3},
     'rate-1e-2': {'optimizer.learning_rate': 1e-2},
-    'warmup-1': {'optimizer.warmup_share': 0.01},
-    'warmup-20': {'optimizer.warmup_share': 0.2},
+    'warmup-1': {'optimizer.warmup_fraction': 0.01},
+    'warmup-20': {'optimizer.warmup_fraction': 0.2},
     'linear': {'optimizer.schedule': 'linear'},
     'cosine': {'optimizer.schedule': 'cosine'},
     'stable': {'optimizer.schedule': 'warmup_stable_decay'},
     'clip': {'optimizer.clip': 1.0},
     'beta2-98': {'optimizer.beta2': 0.98},
-    'decay-matrices': {'optimizer.undecayed': 'bias,norm,embedding'},
+    'decay-matrices': {'optimizer.no_decay': 'bias,norm,embedding'},
     'muon': {'optimizer.algorithm': 'muon'},
     'batch-4': {'batch_size': 4},
     'batch-32': {'batch_size': 32},
     'mask-30': {'mask.rate': 0.3},
-    'mask-bert': {'mask.random': 0.1, 'mask.keep': 0.1},
+    'mask-bert': {'mask.random_share': 0.1, 'mask.keep_share': 0.1},
     'no-dropout': {'model.dropout': 0.0},
     'tied': {'model.tied': True},
-    'vocabulary-4010': {'model.vocabulary': 4010},
+    'vocabulary-4010': {'model.vocab_size': 4010},
 }
 TOGETHER = ('rotary', 'short-convolution', 'no-dropout', 'pre', 'standard-start', 'rate-3e-3', 'linear', 'clip',
             'beta2-98', 'decay-matrices')
 FEW = 'short-convolution+standard-start+rate-3e-3+linear'
-SHORTER = {'updates-120': {'updates': 120}, 'updates-480': {'updates': 480}}
+SHORTER = {'updates-120': {'num_steps': 120}, 'updates-480': {'num_steps': 480}}
 RUNS = list(CHANGES)
 _WITHOUT = ('paper', 'together', FEW, *(f'without-{change}' for change in TOGETHER), 'without-rotary+relative',
             'without-rotary+sinusoidal', 'without-rotary+no-positions', 'together+muon')
@@ -125,15 +125,15 @@ def changes(name):
 def get_config(point='paper'):
   """The recipe of one point."""
   names, _, shape = point.partition('@')
-  config = honey_grid.get_config(shape or SHAPE)
+  config = paper1_grids.get_config(shape or SHAPE)
   config.batch_size = BATCH
   known, fields = CHANGES | SHORTER, {}
   for change in [one for name in names.split('+') for one in changes(name)]:
     if change not in known:
       raise ValueError(f'no change {change!r}; there are {", ".join(known)}, together, and without- one of these')
     fields |= known[change]
-  config.update_from_flattened_dict({'updates': ROWS // fields.get('batch_size', BATCH)} | fields)
-  config.evaluation.update(every=config.updates // EVALUATIONS, rows=256)
-  config.checkpoint.update(every=config.updates, keep=1)
-  config.log.every = config.updates // EVALUATIONS
+  config.update_from_flattened_dict({'num_steps': ROWS // fields.get('batch_size', BATCH)} | fields)
+  config.eval.update(every=config.num_steps // EVALUATIONS, rows=256)
+  config.checkpoint.update(every=config.num_steps, keep_last=1)
+  config.log.every = config.num_steps // EVALUATIONS
   return config

@@ -1,15 +1,15 @@
 """Paper 1 (Honey, I Shrunk the Language): the 42 logged pre-training runs, by name.
 
     minilm corpus --config=configs/corpus.py --config.documents.sources='TEXT/*.txt.xz' --workdir=corpora/honey
-    minilm pretrain --config=configs/honey.py:magic-bee-26 --config.corpus=corpora/honey --workdir=runs/magic-bee-26
-    minilm show --config=configs/honey.py:magic-bee-26
+    minilm pretrain --config=configs/paper1.py:magic-bee-26 --config.corpus=corpora/honey --workdir=runs/magic-bee-26
+    minilm show --config=configs/paper1.py:magic-bee-26
 
 Faithful to the logs: one epoch of 9,081,490 rows is 35,475 updates of 256 rows; AdamW (0.9, 0.95), decay 0.01 on every
 parameter, no clipping; the released initialisation; every masked position becomes <mask>, <s> and </s> may be masked.
 Where the released code and the logged head counts differ (its untied models always have 8 heads), `heads` is what ran
-and `nominal_heads` what was logged. Unlike the released code, pads are neither attended to nor predicted.
+and `flops_heads` what was logged. Unlike the released code, pads are neither attended to nor predicted.
 At the rate of `minilm bench` on two CPU cores the whole of magic-bee-26 would take four hours and the larger ones days:
-give fewer --config.updates there.
+give fewer --config.num_steps there.
 """
 
 from configs import base
@@ -68,11 +68,11 @@ def get_config(name='magic-bee-26'):
   embedding, hidden, feed_forward, heads, layers, *other = RUNS[name]
   tied = 'tied' in other  # RobertaForMaskedLM: no projection, output tied to the table, head count honoured
   config = base.pretrain()
-  config.updates = 35_475
+  config.num_steps = 35_475
   config.model.update(
-      embedding=embedding, hidden=hidden, feed_forward=feed_forward, layers=layers, initialization='honey',
-      heads=heads if tied else 8, nominal_heads=heads, tied=tied, projection=not tied)
+      embedding_size=embedding, hidden_size=hidden, intermediate_size=feed_forward, num_layers=layers, initialization='paper1',
+      num_heads=heads if tied else 8, flops_heads=heads, tied=tied, projection=not tied)
   config.mask.special = True
-  config.optimizer.update(learning_rate=1e-4 if 'slow' in other else 5e-4, undecayed='', clip=0.0)
-  config.evaluation.every = config.checkpoint.every = 1000
+  config.optimizer.update(learning_rate=1e-4 if 'slow' in other else 5e-4, no_decay='', clip=0.0)
+  config.eval.every = config.checkpoint.every = 1000
   return config

@@ -1,25 +1,25 @@
 """The grids of paper 1 (Honey, I Shrunk the Language): points that differ in width, depth, heads and vocabulary.
 
-    minilm sweep --config=configs/honey_grid.py --config.corpus=corpora/honey --workdir=runs/honey
-    minilm sweep --config=configs/honey_grid.py:iso_flops --config.corpus=corpora/honey --tokens=1e8 \
+    minilm sweep --config=configs/paper1_grids.py --config.corpus=corpora/honey --workdir=runs/honey
+    minilm sweep --config=configs/paper1_grids.py:iso_flops --config.corpus=corpora/honey --tokens=1e8 \
         --config.population.members=3 --workdir=runs/iso-flops --dry_run
-    minilm sweep --config=configs/honey_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2 --config.corpus=corpora/honey \
+    minilm sweep --config=configs/paper1_grids.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2 --config.corpus=corpora/honey \
         --workdir=runs/two
 
 The argument is the name of a set (`SETS`), of a logged run, or of a shape, some with commas between; without one it is
 all of the 42 logged runs. `e32-h32-f64-a8-l1` is embedding, hidden, feed-forward, heads and layers; `-v8010` at its end
 asks for a vocabulary of so many rows, ten of them unused as in the paper, and the sweep makes tokenizer and corpus for it.
 
-Each point is the recipe of `honey.py` but for what its name says, evaluated at 16 updates, at each doubling, and every
+Each point is the recipe of `paper1.py` but for what its name says, evaluated at 16 updates, at each doubling, and every
 1,000. Heads are as the name has them, where the released code takes 8 whatever it is told. One epoch of the paper is
 35,475 updates of 256 rows: hours for the smallest point on two CPU cores, days for the larger ones.
 """
 
 import math
 
-from configs import honey
+from configs import paper1
 
-RUNS = honey.RUNS
+RUNS = paper1.RUNS
 _LETTERS = 'ehfal'  # embedding, hidden, feed-forward, heads, layers; a 'v' for the vocabulary may follow
 
 
@@ -67,16 +67,16 @@ SETS = {
 def get_config(name='magic-bee-26'):
   """The recipe of one point, by the name of a logged run or of a shape."""
   if name in RUNS:
-    config = honey.get_config(name)
+    config = paper1.get_config(name)
   else:
     shape = _shape(name)
     if shape is None:
       raise ValueError(f'no point {name!r}; give a logged run, a shape such as {point(32, 32, 64, 8, 1)}, or a set: '
                        f'{", ".join(SETS)}')
-    config = honey.get_config()
+    config = paper1.get_config()
     embedding, hidden, feed_forward, heads, layers, *vocabulary = shape
-    config.model.update(embedding=embedding, hidden=hidden, feed_forward=feed_forward, heads=heads, layers=layers,
-                        nominal_heads=heads)
-    config.model.vocabulary = vocabulary[0] if vocabulary else config.model.vocabulary
-  config.evaluation.first = 16
+    config.model.update(embedding_size=embedding, hidden_size=hidden, intermediate_size=feed_forward, num_heads=heads, num_layers=layers,
+                        flops_heads=heads)
+    config.model.vocab_size = vocabulary[0] if vocabulary else config.model.vocab_size
+  config.eval.first_at = 16
   return config

@@ -1,8 +1,8 @@
 """Paper 2 (Tiny language models): the pre-training runs of the released models, by name.
 
-    minilm pretrain --config=configs/tlm.py:conv2-k3-d64 --config.corpus=corpora/wiki --workdir=runs/conv2
-    minilm show --config=configs/tlm.py:bert-6-90k
-    minilm sweep --config=configs/tlm.py:published@96 --config.corpus=corpora/wiki --tokens=5e6 --workdir=runs/tlm --dry_run
+    minilm pretrain --config=configs/paper2_models.py:conv2-k3-d64 --config.corpus=corpora/wiki --workdir=runs/conv2
+    minilm show --config=configs/paper2_models.py:bert-6-90k
+    minilm sweep --config=configs/paper2_models.py:published@96 --config.corpus=corpora/wiki --tokens=5e6 --workdir=runs/tlm --dry_run
 
 A name says blocks, convolutions before them, kernel, channels, heads. `-20k`, `-40k` or `-90k` after it is how many
 articles one sees, 40k where nothing is said; `@96` after that scales it down, here to the width of 96 in place of 768.
@@ -14,12 +14,12 @@ has 8 channels in place of those of the name.
 
 Faithful to the release: post-LN BERT with a tied head, positions from 0, LayerNorm at 1e-12, N(0, 0.02); 15% of ordinary
 tokens, 80% of them <mask>, 10% another token, 10% as they are; AdamW at 5e-5, decay 0.01 on everything, no clipping,
-batches of 32; 50 epochs, the rate changed once an epoch, 0 in the first: `--config.optimizer.schedule=epochs` wastes
+batches of 32; 50 epochs, the rate changed once an epoch, 0 in the first: `--config.optimizer.schedule=per_epoch` wastes
 none. Not as released: float32 for fp16; a share of each row is masked where theirs is drawn token by token; our
 SentencePiece tokenizers in place of bert-base-uncased, with `<pad>` at 1; an epoch is a 50th of all updates, so it is
-one where the corpus has as many rows as the name says articles, and else give --config.updates.
+one where the corpus has as many rows as the name says articles, and else give --config.num_steps.
 
-`--config.model.convolution=mended` leaves out what is doubtful in the front-end. A model with BatchNorm is not cut into
+`--config.model.convolution=fixed` leaves out what is doubtful in the front-end. A model with BatchNorm is not cut into
 micro-batches on a CPU. There an update of conv2-k3-d64@96 takes about 5 seconds and 3 GiB on two busy cores. At full width
 4 rows take as long, and the whole batch 18 GiB (mended, in micro-batches, 3), which `--config.model.remat=True` does not
 lower on a CPU: the published runs are for an accelerator.
@@ -77,12 +77,12 @@ def get_config(name='conv2-k3-d64'):
   hidden, heads = scaled(hidden, heads, width)
   config = base.pretrain()
   config.batch_size = 32
-  config.updates = 50 * math.ceil(ARTICLES[articles] / config.batch_size)
+  config.num_steps = 50 * math.ceil(ARTICLES[articles] / config.batch_size)
   config.model.update(
-      vocabulary=30_522, embedding=hidden, hidden=hidden, feed_forward=4 * hidden, heads=heads, nominal_heads=heads,
-      layers=layers, convolutions=convolutions, kernel=kernel, channels=fewer or channels, first_position=0, projection=False,
+      vocab_size=30_522, embedding_size=hidden, hidden_size=hidden, intermediate_size=4 * hidden, num_heads=heads, flops_heads=heads,
+      num_layers=layers, convolutions=convolutions, kernel=kernel, channels=fewer or channels, position_offset=0, projection=False,
       tied=True, initialization='bert', norm_epsilon=1e-12)
-  config.mask.update(random=0.1, keep=0.1)
-  config.optimizer.update(learning_rate=5e-5, schedule='epochs_from_zero', epochs=50, warmup_share=0.0, beta2=0.999,
-                          undecayed='', clip=0.0)
+  config.mask.update(random_share=0.1, keep_share=0.1)
+  config.optimizer.update(learning_rate=5e-5, schedule='per_epoch_from_zero', epochs=50, warmup_fraction=0.0, beta2=0.999,
+                          no_decay='', clip=0.0)
   return config
