@@ -6,7 +6,7 @@ with the paths that differ.
 
 Every checkpoint has the checksums of its files, so that a truncated or changed file is detected:
 
-    STEP/checksums.json   {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
+    STEP/checksums.json  {'files': {'default/manifest.ocdbt': {'bytes': 123, 'sha256': '...'}, ...}}
 
 They are written last. A checkpoint without them was saved by a process that ended before that, or
 by an earlier version.

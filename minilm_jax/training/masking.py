@@ -17,10 +17,10 @@ from minilm_jax.config import MaskConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.model.size import masked_positions
 
-EVAL_MASK = MaskConfig(
-  rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0
-)  # fixed, whatever a run trains with
-Shares = tuple[float | Float[Array, ''], float | Float[Array, ''], float | Float[Array, '']]
+# Fixed, whatever a run trains with.
+EVAL_MASK = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
+Number = float | Float[Array, '']
+Shares = tuple[Number, Number, Number]
 
 
 @typing.no_type_check  # JAX puts shapes, shardings and tracers into the fields of a pytree

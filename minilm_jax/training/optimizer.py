@@ -37,8 +37,8 @@ _MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
   """Returns the steps of warm-up: a share of all, at least one; none for schedules by epoch.
 
-  >>> from configs import honey; from minilm_jax import recipe
-  >>> warmup_steps(recipe.resolve(honey.get_config(), 'pretrain').optimizer, 35_475)
+  >>> from configs import paper1; from minilm_jax import recipe
+  >>> warmup_steps(recipe.resolve(paper1.get_config(), 'pretrain').optimizer, 35_475)
   1773
   """
   if config.warmup_fraction == 0 or config.schedule in EPOCH_SCHEDULES:
@@ -51,25 +51,23 @@ def build_schedule(
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the step, from 0.
 
-  `honey` is that of paper 1: with W steps of warm-up, `lr * min(s / W, sqrt(W / s))` and `s =
-  max(step, 1)` (the released scheduler). `linear` and `cosine` fall to 0 at the end;
-  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_fraction`; all
-  of these warm up linearly. `constant` warms up and stays.
+  `inverse_sqrt` is that of paper 1 (its released scheduler): with W steps of warm-up and `s =
+  max(step, 1)`, `lr * min(s / W, sqrt(W / s))`. `linear` and `cosine` fall to 0 at the end.
+  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_fraction`.
+  All of these warm up linearly. `constant` warms up and stays.
 
   Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run,
-  counted e = 0 ... n - 1, `epochs` has lr (n - e) / n, as its README says. `per_epoch_from_zero` has
-  what its code ran: 0 in the first epoch, which so changes only the moments, and then lr (n - e) /
-  (n - 1).
+  counted e = 0 ... n - 1, `per_epoch` has lr (n - e) / n, as its README says. `per_epoch_from_zero`
+  has what its code ran: 0 in the first epoch, which so changes only the moments, and then
+  lr (n - e) / (n - 1).
 
   Args:
     config: the optimizer's.
     num_steps: of the whole run.
     learning_rate: replaces that of the recipe.
   """
-  peak, warmup = (
-    config.learning_rate if learning_rate is None else learning_rate,
-    warmup_steps(config, num_steps),
-  )
+  peak = config.learning_rate if learning_rate is None else learning_rate
+  warmup = warmup_steps(config, num_steps)
   if config.schedule in EPOCH_SCHEDULES:
     return lambda step: peak * _epoch_share(step, config, num_steps)
   if config.schedule == 'inverse_sqrt':
@@ -104,11 +102,9 @@ def _epoch_share(
   """Returns the share of the peak rate in the epoch of a step; epochs have equal lengths."""
   n = config.epochs
   remaining = np.arange(n, 0, -1)
-  shares = (
-    remaining / n
-    if config.schedule == 'per_epoch'
-    else np.where(remaining == n, 0, remaining / (n - 1))
-  )
+  shares = remaining / n
+  if config.schedule == 'per_epoch_from_zero':
+    shares = np.where(remaining == n, 0, remaining / (n - 1))
   # of each epoch but the last, the first step of the next
   ends = -(-np.arange(1, n) * num_steps // n)
   return jnp.asarray(shares, jnp.float32)[jnp.searchsorted(jnp.asarray(ends), step, side='right')]

@@ -29,16 +29,16 @@ def make_member_mesh(members: int) -> Mesh:
   )
 
 
-def choose_strategy(members: int, lift: str, platform: str) -> str:
+def choose_strategy(members: int, strategy: str, platform: str) -> str:
   """Returns the way in which members share a device: `single` for one member, else `map` or `vmap`.
 
-  With `auto`, a CPU takes one member after another, because one fits its cache; other devices take
+  For `auto`, a CPU takes one member after another, because one fits its cache; other devices take
   all at once.
   """
   if members == 1:
     return 'single'
-  if lift != 'auto':
-    return 'vmap' if lift == 'vmap' else 'map'
+  if strategy != 'auto':
+    return strategy
   return 'map' if platform == 'cpu' else 'vmap'
 
 

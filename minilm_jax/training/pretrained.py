@@ -144,7 +144,8 @@ def load_single_config(workdir: epath.PathLike) -> RunConfig:
     raise InputError(
       f'the model of {workdir}',
       f'a population of {config.population.members}',
-      f'extract a member: minilm extract-member --checkpoint={workdir} --member=0 --workdir={workdir}-0',
+      'extract a member: '
+      f'minilm extract-member --checkpoint={workdir} --member=0 --workdir={workdir}-0',
     )
   return config
 

@@ -21,28 +21,19 @@ from minilm_jax.model.initialization import path_name
 
 AXES = ('population', 'data', 'model')
 RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a path contains decides
-  (
-    r'embedding\.tokens\.embedding$',
-    PartitionSpec('model', None),
-  ),  # V x E: split over the vocabulary
-  (
-    r'(^|\.)output\.kernel$',
-    PartitionSpec(None, 'model'),
-  ),  # D x V, and attention's D x D, by its columns
-  (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),  # D x F
-  (
-    r'feed_forward\.down\.kernel$',
-    PartitionSpec('model', None),
-  ),  # F x D: the sum over F is the one collective
-  (
-    r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.',
-    PartitionSpec(),
-  ),  # at most D x D: whole
+  # V x E: split over the vocabulary
+  (r'embedding\.tokens\.embedding$', PartitionSpec('model', None)),
+  # D x V, and attention's D x D, by its columns
+  (r'(^|\.)output\.kernel$', PartitionSpec(None, 'model')),
+  # D x F
+  (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),
+  # F x D: the sum over F is the one collective
+  (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),
+  # at most D x D: replicated
+  (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),
 )
-_CUSTOM_ENCODER_RULE = (
-  r'(^|\.)encoder\.',
-  PartitionSpec(),
-)  # goes before all others: a custom encoder is replicated
+# Goes before all others: a custom encoder is replicated.
+_CUSTOM_ENCODER_RULE = (r'(^|\.)encoder\.', PartitionSpec())
 MAX_REPLICATED_ELEMENTS = 1 << 16  # an array without a rule is replicated only below this size
 
 
