@@ -20,11 +20,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from minilm_jax import rng
-from minilm_jax.config import MaskConfig, OptimizerConfig, RunConfig
-from minilm_jax.language.corpus import Corpus, Window, rows
+from minilm_jax.core import rng
+from minilm_jax.core.config import MaskConfig, OptimizerConfig, RunConfig
+from minilm_jax.data.corpus import BatchWindow, Corpus, rows_at_step
 from minilm_jax.model import cross_entropy
-from minilm_jax.model.heads import MaskedLanguageModel, masked_language_model
+from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import masking, optimizer
 
@@ -130,7 +130,7 @@ def name_tensor(tensor: int, model: Any) -> str:
 
 def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
   """Returns the state before the first step."""
-  model = masked_language_model(config.model, rng.key(seed, rng.Stream.INIT))
+  model = init_masked_language_model(config.model, rng.make_key(seed, rng.Stream.INIT))
   moments = optimizer.build_optimizer(config.optimizer, config.num_steps, model).init(model)
   return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), model, moments)
 
@@ -165,7 +165,7 @@ def count_micro_batches(rows: int, length: int, platform: str) -> int:
   On a CPU, activations then stay in its cache.
   """
   return (
-    cross_entropy.divisor(rows, math.ceil(rows * length / CPU_MICRO_BATCH_TOKENS))
+    cross_entropy.smallest_divisor(rows, math.ceil(rows * length / CPU_MICRO_BATCH_TOKENS))
     if platform == 'cpu'
     else 1
   )
@@ -175,7 +175,7 @@ def accumulate(function: Callable[..., Any], model: Any, rows: Any, count: int) 
   """Returns `function(model, *rows)`, which sums over rows, computed in `count` micro-batches."""
   if count == 1:
     return function(model, *rows)
-  parts = jax.tree.map(lambda x: cross_entropy.cut(x, count), rows)
+  parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), rows)
   zeros = jax.tree.map(
     jnp.zeros_like, jax.eval_shape(function, model, *jax.tree.map(lambda x: x[0], parts))
   )
@@ -202,8 +202,8 @@ def micro_batch_plan(
   best_count = 1 if config.model.batch_norm else count_micro_batches(rows, length, platform)
   count = config.grad_accumulation_steps or best_count
   rows //= count
-  blocks = cross_entropy.blocks(rows, positions, config.model.vocab_size, platform)
-  return count, cross_entropy.divisor(rows, config.logit_chunks or blocks)
+  blocks = cross_entropy.logit_blocks(rows, positions, config.model.vocab_size, platform)
+  return count, cross_entropy.smallest_divisor(rows, config.logit_chunks or blocks)
 
 
 def batch_indices(rows: int, count: int) -> Int[Array, 'B']:
@@ -220,7 +220,7 @@ def batch_indices(rows: int, count: int) -> Int[Array, 'B']:
 def train_step(
   state: TrainState,
   settings: MemberSettings,
-  corpus: Corpus | Window,
+  corpus: Corpus | BatchWindow,
   layout: masking.MaskLayout,
   config: RunConfig,
   platform: str,
@@ -241,11 +241,11 @@ def train_step(
   device_rows = config.batch_size // jax.lax.axis_size('data')
   count, blocks = micro_batch_plan(config, device_rows, corpus.length, layout.positions, platform)
   indices = batch_indices(device_rows, count)
-  row, epoch = rows(state.seed, state.step, config.batch_size, corpus.rows, indices)
+  row, epoch = rows_at_step(state.seed, state.step, config.batch_size, corpus.rows, indices)
   tokens = corpus.take(state.step, row, indices)
   shares = settings.mask_rate, settings.random_share, settings.keep_share
   batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocabulary)
-  key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, indices)
+  key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, indices)
   gradient_of = functools.partial(compute_gradient, blocks=blocks)
   gradient, sums = jax.lax.psum(accumulate(gradient_of, state.model, (batch, key), count), 'data')
   gradient = optimizer.mean_gradient(gradient, sums['masked'], count)
@@ -269,7 +269,7 @@ def train_step(
     after, step=state.step + (1 if config.nonfinite == 'skip' else updates)
   )
   valid_sums = {name: jnp.where(is_valid, value, 0) for name, value in sums.items()}
-  return after, valid_sums | {'num_steps': updates.astype(jnp.float32)}, non_finite
+  return after, valid_sums | {'updates': updates.astype(jnp.float32)}, non_finite
 
 
 def eval_step(
@@ -286,7 +286,7 @@ def eval_step(
     corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary
   )
   batch = dataclasses.replace(batch, weights=batch.weights * is_inside[:, None])
-  blocks = cross_entropy.blocks(
+  blocks = cross_entropy.logit_blocks(
     batch_size, batch.targets.shape[1], model.config.vocab_size, jax.default_backend()
   )
   loss = compute_loss(model, batch, None, blocks)
