@@ -29,7 +29,7 @@ setuptools.setup(
     # Recipes are shipped too, so that `from configs import base` works in a recipe of one's own.
     packages=setuptools.find_packages(include=['minilm_jax', 'minilm_jax.*', 'configs', 'configs.*']),
     package_data={'configs.examples': ['own_task.csv']},
-    entry_points={'console_scripts': ['minilm = minilm_jax.__main__:main']},
+    entry_points={'console_scripts': ['minilm = minilm_jax.cli.main:main']},
     # Lower bounds are tested by launch/lowest.sh; launch/audit.sh looks installed versions up in lists of known faults.
     install_requires=[
         'absl-py>=2.1',

@@ -1,17 +1,18 @@
 """Recipes with the default of every field; other recipes start from here and change numbers.
 
-`pretrain()` is one pre-training run, `corpus()` text to rows, `finetune()` a checkpoint on a task. The fields, with
-type, range, default and reason, are declared in `minilm_jax/config.py`, `model_config.py` and `corpus_config.py`. A
-field with several values takes a string with commas, as on the command line.
+`pretrain()` is one pre-training run, `corpus()` text to rows, `finetune()` a checkpoint on a task.
+The fields, with type, range, default and reason, are declared in `minilm_jax/core/config.py`,
+`model_config.py` and `corpus_config.py`. A field with several values takes a string with commas, as
+on the command line.
 """
 
 import dataclasses
 
 from ml_collections import config_dict
 
-from minilm_jax.config import FinetuneConfig, OptimizerConfig, RunConfig
-from minilm_jax.corpus_config import CorpusConfig
-from minilm_jax.model_config import EncoderConfig
+from minilm_jax.core.config import FinetuneConfig, OptimizerConfig, RunConfig
+from minilm_jax.core.corpus_config import CorpusConfig
+from minilm_jax.core.model_config import EncoderConfig
 
 
 def _as_recipe(values):
@@ -55,5 +56,8 @@ def finetune():
 
 
 def get_config():
-  """Returns the recipe of `--config=configs/base.py`: the smallest model of paper 1, without a corpus."""
+  """
+
+  eturns the recipe of `--config=configs/base.py`: the smallest model of paper 1, without a corpus.
+  """
   return pretrain()

@@ -3,9 +3,10 @@
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
     minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
 
-`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. Small batches, a third of the
-tokens predicted and rotary positions leave the plateau of word frequencies (5.0 nats a token) within 200 updates:
-expect a test loss of about 2.0 after twenty seconds on two cores.
+`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. Small
+batches, a third of the tokens predicted and rotary positions leave the plateau of word frequencies
+(5.0 nats a token) within 200 updates: expect a test loss of about 2.0 after twenty seconds on two
+cores.
 """
 
 from configs import base
@@ -28,8 +29,19 @@ def pretrain():
   config.corpus = 'configs/tiny.py:corpus'
   config.batch_size = 16
   config.num_steps = 600
-  config.model.update(vocab_size=512, embedding_size=64, hidden_size=64, intermediate_size=128, num_heads=4, flops_heads=4, num_layers=2,
-                      max_length=64, norm='pre', positions='rotary', dropout=0.0)
+  config.model.update(
+    vocab_size=512,
+    embedding_size=64,
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=4,
+    flops_heads=4,
+    num_layers=2,
+    max_length=64,
+    norm='pre',
+    positions='rotary',
+    dropout=0.0,
+  )
   config.mask.rate = 0.3
   config.optimizer.update(learning_rate=3e-3, schedule='linear', beta2=0.98)
   config.eval.update(every=100, rows=200)

@@ -1,4 +1,7 @@
-"""Ways in which an input can be bad: what a disk, an editor or an enemy leaves of a good one. Everything is seeded."""
+"""Ways in which an input can be bad: what a disk, an editor or an enemy leaves of a good one.
+
+Everything is seeded.
+"""
 
 import functools
 import gzip
@@ -10,23 +13,70 @@ from collections.abc import Callable
 
 import zstandard
 
-WAYS = ('missing', 'empty', 'swapped', 'other type', 'truncated', 'flipped', 'UTF-16', 'Latin-1', 'huge', 'hostile')
+WAYS = (
+  'missing',
+  'empty',
+  'swapped',
+  'other type',
+  'truncated',
+  'flipped',
+  'UTF-16',
+  'Latin-1',
+  'huge',
+  'hostile',
+)
 PACK: dict[str, Callable[[bytes], bytes]] = {
-    '': bytes, '.gz': functools.partial(gzip.compress, mtime=0), '.xz': lzma.compress,
-    '.zst': zstandard.ZstdCompressor().compress}
+  '': bytes,
+  '.gz': functools.partial(gzip.compress, mtime=0),
+  '.xz': lzma.compress,
+  '.zst': zstandard.ZstdCompressor().compress,
+}
 UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    '': bytes, '.gz': gzip.decompress, '.xz': lzma.decompress, '.zst': zstandard.ZstdDecompressor().decompress}
+  '': bytes,
+  '.gz': gzip.decompress,
+  '.xz': lzma.decompress,
+  '.zst': zstandard.ZstdDecompressor().decompress,
+}
 HUGE = 1 << 29  # bytes, of which a reader may hold less than half
-OTHERS = (b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + bytes(range(64)), b'PAR1' + bytes(60), b'PK\x03\x04' + bytes(60),
-          b'\x7fELF' + bytes(60), gzip.compress(b'text\n' * 9, mtime=0), b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n')
+OTHERS = (
+  b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + bytes(range(64)),
+  b'PAR1' + bytes(60),
+  b'PK\x03\x04' + bytes(60),
+  b'\x7fELF' + bytes(60),
+  gzip.compress(b'text\n' * 9, mtime=0),
+  b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n',
+)
 # What JSON may hold that no JSON of ours does.
-VALUES = ('-1', '1e999', 'NaN', '1000000000000000000', '1' + '0' * 4000, '9' * 5000, '""', '"%s%n{0.__class__}"', '"../../x"',
-          '"\\ud800"', '"a\\u0000b"', 'null', '[]', '{}', 'true', '"3"', '[' * 5000, '{"a":' * 5000, '"' + 'x' * 9999 + '"')
+VALUES = (
+  '-1',
+  '1e999',
+  'NaN',
+  '1000000000000000000',
+  '1' + '0' * 4000,
+  '9' * 5000,
+  '""',
+  '"%s%n{0.__class__}"',
+  '"../../x"',
+  '"\\ud800"',
+  '"a\\u0000b"',
+  'null',
+  '[]',
+  '{}',
+  'true',
+  '"3"',
+  '[' * 5000,
+  '{"a":' * 5000,
+  '"' + 'x' * 9999 + '"',
+)
 
 
 def truncated(good: bytes) -> list[bytes]:
   """Its beginnings."""
-  return [good[:n] for n in sorted({1, len(good) // 3, 2 * len(good) // 3, len(good) - 1}) if 0 < n < len(good)]
+  return [
+    good[:n]
+    for n in sorted({1, len(good) // 3, 2 * len(good) // 3, len(good) - 1})
+    if 0 < n < len(good)
+  ]
 
 
 def flipped(good: bytes, times: int = 4, seed: int = 0) -> list[bytes]:
@@ -42,8 +92,16 @@ def flipped(good: bytes, times: int = 4, seed: int = 0) -> list[bytes]:
 
 
 def values(good: bytes) -> list[bytes]:
-  """JSON whose fields are, one after another, something else, or not there; of several lines the first is changed."""
-  first, mark, rest = good.partition(b'\n') if good.count(b'\n') > 1 and not good.startswith(b'{\n') else (good, b'', b'')
+  """
+
+  SON whose fields are, one after another, something else, or not there; of several lines the first
+  is changed.
+  """
+  first, mark, rest = (
+    good.partition(b'\n')
+    if good.count(b'\n') > 1 and not good.startswith(b'{\n')
+    else (good, b'', b'')
+  )
   tree, found = json.loads(first), []
   places = list(_places(tree))
   for number, value in enumerate(VALUES):  # each somewhere, and each place something
@@ -55,7 +113,9 @@ def values(good: bytes) -> list[bytes]:
 
 
 def _places(tree: object, above: tuple = ()):
-  for key in tree if isinstance(tree, dict) else range(min(len(tree), 2)) if isinstance(tree, list) else ():
+  for key in (
+    tree if isinstance(tree, dict) else range(min(len(tree), 2)) if isinstance(tree, list) else ()
+  ):
     yield (*above, key)
     yield from _places(tree[key], (*above, key))
 

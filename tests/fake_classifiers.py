@@ -7,14 +7,13 @@ import jax
 import numpy as np
 
 from configs import tiny
-from minilm_jax import recipe
-from minilm_jax.config import HeadConfig
-from minilm_jax.language import tokenizer as pieces
-from minilm_jax.model.heads import classifier
-from minilm_jax.tasks import classifiers
-from minilm_jax.tasks.classifiers import Card, Fitted
-from minilm_jax.tasks.sources import Examples
-
+from minilm_jax.core import recipe
+from minilm_jax.core.model_config import HeadConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.model.heads import init_classifier
+from minilm_jax.tasks import classifier
+from minilm_jax.tasks.classifier import Card, SavedClassifier
+from minilm_jax.tasks.examples import Examples
 
 LABELS = ('negative', 'positive', 'neutral')
 TEXTS = ('the dog sleeps .', 'a good fox', 'the bad pig eats the red hen and sleeps', 'a', 'cow .')
@@ -24,30 +23,76 @@ def make_examples(texts: tuple[str, ...] = TEXTS) -> Examples:
   return Examples(texts, (), np.zeros(len(texts), np.int32))
 
 
-def make_card(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
+def make_card(reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
   config = tiny.get_config()
-  config.model.update(vocab_size=520, embedding_size=16, hidden_size=hidden, intermediate_size=32, num_layers=1, num_heads=2, max_length=32)
+  config.model.update(
+    vocab_size=520,
+    embedding_size=16,
+    hidden_size=hidden,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    max_length=32,
+  )
   model = recipe.resolve(config, 'pretrain').model
   fields: dict[str, Any] = {
-      'kind': classifiers.KIND, 'task': 'own', 'task_kind': 'classification', 'labels': LABELS, 'fields': ('text',),
-      'concatenate_fields': False, 'headline': 'accuracy', 'length': 24, 'model': model, 'head': HeadConfig('first', 0.1, 1),
-      'tokenizer': reads.sha256, 'seed': seed, 'learning_rate': 1e-3, 'checkpoint': 'runs/tiny', 'step': 8,
-      'epoch_choice': 'last', 'epoch': 2.0}
+    'kind': classifier.CLASSIFIER_KIND,
+    'task': 'own',
+    'task_kind': 'classification',
+    'labels': LABELS,
+    'fields': ('text',),
+    'concatenate_fields': False,
+    'headline': 'accuracy',
+    'length': 24,
+    'model': model,
+    'head': HeadConfig('first', 0.1, 1),
+    'tokenizer': reads.sha256,
+    'seed': seed,
+    'learning_rate': 1e-3,
+    'checkpoint': 'runs/tiny',
+    'step': 8,
+    'epoch_choice': 'last',
+    'epoch': 2.0,
+  }
   return Card(**fields | changes)
 
 
-def make_classifier(reads: pieces.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Fitted:
-  """Returns a classifier whose random weights are large enough that members differ in their predictions."""
+def make_classifier(
+  reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes: Any
+) -> SavedClassifier:
+  """
+
+  eturns a classifier whose random weights are large enough that members differ in their
+  predictions.
+  """
   classifier_card = make_card(reads, seed, hidden, **changes)
-  model = classifier(classifier_card.model, classifier_card.head, len(classifier_card.labels), jax.random.key(seed))
+  model = init_classifier(
+    classifier_card.model, classifier_card.head, len(classifier_card.labels), jax.random.key(seed)
+  )
   model = jax.tree.map(lambda x: np.asarray(4 * x), model)
-  return Fitted(classifier_card, model, reads, classifiers.digest(model))
+  return SavedClassifier(classifier_card, model, reads, classifier.hash_classifier(model))
 
 
-def save_classifier(folder: pathlib.Path, member: Fitted, digest: str = 'same examples') -> pathlib.Path:
-  """Saves a classifier with random outputs on 40 examples, whose labels all members share, and returns the folder."""
+def save_classifier(
+  folder: pathlib.Path, member: SavedClassifier, digest: str = 'same examples'
+) -> pathlib.Path:
+  """
+
+  aves a classifier with random outputs on 40 examples, whose labels all members share, and returns
+  the folder.
+  """
   dice = np.random.default_rng(member.card.seed)
   classes = max(1, len(member.card.labels))
-  outputs = (dice.normal(size=(40, classes)).astype(np.float32), np.random.default_rng(9).integers(0, classes, 40))
-  classifiers.save(folder, member.card, member.model, member.tokenizer, {'validation': outputs}, {'validation': digest})
+  outputs = (
+    dice.normal(size=(40, classes)).astype(np.float32),
+    np.random.default_rng(9).integers(0, classes, 40),
+  )
+  classifier.save_classifier(
+    folder,
+    member.card,
+    member.model,
+    member.tokenizer,
+    {'validation': outputs},
+    {'validation': digest},
+  )
   return folder

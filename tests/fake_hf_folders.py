@@ -7,15 +7,41 @@ from typing import Any
 
 import numpy as np
 
-from minilm_jax import hf_names
+from minilm_jax.interop import hf_weights
 
-WORDS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *'abcdefghijklmnopqrstuvwxyz.,!?', *(
-    f'##{letter}' for letter in 'abcdefghijklmnopqrstuvwxyz'), 'the', 'dog', 'cat', 'good', 'bad', 'film', '##s', 'was')
+WORDS = (
+  '[PAD]',
+  '[UNK]',
+  '[CLS]',
+  '[SEP]',
+  '[MASK]',
+  *'abcdefghijklmnopqrstuvwxyz.,!?',
+  *(f'##{letter}' for letter in 'abcdefghijklmnopqrstuvwxyz'),
+  'the',
+  'dog',
+  'cat',
+  'good',
+  'bad',
+  'film',
+  '##s',
+  'was',
+)
 WORDS = tuple(dict.fromkeys(WORDS))
 BERT = {
-    'model_type': 'bert', 'architectures': ['BertForMaskedLM'], 'vocab_size': len(WORDS), 'hidden_size': 16,
-    'num_hidden_layers': 1, 'num_attention_heads': 2, 'intermediate_size': 24, 'max_position_embeddings': 32,
-    'type_vocab_size': 2, 'hidden_act': 'gelu', 'layer_norm_eps': 1e-12, 'pad_token_id': 0, 'hidden_dropout_prob': 0.1}
+  'model_type': 'bert',
+  'architectures': ['BertForMaskedLM'],
+  'vocab_size': len(WORDS),
+  'hidden_size': 16,
+  'num_hidden_layers': 1,
+  'num_attention_heads': 2,
+  'intermediate_size': 24,
+  'max_position_embeddings': 32,
+  'type_vocab_size': 2,
+  'hidden_act': 'gelu',
+  'layer_norm_eps': 1e-12,
+  'pad_token_id': 0,
+  'hidden_dropout_prob': 0.1,
+}
 
 
 def pack_tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
@@ -31,30 +57,58 @@ def pack_tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
 
 def draw_bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
   """Random weights of the shape of `BERT`, with an output that is tied."""
-  dice, d, f, family = np.random.default_rng(seed), BERT['hidden_size'], BERT['intermediate_size'], 'bert.'
+  dice, d, f, family = (
+    np.random.default_rng(seed),
+    BERT['hidden_size'],
+    BERT['intermediate_size'],
+    'bert.',
+  )
   shapes = {
-      'embeddings.word_embeddings': (len(WORDS), d), 'embeddings.position_embeddings': (32, d),
-      'embeddings.token_type_embeddings': (2, d), 'embeddings.LayerNorm': None, 'pooler.dense': (d, d)}
-  block = {'attention.self.query': (d, d), 'attention.self.key': (d, d), 'attention.self.value': (d, d),
-           'attention.output.dense': (d, d), 'attention.output.LayerNorm': None, 'intermediate.dense': (f, d),
-           'output.dense': (d, f), 'output.LayerNorm': None}
+    'embeddings.word_embeddings': (len(WORDS), d),
+    'embeddings.position_embeddings': (32, d),
+    'embeddings.token_type_embeddings': (2, d),
+    'embeddings.LayerNorm': None,
+    'pooler.dense': (d, d),
+  }
+  block = {
+    'attention.self.query': (d, d),
+    'attention.self.key': (d, d),
+    'attention.self.value': (d, d),
+    'attention.output.dense': (d, d),
+    'attention.output.LayerNorm': None,
+    'intermediate.dense': (f, d),
+    'output.dense': (d, f),
+    'output.LayerNorm': None,
+  }
   shapes |= {f'encoder.layer.0.{name}': shape for name, shape in block.items()}
-  head = hf_names.FAMILIES['bert']
-  every = {family + name: shape for name, shape in shapes.items()} | {head.transform: (d, d), head.norm: None}
+  head = hf_weights.FAMILIES['bert']
+  every = {family + name: shape for name, shape in shapes.items()} | {
+    head.transform: (d, d),
+    head.norm: None,
+  }
   found = {head.bias: (len(WORDS),)}
   for name, shape in every.items():
     found[f'{name}.weight'] = shape or (d,)
     if 'embeddings.' not in name or shape is None:
       found[f'{name}.bias'] = (shape or (d,))[:1]
-  return {name: dice.standard_normal(shape, np.float32) * 0.2 + ('LayerNorm.weight' in name)
-          for name, shape in found.items()}
+  return {
+    name: dice.standard_normal(shape, np.float32) * 0.2 + ('LayerNorm.weight' in name)
+    for name, shape in found.items()
+  }
 
 
-def write_folder(path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any) -> pathlib.Path:
-  """A folder with a small BERT and its vocab.txt; what is changed to None is left out of config.json."""
+def write_folder(
+  path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any
+) -> pathlib.Path:
+  """
+
+  folder with a small BERT and its vocab.txt; what is changed to None is left out of config.json.
+  """
   path.mkdir(parents=True)
   config = {name: value for name, value in (BERT | changes).items() if value is not None}
   (path / 'config.json').write_text(json.dumps(config))
-  (path / 'model.safetensors').write_bytes(pack_tensors(draw_bert_weights() if weights is None else weights))
+  (path / 'model.safetensors').write_bytes(
+    pack_tensors(draw_bert_weights() if weights is None else weights)
+  )
   (path / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
   return path

@@ -1,4 +1,8 @@
-"""Writes run directories, score lines and loss curves without training; configurations come from the real recipe types."""
+"""
+
+rites run directories, score lines and loss curves without training; configurations come from the
+real recipe types.
+"""
 
 import csv
 import functools
@@ -13,17 +17,25 @@ import numpy as np
 import pytest
 
 from configs import base, glue
-from minilm_jax import recipe, run
-from minilm_jax.analysis.tracks import ModelShape, LossCurve
+from minilm_jax.analysis.loss_curves import LossCurve, ModelShape
+from minilm_jax.core import files, recipe, run_dir
 
 ROW_LENGTH = 128  # tokens
 PLATEAU_BATCH_SIZE, PLATEAU_LOSS, PLATEAU_EVALUATION_STEPS = 32, 6.0, 50
 PLATEAU_FLOPS_PER_ROW = 1e8
 SCALING_BATCH_SIZE, SCALING_VOCAB_SIZE = 256, 1000
-GAP_MODEL = {'embedding_size': 32, 'hidden_size': 32, 'intermediate_size': 64, 'num_heads': 2, 'num_layers': 1, 'vocab_size': 500}
+GAP_MODEL = {
+  'embedding_size': 32,
+  'hidden_size': 32,
+  'intermediate_size': 64,
+  'num_heads': 2,
+  'num_layers': 1,
+  'vocab_size': 500,
+}
 
 
 # Configurations.
+
 
 @functools.cache
 def _default_config(kind: str) -> str:
@@ -53,86 +65,173 @@ def make_config(kind: str, **fields: Any) -> dict[str, Any]:
 
 def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
   folder.mkdir(parents=True)
-  run.write_json(folder / run.CONFIG, config)
+  files.write_json(folder / run_dir.CONFIG, config)
 
 
 # Pre-training runs.
 
-def write_pretraining_run(folder: pathlib.Path, *, updates: int = 300, finished: bool = True,
-                          nan_at: int = -1) -> pathlib.Path:
-  """Writes a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at `nan_at` is NaN."""
+
+def write_pretraining_run(
+  folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1
+) -> pathlib.Path:
+  """
+
+  rites a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at
+  `nan_at` is NaN.
+  """
   _write_config(folder, make_config('pretrain', updates=300))
-  run.write_json(folder / run.MANIFEST, {'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
-                                         'devices': ['cpu', 'cpu']})
+  files.write_json(
+    folder / run_dir.MANIFEST,
+    {
+      'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
+      'devices': ['cpu', 'cpu'],
+    },
+  )
   lines = []
   for step in range(50, updates + 1, 50):
     loss = math.nan if step == nan_at else 4 + 5 * math.exp(-step / 100)
     common = {'step': step, 'tokens': step * 32768, 'flops': step * 2.5e11, 'seconds': step * 0.4}
-    lines.append({**common, 'split': 'train', 'loss': loss + 0.1, 'perplexity': math.exp(4), 'learning_rate': 1e-3})
+    lines.append(
+      {
+        **common,
+        'split': 'train',
+        'loss': loss + 0.1,
+        'perplexity': math.exp(4),
+        'learning_rate': 1e-3,
+      }
+    )
     if step % 100 == 0:
       lines.append({**common, 'split': 'validation', 'loss': loss, 'perplexity': math.exp(loss)})
-  run.write_lines(folder / run.METRICS, lines)
+  run_dir.write_lines(folder / run_dir.METRICS, lines)
   if finished:
-    run.write_json(folder / run.RESULT, {'updates': updates})
+    files.write_json(folder / run_dir.RESULT, {'updates': updates})
   return folder
 
 
-def write_subset_run(folder: pathlib.Path, rows: int, updates: int = 100, overlap: float | None = None,
-                     by: str = 'overlap', task: str = 'ag_news', of_rows: int = 100_000, tokenizer: str = 'abc',
-                     **model: Any) -> pathlib.Path:
+def write_subset_run(
+  folder: pathlib.Path,
+  rows: int,
+  updates: int = 100,
+  overlap: float | None = None,
+  by: str = 'overlap',
+  task: str = 'ag_news',
+  of_rows: int = 100_000,
+  tokenizer: str = 'abc',
+  **model: Any,
+) -> pathlib.Path:
   """Writes a pre-training run on a subset of the corpus: `rows` of `of_rows` rows of 100 tokens."""
   subset = None
   if overlap is not None:
-    subset = {'of': 'whole', 'task': task, 'by': by, 'overlap': {'value': overlap, 'low': None, 'high': None}}
+    subset = {
+      'of': 'whole',
+      'task': task,
+      'by': by,
+      'overlap': {'value': overlap, 'low': None, 'high': None},
+    }
     of_rows = rows
   changes = {f'model__{name}': value for name, value in (GAP_MODEL | model).items()}
   _write_config(folder, make_config('pretrain', updates=updates, batch_size=32, **changes))
-  run.write_json(folder / run.MANIFEST, {
-      'tokenizer': tokenizer, 'corpus': folder.name if subset else 'whole', 'parameters': {'total': 1000},
-      'training': {'rows': rows, 'tokens': 100 * rows, 'of_rows': of_rows, 'of_tokens': 100 * of_rows, 'subset': subset}})
+  files.write_json(
+    folder / run_dir.MANIFEST,
+    {
+      'tokenizer': tokenizer,
+      'corpus': folder.name if subset else 'whole',
+      'parameters': {'total': 1000},
+      'training': {
+        'rows': rows,
+        'tokens': 100 * rows,
+        'of_rows': of_rows,
+        'of_tokens': 100 * of_rows,
+        'subset': subset,
+      },
+    },
+  )
   return folder
 
 
 def compute_plateau_loss(step: float, leaves: float, seed: int = 0) -> float:
-  """Returns a loss that falls to the plateau until step 200, stays there and falls again from step `leaves`."""
+  """
+
+  eturns a loss that falls to the plateau until step 200, stays there and falls again from step
+  `leaves`.
+  """
   loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / leaves) ** -0.4)
   return loss * (1 + 0.002 * math.sin(seed))
 
 
-def write_plateau_run(folder: pathlib.Path, leaves: float | list[float] = 1000, updates: int = 4000, planned: int = 4000,
-                      seed: int = 0, corpus: str = 'c0ffee', tokenizer: str = 'abc',
-                      per_row: float = PLATEAU_FLOPS_PER_ROW, **fields: Any) -> pathlib.Path:
-  """Writes a run that leaves the plateau at step `leaves`, or a population with one such step a member.
+def write_plateau_run(
+  folder: pathlib.Path,
+  leaves: float | list[float] = 1000,
+  updates: int = 4000,
+  planned: int = 4000,
+  seed: int = 0,
+  corpus: str = 'c0ffee',
+  tokenizer: str = 'abc',
+  per_row: float = PLATEAU_FLOPS_PER_ROW,
+  **fields: Any,
+) -> pathlib.Path:
+  """Writes a run that leaves the plateau at step `leaves`, or a population with one such step a
+  member.
 
-  `updates` of the `planned` steps are logged; `fields` are changed fields of the recipe as in `make_config`.
+  `updates` of the `planned` steps are logged; `fields` are changed fields of the recipe as in
+  `make_config`.
   """
   departures = leaves if isinstance(leaves, list) else [leaves]
-  config = make_config('pretrain', **{
-      'seed': seed, 'num_steps': planned, 'batch_size': PLATEAU_BATCH_SIZE, 'corpus': str(folder),
-      'population__members': len(departures), **fields})
+  config = make_config(
+    'pretrain',
+    **{
+      'seed': seed,
+      'num_steps': planned,
+      'batch_size': PLATEAU_BATCH_SIZE,
+      'corpus': str(folder),
+      'population__members': len(departures),
+      **fields,
+    },
+  )
   _write_config(folder, config)
-  run.write_json(folder / run.MANIFEST, {
-      'corpus': corpus, 'tokenizer': tokenizer, 'parameters': {'embedding': 600, 'other': 400, 'total': 1000},
-      'flops_per_row': {'honey': per_row, 'kaplan': per_row, 'actual': per_row}, 'warmup': 50, 'devices': ['cpu']})
+  files.write_json(
+    folder / run_dir.MANIFEST,
+    {
+      'corpus': corpus,
+      'tokenizer': tokenizer,
+      'parameters': {'embedding': 600, 'other': 400, 'total': 1000},
+      'flops_per_row': {'honey': per_row, 'kaplan': per_row, 'actual': per_row},
+      'warmup': 50,
+      'devices': ['cpu'],
+    },
+  )
   lines = []
   for step in range(PLATEAU_EVALUATION_STEPS, updates + 1, PLATEAU_EVALUATION_STEPS):
     rows = step * config['batch_size']
     for member, departure in enumerate(departures):
       label = {'member': member} if len(departures) > 1 else {}
-      lines.append({'step': step, 'split': 'validation', **label,
-                    'loss': compute_plateau_loss(step, departure, seed + member), 'tokens': rows * ROW_LENGTH,
-                    'flops': rows * per_row})
+      lines.append(
+        {
+          'step': step,
+          'split': 'validation',
+          **label,
+          'loss': compute_plateau_loss(step, departure, seed + member),
+          'tokens': rows * ROW_LENGTH,
+          'flops': rows * per_row,
+        }
+      )
       if step == planned:
         lines.append(lines[-1] | {'split': 'test', 'loss': lines[-1]['loss'] + 0.1})
-  run.write_lines(folder / run.METRICS, lines)
+  run_dir.write_lines(folder / run_dir.METRICS, lines)
   if updates == planned:
-    run.write_json(folder / run.RESULT, {'updates': updates})
+    files.write_json(folder / run_dir.RESULT, {'updates': updates})
   return folder
 
 
 def count_parameters(shape: ModelShape) -> tuple[int, int, float]:
   """Returns embedding and other parameters of an untied model (papers.md 1.1), and FLOPs a row."""
-  e, h, f, layers, v = shape.embedding, shape.hidden, shape.feed_forward, shape.layers, shape.vocabulary
+  e, h, f, layers, v = (
+    shape.embedding,
+    shape.hidden,
+    shape.feed_forward,
+    shape.layers,
+    shape.vocabulary,
+  )
   embedding = (v + 134) * e
   other = e * h + 3 * h + layers * (4 * h * h + 9 * h + 2 * h * f + f) + h * h + 3 * h + h * v + v
   return embedding, other, 6.0 * ROW_LENGTH * (embedding + other)
@@ -144,21 +243,56 @@ def compute_scaling_loss(shape: ModelShape, step: int, seed: int = 0) -> float:
   return 1 + 9 / capacity + 4 / step**0.4 + 0.01 * math.sin(7 * seed + shape.layers)
 
 
-def write_scaling_run(folder: pathlib.Path, *, updates: int = 800, planned: int = 800, every: int = 100, members: int = 1,
-                      population: dict[str, Any] | None = None, seed: int = 0, finished: bool = True,
-                      **shape: int) -> pathlib.Path:
-  """Writes a run, or a population, whose losses are those of `compute_scaling_loss`; `shape` as in `make_scaling_curve`."""
+def write_scaling_run(
+  folder: pathlib.Path,
+  *,
+  updates: int = 800,
+  planned: int = 800,
+  every: int = 100,
+  members: int = 1,
+  population: dict[str, Any] | None = None,
+  seed: int = 0,
+  finished: bool = True,
+  **shape: int,
+) -> pathlib.Path:
+  """
+
+  rites a run, or a population, whose losses are those of `compute_scaling_loss`; `shape` as in
+  `make_scaling_curve`.
+  """
   model = make_scaling_curve(**shape).shape
   embedding, other, flops = count_parameters(model)
-  changes = {f'population__{name}': value for name, value in ({'members': members} | (population or {})).items()}
-  _write_config(folder, make_config(
-      'pretrain', seed=seed, batch_size=SCALING_BATCH_SIZE, updates=planned, optimizer__learning_rate=1e-3,
-      model__embedding=model.embedding, model__hidden=model.hidden, model__feed_forward=model.feed_forward,
-      model__nominal_heads=model.heads, model__layers=model.layers, model__vocabulary=model.vocabulary,
-      model__length=ROW_LENGTH, **changes))
-  run.write_json(folder / run.MANIFEST, {
-      'parameters': {'embedding': embedding, 'other': other, 'total': embedding + other}, 'warmup': 20,
-      'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH, 'actual': flops / 3}, 'devices': ['cpu']})
+  changes = {
+    f'population__{name}': value
+    for name, value in ({'members': members} | (population or {})).items()
+  }
+  _write_config(
+    folder,
+    make_config(
+      'pretrain',
+      seed=seed,
+      batch_size=SCALING_BATCH_SIZE,
+      updates=planned,
+      optimizer__learning_rate=1e-3,
+      model__embedding=model.embedding,
+      model__hidden=model.hidden,
+      model__feed_forward=model.feed_forward,
+      model__nominal_heads=model.heads,
+      model__layers=model.layers,
+      model__vocabulary=model.vocabulary,
+      model__length=ROW_LENGTH,
+      **changes,
+    ),
+  )
+  files.write_json(
+    folder / run_dir.MANIFEST,
+    {
+      'parameters': {'embedding': embedding, 'other': other, 'total': embedding + other},
+      'warmup': 20,
+      'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH, 'actual': flops / 3},
+      'devices': ['cpu'],
+    },
+  )
   lines = []
   for step in range(every, updates + 1, every):
     rows = step * SCALING_BATCH_SIZE
@@ -166,84 +300,192 @@ def write_scaling_run(folder: pathlib.Path, *, updates: int = 800, planned: int 
       label = {'member': member} if members > 1 else {}
       for split in ('train', 'validation') + (('test',) if step == planned else ()):
         loss = compute_scaling_loss(model, step, seed + member) + (0.01 if split == 'test' else 0)
-        lines.append({'step': step, 'split': split, **label, 'loss': loss, 'perplexity': math.exp(loss),
-                      'seconds': step * 0.1, 'tokens': rows * ROW_LENGTH, 'flops': rows * flops / 3})
+        lines.append(
+          {
+            'step': step,
+            'split': split,
+            **label,
+            'loss': loss,
+            'perplexity': math.exp(loss),
+            'seconds': step * 0.1,
+            'tokens': rows * ROW_LENGTH,
+            'flops': rows * flops / 3,
+          }
+        )
   if lines:
-    run.write_lines(folder / run.METRICS, lines)
+    run_dir.write_lines(folder / run_dir.METRICS, lines)
   if finished:
-    run.write_json(folder / run.RESULT, {'updates': updates})
+    files.write_json(folder / run_dir.RESULT, {'updates': updates})
   return folder
 
 
 # Fine-tuning runs.
 
-def make_score_line(value: float | None, seed: int = 0, pretrained: bool = True, **fields: Any) -> dict[str, Any]:
-  """Returns a line of scores.jsonl: the headline of CoLA after three epochs, with `fields` replaced."""
+
+def make_score_line(
+  value: float | None, seed: int = 0, pretrained: bool = True, **fields: Any
+) -> dict[str, Any]:
+  """
+
+  eturns a line of scores.jsonl: the headline of CoLA after three epochs, with `fields` replaced.
+  """
   line = {
-      'task': 'cola', 'metric': 'matthews', 'value': value, 'low': None, 'high': None, 'headline': True,
-      'split': 'validation', 'examples': 1043, 'train_examples': 8551, 'held_out': 0, 'pretrained': pretrained,
-      'checkpoint': 'tiny', 'checkpoint_step': 100 if pretrained else None, 'filtered': False, 'seed': seed,
-      'learning_rate': 1e-4, 'member': 0, 'epoch': 3.0, 'epoch_choice': 'last', 'validation_score': None, 'majority': 0.0,
-      'frequency': 0.0, 'constant_prediction': False, 'truncated': 0}
+    'task': 'cola',
+    'metric': 'matthews',
+    'value': value,
+    'low': None,
+    'high': None,
+    'headline': True,
+    'split': 'validation',
+    'examples': 1043,
+    'train_examples': 8551,
+    'held_out': 0,
+    'pretrained': pretrained,
+    'checkpoint': 'tiny',
+    'checkpoint_step': 100 if pretrained else None,
+    'filtered': False,
+    'seed': seed,
+    'learning_rate': 1e-4,
+    'member': 0,
+    'epoch': 3.0,
+    'epoch_choice': 'last',
+    'validation_score': None,
+    'majority': 0.0,
+    'frequency': 0.0,
+    'constant_prediction': False,
+    'truncated': 0,
+  }
   if fields.keys() - line.keys():
     raise TypeError(f'no such field of a line of scores: {fields.keys() - line.keys()}')
   return line | fields
 
 
-def write_finetune_config(folder: pathlib.Path, checkpoint: str, task: str, starts: Sequence[int | None] = (100,),
-                          epochs: float = 3.0, **task_fields: Any) -> None:
-  """Writes the config.json of a fine-tuning run, from the checkpoints of the steps `starts`, into a new folder."""
+def write_finetune_config(
+  folder: pathlib.Path,
+  checkpoint: str,
+  task: str,
+  starts: Sequence[int | None] = (100,),
+  epochs: float = 3.0,
+  **task_fields: Any,
+) -> None:
+  """
+
+  rites the config.json of a fine-tuning run, from the checkpoints of the steps `starts`, into a new
+  folder.
+  """
   changes = {f'task__{name}': value for name, value in task_fields.items()}
   config = make_config('finetune', task__name=task, epochs=epochs, **changes)
   _write_config(folder, {**config, 'checkpoint': checkpoint, 'starts': list(starts)})
 
 
-def write_finetune_run(folder: pathlib.Path, source: pathlib.Path, values: Sequence[float], pretrained: bool = True,
-                       task: str = 'ag_news', seeds: Sequence[int] | None = None, **fields: Any) -> pathlib.Path:
-  """Writes a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines."""
+def write_finetune_run(
+  folder: pathlib.Path,
+  source: pathlib.Path,
+  values: Sequence[float],
+  pretrained: bool = True,
+  task: str = 'ag_news',
+  seeds: Sequence[int] | None = None,
+  **fields: Any,
+) -> pathlib.Path:
+  """
+
+  rites a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines.
+  """
   write_finetune_config(folder, str(source), task, (100 if pretrained else None,))
-  run.write_lines(folder / run.SCORES, [
-      make_score_line(value, seed, pretrained, **{
-          'task': task, 'metric': 'accuracy', 'checkpoint': source.name, 'member': member, **fields})
-      for member, (seed, value) in enumerate(zip(seeds or range(len(values)), values, strict=True))])
-  run.write_json(folder / run.RESULT, {})
+  run_dir.write_lines(
+    folder / run_dir.SCORES,
+    [
+      make_score_line(
+        value,
+        seed,
+        pretrained,
+        **{
+          'task': task,
+          'metric': 'accuracy',
+          'checkpoint': source.name,
+          'member': member,
+          **fields,
+        },
+      )
+      for member, (seed, value) in enumerate(zip(seeds or range(len(values)), values, strict=True))
+    ],
+  )
+  files.write_json(folder / run_dir.RESULT, {})
   return folder
 
 
 def write_finetune_log(folder: pathlib.Path) -> pathlib.Path:
   """Adds metrics.jsonl to a fine-tuning run: one epoch of 100 steps for each of its score lines."""
   lines = []
-  for line in run.read_lines(folder / run.SCORES):
+  for line in run_dir.read_lines(folder / run_dir.SCORES):
     common = {name: line[name] for name in ('seed', 'learning_rate', 'member', 'pretrained')}
     common |= {'step': 100, 'epoch': 1.0}
-    lines += [{**common, 'split': 'train', 'loss': 0.6, 'seconds': 5.0},
-              {**common, 'split': 'held_out', 'accuracy': line['value']}]
-  run.write_lines(folder / run.METRICS, lines)
+    lines += [
+      {**common, 'split': 'train', 'loss': 0.6, 'seconds': 5.0},
+      {**common, 'split': 'held_out', 'accuracy': line['value']},
+    ]
+  run_dir.write_lines(folder / run_dir.METRICS, lines)
   return folder
 
 
-def write_finetune_pair(home: pathlib.Path, source: pathlib.Path, pretrained: list[float], scratch: list[float],
-                        task: str = 'ag_news', seeds: Sequence[int] = (0, 1, 2)) -> None:
-  """Writes both arms of a comparison into `home`/tasks: fine-tuned from `source`, and from fresh weights."""
+def write_finetune_pair(
+  home: pathlib.Path,
+  source: pathlib.Path,
+  pretrained: list[float],
+  scratch: list[float],
+  task: str = 'ag_news',
+  seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+  """
+
+  rites both arms of a comparison into `home`/tasks: fine-tuned from `source`, and from fresh
+  weights.
+  """
   for arm, values in (('p', pretrained), ('s', scratch)):
-    write_finetune_run(home / 'tasks' / f'{source.name}-{task}-{arm}', source, values, arm == 'p', task, seeds)
+    write_finetune_run(
+      home / 'tasks' / f'{source.name}-{task}-{arm}', source, values, arm == 'p', task, seeds
+    )
 
 
-def write_glue_run(source: pathlib.Path, task: str, values: dict[int, float], **fields: Any) -> pathlib.Path:
-  """Writes a run fine-tuned on `source` into the folder `glue` beside it; `values` maps seeds to accuracies."""
+def write_glue_run(
+  source: pathlib.Path, task: str, values: dict[int, float], **fields: Any
+) -> pathlib.Path:
+  """
+
+  rites a run fine-tuned on `source` into the folder `glue` beside it; `values` maps seeds to
+  accuracies.
+  """
   folder = source.parent / 'glue' / f'{source.name}-{task}-{len(fields)}'
-  return write_finetune_run(folder, source, list(values.values()), task=task, seeds=list(values), **fields)
+  return write_finetune_run(
+    folder, source, list(values.values()), task=task, seeds=list(values), **fields
+  )
 
 
 # Other files.
 
-def write_ngram_baselines(folder: pathlib.Path, losses: dict[str, Any], corpus: str = 'c0ffee', rows: int = 2000,
-                          order: int = 0, split: str = 'validation') -> pathlib.Path:
+
+def write_ngram_baselines(
+  folder: pathlib.Path,
+  losses: dict[str, Any],
+  corpus: str = 'c0ffee',
+  rows: int = 2000,
+  order: int = 0,
+  split: str = 'validation',
+) -> pathlib.Path:
   """Writes n-gram baselines, one loss a predictor, on the corpus of `write_plateau_run`."""
-  _write_config(folder, {'kind': 'baselines', 'corpus': corpus, 'rows': rows,
-                         'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': order}})
-  run.write_json(folder / run.RESULT, {'rows': [{'predictor': name, 'split': split, 'loss': loss}
-                                               for name, loss in losses.items()]})
+  _write_config(
+    folder,
+    {
+      'kind': 'baselines',
+      'corpus': corpus,
+      'rows': rows,
+      'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': order},
+    },
+  )
+  files.write_json(
+    folder / run_dir.RESULT,
+    {'rows': [{'predictor': name, 'split': split, 'loss': loss} for name, loss in losses.items()]},
+  )
   return folder
 
 
@@ -255,12 +497,26 @@ def write_examples(folder: pathlib.Path, **splits: list[dict[str, Any]]) -> str:
   return str(folder)
 
 
-def make_log_row(name: str = 'a', updates: int = 100, loss: object = 3.0, **fields: object) -> dict[str, object]:
+def make_log_row(
+  name: str = 'a', updates: int = 100, loss: object = 3.0, **fields: object
+) -> dict[str, object]:
   """Returns a row of a logged table: an evaluation of the smallest run of paper 1."""
-  return {'run_name': name, 'eval/updates': updates, 'eval/loss': loss, 'embedding_size': 32.0, 'hidden_size': 32,
-          'intermediate_size': 64, 'num_attention_heads': 1, 'num_hidden_layers': 1, 'Embedding parameters': 612608,
-          'Non-embedding parameters': 638114, 'FLOPS Hoffman per sequence': 943964160,
-          'FLOPS Kaplan per sequence': 6 * 638114 * 128, 'Tokens': updates * 32768, **fields}
+  return {
+    'run_name': name,
+    'eval/updates': updates,
+    'eval/loss': loss,
+    'embedding_size': 32.0,
+    'hidden_size': 32,
+    'intermediate_size': 64,
+    'num_attention_heads': 1,
+    'num_hidden_layers': 1,
+    'Embedding parameters': 612608,
+    'Non-embedding parameters': 638114,
+    'FLOPS Hoffman per sequence': 943964160,
+    'FLOPS Kaplan per sequence': 6 * 638114 * 128,
+    'Tokens': updates * 32768,
+    **fields,
+  }
 
 
 def write_log_table(path: pathlib.Path, rows: list[dict[str, object]]) -> pathlib.Path:
@@ -275,32 +531,80 @@ def write_log_table(path: pathlib.Path, rows: list[dict[str, object]]) -> pathli
 
 # Loss curves.
 
-def make_scaling_curve(name: str = 'a', last: float | None = None, evaluations: int = 8, every: int = 100,
-                       **changes: Any) -> LossCurve:
-  """Returns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of shape or curve."""
+
+def make_scaling_curve(
+  name: str = 'a', last: float | None = None, evaluations: int = 8, every: int = 100, **changes: Any
+) -> LossCurve:
+  """
+
+  eturns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of shape
+  or curve.
+  """
   shape = ModelShape(32, 32, 64, 1, 1, SCALING_VOCAB_SIZE)
-  shape = ModelShape(**{field: changes.pop(field, getattr(shape, field)) for field in shape.__dataclass_fields__})
+  shape = ModelShape(
+    **{field: changes.pop(field, getattr(shape, field)) for field in shape.__dataclass_fields__}
+  )
   embedding, other, flops = count_parameters(shape)
   steps = tuple(range(every, every * evaluations + 1, every))
   losses = [compute_scaling_loss(shape, step, changes.get('seed') or 0) for step in steps]
   if last is not None:
     losses = [loss - losses[-1] + last for loss in losses]
-  fields = {'name': name, 'shape': shape, 'embedding_parameters': embedding, 'other_parameters': other, 'seed': None,
-            'learning_rate': None, 'warmup': None, 'tied': False, 'length': ROW_LENGTH,
-            'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH}, 'updates': steps,
-            'rows': tuple(SCALING_BATCH_SIZE * step for step in steps), 'loss': tuple(losses), 'lost': 0,
-            'finished': True, 'test_loss': losses[-1], 'bits_per_word': None, 'bits_per_byte': None}
+  fields = {
+    'name': name,
+    'shape': shape,
+    'embedding_parameters': embedding,
+    'other_parameters': other,
+    'seed': None,
+    'learning_rate': None,
+    'warmup': None,
+    'tied': False,
+    'length': ROW_LENGTH,
+    'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH},
+    'updates': steps,
+    'rows': tuple(SCALING_BATCH_SIZE * step for step in steps),
+    'loss': tuple(losses),
+    'lost': 0,
+    'finished': True,
+    'test_loss': losses[-1],
+    'bits_per_word': None,
+    'bits_per_byte': None,
+  }
   if changes.keys() - fields.keys():
     raise TypeError(f'no such field of a loss curve: {changes.keys() - fields.keys()}')
   return LossCurve(**fields | changes)
 
 
-def make_loss_curve(name: str, updates: Sequence[int], loss: Sequence[float], per_row: float = 1e9, finished: bool = True,
-                    warmup: int | None = None, parameters: int = 1_000_000, counts: Sequence[str] = ('honey',)) -> LossCurve:
+def make_loss_curve(
+  name: str,
+  updates: Sequence[int],
+  loss: Sequence[float],
+  per_row: float = 1e9,
+  finished: bool = True,
+  warmup: int | None = None,
+  parameters: int = 1_000_000,
+  counts: Sequence[str] = ('honey',),
+) -> LossCurve:
   """Returns the loss curve of a run with 256 rows a step."""
-  return LossCurve(name, ModelShape(32, 32, 64, 1, 1, 19010), parameters // 2, parameters - parameters // 2, 0, 5e-4, warmup,
-               False, 128, {count: per_row for count in counts}, tuple(updates), tuple(256 * step for step in updates),
-               tuple(float(value) for value in loss), 0, finished, None, None, None)
+  return LossCurve(
+    name,
+    ModelShape(32, 32, 64, 1, 1, 19010),
+    parameters // 2,
+    parameters - parameters // 2,
+    0,
+    5e-4,
+    warmup,
+    False,
+    128,
+    {count: per_row for count in counts},
+    tuple(updates),
+    tuple(256 * step for step in updates),
+    tuple(float(value) for value in loss),
+    0,
+    finished,
+    None,
+    None,
+    None,
+  )
 
 
 def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
@@ -316,20 +620,59 @@ def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
   for name, lines in by_run.items():
     lines.sort(key=lambda line: float(line['eval/updates']))
     first = lines[0]
-    shape = ModelShape(*(int(float(first[key])) for key in (
-        'embedding_size', 'hidden_size', 'intermediate_size', 'num_attention_heads', 'num_hidden_layers')), 19010)
+    shape = ModelShape(
+      *(
+        int(float(first[key]))
+        for key in (
+          'embedding_size',
+          'hidden_size',
+          'intermediate_size',
+          'num_attention_heads',
+          'num_hidden_layers',
+        )
+      ),
+      19010,
+    )
     sizes = [int(float(first[f'{kind} parameters'])) for kind in ('Embedding', 'Non-embedding')]
-    flops = {'honey': float(first['FLOPS Hoffman per sequence']), 'kaplan': float(first['FLOPS Kaplan per sequence'])}
+    flops = {
+      'honey': float(first['FLOPS Hoffman per sequence']),
+      'kaplan': float(first['FLOPS Kaplan per sequence']),
+    }
     steps = tuple(int(float(line['eval/updates'])) for line in lines)
-    curves.append(LossCurve(name, shape, *sizes, None, None, None, None, 128, flops, steps,
-                        tuple(256 * step for step in steps), tuple(float(line['eval/loss']) for line in lines), 0, True,
-                        float(first['test/loss']), None, None))
+    curves.append(
+      LossCurve(
+        name,
+        shape,
+        *sizes,
+        None,
+        None,
+        None,
+        None,
+        128,
+        flops,
+        steps,
+        tuple(256 * step for step in steps),
+        tuple(float(line['eval/loss']) for line in lines),
+        0,
+        True,
+        float(first['test/loss']),
+        None,
+        None,
+      )
+    )
   return curves
 
 
-def draw_run_ends(law: Callable[[np.ndarray], np.ndarray], noise: float, seed: int | tuple[int, ...],
-                  points: int = 40) -> tuple[np.ndarray, np.ndarray]:
-  """Returns compute between 1e14 and 1e18 FLOPs and the loss of `law` there, with log-normal errors."""
+def draw_run_ends(
+  law: Callable[[np.ndarray], np.ndarray],
+  noise: float,
+  seed: int | tuple[int, ...],
+  points: int = 40,
+) -> tuple[np.ndarray, np.ndarray]:
+  """
+
+  eturns compute between 1e14 and 1e18 FLOPs and the loss of `law` there, with log-normal errors.
+  """
   random = np.random.default_rng(seed)
   compute = np.exp(random.uniform(np.log(1e14), np.log(1e18), points))
   return compute, law(compute) * np.exp(noise * random.normal(size=points))

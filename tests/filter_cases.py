@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from configs import base
-from minilm_jax import recipe
-from minilm_jax.corpus_config import CorpusConfig
+from minilm_jax.core import recipe
+from minilm_jax.core.corpus_config import CorpusConfig
 
 WORDS = 'the king queen cat dog saw and liked old house because was tired again'.split()
 
@@ -18,7 +18,9 @@ def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
   """Files of all kinds, whose sentences come again in one document, in one file and in others."""
   dice = random.Random(seed)
   words = [*5 * WORDS, 'zygote', 'zygote']
-  sentences = [' '.join(dice.choices(words, k=dice.randint(4, 14))).capitalize() + '.' for _ in range(60)]
+  sentences = [
+    ' '.join(dice.choices(words, k=dice.randint(4, 14))).capitalize() + '.' for _ in range(60)
+  ]
 
   def text() -> str:
     return ' '.join(dice.choices(sentences, k=dice.randint(1, 9)))
@@ -36,7 +38,13 @@ def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
 def make_corpus_config(sources: list[str], **changes: Any) -> CorpusConfig:
   made = base.corpus()
   made.documents.sources = ','.join(sources)
-  made.vocabulary.update(filters='spans,sentences', span_words=8, span_stride=3, min_words_per_span=4, min_words_per_sentence=3)
+  made.vocabulary.update(
+    filters='spans,sentences',
+    span_words=8,
+    span_stride=3,
+    min_words_per_span=4,
+    min_words_per_sentence=3,
+  )
   made.splits.update(validation=0.2, test=0.2)
   made.workers, made.tokenizer.size = 1, 60
   made.update_from_flattened_dict(changes)

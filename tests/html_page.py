@@ -20,7 +20,9 @@ class Page(html.parser.HTMLParser):
   def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
     self.tags.add(tag)
     self.attributes |= {name for name, _ in attributes}
-    self.addresses += [value or '' for name, value in attributes if name in ('src', 'href', 'xlink:href', 'action')]
+    self.addresses += [
+      value or '' for name, value in attributes if name in ('src', 'href', 'xlink:href', 'action')
+    ]
     if tag not in self.VOID:
       self.open.append(tag)
 

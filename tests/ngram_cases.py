@@ -4,11 +4,11 @@ import collections
 
 import numpy as np
 
-from minilm_jax.language import ngrams
-from minilm_jax.language.tokenizer import BEGIN, END, PAD
+from minilm_jax.data import ngrams
+from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID
 
 VOCABULARY = 30
-CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.NEVER)
+CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNSEEN_LOG_PROBABILITY)
 
 
 def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
@@ -16,16 +16,18 @@ def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
   dice = np.random.default_rng(seed)
   found = np.minimum(5 + dice.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
   for row, end in zip(found, dice.integers(1, length, rows)):
-    row[0], row[end], row[end + 1:] = BEGIN, END, PAD
+    row[0], row[end], row[end + 1 :] = BEGIN_ID, END_ID, PAD_ID
   return found
 
 
-def count_by_dictionary(tokens: np.ndarray, offsets: tuple[int, ...]) -> dict[tuple[int, ...], collections.Counter]:
+def count_by_dictionary(
+  tokens: np.ndarray, offsets: tuple[int, ...]
+) -> dict[tuple[int, ...], collections.Counter]:
   """For each context the tokens that were seen in it."""
   found: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
   for row in tokens.tolist():
     for place, token in enumerate(row):
-      if token not in ngrams.NEVER:
-        inside = [row[place + n] if 0 <= place + n < len(row) else PAD for n in offsets]
+      if token not in ngrams.UNSEEN_LOG_PROBABILITY:
+        inside = [row[place + n] if 0 <= place + n < len(row) else PAD_ID for n in offsets]
         found[tuple(inside)][token] += 1
   return found

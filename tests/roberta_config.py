@@ -2,15 +2,39 @@
 
 import numpy as np
 
-from minilm_jax.config import EncoderConfig, HeadConfig
-from minilm_jax.language import tokenizer as pieces
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.data import tokenizer
 
 SMALL = EncoderConfig(
-    encoder='', vocab_size=60, embedding_size=16, hidden_size=16, intermediate_size=24, num_heads=4, num_layers=2, max_length=12, norm='post',
-    positions='learned', segments=1, projection=False, tied=False, activation='gelu', dropout=0.0,
-    initialization='standard', norm_epsilon=1e-5, flops_heads=4, dtype='float32', remat=False,
-    projection_norm=True, segment_embeddings_for_pairs=False, short_convolution=0,
-    position_offset=2, convolutions=0, kernel=(), channels=0, convolution='paper2')
+  encoder='',
+  vocab_size=60,
+  embedding_size=16,
+  hidden_size=16,
+  intermediate_size=24,
+  num_heads=4,
+  num_layers=2,
+  max_length=12,
+  norm='post',
+  positions='learned',
+  segments=1,
+  projection=False,
+  tied=False,
+  activation='gelu',
+  dropout=0.0,
+  initialization='standard',
+  norm_epsilon=1e-5,
+  flops_heads=4,
+  dtype='float32',
+  remat=False,
+  projection_norm=True,
+  segment_embeddings_for_pairs=False,
+  short_convolution=0,
+  position_offset=2,
+  convolutions=0,
+  kernel=(),
+  channels=0,
+  convolution='paper2',
+)
 HEAD = HeadConfig(pooling='first', dropout=0.0, ensemble_size=1)
 CLASSES = 3
 
@@ -18,9 +42,11 @@ CLASSES = 3
 def draw_rows(count: int, padded: bool, seed: int = 0) -> np.ndarray:
   """Rows `<s> ... </s>` of random pieces, of all lengths or of the full one."""
   random = np.random.default_rng(seed)
-  rows = random.integers(len(pieces.SPECIAL), SMALL.vocab_size, (count, SMALL.max_length), np.int64)
-  rows[:, 0] = pieces.BEGIN
+  rows = random.integers(
+    len(tokenizer.SPECIAL_TOKENS), SMALL.vocab_size, (count, SMALL.max_length), np.int64
+  )
+  rows[:, 0] = tokenizer.BEGIN_ID
   for row, length in zip(rows, random.integers(3, SMALL.max_length + 1, count), strict=True):
-    row[(length if padded else SMALL.max_length) - 1:] = pieces.PAD
-    row[(length if padded else SMALL.max_length) - 1] = pieces.END
+    row[(length if padded else SMALL.max_length) - 1 :] = tokenizer.PAD_ID
+    row[(length if padded else SMALL.max_length) - 1] = tokenizer.END_ID
   return rows

@@ -8,20 +8,29 @@ import sys
 
 import pytest
 
-from minilm_jax import __main__ as door
-from minilm_jax import run
-from minilm_jax.analysis import report
+from minilm_jax.analysis.report import report
+from minilm_jax.cli import main
+from minilm_jax.core import run_dir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SMALL = ['--config.num_steps=8', '--config.log.every=2', '--config.eval.every=4', '--config.eval.rows=64',
-         '--config.checkpoint.every=4', '--config.model.embedding_size=16', '--config.model.hidden_size=16',
-         '--config.model.intermediate_size=16', '--config.model.num_layers=1', '--config.mesh.data=1']
+SMALL = [
+  '--config.num_steps=8',
+  '--config.log.every=2',
+  '--config.eval.every=4',
+  '--config.eval.rows=64',
+  '--config.checkpoint.every=4',
+  '--config.model.embedding_size=16',
+  '--config.model.hidden_size=16',
+  '--config.model.intermediate_size=16',
+  '--config.model.num_layers=1',
+  '--config.mesh.data=1',
+]
 
 
 def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
   """What a command prints; it must end well."""
   capsys.readouterr()
-  status = door.main(list(arguments))
+  status = main.main(list(arguments))
   out, err = capsys.readouterr()
   assert status == 0, err
   return out
@@ -38,10 +47,20 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   pretrain = ['pretrain', '--config=configs/tiny.py', f'--workdir={tiny}', *SMALL]
   result = json.loads(minilm(capsys, *pretrain))
   assert result['updates'] == 8 and result['test_loss'] > 0
-  logged = list(run.read_lines(tiny / 'metrics.jsonl'))
+  logged = list(run_dir.read_lines(tiny / 'metrics.jsonl'))
   assert [(line['split'], line['step']) for line in logged] == [
-      ('train', 2), ('train', 4), ('validation', 4), ('train', 6), ('train', 8), ('validation', 8), ('test', 8)]
-  assert all({'step', 'split', 'loss', 'perplexity', 'tokens', 'flops', 'seconds'} <= set(line) for line in logged)
+    ('train', 2),
+    ('train', 4),
+    ('validation', 4),
+    ('train', 6),
+    ('train', 8),
+    ('validation', 8),
+    ('test', 8),
+  ]
+  assert all(
+    {'step', 'split', 'loss', 'perplexity', 'tokens', 'flops', 'seconds'} <= set(line)
+    for line in logged
+  )
   assert all('learning_rate' in line for line in logged if line['split'] == 'train')
 
   before = files(tiny)
@@ -53,24 +72,41 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   fill = ['fill-mask', f'--checkpoint={tiny}', '--text=the dog <mask> a bone .']
   assert minilm(capsys, *fill) == minilm(capsys, *fill)
 
-  finetune = ['finetune', '--config=configs/glue.py:microworld/acceptability', f'--checkpoint={tiny}@4,{tiny}@8',
-              f'--workdir={runs / "task"}', '--config.seeds=0,1', '--config.task.max_train_examples=64', '--config.epochs=1', '--with_scratch']
+  finetune = [
+    'finetune',
+    '--config=configs/glue.py:microworld/acceptability',
+    f'--checkpoint={tiny}@4,{tiny}@8',
+    f'--workdir={runs / "task"}',
+    '--config.seeds=0,1',
+    '--config.task.max_train_examples=64',
+    '--config.epochs=1',
+    '--with_scratch',
+  ]
   table = minilm(capsys, *finetune)
   assert 'microworld/acceptability' in table
   before = files(runs / 'task')
   assert minilm(capsys, *finetune) == table
   assert files(runs / 'task') == before
-  scores = list(run.read_lines(runs / 'task' / 'scores.jsonl'))
+  scores = list(run_dir.read_lines(runs / 'task' / 'scores.jsonl'))
   wanted = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'filtered'}
   assert all(wanted <= set(line) for line in scores)
   assert [(line['pretrained'], line['checkpoint_step']) for line in scores] == [
-      (True, 4), (True, 4), (True, 8), (True, 8), (False, None), (False, None)]
+    (True, 4),
+    (True, 4),
+    (True, 8),
+    (True, 8),
+    (False, None),
+    (False, None),
+  ]
 
   report = ['report', str(runs), f'--workdir={tmp_path / "report"}']
   printed = minilm(capsys, *report)
   made = {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
-  assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(made)
-  assert len(made['scores.csv'].read_text().splitlines()) == 3  # a line a checkpoint holds both sides
+  assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(
+    made
+  )
+  # a line a checkpoint holds both sides
+  assert len(made['scores.csv'].read_text().splitlines()) == 3
   assert all(name in made['runs.csv'].read_text() for name in ('tiny', 'task'))
   minilm(capsys, *report)
   assert made['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
@@ -80,16 +116,25 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
 def test_the_tiny_recipe_as_it_is(tmp_path: pathlib.Path, monkeypatch, capsys):
   """It ends, evaluates and saves on the way, and has learned at least how frequent words are."""
   monkeypatch.chdir(ROOT)
-  pretrain = ['pretrain', '--config=configs/tiny.py', f'--workdir={tmp_path}', '--config.mesh.data=1']
+  pretrain = [
+    'pretrain',
+    '--config=configs/tiny.py',
+    f'--workdir={tmp_path}',
+    '--config.mesh.data=1',
+  ]
   result = json.loads(minilm(capsys, *pretrain))
   assert result['test_loss'] < 5.1
-  steps = [line['step'] for line in run.read_lines(tmp_path / 'metrics.jsonl') if line['split'] == 'validation']
+  steps = [
+    line['step']
+    for line in run_dir.read_lines(tmp_path / 'metrics.jsonl')
+    if line['split'] == 'validation'
+  ]
   assert steps == [100, 200, 300, 400, 500, 600]
 
 
 WATCHED = """
 import os, pathlib, sys, threading, time
-from minilm_jax import __main__ as door
+from minilm_jax.cli import main
 
 def listening():
   sockets = set()
@@ -115,7 +160,7 @@ def look():
 
 seen, looks = set(), []
 threading.Thread(target=look, daemon=True).start()
-status = door.main(sys.argv[1:])
+status = main.main(sys.argv[1:])
 print('LOOKS', len(looks), 'LISTENS', sorted(seen), file=sys.stderr)
 sys.exit(status)
 """
@@ -124,17 +169,37 @@ sys.exit(status)
 @pytest.mark.skipif(not pathlib.Path('/proc/net/tcp').exists(), reason='needs Linux')
 def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """A run of two updates in a process of its own, whose environment holds secrets."""
-  secrets = {name: f'canary-{name}' for name in ('WANDB_API_KEY', 'HF_TOKEN', 'GOOGLE_APPLICATION_CREDENTIALS')}
+  secrets = {
+    name: f'canary-{name}'
+    for name in ('WANDB_API_KEY', 'HF_TOKEN', 'GOOGLE_APPLICATION_CREDENTIALS')
+  }
   small = [word for word in SMALL if 'updates' not in word and 'every' not in word]
   done = subprocess.run(
-      [sys.executable, '-c', WATCHED, 'pretrain', '--config=configs/tiny.py', f'--config.corpus={tiny_corpus}',
-       f'--workdir={tmp_path / "run"}', '--config.num_steps=2', '--config.log.every=1', *small], cwd=ROOT,
-      env=os.environ | secrets, capture_output=True, text=True, check=False)
+    [
+      sys.executable,
+      '-c',
+      WATCHED,
+      'pretrain',
+      '--config=configs/tiny.py',
+      f'--config.corpus={tiny_corpus}',
+      f'--workdir={tmp_path / "run"}',
+      '--config.num_steps=2',
+      '--config.log.every=1',
+      *small,
+    ],
+    cwd=ROOT,
+    env=os.environ | secrets,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   looks, listens = done.stderr.splitlines()[-1].split(' LISTENS ')
   assert int(looks.removeprefix('LOOKS ')) > 20 and listens == '[]', listens
   report.report([tmp_path / 'run'], tmp_path / 'report')
   written = files(tmp_path)
-  assert {'config.json', 'manifest.json', 'metrics.jsonl', 'result.json', 'report.html'} <= {p.name for p in written}
+  assert {'config.json', 'manifest.json', 'metrics.jsonl', 'result.json', 'report.html'} <= {
+    p.name for p in written
+  }
   for said in (done.stdout.encode(), done.stderr.encode(), *written.values()):
     assert b'canary' not in said

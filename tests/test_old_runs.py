@@ -1,7 +1,9 @@
-"""Runs made before fields, files and columns were renamed still load, with the numbers that their version printed.
+"""Runs made before fields, files and columns were renamed still load, with the numbers that their
+version printed.
 
-`data/old_run` holds a corpus, a pre-training run and a fine-tuned classifier of commit ff499c2, made from recipes that
-use the renamed fields with values other than the defaults. `data/old_run.json` holds the numbers of that version.
+`data/old_run` holds a corpus, a pre-training run and a fine-tuned classifier of commit ff499c2,
+made from recipes that use the renamed fields with values other than the defaults.
+`data/old_run.json` holds the numbers of that version.
 """
 
 import csv
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 import minilm_jax
-from minilm_jax import __main__ as door
+from minilm_jax.cli import main
 
 DATA = pathlib.Path(__file__).resolve().parent / 'data'
 EXPECTED: dict[str, Any] = json.loads((DATA / 'old_run.json').read_text())
@@ -30,20 +32,22 @@ def old_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
 
 
 def test_evaluate_gives_the_old_losses(old_run: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-  assert door.main(['evaluate', '--checkpoint=run']) == 0
+  assert main.main(['evaluate', '--checkpoint=run']) == 0
   printed = json.loads(capsys.readouterr().out)
   for name, value in EXPECTED['evaluate'].items():
     assert printed[name] == pytest.approx(value, rel=1e-6), name
 
 
 def test_load_gives_the_old_vectors_and_probabilities(old_run: pathlib.Path):
-  assert minilm_jax.load('run').encode([TEXT])[0] == pytest.approx(EXPECTED['vector'], rel=1e-4, abs=1e-5)
+  assert minilm_jax.load('run').encode([TEXT])[0] == pytest.approx(
+    EXPECTED['vector'], rel=1e-4, abs=1e-5
+  )
   prediction = minilm_jax.load('task/classifier-0').predict([TEXT])[0]
   assert prediction['probabilities'] == pytest.approx(EXPECTED['probability'], rel=1e-5)
 
 
 def test_report_reads_the_old_columns(old_run: pathlib.Path):
-  assert door.main(['report', 'run', 'task', '--workdir=report']) == 0
+  assert main.main(['report', 'run', 'task', '--workdir=report']) == 0
   rows = {}
   for table in ('scores', 'runs'):
     with (old_run / 'report' / f'{table}.csv').open() as file:
@@ -54,48 +58,58 @@ def test_report_reads_the_old_columns(old_run: pathlib.Path):
 
 def test_finetune_starts_from_the_old_checkpoint(old_run: pathlib.Path):
   settings = {
-      'task.train': 'examples.csv',
-      'task.fields': 'sentence',
-      'seeds': '3',
-      'epochs': '1',
-      'batch_size': '8',
-      'length': '16',
-      'optimizer.learning_rate': '0.02',
-      'validation_fraction': '0.25',
+    'task.train': 'examples.csv',
+    'task.fields': 'sentence',
+    'seeds': '3',
+    'epochs': '1',
+    'batch_size': '8',
+    'length': '16',
+    'optimizer.learning_rate': '0.02',
+    'validation_fraction': '0.25',
   }
   command = ['finetune', '--config=configs/custom_task.py', '--checkpoint=run', '--workdir=again']
-  assert door.main([*command, *(f'--config.{name}={value}' for name, value in settings.items())]) == 0
-  lines = [json.loads(line) for line in (old_run / 'again' / 'metrics.jsonl').read_text().splitlines()]
+  assert (
+    main.main([*command, *(f'--config.{name}={value}' for name, value in settings.items())]) == 0
+  )
+  lines = [
+    json.loads(line) for line in (old_run / 'again' / 'metrics.jsonl').read_text().splitlines()
+  ]
   losses = [[line['split'], line['loss']] for line in lines if 'loss' in line]
   assert [split for split, _ in losses] == [split for split, _ in EXPECTED['finetune']]
-  assert [loss for _, loss in losses] == pytest.approx([loss for _, loss in EXPECTED['finetune']], rel=1e-4)
+  assert [loss for _, loss in losses] == pytest.approx(
+    [loss for _, loss in EXPECTED['finetune']], rel=1e-4
+  )
 
 
 def test_an_old_fine_tuning_is_finished_under_its_own_recipe(old_run: pathlib.Path):
   settings = {
-      'task.train': 'examples.csv',
-      'task.fields': 'sentence',
-      'task.max_train_examples': '64',
-      'task.eval_per_label': '5',
-      'seeds': '0,1',
-      'epochs': '2',
-      'batch_size': '8',
-      'length': '16',
-      'validation_fraction': '0.25',
-      'save_classifiers': 'True',
-      'predictions': 'True',
-      'strategy': 'map',
-      'head.ensemble_size': '2',
-      'optimizer.learning_rate': '0.02',
+    'task.train': 'examples.csv',
+    'task.fields': 'sentence',
+    'task.max_train_examples': '64',
+    'task.eval_per_label': '5',
+    'seeds': '0,1',
+    'epochs': '2',
+    'batch_size': '8',
+    'length': '16',
+    'validation_fraction': '0.25',
+    'save_classifiers': 'True',
+    'predictions': 'True',
+    'strategy': 'map',
+    'head.ensemble_size': '2',
+    'optimizer.learning_rate': '0.02',
   }
   command = ['finetune', '--config=configs/custom_task.py', '--checkpoint=run', '--workdir=task']
   before = json.loads((old_run / 'task' / 'result.json').read_text())
-  assert door.main([*command, *(f'--config.{name}={value}' for name, value in settings.items())]) == 0
+  assert (
+    main.main([*command, *(f'--config.{name}={value}' for name, value in settings.items())]) == 0
+  )
   result = json.loads((old_run / 'task' / 'result.json').read_text())
   assert [row['mean'] for row in result['scores']] == [row['mean'] for row in before['scores']]
-  assert [row['epoch_choice'] for row in result['scores']] == [row['which'] for row in before['scores']]
+  assert [row['epoch_choice'] for row in result['scores']] == [
+    row['which'] for row in before['scores']
+  ]
 
 
 def test_export_writes_a_card_of_the_old_run(old_run: pathlib.Path):
-  assert door.main(['export', '--checkpoint=run', '--format=card', '--workdir=card']) == 0
+  assert main.main(['export', '--checkpoint=run', '--format=card', '--workdir=card']) == 0
   assert f'{EXPECTED["report"]["parameters"]:,}' in (old_run / 'card' / 'README.md').read_text()

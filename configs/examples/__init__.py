@@ -1,1 +1,4 @@
-"""Examples of what a newcomer changes: another model, another objective, another task, another corpus."""
+"""
+
+xamples of what a newcomer changes: another model, another objective, another task, another corpus.
+"""

@@ -1,9 +1,10 @@
-"""Do pre-training losses tell downstream scores? Correlations over models, and depth at matched size or compute.
+"""Do pre-training losses tell downstream scores? Correlations over models, and depth at matched
+size or compute.
 
-A model is one pre-training run with the scores that were fine-tuned, or evaluated, from it. Its loss, the logarithm of
-its perplexity, is that of the evaluation the checkpoint was taken at. An untrained model of V pieces has a loss of
-ln V: that is where the arm from scratch stands. Correlation is no cause, and a few models decide little: see the
-intervals.
+A model is one pre-training run with the scores that were fine-tuned, or evaluated, from it. Its
+loss, the logarithm of its perplexity, is that of the evaluation the checkpoint was taken at. An
+untrained model of V pieces has a loss of ln V: that is where the arm from scratch stands.
+Correlation is no cause, and a few models decide little: see the intervals.
 """
 
 import dataclasses
@@ -14,9 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from minilm_jax.analysis.averages import Average
-from minilm_jax.analysis.scores import ScoreRow
-from minilm_jax.analysis.tracks import ACTUAL, HONEY, LossCurve
+from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
+from minilm_jax.analysis.scores import Average, ScoreRow
 from minilm_jax.tasks.metrics import CONFIDENCE
 
 MIN_MODELS = 4  # models, below which nothing is said
@@ -26,7 +26,11 @@ _MAX_RELATIVE_DIFFERENCE = 0.1  # sizes or costs that differ by less are matched
 
 @dataclasses.dataclass(frozen=True)
 class ScoredModel:
-  """What one model says about one series of scores: shares or correlations, a mean over seeds; nan where none is."""
+  """
+
+  hat one model says about one series of scores: shares or correlations, a mean over seeds; nan
+  where none is.
+  """
 
   name: str
   loss: float
@@ -41,7 +45,10 @@ class ScoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A coefficient with its percentile interval over resampled models; nan where a side is constant."""
+  """
+
+  coefficient with its percentile interval over resampled models; nan where a side is constant.
+  """
 
   value: float
   low: float
@@ -50,14 +57,16 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-  """How a measure of pre-training goes with a score; negative where a lower loss goes with a higher score.
+  """How a measure of pre-training goes with a score; negative where a lower loss goes with a higher
+  score.
 
   Attributes:
     series: the task, or the average, and its protocol.
     measure: LOSS or BITS.
     from_scratch: do untrained models count too, each beside its pre-trained one?
     models, points: that the coefficients are over; models are what is resampled.
-    degenerate: share of resamples with a constant side, which say nothing and are left out of the intervals.
+    degenerate: share of resamples with a constant side, which say nothing and are left out of the
+      intervals.
   """
 
   series: str
@@ -73,9 +82,11 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-  """A deeper model less a shallower one of like size or cost; scores are shares, `losses` nats on the validation split.
+  """A deeper model less a shallower one of like size or cost; scores are shares, `losses` nats on
+  the validation split.
 
-  `ratio` is that of what is matched, deeper over shallower; `series` is empty where there are no scores.
+  `ratio` is that of what is matched, deeper over shallower; `series` is empty where there are no
+  scores.
   """
 
   shallow: str
@@ -94,9 +105,9 @@ def models(
 ) -> tuple[dict[str, list[ScoredModel]], list[str]]:
   """The models of each task's headline and of each average, and what was left out, with the reason.
 
-  A row belongs to the track of the name of its checkpoint, at its step: the loss is that of the last evaluation until
-  there. Of several steps the last counts. A task of which a model has several rows, which are protocols or rates that
-  nothing chose between, is left out for that model.
+  A row belongs to the track of the name of its checkpoint, at its step: the loss is that of the
+  last evaluation until there. Of several steps the last counts. A task of which a model has several
+  rows, which are protocols or rates that nothing chose between, is left out for that model.
 
   Args:
     tracks: of pre-training runs.
@@ -162,11 +173,13 @@ def correlations(
   draws: int = 1000,
   seed: int = 0,
 ) -> tuple[list[Correlation], list[str]]:
-  """The correlations of every series that enough models have, and what was left out, with the reason.
+  """The correlations of every series that enough models have, and what was left out, with the
+  reason.
 
   Args:
     found: of `models`.
-    vocabularies: how many different ones the models have: losses a token over several cannot be compared.
+    vocabularies: how many different ones the models have: losses a token over several cannot be
+      compared.
     draws: resamples of the models.
     seed: of the resampling.
   """
@@ -224,7 +237,11 @@ def _correlation(
 def coefficients(
   x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
 ) -> Float[np.ndarray, '3 S']:
-  """Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side is constant."""
+  """
+
+  earson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side is
+  constant.
+  """
   ranks = [stats.rankdata(side, axis=1) for side in (x, y)]
   return np.stack([_pearson(x, y), _pearson(*ranks), _kendall(x, y)])
 
@@ -246,10 +263,11 @@ def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[
 
 
 def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel]]) -> list[Depth]:
-  """Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10%: deeper less shallower.
+  """Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10%:
+  deeper less shallower.
 
-  Both have ended, over one vocabulary. FLOPs are the true ones where both runs have them, else the paper's count. The
-  loss is that of the last evaluation.
+  Both have ended, over one vocabulary. FLOPs are the true ones where both runs have them, else the
+  paper's count. The loss is that of the last evaluation.
   """
   scores = {series: {model.name: model.score for model in own} for series, own in found.items()}
   made = []

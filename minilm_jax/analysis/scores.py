@@ -1,22 +1,24 @@
-"""Scores of many fine-tuning runs as one table: pre-trained against from scratch, with what chance alone would give.
+"""Scores of many fine-tuning runs as one table: pre-trained against from scratch, with what chance
+alone would give.
 
-Values stay shares or correlations as they were logged; only a page multiplies them by 100. A score that is not a number
-(a correlation with constant predictions) is counted as undefined and left out of the mean. Each arm is shown at a
-learning rate, and where there is a choice at an epoch, that the held-out part of the training examples chose for it,
-never the split that is reported. Averages over tasks are left to `averages.py`.
+Values stay shares or correlations as they were logged; only a page multiplies them by 100. A score
+that is not a number (a correlation with constant predictions) is counted as undefined and left out
+of the mean. Each arm is shown at a learning rate, and where there is a choice at an epoch, that the
+held-out part of the training examples chose for it, never the split that is reported. Averages over
+tasks are left to `averages.py`.
 """
 
 import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from minilm_jax.analysis.runs import number
-from minilm_jax.errors import InputError
+from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
 ScoreLine = Mapping[str, Any]  # of scores.jsonl
@@ -57,9 +59,9 @@ class Group:
   Attributes:
     learning_rate: the one that is shown; None where the scores are of no training.
     mean, std, n, low, high: of the values, each of a seed and a number.
-    collapsed, undefined: how many seeds gave one answer to everything, and how many values are not a number.
-    mean_example_low, mean_example_high: the ends of each seed's interval over examples, averaged over seeds.
-    seeds, values: what the mean is of.
+    collapsed, undefined: how many seeds gave one answer to everything, and how many values are not
+    a number. mean_example_low, mean_example_high: the ends of each seed's interval over examples,
+    averaged over seeds. seeds, values: what the mean is of.
   """
 
   learning_rate: float | None
@@ -92,10 +94,12 @@ class ScoreRow:
 
   Attributes:
     step: of the checkpoint; None where only the arm from scratch was run.
-    train_examples, held_out, epochs: the protocol: examples trained on and kept apart, and the last epoch.
+    train_examples, held_out, epochs: the protocol: examples trained on and kept apart, and the last
+    epoch.
     which: the epoch that was scored, 'last' or, by the held-out part, 'best'.
     shown: is this the row that pages show? The other `which` is for the file alone.
-    majority, frequency: what the most frequent label, and labels guessed at their training frequencies, would score.
+    majority, frequency: what the most frequent label, and labels guessed at their training
+    frequencies, would score.
   """
 
   task: str
@@ -119,9 +123,11 @@ class ScoreRow:
 
 
 def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
-  """The rows of every task, split, filter, checkpoint, step and protocol, the headline metric of a task first.
+  """The rows of every task, split, filter, checkpoint, step and protocol, the headline metric of a
+  task first.
 
-  A checkpoint without a step of its own, which is how the arm from scratch is written, stands beside every step.
+  A checkpoint without a step of its own, which is how the arm from scratch is written, stands
+  beside every step.
 
   Args:
     lines: of scores.jsonl. Of several that differ in nothing but their value, the last counts.
@@ -154,14 +160,16 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
 
 
 def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
-  """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed, rate and epoch only.
+  """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed,
+  rate and epoch only.
 
-  The selection is that of the epoch which is shown. One that is not a number counts as 0, which is what a model that
-  gives one answer has in Matthews' correlation too; of equals the lowest rate is taken.
+  The selection is that of the epoch which is shown. One that is not a number counts as 0, which is
+  what a model that gives one answer has in Matthews' correlation too; of equals the lowest rate is
+  taken.
 
   Returns:
-    One rate; or each of several where nothing was held out to choose by: they are shown side by side, for to choose by
-    the reported split would flatter.
+    One rate; or each of several where nothing was held out to choose by: they are shown side by
+    side, for to choose by the reported split would flatter.
   """
   lines = list(lines)
   rates = tuple(sorted({line['learning_rate'] for line in lines}, key=number))
@@ -171,7 +179,9 @@ def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
   means = []
   for rate in rates:
     seeds = {
-      line['seed']: number(line['validation_score']) for line in shown if line['learning_rate'] == rate
+      line['seed']: number(line['validation_score'])
+      for line in shown
+      if line['learning_rate'] == rate
     }
     means.append(
       np.mean([value if math.isfinite(value) else 0 for value in seeds.values()])
@@ -197,7 +207,8 @@ def _rows(
   lines = [*ours, *theirs]
   shown = _shown(lines)
   kinds = {
-    (not line['headline'], line['metric'], line['epoch_choice'] != shown, line['epoch_choice']) for line in lines
+    (not line['headline'], line['metric'], line['epoch_choice'] != shown, line['epoch_choice'])
+    for line in lines
   }
   for minor, metric, other, which in sorted(kinds):
     for pair in pairs:
@@ -205,7 +216,8 @@ def _rows(
         {
           line['seed']: line
           for line in arm
-          if (line['metric'], line['epoch_choice']) == (metric, which) and line['learning_rate'] in rate
+          if (line['metric'], line['epoch_choice']) == (metric, which)
+          and line['learning_rate'] in rate
         }
         for arm, rate in zip((ours, theirs), pair, strict=True)
       ]
@@ -261,7 +273,7 @@ def group(
   ends: Sequence[float] = (math.nan, math.nan),
 ) -> Group:
   """The line of a table for one value a seed; all of them numbers."""
-  found = metrics.summary(list(values.values()))
+  found = metrics.summarize(list(values.values()))
   return Group(
     learning_rate=rate,
     **found,
@@ -279,7 +291,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """Returns the rows that tables show: the epoch that counts, no phenomena, the last step of a checkpoint."""
+  """
+
+  eturns the rows that tables show: the epoch that counts, no phenomena, the last step of a
+  checkpoint.
+  """
   last = _last_steps(rows)
   paired = _tasks_of_pairs(last)
   return [row for row in last if row.task not in paired or row.split == ALL]
@@ -312,7 +328,9 @@ def difference(ours: Group, theirs: Group) -> Difference:
   mean = ours.mean - theirs.mean
   if ours.seeds == theirs.seeds:
     return Difference(
-      mean, *metrics.interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE), True
+      mean,
+      *metrics.confidence_interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE),
+      True,
     )
   if min(ours.n, theirs.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
@@ -336,7 +354,8 @@ def points(share: float, sign: str = '') -> str:
 
 
 def with_interval(value: float, low: float, high: float, form: str = '', scale: float = 1.0) -> str:
-  """Returns a mean with its interval; without the interval where its low end is nan, "–" where the mean is nan.
+  """Returns a mean with its interval; without the interval where its low end is nan, "–" where the
+  mean is nan.
 
   Args:
     value, low, high: the mean and the ends of its interval.
@@ -357,3 +376,223 @@ def with_interval(value: float, low: float, high: float, form: str = '', scale: 
   if not math.isfinite(value):
     return NONE
   return text(value) if math.isnan(low) else f'{text(value)} [{text(low)}, {text(high)}]'
+
+
+# Averages of headline scores over the tasks of GLUE, with and without the two whose scores are
+# mostly noise or zero.
+GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
+# WNLI's validation examples contradict its training ones, and tiny models stay at 0 on CoLA: papers
+# differ in these.
+WITHOUT: dict[str, tuple[str, ...]] = {
+  'all': (),
+  'without WNLI': ('wnli',),
+  'without CoLA': ('cola',),
+  'without both': ('cola', 'wnli'),
+}
+_COUNTED = {'validation_matched': 'validation', 'test_matched': 'test'}
+_UNCOUNTED = ('validation_mismatched', 'test_mismatched')
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+  """The mean of the headline scores of some tasks, per seed, over seeds; an arm that lacks one of
+  them has n = 0.
+
+  Where the seeds differ from task to task, or a score is undefined, an arm has a mean of means, n =
+  0 and no interval.
+  """
+
+  name: str
+  tasks: tuple[str, ...]
+  split: str
+  filtered: bool
+  checkpoint: str
+  step: int | None
+  pretrained: Group
+  scratch: Group
+  difference: Difference
+
+
+def averages(rows: Iterable[ScoreRow]) -> list[Average]:
+  """The averages of every checkpoint and step: over the tasks of both arms, and of each arm where
+  it has others.
+
+  A task with several rows, which are other protocols or rates that nothing chose between, is in no
+  average, and an average of one task is none.
+
+  Args:
+    rows: of `scores.score_table`; those of headline metrics that are shown count.
+  """
+  cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
+  for row in rows:
+    if counts(row):
+      split = _COUNTED[row.split] if row.split in _COUNTED else row.split
+      key = (split, row.filtered, row.checkpoint, row.step)
+      cells.setdefault(key, {}).setdefault(row.task, []).append(row)
+  return [
+    average
+    for key, tasks in cells.items()
+    for average in _averages(
+      key, {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1}
+    )
+  ]
+
+
+def counts(row: ScoreRow) -> bool:
+  """Is it one that an average over GLUE is made of?"""
+  return row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED
+
+
+def _averages(
+  key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]
+) -> Iterator[Average]:
+  ours = [task for task, row in rows.items() if row.pretrained.n]
+  theirs = [task for task, row in rows.items() if row.scratch.n]
+  seen = set()
+  for some in ([task for task in ours if task in theirs], ours, theirs):
+    for name, without in WITHOUT.items():
+      tasks = tuple(task for task in some if task not in without)
+      if len(tasks) < 2 or tasks in seen:
+        continue
+      seen.add(tasks)
+      arms = [
+        _arm([getattr(rows[task], arm) for task in tasks]) for arm in ('pretrained', 'scratch')
+      ]
+      yield Average(name, tasks, *key, *arms, _difference(*arms))
+
+
+def _arm(groups: Sequence[Group]) -> Group:
+  if not all(one.n for one in groups):
+    return group({})
+  collapsed = sum(one.collapsed for one in groups)
+  if len({one.seeds for one in groups}) > 1:
+    mean = float(np.mean([one.mean for one in groups]))
+    return dataclasses.replace(group({}, collapsed=collapsed), mean=mean)
+  means = np.mean([one.values for one in groups], axis=0).tolist()
+  return group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
+
+
+def _difference(ours: Group, theirs: Group) -> Difference:
+  if ours.n and theirs.n:
+    return difference(ours, theirs)
+  return Difference(ours.mean - theirs.mean, math.nan, math.nan, False)
+
+
+def select_latest(rows: Sequence[Average]) -> list[Average]:
+  """Returns the averages of the last step of each checkpoint."""
+  last = {(row.split, row.filtered, row.checkpoint): row.step for row in rows}
+  return [row for row in rows if row.step == last[row.split, row.filtered, row.checkpoint]]
+
+
+# Two recipes of pre-training by the scores of what was fine-tuned from them, pair by pair.
+TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
+Both = tuple[float, float]  # one number of each side
+BySeed = Mapping[int, Both]  # of fine-tuning
+Pair = tuple[str, str]  # names of runs, the base's first
+
+
+class ScoreKey(NamedTuple):
+  """
+
+  hat two scores have in common where they compare: task, metric and how the examples were split.
+  """
+
+  task: str
+  metric: str
+  split: str
+  filtered: bool
+  train_examples: int
+  held_out: int
+
+
+PairedScores = dict[ScoreKey, dict[Pair, BySeed]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """One number of both sides.
+
+  Attributes:
+    base, value: means over the pairs.
+    difference, low, high: value less base, with its 95% interval; nan of one number.
+    n, of: how many numbers it is the mean of, and what each is of.
+  """
+
+  base: float
+  value: float
+  difference: float
+  low: float
+  high: float
+  n: int
+  of: str
+
+
+NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
+
+
+def contrast(values: Sequence[Both], of: str) -> Contrast:
+  """What numbers of both sides say, the base's first in each.
+
+  >>> contrast([(5.0, 4.5)], TRAININGS)
+  Contrast(base=5.0, value=4.5, difference=-0.5, low=nan, high=nan, n=1, of='pre-trainings')
+  """
+  base, own = np.array(values, float).T
+  low, high = metrics.confidence_interval(own - base)
+  return Contrast(
+    float(base.mean()), float(own.mean()), float((own - base).mean()), low, high, len(values), of
+  )
+
+
+def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
+  """Both headline scores of each seed of fine-tuning that both runs of a pair have, by what was
+  scored and pair.
+
+  Args:
+    pairs: of runs.
+    rows: of `scores.select_main`. A run with several rows of one key (rates that nothing chose
+      between) has no score there.
+  """
+  places: dict[ScoreKey, dict[str, list[Group]]] = {}
+  for row in rows:
+    if row.headline:
+      place = ScoreKey(*(getattr(row, field) for field in ScoreKey._fields))
+      places.setdefault(place, {}).setdefault(row.checkpoint, []).append(row.pretrained)
+  pairs, found = list(pairs), {}
+  for place, groups in places.items():
+    one = {name: several[0] for name, several in groups.items() if len(several) == 1}
+    both = {
+      pair: _common(*(one[name] for name in pair))
+      for pair in pairs
+      if all(name in one for name in pair)
+    }
+    found[place] = {pair: seeds for pair, seeds in both.items() if seeds}
+  return {place: both for place, both in found.items() if both}
+
+
+def _common(base: Group, own: Group) -> BySeed:
+  sides = [dict(zip(group.seeds, group.values, strict=True)) for group in (base, own)]
+  return {seed: (value, sides[1][seed]) for seed, value in sides[0].items() if seed in sides[1]}
+
+
+def over_tasks(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
+  """The contrast of the mean over tasks, which all have the same pairs; of one task, its own.
+
+  Of a single pair the seeds count that all of the tasks have; without one there is nothing.
+  """
+  pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
+  if len(pairs) > 1:
+    return contrast(
+      [_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs],
+      TRAININGS,
+    )
+  seeds = sorted(set.intersection(*(set(seeds) for seeds in pairs[0])))
+  return (
+    contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
+    if seeds
+    else NO_CONTRAST
+  )
+
+
+def _mean_of_pairs(values: Sequence[Both]) -> Both:
+  base, own = np.mean(values, 0).tolist()
+  return base, own

@@ -1,7 +1,7 @@
 """How parameters start: one rule for the whole model, chosen by `EncoderConfig.initialization`.
 
-Every layer is built first and every parameter is then drawn anew from its own key, so a parameter's start depends on
-the seed and its path alone, never on what else the model has.
+Every layer is built first and every parameter is then drawn anew from its own key, so a parameter's
+start depends on the seed and its path alone, never on what else the model has.
 """
 
 import math
@@ -19,18 +19,19 @@ _EMBEDDING_STD = 0.02
 def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
   """A model of the same shape with fresh parameters.
 
-  `standard`: matrices normal with variance 1 / inputs, tables normal with deviation 0.02, biases 0, norms (1, 0).
+  `standard`: matrices normal with variance 1 / inputs, tables normal with deviation 0.02, biases 0,
+  norms (1, 0).
 
-  `honey` (paper 1, the released `init_weights`): everything with two or more axes, tables included, Xavier normal,
-  variance 2 / (rows + columns); biases 0.01; norms (1, 0), except that the norm of the projection is not recognised as
-  one there and starts at gain 0.01 and bias 0.01.
+  `honey` (paper 1, the released `init_weights`): everything with two or more axes, tables included,
+  Xavier normal, variance 2 / (rows + columns); biases 0.01; norms (1, 0), except that the norm of
+  the projection is not recognised as one there and starts at gain 0.01 and bias 0.01.
 
-  `bert` (paper 2, which leaves the library's default): matrices and tables normal with deviation 0.02, the row of the
-  pad included, which is zero there; biases 0; norms (1, 0).
+  `bert` (paper 2, which leaves the library's default): matrices and tables normal with deviation
+  0.02, the row of the pad included, which is zero there; biases 0; norms (1, 0).
 
   Convolutions start as PyTorch's do under each rule, paper 2's own: kernel and bias uniform within
-  1 / sqrt(kernel height x width x channels in); a short one starts at zero. Running statistics start at mean 0
-  and variance 1.
+  1 / sqrt(kernel height x width x channels in); a short one starts at zero. Running statistics
+  start at mean 0 and variance 1.
 
   Args:
     model: any module; its paths name what a parameter is.
@@ -39,7 +40,9 @@ def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
     made: what paths begin with that stay as they were made; '' is none.
   """
   draw = {'standard': _standard, 'paper1': _paper1, 'bert': _bert}[rule]
-  shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+  shapes = {
+    path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+  }
 
   def start(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
     name = path_name(path)
@@ -61,14 +64,20 @@ def initialize(model: M, rule: str, key: Key[Array, ''], made: str = '') -> M:
 
 def path_name(path: tuple) -> str:
   """A parameter's path with dots, as in `encoder.blocks.0.attention.query.kernel`."""
-  parts = [str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path]
-  return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)  # a leaf sits in its Variable's `value`
+  parts = [
+    str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path
+  ]
+  # a leaf sits in its Variable's `value`
+  return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)
 
 
-def count(model: Any) -> int:
+def count_parameters(model: Any) -> int:
   """How many parameters a module, or a stack of several, has; running statistics are none."""
-  return sum(math.prod(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-             if not is_statistic(path_name(path)))
+  return sum(
+    math.prod(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+    if not is_statistic(path_name(path))
+  )
 
 
 def is_statistic(name: str) -> bool:
@@ -88,7 +97,8 @@ def _standard(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[A
 def _paper1(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
   if len(shape) >= 2:
     return math.sqrt(2 / sum(shape)) * jax.random.normal(key, shape)
-  if 'norm.' not in name or 'projection.norm.' in name:  # quirk: the projection's norm is taken for a plain bias
+  # quirk: the projection's norm is taken for a plain bias
+  if 'norm.' not in name or 'projection.norm.' in name:
     return jnp.full(shape, 0.01)
   return jnp.ones(shape) if name.endswith('.scale') else jnp.zeros(shape)
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from minilm_jax import backend, progress, rng
-from minilm_jax.config import RunConfig
-from minilm_jax.language import corpus, subset
-from minilm_jax.language.corpus import Corpus, Window
+from minilm_jax.core import backend, progress, rng
+from minilm_jax.core.config import RunConfig
+from minilm_jax.data import corpus, subset
+from minilm_jax.data.corpus import BatchWindow, Corpus
 from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
 
@@ -34,9 +34,9 @@ class BatchSource(Protocol):
     spec: the rows of a chunk, as arrays or as shapes with shardings.
   """
 
-  spec: Corpus | Window
+  spec: Corpus | BatchWindow
 
-  def take(self, step: int, count: int) -> Corpus | Window:
+  def take(self, step: int, count: int) -> Corpus | BatchWindow:
     """Returns the rows of the chunk of `count` steps after `step`."""
     ...
 
@@ -62,12 +62,12 @@ class FileSource:
     self,
     config: RunConfig,
     program: TrainProgram,
-    files: corpus.Files,
+    files: corpus.CorpusFiles,
     pool: concurrent.futures.Executor,
   ):
     self._config, self._files, self._pool = config, files, pool
     self._seeds = np.atleast_1d(population.member_seeds(config))
-    self._row_numbers = subset.chosen(config.subset, files)  # None for all rows
+    self._row_numbers = subset.select_rows(config.subset, files)  # None for all rows
     self._count = int(files.ends[-1]) if self._row_numbers is None else len(self._row_numbers)
     self._sharding = population.member_sharding(program.mesh, program.strategy)
     self._members = () if program.strategy == 'single' else (len(self._seeds),)
@@ -79,7 +79,7 @@ class FileSource:
       jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding),
     )
 
-  def take(self, step: int, count: int) -> Window:
+  def take(self, step: int, count: int) -> BatchWindow:
     """Returns the batches of a chunk, and begins to read those of the next one."""
     read = self._reads.pop(step) if step in self._reads else self._pool.submit(self._read, step)
     window = read.result()
@@ -93,7 +93,7 @@ class FileSource:
     batch_size, count = self._config.batch_size, self._count
 
     def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
-      return corpus.rows(seed, step, batch_size, count)[0]
+      return corpus.rows_at_step(seed, step, batch_size, count)[0]
 
     @jax.jit
     def order(first: rng.Counter) -> jax.Array:
@@ -103,7 +103,7 @@ class FileSource:
 
     return order
 
-  def _read(self, step: int) -> Window:
+  def _read(self, step: int) -> BatchWindow:
     rows = np.asarray(self._order(np.uint32(step)))
     rows = rows if self._row_numbers is None else self._row_numbers[rows]
     rows = rows.reshape(*self._members, *rows.shape[1:])
@@ -119,8 +119,8 @@ class FileSource:
 
   def _window(
     self, tokens: jax.Array | jax.ShapeDtypeStruct, first: jax.Array | jax.ShapeDtypeStruct
-  ) -> Window:
-    return Window(
+  ) -> BatchWindow:
+    return BatchWindow(
       tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash']
     )
 
@@ -129,12 +129,12 @@ def load_resident(
   program: TrainProgram, folder: epath.PathLike, split: str, max_rows: int | None = None
 ) -> Corpus:
   """Loads a split of a corpus folder, or its first rows, onto every device."""
-  return sharding.replicate(corpus.load(folder, split, max_rows), program.mesh)
+  return sharding.replicate(corpus.load_split(folder, split, max_rows), program.mesh)
 
 
 def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int = 0) -> bool:
   """Returns whether the training split, or its first rows, fits in half of the free memory."""
-  manifest = corpus.manifest(folder)
+  manifest = corpus.read_manifest(folder)
   rows = max_rows or manifest['splits']['train']['rows']
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
   device = program.mesh.devices.flat[0]
@@ -155,19 +155,19 @@ def open_batches(
   ):
     yield ResidentSource(_load_subset(config, program, folder))
     return
-  progress.say(
+  progress.log(
     f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead'
   )
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    yield FileSource(config, program, corpus.Files(folder, 'train'), pool)
+    yield FileSource(config, program, corpus.CorpusFiles(folder, 'train'), pool)
 
 
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
   """Loads the training rows of a recipe onto every device; reads no other rows into memory."""
   if not config.subset.rows and not config.subset.tokens:
-    return load_resident(program, folder, subset.TRAIN)
-  files = corpus.Files(folder, subset.TRAIN)
-  rows = files[subset.chosen(config.subset, files)]
+    return load_resident(program, folder, subset.TRAIN_SPLIT)
+  files = corpus.CorpusFiles(folder, subset.TRAIN_SPLIT)
+  rows = files[subset.select_rows(config.subset, files)]
   return sharding.replicate(
     Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
   )

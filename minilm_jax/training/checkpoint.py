@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax import backend, hosts, old_names, run, signals
-from minilm_jax.errors import InputError
+from minilm_jax.core import backend, distributed, old_names, run_dir, signals
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.files import hash_file, read_json, write_json
 from minilm_jax.model.initialization import path_name
 
 T = TypeVar('T')
@@ -124,7 +125,7 @@ class CheckpointWriter:
     step, self._pending = self._pending, None
     with _writing(f'the checkpoint of update {step:,}'):
       self.manager.wait_until_finished()
-      if hosts.is_primary():
+      if distributed.is_primary():
         write_checksums(self.manager.directory / str(step))
     backend.release()
 
@@ -212,10 +213,10 @@ def write_checksums(folder: epath.PathLike) -> None:
   """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
   folder = epath.Path(folder)
   files = {
-    name: {'bytes': file.stat().length, 'sha256': run.sha256(file)}
+    name: {'bytes': file.stat().length, 'sha256': hash_file(file)}
     for name, file in sorted(_files(folder))
   }
-  run.write_json(folder / CHECKSUMS, {'files': files})
+  write_json(folder / CHECKSUMS, {'files': files})
 
 
 def has_checksums(folder: epath.PathLike) -> bool:
@@ -233,7 +234,7 @@ def find_damage(folder: epath.PathLike) -> str:
   if not has_checksums(folder):
     return ''
   try:
-    record = run.read_json(old_names.find_file(folder / CHECKSUMS), 'digests')
+    record = read_json(old_names.find_file(folder / CHECKSUMS), 'digests')
     checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
   except (InputError, LookupError, TypeError, AttributeError):
     return f'{CHECKSUMS} cannot be read'
@@ -244,7 +245,7 @@ def find_damage(folder: epath.PathLike) -> str:
     length = files[name].stat().length
     if length != size:
       return f'{name} has {length:,} bytes, and had {size}'
-    if run.sha256(files[name]) != digest:
+    if hash_file(files[name]) != digest:
       return f'{name} has other bytes than when it was saved'
   return ''
 
@@ -277,7 +278,7 @@ def _corrupt(workdir: epath.PathLike, step: int, damage: str) -> CorruptCheckpoi
   remedy = 'restore it from a copy, or train again: none before it is intact'
   if intact is not None:
     remedy = (
-      f'give {workdir}@{intact} where a command takes a step; or remove {run.RESULT} there, '
+      f'give {workdir}@{intact} where a command takes a step; or remove {run_dir.RESULT} there, '
       f'if it exists, and pre-train again, which resumes from step {intact}'
     )
   return CorruptCheckpointError(f'the checkpoint of step {step} in {workdir}', damage, remedy)
@@ -342,7 +343,8 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
 def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
   """Turns the errors of Orbax and TensorStore into ours."""
   try:
-    with signals.noted():  # Orbax would turn an exception of a signal into an error of its own
+    # Orbax would turn an exception of a signal into an error of its own
+    with signals.note_signals():
       yield
   except _READ_ERRORS as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'

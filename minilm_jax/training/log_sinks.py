@@ -32,10 +32,10 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax import hosts, progress, recipe, run
-from minilm_jax.config import LogConfig, RunConfig
-from minilm_jax.errors import InputError, shown
-from minilm_jax.shape import TEXT
+from minilm_jax.core import distributed, files, progress, recipe
+from minilm_jax.core.config import LogConfig, RunConfig
+from minilm_jax.core.errors import InputError, sanitize
+from minilm_jax.core.schema import TEXT
 
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'
@@ -91,7 +91,7 @@ def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator
         sink(new)
 
   with contextlib.ExitStack() as stack:
-    for name in config.log.sinks if hosts.is_primary() else ():
+    for name in config.log.sinks if distributed.is_primary() else ():
       with _disabled_on_failure(name, sinks):
         sinks[name] = stack.enter_context(_SINKS[name](config, workdir, lines))
     yield send
@@ -103,12 +103,12 @@ def _disabled_on_failure(name: str, sinks: dict[str, Send]) -> Iterator[None]:
     yield
   except (OSError, ImportError, WandbUnavailable) as error:
     sinks.pop(name, None)
-    progress.say(f'the log sink {name} is disabled, and training continues: {shown(f"{error}")}')
+    progress.log(f'the log sink {name} is disabled, and training continues: {sanitize(f"{error}")}')
 
 
 @contextlib.contextmanager
 def _open_json(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
-  yield lambda new: print(''.join(map(run.as_line, new)), end='', flush=True)
+  yield lambda new: print(''.join(map(files.format_json_line, new)), end='', flush=True)
 
 
 @contextlib.contextmanager
@@ -182,7 +182,7 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
   ]
   # numbers of equal length: files are read in the order of their names
   path = folder / f'{_EVENTS_NAME}.{max(numbers, default=0) + 1:010d}.{_EVENTS_SUFFIX}'
-  run.write_bytes(path, data)
+  files.write_bytes(path, data)
   for last in earlier[-1:]:
     last.write_bytes(b'')
   for file in earlier[:-1]:
@@ -239,7 +239,7 @@ def _open_wandb(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterato
     try:
       wandb_run.finish()
     except (wandb.Error, TimeoutError) as error:
-      progress.say(f'W&B may lack the last lines: {shown(str(error))}')
+      progress.log(f'W&B may lack the last lines: {sanitize(str(error))}')
 
 
 def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
@@ -269,11 +269,11 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
     if mode not in _MODES_WITHOUT_NETWORK:
       if wandb.login(prompt=False, verify=False):
         wandb_run = wandb.init(**arguments)
-        progress.say(f'W&B: {shown(str(wandb_run.url))}')
+        progress.log(f'W&B: {sanitize(str(wandb_run.url))}')
         return wandb_run
       mode, reason = 'offline', 'there is no login (wandb login, or WANDB_API_KEY)'
   except wandb.Error as error:
-    mode, reason = 'offline', shown(str(error).partition('\n')[0])
+    mode, reason = 'offline', sanitize(str(error).partition('\n')[0])
     wandb.teardown()  # it holds the id of the run that could not begin
   try:
     wandb_run = wandb.init(**arguments, mode=mode)
@@ -282,7 +282,7 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
   files = (
     f', lines are kept for `wandb sync {folder}/wandb/offline-run-*`' if mode == 'offline' else ''
   )
-  progress.say(f'W&B is {mode}{files}: {reason}')
+  progress.log(f'W&B is {mode}{files}: {reason}')
   return wandb_run
 
 
@@ -290,9 +290,9 @@ def _wandb_id(workdir: epath.Path) -> str:
   """Returns the id of the W&B run, which the first start of the run chose."""
   path = workdir / WANDB_FILE
   if path.exists():
-    return run.read_object(path, f'the W&B run of {workdir}', {'id': TEXT})['id']
+    return files.read_object(path, f'the W&B run of {workdir}', {'id': TEXT})['id']
   wandb_id = uuid.uuid4().hex
-  run.write_json(path, {'id': wandb_id})
+  files.write_json(path, {'id': wandb_id})
   return wandb_id
 
 

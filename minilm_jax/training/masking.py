@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt
 
-from minilm_jax import rng
-from minilm_jax.config import MaskConfig
-from minilm_jax.language import tokenizer
-from minilm_jax.model.size import masked_positions
+from minilm_jax.core import rng
+from minilm_jax.core.config import MaskConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.model.flops import max_masked_positions
 
 # Fixed, whatever a run trains with.
 EVAL_MASK = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
@@ -41,7 +41,7 @@ class MaskedBatch:
   @property
   def mask(self) -> Bool[Array, 'B L']:
     """True for tokens, False for pads."""
-    return self.tokens != tokenizer.PAD
+    return self.tokens != tokenizer.PAD_ID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MaskLayout:
 
 def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
   """Returns the static part of a recipe's mask for rows of this length."""
-  return MaskLayout(config.special, config.span, masked_positions(length, config.rate))
+  return MaskLayout(config.special, config.span, max_masked_positions(length, config.rate))
 
 
 def mask_row(
@@ -87,9 +87,9 @@ def mask_row(
   """
   rate, random_share, keep_share = shares
   order_key, count_key, fate_key, token_key = jax.random.split(key, 4)
-  eligible = row != tokenizer.PAD
+  eligible = row != tokenizer.PAD_ID
   if not layout.special:
-    eligible &= (row != tokenizer.BEGIN) & (row != tokenizer.END)
+    eligible &= (row != tokenizer.BEGIN_ID) & (row != tokenizer.END_ID)
   num_eligible = eligible.sum()
   order = jax.random.uniform(order_key, row.shape)
   if layout.span:  # neighbours share a number; the offset of the first span is random too
@@ -101,8 +101,10 @@ def mask_row(
   chosen = jnp.arange(positions.size) < jnp.minimum(num_masked, num_eligible)
   targets = row[positions]
   fate = jax.random.uniform(fate_key, positions.shape)
-  random_tokens = jax.random.randint(token_key, positions.shape, len(tokenizer.SPECIAL), vocab_size)
-  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, tokenizer.MASK)
+  random_tokens = jax.random.randint(
+    token_key, positions.shape, len(tokenizer.SPECIAL_TOKENS), vocab_size
+  )
+  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, tokenizer.MASK_ID)
   inputs = jnp.where(fate < random_share, random_tokens, kept_or_mask)
   tokens = row.at[positions].set(jnp.where(chosen, inputs, targets))
   return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))
@@ -118,7 +120,7 @@ def mask_batch(
   vocab_size: int,
 ) -> MaskedBatch:
   """Masks rows for training, anew in each epoch; arguments as in `mask_row`."""
-  keys = jax.vmap(lambda row, epoch: rng.key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
+  keys = jax.vmap(lambda row, epoch: rng.make_key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
   return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
     tokens.astype(jnp.int32), keys
   )
@@ -128,7 +130,7 @@ def mask_eval_batch(
   tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int
 ) -> MaskedBatch:
   """Masks 15% of the tokens for evaluation, always as `<mask>`, the same in every run."""
-  keys = jax.vmap(lambda row: rng.key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
+  keys = jax.vmap(lambda row: rng.make_key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
   shares = EVAL_MASK.rate, EVAL_MASK.random_share, EVAL_MASK.keep_share
   layout = mask_layout(EVAL_MASK, tokens.shape[1])
   return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(

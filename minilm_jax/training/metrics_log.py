@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import hosts, progress, run
-from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
-from minilm_jax.model import size
+from minilm_jax.core import distributed, files, progress, run_dir
+from minilm_jax.core.config import RunConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.model import flops
 from minilm_jax.training import log_sinks, optimizer, population
 
 SPIKE_WINDOW = 10  # lines before a spike that its loss is compared with
@@ -52,7 +52,7 @@ class MetricsLog:
     mask = max(
       members, key=lambda member: member.mask.rate
     ).mask  # the program computes as many positions for all
-    self._flops_per_row = size.flops_per_row(
+    self._flops_per_row = flops.flops_per_row(
       dataclasses.replace(config.model, max_length=length), mask
     )['actual']
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
@@ -61,7 +61,7 @@ class MetricsLog:
       for member in range(len(members))
     ]
 
-  @hosts.raise_together()
+  @distributed.raise_together()
   def write(self, split: str, step: int, metrics: Mapping[int, dict[str, float]]) -> str:
     """Writes a line for each member, and returns a short summary of their losses.
 
@@ -98,7 +98,7 @@ class MetricsLog:
       if split == 'train':
         record['learning_rate'] = float(self._schedules[member](step - 1))
         self._check_spike(member, step, values['loss'], of_member)
-      run.append_line(self._workdir / run.METRICS, record)
+      run_dir.append_line(self._workdir / run_dir.METRICS, record)
       records.append(record)
     self._send(records)
     return _summarize([values['loss'] for values in metrics.values()], rows * self._flops_per_row)
@@ -107,7 +107,7 @@ class MetricsLog:
     """Reports a spike of the training loss, and adds the loss to the window."""
     recent = self._recent_losses[member]
     if is_spike(recent, loss):
-      progress.say(
+      progress.log(
         f'a spike at update {step:,}: the loss{of_member} is {loss:.3f}, and the median of the '
         f'{SPIKE_WINDOW} lines before it {np.median(recent):.3f}'
       )
@@ -158,7 +158,7 @@ def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[s
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Writes result.json from the lines of the run, and returns it."""
-  lines = list(run.read_lines(workdir / run.METRICS))
+  lines = list(run_dir.read_lines(workdir / run_dir.METRICS))
   result: dict[str, Any] = {'updates': config.num_steps}
   if config.population.members == 1:
     result |= _summarize_run(lines)
@@ -171,7 +171,7 @@ def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
       }
       for n, member in enumerate(population.member_configs(config))
     ]
-  run.write_json(workdir / run.RESULT, result)
+  files.write_json(workdir / run_dir.RESULT, result)
   return result
 
 

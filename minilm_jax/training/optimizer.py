@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from minilm_jax.config import OptimizerConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core.config import OptimizerConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.model.convolution import MOMENTUM
 from minilm_jax.model.initialization import is_statistic, path_name
 
@@ -37,7 +37,7 @@ _MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
   """Returns the steps of warm-up: a share of all, at least one; none for schedules by epoch.
 
-  >>> from configs import paper1; from minilm_jax import recipe
+  >>> from configs import paper1; from minilm_jax.core import recipe
   >>> warmup_steps(recipe.resolve(paper1.get_config(), 'pretrain').optimizer, 35_475)
   1773
   """

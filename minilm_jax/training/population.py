@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from minilm_jax.config import MeshConfig, PopulationConfig, RunConfig
+from minilm_jax.core.config import MeshConfig, PopulationConfig, RunConfig
 from minilm_jax.training import masking, sharding
 from minilm_jax.training.masking import MaskLayout
 from minilm_jax.training.train_step import MemberSettings

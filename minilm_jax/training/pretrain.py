@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax import claim, hosts, progress, recipe, run, signals
-from minilm_jax.config import EvaluationConfig, RunConfig
-from minilm_jax.errors import InputError
-from minilm_jax.language import corpus, subset
-from minilm_jax.language.corpus import Corpus
+from minilm_jax.core import distributed, files, lock, progress, recipe, run_dir, signals
+from minilm_jax.core.config import EvaluationConfig, RunConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import corpus, subset
+from minilm_jax.data.corpus import Corpus
 from minilm_jax.training import (
   checkpoint,
   log_sinks,
@@ -54,8 +54,8 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> d
   """
   profiled = profiler.parse_span(profile, config.num_steps, workdir)
   program = agree_on_program(config, workdir)
-  workdir, corpus_folder = hosts.primary_first(lambda: open_or_create_run(config, workdir))
-  if (workdir / run.RESULT).exists():
+  workdir, corpus_folder = distributed.primary_first(lambda: open_or_create_run(config, workdir))
+  if (workdir / run_dir.RESULT).exists():
     return _read_result(config, workdir)
   with (
     _lock(workdir) as check_lock,
@@ -74,21 +74,21 @@ def _train(
 ) -> dict[str, Any]:
   """Trains from the last checkpoint to the end, and returns the result."""
   state, step, active, lines = recovery.restore_or_init(config, workdir, program)
-  with open_batches(config, program, corpus_folder) as batches, signals.noted() as interrupt:
+  with open_batches(config, program, corpus_folder) as batches, signals.note_signals() as interrupt:
     with (
       _open_outputs(config, workdir, program, corpus_folder, lines) as outputs,
-      progress.track('pre-training', config.num_steps, 'updates', step) as update,
+      progress.track_progress('pre-training', config.num_steps, 'updates', step) as update,
     ):
-      with hosts.raise_together():
+      with distributed.raise_together():
         run_chunk = compile_chunk(program, batches.spec)
       for chunk in schedule(config, step):
-        with hosts.raise_together():
+        with distributed.raise_together():
           check_lock()
           rows = batches.take(chunk.first, chunk.steps)
         recorder.before(chunk.first, chunk.steps)
         started = time.monotonic()
         state, sums, records = run_chunk(state, rows, step_count(program, chunk.steps))
-        sums, records = hosts.to_host((sums, records))
+        sums, records = distributed.to_host((sums, records))
         seconds = time.monotonic() - started
         recorder.after(chunk.last)
         active = recovery.drop_non_finite(
@@ -102,11 +102,11 @@ def _train(
         outputs.checkpoints.settle()
         if signal:
           outputs.checkpoints.finish()
-          raise signals.Saved(
+          raise signals.InterruptedAfterSave(
             signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
           )
       outputs.evaluate('test', state, active, config.num_steps)
-    return hosts.primary_first(lambda: metrics_log.write_result(config, workdir))
+    return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +208,8 @@ def _open_outputs(
   lines: list[dict[str, Any]],
 ) -> Iterator[Outputs]:
   """Yields the outputs of a run; `lines` are those of earlier starts."""
-  manifest = corpus.manifest(corpus_folder)
-  with hosts.raise_together():
+  manifest = corpus.read_manifest(corpus_folder)
+  with distributed.raise_together():
     splits = {
       name: load_resident(program, corpus_folder, name, config.eval.rows)
       for name in ('validation', 'test')
@@ -227,14 +227,14 @@ def _open_outputs(
 
 
 def _poll(
-  interrupt: signals.Flag, checkpoints: checkpoint.CheckpointWriter, minutes: float
+  interrupt: signals.SignalFlag, checkpoints: checkpoint.CheckpointWriter, minutes: float
 ) -> tuple[int, bool]:
   """Returns the signal that a process received, or 0, and whether a save is due by the clock.
 
   The clock is that of the first process.
   """
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
-  reports = hosts.allgather_ints(interrupt.number, is_due)
+  reports = distributed.allgather_ints(interrupt.number, is_due)
   return max(number for number, _ in reports), bool(reports[0][1])
 
 
@@ -242,17 +242,20 @@ def _poll(
 def _lock(workdir: epath.Path) -> Iterator[Callable[[], None]]:
   """Locks the run directory in the first process; yields a function that checks the lock."""
   with contextlib.ExitStack() as stack:
-    with hosts.raise_together():
-      check = stack.enter_context(claim.held(workdir)) if hosts.is_primary() else lambda: None
+    with distributed.raise_together():
+      check = (
+        stack.enter_context(lock.hold_lock(workdir)) if distributed.is_primary() else lambda: None
+      )
     yield check
 
 
 def _read_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Returns the result of a finished run."""
-  if hosts.is_primary():
-    claim.tidy(workdir)  # a process that was killed just after its result leaves its lock
-  progress.say(f'nothing to do: {workdir} has run its {config.num_steps:,} updates')
-  return run.read_json(workdir / run.RESULT, 'the result of the run')
+  if distributed.is_primary():
+    # a process that was killed just after its result leaves its lock
+    lock.remove_stale_lock(workdir)
+  progress.log(f'nothing to do: {workdir} has run its {config.num_steps:,} updates')
+  return files.read_json(workdir / run_dir.RESULT, 'the result of the run')
 
 
 def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram:
@@ -261,14 +264,14 @@ def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram
   Raises:
     InputError: corpus or machine do not fit the recipe.
   """
-  hosts.check()
-  hosts.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
-  hosts.assert_equal('the work directory', str(epath.Path(workdir).resolve()))
-  with hosts.raise_together():
+  distributed.check_processes()
+  distributed.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
+  distributed.assert_equal('the work directory', str(epath.Path(workdir).resolve()))
+  with distributed.raise_together():
     program = build_program(config)
     log_sinks.check_sinks(config.log)
     corpus_hash = validate(config)
-  hosts.assert_equal('the corpus', corpus_hash)
+  distributed.assert_equal('the corpus', corpus_hash)
   return program
 
 
@@ -284,13 +287,13 @@ def validate(config: RunConfig) -> str:
   if not _is_recipe(config.corpus):
     return validate_corpus(config, epath.Path(config.corpus))['hash']
   # only a run that builds its corpus needs the text pipeline
-  from minilm_jax.language import documents
+  from minilm_jax.data import documents
 
   corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
   # an existing tokenizer determines its own size
   vocab_size = 0 if corpus_config.tokenizer.path else corpus_config.tokenizer.size
   _check_model_size(config, f'the corpus of {config.corpus}', vocab_size, corpus_config.rows.length)
-  documents.expand(corpus_config.documents)
+  documents.expand_sources(corpus_config.documents)
   return ''
 
 
@@ -322,13 +325,13 @@ def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
     raise InputError(
       'a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one'
     )
-  manifest = corpus.manifest(folder)
+  manifest = corpus.read_manifest(folder)
   _check_model_size(config, f'the corpus {folder}', manifest['vocabulary'], manifest['length'])
   if not manifest['splits']['train']['rows']:
     raise InputError(
       f'the training split of {folder}', 'no rows', 'build the corpus from more text'
     )
-  subset.check(config.subset, manifest, folder)
+  subset.check_subset(config.subset, manifest, folder)
   return manifest
 
 
@@ -350,15 +353,17 @@ def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epat
     )
   is_recipe = _is_recipe(config.corpus)
   # the manifest has the hash of the corpus, so that its folder may have moved
-  has_manifest = (epath.Path(workdir) / run.MANIFEST).exists()
+  has_manifest = (epath.Path(workdir) / run_dir.MANIFEST).exists()
   free = ['corpus'] if has_manifest and not is_recipe else []
-  workdir = run.open_run(workdir, recipe.as_dict(config), free)
+  workdir = run_dir.open_run(workdir, recipe.as_dict(config), free)
   folder = epath.Path(config.corpus)
   if is_recipe:
     # only a run that builds its corpus needs the text pipeline
-    from minilm_jax.language import build
+    from minilm_jax.data import build
 
-    folder = build.build(recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus')
+    folder = build.build_corpus(
+      recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus'
+    )
   manifest = validate_corpus(config, folder)
   if has_manifest:
     pretrained.check_manifest(workdir, folder, manifest)

@@ -9,14 +9,14 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from minilm_jax import claim, progress, recipe, run, untrusted
-from minilm_jax.config import RunConfig, completed
-from minilm_jax.errors import InputError
-from minilm_jax.language import subset, tokenizer
-from minilm_jax.language.tokenizer import Tokenizer
-from minilm_jax.model import size
-from minilm_jax.model.heads import masked_language_model
-from minilm_jax.shape import FLAG, TEXT
+from minilm_jax.core import files, lock, progress, recipe, run_dir
+from minilm_jax.core.config import RunConfig, completed
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.schema import FLAG, TEXT
+from minilm_jax.data import subset, tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
+from minilm_jax.model import flops
+from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import checkpoint, metrics_log, optimizer, population, train_step
 from minilm_jax.training.train_step import TrainState
 
@@ -74,7 +74,7 @@ def load(
   members = config.population.members
 
   def init(key: Any) -> Any:
-    model = masked_language_model(config.model, key)
+    model = init_masked_language_model(config.model, key)
     return model.encoder if part == 'encoder' else model
 
   init_all = init if members == 1 else lambda key: jax.vmap(init)(jax.random.split(key, members))
@@ -113,7 +113,7 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
     InputError: the directory is neither a pre-training run nor an imported one.
   """
   what = f'the pre-training run {workdir}'
-  stored = run.read_object(epath.Path(workdir) / run.CONFIG, what)
+  stored = files.read_object(epath.Path(workdir) / run_dir.CONFIG, what)
   kind = stored['kind'] if 'kind' in stored else None
   if kind == IMPORTED:
     stored['kind'] = kind = 'pretrain'
@@ -127,7 +127,7 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
     return recipe.resolve(completed(stored), kind)
   except InputError as error:
     raise InputError(
-      f'{error.asked}, in {run.CONFIG} of {what}',
+      f'{error.asked}, in {run_dir.CONFIG} of {what}',
       error.found,
       'give a run as minilm pretrain or minilm import wrote it',
     ) from None
@@ -173,9 +173,9 @@ def import_record(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: the manifest is damaged.
   """
-  path, what = epath.Path(workdir) / run.MANIFEST, f'the manifest of {workdir}'
+  path, what = epath.Path(workdir) / run_dir.MANIFEST, f'the manifest of {workdir}'
   form = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
-  manifest = run.read_object(path, what, {f'{IMPORTED}?': form}) if path.exists() else {}
+  manifest = files.read_object(path, what, {f'{IMPORTED}?': form}) if path.exists() else {}
   return manifest[IMPORTED] if IMPORTED in manifest else {}
 
 
@@ -186,8 +186,8 @@ def corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
     InputError: its manifest is missing or damaged.
   """
   names = ('corpus', 'tokenizer', 'corpus_folder')
-  manifest = run.read_object(
-    epath.Path(workdir) / run.MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
+  manifest = files.read_object(
+    epath.Path(workdir) / run_dir.MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
   )
   return {name: manifest[name] for name in names}
 
@@ -210,9 +210,9 @@ def check_manifest(
         f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir'
       )
   if stored['corpus_folder'] != str(folder):
-    progress.say(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
-    manifest = run.read_object(workdir / run.MANIFEST, f'the manifest of {workdir}')
-    run.write_json(workdir / run.MANIFEST, manifest | {'corpus_folder': str(folder)})
+    progress.log(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
+    manifest = files.read_object(workdir / run_dir.MANIFEST, f'the manifest of {workdir}')
+    files.write_json(workdir / run_dir.MANIFEST, manifest | {'corpus_folder': str(folder)})
 
 
 def write_manifest(
@@ -220,24 +220,24 @@ def write_manifest(
 ) -> None:
   """Writes the manifest of a run, and its tokenizer."""
   hashes = _hashes(corpus_manifest)
-  path = untrusted.inside(
+  path = files.resolve_inside(
     folder, corpus_manifest['tokenizer']['file'], f'the tokenizer of {folder}'
   )
-  if not path.is_file() or run.sha256(path) != hashes['tokenizer']:
+  if not path.is_file() or files.hash_file(path) != hashes['tokenizer']:
     raise InputError(
       f'the tokenizer {path}',
       'not the file that the corpus was made with',
       'build the corpus again, or copy it again',
     )
-  run.write_bytes(workdir / run.TOKENIZER, untrusted.read_bytes(path, f'the tokenizer {path}'))
-  run.write_json(
-    workdir / run.MANIFEST,
+  files.write_bytes(workdir / run_dir.TOKENIZER, files.read_bytes(path, f'the tokenizer {path}'))
+  files.write_json(
+    workdir / run_dir.MANIFEST,
     {
       **hashes,
       'corpus_folder': str(folder),
       'training': _training_size(config, folder, corpus_manifest),
-      'parameters': size.parameters(config.model),
-      'flops_per_row': size.flops_per_row(config.model, config.mask),
+      'parameters': flops.count_parameters(config.model),
+      'flops_per_row': flops.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
       'jax': jax.__version__,
       'devices': [device.device_kind for device in jax.devices()],
@@ -252,8 +252,8 @@ def _training_size(
 
   A part of a corpus has no record of the overlap, because that belongs to the whole.
   """
-  split = corpus_manifest['splits'][subset.TRAIN]
-  trained = subset.size(config.subset, folder, corpus_manifest)
+  split = corpus_manifest['splits'][subset.TRAIN_SPLIT]
+  trained = subset.subset_size(config.subset, folder, corpus_manifest)
   overlap = (
     corpus_manifest['subset']
     if 'subset' in corpus_manifest and trained['rows'] == split['rows']
@@ -268,13 +268,13 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
   Raises:
     InputError: it is not the one that the run was trained with.
   """
-  path = epath.Path(workdir) / run.TOKENIZER
-  run_tokenizer = tokenizer.load(path)
+  path = epath.Path(workdir) / run_dir.TOKENIZER
+  run_tokenizer = tokenizer.load_tokenizer(path)
   if run_tokenizer.sha256 != corpus_hashes(workdir)['tokenizer']:
     raise InputError(
       f'the tokenizer of {workdir}',
       f'{path} is not the one that the checkpoint was trained with',
-      f'restore it: the corpus of the run has it as {run.TOKENIZER}',
+      f'restore it: the corpus of the run has it as {run_dir.TOKENIZER}',
     )
   return run_tokenizer
 
@@ -322,9 +322,9 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
   )
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
   state = population.select_member(checkpoint.restore(source, like, step), member)
-  with claim.held(workdir):
+  with lock.hold_lock(workdir):
     _write_member(
-      member_config, state, member, source, run.open_run(workdir, recipe.as_dict(member_config))
+      member_config, state, member, source, run_dir.open_run(workdir, recipe.as_dict(member_config))
     )
   return {
     'workdir': str(workdir),
@@ -339,15 +339,15 @@ def _write_member(
 ) -> None:
   """Writes the files of an extracted member."""
   step = int(state.step)
-  for name in (run.MANIFEST, run.TOKENIZER):
-    run.write_bytes(workdir / name, untrusted.read_bytes(source / name, f'{name} of {source}'))
+  for name in (run_dir.MANIFEST, run_dir.TOKENIZER):
+    files.write_bytes(workdir / name, files.read_bytes(source / name, f'{name} of {source}'))
   lines = [
     {key: value for key, value in line.items() if key != 'member'}
-    for line in run.read_lines(source / run.METRICS)
+    for line in run_dir.read_lines(source / run_dir.METRICS)
     if line['member'] == member and line['step'] <= step
   ]
-  run.write_lines(workdir / run.METRICS, lines)
+  run_dir.write_lines(workdir / run_dir.METRICS, lines)
   with checkpoint.open_writer(workdir, config.checkpoint.keep_last) as writer:
     writer.save(state, step)
-  if step == config.num_steps and (source / run.RESULT).exists():
+  if step == config.num_steps and (source / run_dir.RESULT).exists():
     metrics_log.write_result(config, workdir)

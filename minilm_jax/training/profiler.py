@@ -15,8 +15,8 @@ import time
 import jax
 from etils import epath
 
-from minilm_jax import hosts, progress
-from minilm_jax.errors import InputError, shown
+from minilm_jax.core import distributed, progress
+from minilm_jax.core.errors import InputError, sanitize
 
 FOLDER = 'profile'
 _SPAN = re.compile('([0-9]{1,10}):([0-9]{1,10})', re.ASCII)
@@ -65,11 +65,11 @@ class Recorder:
 
   def before(self, step: int, count: int) -> None:
     """Begins to record if the next `count` updates are the first of those to record."""
-    if self._from >= 0 or step + count <= self._first or not hosts.is_primary():
+    if self._from >= 0 or step + count <= self._first or not distributed.is_primary():
       return
     if step >= self._last:
       if self._last:
-        progress.say(f'no profile: an earlier start ran the updates up to {self._last:,}')
+        progress.log(f'no profile: an earlier start ran the updates up to {self._last:,}')
       self._last = 0
       return
     options = jax.profiler.ProfileOptions()
@@ -103,7 +103,7 @@ class Recorder:
     except (OSError, RuntimeError) as error:
       self._report_failure(error)
       return
-    progress.say(
+    progress.log(
       f'a profile of updates {first + 1:,} to {self._to:,} was written in '
       f'{time.monotonic() - started:.1f} s; see it with: '
       f'pip install xprof; xprof --logdir={self._folder}'
@@ -111,4 +111,4 @@ class Recorder:
 
   def _report_failure(self, error: Exception) -> None:
     self._last = 0
-    progress.say(f'no profile, and training continues: {shown(str(error))}')
+    progress.log(f'no profile, and training continues: {sanitize(str(error))}')

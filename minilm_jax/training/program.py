@@ -16,15 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from minilm_jax import backend, hosts, progress
-from minilm_jax.config import EvaluationConfig, RunConfig
-from minilm_jax.errors import InputError
-from minilm_jax.language.corpus import Corpus, Window
+from minilm_jax.core import backend, distributed, progress
+from minilm_jax.core.config import EvaluationConfig, RunConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.data.corpus import BatchWindow, Corpus
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.train_step import MemberSettings, NonFinite, Sums, TrainState
 
-Rows = Corpus | Window
+Rows = Corpus | BatchWindow
 ChunkProgram = Callable[[TrainState, Rows, Int[Array, '']], tuple[TrainState, Sums, NonFinite]]
 Evaluate = Callable[[Any, Corpus], list[dict[str, float]]]
 
@@ -103,7 +103,7 @@ def _build_chunk(
     settings, platform = population.member_settings(config), mesh.devices.flat[0].platform
 
     def member_chunk(
-      member: tuple[TrainState, MemberSettings, Window | None],
+      member: tuple[TrainState, MemberSettings, BatchWindow | None],
       shared: Corpus | None,
       count: Int[Array, ''],
     ) -> Any:
@@ -121,7 +121,7 @@ def _build_chunk(
       return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
 
     # each member has its own order of rows, and so its own window
-    windows, shared = (rows, None) if isinstance(rows, Window) else (None, rows)
+    windows, shared = (rows, None) if isinstance(rows, BatchWindow) else (None, rows)
     mapped = population.map_over_members(member_chunk, mesh, strategy)
     return mapped((state, settings, windows), shared, count)
 
@@ -152,7 +152,7 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
       'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
     )
   cache = jax.config.jax_compilation_cache_dir or 'memory'
-  progress.say(
+  progress.log(
     f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); '
     'state and step take '
     f'{needed / 2**20:,.0f} MiB; compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
@@ -192,7 +192,7 @@ def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single
     return population.map_over_members(member_total, mesh, strategy)(model, corpus)
 
   def evaluate(model: Any, corpus: Corpus) -> list[dict[str, float]]:
-    sums = hosts.to_host(total(model, corpus, min(config.rows, corpus.rows)))
+    sums = distributed.to_host(total(model, corpus, min(config.rows, corpus.rows)))
     return [
       train_step.mean_metrics(member) for member in population.unstack(sums, np.size(sums['loss']))
     ]

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 import numpy as np
 from etils import epath
 
-from minilm_jax import hosts, progress, run
-from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core import distributed, progress, run_dir
+from minilm_jax.core.config import RunConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint, population, train_step
 from minilm_jax.training.program import TrainProgram
 from minilm_jax.training.train_step import NonFinite, TrainState
@@ -30,17 +30,17 @@ def restore_or_init(
     InputError: members have stopped before that step, and the recipe stops at non-finite updates.
   """
   saved_step, state = restore_latest(workdir, program.shapes)
-  lines = hosts.primary_first(
-    lambda: run.keep_lines(
-      workdir / run.METRICS,
+  lines = distributed.primary_first(
+    lambda: run_dir.keep_lines(
+      workdir / run_dir.METRICS,
       lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test',
     )
   )
   if saved_step is None:
     state = program.init()
   else:
-    progress.say(f'resuming from the checkpoint of update {saved_step:,}')
-  member_steps = np.ravel(hosts.to_host(state.step))
+    progress.log(f'resuming from the checkpoint of update {saved_step:,}')
+  member_steps = np.ravel(distributed.to_host(state.step))
   step = int(member_steps.max())
   active = [member for member, member_step in enumerate(member_steps) if member_step == step]
   stopped = len(member_steps) - len(active)
@@ -71,19 +71,19 @@ def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | No
     OSError: its files cannot be reached.
   """
   while True:
-    step = hosts.primary_first(lambda: _find_intact_step(workdir))
-    hosts.assert_equal('the last checkpoint', str(step))
+    step = distributed.primary_first(lambda: _find_intact_step(workdir))
+    distributed.assert_equal('the last checkpoint', str(step))
     if step is None:
       return None, None
     try:
-      with hosts.raise_together():
+      with distributed.raise_together():
         state = checkpoint.restore(workdir, like, step)
     except checkpoint.CorruptCheckpointError as error:
       _set_aside(workdir, step, error.found)
       continue
     folder = checkpoint.step_folder(workdir, step)
     # a process that was killed may not have written them
-    if hosts.is_primary() and not checkpoint.has_checksums(folder):
+    if distributed.is_primary() and not checkpoint.has_checksums(folder):
       checkpoint.write_checksums(folder)
     return step, state
 
@@ -92,7 +92,9 @@ def _find_intact_step(workdir: epath.PathLike) -> int | None:
   """Returns the last step with an intact checkpoint, after setting corrupt ones aside."""
   for step in reversed(checkpoint.list_steps(workdir)):
     damage = (
-      checkpoint.find_damage(checkpoint.step_folder(workdir, step)) if hosts.is_primary() else ''
+      checkpoint.find_damage(checkpoint.step_folder(workdir, step))
+      if distributed.is_primary()
+      else ''
     )
     if not damage:
       return step
@@ -112,7 +114,7 @@ def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
     if checkpoint.list_steps(workdir)
     else '; no other checkpoint is left, and training starts again'
   )
-  progress.say(
+  progress.log(
     f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; '
     f'it is set aside as {aside.name}'
     f'{restart}'
@@ -148,21 +150,21 @@ def drop_non_finite(
     failed_step, tensor = (int(np.ravel(field)[member]) for field in records)
     if failed_step < 0:
       continue
-    model = hosts.to_host(state.model)
+    model = distributed.to_host(state.model)
     model = population.select_member(model, member) if is_population else model
     of_member = f' of member {member}' if is_population else ''
     what = f'update {failed_step + 1}{of_member}'
     found = f'{train_step.name_tensor(tensor, model)} is not finite'
     if config.nonfinite == 'skip':
-      progress.say(f'{what} is skipped: {found}')
+      progress.log(f'{what} is skipped: {found}')
       continue
     remaining.remove(member)
     if config.nonfinite == 'drop-member' and remaining:
-      progress.say(f'{what} is skipped, and the member stops: {found}')
+      progress.log(f'{what} is skipped, and the member stops: {found}')
       continue
     checkpoints.save(state, step if is_population else failed_step)
     checkpoints.finish()
-    raise hosts.DistributedError(
+    raise distributed.DistributedError(
       f'a finite {what} in {workdir}',
       f'{found}; the last checkpoint is of the state before it',
       'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip',

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from minilm_jax.config import MeshConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core.config import MeshConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
 
 AXES = ('population', 'data', 'model')

@@ -1,1 +1,4 @@
-"""Long-running campaigns: kill, endurance and fuzz programs, each started by a script in launch/."""
+"""
+
+ong-running campaigns: kill, endurance and fuzz programs, each started by a script in launch/.
+"""

@@ -1,10 +1,11 @@
 """A coverage-guided fuzz of the readers, bounded in time: `bash launch/fuzz.sh [seconds]`.
 
-Every reader of `tests/input_cases.py` is given what mutation makes of its good input; what reaches a line of the package that
-nothing before reached joins the corpus and is mutated too. An exception other than InputError is a finding, and so is an
-input that takes longer than `SLOW` seconds: it is saved, and printed with the command that replays it. Where atheris is
-installed it does the mutating and the guiding; else a small loop of our own, with sys.monitoring (Python 3.12 or newer)
-or sys.settrace. The same seed and number of executions try the same inputs.
+Every reader of `tests/input_cases.py` is given what mutation makes of its good input; what reaches
+a line of the package that nothing before reached joins the corpus and is mutated too. An exception
+other than InputError is a finding, and so is an input that takes longer than `SLOW` seconds: it is
+saved, and printed with the command that replays it. Where atheris is installed it does the mutating
+and the guiding; else a small loop of our own, with sys.monitoring (Python 3.12 or newer) or
+sys.settrace. The same seed and number of executions try the same inputs.
 """
 
 import argparse
@@ -22,18 +23,47 @@ import time
 import types
 from collections.abc import Callable, Iterator
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))  # the checkout, wherever it is called from
+# the checkout, wherever it is called from
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
-from minilm_jax.errors import InputError  # noqa: E402
-from tests import corruptions, input_cases  # noqa: E402
-from tests.input_cases import Input  # noqa: E402
+
+from minilm_jax.core.errors import InputError
+from tests import corruptions, input_cases
+from tests.input_cases import Input
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SLOW = 20  # seconds of the processor
 _MOST = 1 << 16  # bytes of an input; what large ones do is for the matrix
-_TOKENS = (*(value.encode() for value in corruptions.VALUES if len(value) < 99), b'\0', b'\xff\xfe', b'\xed\xa0\x80', b'\n', b'\r\n',
-           b'"', b',', b'\t', b'{', b'}', b'[', b']', b':', b'PAR1', b'\x1f\x8b', b'(\xb5/\xfd', b'\xfd7zXZ\0', b'\xff\xff\xff\x7f',
-           b'\0\0\0\x80', b'\xff' * 8, b'\x80' * 9, b"'descr'", b'text', b'label', b'-', b'1e9', b'<mask>')
+_TOKENS = (
+  *(value.encode() for value in corruptions.VALUES if len(value) < 99),
+  b'\0',
+  b'\xff\xfe',
+  b'\xed\xa0\x80',
+  b'\n',
+  b'\r\n',
+  b'"',
+  b',',
+  b'\t',
+  b'{',
+  b'}',
+  b'[',
+  b']',
+  b':',
+  b'PAR1',
+  b'\x1f\x8b',
+  b'(\xb5/\xfd',
+  b'\xfd7zXZ\0',
+  b'\xff\xff\xff\x7f',
+  b'\0\0\0\x80',
+  b'\xff' * 8,
+  b'\x80' * 9,
+  b"'descr'",
+  b'text',
+  b'label',
+  b'-',
+  b'1e9',
+  b'<mask>',
+)
 
 
 @dataclasses.dataclass
@@ -115,17 +145,17 @@ def mutated(dice: random.Random, corpus: list[bytes]) -> bytes:
     elif kind == 1 and data:
       data[place % len(data)] = dice.randrange(256)
     elif kind == 2:
-      del data[place:place + size]
+      del data[place : place + size]
     elif kind == 3:
       del data[slice(place, None) if dice.randrange(2) else slice(place)]
     elif kind == 4:
-      data[place:place] = data[place:place + size] * (1 + dice.randrange(3))
+      data[place:place] = data[place : place + size] * (1 + dice.randrange(3))
     elif kind == 5:
       other = dice.choice(corpus)
-      data[place:] = other[dice.randrange(len(other) + 1):]
+      data[place:] = other[dice.randrange(len(other) + 1) :]
     else:
       token = dice.choice(_TOKENS)
-      data[place:place + (len(token) if kind == 6 else 0)] = token
+      data[place : place + (len(token) if kind == 6 else 0)] = token
   return bytes(data[:_MOST])
 
 
@@ -162,13 +192,19 @@ def targets(folder: pathlib.Path) -> list[Target]:
     place = folder / str(number)
     place.mkdir(parents=True)
     path = one.lay(place)
-    if path.is_file() and one.name != 'recipe':  # a recipe is code: what it does is not for a fuzz to try
+    # a recipe is code: what it does is not for a fuzz to try
+    if path.is_file() and one.name != 'recipe':
       found.append(Target(one, path, [path.read_bytes()]))
   return found
 
 
-def fuzz(seconds: float = float('inf'), executions: int | None = None, seed: int = 0, wanted: str = '',
-         findings: pathlib.Path | None = None) -> Tally:
+def fuzz(
+  seconds: float = float('inf'),
+  executions: int | None = None,
+  seed: int = 0,
+  wanted: str = '',
+  findings: pathlib.Path | None = None,
+) -> Tally:
   """Tries inputs until so many seconds have passed, or so many have been tried.
 
   Args:
@@ -193,7 +229,9 @@ def fuzz(seconds: float = float('inf'), executions: int | None = None, seed: int
       content = mutated(dice, target.corpus)
       if target.one.packing and dice.randrange(2):  # inside the packing
         with contextlib.suppress(Exception):  # of what is no longer packed
-          content = input_cases.packed(target.one, mutated(dice, [input_cases.inner(target.one, dice.choice(target.corpus))]))
+          content = input_cases.packed(
+            target.one, mutated(dice, [input_cases.inner(target.one, dice.choice(target.corpus))])
+          )
       with coverage.watching():
         error = target.run(content)
       tally.executions += 1
@@ -220,7 +258,9 @@ def _where(error: BaseException) -> tuple[str, int, type]:
   return trace.tb_frame.f_code.co_filename, trace.tb_lineno, type(error)
 
 
-def _told(target: Target, content: bytes, error: BaseException, folder: pathlib.Path | None) -> pathlib.Path:
+def _told(
+  target: Target, content: bytes, error: BaseException, folder: pathlib.Path | None
+) -> pathlib.Path:
   """Saves an input and says how to try it again."""
   name = f'{hashlib.sha256(content).hexdigest()[:12]}{"".join(target.path.suffixes)}'
   print(f'{target.one.name}: {type(error).__name__}: {str(error)[:300]}', file=sys.stderr)
@@ -229,7 +269,10 @@ def _told(target: Target, content: bytes, error: BaseException, folder: pathlib.
     return pathlib.Path(name)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / name).write_bytes(content)
-  print(f'  {sys.executable} tests/campaigns/fuzz.py --replay {target.one.name!r} {folder / name}', file=sys.stderr)
+  print(
+    f'  {sys.executable} tests/campaigns/fuzz.py --replay {target.one.name!r} {folder / name}',
+    file=sys.stderr,
+  )
   return folder / name
 
 
@@ -247,6 +290,7 @@ def replay(name: str, path: pathlib.Path) -> None:
 def with_atheris(seconds: int, findings: pathlib.Path) -> None:
   """Lets atheris guide; its first byte chooses the reader. It ends the process itself."""
   import atheris
+
   folder = pathlib.Path(tempfile.mkdtemp())
   several = targets(folder / 'work')
   seeds = folder / 'seeds'
@@ -276,7 +320,9 @@ def main() -> int:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--only', default='', help='a part of the name of an input')
   parser.add_argument('--findings', type=pathlib.Path, default=pathlib.Path('fuzz-findings'))
-  parser.add_argument('--replay', nargs=2, metavar=('INPUT', 'FILE'), help='try a saved input again')
+  parser.add_argument(
+    '--replay', nargs=2, metavar=('INPUT', 'FILE'), help='try a saved input again'
+  )
   given = parser.parse_args()
   if given.replay:
     replay(given.replay[0], pathlib.Path(given.replay[1]))
@@ -286,8 +332,10 @@ def main() -> int:
   started = time.monotonic()
   with contextlib.redirect_stderr(_Quiet(sys.stderr)):
     tally = fuzz(given.seconds, None, given.seed, given.only, given.findings)
-  print(f'{tally.executions:,} executions in {time.monotonic() - started:.0f} s, {tally.lines:,} lines of the package reached, '
-        f'{tally.kept:,} inputs kept that reached new ones, {len(tally.findings)} findings')
+  print(
+    f'{tally.executions:,} executions in {time.monotonic() - started:.0f} s, {tally.lines:,} lines of the package reached, '
+    f'{tally.kept:,} inputs kept that reached new ones, {len(tally.findings)} findings'
+  )
   return 1 if tally.findings else 0
 
 

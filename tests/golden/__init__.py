@@ -1,4 +1,7 @@
-"""Numbers that a fixed, tiny training gives, to notice when they move. `python -m tests.golden` writes them anew."""
+"""Numbers that a fixed, tiny training gives, to notice when they move.
+
+`python -m tests.golden` writes them anew.
+"""
 
 import json
 import pathlib
@@ -6,12 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-
-from configs import tiny
-from minilm_jax import recipe
 from minilm_jax.config import MeshConfig
 from minilm_jax.language import tokenizer
 from minilm_jax.language.corpus import Corpus
+
+from configs import tiny
+from minilm_jax import recipe
 from minilm_jax.training import checkpoint, population, sharding, train_step
 from tests import fast_jit
 
@@ -20,26 +23,50 @@ COMMAND = 'python -m tests.golden'
 
 
 def measure() -> dict[str, Any]:
-  """Sums of three steps, and how large the model is after them: rows, masks, dropout, loss, gradient, update."""
+  """
+
+  ums of three steps, and how large the model is after them: rows, masks, dropout, loss, gradient,
+  update.
+  """
   made = tiny.get_config()
   made.update(batch_size=4, num_steps=3)
-  made.model.update(vocab_size=64, max_length=16, hidden_size=16, embedding_size=8, intermediate_size=24, num_layers=1, dropout=0.1)
+  made.model.update(
+    vocab_size=64,
+    max_length=16,
+    hidden_size=16,
+    embedding_size=8,
+    intermediate_size=24,
+    num_layers=1,
+    dropout=0.1,
+  )
   made.mask.update(random_share=0.1, keep_share=0.1)
   config = recipe.resolve(made, 'pretrain')
   rows = np.random.default_rng(0).integers(len(tokenizer.SPECIAL), 60, (10, 16)).astype('uint16')
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN, tokenizer.END, tokenizer.PAD
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
-  settings, layout = population.member_settings(config), population.shared_mask_layout(config, corpus.length)
+  settings, layout = (
+    population.member_settings(config),
+    population.shared_mask_layout(config, corpus.length),
+  )
 
   def member_step(state: train_step.TrainState) -> Any:
     return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
 
   step = fast_jit.jit(population.map_over_members(member_step, mesh, 'single'))
-  state, sums = fast_jit.jit(lambda: train_step.init_state(0, config), out_shardings=sharding.replicated(mesh))(), []
+  state, sums = (
+    fast_jit.jit(
+      lambda: train_step.init_state(0, config), out_shardings=sharding.replicated(mesh)
+    )(),
+    [],
+  )
   for _ in range(3):
     state, found = step(state)
     sums.append({name: float(found[name]) for name in ('loss', 'masked')})
-  norms = {name: float(jnp.linalg.norm(leaf)) for name, leaf in checkpoint.flatten(state.model).items() if leaf.ndim == 2}
+  norms = {
+    name: float(jnp.linalg.norm(leaf))
+    for name, leaf in checkpoint.flatten(state.model).items()
+    if leaf.ndim == 2
+  }
   return {'sums': sums, 'norms': norms}
 
 

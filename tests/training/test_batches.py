@@ -1,4 +1,7 @@
-"""The feed: rows from files are the rows of the resident corpus, in the same order, and are read ahead."""
+"""
+
+he feed: rows from files are the rows of the resident corpus, in the same order, and are read ahead.
+"""
 
 import pathlib
 import time
@@ -9,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax import run
-from minilm_jax.language import corpus as corpora
+from minilm_jax.core import run_dir
+from minilm_jax.data import corpus
 from minilm_jax.training import batches, checkpoint, pretrain
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
@@ -29,31 +32,41 @@ def quickly() -> Any:
 def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
   """To the bit, in an epoch and over its end, for every member."""
   config = run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
-  program, whole = build_program(config), corpora.load(tiny_corpus, 'train')
+  program, whole = build_program(config), corpus.load_split(tiny_corpus, 'train')
   with batches.open_batches(config, program, tiny_corpus) as source:
     windows = {done: source.take(done, 2) for done in (0, 2, 4, 1000)}
     shape = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), source.spec)
-    assert all(jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), window) == shape for window in windows.values())
+    assert all(
+      jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), window) == shape
+      for window in windows.values()
+    )
   for done, window in windows.items():
     assert window.rows == whole.rows and window.length == whole.length and window.hash == whole.hash
     assert np.ravel(window.first).tolist() == [done] * members
     tokens = np.asarray(window.tokens).reshape(members, 2, 16, -1)
     for member in range(members):
       for step in (done, done + 1):
-        row, _ = corpora.rows(member, step, 16, whole.rows)
+        row, _ = corpus.rows_at_step(member, step, 16, whole.rows)
         expected = whole.take(jnp.int32(step), row, jnp.arange(16))
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 
 
 @pytest.mark.parametrize('changes', [{}, {'population.members': 2, 'mesh.data': 2}], ids=str)
-def test_a_run_is_the_same_either_way(changes: dict[str, int], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_run_is_the_same_either_way(
+  changes: dict[str, int], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
   """Also where the last chunk is shorter than the others, and where devices share a batch."""
   found = []
   for place in ('device', 'host'):
-    config = run_config(tiny_corpus, corpus_placement=place, **{'log.every': 4, 'num_steps': 11, **changes})
+    config = run_config(
+      tiny_corpus, corpus_placement=place, **{'log.every': 4, 'num_steps': 11, **changes}
+    )
     pretrain.pretrain(config, tmp_path / place)
     state = checkpoint.restore(tmp_path / place, build_program(config).shapes, 11)
-    lines = [(line['step'], line['split'], line['loss']) for line in run.read_lines(tmp_path / place / run.METRICS)]
+    lines = [
+      (line['step'], line['split'], line['loss'])
+      for line in run_dir.read_lines(tmp_path / place / run_dir.METRICS)
+    ]
     found.append((flatten(state), lines))
   (state, lines), (other, others) = found
   assert [line[:2] for line in lines] == [line[:2] for line in others]
@@ -62,18 +75,20 @@ def test_a_run_is_the_same_either_way(changes: dict[str, int], tiny_corpus: path
     np.testing.assert_allclose(other[name], leaf, atol=5e-5, err_msg=name)
 
 
-def test_the_next_chunk_is_read_while_one_is_trained_on(tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_next_chunk_is_read_while_one_is_trained_on(
+  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
   """Nobody waits for a read that had time; nothing is read past the end."""
   config = run_config(tiny_corpus, corpus_placement='host')
   program, asked = build_program(config), []
-  original = corpora.Files.__getitem__
+  original = corpus.CorpusFiles.__getitem__
 
-  def slow(self: corpora.Files, rows: np.ndarray) -> np.ndarray:
+  def slow(self: corpus.CorpusFiles, rows: np.ndarray) -> np.ndarray:
     asked.append(rows.shape)
     time.sleep(0.3)
     return original(self, rows)
 
-  monkeypatch.setattr(corpora.Files, '__getitem__', slow)
+  monkeypatch.setattr(corpus.CorpusFiles, '__getitem__', slow)
   with batches.open_batches(config, program, tiny_corpus) as source:
     source.take(8, 2)
     time.sleep(0.6)  # a chunk
@@ -83,16 +98,23 @@ def test_the_next_chunk_is_read_while_one_is_trained_on(tiny_corpus: pathlib.Pat
   assert len(asked) == 2 and UPDATES == 12
 
 
-def test_a_corpus_stays_in_its_files_where_memory_is_short(tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_corpus_stays_in_its_files_where_memory_is_short(
+  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
   program = build_program(run_config(tiny_corpus))
-  size = corpora.load(tiny_corpus, 'train').tokens.nbytes
+  size = corpus.load_split(tiny_corpus, 'train').tokens.nbytes
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
     monkeypatch.setattr(batches.backend, 'free_bytes', lambda device, free=free: free)
     assert batches.fits_on_devices(program, tiny_corpus) is expected
 
 
 def test_files_of_several_shards_are_one_array():
-  files = corpora.Files.__new__(corpora.Files)
-  files.shards, files.manifest = [np.arange(6, dtype=np.uint16).reshape(3, 2), np.array([[6, 7]], np.uint16)], {'length': 2}
+  files = corpus.CorpusFiles.__new__(corpus.CorpusFiles)
+  files.shards, files.manifest = (
+    [np.arange(6, dtype=np.uint16).reshape(3, 2), np.array([[6, 7]], np.uint16)],
+    {'length': 2},
+  )
   files.ends = np.cumsum([3, 1])
-  np.testing.assert_array_equal(files[np.array([[3, 0], [2, 2]])], [[[6, 7], [0, 1]], [[4, 5], [4, 5]]])
+  np.testing.assert_array_equal(
+    files[np.array([[3, 0], [2, 2]])], [[[6, 7], [0, 1]], [[4, 5], [4, 5]]]
+  )

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from minilm_jax import recipe, run, signals
-from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core import files, recipe, signals
+from minilm_jax.core.config import RunConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.training import batches, checkpoint, sharding, train_step
 from minilm_jax.training.program import build_program
 from tests import tiny_config
@@ -30,8 +30,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def run_config(mesh: dict[str, int], **model: Any) -> RunConfig:
   made = tiny.get_config()
-  made.model.update({'vocab_size': 64, 'embedding_size': 8, 'hidden_size': 8, 'intermediate_size': 8, 'num_heads': 2, 'num_layers': 1,
-                     'positions': 'relative', **model})
+  made.model.update(
+    {
+      'vocab_size': 64,
+      'embedding_size': 8,
+      'hidden_size': 8,
+      'intermediate_size': 8,
+      'num_heads': 2,
+      'num_layers': 1,
+      'positions': 'relative',
+      **model,
+    }
+  )
   made.optimizer.algorithm = 'muon'  # which has arrays of AdamW's, and of its own
   made.mesh.update(mesh)
   return recipe.resolve(made, 'pretrain')
@@ -41,7 +51,9 @@ def shapes(config: RunConfig) -> train_step.TrainState:
   """Shapes with shardings, as a run that goes on has them."""
   found = jax.eval_shape(lambda: train_step.init_state(0, config))
   places = sharding.state_sharding(found, sharding.make_mesh(config.mesh))
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, places)
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, places
+  )
 
 
 def some_state(config: RunConfig, step: int = 5) -> train_step.TrainState:
@@ -65,7 +77,10 @@ ONE, EIGHT, SPLIT = {'data': 1}, {'data': 8}, {'data': 4, 'model': 2}
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, train_step.TrainState]:
-  """A run directory with one checkpoint that was saved from eight devices, some arrays split over two."""
+  """
+
+  run directory with one checkpoint that was saved from eight devices, some arrays split over two.
+  """
   folder, state = tmp_path_factory.mktemp('saved'), some_state(run_config(SPLIT))
   with checkpoint.open_writer(folder, 2) as writer:
     writer.save(state, int(state.step))
@@ -100,7 +115,10 @@ def test_the_last_few_saves_are_kept_and_a_step_is_saved_once(tmp_path: pathlib.
     for step in (1, 2, 2, 10, 9):
       writer.save(some_state(config, step), step)
   assert checkpoint.latest_step(tmp_path) == 10
-  assert sorted(int(p.name) for p in (tmp_path / checkpoint.FOLDER).iterdir() if p.name.isdecimal())[-1] == 10
+  assert (
+    sorted(int(p.name) for p in (tmp_path / checkpoint.FOLDER).iterdir() if p.name.isdecimal())[-1]
+    == 10
+  )
   assert len(list((tmp_path / checkpoint.FOLDER).iterdir())) == 2
 
 
@@ -122,7 +140,9 @@ LOSSES = {4: 3.0, 8: 2.0, 12: 2.5, 16: 2.0, 20: 2.7}
 
 
 @pytest.mark.parametrize('stops', [(), (4, 6, 8, 12, 16, 20), (12,)])
-def test_the_last_and_the_best_are_kept_wherever_the_run_was_stopped(stops: tuple[int, ...], tmp_path: pathlib.Path):
+def test_the_last_and_the_best_are_kept_wherever_the_run_was_stopped(
+  stops: tuple[int, ...], tmp_path: pathlib.Path
+):
   """Steps 6 and 22 were not judged."""
   done = 0
   for stop in (*stops, 22):
@@ -150,11 +170,17 @@ def test_what_a_killed_process_left_is_deleted(tmp_path: pathlib.Path):
   assert checkpoint.list_steps(tmp_path) == [8]
 
 
-@pytest.mark.parametrize('changes, said', [
-    ({'positions': 'learned'}, ['distance_bias is not part of this model', 'positions.embedding is missing there']),
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    (
+      {'positions': 'learned'},
+      ['distance_bias is not part of this model', 'positions.embedding is missing there'],
+    ),
     ({'vocab_size': 66}, ['tokens.embedding is ((64, 8), ', 'there and ((66, 8), ', 'and 5 more']),
     ({'num_layers': 2}, ['blocks.1.attention.distance_bias is missing there']),
-])
+  ],
+)
 def test_another_model_is_refused_by_path(changes: dict[str, Any], said: list[str], saved):
   with pytest.raises(InputError) as refused:
     checkpoint.restore(saved[0], shapes(run_config(ONE, **changes)), 5)
@@ -165,29 +191,37 @@ def test_another_model_is_refused_by_path(changes: dict[str, Any], said: list[st
 def test_a_checkpoint_that_lost_its_arrays_is_refused(tmp_path: pathlib.Path):
   like = shapes(run_config(ONE))
   (tmp_path / checkpoint.FOLDER / '7').mkdir(parents=True)
-  for restoring in (lambda: checkpoint.restore(tmp_path, like, 7),
-                    lambda: checkpoint.restore_part(tmp_path, like.model, 'model')):
+  for restoring in (
+    lambda: checkpoint.restore(tmp_path, like, 7),
+    lambda: checkpoint.restore_part(tmp_path, like.model, 'model'),
+  ):
     with pytest.raises(InputError, match='no arrays in .*/7/default'):
       restoring()
 
 
 def test_another_type_is_refused(saved):
   like = shapes(run_config(ONE))
-  like = dataclasses.replace(like, seed=jax.ShapeDtypeStruct((), jnp.float32, sharding=like.seed.sharding))
+  like = dataclasses.replace(
+    like, seed=jax.ShapeDtypeStruct((), jnp.float32, sharding=like.seed.sharding)
+  )
   with pytest.raises(InputError, match='seed is .*uint32.* there and .*float32.* here'):
     checkpoint.restore(saved[0], like, 5)
 
 
 def test_a_part_comes_back_alone(saved):
   folder, state = saved
-  part = jax.eval_shape(functools.partial(train_step.init_state, config=run_config(ONE)), 0).model.encoder
+  part = jax.eval_shape(
+    functools.partial(train_step.init_state, config=run_config(ONE)), 0
+  ).model.encoder
   found = checkpoint.restore_part(folder, part, 'model.encoder')
   assert bits(found) == bits(state.model.encoder)
   assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found))
 
 
 def test_a_part_of_another_shape_is_refused(saved):
-  part = jax.eval_shape(functools.partial(train_step.init_state, config=run_config(ONE, hidden_size=16)), 0).model.encoder
+  part = jax.eval_shape(
+    functools.partial(train_step.init_state, config=run_config(ONE, hidden_size=16)), 0
+  ).model.encoder
   with pytest.raises(InputError, match='model.encoder.blocks.0'):
     checkpoint.restore_part(saved[0], part, 'model.encoder')
 
@@ -198,9 +232,13 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize('data', [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_running_statistics_are_saved_and_gone_on_with(data: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_running_statistics_are_saved_and_gone_on_with(
+  data: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
   """Resumed is uninterrupted, bit for bit."""
-  program = build_program(tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, **{'mesh.data': data}))
+  program = build_program(
+    tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, **{'mesh.data': data})
+  )
   rows = batches.load_resident(program, tiny_corpus, 'train')
   whole, _, _ = program.chunk(program.init(), rows, jnp.int32(4))
   part, _, _ = program.chunk(program.init(), rows, jnp.int32(2))
@@ -210,29 +248,42 @@ def test_running_statistics_are_saved_and_gone_on_with(data: int, tiny_corpus: p
   assert bits(again) == bits(whole)
   name = 'encoder.convolution.layers.0.norm.running_variance'
   saved_statistic = checkpoint.flatten(checkpoint.restore(tmp_path, program.shapes, 2).model)[name]
-  assert np.all(np.asarray(saved_statistic) != 1) and np.all(saved_statistic != checkpoint.flatten(whole.model)[name])
+  assert np.all(np.asarray(saved_statistic) != 1) and np.all(
+    saved_statistic != checkpoint.flatten(whole.model)[name]
+  )
 
 
 def test_what_eight_devices_saved_one_can_read(saved):
   """In a process that has one device only, as on the laptop that a run was copied to."""
   program = (
-      'import sys, jax, numpy as np\n'
-      'from tests.training.test_checkpoint import ONE, run_config, shapes\n'
-      'from minilm_jax.training import checkpoint\n'
-      'like = shapes(run_config(ONE))\n'
-      'part = checkpoint.restore_part(sys.argv[1], like.model, "model")\n'
-      'whole = checkpoint.restore(sys.argv[1], like, 5)\n'
-      'print(jax.device_count(), *(float(np.sum(model.transform.bias)) for model in (part, whole.model)))\n')
+    'import sys, jax, numpy as np\n'
+    'from tests.training.test_checkpoint import ONE, run_config, shapes\n'
+    'from minilm_jax.training import checkpoint\n'
+    'like = shapes(run_config(ONE))\n'
+    'part = checkpoint.restore_part(sys.argv[1], like.model, "model")\n'
+    'whole = checkpoint.restore(sys.argv[1], like, 5)\n'
+    'print(jax.device_count(), *(float(np.sum(model.transform.bias)) for model in (part, whole.model)))\n'
+  )
   environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
-  done = subprocess.run([sys.executable, '-c', program, str(saved[0])], cwd=ROOT, env=environment, capture_output=True,
-                        text=True, check=False)
+  done = subprocess.run(
+    [sys.executable, '-c', program, str(saved[0])],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
   expected = float(np.sum(np.asarray(saved[1].model.transform.bias[...])))
   assert done.stdout.split() == ['1', str(expected), str(expected)]
 
 
 def test_a_signal_while_a_checkpoint_is_read_is_no_error_of_reading(saved: tuple, monkeypatch):
-  """Orbax makes an error of whatever is raised there; so nothing is, and the signal is told when it has been read."""
+  """
+
+  rbax makes an error of whatever is raised there; so nothing is, and the signal is told when it has
+  been read.
+  """
   workdir, _ = saved
   read = checkpoint.ocp.StandardCheckpointer.restore
 
@@ -244,7 +295,7 @@ def test_a_signal_while_a_checkpoint_is_read_is_no_error_of_reading(saved: tuple
     return read(*arguments)
 
   monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, 'restore', interrupted)
-  with pytest.raises(signals.Ended, match='SIGTERM'), signals.ending():
+  with pytest.raises(signals.Interrupted, match='SIGTERM'), signals.raise_on_signals():
     checkpoint.restore(workdir, shapes(run_config(ONE)), checkpoint.latest_step(workdir))
 
 
@@ -266,20 +317,31 @@ def test_what_is_as_it_was_is_whole(step_folder: pathlib.Path):
   assert checkpoint.has_checksums(step_folder) and checkpoint.find_damage(step_folder) == ''
   found = json.loads((step_folder / checkpoint.CHECKSUMS).read_text())['files']
   assert sorted(found) == ['METADATA', 'default/d/numbers']
-  assert found['default/d/numbers'] == {'bytes': 256, 'sha256': run.sha256(step_folder / 'default/d/numbers')}
+  assert found['default/d/numbers'] == {
+    'bytes': 256,
+    'sha256': files.hash_file(step_folder / 'default/d/numbers'),
+  }
   before = (step_folder / checkpoint.CHECKSUMS).read_bytes()
   checkpoint.write_checksums(step_folder)
   assert (step_folder / checkpoint.CHECKSUMS).read_bytes() == before  # which does not count itself
 
 
-@pytest.mark.parametrize('change, said', [
+@pytest.mark.parametrize(
+  'change, said',
+  [
     (lambda file: file.unlink(), 'default/d/numbers is missing'),
     (lambda file: file.write_bytes(b''), 'default/d/numbers has 0 bytes, and had 256'),
     (lambda file: file.write_bytes(file.read_bytes()[:-1]), 'has 255 bytes'),
     (lambda file: file.write_bytes(file.read_bytes() + b'x'), 'has 257 bytes'),
-    (lambda file: file.write_bytes(b'\x01' + file.read_bytes()[1:]), 'default/d/numbers has other bytes'),
-])
-def test_what_is_not_is_named(change: Callable[[pathlib.Path], None], said: str, step_folder: pathlib.Path):
+    (
+      lambda file: file.write_bytes(b'\x01' + file.read_bytes()[1:]),
+      'default/d/numbers has other bytes',
+    ),
+  ],
+)
+def test_what_is_not_is_named(
+  change: Callable[[pathlib.Path], None], said: str, step_folder: pathlib.Path
+):
   change(step_folder / 'default' / 'd' / 'numbers')
   assert said in checkpoint.find_damage(step_folder)
 
@@ -297,14 +359,19 @@ def test_every_flipped_bit_is_seen(step_folder: pathlib.Path):
 
 
 def test_without_digests_nothing_is_known(step_folder: pathlib.Path):
-  (step_folder / checkpoint.CHECKSUMS).rename(step_folder / f'.{checkpoint.CHECKSUMS}.partial')  # as a process that was killed leaves it
+  # as a process that was killed leaves it
+  (step_folder / checkpoint.CHECKSUMS).rename(step_folder / f'.{checkpoint.CHECKSUMS}.partial')
   (step_folder / 'METADATA').unlink()
   assert not checkpoint.has_checksums(step_folder) and checkpoint.find_damage(step_folder) == ''
   checkpoint.write_checksums(step_folder)
-  assert list(json.loads((step_folder / checkpoint.CHECKSUMS).read_text())['files']) == ['default/d/numbers']
+  assert list(json.loads((step_folder / checkpoint.CHECKSUMS).read_text())['files']) == [
+    'default/d/numbers'
+  ]
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', '\x00'])
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', '\x00']
+)
 def test_digests_that_cannot_be_read_are_damage(text: str, step_folder: pathlib.Path):
   (step_folder / checkpoint.CHECKSUMS).write_text(text)
   assert 'checksums.json' in checkpoint.find_damage(step_folder)
@@ -312,6 +379,6 @@ def test_digests_that_cannot_be_read_are_damage(text: str, step_folder: pathlib.
 
 def test_nothing_outside_the_folder_is_looked_at(step_folder: pathlib.Path):
   (step_folder.parent / 'secret').write_bytes(b'x')
-  one = {'bytes': 1, 'sha256': run.sha256(step_folder.parent / 'secret')}
+  one = {'bytes': 1, 'sha256': files.hash_file(step_folder.parent / 'secret')}
   (step_folder / checkpoint.CHECKSUMS).write_text(json.dumps({'files': {'../secret': one}}))
   assert checkpoint.find_damage(step_folder) == '../secret is missing'

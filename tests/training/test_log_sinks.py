@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 from etils import epath
 
-from minilm_jax import hosts
-from minilm_jax.config import RunConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core import distributed
+from minilm_jax.core.config import RunConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.training import log_sinks
 from minilm_jax.training.log_sinks import EVENTS_FOLDER, EventFiles
 from tests import eventfile
 from tests.tiny_config import run_config
 
 needs_tensorboardx = pytest.mark.skipif(
-    importlib.util.find_spec('tensorboardX') is None, reason='needs tensorboardX: pip install tensorboardX')
+  importlib.util.find_spec('tensorboardX') is None,
+  reason='needs tensorboardX: pip install tensorboardX',
+)
 
 LINE = {'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0}
 
@@ -50,14 +52,16 @@ def test_the_default_is_tensorboard():
 
 
 def test_one_process_of_several_writes(tmp_path: pathlib.Path, monkeypatch, capsys):
-  monkeypatch.setattr(hosts, '_process', 1)
+  monkeypatch.setattr(distributed, '_process', 1)
   sent('json,tensorboard', tmp_path)
   assert capsys.readouterr() == ('', '') and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize('name', ['__init__', 'append'])
-def test_what_fails_is_said_once_and_left_out(name: str, number: int, tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_what_fails_is_said_once_and_left_out(
+  name: str, number: int, tmp_path: pathlib.Path, monkeypatch, capsys
+):
   calls = []
 
   def fails(*_: Any) -> None:
@@ -93,10 +97,15 @@ def test_a_reader_that_left_ends_nothing(tmp_path: pathlib.Path, monkeypatch, ca
     os.dup2(os.open(os.devnull, os.O_WRONLY), pipe.fileno())
 
 
-@pytest.mark.parametrize('changes, said', [
-    ({'log.sinks': 'tensorbord'}, "did you mean 'tensorboard'"), ({'log.sinks': 'tensorboard,x'}, 'choices: tensorboard, wandb'),
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'log.sinks': 'tensorbord'}, "did you mean 'tensorboard'"),
+    ({'log.sinks': 'tensorboard,x'}, 'choices: tensorboard, wandb'),
     ({'log.sinks': 'wandb', 'log.project': 'a/b'}, 'no name that W&B takes'),
-    ({'log.sinks': 'wandb', 'log.project': ''}, 'no name that W&B takes')])
+    ({'log.sinks': 'wandb', 'log.project': ''}, 'no name that W&B takes'),
+  ],
+)
 def test_what_cannot_be_is_refused(changes: dict[str, str], said: str):
   with pytest.raises(InputError, match=said):
     config(**{'to': '', **changes})
@@ -113,8 +122,15 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch):
 
 
 def line(step: int, split: str = 'train', **more: Any) -> dict[str, Any]:
-  return {'step': step, 'split': split, 'loss': 5 - step / 8, 'perplexity': 2.0, 'tokens': 100 * step, 'seconds': step / 2,
-          **more}
+  return {
+    'step': step,
+    'split': split,
+    'loss': 5 - step / 8,
+    'perplexity': 2.0,
+    'tokens': 100 * step,
+    'seconds': step / 2,
+    **more,
+  }
 
 
 def open_events(folder: pathlib.Path, lines: list[dict[str, Any]], members: int = 1) -> EventFiles:
@@ -127,19 +143,30 @@ def event_steps(folder: pathlib.Path, tag: str = 'train/loss') -> list[int]:
 
 @needs_tensorboardx
 def test_lines_become_scalars(tmp_path: pathlib.Path):
-  """Those that are numbers to draw, under the name of their split; what is not finite is left out."""
+  """
+
+  hose that are numbers to draw, under the name of their split; what is not finite is left out.
+  """
   to = open_events(tmp_path, [])
   to.append([line(2, gradient_norm=1.5, learning_rate=0.25, parameter_norm=math.inf)])
   to.append([line(2, 'validation', gradient_norm=None), line(2, 'test')])
   assert eventfile.scalars(tmp_path) == [
-      ('events', 2, 'train/loss', 4.75), ('events', 2, 'train/perplexity', 2.0), ('events', 2, 'train/learning_rate', 0.25),
-      ('events', 2, 'train/gradient_norm', 1.5), ('events', 2, 'validation/loss', 4.75),
-      ('events', 2, 'validation/perplexity', 2.0)]
+    ('events', 2, 'train/loss', 4.75),
+    ('events', 2, 'train/perplexity', 2.0),
+    ('events', 2, 'train/learning_rate', 0.25),
+    ('events', 2, 'train/gradient_norm', 1.5),
+    ('events', 2, 'validation/loss', 4.75),
+    ('events', 2, 'validation/perplexity', 2.0),
+  ]
 
 
 @needs_tensorboardx
 def test_each_start_makes_them_anew(tmp_path: pathlib.Path):
-  """From the lines that are kept: what came after the last save is gone; times go on as if the run had not stood still."""
+  """
+
+  rom the lines that are kept: what came after the last save is gone; times go on as if the run had
+  not stood still.
+  """
   open_events(tmp_path, []).append([line(2), line(4), line(6)])
   first = list((tmp_path / EVENTS_FOLDER).iterdir())
   to = open_events(tmp_path, [line(2), line(4)])
@@ -172,15 +199,18 @@ def test_files_of_others_stay(tmp_path: pathlib.Path):
 def test_each_member_has_a_folder(tmp_path: pathlib.Path):
   to = open_events(tmp_path, [line(2, member=0), line(2, member=1)], members=2)
   to.append([line(4, member=1)])
-  assert [(whose, step) for whose, step, tag, _ in eventfile.scalars(tmp_path) if tag == 'train/loss'] == [
-      ('member-0', 2), ('member-1', 2), ('member-1', 4)]
+  assert [
+    (whose, step) for whose, step, tag, _ in eventfile.scalars(tmp_path) if tag == 'train/loss'
+  ] == [('member-0', 2), ('member-1', 2), ('member-1', 4)]
 
 
 @needs_tensorboardx
 def test_tensorboard_itself_reads_one_curve(tmp_path: pathlib.Path):
   """Also a viewer that was open while the run was stopped and started again."""
-  reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator',
-                               reason='needs TensorBoard: pip install tensorboard')
+  reader = pytest.importorskip(
+    'tensorboard.backend.event_processing.event_accumulator',
+    reason='needs TensorBoard: pip install tensorboard',
+  )
   open_events(tmp_path, []).append([line(2), line(4), line(6), line(8)])
   viewer = reader.EventAccumulator(str(tmp_path / EVENTS_FOLDER))
   viewer.Reload()
@@ -190,17 +220,28 @@ def test_tensorboard_itself_reads_one_curve(tmp_path: pathlib.Path):
   fresh = reader.EventAccumulator(str(tmp_path / EVENTS_FOLDER))
   for one in (viewer, fresh):
     one.Reload()
-    assert [(event.step, event.value) for event in one.Scalars('train/loss')] == [(2, 4.75), (4, 4.5), (6, 4.25)]
+    assert [(event.step, event.value) for event in one.Scalars('train/loss')] == [
+      (2, 4.75),
+      (4, 4.5),
+      (6, 4.25),
+    ]
 
 
 # W&B, with a stand-in for its library
 
 KEY = 'k' * 40
-WANDB_LINES = [{'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0}, {'step': 2, 'split': 'validation', 'loss': 4.0, 'member': 1}]
+WANDB_LINES = [
+  {'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0},
+  {'step': 2, 'split': 'validation', 'loss': 4.0, 'member': 1},
+]
 
 
 class FakeWandb(types.ModuleType):
-  """What of the library is used; `refuses` are the calls that fail: login, online, offline, log, finish."""
+  """
+
+  hat of the library is used; `refuses` are the calls that fail: login, online, offline, log,
+  finish.
+  """
 
   class Error(Exception):
     """The library's own."""
@@ -225,7 +266,9 @@ class FakeWandb(types.ModuleType):
 
   def init(self, mode: str = 'online', **what: Any) -> Any:
     self._call(mode, what)
-    run = types.SimpleNamespace(url='https://wandb.ai/me/minilm/runs/x' if mode == 'online' else None)
+    run = types.SimpleNamespace(
+      url='https://wandb.ai/me/minilm/runs/x' if mode == 'online' else None
+    )
     run.log = lambda values, step: self._call('log', (step, values))
     run.finish = lambda: self._call('finish')
     return run
@@ -234,7 +277,9 @@ class FakeWandb(types.ModuleType):
     return [what for called, what in self.calls if called == name]
 
 
-def send_to_wandb(library: FakeWandb, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> FakeWandb:
+def send_to_wandb(
+  library: FakeWandb, workdir: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> FakeWandb:
   """The library after a run has sent two moments of its log."""
   workdir.mkdir(exist_ok=True)
   monkeypatch.setitem(sys.modules, 'wandb', library)
@@ -247,26 +292,42 @@ def send_to_wandb(library: FakeWandb, workdir: pathlib.Path, monkeypatch: pytest
 
 
 def test_what_is_sent(tmp_path: pathlib.Path, monkeypatch, capsys):
-  library = send_to_wandb(FakeWandb(), tmp_path / 'tiny', monkeypatch, **{'log.project': 'small ones'})
+  library = send_to_wandb(
+    FakeWandb(), tmp_path / 'tiny', monkeypatch, **{'log.project': 'small ones'}
+  )
   (what,) = library.named('online')
   assert (what['project'], what['name'], what['resume']) == ('small ones', 'tiny', 'allow')
   assert what['config']['num_steps'] == 12 and what['dir'] == str(tmp_path / 'tiny')
-  assert library.named('log') == [(2, {'train/loss': 3.5, 'train/seconds': 1.0}), (2, {'member-1/validation/loss': 4.0}),
-                                  (4, {'train/loss': 3.5, 'train/seconds': 1.0})]
+  assert library.named('log') == [
+    (2, {'train/loss': 3.5, 'train/seconds': 1.0}),
+    (2, {'member-1/validation/loss': 4.0}),
+    (4, {'train/loss': 3.5, 'train/seconds': 1.0}),
+  ]
   assert len(library.named('finish')) == 1
   assert 'https://wandb.ai/me/minilm/runs/x' in capsys.readouterr().err
 
 
 def test_the_next_start_goes_on_with_the_same_run(tmp_path: pathlib.Path, monkeypatch):
-  ids = [send_to_wandb(FakeWandb(), tmp_path, monkeypatch, **{'log.name': name}).named('online')[0]['id'] for name in ('a', 'b')]
+  ids = [
+    send_to_wandb(FakeWandb(), tmp_path, monkeypatch, **{'log.name': name}).named('online')[0]['id']
+    for name in ('a', 'b')
+  ]
   assert ids[0] == ids[1] == json.loads((tmp_path / log_sinks.WANDB_FILE).read_text())['id']
   other = send_to_wandb(FakeWandb(), tmp_path / 'other', monkeypatch).named('online')[0]
   assert other['id'] != ids[0]
 
 
-@pytest.mark.parametrize('library, why', [
-    (FakeWandb(logged_in=False), 'wandb login'), (FakeWandb('login'), 'login: no'), (FakeWandb('online'), 'online: no')])
-def test_without_login_or_network_it_writes_files(library: FakeWandb, why: str, tmp_path: pathlib.Path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+  'library, why',
+  [
+    (FakeWandb(logged_in=False), 'wandb login'),
+    (FakeWandb('login'), 'login: no'),
+    (FakeWandb('online'), 'online: no'),
+  ],
+)
+def test_without_login_or_network_it_writes_files(
+  library: FakeWandb, why: str, tmp_path: pathlib.Path, monkeypatch, capsys
+):
   """Said once; nobody is asked for a key."""
   send_to_wandb(library, tmp_path, monkeypatch)
   assert len(library.named('offline')) == 1 and len(library.named('log')) == 3
@@ -276,16 +337,21 @@ def test_without_login_or_network_it_writes_files(library: FakeWandb, why: str, 
 
 
 @pytest.mark.parametrize('mode', ['offline', 'disabled'])
-def test_the_mode_of_the_environment_is_kept(mode: str, tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_the_mode_of_the_environment_is_kept(
+  mode: str, tmp_path: pathlib.Path, monkeypatch, capsys
+):
   monkeypatch.setenv('WANDB_MODE', mode)
   library = send_to_wandb(FakeWandb('login'), tmp_path, monkeypatch)
   assert len(library.named(mode)) == 1 and not library.named('login')
-  assert f'W&B is {mode}' in (err := capsys.readouterr().err) and ('wandb sync' in err) == (mode == 'offline')
+  assert f'W&B is {mode}' in (err := capsys.readouterr().err) and ('wandb sync' in err) == (
+    mode == 'offline'
+  )
 
 
 @pytest.mark.parametrize('refuses, logged', [('online,offline', 0), ('log', 1)])
-def test_where_it_cannot_be_used_at_all_training_goes_on(refuses: str, logged: int, tmp_path: pathlib.Path, monkeypatch,
-                                                         capsys):
+def test_where_it_cannot_be_used_at_all_training_goes_on(
+  refuses: str, logged: int, tmp_path: pathlib.Path, monkeypatch, capsys
+):
   library = send_to_wandb(FakeWandb(refuses), tmp_path, monkeypatch)
   assert len(library.named('log')) == logged and len(library.named('finish')) == logged
   assert capsys.readouterr().err.count('wandb is disabled') == 1
@@ -299,13 +365,17 @@ def test_the_end_may_fail_too(tmp_path: pathlib.Path, monkeypatch, capsys):
 def test_no_key_is_written_handed_over_or_said(tmp_path: pathlib.Path, monkeypatch, capsys):
   library = send_to_wandb(FakeWandb(), tmp_path, monkeypatch)
   assert KEY not in repr(library.calls) + ''.join(capsys.readouterr())
-  assert not [path for path in tmp_path.rglob('*') if path.is_file() and KEY.encode() in path.read_bytes()]
+  assert not [
+    path for path in tmp_path.rglob('*') if path.is_file() and KEY.encode() in path.read_bytes()
+  ]
 
 
 def test_a_training_that_fails_still_ends_it(tmp_path: pathlib.Path, monkeypatch):
   library = FakeWandb()
   monkeypatch.setitem(sys.modules, 'wandb', library)
   with pytest.raises(RuntimeError, match='the training'):
-    with log_sinks.open_sinks(run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb'}), epath.Path(tmp_path), []):
+    with log_sinks.open_sinks(
+      run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb'}), epath.Path(tmp_path), []
+    ):
       raise RuntimeError('the training')
   assert len(library.named('finish')) == 1

@@ -5,13 +5,16 @@ import pathlib
 
 from etils import epath
 
-from minilm_jax import run
+from minilm_jax.core import run_dir
 from minilm_jax.training import metrics_log
 from tests.tiny_config import run_config
 
 
 def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
-  """Of each member, from the lines alone: a run that was stopped before one says and lists the same."""
+  """
+
+  f each member, from the lines alone: a run that was stopped before one says and lists the same.
+  """
   config = run_config(pathlib.Path('corpus'), **{'population.members': 2})
   calm = [3.0, 3.02] * 6
   each = [[*calm, 3.11, 9.0, 3.0, 3.02], [9.0, *calm, 3.0, 3.0, 3.16]]
@@ -21,9 +24,20 @@ def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
     log = metrics_log.MetricsLog(config, folder, 64, [])
     for n, losses in enumerate(zip(*each, strict=True)):
       if n == first:
-        log = metrics_log.MetricsLog(config, folder, 64, list(run.read_lines(folder / run.METRICS)))
-      log.write('train', n + 1, {member: {'loss': loss, 'perplexity': math.exp(loss)} for member, loss in enumerate(losses)})
+        log = metrics_log.MetricsLog(
+          config, folder, 64, list(run_dir.read_lines(folder / run_dir.METRICS))
+        )
+      log.write(
+        'train',
+        n + 1,
+        {
+          member: {'loss': loss, 'perplexity': math.exp(loss)} for member, loss in enumerate(losses)
+        },
+      )
     first_spike, second_spike = capsys.readouterr().err.splitlines()
     assert all(part in first_spike for part in ('update 14', 'member 0', '9.000'))
     assert all(part in second_spike for part in ('update 16', 'member 1', '3.160'))
-    assert [one['spikes'] for one in metrics_log.write_result(config, folder)['members']] == [[14], [16]]
+    assert [one['spikes'] for one in metrics_log.write_result(config, folder)['members']] == [
+      [14],
+      [16],
+    ]

@@ -9,44 +9,75 @@ import optax
 import pytest
 
 from configs import base, paper1
-from minilm_jax import recipe
-from minilm_jax.errors import InputError
+from minilm_jax.core import recipe
+from minilm_jax.core.errors import InputError
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import optimizer
 from tests.tiny_config import make_optimizer_config
 
 UPDATES = 35_475
-PARAMETERS = {'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)},
-              'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)}}
+PARAMETERS = {
+  'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)},
+  'up': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones(3)},
+}
 
 
 def rates(updates: int, **changes: Any) -> np.ndarray:
   """The learning rate of each update of a run."""
-  return np.asarray(jax.vmap(optimizer.build_schedule(make_optimizer_config(**changes), updates))(jnp.arange(updates)))
+  return np.asarray(
+    jax.vmap(optimizer.build_schedule(make_optimizer_config(**changes), updates))(
+      jnp.arange(updates)
+    )
+  )
 
 
 def test_honey_has_the_rates_of_the_paper():
   paper = recipe.resolve(paper1.get_config(), 'pretrain')
   assert paper.num_steps == UPDATES and optimizer.warmup_steps(paper.optimizer, UPDATES) == 1773
   rate = optimizer.build_schedule(paper.optimizer, UPDATES)
-  for s, expected in ((1, 2.82e-7), (100, 2.82e-5), (1773, 5.00e-4), (5000, 2.98e-4), (10_000, 2.11e-4),
-                      (20_000, 1.49e-4), (35_475, 1.12e-4)):
+  for s, expected in (
+    (1, 2.82e-7),
+    (100, 2.82e-5),
+    (1773, 5.00e-4),
+    (5000, 2.98e-4),
+    (10_000, 2.11e-4),
+    (20_000, 1.49e-4),
+    (35_475, 1.12e-4),
+  ):
     assert float(f'{rate(s):.2e}') == expected, f's = {s}'
     assert float(rate(s)) == pytest.approx(5e-4 * min(s / 1773, (1773 / s) ** 0.5), rel=1e-6)
-  assert float(rate(0)) == float(rate(1)) < float(rate(2))  # as in the released code, the first two share a rate
+  # as in the released code, the first two share a rate
+  assert float(rate(0)) == float(rate(1)) < float(rate(2))
 
 
-@pytest.mark.parametrize('updates, share, most, expected', [
-    (35_475, 0.05, 4000, 1773), (100_000, 0.05, 4000, 4000), (10, 0.05, 4000, 1), (10, 0.0, 4000, 0), (100, 0.5, 9, 9)])
-def test_warmup_is_a_share_with_a_floor_and_a_ceiling(updates: int, share: float, most: int, expected: int):
-  assert optimizer.warmup_steps(make_optimizer_config(warmup_fraction=share, max_warmup_steps=most), updates) == expected
+@pytest.mark.parametrize(
+  'updates, share, most, expected',
+  [
+    (35_475, 0.05, 4000, 1773),
+    (100_000, 0.05, 4000, 4000),
+    (10, 0.05, 4000, 1),
+    (10, 0.0, 4000, 0),
+    (100, 0.5, 9, 9),
+  ],
+)
+def test_warmup_is_a_share_with_a_floor_and_a_ceiling(
+  updates: int, share: float, most: int, expected: int
+):
+  assert (
+    optimizer.warmup_steps(
+      make_optimizer_config(warmup_fraction=share, max_warmup_steps=most), updates
+    )
+    == expected
+  )
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'warmup_stable_decay', 'constant'])
 def test_schedules_rise_to_the_rate_and_never_start_at_zero(schedule: str):
   rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_fraction=0.1)
-  assert 0 < rate[0] <= 0.01 + 1e-6 and rate[100] == pytest.approx(1.0, abs=1e-3) and rate.max() <= 1
+  assert (
+    0 < rate[0] <= 0.01 + 1e-6 and rate[100] == pytest.approx(1.0, abs=1e-3) and rate.max() <= 1
+  )
   np.testing.assert_allclose(np.diff(rate[:100]), rate[1] - rate[0], rtol=1e-3)
 
 
@@ -67,13 +98,17 @@ def test_schedules_end_where_they_should():
 
 def test_a_run_may_be_all_warmup_or_a_single_update():
   for schedule in ('inverse_sqrt', 'linear', 'cosine', 'warmup_stable_decay', 'constant'):
-    assert np.isfinite(rates(1, schedule=schedule)).all() and (rates(1, schedule=schedule) > 0).all()
+    assert (
+      np.isfinite(rates(1, schedule=schedule)).all() and (rates(1, schedule=schedule) > 0).all()
+    )
     assert (rates(10, schedule=schedule, warmup_fraction=1.0) > 0).all()
 
 
 def test_decay_reaches_what_no_pattern_names():
   assert optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'norm')), PARAMETERS) == {
-      'norm': {'scale': False, 'bias': False}, 'up': {'kernel': True, 'bias': False}}
+    'norm': {'scale': False, 'bias': False},
+    'up': {'kernel': True, 'bias': False},
+  }
   assert all(jax.tree.leaves(optimizer.decay_mask(make_optimizer_config(no_decay=()), PARAMETERS)))
 
 
@@ -84,13 +119,17 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 def first_update(gradient: Any, **changes: Any) -> Any:
   """What the first update of a run adds to the parameters."""
-  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(
+    warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes
+  )
   transform = optimizer.build_optimizer(made, 10, PARAMETERS)
   return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
 
 
 def test_without_a_gradient_only_decay_moves_a_parameter():
-  change = first_update(jax.tree.map(jnp.zeros_like, PARAMETERS), no_decay=('bias', 'norm'), weight_decay=0.5)
+  change = first_update(
+    jax.tree.map(jnp.zeros_like, PARAMETERS), no_decay=('bias', 'norm'), weight_decay=0.5
+  )
   np.testing.assert_allclose(change['up']['kernel'], -0.1 * 0.5, rtol=1e-6)
   assert not any(np.any(x) for x in (change['up']['bias'], *jax.tree.leaves(change['norm'])))
 
@@ -100,49 +139,70 @@ def test_the_first_update_has_the_size_of_the_rate_and_clipping_comes_before():
   for clip in (0.0, 1e-3):  # Adam does not see the scale of a gradient, clipped or not
     change = first_update(gradient, no_decay=(), weight_decay=0.0, clip=clip)
     np.testing.assert_allclose(jax.tree.leaves(change)[0], -0.1, rtol=1e-3)
-  slow = first_update(gradient, no_decay=(), weight_decay=0.0, clip=1e-9)  # but it does once epsilon counts
+  # but it does once epsilon counts
+  slow = first_update(gradient, no_decay=(), weight_decay=0.0, clip=1e-9)
   assert np.abs(jax.tree.leaves(slow)[0]).max() < 0.05
 
 
 def test_updates_are_those_of_adamw():
   """Ten updates equal optax's own AdamW at the same rates."""
   ours = optimizer.build_optimizer(make_optimizer_config(no_decay=(), clip=0.0), 100, PARAMETERS)
-  theirs = optax.adamw(optimizer.build_schedule(make_optimizer_config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01)
+  theirs = optax.adamw(
+    optimizer.build_schedule(make_optimizer_config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01
+  )
   found = []
   for transform in (ours, theirs):
     parameters, state = PARAMETERS, transform.init(PARAMETERS)
     for step in range(10):
-      change, state = transform.update(jax.tree.map(lambda x: jnp.sin(x + step), parameters), state, parameters)
+      change, state = transform.update(
+        jax.tree.map(lambda x: jnp.sin(x + step), parameters), state, parameters
+      )
       parameters = optax.apply_updates(parameters, change)
     found.append(parameters)
   jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-ENCODER = {'encoder': {'up': {'kernel': jnp.ones((4, 6)), 'bias': jnp.ones(6)}, 'down': {'kernel': jnp.ones((6, 4))},
-                       'embedding': {'embedding_size': jnp.ones((8, 4))}, 'norm': {'scale': jnp.ones(4)},
-                       'short_convolution': {'kernel': jnp.ones((3, 4))}}, 'output': {'kernel': jnp.ones((4, 8))}}
+ENCODER = {
+  'encoder': {
+    'up': {'kernel': jnp.ones((4, 6)), 'bias': jnp.ones(6)},
+    'down': {'kernel': jnp.ones((6, 4))},
+    'embedding': {'embedding_size': jnp.ones((8, 4))},
+    'norm': {'scale': jnp.ones(4)},
+    'short_convolution': {'kernel': jnp.ones((3, 4))},
+  },
+  'output': {'kernel': jnp.ones((4, 8))},
+}
 
 
 def after(updates: int, **changes: Any) -> Any:
   """The last change of so many updates by gradients that do not depend on the parameters."""
-  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes)
+  made = make_optimizer_config(
+    warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes
+  )
   transform, parameters = optimizer.build_optimizer(made, 100, ENCODER), ENCODER
   state = transform.init(parameters)
   dice = np.random.default_rng(0)
   for _ in range(updates):
-    gradient = jax.tree.map(lambda x: jnp.asarray(dice.standard_normal(x.shape), jnp.float32), ENCODER)
+    gradient = jax.tree.map(
+      lambda x: jnp.asarray(dice.standard_normal(x.shape), jnp.float32), ENCODER
+    )
     change, state = transform.update(gradient, state, parameters)
     parameters = optax.apply_updates(parameters, change)
   return change
 
 
 @pytest.mark.parametrize('updates', [1, 5])
-def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_rest_those(updates: int):
-  found, adamw = (after(updates, algorithm=name, weight_decay=0.0, clip=0.5) for name in ('muon', 'adamw'))
+def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_rest_those(
+  updates: int,
+):
+  found, adamw = (
+    after(updates, algorithm=name, weight_decay=0.0, clip=0.5) for name in ('muon', 'adamw')
+  )
   for name in ('up', 'down'):
     change = np.asarray(found['encoder'].pop(name)['kernel'])
     values = np.linalg.svd(change, compute_uv=False)
-    assert values.max() < 1.8 * values.min()  # of Newton-Schulz, which optax says leaves them within 0.5 and 1.5
+    # of Newton-Schulz, which optax says leaves them within 0.5 and 1.5
+    assert values.max() < 1.8 * values.min()
     assert np.sqrt(np.square(change).mean()) == pytest.approx(0.1 * 0.2, rel=0.3)
     assert np.linalg.cond(adamw['encoder'].pop(name)['kernel']) > 2
   jax.tree.map(np.testing.assert_array_equal, found, adamw)
@@ -150,11 +210,21 @@ def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_r
 
 def test_muon_decays_by_path_too():
   """Without a gradient only decay moves a parameter, by the one rate."""
-  made = make_optimizer_config(warmup_fraction=0.0, schedule='constant', learning_rate=0.1, weight_decay=0.5, algorithm='muon',
-                no_decay=('bias', 'norm', 'embedding', 'down'))
+  made = make_optimizer_config(
+    warmup_fraction=0.0,
+    schedule='constant',
+    learning_rate=0.1,
+    weight_decay=0.5,
+    algorithm='muon',
+    no_decay=('bias', 'norm', 'embedding', 'down'),
+  )
   transform = optimizer.build_optimizer(made, 10, ENCODER)
-  change, _ = transform.update(jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER)
-  moved = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(change) if np.any(leaf)}
+  change, _ = transform.update(
+    jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER
+  )
+  moved = {
+    path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(change) if np.any(leaf)
+  }
   assert set(moved) == {'encoder.up.kernel', 'encoder.short_convolution.kernel', 'output.kernel'}
   for leaf in moved.values():
     np.testing.assert_allclose(leaf, -0.1 * 0.5, rtol=1e-6)
@@ -163,20 +233,41 @@ def test_muon_decays_by_path_too():
 def test_muon_moves_the_matrices_of_projection_and_blocks():
   """Of no convolution or head, nor the biases of distances, which have two axes too."""
   made = base.pretrain()
-  made.model.update(convolutions=1, kernel='3,3', channels=2, short_convolution=3, positions='relative')
+  made.model.update(
+    convolutions=1, kernel='3,3', channels=2, short_convolution=3, positions='relative'
+  )
   shape = recipe.resolve(made, 'pretrain').model
-  model = jax.eval_shape(lambda: heads.masked_language_model(shape, jax.random.key(0)))
-  found = {path_name(path) for path, label in jax.tree.leaves_with_path(optimizer.label_parameters(model)) if label == 'muon'}
-  linears = ('attention.query', 'attention.key', 'attention.value', 'attention.output', 'feed_forward.up',
-             'feed_forward.down')
-  assert found == {'encoder.projection.linear.kernel', *(f'encoder.blocks.0.{name}.kernel' for name in linears)}
+  model = jax.eval_shape(lambda: heads.init_masked_language_model(shape, jax.random.key(0)))
+  found = {
+    path_name(path)
+    for path, label in jax.tree.leaves_with_path(optimizer.label_parameters(model))
+    if label == 'muon'
+  }
+  linears = (
+    'attention.query',
+    'attention.key',
+    'attention.value',
+    'attention.output',
+    'feed_forward.up',
+    'feed_forward.down',
+  )
+  assert found == {
+    'encoder.projection.linear.kernel',
+    *(f'encoder.blocks.0.{name}.kernel' for name in linears),
+  }
 
 
 @pytest.mark.parametrize('updates', [31_250, 62_500, 140_650])
 def test_the_second_paper_changes_the_rate_once_an_epoch(updates: int):
-  """As released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it: down to a 50th."""
+  """
+
+  s released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it: down
+  to a 50th.
+  """
   each = updates // 50
-  late = rates(updates, schedule='per_epoch_from_zero', epochs=50, learning_rate=5e-5, warmup_fraction=0.0)
+  late = rates(
+    updates, schedule='per_epoch_from_zero', epochs=50, learning_rate=5e-5, warmup_fraction=0.0
+  )
   expected = 5e-5 * np.array([0, *(np.arange(49, 0, -1) / 49)])
   np.testing.assert_allclose(late, np.repeat(expected, each), rtol=1e-6)
   assert (late[0], late[each - 1]) == (0, 0) and late[each] == np.float32(5e-5)
@@ -189,8 +280,13 @@ def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
   rate = rates(17, schedule='per_epoch', epochs=5, learning_rate=1.0)
   values, counts = np.unique(rate, return_counts=True)
   np.testing.assert_allclose(values, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
-  assert counts.tolist()[::-1] == [4, 3, 4, 3, 3] and optimizer.warmup_steps(make_optimizer_config(schedule='per_epoch', epochs=5), 17) == 0
-  assert rates(3, schedule='per_epoch', epochs=5, learning_rate=1.0).tolist() == pytest.approx([1, 0.8, 0.4])
+  assert (
+    counts.tolist()[::-1] == [4, 3, 4, 3, 3]
+    and optimizer.warmup_steps(make_optimizer_config(schedule='per_epoch', epochs=5), 17) == 0
+  )
+  assert rates(3, schedule='per_epoch', epochs=5, learning_rate=1.0).tolist() == pytest.approx(
+    [1, 0.8, 0.4]
+  )
 
 
 @pytest.mark.parametrize('schedule, epochs', [('per_epoch', 0), ('per_epoch_from_zero', 1)])

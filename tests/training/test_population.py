@@ -1,4 +1,7 @@
-"""Populations: every member is what it would be alone, wherever it lies, and members never communicate."""
+"""
+
+opulations: every member is what it would be alone, wherever it lies, and members never communicate.
+"""
 
 from typing import Any
 
@@ -12,6 +15,7 @@ from minilm_jax.training import population, sharding
 
 def walk(seed: Any, shared: Any) -> dict[str, Any]:
   """Something of each kind: randomness, a loop, a matrix product with what is shared."""
+
   def one(_: Any, x: Any) -> Any:
     return jnp.tanh(x @ shared)
 
@@ -24,16 +28,23 @@ def test_a_member_is_what_it_would_be_alone(members: int):
   mesh, shared = population.make_member_mesh(members), jnp.linspace(-1, 1, 16).reshape(4, 4)
   assert mesh.shape['population'] == members and mesh.devices.size == members
   seeds = population.shard_members(np.arange(members, dtype=np.uint32), mesh)
-  together = jax.jit(population.map_over_members(walk, mesh))(seeds, jax.device_put(shared, sharding.replicated(mesh)))
+  together = jax.jit(population.map_over_members(walk, mesh))(
+    seeds, jax.device_put(shared, sharding.replicated(mesh))
+  )
   assert len(together['x'].sharding.device_set) == members
   for seed in range(members):
-    alone, member = jax.jit(walk)(jnp.uint32(seed), shared), population.select_member(together, seed)
+    alone, member = (
+      jax.jit(walk)(jnp.uint32(seed), shared),
+      population.select_member(together, seed),
+    )
     jax.tree.map(np.testing.assert_array_equal, alone, member)
 
 
 def test_more_members_than_devices_share_them():
   mesh = population.make_member_mesh(16)
-  found = jax.jit(population.map_over_members(walk, mesh))(population.shard_members(np.arange(16, dtype=np.uint32), mesh), jnp.eye(4))
+  found = jax.jit(population.map_over_members(walk, mesh))(
+    population.shard_members(np.arange(16, dtype=np.uint32), mesh), jnp.eye(4)
+  )
   assert found['x'].shape == (16, 4, 4) and mesh.devices.size == 8
   np.testing.assert_array_equal(found['x'][13], jax.jit(walk)(jnp.uint32(13), jnp.eye(4))['x'])
 
@@ -41,19 +52,37 @@ def test_more_members_than_devices_share_them():
 def test_taken_all_in_each_operation_members_are_nearly_the_same():
   mesh, shared = population.make_member_mesh(16), jnp.linspace(-1, 1, 16).reshape(4, 4)
   seeds = population.shard_members(np.arange(16, dtype=np.uint32), mesh)
-  one, other = (jax.jit(population.map_over_members(walk, mesh, how))(seeds, shared) for how in ('map', 'vmap'))
+  one, other = (
+    jax.jit(population.map_over_members(walk, mesh, how))(seeds, shared) for how in ('map', 'vmap')
+  )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
   assert other['x'].shape == (16, 4, 4) and other['x'].sharding == one['x'].sharding
 
 
-@pytest.mark.parametrize('members, lift, platform, expected', [
-    (1, 'auto', 'cpu', 'single'), (1, 'vmap', 'gpu', 'single'), (2, 'auto', 'cpu', 'map'), (2, 'auto', 'gpu', 'vmap'),
-    (2, 'auto', 'tpu', 'vmap'), (2, 'map', 'gpu', 'map'), (2, 'vmap', 'cpu', 'vmap')])
+@pytest.mark.parametrize(
+  'members, lift, platform, expected',
+  [
+    (1, 'auto', 'cpu', 'single'),
+    (1, 'vmap', 'gpu', 'single'),
+    (2, 'auto', 'cpu', 'map'),
+    (2, 'auto', 'gpu', 'vmap'),
+    (2, 'auto', 'tpu', 'vmap'),
+    (2, 'map', 'gpu', 'map'),
+    (2, 'vmap', 'cpu', 'vmap'),
+  ],
+)
 def test_how_members_share_a_device(members: int, lift: str, platform: str, expected: str):
   assert population.choose_strategy(members, lift, platform) == expected
 
 
 def test_members_do_not_communicate():
   mesh = population.make_member_mesh(8)
-  program = jax.jit(population.map_over_members(walk, mesh)).lower(jnp.arange(8, dtype=jnp.uint32), jnp.eye(4)).compile().as_text()
-  assert not any(word in program for word in ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute'))
+  program = (
+    jax.jit(population.map_over_members(walk, mesh))
+    .lower(jnp.arange(8, dtype=jnp.uint32), jnp.eye(4))
+    .compile()
+    .as_text()
+  )
+  assert not any(
+    word in program for word in ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute')
+  )

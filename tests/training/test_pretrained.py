@@ -1,4 +1,7 @@
-"""A population run: every member is what it would be alone, and can be taken out and gone on with."""
+"""
+
+population run: every member is what it would be alone, and can be taken out and gone on with.
+"""
 
 import json
 import pathlib
@@ -8,17 +11,23 @@ import jax
 import numpy as np
 import pytest
 
-from minilm_jax import claim, run
-from minilm_jax.errors import InputError
-from minilm_jax.tasks import evaluate, fill_mask
+from minilm_jax.core import lock, run_dir
+from minilm_jax.core.errors import InputError
+from minilm_jax.evaluation import evaluate, inference
 from minilm_jax.training import batches, checkpoint, metrics_log, population, pretrain, pretrained
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
 from tests.tiny_config import CONVOLVED, HELPED, UPDATES, run_config
 
-DIFFERENT = {'population.members': 4, 'population.learning_rates': '1e-3,2e-3,1e-3,1e-3',
-             'population.weight_decays': '0.01,0.01,0.1,0.01', 'population.mask_rates': '0.15,0.15,0.15,0.3',
-             'population.mask_randoms': '0,0,0,0.1', 'population.mask_keeps': '0,0,0,0.2', 'eval.rows': 1000}
+DIFFERENT = {
+  'population.members': 4,
+  'population.learning_rates': '1e-3,2e-3,1e-3,1e-3',
+  'population.weight_decays': '0.01,0.01,0.1,0.01',
+  'population.mask_rates': '0.15,0.15,0.15,0.3',
+  'population.mask_randoms': '0,0,0,0.1',
+  'population.mask_keeps': '0,0,0,0.2',
+  'eval.rows': 1000,
+}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -39,9 +48,16 @@ def together(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
 def lines(folder: pathlib.Path, number: int | None = None) -> list[dict[str, Any]]:
   """The log of a solo run, or what it would be, without times."""
-  found = run.read_lines(folder / run.METRICS)
-  return [{key: value for key, value in line.items() if key not in ('seconds', 'tokens_per_second', 'member', 'flops')} for line in found
-          if number is None or line['member'] == number]
+  found = run_dir.read_lines(folder / run_dir.METRICS)
+  return [
+    {
+      key: value
+      for key, value in line.items()
+      if key not in ('seconds', 'tokens_per_second', 'member', 'flops')
+    }
+    for line in found
+    if number is None or line['member'] == number
+  ]
 
 
 def same_lines(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -52,17 +68,23 @@ def same_lines(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> N
 
 
 def test_a_stream_of_metrics_names_its_members(together: pathlib.Path):
-  found = list(run.read_lines(together / run.METRICS))
+  found = list(run_dir.read_lines(together / run_dir.METRICS))
   assert [line['member'] for line in found[:5]] == [0, 1, 2, 3, 0]
   assert len({json.dumps(lines(together, number)) for number in range(4)}) == 4
-  result = json.loads((together / run.RESULT).read_text())
+  result = json.loads((together / run_dir.RESULT).read_text())
   assert [one['seed'] for one in result['members']] == [0, 1, 2, 3] and result['updates'] == UPDATES
   assert all(one['test_loss'] > 0 for one in result['members'])
 
 
 @pytest.mark.parametrize('number', [1, 3])
-def test_a_member_is_its_solo_run(number: int, together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """To roundings: rows, masks and dropped units are the same, also where another member has more masked positions."""
+def test_a_member_is_its_solo_run(
+  number: int, together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """
+
+  o roundings: rows, masks and dropped units are the same, also where another member has more masked
+  positions.
+  """
   config = run_config(tiny_corpus, **DIFFERENT)
   alone = population.member_configs(config)[number]
   assert alone.population.members == 1 and alone.seed == number
@@ -70,7 +92,10 @@ def test_a_member_is_its_solo_run(number: int, together: pathlib.Path, tiny_corp
   same_lines(lines(tmp_path), lines(together, number))
   pretrained.extract_member(together, number, tmp_path / 'taken')
   shapes = build_program(alone).shapes
-  found, expected = (flatten(checkpoint.restore(folder, shapes, UPDATES).model) for folder in (tmp_path / 'taken', tmp_path))
+  found, expected = (
+    flatten(checkpoint.restore(folder, shapes, UPDATES).model)
+    for folder in (tmp_path / 'taken', tmp_path)
+  )
   for name, leaf in expected.items():
     np.testing.assert_allclose(found[name], leaf, atol=1e-4, err_msg=name)
 
@@ -90,11 +115,25 @@ def test_how_members_share_a_device_changes_nothing_but_roundings(tiny_corpus: p
 
 
 def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathlib.Path):
-  """Where both are in each operation of one device, and where each is spread over devices of its own."""
-  changes, found = {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'}, []
+  """
+
+  here both are in each operation of one device, and where each is spread over devices of its own.
+  """
+  changes, found = (
+    {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'},
+    [],
+  )
   solo = population.member_configs(run_config(tiny_corpus, **changes))
-  for config in (*solo, *(run_config(tiny_corpus, **changes, **mesh) for mesh in (
-      {'population.strategy': 'vmap', 'mesh.population': 1}, {'mesh.population': 2, 'mesh.data': 4}))):
+  for config in (
+    *solo,
+    *(
+      run_config(tiny_corpus, **changes, **mesh)
+      for mesh in (
+        {'population.strategy': 'vmap', 'mesh.population': 1},
+        {'mesh.population': 2, 'mesh.data': 4},
+      )
+    ),
+  ):
     program = build_program(config)
     rows = batches.load_resident(program, tiny_corpus, 'train')
     found.append(jax.device_get(program.chunk(program.init(), rows, step_count(program, 3))[0]))
@@ -104,25 +143,40 @@ def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathli
       member_state = flatten(population.select_member(together, number).model)
       for name, leaf in flatten(state.model).items():
         np.testing.assert_allclose(member_state[name], leaf, atol=5e-5, err_msg=name)
-  means = [flatten(state.model)['encoder.convolution.layers.0.norm.running_mean'] for state in alone]
+  means = [
+    flatten(state.model)['encoder.convolution.layers.0.norm.running_mean'] for state in alone
+  ]
   assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
-def test_a_member_that_was_taken_out_is_a_run(together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """Finished like the population; every verb takes it, where the population itself is refused by name."""
+def test_a_member_that_was_taken_out_is_a_run(
+  together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """
+
+  inished like the population; every verb takes it, where the population itself is refused by name.
+  """
   taken = pretrained.extract_member(together, 2, tmp_path)
   assert taken == {'workdir': str(tmp_path), 'member': 2, 'seed': 2, 'step': UPDATES}
-  alone = population.member_configs(run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}))[2]
+  alone = population.member_configs(run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}))[
+    2
+  ]
   assert pretrain.pretrain(alone, tmp_path)['updates'] == UPDATES  # nothing to do
-  judged = evaluate.evaluate(tmp_path, '', 'test')
-  assert judged['loss'] == pytest.approx(json.loads((together / run.RESULT).read_text())['members'][2]['test_loss'], rel=1e-4)
-  assert fill_mask.fill_mask(tmp_path, 'the dog <mask> .', 1)
+  judged = evaluate.evaluate_loss(tmp_path, '', 'test')
+  assert judged['loss'] == pytest.approx(
+    json.loads((together / run_dir.RESULT).read_text())['members'][2]['test_loss'], rel=1e-4
+  )
+  assert inference.fill_mask(tmp_path, 'the dog <mask> .', 1)
   with pytest.raises(InputError, match='population of 4'):
-    evaluate.evaluate(together, '', 'test')
+    evaluate.evaluate_loss(together, '', 'test')
 
 
-def test_a_member_that_was_taken_out_early_goes_on_alone(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path,
-                                                         together: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_member_that_was_taken_out_early_goes_on_alone(
+  tiny_corpus: pathlib.Path,
+  tmp_path: pathlib.Path,
+  together: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+):
   """And ends where it would have ended among the others."""
   config = run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
 
@@ -135,7 +189,7 @@ def test_a_member_that_was_taken_out_early_goes_on_alone(tiny_corpus: pathlib.Pa
       pretrain.pretrain(config, tmp_path / 'all')
   last = tmp_path / 'all' / checkpoint.FOLDER / str(UPDATES)
   last.rename(last.with_name('put-away'))
-  with claim.held(tmp_path / 'one'), pytest.raises(claim.Held):
+  with lock.hold_lock(tmp_path / 'one'), pytest.raises(lock.LockedError):
     pretrained.extract_member(tmp_path / 'all', 1, tmp_path / 'one')
   assert pretrained.extract_member(tmp_path / 'all', 1, tmp_path / 'one')['step'] == 8
   pretrain.pretrain(population.member_configs(config)[1], tmp_path / 'one')
@@ -143,7 +197,9 @@ def test_a_member_that_was_taken_out_early_goes_on_alone(tiny_corpus: pathlib.Pa
 
 
 @pytest.mark.parametrize('number', [-1, 4])
-def test_a_member_that_is_not_there_is_refused(number: int, together: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_member_that_is_not_there_is_refused(
+  number: int, together: pathlib.Path, tmp_path: pathlib.Path
+):
   with pytest.raises(InputError, match='give --member from 0 to 3'):
     pretrained.extract_member(together, number, tmp_path / 'none')
   assert not (tmp_path / 'none').exists()
@@ -154,12 +210,18 @@ def test_a_run_of_one_model_has_no_members(tiny_run: pathlib.Path, tmp_path: pat
     pretrained.extract_member(tiny_run, 0, tmp_path / 'none')
 
 
-@pytest.mark.parametrize('changes, said', [
+@pytest.mark.parametrize(
+  'changes, said',
+  [
     ({'population.members': 3, 'mesh.population': 2}, '3 members over mesh.population=2'),
     ({'population.members': 3, 'population.learning_rates': '1e-3,2e-3'}, '2 for 3 members'),
     ({'population.members': 2, 'population.mask_rates': '0.1,1.5'}, 'mask.rate=1.5'),
-    ({'population.members': 16, 'mesh.population': 16}, '8 devices')])
-def test_a_population_that_does_not_fit_is_refused(changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path):
+    ({'population.members': 16, 'mesh.population': 16}, '8 devices'),
+  ],
+)
+def test_a_population_that_does_not_fit_is_refused(
+  changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path
+):
   with pytest.raises(InputError) as refused:
     build_program(run_config(tiny_corpus, **changes))
   assert said in str(refused.value)

@@ -1,4 +1,8 @@
-"""Programs: a chunk is a fold of steps, compiled once, the same on any mesh; evaluation sums over rows at fixed masks."""
+"""
+
+rograms: a chunk is a fold of steps, compiled once, the same on any mesh; evaluation sums over rows
+at fixed masks.
+"""
 
 import dataclasses
 import math
@@ -12,11 +16,11 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from minilm_jax import backend, recipe
-from minilm_jax.config import EvaluationConfig, MeshConfig
-from minilm_jax.errors import InputError
-from minilm_jax.language import corpus, tokenizer
-from minilm_jax.language.corpus import Corpus
+from minilm_jax.core import backend, recipe
+from minilm_jax.core.config import EvaluationConfig, MeshConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import corpus, tokenizer
+from minilm_jax.data.corpus import Corpus
 from minilm_jax.model import heads
 from minilm_jax.training import masking, sharding, train_step
 from minilm_jax.training.batches import load_resident
@@ -40,7 +44,11 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 @pytest.mark.parametrize('changes', [{}, HELPED], ids=str)
 def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
-  """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles anything again."""
+  """
+
+  it for bit, dropout included; and no length of a chunk, nor a state from a file, compiles anything
+  again.
+  """
   program = build_program(run_config(tiny_corpus, **changes))
   corpus = load_resident(program, tiny_corpus, 'train')
   together, total, _ = program.chunk(program.init(), corpus, jnp.int32(5))
@@ -50,17 +58,30 @@ def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
     sums.append(found)
   assert int(state.step) == 5 and bits(state) == bits(together)
   assert float(total['masked']) == sum(float(s['masked']) for s in sums)
-  assert float(total['gradient']) == pytest.approx(sum(float(s['gradient']) for s in sums), rel=1e-6)
-  norm = np.sqrt(sum(float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in flatten(state.model).values()))
-  assert float(total['parameters']) == float(sums[-1]['parameters']) == pytest.approx(norm, rel=1e-5)
-  state = jax.device_put(jax.tree.map(np.asarray, state), jax.tree.map(lambda x: x.sharding, program.shapes))
+  assert float(total['gradient']) == pytest.approx(
+    sum(float(s['gradient']) for s in sums), rel=1e-6
+  )
+  norm = np.sqrt(
+    sum(
+      float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in flatten(state.model).values()
+    )
+  )
+  assert (
+    float(total['parameters']) == float(sums[-1]['parameters']) == pytest.approx(norm, rel=1e-5)
+  )
+  state = jax.device_put(
+    jax.tree.map(np.asarray, state), jax.tree.map(lambda x: x.sharding, program.shapes)
+  )
   program.chunk(state, corpus, jnp.int32(2))
   assert program.chunk._cache_size() == 1
 
 
 def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib.Path):
   program = build_program(run_config(tiny_corpus))
-  corpus, count = load_resident(program, tiny_corpus, 'train'), jax.device_put(jnp.int32(2), sharding.replicated(program.mesh))
+  corpus, count = (
+    load_resident(program, tiny_corpus, 'train'),
+    jax.device_put(jnp.int32(2), sharding.replicated(program.mesh)),
+  )
   state, _, _ = program.chunk(program.init(), corpus, count)
   with jax.transfer_guard('disallow'):
     state, sums, _ = program.chunk(state, corpus, count)
@@ -68,15 +89,28 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
   assert int(state.step) == 4
 
 
-@pytest.mark.parametrize('own, mesh', [
-    ({}, {'mesh.data': 8}), ({}, {'mesh.data': 4, 'mesh.model': 2}), (HELPED, {'mesh.data': 4, 'mesh.model': 2})],
-                         ids=str)
-def test_devices_change_nothing_but_roundings(own: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path):
-  """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another order."""
+@pytest.mark.parametrize(
+  'own, mesh',
+  [
+    ({}, {'mesh.data': 8}),
+    ({}, {'mesh.data': 4, 'mesh.model': 2}),
+    (HELPED, {'mesh.data': 4, 'mesh.model': 2}),
+  ],
+  ids=str,
+)
+def test_devices_change_nothing_but_roundings(
+  own: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path
+):
+  """
+
+  ows, masks and dropped units are the same, whatever the mesh; sums are taken in another order.
+  """
   found = []
   for config in (run_config(tiny_corpus, **own), run_config(tiny_corpus, **own, **mesh)):
     program = build_program(config)
-    state, sums, _ = program.chunk(program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(6))
+    state, sums, _ = program.chunk(
+      program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(6)
+    )
     found.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
   (model, sums), (other, others) = found
   assert sums['masked'] == others['masked']
@@ -87,7 +121,8 @@ def test_devices_change_nothing_but_roundings(own: dict[str, Any], mesh: dict[st
 
 @pytest.mark.parametrize('accumulation', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corpus: pathlib.Path):
-  """Of a micro-batch the rows are the same on any mesh, and so are loss, statistics and parameters, but for roundings.
+  """Of a micro-batch the rows are the same on any mesh, and so are loss, statistics and parameters,
+  but for roundings.
 
   Cut into two it is another training, and so the batch is left whole where nothing is asked.
   """
@@ -96,12 +131,16 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
   meshes = [{}, {'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}, other]
   for mesh in meshes:
     program = build_program(run_config(tiny_corpus, **changes | mesh))
-    state, sums, _ = program.chunk(program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(2))
+    state, sums, _ = program.chunk(
+      program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(2)
+    )
     found.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
   name = 'encoder.convolution.layers.0.norm.running_mean'
   (model, sums), *same, (other, _) = found
   for others, more in same:
-    assert sums['masked'] == more['masked'] and float(sums['loss']) == pytest.approx(float(more['loss']), rel=1e-5)
+    assert sums['masked'] == more['masked'] and float(sums['loss']) == pytest.approx(
+      float(more['loss']), rel=1e-5
+    )
     for path, leaf in model.items():
       np.testing.assert_allclose(others[path], leaf, atol=5e-5, err_msg=path)
   assert np.abs(model[name]).min() > 1e-4
@@ -109,15 +148,22 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
 
 
 def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
-  """Also where a batch is accumulated: the work of a device is the batch's, divided by the devices."""
+  """
+
+  lso where a batch is accumulated: the work of a device is the batch's, divided by the devices.
+  """
+
   def flops(**changes: int) -> float:
     program = build_program(run_config(tiny_corpus, batch_size=64, **changes))
     corpus = load_resident(program, tiny_corpus, 'train')
-    return program.chunk.lower(program.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
+    return (
+      program.chunk.lower(program.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
+    )
 
   one = flops(grad_accumulation_steps=1)
   assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 1}) < one / 8 * 1.5
-  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < one / 8 / 4 * 2.5  # XLA counts the body of a loop once
+  # XLA counts the body of a loop once
+  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < one / 8 / 4 * 2.5
 
 
 def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
@@ -125,8 +171,9 @@ def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathl
     build_program(run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
 
 
-def test_memory_that_cannot_suffice_is_said_before_the_first_step(tiny_corpus: pathlib.Path,
-                                                                  monkeypatch: pytest.MonkeyPatch, capsys):
+def test_memory_that_cannot_suffice_is_said_before_the_first_step(
+  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
   program = build_program(run_config(tiny_corpus))
   rows = load_resident(program, tiny_corpus, 'train')
   compile_chunk(program, rows)
@@ -139,11 +186,21 @@ def test_memory_that_cannot_suffice_is_said_before_the_first_step(tiny_corpus: p
 
 
 def test_a_population_holds_no_collective_along_its_axis(tiny_corpus: pathlib.Path):
-  """What is added over devices is added over `data` alone: the groups of every collective stay in one member's row."""
-  program = build_program(run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2}))
+  """
+
+  hat is added over devices is added over `data` alone: the groups of every collective stay in one
+  member's row.
+  """
+  program = build_program(
+    run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
+  )
   rows = load_resident(program, tiny_corpus, 'train')
   text = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile().as_text()
-  found = [line for line in text.splitlines() if re.search(r' = .*(all-|collective-|reduce-scatter)[a-z-]*\(', line)]
+  found = [
+    line
+    for line in text.splitlines()
+    if re.search(r' = .*(all-|collective-|reduce-scatter)[a-z-]*\(', line)
+  ]
   assert found and all('all-reduce' in line for line in found)
   groups = {line.partition('replica_groups=')[2].partition(', ')[0] for line in found}
   mesh = "mesh['population'=4,'data'=2,'model'=1] {'data'}"  # as JAX 0.12 has it printed
@@ -158,13 +215,13 @@ def model() -> heads.MaskedLanguageModel:
   config = tiny.get_config()
   config.model.update(embedding_size=8, hidden_size=8, intermediate_size=8, num_layers=1)
   made = recipe.resolve(config, 'pretrain').model
-  fresh = fast_jit.jit(lambda: heads.masked_language_model(made, jax.random.key(0)))()
+  fresh = fast_jit.jit(lambda: heads.init_masked_language_model(made, jax.random.key(0)))()
   return jax.tree.map(lambda x: 5 * x, fresh)  # losses that differ much from token to token
 
 
 @pytest.fixture(scope='module')
 def rows(tiny_corpus: pathlib.Path) -> Corpus:
-  return corpus.load(tiny_corpus, 'test')
+  return corpus.load_split(tiny_corpus, 'test')
 
 
 MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
@@ -172,43 +229,66 @@ MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
 
 def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[str, float]:
   """All rows in one batch; sums in float64."""
-  batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)(rows.tokens, jnp.arange(rows.rows), rows.vocabulary)
-  batch = dataclasses.replace(batch, weights=batch.weights * (jnp.arange(rows.rows) < count)[:, None])
+  batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)(
+    rows.tokens, jnp.arange(rows.rows), rows.vocabulary
+  )
+  batch = dataclasses.replace(
+    batch, weights=batch.weights * (jnp.arange(rows.rows) < count)[:, None]
+  )
   losses = float(fast_jit.jit(lambda m: train_step.compute_loss(m, batch, None, 1))(model))
-  masked, pads = np.asarray(batch.weights).sum(), (np.asarray(rows.tokens)[:count] == tokenizer.PAD).sum()
-  return {'loss': losses / masked, 'perplexity': math.exp(losses / masked), 'padded_loss': losses / (masked + pads)}
+  masked, pads = (
+    np.asarray(batch.weights).sum(),
+    (np.asarray(rows.tokens)[:count] == tokenizer.PAD_ID).sum(),
+  )
+  return {
+    'loss': losses / masked,
+    'perplexity': math.exp(losses / masked),
+    'padded_loss': losses / (masked + pads),
+  }
 
 
 @pytest.mark.parametrize('count, batch_size', [(10_000, 64), (30, 7)])
 def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
-  """Whatever the batch; also where the last one is short, and where fewer rows are asked for than there are."""
+  """
+
+  hatever the batch; also where the last one is short, and where fewer rows are asked for than there
+  are.
+  """
   assert rows.rows % 64 and rows.rows > 30
-  evaluate = build_evaluate(EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size), MESH)
-  found, = evaluate(model, rows)
+  evaluate = build_evaluate(
+    EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size), MESH
+  )
+  (found,) = evaluate(model, rows)
   assert found == pytest.approx(by_hand(model, rows, count), rel=1e-4)
   assert [found] == evaluate(model, rows)
   assert found['padded_loss'] < found['loss']
-  untrained, = evaluate(jax.tree.map(jnp.zeros_like, model), rows)
+  (untrained,) = evaluate(jax.tree.map(jnp.zeros_like, model), rows)
   assert untrained['loss'] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
 def test_nothing_is_dropped(model, rows: Corpus):
   """Nor does anything else depend on what a run trains with."""
   other = dataclasses.replace(model.config, dropout=0.9)
-  structure = jax.tree.structure(jax.eval_shape(lambda: heads.masked_language_model(other, jax.random.key(0))))
+  structure = jax.tree.structure(
+    jax.eval_shape(lambda: heads.init_masked_language_model(other, jax.random.key(0)))
+  )
   dropping = jax.tree.unflatten(structure, jax.tree.leaves(model))
   evaluate = build_evaluate(EvaluationConfig(every=1, first_at=0, rows=10_000, batch_size=64), MESH)
   assert evaluate(dropping, rows)[0] == pytest.approx(by_hand(model, rows, 10_000), rel=1e-4)
 
 
 def test_devices_share_the_rows(model, rows: Corpus):
-  """Also where the batches are fewer than the devices, and where they are not a multiple of them."""
+  """
+
+  lso where the batches are fewer than the devices, and where they are not a multiple of them.
+  """
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))
   for count, batch_size in ((10_000, 8), (30, 7), (5, 64)):
     config = EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size)
-    found, = build_evaluate(config, mesh)(*spread)
-    expected, = build_evaluate(config, MESH)(model, rows)
-    for scores in (found, expected):  # a loss of 76 nats is rounded, and its exponential is off by 76 times as much
+    (found,) = build_evaluate(config, mesh)(*spread)
+    (expected,) = build_evaluate(config, MESH)(model, rows)
+    # a loss of 76 nats is rounded, and its exponential is off by 76 times as much
+    for scores in (found, expected):
       assert math.log(scores.pop('perplexity')) == pytest.approx(scores['loss'], rel=1e-12)
     assert found == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,8 @@
-"""Where a run goes on: at its newest checkpoint that is whole; what is damaged is named, set aside and kept."""
+"""
+
+here a run goes on: at its newest checkpoint that is whole; what is damaged is named, set aside and
+kept.
+"""
 
 import pathlib
 import shutil
@@ -8,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax import run
-from minilm_jax.errors import InputError
+from minilm_jax.core import files
+from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint, recovery
 
 LIKE = {'kernel': jnp.zeros((40, 5)), 'step': jnp.int32(0)}
@@ -82,7 +86,11 @@ def test_damaged_ones_are_named_set_aside_and_passed_over(workdir: pathlib.Path,
   goes_on_at(workdir, 12)
   flip(arrays(workdir, 12))
   goes_on_at(workdir, 4)  # and once more, in place of the one before
-  assert sorted(path.name for path in folder_of(workdir, 4).parent.iterdir()) == ['12.corrupt', '4', '8.corrupt']
+  assert sorted(path.name for path in folder_of(workdir, 4).parent.iterdir()) == [
+    '12.corrupt',
+    '4',
+    '8.corrupt',
+  ]
 
 
 def test_where_none_is_left_training_begins_anew(workdir: pathlib.Path, capsys):
@@ -115,21 +123,29 @@ def test_what_is_whole_and_does_not_fit_is_not_set_aside(workdir: pathlib.Path, 
 def test_a_disk_that_cannot_be_read_is_no_damage(workdir: pathlib.Path, monkeypatch):
   def lost(*_: Any) -> None:
     raise OSError(116, 'Stale file handle')
-  monkeypatch.setattr(run, 'sha256', lost)
+
+  monkeypatch.setattr(files, 'hash_file', lost)
   with pytest.raises(OSError, match='Stale'):
     recovery.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
 
 
-@pytest.mark.parametrize('read', [
-    lambda workdir: checkpoint.restore_part(workdir, {}, 'nothing'), lambda workdir: checkpoint.verify(workdir, 12)])
+@pytest.mark.parametrize(
+  'read',
+  [
+    lambda workdir: checkpoint.restore_part(workdir, {}, 'nothing'),
+    lambda workdir: checkpoint.verify(workdir, 12),
+  ],
+)
 def test_who_only_reads_is_told_and_changes_nothing(read: Any, workdir: pathlib.Path):
   flip(arrays(workdir, 12))
   (folder_of(workdir, 8) / checkpoint.CHECKSUMS).write_text('{')
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   with pytest.raises(checkpoint.CorruptCheckpointError, match='default/d/') as refused:
     read(workdir)
-  assert 'the checkpoint of step 12' in refused.value.asked and f'{workdir}@4' in refused.value.remedy
+  assert (
+    'the checkpoint of step 12' in refused.value.asked and f'{workdir}@4' in refused.value.remedy
+  )
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
   for step in (4, 8):
     shutil.rmtree(folder_of(workdir, step))

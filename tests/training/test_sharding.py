@@ -1,4 +1,8 @@
-"""The mesh, and the table of rules: every rule decides something, moments lie where their parameters do."""
+"""
+
+he mesh, and the table of rules: every rule decides something, moments lie where their parameters
+do.
+"""
 
 import dataclasses
 import re
@@ -11,9 +15,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import base
-from minilm_jax import recipe
-from minilm_jax.config import MeshConfig, RunConfig
-from minilm_jax.errors import InputError
+from minilm_jax.core import recipe
+from minilm_jax.core.config import MeshConfig, RunConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.training import sharding, train_step
 from minilm_jax.training.checkpoint import flatten
 
@@ -33,9 +37,17 @@ def placed(config: RunConfig, mesh: MeshConfig) -> dict[str, PartitionSpec]:
   return {name: place.spec for name, place in flatten(found).items()}
 
 
-@pytest.mark.parametrize('config, shape', [
-    (MeshConfig(1, 0, 1), (1, 8, 1)), (MeshConfig(1, 0, 2), (1, 4, 2)), (MeshConfig(2, 2, 2), (2, 2, 2)),
-    (MeshConfig(1, 1, 1), (1, 1, 1)), (MeshConfig(1, 0, 3), (1, 2, 3)), (MeshConfig(4, 0, 1), (4, 2, 1))])
+@pytest.mark.parametrize(
+  'config, shape',
+  [
+    (MeshConfig(1, 0, 1), (1, 8, 1)),
+    (MeshConfig(1, 0, 2), (1, 4, 2)),
+    (MeshConfig(2, 2, 2), (2, 2, 2)),
+    (MeshConfig(1, 1, 1), (1, 1, 1)),
+    (MeshConfig(1, 0, 3), (1, 2, 3)),
+    (MeshConfig(4, 0, 1), (4, 2, 1)),
+  ],
+)
 def test_data_takes_what_the_other_axes_leave(config: MeshConfig, shape: tuple[int, ...]):
   mesh = sharding.make_mesh(config)
   assert mesh.axis_names == sharding.AXES and mesh.devices.shape == shape
@@ -58,28 +70,42 @@ def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_large_array_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
-  monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))  # without that of the output matrix
+  # without that of the output matrix
+  monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))
   with pytest.raises(InputError, match='no rule for so large an array'):
     placed(run_config(vocab_size=19_010), MeshConfig(1, 0, 2))
 
 
 def test_what_is_split_over_the_model_axis():
   found = placed(run_config(), MeshConfig(1, 0, 2))
-  split = {name.removeprefix('model.'): spec for name, spec in found.items()
-           if name.startswith('model.') and any(spec)}
+  split = {
+    name.removeprefix('model.'): spec
+    for name, spec in found.items()
+    if name.startswith('model.') and any(spec)
+  }
   assert split == {
-      'encoder.embedding.tokens.embedding': PartitionSpec('model', None),
-      'encoder.blocks.0.attention.output.kernel': PartitionSpec(None, 'model'),
-      'encoder.blocks.0.feed_forward.up.kernel': PartitionSpec(None, 'model'),
-      'encoder.blocks.0.feed_forward.down.kernel': PartitionSpec('model', None),
-      'output.kernel': PartitionSpec(None, 'model')}
+    'encoder.embedding.tokens.embedding': PartitionSpec('model', None),
+    'encoder.blocks.0.attention.output.kernel': PartitionSpec(None, 'model'),
+    'encoder.blocks.0.feed_forward.up.kernel': PartitionSpec(None, 'model'),
+    'encoder.blocks.0.feed_forward.down.kernel': PartitionSpec('model', None),
+    'output.kernel': PartitionSpec(None, 'model'),
+  }
 
 
 def test_what_is_large_is_split():
-  """At the shapes of the paper nothing of a million elements or more is left whole on every device."""
-  config = run_config(vocab_size=19_010, embedding_size=256, hidden_size=256, intermediate_size=1024, num_layers=8)
+  """
+
+  t the shapes of the paper nothing of a million elements or more is left whole on every device.
+  """
+  config = run_config(
+    vocab_size=19_010, embedding_size=256, hidden_size=256, intermediate_size=1024, num_layers=8
+  )
   found = placed(config, MeshConfig(1, 0, 2))
-  whole = [name for name, leaf in flatten(shapes(config)).items() if leaf.size >= 1e6 and not any(found[name])]
+  whole = [
+    name
+    for name, leaf in flatten(shapes(config)).items()
+    if leaf.size >= 1e6 and not any(found[name])
+  ]
   assert not whole, f'give them a rule in minilm_jax/training/sharding.py: {whole}'
 
 
@@ -91,7 +117,9 @@ def test_an_open_data_axis_takes_devices_that_divide_the_batch(rows: int, data: 
 @pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
 def test_moments_lie_where_their_parameters_do(algorithm: str):
   config = run_config(short_convolution=3)
-  config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, algorithm=algorithm))
+  config = dataclasses.replace(
+    config, optimizer=dataclasses.replace(config.optimizer, algorithm=algorithm)
+  )
   found = placed(config, MeshConfig(1, 0, 2))
   for name, spec in found.items():
     if parameter := re.search(r'\.(mu|nu)\.(.*)', name):
@@ -107,7 +135,9 @@ def test_an_axis_that_does_not_divide_an_array_is_refused_by_name():
 def test_a_corpus_is_whole_on_every_device():
   mesh = sharding.make_mesh(MeshConfig(1, 0, 1))
   x = jnp.zeros((16, 4))
-  assert {s.data.shape for s in jax.device_put(x, sharding.replicated(mesh)).addressable_shards} == {(16, 4)}
+  assert {
+    s.data.shape for s in jax.device_put(x, sharding.replicated(mesh)).addressable_shards
+  } == {(16, 4)}
 
 
 def test_a_process_without_a_device_in_the_mesh_is_refused(monkeypatch):
@@ -120,5 +150,8 @@ def test_a_process_without_a_device_in_the_mesh_is_refused(monkeypatch):
 def test_what_every_device_holds():
   mesh = sharding.make_mesh(MeshConfig(1, 0, 1))
   found = sharding.replicate({'rows': np.arange(6).reshape(3, 2), 'count': np.int32(4)}, mesh)
-  assert found['rows'].sharding == sharding.replicated(mesh) and len(found['rows'].addressable_shards) == mesh.size
+  assert (
+    found['rows'].sharding == sharding.replicated(mesh)
+    and len(found['rows'].addressable_shards) == mesh.size
+  )
   assert found['rows'].tolist() == [[0, 1], [2, 3], [4, 5]] and int(found['count']) == 4

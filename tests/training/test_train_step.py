@@ -1,4 +1,7 @@
-"""The step: a pure function of state and corpus, whose sums do not depend on how a batch is cut up."""
+"""
+
+he step: a pure function of state and corpus, whose sums do not depend on how a batch is cut up.
+"""
 
 import dataclasses
 import functools
@@ -12,10 +15,11 @@ import optax
 import pytest
 
 from configs import tiny
-from minilm_jax import recipe, rng
-from minilm_jax.config import MeshConfig, RunConfig
-from minilm_jax.language.corpus import Corpus
-from minilm_jax.language.tokenizer import BEGIN, END, MASK, PAD
+from minilm_jax.core import recipe, rng
+from minilm_jax.core.config import MeshConfig, RunConfig
+from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID
+from minilm_jax.model import flops
 from minilm_jax.training import masking, population, sharding, train_step
 from minilm_jax.training.train_step import NonFinite
 from tests import fast_jit, golden
@@ -33,32 +37,48 @@ writes them anew."""
 def run_config(dropout: float = 0.0, **changes: Any) -> RunConfig:
   made = tiny.get_config()
   made.update(batch_size=8, num_steps=10)
-  made.optimizer.epsilon = 1e-3  # smaller, Adam makes whole steps of the rounding errors where a gradient is zero
-  made.model.update(vocab_size=VOCABULARY, max_length=LENGTH, hidden_size=16, embedding_size=16, intermediate_size=24, num_layers=1,
-                    dropout=dropout)
+  # smaller, Adam makes whole steps of the rounding errors where a gradient is zero
+  made.optimizer.epsilon = 1e-3
+  made.model.update(
+    vocab_size=VOCABULARY,
+    max_length=LENGTH,
+    hidden_size=16,
+    embedding_size=16,
+    intermediate_size=24,
+    num_layers=1,
+    dropout=dropout,
+  )
   made.update_from_flattened_dict(changes)
   return recipe.resolve(made, 'pretrain')
 
 
 @pytest.fixture(scope='module')
 def corpus() -> Corpus:
-  """Rows of very different lengths, so that micro-batches have very different numbers of masked tokens."""
+  """
+
+  ows of very different lengths, so that micro-batches have very different numbers of masked tokens.
+  """
   dice = np.random.default_rng(0)
   rows = dice.integers(5, VOCABULARY, (ROWS, LENGTH)).astype('uint16')
   for row, length in zip(rows, ([3, 4, 5] + [LENGTH] * 5) * (ROWS // 8)):
-    row[0], row[length - 1], row[length:] = BEGIN, END, PAD
+    row[0], row[length - 1], row[length:] = BEGIN_ID, END_ID, PAD_ID
   return jax.device_put(Corpus(jnp.asarray(rows), VOCABULARY, 'hash'), sharding.replicated(MESH))
 
 
 @functools.cache
 def start_of(config: RunConfig, seed: int = 0) -> train_step.TrainState:
-  return jax.device_put(fast_jit.jit(lambda seed: train_step.init_state(seed, config))(seed), sharding.replicated(MESH))
+  return jax.device_put(
+    fast_jit.jit(lambda seed: train_step.init_state(seed, config))(seed), sharding.replicated(MESH)
+  )
 
 
 @functools.cache
 def step_of(config: RunConfig) -> Any:
   def step(state: train_step.TrainState, corpus: Corpus) -> Any:
-    settings, layout = population.member_settings(config), population.shared_mask_layout(config, corpus.length)
+    settings, layout = (
+      population.member_settings(config),
+      population.shared_mask_layout(config, corpus.length),
+    )
     return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
 
   return fast_jit.jit(population.map_over_members(step, MESH, 'single'))
@@ -67,9 +87,12 @@ def step_of(config: RunConfig) -> Any:
 @functools.cache
 def sums_of(count: int) -> Any:
   """Gradient and sums of a batch of eight in so many micro-batches."""
+
   def sums(state: train_step.TrainState, batch: masking.MaskedBatch) -> Any:
-    key = rng.of_batch(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(8))
-    return train_step.accumulate(functools.partial(train_step.compute_gradient, blocks=1), state.model, (batch, key), count)
+    key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(8))
+    return train_step.accumulate(
+      functools.partial(train_step.compute_gradient, blocks=1), state.model, (batch, key), count
+    )
 
   return fast_jit.jit(sums)
 
@@ -78,8 +101,15 @@ def batch_of(corpus: Corpus, config: RunConfig) -> masking.MaskedBatch:
   """The first eight rows."""
   make = fast_jit.jit(masking.mask_batch, static_argnums=(5, 6))
   shares = config.mask.rate, config.mask.random_share, config.mask.keep_share
-  return make(corpus.tokens[:8], jnp.arange(8), jnp.zeros(8, jnp.uint32), 0, shares,
-              masking.mask_layout(config.mask, LENGTH), VOCABULARY)
+  return make(
+    corpus.tokens[:8],
+    jnp.arange(8),
+    jnp.zeros(8, jnp.uint32),
+    0,
+    shares,
+    masking.mask_layout(config.mask, LENGTH),
+    VOCABULARY,
+  )
 
 
 def close(found: Any, expected: Any, **tolerance: float) -> None:
@@ -92,7 +122,9 @@ def test_golden():
   assert [s['masked'] for s in found['sums']] == [s['masked'] for s in stored['sums']], WHY
   for name in ('sums', 'norms'):
     assert jax.tree.structure(found[name]) == jax.tree.structure(stored[name]), WHY
-    np.testing.assert_allclose(jax.tree.leaves(found[name]), jax.tree.leaves(stored[name]), rtol=1e-4, err_msg=WHY)
+    np.testing.assert_allclose(
+      jax.tree.leaves(found[name]), jax.tree.leaves(stored[name]), rtol=1e-4, err_msg=WHY
+    )
 
 
 def test_a_start_is_of_arrays_and_follows_the_seed():
@@ -108,7 +140,10 @@ def test_a_start_is_of_arrays_and_follows_the_seed():
 
 @pytest.mark.parametrize('count', [2, 4])
 def test_accumulation_is_the_whole_batch(count: int, corpus: Corpus):
-  """By tokens, not by means: micro-batches with few masked tokens weigh little. Each row drops what it drops anyway."""
+  """By tokens, not by means: micro-batches with few masked tokens weigh little.
+
+  Each row drops what it drops anyway.
+  """
   config = run_config(dropout=0.1)
   state, batch = start_of(config), batch_of(corpus, config)
   whole, parts = (sums_of(n)(state, batch) for n in (1, count))
@@ -127,34 +162,61 @@ def test_accumulated_steps_are_steps(corpus: Corpus):
   close(states[1].model, states[0].model, atol=2e-4)
 
 
-@pytest.mark.parametrize('changes, devices, expected', [
-    ({'batch_size': 64}, 1, (2, 1)), ({'batch_size': 64}, 2, (1, 1)), ({'batch_size': 64, 'grad_accumulation_steps': 8}, 2, (8, 1)),
-    ({'batch_size': 64, 'logit_chunks': 3}, 2, (1, 4)), ({'batch_size': 6, 'grad_accumulation_steps': 1}, 1, (1, 1)),
-    ({'batch_size': 256, 'model.vocab_size': 19_010, 'grad_accumulation_steps': 1}, 2, (1, 8))])
-def test_what_the_recipe_leaves_open_keeps_a_device_in_its_cache(changes: Any, devices: int, expected: tuple[int, int]):
+@pytest.mark.parametrize(
+  'changes, devices, expected',
+  [
+    ({'batch_size': 64}, 1, (2, 1)),
+    ({'batch_size': 64}, 2, (1, 1)),
+    ({'batch_size': 64, 'grad_accumulation_steps': 8}, 2, (8, 1)),
+    ({'batch_size': 64, 'logit_chunks': 3}, 2, (1, 4)),
+    ({'batch_size': 6, 'grad_accumulation_steps': 1}, 1, (1, 1)),
+    ({'batch_size': 256, 'model.vocab_size': 19_010, 'grad_accumulation_steps': 1}, 2, (1, 8)),
+  ],
+)
+def test_what_the_recipe_leaves_open_keeps_a_device_in_its_cache(
+  changes: Any, devices: int, expected: tuple[int, int]
+):
   config = run_config(**changes)
-  positions = masking.masked_positions(LENGTH, config.mask.rate)
-  assert train_step.micro_batch_plan(config, config.batch_size // devices, LENGTH, positions, 'cpu') == expected
+  positions = flops.max_masked_positions(LENGTH, config.mask.rate)
+  assert (
+    train_step.micro_batch_plan(config, config.batch_size // devices, LENGTH, positions, 'cpu')
+    == expected
+  )
 
 
 def test_steps_in_bfloat16_stay_near(corpus: Corpus):
-  """Losses of five steps, blocks made again, within 1% of those in float32; the state is float32, all of it."""
+  """
+
+  osses of five steps, blocks made again, within 1% of those in float32; the state is float32, all
+  of it.
+  """
   losses = []
-  for changes in ({}, {'model.dtype': 'bfloat16', 'model.remat': True, 'grad_accumulation_steps': 2}):
+  for changes in (
+    {},
+    {'model.dtype': 'bfloat16', 'model.remat': True, 'grad_accumulation_steps': 2},
+  ):
     config = run_config(dropout=0.1, **{'model.num_layers': 2, **changes})
     state, found = start_of(config), []
     for _ in range(5):
       state, sums = step_of(config)(state, corpus)
       found.append(float(sums['loss']) / float(sums['masked']))
     losses.append(found)
-    floats = {leaf.dtype for leaf in jax.tree.leaves((state, sums)) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    floats = {
+      leaf.dtype
+      for leaf in jax.tree.leaves((state, sums))
+      if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
     assert floats == {jnp.dtype('float32')}
   np.testing.assert_allclose(*losses, rtol=0.01)
   assert losses[0] != losses[1]
 
 
 def test_a_step_is_a_function_of_the_state(corpus: Corpus):
-  """Steps 2 and 3 from a state that was put together from its parts are those of the run that it was taken from."""
+  """
+
+  teps 2 and 3 from a state that was put together from its parts are those of the run that it was
+  taken from.
+  """
   step, start = step_of(run_config(dropout=0.1)), start_of(run_config(dropout=0.1), 3)
   state, _ = step(start, corpus)
   copy = jax.device_put(jax.tree.map(np.asarray, state), sharding.replicated(MESH))
@@ -166,32 +228,56 @@ def test_a_step_is_a_function_of_the_state(corpus: Corpus):
 def test_dropout_changes_with_the_step_and_the_seed(corpus: Corpus):
   config = run_config(dropout=0.3)
   batch, start = batch_of(corpus, config), start_of(config)
-  losses = {float(sums_of(1)(dataclasses.replace(start, step=jnp.int32(step), seed=jnp.uint32(seed)), batch)[1]['loss'])
-            for step, seed in ((0, 0), (1, 0), (0, 1))}
+  losses = {
+    float(
+      sums_of(1)(dataclasses.replace(start, step=jnp.int32(step), seed=jnp.uint32(seed)), batch)[1][
+        'loss'
+      ]
+    )
+    for step, seed in ((0, 0), (1, 0), (0, 1))
+  }
   assert len(losses) == 3
 
 
 def test_the_loss_is_the_cross_entropy_where_something_is_hidden(corpus: Corpus):
   config = run_config()
   model, batch = start_of(config).model, batch_of(corpus, config)
-  logits, loss = fast_jit.jit(lambda model: (
-      model(batch.tokens, batch.mask, batch.positions), train_step.compute_loss(model, batch, None, 2)))(model)
+  logits, loss = fast_jit.jit(
+    lambda model: (
+      model(batch.tokens, batch.mask, batch.positions),
+      train_step.compute_loss(model, batch, None, 2),
+    )
+  )(model)
   logits = np.asarray(logits, np.float64)
   shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  expected = -np.log(np.take_along_axis(shares, np.asarray(batch.targets)[..., None], -1)[..., 0]) * batch.weights
+  expected = (
+    -np.log(np.take_along_axis(shares, np.asarray(batch.targets)[..., None], -1)[..., 0])
+    * batch.weights
+  )
   np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
-  alone = jnp.eye(expected.size).reshape(-1, *expected.shape) * batch.weights[None]  # one position at a time
-  found = fast_jit.jit(jax.vmap(lambda w: train_step.compute_loss(model, dataclasses.replace(batch, weights=w), None, 2)))(alone)
+  # one position at a time
+  alone = jnp.eye(expected.size).reshape(-1, *expected.shape) * batch.weights[None]
+  found = fast_jit.jit(
+    jax.vmap(
+      lambda w: train_step.compute_loss(model, dataclasses.replace(batch, weights=w), None, 2)
+    )
+  )(alone)
   np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
-  assert (np.asarray(batch.tokens) == MASK).sum() == batch.weights.sum()
+  assert (np.asarray(batch.tokens) == MASK_ID).sum() == batch.weights.sum()
 
 
 def test_the_norm_of_the_gradient_is_what_adam_sees(corpus: Corpus):
-  """Of the mean over masked tokens, before it is clipped: the first moment starts as a share of the gradient."""
+  """
+
+  f the mean over masked tokens, before it is clipped: the first moment starts as a share of the
+  gradient.
+  """
   config = run_config(**{'optimizer.clip': 0.0})
   after, sums = step_of(config)(start_of(config), corpus)
   moment = optax.tree.norm(optax.tree.get(after.optimizer, 'mu'))
-  assert float(sums['gradient']) == pytest.approx(float(moment) / (1 - config.optimizer.beta1), rel=1e-5)
+  assert float(sums['gradient']) == pytest.approx(
+    float(moment) / (1 - config.optimizer.beta1), rel=1e-5
+  )
 
 
 def test_a_step_moves_every_array_but_what_it_may_not(corpus: Corpus):
@@ -200,11 +286,16 @@ def test_a_step_moves_every_array_but_what_it_may_not(corpus: Corpus):
   assert int(after.step) == 1 and int(after.seed) == 0 and float(sums['masked']) > 0
   changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.model, after.model)
   still = [path for path, moved in jax.tree_util.tree_leaves_with_path(changed) if not moved]
-  assert all('key' in jax.tree_util.keystr(path) and 'bias' in jax.tree_util.keystr(path) for path in still)
+  assert all(
+    'key' in jax.tree_util.keystr(path) and 'bias' in jax.tree_util.keystr(path) for path in still
+  )
 
 
 def test_means_are_divided_once():
-  assert train_step.mean_metrics({'loss': 6.0, 'masked': 3.0}) == {'loss': 2.0, 'perplexity': math.exp(2)}
+  assert train_step.mean_metrics({'loss': 6.0, 'masked': 3.0}) == {
+    'loss': 2.0,
+    'perplexity': math.exp(2),
+  }
   assert train_step.mean_metrics({'loss': 6.0, 'masked': 3.0, 'padding': 9.0})['padded_loss'] == 0.5
   assert math.isnan(train_step.mean_metrics({'loss': math.nan, 'masked': 3.0})['perplexity'])
   assert train_step.mean_metrics({'loss': math.inf, 'masked': 3.0})['loss'] == math.inf
@@ -213,21 +304,37 @@ def test_means_are_divided_once():
 # updates that are not finite
 
 
-@pytest.mark.parametrize('loss, gradient, expected', [
-    (1.0, (1.0, 2.0), (-1, 0)), (np.nan, (np.nan, np.nan), (7, 0)), (1.0, (1.0, np.inf), (7, 2)),
-    (1.0, (np.nan, 1.0), (7, 1)), (np.inf, (1.0, 1.0), (7, 0))])
-def test_the_first_tensor_that_is_not_finite(loss: float, gradient: tuple[float, float], expected: tuple[int, int]):
+@pytest.mark.parametrize(
+  'loss, gradient, expected',
+  [
+    (1.0, (1.0, 2.0), (-1, 0)),
+    (np.nan, (np.nan, np.nan), (7, 0)),
+    (1.0, (1.0, np.inf), (7, 2)),
+    (1.0, (np.nan, 1.0), (7, 1)),
+    (np.inf, (1.0, 1.0), (7, 0)),
+  ],
+)
+def test_the_first_tensor_that_is_not_finite(
+  loss: float, gradient: tuple[float, float], expected: tuple[int, int]
+):
   found = NonFinite.detect(jnp.float32(loss), [jnp.full((2, 3), g) for g in gradient], jnp.int32(7))
   assert (int(found.step), int(found.tensor)) == expected
 
 
 def test_the_earlier_of_two_is_kept():
   early, late = NonFinite(jnp.int32(3), jnp.int32(1)), NonFinite(jnp.int32(5), jnp.int32(2))
-  for old, new, expected in ((early, late, 3), (NonFinite.none(), late, 5), (early, NonFinite.none(), 3)):
+  for old, new, expected in (
+    (early, late, 3),
+    (NonFinite.none(), late, 5),
+    (early, NonFinite.none(), 3),
+  ):
     assert int(old.or_later(new).step) == expected
 
 
 def test_a_tensor_has_a_name():
   model = {'first': np.ones(2), 'second': np.ones(3)}
-  assert train_step.name_tensor(0, model) == 'the loss' and train_step.name_tensor(2, model) == 'the gradient of second'
+  assert (
+    train_step.name_tensor(0, model) == 'the loss'
+    and train_step.name_tensor(2, model) == 'the gradient of second'
+  )
   assert train_step.name_tensor(0, model | {'second': np.array([np.nan])}) == 'the parameter second'

@@ -1,0 +1,471 @@
+"""Sections of a report on paper 2 (2507.14871): its claims, the gap, committees at equal cost,
+latencies.
+
+The numbers come from `verdicts.py`, `gap.py`, `lines.py`, `matches.py` and `latencies.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import matplotlib as mpl
+from etils import epath
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from minilm_jax.analysis import runs, scores
+from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
+from minilm_jax.analysis.committee_study import Match
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
+from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
+from minilm_jax.analysis.report.tables import Picture, Section, Table
+from minilm_jax.analysis.runs import LatencyRow
+from minilm_jax.analysis.scores import NONE, points, with_interval
+from minilm_jax.core import files
+from minilm_jax.core.errors import InputError
+from minilm_jax.tasks import committee
+from minilm_jax.tasks.committee import LOGIT, MEMBERS, PROBABILITY
+
+# Soft committees on the page: what a committee gains with its size, from the committee.json that
+# each left behind.
+KIND, STUDY = 'committee', 'committee.json'
+COMMITTEE_HEADINGS = (
+  'size',
+  'subsets',
+  'combined by',
+  'score × 100',
+  'accuracy × 100',
+  'negative log-likelihood',
+  'calibration error × 100',
+  'Brier score',
+  'disagreement × 100',
+)
+COMMITTEE_WORDS = 3
+COMMITTEE_CAPTION = (
+  'Mean over subsets of the members, [their middle 95%]; the whole committee is one subset and has none. One member: '
+  'what one of them scores alone, on average. Negative log-likelihood in nats; calibration error of 15 equal bins; '
+  'disagreement: the share of examples that two members put into different classes. Smaller is better in all three.'
+)
+_METRICS = (
+  'accuracy',
+  'negative log-likelihood',
+  'calibration error',
+  'Brier score',
+  committee.DISAGREEMENT,
+)
+_SHARES = ('accuracy', 'calibration error', committee.DISAGREEMENT)  # shown times 100
+_NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probability'}
+
+
+@dataclasses.dataclass(frozen=True)
+class CommitteeRow(committee.SubsetScore):
+  """
+
+  ne number of a committee: a line of its study with the names of committee and task; `heads` are
+  each member's.
+  """
+
+  committee: str
+  task: str
+  members: int
+  heads: tuple[int, ...]
+  examples: int
+
+
+def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
+  """The lines of every committee among some runs; none of one that was cut short or has no scores.
+
+  Args:
+    found: runs by name, of `runs.find`.
+
+  Raises:
+    InputError: a study that is damaged.
+  """
+  rows = []
+  for name, path in found.items():
+    if runs.kind(path) != KIND or not (path / STUDY).exists():
+      continue
+    study = files.read_object(path / STUDY, f'the study of the committee {path}')
+    try:
+      heads = (
+        tuple(study['heads']) if 'heads' in study else (1,) * study['members']
+      )  # before there could be several
+      rows += [
+        CommitteeRow(
+          committee=name,
+          task=study['task'],
+          members=study['members'],
+          heads=heads,
+          examples=study['examples'][line['split']],
+          **{
+            field: runs.number(value) if field in ('mean', 'low', 'high') else value
+            for field, value in line.items()
+          },
+        )
+        for line in study['lines']
+      ]
+    except (KeyError, TypeError, ValueError) as error:
+      raise InputError(
+        f'the study of the committee {path}',
+        f'{STUDY} lacks {error}',
+        'make the committee again: another version has written this one',
+      ) from None
+  return rows
+
+
+def panels(rows: Sequence[CommitteeRow]) -> dict[tuple[str, str], list[CommitteeRow]]:
+  """The rows of each committee and split."""
+  found: dict[tuple[str, str], list[CommitteeRow]] = {}
+  for row in rows:
+    found.setdefault((row.committee, row.split), []).append(row)
+  return found
+
+
+def figure(rows: Sequence[CommitteeRow]) -> Figure:
+  """
+
+  eadline score and negative log-likelihood of one committee by its size, each with its band over
+  subsets.
+  """
+  headline = next(row.metric for row in rows if row.headline)
+  with mpl.rc_context(STYLE):
+    drawn = Figure(figsize=(7, 3.4))
+    handles = {}
+    for axes, metric, scale in zip(
+      drawn.subplots(1, 2), (headline, 'negative log-likelihood'), (100, 1)
+    ):
+      for (how, name), dash, color in zip(_NAMES.items(), DASHES, COLORS):
+        own = sorted(
+          (row for row in rows if (row.combined, row.metric) == (how, metric)),
+          key=lambda row: row.size,
+        )
+        sizes, mean, low, high = (
+          [getattr(row, field) * (1 if field == 'size' else scale) for row in own]
+          for field in ('size', 'mean', 'low', 'high')
+        )
+        if how != MEMBERS:
+          low, high = (
+            [middle if math.isnan(end) else end for end, middle in zip(ends, mean)]
+            for ends in (low, high)
+          )
+          axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
+        (handles[name],) = axes.plot(sizes, mean, dash, color=color, marker='o', markersize=3)
+      axes.set_xlabel('members')
+      axes.set_ylabel(f'{metric} × 100' if scale == 100 else f'{metric} (nats)')
+      axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    add_legend(drawn, handles, ncols=3)
+  return drawn
+
+
+def committee_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
+  """The cells under `COMMITTEE_HEADINGS` of one committee: a line a size and way."""
+  by = {(row.size, row.combined, row.metric): row for row in rows}
+  headline = next(row.metric for row in rows if row.headline)
+  lines = []
+  for size in sorted({row.size for row in rows}):
+    for how, name in _NAMES.items():
+      own = [
+        by[size, how, metric] if (size, how, metric) in by else None
+        for metric in (headline, *_METRICS)
+      ]
+      first = own[0]
+      if first is not None:
+        lines.append(
+          [
+            str(size),
+            f'{first.subsets}{"" if first.every else " drawn"}',
+            name,
+            *(scores.NONE if one is None else _cell(one) for one in own),
+          ]
+        )
+  return lines
+
+
+def _cell(row: CommitteeRow) -> str:
+  if row.headline or row.metric in _SHARES:
+    return scores.with_interval(row.mean, row.low, row.high, '.1f', 100)
+  return scores.with_interval(row.mean, row.low, row.high, '.3f')
+
+
+def committee_sentence(rows: Sequence[CommitteeRow]) -> str:
+  """What the whole committee scores, against its members."""
+  first = rows[0]
+  whole = {row.combined: row for row in rows if row.headline and row.size == first.members}
+  said = ' and '.join(
+    f'{scores.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT)
+  )
+  heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
+  return (
+    f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
+    f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.points(whole[MEMBERS].mean)} on '
+    'average.'
+  )
+
+
+def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -> Iterator[Section]:
+  """Yields a committee and split each, nothing without committees.
+
+  Args:
+    rows: of `read`.
+    drawn: `<svg>` elements by the names of `figures`.
+  """
+  for number, panel in enumerate(panels(rows).values(), 1):
+    yield Section(
+      'Committees' if number == 1 else '',
+      text=[committee_sentence(panel)],
+      figures=[Picture(drawn[f'committee-{number}'])],
+      table=Table(COMMITTEE_HEADINGS, COMMITTEE_WORDS, committee_cells(panel), COMMITTEE_CAPTION),
+    )
+
+
+def figures(rows: Sequence[CommitteeRow]) -> dict[str, Figure]:
+  """A figure a committee and split, by the name of its files."""
+  return {f'committee-{number}': figure(own) for number, own in enumerate(panels(rows).values(), 1)}
+
+
+CLAIM_HEADINGS = (
+  'claim',
+  'verdict',
+  'statistic',
+  'points [95% interval]',
+  'seeds',
+  'constant_prediction',
+  'of what',
+)
+CLAIM_WORDS = 3
+CLAIM_CAPTION = (
+  'Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
+  'configs/paper2_data_sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
+)
+MATCH_HEADINGS = (
+  'task',
+  'rival',
+  'at the same',
+  'committee of',
+  'its cost over the rival’s',
+  'committee',
+  'rival',
+  'difference [95% interval]',
+  'seeds',
+)
+MATCH_WORDS = 3
+MATCH_CAPTION = (
+  'Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
+  'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.'
+)
+LATENCY_HEADINGS = (
+  'answers',
+  'batch',
+  'ms, median [95% interval]',
+  'p95',
+  'to the member',
+  'heads',
+  'depth',
+  'parameters',
+  'MFLOPs a row',
+)
+LATENCY_WORDS = 1
+LATENCY_CAPTION = (
+  'Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
+  'members. Depth: blocks and convolutions that must run one after another.'
+)
+GAP_TITLES = {
+  SIZE: 'The gap and the size of the pre-training set',
+  OVERLAP: 'The gap and token overlap',
+}
+GAP_FIGURES = {
+  SIZE: 'Scores pre-trained less from scratch by the tokens of the pre-training set, pads not counted, with the 95% '
+  'interval over seeds of fine-tuning. Point at a dot to read what it is.',
+  OVERLAP: 'The same by the share of the running words of the task’s training texts that the pre-training set has, '
+  'in sets of one size. What else differs between such sets, their subject above all, is not told apart.',
+}
+GAP_CAPTION = 'Times 100, paired by seed where both arms have the same. A star: from scratch is that of another run.'
+GAP_HEADINGS = (
+  'task',
+  'comparison',
+  'run',
+  'rows',
+  'tokens',
+  'epochs',
+  'overlap',
+  'pre-trained',
+  'from scratch',
+  'gap [95% interval]',
+)
+SLOPE_CAPTION = (
+  'Least squares through the runs: points of score (times 100) for twice the tokens, or for one point more of '
+  'overlap. The interval resamples seeds of fine-tuning, runs of one size and, of several tasks, tasks.'
+)
+SLOPE_HEADINGS = ('task', 'comparison', 'runs', 'levels', 'seeds', 'slope [95% interval]', 'note')
+
+
+def claim_sections(statement: Statement) -> Iterator[Section]:
+  """
+
+  ields the verdicts with a sentence each, and the runs that are in none of them; nothing without
+  verdicts.
+  """
+  if not statement.verdicts:
+    return
+  yield Section(
+    'What becomes of the paper’s claims',
+    items=list(map(claim_sentence, statement.verdicts)),
+    table=Table(
+      CLAIM_HEADINGS, CLAIM_WORDS, list(map(claim_cells, statement.verdicts)), CLAIM_CAPTION
+    ),
+  )
+  if statement.excluded:
+    yield Section(text=['In none of these:'], items=statement.excluded)
+
+
+def claim_sentence(verdict: Verdict) -> str:
+  """Returns a claim, its verdict, the statistic with its interval, and what is missing."""
+  text = (
+    f'{verdict.claim}. {CLAIMS[verdict.claim]} {verdict.verdict[0].upper()}{verdict.verdict[1:]}'
+  )
+  if math.isfinite(verdict.value):
+    ends = (
+      f' (95% interval {points(verdict.low, "+")} to {points(verdict.high, "+")})'
+      if math.isfinite(verdict.low)
+      else ''
+    )
+    text += f': {verdict.statistic} {points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
+  if math.isfinite(verdict.latency):
+    text += f'; latency {verdict.latency:.2f} of the deep one ({verdict.latency_low:.2f} to {verdict.latency_high:.2f})'
+  return f'{text}. Missing: {verdict.missing}.' if verdict.missing else f'{text}.'
+
+
+def claim_cells(verdict: Verdict) -> list[str]:
+  """Returns the cells under `CLAIM_HEADINGS`."""
+  return [
+    f'{verdict.claim}. {CLAIMS[verdict.claim]}',
+    verdict.verdict,
+    verdict.statistic,
+    with_interval(verdict.value, verdict.low, verdict.high),
+    str(verdict.seeds),
+    str(verdict.collapsed),
+    verdict.of or NONE,
+  ]
+
+
+def match_sections(matches: Sequence[Match]) -> Iterator[Section]:
+  """Yields the committee at equal costs; nothing without a committee and a rival."""
+  if matches:
+    yield Section(
+      'The committee at the same cost',
+      table=Table(MATCH_HEADINGS, MATCH_WORDS, list(map(match_cells, matches)), MATCH_CAPTION),
+    )
+
+
+def match_cells(match: Match) -> list[str]:
+  """Returns the cells under `MATCH_HEADINGS`."""
+  return [
+    match.task,
+    match.rival,
+    match.cost,
+    f'{match.members} of {match.of}',
+    f'{match.ratio:.2f}',
+    points(match.committee),
+    points(match.theirs),
+    with_interval(match.difference, match.low, match.high),
+    str(match.seeds),
+  ]
+
+
+def latency_sections(rows: Sequence[LatencyRow]) -> Iterator[Section]:
+  """Yields a table a run; nothing without latencies."""
+  for number, name in enumerate(dict.fromkeys(row.run for row in rows)):
+    of_run = [row for row in rows if row.run == name]
+    yield Section(
+      '' if number else 'Latency',
+      text=[f'{name}: {of_run[0].calls} answers each, {of_run[0].machine}'],
+      table=Table(
+        LATENCY_HEADINGS, LATENCY_WORDS, list(map(latency_cells, of_run)), LATENCY_CAPTION
+      ),
+    )
+
+
+def latency_cells(row: LatencyRow) -> list[str]:
+  """Returns the cells under `LATENCY_HEADINGS`."""
+  return [
+    row.name,
+    str(row.batch),
+    f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]',
+    f'{row.p95:.3f}',
+    f'{row.over_member:.2f}',
+    str(row.members * row.heads),
+    str(row.depth),
+    f'{row.parameters:,}',
+    f'{row.flops / 1e6:,.1f}',
+  ]
+
+
+def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Section]:
+  """Yields the axes that have points: slopes with a figure, then the points.
+
+  Args:
+    study: of `gap.find_gaps`.
+    pictures: `<svg>` elements by name.
+  """
+  for axis, title in GAP_TITLES.items():
+    points_of_axis = [point for point in study.points if point.axis == axis]
+    slopes = [slope for slope in study.slopes if slope.axis == axis]
+    if not points_of_axis:
+      continue
+    drawn = (
+      [Picture(pictures[f'gap-{axis}'], GAP_FIGURES[axis])] if f'gap-{axis}' in pictures else []
+    )
+    yield Section(
+      title,
+      items=list(map(slope_sentence, slopes)),
+      figures=drawn,
+      table=Table(SLOPE_HEADINGS, 2, list(map(slope_cells, slopes)), SLOPE_CAPTION)
+      if slopes
+      else None,
+    )
+    yield Section(table=Table(GAP_HEADINGS, 3, list(map(gap_cells, points_of_axis)), GAP_CAPTION))
+  if study.left_out:
+    yield Section('The gap: left out', items=study.left_out)
+
+
+def slope_sentence(slope: Slope) -> str:
+  """What a line says, and whether its interval tells it from none."""
+  unit = 'a doubling of the pre-training set' if slope.axis == SIZE else 'a point more of overlap'
+  text = f'{slope.series}, {slope.comparison}: {points(slope.slope, "+")} points for {unit}'
+  if not math.isfinite(slope.low):
+    return f'{text}, over {slope.levels} levels; no interval: {slope.note}.'
+  text += (
+    f' (95% interval {points(slope.low, "+")} to {points(slope.high, "+")}, {slope.levels} levels)'
+  )
+  return f'{text}; the interval contains zero.' if slope.low <= 0 <= slope.high else f'{text}.'
+
+
+def slope_cells(slope: Slope) -> list[str]:
+  """The cells under `SLOPE_HEADINGS`."""
+  seeds = str(slope.seeds) if slope.seeds else NONE
+  return [
+    slope.series,
+    slope.comparison,
+    str(slope.points),
+    str(slope.levels),
+    seeds,
+    with_interval(slope.slope, slope.low, slope.high),
+    slope.note or NONE,
+  ]
+
+
+def gap_cells(point: Gap) -> list[str]:
+  """The cells under `GAP_HEADINGS`."""
+  overlap = f'{100 * point.overlap:.2f}' if math.isfinite(point.overlap) else NONE
+  return [
+    point.series,
+    point.comparison,
+    point.checkpoint,
+    f'{point.rows:,}',
+    f'{point.tokens:,}',
+    f'{point.epochs:.3g}',
+    overlap,
+    points(point.pretrained),
+    points(point.scratch) + (' *' if point.borrowed else ''),
+    with_interval(point.gap.mean, point.gap.low, point.gap.high),
+  ]

@@ -1,0 +1,398 @@
+"""The study of a grid as HTML: the question and its answer, then figures, tables, and what was left
+out and why.
+
+Numbers come from `study.py`, `cost.py` and `correlation.py`; the page around these sections is
+`page.py`'s.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minilm_jax.analysis import (
+  correlation,
+  cost_effectiveness,
+  power_laws,
+  scaling_fits,
+  scaling_study,
+)
+from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredModel
+from minilm_jax.analysis.cost_effectiveness import Option, Step
+from minilm_jax.analysis.frontier import Point
+from minilm_jax.analysis.loss_curves import HONEY, LossCurve
+from minilm_jax.analysis.report import scaling_figures
+from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
+from minilm_jax.analysis.report.tables import (
+  CORRELATION_HEADINGS,
+  DEPTH_HEADINGS,
+  FIT_HEADINGS,
+  MATCHED_HEADINGS,
+  MODEL_HEADINGS,
+  PLATEAU_HEADINGS,
+  POINT_HEADINGS,
+  STEP_HEADINGS,
+  ModelRow,
+  Picture,
+  Section,
+  Table,
+  correlation_cells,
+  depth_cells,
+  estimate,
+  fit_cells,
+  gain,
+  matched_rows,
+  model_cells,
+  model_row,
+  plateau_cells,
+  point_cells,
+  step_cells,
+)
+from minilm_jax.analysis.scaling_study import ScalingStudy
+from minilm_jax.analysis.scores import Average, ScoreRow
+from minilm_jax.core.errors import InputError
+
+QUESTION = (
+  'How do loss, compute, shape and score hang together in these {n} models, and what does it pay to make '
+  'larger?'
+)
+COMPUTE = (
+  'Each faint curve is a run, by its layers; dots are the frontier of the first paper, the lowest loss in '
+  'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
+  'anything to read what it is.'
+)
+FITS = (
+  'L is the loss in nats, C the FLOPs of training. In brackets the 95% interval; that of a fit to a frontier is '
+  'over draws of runs: it says how much the choice of runs matters, not how far the law is from the truth. BIC '
+  'compares forms fitted to the same points, the lower the better. fits.json has all digits.'
+)
+PLATEAU = 'Where a run’s loss stood still before it dropped. An exit that is missing: the run ended on the plateau.'
+COST = (
+  'One factor grows, all others stay: points of perplexity gained for each 1e15 FLOPs that a whole run costs '
+  'more, and the FLOPs that a point costs; in brackets the 95% interval over seeds. e embedding, h hidden, i '
+  'feed-forward, a heads, l layers, V vocabulary. Of several models of one shape the best stands for it; what '
+  'else then differs is told.'
+)
+PLANE = (
+  'Every model by the FLOPs of its whole run. Hollow: another costs no more and is no worse. Numbers are those '
+  'of the table of models.'
+)
+CORRELATION = (
+  'Over models, with 95% intervals from resampled models; below 0, a lower loss goes with a higher score. '
+  'Log-perplexity is the validation loss. “with untrained” adds each model before any training, '
+  'whose loss is ln V, with its score from scratch.'
+)
+SCORES = 'Numbers are those of the table of models; ρ is Spearman’s.'
+GAIN = 'Scores pre-trained less from scratch, with the 95% interval over seeds.'
+DEPTH = (
+  'Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10% of each other. '
+  'Differences are deeper less shallower.'
+)
+MODELS = (
+  'FLOPs of the whole run, counted three ways: by the formula of the first paper, as 6 N a token after Kaplan, '
+  'and as the matrix products that the program runs. The losses are in nats a masked token.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+  """All that is said about a grid; `failed` are points of a sweep that came to nothing, with the
+  reason.
+
+  `numbers` are those of the table of models, by run; `study` is None where there are not two
+  models.
+  """
+
+  tracks: Sequence[LossCurve]
+  numbers: Mapping[str, int]
+  study: ScalingStudy | None
+  steps: Sequence[Step]
+  options: Sequence[Option]
+  models: Mapping[str, Sequence[ScoredModel]]
+  correlations: Sequence[Correlation]
+  depths: Sequence[Depth]
+  left_out: Sequence[str]
+  failed: Mapping[str, str]
+
+
+def opening(findings: Findings) -> tuple[str, str]:
+  """Returns the question, and the answer in one paragraph; both are '' without a study."""
+  if findings.study is None:
+    return '', ''
+  answer = [
+    *findings.study.sentences,
+    *_of_steps(findings.steps),
+    *_of_correlations(findings.correlations),
+  ]
+  return QUESTION.format(n=len(findings.tracks)), ' '.join(answer)
+
+
+def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
+  """
+
+  hat 1e15 FLOPs buy by each factor, on from or up to the model that most of them share: others do
+  not compare.
+  """
+  found: dict[tuple[str, str], dict[str, Step]] = {}
+  for step in steps:
+    if math.isfinite(step.per_1e15):
+      for way, name in (('on from', step.from_runs[0]), ('up to', step.to_runs[0])):
+        found.setdefault((way, name), {})[step.factor.replace('_', '-')] = step
+  (way, name), gains = max(found.items(), key=lambda item: len(item[1]), default=(('', ''), {}))
+  if len(gains) > 1:
+    ranked = sorted(gains.items(), key=lambda item: -item[1].per_1e15)
+    told = ', '.join(
+      f'{gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
+      for factor, step in ranked
+    )
+    yield f'One step {way} {name}, points of perplexity gained for 1e15 FLOPs more: {told}.'
+
+
+def _of_correlations(correlations: Sequence[Correlation]) -> Iterator[str]:
+  """The rank correlation of each average, or of the one task there is, with the loss."""
+  of_loss = [one for one in correlations if one.measure == LOSS and not one.from_scratch]
+  shown = [one for one in of_loss if one.series.startswith('average')][:1] or of_loss[:1]
+  for one in shown:
+    yield (
+      f'Over {one.models} models, validation loss and the {one.series} have a rank correlation of '
+      f'{estimate(one.spearman)}.'
+    )
+
+
+def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
+  """Yields the sections that have something to show; `pictures` are `<svg>` elements by name."""
+
+  def drawn(name: str, caption: str) -> list[Picture]:
+    return [Picture(pictures[name], caption)] if name in pictures else []
+
+  if findings.study is not None:
+    yield Section('Loss against compute', figures=drawn('compute', COMPUTE))
+    yield from _laws(findings.study)
+  if findings.steps or 'plane' in pictures:
+    yield Section(
+      'Cost-effectiveness',
+      figures=drawn('plane', PLANE),
+      table=_table(STEP_HEADINGS, 2, map(step_cells, findings.steps), COST),
+    )
+  if findings.correlations or 'against' in pictures:
+    yield Section(
+      'Perplexity and scores',
+      figures=drawn('against', SCORES),
+      table=_table(
+        CORRELATION_HEADINGS,
+        2,
+        map(correlation_cells, findings.correlations),
+        CORRELATION,
+      ),
+    )
+  if 'gain' in pictures:
+    yield Section('What pre-training adds, by size', figures=drawn('gain', GAIN))
+  if findings.depths:
+    yield from _depths(findings.depths)
+  if findings.study is not None:
+    rows = (model_cells(track, findings.numbers) for track in findings.tracks)
+    yield Section('Models', table=_table(MODEL_HEADINGS, 2, rows, MODELS))
+  if findings.failed:
+    yield Section(
+      'Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()]
+    )
+  left_out = [*findings.left_out, *(findings.study.left_out if findings.study is not None else ())]
+  if left_out:
+    yield Section('Left out', items=left_out)
+
+
+def _laws(study: ScalingStudy) -> Iterator[Section]:
+  if study.fits:
+    yield Section('Laws', table=_table(FIT_HEADINGS, 2, map(fit_cells, study.fits), FITS))
+  for name, points, caption in (
+    ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
+    ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.'),
+  ):
+    yield from _folded(
+      f'The {name}: {len(points)} points',
+      _table(POINT_HEADINGS, 1, map(point_cells, points), caption),
+    )
+  if study.plateaus:
+    yield Section(
+      f'Plateaus: {len(study.plateaus)} runs',
+      folded=True,
+      table=Table(PLATEAU_HEADINGS, 1, list(map(plateau_cells, study.plateaus)), PLATEAU),
+    )
+
+
+def _table(
+  headings: Sequence[str], words: int, rows: Iterable[Sequence[str]], caption: str
+) -> Table | None:
+  """Returns a table without its empty columns, or None without rows."""
+  rows = list(rows)
+  return Table(headings, words, rows, caption).without_empty_columns() if rows else None
+
+
+def _folded(title: str, table: Table | None) -> Iterator[Section]:
+  if table is not None:
+    yield Section(title, table=table, folded=True)
+
+
+def _depths(depths: Sequence[Depth]) -> Iterator[Section]:
+  yield Section('Depth', table=_table(MATCHED_HEADINGS, 2, matched_rows(depths), DEPTH))
+  yield from _folded(
+    f'All {len(depths)} comparisons',
+    _table(DEPTH_HEADINGS, 3, map(depth_cells, depths), ''),
+  )
+
+
+# From tracks and scores to all that a report says about a grid: findings, tables for files,
+# figures.
+MIN_MODELS = 2  # models that make a grid
+_MAX_DRAWS = 1_000_000
+_MAX_PANELS = 12  # of a figure; more are in the table alone
+_MIN_BIC_DIFFERENCE = 2  # of BIC: less decides nothing between two forms
+
+
+def find(
+  tracks: Sequence[LossCurve],
+  scores: Iterable[ScoreRow],
+  means: Sequence[Average],
+  left_out: Sequence[str],
+  failed: Mapping[str, str],
+  draws: int = 1000,
+  unfinished: bool = False,
+) -> Findings:
+  """All that the tracks and the scores allow.
+
+  Args:
+    tracks: of pre-training runs.
+    scores, means: rows of scores and of averages, which may be of other checkpoints too.
+    left_out: what has no track, and why.
+    failed: points of a sweep that came to nothing, and why.
+    draws: resamples for each interval.
+    unfinished: do runs that have not reached the end of their schedule count in the laws?
+
+  Raises:
+    InputError: no draws.
+  """
+  if not 1 <= draws <= _MAX_DRAWS:
+    found = (
+      'nothing to take percentiles of'
+      if draws < 1
+      else f'more than {_MAX_DRAWS:,}, which would take days'
+    )
+    raise InputError(f'intervals from {draws} draws', found, 'give --bootstrap_samples=1000')
+  tracks = sorted(
+    tracks,
+    key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name),
+  )
+  numbers = {track.name: number for number, track in enumerate(tracks, 1)}
+  left_out = list(left_out)
+  if len(tracks) < MIN_MODELS:
+    if tracks or left_out:
+      count = 'one model' if tracks else 'no model'
+      left_out.append(f'the study of a grid: {count} was evaluated, and it needs {MIN_MODELS}')
+    return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
+  models, reasons = correlation.models(tracks, scores, means)
+  left_out += reasons
+  by_name = {track.name: track.shape.vocabulary for track in tracks}
+  vocabularies = len({by_name[model.name] for of in models.values() for model in of})
+  correlations, reasons = correlation.correlations(models, vocabularies, draws)
+  left_out += reasons
+  steps, options = cost_effectiveness.steps(tracks, draws), cost_effectiveness.plane(tracks, draws)
+  if not options:
+    left_out.append('cost-effectiveness, and depth: no run has reached the end of its schedule')
+  elif not steps:
+    left_out.append(
+      'steps of cost-effectiveness: no two finished models differ in one factor alone'
+    )
+  if not models:
+    left_out.append('perplexity against scores: no scores of these models')
+  return Findings(
+    tracks,
+    numbers,
+    scaling_study.study(tracks, draws, unfinished=unfinished),
+    steps,
+    options,
+    models,
+    correlations,
+    correlation.depths(tracks, models),
+    left_out,
+    failed,
+  )
+
+
+def tables(found: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
+  """The kind and the rows of each table, by the name of its file."""
+  if found.study is None:
+    return {}
+  return {
+    'frontier.csv': (Point, found.study.frontier),
+    'cost.csv': (Step, found.steps),
+    'correlation.csv': (Correlation, found.correlations),
+    'depth.csv': (Depth, found.depths),
+    'models.csv': (ModelRow, [model_row(track) for track in found.tracks]),
+  }
+
+
+def figures(found: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
+  """The figures that have something to show, by the name of their files."""
+  if found.study is None:
+    return
+  yield 'compute', _compute(found.tracks, found.study)
+  if found.options:
+    yield 'plane', scaling_figures.plane(found.options, found.numbers)
+  scored = {
+    name: of
+    for name, of in found.models.items()
+    if sum(math.isfinite(model.score) for model in of) > 1
+  }
+  if scored:
+    notes = {
+      one.series: f'ρ {one.spearman.value:+.2f}'
+      for one in found.correlations
+      if one.measure == correlation.LOSS
+      and not one.from_scratch
+      and math.isfinite(one.spearman.value)
+    }
+    yield 'against', scaling_figures.scores(_first(scored), found.numbers, notes)
+  gains = {
+    name: of
+    for name, of in found.models.items()
+    if sum(math.isfinite(model.score - model.scratch) for model in of) > 1
+  }
+  if gains:
+    yield 'gain', scaling_figures.gain(_first(gains), found.numbers)
+
+
+def _first(series: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(list(series.items())[:_MAX_PANELS])
+
+
+def _compute(tracks: Sequence[LossCurve], found: ScalingStudy) -> FigureWithTooltips:
+  """
+
+  oss against compute with the one law of the whole frontier and, where they fit better, the two
+  that part.
+  """
+  whole = {
+    fit.form: fit
+    for fit in found.fits
+    if fit.name == scaling_fits.FRONTIER and fit.method == power_laws.LOGS
+  }
+  shown = [whole[form] for form in (power_laws.PIECES, power_laws.POWER) if form in whole]
+  if len(shown) > 1 and shown[1].bic - shown[0].bic <= _MIN_BIC_DIFFERENCE:
+    shown = shown[1:]
+  lines = []
+  for fit in shown:
+    flops = np.geomspace(fit.low, fit.high, 400)
+    loss = power_laws.predict(fit, flops)
+    if fit.form == power_laws.PIECES:  # they need not meet: a gap is honest
+      at = int(np.searchsorted(flops, fit.constants['C0']))
+      flops, loss = np.insert(flops, at, fit.constants['C0']), np.insert(loss, at, np.nan)
+      name = f'two laws, C^-{fit.constants["b1"]:.3f} and C^-{fit.constants["b2"]:.3f}'
+    else:
+      name = f'one law, C^-{fit.constants["b"]:.3f}'
+    lines.append(FittedLine(name, flops, loss))
+  breaks = None
+  if power_laws.PIECES in {fit.form for fit in shown} and found.split is not None:
+    breaks = (found.split, *(found.split_interval or (math.nan, math.nan)))
+  return scaling_figures.compute(tracks, found.frontier, lines, breaks, found.count)

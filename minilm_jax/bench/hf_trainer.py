@@ -1,0 +1,155 @@
+"""Fine-tuning as users of Hugging Face do it: `Trainer` on a `RobertaForSequenceClassification`
+with random weights.
+
+The one room that imports transformers; `peers` runs it in a process of its own. Left out, which can
+only favour it: reading and tokenizing text, a `datasets.Dataset` (examples are a list), logs,
+evaluation, saving.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+from minilm_jax.core.model_config import EncoderConfig
+from minilm_jax.data import tokenizer
+
+_WARMUP_STEPS = 3  # steps of the Trainer that is thrown away
+_EVAL_ROWS = 128  # rows a batch of the final loss
+TrainerExamples = list[dict[str, Any]]
+
+
+def time_trainer(
+  threads: int,
+  rows: np.ndarray,
+  labels: np.ndarray,
+  shape: EncoderConfig,
+  classes: int,
+  batch_size: int,
+  learning_rate: float,
+  seed: int,
+  pad: str,
+) -> Callable[[int], dict[str, float]]:
+  """A function from a number of updates to their seconds, how many they were, and the loss they led
+  to; warm.
+
+  Each call trains a fresh model. Arguments are those of `peers.trainer_seconds`, and the threads of
+  one operation.
+  """
+  torch.set_num_threads(threads)
+  transformers.logging.set_verbosity_error()
+  examples, collate = prepare_examples(rows, labels, classes, pad)
+
+  def train(updates: int) -> dict[str, float]:
+    transformers.set_seed(seed)
+    model = build_roberta(shape, classes)
+    with tempfile.TemporaryDirectory() as folder:  # Trainer wants one, even where nothing is saved
+      trainer = transformers.Trainer(
+        model,
+        data_collator=collate,
+        train_dataset=examples,
+        args=transformers.TrainingArguments(
+          folder,
+          max_steps=updates,
+          per_device_train_batch_size=batch_size,
+          learning_rate=learning_rate,
+          seed=seed,
+          weight_decay=0.0,
+          max_grad_norm=1.0,
+          lr_scheduler_type='linear',
+          warmup_steps=0,
+          use_cpu=True,
+          logging_strategy='no',
+          save_strategy='no',
+          report_to='none',
+          disable_tqdm=True,
+          dataloader_pin_memory=False,
+        ),
+      )
+      trainer.remove_callback(transformers.PrinterCallback)
+      start = time.perf_counter()
+      trainer.train()
+      seconds = time.perf_counter() - start
+    return {
+      'seconds': seconds,
+      'updates': trainer.state.global_step,
+      'final_loss': mean_loss(model, examples, collate),
+    }
+
+  train(_WARMUP_STEPS)
+  return train
+
+
+def build_roberta(
+  shape: EncoderConfig, classes: int
+) -> transformers.RobertaForSequenceClassification:
+  """The nearest plain RoBERTa: tables as wide as the hidden layers, its own way to start."""
+  return transformers.RobertaForSequenceClassification(
+    transformers.RobertaConfig(
+      vocab_size=shape.vocab_size,
+      hidden_size=shape.hidden_size,
+      intermediate_size=shape.intermediate_size,
+      num_attention_heads=shape.num_heads,
+      num_hidden_layers=shape.num_layers,
+      max_position_embeddings=shape.max_length + 2,
+      type_vocab_size=max(1, shape.segments),
+      hidden_act=shape.activation,
+      hidden_dropout_prob=shape.dropout,
+      attention_probs_dropout_prob=shape.dropout,
+      layer_norm_eps=shape.norm_epsilon,
+      num_labels=classes or 1,
+      bos_token_id=tokenizer.BEGIN_ID,
+      pad_token_id=tokenizer.PAD_ID,
+      eos_token_id=tokenizer.END_ID,
+    )
+  )
+
+
+def prepare_examples(
+  rows: np.ndarray, labels: np.ndarray, classes: int, pad: str
+) -> tuple[TrainerExamples, Callable[[Sequence[Any]], dict[str, torch.Tensor]]]:
+  """
+
+  xamples as lists, and what makes a batch of some: padded to the longest of them there, or all to L
+  here.
+  """
+  typed = [(int if classes else float)(label) for label in labels]
+  if pad == 'max':
+    return [
+      {
+        'input_ids': row.tolist(),
+        'attention_mask': (row != tokenizer.PAD_ID).astype(int).tolist(),
+        'labels': label,
+      }
+      for row, label in zip(rows, typed, strict=True)
+    ], transformers.default_data_collator
+  kept = [row[row != tokenizer.PAD_ID].tolist() for row in rows]
+  words = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(
+      {name: n for n, name in enumerate(tokenizer.SPECIAL_TOKENS)}, '<unk>'
+    )
+  )
+  padder = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=words, pad_token=tokenizer.SPECIAL_TOKENS[tokenizer.PAD_ID]
+  )
+  return [
+    {'input_ids': ids, 'attention_mask': [1] * len(ids), 'labels': label}
+    for ids, label in zip(kept, typed, strict=True)
+  ], transformers.DataCollatorWithPadding(padder)
+
+
+def mean_loss(
+  model: transformers.RobertaForSequenceClassification,
+  examples: TrainerExamples,
+  collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+) -> float:
+  """The mean over all examples; nothing is dropped."""
+  model.eval()
+  parts = [examples[first : first + _EVAL_ROWS] for first in range(0, len(examples), _EVAL_ROWS)]
+  with torch.no_grad():
+    return sum(len(part) * model(**collate(part)).loss.item() for part in parts) / len(examples)

@@ -1,0 +1,293 @@
+"""Loss curves of pre-training runs in the terminal, read from their logs, once or repeatedly while
+the runs grow.
+
+A terminal gets colors and a picture that is redrawn in place; a file or a pipe gets plain lines.
+Run names come from folders and may hold any character; a character that does not print is shown as
+U+FFFD.
+"""
+
+import dataclasses
+import math
+import operator
+import string
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import plotext
+from etils import epath
+from rich import console as rich_console
+from rich import live as rich_live
+from rich import table as rich_table
+from rich import text as rich_text
+
+from minilm_jax.analysis import runs
+from minilm_jax.core import lock, run_dir
+from minilm_jax.core.errors import InputError, suggest_name
+
+AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds'}
+SPLITS = ('train', 'validation')
+_COLORS = (6, 5, 3, 2, 1, 4)  # of the 256-color palette, one per run
+_POLL_SECONDS = 3.0
+_MAX_ROWS, _MIN_ROWS = 24, 10  # of a picture
+_MAX_COLUMNS, _MIN_COLUMNS = 120, 24  # of a picture
+_FULL_TABLE_COLUMNS = 80  # a narrower terminal gets no `_OPTIONAL_COLUMNS`
+# Columns of the table: heading, field of `RunStatus`, format.
+_TABLE_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+  ('update', 'step', '{:,}'.format),
+  ('of', 'updates', '{:,}'.format),
+  ('train', 'train', '{:.3f}'.format),
+  ('validation', 'validation', '{:.3f}'.format),
+  ('tokens/s', 'speed', '{:,.0f}'.format),
+)
+_OPTIONAL_COLUMNS = ('of', 'tokens/s')
+_ASCII = str.maketrans('│┤├─┬┴┼┌┐└┘', '|||-+++++++')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStatus:
+  """One model of a run: name, points (x, loss) of its curve, state, and last values of its log."""
+
+  name: str
+  points: Sequence[tuple[float, float]]
+  state: str
+  step: int | None
+  updates: int | None
+  train: float | None
+  validation: float | None
+  speed: float | None
+
+
+def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow: bool) -> None:
+  """Draws the losses of runs on standard output; with `follow` again every few seconds, until all
+  runs have ended.
+
+  Args:
+    folders: runs, or folders that hold runs.
+    axis: one of `AXES`, from left to right.
+    split: one of `SPLITS`, whose losses are drawn.
+    follow: draws again while a run grows.
+
+  Raises:
+    InputError: no such axis or split, no folder, no pre-training run in one, or a damaged log.
+  """
+  for flag, value, choices in (('axis', axis, AXES), ('split', split, SPLITS)):
+    if value not in choices:
+      raise InputError(f'--{flag}={value}', 'no such choice', suggest_name(value, choices))
+  if not folders:
+    raise InputError(
+      'minilm watch', 'no run directory', 'give one or more: minilm watch runs/tiny --follow'
+    )
+  console = rich_console.Console(markup=False, emoji=False, highlight=False)
+  paths = _find_runs(folders)
+
+  def render() -> rich_console.Group:
+    return _render(read_statuses(paths, axis, split), axis, split, console)
+
+  if follow and console.is_terminal and not console.is_dumb_terminal:
+    try:
+      with rich_live.Live(
+        render(), console=console, auto_refresh=False, redirect_stderr=False
+      ) as live:
+        while not _all_ended(paths):
+          time.sleep(_POLL_SECONDS)
+          live.update(render(), refresh=True)
+    finally:
+      console.show_cursor()  # a signal may arrive before `live` has begun
+    return
+  console.print(render())
+  sizes = _file_sizes(paths)
+  while follow and not _all_ended(paths):
+    time.sleep(_POLL_SECONDS)
+    if sizes != (sizes := _file_sizes(paths)):
+      console.print(render())
+
+
+def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
+  """Returns the pre-training runs in the folders by printable name."""
+  paths = {name: path for name, path in runs.find(folders).items() if runs.kind(path) == 'pretrain'}
+  if not paths:
+    raise InputError(
+      f'curves of {", ".join(map(str, folders))}',
+      'runs, but none of pre-training',
+      'give a work directory of minilm pretrain',
+    )
+  return {
+    ''.join(letter if letter.isprintable() else '\ufffd' for letter in name): path
+    for name, path in paths.items()
+  }
+
+
+def _all_ended(paths: Mapping[str, epath.Path]) -> bool:
+  return all((path / run_dir.RESULT).exists() for path in paths.values())
+
+
+def _file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
+  """Returns sizes in bytes, which change when a log grows or a run ends; -1 for a missing file."""
+  files = [path / name for path in paths.values() for name in (run_dir.METRICS, run_dir.RESULT)]
+  return [file.stat().length if file.exists() else -1 for file in files]
+
+
+def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> list[RunStatus]:
+  """Returns the status of each run, or of each member of a population, from its log.
+
+  Raises:
+    InputError: a log is damaged.
+  """
+  statuses = []
+  for name, path in paths.items():
+    settings = runs.config(path)
+    updates = (
+      settings['num_steps']
+      if 'num_steps' in settings and isinstance(settings['num_steps'], int)
+      else None
+    )
+    state = _state(path)
+    for member, lines in runs.members(path).items():
+      pairs = [
+        (_number(line, axis), _number(line, 'loss')) for line in lines if line['split'] == split
+      ]
+      points = [
+        (x, loss)
+        for x, loss in pairs
+        if x is not None and loss is not None and math.isfinite(x + loss)
+      ]
+      statuses.append(
+        RunStatus(
+          name + member,
+          points,
+          state,
+          max((line['step'] for line in lines), default=None),
+          updates,
+          _last(lines, 'train', 'loss'),
+          _last(lines, 'validation', 'loss'),
+          _last(lines, 'train', 'tokens_per_second'),
+        )
+      )
+  return statuses
+
+
+def _state(path: epath.Path) -> str:
+  if (path / run_dir.RESULT).exists():
+    return 'ended'
+  try:
+    silent_seconds = time.time() - (path / lock.LOCK_FILE).stat().mtime
+  except OSError:
+    return 'stopped'
+  return 'running' if silent_seconds < lock.STALE_SECONDS else 'stopped'
+
+
+def _number(line: Mapping[str, Any], name: str) -> float | None:
+  """
+
+  eturns a number of a log line, None where an earlier version did not write it or it was not
+  finite.
+  """
+  return line[name] if name in line else None
+
+
+def _last(lines: Sequence[Mapping[str, Any]], split: str, name: str) -> float | None:
+  return next((_number(line, name) for line in reversed(lines) if line['split'] == split), None)
+
+
+def _render(
+  statuses: Sequence[RunStatus], axis: str, split: str, console: rich_console.Console
+) -> rich_console.Group:
+  """Returns the curves and a table that is their legend; names the runs without a point."""
+  ascii_only = console.options.ascii_only
+  if ascii_only:
+    statuses = [
+      dataclasses.replace(status, name=status.name.encode('ascii', 'replace').decode())
+      for status in statuses
+    ]
+  colored = (
+    console.color_system is not None and not console.no_color and len(statuses) <= len(_COLORS)
+  )
+  dotted = not ascii_only and (colored or len(statuses) == 1)
+  markers = [
+    'braille'
+    if dotted
+    else '*'
+    if len(statuses) == 1
+    else string.ascii_letters[n % len(string.ascii_letters)]
+    for n in range(len(statuses))
+  ]
+  columns = min(console.width, _MAX_COLUMNS)
+  rows = min(_MAX_ROWS, console.height - len(statuses) - 5) if console.is_terminal else _MAX_ROWS
+  parts: list[Any] = []
+  if any(status.points for status in statuses):
+    drawing = draw_curves(
+      [status.points for status in statuses], markers, _COLORS if colored else (), columns, rows
+    )
+    text = rich_text.Text.from_ansi(
+      drawing.translate(_ASCII) if ascii_only else drawing, no_wrap=True, overflow='crop'
+    )
+    parts = [rich_text.Text(f'{split} loss by {AXES[axis]}'), text]
+  parts += [
+    rich_text.Text(f'no {split} line yet: {status.name}')
+    for status in statuses
+    if not status.points
+  ]
+  signs = ['─' if marker == 'braille' else marker for marker in markers]
+  return rich_console.Group(
+    *parts, _table(statuses, signs, colored, columns >= _FULL_TABLE_COLUMNS)
+  )
+
+
+def draw_curves(
+  curves: Sequence[Sequence[tuple[float, float]]],
+  markers: Sequence[str],
+  colors: Sequence[int],
+  columns: int,
+  rows: int,
+) -> str:
+  """Returns the curves in one frame with numbers at its sides, as lines of text.
+
+  Args:
+    curves: finite points (x, y) from left to right; the last curve lies on top.
+    markers: for each curve a letter, or 'braille'.
+    colors: for each curve a number of the 256-color palette, as ANSI codes; () gives no codes.
+    columns: width of the whole, at least 24.
+    rows: height of the whole, at least 10.
+  """
+  figure = plotext.figure
+  figure.clear()
+  figure.theme('colorless')
+  figure.plot_size(max(columns, _MIN_COLUMNS), max(rows, _MIN_ROWS))
+  for number, points in enumerate(curves):
+    if points:
+      marker = plotext.marker(markers[number], colors[number]) if colors else markers[number]
+      signal = figure.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+      signal.lines(True)
+      figure.draw(signal)
+  return figure.build().string(colorless=not colors).rstrip('\n')
+
+
+def _table(
+  statuses: Sequence[RunStatus], signs: Sequence[str], colored: bool, full: bool
+) -> rich_table.Table:
+  """Returns the last values of each run; a narrow terminal gets fewer columns."""
+  columns = {
+    heading: [
+      form(value) if value is not None else ''
+      for value in map(operator.attrgetter(field), statuses)
+    ]
+    for heading, field, form in _TABLE_COLUMNS
+    if full or heading not in _OPTIONAL_COLUMNS
+  }
+  columns = {heading: values for heading, values in columns.items() if any(values)}
+  table = rich_table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+  table.add_column('')
+  table.add_column('run', overflow='fold')
+  for heading in columns:
+    table.add_column(heading, justify='right', no_wrap=True)
+  table.add_column('', no_wrap=True)
+  for number, status in enumerate(statuses):
+    sign = rich_text.Text(signs[number], f'color({_COLORS[number]})' if colored else '')
+    table.add_row(
+      sign,
+      rich_text.Text(status.name),
+      *(values[number] for values in columns.values()),
+      status.state,
+    )
+  return table

@@ -1,0 +1,409 @@
+"""Multi-process training: start, agreement between the processes, and a common end.
+
+All processes run the same program, and each controls the devices of its host. Arrays lie on the
+devices of all processes; inputs, files and errors belong to one process. The functions here compare
+them, and end all processes together if they differ. Process 0 alone writes files and messages:
+`is_primary()`. With one process these functions do nothing, and JAX is not imported.
+"""
+
+import atexit
+import concurrent.futures
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from minilm_jax.core import signals
+from minilm_jax.core.errors import InputError
+
+T = TypeVar('T')
+AUTO = 'auto'
+MIN_HEARTBEAT_SECONDS = 10
+JAX_EXTRA_SECONDS = 60  # JAX aborts at its own time-out; ours comes first and raises an error
+LOST_PEER_STATUS = 2
+_REMEDY = 'read the messages of the other processes, then start all again: the run resumes from its last checkpoint'
+_SEPARATOR = '\0'
+_is_started = False  # JAX has been told of the other processes, even if they have not all arrived
+_process, _processes = 0, 1
+# taken by the first thread that reports a lost process, and never released
+_ending = threading.Lock()
+
+
+class DistributedError(InputError):
+  """An error that all processes raise, so that they end together."""
+
+
+@contextlib.contextmanager
+def initialized(
+  coordinator: str, processes: int | None, process: int | None, wait: int
+) -> Iterator[None]:
+  """Makes this process one of several, before JAX creates its devices; does nothing without
+  arguments.
+
+  Inside the block, the death of a process ends all others with an error and status 2.
+
+  Args:
+    coordinator: host and port of process 0; `auto` uses the detection of JAX for SLURM, Open MPI
+      and Cloud TPU, which is also the default on a host of a TPU pod.
+    processes: number of processes.
+    process: index of this process, from 0.
+    wait: seconds until all processes must have arrived; also the heartbeat time-out, if it is
+      longer than 10 seconds.
+
+  Raises:
+    InputError: an argument is invalid, a process did not arrive in time, or the numbers of devices
+      differ.
+  """
+  is_orderly = False
+  try:
+    _start(coordinator, processes, process, wait)
+    yield
+    is_orderly = True
+  except (DistributedError, signals.InterruptedAfterSave):
+    is_orderly = True
+    raise
+  except (RuntimeError, ValueError) as error:
+    if _processes == 1 or not _is_collective_error(error):
+      raise
+    _end_after_loss(
+      f'process {_process} cannot compute with the others: {str(error).splitlines()[0]}'
+    )
+  finally:
+    if _processes > 1 and not is_orderly:
+      # runs before the exit of JAX, which would wait for the other processes
+      atexit.register(exit_now, 1)
+
+
+def _is_collective_error(error: Exception) -> bool:
+  """
+
+  eturns whether JAX failed at run time; the CPU collectives raise ValueError if a peer closes its
+  socket.
+  """
+  import jax
+
+  return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+
+
+def _end_after_loss(found: str) -> None:
+  """
+
+  eports a lost process on standard error and ends this one; the second thread that calls it waits
+  for that.
+  """
+  with _ending:
+    os.write(2, f'{InputError(f"training on {_processes} processes", found, _REMEDY)}\n'.encode())
+    os._exit(LOST_PEER_STATUS)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _end_on_abort(_: int) -> None:
+  _end_after_loss(
+    f'the distributed service of JAX ended process {_process}, as the lines above say'
+  )
+
+
+def _handle_abort() -> None:
+  """Replaces the abort of JAX by an error and status 2.
+
+  JAX calls abort() in a thread of its own if a process misses its heartbeats or process 0 is gone.
+  jax.distributed has no parameter for it, and the callback of the client in jaxlib cannot be called
+  from Python (std::bad_cast, in 0.10.2). A handler of Python's `signal` runs in the main thread,
+  after abort() has ended the process. A handler of C runs in the thread that aborts; ctypes takes
+  the GIL there.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(_end_on_abort, ctypes.c_void_p))
+
+
+def parse_address(address: str) -> tuple[str, int]:
+  """Returns host and port of an address.
+
+  >>> parse_address('trainer-0:1234'), parse_address('[::1]:80')
+  (('trainer-0', 1234), ('::1', 80))
+
+  Raises:
+    InputError: the host or the port is missing or invalid.
+  """
+  host, _, port = address.rpartition(':')
+  host = host.removeprefix('[').removesuffix(']')
+  if (
+    not re.fullmatch(r'[\w.:%-]+', host)
+    or not re.fullmatch(r'\d{1,5}', port)
+    or not 0 < int(port) < 1 << 16
+  ):
+    raise InputError(
+      f'--coordinator={address}',
+      'not a host and a port',
+      'give the address of process 0 and a port that is free there, as in trainer-0:1234',
+    )
+  return host, int(port)
+
+
+def bind_address(host: str, port: int) -> str | None:
+  """Returns the address where process 0 listens: a loopback address as given, otherwise None for
+  all interfaces.
+
+  >>> bind_address('localhost', 80), bind_address('127.0.0.1', 80), bind_address('::1', 80), bind_address('host-0', 80)
+  ('127.0.0.1:80', '127.0.0.1:80', '[::1]:80', None)
+  """
+  if host == '::1':
+    return f'[{host}]:{port}'
+  if host == 'localhost':
+    return f'127.0.0.1:{port}'
+  return f'{host}:{port}' if re.fullmatch(r'127(\.\d+){3}', host) else None
+
+
+def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
+  """
+
+  hecks the flags and starts the distributed system of JAX where they ask for several processes.
+  """
+  flags = ' '.join(
+    f'--{name}={value}'
+    for name, value in (('processes', processes), ('process', process))
+    if value is not None
+  )
+  if wait < 1:
+    raise InputError(f'--timeout={wait}', 'no time to arrive', 'give seconds, such as 300')
+  if not coordinator and ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
+    coordinator = AUTO
+  if coordinator in ('', AUTO):
+    if flags:
+      found = f'--coordinator={coordinator}' if coordinator else 'no --coordinator'
+      raise InputError(flags, found, 'give --coordinator=HOST:PORT of process 0')
+    if coordinator:
+      _initialize_jax(wait)
+    return
+  if processes is None or process is None:
+    raise InputError(
+      f'--coordinator={coordinator}',
+      flags or 'neither --processes nor --process',
+      'give --processes=N, the same to all, and --process=I, from 0 to N - 1',
+    )
+  host, port = parse_address(coordinator)
+  if processes < 1:
+    raise InputError(f'--processes={processes}', 'no process', 'give at least 1')
+  if not 0 <= process < processes:
+    raise InputError(
+      f'--process={process}', f'--processes={processes}', f'give a number from 0 to {processes - 1}'
+    )
+  if processes > 1:
+    _initialize_jax(
+      wait,
+      coordinator_address=coordinator,
+      num_processes=processes,
+      process_id=process,
+      coordinator_bind_address=bind_address(host, port),
+    )
+
+
+def _initialize_jax(wait: int, **arguments: Any) -> None:
+  """
+
+  alls jax.distributed.initialize, and checks that all processes have the same number of devices.
+  """
+  global _is_started, _process, _processes
+  import jax
+
+  # C++ libraries print their messages on standard output: these go to standard error, results stay
+  # alone
+  sys.stdout.flush()
+  results = os.dup(1)
+  os.dup2(2, 1)
+  sys.stdout = os.fdopen(results, 'w', encoding=sys.stdout.encoding)
+  jax.config.update('jax_enable_preemption_service', False)  # `signals` handles SIGTERM
+  _is_started = True
+  _processes = arguments.get('num_processes', 1)
+  _process = arguments.get('process_id', 0)
+  _handle_abort()
+  address = arguments.get('coordinator_address', AUTO)
+  # the main thread stays in Python, where signals are handled
+  executor = concurrent.futures.ThreadPoolExecutor(1)
+  start = executor.submit(
+    jax.distributed.initialize,
+    initialization_timeout=wait + JAX_EXTRA_SECONDS,
+    heartbeat_timeout_seconds=max(MIN_HEARTBEAT_SECONDS, wait),
+    shutdown_timeout_seconds=wait,
+    **arguments,
+  )
+  try:
+    start.result(timeout=wait)
+  except TimeoutError:
+    raise InputError(
+      f'--coordinator={address}',
+      f'not all processes arrived within {wait} seconds',
+      'start all with the same --coordinator and --processes, read their messages; or raise --timeout',
+    ) from None
+  except (RuntimeError, ValueError) as error:
+    raise InputError(
+      f'--coordinator={address}',
+      f'JAX: {error}',
+      'give a free port of process 0, as --coordinator=HOST:PORT --processes=N --process=I',
+    ) from None
+  executor.shutdown(wait=False)
+  _process, _processes = jax.process_index(), jax.process_count()
+  devices = [sum(device.process_index == n for device in jax.devices()) for n in range(_processes)]
+  if len(set(devices)) > 1:
+    found = ', '.join(f'process {n} has {count}' for n, count in enumerate(devices))
+    raise DistributedError(
+      f'as many devices in each of {_processes} processes',
+      found,
+      'give all the same, on CPUs with JAX_NUM_CPU_DEVICES',
+    )
+
+
+def check_processes() -> None:
+  """
+
+  aises InputError where JAX computes with devices of other processes, as in a TPU pod, without
+  `initialized`.
+  """
+  import jax
+
+  if jax.process_count() != _processes:
+    raise InputError(
+      'training in one process',
+      f'JAX sees the devices of {jax.process_count()}',
+      f'give all of them --coordinator={AUTO}',
+    )
+
+
+def is_primary() -> bool:
+  """Returns whether this is process 0, which writes files and messages for all."""
+  return _process == 0
+
+
+def exit_now(status: int) -> int:
+  """Exits immediately in multi-process runs, because a normal exit would wait for peers that wait
+  for this process.
+
+  Returns:
+    The status, in a run of one process.
+  """
+  if _is_started:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
+
+
+def assert_equal(name: str, value: str) -> None:
+  """Checks that all processes have the same value.
+
+  Raises:
+    DistributedError: the values differ; the error lists the first 12 digits of the SHA-256 of each.
+  """
+  if _processes == 1:
+    return
+  digests = _allgather_text(hashlib.sha256(value.encode()).hexdigest()[:12])
+  if len(set(digests)) > 1:
+    found = ', '.join(f'process {n} has {digest}' for n, digest in enumerate(digests))
+    raise DistributedError(
+      f'{name} to be the same in {_processes} processes', found, 'give all of them the same'
+    )
+
+
+@contextlib.contextmanager
+def raise_together() -> Iterator[None]:
+  """Raises in all processes where the block fails in one, so that no process waits for another.
+
+  Raises:
+    DistributedError: the block raised InputError or OSError in a process. A process raises its own
+      error, or else that of the first process that failed.
+  """
+  if _processes == 1:
+    yield
+    return
+  parts = ''
+  try:
+    yield
+  except DistributedError:
+    raise
+  except InputError as error:
+    parts = _SEPARATOR.join((error.asked, error.found, error.remedy))
+  except OSError as error:
+    parts = _SEPARATOR.join(
+      ('files of the run', f'{type(error).__name__}: {error}', 'make room, or mend the path')
+    )
+  errors = _allgather_text(parts)
+  failed = [n for n in (_process, *range(_processes)) if errors[n]]
+  if failed:
+    asked, found, remedy = errors[failed[0]].split(_SEPARATOR)
+    raise DistributedError(asked, found if parts else f'on process {failed[0]}: {found}', remedy)
+
+
+def primary_first(function: Callable[[], T]) -> T:
+  """Calls a function that may write files: in process 0 first, then in the others, which read those
+  files.
+
+  Raises:
+    DistributedError: as `raise_together`.
+  """
+  results: list[T] = []
+  for is_turn in (is_primary(), not is_primary()):
+    with raise_together():
+      if is_turn:
+        results.append(function())
+  return results[0]
+
+
+def to_host(tree: Any) -> Any:
+  """
+
+  eturns the arrays of a tree on this host, also those that lie on the devices of several processes.
+  """
+  import jax
+  from jax.experimental import multihost_utils
+
+  def gather(x: Any) -> Any:
+    is_spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return multihost_utils.process_allgather(x, tiled=True) if is_spread else x
+
+  return jax.device_get(jax.tree.map(gather, tree))
+
+
+def allgather_ints(*values: int) -> list[tuple[int, ...]]:
+  """Returns the int32 values of each process, by its index; all processes must call it."""
+  if _processes == 1:
+    return [values]
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  return [
+    tuple(row) for row in multihost_utils.process_allgather(np.array(values, np.int32)).tolist()
+  ]
+
+
+def _allgather_text(text: str) -> list[str]:
+  """Returns the text of each process, by its index."""
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(data.size))
+  buffer = np.zeros(max(sizes), np.uint8)
+  if not buffer.size:
+    return [''] * _processes
+  buffer[: data.size] = data
+  rows = multihost_utils.process_allgather(buffer)
+  return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+# Old names; removed with the move of the training package.
+Stopped = DistributedError
+joined = initialized
+leads = is_primary
+leave = exit_now
+agree = assert_equal
+together = raise_together
+in_turn = primary_first
+fetch = to_host
+numbers = allgather_ints

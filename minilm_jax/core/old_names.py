@@ -1,0 +1,173 @@
+"""Maps names that earlier versions stored in run directories to the names of today.
+
+Old and new names of a group have no word in common, so that a renamed record passes unchanged.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# Recipe fields by their group; '' is the top of a recipe and of the card of a classifier.
+OLD_FIELD_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+  {
+    '': {
+      'corpus_on': 'corpus_placement',
+      'accumulation': 'grad_accumulation_steps',
+      'head_blocks': 'logit_chunks',
+      'updates': 'num_steps',
+      'evaluation': 'eval',
+      'held_out': 'validation_fraction',
+      'keep': 'save_classifiers',
+      'lift': 'strategy',
+      'joined': 'concatenate_fields',
+      'which': 'epoch_choice',
+    },
+    'model': {
+      'vocabulary': 'vocab_size',
+      'embedding': 'embedding_size',
+      'hidden': 'hidden_size',
+      'feed_forward': 'intermediate_size',
+      'heads': 'num_heads',
+      'layers': 'num_layers',
+      'length': 'max_length',
+      'first_position': 'position_offset',
+      'nominal_heads': 'flops_heads',
+      'compute': 'dtype',
+      'bare_projection': 'projection_norm',
+      'second_segment': 'segment_embeddings_for_pairs',
+    },
+    'head': {'copies': 'ensemble_size'},
+    'mask': {'random': 'random_share', 'keep': 'keep_share'},
+    'optimizer': {
+      'undecayed': 'no_decay',
+      'warmup_share': 'warmup_fraction',
+      'warmup_most': 'max_warmup_steps',
+      'decay_share': 'decay_fraction',
+    },
+    'eval': {'first': 'first_at'},
+    'checkpoint': {'minutes': 'every_minutes', 'keep': 'keep_last', 'best': 'keep_best'},
+    'log': {'to': 'sinks'},
+    'population': {'lift': 'strategy'},
+    'subset': {'order': 'shuffle_seed'},
+    'task': {'limit': 'max_train_examples', 'per_label_reported': 'eval_per_label'},
+    'documents': {'unit': 'document_unit', 'errors': 'on_invalid_utf8', 'longest': 'max_chars'},
+    'vocabulary': {
+      'counting': 'word_rule',
+      'passes': 'filters',
+      'sentence_words': 'min_words_per_sentence',
+      'span_counted': 'min_words_per_span',
+    },
+    'tokenizer': {'sweep': 'extra_sizes'},
+    'rows': {'grouping': 'packing'},
+  }
+)
+_STRATEGIES = {'loop': 'map', 'alone': 'single'}
+# Values by group and new field name.
+_OLD_VALUES: Mapping[str, Mapping[str, Mapping[Any, Any]]] = MappingProxyType(
+  {
+    '': {'strategy': _STRATEGIES},
+    'population': {'strategy': _STRATEGIES},
+    'model': {
+      'initialization': {'honey': 'paper1'},
+      'convolution': {'paper': 'paper2', 'mended': 'fixed'},
+    },
+    'optimizer': {
+      'schedule': {
+        'honey': 'inverse_sqrt',
+        'epochs': 'per_epoch',
+        'epochs_from_zero': 'per_epoch_from_zero',
+      },
+    },
+    'vocabulary': {'word_rule': {'honey': 'paper1'}},
+  }
+)
+_INVERTED = ('bare_projection',)  # true where the new field is false
+# Columns of scores.jsonl and predictions.jsonl.
+OLD_COLUMN_NAMES: Mapping[str, str] = MappingProxyType(
+  {
+    'selection': 'validation_score',
+    'which': 'epoch_choice',
+    'collapsed': 'constant_prediction',
+  }
+)
+# Files of a run directory by their new name.
+OLD_FILE_NAMES: Mapping[str, str] = MappingProxyType(
+  {
+    'checksums.json': 'digests.json',
+    'bits_per_word.json': 'words.json',
+    '.finetune_state.npz': '.fitting.npz',
+  }
+)
+# fields of other records that hold groups of a recipe
+_RECIPES = ('settings', 'training', 'recipe')
+
+
+def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a stored recipe or card of a classifier under the field names of today.
+
+  >>> rename_fields({'updates': 9, 'model': {'bare_projection': True}, 'population': {'lift': 'loop'}})
+  {'num_steps': 9, 'model': {'projection_norm': False}, 'population': {'strategy': 'map'}}
+  """
+  return rename_groups(_rename_group('', stored))
+
+
+def rename_groups(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """
+
+  eturns a record, such as a manifest, whose groups of a recipe have the field names of today.
+  """
+  renamed = {}
+  for name, value in stored.items():
+    if isinstance(value, dict):
+      if name in _RECIPES:
+        value = rename_fields(value)
+      elif name == 'models':  # of a latency: a shape by the name of its recipe
+        value = {
+          of: _rename_group('model', shape) if isinstance(shape, dict) else shape
+          for of, shape in value.items()
+        }
+      elif name and name in OLD_FIELD_NAMES:
+        value = _rename_group(name, value)
+    renamed[name] = value
+  return renamed
+
+
+def rename_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a line of a log under the column names of today."""
+  return {
+    OLD_COLUMN_NAMES[name] if name in OLD_COLUMN_NAMES else name: value
+    for name, value in record.items()
+  }
+
+
+def _rename_group(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+  names = OLD_FIELD_NAMES[group]
+  values = _OLD_VALUES[group] if group in _OLD_VALUES else {}
+  renamed = {}
+  for name, value in fields.items():
+    new = names[name] if name in names else name
+    if name in _INVERTED and isinstance(value, bool):
+      value = not value
+    if new in values and isinstance(value, str) and value in values[new]:
+      value = values[new][value]
+    renamed[new] = value
+  return renamed
+
+
+def rename_record(file: str, value: Any) -> Any:
+  """
+
+  eturns the JSON of a file of a run directory under the names of today; that of any other file as
+  it is.
+  """
+  if not isinstance(value, dict) or 'model_type' in value:  # a configuration of Hugging Face
+    return value
+  if file in ('config.json', 'classifier.json'):
+    return rename_fields(value)
+  return rename_groups(value) if file == 'manifest.json' else value
+
+
+def find_file(path: Any) -> Any:
+  """Returns a path, or the path of its old name where only that file exists."""
+  old = path.with_name(OLD_FILE_NAMES[path.name]) if path.name in OLD_FILE_NAMES else path
+  return old if old.exists() and not path.exists() else path

@@ -1,0 +1,172 @@
+"""Cost-effectiveness: the paper's table from its logs, chains, seeds and dominance."""
+
+import math
+import pathlib
+
+import pytest
+
+from minilm_jax.analysis import cost_effectiveness, loss_curves
+from minilm_jax.analysis.cost_effectiveness import Step
+from tests import fake_runs
+
+# papers.md 1.10: the factor, the values, the other factors, points a 1e15 FLOPs; the last steps
+# have a tied head.
+ICER = (
+  ('hidden', (32, 64, 128, 256), 'e 256, i 1024, a 8, l 8, V 19010', (0.329, 0.0910, 0.0264)),
+  ('layers', (1, 2, 4, 8), 'e 256, h 256, i 1024, a 8, V 19010', (0.289, 0.0750, 0.0230)),
+  ('embedding', (32, 64, 128, 256), 'h 256, i 1024, a 8, l 8, V 19010', (0.0682, 0.0229, 0.0181)),
+  (
+    'feed_forward',
+    (128, 256, 512, 1024),
+    'e 256, h 256, a 8, l 8, V 19010',
+    (0.0441, 0.0454, 0.0217),
+  ),
+  ('hidden', (32, 64, 128, 256), 'e 32, i 128, a 1, l 1, V 19010', (1.015, 0.479, 0.128)),
+)
+
+
+@pytest.fixture(scope='module')
+def steps(data: pathlib.Path) -> list[Step]:
+  return cost_effectiveness.steps(loss_curves.read_csv(data / 'honey_logs' / 'eval_results.csv.gz'))
+
+
+@pytest.mark.parametrize('factor, values, others, wanted', ICER)
+def test_the_table_of_the_logs_is_reached(
+  steps: list[Step], factor: str, values: tuple[int, ...], others: str, wanted: tuple[float, ...]
+):
+  chain = [step for step in steps if (step.factor, step.others) == (factor, others)]
+  assert [(step.from_value, step.to_value) for step in chain] == list(zip(values, values[1:]))
+  assert [step.per_1e15 for step in chain] == pytest.approx(wanted, rel=0.005)
+  assert all(step.flops_per_point == pytest.approx(1e15 / step.per_1e15) for step in chain)
+  tied_at_the_end = [step.also for step in chain] == ['', '', 'head untied to tied']
+  assert tied_at_the_end == (others.count('256') >= 1 and factor != 'feed_forward')
+
+
+def test_a_second_layer_of_the_smallest_width_though_the_logged_heads_differ(steps: list[Step]):
+  (step,) = (
+    step for step in steps if step.from_runs == ('electric-sponge-29',) and step.factor == 'layers'
+  )
+  assert (step.to_runs, step.also) == (('devoted-capybara-3',), 'heads 1 to 2')
+  assert step.perplexity_gain == pytest.approx(
+    21.48 - 16.57, abs=0.01
+  ) and step.flops == pytest.approx(1.1e14, rel=0.02)
+
+
+def test_heads_are_noise_and_the_worse_run_of_a_shape_stands_for_nothing(steps: list[Step]):
+  heads = [
+    step
+    for step in steps
+    if step.factor == 'heads' and step.others == 'e 256, h 256, i 1024, l 8, V 19010'
+  ]
+  assert [step.perplexity_gain for step in heads] == pytest.approx(
+    [4.736 - 4.673, 4.673 - 4.746, 4.746 - 4.799], abs=2e-3
+  )
+  assert [step.dominated for step in heads] == [False, True, True]
+  assert all('absurd-silence-4' not in step.from_runs + step.to_runs for step in steps)
+
+
+def test_steps_go_to_the_next_value_with_all_else_equal():
+  grid = [
+    fake_runs.make_scaling_curve(f'{h}-{layers}', hidden=h, layers=layers)
+    for h in (32, 64, 256)
+    for layers in (1, 2)
+  ]
+  found = cost_effectiveness.steps(
+    [*grid, fake_runs.make_scaling_curve('odd', hidden=128, layers=3)]
+  )
+  assert {(step.factor, step.from_runs[0], step.to_runs[0]) for step in found} == {
+    ('hidden', '32-1', '64-1'),
+    ('hidden', '64-1', '256-1'),
+    ('hidden', '32-2', '64-2'),
+    ('hidden', '64-2', '256-2'),
+    ('layers', '32-1', '32-2'),
+    ('layers', '64-1', '64-2'),
+    ('layers', '256-1', '256-2'),
+  }
+  assert repr(found) == repr(cost_effectiveness.steps([*reversed(grid)]))  # some are nan
+
+
+def test_runs_that_saw_other_rows_or_have_not_ended_are_not_compared():
+  small, large = fake_runs.make_scaling_curve('a'), fake_runs.make_scaling_curve('b', hidden=64)
+  assert len(cost_effectiveness.steps([small, large])) == 1
+  assert (
+    cost_effectiveness.steps([small, fake_runs.make_scaling_curve('b', hidden=64, evaluations=4)])
+    == []
+  )
+  assert (
+    cost_effectiveness.steps([small, fake_runs.make_scaling_curve('b', hidden=64, finished=False)])
+    == []
+  )
+  assert [
+    option.name
+    for option in cost_effectiveness.plane(
+      [small, fake_runs.make_scaling_curve('b', finished=False)]
+    )
+  ] == ['a']
+
+
+def test_seeds_are_averaged_and_give_an_interval():
+  sides = {32: (3.0, 3.2), 64: (2.0, 2.1, 2.2)}
+  grid = [
+    fake_runs.make_scaling_curve(f'{h}-{n}', last, hidden=h, seed=n)
+    for h, losses in sides.items()
+    for n, last in enumerate(losses)
+  ]
+  (step,) = cost_effectiveness.steps(grid)
+  gain = (math.exp(3) + math.exp(3.2)) / 2 - (math.exp(2) + math.exp(2.1) + math.exp(2.2)) / 3
+  assert step.perplexity_gain == pytest.approx(gain) and step.to_runs == ('64-0', '64-1', '64-2')
+  assert step.low < step.per_1e15 < step.high
+  widest = (math.exp(3.2) - math.exp(2), math.exp(3) - math.exp(2.2))  # no resample lies outside
+  assert widest[1] <= step.low * step.flops / 1e15 <= step.high * step.flops / 1e15 <= widest[0]
+  assert repr(step) == repr(cost_effectiveness.steps(grid)[0])
+  (single,) = cost_effectiveness.steps(grid[1:])
+  assert math.isnan(single.low) and math.isfinite(single.per_1e15)
+  assert [math.isfinite(option.low) for option in cost_effectiveness.plane(grid)] == [True, True]
+
+
+def test_the_better_rate_stands_for_a_shape_and_is_told():
+  grid = [
+    fake_runs.make_scaling_curve('a', 3.0, learning_rate=1e-3),
+    fake_runs.make_scaling_curve('b', 2.9, learning_rate=2e-3),
+    fake_runs.make_scaling_curve('c', 2.0, hidden=64, learning_rate=1e-3),
+  ]
+  (step,) = cost_effectiveness.steps(grid)
+  assert step.from_runs == ('b',) and step.also == 'learning rate 0.002 to 0.001'
+
+
+def test_vocabularies_are_compared_by_bits_per_word_alone():
+  small, large = (
+    fake_runs.make_scaling_curve('a', 3.0),
+    fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000),
+  )
+  (step,) = cost_effectiveness.steps([small, large])
+  assert math.isnan(step.per_1e15) and not step.dominated
+  (step,) = cost_effectiveness.steps(
+    [
+      fake_runs.make_scaling_curve('a', 3.0, bits_per_word=9.0),
+      fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000, bits_per_word=8.5),
+    ]
+  )
+  assert step.bits_per_1e15 == pytest.approx(0.5 / (step.flops / 1e15)) and math.isnan(
+    step.perplexity_gain
+  )
+  assert not any(option.dominated for option in cost_effectiveness.plane([small, large]))
+
+
+def test_an_option_is_dominated_by_one_that_is_no_dearer_and_no_worse():
+  best, dear = (
+    fake_runs.make_scaling_curve('best', 2.0),
+    fake_runs.make_scaling_curve('dear', 2.0, hidden=64),
+  )
+  worse = fake_runs.make_scaling_curve('worse', 2.5, learning_rate=1.0)
+  strong = fake_runs.make_scaling_curve('strong', 1.5, hidden=128)
+  assert {
+    option.name: option.dominated
+    for option in cost_effectiveness.plane([strong, worse, dear, best])
+  } == {'best': False, 'dear': True, 'worse': True, 'strong': False}
+  assert [
+    option.dominated
+    for option in cost_effectiveness.plane(
+      [best, fake_runs.make_scaling_curve('twin', 2.0, learning_rate=1.0)]
+    )
+  ] == [False] * 2

@@ -1,0 +1,226 @@
+"""
+
+aws give the constants that made the data, and on the paper's frontier those that were worked out
+from its logs.
+"""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from minilm_jax.analysis import broken_laws, frontier, power_laws
+from minilm_jax.core.errors import InputError
+from tests.fake_runs import draw_run_ends, read_paper1_curves
+
+COMPUTE = np.geomspace(1e14, 1e18, 12)
+FORMS = (
+  power_laws.log_power,
+  power_laws.power,
+  power_laws.offset_power,
+  broken_laws.two_piece,
+  broken_laws.joined,
+  broken_laws.smooth_break,
+)
+
+
+@pytest.fixture(scope='module')
+def points(data: pathlib.Path) -> list[frontier.Point]:
+  return frontier.percentile(read_paper1_curves(data))
+
+
+@pytest.mark.parametrize(
+  'form, split, side, a, b, r2',
+  [
+    (power_laws.power, 2.7e15, 'below', 7.82e1, 0.0923, 0.682),
+    (power_laws.log_power, 2.7e15, 'above', 3.64e2, 0.1399, 0.991),
+    (power_laws.log_power, 2.7e15, 'below', 6.49e1, 0.0870, 0.688),
+    (power_laws.power, 2.7e15, 'above', 4.07e2, 0.1429, 0.990),
+    (power_laws.log_power, 2.2e15, 'below', 5.93e1, 0.0843, 0.650),
+    (power_laws.log_power, 2.2e15, 'above', 7.70e2, 0.1596, 0.951),
+  ],
+)
+def test_the_paper_s_frontier(points, form, split: float, side: str, a: float, b: float, r2: float):
+  compute, loss = frontier.arrays(points)
+  chosen = compute < split if side == 'below' else compute >= split
+  fit = form(compute[chosen], loss[chosen])
+  assert fit.constants['a'] == pytest.approx(a, rel=1e-3) and round(fit.constants['b'], 4) == b
+  assert round(fit.r2, 3) == r2
+
+
+def test_the_paper_s_exponents_of_one_parameter(points):
+  compute, _ = frontier.arrays(points)
+  for field, k, r2 in (('tokens', 0.5255, 0.824), ('parameters', 0.4227, 0.766)):
+    y = np.array([getattr(point, field) for point in points], float)
+    fit = power_laws.one_parameter(compute, y)
+    assert round(fit.constants['k'], 4) == k and round(fit.r2, 3) == r2
+    in_logs = np.sum(np.log(compute) * np.log(y)) / np.sum(np.log(compute) ** 2)
+    assert round(in_logs, 4) != k  # so the notebook fitted y, not its logarithm
+
+
+@pytest.mark.parametrize('form', [power_laws.log_power, power_laws.power, power_laws.offset_power])
+def test_a_power_law_comes_back(form):
+  fit = form(COMPUTE[::-1], 300 * COMPUTE[::-1] ** -0.13)
+  assert fit.constants['a'] == pytest.approx(300, rel=1e-5) and fit.constants['b'] == pytest.approx(
+    0.13, rel=1e-6
+  )
+  assert fit.r2 == pytest.approx(1) and (fit.low, fit.high, fit.n) == (
+    1e14,
+    pytest.approx(1e18),
+    12,
+  )
+
+
+def test_a_floor_comes_back_and_is_zero_without_a_bend():
+  fit = power_laws.offset_power(COMPUTE, 1.5 + 2e4 * COMPUTE**-0.25)
+  assert [fit.constants[key] for key in ('E', 'a', 'b')] == pytest.approx(
+    [1.5, 2e4, 0.25], rel=1e-4
+  )
+  concave = np.exp(5 - 0.01 * np.log(COMPUTE / 1e14) ** 2)  # bends the other way
+  assert power_laws.offset_power(COMPUTE, concave).constants['E'] == 0
+
+
+def test_weights_of_errors_are_those_of_the_method():
+  loss = 300 * COMPUTE**-0.13
+  loss[0] *= 1.2
+  slopes = [form(COMPUTE, loss).constants['b'] for form in (power_laws.log_power, power_laws.power)]
+  assert 0.13 < slopes[0] < slopes[1]  # the cheapest point has the highest loss
+
+
+def test_predictions_are_the_law_s_own():
+  loss = draw_run_ends(lambda c: 1 + 1e4 * c**-0.22, 0.02, 0)[1]
+  compute = draw_run_ends(lambda c: c, 0.0, 0)[0]
+  for form in FORMS:
+    fit = form(compute, loss)
+    said = power_laws.predict(fit, np.sort(compute))
+    order = np.argsort(compute)
+    residual = loss[order] - said if fit.method == power_laws.LINEAR else np.log(loss[order] / said)
+    spread = loss if fit.method == power_laws.LINEAR else np.log(loss)
+    assert 1 - np.sum(residual**2) / np.sum((spread - spread.mean()) ** 2) == pytest.approx(
+      fit.r2, abs=1e-9
+    ), form
+    assert compute.min() == fit.low
+
+
+@pytest.mark.parametrize(
+  'form, needs',
+  [
+    (power_laws.log_power, 3),
+    (power_laws.power, 3),
+    (power_laws.offset_power, 4),
+    (broken_laws.two_piece, 6),
+    (broken_laws.joined, 6),
+    (broken_laws.smooth_break, 7),
+  ],
+)
+def test_too_few_points_and_no_numbers(form, needs: int):
+  compute, loss = COMPUTE[:needs], 300 * COMPUTE[:needs] ** -0.13
+  assert form(compute, loss).n == needs
+  with pytest.raises(
+    InputError, match=f'{needs - 1} points of different compute\n.*at least {needs}'
+  ):
+    form(compute[:-1], loss[:-1])
+  with pytest.raises(InputError, match='at least'):
+    form(np.full(9, 1e15), np.linspace(2, 3, 9))
+  for wrong in (math.nan, -1.0, 0.0, math.inf):
+    with pytest.raises(InputError, match='1 values that are not positive'):
+      form(np.append(COMPUTE, 1e19), np.append(300 * COMPUTE**-0.13, wrong))
+
+
+def test_the_form_that_made_the_data_is_chosen():
+  straight, bent = (lambda c: 200 * c**-0.12), (lambda c: 1.2 + 2e4 * c**-0.25)
+  parted = lambda c: np.where(c < 1e16, 100 * c**-0.08, 770 * c**-0.14)  # noqa: E731
+  for law, form in (
+    (straight, power_laws.POWER),
+    (bent, power_laws.OFFSET),
+    (parted, power_laws.PIECES),
+  ):
+    compute, loss = draw_run_ends(law, 0.01, 1)
+    fits = [
+      one(compute, loss)
+      for one in (power_laws.log_power, power_laws.offset_power, broken_laws.two_piece)
+    ]
+    assert power_laws.choose(fits).form == form
+  with pytest.raises(InputError, match='same points'):
+    power_laws.choose([fits[0], power_laws.log_power(compute[:-1], loss[:-1])])
+  with pytest.raises(InputError):
+    power_laws.choose([])
+
+
+def test_held_out_points_tell_a_law_that_does_not_extrapolate():
+  compute, loss = draw_run_ends(lambda c: 1.2 + 2e4 * c**-0.25, 0.005, 2)
+  assert 5 * power_laws.held_out(power_laws.offset_power, compute, loss, 8) < power_laws.held_out(
+    power_laws.log_power, compute, loss, 8
+  )
+  with pytest.raises(InputError):
+    power_laws.held_out(power_laws.offset_power, compute[:6], loss[:6], 4)
+
+
+def test_json_of_a_fit():
+  # flat: R2 is undefined
+  text = json.dumps(
+    power_laws.as_json(power_laws.log_power(COMPUTE, np.full(12, 2.0))), allow_nan=False
+  )
+  assert json.loads(text)['r2'] is None and json.loads(text)['constants']['b'] == pytest.approx(0)
+  assert {
+    'name',
+    'form',
+    'method',
+    'constants',
+    'intervals',
+    'r2',
+    'bic',
+    'n',
+    'count',
+  } <= json.loads(text).keys()
+  with pytest.raises(InputError, match='surface'):
+    power_laws.predict(power_laws.Fit('', power_laws.SURFACE, '', {}, 0, 0, 1, 1, 1), COMPUTE)
+
+
+def test_a_descent_stays_above_its_bounds_and_finds_the_least_there():
+  x = np.linspace(0, 1, 9)
+  line = lambda at: (at[0] + at[1] * x, np.stack([np.ones(9), x], 1))  # noqa: E731
+  free, _ = power_laws.descend(line, np.zeros(2), 3 * x - 1)
+  assert free == pytest.approx([-1, 3])
+  bound, said = power_laws.descend(line, np.ones(2), 3 * x - 1, least=np.zeros(2))
+  assert bound[0] == 0 and bound[1] == pytest.approx(np.sum(x * (3 * x - 1)) / np.sum(x * x))
+  assert said == pytest.approx(bound[1] * x)
+
+
+def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
+  random = np.random.default_rng(0)
+  n, d = (
+    np.exp(random.uniform(np.log(low), np.log(high), 200)) for low, high in ((1e6, 2e7), (3e7, 1e9))
+  )
+  loss = 1.2 + 400 * n**-0.45 + 900 * d**-0.4
+  loss[:10] *= 1.5  # a Huber loss hardly sees how far they are
+  fit = power_laws.chinchilla(n, d, loss, 6 * n * d)
+  assert [fit.constants[key] for key in ('E', 'alpha', 'beta')] == pytest.approx(
+    [1.2, 0.45, 0.4], rel=0.02
+  )
+  assert power_laws.predict_surface(fit, n[10:], d[10:]) == pytest.approx(loss[10:], rel=1e-3)
+  again = power_laws.chinchilla(n, d, loss, 6 * n * d, start=fit)
+  assert again.constants['beta'] == pytest.approx(fit.constants['beta'], rel=1e-2)
+  assert (fit.low, fit.high) == ((6 * n * d).min(), (6 * n * d).max())
+  with pytest.raises(InputError, match='different numbers of tokens'):
+    power_laws.chinchilla(n, np.full(200, 1e9), loss, 6 * n * d)
+  with pytest.raises(InputError):
+    power_laws.chinchilla(n[:5], d[:5], loss[:5], d[:5])
+
+
+def test_a_descent_goes_on_where_two_constants_say_the_same():
+  """
+
+  here the system has no solution of its own as soon as the damping is small, after a dozen good
+  steps.
+  """
+  x = np.linspace(1, 2, 8)
+
+  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.exp(at[0] + at[1]) * x
+    return values, np.stack([values, values], 1)
+
+  at, values = power_laws.descend(curve, np.array([10.0, 10.0]), x)
+  assert at.sum() == pytest.approx(0, abs=1e-6) and values == pytest.approx(x)

@@ -1,0 +1,172 @@
+"""
+
+he Trainer of Hugging Face: it trains the model that ours is, padding changes nothing, what does not
+fit is refused.
+"""
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minilm_jax.bench import competitors
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.interop import hf_weights
+from minilm_jax.tasks import finetune_step
+from tests import fast_jit
+
+SHAPE = EncoderConfig(
+  encoder='',
+  vocab_size=40,
+  embedding_size=8,
+  hidden_size=16,
+  intermediate_size=24,
+  num_heads=4,
+  num_layers=1,
+  max_length=20,
+  norm='post',
+  positions='learned',
+  segments=2,
+  projection=True,
+  tied=False,
+  activation='gelu',
+  dropout=0.0,
+  initialization='paper1',
+  norm_epsilon=1e-5,
+  flops_heads=4,
+  dtype='float32',
+  remat=False,
+  projection_norm=True,
+  segment_embeddings_for_pairs=False,
+  short_convolution=0,
+  position_offset=2,
+  convolutions=0,
+  kernel=(),
+  channels=0,
+  convolution='paper2',
+)
+N, BATCH = 40, 16
+ROWS = np.full((N, 12), tokenizer.PAD_ID, np.int32)
+for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), strict=True):
+  _row[:_length] = [
+    tokenizer.BEGIN_ID,
+    *np.random.default_rng(_length).integers(5, 40, _length - 2),
+    tokenizer.END_ID,
+  ]
+LABELS = ROWS[:, 1] % 2
+CALL = {
+  'rows': ROWS,
+  'labels': LABELS,
+  'shape': SHAPE,
+  'classes': 2,
+  'batch_size': BATCH,
+  'epochs': 2,
+  'learning_rate': 1e-2,
+  'seed': 3,
+  'pad': 'longest',
+}
+
+
+@pytest.fixture
+def hf_trainer(monkeypatch: pytest.MonkeyPatch):
+  for name in ('torch', 'transformers', 'accelerate'):
+    pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
+  from minilm_jax.bench import hf_trainer
+
+  monkeypatch.setattr(hf_trainer, '_WARMUP_STEPS', 1)
+  return hf_trainer
+
+
+def loss(room: Any, updates: int, pad: str = 'longest', seed: int = 3) -> float:
+  """After so many updates; in this process."""
+  train = room.timed(1, ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, seed, pad)
+  return train(updates)['final_loss']
+
+
+def test_padding_changes_nothing_and_a_seed_tells_all(hf_trainer):
+  once, again, other = (
+    loss(hf_trainer, 6),
+    loss(hf_trainer, 6, pad='max'),
+    loss(hf_trainer, 6, seed=4),
+  )
+  assert once == pytest.approx(again, abs=1e-5) and abs(once - other) > 1e-3
+
+
+def test_it_learns(hf_trainer):
+  assert loss(hf_trainer, 60) < 0.1 < 0.5 < loss(hf_trainer, 1)
+
+
+@pytest.mark.parametrize('classes', [2, 0])
+def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
+  """
+
+  model of its own making loads into our classifier and gives the mean of our loss; numbers for a
+  regression.
+  """
+  model = hf_trainer.roberta(SHAPE, classes)
+  labels = LABELS if classes else LABELS + 0.5
+  found = hf_trainer.mean_loss(model, *hf_trainer.prepared(ROWS, labels, classes, 'longest'))
+  config = dataclasses.replace(SHAPE, embedding_size=SHAPE.hidden_size, projection=False)
+  ours = hf_weights.classifier_from_roberta(
+    {name: w.numpy() for name, w in model.state_dict().items()},
+    config,
+    HeadConfig(pooling='first', dropout=0.0, ensemble_size=1),
+    classes,
+  )
+  kind = 'classification' if classes else 'regression'
+  rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
+  expected = (
+    fast_jit.jit(
+      lambda model: finetune_step.loss_sum(
+        model, rows, rows != tokenizer.PAD_ID, labels, None, kind
+      )
+    )(ours)
+    / N
+  )
+  assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_it_is_timed_in_a_process_of_its_own(hf_trainer, capfd):
+  found = competitors.time_hf_trainer(**CALL, threads=1)
+  assert set(found) == {'seconds', 'updates', 'final_loss'} and found['seconds'] > 0
+  assert found['updates'] == 6  # 40 rows are three batches, the last of eight
+  assert found['final_loss'] == pytest.approx(loss(hf_trainer, 6), abs=1e-4)
+  assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({'pad': 'longer'}, "did you mean 'longest'"),
+    ({'shape': dataclasses.replace(SHAPE, norm='pre')}, "model.norm='pre'"),
+    ({'shape': dataclasses.replace(SHAPE, positions='rotary')}, "model.positions='rotary'"),
+    ({'shape': dataclasses.replace(SHAPE, max_length=11)}, 'rows of at most 11 ids'),
+    ({'shape': dataclasses.replace(SHAPE, vocab_size=30)}, 'ids below 30'),
+    ({'labels': LABELS[1:]}, r'\(40, 12\) and \(39,\)'),
+    ({'rows': ROWS[:0], 'labels': LABELS[:0]}, r'\(0, 12\)'),
+    ({'labels': LABELS + 1}, '2 classes\nfound: labels from 1 to 2'),
+    ({'classes': 1}, '1 classes'),
+    ({'batch_size': 0}, 'batch_size=0'),
+    ({'threads': 0}, 'threads=0'),
+    ({'epochs': float('nan')}, 'epochs=nan'),
+    ({'learning_rate': -1.0}, 'rate=-1'),
+  ],
+)
+def test_what_does_not_fit_is_refused(changes: dict, said: str, monkeypatch: pytest.MonkeyPatch):
+  """Before any process begins."""
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'there')
+  monkeypatch.setattr(competitors.timing, 'start', lambda *arguments: pytest.fail('it has begun'))
+  with pytest.raises(InputError, match=said):
+    competitors.time_hf_trainer(**CALL | changes)
+
+
+@pytest.mark.parametrize('absent', ['torch', 'transformers', 'accelerate'])
+def test_its_libraries_must_be_there(absent: str, monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == absent else 'there')
+  with pytest.raises(InputError, match=rf'{absent} not installed\n.*minilm_jax\[hf\]'):
+    competitors.time_hf_trainer(**CALL)

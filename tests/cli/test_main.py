@@ -1,0 +1,494 @@
+"""
+
+he door: what cannot be used is refused in three parts with status 2 and leaves nothing behind.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+import minilm_jax
+from configs import glue, paper1, paper1_grids
+from minilm_jax.cli import commands, flags, main
+from minilm_jax.core.errors import InputError
+from minilm_jax.training import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, '-m', 'minilm_jax')
+TINY = '--config=configs/tiny.py'
+PRETRAIN = f'pretrain {TINY} --workdir=W'
+SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint=RUN --workdir=W'
+
+# Commands that differ in kind, each with a part of its error message. RUN is a run, CORPUS a
+# corpus, W a work directory that does not exist, FILE a file, EMPTY an empty folder.
+REFUSED = [
+  ('pretran', "did you mean 'pretrain'"),
+  (f'pretrain {TINY} --workdr=W', "did you mean 'workdir'"),
+  ('pretrain --workdir=W', '--config'),
+  (f'{PRETRAIN} --config.btach_size=3', "did you mean 'batch_size'"),
+  (f'{PRETRAIN} --config.batch_size=many', 'many'),
+  ('pretrain --config=configs/tny.py --workdir=W', "did you mean 'configs/tiny.py'"),
+  (f'pretrain {TINY} --workdir=FILE', 'FILE'),
+  (f'pretrain {TINY} --workdir=RUN', 'RUN'),
+  ('evaluate --checkpoint=RUN --split=tset', "did you mean 'test'"),
+  (f'{SENTIMENT.replace("=RUN", "=RUN@5")}', '4, 8'),
+]
+# Command lines that cannot be read. `test_recipe.py` tests the values of single fields.
+UNREADABLE = [
+  ('pretrain --config --workdir=W', '--workdir=W'),
+  ('pretrain --config= --workdir=W', '--config'),
+  ('pretrain --config=EMPTY --workdir=W', 'EMPTY'),
+  ('preflight --topology=v5e:2x4', '--config'),
+  ('preflight --config=configs/tiny.py', '--topology'),
+  ('preflight --config=configs/tiny.py:all --topology=v5e:2x4', 'RUNS'),
+  (
+    'preflight --config=configs/paper1.py:all --topology=v5e:2x4 --config.btach_size=3',
+    "did you mean 'batch_size'",
+  ),
+  ('show --config=configs/paper1.py:nope', "'nope'"),
+  ('show --config=configs/tiny.py:nope', 'nope'),
+  ('show --config=configs/quickstart.py:nope', 'nope'),
+  ('show --config=configs/base.py:nope', 'nope'),
+  (f'{PRETRAIN} --config.btach_size 3', "did you mean 'batch_size'"),
+  (f'{PRETRAIN} -config.btach_size=3', "did you mean 'batch_size'"),
+  (f'{PRETRAIN} --config.model.hiden=3', "did you mean 'model.hidden_size'"),
+  (f'{PRETRAIN} --config.batch_size=3.5', 'int'),
+  (f'{PRETRAIN} --config.batch_size=', 'int'),
+  (f'{PRETRAIN} --config.batch_size', '--config.batch_size'),
+  (f'{PRETRAIN} --config.model.tied=7', 'bool'),
+  (f'{PRETRAIN} --config.model=7', 'model'),
+  (f'{PRETRAIN} --config.optimizer.learning_rate=fast', 'float'),
+  (f'{PRETRAIN} --config.kind=corpus', "'corpus'"),
+  ('pretrain --config=configs/corpus.py --workdir=W', 'minilm corpus'),
+  ('pretrain --config=configs/glue.py --workdir=W', 'minilm finetune'),
+  (f'finetune {TINY} --checkpoint=RUN --workdir=W', 'minilm pretrain'),
+  ('finetune --config=configs/tiny.py:all --checkpoint=RUN --workdir=W', 'RUNS'),
+  (f'corpus {TINY} --workdir=W', 'minilm pretrain'),
+  (f'pretrain {TINY}', '--workdir'),
+  (f'pretrain {TINY} --workdir=', '--workdir'),
+  (f'pretrain {TINY} --workdir', '--workdir'),
+  (f'{PRETRAIN} --from_scratch', '--from_scratch'),
+  (f'{PRETRAIN} somewhere', "'somewhere'"),
+  ('evaluate', '--checkpoint'),
+  ('evaluate --config=configs/tiny.py --checkpoint=RUN', '--config'),
+  ('fill-mask --checkpoint=RUN', '--text'),
+  ('fill-mask --checkpoint=RUN --text=<mask> --best=some', 'int'),
+  ('fill-mask --checkpoint=RUN --text=the <mask> dog', "'<mask>'"),
+  ('finetune --config=configs/glue.py --workdir=W', '--checkpoint'),
+  (f'{SENTIMENT} --from_scratch=perhaps', 'bool'),
+  ('committee --workdir=W', '--members'),
+  ('sweep --config=configs/paper1_grids.py', '--workdir'),
+  ('sweep --config=configs/paper1_grids.py:released,cubes --workdir=W', 'cubes'),
+  ('sweep --config=configs/paper1_grids.py:e32-h36-f64-a8-l1,magic-bee-26 --workdir=W', '4, 6, 9'),
+  ('sweep --config=configs/paper1_grids.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6'),
+  ('sweep --config=configs/paper1_grids.py:iso_flops --workdir=W --tokens=some', 'float'),
+]
+# Command lines that a command refuses: flags that exclude each other, and values that no other test
+# gives.
+REFUSED_BY_COMMAND = [
+  (f'bench {TINY} --checkpoint=runs/x', '--checkpoint'),
+  ('bench --config=configs/glue.py:cola --checkpoint=runs/x --steps=3', '--steps'),
+  (f'bench {TINY} --steps=0', '--steps'),
+  (f'bench {TINY} --repeats=0', '--repeats'),
+  ('evaluate --checkpoint=EMPTY', 'EMPTY'),
+  ('evaluate --checkpoint=FILE', 'FILE'),
+  ('evaluate --checkpoint=RUN --pairs=FILE --pll_variant=orginal', "did you mean 'original'"),
+  ('evaluate --checkpoint=RUN --pairs=FILE --split=test', '--split'),
+  ('evaluate --checkpoint=RUN --pairs=FILE --text=dogs', '--text'),
+  ('evaluate --checkpoint=RUN --text=dogs --pll_variant=pll', 'pll'),
+  ('evaluate --checkpoint=RUN --workdir=W', '--workdir'),
+  (
+    'finetune --config=configs/glue.py:cola,mrcp --checkpoint=RUN --workdir=W',
+    "did you mean 'mrpc'",
+  ),
+  (f'{SENTIMENT} --config.task.filtered=True --config.task.word_list=EMPTY/words', 'EMPTY/words'),
+  (f'{PRETRAIN} --config.corpus=CORPUS --profile=9:3', '9:3'),
+  (f'{PRETRAIN} --config.mesh.data=9', 'mesh.data'),
+  (
+    f'{PRETRAIN} --config.corpus=CORPUS --config.model.max_length=16',
+    '--config.model.max_length=64',
+  ),
+  (f'{PRETRAIN} --config.corpus=configs/corpus.py --config.model.max_length=128', '19000'),
+  (f'{PRETRAIN} --config.corpus=configs/tiny.py', 'minilm pretrain'),
+  ('quickstart --workdir=W --language=microworlds', "did you mean 'microworld'"),
+  ('sweep --config=configs/paper1_grids.py:iso_flops --workdir=W --shard=7/6', '--shard=7/6'),
+  ('report --workdir=W', 'run'),
+  ('report EMPTY --workdir=W', 'config.json'),
+  ('report RUN --workdir=W --bootstrap_samples=1000000000', '1000000000'),
+  ('completion', 'bash'),
+  ('watch', 'run'),
+  ('watch EMPTY', 'config.json'),
+  ('watch RUN --axis=stps', "did you mean 'step'"),
+  ('watch RUN --split=test', 'validation'),
+]
+WRITTEN = {  # recipes of one's own that give none
+  'syntax': ('def get_config(:\n', 'SyntaxError'),
+  'name': ('def get_config():\n  return nothing\n', 'NameError in line 2'),
+  'key': (
+    'def get_config(part):\n  return {}[part]\n',
+    "missing 1 required positional argument: 'part'",
+  ),
+  'function': ('x = 1\n', 'get_config'),
+  'none': ('def get_config():\n  pass\n', 'a NoneType'),
+  'imports': ('import nothing_at_all\n', 'nothing_at_all'),
+  'zero': ('def get_config():\n  return 1 / 0\n', 'ZeroDivisionError in line 2'),
+  'fields': (
+    'from configs import base\n\ndef get_config():\n  made = base.pretrain()\n  made.hide = 3\n'
+    '  return made\n',
+    'the field hide',
+  ),
+  'kind': (
+    'from ml_collections import config_dict as c\n\ndef get_config():\n  return c.ConfigDict()\n',
+    'configs/base.py',
+  ),
+  'bytes': ('def get_config():\n  return "\udcff"\n', 'SyntaxError'),
+}
+
+
+def read(name: str, arguments: list[str]) -> tuple:
+  return flags.parse_arguments(name, commands.COMMANDS[name], arguments)
+
+
+def called(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+  capsys.readouterr()
+  status = main.main(arguments)
+  return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def fill(
+  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+) -> Callable[[str], str]:
+  """Puts paths in place of RUN, CORPUS, W, FILE and EMPTY."""
+  monkeypatch.chdir(ROOT)
+  paths = {
+    'RUN': tiny_run,
+    'CORPUS': tiny_corpus,
+    'W': tmp_path / 'work',
+    'FILE': tmp_path / 'file',
+    'EMPTY': tmp_path / 'empty',
+  }
+  paths['FILE'].write_text('content')
+  paths['EMPTY'].mkdir()
+  return lambda text: re.sub(
+    r'\b(RUN|CORPUS|W|FILE|EMPTY)\b', lambda match: str(paths[match[0]]), text
+  )
+
+
+@pytest.mark.parametrize('command, part', REFUSED, ids=[command for command, _ in REFUSED])
+def test_a_refused_command_prints_three_parts_and_leaves_nothing(
+  command: str,
+  part: str,
+  fill: Callable[[str], str],
+  tiny_run: pathlib.Path,
+  tmp_path: pathlib.Path,
+  capsys,
+):
+  before = {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()}
+  status, out, err = called([fill(argument) for argument in shlex.split(command)], capsys)
+  assert status == 2 and not out
+  assert re.fullmatch(r'asked: .+\nfound: .+\nto do: .+\n', err), err
+  assert fill(part) in err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'file'], (
+    'something was left behind'
+  )
+  assert (tmp_path / 'file').read_text() == 'content' and not any((tmp_path / 'empty').iterdir())
+  assert {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()} == before
+
+
+@pytest.mark.parametrize('command, part', UNREADABLE, ids=[command for command, _ in UNREADABLE])
+def test_an_unreadable_command_line_is_refused(command: str, part: str, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  name, *arguments = shlex.split(command)
+  with pytest.raises(InputError, match=re.escape(part)):
+    read(name, arguments)
+
+
+@pytest.mark.parametrize(
+  'command, part', REFUSED_BY_COMMAND, ids=[command for command, _ in REFUSED_BY_COMMAND]
+)
+def test_a_command_refuses_before_it_writes(
+  command: str, part: str, fill: Callable[[str], str], tmp_path: pathlib.Path
+):
+  name, *arguments = [fill(argument) for argument in shlex.split(command)]
+  with pytest.raises(InputError, match=re.escape(fill(part))):
+    commands.COMMANDS[name].run(*read(name, arguments))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'file']
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_a_recipe_that_gives_none_is_refused(name: str, tmp_path: pathlib.Path, capsys):
+  text, said = WRITTEN[name]
+  (tmp_path / 'mine.py').write_bytes(text.encode(errors='surrogateescape'))
+  status, out, err = called(
+    ['pretrain', f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path / "run"}'], capsys
+  )
+  assert status == 2 and not out and said in err and str(err).count('asked: ') == 1
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    [
+      '--config=configs/tiny.py',
+      '--config.model.num_heads=2',
+      '--config.batch_size=8',
+      '--config.model.tied',
+    ],
+    [
+      '--config',
+      TINY.partition('=')[2],
+      '--config.model.num_heads',
+      '2',
+      '--config.batch_size',
+      '8',
+      '--config.model.tied=true',
+    ],
+    [
+      '-config=configs/tiny.py',
+      '-config.model.num_heads=2',
+      '-config.batch_size=8',
+      '-config.model.tied',
+    ],
+    [
+      '--config.batch_size=8',
+      '--config.model.num_heads=2',
+      '--config.model.tied=True',
+      '--config=configs/tiny.py',
+    ],
+  ],
+)
+def test_flags_may_be_written_as_absl_has_them(arguments: list[str], monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config, _, free = read('pretrain', [*arguments, '--workdir', 'runs/x'])
+  assert (config.model.num_heads, config.batch_size, config.model.tied, free) == (2, 8, True, [])
+
+
+def test_a_value_may_hold_anything(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  _, given, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
+  assert (given.checkpoint, given.text) == ('a=b', 'the --config=<mask> is -config: 7')
+  found, _, _ = read(
+    'finetune',
+    [
+      '--config=configs/glue.py',
+      '--checkpoint=x',
+      '--workdir=y',
+      '--config.seeds=4, 5',
+      '--config.task.folder=a=b,c',
+    ],
+  )
+  (config,) = found.values()
+  assert config.seeds == (4, 5) and config.task.folder == 'a=b,c'
+
+
+def test_help_names_every_verb_and_every_flag(capsys):
+  for arguments in ([], ['--help'], ['-h'], ['help']):
+    status, out, err = called(arguments, capsys)
+    assert status == 0 and not err and all(verb in out for verb in commands.COMMANDS)
+  for name, verb in commands.COMMANDS.items():
+    status, out, err = called([name, '--help'], capsys)
+    assert status == 0 and not err and verb.summary in out and verb.example in out
+    assert all(f'--{flag.rstrip("*")}' in out for flag in verb.flags)
+    assert ('--config ' in out) == bool(verb.kinds) and f'reads   {commands.TOLD[name][0]}' in out
+    assert f'gives   {commands.TOLD[name][1]}' in out and called(['help', name], capsys)[1] == out
+    assert max(map(len, out.splitlines())) <= 160
+  assert commands.TOLD.keys() == commands.COMMANDS.keys(), (
+    'say in minilm_jax/cli/commands.py what each verb reads and gives'
+  )
+  assert called(['--version'], capsys)[1] == f'minilm_jax {minilm_jax.__version__}\n'
+  assert {flag.rstrip('*') for verb in commands.COMMANDS.values() for flag in verb.flags} == set(
+    flags.FLAGS
+  )
+
+
+@pytest.mark.parametrize('name', commands.COMMANDS)
+def test_the_example_of_a_verb_is_understood(name: str, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  read(name, shlex.split(commands.COMMANDS[name].example))
+
+
+def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  rest = ['--topology=v5e:2x4', '--config.batch_size=8']
+  found, given, _ = read('preflight', ['--config=configs/paper1.py:all', *rest])
+  assert list(found) == list(paper1.RUNS) and given.topology == 'v5e:2x4'
+  assert all(config.batch_size == 8 for config in found.values())
+  one, _, _ = read('preflight', ['--config=configs/paper1.py:wise-dew-6', *rest])
+  assert one == {'wise-dew-6': found['wise-dew-6']}
+  assert list(read('preflight', [TINY, *rest])[0]) == ['configs/tiny.py']
+
+
+def test_a_grid_is_all_of_its_points(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  found, given, _ = read(
+    'sweep', ['--config=configs/paper1_grids.py', '--workdir=x', '--tokens=1e6']
+  )
+  assert list(found) == list(paper1.RUNS) and given.tokens == 1e6
+  some, _, _ = read(
+    'sweep', ['--config=configs/paper1_grids.py:released,wise-dew-6', '--workdir=x']
+  )
+  assert list(some) == [*paper1_grids.SETS['released'], 'wise-dew-6']
+
+
+def test_several_tasks_are_read_by_name(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  rest = ['--checkpoint=x', '--workdir=y', '--config.task.max_train_examples=9', '--with_scratch']
+  found, given, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *rest])
+  assert list(found) == ['rte', 'cola'] and given.control and not given.from_scratch
+  assert all(
+    config.task.name == name and config.task.max_train_examples == 9
+    for name, config in found.items()
+  )
+  assert list(read('finetune', ['--config=configs/glue.py:all', *rest])[0]) == list(glue.RUNS)
+
+
+def test_a_newcomer_does_not_wait_for_help():
+  program = (
+    'import sys\nfrom minilm_jax.cli.main import main\n'
+    'codes = [main(arguments) for arguments in (["--help"], ["pretrain", "--help"], ["nonsense"])]\n'
+    'heavy = {"jax", "numpy", "absl", "rich.table"} & set(sys.modules)\n'
+    'sys.exit(f"{codes} {heavy}" if codes != [0, 0, 2] or "jax" in heavy else 0)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_a_command_that_passes_its_status_on():
+  for arguments, status in ((['--help'], 0), (['nonsense'], 2)):
+    done = subprocess.run(
+      [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status and 'Traceback' not in done.stderr
+
+
+def test_a_reader_may_leave_early():
+  """As `minilm show --json | head -1` does."""
+  read, write = os.pipe()
+  os.close(read)
+  # it changes when
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+  done = subprocess.run(
+    [*COMMAND, '--help'],
+    cwd=ROOT,
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+    env=environment,
+  )
+  os.close(write)
+  assert done.returncode == 0 and not done.stderr
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setitem(
+    commands.COMMANDS, 'show', dataclasses.replace(commands.COMMANDS['show'], run=lambda *_: [][0])
+  )
+  with pytest.raises(IndexError):
+    main.main(['show', TINY])
+
+
+@pytest.mark.parametrize(
+  'error, status, said',
+  [
+    (OSError(28, 'No space left on device'), 2, 'No space left on device'),
+    (KeyboardInterrupt(), 130, 'goes on'),
+  ],
+)
+def test_what_the_machine_says_is_no_traceback(
+  error: BaseException, status: int, said: str, monkeypatch, capsys
+):
+  def fail(*_):
+    raise error
+
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setitem(
+    commands.COMMANDS, 'show', dataclasses.replace(commands.COMMANDS['show'], run=fail)
+  )
+  found, out, err = called(['show', TINY], capsys)
+  assert found == status and not out and said in err
+
+
+def test_a_signal_ends_training_with_one_sentence(
+  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """After a save, which the same command goes on from."""
+  workdir = tmp_path / 'run'
+  command = [
+    *COMMAND,
+    'pretrain',
+    TINY,
+    f'--workdir={workdir}',
+    f'--config.corpus={tiny_corpus}',
+    '--deterministic',
+    '--config.num_steps=1000000',
+    '--config.log.every=2',
+    '--config.model.num_layers=1',
+    '--config.mesh.data=1',
+  ]
+  environment = os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  with subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    until = time.monotonic() + 240
+    log = workdir / 'metrics.jsonl'
+    while (
+      not (log.exists() and log.stat().st_size)
+      and process.poll() is None
+      and time.monotonic() < until
+    ):
+      time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+  last = err.splitlines()[-1]
+  assert process.returncode == 143 and not out and 'Traceback' not in err, err
+  found = re.fullmatch(
+    'stopped by SIGTERM at update ([0-9,]+); saved; the same command goes on from there', last
+  )
+  assert found, err
+  assert checkpoint.list_steps(workdir)[-1] == int(found[1].replace(',', ''))
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypatch, capsys):
+  handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setitem(
+    commands.COMMANDS,
+    'show',
+    dataclasses.replace(commands.COMMANDS['show'], run=lambda *_: os.kill(os.getpid(), number)),
+  )
+  try:
+    assert called(['show', TINY], capsys) == (
+      status,
+      '',
+      f'stopped by {signal.Signals(number).name}; the same command goes on from what is on disk\n',
+    )
+  finally:
+    for one, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+      signal.signal(one, handler)
+
+
+def test_results_are_json_on_standard_output_and_progress_is_not(tiny_run: pathlib.Path, capsys):
+  status, out, _ = called(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
+  assert status == 0 and json.loads(out)['split'] == 'test'
+  guess = ['fill-mask', '--checkpoint', str(tiny_run), '--text=the <mask> .', '--best=2']
+  status, out, _ = called([*guess, '--json'], capsys)
+  assert status == 0 and [guess['hole'] for guess in json.loads(out)['guesses']] == [1, 1]
+  status, out, _ = called(guess, capsys)
+  assert status == 0 and re.fullmatch(r'(1  0\.\d{4}  \S+\n){2}', out)

@@ -1,0 +1,156 @@
+"""The quickstart: reviews that leak nothing, every stage once, and the same again for nothing."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+
+from configs import microworld
+from minilm_jax.cli import quickstart
+from minilm_jax.core.errors import InputError
+
+SPLITS = ('train', 'validation', 'test')
+REVIEWS = [
+  {
+    'source': 'imdb',
+    'text': 'A film with a dog.<br /><br />It is dull, dull, dull! See it?',
+    'label': '0',
+  },
+  {'source': 'imdb', 'text': 'the best film of the year. so it goes', 'label': '1'},
+  {'source': 'sst2', 'text': 'It is dull , dull , dull', 'label': '0'},  # stands in a review
+  # as well, and its review ends without a full stop
+  {'source': 'sst2', 'text': 'so it goes', 'label': '1'},
+  *(
+    {
+      'source': 'sst2',
+      'text': f'a dog number {"abcdefgh"[i // 8]} {"abcdefgh"[i % 8]} barks',
+      'label': str(i % 2),
+    }
+    for i in range(64)
+  ),
+  # there already, in other clothes
+  {'source': 'sst2', 'text': 'A dog , number b c , barks', 'label': '1'},
+]
+
+
+def rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def words(text: str) -> str:
+  return ' '.join(re.findall('[a-z]+', text.lower()))
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
+  monkeypatch.setattr(quickstart, '_reviews', lambda: iter(REVIEWS))
+  quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'data'))
+  return tmp_path / 'data'
+
+
+def test_nothing_that_is_scored_was_pretrained_on(folder: pathlib.Path):
+  texts = ' . '.join(
+    words(re.sub(r'[.!?\n]', ' . ', row['text'])) for row in rows(folder / 'documents.jsonl')
+  )
+  assert 'dull dull dull' in texts
+  splits = {
+    split: [words(row['sentence']) for row in rows(folder / f'{split}.jsonl')] for split in SPLITS
+  }
+  together = sum(splits.values(), [])
+  assert len(set(together)) == len(together) == 64 and all(splits.values())
+  assert not {'it is dull dull dull', 'so it goes'} & set(together)
+
+
+def test_documents_carry_no_label_and_no_markup(folder: pathlib.Path):
+  found = rows(folder / 'documents.jsonl')
+  assert [set(row) for row in found] == [{'text'}] * 2 and '<br' not in found[0]['text']
+
+
+def test_a_sentence_stays_in_its_split(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.setattr(quickstart, '_reviews', lambda: iter(REVIEWS[:10]))
+  quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'fewer'))
+  for split in SPLITS:
+    fewer, more = (
+      {words(row['sentence']) for row in rows(place / f'{split}.jsonl')}
+      for place in (tmp_path / 'fewer', folder)
+    )
+    assert fewer <= more
+
+
+def test_what_is_prepared_is_not_prepared_again(folder: pathlib.Path, monkeypatch):
+  def never():
+    raise AssertionError('the reviews were read again')
+
+  monkeypatch.setattr(quickstart, '_reviews', never)
+  quickstart.prepare_reviews(quickstart.epath.Path(folder))
+
+
+def test_without_the_wheel_it_says_how_to_get_it(tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.setattr(quickstart, '_CSV', ('no_such_reviews', 'data.csv'))
+  with pytest.raises(InputError, match='--language=microworld'):
+    quickstart.run_quickstart('reviews', tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_unknown_language_is_refused(tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match="did you mean 'reviews'"):
+    quickstart.run_quickstart('review', tmp_path / 'run')
+
+
+def shrunken() -> dict[str, Any]:
+  recipes = {part: microworld.get_config(part) for part in ('corpus', 'pretrain', 'finetune')}
+  recipes['corpus'].documents.sources = 'microworld:300'
+  recipes['corpus'].workers = 1
+  recipes['pretrain'].update(num_steps=6, batch_size=4)
+  recipes['pretrain'].model.update(
+    embedding_size=16, hidden_size=16, intermediate_size=16, num_heads=2, num_layers=1
+  )
+  recipes['pretrain'].log.every, recipes['pretrain'].mesh.data = 2, 1
+  recipes['finetune'].update(seeds='0,1', epochs=1.0)
+  recipes['finetune'].task.max_train_examples = 32
+  return recipes
+
+
+def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
+  workdir = quickstart.epath.Path(tmp_path)
+  written = quickstart.walk_through(shrunken(), workdir)
+  out = capsys.readouterr().out
+  assert 'microworld/acceptability' in out and all(str(path) in out for path in written.values())
+  assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(
+    written
+  )
+  lines = (tmp_path / 'report' / 'scores.csv').read_text().splitlines()
+  assert len(lines) == 2 and lines[1].startswith('microworld/acceptability,accuracy')
+  trained = {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')}
+  assert sorted(str(path.relative_to(tmp_path)) for path in trained) == [
+    'pretrain/metrics.jsonl',
+    'task/metrics.jsonl',
+    'task/scores.jsonl',
+  ]
+  scores = rows(tmp_path / 'task' / 'scores.jsonl')  # both arms, seed by seed
+  assert [(line['pretrained'], line['seed']) for line in scores] == [
+    (True, 0),
+    (True, 1),
+    (False, 0),
+    (False, 1),
+  ]
+  quickstart.walk_through(shrunken(), workdir)
+  assert capsys.readouterr().out == out
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')} == trained
+
+
+@pytest.mark.slow
+def test_pretraining_wins_on_the_microworld(tmp_path: pathlib.Path):
+  """
+
+  he claim of the quickstart as a stranger runs it: five seeds, and the whole interval is above
+  zero.
+  """
+  quickstart.run_quickstart('microworld', tmp_path)
+  header, line = (tmp_path / 'report' / 'scores.csv').read_text().splitlines()
+  row = dict(zip(header.split(','), line.split(','), strict=True))
+  assert (row['pretrained_n'], row['scratch_n']) == ('5', '5')
+  assert float(row['difference_low']) > 0.05
+  assert float(row['pretrained_low']) > float(row['majority']) > float(row['scratch_mean']) - 0.1

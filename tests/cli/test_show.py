@@ -1,0 +1,151 @@
+"""
+
+hat a recipe means: the numbers of the paper, of the arrays that a run would have, and of the tasks.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+import rich.console
+
+from configs import base, corpus, glue, paper1, tiny
+from minilm_jax.cli import main, show
+from minilm_jax.core import recipe
+from minilm_jax.core.errors import InputError
+from minilm_jax.training import train_step
+
+
+def printed(capsys: pytest.CaptureFixture, *arguments: str) -> dict:
+  capsys.readouterr()
+  assert main.main(['show', '--json', *arguments]) == 0
+  return json.loads(capsys.readouterr().out)  # one object and nothing else
+
+
+def test_the_smallest_model_of_the_paper(capsys):
+  found = printed(capsys, '--config=configs/paper1.py:magic-bee-26')
+  assert found['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
+  assert found['flops_per_row']['honey'] == 943_964_160 and set(found['flops_per_row']) == {
+    'honey',
+    'kaplan',
+    'actual',
+  }
+  assert found['flops_per_row']['kaplan'] == 6 * 638_114 * 128
+  assert (found['updates'], found['warmup'], found['rows']) == (35_475, 1_773, 35_475 * 256)
+  assert found['recipe']['model']['vocab_size'] == 19_010
+
+
+def test_it_says_what_a_run_would_hold():
+  config = recipe.resolve(tiny.get_config(), 'pretrain')
+  found = show.describe_recipe(config)
+  assert sum(math.prod(array['shape']) for array in found['arrays']) == found['parameters']['total']
+  state = jax.eval_shape(lambda: train_step.init_state(config.seed, config))
+  assert found['bytes']['state'] == sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+  )
+  assert found['tokens'] == config.num_steps * config.batch_size * config.model.max_length
+  assert found['flops'] == {
+    name: flops * found['rows'] for name, flops in found['flops_per_row'].items()
+  }
+
+
+def test_overrides_are_shown(capsys):
+  found = printed(
+    capsys, '--config=configs/tiny.py', '--config.mesh.model=2', '--config.num_steps=7'
+  )
+  assert found['updates'] == 7 and found['recipe']['mesh']['model'] == 2
+  split = {array['path']: array['spec'] for array in found['arrays'] if 'model' in array['spec']}
+  assert any('embedding.tokens' in path for path in split) and any(
+    'feed_forward.up' in path for path in split
+  )
+
+
+def test_what_is_shown_is_the_recipe(capsys):
+  for name, kind in (
+    ('paper1.py:sweet-dragon-4', 'pretrain'),
+    ('glue.py:microworld/entailment', 'finetune'),
+  ):
+    found = printed(capsys, f'--config=configs/{name}')
+    assert recipe.resolve(found['recipe'], kind) == recipe.resolve(
+      recipe.load(f'configs/{name}'), kind
+    )
+
+
+def test_a_task_says_how_many_examples_it_has(capsys):
+  found = printed(
+    capsys, '--config=configs/glue.py:microworld/sentiment', '--config.task.max_train_examples=300'
+  )
+  assert (
+    found['examples'] == {'train': 300, 'validation': 1000, 'test': 1000}
+    and found['headline'] == 'accuracy'
+  )
+
+
+@pytest.mark.parametrize(
+  'filtered, expected',
+  [
+    (False, {'train': 2490, 'validation': 277, 'test': 3000}),
+    (True, {'train': 150, 'validation': 14, 'test': 202}),
+  ],
+)
+def test_a_task_of_the_paper_before_and_after_its_filter(
+  filtered: bool, expected: dict, data: pathlib.Path, capsys
+):
+  found = printed(
+    capsys,
+    '--config=configs/glue.py:rte',
+    f'--config.task.folder={data / "glue" / "rte"}',
+    f'--config.task.filtered={filtered}',
+    f'--config.task.word_list={data / "aochildes" / "AOChildes_word_frequency.csv"}',
+  )
+  assert found['examples'] == expected
+
+
+def test_a_corpus_says_what_it_would_read(tmp_path: pathlib.Path):
+  for name in ('a.txt', 'b.txt'):
+    (tmp_path / name).write_text('the dog sleeps .')
+  config = corpus.get_config()
+  config.documents.sources = str(tmp_path / '*.txt')
+  found = show.describe_recipe(recipe.resolve(config, 'corpus'))
+  assert [pathlib.Path(name).name for name in found['sources']] == ['a.txt', 'b.txt']
+
+
+@pytest.mark.parametrize(
+  'config, kind',
+  [
+    (paper1.get_config(), 'pretrain'),
+    (glue.get_config('microworld/sentiment'), 'finetune'),
+    (tiny.get_config('corpus'), 'corpus'),
+  ],
+)
+def test_a_reader_sees_every_field(config, kind: str, capsys):
+  resolved = recipe.resolve(config, kind)
+  console = rich.console.Console(width=200)
+  for table in show.show_tables(show.describe_recipe(resolved)):
+    console.print(table)
+  text = capsys.readouterr().out
+  fields = recipe.list_fields(config)
+  assert all(name in text for name in fields if '.' in name)
+  if kind == 'pretrain':
+    assert '1,250,722' in text and 'encoder.blocks.0.attention.query.kernel' in text
+
+
+def test_nothing_is_made_and_what_cannot_run_is_refused(tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = recipe.resolve(base.pretrain(), 'pretrain')
+  show.describe_recipe(config)
+  assert not list(tmp_path.iterdir())
+  for broken, said in (
+    (dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=9)), 'devices'),
+    (
+      dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, no_decay=('bais',))
+      ),
+      'bais',
+    ),
+  ):
+    with pytest.raises(InputError, match=said):
+      show.describe_recipe(broken)

@@ -1,0 +1,328 @@
+"""A directory has one holder, who is missed when it has been silent."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import glue, tiny
+from minilm_jax.analysis.report import report
+from minilm_jax.cli import quickstart
+from minilm_jax.core import files, lock, recipe, run_dir
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import build, subset
+from minilm_jax.evaluation import minimal_pairs, ngram_baselines
+from minilm_jax.tasks import finetune
+
+
+def written(folder: Path, **changes: object) -> Path:
+  """The claim of a process on another host, with the fields given instead."""
+  path = folder / lock.LOCK_FILE
+  path.write_text(json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'theirs'} | changes))
+  return path
+
+
+def test_a_held_directory_is_refused_and_free_afterwards(tmp_path: Path):
+  with lock.hold_lock(tmp_path):
+    with pytest.raises(
+      lock.LockedError, match=f'process {os.getpid()} on {socket.gethostname()} is at work there'
+    ):
+      with lock.hold_lock(tmp_path):
+        pass
+    assert (tmp_path / lock.LOCK_FILE).exists()  # who was refused takes nothing away
+  assert not (tmp_path / lock.LOCK_FILE).exists()
+  with lock.hold_lock(tmp_path):
+    pass
+
+
+def test_it_is_free_after_an_error(tmp_path: Path):
+  with pytest.raises(ZeroDivisionError):
+    with lock.hold_lock(tmp_path):
+      raise ZeroDivisionError
+  assert not (tmp_path / lock.LOCK_FILE).exists()
+
+
+def test_another_process_is_refused(tmp_path: Path):
+  program = (
+    'import sys\nfrom minilm_jax.core import lock\n'
+    f'with lock.hold_lock({str(tmp_path)!r}):\n  print("in", flush=True)\n  sys.stdin.read()'
+  )
+  pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+  with subprocess.Popen([sys.executable, '-c', program], **pipes) as other:
+    assert other.stdout.readline() == 'in\n'
+    with pytest.raises(lock.LockedError, match=f'process {other.pid} '):
+      with lock.hold_lock(tmp_path):
+        pass
+    other.kill()
+  with lock.hold_lock(tmp_path):  # its holder is dead, and was on this host
+    pass
+
+
+def test_a_claim_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
+  path = written(tmp_path)
+  with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
+    with lock.hold_lock(tmp_path):
+      pass
+  long_ago = time.time() - lock.STALE_SECONDS - 1
+  os.utime(path, (long_ago, long_ago))
+  with lock.hold_lock(tmp_path):
+    assert json.loads(path.read_text())['host'] == socket.gethostname()
+
+
+def test_a_claim_that_is_being_written_counts(tmp_path: Path):
+  (tmp_path / lock.LOCK_FILE).touch()
+  with pytest.raises(lock.LockedError, match='another process is at work'):
+    with lock.hold_lock(tmp_path):
+      pass
+
+
+def test_it_is_renewed_and_who_lost_it_leaves_it_alone(tmp_path: Path, monkeypatch, capsys):
+  monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
+  path = tmp_path / lock.LOCK_FILE
+  # at the end, not in between
+  with pytest.raises(lock.LockedError, match='process 1 on elsewhere is at work there'):
+    with lock.hold_lock(tmp_path):
+      os.utime(path, (0, 0))
+      wait_until(lambda: path.stat().st_mtime > 0)
+      written(tmp_path)
+      wait_until(lambda: 'process 1 on elsewhere' in capsys.readouterr().err)
+  assert json.loads(path.read_text())['id'] == 'theirs'
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+  until = time.time() + 10
+  while not true():
+    assert time.time() < until
+    time.sleep(0.01)
+
+
+def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
+  written(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
+  with pytest.raises(
+    lock.LockedError,
+    match='process 1 on elsewhere is at work there since 2031-02-03 04:05:06, local time',
+  ):
+    with lock.hold_lock(tmp_path):
+      pass
+
+
+@pytest.mark.parametrize(
+  'found', [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}]
+)
+def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
+  """
+
+  here it cannot be compared when it started, as in a claim of another container of this name.
+  """
+  path = written(tmp_path, host=socket.gethostname(), space='another boot or container', **found)
+  with pytest.raises(lock.LockedError):
+    with lock.hold_lock(tmp_path):
+      pass
+  os.utime(path, (0, 0))
+  with lock.hold_lock(tmp_path):
+    pass
+
+
+def test_a_finished_directory_loses_the_claim_of_the_dead_and_no_other(tmp_path: Path):
+  lock.remove_stale_lock(tmp_path)  # nothing there
+  path = written(tmp_path)
+  lock.remove_stale_lock(tmp_path)
+  assert path.exists()
+  os.utime(path, (0, 0))
+  lock.remove_stale_lock(tmp_path)
+  assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_a_finished_directory_that_may_only_be_read_keeps_its_claim(tmp_path: Path, monkeypatch):
+  path = written(tmp_path)
+  os.utime(path, (0, 0))
+
+  def refuse(*_: object) -> None:
+    raise PermissionError(13, 'read-only')
+
+  monkeypatch.setattr(lock, '_clear', refuse)
+  lock.remove_stale_lock(tmp_path)
+  assert path.exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
+  with lock.hold_lock(tmp_path):
+    mine = json.loads((tmp_path / lock.LOCK_FILE).read_text())
+  written(tmp_path, **mine | {'started': mine['started'] - 1})
+  with lock.hold_lock(tmp_path):
+    pass
+  # and this process, however long it was stopped, holds what it holds
+  path = written(tmp_path, **mine)
+  os.utime(path, (0, 0))
+  with pytest.raises(lock.LockedError):
+    with lock.hold_lock(tmp_path):
+      pass
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'{"host": "elsew',
+    b'\xff\xfe',
+    b'[1]',
+    b'7',
+    b'{"id": 1}',
+    b'[' * 100_000,
+    b'{"id": 1e999}' + b' ' * 9999,
+    json.dumps({'host': '\x1b[2J', 'process': 1, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': -1, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': 10**30, 'id': 'x'}).encode(),
+    json.dumps({'host': 'x', 'process': 1, 'id': 'x', 'since': 1e300}).encode(),
+  ],
+)
+def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: bytes):
+  path = tmp_path / lock.LOCK_FILE
+  path.write_bytes(content)
+  with pytest.raises(lock.LockedError, match='another process is at work there'):
+    with lock.hold_lock(tmp_path):
+      pass
+  long_ago = time.time() - lock.HEARTBEAT_SECONDS - 1
+  os.utime(path, (long_ago, long_ago))
+  with lock.hold_lock(tmp_path):
+    assert json.loads(path.read_text())['process'] == os.getpid()
+
+
+def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path: Path):
+  os.utime(written(tmp_path), (0, 0))
+  start, inside, refused = threading.Barrier(8), [], []
+
+  def enter() -> None:
+    start.wait()
+    try:
+      with lock.hold_lock(tmp_path):
+        inside.append(1)
+        done.wait(10)
+    except lock.LockedError:
+      refused.append(1)
+
+  done = threading.Event()
+  crowd = [threading.Thread(target=enter) for _ in range(8)]
+  for one in crowd:
+    one.start()
+  wait_until(lambda: len(inside) + len(refused) == 8)
+  done.set()
+  for one in crowd:
+    one.join()
+  assert len(inside) == 1 and not list(tmp_path.iterdir())
+
+
+def test_who_comes_late_to_a_dead_claim_leaves_the_next_one_alone(tmp_path: Path, monkeypatch):
+  path = written(tmp_path, id='dead')
+  # read, and then overtaken
+  monkeypatch.setattr(lock, '_is_dead', lambda *_: bool(written(tmp_path, id='next')))
+  with pytest.raises(lock.LockedError):
+    with lock.hold_lock(tmp_path):
+      pass
+  assert json.loads(path.read_text())['id'] == 'next' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('silent', [0, lock.STALE_SECONDS + 1])
+def test_one_that_clears_a_claim_keeps_others_out_until_it_is_silent_itself(
+  tmp_path: Path, silent: float
+):
+  os.utime(written(tmp_path), (0, 0))
+  clearing = tmp_path / f'{lock.LOCK_FILE}-clearing'
+  clearing.touch()
+  os.utime(clearing, (time.time() - silent,) * 2)
+  with contextlib.nullcontext() if silent else pytest.raises(lock.LockedError):
+    with lock.hold_lock(tmp_path):
+      assert not clearing.exists()
+  assert clearing.exists() == (not silent)
+
+
+def test_a_directory_that_is_deleted_is_said_and_is_no_traceback(
+  tmp_path: Path, monkeypatch, capsys
+):
+  monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
+  monkeypatch.setattr(
+    threading, 'excepthook', lambda found: pytest.fail(f'in the thread: {found.exc_value}')
+  )
+  with pytest.raises(InputError, match='was deleted under it'):
+    with lock.hold_lock(tmp_path / 'run'):
+      shutil.rmtree(tmp_path / 'run')
+      wait_until(lambda: 'was deleted under it' in capsys.readouterr().err)
+
+
+def test_a_claim_that_is_removed_by_hand_comes_back(tmp_path: Path, monkeypatch):
+  monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
+  with lock.hold_lock(tmp_path):
+    (tmp_path / lock.LOCK_FILE).unlink()
+    wait_until((tmp_path / lock.LOCK_FILE).exists)
+
+
+def test_a_directory_that_stays_empty_is_not_left_behind(tmp_path: Path):
+  with lock.hold_lock(tmp_path / 'a' / 'b'):
+    pass
+  assert not (tmp_path / 'a').exists()
+  with lock.hold_lock(tmp_path / 'a' / 'b'):
+    (tmp_path / 'a' / 'b' / 'file').touch()
+  assert (tmp_path / 'a' / 'b' / 'file').exists()
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path):
+  (tmp_path / 'x').write_text('a file')
+  with pytest.raises(InputError, match='cannot be made'):
+    with lock.hold_lock(tmp_path / 'x'):
+      pass
+
+
+def _evaluate(folder: Path, corpus: Path, trained: Path) -> None:
+  (folder.parent / 'pairs.jsonl').write_text(
+    json.dumps({'sentence_good': 'the dog', 'sentence_bad': 'dog the'})
+  )
+  minimal_pairs.evaluate_pairs(trained, folder.parent / 'pairs.jsonl', 'original', '', str(folder))
+
+
+def _baselines(folder: Path, corpus: Path, trained: Path) -> None:
+  config = tiny.get_config()
+  config.corpus = str(corpus)
+  ngram_baselines.measure_baselines(recipe.resolve(config, 'pretrain'), folder)
+
+
+def _finetune(folder: Path, corpus: Path, trained: Path) -> None:
+  config = glue.get_config('microworld/sentiment')
+  finetune.finetune(recipe.resolve(config, 'finetune'), trained, folder, [8])
+
+
+VERBS = {
+  'corpus': lambda folder, corpus, trained: build.build_corpus(
+    recipe.resolve(files.read_json(corpus / run_dir.CONFIG, '') | {'workers': 1}, 'corpus'), folder
+  ),
+  'subset': lambda folder, corpus, trained: subset.write_subset(
+    corpus, np.arange(3), folder, {'kind': 'subset'}, {}
+  ),
+  'evaluate': _evaluate,
+  'finetune': _finetune,
+  'baselines': _baselines,
+  'report': lambda folder, corpus, trained: report.report([trained], folder),
+  'quickstart': lambda folder, corpus, trained: quickstart.run_quickstart('microworld', folder),
+}
+
+
+@pytest.mark.parametrize('verb', VERBS)
+def test_a_verb_refuses_the_directory_of_another(
+  verb: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path
+):
+  folder = tmp_path / 'work'
+  with lock.hold_lock(folder):
+    with pytest.raises(lock.LockedError, match=f'process {os.getpid()} on .* since'):
+      VERBS[verb](folder, tiny_corpus, tiny_run)
+    # nothing of the second is in it
+    assert [path.name for path in folder.iterdir()] == [lock.LOCK_FILE]

@@ -1,0 +1,365 @@
+"""
+
+he door from recipes to types: what it refuses, what it says, what it keeps; also the types of
+config.py.
+"""
+
+import copy
+import dataclasses
+import importlib
+import inspect
+import json
+import math
+import pathlib
+import re
+import shutil
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ml_collections import config_dict
+
+from configs import base
+from minilm_jax.core import config, corpus_config, recipe, run_dir
+from minilm_jax.core.config import _LATER, completed
+from minilm_jax.core.errors import InputError
+from minilm_jax.evaluation import inference
+from minilm_jax.training import pretrained
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KINDS = {'pretrain': base.pretrain, 'corpus': base.corpus, 'finetune': base.finetune}
+
+
+def types_of(kind: type) -> Iterator[type]:
+  """A configuration type and those inside it."""
+  yield kind
+  for field in typing.get_type_hints(kind).values():
+    if dataclasses.is_dataclass(field):
+      yield from types_of(field)
+
+
+def paths_of(tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+  for name, value in tree.items():
+    yield from paths_of(value, (*prefix, name)) if isinstance(value, dict) else [(*prefix, name)]
+
+
+def changed(kind: str, path: str, value: Any) -> dict[str, Any]:
+  """The base recipe with one field set, made or (value `...`) taken out."""
+  tree = KINDS[kind]().to_dict()
+  *groups, last = path.split('.')
+  group = tree
+  for name in groups:
+    group = group[name]
+  if value is ...:
+    del group[last]
+  else:
+    group[last] = value
+  return tree
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_configuration_survives_json_and_the_door(kind: str):
+  config = recipe.resolve(KINDS[kind](), kind)
+  again = recipe.resolve(json.loads(json.dumps(recipe.as_dict(config))), kind)
+  assert again == config
+  assert hash(again) == hash(config)
+
+
+def test_what_an_earlier_version_stored_is_completed_with_what_it_did():
+  config = recipe.resolve(base.pretrain(), 'pretrain')
+  stored = json.loads(json.dumps(recipe.as_dict(config)))
+  for group, fields in _LATER.items():
+    for name in fields if group in stored else ():
+      del stored[group][name]
+  found = recipe.resolve(completed(stored), 'pretrain')
+  # it told nobody
+  assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_configuration_never_changes(kind: str):
+  config = recipe.resolve(KINDS[kind](), kind)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.kind = 'other'
+
+
+@pytest.mark.parametrize(
+  'kind, path',
+  [
+    (kind, '.'.join(path))
+    for kind in KINDS
+    for path in paths_of(KINDS[kind]().to_dict())
+    if path != ('kind',)
+  ],
+)
+def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
+  with pytest.raises(InputError, match=re.escape(path)):
+    recipe.resolve(changed(kind, path, ...), kind)
+  with pytest.raises(InputError, match=re.escape(path)):
+    recipe.resolve(changed(kind, path, {'not': 'a value'}), kind)
+
+
+@pytest.mark.parametrize(
+  'kind, path, value, said',
+  [
+    ('pretrain', 'batchsize', 8, "did you mean 'batch_size'"),
+    ('pretrain', 'optimizer.learnin_rate', 1e-3, "did you mean 'learning_rate'"),
+    ('pretrain', 'optimizer.schedule', 'cosin', "did you mean 'cosine'"),
+    ('pretrain', 'model.num_heads', 7, 'nearest that divide'),
+    ('pretrain', 'model.num_heads', '8.5', 'as int'),
+    ('pretrain', 'model.num_heads', True, 'as int'),
+    ('pretrain', 'model.dropout', 1.5, 'share between 0 and 1'),
+    ('pretrain', 'model.dropout', float('nan'), 'share between 0 and 1'),
+    ('pretrain', 'optimizer.learning_rate', float('inf'), 'no end'),
+    ('pretrain', 'batch_size', 10**30, 'more than 53 bits'),
+    ('pretrain', 'batch_size', 10**12, 'give at most'),
+    ('pretrain', 'model.hidden_size', 10**12, 'give at most'),
+    ('pretrain', 'model.num_layers', 10**9, 'give at most'),
+    ('pretrain', 'population.members', 10**9, 'give at most'),
+    ('corpus', 'rows.length', 10**12, 'give at most'),
+    ('corpus', 'tokenizer.extra_sizes', '-5', 'at least 16'),
+    ('finetune', 'epochs', 1e300, 'no end'),
+    ('pretrain', 'batch_size', '9' * 5000, 'as int'),
+    ('pretrain', 'optimizer.clip', 10**400, 'more than 53 bits'),
+    ('pretrain', 'corpus', 'a\0b', 'U+0000'),
+    ('pretrain', 'corpus', '\udcff', 'U+DCFF'),
+    ('pretrain', 'model.tied', 1, 'as bool'),
+    ('pretrain', 'model.dtype', 'fp16', 'choices: float32, bfloat16'),
+    ('pretrain', 'model', 'small', 'its fields one by one'),
+    ('pretrain', 'mask.rate', 0, 'nothing to predict'),
+    ('pretrain', 'batch_size', 0, 'at least 1'),
+    ('pretrain', 'grad_accumulation_steps', 3, 'divides the batch'),
+    ('pretrain', 'eval.every', 77, 'multiple'),
+    ('pretrain', 'num_steps', 2**31, '2^32'),
+    ('corpus', 'vocabulary.filters', '', 'no pass at all'),
+    ('corpus', 'vocabulary.filters', 'sentence', "did you mean 'sentences'"),
+    ('corpus', 'splits.validation', 0.99, 'leave no training text'),
+    ('corpus', 'tokenizer.model', 'wordpiece', 'bpe'),
+    ('finetune', 'seeds', '', 'different numbers'),
+    ('finetune', 'seeds', '1,1', 'different numbers'),
+    ('finetune', 'seeds', '0,one', 'as int'),
+    ('finetune', 'task.filtered', True, 'word list'),
+    ('finetune', 'epochs', 0, 'nothing to train'),
+    ('finetune', 'seeds', '-1', 'seeds=-1'),
+    ('finetune', 'learning_rates', '1e-4,1e-3', 'validation_fraction=0.1'),
+    ('finetune', 'patience', 2, 'validation_fraction=0.1'),
+    ('finetune', 'held_out', 1.0, 'held_out'),
+    ('finetune', 'lift', 'wmap', "did you mean 'vmap'"),
+    ('pretrain', 'log.sinks', 'tensorbord', "did you mean 'tensorboard'"),
+    ('pretrain', 'mask.span', -1, 'span'),
+    ('pretrain', 'model.encoder', 'Encoder', 'encoder'),
+    ('pretrain', 'optimizer.learning_rate', float('nan'), 'learning_rate'),
+    ('pretrain', 'seed', -1, 'seed=-1'),
+    ('pretrain', 'seed', 2**32, '2^32'),
+  ],
+)
+def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: Any, said: str):
+  with pytest.raises(InputError, match=re.escape(said)):
+    recipe.resolve(changed(kind, path, value), kind)
+
+
+@pytest.mark.parametrize(
+  'path, value, read, expected',
+  [
+    ('seeds', '3, 4,5', lambda c: c.seeds, (3, 4, 5)),  # as on the command line
+    ('seeds', [3, 4], lambda c: c.seeds, (3, 4)),
+    ('seeds', 7, lambda c: c.seeds, (7,)),
+    ('epochs', 3, lambda c: c.epochs, 3.0),
+    ('optimizer.no_decay', '', lambda c: c.optimizer.no_decay, ()),
+  ],
+)
+def test_values_are_read_as_the_command_line_writes_them(
+  path: str, value: Any, read: Callable[[Any], Any], expected: Any
+):
+  found = read(recipe.resolve(changed('finetune', path, value), 'finetune'))
+  assert found == expected and type(found) is type(expected)
+
+
+def test_a_recipe_of_another_kind_is_named():
+  with pytest.raises(InputError, match='corpus'):
+    recipe.resolve(base.corpus(), 'pretrain')
+  with pytest.raises(InputError):
+    recipe.resolve({}, 'pretrain')
+
+
+def test_the_recipe_stays_as_it_was():
+  given = base.pretrain()
+  before = copy.deepcopy(given.to_dict())
+  recipe.resolve(given, 'pretrain')
+  assert given.to_dict() == before
+
+
+def test_a_recipe_that_was_installed_is_found_from_anywhere_and_says_so(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  recipe._say_installed.cache_clear()
+  for _ in range(2):
+    assert recipe.load('configs/tiny.py').num_steps == 600
+  assert capsys.readouterr().err == (
+    f'configs/tiny.py is the one that was installed, {ROOT}/configs/tiny.py: there is no other here\n'
+  )
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'tiny.py').write_text(
+    'from configs import base\nget_config = base.corpus'
+  )
+  assert recipe.load('configs/tiny.py').kind == 'corpus' and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_base_sets_every_field(kind: str):
+  missing = {
+    name
+    for cls in types_of(recipe.KINDS[kind])
+    for name in (field.name for field in dataclasses.fields(cls))
+  }
+  missing -= {part for path in paths_of(KINDS[kind]().to_dict()) for part in path}
+  assert not missing, f'configs/base.py does not set {", ".join(sorted(missing))}'
+
+
+def test_every_field_is_read_somewhere():
+  source = '\n'.join(
+    path.read_text(encoding='utf-8')
+    for path in (ROOT / 'minilm_jax').rglob('*.py')
+    if path.name not in ('config.py', 'corpus_config.py')
+  )
+  kinds = [*vars(config).values(), *vars(corpus_config).values()]
+  types = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+  unread = sorted(
+    f'{kind.__name__}.{field.name}'
+    for kind in types
+    for field in dataclasses.fields(kind)
+    # the door reads the kind
+    if field.name != 'kind' and not re.search(rf'\.{field.name}\b', source)
+  )
+  assert not unread, (
+    f'nothing reads {", ".join(unread)}: use the field, or take it out of config.py and configs/'
+  )
+
+
+def parts() -> Iterator[tuple[str, str]]:
+  """Every function of a recipe that gives one without being told more."""
+  for path in sorted((ROOT / 'configs').glob('[!_]*.py')):
+    module = importlib.import_module(f'configs.{path.stem}')
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+      wanted = inspect.signature(function).parameters.values()
+      if all(parameter.default is not parameter.empty for parameter in wanted):
+        yield path.stem, name
+
+
+@pytest.mark.parametrize('stem, name', list(parts()))
+def test_every_recipe_comes_through_the_door(stem: str, name: str):
+  found = getattr(importlib.import_module(f'configs.{stem}'), name)()
+  assert isinstance(found, config_dict.ConfigDict)
+  if 'kind' in found:  # or else it is a group of fields
+    recipe.resolve(found, found.kind)
+
+
+HOSTILE = (
+  '{0.__class__}',
+  '%s%n',
+  '${PATH}',
+  "__import__('os').system('touch hacked')",
+  'evil.py',
+  'evil:Model',
+  '../evil.py:x',
+  '1' * 5000,
+  '9' * 400,
+  '1e999',
+  10**400,
+  -(10**30),
+  2**62,
+  math.nan,
+  math.inf,
+  [[[[]]]],
+  {'a': {}},
+  None,
+  '\ud800',
+  '\x1b[2J',
+  'x' * 100_000,
+  [1] * 10_000,
+  True,
+)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_stored_recipe_is_data(
+  kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  """
+
+  hatever stands in a config.json gives a configuration or one error, of bounded length, and runs
+  nothing.
+  """
+  (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  before = sorted(tmp_path.iterdir())
+  plain = KINDS[kind]().to_dict()
+  refused = 0
+  for path in [(), *paths_of(plain)]:
+    for value in HOSTILE:
+      made = copy.deepcopy(plain)
+      inner = made
+      for name in path[:-1]:
+        inner = inner[name]
+      inner.update({path[-1]: value} if path else {str(value): value})
+      try:
+        recipe.resolve(json.loads(json.dumps(made)), kind)
+      except InputError as error:
+        assert len(str(error)) < 13_000, (path, str(error)[:300])
+        refused += 1
+  assert refused > 5 * len(HOSTILE) and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+  'content, said',
+  [
+    ('{"a": ' * 5000 + '1' + '}' * 5000, 'not JSON'),
+    ('{"a": ' * 70 + '1' + '}' * 70, 'nested more than 64 levels'),
+    ('{"kind": NaN}', 'NaN is no number'),
+    ('{"kind": -Infinity}', 'no number'),
+    ('{"kind": ' + '9' * 5000 + '}', 'not JSON'),
+    ('\x00', 'not JSON'),
+    ('{"kind": "\\ud800"}', 'kind'),
+    ('[]', 'not an object'),
+    ('7', 'not an object'),
+    ('null', 'not an object'),
+    ('{"kind": {"kind": "pretrain"}}', 'kind'),
+    ('{"kind": ["pretrain"]}', 'kind'),
+  ],
+)
+def test_a_config_json_of_a_stranger_is_refused(content: str, said: str, tmp_path: pathlib.Path):
+  (tmp_path / run_dir.CONFIG).write_text(content)
+  with pytest.raises(InputError, match=said):
+    pretrained.load_config(tmp_path)
+
+
+def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(
+  tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  made = json.loads((tiny_run / run_dir.CONFIG).read_text()) | {'corpus': 'evil.py'}
+  (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(made))
+  assert pretrained.load_config(tmp_path / 'run').corpus == 'evil.py'
+  assert inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)
+  (tmp_path / 'run' / run_dir.CONFIG).write_text(
+    json.dumps(
+      made
+      | {
+        'model': made['model']
+        | {
+          'hidden_size': 2**40,
+          'intermediate_size': 2**40,
+          'embedding_size': 2**40,
+          'projection': True,
+        }
+      }
+    )
+  )
+  # shapes that the checkpoint does not have, before anything of that size is made
+  with pytest.raises(InputError):
+    inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)

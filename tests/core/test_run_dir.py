@@ -1,0 +1,167 @@
+"""
+
+he run directory: files are whole or absent, logs survive a cut, a directory belongs to one recipe.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from minilm_jax.core import distributed, files, run_dir
+from minilm_jax.core.errors import InputError
+
+
+def test_json_comes_back_and_nothing_else_stays(tmp_path: pathlib.Path):
+  path = tmp_path / 'result.json'
+  value = {
+    'loss': np.float32(6.5),
+    'steps': np.int64(3),
+    'name': 'naïve',
+    'list': (1, 2),
+    'deep': {'nan': math.nan},
+  }
+  files.write_json(path, value)
+  assert files.read_json(path, 'a result') == {
+    'loss': 6.5,
+    'steps': 3,
+    'name': 'naïve',
+    'list': [1, 2],
+    'deep': {'nan': None},
+  }
+  assert [p.name for p in tmp_path.iterdir()] == ['result.json']
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path: pathlib.Path):
+  path = tmp_path / 'result.json'
+  files.write_json(path, {'old': 1})
+  with pytest.raises(TypeError):
+    files.write_json(path, {'new': object()})
+  assert files.read_json(path, 'a result') == {'old': 1}
+
+
+def test_json_files_never_hold_what_json_has_not(tmp_path: pathlib.Path):
+  run_dir.append_line(
+    tmp_path / 'log', {'a': math.inf, 'b': [-math.inf, math.nan], 'c': np.float64('nan')}
+  )
+
+  def refuse(name: str) -> None:
+    raise ValueError(name)
+
+  record = json.loads((tmp_path / 'log').read_text(), parse_constant=refuse)
+  assert record == {'a': None, 'b': [None, None], 'c': None}
+
+
+def test_a_file_that_cannot_be_finished_leaves_no_part_of_it(tmp_path: pathlib.Path):
+  """Another one that did not get its name, or one that found no room."""
+  (tmp_path / 'result.json').mkdir()
+  with pytest.raises(OSError):
+    files.write_json(tmp_path / 'result.json', {'a': 1})
+  assert [path.name for path in tmp_path.iterdir()] == ['result.json']
+
+
+def test_a_file_has_its_name_when_its_bytes_are_on_disk(tmp_path: pathlib.Path, monkeypatch):
+  def fails(_: int) -> None:
+    assert not (tmp_path / 'a').exists()
+    raise OSError(errno.EIO, 'the disk has gone')
+
+  monkeypatch.setattr(os, 'fsync', fails)
+  with pytest.raises(OSError, match='the disk has gone'):
+    files.write_bytes(tmp_path / 'a', b'something')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('content', [None, b'{"a": ', b'\xff\xfe', b''])
+def test_unreadable_json_is_named(tmp_path: pathlib.Path, content: bytes | None):
+  path = tmp_path / 'manifest.json'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(InputError, match='manifest.json') as error:
+    files.read_json(path, 'the manifest of a corpus')
+  assert error.value.asked == 'the manifest of a corpus'
+
+
+def test_a_log_without_its_last_bytes_loses_one_line_at_most(tmp_path: pathlib.Path):
+  whole = tmp_path / 'whole.jsonl'
+  records = [{'step': step, 'note': 'naïve'} for step in range(5)]
+  for record in records:
+    run_dir.append_line(whole, record)
+  content = whole.read_bytes()
+  cut = tmp_path / 'cut.jsonl'
+  for length in range(len(content) + 1):
+    text = content[:length].decode(errors='ignore')
+    cut.write_text(text)
+    found = list(run_dir.read_lines(cut))
+    assert found == records[: len(found)] and len(found) >= text.count('\n')
+
+
+def test_a_log_that_was_never_started_is_empty(tmp_path: pathlib.Path):
+  assert not list(run_dir.read_lines(tmp_path / 'none.jsonl'))
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: pathlib.Path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+  with pytest.raises(InputError, match='line 2'):
+    list(run_dir.read_lines(path))
+
+
+def test_a_log_is_cut_back_and_goes_on(tmp_path: pathlib.Path):
+  path = tmp_path / 'metrics.jsonl'
+  for step in range(4):
+    run_dir.append_line(path, {'step': step})
+  path.write_bytes(path.read_bytes() + '{"task": "é'.encode()[:-1])  # cut inside a character
+  assert run_dir.keep_lines(path, lambda record: record['step'] < 2) == [{'step': 0}, {'step': 1}]
+  run_dir.append_line(path, {'step': 2})
+  assert [record['step'] for record in run_dir.read_lines(path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize('size', [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_digest_is_that_of_all_bytes(tmp_path: pathlib.Path, size: int):
+  content = bytes(i % 251 for i in range(size))
+  (tmp_path / 'file').write_bytes(content)
+  assert files.hash_file(tmp_path / 'file') == hashlib.sha256(content).hexdigest()
+
+
+def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path):
+  config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden_size': 32, 'clip': 1.0}}
+  workdir = run_dir.open_run(tmp_path / 'a' / 'run', config)
+  before = (workdir / run_dir.CONFIG).read_bytes()
+  assert run_dir.open_run(tmp_path / 'a' / 'run', config) == workdir
+  with pytest.raises(InputError, match='model.hidden_size is 32 there and 64 here'):
+    run_dir.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
+  assert run_dir.open_run(workdir, {**config, 'seeds': (2,)}, free=['seeds']) == workdir
+  with pytest.raises(InputError, match='seeds'):
+    run_dir.open_run(workdir, {k: v for k, v in config.items() if k != 'seeds'})
+  assert (
+    run_dir.open_run(workdir, {**config, 'later': 0, 'model': {**config['model'], 'more': ''}})
+    == workdir
+  )
+  with pytest.raises(InputError, match='later is .*absent.* there and 1 here'):
+    # a field that an earlier version did not have
+    run_dir.open_run(workdir, {**config, 'later': 1})
+  assert (workdir / run_dir.CONFIG).read_bytes() == before
+
+
+def test_a_run_where_a_file_is_cannot_be_opened(tmp_path: pathlib.Path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='another --workdir'):
+    run_dir.open_run(tmp_path / 'file', {})
+
+
+def test_another_process_than_the_first_writes_nothing_and_sees_what_it_wrote(
+  tmp_path: pathlib.Path, monkeypatch
+):
+  files.write_json(tmp_path / 'there.json', {'by': 0})
+  monkeypatch.setattr(distributed, 'is_primary', lambda: False)
+  files.write_json(tmp_path / 'there.json', {'by': 1})
+  run_dir.append_line(tmp_path / 'log', {'by': 1})
+  with pytest.raises(InputError, match='a --workdir that all hosts share'):
+    files.write_json(tmp_path / 'not-there.json', {'by': 1})
+  assert files.read_json(tmp_path / 'there.json', 'it') == {'by': 0}
+  assert [path.name for path in tmp_path.iterdir()] == ['there.json']

@@ -1,0 +1,214 @@
+"""
+
+he tokenizer: special ids, nothing lost, the same bytes every time, and its two measures by hand.
+"""
+
+import random
+
+import pytest
+
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import tokenizer
+
+WORDS = 'the king and queen were cooking in a small house by the sea when an old man came singing home again'.split()
+
+
+def sentences(count: int) -> list[str]:
+  dice = random.Random(0)
+  syllables = [a + b for a in 'bdfgklmnprstvz' for b in 'aeiou']
+  words = WORDS + [''.join(dice.choices(syllables, k=3)) for _ in range(400)]
+  return [' '.join(dice.choices(words, k=9)) for _ in range(count)]
+
+
+TEXTS = sentences(400)
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory) -> tokenizer.Tokenizer:
+  return tokenizer.train_tokenizer(
+    TEXTS, 'bpe', 700, tmp_path_factory.mktemp('large') / 'tokenizer.model'
+  )
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory) -> tokenizer.Tokenizer:
+  return tokenizer.train_tokenizer(
+    TEXTS, 'bpe', 200, tmp_path_factory.mktemp('small') / 'tokenizer.model'
+  )
+
+
+@pytest.mark.parametrize('model', ['bpe', 'unigram'])
+def test_a_trained_model_loads_as_it_was(tmp_path, model: str):
+  made = tokenizer.train_tokenizer(iter(TEXTS), model, 300, tmp_path / 'a.model')
+  loaded = tokenizer.load_tokenizer(tmp_path / 'a.model')
+  assert made.size == loaded.size == 300
+  assert made.sha256 == loaded.sha256
+  assert [loaded.piece(i) for i in range(5)] == ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
+  assert (
+    tokenizer.BEGIN_ID,
+    tokenizer.PAD_ID,
+    tokenizer.END_ID,
+    tokenizer.UNKNOWN_ID,
+    tokenizer.MASK_ID,
+  ) == (0, 1, 2, 3, 4)
+  assert made.encode(TEXTS[:5]) == loaded.encode(TEXTS[:5])
+  again = tokenizer.train_tokenizer(list(TEXTS), model, 300, tmp_path / 'b.model')
+  assert again.sha256 == made.sha256, 'the same text gave other bytes'
+  assert [path.name for path in sorted(tmp_path.iterdir())] == ['a.model', 'b.model']
+
+
+def test_text_comes_back(large):
+  for text in (TEXTS[0], 'unseen wörds, 1,234 ☃ snowmen!', 'a\tb\u00a0c', 'ＦＵＬＬ width', ''):
+    ids = large.encode([text])[0]
+    assert large.decode(ids) == text
+    assert tokenizer.UNKNOWN_ID not in ids
+  assert (
+    large.decode(
+      [tokenizer.BEGIN_ID, *large.encode(['the king'])[0], tokenizer.END_ID, tokenizer.PAD_ID]
+    )
+    == 'the king'
+  )
+
+
+def test_text_never_makes_special_ids(large, small):
+  for made in (large, small):
+    ids = made.encode(['<s> the king </s> <pad> <mask>'])[0]
+    assert not {tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID, tokenizer.MASK_ID} & set(
+      ids
+    )
+
+
+def test_a_small_tokenizer_has_no_byte_pieces(small, large):
+  pieces = [[made.piece(i) for i in range(made.size)] for made in (small, large)]
+  assert ['<0x41>' in some for some in pieces] == [False, True]
+  assert tokenizer.UNKNOWN_ID not in {i for ids in small.encode(TEXTS) for i in ids}
+  assert small.encode(['☃'])[0][-1] == tokenizer.UNKNOWN_ID
+
+
+def test_long_texts_are_not_skipped(tmp_path):
+  long = ' '.join(TEXTS)
+  assert len(long) > 4192 * 2  # the limit that SentencePiece has of its own
+  made = tokenizer.train_tokenizer([long, 'short'], 'bpe', 200, tmp_path / 'a.model')
+  assert len(made.encode(['king'])[0]) < 4
+
+
+@pytest.mark.parametrize('model', ['bpe', 'unigram'])
+@pytest.mark.parametrize('size', [17, 50_000])
+def test_an_impossible_size_names_one_that_works(tmp_path, model: str, size: int):
+  with pytest.raises(InputError, match='tokenizer.size') as caught:
+    tokenizer.train_tokenizer(TEXTS[:40], model, size, tmp_path / 'a.model')
+  assert not list(tmp_path.iterdir())
+  possible = int(caught.value.remedy.split('tokenizer.size to ')[1].split()[0])
+  assert (
+    tokenizer.train_tokenizer(TEXTS[:40], model, possible, tmp_path / 'a.model').size == possible
+  )
+
+
+def test_no_text(tmp_path):
+  with pytest.raises(InputError, match='no text'):
+    tokenizer.train_tokenizer([], 'bpe', 100, tmp_path / 'a.model')
+
+
+def test_files_that_are_no_tokenizers(tmp_path):
+  with pytest.raises(InputError, match='cannot be read'):
+    tokenizer.load_tokenizer(tmp_path / 'absent.model')
+  with pytest.raises(InputError, match='cannot be read'):
+    tokenizer.load_tokenizer(tmp_path)
+  for name, data in (('empty', b''), ('text', b'hello world')):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match='not a SentencePiece model'):
+      tokenizer.load_tokenizer(tmp_path / name)
+
+
+def test_other_special_ids_are_refused(tmp_path):
+  import sentencepiece  # noqa: PLC0415: only here, to make a model that is not ours
+
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(TEXTS),
+    model_prefix=str(tmp_path / 'other'),
+    vocab_size=200,
+    minloglevel=2,
+  )
+  with pytest.raises(InputError, match='0 is .<unk>.') as caught:
+    tokenizer.load_tokenizer(tmp_path / 'other.model')
+  assert '<mask> 4' in caught.value.asked
+
+
+def test_word_starts(large):
+  starts = large.starts_word()
+  assert len(starts) == large.size
+  for ids in large.encode(TEXTS[:20] + ['wörld ☃']):
+    text = large.decode(ids)
+    assert sum(starts[i] for i in ids) == len(text.split(' '))
+
+
+def test_word_split_ratio_counts_every_word_alone(small):
+  texts = ['the king the sea', 'bababa']
+  pieces = [len(small.encode([word])[0]) for word in 'the king the sea bababa'.split()]
+  assert tokenizer.word_split_ratio(small, texts) == pytest.approx(sum(pieces) / 5)
+  assert tokenizer.word_split_ratio(small, ['the  king ']) == tokenizer.word_split_ratio(
+    small, ['the king']
+  )
+  assert tokenizer.word_split_ratio(small, []) != tokenizer.word_split_ratio(small, [])  # NaN
+
+
+class Splits(tokenizer.Tokenizer):
+  """A tokenizer with given splits, so that scores can be taken by hand."""
+
+  def __init__(self, splits: dict[str, list[str]]):
+    self.splits = splits
+    self.pieces = sorted({piece for pieces in splits.values() for piece in pieces})
+
+  def encode(self, texts):
+    return [[self.pieces.index(piece) for piece in self.splits[text]] for text in texts]
+
+  def piece(self, id):
+    return self.pieces[id]
+
+
+@pytest.mark.parametrize(
+  'pieces, score',
+  [
+    (['▁cook', 'ing'], 2),  # both parts
+    (['▁', 'cook', 'ing'], 2),  # a marker alone is no piece
+    (['▁coo', 'king'], 0),
+    (['▁coo', 'k', 'ing'], 1),
+    (['▁cooking'], 0),  # whole
+    (['▁', 'cooking'], 0),
+    (['▁c', 'o', 'o', 'k', 'i', 'n', 'g'], 0),  # only characters
+    (['▁cook', '##ing'], 2),
+  ],
+)
+def test_esms_by_hand(pieces: list[str], score: int):
+  made = Splits({'cooking': pieces, 'octopus': ['▁octopus']})
+  assert tokenizer.esms(made, {'cooking': ('cook', 'ing'), 'octopus': ('octo', 'pus')}) == score / 4
+
+
+def test_single_characters_score_nothing_even_as_parts():
+  assert tokenizer.esms(Splits({'ab': ['▁a', 'b']}), {'ab': ('a', 'b')}) == 0
+
+
+def test_the_reference_is_made_of_its_words():
+  assert len(tokenizer.REFERENCE) == 13
+  for word, parts in tokenizer.REFERENCE.items():
+    assert ''.join(parts) == word
+
+
+def test_larger_tokenizers_split_less():
+  rows = tokenizer.measure_sizes(TEXTS, 'bpe', [100, 200, 400])
+  assert [row['size'] for row in rows] == [100, 200, 400]
+  ratios = [row['word_split_ratio'] for row in rows]
+  assert ratios == sorted(ratios, reverse=True) and ratios[0] > ratios[-1] >= 1
+  assert all(0 <= row['esms'] <= 1 for row in rows)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.37, 0.9])
+def test_a_thin_sample_is_even(share: float):
+  total = sum(map(len, TEXTS))
+  for part in (TEXTS, TEXTS[:200]):
+    taken = sum(map(len, tokenizer.sample_evenly(part, share)))
+    assert abs(taken - share * sum(map(len, part))) <= max(map(len, TEXTS))
+  assert (
+    list(tokenizer.sample_evenly(TEXTS, 1.0)) == TEXTS == list(tokenizer.sample_evenly(TEXTS, 7.5))
+  )
+  assert total

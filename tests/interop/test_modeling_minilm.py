@@ -1,0 +1,144 @@
+"""
+
+he modelling file that is exported beside weights: each shape gives the same logits in PyTorch, pads
+or not.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.interop import hf_weights
+from minilm_jax.model import heads
+from minilm_jax.model.initialization import is_statistic, path_name
+from tests import fast_jit
+from tests.roberta_config import HEAD, SMALL, draw_rows
+
+OWN = dataclasses.replace(SMALL, embedding_size=8, projection=True, segments=2)
+CONVOLVED = {'convolutions': 2, 'kernel': (3, 4), 'channels': 3}
+SHAPES: dict[str, dict[str, Any]] = {
+  'paper 1': {},
+  'pre, rotary': {'norm': 'pre', 'positions': 'rotary', 'segments': 0},
+  'relative, relu': {'positions': 'relative', 'activation': 'relu'},
+  'sinusoidal': {'positions': 'sinusoidal'},
+  'none, pre': {'positions': 'none', 'norm': 'pre'},
+  'tied, from 0, silu': {
+    'embedding_size': 16,
+    'tied': True,
+    'position_offset': 0,
+    'activation': 'silu',
+  },
+  'paper 2': {
+    **CONVOLVED,
+    'embedding_size': 16,
+    'projection': False,
+    'tied': True,
+    'position_offset': 0,
+  },
+  'mended, post': {**CONVOLVED, 'convolution': 'fixed'},
+  'mended, pre': {**CONVOLVED, 'convolution': 'fixed', 'norm': 'pre', 'positions': 'relative'},
+  'short': {'short_convolution': 3},
+}
+HEADS = {
+  'mean': HeadConfig('mean', 0.1, 1),
+  'positions': HeadConfig('positions', 0.1, 1),
+  'three': HeadConfig('first', 0.1, 3),
+}
+
+
+@pytest.fixture(scope='module')
+def theirs():
+  for name in ('torch', 'transformers'):
+    pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
+  from minilm_jax.interop import modeling_minilm
+
+  return modeling_minilm
+
+
+def spread(model: Any) -> Any:
+  """
+
+  he model with no parameter at its start: biases of zero and gains of one would hide mistakes.
+  """
+  dice = np.random.default_rng(0)
+
+  def moved(path: tuple, leaf: jax.Array) -> np.ndarray:
+    noise = dice.normal(size=leaf.shape).astype(np.float32)
+    return leaf + np.abs(noise) if is_statistic(path_name(path)) else leaf + 0.1 * noise
+
+  return jax.tree_util.tree_map_with_path(moved, model)
+
+
+def made(
+  theirs: Any, model: Any, config: EncoderConfig, head: HeadConfig | None, labels: tuple[str, ...]
+) -> Any:
+  """Theirs, filled with every weight of ours and with no other."""
+  import torch
+
+  weights, described = hf_weights.export_weights(model, config, head, labels)
+  found = getattr(theirs, described['architectures'][0])(theirs.MiniLMConfig(**described)).eval()
+  found.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=True)
+  return found
+
+
+def logits(model: Any, rows: np.ndarray, mask: bool = True) -> np.ndarray:
+  import torch
+
+  given = {'attention_mask': torch.from_numpy(rows != tokenizer.PAD_ID).long()} if mask else {}
+  with torch.no_grad():
+    return model(torch.from_numpy(rows), **given).logits.numpy()
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
+  config = dataclasses.replace(OWN, **SHAPES[shape])
+  ours = spread(heads.init_masked_language_model(config, jax.random.key(0)))
+  there, rows = made(theirs, ours, config, None, ()), draw_rows(4, padded=True)[:, :-1]
+  places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+  found = np.asarray(
+    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, places))(ours, rows)
+  )
+  real = rows != tokenizer.PAD_ID
+  np.testing.assert_allclose(logits(there, rows)[real], found[real], atol=2e-5)
+  np.testing.assert_array_equal(logits(there, rows, mask=False), logits(there, rows))
+  shorter = rows[:1, : int(real[0].sum())]
+  np.testing.assert_allclose(logits(there, shorter)[0], found[0, : shorter.shape[1]], atol=2e-5)
+
+
+@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize('labels', [('a', 'b', 'c'), ()])
+def test_a_classifier_gives_our_logits(labels: tuple[str, ...], head: str, theirs):
+  config = dataclasses.replace(OWN, **SHAPES['pre, rotary'])
+  ours = spread(heads.init_classifier(config, HEADS[head], len(labels), jax.random.key(0)))
+  there, rows = made(theirs, ours, config, HEADS[head], labels), draw_rows(4, padded=True)
+  found = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
+  np.testing.assert_allclose(logits(there, rows), found, atol=2e-5)
+
+
+def test_it_trains(theirs):
+  """Of a few rows and labels each model learns what there is to learn; every parameter moves."""
+  import torch
+
+  config = dataclasses.replace(OWN, **SHAPES['mended, pre'])
+  rows = torch.from_numpy(draw_rows(6, padded=True))
+  for head, model, labels in (
+    (None, heads.init_masked_language_model(config, jax.random.key(0)), rows),
+    (HEAD, heads.init_classifier(config, HEAD, 3, jax.random.key(0)), rows[:, 1] % 3),
+  ):
+    there = made(theirs, spread(model), config, head, ('a', 'b', 'c')[: 3 if head else 0]).train()
+    adam = torch.optim.Adam(there.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+      loss = there(rows, labels=labels).loss
+      adam.zero_grad()
+      loss.backward()
+      adam.step()
+      losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(p.grad is not None for name, p in there.named_parameters() if 'segments' not in name)

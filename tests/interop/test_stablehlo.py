@@ -1,0 +1,172 @@
+"""A classifier as a program: what is read back says what the model says, of one row and of many."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+from minilm_jax.cli import main
+from minilm_jax.core import recipe
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.model_config import HeadConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.evaluation import inference
+from minilm_jax.interop import export, stablehlo
+from minilm_jax.model import custom
+from minilm_jax.tasks import task_data
+from tests import fake_classifiers
+
+TEXTS = ['the dog sleeps .', 'a good fox', 'The bad pig ' * 20]
+
+
+@pytest.fixture(scope='module')
+def reads(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
+  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
+
+
+def test_its_library_must_be_there(
+  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  source = fake_classifiers.save_classifier(
+    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0)
+  )
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(InputError, match='flatbuffers not installed'):
+    stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(stablehlo, '_NUM_CALLS', 3)
+  monkeypatch.setattr(stablehlo, '_WARMUP_CALLS', 1)
+
+
+def asked(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
+  """As call.json says, with nothing of ours but how texts become ids."""
+  called = json.loads((folder / 'call.json').read_text())
+  program = jax_export.deserialize(bytearray((folder / called['program']).read_bytes()))
+  reads, (_, length) = (
+    tokenizer.load_tokenizer(folder / called['tokenizer']['file']),
+    called['input']['shape'],
+  )
+  sequences, _ = task_data.encode_examples(
+    fake_classifiers.make_examples(tuple(texts)), reads, called['tokenizer']['longest']
+  )
+  rows = task_data.build_task_rows(sequences, np.zeros(len(texts), np.int32), length)
+  return np.asarray(program.call(rows.tokens)), called
+
+
+@pytest.mark.parametrize(
+  'changes, batch',
+  [
+    ({}, 0),
+    ({'head': HeadConfig('positions', 0.1, 1)}, 0),
+    ({'task_kind': 'regression', 'labels': ()}, 2),
+  ],
+  ids=['free batch', 'positions', 'regression, two rows'],
+)
+def test_the_program_answers_as_the_model(
+  changes: dict, batch: int, reads: tokenizer.Tokenizer, tmp_path: pathlib.Path
+):
+  source = fake_classifiers.save_classifier(
+    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes)
+  )
+  record = stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
+  assert record['batch'] == (batch or None) and record['difference'] <= 1e-5
+  assert 0 < record['milliseconds']['median'] <= record['milliseconds']['p95']
+  for texts in [TEXTS[:2]] if batch else [TEXTS[:1], TEXTS]:
+    found, called = asked(tmp_path / 'out', texts)
+    ours = [inference.write_predictions('', str(source), text, '', '')[0] for text in texts]
+    expected = [
+      [one['value']] if 'value' in one else list(one['probabilities'].values()) for one in ours
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert called['labels'] == list(changes.get('labels', fake_classifiers.LABELS))
+    assert found.shape[1] == called['output']['shape'][1]
+  # nothing to do
+  assert stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch) == record
+  with pytest.raises(InputError, match='other things are there'):
+    stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), 7)
+
+
+@pytest.mark.parametrize(
+  'changes, texts, batch',
+  [({}, ('a text',), 0), ({'fields': ('first', 'second')}, ('a text', 'another'), 3)],
+  ids=['text', 'pair in three rows'],
+)
+def test_its_lines_of_python_run_in_its_folder(
+  changes: dict,
+  texts: tuple,
+  batch: int,
+  reads: tokenizer.Tokenizer,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  source = fake_classifiers.save_classifier(
+    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes)
+  )
+  stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
+  monkeypatch.chdir(tmp_path / 'out')
+  found: dict = {}
+  exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), found)
+  (ours,) = inference.write_predictions('', str(source), *texts, *[''] * (3 - len(texts)))
+  np.testing.assert_allclose(found['answer'], list(ours['probabilities'].values()), atol=1e-5)
+
+
+def test_what_differs_leaves_nothing(
+  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  source = fake_classifiers.save_classifier(
+    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0)
+  )
+  opened = stablehlo.open_program
+  monkeypatch.setattr(
+    stablehlo, 'open_program', lambda folder: lambda tokens: opened(folder)(tokens) + 1e-3
+  )
+  with pytest.raises(InputError, match='differ by 1e-05 at most'):
+    stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
+  assert [one.name for one in tmp_path.iterdir()] == ['source']
+
+
+def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match='a pre-training run, which classifies nothing'):
+    stablehlo.export_stablehlo(str(tiny_run), str(tmp_path / 'out'))
+  with pytest.raises(InputError, match='--batch=-1'):
+    stablehlo.export_stablehlo(str(tiny_run), str(tmp_path / 'out'), -1)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
+  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+  """And only where its code is trusted; who cannot take it says so before any of it is run."""
+  module = 'configs.examples.gated_rotary'
+  monkeypatch.setattr(recipe, '_trusted', {module})
+  model = dataclasses.replace(
+    fake_classifiers.make_card(reads, 0).model, encoder=f'{module}:Encoder'
+  )
+  source = fake_classifiers.save_classifier(
+    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model)
+  )
+  monkeypatch.setattr(recipe, '_trusted', set())
+  custom._tried.cache_clear()
+  with pytest.raises(InputError, match='--format=stablehlo takes a classifier of any encoder'):
+    export.load_model(str(source))
+  asked_for = [
+    'export',
+    f'--checkpoint={source}',
+    '--format=stablehlo',
+    f'--workdir={tmp_path / "out"}',
+  ]
+  assert main.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
+  assert main.main([*asked_for, f'--trust={module}']) == 0
+  found, _ = asked(tmp_path / 'out', TEXTS)
+  ours = [inference.write_predictions('', str(source), text, '', '')[0] for text in TEXTS]
+  np.testing.assert_allclose(
+    found, [list(one['probabilities'].values()) for one in ours], atol=1e-5
+  )

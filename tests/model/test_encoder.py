@@ -1,0 +1,658 @@
+"""
+
+he encoder: padding changes nothing, every parameter learns, tokens are seen from everywhere,
+switches work.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from minilm_jax.core import rng
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.model_config import EncoderConfig
+from minilm_jax.model import encoder, flops, heads, layers
+from minilm_jax.model.initialization import path_name
+from tests import fast_jit
+from tests.tiny_encoders import (
+  SMALL,
+  draw_tokens,
+  encode,
+  every_logit,
+  logits,
+  make_model,
+  pad_tokens,
+)
+
+SWITCHES = tuple(
+  {'norm': norm, 'positions': positions}
+  for norm, positions in itertools.product(
+    ('post', 'pre'), ('learned', 'sinusoidal', 'relative', 'rotary', 'none')
+  )
+) + ({'short_convolution': 3},)
+OTHERS = (
+  {'projection': False, 'embedding_size': 16},
+  {'tied': True, 'embedding_size': 16},
+  {'segments': 0},
+  {'activation': 'relu'},
+  {'num_layers': 2},
+  {'projection_norm': False},
+  {'segment_embeddings_for_pairs': True},
+)
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_padding_changes_nothing(changes: dict[str, Any]):
+  model, tokens = make_model(changes), draw_tokens(2, 7)
+  longer = logits(model, pad_tokens(tokens, SMALL.max_length))
+  np.testing.assert_allclose(longer[:, :7], logits(model, tokens), atol=2e-5)
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
+  model, tokens = make_model(changes), draw_tokens(2, 7)
+  other = tokens.at[0].set(draw_tokens(1, 7, seed=1)[0])
+  np.testing.assert_array_equal(logits(model, tokens)[1], logits(model, other)[1])
+
+
+@pytest.mark.parametrize('changes', SWITCHES + OTHERS)
+def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
+  """
+
+  f tables every row that is used; the bias of the keys shifts all scores of a query alike and so
+  has none.
+  """
+  model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
+  alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
+  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(
+    model
+  )
+  for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
+    name, leaf = path_name(path), np.abs(np.asarray(leaf))
+    if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
+      assert leaf.max() < 1e-3
+    elif name.endswith('embedding.positions.embedding'):
+      # RoBERTa's numbering leaves two rows unused
+      assert leaf[:2].max() == 0 and leaf[2:].max(axis=1).min() > 1e-4
+    elif name.endswith('embedding.segments.embedding'):
+      assert leaf[0].max() > 1e-4 and leaf[1].max() == 0  # there is one segment in pre-training
+    elif name.endswith('embedding.tokens.embedding'):
+      seen = np.isin(np.arange(SMALL.vocab_size), tokens)
+      assert leaf[seen].max(axis=1).min() > 1e-4
+      assert 'tied' in changes or leaf[~seen].max() == 0
+    else:
+      assert (leaf > 0).mean() > alive, name
+
+
+@pytest.mark.parametrize('changes', SWITCHES)
+def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
+  """Bidirectional: another token at any place moves the output at every place."""
+  model, tokens = make_model(changes), draw_tokens(2, 7)
+  before = logits(model, tokens)
+  for place in range(7):
+    moved = jnp.abs(logits(model, tokens.at[0, place].set(4)) - before).max(axis=-1)[0]
+    assert moved.min() > 1e-3
+
+
+def test_pads_are_seen_from_nowhere():
+  model, tokens = make_model({}).encoder, pad_tokens(draw_tokens(2, 5), SMALL.max_length)
+  mask = tokens != 1
+  here, there = encode(model, tokens, mask), encode(model, jnp.where(mask, tokens, 30), mask)
+  np.testing.assert_array_equal(here[:, :5], there[:, :5])
+
+
+def test_a_row_of_pads_alone_gives_numbers():
+  assert np.isfinite(logits(make_model({}), jnp.ones((1, 8), jnp.int32))).all()
+
+
+@pytest.mark.parametrize(
+  'positions, absolute',
+  [
+    ('learned', True),
+    ('sinusoidal', True),
+    ('relative', False),
+    ('rotary', False),
+    ('none', False),
+  ],
+)
+def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
+  """The same tokens further right, after places that nothing attends to, give the same outputs."""
+  model = make_model({'positions': positions}).encoder
+  row = pad_tokens(draw_tokens(2, 5), SMALL.max_length)
+  shifted = jnp.roll(row, 4, axis=1)
+  here, there = encode(model, row, row != 1)[:, :5], encode(model, shifted, shifted != 1)[:, 4:9]
+  assert (np.abs(here - there).max() > 1e-2) == absolute
+
+
+@pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'relative', 'rotary'])
+def test_order_matters(positions: str):
+  model, tokens = make_model({'positions': positions}), draw_tokens(2, 7)
+  assert np.abs(logits(model, tokens)[:, ::-1] - logits(model, tokens[:, ::-1])).max() > 1e-2
+
+
+@pytest.mark.parametrize('norm', ['post', 'pre'])
+def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_order(norm: str):
+  model, tokens = make_model({'positions': 'none', 'norm': norm}), pad_tokens(draw_tokens(2, 7), 9)
+  order = np.array([3, 8, 0, 6, 1, 7, 5, 2, 4])
+  np.testing.assert_allclose(
+    logits(model, tokens[:, order]), logits(model, tokens)[:, order], atol=2e-5
+  )
+
+
+def test_sinusoids_are_those_of_vaswani():
+  """
+
+  E(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) its cosine; beside tokens of 0.02 as there
+  beside those of 1.
+  """
+  table = [
+    [
+      function(place / 10_000 ** (2 * pair / 6))
+      for pair in range(3)
+      for function in (math.sin, math.cos)
+    ]
+    for place in range(9)
+  ]
+  np.testing.assert_allclose(encoder._sinusoids(9, 6), 0.02 * np.array(table), atol=1e-7)
+  with pytest.raises(InputError, match='an odd model.embedding_size of 11'):
+    dataclasses.replace(SMALL, positions='sinusoidal', embedding_size=11)
+
+
+def test_relative_bias_tells_left_from_right():
+  """
+
+  ne number a head and signed distance: token i gives token j the bias number j - i + length - 1.
+  """
+  config = dataclasses.replace(
+    SMALL, positions='relative', max_length=4, num_heads=1, hidden_size=4, dropout=0.0
+  )
+  attention = blank_attention(config)
+  # look two to the right
+  attention.distance_bias = nnx.Param(jnp.where(jnp.arange(7) == 3 + 2, 50.0, 0.0)[None])
+  x = jax.random.normal(jax.random.key(0), (1, 4, 4))
+  seen = attend(attention, x, jnp.ones((1, 4), bool))
+  np.testing.assert_allclose(seen[0, :2], x[0, 2:], atol=1e-5)
+
+
+def blank_attention(config: EncoderConfig) -> encoder.Attention:
+  """Attention with equal scores, whose values and outputs are its inputs."""
+  attention = jax.eval_shape(lambda: encoder.Attention(config, nnx.Rngs(0)))
+  for name in ('query', 'key', 'value', 'output'):
+    linear = getattr(attention, name)
+    linear.kernel = nnx.Param(jnp.eye(config.hidden_size) * (name in ('value', 'output')))
+    linear.bias = nnx.Param(jnp.zeros(config.hidden_size))
+  return attention
+
+
+attend = fast_jit.jit(lambda attention, x, mask: attention(x, mask, None))
+
+
+def test_attention_without_preference_is_the_mean_of_the_tokens():
+  config = dataclasses.replace(SMALL, num_heads=2, hidden_size=4)
+  x = jax.random.normal(jax.random.key(0), (1, 5, 4))
+  mask = jnp.array([[True, True, False, True, False]])
+  seen = attend(blank_attention(config), x, mask)
+  np.testing.assert_allclose(
+    seen, np.broadcast_to(np.asarray(x)[0, [0, 1, 3]].mean(0), (1, 5, 4)), atol=1e-6
+  )
+
+
+def test_attention_by_hand():
+  """Two tokens, two heads of one feature: softmax(q k) v for each head on its own."""
+  config = dataclasses.replace(SMALL, num_heads=2, hidden_size=2)
+  attention = blank_attention(config)
+  attention.query.kernel, attention.key.kernel = nnx.Param(jnp.eye(2)), nnx.Param(2 * jnp.eye(2))
+  x = jnp.array([[[1.0, -1.0], [2.0, 3.0]]])
+  expected = np.zeros((2, 2))
+  for head, (a, b) in enumerate([(1.0, 2.0), (-1.0, 3.0)]):
+    for i, q in enumerate((a, b)):
+      share = 1 / (1 + math.exp(2 * q * (b - a)))
+      expected[i, head] = share * a + (1 - share) * b
+  np.testing.assert_allclose(attend(attention, x, jnp.ones((1, 2), bool))[0], expected, rtol=1e-5)
+
+
+def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
+  """The paper's encoder in plain numpy float64: post-LN, learned positions, no dropout, no pads."""
+  p = {
+    path_name(path): np.asarray(leaf, np.float64)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
+  }
+
+  def linear(name: str, x: np.ndarray) -> np.ndarray:
+    return x @ p[name + '.kernel'] + p[name + '.bias']
+
+  def norm(name: str, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return (
+      centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p[name + '.scale']
+      + p[name + '.bias']
+    )
+
+  gelu = np.vectorize(lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))))
+  batch, length = tokens.shape
+  x = p['embedding.tokens.embedding'][tokens] + p['embedding.positions.embedding'][2 : 2 + length]
+  x = norm('embedding.norm', x + p['embedding.segments.embedding'][0])
+  x = norm('projection.norm', linear('projection.linear', x))
+  for i in range(SMALL.num_layers):
+    block = f'blocks.{i}.'
+    q, k, v = (
+      linear(f'{block}attention.{n}', x).reshape(batch, length, 4, 4)
+      for n in ('query', 'key', 'value')
+    )
+    shares = np.exp(np.einsum('blhd,bmhd->bhlm', q, k) / 2)
+    mixed = np.einsum('bhlm,bmhd->blhd', shares / shares.sum(-1, keepdims=True), v).reshape(
+      batch, length, 16
+    )
+    x = norm(block + 'attention_norm', x + linear(block + 'attention.output', mixed))
+    inner = linear(block + 'feed_forward.down', gelu(linear(block + 'feed_forward.up', x)))
+    x = norm(block + 'feed_forward_norm', x + inner)
+  return x
+
+
+def test_the_encoder_is_the_formula_of_the_paper():
+  model, tokens = make_model({}).encoder, draw_tokens(2, SMALL.max_length)
+  np.testing.assert_allclose(
+    encode(model, tokens, tokens != 1), by_formula(model, np.asarray(tokens)), atol=2e-5
+  )
+
+
+def keys_of(seed: int, rows: int = 2) -> jax.Array:
+  return rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(rows))
+
+
+def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
+  model, tokens = make_model({'dropout': 0.5}).encoder, draw_tokens(2, 9)
+  # None is a pytree of nothing
+  run = fast_jit.jit(lambda model, key: model(tokens, tokens != 1, key=key))
+  np.testing.assert_array_equal(
+    run(model, None), run(make_model({'dropout': 0.0}).encoder, keys_of(0))
+  )
+  first, again, other = (run(model, keys_of(i)) for i in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 1e-2
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
+def test_dropout_drops_its_rate_and_keeps_the_mean(rate: float):
+  x = jnp.ones((1000, 1000))
+  kept = np.asarray(layers.dropout(x, rate, keys_of(0, 1000)))
+  assert abs((kept == 0).mean() - rate) < 4 * math.sqrt(rate * (1 - rate)) / 1000 + 2**-16
+  assert len(np.unique(kept)) == 2 and abs(kept.mean() - 1) < 0.02
+  assert layers.dropout(x, rate, None) is x and layers.dropout(x, 0.0, keys_of(0, 1000)) is x
+
+
+def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.MonkeyPatch):
+  """Were a key used twice, two masks of one shape would be equal."""
+  drawn: list[jax.Array] = []
+  original = rng.draw_coins
+  monkeypatch.setattr(
+    rng, 'draw_coins', lambda *arguments: drawn.append(original(*arguments)) or drawn[-1]
+  )
+
+  def draw(model: encoder.Encoder, tokens: jax.Array) -> list[jax.Array]:
+    model(tokens, tokens != 1, key=keys_of(0))
+    return list(drawn)
+
+  found = fast_jit.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
+  # embedding; shares, attention and feed-forward of each block
+  assert len(found) == 1 + SMALL.num_layers * 3
+  assert not any(
+    a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2)
+  )
+
+
+def test_flax_modes_compute_the_same():
+  """The model is used as a pytree, so that it does not matter how Flax would track references."""
+  tokens, losses = draw_tokens(2, 7), []
+  for mode in (True, False):
+    with nnx.set_graph_mode(mode):
+      model = make_model({})
+      losses.append(
+        fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(
+          model
+        )
+      )
+  np.testing.assert_array_equal(losses[0][0], losses[1][0])
+  jax.tree.map(
+    np.testing.assert_array_equal, *(jax.tree.leaves(gradient) for _, gradient in losses)
+  )
+
+
+def test_a_population_is_the_model_under_vmap():
+  models, tokens = [make_model({}, seed) for seed in (0, 1)], draw_tokens(2, 7)
+  together = fast_jit.jit(jax.vmap(every_logit, in_axes=(0, None)))(
+    jax.tree.map(lambda *x: jnp.stack(x), *models), tokens
+  )
+  for one, model in zip(together, models):
+    np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
+
+
+def away(found: Any, expected: Any) -> float:
+  """
+
+  he largest distance of an array of `found` from its like, as a share of that one's norm and 1% of
+  all's.
+  """
+  found, expected = (
+    [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (found, expected)
+  )
+  floor = 0.01 * math.sqrt(sum(np.sum(leaf**2) for leaf in expected))
+  return max(
+    np.linalg.norm(one - other) / (np.linalg.norm(other) + floor)
+    for one, other in zip(found, expected, strict=True)
+  )
+
+
+@pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding_size': 16}))
+def test_bfloat16_is_near_float32(changes: dict[str, Any]):
+  """
+
+  ogits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off by
+  up to 0.4%.
+  """
+  tokens = draw_tokens(8, SMALL.max_length)
+  run = fast_jit.jit(
+    jax.value_and_grad(
+      lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found), has_aux=True
+    )
+  )
+  (_, found), gradient = run(make_model({**changes, 'dtype': 'bfloat16'}))
+  (_, expected), wanted = run(make_model(changes))
+  assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype('float32')}
+  assert 1e-3 < away(found, expected) < 0.02 and away(gradient, wanted) < 0.05
+
+
+@pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
+def test_every_product_is_of_the_compute_type(compute: str):
+  """Forward and backward; what is summed is not."""
+  model, tokens = (
+    make_model({'positions': 'relative', 'num_layers': 2, 'dtype': compute}),
+    draw_tokens(2, SMALL.max_length),
+  )
+  text = jax.jit(jax.grad(lambda model: encode_sum(model, tokens))).lower(model.encoder).as_text()
+  read = re.findall(r'dot_general .*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\)', text)
+  assert (
+    set(read) == {({'float32': 'f32', 'bfloat16': 'bf16'}[compute],) * 2} and len(read) >= 3 * 17
+  )
+
+
+def encode_sum(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
+  """A number that every output has a share in."""
+  return jnp.sum(
+    jnp.sin(model(tokens, tokens != 1, key=keys_of(0, len(tokens))).astype(jnp.float32))
+  )
+
+
+def test_scores_and_shares_of_attention_are_float32():
+  """
+
+  cores of 20 and 20 + 1/32 are one number in bfloat16; here the second token's share is larger by
+  tanh(1/64).
+  """
+  attention = blank_attention(
+    dataclasses.replace(SMALL, num_heads=1, hidden_size=4, dtype='bfloat16')
+  )
+  attention.query.bias, attention.key.kernel = (
+    nnx.Param(jnp.array([8.0, 2, 0, 0])),
+    nnx.Param(jnp.eye(4)),
+  )
+  x = jnp.array([[[5, 0, 1, 0], [5, 1 / 32, -1, 0]]], jnp.bfloat16)
+  seen = attend(attention, x, jnp.ones((1, 2), bool))[0, :, 2]
+  assert seen.dtype == jnp.bfloat16
+  np.testing.assert_allclose(seen.astype(jnp.float32), -math.tanh(1 / 64), rtol=0.3)
+
+
+def test_norms_are_taken_in_float32():
+  """
+
+  f numbers around 100, which in bfloat16 are halves apart: their squares would be whole steps of 64
+  apart.
+  """
+  config = dataclasses.replace(SMALL, dtype='bfloat16', norm_epsilon=0.0)
+  x = jnp.asarray(100 + np.random.default_rng(0).integers(-4, 5, (64, 16)) / 2, jnp.bfloat16)
+  expected = np.asarray(x, np.float64)
+  expected -= expected.mean(-1, keepdims=True)
+  expected /= np.sqrt((expected**2).mean(-1, keepdims=True))
+  found = layers.layer_norm(16, config, nnx.Rngs(0))(x)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.01, atol=1e-3)
+
+
+def test_gradients_over_tokens_are_summed_in_float32():
+  """
+
+  ,001 tokens give a bias 3,001, which bfloat16 cannot say; a table gets what it gets in float32.
+  """
+  config = dataclasses.replace(SMALL, dtype='bfloat16', dropout=0.0)
+  ones = jnp.ones((3001, SMALL.hidden_size), jnp.bfloat16)
+  for layer in (
+    layers.Linear(16, 16, config, nnx.Rngs(0)),
+    layers.layer_norm(16, config, nnx.Rngs(0)),
+  ):
+    gradient = fast_jit.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
+    np.testing.assert_array_equal(gradient.bias[...], 3001)
+  factors = jnp.asarray(np.random.default_rng(0).integers(1, 9, (300, 12, 12)), jnp.float32)
+  gradient = fast_jit.jit(
+    jax.grad(
+      lambda table: jnp.sum(table(jnp.full((300, 12), 7), None).astype(jnp.float32) * factors)
+    )
+  )
+  tables = [make_model({'dtype': compute}).encoder.embedding for compute in ('bfloat16', 'float32')]
+  assert away(*map(gradient, tables)) < 1e-4
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'norm': 'pre', 'positions': 'relative', 'short_convolution': 3}]
+)
+def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
+  """With dropout: what is dropped is dropped again."""
+  changes, tokens = {'num_layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.max_length)
+  run = fast_jit.jit(jax.value_and_grad(encode_sum))
+  kept, made = (
+    run(make_model({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True)
+  )
+  assert float(made[0]) == pytest.approx(float(kept[0]), rel=1e-6) and away(made[1], kept[1]) < 1e-5
+
+
+def test_blocks_made_again_take_less_memory():
+  """A model of 6 layers keeps the activations of one, and 6 inputs: less than half."""
+  taken = {}
+  for remat in (False, True):
+    model = make_model({'num_layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
+    run = (
+      fast_jit.jit(jax.grad(encode_sum))
+      .lower(model, jnp.zeros((64, SMALL.max_length), jnp.int32))
+      .compile()
+    )
+    taken[remat] = run.memory_analysis().temp_size_in_bytes
+  assert taken[True] < taken[False] / 2, taken
+
+
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('gelu', lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
+    ('relu', lambda x: max(x, 0)),
+    ('silu', lambda x: x / (1 + math.exp(-x))),
+    (
+      'gelu_tanh',
+      lambda x: x * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    ),
+  ],
+)
+def test_activations(name: str, expected: Callable[[float], float]):
+  x = jnp.linspace(-3, 3, 13)
+  np.testing.assert_allclose(layers.activation(name, x), [expected(float(v)) for v in x], atol=1e-6)
+
+
+FRONT = {'positions': 'rotary', 'convolutions': 1, 'kernel': (3, 3), 'channels': 2}
+CHANGES = (
+  {},
+  {'norm': 'pre', 'positions': 'relative'},
+  {'positions': 'rotary', 'num_layers': 2, 'remat': True},
+  FRONT,
+  FRONT | {'convolution': 'fixed', 'norm': 'pre'},
+)
+shares = fast_jit.jit(encoder.attention_weights)
+
+
+@pytest.mark.parametrize('changes', CHANGES)
+def test_they_add_up_to_1_over_tokens(changes: dict[str, Any]):
+  model, tokens = make_model(changes).encoder, pad_tokens(draw_tokens(2, 7), 9)
+  found = shares(model, tokens, tokens != 1)
+  assert len(found) == model.config.num_layers
+  for layer in found:
+    assert layer.shape == (2, model.config.num_heads, 9, 9) and layer.min() >= 0
+    np.testing.assert_allclose(layer.sum(-1), 1, rtol=1e-5)
+    assert layer[..., 7:].max() == 0 and layer[..., :7].min() > 0
+
+
+@pytest.mark.parametrize('norm', ['pre', 'post'])
+def test_they_are_those_that_the_encoder_goes_by(norm: str, monkeypatch: pytest.MonkeyPatch):
+  """With these in the place of its own, the encoder gives what it gives."""
+  model, tokens = make_model({'norm': norm, 'num_layers': 2}).encoder, draw_tokens(2, 9)
+  expected, found = encode(model, tokens, tokens != 1), iter(shares(model, tokens, tokens != 1))
+  monkeypatch.setattr(encoder.Attention, 'shares', lambda self, x, mask: next(found))
+  given = fast_jit.jit(lambda model: model(tokens, tokens != 1))(model)
+  np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+def test_nothing_is_dropped_and_nothing_is_changed():
+  tokens = draw_tokens(2, 9)
+  model, sober = (
+    make_model({'dropout': rate, 'num_layers': 2, 'remat': True}).encoder for rate in (0.5, 0.0)
+  )
+  blocks, config = model.blocks, model.config
+  for one, other in zip(
+    shares(model, tokens, tokens != 1), shares(sober, tokens, tokens != 1), strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
+  jax.eval_shape(lambda: encoder.attention_weights(model, tokens, tokens != 1))
+  assert model.blocks is blocks and model.config is config
+
+
+def test_a_bias_to_the_left_neighbour_is_a_share_of_1_there():
+  model, tokens = make_model({'positions': 'relative'}).encoder, draw_tokens(2, 9)
+  left = jnp.arange(2 * SMALL.max_length - 1) == SMALL.max_length - 2
+  model.blocks[0].attention.distance_bias = nnx.Param(
+    jnp.tile(jnp.where(left, 100.0, 0.0), (SMALL.num_heads, 1))
+  )
+  (found,) = shares(model, tokens, tokens != 1)
+  np.testing.assert_allclose(jnp.diagonal(found, offset=-1, axis1=2, axis2=3), 1, atol=1e-5)
+
+
+def made(width: int, **changes: Any) -> encoder.ShortConvolution:
+  """A layer with random weights."""
+  found = encoder.ShortConvolution(dataclasses.replace(SMALL, short_convolution=width, **changes))
+  first, second = jax.random.split(jax.random.key(1))
+  found.kernel = nnx.Param(jax.random.normal(first, found.kernel.shape))
+  found.bias = nnx.Param(jax.random.normal(second, found.bias.shape))
+  return found
+
+
+def some(rows: int = 3, length: int = 9) -> tuple[jax.Array, jax.Array]:
+  """Rows of 9, 6 and 2 tokens; what is at pads is large."""
+  mask = jnp.arange(length)[None] < jnp.array([9, 6, 2])[:rows, None]
+  x = jax.random.normal(jax.random.key(0), (rows, length, SMALL.hidden_size))
+  return jnp.where(mask[:, :, None], x, 1e3), mask
+
+
+def by_xla(layer: encoder.ShortConvolution, x: jax.Array, mask: jax.Array) -> jax.Array:
+  kernel = layer.kernel[...]
+  near = jax.lax.conv_general_dilated(
+    jnp.where(mask[:, :, None], x, 0),
+    kernel[:, None],
+    (1,),
+    'SAME',
+    dimension_numbers=('NWC', 'WIO', 'NWC'),
+    feature_group_count=kernel.shape[1],
+  )
+  return x + near + layer.bias[...].reshape(1, 1, -1)
+
+
+@pytest.mark.parametrize('width', [1, 3, 7])
+def test_it_is_the_depthwise_convolution_of_xla(width: int):
+  """Outputs, and the gradients of weights and of what is read."""
+  layer, (x, mask) = made(width), some()
+  toward = jax.random.normal(jax.random.key(2), x.shape)
+  found, expected = (
+    fast_jit.jit(
+      jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1))
+    )(layer, x)
+    for f in (lambda layer, x, mask: layer(x, mask), by_xla)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+  # of a pad, through the residual alone
+  np.testing.assert_array_equal(found[1][1][~mask], toward[~mask])
+
+
+def test_in_bfloat16_the_sum_is_taken_in_float32():
+  layer, (x, mask) = made(7, dtype='bfloat16'), some()
+  narrow = x.astype(jnp.bfloat16)
+  found = layer(narrow, mask)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(found, layer(narrow.astype(jnp.float32), mask).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize('rule', ['standard', 'paper1', 'bert'])
+def test_a_model_starts_as_the_one_without_it_and_learns_it_from_the_first_step(rule: str):
+  configs = [
+    dataclasses.replace(SMALL, initialization=rule, short_convolution=width) for width in (0, 3)
+  ]
+  without, model = (
+    fast_jit.jit(lambda c=c: heads.init_masked_language_model(c, jax.random.key(0)))()
+    for c in configs
+  )
+  found, expected = (
+    {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(one)}
+    for one in (model, without)
+  )
+  own = {name: found.pop(name) for name in list(found) if 'short_convolution' in name}
+  assert list(own) == ['encoder.short_convolution.bias', 'encoder.short_convolution.kernel']
+  assert not any(np.any(leaf) for leaf in own.values())
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  tokens = jax.random.randint(jax.random.key(3), (4, 12), 5, SMALL.vocab_size)
+
+  def loss(model: heads.MaskedLanguageModel) -> tuple[jax.Array, jax.Array]:
+    x = model(tokens, tokens > 0, jnp.broadcast_to(jnp.arange(12), tokens.shape))
+    return jnp.sin(1e3 * x).sum(), x
+
+  (gradient, x), (_, y) = (
+    fast_jit.jit(jax.grad(loss, has_aux=True))(one) for one in (model, without)
+  )
+  np.testing.assert_array_equal(x, y)
+  assert np.abs(gradient.encoder.short_convolution.kernel[...]).min() > 0
+
+
+def test_xla_confirms_its_flops():
+  """Of each tap, forward; the residual and the zeros at pads are element-wise work."""
+  x, mask = some()
+  counted = [
+    jax.jit(lambda layer, x: layer(x, mask)).lower(made(width), x).cost_analysis()['flops']
+    for width in (1, 3, 7)
+  ]
+  configs = [dataclasses.replace(SMALL, short_convolution=width) for width in (1, 3, 7)]
+  ours = [len(x) * encoder.count_short_convolution_flops(config, x.shape[1]) for config in configs]
+  # and a scalar or two
+  assert all(0 <= found - own - 2 * x.size <= 2 for found, own in zip(counted, ours))
+  assert (
+    flops.encoder_flops(configs[1], 9) - flops.encoder_flops(SMALL, 9)
+    == 2 * 9 * 3 * SMALL.hidden_size
+  )
+
+
+@pytest.mark.parametrize(
+  'width, said', [(2, 'no odd number'), (13, 'more than the 12 of a row'), (-1, 'at least 0')]
+)
+def test_what_is_no_width_is_refused(width: int, said: str):
+  with pytest.raises(InputError, match=said):
+    dataclasses.replace(SMALL, short_convolution=width)

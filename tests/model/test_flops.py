@@ -1,0 +1,384 @@
+"""
+
+arameters and FLOPs: the logged runs of the paper to the digit, the modules as they are, and what
+XLA compiles.
+"""
+
+import csv
+import dataclasses
+import itertools
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import paper1, paper2_models
+from minilm_jax.core import recipe
+from minilm_jax.core.config import RunConfig
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.model import convolution, flops, heads
+from minilm_jax.model.flops import count_parameters, flops_per_row
+from minilm_jax.training import optimizer, train_step
+from minilm_jax.training.masking import MaskedBatch
+
+ROWS = 4  # of the batch whose FLOPs are counted
+
+
+def run_config(name: str = 'magic-bee-26', **model: Any) -> RunConfig:
+  made = paper1.get_config(name)
+  made.model.update(model)
+  return recipe.resolve(made, 'pretrain')
+
+
+def shapes(config: EncoderConfig) -> Any:
+  return jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
+
+
+def elements(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def learned(model: Any) -> int:
+  """Elements without running statistics."""
+  return elements(optimizer.select_parameters(model))
+
+
+def test_all_logged_runs(data: pathlib.Path):
+  """42 of 42: embedding, other and all parameters; the paper's FLOPs a row; Kaplan's."""
+  with (data / 'honey_logs' / 'test_results.csv').open() as file:
+    logged = {row['run_name']: row for row in csv.DictReader(file)}
+  assert set(paper1.RUNS) == set(logged) and len(logged) == 42
+  for name, row in logged.items():
+    config = run_config(name)
+    found, flops = count_parameters(config.model), flops_per_row(config.model, config.mask)
+    rows = 9_081_600  # of the one epoch, padded to whole batches
+    assert found == {
+      'embedding': int(float(row['Embedding parameters'])),
+      'other': int(float(row['Non-embedding parameters'])),
+      'total': int(float(row['Total parameters'])),
+    }, name
+    assert flops['honey'] == float(row['FLOPS Hoffman per sequence']), name
+    assert flops['honey'] * rows == pytest.approx(float(row['FLOPS Hoffman total']), rel=1e-9), name
+    assert flops['kaplan'] == float(row['FLOPS Kaplan per sequence']), name
+    assert config.num_steps * config.batch_size == rows and rows * 128 == float(row['Tokens']), name
+    c, shape = (
+      config.model,
+      [
+        int(float(row[key]))
+        for key in (
+          'embedding_size',
+          'hidden_size',
+          'intermediate_size',
+          'num_attention_heads',
+          'num_hidden_layers',
+        )
+      ],
+    )
+    assert [
+      c.embedding_size,
+      c.hidden_size,
+      c.intermediate_size,
+      c.flops_heads,
+      c.num_layers,
+    ] == shape, name
+
+
+@pytest.mark.parametrize(
+  'name, changes, total',
+  [
+    ('magic-bee-26', {}, 1_250_722),
+    ('electric-sponge-29', {}, 1_254_882),
+    ('devoted-capybara-3', {}, 1_267_586),
+    ('feasible-surf-14', {}, 13_753_922),
+    ('absurd-silence-4', {}, 16_237_122),
+    ('genial-voice-1', {}, 11_304_258),
+    ('magic-bee-26', {'vocab_size': 31_010}, 2_030_722),
+    ('absurd-silence-4', {'vocab_size': 31_010}, 22_393_122),
+    ('magic-bee-26', {'intermediate_size': 32, 'num_layers': 2}, 1_255_106),
+    ('magic-bee-26', {'embedding_size': 8, 'hidden_size': 8, 'intermediate_size': 32}, 325_290),
+  ],
+)
+def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int):
+  assert flops.count_parameters(run_config(name, **changes).model)['total'] == total
+
+
+@pytest.mark.parametrize(
+  'name, front, masked, classes',
+  [
+    ('bert-6', 0, 66_692_154, (66_663_172, 66_670_862, 66_709_312)),
+    ('bert-1-conv0-h24', 0, 77_810_490, (77_783_044, 77_798_414, 77_875_264)),
+    ('conv2-k3-d64', 37_891, 31_290_685, (31_261_703, 31_269_393, 31_307_843)),
+    ('conv2-k16x3-d64', 200_131, 31_452_925, (31_423_943, 31_431_633, 31_470_083)),
+    ('conv2-k3-d64-h8', 37_891, 19_179_325, (19_149_831, 19_154_961, 19_180_611)),
+    ('conv3-k3-d32', 19_043, 31_271_837, (31_242_855, 31_250_545, 31_288_995)),
+    ('bert-1', 0, 31_252_794, (31_223_812, 31_231_502, 31_269_952)),
+  ],
+)
+def test_parameters_of_the_second_paper(
+  name: str, front: int, masked: int, classes: tuple[int, ...]
+):
+  """
+
+  he released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules are.
+  """
+  config = recipe.resolve(paper2_models.get_config(name), 'pretrain').model
+  assert (
+    convolution.count_parameters(config) == front
+    and flops.count_parameters(config)['total'] == masked
+  )
+  assert learned(shapes(config)) == masked
+  for count, expected in zip((4, 14, 64), classes, strict=True):
+    build = lambda: heads.init_classifier(
+      config, HeadConfig('first', 0.1, 1), count, jax.random.key(0)
+    )  # noqa: B023,E731
+    assert learned(jax.eval_shape(build)) == expected
+
+
+@pytest.mark.parametrize(
+  'shape, flops',
+  [
+    ((32, 32, 64, 1, 1), 943_964_160),
+    ((32, 32, 128, 2, 2), 959_348_736),
+    ((64, 128, 1024, 8, 4), 3_820_781_568),
+    ((256, 256, 1024, 8, 8), 12_165_316_608),
+  ],
+)
+def test_flops_of_the_paper(shape: tuple[int, ...], flops: int):
+  embedding, hidden, feed_forward, nominal, layers = shape
+  config = run_config(
+    embedding_size=embedding,
+    hidden_size=hidden,
+    intermediate_size=feed_forward,
+    num_layers=layers,
+    flops_heads=nominal,
+  )
+  assert flops_per_row(config.model, config.mask)['honey'] == flops
+
+
+def test_flops_of_the_smallest_run():
+  config = run_config('magic-bee-26')
+  flops = flops_per_row(config.model, config.mask)
+  assert config.batch_size * config.num_steps == 9_081_600
+  assert flops['honey'] * 9_081_600 == 8_572_704_915_456_000
+  assert flops['kaplan'] == 6 * 638_114 * 128 == 490_071_552
+
+
+def switches() -> Iterator[EncoderConfig]:
+  """Every combination of the switches that change what parameters there are."""
+  model = run_config(
+    vocab_size=97,
+    embedding_size=16,
+    hidden_size=16,
+    intermediate_size=24,
+    num_heads=4,
+    num_layers=1,
+    max_length=10,
+  ).model
+  for norm, positions, segments, projection, tied in itertools.product(
+    ('pre', 'post'),
+    ('learned', 'sinusoidal', 'relative', 'rotary', 'none'),
+    (0, 2),
+    (False, True),
+    (False, True),
+  ):
+    made = dataclasses.replace(
+      model, norm=norm, positions=positions, segments=segments, projection=projection, tied=tied
+    )
+    yield dataclasses.replace(made, embedding_size=12) if projection and not tied else made
+  yield dataclasses.replace(model, num_layers=3)
+  yield dataclasses.replace(model, position_offset=0)
+  yield dataclasses.replace(model, projection=True, projection_norm=False)
+  yield dataclasses.replace(model, short_convolution=3)
+  for form, kernel, convolutions in itertools.product(
+    ('paper2', 'fixed'), ((3, 3), (4, 1)), (1, 3)
+  ):
+    yield dataclasses.replace(
+      model, convolutions=convolutions, kernel=kernel, channels=5, convolution=form
+    )
+
+
+def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
+  for config in switches():
+    model, found = shapes(config), flops.count_parameters(config)
+    assert learned(model) == found['total'], config
+    assert elements(model.encoder.embedding) == found['embedding'], config
+
+
+@pytest.mark.parametrize(
+  'length, rate, count', [(128, 0.15, 20), (128, 0.4, 52), (20, 0.15, 3), (4, 0.01, 1), (8, 1.0, 8)]
+)
+def test_masked_positions_are_the_share_rounded_up(length: int, rate: float, count: int):
+  assert flops.max_masked_positions(length, rate) == count
+
+
+def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
+  """
+
+  oss and gradient without dropout, and what it takes: what a training step does but for the update.
+  """
+  k = flops.max_masked_positions(config.model.max_length, config.mask.rate)
+  integers, weights = (
+    jax.ShapeDtypeStruct((ROWS, k), jnp.int32),
+    jax.ShapeDtypeStruct((ROWS, k), jnp.float32),
+  )
+  tokens = jax.ShapeDtypeStruct((ROWS, config.model.max_length), jnp.int32)
+  program = lambda model, *batch: train_step.compute_gradient(model, MaskedBatch(*batch), None, 1)  # noqa: E731
+  return program, (shapes(config.model), tokens, integers, integers, weights)
+
+
+def traced_products(jaxpr: Any) -> int:
+  """FLOPs of the products in a jaxpr, two a multiply-add; of branches for platforms those of the
+  last, for all others.
+
+  The one for CPUs does the same work in part by sums of scaled images, which are no products.
+
+  Of a convolution those of the image: a weight that stands over zeros which were put round it does
+  nothing.
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      total += (
+        2
+        * equation.outvars[0].aval.size
+        * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+      )
+    elif equation.primitive.name == 'conv_general_dilated':
+      total += convolved(equation)
+    inner = itertools.chain.from_iterable(
+      v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values()
+    )
+    each = [
+      traced_products(getattr(j, 'jaxpr', j))
+      for j in inner
+      if hasattr(j, 'eqns') or hasattr(j, 'jaxpr')
+    ]
+    if equation.primitive.name == 'cond':
+      each = each[-1:]
+    total += sum(each)
+  return total
+
+
+def convolved(equation: Any) -> int:
+  """
+
+  LOPs of a convolution, forward or backward: pairs of a pixel and a weight of the window that meet,
+  by counting.
+  """
+  numbers, padding = equation.params['dimension_numbers'], equation.params['padding']
+  left, right = (v.aval.shape for v in equation.invars)
+  assert set(equation.params['window_strides']) == {1} and equation.params['batch_group_count'] == 1
+  assert set(equation.params['lhs_dilation']) == set(equation.params['rhs_dilation']) == {1}
+  meeting = 1
+  for axis, (before, after) in enumerate(padding):
+    pixels, window = left[numbers.lhs_spec[2 + axis]], right[numbers.rhs_spec[2 + axis]]
+    places = range(-before, pixels + after - window + 1)
+    meeting *= sum(max(0, min(pixels, first + window) - max(0, first)) for first in places)
+  return (
+    2
+    * left[numbers.lhs_spec[0]]
+    * meeting
+    * right[numbers.rhs_spec[0]]
+    * right[numbers.rhs_spec[1]]
+  )
+
+
+def compiled_products(program: str) -> int:
+  """FLOPs of the matrix products in the text of an optimised XLA program."""
+  defined = {
+    name: [int(n) for n in shape.split(',') if n]
+    for name, shape in re.findall(r'%([\w.-]+) = \w+\[([\d,]*)\]', program)
+  }
+  found = re.findall(
+    r'%([\w.-]+) = \S+ dot\(%([\w.-]+), .*?lhs_contracting_dims=\{([\d,]+)\}', program
+  )
+  return sum(
+    2 * math.prod(defined[name]) * math.prod(defined[left][int(i)] for i in contracted.split(','))
+    for name, left, contracted in found
+  )
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'embedding_size': 64, 'hidden_size': 128, 'intermediate_size': 512, 'num_layers': 2},
+    {'norm': 'pre', 'positions': 'rotary'},
+    {'positions': 'relative', 'tied': True, 'projection': False},
+    {'positions': 'sinusoidal'},
+    {'positions': 'none'},
+    {'max_length': 60, 'num_heads': 1, 'activation': 'silu'},
+    {'convolutions': 2, 'kernel': '3,3', 'channels': 6},
+    {'convolutions': 1, 'kernel': '16,4', 'channels': 6},
+    {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'fixed'},
+  ],
+)
+def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
+  """
+
+  xactly, whatever the switches: nothing is left out and nothing computed that is not counted.
+  """
+  config = run_config(**changes, dropout=0.0)
+  program, arguments = gradient_program(config)
+  traced = traced_products(jax.make_jaxpr(program)(*arguments).jaxpr)
+  assert traced == ROWS * flops.flops_per_row(config.model, config.mask)['actual']
+
+
+@pytest.mark.parametrize(
+  'shape, share', [((32, 32, 64, 1), 0.08), ((64, 128, 512, 4), 0.04), ((256, 256, 1024, 4), 0.02)]
+)
+def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
+  """The products of the compiled program are ours exactly; its whole count has its element-wise
+  work on top of them.
+
+  That work (softmax, normalisation, residuals) is 7% at the smallest shape of the paper and 2% at
+  (256, 256, 1024, 4): it grows with the width, products with its square.
+  """
+  embedding, hidden, feed_forward, layers = shape
+  config = run_config(
+    embedding_size=embedding,
+    hidden_size=hidden,
+    intermediate_size=feed_forward,
+    num_layers=layers,
+    dropout=0.0,
+  )
+  program, arguments = gradient_program(config)
+  compiled = jax.jit(program).lower(*arguments).compile()
+  actual = ROWS * flops.flops_per_row(config.model, config.mask)['actual']
+  assert compiled_products(compiled.as_text()) == actual
+  assert actual <= compiled.cost_analysis()['flops'] <= (1 + share) * actual
+
+
+@pytest.mark.parametrize('form', ['paper2', 'fixed'])
+def test_xla_confirms_the_flops_of_convolutions(form: str):
+  """
+
+  ts own count of a lone convolution is ours exactly; of a step it has element-wise work on top, of
+  every channel.
+  """
+  config = run_config(
+    convolutions=2,
+    kernel='16,3',
+    channels=64,
+    convolution=form,
+    hidden_size=64,
+    intermediate_size=128,
+    dropout=0.0,
+  )
+  model = config.model
+  image = jax.ShapeDtypeStruct((ROWS, model.max_length, model.hidden_size, 64), jnp.float32)
+  layer = jax.eval_shape(lambda: convolution.Convolution((16, 3), 64, 64, model))
+  counted = jax.jit(lambda layer, x: layer(x)).lower(layer, image).cost_analysis()['flops']
+  alone = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
+  more, less = (convolution.count_flops(one, model.max_length) for one in alone)
+  assert counted == ROWS * (more - less) + image.size  # the bias
+  program, arguments = gradient_program(config)
+  whole = jax.jit(program).lower(*arguments).cost_analysis()['flops']
+  actual = ROWS * flops.flops_per_row(model, config.mask)['actual']
+  assert actual <= whole <= 1.03 * actual

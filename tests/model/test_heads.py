@@ -1,0 +1,196 @@
+"""
+
+eads: logits only where they are asked for, tied or not, and the three ways from tokens to one
+vector.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from minilm_jax.core import rng
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.model import heads, layers
+from tests import fast_jit
+
+SMALL = EncoderConfig(
+  encoder='',
+  vocab_size=40,
+  embedding_size=16,
+  hidden_size=16,
+  intermediate_size=24,
+  num_heads=4,
+  num_layers=1,
+  max_length=10,
+  norm='post',
+  positions='learned',
+  segments=0,
+  projection=False,
+  tied=False,
+  activation='gelu',
+  dropout=0.0,
+  initialization='standard',
+  norm_epsilon=1e-5,
+  flops_heads=4,
+  dtype='float32',
+  remat=False,
+  projection_norm=True,
+  segment_embeddings_for_pairs=False,
+  short_convolution=0,
+  position_offset=2,
+  convolutions=0,
+  kernel=(),
+  channels=0,
+  convolution='paper2',
+)
+TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 17, 18, 2]])
+
+
+def run(model: Any, *arguments: Any, key: Any = None, tokens: jax.Array = TOKENS) -> np.ndarray:
+  return np.asarray(
+    fast_jit.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key)
+  )
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_logits_at_some_positions_are_those_of_all(tied: bool):
+  model = heads.init_masked_language_model(dataclasses.replace(SMALL, tied=tied), jax.random.key(0))
+  everywhere = run(model, jnp.broadcast_to(jnp.arange(10), (2, 10)))
+  some = jnp.array([[3, 1, 1], [9, 0, 4]])
+  expected = np.take_along_axis(everywhere, np.asarray(some)[:, :, None], axis=1)
+  np.testing.assert_allclose(run(model, some), expected, atol=1e-5)
+
+
+def test_a_tied_head_reads_the_table_of_the_embedding():
+  model = heads.init_masked_language_model(dataclasses.replace(SMALL, tied=True), jax.random.key(0))
+  assert not hasattr(model, 'output')
+  positions, table = jnp.array([[2], [5]]), model.encoder.embedding.tokens.embedding
+  before = run(model, positions)
+  table[...] = table[...].at[39].add(1.0)  # a token of no row: only the output can see it
+  changed = run(model, positions) != before
+  assert changed[..., 39].all() and not changed[..., :39].any()
+
+
+def classifier(
+  pooling: str, dropout: float = 0.0, classes: int = 3, copies: int = 1, **changes: Any
+) -> heads.Classifier:
+  config, head = (
+    dataclasses.replace(SMALL, **changes),
+    HeadConfig(pooling=pooling, dropout=dropout, ensemble_size=copies),
+  )
+  return heads.init_classifier(config, head, classes, jax.random.key(0))
+
+
+def apply(linear: nnx.Linear, x: np.ndarray) -> np.ndarray:
+  return x @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+
+
+def test_pooling_by_hand():
+  vectors = {}
+  for pooling in ('first', 'mean', 'positions'):
+    model = classifier(pooling)
+    x = run(model.encoder)
+    if pooling == 'positions':
+      pooled = apply(model.pool, x.swapaxes(1, 2))[..., 0]  # pads included, as in the paper
+    else:
+      vector = x[:, 0] if pooling == 'first' else np.stack([x[0, :5].mean(0), x[1].mean(0)])
+      pooled = np.tanh(apply(model.dense, vector))
+    vectors[pooling] = run(model)
+    np.testing.assert_allclose(vectors[pooling], apply(model.output, pooled), atol=1e-5)
+  assert all(v.shape == (2, 3) for v in vectors.values())
+
+
+@pytest.mark.parametrize('pooling', ['first', 'mean'])
+def test_pads_do_not_reach_a_label(pooling: str):
+  model, short = classifier(pooling), TOKENS[:1, :5]
+  np.testing.assert_allclose(run(model, tokens=short), run(model)[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize('pooling', ['first', 'mean', 'positions'])
+def test_a_label_in_bfloat16_is_near_its_float32(pooling: str):
+  """Logits in float32, within 2% of the largest."""
+  tokens = jnp.tile(TOKENS, (8, 1)).at[:, 1].set(jnp.arange(5, 21))
+  found, expected = (
+    run(classifier(pooling, dtype=compute), tokens=tokens) for compute in ('bfloat16', 'float32')
+  )
+  assert (
+    found.dtype == np.float32 and 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+  )
+
+
+def test_the_paper_s_head_has_its_parameters():
+  """128 weights and a bias over positions, then h C + C (paper 1, the classification model)."""
+  config = dataclasses.replace(SMALL, max_length=128, hidden_size=16)
+  shapes = jax.eval_shape(
+    lambda: heads.init_classifier(config, HeadConfig('positions', 0.0, 1), 2, jax.random.key(0))
+  )
+  extra = sum(x.size for x in jax.tree.leaves(shapes)) - sum(
+    x.size for x in jax.tree.leaves(shapes.encoder)
+  )
+  assert extra == 129 + 16 * 2 + 2
+
+
+def each(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
+  found = fast_jit.jit(lambda model, key: model.each(TOKENS, TOKENS != 1, key=key))(model, key)
+  return [np.asarray(one) for one in found]
+
+
+@pytest.mark.parametrize('pooling', ['first', 'positions'])
+def test_several_heads_answer_with_their_mean_and_the_first_is_what_it_is_alone(pooling: str):
+  alone, several = classifier(pooling), classifier(pooling, copies=3)
+  said = each(several)
+  np.testing.assert_allclose(run(several), np.mean(said, 0), atol=1e-6)
+  np.testing.assert_array_equal(run(alone), each(alone)[0])
+  np.testing.assert_allclose(said[0], run(alone), atol=1e-6)
+  assert (
+    min(np.abs(one - other).max() for one, other in ((said[0], said[1]), (said[1], said[2]))) > 1e-3
+  )
+  sizes = [sum(leaf.size for leaf in jax.tree.leaves(one)) for one in (alone, several)]
+  of_encoder = sum(leaf.size for leaf in jax.tree.leaves(alone.encoder))
+  assert sizes[1] - of_encoder == 3 * (sizes[0] - of_encoder)
+
+
+def test_what_is_dropped_stands_before_the_dense_layer_and_after_the_tanh_and_each_head_drops_its_own():
+  """
+
+  oBERTa's order (paper 1, the classification model); the first head drops what it does alone.
+  """
+  model, key = (
+    classifier('first', dropout=0.5, copies=2),
+    rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(2)),
+  )
+  other = model.others[0]
+  other.dense.kernel[...], other.output.kernel[...] = (
+    model.dense.kernel[...],
+    model.output.kernel[...],
+  )
+  said, parts = each(model, key), layers.split_key(key, 5)
+  vector = jnp.asarray(run(model.encoder, key=parts[0])[:, 0])  # this encoder drops nothing
+  for own, before, after in zip(said, parts[1::2], parts[2::2], strict=True):
+    hidden = np.tanh(apply(model.dense, np.asarray(layers.dropout(vector, 0.5, before))))
+    np.testing.assert_allclose(
+      own,
+      apply(model.output, np.asarray(layers.dropout(jnp.asarray(hidden), 0.5, after))),
+      atol=1e-5,
+    )
+  assert np.abs(said[0] - said[1]).max() > 1e-3
+  np.testing.assert_allclose(said[0], run(classifier('first', dropout=0.5), key=key), atol=1e-6)
+
+
+def test_a_regressor_gives_one_number():
+  model = classifier('first', classes=0)
+  assert isinstance(model, heads.Regressor) and run(model).shape == (2, 1)
+
+
+def test_the_head_drops_with_a_key_only():
+  model = classifier('first', dropout=0.5)
+  np.testing.assert_array_equal(run(model), run(model))
+  first, second = (
+    run(model, key=rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(2))) for seed in (0, 1)
+  )
+  assert np.abs(first - second).max() > 1e-3

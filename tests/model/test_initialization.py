@@ -1,0 +1,144 @@
+"""
+
+ow parameters start: the paper's rule to the letter, the standard one, and independence of
+everything else.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import paper1
+from minilm_jax.core import recipe
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.model import heads
+from minilm_jax.model.initialization import path_name
+
+
+def config(**changes: Any) -> EncoderConfig:
+  made = paper1.get_config('misty-lake-11')
+  made.model.update({'vocab_size': 3000, 'num_layers': 2, **changes})
+  return recipe.resolve(made, 'pretrain').model
+
+
+def parameters(made: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+  model = heads.init_masked_language_model(made, jax.random.key(seed))
+  return {
+    path_name(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
+  }
+
+
+@pytest.fixture(scope='module')
+def honeyed() -> dict[str, np.ndarray]:
+  return parameters(config())
+
+
+@pytest.fixture(scope='module')
+def standard() -> dict[str, np.ndarray]:
+  return parameters(config(initialization='standard'))
+
+
+def deviates(values: np.ndarray, std: float) -> float:
+  """
+
+  ow many standard errors the deviation and the mean of `values` are from (0, std); the larger of
+  the two.
+  """
+  n = values.size
+  return max(
+    abs(values.std() / std - 1) * math.sqrt(2 * n), abs(values.mean()) / std * math.sqrt(n)
+  )
+
+
+def test_honey_draws_matrices_and_tables_by_xavier(honeyed: dict[str, np.ndarray]):
+  """
+
+  very array with two axes, the pad's row and the rows that nothing uses included: variance 2 /
+  (rows + columns).
+  """
+  for name, values in honeyed.items():
+    if values.ndim == 2:
+      assert deviates(values, math.sqrt(2 / sum(values.shape))) < 5, name
+      assert (values != 0).mean() > 0.999 and np.abs(values).max() < 7 * math.sqrt(
+        2 / sum(values.shape)
+      ), name
+  table = honeyed['encoder.embedding.tokens.embedding']
+  assert deviates(table[1], math.sqrt(2 / sum(table.shape))) < 5  # <pad>
+
+
+def test_honey_of_the_paper_s_table():
+  """About 0.01025 for the 19,010 x 32 table of the smallest model."""
+  assert math.sqrt(2 / (19_010 + 32)) == pytest.approx(0.01025, rel=1e-3)
+  table = parameters(config(vocab_size=19_010, num_layers=1))['encoder.embedding.tokens.embedding']
+  assert table.std() == pytest.approx(0.01025, rel=0.01)
+
+
+def test_honey_takes_the_norm_of_the_projection_for_a_bias(honeyed: dict[str, np.ndarray]):
+  """
+
+  uirk Q3: gain and bias 0.01 there, (1, 0) at every other norm, 0.01 at every bias of a linear
+  layer.
+  """
+  seen = set()
+  for name, values in honeyed.items():
+    if values.ndim == 1:
+      norm = 'norm.' in name and 'projection' not in name
+      expected = (1.0 if name.endswith('scale') else 0.0) if norm else 0.01
+      assert (values == np.float32(expected)).all(), name
+      seen.add((norm, 'projection.norm' in name, name.endswith('scale')))
+  assert len(seen) == 5  # norms: gain, bias; the projection's norm: gain, bias; linear biases
+
+
+def test_standard_keeps_the_scale_of_what_goes_through(standard: dict[str, np.ndarray]):
+  for name, values in standard.items():
+    if name.endswith('.embedding'):
+      assert deviates(values, 0.02) < 5, name
+    elif values.ndim == 2:
+      assert deviates(values, 1 / math.sqrt(values.shape[0])) < 5, name  # [inputs, outputs]
+    else:
+      assert (values == name.endswith('.scale')).all(), name
+
+
+def test_a_bias_per_distance_starts_at_nothing():
+  found = parameters(config(initialization='standard', positions='relative', num_layers=1))
+  assert not found['encoder.blocks.0.attention.distance_bias'].any()
+
+
+def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray]):
+  """
+
+  nother depth or kind of position leaves all other parameters as they are; a classifier has the
+  same encoder.
+  """
+  other = config(
+    initialization='standard', num_layers=3, positions='rotary', norm='pre', segments=0
+  )
+  changed = parameters(other)
+  shared = standard.keys() & changed.keys()
+  assert len(shared) > 30
+  for name in shared:
+    np.testing.assert_array_equal(standard[name], changed[name], err_msg=name)
+  head = HeadConfig(pooling='first', dropout=0.1, ensemble_size=1)
+  classifier = heads.init_classifier(
+    dataclasses.replace(other, num_layers=2), head, 2, jax.random.key(0)
+  )
+  np.testing.assert_array_equal(
+    classifier.encoder.blocks[1].feed_forward.up.kernel[...],
+    standard['encoder.blocks.1.feed_forward.up.kernel'],
+  )
+
+
+def test_no_two_parameters_and_no_two_seeds_start_alike(standard: dict[str, np.ndarray]):
+  other = parameters(config(initialization='standard'), seed=1)
+  drawn = [
+    values.ravel()[:32].tolist()
+    for found in (standard, other)
+    for values in found.values()
+    if values.ndim == 2
+  ]
+  assert len({tuple(values) for values in drawn}) == len(drawn)

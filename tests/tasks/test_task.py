@@ -1,0 +1,70 @@
+"""The table of tasks: every row is complete, and agrees with TFDS."""
+
+import doctest
+
+import pytest
+
+from configs import glue
+from minilm_jax.core import recipe
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import microworld
+from minilm_jax.tasks import metrics, task
+from minilm_jax.tasks.task import CLASSIFICATION, REGRESSION, TASKS, find_task, tasks_of_kind
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(task).failed == 0
+
+
+@pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
+def test_a_row_is_complete(task: task.Task):
+  assert find_task(task.name) is task
+  assert task.kind in (CLASSIFICATION, REGRESSION)
+  assert (
+    not task.labels if task.kind == REGRESSION else len(set(task.labels)) == len(task.labels) != 1
+  )
+  assert 1 <= len(task.fields) <= 2 and set(task.filter_fields) <= set(task.fields)
+  assert task.headline in task.metrics and set(task.metrics) <= set(metrics.METRICS)
+  assert not (task.tfds and task.microworld)
+  assert not task.concatenate_fields or len(task.fields) == 2
+  assert not task.predicted_by or find_task(task.predicted_by).labels == task.labels
+  assert task.microworld in ('', *microworld.MICROWORLD_TASKS)
+
+
+@pytest.mark.parametrize(
+  'task', [task for task in task.TASKS.values() if task.tfds], ids=lambda task: task.name
+)
+def test_rows_agree_with_tfds(task: task.Task, tmp_path):
+  import tensorflow_datasets as tfds
+  import tensorflow_datasets.datasets.ag_news_subset.ag_news_subset_dataset_builder
+  import tensorflow_datasets.text.glue  # noqa: F401 - registers the builders
+
+  features = tfds.builder(task.tfds, data_dir=tmp_path).info.features
+  assert {*task.fields, task.label} == set(features) - {'idx'}
+  assert task.labels == tuple(getattr(features['label'], 'names', ()))
+
+
+def test_the_glue_server_is_sent_every_task_of_glue():
+  named = {task.submission_name for task in TASKS.values() if task.submission_name}
+  assert named == {'CoLA', 'SST-2', 'MRPC', 'QQP', 'STS-B', 'MNLI', 'QNLI', 'RTE', 'WNLI', 'AX'}
+  assert all(bool(task.submission_name) == task.tfds.startswith('glue/') for task in TASKS.values())
+
+
+@pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
+def test_a_row_of_another_kind_is_judged_as_such(task: task.Task):
+  assert tasks_of_kind(task, '') is task is tasks_of_kind(task, task.kind)
+  number, named = tasks_of_kind(task, REGRESSION), tasks_of_kind(task, CLASSIFICATION)
+  assert number.metrics == find_task('stsb').metrics and number.labels == ()
+  assert named.headline == (task.headline if task.kind == CLASSIFICATION else 'accuracy')
+
+
+def test_an_unknown_task_is_refused_with_what_was_meant():
+  with pytest.raises(InputError, match="did you mean 'cola'"):
+    task.find_task('cla')
+
+
+@pytest.mark.parametrize('name', [*task.TASKS, 'no such task'])
+def test_the_recipe_takes_any_name_and_resolves(name: str):
+  config = recipe.resolve(glue.get_config(name), 'finetune')
+  assert config.task.name == name and config.epochs == 5 and config.batch_size == 32
+  assert config.optimizer.learning_rate == 2e-4 and config.optimizer.weight_decay == 0

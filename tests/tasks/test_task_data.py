@@ -1,0 +1,415 @@
+"""
+
+hat a task gives: splits that share no example, rows as short as they may be, only the pieces that
+they hold.
+"""
+
+import doctest
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from configs import glue
+from minilm_jax.core import recipe
+from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.data.tokenizer import (
+  BEGIN_ID,
+  END_ID,
+  MASK_ID,
+  PAD_ID,
+  SPECIAL_TOKENS,
+  UNKNOWN_ID,
+  Tokenizer,
+  load_tokenizer,
+)
+from minilm_jax.tasks import task_data
+from minilm_jax.tasks.examples import Examples
+from minilm_jax.tasks.task_data import TaskData, TaskRows
+from tests.fake_runs import write_examples
+
+WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tiny_corpus: Path) -> Tokenizer:
+  return load_tokenizer(tiny_corpus / 'tokenizer.model')
+
+
+@pytest.fixture(scope='module')
+def rows() -> TaskRows:
+  """
+
+  exts of many lengths, short ones more often than long ones; the longest is as long as rows are.
+  """
+  draw = np.random.default_rng(0)
+  counts = np.append(np.minimum(draw.geometric(0.06, 149) + 2, 77), 77)
+  sequences = [[BEGIN_ID, *draw.integers(20, 400, n).tolist(), END_ID] for n in counts]
+  return task_data.build_task_rows(sequences, np.arange(150, dtype=np.int32), 80)
+
+
+def examples(first: list[str], second: list[str] | None = None) -> Examples:
+  return Examples(tuple(first), tuple(second or ()), np.zeros(len(first), np.int32))
+
+
+def test_special_ids_stand_where_pretraining_never_puts_two_texts(tokenizer: Tokenizer):
+  a, b = tokenizer.encode(['the dog', 'a fox'])
+  assert task_data.encode_examples(examples(['the dog']), tokenizer, 64) == (
+    [[BEGIN_ID, *a, END_ID]],
+    0,
+  )
+  pair = [BEGIN_ID, *a, END_ID, END_ID, *b, END_ID]
+  assert task_data.encode_examples(examples(['the dog'], ['a fox']), tokenizer, 64) == ([pair], 0)
+
+
+def test_case_does_not_matter(tokenizer: Tokenizer):
+  found, _ = task_data.encode_examples(
+    examples(['The DOG sleeps .', 'the dog sleeps .']), tokenizer, 64
+  )
+  assert found[0] == found[1] and UNKNOWN_ID not in found[0]
+
+
+@pytest.mark.parametrize('text', ['<mask> <pad> </s> <s>', '', '   '])
+def test_no_text_makes_special_ids(tokenizer: Tokenizer, text: str):
+  (ids,), _ = task_data.encode_examples(examples([text]), tokenizer, 64)
+  assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
+  assert not {BEGIN_ID, END_ID, PAD_ID, MASK_ID} & set(ids[1:-1])
+
+
+def test_what_is_too_long_loses_the_end_of_its_longer_half(tokenizer: Tokenizer):
+  rng = random.Random(0)
+  sides = [
+    [' '.join(rng.choices(WORDS, k=rng.randrange(30))) for _ in range(200)] for _ in range(2)
+  ]
+  whole, none = task_data.encode_examples(examples(*sides), tokenizer, 1000)
+  cut, shortened = task_data.encode_examples(examples(*sides), tokenizer, 24)
+  assert not none and shortened == sum(len(ids) > 24 for ids in whole) > 20
+  for before, after in zip(whole, cut, strict=True):
+    assert len(after) == min(24, len(before))
+    (a, b), (c, d) = halves(before), halves(after)
+    assert c == a[: len(c)] and d == b[: len(d)]  # only ends are lost
+    if before != after:
+      # no short half pays for a long one
+      assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))
+
+
+def halves(ids: list[int]) -> tuple[list[int], list[int]]:
+  middle = next(i for i in range(len(ids)) if ids[i] == ids[i + 1] == END_ID)
+  return ids[1:middle], ids[middle + 2 : -1]
+
+
+def test_one_text_is_cut_to_fit_too(tokenizer: Tokenizer):
+  (ids,), shortened = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
+  assert len(ids) == 16 and ids[-1] == END_ID and shortened == 1
+
+
+@pytest.mark.parametrize(
+  'lengths, longest, expected',
+  [([3], 128, 16), ([16], 128, 16), ([17, 2], 128, 32), ([100], 100, 100)],
+)
+def test_a_bucket_holds_all_and_is_one_of_few(lengths: list[int], longest: int, expected: int):
+  assert task_data.bucket_length([[0] * n for n in lengths], longest) == expected
+
+
+@pytest.mark.parametrize('labels', [np.array([1, 0], np.int32), np.array([2.5, 0.1], np.float32)])
+def test_rows_are_ids_then_pads(labels: np.ndarray):
+  rows = task_data.build_task_rows([[0, 7, 2], [0, 7, 8, 9, 2]], labels, 6)
+  assert rows.tokens.tolist() == [[0, 7, 2, 1, 1, 1], [0, 7, 8, 9, 2, 1]]
+  assert rows.lengths.tolist() == [3, 5]
+  assert rows.labels.dtype == labels.dtype and np.array_equal(rows.labels, labels)
+
+
+def test_examples_in_docstrings():
+  assert doctest.testmod(task_data).failed == 0
+
+
+def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
+  found = task_data.row_lengths(rows)
+  assert len(found) in (3, 4) and list(found) == sorted(set(found)) and found[-1] == 80
+  assert all(length % 16 == 0 for length in found)
+  inside = [np.mean(rows.lengths <= length) for length in found]
+  assert inside[0] >= 0.4 and inside[-2] >= 0.95 and inside[-1] == 1
+  for length in found[:-1]:  # none is longer than it must be
+    assert np.any((length - 16 < rows.lengths) & (rows.lengths <= length))
+
+
+@pytest.mark.parametrize(
+  'counts, whole, expected',
+  [
+    ([5] * 9, 16, (16,)),
+    ([5] * 9, 64, (16, 64)),
+    ([40], 64, (48, 64)),
+    ([21, 21], 21, (21,)),
+    ([1] * 5 + [70] * 5, 70, (16, 70)),
+  ],
+)
+def test_the_last_length_is_that_of_the_rows_a_multiple_of_16_or_not(
+  counts: list, whole: int, expected: tuple
+):
+  made = task_data.build_task_rows(
+    [[7] * count for count in counts], np.zeros(len(counts), np.int32), whole
+  )
+  assert task_data.row_lengths(made) == expected
+
+
+def test_pieces_that_are_used_are_counted_from_0_and_can_be_told_again(rows: TaskRows):
+  other = task_data.build_task_rows([[BEGIN_ID, 450, 9, END_ID]], np.zeros(1, np.int32), 16)
+  used = task_data.used_token_ids((rows, other))
+  assert {9, 450} < set(used.tolist()) and len(used) < 400
+  assert np.array_equal(used, np.unique(used))
+  for part in (rows, other):
+    narrow = task_data.narrow_ids(part, used)
+    assert np.array_equal(used[narrow.tokens], part.tokens) and narrow.tokens.max() < len(used)
+    assert narrow.lengths is part.lengths and narrow.labels is part.labels
+    special = part.tokens < len(SPECIAL_TOKENS)  # which the model knows by number
+    assert np.array_equal(narrow.tokens[special], part.tokens[special])
+    assert np.array_equal((narrow.tokens != PAD_ID).sum(1), part.lengths)
+
+
+def test_special_pieces_have_a_place_though_no_row_holds_them():
+  made = task_data.build_task_rows([[BEGIN_ID, 300, END_ID]], np.zeros(1, np.int32), 3)
+  assert task_data.used_token_ids((made,)).tolist() == [*range(len(SPECIAL_TOKENS)), 300]
+
+
+@pytest.mark.parametrize('size', [1, 7, 64, 150, 400])
+def test_batches_hold_each_row_once_with_those_of_its_length(rows: TaskRows, size: int):
+  parts = [jax.tree.map(lambda x: x[:9], rows), jax.tree.map(lambda x: x[9:], rows)]
+  tokens, places = task_data.iter_batches(parts, size)
+  assert list(map(len, places)) == [9, 141]
+  place = np.concatenate(places)
+  assert tokens.shape == (-(-150 // size), size, 80)
+  # outputs come back in the order of the rows
+  assert np.array_equal(tokens.reshape(-1, 80)[place], rows.tokens)
+  assert len(set(place.tolist())) == 150
+  longest = (tokens != PAD_ID).sum(-1)
+  assert np.all(longest.max(1)[:-1] <= longest.min(1)[1:])  # so that most batches are short
+
+
+ADJECTIVES = ('bad', 'good')
+NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
+
+
+def settings(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
+  config = glue.get_config(task)
+  config.update_from_flattened_dict({'task.max_train_examples': 48, **changes})
+  return recipe.resolve(config, 'finetune')
+
+
+def sentences(labels: tuple[int, ...] = (0, 1)) -> list[dict]:
+  return [
+    {'sentence': f'the {ADJECTIVES[label]} {noun} sleeps .', 'label': label}
+    for label in labels
+    for noun in NOUNS
+  ]
+
+
+def pairs(count: int, label: int | None = None, first: int = 0) -> list[dict]:
+  return [
+    {
+      'sentence1': f'the {NOUNS[i % 12]} sleeps .',
+      'sentence2': f'a {NOUNS[i // 12]} runs .',
+      'idx': first + i,
+      'label': i % 2 if label is None else label,
+    }
+    for i in range(count)
+  ]
+
+
+def premises(count: int, label: int | None = None, first: int = 0) -> list[dict]:
+  return [
+    {
+      'premise': row['sentence1'],
+      'hypothesis': row['sentence2'],
+      'idx': row['idx'],
+      'label': i % 3 if label is None else label,
+    }
+    for i, row in enumerate(pairs(count, first=first))
+  ]
+
+
+def texts(ready: TaskData, split: str) -> list[tuple[int, ...]]:
+  """The rows of a split with pieces as the tokenizer numbers them, and no pads."""
+  tokens = ready.used[ready.rows[split].tokens]
+  return [tuple(row[row != PAD_ID].tolist()) for row in tokens]
+
+
+def test_rows_are_as_short_as_they_may_be(tokenizer: Tokenizer):
+  ready = task_data.prepare_task_data(settings(), 64, tokenizer)
+  assert (
+    ready.rows.keys() == {'train', 'validation'}
+    and ready.reported == ('validation',)
+    and not ready.truncated
+  )
+  length = ready.rows['train'].tokens.shape[1]
+  assert all(part.tokens.shape[1] == length and length % 16 == 0 for part in ready.rows.values())
+  assert max(part.lengths.max() for part in ready.rows.values()) > length - 16
+  assert ready.lengths[-1] == length
+  assert [len(part.labels) for part in ready.rows.values()] == [48, 1000]
+
+
+def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: Tokenizer, tmp_path: Path):
+  folder = write_examples(
+    tmp_path / 'data',
+    train=sentences(),
+    validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}],
+  )
+  ready = task_data.prepare_task_data(
+    settings('sentiment', **{'task.folder': folder}), 64, tokenizer
+  )
+  (said,) = tokenizer.encode(['a bad wolf sleeps !'])  # in lower case, as every corpus is
+  assert texts(ready, 'validation') == [(BEGIN_ID, *said, END_ID)]
+  held = {piece for split in ready.rows for text in texts(ready, split) for piece in text}
+  assert set(ready.used.tolist()) == held | set(range(len(SPECIAL_TOKENS)))
+  assert len(ready.used) < tokenizer.size
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5])
+def test_what_is_held_out_is_not_trained_on(tokenizer: Tokenizer, share: float):
+  whole, parts = (
+    task_data.prepare_task_data(settings(validation_fraction=held), 64, tokenizer)
+    for held in (0.0, share)
+  )
+  train, held = texts(parts, 'train'), texts(parts, 'held_out')
+  assert sorted(train + held) == sorted(texts(whole, 'train')) and not set(train) & set(held)
+  assert abs(len(held) - share * 48) <= 2 and 'held_out' not in whole.rows
+  # what is reported stays what it is
+  assert texts(parts, 'validation') == texts(whole, 'validation')
+
+
+def test_a_weight_a_position_keeps_every_position(tokenizer: Tokenizer):
+  ready = task_data.prepare_task_data(
+    settings(length=8, **{'head.pooling': 'positions'}), 64, tokenizer
+  )
+  assert ready.rows['train'].tokens.shape == (48, 64) and ready.lengths == (64,)
+  assert ready.truncated and ready.rows['train'].lengths.max() == 8
+
+
+def test_what_loses_its_end_is_counted_and_said(tokenizer: Tokenizer, tmp_path: Path, capsys):
+  rows = [
+    {'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2}
+    for n in range(1, 9)
+  ]
+  config = settings(
+    'rte', **{'task.folder': write_examples(tmp_path / 'data', train=rows, validation=rows[:4])}
+  )
+  # the recipe says 128, the model reads 64
+  ready = task_data.prepare_task_data(config, 64, tokenizer)
+  long = [
+    sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows
+  ]
+  assert ready.truncated == sum(long) + sum(long[:4]) > 0
+  assert ready.rows['train'].tokens.shape == (8, 64)
+  assert f'rte: {ready.truncated} examples are longer than 64 tokens' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'rows, said',
+  [
+    ([{'sentence': 'a dog .', 'label': -1}], 'no label'),
+    ([], 'empty'),
+    ([{'sentence': 'a dog .'}], "column 'label'"),
+    ([{'sentence': 'a dog .', 'label': 'positiv'}], "did you mean 'positive'"),
+  ],
+)
+def test_a_split_that_cannot_be_used_is_refused(
+  tokenizer: Tokenizer, tmp_path: Path, rows: list, said: str
+):
+  good = write_examples(tmp_path / 'good', train=sentences(), validation=rows)
+  bad = write_examples(
+    tmp_path / 'bad', train=[*rows, *sentences()] if rows else rows, validation=sentences()
+  )
+  for folder in (good, bad):
+    with pytest.raises(InputError, match=said):
+      task_data.prepare_task_data(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
+
+
+@pytest.mark.parametrize(
+  'train, said',
+  [
+    (sentences((0,)), "the label 'positive' of sentiment"),
+    ([*sentences((0,)), *sentences((1,))[:1]], '1 training example\n'),
+  ],
+)
+def test_a_label_that_cannot_be_learned_is_refused(
+  tokenizer: Tokenizer, tmp_path: Path, train, said: str
+):
+  folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
+  with pytest.raises(InputError, match=said):
+    task_data.prepare_task_data(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
+
+
+def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: Tokenizer, tmp_path: Path):
+  folder = write_examples(
+    tmp_path / 'data', train=pairs(24), validation=pairs(6), test=pairs(9, -1, 70)[::-1]
+  )
+  plain, full = (
+    task_data.prepare_task_data(
+      settings('rte', predictions=wanted, **{'task.folder': folder}), 64, tokenizer
+    )
+    for wanted in (False, True)
+  )
+  assert not plain.unlabelled and plain.rows.keys() == {'train', 'validation'}
+  assert {split: task.name for split, task in full.unlabelled.items()} == {'test': 'rte'}
+  assert full.numbers == {'test': tuple(range(78, 69, -1))} and full.reported == ('validation',)
+  assert full.rows['test'].labels.tolist() == [-1] * 9
+
+
+def test_a_missing_test_split_is_told_and_stops_nothing(
+  tokenizer: Tokenizer, tmp_path: Path, capsys
+):
+  folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6))
+  ready = task_data.prepare_task_data(
+    settings('rte', predictions=True, **{'task.folder': folder}), 64, tokenizer
+  )
+  assert not ready.unlabelled and 'no predictions of rte test: there: ' in capsys.readouterr().err
+
+
+def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
+  folder = write_examples(
+    tmp_path / 'data',
+    train=premises(24),
+    validation_matched=premises(6),
+    validation_mismatched=premises(5),
+    test_matched=premises(4, -1),
+    test_mismatched=premises(3, -1),
+    test=premises(7, -1, 90),
+  )
+  ready = task_data.prepare_task_data(
+    settings('mnli', predictions=True, **{'task.folder': folder}), 64, tokenizer
+  )
+  assert ready.reported == ('validation_matched', 'validation_mismatched')
+  assert {
+    split: (task.name, len(ready.rows[split].labels)) for split, task in ready.unlabelled.items()
+  } == {'test_matched': ('mnli', 4), 'test_mismatched': ('mnli', 3), 'ax test': ('ax', 7)}
+  assert ready.numbers['ax test'] == tuple(range(90, 97))
+
+
+def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: Tokenizer, tmp_path: Path):
+  folder = Path(
+    write_examples(
+      tmp_path / 'data', train=premises(24), validation=premises(6), test=premises(4, -1)
+    )
+  )
+  files = {
+    f'task.{split}': str(folder / f'{split}.jsonl') for split in ('train', 'validation', 'test')
+  }
+  ready = task_data.prepare_task_data(settings('mnli', predictions=True, **files), 64, tokenizer)
+  # and not that of ax
+  assert {split: task.name for split, task in ready.unlabelled.items()} == {'test': 'mnli'}
+
+
+def test_a_split_that_is_scored_is_not_predicted_for_the_server_too(
+  tokenizer: Tokenizer, tmp_path: Path
+):
+  folder = write_examples(tmp_path / 'data', train=pairs(24), test=pairs(6))
+  ready = task_data.prepare_task_data(
+    settings('rte', predictions=True, **{'task.folder': folder, 'task.split': 'test'}),
+    64,
+    tokenizer,
+  )
+  assert ready.reported == ('test',) and not ready.unlabelled
+  assert np.array_equal(ready.rows['test'].labels, np.arange(6) % 2)
