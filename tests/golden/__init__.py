@@ -9,12 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from minilm_jax.config import MeshConfig
-from minilm_jax.language import tokenizer
-from minilm_jax.language.corpus import Corpus
 
 from configs import tiny
-from minilm_jax import recipe
+from minilm_jax.core import recipe
+from minilm_jax.core.config import MeshConfig
+from minilm_jax.data import tokenizer
+from minilm_jax.data.corpus import Corpus
 from minilm_jax.training import checkpoint, population, sharding, train_step
 from tests import fast_jit
 
