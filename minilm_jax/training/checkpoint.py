@@ -234,7 +234,7 @@ def find_damage(folder: epath.PathLike) -> str:
   if not has_checksums(folder):
     return ''
   try:
-    record = read_json(old_names.find_file(folder / CHECKSUMS), 'digests')
+    record = read_json(old_names.find_file(folder / CHECKSUMS), 'checksums')
     checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
   except (InputError, LookupError, TypeError, AttributeError):
     return f'{CHECKSUMS} cannot be read'

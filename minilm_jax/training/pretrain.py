@@ -46,11 +46,11 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> d
     each member.
 
   Raises:
-    Held: another process uses the directory.
+    LockedError: another process uses the directory.
     InputError: corpus, work directory or machine do not fit the recipe; an update was not finite
       and the recipe stops.
     OSError: a file of the run could not be written; earlier checkpoints stay.
-    signals.Saved: SIGTERM or SIGINT came, and the run was saved at the end of the chunk.
+    signals.InterruptedAfterSave: SIGTERM or SIGINT came, and the run was saved after the chunk.
   """
   profiled = profiler.parse_span(profile, config.num_steps, workdir)
   program = agree_on_program(config, workdir)
@@ -146,7 +146,7 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
 
 
 def _next_early_evaluation(config: EvaluationConfig, step: int) -> float:
-  """Returns the next step that is `config.first` times a power of two, up to `config.every`."""
+  """Returns the next step that is `config.first_at` times a power of two, up to `config.every`."""
   if not config.first_at or step >= config.every:
     return float('inf')
   return config.first_at << (step // config.first_at).bit_length()
@@ -155,7 +155,7 @@ def _next_early_evaluation(config: EvaluationConfig, step: int) -> float:
 def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
   """Returns whether an evaluation follows a step.
 
-  It follows each multiple of `every`, and before the first one each doubling of `first`.
+  It follows each multiple of `every`, and before the first one each doubling of `first_at`.
   """
   if step % config.every == 0:
     return True

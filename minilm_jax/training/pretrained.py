@@ -293,7 +293,7 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
     Its work directory, member, seed and step.
 
   Raises:
-    Held: another process uses the work directory.
+    LockedError: another process uses the work directory.
     InputError: there is no such population, member or checkpoint, the checkpoint is corrupt, or the
       work directory holds another run.
   """

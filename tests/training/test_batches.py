@@ -1,11 +1,8 @@
-"""
-
-he feed: rows from files are the rows of the resident corpus, in the same order, and are read ahead.
-"""
+"""The feed: rows from files are the rows of the resident corpus, in the same order, and are read
+ahead."""
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +17,7 @@ from minilm_jax.training.program import build_program
 from tests.tiny_config import UPDATES, run_config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly() -> Any:
-  """Compiled with little optimisation: that takes nothing from what is tested."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.mark.parametrize('members', [1, 3])

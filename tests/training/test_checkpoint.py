@@ -77,9 +77,8 @@ ONE, EIGHT, SPLIT = {'data': 1}, {'data': 8}, {'data': 4, 'model': 2}
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, train_step.TrainState]:
-  """
-
-  run directory with one checkpoint that was saved from eight devices, some arrays split over two.
+  """A run directory with one checkpoint that was saved from eight devices, some arrays split over
+  two.
   """
   folder, state = tmp_path_factory.mktemp('saved'), some_state(run_config(SPLIT))
   with checkpoint.open_writer(folder, 2) as writer:
@@ -279,10 +278,8 @@ def test_what_eight_devices_saved_one_can_read(saved):
 
 
 def test_a_signal_while_a_checkpoint_is_read_is_no_error_of_reading(saved: tuple, monkeypatch):
-  """
-
-  rbax makes an error of whatever is raised there; so nothing is, and the signal is told when it has
-  been read.
+  """Orbax makes an error of whatever is raised there; so nothing is, and the signal is told when it
+  has been read.
   """
   workdir, _ = saved
   read = checkpoint.ocp.StandardCheckpointer.restore

@@ -143,10 +143,8 @@ def event_steps(folder: pathlib.Path, tag: str = 'train/loss') -> list[int]:
 
 @needs_tensorboardx
 def test_lines_become_scalars(tmp_path: pathlib.Path):
-  """
-
-  hose that are numbers to draw, under the name of their split; what is not finite is left out.
-  """
+  """Those that are numbers to draw, under the name of their split; what is not finite is left
+  out."""
   to = open_events(tmp_path, [])
   to.append([line(2, gradient_norm=1.5, learning_rate=0.25, parameter_norm=math.inf)])
   to.append([line(2, 'validation', gradient_norm=None), line(2, 'test')])
@@ -162,10 +160,8 @@ def test_lines_become_scalars(tmp_path: pathlib.Path):
 
 @needs_tensorboardx
 def test_each_start_makes_them_anew(tmp_path: pathlib.Path):
-  """
-
-  rom the lines that are kept: what came after the last save is gone; times go on as if the run had
-  not stood still.
+  """From the lines that are kept: what came after the last save is gone; times go on as if the run
+  had not stood still.
   """
   open_events(tmp_path, []).append([line(2), line(4), line(6)])
   first = list((tmp_path / EVENTS_FOLDER).iterdir())
@@ -237,9 +233,7 @@ WANDB_LINES = [
 
 
 class FakeWandb(types.ModuleType):
-  """
-
-  hat of the library is used; `refuses` are the calls that fail: login, online, offline, log,
+  """What of the library is used; `refuses` are the calls that fail: login, online, offline, log,
   finish.
   """
 

@@ -1,7 +1,5 @@
-"""
-
-asks: a fixed count, an exact rate, nothing but real tokens, and a pure function of rows and keys.
-"""
+"""Masks: a fixed count, an exact rate, nothing but real tokens, and a pure function of rows and
+keys."""
 
 import dataclasses
 from typing import Any
@@ -111,10 +109,8 @@ def test_spans_are_hidden_whole_but_for_the_last_and_as_many_tokens_as_without()
 
 
 def test_the_rate_is_exact():
-  """
-
-  n expectation, for rows of every length with at least 1 / rate tokens; and never off by one token
-  or more.
+  """In expectation, for rows of every length with at least 1 / rate tokens; and never off by one
+  token or more.
   """
   rows = some_rows(4000, shortest=9)
   eligible = (np.asarray(rows) >= len(SPECIAL_TOKENS)).sum(1)

@@ -11,10 +11,8 @@ from tests.tiny_config import run_config
 
 
 def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
-  """
-
-  f each member, from the lines alone: a run that was stopped before one says and lists the same.
-  """
+  """Of each member, from the lines alone: a run that was stopped before one says and lists the
+  same."""
   config = run_config(pathlib.Path('corpus'), **{'population.members': 2})
   calm = [3.0, 3.02] * 6
   each = [[*calm, 3.11, 9.0, 3.0, 3.02], [9.0, *calm, 3.0, 3.0, 3.16]]

@@ -259,10 +259,8 @@ def test_muon_moves_the_matrices_of_projection_and_blocks():
 
 @pytest.mark.parametrize('updates', [31_250, 62_500, 140_650])
 def test_the_second_paper_changes_the_rate_once_an_epoch(updates: int):
-  """
-
-  s released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it: down
-  to a 50th.
+  """As released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it:
+  down to a 50th.
   """
   each = updates // 50
   late = rates(

@@ -1,7 +1,5 @@
-"""
-
-opulations: every member is what it would be alone, wherever it lies, and members never communicate.
-"""
+"""Populations: every member is what it would be alone, wherever it lies, and members never
+communicate."""
 
 from typing import Any
 

@@ -1,7 +1,5 @@
-"""
-
-he loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the way.
-"""
+"""The loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the
+way."""
 
 import dataclasses
 import errno
@@ -37,18 +35,12 @@ from tests.tiny_config import UPDATES, run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once() -> Any:
-  """
-
-  uns of one recipe share their compiled programs, quickly made ones: that takes nothing from what
-  is tested.
-  """
+def share_programs(fast_compile: None) -> Iterator[None]:
+  """Lets runs of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pretrain, 'build_program', functools.cache(build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
-    jax.config.update('jax_disable_most_optimizations', True)
     yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def bits(tree: Any) -> dict[str, bytes]:
@@ -222,10 +214,8 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
 def test_a_run_that_another_process_has_taken_over_stops_at_the_end_of_the_chunk(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  """
-
-  s one that was asleep for long, on another host: it neither logs nor saves into what is no longer
-  its own.
+  """As one that was asleep for long, on another host: it neither logs nor saves into what is no
+  longer its own.
   """
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   said = threading.Event()
@@ -611,10 +601,8 @@ def breaking(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 0) -> N
 def test_stop_keeps_what_was_before(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  """
-
-  he checkpoint of update 6 is that of a run that ends there; to start again says the same again.
-  """
+  """The checkpoint of update 6 is that of a run that ends there; to start again says the same
+  again."""
   config = run_config(tiny_corpus)
   breaking(monkeypatch, (6,))
   program = build_program(config)
@@ -712,10 +700,8 @@ def unigram_loss(folder: pathlib.Path) -> float:
 
 
 def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """
-
-  ell below what frequencies of tokens explain; by a model that could read longer rows than there
-  are.
+  """Well below what frequencies of tokens explain; by a model that could read longer rows than
+  there are.
   """
   recipe_of_a_minute = tiny.get_config()
   recipe_of_a_minute.update(corpus=str(tiny_corpus), num_steps=300)

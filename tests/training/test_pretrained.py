@@ -1,6 +1,4 @@
-"""
-
-population run: every member is what it would be alone, and can be taken out and gone on with.
+"""A population run: every member is what it would be alone, and can be taken out and gone on with.
 """
 
 import json
@@ -30,12 +28,7 @@ DIFFERENT = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly() -> Any:
-  """Compiled with little optimisation: that takes nothing from what is tested."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
@@ -80,10 +73,8 @@ def test_a_stream_of_metrics_names_its_members(together: pathlib.Path):
 def test_a_member_is_its_solo_run(
   number: int, together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """
-
-  o roundings: rows, masks and dropped units are the same, also where another member has more masked
-  positions.
+  """To roundings: rows, masks and dropped units are the same, also where another member has more
+  masked positions.
   """
   config = run_config(tiny_corpus, **DIFFERENT)
   alone = population.member_configs(config)[number]
@@ -115,10 +106,8 @@ def test_how_members_share_a_device_changes_nothing_but_roundings(tiny_corpus: p
 
 
 def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathlib.Path):
-  """
-
-  here both are in each operation of one device, and where each is spread over devices of its own.
-  """
+  """Where both are in each operation of one device, and where each is spread over devices of its
+  own."""
   changes, found = (
     {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'},
     [],
@@ -152,10 +141,8 @@ def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathli
 def test_a_member_that_was_taken_out_is_a_run(
   together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """
-
-  inished like the population; every verb takes it, where the population itself is refused by name.
-  """
+  """Finished like the population; every verb takes it, where the population itself is refused by
+  name."""
   taken = pretrained.extract_member(together, 2, tmp_path)
   assert taken == {'workdir': str(tmp_path), 'member': 2, 'seed': 2, 'step': UPDATES}
   alone = population.member_configs(run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}))[

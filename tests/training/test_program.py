@@ -1,7 +1,5 @@
-"""
-
-rograms: a chunk is a fold of steps, compiled once, the same on any mesh; evaluation sums over rows
-at fixed masks.
+"""Programs: a chunk is a fold of steps, compiled once, the same on any mesh; evaluation sums over
+rows at fixed masks.
 """
 
 import dataclasses
@@ -30,12 +28,7 @@ from tests import fast_jit
 from tests.tiny_config import CONVOLVED, HELPED, run_config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly() -> Any:
-  """Compiled with little optimisation: that takes nothing from what is tested."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 def bits(tree: Any) -> dict[str, bytes]:
@@ -44,10 +37,8 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 @pytest.mark.parametrize('changes', [{}, HELPED], ids=str)
 def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
-  """
-
-  it for bit, dropout included; and no length of a chunk, nor a state from a file, compiles anything
-  again.
+  """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles
+  anything again.
   """
   program = build_program(run_config(tiny_corpus, **changes))
   corpus = load_resident(program, tiny_corpus, 'train')
@@ -101,10 +92,8 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
 def test_devices_change_nothing_but_roundings(
   own: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path
 ):
-  """
-
-  ows, masks and dropped units are the same, whatever the mesh; sums are taken in another order.
-  """
+  """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another
+  order."""
   found = []
   for config in (run_config(tiny_corpus, **own), run_config(tiny_corpus, **own, **mesh)):
     program = build_program(config)
@@ -148,10 +137,8 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
 
 
 def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
-  """
-
-  lso where a batch is accumulated: the work of a device is the batch's, divided by the devices.
-  """
+  """Also where a batch is accumulated: the work of a device is the batch's, divided by the
+  devices."""
 
   def flops(**changes: int) -> float:
     program = build_program(run_config(tiny_corpus, batch_size=64, **changes))
@@ -186,10 +173,8 @@ def test_memory_that_cannot_suffice_is_said_before_the_first_step(
 
 
 def test_a_population_holds_no_collective_along_its_axis(tiny_corpus: pathlib.Path):
-  """
-
-  hat is added over devices is added over `data` alone: the groups of every collective stay in one
-  member's row.
+  """What is added over devices is added over `data` alone: the groups of every collective stay in
+  one member's row.
   """
   program = build_program(
     run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
@@ -249,10 +234,8 @@ def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[
 
 @pytest.mark.parametrize('count, batch_size', [(10_000, 64), (30, 7)])
 def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
-  """
-
-  hatever the batch; also where the last one is short, and where fewer rows are asked for than there
-  are.
+  """Whatever the batch; also where the last one is short, and where fewer rows are asked for than
+  there are.
   """
   assert rows.rows % 64 and rows.rows > 30
   evaluate = build_evaluate(
@@ -278,10 +261,8 @@ def test_nothing_is_dropped(model, rows: Corpus):
 
 
 def test_devices_share_the_rows(model, rows: Corpus):
-  """
-
-  lso where the batches are fewer than the devices, and where they are not a multiple of them.
-  """
+  """Also where the batches are fewer than the devices, and where they are not a multiple of
+  them."""
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))
   for count, batch_size in ((10_000, 8), (30, 7), (5, 64)):

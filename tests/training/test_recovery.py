@@ -1,7 +1,5 @@
-"""
-
-here a run goes on: at its newest checkpoint that is whole; what is damaged is named, set aside and
-kept.
+"""Where a run goes on: at its newest checkpoint that is whole; what is damaged is named, set aside
+and kept.
 """
 
 import pathlib

@@ -1,7 +1,5 @@
-"""
-
-he mesh, and the table of rules: every rule decides something, moments lie where their parameters
-do.
+"""The mesh, and the table of rules: every rule decides something, moments lie where their
+parameters do.
 """
 
 import dataclasses
@@ -93,10 +91,8 @@ def test_what_is_split_over_the_model_axis():
 
 
 def test_what_is_large_is_split():
-  """
-
-  t the shapes of the paper nothing of a million elements or more is left whole on every device.
-  """
+  """At the shapes of the paper nothing of a million elements or more is left whole on every
+  device."""
   config = run_config(
     vocab_size=19_010, embedding_size=256, hidden_size=256, intermediate_size=1024, num_layers=8
   )

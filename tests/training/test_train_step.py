@@ -1,7 +1,5 @@
-"""
-
-he step: a pure function of state and corpus, whose sums do not depend on how a batch is cut up.
-"""
+"""The step: a pure function of state and corpus, whose sums do not depend on how a batch is cut
+up."""
 
 import dataclasses
 import functools
@@ -54,10 +52,8 @@ def run_config(dropout: float = 0.0, **changes: Any) -> RunConfig:
 
 @pytest.fixture(scope='module')
 def corpus() -> Corpus:
-  """
-
-  ows of very different lengths, so that micro-batches have very different numbers of masked tokens.
-  """
+  """Rows of very different lengths, so that micro-batches have very different numbers of masked
+  tokens."""
   dice = np.random.default_rng(0)
   rows = dice.integers(5, VOCABULARY, (ROWS, LENGTH)).astype('uint16')
   for row, length in zip(rows, ([3, 4, 5] + [LENGTH] * 5) * (ROWS // 8)):
@@ -185,10 +181,8 @@ def test_what_the_recipe_leaves_open_keeps_a_device_in_its_cache(
 
 
 def test_steps_in_bfloat16_stay_near(corpus: Corpus):
-  """
-
-  osses of five steps, blocks made again, within 1% of those in float32; the state is float32, all
-  of it.
+  """Losses of five steps, blocks made again, within 1% of those in float32; the state is float32,
+  all of it.
   """
   losses = []
   for changes in (
@@ -212,10 +206,8 @@ def test_steps_in_bfloat16_stay_near(corpus: Corpus):
 
 
 def test_a_step_is_a_function_of_the_state(corpus: Corpus):
-  """
-
-  teps 2 and 3 from a state that was put together from its parts are those of the run that it was
-  taken from.
+  """Steps 2 and 3 from a state that was put together from its parts are those of the run that it
+  was taken from.
   """
   step, start = step_of(run_config(dropout=0.1)), start_of(run_config(dropout=0.1), 3)
   state, _ = step(start, corpus)
@@ -267,9 +259,7 @@ def test_the_loss_is_the_cross_entropy_where_something_is_hidden(corpus: Corpus)
 
 
 def test_the_norm_of_the_gradient_is_what_adam_sees(corpus: Corpus):
-  """
-
-  f the mean over masked tokens, before it is clipped: the first moment starts as a share of the
+  """Of the mean over masked tokens, before it is clipped: the first moment starts as a share of the
   gradient.
   """
   config = run_config(**{'optimizer.clip': 0.0})
