@@ -95,10 +95,8 @@ def shard_points(configs: PointConfigs, shard: str) -> PointConfigs:
 
 
 def apply_budget(configs: PointConfigs, tokens: float, flops: float) -> PointConfigs:
-  """
-
-  he points with as many updates as give each member so many tokens or FLOPs; 0 and 0 leave them as
-  they are.
+  """The points with as many updates as give each member so many tokens or FLOPs; 0 and 0 leave them
+  as they are.
   """
 
   def updates(config: RunConfig) -> int:
@@ -117,15 +115,14 @@ def apply_budget(configs: PointConfigs, tokens: float, flops: float) -> PointCon
 def time_points(
   configs: PointConfigs, workdir: epath.PathLike, seconds: float, each: Mapping[str, float]
 ) -> PointConfigs:
-  """
-
-  he points with as many updates as take so many seconds each; one that has begun keeps its number.
+  """The points with as many updates as take so many seconds each; one that has begun keeps its
+  number.
   """
   found = {}
   for name, config in configs.items():
     begun = epath.Path(workdir) / name / run_dir.CONFIG
     updates = (
-      files.read_json(begun, f'the recipe of {name}')['updates']
+      files.read_json(begun, f'the recipe of {name}')['num_steps']
       if begun.exists()
       else max(1, math.floor(seconds / each[name]))
     )
@@ -152,10 +149,8 @@ def check_budget(tokens: float, flops: float, seconds: float) -> None:
 
 
 def seconds_per_step(configs: PointConfigs) -> dict[str, float]:
-  """
-
-  econds of an update of each point: some are timed on random rows, the others lie between them by
-  their FLOPs.
+  """Seconds of an update of each point: some are timed on random rows, the others lie between them
+  by their FLOPs.
   """
   order = sorted(configs, key=lambda name: total_flops(configs[name]))
   places = sorted({round(place) for place in np.linspace(0, len(order) - 1, _TIMED)})
