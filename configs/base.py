@@ -56,8 +56,7 @@ def finetune():
 
 
 def get_config():
-  """
-
-  eturns the recipe of `--config=configs/base.py`: the smallest model of paper 1, without a corpus.
+  """Returns the recipe of `--config=configs/base.py`: the smallest model of paper 1, without a
+  corpus.
   """
   return pretrain()

@@ -27,10 +27,8 @@ def corpus():
 
 
 def pretrain():
-  """
-
-  otary positions and pre-LN, which leave the unigram plateau within 100 updates; many small batches
-  of short rows.
+  """Rotary positions and pre-LN, which leave the unigram plateau within 100 updates; many small
+  batches of short rows.
   """
   config = base.pretrain()
   config.batch_size = 16
@@ -60,9 +58,8 @@ def pretrain():
 
 
 def finetune():
-  """
-
-  ive seeds on 1,000 sentences; half of the nouns and words of feeling are kept for the test split.
+  """Five seeds on 1,000 sentences; half of the nouns and words of feeling are kept for the test
+  split.
   """
   config = base.finetune()
   config.task.update(name='microworld/acceptability', split='test', max_train_examples=1000)

@@ -40,10 +40,8 @@ def _shape(name):
 
 
 def walk(base, **values):
-  """
-
-  he base and, for each of its sizes, all other values of that one; no more heads than divide the
-  hidden size.
+  """The base and, for each of its sizes, all other values of that one; no more heads than divide
+  the hidden size.
   """
   points = {base}
   for letter, sizes in values.items():

@@ -62,10 +62,8 @@ SETS |= {
 
 
 def scaled(hidden, heads, width):
-  """
-
-  idth and heads of a model whose published width is `hidden`, where `width` stands for the 768 of
-  BERT-6.
+  """Width and heads of a model whose published width is `hidden`, where `width` stands for the 768
+  of BERT-6.
   """
   if width < 8:
     raise ValueError(f'a width of {width} in place of 768; give at least 8')
@@ -78,9 +76,8 @@ def scaled(hidden, heads, width):
 
 
 def _parsed(name):
-  """
-
-  he model, the number of articles, the width and the channels (0: as published) that a name gives.
+  """The model, the number of articles, the width and the channels (0: as published) that a name
+  gives.
   """
   whole, _, scale = name.partition('@')
   width, _, channels = scale.partition('d')

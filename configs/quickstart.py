@@ -13,9 +13,8 @@ from configs import base, recommended
 
 
 def corpus():
-  """
-
-  entences made of the 12,000 most frequent words of the reviews, under a tokenizer of 4,000 pieces.
+  """Sentences made of the 12,000 most frequent words of the reviews, under a tokenizer of 4,000
+  pieces.
   """
   config = base.corpus()
   config.vocabulary.update(most_frequent=12_000, word_rule='plain', filters='sentences')

@@ -82,9 +82,7 @@ def data() -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """
-
-  corpus of the microworld, rows of 64 tokens in a vocabulary of 512; copy it before changing
+  """A corpus of the microworld, rows of 64 tokens in a vocabulary of 512; copy it before changing
   anything in it.
   """
   from configs import tiny
@@ -130,10 +128,8 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """
-
-  folder with the data set `tiny` in two versions, the older one with records that need TensorFlow
-  to read.
+  """A folder with the data set `tiny` in two versions, the older one with records that need
+  TensorFlow to read.
   """
   import tensorflow_datasets as tfds
 

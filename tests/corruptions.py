@@ -92,10 +92,8 @@ def flipped(good: bytes, times: int = 4, seed: int = 0) -> list[bytes]:
 
 
 def values(good: bytes) -> list[bytes]:
-  """
-
-  SON whose fields are, one after another, something else, or not there; of several lines the first
-  is changed.
+  """JSON whose fields are, one after another, something else, or not there; of several lines the
+  first is changed.
   """
   first, mark, rest = (
     good.partition(b'\n')

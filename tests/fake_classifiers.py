@@ -60,9 +60,7 @@ def make_card(reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes
 def make_classifier(
   reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes: Any
 ) -> SavedClassifier:
-  """
-
-  eturns a classifier whose random weights are large enough that members differ in their
+  """Returns a classifier whose random weights are large enough that members differ in their
   predictions.
   """
   classifier_card = make_card(reads, seed, hidden, **changes)
@@ -76,10 +74,8 @@ def make_classifier(
 def save_classifier(
   folder: pathlib.Path, member: SavedClassifier, digest: str = 'same examples'
 ) -> pathlib.Path:
-  """
-
-  aves a classifier with random outputs on 40 examples, whose labels all members share, and returns
-  the folder.
+  """Saves a classifier with random outputs on 40 examples, whose labels all members share, and
+  returns the folder.
   """
   dice = np.random.default_rng(member.card.seed)
   classes = max(1, len(member.card.labels))

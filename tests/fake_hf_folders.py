@@ -100,9 +100,8 @@ def draw_bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
 def write_folder(
   path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any
 ) -> pathlib.Path:
-  """
-
-  folder with a small BERT and its vocab.txt; what is changed to None is left out of config.json.
+  """A folder with a small BERT and its vocab.txt; what is changed to None is left out of
+  config.json.
   """
   path.mkdir(parents=True)
   config = {name: value for name, value in (BERT | changes).items() if value is not None}

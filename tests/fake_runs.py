@@ -1,7 +1,5 @@
-"""
-
-rites run directories, score lines and loss curves without training; configurations come from the
-real recipe types.
+"""Writes run directories, score lines and loss curves without training; configurations come from
+the real recipe types.
 """
 
 import csv
@@ -74,9 +72,7 @@ def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
 def write_pretraining_run(
   folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1
 ) -> pathlib.Path:
-  """
-
-  rites a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at
+  """Writes a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at
   `nan_at` is NaN.
   """
   _write_config(folder, make_config('pretrain', updates=300))
@@ -150,9 +146,7 @@ def write_subset_run(
 
 
 def compute_plateau_loss(step: float, leaves: float, seed: int = 0) -> float:
-  """
-
-  eturns a loss that falls to the plateau until step 200, stays there and falls again from step
+  """Returns a loss that falls to the plateau until step 200, stays there and falls again from step
   `leaves`.
   """
   loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / leaves) ** -0.4)
@@ -255,9 +249,7 @@ def write_scaling_run(
   finished: bool = True,
   **shape: int,
 ) -> pathlib.Path:
-  """
-
-  rites a run, or a population, whose losses are those of `compute_scaling_loss`; `shape` as in
+  """Writes a run, or a population, whose losses are those of `compute_scaling_loss`; `shape` as in
   `make_scaling_curve`.
   """
   model = make_scaling_curve(**shape).shape
@@ -325,9 +317,8 @@ def write_scaling_run(
 def make_score_line(
   value: float | None, seed: int = 0, pretrained: bool = True, **fields: Any
 ) -> dict[str, Any]:
-  """
-
-  eturns a line of scores.jsonl: the headline of CoLA after three epochs, with `fields` replaced.
+  """Returns a line of scores.jsonl: the headline of CoLA after three epochs, with `fields`
+  replaced.
   """
   line = {
     'task': 'cola',
@@ -368,10 +359,8 @@ def write_finetune_config(
   epochs: float = 3.0,
   **task_fields: Any,
 ) -> None:
-  """
-
-  rites the config.json of a fine-tuning run, from the checkpoints of the steps `starts`, into a new
-  folder.
+  """Writes the config.json of a fine-tuning run, from the checkpoints of the steps `starts`, into a
+  new folder.
   """
   changes = {f'task__{name}': value for name, value in task_fields.items()}
   config = make_config('finetune', task__name=task, epochs=epochs, **changes)
@@ -387,9 +376,7 @@ def write_finetune_run(
   seeds: Sequence[int] | None = None,
   **fields: Any,
 ) -> pathlib.Path:
-  """
-
-  rites a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines.
+  """Writes a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines.
   """
   write_finetune_config(folder, str(source), task, (100 if pretrained else None,))
   run_dir.write_lines(
@@ -436,9 +423,7 @@ def write_finetune_pair(
   task: str = 'ag_news',
   seeds: Sequence[int] = (0, 1, 2),
 ) -> None:
-  """
-
-  rites both arms of a comparison into `home`/tasks: fine-tuned from `source`, and from fresh
+  """Writes both arms of a comparison into `home`/tasks: fine-tuned from `source`, and from fresh
   weights.
   """
   for arm, values in (('p', pretrained), ('s', scratch)):
@@ -450,9 +435,7 @@ def write_finetune_pair(
 def write_glue_run(
   source: pathlib.Path, task: str, values: dict[int, float], **fields: Any
 ) -> pathlib.Path:
-  """
-
-  rites a run fine-tuned on `source` into the folder `glue` beside it; `values` maps seeds to
+  """Writes a run fine-tuned on `source` into the folder `glue` beside it; `values` maps seeds to
   accuracies.
   """
   folder = source.parent / 'glue' / f'{source.name}-{task}-{len(fields)}'
@@ -535,10 +518,8 @@ def write_log_table(path: pathlib.Path, rows: list[dict[str, object]]) -> pathli
 def make_scaling_curve(
   name: str = 'a', last: float | None = None, evaluations: int = 8, every: int = 100, **changes: Any
 ) -> LossCurve:
-  """
-
-  eturns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of shape
-  or curve.
+  """Returns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of
+  shape or curve.
   """
   shape = ModelShape(32, 32, 64, 1, 1, SCALING_VOCAB_SIZE)
   shape = ModelShape(
@@ -669,9 +650,8 @@ def draw_run_ends(
   seed: int | tuple[int, ...],
   points: int = 40,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """
-
-  eturns compute between 1e14 and 1e18 FLOPs and the loss of `law` there, with log-normal errors.
+  """Returns compute between 1e14 and 1e18 FLOPs and the loss of `law` there, with log-normal
+  errors.
   """
   random = np.random.default_rng(seed)
   compute = np.exp(random.uniform(np.log(1e14), np.log(1e18), points))

@@ -1,7 +1,5 @@
-"""
-
-fast_jit.jit` is jax.jit with little optimization, for programs whose compilation dominates their
-run time.
+"""`fast_jit.jit` is jax.jit with little optimization, for programs whose compilation dominates
+their run time.
 """
 
 import functools

@@ -428,10 +428,8 @@ def score_lines() -> list[dict[str, Any]]:
 
 
 def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """
-
-  ays out a pre-training run and a fine-tuning, of which one file is to be spoiled ('' the folder of
-  both).
+  """Lays out a pre-training run and a fine-tuning, of which one file is to be spoiled ('' the
+  folder of both).
   """
 
   def lay(folder: pathlib.Path) -> pathlib.Path:
@@ -981,9 +979,7 @@ def bad_outputs(good: bytes) -> list[bytes]:
 
 
 def members(home: pathlib.Path) -> list[Input]:
-  """
-
-  fine-tuned classifier and a committee of two, as `classifiers.save` and `committee.make` left
+  """A fine-tuned classifier and a committee of two, as `classifiers.save` and `committee.make` left
   them in `home`.
   """
 

@@ -1,7 +1,5 @@
-"""
-
-ecipes: each comes through the door, each command that one gives is understood, numbers are those
-they claim.
+"""Recipes: each comes through the door, each command that one gives is understood, numbers are
+those they claim.
 """
 
 import importlib
@@ -352,10 +350,8 @@ def test_scaled_models_are_named_beside_others():
 
 
 def test_the_changes_of_past_the_break():
-  """
-
-  ach single change is one of the paper's recipe, and together, less what is left out, they are the
-  modern one.
+  """Each single change is one of the paper's recipe, and together, less what is left out, they are
+  the modern one.
   """
   paper = recipe.resolve(plateau_ablations.get_config('paper'), 'pretrain')
   of_paper = recipe.resolve(paper1_grids.get_config(plateau_ablations.SHAPE), 'pretrain')

@@ -1,7 +1,5 @@
-"""
-
-he examples of configs/examples: each comes through the door, its commands are understood, and it
-runs, smaller.
+"""The examples of configs/examples: each comes through the door, its commands are understood, and
+it runs, smaller.
 """
 
 import csv

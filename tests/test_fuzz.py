@@ -1,7 +1,5 @@
-"""
-
-he fuzz in small, the same every time: no reader lets through anything but an InputError; and what
-it would see.
+"""The fuzz in small, the same every time: no reader lets through anything but an InputError; and
+what it would see.
 """
 
 import pathlib

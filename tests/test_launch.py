@@ -1,6 +1,4 @@
-"""
-
-he scripts of launch/: the commands that they would run, recorded by programs of the same names.
+"""The scripts of launch/: the commands that they would run, recorded by programs of the same names.
 """
 
 import os
@@ -20,9 +18,8 @@ THERE = 'if [[ $* == *describe* ]]; then echo ACTIVE; fi'
 
 @pytest.fixture
 def fake(tmp_path: pathlib.Path):
-  """
-
-  uts a program on the PATH that writes its arguments into a file, a line a call; gives that file.
+  """Puts a program on the PATH that writes its arguments into a file, a line a call; gives that
+  file.
   """
 
   def make(name: str, body: str = '') -> pathlib.Path:

@@ -1,7 +1,5 @@
-"""
-
-hat holds of any input that hypothesis can think of: what is written comes back, and what is refused
-is refused.
+"""What holds of any input that hypothesis can think of: what is written comes back, and what is
+refused is refused.
 """
 
 import dataclasses

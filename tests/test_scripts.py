@@ -1,7 +1,5 @@
-"""
-
-hell scripts: they can be read by bash, quote what they are given, and take the lowest versions from
-setup.py.
+"""Shell scripts: they can be read by bash, quote what they are given, and take the lowest versions
+from setup.py.
 """
 
 import ast
@@ -46,10 +44,8 @@ def test_shellcheck_finds_nothing(script: pathlib.Path):
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
 def test_what_is_given_is_quoted(script: pathlib.Path):
-  """
-
-  here there is no shellcheck too: arguments stand in quotes, none is run, and an error or a missing
-  name ends it.
+  """Where there is no shellcheck too: arguments stand in quotes, none is run, and an error or a
+  missing name ends it.
   """
   code = [line for line in script.read_text().splitlines() if not line.lstrip().startswith('#')]
   for line in code:
@@ -58,9 +54,7 @@ def test_what_is_given_is_quoted(script: pathlib.Path):
 
 
 def test_the_lowest_versions_are_those_of_setup():
-  """
-
-  launch/lowest.sh` keeps no list of its own: each requirement of setup.py with a lower bound is
+  """`launch/lowest.sh` keeps no list of its own: each requirement of setup.py with a lower bound is
   pinned to it.
   """
   program = re.search(

@@ -45,9 +45,7 @@ SMALL = EncoderConfig(
 
 
 def make_model(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
-  """
-
-  model whose every array is random, so that no part is without effect; numpy draws it, which
+  """A model whose every array is random, so that no part is without effect; numpy draws it, which
   compiles nothing.
   """
   config, dice = dataclasses.replace(SMALL, **changes), np.random.default_rng(seed)

@@ -1,7 +1,5 @@
-"""
-
-small word list, the path of the word list of paper 1, and text with words inside and outside the
-list.
+"""A small word list, the path of the word list of paper 1, and text with words inside and outside
+the list.
 """
 
 import random
@@ -22,9 +20,7 @@ def split_honey_words(text: str) -> list[str]:
 
 
 def draw_text(seed: int, size: int) -> str:
-  """
-
-  ords inside and outside the list, in capitals, with marks, digits, hyphens and white space
+  """Words inside and outside the list, in capitals, with marks, digits, hyphens and white space
   anywhere.
   """
   dice = random.Random(seed)

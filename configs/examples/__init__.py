@@ -1,4 +1,3 @@
-"""
-
-xamples of what a newcomer changes: another model, another objective, another task, another corpus.
+"""Examples of what a newcomer changes: another model, another objective, another task, another
+corpus.
 """

@@ -15,10 +15,8 @@ from configs import tiny
 
 
 def get_config():
-  """
-
-  he run of configs/tiny.py with another encoder; a gate has two matrices upward, so F is two thirds
-  of ours.
+  """The run of configs/tiny.py with another encoder; a gate has two matrices upward, so F is two
+  thirds of ours.
   """
   config = tiny.pretrain()
   config.model.encoder = 'configs.examples.gated_rotary:Encoder'

@@ -19,9 +19,8 @@ from configs import base
 
 
 def get_config():
-  """
-
-  ive seeds; every fifth sentence is kept from training, by its hash, and is what scores are from.
+  """Five seeds; every fifth sentence is kept from training, by its hash, and is what scores are
+  from.
   """
   config = base.finetune()
   config.task.update(

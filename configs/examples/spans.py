@@ -16,9 +16,8 @@ from configs import tiny
 
 
 def get_config():
-  """
-
-  he run of configs/tiny.py with other masks; evaluation keeps its own, so that the losses compare.
+  """The run of configs/tiny.py with other masks; evaluation keeps its own, so that the losses
+  compare.
   """
   config = tiny.pretrain()
   config.mask.span = 3

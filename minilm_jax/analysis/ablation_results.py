@@ -76,10 +76,8 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
 
 
 def _rows(both: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]:
-  """
-
-  he average, where there is one, then the tasks; one that was fine-tuned in several ways is in no
-  average.
+  """The average, where there is one, then the tasks; one that was fine-tuned in several ways is in
+  no average.
   """
   often = collections.Counter(place.task for place in both)
   names = {
@@ -176,9 +174,8 @@ def leaving(change: Ablation, level: float) -> dict[int, Plateau | None]:
 def measure_speed_up(
   base: Ablation, change: Ablation, base_level: float | None, level: float | None
 ) -> PairedRatio:
-  """
-
-  ow many times fewer tokens a change takes to leave the plateau; nothing where there is no level.
+  """How many times fewer tokens a change takes to leave the plateau; nothing where there is no
+  level.
   """
   if base_level is None or level is None:
     return NO_RATIO
@@ -201,10 +198,8 @@ def shared_loss(*sides: Ablation) -> float:
 
 
 def multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
-  """
-
-  ow many times fewer FLOPs a change takes to reach a loss, over the seeds that have reached it on
-  either side.
+  """How many times fewer FLOPs a change takes to reach a loss, over the seeds that have reached it
+  on either side.
   """
   taken = [
     {
@@ -230,10 +225,8 @@ def flops_to(track: LossCurve, loss: float) -> float:
 
 
 def loss_at(track: LossCurve, flops: float) -> float:
-  """
-
-  he loss at some FLOPs, on a straight line between evaluations in logarithms; nan outside of what
-  was trained.
+  """The loss at some FLOPs, on a straight line between evaluations in logarithms; nan outside of
+  what was trained.
   """
   own = track.flops(ACTUAL)
   if not own[0] <= flops <= _MAX_OVERSHOOT * own[-1]:
@@ -427,9 +420,7 @@ def _row(
 
 
 def _leaving(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]]:
-  """
-
-  pdates, tokens and FLOPs at which each seed leaves, or 'not within' all of its own; nothing
+  """Updates, tokens and FLOPs at which each seed leaves, or 'not within' all of its own; nothing
   without a level.
   """
   found: dict[str, list[str]] = {

@@ -79,9 +79,8 @@ class AblationRun:
 
   @property
   def home(self) -> str:
-    """
-
-    he name of its folder; of a member that a sweep took out, that of the folder of its population.
+    """The name of its folder; of a member that a sweep took out, that of the folder of its
+    population.
     """
     folder = self.folder.resolve()
     return sanitize((folder.parent if (folder.parent / run_dir.CONFIG).exists() else folder).name)
@@ -351,9 +350,7 @@ def read_comparison(
 
 
 def _unlike(first: AblationRun, other: AblationRun) -> str:
-  """
-
-  hy losses of one say nothing beside those of the other; '' where they do, or the tokenizer was
+  """Why losses of one say nothing beside those of the other; '' where they do, or the tokenizer was
   changed.
   """
   if other.tokenizer == first.tokenizer and other.corpus != first.corpus:

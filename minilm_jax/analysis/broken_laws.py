@@ -146,10 +146,8 @@ def piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def hinge(x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float) -> np.ndarray:
-  """
-
-  hat log L is linear in, [G N 3], for G corners of given widths: its level at the centre, and minus
-  b1 and b2.
+  """What log L is linear in, [G N 3], for G corners of given widths: its level at the centre, and
+  minus b1 and b2.
   """
   above = x - corners[:, None]
   narrow = np.maximum(widths, 1e-9)[:, None]
@@ -183,10 +181,8 @@ def linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 
 def inner(x: np.ndarray) -> tuple[float, float]:
-  """
-
-  etween which log computes a corner can be told: two different ones, at least, lie beyond either
-  end.
+  """Between which log computes a corner can be told: two different ones, at least, lie beyond
+  either end.
   """
   distinct = np.unique(x)
   return float(distinct[1]), float(distinct[-2])
@@ -395,9 +391,7 @@ def _over(
 def _ends(
   values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, smallest: float
 ) -> tuple[float, float]:
-  """
-
-  here the least squares for each value of a grid pass the bound; between two values by their
+  """Where the least squares for each value of a grid pass the bound; between two values by their
   logarithms.
   """
   q = np.quantile(drawn[values == values[best]].min(0) / drawn.min(0), 0.95)

@@ -170,10 +170,8 @@ def _first(
 def _slope(
   claim: int, axis: str, along: Sequence[Gap], by_series: Mapping[str, Mapping[str, ScoreRow]]
 ) -> Verdict:
-  """
-
-  y size, comparisons of the same updates or, without any, of the same epochs; by overlap, all, for
-  10 points.
+  """By size, comparisons of the same updates or, without any, of the same epochs; by overlap, all,
+  for 10 points.
   """
   own = [point for point in along if point.axis == axis]
   if axis == SIZE:

@@ -442,9 +442,7 @@ def _costs(
 def _over_deep(
   timed: Sequence[LatencyRow], deep: str, shape: str, members: int, heads: int = 1
 ) -> float:
-  """
-
-  he fastest way's median at batch 1 over that of the deep model in the same measurement, the
+  """The fastest way's median at batch 1 over that of the deep model in the same measurement, the
   largest of several.
   """
   found = []

@@ -26,9 +26,7 @@ _MAX_RELATIVE_DIFFERENCE = 0.1  # sizes or costs that differ by less are matched
 
 @dataclasses.dataclass(frozen=True)
 class ScoredModel:
-  """
-
-  hat one model says about one series of scores: shares or correlations, a mean over seeds; nan
+  """What one model says about one series of scores: shares or correlations, a mean over seeds; nan
   where none is.
   """
 
@@ -45,9 +43,7 @@ class ScoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """
-
-  coefficient with its percentile interval over resampled models; nan where a side is constant.
+  """A coefficient with its percentile interval over resampled models; nan where a side is constant.
   """
 
   value: float
@@ -237,10 +233,8 @@ def _correlation(
 def coefficients(
   x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
 ) -> Float[np.ndarray, '3 S']:
-  """
-
-  earson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side is
-  constant.
+  """Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side
+  is constant.
   """
   ranks = [stats.rankdata(side, axis=1) for side in (x, y)]
   return np.stack([_pearson(x, y), _pearson(*ranks), _kendall(x, y)])

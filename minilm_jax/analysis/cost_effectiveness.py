@@ -311,9 +311,8 @@ def _means(
 def _interval(
   resample: Callable[[np.random.Generator], Float[np.ndarray, 'draws']], seed: int
 ) -> tuple[float, float]:
-  """
-
-  he percentiles of a resampled statistic; of two or three seeds they are narrower than the truth.
+  """The percentiles of a resampled statistic; of two or three seeds they are narrower than the
+  truth.
   """
   low, high = np.quantile(
     resample(np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]

@@ -255,10 +255,8 @@ def find(track: LossCurve, level: float | None = None, count: str = HONEY) -> Pl
 
 
 def level(tracks: Sequence[LossCurve]) -> float | None:
-  """
-
-  he loss of the plateau of a sweep: the median over the runs that show one; None if none does or
-  they disagree.
+  """The loss of the plateau of a sweep: the median over the runs that show one; None if none does
+  or they disagree.
   """
   found = np.array([own for own in map(_own, tracks) if own is not None])
   if not len(found):

@@ -388,10 +388,8 @@ def _number(path: epath.Path, line: CsvLine, column: str, whole: bool = True) ->
 
 
 def _loss(path: epath.Path, line: CsvLine, column: str) -> float | None:
-  """
-
-  ats a token, from the loss or else the perplexity; None where the cell is empty or says that it is
-  no number.
+  """Nats a token, from the loss or else the perplexity; None where the cell is empty or says that
+  it is no number.
   """
   number, cells = line
   given = column if column in cells else _INSTEAD[column]
@@ -513,9 +511,7 @@ def _length(path: epath.Path, line: CsvLine, kaplan: float, other: int) -> int:
 
 
 def _tied(s: ModelShape, other: int) -> bool | None:
-  """
-
-  oes the head share the table? The count of the other parameters says it, if it is one of the
+  """Does the head share the table? The count of the other parameters says it, if it is one of the
   paper's two.
   """
   blocks = s.layers * (

@@ -174,9 +174,8 @@ def made(
   fitted: Array,
   free: int | None = None,
 ) -> Fit:
-  """
-
-  `Fit` from what a law says at its own points; `free` of its constants, else all, could be chosen.
+  """A `Fit` from what a law says at its own points; `free` of its constants, else all, could be
+  chosen.
   """
   logs, said = np.log(loss), np.log(fitted)
   squares = float(np.sum((logs - said) ** 2))

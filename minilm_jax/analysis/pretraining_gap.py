@@ -106,10 +106,8 @@ class Slope:
 
 @dataclasses.dataclass(frozen=True)
 class _Series:
-  """
-
-  he points of one series and comparison: `x [R]`, and `y [S R]` by seed, one row alone where seeds
-  differ.
+  """The points of one series and comparison: `x [R]`, and `y [S R]` by seed, one row alone where
+  seeds differ.
   """
 
   x: Float[np.ndarray, 'R']
@@ -144,10 +142,8 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
 
 
 def by_seed(own: Sequence[Gap]) -> dict[int, float]:
-  """
-
-  he slope of each seed of fine-tuning that all points of one line have; none where they are at one
-  level.
+  """The slope of each seed of fine-tuning that all points of one line have; none where they are at
+  one level.
   """
   one = _ready(own[0].axis, own)
   if one.levels.max() + 1 < MIN_LEVELS or not one.paired:
@@ -319,9 +315,7 @@ def find_gaps(
 def single_rows(
   rows: Iterable[ScoreRow], there: Mapping[str, Trained]
 ) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
-  """
-
-  he headline rows of some runs by series and run, and which are left out because nothing chose
+  """The headline rows of some runs by series and run, and which are left out because nothing chose
   between several.
   """
   found: dict[str, dict[str, list[ScoreRow]]] = {}
@@ -341,10 +335,8 @@ def single_rows(
 
 
 def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
-  """
-
-  hat each pre-training run among these was trained on; runs of versions that did not write it are
-  left out.
+  """What each pre-training run among these was trained on; runs of versions that did not write it
+  are left out.
   """
   for name, path in found.items():
     config, manifest = runs.config(path), runs.manifest(path)
@@ -417,9 +409,7 @@ def _series(row: ScoreRow) -> str:
 def _points(
   axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, Trained]
 ) -> Iterator[Gap]:
-  """
-
-  he points of one series along one axis: first the model and the tokenizer, then what else is
+  """The points of one series along one axis: first the model and the tokenizer, then what else is
   shared.
   """
   by_key: dict[str, list[Trained]] = {}
@@ -473,9 +463,7 @@ def _gap(
 
 
 def _by_size(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
-  """
-
-  uns of several sizes that saw as many rows, or each row as often; all of them where neither is
+  """Runs of several sizes that saw as many rows, or each row as often; all of them where neither is
   shared.
   """
   some = False

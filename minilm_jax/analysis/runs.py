@@ -109,9 +109,7 @@ def _inside(folder: epath.Path) -> list[epath.Path]:
 
 
 def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
-  """
-
-  hy points of a sweep came to nothing, by their name, from the failure.json that is left in the
+  """Why points of a sweep came to nothing, by their name, from the failure.json that is left in the
   folder of each.
   """
   found = {}
@@ -136,9 +134,7 @@ def _failed(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def kind(folder: epath.Path) -> str | None:
-  """
-
-  hat a directory with a config.json is a run of: one of `KINDS`, or something that is no run.
+  """What a directory with a config.json is a run of: one of `KINDS`, or something that is no run.
   """
   found = config(folder)
   return found['kind'] if 'kind' in found else None
@@ -214,9 +210,7 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
 
 
 def rows(name: str, path: epath.Path) -> list[RunRow]:
-  """
-
-  hat there is to say about one run, or about each member of a population that is pre-trained.
+  """What there is to say about one run, or about each member of a population that is pre-trained.
   """
   return [_row(name + of, path, lines) for of, lines in members(path).items()]
 
@@ -284,10 +278,8 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def curves(name: str, path: epath.Path) -> list[RunLosses]:
-  """
-
-  he losses of one pre-training run, or of each of its members, by the tokens they had seen; none
-  before a line.
+  """The losses of one pre-training run, or of each of its members, by the tokens they had seen;
+  none before a line.
   """
   found = [_curve(name + of, lines) for of, lines in members(path).items()]
   return [curve for curve in found if curve is not None]
@@ -382,9 +374,8 @@ class LatencyRow:
 
 
 def shape(model: Mapping[str, Any]) -> str:
-  """
-
-  ll of a model that the time of an answer depends on: equal of models that a latency is shared by.
+  """All of a model that the time of an answer depends on: equal of models that a latency is shared
+  by.
   """
   model = model_config.LATER | dict(model)
   return json.dumps(

@@ -291,9 +291,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """
-
-  eturns the rows that tables show: the epoch that counts, no phenomena, the last step of a
+  """Returns the rows that tables show: the epoch that counts, no phenomena, the last step of a
   checkpoint.
   """
   last = _last_steps(rows)
@@ -492,9 +490,8 @@ Pair = tuple[str, str]  # names of runs, the base's first
 
 
 class ScoreKey(NamedTuple):
-  """
-
-  hat two scores have in common where they compare: task, metric and how the examples were split.
+  """What two scores have in common where they compare: task, metric and how the examples were
+  split.
   """
 
   task: str

@@ -138,10 +138,8 @@ def start_competitors(
 
 
 def _trial(peer: TimedWorker) -> float:
-  """
-
-  econds of one step, infinitely many where it fails: after the first, which may compile, the best
-  of a few.
+  """Seconds of one step, infinitely many where it fails: after the first, which may compile, the
+  best of a few.
   """
   try:
     peer(1, _PATIENCE)

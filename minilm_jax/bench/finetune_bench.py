@@ -150,10 +150,8 @@ def _time_solo(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
-  """
-
-  f the command, in a process of its own; compiled programs are kept in a folder that recipes of one
-  name share.
+  """Of the command, in a process of its own; compiled programs are kept in a folder that recipes of
+  one name share.
   """
   workdir, cache = (file.parent / f'{what}-{names}', file.parent / f'cache-{names}')
   command = [

@@ -113,10 +113,8 @@ def build_roberta(
 def prepare_examples(
   rows: np.ndarray, labels: np.ndarray, classes: int, pad: str
 ) -> tuple[TrainerExamples, Callable[[Sequence[Any]], dict[str, torch.Tensor]]]:
-  """
-
-  xamples as lists, and what makes a batch of some: padded to the longest of them there, or all to L
-  here.
+  """Examples as lists, and what makes a batch of some: padded to the longest of them there, or all
+  to L here.
   """
   typed = [(int if classes else float)(label) for label in labels]
   if pad == 'max':

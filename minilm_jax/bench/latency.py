@@ -171,10 +171,8 @@ def iqr_ends(rounds: int) -> tuple[int, int]:
 def list_contestants(
   models: Mapping[str, EncoderConfig], size: int, heads: int = 0
 ) -> dict[str, tuple[LatencyResult, EncoderConfig, dict[str, Any]]]:
-  """
-
-  ho answers, by name: from tokens `[B L]` to probabilities `[B C]`, whose shape it has, and what is
-  known of it.
+  """Who answers, by name: from tokens `[B L]` to probabilities `[B C]`, whose shape it has, and
+  what is known of it.
   """
   (name, member), *others = models.items()
   found = {name: (_build_solo(member), member, {'recipe': name, **_facts(member)})}
@@ -234,9 +232,8 @@ def measure_depth(model: EncoderConfig) -> int:
 
 
 def forward_flops(model: EncoderConfig, length: int, heads: int = 1) -> int:
-  """
-
-  atrix products of an answer to one row: the encoder, and two layers of each head at one position.
+  """Matrix products of an answer to one row: the encoder, and two layers of each head at one
+  position.
   """
   return flops.encoder_flops(model, length) + heads * 2 * model.hidden_size * (
     model.hidden_size + CLASSES

@@ -29,10 +29,8 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
 
 
 def time_matrix_product() -> tuple[str, int]:
-  """
-
-  he kind of number and the side of the square matrices that the peak is measured with: the best of
-  the device.
+  """The kind of number and the side of the square matrices that the peak is measured with: the best
+  of the device.
   """
   return ('float32', 1024) if jax.default_backend() == 'cpu' else ('bfloat16', 8192)
 
@@ -94,10 +92,8 @@ def read_peak_memory() -> int:
 
 
 def read_load() -> float:
-  """
-
-  ow many processes wanted to run, on average over the last minute; above a few tenths, timings mean
-  little.
+  """How many processes wanted to run, on average over the last minute; above a few tenths, timings
+  mean little.
   """
   return os.getloadavg()[0]
 

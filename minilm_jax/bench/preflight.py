@@ -61,9 +61,8 @@ def parse_instructions(hlo: str) -> StepCost:
 
 
 def find_collectives(step: StepCost) -> dict[str, dict[str, int]]:
-  """
-
-  hat the chips send each other in a step: by kind, how often, and the bytes that it gives one chip.
+  """What the chips send each other in a step: by kind, how often, and the bytes that it gives one
+  chip.
   """
   found: dict[str, dict[str, int]] = {}
   for line, times in step:
@@ -79,10 +78,8 @@ def find_collectives(step: StepCost) -> dict[str, dict[str, int]]:
 
 
 def estimate_cycles(step: StepCost) -> int:
-  """
-
-  he cycles of all kernels of a step, by the compiler's cost model; none for those that it does not
-  know.
+  """The cycles of all kernels of a step, by the compiler's cost model; none for those that it does
+  not know.
   """
   known = ((int(count), times) for line, times in step for count in _CYCLES.findall(line))
   return sum(count * times for count, times in known if count < _UNKNOWN)
@@ -126,10 +123,8 @@ _TOPOLOGY = re.compile(r'(\w+):[1-9]\d*(x[1-9]\d*){1,2}')
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """
-
-  ne chip: bytes of memory, FLOP/s in bfloat16, bytes/s of its memory, cycles/s; what libtpu calls
-  its set-up.
+  """One chip: bytes of memory, FLOP/s in bfloat16, bytes/s of its memory, cycles/s; what libtpu
+  calls its set-up.
   """
 
   memory: int
@@ -180,9 +175,7 @@ def compile_for_topology(configs: Mapping[str, RunConfig], topology: str) -> dic
 
 
 def _with_notes(name: str, found: Mapping[str, Any]) -> str:
-  """
-
-  hat is worth keeping of a recipe, should the others never be done: forty of them take an hour.
+  """What is worth keeping of a recipe, should the others never be done: forty of them take an hour.
   """
   said = 'does not fit'
   if found['fits']:

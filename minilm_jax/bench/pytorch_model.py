@@ -112,10 +112,8 @@ class Encoder(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-  """
-
-  ogits `[B K V]` at `positions [B K]`, or `[B L V]` at all of them; `fused` chooses PyTorch's own
-  attention.
+  """Logits `[B K V]` at `positions [B K]`, or `[B L V]` at all of them; `fused` chooses PyTorch's
+  own attention.
   """
 
   def __init__(self, config: EncoderConfig, fused: bool):

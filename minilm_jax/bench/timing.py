@@ -46,9 +46,7 @@ def make_random_rows(config: RunConfig) -> np.ndarray:
 
 
 def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], float], float]:
-  """
-
-  function from a number of steps to the seconds they take, and the seconds of the first, which
+  """A function from a number of steps to the seconds they take, and the seconds of the first, which
   compiles.
   """
   engine = program.build_program(config)
@@ -70,10 +68,8 @@ def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], 
 def time_interleaved(
   timed: dict[str, Callable[[int], float]], steps: int, repeats: int, what: str = ''
 ) -> dict[str, list[float]]:
-  """
-
-  econds a step of each contestant in each repeat; one round before is not counted, and tells how
-  long they take.
+  """Seconds a step of each contestant in each repeat; one round before is not counted, and tells
+  how long they take.
   """
   start = time.perf_counter()
   for one in timed.values():
@@ -122,9 +118,7 @@ class TimedWorker:
     return reply
 
   def close(self) -> None:
-    """
-
-    nds the process: it leaves by itself when the pipe is closed, unless it is still at a step.
+    """Ends the process: it leaves by itself when the pipe is closed, unless it is still at a step.
     """
     self.pipe.close()
     self.process.join(_EXIT_SECONDS)
@@ -148,10 +142,8 @@ def start_worker(
 def _serve(
   pipe: connection.Connection, make: Callable[[], TimedStep], cores: Sequence[int]
 ) -> None:
-  """
-
-  he life of a worker: so many steps for each number that comes in, their seconds or what is wrong
-  out.
+  """The life of a worker: so many steps for each number that comes in, their seconds or what is
+  wrong out.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends it
   if cores:

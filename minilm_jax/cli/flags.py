@@ -194,10 +194,8 @@ _MAX_DIGITS = 19  # fewer than a number of 64 bits may have
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """
-
-  ne verb: what it does, the kinds of recipe it reads, its flags (those with a star must be given),
-  an example.
+  """One verb: what it does, the kinds of recipe it reads, its flags (those with a star must be
+  given), an example.
   """
 
   run: Callable[[Any, Any, Sequence[str]], None]

@@ -1,7 +1,5 @@
-"""
-
-hat a recipe means, without running it: its fields, parameters by path with their sharding, FLOPs,
-memory.
+"""What a recipe means, without running it: its fields, parameters by path with their sharding,
+FLOPs, memory.
 """
 
 import functools
@@ -37,9 +35,7 @@ def describe_recipe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[s
 
 
 def describe_pretraining(config: RunConfig) -> dict[str, Any]:
-  """
-
-  hat pre-training by a recipe takes: parameters, rows, tokens, FLOPs of a member, bytes of all,
+  """What pre-training by a recipe takes: parameters, rows, tokens, FLOPs of a member, bytes of all,
   arrays by path.
   """
   shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)

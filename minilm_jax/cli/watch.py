@@ -178,9 +178,7 @@ def _state(path: epath.Path) -> str:
 
 
 def _number(line: Mapping[str, Any], name: str) -> float | None:
-  """
-
-  eturns a number of a log line, None where an earlier version did not write it or it was not
+  """Returns a number of a log line, None where an earlier version did not write it or it was not
   finite.
   """
   return line[name] if name in line else None

@@ -109,10 +109,8 @@ def _number(path: pathlib.Path, name: str) -> int:
 
 
 def without_accelerator() -> None:
-  """
-
-  or compiling for a TPU that is not there: JAX leaves accelerators alone and keeps no program it
-  could not load.
+  """For compiling for a TPU that is not there: JAX leaves accelerators alone and keeps no program
+  it could not load.
   """
   import jax
 

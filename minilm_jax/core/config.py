@@ -38,9 +38,7 @@ _LATER = {
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """
-
-  stored recipe, or card of a classifier, with what it lacks if an earlier version stored it.
+  """A stored recipe, or card of a classifier, with what it lacks if an earlier version stored it.
   """
   return {
     group: _LATER[group] | fields if group in _LATER and isinstance(fields, dict) else fields
@@ -153,9 +151,7 @@ class CheckpointConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Checked):
-  """
-
-  ow many steps a line of metrics covers, which is also the chunk that one dispatch runs; who is
+  """How many steps a line of metrics covers, which is also the chunk that one dispatch runs; who is
   told of it.
   """
 
@@ -179,9 +175,7 @@ class LogConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Checked):
-  """
-
-  evices along each axis; 0 for `population` takes what divides the members, for `data` what is
+  """Devices along each axis; 0 for `population` takes what divides the members, for `data` what is
   left.
   """
 
@@ -195,10 +189,8 @@ class MeshConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PopulationConfig(Checked):
-  """
-
-  odels that one program trains, and what they differ in: a value a member, or none where all have
-  the recipe's.
+  """Models that one program trains, and what they differ in: a value a member, or none where all
+  have the recipe's.
   """
 
   where = 'population.'

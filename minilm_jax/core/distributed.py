@@ -81,10 +81,8 @@ def initialized(
 
 
 def _is_collective_error(error: Exception) -> bool:
-  """
-
-  eturns whether JAX failed at run time; the CPU collectives raise ValueError if a peer closes its
-  socket.
+  """Returns whether JAX failed at run time; the CPU collectives raise ValueError if a peer closes
+  its socket.
   """
   import jax
 
@@ -92,10 +90,8 @@ def _is_collective_error(error: Exception) -> bool:
 
 
 def _end_after_loss(found: str) -> None:
-  """
-
-  eports a lost process on standard error and ends this one; the second thread that calls it waits
-  for that.
+  """Reports a lost process on standard error and ends this one; the second thread that calls it
+  waits for that.
   """
   with _ending:
     os.write(2, f'{InputError(f"training on {_processes} processes", found, _REMEDY)}\n'.encode())
@@ -162,9 +158,7 @@ def bind_address(host: str, port: int) -> str | None:
 
 
 def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
-  """
-
-  hecks the flags and starts the distributed system of JAX where they ask for several processes.
+  """Checks the flags and starts the distributed system of JAX where they ask for several processes.
   """
   flags = ' '.join(
     f'--{name}={value}'
@@ -206,9 +200,8 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
 
 
 def _initialize_jax(wait: int, **arguments: Any) -> None:
-  """
-
-  alls jax.distributed.initialize, and checks that all processes have the same number of devices.
+  """Calls jax.distributed.initialize, and checks that all processes have the same number of
+  devices.
   """
   global _is_started, _process, _processes
   import jax
@@ -261,9 +254,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
 
 
 def check_processes() -> None:
-  """
-
-  aises InputError where JAX computes with devices of other processes, as in a TPU pod, without
+  """Raises InputError where JAX computes with devices of other processes, as in a TPU pod, without
   `initialized`.
   """
   import jax
@@ -356,9 +347,8 @@ def primary_first(function: Callable[[], T]) -> T:
 
 
 def to_host(tree: Any) -> Any:
-  """
-
-  eturns the arrays of a tree on this host, also those that lie on the devices of several processes.
+  """Returns the arrays of a tree on this host, also those that lie on the devices of several
+  processes.
   """
   import jax
   from jax.experimental import multihost_utils

@@ -47,9 +47,8 @@ class InputError(Exception):
 
 
 def _as_one_line(text: str) -> str:
-  """
-
-  ne line that a terminal can show: what does not print, which might move its cursor, is escaped.
+  """One line that a terminal can show: what does not print, which might move its cursor, is
+  escaped.
   """
   text = str(text) if len(str(text)) <= _MAX_PART_CHARS else f'{str(text)[:_MAX_PART_CHARS]}...'
   return (

@@ -80,10 +80,8 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
 
 
 def remove_stale_lock(workdir: epath.PathLike) -> None:
-  """
-
-  emoves the claim of a dead process from a finished directory; leaves one that may only be read as
-  it is.
+  """Removes the claim of a dead process from a finished directory; leaves one that may only be read
+  as it is.
   """
   path = epath.Path(workdir) / LOCK_FILE
   with contextlib.suppress(OSError):
@@ -130,9 +128,7 @@ def _space() -> str:
 
 
 def _started(process: int) -> int | None:
-  """
-
-  hen a process of this host started, in ticks since its boot; None where that cannot be known.
+  """When a process of this host started, in ticks since its boot; None where that cannot be known.
   """
   try:
     found = pathlib.Path(f'/proc/{process}/stat').read_bytes()
@@ -160,10 +156,8 @@ def _take(path: epath.Path, mine: dict[str, Any]) -> None:
 
 
 def _clear(path: epath.Path, dead: dict[str, Any]) -> None:
-  """
-
-  emoves a dead claim, one process at a time: none of several that read it may remove that of the
-  next holder.
+  """Removes a dead claim, one process at a time: none of several that read it may remove that of
+  the next holder.
   """
   if '://' in str(path):
     path.unlink(missing_ok=True)
@@ -215,10 +209,8 @@ def _refusal(path: epath.Path, found: dict[str, Any]) -> LockedError:
 def _renew(
   path: epath.Path, mine: dict[str, Any], over: threading.Event, lost: list[InputError]
 ) -> None:
-  """
-
-  ives signs of life; says so once when the claim is lost, and keeps the error for the end of the
-  block.
+  """Gives signs of life; says so once when the claim is lost, and keeps the error for the end of
+  the block.
   """
   while not over.wait(HEARTBEAT_SECONDS):
     with contextlib.suppress(OSError):  # the next sign of life may succeed
@@ -244,10 +236,8 @@ def _renew(
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-  """
-
-  hat a claim says; nothing where there is none, {} where one is being written, was cut short or is
-  garbage.
+  """What a claim says; nothing where there is none, {} where one is being written, was cut short or
+  is garbage.
   """
   try:
     with path.open('rb') as file:

@@ -202,10 +202,8 @@ class EncoderConfig(Checked):
 
   @property
   def batch_norm(self) -> bool:
-    """
-
-    oes it normalise over the batch, pads included? Then rows are always whole and batches are not
-    cut up.
+    """Does it normalise over the batch, pads included? Then rows are always whole and batches are
+    not cut up.
     """
     return self.convolutions > 0 and self.convolution == 'paper2'
 

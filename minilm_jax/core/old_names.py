@@ -112,9 +112,7 @@ def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_groups(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """
-
-  eturns a record, such as a manifest, whose groups of a recipe have the field names of today.
+  """Returns a record, such as a manifest, whose groups of a recipe have the field names of today.
   """
   renamed = {}
   for name, value in stored.items():
@@ -155,10 +153,8 @@ def _rename_group(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_record(file: str, value: Any) -> Any:
-  """
-
-  eturns the JSON of a file of a run directory under the names of today; that of any other file as
-  it is.
+  """Returns the JSON of a file of a run directory under the names of today; that of any other file
+  as it is.
   """
   if not isinstance(value, dict) or 'model_type' in value:  # a configuration of Hugging Face
     return value

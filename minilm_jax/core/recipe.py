@@ -290,10 +290,8 @@ _trusted: set[str] = set()
 
 
 def allow_modules(names: str) -> None:
-  """
-
-  ets modules be imported: `package.module` or `package.module:Class`, several with commas between;
-  '' is none.
+  """Lets modules be imported: `package.module` or `package.module:Class`, several with commas
+  between; '' is none.
   """
   _trusted.update(filter(None, (name.partition(':')[0].strip() for name in names.split(','))))
 

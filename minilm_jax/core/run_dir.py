@@ -250,10 +250,8 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
 def keep_lines(
   path: epath.PathLike, wanted: Callable[[dict[str, Any]], bool]
 ) -> list[dict[str, Any]]:
-  """
-
-  uts a log down to the wanted records, which is what a run that goes on does with what came after
-  its last save.
+  """Cuts a log down to the wanted records, which is what a run that goes on does with what came
+  after its last save.
   """
   kept = [record for record in read_lines(path) if wanted(record)]
   write_lines(path, kept)

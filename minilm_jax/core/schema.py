@@ -30,9 +30,8 @@ def at_least(least: float) -> FieldRule:
 
 
 def at_most(most: float) -> FieldRule:
-  """
-
-  number that is not larger: what would fill any memory is refused before anything is made of it.
+  """A number that is not larger: what would fill any memory is refused before anything is made of
+  it.
   """
 
   def check(field: str, value: float) -> None:

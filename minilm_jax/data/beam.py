@@ -270,10 +270,8 @@ def _state(options: pipeline_options.PipelineOptions, build: Callable[[beam.Pipe
 
 
 def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-  """
-
-  runner in this process takes a signal, which comes wherever the main thread is, for a failure of
-  its work.
+  """A runner in this process takes a signal, which comes wherever the main thread is, for a failure
+  of its work.
   """
   while error and not isinstance(error, KeyboardInterrupt):
     error = error.__cause__ or error.__context__

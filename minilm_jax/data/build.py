@@ -119,10 +119,8 @@ def _build(
 
 
 def _remove_partial(workdir: epath.Path, work: epath.Path) -> None:
-  """
-
-  eaves whole stages alone, so that a corrected recipe may use the folder and what it shares with
-  this one.
+  """Leaves whole stages alone, so that a corrected recipe may use the folder and what it shares
+  with this one.
   """
   (workdir / run_dir.CONFIG).unlink()
   if work.exists() and not any(work.iterdir()):
@@ -244,10 +242,8 @@ def _manifest(
 
 
 def corpus_hashes(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
-  """
-
-  he hash that makes a corpus this one: of its tokenizer, its shards and their length, not of times
-  or settings.
+  """The hash that makes a corpus this one: of its tokenizer, its shards and their length, not of
+  times or settings.
   """
   shards = {
     split: [shard['sha256'] for shard in found['shards']] for split, found in splits.items()

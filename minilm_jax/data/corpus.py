@@ -112,9 +112,7 @@ class BatchWindow:
     return self.tokens[step - self.first, place]
 
   def covers(self, step: Int[Array, '']) -> Bool[Array, '']:
-    """
-
-    hether the rows of a step are here: not those of a member that stands still since an earlier
+    """Whether the rows of a step are here: not those of a member that stands still since an earlier
     chunk.
     """
     return step >= self.first

@@ -43,9 +43,7 @@ _MICROWORLD = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """
-
-  ne file, data set or generator; `name` is what the user sees, `form` one of FORMS, 'tfds' or
+  """One file, data set or generator; `name` is what the user sees, `form` one of FORMS, 'tfds' or
   'microworld'.
   """
 
@@ -135,10 +133,8 @@ def _file(name: str, unit: str) -> Source:
 
 
 def fingerprint_sources(source: Source) -> dict[str, Any]:
-  """
-
-  hat identifies the content: 'name', 'bytes' and 'sha256' of the stored file; of TFDS the full name
-  and version.
+  """What identifies the content: 'name', 'bytes' and 'sha256' of the stored file; of TFDS the full
+  name and version.
   """
   if source.form == 'tfds':
     return {'name': source.name} | tfds.fingerprint(source.path)

@@ -115,9 +115,8 @@ def filter_shard(
   words: filters.Filter,
   folder: epath.Path,
 ) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
-  """
-
-  ilters a part into its files; gives, by bucket, the part with numbers and digests of its items.
+  """Filters a part into its files; gives, by bucket, the part with numbers and digests of its
+  items.
   """
   (number, source), started, items = part, time.thread_time(), 0
   read, counts, held = Counter(), Counter(), []

@@ -100,9 +100,7 @@ _BITS = np.uint64(56)  # below those that name the bucket
 
 
 class Deduplicator:
-  """
-
-  igests met so far, in sorted runs that merge when they are of like size: 8 bytes an item, 16
+  """Digests met so far, in sorted runs that merge when they are of like size: 8 bytes an item, 16
   during a merge.
   """
 
@@ -125,10 +123,8 @@ class Deduplicator:
 def split_into_buckets(
   first: int, digests: UInt64[np.ndarray, 'n']
 ) -> Iterator[tuple[int, bytes, bytes]]:
-  """
-
-  ucket, numbers and digests of some items of a part, whose numbers count on from `first`; arrays of
-  `<u8`.
+  """Bucket, numbers and digests of some items of a part, whose numbers count on from `first`;
+  arrays of `<u8`.
   """
   order = np.argsort(digests >> _BITS, kind='stable')
   bounds = np.searchsorted((digests >> _BITS)[order], np.arange(_NUM_BUCKETS + 1, dtype=np.uint64))
@@ -138,10 +134,8 @@ def split_into_buckets(
 
 
 def find_repeated(met: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
-  """
-
-  f parts, numbers and digests that meet in a bucket: the parts that repeat, and the numbers of what
-  comes again.
+  """Of parts, numbers and digests that meet in a bucket: the parts that repeat, and the numbers of
+  what comes again.
   """
   parts, numbers, digests = zip(*met, strict=True)
   parts = np.repeat(np.array(parts), [len(some) // 8 for some in numbers])
@@ -190,10 +184,8 @@ def _digest(data: bytes) -> bytes:
 
 @dataclasses.dataclass
 class FilterCounts:
-  """
-
-  hat one batch of documents leaves: items with their place (split, kind), their digests, sums for
-  the manifest.
+  """What one batch of documents leaves: items with their place (split, kind), their digests, sums
+  for the manifest.
   """
 
   items: list[tuple[tuple[str, str], bytes]]
@@ -225,9 +217,8 @@ def count_document_words(batch: Sequence[str], counting: str) -> Counter[str]:
 def find_most_frequent(
   config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int], workers: int
 ) -> filters.WordList:
-  """
-
-  he most frequent words of the sources: one more pass over all text, before the one that filters.
+  """The most frequent words of the sources: one more pass over all text, before the one that
+  filters.
   """
   work = functools.partial(count_document_words, counting=config.vocabulary.word_rule)
   total = Counter()

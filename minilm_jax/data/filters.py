@@ -45,9 +45,7 @@ _GLUE_PARTS = frozenset(('', 'nt', 's', 're', 't', 'd', 'll'))
 
 @dataclasses.dataclass(frozen=True)
 class WordList:
-  """
-
-  ords, what the list is called, and a hash of the sorted words, whatever the form of the file.
+  """Words, what the list is called, and a hash of the sorted words, whatever the form of the file.
   """
 
   words: frozenset[str]
@@ -239,9 +237,7 @@ def _ends(field: str, core: str) -> int:
 
 
 def _is_abbreviation(core: str) -> bool:
-  """
-
-  oes a word with a full stop go on? A title, an initial (but "I." more often ends), letters and
+  """Does a word with a full stop go on? A title, an initial (but "I." more often ends), letters and
   stops as in U.S.
   """
   return (
@@ -343,9 +339,7 @@ class _TextSpans:
     more_than: int,
     counts: collections.Counter[str],
   ) -> list[tuple[int, str, str]]:
-    """
-
-    hose from starts[i] to before stops[i] with more counted words than `more_than`; adds to
+    """Those from starts[i] to before stops[i] with more counted words than `more_than`; adds to
     `counts`.
     """
     words, inside = self._words[stops] - self._words[starts], self._out[stops] == self._out[starts]

@@ -30,10 +30,8 @@ GrammarRule = list[tuple[float, Body]]  # the productions of a symbol, each with
 
 
 class _Symbol:
-  """
-
-  symbol made ready: for production i, `first[i]` is its word, `rest[i]` what follows, last thing
-  first.
+  """A symbol made ready: for production i, `first[i]` is its word, `rest[i]` what follows, last
+  thing first.
   """
 
   __slots__ = ('cumulative', 'first', 'log', 'rest', 'which')
@@ -92,10 +90,8 @@ class Grammar:
     return words
 
   def log_probability(self, start: str, words: Iterable[str]) -> float:
-    """
-
-    he natural logarithm of the probability that `start` becomes exactly these words; -inf where it
-    cannot.
+    """The natural logarithm of the probability that `start` becomes exactly these words; -inf where
+    it cannot.
     """
     total, stack = 0.0, [self._symbols[start]]
     for word in words:
@@ -217,9 +213,7 @@ SENTENCE_END = '\n'  # the word after the last one
 
 
 def _inflected(word: str) -> str:
-  """
-
-  he plural of a noun, or the third person singular of a verb: one rule of English spelling for
+  """The plural of a noun, or the third person singular of a verb: one rule of English spelling for
   both.
   """
   if word == 'knife':
@@ -243,10 +237,8 @@ _FEELING = frozenset(word for side in ADJECTIVES + ADVERBS for word in side)
 def _nouns(
   kinds: tuple[str, ...], place: int, half: int | None, names: bool = True
 ) -> dict[str, float]:
-  """
-
-  ingular nouns and their probabilities: those of the place six times the others; kinds' own names
-  if `names`.
+  """Singular nouns and their probabilities: those of the place six times the others; kinds' own
+  names if `names`.
   """
   weights = dict.fromkeys(kinds if names and half is None else (), 3.0)
   weights |= {
@@ -262,9 +254,8 @@ def _nouns(
 def _coloured(
   sides: tuple[Body, Body], plain: Body, mood: int, half: int | None
 ) -> dict[str, float]:
-  """
-
-  ords of feeling (two thirds of the weight, nine tenths of that on the mood's side) and plain ones.
+  """Words of feeling (two thirds of the weight, nine tenths of that on the mood's side) and plain
+  ones.
   """
   side, other = sides[mood], sides[1 - mood]
   if half is not None:
@@ -383,9 +374,8 @@ def generate_documents(seed: int, count: int) -> Iterator[str]:
 
 
 def log_probability(document: str) -> float:
-  """
-
-  he logarithm of a document's probability, in nats; -inf for what is no document of the language.
+  """The logarithm of a document's probability, in nats; -inf for what is no document of the
+  language.
   """
   return build_grammar().log_probability('DOCUMENT', [*document.split(' '), SENTENCE_END])
 
@@ -400,10 +390,8 @@ def entropy_rate() -> float:
 
 
 def _grammatical(words: Iterable[str]) -> bool:
-  """
-
-  s this a sentence of the language? (At whatever place and in whatever mood: they only change how
-  likely it is.)
+  """Is this a sentence of the language? (At whatever place and in whatever mood: they only change
+  how likely it is.)
   """
   return build_grammar().log_probability('CLAUSE 00', words) > -math.inf
 
@@ -423,9 +411,8 @@ def _acceptability(words: list[str], label: int, rng: random.Random) -> dict[str
 
 
 def _entailment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
-  """
-
-  sentence, and the same with a noun's kind (0) or another kind that fits as well (1) in its place.
+  """A sentence, and the same with a noun's kind (0) or another kind that fits as well (1) in its
+  place.
   """
   at = rng.choice([i for i, word in enumerate(words) if word in _KIND])
   plural = _inflected(_OTHER_NUMBER[words[at]]) == words[at]

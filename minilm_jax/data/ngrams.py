@@ -75,10 +75,8 @@ def context_keys(tokens: Integer[np.ndarray, 'N L'], offset: int) -> Integer[np.
 
 
 def pack_keys(places: Integer[np.ndarray, 'N k'], vocabulary: int) -> UInt64[np.ndarray, 'N']:
-  """
-
-  ne number for the tokens at k places, up to three of a vocabulary below 2.6 million; of no place
-  it is 0.
+  """One number for the tokens at k places, up to three of a vocabulary below 2.6 million; of no
+  place it is 0.
   """
   found = np.zeros(len(places), np.uint64)
   for tokens in places.T:
@@ -130,9 +128,7 @@ def measure_agreement(
   there: UInt64[np.ndarray, 'N'],
   base: Float[np.ndarray, 'V'],
 ) -> Float[np.ndarray, 'N']:
-  """
-
-  um_t share(t | here) share'(t | there) / base(t), of a context of each; over the tokens of the
+  """sum_t share(t | here) share'(t | there) / base(t), of a context of each; over the tokens of the
   rarer of both.
   """
   fewer, found = _num_types(one, here) <= _num_types(other, there), np.empty(len(here))

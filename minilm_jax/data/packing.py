@@ -132,10 +132,8 @@ def _encode(pieces: tokenizer.Tokenizer, texts: Iterable[str]) -> Iterator[list[
 def _iter_ids(
   config: RowsConfig, pieces: tokenizer.Tokenizer, kept: epath.Path, split: str, lost: Counter[str]
 ) -> Iterator[list[int]]:
-  """
-
-  he ids of each row between <s> and </s>; sentences first, then spans, then documents, which never
-  share a row.
+  """The ids of each row between <s> and </s>; sentences first, then spans, then documents, which
+  never share a row.
   """
   room = config.length - 2
   for kind in filtering.TEXT_KINDS:
@@ -152,9 +150,7 @@ def _iter_ids(
 def _shards(
   ids: Iterator[list[int]], length: int, dtype: np.dtype
 ) -> Iterator[UInt[np.ndarray, 'n L']]:
-  """
-
-  ows in arrays of at most 64 MiB; ids never pile up as Python integers, which take 18 times the
+  """Rows in arrays of at most 64 MiB; ids never pile up as Python integers, which take 18 times the
   space.
   """
   most = max_shard_rows(length, dtype)

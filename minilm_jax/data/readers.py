@@ -107,10 +107,8 @@ def detect_format(path: epath.PathLike) -> str | None:
 
 
 class _XzStream(io.RawIOBase):
-  """
-
-  he bytes of .xz streams, one after another; `lzma.LZMAFile` would take as much memory as the file
-  asks for.
+  """The bytes of .xz streams, one after another; `lzma.LZMAFile` would take as much memory as the
+  file asks for.
   """
 
   def __init__(self, stream: BinaryIO):

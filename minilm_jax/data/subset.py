@@ -105,10 +105,8 @@ def check_subset(
 
 
 def select_rows(config: SubsetConfig, files: corpus.CorpusFiles) -> Int[np.ndarray, 'n'] | None:
-  """
-
-  he rows of the training split that a recipe trains on, in ascending order; None where that is all
-  of them.
+  """The rows of the training split that a recipe trains on, in ascending order; None where that is
+  all of them.
   """
   if config.rows:
     return np.sort(order_rows(int(files.ends[-1]), config.shuffle_seed)[: config.rows])

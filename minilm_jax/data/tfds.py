@@ -170,10 +170,8 @@ def _damaged() -> tuple[type[Exception], ...]:
 
 
 def _check_classes(found: Any, what: str) -> None:
-  """
-
-  ets features pass whose classes are of TFDS, which would import any module that is named: data is
-  not code.
+  """Lets features pass whose classes are of TFDS, which would import any module that is named: data
+  is not code.
   """
   # of older versions, JSON inside JSON
   if isinstance(found, str) and found.lstrip().startswith('{'):

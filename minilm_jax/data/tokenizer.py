@@ -75,18 +75,14 @@ class Tokenizer:
     self.size = self._processor.get_piece_size()
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """
-
-    ds of each text, without special ones, whatever the text holds (`<mask>` in a text is five plain
-    characters).
+    """Ids of each text, without special ones, whatever the text holds (`<mask>` in a text is five
+    plain characters).
     """
     return self._processor.encode(list(texts))
 
   def fold(self, text: str) -> str:
-    """
-
-    text of a task or a user in the case of the pieces: lower, as every corpus is; an imported one
-    sees to it.
+    """A text of a task or a user in the case of the pieces: lower, as every corpus is; an imported
+    one sees to it.
     """
     return text if self._imported else text.lower()
 

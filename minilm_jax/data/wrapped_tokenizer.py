@@ -30,9 +30,7 @@ _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'b
 
 
 def is_wrapped(model: bytes) -> bool:
-  """
-
-  re these the bytes of an imported tokenizer? A SentencePiece model never begins with a brace.
+  """Are these the bytes of an imported tokenizer? A SentencePiece model never begins with a brace.
   """
   return model[:1] == b'{'
 
@@ -149,9 +147,8 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
 
 
 class _CapturedErrors:
-  """
-
-  akes a ValueError of what the library raises, which is `Exception` itself, or a panic of its Rust.
+  """Makes a ValueError of what the library raises, which is `Exception` itself, or a panic of its
+  Rust.
   """
 
   def __enter__(self) -> None:
@@ -181,9 +178,7 @@ def _notation(tokenizer: Mapping[str, Any]) -> Any:
 
 
 def _byte_letters() -> dict[str, int]:
-  """
-
-  he byte of each letter with which a byte-level vocabulary writes it: itself, or the next from
+  """The byte of each letter with which a byte-level vocabulary writes it: itself, or the next from
   U+0100 on.
   """
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -1,7 +1,5 @@
-"""
-
-checkpoint judged without training: the masked-token loss on a split of a corpus, and bits a word
-and a byte.
+"""A checkpoint judged without training: the masked-token loss on a split of a corpus, and bits a
+word and a byte.
 """
 
 import dataclasses
@@ -220,10 +218,8 @@ def _measured(
 
 
 def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
-  """
-
-  ums over the queries of a split: their `shares [layers Q H parts]`, and how many `queries [Q]` of
-  each kind.
+  """Sums over the queries of a split: their `shares [layers Q H parts]`, and how many `queries [Q]`
+  of each kind.
   """
   place = jnp.arange(corpus.length)
   distance = place[None, :] - place[:, None]

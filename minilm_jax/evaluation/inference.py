@@ -193,9 +193,8 @@ def _read_texts(path: str, card: Card) -> Iterator[tuple[str, ...]]:
 def answer_examples(
   members: Committee, rows: list[tuple[str, ...]], several: bool
 ) -> Iterator[dict[str, Any]]:
-  """
-
-  nswers to at least one row, as `predict` gives them; without `several` those of the only member.
+  """Answers to at least one row, as `predict` gives them; without `several` those of the only
+  member.
   """
   card = members.members[0].card
   first, *second = zip(*rows, strict=True)

@@ -175,10 +175,8 @@ def _scored(tokens: Int[np.ndarray, 'N L']) -> Bool[np.ndarray, 'N L']:
 
 
 def _ends(tokens: Int[np.ndarray, 'N L'], starts: Bool[np.ndarray, 'V']) -> Int[np.ndarray, 'N L']:
-  """
-
-  or each place, where the word that it is in has ended: the next place that begins a word, or that
-  of `</s>`.
+  """For each place, where the word that it is in has ended: the next place that begins a word, or
+  that of `</s>`.
   """
   place = np.where(
     starts[tokens] | ~_scored(tokens), np.arange(tokens.shape[1])[None], tokens.shape[1]
@@ -195,9 +193,7 @@ def _calls(
   first: Int[np.ndarray, 'N'],
   end: Int[np.ndarray, 'N'],
 ) -> Iterator[Float32[np.ndarray, 'n']]:
-  """
-
-  he scores of all rows, some at a time; the last call is filled up, so that all have one shape.
+  """The scores of all rows, some at a time; the last call is filled up, so that all have one shape.
   """
   devices = mesh.devices.size
   share = -(-len(owner) // devices)
@@ -231,9 +227,7 @@ def _member_log_probabilities(
   first: Int[Array, 'N'],
   end: Int[Array, 'N'],
 ) -> Float[Array, 'N']:
-  """
-
-  f each row the log-probability of the token at `first`, with all from there to before `end`
+  """Of each row the log-probability of the token at `first`, with all from there to before `end`
   hidden.
   """
   kernel, bias = model.output_weights()
@@ -338,10 +332,8 @@ def measure_bits(
 def split_words(
   tokens: Integer[np.ndarray, 'N L'], starts: Bool[np.ndarray, 'V']
 ) -> Int[np.ndarray, 'N L']:
-  """
-
-  he number of the word that each place is part of, from 1 in each row; 0 is no word, or one that
-  may be cut off.
+  """The number of the word that each place is part of, from 1 in each row; 0 is no word, or one
+  that may be cut off.
   """
   inside = ~np.isin(tokens, (tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID))
   number = np.where(inside, np.cumsum(starts[tokens] & inside, axis=1), 0)
@@ -386,9 +378,8 @@ def word_log_probabilities(
   chosen: Bool[np.ndarray, 'N L'],
   mesh: Mesh,
 ) -> Float32[np.ndarray, 'M']:
-  """
-
-  f each chosen place the log-probability of its token, with all chosen places of its row hidden.
+  """Of each chosen place the log-probability of its token, with all chosen places of its row
+  hidden.
   """
   row, column = np.nonzero(chosen)
   number = np.arange(len(row)) - np.searchsorted(row, row)  # of a place among those of its row

@@ -382,10 +382,8 @@ def _digest(pairs: Sequence[MinimalPair]) -> str:
 def _baseline(
   source: epath.Path, corpus: str, tokenizer: Tokenizer
 ) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
-  """
-
-  og-probabilities of pieces in the corpus of a run, if that is still there, and a word on it for
-  the reader.
+  """Log-probabilities of pieces in the corpus of a run, if that is still there, and a word on it
+  for the reader.
   """
   described = pretrained.corpus_hashes(source)
   if not corpus and not described['corpus_folder']:
@@ -412,9 +410,8 @@ def _baseline(
 
 
 def score_lines(found: dict[str, Any]) -> list[dict[str, Any]]:
-  """
-
-  he lines of scores.jsonl: one a phenomenon, and one for the mean over all paradigms, the headline.
+  """The lines of scores.jsonl: one a phenomenon, and one for the mean over all paradigms, the
+  headline.
   """
   common = {name: found[name] for name in ('task', 'checkpoint', 'checkpoint_step', 'seed')}
   splits = {line['phenomenon']: line for line in found['phenomena']} | {

@@ -166,9 +166,7 @@ _hide_rows = jax.jit(masking.mask_eval_batch, static_argnums=2)
 def masked_places(
   batch: masking.MaskedBatch,
 ) -> tuple[Integer[np.ndarray, 'N 3'], Integer[np.ndarray, 'N']]:
-  """
-
-  f each hidden token what stands two to the left, one to the left and one to the right, and the
+  """Of each hidden token what stands two to the left, one to the left and one to the right, and the
   token itself.
   """
   row, column = np.nonzero(batch.weights)

@@ -164,9 +164,8 @@ def token_weights(
 
 
 def score_rows(files: corpus.CorpusFiles, weight: Float[np.ndarray, 'V']) -> Float[np.ndarray, 'N']:
-  """
-
-  he mean weight of the pieces of each row, `<s>`, `</s>` and pads left out; of a row without any 0.
+  """The mean weight of the pieces of each row, `<s>`, `</s>` and pads left out; of a row without
+  any 0.
   """
   found = []
   for shard in files.shards:

@@ -109,9 +109,7 @@ def model_kind(folder: epath.PathLike) -> str:
 
 
 def parse_ref(given: str) -> tuple[epath.Path, int | None]:
-  """
-
-  he folder and the step that `run` or `run@step` names; a folder that is really called so goes
+  """The folder and the step that `run` or `run@step` names; a folder that is really called so goes
   first.
   """
   match = None if epath.Path(given).exists() else _STEP.fullmatch(given)

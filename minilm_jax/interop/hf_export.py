@@ -283,10 +283,8 @@ def _jax_logits(card: Card | None, model: MaskedLanguageModel | Classifier, toke
 
 
 def _fill_masks(released: LoadedModel, pipeline: Any) -> float:
-  """
-
-  he largest difference of the probabilities of our best guesses, and of theirs that are ordinary
-  pieces.
+  """The largest difference of the probabilities of our best guesses, and of theirs that are
+  ordinary pieces.
   """
   worst, first, end = [], len(tokenizer.SPECIAL_TOKENS), released.tokenizer.size
   model = jax.tree.map(jnp.asarray, released.model)
@@ -307,9 +305,7 @@ def _fill_masks(released: LoadedModel, pipeline: Any) -> float:
 
 
 def _predicted(released: LoadedModel, pipeline: Any) -> float:
-  """
-
-  he largest difference of the probabilities of every label, or of the numbers of a regression.
+  """The largest difference of the probabilities of every label, or of the numbers of a regression.
   """
   card = released.card
   two = len(card.fields) == 2 and not card.concatenate_fields

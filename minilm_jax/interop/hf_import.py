@@ -119,10 +119,8 @@ def _describe_import(source: epath.Path, what: str) -> dict[str, Any]:
 def _model(
   source: epath.Path, described: Mapping[str, Any], kind: HfFamily, read: Tokenizer, what: str
 ) -> tuple[RunConfig, Any, list[str]]:
-  """
-
-  he recipe, the model (a dict of the encoder alone where it has no head), and what of theirs was
-  left out.
+  """The recipe, the model (a dict of the encoder alone where it has no head), and what of theirs
+  was left out.
   """
   family = kind.family
   weights = hf_weights.rename_parameters(family, _read_weights(source / WEIGHTS))
@@ -251,9 +249,8 @@ def _tokenizer(source: epath.Path, kind: HfFamily) -> Tokenizer:
 
 
 def _name(given: Any, usual: str, role: str, what: str) -> str:
-  """
-
-  hat a special piece is called: in a tokenizer's settings it is text, or an object with its text.
+  """What a special piece is called: in a tokenizer's settings it is text, or an object with its
+  text.
   """
   found = given['content'] if isinstance(given, dict) and 'content' in given else given
   if found is not None and not isinstance(found, str):
@@ -262,9 +259,8 @@ def _name(given: Any, usual: str, role: str, what: str) -> str:
 
 
 def _word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any]:
-  """
-
-  vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases unless settings say else.
+  """A vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases unless settings say
+  else.
   """
   try:
     lines = files.read_bytes(path, what).decode().removesuffix('\n').split('\n')
@@ -331,9 +327,8 @@ def _check(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
 def _write(
   workdir: epath.Path, config: RunConfig, model: Any, read: Tokenizer, origin: dict[str, Any]
 ) -> dict[str, Any]:
-  """
-
-  he run; its manifest, by which the same import is known again, comes first and its result last.
+  """The run; its manifest, by which the same import is known again, comes first and its result
+  last.
   """
   if (workdir / run_dir.RESULT).exists():
     progress.log(f'nothing to do: {workdir} holds this model')

@@ -203,9 +203,7 @@ def masked_language_model_from_roberta(
 def load_masked_language_model(
   family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> MaskedLanguageModel:
-  """
-
-  ur masked language model with the weights of one of a family; see
+  """Our masked language model with the weights of one of a family; see
   `masked_language_model_from_roberta`.
   """
   shapes = jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))

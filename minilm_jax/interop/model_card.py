@@ -236,9 +236,7 @@ def _shape(config: EncoderConfig) -> str:
 
 
 def _corpus(folder: epath.Path) -> str:
-  """
-
-  hat the run was trained on, by its own manifest; the sources where the corpus is still there.
+  """What the run was trained on, by its own manifest; the sources where the corpus is still there.
   """
   known = pretrained.corpus_hashes(folder)
   lines = [f'Corpus `{_hex(known["corpus"])}`, tokenizer `{_hex(known["tokenizer"])}` (SHA-256).']
@@ -336,9 +334,8 @@ def _losses(folder: epath.Path, config: RunConfig, step: int) -> str:
 
 
 def _cited(config: EncoderConfig) -> str:
-  """
-
-  he paper whose kind of model it is: the second where there are convolutions or its way to start.
+  """The paper whose kind of model it is: the second where there are convolutions or its way to
+  start.
   """
   return _section(
     'Citation',

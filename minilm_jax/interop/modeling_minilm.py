@@ -25,9 +25,7 @@ _ACTIVATIONS = {'gelu': functional.gelu, 'relu': functional.relu, 'silu': functi
 
 
 class MiniLMConfig(PretrainedConfig):
-  """
-
-  hape of a model; sizes have the names of Hugging Face, other fields those of minilm_jax's
+  """Shape of a model; sizes have the names of Hugging Face, other fields those of minilm_jax's
   `EncoderConfig`.
   """
 
@@ -185,9 +183,7 @@ class Convolution(nn.Conv2d):
 
 
 class Layer(nn.Module):
-  """
-
-  onvolution, normalisation, activation of an image `[B I L D]`; `mended`, with its pads zeroed
+  """Convolution, normalisation, activation of an image `[B I L D]`; `mended`, with its pads zeroed
   first.
   """
 
@@ -288,10 +284,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """
-
-  ttention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post) or
-  first (pre).
+  """Attention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post)
+  or first (pre).
   """
 
   def __init__(self, config: MiniLMConfig):
@@ -313,10 +307,8 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """
-
-  oken ids `[B L]` to one vector a token `[B L D]`; what normalises over the batch is always shown
-  whole rows.
+  """Token ids `[B L]` to one vector a token `[B L D]`; what normalises over the batch is always
+  shown whole rows.
   """
 
   def __init__(self, config: MiniLMConfig):
@@ -414,9 +406,7 @@ class MiniLMForMaskedLM(MiniLMPreTrained):
 
 
 class Head(nn.Module):
-  """
-
-  rom the vectors of a row to its logits `[B C]`: the first token's, the mean's, or one weight a
+  """From the vectors of a row to its logits `[B C]`: the first token's, the mean's, or one weight a
   position.
   """
 

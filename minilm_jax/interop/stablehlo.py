@@ -103,9 +103,7 @@ def export_stablehlo(given: str, workdir: str, batch: int = 0) -> dict[str, Any]
 
 
 def exported_length(released: LoadedModel) -> int:
-  """
-
-  : what the head has weights for, or what the model reads, or else the longest text it was
+  """L: what the head has weights for, or what the model reads, or else the longest text it was
   fine-tuned on.
   """
   whole = released.card.head.pooling == 'positions' or released.config.batch_norm
@@ -124,10 +122,8 @@ def _program(released: LoadedModel) -> Callable[[Int[Array, 'B L']], Float[Array
 
 
 def _lowered(released: LoadedModel, batch: int) -> jax_export.Exported:
-  """
-
-  he program for all platforms; its batch is free where none is asked for and that can be lowered,
-  else one row.
+  """The program for all platforms; its batch is free where none is asked for and that can be
+  lowered, else one row.
   """
 
   def lower(size: Any) -> jax_export.Exported:
@@ -178,9 +174,7 @@ def describe_program(released: LoadedModel, fixed: int | None) -> dict[str, Any]
 
 
 def _python(card: Card, rows: int, most: int, two: bool) -> list[str]:
-  """
-
-  ines that answer one text, or pair, where `jax`, `numpy` and `sentencepiece` are installed and
+  """Lines that answer one text, or pair, where `jax`, `numpy` and `sentencepiece` are installed and
   nothing of ours.
   """
   # so many pieces of either text are sure to fit
@@ -226,9 +220,7 @@ def _rows(released: LoadedModel, count: int) -> Int[np.ndarray, 'B L']:
 
 
 def _compare(released: LoadedModel, answer: CallResult, fixed: int | None) -> float:
-  """
-
-  he largest difference between the program's answers and the model's, in batches of one and of
+  """The largest difference between the program's answers and the model's, in batches of one and of
   several.
   """
   ours, found = jax.jit(_program(released)), []
@@ -246,10 +238,8 @@ def _compare(released: LoadedModel, answer: CallResult, fixed: int | None) -> fl
 
 
 def _milliseconds(answer: CallResult, released: LoadedModel, count: int) -> dict[str, float]:
-  """
-
-  ow long an answer takes from tokens on the host to probabilities on the host: `median` and `p95`
-  of `_CALLS`.
+  """How long an answer takes from tokens on the host to probabilities on the host: `median` and
+  `p95` of `_CALLS`.
   """
   tokens, spent = _rows(released, count), []
   for number in range(_WARMUP_CALLS + _NUM_CALLS):

@@ -83,10 +83,8 @@ PROBE_TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-  """
-
-  hat a SentencePiece model file holds: `rows` of piece, score and type by id; its type; has it byte
-  pieces?
+  """What a SentencePiece model file holds: `rows` of piece, score and type by id; its type; has it
+  byte pieces?
   """
 
   rows: tuple[tuple[str, float, int], ...]
@@ -232,9 +230,7 @@ def find_differences(
 
 
 def _our_ids(tokenizer: Tokenizer, text: str, fast: Any) -> list[int]:
-  """
-
-  ds as `tasks/task_data.py` and, where special pieces are ids, as `evaluation/inference.py` make
+  """Ids as `tasks/task_data.py` and, where special pieces are ids, as `evaluation/inference.py` make
   them.
   """
   if fast.encode_special_tokens:
@@ -326,10 +322,8 @@ def _refused(found: str) -> InputError:
 
 
 def _read_model(data: bytes) -> _Model:
-  """
-
-  eturns a SentencePiece model file, or raises InputError for a setting that a tokenizer.json cannot
-  express.
+  """Returns a SentencePiece model file, or raises InputError for a setting that a tokenizer.json
+  cannot express.
   """
   try:
     from sentencepiece import sentencepiece_model_pb2

@@ -210,9 +210,7 @@ class BatchNorm(nnx.Module):
 def _remember(
   used: Float[Array, 'I'], observed: Float[Array, 'I'], running: Float[Array, 'I']
 ) -> Float[Array, 'I']:
-  """
-
-  used`; going backward, `running` gets `observed` in place of a gradient, whatever is
+  """`used`; going backward, `running` gets `observed` in place of a gradient, whatever is
   differentiated.
   """
   return used
@@ -261,10 +259,8 @@ class ConvolutionLayer(nnx.Module):
 
 
 class FrontEnd(nnx.Module):
-  """
-
-  convolutions` layers of `channels`, one channel again; `mended`, with the residual and LayerNorm
-  of a block.
+  """`convolutions` layers of `channels`, one channel again; `mended`, with the residual and
+  LayerNorm of a block.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -313,9 +309,8 @@ class FrontEnd(nnx.Module):
     mask: Bool[Array, 'B L'],
     training: bool,
   ) -> Float[Array, 'B L D O']:
-    """
-
-    layer; with `remat` all that is kept of it is its input, for images are what takes the memory.
+    """A layer; with `remat` all that is kept of it is its input, for images are what takes the
+    memory.
     """
     run = functools.partial(ConvolutionLayer.__call__, training=training)
     return (jax.checkpoint(run) if self.config.remat else run)(layer, image, mask)
@@ -336,10 +331,8 @@ def count_parameters(config: EncoderConfig) -> int:
 
 
 def count_flops(config: EncoderConfig, length: int) -> int:
-  """
-
-  LOPs of its products over a row of `length`: two a multiply-add; those with zeros beyond the image
-  are none.
+  """FLOPs of its products over a row of `length`: two a multiply-add; those with zeros beyond the
+  image are none.
   """
   if not config.convolutions:
     return 0

@@ -35,10 +35,8 @@ def smallest_divisor(rows: int, least: int) -> int:
 
 
 def logit_blocks(rows: int, positions: int, vocabulary: int, platform: str) -> int:
-  """
-
-  nto how many blocks the `rows` of a device are cut, so that the logits of one stay in cache; 1 is
-  all at once.
+  """Into how many blocks the `rows` of a device are cut, so that the logits of one stay in cache; 1
+  is all at once.
   """
   return smallest_divisor(
     rows, math.ceil(4 * rows * positions * vocabulary / _MAX_LOGIT_BYTES[platform])
@@ -81,10 +79,8 @@ def cross_entropy_sum(
 def _forward(
   x: Any, kernel: Any, bias: Any, targets: Any, weights: Any, count: int
 ) -> tuple[Any, Any]:
-  """
-
-  he loss; and its gradient by `x`, `kernel` and `bias`, to which the targets add their share at the
-  end.
+  """The loss; and its gradient by `x`, `kernel` and `bias`, to which the targets add their share at
+  the end.
   """
   kernel, bias = _cast(x, kernel, bias)
   whole, parts = _with_bias(x, kernel, bias, weights, count)
@@ -111,10 +107,8 @@ cross_entropy_sum.defvjp(_forward, _backward)
 
 
 def _cast(x: Any, *arrays: Any) -> tuple[Any, ...]:
-  """
-
-  ernel and bias in the type of `x`: the logits of the targets must be of the same numbers as all
-  others.
+  """Kernel and bias in the type of `x`: the logits of the targets must be of the same numbers as
+  all others.
   """
   return tuple(array.astype(x.dtype) for array in arrays)
 
@@ -129,9 +123,7 @@ def _with_bias(x: Any, kernel: Any, bias: Any, weights: Any, count: int) -> tupl
 
 
 def _log_normalizer(x: Any, weight: Any, whole: Any) -> tuple[Any, Any, Any]:
-  """
-
-  f a block: the log-normalisers, summed; exp(logits) up to a factor; and what makes it weighted
+  """Of a block: the log-normalisers, summed; exp(logits) up to a factor; and what makes it weighted
   probabilities.
   """
   logits = jnp.matmul(x, whole, preferred_element_type=jnp.float32)

@@ -105,10 +105,8 @@ def _check_array(what: str, asked: str, found: Any, shape: tuple[int, ...]) -> N
 
 
 def _check_arrays(what: str, model: nnx.Module) -> None:
-  """
-
-  nly parameters, in float32 whatever it computes in: all of it is trained, saved and, of members,
-  stacked.
+  """Only parameters, in float32 whatever it computes in: all of it is trained, saved and, of
+  members, stacked.
   """
   held = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
   for path, leaf in held:
@@ -124,9 +122,8 @@ def _check_arrays(what: str, model: nnx.Module) -> None:
 
 
 def count_parameters(config: EncoderConfig) -> dict[str, int]:
-  """
-
-  lements of its arrays: `embedding`, of those with a part of that name in their path, and `other`.
+  """Elements of its arrays: `embedding`, of those with a part of that name in their path, and
+  `other`.
   """
   counts = {'embedding': 0, 'other': 0}
   for path, leaf in jax.tree_util.tree_leaves_with_path(_tried(config)[1]):
@@ -138,9 +135,7 @@ def count_parameters(config: EncoderConfig) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=64)
 def count_flops(config: EncoderConfig, length: int) -> int:
-  """
-
-  roducts of one forward pass over a row of `length`, counted where JAX traces them: nothing is
+  """Products of one forward pass over a row of `length`, counted where JAX traces them: nothing is
   compiled.
   """
   row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))

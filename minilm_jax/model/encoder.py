@@ -36,9 +36,7 @@ from minilm_jax.model.layers import Linear, activation, dropout, layer_norm, spl
 
 
 class ShortConvolution(nnx.Module):
-  """
-
-  he row and its depthwise convolution, added; in float32, for element-wise work is what it is.
+  """The row and its depthwise convolution, added; in float32, for element-wise work is what it is.
   """
 
   def __init__(self, config: EncoderConfig):
@@ -65,9 +63,7 @@ def count_short_convolution_parameters(config: EncoderConfig) -> int:
 
 
 def count_short_convolution_flops(config: EncoderConfig, length: int) -> int:
-  """
-
-  LOPs of its products over a row of `length`: two a multiply-add, those with the zeros round it
+  """FLOPs of its products over a row of `length`: two a multiply-add, those with the zeros round it
   included.
   """
   return 2 * config.short_convolution * length * config.hidden_size
@@ -164,9 +160,7 @@ class Projection(nnx.Module):
 
 @jax.custom_vjp
 def _scores(q: Float[Array, 'B L H dim'], k: Float[Array, 'B M H dim']) -> Float[Array, 'B H L M']:
-  """
-
-  ach query times each key, in float32; the gradient is taken by products as narrow as this one.
+  """Each query times each key, in float32; the gradient is taken by products as narrow as this one.
   """
   return jnp.einsum('BLHd,BMHd->BHLM', q, k, preferred_element_type=jnp.float32)
 
@@ -202,9 +196,7 @@ class Attention(nnx.Module):
     return self.output(jnp.einsum('BHLM,BMHd->BLHd', shares, v).reshape(x.shape))
 
   def shares(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
-    """
-
-    ow much of its attention each head gives from each place to each, in float32: 1 in all from
+    """How much of its attention each head gives from each place to each, in float32: 1 in all from
     every place.
     """
     length = x.shape[1]
@@ -237,10 +229,8 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-  """
-
-  ttention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post) or
-  first (pre).
+  """Attention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post)
+  or first (pre).
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):

@@ -62,9 +62,7 @@ def count_parameters(config: EncoderConfig) -> dict[str, int]:
 
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
-  """
-
-  LOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual.
+  """FLOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual.
   """
   k = max_masked_positions(config.max_length, mask.rate)
   # the bias is a row of the kernel in two products of three

@@ -19,18 +19,14 @@ from minilm_jax.model.layers import Linear, activation, dropout, layer_norm, spl
 
 
 def _build_encoder(config: EncoderConfig, rngs: nnx.Rngs) -> Any:
-  """
-
-  urs, or the one of the user's own that the recipe names; a call of either is tokens and mask to
-  `[B L D]`.
+  """Ours, or the one of the user's own that the recipe names; a call of either is tokens and mask
+  to `[B L D]`.
   """
   return custom.build_encoder(config)(config, rngs) if config.encoder else Encoder(config, rngs)
 
 
 class MaskedLanguageModel(nnx.Module):
-  """
-
-  inear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last is the
+  """Linear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last is the
   embedding table.
   """
 
@@ -180,8 +176,7 @@ def init_classifier(
 
 
 def _initialize(config: EncoderConfig) -> str:
-  """
-
-  he paths that have started as they were made: a class of the user's own has its own way to start.
+  """The paths that have started as they were made: a class of the user's own has its own way to
+  start.
   """
   return 'encoder.' if config.encoder else ''

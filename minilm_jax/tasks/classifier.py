@@ -333,9 +333,7 @@ def to_probabilities(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Arra
 def build_forward(
   members: int, how: str
 ) -> Callable[[Classifier, Int[np.ndarray, 'M B L']], Float[Array, 'P N C']]:
-  """
-
-  jitted function of so many stacked members and of batches of tokens; `how` is a strategy of
+  """A jitted function of so many stacked members and of batches of tokens; `how` is a strategy of
   `population`.
   """
 

@@ -71,10 +71,8 @@ class SubsetScore:
 
 
 def combine_outputs(logits: Float[np.ndarray, 'M N C'], how: str) -> Float[np.ndarray, 'N C']:
-  """
-
-  robabilities of a committee from its members' logits: softmax of their mean, or the mean of their
-  softmax.
+  """Probabilities of a committee from its members' logits: softmax of their mean, or the mean of
+  their softmax.
   """
   return softmax(np.mean(logits, 0, np.float64)) if how == LOGIT else softmax(logits).mean(0)
 
@@ -415,10 +413,8 @@ def _short(value: Any) -> str:
 def _study(
   folders: Sequence[epath.Path], headline: str
 ) -> tuple[list[SubsetScore], str, dict[str, int]]:
-  """
-
-  cores of subsets on every split that all members were reported on, or why there are none; examples
-  of each.
+  """Scores of subsets on every split that all members were reported on, or why there are none;
+  examples of each.
   """
   said = [classifier.read_outputs(one) for one in folders]
   digests = [classifier.read_manifest(one)['examples'] for one in folders]

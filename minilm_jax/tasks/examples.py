@@ -346,9 +346,8 @@ def check_labelled(examples: Examples, purpose: str) -> Examples:
 
 
 def hash_examples(examples: Examples) -> str:
-  """
-
-  hash of texts and labels in their order: equal where two runs were judged on the same examples.
+  """A hash of texts and labels in their order: equal where two runs were judged on the same
+  examples.
   """
   rows = zip(
     examples.first,

@@ -133,10 +133,8 @@ def load_encoder(source: epath.PathLike, model: EncoderConfig, step: int) -> Any
 def _encoders(
   saved: dict[int, Any], fresh: bool, model: EncoderConfig, config: FinetuneConfig, ready: TaskData
 ) -> tuple[Any, dict[tuple[int | None, int], int], np.ndarray]:
-  """
-
-  ll encoders that members start from, stacked, the number of each member's by step and seed, their
-  tables.
+  """All encoders that members start from, stacked, the number of each member's by step and seed,
+  their tables.
   """
   stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in saved.values()]
   numbers = {(step, seed): number for number, step in enumerate(saved) for seed in config.seeds}
@@ -173,10 +171,8 @@ def _remaining_members(
 
 
 def _drop_partial_scores(workdir: epath.Path, left: Sequence[MemberSpec], together: int) -> None:
-  """
-
-  akes out of the logs what the members that are left have written, up to where the first of them go
-  on.
+  """Takes out of the logs what the members that are left have written, up to where the first of
+  them go on.
   """
   again, first = {entry.member for entry in left}, {entry.member for entry in left[:together]}
   step = finetune_resume.state_step(workdir, left[:together])
@@ -383,9 +379,8 @@ def _epoch(
   tick: Update,
   rest: Callable[[], None],
 ) -> list[float]:
-  """
-
-  oes on to the end of an epoch that began after update `first`; the mean loss of each member in it.
+  """Goes on to the end of an epoch that began after update `first`; the mean loss of each member in
+  it.
   """
   while reached.step < end:
     some = min(_STEPS_PER_CHUNK, end - reached.step)
@@ -403,9 +398,7 @@ def _epoch(
 def _member_result(
   config: FinetuneConfig, ready: TaskData, workdir: epath.Path, common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-  """
-
-  rites result.json and, where they are wanted, predictions for the GLUE server; gives all score
+  """Writes result.json and, where they are wanted, predictions for the GLUE server; gives all score
   lines.
   """
   lines = list(run_dir.read_lines(workdir / run_dir.SCORES))

@@ -28,10 +28,8 @@ Labels = Shaped[np.ndarray, 'N']
 
 @dataclasses.dataclass(frozen=True)
 class MemberSpec:
-  """
-
-  ne member: its number, the step of the checkpoint that it starts from (None: from scratch), its
-  seed and rate.
+  """One member: its number, the step of the checkpoint that it starts from (None: from scratch),
+  its seed and rate.
   """
 
   member: int
@@ -160,10 +158,8 @@ def score_lines(
 
 
 def summary_lines(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """
-
-  ean, standard deviation and interval over seeds, for each start, learning rate, epoch, split and
-  metric.
+  """Mean, standard deviation and interval over seeds, for each start, learning rate, epoch, split
+  and metric.
   """
   groups: dict[tuple[Any, ...], list[float]] = {}
   for line in lines:
@@ -184,9 +180,8 @@ _NAMED = ('mnli', 'ax', 'qnli', 'rte')
 def save_test_outputs(
   workdir: epath.Path, ready: TaskData, entry: MemberSpec, kept: Mapping[str, EpochResult]
 ) -> None:
-  """
-
-  ppends what a member predicted of each reported and each unlabelled split to predictions.jsonl.
+  """Appends what a member predicted of each reported and each unlabelled split to
+  predictions.jsonl.
   """
   for which, scored in kept.items():
     for split in (*ready.reported, *ready.unlabelled):
@@ -208,9 +203,7 @@ def save_test_outputs(
 def write_submission(
   workdir: epath.Path, ready: TaskData, lines: Sequence[Mapping[str, Any]], which: str
 ) -> None:
-  """
-
-  rites the files of the server, from the member that was best on what was held out, or else the
+  """Writes the files of the server, from the member that was best on what was held out, or else the
   first.
   """
   if not ready.unlabelled:

@@ -31,9 +31,7 @@ _WARNED = 'said'  # the name of the JSON among the arrays
 
 @dataclasses.dataclass
 class FinetuneState:
-  """
-
-  ow far members have come: after `step` updates; `totals` has the losses since the epoch began,
+  """How far members have come: after `step` updates; `totals` has the losses since the epoch began,
   summed.
   """
 
@@ -93,9 +91,8 @@ def save_state(
 def load_state(
   workdir: epath.PathLike, entries: Sequence[MemberSpec], start: MemberState
 ) -> FinetuneState | None:
-  """
-
-  hat these members have reached, laid out as their start is; None where nothing of theirs is there.
+  """What these members have reached, laid out as their start is; None where nothing of theirs is
+  there.
   """
   found = _read(workdir, entries)
   if found is None:

@@ -49,10 +49,8 @@ def replace_embedding(
 def prune_embedding(
   encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']
 ) -> Encoder:
-  """
-
-  n encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is read
-  or moved.
+  """An encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is
+  read or moved.
   """
   return replace_embedding(encoder, encoder.table[..., used, :])
 
@@ -60,9 +58,7 @@ def prune_embedding(
 def widen_embedding(
   model: Classifier, table: Float[np.ndarray, 'V E'], used: Shaped[np.ndarray, 'U']
 ) -> Classifier:
-  """
-
-  member on the host with the whole table that its encoder started from, the rows that the task
+  """A member on the host with the whole table that its encoder started from, the rows that the task
   uses as trained.
   """
   whole = np.array(table)
@@ -78,10 +74,8 @@ _EVAL_ROWS = 64  # rows whose outputs an accelerator computes at one time
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-  """
-
-  hat a program is compiled for: a task's kind and classes, its training examples, the lengths that
-  rows come in.
+  """What a program is compiled for: a task's kind and classes, its training examples, the lengths
+  that rows come in.
   """
 
   kind: str
@@ -119,10 +113,8 @@ def loss_sum(
   key: Any,
   kind: str,
 ) -> Float[Array, '']:
-  """
-
-  ross-entropy of a classification, squared error of a regression, summed over examples; the mean
-  over heads.
+  """Cross-entropy of a classification, squared error of a regression, summed over examples; the
+  mean over heads.
   """
 
   def one(outputs: Float[Array, 'B C']) -> Float[Array, '']:
@@ -252,10 +244,8 @@ def finetune_step(
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneProgram:
-  """
-
-  hat all members of a task share, compiled once; `together` members run at one time, `scored` rows
-  are scored.
+  """What all members of a task share, compiled once; `together` members run at one time, `scored`
+  rows are scored.
   """
 
   updates: int
@@ -336,10 +326,8 @@ def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Ar
 def group_members(
   program: FinetuneProgram, origins: Sequence[tuple[int, float, int]]
 ) -> MemberInit:
-  """
-
-  seed, learning rate, encoder) of the members that run at one time; the last one fills what places
-  are left.
+  """(seed, learning rate, encoder) of the members that run at one time; the last one fills what
+  places are left.
   """
   filled = [*origins, *origins[-1:] * (program.together - len(origins))]
   seeds, rates, encoders = zip(*filled, strict=True)

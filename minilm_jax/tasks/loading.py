@@ -115,10 +115,8 @@ _VALIDATION_SALT = 'held out\0'  # else what is held out would be what a small l
 
 
 def first_by_hash(texts: Sequence[str], count: int) -> list[int]:
-  """
-
-  he `count` first places by hash of the text: a part of what a larger count gives, and in no order
-  by label.
+  """The `count` first places by hash of the text: a part of what a larger count gives, and in no
+  order by label.
   """
   return sorted(range(len(texts)), key=lambda i: (_digest(texts[i]), i))[:count]
 

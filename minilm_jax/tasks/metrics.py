@@ -126,9 +126,7 @@ def accuracy(counts: Counts) -> Float[np.ndarray, '*a']:
 
 
 def f1(counts: Counts) -> Float[np.ndarray, '*a']:
-  """
-
-  TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1.
+  """2 TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1.
   """
   either = counts[..., 1, :].sum(-1) + counts[..., :, 1].sum(-1)
   return _ratio(2 * counts[..., 1, 1], either, either > 0)
@@ -159,9 +157,7 @@ def _ratio(
 
 
 def pearson(predictions: Float[np.ndarray, 'n'], labels: Float[np.ndarray, 'n']) -> float:
-  """
-
-  he linear correlation; nan where either side is constant or not finite, or with fewer than two
+  """The linear correlation; nan where either side is constant or not finite, or with fewer than two
   examples.
   """
   return _correlation(stats.pearsonr, predictions, labels)
@@ -247,10 +243,8 @@ def _checked(names: tuple[str, ...], predictions: Values, labels: Values) -> tup
 def _counts(
   predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']
 ) -> Float[np.ndarray, 'C C']:
-  """
-
-  lasses are those up to the highest that occurs, and at least two; one that never occurs changes no
-  metric.
+  """Classes are those up to the highest that occurs, and at least two; one that never occurs
+  changes no metric.
   """
   return confusion_matrix(predictions, labels, int(max(predictions.max(), labels.max(), 1)) + 1)
 
@@ -370,10 +364,8 @@ def is_constant(predictions: Values) -> bool:
 def confidence_interval(
   values: Sequence[float] | Float[np.ndarray, 'n'], level: float = 0.95
 ) -> tuple[float, float]:
-  """
-
-  he interval of Student's t for the mean of independent values, such as one a seed; nan below two
-  values.
+  """The interval of Student's t for the mean of independent values, such as one a seed; nan below
+  two values.
   """
   n = len(values)
   if n < 2:

@@ -1,6 +1,4 @@
-"""
-
-hat one task gives to train on and to be judged by: its splits as rows, and the pieces they use.
+"""What one task gives to train on and to be judged by: its splits as rows, and the pieces they use.
 """
 
 import dataclasses
@@ -40,10 +38,8 @@ _BUCKET_SHARES = (0.4, 0.7, 0.95, 1.0)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-  """
-
-  ncoded examples: `tokens [N L]`, how many are no pads, and their `labels [N]`, class indices or
-  numbers.
+  """Encoded examples: `tokens [N L]`, how many are no pads, and their `labels [N]`, class indices
+  or numbers.
   """
 
   tokens: Int32[Array, 'N L']
@@ -106,9 +102,7 @@ def build_task_rows(sequences: list[list[int]], labels: np.ndarray, length: int)
 
 
 def used_token_ids(splits: Sequence[TaskRows]) -> Int[np.ndarray, 'U']:
-  """
-
-  he pieces that these rows hold, and the special ones, which keep their numbers: in ascending
+  """The pieces that these rows hold, and the special ones, which keep their numbers: in ascending
   order.
   """
   return np.unique(
@@ -126,10 +120,8 @@ def narrow_ids(rows: TaskRows, used: Int[np.ndarray, 'U']) -> TaskRows:
 def iter_batches(
   parts: Sequence[TaskRows], size: int
 ) -> tuple[Int32[np.ndarray, 'M B L'], list[Int[np.ndarray, 'N']]]:
-  """
-
-  atches of tokens in rows of nearly one length, and where the rows of each part are; the last row
-  fills up.
+  """Batches of tokens in rows of nearly one length, and where the rows of each part are; the last
+  row fills up.
   """
   tokens, lengths = (
     np.concatenate(arrays) for arrays in zip(*((part.tokens, part.lengths) for part in parts))
@@ -250,10 +242,8 @@ def prepare_task_data(
 def _unlabelled(
   task: Task, config: FinetuneConfig, reported: tuple[str, ...]
 ) -> dict[str, tuple[Task, Examples]]:
-  """
-
-  he examples that the GLUE server wants predictions of: the task's test splits, and sets that its
-  models serve.
+  """The examples that the GLUE server wants predictions of: the task's test splits, and sets that
+  its models serve.
   """
   if config.task.filtered:
     progress.log(

@@ -1,7 +1,5 @@
-"""
-
-LUE of changes against their base on made runs: pairs, averages and the verdict by hand, and where
-they are shown.
+"""GLUE of changes against their base on made runs: pairs, averages and the verdict by hand, and
+where they are shown.
 """
 
 import csv
@@ -259,10 +257,8 @@ def test_a_run_that_never_got_there_gives_a_bound():
 
 
 def test_the_open_end_of_a_bound_is_as_sure_as_an_interval():
-  """
-
-  f changes that take a third, and bases that are cut short at times, the end lies below 3 in 97.5%
-  or more.
+  """Of changes that take a third, and bases that are cut short at times, the end lies below 3 in
+  97.5% or more.
   """
   random, held = np.random.default_rng(0), 0
   for _ in range(400):

@@ -1,7 +1,5 @@
-"""
-
-ho is compared with whom: what counts as a change, which runs are seeds of each other, and who is
-left out.
+"""Who is compared with whom: what counts as a change, which runs are seeds of each other, and who
+is left out.
 """
 
 import doctest

@@ -1,7 +1,5 @@
-"""
-
-he statement on paper 2's claims: each verdict can be reached and is from runs alone; what failed is
-named.
+"""The statement on paper 2's claims: each verdict can be reached and is from runs alone; what
+failed is named.
 """
 
 import csv
@@ -186,9 +184,7 @@ def seeded(
   seeds: tuple[int, ...] = SEEDS,
   **changes: Any,
 ) -> pathlib.Path:
-  """
-
-  committee of so many members of each seed, which together are right in these shares of the
+  """A committee of so many members of each seed, which together are right in these shares of the
   examples.
   """
   folder = home / f'committee-{len(list(home.glob("committee-*")))}'
@@ -321,9 +317,7 @@ def test_the_committee(
 
 
 def test_who_is_compared_with_whom(tmp_path: pathlib.Path):
-  """
-
-  he largest committee, the deepest run on as many rows; a smaller committee, a convolved and
+  """The largest committee, the deepest run on as many rows; a smaller committee, a convolved and
   another set are not.
   """
   source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))

@@ -1,6 +1,4 @@
-"""
-
-he committee at equal costs: which of its sizes meets which rival, by what, and how scores are
+"""The committee at equal costs: which of its sizes meets which rival, by what, and how scores are
 paired.
 """
 

@@ -1,7 +1,5 @@
-"""
-
-osses against scores: coefficients against SciPy's, resampling of models, what is left out, depth at
-one size.
+"""Losses against scores: coefficients against SciPy's, resampling of models, what is left out,
+depth at one size.
 """
 
 import math

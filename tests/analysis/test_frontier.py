@@ -1,6 +1,5 @@
-"""
-
-he frontier of the paper's procedure, point by point on its logs, and the properties of an envelope.
+"""The frontier of the paper's procedure, point by point on its logs, and the properties of an
+envelope.
 """
 
 import math

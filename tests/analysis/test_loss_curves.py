@@ -1,6 +1,5 @@
-"""
-
-un directories as tracks: what they hold, members and the runs they became, and what is left out.
+"""Run directories as tracks: what they hold, members and the runs they became, and what is left
+out.
 """
 
 import gzip

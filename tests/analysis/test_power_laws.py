@@ -1,7 +1,5 @@
-"""
-
-aws give the constants that made the data, and on the paper's frontier those that were worked out
-from its logs.
+"""Laws give the constants that made the data, and on the paper's frontier those that were worked
+out from its logs.
 """
 
 import json
@@ -211,9 +209,7 @@ def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
 
 
 def test_a_descent_goes_on_where_two_constants_say_the_same():
-  """
-
-  here the system has no solution of its own as soon as the damping is small, after a dozen good
+  """There the system has no solution of its own as soon as the damping is small, after a dozen good
   steps.
   """
   x = np.linspace(1, 2, 8)

@@ -1,7 +1,5 @@
-"""
-
-he study of the gap, from run directories: who is compared with whom, and what the report shows of
-it.
+"""The study of the gap, from run directories: who is compared with whom, and what the report shows
+of it.
 """
 
 import csv
@@ -311,9 +309,7 @@ def test_equal_gaps_have_no_slope():
 
 
 def test_intervals_hold_the_slope():
-  """
-
-  eeds with a gap of their own at every size: 95 of 100 intervals should hold 0.02; of 12 seeds
+  """Seeds with a gap of their own at every size: 95 of 100 intervals should hold 0.02; of 12 seeds
   somewhat fewer do.
   """
   held = 0

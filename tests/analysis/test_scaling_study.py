@@ -1,7 +1,5 @@
-"""
-
-he study says what the logs show and what a made sweep was made with, and leaves out what a small
-one cannot say.
+"""The study says what the logs show and what a made sweep was made with, and leaves out what a
+small one cannot say.
 """
 
 import dataclasses

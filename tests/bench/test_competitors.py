@@ -1,6 +1,4 @@
-"""
-
-he peers: the same model in PyTorch, to the parameter and the logit; what cannot be compared is
+"""The peers: the same model in PyTorch, to the parameter and the logit; what cannot be compared is
 refused.
 """
 

@@ -1,7 +1,5 @@
-"""
-
-he Trainer of Hugging Face: it trains the model that ours is, padding changes nothing, what does not
-fit is refused.
+"""The Trainer of Hugging Face: it trains the model that ours is, padding changes nothing, what does
+not fit is refused.
 """
 
 import dataclasses
@@ -103,10 +101,8 @@ def test_it_learns(hf_trainer):
 
 @pytest.mark.parametrize('classes', [2, 0])
 def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
-  """
-
-  model of its own making loads into our classifier and gives the mean of our loss; numbers for a
-  regression.
+  """A model of its own making loads into our classifier and gives the mean of our loss; numbers for
+  a regression.
   """
   model = hf_trainer.roberta(SHAPE, classes)
   labels = LABELS if classes else LABELS + 0.5

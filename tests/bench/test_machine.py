@@ -1,6 +1,4 @@
-"""
-
-hat the machine can do: rates are of work that was really done, and are never below what a step
+"""What the machine can do: rates are of work that was really done, and are never below what a step
 achieves.
 """
 

@@ -1,7 +1,5 @@
-"""
-
-head of time: what does not need the compiler for TPUs is tested everywhere, the rest where libtpu
-is installed.
+"""Ahead of time: what does not need the compiler for TPUs is tested everywhere, the rest where
+libtpu is installed.
 """
 
 import functools
@@ -156,9 +154,7 @@ def compiled(config: RunConfig, topology: str) -> dict[str, Any]:
 @needs_libtpu
 @pytest.mark.parametrize('name, topology', LINES)
 def test_a_step_over_data_sends_the_gradient_once(name: str, topology: str):
-  """
-
-  eside it go the loss, the count and, a turn, one flag of the search for rows: four bytes each.
+  """Beside it go the loss, the count and, a turn, one flag of the search for rows: four bytes each.
   """
   found = compiled(config(name), topology)
   assert (
@@ -194,9 +190,7 @@ def test_a_step_over_data_and_model_holds_less_and_sends_more(name: str, topolog
 @needs_libtpu
 @pytest.mark.parametrize('name, topology', LINES)
 def test_a_population_lies_beside_data_and_sends_nothing_more(name: str, topology: str):
-  """
-
-  wo members a chip, in each operation; every chip sums the gradients of its own members, and
+  """Two members a chip, in each operation; every chip sums the gradients of its own members, and
   nothing else.
   """
   made = config(name, **{'population.members': 8, 'mesh.population': 4})
@@ -213,10 +207,8 @@ def test_a_population_lies_beside_data_and_sends_nothing_more(name: str, topolog
 
 @needs_libtpu
 def test_what_does_not_fit_is_printed_and_refused(capsys):
-  """
-
-  ixteen thousand rows of activations a chip are more than it has; the compiler's own numbers say
-  so.
+  """Sixteen thousand rows of activations a chip are more than it has; the compiler's own numbers
+  say so.
   """
   arguments = [
     f'--config=configs/paper1.py:{SMALLEST}',
@@ -247,9 +239,7 @@ def test_what_the_chips_cannot_be_laid_out_as_is_refused(
 
 
 def test_it_compiles_the_chunk_of_the_trainer(monkeypatch):
-  """
-
-  n devices that are here, too, except that their compiler knows no cycles: the gradient is sent
+  """On devices that are here, too, except that their compiler knows no cycles: the gradient is sent
   once.
   """
   monkeypatch.setattr(preflight, 'estimate_cycles', lambda step: 3000)
@@ -290,10 +280,8 @@ def test_without_its_compiler_it_says_what_to_install(monkeypatch):
 
 
 def test_the_table_of_chips_agrees_with_itself():
-  """
-
-  eak and clock make a whole number of matrix units of 128 x 128; a TPU does hundreds of operations
-  a byte.
+  """Peak and clock make a whole number of matrix units of 128 x 128; a TPU does hundreds of
+  operations a byte.
   """
   for chip in preflight.CHIPS.values():
     units = chip.flops / chip.clock / (2 * 128**2)

@@ -136,9 +136,7 @@ def config_break_even() -> RunConfig:
 
 
 def test_each_way_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-  """
-
-  wo members as a population, looped and in each operation, one after the other, and in two
+  """Two members as a population, looped and in each operation, one after the other, and in two
   processes.
   """
   monkeypatch.setattr(timing, '_NUM_ROWS', 64)

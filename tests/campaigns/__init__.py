@@ -1,4 +1,2 @@
-"""
-
-ong-running campaigns: kill, endurance and fuzz programs, each started by a script in launch/.
+"""Long-running campaigns: kill, endurance and fuzz programs, each started by a script in launch/.
 """

@@ -72,10 +72,8 @@ def watched(arguments: list[str]) -> list[dict[str, float]]:
 
 
 def speeds(metrics: pathlib.Path) -> list[float]:
-  """
-
-  illiseconds an update of each line of training, whatever evaluation and saves took between lines
-  included.
+  """Milliseconds an update of each line of training, whatever evaluation and saves took between
+  lines included.
   """
   lines = [
     line for line in map(json.loads, metrics.read_text().splitlines()) if line['split'] == 'train'

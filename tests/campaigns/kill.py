@@ -228,10 +228,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def trial(
   verb: Verb, folder: pathlib.Path, seconds: float, chosen: random.Random
 ) -> Iterator[tuple[str, str]]:
-  """
-
-  uns a verb to its end through up to three kills; gives each (moment, what was wrong with how it
-  ended).
+  """Runs a verb to its end through up to three kills; gives each (moment, what was wrong with how
+  it ended).
   """
   for _ in range(chosen.randint(1, 3)):
     moment = chosen.choice(MOMENTS)

@@ -1,7 +1,5 @@
-"""
-
-ompletion: bash completes verbs, the flags of a verb, their values and files; every shell gets every
-verb.
+"""Completion: bash completes verbs, the flags of a verb, their values and files; every shell gets
+every verb.
 """
 
 import pathlib

@@ -1,6 +1,4 @@
-"""
-
-he door: what cannot be used is refused in three parts with status 2 and leaves nothing behind.
+"""The door: what cannot be used is refused in three parts with status 2 and leaves nothing behind.
 """
 
 import dataclasses

@@ -143,9 +143,7 @@ def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
 
 @pytest.mark.slow
 def test_pretraining_wins_on_the_microworld(tmp_path: pathlib.Path):
-  """
-
-  he claim of the quickstart as a stranger runs it: five seeds, and the whole interval is above
+  """The claim of the quickstart as a stranger runs it: five seeds, and the whole interval is above
   zero.
   """
   quickstart.run_quickstart('microworld', tmp_path)

@@ -1,6 +1,5 @@
-"""
-
-hat a recipe means: the numbers of the paper, of the arrays that a run would have, and of the tasks.
+"""What a recipe means: the numbers of the paper, of the arrays that a run would have, and of the
+tasks.
 """
 
 import dataclasses

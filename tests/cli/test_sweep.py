@@ -1,6 +1,5 @@
-"""
-
-sweep: every point a run, a failure that stops no other, a second start that does nothing twice.
+"""A sweep: every point a run, a failure that stops no other, a second start that does nothing
+twice.
 """
 
 import dataclasses

@@ -1,7 +1,5 @@
-"""
-
-urves of runs in a terminal and in a pipe: what is there, what is not yet, and nothing that steers a
-terminal.
+"""Curves of runs in a terminal and in a pipe: what is there, what is not yet, and nothing that
+steers a terminal.
 """
 
 import io
@@ -25,10 +23,8 @@ ESCAPE = '\x1b'
 def made(
   folder: pathlib.Path, losses: list[float | None], members: int = 1, **more: Any
 ) -> pathlib.Path:
-  """
-
-  run directory with a line every ten updates, and of validation every twenty, `more` in those of
-  training.
+  """A run directory with a line every ten updates, and of validation every twenty, `more` in those
+  of training.
   """
   folder.mkdir(parents=True)
   files.write_json(folder / run_dir.CONFIG, {'kind': 'pretrain', 'num_steps': 100})

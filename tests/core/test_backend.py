@@ -1,6 +1,4 @@
-"""
-
-ow JAX is set up: a device a core and a place for compiled programs, unless the environment says
+"""How JAX is set up: a device a core and a place for compiled programs, unless the environment says
 otherwise.
 """
 
@@ -98,9 +96,7 @@ def test_what_was_freed_between_what_lives_goes_back_to_the_system():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='only glibc can be told')
 def test_what_is_large_goes_back_when_it_is_freed():
-  """
-
-  ithout being told, malloc takes the size of what is freed first as a sign to keep all that is
+  """Without being told, malloc takes the size of what is freed first as a sign to keep all that is
   smaller.
   """
   program = (

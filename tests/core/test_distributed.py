@@ -53,10 +53,8 @@ def free_address() -> str:
 
 
 def of_slurm(port: int, process: int) -> dict[str, str]:
-  """
-
-  hat `srun` tells each of two tasks, as launch/slurm.sbatch starts them; JAX makes the port of the
-  job's number.
+  """What `srun` tells each of two tasks, as launch/slurm.sbatch starts them; JAX makes the port of
+  the job's number.
   """
   return {
     'SLURM_JOB_ID': str(port - 61_440),
@@ -180,10 +178,8 @@ def sentence(err: str) -> str:
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once() -> Any:
-  """
-
-  uns of this process share their compiled programs, quickly made ones: that takes nothing from what
-  is tested.
+  """Runs of this process share their compiled programs, quickly made ones: that takes nothing from
+  what is tested.
   """
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
@@ -253,9 +249,7 @@ def test_two_tasks_of_slurm_go_on_where_one_process_was(
 
 
 def test_two_workers_of_gke_find_each_other(processes: Processes):
-  """
-
-  y what GKE tells the pods of a slice, as launch/gke.yaml starts them; with and without
+  """By what GKE tells the pods of a slice, as launch/gke.yaml starts them; with and without
   --coordinator=auto.
   """
   program = (
@@ -308,10 +302,8 @@ def test_one_process_goes_on_where_one_of_two_was_killed(
 
 @pytest.mark.parametrize('stopped', [0, 1])
 def test_a_process_that_misses_its_heartbeats_ends_the_other(stopped: int, processes: Processes):
-  """
-
-  ts sockets stay open, so that no collective fails: JAX aborts, and the handler makes that status
-  2.
+  """Its sockets stay open, so that no collective fails: JAX aborts, and the handler makes that
+  status 2.
   """
   program = (
     'import sys\nimport jax\nfrom minilm_jax.core import distributed\nhosts.MIN_HEARTBEAT_SECONDS = 1\n'

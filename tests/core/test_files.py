@@ -1,7 +1,5 @@
-"""
-
-hat is read at once is small, what is kept of a file stays within bounds, and a manifest names what
-is beside it.
+"""What is read at once is small, what is kept of a file stays within bounds, and a manifest names
+what is beside it.
 """
 
 import gzip

@@ -120,9 +120,7 @@ def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
   'found', [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}]
 )
 def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
-  """
-
-  here it cannot be compared when it started, as in a claim of another container of this name.
+  """Where it cannot be compared when it started, as in a claim of another container of this name.
   """
   path = written(tmp_path, host=socket.gethostname(), space='another boot or container', **found)
   with pytest.raises(lock.LockedError):

@@ -1,6 +1,4 @@
-"""
-
-he door from recipes to types: what it refuses, what it says, what it keeps; also the types of
+"""The door from recipes to types: what it refuses, what it says, what it keeps; also the types of
 config.py.
 """
 
@@ -287,10 +285,8 @@ HOSTILE = (
 def test_a_stored_recipe_is_data(
   kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  """
-
-  hatever stands in a config.json gives a configuration or one error, of bounded length, and runs
-  nothing.
+  """Whatever stands in a config.json gives a configuration or one error, of bounded length, and
+  runs nothing.
   """
   (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
   monkeypatch.chdir(tmp_path)

@@ -68,10 +68,8 @@ def test_keys_stay_what_they_were(
 
 
 def test_coins_are_fair_and_do_not_follow_one_another():
-  """
-
-  eans, neighbours along every axis, both halves of a hash, and two steps: all within what chance
-  allows.
+  """Means, neighbours along every axis, both halves of a hash, and two steps: all within what
+  chance allows.
   """
   drawn = np.stack(
     [

@@ -1,6 +1,5 @@
-"""
-
-he run directory: files are whole or absent, logs survive a cut, a directory belongs to one recipe.
+"""The run directory: files are whole or absent, logs survive a cut, a directory belongs to one
+recipe.
 """
 
 import errno

@@ -1,7 +1,5 @@
-"""
-
-orms of JSON: what has the form passes whatever else is there, and what has not is named with its
-place.
+"""Forms of JSON: what has the form passes whatever else is there, and what has not is named with
+its place.
 """
 
 import json

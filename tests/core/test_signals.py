@@ -1,7 +1,5 @@
-"""
-
-IGTERM and SIGINT: the first ends in order or is noted, the second leaves at once, and nothing stays
-changed.
+"""SIGTERM and SIGINT: the first ends in order or is noted, the second leaves at once, and nothing
+stays changed.
 """
 
 import os

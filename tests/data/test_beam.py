@@ -1,7 +1,5 @@
-"""
-
-he keep stage by Apache Beam: the corpus of the local build, to the byte, and failures told in one
-error.
+"""The keep stage by Apache Beam: the corpus of the local build, to the byte, and failures told in
+one error.
 """
 
 import json
@@ -53,10 +51,8 @@ def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, 
 
 
 def test_a_build_that_was_stopped_goes_on_with_and_without_beam(tmp_path, monkeypatch):
-  """
-
-  hat a killed pipeline left goes; parts lie in the folder for what is temporary, and leave nothing
-  there.
+  """What a killed pipeline left goes; parts lie in the folder for what is temporary, and leave
+  nothing there.
   """
   made, options = (
     make_corpus_config(write_sources(tmp_path)),
@@ -131,9 +127,7 @@ def test_a_worker_that_fails_is_told_once(tmp_path, monkeypatch, capfd):
 
 
 def test_a_signal_stays_one(tmp_path, monkeypatch):
-  """
-
-  n the work of a runner in this process too, which takes it for a failure; whole stages and the
+  """In the work of a runner in this process too, which takes it for a failure; whole stages and the
   recipe stay.
   """
 

@@ -1,6 +1,4 @@
-"""
-
-uilding a corpus: the folder's contract, the same bytes whatever happens on the way, input that
+"""Building a corpus: the folder's contract, the same bytes whatever happens on the way, input that
 cannot be used.
 """
 
@@ -30,10 +28,8 @@ WORDS = (
 
 
 def write_text(path: pathlib.Path, count: int = 200, seed: int = 0) -> pathlib.Path:
-  """
-
-  ocuments of some sentences, a fifth of them with a word outside `WORDS`, a fifth too short, some
-  repeated.
+  """Documents of some sentences, a fifth of them with a word outside `WORDS`, a fifth too short,
+  some repeated.
   """
   dice = random.Random(seed)
   documents = []
@@ -126,10 +122,8 @@ def test_the_folder(built, place):
 
 
 def test_rows_are_the_text_that_is_kept(built, place):
-  """
-
-  estates what is kept: sentences of known words alone, more than five of them, once, as the file
-  has them.
+  """Restates what is kept: sentences of known words alone, more than five of them, once, as the
+  file has them.
   """
   expected = []
   for sentence in re.findall(
@@ -362,10 +356,8 @@ def test_without_a_word_list_all_words_stay(place, tmp_path):
 
 
 def test_whole_documents_are_rows(place, tmp_path):
-  """
-
-  ach document whole, in lower case, cut at the length of a row; those of the splits are the same as
-  of sentences.
+  """Each document whole, in lower case, cut at the length of a row; those of the splits are the
+  same as of sentences.
   """
   articles = {
     'vocabulary.word_list': '',
@@ -412,9 +404,7 @@ def test_a_given_tokenizer_is_used(built, place, tmp_path):
 
 
 def test_real_stories(data, tmp_path):
-  """
-
-  he share of sentences inside the list, 44 of 100 by the data's own count, which asks for three
+  """The share of sentences inside the list, 44 of 100 by the data's own count, which asks for three
   words, not six.
   """
   made = base.corpus()

@@ -1,6 +1,4 @@
-"""
-
-he corpus on the device: which rows make a batch is a keyed bijection, and a damaged folder is
+"""The corpus on the device: which rows make a batch is a keyed bijection, and a damaged folder is
 refused.
 """
 

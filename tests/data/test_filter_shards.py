@@ -1,7 +1,5 @@
-"""
-
-he keep stage in parts: joined they are what one process makes, however text is cut and whoever is
-asked twice.
+"""The keep stage in parts: joined they are what one process makes, however text is cut and whoever
+is asked twice.
 """
 
 import collections

@@ -1,7 +1,5 @@
-"""
-
-he passes: nothing outside the list is kept, sentences end where a reader ends them, each word is
-seen.
+"""The passes: nothing outside the list is kept, sentences end where a reader ends them, each word
+is seen.
 """
 
 import functools

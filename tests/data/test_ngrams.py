@@ -1,7 +1,5 @@
-"""
-
-ounts beside tokens: what a dictionary counts, whatever comes in one block; probabilities that add
-up to 1.
+"""Counts beside tokens: what a dictionary counts, whatever comes in one block; probabilities that
+add up to 1.
 """
 
 import doctest

@@ -1,6 +1,4 @@
-"""
-
-ows: the paper's grouping, nothing lost by exact filling, and shards that read back as the text.
+"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as the text.
 """
 
 import random

@@ -1,6 +1,5 @@
-"""
-
-ne file: every form and compression reads alike, and what cannot be read is refused with its place.
+"""One file: every form and compression reads alike, and what cannot be read is refused with its
+place.
 """
 
 import contextlib

@@ -1,7 +1,5 @@
-"""
-
-arts of a corpus: nested, the same everywhere, refused where they are too large, and corpora like
-any other.
+"""Parts of a corpus: nested, the same everywhere, refused where they are too large, and corpora
+like any other.
 """
 
 import doctest

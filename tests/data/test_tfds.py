@@ -1,7 +1,5 @@
-"""
-
-repared TFDS data sets: found by name and version, read without TensorFlow, refused with what there
-is.
+"""Prepared TFDS data sets: found by name and version, read without TensorFlow, refused with what
+there is.
 """
 
 import json

@@ -1,6 +1,5 @@
-"""
-
-he tokenizer: special ids, nothing lost, the same bytes every time, and its two measures by hand.
+"""The tokenizer: special ids, nothing lost, the same bytes every time, and its two measures by
+hand.
 """
 
 import random

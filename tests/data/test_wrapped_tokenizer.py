@@ -1,7 +1,5 @@
-"""
-
-tokenizer of the `tokenizers` library under our ids: the same pieces, in our notation, whatever the
-text holds.
+"""A tokenizer of the `tokenizers` library under our ids: the same pieces, in our notation, whatever
+the text holds.
 """
 
 import json

@@ -1,6 +1,4 @@
-"""
-
-checkpoint judged again: the loss that was logged, on any corpus of its tokenizer and no other.
+"""A checkpoint judged again: the loss that was logged, on any corpus of its tokenizer and no other.
 """
 
 import json
@@ -39,9 +37,8 @@ def test_every_head_gives_shares_that_add_up_to_1(found: dict):
 
 
 def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path, tiny_corpus: Path):
-  """
-
-  rom loops over the places of each row; more rows than are looked at together, and pads among them.
+  """From loops over the places of each row; more rows than are looked at together, and pads among
+  them.
   """
   batch = ngram_baselines.hide_tokens(corpus.load_split(tiny_corpus, 'validation'))
   model = pretrained.load(tiny_run).model

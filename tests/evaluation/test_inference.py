@@ -1,7 +1,5 @@
-"""
-
-rained models in a notebook: vectors that are the model's own, answers of the verbs, refusals with a
-way out.
+"""Trained models in a notebook: vectors that are the model's own, answers of the verbs, refusals
+with a way out.
 """
 
 import json

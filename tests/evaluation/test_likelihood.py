@@ -1,7 +1,5 @@
-"""
-
-seudo-log-likelihood: every token once, from all that is not hidden with it, whatever stands in the
-same batch.
+"""Pseudo-log-likelihood: every token once, from all that is not hidden with it, whatever stands in
+the same batch.
 """
 
 import json

@@ -1,7 +1,5 @@
-"""
-
-inimal pairs: 50 for whoever cannot tell, 100 for whoever knows, a mean over paradigms, and nothing
-done twice.
+"""Minimal pairs: 50 for whoever cannot tell, 100 for whoever knows, a mean over paradigms, and
+nothing done twice.
 """
 
 import csv

@@ -1,7 +1,5 @@
-"""
-
-aselines of counts: asked for what evaluation asks for, exactly; the formula they state; no better
-than can be.
+"""Baselines of counts: asked for what evaluation asks for, exactly; the formula they state; no
+better than can be.
 """
 
 import dataclasses
@@ -61,9 +59,7 @@ def found(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(
   found: dict, tiny_corpus: Path
 ):
-  """
-
-  valuation itself, of a model whose logits are a bias alone: the same hidden tokens, the same
+  """Evaluation itself, of a model whose logits are a bias alone: the same hidden tokens, the same
   padded loss.
   """
   config, read = run_config(tiny_corpus), corpus.load_split(tiny_corpus, 'validation')
@@ -176,9 +172,7 @@ def test_a_hidden_neighbour_tells_nothing():
 
 
 def test_on_a_markov_chain_they_reach_its_entropies():
-  """
-
-  f a chain p(t | left, right) is the product, exactly, and two tokens to the left tell what one
+  """Of a chain p(t | left, right) is the product, exactly, and two tokens to the left tell what one
   does.
   """
   kinds, length, dice = 6, 200, np.random.default_rng(0)

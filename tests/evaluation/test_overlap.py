@@ -1,6 +1,4 @@
-"""
-
-verlap of a corpus with a task: 1 with its own text, 0 with another's, shares by hand, honest
+"""Overlap of a corpus with a task: 1 with its own text, 0 with another's, shares by hand, honest
 intervals.
 """
 
@@ -115,9 +113,8 @@ def test_disjoint_pieces_have_no_overlap(pieces: tokenizer.Tokenizer):
 
 
 def test_shares_by_hand(pieces: tokenizer.Tokenizer):
-  """
-
-  unning words: the 3, dog 2, cat 1, and 1; the corpus has the 10 times, dog once, and another word.
+  """Running words: the 3, dog 2, cat 1, and 1; the corpus has the 10 times, dog once, and another
+  word.
   """
   of = np.zeros(pieces.size, int), Counter(the=10, dog=1, tree=4)
   found = measured(['The dog and', 'the dog, the cat!'], pieces, of)
@@ -173,9 +170,7 @@ def test_what_is_left_without_an_example_is_the_measure_of_the_others():
 
 
 def test_intervals_cover_what_they_should():
-  """
-
-  oken overlap of examples of a known kind: the jackknife interval holds the truth in 95 of 100
+  """Token overlap of examples of a known kind: the jackknife interval holds the truth in 95 of 100
   samples.
   """
   random, held, mask = np.random.default_rng(1), 0, np.arange(50) < 30

@@ -1,7 +1,5 @@
-"""
-
-arts by overlap: of equal tokens, in the order of their overlap, the same everywhere, from training
-texts alone.
+"""Parts by overlap: of equal tokens, in the order of their overlap, the same everywhere, from
+training texts alone.
 """
 
 import json

@@ -23,10 +23,8 @@ COMMAND = 'python -m tests.golden'
 
 
 def measure() -> dict[str, Any]:
-  """
-
-  ums of three steps, and how large the model is after them: rows, masks, dropout, loss, gradient,
-  update.
+  """Sums of three steps, and how large the model is after them: rows, masks, dropout, loss,
+  gradient, update.
   """
   made = tiny.get_config()
   made.update(batch_size=4, num_steps=3)

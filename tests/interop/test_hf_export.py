@@ -1,6 +1,4 @@
-"""
-
-olders for transformers: what a user opens says what ours says; what differs, or cannot be made,
+"""Folders for transformers: what a user opens says what ours says; what differs, or cannot be made,
 leaves nothing.
 """
 

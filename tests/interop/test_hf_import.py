@@ -1,7 +1,5 @@
-"""
-
-folder of Hugging Face's as a run: the same vectors, logits and pieces as theirs, and every verb
-takes it.
+"""A folder of Hugging Face's as a run: the same vectors, logits and pieces as theirs, and every
+verb takes it.
 """
 
 import json
@@ -91,9 +89,8 @@ def their_tokenizer(library: Any, transformers: Any, like_bert: bool) -> Any:
 
 
 def their_model(transformers: Any, kind: str, ending: str, vocabulary: int, **changes: Any) -> Any:
-  """
-
-  small model of theirs, every weight random: biases of zero and gains of one would hide mistakes.
+  """A small model of theirs, every weight random: biases of zero and gains of one would hide
+  mistakes.
   """
   import torch
 
@@ -390,10 +387,8 @@ def test_a_folder_with_something_else_is_left_alone(
 
 
 def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source):
-  """
-
-  model that was saved alone has no family in front, and the first BERTs have norms of gamma and
-  beta.
+  """A model that was saved alone has no family in front, and the first BERTs have norms of gamma
+  and beta.
   """
   old = {
     name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
@@ -571,9 +566,7 @@ def test_without_the_library_it_is_named(source, tmp_path: pathlib.Path, monkeyp
 
 
 def test_pads_are_where_both_say(tmp_path: pathlib.Path, source, library):
-  """
-
-  f a RoBERTa positions count from the pad, so that config.json and tokenizer must mean the same
+  """Of a RoBERTa positions count from the pad, so that config.json and tokenizer must mean the same
   one.
   """
   theirs = fake_hf_folders.write_folder(tmp_path / 'theirs', model_type='roberta', pad_token_id=1)

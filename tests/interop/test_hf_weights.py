@@ -1,6 +1,4 @@
-"""
-
-eights on their way out: what comes back in is what went out, each has one place, and who is a
+"""Weights on their way out: what comes back in is what went out, each has one place, and who is a
 RoBERTa is known.
 """
 
@@ -127,9 +125,7 @@ def transformers():
 
 
 def roberta(transformers: Any, kind: str, **changes: Any) -> Any:
-  """
-
-  RoBERTa of our small shape, every weight random: biases of zero and gains of one would hide
+  """A RoBERTa of our small shape, every weight random: biases of zero and gains of one would hide
   mistakes.
   """
   import torch
@@ -273,9 +269,7 @@ def test_fine_tuning_gives_their_losses(transformers):
 
 
 def named(model: Any, modules: dict[str, str], seed: int = 0) -> dict[str, np.ndarray]:
-  """
-
-  eights such as theirs for every parameter of ours, drawn at random: these tests do without
+  """Weights such as theirs for every parameter of ours, drawn at random: these tests do without
   transformers.
   """
   random = np.random.default_rng(seed)

@@ -1,7 +1,5 @@
-"""
-
-odel cards: they say what the run says, at which step it is, and show text of others without doing
-what it says.
+"""Model cards: they say what the run says, at which step it is, and show text of others without
+doing what it says.
 """
 
 import json
@@ -111,9 +109,7 @@ def test_a_fine_tuning_lists_its_scores(tmp_path: pathlib.Path):
 def test_text_of_others_stays_text(
   hostile: str, reads: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
-  """
-
-  endered, the card has the tags of one with plain names, and shows the letters that were given.
+  """Rendered, the card has the tags of one with plain names, and shows the letters that were given.
   """
   markdown = pytest.importorskip('markdown_it', reason='comes with rich')
   html = []

@@ -1,7 +1,5 @@
-"""
-
-he modelling file that is exported beside weights: each shape gives the same logits in PyTorch, pads
-or not.
+"""The modelling file that is exported beside weights: each shape gives the same logits in PyTorch,
+pads or not.
 """
 
 import dataclasses
@@ -62,9 +60,7 @@ def theirs():
 
 
 def spread(model: Any) -> Any:
-  """
-
-  he model with no parameter at its start: biases of zero and gains of one would hide mistakes.
+  """The model with no parameter at its start: biases of zero and gains of one would hide mistakes.
   """
   dice = np.random.default_rng(0)
 

@@ -1,7 +1,5 @@
-"""
-
-okenizers in Hugging Face's form: the same ids for any text, rows as ours, refused where they cannot
-be.
+"""Tokenizers in Hugging Face's form: the same ids for any text, rows as ours, refused where they
+cannot be.
 """
 
 import io
@@ -96,10 +94,8 @@ def test_real_lines_get_the_same_ids(tokenizer: Tokenizer, data: pathlib.Path):
 
 
 def test_a_difference_is_seen(tokenizer: Tokenizer):
-  """
-
-  hat compares would say so: of capitals left as they are, of spaces left alone, of another order of
-  merges.
+  """What compares would say so: of capitals left as they are, of spaces left alone, of another
+  order of merges.
   """
   tokenizers = pytest.importorskip(
     'tokenizers', reason='needs tokenizers, which is of the extra [hf]'
@@ -194,9 +190,8 @@ def test_pieces_that_hold_a_special_one_are_refused():
 
 
 def test_what_is_written_holds_the_pieces_of_the_model(tokenizer: Tokenizer):
-  """
-
-  ithout their library: pieces, scores and byte pieces are those that SentencePiece itself reports.
+  """Without their library: pieces, scores and byte pieces are those that SentencePiece itself
+  reports.
   """
   processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
   model = tokenizer_json.build_tokenizer_json(tokenizer)['model']

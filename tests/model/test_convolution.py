@@ -1,7 +1,5 @@
-"""
-
-he convolutional front-end: PyTorch's numbers, pads, statistics that no gradient moves, the mended
-form.
+"""The convolutional front-end: PyTorch's numbers, pads, statistics that no gradient moves, the
+mended form.
 """
 
 import dataclasses
@@ -317,10 +315,8 @@ def test_neighbours_in_a_batch_change_a_row_in_training_alone_and_only_in_the_pa
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('remat', [False, True])
 def test_every_parameter_gets_a_gradient(form: str, remat: bool):
-  """
-
-  ut a bias that the norm after it takes away: before BatchNorm, and the mended form's one number
-  for all features.
+  """But a bias that the norm after it takes away: before BatchNorm, and the mended form's one
+  number for all features.
   """
   model = language_model(convolution=form, remat=remat)
   tokens = tokens_of((12, 9, 12, 8), 12)
@@ -358,10 +354,8 @@ def test_making_a_layer_again_changes_no_gradient():
 
 
 def test_statistics_are_observed_and_not_learned():
-  """
-
-  hey move by a tenth of the way; no decay, no moments, no share in the clipped norm; in evaluation
-  they are used.
+  """They move by a tenth of the way; no decay, no moments, no share in the clipped norm; in
+  evaluation they are used.
   """
   front, x = front_end(), some()
 
@@ -453,10 +447,8 @@ def test_bfloat16_stays_near(form: str):
 
 
 def test_convolutions_start_as_in_pytorch():
-  """
-
-  niform within 1 / sqrt(inputs of a unit), kernel and bias, whatever the rule; statistics at 0 and
-  1.
+  """Uniform within 1 / sqrt(inputs of a unit), kernel and bias, whatever the rule; statistics at 0
+  and 1.
   """
   for rule in ('standard', 'paper1', 'bert'):
     config = config_of(channels=64, kernel=(5, 3), initialization=rule)

@@ -18,9 +18,7 @@ B, K, D, V = 12, 3, 5, 40
 
 @pytest.fixture(scope='module')
 def arguments() -> tuple[Any, ...]:
-  """
-
-  ogits of tens, so that an unsafe exponential would show; some positions count nothing, some
+  """Logits of tens, so that an unsafe exponential would show; some positions count nothing, some
   targets come twice.
   """
   dice = np.random.default_rng(0)
@@ -56,9 +54,7 @@ def test_loss_and_gradient_are_the_plain_ones(arguments: tuple[Any, ...], count:
 
 
 def narrow(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-  """
-
-  hat is read in bfloat16; kernel and bias hold numbers that bfloat16 has, so that the loss is
+  """What is read in bfloat16; kernel and bias hold numbers that bfloat16 has, so that the loss is
   exact.
   """
   x, *others, targets, weights = arguments
@@ -74,9 +70,8 @@ def narrow(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 def test_in_bfloat16_the_loss_is_exact_and_the_gradient_near(
   arguments: tuple[Any, ...], count: int
 ):
-  """
-
-  roducts of bfloat16 are exact in float32; the gradient is multiplied once more, rounded to 0.4%.
+  """Products of bfloat16 are exact in float32; the gradient is multiplied once more, rounded to
+  0.4%.
   """
   given = narrow(arguments)
   found, gradient = doubled(cross_entropy.cross_entropy_sum, count)(*given)
@@ -95,10 +90,8 @@ def test_in_bfloat16_the_loss_is_exact_and_the_gradient_near(
 
 
 def test_in_bfloat16_the_normaliser_is_float32():
-  """
-
-  f 19,010 equal pieces: no number of bfloat16 is within 0.02 of its log, and a sum of ones stops at
-  256.
+  """Of 19,010 equal pieces: no number of bfloat16 is within 0.02 of its log, and a sum of ones
+  stops at 256.
   """
   x, kernel, targets = (
     jnp.ones((2, 3, 8), jnp.bfloat16),

@@ -1,7 +1,5 @@
-"""
-
-n encoder of the user's own: what it must offer is asked for before anything is compiled; a stored
-name runs nothing.
+"""An encoder of the user's own: what it must offer is asked for before anything is compiled; a
+stored name runs nothing.
 """
 
 import dataclasses
@@ -173,9 +171,7 @@ def test_what_a_recipe_that_is_given_names_is_trusted(own: pathlib.Path):
 
 
 def test_products_are_counted_as_ours_are():
-  """
-
-  f our own encoder, traced, they are those of the formula; a scan counts as often as it runs.
+  """Of our own encoder, traced, they are those of the formula; a scan counts as often as it runs.
   """
   for changes in ({}, {'model.positions': 'relative', 'model.num_layers': 3}):
     config = shape('', **changes)

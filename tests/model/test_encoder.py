@@ -1,6 +1,4 @@
-"""
-
-he encoder: padding changes nothing, every parameter learns, tokens are seen from everywhere,
+"""The encoder: padding changes nothing, every parameter learns, tokens are seen from everywhere,
 switches work.
 """
 
@@ -66,10 +64,8 @@ def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
 
 @pytest.mark.parametrize('changes', SWITCHES + OTHERS)
 def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
-  """
-
-  f tables every row that is used; the bias of the keys shifts all scores of a query alike and so
-  has none.
+  """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and
+  so has none.
   """
   model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
   alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
@@ -149,9 +145,7 @@ def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_or
 
 
 def test_sinusoids_are_those_of_vaswani():
-  """
-
-  E(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) its cosine; beside tokens of 0.02 as there
+  """PE(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) its cosine; beside tokens of 0.02 as there
   beside those of 1.
   """
   table = [
@@ -168,9 +162,8 @@ def test_sinusoids_are_those_of_vaswani():
 
 
 def test_relative_bias_tells_left_from_right():
-  """
-
-  ne number a head and signed distance: token i gives token j the bias number j - i + length - 1.
+  """One number a head and signed distance: token i gives token j the bias number j - i + length -
+  1.
   """
   config = dataclasses.replace(
     SMALL, positions='relative', max_length=4, num_heads=1, hidden_size=4, dropout=0.0
@@ -337,10 +330,8 @@ def test_a_population_is_the_model_under_vmap():
 
 
 def away(found: Any, expected: Any) -> float:
-  """
-
-  he largest distance of an array of `found` from its like, as a share of that one's norm and 1% of
-  all's.
+  """The largest distance of an array of `found` from its like, as a share of that one's norm and 1%
+  of all's.
   """
   found, expected = (
     [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (found, expected)
@@ -354,10 +345,8 @@ def away(found: Any, expected: Any) -> float:
 
 @pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding_size': 16}))
 def test_bfloat16_is_near_float32(changes: dict[str, Any]):
-  """
-
-  ogits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off by
-  up to 0.4%.
+  """Logits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off
+  by up to 0.4%.
   """
   tokens = draw_tokens(8, SMALL.max_length)
   run = fast_jit.jit(
@@ -393,10 +382,8 @@ def encode_sum(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
 
 
 def test_scores_and_shares_of_attention_are_float32():
-  """
-
-  cores of 20 and 20 + 1/32 are one number in bfloat16; here the second token's share is larger by
-  tanh(1/64).
+  """Scores of 20 and 20 + 1/32 are one number in bfloat16; here the second token's share is larger
+  by tanh(1/64).
   """
   attention = blank_attention(
     dataclasses.replace(SMALL, num_heads=1, hidden_size=4, dtype='bfloat16')
@@ -412,10 +399,8 @@ def test_scores_and_shares_of_attention_are_float32():
 
 
 def test_norms_are_taken_in_float32():
-  """
-
-  f numbers around 100, which in bfloat16 are halves apart: their squares would be whole steps of 64
-  apart.
+  """Of numbers around 100, which in bfloat16 are halves apart: their squares would be whole steps
+  of 64 apart.
   """
   config = dataclasses.replace(SMALL, dtype='bfloat16', norm_epsilon=0.0)
   x = jnp.asarray(100 + np.random.default_rng(0).integers(-4, 5, (64, 16)) / 2, jnp.bfloat16)
@@ -428,9 +413,8 @@ def test_norms_are_taken_in_float32():
 
 
 def test_gradients_over_tokens_are_summed_in_float32():
-  """
-
-  ,001 tokens give a bias 3,001, which bfloat16 cannot say; a table gets what it gets in float32.
+  """3,001 tokens give a bias 3,001, which bfloat16 cannot say; a table gets what it gets in
+  float32.
   """
   config = dataclasses.replace(SMALL, dtype='bfloat16', dropout=0.0)
   ones = jnp.ones((3001, SMALL.hidden_size), jnp.bfloat16)

@@ -1,7 +1,5 @@
-"""
-
-arameters and FLOPs: the logged runs of the paper to the digit, the modules as they are, and what
-XLA compiles.
+"""Parameters and FLOPs: the logged runs of the paper to the digit, the modules as they are, and
+what XLA compiles.
 """
 
 import csv
@@ -122,9 +120,8 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
 def test_parameters_of_the_second_paper(
   name: str, front: int, masked: int, classes: tuple[int, ...]
 ):
-  """
-
-  he released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules are.
+  """The released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules
+  are.
   """
   config = recipe.resolve(paper2_models.get_config(name), 'pretrain').model
   assert (
@@ -217,9 +214,8 @@ def test_masked_positions_are_the_share_rounded_up(length: int, rate: float, cou
 
 
 def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
-  """
-
-  oss and gradient without dropout, and what it takes: what a training step does but for the update.
+  """Loss and gradient without dropout, and what it takes: what a training step does but for the
+  update.
   """
   k = flops.max_masked_positions(config.model.max_length, config.mask.rate)
   integers, weights = (
@@ -266,10 +262,8 @@ def traced_products(jaxpr: Any) -> int:
 
 
 def convolved(equation: Any) -> int:
-  """
-
-  LOPs of a convolution, forward or backward: pairs of a pixel and a weight of the window that meet,
-  by counting.
+  """FLOPs of a convolution, forward or backward: pairs of a pixel and a weight of the window that
+  meet, by counting.
   """
   numbers, padding = equation.params['dimension_numbers'], equation.params['padding']
   left, right = (v.aval.shape for v in equation.invars)
@@ -320,9 +314,7 @@ def compiled_products(program: str) -> int:
   ],
 )
 def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
-  """
-
-  xactly, whatever the switches: nothing is left out and nothing computed that is not counted.
+  """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted.
   """
   config = run_config(**changes, dropout=0.0)
   program, arguments = gradient_program(config)
@@ -357,10 +349,8 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
 
 @pytest.mark.parametrize('form', ['paper2', 'fixed'])
 def test_xla_confirms_the_flops_of_convolutions(form: str):
-  """
-
-  ts own count of a lone convolution is ours exactly; of a step it has element-wise work on top, of
-  every channel.
+  """Its own count of a lone convolution is ours exactly; of a step it has element-wise work on top,
+  of every channel.
   """
   config = run_config(
     convolutions=2,

@@ -1,6 +1,4 @@
-"""
-
-eads: logits only where they are asked for, tied or not, and the three ways from tokens to one
+"""Heads: logits only where they are asked for, tied or not, and the three ways from tokens to one
 vector.
 """
 
@@ -156,9 +154,7 @@ def test_several_heads_answer_with_their_mean_and_the_first_is_what_it_is_alone(
 
 
 def test_what_is_dropped_stands_before_the_dense_layer_and_after_the_tanh_and_each_head_drops_its_own():
-  """
-
-  oBERTa's order (paper 1, the classification model); the first head drops what it does alone.
+  """RoBERTa's order (paper 1, the classification model); the first head drops what it does alone.
   """
   model, key = (
     classifier('first', dropout=0.5, copies=2),

@@ -1,6 +1,4 @@
-"""
-
-ow parameters start: the paper's rule to the letter, the standard one, and independence of
+"""How parameters start: the paper's rule to the letter, the standard one, and independence of
 everything else.
 """
 
@@ -44,10 +42,8 @@ def standard() -> dict[str, np.ndarray]:
 
 
 def deviates(values: np.ndarray, std: float) -> float:
-  """
-
-  ow many standard errors the deviation and the mean of `values` are from (0, std); the larger of
-  the two.
+  """How many standard errors the deviation and the mean of `values` are from (0, std); the larger
+  of the two.
   """
   n = values.size
   return max(
@@ -56,9 +52,7 @@ def deviates(values: np.ndarray, std: float) -> float:
 
 
 def test_honey_draws_matrices_and_tables_by_xavier(honeyed: dict[str, np.ndarray]):
-  """
-
-  very array with two axes, the pad's row and the rows that nothing uses included: variance 2 /
+  """Every array with two axes, the pad's row and the rows that nothing uses included: variance 2 /
   (rows + columns).
   """
   for name, values in honeyed.items():
@@ -79,9 +73,7 @@ def test_honey_of_the_paper_s_table():
 
 
 def test_honey_takes_the_norm_of_the_projection_for_a_bias(honeyed: dict[str, np.ndarray]):
-  """
-
-  uirk Q3: gain and bias 0.01 there, (1, 0) at every other norm, 0.01 at every bias of a linear
+  """Quirk Q3: gain and bias 0.01 there, (1, 0) at every other norm, 0.01 at every bias of a linear
   layer.
   """
   seen = set()
@@ -110,9 +102,7 @@ def test_a_bias_per_distance_starts_at_nothing():
 
 
 def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray]):
-  """
-
-  nother depth or kind of position leaves all other parameters as they are; a classifier has the
+  """Another depth or kind of position leaves all other parameters as they are; a classifier has the
   same encoder.
   """
   other = config(

@@ -1,7 +1,5 @@
-"""
-
-aved classifiers: what fine-tuning keeps says again what it was scored by, on any devices, wherever
-it is copied to.
+"""Saved classifiers: what fine-tuning keeps says again what it was scored by, on any devices,
+wherever it is copied to.
 """
 
 import dataclasses
@@ -64,10 +62,8 @@ def share_programs(fast_compile: None) -> Any:
 
 @pytest.fixture(scope='module')
 def tuned(tiny_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """
-
-  wo seeds from a checkpoint and two from scratch, with two heads; copy it before changing anything
-  in it.
+  """Two seeds from a checkpoint and two from scratch, with two heads; copy it before changing
+  anything in it.
   """
   workdir = tmp_path_factory.mktemp('tuned') / 'run'
   finetune.finetune(settings(), tiny_run, workdir, STARTS)

@@ -1,6 +1,4 @@
-"""
-
-ommittees: what they say is the mean of what members say, wherever they lie; what cannot answer
+"""Committees: what they say is the mean of what members say, wherever they lie; what cannot answer
 together is refused.
 """
 

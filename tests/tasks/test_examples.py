@@ -1,7 +1,5 @@
-"""
-
-xamples: the filter's counts on real data, the same rows whatever the file, cuts without overlap,
-faults named.
+"""Examples: the filter's counts on real data, the same rows whatever the file, cuts without
+overlap, faults named.
 """
 
 import collections

@@ -1,7 +1,5 @@
-"""
-
-ine-tuning: one population of starts, rates and seeds; what is scored, what is logged, and going on
-after a stop.
+"""Fine-tuning: one population of starts, rates and seeds; what is scored, what is logged, and going
+on after a stop.
 """
 
 import dataclasses
@@ -104,9 +102,7 @@ def never(monkeypatch):
 
 @pytest.fixture(scope='module')
 def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """
-
-  whole run of two checkpoints and from scratch, two rates, two seeds; copy it before changing
+  """A whole run of two checkpoints and from scratch, two rates, two seeds; copy it before changing
   anything in it.
   """
   workdir = tmp_path_factory.mktemp('finetune') / 'finished'
@@ -240,9 +236,7 @@ def test_a_stopped_run_goes_on_with_the_members_that_were_cut(
 def test_members_go_on_from_where_they_were(
   finished: Path, tiny_run: Path, tmp_path: Path, monkeypatch, at: int
 ):
-  """
-
-  topped at a save, within an epoch, at its end, or in the second group: nothing is made twice,
+  """Stopped at a save, within an epoch, at its end, or in the second group: nothing is made twice,
   nothing differs.
   """
   monkeypatch.setattr(finetune_resume, 'SAVE_SECONDS', 0)
@@ -479,10 +473,8 @@ def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_running_statistics_go_on_in_fine_tuning(convolved_run: Path, tmp_path: Path, monkeypatch):
-  """
-
-  hey start from those of the checkpoint, beside a fresh head, and move; rows are whole and batches
-  too.
+  """They start from those of the checkpoint, beside a fresh head, and move; rows are whole and
+  batches too.
   """
   model, seen = finetune.pretrained.load_single_config(convolved_run).model, []
   encoder = checkpoint.flatten(finetune.load_encoder(convolved_run, model, 4))

@@ -1,6 +1,5 @@
-"""
-
-redictions: files as the GLUE server takes them, one line an example, and what every member said.
+"""Predictions: files as the GLUE server takes them, one line an example, and what every member
+said.
 """
 
 import json

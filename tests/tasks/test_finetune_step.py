@@ -1,7 +1,5 @@
-"""
-
-hat fine-tuning computes: no pad, unused piece, cut or neighbour changes a member; seed, rate and
-start do.
+"""What fine-tuning computes: no pad, unused piece, cut or neighbour changes a member; seed, rate
+and start do.
 """
 
 import dataclasses

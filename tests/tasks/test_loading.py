@@ -1,6 +1,5 @@
-"""
-
-laces: whatever holds the rows, the same come out, and what is missing is named with how to get it.
+"""Places: whatever holds the rows, the same come out, and what is missing is named with how to get
+it.
 """
 
 import collections

@@ -1,7 +1,5 @@
-"""
-
-hat a task gives: splits that share no example, rows as short as they may be, only the pieces that
-they hold.
+"""What a task gives: splits that share no example, rows as short as they may be, only the pieces
+that they hold.
 """
 
 import doctest
@@ -42,9 +40,8 @@ def tokenizer(tiny_corpus: Path) -> Tokenizer:
 
 @pytest.fixture(scope='module')
 def rows() -> TaskRows:
-  """
-
-  exts of many lengths, short ones more often than long ones; the longest is as long as rows are.
+  """Texts of many lengths, short ones more often than long ones; the longest is as long as rows
+  are.
   """
   draw = np.random.default_rng(0)
   counts = np.append(np.minimum(draw.geometric(0.06, 149) + 2, 77), 77)

@@ -205,10 +205,8 @@ def _grouped(tokens: str) -> str:
 
 
 def around(compared: Comparison) -> Iterator[str]:
-  """
-
-  hat is said of all shapes together: what counts reach, runs under way, and those in none of the
-  tables.
+  """What is said of all shapes together: what counts reach, runs under way, and those in none of
+  the tables.
   """
   if compared.ngram_losses:
     yield f'Counts alone reach: {"; ".join(f"{name} {loss:.3f}" for name, loss in compared.ngram_losses.items())} nats.'

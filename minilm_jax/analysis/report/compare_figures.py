@@ -62,10 +62,8 @@ def chosen(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
 def curves(
   base: Ablation, changes: Sequence[Ablation], levels: Mapping[str, float]
 ) -> FigureWithTooltips:
-  """
-
-  alidation loss against FLOPs, in logarithms: thin lines, the base thick; `levels` are other losses
-  by name.
+  """Validation loss against FLOPs, in logarithms: thin lines, the base thick; `levels` are other
+  losses by name.
   """
   titles: dict[str, str] = {}
   with mpl.rc_context(STYLE):
@@ -94,9 +92,7 @@ def curves(
 
 
 def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
-  """
-
-  ow many times fewer tokens each change takes to leave the plateau; what is a bound is a hollow
+  """How many times fewer tokens each change takes to leave the plateau; what is a bound is a hollow
   triangle.
   """
   titles: dict[str, str] = {}
@@ -138,10 +134,8 @@ def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
 
 
 def multipliers(base: Ablation, changes: Sequence[Ablation]) -> FigureWithTooltips:
-  """
-
-  he multiplier of each change at losses along its curve, with its 95% interval over seeds, both in
-  logarithms.
+  """The multiplier of each change at losses along its curve, with its 95% interval over seeds, both
+  in logarithms.
   """
   with mpl.rc_context(STYLE):
     figure, axes = _new(len(changes), 3.4)
@@ -169,10 +163,8 @@ def multipliers(base: Ablation, changes: Sequence[Ablation]) -> FigureWithToolti
 
 
 def _multipliers(base: Ablation, change: Ablation) -> dict[float, ablation_results.PairedRatio]:
-  """
-
-  y loss, from what all runs had to reach after their first evaluation down to the lowest that all
-  have reached.
+  """By loss, from what all runs had to reach after their first evaluation down to the lowest that
+  all have reached.
   """
   tracks = [track for side in (base, change) for track in side.tracks.values()]
   high, low = min(track.loss[0] for track in tracks), ablation_results.shared_loss(base, change)

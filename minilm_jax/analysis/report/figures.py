@@ -74,10 +74,8 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class DotRow:
-  """
-
-  ne row of a dot plot: (mean, low, high) of each arm by name, and levels that are reached without a
-  model.
+  """One row of a dot plot: (mean, low, high) of each arm by name, and levels that are reached
+  without a model.
   """
 
   name: str
@@ -86,10 +84,8 @@ class DotRow:
 
 
 def loss(curves: Sequence[RunLosses]) -> Figure:
-  """
-
-  alidation loss (line with points) and training loss (faint line) of every run against the tokens
-  it has seen.
+  """Validation loss (line with points) and training loss (faint line) of every run against the
+  tokens it has seen.
   """
   with mpl.rc_context(STYLE):
     rows = max(1, len(curves))
@@ -119,9 +115,7 @@ def loss(curves: Sequence[RunLosses]) -> Figure:
 
 
 def dots(rows: Sequence[DotRow], x: str) -> Figure:
-  """
-
-  row a task: the mean of each arm as a dot on its interval, and what takes no model as marks.
+  """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks.
   """
   with mpl.rc_context(STYLE):
     longest = max((len(row.name) for row in rows), default=0)
@@ -209,10 +203,8 @@ def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
 def confusion(
   title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]
 ) -> Figure:
-  """
-
-  square an arm: the share of each true class (row) that was said to be each class (column), with
-  counts.
+  """A square an arm: the share of each true class (row) that was said to be each class (column),
+  with counts.
   """
   with mpl.rc_context(STYLE | {'axes.grid': False}):
     size = len(classes)
@@ -245,10 +237,8 @@ def confusion(
 
 
 def svg(figure: Figure) -> str:
-  """
-
-  he figure as an `<svg>` element that takes the colour of the text around it; the same bytes every
-  time.
+  """The figure as an `<svg>` element that takes the colour of the text around it; the same bytes
+  every time.
   """
   with mpl.rc_context(STYLE):
     file = io.StringIO()

@@ -38,10 +38,8 @@ _PREDICTION_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-  """
-
-  ne task's matrices, `[true, said]` counts summed over seeds, by arm; arms that were not run are
-  left out.
+  """One task's matrices, `[true, said]` counts summed over seeds, by arm; arms that were not run
+  are left out.
   """
 
   task: str
@@ -201,10 +199,8 @@ def learning(
 
 
 def trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
-  """
-
-  eadline scores times 100 by the step of the checkpoint, one panel a task; none where there is one
-  step.
+  """Headline scores times 100 by the step of the checkpoint, one panel a task; none where there is
+  one step.
   """
   cells: dict[tuple[Any, ...], list[ScoreRow]] = {}
   for row in rows:
@@ -252,10 +248,8 @@ def _name(arm: bool, rate: float | None, many: bool) -> str:
 
 
 def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogLine]]:
-  """
-
-  he checkpoint and each line of a log; of members that start from several steps of one, those of
-  the last step.
+  """The checkpoint and each line of a log; of members that start from several steps of one, those
+  of the last step.
   """
   path, first = found[name], runs.source(found, found[name])
   scored = list(run_dir.read_lines(path / run_dir.SCORES))
@@ -279,9 +273,8 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogL
 
 
 def _headline(lines: Sequence[LogLine]) -> list[LogLine]:
-  """
-
-  he scored lines of one split, the held-out part before all others, with their metric as 'value'.
+  """The scored lines of one split, the held-out part before all others, with their metric as
+  'value'.
   """
   scored = [
     {**line, 'value': line[name]} for line in lines for name in line if name in metrics.METRICS

@@ -110,10 +110,8 @@ def render(
 
 
 def frame(title: str, parts: Sequence[str]) -> str:
-  """
-
-  eturns a whole page of these parts of HTML, in colours that follow the reader's choice of light or
-  dark.
+  """Returns a whole page of these parts of HTML, in colours that follow the reader's choice of
+  light or dark.
   """
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -59,10 +59,8 @@ _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probabi
 
 @dataclasses.dataclass(frozen=True)
 class CommitteeRow(committee.SubsetScore):
-  """
-
-  ne number of a committee: a line of its study with the names of committee and task; `heads` are
-  each member's.
+  """One number of a committee: a line of its study with the names of committee and task; `heads`
+  are each member's.
   """
 
   committee: str
@@ -122,10 +120,8 @@ def panels(rows: Sequence[CommitteeRow]) -> dict[tuple[str, str], list[Committee
 
 
 def figure(rows: Sequence[CommitteeRow]) -> Figure:
-  """
-
-  eadline score and negative log-likelihood of one committee by its size, each with its band over
-  subsets.
+  """Headline score and negative log-likelihood of one committee by its size, each with its band
+  over subsets.
   """
   headline = next(row.metric for row in rows if row.headline)
   with mpl.rc_context(STYLE):
@@ -300,10 +296,8 @@ SLOPE_HEADINGS = ('task', 'comparison', 'runs', 'levels', 'seeds', 'slope [95% i
 
 
 def claim_sections(statement: Statement) -> Iterator[Section]:
-  """
-
-  ields the verdicts with a sentence each, and the runs that are in none of them; nothing without
-  verdicts.
+  """Yields the verdicts with a sentence each, and the runs that are in none of them; nothing
+  without verdicts.
   """
   if not statement.verdicts:
     return

@@ -210,10 +210,8 @@ def scores(
 def gain(
   series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int]
 ) -> FigureWithTooltips:
-  """
-
-  hat pre-training adds to each score, times 100, against the parameters, with its interval; a panel
-  a task.
+  """What pre-training adds to each score, times 100, against the parameters, with its interval; a
+  panel a task.
   """
 
   def draw(axes: Axes, name: str, of: Sequence[ScoredModel], own: str) -> dict[str, str]:
@@ -297,9 +295,7 @@ def _number(axes: Axes, x: float, y: float, number: int) -> None:
 
 
 def logarithmic(axes: Axes, x: str, y: str) -> None:
-  """
-
-  oth axes in logarithms, under their labels: FLOPs from left to right, plain numbers upwards.
+  """Both axes in logarithms, under their labels: FLOPs from left to right, plain numbers upwards.
   """
   axes.set_xscale('log')
   axes.set_yscale('log')
@@ -344,10 +340,8 @@ def _plain(value: float) -> str:
 
 
 def gaps(points: Sequence[Gap]) -> FigureWithTooltips:
-  """
-
-  he gap times 100 with its 95% interval, against tokens (in logarithms) or overlap; all points are
-  of one axis.
+  """The gap times 100 with its 95% interval, against tokens (in logarithms) or overlap; all points
+  are of one axis.
   """
   titles: dict[str, str] = {}
   size = points[0].axis == SIZE
@@ -416,9 +410,7 @@ def _title(point: Gap) -> str:
 
 
 def _dress(axes: Any, name: str, places: Sequence[float]) -> None:
-  """
-
-  itle and ticks; the sizes themselves are the ticks of a size axis, as far as they have room.
+  """Title and ticks; the sizes themselves are the ticks of a size axis, as far as they have room.
   """
   axes.margins(0.12)
   axes.tick_params(labelsize=8)

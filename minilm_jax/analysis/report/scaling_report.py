@@ -130,10 +130,8 @@ def opening(findings: Findings) -> tuple[str, str]:
 
 
 def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
-  """
-
-  hat 1e15 FLOPs buy by each factor, on from or up to the model that most of them share: others do
-  not compare.
+  """What 1e15 FLOPs buy by each factor, on from or up to the model that most of them share: others
+  do not compare.
   """
   found: dict[tuple[str, str], dict[str, Step]] = {}
   for step in steps:
@@ -368,9 +366,7 @@ def _first(series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compute(tracks: Sequence[LossCurve], found: ScalingStudy) -> FigureWithTooltips:
-  """
-
-  oss against compute with the one law of the whole frontier and, where they fit better, the two
+  """Loss against compute with the one law of the whole frontier and, where they fit better, the two
   that part.
   """
   whole = {

@@ -411,10 +411,8 @@ def estimate(one: Estimate) -> str:
 
 
 def matched_rows(depths: Sequence[Depth]) -> Iterator[list[str]]:
-  """
-
-  he rows under `MATCHED_HEADINGS`: over all pairs, is the deeper model better in loss and in each
-  score?
+  """The rows under `MATCHED_HEADINGS`: over all pairs, is the deeper model better in loss and in
+  each score?
   """
   for matched in dict.fromkeys(one.matched for one in depths):
     own = [one for one in depths if one.matched == matched]
@@ -449,9 +447,7 @@ def depth_cells(one: Depth) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class ModelRow:
-  """
-
-  ne model in a file: its shape, size, what it cost by each count (FLOPs of the whole run), its
+  """One model in a file: its shape, size, what it cost by each count (FLOPs of the whole run), its
   losses in nats.
   """
 

@@ -1,7 +1,5 @@
-"""
-
-he verb compare on made runs: numbers, verdicts, sentences, files, and that nothing of a run gets
-out of its cell.
+"""The verb compare on made runs: numbers, verdicts, sentences, files, and that nothing of a run
+gets out of its cell.
 """
 
 import csv
@@ -40,9 +38,7 @@ def rows(
 
 @pytest.fixture
 def home(tmp_path: pathlib.Path) -> pathlib.Path:
-  """
-
-  base that leaves after 2,000 updates, and changes of one field: much sooner, a little, not,
+  """A base that leaves after 2,000 updates, and changes of one field: much sooner, a little, not,
   later, never.
   """
   folder = tmp_path / 'past'

@@ -1,6 +1,4 @@
-"""
-
-igures: what is drawn is what was given, in the colours of the page, with names taken literally.
+"""Figures: what is drawn is what was given, in the colours of the page, with names taken literally.
 """
 
 import math

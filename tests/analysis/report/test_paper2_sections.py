@@ -1,6 +1,4 @@
-"""
-
-ommittees on the page: numbers are those of committee.json, and pages without committees do not
+"""Committees on the page: numbers are those of committee.json, and pages without committees do not
 mention them.
 """
 

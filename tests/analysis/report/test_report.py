@@ -1,7 +1,5 @@
-"""
-
-eports over run directories made here: what is read, what is said about it, and that nothing in it
-runs or leaks.
+"""Reports over run directories made here: what is read, what is said about it, and that nothing in
+it runs or leaks.
 """
 
 import csv
@@ -43,9 +41,7 @@ def write_task_run(
 
 @pytest.fixture
 def home(tmp_path: pathlib.Path) -> pathlib.Path:
-  """
-
-  wo pre-training runs, one of them cut short, and a task from the first, pre-trained and from
+  """Two pre-training runs, one of them cut short, and a task from the first, pre-trained and from
   scratch.
   """
   folder = tmp_path / 'runs'
@@ -195,10 +191,8 @@ def test_text_from_runs_is_all_there(hostile_report: dict[str, epath.Path]):
 
 @pytest.fixture(scope='module')
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, epath.Path]:
-  """
-
-  f runs whose folders, tasks, splits, metrics, devices and reasons to fail are what a stranger may
-  call them.
+  """Of runs whose folders, tasks, splits, metrics, devices and reasons to fail are what a stranger
+  may call them.
   """
   home = tmp_path_factory.mktemp('hostile')
   for number, text in enumerate(HOSTILE):
@@ -431,10 +425,8 @@ GRID = {
 
 @pytest.fixture(scope='module')
 def grid(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """
-
-  ix models of three widths and two depths, all fine-tuned on two tasks and their arm from scratch;
-  one point failed.
+  """Six models of three widths and two depths, all fine-tuned on two tasks and their arm from
+  scratch; one point failed.
   """
   folder = tmp_path_factory.mktemp('grid') / 'runs'
   for n, (hidden, layers) in enumerate((h, layers) for h in (32, 64, 256) for layers in (1, 2)):

@@ -56,9 +56,7 @@ DRAWN = {
 
 
 def titles(svg: str) -> dict[str, str]:
-  """
-
-  he title of each group of an SVG that has one, by the group's id; fails where it is not
+  """The title of each group of an SVG that has one, by the group's id; fails where it is not
   well-formed.
   """
   found = {}
