@@ -26,15 +26,12 @@ MAX_CORPUS_SHARE = 0.5  # of the free memory
 
 
 class BatchSource(Protocol):
-  """Supplies the rows of each chunk, from a corpus on the devices or from its files.
+  """Supplies the rows of chunks."""
 
-  Files are read one chunk ahead.
-
-  Attributes:
-    spec: the rows of a chunk, as arrays or as shapes with shardings.
-  """
-
-  spec: Corpus | BatchWindow
+  @property
+  def spec(self) -> Corpus | BatchWindow:
+    """The rows of a chunk, as arrays or as shapes with shardings."""
+    ...
 
   def take(self, step: int, count: int) -> Corpus | BatchWindow:
     """Returns the rows of the chunk of `count` steps after `step`."""

@@ -130,11 +130,8 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
   A chunk ends at a line of the log, at an early evaluation, or at the end of the run.
   """
   while step < config.num_steps:
-    last = min(
-      step - step % config.log.every + config.log.every,
-      _next_early_evaluation(config.eval, step),
-      config.num_steps,
-    )
+    next_line = step - step % config.log.every + config.log.every
+    last = min(next_line, config.num_steps, *_early_evaluations(config.eval, step))
     is_end = last == config.num_steps
     yield Chunk(
       step,
@@ -145,11 +142,11 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
     step = last
 
 
-def _next_early_evaluation(config: EvaluationConfig, step: int) -> float:
-  """Returns the next step that is `config.first_at` times a power of two, up to `config.every`."""
+def _early_evaluations(config: EvaluationConfig, step: int) -> tuple[int, ...]:
+  """Returns the next doubling of `config.first_at`; nothing from `config.every` on."""
   if not config.first_at or step >= config.every:
-    return float('inf')
-  return config.first_at << (step // config.first_at).bit_length()
+    return ()
+  return (config.first_at << (step // config.first_at).bit_length(),)
 
 
 def _is_evaluated(config: EvaluationConfig, step: int) -> bool:

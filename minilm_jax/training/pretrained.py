@@ -9,8 +9,8 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from minilm_jax.core import files, lock, progress, recipe, run_dir
-from minilm_jax.core.config import RunConfig, completed
+from minilm_jax.core import files, lock, old_names, progress, recipe, run_dir
+from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import FLAG, TEXT
 from minilm_jax.data import subset, tokenizer
@@ -124,7 +124,7 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
       'give the work directory of minilm pretrain or minilm import',
     )
   try:
-    return recipe.resolve(completed(stored), kind)
+    return recipe.resolve(old_names.complete_recipe(stored), kind)
   except InputError as error:
     raise InputError(
       f'{error.asked}, in {run_dir.CONFIG} of {what}',

@@ -103,15 +103,11 @@ def _build_chunk(
     settings, platform = population.member_settings(config), mesh.devices.flat[0].platform
 
     def member_chunk(
-      member: tuple[TrainState, MemberSettings, BatchWindow | None],
-      shared: Corpus | None,
-      count: Int[Array, ''],
+      state: TrainState, settings: MemberSettings, rows: Rows, count: Int[Array, '']
     ) -> Any:
-      state, settings, window = member
-
       def step(_: Int[Array, ''], carry: Any) -> Any:
         state, sums, record = train_step.train_step(
-          carry[0], settings, window or shared, layout, config, platform
+          carry[0], settings, rows, layout, config, platform
         )
         return state, jax.tree.map(jnp.add, carry[1], sums), carry[2].or_later(record)
 
@@ -120,10 +116,21 @@ def _build_chunk(
       # once a chunk, because the norm reads all parameters
       return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
 
-    # each member has its own order of rows, and so its own window
-    windows, shared = (rows, None) if isinstance(rows, BatchWindow) else (None, rows)
-    mapped = population.map_over_members(member_chunk, mesh, strategy)
-    return mapped((state, settings, windows), shared, count)
+    def windowed_chunk(
+      member: tuple[TrainState, MemberSettings, BatchWindow], count: Int[Array, '']
+    ) -> Any:
+      return member_chunk(*member, count)
+
+    def resident_chunk(
+      member: tuple[TrainState, MemberSettings], rows: Corpus, count: Int[Array, '']
+    ) -> Any:
+      return member_chunk(*member, rows, count)
+
+    if isinstance(rows, BatchWindow):  # each member has its own order of rows
+      mapped = population.map_over_members(windowed_chunk, mesh, strategy)
+      return mapped((state, settings, rows), count)
+    mapped = population.map_over_members(resident_chunk, mesh, strategy)
+    return mapped((state, settings), rows, count)
 
   return chunk
 

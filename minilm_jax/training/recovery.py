@@ -36,7 +36,7 @@ def restore_or_init(
       lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test',
     )
   )
-  if saved_step is None:
+  if saved_step is None or state is None:
     state = program.init()
   else:
     progress.log(f'resuming from the checkpoint of update {saved_step:,}')

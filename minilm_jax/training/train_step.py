@@ -242,9 +242,9 @@ def train_step(
   count, blocks = micro_batch_plan(config, device_rows, corpus.length, layout.positions, platform)
   indices = batch_indices(device_rows, count)
   row, epoch = rows_at_step(state.seed, state.step, config.batch_size, corpus.rows, indices)
-  tokens = corpus.take(state.step, row, indices)
+  tokens = corpus.gather(state.step, row, indices)
   shares = settings.mask_rate, settings.random_share, settings.keep_share
-  batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocabulary)
+  batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocab_size)
   key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, indices)
   gradient_of = functools.partial(compute_gradient, blocks=blocks)
   gradient, sums = jax.lax.psum(accumulate(gradient_of, state.model, (batch, key), count), 'data')
@@ -261,7 +261,7 @@ def train_step(
       state, model=optax.apply_updates(state.model, change), optimizer=moments
     )
 
-  is_valid = (non_finite.step < 0) & corpus.covers(state.step)
+  is_valid = (non_finite.step < 0) & corpus.contains_step(state.step)
   # a choice between two states would keep a copy of each
   after = jax.lax.cond(is_valid, update, lambda state: state, state)
   updates = is_valid.astype(jnp.int32)
@@ -283,7 +283,7 @@ def eval_step(
   row = first + jnp.arange(batch_size)
   is_inside = row < count
   batch = masking.mask_eval_batch(
-    corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocabulary
+    corpus.tokens[jnp.minimum(row, count - 1)], row, corpus.vocab_size
   )
   batch = dataclasses.replace(batch, weights=batch.weights * is_inside[:, None])
   blocks = cross_entropy.logit_blocks(

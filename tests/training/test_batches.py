@@ -16,7 +16,6 @@ from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
 from tests.tiny_config import UPDATES, run_config
 
-
 pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
@@ -39,7 +38,7 @@ def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path
     for member in range(members):
       for step in (done, done + 1):
         row, _ = corpus.rows_at_step(member, step, 16, whole.rows)
-        expected = whole.take(jnp.int32(step), row, jnp.arange(16))
+        expected = whole.gather(jnp.int32(step), row, jnp.arange(16))
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 
 

@@ -155,7 +155,7 @@ def test_updates_are_those_of_adamw():
     parameters, state = PARAMETERS, transform.init(PARAMETERS)
     for step in range(10):
       change, state = transform.update(
-        jax.tree.map(lambda x: jnp.sin(x + step), parameters), state, parameters
+        jax.tree.map(lambda x, step=step: jnp.sin(x + step), parameters), state, parameters
       )
       parameters = optax.apply_updates(parameters, change)
     found.append(parameters)

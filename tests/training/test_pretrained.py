@@ -1,5 +1,4 @@
-"""A population run: every member is what it would be alone, and can be taken out and gone on with.
-"""
+"""A population run: every member is what it would be alone, and can be taken out and gone on with."""
 
 import json
 import pathlib

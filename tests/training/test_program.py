@@ -27,7 +27,6 @@ from minilm_jax.training.program import build_evaluate, build_program, compile_c
 from tests import fast_jit
 from tests.tiny_config import CONVOLVED, HELPED, run_config
 
-
 pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
@@ -215,7 +214,7 @@ MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
 def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[str, float]:
   """All rows in one batch; sums in float64."""
   batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)(
-    rows.tokens, jnp.arange(rows.rows), rows.vocabulary
+    rows.tokens, jnp.arange(rows.rows), rows.vocab_size
   )
   batch = dataclasses.replace(
     batch, weights=batch.weights * (jnp.arange(rows.rows) < count)[:, None]
