@@ -227,7 +227,7 @@ def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
   def add(batch: Int[Array, ''], sums: dict[str, Array]) -> dict[str, Array]:
     row = batch * _MAX_ROWS + jnp.arange(_MAX_ROWS)
     hidden = masking.mask_eval_batch(
-      corpus.tokens[jnp.minimum(row, corpus.rows - 1)], row, corpus.vocabulary
+      corpus.tokens[jnp.minimum(row, corpus.rows - 1)], row, corpus.vocab_size
     )
     tokens = hidden.tokens
     ends = (tokens == tokenizer.BEGIN_ID) | (tokens == tokenizer.END_ID)

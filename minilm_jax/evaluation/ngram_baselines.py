@@ -155,7 +155,7 @@ def hide_tokens(corpus: corpus.Corpus) -> masking.MaskedBatch:
   for begin in range(0, corpus.rows, _MASK_RATE):
     # filled up: all have one shape
     row = np.resize(np.arange(begin, min(begin + _MASK_RATE, corpus.rows)), _MASK_RATE)
-    batch = _hide_rows(corpus.tokens[row], row, corpus.vocabulary)
+    batch = _hide_rows(corpus.tokens[row], row, corpus.vocab_size)
     found.append(jax.tree.map(lambda x, left=corpus.rows - begin: np.asarray(x)[:left], batch))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
