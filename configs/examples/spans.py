@@ -9,7 +9,7 @@ whose holes have their neighbours to go by; the test loss is of single holes for
 An objective here is which positions are hidden and what stands there (`config.mask`); the loss is
 always that of the tokens that stood there. One that needs a second model (ELECTRA's generator),
 another loss or other rows (pairs of sentences) has no door yet: it would be a change to
-minilm_jax/training/steps.py.
+minilm_jax/training/train_step.py.
 """
 
 from configs import tiny

@@ -385,15 +385,3 @@ def _allgather_text(text: str) -> list[str]:
   buffer[: data.size] = data
   rows = multihost_utils.process_allgather(buffer)
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
-
-
-# Old names; removed with the move of the training package.
-Stopped = DistributedError
-joined = initialized
-leads = is_primary
-leave = exit_now
-agree = assert_equal
-together = raise_together
-in_turn = primary_first
-fetch = to_host
-numbers = allgather_ints
