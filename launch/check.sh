@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Checks lint, format and types in the environment that launch/test.sh uses: bash launch/check.sh
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install_minilm check
+cd "$root"
+"$venv/bin/ruff" check minilm_jax configs tests
+"$venv/bin/ruff" format --check minilm_jax configs tests
+"$venv/bin/basedpyright" --pythonpath "$venv/bin/python" </dev/null
