@@ -300,8 +300,8 @@ def _is_recipe(name: str) -> bool:
 
 def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int) -> None:
   for name, model_size, corpus_size in (
-    ('vocabulary', config.model.vocab_size, vocab_size),
-    ('length', config.model.max_length, length),
+    ('vocab_size', config.model.vocab_size, vocab_size),
+    ('max_length', config.model.max_length, length),
   ):
     if model_size < corpus_size:
       raise InputError(
