@@ -20,8 +20,7 @@ from etils import epath
 
 from minilm_jax.analysis import loss_curves, runs
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.core import files, model_config, run_dir
-from minilm_jax.core.config import completed
+from minilm_jax.core import files, model_config, old_names, run_dir
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import ANY, COUNT, NUMBER, TEXT
 
@@ -133,7 +132,7 @@ def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   flops = track.flops(ACTUAL)
   if min(track.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not track.tokens[0] > 0:
     raise ValueError('losses, tokens and FLOPs must be positive')
-  fields = run_dir.flatten(completed(config))
+  fields = run_dir.flatten(old_names.complete_recipe(config))
   of = config['population']
   fields |= {
     name: of[values][member] for name, values in _OF_MEMBERS.items() if values in of and of[values]

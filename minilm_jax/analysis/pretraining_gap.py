@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow, difference
-from minilm_jax.core import model_config, run_dir
+from minilm_jax.core import model_config, old_names, run_dir
 from minilm_jax.core.errors import InputError
 
 # Points of the gap and lines through them: how steep, and how sure that is. `gap.py` says which
@@ -355,7 +355,7 @@ def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
 def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
   model, of, part = config['model'], manifest['training'], manifest['training']['subset']
   shape = model_config.short_shape(model)
-  key = json.dumps([model_config.LATER | model, manifest['tokenizer']], sort_keys=True)
+  key = json.dumps([{**old_names.ADDED_FIELDS['model'], **model}, manifest['tokenizer']], sort_keys=True)
   rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
   if min(rows, tokens) < 1:
     raise ValueError(f'{rows} rows of {tokens} tokens')

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, model_config, run_dir, schema
+from minilm_jax.core import files, old_names, run_dir, schema
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import COUNT, TEXT
 
@@ -377,7 +377,7 @@ def shape(model: Mapping[str, Any]) -> str:
   """All of a model that the time of an answer depends on: equal of models that a latency is shared
   by.
   """
-  model = model_config.LATER | dict(model)
+  model = {**old_names.ADDED_FIELDS['model'], **model}
   return json.dumps(
     {name: value for name, value in model.items() if name not in _WITHOUT}, sort_keys=True
   )

@@ -5,10 +5,8 @@ the defaults; `recipe.py` turns a recipe back into these types and refuses one t
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from minilm_jax.core import model_config, old_names
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.core.schema import (
@@ -26,24 +24,6 @@ from minilm_jax.core.schema import (
 )
 
 MAX_MEMBERS, MAX_EPOCHS = 100_000, 1_000_000
-# Fields by their group that what an earlier version stored may lack: what that version did.
-_LATER = {
-  'checkpoint': {'every_minutes': 0.0, 'keep_best': 0},
-  'log': {'sinks': '', 'project': 'minilm', 'name': ''},
-  'model': model_config.LATER,
-  'mask': {'span': 0},
-  'head': {'ensemble_size': 1},
-  'optimizer': {'algorithm': 'adamw'},
-}
-
-
-def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored recipe, or card of a classifier, with what it lacks if an earlier version stored it.
-  """
-  return {
-    group: _LATER[group] | fields if group in _LATER and isinstance(fields, dict) else fields
-    for group, fields in old_names.rename_fields(stored).items()
-  }
 
 
 @dataclasses.dataclass(frozen=True)

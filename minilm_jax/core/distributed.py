@@ -158,8 +158,7 @@ def bind_address(host: str, port: int) -> str | None:
 
 
 def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
-  """Checks the flags and starts the distributed system of JAX where they ask for several processes.
-  """
+  """Checks the flags and starts the distributed system of JAX where they ask for several processes."""
   flags = ' '.join(
     f'--{name}={value}'
     for name, value in (('processes', processes), ('process', process))

@@ -1,18 +1,16 @@
-"""One process at a time in a directory that a verb writes to.
+"""A lock on the directory that a command writes to: one process at a time.
 
-A process that works in a directory holds a file there, `.lock`, that says who it is, and gives a
-sign of life every few seconds. Another one finds the file and leaves, or takes the claim over when
-its holder is dead: it has ended, its number now belongs to another program, or it ran elsewhere and
-has been silent for a while. Locks of the file system itself are left out: they do not work over
-every network file system.
+The process that works in a directory holds the file `.lock` there, which identifies it and whose
+time is its heartbeat. Another process is refused, or takes the lock over if its holder is dead: it
+has ended, its number belongs to another program now, or it ran elsewhere and missed its heartbeats.
+Locks of the file system are not used: they do not work on every network file system.
 
-Whoever writes files into a directory holds that directory and no other: a folder inside it has a
-claim of its own, and the steps of a longer verb hold the folders of their own. So none holds a
-directory and calls what holds the same one, there is nothing to count, and a second hold by the
-same process is refused like anyone's.
+Locks are not re-entrant: a second attempt by the same process fails too. A lock covers one
+directory, not the folders inside it.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,149 +24,123 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import progress
+from minilm_jax.core import files, progress
 from minilm_jax.core.errors import InputError
 
 LOCK_FILE = '.lock'
-HEARTBEAT_SECONDS = 10.0  # seconds between two signs of life
-STALE_SECONDS = 120.0  # seconds without one, after which a holder elsewhere counts as dead
-_MAX_LOCK_BYTES = 4096  # bytes; a claim has some two hundred
-# what is shown in an error must not steer a terminal
-_HOST = re.compile(r'[\w.:-]{1,255}', re.ASCII)
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 120.0  # without a heartbeat, after which a holder elsewhere counts as dead
+_MAX_LOCK_BYTES = 4096  # a lock has about 200
+_MAX_PROCESS, _MAX_TIME = 1 << 31, 1 << 35
+_HOST = re.compile(r'[\w.:-]{1,255}', re.ASCII)  # printed in errors: must not steer a terminal
 
 
 class LockedError(InputError):
   """Another process works in the directory."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+  """The content of a lock file; `started` tells a process from a later one of its number."""
+
+  host: str
+  process: int
+  id: str
+  since: float = 0.0
+  started: int | None = None
+
+
 @contextlib.contextmanager
 def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
-  """Holds a directory as long as the block runs; makes it where it is missing, and not if nothing
-  came into it.
+  """Holds the lock of a directory inside the block; creates the directory, removes it if empty.
 
-  Gives a function that raises what the end of the block would, for a loop that is not to go on when
-  it has lost it.
+  Yields:
+    A function that raises what the end of the block would raise, for long loops.
 
   Raises:
-    Held: another process holds it or, at the end of the block, has taken it: what was written since
-      is not alone.
-    InputError: the directory cannot be made or written to, or was deleted while the block ran.
+    LockedError: another process holds the lock; or, at the end of the block, has taken it over.
+    InputError: the directory cannot be made or written to, or was deleted inside the block.
   """
   folder = epath.Path(workdir)
-  path, over, lost = folder / LOCK_FILE, threading.Event(), []
-  made = _make(folder)
-  mine = {**_identity(), 'since': time.time(), 'id': uuid.uuid4().hex}
-  _take(path, mine)
-  renewing = threading.Thread(target=_renew, args=(path, mine, over, lost), daemon=True)
-  renewing.start()
+  path, is_over, errors = folder / LOCK_FILE, threading.Event(), []
+  new_folders = _missing_folders(folder)
+  files.make_folder(folder, f'a run in {folder}')
+  holder = _Holder(
+    socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time(), _started(os.getpid())
+  )
+  _take(path, holder)
+  heartbeat = threading.Thread(target=_beat, args=(path, holder, is_over, errors), daemon=True)
+  heartbeat.start()
 
   def check() -> None:
-    if lost:
-      raise lost[0]
+    if errors:
+      raise errors[0]
 
   try:
     yield check
   finally:
-    over.set()
-    renewing.join()
+    is_over.set()
+    heartbeat.join()
     with contextlib.suppress(OSError):
-      if _owner(path) == mine['id']:
+      if (current := _read(path)) and current.id == holder.id:
         path.unlink(missing_ok=True)
-      for one in made:
-        os.rmdir(one)  # only where it is empty
+      for new_folder in new_folders:
+        os.rmdir(new_folder)  # fails unless it is empty
   check()
 
 
 def remove_stale_lock(workdir: epath.PathLike) -> None:
-  """Removes the claim of a dead process from a finished directory; leaves one that may only be read
-  as it is.
-  """
+  """Removes the lock of a dead process from a finished directory, if that may be written to."""
   path = epath.Path(workdir) / LOCK_FILE
   with contextlib.suppress(OSError):
-    found = _read(path)
-    if found is not None and _is_dead(path, found):
-      _clear(path, found)
+    if path.exists() and _is_dead(path, holder := _read(path)):
+      _remove(path, holder)
 
 
-def _make(folder: epath.Path) -> list[epath.Path]:
-  """Makes a directory; gives those that were missing, the innermost first."""
-  made = (
-    []
-    if '://' in str(folder)
-    else [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
-  )
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f'a run in {folder}', f'the directory cannot be made: {error}', 'give another --workdir'
-    ) from None
-  return made
-
-
-def _identity() -> dict[str, Any]:
-  return {
-    'host': socket.gethostname(),
-    'space': _space(),
-    'process': os.getpid(),
-    'started': _started(os.getpid()),
-  }
-
-
-def _space() -> str:
-  """Within what a process number means one process: this boot, this container.
-
-  Nothing where /proc does not say.
-  """
-  try:
-    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text(encoding='ascii').strip()
-    return f'{boot} {os.readlink("/proc/self/ns/pid")}'
-  except OSError:
-    return ''
+def _missing_folders(folder: epath.Path) -> list[epath.Path]:
+  """Returns a local folder and those above it that do not exist, the innermost first."""
+  if '://' in str(folder):
+    return []
+  return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
 def _started(process: int) -> int | None:
-  """When a process of this host started, in ticks since its boot; None where that cannot be known.
-  """
+  """Returns the start of a process in ticks since the boot, None without /proc."""
   try:
-    found = pathlib.Path(f'/proc/{process}/stat').read_bytes()
-    # the 22nd field; the second, a name, may hold anything
-    return int(found.rpartition(b')')[2].split()[19])
+    stat = pathlib.Path(f'/proc/{process}/stat').read_bytes()
+    return int(stat.rpartition(b')')[2].split()[19])  # field 22; field 2, a name, holds any bytes
   except (OSError, ValueError, IndexError):
     return None
 
 
-def _take(path: epath.Path, mine: dict[str, Any]) -> None:
-  found = _read(path)
-  if found is not None and not _is_dead(path, found):
-    raise _refusal(path, found)
+def _take(path: epath.Path, holder: _Holder) -> None:
+  """Writes the lock of this process, after that of a dead one is removed."""
   try:
-    if found is not None:
-      _clear(path, found)
-    _write(path, mine)
-    owner = _owner(path)
+    if path.exists():
+      current = _read(path)
+      if not _is_dead(path, current):
+        raise _refusal(path, current)
+      _remove(path, current)
+    _write(path, holder)
+    current = _read(path)
   except OSError as error:
     raise InputError(
       f'a run in {path.parent}', f'it cannot be written to: {error}', 'give another --workdir'
     ) from None
-  if owner != mine['id']:
-    raise _refusal(path, _read(path) or {})
+  if current is None or current.id != holder.id:
+    raise _refusal(path, current)
 
 
-def _clear(path: epath.Path, dead: dict[str, Any]) -> None:
-  """Removes a dead claim, one process at a time: none of several that read it may remove that of
-  the next holder.
-  """
+def _remove(path: epath.Path, dead: _Holder | None) -> None:
+  """Removes a dead lock, one process at a time: none of several removes the lock of the next."""
   if '://' in str(path):
     path.unlink(missing_ok=True)
     return
   clearing = path.parent / f'{LOCK_FILE}-clearing'
   with contextlib.suppress(FileNotFoundError):
-    # who made it was killed between two lines of this function
-    if time.time() - clearing.stat().mtime > STALE_SECONDS:
+    if time.time() - clearing.stat().mtime > STALE_SECONDS:  # its process was killed right here
       clearing.unlink()
-  # another one clears: of all who come then one gets to write
-  with contextlib.suppress(FileExistsError):
+  with contextlib.suppress(FileExistsError):  # another process removes the lock
     open(clearing, 'x', encoding='utf-8').close()
     try:
       if _read(path) == dead:
@@ -177,109 +149,105 @@ def _clear(path: epath.Path, dead: dict[str, Any]) -> None:
       clearing.unlink(missing_ok=True)
 
 
-def _write(path: epath.Path, mine: dict[str, Any]) -> None:
-  # a bucket has no such mode: of several that come at once the last holds it
-  if '://' in str(path):
-    path.write_text(json.dumps(mine))
+def _write(path: epath.Path, holder: _Holder) -> None:
+  """Creates the lock file, or leaves the one that another process created first."""
+  text = json.dumps(dataclasses.asdict(holder))
+  if '://' in str(path):  # object stores cannot create exclusively: the last writer holds the lock
+    path.write_text(text)
     return
   try:
-    # of several one succeeds
     with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as file:
-      file.write(json.dumps(mine))
-  except OSError:  # a full disk: an empty claim would keep everybody out for a while
+      file.write(text)
+  except OSError:  # on a full disk an empty lock would refuse everybody for a while
     path.unlink(missing_ok=True)
     raise
 
 
-def _refusal(path: epath.Path, found: dict[str, Any]) -> LockedError:
-  who, wait = 'another process is at work there', HEARTBEAT_SECONDS
-  if found:
-    who, wait = f'process {found["process"]} on {found["host"]} is at work there', STALE_SECONDS
-    if 'since' in found:
-      who += (
-        f' since {time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))}, local time'
-      )
+def _refusal(path: epath.Path, holder: _Holder | None) -> LockedError:
+  text, wait = 'another process is at work there', HEARTBEAT_SECONDS
+  if holder:
+    text, wait = f'process {holder.process} on {holder.host} is at work there', STALE_SECONDS
+    if holder.since:
+      since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))
+      text += f' since {since}, local time'
   return LockedError(
     f'the run in {path.parent}',
-    who,
-    f'let it end; if it was killed, this works again {wait:.0f} seconds after its last sign of life',
+    text,
+    f'wait until it ends; if it was killed, the lock expires {wait:.0f} s after its last heartbeat',
   )
 
 
-def _renew(
-  path: epath.Path, mine: dict[str, Any], over: threading.Event, lost: list[InputError]
+def _beat(
+  path: epath.Path, holder: _Holder, is_over: threading.Event, errors: list[InputError]
 ) -> None:
-  """Gives signs of life; says so once when the claim is lost, and keeps the error for the end of
-  the block.
-  """
-  while not over.wait(HEARTBEAT_SECONDS):
-    with contextlib.suppress(OSError):  # the next sign of life may succeed
+  """Renews the lock until the block is over; logs and stores the error when the lock is lost."""
+  while not is_over.wait(HEARTBEAT_SECONDS):
+    with contextlib.suppress(OSError):  # the next heartbeat may succeed
       if not path.parent.exists():
-        lost.append(
+        errors.append(
           InputError(
             f'the run in {path.parent}',
             'the directory was deleted under it',
             'start again in a directory that stays',
           )
         )
-      elif (found := _read(path)) is None:
-        _write(path, mine)
-      elif found and found['id'] != mine['id']:
-        lost.append(_refusal(path, found))
+      elif not path.exists():
+        _write(path, holder)
+      elif (current := _read(path)) and current.id != holder.id:
+        errors.append(_refusal(path, current))
       elif '://' in str(path):
-        _write(path, mine)
+        _write(path, holder)
       else:
-        os.utime(path)  # its bytes stay: a reader never finds half of them
-    if lost:
-      progress.log(str(lost[0]))
+        os.utime(path)  # the bytes stay: a reader never sees half of them
+    if errors:
+      progress.log(str(errors[0]))
       return
 
 
-def _read(path: epath.Path) -> dict[str, Any] | None:
-  """What a claim says; nothing where there is none, {} where one is being written, was cut short or
-  is garbage.
-  """
+def _read(path: epath.Path) -> _Holder | None:
+  """Returns the holder of a lock, None if its file is missing, half written or invalid."""
   try:
     with path.open('rb') as file:
-      found = json.loads(file.read(_MAX_LOCK_BYTES))
-  except FileNotFoundError:
+      record: Any = json.loads(file.read(_MAX_LOCK_BYTES))
+    names = {field.name for field in dataclasses.fields(_Holder)}
+    holder = _Holder(**{name: value for name, value in record.items() if name in names})
+    is_valid = (
+      isinstance(holder.id, str)
+      and type(holder.process) is int
+      and 0 < holder.process < _MAX_PROCESS
+      and _HOST.fullmatch(holder.host)
+      and type(holder.since) in (int, float)
+      and 0 <= holder.since < _MAX_TIME
+    )
+    return holder if is_valid else None
+  except (
+    FileNotFoundError,
+    IsADirectoryError,
+    ValueError,
+    RecursionError,
+    TypeError,
+    AttributeError,
+  ):
     return None
-  except (ValueError, RecursionError, IsADirectoryError):
-    return {}
-  whole = (
-    isinstance(found, dict)
-    and isinstance(found.get('id'), str)
-    and (type(found.get('process')) is int and 0 < found['process'] < 1 << 31)
-    and (isinstance(found.get('host'), str) and _HOST.fullmatch(found['host']))
-    and (type(found.get('since', 0)) in (int, float) and 0 <= found.get('since', 0) < 1 << 35)
-  )
-  return found if whole else {}
 
 
-def _owner(path: epath.Path) -> str | None:
-  found = _read(path)
-  return found['id'] if found else None
+def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
+  """Returns whether the holder has ended or, if that cannot be known here, was silent for long.
 
-
-def _is_dead(path: epath.Path, found: dict[str, Any]) -> bool:
-  """Has its holder ended or, where that cannot be known from here, been silent for long?
-
-  A process that runs is alive however silent it is: it may have been stopped, and go on.
+  A running process is alive however silent it is: it may have been stopped, and continue.
   """
-  if found and found['host'] == socket.gethostname() and found.get('space', _space()) == _space():
+  if holder and holder.host == socket.gethostname():
     try:
-      os.kill(found['process'], 0)
+      os.kill(holder.process, 0)
     except ProcessLookupError:
       return True
     except PermissionError:  # it runs, as another user
       pass
-    if (started := _started(found['process'])) is not None and isinstance(
-      found.get('started'), int
-    ):
-      return started != found['started']
+    started = _started(holder.process)
+    if started is not None and isinstance(holder.started, int):
+      return started != holder.started
   try:
-    silent = time.time() - path.stat().mtime
+    silent_seconds = time.time() - path.stat().mtime
   except FileNotFoundError:  # it has just ended
     return True
-  # no claim is half written for so long
-  return silent > (STALE_SECONDS if found else HEARTBEAT_SECONDS)
+  return silent_seconds > (STALE_SECONDS if holder else HEARTBEAT_SECONDS)

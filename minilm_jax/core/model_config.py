@@ -22,13 +22,6 @@ from minilm_jax.core.schema import (
 )
 
 MAX_LAYERS = 10_000
-# What shapes of an earlier version lack: what they did.
-LATER = {
-  'projection_norm': True,
-  'segment_embeddings_for_pairs': False,
-  'encoder': '',
-  'short_convolution': 0,
-}
 _SizeOrNone = Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)]
 _CLASS_PATH = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
 

@@ -1,4 +1,4 @@
-"""Maps names that earlier versions stored in run directories to the names of today.
+"""The one table of what earlier versions stored differently: names of fields, columns and files.
 
 Old and new names of a group have no word in common, so that a renamed record passes unchanged.
 """
@@ -6,6 +6,8 @@ Old and new names of a group have no word in common, so that a renamed record pa
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from etils import epath
 
 # Recipe fields by their group; '' is the top of a recipe and of the card of a classifier.
 OLD_FIELD_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -82,6 +84,22 @@ _OLD_VALUES: Mapping[str, Mapping[str, Mapping[Any, Any]]] = MappingProxyType(
   }
 )
 _INVERTED = ('bare_projection',)  # true where the new field is false
+# Fields by group that an earlier version did not store, with the value that it computed with.
+ADDED_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+  {
+    'checkpoint': {'every_minutes': 0.0, 'keep_best': 0},
+    'log': {'sinks': '', 'project': 'minilm', 'name': ''},
+    'model': {
+      'projection_norm': True,
+      'segment_embeddings_for_pairs': False,
+      'encoder': '',
+      'short_convolution': 0,
+    },
+    'mask': {'span': 0},
+    'head': {'ensemble_size': 1},
+    'optimizer': {'algorithm': 'adamw'},
+  }
+)
 # Columns of scores.jsonl and predictions.jsonl.
 OLD_COLUMN_NAMES: Mapping[str, str] = MappingProxyType(
   {
@@ -98,8 +116,18 @@ OLD_FILE_NAMES: Mapping[str, str] = MappingProxyType(
     '.finetune_state.npz': '.fitting.npz',
   }
 )
-# fields of other records that hold groups of a recipe
+# Fields of other records that hold groups of a recipe.
 _RECIPES = ('settings', 'training', 'recipe')
+
+
+def complete_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a stored recipe or card of a classifier with the names and all fields of today."""
+  return {
+    group: {**ADDED_FIELDS[group], **fields}
+    if group in ADDED_FIELDS and isinstance(fields, dict)
+    else fields
+    for group, fields in rename_fields(stored).items()
+  }
 
 
 def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,18 +139,17 @@ def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
   return rename_groups(_rename_group('', stored))
 
 
-def rename_groups(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a record, such as a manifest, whose groups of a recipe have the field names of today.
-  """
+def rename_groups(record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a record, such as a manifest, whose groups of a recipe have the field names of today."""
   renamed = {}
-  for name, value in stored.items():
+  for name, value in record.items():
     if isinstance(value, dict):
       if name in _RECIPES:
         value = rename_fields(value)
-      elif name == 'models':  # of a latency: a shape by the name of its recipe
+      elif name == 'models':  # a latency result: encoder fields by the name of a recipe
         value = {
-          of: _rename_group('model', shape) if isinstance(shape, dict) else shape
-          for of, shape in value.items()
+          model: _rename_group('model', fields) if isinstance(fields, dict) else fields
+          for model, fields in value.items()
         }
       elif name and name in OLD_FIELD_NAMES:
         value = _rename_group(name, value)
@@ -132,30 +159,24 @@ def rename_groups(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def rename_columns(record: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a line of a log under the column names of today."""
-  return {
-    OLD_COLUMN_NAMES[name] if name in OLD_COLUMN_NAMES else name: value
-    for name, value in record.items()
-  }
+  return {OLD_COLUMN_NAMES.get(name, name): value for name, value in record.items()}
 
 
 def _rename_group(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-  names = OLD_FIELD_NAMES[group]
-  values = _OLD_VALUES[group] if group in _OLD_VALUES else {}
+  names, values = OLD_FIELD_NAMES[group], _OLD_VALUES.get(group, {})
   renamed = {}
   for name, value in fields.items():
-    new = names[name] if name in names else name
+    new_name = names.get(name, name)
     if name in _INVERTED and isinstance(value, bool):
       value = not value
-    if new in values and isinstance(value, str) and value in values[new]:
-      value = values[new][value]
-    renamed[new] = value
+    elif isinstance(value, str):
+      value = values.get(new_name, {}).get(value, value)
+    renamed[new_name] = value
   return renamed
 
 
 def rename_record(file: str, value: Any) -> Any:
-  """Returns the JSON of a file of a run directory under the names of today; that of any other file
-  as it is.
-  """
+  """Returns the JSON of a file of a run directory under the names of today; other JSON unchanged."""
   if not isinstance(value, dict) or 'model_type' in value:  # a configuration of Hugging Face
     return value
   if file in ('config.json', 'classifier.json'):
@@ -163,7 +184,7 @@ def rename_record(file: str, value: Any) -> Any:
   return rename_groups(value) if file == 'manifest.json' else value
 
 
-def find_file(path: Any) -> Any:
+def find_file(path: epath.Path) -> epath.Path:
   """Returns a path, or the path of its old name where only that file exists."""
-  old = path.with_name(OLD_FILE_NAMES[path.name]) if path.name in OLD_FILE_NAMES else path
+  old = path.with_name(OLD_FILE_NAMES.get(path.name, path.name))
   return old if old.exists() and not path.exists() else path

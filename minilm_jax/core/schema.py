@@ -1,9 +1,14 @@
-"""Rules that a configuration annotates its fields with, and the base class that applies them.
+"""Two checks of data: rules that a configuration annotates its fields with, and schemas of JSON.
 
-@dataclasses.dataclass(frozen=True)
-class MeshConfig(Checked):
-  where = 'mesh.'
-  data: Annotated[int, at_least(0)]
+    @dataclasses.dataclass(frozen=True)
+    class MeshConfig(Checked):
+      where = 'mesh.'
+      data: Annotated[int, at_least(0)] = 0
+
+    find_schema_fault(json.loads(text), {'step': COUNT, 'loss?': NUMBER, 'shards': [{'file': TEXT}]})
+
+A rule raises InputError with the name and value of the field. A schema is a type such as `COUNT`,
+an object as a dict (`?` marks an optional field, other fields are allowed), or a list of one item.
 """
 
 import dataclasses
@@ -11,100 +16,13 @@ import math
 import re
 import reprlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from minilm_jax.core.errors import InputError, suggest_name
 
 FieldRule = Callable[[str, Any], None]
-
-
-def at_least(least: float) -> FieldRule:
-  """A number that is not smaller."""
-
-  def check(field: str, value: float) -> None:
-    if not value >= least:
-      raise InputError(f'{field}={value}', f'a value below {least}', f'give at least {least}')
-
-  return check
-
-
-def at_most(most: float) -> FieldRule:
-  """A number that is not larger: what would fill any memory is refused before anything is made of
-  it.
-  """
-
-  def check(field: str, value: float) -> None:
-    if value > most:
-      raise InputError(f'{field}={value}', f'a value above {most:,}', f'give at most {most}')
-
-  return check
-
-
-def check_share(field: str, value: float) -> None:
-  """A number from 0 to 1."""
-  if not 0 <= value <= 1:
-    raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
-
-
-def check_seed(field: str, value: int | tuple[int, ...]) -> None:
-  """What a random stream can start from, 32 bits; every item of a tuple is checked."""
-  for number in (value,) if isinstance(value, int) else value:
-    if not 0 <= number < 2**32:
-      raise InputError(f'{field}={number}', 'not a number from 0 to 2^32 - 1', 'give one that is')
-
-
-def one_of(*known: str) -> FieldRule:
-  """One of a few words; every item of a tuple is checked."""
-
-  def check(field: str, value: str | tuple[str, ...]) -> None:
-    for word in (value,) if isinstance(value, str) else value:
-      if word not in known:
-        raise InputError(
-          f'{field}={word!r}',
-          'no such choice',
-          f'{suggest_name(word, known)} (choices: {", ".join(known)})',
-        )
-
-  return check
-
-
-PositiveInt, NonNegativeInt, Fraction = (
-  Annotated[int, at_least(1)],
-  Annotated[int, at_least(0)],
-  Annotated[float, check_share],
-)
-NonNegativeFloat = Annotated[float, at_least(0)]
-MAX_AXIS_SIZE = 2**24  # of one axis of anything that is made in memory
-AxisSize = Annotated[int, at_least(1), at_most(MAX_AXIS_SIZE)]
-
-
-class Checked:
-  """Applies the rules that a dataclass annotates its fields with, and lets no number pass that is
-  not finite.
-
-  `where` is what recipes call the group.
-  """
-
-  where: ClassVar[str] = ''
-
-  def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      kind = typing.get_type_hints(type(self), include_extras=True)[field.name]
-      value = getattr(self, field.name)
-      for rule in getattr(kind, '__metadata__', ()):
-        rule(self.where + field.name, value)
-      for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):  # config.json could not hold it
-          raise InputError(
-            f'{self.where}{field.name}={number}',
-            'no number, or one that has no end',
-            'give a finite number',
-          )
-
-
-# What data from a file must look like before anything reads it: forms of JSON, and what keeps a
-# value from its form.
+MAX_AXIS_SIZE = 2**24  # of an axis of an array in memory
 TEXT, COUNT, NUMBER, FLAG, ANY = (
   'text',
   'a whole number from 0',
@@ -113,53 +31,126 @@ TEXT, COUNT, NUMBER, FLAG, ANY = (
   'anything',
 )
 MAYBE = 'a whole number from 0 or null'
-Schema = str | list | dict
-# JSON can hold halves of surrogate pairs, which is also how Python hands on arguments that are not
-# UTF-8.
+Schema = str | list | Mapping[str, Any]
+# JSON, and Python's arguments that are not UTF-8, can hold halves of surrogate pairs.
 NO_TEXT = re.compile('[\0\ud800-\udfff]')
-_COUNTED, _LARGEST = 2**63, 10**300  # what fits an array, and what fits a float
+_COUNT_LIMIT, _NUMBER_LIMIT = 2**63, 10**300  # what fits an array, and a float
+
+
+def at_least(minimum: float) -> FieldRule:
+  """Returns the rule that a number is not smaller."""
+
+  def check(field: str, value: float) -> None:
+    if not value >= minimum:
+      raise InputError(f'{field}={value}', f'a value below {minimum}', f'give at least {minimum}')
+
+  return check
+
+
+def at_most(maximum: float) -> FieldRule:
+  """Returns the rule that a number is not larger, so that no field can fill the memory."""
+
+  def check(field: str, value: float) -> None:
+    if value > maximum:
+      raise InputError(f'{field}={value}', f'a value above {maximum:,}', f'give at most {maximum}')
+
+  return check
+
+
+def one_of(*choices: str) -> FieldRule:
+  """Returns the rule that a word, or each word of a tuple, is one of several."""
+
+  def check(field: str, value: str | tuple[str, ...]) -> None:
+    for word in (value,) if isinstance(value, str) else value:
+      if word not in choices:
+        raise InputError(
+          f'{field}={word!r}',
+          'no such choice',
+          f'{suggest_name(word, choices)} (choices: {", ".join(choices)})',
+        )
+
+  return check
+
+
+def check_fraction(field: str, value: float) -> None:
+  """Requires a number from 0 to 1."""
+  if not 0 <= value <= 1:
+    raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
+
+
+def check_seed(field: str, value: int | tuple[int, ...]) -> None:
+  """Requires 32 bits, from which a random stream can start, of a number or of each of a tuple."""
+  for number in (value,) if isinstance(value, int) else value:
+    if not 0 <= number < 2**32:
+      raise InputError(f'{field}={number}', 'not a number from 0 to 2^32 - 1', 'give one that is')
+
+
+PositiveInt = Annotated[int, at_least(1)]
+NonNegativeInt = Annotated[int, at_least(0)]
+NonNegativeFloat = Annotated[float, at_least(0)]
+Fraction = Annotated[float, check_fraction]
+AxisSize = Annotated[int, at_least(1), at_most(MAX_AXIS_SIZE)]
+OptionalAxisSize = Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)]
+RowLength = Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """Applies the rules of its fields when it is made, and refuses numbers that are not finite.
+
+  `where` is the name of the group in recipes, with a dot.
+  """
+
+  where: ClassVar[str] = ''
+
+  def __post_init__(self) -> None:
+    hints = typing.get_type_hints(type(self), include_extras=True)
+    for field in dataclasses.fields(self):
+      name, value = self.where + field.name, getattr(self, field.name)
+      for rule in getattr(hints[field.name], '__metadata__', ()):
+        rule(name, value)
+      for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):  # config.json cannot hold it
+          raise InputError(
+            f'{name}={number}', 'no number, or one that has no end', 'give a finite number'
+          )
 
 
 def find_schema_fault(value: Any, form: Schema, name: str = 'it') -> str:
-  """What keeps a value from having a form, in words; '' where nothing does.
+  """Returns the first difference of a JSON value from its schema in words, '' without one.
 
   >>> find_schema_fault({'step': -1, 'more': 0}, {'step': COUNT, 'loss?': NUMBER})
   'step is -1, not a whole number from 0'
   >>> find_schema_fault([{'file': 'a'}, {}], [{'file': TEXT}], 'shards')
   'no file in shards[1]'
   """
-  if isinstance(form, dict):
-    if not isinstance(value, dict):
-      return f'{name} is {reprlib.repr(value)}, not an object'
-    inside = '' if name == 'it' else f'{name}.'
-    for field, inner in form.items():
-      key = field.removesuffix('?')
-      if key not in value and key == field:
-        return f'no {key} in {name}'
-      if key in value and (found := find_schema_fault(value[key], inner, inside + key)):
-        return found
-    return ''
+  if isinstance(form, str):
+    return '' if _has_type(value, form) else f'{name} is {reprlib.repr(value)}, not {form}'
   if isinstance(form, list):
     if not isinstance(value, list):
       return f'{name} is {reprlib.repr(value)}, not a list'
-    return next(
-      (
-        found
-        for i, item in enumerate(value)
-        if (found := find_schema_fault(item, form[0], f'{name}[{i}]'))
-      ),
-      '',
-    )
-  return '' if _has(value, form) else f'{name} is {reprlib.repr(value)}, not {form}'
+    faults = (find_schema_fault(item, form[0], f'{name}[{i}]') for i, item in enumerate(value))
+    return next(filter(None, faults), '')
+  if not isinstance(value, dict):
+    return f'{name} is {reprlib.repr(value)}, not an object'
+  prefix = '' if name == 'it' else f'{name}.'
+  for key, inner in form.items():
+    field = key.removesuffix('?')
+    if field in value:
+      if fault := find_schema_fault(value[field], inner, prefix + field):
+        return fault
+    elif field == key:
+      return f'no {field} in {name}'
+  return ''
 
 
-def _has(value: Any, form: str) -> bool:
-  if form == ANY or value is None and form in (NUMBER, MAYBE):
-    return True
+def _has_type(value: Any, form: str) -> bool:
+  if form == ANY or value is None:
+    return form in (ANY, NUMBER, MAYBE)
   if form == TEXT:
     return isinstance(value, str) and not NO_TEXT.search(value)
-  if isinstance(value, bool) or form == FLAG:
-    return isinstance(value, bool) and form == FLAG
+  if form == FLAG or isinstance(value, bool):
+    return form == FLAG and isinstance(value, bool)
   if form == NUMBER:
-    return isinstance(value, float) or isinstance(value, int) and abs(value) < _LARGEST
-  return isinstance(value, int) and 0 <= value < _COUNTED
+    return isinstance(value, float) or isinstance(value, int) and abs(value) < _NUMBER_LIMIT
+  return isinstance(value, int) and 0 <= value < _COUNT_LIMIT

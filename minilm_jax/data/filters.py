@@ -71,7 +71,7 @@ def load_word_list(path: epath.PathLike) -> WordList:
       a line, or no word, or too many.
   """
   words, remedy = set(), 'give one word a line, or a table with a column `word`'
-  for word in files.cached(_words(path, remedy), len, f'the word list {path}'):
+  for word in files.limit_items(_words(path, remedy), len, f'the word list {path}'):
     words.add(word)
   words.discard('')
   if not words:

@@ -29,8 +29,8 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
-from minilm_jax.core import files, recipe, run_dir, schema
-from minilm_jax.core.config import MeshConfig, completed
+from minilm_jax.core import files, old_names, recipe, run_dir, schema
+from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.core.schema import COUNT, TEXT, Checked, PositiveInt
@@ -278,7 +278,7 @@ def read_card(path: epath.PathLike) -> Card:
     InputError: it is none.
   """
   found = files.read_object(epath.Path(path) / CARD_FILE, f'the fine-tuned classifier {path}')
-  return recipe.build(Card, completed(found))
+  return recipe.build(Card, old_names.complete_recipe(found))
 
 
 def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:

@@ -66,10 +66,8 @@ def load(
       (part 'model'); there is no such checkpoint; the tokenizer is another one.
     CorruptCheckpointError: a file differs from what was saved.
   """
-  read_config = (
-    load_config if allow_population else load_mlm_config if part == 'model' else load_single_config
-  )
-  config = read_config(workdir)
+  read_config = load_mlm_config if part == 'model' else load_single_config
+  config = load_config(workdir) if allow_population else read_config(workdir)
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
   members = config.population.members
 
@@ -78,13 +76,12 @@ def load(
     return model.encoder if part == 'encoder' else model
 
   init_all = init if members == 1 else lambda key: jax.vmap(init)(jax.random.split(key, members))
-  run_tokenizer = load_tokenizer(workdir)
-  step = checkpoint.latest_step(workdir) if step is None else step
+  run_tokenizer, step = load_tokenizer(workdir), checkpoint.resolve_step(workdir, step)
   model = restore_model(workdir, init_all, PARTS[part], step)
   if mesh is not None:
     strategy = 'single' if members == 1 else 'map'
     model = jax.device_put(model, population.member_sharding(mesh, strategy))
-  return Pretrained(config, run_tokenizer, model, -1 if step is None else step)
+  return Pretrained(config, run_tokenizer, model, step)
 
 
 def restore_model(

@@ -306,7 +306,7 @@ def test_a_process_that_misses_its_heartbeats_ends_the_other(stopped: int, proce
   status 2.
   """
   program = (
-    'import sys\nimport jax\nfrom minilm_jax.core import distributed\nhosts.MIN_HEARTBEAT_SECONDS = 1\n'
+    'import sys\nimport jax\nfrom minilm_jax.core import distributed\ndistributed.MIN_HEARTBEAT_SECONDS = 1\n'
     'print("imported", flush=True)\nsys.stdin.readline()\n'
     'with distributed.initialized(sys.argv[1], 2, int(sys.argv[2]), 5):\n'
     '  print("started", file=sys.stdout, flush=True)\n  while True:\n    distributed.allgather_ints(1)\n'

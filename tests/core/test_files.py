@@ -26,7 +26,7 @@ from tests import tiny_config
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(files, 'MAX_FILE_BYTES', 1000)
-  monkeypatch.setattr(files, 'MAX_CACHED_ITEMS', 10_000)
+  monkeypatch.setattr(files, 'MAX_CACHED_BYTES', 10_000)
   monkeypatch.setattr(run_dir, '_MAX_LINE_BYTES', 1000)
 
 

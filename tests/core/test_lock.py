@@ -120,9 +120,8 @@ def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
   'found', [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}]
 )
 def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
-  """Where it cannot be compared when it started, as in a claim of another container of this name.
-  """
-  path = written(tmp_path, host=socket.gethostname(), space='another boot or container', **found)
+  """Its start cannot be compared, as in a lock of a host without /proc."""
+  path = written(tmp_path, host=socket.gethostname(), **found)
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
@@ -148,7 +147,7 @@ def test_a_finished_directory_that_may_only_be_read_keeps_its_claim(tmp_path: Pa
   def refuse(*_: object) -> None:
     raise PermissionError(13, 'read-only')
 
-  monkeypatch.setattr(lock, '_clear', refuse)
+  monkeypatch.setattr(lock, '_remove', refuse)
   lock.remove_stale_lock(tmp_path)
   assert path.exists()
 

@@ -134,7 +134,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
   assert run_dir.open_run(tmp_path / 'a' / 'run', config) == workdir
   with pytest.raises(InputError, match='model.hidden_size is 32 there and 64 here'):
     run_dir.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
-  assert run_dir.open_run(workdir, {**config, 'seeds': (2,)}, free=['seeds']) == workdir
+  assert run_dir.open_run(workdir, {**config, 'seeds': (2,)}, changeable=['seeds']) == workdir
   with pytest.raises(InputError, match='seeds'):
     run_dir.open_run(workdir, {k: v for k, v in config.items() if k != 'seeds'})
   assert (
