@@ -335,7 +335,7 @@ def _lines(path: epath.Path) -> list[CsvLine]:
       what, 'no such file', suggest_name(path.name, [name for name in beside if '.csv' in name])
     )
   try:
-    text = readers.read_text(path).decode('utf-8-sig')
+    text = readers.read_decompressed(path).decode('utf-8-sig')
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     header, *rows = [(reader.line_num, cells) for cells in reader if cells] or [(1, [])]
   except (InputError, UnicodeDecodeError, csv.Error) as error:

@@ -86,7 +86,7 @@ def _build(
   prints = (
     spread.fingerprints(sources)
     if spread
-    else [documents.fingerprint_sources(source) for source in sources]
+    else [documents.fingerprint_source(source) for source in sources]
   )
   run_dir.open_run(workdir, settings)
   try:

@@ -92,7 +92,7 @@ def _told(folder: epath.Path, number: int) -> Iterator[None]:
 def fingerprint_shard(part: tuple[int, documents.Source], folder: epath.Path) -> None:
   """Writes what identifies the content of a source: number and source, and where to."""
   with _told(folder, part[0]):
-    save_shard(shard_path(folder, part[0], 'json'), documents.fingerprint_sources(part[1]))
+    save_shard(shard_path(folder, part[0], 'json'), documents.fingerprint_source(part[1]))
 
 
 def count_shard_words(

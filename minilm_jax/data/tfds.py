@@ -1,5 +1,4 @@
-"""Data sets that TFDS has prepared, read as random access records: no TensorFlow, no network,
-nothing is prepared here.
+"""Data sets that TFDS has prepared, read as random access records: without TensorFlow or network.
 
 A data set lies in `data_dir/name/version` or `data_dir/name/config/version`;
 `tfds.builder(...).download_and_prepare` made it there, with file_format='array_record'. Reading
@@ -20,14 +19,12 @@ from etils import epath
 from minilm_jax.core import files
 from minilm_jax.core.errors import InputError, require_library, suggest_name
 
-# where TFDS prepares, unless TFDS_DATA_DIR says otherwise
-_FEATURES, _DEFAULT_DATA_DIR = 'features.json', '~/tensorflow_datasets'
-_MAX_RECORD_BYTES = 1 << 26  # bytes of what describes a data set; those of GLUE have thousands
-_CLASSES, _SUPPORTED_FORMATS = (
-  ('type', 'pythonClassName', 'python_class_name'),
-  'tensorflow_datasets.core.features.',
-)
-# What TFDS, the records below it and their decoding make of a folder that is not as they wrote it,
+_DEFAULT_DATA_DIR = '~/tensorflow_datasets'  # of TFDS, unless TFDS_DATA_DIR is set
+_FEATURES_FILE = 'features.json'
+_MAX_METADATA_BYTES = 1 << 26  # of one file; those of GLUE have thousands
+_CLASS_FIELDS = ('type', 'pythonClassName', 'python_class_name')
+_TFDS_FEATURES = 'tensorflow_datasets.core.features.'
+# TFDS, its record readers and its decoders raise these for a folder that is not as they wrote it,
 # beside errors of protobuf, which derive from none of these.
 _RECORD_ERRORS = (
   OSError,
@@ -43,167 +40,155 @@ _RECORD_ERRORS = (
   EOFError,
   SystemError,
 )
-_RECORDS_PER_READ = 1000  # records read at once: one by one costs three times as long
+_RECORDS_PER_READ = 1000  # one by one costs three times as long
+_REMEDY = 'prepare it, or copy it, again'
 
 
-def dataset_dir(name: str, data_dir: str) -> str:
-  """Where a data set lies.
+def find_dataset(name: str, data_dir: str) -> str:
+  """Returns the folder of a data set.
 
   Args:
     name: as in 'glue/sst2' or 'glue/sst2:2.0.0'; without a version the newest. A lone configuration
       may be left out.
-    data_dir: where data sets were prepared; '' is TFDS's own place.
+    data_dir: where data sets were prepared; '' is TFDS's own folder.
 
   Raises:
     InputError: there is none of that name, or there are several.
   """
-  root, there = (
-    epath.Path(data_dir or os.environ.get('TFDS_DATA_DIR', _DEFAULT_DATA_DIR)).expanduser(),
-    {},
-  )
+  root = epath.Path(data_dir or os.environ.get('TFDS_DATA_DIR', _DEFAULT_DATA_DIR)).expanduser()
+  folders = {}
   for depth in ('*/*', '*/*/*'):
     for path in root.glob(f'{depth}/dataset_info.json'):
       *parts, version = path.parent.relative_to(root).parts
-      there[f'{"/".join(parts)}:{version}'] = path.parent
-  found = [key for key in there if key == name or key.startswith((f'{name}:', f'{name}/'))]
-  names = {key.partition(':')[0] for key in found}
-  if len(names) != 1:
-    remedy = suggest_name(name, names or {key.partition(':')[0] for key in there})
+      folders['/'.join(parts), version] = str(path.parent)
+  matches = [
+    (dataset, version)
+    for dataset, version in folders
+    if name in (dataset, f'{dataset}:{version}') or dataset.startswith(f'{name}/')
+  ]
+  datasets = {dataset for dataset, _ in matches}
+  if len(datasets) != 1:
+    remedy = suggest_name(name, datasets or {dataset for dataset, _ in folders})
     raise InputError(
       name,
       f'neither a file nor a data set that TFDS has prepared in {root}',
       f'{remedy}; tfds.builder(NAME).download_and_prepare(file_format="array_record") prepares one',
     )
-  return str(
-    there[
-      max(found, key=lambda key: [int(part) for part in re.findall(r'\d+', key.partition(':')[2])])
-    ]
-  )
+  return folders[max(matches, key=lambda key: [int(part) for part in re.findall(r'\d+', key[1])])]
 
 
 def read_examples(
-  where: str, split: str, start: int = 0, stop: int | None = None
+  folder: str, split: str, start: int = 0, stop: int | None = None
 ) -> Iterator[dict[str, Any]]:
-  """The examples of a split as plain Python values, bytes decoded where they are UTF-8.
+  """Yields the examples of a split as plain Python values, bytes decoded if they are UTF-8.
 
   Args:
-    where: what `folder` gave.
-    split: as TFDS has it, slices included.
+    folder: the result of `find_dataset`.
+    split: in the notation of TFDS, slices included.
     start: the first record.
-    stop: the one behind the last; None for all.
+    stop: the record after the last one; None for all.
 
   Raises:
     InputError: there is no such split, or it is not stored for random access.
   """
-  records, what = _records(where, split)
-  return _examples(records, start, len(records) if stop is None else stop, what)
+  records, what = _open_records(folder, split)
+  return _read_records(records, start, len(records) if stop is None else stop, what)
 
 
-def count_examples(where: str, split: str) -> int:
-  """How many examples a split has; raises as `examples`."""
-  return len(_records(where, split)[0])
+def count_examples(folder: str, split: str) -> int:
+  """Returns the number of examples of a split; raises as `read_examples`."""
+  return len(_open_records(folder, split)[0])
 
 
-def _records(where: str, split: str) -> tuple[Sequence[Any], str]:
-  """The records of a split, and what they are called in an error."""
-  builder = _builder(where)
+def _open_records(folder: str, split: str) -> tuple[Sequence[Any], str]:
+  """Returns the records of a split, and their name for an error."""
+  builder = _open_builder(folder)
+  what = f'the split {split!r} of {builder.info.full_name}'
   try:
     records = builder.as_data_source(split)
     len(records)
-  except _damaged() as error:
+  except _damage_errors() as error:
     raise InputError(
-      f'the split {split!r} of {builder.info.full_name}',
+      what,
       ' '.join(str(error).split()),
       f'name one of {", ".join(builder.info.splits)}, prepared with file_format=array_record',
     ) from None
-  return records, f'the split {split!r} of {builder.info.full_name}'
+  return records, what
 
 
-def _examples(records: Sequence[Any], first: int, stop: int, what: str) -> Iterator[dict[str, Any]]:
-  for start in range(first, stop, _RECORDS_PER_READ):
+def _read_records(records: Any, start: int, stop: int, what: str) -> Iterator[dict[str, Any]]:
+  for first in range(start, stop, _RECORDS_PER_READ):
     try:
-      found = [
-        {key: _plain(value) for key, value in record.items()}
-        for record in records.__getitems__(range(start, min(start + _RECORDS_PER_READ, stop)))
+      examples = [
+        {key: _to_plain(value) for key, value in record.items()}
+        for record in records.__getitems__(range(first, min(first + _RECORDS_PER_READ, stop)))
       ]
-    except _damaged() as error:
+    except _damage_errors() as error:
       raise InputError(
-        what,
-        f'it cannot be read from record {start:,} on: {error}',
-        'prepare it, or copy it, again',
+        what, f'it cannot be read from record {first:,} on: {error}', _REMEDY
       ) from None
-    yield from found
+    yield from examples
 
 
-def fingerprint(where: str) -> dict[str, Any]:
-  """Full name with version, and size in bytes, as TFDS recorded them."""
-  info = _builder(where).info
+def fingerprint_dataset(folder: str) -> dict[str, Any]:
+  """Returns the full name with version, and the size in bytes, as TFDS recorded them."""
+  info = _open_builder(folder).info
   return {'bytes': int(info.dataset_size), 'dataset': info.full_name}
 
 
-def _builder(where: str) -> Any:
-  what = f'the data set {where}'
+def _open_builder(folder: str) -> Any:
+  what = f'the data set {folder}'
   require_library('tensorflow_datasets', 'data', what)
   import tensorflow_datasets as tfds  # slow to import, and few corpora need it
 
-  for path in epath.Path(where).glob('*.json'):
-    if path.stat().length > _MAX_RECORD_BYTES:
-      raise InputError(
-        what,
-        f'{path.name} has more than {_MAX_RECORD_BYTES:,} bytes',
-        'prepare it, or copy it, again',
-      )
-  _check_classes(files.read_object(epath.Path(where) / _FEATURES, what), what)
+  for path in epath.Path(folder).glob('*.json'):
+    if path.stat().length > _MAX_METADATA_BYTES:
+      raise InputError(what, f'{path.name} has more than {_MAX_METADATA_BYTES:,} bytes', _REMEDY)
+  _check_classes(files.read_object(epath.Path(folder) / _FEATURES_FILE, what), what)
   try:
-    return tfds.builder_from_directory(where)
-  except _damaged() as error:
+    return tfds.builder_from_directory(folder)
+  except _damage_errors() as error:
     raise InputError(
-      what, f'TFDS cannot read it: {" ".join(str(error).split())}', 'prepare it, or copy it, again'
+      what, f'TFDS cannot read it: {" ".join(str(error).split())}', _REMEDY
     ) from None
 
 
-def _damaged() -> tuple[type[Exception], ...]:
-  """What a folder may raise that is not as TFDS wrote it."""
+def _damage_errors() -> tuple[type[Exception], ...]:
+  """Returns the types of error that a folder raises that is not as TFDS wrote it."""
   from tensorflow_datasets.core.features import feature  # for its errors of protobuf
 
   return *_RECORD_ERRORS, feature.json_format.Error, feature.message.Error
 
 
-def _check_classes(found: Any, what: str) -> None:
-  """Lets features pass whose classes are of TFDS, which would import any module that is named: data
-  is not code.
-  """
-  # of older versions, JSON inside JSON
-  if isinstance(found, str) and found.lstrip().startswith('{'):
+def _check_classes(value: Any, what: str) -> None:
+  """Refuses features whose class is not of TFDS, for TFDS imports the module of any class."""
+  # older versions have JSON inside JSON
+  if isinstance(value, str) and value.lstrip().startswith('{'):
     try:
-      found = json.loads(found)
+      value = json.loads(value)
     except (ValueError, RecursionError):
       return  # TFDS cannot read it either
-  if isinstance(found, dict):
-    for name, value in found.items():
-      if (
-        name in _CLASSES
-        and isinstance(value, str)
-        and '.' in value
-        and not value.startswith(_SUPPORTED_FORMATS)
-      ):
+  if isinstance(value, dict):
+    for name, inner in value.items():
+      is_class = name in _CLASS_FIELDS and isinstance(inner, str) and '.' in inner
+      if is_class and not inner.startswith(_TFDS_FEATURES):
         raise InputError(
           what,
-          f'{_FEATURES} names the class {value!r}, which is not of TFDS',
-          'prepare it with features of TFDS alone: what a data set names is not run',
+          f'{_FEATURES_FILE} names the class {inner!r}, which is not of TFDS',
+          'prepare it with features of TFDS alone: a class that a data set names is not run',
         )
-      _check_classes(value, what)
-  elif isinstance(found, list):
-    for value in found:
-      _check_classes(value, what)
+      _check_classes(inner, what)
+  elif isinstance(value, list):
+    for inner in value:
+      _check_classes(inner, what)
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
   if isinstance(value, bytes):
     try:
       return value.decode()
     except UnicodeDecodeError:  # no text
       return value
-  if isinstance(value, (list, tuple)) or getattr(value, 'dtype', None) == object:
-    return [_plain(item) for item in value]
+  if isinstance(value, (list, tuple)) or getattr(value, 'dtype', None) == 'object':
+    return [_to_plain(item) for item in value]
   return value.item() if getattr(value, 'ndim', None) == 0 else value

@@ -51,7 +51,7 @@ def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, 
       mention lies outside its sentence.
   """
   try:
-    relations = json.loads(readers.read_text(path))
+    relations = json.loads(readers.read_decompressed(path))
   except (ValueError, RecursionError) as error:
     raise InputError(
       f'relations in {path}', f'not JSON: {error}', 'give a .jsonl a name that ends so'
@@ -282,7 +282,7 @@ def _tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]
     InputError
   ) as error:  # opening failed; a fault inside the split appears later and stays what it is
     try:
-      tfds.dataset_dir(task.tfds, config.data_dir)
+      tfds.find_dataset(task.tfds, config.data_dir)
     except InputError:
       files = ', '.join(
         ('train', *(f'validation_{part}' for part in task.parts)) if task.parts else TASK_SPLITS[:2]

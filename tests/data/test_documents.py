@@ -165,10 +165,10 @@ def test_microworld_is_a_source():
 
 def test_fingerprints_follow_the_content(book):
   (source,) = documents.expand_sources(settings(book))
-  before = documents.fingerprint_sources(source)
-  assert before['bytes'] == book.stat().st_size and before == documents.fingerprint_sources(source)
+  before = documents.fingerprint_source(source)
+  assert before['bytes'] == book.stat().st_size and before == documents.fingerprint_source(source)
   book.write_bytes(book.read_bytes().replace(b'a', b'z'))
-  assert documents.fingerprint_sources(source) != before
+  assert documents.fingerprint_source(source) != before
 
 
 def test_the_count_of_real_documents(data):

@@ -15,7 +15,7 @@ from minilm_jax.data import tfds
 
 def test_rows_are_plain_values(prepared):
   rows = sorted(
-    tfds.read_examples(tfds.dataset_dir('tiny', str(prepared)), 'train'),
+    tfds.read_examples(tfds.find_dataset('tiny', str(prepared)), 'train'),
     key=lambda row: row['text'],
   )
   assert rows == [{'text': f'größe {i}', 'label': i % 2, 'words': ['a', 'b']} for i in range(3)]
@@ -24,9 +24,9 @@ def test_rows_are_plain_values(prepared):
 
 
 def test_the_newest_version_is_meant_unless_one_is_named(prepared):
-  assert tfds.dataset_dir('tiny', str(prepared)).endswith('tiny/10.0.0')
-  assert tfds.dataset_dir('tiny:9.0.0', str(prepared)).endswith('tiny/9.0.0')
-  assert tfds.fingerprint(tfds.dataset_dir('tiny', str(prepared)))['dataset'] == 'tiny/10.0.0'
+  assert tfds.find_dataset('tiny', str(prepared)).endswith('tiny/10.0.0')
+  assert tfds.find_dataset('tiny:9.0.0', str(prepared)).endswith('tiny/9.0.0')
+  assert tfds.fingerprint_dataset(tfds.find_dataset('tiny', str(prepared)))['dataset'] == 'tiny/10.0.0'
 
 
 def test_a_class_that_a_data_set_names_is_not_imported(
@@ -45,7 +45,7 @@ def test_a_class_that_a_data_set_names_is_not_imported(
     assert 'stranger' in text
     features.write_text(text)
     with pytest.raises(InputError, match='not of TFDS'):
-      tfds.read_examples(tfds.dataset_dir('tiny', str(tmp_path / 'tfds')), 'train')
+      tfds.read_examples(tfds.find_dataset('tiny', str(tmp_path / 'tfds')), 'train')
   assert 'stranger' not in sys.modules
 
 
@@ -55,9 +55,9 @@ def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monke
   with pytest.raises(
     InputError, match=r'tensorflow_datasets is not installed(.|\n)*minilm_jax\[data\]'
   ):
-    tfds.read_examples(tfds.dataset_dir('tiny', ''), 'train')
+    tfds.read_examples(tfds.find_dataset('tiny', ''), 'train')
   with pytest.raises(InputError, match="did you mean 'tiny'"):
-    tfds.dataset_dir('tinny', '')
+    tfds.find_dataset('tinny', '')
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monke
 )
 def test_what_is_not_there_is_refused(prepared, name, split, said):
   with pytest.raises(InputError, match=said):
-    tfds.read_examples(tfds.dataset_dir(name, str(prepared)), split)
+    tfds.read_examples(tfds.find_dataset(name, str(prepared)), split)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_split_that_a_data_set_lacks_is_another_matter(
   def no_split(where: str, split: str):
     raise InputError(f'the split {split!r}', 'no such split', 'name another')
 
-  monkeypatch.setattr(tfds, 'dataset_dir', lambda name, data_dir: 'somewhere')
+  monkeypatch.setattr(tfds, 'find_dataset', lambda name, data_dir: 'somewhere')
   monkeypatch.setattr(tfds, 'read_examples', no_split)
   with pytest.raises(loading.MissingSplit, match='no such split'):
     loading.read_rows(
