@@ -204,6 +204,20 @@ def latest_step(workdir: epath.PathLike) -> int | None:
   return max(list_steps(workdir), default=None)
 
 
+def resolve_step(workdir: epath.PathLike, step: int | None = None) -> int:
+  """Returns a step, or that of the last complete checkpoint if it is None.
+
+  Raises:
+    InputError: the run has no complete checkpoint.
+  """
+  step = latest_step(workdir) if step is None else step
+  if step is None:
+    raise InputError(
+      f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run'
+    )
+  return step
+
+
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
   """Returns the folder of a checkpoint, which need not exist."""
   return epath.Path(workdir).resolve() / FOLDER / str(step)
@@ -316,11 +330,7 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
     CorruptCheckpointError: a file differs from what was saved.
     InputError: there is no such checkpoint, or the part has other arrays.
   """
-  step = latest_step(workdir) if step is None else step
-  if step is None:
-    raise InputError(
-      f'the checkpoint of {workdir}', 'none saved there', 'pre-train first, or give another run'
-    )
+  step = resolve_step(workdir, step)
   verify(workdir, step)
   # the devices of the run may not be here
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

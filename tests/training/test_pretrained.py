@@ -1,4 +1,4 @@
-"""A population run: every member is what it would be alone, and can be taken out and gone on with."""
+"""Runs are loaded in one call; a member of a population equals its solo run, and becomes one."""
 
 import json
 import pathlib
@@ -180,6 +180,32 @@ def test_a_member_that_was_taken_out_early_goes_on_alone(
   assert pretrained.extract_member(tmp_path / 'all', 1, tmp_path / 'one')['step'] == 8
   pretrain.pretrain(population.member_configs(config)[1], tmp_path / 'one')
   same_lines(lines(tmp_path / 'one'), lines(together, 1))
+
+
+def test_a_run_is_loaded_in_one_call(tiny_run: pathlib.Path):
+  """The model of the last checkpoint, or its encoder at any step, with other fields if asked."""
+  model_run = pretrained.load(tiny_run)
+  assert model_run.step == 8 and model_run.config == pretrained.load_config(tiny_run)
+  assert model_run.tokenizer.sha256 == pretrained.corpus_hashes(tiny_run)['tokenizer']
+  encoder_run = pretrained.load(tiny_run, 8, 'encoder', changes={'dropout': 0.5})
+  assert encoder_run.config.model.dropout == 0.5 != model_run.config.model.dropout
+  model = flatten(model_run.model)
+  for name, leaf in flatten(encoder_run.model).items():
+    np.testing.assert_array_equal(leaf, model[f'encoder.{name}'])
+  earlier = flatten(pretrained.load(tiny_run, 4, 'encoder').model)
+  assert any((leaf != model[f'encoder.{name}']).any() for name, leaf in earlier.items())
+
+
+def test_a_population_is_loaded_where_it_is_allowed(together: pathlib.Path):
+  """Every array has a leading axis of members, on the devices of a mesh."""
+  with pytest.raises(InputError):
+    pretrained.load(together, part='encoder')
+  mesh = population.make_member_mesh(4)
+  members = pretrained.load(together, part='encoder', mesh=mesh, allow_population=True)
+  single = flatten(pretrained.load(together, part='encoder', allow_population=True).model)
+  for name, leaf in flatten(members.model).items():
+    assert leaf.shape[0] == 4 and leaf.sharding == population.member_sharding(mesh, 'map')
+    np.testing.assert_array_equal(leaf, single[name])
 
 
 @pytest.mark.parametrize('number', [-1, 4])
