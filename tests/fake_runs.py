@@ -75,7 +75,7 @@ def write_pretraining_run(
   """Writes a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at
   `nan_at` is NaN.
   """
-  _write_config(folder, make_config('pretrain', updates=300))
+  _write_config(folder, make_config('pretrain', num_steps=300))
   files.write_json(
     folder / run_dir.MANIFEST,
     {
@@ -126,7 +126,7 @@ def write_subset_run(
     }
     of_rows = rows
   changes = {f'model__{name}': value for name, value in (GAP_MODEL | model).items()}
-  _write_config(folder, make_config('pretrain', updates=updates, batch_size=32, **changes))
+  _write_config(folder, make_config('pretrain', num_steps=updates, batch_size=32, **changes))
   files.write_json(
     folder / run_dir.MANIFEST,
     {
@@ -264,15 +264,15 @@ def write_scaling_run(
       'pretrain',
       seed=seed,
       batch_size=SCALING_BATCH_SIZE,
-      updates=planned,
+      num_steps=planned,
       optimizer__learning_rate=1e-3,
-      model__embedding=model.embedding,
-      model__hidden=model.hidden,
-      model__feed_forward=model.feed_forward,
-      model__nominal_heads=model.heads,
-      model__layers=model.layers,
-      model__vocabulary=model.vocabulary,
-      model__length=ROW_LENGTH,
+      model__embedding_size=model.embedding,
+      model__hidden_size=model.hidden,
+      model__intermediate_size=model.feed_forward,
+      model__flops_heads=model.heads,
+      model__num_layers=model.layers,
+      model__vocab_size=model.vocabulary,
+      model__max_length=ROW_LENGTH,
       **changes,
     ),
   )
@@ -452,7 +452,7 @@ def write_ngram_baselines(
   losses: dict[str, Any],
   corpus: str = 'c0ffee',
   rows: int = 2000,
-  order: int = 0,
+  shuffle_seed: int = 0,
   split: str = 'validation',
 ) -> pathlib.Path:
   """Writes n-gram baselines, one loss a predictor, on the corpus of `write_plateau_run`."""
@@ -462,7 +462,7 @@ def write_ngram_baselines(
       'kind': 'baselines',
       'corpus': corpus,
       'rows': rows,
-      'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': order},
+      'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': shuffle_seed},
     },
   )
   files.write_json(

@@ -267,7 +267,7 @@ def test_what_is_at_pads_changes_nothing_in_the_mended_form_alone(
     front = front_end(convolution=form, kernel=kernel, norm=norm)
     gap = np.abs(np.asarray(run(front, x, mask) - run(front, other, mask))).max(-1)
     assert not gap[1].any()  # a row without pads
-    if form == 'mended':
+    if form == 'fixed':
       np.testing.assert_allclose(gap[np.asarray(mask)], 0, atol=1e-6)
     else:
       reach = 2 * (kernel[0] // 2)  # of two layers
