@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax.core import backend, distributed, old_names, run_dir, signals
+from minilm_jax.core import backend, distributed, files, old_names, run_dir, signals
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.files import hash_file, read_json, write_json
 from minilm_jax.model.initialization import path_name
 
 T = TypeVar('T')
@@ -226,11 +225,11 @@ def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
 def write_checksums(folder: epath.PathLike) -> None:
   """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
   folder = epath.Path(folder)
-  files = {
-    name: {'bytes': file.stat().length, 'sha256': hash_file(file)}
+  checksums = {
+    name: {'bytes': file.stat().length, 'sha256': files.hash_file(file)}
     for name, file in sorted(_files(folder))
   }
-  write_json(folder / CHECKSUMS, {'files': files})
+  files.write_json(folder / CHECKSUMS, {'files': checksums})
 
 
 def has_checksums(folder: epath.PathLike) -> bool:
@@ -248,18 +247,18 @@ def find_damage(folder: epath.PathLike) -> str:
   if not has_checksums(folder):
     return ''
   try:
-    record = read_json(old_names.find_file(folder / CHECKSUMS), 'checksums')
+    record = files.read_json(old_names.find_file(folder / CHECKSUMS), 'checksums')
     checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
   except (InputError, LookupError, TypeError, AttributeError):
     return f'{CHECKSUMS} cannot be read'
-  files = dict(_files(folder))
+  paths = dict(_files(folder))
   for name, (size, digest) in checksums.items():
-    if name not in files:
+    if name not in paths:
       return f'{name} is missing'
-    length = files[name].stat().length
+    length = paths[name].stat().length
     if length != size:
       return f'{name} has {length:,} bytes, and had {size}'
-    if hash_file(files[name]) != digest:
+    if files.hash_file(paths[name]) != digest:
       return f'{name} has other bytes than when it was saved'
   return ''
 

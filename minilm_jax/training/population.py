@@ -29,6 +29,12 @@ def make_member_mesh(members: int) -> Mesh:
   )
 
 
+def make_even_mesh(members: int) -> Mesh:
+  """Returns a mesh with the largest number of devices that divides the members."""
+  devices = max(n for n in range(1, jax.device_count() + 1) if members % n == 0)
+  return sharding.make_mesh(MeshConfig(population=devices, data=1, model=1))
+
+
 def choose_strategy(members: int, strategy: str, platform: str) -> str:
   """Returns the way in which members share a device: `single` for one member, else `map` or `vmap`.
 

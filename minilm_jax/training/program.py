@@ -63,7 +63,9 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
   if micro_batch % mesh.shape['data']:
     asked = f'micro-batches of {micro_batch} rows over {mesh.shape["data"]} devices'
     raise InputError(
-      asked, 'the devices do not divide them', 'change batch_size, grad_accumulation_steps or mesh.data'
+      asked,
+      'the devices do not divide them',
+      'change batch_size, grad_accumulation_steps or mesh.data',
     )
   strategy = population.choose_strategy(
     config.population.members, config.population.strategy, mesh.devices.flat[0].platform

@@ -13,7 +13,7 @@ from minilm_jax.training.program import TrainProgram
 from minilm_jax.training.train_step import NonFinite, TrainState
 
 T = TypeVar('T')
-CORRUPT_SUFFIX = '.damaged'
+CORRUPT_SUFFIX = '.corrupt'
 
 
 def restore_or_init(

@@ -140,8 +140,8 @@ def killed_at(call: int, patch: pytest.MonkeyPatch, module: Any, name: str) -> N
     (run_dir, 'append_line', 8),  # between the lines of one step
     (checkpoint.CheckpointWriter, 'save', 3),  # before the last checkpoint
     (run_dir, 'append_line', 10),  # after the last checkpoint, before the test line
-    (run_dir, 'write_json', 3),  # before the digests of the first checkpoint
-    (run_dir, 'write_json', 6),  # before the result
+    (files, 'write_json', 3),  # before the checksums of the first checkpoint
+    (files, 'write_json', 6),  # before the result
   ],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
@@ -398,7 +398,8 @@ def test_a_disk_that_goes_away_harms_nothing(
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  config, original, calls = run_config(tiny_corpus), getattr(run_dir, name), itertools.count(1)
+  module = files if name == 'write_json' else run_dir
+  config, original, calls = run_config(tiny_corpus), getattr(module, name), itertools.count(1)
 
   def failing(*arguments: Any) -> None:
     if next(calls) == call:
@@ -406,7 +407,7 @@ def test_a_disk_that_goes_away_harms_nothing(
     original(*arguments)
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
-    patch.setattr(run_dir, name, failing)
+    patch.setattr(module, name, failing)
     pretrain.pretrain(config, tmp_path)
   saved = checkpoint.list_steps(tmp_path)
   assert saved and not any(
