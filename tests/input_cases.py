@@ -190,7 +190,7 @@ def read_task(path: pathlib.Path, **changes: Any) -> Any:
 def read_pairs(path: pathlib.Path) -> Any:
   from minilm_jax.evaluation import minimal_pairs
 
-  return minimal_pairs.name_paradigm(path), minimal_pairs.read_pairs(path)
+  return minimal_pairs.name_pair_set(path), minimal_pairs.read_pairs(path)
 
 
 def read_logged(path: pathlib.Path) -> Any:
@@ -217,10 +217,10 @@ def read_run(path: pathlib.Path) -> Any:
   from minilm_jax.analysis import loss_curves, pretraining_gap, runs, scores
   from minilm_jax.analysis.report import finetune_figures
 
-  found = runs.find([path if path.name == 'runs' else path.parent.parent])
-  rows = [row for name, where in found.items() for row in runs.rows(name, where)]
-  table = scores.score_table(runs.scores(found))
-  drawn = [curve for name, where in found.items() for curve in runs.curves(name, where)]
+  found = runs.find_runs([path if path.name == 'runs' else path.parent.parent])
+  rows = [row for name, where in found.items() for row in runs.summarize_run(name, where)]
+  table = scores.score_table(runs.read_scores(found))
+  drawn = [curve for name, where in found.items() for curve in runs.read_losses(name, where)]
   matrices = (
     finetune_figures.confusions(found, table)
     if any((one / run_dir.PREDICTIONS).exists() for one in found.values())
@@ -229,14 +229,14 @@ def read_run(path: pathlib.Path) -> Any:
   return (
     rows,
     table,
-    scores.averages(table),
+    scores.average_tasks(table),
     finetune_figures.learning(found, table),
     finetune_figures.trajectories(table),
     drawn,
     loss_curves.read_runs(found),
     pretraining_gap.find_gaps(found, table, 10),
     matrices,
-    runs.failures([path.parent.parent]),
+    runs.read_failures([path.parent.parent]),
   )
 
 

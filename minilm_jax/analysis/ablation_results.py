@@ -30,7 +30,7 @@ import numpy as np
 
 from minilm_jax.analysis import frontier, scores
 from minilm_jax.analysis.ablations import WORDS, Ablation, AblationAtSize, Comparison
-from minilm_jax.analysis.frontier import Plateau, find
+from minilm_jax.analysis.frontier import Plateau, find_plateau
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.scores import NO_CONTRAST, TRAININGS, Contrast, PairedScores, ScoreRow
 from minilm_jax.tasks import metrics
@@ -64,12 +64,12 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
     part: what was compared, at one shape.
     rows: of `scores.select_main`.
   """
-  counted = [row for row in rows if scores.counts(row)]
+  counted = [row for row in rows if scores.is_averaged(row)]
   found = []
   for change in part.changes:
-    base, own = part.base.tracks, change.tracks
-    both = scores.scored(
-      [(base[seed].name, track.name) for seed, track in own.items() if seed in base], counted
+    base, own = part.base.curves, change.curves
+    both = scores.pair_scores(
+      [(base[seed].name, curve.name) for seed, curve in own.items() if seed in base], counted
     )
     found += [GlueRow(change.name, part.shape, *made) for made in _rows(both)]
   return found
@@ -89,11 +89,13 @@ def _rows(both: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]
   alone = [place for place in both if often[place.task] == 1]
   pairs = set().union(*(both[place] for place in alone))
   shared = [place for place in alone if both[place].keys() == pairs]
-  mean = scores.over_tasks([both[place] for place in shared]) if len(shared) > 1 else NO_CONTRAST
+  mean = (
+    scores.average_contrast([both[place] for place in shared]) if len(shared) > 1 else NO_CONTRAST
+  )
   if mean.n:
     yield AVERAGE, tuple(names[place] for place in shared), mean
   for place, own in both.items():
-    yield names[place], (), scores.over_tasks([own])
+    yield names[place], (), scores.average_contrast([own])
 
 
 # How many times sooner than the base a change gets somewhere: off the plateau, in tokens, or to a
@@ -130,18 +132,20 @@ class PairedRatio:
     """As in `3.1 [2.2, 4.4]`, `at least 3.1`, or why there is none."""
     if not math.isfinite(self.value):
       return self.bound
-    return f'{self.bound} {scores.with_interval(self.value, self.low, self.high, ".2f")}'.strip()
+    return f'{self.bound} {scores.format_interval(self.value, self.low, self.high, ".2f")}'.strip()
 
 
 NO_RATIO = PairedRatio(math.nan, math.nan, math.nan, '', 0, 0, False)
 
 
-def ratio(base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]) -> PairedRatio:
+def compute_ratio(
+  base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]
+) -> PairedRatio:
   """The ratio over seeds, from what each took, by seed.
 
-  >>> str(ratio({0: (8.0, True), 1: (9.0, True)}, {0: (2.0, True)}))
+  >>> str(compute_ratio({0: (8.0, True), 1: (9.0, True)}, {0: (2.0, True)}))
   '4.00'
-  >>> str(ratio({0: (8.0, False), 1: (8.0, False)}, {0: (2.0, True), 1: (2.0, True)}))
+  >>> str(compute_ratio({0: (8.0, False), 1: (8.0, False)}, {0: (2.0, True), 1: (2.0, True)}))
   'at least 4.00 [4.00, ∞]'
   """
   common = base.keys() & change.keys()
@@ -153,9 +157,9 @@ def ratio(base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]) ->
   counts = len(base), len(change), base.keys() == change.keys()
   if open_base and open_change:
     return PairedRatio(math.nan, math.nan, math.nan, NEITHER_LEFT, *counts)
-  found = scores.difference(
+  found = scores.compute_difference(
     *(
-      scores.group({seed: math.log(taken) for seed, (taken, _) in side.items()})
+      scores.make_group({seed: math.log(taken) for seed, (taken, _) in side.items()})
       for side in (base, change)
     )
   )
@@ -166,9 +170,9 @@ def ratio(base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]) ->
   return PairedRatio(math.exp(found.mean), low, high, bound, *counts)
 
 
-def leaving(change: Ablation, level: float) -> dict[int, Plateau | None]:
+def find_plateaus(change: Ablation, level: float) -> dict[int, Plateau | None]:
   """Where each seed was on the plateau; None where it never came down to it."""
-  return {seed: find(track, level, ACTUAL) for seed, track in change.tracks.items()}
+  return {seed: find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()}
 
 
 def measure_speed_up(
@@ -179,42 +183,45 @@ def measure_speed_up(
   """
   if base_level is None or level is None:
     return NO_RATIO
-  return ratio(
+  return compute_ratio(
     *(
-      {seed: _tokens(track, places[seed]) for seed, track in side.tracks.items()}
-      for side, places in ((base, leaving(base, base_level)), (change, leaving(change, level)))
+      {seed: _tokens(curve, places[seed]) for seed, curve in side.curves.items()}
+      for side, places in (
+        (base, find_plateaus(base, base_level)),
+        (change, find_plateaus(change, level)),
+      )
     )
   )
 
 
-def _tokens(track: LossCurve, place: Plateau | None) -> CostToReach:
+def _tokens(curve: LossCurve, place: Plateau | None) -> CostToReach:
   left = place is not None and place.left
-  return float(track.tokens[place.end if left else -1]), left
+  return float(curve.tokens[place.end if left else -1]), left
 
 
-def shared_loss(*sides: Ablation) -> float:
+def find_shared_loss(*sides: Ablation) -> float:
   """The lowest loss that every run of these has reached."""
-  return max(min(track.loss) for side in sides for track in side.tracks.values())
+  return max(min(curve.loss) for side in sides for curve in side.curves.values())
 
 
-def multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
+def measure_multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
   """How many times fewer FLOPs a change takes to reach a loss, over the seeds that have reached it
   on either side.
   """
   taken = [
     {
       seed: (flops, True)
-      for seed, track in side.tracks.items()
-      if math.isfinite(flops := flops_to(track, loss))
+      for seed, curve in side.curves.items()
+      if math.isfinite(flops := interpolate_flops(curve, loss))
     }
     for side in (base, change)
   ]
-  return ratio(*taken)
+  return compute_ratio(*taken)
 
 
-def flops_to(track: LossCurve, loss: float) -> float:
+def interpolate_flops(curve: LossCurve, loss: float) -> float:
   """FLOPs until a run first had this loss or less; nan where it never had."""
-  lowest, flops = np.minimum.accumulate(track.loss), track.flops(ACTUAL)
+  lowest, flops = np.minimum.accumulate(curve.loss), curve.flops(ACTUAL)
   at = int(np.searchsorted(-lowest, -loss))
   if at == len(lowest):
     return math.nan
@@ -224,14 +231,14 @@ def flops_to(track: LossCurve, loss: float) -> float:
   return float(flops[at - 1] * (flops[at] / flops[at - 1]) ** share)
 
 
-def loss_at(track: LossCurve, flops: float) -> float:
+def interpolate_loss(curve: LossCurve, flops: float) -> float:
   """The loss at some FLOPs, on a straight line between evaluations in logarithms; nan outside of
   what was trained.
   """
-  own = track.flops(ACTUAL)
+  own = curve.flops(ACTUAL)
   if not own[0] <= flops <= _MAX_OVERSHOOT * own[-1]:
     return math.nan
-  return float(np.exp(np.interp(math.log(flops), np.log(own), np.log(track.loss))))
+  return float(np.exp(np.interp(math.log(flops), np.log(own), np.log(curve.loss))))
 
 
 def mean(values: Iterable[float | None]) -> float:
@@ -243,8 +250,8 @@ def mean(values: Iterable[float | None]) -> float:
 CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthens it', 'does not'
 OPEN, ONE_SEED = 'cannot be told', 'cannot be told from one seed'
 NO_WORSE, WORSE = 'no worse on GLUE', 'worse on GLUE'
-HALF, SAME, LITTLE = 2.0, 1.0, 1.5
-POINT = 0.01  # of a score, which is a share
+CAUSES_ABOVE, SHORTENS_ABOVE, UNCHANGED_BELOW = 2.0, 1.0, 1.5
+GLUE_MARGIN = 0.01  # of a score, which is a share
 PARTS = {'quarter': 0.25, 'half': 0.5, 'whole': 1.0}  # of the FLOPs of the whole run of the base
 
 
@@ -303,7 +310,7 @@ class AblationRow:
   note: str
 
 
-def levels(compared: Comparison, given: float | None = None) -> dict[str, float | None]:
+def find_levels(compared: Comparison, given: float | None = None) -> dict[str, float | None]:
   """The level of the plateau under each tokenizer, '' being the base's.
 
   There it is what is given, or else the loss of word frequencies, where it was counted; else what
@@ -312,15 +319,17 @@ def levels(compared: Comparison, given: float | None = None) -> dict[str, float 
   by_tokenizer: dict[str, list] = {}
   for part in compared.shapes:
     for change in (part.base, *part.changes):
-      by_tokenizer.setdefault(change.tokenizer, []).extend(change.tracks.values())
-  found = {tokenizer: frontier.level(tracks) for tokenizer, tracks in by_tokenizer.items()}
+      by_tokenizer.setdefault(change.tokenizer, []).extend(change.curves.values())
+  found = {
+    tokenizer: frontier.find_plateau_level(curves) for tokenizer, curves in by_tokenizer.items()
+  }
   given = (
     compared.ngram_losses[WORDS] if given is None and WORDS in compared.ngram_losses else given
   )
   return found if given is None else found | {'': given}
 
 
-def rows(
+def make_rows(
   part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()
 ) -> list[AblationRow]:
   """The base, then the changes from the highest multiplier to the lowest; last those without one.
@@ -344,7 +353,7 @@ def rows(
   ]
 
 
-def verdict(fields: Sequence[str], speed: PairedRatio) -> str:
+def judge_speed(fields: Sequence[str], speed: PairedRatio) -> str:
   """What the rules say of a change of these fields; '' where they say nothing."""
   if len(fields) != 1:
     return ''
@@ -353,19 +362,19 @@ def verdict(fields: Sequence[str], speed: PairedRatio) -> str:
   if min(speed.base_seeds, speed.seeds) < 2:
     return ONE_SEED
   fitting = (
-    (CAUSES, speed.low > HALF),
-    (SHORTENS, speed.low > SAME),
-    (LENGTHENS, speed.high < SAME),
-    (NOT, speed.high < LITTLE),
+    (CAUSES, speed.low > CAUSES_ABOVE),
+    (SHORTENS, speed.low > SHORTENS_ABOVE),
+    (LENGTHENS, speed.high < SHORTENS_ABOVE),
+    (NOT, speed.high < UNCHANGED_BELOW),
   )
   return next((name for name, fits in fitting if fits), OPEN)
 
 
-def glue_verdict(score: Contrast) -> str:
+def judge_glue(score: Contrast) -> str:
   """What the rules say of an average of GLUE."""
   if score.of != TRAININGS or score.n < 2:
     return ONE_SEED if score.n else ''
-  return NO_WORSE if score.low > -POINT else WORSE if score.high < -POINT else OPEN
+  return NO_WORSE if score.low > -GLUE_MARGIN else WORSE if score.high < -GLUE_MARGIN else OPEN
 
 
 def _row(
@@ -374,19 +383,19 @@ def _row(
   levels: dict[str, float | None],
   glue: Mapping[str, GlueRow],
 ) -> AblationRow:
-  base, level, tracks = part.base, levels[change.tokenizer], change.tracks.values()
+  base, level, curves = part.base, levels[change.tokenizer], change.curves.values()
   compares, changed = not change.tokenizer, change is not base
   speed = measure_speed_up(base, change, levels[''], level) if changed else NO_RATIO
-  loss = shared_loss(base, change) if compares and changed else math.nan
+  loss = find_shared_loss(base, change) if compares and changed else math.nan
   planned = min(one.planned for one in base.runs)
   at = {
-    f'loss_at_{name}': mean(loss_at(track, share * planned) for track in tracks)
+    f'loss_at_{name}': mean(interpolate_loss(curve, share * planned) for curve in curves)
     if compares
     else math.nan
     for name, share in PARTS.items()
   }
-  ended = tracks if compares and all(track.finished for track in tracks) else []
-  ends = [track.loss[-1] for track in ended]
+  ended = curves if compares and all(curve.finished for curve in curves) else []
+  ends = [curve.loss[-1] for curve in ended]
   low, high = metrics.confidence_interval(ends)
   score, tasks = (
     (glue[change.name].score, glue[change.name].tasks)
@@ -397,24 +406,24 @@ def _row(
     change=change.name,
     shape=part.shape,
     fields=change.fields,
-    runs=tuple(track.name for track in tracks),
-    seeds=tuple(change.tracks),
-    under_way=sum(not track.finished for track in tracks),
-    parameters=change.runs[0].track.parameters,
+    runs=tuple(curve.name for curve in curves),
+    seeds=tuple(change.curves),
+    under_way=sum(not curve.finished for curve in curves),
+    parameters=change.runs[0].curve.parameters,
     level=math.nan if level is None else level,
     **_leaving(change, level),
     speed=speed,
-    verdict=verdict(change.fields, speed),
-    multiplier=multiplier(base, change, loss) if math.isfinite(loss) else NO_RATIO,
+    verdict=judge_speed(change.fields, speed),
+    multiplier=measure_multiplier(base, change, loss) if math.isfinite(loss) else NO_RATIO,
     loss=loss,
     **at,
     validation_loss=mean(ends),
     low=low,
     high=high,
-    test_loss=mean(track.test_loss for track in ended),
+    test_loss=mean(curve.test_loss for curve in ended),
     glue=score,
     glue_tasks=tasks,
-    glue_verdict=glue_verdict(score),
+    glue_verdict=judge_glue(score),
     note=_note(change, level),
   )
 
@@ -428,10 +437,10 @@ def _leaving(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]
     'tokens_to_leave': [],
     'flops_to_leave': [],
   }
-  for seed, place in leaving(change, level).items() if level is not None else ():
-    track, left = change.tracks[seed], place is not None and place.left
+  for seed, place in find_plateaus(change, level).items() if level is not None else ():
+    curve, left = change.curves[seed], place is not None and place.left
     at = place.end if left else -1
-    values = f'{track.updates[at]}', f'{track.tokens[at]:.0f}', f'{track.flops(ACTUAL)[at]:.4g}'
+    values = f'{curve.updates[at]}', f'{curve.tokens[at]:.0f}', f'{curve.flops(ACTUAL)[at]:.4g}'
     for texts, value in zip(found.values(), values, strict=True):
       texts.append(value if left else f'not within {value}')
   return {name: tuple(texts) for name, texts in found.items()}

@@ -58,7 +58,7 @@ class AblationRun:
   """One run, or one member of a population.
 
   Attributes:
-    track: its evaluations.
+    curve: its evaluations.
     folder: the directory of the run; `home` its name.
     shape: as in e64-h64-f256-a8-l2.
     fields: of its recipe, those that are compared, by their names with dots.
@@ -67,7 +67,7 @@ class AblationRun:
     planned: FLOPs of the whole run, as its recipe has it.
   """
 
-  track: LossCurve
+  curve: LossCurve
   folder: epath.Path
   shape: str
   fields: Mapping[str, Any]
@@ -85,11 +85,11 @@ class AblationRun:
     return sanitize((folder.parent if (folder.parent / run_dir.CONFIG).exists() else folder).name)
 
 
-def differing(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+def describe_differences(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
   """What differs from the base, as `field=value`; a field that one lacks and the other does not use
   is no difference.
 
-  >>> differing({'model.norm': 'pre', 'mask.rate': 0.3, 'model.gate': False}, {'model.norm': 'post', 'mask.rate': 0.3})
+  >>> describe_differences({'model.norm': 'pre', 'mask.rate': 0.3, 'model.gate': False}, {'model.norm': 'post', 'mask.rate': 0.3})
   ['norm=pre']
   """
 
@@ -116,21 +116,21 @@ def read_ablation_runs(found: Mapping[str, epath.Path]) -> tuple[list[AblationRu
   Raises:
     InputError: a file of a run is damaged.
   """
-  tracks = loss_curves.read_runs(found)
-  there, left_out = [], list(tracks.left_out)
-  for track in tracks.tracks:
-    name, _, member = track.name.partition(' member ')
+  curves = loss_curves.read_runs(found)
+  there, left_out = [], list(curves.left_out)
+  for curve in curves.curves:
+    name, _, member = curve.name.partition(' member ')
     try:
-      there.append(_entrant(track, found[name], int(member or 0)))
+      there.append(_entrant(curve, found[name], int(member or 0)))
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-      left_out.append(f'{track.name}: {loss_curves.missing(error)}')
+      left_out.append(f'{curve.name}: {loss_curves.describe_missing(error)}')
   return there, left_out
 
 
-def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
-  config, manifest = runs.config(folder), runs.manifest(folder)
-  flops = track.flops(ACTUAL)
-  if min(track.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not track.tokens[0] > 0:
+def _entrant(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
+  config, manifest = runs.read_config(folder), runs.read_manifest(folder)
+  flops = curve.flops(ACTUAL)
+  if min(curve.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not curve.tokens[0] > 0:
     raise ValueError('losses, tokens and FLOPs must be positive')
   fields = run_dir.flatten(old_names.complete_recipe(config))
   of = config['population']
@@ -144,10 +144,10 @@ def _entrant(track: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   }
   shape = model_config.short_shape(config['model'])
   planned = float(
-    int(config['num_steps']) * int(config['batch_size']) * track.flops_per_row[ACTUAL]
+    int(config['num_steps']) * int(config['batch_size']) * curve.flops_per_row[ACTUAL]
   )
   return AblationRun(
-    track,
+    curve,
     folder,
     shape,
     kept,
@@ -193,7 +193,7 @@ def read_ngram_baselines(
   losses: dict[str, float] = {}
   left_out = []
   for name, path in found.items():
-    if runs.kind(path) != 'baselines':
+    if runs.read_kind(path) != 'baselines':
       continue
     if reason := _unlike_base(path, base):
       left_out.append(f'{name}: {reason}')
@@ -201,7 +201,7 @@ def read_ngram_baselines(
     for row in files.read_object(path / run_dir.RESULT, f'the baselines in {path}', _RESULT)[
       'rows'
     ]:
-      loss = runs.number(row['loss'])
+      loss = runs.to_float(row['loss'])
       if (
         row['split'] == 'validation'
         and row['predictor'] in NAMES
@@ -250,9 +250,9 @@ class Ablation:
   tokenizer: str
 
   @property
-  def tracks(self) -> dict[int, LossCurve]:
+  def curves(self) -> dict[int, LossCurve]:
     """By seed."""
-    return {one.track.seed: one.track for one in self.runs}
+    return {one.curve.seed: one.curve for one in self.runs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +270,7 @@ class Comparison:
 
   Attributes:
     shapes: the base's own first.
-    found: runs of every kind, by the names that the tracks have.
+    found: runs of every kind, by the names that the curves have.
     ngram_losses: what counts alone reach on the rows of the base, nats by name (`counted.py`).
     under_way: runs that have not ended.
     left_out: runs that are in none of these, and why.
@@ -296,8 +296,8 @@ def read_comparison(
     InputError: a folder is missing or without runs; the base was never evaluated, or is of several
       recipes; nothing differs from it; a file is damaged.
   """
-  found = runs.find([*folders, *bases])
-  read_from = {str(path.resolve()) for path in runs.find(bases).values()}
+  found = runs.find_runs([*folders, *bases])
+  read_from = {str(path.resolve()) for path in runs.find_runs(bases).values()}
   there, left_out = read_ablation_runs(found)
   asked = f'a comparison with the base {", ".join(map(str, bases))}'
   own = [one for one in there if str(one.folder.resolve()) in read_from]
@@ -312,17 +312,17 @@ def read_comparison(
     if differ := _unlike(first, other) or ', '.join(_fields(other, first)):
       raise InputError(
         asked,
-        f'{other.track.name} is another recipe than {first.track.name}: {differ}',
+        f'{other.curve.name} is another recipe than {first.curve.name}: {differ}',
         'give runs of one recipe, or name one run of them',
       )
   by_shape: dict[str, dict[tuple[str, ...], list[AblationRun]]] = {first.shape: {}}
   for one in there:
     if reason := _unlike(first, one):
-      left_out.append(f'{one.track.name}: {reason}')
+      left_out.append(f'{one.curve.name}: {reason}')
     else:
       by_shape.setdefault(one.shape, {}).setdefault(_fields(one, first), []).append(one)
   left_out += [
-    f'{one.track.name}: no run of the base recipe has its shape, {shape}'
+    f'{one.curve.name}: no run of the base recipe has its shape, {shape}'
     for shape, of in by_shape.items()
     if () not in of
     for some in of.values()
@@ -336,12 +336,12 @@ def read_comparison(
       '; '.join(['no run that differs from it in its recipe', *left_out]),
       'give folders with other recipes on the same corpus: minilm ablations --base=RUN FOLDER',
     )
-  left_out += [f'{name}: {why}' for name, why in runs.failures(folders).items()]
+  left_out += [f'{name}: {why}' for name, why in runs.read_failures(folders).items()]
   under_way = [
     f'{one.name}, after {one.tokens[-1]:,.0f} tokens'
     for part in shapes
     for change in (part.base, *part.changes)
-    for one in change.tracks.values()
+    for one in change.curves.values()
     if not one.finished
   ]
   reached, unlike = read_ngram_baselines(found, first)
@@ -361,7 +361,7 @@ def _unlike(first: AblationRun, other: AblationRun) -> str:
 
 def _fields(one: AblationRun, base: AblationRun) -> tuple[str, ...]:
   """The change; another tokenizer shows in the vocabulary, or else by its hash."""
-  made = differing(one.fields, base.fields)
+  made = describe_differences(one.fields, base.fields)
   if one.tokenizer != base.tokenizer and not any(field.startswith('vocabulary=') for field in made):
     made.append(f'{_TOKENIZER}={sanitize(one.tokenizer[:8])}')
   return tuple(made)
@@ -378,7 +378,7 @@ def _at_shape(
   for fields in sorted(by_fields, key=lambda fields: (len(fields), fields)):
     some = _seeds(by_fields[fields], left_out)
     name = BASE if not fields else ', '.join(fields) if len(fields) <= NAMED else some[0].home
-    name = some[0].track.name if name in taken else name
+    name = some[0].curve.name if name in taken else name
     taken.add(name)
     other = some[0].tokenizer
     made.append(Ablation(name, fields, some, '' if other == first.tokenizer else other))
@@ -387,21 +387,21 @@ def _at_shape(
 
 def _seeds(some: Iterable[AblationRun], left_out: list[str]) -> tuple[AblationRun, ...]:
   """One run a seed, the longest; none under way where another has ended."""
-  some = sorted(some, key=lambda one: (-one.track.rows[-1], one.track.name))
-  ended = [one for one in some if one.track.finished]
+  some = sorted(some, key=lambda one: (-one.curve.rows[-1], one.curve.name))
+  ended = [one for one in some if one.curve.finished]
   kept: dict[int, AblationRun] = {}
   for one in ended or some:
-    if one.track.seed in kept:
+    if one.curve.seed in kept:
       left_out.append(
-        f'{one.track.name}: seed {one.track.seed} of this recipe once more, '
-        f'beside {kept[one.track.seed].track.name}'
+        f'{one.curve.name}: seed {one.curve.seed} of this recipe once more, '
+        f'beside {kept[one.curve.seed].curve.name}'
       )
     else:
-      kept[one.track.seed] = one
+      kept[one.curve.seed] = one
   if ended:
     left_out += [
-      f'{one.track.name}: under way, and other seeds of this recipe have ended'
+      f'{one.curve.name}: under way, and other seeds of this recipe have ended'
       for one in some
-      if not one.track.finished
+      if not one.curve.finished
     ]
   return tuple(kept[seed] for seed in sorted(kept))

@@ -27,15 +27,15 @@ import numpy as np
 from scipy import stats
 
 from minilm_jax.analysis import power_laws
-from minilm_jax.analysis.power_laws import Array, Fit, descend
+from minilm_jax.analysis.power_laws import Array, Fit, levenberg_marquardt
 
 # Laws with two exponents: a frontier that falls slowly up to some compute and faster beyond it, or
 # the other way.
-SIDE = 3  # different computes on either side of a break: two would lie on any line
+MIN_POINTS_A_SIDE = 3  # different computes on either side of a break: two would lie on any line
 _WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in factors of e of compute
 
 
-def two_piece(
+def fit_two_piece(
   compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None
 ) -> Fit:
   """One power law below the break C0 and another above it, which need not meet, by least squares in
@@ -48,15 +48,15 @@ def two_piece(
     InputError: fewer than 6 points of different compute, or fewer than 3 on one side of the split,
       or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('two power laws', 2 * SIDE, compute, loss)
+  compute, loss = power_laws.check_points('two power laws', 2 * MIN_POINTS_A_SIDE, compute, loss)
   x, y = np.log(compute), np.log(loss)
   if split is None:
-    places, squares = piece_squares(x, y)
+    places, squares = measure_piece_squares(x, y)
     first = int(places[np.argmin(squares)])
     split = math.exp((x[first - 1] + x[first]) / 2)
   low = compute < split
-  one = power_laws.log_power(compute[low], loss[low])
-  two = power_laws.log_power(compute[~low], loss[~low])
+  one = power_laws.fit_log_power(compute[low], loss[low])
+  two = power_laws.fit_log_power(compute[~low], loss[~low])
   constants = {
     'a1': one.constants['a'],
     'b1': one.constants['b'],
@@ -67,16 +67,20 @@ def two_piece(
   return _made(name, power_laws.PIECES, constants, compute, loss)
 
 
-def joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit:
+def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit:
   """Two power laws that meet at C0, by least squares in log L.
 
   Raises:
     InputError: fewer than 6 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('two power laws that meet', 2 * SIDE, compute, loss)
+  compute, loss = power_laws.check_points(
+    'two power laws that meet', 2 * MIN_POINTS_A_SIDE, compute, loss
+  )
   x, y = np.log(compute), np.log(loss)
   centre, (corner, _) = float(x.mean()), _search(x, y, (0.0,))
-  level, b1, b2 = linear(hinge(x, np.array([corner]), np.array([0.0]), centre), y)[0][0]
+  level, b1, b2 = solve_linear(hinge_columns(x, np.array([corner]), np.array([0.0]), centre), y)[0][
+    0
+  ]
   a1 = level + b1 * centre
   return _made(
     name,
@@ -95,7 +99,7 @@ def joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit
   )
 
 
-def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit:
+def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit:
   """L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s): the exponent goes from b1 to b2 around C0,
   by least squares in log L.
 
@@ -105,10 +109,14 @@ def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('a smooth break', 2 * SIDE + 1, compute, loss)
+  compute, loss = power_laws.check_points(
+    'a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
+  )
   x, y = np.log(compute), np.log(loss)
   centre, (middle, width) = float(x.mean()), _search(x, y, _WIDTHS)
-  level, b1, b2 = linear(hinge(x, np.array([middle]), np.array([width]), centre), y)[0][0]
+  level, b1, b2 = solve_linear(hinge_columns(x, np.array([middle]), np.array([width]), centre), y)[
+    0
+  ][0]
   return _made(
     name,
     power_laws.SMOOTH,
@@ -124,7 +132,7 @@ def smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit
   )
 
 
-def piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """For every place that a break can have, the squares left by a straight line on each side of it.
 
   Args:
@@ -139,13 +147,17 @@ def piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   distinct = 1 + np.cumsum(np.diff(x) > 0)  # different computes among the first 2, 3, ...
   places = np.arange(1, len(x))
   below = np.concatenate([[1], distinct])[places - 1]
-  free = (np.diff(x) > 0) & (below >= SIDE) & (distinct[-1] - below >= SIDE)
+  free = (
+    (np.diff(x) > 0) & (below >= MIN_POINTS_A_SIDE) & (distinct[-1] - below >= MIN_POINTS_A_SIDE)
+  )
   places = places[free]
   left = sums[:, places - 1]
   return places, _left_over(left) + _left_over(sums[:, -1:] - left)
 
 
-def hinge(x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float) -> np.ndarray:
+def hinge_columns(
+  x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float
+) -> np.ndarray:
   """What log L is linear in, [G N 3], for G corners of given widths: its level at the centre, and
   minus b1 and b2.
   """
@@ -157,7 +169,7 @@ def hinge(x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float)
   return np.stack([np.ones_like(bend), bend - (x - centre), -bend], 2)
 
 
-def linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solve_linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Least squares for each of G sets of columns.
 
   Args:
@@ -180,7 +192,7 @@ def linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
   return constants, np.where(good, squares, np.inf), np.einsum('gpp->gp', inverse)
 
 
-def inner(x: np.ndarray) -> tuple[float, float]:
+def inner_range(x: np.ndarray) -> tuple[float, float]:
   """Between which log computes a corner can be told: two different ones, at least, lie beyond
   either end.
   """
@@ -192,11 +204,11 @@ def _search(
   x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
 ) -> tuple[float, float]:
   """Log C0 and width of the least squares: a grid, and finer ones around its best place."""
-  (low, high), widths = inner(x), np.asarray(widths, float)
+  (low, high), widths = inner_range(x), np.asarray(widths, float)
   corners, step = np.linspace(low, high, 40), (high - low) / 39
   for _ in range(4):
     grid = [one.ravel() for one in np.meshgrid(corners, widths)]
-    best = int(np.argmin(linear(hinge(x, *grid, float(x.mean())), y)[1]))
+    best = int(np.argmin(solve_linear(hinge_columns(x, *grid, float(x.mean())), y)[1]))
     corner, width = float(grid[0][best]), float(grid[1][best])
     corners, step = np.clip(corner + step * np.linspace(-1, 1, 9), low, high), step / 4
     if len(widths) > 1:
@@ -220,8 +232,8 @@ def _made(
   method: str = power_laws.LOGS,
   free: int | None = None,
 ) -> Fit:
-  fit = power_laws.made(name, form, method, constants, compute, loss, loss)
-  return power_laws.made(
+  fit = power_laws.make_fit(name, form, method, constants, compute, loss, loss)
+  return power_laws.make_fit(
     name, form, method, constants, compute, loss, power_laws.predict(fit, compute), free
   )
 
@@ -232,15 +244,15 @@ _CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
 Pairs = dict[str, tuple[float, float]]
 
 
-def power_intervals(compute: Array, loss: Array) -> Pairs:
+def find_power_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a and b of L = a C^-b, fitted in log L.
 
   Raises:
     InputError: fewer than 3 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('intervals of a power law', 3, compute, loss)
+  compute, loss = power_laws.check_points('intervals of a power law', 3, compute, loss)
   x, y = np.log(compute), np.log(loss)
-  constants, (squares,), (spread,) = linear(_columns(x)[None], y)
+  constants, (squares,), (spread,) = solve_linear(_columns(x)[None], y)
   half = np.sqrt(spread * (_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
   return {
@@ -249,19 +261,19 @@ def power_intervals(compute: Array, loss: Array) -> Pairs:
   }
 
 
-def joined_intervals(compute: Array, loss: Array) -> Pairs:
+def find_joined_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a1, b1, b2 and C0 of two power laws that meet.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked(
-    'intervals of two power laws that meet', 2 * SIDE + 1, compute, loss
+  compute, loss = power_laws.check_points(
+    'intervals of two power laws that meet', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x = np.log(compute)
-  corners = np.linspace(*inner(x), _CORNERS)
+  corners = np.linspace(*inner_range(x), _CORNERS)
   return _over(
-    hinge(x, corners, np.zeros_like(corners), 0.0),
+    hinge_columns(x, corners, np.zeros_like(corners), 0.0),
     np.log(loss),
     4,
     {'a1': 0, 'b1': 1, 'b2': 2},
@@ -269,19 +281,21 @@ def joined_intervals(compute: Array, loss: Array) -> Pairs:
   )
 
 
-def smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
+def find_smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a, b1, b2, C0 and s of a smooth break.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('intervals of a smooth break', 2 * SIDE + 1, compute, loss)
+  compute, loss = power_laws.check_points(
+    'intervals of a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
+  )
   x = np.log(compute)
   corners, widths = (
-    one.ravel() for one in np.meshgrid(np.linspace(*inner(x), _CORNERS), _INTERVAL_WIDTHS)
+    one.ravel() for one in np.meshgrid(np.linspace(*inner_range(x), _CORNERS), _INTERVAL_WIDTHS)
   )
   return _over(
-    hinge(x, corners, widths, 0.0),
+    hinge_columns(x, corners, widths, 0.0),
     np.log(loss),
     5,
     {'a': 0, 'b1': 1, 'b2': 2},
@@ -289,7 +303,7 @@ def smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   )
 
 
-def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
+def find_two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
 
   That of C0 goes from point to point: a break anywhere between two neighbours leaves the same
@@ -298,9 +312,11 @@ def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = power_laws.checked('intervals of two power laws', 2 * SIDE + 1, compute, loss)
+  compute, loss = power_laws.check_points(
+    'intervals of two power laws', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
+  )
   x, y = np.log(compute), np.log(loss)
-  places, squares = piece_squares(x, y)
+  places, squares = measure_piece_squares(x, y)
   near = places[squares <= squares.min() * (1 + _STEP / len(x))]
   low = np.arange(len(x)) < places[:, None]
   columns = np.concatenate([_columns(x) * side[..., None] for side in (low, ~low)], 2)
@@ -310,21 +326,21 @@ def two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   }
 
 
-def offset_power_intervals(compute: Array, loss: Array) -> Pairs:
+def find_offset_power_intervals(compute: Array, loss: Array) -> Pairs:
   """Intervals of E, a and b of L = E + a C^-b, fitted in log L.
 
   Raises:
     InputError: fewer than 4 points of different compute, or values that are not positive numbers.
   """
-  fit = power_laws.offset_power(compute, loss)
-  compute, loss = power_laws.checked('intervals of a law above a floor', 4, compute, loss)
+  fit = power_laws.fit_offset_power(compute, loss)
+  compute, loss = power_laws.check_points('intervals of a law above a floor', 4, compute, loss)
   x, y = np.log(compute), np.log(loss)
   best = np.array([fit.constants['E'], math.log(fit.constants['a']), fit.constants['b']])
   least = float(np.sum((y - np.log(power_laws.predict(fit, compute))) ** 2))
   bound = _bound(least, len(x), 3)
   above = np.exp(best[1] - best[2] * x)
   slopes = np.stack([np.ones_like(x), above, -x * above], 1) / (best[0] + above)[:, None]
-  steps = np.sqrt(linear(slopes[None], y)[2][0] * least / (len(x) - 3))
+  steps = np.sqrt(solve_linear(slopes[None], y)[2][0] * least / (len(x) - 3))
   limits = {'E': (0.0, float(loss.max())), 'a': (-700.0, 700.0), 'b': (-10.0, 10.0)}
   found = {}
   for place, (key, (low, high)) in enumerate(limits.items()):
@@ -362,9 +378,9 @@ def _over(
     places: of the constants among the columns; those called a, a1, a2 are there as logarithms.
     given: what the grid is over, [G] each.
   """
-  good = np.isfinite(linear(columns, y)[1])
+  good = np.isfinite(solve_linear(columns, y)[1])
   columns, given = columns[good], {key: values[good] for key, values in given.items()}
-  constants, squares, spread = linear(columns, y)
+  constants, squares, spread = solve_linear(columns, y)
   best, least = int(np.argmin(squares)), max(float(squares.min()), _EXACT * len(y))
   errors = np.random.default_rng(0).normal(size=(len(y), _DRAWS))
   drawn = (columns[best] @ constants[best])[:, None] + math.sqrt(least / (len(y) - p)) * errors
@@ -439,7 +455,9 @@ def _profile(
 
   def squares(value: float) -> float:
     nonlocal start  # the next value is near
-    start, said = descend(lambda at: curve(at, value), start, y, least=least, tolerance=1e-8)
+    start, said = levenberg_marquardt(
+      lambda at: curve(at, value), start, y, least=least, tolerance=1e-8
+    )
     return float(np.sum((y - said) ** 2))
 
   return squares

@@ -16,7 +16,7 @@ from etils import epath
 from minilm_jax.analysis import committee_study, pretraining_gap, runs
 from minilm_jax.analysis.committee_study import CommitteeComparison, Match
 from minilm_jax.analysis.loss_curves import LossCurve
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, Trained
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import Group, ScoreRow, score_table, select_main
 from minilm_jax.core import files, run_dir
@@ -87,31 +87,31 @@ class Statement:
 
 
 def find_verdicts(
-  found: Mapping[str, epath.Path], failed: Mapping[str, str], tracks: Sequence[LossCurve]
+  found: Mapping[str, epath.Path], failed: Mapping[str, str], curves: Sequence[LossCurve]
 ) -> Statement:
   """The statement on some runs.
 
   Args:
     found: runs by name, of `runs.find`.
     failed: of `runs.failures`.
-    tracks: of `grid.read_runs`, on the same runs.
+    curves: of `grid.read_runs`, on the same runs.
 
   Raises:
     InputError: a file of a run is damaged.
   """
   excluded = _excluded(found, failed)
   kept = {name: path for name, path in found.items() if name not in excluded}
-  rows = select_main(score_table(runs.scores(kept)))
-  there = {one.name: one for one in pretraining_gap.trained(kept)}
-  by_series, _ = pretraining_gap.single_rows(rows, there)
+  rows = select_main(score_table(runs.read_scores(kept)))
+  there = {one.name: one for one in pretraining_gap.read_training_sets(kept)}
+  by_series, _ = pretraining_gap.select_single_rows(rows, there)
   along, made, timed = (
     pretraining_gap.find_gaps(kept, rows, 1).points,
-    committee_study.committees(kept, there),
+    committee_study.read_committees(kept, there),
     runs.read_latencies(kept),
   )
   if not (along or made or timed or any(row.task in TOPICS for row in rows)):
     return Statement([], [], [])
-  contest = committee_study.contest(made, rows, there)
+  contest = committee_study.compare_with_deep(made, rows, there)
   return Statement(
     [
       _first(by_series, there),
@@ -119,13 +119,13 @@ def find_verdicts(
       _fourth(contest, timed),
     ],
     [f'{name}: {why}' for name, why in excluded.items()],
-    committee_study.find_matches(contest, made, rows, there, tracks, timed),
+    committee_study.find_matches(contest, made, rows, there, curves, timed),
   )
 
 
 def _excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dict[str, str]:
   """Runs that failed or did not come to their end, and committees of them, with the reason."""
-  kinds = {name: runs.kind(path) for name, path in found.items()}
+  kinds = {name: runs.read_kind(path) for name, path in found.items()}
   out = dict(failed) | {
     name: f'no {run_dir.RESULT}: under way or cut short'
     for name, path in found.items()
@@ -145,7 +145,7 @@ def _excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dic
 
 
 def _first(
-  by_series: Mapping[str, Mapping[str, ScoreRow]], there: Mapping[str, Trained]
+  by_series: Mapping[str, Mapping[str, ScoreRow]], there: Mapping[str, TrainingSet]
 ) -> Verdict:
   """Of each task and model the runs on its largest set that no task chose, their mean by seed."""
   each, collapsed = {}, 0
@@ -188,7 +188,7 @@ def _slope(
     some = [point for point in own if (point.series, point.comparison) == place]
     each[f'{", ".join(place)} ({len(some)} runs)'] = {
       seed: (10 if axis == OVERLAP else 1) * value
-      for seed, value in pretraining_gap.by_seed(some).items()
+      for seed, value in pretraining_gap.fit_seed_slopes(some).items()
     }
     rows = [by_series[place[0]][point.checkpoint] for point in some]
     collapsed += sum(row.pretrained.collapsed + row.scratch.collapsed for row in rows)
@@ -203,7 +203,7 @@ def _slope(
 def _fourth(contest: CommitteeComparison, timed: Sequence[LatencyRow]) -> Verdict:
   """No less accurate than by a point, and sooner; one of them false is enough against it."""
   told = _told(4, contest.differences, contest.collapsed, contest.missing, -MARGIN, -MARGIN)
-  latency, of, untimed = committee_study.ratio(contest, timed)
+  latency, of, untimed = committee_study.compare_latency(contest, timed)
   sooner = HOLDS if latency[2] < 1 else FAILS if latency[1] > 1 else OPEN
   if sooner == OPEN and not untimed:
     untimed = 'more timed answers: the interval of the latency contains 1'

@@ -19,7 +19,7 @@ from etils import epath
 
 from minilm_jax.analysis import runs, scores
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.pretraining_gap import Trained
+from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import TUNINGS, ScoreRow
 from minilm_jax.core import files, run_dir
@@ -89,8 +89,8 @@ class CommitteeComparison:
   missing: str
 
 
-def committees(
-  found: Mapping[str, epath.Path], there: Mapping[str, Trained]
+def read_committees(
+  found: Mapping[str, epath.Path], there: Mapping[str, TrainingSet]
 ) -> list[SeedCommittee]:
   """The committees of every folder, by seed and split, of two members or more.
 
@@ -104,12 +104,14 @@ def committees(
   trained = {str(found[name].resolve()): one for name, one in there.items()}
   made = []
   for name, path in found.items():
-    if runs.kind(path) == KIND and (path / run_dir.RESULT).exists():
+    if runs.read_kind(path) == KIND and (path / run_dir.RESULT).exists():
       made += _seeded(name, path, trained)
   return made
 
 
-def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iterator[SeedCommittee]:
+def _seeded(
+  name: str, path: epath.Path, trained: Mapping[str, TrainingSet]
+) -> Iterator[SeedCommittee]:
   by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
   for one in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
     folder = path / one['folder']
@@ -139,7 +141,7 @@ def _seeded(name: str, path: epath.Path, trained: Mapping[str, Trained]) -> Iter
         len(labels),
         headline,
         seed,
-        tuple(sorted(runs.shape(card['model']) for card in cards)),
+        tuple(sorted(runs.latency_shape(card['model']) for card in cards)),
         max(card['model']['num_layers'] for card in cards),
         any(card['model']['convolutions'] for card in cards),
         tuple(dict.fromkeys(start.name for start in starts)),
@@ -173,8 +175,8 @@ def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (found[f'{split} outputs'], found[f'{split} labels']) for split in splits}
 
 
-def contest(
-  made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, Trained]
+def compare_with_deep(
+  made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, TrainingSet]
 ) -> CommitteeComparison:
   """The largest committees with convolutional members that a deeper run can be compared with, task
   by task.
@@ -209,7 +211,7 @@ def contest(
           seed: by_seed[seed] - theirs[seed] for seed in sorted(by_seed.keys() & theirs.keys())
         }
         collapsed += sum(row.pretrained.collapsed for row in rivals)
-        deep = runs.shape(there[rivals[0].checkpoint].model)
+        deep = runs.latency_shape(there[rivals[0].checkpoint].model)
     if differences:
       return CommitteeComparison(differences, collapsed, shapes, deep, '')
     without = CommitteeComparison(
@@ -219,7 +221,7 @@ def contest(
 
 
 def _deepest(
-  one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, Trained]
+  one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, TrainingSet]
 ) -> list[ScoreRow]:
   """The rows of the deepest runs that were scored on the same examples."""
   fit = [
@@ -245,7 +247,7 @@ def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
   return {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
 
 
-def ratio(
+def compare_latency(
   contest: CommitteeComparison, timed: Sequence[LatencyRow]
 ) -> tuple[tuple[float, float, float], str, str]:
   """The committee's latency over the deep model's at batch 1: value, low and high; what it is of;
@@ -324,8 +326,8 @@ def find_matches(
   contest: CommitteeComparison,
   made: Sequence[SeedCommittee],
   rows: Sequence[ScoreRow],
-  there: Mapping[str, Trained],
-  tracks: Sequence[LossCurve],
+  there: Mapping[str, TrainingSet],
+  curves: Sequence[LossCurve],
   timed: Sequence[LatencyRow],
 ) -> list[Match]:
   """Every rival of the committee of a contest at every cost that is known of both.
@@ -335,10 +337,10 @@ def find_matches(
     made: of `contests.committees`.
     rows: of `scores.select_main`.
     there: pre-training runs by name.
-    tracks: of `grid.read_runs`, for what the runs cost.
+    curves: of `grid.read_runs`, for what the runs cost.
     timed: of `latencies.read_latencies`.
   """
-  by_name, found = {track.name: track for track in tracks}, []
+  by_name, found = {curve.name: curve for curve in curves}, []
   own = [one for one in made if contest.deep and one.convolved and one.shapes == contest.shapes]
   for task, split in dict.fromkeys((one.task, one.split) for one in own):
     some = [one for one in own if (one.task, one.split) == (task, split)]
@@ -358,13 +360,13 @@ def find_matches(
 def _part(
   some: Sequence[SeedCommittee],
   size: int,
-  tracks: Mapping[str, LossCurve],
+  curves: Mapping[str, LossCurve],
   timed: Sequence[LatencyRow],
   deep: str,
 ) -> _Side:
   """So many members of the committees of one task, one a seed."""
   first = some[0]
-  starts = [tracks[name] for name in first.checkpoints if name in tracks]
+  starts = [curves[name] for name in first.checkpoints if name in curves]
   share = size / len(starts) if len(starts) == len(first.shapes) else math.nan
   shape = first.shapes[0] if len(set(first.shapes)) == 1 else ''
   return _Side(
@@ -378,8 +380,8 @@ def _rivals(
   one: SeedCommittee,
   made: Sequence[SeedCommittee],
   rows: Sequence[ScoreRow],
-  there: Mapping[str, Trained],
-  tracks: Mapping[str, LossCurve],
+  there: Mapping[str, TrainingSet],
+  curves: Mapping[str, LossCurve],
   timed: Sequence[LatencyRow],
   deep: str,
 ) -> Iterator[_Side]:
@@ -398,15 +400,15 @@ def _rivals(
     ):
       continue
     start = there[name]
-    if name in tracks and (
+    if name in curves and (
       name in one.checkpoints if heads else start.plain and start.model['num_layers'] > one.layers
     ):
       latency = _over_deep(
-        timed, deep, runs.shape(start.model), 1, int(heads.split()[0]) if heads else 1
+        timed, deep, runs.latency_shape(start.model), 1, int(heads.split()[0]) if heads else 1
       )
       yield _Side(
         row.checkpoint,
-        _costs([tracks[name]], 1, 1, latency),
+        _costs([curves[name]], 1, 1, latency),
         dict(zip(row.pretrained.seeds, row.pretrained.values, strict=True)),
       )
   several: dict[str, list[SeedCommittee]] = {}
@@ -418,7 +420,7 @@ def _rivals(
     ):
       several.setdefault(other.folder, []).append(other)
   for folder, some in several.items():
-    part = _part(some, len(some[0].shapes), tracks, timed, deep)
+    part = _part(some, len(some[0].shapes), curves, timed, deep)
     yield dataclasses.replace(part, name=f'{folder}, a committee of {len(some[0].shapes)}')
 
 
@@ -461,7 +463,7 @@ def _match(task: str, rival: _Side, cost: str, sides: Sequence[_Side]) -> Match:
   known = [size for size, ratio in ratios.items() if math.isfinite(ratio)]
   size = min(known, key=lambda size: abs(math.log(ratios[size])))
   ours, theirs = sides[size - 1].scores, rival.scores
-  both = scores.contrast(
+  both = scores.make_contrast(
     [(theirs[seed], ours[seed]) for seed in sorted(ours.keys() & theirs.keys())], TUNINGS
   )
   return Match(

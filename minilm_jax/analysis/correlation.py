@@ -43,8 +43,7 @@ class ScoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A coefficient with its percentile interval over resampled models; nan where a side is constant.
-  """
+  """A coefficient with its percentile interval over resampled models; nan where a side is constant."""
 
   value: float
   low: float
@@ -96,21 +95,21 @@ class Depth:
   score: float
 
 
-def models(
-  tracks: Sequence[LossCurve], scores: Iterable[ScoreRow], averages: Iterable[Average]
+def match_scores(
+  curves: Sequence[LossCurve], scores: Iterable[ScoreRow], averages: Iterable[Average]
 ) -> tuple[dict[str, list[ScoredModel]], list[str]]:
   """The models of each task's headline and of each average, and what was left out, with the reason.
 
-  A row belongs to the track of the name of its checkpoint, at its step: the loss is that of the
+  A row belongs to the curve of the name of its checkpoint, at its step: the loss is that of the
   last evaluation until there. Of several steps the last counts. A task of which a model has several
   rows, which are protocols or rates that nothing chose between, is left out for that model.
 
   Args:
-    tracks: of pre-training runs.
+    curves: of pre-training runs.
     scores: of `scores.score_table`.
     averages: of `averages.averages`.
   """
-  by_name = {track.name: track for track in tracks}
+  by_name = {curve.name: curve for curve in curves}
   rows: dict[str, dict[str, list[ScoreRow | Average]]] = {}
   unknown: dict[str, None] = {}
   for row in [*(row for row in scores if row.headline and row.shown), *averages]:
@@ -141,21 +140,21 @@ def _series(row: ScoreRow | Average) -> str:
   return f'{row.task}{filtered}, {row.metric}, {row.split}'
 
 
-def _model(track: LossCurve, row: ScoreRow | Average) -> ScoredModel:
+def _model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
   seen = [
     loss
-    for step, loss in zip(track.updates, track.loss, strict=True)
+    for step, loss in zip(curve.updates, curve.loss, strict=True)
     if row.step is None or step <= row.step
   ]
   bits = (
-    track.bits_per_word if row.step is None or row.step >= track.updates[-1] else None
+    curve.bits_per_word if row.step is None or row.step >= curve.updates[-1] else None
   )  # taken at the end
   return ScoredModel(
-    track.name,
-    seen[-1] if seen else math.log(track.shape.vocabulary),
+    curve.name,
+    seen[-1] if seen else math.log(curve.shape.vocabulary),
     math.nan if bits is None else bits,
-    math.log(track.shape.vocabulary),
-    track.parameters,
+    math.log(curve.shape.vocabulary),
+    curve.parameters,
     row.pretrained.mean,
     row.scratch.mean,
     row.difference.low,
@@ -163,7 +162,7 @@ def _model(track: LossCurve, row: ScoreRow | Average) -> ScoredModel:
   )
 
 
-def correlations(
+def correlate(
   found: Mapping[str, Sequence[ScoredModel]],
   vocabularies: int = 1,
   draws: int = 1000,
@@ -216,8 +215,8 @@ def _correlation(
   if not scratch:
     x, y = x[:, :1], y[:, :1]
   drawn = np.random.default_rng(seed).integers(len(known), size=(draws, len(known)))
-  whole = coefficients(x.reshape(1, -1), y.reshape(1, -1))
-  resampled = coefficients(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
+  whole = compute_coefficients(x.reshape(1, -1), y.reshape(1, -1))
+  resampled = compute_coefficients(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
   defined = np.isfinite(resampled[0])
   estimates = []
   for value, values in zip(whole, resampled, strict=True):
@@ -230,7 +229,7 @@ def _correlation(
   )
 
 
-def coefficients(
+def compute_coefficients(
   x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
 ) -> Float[np.ndarray, '3 S']:
   """Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan where a side
@@ -256,7 +255,9 @@ def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[
   )
 
 
-def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel]]) -> list[Depth]:
+def compare_depths(
+  curves: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel]]
+) -> list[Depth]:
   """Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10%:
   deeper less shallower.
 
@@ -266,8 +267,8 @@ def depths(tracks: Sequence[LossCurve], found: Mapping[str, Sequence[ScoredModel
   scores = {series: {model.name: model.score for model in own} for series, own in found.items()}
   made = []
   ended = sorted(
-    (track for track in tracks if track.finished),
-    key=lambda track: (track.shape.layers, track.name),
+    (curve for curve in curves if curve.finished),
+    key=lambda curve: (curve.shape.layers, curve.name),
   )
   for place, shallow in enumerate(ended):
     for deep in ended[place + 1 :]:

@@ -110,40 +110,40 @@ class Option:
   dominated: bool
 
 
-def arms(tracks: Sequence[LossCurve]) -> list[Arm]:
+def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """The runs that have ended, those that differ in their seeds alone as one, by their cost."""
   groups: dict[tuple[object, ...], list[LossCurve]] = {}
-  for track in tracks:
-    if track.finished:
+  for curve in curves:
+    if curve.finished:
       key = (
-        track.shape,
-        track.tied,
-        track.learning_rate,
-        track.warmup,
-        track.length,
-        track.rows[-1],
+        curve.shape,
+        curve.tied,
+        curve.learning_rate,
+        curve.warmup,
+        curve.length,
+        curve.rows[-1],
       )
-      groups.setdefault(key, []).append(track)
+      groups.setdefault(key, []).append(curve)
   found = []
   for own in groups.values():
-    losses = [track.loss[-1] if track.test_loss is None else track.test_loss for track in own]
-    bits = [track.bits_per_word for track in own if track.bits_per_word is not None]
+    losses = [curve.loss[-1] if curve.test_loss is None else curve.test_loss for curve in own]
+    bits = [curve.bits_per_word for curve in own if curve.bits_per_word is not None]
     found.append(
       Arm(
         own[0].shape,
         own[0].tied,
         own[0].learning_rate,
-        tuple(track.name for track in own),
+        tuple(curve.name for curve in own),
         tuple(map(math.exp, losses)),
         tuple(bits) if len(bits) == len(own) else (),
-        float(np.mean([track.flops(HONEY)[-1] for track in own])),
+        float(np.mean([curve.flops(HONEY)[-1] for curve in own])),
         float(own[0].rows[-1]),
       )
     )
   return sorted(found, key=lambda arm: (arm.flops, arm.runs))
 
 
-def steps(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
+def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
   """Every step along one factor whose sides are equal in all others, and each next to the other
   along it.
 
@@ -153,12 +153,12 @@ def steps(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list
   they are one, which says so too.
 
   Args:
-    tracks: of a grid.
+    curves: of a grid.
     draws: resamples of the seeds of each side for an interval.
     seed: of the resampling.
   """
   found: list[Step] = []
-  options = arms(tracks)
+  options = group_seeds(curves)
   for factor in FACTORS:
     strict = list(_neighbours(options, factor, ()))
     if factor != 'heads':
@@ -222,7 +222,7 @@ def _step(factor: str, one: Arm, two: Arm, draws: int, seed: int) -> Step:
   costs = flops / UNIT if flops > 0 else math.nan
   return Step(
     factor=factor,
-    others=others(one.shape, factor),
+    others=describe_others(one.shape, factor),
     also='; '.join(_also(factor, one, two)),
     from_value=getattr(one.shape, factor),
     to_value=getattr(two.shape, factor),
@@ -240,11 +240,11 @@ def _step(factor: str, one: Arm, two: Arm, draws: int, seed: int) -> Step:
   )
 
 
-def others(shape: ModelShape, factor: str) -> str:
+def describe_others(shape: ModelShape, factor: str) -> str:
   """The other factors in words: e embedding, h hidden, i feed-forward, a heads, l layers, V
   vocabulary.
 
-  >>> others(ModelShape(32, 64, 128, 1, 2, 19010), 'hidden')
+  >>> describe_others(ModelShape(32, 64, 128, 1, 2, 19010), 'hidden')
   'e 32, i 128, a 1, l 2, V 19010'
   """
   letters = dict(zip(FACTORS, 'ehialV', strict=True))
@@ -263,15 +263,15 @@ def _also(factor: str, one: Arm, two: Arm) -> Iterator[str]:
     yield f'learning rate {one.learning_rate} to {two.learning_rate}'
 
 
-def plane(tracks: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
+def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
   """Every model by its cost, the FLOPs of the whole run, with its perplexity; see `Option`.
 
   Args:
-    tracks: of a grid.
+    curves: of a grid.
     draws: resamples of the seeds of a model for its interval.
     seed: of the resampling.
   """
-  options = arms(tracks)
+  options = group_seeds(curves)
   found = []
   for arm in options:
     ends = (math.nan, math.nan)

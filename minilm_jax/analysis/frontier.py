@@ -38,7 +38,7 @@ class Point:
   parameters: int
 
 
-def percentile(tracks: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
+def percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   """The frontier of the first paper: the lowest loss in each of up to 44 bins of compute, by
   increasing compute.
 
@@ -50,13 +50,13 @@ def percentile(tracks: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   equal losses in a bin the cheapest counts.
 
   Args:
-    tracks: all of their evaluations count, of unfinished ones too: the authors had no others.
-    count: of FLOPs, one of `tracks.py`.
+    curves: all of their evaluations count, of unfinished ones too: the authors had no others.
+    count: of FLOPs, one of `curves.py`.
 
   Raises:
-    InputError: no evaluations, or a track without that count.
+    InputError: no evaluations, or a curve without that count.
   """
-  flops, loss, owner, place = _pool(tracks, count)
+  flops, loss, owner, place = _pool(curves, count)
   at = np.percentile(flops, np.arange(0, 101, 5))
   edges = np.unique(
     np.concatenate(
@@ -71,11 +71,11 @@ def percentile(tracks: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   bins = np.digitize(flops, edges, right=True)
   order = np.lexsort((flops, loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-  return _points(tracks, count, owner, place, order[first])
+  return _points(curves, count, owner, place, order[first])
 
 
-def envelope(
-  tracks: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
+def lower_envelope(
+  curves: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
 ) -> list[Point]:
   """The lower envelope: each evaluation whose loss is below that of every other with at most as
   much compute.
@@ -89,19 +89,19 @@ def envelope(
   cheapest run.
 
   Args:
-    tracks: of a sweep.
-    count: of FLOPs, one of `tracks.py`.
+    curves: of a sweep.
+    count: of FLOPs, one of `curves.py`.
     unfinished: do runs count that have not reached the end of their schedule?
     ends: does only the last evaluation of each run count?
 
   Raises:
-    InputError: no evaluations of runs that count, or a track without that count.
+    InputError: no evaluations of runs that count, or a curve without that count.
   """
-  chosen = [track for track in tracks if track.finished or unfinished]
-  if tracks and not chosen:
+  chosen = [curve for curve in curves if curve.finished or unfinished]
+  if curves and not chosen:
     raise InputError(
       'the frontier of finished runs',
-      f'{len(tracks)} runs, none at the end of its schedule',
+      f'{len(curves)} runs, none at the end of its schedule',
       'let them finish, or count unfinished ones too',
     )
   flops, loss, owner, place = _pool(chosen, count)
@@ -114,7 +114,7 @@ def envelope(
   return _points(chosen, count, owner, place, order[record])
 
 
-def arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
+def to_arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
   """FLOPs and losses, as the fits take them."""
   return np.array([point.flops for point in points], float), np.array(
     [point.loss for point in points], float
@@ -122,43 +122,43 @@ def arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.nd
 
 
 def _pool(
-  tracks: Sequence[LossCurve], count: str
+  curves: Sequence[LossCurve], count: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """FLOPs and loss of every evaluation, the track it is of, and its place there."""
-  without = [track.name for track in tracks if count not in track.flops_per_row]
+  """FLOPs and loss of every evaluation, the curve it is of, and its place there."""
+  without = [curve.name for curve in curves if count not in curve.flops_per_row]
   if without:
     raise InputError(
       f'a frontier over FLOPs by the count {count!r}',
       f'{len(without)} runs without it, {without[0]} the first',
       'choose a count that every run has',
     )
-  flops = np.concatenate([np.zeros(0), *(track.flops(count) for track in tracks)])
+  flops = np.concatenate([np.zeros(0), *(curve.flops(count) for curve in curves)])
   paid = np.flatnonzero(flops > 0)
   if not len(paid):
     raise InputError(
       'a frontier',
-      f'{len(tracks)} runs, no evaluation after an update',
+      f'{len(curves)} runs, no evaluation after an update',
       'give runs that were evaluated',
     )
-  lengths = [len(track.loss) for track in tracks]
-  loss = np.concatenate([np.asarray(track.loss, float) for track in tracks])
+  lengths = [len(curve.loss) for curve in curves]
+  loss = np.concatenate([np.asarray(curve.loss, float) for curve in curves])
   place = np.concatenate([np.arange(length) for length in lengths])
-  return flops[paid], loss[paid], np.repeat(np.arange(len(tracks)), lengths)[paid], place[paid]
+  return flops[paid], loss[paid], np.repeat(np.arange(len(curves)), lengths)[paid], place[paid]
 
 
 def _points(
-  tracks: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray
+  curves: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray
 ) -> list[Point]:
   found = []
   for one in kept:
-    track, at = tracks[owner[one]], int(place[one])
+    curve, at = curves[owner[one]], int(place[one])
     found.append(
       Point(
-        float(track.rows[at] * track.flops_per_row[count]),
-        track.loss[at],
-        track.name,
-        float(track.rows[at] * track.length),
-        track.parameters,
+        float(curve.rows[at] * curve.flops_per_row[count]),
+        curve.loss[at],
+        curve.name,
+        float(curve.rows[at] * curve.length),
+        curve.parameters,
       )
     )
   return found
@@ -186,7 +186,7 @@ class Plateau:
     entry, exit: updates at its first evaluation there and at its first one that has left; exit is
     None if none has. entry_flops, exit_flops: of training until these.
     exit_loss: nats; None without an exit.
-    start, end: places of both evaluations in the track; without an exit, end is how many
+    start, end: places of both evaluations in the curve; without an exit, end is how many
     evaluations there are.
     seen: evaluations on the plateau. With 0 the run was through before its first evaluation.
     warmup, warmup_flops: the updates and FLOPs at which the learning rate was at its top; None
@@ -212,21 +212,23 @@ class Plateau:
     return self.exit is not None
 
 
-def find(track: LossCurve, level: float | None = None, count: str = HONEY) -> Plateau | None:
+def find_plateau(
+  curve: LossCurve, level: float | None = None, count: str = HONEY
+) -> Plateau | None:
   """The plateau of one run; None where its curve has none, or never comes down to the level.
 
   Args:
-    track: of any spacing of evaluations.
+    curve: of any spacing of evaluations.
     level: of its sweep, from `level`; without one the run's own, for which it must have left and
       its evaluations must be close enough to show it. With one, a run too coarse for that enters at
       its first evaluation at or below it.
-    count: of FLOPs, one of `tracks.py`.
+    count: of FLOPs, one of `curves.py`.
   """
   if level is None:
-    level = _own(track)
+    level = _own(curve)
     if level is None:
       return None
-  loss = np.asarray(track.loss, float)
+  loss = np.asarray(curve.loss, float)
   at = np.flatnonzero(loss <= ABOVE * level)
   if not len(at):
     return None
@@ -234,39 +236,39 @@ def find(track: LossCurve, level: float | None = None, count: str = HONEY) -> Pl
   below = np.flatnonzero(loss[start:] < BELOW * level)
   left = len(below) > 0
   end = start + int(below[0]) if left else len(loss)
-  flops = track.flops(count)
+  flops = curve.flops(count)
   warmup_flops = None
-  if track.warmup is not None and track.updates[-1]:
-    warmup_flops = float(track.warmup * flops[-1] / track.updates[-1])
+  if curve.warmup is not None and curve.updates[-1]:
+    warmup_flops = float(curve.warmup * flops[-1] / curve.updates[-1])
   return Plateau(
-    track.name,
+    curve.name,
     float(level),
-    track.updates[start],
+    curve.updates[start],
     float(flops[start]),
-    track.updates[end] if left else None,
+    curve.updates[end] if left else None,
     float(flops[end]) if left else None,
     float(loss[end]) if left else None,
     start,
     end,
     end - start,
-    track.warmup,
+    curve.warmup,
     warmup_flops,
   )
 
 
-def level(tracks: Sequence[LossCurve]) -> float | None:
+def find_plateau_level(curves: Sequence[LossCurve]) -> float | None:
   """The loss of the plateau of a sweep: the median over the runs that show one; None if none does
   or they disagree.
   """
-  found = np.array([own for own in map(_own, tracks) if own is not None])
+  found = np.array([own for own in map(_own, curves) if own is not None])
   if not len(found):
     return None
   middle = float(np.median(found))
   return middle if np.mean(np.abs(found / middle - 1) < AGREE) > 0.5 else None
 
 
-def without_plateau(
-  tracks: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
+def drop_plateau(
+  curves: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
 ) -> list[LossCurve]:
   """Tracks from where each run has left the plateau; runs that never did are left out, runs without
   one stay whole.
@@ -274,37 +276,37 @@ def without_plateau(
   What comes before the plateau goes as well: it is the fall towards it.
 
   Args:
-    tracks: of a sweep.
-    plateaus: of `find`, one a track, in the same order.
+    curves: of a sweep.
+    plateaus: of `find`, one a curve, in the same order.
   """
   kept = []
-  for track, plateau in zip(tracks, plateaus, strict=True):
+  for curve, plateau in zip(curves, plateaus, strict=True):
     if plateau is None:
-      kept.append(track)
+      kept.append(curve)
     elif plateau.left:
       kept.append(
         dataclasses.replace(
-          track,
-          **{field: getattr(track, field)[plateau.end :] for field in ('updates', 'rows', 'loss')},
+          curve,
+          **{field: getattr(curve, field)[plateau.end :] for field in ('updates', 'rows', 'loss')},
         )
       )
   return kept
 
 
-def _own(track: LossCurve) -> float | None:
+def _own(curve: LossCurve) -> float | None:
   """The loss of a run's longest shallow stretch before a drop; None without one."""
   learned = [
     one
-    for one, loss in enumerate(track.loss)
-    if track.updates[one] > 0 and loss < _UNTAUGHT * np.log(track.shape.vocabulary)
+    for one, loss in enumerate(curve.loss)
+    if curve.updates[one] > 0 and loss < _UNTAUGHT * np.log(curve.shape.vocabulary)
   ]
   kept: list[int] = []
   for one in learned:
-    if not kept or track.updates[one] >= APART * track.updates[kept[-1]]:
+    if not kept or curve.updates[one] >= APART * curve.updates[kept[-1]]:
       kept.append(one)
   if len(kept) < 2:
     return None
-  x, y = np.log(np.array(track.updates)[kept]), np.log(np.array(track.loss)[kept])
+  x, y = np.log(np.array(curve.updates)[kept]), np.log(np.array(curve.loss)[kept])
   slopes = -np.diff(y) / np.diff(x)
   flips = np.flatnonzero(np.diff(np.concatenate([[0], slopes < SHALLOW, [0]]).astype(int)))
   best, longest = None, np.log(LONG)

@@ -1,4 +1,4 @@
-"""Logged tables of evaluations, such as those the first paper left, as the tracks that a study is
+"""Logged tables of evaluations, such as those the first paper left, as the curves that a study is
 made from.
 
 A table is a CSV file, plain or gzipped, with a row an evaluation, in any order, and any columns
@@ -95,7 +95,7 @@ class LossCurve:
     return np.asarray(self.rows, float) * self.flops_per_row[count]
 
 
-# Pre-training runs as the tracks that the study of a grid is made from.
+# Pre-training runs as the curves that the study of a grid is made from.
 _SHAPE_FIELDS = {
   'embedding': 'embedding_size',
   'hidden': 'hidden_size',
@@ -110,21 +110,16 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class LossCurves:
-  """The tracks of some runs, and why some pre-training runs have none."""
+  """The curves of some runs, and why some pre-training runs have none."""
 
-  tracks: list[LossCurve]
+  curves: list[LossCurve]
   left_out: list[str]
 
 
-def tracks(found: Mapping[str, epath.Path]) -> list[LossCurve]:
-  """The tracks of the pre-training runs among those that `runs.find` found; see `read`."""
-  return read_runs(found).tracks
-
-
 def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
-  """A track for each pre-training run, or for each member of a population, as `<run> member N`.
+  """A curve for each pre-training run, or for each member of a population, as `<run> member N`.
 
-  A member that was taken out into `<run>/member-N` is the track of that run and no other. The seed
+  A member that was taken out into `<run>/member-N` is the curve of that run and no other. The seed
   and the learning rate of a member are its own. FLOPs a row are those of the manifest. Where the
   rows of the corpus are shorter than the model could read, they are in proportion, which for the
   paper's count is somewhat too much, and the true ones are those that the log has.
@@ -137,9 +132,9 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
   """
   grid = LossCurves([], [])
   for name, path in found.items():
-    if runs.kind(path) != 'pretrain':
+    if runs.read_kind(path) != 'pretrain':
       continue
-    config, manifest = runs.config(path), runs.manifest(path)
+    config, manifest = runs.read_config(path), runs.read_manifest(path)
     words = (
       files.read_object(
         old_names.find_file(path / run_dir.BITS_PER_WORD), f'what words cost {path}', _WORDS
@@ -147,9 +142,9 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
       if old_names.find_file(path / run_dir.BITS_PER_WORD).exists()
       else {}
     )
-    for member, lines in runs.members(path).items():
+    for member, lines in runs.split_members(path).items():
       try:
-        track = _curve_of_run(
+        curve = _curve_of_run(
           name + member, config, manifest, lines, int(member.split()[-1]) if member else 0
         )
       except (
@@ -160,24 +155,24 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
         ValueError,
         AttributeError,
       ) as error:
-        grid.left_out.append(f'{name}{member}: {missing(error)}')
+        grid.left_out.append(f'{name}{member}: {describe_missing(error)}')
         continue
-      if not track.loss:
-        grid.left_out.append(f'{track.name}: no validation loss yet')
+      if not curve.loss:
+        grid.left_out.append(f'{curve.name}: no validation loss yet')
         continue
-      track = dataclasses.replace(
-        track,
+      curve = dataclasses.replace(
+        curve,
         finished=(path / run_dir.RESULT).exists()
         and max(line['step'] for line in lines) >= config['num_steps'],
       )
       bits = {
         name: words[name] if name in words else None for name in ('bits_per_word', 'bits_per_byte')
       }
-      grid.tracks.append(dataclasses.replace(track, **bits))
+      grid.curves.append(dataclasses.replace(curve, **bits))
   return grid
 
 
-def missing(error: Exception) -> str:
+def describe_missing(error: Exception) -> str:
   """What a run lacks, in words."""
   if isinstance(error, KeyError):
     return f'no {error.args[0]!r} in its {run_dir.CONFIG}, {run_dir.MANIFEST} or {run_dir.METRICS}: written by another version?'
@@ -198,9 +193,11 @@ def _curve_of_run(
   kept = {
     step: line
     for step, line in sorted(validation.items())
-    if math.isfinite(runs.number(line['loss']))
+    if math.isfinite(runs.to_float(line['loss']))
   }
-  test = [runs.number(line['loss']) for line in lines if line['split'] == 'test' and 'loss' in line]
+  test = [
+    runs.to_float(line['loss']) for line in lines if line['split'] == 'test' and 'loss' in line
+  ]
   batch = config['batch_size']
   last = kept[max(kept)] if kept else None
   length = round(last['tokens'] / (last['step'] * batch)) if last else model['max_length']
@@ -283,7 +280,7 @@ CsvLine = tuple[int, Mapping[str, str]]  # its number in the file, and its cells
 
 
 def read_csv(path: epath.PathLike) -> list[LossCurve]:
-  """The tracks of a logged table, in the order in which their runs first appear.
+  """The curves of a logged table, in the order in which their runs first appear.
 
   The length of a row follows from Kaplan's count, 6 N a token; the vocabulary V from the embedding
   parameters, (V + 134) e; whether the head shares the embedding table from the other parameters. A
@@ -295,7 +292,7 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
       the loss.
 
   Returns:
-    A track a run, without evaluations before any token was seen. Those whose loss is no number are
+    A curve a run, without evaluations before any token was seen. Those whose loss is no number are
     counted in `lost`, and told on standard error; a run that has no other is left out.
 
   Raises:
@@ -310,19 +307,19 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   last = max(_number(path, line, _UPDATES) for line in lines)
   tested = any(_loss(path, line, 'test/loss') is not None for line in lines)
   found = [_curve_of_table(path, name, own, last, tested) for name, own in runs.items()]
-  _say_lost(path, [track for track in found if track.lost])
-  if not any(track.loss for track in found):
+  _say_lost(path, [curve for curve in found if curve.lost])
+  if not any(curve.loss for curve in found):
     raise InputError(
       f'the logged table {path}', 'no loss in it is a number', 'give the log of runs that went well'
     )
-  return [track for track in found if track.loss]
+  return [curve for curve in found if curve.loss]
 
 
 def _say_lost(path: epath.Path, lost: Sequence[LossCurve]) -> None:
   if lost:
-    names = ', '.join(f'{track.name} {track.lost}' for track in lost[:_SHOWN])
+    names = ', '.join(f'{curve.name} {curve.lost}' for curve in lost[:_SHOWN])
     progress.log(
-      f'{path}: left out {sum(track.lost for track in lost)} evaluations whose loss is no number: {names}'
+      f'{path}: left out {sum(curve.lost for curve in lost)} evaluations whose loss is no number: {names}'
       + (', ...' if len(lost) > _SHOWN else '')
     )
 

@@ -25,7 +25,7 @@ from minilm_jax.core.errors import InputError
 _LEAST_DAMPING = 1e-15  # below, adding it changes nothing
 
 
-def descend(
+def levenberg_marquardt(
   curve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
   start: np.ndarray,
   y: np.ndarray,
@@ -130,7 +130,7 @@ class Fit:
   count: str = 'honey'
 
 
-def as_json(fit: Fit) -> dict[str, Any]:
+def fit_to_json(fit: Fit) -> dict[str, Any]:
   """The fields of a fit; numbers that JSON has no word for (an undefined R2) become None."""
 
   def plain(value: Any) -> Any:
@@ -143,7 +143,7 @@ def as_json(fit: Fit) -> dict[str, Any]:
   return {field.name: plain(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
 
 
-def checked(what: str, needs: int, *values: Array) -> list[Array]:
+def check_points(what: str, needs: int, *values: Array) -> list[Array]:
   """The arrays as float64, sorted by the first, once there are enough points and all are positive
   numbers.
 
@@ -164,7 +164,7 @@ def checked(what: str, needs: int, *values: Array) -> list[Array]:
   return [one[order] for one in found]
 
 
-def made(
+def make_fit(
   name: str,
   form: str,
   method: str,
@@ -198,15 +198,15 @@ def made(
   )
 
 
-def log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
+def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   """L = a C^-b, a straight line through log L over log C by least squares.
 
   Raises:
     InputError: fewer than 3 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = checked('a power law', 3, compute, loss)
+  compute, loss = check_points('a power law', 3, compute, loss)
   level, slope, centre = _line(np.log(compute), np.log(loss))
-  return made(
+  return make_fit(
     name,
     POWER,
     LOGS,
@@ -217,14 +217,14 @@ def log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   )
 
 
-def power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
+def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   """L = a C^-b by least squares in L itself: absolute errors count, so points of high loss weigh
   more.
 
   Raises:
     InputError: as `log_power`.
   """
-  compute, loss = checked('a power law', 3, compute, loss)
+  compute, loss = check_points('a power law', 3, compute, loss)
   level, slope, centre = _line(np.log(compute), np.log(loss))
   x = np.log(compute) - centre
 
@@ -232,13 +232,13 @@ def power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     values = np.exp(np.clip(at[0] - at[1] * x, -200, 200))
     return values, np.stack([values, -x * values], 1)
 
-  (level, b), fitted = descend(curve, np.array([level, -slope]), loss)
-  return made(
+  (level, b), fitted = levenberg_marquardt(curve, np.array([level, -slope]), loss)
+  return make_fit(
     name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, compute, loss, fitted
   )
 
 
-def offset_power(compute: Array, loss: Array, name: str = 'power law above a floor') -> Fit:
+def fit_offset_power(compute: Array, loss: Array, name: str = 'power law above a floor') -> Fit:
   """L = E + a C^-b with E >= 0, by least squares in log L.
 
   E, what no compute gets below, is found from how the line bends: without a bend it is 0.
@@ -246,7 +246,7 @@ def offset_power(compute: Array, loss: Array, name: str = 'power law above a flo
   Raises:
     InputError: fewer than 4 points of different compute, or values that are not positive numbers.
   """
-  compute, loss = checked('a power law above a floor', 4, compute, loss)
+  compute, loss = check_points('a power law above a floor', 4, compute, loss)
   logs = np.log(loss)
   level, slope, centre = _line(np.log(compute), logs)
   x = np.log(compute) - centre
@@ -262,7 +262,7 @@ def offset_power(compute: Array, loss: Array, name: str = 'power law above a flo
   slopes = above @ x / np.sum(x * x)
   lines = above.mean(1, keepdims=True) + slopes[:, None] * x
   start = int(np.argmin(np.sum((logs - np.log(floors[:, None] + np.exp(lines))) ** 2, 1)))
-  found, said = descend(
+  found, said = levenberg_marquardt(
     curve,
     np.array([floors[start], above[start].mean(), -slopes[start]]),
     logs,
@@ -272,7 +272,7 @@ def offset_power(compute: Array, loss: Array, name: str = 'power law above a flo
   if np.sum((logs - said) ** 2) < np.sum((logs - fitted) ** 2):
     best, fitted = found, said
   floor, level, b = best
-  return made(
+  return make_fit(
     name,
     OFFSET,
     LOGS,
@@ -283,7 +283,7 @@ def offset_power(compute: Array, loss: Array, name: str = 'power law above a flo
   )
 
 
-def one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
+def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
   """y = C^k, the prefactor fixed at 1, by least squares in y itself: the form of the first paper's
   notebook.
 
@@ -293,15 +293,15 @@ def one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
   Raises:
     InputError: fewer than 3 points of different compute, or values that are not positive numbers.
   """
-  compute, y = checked('an exponent', 3, compute, y)
+  compute, y = check_points('an exponent', 3, compute, y)
   x = np.log(compute)
 
   def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values = np.exp(np.clip(at[0] * x, -200, 200))
     return values, (x * values)[:, None]
 
-  (k,), fitted = descend(curve, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
-  return made(name, ONE, LINEAR, {'k': k}, compute, y, fitted)
+  (k,), fitted = levenberg_marquardt(curve, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
+  return make_fit(name, ONE, LINEAR, {'k': k}, compute, y, fitted)
 
 
 def predict(fit: Fit, compute: Array) -> Array:
@@ -329,7 +329,7 @@ def predict(fit: Fit, compute: Array) -> Array:
   )
 
 
-def held_out(
+def measure_held_out_error(
   form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int
 ) -> float:
   """The root mean square error, in log L, at the dearest `points` points of the law fitted to all
@@ -340,12 +340,12 @@ def held_out(
   Raises:
     InputError: what the form raises where too few points are left.
   """
-  compute, loss = checked('a test on held-out points', points + 1, compute, loss)
+  compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
   said = predict(form(compute[:-points], loss[:-points]), compute[-points:])
   return float(np.sqrt(np.mean((np.log(said) - np.log(loss[-points:])) ** 2)))
 
 
-def choose(fits: Sequence[Fit]) -> Fit:
+def choose_fit(fits: Sequence[Fit]) -> Fit:
   """The fit with the lowest BIC; a difference below 2 decides nothing, one above 10 does.
 
   Raises:
@@ -380,7 +380,7 @@ _KEYS = ('E', 'A', 'alpha', 'B', 'beta')
 _LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
 
 
-def chinchilla(
+def fit_chinchilla(
   parameters: Array,
   tokens: Array,
   loss: Array,
@@ -404,7 +404,7 @@ def chinchilla(
     InputError: fewer than 8 points, or 3 different numbers of parameters or of tokens, or values
       that are not positive numbers.
   """
-  parameters, tokens, loss, compute = checked(
+  parameters, tokens, loss, compute = check_points(
     'a law over parameters and tokens', 3, parameters, tokens, loss, compute
   )
   if len(np.unique(tokens)) < 3 or len(loss) < NEEDS:
@@ -434,7 +434,7 @@ def chinchilla(
 
   tolerance = 1e-10 if start is None else 1e-5  # the absolute error is slow to come down at the end
   found = [
-    descend(curve, one, logs, least=_LOWER_BOUNDS, huber=DELTA, tolerance=tolerance)
+    levenberg_marquardt(curve, one, logs, least=_LOWER_BOUNDS, huber=DELTA, tolerance=tolerance)
     for one in _starts(loss, start, middle)
   ]
   at, said = min(found, key=lambda pair: _huber(logs - pair[1]))
@@ -445,7 +445,7 @@ def chinchilla(
     'B': exp_clipped(at[3] + at[4] * middle[1]),
     'beta': at[4],
   }
-  fit = made(name, SURFACE, HUBER, constants, parameters, loss, np.exp(said))
+  fit = make_fit(name, SURFACE, HUBER, constants, parameters, loss, np.exp(said))
   return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))
 
 

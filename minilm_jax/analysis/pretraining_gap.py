@@ -34,7 +34,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.scores import Difference, Group, ScoreRow, difference
+from minilm_jax.analysis.scores import Difference, Group, ScoreRow, compute_difference
 from minilm_jax.core import model_config, old_names, run_dir
 from minilm_jax.core.errors import InputError
 
@@ -116,7 +116,7 @@ class _Series:
   paired: bool
 
 
-def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
+def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   """The line of each series and, where a comparison has several series, of their mean.
 
   Args:
@@ -141,7 +141,7 @@ def slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   return found
 
 
-def by_seed(own: Sequence[Gap]) -> dict[int, float]:
+def fit_seed_slopes(own: Sequence[Gap]) -> dict[int, float]:
   """The slope of each seed of fine-tuning that all points of one line have; none where they are at
   one level.
   """
@@ -228,7 +228,7 @@ _SELECTED = ('overlap', 'likelihood')  # ways of `minilm overlap-subsets` that l
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainingSet:
   """What a pre-training run was trained on.
 
   Attributes:
@@ -296,9 +296,9 @@ def find_gaps(
   Raises:
     InputError: a file of a run is damaged.
   """
-  there = {one.name: one for one in trained(found)}
+  there = {one.name: one for one in read_training_sets(found)}
   points: list[Gap] = []
-  by_series, left_out = single_rows(rows, there)
+  by_series, left_out = select_single_rows(rows, there)
   for series, single in by_series.items():
     for axis in (SIZE, OVERLAP):
       made = list(_points(axis, series, single, there))
@@ -309,11 +309,11 @@ def find_gaps(
           f'the gap of {series} by {axis}: {len(wanted)} of these runs, and no two that share model, '
           f'tokenizer and training differ in their {axis} and have both arms'
         )
-  return GapStudy(points, slopes(points, draws), left_out)
+  return GapStudy(points, fit_slopes(points, draws), left_out)
 
 
-def single_rows(
-  rows: Iterable[ScoreRow], there: Mapping[str, Trained]
+def select_single_rows(
+  rows: Iterable[ScoreRow], there: Mapping[str, TrainingSet]
 ) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
   """The headline rows of some runs by series and run, and which are left out because nothing chose
   between several.
@@ -334,13 +334,13 @@ def single_rows(
   }, left_out
 
 
-def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
+def read_training_sets(found: Mapping[str, epath.Path]) -> Iterator[TrainingSet]:
   """What each pre-training run among these was trained on; runs of versions that did not write it
   are left out.
   """
   for name, path in found.items():
-    config, manifest = runs.config(path), runs.manifest(path)
-    if runs.kind(path) == 'pretrain' and 'training' in manifest:
+    config, manifest = runs.read_config(path), runs.read_manifest(path)
+    if runs.read_kind(path) == 'pretrain' and 'training' in manifest:
       try:
         yield _trained(name, config, manifest)
       except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -352,14 +352,16 @@ def trained(found: Mapping[str, epath.Path]) -> Iterator[Trained]:
         ) from None
 
 
-def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> Trained:
+def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> TrainingSet:
   model, of, part = config['model'], manifest['training'], manifest['training']['subset']
   shape = model_config.short_shape(model)
-  key = json.dumps([{**old_names.ADDED_FIELDS['model'], **model}, manifest['tokenizer']], sort_keys=True)
+  key = json.dumps(
+    [{**old_names.ADDED_FIELDS['model'], **model}, manifest['tokenizer']], sort_keys=True
+  )
   rows, tokens, of_rows = (int(of[field]) for field in ('rows', 'tokens', 'of_rows'))
   if min(rows, tokens) < 1:
     raise ValueError(f'{rows} rows of {tokens} tokens')
-  return Trained(
+  return TrainingSet(
     name,
     shape,
     key,
@@ -375,7 +377,7 @@ def _trained(name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]) 
   )
 
 
-def other_sets(there: Iterable[Trained]) -> dict[str, str]:
+def find_other_sets(there: Iterable[TrainingSet]) -> dict[str, str]:
   """Runs that the study of a grid must leave out, and why: it compares models, which is fair on one
   set alone.
 
@@ -394,7 +396,7 @@ def other_sets(there: Iterable[Trained]) -> dict[str, str]:
   }
 
 
-def _is_part(one: Trained, axis: str) -> bool:
+def _is_part(one: TrainingSet, axis: str) -> bool:
   """Was the run made for a comparison along this axis?"""
   return bool(one.task) if axis == OVERLAP else one.rows < one.of_rows
 
@@ -407,12 +409,12 @@ def _series(row: ScoreRow) -> str:
 
 
 def _points(
-  axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, Trained]
+  axis: str, series: str, rows: Mapping[str, ScoreRow], there: Mapping[str, TrainingSet]
 ) -> Iterator[Gap]:
   """The points of one series along one axis: first the model and the tokenizer, then what else is
   shared.
   """
-  by_key: dict[str, list[Trained]] = {}
+  by_key: dict[str, list[TrainingSet]] = {}
   task = next((row.task for row in rows.values()), '')
   for name in rows:
     one = there[name]
@@ -436,10 +438,10 @@ def _points(
 
 
 def _gap(
-  axis: str, series: str, comparison: str, one: Trained, row: ScoreRow, other: Group | None
+  axis: str, series: str, comparison: str, one: TrainingSet, row: ScoreRow, other: Group | None
 ) -> Gap:
   scratch = row.scratch if row.scratch.n else other
-  found = row.difference if row.scratch.n else difference(row.pretrained, scratch)
+  found = row.difference if row.scratch.n else compute_difference(row.pretrained, scratch)
   seeds = row.pretrained.seeds if found.paired else ()
   values = (
     tuple(np.subtract(row.pretrained.values, scratch.values).tolist()) if found.paired else ()
@@ -462,7 +464,7 @@ def _gap(
   )
 
 
-def _by_size(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
+def _by_size(own: Sequence[TrainingSet]) -> Iterator[tuple[str, list[TrainingSet]]]:
   """Runs of several sizes that saw as many rows, or each row as often; all of them where neither is
   shared.
   """
@@ -490,7 +492,7 @@ def _by_size(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
     yield 'updates and epochs differ', list(own)
 
 
-def _by_overlap(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
+def _by_overlap(own: Sequence[TrainingSet]) -> Iterator[tuple[str, list[TrainingSet]]]:
   """Runs of one size that saw as many rows, and whose overlap differs."""
   for size in _clusters(own, 'tokens'):
     for cluster in _clusters(size, 'seen'):
@@ -498,9 +500,9 @@ def _by_overlap(own: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
         yield f'{cluster[0].tokens:,} tokens', cluster
 
 
-def _clusters(own: Iterable[Trained], field: str) -> list[list[Trained]]:
+def _clusters(own: Iterable[TrainingSet], field: str) -> list[list[TrainingSet]]:
   """Runs in the order of a field, parted where it grows by more than a hundredth."""
-  found: list[list[Trained]] = []
+  found: list[list[TrainingSet]] = []
   for one in sorted(own, key=lambda one: (getattr(one, field), one.name)):
     if found and getattr(one, field) <= _SAME_SIZE_FACTOR * getattr(found[-1][-1], field):
       found[-1].append(one)

@@ -56,7 +56,7 @@ class RunRow:
   devices: str
 
 
-def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
+def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   """The runs in some folders at any depth, each once, by a name that tells them apart.
 
   Raises:
@@ -94,7 +94,7 @@ def find(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:
   config = folder / run_dir.CONFIG
-  if config.exists() and kind(folder) in KINDS:
+  if config.exists() and read_kind(folder) in KINDS:
     yield folder
   for inner in _inside(folder):
     yield from _walk(inner)
@@ -108,7 +108,7 @@ def _inside(folder: epath.Path) -> list[epath.Path]:
   ]
 
 
-def failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
+def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
   """Why points of a sweep came to nothing, by their name, from the failure.json that is left in the
   folder of each.
   """
@@ -133,14 +133,13 @@ def _failed(folder: epath.Path) -> Iterator[epath.Path]:
     yield from _failed(inner)
 
 
-def kind(folder: epath.Path) -> str | None:
-  """What a directory with a config.json is a run of: one of `KINDS`, or something that is no run.
-  """
-  found = config(folder)
+def read_kind(folder: epath.Path) -> str | None:
+  """What a directory with a config.json is a run of: one of `KINDS`, or something that is no run."""
+  found = read_config(folder)
   return found['kind'] if 'kind' in found else None
 
 
-def config(folder: epath.Path) -> dict[str, Any]:
+def read_config(folder: epath.Path) -> dict[str, Any]:
   """The recipe in a directory, of any kind and version.
 
   Raises:
@@ -151,7 +150,7 @@ def config(folder: epath.Path) -> dict[str, Any]:
   )
 
 
-def manifest(folder: epath.Path) -> dict[str, Any]:
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
   """The manifest of a run, or nothing where there is none yet.
 
   Raises:
@@ -164,7 +163,7 @@ def manifest(folder: epath.Path) -> dict[str, Any]:
   )
 
 
-def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = '') -> str:
+def resolve_source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = '') -> str:
   """The run that a fine-tuning or an evaluation started from: by its name in `found`, or else by
   its path.
 
@@ -175,7 +174,7 @@ def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = 
       names.
   """
   names = {str(path.resolve()): name for name, path in found.items()}
-  asked = _field(config(path), 'checkpoint') or checkpoint
+  asked = _field(read_config(path), 'checkpoint') or checkpoint
   several = [asked] if isinstance(asked, str) else asked
   if fault := schema.find_schema_fault(several, [TEXT], 'checkpoint'):
     raise InputError(f'the recipe of the run in {path}', fault, f'restore {run_dir.CONFIG}')
@@ -184,7 +183,7 @@ def source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = 
   return names[resolved] if resolved in names else one
 
 
-def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
+def read_scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
   """The scores of all runs; `checkpoint` is the run they started from, told as `source` does.
 
   Where several heads were fine-tuned on it, it says so: they are another contestant than the one
@@ -202,27 +201,26 @@ def scores(found: Mapping[str, epath.Path]) -> Iterator[dict[str, Any]]:
     for line in run_dir.read_lines(path / run_dir.SCORES):
       name = _required(line, path / run_dir.SCORES, 'checkpoint')['checkpoint']
       if name not in of:
-        of[name] = source(found, path, name) + (f', {copies} heads' if copies > 1 else '')
+        of[name] = resolve_source(found, path, name) + (f', {copies} heads' if copies > 1 else '')
       line = {**line, 'checkpoint': of[name]}
       yield {
         key: sanitize(value) if isinstance(value, str) else value for key, value in line.items()
       }
 
 
-def rows(name: str, path: epath.Path) -> list[RunRow]:
-  """What there is to say about one run, or about each member of a population that is pre-trained.
-  """
-  return [_row(name + of, path, lines) for of, lines in members(path).items()]
+def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
+  """What there is to say about one run, or about each member of a population that is pre-trained."""
+  return [_row(name + of, path, lines) for of, lines in split_members(path).items()]
 
 
-def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
+def split_members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
   """The lines of a log by whose they are: ` member N`, or nothing for one model, or for many that
   are fine-tuned.
 
   A member that was taken out into `member-N` inside the run stands there, and is left out here.
   """
   found: dict[str, list[dict[str, Any]]] = {}
-  apart = kind(path) == 'pretrain'
+  apart = read_kind(path) == 'pretrain'
   for line in run_dir.read_lines(path / run_dir.METRICS):
     _required(line, path / run_dir.METRICS, 'step', 'split')
     found.setdefault(f' member {line["member"]}' if apart and 'member' in line else '', []).append(
@@ -238,7 +236,7 @@ def members(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
 
 def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow:
   scored = sum(1 for _ in run_dir.read_lines(path / run_dir.SCORES))
-  described = manifest(path)
+  described = read_manifest(path)
   parameters = _field(described, 'parameters')
   parameters = _field(parameters, 'total') if isinstance(parameters, dict) else parameters
   if fault := schema.find_schema_fault(
@@ -251,7 +249,7 @@ def _row(name: str, path: epath.Path, lines: Sequence[dict[str, Any]]) -> RunRow
   )
   return RunRow(
     name=name,
-    kind=str(kind(path)),
+    kind=str(read_kind(path)),
     scores=scored,
     state='finished'
     if (path / run_dir.RESULT).exists()
@@ -277,11 +275,11 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float | None:
   )
 
 
-def curves(name: str, path: epath.Path) -> list[RunLosses]:
+def read_losses(name: str, path: epath.Path) -> list[RunLosses]:
   """The losses of one pre-training run, or of each of its members, by the tokens they had seen;
   none before a line.
   """
-  found = [_curve(name + of, lines) for of, lines in members(path).items()]
+  found = [_curve(name + of, lines) for of, lines in split_members(path).items()]
   return [curve for curve in found if curve is not None]
 
 
@@ -291,7 +289,7 @@ def _curve(name: str, lines: Sequence[dict[str, Any]]) -> RunLosses | None:
     if line['split'] in series and 'tokens' in line:  # fine-tuning logs none
       tokens, losses = series[line['split']]
       tokens.append(line['tokens'])
-      losses.append(number(_field(line, 'loss')))
+      losses.append(to_float(_field(line, 'loss')))
   if not any(tokens for tokens, _ in series.values()):
     return None
   return RunLosses(
@@ -299,10 +297,10 @@ def _curve(name: str, lines: Sequence[dict[str, Any]]) -> RunLosses | None:
   )
 
 
-def number(value: float | None) -> float:
+def to_float(value: float | None) -> float:
   """A logged number; JSON has null for what is not one.
 
-  >>> number(None)
+  >>> to_float(None)
   nan
   """
   return math.nan if value is None else float(value)
@@ -373,7 +371,7 @@ class LatencyRow:
   calls: int
 
 
-def shape(model: Mapping[str, Any]) -> str:
+def latency_shape(model: Mapping[str, Any]) -> str:
   """All of a model that the time of an answer depends on: equal of models that a latency is shared
   by.
   """
@@ -394,7 +392,7 @@ def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
   """
   rows = []
   for name, path in found.items():
-    if kind(path) != KIND or not (path / run_dir.RESULT).exists():
+    if read_kind(path) != KIND or not (path / run_dir.RESULT).exists():
       continue
     models = files.read_json(path / run_dir.CONFIG, f'the recipe of {path}')['models']
     result = files.read_json(path / run_dir.RESULT, f'the latency in {path}')
@@ -402,12 +400,12 @@ def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
     try:
       for row in result['rows']:
         flat = row | {
-          end: number(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')
+          end: to_float(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')
         }
         rows.append(
           LatencyRow(
             run=name,
-            shape=shape(models[row['recipe']]),
+            shape=latency_shape(models[row['recipe']]),
             machine=result['machine'],
             calls=result['calls'],
             **{field: flat[field] for field in own if field in flat},

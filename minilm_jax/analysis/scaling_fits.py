@@ -45,7 +45,7 @@ def bootstrap(
   """Percentile intervals of each number of a statistic, over draws of runs with replacement.
 
   Args:
-    runs: tracks, or anything that there is one of per run.
+    runs: curves, or anything that there is one of per run.
     statistic: drawn runs, some of them several times -> numbers by name. A number it leaves out, or
       that is not finite, has failed in that draw; if it raises InputError, all have.
     draws, seed: of the random draws, which the seed decides.
@@ -101,15 +101,15 @@ _MIN_SHARE_OF_DRAWS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """A track and where it was on the plateau, so that draws of runs keep the two together."""
+class SweepRun:
+  """A curve and where it was on the plateau, so that draws of runs keep the two together."""
 
-  track: LossCurve
+  curve: LossCurve
   plateau: Plateau | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Law:
   """One law to fit: the form, to points of one kind by one count of FLOPs."""
 
   source: str
@@ -117,7 +117,7 @@ class Part:
   fit: Callable[[list[Point]], Fit]
 
 
-def parts(count: str, others: Sequence[str], splits: Sequence[float]) -> list[Part]:
+def list_laws(count: str, others: Sequence[str], splits: Sequence[float]) -> list[Law]:
   """The table: every law that the study has an interval by draws for.
 
   Args:
@@ -126,57 +126,62 @@ def parts(count: str, others: Sequence[str], splits: Sequence[float]) -> list[Pa
     splits: FLOPs at which the frontier is parted, beside where its break is estimated.
   """
   table = [
-    Part(source, count, _form(form, source))
+    Law(source, count, _form(form, source))
     for source, forms in (
       (
         FRONTIER,
         (
-          power_laws.log_power,
-          power_laws.power,
-          power_laws.offset_power,
-          broken_laws.two_piece,
-          broken_laws.joined,
-          broken_laws.smooth_break,
+          power_laws.fit_log_power,
+          power_laws.fit_power,
+          power_laws.fit_offset_power,
+          broken_laws.fit_two_piece,
+          broken_laws.fit_joined,
+          broken_laws.fit_smooth_break,
         ),
       ),
-      (ENVELOPE, (power_laws.log_power, power_laws.offset_power, broken_laws.two_piece)),
-      (WITHOUT, (power_laws.log_power, power_laws.offset_power, broken_laws.two_piece)),
+      (
+        ENVELOPE,
+        (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece),
+      ),
+      (WITHOUT, (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece)),
     )
     for form in forms
   ]
   table += [
-    Part(FRONTIER, count, _form(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
+    Law(FRONTIER, count, _form(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
     for split in splits
     for side in ('below', 'above')
-    for form in (power_laws.log_power, power_laws.power)
+    for form in (power_laws.fit_log_power, power_laws.fit_power)
   ]
-  table += [Part(FRONTIER, count, _exponent(field)) for field in ('tokens', 'parameters')]
+  table += [Law(FRONTIER, count, _exponent(field)) for field in ('tokens', 'parameters')]
   return table + [
-    Part(FRONTIER, other, _form(form, f'{FRONTIER}, {other} count'))
+    Law(FRONTIER, other, _form(form, f'{FRONTIER}, {other} count'))
     for other in others
-    for form in (power_laws.log_power, broken_laws.two_piece)
+    for form in (power_laws.fit_log_power, broken_laws.fit_two_piece)
   ]
 
 
-def source(name: str, runs: Sequence[Run], count: str) -> list[Point]:
+def select_points(name: str, runs: Sequence[SweepRun], count: str) -> list[Point]:
   """The points of one kind.
 
   Raises:
     InputError: there are none.
   """
-  tracks = [run.track for run in runs]
+  curves = [run.curve for run in runs]
   if name == FRONTIER:
-    return frontier.percentile(tracks, count)
+    return frontier.percentile_frontier(curves, count)
   if name == ENVELOPE:
-    return frontier.envelope(tracks, count, unfinished=True)  # who counts was decided before
+    return frontier.lower_envelope(curves, count, unfinished=True)  # who counts was decided before
   if all(run.plateau is None for run in runs):
     raise InputError(
       'the frontier without the plateau', 'no run that was on one', 'nothing is to do'
     )
-  return frontier.percentile(frontier.without_plateau(tracks, [run.plateau for run in runs]), count)
+  return frontier.percentile_frontier(
+    frontier.drop_plateau(curves, [run.plateau for run in runs]), count
+  )
 
 
-def fit_all(runs: Sequence[Run], table: Sequence[Part]) -> tuple[list[Fit | None], list[str]]:
+def fit_all(runs: Sequence[SweepRun], table: Sequence[Law]) -> tuple[list[Fit | None], list[str]]:
   """Every law of the table, None where it cannot be fitted, and the reasons for these."""
   points: dict[tuple[str, str], list[Point]] = {}
   found: list[Fit | None] = []
@@ -185,7 +190,7 @@ def fit_all(runs: Sequence[Run], table: Sequence[Part]) -> tuple[list[Fit | None
     key, where = (part.source, part.count), ''
     try:
       if key not in points:
-        points[key] = source(part.source, runs, part.count)
+        points[key] = select_points(part.source, runs, part.count)
       where = f' ({part.source})'
       found.append(dataclasses.replace(part.fit(points[key]), count=part.count))
     except InputError as error:
@@ -194,9 +199,9 @@ def fit_all(runs: Sequence[Run], table: Sequence[Part]) -> tuple[list[Fit | None
   return found, list(dict.fromkeys(reasons))
 
 
-def with_intervals(
-  runs: Sequence[Run],
-  table: Sequence[Part],
+def add_intervals(
+  runs: Sequence[SweepRun],
+  table: Sequence[Law],
   fits: Sequence[Fit | None],
   law: Fit | None,
   draws: int,
@@ -215,10 +220,10 @@ def with_intervals(
     return fitted, ['intervals: no draws were asked for'] if fitted else []
   kept = [part for part, fit in zip(table, fits, strict=True) if fit is not None]
 
-  def statistic(drawn: list[Run]) -> dict[str, float]:
+  def statistic(drawn: list[SweepRun]) -> dict[str, float]:
     found = fit_all(drawn, kept)[0]
     try:
-      found.append(None if law is None else over_evaluations(drawn, law.count, law))
+      found.append(None if law is None else fit_evaluations(drawn, law.count, law))
     except InputError:
       found.append(None)
     return {
@@ -246,7 +251,7 @@ def with_intervals(
   return done, without
 
 
-def over_evaluations(runs: Sequence[Run], count: str, start: Fit | None = None) -> Fit:
+def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = None) -> Fit:
   """The law over parameters and tokens, of all evaluations after the plateau.
 
   They are in the middle of schedules: the law is that of training, not of what schedules of other
@@ -255,43 +260,45 @@ def over_evaluations(runs: Sequence[Run], count: str, start: Fit | None = None) 
   Raises:
     InputError: too few evaluations.
   """
-  tracks = frontier.without_plateau([run.track for run in runs], [run.plateau for run in runs])
+  curves = frontier.drop_plateau([run.curve for run in runs], [run.plateau for run in runs])
   columns = [
     np.concatenate([np.zeros(0), *rows])
     for rows in (
-      [np.full(len(track.loss), float(track.parameters)) for track in tracks],
-      [track.tokens for track in tracks],
-      [np.asarray(track.loss, float) for track in tracks],
-      [track.flops(count) for track in tracks],
+      [np.full(len(curve.loss), float(curve.parameters)) for curve in curves],
+      [curve.tokens for curve in curves],
+      [np.asarray(curve.loss, float) for curve in curves],
+      [curve.flops(count) for curve in curves],
     )
   ]
   paid = columns[1] > 0
-  fit = power_laws.chinchilla(*(column[paid] for column in columns), EVALUATIONS, start)
+  fit = power_laws.fit_chinchilla(*(column[paid] for column in columns), EVALUATIONS, start)
   return dataclasses.replace(fit, count=count)
 
 
-def of_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
+def fit_run_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
   """Laws of the ends of runs, one point a run, with the intervals of independent points."""
   found, reasons = [], []
   for form, spans in (
-    (power_laws.log_power, broken_laws.power_intervals),
-    (power_laws.offset_power, broken_laws.offset_power_intervals),
-    (broken_laws.joined, broken_laws.joined_intervals),
+    (power_laws.fit_log_power, broken_laws.find_power_intervals),
+    (power_laws.fit_offset_power, broken_laws.find_offset_power_intervals),
+    (broken_laws.fit_joined, broken_laws.find_joined_intervals),
   ):
     try:
-      fit = form(*frontier.arrays(points), ENDS)
-      found.append(dataclasses.replace(fit, intervals=spans(*frontier.arrays(points)), count=count))
+      fit = form(*frontier.to_arrays(points), ENDS)
+      found.append(
+        dataclasses.replace(fit, intervals=spans(*frontier.to_arrays(points)), count=count)
+      )
     except InputError as error:
       reasons.append(f'{error.asked}: {error.found} ({ENDS})')
   return found, reasons
 
 
-def other_counts(tracks: Sequence[LossCurve], count: str) -> Iterator[str]:
-  """The counts of FLOPs, but for one, that every track has."""
+def list_other_counts(curves: Sequence[LossCurve], count: str) -> Iterator[str]:
+  """The counts of FLOPs, but for one, that every curve has."""
   return (
     other
     for other in (HONEY, KAPLAN, ACTUAL)
-    if other != count and all(other in track.flops_per_row for track in tracks)
+    if other != count and all(other in curve.flops_per_row for curve in curves)
   )
 
 
@@ -301,15 +308,15 @@ def _form(
   def fit(points: list[Point]) -> Fit:
     if side:
       points = [point for point in points if (point.flops < split) == (side == 'below')]
-    return form(*frontier.arrays(points), name)
+    return form(*frontier.to_arrays(points), name)
 
   return fit
 
 
 def _exponent(field: str) -> Callable[[list[Point]], Fit]:
   def fit(points: list[Point]) -> Fit:
-    return power_laws.one_parameter(
-      frontier.arrays(points)[0],
+    return power_laws.fit_one_parameter(
+      frontier.to_arrays(points)[0],
       np.array([getattr(one, field) for one in points], float),
       f'{field} along the {FRONTIER}',
     )

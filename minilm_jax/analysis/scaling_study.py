@@ -18,14 +18,20 @@ from minilm_jax.analysis import broken_laws, frontier, power_laws, scaling_fits
 from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.power_laws import Fit
-from minilm_jax.analysis.scaling_fits import ENDS, FRONTIER, WITHOUT, Run
-from minilm_jax.analysis.scores import with_interval
+from minilm_jax.analysis.scaling_fits import ENDS, FRONTIER, WITHOUT, SweepRun
+from minilm_jax.analysis.scores import format_interval
 from minilm_jax.core.errors import InputError
 
 # FLOPs; parts the paper's frontier so that its published constants come out on either side
 PAPER_SPLIT = 2.7e15
 _HELD_OUT = 5  # one point in so many, the dearest, is predicted from the others
 T = TypeVar('T')
+_HELD_OUT_FORMS = {
+  'log_power': power_laws.fit_log_power,
+  'offset_power': power_laws.fit_offset_power,
+  'two_piece': broken_laws.fit_two_piece,
+  'smooth_break': broken_laws.fit_smooth_break,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,51 +81,53 @@ class ScalingStudy:
   left_out: list[str]
 
 
-def study(
-  tracks: Sequence[LossCurve],
+def study_scaling(
+  curves: Sequence[LossCurve],
   draws: int = 1000,
   seed: int = 0,
   unfinished: bool = False,
   count: str = HONEY,
   split: float | None = None,
 ) -> ScalingStudy:
-  """Everything that the tracks of a sweep allow.
+  """Everything that the curves of a sweep allow.
 
   Args:
-    tracks: of a sweep over one corpus.
+    curves: of a sweep over one corpus.
     draws, seed: of runs, for the intervals of fits to frontiers.
     unfinished: do runs count that have not reached the end of their schedule?
-    count: of FLOPs, one of `tracks.py`; runs without it are left out.
+    count: of FLOPs, one of `curves.py`; runs without it are left out.
     split: FLOPs at which the frontier is parted; else where two pieces fit best. The paper's is
       compared with wherever the sweep spans it and the count is the paper's.
   """
   left_out: list[str] = []
   chosen = [
-    track for track in tracks if (track.finished or unfinished) and count in track.flops_per_row
+    curve for curve in curves if (curve.finished or unfinished) and count in curve.flops_per_row
   ]
-  if len(chosen) < len(tracks):
+  if len(chosen) < len(curves):
     left_out.append(
-      f'{len(tracks) - len(chosen)} of {len(tracks)} runs: not at the end of their schedule, or without '
+      f'{len(curves) - len(chosen)} of {len(curves)} runs: not at the end of their schedule, or without '
       f'FLOPs by the count {count!r}'
     )
-  level = frontier.level(chosen)
-  places = [None if level is None else frontier.find(track, level, count) for track in chosen]
-  runs = [Run(track, place) for track, place in zip(chosen, places, strict=True)]
+  level = frontier.find_plateau_level(chosen)
+  places = [
+    None if level is None else frontier.find_plateau(curve, level, count) for curve in chosen
+  ]
+  runs = [SweepRun(curve, place) for curve, place in zip(chosen, places, strict=True)]
   points = {
-    name: _or_none(lambda name=name: scaling_fits.source(name, runs, count), left_out) or []
+    name: _or_none(lambda name=name: scaling_fits.select_points(name, runs, count), left_out) or []
     for name in (FRONTIER, scaling_fits.ENVELOPE, WITHOUT)
   }
-  ends = _ends([track for track in chosen if track.finished], count)
+  ends = _ends([curve for curve in chosen if curve.finished], count)
   splits = [one for one in (split, PAPER_SPLIT if count == HONEY else None) if one is not None]
-  table = scaling_fits.parts(
+  table = scaling_fits.list_laws(
     count,
-    tuple(scaling_fits.other_counts(chosen, count)),
+    tuple(scaling_fits.list_other_counts(chosen, count)),
     [one for one in dict.fromkeys(splits) if one == split or _spans(points[FRONTIER], one)],
   )
   fits, reasons = scaling_fits.fit_all(runs, table)
-  law = _or_none(lambda: scaling_fits.over_evaluations(runs, count), left_out)
-  fits, unsure = scaling_fits.with_intervals(runs, table, fits, law, draws, seed)
-  of_ends, end_reasons = scaling_fits.of_ends(ends, count)
+  law = _or_none(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
+  fits, unsure = scaling_fits.add_intervals(runs, table, fits, law, draws, seed)
+  of_ends, end_reasons = scaling_fits.fit_run_ends(ends, count)
   fits += of_ends
   whole = [fit for fit in fits if fit.name == FRONTIER]
   pieces = next(
@@ -135,13 +143,13 @@ def study(
   found = ScalingStudy(
     count,
     len(chosen),
-    sum(len(track.loss) for track in chosen),
+    sum(len(curve.loss) for curve in chosen),
     points[FRONTIER],
     points[scaling_fits.ENVELOPE],
     points[WITHOUT],
     ends,
     fits,
-    power_laws.choose(whole) if whole else None,
+    power_laws.choose_fit(whole) if whole else None,
     _held_out(points[FRONTIER], left_out),
     level,
     [place for place in places if place],
@@ -153,16 +161,16 @@ def study(
     [],
     list(dict.fromkeys([*left_out, *reasons, *end_reasons, *unsure])),
   )
-  return dataclasses.replace(found, sentences=sentences(found, chosen))
+  return dataclasses.replace(found, sentences=write_sentences(found, chosen))
 
 
-def sentences(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
+def write_sentences(found: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
   """What the numbers of a study say, most important first; first of all whether its break is a law
   or a schedule.
 
   Args:
     found: a study, its sentences still missing.
-    tracks: that it was made from, for their warm-up.
+    curves: that it was made from, for their warm-up.
   """
   if not found.frontier:
     return ['There is no frontier: no finished run was evaluated.']
@@ -175,7 +183,7 @@ def sentences(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
   }
   if power_laws.PIECES in whole and found.split is not None:
     said.append(_of_pieces(whole, found))
-    reasons = [*_of_plateau(found, after), *_of_schedule(found, tracks)]
+    reasons = [*_of_plateau(found, after), *_of_schedule(found, curves)]
     said += [*reasons, _verdict(found, whole)]
   ends = next(
     (fit for fit in found.fits if fit.name == ENDS and fit.form == power_laws.POWER), None
@@ -233,7 +241,7 @@ def _of_plateau(found: ScalingStudy, after: Mapping[str, Fit]) -> list[str]:
   return said
 
 
-def _of_schedule(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
+def _of_schedule(found: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
   said = []
   cheapest = min((point.flops for point in found.ends), default=None)
   if cheapest is not None and cheapest > found.split:
@@ -253,7 +261,7 @@ def _of_schedule(found: ScalingStudy, tracks: Sequence[LossCurve]) -> list[str]:
       f'Warm-up of the runs below the break ends between {min(tops):.2g} and {max(tops):.2g} FLOPs; the '
       f'break {inside}.'
     )
-  elif all(track.warmup is None for track in tracks):
+  elif all(curve.warmup is None for curve in curves):
     said.append('Where warm-up ends was not logged, so it cannot be compared with the break.')
   return said
 
@@ -280,7 +288,7 @@ def _verdict(found: ScalingStudy, whole: Mapping[str, Fit]) -> str:
 
 def _number(fit: Fit, key: str) -> str:
   low, high = fit.intervals[key] if key in fit.intervals else (math.nan, math.nan)
-  return with_interval(fit.constants[key], low, high, '.3f')
+  return format_interval(fit.constants[key], low, high, '.3f')
 
 
 def _on_plateau(
@@ -299,43 +307,38 @@ def _on_plateau(
   return sum(point.flops < split for point in points), below, len(on) - below
 
 
-def _ends(tracks: Sequence[LossCurve], count: str) -> list[Point]:
+def _ends(curves: Sequence[LossCurve], count: str) -> list[Point]:
   return [
     Point(
-      float(track.flops(count)[-1]),
-      track.loss[-1],
-      track.name,
-      float(track.tokens[-1]),
-      track.parameters,
+      float(curve.flops(count)[-1]),
+      curve.loss[-1],
+      curve.name,
+      float(curve.tokens[-1]),
+      curve.parameters,
     )
-    for track in tracks
-    if track.loss and track.rows[-1] > 0
+    for curve in curves
+    if curve.loss and curve.rows[-1] > 0
   ]
 
 
 def _spans(points: Sequence[Point], split: float) -> bool:
   below = sum(point.flops < split for point in points)
-  return min(below, len(points) - below) >= broken_laws.SIDE
+  return min(below, len(points) - below) >= broken_laws.MIN_POINTS_A_SIDE
 
 
 def _held_out(points: Sequence[Point], left_out: list[str]) -> dict[str, float]:
   if not points:
     return {}
   found = {}
-  for form in (
-    power_laws.log_power,
-    power_laws.offset_power,
-    broken_laws.two_piece,
-    broken_laws.smooth_break,
-  ):
+  for name, form in _HELD_OUT_FORMS.items():
     error = _or_none(
-      lambda form=form: power_laws.held_out(
-        form, *frontier.arrays(points), max(1, len(points) // _HELD_OUT)
+      lambda form=form: power_laws.measure_held_out_error(
+        form, *frontier.to_arrays(points), max(1, len(points) // _HELD_OUT)
       ),
       left_out,
     )
     if error is not None:
-      found[form.__name__] = error
+      found[name] = error
   return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from minilm_jax.analysis.runs import number
+from minilm_jax.analysis.runs import to_float
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
@@ -159,7 +159,7 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   return rows
 
 
-def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
+def choose_rates(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
   """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed,
   rate and epoch only.
 
@@ -172,14 +172,14 @@ def chosen(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
     side, for to choose by the reported split would flatter.
   """
   lines = list(lines)
-  rates = tuple(sorted({line['learning_rate'] for line in lines}, key=number))
+  rates = tuple(sorted({line['learning_rate'] for line in lines}, key=to_float))
   shown = [line for line in lines if line['epoch_choice'] == _shown(lines)]
   if len(rates) < 2 or all(line['validation_score'] is None for line in shown):
     return rates
   means = []
   for rate in rates:
     seeds = {
-      line['seed']: number(line['validation_score'])
+      line['seed']: to_float(line['validation_score'])
       for line in shown
       if line['learning_rate'] == rate
     }
@@ -199,9 +199,9 @@ def _rows(
   step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLine]
 ) -> Iterator[ScoreRow]:
   """The rows of one cell: by metric, by epoch, and by rate where nothing chose one."""
-  rates = chosen(ours), chosen(theirs)
+  rates = choose_rates(ours), choose_rates(theirs)
   if max(map(len, rates)) > 1:
-    pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=number)]
+    pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=to_float)]
   else:
     pairs = [rates]
   lines = [*ours, *theirs]
@@ -241,22 +241,22 @@ def _rows(
         },
         headline=not minor,
         step=step,
-        epochs=max(number(line['epoch']) for line in lines),
+        epochs=max(to_float(line['epoch']) for line in lines),
         which=which,
         shown=not other,
-        majority=number(one['majority']),
-        frequency=number(one['frequency']),
+        majority=to_float(one['majority']),
+        frequency=to_float(one['frequency']),
         pretrained=groups[0],
         scratch=groups[1],
-        difference=difference(*groups),
+        difference=compute_difference(*groups),
       )
 
 
 def _group(lines: Mapping[int, ScoreLine]) -> Group:
-  values = {seed: number(line['value']) for seed, line in sorted(lines.items())}
+  values = {seed: to_float(line['value']) for seed, line in sorted(lines.items())}
   defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
-  ends = [[number(line[end]) for line in lines.values()] for end in ('low', 'high')]
-  return group(
+  ends = [[to_float(line[end]) for line in lines.values()] for end in ('low', 'high')]
+  return make_group(
     defined,
     rate=next((line['learning_rate'] for line in lines.values()), None),
     collapsed=sum(bool(line['constant_prediction']) for line in lines.values()),
@@ -265,7 +265,7 @@ def _group(lines: Mapping[int, ScoreLine]) -> Group:
   )
 
 
-def group(
+def make_group(
   values: Mapping[int, float],
   rate: float | None = None,
   collapsed: int = 0,
@@ -319,7 +319,7 @@ def _tasks_of_pairs(rows: Iterable[ScoreRow]) -> set[str]:
   return {row.task for row in rows if row.split == ALL}
 
 
-def difference(ours: Group, theirs: Group) -> Difference:
+def compute_difference(ours: Group, theirs: Group) -> Difference:
   """The difference of the means of two groups: paired where their seeds are the same."""
   if not ours.n or not theirs.n:
     return Difference(math.nan, math.nan, math.nan, False)
@@ -342,16 +342,18 @@ def difference(ours: Group, theirs: Group) -> Difference:
   return Difference(mean, float(welch.low), float(welch.high), False)
 
 
-def points(share: float, sign: str = '') -> str:
+def format_points(share: float, sign: str = '') -> str:
   """A share times 100.
 
-  >>> points(0.6789), points(0.02, '+'), points(float('nan'))
+  >>> format_points(0.6789), points(0.02, '+'), points(float('nan'))
   ('67.9', '+2.0', 'undefined')
   """
   return f'{100 * share:{sign}.1f}' if math.isfinite(share) else 'undefined'
 
 
-def with_interval(value: float, low: float, high: float, form: str = '', scale: float = 1.0) -> str:
+def format_interval(
+  value: float, low: float, high: float, form: str = '', scale: float = 1.0
+) -> str:
   """Returns a mean with its interval; without the interval where its low end is nan, "–" where the
   mean is nan.
 
@@ -360,16 +362,16 @@ def with_interval(value: float, low: float, high: float, form: str = '', scale: 
     form: format of each number; '' shows shares times 100 with a sign, as `points` does.
     scale: factor of each number under a form.
 
-  >>> with_interval(0.01, -0.002, 0.022)
+  >>> format_interval(0.01, -0.002, 0.022)
   '+1.0 [-0.2, +2.2]'
-  >>> with_interval(3.1, 2.2, math.inf, '.2f'), with_interval(3.1, math.nan, math.nan, '.2f')
+  >>> format_interval(3.1, 2.2, math.inf, '.2f'), with_interval(3.1, math.nan, math.nan, '.2f')
   ('3.10 [2.20, ∞]', '3.10')
   """
 
   def text(number: float) -> str:
     if math.isinf(number):
       return '∞' if number > 0 else '-∞'
-    return f'{scale * number:{form}}' if form else points(number, '+')
+    return f'{scale * number:{form}}' if form else format_points(number, '+')
 
   if not math.isfinite(value):
     return NONE
@@ -411,7 +413,7 @@ class Average:
   difference: Difference
 
 
-def averages(rows: Iterable[ScoreRow]) -> list[Average]:
+def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
   """The averages of every checkpoint and step: over the tasks of both arms, and of each arm where
   it has others.
 
@@ -423,7 +425,7 @@ def averages(rows: Iterable[ScoreRow]) -> list[Average]:
   """
   cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
   for row in rows:
-    if counts(row):
+    if is_averaged(row):
       split = _COUNTED[row.split] if row.split in _COUNTED else row.split
       key = (split, row.filtered, row.checkpoint, row.step)
       cells.setdefault(key, {}).setdefault(row.task, []).append(row)
@@ -436,7 +438,7 @@ def averages(rows: Iterable[ScoreRow]) -> list[Average]:
   ]
 
 
-def counts(row: ScoreRow) -> bool:
+def is_averaged(row: ScoreRow) -> bool:
   """Is it one that an average over GLUE is made of?"""
   return row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED
 
@@ -461,18 +463,18 @@ def _averages(
 
 def _arm(groups: Sequence[Group]) -> Group:
   if not all(one.n for one in groups):
-    return group({})
+    return make_group({})
   collapsed = sum(one.collapsed for one in groups)
   if len({one.seeds for one in groups}) > 1:
     mean = float(np.mean([one.mean for one in groups]))
-    return dataclasses.replace(group({}, collapsed=collapsed), mean=mean)
+    return dataclasses.replace(make_group({}, collapsed=collapsed), mean=mean)
   means = np.mean([one.values for one in groups], axis=0).tolist()
-  return group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
+  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
 
 
 def _difference(ours: Group, theirs: Group) -> Difference:
   if ours.n and theirs.n:
-    return difference(ours, theirs)
+    return compute_difference(ours, theirs)
   return Difference(ours.mean - theirs.mean, math.nan, math.nan, False)
 
 
@@ -527,10 +529,10 @@ class Contrast:
 NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
 
 
-def contrast(values: Sequence[Both], of: str) -> Contrast:
+def make_contrast(values: Sequence[Both], of: str) -> Contrast:
   """What numbers of both sides say, the base's first in each.
 
-  >>> contrast([(5.0, 4.5)], TRAININGS)
+  >>> make_contrast([(5.0, 4.5)], TRAININGS)
   Contrast(base=5.0, value=4.5, difference=-0.5, low=nan, high=nan, n=1, of='pre-trainings')
   """
   base, own = np.array(values, float).T
@@ -540,7 +542,7 @@ def contrast(values: Sequence[Both], of: str) -> Contrast:
   )
 
 
-def scored(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
+def pair_scores(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
   """Both headline scores of each seed of fine-tuning that both runs of a pair have, by what was
   scored and pair.
 
@@ -571,20 +573,20 @@ def _common(base: Group, own: Group) -> BySeed:
   return {seed: (value, sides[1][seed]) for seed, value in sides[0].items() if seed in sides[1]}
 
 
-def over_tasks(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
+def average_contrast(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
   """The contrast of the mean over tasks, which all have the same pairs; of one task, its own.
 
   Of a single pair the seeds count that all of the tasks have; without one there is nothing.
   """
   pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
   if len(pairs) > 1:
-    return contrast(
+    return make_contrast(
       [_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs],
       TRAININGS,
     )
   seeds = sorted(set.intersection(*(set(seeds) for seeds in pairs[0])))
   return (
-    contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
+    make_contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
     if seeds
     else NO_CONTRAST
   )

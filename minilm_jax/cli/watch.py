@@ -105,7 +105,7 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
 
 def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   """Returns the pre-training runs in the folders by printable name."""
-  paths = {name: path for name, path in runs.find(folders).items() if runs.kind(path) == 'pretrain'}
+  paths = {name: path for name, path in runs.find_runs(folders).items() if runs.read_kind(path) == 'pretrain'}
   if not paths:
     raise InputError(
       f'curves of {", ".join(map(str, folders))}',
@@ -136,14 +136,14 @@ def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> lis
   """
   statuses = []
   for name, path in paths.items():
-    settings = runs.config(path)
+    settings = runs.read_config(path)
     updates = (
       settings['num_steps']
       if 'num_steps' in settings and isinstance(settings['num_steps'], int)
       else None
     )
     state = _state(path)
-    for member, lines in runs.members(path).items():
+    for member, lines in runs.split_members(path).items():
       pairs = [
         (_number(line, axis), _number(line, 'loss')) for line in lines if line['split'] == split
       ]

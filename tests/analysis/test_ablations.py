@@ -20,7 +20,7 @@ from tests.html_page import Page
 def names(found: ablations.Comparison) -> dict[str, list[int]]:
   (part,) = found.shapes
   return {
-    change.name: [one.track.seed for one in change.runs] for change in (part.base, *part.changes)
+    change.name: [one.curve.seed for one in change.runs] for change in (part.base, *part.changes)
   }
 
 
@@ -54,11 +54,11 @@ def test_what_is_aside_is_no_change(tmp_path: pathlib.Path):
     planned=2000,
     log__every=10,
     checkpoint__every=10,
-    evaluation__every=10,
-    accumulation=4,
+    eval__every=10,
+    grad_accumulation_steps=4,
     logit_chunks=2,
     corpus_placement='host',
-    model__nominal_heads=2,
+    model__flops_heads=2,
     model__remat=True,
     mesh__data=1,
   )
@@ -84,8 +84,11 @@ def test_members_of_a_population_are_runs(tmp_path: pathlib.Path):
 
 def test_a_field_of_a_later_version_that_is_not_used_is_no_change(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper')
-  assert ablations.differing({'a': 1, 'new': 0, 'more': []}, {'a': 1}) == []
-  assert ablations.differing({'a': 1, 'new': 'x'}, {'a': 1, 'old': True}) == ['new=x', 'old=none']
+  assert ablations.describe_differences({'a': 1, 'new': 0, 'more': []}, {'a': 1}) == []
+  assert ablations.describe_differences({'a': 1, 'new': 'x'}, {'a': 1, 'old': True}) == [
+    'new=x',
+    'old=none',
+  ]
   config = paper / 'config.json'
   config.write_text(
     config.read_text()
@@ -97,12 +100,12 @@ def test_a_field_of_a_later_version_that_is_not_used_is_no_change(tmp_path: path
 
 
 def test_each_shape_has_its_own_base(tmp_path: pathlib.Path):
-  wide = {'model__embedding': 64, 'model__hidden': 64}
+  wide = {'model__embedding_size': 64, 'model__hidden_size': 64}
   paper = write_plateau_run(tmp_path / 'paper')
   write_plateau_run(tmp_path / 'pre', model__norm='pre')
   write_plateau_run(tmp_path / 'wide', **wide)
   write_plateau_run(tmp_path / 'wide-pre', model__norm='pre', **wide)
-  write_plateau_run(tmp_path / 'deep-pre', model__norm='pre', model__layers=3)
+  write_plateau_run(tmp_path / 'deep-pre', model__norm='pre', model__num_layers=3)
   found = ablations.read_comparison([paper], [tmp_path])
   assert [part.shape for part in found.shapes] == ['e32-h32-f64-a8-l1', 'e64-h64-f64-a8-l1']
   assert [part.changes[0].runs[0].home for part in found.shapes] == ['pre', 'wide-pre']
@@ -142,9 +145,9 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper')
   write_plateau_run(tmp_path / 'pre', model__norm='pre')
   write_plateau_run(tmp_path / 'text', model__norm='pre', corpus='another-text')
-  write_plateau_run(tmp_path / 'rows', model__norm='pre', evaluation__rows=100)
+  write_plateau_run(tmp_path / 'rows', model__norm='pre', eval__rows=100)
   write_plateau_run(
-    tmp_path / 'pieces', model__vocabulary=4010, corpus='other-pieces', tokenizer='def'
+    tmp_path / 'pieces', model__vocab_size=4010, corpus='other-pieces', tokenizer='def'
   )
   write_plateau_run(tmp_path / 'unigram', corpus='pieces', tokenizer='0123456789')
   write_plateau_run(tmp_path / 'twice', updates=2000, planned=2000)
@@ -161,7 +164,7 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
     'norm=pre',
     'tied=True',
     'tokenizer=01234567',
-    'vocabulary=4010',
+    'vocab_size=4010',
   ]
   assert [change.tokenizer for change in found.shapes[0].changes] == ['', '', '0123456789', 'def']
   assert found.under_way == ['alone, after 4,096,000 tokens']
@@ -225,7 +228,7 @@ def read(home: pathlib.Path) -> ablations.Comparison:
 
 def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
   # that of the run that leaves
-  assert ablation_results.levels(read(home))[''] == pytest.approx(6.0, rel=0.01)
+  assert ablation_results.find_levels(read(home))[''] == pytest.approx(6.0, rel=0.01)
   write_ngram_baselines(home / 'baselines', LOSSES)
   found = read(home)
   assert found.ngram_losses == {
@@ -235,8 +238,8 @@ def test_word_frequencies_are_the_level_unless_one_is_given(home: pathlib.Path):
     'both neighbours': 4.2,
   }
   assert (
-    ablation_results.levels(found)[''] == 6.1
-    and ablation_results.levels(found, 5.9)[''] == 5.9
+    ablation_results.find_levels(found)[''] == 6.1
+    and ablation_results.find_levels(found, 5.9)[''] == 5.9
     and not found.left_out
   )
 
@@ -272,7 +275,7 @@ def test_each_is_a_line_of_its_own_in_the_figure(home: pathlib.Path):
   write_ngram_baselines(home / 'baselines', LOSSES)
   found = read(home)
   (part,) = found.shapes
-  rows = ablation_results.rows(part, ablation_results.levels(found))
+  rows = ablation_results.make_rows(part, ablation_results.find_levels(found))
   drawn = dict(compare_figures.figures(part, rows, rows[0].level, found.ngram_losses))['curves']
   names = [text.get_text().strip() for text in drawn.figure.legends[0].get_texts()]
   assert names[2:] == [

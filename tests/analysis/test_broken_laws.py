@@ -18,7 +18,7 @@ COMPUTE = np.geomspace(1e14, 1e18, 25)
 
 def test_a_break_between_pieces_that_do_not_meet():
   loss = np.where(COMPUTE < 2e15, 80 * COMPUTE**-0.09, 300 * COMPUTE**-0.14)
-  fit = broken_laws.two_piece(COMPUTE, loss)
+  fit = broken_laws.fit_two_piece(COMPUTE, loss)
   low, high = COMPUTE[COMPUTE < 2e15].max(), COMPUTE[COMPUTE >= 2e15].min()
   assert low < fit.constants['C0'] < high
   assert [fit.constants[key] for key in ('a1', 'b1', 'a2', 'b2')] == pytest.approx(
@@ -31,7 +31,7 @@ def test_every_break_is_tried_and_costs_what_two_lines_leave():
   compute, loss = draw_run_ends(lambda c: 100 * c**-0.1, 0.05, 3, points=20)
   x = np.sort(np.log(compute))
   x[5] = x[4]  # a run drawn twice: no break between its points
-  places, squares = broken_laws.piece_squares(x, np.log(loss))
+  places, squares = broken_laws.measure_piece_squares(x, np.log(loss))
   assert list(places) == [place for place in range(3, 18) if place != 5]
   for place, left in zip(places, squares, strict=True):
     sides = [(x[:place], np.log(loss)[:place]), (x[place:], np.log(loss)[place:])]
@@ -40,32 +40,32 @@ def test_every_break_is_tried_and_costs_what_two_lines_leave():
 
 
 def test_the_paper_s_frontier_parts_where_its_constants_come_from(data: pathlib.Path):
-  compute, loss = frontier.arrays(frontier.percentile(read_paper1_curves(data)))
-  fit = broken_laws.two_piece(compute, loss)
+  compute, loss = frontier.to_arrays(frontier.percentile_frontier(read_paper1_curves(data)))
+  fit = broken_laws.fit_two_piece(compute, loss)
   assert 2.625e15 < fit.constants['C0'] < 2.935e15
   assert [round(fit.constants[key], 4) for key in ('b1', 'b2')] == [0.0870, 0.1399]
-  asked = broken_laws.two_piece(compute, loss, split=2.2e15)
+  asked = broken_laws.fit_two_piece(compute, loss, split=2.2e15)
   assert [round(asked.constants[key], 4) for key in ('b1', 'b2')] == [
     0.0843,
     0.1596,
   ] and asked.bic > fit.bic
-  assert fit.bic < power_laws.log_power(compute, loss).bic - 10
+  assert fit.bic < power_laws.fit_log_power(compute, loss).bic - 10
 
 
 def test_pieces_that_meet_have_no_step():
   law = lambda c: np.where(c < 1e16, 100 * c**-0.08, 100 * 1e16**0.06 * c**-0.14)  # noqa: E731
-  fit = broken_laws.joined(COMPUTE, law(COMPUTE))
+  fit = broken_laws.fit_joined(COMPUTE, law(COMPUTE))
   assert fit.constants['C0'] == pytest.approx(1e16, rel=0.02)
   assert [fit.constants[key] for key in ('b1', 'b2')] == pytest.approx([0.08, 0.14], rel=0.01)
   beside = power_laws.predict(fit, fit.constants['C0'] * np.array([1 - 1e-9, 1 + 1e-9]))
   assert beside[0] == pytest.approx(beside[1], rel=1e-6)
-  three = broken_laws.smooth_break(COMPUTE, law(COMPUTE))
+  three = broken_laws.fit_smooth_break(COMPUTE, law(COMPUTE))
   assert fit.bic < three.bic  # a corner needs no width
 
 
 def test_a_smooth_break_comes_back_with_its_width():
   law = lambda c: 100 * c**-0.08 * (1 + (c / 1e16) ** (1 / 0.7)) ** (-0.08 * 0.7)  # noqa: E731
-  fit = broken_laws.smooth_break(COMPUTE, law(COMPUTE))
+  fit = broken_laws.fit_smooth_break(COMPUTE, law(COMPUTE))
   assert fit.constants['C0'] == pytest.approx(1e16, rel=0.1) and fit.constants[
     's'
   ] == pytest.approx(0.7, rel=0.15)
@@ -75,12 +75,12 @@ def test_a_smooth_break_comes_back_with_its_width():
 
 def test_a_split_with_too_little_on_one_side():
   with pytest.raises(InputError, match='2 points'):
-    broken_laws.two_piece(COMPUTE, COMPUTE**-0.1, split=COMPUTE[2])
+    broken_laws.fit_two_piece(COMPUTE, COMPUTE**-0.1, split=COMPUTE[2])
 
 
 def test_columns_that_say_the_same_have_no_squares():
   columns = np.ones((1, 5, 2))
-  assert np.isinf(broken_laws.linear(columns, np.arange(5.0))[1][0])
+  assert np.isinf(broken_laws.solve_linear(columns, np.arange(5.0))[1][0])
 
 
 def straight(c):
@@ -109,9 +109,9 @@ def smooth(c):
 
 
 DESIGNS = [
-  (broken_laws.power_intervals, straight, 0.02, {'b': 0.12, 'a': 200}),
-  (broken_laws.offset_power_intervals, floored, 0.01, {'E': 1.2, 'b': 0.25, 'a': 2e4}),
-  (broken_laws.joined_intervals, bent, 0.02, {'C0': 1e16, 'b1': 0.08, 'b2': 0.14}),
+  (broken_laws.find_power_intervals, straight, 0.02, {'b': 0.12, 'a': 200}),
+  (broken_laws.find_offset_power_intervals, floored, 0.01, {'E': 1.2, 'b': 0.25, 'a': 2e4}),
+  (broken_laws.find_joined_intervals, bent, 0.02, {'C0': 1e16, 'b1': 0.08, 'b2': 0.14}),
 ]
 
 
@@ -145,12 +145,12 @@ def test_coverage_over_many_data_sets(form, law, noise: float, true: dict[str, f
 @pytest.mark.slow
 def test_coverage_of_pieces_with_a_step_and_of_smooth_breaks():
   shares = coverage(
-    broken_laws.two_piece_intervals, parted, 0.02, {'C0': 1e16, 'b1': 0.08, 'b2': 0.14}, 400
+    broken_laws.find_two_piece_intervals, parted, 0.02, {'C0': 1e16, 'b1': 0.08, 'b2': 0.14}, 400
   )
   # with a step C0 is held more often
   assert all(0.93 <= share <= 0.99 for share in shares.values()), shares
   shares = coverage(
-    broken_laws.smooth_break_intervals,
+    broken_laws.find_smooth_break_intervals,
     smooth,
     0.01,
     {'C0': 1e16, 'b1': 0.08, 'b2': 0.16, 's': 0.7},
@@ -163,11 +163,11 @@ def test_of_a_straight_line_it_is_the_t_interval():
   compute, loss = draw_run_ends(straight, 0.03, 5, points=8)
   line = stats.linregress(np.log(compute), np.log(loss))
   half = stats.t.ppf(0.975, 6) * line.stderr
-  assert broken_laws.power_intervals(compute, loss)['b'] == pytest.approx(
+  assert broken_laws.find_power_intervals(compute, loss)['b'] == pytest.approx(
     (-line.slope - half, -line.slope + half)
   )
   half = stats.t.ppf(0.975, 6) * line.intercept_stderr
-  assert np.log(broken_laws.power_intervals(compute, loss)['a']) == pytest.approx(
+  assert np.log(broken_laws.find_power_intervals(compute, loss)['a']) == pytest.approx(
     (line.intercept - half, line.intercept + half)
   )
 
@@ -175,11 +175,11 @@ def test_of_a_straight_line_it_is_the_t_interval():
 @pytest.mark.parametrize(
   'form, fitted, law',
   [
-    (broken_laws.power_intervals, power_laws.log_power, straight),
-    (broken_laws.offset_power_intervals, power_laws.offset_power, floored),
-    (broken_laws.joined_intervals, broken_laws.joined, bent),
-    (broken_laws.two_piece_intervals, broken_laws.two_piece, parted),
-    (broken_laws.smooth_break_intervals, broken_laws.smooth_break, smooth),
+    (broken_laws.find_power_intervals, power_laws.fit_log_power, straight),
+    (broken_laws.find_offset_power_intervals, power_laws.fit_offset_power, floored),
+    (broken_laws.find_joined_intervals, broken_laws.fit_joined, bent),
+    (broken_laws.find_two_piece_intervals, broken_laws.fit_two_piece, parted),
+    (broken_laws.find_smooth_break_intervals, broken_laws.fit_smooth_break, smooth),
   ],
 )
 def test_intervals_hold_the_estimate_and_narrow_with_the_noise(form, fitted, law):
@@ -192,7 +192,7 @@ def test_intervals_hold_the_estimate_and_narrow_with_the_noise(form, fitted, law
       assert (
         narrow[key][1] - narrow[key][0] < high - low
         or key == 'C0'
-        and form is broken_laws.two_piece_intervals
+        and form is broken_laws.find_two_piece_intervals
       )
   assert form(*draw_run_ends(law, 0.02, 6)) == wide  # the draws have a fixed seed
 
@@ -200,8 +200,8 @@ def test_intervals_hold_the_estimate_and_narrow_with_the_noise(form, fitted, law
 def test_what_is_hardly_known_has_wide_intervals_around_the_estimate():
   compute, loss = draw_run_ends(floored, 0.4, 3)
   found, estimate = (
-    broken_laws.offset_power_intervals(compute, loss),
-    power_laws.offset_power(compute, loss).constants,
+    broken_laws.find_offset_power_intervals(compute, loss),
+    power_laws.fit_offset_power(compute, loss).constants,
   )
   for key, (low, high) in found.items():
     assert low <= estimate[key] < high, key
@@ -209,38 +209,40 @@ def test_what_is_hardly_known_has_wide_intervals_around_the_estimate():
 
 
 def test_without_a_bend_a_floor_may_be_nothing():
-  low, high = broken_laws.offset_power_intervals(*draw_run_ends(straight, 0.02, 1))['E']
+  low, high = broken_laws.find_offset_power_intervals(*draw_run_ends(straight, 0.02, 1))['E']
   assert low == 0 and high > 0
 
 
 @pytest.mark.parametrize(
   'form, law',
   [
-    (broken_laws.power_intervals, straight),
-    (broken_laws.offset_power_intervals, floored),
-    (broken_laws.joined_intervals, bent),
-    (broken_laws.two_piece_intervals, parted),
+    (broken_laws.find_power_intervals, straight),
+    (broken_laws.find_offset_power_intervals, floored),
+    (broken_laws.find_joined_intervals, bent),
+    (broken_laws.find_two_piece_intervals, parted),
   ],
 )
 def test_points_on_the_law_itself(form, law):
   for key, (low, high) in form(*draw_run_ends(law, 0.0, 7)).items():
-    assert high / low < (2 if key == 'C0' and form is broken_laws.two_piece_intervals else 1.2), key
+    assert high / low < (
+      2 if key == 'C0' and form is broken_laws.find_two_piece_intervals else 1.2
+    ), key
 
 
 def test_a_loss_that_rises():
   compute, _ = draw_run_ends(straight, 0.0, 7)
-  low, high = broken_laws.offset_power_intervals(compute, compute**0.05)['b']
+  low, high = broken_laws.find_offset_power_intervals(compute, compute**0.05)['b']
   assert low <= -0.05 * 0.99 and high < 0.05
 
 
 @pytest.mark.parametrize(
   'form, needs',
   [
-    (broken_laws.power_intervals, 3),
-    (broken_laws.offset_power_intervals, 4),
-    (broken_laws.joined_intervals, 7),
-    (broken_laws.two_piece_intervals, 7),
-    (broken_laws.smooth_break_intervals, 7),
+    (broken_laws.find_power_intervals, 3),
+    (broken_laws.find_offset_power_intervals, 4),
+    (broken_laws.find_joined_intervals, 7),
+    (broken_laws.find_two_piece_intervals, 7),
+    (broken_laws.find_smooth_break_intervals, 7),
   ],
 )
 def test_too_few_points(form, needs: int):

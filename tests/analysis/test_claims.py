@@ -35,8 +35,10 @@ EXAMPLES, RIGHT = 400, 320
 
 
 def statement(home: pathlib.Path) -> Statement:
-  found = runs.find([str(home)])
-  return claims.find_verdicts(found, runs.failures([str(home)]), loss_curves.tracks(found))
+  found = runs.find_runs([str(home)])
+  return claims.find_verdicts(
+    found, runs.read_failures([str(home)]), loss_curves.read_runs(found).curves
+  )
 
 
 def told(home: pathlib.Path) -> dict[int, Verdict]:
@@ -354,19 +356,21 @@ def test_members_of_one_seed_answer_by_their_mean_probability(tmp_path: pathlib.
         'test labels': kept['test labels'],
       },
     )
-  found = {one.seed: one for one in committee_study.committees(runs.find([str(tmp_path)]), {})}
+  found = {
+    one.seed: one for one in committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
+  }
   # by the mean logit the loud one would win
   assert {seed: one.value for seed, one in found.items()} == {4: 0.9, 7: 0.6}
-  assert found[4].shapes == (runs.shape(model(**SHALLOW)),) * 3 and found[4].rows == 0
+  assert found[4].shapes == (runs.latency_shape(model(**SHALLOW)),) * 3 and found[4].rows == 0
   card = files.read_json(folder / 'classifier-5' / 'classifier.json', 'it')
   # from scratch: no member of it
   files.write_json(folder / 'classifier-5' / 'classifier.json', card | {'step': -1})
   assert [
-    len(one.shapes) for one in committee_study.committees(runs.find([str(tmp_path)]), {})
+    len(one.shapes) for one in committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
   ] == [3, 2]
   (folder / 'classifier-3' / 'outputs.npz').unlink()
   with pytest.raises(InputError, match='copy the folder again'):
-    committee_study.committees(runs.find([str(tmp_path)]), {})
+    committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
 
 
 def test_what_is_missing_for_the_fourth_is_said(tmp_path: pathlib.Path):
@@ -401,7 +405,7 @@ def test_the_report(tmp_path: pathlib.Path):
   assert [row['verdict'] for row in rows] == [HOLDS, HOLDS, OPEN, HOLDS]
   (first, *_), own = (
     csv.DictReader(written['latency.csv'].read_text().splitlines()),
-    runs.read_latencies(runs.find([home])),
+    runs.read_latencies(runs.find_runs([home])),
   )
   assert float(first['median']) == own[0].median == 0.5 and len(own) == 4
   json.dumps([dataclasses.asdict(one) for one in own])
@@ -424,4 +428,4 @@ def test_a_latency_of_another_version_is_refused(tmp_path: pathlib.Path):
   result = tmp_path / 'latency-0' / run_dir.RESULT
   files.write_json(result, {'rows': [{'name': 'a', 'recipe': 'conv'}], 'machine': '', 'calls': 2})
   with pytest.raises(InputError, match='another version'):
-    runs.read_latencies(runs.find([str(tmp_path)]))
+    runs.read_latencies(runs.find_runs([str(tmp_path)]))

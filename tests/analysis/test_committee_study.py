@@ -17,7 +17,7 @@ from minilm_jax.analysis.committee_study import (
   SeedCommittee,
 )
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
-from minilm_jax.analysis.pretraining_gap import Trained
+from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.report import paper2_sections
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow
@@ -25,7 +25,7 @@ from minilm_jax.analysis.scores import Difference, Group, ScoreRow
 SHALLOW, DEEP = (
   {'num_layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0))
 )
-CONV, BERT = (runs.shape(model) for model in (SHALLOW, DEEP))
+CONV, BERT = (runs.latency_shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)
 NOTHING = Group(None, math.nan, math.nan, 0, math.nan, math.nan, 0, 0, math.nan, math.nan, (), ())
@@ -55,8 +55,8 @@ def track(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossC
   )
 
 
-def start(name: str, model: dict[str, int]) -> Trained:
-  return Trained(
+def start(name: str, model: dict[str, int]) -> TrainingSet:
+  return TrainingSet(
     name,
     'shape',
     json.dumps([model, 'pieces']),

@@ -46,8 +46,8 @@ def table(
 
 
 def all_of(tracks: list, rows: list, **changes: object) -> tuple[list, list[str]]:
-  found, left_out = correlation.models(tracks, rows, scores.averages(rows))
-  made, more = correlation.correlations(found, **changes)
+  found, left_out = correlation.match_scores(tracks, rows, scores.average_tasks(rows))
+  made, more = correlation.correlate(found, **changes)
   return made, left_out + more
 
 
@@ -55,7 +55,7 @@ def test_coefficients_are_those_of_scipy_with_ties():
   rng = np.random.default_rng(0)
   x, y = rng.integers(0, 5, (2, 30, 12)).astype(float)
   x[0], y[1] = 2.0, 7.0
-  found = correlation.coefficients(x, y)
+  found = correlation.compute_coefficients(x, y)
   assert np.isnan(found[:, :2]).all()
   for n in range(2, 30):
     wanted = [
@@ -121,7 +121,7 @@ def test_few_models_several_rows_and_strangers_are_left_out_with_the_reason():
     fake_runs.make_score_line(0.5, checkpoint='r0', checkpoint_step=800, learning_rate=rate)
     for rate in (1e-4, 2e-4)
   ]
-  _, left_out = correlation.models(tracks, scores.score_table(lines), [])
+  _, left_out = correlation.match_scores(tracks, scores.score_table(lines), [])
   assert any('2 rows that nothing chose between' in text for text in left_out)
 
 
@@ -130,7 +130,7 @@ def test_the_loss_is_that_of_the_step_of_the_checkpoint():
   lines = [
     fake_runs.make_score_line(0.5, checkpoint='r0', checkpoint_step=step) for step in (100, 350)
   ]
-  found, _ = correlation.models([track], scores.score_table(lines), [])
+  found, _ = correlation.match_scores([track], scores.score_table(lines), [])
   ((model,),) = found.values()
   assert model.loss == track.loss[track.updates.index(300)]
 
@@ -154,7 +154,7 @@ def test_depth_is_compared_at_one_size_or_one_cost():
   shallow = fake_runs.make_scaling_curve('shallow', 2.0, feed_forward=300, layers=4)
   deep = fake_runs.make_scaling_curve('deep', 2.1, feed_forward=128, layers=8)
   large = fake_runs.make_scaling_curve('large', 1.0, hidden=256, layers=8)
-  pairs = correlation.depths(
+  pairs = correlation.compare_depths(
     [
       large,
       deep,
@@ -177,4 +177,4 @@ def test_depth_is_compared_at_one_size_or_one_cost():
       for name, score in (('shallow', 0.3), ('deep', 0.2))
     ]
   }
-  assert correlation.depths([deep, shallow], scored_ones)[0].score == pytest.approx(-0.1)
+  assert correlation.compare_depths([deep, shallow], scored_ones)[0].score == pytest.approx(-0.1)

@@ -27,7 +27,9 @@ ICER = (
 
 @pytest.fixture(scope='module')
 def steps(data: pathlib.Path) -> list[Step]:
-  return cost_effectiveness.steps(loss_curves.read_csv(data / 'honey_logs' / 'eval_results.csv.gz'))
+  return cost_effectiveness.find_steps(
+    loss_curves.read_csv(data / 'honey_logs' / 'eval_results.csv.gz')
+  )
 
 
 @pytest.mark.parametrize('factor, values, others, wanted', ICER)
@@ -71,7 +73,7 @@ def test_steps_go_to_the_next_value_with_all_else_equal():
     for h in (32, 64, 256)
     for layers in (1, 2)
   ]
-  found = cost_effectiveness.steps(
+  found = cost_effectiveness.find_steps(
     [*grid, fake_runs.make_scaling_curve('odd', hidden=128, layers=3)]
   )
   assert {(step.factor, step.from_runs[0], step.to_runs[0]) for step in found} == {
@@ -83,23 +85,27 @@ def test_steps_go_to_the_next_value_with_all_else_equal():
     ('layers', '64-1', '64-2'),
     ('layers', '256-1', '256-2'),
   }
-  assert repr(found) == repr(cost_effectiveness.steps([*reversed(grid)]))  # some are nan
+  assert repr(found) == repr(cost_effectiveness.find_steps([*reversed(grid)]))  # some are nan
 
 
 def test_runs_that_saw_other_rows_or_have_not_ended_are_not_compared():
   small, large = fake_runs.make_scaling_curve('a'), fake_runs.make_scaling_curve('b', hidden=64)
-  assert len(cost_effectiveness.steps([small, large])) == 1
+  assert len(cost_effectiveness.find_steps([small, large])) == 1
   assert (
-    cost_effectiveness.steps([small, fake_runs.make_scaling_curve('b', hidden=64, evaluations=4)])
+    cost_effectiveness.find_steps(
+      [small, fake_runs.make_scaling_curve('b', hidden=64, evaluations=4)]
+    )
     == []
   )
   assert (
-    cost_effectiveness.steps([small, fake_runs.make_scaling_curve('b', hidden=64, finished=False)])
+    cost_effectiveness.find_steps(
+      [small, fake_runs.make_scaling_curve('b', hidden=64, finished=False)]
+    )
     == []
   )
   assert [
     option.name
-    for option in cost_effectiveness.plane(
+    for option in cost_effectiveness.list_options(
       [small, fake_runs.make_scaling_curve('b', finished=False)]
     )
   ] == ['a']
@@ -112,16 +118,19 @@ def test_seeds_are_averaged_and_give_an_interval():
     for h, losses in sides.items()
     for n, last in enumerate(losses)
   ]
-  (step,) = cost_effectiveness.steps(grid)
+  (step,) = cost_effectiveness.find_steps(grid)
   gain = (math.exp(3) + math.exp(3.2)) / 2 - (math.exp(2) + math.exp(2.1) + math.exp(2.2)) / 3
   assert step.perplexity_gain == pytest.approx(gain) and step.to_runs == ('64-0', '64-1', '64-2')
   assert step.low < step.per_1e15 < step.high
   widest = (math.exp(3.2) - math.exp(2), math.exp(3) - math.exp(2.2))  # no resample lies outside
   assert widest[1] <= step.low * step.flops / 1e15 <= step.high * step.flops / 1e15 <= widest[0]
-  assert repr(step) == repr(cost_effectiveness.steps(grid)[0])
-  (single,) = cost_effectiveness.steps(grid[1:])
+  assert repr(step) == repr(cost_effectiveness.find_steps(grid)[0])
+  (single,) = cost_effectiveness.find_steps(grid[1:])
   assert math.isnan(single.low) and math.isfinite(single.per_1e15)
-  assert [math.isfinite(option.low) for option in cost_effectiveness.plane(grid)] == [True, True]
+  assert [math.isfinite(option.low) for option in cost_effectiveness.list_options(grid)] == [
+    True,
+    True,
+  ]
 
 
 def test_the_better_rate_stands_for_a_shape_and_is_told():
@@ -130,7 +139,7 @@ def test_the_better_rate_stands_for_a_shape_and_is_told():
     fake_runs.make_scaling_curve('b', 2.9, learning_rate=2e-3),
     fake_runs.make_scaling_curve('c', 2.0, hidden=64, learning_rate=1e-3),
   ]
-  (step,) = cost_effectiveness.steps(grid)
+  (step,) = cost_effectiveness.find_steps(grid)
   assert step.from_runs == ('b',) and step.also == 'learning rate 0.002 to 0.001'
 
 
@@ -139,9 +148,9 @@ def test_vocabularies_are_compared_by_bits_per_word_alone():
     fake_runs.make_scaling_curve('a', 3.0),
     fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000),
   )
-  (step,) = cost_effectiveness.steps([small, large])
+  (step,) = cost_effectiveness.find_steps([small, large])
   assert math.isnan(step.per_1e15) and not step.dominated
-  (step,) = cost_effectiveness.steps(
+  (step,) = cost_effectiveness.find_steps(
     [
       fake_runs.make_scaling_curve('a', 3.0, bits_per_word=9.0),
       fake_runs.make_scaling_curve('b', 4.0, vocabulary=2000, bits_per_word=8.5),
@@ -150,7 +159,7 @@ def test_vocabularies_are_compared_by_bits_per_word_alone():
   assert step.bits_per_1e15 == pytest.approx(0.5 / (step.flops / 1e15)) and math.isnan(
     step.perplexity_gain
   )
-  assert not any(option.dominated for option in cost_effectiveness.plane([small, large]))
+  assert not any(option.dominated for option in cost_effectiveness.list_options([small, large]))
 
 
 def test_an_option_is_dominated_by_one_that_is_no_dearer_and_no_worse():
@@ -162,11 +171,11 @@ def test_an_option_is_dominated_by_one_that_is_no_dearer_and_no_worse():
   strong = fake_runs.make_scaling_curve('strong', 1.5, hidden=128)
   assert {
     option.name: option.dominated
-    for option in cost_effectiveness.plane([strong, worse, dear, best])
+    for option in cost_effectiveness.list_options([strong, worse, dear, best])
   } == {'best': False, 'dear': True, 'worse': True, 'strong': False}
   assert [
     option.dominated
-    for option in cost_effectiveness.plane(
+    for option in cost_effectiveness.list_options(
       [best, fake_runs.make_scaling_curve('twin', 2.0, learning_rate=1.0)]
     )
   ] == [False] * 2

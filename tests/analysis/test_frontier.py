@@ -29,7 +29,7 @@ PAPER = """
 def test_the_paper_s_procedure_on_its_logs(data: pathlib.Path):
   tracks = read_paper1_curves(data)
   assert (len(tracks), sum(len(track.loss) for track in tracks)) == (42, 1512)
-  points = frontier.percentile(tracks)
+  points = frontier.percentile_frontier(tracks)
   found = [(f'{point.flops:.3e}', f'{point.loss:.4f}', point.run) for point in points]
   assert found == [
     (f'{1e14 * float(flops):.3e}', loss, run)
@@ -42,17 +42,17 @@ def test_the_paper_s_procedure_on_its_logs(data: pathlib.Path):
 
 def test_an_envelope_has_what_nothing_cheaper_reaches(data: pathlib.Path):
   tracks = read_paper1_curves(data)
-  points = frontier.envelope(tracks)
-  flops, loss = frontier.arrays(points)
+  points = frontier.lower_envelope(tracks)
+  flops, loss = frontier.to_arrays(points)
   assert (flops[1:] > flops[:-1]).all() and (loss[1:] < loss[:-1]).all() and len(points) > 34
   for track in tracks:
     for cost, reached in zip(track.flops(), track.loss, strict=True):
       assert min(loss[flops <= cost], default=99) <= reached
-  ends = frontier.envelope(tracks, ends=True)
+  ends = frontier.lower_envelope(tracks, ends=True)
   assert {(point.flops, point.loss) for point in ends} <= {
     (track.flops()[-1], track.loss[-1]) for track in tracks
   }
-  assert frontier.arrays(ends)[0].min() == min(track.flops()[-1] for track in tracks)
+  assert frontier.to_arrays(ends)[0].min() == min(track.flops()[-1] for track in tracks)
 
 
 def test_equal_losses_and_equal_costs():
@@ -60,14 +60,17 @@ def test_equal_losses_and_equal_costs():
     make_loss_curve('a', [1, 2, 3], [3, 2, 2]),
     make_loss_curve('b', [1, 2, 4], [2.5, 1.9, 1.8]),
   ]
-  assert [(point.run, point.tokens / 128 / 256) for point in frontier.envelope(tracks)] == [
+  assert [(point.run, point.tokens / 128 / 256) for point in frontier.lower_envelope(tracks)] == [
     ('b', 1),
     ('b', 2),
     ('b', 4),
   ]
   # a draw can hold a run twice
-  assert frontier.envelope(tracks + tracks) == frontier.envelope(tracks)
-  assert frontier.percentile(tracks + tracks) and frontier.percentile(tracks[:1])[0].loss == 3
+  assert frontier.lower_envelope(tracks + tracks) == frontier.lower_envelope(tracks)
+  assert (
+    frontier.percentile_frontier(tracks + tracks)
+    and frontier.percentile_frontier(tracks[:1])[0].loss == 3
+  )
 
 
 def test_unfinished_runs_only_when_asked():
@@ -75,19 +78,19 @@ def test_unfinished_runs_only_when_asked():
     make_loss_curve('a', [1, 2], [3, 2]),
     make_loss_curve('b', [1, 2], [1, 0.5], finished=False),
   ]
-  assert {point.run for point in frontier.envelope(tracks)} == {'a'}
-  assert {point.run for point in frontier.envelope(tracks, unfinished=True)} == {'b'}
+  assert {point.run for point in frontier.lower_envelope(tracks)} == {'a'}
+  assert {point.run for point in frontier.lower_envelope(tracks, unfinished=True)} == {'b'}
   with pytest.raises(InputError, match='none at the end'):
-    frontier.envelope(tracks[1:])
+    frontier.lower_envelope(tracks[1:])
 
 
 def test_what_cost_nothing_is_on_no_frontier():
   tracks = [make_loss_curve('a', [0, 1, 2], [1, 3, 2])]
-  assert [point.loss for point in frontier.envelope(tracks)] == [3, 2]
-  assert 1 not in [point.loss for point in frontier.percentile(tracks)]
+  assert [point.loss for point in frontier.lower_envelope(tracks)] == [3, 2]
+  assert 1 not in [point.loss for point in frontier.percentile_frontier(tracks)]
 
 
-@pytest.mark.parametrize('make', [frontier.percentile, frontier.envelope])
+@pytest.mark.parametrize('make', [frontier.percentile_frontier, frontier.lower_envelope])
 def test_nothing_to_make_one_from(make):
   for tracks in ([], [make_loss_curve('a', [], [])], [make_loss_curve('a', [0], [9.0])]):
     with pytest.raises(InputError, match='no evaluation'):
@@ -109,7 +112,7 @@ def curve(leaves: int, at: float = 3.2, spacing: int = 100, noise: float = 0.0, 
 
 @pytest.mark.parametrize('spacing, noise', [(100, 0.0), (20, 0.002), (500, 0.002)])
 def test_a_plateau_is_found_at_any_spacing(spacing: int, noise: float):
-  found = frontier.find(curve(4000, spacing=spacing, noise=noise, warmup=300))
+  found = frontier.find_plateau(curve(4000, spacing=spacing, noise=noise, warmup=300))
   assert found.level == pytest.approx(3.2, rel=0.01)
   assert found.entry == pytest.approx(940, abs=spacing + 60)
   assert found.exit == pytest.approx(4600, abs=spacing + 100)  # 5.5% below it
@@ -137,10 +140,10 @@ def test_a_curve_without_one():
     make_loss_curve('d', [], []),
     make_loss_curve('e', [100], [3.2]),
   ):
-    assert frontier.find(track) is None, track.name
-  assert frontier.level([steady, converged, untaught]) is None
+    assert frontier.find_plateau(track) is None, track.name
+  assert frontier.find_plateau_level([steady, converged, untaught]) is None
   # has not come down to it
-  assert frontier.find(make_loss_curve('f', [100, 200], [9.0, 8.0]), level=3.2) is None
+  assert frontier.find_plateau(make_loss_curve('f', [100, 200], [9.0, 8.0]), level=3.2) is None
 
 
 def test_runs_of_a_sweep_share_the_level():
@@ -148,12 +151,15 @@ def test_runs_of_a_sweep_share_the_level():
   never = make_loss_curve(
     'never', list(UPDATES), [3.2 * max(1.0, (one / 1000) ** -0.3) for one in UPDATES]
   )
-  level = frontier.level([curve(4000), curve(6000), coarse, never])
-  assert level == pytest.approx(3.2, rel=0.01) and frontier.find(coarse) is None is frontier.find(
-    never
-  )
-  assert (frontier.find(coarse, level).entry, frontier.find(coarse, level).exit) == (1000, 6000)
-  held = frontier.find(never, level)
+  level = frontier.find_plateau_level([curve(4000), curve(6000), coarse, never])
+  assert level == pytest.approx(3.2, rel=0.01) and frontier.find_plateau(
+    coarse
+  ) is None is frontier.find_plateau(never)
+  assert (
+    frontier.find_plateau(coarse, level).entry,
+    frontier.find_plateau(coarse, level).exit,
+  ) == (1000, 6000)
+  held = frontier.find_plateau(never, level)
   assert (held.exit, held.exit_flops, held.exit_loss, held.left, held.end) == (
     None,
     None,
@@ -161,7 +167,7 @@ def test_runs_of_a_sweep_share_the_level():
     False,
     100,
   )
-  through = frontier.find(make_loss_curve('through', [1000, 2000], [2.5, 2.2]), level)
+  through = frontier.find_plateau(make_loss_curve('through', [1000, 2000], [2.5, 2.2]), level)
   assert (through.entry, through.exit, through.seen) == (1000, 1000, 0)
 
 
@@ -171,20 +177,20 @@ def test_without_the_plateau_only_what_came_after_is_left():
     make_loss_curve('never', list(UPDATES), [3.2] * 100),
     make_loss_curve('none', [1], [8.0]),
   ]
-  places = [frontier.find(track, 3.2) for track in tracks]
-  kept = frontier.without_plateau(tracks, places)
+  places = [frontier.find_plateau(track, 3.2) for track in tracks]
+  kept = frontier.drop_plateau(tracks, places)
   assert [track.name for track in kept] == ['run', 'none'] and kept[1] is tracks[2]
   assert max(kept[0].loss) < 0.945 * 3.2 and kept[0].updates[0] == places[0].exit
   assert len(kept[0].updates) == len(kept[0].rows) == len(kept[0].loss) == 100 - places[0].end
   with pytest.raises(ValueError):
-    frontier.without_plateau(tracks, places[:1])
+    frontier.drop_plateau(tracks, places[:1])
 
 
 def test_the_logged_runs(data: pathlib.Path):
   tracks = read_paper1_curves(data)
-  level = frontier.level(tracks)
+  level = frontier.find_plateau_level(tracks)
   assert 3.15 < level < 3.2
-  found = {track.name: frontier.find(track, level) for track in tracks}
+  found = {track.name: frontier.find_plateau(track, level) for track in tracks}
   assert None not in found.values()
   assert found['magic-bee-26'].exit is None and found['magic-bee-26'].warmup_flops is None
   assert 4000 <= found['laced-sun-4'].exit <= 8000 and found['floral-cloud-17'].exit in (5000, 6000)
@@ -209,14 +215,12 @@ def test_the_logged_runs(data: pathlib.Path):
 
 def test_the_logged_frontier_below_its_break_is_the_plateau_s(data: pathlib.Path):
   tracks = read_paper1_curves(data)
-  level = frontier.level(tracks)
-  places = [frontier.find(track, level) for track in tracks]
+  level = frontier.find_plateau_level(tracks)
+  places = [frontier.find_plateau(track, level) for track in tracks]
   exits = {place.run: place.exit_flops or math.inf for place in places}
-  points = frontier.percentile(tracks)
+  points = frontier.percentile_frontier(tracks)
   low = [point for point in points if point.flops < 2.6e15]
   assert len(low) == 14 and all(point.flops < exits[point.run] for point in low)
   assert not any(point.flops < exits[point.run] for point in points if point.flops > 2.6e15)
-  after = frontier.percentile(frontier.without_plateau(tracks, places))
-  assert (
-    after[0].flops > 2.6e15 and len(places) - len(frontier.without_plateau(tracks, places)) == 4
-  )
+  after = frontier.percentile_frontier(frontier.drop_plateau(tracks, places))
+  assert after[0].flops > 2.6e15 and len(places) - len(frontier.drop_plateau(tracks, places)) == 4

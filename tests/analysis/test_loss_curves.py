@@ -20,7 +20,7 @@ from tests.fake_runs import make_log_row, write_log_table
 
 
 def names(folder: pathlib.Path) -> list[str]:
-  return [track.name for track in loss_curves.tracks(runs.find([folder]))]
+  return [track.name for track in loss_curves.read_runs(runs.find_runs([folder])).curves]
 
 
 def change(path: pathlib.Path, **values: object) -> None:
@@ -29,7 +29,7 @@ def change(path: pathlib.Path, **values: object) -> None:
 
 def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'a', hidden=64, heads=2, seed=3)
-  (track,) = loss_curves.tracks(runs.find([tmp_path / 'runs']))
+  (track,) = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs'])).curves
   # the heads that the paper's formula is given
   assert track.shape == ModelShape(32, 64, 64, 2, 1, 1000)
   assert (track.name, track.seed, track.learning_rate, track.warmup, track.tied) == (
@@ -61,7 +61,7 @@ def test_shorter_rows_of_the_corpus_cost_less(tmp_path: pathlib.Path):
     for line in run_dir.read_lines(half / run_dir.METRICS)
   ]
   run_dir.write_lines(half / run_dir.METRICS, lines)
-  one, other = (loss_curves.tracks(runs.find([path]))[0] for path in (whole, half))
+  one, other = (loss_curves.read_runs(runs.find_runs([path])).curves[0] for path in (whole, half))
   assert (one.length, other.length) == (128, 64) and one.rows == other.rows
   assert other.flops_per_row['kaplan'] == one.flops_per_row['kaplan'] / 2
   assert other.flops_per_row['actual'] == pytest.approx(one.flops_per_row['actual'] / 2.5)
@@ -71,14 +71,14 @@ def test_members_have_their_own_seeds_and_rates(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(
     tmp_path / 'both', members=2, seed=5, population={'learning_rates': [1e-3, 2e-3]}
   )
-  first, second = loss_curves.tracks(runs.find([folder]))
+  first, second = loss_curves.read_runs(runs.find_runs([folder])).curves
   assert (first.name, second.name) == ('both member 0', 'both member 1')
   assert (first.seed, second.seed, first.learning_rate, second.learning_rate) == (5, 6, 1e-3, 2e-3)
   # they are taken of members that are runs of their own
   assert first.bits_per_word is second.bits_per_word is None
   assert first.loss != second.loss and first.finished
   change(folder / run_dir.CONFIG, population={'members': 2, 'seeds': [9, 2], 'learning_rates': []})
-  assert [track.seed for track in loss_curves.tracks(runs.find([folder]))] == [9, 2]
+  assert [track.seed for track in loss_curves.read_runs(runs.find_runs([folder])).curves] == [9, 2]
 
 
 def test_a_member_that_became_a_run_is_there_once(tmp_path: pathlib.Path):
@@ -88,12 +88,12 @@ def test_a_member_that_became_a_run_is_there_once(tmp_path: pathlib.Path):
     folder / 'member-1' / run_dir.BITS_PER_WORD, {'bits_per_word': 4.0, 'bits_per_byte': 1.0}
   )
   assert names(tmp_path / 'runs') == ['both member 0', 'both/member-1']
-  assert loss_curves.tracks(runs.find([tmp_path / 'runs']))[1].bits_per_word == 4.0
-  assert [row.name for row in runs.rows('both', epath.Path(folder))] == ['both member 0']
-  assert [curve.name for curve in runs.curves('both', epath.Path(folder))] == ['both member 0']
+  assert loss_curves.read_runs(runs.find_runs([tmp_path / 'runs'])).curves[1].bits_per_word == 4.0
+  assert [row.name for row in runs.summarize_run('both', epath.Path(folder))] == ['both member 0']
+  assert [curve.name for curve in runs.read_losses('both', epath.Path(folder))] == ['both member 0']
   fake_runs.write_scaling_run(folder / 'member-0')
   assert names(tmp_path / 'runs') == ['both/member-0', 'both/member-1']
-  assert runs.rows('both', epath.Path(folder)) == []
+  assert runs.summarize_run('both', epath.Path(folder)) == []
 
 
 def test_runs_under_way_and_cut_logs_are_unfinished_tracks(tmp_path: pathlib.Path):
@@ -102,7 +102,7 @@ def test_runs_under_way_and_cut_logs_are_unfinished_tracks(tmp_path: pathlib.Pat
     file.write('{"step": 400, "spl')
   # the population ended, this member before it
   fake_runs.write_scaling_run(tmp_path / 'dropped', updates=300)
-  tracks = loss_curves.tracks(runs.find([tmp_path]))
+  tracks = loss_curves.read_runs(runs.find_runs([tmp_path])).curves
   assert [(track.updates[-1], track.finished, track.test_loss) for track in tracks] == [
     (300, False, None)
   ] * 2
@@ -115,7 +115,7 @@ def test_losses_that_are_no_numbers_are_counted(tmp_path: pathlib.Path):
     for line in run_dir.read_lines(folder / run_dir.METRICS)
   ]
   run_dir.write_lines(folder / run_dir.METRICS, lines)
-  (track,) = loss_curves.tracks(runs.find([folder]))
+  (track,) = loss_curves.read_runs(runs.find_runs([folder])).curves
   assert track.lost == 1 and 300 not in track.updates and np.isfinite(track.loss).all()
 
 
@@ -126,8 +126,8 @@ def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path
   run_dir.open_run(tmp_path / 'old', {'kind': 'pretrain', 'num_steps': 3})
   change(fake_runs.write_scaling_run(tmp_path / 'strange') / run_dir.MANIFEST, parameters=1_000_000)
   run_dir.open_run(tmp_path / 'task', {'kind': 'finetune'})
-  found = loss_curves.read_runs(runs.find([tmp_path]))
-  assert [track.name for track in found.tracks] == ['good']
+  found = loss_curves.read_runs(runs.find_runs([tmp_path]))
+  assert [track.name for track in found.curves] == ['good']
   told = dict(text.split(': ', 1) for text in found.left_out)
   assert set(told) == {'early', 'bare', 'old', 'strange'}
   assert (
@@ -137,7 +137,7 @@ def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path
   )
   (tmp_path / 'good' / run_dir.MANIFEST).write_text('{')
   with pytest.raises(InputError, match='not JSON'):
-    loss_curves.read_runs(runs.find([tmp_path]))
+    loss_curves.read_runs(runs.find_runs([tmp_path]))
 
 
 def test_points_that_failed_are_told_until_they_succeed(tmp_path: pathlib.Path):
@@ -145,9 +145,9 @@ def test_points_that_failed_are_told_until_they_succeed(tmp_path: pathlib.Path):
   for name in ('a', 'b'):
     (tmp_path / 'sweep' / name).mkdir(parents=True)
     files.write_json(tmp_path / 'sweep' / name / run_dir.FAILURE, told)
-  assert runs.failures([tmp_path / 'sweep']) == dict.fromkeys('ab', 'a finite train loss: nan')
+  assert runs.read_failures([tmp_path / 'sweep']) == dict.fromkeys('ab', 'a finite train loss: nan')
   files.write_json(tmp_path / 'sweep' / 'a' / run_dir.RESULT, {})
-  assert list(runs.failures([tmp_path / 'sweep'])) == ['b']
+  assert list(runs.read_failures([tmp_path / 'sweep'])) == ['b']
 
 
 def test_the_logs_of_the_paper_are_42_runs_of_36_evaluations(data: pathlib.Path):

@@ -15,33 +15,33 @@ from tests.fake_runs import draw_run_ends, read_paper1_curves
 
 COMPUTE = np.geomspace(1e14, 1e18, 12)
 FORMS = (
-  power_laws.log_power,
-  power_laws.power,
-  power_laws.offset_power,
-  broken_laws.two_piece,
-  broken_laws.joined,
-  broken_laws.smooth_break,
+  power_laws.fit_log_power,
+  power_laws.fit_power,
+  power_laws.fit_offset_power,
+  broken_laws.fit_two_piece,
+  broken_laws.fit_joined,
+  broken_laws.fit_smooth_break,
 )
 
 
 @pytest.fixture(scope='module')
 def points(data: pathlib.Path) -> list[frontier.Point]:
-  return frontier.percentile(read_paper1_curves(data))
+  return frontier.percentile_frontier(read_paper1_curves(data))
 
 
 @pytest.mark.parametrize(
   'form, split, side, a, b, r2',
   [
-    (power_laws.power, 2.7e15, 'below', 7.82e1, 0.0923, 0.682),
-    (power_laws.log_power, 2.7e15, 'above', 3.64e2, 0.1399, 0.991),
-    (power_laws.log_power, 2.7e15, 'below', 6.49e1, 0.0870, 0.688),
-    (power_laws.power, 2.7e15, 'above', 4.07e2, 0.1429, 0.990),
-    (power_laws.log_power, 2.2e15, 'below', 5.93e1, 0.0843, 0.650),
-    (power_laws.log_power, 2.2e15, 'above', 7.70e2, 0.1596, 0.951),
+    (power_laws.fit_power, 2.7e15, 'below', 7.82e1, 0.0923, 0.682),
+    (power_laws.fit_log_power, 2.7e15, 'above', 3.64e2, 0.1399, 0.991),
+    (power_laws.fit_log_power, 2.7e15, 'below', 6.49e1, 0.0870, 0.688),
+    (power_laws.fit_power, 2.7e15, 'above', 4.07e2, 0.1429, 0.990),
+    (power_laws.fit_log_power, 2.2e15, 'below', 5.93e1, 0.0843, 0.650),
+    (power_laws.fit_log_power, 2.2e15, 'above', 7.70e2, 0.1596, 0.951),
   ],
 )
 def test_the_paper_s_frontier(points, form, split: float, side: str, a: float, b: float, r2: float):
-  compute, loss = frontier.arrays(points)
+  compute, loss = frontier.to_arrays(points)
   chosen = compute < split if side == 'below' else compute >= split
   fit = form(compute[chosen], loss[chosen])
   assert fit.constants['a'] == pytest.approx(a, rel=1e-3) and round(fit.constants['b'], 4) == b
@@ -49,16 +49,18 @@ def test_the_paper_s_frontier(points, form, split: float, side: str, a: float, b
 
 
 def test_the_paper_s_exponents_of_one_parameter(points):
-  compute, _ = frontier.arrays(points)
+  compute, _ = frontier.to_arrays(points)
   for field, k, r2 in (('tokens', 0.5255, 0.824), ('parameters', 0.4227, 0.766)):
     y = np.array([getattr(point, field) for point in points], float)
-    fit = power_laws.one_parameter(compute, y)
+    fit = power_laws.fit_one_parameter(compute, y)
     assert round(fit.constants['k'], 4) == k and round(fit.r2, 3) == r2
     in_logs = np.sum(np.log(compute) * np.log(y)) / np.sum(np.log(compute) ** 2)
     assert round(in_logs, 4) != k  # so the notebook fitted y, not its logarithm
 
 
-@pytest.mark.parametrize('form', [power_laws.log_power, power_laws.power, power_laws.offset_power])
+@pytest.mark.parametrize(
+  'form', [power_laws.fit_log_power, power_laws.fit_power, power_laws.fit_offset_power]
+)
 def test_a_power_law_comes_back(form):
   fit = form(COMPUTE[::-1], 300 * COMPUTE[::-1] ** -0.13)
   assert fit.constants['a'] == pytest.approx(300, rel=1e-5) and fit.constants['b'] == pytest.approx(
@@ -72,18 +74,20 @@ def test_a_power_law_comes_back(form):
 
 
 def test_a_floor_comes_back_and_is_zero_without_a_bend():
-  fit = power_laws.offset_power(COMPUTE, 1.5 + 2e4 * COMPUTE**-0.25)
+  fit = power_laws.fit_offset_power(COMPUTE, 1.5 + 2e4 * COMPUTE**-0.25)
   assert [fit.constants[key] for key in ('E', 'a', 'b')] == pytest.approx(
     [1.5, 2e4, 0.25], rel=1e-4
   )
   concave = np.exp(5 - 0.01 * np.log(COMPUTE / 1e14) ** 2)  # bends the other way
-  assert power_laws.offset_power(COMPUTE, concave).constants['E'] == 0
+  assert power_laws.fit_offset_power(COMPUTE, concave).constants['E'] == 0
 
 
 def test_weights_of_errors_are_those_of_the_method():
   loss = 300 * COMPUTE**-0.13
   loss[0] *= 1.2
-  slopes = [form(COMPUTE, loss).constants['b'] for form in (power_laws.log_power, power_laws.power)]
+  slopes = [
+    form(COMPUTE, loss).constants['b'] for form in (power_laws.fit_log_power, power_laws.fit_power)
+  ]
   assert 0.13 < slopes[0] < slopes[1]  # the cheapest point has the highest loss
 
 
@@ -105,12 +109,12 @@ def test_predictions_are_the_law_s_own():
 @pytest.mark.parametrize(
   'form, needs',
   [
-    (power_laws.log_power, 3),
-    (power_laws.power, 3),
-    (power_laws.offset_power, 4),
-    (broken_laws.two_piece, 6),
-    (broken_laws.joined, 6),
-    (broken_laws.smooth_break, 7),
+    (power_laws.fit_log_power, 3),
+    (power_laws.fit_power, 3),
+    (power_laws.fit_offset_power, 4),
+    (broken_laws.fit_two_piece, 6),
+    (broken_laws.fit_joined, 6),
+    (broken_laws.fit_smooth_break, 7),
   ],
 )
 def test_too_few_points_and_no_numbers(form, needs: int):
@@ -138,28 +142,28 @@ def test_the_form_that_made_the_data_is_chosen():
     compute, loss = draw_run_ends(law, 0.01, 1)
     fits = [
       one(compute, loss)
-      for one in (power_laws.log_power, power_laws.offset_power, broken_laws.two_piece)
+      for one in (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece)
     ]
-    assert power_laws.choose(fits).form == form
+    assert power_laws.choose_fit(fits).form == form
   with pytest.raises(InputError, match='same points'):
-    power_laws.choose([fits[0], power_laws.log_power(compute[:-1], loss[:-1])])
+    power_laws.choose_fit([fits[0], power_laws.fit_log_power(compute[:-1], loss[:-1])])
   with pytest.raises(InputError):
-    power_laws.choose([])
+    power_laws.choose_fit([])
 
 
 def test_held_out_points_tell_a_law_that_does_not_extrapolate():
   compute, loss = draw_run_ends(lambda c: 1.2 + 2e4 * c**-0.25, 0.005, 2)
-  assert 5 * power_laws.held_out(power_laws.offset_power, compute, loss, 8) < power_laws.held_out(
-    power_laws.log_power, compute, loss, 8
-  )
+  assert 5 * power_laws.measure_held_out_error(
+    power_laws.fit_offset_power, compute, loss, 8
+  ) < power_laws.measure_held_out_error(power_laws.fit_log_power, compute, loss, 8)
   with pytest.raises(InputError):
-    power_laws.held_out(power_laws.offset_power, compute[:6], loss[:6], 4)
+    power_laws.measure_held_out_error(power_laws.fit_offset_power, compute[:6], loss[:6], 4)
 
 
 def test_json_of_a_fit():
   # flat: R2 is undefined
   text = json.dumps(
-    power_laws.as_json(power_laws.log_power(COMPUTE, np.full(12, 2.0))), allow_nan=False
+    power_laws.fit_to_json(power_laws.fit_log_power(COMPUTE, np.full(12, 2.0))), allow_nan=False
   )
   assert json.loads(text)['r2'] is None and json.loads(text)['constants']['b'] == pytest.approx(0)
   assert {
@@ -180,9 +184,9 @@ def test_json_of_a_fit():
 def test_a_descent_stays_above_its_bounds_and_finds_the_least_there():
   x = np.linspace(0, 1, 9)
   line = lambda at: (at[0] + at[1] * x, np.stack([np.ones(9), x], 1))  # noqa: E731
-  free, _ = power_laws.descend(line, np.zeros(2), 3 * x - 1)
+  free, _ = power_laws.levenberg_marquardt(line, np.zeros(2), 3 * x - 1)
   assert free == pytest.approx([-1, 3])
-  bound, said = power_laws.descend(line, np.ones(2), 3 * x - 1, least=np.zeros(2))
+  bound, said = power_laws.levenberg_marquardt(line, np.ones(2), 3 * x - 1, least=np.zeros(2))
   assert bound[0] == 0 and bound[1] == pytest.approx(np.sum(x * (3 * x - 1)) / np.sum(x * x))
   assert said == pytest.approx(bound[1] * x)
 
@@ -194,18 +198,18 @@ def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
   )
   loss = 1.2 + 400 * n**-0.45 + 900 * d**-0.4
   loss[:10] *= 1.5  # a Huber loss hardly sees how far they are
-  fit = power_laws.chinchilla(n, d, loss, 6 * n * d)
+  fit = power_laws.fit_chinchilla(n, d, loss, 6 * n * d)
   assert [fit.constants[key] for key in ('E', 'alpha', 'beta')] == pytest.approx(
     [1.2, 0.45, 0.4], rel=0.02
   )
   assert power_laws.predict_surface(fit, n[10:], d[10:]) == pytest.approx(loss[10:], rel=1e-3)
-  again = power_laws.chinchilla(n, d, loss, 6 * n * d, start=fit)
+  again = power_laws.fit_chinchilla(n, d, loss, 6 * n * d, start=fit)
   assert again.constants['beta'] == pytest.approx(fit.constants['beta'], rel=1e-2)
   assert (fit.low, fit.high) == ((6 * n * d).min(), (6 * n * d).max())
   with pytest.raises(InputError, match='different numbers of tokens'):
-    power_laws.chinchilla(n, np.full(200, 1e9), loss, 6 * n * d)
+    power_laws.fit_chinchilla(n, np.full(200, 1e9), loss, 6 * n * d)
   with pytest.raises(InputError):
-    power_laws.chinchilla(n[:5], d[:5], loss[:5], d[:5])
+    power_laws.fit_chinchilla(n[:5], d[:5], loss[:5], d[:5])
 
 
 def test_a_descent_goes_on_where_two_constants_say_the_same():
@@ -218,5 +222,5 @@ def test_a_descent_goes_on_where_two_constants_say_the_same():
     values = np.exp(at[0] + at[1]) * x
     return values, np.stack([values, values], 1)
 
-  at, values = power_laws.descend(curve, np.array([10.0, 10.0]), x)
+  at, values = power_laws.levenberg_marquardt(curve, np.array([10.0, 10.0]), x)
   assert at.sum() == pytest.approx(0, abs=1e-6) and values == pytest.approx(x)

@@ -21,8 +21,8 @@ from tests.html_page import Page
 
 
 def study(home: pathlib.Path, draws: int = 200) -> GapStudy:
-  found = runs.find([str(home)])
-  return pretraining_gap.find_gaps(found, select_main(score_table(runs.scores(found))), draws)
+  found = runs.find_runs([str(home)])
+  return pretraining_gap.find_gaps(found, select_main(score_table(runs.read_scores(found))), draws)
 
 
 def ladder(home: pathlib.Path, gains: dict[int, float], **more: Any) -> None:
@@ -100,7 +100,7 @@ def test_nothing_shared_is_said(tmp_path: pathlib.Path):
 def test_other_models_and_tokenizers_are_not_compared(tmp_path: pathlib.Path):
   write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5] * 3)
   write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'b', 2000, hidden=64), [0.6, 0.7, 0.8], [0.5] * 3
+    tmp_path, write_subset_run(tmp_path / 'b', 2000, hidden_size=64), [0.6, 0.7, 0.8], [0.5] * 3
   )
   write_finetune_pair(
     tmp_path, write_subset_run(tmp_path / 'c', 4000, tokenizer='other'), [0.6, 0.7, 0.8], [0.5] * 3
@@ -152,7 +152,7 @@ def test_an_arm_from_scratch_is_borrowed_from_the_same_model_alone(tmp_path: pat
   write_finetune_run(
     tmp_path / 'tasks' / 'b', write_subset_run(tmp_path / 'b', 2000), [0.8, 0.9, 1.0], True
   )
-  other = write_subset_run(tmp_path / 'c', 4000, hidden=64)
+  other = write_subset_run(tmp_path / 'c', 4000, hidden_size=64)
   write_finetune_run(tmp_path / 'tasks' / 'c', other, [0.8, 0.9, 1.0], True)
   points = {point.checkpoint: point for point in study(tmp_path).points}
   assert set(points) == {'a', 'b'} and points['b'].borrowed and not points['a'].borrowed
@@ -168,8 +168,8 @@ def test_several_heads_on_a_body_are_another_contestant_and_no_point(tmp_path: p
       folder / run_dir.CONFIG,
       files.read_json(folder / run_dir.CONFIG, 'it') | {'head': {'ensemble_size': 5}},
     )
-  found = runs.find([str(tmp_path)])
-  rows = {row.checkpoint: row for row in score_table(runs.scores(found))}
+  found = runs.find_runs([str(tmp_path)])
+  rows = {row.checkpoint: row for row in score_table(runs.read_scores(found))}
   assert set(rows) == {'n1000', 'n2000', 'n1000, 5 heads'}
   assert rows['n1000, 5 heads'].difference.mean == pytest.approx(0.1)
   assert [point.checkpoint for point in study(tmp_path).points] == ['n1000', 'n2000']
@@ -204,7 +204,7 @@ def test_the_report(tmp_path: pathlib.Path):
       [0.5, 0.5, 0.5],
     )
   write_finetune_run(
-    home / 'tasks' / 'lonely', write_subset_run(home / 'lonely', 9000, hidden=64), [0.8] * 3, True
+    home / 'tasks' / 'lonely', write_subset_run(home / 'lonely', 9000, hidden_size=64), [0.8] * 3, True
   )
   written = report.report([str(home)], tmp_path / 'report', draws=100)
   assert {
@@ -255,7 +255,9 @@ def test_a_grid_is_of_one_set(tmp_path: pathlib.Path):
     write_subset_run(tmp_path / f'n{rows}', rows)
   write_subset_run(tmp_path / 'part', 3000, overlap=0.9)
   write_subset_run(tmp_path / 'twin', 100_000)
-  left_out = pretraining_gap.other_sets(pretraining_gap.trained(runs.find([str(tmp_path)])))
+  left_out = pretraining_gap.find_other_sets(
+    pretraining_gap.read_training_sets(runs.find_runs([str(tmp_path)]))
+  )
   assert set(left_out) == {'n1000', 'n2000', 'part'} and all(
     '100,000 rows' in why for why in left_out.values()
   )
@@ -286,7 +288,7 @@ def at(tokens: int, values: list[float], **more: Any) -> Gap:
 
 
 def one(points: list[Gap], draws: int = 200) -> Slope:
-  (found,) = pretraining_gap.slopes(points, draws)
+  (found,) = pretraining_gap.fit_slopes(points, draws)
   return found
 
 
@@ -328,7 +330,7 @@ def test_several_tasks_have_a_mean_line_that_resamples_tasks_too():
     for name, slope in (('a', 0.01), ('b', 0.02), ('c', 0.06))
     for n in range(3)
   ]
-  found = {slope.series: slope for slope in pretraining_gap.slopes(points, 400)}
+  found = {slope.series: slope for slope in pretraining_gap.fit_slopes(points, 400)}
   mean = found['mean of 3 tasks']
   assert mean.slope == pytest.approx(0.03) and mean.tasks == 3
   assert mean.low < 0.015 and mean.high > 0.045  # each task alone has no spread at all
@@ -336,9 +338,9 @@ def test_several_tasks_have_a_mean_line_that_resamples_tasks_too():
 
 
 def test_too_few_points_say_so():
-  assert pretraining_gap.slopes([at(1000, [0.1, 0.2])], 100) == []
+  assert pretraining_gap.fit_slopes([at(1000, [0.1, 0.2])], 100) == []
   # one size, to half a hundredth
-  assert pretraining_gap.slopes([at(1000, [0.1, 0.2]), at(1005, [0.1, 0.2])], 100) == []
+  assert pretraining_gap.fit_slopes([at(1000, [0.1, 0.2]), at(1005, [0.1, 0.2])], 100) == []
   two = one([at(1000, [0.1, 0.2]), at(2000, [0.2, 0.3])])
   assert 'two levels' in two.note and two.slope == pytest.approx(0.1)
   alone = one([at(1000 * 2**n, [0.1 * n]) for n in range(3)])
@@ -358,7 +360,7 @@ def test_runs_of_one_size_are_resampled():
 def test_the_same_seed_gives_the_same_interval():
   points = [at(1000 * 2**n, [0.1 * n, 0.3, 0.0]) for n in range(3)]
   assert (
-    pretraining_gap.slopes(points, 50)
-    == pretraining_gap.slopes(points, 50)
-    != pretraining_gap.slopes(points, 50, seed=1)
+    pretraining_gap.fit_slopes(points, 50)
+    == pretraining_gap.fit_slopes(points, 50)
+    != pretraining_gap.fit_slopes(points, 50, seed=1)
   )

@@ -73,12 +73,15 @@ def test_a_run_that_is_drawn_twice_changes_no_envelope():
     make_loss_curve(name, [1, 2, 3, 4], loss)
     for name, loss in (('a', [4, 3, 2.5, 2.2]), ('b', [4.1, 3.1, 2.6, 2.3]))
   ]
-  alone = frontier.envelope(runs[:1])
-  assert frontier.envelope([runs[0], runs[0]]) == alone
+  alone = frontier.lower_envelope(runs[:1])
+  assert frontier.lower_envelope([runs[0], runs[0]]) == alone
   found = scaling_fits.bootstrap(
-    runs, lambda drawn: power_laws.log_power(*frontier.arrays(frontier.envelope(drawn))).constants
+    runs,
+    lambda drawn: (
+      power_laws.fit_log_power(*frontier.to_arrays(frontier.lower_envelope(drawn))).constants
+    ),
   )
-  exact = power_laws.log_power(*frontier.arrays(alone)).constants['b']
+  exact = power_laws.fit_log_power(*frontier.to_arrays(alone)).constants['b']
   assert found['b'].low <= exact <= found['b'].high
 
 
@@ -86,8 +89,8 @@ def test_what_differs_between_runs_of_the_logs_is_in_the_interval(data: pathlib.
   tracks = read_paper1_curves(data)
 
   def statistic(drawn):
-    compute, loss = frontier.arrays(frontier.percentile(drawn))
-    return power_laws.log_power(compute[compute > 2.7e15], loss[compute > 2.7e15]).constants
+    compute, loss = frontier.to_arrays(frontier.percentile_frontier(drawn))
+    return power_laws.fit_log_power(compute[compute > 2.7e15], loss[compute > 2.7e15]).constants
 
   found = scaling_fits.bootstrap(tracks, statistic, draws=200)['b']
   assert found.low < 0.1399 < found.high and 0.01 < found.high - found.low < 0.1

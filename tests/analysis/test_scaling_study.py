@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis import frontier, power_laws, scaling_fits
-from minilm_jax.analysis.scaling_study import ScalingStudy, sentences, study
+from minilm_jax.analysis.scaling_study import ScalingStudy, study_scaling, write_sentences
 from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = tuple(range(200, 8001, 200))
@@ -45,7 +45,7 @@ def fit(found: ScalingStudy, name: str, form: str, method: str = power_laws.LOGS
 
 @pytest.fixture(scope='module')
 def logs(data: pathlib.Path) -> ScalingStudy:
-  return study(read_paper1_curves(data), draws=60)
+  return study_scaling(read_paper1_curves(data), draws=60)
 
 
 def test_the_logs_give_the_paper_s_numbers(logs: ScalingStudy):
@@ -87,7 +87,7 @@ def test_a_break_without_a_plateau_in_sight_is_left_undecided(
   logs: ScalingStudy, data: pathlib.Path
 ):
   text = ' '.join(
-    sentences(dataclasses.replace(logs, level=None, plateaus=[]), read_paper1_curves(data))
+    write_sentences(dataclasses.replace(logs, level=None, plateaus=[]), read_paper1_curves(data))
   )
   assert 'do not tell whether a plateau makes it' in text
   assert 'does not account for the break' not in text and 'belongs to the course' not in text
@@ -96,7 +96,7 @@ def test_a_break_without_a_plateau_in_sight_is_left_undecided(
 def test_every_fit_is_json_with_its_intervals(logs: ScalingStudy):
   names = set()
   for one in logs.fits:
-    json.dumps(power_laws.as_json(one), allow_nan=False)
+    json.dumps(power_laws.fit_to_json(one), allow_nan=False)
     names.add((one.name, one.form, one.method))
     assert one.intervals.keys() <= one.constants.keys() and one.intervals
     assert all(low <= high for low, high in one.intervals.values())
@@ -122,13 +122,16 @@ def test_the_ends_of_runs_have_their_own_law():
     )
     for size in range(40)
   ]
-  one = fit(study(tracks, draws=0), scaling_fits.ENDS, power_laws.POWER)
+  one = fit(study_scaling(tracks, draws=0), scaling_fits.ENDS, power_laws.POWER)
   assert one.n == 40 and one.constants['b'] == pytest.approx(0.13, abs=0.005)
   assert one.intervals['b'][0] < 0.13 < one.intervals['b'][1]
 
 
 def test_a_sweep_with_and_without_a_plateau():
-  on, off = study(swept(warmup=300), draws=20), study(swept(plateau=False), draws=20)
+  on, off = (
+    study_scaling(swept(warmup=300), draws=20),
+    study_scaling(swept(plateau=False), draws=20),
+  )
   assert on.level == pytest.approx(3.2, rel=0.02) and off.level is None and off.plateaus == []
   assert on.without and not off.without and any('plateau' in reason for reason in off.left_out)
   assert any(
@@ -141,9 +144,9 @@ def test_a_sweep_with_and_without_a_plateau():
 
 
 def test_a_split_that_was_asked_for():
-  whole = study(swept(), draws=0)
+  whole = study_scaling(swept(), draws=0)
   middle = whole.frontier[len(whole.frontier) // 2].flops
-  found = study(swept(), draws=0, split=middle)
+  found = study_scaling(swept(), draws=0, split=middle)
   assert found.split == middle and found.split_interval is None
   assert fit(found, f'frontier below {middle:.3g} FLOPs', power_laws.POWER).n == found.below > 3
   assert any('intervals' in reason for reason in found.left_out)
@@ -151,10 +154,10 @@ def test_a_split_that_was_asked_for():
 
 def test_counts_that_every_run_has():
   tracks = swept(counts=('honey', 'kaplan', 'actual'))
-  assert {one.count for one in study(tracks, draws=0).fits} == {'honey', 'kaplan', 'actual'}
+  assert {one.count for one in study_scaling(tracks, draws=0).fits} == {'honey', 'kaplan', 'actual'}
   some = [*tracks[1:], dataclasses.replace(tracks[0], flops_per_row={'honey': 1e9})]
-  assert {one.count for one in study(some, draws=0).fits} == {'honey'}
-  assert {one.count for one in study(some, draws=0, count='kaplan').fits} == {
+  assert {one.count for one in study_scaling(some, draws=0).fits} == {'honey'}
+  assert {one.count for one in study_scaling(some, draws=0, count='kaplan').fits} == {
     'honey',
     'kaplan',
     'actual',
@@ -166,10 +169,12 @@ def test_unfinished_runs_only_when_asked():
     *swept(6),
     *(dataclasses.replace(track, finished=False, name=f'{track.name} u') for track in swept(6)),
   ]
-  assert study(tracks, draws=0).runs == 6
-  found = study(tracks, draws=0, unfinished=True)
+  assert study_scaling(tracks, draws=0).runs == 6
+  found = study_scaling(tracks, draws=0, unfinished=True)
   assert found.runs == 12 and len(found.ends) == 6
-  assert any(reason.startswith('6 of 12 runs') for reason in study(tracks, draws=0).left_out)
+  assert any(
+    reason.startswith('6 of 12 runs') for reason in study_scaling(tracks, draws=0).left_out
+  )
 
 
 @pytest.mark.parametrize(
@@ -203,17 +208,17 @@ def test_unfinished_runs_only_when_asked():
   ],
 )
 def test_small_sweeps_say_what_they_are_too_small_for(tracks: list):
-  found = study(tracks, draws=5)
+  found = study_scaling(tracks, draws=5)
   assert (
     found.left_out
     and found.sentences
     and all(isinstance(text, str) and 'nan' not in text for text in found.sentences)
   )
   for one in found.fits:
-    json.dumps(power_laws.as_json(one), allow_nan=False)
+    json.dumps(power_laws.fit_to_json(one), allow_nan=False)
 
 
 def test_the_same_seed_gives_the_same_study():
-  one, same = (study(swept(5), draws=10, seed=2) for _ in range(2))
+  one, same = (study_scaling(swept(5), draws=10, seed=2) for _ in range(2))
   assert one.fits == same.fits and one.sentences == same.sentences
-  assert one.frontier == frontier.percentile(swept(5))
+  assert one.frontier == frontier.percentile_frontier(swept(5))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm_jax.analysis.scores import Average, averages, chosen, score_table
+from minilm_jax.analysis.scores import Average, average_tasks, choose_rates, score_table
 from minilm_jax.core.errors import InputError
 from tests.fake_runs import make_score_line
 
@@ -23,7 +23,7 @@ def found(
     for task, values in tasks.items()
     for seed, value in enumerate(values)
   ]
-  return {average.name: average for average in averages(score_table(lines))}
+  return {average.name: average for average in average_tasks(score_table(lines))}
 
 
 OURS = {
@@ -64,7 +64,7 @@ def test_the_difference_is_paired_by_seed():
 
 def test_arms_are_compared_on_the_tasks_of_both():
   first, *_ = made = list(
-    averages(
+    average_tasks(
       score_table(
         [
           make_score_line(0.5, seed, arm, task=task)
@@ -95,7 +95,7 @@ def test_mnli_counts_once_by_its_matched_part():
       make_score_line(0.1, task='mnli', split='validation_mismatched'),
     ]
   )
-  (average,) = averages(rows)
+  (average,) = average_tasks(rows)
   assert average.tasks == ('sst2', 'mnli') and average.split == 'validation'
   assert average.pretrained.mean == pytest.approx(0.55)
 
@@ -108,17 +108,17 @@ def test_what_is_minor_not_shown_or_no_task_of_glue_is_in_no_average():
     make_score_line(0.0, task='blimp', split='all'),
     make_score_line(0.0, task='rte', split='test'),
   ]
-  (average,) = averages(score_table(given))
+  (average,) = average_tasks(score_table(given))
   assert average.pretrained.mean == pytest.approx(0.6)
   best = [make_score_line(0.9, task=task, epoch_choice='best') for task in ('sst2', 'rte')]
-  (average,) = averages(score_table(given[:2] + best))
+  (average,) = average_tasks(score_table(given[:2] + best))
   assert average.pretrained.mean == pytest.approx(0.9)
 
 
 def test_a_task_alone_or_of_two_protocols_makes_no_average():
-  assert averages(score_table([make_score_line(0.5)])) == []
+  assert average_tasks(score_table([make_score_line(0.5)])) == []
   two = [make_score_line(0.5, task='rte', train_examples=n) for n in (100, 200)]
-  assert averages(score_table([make_score_line(0.5, task='sst2'), *two])) == []
+  assert average_tasks(score_table([make_score_line(0.5, task='sst2'), *two])) == []
 
 
 def test_steps_checkpoints_and_filters_stay_apart():
@@ -133,7 +133,7 @@ def test_steps_checkpoints_and_filters_stay_apart():
     )
   ]
   assert sorted(
-    average.pretrained.mean for average in averages(score_table(given))
+    average.pretrained.mean for average in average_tasks(score_table(given))
   ) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
@@ -222,8 +222,8 @@ def test_a_seed_that_was_run_again_counts_once():
 def test_collapsed_runs_are_counted():
   (row,) = score_table(
     [
-      make_score_line(0.0, 0, collapsed=True),
-      make_score_line(0.0, 1, collapsed=True),
+      make_score_line(0.0, 0, constant_prediction=True),
+      make_score_line(0.0, 1, constant_prediction=True),
       make_score_line(0.2, 2),
     ]
   )
@@ -266,7 +266,7 @@ def searched(
 def test_the_rate_is_chosen_by_the_held_out_part_not_by_the_reported_split():
   # means 0.55, 0.5, 0.475
   given = searched({1e-4: [0.5, 0.6], 2e-4: [0.9, 0.1], 5e-4: [0.4, 0.55]})
-  assert chosen(given) == chosen(given[::-1]) == (1e-4,)
+  assert choose_rates(given) == choose_rates(given[::-1]) == (1e-4,)
   (row,) = score_table(given)
   assert (row.pretrained.learning_rate, row.pretrained.mean, row.pretrained.n) == (
     1e-4,
@@ -277,9 +277,9 @@ def test_the_rate_is_chosen_by_the_held_out_part_not_by_the_reported_split():
 
 
 def test_an_undefined_selection_counts_as_nothing_and_equals_go_to_the_lowest_rate():
-  assert chosen(searched({1e-4: [0.3, 0.3], 2e-4: [0.5, None]})) == (1e-4,)
-  assert chosen(searched({1e-4: [-0.3], 2e-4: [None]})) == (2e-4,)
-  assert chosen(searched({2e-4: [0.3], 1e-4: [0.3]})) == (1e-4,)
+  assert choose_rates(searched({1e-4: [0.3, 0.3], 2e-4: [0.5, None]})) == (1e-4,)
+  assert choose_rates(searched({1e-4: [-0.3], 2e-4: [None]})) == (2e-4,)
+  assert choose_rates(searched({2e-4: [0.3], 1e-4: [0.3]})) == (1e-4,)
 
 
 def test_each_arm_has_its_own_rate_and_seeds_are_still_paired():
@@ -298,7 +298,7 @@ def test_without_a_held_out_part_nothing_is_chosen_and_each_rate_is_a_row():
     for rate in (1e-4, 2e-4)
     for arm, value in ((True, rate), (False, -rate))
   ]
-  assert chosen(given) == (1e-4, 2e-4)
+  assert choose_rates(given) == (1e-4, 2e-4)
   rows = score_table(given)
   assert [(row.pretrained.learning_rate, row.scratch.learning_rate) for row in rows] == [
     (1e-4, 1e-4),

@@ -40,7 +40,7 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
   """From loops over the places of each row; more rows than are looked at together, and pads among
   them.
   """
-  batch = ngram_baselines.hide_tokens(corpus.load_split(tiny_corpus, 'validation'))
+  batch = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation'))
   model = pretrained.load(tiny_run).model
   (shares,) = fast_jit.jit(attention_weights)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > evaluate._MAX_ROWS and not batch.mask.all()
@@ -101,7 +101,7 @@ def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, found: dict, capsys
   assert main.main([*command, '--json']) == 0
   told = capsys.readouterr()
   assert 'nothing to do' in told.err and json.loads(told.out)['rows'] == found['rows']
-  assert [path.name for path in runs.find([tmp_path]).values()] == ['W']
+  assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
   assert main.main([*command, '--split=test']) == 2 and 'another recipe' in capsys.readouterr().err
 
 

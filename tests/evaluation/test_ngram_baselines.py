@@ -214,10 +214,10 @@ def test_a_part_of_the_training_split_is_all_that_is_counted(
   part = ngram_baselines.measure_baselines(config, tmp_path / 'part')
   rows = subset.select_rows(config.subset, corpus.CorpusFiles(tiny_corpus, 'train'))
   tokens = corpus.load_split(tiny_corpus, 'train').tokens[rows]
-  hidden = ngram_baselines.hide_tokens(corpus.load_split(tiny_corpus, 'validation', 1000))
+  hidden = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation', 1000))
   values = ngram_baselines.ngram_probabilities(
     lambda offsets: ngrams.count_ngrams([tokens], offsets, 512),
-    *ngram_baselines.masked_places(hidden),
+    *ngram_baselines.masked_contexts(hidden),
     512,
   )
   assert losses(part) == {name: pytest.approx(-np.log(own).mean()) for name, own in values.items()}
@@ -245,7 +245,7 @@ def test_it_can_be_run_twice_and_is_the_same_each_time(
   assert files.read_json(tmp_path / 'W' / run_dir.RESULT, '')['rows'] == found['rows']
   assert main.main([*command, '--json']) == 0
   assert 'nothing to do' in capsys.readouterr().err
-  assert [path.name for path in runs.find([tmp_path]).values()] == ['W']
+  assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
   with pytest.raises(InputError, match='another recipe'):
     ngram_baselines.measure_baselines(run_config(tiny_corpus, **{'eval.rows': 5}), tmp_path / 'W')
 

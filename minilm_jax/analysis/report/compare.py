@@ -15,15 +15,15 @@ from minilm_jax.analysis import ablation_results, ablations, runs
 from minilm_jax.analysis.ablation_results import (
   AVERAGE,
   CAUSES,
-  HALF,
+  CAUSES_ABOVE,
   LENGTHENS,
-  LITTLE,
   NEITHER_LEFT,
   NO_WORSE,
   NOT,
   ONE_SEED,
   OPEN,
   SHORTENS,
+  UNCHANGED_BELOW,
   WORSE,
   AblationRow,
   GlueRow,
@@ -35,10 +35,10 @@ from minilm_jax.analysis.report.tables import Picture, Section, Table, as_csv, t
 from minilm_jax.analysis.scores import (
   NONE,
   TRAININGS,
-  points,
+  format_interval,
+  format_points,
   score_table,
   select_main,
-  with_interval,
 )
 from minilm_jax.core import lock, recipe
 from minilm_jax.core.errors import InputError
@@ -64,8 +64,8 @@ CAPTION = (
   'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
   'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
   'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
-  f'says. Verdicts go by the interval of the tokens: above {HALF:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
-  f'{LENGTHENS}, below {LITTLE:g} {NOT}; a change of several fields gets none.'
+  f'says. Verdicts go by the interval of the tokens: above {CAUSES_ABOVE:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
+  f'{LENGTHENS}, below {UNCHANGED_BELOW:g} {NOT}; a change of several fields gets none.'
 )
 GLUE_CAPTION = (
   'Headline scores times 100 of runs fine-tuned on runs of the change and of the base: the change’s against the '
@@ -190,7 +190,7 @@ def _speed(row: AblationRow) -> str:
 
 
 def _glue(row: AblationRow) -> str:
-  difference = with_interval(row.glue.difference, row.glue.low, row.glue.high)
+  difference = format_interval(row.glue.difference, row.glue.low, row.glue.high)
   return f'{difference} points, {len(row.glue_tasks)} tasks, n = {row.glue.n} {row.glue.of}'
 
 
@@ -278,8 +278,8 @@ def _glue_cell(row: GlueRow) -> str:
   score = row.score
   tasks = f'; {len(row.tasks)} tasks' if row.tasks else ''
   return (
-    f'{points(score.value)} against {points(score.base)}; n = {score.n}{"" if score.of == TRAININGS else " f"}'
-    f'{tasks}; {with_interval(score.difference, score.low, score.high)}'
+    f'{format_points(score.value)} against {format_points(score.base)}; n = {score.n}{"" if score.of == TRAININGS else " f"}'
+    f'{tasks}; {format_interval(score.difference, score.low, score.high)}'
   )
 
 
@@ -325,11 +325,11 @@ def compare(
       )
   asked = recipe.read_docstring(question) if question else ''
   compared = ablations.read_comparison(bases, folders)
-  levels = ablation_results.levels(compared, level)
-  scores = select_main(score_table(runs.scores(compared.found)))
+  levels = ablation_results.find_levels(compared, level)
+  scores = select_main(score_table(runs.read_scores(compared.found)))
   glue = {part.shape: ablation_results.find_glue_rows(part, scores) for part in compared.shapes}
   tables = {
-    part.shape: ablation_results.rows(part, levels, glue[part.shape]) for part in compared.shapes
+    part.shape: ablation_results.make_rows(part, levels, glue[part.shape]) for part in compared.shapes
   }
   lines = {**compared.ngram_losses, **(lines or {})}
   drawn = {

@@ -69,12 +69,12 @@ def curves(
   with mpl.rc_context(STYLE):
     figure, axes = _new(len(changes) + 1 + len(levels), 4.0)
     handles = {}
-    for track in base.tracks.values():
+    for track in base.curves.values():
       (handles[base.name],) = axes.plot(
         track.flops(ACTUAL), track.loss, '-', color=INK, linewidth=3.5, alpha=0.4
       )
     for place, (change, (dash, color)) in enumerate(_looks(changes)):
-      for track in change.tracks.values():
+      for track in change.curves.values():
         gid = f'run-{place}-{len(titles)}'
         (handles[change.name],) = axes.plot(
           track.flops(ACTUAL), track.loss, dash, color=color, linewidth=1.1, gid=gid
@@ -166,12 +166,12 @@ def _multipliers(base: Ablation, change: Ablation) -> dict[float, ablation_resul
   """By loss, from what all runs had to reach after their first evaluation down to the lowest that
   all have reached.
   """
-  tracks = [track for side in (base, change) for track in side.tracks.values()]
-  high, low = min(track.loss[0] for track in tracks), ablation_results.shared_loss(base, change)
+  tracks = [track for side in (base, change) for track in side.curves.values()]
+  high, low = min(track.loss[0] for track in tracks), ablation_results.find_shared_loss(base, change)
   if not low < high:
     return {}
   return {
-    float(loss): ablation_results.multiplier(base, change, float(loss))
+    float(loss): ablation_results.measure_multiplier(base, change, float(loss))
     for loss in np.geomspace(low, high, _NUM_LOSSES)
   }
 

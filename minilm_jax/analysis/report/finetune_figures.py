@@ -80,7 +80,7 @@ def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> lis
             f'{len(line["predictions"])} of them for {len(line["labels"])} labels',
             f'remove {run_dir.PREDICTIONS} and fine-tune again',
           )
-        key = (line['task'], line['split'], runs.source(found, path))
+        key = (line['task'], line['split'], runs.resolve_source(found, path))
         lines.setdefault(tuple(sanitize(str(part)) for part in key), []).append(line)
   if not lines:
     raise InputError(
@@ -180,7 +180,7 @@ def learning(
           )
   lines: dict[tuple[str, bool, str, str], list[LogLine]] = {}
   for name, path in found.items():
-    if runs.kind(path) == 'finetune':
+    if runs.read_kind(path) == 'finetune':
       config = files.read_object(path / run_dir.CONFIG, f'the recipe of {path}', _RECIPE)
       task, protocol = config['task'], json.dumps([config['task'], config['epochs']])
       for checkpoint, line in _log(found, name):
@@ -251,9 +251,9 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogL
   """The checkpoint and each line of a log; of members that start from several steps of one, those
   of the last step.
   """
-  path, first = found[name], runs.source(found, found[name])
+  path, first = found[name], runs.resolve_source(found, found[name])
   scored = list(run_dir.read_lines(path / run_dir.SCORES))
-  names = {one: runs.source(found, path, one) for one in {line['checkpoint'] for line in scored}}
+  names = {one: runs.resolve_source(found, path, one) for one in {line['checkpoint'] for line in scored}}
   starts = {line['member']: (names[line['checkpoint']], line['checkpoint_step']) for line in scored}
   last: dict[str, int] = {}
   for checkpoint, step in starts.values():
@@ -292,12 +292,12 @@ def _losses(lines: Sequence[LogLine]) -> list[LogLine]:
 def _bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
   for arm in ARMS:
     own = [line for line in lines if line['pretrained'] == arm]
-    rates = sorted({line['learning_rate'] for line in own}, key=runs.number)
+    rates = sorted({line['learning_rate'] for line in own}, key=runs.to_float)
     for rate in rates:
       points: dict[float, dict[int, float]] = {}
       for line in own:
         if line['learning_rate'] == rate:
-          points.setdefault(line['epoch'], {})[line['seed']] = scale * runs.number(line['value'])
+          points.setdefault(line['epoch'], {})[line['seed']] = scale * runs.to_float(line['value'])
       found = [metrics.summarize(list(points[epoch].values())) for epoch in sorted(points)]
       yield MeanBand(
         _name(arm, rate, len(rates) > 1),

@@ -20,7 +20,7 @@ from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Sl
 from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
 from minilm_jax.analysis.report.tables import Picture, Section, Table
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import NONE, points, with_interval
+from minilm_jax.analysis.scores import NONE, format_interval, format_points
 from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee
@@ -81,7 +81,7 @@ def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
   """
   rows = []
   for name, path in found.items():
-    if runs.kind(path) != KIND or not (path / STUDY).exists():
+    if runs.read_kind(path) != KIND or not (path / STUDY).exists():
       continue
     study = files.read_object(path / STUDY, f'the study of the committee {path}')
     try:
@@ -96,7 +96,7 @@ def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
           heads=heads,
           examples=study['examples'][line['split']],
           **{
-            field: runs.number(value) if field in ('mean', 'low', 'high') else value
+            field: runs.to_float(value) if field in ('mean', 'low', 'high') else value
             for field, value in line.items()
           },
         )
@@ -179,8 +179,8 @@ def committee_cells(rows: Sequence[CommitteeRow]) -> list[list[str]]:
 
 def _cell(row: CommitteeRow) -> str:
   if row.headline or row.metric in _SHARES:
-    return scores.with_interval(row.mean, row.low, row.high, '.1f', 100)
-  return scores.with_interval(row.mean, row.low, row.high, '.3f')
+    return scores.format_interval(row.mean, row.low, row.high, '.1f', 100)
+  return scores.format_interval(row.mean, row.low, row.high, '.3f')
 
 
 def committee_sentence(rows: Sequence[CommitteeRow]) -> str:
@@ -188,12 +188,12 @@ def committee_sentence(rows: Sequence[CommitteeRow]) -> str:
   first = rows[0]
   whole = {row.combined: row for row in rows if row.headline and row.size == first.members}
   said = ' and '.join(
-    f'{scores.points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT)
+    f'{scores.format_points(whole[how].mean)} by the {_NAMES[how]}' for how in (PROBABILITY, LOGIT)
   )
   heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
   return (
     f'{first.committee}: on {first.task}, {first.examples:,} {first.split} examples, {first.members} members'
-    f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.points(whole[MEMBERS].mean)} on '
+    f'{heads} reach {whole[LOGIT].metric} {said}; one of them alone {scores.format_points(whole[MEMBERS].mean)} on '
     'average.'
   )
 
@@ -319,11 +319,11 @@ def claim_sentence(verdict: Verdict) -> str:
   )
   if math.isfinite(verdict.value):
     ends = (
-      f' (95% interval {points(verdict.low, "+")} to {points(verdict.high, "+")})'
+      f' (95% interval {format_points(verdict.low, "+")} to {format_points(verdict.high, "+")})'
       if math.isfinite(verdict.low)
       else ''
     )
-    text += f': {verdict.statistic} {points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
+    text += f': {verdict.statistic} {format_points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
   if math.isfinite(verdict.latency):
     text += f'; latency {verdict.latency:.2f} of the deep one ({verdict.latency_low:.2f} to {verdict.latency_high:.2f})'
   return f'{text}. Missing: {verdict.missing}.' if verdict.missing else f'{text}.'
@@ -335,7 +335,7 @@ def claim_cells(verdict: Verdict) -> list[str]:
     f'{verdict.claim}. {CLAIMS[verdict.claim]}',
     verdict.verdict,
     verdict.statistic,
-    with_interval(verdict.value, verdict.low, verdict.high),
+    format_interval(verdict.value, verdict.low, verdict.high),
     str(verdict.seeds),
     str(verdict.collapsed),
     verdict.of or NONE,
@@ -359,9 +359,9 @@ def match_cells(match: Match) -> list[str]:
     match.cost,
     f'{match.members} of {match.of}',
     f'{match.ratio:.2f}',
-    points(match.committee),
-    points(match.theirs),
-    with_interval(match.difference, match.low, match.high),
+    format_points(match.committee),
+    format_points(match.theirs),
+    format_interval(match.difference, match.low, match.high),
     str(match.seeds),
   ]
 
@@ -425,11 +425,11 @@ def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Secti
 def slope_sentence(slope: Slope) -> str:
   """What a line says, and whether its interval tells it from none."""
   unit = 'a doubling of the pre-training set' if slope.axis == SIZE else 'a point more of overlap'
-  text = f'{slope.series}, {slope.comparison}: {points(slope.slope, "+")} points for {unit}'
+  text = f'{slope.series}, {slope.comparison}: {format_points(slope.slope, "+")} points for {unit}'
   if not math.isfinite(slope.low):
     return f'{text}, over {slope.levels} levels; no interval: {slope.note}.'
   text += (
-    f' (95% interval {points(slope.low, "+")} to {points(slope.high, "+")}, {slope.levels} levels)'
+    f' (95% interval {format_points(slope.low, "+")} to {format_points(slope.high, "+")}, {slope.levels} levels)'
   )
   return f'{text}; the interval contains zero.' if slope.low <= 0 <= slope.high else f'{text}.'
 
@@ -443,7 +443,7 @@ def slope_cells(slope: Slope) -> list[str]:
     str(slope.points),
     str(slope.levels),
     seeds,
-    with_interval(slope.slope, slope.low, slope.high),
+    format_interval(slope.slope, slope.low, slope.high),
     slope.note or NONE,
   ]
 
@@ -459,7 +459,7 @@ def gap_cells(point: Gap) -> list[str]:
     f'{point.tokens:,}',
     f'{point.epochs:.3g}',
     overlap,
-    points(point.pretrained),
-    points(point.scratch) + (' *' if point.borrowed else ''),
-    with_interval(point.gap.mean, point.gap.low, point.gap.high),
+    format_points(point.pretrained),
+    format_points(point.scratch) + (' *' if point.borrowed else ''),
+    format_interval(point.gap.mean, point.gap.low, point.gap.high),
   ]

@@ -83,7 +83,7 @@ def report(
         else ('no --workdir', 'say where the report goes: --workdir=runs/report')
       )
       raise InputError(f'a report of the logged table {table}', found, remedy)
-  found = {} if table else runs.find(folders)
+  found = {} if table else runs.find_runs(folders)
   workdir = epath.Path(workdir) if workdir else epath.Path(folders[0]) / 'report'
   with lock.hold_lock(workdir):
     files = (
@@ -103,9 +103,9 @@ def _of_runs(
   draws: int,
   unfinished: bool,
 ) -> dict[str, bytes]:
-  run_rows = [row for name, path in found.items() for row in runs.rows(name, path)]
-  score_rows = score_table(runs.scores(found))
-  average_rows = scores.averages(score_rows)
+  run_rows = [row for name, path in found.items() for row in runs.summarize_run(name, path)]
+  score_rows = score_table(runs.read_scores(found))
+  average_rows = scores.average_tasks(score_rows)
   answering = paper2_sections.read_committees(found)
   pictures = dict(_figures(found, score_rows, confusion)) | paper2_sections.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
@@ -114,13 +114,13 @@ def _of_runs(
     'averages.csv': tables.as_csv(scores.Average, average_rows),
     'runs.csv': tables.as_csv(runs.RunRow, run_rows),
   }
-  failed = runs.failures(folders)
+  failed = runs.read_failures(folders)
   tracks, timed = loss_curves.read_runs(found), runs.read_latencies(found)
-  statement = claims.find_verdicts(found, failed, tracks.tracks)
+  statement = claims.find_verdicts(found, failed, tracks.curves)
   files |= {f'{name}.svg': picture.encode() for name, picture in drawn.items()}
   files |= {f'{name}.png': figures.png(figure) for name, figure in pictures.items()}
-  others = pretraining_gap.other_sets(pretraining_gap.trained(found))
-  fair = [track for track in tracks.tracks if track.name.partition(' member ')[0] not in others]
+  others = pretraining_gap.find_other_sets(pretraining_gap.read_training_sets(found))
+  fair = [track for track in tracks.curves if track.name.partition(' member ')[0] not in others]
   several = sum(row.kind == 'pretrain' for row in run_rows) >= scaling_report.MIN_MODELS
   left_out = [*(tracks.left_out if several else []), *others.values()]
   findings = scaling_report.find(
@@ -192,7 +192,7 @@ def _of_grid(findings: scaling_report.Findings) -> tuple[dict[str, bytes], dict[
   }
   if findings.study is not None:
     files['fits.json'] = (
-      json.dumps([power_laws.as_json(fit) for fit in findings.study.fits], indent=2) + '\n'
+      json.dumps([power_laws.fit_to_json(fit) for fit in findings.study.fits], indent=2) + '\n'
     ).encode()
   drawn = {}
   for name, one in scaling_report.figures(findings):
@@ -237,7 +237,7 @@ def _figures(
     for number, one in enumerate(finetune_figures.confusions(found, rows), 1):
       title = f'{one.task}, {one.split}, {one.checkpoint}'
       yield f'confusion-{number}', figures.confusion(title, one.classes, one.arms)
-  losses = [curve for name, path in found.items() for curve in runs.curves(name, path)]
+  losses = [curve for name, path in found.items() for curve in runs.read_losses(name, path)]
   if losses:
     yield 'loss', figures.loss(losses)
 
@@ -274,7 +274,7 @@ def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
       ),
     )
   ]
-  means = scores.select_latest(scores.averages(rows))
+  means = scores.select_latest(scores.average_tasks(rows))
   if means:
     sections.append(
       Section(

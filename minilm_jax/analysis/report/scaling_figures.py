@@ -111,7 +111,7 @@ def compute(
         linewidth=0.9,
         gid=f'curve-{number}',
       )
-      shape = cost_effectiveness.others(track.shape, 'vocabulary')
+      shape = cost_effectiveness.describe_others(track.shape, 'vocabulary')
       titles[f'curve-{number}'] = f'{track.name}: {shape}, {track.parameters:,} parameters'
     for layers, color in depths.items():
       handles[f'{layers} {"layer" if layers == 1 else "layers"}'] = Line2D([], [], color=color)

@@ -289,13 +289,13 @@ def find(
       count = 'one model' if tracks else 'no model'
       left_out.append(f'the study of a grid: {count} was evaluated, and it needs {MIN_MODELS}')
     return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
-  models, reasons = correlation.models(tracks, scores, means)
+  models, reasons = correlation.match_scores(tracks, scores, means)
   left_out += reasons
   by_name = {track.name: track.shape.vocabulary for track in tracks}
   vocabularies = len({by_name[model.name] for of in models.values() for model in of})
-  correlations, reasons = correlation.correlations(models, vocabularies, draws)
+  correlations, reasons = correlation.correlate(models, vocabularies, draws)
   left_out += reasons
-  steps, options = cost_effectiveness.steps(tracks, draws), cost_effectiveness.plane(tracks, draws)
+  steps, options = cost_effectiveness.find_steps(tracks, draws), cost_effectiveness.list_options(tracks, draws)
   if not options:
     left_out.append('cost-effectiveness, and depth: no run has reached the end of its schedule')
   elif not steps:
@@ -307,12 +307,12 @@ def find(
   return Findings(
     tracks,
     numbers,
-    scaling_study.study(tracks, draws, unfinished=unfinished),
+    scaling_study.study_scaling(tracks, draws, unfinished=unfinished),
     steps,
     options,
     models,
     correlations,
-    correlation.depths(tracks, models),
+    correlation.compare_depths(tracks, models),
     left_out,
     failed,
   )

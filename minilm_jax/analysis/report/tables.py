@@ -27,9 +27,9 @@ from minilm_jax.analysis.scores import (
   Average,
   Group,
   ScoreRow,
-  points,
+  format_interval,
+  format_points,
   select_main,
-  with_interval,
 )
 from minilm_jax.core.errors import sanitize
 from minilm_jax.core.progress import format_duration
@@ -89,21 +89,21 @@ def _sentence(row: ScoreRow) -> str:
       ('pre-trained', row.pretrained) if row.pretrained.n else ('from scratch', row.scratch)
     )
     other = 'from scratch' if row.pretrained.n else 'pre-trained'
-    return f'{where}: {row.metric} {points(group.mean)} {name} (n = {group.n}); nothing {other} to compare with.'
+    return f'{where}: {row.metric} {format_points(group.mean)} {name} (n = {group.n}); nothing {other} to compare with.'
   n = (
     f'n = {row.pretrained.n}'
     if row.difference.paired
     else f'n = {row.pretrained.n} and {row.scratch.n}'
   )
   text = (
-    f'{where}: {row.metric} {points(row.pretrained.mean)} pre-trained against {points(row.scratch.mean)} '
+    f'{where}: {row.metric} {format_points(row.pretrained.mean)} pre-trained against {format_points(row.scratch.mean)} '
     'from scratch'
   )
   if not math.isfinite(row.difference.low):
-    return f'{text}, a difference of {points(row.difference.mean, "+")} ({n}: no interval).'
+    return f'{text}, a difference of {format_points(row.difference.mean, "+")} ({n}: no interval).'
   text += (
-    f', a difference of {points(row.difference.mean, "+")} (95% interval {points(row.difference.low, "+")} to '
-    f'{points(row.difference.high, "+")}, {"paired by seed" if row.difference.paired else "Welch"}, {n})'
+    f', a difference of {format_points(row.difference.mean, "+")} (95% interval {format_points(row.difference.low, "+")} to '
+    f'{format_points(row.difference.high, "+")}, {"paired by seed" if row.difference.paired else "Welch"}, {n})'
   )
   return (
     f'{text}; the interval contains zero.'
@@ -158,7 +158,7 @@ def broken(cell: str) -> list[str]:
 def score_cells(row: ScoreRow) -> list[str]:
   """The cells under `SCORE_HEADINGS`."""
   floors = [
-    f'{points(value)} {name}'
+    f'{format_points(value)} {name}'
     for value, name in ((row.majority, 'majority'), (row.frequency, 'by frequency'))
     if math.isfinite(value)
   ]
@@ -168,7 +168,7 @@ def score_cells(row: ScoreRow) -> list[str]:
     _checkpoint(row),
     _group(row.pretrained),
     _group(row.scratch),
-    with_interval(row.difference.mean, row.difference.low, row.difference.high),
+    format_interval(row.difference.mean, row.difference.low, row.difference.high),
     '; '.join(floors) or 'undefined',
     f'{row.examples:,} {row.split}' + ('; best epoch' if row.which == 'best' else ''),
   ]
@@ -182,7 +182,7 @@ def average_cells(row: Average) -> list[str]:
     _checkpoint(row),
     _group(row.pretrained),
     _group(row.scratch),
-    with_interval(row.difference.mean, row.difference.low, row.difference.high),
+    format_interval(row.difference.mean, row.difference.low, row.difference.high),
     '; '.join(tasks),
   ]
 
@@ -190,10 +190,10 @@ def average_cells(row: Average) -> list[str]:
 def phenomenon_cells(row: ScoreRow) -> list[str]:
   """The cells under `PHENOMENON_HEADINGS`."""
   group = row.pretrained if row.pretrained.n else row.scratch
-  text = points(group.mean) + (f' ± {points(group.std)}' if group.n > 1 else '')
+  text = format_points(group.mean) + (f' ± {format_points(group.std)}' if group.n > 1 else '')
   if math.isfinite(group.mean_example_low):
-    text += f' [{points(group.mean_example_low)}, {points(group.mean_example_high)}]'
-  frequency = points(row.frequency) if math.isfinite(row.frequency) else NONE
+    text += f' [{format_points(group.mean_example_low)}, {format_points(group.mean_example_high)}]'
+  frequency = format_points(row.frequency) if math.isfinite(row.frequency) else NONE
   return [row.split, row.task, _checkpoint(row), text, frequency, f'{row.examples:,}']
 
 
@@ -204,13 +204,13 @@ def _checkpoint(row: ScoreRow | Average) -> str:
 
 def _group(group: Group) -> str:
   if not group.n + group.undefined:
-    return f'{points(group.mean)}; seeds differ' if math.isfinite(group.mean) else NONE
-  text = f'{points(group.mean)} ± {points(group.std)}' if group.n > 1 else points(group.mean)
+    return f'{format_points(group.mean)}; seeds differ' if math.isfinite(group.mean) else NONE
+  text = f'{format_points(group.mean)} ± {format_points(group.std)}' if group.n > 1 else format_points(group.mean)
   text += f' (n = {group.n})' + (
-    f' [{points(group.low)}, {points(group.high)}]' if group.n > 1 else ''
+    f' [{format_points(group.low)}, {format_points(group.high)}]' if group.n > 1 else ''
   )
   if group.n == 1 and math.isfinite(group.mean_example_low):
-    text += f'; {points(group.mean_example_low)} to {points(group.mean_example_high)} over examples'
+    text += f'; {format_points(group.mean_example_low)} to {format_points(group.mean_example_high)} over examples'
   text += f'; rate {group.learning_rate:g}' if group.learning_rate is not None else ''
   text += f'; {group.undefined} undefined' if group.undefined and group.n else ''
   return text + (f'; {group.collapsed} collapsed' if group.collapsed else '')
@@ -377,7 +377,7 @@ def gain(value: float) -> str:
 
 def step_cells(step: Step) -> list[str]:
   """The cells under `STEP_HEADINGS`."""
-  each = with_interval(step.per_1e15, step.low, step.high, '.3g')
+  each = format_interval(step.per_1e15, step.low, step.high, '.3g')
   also = '; '.join(filter(None, (step.also, 'gains nothing' if step.dominated else '')))
   return [
     step.factor.replace('_', '-'),
@@ -407,7 +407,7 @@ def estimate(one: Estimate) -> str:
   """A coefficient with its interval."""
   if not math.isfinite(one.value):
     return 'undefined: a side is constant'
-  return with_interval(one.value, one.low, one.high, '+.2f')
+  return format_interval(one.value, one.low, one.high, '+.2f')
 
 
 def matched_rows(depths: Sequence[Depth]) -> Iterator[list[str]]:

@@ -32,7 +32,7 @@ def rows(
   compared = ablations.read_comparison([base], [home])
   (part,) = compared.shapes
   return {
-    row.change: row for row in ablation_results.rows(part, ablation_results.levels(compared, level))
+    row.change: row for row in ablation_results.make_rows(part, ablation_results.find_levels(compared, level))
   }
 
 
@@ -46,7 +46,7 @@ def home(tmp_path: pathlib.Path) -> pathlib.Path:
     for name, leaves, fields in (
       ('paper', 2000, {}),
       ('relative', 500, {'model__positions': 'relative'}),
-      ('warm', 1500, {'optimizer__warmup_share': 0.2}),
+      ('warm', 1500, {'optimizer__warmup_fraction': 0.2}),
       ('tied', 2000, {'model__tied': True}),
       ('clip', 2500, {'optimizer__clip': 0.0}),
       ('bert', 9000, {'model__initialization': 'bert'}),
@@ -116,10 +116,10 @@ def test_verdicts(home: pathlib.Path):
   ],
 )
 def test_the_rules(low: float, high: float, said: str):
-  assert ablation_results.verdict(['x=1'], PairedRatio(1.2, low, high, '', 3, 3, True)) == said
-  assert ablation_results.verdict(['x=1', 'y=2'], PairedRatio(1.2, low, high, '', 3, 3, True)) == ''
+  assert ablation_results.judge_speed(['x=1'], PairedRatio(1.2, low, high, '', 3, 3, True)) == said
+  assert ablation_results.judge_speed(['x=1', 'y=2'], PairedRatio(1.2, low, high, '', 3, 3, True)) == ''
   assert (
-    ablation_results.verdict(['x=1'], PairedRatio(1.2, low, high, '', 3, 1, True))
+    ablation_results.judge_speed(['x=1'], PairedRatio(1.2, low, high, '', 3, 1, True))
     == ablation_results.ONE_SEED
   )
 
@@ -172,9 +172,9 @@ def test_the_level_is_found_or_given(tmp_path: pathlib.Path):
 def test_another_tokenizer_has_its_own_level_and_no_losses(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper', 1000)
   write_plateau_run(
-    tmp_path / 'small', 500, model__vocabulary=4010, corpus='others', tokenizer='def'
+    tmp_path / 'small', 500, model__vocab_size=4010, corpus='others', tokenizer='def'
   )
-  row = rows(paper, tmp_path)['vocabulary=4010']
+  row = rows(paper, tmp_path)['vocab_size=4010']
   assert row.speed.value == pytest.approx(2, rel=0.05) and row.verdict == ablation_results.ONE_SEED
   assert (
     math.isnan(row.multiplier.value)
@@ -262,7 +262,7 @@ def test_two_recipes_that_differ_in_much(tmp_path: pathlib.Path, capsys):
 
 def test_several_shapes_have_figures_of_their_own(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(figures, 'png', lambda figure: b'')  # they take seconds
-  for name, shape in (('', {}), ('wide-', {'model__embedding': 64, 'model__hidden': 64})):
+  for name, shape in (('', {}), ('wide-', {'model__embedding_size': 64, 'model__hidden_size': 64})):
     write_plateau_run(tmp_path / 'runs' / f'{name}paper', **shape)
     write_plateau_run(tmp_path / 'runs' / f'{name}pre', 500, model__norm='pre', **shape)
   _, tables = compare.compare([tmp_path / 'runs' / 'paper'], [tmp_path / 'runs'], tmp_path / 'out')

@@ -34,7 +34,7 @@ def write_task_run(
   collapsed: bool = False,
 ) -> pathlib.Path:
   fake_runs.write_finetune_run(
-    folder, source, values, pretrained, task, examples=872, majority=0.509, collapsed=collapsed
+    folder, source, values, pretrained, task, examples=872, majority=0.509, constant_prediction=collapsed
   )
   return fake_runs.write_finetune_log(folder)
 
@@ -59,13 +59,13 @@ def test_members_of_a_population_are_rows_and_curves_of_their_own(tmp_path: path
     folder / run_dir.METRICS,
     [{**line, 'member': n, 'loss': line['loss'] + n} for line in lines for n in (0, 1)],
   )
-  first, second = runs.rows('both', epath.Path(folder))
+  first, second = runs.summarize_run('both', epath.Path(folder))
   assert (first.name, second.name) == ('both member 0', 'both member 1')
   assert (
     second.validation_loss == pytest.approx(first.validation_loss + 1)
     and first.updates == second.updates == 300
   )
-  assert [curve.name for curve in runs.curves('both', epath.Path(folder))] == [
+  assert [curve.name for curve in runs.read_losses('both', epath.Path(folder))] == [
     'both member 0',
     'both member 1',
   ]
@@ -260,22 +260,22 @@ def test_a_folder_without_a_name_is_not_the_current_one(
   home: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.chdir(home)
-  assert runs.find(['.'])
+  assert runs.find_runs(['.'])
   with pytest.raises(InputError, match='its name is empty'):
-    runs.find([''])
+    runs.find_runs([''])
 
 
 def test_names_tell_runs_apart_and_no_run_counts_twice(tmp_path: pathlib.Path):
   for place in 'ab':
     fake_runs.write_pretraining_run(tmp_path / place / 'tiny')
   assert (
-    len(runs.find([tmp_path]))
-    == len(runs.find([tmp_path, tmp_path / 'a', tmp_path / 'a' / 'tiny']))
+    len(runs.find_runs([tmp_path]))
+    == len(runs.find_runs([tmp_path, tmp_path / 'a', tmp_path / 'a' / 'tiny']))
     == 2
   )
-  assert set(runs.find([tmp_path])) == {'a/tiny', 'b/tiny'}
-  assert set(runs.find([tmp_path / 'a' / 'tiny'])) == {'tiny'}
-  names = runs.find([tmp_path / 'a', tmp_path / 'b'])
+  assert set(runs.find_runs([tmp_path])) == {'a/tiny', 'b/tiny'}
+  assert set(runs.find_runs([tmp_path / 'a' / 'tiny'])) == {'tiny'}
+  names = runs.find_runs([tmp_path / 'a', tmp_path / 'b'])
   assert len(names) == 2 and all(name.endswith('tiny') for name in names)
 
 
@@ -305,7 +305,7 @@ def test_a_sentence_claims_no_more_than_its_numbers(
   source = fake_runs.write_pretraining_run(tmp_path / 'runs' / 'tiny')
   for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
     write_task_run(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
-  (sentence,) = tables.sentences(scores.score_table(runs.scores(runs.find([tmp_path / 'runs']))))
+  (sentence,) = tables.sentences(scores.score_table(runs.read_scores(runs.find_runs([tmp_path / 'runs']))))
   assert said in sentence
 
 
@@ -320,7 +320,7 @@ def test_the_terminal_shows_every_number_whole(
     task='cola[bold]',
     collapsed=True,
   )
-  report.print_tables(list(runs.scores(runs.find([home]))))
+  report.print_tables(list(runs.read_scores(runs.find_runs([home]))))
   out, err = capsys.readouterr()
   assert err == '' and 'cola[bold]' in out
   assert (
@@ -386,7 +386,7 @@ def test_minimal_pairs_have_a_table_by_phenomenon(home: pathlib.Path, tmp_path: 
 
 
 def test_a_run_of_many_fine_tuned_models_is_one_row(home: pathlib.Path):
-  (row,) = runs.rows('task', epath.Path(home / 'sst2' / 'pretrained'))
+  (row,) = runs.summarize_run('task', epath.Path(home / 'sst2' / 'pretrained'))
   assert (row.name, row.scores, row.seconds, row.evaluated) == ('task', 3, 5.0, False)
 
 

@@ -39,7 +39,7 @@ def compute() -> FigureWithTooltips:
   x = np.geomspace(1e13, 1e15, 50)
   return scaling_figures.compute(
     TRACKS,
-    frontier.percentile(TRACKS),
+    frontier.percentile_frontier(TRACKS),
     [FittedLine('one law', x, 100 * x**-0.1)],
     (1e14, 5e13, 2e14),
   )
@@ -47,7 +47,7 @@ def compute() -> FigureWithTooltips:
 
 DRAWN = {
   'compute': compute,
-  'plane': lambda: scaling_figures.plane(cost_effectiveness.plane(TRACKS), NUMBERS),
+  'plane': lambda: scaling_figures.plane(cost_effectiveness.list_options(TRACKS), NUMBERS),
   'scores': lambda: scaling_figures.scores(
     {'cola': MODELS, 'a, b': MODELS[:2]}, NUMBERS, {'cola': 'ρ +1.00'}
   ),
@@ -87,7 +87,7 @@ def test_all_runs_the_frontier_and_the_break_are_drawn():
   (axes,) = drawn.figure.axes
   assert axes.get_xscale() == axes.get_yscale() == 'log'
   assert sum(name.startswith('curve') for name in drawn.titles) == len(TRACKS)
-  points = frontier.percentile(TRACKS)
+  points = frontier.percentile_frontier(TRACKS)
   dots = [line for line in axes.lines if str(line.get_gid()).startswith('frontier')]
   assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [
     (one.flops, one.loss) for one in points
@@ -108,7 +108,7 @@ def test_a_break_without_interval_and_no_frontier_are_no_trouble():
 
 
 def test_dominated_options_are_hollow():
-  options = cost_effectiveness.plane(
+  options = cost_effectiveness.list_options(
     [fake_runs.make_scaling_curve('good', 2.0), fake_runs.make_scaling_curve('bad', 3.0, hidden=64)]
   )
   drawn = scaling_figures.plane(options, {'good': 1, 'bad': 2})
