@@ -1,14 +1,12 @@
-"""A fine-tuned classifier as a folder of its own: saved whole or not at all, opened on any devices,
-moved like a file.
+"""Saves fine-tuned classifiers as folders, loads them and computes their logits.
 
-    classifier.json   the card: task, labels, shape, tokenizer, seed, learning rate, where it came from
-    tokenizer.model   the tokenizer itself
+    classifier.json   the card: task, labels, shape, tokenizer, seed, learning rate, origin
+    tokenizer.model   the tokenizer
     checkpoints/0     encoder and head, by Orbax
-    outputs.npz       what it said of each reported split, beside the right labels
-    manifest.json     hashes of the files and of the weights; what has none was not saved whole
+    outputs.npz       outputs of each reported split, and the right labels
+    manifest.json     hashes of the files and of the weights; a folder without one is incomplete
 
-A folder is written under a temporary name and renamed. What is done with classifiers is left to
-`forward.py`, `committee.py` and `predict.py`.
+A folder is written under a temporary name and renamed. It can be moved, and opened on any devices.
 """
 
 import dataclasses
@@ -26,27 +24,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
 from minilm_jax.core import files, old_names, recipe, run_dir, schema
-from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.core.schema import COUNT, TEXT, Checked, PositiveInt
-from minilm_jax.data import build, tokenizer
-from minilm_jax.data.tokenizer import Tokenizer
+from minilm_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer
 from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.training import checkpoint, population, pretrained, sharding
+from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
 CARD_FILE, OUTPUTS_FILE = 'classifier.json', 'outputs.npz'
-# What a zip of arrays, each with a Python expression as its header, can make of the one who reads
-# it.
-_NO_ARRAYS = (
+# Rows of a batch; fewer where there are fewer, in powers of two, so that few shapes are compiled.
+_BATCH_ROWS = 32
+# Errors of a damaged zip of arrays, each of which has a Python expression as its header.
+_DAMAGED_ARRAYS = (
   OSError,
   ValueError,
   TypeError,
@@ -62,8 +58,8 @@ _NO_ARRAYS = (
   tokenize.TokenError,
 )
 _FOLDER = re.compile(r'classifier-\d+')
-_FILES = (CARD_FILE, build.TOKENIZER, OUTPUTS_FILE)
-_MANIFEST = {
+_FILES = (CARD_FILE, run_dir.TOKENIZER, OUTPUTS_FILE)
+_MANIFEST_SCHEMA = {
   'kind': TEXT,
   'files': dict.fromkeys(_FILES, TEXT),
   'weights': TEXT,
@@ -71,31 +67,32 @@ _MANIFEST = {
   'parameters': COUNT,
 }
 _REMEDY = 'fine-tune it again with --config.save_classifiers=True, or give another folder'
+_COPY_REMEDY = 'copy the folder again, whole'
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
 
 @dataclasses.dataclass(frozen=True)
 class Card(Checked):
-  """What a classifier is, but for its weights.
+  """Describes a classifier, all but its weights.
 
   Attributes:
-    kind: `KIND`.
-    task: its name.
+    kind: `CLASSIFIER_KIND`.
+    task: name of the task.
     task_kind: 'classification' or 'regression'.
     labels: names of the classes in the order of the outputs; none of a regression.
-    fields: the one or two columns of text of an example.
-    joined: are two fields one text?
-    headline: the metric of the task.
-    length: tokens of an example at most.
-    model: the shape of the encoder.
-    head: that of the head.
+    fields: the one or two text columns of an example.
+    concatenate_fields: two fields are one text.
+    headline: metric of the task.
+    length: maximum tokens of an example.
+    model: shape of the encoder.
+    head: shape of the head.
     tokenizer: hash of the tokenizer's file.
-    seed: of its head and of the order of examples.
-    learning_rate: at the top of its schedule.
-    checkpoint: the pre-training run that it started from or, from scratch, took its shape from.
-    step: of that run; -1 from scratch.
-    which: the epoch that is kept, 'best' on what was held out or 'last'.
-    epoch: the same in numbers.
+    seed: of the head and of the order of examples.
+    learning_rate: peak of the schedule.
+    checkpoint: the pre-training run; from scratch, the run that gave the shape.
+    step: of the checkpoint; -1 from scratch.
+    epoch_choice: 'best' on the validation part, or 'last'.
+    epoch: epochs done.
   """
 
   where: ClassVar[str] = 'classifier.'
@@ -125,11 +122,7 @@ class Card(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SavedClassifier:
-  """A classifier that can be used: its card, its weights on the host, its tokenizer, and their
-  identity.
-
-  `identity` is a hash of the weights: two classifiers with the same one say the same of everything.
-  """
+  """A loaded classifier: its card, weights on the host, tokenizer, and hash of the weights."""
 
   card: Card
   model: Classifier
@@ -138,23 +131,23 @@ class SavedClassifier:
 
 
 def classifier_dir(member: int) -> str:
-  """The name of a member's folder in the work directory of its fine-tuning."""
+  """Returns the name of a member's folder in the work directory of its fine-tuning."""
   return f'classifier-{member}'
 
 
 def missing_files(path: epath.PathLike) -> bool:
-  """Was no classifier saved there whole?"""
+  """Returns whether no complete classifier is saved there."""
   return not (epath.Path(path) / run_dir.MANIFEST).exists()
 
 
 def hash_classifier(model: Any) -> str:
-  """A hash of all weights: of paths, shapes, types and bytes."""
-  found = hashlib.sha256()
+  """Returns a hash of the paths, shapes, types and bytes of all weights."""
+  digest = hashlib.sha256()
   for name, leaf in sorted(checkpoint.flatten(model).items()):
     array = np.asarray(leaf)
-    found.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    found.update(np.ascontiguousarray(array).tobytes())
-  return found.hexdigest()
+    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+  return digest.hexdigest()
 
 
 def save_classifier(
@@ -165,14 +158,14 @@ def save_classifier(
   outputs: Mapping[str, Outputs],
   digests: Mapping[str, str],
 ) -> None:
-  """Writes a classifier into a folder, whole or not at all; what stood there goes.
+  """Writes a classifier into a folder, whole or not at all; replaces an earlier one.
 
   Args:
     path: the folder.
-    card: what it is.
-    model: its weights, those of one member.
-    tokenizer: what it reads by.
-    outputs: of each reported split what it said (logits, or numbers) and the right labels.
+    card: its description.
+    model: weights of one member.
+    tokenizer: of the model.
+    outputs: outputs (logits, or numbers) and right labels of each reported split.
     digests: of the examples of those splits.
   """
   path = epath.Path(path)
@@ -182,17 +175,15 @@ def save_classifier(
       old.rmtree()
   temporary.mkdir(parents=True)
   files.write_json(temporary / CARD_FILE, recipe.as_dict(card))
-  files.write_bytes(temporary / build.TOKENIZER, tokenizer.model)
-  arrays = {
-    f'{split} {name}': value
-    for split, both in outputs.items()
-    for name, value in zip(('outputs', 'labels'), both, strict=True)
-  }
-  file = io.BytesIO()
-  np.savez(file, **arrays)
-  files.write_bytes(temporary / OUTPUTS_FILE, file.getvalue())
-  with checkpoint.open_writer(temporary, 1) as saves:
-    saves.save({'model': model}, 0)
+  files.write_bytes(temporary / run_dir.TOKENIZER, tokenizer.model)
+  arrays: dict[str, Any] = {}
+  for split, (split_outputs, labels) in outputs.items():
+    arrays |= {f'{split} outputs': split_outputs, f'{split} labels': labels}
+  data = io.BytesIO()
+  np.savez(data, **arrays)
+  files.write_bytes(temporary / OUTPUTS_FILE, data.getvalue())
+  with checkpoint.open_writer(temporary, 1) as writer:
+    writer.save({'model': model}, 0)
   files.write_json(
     temporary / run_dir.MANIFEST,
     {
@@ -208,183 +199,157 @@ def save_classifier(
 
 
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:
-  """The manifest of a classifier, after its files have been compared with it.
+  """Returns the manifest of a classifier, after its files have been compared with it.
 
   Raises:
     InputError: there is no classifier, or a file is not the one that was saved.
   """
   path = epath.Path(path)
-  what = f'the fine-tuned classifier {path}'
-  if not path.is_dir() or missing_files(path):
-    found = (
-      'no such folder'
-      if not path.is_dir()
-      else f'no {run_dir.MANIFEST}: nothing was saved whole there'
-    )
-    inside = (
-      sorted(one.name for one in path.iterdir() if _FOLDER.fullmatch(one.name))
-      if path.is_dir()
-      else []
-    )
+  asked = f'the fine-tuned classifier {path}'
+  if not path.is_dir():
+    raise InputError(asked, 'no such folder', _REMEDY)
+  if missing_files(path):
+    members = sorted(entry.name for entry in path.iterdir() if _FOLDER.fullmatch(entry.name))
     raise InputError(
-      what, found, f'name one inside it, such as {path / inside[0]}' if inside else _REMEDY
+      asked,
+      f'no {run_dir.MANIFEST}: nothing was saved whole there',
+      f'name one inside it, such as {path / members[0]}' if members else _REMEDY,
     )
-  manifest = files.read_json(path / run_dir.MANIFEST, what)
-  if schema.find_schema_fault(manifest, _MANIFEST) or manifest['kind'] != CLASSIFIER_KIND:
+  manifest = files.read_json(path / run_dir.MANIFEST, asked)
+  if schema.find_schema_fault(manifest, _MANIFEST_SCHEMA) or manifest['kind'] != CLASSIFIER_KIND:
     raise InputError(
-      what,
+      asked,
       f'a {run_dir.MANIFEST} of something else',
       f'{_REMEDY}; a committee is given as --committee',
     )
-  for name, wanted in manifest['files'].items():
-    file = files.resolve_inside(path, name, what)
-    if not file.is_file() or files.hash_file(file) != wanted:
-      raise InputError(
-        what, f'{name} is not the file that was saved', 'copy the folder again, whole'
-      )
+  for name, digest in manifest['files'].items():
+    file = files.resolve_inside(path, name, asked)
+    if not file.is_file() or files.hash_file(file) != digest:
+      raise InputError(asked, f'{name} is not the file that was saved', _COPY_REMEDY)
   return manifest
 
 
 def load_classifier(path: epath.PathLike) -> SavedClassifier:
-  """Opens a saved classifier, on the first of the devices there are.
+  """Loads a saved classifier onto the host.
 
   Raises:
-    InputError: there is none, or something in it is not what was saved.
+    InputError: there is none, or a part of it is not what was saved.
   """
   path = epath.Path(path)
-  manifest, card = read_manifest(path), read_card(path)
+  manifest, card, asked = read_manifest(path), read_card(path), f'the weights of {path}'
   if checkpoint.latest_step(path) is None:
-    raise InputError(
-      f'the weights of {path}',
-      f'no checkpoint in {path / checkpoint.FOLDER}',
-      'copy the folder again, whole',
-    )
+    raise InputError(asked, f'no checkpoint in {path / checkpoint.FOLDER}', _COPY_REMEDY)
   restored = pretrained.restore_model(
     path, lambda key: init_classifier(card.model, card.head, len(card.labels), key), step=0
   )
   model = jax.tree.map(np.asarray, restored)
   identity = hash_classifier(model)
   if identity != manifest['weights']:
-    raise InputError(
-      f'the weights of {path}', 'not those that were saved', 'copy the folder again, whole'
-    )
-  return SavedClassifier(card, model, tokenizer.load_tokenizer(path / build.TOKENIZER), identity)
+    raise InputError(asked, 'not those that were saved', _COPY_REMEDY)
+  return SavedClassifier(card, model, load_tokenizer(path / run_dir.TOKENIZER), identity)
 
 
 def read_card(path: epath.PathLike) -> Card:
-  """What the classifier in a folder is.
+  """Returns the card of the classifier in a folder.
 
   Raises:
-    InputError: it is none.
+    InputError: there is no valid card.
   """
-  found = files.read_object(epath.Path(path) / CARD_FILE, f'the fine-tuned classifier {path}')
-  return recipe.build(Card, old_names.complete_recipe(found))
+  stored = files.read_object(epath.Path(path) / CARD_FILE, f'the fine-tuned classifier {path}')
+  return recipe.build(Card, old_names.complete_recipe(stored))
 
 
 def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
-  """What the classifier in a folder said of each reported split, and the right labels.
+  """Returns the outputs of a classifier on each reported split, and the right labels.
 
   Raises:
-    InputError: the file is missing, not what was saved, or too large, as it is or unpacked.
+    InputError: the file is missing, not what was saved, or too large, packed or unpacked.
   """
-  file, what = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the fine-tuned classifier {path}'
+  file, asked = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the fine-tuned classifier {path}'
   try:
-    data = io.BytesIO(files.read_bytes(file, what))
+    data = io.BytesIO(files.read_bytes(file, asked))
     size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
     if size > files.MAX_FILE_BYTES:
-      raise InputError(what, f'{file} unpacks to {size:,} bytes', _REMEDY)
+      raise InputError(asked, f'{file} unpacks to {size:,} bytes', _REMEDY)
     data.seek(0)
-    with np.load(data, allow_pickle=False) as found:
-      arrays = dict(found)
+    with np.load(data, allow_pickle=False) as archive:
+      arrays = dict(archive)
     splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
     if not splits:
       raise ValueError('it holds no outputs')
     return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
-  except _NO_ARRAYS as error:
-    raise InputError(what, f'{file} cannot be read: {error}', _REMEDY) from None
+  except _DAMAGED_ARRAYS as error:
+    raise InputError(asked, f'{file} cannot be read: {error}', _REMEDY) from None
 
 
-# What fine-tuned classifiers say of examples: logits, many members in one program where their
-# shapes are equal.
-# rows at one time; fewer where there are fewer, in powers of two, so that few shapes are compiled
-_BATCH_ROWS = 32
-
-
-def group_by_shape(members: Sequence[SavedClassifier]) -> list[list[int]]:
-  """The places of members that can be stacked, in the order of their first."""
-  found: dict[Any, list[int]] = {}
-  for number, member in enumerate(members):
-    found.setdefault(member.card.shape, []).append(number)
-  return list(found.values())
-
-
-def spread_rows(members: int) -> Mesh:
-  """A mesh with as many devices as divide the members."""
-  devices = max(n for n in range(1, jax.device_count() + 1) if members % n == 0)
-  return sharding.make_mesh(MeshConfig(population=devices, data=1, model=1))
-
-
-def to_probabilities(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
-  """Logits of each row by one member."""
-  return model(tokens, tokens != tokenizer.PAD_ID)
+def row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
+  """Returns the logits of one member for each row."""
+  return model(tokens, tokens != PAD_ID)
 
 
 @functools.lru_cache(maxsize=8)
 def build_forward(
-  members: int, how: str
-) -> Callable[[Classifier, Int[np.ndarray, 'M B L']], Float[Array, 'P N C']]:
-  """A jitted function of so many stacked members and of batches of tokens; `how` is a strategy of
-  `population`.
+  members: int, strategy: str
+) -> Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]:
+  """Returns a compiled function from stacked members and batches of tokens to logits.
+
+  `strategy` is one of `population.choose_strategy`.
   """
 
-  def one(model: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
-    found = jax.lax.map(functools.partial(to_probabilities, model), tokens)
-    return found.reshape(-1, found.shape[-1])
+  def member_logits(model: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
+    logits = jax.lax.map(functools.partial(row_logits, model), tokens)
+    return logits.reshape(-1, logits.shape[-1])
 
+  mesh = population.make_even_mesh(members)
   return jax.jit(
-    population.map_over_members(one, spread_rows(members), 'vmap' if how == 'vmap' else 'map')
+    population.map_over_members(member_logits, mesh, 'vmap' if strategy == 'vmap' else 'map')
   )
 
 
+def group_by_shape(members: Sequence[SavedClassifier]) -> list[list[int]]:
+  """Returns the indices of members that can be stacked, group by group, in the order of the first."""
+  groups: dict[Any, list[int]] = {}
+  for index, member in enumerate(members):
+    groups.setdefault(member.card.shape, []).append(index)
+  return list(groups.values())
+
+
 def stack_members(members: Sequence[SavedClassifier]) -> list[Classifier]:
-  """Each group of members as one pytree with a leading axis `P`, every member on its device."""
-  found = []
-  for places in group_by_shape(members):
-    stacked = jax.tree.map(
-      lambda *leaves: np.stack(leaves), *(members[place].model for place in places)
-    )
-    found.append(population.shard_members(stacked, spread_rows(len(places))))
-  return found
+  """Returns each group of members as one pytree with a leading axis `P`, spread over devices."""
+  stacks = []
+  for group in group_by_shape(members):
+    models = [members[index].model for index in group]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
+    stacks.append(population.shard_members(stacked, population.make_even_mesh(len(group))))
+  return stacks
 
 
 def compute_logits(
   members: Sequence[SavedClassifier],
   examples: Examples,
-  lift: str = 'auto',
-  stacked: Sequence[Classifier] = (),
+  strategy: str = 'auto',
+  stacks: Sequence[Classifier] = (),
 ) -> Float[np.ndarray, 'P N C']:
-  """What each member says of each example: logits or, of regressions, numbers.
+  """Returns the outputs of each member for each example: logits or, of regressions, numbers.
 
   Args:
     members: with one tokenizer; of any shapes.
-    examples: texts; their labels are not looked at.
-    lift: how members of one shape share a device: `loop`, `vmap`, or `auto`.
-    stacked: what `stacks` made of these members, for who asks them again and again.
+    examples: texts; their labels are not used.
+    strategy: of members of one shape that share a device: `map`, `vmap` or `auto`.
+    stacks: result of `stack_members`, for repeated calls.
   """
-  found: list[np.ndarray] = [np.zeros(0)] * len(members)
-  for places, stack in zip(group_by_shape(members), stacked or stack_members(members), strict=True):
-    first = members[places[0]]
-    card = first.card
-    sequences, _ = task_data.encode_examples(examples, first.tokenizer, card.length)
-    whole = card.head.pooling == 'positions'  # a weight a position, pads included
-    length = (
-      card.model.max_length if whole else task_data.bucket_length(sequences, card.model.max_length)
-    )
+  logits: list[np.ndarray] = [np.zeros(0)] * len(members)
+  for group, stack in zip(group_by_shape(members), stacks or stack_members(members), strict=True):
+    card, tokenizer = members[group[0]].card, members[group[0]].tokenizer
+    sequences, _ = task_data.encode_examples(examples, tokenizer, card.length)
+    length = card.model.max_length
+    if card.head.pooling != 'positions':  # That head has a weight a position, pads included.
+      length = task_data.bucket_length(sequences, length)
     rows = task_data.build_task_rows(sequences, np.zeros(len(sequences), np.int32), length)
-    size = min(_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
-    tokens, (where,) = task_data.iter_batches([rows], size)
-    how = population.choose_strategy(len(places), lift, jax.devices()[0].platform)
-    outputs = np.asarray(build_forward(len(places), how)(stack, jnp.asarray(tokens)))
-    for place, own in zip(places, outputs, strict=True):
-      found[place] = own[where]
-  return np.stack(found)
+    batch_size = min(_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
+    tokens, (places,) = task_data.iter_batches([rows], batch_size)
+    group_strategy = population.choose_strategy(len(group), strategy, jax.devices()[0].platform)
+    outputs = np.asarray(build_forward(len(group), group_strategy)(stack, jnp.asarray(tokens)))
+    for index, member_outputs in zip(group, outputs, strict=True):
+      logits[index] = member_outputs[places]
+  return np.stack(logits)

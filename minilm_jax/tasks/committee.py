@@ -1,18 +1,15 @@
-"""Soft committees: fine-tuned classifiers of one task that answer together (paper 2, soft
-committee).
+"""Soft committees: fine-tuned classifiers of one task that predict together (paper 2).
 
-A committee is a folder that holds everything, copies of its members included, so it is its own
-export: it works wherever it is copied to.
+The folder of a committee is complete, with copies of its members, and works wherever it is copied:
 
-    config.json      kind, task and labels, and where the members came from
+    config.json      kind, task and labels, and identities of the members
     manifest.json    identity, shape and seed of each member; parameters of all
-    classifier-0 ... the members, as `classifiers.py` saves them
-    committee.json   scores of its subsets (`subsets.py`) on the examples that the members were reported on
-    result.json      the whole committee in a few numbers
+    classifier-0 ... the members
+    committee.json   scores of subsets of the members on the examples that all were scored on
+    result.json      summary of the whole committee
 
-Members stand in the order of their identities, so that the order in which they are named changes no
-bit of an answer. They may differ in shape and in how many heads they have; task, labels and
-tokenizer must be the same. Training members together is left out.
+Members are sorted by identity, so the order in which they are named changes no bit of a result. They
+may differ in shape and number of heads; task, labels and tokenizer must be the same.
 """
 
 import dataclasses
@@ -20,7 +17,7 @@ import functools
 import glob
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,27 +32,40 @@ from minilm_jax.model.heads import Classifier
 from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.tasks.metrics import softmax
 from minilm_jax.tasks.task import REGRESSION
+from minilm_jax.training import checkpoint
 
-# What a committee gains with its size: scores of subsets of its members, from what each said of the
-# same examples.
-MAX_SUBSETS, _SEED = 100, 0
+COMMITTEE_KIND = 'committee'
+STUDY = 'committee.json'
+MAX_SUBSETS = 100  # Of one size.
+# Values of SubsetScore.combined.
 LOGIT, PROBABILITY, MEMBERS = 'mean logit', 'mean probability', 'members'
-_QUALITY: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+DISAGREEMENT = 'disagreement'
+_SUBSET_SEED = 0
+_MAX_NAME_CHARS = 60  # In error messages.
+_MANIFEST_SCHEMA = {'members': [{'folder': TEXT, 'weights': TEXT}]}
+_PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
   'negative log-likelihood': metrics.negative_log_likelihood,
   'calibration error': metrics.calibration_error,
   'Brier score': metrics.brier_score,
 }
-DISAGREEMENT = 'disagreement'
 
 
 @dataclasses.dataclass(frozen=True)
 class SubsetScore:
-  """One number: a metric of committees of one size, combined in one way.
+  """A metric of committees of one size, combined in one way.
 
-  `mean` is over the subsets, `low` and `high` hold their middle 95% (nan of one subset), `every`
-  says whether all subsets of that size were taken.
+  Attributes:
+    split: name of the examples.
+    size: members of a subset.
+    combined: `LOGIT`, `PROBABILITY`, or `MEMBERS` for the mean over single members.
+    metric: name of the metric.
+    headline: it is the metric of the task.
+    mean: over the subsets.
+    low: lower end of the middle 95% of the subsets; nan of one subset.
+    high: upper end.
+    subsets: number of subsets.
+    every: these are all subsets of the size.
   """
 
   split: str
@@ -69,32 +79,61 @@ class SubsetScore:
   subsets: int
   every: bool
 
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the score as JSON has it, with None for nan."""
+    return {
+      name: None if isinstance(value, float) and math.isnan(value) else value
+      for name, value in dataclasses.asdict(self).items()
+    }
 
-def combine_outputs(logits: Float[np.ndarray, 'M N C'], how: str) -> Float[np.ndarray, 'N C']:
-  """Probabilities of a committee from its members' logits: softmax of their mean, or the mean of
-  their softmax.
-  """
-  return softmax(np.mean(logits, 0, np.float64)) if how == LOGIT else softmax(logits).mean(0)
+
+@dataclasses.dataclass(frozen=True)
+class Committee:
+  """Members that predict together."""
+
+  members: tuple[SavedClassifier, ...]
+
+  @functools.cached_property
+  def _stacks(self) -> list[Classifier]:
+    return classifier.stack_members(self.members)
+
+  def logits(self, examples: Examples) -> Float[np.ndarray, 'M N C']:
+    """Returns the logits of each member for each example."""
+    return classifier.compute_logits(self.members, examples, stacks=self._stacks)
+
+  def probabilities(
+    self, examples: Examples, combined: str = PROBABILITY
+  ) -> Float[np.ndarray, 'N C']:
+    """Returns the probabilities of the committee, as `combine_outputs`."""
+    return combine_outputs(self.logits(examples), combined)
 
 
-def draw_subsets(members: int, size: int, most: int = MAX_SUBSETS) -> list[tuple[int, ...]]:
-  """Subsets of a size, each in ascending order: all, or `most` different ones of a fixed seed.
+def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[np.ndarray, 'N C']:
+  """Returns probabilities of a committee: softmax of the mean logit, or mean of the softmax."""
+  if combined == LOGIT:
+    return metrics.softmax(np.asarray(np.mean(logits, 0, np.float64)))
+  return metrics.softmax(logits).mean(0)
+
+
+def draw_subsets(members: int, size: int, max_subsets: int = MAX_SUBSETS) -> list[tuple[int, ...]]:
+  """Returns all subsets of a size, or `max_subsets` different ones drawn with a fixed seed.
 
   >>> draw_subsets(3, 2)
   [(0, 1), (0, 2), (1, 2)]
   """
-  if math.comb(members, size) <= most:
+  if math.comb(members, size) <= max_subsets:
     return list(itertools.combinations(range(members), size))
-  random, found = np.random.default_rng([_SEED, members, size]), dict[tuple[int, ...], None]()
-  while len(found) < most:
-    found[tuple(sorted(random.choice(members, size, replace=False).tolist()))] = None
-  return list(found)
+  random = np.random.default_rng([_SUBSET_SEED, members, size])
+  subsets: dict[tuple[int, ...], None] = {}
+  while len(subsets) < max_subsets:
+    subsets[tuple(sorted(random.choice(members, size, replace=False).tolist()))] = None
+  return list(subsets)
 
 
 def measure_disagreement(logits: Float[np.ndarray, 'M N C']) -> Float[np.ndarray, 'M M']:
-  """For each two members the share of examples that they put into different classes."""
-  said = logits.argmax(-1)
-  return (said[:, None] != said[None]).mean(-1)
+  """Returns, for each two members, the share of examples with different predictions."""
+  predictions = logits.argmax(-1)
+  return (predictions[:, None] != predictions[None]).mean(-1)
 
 
 def study_sizes(
@@ -102,210 +141,184 @@ def study_sizes(
   labels: Int[np.ndarray, 'N'],
   headline: str,
   split: str,
-  most: int = MAX_SUBSETS,
+  max_subsets: int = MAX_SUBSETS,
 ) -> list[SubsetScore]:
-  """Scores of committees of every size up to M.
+  """Returns the scores of committees of every size up to M.
 
   Args:
     logits: of every member on the same examples.
     labels: class indices.
-    headline: the metric of the task; accuracy is there too.
-    split: the name of the examples.
-    most: subsets of a size, at most.
+    headline: the metric of the task; accuracy is computed too.
+    split: name of the examples.
+    max_subsets: of a size.
 
   Raises:
-    InputError: no members, or logits that are no numbers.
+    InputError: no members, or logits that are not finite.
   """
   if not len(logits) or not np.isfinite(logits).all():
-    found = 'logits that are no numbers' if len(logits) else 'no members'
     raise InputError(
-      f'scores of a committee on {split}', found, 'leave the members out whose loss was no number'
+      f'scores of a committee on {split}',
+      'logits that are no numbers' if len(logits) else 'no members',
+      'leave the members out whose loss was no number',
     )
   names = tuple(dict.fromkeys((headline, 'accuracy')))
-  alone = [_scores(softmax(one), labels, names) for one in logits]
-  apart = measure_disagreement(logits)
+  member_scores = [_score(metrics.softmax(outputs), labels, names) for outputs in logits]
+  disagreement = measure_disagreement(logits)
+
+  def score_subset(subset: Sequence[int]) -> Iterator[tuple[tuple[str, str], float]]:
+    for combined in (LOGIT, PROBABILITY):
+      scores = _score(combine_outputs(logits[list(subset)], combined), labels, names)
+      for metric, value in scores.items():
+        yield (combined, metric), value
+    for metric in member_scores[0]:
+      values = [member_scores[member][metric] for member in subset]
+      yield (MEMBERS, metric), float(np.mean(values))
+    if len(subset) > 1:
+      pairs = itertools.combinations(subset, 2)
+      yield (MEMBERS, DISAGREEMENT), float(np.mean([disagreement[pair] for pair in pairs]))
+
   lines = []
   for size in range(1, len(logits) + 1):
-    some = draw_subsets(len(logits), size, most)
-    every = len(some) == math.comb(len(logits), size)
-    columns: dict[tuple[str, str], list[float]] = {}
-    for subset in some:
-      for key, value in _of_subset(logits, labels, names, alone, apart, subset):
-        columns.setdefault(key, []).append(value)
-    for (how, metric), values in columns.items():
+    subsets = draw_subsets(len(logits), size, max_subsets)
+    values: dict[tuple[str, str], list[float]] = {}
+    for key, value in itertools.chain.from_iterable(map(score_subset, subsets)):
+      values.setdefault(key, []).append(value)
+    for (combined, metric), column in values.items():
+      low, high = (math.nan, math.nan) if len(column) < 2 else np.percentile(column, (2.5, 97.5))
       lines.append(
         SubsetScore(
-          split,
-          size,
-          how,
-          metric,
-          metric == headline,
-          float(np.mean(values)),
-          *_range(values),
-          len(some),
-          every,
+          split=split,
+          size=size,
+          combined=combined,
+          metric=metric,
+          headline=metric == headline,
+          mean=float(np.mean(column)),
+          low=float(low),
+          high=float(high),
+          subsets=len(subsets),
+          every=len(subsets) == math.comb(len(logits), size),
         )
       )
   return lines
 
 
-def _of_subset(
-  logits: np.ndarray,
-  labels: np.ndarray,
-  names: tuple[str, ...],
-  alone: Sequence[dict[str, float]],
-  apart: np.ndarray,
-  subset: Sequence[int],
-) -> Iterator[tuple[tuple[str, str], float]]:
-  """(how, metric) and value of one committee."""
-  for how in (LOGIT, PROBABILITY):
-    for metric, value in _scores(combine_outputs(logits[list(subset)], how), labels, names).items():
-      yield (how, metric), value
-  for metric in alone[0]:
-    yield (MEMBERS, metric), float(np.mean([alone[member][metric] for member in subset]))
-  if len(subset) > 1:
-    pairs = list(itertools.combinations(subset, 2))
-    yield (MEMBERS, DISAGREEMENT), float(np.mean([apart[pair] for pair in pairs]))
-
-
-def _scores(
+def _score(
   probabilities: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
-  own = metrics.compute_metric(names, probabilities.argmax(-1), labels)
-  return own | {name: score(probabilities, labels) for name, score in _QUALITY.items()}
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-  if len(values) < 2:
-    return math.nan, math.nan
-  return tuple(float(end) for end in np.percentile(values, (2.5, 97.5)))
-
-
-def subset_score_dict(line: SubsetScore) -> dict[str, Any]:
-  """A line as plain data; what is not a number is None, as JSON has it."""
-  return {
-    name: None if isinstance(value, float) and math.isnan(value) else value
-    for name, value in dataclasses.asdict(line).items()
+  scores = metrics.compute_metric(names, probabilities.argmax(-1), labels)
+  return scores | {
+    name: metric(probabilities, labels) for name, metric in _PROBABILITY_METRICS.items()
   }
 
 
-COMMITTEE_KIND = 'committee'
-STUDY = 'committee.json'
-_MANIFEST = {'members': [{'folder': TEXT, 'weights': TEXT}]}  # what is read of it
-
-
-@dataclasses.dataclass(frozen=True)
-class Committee:
-  """Members that answer together."""
-
-  members: tuple[SavedClassifier, ...]
-
-  @functools.cached_property
-  def _stacked(self) -> list[Classifier]:
-    return classifier.stack_members(self.members)
-
-  def logits(self, examples: Examples) -> Float[np.ndarray, 'M N C']:
-    """What each member says of each example."""
-    return classifier.compute_logits(self.members, examples, stacked=self._stacked)
-
-  def probabilities(self, examples: Examples, how: str = PROBABILITY) -> Float[np.ndarray, 'N C']:
-    """What the committee says, by the mean of its members' probabilities or of their logits."""
-    return combine_outputs(self.logits(examples), how)
-
-
-def parse_members(given: str) -> list[str]:
-  """The folders that `--members` names, with commas and stars.
+def parse_members(members: str) -> list[str]:
+  """Returns the folders that `--members` names, with commas and stars.
 
   Raises:
-    InputError: none is there.
+    InputError: no folder is named, or a pattern matches none.
   """
-  found = []
-  for word in filter(None, map(str.strip, given.split(','))):
-    if '*' not in word:
-      found.append(word)
+  folders = []
+  for pattern in filter(None, map(str.strip, members.split(','))):
+    if '*' not in pattern:
+      folders.append(pattern)
       continue
-    fitting = [one for one in sorted(glob.glob(word)) if epath.Path(one).is_dir()]
-    if not fitting:
+    matches = [path for path in sorted(glob.glob(pattern)) if epath.Path(path).is_dir()]
+    if not matches:
       raise InputError(
-        f'the members {word}',
+        f'the members {pattern}',
         'no folder fits it',
-        'fine-tune with --config.save_classifiers=True, which makes classifier-0, classifier-1 and so on',
+        'fine-tune with --config.save_classifiers=True, which makes classifier-0, classifier-1 and '
+        'so on',
       )
-    found += fitting
-  if not found:
+    folders += matches
+  if not folders:
     raise InputError(
-      f'--members={given}',
+      f'--members={members}',
       'it names no classifier',
       "give some, as in --members='runs/x/classifier-*'",
     )
-  return found
+  return folders
 
 
-def make_committee(given: str, workdir: epath.PathLike) -> dict[str, Any]:
-  """Makes a committee of saved classifiers and scores its subsets; the same command again changes
-  nothing.
+def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
+  """Makes a committee of saved classifiers and scores its subsets; repeating it changes nothing.
 
   Args:
-    given: the folders of its members, as in `named`.
-    workdir: the folder of the committee; the members are copied into it.
+    members: folders of the members, as for `parse_members`.
+    workdir: folder of the committee, into which the members are copied.
 
   Returns:
-    What result.json has, and the lines of committee.json.
+    The content of result.json, and the lines of committee.json.
 
   Raises:
-    Held: another process is at work in the work directory.
-    InputError: a member is missing or damaged, the same twice, or does not go with the others; the
-      work directory is another committee's.
+    LockedError: another process uses the work directory.
+    InputError: a member is missing, damaged, named twice, or does not fit the others; the work
+      directory is another committee's.
   """
-  folders = [epath.Path(one) for one in parse_members(given)]
+  folders = [epath.Path(folder) for folder in parse_members(members)]
+  loaded = [(classifier.load_classifier(folder), folder) for folder in folders]
+  loaded.sort(key=lambda pair: pair[0].identity)
+  classifiers, folders = [member for member, _ in loaded], [folder for _, folder in loaded]
+  check_members(classifiers, list(map(str, folders)))
   workdir = epath.Path(workdir)
-  pairs = sorted(
-    ((classifier.load_classifier(one), one) for one in folders), key=lambda pair: pair[0].identity
-  )
-  members = [member for member, _ in pairs]
-  check_members(members, [str(one) for _, one in pairs])
   with lock.hold_lock(workdir):
-    return _write(members, [one for _, one in pairs], workdir)
+    card = classifiers[0].card
+    run_dir.open_run(
+      workdir,
+      {
+        'kind': COMMITTEE_KIND,
+        'task': {'name': card.task, 'labels': card.labels},
+        'members': [member.identity for member in classifiers],
+      },
+    )
+    for number, folder in enumerate(folders):
+      _copy_member(folder, workdir / classifier.classifier_dir(number))
+    parameters = [
+      files.read_json(folder / run_dir.MANIFEST, str(folder))['parameters'] for folder in folders
+    ]
+    _write_manifest(workdir, classifiers, parameters)
+    return _write_scores(workdir, classifiers, folders, sum(parameters))
 
 
-def _write(
-  members: Sequence[SavedClassifier], folders: Sequence[epath.Path], workdir: epath.Path
-) -> dict[str, Any]:
-  card = members[0].card
-  run_dir.open_run(
-    workdir,
+def _write_manifest(
+  workdir: epath.Path, members: Sequence[SavedClassifier], parameters: Sequence[int]
+) -> None:
+  """Writes the manifest of a committee, with the parameter count of each member."""
+  rows = [
     {
-      'kind': COMMITTEE_KIND,
-      'task': {'name': card.task, 'labels': card.labels},
-      'members': [member.identity for member in members],
-    },
-  )
-  for number, source in enumerate(folders):
-    _copy(source, workdir / classifier.classifier_dir(number))
-  counts = [files.read_json(one / run_dir.MANIFEST, str(one))['parameters'] for one in folders]
+      'folder': classifier.classifier_dir(number),
+      'weights': member.identity,
+      'parameters': count,
+      'layers': member.card.model.num_layers,
+      'hidden': member.card.model.hidden_size,
+      'heads': member.card.head.ensemble_size,
+      'seed': member.card.seed,
+      'learning_rate': member.card.learning_rate,
+      'checkpoint': member.card.checkpoint,
+      'step': member.card.step,
+    }
+    for number, (member, count) in enumerate(zip(members, parameters, strict=True))
+  ]
   files.write_json(
     workdir / run_dir.MANIFEST,
     {
-      'tokenizer': card.tokenizer,
-      'parameters': {'total': sum(counts)},
-      'members': [
-        {
-          'folder': classifier.classifier_dir(number),
-          'weights': member.identity,
-          'parameters': counts[number],
-          'layers': member.card.model.num_layers,
-          'hidden': member.card.model.hidden_size,
-          'heads': member.card.head.ensemble_size,
-          'seed': member.card.seed,
-          'learning_rate': member.card.learning_rate,
-          'checkpoint': member.card.checkpoint,
-          'step': member.card.step,
-        }
-        for number, member in enumerate(members)
-      ],
+      'tokenizer': members[0].card.tokenizer,
+      'parameters': {'total': sum(parameters)},
+      'members': rows,
     },
   )
-  lines, reason, examples = _study(folders, card.headline)
+
+
+def _write_scores(
+  workdir: epath.Path,
+  members: Sequence[SavedClassifier],
+  folders: Sequence[epath.Path],
+  parameters: int,
+) -> dict[str, Any]:
+  """Writes committee.json and result.json; returns the latter with the lines of the former."""
+  card = members[0].card
+  scores, reason, examples = _study_members(folders, card.headline)
+  lines = [score.to_dict() for score in scores]
   heads = [member.card.head.ensemble_size for member in members]
   files.write_json(
     workdir / STUDY,
@@ -316,178 +329,162 @@ def _write(
       'heads': heads,
       'examples': examples,
       'unscored': reason,
-      'lines': [subset_score_dict(line) for line in lines],
+      'lines': lines,
     },
   )
-  whole = {
-    f'{line.split}, {line.combined}, {line.metric}': line.mean
-    for line in lines
-    if line.size == len(members)
-  }
   result = {
     'task': card.task,
     'members': len(members),
     'heads': heads,
-    'parameters': sum(counts),
+    'parameters': parameters,
     'unscored': reason,
-    'scores': whole,
+    'scores': {
+      f'{score.split}, {score.combined}, {score.metric}': score.mean
+      for score in scores
+      if score.size == len(members)
+    },
   }
   files.write_json(workdir / run_dir.RESULT, result)
-  return result | {'lines': [subset_score_dict(line) for line in lines]}
+  return result | {'lines': lines}
 
 
-def _copy(source: epath.Path, target: epath.Path) -> None:
-  """A member's folder, whole or not at all; one that is there whole stays."""
+def _copy_member(source: epath.Path, target: epath.Path) -> None:
+  """Copies a member's folder, whole or not at all; a complete copy stays."""
   if not classifier.missing_files(target):
     return
   temporary = target.parent / f'.{target.name}.partial'
   if temporary.exists():
     temporary.rmtree()
-  for file in _files(source):
+  for file in _list_files(source):
     name = '/'.join(file.parts[len(source.parts) :])
-    # no link takes a file of the reader's along
+    # A link must not copy a file from outside the folder.
     files.resolve_inside(source, name, f'the fine-tuned classifier {source}')
-    place = temporary / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    file.copy(place)
+    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+    file.copy(temporary / name)
   temporary.rename(target)
 
 
-def _files(folder: epath.Path) -> list[epath.Path]:
+def _list_files(folder: epath.Path) -> list[epath.Path]:
   return [
     file
-    for inner in sorted(folder.iterdir())
-    for file in (_files(inner) if inner.is_dir() else [inner])
+    for entry in sorted(folder.iterdir())
+    for file in (_list_files(entry) if entry.is_dir() else [entry])
   ]
 
 
 def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> None:
-  """Refuses members that cannot answer together; `names` are theirs.
+  """Refuses members that cannot predict together; errors call them by `names`.
 
   Raises:
-    InputError: none, one twice, a regression, weights that are no numbers, or another task, label
-      set or tokenizer.
+    InputError: no member, a member twice, a regression, weights that are not finite, or a
+      different task, label set or tokenizer.
   """
   if not members:
     raise InputError('a committee', 'no members', 'give at least one fine-tuned classifier')
   seen: dict[str, str] = {}
   first = members[0].card
   for member, name in zip(members, names, strict=True):
-    card = member.card
+    asked, card = f'a committee with {name}', member.card
     if member.identity in seen:
       raise InputError(
-        f'a committee with {name}',
+        asked,
         f'it is {seen[member.identity]} once more: the same weights',
         'name each member once',
       )
     seen[member.identity] = name
     if card.task_kind == REGRESSION:
       raise InputError(
-        f'a committee with {name}',
+        asked,
         'a regression, which has no probabilities',
         'give classifiers of a classification',
       )
-    if not all(
-      np.isfinite(leaf).all() for leaf in classifier.checkpoint.flat(member.model).values()
-    ):
-      raise InputError(f'a committee with {name}', 'weights that are no numbers', 'leave it out')
-    for what, own, others in (
+    if not all(np.isfinite(leaf).all() for leaf in checkpoint.flatten(member.model).values()):
+      raise InputError(asked, 'weights that are no numbers', 'leave it out')
+    for fault, value, first_value in (
       ('different labels', card.labels, first.labels),
       ('different tasks', card.task, first.task),
       ('different columns of text', card.fields, first.fields),
       ('different tokenizers', card.tokenizer, first.tokenizer),
     ):
-      if own != others:
+      if value != first_value:
         raise InputError(
           f'a committee of {names[0]} and {name}',
-          f'{what}: {_short(others)} and {_short(own)}',
+          f'{fault}: {_shorten(first_value)} and {_shorten(value)}',
           'give members of one task, label set and tokenizer',
         )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
   text = ', '.join(value) if isinstance(value, tuple) else str(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'
+  return text if len(text) <= _MAX_NAME_CHARS else f'{text[: _MAX_NAME_CHARS - 3]}...'
 
 
-def _study(
+def _study_members(
   folders: Sequence[epath.Path], headline: str
 ) -> tuple[list[SubsetScore], str, dict[str, int]]:
-  """Scores of subsets on every split that all members were reported on, or why there are none;
-  examples of each.
-  """
-  said = [classifier.read_outputs(one) for one in folders]
-  digests = [classifier.read_manifest(one)['examples'] for one in folders]
+  """Returns scores of subsets on the splits of all members, or a reason; and counts of examples."""
+  outputs = [classifier.read_outputs(folder) for folder in folders]
+  digests = [classifier.read_manifest(folder)['examples'] for folder in folders]
   shared = [
     split
-    for split in said[0]
-    if all(split in own and own[split] == digests[0][split] for own in digests)
+    for split in outputs[0]
+    if all(split in member and member[split] == digests[0][split] for member in digests)
   ]
   if not shared:
     return [], 'members were reported on different examples', {}
-  lines = [
-    line
-    for split in shared
-    for line in study_sizes(
-      np.stack([own[split][0] for own in said]), said[0][split][1], headline, split
-    )
-  ]
-  return lines, '', {split: len(said[0][split][1]) for split in shared}
+  scores, examples = [], {}
+  for split in shared:
+    labels = outputs[0][split][1]
+    logits = np.stack([member[split][0] for member in outputs])
+    scores += study_sizes(logits, labels, headline, split)
+    examples[split] = len(labels)
+  return scores, '', examples
 
 
 def load_committee(folder: epath.PathLike) -> Committee:
-  """Opens a committee, wherever it was copied to.
+  """Loads a committee.
 
   Raises:
     InputError: there is none, or a member is missing or damaged.
   """
   folder = epath.Path(folder)
-  what = f'the committee {folder}'
-  config = files.read_object(folder / run_dir.CONFIG, what)
+  asked = f'the committee {folder}'
+  config = files.read_object(folder / run_dir.CONFIG, asked)
   if 'kind' not in config or config['kind'] != COMMITTEE_KIND:
-    raise InputError(what, 'a folder of something else', 'give what minilm committee made')
-  wanted = files.read_object(folder / run_dir.MANIFEST, what, _MANIFEST)['members']
+    raise InputError(asked, 'a folder of something else', 'give what minilm committee made')
+  rows = files.read_object(folder / run_dir.MANIFEST, asked, _MANIFEST_SCHEMA)['members']
   members = tuple(
-    classifier.load_classifier(files.resolve_inside(folder, one['folder'], what)) for one in wanted
+    classifier.load_classifier(files.resolve_inside(folder, row['folder'], asked)) for row in rows
   )
-  for member, one in zip(members, wanted, strict=True):
-    if member.identity != one['weights']:
+  for member, row in zip(members, rows, strict=True):
+    if member.identity != row['weights']:
       raise InputError(
-        what,
-        f'{one["folder"]} is another classifier than the one it was made with',
+        asked,
+        f'{row["folder"]} is another classifier than the one it was made with',
         'copy the folder again, whole',
       )
-  check_members(members, [str(folder / one['folder']) for one in wanted])
+  check_members(members, [str(folder / row['folder']) for row in rows])
   return Committee(members)
 
 
-def list_tables(found: dict[str, Any]) -> list[rich_table.Table]:
-  """Scores by size, for a reader."""
-  several = max(found['heads']) > 1
-  who = f'a committee of {found["members"]}' + (
-    f' with {", ".join(map(str, found["heads"]))} heads' if several else ''
-  )
-  if found['unscored']:
-    return [rich_table.Table(title=f'{who}, without scores: {found["unscored"]}')]
-  metrics = list(dict.fromkeys(line['metric'] for line in found['lines']))
+def list_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns tables of scores by size, from the result of `make_committee`."""
+  name = f'a committee of {result["members"]}'
+  if max(result['heads']) > 1:
+    name += f' with {", ".join(map(str, result["heads"]))} heads'
+  if result['unscored']:
+    return [rich_table.Table(title=f'{name}, without scores: {result["unscored"]}')]
+  columns = list(dict.fromkeys(line['metric'] for line in result['lines']))
   table = rich_table.Table(
-    'split',
-    'size',
-    'subsets',
-    'combined by',
-    *metrics,
-    title=(f'{found["task"]}, {who}: mean over subsets, and their middle 95%'),
+    *('split', 'size', 'subsets', 'combined by', *columns),
+    title=f'{result["task"]}, {name}: mean over subsets, and their middle 95%',
   )
   rows: dict[tuple[str, ...], dict[str, str]] = {}
-  for line in found['lines']:
-    ends = f' ({line["low"]:.3f}, {line["high"]:.3f})' if line['low'] is not None else ''
-    key = (
-      line['split'],
-      str(line['size']),
-      f'{line["subsets"]}{"" if line["every"] else " drawn"}',
-      line['combined'],
-    )
-    rows.setdefault(key, {})[line['metric']] = f'{line["mean"]:.3f}{ends}'
+  for line in result['lines']:
+    subsets = f'{line["subsets"]}{"" if line["every"] else " drawn"}'
+    interval = f' ({line["low"]:.3f}, {line["high"]:.3f})' if line['low'] is not None else ''
+    cells = rows.setdefault((line['split'], str(line['size']), subsets, line['combined']), {})
+    cells[line['metric']] = f'{line["mean"]:.3f}{interval}'
   for key, cells in rows.items():
-    table.add_row(*key, *(cells[metric] if metric in cells else '' for metric in metrics))
+    table.add_row(*key, *(cells.get(column, '') for column in columns))
   return [table]

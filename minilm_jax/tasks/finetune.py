@@ -1,47 +1,123 @@
-"""Checkpoints of one run, a task, seeds and learning rates: scores.
+"""Fine-tunes checkpoints of one run on one task, for each seed and learning rate.
 
-All members share one compiled program: on a CPU one a core at a time, on an accelerator all in each
-operation. A member whose scores are in scores.jsonl is not run again; those that were on their way
-go on from `interim.py`'s file.
+All members share one compiled program: a CPU core trains one member at a time, an accelerator all
+members in each operation. Members with scores in scores.jsonl are not trained again. Interrupted
+members resume from the file of `finetune_resume`.
 """
 
 import dataclasses
 import functools
-import glob
 import math
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Float, Int
 
-from minilm_jax.core import files, lock, progress, recipe, run_dir, signals
+from minilm_jax.core import lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import (
   classifier,
-  examples,
   finetune_results,
   finetune_resume,
   finetune_step,
-  metrics,
   task_data,
 )
-from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
+from minilm_jax.tasks.finetune_results import BEST_EPOCH, LAST_EPOCH, EpochResult, MemberSpec
+from minilm_jax.tasks.finetune_resume import FinetuneState
 from minilm_jax.tasks.finetune_step import FinetuneProgram
-from minilm_jax.tasks.task import VALIDATION_PART, find_task
-from minilm_jax.tasks.task_data import TRAIN_SPLIT, TaskData
-from minilm_jax.training import checkpoint, population, pretrained
+from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData, TaskRows
+from minilm_jax.training import population, pretrained
 
-_STEPS_PER_CHUNK = 200  # of a dispatch at most, so that progress is seen
-LogScores = Callable[[dict[str, Any]], None]
-Update = Callable[[int, str], None]
+_STEPS_PER_CHUNK = 200  # Updates of one dispatch at most, so that progress is shown.
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneRun:
+  """Holds what all members of a run read.
+
+  Attributes:
+    config: the recipe.
+    source: the pre-training run.
+    workdir: directory of the fine-tuning.
+    starts: steps of checkpoints; None starts from a fresh encoder.
+    model: shape of the encoder, with the dropout of the recipe.
+    tokenizer: of the pre-training run.
+    encoders: encoder of each checkpoint on the host, by step.
+    task_data: encoded examples of the task.
+  """
+
+  config: FinetuneConfig
+  source: epath.Path
+  workdir: epath.Path
+  starts: tuple[int | None, ...]
+  model: EncoderConfig
+  tokenizer: Tokenizer
+  encoders: dict[int, Any]
+  task_data: TaskData
+
+  @property
+  def score_fields(self) -> dict[str, Any]:
+    """Returns the fields that all score lines of the run share."""
+    rows = self.task_data.rows
+    return {
+      'train_examples': len(rows[TRAIN_SPLIT].labels),
+      'checkpoint': self.source.name,
+      'truncated': self.task_data.truncated,
+      'held_out': len(rows[VALIDATION_PART].labels) if self.config.validation_fraction else 0,
+      'filtered': self.config.task.filtered,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderStack:
+  """Holds all encoders that members start from.
+
+  Attributes:
+    encoders: stacked on the first axis; embedding tables have only the rows that the task uses.
+    index: position in the stack by step and seed.
+    embedding_tables: whole tables `[S V E]`; empty for a custom encoder.
+  """
+
+  encoders: Any
+  index: dict[tuple[int | None, int], int]
+  embedding_tables: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceData:
+  """Holds the rows of a task on every device: training rows, batches to score, rows of each split."""
+
+  train: TaskRows
+  eval_batches: Int[jax.Array, 'M B L']
+  places: dict[str, Int[np.ndarray, 'N']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Holds members that train together.
+
+  Attributes:
+    specs: the members.
+    state: their progress, which training updates.
+    updates_before: updates of all groups before this one.
+    update_progress: shows the number of updates done and a note.
+    log: appends a line to metrics.jsonl.
+    maybe_save: saves the state where a save is due.
+  """
+
+  specs: Sequence[MemberSpec]
+  state: FinetuneState
+  updates_before: int
+  update_progress: Callable[[int, str], None]
+  log: Callable[[dict[str, Any]], None]
+  maybe_save: Callable[[], None]
 
 
 def finetune(
@@ -53,533 +129,270 @@ def finetune(
   """Fine-tunes on a task, once for each start, learning rate and seed.
 
   Args:
-    config: the recipe; examples are cut at its `length` or at that of the model, whichever is
-      shorter.
-    source: the pre-training run, for the shape of the model, its tokenizer and its checkpoints.
-    workdir: where config.json, metrics.jsonl, scores.jsonl and result.json go.
-    starts: steps of checkpoints, or None: a fresh encoder a seed, which is the control of every
-      comparison.
+    config: the recipe; the shorter of its `length` and the model's cuts examples.
+    source: pre-training run with model shape, tokenizer and checkpoints.
+    workdir: directory for config.json, metrics.jsonl, scores.jsonl and result.json.
+    starts: steps of checkpoints; None starts from a fresh encoder a seed, the control.
 
   Returns:
     The score lines of all members.
 
   Raises:
-    Held: another process fine-tunes there.
+    LockedError: another process uses the work directory.
     InputError: the run, a checkpoint or the examples cannot be used, or no member kept a finite
       loss.
   """
+  run = prepare(config, source, workdir, starts)
+  with lock.hold_lock(workdir):
+    run_dir.open_run(
+      workdir, {**recipe.as_dict(config), 'checkpoint': str(run.source), 'starts': list(starts)}
+    )
+    members = finetune_results.member_specs(config, starts)
+    remaining = finetune_resume.remaining_members(config, run.task_data, members, run.workdir)
+    if remaining:
+      program = build_program(run, len(members))
+      finetune_resume.drop_partial_lines(run.workdir, remaining, program.group_size)
+      train_members(run, program, remaining, len(members))
+    # Also removes the state of a run that was killed between its last score and this line.
+    finetune_resume.remove_state(run.workdir)
+    return finetune_results.write_result(run.workdir, config, run.task_data, run.score_fields)
+
+
+def prepare(
+  config: FinetuneConfig,
+  source: epath.PathLike,
+  workdir: epath.PathLike,
+  starts: Sequence[int | None],
+) -> FinetuneRun:
+  """Loads model shape, tokenizer, encoders and examples; writes nothing."""
   source = epath.Path(source)
   model = dataclasses.replace(
     pretrained.load_single_config(source).model, dropout=config.head.dropout
   )
   tokenizer = pretrained.load_tokenizer(source)
-  saved = {step: load_encoder(source, model, step) for step in starts if step is not None}
-  ready = task_data.prepare_task_data(
+  encoders = {step: load_encoder(source, model, step) for step in starts if step is not None}
+  encoded = task_data.prepare_task_data(
     config, model.max_length, tokenizer, model.batch_norm, bool(model.encoder)
   )
-  with lock.hold_lock(workdir):
-    workdir = run_dir.open_run(
-      workdir, {**recipe.as_dict(config), 'checkpoint': str(source), 'starts': list(starts)}
-    )
-    return _continue(config, source, workdir, starts, model, tokenizer, saved, ready)
-
-
-def _continue(
-  config: FinetuneConfig,
-  source: epath.Path,
-  workdir: epath.Path,
-  starts: Sequence[int | None],
-  model: EncoderConfig,
-  tokenizer: Tokenizer,
-  saved: dict[int, Any],
-  ready: TaskData,
-) -> list[dict[str, Any]]:
-  """Runs the members that are left."""
-  entries = finetune_results.member_specs(config, starts)
-  common = {
-    'train_examples': len(ready.rows[TRAIN_SPLIT].labels),
-    'checkpoint': source.name,
-    'truncated': ready.truncated,
-    'held_out': len(ready.rows[VALIDATION_PART].labels) if config.validation_fraction else 0,
-    'filtered': config.task.filtered,
-  }
-  left = _remaining_members(config, ready, entries, workdir)
-  if left:
-    shape = finetune_step.StepShape(
-      ready.task.kind, len(ready.task.labels), common['train_examples'], ready.lengths
-    )
-    program = finetune_step.build_finetune_program(shape, config, model, len(entries))
-    _drop_partial_scores(workdir, left, program.together)
-    encoders, numbers, whole = _encoders(saved, None in starts, model, config, ready)
-    origins = {
-      entry: (entry.seed, entry.learning_rate, numbers[entry.step, entry.seed]) for entry in left
-    }
-    keep = functools.partial(
-      _save_classifier, origins, whole, ready, config, model, tokenizer, source, workdir
-    )
-    _fit_all(program, origins, encoders, ready, config, workdir, common, len(entries), keep)
-  finetune_resume.remove_state(workdir)  # also where a kill came between the last score and this
-  return _member_result(config, ready, workdir, common)
+  return FinetuneRun(
+    config, source, epath.Path(workdir), tuple(starts), model, tokenizer, encoders, encoded
+  )
 
 
 def load_encoder(source: epath.PathLike, model: EncoderConfig, step: int) -> Any:
-  """Loads the encoder of a checkpoint of a run onto the host."""
+  """Loads the encoder of a checkpoint onto the host."""
   encoder = pretrained.load(source, step, 'encoder', changes={'dropout': model.dropout}).model
-  # restored arrays are bound to a device, and steps that start from them would be compiled once
-  # more
+  # Restored arrays are bound to a device; programs that start from them would compile once more.
   return jax.tree.map(np.asarray, encoder)
 
 
-def _encoders(
-  saved: dict[int, Any], fresh: bool, model: EncoderConfig, config: FinetuneConfig, ready: TaskData
-) -> tuple[Any, dict[tuple[int | None, int], int], np.ndarray]:
-  """All encoders that members start from, stacked, the number of each member's by step and seed,
-  their tables.
-  """
-  stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in saved.values()]
-  numbers = {(step, seed): number for number, step in enumerate(saved) for seed in config.seeds}
-  if fresh:
+def build_program(run: FinetuneRun, num_members: int) -> FinetuneProgram:
+  """Builds the functions that train and score the members of a run."""
+  task, rows = run.task_data.task, run.task_data.rows
+  shape = finetune_step.StepShape(
+    task.kind, len(task.labels), len(rows[TRAIN_SPLIT].labels), run.task_data.lengths
+  )
+  return finetune_step.build_finetune_program(shape, run.config, run.model, num_members)
+
+
+def stack_encoders(run: FinetuneRun) -> EncoderStack:
+  """Stacks the encoders of all checkpoints and, for starts from scratch, one a seed."""
+  seeds = run.config.seeds
+  stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in run.encoders.values()]
+  index: dict[tuple[int | None, int], int] = {
+    (step, seed): place for place, step in enumerate(run.encoders) for seed in seeds
+  }
+  if None in run.starts:
     stacks.append(
-      finetune_step.init_encoders(model, config.head)(np.array(config.seeds, np.uint32))
+      finetune_step.init_encoders(run.model, run.config.head)(np.array(seeds, np.uint32))
     )
-    numbers |= {(None, seed): len(saved) + number for number, seed in enumerate(config.seeds)}
-  whole = np.zeros(0)
-  if not model.encoder:
-    whole = np.concatenate([encoders.table for encoders in stacks])
-    stacks = [finetune_step.prune_embedding(encoders, ready.used) for encoders in stacks]
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *stacks), numbers, whole
+    index |= {(None, seed): len(run.encoders) + place for place, seed in enumerate(seeds)}
+  embedding_tables = np.zeros(0)
+  if not run.model.encoder:
+    embedding_tables = np.concatenate([encoders.table for encoders in stacks])
+    stacks = [
+      finetune_step.prune_embedding(encoders, run.task_data.used_ids) for encoders in stacks
+    ]
+  stacked = jax.tree.map(lambda *parts: np.concatenate(parts), *stacks)
+  return EncoderStack(stacked, index, embedding_tables)
 
 
-def _remaining_members(
-  config: FinetuneConfig, ready: TaskData, entries: Sequence[MemberSpec], workdir: epath.Path
-) -> list[MemberSpec]:
-  """The members that have not all of their scores, and their classifier where it is kept."""
-  whole = (
-    len(finetune_results.reported_epochs(config)) * len(ready.reported) * len(ready.task.metrics)
+def place_data(data: TaskData, program: FinetuneProgram) -> DeviceData:
+  """Copies the rows of all splits to every device."""
+  scored_splits = [split for split in data.rows if split != TRAIN_SPLIT]
+  batches, places = task_data.iter_batches(
+    [data.rows[split] for split in scored_splits], program.eval_rows
   )
-  members = [line['member'] for line in run_dir.read_lines(workdir / run_dir.SCORES)]
-  done = {
-    member
-    for member in members
-    if members.count(member) == whole
-    and not (
-      config.save_classifiers
-      and classifier.missing_files(workdir / classifier.classifier_dir(member))
-    )
-  }
-  return [entry for entry in entries if entry.member not in done]
+  return DeviceData(
+    finetune_step.replicate(data.rows[TRAIN_SPLIT], program),
+    finetune_step.replicate(batches, program),
+    dict(zip(scored_splits, places, strict=True)),
+  )
 
 
-def _drop_partial_scores(workdir: epath.Path, left: Sequence[MemberSpec], together: int) -> None:
-  """Takes out of the logs what the members that are left have written, up to where the first of
-  them go on.
-  """
-  again, first = {entry.member for entry in left}, {entry.member for entry in left[:together]}
-  step = finetune_resume.state_step(workdir, left[:together])
-  for log in (run_dir.SCORES, run_dir.METRICS, run_dir.PREDICTIONS):
-    if (workdir / log).exists():
-      run_dir.keep_lines(
-        workdir / log,
-        lambda line: (
-          line['member'] not in again
-          or (log == run_dir.METRICS and line['member'] in first and line['step'] <= step)
-        ),
-      )
-
-
-def _fit_all(
-  program: FinetuneProgram,
-  origins: dict[MemberSpec, tuple],
-  encoders: Any,
-  ready: TaskData,
-  config: FinetuneConfig,
-  workdir: epath.Path,
-  common: dict[str, Any],
-  members: int,
-  keep: Callable[[MemberSpec, dict[str, EpochResult]], None],
+def train_members(
+  run: FinetuneRun, program: FinetuneProgram, remaining: Sequence[MemberSpec], num_members: int
 ) -> None:
-  """Runs the members that are left, as many together as the program takes."""
-  labels = {split: ready.rows[split].labels for split in ready.reported}
-  train = np.concatenate(
-    [ready.rows[name].labels for name in (TRAIN_SPLIT, VALIDATION_PART) if name in ready.rows]
-  )
-  floors = {
-    split: {
-      'majority': metrics.majority_baseline(ready.task, train, right),
-      'frequency': metrics.frequency_baseline(ready.task, train, right),
-    }
-    for split, right in labels.items()
-  }
-  data = finetune_step.replicate(ready.rows[TRAIN_SPLIT], program)
-  names = [name for name in ready.rows if name != TRAIN_SPLIT]
-  batches, places = task_data.iter_batches([ready.rows[name] for name in names], program.scored)
-  judged = finetune_step.replicate(batches, program), dict(zip(names, places, strict=True))
-  entries, total, log = list(origins), members * program.updates, _log(workdir)
-  before = total - len(entries) * program.updates
+  """Trains members in groups of the program's size and writes their scores.
+
+  Args:
+    run: what members read.
+    program: compiled for `num_members` members.
+    remaining: the members without scores.
+    num_members: members with and without scores.
+  """
+  data, stack = place_data(run.task_data, program), stack_encoders(run)
+  baselines = finetune_results.baseline_scores(run.task_data)
+  total, log = num_members * program.updates, functools.partial(_log, run.workdir, time.monotonic())
+  done = total - len(remaining) * program.updates
   with (
-    progress.track_progress(f'fine-tuning {ready.task.name}', total, 'updates', before) as tick,
+    progress.track_progress(
+      f'fine-tuning {run.task_data.task.name}', total, 'updates', done
+    ) as update_progress,
     signals.note_signals() as flag,
   ):
-    for first in range(0, len(entries), program.together):
-      some = entries[first : first + program.together]
-      member = program.start(
-        finetune_step.group_members(program, [origins[entry] for entry in some]), encoders
-      )
-      reached = finetune_resume.load_state(workdir, some, member) or finetune_resume.init_state(
-        member, len(some)
-      )
-      rest = finetune_resume.make_saver(workdir, some, reached, flag)
-      found = _fit(
-        program,
-        reached,
-        data,
-        judged,
-        some,
-        ready,
-        config,
-        log,
-        lambda done, note: tick(before + done * len(some), note),
-        rest,
-      )
-      before += len(some) * program.updates
-      if config.patience:  # some may have stopped early
-        tick(before, '')
-      for entry, kept in zip(some, found, strict=True):
-        if config.predictions:
-          finetune_results.save_test_outputs(workdir, ready, entry, kept)
-        if config.save_classifiers:
-          keep(entry, kept)
-        for line in finetune_results.score_lines(ready.task, entry, kept, labels, floors):
-          run_dir.append_line(workdir / run_dir.SCORES, {**line, **common})
+    for first in range(0, len(remaining), program.group_size):
+      specs = remaining[first : first + program.group_size]
+      inits = [(spec.seed, spec.learning_rate, stack.index[spec.step, spec.seed]) for spec in specs]
+      members = program.start(finetune_step.group_members(program, inits), stack.encoders)
+      state = finetune_resume.load_state(run.workdir, specs, members)
+      state = state or finetune_resume.init_state(members, len(specs))
+      maybe_save = finetune_resume.make_saver(run.workdir, specs, state, flag)
+      train_group(run, program, data, Group(specs, state, done, update_progress, log, maybe_save))
+      done += len(specs) * program.updates
+      if run.config.patience:  # Some members may have stopped early.
+        update_progress(done, '')
+      for spec, results in zip(specs, state.results, strict=True):
+        if run.config.predictions:
+          finetune_results.save_test_outputs(run.workdir, run.task_data, spec, results)
+        if run.config.save_classifiers:
+          save_member(run, stack, spec, results)
+        for line in finetune_results.score_lines(run.task_data, spec, results, baselines):
+          run_dir.append_line(run.workdir / run_dir.SCORES, {**line, **run.score_fields})
 
 
-def _fit(
-  program: FinetuneProgram,
-  reached: finetune_resume.FinetuneState,
-  data: Any,
-  judged: tuple[Any, dict],
-  entries: Sequence[MemberSpec],
-  ready: TaskData,
-  config: FinetuneConfig,
-  log: LogScores,
-  tick: Update,
-  rest: Callable[[], None],
-) -> list[dict[str, EpochResult]]:
-  """Trains some members together, an epoch at a time; gives what is reported of each."""
-  kept, best, going, first = reached.kept, reached.best, reached.going, 0
-  for epoch, end in finetune_results.epoch_ends(program.updates, config.epochs):
-    if not going:
+def train_group(run: FinetuneRun, program: FinetuneProgram, data: DeviceData, group: Group) -> None:
+  """Trains and scores a group epoch by epoch; the results are in its state."""
+  state, epoch_start = group.state, 0
+  for epoch, epoch_end in finetune_results.epoch_ends(program.updates, run.config.epochs):
+    if not state.active:
       break
-    if reached.step >= end:  # it went on after this epoch
-      first = end
-      continue
-    losses = _epoch(program, reached, data, first, end, tick, rest)
-    member, step, first = reached.member, end, end
-    outputs = np.asarray(program.outputs(member.state.model, judged[0]))
-    for number in sorted(going):
-      where = {'step': step, 'epoch': epoch, **entries[number].fields()}
-      log({**where, 'split': TRAIN_SPLIT, 'loss': losses[number]})
-      own = {name: outputs[number, place] for name, place in judged[1].items()}
-      heads = {
-        name: finetune_results.headline_value(ready.task, own[name], ready.rows[name].labels)
-        for name in own
-        if name not in ready.unlabelled
-      }
-      for name, value in heads.items():
-        log({**where, 'split': name, ready.task.headline: value})
-      now = EpochResult(
-        epoch, heads[VALIDATION_PART] if config.validation_fraction else math.nan, own
-      )
-      if config.save_classifiers and (
-        not config.validation_fraction
-        or finetune_results.is_better(now, kept[number].get(finetune_results.BEST_EPOCH))
-      ):
-        now = dataclasses.replace(
-          now, model=jax.tree.map(np.asarray, population.select_member(member.state.model, number))
-        )
-      if config.validation_fraction and finetune_results.is_better(
-        now, kept[number].get(finetune_results.BEST_EPOCH)
-      ):
-        kept[number][finetune_results.BEST_EPOCH], best[number] = now, epoch
-      kept[number][finetune_results.LAST_EPOCH] = now
-      if (
-        not math.isfinite(losses[number])
-        or config.patience
-        and epoch - best[number] >= config.patience
-      ):
-        going.discard(number)
-    rest()
-  return kept
+    if state.step < epoch_end:  # Otherwise the state was saved after this epoch.
+      losses = train_epoch(program, data.train, group, epoch_start, epoch_end)
+      outputs = np.asarray(program.outputs(state.members.state.model, data.eval_batches))
+      for index in sorted(state.active):
+        split_outputs = {split: outputs[index, places] for split, places in data.places.items()}
+        result = _score_epoch(run, group, index, epoch, losses[index], split_outputs)
+        _record_result(run.config, state, index, losses[index], result)
+      group.maybe_save()
+    epoch_start = epoch_end
 
 
-def _save_classifier(
-  origins: dict[MemberSpec, tuple],
-  whole: np.ndarray,
-  ready: TaskData,
-  config: FinetuneConfig,
-  model: EncoderConfig,
-  tokenizer: Tokenizer,
-  source: epath.Path,
-  workdir: epath.Path,
-  entry: MemberSpec,
-  kept: dict[str, EpochResult],
-) -> None:
-  """Saves a member of the epoch that is reported first as a classifier of its own."""
-  which = finetune_results.reported_epochs(config)[0]
-  scored, task = kept[which], ready.task
-  card = classifier.Card(
-    classifier.CLASSIFIER_KIND,
-    task.name,
-    task.kind,
-    task.labels,
-    task.fields,
-    task.concatenate_fields,
-    task.headline,
-    min(model.max_length, config.length),
-    model,
-    config.head,
-    tokenizer.sha256,
-    entry.seed,
-    entry.learning_rate,
-    str(source),
-    -1 if entry.step is None else entry.step,
-    which,
-    scored.epoch,
-  )
-  outputs = {split: (scored.outputs[split], ready.rows[split].labels) for split in ready.reported}
-  fitted = (
-    scored.model
-    if model.encoder
-    else finetune_step.widen_embedding(scored.model, whole[origins[entry][2]], ready.used)
-  )
-  classifier.save_classifier(
-    workdir / classifier.classifier_dir(entry.member),
-    card,
-    fitted,
-    tokenizer,
-    outputs,
-    ready.digests,
-  )
-
-
-def _log(workdir: epath.Path) -> LogScores:
-  """Appends lines to metrics.jsonl, with the seconds since now."""
-  started = time.monotonic()
-  return lambda line: run_dir.append_line(
-    workdir / run_dir.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)}
-  )
-
-
-def _epoch(
-  program: FinetuneProgram,
-  reached: finetune_resume.FinetuneState,
-  data: Any,
-  first: int,
-  end: int,
-  tick: Update,
-  rest: Callable[[], None],
+def train_epoch(
+  program: FinetuneProgram, train: TaskRows, group: Group, epoch_start: int, epoch_end: int
 ) -> list[float]:
-  """Goes on to the end of an epoch that began after update `first`; the mean loss of each member in
-  it.
-  """
-  while reached.step < end:
-    some = min(_STEPS_PER_CHUNK, end - reached.step)
-    reached.member, losses = program.chunk(reached.member, data, jnp.int32(some))
-    reached.totals = reached.totals + np.asarray(losses)
-    reached.step += some
-    tick(reached.step, f'loss {np.mean(reached.totals) / (reached.step - first):.3f}')
-    if reached.step < end:  # at the end there is a score to come
-      rest()
-  means = (reached.totals / (end - first)).tolist()
-  reached.totals = np.zeros_like(reached.totals)
+  """Trains a group to the end of an epoch and returns the mean loss of each member in the epoch."""
+  state = group.state
+  while state.step < epoch_end:
+    updates = min(_STEPS_PER_CHUNK, epoch_end - state.step)
+    state.members, losses = program.chunk(state.members, train, jnp.int32(updates))
+    state.totals = state.totals + np.asarray(losses)
+    state.step += updates
+    group.update_progress(
+      group.updates_before + state.step * len(group.specs),
+      f'loss {np.mean(state.totals) / (state.step - epoch_start):.3f}',
+    )
+    if state.step < epoch_end:  # At the end of an epoch the scores are saved too.
+      group.maybe_save()
+  means = (state.totals / (epoch_end - epoch_start)).tolist()
+  state.totals = np.zeros_like(state.totals)
   return means
 
 
-def _member_result(
-  config: FinetuneConfig, ready: TaskData, workdir: epath.Path, common: dict[str, Any]
-) -> list[dict[str, Any]]:
-  """Writes result.json and, where they are wanted, predictions for the GLUE server; gives all score
-  lines.
-  """
-  lines = list(run_dir.read_lines(workdir / run_dir.SCORES))
-  lost = {
-    line['member']: line
-    for line in run_dir.read_lines(workdir / run_dir.METRICS)
-    if line['split'] == TRAIN_SPLIT and line['loss'] is None
+def _score_epoch(
+  run: FinetuneRun,
+  group: Group,
+  index: int,
+  epoch: float,
+  loss: float,
+  outputs: dict[str, Float[np.ndarray, 'N C']],
+) -> EpochResult:
+  """Logs the loss and the headline scores of a member after an epoch, and returns its result."""
+  data = run.task_data
+  fields = {'step': group.state.step, 'epoch': epoch, **group.specs[index].log_fields()}
+  group.log({**fields, 'split': TRAIN_SPLIT, 'loss': loss})
+  scores = {
+    split: finetune_results.headline_value(data.task, outputs[split], data.rows[split].labels)
+    for split in outputs
+    if split not in data.unlabelled
   }
-  for line in lost.values():
-    who = f'seed {line["seed"]} with learning rate {line["learning_rate"]}'
-    progress.log(f'{ready.task.name}: the loss of {who} was no number by update {line["step"]}')
-  if len(lost) == len({line['member'] for line in lines}):
-    raise InputError(
-      f'a finite loss on {ready.task.name}',
-      f'none of {len(lost)} members kept one',
-      'lower optimizer.learning_rate, and give another --workdir',
-    )
-  if config.predictions:
-    finetune_results.write_submission(
-      workdir, ready, lines, finetune_results.reported_epochs(config)[0]
-    )
-  files.write_json(
-    workdir / run_dir.RESULT,
-    {
-      'task': ready.task.name,
-      **common,
-      'seeds': len(config.seeds),
-      'scores': finetune_results.summary_lines(lines),
-    },
+  for split, score in scores.items():
+    group.log({**fields, 'split': split, data.task.headline: score})
+  validation_score = scores[VALIDATION_PART] if run.config.validation_fraction else math.nan
+  return EpochResult(epoch, validation_score, outputs)
+
+
+def _record_result(
+  config: FinetuneConfig, state: FinetuneState, index: int, loss: float, result: EpochResult
+) -> None:
+  """Keeps the best and the last result of a member, and stops a lost or a stagnant one."""
+  results = state.results[index]
+  is_best = bool(config.validation_fraction) and finetune_results.is_better(
+    result, results.get(BEST_EPOCH)
   )
-  return lines
+  if config.save_classifiers and (is_best or not config.validation_fraction):
+    model = population.select_member(state.members.state.model, index)
+    result = dataclasses.replace(result, model=jax.tree.map(np.asarray, model))
+  if is_best:
+    results[BEST_EPOCH], state.best[index] = result, result.epoch
+  results[LAST_EPOCH] = result
+  stagnant = config.patience and result.epoch - state.best[index] >= config.patience
+  if stagnant or not math.isfinite(loss):
+    state.active.discard(index)
 
 
-# Several tasks and checkpoints as one command: small tasks first, each in a folder of its own.
-_STEP = re.compile(r'(.+)@(\d+|all)')
-ScoreLines = list[dict[str, Any]]
-
-
-def expand_checkpoints(given: str) -> dict[str, list[int]]:
-  """The runs that `--checkpoint` names, with commas between, and the steps of each: `run`,
-  `run@4000` or `run@all`.
-
-  A name with a star in it, such as `runs/sweep/*/member-*`, is every run with a checkpoint that it
-  fits.
-
-  Raises:
-    InputError: no run is named, or one has no such checkpoint.
-  """
-  found: dict[str, list[int]] = {}
-  for word in filter(None, map(str.strip, given.split(','))):
-    match = _STEP.fullmatch(word)
-    source, wanted = match.groups() if match else (word, '')
-    fitting = (
-      [one for one in sorted(glob.glob(source)) if checkpoint.list_steps(one)]
-      if '*' in source
-      else [source]
-    )
-    if not fitting:
-      raise InputError(
-        f'the checkpoints of {source}', 'no run with a checkpoint there', 'pre-train first'
-      )
-    for one in fitting:
-      mine = found.setdefault(one, [])
-      mine += [step for step in _steps(one, wanted) if step not in mine]
-  if not found:
-    raise InputError(
-      f'--checkpoint={given}', 'it names no run', 'give one, or some with commas between'
-    )
-  return found
-
-
-def _steps(source: str, wanted: str) -> list[int]:
-  there = checkpoint.list_steps(source)
-  if not there:
-    raise InputError(
-      f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run'
-    )
-  steps = there if wanted == 'all' else [int(wanted)] if wanted else there[-1:]
-  if steps[0] not in there:
-    raise InputError(
-      f'the checkpoint of step {steps[0]} in {source}',
-      f'there are {", ".join(map(str, there))}',
-      'give one of them; checkpoint.keep_last says how many a run keeps',
-    )
-  return steps
-
-
-def starting_points(steps: Sequence[int], from_scratch: bool, control: bool) -> list[int | None]:
-  """What members start from: the checkpoints, a fresh encoder (None) instead of them, or both.
-
-  Raises:
-    InputError: `from_scratch` and `control`.
-  """
-  if from_scratch and control:
-    raise InputError(
-      '--from_scratch and --with_scratch',
-      'the one leaves the checkpoints out, the other keeps them',
-      'give one of them',
-    )
-  return [None] if from_scratch else [*steps, None] if control else list(steps)
-
-
-def finetune_all(
-  configs: Mapping[str, FinetuneConfig],
-  given: str,
-  workdir: epath.PathLike,
-  from_scratch: bool,
-  control: bool,
-) -> tuple[ScoreLines, list[InputError]]:
-  """Fine-tunes checkpoints on every task of a table of recipes.
-
-  Args:
-    configs: recipes by name.
-    given: runs and steps, as in `checkpoints`.
-    workdir: of a single run on a single task; else it holds a folder for each, `run/task`, `run` or
-      `task`.
-    from_scratch: start from fresh encoders instead.
-    control: start from fresh encoders, too.
-
-  Returns:
-    The score lines of all, and why tasks were left out.
-
-  Raises:
-    InputError: there is no such task or checkpoint, or nothing could be run; of a single task,
-      whatever it lacks.
-  """
-  for config in configs.values():
-    find_task(config.task.name)  # a misspelt name is no task that lacks something
-  runs, workdir = expand_checkpoints(given), epath.Path(workdir)
-  begin = {source: starting_points(steps, from_scratch, control) for source, steps in runs.items()}
-  if len(configs) == len(runs) == 1:
-    (source, these), (config,) = *begin.items(), configs.values()
-    return finetune(config, source, workdir, these), []
-  names = task_folders(list(runs))
-  lines: ScoreLines = []
-  failed: list[InputError] = []
-  sizes = _sizes(configs, failed)
-  for number, task in enumerate(sorted(sizes, key=sizes.__getitem__), 1):
-    for source, these in begin.items():
-      place = workdir / names[source] if len(runs) > 1 else workdir
-      progress.log(f'task {number} of {len(sizes)}: {task}, from {source}')
-      try:
-        found = finetune(configs[task], source, place / task if len(configs) > 1 else place, these)
-        # members of sweeps are all called member-0
-        lines += [{**line, 'checkpoint': names[source]} for line in found]
-      except InputError as error:
-        failed.append(error)
-        progress.log(str(error))
-  if not lines:
-    raise failed[0]
-  return lines, failed
-
-
-def task_folders(sources: Sequence[str]) -> dict[str, str]:
-  """A folder for each run, by as much of the end of its path as tells them apart.
-
-  >>> task_folders(['runs/a/member-0', 'runs/b/member-0'])
-  {'runs/a/member-0': 'a/member-0', 'runs/b/member-0': 'b/member-0'}
-
-  Raises:
-    InputError: two are one run.
-  """
-  parts = {source: epath.Path(source).resolve().parts for source in sources}
-  for count in range(1, max(map(len, parts.values())) + 1):
-    found = {source: '/'.join(some[-count:]) for source, some in parts.items()}
-    if len(set(found.values())) == len(found):
-      return found
-  raise InputError(
-    f'a folder for each of {", ".join(sources)}', 'two of them are one run', 'name it once'
+def save_member(
+  run: FinetuneRun, stack: EncoderStack, spec: MemberSpec, results: dict[str, EpochResult]
+) -> None:
+  """Saves a member, at the epoch that is reported first, as a classifier."""
+  data, task = run.task_data, run.task_data.task
+  epoch_choice = finetune_results.reported_epochs(run.config)[0]
+  result = results[epoch_choice]
+  card = classifier.Card(
+    kind=classifier.CLASSIFIER_KIND,
+    task=task.name,
+    task_kind=task.kind,
+    labels=task.labels,
+    fields=task.fields,
+    concatenate_fields=task.concatenate_fields,
+    headline=task.headline,
+    length=min(run.model.max_length, run.config.length),
+    model=run.model,
+    head=run.config.head,
+    tokenizer=run.tokenizer.sha256,
+    seed=spec.seed,
+    learning_rate=spec.learning_rate,
+    checkpoint=str(run.source),
+    step=-1 if spec.step is None else spec.step,
+    epoch_choice=epoch_choice,
+    epoch=result.epoch,
+  )
+  model = result.model
+  if not run.model.encoder:
+    table = stack.embedding_tables[stack.index[spec.step, spec.seed]]
+    model = finetune_step.widen_embedding(model, table, data.used_ids)
+  classifier.save_classifier(
+    run.workdir / classifier.classifier_dir(spec.member),
+    card,
+    model,
+    run.tokenizer,
+    {split: (result.outputs[split], data.rows[split].labels) for split in data.reported},
+    data.digests,
   )
 
 
-def _sizes(configs: Mapping[str, FinetuneConfig], failed: list[InputError]) -> dict[str, float]:
-  """Training examples times epochs of each task; why tasks cannot be read goes into `failed`."""
-  found = {}
-  for name, config in configs.items():
-    try:
-      found[name] = config.epochs * len(
-        examples.read_examples(examples.complete_task(config.task), config.task, 'train').labels
-      )
-    except InputError as error:
-      failed.append(error)
-      progress.log(str(error))
-  return found
+def _log(workdir: epath.Path, started: float, line: dict[str, Any]) -> None:
+  """Appends a line to metrics.jsonl with the seconds since `started`."""
+  run_dir.append_line(
+    workdir / run_dir.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)}
+  )

@@ -1,8 +1,8 @@
-"""Who is trained on a task, and what of it is reported.
+"""Members of a fine-tuning, their scores, predictions and files for the GLUE server.
 
-Members are every pair of a start, a learning rate and a seed. Each is scored after its last epoch
-and, where a part of the training examples is held out, after the epoch that was best there: nothing
-is ever chosen on what is reported.
+Members are all combinations of a start, a learning rate and a seed. Each is scored after its last
+epoch and, where training examples are held out for validation, after the epoch with the best
+validation score. The reported splits never choose anything.
 """
 
 import dataclasses
@@ -16,29 +16,37 @@ from jaxtyping import Float, Shaped
 
 from minilm_jax.core import files, progress, run_dir
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.task import REGRESSION, Task
-from minilm_jax.tasks.task_data import TaskData
+from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'
-_SUMMARISED = ('pretrained', 'checkpoint_step', 'learning_rate', 'epoch_choice', 'split', 'metric')
+SUBMISSION_DIR = 'submission'  # Folder of the files for the GLUE server.
+_SUMMARY_KEYS = (
+  'pretrained',
+  'checkpoint_step',
+  'learning_rate',
+  'epoch_choice',
+  'split',
+  'metric',
+)
+_TASKS_WITH_LABEL_NAMES = ('mnli', 'ax', 'qnli', 'rte')  # The server takes numbers for the others.
 Outputs = Float[np.ndarray, 'N C']
 Labels = Shaped[np.ndarray, 'N']
 
 
 @dataclasses.dataclass(frozen=True)
 class MemberSpec:
-  """One member: its number, the step of the checkpoint that it starts from (None: from scratch),
-  its seed and rate.
-  """
+  """A member: its number, the step of its checkpoint (None: from scratch), seed and rate."""
 
   member: int
   step: int | None
   seed: int
   learning_rate: float
 
-  def fields(self) -> dict[str, Any]:
-    """How lines of the run's logs name it."""
+  def log_fields(self) -> dict[str, Any]:
+    """Returns the fields that name the member in logs."""
     return {
       'pretrained': self.step is not None,
       'checkpoint_step': self.step,
@@ -50,193 +58,246 @@ class MemberSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EpochResult:
-  """A member after some epochs: its headline on what is held out (nan without), its outputs on each
-  split `[N C]`.
+  """A member after some epochs.
 
-  `model` is the member then, where it is to be kept.
+  Attributes:
+    epoch: epochs done.
+    validation_score: headline metric on the validation part; nan without one.
+    outputs: of each split `[N C]`.
+    model: the member, where classifiers are saved.
   """
 
   epoch: float
-  selection: float
+  validation_score: float
   outputs: Mapping[str, Outputs]
   model: Any = None
 
 
 def member_specs(config: FinetuneConfig, starts: Sequence[int | None]) -> list[MemberSpec]:
-  """The members: for each start, for each learning rate, one a seed."""
+  """Returns the members: for each start, for each learning rate, one a seed."""
   rates = config.learning_rates or (config.optimizer.learning_rate,)
-  each = ((step, seed, rate) for step in starts for rate in rates for seed in config.seeds)
-  return [MemberSpec(number, *one) for number, one in enumerate(each)]
+  settings = ((step, seed, rate) for step in starts for rate in rates for seed in config.seeds)
+  return [MemberSpec(number, *setting) for number, setting in enumerate(settings)]
 
 
 def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
-  """(epoch, update) of the end of each epoch; the last may be a part of one, and several may end
-  with one update.
+  """Returns (epoch, update) of the end of each epoch.
+
+  The last epoch may be a part of one, and several epochs may end with one update.
 
   >>> epoch_ends(8, 2.5)
   [(1.0, 4), (2.0, 7), (2.5, 8)]
   """
-  passed = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
-  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in passed}
+  numbers = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
+  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in numbers}
   return [(epoch, end) for end, epoch in ends.items()]
 
 
 def reported_epochs(config: FinetuneConfig) -> tuple[str, ...]:
-  """Which epochs of a member are scored."""
+  """Returns the epochs at which members are scored."""
   return (BEST_EPOCH, LAST_EPOCH) if config.validation_fraction else (LAST_EPOCH,)
 
 
 def decode_outputs(task: Task, outputs: Outputs) -> Labels:
-  """What a model says: class indices, or numbers."""
+  """Returns the predictions: class indices, or numbers."""
   return outputs[:, 0] if task.kind == REGRESSION else outputs.argmax(-1)
 
 
 def metric_values(task: Task, outputs: Outputs, labels: Labels) -> dict[str, float]:
-  """Each metric of the task; nan throughout where the model has outputs that are no numbers."""
+  """Returns each metric of the task; nan where an output is not finite."""
   if not np.isfinite(outputs).all():
     return dict.fromkeys(task.metrics, math.nan)
   return metrics.compute_metric(task.metrics, decode_outputs(task, outputs), labels)
 
 
 def headline_value(task: Task, outputs: Outputs, labels: Labels) -> float:
-  """The one number that the task is judged by."""
+  """Returns the headline metric of the task."""
   return metric_values(task, outputs, labels)[task.headline]
 
 
-def is_better(now: EpochResult, before: EpochResult | None) -> bool:
-  """Whether an epoch is to be kept as the best; of equal ones the first is."""
-  return before is None or _or_minimum(now.selection) > _or_minimum(before.selection)
+def is_better(result: EpochResult, best: EpochResult | None) -> bool:
+  """Returns whether a result replaces the best one; equal scores keep the earlier epoch."""
+  if best is None:
+    return True
+  new, old = (
+    -math.inf if math.isnan(score) else score
+    for score in (result.validation_score, best.validation_score)
+  )
+  return new > old
 
 
-def _or_minimum(value: float) -> float:
-  return -math.inf if math.isnan(value) else value
+def baseline_scores(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
+  """Returns the baselines `majority` and `frequency` of each reported split, by metric.
+
+  Their labels are those of all training examples, the validation part included.
+  """
+  train_labels = np.concatenate(
+    [data.rows[part].labels for part in (TRAIN_SPLIT, VALIDATION_PART) if part in data.rows]
+  )
+  return {
+    split: {
+      'majority': metrics.majority_baseline(data.task, train_labels, data.rows[split].labels),
+      'frequency': metrics.frequency_baseline(data.task, train_labels, data.rows[split].labels),
+    }
+    for split in data.reported
+  }
 
 
 def score_lines(
-  task: Task,
-  entry: MemberSpec,
-  kept: Mapping[str, EpochResult],
-  labels: Mapping[str, Labels],
-  floors: Mapping[str, Mapping[str, dict[str, float]]],
+  data: TaskData,
+  spec: MemberSpec,
+  results: Mapping[str, EpochResult],
+  baselines: Mapping[str, Mapping[str, dict[str, float]]],
 ) -> Iterator[dict[str, Any]]:
-  """The score lines of a member: for each epoch and split that is reported, one a metric.
+  """Yields the score lines of a member: one for each epoch choice, reported split and metric.
 
   Args:
-    task: with metrics and headline.
-    entry: whose they are.
-    kept: what was scored, by `best` and `last`.
-    labels: of each reported split.
-    floors: the baselines `majority` and `frequency` of each reported split, by metric.
+    data: the task and the labels of its splits.
+    spec: the member.
+    results: of the member, by epoch choice.
+    baselines: as `baseline_scores` returns them.
   """
-  for which, scored in kept.items():
-    for split, right in labels.items():
-      outputs = scored.outputs[split]
-      fine = np.isfinite(outputs).all()
-      said = decode_outputs(task, outputs)
-      spread = (
-        metrics.resample_counts(task.metrics, said, right)
-        if fine
-        else dict.fromkeys(task.metrics, (math.nan,) * 2)
-      )
-      for metric, value in metric_values(task, outputs, right).items():
+  task = data.task
+  for epoch_choice, result in results.items():
+    for split in data.reported:
+      outputs, labels = result.outputs[split], data.rows[split].labels
+      predictions = decode_outputs(task, outputs)
+      intervals, constant = dict.fromkeys(task.metrics, (math.nan, math.nan)), True
+      if np.isfinite(outputs).all():
+        intervals = metrics.resample_counts(task.metrics, predictions, labels)
+        constant = metrics.is_constant(predictions)
+      for metric, value in metric_values(task, outputs, labels).items():
         yield {
           'task': task.name,
           'metric': metric,
           'value': value,
-          'low': spread[metric][0],
-          'high': spread[metric][1],
+          'low': intervals[metric][0],
+          'high': intervals[metric][1],
           'headline': metric == task.headline,
           'split': split,
-          'examples': len(right),
-          **entry.fields(),
-          'epoch_choice': which,
-          'epoch': scored.epoch,
-          'validation_score': scored.selection,
-          **{name: floor[metric] for name, floor in floors[split].items()},
-          'constant_prediction': not fine or metrics.is_constant(said),
+          'examples': len(labels),
+          **spec.log_fields(),
+          'epoch_choice': epoch_choice,
+          'epoch': result.epoch,
+          'validation_score': result.validation_score,
+          **{name: values[metric] for name, values in baselines[split].items()},
+          'constant_prediction': constant,
         }
 
 
 def summary_lines(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Mean, standard deviation and interval over seeds, for each start, learning rate, epoch, split
-  and metric.
+  """Returns mean, standard deviation and interval over seeds.
+
+  One line has a start, learning rate, epoch choice, split and metric.
   """
   groups: dict[tuple[Any, ...], list[float]] = {}
   for line in lines:
-    key = tuple(line[name] for name in _SUMMARISED)
+    key = tuple(line[name] for name in _SUMMARY_KEYS)
     groups.setdefault(key, []).append(math.nan if line['value'] is None else line['value'])
   return [
-    dict(zip(_SUMMARISED, key, strict=True)) | metrics.summarize(found)
-    for key, found in groups.items()
+    dict(zip(_SUMMARY_KEYS, key, strict=True)) | metrics.summarize(values)
+    for key, values in groups.items()
   ]
 
 
-# What was predicted: of every member beside the right labels, and of one in the files that the GLUE
-# server takes.
-SUBMISSION_DIR = 'submission'  # the folder of the server's files
-_NAMED = ('mnli', 'ax', 'qnli', 'rte')
+def write_result(
+  workdir: epath.Path, config: FinetuneConfig, data: TaskData, run_fields: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """Writes result.json and, if requested, predictions for the GLUE server.
+
+  Returns:
+    The score lines of all members.
+
+  Raises:
+    InputError: no member kept a finite loss.
+  """
+  lines = list(run_dir.read_lines(workdir / run_dir.SCORES))
+  lost = {
+    line['member']: line
+    for line in run_dir.read_lines(workdir / run_dir.METRICS)
+    if line['split'] == TRAIN_SPLIT and line['loss'] is None
+  }
+  for line in lost.values():
+    progress.log(
+      f'{data.task.name}: the loss of seed {line["seed"]} with learning rate '
+      f'{line["learning_rate"]} was no number by update {line["step"]}'
+    )
+  if len(lost) == len({line['member'] for line in lines}):
+    raise InputError(
+      f'a finite loss on {data.task.name}',
+      f'none of {len(lost)} members kept one',
+      'lower optimizer.learning_rate, and give another --workdir',
+    )
+  if config.predictions:
+    write_submission(workdir, data, lines, reported_epochs(config)[0])
+  files.write_json(
+    workdir / run_dir.RESULT,
+    {
+      'task': data.task.name,
+      **run_fields,
+      'seeds': len(config.seeds),
+      'scores': summary_lines(lines),
+    },
+  )
+  return lines
 
 
 def save_test_outputs(
-  workdir: epath.Path, ready: TaskData, entry: MemberSpec, kept: Mapping[str, EpochResult]
+  workdir: epath.Path, data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> None:
-  """Appends what a member predicted of each reported and each unlabelled split to
-  predictions.jsonl.
-  """
-  for which, scored in kept.items():
-    for split in (*ready.reported, *ready.unlabelled):
-      said = decode_outputs(ready.task, scored.outputs[split]).tolist()
-      right = {} if split in ready.unlabelled else {'labels': ready.rows[split].labels.tolist()}
-      run_dir.append_line(
-        workdir / run_dir.PREDICTIONS,
-        {
-          'task': ready.task.name,
-          'split': split,
-          'epoch_choice': which,
-          **entry.fields(),
-          'predictions': said,
-          **right,
-        },
-      )
+  """Appends a member's predictions of reported and unlabelled splits to predictions.jsonl."""
+  for epoch_choice, result in results.items():
+    for split in (*data.reported, *data.unlabelled):
+      line = {
+        'task': data.task.name,
+        'split': split,
+        'epoch_choice': epoch_choice,
+        **spec.log_fields(),
+        'predictions': decode_outputs(data.task, result.outputs[split]).tolist(),
+      }
+      if split not in data.unlabelled:
+        line['labels'] = data.rows[split].labels.tolist()
+      run_dir.append_line(workdir / run_dir.PREDICTIONS, line)
 
 
 def write_submission(
-  workdir: epath.Path, ready: TaskData, lines: Sequence[Mapping[str, Any]], which: str
+  workdir: epath.Path, data: TaskData, lines: Sequence[Mapping[str, Any]], epoch_choice: str
 ) -> None:
-  """Writes the files of the server, from the member that was best on what was held out, or else the
-  first.
+  """Writes the files of the GLUE server from the predictions of one member.
+
+  The member has the best validation score; without validation it is the first one. Pre-trained
+  members precede those from scratch.
   """
-  if not ready.unlabelled:
-    return
   candidates = [
     line
     for line in lines
-    if line['headline'] and line['epoch_choice'] == which and line['value'] is not None
+    if line['headline'] and line['epoch_choice'] == epoch_choice and line['value'] is not None
   ]
-  if not candidates:
+  if not data.unlabelled or not candidates:
     return
   chosen = max(
     candidates,
     key=lambda line: (line['pretrained'], line['validation_score'] or 0, -line['member']),
   )
-  found = {
+  predictions = {
     line['split']: line['predictions']
     for line in run_dir.read_lines(workdir / run_dir.PREDICTIONS)
-    if line['member'] == chosen['member'] and line['epoch_choice'] == which
+    if line['member'] == chosen['member'] and line['epoch_choice'] == epoch_choice
   }
-  (workdir / SUBMISSION_DIR).mkdir(exist_ok=True)
-  for split, task in ready.unlabelled.items():
-    path = workdir / SUBMISSION_DIR / f'{_submission_path(task, split)}.tsv'
-    files.write_bytes(path, submission_rows(task, np.asarray(found[split]), ready.numbers[split]))
-  progress.log(
-    f'predictions for the GLUE server, of seed {chosen["seed"]}: {workdir / SUBMISSION_DIR}'
-  )
+  folder = workdir / SUBMISSION_DIR
+  folder.mkdir(exist_ok=True)
+  for split, task in data.unlabelled.items():
+    files.write_bytes(
+      folder / f'{_submission_name(task, split)}.tsv',
+      submission_rows(task, np.asarray(predictions[split]), data.numbers[split]),
+    )
+  progress.log(f'predictions for the GLUE server, of seed {chosen["seed"]}: {folder}')
 
 
 def submission_rows(
   task: Task, predictions: Shaped[np.ndarray, 'N'], numbers: Sequence[int]
 ) -> bytes:
-  """One file.
+  """Returns the content of one file.
 
   Args:
     task: whose labels are predicted.
@@ -244,17 +305,16 @@ def submission_rows(
     numbers: of the examples in the official file.
   """
   if task.kind == REGRESSION:
-    said = [f'{min(max(number, 0.0), 5.0):.3f}' for number in predictions.tolist()]
+    texts = [f'{min(max(number, 0.0), 5.0):.3f}' for number in predictions.tolist()]
+  elif task.name in _TASKS_WITH_LABEL_NAMES:
+    texts = [task.labels[index] for index in predictions.tolist()]
   else:
-    said = [
-      task.labels[number] if task.name in _NAMED else str(number) for number in predictions.tolist()
-    ]
-  rows = (f'{number}\t{text}\n' for number, text in sorted(zip(numbers, said, strict=True)))
+    texts = list(map(str, predictions.tolist()))
+  rows = (f'{number}\t{text}\n' for number, text in sorted(zip(numbers, texts, strict=True)))
   return ('index\tprediction\n' + ''.join(rows)).encode()
 
 
-def _submission_path(task: Task, split: str) -> str:
-  """`MNLI-m` of the part `matched`, `MNLI-mm` of the other."""
-  return task.submission_name + (
-    '-mm' if split.endswith('_mismatched') else '-m' if split.endswith('_matched') else ''
-  )
+def _submission_name(task: Task, split: str) -> str:
+  """Returns `MNLI-m` for the part `matched`, `MNLI-mm` for the other."""
+  suffix = '-mm' if split.endswith('_mismatched') else '-m' if split.endswith('_matched') else ''
+  return task.submission_name + suffix

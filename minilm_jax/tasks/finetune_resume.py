@@ -1,8 +1,8 @@
-"""What the members that run together have reached in their fine-tuning, in one file: a stop costs a
-minute of it.
+"""Resumes fine-tuning: the members that remain, and a file with the state of members in training.
 
-The file holds arrays and a line of JSON; nothing is unpickled. It is whole or absent, and one that
-is damaged, or of other members, counts as absent: they start again. It goes when they have ended.
+The file holds arrays and a line of JSON; nothing is unpickled. It is written whole. A damaged file,
+or one of other members, counts as absent, and its members start again. The file is removed when all
+members have scores.
 """
 
 import dataclasses
@@ -19,175 +19,220 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from minilm_jax.core import files, old_names, signals
+from minilm_jax.core import files, old_names, run_dir, signals
+from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_step import MemberState
+from minilm_jax.tasks.task_data import TaskData
 from minilm_jax.training import population
 
 STATE_FILE = '.finetune_state.npz'
-SAVE_SECONDS = 60.0  # between two saves
-_WARNED = 'said'  # the name of the JSON among the arrays
+SAVE_SECONDS = 60.0  # Between two saves.
+_RECORD_ARRAY = 'said'  # Name of the JSON among the arrays.
 
 
 @dataclasses.dataclass
 class FinetuneState:
-  """How far members have come: after `step` updates; `totals` has the losses since the epoch began,
-  summed.
+  """Progress of the members of a group.
+
+  Attributes:
+    members: models and optimizer states, stacked.
+    step: updates done.
+    totals: losses since the epoch began, summed.
+    results: of each member, by epoch choice.
+    best: of each member, the epoch with the best validation score.
+    active: indices of the members that still train.
   """
 
-  member: MemberState
+  members: MemberState
   step: int
   totals: Float[np.ndarray, 'P']
-  kept: list[dict[str, EpochResult]]  # of each member, by what is reported
-  best: list[float]  # the epoch that was best on what is held out
-  going: set[int]
+  results: list[dict[str, EpochResult]]
+  best: list[float]
+  active: set[int]
 
 
-def init_state(member: MemberState, members: int) -> FinetuneState:
-  """Before the first update."""
-  places = len(member.state.seed)
+def remaining_members(
+  config: FinetuneConfig, data: TaskData, members: Sequence[MemberSpec], workdir: epath.Path
+) -> list[MemberSpec]:
+  """Returns the members that lack a score or, where classifiers are saved, their classifier."""
+  scores_per_member = (
+    len(finetune_results.reported_epochs(config)) * len(data.reported) * len(data.task.metrics)
+  )
+  scored = [line['member'] for line in run_dir.read_lines(workdir / run_dir.SCORES)]
+  return [
+    spec
+    for spec in members
+    if scored.count(spec.member) != scores_per_member
+    or config.save_classifiers
+    and classifier.missing_files(workdir / classifier.classifier_dir(spec.member))
+  ]
+
+
+def drop_partial_lines(
+  workdir: epath.Path, remaining: Sequence[MemberSpec], group_size: int
+) -> None:
+  """Removes the lines of remaining members from the logs.
+
+  The first group keeps its metrics up to the step from which it resumes.
+  """
+  resumed = remaining[:group_size]
+  step = state_step(workdir, resumed)
+  numbers, resumed_numbers = ({spec.member for spec in specs} for specs in (remaining, resumed))
+
+  def is_kept(line: dict[str, Any]) -> bool:
+    return line['member'] not in numbers
+
+  def is_kept_metric(line: dict[str, Any]) -> bool:
+    return is_kept(line) or line['member'] in resumed_numbers and line['step'] <= step
+
+  for log in (run_dir.SCORES, run_dir.METRICS, run_dir.PREDICTIONS):
+    if (workdir / log).exists():
+      run_dir.keep_lines(workdir / log, is_kept_metric if log == run_dir.METRICS else is_kept)
+
+
+def init_state(members: MemberState, num_members: int) -> FinetuneState:
+  """Returns the state before the first update; the stack may have more places than members."""
   return FinetuneState(
-    member, 0, np.zeros(places), [{} for _ in range(members)], [0.0] * members, set(range(members))
+    members,
+    0,
+    np.zeros(len(members.state.seed)),
+    [{} for _ in range(num_members)],
+    [0.0] * num_members,
+    set(range(num_members)),
   )
 
 
-def save_state(
-  workdir: epath.PathLike, entries: Sequence[MemberSpec], reached: FinetuneState
-) -> None:
-  """Writes what the members have reached, in place of what they had before."""
-  arrays = {
-    f'member {n}': np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(reached.member))
+def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: FinetuneState) -> None:
+  """Writes the state of a group in place of an earlier one."""
+  arrays: dict[str, Any] = {
+    f'member {n}': np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state.members))
   }
-  arrays['totals'] = reached.totals
-  kept = []
-  for number, own in enumerate(reached.kept):
-    kept.append(
-      {
-        which: {
-          'epoch': one.epoch,
-          'selection': repr(one.selection),
-          'model': one.model is not None,
-        }
-        for which, one in own.items()
-      }
-    )
-    for which, one in own.items():
-      arrays |= {f'{number} {which} outputs {split}': array for split, array in one.outputs.items()}
+  arrays['totals'] = state.totals
+  for index, results in enumerate(state.results):
+    for choice, result in results.items():
+      prefix = f'{index} {choice}'
+      arrays |= {f'{prefix} outputs {split}': array for split, array in result.outputs.items()}
       arrays |= {
-        f'{number} {which} model {n}': leaf for n, leaf in enumerate(jax.tree.leaves(one.model))
+        f'{prefix} model {n}': leaf for n, leaf in enumerate(jax.tree.leaves(result.model))
       }
-  said = {
-    'entries': [dataclasses.asdict(entry) for entry in entries],
-    'step': reached.step,
-    'kept': kept,
-    'best': reached.best,
-    'going': sorted(reached.going),
+  record = {
+    'entries': [dataclasses.asdict(spec) for spec in specs],
+    'step': state.step,
+    'kept': [
+      {
+        choice: {
+          'epoch': result.epoch,
+          'selection': repr(result.validation_score),
+          'model': result.model is not None,
+        }
+        for choice, result in results.items()
+      }
+      for results in state.results
+    ],
+    'best': state.best,
+    'going': sorted(state.active),
   }
+  arrays[_RECORD_ARRAY] = np.frombuffer(json.dumps(record).encode(), np.uint8)
   data = io.BytesIO()
-  np.savez(data, **arrays, **{_WARNED: np.frombuffer(json.dumps(said).encode(), np.uint8)})
+  np.savez(data, **arrays)
   files.write_bytes(epath.Path(workdir) / STATE_FILE, data.getvalue())
 
 
 def load_state(
-  workdir: epath.PathLike, entries: Sequence[MemberSpec], start: MemberState
+  workdir: epath.PathLike, specs: Sequence[MemberSpec], start: MemberState
 ) -> FinetuneState | None:
-  """What these members have reached, laid out as their start is; None where nothing of theirs is
-  there.
-  """
-  found = _read(workdir, entries)
-  if found is None:
+  """Returns the saved state of these members, or None; arrays have the layout of `start`."""
+  saved = _read(workdir, specs)
+  if saved is None:
     return None
-  said, arrays = found
+  record, arrays = saved
   leaves, tree = jax.tree.flatten(start)
-  member = jax.tree.unflatten(
+  members = jax.tree.unflatten(
     tree, [jax.device_put(arrays[f'member {n}'], leaf.sharding) for n, leaf in enumerate(leaves)]
   )
-  shape = jax.tree.structure(population.select_member(start.state.model, 0))
-  kept = [
-    {which: _scored(f'{number} {which}', one, arrays, shape) for which, one in own.items()}
-    for number, own in enumerate(said['kept'])
+  model_tree = jax.tree.structure(population.select_member(start.state.model, 0))
+  results = [
+    {
+      choice: _load_result(f'{index} {choice}', fields, arrays, model_tree)
+      for choice, fields in choices.items()
+    }
+    for index, choices in enumerate(record['kept'])
   ]
   return FinetuneState(
-    member, said['step'], arrays['totals'], kept, said['best'], set(said['going'])
+    members, record['step'], arrays['totals'], results, record['best'], set(record['going'])
   )
 
 
 def make_saver(
   workdir: epath.PathLike,
-  entries: Sequence[MemberSpec],
-  reached: FinetuneState,
+  specs: Sequence[MemberSpec],
+  state: FinetuneState,
   flag: signals.SignalFlag,
 ) -> Callable[[], None]:
-  """A function that saves what the members have reached, where the last save is long enough ago or
-  a signal has come.
+  """Returns a function that saves the state after `SAVE_SECONDS`, or at once after a signal.
 
-  It raises signals.Ended after a signal.
+  The function raises signals.Interrupted after a signal.
   """
-  saved = time.monotonic()
+  last_save = time.monotonic()
 
-  def keep() -> None:
-    nonlocal saved
-    if flag.number or time.monotonic() - saved >= SAVE_SECONDS:
-      save_state(workdir, entries, reached)
-      saved = time.monotonic()
+  def maybe_save() -> None:
+    nonlocal last_save
+    if flag.number or time.monotonic() - last_save >= SAVE_SECONDS:
+      save_state(workdir, specs, state)
+      last_save = time.monotonic()
     if flag.number:
       raise signals.Interrupted(
         flag.number,
-        f' after {reached.step:,} updates of the members in training; saved; '
+        f' after {state.step:,} updates of the members in training; saved; '
         'the same command goes on from there',
       )
 
-  return keep
+  return maybe_save
 
 
-def state_step(workdir: epath.PathLike, entries: Sequence[MemberSpec]) -> int:
-  """The update that these members have reached; 0 where nothing of theirs is there."""
-  found = _read(workdir, entries)
-  return 0 if found is None else found[0]['step']
+def state_step(workdir: epath.PathLike, specs: Sequence[MemberSpec]) -> int:
+  """Returns the step of the saved state of these members; 0 without one."""
+  saved = _read(workdir, specs)
+  return 0 if saved is None else saved[0]['step']
 
 
 def remove_state(workdir: epath.PathLike) -> None:
-  """Their scores are written: what they reached on their way is of no use any more."""
+  """Removes the state file."""
   old_names.find_file(epath.Path(workdir) / STATE_FILE).unlink(missing_ok=True)
 
 
 def _read(
-  workdir: epath.PathLike, entries: Sequence[MemberSpec]
+  workdir: epath.PathLike, specs: Sequence[MemberSpec]
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray]] | None:
-  if not old_names.find_file(epath.Path(workdir) / STATE_FILE).exists():
+  """Returns the record and the arrays of the state file, where it is intact and of these members."""
+  path = old_names.find_file(epath.Path(workdir) / STATE_FILE)
+  if not path.exists():
     return None
   try:
-    with (
-      old_names.find_file(epath.Path(workdir) / STATE_FILE).open('rb') as stream,
-      np.load(stream, allow_pickle=False) as file,
-    ):
+    with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
       arrays = dict(file)
-    said = json.loads(arrays.pop(_WARNED).tobytes())
-  except (
-    ValueError,
-    KeyError,
-    EOFError,
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ):  # flipped bytes fail its CRC
+    record = json.loads(arrays.pop(_RECORD_ARRAY).tobytes())
+  # Changed bytes fail the CRC of the archive.
+  except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
     return None
-  return (
-    (said, arrays) if said['entries'] == [dataclasses.asdict(entry) for entry in entries] else None
-  )
+  same_members = record['entries'] == [dataclasses.asdict(spec) for spec in specs]
+  return (record, arrays) if same_members else None
 
 
-def _scored(
-  prefix: str, one: dict[str, Any], arrays: Mapping[str, np.ndarray], shape: Any
+def _load_result(
+  prefix: str, fields: dict[str, Any], arrays: Mapping[str, np.ndarray], model_tree: Any
 ) -> EpochResult:
+  """Returns the result of one member and epoch choice."""
+  outputs_prefix = f'{prefix} outputs '
   outputs = {
-    name.removeprefix(f'{prefix} outputs '): array
+    name.removeprefix(outputs_prefix): array
     for name, array in arrays.items()
-    if name.startswith(f'{prefix} outputs ')
+    if name.startswith(outputs_prefix)
   }
-  model = (
-    jax.tree.unflatten(shape, [arrays[f'{prefix} model {n}'] for n in range(shape.num_leaves)])
-    if one['model']
-    else None
-  )
-  return EpochResult(one['epoch'], float(one['selection']), outputs, model)
+  model = None
+  if fields['model']:
+    leaves = [arrays[f'{prefix} model {n}'] for n in range(model_tree.num_leaves)]
+    model = jax.tree.unflatten(model_tree, leaves)
+  return EpochResult(fields['epoch'], float(fields['selection']), outputs, model)

@@ -1,8 +1,7 @@
-"""What fine-tuning computes: a start, an update and outputs, each written for one member and lifted
-to many.
+"""Initializes, updates and applies members of a fine-tuning: written for one, mapped over many.
 
-Members of one task differ in the encoder that they start from, in seed and in learning rate. Which
-examples make a batch is a function of seed and step, so members of one seed read the same batches.
+Members of one task differ in the encoder that they start from, in seed and in learning rate. The
+examples of a batch are a function of seed and step, so members of one seed read the same batches.
 """
 
 import dataclasses
@@ -22,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.data import corpus, tokenizer
+from minilm_jax.data import corpus
+from minilm_jax.data.tokenizer import PAD_ID
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import Classifier, init_classifier
@@ -32,50 +32,22 @@ from minilm_jax.tasks.task_data import TaskRows
 from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.train_step import TrainState
 
-# The table of token vectors in fine-tuning: only the rows of pieces that a task uses are stacked,
-# trained and moved.
-_TABLE = 'embedding.tokens.embedding'
-
-
-def replace_embedding(
-  model: Any, table: Float[Array, '*S U E'] | Float[np.ndarray, '*S U E']
-) -> Any:
-  """A classifier or an encoder with another table of token vectors."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: table if path_name(path).endswith(_TABLE) else x, model
-  )
-
-
-def prune_embedding(
-  encoder: Encoder, used: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']
-) -> Encoder:
-  """An encoder (or a stack) with a table of vectors for the pieces that the task uses: no other is
-  read or moved.
-  """
-  return replace_embedding(encoder, encoder.table[..., used, :])
-
-
-def widen_embedding(
-  model: Classifier, table: Float[np.ndarray, 'V E'], used: Shaped[np.ndarray, 'U']
-) -> Classifier:
-  """A member on the host with the whole table that its encoder started from, the rows that the task
-  uses as trained.
-  """
-  whole = np.array(table)
-  whole[used] = np.asarray(model.encoder.table)
-  return jax.tree.map(np.asarray, replace_embedding(model, whole))
-
-
-# tokens, from which on to compile an update for several lengths takes less than it saves
-_MIN_TOKENS_TO_PRUNE = 10_000_000
-_MAX_MEMBER_BYTES = 64  # members that an accelerator takes in each operation, at most
-_EVAL_ROWS = 64  # rows whose outputs an accelerator computes at one time
+_EMBEDDING_TABLE = 'embedding.tokens.embedding'
+# Trained tokens above which compiling an update for several lengths saves time.
+_MIN_TOKENS_TO_BUCKET = 10_000_000
+_MAX_VMAP_MEMBERS = 64  # Members that an accelerator takes in each operation.
+_EVAL_ROWS = 64  # Rows that an accelerator scores at one time.
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-  """What a program is compiled for: a task's kind and classes, its training examples, the lengths
-  that rows come in.
+  """Describes a task to the compiler.
+
+  Attributes:
+    kind: 'classification' or 'regression'.
+    classes: number of classes.
+    examples: number of training examples.
+    lengths: lengths of batches, ascending.
   """
 
   kind: str
@@ -84,25 +56,73 @@ class StepShape:
   lengths: tuple[int, ...]
 
 
-@typing.no_type_check  # JAX puts shapes, stacks and tracers of its own into the fields of a pytree
+@typing.no_type_check  # JAX stores shapes, stacks and tracers in the fields of a pytree.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemberInit:
-  """What a member starts from: its seed, its learning rate, and which of the encoders."""
+  """Seed, learning rate and position in the stack of encoders of a member."""
 
-  seed: UInt32[Array, '*P']
-  learning_rate: Float[Array, '*P']
-  encoder: Int32[Array, '*P']
+  seed: UInt32[Any, '*P']
+  learning_rate: Float[Any, '*P']
+  encoder: Int32[Any, '*P']
 
 
 @typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemberState:
-  """A model on its way, and the learning rate at the top of its schedule."""
+  """A member in training, and the peak learning rate of its schedule."""
 
   state: TrainState
-  learning_rate: Float[Array, '*P']
+  learning_rate: Float[Any, '*P']
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneProgram:
+  """The compiled functions that members of a task share.
+
+  Attributes:
+    updates: number of updates of a member.
+    group_size: members that run at one time.
+    eval_rows: rows of a batch to score.
+    mesh: spreads members over devices.
+    start: returns members before the first update, from a stack of encoders.
+    chunk: returns members after some updates, and the sum of their losses.
+    outputs: returns outputs of all rows.
+  """
+
+  updates: int
+  group_size: int
+  eval_rows: int
+  mesh: Mesh
+  start: Callable[[MemberInit, Encoder], MemberState]
+  chunk: Callable[[MemberState, TaskRows, Int[Array, '']], tuple[MemberState, Float[Array, 'P']]]
+  outputs: Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]
+
+
+def replace_embedding(
+  model: Any, table: Float[Array, '*S U E'] | Float[np.ndarray, '*S U E']
+) -> Any:
+  """Returns a classifier or an encoder with another embedding table."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: table if path_name(path).endswith(_EMBEDDING_TABLE) else x, model
+  )
+
+
+def prune_embedding(
+  encoder: Encoder, used_ids: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']
+) -> Encoder:
+  """Returns an encoder, or a stack, whose embedding table has only the rows that a task uses."""
+  return replace_embedding(encoder, encoder.table[..., used_ids, :])
+
+
+def widen_embedding(
+  model: Classifier, table: Float[np.ndarray, 'V E'], used_ids: Shaped[np.ndarray, 'U']
+) -> Classifier:
+  """Returns a member on the host with its whole initial table, in which trained rows are replaced."""
+  whole_table = np.array(table)
+  whole_table[used_ids] = np.asarray(model.encoder.table)
+  return jax.tree.map(np.asarray, replace_embedding(model, whole_table))
 
 
 def loss_sum(
@@ -113,32 +133,30 @@ def loss_sum(
   key: Any,
   kind: str,
 ) -> Float[Array, '']:
-  """Cross-entropy of a classification, squared error of a regression, summed over examples; the
-  mean over heads.
-  """
+  """Returns cross-entropy or squared error, summed over examples; the mean over heads."""
 
-  def one(outputs: Float[Array, 'B C']) -> Float[Array, '']:
+  def head_loss(outputs: Float[Array, 'B C']) -> Float[Array, '']:
     if kind == REGRESSION:
       return jnp.sum((outputs[:, 0] - labels) ** 2)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum()
 
-  sums = [one(outputs) for outputs in model.each(tokens, mask, key=key)]
-  return functools.reduce(jnp.add, sums) / len(sums)
+  losses = [head_loss(outputs) for outputs in model.each(tokens, mask, key=key)]
+  return functools.reduce(jnp.add, losses) / len(losses)
 
 
 def cut_to_length(
   function: Callable[..., Any], lengths: Sequence[int], rows: Any, longest: Int[Array, '']
 ) -> Any:
-  """`function(rows)` with the tokens cut to the first of `lengths` that holds the longest row.
+  """Returns `function(rows)` with tokens cut to the first of `lengths` that holds the longest row.
 
   Args:
-    function: of a TaskRows or of tokens `[B L]`; what it gives must not depend on pads.
-    lengths: in ascending order; the last one is L.
+    function: of a TaskRows or of tokens `[B L]`; its result must not depend on pads.
+    lengths: ascending; the last one is L.
     rows: its argument.
     longest: tokens of the longest row.
   """
 
-  def cut(length: int) -> Callable[[Any], Any]:
+  def at_length(length: int) -> Callable[[Any], Any]:
     if isinstance(rows, TaskRows):
       return lambda rows: function(dataclasses.replace(rows, tokens=rows.tokens[:, :length]))
     return lambda rows: function(rows[:, :length])
@@ -146,176 +164,190 @@ def cut_to_length(
   if len(lengths) == 1:
     return function(rows)
   return jax.lax.switch(
-    jnp.searchsorted(jnp.asarray(lengths), longest), [cut(length) for length in lengths], rows
+    jnp.searchsorted(jnp.asarray(lengths), longest), [at_length(length) for length in lengths], rows
   )
 
 
 def gradient_sums(
-  model: Classifier, train: TaskRows, picked: Int[Array, 'B'], key: Any, shape: StepShape
+  model: Classifier, train: TaskRows, indices: Int[Array, 'B'], key: Any, shape: StepShape
 ) -> Any:
-  """The loss of a batch, summed, and its gradient.
+  """Returns the summed loss of a batch and its gradient.
 
-  Where rows come in several lengths, the batch is sorted by length and taken in as many parts, each
-  as long as its longest row: the sums are those of the whole batch. The gradient of the table of
-  token vectors is made once, from those of the vectors that the parts read: it is far larger than
-  all else that parts would have to add up. Of an encoder of the user's own nobody knows how it
-  reads its ids, so its table is added up as all else is.
+  With several lengths, the batch is sorted by length and split into as many parts. Each part is as
+  long as its longest row, and the sums are those of the whole batch. The gradient of the embedding
+  table is far larger than the others, so it is added once, from the gradients of the vectors that
+  the parts read. A custom encoder may read its table in any way, so its gradient is added as all
+  others.
   """
-  batch = jax.tree.map(lambda x: x[picked], train)
-  size = picked.shape[0]
-  middle = shape.lengths[len(shape.lengths) // 2]
-  best_count = train_step.count_micro_batches(size, middle, jax.default_backend())
-  count = cross_entropy.smallest_divisor(size, max(len(shape.lengths), best_count))
-  count = 1 if model.config.batch_norm else count  # statistics of a batch are those of all of it
-  if len(shape.lengths) > 1:
+  batch = jax.tree.map(lambda x: x[indices], train)
+  size, lengths = indices.shape[0], shape.lengths
+  micro_batches = train_step.count_micro_batches(
+    size, lengths[len(lengths) // 2], jax.default_backend()
+  )
+  count = cross_entropy.smallest_divisor(size, max(len(lengths), micro_batches))
+  count = 1 if model.config.batch_norm else count  # Batch statistics are of the whole batch.
+  if len(lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
   parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), (batch, key))
   if model.config.encoder:
     return _plain_sums(model, parts, shape)
   table = model.encoder.table
-  bare = replace_embedding(model, table[:1])
+  small_model = replace_embedding(model, table[:1])
 
-  def sums(total: Any, part: tuple[TaskRows, Any]) -> tuple[Any, Float[Array, 'b L E']]:
+  def add_part(sums: Any, part: tuple[TaskRows, Any]) -> tuple[Any, Float[Array, 'b L E']]:
     rows, key = part
-    function = functools.partial(_value_and_gradient, model, key, shape)
-    value, gradient, vectors = cut_to_length(function, shape.lengths, rows, rows.lengths.max())
-    return jax.tree.map(jnp.add, total, (value, gradient)), vectors
+    function = functools.partial(_loss_and_gradient, model, key, shape)
+    loss, gradient, vectors = cut_to_length(function, lengths, rows, rows.lengths.max())
+    return jax.tree.map(jnp.add, sums, (loss, gradient)), vectors
 
-  (value, gradient), vectors = jax.lax.scan(
-    sums, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, bare)), parts
+  (loss, gradient), vectors = jax.lax.scan(
+    add_part, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, small_model)), parts
   )
-  read = jnp.zeros_like(table).at[batch.tokens.ravel()].add(vectors.reshape(-1, table.shape[1]))
-  return value, replace_embedding(gradient, read)
+  table_gradient = jnp.zeros_like(table).at[batch.tokens.ravel()]
+  return loss, replace_embedding(gradient, table_gradient.add(vectors.reshape(-1, table.shape[1])))
 
 
 def _plain_sums(model: Classifier, parts: tuple[TaskRows, Any], shape: StepShape) -> Any:
-  """The summed loss and its gradient, parameter by parameter, over the parts of a batch."""
+  """Returns the summed loss and its gradient over the parts of a batch."""
 
-  def sums(total: Any, part: tuple[TaskRows, Any]) -> tuple[Any, None]:
-    def one(rows: TaskRows) -> Any:
-      mask = rows.tokens != tokenizer.PAD_ID
+  def add_part(sums: Any, part: tuple[TaskRows, Any]) -> tuple[Any, None]:
+    def loss_and_gradient(rows: TaskRows) -> Any:
+      mask = rows.tokens != PAD_ID
       return jax.value_and_grad(loss_sum)(
         model, rows.tokens, mask, rows.labels, part[1], shape.kind
       )
 
-    found = cut_to_length(one, shape.lengths, part[0], part[0].lengths.max())
-    return jax.tree.map(jnp.add, total, found), None
+    values = cut_to_length(loss_and_gradient, shape.lengths, part[0], part[0].lengths.max())
+    return jax.tree.map(jnp.add, sums, values), None
 
-  return jax.lax.scan(sums, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
+  return jax.lax.scan(add_part, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
 
 
-def _value_and_gradient(model: Classifier, key: Any, shape: StepShape, part: TaskRows) -> Any:
-  """The summed loss, its gradient with one row of zeros for the table's, and that of each token's
-  vector, padded.
+def _loss_and_gradient(model: Classifier, key: Any, shape: StepShape, part: TaskRows) -> Any:
+  """Returns the summed loss, its gradient, and the gradient of each token's vector `[b L E]`.
 
-  The model reads its vectors from a table of its own, one row a token.
+  The model reads its vectors from a table with one row a token. The gradient of the real table is
+  one row of zeros.
   """
   table = model.encoder.table
   vectors = table[part.tokens]  # [b l E]
-  places = jnp.arange(part.tokens.size).reshape(part.tokens.shape)
-  local = replace_embedding(model, vectors.reshape(-1, table.shape[1]))
-  mask = part.tokens != tokenizer.PAD_ID
-  value, gradient = jax.value_and_grad(loss_sum)(local, places, mask, part.labels, key, shape.kind)
-  own = gradient.encoder.table.reshape(vectors.shape)
-  padded = jnp.pad(own, ((0, 0), (0, shape.lengths[-1] - own.shape[1]), (0, 0)))
-  return value, replace_embedding(gradient, jnp.zeros_like(table[:1])), padded
+  positions = jnp.arange(part.tokens.size).reshape(part.tokens.shape)
+  local_model = replace_embedding(model, vectors.reshape(-1, table.shape[1]))
+  mask = part.tokens != PAD_ID
+  loss, gradient = jax.value_and_grad(loss_sum)(
+    local_model, positions, mask, part.labels, key, shape.kind
+  )
+  vector_gradient = gradient.encoder.table.reshape(vectors.shape)
+  pad = shape.lengths[-1] - vector_gradient.shape[1]
+  padded = jnp.pad(vector_gradient, ((0, 0), (0, pad), (0, 0)))
+  return loss, replace_embedding(gradient, jnp.zeros_like(table[:1])), padded
+
+
+def count_updates(config: FinetuneConfig, examples: int) -> int:
+  """Returns the number of updates of a member."""
+  return math.ceil(config.epochs * examples / config.batch_size)
+
+
+def init_member(
+  init: MemberInit, encoders: Any, shape: StepShape, model: EncoderConfig, config: FinetuneConfig
+) -> MemberState:
+  """Returns a member before its first update: an encoder of the stack and a fresh head."""
+  key = rng.make_key(init.seed, rng.Stream.HEAD)
+  member: Any = init_classifier(model, config.head, shape.classes, key)
+  member.encoder = jax.tree.map(lambda stack: stack[init.encoder], encoders)
+  updates = count_updates(config, shape.examples)
+  moments = optimizer.build_optimizer(config.optimizer, updates, member).init(member)
+  state = TrainState(jnp.zeros((), jnp.int32), init.seed, member, moments)
+  return MemberState(state, init.learning_rate)
 
 
 def finetune_step(
-  member: MemberState, train: TaskRows, shape: StepShape, config: FinetuneConfig, updates: int
+  member: MemberState, train: TaskRows, shape: StepShape, config: FinetuneConfig
 ) -> tuple[MemberState, Float[Array, '']]:
-  """One update on one batch; which examples make it is a function of seed and step.
-
-  Gives the mean loss, too.
-  """
+  """Returns a member after one update on one batch, and the mean loss of the batch."""
   state, size = member.state, config.batch_size
-  picked, _ = corpus.rows_at_step(state.seed, state.step, size, shape.examples)
+  indices, _ = corpus.rows_at_step(state.seed, state.step, size, shape.examples)
   key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
-  sums = gradient_sums(state.model, train, picked, key, shape)
-  value, gradient = sums[0] / size, optimizer.mean_gradient(sums[1], size, 1)
+  loss, gradient = gradient_sums(state.model, train, indices, key, shape)
+  loss, gradient = loss / size, optimizer.mean_gradient(gradient, size, 1)
   transform = optimizer.build_optimizer(
-    config.optimizer, updates, state.model, member.learning_rate
+    config.optimizer, count_updates(config, shape.examples), state.model, member.learning_rate
   )
   change, moments = transform.update(gradient, state.optimizer, state.model)
-  after = TrainState(state.step + 1, state.seed, optax.apply_updates(state.model, change), moments)
-  return dataclasses.replace(member, state=after), value
+  model = optax.apply_updates(state.model, change)
+  return dataclasses.replace(
+    member, state=TrainState(state.step + 1, state.seed, model, moments)
+  ), loss
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneProgram:
-  """What all members of a task share, compiled once; `together` members run at one time, `scored`
-  rows are scored.
-  """
+def train_chunk(
+  member: MemberState,
+  train: TaskRows,
+  count: Int[Array, ''],
+  shape: StepShape,
+  config: FinetuneConfig,
+) -> tuple[MemberState, Float[Array, '']]:
+  """Returns a member after `count` updates, and the sum of their losses."""
 
-  updates: int
-  together: int
-  scored: int
-  mesh: Mesh
-  start: Callable[[MemberInit, Encoder], MemberState]
-  chunk: Callable[[MemberState, TaskRows, Int[Array, '']], tuple[MemberState, Float[Array, 'P']]]
-  outputs: Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]
+  def update(
+    _: Int[Array, ''], carry: tuple[MemberState, Float[Array, '']]
+  ) -> tuple[MemberState, Float[Array, '']]:
+    member, loss = finetune_step(carry[0], train, shape, config)
+    return member, carry[1] + loss
+
+  return jax.lax.fori_loop(0, count, update, (member, jnp.zeros(())))
 
 
-@functools.lru_cache(maxsize=1)  # the next checkpoint on the same task compiles nothing new
+def compute_outputs(
+  model: Classifier, tokens: Int[Array, 'M B L'], lengths: Sequence[int]
+) -> Float[Array, 'N C']:
+  """Returns the outputs of all rows, batch by batch."""
+
+  def batch_outputs(tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
+    longest = (tokens != PAD_ID).sum(1).max()
+    return cut_to_length(lambda tokens: model(tokens, tokens != PAD_ID), lengths, tokens, longest)
+
+  outputs = jax.lax.map(batch_outputs, tokens)
+  return outputs.reshape(-1, outputs.shape[-1])
+
+
+@functools.lru_cache(maxsize=1)  # The next checkpoint on the same task compiles nothing new.
 def build_finetune_program(
   shape: StepShape, config: FinetuneConfig, model: EncoderConfig, members: int
 ) -> FinetuneProgram:
-  """The functions of fine-tuning so many members on one task."""
-  updates = math.ceil(config.epochs * shape.examples / config.batch_size)
+  """Builds the functions that fine-tune `members` members on one task."""
   mesh = population.make_member_mesh(members)
-  devices = mesh.devices.size
-  how = population.choose_strategy(members, config.strategy, mesh.devices.flat[0].platform)
-  each = 1 if how != 'vmap' else min(-(-members // devices), max(1, _MAX_MEMBER_BYTES // devices))
-  work = members * updates * config.batch_size * shape.lengths[-1]
-  if how == 'vmap' or work < _MIN_TOKENS_TO_PRUNE:  # under vmap every member takes every branch
+  devices, platform = mesh.devices.size, mesh.devices.flat[0].platform
+  use_vmap = population.choose_strategy(members, config.strategy, platform) == 'vmap'
+  per_device = 1
+  if use_vmap:
+    per_device = min(-(-members // devices), max(1, _MAX_VMAP_MEMBERS // devices))
+  updates = count_updates(config, shape.examples)
+  train_tokens = members * updates * config.batch_size * shape.lengths[-1]
+  # Under vmap every member takes every branch.
+  if use_vmap or train_tokens < _MIN_TOKENS_TO_BUCKET:
     shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
 
-  def start(origin: MemberInit, encoders: Any) -> MemberState:
-    fresh = init_classifier(
-      model, config.head, shape.classes, rng.make_key(origin.seed, rng.Stream.HEAD)
-    )
-    fresh.encoder = jax.tree.map(lambda saved: saved[origin.encoder], encoders)
-    moments = optimizer.build_optimizer(config.optimizer, updates, fresh).init(fresh)
-    return MemberState(
-      TrainState(jnp.zeros((), jnp.int32), origin.seed, fresh, moments), origin.learning_rate
-    )
+  def jit_over_members(function: Callable[..., Any], donated: Sequence[int] = ()) -> Any:
+    strategy = 'vmap' if use_vmap else 'map'
+    mapped = population.map_over_members(function, mesh, strategy)
+    return jax.jit(mapped, donate_argnums=donated)
 
-  def chunk(
-    member: MemberState, train: TaskRows, count: Int[Array, '']
-  ) -> tuple[MemberState, Float[Array, '']]:
-    def one(
-      _: Int[Array, ''], carry: tuple[MemberState, Float[Array, '']]
-    ) -> tuple[MemberState, Float[Array, '']]:
-      member, value = finetune_step(carry[0], train, shape, config, updates)
-      return member, carry[1] + value
-
-    return jax.lax.fori_loop(0, count, one, (member, jnp.zeros(())))
-
-  def outputs(fitted: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
-    def batch(tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
-      longest = (tokens != tokenizer.PAD_ID).sum(1).max()
-      return cut_to_length(
-        lambda tokens: fitted(tokens, tokens != tokenizer.PAD_ID), shape.lengths, tokens, longest
-      )
-
-    found = jax.lax.map(batch, tokens)
-    return found.reshape(-1, found.shape[-1])
-
-  over = 'vmap' if how == 'vmap' else 'map'
-  jitted = (
-    jax.jit(population.map_over_members(function, mesh, over), donate_argnums=donated)
-    for function, donated in ((start, ()), (chunk, 0), (outputs, ()))
+  return FinetuneProgram(
+    updates=updates,
+    group_size=per_device * devices,
+    eval_rows=_EVAL_ROWS // train_step.count_micro_batches(_EVAL_ROWS, shape.lengths[-1], platform),
+    mesh=mesh,
+    start=jit_over_members(functools.partial(init_member, shape=shape, model=model, config=config)),
+    chunk=jit_over_members(functools.partial(train_chunk, shape=shape, config=config), (0,)),
+    outputs=jit_over_members(functools.partial(compute_outputs, lengths=shape.lengths)),
   )
-  scored = _EVAL_ROWS // train_step.count_micro_batches(
-    _EVAL_ROWS, shape.lengths[-1], mesh.devices.flat[0].platform
-  )
-  return FinetuneProgram(updates, each * devices, scored, mesh, *jitted)
 
 
-@functools.lru_cache(maxsize=1)  # what a start from scratch draws depends on no task
-def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Array, 'P']], Any]:
-  """Draws an encoder for each seed."""
+@functools.lru_cache(maxsize=1)  # Encoders from scratch depend on no task.
+def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[Any], Any]:
+  """Returns a compiled function from seeds `[P]` to a stack of fresh encoders."""
   return jax.jit(
     jax.vmap(
       lambda seed: init_classifier(model, head, 1, rng.make_key(seed, rng.Stream.HEAD)).encoder
@@ -323,20 +355,16 @@ def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[UInt32[Ar
   )
 
 
-def group_members(
-  program: FinetuneProgram, origins: Sequence[tuple[int, float, int]]
-) -> MemberInit:
-  """(seed, learning rate, encoder) of the members that run at one time; the last one fills what
-  places are left.
-  """
-  filled = [*origins, *origins[-1:] * (program.together - len(origins))]
+def group_members(program: FinetuneProgram, inits: Sequence[tuple[int, float, int]]) -> MemberInit:
+  """Places (seed, learning rate, encoder) of members on devices; the last one fills the group."""
+  filled = [*inits, *[inits[-1]] * (program.group_size - len(inits))]
   seeds, rates, encoders = zip(*filled, strict=True)
-  origin = MemberInit(
+  group = MemberInit(
     np.array(seeds, np.uint32), np.array(rates, np.float32), np.array(encoders, np.int32)
   )
-  return population.shard_members(origin, program.mesh)
+  return population.shard_members(group, program.mesh)
 
 
 def replicate(values: Any, program: FinetuneProgram) -> Any:
-  """Puts on every device what all members read."""
+  """Copies arrays that all members read to every device."""
   return jax.device_put(values, sharding.replicated(program.mesh))

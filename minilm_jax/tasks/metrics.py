@@ -126,8 +126,7 @@ def accuracy(counts: Counts) -> Float[np.ndarray, '*a']:
 
 
 def f1(counts: Counts) -> Float[np.ndarray, '*a']:
-  """2 TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1.
-  """
+  """2 TP / (2 TP + FP + FN) of class 1; 0 where nothing is, and nothing is said to be, of class 1."""
   either = counts[..., 1, :].sum(-1) + counts[..., :, 1].sum(-1)
   return _ratio(2 * counts[..., 1, 1], either, either > 0)
 

@@ -210,6 +210,3 @@ def tasks_of_kind(task: Task, kind: str) -> Task:
   return dataclasses.replace(
     task, kind=kind, labels=(), **(_CORRELATION if kind == REGRESSION else _ACCURACY)
   )
-
-
-VALIDATION_PART = 'held_out'  # in the place of a split

@@ -38,7 +38,7 @@ def made(folder: pathlib.Path, members: int = 4) -> pathlib.Path:
       'members': members,
       'examples': {'validation': 200},
       'unscored': '',
-      'lines': [committee.subset_score_dict(line) for line in lines],
+      'lines': [line.to_dict() for line in lines],
     },
   )
   files.write_json(folder / run_dir.RESULT, {})

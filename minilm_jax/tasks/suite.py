@@ -1,0 +1,172 @@
+"""Fine-tunes several checkpoints on several tasks, small tasks first, each in its own folder."""
+
+import glob
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from minilm_jax.core import progress
+from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
+from minilm_jax.tasks import finetune
+from minilm_jax.tasks.examples import complete_task, read_examples
+from minilm_jax.tasks.task import find_task
+from minilm_jax.tasks.task_data import TRAIN_SPLIT
+from minilm_jax.training import checkpoint
+
+_RUN_AT_STEP = re.compile(r'(.+)@(\d+|all)')
+
+
+def expand_checkpoints(names: str) -> dict[str, list[int]]:
+  """Returns the steps of each run that `--checkpoint` names, as `run`, `run@4000` or `run@all`.
+
+  A name with a star, such as `runs/sweep/*/member-*`, is every run with a checkpoint that matches.
+
+  Args:
+    names: runs, separated by commas.
+
+  Raises:
+    InputError: no run is named, or a run has no such checkpoint.
+  """
+  steps: dict[str, list[int]] = {}
+  for name in filter(None, map(str.strip, names.split(','))):
+    match = _RUN_AT_STEP.fullmatch(name)
+    pattern, step = match.groups() if match else (name, '')
+    sources = [pattern]
+    if '*' in pattern:
+      sources = [path for path in sorted(glob.glob(pattern)) if checkpoint.list_steps(path)]
+    if not sources:
+      raise InputError(
+        f'the checkpoints of {pattern}', 'no run with a checkpoint there', 'pre-train first'
+      )
+    for source in sources:
+      selected = steps.setdefault(source, [])
+      selected += [number for number in _select_steps(source, step) if number not in selected]
+  if not steps:
+    raise InputError(
+      f'--checkpoint={names}', 'it names no run', 'give one, or some with commas between'
+    )
+  return steps
+
+
+def _select_steps(source: str, step: str) -> list[int]:
+  """Returns all steps of a run (`all`), the latest (``) or one."""
+  saved = checkpoint.list_steps(source)
+  if not saved:
+    raise InputError(
+      f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run'
+    )
+  selected = saved if step == 'all' else [int(step)] if step else saved[-1:]
+  if selected[0] not in saved:
+    raise InputError(
+      f'the checkpoint of step {selected[0]} in {source}',
+      f'there are {", ".join(map(str, saved))}',
+      'give one of them; checkpoint.keep_last says how many a run keeps',
+    )
+  return selected
+
+
+def choose_starts(steps: Sequence[int], from_scratch: bool, with_scratch: bool) -> list[int | None]:
+  """Returns the starts of members: checkpoints, a fresh encoder (None), or both.
+
+  Raises:
+    InputError: `from_scratch` and `with_scratch`.
+  """
+  if from_scratch and with_scratch:
+    raise InputError(
+      '--from_scratch and --with_scratch',
+      'the one leaves the checkpoints out, the other keeps them',
+      'give one of them',
+    )
+  return [None] if from_scratch else [*steps, None] if with_scratch else list(steps)
+
+
+def finetune_all(
+  configs: Mapping[str, FinetuneConfig],
+  checkpoints: str,
+  workdir: epath.PathLike,
+  from_scratch: bool,
+  with_scratch: bool,
+) -> tuple[list[dict[str, Any]], list[InputError]]:
+  """Fine-tunes checkpoints on every task of a table of recipes.
+
+  Args:
+    configs: recipes by name.
+    checkpoints: runs and steps, as for `expand_checkpoints`.
+    workdir: of a single run on a single task; else it has a folder for each, `run/task`, `run` or
+      `task`.
+    from_scratch: starts from fresh encoders instead.
+    with_scratch: starts from fresh encoders too.
+
+  Returns:
+    The score lines of all, and the errors of tasks that were left out.
+
+  Raises:
+    InputError: there is no such task or checkpoint, or nothing could run; of a single task, any
+      error.
+  """
+  for config in configs.values():
+    find_task(config.task.name)  # A misspelt name stops all tasks.
+  workdir = epath.Path(workdir)
+  starts = {
+    source: choose_starts(steps, from_scratch, with_scratch)
+    for source, steps in expand_checkpoints(checkpoints).items()
+  }
+  if len(configs) == len(starts) == 1:
+    ((source, source_starts),), (config,) = starts.items(), configs.values()
+    return finetune.finetune(config, source, workdir, source_starts), []
+  run_names = folder_names(list(starts))
+  lines: list[dict[str, Any]] = []
+  errors: list[InputError] = []
+  sizes = _training_sizes(configs, errors)
+  for number, task in enumerate(sorted(sizes, key=sizes.__getitem__), 1):
+    for source, source_starts in starts.items():
+      folder = workdir / run_names[source] if len(starts) > 1 else workdir
+      folder = folder / task if len(configs) > 1 else folder
+      progress.log(f'task {number} of {len(sizes)}: {task}, from {source}')
+      try:
+        task_lines = finetune.finetune(configs[task], source, folder, source_starts)
+      except InputError as error:
+        errors.append(error)
+        progress.log(str(error))
+      else:  # Members of sweeps all have the name member-0.
+        lines += [{**line, 'checkpoint': run_names[source]} for line in task_lines]
+  if not lines:
+    raise errors[0]
+  return lines, errors
+
+
+def folder_names(sources: Sequence[str]) -> dict[str, str]:
+  """Returns a folder name for each run: the shortest ends of the paths that differ.
+
+  >>> folder_names(['runs/a/member-0', 'runs/b/member-0'])
+  {'runs/a/member-0': 'a/member-0', 'runs/b/member-0': 'b/member-0'}
+
+  Raises:
+    InputError: two are one run.
+  """
+  parts = {source: epath.Path(source).resolve().parts for source in sources}
+  for count in range(1, max(map(len, parts.values())) + 1):
+    names = {source: '/'.join(path_parts[-count:]) for source, path_parts in parts.items()}
+    if len(set(names.values())) == len(names):
+      return names
+  raise InputError(
+    f'a folder for each of {", ".join(sources)}', 'two of them are one run', 'name it once'
+  )
+
+
+def _training_sizes(
+  configs: Mapping[str, FinetuneConfig], errors: list[InputError]
+) -> dict[str, float]:
+  """Returns training examples times epochs of each task; adds errors of unreadable tasks."""
+  sizes = {}
+  for name, config in configs.items():
+    try:
+      train = read_examples(complete_task(config.task), config.task, TRAIN_SPLIT)
+      sizes[name] = config.epochs * len(train.labels)
+    except InputError as error:
+      errors.append(error)
+      progress.log(str(error))
+  return sizes
