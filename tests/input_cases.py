@@ -344,7 +344,7 @@ def _corpus_files() -> dict[str, bytes]:
       'splits': splits,
       'settings': {'größer': 1},
       'sources': [],
-      'hash': build.corpus_hashes(digest, 16, splits),
+      'hash': build.corpus_hash(digest, 16, splits),
     },
     ensure_ascii=False,
   ).encode()

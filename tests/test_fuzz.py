@@ -54,7 +54,7 @@ def test_what_reaches_new_lines_is_kept_and_the_same_seed_tries_the_same():
   assert first.executions == again.executions == 60 and first.kept == again.kept > 0
   coverage = fuzz.Coverage()
   with coverage.watching():
-    filters.count_words('well-known', 'paper1')
+    filters.extract_words('well-known', 'paper1')
   assert coverage.new() > 3 and not coverage.new()
   dice = [random.Random(5) for _ in range(2)]
   assert len({fuzz.mutated(one, [b'text']) for one in dice}) == 1

@@ -130,11 +130,11 @@ def test_counted_words_are_lower_case_and_counting_them_again_changes_nothing(
   text: str, counting: str
 ):
   for field in text.split():
-    found = filters.count_words(field, counting)
+    found = filters.extract_words(field, counting)
     assert all(word == word.lower() and not any(map(str.isspace, word)) for word in found)
-    assert filters.count_words(field.lower(), counting) == found  # case is nothing
+    assert filters.extract_words(field.lower(), counting) == found  # case is nothing
     if counting == 'plain' and '_' not in field:  # which hides a number from the rule of numbers
-      assert all(filters.count_words(word, counting) == (word,) for word in found if word.isascii())
+      assert all(filters.extract_words(word, counting) == (word,) for word in found if word.isascii())
 
 
 @quick
@@ -157,10 +157,10 @@ def test_kept_text_stays_inside_the_word_list(
     min_words_per_span=1,
   )
   known = filters.WordList(frozenset(words), 'some', '')
-  kept = filters.Filter(known, config).kept([' '.join(text) + ' .' for text in texts])
+  kept = filters.Filter(known, config).apply([' '.join(text) + ' .' for text in texts])
   for _, _, item in kept.items:
     assert all(
-      word in words for field in item.split() for word in filters.count_words(field, counting)
+      word in words for field in item.split() for word in filters.extract_words(field, counting)
     ), item
 
 
@@ -237,7 +237,7 @@ def test_rows_come_back_and_the_manifest_knows_each_of_them(
     folder, splits = epath.Path(folder), {}
     for split in corpus_config.SPLITS:
       array = np.array(given_rows.get(split, []), '<u2').reshape(-1, length)
-      splits[split] = packing.store_rows(
+      splits[split] = packing.write_shards(
         (array[at : at + size] for at in range(0, len(array), size)), folder, split
       )
     files.write_json(
@@ -249,7 +249,7 @@ def test_rows_come_back_and_the_manifest_knows_each_of_them(
         'dtype': 'uint16',
         'splits': splits,
         'tokenizer': {'file': 'x', 'sha256': ''},
-        'hash': build.corpus_hashes('', length, splits),
+        'hash': build.corpus_hash('', length, splits),
       },
     )
     for split in corpus_config.SPLITS:

@@ -1,8 +1,7 @@
-"""The keep stage by Apache Beam, for text that is too big for one machine: the same bytes as
-`build.py` makes alone.
+"""The filter stage by Apache Beam, for text that is too big for one machine.
 
-The value of --beam is Beam's own pipeline options, here of a runner on this machine, Dataflow,
-Flink and Spark:
+The result has the same bytes as without Beam. The value of --beam is Beam's own pipeline options,
+here of a runner on this machine, Dataflow, Flink and Spark:
 
     minilm corpus --config=configs/corpus.py --config.documents.sources='gs://B/c4/*.jsonl.gz' --workdir=gs://B/rows \\
       --beam='--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=8'
@@ -10,17 +9,15 @@ Flink and Spark:
       --beam='--runner=FlinkRunner --flink_master=HOST:8081 --environment_config=IMAGE'
       --beam='--runner=SparkRunner --spark_master_url=spark://HOST:7077 --environment_config=IMAGE'
 
-Workers need this package: a setup file installs it, or it is in the image, as Beam is. They
-fingerprint the sources, count words where the recipe asks for the most frequent, and filter
-(`parts.py`); they read what the recipe names and write to a folder in the work directory or, where
-it is given, in --temp_location, so that all machines must see both. Pipelines follow one another,
-and what was done is kept when the stage is whole, as without Beam. Of Wikipedia 3 parts in 100 are
-inside the word list of paper 1: there is little left to do for the tokenizer and the rows, which
-stay with who started it.
+Workers need this package and Beam: a setup file installs them, or they are in the image. Workers
+fingerprint the sources, count words for a list of the most frequent, and filter
+(`filter_shards.py`). They read the sources and write to a folder in the work directory or, if it is
+given, in --temp_location, so that all machines must see both. Pipelines follow one another, and a
+stage is kept when it is whole, as without Beam. Of Wikipedia 3 parts in 100 are inside the word
+list of paper 1: little is left for the tokenizer and the rows, which stay on this machine.
 
 Dataflow wants apache-beam[gcp]. For Flink and Spark Beam downloads and starts a program in Java,
-and DirectRunner first looks for Prism, one in Go; FnApiRunner, which it comes to without, is Python
-alone.
+and DirectRunner first looks for Prism, one in Go; FnApiRunner, its fallback, is Python alone.
 
 Of a data set that TFDS makes with Beam, `c4/en` or `wikipedia/20230601.en`, the source is its name,
 once it is prepared. The extras of TFDS, which workers need (FILE says tensorflow_datasets[c4]),
@@ -32,13 +29,13 @@ want a Beam that is older than ours, and so an environment of their own:
       runner=SparkRunner,spark_master_url=spark://HOST:7077,environment_config=IMAGE
 
 An estimate for all of C4/en, which is 829 GB of JSON and 305 GB compressed (card of allenai/c4): on
-two cores of an EPYC that other work kept busy, a second of a core filtered 4.8 MB of Wikipedia as
-.jsonl.gz by DirectRunner and 5.6 MB without Beam (40 MB, medians of 3, apache-beam 2.77). 829,000
-MB / 4.8 MB/s are 48 core-hours: 3.4 dollars at 7 cents a core-hour, half an hour on 100 cores.
-Starting machines, fingerprints, shuffling 16 bytes an item and storage are not in it.
+two cores of an EPYC under other load, a second of a core filtered 4.8 MB of Wikipedia as .jsonl.gz
+by DirectRunner and 5.6 MB without Beam (40 MB, medians of 3, apache-beam 2.77). 829,000 MB / 4.8
+MB/s are 48 core-hours: 3.4 dollars at 7 cents a core-hour, half an hour on 100 cores. Starting
+machines, fingerprints, shuffling 16 bytes an item and storage are not included.
 
-Beam pickles functions, the list of parts and some sums, from here and between the workers of one
-job. What they leave is text and JSON, and nothing that was pickled elsewhere is ever loaded.
+Beam pickles functions, the list of shards and some sums, from here and between the workers of one
+job. Workers leave text and JSON, and nothing that was pickled elsewhere is ever loaded.
 """
 
 import contextlib
@@ -64,9 +61,9 @@ from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import documents, filter_shards, filtering, filters
 
-# What a pipeline raises where it cannot be made or a worker fails: in this process whatever the
+# A pipeline raises these if it cannot be made or a worker fails, in this process whatever the
 # worker did.
-_FAILED = (
+_PIPELINE_ERRORS = (
   RuntimeError,
   OSError,
   ValueError,
@@ -80,101 +77,92 @@ _FAILED = (
   MemoryError,
   beam_error.BeamError,
 )
-_TOLD = 300  # characters of what a runner says of its failure; it may say pages
-_WORK = '.work'  # of a corpus that is being built
-_LOGGED = 'see what the runner logged; the same command goes on after the last whole stage'
-_HELP = 'see https://beam.apache.org/documentation/runners/capability-matrix for runners and their options'
+_MAX_MESSAGE_CHARS = 300  # of the message of a runner, which may have pages
+_WORK_FOLDER = '.work'  # of a corpus that is being built
+_LOG_REMEDY = 'see what the runner logged; the same command goes on after the last whole stage'
+_OPTIONS_REMEDY = 'see https://beam.apache.org/documentation/runners/capability-matrix for runners and their options'
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamRunner:
-  """The heavy stage of a corpus as pipelines: their options, and the folder that is theirs."""
+  """The stages that read all text as pipelines, with the methods of `filtering.LocalRunner`."""
 
   options: pipeline_options.PipelineOptions
-  folder: epath.Path
+  folder: epath.Path  # of these pipelines alone
 
-  def fingerprints(self, sources: Sequence[documents.Source]) -> list[dict[str, Any]]:
-    """What `documents.fingerprint` gives of each source."""
-    with self._emptied() as folder:
-      self._run(
-        'fingerprints',
-        lambda pipeline: (
-          pipeline
-          | beam.Create(list(enumerate(sources)))
-          | beam.Map(functools.partial(filter_shards.fingerprint_shard, folder=folder))
-        ),
-      )
-      return [filter_shards.load_shard_input(folder, number) for number in range(len(sources))]
+  def fingerprint_sources(self, sources: Sequence[documents.Source]) -> list[dict[str, Any]]:
+    """Returns the fingerprint of each source."""
+    with self._empty_folder() as folder:
+      fingerprint = functools.partial(filter_shards.fingerprint_shard, folder=folder)
+      shards = beam.Create(list(enumerate(sources)))
+      self._run('fingerprints', lambda pipeline: pipeline | shards | beam.Map(fingerprint))
+      return [filter_shards.read_shard_json(folder, number) for number in range(len(sources))]
 
-  def most_frequent(
+  def find_most_frequent_words(
     self, config: CorpusConfig, sources: Sequence[documents.Source]
   ) -> filters.WordList:
-    """The most frequent words, as `keep.most_frequent` finds them."""
-    n, some = config.vocabulary.most_frequent, filter_shards.plan_shards(sources, config.documents)
-    with self._emptied() as folder:
+    """Returns the most frequent words of the sources."""
+    size = config.vocabulary.most_frequent
+    shards = filter_shards.plan_shards(sources, config.documents)
+    with self._empty_folder() as folder:
+      count = functools.partial(filter_shards.count_shard_words, config=config, folder=folder)
+      result = filter_shards.shard_path(folder, 0, 'json')
       self._run(
-        f'counting words of {len(some):,} parts',
+        f'counting words of {len(shards):,} parts',
         lambda pipeline: (
           pipeline
-          | beam.Create(list(enumerate(some)))
-          | beam.FlatMap(
-            functools.partial(filter_shards.count_shard_words, config=config, folder=folder)
-          )
+          | beam.Create(list(enumerate(shards)))
+          | beam.FlatMap(count)
           | beam.CombinePerKey(sum)
-          | beam.combiners.Top.Smallest(n, key=_rank)
-          | beam.Map(
-            functools.partial(filter_shards.save_shard, filter_shards.shard_path(folder, 0, 'json'))
-          )
+          | beam.combiners.Top.Smallest(size, key=_rank_word)
+          | beam.Map(functools.partial(filter_shards.write_shard_json, result))
         ),
       )
-      return filters.most_frequent_words(dict(filter_shards.load_shard_input(folder, 0)), n)
+      return filters.most_frequent_words(dict(filter_shards.read_shard_json(folder, 0)), size)
 
-  def keep(
+  def filter_corpus(
     self,
     config: CorpusConfig,
     sources: Sequence[documents.Source],
     words: filters.WordList | None,
-    to: epath.Path,
+    folder: epath.Path,
   ) -> dict[str, Any]:
-    """Filters all documents into the folder `to`, as `keep.keep` does.
+    """Filters all documents into `folder`, which appears whole or not at all.
 
     Raises:
-      InputError: a part cannot be read, a worker or the runner failed, or nothing is left of a
+      InputError: a shard cannot be read, a worker or the runner failed, or nothing is left of a
         split.
     """
-    started, some = time.monotonic(), filter_shards.plan_shards(sources, config.documents)
+    started, shards = time.monotonic(), filter_shards.plan_shards(sources, config.documents)
+    text_filter = filters.Filter(words, config.vocabulary)
 
     def fill(partial: epath.Path) -> dict[str, Any]:
-      with self._emptied() as folder:
-        kept = functools.partial(
-          filter_shards.filter_shard,
-          config=config,
-          words=filters.Filter(words, config.vocabulary),
-          folder=folder,
+      with self._empty_folder() as shared:
+        filter_shard = functools.partial(
+          filter_shards.filter_shard, config=config, text_filter=text_filter, folder=shared
         )
         self._run(
-          f'filtering {len(some):,} parts',
+          f'filtering {len(shards):,} parts',
           lambda pipeline: (
             pipeline
-            | beam.Create(list(enumerate(some)))
-            | 'filter' >> beam.FlatMap(kept)
-            | 'meet' >> beam.GroupByKey()
-            | 'compare' >> beam.FlatMap(filter_shards.find_shard_repeats)
-            | 'return' >> beam.GroupByKey()
-            | beam.Map(functools.partial(filter_shards.save_repeats, folder=folder))
+            | beam.Create(list(enumerate(shards)))
+            | 'filter' >> beam.FlatMap(filter_shard)
+            | 'group by bucket' >> beam.GroupByKey()
+            | beam.Values()
+            | 'compare' >> beam.FlatMap(filtering.find_repeated)
+            | 'group by shard' >> beam.GroupByKey()
+            | beam.Map(functools.partial(filter_shards.save_repeats, folder=shared))
           ),
         )
-        progress.log(f'joining {len(some):,} parts')
-        return filter_shards.merge_shards(folder, len(some), partial)
+        progress.log(f'joining {len(shards):,} parts')
+        return filter_shards.merge_shards(shared, len(shards), partial)
 
-    return filtering.atomic_folder(to, config.splits, fill) | {
-      'seconds': time.monotonic() - started,
-      'workers': 1,
-    }
+    summary = filtering.atomic_folder(folder, config.splits, fill)
+    return summary | {'seconds': time.monotonic() - started, 'workers': 1}
 
   @contextlib.contextmanager
-  def _emptied(self) -> Iterator[epath.Path]:
-    """The folder for one pipeline: what a killed one left goes before, all goes afterwards."""
+  def _empty_folder(self) -> Iterator[epath.Path]:
+    """Yields the folder for one pipeline, emptied before, and removed afterwards."""
     try:
       if self.folder.exists():
         self.folder.rmtree()
@@ -189,74 +177,75 @@ class BeamRunner:
       yield self.folder
     finally:
       self.folder.rmtree()
-      if self.folder.parent.name == _WORK and not any(self.folder.parent.iterdir()):
-        self.folder.parent.rmtree()
+      parent = self.folder.parent
+      if parent.name == _WORK_FOLDER and not any(parent.iterdir()):
+        parent.rmtree()
 
   def _run(self, what: str, build: Callable[[beam.Pipeline], Any]) -> None:
     standard = self.options.view_as(pipeline_options.StandardOptions)
     what = f'{what}, by {standard.runner or standard.DEFAULT_RUNNER}'
     progress.log(what)
     try:
-      state = _state(self.options, build)
-    except _failed() as error:
-      if stopped := _interruption(error):
-        raise stopped from None
-      raise filter_shards.refusal_of(self.folder) or InputError(
-        what, _shortened(error), _LOGGED
-      ) from None
+      state = _run_pipeline(self.options, build)
+    except _failure_types() as error:
+      if interruption := _find_interruption(error):
+        raise interruption from None
+      refusal = filter_shards.read_refusal(self.folder)
+      raise refusal or InputError(what, _shorten(error), _LOG_REMEDY) from None
     if state != 'DONE':
-      raise filter_shards.refusal_of(self.folder) or InputError(
-        what, f'the pipeline ended as {state}', _LOGGED
-      )
+      refusal = filter_shards.read_refusal(self.folder)
+      raise refusal or InputError(what, f'the pipeline ended as {state}', _LOG_REMEDY)
 
 
-def read_pipeline_options(given: str, workdir: epath.PathLike) -> BeamRunner:
-  """What --beam means.
+def make_runner(value: str, workdir: epath.PathLike) -> BeamRunner:
+  """Returns the runner of the value of --beam.
 
   Args:
-    given: Beam's pipeline options as one would type them.
+    value: Beam's pipeline options as on a command line.
     workdir: of the corpus.
 
   Raises:
     InputError: there is no such runner or option, or the runner lacks one.
   """
-  asked = f'--beam={given}'
+  asked = f'--beam={value}'
   try:
-    words = shlex.split(given)
+    words = shlex.split(value)
   except ValueError as error:
     raise InputError(asked, f'it cannot be split into words: {error}', 'close the quotes') from None
-  said, parsers = io.StringIO(), []
+  stderr, parsers = io.StringIO(), []
   try:
-    with contextlib.redirect_stderr(said), progress.silence():
+    with contextlib.redirect_stderr(stderr), progress.silence():
       options = pipeline_options.PipelineOptions(words)
       options.get_all_options(add_extra_args_fn=parsers.append)
       known, unknown = parsers[0].parse_known_args(words)
       if not unknown:
-        # which finds the runner, and asks for the options that it cannot do without
+        # finds the runner, and demands the options that it needs
         beam.Pipeline(options=options)
   except SystemExit:  # of argparse
-    raise InputError(asked, said.getvalue().strip().rpartition('error: ')[2], _HELP) from None
-  except _FAILED as error:
-    raise InputError(asked, _shortened(error), _HELP) from None
+    fault = stderr.getvalue().strip().rpartition('error: ')[2]
+    raise InputError(asked, fault, _OPTIONS_REMEDY) from None
+  except _PIPELINE_ERRORS as error:
+    raise InputError(asked, _shorten(error), _OPTIONS_REMEDY) from None
   if unknown:
     name = unknown[0].partition('=')[0].lstrip('-')
     raise InputError(asked, f'Beam has no option {unknown[0]!r}', suggest_name(name, vars(known)))
-  place = options.view_as(pipeline_options.GoogleCloudOptions).temp_location
-  if not place:
-    return BeamRunner(options, epath.Path(workdir) / _WORK / 'beam')
-  # so that another start finds what a killed one left
-  mine = f'{socket.gethostname()}:{os.path.abspath(workdir)}'
-  return BeamRunner(
-    options, epath.Path(place) / f'minilm-{hashlib.sha256(mine.encode()).hexdigest()[:16]}'
-  )
+  temp_location = options.view_as(pipeline_options.GoogleCloudOptions).temp_location
+  if not temp_location:
+    return BeamRunner(options, epath.Path(workdir) / _WORK_FOLDER / 'beam')
+  # the same name on every start, so that another start finds the folder of a killed one
+  owner = f'{socket.gethostname()}:{os.path.abspath(workdir)}'
+  name = f'minilm-{hashlib.sha256(owner.encode()).hexdigest()[:16]}'
+  return BeamRunner(options, epath.Path(temp_location) / name)
 
 
-def _rank(word: tuple[str, int]) -> tuple[int, str]:
-  return -word[1], word[0]
+def _rank_word(entry: tuple[str, int]) -> tuple[int, str]:
+  return -entry[1], entry[0]
 
 
-def _state(options: pipeline_options.PipelineOptions, build: Callable[[beam.Pipeline], Any]) -> str:
-  """Runs a pipeline; how it ended."""
+def _run_pipeline(
+  options: pipeline_options.PipelineOptions, build: Callable[[beam.Pipeline], Any]
+) -> str:
+  """Runs a pipeline, and returns its final state."""
   with progress.silence():
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
@@ -264,26 +253,28 @@ def _state(options: pipeline_options.PipelineOptions, build: Callable[[beam.Pipe
     try:
       return result.wait_until_finish()
     except KeyboardInterrupt:
-      with contextlib.suppress(NotImplementedError, *_failed()):
+      with contextlib.suppress(NotImplementedError, *_failure_types()):
         result.cancel()  # else it would go on elsewhere, and cost
       raise
 
 
-def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
-  """A runner in this process takes a signal, which comes wherever the main thread is, for a failure
-  of its work.
+def _find_interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+  """Returns the signal behind an error.
+
+  A runner in this process takes a signal, which arrives in the main thread, for a failure of its
+  work.
   """
   while error and not isinstance(error, KeyboardInterrupt):
     error = error.__cause__ or error.__context__
   return error
 
 
-def _failed() -> tuple[type[Exception], ...]:
+def _failure_types() -> tuple[type[Exception], ...]:
   dataflow = sys.modules.get('apache_beam.runners.dataflow.dataflow_runner')
-  return (*_FAILED, dataflow.DataflowRuntimeException) if dataflow else _FAILED
+  return (*_PIPELINE_ERRORS, dataflow.DataflowRuntimeException) if dataflow else _PIPELINE_ERRORS
 
 
-def _shortened(error: Exception) -> str:
-  """The last line that a runner says: those before it are of its own calls."""
+def _shorten(error: Exception) -> str:
+  """Returns the last line of a runner's message: those before it are of its own calls."""
   lines = [line for line in str(error).splitlines() if line.strip()] or ['']
-  return f'{type(error).__name__}: {lines[-1].strip()[:_TOLD]}'
+  return f'{type(error).__name__}: {lines[-1].strip()[:_MAX_MESSAGE_CHARS]}'

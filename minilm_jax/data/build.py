@@ -1,8 +1,9 @@
-"""Text to rows: what `minilm corpus` runs.
+"""Builds a corpus folder from text: the work of `minilm corpus`.
 
-Three stages, keep, tokenizer, rows. What a stage makes is whole or absent; `.work/` remembers what
-it was made from, so a build that was stopped goes on after the last whole stage. The same text and
-settings give the same bytes, whatever the number of workers. `corpus.py` reads the folder.
+Three stages follow one another: filter, tokenizer, rows. The result of a stage is whole or absent;
+`.work/` records its origin, so a build that was stopped goes on after the last whole stage. The
+same text and settings give the same bytes, whatever the number of workers. `corpus.py` reads the
+folder.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,25 +24,24 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
 
 TOKENIZER = run_dir.TOKENIZER
-
-_TRAINING = 32 << 20  # bytes of text that a tokenizer is trained on, at most
-_SPLIT_RATIO_TEXTS = 1 << 20  # bytes of text on which its word-split ratio is taken, at most
+_WORK_FOLDER, _FILTER_STAGE = '.work', 'keep'  # stored names: `.work/keep` and `.work/keep.json`
+_MAX_TRAINING_BYTES = 32 << 20  # of text for a tokenizer
+_MAX_SPLIT_RATIO_BYTES = 1 << 20  # of text for its word-split ratio
 
 
 def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') -> epath.Path:
   """Builds a corpus folder, or goes on with one; a finished one is left as it is.
 
   Args:
-    config: what to read, keep and write.
+    config: of the corpus.
     workdir: the folder.
-    beam: pipeline options of Apache Beam, by which the text is filtered on many machines; '' is
-      without.
+    beam: pipeline options of Apache Beam, which filters the text on many machines; '' is without.
 
   Returns:
     The folder.
 
   Raises:
-    Held: another process builds there.
+    LockedError: another process builds there.
     InputError: the input cannot be used or nothing of it is kept; nothing but whole stages is left,
       in `.work/`.
   """
@@ -51,67 +51,69 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
   if (workdir / run_dir.MANIFEST).exists():
     run_dir.open_run(workdir, settings)
     progress.log(f'{workdir} holds the finished corpus of this recipe: nothing to do')
-    _remove(workdir / '.work')
+    _remove(workdir / _WORK_FOLDER)
     return workdir
   with lock.hold_lock(workdir):
-    _build(config, workdir, settings, _broadcast_corpus(beam, workdir))
+    if beam:
+      runner = _make_beam_runner(beam, workdir)
+    else:
+      runner = filtering.LocalRunner(config.workers or backend.cores())
+    _build(config, workdir, settings, runner)
   return workdir
 
 
-def _broadcast_corpus(given: str, workdir: epath.Path) -> Any:
-  """The stage by Beam, which is an extra; None without it."""
-  if not given:
-    return None
+def _make_beam_runner(value: str, workdir: epath.Path) -> Any:
+  """Returns the runner by Beam, which is an extra, with the methods of a LocalRunner."""
   try:
     with progress.silence():  # its import warns of what only Google Cloud needs
       from minilm_jax.data import beam
   except ImportError as error:
     raise InputError(
-      f'--beam={given}',
+      f'--beam={value}',
       f'Apache Beam cannot be imported: {error}',
       "pip install 'minilm_jax[beam]', or leave --beam out",
     ) from None
-  return beam.read_pipeline_options(given, workdir)
+  return beam.make_runner(value, workdir)
 
 
 def _build(
-  config: CorpusConfig, workdir: epath.Path, settings: dict[str, Any], spread: Any
+  config: CorpusConfig, workdir: epath.Path, settings: dict[str, Any], runner: Any
 ) -> None:
-  started, work = time.monotonic(), workdir / '.work'
+  started, work = time.monotonic(), workdir / _WORK_FOLDER
   sources = documents.expand_sources(config.documents)
-  words = (
-    filters.load_word_list(config.vocabulary.word_list) if config.vocabulary.word_list else None
-  )
-  given = tokenizer.load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
-  prints = (
-    spread.fingerprints(sources)
-    if spread
-    else [documents.fingerprint_source(source) for source in sources]
-  )
+  words, existing = None, None
+  if config.vocabulary.word_list:
+    words = filters.load_word_list(config.vocabulary.word_list)
+  if config.tokenizer.path:
+    existing = tokenizer.load_tokenizer(config.tokenizer.path)
+  fingerprints = runner.fingerprint_sources(sources)
+  sources = [
+    dataclasses.replace(source, num_bytes=fingerprint['bytes'])
+    for source, fingerprint in zip(sources, fingerprints, strict=True)
+  ]
   run_dir.open_run(workdir, settings)
   try:
-    origin = {
-      'documents': settings['documents'],
-      'vocabulary': settings['vocabulary'],
-      'splits': settings['splits'],
-      'sources': prints,
-      'word_list': words and words.sha256,
-    }
-    kept = _stage(
-      work, 'keep', origin, lambda: _filter_text(config, sources, prints, words, work, spread)
+    origin = {name: settings[name] for name in ('documents', 'vocabulary', 'splits')}
+    origin |= {'sources': fingerprints, 'word_list': words and words.sha256}
+    kept = _run_stage(
+      work, _FILTER_STAGE, origin, lambda: _filter_text(config, sources, words, work, runner)
     )
-    origin |= {'tokenizer': settings['tokenizer'], 'given': given and given.sha256}
-    pieces = _stage(work, 'tokenizer', origin, lambda: _tokenizer(config, given, kept, work))
+    origin |= {'tokenizer': settings['tokenizer'], 'given': existing and existing.sha256}
+    pieces = _run_stage(
+      work, 'tokenizer', origin, lambda: _make_tokenizer(config, existing, kept, work)
+    )
   except InputError:
     _remove_partial(workdir, work)
     raise
   (work / TOKENIZER).copy(workdir / TOKENIZER, overwrite=True)
   splits, written = packing.write_rows(
-    config.rows, tokenizer.load_tokenizer(workdir / TOKENIZER), work / 'keep', workdir
+    config.rows, tokenizer.load_tokenizer(workdir / TOKENIZER), work / _FILTER_STAGE, workdir
   )
-  manifest = _manifest(config.rows, pieces, splits, settings, prints) | {
+  manifest = _make_manifest(config.rows, pieces, splits, settings) | {
+    'sources': fingerprints,
+    'hash': corpus_hash(pieces['sha256'], config.rows.length, splits),
     'word_list': kept['word_list'],
-    'stages': {'keep': kept, 'tokenizer': pieces, 'rows': written},
+    'stages': {_FILTER_STAGE: kept, 'tokenizer': pieces, 'rows': written},
   }
   files.write_json(workdir / run_dir.MANIFEST, manifest)
   _remove(work)
@@ -119,9 +121,7 @@ def _build(
 
 
 def _remove_partial(workdir: epath.Path, work: epath.Path) -> None:
-  """Leaves whole stages alone, so that a corrected recipe may use the folder and what it shares
-  with this one.
-  """
+  """Leaves whole stages alone, which a corrected recipe may share."""
   (workdir / run_dir.CONFIG).unlink()
   if work.exists() and not any(work.iterdir()):
     work.rmtree()
@@ -132,17 +132,17 @@ def _remove(folder: epath.Path) -> None:
     folder.rmtree()
 
 
-def _stage(
+def _run_stage(
   work: epath.Path, name: str, origin: Mapping[str, Any], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-  """The numbers of a stage, made now, or before from the same origin."""
+  """Returns the numbers of a stage, made now, or by an earlier start from the same origin."""
   path = work / f'{name}.json'
   origin = json.loads(json.dumps(origin))
   if path.exists():
-    made = files.read_json(path, f'the {name} stage of an earlier start')
-    if made['origin'] == origin:
+    stage = files.read_json(path, f'the {name} stage of an earlier start')
+    if stage['origin'] == origin:
       progress.log(f'{name}: made by an earlier start')
-      return made['numbers']
+      return stage['numbers']
     path.unlink()
   work.mkdir(parents=True, exist_ok=True)
   files.write_json(path, {'origin': origin, 'numbers': make()})
@@ -151,142 +151,119 @@ def _stage(
 
 def _filter_text(
   config: CorpusConfig,
-  sources: tuple[documents.Source, ...],
-  prints: list[dict[str, Any]],
+  sources: Sequence[documents.Source],
   words: filters.WordList | None,
   work: epath.Path,
-  spread: Any,
+  runner: Any,
 ) -> dict[str, Any]:
-  workers, sizes = config.workers or backend.cores(), [found['bytes'] for found in prints]
   if config.vocabulary.most_frequent:
-    words = (
-      spread.most_frequent(config, sources)
-      if spread
-      else filtering.find_most_frequent(config, sources, sizes, workers)
-    )
-  _remove(work / 'keep')
-  summary = (
-    spread.keep(config, sources, words, work / 'keep')
-    if spread
-    else filtering.filter_corpus(config, sources, sizes, words, work / 'keep', workers)
-  )
-  return summary | {
-    'word_list': words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}
-  }
+    words = runner.find_most_frequent_words(config, sources)
+  _remove(work / _FILTER_STAGE)
+  summary = runner.filter_corpus(config, sources, words, work / _FILTER_STAGE)
+  word_list = words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}
+  return summary | {'word_list': word_list}
 
 
-def _tokenizer(
-  config: CorpusConfig, given: tokenizer.Tokenizer | None, kept: Mapping[str, Any], work: epath.Path
+def _make_tokenizer(
+  config: CorpusConfig,
+  existing: tokenizer.Tokenizer | None,
+  kept: Mapping[str, Any],
+  work: epath.Path,
 ) -> dict[str, Any]:
-  """Trains on the training split alone, on an even sample where there is much of it."""
-  started = time.monotonic()
-  size = sum(kind['bytes'] for kind in kept['kept']['train'].values())
+  """Trains on the training split alone, on an even sample if it is large."""
+  started, settings = time.monotonic(), config.tokenizer
+  text_bytes = sum(kind['bytes'] for kind in kept['kept']['train'].values())
 
-  def training_text() -> Iterator[str]:
-    return itertools.chain.from_iterable(
-      filtering.read_items(work / 'keep', 'train', kind) for kind in filtering.TEXT_KINDS
+  def sample_text(max_bytes: int) -> Iterator[str]:
+    kinds = (
+      filtering.read_items(work / _FILTER_STAGE, 'train', kind) for kind in filtering.TEXT_KINDS
     )
+    return tokenizer.sample_evenly(itertools.chain.from_iterable(kinds), max_bytes / text_bytes)
 
-  if given:
-    made = given
-    files.write_bytes(work / TOKENIZER, given.model)
+  if existing:
+    made = existing
+    files.write_bytes(work / TOKENIZER, existing.model)
   else:
-    progress.log(
-      f'tokenizer: training {config.tokenizer.size:,} pieces on {min(size, _TRAINING) / 1e6:,.1f} MB'
-    )
+    megabytes = min(text_bytes, _MAX_TRAINING_BYTES) / 1e6
+    progress.log(f'tokenizer: training {settings.size:,} pieces on {megabytes:,.1f} MB')
     made = tokenizer.train_tokenizer(
-      tokenizer.sample_evenly(training_text(), _TRAINING / size),
-      config.tokenizer.model,
-      config.tokenizer.size,
-      work / TOKENIZER,
+      sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size, work / TOKENIZER
     )
-  ratio = tokenizer.word_split_ratio(
-    made, tokenizer.sample_evenly(training_text(), _SPLIT_RATIO_TEXTS / size)
-  )
   sweep = []
-  if config.tokenizer.extra_sizes:
-    progress.log(
-      f'tokenizer: trying {", ".join(f"{other:,}" for other in config.tokenizer.extra_sizes)} pieces'
-    )
-    sample = list(tokenizer.sample_evenly(training_text(), _TRAINING / size))
-    sweep = tokenizer.measure_sizes(sample, config.tokenizer.model, config.tokenizer.extra_sizes)
+  if settings.extra_sizes:
+    sizes = ', '.join(f'{size:,}' for size in settings.extra_sizes)
+    progress.log(f'tokenizer: trying {sizes} pieces')
+    sample = list(sample_text(_MAX_TRAINING_BYTES))
+    sweep = tokenizer.measure_sizes(sample, settings.model, settings.extra_sizes)
   return {
     'size': made.size,
     'sha256': made.sha256,
-    'word_split_ratio': ratio,
+    'word_split_ratio': tokenizer.word_split_ratio(made, sample_text(_MAX_SPLIT_RATIO_BYTES)),
     'esms': tokenizer.esms(made),
     'sweep': sweep,
     'seconds': time.monotonic() - started,
   }
 
 
-def _manifest(
+def _make_manifest(
   config: RowsConfig,
   pieces: Mapping[str, Any],
   splits: Mapping[str, Any],
   settings: dict[str, Any],
-  prints: list[dict[str, Any]],
 ) -> dict[str, Any]:
-  """What the folder holds."""
   return {
     'format': FORMAT,
     'length': config.length,
     'vocabulary': pieces['size'],
-    'dtype': 'uint16' if pieces['size'] <= 0xFFFF else 'uint32',
+    'dtype': packing.choose_dtype(pieces['size']).name,
     'tokenizer': {'file': TOKENIZER, 'sha256': pieces['sha256']},
     'splits': splits,
     'settings': {name: value for name, value in settings.items() if name != 'workers'},
-    'sources': prints,
-    'hash': corpus_hashes(pieces['sha256'], config.length, splits),
   }
 
 
-def corpus_hashes(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
-  """The hash that makes a corpus this one: of its tokenizer, its shards and their length, not of
-  times or settings.
-  """
+def corpus_hash(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
+  """Returns the identity of a corpus: a hash of its tokenizer and its shards, not of settings."""
   shards = {
-    split: [shard['sha256'] for shard in found['shards']] for split, found in splits.items()
+    split: [shard['sha256'] for shard in entry['shards']] for split, entry in splits.items()
   }
-  made = {'tokenizer': tokenizer_sha256, 'length': length, 'shards': shards}
-  return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+  identity = {'tokenizer': tokenizer_sha256, 'length': length, 'shards': shards}
+  return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
-  kept, pieces, splits = (
-    manifest['stages']['keep'],
-    manifest['stages']['tokenizer'],
-    manifest['splits'],
+  kept, pieces = manifest['stages'][_FILTER_STAGE], manifest['stages']['tokenizer']
+  kinds, megabytes = manifest['settings']['vocabulary']['filters'], kept['bytes'] / 1e6
+  counts = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in kept['passes'].items())
+  items = ', '.join(
+    f'{split} ' + ' and '.join(f'{numbers[kind]["items"]:,} {kind}' for kind in kinds)
+    for split, numbers in kept['kept'].items()
   )
-  kinds = manifest['settings']['vocabulary']['filters']
+  rows = ', '.join(
+    f'{split} {entry["rows"]:,} of {entry["tokens"]:,} tokens'
+    for split, entry in manifest['splits'].items()
+  )
+  lines = [
+    f'documents: {sum(kept["documents"].values()):,}, {megabytes:,.1f} MB',
+    f'passes: {counts}',
+    f'kept: {items}',
+    f'rows: {rows}',
+  ]
+  for row in (pieces, *pieces['sweep']):
+    ratio, score = row['word_split_ratio'], row['esms']
+    lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} a word, ESMS {score:.3f}')
+  speed = megabytes / kept['processor_seconds']
+  lines.append(f'filtering: {kept["seconds"]:.1f} s, {speed:.1f} MB/s a core')
+  memory = _peak_memory(kept['workers'])
+  lines.append(f'all: {seconds:.1f} s, at most {memory:,.0f} MiB of memory')
+  progress.log('\n'.join(lines))
+
+
+def _peak_memory(workers: int) -> float:
+  """Returns an upper bound of the memory of this process and its workers, in MiB."""
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
-  largest = [
+  own, child = (
     resource.getrusage(who).ru_maxrss / unit
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-  ]
-  children = kept['workers'] if kept['workers'] > 1 else 0
-  progress.log(
-    '\n'.join(
-      (
-        f'documents: {sum(kept["documents"].values()):,}, {kept["bytes"] / 1e6:,.1f} MB',
-        'passes: '
-        + ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in kept['passes'].items()),
-        'kept: '
-        + ', '.join(
-          f'{split} ' + ' and '.join(f'{found[kind]["items"]:,} {kind}' for kind in kinds)
-          for split, found in kept['kept'].items()
-        ),
-        'rows: '
-        + ', '.join(
-          f'{name} {found["rows"]:,} of {found["tokens"]:,} tokens'
-          for name, found in splits.items()
-        ),
-        *(
-          f'tokenizer: {row["size"]:,} pieces, {row["word_split_ratio"]:.3f} a word, ESMS {row["esms"]:.3f}'
-          for row in (pieces, *pieces['sweep'])
-        ),
-        f'filtering: {kept["seconds"]:.1f} s, {kept["bytes"] / 1e6 / kept["processor_seconds"]:.1f} MB/s a core',
-        f'all: {seconds:.1f} s, at most {largest[0] + children * largest[1]:,.0f} MiB of memory',
-      )
-    )
   )
+  return own + (workers if workers > 1 else 0) * child

@@ -1,10 +1,9 @@
-"""Documents in, kept text out: the first stage of a corpus.
+"""Filters, deduplicates and splits documents: the first stage of a corpus.
 
 Documents stream through a pool of processes that filter them, and come back in order. A document
-goes to one split, by a hash of its text, so that overlapping windows never cross splits; an item
-that was kept before, in whatever split, is dropped. Memory does not grow with the text but for 8
-bytes a kept item, by which repetitions are known. What text is kept is for `vocabulary.py` to say;
-tokens and rows come later.
+goes to one split, by a hash of its text, so that overlapping windows never cross splits. Of equal
+items, in whatever split, the first in the order of the text stays. Memory does not grow with the
+text but for 8 bytes a kept item, for deduplication. `filters.py` defines what text is kept.
 """
 
 import collections
@@ -28,22 +27,30 @@ from etils import epath
 from jaxtyping import Bool, UInt64
 
 from minilm_jax.core import progress
-from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, SplitConfig
+from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filters
 
-# One function over many batches of text, in processes of their own, results in order.
+TEXT_KINDS = ('sentences', 'spans', 'documents')
+_CHARS_PER_BATCH = 1 << 20  # that go to a worker at once
+_NUM_BUCKETS = 256
+_BUCKET_SHIFT = np.uint64(56)  # the top byte of a digest is its bucket
+_LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # ignored by the hash of a document
+
 _T = TypeVar('_T')
+_ItemKey = tuple[str, str]  # split and kind of an item
+_worker_function: Callable[[list[str]], Any]  # of a worker process, set once by _initialize_worker
 
 
 def ordered_map(
-  work: Callable[[list[str]], _T], batches: Iterable[list[str]], workers: int
+  function: Callable[[list[str]], _T], batches: Iterable[list[str]], workers: int
 ) -> Iterator[_T]:
-  """`map(work, batches)` in `workers` processes, with few batches under way; in this process where
-  workers is 1.
+  """Yields `map(function, batches)`, computed in `workers` processes, in order.
+
+  At most twice as many batches as workers are in flight. One worker is this process.
 
   Args:
-    work: a function that can be pickled; it travels once to each worker.
+    function: a function that can be pickled; it travels once to each worker.
     batches: its arguments.
     workers: processes.
 
@@ -51,19 +58,19 @@ def ordered_map(
     InputError: a process was ended from outside.
   """
   if workers == 1:
-    yield from map(work, batches)
+    yield from map(function, batches)
     return
-  # a fork would copy whatever threads and devices the caller has
+  # a fork would copy the threads and devices of the caller
   context = multiprocessing.get_context('spawn')
-  with futures.ProcessPoolExecutor(workers, context, _initialize_worker, (work,)) as pool:
-    under_way: collections.deque[futures.Future[_T]] = collections.deque()
+  with futures.ProcessPoolExecutor(workers, context, _initialize_worker, (function,)) as pool:
+    pending: collections.deque[futures.Future[_T]] = collections.deque()
     try:
       for batch in batches:
-        under_way.append(pool.submit(_call_worker, batch))
-        if len(under_way) > 2 * workers:
-          yield under_way.popleft().result()
-      while under_way:
-        yield under_way.popleft().result()
+        pending.append(pool.submit(_call_worker, batch))
+        if len(pending) > 2 * workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
     except process.BrokenProcessPool:
       raise InputError(
         f'work in {workers} processes',
@@ -74,108 +81,105 @@ def ordered_map(
       pool.shutdown(cancel_futures=True)
 
 
-_work: Callable[[list[str]], Any]  # of a worker process, set once by _arm
-
-
-def _initialize_worker(work: Callable[[list[str]], Any]) -> None:
-  global _work
-  _work = work
+def _initialize_worker(function: Callable[[list[str]], Any]) -> None:
+  global _worker_function
+  _worker_function = function
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
   threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-  # one that is killed closes no pool: its workers would wait for ever
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  # a killed parent closes no pool: its workers would wait for ever
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
 def _call_worker(batch: list[str]) -> Any:
-  return _work(batch)
-
-
-# Which items were kept before: of equal ones the first in the order of the text stays.
-_NUM_BUCKETS = 256
-_BITS = np.uint64(56)  # below those that name the bucket
+  return _worker_function(batch)
 
 
 class Deduplicator:
-  """Digests met so far, in sorted runs that merge when they are of like size: 8 bytes an item, 16
-  during a merge.
+  """Digests so far, in sorted runs that merge when they are of like size.
+
+  An item takes 8 bytes, and 16 during a merge.
   """
 
   def __init__(self) -> None:
     self._runs: list[UInt64[np.ndarray, 'n']] = []
 
-  def fresh(self, digests: UInt64[np.ndarray, 'n']) -> Bool[np.ndarray, 'n']:
-    """Which were never met, the first of several equal ones among them; all are met from now on."""
-    new = np.zeros(len(digests), bool)
-    new[np.unique(digests, return_index=True)[1]] = True
+  def first_seen(self, digests: UInt64[np.ndarray, 'n']) -> Bool[np.ndarray, 'n']:
+    """Adds digests, and returns for each whether it is the first of its value."""
+    is_first = np.zeros(len(digests), bool)
+    is_first[np.unique(digests, return_index=True)[1]] = True
     for run in self._runs:
-      new &= run[np.searchsorted(run, digests).clip(max=len(run) - 1)] != digests
-    if new.any():
-      self._runs.append(np.sort(digests[new]))
+      is_first &= run[np.searchsorted(run, digests).clip(max=len(run) - 1)] != digests
+    if is_first.any():
+      self._runs.append(np.sort(digests[is_first]))
     while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
       self._runs.append(np.sort(np.concatenate([self._runs.pop(), self._runs.pop()])))
-    return new
+    return is_first
 
 
 def split_into_buckets(
   first: int, digests: UInt64[np.ndarray, 'n']
 ) -> Iterator[tuple[int, bytes, bytes]]:
-  """Bucket, numbers and digests of some items of a part, whose numbers count on from `first`;
-  arrays of `<u8`.
+  """Yields bucket, numbers and digests of consecutive items of a shard, as arrays of `<u8`.
+
+  The numbers count from `first`. Equal digests share a bucket.
   """
-  order = np.argsort(digests >> _BITS, kind='stable')
-  bounds = np.searchsorted((digests >> _BITS)[order], np.arange(_NUM_BUCKETS + 1, dtype=np.uint64))
+  buckets = digests >> _BUCKET_SHIFT
+  order = np.argsort(buckets, kind='stable')
+  bounds = np.searchsorted(buckets[order], np.arange(_NUM_BUCKETS + 1, dtype=np.uint64))
   for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-    of = order[bounds[bucket] : bounds[bucket + 1]]
-    yield bucket, (first + of).astype('<u8').tobytes(), digests[of].astype('<u8').tobytes()
+    members = order[bounds[bucket] : bounds[bucket + 1]]
+    yield (
+      bucket,
+      (first + members).astype('<u8').tobytes(),
+      digests[members].astype('<u8').tobytes(),
+    )
 
 
-def find_repeated(met: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
-  """Of parts, numbers and digests that meet in a bucket: the parts that repeat, and the numbers of
-  what comes again.
+def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
+  """Yields the shards with repeated items, and the numbers of these items.
+
+  Args:
+    entries: shard, numbers and digests of all items of a bucket, in any order of shards.
   """
-  parts, numbers, digests = zip(*met, strict=True)
-  parts = np.repeat(np.array(parts), [len(some) // 8 for some in numbers])
-  numbers, digests = (np.frombuffer(b''.join(some), '<u8') for some in (numbers, digests))
-  order = np.lexsort((numbers, parts, digests))
-  again = order[1:][digests[order[1:]] == digests[order[:-1]]]
-  again = again[np.lexsort((numbers[again], parts[again]))]
-  found, starts = np.unique(parts[again], return_index=True)
-  for part, some in zip(found.tolist(), np.split(numbers[again], starts[1:]), strict=False):
-    yield part, some.tobytes()
-
-
-TEXT_KINDS = ('sentences', 'spans', 'documents')
-_BATCH_CHARS = 1 << 20  # characters that go to a worker at once
-_LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # what a hash of text passes over
+  shards, numbers, digests = zip(*entries, strict=True)
+  shards = np.repeat(np.array(shards), [len(part) // 8 for part in numbers])
+  numbers, digests = (np.frombuffer(b''.join(parts), '<u8') for parts in (numbers, digests))
+  order = np.lexsort((numbers, shards, digests))
+  repeated = order[1:][digests[order[1:]] == digests[order[:-1]]]
+  repeated = repeated[np.lexsort((numbers[repeated], shards[repeated]))]
+  owners, starts = np.unique(shards[repeated], return_index=True)
+  for shard, part in zip(owners.tolist(), np.split(numbers[repeated], starts[1:]), strict=False):
+    yield shard, part.tobytes()
 
 
 def text_path(folder: epath.Path, split: str, kind: str) -> epath.Path:
-  """Where the items that a pass kept of a split lie, one a line."""
+  """Returns the file with the kept items of a split, one a line."""
   return folder / f'{split}-{kind}.txt'
 
 
 def read_items(folder: epath.Path, split: str, kind: str) -> Iterator[str]:
-  """Kept items in order."""
+  """Yields kept items in order."""
   with text_path(folder, split, kind).open('rb') as file:
     for line in file:
       yield line.decode().removesuffix('\n')
 
 
 def assign_split(text: str, splits: SplitConfig) -> str:
-  """The split of a document, by a hash of its text; neither case (of ASCII) nor white space
-  matters.
+  """Returns the split of a document, by a hash that ignores case (of ASCII) and white space.
 
   >>> assign_split('The  Cat', SplitConfig(0.3, 0.3)) == assign_split('the cat\\n', SplitConfig(0.3, 0.3))
   True
   """
-  place = int.from_bytes(_digest(text.encode().translate(_LOWER, _SPACE)), 'big') / 2**64
-  if place < splits.test:
+  share = int.from_bytes(_digest(text.encode().translate(_LOWER, _SPACE)), 'big') / 2**64
+  if share < splits.test:
     return 'test'
-  return 'validation' if place < splits.test + splits.validation else 'train'
+  return 'validation' if share < splits.test + splits.validation else 'train'
 
 
 def _digest(data: bytes) -> bytes:
@@ -183,91 +187,109 @@ def _digest(data: bytes) -> bytes:
 
 
 @dataclasses.dataclass
-class FilterCounts:
-  """What one batch of documents leaves: items with their place (split, kind), their digests, sums
-  for the manifest.
-  """
+class FilteredBatch:
+  """The kept items of one batch of documents, their digests, and sums for the manifest."""
 
-  items: list[tuple[tuple[str, str], bytes]]
+  items: list[tuple[_ItemKey, bytes]]
   digests: UInt64[np.ndarray, 'n']
-  counts: Counter[str]
-  documents: Counter[str]
+  counts: Counter[str]  # of the filters
+  read: Counter[str]  # documents of each split, and bytes
 
 
 def filter_documents(
-  batch: Sequence[str], words: filters.Filter, splits: SplitConfig
-) -> FilterCounts:
-  """What is kept of a batch of documents; of each the same in whatever batch it comes."""
-  places, kept = [assign_split(text, splits) for text in batch], words.kept(batch)
-  items = [((places[number], kind), item.encode()) for number, kind, item in kept.items]
+  batch: Sequence[str], text_filter: filters.Filter, splits: SplitConfig
+) -> FilteredBatch:
+  """Filters a batch of documents, each with the same result in whatever batch it comes."""
+  document_splits, result = [assign_split(text, splits) for text in batch], text_filter.apply(batch)
+  items = [((document_splits[number], kind), item.encode()) for number, kind, item in result.items]
   digests = np.frombuffer(b''.join(_digest(item) for _, item in items), '<u8')
-  seen = Counter(places) + Counter(bytes=sum(len(text.encode()) for text in batch))
-  return FilterCounts(items, digests, kept.counts, seen)
+  read = Counter(document_splits) + Counter(bytes=sum(len(text.encode()) for text in batch))
+  return FilteredBatch(items, digests, result.counts, read)
 
 
-def count_document_words(batch: Sequence[str], counting: str) -> Counter[str]:
-  """How often each word comes in a batch of documents."""
-  found = Counter()
-  for field, times in Counter(field for text in batch for field in text.split()).items():
-    for word in filters.count_words(field, counting):
-      found[word] += times
-  return found
-
-
-def find_most_frequent(
-  config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int], workers: int
-) -> filters.WordList:
-  """The most frequent words of the sources: one more pass over all text, before the one that
-  filters.
-  """
-  work = functools.partial(count_document_words, counting=config.vocabulary.word_rule)
+def count_document_words(batch: Sequence[str], rule: str) -> Counter[str]:
+  """Returns the frequency of each word in a batch of documents."""
   total = Counter()
-  for counts in ordered_map(work, _make_batches(config, sources, sizes, 'counting words'), workers):
-    total.update(counts)
-  return filters.most_frequent_words(total, config.vocabulary.most_frequent)
+  for field, count in Counter(field for text in batch for field in text.split()).items():
+    for word in filters.extract_words(field, rule):
+      total[word] += count
+  return total
 
 
-def filter_corpus(
-  config: CorpusConfig,
-  sources: Sequence[documents.Source],
-  sizes: Sequence[int],
-  words: filters.WordList | None,
-  folder: epath.Path,
-  workers: int,
-) -> dict[str, Any]:
-  """Filters all documents into `folder`, which appears whole or not at all.
+@dataclasses.dataclass(frozen=True)
+class LocalRunner:
+  """The stages that read all text, in processes of this machine; any number gives the same."""
 
-  Args:
-    config: of the corpus.
-    sources: what to read.
-    sizes: bytes of each source, for the progress.
-    words: the word list, or None to keep all.
-    folder: where the kept text goes, one file a split and pass.
-    workers: processes; the result is the same for any number.
+  workers: int
 
-  Returns:
-    Numbers for the manifest: what was read, kept and dropped, and why.
+  def fingerprint_sources(self, sources: Sequence[documents.Source]) -> list[dict[str, Any]]:
+    """Returns the fingerprint of each source."""
+    return [documents.fingerprint_source(source) for source in sources]
 
-  Raises:
-    InputError: nothing is left of a split that should hold something.
-  """
-  started, processor = time.monotonic(), _processor_seconds()
-  summary = atomic_folder(
-    folder,
-    config.splits,
-    lambda partial: _filter_into(partial, config, sources, sizes, words, workers),
-  )
-  return summary | {
-    'seconds': time.monotonic() - started,
-    'processor_seconds': _processor_seconds() - processor,
-    'workers': workers,
-  }
+  def find_most_frequent_words(
+    self, config: CorpusConfig, sources: Sequence[documents.Source]
+  ) -> filters.WordList:
+    """Returns the most frequent words of the sources, after one pass over all text."""
+    count = functools.partial(count_document_words, rule=config.vocabulary.word_rule)
+    batches = _read_batches(config.documents, sources, 'counting words')
+    total = Counter()
+    for counts in ordered_map(count, batches, self.workers):
+      total.update(counts)
+    return filters.most_frequent_words(total, config.vocabulary.most_frequent)
+
+  def filter_corpus(
+    self,
+    config: CorpusConfig,
+    sources: Sequence[documents.Source],
+    words: filters.WordList | None,
+    folder: epath.Path,
+  ) -> dict[str, Any]:
+    """Filters all documents into `folder`, which appears whole or not at all.
+
+    Args:
+      config: of the corpus.
+      sources: the text.
+      words: the word list, or None to keep all.
+      folder: the new folder, with one file a split and kind.
+
+    Returns:
+      Numbers for the manifest: text read, kept and dropped, and the reasons.
+
+    Raises:
+      InputError: nothing is left of a split that should hold something.
+    """
+    started, processor = time.monotonic(), _processor_seconds()
+    text_filter, splits = filters.Filter(words, config.vocabulary), config.splits
+    work = functools.partial(filter_documents, text_filter=text_filter, splits=splits)
+    deduplicator, read, counts = Deduplicator(), Counter(), Counter()
+
+    def filter_items() -> Iterator[tuple[_ItemKey, bytes, bool]]:
+      batches = _read_batches(config.documents, sources, 'filtering')
+      for batch in ordered_map(work, batches, self.workers):
+        read.update(batch.read)
+        counts.update(batch.counts)
+        is_first = deduplicator.first_seen(batch.digests).tolist()
+        for (key, item), first in zip(batch.items, is_first, strict=True):
+          yield key, item, first
+
+    summary = atomic_folder(
+      folder, splits, lambda partial: write_split_files(partial, filter_items(), read, counts)
+    )
+    return summary | {
+      'seconds': time.monotonic() - started,
+      'processor_seconds': _processor_seconds() - processor,
+      'workers': self.workers,
+    }
+
+
+def _processor_seconds() -> float:
+  return sum(os.times()[:4])  # of this process and of the workers that have ended
 
 
 def atomic_folder(
   folder: epath.Path, splits: SplitConfig, fill: Callable[[epath.Path], dict[str, Any]]
 ) -> dict[str, Any]:
-  """What `fill` tells of the text that it kept in a folder, which appears whole or not at all.
+  """Fills a folder that appears whole or not at all, and returns the summary that `fill` returns.
 
   Raises:
     InputError: `fill` does, or nothing is left of a split that should hold something.
@@ -286,48 +308,19 @@ def atomic_folder(
   return summary
 
 
-def _processor_seconds() -> float:
-  return sum(os.times()[:4])  # of this process and of the workers that have ended
-
-
-def _filter_into(
-  folder: epath.Path,
-  config: CorpusConfig,
-  sources: Sequence[documents.Source],
-  sizes: Sequence[int],
-  words: filters.WordList | None,
-  workers: int,
-) -> dict[str, Any]:
-  work = functools.partial(
-    filter_documents, words=filters.Filter(words, config.vocabulary), splits=config.splits
-  )
-  seen, read, counts = Deduplicator(), Counter(), Counter()
-
-  def items() -> Iterator[tuple[tuple[str, str], bytes, bool]]:
-    for result in ordered_map(work, _make_batches(config, sources, sizes, 'filtering'), workers):
-      read.update(result.documents)
-      counts.update(result.counts)
-      for (place, item), fresh in zip(
-        result.items, seen.fresh(result.digests).tolist(), strict=True
-      ):
-        yield place, item, fresh
-
-  return write_split_files(folder, items(), read, counts)
-
-
 def write_split_files(
   folder: epath.Path,
-  items: Iterable[tuple[tuple[str, str], bytes, bool]],
+  items: Iterable[tuple[_ItemKey, bytes, bool]],
   read: Mapping[str, int],
   counts: Counter[str],
 ) -> dict[str, Any]:
-  """Writes the items that are fresh, one a line of the file of their split and kind.
+  """Writes the items that are no repetition, one a line of the file of their split and kind.
 
   Args:
-    folder: where the files go.
-    items: in the order of the text: split and kind, the item, and was it never kept before?
-    read: documents of each split, and bytes, that the items come from; complete when these end.
-    counts: sums of the passes, complete then too; what is repeated is added.
+    folder: of the files.
+    items: in the order of the text: split and kind, the item, and whether no equal one precedes it.
+    read: documents of each split, and bytes, of the source of the items; complete when these end.
+    counts: sums of the filters, complete then too; repetitions are added.
 
   Returns:
     Numbers for the manifest.
@@ -341,8 +334,8 @@ def write_split_files(
       for split in SPLITS
       for kind in TEXT_KINDS
     }
-    for (split, kind), item, fresh in items:
-      if fresh:
+    for (split, kind), item, is_first in items:
+      if is_first:
         files[split, kind].write(item + b'\n')
         kept[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
       else:
@@ -357,10 +350,10 @@ def write_split_files(
 
 def _refuse_empty(summary: Mapping[str, Any], splits: SplitConfig) -> None:
   for split in SPLITS:
-    wanted = split == 'train' or getattr(splits, split) > 0
-    if wanted and not any(summary['kept'][split][kind]['items'] for kind in TEXT_KINDS):
+    is_wanted = split == 'train' or getattr(splits, split) > 0
+    if is_wanted and not any(summary['kept'][split][kind]['items'] for kind in TEXT_KINDS):
       read = ', '.join(f'{name} {n:,}' for name, n in summary['documents'].items())
-      passes = '; '.join(
+      dropped = '; '.join(
         f'{name.replace("_", " ")} {n:,}' for name, n in sorted(summary['passes'].items()) if n
       )
       remedy = 'give more text, a larger word list or milder vocabulary rules'
@@ -368,53 +361,49 @@ def _refuse_empty(summary: Mapping[str, Any], splits: SplitConfig) -> None:
         remedy = f'give more text, raise splits.{split}, or set it to 0 to do without'
       raise InputError(
         f'text for the {split} split',
-        f'none is left of the documents ({read}): {passes or "no text at all"}',
+        f'none is left of the documents ({read}): {dropped or "no text at all"}',
         remedy,
       )
 
 
-def _make_batches(
-  config: CorpusConfig, sources: Sequence[documents.Source], sizes: Sequence[int], what: str
+def _read_batches(
+  config: DocumentsConfig, sources: Sequence[documents.Source], what: str
 ) -> Iterator[list[str]]:
-  """Batches of the documents of all sources in order, with a word on how far they have come.
-
-  How far a compressed source has been read is not known; it is taken from how far the sources
-  before it shrank.
-  """
-  with progress.track_progress(what, sum(sizes) / 1e6, 'MB') as tick:
-    yield from split_into_batches(_with_progress(config, sources, sizes, tick))
+  """Yields batches of the documents of all sources in order, and reports the progress."""
+  total = sum(source.num_bytes for source in sources)
+  with progress.track_progress(what, total / 1e6, 'MB') as update:
+    yield from split_into_batches(_read_with_progress(config, sources, update))
 
 
-def _with_progress(
-  config: CorpusConfig,
-  sources: Sequence[documents.Source],
-  sizes: Sequence[int],
-  tick: Callable[..., None],
+def _read_with_progress(
+  config: DocumentsConfig, sources: Sequence[documents.Source], update: Callable[..., None]
 ) -> Iterator[str]:
-  texts, read, told, ratio = 0, 0, 0, 1.0
-  for number, source in enumerate(sources):
-    before, start = sum(sizes[:number]), read
-    for text in documents.read_documents(source, config.documents):
+  """Yields documents; the position in a compressed source is estimated by the sources before it."""
+  documents_read, chars_read, chars_reported = 0, 0, 0
+  bytes_before, bytes_per_char = 0, 1.0
+  for source in sources:
+    source_start = chars_read
+    for text in documents.read_documents(source, config):
       yield text
-      read, texts = read + len(text), texts + 1
-      if read - told >= _BATCH_CHARS:
-        told = read
-        tick(
-          (before + min((read - start) * ratio, sizes[number])) / 1e6,
-          f'{texts:,} documents, {source.name}',
-        )
-    ratio = min(1.0, (before + sizes[number]) / max(read, 1))
-  tick(sum(sizes) / 1e6, f'{texts:,} documents')
+      documents_read, chars_read = documents_read + 1, chars_read + len(text)
+      if chars_read - chars_reported >= _CHARS_PER_BATCH:
+        chars_reported = chars_read
+        position = min((chars_read - source_start) * bytes_per_char, source.num_bytes)
+        note = f'{documents_read:,} documents, {source.name}'
+        update((bytes_before + position) / 1e6, note)
+    bytes_before += source.num_bytes
+    bytes_per_char = min(1.0, bytes_before / max(chars_read, 1))
+  update(bytes_before / 1e6, f'{documents_read:,} documents')
 
 
 def split_into_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  """Documents in order, about a million characters at a time."""
-  batch, held = [], 0
+  """Yields documents in order, about a million characters at a time."""
+  batch, size = [], 0
   for text in texts:
     batch.append(text)
-    held += len(text)
-    if held >= _BATCH_CHARS:
+    size += len(text)
+    if size >= _CHARS_PER_BATCH:
       yield batch
-      batch, held = [], 0
+      batch, size = [], 0
   if batch:
     yield batch

@@ -1,9 +1,9 @@
-"""SentencePiece: train a tokenizer, load one, encode and decode; how well it splits words.
+"""SentencePiece: trains, loads and measures tokenizers; encodes and decodes.
 
-The ids of the five special pieces are fixed, text is encoded as it stands (whoever makes the text
-lower-cases it; only runs of spaces are squeezed), and nothing here adds `<s>` or `</s>`: that is
-for who builds rows. Other families are not trained here, but what `minilm import` brought along is
-loaded like our own (`imported.py`). Left out: sampling of segmentations.
+The ids of the five special pieces are fixed. Text is encoded as it stands (the caller lower-cases
+it; only runs of spaces are squeezed), and `<s>` and `</s>` are added by the code that builds rows.
+Other families are not trained here, but the tokenizer of an imported model is loaded like our own
+(`wrapped_tokenizer.py`).
 """
 
 import hashlib
@@ -22,18 +22,16 @@ from minilm_jax.data import wrapped_tokenizer
 SPECIAL_TOKENS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 BEGIN_ID, PAD_ID, END_ID, UNKNOWN_ID, MASK_ID = range(5)
 
-_MARKER = '\u2581'  # what SentencePiece writes for the space before a word
+_WORD_MARKER = '\u2581'  # of SentencePiece, for the space before a word
 # of training; a constant: unigram sums floats per thread, and the same text must give the same
 # bytes
-_THREADS = 4
-# byte pieces, and the size from which they are spent; below, they crowd out the words
-_BYTES, _BYTES_FROM = 256, 600
-# bytes of one text; SentencePiece's own limit of 4,192 silently skips longer ones
-_MAX_SENTENCE_BYTES = 1 << 30
+_NUM_THREADS = 4
+# The 256 byte pieces come from this size on; below, they crowd out the words.
+_NUM_BYTE_PIECES, _MIN_SIZE_WITH_BYTES = 256, 600
+_MAX_TEXT_BYTES = 1 << 30  # SentencePiece's own limit of 4,192 silently skips longer texts
 
-# Words and their parts for `esms`: the words of an early version of the paper's reference (paper 1,
-# selection of the tokenizer), divided by us. The final reference, of 265 parts, was not released:
-# scores compare only with each other.
+# Words and their parts for `esms`: the words of an early version of the reference of paper 1, divided
+# by us. The final reference, of 265 parts, was not released: scores compare only with each other.
 REFERENCE: Mapping[str, tuple[str, ...]] = {
   'cooking': ('cook', 'ing'),
   'dangerous': ('danger', 'ous'),
@@ -52,66 +50,60 @@ REFERENCE: Mapping[str, tuple[str, ...]] = {
 
 
 class Tokenizer:
-  """A SentencePiece model with our special ids, or an imported one; made by `train` or `load`,
-  never changed.
+  """A SentencePiece model with our special ids, or an imported one; never changed.
 
   Attributes:
     model: the bytes of the model file.
     sha256: their hex digest, the identity of the tokenizer.
-    size: how many pieces, the special ones included.
-    between: how many `</s>` stand between two texts of one row: 2 as in RoBERTa, or 1 as in BERT.
+    size: number of pieces, the special ones included.
+    between: number of `</s>` between two texts of one row: 2 as in RoBERTa, or 1 as in BERT.
   """
 
   def __init__(self, model: bytes):
-    self._imported = wrapped_tokenizer.is_wrapped(model)
-    if self._imported:
+    self._is_wrapped, self.between = wrapped_tokenizer.is_wrapped(model), 2
+    if self._is_wrapped:
       self._processor = wrapped_tokenizer.WrappedTokenizer(model)
+      self.between = self._processor.between
     else:
       self._processor = sentencepiece.SentencePieceProcessor()
       self._processor.LoadFromSerializedProto(model)
-    self.between = self._processor.between if self._imported else 2
     self.model = model
     self.sha256 = hashlib.sha256(model).hexdigest()
     self.size = self._processor.get_piece_size()
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, without special ones, whatever the text holds (`<mask>` in a text is five
-    plain characters).
-    """
+    """Returns ids of each text, never special ones: `<mask>` in a text is plain characters."""
     return self._processor.encode(list(texts))
 
   def fold(self, text: str) -> str:
-    """A text of a task or a user in the case of the pieces: lower, as every corpus is; an imported
-    one sees to it.
-    """
-    return text if self._imported else text.lower()
+    """Returns a text in the case of the pieces: lower, as every corpus, unless imported."""
+    return text if self._is_wrapped else text.lower()
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of one sequence of ids; special pieces leave nothing behind."""
+    """Returns the text of one sequence of ids, without the special ones."""
     return self._processor.decode([int(i) for i in ids])
 
   def piece(self, id: int) -> str:
-    """The piece with this id, with U+2581 for the space before a word."""
+    """Returns the piece with this id, with U+2581 for the space before a word."""
     return self._processor.id_to_piece(int(id))
 
   def id(self, piece: str) -> int:
-    """The id of a piece, `UNKNOWN` where there is none such."""
+    """Returns the id of a piece, `UNKNOWN_ID` if there is none."""
     return self._processor.piece_to_id(piece)
 
   def starts_word(self) -> tuple[bool, ...]:
-    """For each id, does its piece begin a word?"""
-    return tuple(self.piece(i).startswith(_MARKER) for i in range(self.size))
+    """Returns for each id whether its piece begins a word."""
+    return tuple(self.piece(i).startswith(_WORD_MARKER) for i in range(self.size))
 
 
 def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.PathLike) -> Tokenizer:
   """Trains a tokenizer and writes its model file, whole or not at all.
 
   The same texts give the same bytes on any machine. SentencePiece holds all texts in memory: bound
-  them with `thin`. From 600 pieces on, characters too rare for a piece of their own are spelled in
-  bytes, so nothing is ever `<unk>`; a smaller tokenizer has no room for the 256 byte pieces and
-  covers every character of `texts` instead. Text is not
-  normalised: whoever encodes with another implementation gets the same ids without our Unicode
-  tables.
+  them with `sample_evenly`. From 600 pieces on, characters too rare for a piece of their own are
+  spelled in bytes, so nothing is ever `<unk>`; a smaller tokenizer covers every character of
+  `texts` instead. Text is not normalised, so that another implementation gives the same ids without
+  our Unicode tables.
 
   Args:
     texts: training text, each item of one line.
@@ -122,14 +114,13 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
   Raises:
     InputError: the texts cannot support so many, or so few, pieces; or there is no text.
   """
-  made = _train_sentencepiece(texts, model, size)
-  files.write_bytes(path, made.model)
-  return made
+  tokenizer = _train_sentencepiece(texts, model, size)
+  files.write_bytes(path, tokenizer.model)
+  return tokenizer
 
 
 def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokenizer:
-  in_bytes = size >= _BYTES_FROM
-  written = io.BytesIO()
+  with_bytes, written = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts),
@@ -145,12 +136,12 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
       pad_piece=SPECIAL_TOKENS[PAD_ID],
       eos_piece=SPECIAL_TOKENS[END_ID],
       unk_piece=SPECIAL_TOKENS[UNKNOWN_ID],
-      byte_fallback=in_bytes,
-      character_coverage=0.9995 if in_bytes else 1.0,
+      byte_fallback=with_bytes,
+      character_coverage=0.9995 if with_bytes else 1.0,
       normalization_rule_name='identity',
-      max_sentence_length=_MAX_SENTENCE_BYTES,
+      max_sentence_length=_MAX_TEXT_BYTES,
       shuffle_input_sentence=False,
-      num_threads=_THREADS,
+      num_threads=_NUM_THREADS,
       minloglevel=2,
     )
   except RuntimeError as error:
@@ -159,69 +150,66 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
 
 
 def _explain_failure(error: RuntimeError, model: str, size: int) -> Exception:
-  asked, said = f'a tokenizer of {size} pieces ({model})', str(error)
-  if found := re.search(r'too high .*<= (\d+)', said):
-    most = int(found[1])
+  asked, message = f'a tokenizer of {size} pieces ({model})', str(error)
+  if match := re.search(r'too high .*<= (\d+)', message):
+    max_size = int(match[1])
     # that counts byte pieces, which a tokenizer of this size does not get
-    if size >= _BYTES_FROM > most:
-      most -= _BYTES
+    if size >= _MIN_SIZE_WITH_BYTES > max_size:
+      max_size -= _NUM_BYTE_PIECES
     return InputError(
       asked,
-      f'the text supports no more than {most}',
-      f'set tokenizer.size to {most} or less, or give more text',
+      f'the text supports no more than {max_size}',
+      f'set tokenizer.size to {max_size} or less, or give more text',
     )
-  if found := re.search(r'smaller than required_chars\. \d+ vs (\d+)', said):
+  if match := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
     return InputError(
       asked,
-      f'its characters and special pieces alone are {found[1]}',
-      f'set tokenizer.size to {found[1]} or more',
+      f'its characters and special pieces alone are {match[1]}',
+      f'set tokenizer.size to {match[1]} or more',
     )
-  if 'sentences_.empty()' in said:
+  if 'sentences_.empty()' in message:
     return InputError(asked, 'no text to train it on', 'give more text, or keep more of it')
   return error
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-  """Loads a SentencePiece model file, or what `minilm import` wrote in its place.
+  """Loads a SentencePiece model file, or the file that `minilm import` wrote in its place.
 
   Raises:
-    InputError: no such file or one that is too large, neither of the two, or one whose special
-      pieces have other ids than ours; or an imported one, and the library that reads it is not
-      installed.
+    InputError: no such file or one that is too large, neither of the two, or one with other ids of
+      the special pieces; or an imported one, and the library that reads it is not installed.
   """
-  asked = f'the tokenizer {path}'
+  what = f'the tokenizer {path}'
   try:
-    model = files.read_bytes(path, asked)
+    model = files.read_bytes(path, what)
   except OSError as error:
-    raise InputError(asked, f'it cannot be read: {error}', 'check the path') from None
+    raise InputError(what, f'it cannot be read: {error}', 'check the path') from None
   try:
-    made = Tokenizer(model)
-    found = [made.piece(i) for i in range(made.size)]
+    tokenizer = Tokenizer(model)
+    pieces = [tokenizer.piece(i) for i in range(tokenizer.size)]
   except (RuntimeError, ValueError) as error:  # ValueError: a piece that is no UTF-8
     if wrapped_tokenizer.is_wrapped(model):
-      raise InputError(
-        asked, f'not what minilm import writes: {error}', 'import the model again'
-      ) from None
+      fault, remedy = f'not what minilm import writes: {error}', 'import the model again'
+    else:
+      fault = 'not a SentencePiece model'
+      remedy = 'give the .model file of a SentencePiece tokenizer'
+    raise InputError(what, fault, remedy) from None
+  special = (pieces + ['nothing'] * len(SPECIAL_TOKENS))[: len(SPECIAL_TOKENS)]
+  if special != list(SPECIAL_TOKENS):
+    expected = ', '.join(f'{piece} {i}' for i, piece in enumerate(SPECIAL_TOKENS))
+    others = ', '.join(
+      f'{i} is {piece!r}' for i, piece in enumerate(special) if piece != SPECIAL_TOKENS[i]
+    )
     raise InputError(
-      asked, 'not a SentencePiece model', 'give the .model file of a SentencePiece tokenizer'
-    ) from None
-  other = [
-    f'{i} is {there[0] if (there := found[i : i + 1]) else "nothing"!r}'
-    for i, piece in enumerate(SPECIAL_TOKENS)
-    if found[i : i + 1] != [piece]
-  ]
-  if other:
-    ours = ', '.join(f'{piece} {i}' for i, piece in enumerate(SPECIAL_TOKENS))
-    raise InputError(
-      f'{asked} with {ours}',
-      f'other special pieces: {", ".join(other)}',
+      f'{what} with {expected}',
+      f'other special pieces: {others}',
       'train it here, or with SentencePiece and these ids (<mask> as the first control symbol)',
     )
-  return made
+  return tokenizer
 
 
 def sample_evenly(texts: Iterable[str], share: float) -> Iterator[str]:
-  """An even sample of texts that makes up this share of their characters; all of them from 1 on.
+  """Yields an even sample of texts with this share of their characters; all of them from 1 on.
 
   >>> list(sample_evenly(['a', 'b', 'c', 'd'], 0.5))
   ['b', 'd']
@@ -235,24 +223,20 @@ def sample_evenly(texts: Iterable[str], share: float) -> Iterator[str]:
 
 
 def word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-  """Mean number of pieces a word, over all words of all texts (paper 1, selection of the
-  tokenizer).
+  """Returns the mean number of pieces a word, over all words of all texts (paper 1).
 
   A word is what stands between single spaces; each is encoded alone, in the form that SentencePiece
   gives to the beginning of a word (the paper's byte-level tokenizers see the form inside a word).
   NaN without words.
   """
   counts = Counter(word for text in texts for word in text.split(' ') if word)
-  words = list(counts)
-  pieces = sum(
-    counts[word] * len(ids) for word, ids in zip(words, tokenizer.encode(words), strict=True)
-  )
-  return pieces / counts.total() if words else float('nan')
+  encoded = tokenizer.encode(list(counts))
+  pieces = sum(count * len(ids) for count, ids in zip(counts.values(), encoded, strict=True))
+  return pieces / counts.total() if counts else float('nan')
 
 
 def esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = REFERENCE) -> float:
-  """Exact sub-token match score: the share of a reference's word parts that come out as pieces
-  (paper 1).
+  """Returns the exact sub-token match score: the share of word parts that are pieces (paper 1).
 
   A word that stays whole or falls into single characters scores 0; otherwise every piece that is
   exactly one of the word's parts scores 1. Like '#' and '_', the space marker of SentencePiece is
@@ -260,15 +244,11 @@ def esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = REFERENC
   could never match.
   """
   score = 0
-  words = list(reference)
-  for word, ids in zip(words, tokenizer.encode(words), strict=True):
-    pieces = [
-      piece
-      for i in ids
-      if (piece := tokenizer.piece(i).strip(_MARKER).replace('#', '').replace('_', ''))
-    ]
+  for parts, ids in zip(reference.values(), tokenizer.encode(list(reference)), strict=True):
+    pieces = (tokenizer.piece(i).strip(_WORD_MARKER).replace('#', '').replace('_', '') for i in ids)
+    pieces = [piece for piece in pieces if piece]
     if len(pieces) > 1 and any(len(piece) > 1 for piece in pieces):
-      score += sum(piece in reference[word] for piece in pieces)
+      score += sum(piece in parts for piece in pieces)
   return score / sum(len(parts) for parts in reference.values())
 
 
@@ -278,15 +258,10 @@ def measure_sizes(
   sizes: Iterable[int],
   reference: Mapping[str, Sequence[str]] = REFERENCE,
 ) -> list[dict[str, float]]:
-  """One tokenizer of each size, none of them kept: rows of `size`, `word_split_ratio`, `esms`."""
+  """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
   rows = []
   for size in sizes:
-    made = _train_sentencepiece(texts, model, size)
-    rows.append(
-      {
-        'size': size,
-        'word_split_ratio': word_split_ratio(made, texts),
-        'esms': esms(made, reference),
-      }
-    )
+    tokenizer = _train_sentencepiece(texts, model, size)
+    ratio, score = word_split_ratio(tokenizer, texts), esms(tokenizer, reference)
+    rows.append({'size': size, 'word_split_ratio': ratio, 'esms': score})
   return rows

@@ -1,21 +1,20 @@
-"""What an imported model reads by: a tokenizer of the `tokenizers` library under our ids.
+"""Wraps the tokenizer of an imported model: one of the `tokenizers` library under our ids.
 
     {'tokenizer': their tokenizer.json, 'special': {'<s>': 101, '<pad>': 0, ...}, 'between': 1}
 
-stands where a run of ours has its SentencePiece model, and `special` says which of their pieces are
-our five. Their ids are numbered anew: the five come first, all others keep their order. Masks,
-pads, holes and the narrow tables of fine-tuning count on ids 0 to 4, so this costs one permutation
-of a table when a model is imported, and nothing behind the tokenizer knows of it.
+takes the place of our SentencePiece model in a run, and `special` maps our five special pieces to
+their ids. Their ids are numbered anew: the five come first, all others keep their order. Masks,
+pads and the embedding tables of fine-tuning rely on ids 0 to 4, so this costs one permutation of a
+table when a model is imported, and nothing behind the tokenizer changes.
 
-Pieces are shown as ours are, with U+2581 for the space before a word: `##ing` of a WordPiece is
-`ing` and its `the` is `▁the`; bytes that are no text alone are `<0xE2>`. `Tokenizer` holds a
-`Processor` where it else holds one of SentencePiece, and calls the same functions. Left out:
-training one, and what makes such a file (`hf_import.py`).
+Pieces have our notation, with U+2581 for the space before a word: `##ing` of a WordPiece is `ing`
+and its `the` is `▁the`; bytes that are no text alone are `<0xE2>`. `Tokenizer` calls the same
+functions on a `WrappedTokenizer` as on SentencePiece's processor. `hf_import.py` makes such files.
 """
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minilm_jax.core import files, schema
@@ -23,33 +22,30 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import COUNT
 
 _SPACE = '\u2581'
-_UNKNOWN = 3  # its place among the special pieces of `tokenizer.py`, which leans on this room
-# an id beyond it is no id of a piece, and lists as long as the largest id are made
-_MAX_VOCAB_SIZE = 1 << 24
+_UNKNOWN_ID = 3  # as in `tokenizer.py`, which imports this module
+_MAX_VOCAB_SIZE = 1 << 24  # of ids, which index lists
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
 
 
 def is_wrapped(model: bytes) -> bool:
-  """Are these the bytes of an imported tokenizer? A SentencePiece model never begins with a brace.
-  """
+  """Returns whether these bytes are of an imported tokenizer, which begins with a brace."""
   return model[:1] == b'{'
 
 
 def pack_tokenizer(tokenizer: Mapping[str, Any], special: Mapping[str, int], between: int) -> bytes:
-  """The file of an imported tokenizer.
+  """Returns the file of an imported tokenizer.
 
   Args:
-    tokenizer: what their tokenizer.json holds.
+    tokenizer: the content of their tokenizer.json.
     special: their ids of our special pieces, in our order.
-    between: how many `</s>` stand between two texts.
+    between: number of `</s>` between two texts.
   """
-  return json.dumps(
-    {'special': dict(special), 'between': between, 'tokenizer': tokenizer}, ensure_ascii=False
-  ).encode()
+  pack = {'special': dict(special), 'between': between, 'tokenizer': tokenizer}
+  return json.dumps(pack, ensure_ascii=False).encode()
 
 
 def order_ids(special: Sequence[int], size: int) -> list[int]:
-  """Their id for each of ours: the special ones, then all others as they are.
+  """Returns their id for each of ours: the special ones, then all others in their order.
 
   >>> order_ids([2, 0, 3], 6)
   [2, 0, 3, 1, 4, 5]
@@ -58,77 +54,73 @@ def order_ids(special: Sequence[int], size: int) -> list[int]:
 
 
 class WrappedTokenizer:
-  """An imported tokenizer with the functions that SentencePiece's processor has.
+  """An imported tokenizer with the functions of SentencePiece's processor.
 
   Attributes:
-    between: how many `</s>` stand between two texts.
+    between: number of `</s>` between two texts.
     order: their id for each of ours.
   """
 
   def __init__(self, model: bytes):
-    """Reads the file that `pack` makes.
+    """Reads the file that `pack_tokenizer` makes.
 
     Raises:
       InputError: the library is not installed.
-      ValueError: something else than such a file; says what.
+      ValueError: the bytes are no such file; names the fault.
     """
-    found = files.parse_json(model)
-    if fault := schema.find_schema_fault(found, _PACK_SCHEMA):
+    pack = files.parse_json(model)
+    if fault := schema.find_schema_fault(pack, _PACK_SCHEMA):
       raise ValueError(fault)
-    special, self.between = found['special'], found['between']
-    self._coder = build_wrapper(found['tokenizer'])
-    known = {**self._coder.get_vocab(with_added_tokens=True)}
-    size = max(known.values(), default=-1) + 1
+    special, self.between = pack['special'], pack['between']
+    self._tokenizer = build_wrapper(pack['tokenizer'])
+    vocabulary = {**self._tokenizer.get_vocab(with_added_tokens=True)}
+    size = max(vocabulary.values(), default=-1) + 1
     if size > _MAX_VOCAB_SIZE:
       raise ValueError(f'an id of {size - 1:,}')
-    theirs = list(special.values())
-    if fault := schema.find_schema_fault(theirs, [COUNT], 'special'):
+    special_ids = list(special.values())
+    if fault := schema.find_schema_fault(special_ids, [COUNT], 'special'):
       raise ValueError(fault)
-    if not set(theirs) <= set(known.values()) or len(set(theirs)) < len(theirs):
+    if not set(special_ids) <= set(vocabulary.values()) or len(set(special_ids)) < len(special_ids):
       raise ValueError(f'special pieces that are not as many of its own: {special}')
     if self.between not in (1, 2):
       raise ValueError(f'{self.between} marks between two texts')
-    self.order = order_ids(theirs, size)
-    self._ours = {number: ours for ours, number in enumerate(self.order)}
-    words, show = {number: piece for piece, number in known.items()}, _notation(found['tokenizer'])
-    self._pieces = [
-      *special,
-      *(show(words[i]) if i in words else '' for i in self.order[len(special) :]),
-    ]
+    self.order = order_ids(special_ids, size)
+    self._own_ids = {theirs: ours for ours, theirs in enumerate(self.order)}
+    to_notation = _make_notation(pack['tokenizer'])
+    pieces = {number: to_notation(piece) for piece, number in vocabulary.items()}
+    self._pieces = [*special, *(pieces.get(i, '') for i in self.order[len(special) :])]
     self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
-    self._special = len(special)
+    self._num_special = len(special)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, without special ones; a text that spells one is plain text."""
-    found = self._coder.encode_batch(list(texts), add_special_tokens=False)
-    return [[self._ours[i] for i in one.ids] for one in found]
+    """Returns ids of each text, without special ones; a text that spells one is plain text."""
+    encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [[self._own_ids[i] for i in encoding.ids] for encoding in encodings]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; special ones leave nothing behind."""
-    return self._coder.decode(
-      [self.order[i] for i in ids if i >= self._special], skip_special_tokens=True
-    )
+    """Returns the text of ids, without special ones."""
+    ordinary = [self.order[i] for i in ids if i >= self._num_special]
+    return self._tokenizer.decode(ordinary, skip_special_tokens=True)
 
   def get_piece_size(self) -> int:
-    """How many ids there are."""
+    """Returns the number of ids."""
     return len(self.order)
 
   def id_to_piece(self, id: int) -> str:
-    """The piece of an id in our notation; '' where their vocabulary has a hole."""
+    """Returns the piece of an id in our notation; '' for a hole of their vocabulary."""
     return self._pieces[id]
 
   def piece_to_id(self, piece: str) -> int:
-    """The id of a piece in our notation, that of `<unk>` where there is none such."""
-    return self._ids.get(piece, _UNKNOWN)
+    """Returns the id of a piece in our notation, that of `<unk>` if there is none."""
+    return self._ids.get(piece, _UNKNOWN_ID)
 
 
 def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
-  """The `tokenizers.Tokenizer` of a tokenizer.json that cuts nothing off, adds nothing, and takes
-  all text for text.
+  """Returns the `tokenizers.Tokenizer` of a tokenizer.json, without truncation or special pieces.
 
   Raises:
     InputError: the library is not installed.
-    ValueError: it cannot be read; says what the library said.
+    ValueError: the library cannot read it; has its message.
   """
   try:
     import tokenizers
@@ -139,17 +131,15 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
       'pip install tokenizers, or all that Hugging Face wants: pip install "minilm_jax[hf]"',
     ) from None
   with _CapturedErrors():
-    made = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
-    made.no_truncation()
-    made.no_padding()
-    made.encode_special_tokens = True
-  return made
+    wrapper = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
+    wrapper.no_truncation()
+    wrapper.no_padding()
+    wrapper.encode_special_tokens = True
+  return wrapper
 
 
 class _CapturedErrors:
-  """Makes a ValueError of what the library raises, which is `Exception` itself, or a panic of its
-  Rust.
-  """
+  """Turns the errors of the library, `Exception` itself or a panic of its Rust, into ValueError."""
 
   def __enter__(self) -> None:
     pass
@@ -164,8 +154,8 @@ class _CapturedErrors:
       raise ValueError(f'the library tokenizers cannot read it: {error}') from None
 
 
-def _notation(tokenizer: Mapping[str, Any]) -> Any:
-  """From a piece as their vocabulary writes it to our notation."""
+def _make_notation(tokenizer: Mapping[str, Any]) -> Callable[[str], str]:
+  """Returns the function from a piece as their vocabulary writes it to our notation."""
   model = tokenizer['model']
   if model['type'] == 'WordPiece':
     prefix = model.get('continuing_subword_prefix', '##')
@@ -173,26 +163,24 @@ def _notation(tokenizer: Mapping[str, Any]) -> Any:
   parts = tokenizer.get('pre_tokenizer') or {}
   kinds = {part['type'] for part in (parts, *parts.get('pretokenizers', ())) if 'type' in part}
   if 'ByteLevel' in kinds:
-    return _from_bytes
+    return _decode_byte_letters
   return (lambda piece: piece) if 'Metaspace' in kinds else (lambda piece: _SPACE + piece)
 
 
-def _byte_letters() -> dict[str, int]:
-  """The byte of each letter with which a byte-level vocabulary writes it: itself, or the next from
-  U+0100 on.
-  """
+def _map_byte_letters() -> dict[str, int]:
+  """Returns the byte of each letter of a byte-level vocabulary: itself, or the next from U+0100."""
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in plain]
   return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTES = _byte_letters()
+_BYTES = _map_byte_letters()
 
 
-def _from_bytes(piece: str) -> str:
-  """A piece of a byte-level vocabulary as text, or as bytes where it is none.
+def _decode_byte_letters(piece: str) -> str:
+  """Returns a piece of a byte-level vocabulary as text, or as bytes if it is none.
 
-  >>> _from_bytes('Ġthe'), _from_bytes('Ã©'), _from_bytes('Ã')
+  >>> _decode_byte_letters('Ġthe'), _decode_byte_letters('Ã©'), _decode_byte_letters('Ã')
   ('▁the', 'é', '<0xC3>')
   """
   if not set(piece) <= _BYTES.keys():

@@ -1,30 +1,29 @@
-"""How much of a task's text a pre-training corpus has seen: shares of types and of running tokens,
-with intervals.
+"""Overlap of a task's text with a pre-training corpus: shares of types and of running tokens.
 
-The second paper says that the gap between pre-trained and not grows with "token overlap" and does
-not define it. Here f(t) is how often type t stands in the task's texts, c(t) how often in the
-corpus's training rows, T are the types with f > 0, S those with c > 0, and N = sum of f. A type is
-a piece of the tokenizer, or a word (`counts.py`):
+The second paper says that the gap between pre-trained and not grows with "token overlap", without a
+definition. Here f(t) counts type t in the task's texts, c(t) in the corpus's training rows, T are
+the types with f > 0, S those with c > 0, and N = sum of f. A type is a piece of the tokenizer, or a
+word:
 
     type overlap, m    |{t in T: c(t) >= m}| / |T|
     token overlap, m   sum over t with c(t) >= m of f(t) / N
     out of vocabulary  1 - token overlap at m = 1, of words
-    unknown, bytes     the share of the task's running pieces that are `<unk>`, or bytes of what has no piece
+    unknown, bytes     the share of the task's running pieces that are `<unk>`, or bytes
     Jaccard            |T and S| / |T or S|
     cross-entropy      - sum of f(t) / N ln q(t), q(t) = (c(t) + 1) / (sum of c + V), in nats a piece; of pieces alone
     divergence         cross-entropy less the entropy of f / N: Kullback and Leibler's, in nats
 
-Token overlap of words is the measure that the study of the gap uses (`HEADLINE`): a corpus of some
-million tokens holds nearly every piece, for the tokenizer is made from it. Type overlap falls, and
-Jaccard and divergence move, with the number of examples that are looked at; compare them at one
-number. `<unk>` is never an overlap.
+The study of the gap uses token overlap of words (`HEADLINE_MEASURE`): a corpus of some million
+tokens holds nearly every piece, for the tokenizer is made from it. Type overlap falls, and Jaccard
+and divergence move, with the number of examples; compare them at one number. `<unk>` is never an
+overlap.
 
-Intervals are of other examples like these: examples are left out one at a time, the jackknife, with
-Student's t. The bootstrap would not do for types: a resample lacks a third of the examples, and
-with them the rare types.
+Intervals are over other examples like these, by the jackknife with Student's t. The bootstrap would
+fail for types: a resample lacks a third of the examples, and with them the rare types.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,23 +38,34 @@ from scipy import stats
 from minilm_jax.core import files, progress
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, filters, subset, tokenizer
-from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer
+from minilm_jax.data import filters, subset
+from minilm_jax.data.corpus import CorpusFiles, read_manifest
+from minilm_jax.data.tokenizer import (
+  PAD_ID,
+  SPECIAL_TOKENS,
+  UNKNOWN_ID,
+  Tokenizer,
+  load_tokenizer,
+)
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.examples import Examples, available_splits, complete_task, read_examples
 
-# How often each type, a piece or a word, stands in a corpus and in each example of a task.
-_TEXTS_PER_BATCH = 1 << 14  # rows
+THRESHOLDS = (1, 10, 100)  # m
+HEADLINE_MEASURE = ('words', 'token overlap', 1)
+_ROWS_PER_COUNT = 1 << 14
+_IN_NATS = ('cross-entropy', 'divergence')
+Values = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
+# A statistic of all n examples, and with each left out.
+Jackknife = tuple[float, Float[np.ndarray, 'n']]
 
 
 @dataclasses.dataclass(frozen=True)
 class TypeCounts:
-  """Types in the examples of a task: entry k says that example `owner[k]` holds `count[k]` times
-  the type `kind[k]`.
+  """Counts of types in the examples of a task: `owner[k]` holds `kind[k]` `count[k]` times.
 
   Attributes:
-    owner, kind, count: each pair of example and type once.
-    examples: how many there are; some may hold nothing.
+    owner, kind, count: one entry for each pair of example and type that occurs.
+    examples: their number; some may hold nothing.
     types: T, types are numbered below it.
   """
 
@@ -66,70 +76,20 @@ class TypeCounts:
   types: int
 
   def totals(self) -> Int[np.ndarray, 'T']:
-    """How often each type stands in all examples."""
+    """Returns the count of each type in all examples."""
     return np.bincount(self.kind, self.count, self.types).astype(int)
 
+  def present(self) -> Bool[np.ndarray, 'T']:
+    """Returns which types occur."""
+    return np.bincount(self.kind, minlength=self.types) > 0
 
-def count_examples(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
-  """Counts of examples that are given as type numbers."""
-  owner, kind, count = [], [], []
-  for number, one in enumerate(examples):
-    for which, times in Counter(one).items():
-      owner.append(number)
-      kind.append(which)
-      count.append(times)
-  return TypeCounts(
-    *(np.array(values, int) for values in (owner, kind, count)), len(examples), types
-  )
+  def is_unique(self) -> Bool[np.ndarray, 'K']:
+    """Returns which entries are of a type that no other example holds."""
+    return (np.bincount(self.kind, minlength=self.types) == 1)[self.kind]
 
-
-def count_text_words(text: str) -> list[str]:
-  """The words of a text, in order.
-
-  >>> count_text_words("The dog's 12 bones")
-  ['the', "dog's", '0', 'bones']
-  """
-  return [word for field in text.split() for word in filters.count_words(field, 'plain')]
-
-
-def count_corpus(
-  files: corpus.CorpusFiles,
-  tokenizer: Tokenizer,
-  some: Int[np.ndarray, 'n'] | None = None,
-  with_words: bool = True,
-) -> tuple[Int[np.ndarray, 'V'], Counter[str]]:
-  """Counts of each piece and of each word in the rows of a split, or in some of them."""
-  total = int(files.ends[-1]) if some is None else len(some)
-  of_pieces, fields = np.zeros(files.manifest['vocabulary'], int), Counter()
-  with progress.track_progress('counting the corpus', total, 'rows') as tick:
-    for at in range(0, total, _TEXTS_PER_BATCH):
-      numbers = (
-        np.arange(at, min(at + _TEXTS_PER_BATCH, total))
-        if some is None
-        else some[at : at + _TEXTS_PER_BATCH]
-      )
-      tokens = files[numbers]
-      of_pieces += np.bincount(tokens.ravel(), minlength=len(of_pieces))
-      if with_words:
-        for row in tokens:
-          fields.update(tokenizer.decode(row[row != PAD_ID].tolist()).split())
-      tick(at + len(numbers), '')
-  of_pieces[: len(SPECIAL_TOKENS)] = 0
-  return of_pieces, _words(fields)
-
-
-def _words(fields: Mapping[str, int]) -> Counter[str]:
-  found: Counter[str] = Counter()
-  for field, times in fields.items():
-    for word in filters.count_words(field, 'plain'):
-      found[word] += times
-  return found
-
-
-THRESHOLDS = (1, 10, 100)  # m
-HEADLINE_MEASURE = ('words', 'token overlap', 1)
-LeaveOneOut = Float[np.ndarray, 'n']  # a number with each of n examples left out
-MeasureValues = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
+  def sum_entries(self, values: Values) -> Float[np.ndarray, 'n']:
+    """Returns the sum over the entries of each example."""
+    return np.bincount(self.owner, values, self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +98,10 @@ class Measure:
 
   Attributes:
     unit: 'pieces' or 'words'.
-    name: as in the list above.
+    name: of the measure, as in the docstring of the module.
     least: m; 1 where there is none.
     value: a share or, of cross-entropy and divergence, nats.
-    low, high: the 95% interval; not numbers of fewer than two examples.
+    low, high: the 95% interval; NaN for fewer than two examples.
   """
 
   unit: str
@@ -152,76 +112,122 @@ class Measure:
   high: float
 
 
+def count_examples(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
+  """Returns counts of examples that are given as type numbers."""
+  owner, kind, count = [], [], []
+  for number, example in enumerate(examples):
+    counter = Counter(example)
+    owner += [number] * len(counter)
+    kind += counter.keys()
+    count += counter.values()
+  arrays = (np.array(values, int) for values in (owner, kind, count))
+  return TypeCounts(*arrays, examples=len(examples), types=types)
+
+
+def split_words(text: str) -> list[str]:
+  """Returns the words of a text, in order.
+
+  >>> split_words("The dog's 12 bones")
+  ['the', "dog's", '0', 'bones']
+  """
+  return [word for field in text.split() for word in filters.extract_words(field, 'plain')]
+
+
+def count_corpus(
+  files: CorpusFiles,
+  tokenizer: Tokenizer,
+  rows: Int[np.ndarray, 'n'] | None = None,
+  with_words: bool = True,
+) -> tuple[Int[np.ndarray, 'V'], Counter[str]]:
+  """Returns counts of each piece and of each word in rows of a split, by default in all of them."""
+  total = int(files.ends[-1]) if rows is None else len(rows)
+  piece_counts, field_counts = np.zeros(files.manifest['vocabulary'], int), Counter()
+  with progress.track_progress('counting the corpus', total, 'rows') as update:
+    for start in range(0, total, _ROWS_PER_COUNT):
+      end = min(start + _ROWS_PER_COUNT, total)
+      tokens = files[np.arange(start, end) if rows is None else rows[start:end]]
+      piece_counts += np.bincount(tokens.ravel(), minlength=len(piece_counts))
+      if with_words:
+        for row in tokens:
+          field_counts.update(tokenizer.decode(row[row != PAD_ID].tolist()).split())
+      update(end, '')
+  piece_counts[: len(SPECIAL_TOKENS)] = 0
+  word_counts: Counter[str] = Counter()
+  for field, count in field_counts.items():
+    for word in filters.extract_words(field, 'plain'):
+      word_counts[word] += count
+  return piece_counts, word_counts
+
+
 def measure_overlap(
   folder: epath.PathLike, config: FinetuneConfig, part: SubsetConfig
 ) -> dict[str, Any]:
-  """The overlap of a corpus, or of a part of it, with the training texts and the reported texts of
-  a task.
+  """Measures the overlap of a corpus, or of a part of it, with the texts of a task.
 
   Returns:
-    Plain data: what was compared, and the measures of each split.
+    Plain data: what was compared, and the measures of the training and of each reported split.
 
   Raises:
     InputError: the corpus or the task cannot be read, the part is larger than the corpus, or the
       task has no text.
   """
-  described = corpus.read_manifest(folder)
-  subset.check_subset(part, described, folder)
+  manifest = read_manifest(folder)
+  subset.check_subset(part, manifest, folder)
   task = complete_task(config.task)
   splits = {
     name: read_examples(task, config.task, name)
     for name in ('train', *available_splits(task, config.task.split))
   }
-  files, tokenizer = (
-    corpus.CorpusFiles(folder, subset.TRAIN_SPLIT),
-    open_tokenizer(folder, described),
+  train_files, tokenizer = (
+    CorpusFiles(folder, subset.TRAIN_SPLIT),
+    open_tokenizer(folder, manifest),
   )
-  of = count_corpus(files, tokenizer, subset.select_rows(part, files))
-  found = {
-    name: compute_measures(examples, tokenizer, *of, f'the {name} split of {task.name}')
+  counts = count_corpus(train_files, tokenizer, subset.select_rows(part, train_files))
+  measures = {
+    name: compute_measures(examples, tokenizer, *counts, f'the {name} split of {task.name}')
     for name, examples in splits.items()
   }
-  size = subset.subset_size(part, folder, described)
   return {
     'corpus': str(folder),
-    'hash': described['hash'],
-    **size,
+    'hash': manifest['hash'],
+    **subset.measure_subset(part, folder, manifest),
     'task': task.name,
     'examples': {name: len(examples.labels) for name, examples in splits.items()},
-    'measures': {name: [dataclasses.asdict(one) for one in of] for name, of in found.items()},
+    'measures': {
+      name: [dataclasses.asdict(measure) for measure in split] for name, split in measures.items()
+    },
   }
 
 
-def open_tokenizer(folder: epath.PathLike, described: Mapping[str, Any]) -> Tokenizer:
-  """The tokenizer of a corpus.
+def open_tokenizer(folder: epath.PathLike, manifest: Mapping[str, Any]) -> Tokenizer:
+  """Opens the tokenizer of a corpus.
 
   Raises:
     InputError: it is not the file that the corpus was made with.
   """
-  found = tokenizer.load_tokenizer(
-    files.resolve_inside(folder, described['tokenizer']['file'], f'the tokenizer of {folder}')
-  )
-  if found.sha256 != described['tokenizer']['sha256']:
+  path = files.resolve_inside(folder, manifest['tokenizer']['file'], f'the tokenizer of {folder}')
+  tokenizer = load_tokenizer(path)
+  if tokenizer.sha256 != manifest['tokenizer']['sha256']:
     raise InputError(
       f'the tokenizer of {folder}', 'not the file that the corpus was made with', 'copy it again'
     )
-  return found
+  return tokenizer
 
 
 def read_texts(
-  examples: Examples, tokenizer: Tokenizer, what: str
+  examples: Examples, tokenizer: Tokenizer, source: str
 ) -> tuple[TypeCounts, list[list[str]]]:
-  """The pieces of each example and its words, of both of its texts, in full and in lower case.
+  """Returns the piece counts and the words of each example, of both texts, in lower case.
 
   Raises:
-    InputError: there is no piece or no word in any of them.
+    InputError: no example has a piece or a word; names the source.
   """
   pairs = zip(examples.first, examples.second or ('',) * len(examples.first), strict=True)
   texts = [f'{first} {second}'.strip().lower() for first, second in pairs]
-  encoded, words = tokenizer.encode(texts), [count_text_words(text) for text in texts]
+  encoded, words = tokenizer.encode(texts), [split_words(text) for text in texts]
   if not any(words) or not any(encoded):
     raise InputError(
-      f'overlap with {what}',
+      f'overlap with {source}',
       f'no word in the texts of {len(texts):,} examples',
       'give examples with text, or another task.fields',
     )
@@ -231,172 +237,147 @@ def read_texts(
 def compute_measures(
   examples: Examples,
   tokenizer: Tokenizer,
-  of_pieces: Int[np.ndarray, 'V'],
-  of_words: Mapping[str, int],
-  what: str,
+  piece_counts: Int[np.ndarray, 'V'],
+  word_counts: Mapping[str, int],
+  source: str,
 ) -> list[Measure]:
-  """All measures of some examples against the counts of a corpus.
+  """Returns all measures of examples against the counts of a corpus.
 
   Args:
     examples: of one split.
     tokenizer: of the corpus.
-    of_pieces, of_words: of `counts.of_corpus`.
-    what: whose texts these are, for an error.
+    piece_counts, word_counts: by `count_corpus`.
+    source: of the examples, for an error.
 
   Raises:
-    InputError: there is no text in them.
+    InputError: the examples have no text.
   """
-  texts, words = read_texts(examples, tokenizer, what)
-  numbers = {
-    word: number for number, word in enumerate(dict.fromkeys(word for one in words for word in one))
-  }
-  known = np.array([of_words.get(word, 0) for word in numbers], int)
-  as_words = count_examples([[numbers[word] for word in one] for one in words], len(numbers))
-  found = _shared('pieces', texts, of_pieces, int(np.count_nonzero(of_pieces)))
-  found += _shared('words', as_words, known, len(of_words))
-  outside = next(one for one in found if (one.unit, one.name, one.least) == HEADLINE_MEASURE)
-  found.append(
-    Measure('words', 'out of vocabulary', 1, 1 - outside.value, 1 - outside.high, 1 - outside.low)
+  pieces, example_words = read_texts(examples, tokenizer, source)
+  index = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*example_words)))}
+  words = count_examples([[index[word] for word in text] for text in example_words], len(index))
+  known = np.array([word_counts.get(word, 0) for word in index], int)
+  measures = _shared_types('pieces', pieces, piece_counts, int(np.count_nonzero(piece_counts)))
+  measures += _shared_types('words', words, known, len(word_counts))
+  overlap = headline_measure(measures)
+  measures.append(
+    Measure('words', 'out of vocabulary', 1, 1 - overlap.value, 1 - overlap.high, 1 - overlap.low)
   )
-  spelled = np.array([tokenizer.piece(one).startswith('<0x') for one in range(tokenizer.size)])
-  unknown = np.arange(tokenizer.size) == UNKNOWN_ID
-  found += [
-    _measure('pieces', name, 1, *_share(texts, mask))
-    for name, mask in (('unknown', unknown), ('bytes', spelled))
+  ids = np.arange(tokenizer.size)
+  is_byte = np.array([tokenizer.piece(i).startswith('<0x') for i in range(tokenizer.size)])
+  log_shares = np.log(piece_counts + 1) - np.log(piece_counts.sum() + tokenizer.size)
+  return [
+    *measures,
+    _measure('pieces', 'unknown', 1, _share(pieces, ids == UNKNOWN_ID)),
+    _measure('pieces', 'bytes', 1, _share(pieces, is_byte)),
+    _measure('pieces', 'cross-entropy', 1, _cross_entropy(pieces, log_shares)),
+    _measure('pieces', 'divergence', 1, _divergence(pieces, log_shares)),
   ]
-  logarithm = np.log(of_pieces + 1) - np.log(of_pieces.sum() + tokenizer.size)
-  found += [
-    _measure('pieces', name, 1, *pair, most=math.inf)
-    for name, pair in (
-      ('cross-entropy', _cross_entropy(texts, logarithm)),
-      ('divergence', _divergence(texts, logarithm)),
-    )
-  ]
-  return found
 
 
-def _shared(
-  unit: str, texts: TypeCounts, corpus: Int[np.ndarray, 'T'], distinct: int
+def _shared_types(
+  unit: str, texts: TypeCounts, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
 ) -> list[Measure]:
-  found = []
-  for name, share in (('type overlap', _types), ('token overlap', _share)):
-    found += [_measure(unit, name, least, *share(texts, corpus >= least)) for least in THRESHOLDS]
-  return [*found, _measure(unit, 'Jaccard', 1, *_jaccard(texts, corpus > 0, distinct))]
+  return [
+    *(_measure(unit, 'type overlap', m, _types(texts, corpus_counts >= m)) for m in THRESHOLDS),
+    *(_measure(unit, 'token overlap', m, _share(texts, corpus_counts >= m)) for m in THRESHOLDS),
+    _measure(unit, 'Jaccard', 1, _jaccard(texts, corpus_counts > 0, corpus_types)),
+  ]
 
 
-def _measure(
-  unit: str, name: str, least: int, value: float, without: LeaveOneOut, most: float = 1.0
-) -> Measure:
-  """The number with its jackknife interval, inside what it can be."""
+def _measure(unit: str, name: str, least: int, statistic: Jackknife) -> Measure:
+  """Returns a statistic with its jackknife interval, inside its range."""
+  value, without = statistic
   n = len(without)
   if n < 2 or not np.isfinite(without).all():
     return Measure(unit, name, least, value, math.nan, math.nan)
   error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
   half = float(stats.t.ppf(0.5 + metrics.CONFIDENCE / 2, n - 1)) * error
-  return Measure(unit, name, least, value, max(0.0, value - half), min(most, value + half))
+  highest = math.inf if name in _IN_NATS else 1.0
+  return Measure(unit, name, least, value, max(0.0, value - half), min(highest, value + half))
 
 
-def _sums(texts: TypeCounts, values: MeasureValues) -> Float[np.ndarray, 'n']:
-  """Sums over the entries of each example."""
-  return np.bincount(texts.owner, values, texts.examples)
-
-
-def _without(
-  statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n']
-) -> tuple[float, LeaveOneOut]:
-  """A function of totals, of all examples and with each left out."""
+def _leave_one_out(statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n']) -> Jackknife:
+  """Returns a function of totals over all examples, and with each example left out."""
   totals = [values.sum() for values in sums]
+  remaining = (total - values for total, values in zip(totals, sums, strict=True))
   with np.errstate(divide='ignore', invalid='ignore'):
-    return float(statistic(*totals)), statistic(
-      *(total - one for total, one in zip(totals, sums, strict=True))
+    return float(statistic(*totals)), statistic(*remaining)
+
+
+def _share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+  """Returns the share of running tokens whose type is in the mask."""
+  covered = texts.sum_entries(texts.count * mask[texts.kind])
+  return _leave_one_out(np.divide, covered, texts.sum_entries(texts.count))
+
+
+def _types(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+  """Returns the share of distinct types that are in the mask."""
+  present, unique = texts.present(), texts.is_unique()
+  covered, distinct = int((present & mask).sum()), int(present.sum())
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return covered / distinct, (covered - texts.sum_entries(unique & mask[texts.kind])) / (
+      distinct - texts.sum_entries(unique)
     )
 
 
-def _share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> tuple[float, LeaveOneOut]:
-  """The share of running tokens whose type is among those of the mask."""
-  return _without(
-    np.divide, _sums(texts, texts.count * mask[texts.kind]), _sums(texts, texts.count)
+def _jaccard(texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int) -> Jackknife:
+  """Returns types in both over types in either; `corpus_types` counts those of the corpus."""
+  present, unique = texts.present(), texts.is_unique()
+  both, distinct = int((present & mask).sum()), int(present.sum())
+  both_without = both - texts.sum_entries(unique & mask[texts.kind])
+  distinct_without = distinct - texts.sum_entries(unique)
+  return (
+    both / (distinct + corpus_types - both),
+    both_without / (distinct_without + corpus_types - both_without),
   )
 
 
-def _self_overlap(texts: TypeCounts) -> Bool[np.ndarray, 'K']:
-  """Which entries are of a type that no other example holds."""
-  return (np.bincount(texts.kind, minlength=texts.types) == 1)[texts.kind]
+def _cross_entropy(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+  """Returns nats per piece; `log_shares` is ln q."""
+  nats = texts.sum_entries(-texts.count * log_shares[texts.kind])
+  return _leave_one_out(np.divide, nats, texts.sum_entries(texts.count))
 
 
-def _types(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> tuple[float, LeaveOneOut]:
-  """The share of distinct types that are among those of the mask."""
-  there, own = np.bincount(texts.kind, minlength=texts.types) > 0, _self_overlap(texts)
-  covered, distinct = int((there & mask).sum()), int(there.sum())
-  with np.errstate(divide='ignore', invalid='ignore'):
-    return covered / distinct, (covered - _sums(texts, own & mask[texts.kind])) / (
-      distinct - _sums(texts, own)
-    )
-
-
-def _jaccard(
-  texts: TypeCounts, mask: Bool[np.ndarray, 'T'], distinct: int
-) -> tuple[float, LeaveOneOut]:
-  """Types in both over types in either; `distinct` are those of the corpus."""
-  there, own = np.bincount(texts.kind, minlength=texts.types) > 0, _self_overlap(texts)
-  both, ours = int((there & mask).sum()), int(there.sum())
-  fewer, less = both - _sums(texts, own & mask[texts.kind]), ours - _sums(texts, own)
-  return both / (ours + distinct - both), fewer / (less + distinct - fewer)
-
-
-def _cross_entropy(
-  texts: TypeCounts, logarithm: Float[np.ndarray, 'V']
-) -> tuple[float, LeaveOneOut]:
-  """In nats a piece; `logarithm` is ln q."""
-  return _without(
-    np.divide, _sums(texts, -texts.count * logarithm[texts.kind]), _sums(texts, texts.count)
-  )
-
-
-def _divergence(texts: TypeCounts, logarithm: Float[np.ndarray, 'V']) -> tuple[float, LeaveOneOut]:
-  """Cross-entropy less ln N - (sum of f ln f) / N."""
+def _divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+  """Returns cross-entropy less ln N - (sum of f ln f) / N."""
 
   def times_log(x: Any) -> Any:
     return x * np.log(np.maximum(x, 1))
 
   f = texts.totals()
-  lost = _sums(texts, times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
-  cross, others = _cross_entropy(texts, logarithm)
+  lost = texts.sum_entries(times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
+  cross_entropy, cross_entropy_without = _cross_entropy(texts, log_shares)
   n, total = f.sum(), times_log(f).sum()
-  left = n - _sums(texts, texts.count)
+  n_without = n - texts.sum_entries(texts.count)
   with np.errstate(divide='ignore', invalid='ignore'):
-    return float(cross - np.log(n) + total / n), others - np.log(left) + (total - lost) / left
+    without = cross_entropy_without - np.log(n_without) + (total - lost) / n_without
+    return float(cross_entropy - np.log(n) + total / n), without
 
 
-def headline_measure(found: Sequence[Measure]) -> Measure:
-  """The measure that the study of the gap uses."""
-  return next(one for one in found if (one.unit, one.name, one.least) == HEADLINE_MEASURE)
+def headline_measure(measures: Sequence[Measure]) -> Measure:
+  """Returns the measure that the study of the gap uses."""
+  return next(m for m in measures if (m.unit, m.name, m.least) == HEADLINE_MEASURE)
 
 
-def overlap_tables(found: Mapping[str, Any]) -> list[rich_table.Table]:
-  """A table a split, shares times 100."""
-  made = []
-  for split, of in found['measures'].items():
-    made.append(
-      rich_table.Table(
-        title=f'{found["task"]}, {found["examples"][split]:,} {split} examples, in {found["rows"]:,} rows of '
-        f'{found["tokens"]:,} tokens of {found["corpus"]}',
-        title_justify='left',
-      )
+def overlap_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns a table per split, with shares in percent."""
+  tables = []
+  for split, measures in result['measures'].items():
+    title = (
+      f'{result["task"]}, {result["examples"][split]:,} {split} examples, in {result["rows"]:,} '
+      f'rows of {result["tokens"]:,} tokens of {result["corpus"]}'
     )
-    for heading in ('unit', 'measure', 'at least', 'value', '95% interval'):
-      made[-1].add_column(heading, justify='left' if heading in ('unit', 'measure') else 'right')
-    for one in of:
-      nats = one['name'] in ('cross-entropy', 'divergence')
-      values = [value if nats else 100 * value for value in (one['value'], one['low'], one['high'])]
-      digits = [
-        '–' if math.isnan(value) else f'{value:.3f}' if nats else f'{value:.2f}' for value in values
-      ]
-      made[-1].add_row(
-        one['unit'],
-        one['name'] + (' (nats)' if nats else ' (%)'),
-        str(one['least']),
-        digits[0],
-        f'{digits[1]} to {digits[2]}',
+    table = rich_table.Table('unit', 'measure', title=title, title_justify='left')
+    for heading in ('at least', 'value', '95% interval'):
+      table.add_column(heading, justify='right')
+    for measure in measures:
+      in_nats = measure['name'] in _IN_NATS
+      scale, digits, unit = (1, 3, '(nats)') if in_nats else (100, 2, '(%)')
+      value, low, high = (
+        '–' if math.isnan(measure[name]) else f'{scale * measure[name]:.{digits}f}'
+        for name in ('value', 'low', 'high')
       )
-  return made
+      name = f'{measure["name"]} {unit}'
+      table.add_row(measure['unit'], name, str(measure['least']), value, f'{low} to {high}')
+    tables.append(table)
+  return tables

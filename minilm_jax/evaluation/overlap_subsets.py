@@ -1,27 +1,24 @@
-"""Parts of a corpus that overlap more or less with a task, of one size: what `minilm
-overlap-subsets` makes.
+"""Parts of a corpus of one size that overlap more or less with a task: `minilm overlap-subsets`.
 
-Every training row of the corpus gets a score, the mean over its pieces t of a weight:
+Every training row of the corpus is scored by the mean over its pieces t of a weight:
 
-    overlap      1 where t stands in the task's training texts, 0 elsewhere: the share of the row that the task knows
+    overlap      1 where t occurs in the task's training texts, else 0: the share of the row that the task knows
     likelihood   ln p(t) - ln q(t), p and q the smoothed shares of t in the task's training texts and in the corpus: the
                  difference of cross-entropies of Moore and Lewis (2010) for unigrams
     random       none: parts of the same size by the fixed random order, the control
 
-Rows in the order of their scores are cut where the tokens are at quantiles, and of each part so
-many rows are taken, in the fixed random order, as have the tokens of the smallest part: parts have
-equal tokens within one row. Each is a corpus with the tokenizer and the validation and test splits
-of the whole, so what differs is which text was read.
+Rows in the order of their scores are cut at quantiles of the tokens. Of each part, rows are taken in
+the fixed random order up to the tokens of the smallest part, so that parts have equal tokens within
+one row. Each part is a corpus with the tokenizer and the validation and test splits of the whole.
 
-Only the task's training texts are looked at. The test texts are what the gap is measured on: a
-corpus that was chosen by them would have been told what will be asked, and its score would say
-nothing of other texts of the task.
+Only the task's training texts are used. A corpus chosen by the test texts, on which the gap is
+measured, would leak them.
 
-What is of one size may still differ in more than overlap: rows that share many pieces with a task
-are of its subject too, and may be easier or shorter. The manifest has the rows, tokens and mean
-score of each part.
+Parts of one size may differ in more than overlap: rows that share many pieces with a task share its
+subject, and may be easier or shorter. The manifest has the rows, tokens and mean score of each part.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +29,15 @@ from rich import table as rich_table
 from minilm_jax.core import progress, recipe
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
 from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.data import corpus, subset, tokenizer
+from minilm_jax.data import subset
+from minilm_jax.data.corpus import CorpusFiles, read_manifest
+from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS
 from minilm_jax.evaluation import overlap
+from minilm_jax.evaluation.overlap import Measure
 from minilm_jax.tasks.examples import complete_task, read_examples
 
-SELECTION_ORDERS = ('overlap', 'likelihood', 'random')
-_ROWS_PER_BLOCK = 1 << 14  # rows scored at a time
+SELECTIONS = ('overlap', 'likelihood', 'random')
+_ROWS_PER_BLOCK = 1 << 14
 
 
 def write_overlap_subsets(
@@ -45,206 +45,208 @@ def write_overlap_subsets(
   config: FinetuneConfig,
   workdir: epath.PathLike,
   by: str = 'overlap',
-  parts: int = 3,
+  num_parts: int = 3,
   tokens: int = 0,
-  order: int = 0,
+  shuffle_seed: int = 0,
 ) -> list[dict[str, Any]]:
-  """Makes `part-1` (the lowest scores) to `part-N` (the highest) in `workdir`, each a corpus of its
-  own.
+  """Writes `part-1` (lowest scores) to `part-N` (highest) into `workdir`, each a corpus.
 
-  The same arguments give the same bytes on any machine; a part that is there is left as it is.
+  The same arguments give the same bytes on any machine; an existing part is left as it is.
 
   Args:
     folder: the whole corpus.
-    config: the recipe of the task; what is looked at are its training examples, as drawn for
-      fine-tuning.
+    config: the recipe of the task; its training examples, as drawn for fine-tuning, are used.
     workdir: of all parts.
-    by: one of `WAYS`.
-    parts: how many.
+    by: one of `SELECTIONS`.
+    num_parts: at least 2.
     tokens: of each part; 0: as many as all can have.
-    order: of the fixed random order.
+    shuffle_seed: of the fixed random order.
 
   Returns:
     For each part its folder, rows, tokens, scores and overlap.
 
   Raises:
-    InputError: no such way, fewer than 2 parts, more tokens than a part can have, a task without
-      text, or a corpus that cannot be read.
+    InputError: an unknown selection, fewer than 2 parts, more tokens than a part can have, a task
+      without text, or a corpus that cannot be read.
   """
-  if by not in SELECTION_ORDERS:
-    raise InputError(
-      f'--select_by={by}',
-      'no such choice',
-      f'{suggest_name(by, SELECTION_ORDERS)} (choices: {", ".join(SELECTION_ORDERS)})',
-    )
-  if parts < 2:
-    raise InputError(
-      f'--num_parts={parts}',
-      'nothing to compare',
-      'give at least 2; subset.rows is a part by chance',
-    )
-  part, described = SubsetConfig(0, tokens, order), corpus.read_manifest(folder)
-  subset.check_subset(part, described, folder)
+  _check_selection(by, num_parts)
+  manifest = read_manifest(folder)
+  subset.check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
   task = complete_task(config.task)
-  examples = read_examples(task, config.task, 'train')
+  examples, source = (
+    read_examples(task, config.task, 'train'),
+    f'the train split of {task.name}',
+  )
   files, tokenizer = (
-    corpus.CorpusFiles(folder, subset.TRAIN_SPLIT),
-    overlap.open_tokenizer(folder, described),
+    CorpusFiles(folder, subset.TRAIN_SPLIT),
+    overlap.open_tokenizer(folder, manifest),
   )
-  texts, _ = overlap.read_texts(examples, tokenizer, f'the train split of {task.name}')
-  lengths = subset.row_lengths(files)
-  scores = score_rows(
-    files,
-    token_weights(by, texts.totals(), overlap.count_corpus(files, tokenizer, with_words=False)[0]),
-  )
-  chosen = cut_by_tokens(scores, lengths, parts, tokens, order)
+  texts, _ = overlap.read_texts(examples, tokenizer, source)
+  piece_counts, _ = overlap.count_corpus(files, tokenizer, with_words=False)
+  scores = score_rows(files, token_weights(by, texts.totals(), piece_counts))
+  lengths = subset.count_row_tokens(files)
   settings = {
     'kind': 'subset',
-    'corpus': described['hash'],
+    'corpus': manifest['hash'],
     'task': recipe.as_dict(config.task),
     'by': by,
-    'parts': parts,
+    'parts': num_parts,
     'tokens': tokens,
-    'order': order,
+    'order': shuffle_seed,
   }
-  found = []
-  for number, some in enumerate(chosen, 1):
-    progress.log(f'part {number} of {parts}: {len(some):,} rows')
-    measured = overlap.compute_measures(
-      examples,
-      tokenizer,
-      *overlap.count_corpus(files, tokenizer, some),
-      f'the train split of {task.name}',
-    )
-    one = overlap.headline_measure(measured)
-    more = {
+  parts = []
+  for number, rows in enumerate(cut_by_tokens(scores, lengths, num_parts, tokens, shuffle_seed), 1):
+    progress.log(f'part {number} of {num_parts}: {len(rows):,} rows')
+    counts = overlap.count_corpus(files, tokenizer, rows)
+    description = {
       'by': by,
       'part': number,
-      'parts': parts,
-      'order': order,
+      'parts': num_parts,
+      'order': shuffle_seed,
       'task': task.name,
       'split': 'train',
       'examples': len(examples.labels),
-      'score': _mean(scores[some]),
-      'lowest': float(scores[some].min()),
-      'highest': float(scores[some].max()),
-      'overlap': {'value': one.value, 'low': one.low, 'high': one.high},
-      'measures': [
-        {'unit': m.unit, 'name': m.name, 'least': m.least, 'value': m.value} for m in measured
-      ],
+      **_describe_scores(scores[rows]),
+      **_describe_overlap(overlap.compute_measures(examples, tokenizer, *counts, source)),
     }
-    made = subset.write_subset(
-      folder, some, epath.Path(workdir) / f'part-{number}', settings | {'part': number}, more
+    target = epath.Path(workdir) / f'part-{number}'
+    path = subset.write_subset(folder, rows, target, settings | {'part': number}, description)
+    size = {'rows': len(rows), 'tokens': int(lengths[rows].sum())}
+    parts.append({'folder': str(path), **size, **description})
+  return parts
+
+
+def _check_selection(by: str, num_parts: int) -> None:
+  if by not in SELECTIONS:
+    raise InputError(
+      f'--select_by={by}',
+      'no such choice',
+      f'{suggest_name(by, SELECTIONS)} (choices: {", ".join(SELECTIONS)})',
     )
-    found.append(
-      {'folder': str(made), 'rows': len(some), 'tokens': int(lengths[some].sum()), **more}
+  if num_parts < 2:
+    raise InputError(
+      f'--num_parts={num_parts}',
+      'nothing to compare',
+      'give at least 2; subset.rows is a part by chance',
     )
-  return found
+
+
+def _describe_scores(scores: Float[np.ndarray, 'n']) -> dict[str, float]:
+  return {
+    'score': float(np.mean(scores)),
+    'lowest': float(scores.min()),
+    'highest': float(scores.max()),
+  }
+
+
+def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
+  headline = overlap.headline_measure(measures)
+  return {
+    'overlap': {name: getattr(headline, name) for name in ('value', 'low', 'high')},
+    'measures': [
+      {name: getattr(measure, name) for name in ('unit', 'name', 'least', 'value')}
+      for measure in measures
+    ],
+  }
 
 
 def token_weights(
-  by: str, task: Int[np.ndarray, 'V'], corpus: Int[np.ndarray, 'V']
+  by: str, task_counts: Int[np.ndarray, 'V'], corpus_counts: Int[np.ndarray, 'V']
 ) -> Float[np.ndarray, 'V']:
-  """What each piece adds to the score of a row; special pieces and `<unk>` nothing.
+  """Returns the weight of each piece in the score of a row; 0 for special pieces and `<unk>`.
 
   Args:
-    by: one of `WAYS`.
-    task, corpus: how often each piece stands in the task's texts and in the corpus.
+    by: one of `SELECTIONS`.
+    task_counts, corpus_counts: of each piece in the task's texts and in the corpus.
   """
+  weights = np.zeros(len(task_counts))
   if by == 'overlap':
-    found = (task > 0).astype(float)
+    weights = (task_counts > 0).astype(float)
   elif by == 'likelihood':
-    found = np.log((task + 1) / (task.sum() + len(task))) - np.log(
-      (corpus + 1) / (corpus.sum() + len(corpus))
-    )
-  else:
-    found = np.zeros(len(task))
-  found[: len(tokenizer.SPECIAL_TOKENS)] = 0
-  return found
+    weights = _log_shares(task_counts) - _log_shares(corpus_counts)
+  weights[: len(SPECIAL_TOKENS)] = 0
+  return weights
 
 
-def score_rows(files: corpus.CorpusFiles, weight: Float[np.ndarray, 'V']) -> Float[np.ndarray, 'N']:
-  """The mean weight of the pieces of each row, `<s>`, `</s>` and pads left out; of a row without
-  any 0.
-  """
-  found = []
+def _log_shares(counts: Int[np.ndarray, 'V']) -> Float[np.ndarray, 'V']:
+  return np.log((counts + 1) / (counts.sum() + len(counts)))
+
+
+def score_rows(files: CorpusFiles, weights: Float[np.ndarray, 'V']) -> Float[np.ndarray, 'N']:
+  """Returns the mean weight of the ordinary pieces of each row; 0 for a row without any."""
+  scores = []
   for shard in files.shards:
-    for at in range(0, len(shard), _ROWS_PER_BLOCK):
-      tokens = shard[at : at + _ROWS_PER_BLOCK]
-      inner = (tokens != tokenizer.PAD_ID).sum(1) - 2
-      found.append(weight[tokens].sum(1) / np.maximum(inner, 1))
-  return np.concatenate(found)
+    for start in range(0, len(shard), _ROWS_PER_BLOCK):
+      tokens = shard[start : start + _ROWS_PER_BLOCK]
+      ordinary = (tokens != PAD_ID).sum(1) - 2  # without <s> and </s>
+      scores.append(weights[tokens].sum(1) / np.maximum(ordinary, 1))
+  return np.concatenate(scores)
 
 
 def cut_by_tokens(
-  scores: Float[np.ndarray, 'N'], lengths: Int[np.ndarray, 'N'], parts: int, tokens: int, order: int
+  scores: Float[np.ndarray, 'N'],
+  lengths: Int[np.ndarray, 'N'],
+  num_parts: int,
+  tokens: int,
+  shuffle_seed: int,
 ) -> list[Int[np.ndarray, 'n']]:
-  """Row numbers of each part, in ascending order: from the lowest scores to the highest, of equal
-  tokens within a row.
+  """Returns the rows of each part, ascending: from lowest to highest scores, of equal tokens.
 
   Args:
-    scores, lengths: of each row; of equal scores the fixed random order decides.
-    parts: how many.
+    scores, lengths: of each row; the fixed random order decides between equal scores.
+    num_parts: the number of parts.
     tokens: of each part, 0 for as many as the smallest has.
-    order: of the fixed random order.
+    shuffle_seed: of the fixed random order.
 
   Raises:
-    InputError: a part has fewer tokens than are asked for, or no row.
+    InputError: a part has fewer tokens than requested, or no row.
   """
-  place = np.argsort(subset.order_rows(len(scores), order))
+  place = np.argsort(subset.order_rows(len(scores), shuffle_seed))
   ranked = np.lexsort((place, scores))
   ends = np.cumsum(lengths[ranked])
-  bounds = np.searchsorted(ends, np.linspace(0, ends[-1], parts + 1), 'right')
-  whole = [ranked[first:last] for first, last in zip(bounds, bounds[1:])]
-  least = min(int(lengths[some].sum()) for some in whole)
-  if tokens > least or not all(map(len, whole)):
+  bounds = np.searchsorted(ends, np.linspace(0, ends[-1], num_parts + 1), 'right')
+  slices = [ranked[first:last] for first, last in zip(bounds, bounds[1:])]
+  smallest = min(int(lengths[rows].sum()) for rows in slices)
+  if tokens > smallest or not all(map(len, slices)):
     raise InputError(
-      f'{parts} parts of {tokens:,} tokens' if tokens else f'{parts} parts of equal tokens',
-      f'{len(scores):,} rows of {int(ends[-1]):,} tokens, of which the smallest part has {least:,}',
+      f'{num_parts} parts of {tokens:,} tokens' if tokens else f'{num_parts} parts of equal tokens',
+      f'{len(scores):,} rows of {int(ends[-1]):,} tokens, of which the smallest part has {smallest:,}',
       'give fewer parts or tokens, or a corpus of more text',
     )
-  found = []
-  for some in whole:
-    some = some[np.argsort(place[some])]
-    some = some[: np.searchsorted(np.cumsum(lengths[some]), tokens or least, 'right')]
-    found.append(np.sort(some))
-  if not all(map(len, found)):
+  parts = []
+  for rows in slices:
+    rows = rows[np.argsort(place[rows])]
+    count = np.searchsorted(np.cumsum(lengths[rows]), tokens or smallest, 'right')
+    parts.append(np.sort(rows[:count]))
+  if not all(map(len, parts)):
     raise InputError(
-      f'{parts} parts of {tokens or least:,} tokens', 'a row has more than that', 'give more tokens'
+      f'{num_parts} parts of {tokens or smallest:,} tokens',
+      'a row has more than that',
+      'give more tokens',
     )
-  return found
+  return parts
 
 
-def _mean(values: Float[np.ndarray, 'n']) -> float:
-  return float(np.mean(values))
-
-
-def subset_tables(found: list[dict[str, Any]]) -> list[rich_table.Table]:
-  """A row a part."""
-  first = found[0]
-  made = rich_table.Table(
+def subset_tables(parts: list[dict[str, Any]]) -> list[rich_table.Table]:
+  """Returns a table with one row per part."""
+  first = parts[0]
+  table = rich_table.Table(
+    'part',
     title=f'parts by {first["by"]} with {first["examples"]:,} training examples of {first["task"]}',
     title_justify='left',
   )
-  for heading in (
-    'part',
-    'rows',
-    'tokens',
-    'mean score',
-    'scores',
-    'token overlap of words (%)',
-    '95% interval',
-  ):
-    made.add_column(heading, justify='left' if heading == 'part' else 'right')
-  for one in found:
-    value, low, high = (100 * one['overlap'][name] for name in ('value', 'low', 'high'))
-    made.add_row(
-      one['folder'],
-      f'{one["rows"]:,}',
-      f'{one["tokens"]:,}',
-      f'{one["score"]:.3f}',
-      f'{one["lowest"]:.3f} to {one["highest"]:.3f}',
+  headings = 'rows', 'tokens', 'mean score', 'scores', 'token overlap of words (%)', '95% interval'
+  for heading in headings:
+    table.add_column(heading, justify='right')
+  for part in parts:
+    value, low, high = (100 * part['overlap'][name] for name in ('value', 'low', 'high'))
+    table.add_row(
+      part['folder'],
+      f'{part["rows"]:,}',
+      f'{part["tokens"]:,}',
+      f'{part["score"]:.3f}',
+      f'{part["lowest"]:.3f} to {part["highest"]:.3f}',
       f'{value:.2f}',
       f'{low:.2f} to {high:.2f}',
     )
-  return [made]
+  return [table]

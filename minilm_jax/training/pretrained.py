@@ -250,7 +250,7 @@ def _training_size(
   A part of a corpus has no record of the overlap, because that belongs to the whole.
   """
   split = corpus_manifest['splits'][subset.TRAIN_SPLIT]
-  trained = subset.subset_size(config.subset, folder, corpus_manifest)
+  trained = subset.measure_subset(config.subset, folder, corpus_manifest)
   overlap = (
     corpus_manifest['subset']
     if 'subset' in corpus_manifest and trained['rows'] == split['rows']

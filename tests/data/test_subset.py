@@ -68,7 +68,7 @@ def test_smaller_subsets_are_inside_larger_ones(files: corpus.CorpusFiles):
 
 
 def test_tokens_are_met_within_a_row(files: corpus.CorpusFiles):
-  lengths = subset.row_lengths(files)
+  lengths = subset.count_row_tokens(files)
   assert lengths.sum() == files.manifest['splits']['train']['tokens']
   for tokens in (64, 777, 4000, int(lengths.sum())):
     found = lengths[subset.select_rows(SubsetConfig(0, tokens, 0), files)].sum()
@@ -121,7 +121,7 @@ def test_a_run_remembers_what_it_was_trained_on(
     )
     assert (
       found['tokens']
-      == subset.row_lengths(files)[subset.order_rows(there['rows'], 0)[: found['rows']]].sum()
+      == subset.count_row_tokens(files)[subset.order_rows(there['rows'], 0)[: found['rows']]].sum()
     )
   with pytest.raises(InputError, match='subset.rows'):
     pretrain.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
@@ -147,7 +147,7 @@ def test_a_part_is_a_corpus_with_the_splits_of_the_whole(
     'of_rows': whole['splits']['train']['rows'],
     'by': 'hand',
   }
-  assert part['splits']['train']['tokens'] == subset.row_lengths(files)[some].sum()
+  assert part['splits']['train']['tokens'] == subset.count_row_tokens(files)[some].sum()
   before = {path: path.stat().st_mtime_ns for path in pathlib.Path(made).iterdir()}
   subset.write_subset(tiny_corpus, some, made, {'kind': 'subset'}, {'by': 'hand'})
   assert 'nothing to do' in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_what_the_corpus_cannot_give_is_refused(parts: int, tokens: int):
   assert 'token' in str(caught.value)
 
 
-@pytest.mark.parametrize('by', overlap_subsets.SELECTION_ORDERS)
+@pytest.mark.parametrize('by', overlap_subsets.SELECTIONS)
 def test_every_part_is_a_corpus_that_pretrain_takes(
   by: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
 ):
@@ -96,7 +96,7 @@ def test_every_part_is_a_corpus_that_pretrain_takes(
       made['splits']['validation'] == whole['splits']['validation']
       and made['tokenizer'] == whole['tokenizer']
     )
-    assert made['hash'] == build.corpus_hashes(
+    assert made['hash'] == build.corpus_hash(
       made['tokenizer']['sha256'], made['length'], made['splits']
     )
     hashes.add(made['hash'])
