@@ -275,7 +275,7 @@ def test_the_models_of_the_second_paper():
     (16, 3),
     64,
     2,
-    'paper',
+    'paper2',
   )
   assert (model.hidden_size, model.num_heads, model.intermediate_size, model.max_length) == (
     768,

@@ -344,7 +344,7 @@ def test_several_tasks_are_read_by_name(monkeypatch):
   monkeypatch.chdir(ROOT)
   rest = ['--checkpoint=x', '--workdir=y', '--config.task.max_train_examples=9', '--with_scratch']
   found, given, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *rest])
-  assert list(found) == ['rte', 'cola'] and given.control and not given.from_scratch
+  assert list(found) == ['rte', 'cola'] and given.with_scratch and not given.from_scratch
   assert all(
     config.task.name == name and config.task.max_train_examples == 9
     for name, config in found.items()

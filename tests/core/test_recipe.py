@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from configs import base
 from minilm_jax.core import config, corpus_config, recipe, run_dir
-from minilm_jax.core.config import _LATER, completed
+from minilm_jax.core.old_names import ADDED_FIELDS, complete_recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.evaluation import inference
 from minilm_jax.training import pretrained
@@ -67,10 +67,10 @@ def test_a_configuration_survives_json_and_the_door(kind: str):
 def test_what_an_earlier_version_stored_is_completed_with_what_it_did():
   config = recipe.resolve(base.pretrain(), 'pretrain')
   stored = json.loads(json.dumps(recipe.as_dict(config)))
-  for group, fields in _LATER.items():
+  for group, fields in ADDED_FIELDS.items():
     for name in fields if group in stored else ():
       del stored[group][name]
-  found = recipe.resolve(completed(stored), 'pretrain')
+  found = recipe.resolve(complete_recipe(stored), 'pretrain')
   # it told nobody
   assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))
 
