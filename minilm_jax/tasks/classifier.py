@@ -35,6 +35,7 @@ from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
+from minilm_jax.tasks.task import REGRESSION
 from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
@@ -113,6 +114,16 @@ class Card(Checked):
   step: int
   epoch_choice: str
   epoch: float
+
+  @property
+  def reads_pairs(self) -> bool:
+    """Whether an example is two texts."""
+    return len(self.fields) == 2 and not self.concatenate_fields
+
+  @property
+  def is_regression(self) -> bool:
+    """Whether the output is a number."""
+    return self.task_kind == REGRESSION
 
   @property
   def shape(self) -> tuple[Any, ...]:

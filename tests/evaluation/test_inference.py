@@ -161,7 +161,7 @@ def test_labels_are_those_of_the_verb(home: Path):
     ('together', (str(home / 'together'), '')),
   ):
     answers = minilm_jax.load(home / name)
-    expected = [inference.write_predictions(*where, text, '', '')[0] for text in texts]
+    expected = [inference.predict(*where, text, '', '')[0] for text in texts]
     for one, other in zip(answers.predict(texts), expected, strict=True):
       assert (one['text'], one['label']) == (other['text'], other['label'])
       assert one['probability'] == pytest.approx(other['probability'], rel=1e-4)
@@ -295,7 +295,7 @@ def ask(
   home_predict: pathlib.Path, who: str, text: str = '', pair: str = '', file: str = ''
 ) -> list[dict]:
   folder = str(home_predict / who)
-  return inference.write_predictions(
+  return inference.predict(
     *((folder, '') if who == 'together' else ('', folder)), text, pair, file
   )
 
@@ -405,4 +405,4 @@ def test_what_cannot_be_answered_is_refused(
 
 def test_no_text_is_refused_before_anything_is_opened():
   with pytest.raises(InputError, match='no --text'):
-    inference.write_predictions('nowhere', '', ' ', '', '')
+    inference.predict('nowhere', '', ' ', '', '')

@@ -17,6 +17,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, tokenizer
 from minilm_jax.data.tokenizer import MASK_ID, UNKNOWN_ID, Tokenizer
 from minilm_jax.evaluation import likelihood
+from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import pretrained, sharding
 from tests import fast_jit
@@ -31,9 +32,8 @@ TEXTS = (
 
 @pytest.fixture(scope='module')
 def held(tiny_run: Path) -> tuple[Tokenizer, MaskedLanguageModel, list[list[int]]]:
-  pretrained_run = pretrained.load(tiny_run)
-  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
-  return tokenizer, model, likelihood.encode_sentences(TEXTS, tokenizer, config.model.max_length)
+  run = pretrained.load(tiny_run)
+  return run.tokenizer, run.model, likelihood.encode_sentences(TEXTS, run.tokenizer, 64)
 
 
 asked = jax.jit(
@@ -101,11 +101,11 @@ def test_blocks_and_calls_change_nothing(held, monkeypatch):
   tokenizer, model, sentences = held
   starts = tokenizer.starts_word()
   whole = likelihood.pseudo_log_likelihoods(model, sentences, starts, 'within-word')
-  monkeypatch.setattr(likelihood, '_BUCKET_STEP', 12)
-  monkeypatch.setattr(likelihood, '_MIN_LENGTH', 1)
-  monkeypatch.setattr(likelihood, '_MAX_ROWS_PER_CALL', 2)
-  monkeypatch.setitem(likelihood._TOKENS_PER_CALL, jax.default_backend(), 1)
-  monkeypatch.setitem(likelihood.cross_entropy._AT_ONCE, jax.default_backend(), 1)
+  monkeypatch.setattr(likelihood, '_LENGTH_STEP', 12)
+  monkeypatch.setattr(likelihood, '_MIN_ROWS_PER_DEVICE', 1)
+  monkeypatch.setattr(likelihood, '_MAX_ROWS_PER_DEVICE', 2)
+  monkeypatch.setitem(likelihood._TOKENS_PER_BLOCK, jax.default_backend(), 1)
+  monkeypatch.setitem(cross_entropy._MAX_LOGIT_BYTES, jax.default_backend(), 1)
   cut = likelihood.pseudo_log_likelihoods(model, sentences, starts, 'within-word')
   np.testing.assert_allclose(whole, cut, rtol=1e-5)
 
@@ -122,10 +122,10 @@ def test_each_token_of_each_distinct_sentence_is_scored_once(held):
 def test_the_second_call_compiles_nothing(held):
   tokenizer, model, sentences = held
   likelihood.pseudo_log_likelihoods(model, sentences, tokenizer.starts_word(), 'original')
-  programs = likelihood._score._cache_size()
+  programs = likelihood._score_sharded._cache_size()
   other = [[*ids[1:], ids[0]] for ids in sentences]
   likelihood.pseudo_log_likelihoods(model, other, tokenizer.starts_word(), 'within-word')
-  assert likelihood._score._cache_size() == programs
+  assert likelihood._score_sharded._cache_size() == programs
 
 
 def test_the_order_of_equal_scores_is_no_difference(held):
@@ -147,7 +147,7 @@ def test_special_pieces_and_nothing_at_all(held):
   assert likelihood.pseudo_log_likelihoods(model, [], starts, 'original').shape == (0,)
   empty, unknown = likelihood.pseudo_log_likelihoods(model, [[], [UNKNOWN_ID]], starts, 'original')
   assert empty == 0 and unknown < 0, '<unk> is a token like any other, <s> and </s> are none'
-  assert likelihood.count_calls([[UNKNOWN_ID, 7], [8]]) == (3, 1)
+  assert likelihood.count_tokens([[UNKNOWN_ID, 7], [8]]) == (3, 1)
 
 
 def test_logits_in_blocks_are_a_log_softmax(monkeypatch):
@@ -157,7 +157,7 @@ def test_logits_in_blocks_are_a_log_softmax(monkeypatch):
   )
   targets = jnp.asarray(draw.randint(0, 50, 12))
   expected = jax.nn.log_softmax(1e3 * x @ kernel + bias[None])[jnp.arange(12), targets]
-  monkeypatch.setitem(likelihood.cross_entropy._AT_ONCE, jax.default_backend(), 4 * 50 * 3)
+  monkeypatch.setitem(cross_entropy._MAX_LOGIT_BYTES, jax.default_backend(), 4 * 50 * 3)
   found = likelihood.log_probabilities(1e3 * x, kernel, bias, targets)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
 
@@ -207,8 +207,8 @@ STARTS = np.array([False] * 5 + [True, True, False, False])  # ids 5 and 6 begin
 def held_words(
   tiny_run: Path, tiny_corpus: Path
 ) -> tuple[Tokenizer, MaskedLanguageModel, np.ndarray]:
-  _, tokenizer, model = likelihood.opened(tiny_run)
-  return tokenizer, model, corpus.load_split(tiny_corpus, 'validation').tokens[:12]
+  run = pretrained.load(tiny_run)
+  return run.tokenizer, run.model, corpus.load_split(tiny_corpus, 'validation').tokens[:12]
 
 
 @pytest.fixture(scope='module')
@@ -218,7 +218,7 @@ def mesh() -> jax.sharding.Mesh:
 
 def test_words_are_numbered_from_where_they_begin():
   rows = np.array([[BEGIN, 5, 7, 6, 5, 8, END, PAD], [BEGIN, 5, 6, 7, 7, 5, 8, END]])
-  found = likelihood.split_words(rows, STARTS)
+  found = likelihood.number_words(rows, STARTS)
   assert found[0].tolist() == [0, 1, 1, 2, 3, 3, 0, 0]
   assert found[1].tolist() == [0, 1, 2, 2, 2, 0, 0, 0]  # a full row may end inside its last word
 
@@ -227,11 +227,11 @@ def test_the_same_words_are_hidden_however_they_are_cut():
   whole = np.array([[BEGIN, *[5] * 30, END, *[PAD] * 40]] * 20)
   cut = np.array([[BEGIN, *[5, 7] * 30, END, *[PAD] * 10]] * 20)
   one, other = (
-    likelihood.hide_words(likelihood.split_words(rows, STARTS), 0.3, 0) for rows in (whole, cut)
+    likelihood.mask_words(likelihood.number_words(rows, STARTS), 0.3, 0) for rows in (whole, cut)
   )
   assert (one[:, 1:31] == other[:, 1:61:2]).all() and (other[:, 1:61:2] == other[:, 2:61:2]).all()
   assert 0.2 < one[:, 1:31].mean() < 0.4 and not one[:, 31:].any()
-  assert (likelihood.hide_words(likelihood.split_words(whole, STARTS), 0.3, 1) != one).any()
+  assert (likelihood.mask_words(likelihood.number_words(whole, STARTS), 0.3, 1) != one).any()
 
 
 def test_bits_are_what_the_model_gives_to_each_hidden_token(held_words, mesh):
@@ -240,8 +240,8 @@ def test_bits_are_what_the_model_gives_to_each_hidden_token(held_words, mesh):
     jax.device_put(model, sharding.replicated(mesh)), rows, tokenizer, mesh
   )
   starts = np.asarray(tokenizer.starts_word())
-  number = likelihood.split_words(rows, starts)
-  chosen = likelihood.hide_words(number, 0.15, 0)
+  number = likelihood.number_words(rows, starts)
+  chosen = likelihood.mask_words(number, 0.15, 0)
   hidden = jnp.where(chosen, MASK_ID, rows)
   everywhere = jnp.tile(jnp.arange(rows.shape[1]), (len(rows), 1))
   logits = fast_jit.jit(lambda model, tokens: model(tokens, tokens != PAD, everywhere))(
@@ -276,13 +276,13 @@ def test_more_rows_than_fit_at_once_change_nothing(
   held_words, mesh, monkeypatch: pytest.MonkeyPatch
 ):
   tokenizer, model, rows = held_words
-  chosen = likelihood.hide_words(
-    likelihood.split_words(rows, np.asarray(tokenizer.starts_word())), 0.3, 0
+  chosen = likelihood.mask_words(
+    likelihood.number_words(rows, np.asarray(tokenizer.starts_word())), 0.3, 0
   )
   model = jax.device_put(model, sharding.replicated(mesh))
   expected = likelihood.word_log_probabilities(model, rows, chosen, mesh)
   assert expected.shape == (chosen.sum(),) and (expected < 0).all()
-  monkeypatch.setattr(likelihood, '_ROWS_PER_CALL', 1)
+  monkeypatch.setattr(likelihood, '_WORD_ROWS_PER_DEVICE', 1)
   monkeypatch.setattr(likelihood, '_POSITIONS_PER_ROW', 3)  # fewer than a row has
   np.testing.assert_allclose(
     likelihood.word_log_probabilities(model, rows, chosen, mesh), expected, rtol=1e-5

@@ -110,7 +110,7 @@ def test_every_paradigm_counts_the_same():
 
 def test_a_tie_is_equal_in_float32():
   good, bad = np.array([1, 1, 1], np.float32), np.array([1 + 1e-9, 1 + 1e-6, 1 - 1e-6], np.float32)
-  assert minimal_pairs.format_points(good, bad).tolist() == [0.5, 0, 1]
+  assert minimal_pairs.award_points(good, bad).tolist() == [0.5, 0, 1]
 
 
 @pytest.mark.parametrize('right, n', [(0, 10), (7, 10), (530, 1000), (1000, 1000)])
@@ -138,7 +138,7 @@ def test_word_frequencies_are_counted_with_one_added(
   tiny_corpus: pathlib.Path, tiny_run: pathlib.Path
 ):
   size = tokenizer.load_tokenizer(tiny_run / 'tokenizer.model').size
-  found = np.exp(minimal_pairs.score_unigram(tiny_corpus, size))
+  found = np.exp(minimal_pairs.unigram_log_probabilities(tiny_corpus, size))
   tokens = np.asarray(corpus.load_split(tiny_corpus, 'train').tokens)
   counted = tokens[
     ~np.isin(tokens, (tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID, tokenizer.MASK_ID))
@@ -210,11 +210,10 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(
 
 def test_the_scores_are_the_likelihoods(tiny_run, table):
   found = minimal_pairs.evaluate_pairs(tiny_run, table, 'original', '', '')
-  pretrained_run = pretrained.load(tiny_run)
-  config, tokenizer, model = pretrained_run.config, pretrained_run.tokenizer, pretrained_run.model
+  run = pretrained.load(tiny_run)
   good, bad = (
     likelihood.pseudo_log_likelihoods(
-      model, tokenizer.encode(texts), tokenizer.starts_word(), 'original'
+      run.model, run.tokenizer.encode(texts), run.tokenizer.starts_word(), 'original'
     )
     for texts in (['this dog'], ['this dogs'])
   )
@@ -291,10 +290,10 @@ def test_every_form_gives_the_same_pairs(tmp_path: pathlib.Path):
     tmp_path / 'p.parquet',
   ):
     assert minimal_pairs.read_pairs(path) == PAIR_SOURCES_PAIRS
-    assert minimal_pairs.name_paradigm(path) == path.name[0]
+    assert minimal_pairs.name_pair_set(path) == path.name[0]
   assert (
     minimal_pairs.read_pairs(tmp_path) == PAIR_SOURCES_PAIRS * 5
-    and minimal_pairs.name_paradigm(tmp_path) == tmp_path.name
+    and minimal_pairs.name_pair_set(tmp_path) == tmp_path.name
   )
 
 
@@ -340,7 +339,7 @@ def test_blimp_as_tfds_prepares_it(tmp_path: pathlib.Path):
   for place in (tmp_path, tmp_path / 'blimp'):
     assert (
       Counter(minimal_pairs.read_pairs(place)) == Counter(PAIR_SOURCES_PAIRS)
-      and minimal_pairs.name_paradigm(place) == 'blimp'
+      and minimal_pairs.name_pair_set(place) == 'blimp'
     )
 
 
@@ -350,7 +349,7 @@ def test_the_published_set(data: pathlib.Path):
   assert (
     len(sizes) == 67
     and set(sizes.values()) == {1000}
-    and minimal_pairs.name_paradigm(data / 'blimp') == 'blimp'
+    and minimal_pairs.name_pair_set(data / 'blimp') == 'blimp'
   )
   assert len({pair.phenomenon for pair in pairs}) == 13
 

@@ -2,7 +2,6 @@
 intervals.
 """
 
-import doctest
 import json
 import lzma
 import math
@@ -56,10 +55,6 @@ def own_text(tiny_corpus: pathlib.Path, pieces: tokenizer.Tokenizer) -> list[str
 def measured(texts: list[str], pieces: tokenizer.Tokenizer, of: tuple) -> dict[Key, Measure]:
   examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
   return by_name(overlap.compute_measures(examples, pieces, *of, 'a task'))
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(overlap).failed == 0
 
 
 def test_a_corpus_overlaps_wholly_with_its_own_text(
@@ -183,7 +178,7 @@ def test_intervals_cover_what_they_should():
       for share in shares
     ]
     one = overlap._measure(
-      'words', 'token overlap', 1, *overlap._share(overlap.count_examples(examples, 50), mask)
+      'words', 'token overlap', 1, overlap._share(overlap.count_examples(examples, 50), mask)
     )
     held += one.low <= 0.6 <= one.high
   assert 180 <= held <= 199  # binomial, 190 expected

@@ -1,0 +1,176 @@
+"""Attention statistics: the mean share of attention of every head, by distance to the query."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Float, Int
+from rich import box
+from rich import table as rich_table
+
+from minilm_jax.core import distributed, files, lock, progress, run_dir
+from minilm_jax.core.errors import InputError
+from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID
+from minilm_jax.evaluation import evaluate
+from minilm_jax.model.encoder import Encoder, attention_weights
+from minilm_jax.tasks import finetune
+from minilm_jax.training import masking, population, pretrained, sharding
+
+ATTENTION_KIND = 'attention'
+MAX_DISTANCE = 3  # positions to each side with a share of their own
+PARTS = (*map(str, range(-MAX_DISTANCE, MAX_DISTANCE + 1)), 'ends', 'elsewhere')
+QUERIES = ('all', 'masked')
+_ROWS_PER_BATCH = 16  # whose attention weights of a layer take a few MB
+
+
+def evaluate_attention(
+  checkpoints: str, corpus_folder: str, split: str, workdir: str
+) -> dict[str, Any]:
+  """Returns mean shares of every head and layer, for each member and some steps of a run.
+
+  Args:
+    checkpoints: `run` for the latest checkpoint of a pre-training run, `run@step`, or `run@all`.
+    corpus_folder: a corpus with the run's tokenizer; '' is the run's own.
+    split: train, validation or test, of which the first `eval.rows` rows are used.
+    workdir: of config.json and result.json, an existing result of which is returned; '' writes
+      nothing.
+
+  Returns:
+    `rows`, one per step, member, layer, head (each from 0) and kind of query (one of QUERIES): those
+    five, `count`, and `shares` by PARTS; then checkpoint, steps, split and corpus.
+
+  Raises:
+    LockedError: another process uses the work directory.
+    InputError: several runs, a custom encoder, no such step, split or corpus, or a work directory
+      of something else.
+  """
+  (source, steps), *others = finetune.expand_checkpoints(checkpoints).items()
+  if others:
+    raise InputError(
+      f'the attention of {checkpoints}', f'{1 + len(others)} runs', 'give one at a time'
+    )
+  model = pretrained.load_config(source).model
+  if model.encoder:
+    raise InputError(
+      f'the attention of {source}',
+      f'an encoder of its own, {model.encoder}',
+      'give a run with an encoder of ours: where another one looks, if it does, is not known here',
+    )
+  corpus = evaluate.read_split(source, model.max_length, corpus_folder, split)
+  identity = {'checkpoint': source, 'steps': steps, 'split': split, 'corpus': corpus.hash}
+  if not workdir:
+    return identity | {'rows': _measure_attention(source, steps, corpus)}
+  with lock.hold_lock(workdir):
+    folder = run_dir.open_run(workdir, {'kind': ATTENTION_KIND, **identity})
+    if (folder / run_dir.RESULT).exists():
+      progress.log(f'nothing to do: {folder} has the attention of these checkpoints')
+    else:
+      result = identity | {'rows': _measure_attention(source, steps, corpus)}
+      files.write_json(folder / run_dir.RESULT, result)
+  return files.read_json(folder / run_dir.RESULT, f'the attention in {folder}')
+
+
+def _measure_attention(
+  source: epath.PathLike, steps: Sequence[int], corpus: Corpus
+) -> list[dict[str, Any]]:
+  config = pretrained.load_config(source)
+  members, model = config.population.members, config.model
+  mesh = population.make_member_mesh(members)
+  strategy = population.choose_strategy(
+    members, config.population.strategy, mesh.devices.flat[0].platform
+  )
+  corpus = dataclasses.replace(corpus, tokens=corpus.tokens[: config.eval.rows])
+  corpus = jax.device_put(corpus, sharding.replicated(mesh))
+  sum_members = jax.jit(population.map_over_members(sum_attention, mesh, strategy))
+  rows = []
+  for step in steps:
+    encoder = pretrained.load(source, step, 'encoder', mesh, allow_population=True).model
+    sums = distributed.to_host(sum_members(encoder, corpus))
+    axes = members, model.num_layers, len(QUERIES), model.num_heads
+    shares = np.reshape(sums['shares'], (*axes, len(PARTS)))
+    counts = np.reshape(sums['queries'], (members, len(QUERIES)))
+    for member, layer, head, kind in np.ndindex(
+      members, model.num_layers, model.num_heads, len(QUERIES)
+    ):
+      means = shares[member, layer, kind, head] / counts[member, kind]
+      rows.append(
+        {
+          'step': step,
+          'member': member,
+          'layer': layer,
+          'head': head,
+          'queries': QUERIES[kind],
+          'count': int(counts[member, kind]),
+          'shares': dict(zip(PARTS, means.tolist(), strict=True)),
+        }
+      )
+  return rows
+
+
+def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
+  """Returns sums of `shares [layers Q H parts]` over the queries of a split, and counts `queries [Q]`."""
+  position = jnp.arange(corpus.length)
+  distance = position[None, :] - position[:, None]
+  ends_part, elsewhere_part = PARTS.index('ends'), PARTS.index('elsewhere')
+
+  def add_batch(batch: Int[Array, ''], sums: dict[str, Array]) -> dict[str, Array]:
+    row = batch * _ROWS_PER_BATCH + jnp.arange(_ROWS_PER_BATCH)
+    masked = masking.mask_eval_batch(
+      corpus.tokens[jnp.minimum(row, corpus.rows - 1)], row, corpus.vocab_size
+    )
+    tokens = masked.tokens
+    ends = (tokens == BEGIN_ID) | (tokens == END_ID)
+    kinds = jnp.stack([masked.mask & ~ends, tokens == MASK_ID], axis=-1)
+    queries = kinds & (row < corpus.rows)[:, None, None]
+    far_part = jnp.where(ends, ends_part, elsewhere_part)[:, None]
+    near = (jnp.abs(distance) <= MAX_DISTANCE)[None]
+    part = jax.nn.one_hot(jnp.where(near, distance[None] + MAX_DISTANCE, far_part), len(PARTS))
+    layers = attention_weights(encoder, tokens, masked.mask)
+    shares = jnp.stack([_sum_parts(layer, part, queries.astype(jnp.float32)) for layer in layers])
+    return {'shares': sums['shares'] + shares, 'queries': sums['queries'] + queries.sum((0, 1))}
+
+  config = encoder.config
+  zero = {
+    'shares': jnp.zeros((config.num_layers, len(QUERIES), config.num_heads, len(PARTS))),
+    'queries': jnp.zeros(len(QUERIES), jnp.int32),
+  }
+  return jax.lax.fori_loop(0, -(-corpus.rows // _ROWS_PER_BATCH), add_batch, zero)
+
+
+def _sum_parts(
+  weights: Float[Array, 'B H L L'],
+  part: Float[Array, 'B L L parts'],
+  queries: Float[Array, 'B L Q'],
+) -> Float[Array, 'Q H parts']:
+  return jnp.einsum('BHLp,BLQ->QHp', jnp.einsum('BHLM,BLMp->BHLp', weights, part), queries)
+
+
+def attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+  """Returns a table with one row per head and kind of query, in percent."""
+  rows = result['rows']
+  table = rich_table.Table(
+    title=f'Attention of {result["checkpoint"]} on {result["split"]}, percent by distance',
+    title_justify='left',
+    caption_justify='left',
+    box=box.SIMPLE_HEAD,
+    pad_edge=False,
+  )
+  names = ['step', 'member', 'layer', 'head', 'queries']
+  if all(row['member'] == 0 for row in rows):
+    names.remove('member')
+  for heading in (*names, *PARTS):
+    table.add_column(heading, justify='left' if heading == 'queries' else 'right', no_wrap=True)
+  for row in rows:
+    percent = (f'{100 * row["shares"][part]:.1f}' for part in PARTS)
+    table.add_row(*(str(row[name]) for name in names), *percent)
+  counts = {row['queries']: row['count'] for row in rows}
+  table.caption = (
+    f'0 is the query itself; ends: <s> and </s> farther away. '
+    f'{counts["all"]:,} queries, {counts["masked"]:,} of them hidden.'
+  )
+  return [table]

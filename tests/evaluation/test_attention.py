@@ -1,0 +1,133 @@
+"""Attention statistics: shares that add up to 1, by member and step, equal to those of plain loops."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minilm_jax.analysis import runs
+from minilm_jax.cli import main
+from minilm_jax.core import files, run_dir
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import corpus
+from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID
+from minilm_jax.evaluation import attention, ngram_baselines
+from minilm_jax.model.encoder import attention_weights
+from minilm_jax.training import pretrain, pretrained
+from tests import fast_jit, tiny_config
+
+pytestmark = pytest.mark.usefixtures('fast_compile')
+
+
+@pytest.fixture(scope='module')
+def found(tiny_run: Path) -> dict[str, Any]:
+  return attention.evaluate_attention(str(tiny_run), '', 'validation', '')
+
+
+def test_every_head_gives_shares_that_add_up_to_1(found: dict):
+  assert [
+    (row['step'], row['member'], row['layer'], row['head'], row['queries']) for row in found['rows']
+  ] == [(8, 0, 0, head, kind) for head in (0, 1) for kind in attention.QUERIES]
+  for row in found['rows']:
+    assert tuple(row['shares']) == attention.PARTS and min(row['shares'].values()) > 0
+    assert sum(row['shares'].values()) == pytest.approx(1, rel=1e-4)
+
+
+def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path, tiny_corpus: Path):
+  """From loops over the places of each row; more rows than are looked at together, and pads among
+  them.
+  """
+  batch = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation'))
+  model = pretrained.load(tiny_run).model
+  (shares,) = fast_jit.jit(attention_weights)(model.encoder, batch.tokens, batch.mask)
+  assert len(batch.tokens) > attention._ROWS_PER_BATCH and not batch.mask.all()
+  sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)
+  for row, own in zip(batch.tokens, np.asarray(shares), strict=True):
+    part = np.where(
+      np.isin(row, (BEGIN_ID, END_ID)),
+      attention.PARTS.index('ends'),
+      attention.PARTS.index('elsewhere'),
+    )
+    for place in np.flatnonzero(~np.isin(row, (BEGIN_ID, END_ID, PAD_ID))):
+      where = part.copy()
+      for near in range(max(0, place - 3), min(len(row), place + 4)):
+        where[near] = attention.PARTS.index(str(near - place))
+      told = np.stack(
+        [np.bincount(where, own[head, place], len(attention.PARTS)) for head in (0, 1)]
+      )
+      kinds = [0, 1] if row[place] == MASK_ID else [0]
+      sums[kinds] += told
+      counts[kinds] += 1
+  assert counts[1] == batch.weights.sum()
+  for row in found['rows']:
+    kind = attention.QUERIES.index(row['queries'])
+    assert row['count'] == counts[kind]
+    np.testing.assert_allclose(
+      list(row['shares'].values()), sums[kind, row['head']] / counts[kind], rtol=1e-4
+    )
+
+
+def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
+  config = tiny_config.run_config(
+    tiny_corpus,
+    num_steps=4,
+    **{
+      'population.members': 2,
+      'checkpoint.every': 2,
+      'eval.every': 4,
+      'model.positions': 'relative',
+    },
+  )
+  pretrain.pretrain(config, tmp_path / 'two')
+  rows = attention.evaluate_attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']
+  assert {(row['step'], row['member']) for row in rows} == {(2, 0), (2, 1), (4, 0), (4, 1)}
+  pretrained.extract_member(tmp_path / 'two', 1, tmp_path / 'one')
+  alone = attention.evaluate_attention(str(tmp_path / 'one'), '', 'validation', '')['rows']
+  together = [row for row in rows if row['step'] == 4 and row['member'] == 1]
+  for one, other in zip(alone, together, strict=True):
+    assert one['shares'] == pytest.approx(other['shares'], rel=1e-4)
+  others = [row for row in rows if row['step'] == 4 and row['member'] == 0]
+  assert any(one['shares'] != other['shares'] for one, other in zip(others, together, strict=True))
+
+
+def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, found: dict, capsys):
+  command = ['evaluate', f'--checkpoint={tiny_run}', '--attention', f'--workdir={tmp_path / "W"}']
+  assert main.main(command) == 0
+  out = capsys.readouterr().out
+  assert 'elsewhere' in out and 'masked' in out and 'member' not in out
+  assert main.main([*command, '--json']) == 0
+  told = capsys.readouterr()
+  assert 'nothing to do' in told.err and json.loads(told.out)['rows'] == found['rows']
+  assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
+  assert main.main([*command, '--split=test']) == 2 and 'another recipe' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'flags, said',
+  [
+    (['--attention', '--pll_variant=original'], '--attention does not take it'),
+    (['--attention', '--pairs=x.csv'], '--pairs does not take it'),
+    (['--attention', '--split=tset'], "'test'"),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(tiny_run: Path, flags: list[str], said: str, capsys):
+  assert (
+    main.main(['evaluate', f'--checkpoint={tiny_run}', *flags]) == 2
+    and said in capsys.readouterr().err
+  )
+
+
+def test_what_has_no_heads_of_ours_is_refused(tiny_run: Path, tmp_path: Path):
+  shutil.copytree(tiny_run, tmp_path / 'run')
+  stored = files.read_json(tmp_path / 'run' / run_dir.CONFIG, '')
+  stored['model']['encoder'] = 'own:Encoder'
+  files.write_json(tmp_path / 'run' / run_dir.CONFIG, stored)
+  with pytest.raises(InputError, match='own:Encoder'):
+    attention.evaluate_attention(str(tmp_path / 'run'), '', 'validation', '')
+  with pytest.raises(InputError, match='2 runs'):
+    attention.evaluate_attention(f'{tiny_run},{tmp_path / "run"}', '', 'validation', '')
+  with pytest.raises(InputError, match='there are 4, 8'):
+    attention.evaluate_attention(f'{tiny_run}@5', '', 'validation', '')
