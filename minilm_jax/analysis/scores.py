@@ -1,11 +1,10 @@
 """Scores of many fine-tuning runs as one table: pre-trained against from scratch, with what chance
-alone would give.
+gives, averages over tasks, and paired differences of two recipes.
 
-Values stay shares or correlations as they were logged; only a page multiplies them by 100. A score
-that is not a number (a correlation with constant predictions) is counted as undefined and left out
-of the mean. Each arm is shown at a learning rate, and where there is a choice at an epoch, that the
-held-out part of the training examples chose for it, never the split that is reported. Averages over
-tasks are left to `averages.py`.
+Values stay the logged shares or correlations; only a page multiplies them by 100. A score that is
+not a number (a correlation with constant predictions) counts as undefined and is left out of the
+mean. The held-out part of the training examples chooses the learning rate, and the epoch where
+there is a choice; the reported split never does.
 """
 
 import dataclasses
@@ -50,6 +49,32 @@ FIELDS = (
   'constant_prediction',
   'truncated',
 )
+# Tasks of the averages. WNLI's validation examples contradict its training examples, and tiny models
+# score 0 on CoLA: papers leave out one or both.
+GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
+AVERAGES: dict[str, tuple[str, ...]] = {
+  'all': (),
+  'without WNLI': ('wnli',),
+  'without CoLA': ('cola',),
+  'without both': ('cola', 'wnli'),
+}
+# Of the two splits of MNLI the matched one counts, under the name of the other tasks' split.
+_AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
+_MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
+_ROW_FIELDS = (
+  'task',
+  'metric',
+  'split',
+  'filtered',
+  'checkpoint',
+  'examples',
+  'train_examples',
+  'held_out',
+)
+TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
+BothScores = tuple[float, float]  # of the base and of the other recipe
+RunPair = tuple[str, str]  # names of runs, the base's first
+BySeed = Mapping[int, BothScores]  # seeds of fine-tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,190 +177,168 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
     arms[line['pretrained']].setdefault(line['checkpoint_step'], []).append(line)
   rows: list[ScoreRow] = []
   for key in sorted(cells):
-    ours = cells[key][True]
-    theirs = [line for lines in cells[key][False].values() for line in lines]
-    for step in sorted(ours, key=lambda step: -1 if step is None else step) or [None]:
-      rows += _rows(step, ours[step] if step in ours else [], theirs)
+    pretrained = cells[key][True]
+    scratch = [line for lines in cells[key][False].values() for line in lines]
+    for step in sorted(pretrained, key=lambda step: -1 if step is None else step) or [None]:
+      rows += _make_rows(step, pretrained.get(step, []), scratch)
   return rows
 
 
 def choose_rates(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
-  """The learning rate whose mean `selection` over seeds is highest, of lines that differ in seed,
-  rate and epoch only.
+  """Returns the learning rate with the highest mean `validation_score` over seeds, of lines that
+  differ in seed, rate and epoch only.
 
-  The selection is that of the epoch which is shown. One that is not a number counts as 0, which is
-  what a model that gives one answer has in Matthews' correlation too; of equals the lowest rate is
-  taken.
+  The score is that of the epoch which is shown. One that is not a number counts as 0, as Matthews'
+  correlation of constant predictions does. Of equal rates the lowest is taken.
 
   Returns:
-    One rate; or each of several where nothing was held out to choose by: they are shown side by
-    side, for to choose by the reported split would flatter.
+    One rate; or all rates if nothing was held out to choose by.
   """
   lines = list(lines)
   rates = tuple(sorted({line['learning_rate'] for line in lines}, key=to_float))
-  shown = [line for line in lines if line['epoch_choice'] == _shown(lines)]
+  shown = [line for line in lines if line['epoch_choice'] == _choose_epoch(lines)]
   if len(rates) < 2 or all(line['validation_score'] is None for line in shown):
     return rates
   means = []
   for rate in rates:
-    seeds = {
+    by_seed = {
       line['seed']: to_float(line['validation_score'])
       for line in shown
       if line['learning_rate'] == rate
     }
-    means.append(
-      np.mean([value if math.isfinite(value) else 0 for value in seeds.values()])
-      if seeds
-      else -math.inf
-    )
+    values = [value if math.isfinite(value) else 0 for value in by_seed.values()]
+    means.append(np.mean(values) if values else -math.inf)
   return (rates[int(np.argmax(means))],)
 
 
-def _shown(lines: Iterable[ScoreLine]) -> str:
+def _choose_epoch(lines: Iterable[ScoreLine]) -> str:
   return 'best' if any(line['epoch_choice'] == 'best' for line in lines) else 'last'
 
 
-def _rows(
-  step: int | None, ours: Sequence[ScoreLine], theirs: Sequence[ScoreLine]
+def _make_rows(
+  step: int | None, pretrained: Sequence[ScoreLine], scratch: Sequence[ScoreLine]
 ) -> Iterator[ScoreRow]:
-  """The rows of one cell: by metric, by epoch, and by rate where nothing chose one."""
-  rates = choose_rates(ours), choose_rates(theirs)
+  """Yields the rows of one cell: by metric, by epoch, and by rate if nothing chose one."""
+  arms = pretrained, scratch
+  rates = tuple(map(choose_rates, arms))
   if max(map(len, rates)) > 1:
-    pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=to_float)]
+    rate_pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=to_float)]
   else:
-    pairs = [rates]
-  lines = [*ours, *theirs]
-  shown = _shown(lines)
-  kinds = {
-    (not line['headline'], line['metric'], line['epoch_choice'] != shown, line['epoch_choice'])
-    for line in lines
-  }
-  for minor, metric, other, which in sorted(kinds):
-    for pair in pairs:
-      arms = [
+    rate_pairs = [rates]
+  lines = [*pretrained, *scratch]
+  shown_epoch = _choose_epoch(lines)
+  kinds = sorted(
+    {
+      (
+        not line['headline'],
+        line['metric'],
+        line['epoch_choice'] != shown_epoch,
+        line['epoch_choice'],
+      )
+      for line in lines
+    }
+  )
+  for is_minor, metric, is_hidden, epoch_choice in kinds:
+    for rate_pair in rate_pairs:
+      by_seed = [
         {
           line['seed']: line
           for line in arm
-          if (line['metric'], line['epoch_choice']) == (metric, which)
-          and line['learning_rate'] in rate
+          if (line['metric'], line['epoch_choice']) == (metric, epoch_choice)
+          and line['learning_rate'] in arm_rates
         }
-        for arm, rate in zip((ours, theirs), pair, strict=True)
+        for arm, arm_rates in zip(arms, rate_pair, strict=True)
       ]
-      some = [*arms[0].values(), *arms[1].values()]
-      if not some:
+      first = next((line for arm in by_seed for line in arm.values()), None)
+      if first is None:
         continue
-      one, groups = some[0], [_group(arm) for arm in arms]
+      groups = [_group_lines(arm) for arm in by_seed]
       yield ScoreRow(
-        **{
-          name: one[name]
-          for name in (
-            'task',
-            'metric',
-            'split',
-            'filtered',
-            'checkpoint',
-            'examples',
-            'train_examples',
-            'held_out',
-          )
-        },
-        headline=not minor,
+        **{name: first[name] for name in _ROW_FIELDS},
+        headline=not is_minor,
         step=step,
         epochs=max(to_float(line['epoch']) for line in lines),
-        which=which,
-        shown=not other,
-        majority=to_float(one['majority']),
-        frequency=to_float(one['frequency']),
+        which=epoch_choice,
+        shown=not is_hidden,
+        majority=to_float(first['majority']),
+        frequency=to_float(first['frequency']),
         pretrained=groups[0],
         scratch=groups[1],
         difference=compute_difference(*groups),
       )
 
 
-def _group(lines: Mapping[int, ScoreLine]) -> Group:
+def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
   values = {seed: to_float(line['value']) for seed, line in sorted(lines.items())}
   defined = {seed: value for seed, value in values.items() if math.isfinite(value)}
-  ends = [[to_float(line[end]) for line in lines.values()] for end in ('low', 'high')]
-  return make_group(
-    defined,
-    rate=next((line['learning_rate'] for line in lines.values()), None),
+  low, high = (
+    float(np.mean([to_float(line[end]) for line in lines.values()])) if lines else math.nan
+    for end in ('low', 'high')
+  )
+  return dataclasses.replace(
+    make_group(defined),
+    learning_rate=next((line['learning_rate'] for line in lines.values()), None),
     collapsed=sum(bool(line['constant_prediction']) for line in lines.values()),
     undefined=len(values) - len(defined),
-    ends=[_mean(values) for values in ends],
+    mean_example_low=low,
+    mean_example_high=high,
   )
 
 
-def make_group(
-  values: Mapping[int, float],
-  rate: float | None = None,
-  collapsed: int = 0,
-  undefined: int = 0,
-  ends: Sequence[float] = (math.nan, math.nan),
-) -> Group:
-  """The line of a table for one value a seed; all of them numbers."""
-  found = metrics.summarize(list(values.values()))
+def make_group(values: Mapping[int, float], collapsed: int = 0) -> Group:
+  """Returns the group of one number a seed."""
   return Group(
-    learning_rate=rate,
-    **found,
+    learning_rate=None,
+    **metrics.summarize(list(values.values())),
     collapsed=collapsed,
-    undefined=undefined,
-    mean_example_low=ends[0],
-    mean_example_high=ends[1],
+    undefined=0,
+    mean_example_low=math.nan,
+    mean_example_high=math.nan,
     seeds=tuple(values),
     values=tuple(values.values()),
   )
-
-
-def _mean(values: Sequence[float]) -> float:
-  return float(np.mean(values)) if values else math.nan
 
 
 def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
   """Returns the rows that tables show: the epoch that counts, no phenomena, the last step of a
   checkpoint.
   """
-  last = _last_steps(rows)
-  paired = _tasks_of_pairs(last)
-  return [row for row in last if row.task not in paired or row.split == ALL]
+  return [row for row, is_phenomenon in _mark_phenomena(rows) if not is_phenomenon]
 
 
 def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
   """Returns the rows of single phenomena, of tasks with a split 'all' beside others."""
-  last = _last_steps(rows)
-  paired = _tasks_of_pairs(last)
-  return [row for row in last if row.task in paired and row.split != ALL]
+  return [row for row, is_phenomenon in _mark_phenomena(rows) if is_phenomenon]
 
 
-def _last_steps(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+def _mark_phenomena(rows: Iterable[ScoreRow]) -> list[tuple[ScoreRow, bool]]:
+  """Returns the shown rows of the last step of each checkpoint; is each of one phenomenon?"""
+
   def key(row: ScoreRow) -> tuple[Any, ...]:
     return row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out
 
-  rows = [row for row in rows if row.shown]
-  last = {key(row): row.step for row in rows}  # rows come in the order of steps
-  return [row for row in rows if row.step == last[key(row)]]
-
-
-def _tasks_of_pairs(rows: Iterable[ScoreRow]) -> set[str]:
-  return {row.task for row in rows if row.split == ALL}
+  shown = [row for row in rows if row.shown]
+  last_steps = {key(row): row.step for row in shown}  # rows come in the order of steps
+  last = [row for row in shown if row.step == last_steps[key(row)]]
+  paired_tasks = {row.task for row in last if row.split == ALL}
+  return [(row, row.task in paired_tasks and row.split != ALL) for row in last]
 
 
 def compute_difference(ours: Group, theirs: Group) -> Difference:
-  """The difference of the means of two groups: paired where their seeds are the same."""
+  """Returns the difference of the means of two groups: paired if their seeds are the same."""
   if not ours.n or not theirs.n:
     return Difference(math.nan, math.nan, math.nan, False)
   mean = ours.mean - theirs.mean
   if ours.seeds == theirs.seeds:
-    return Difference(
-      mean,
-      *metrics.confidence_interval(np.subtract(ours.values, theirs.values), metrics.CONFIDENCE),
-      True,
+    interval = metrics.confidence_interval(
+      np.subtract(ours.values, theirs.values), metrics.CONFIDENCE
     )
+    return Difference(mean, *interval, True)
   if min(ours.n, theirs.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
   with warnings.catch_warnings():
-    warnings.simplefilter(
-      'ignore'
-    )  # about seeds that all score the same: the other side still has a spread
+    # SciPy warns if one side has no spread; the other side still has.
+    warnings.simplefilter('ignore')
     welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(
       metrics.CONFIDENCE
     )
@@ -343,9 +346,9 @@ def compute_difference(ours: Group, theirs: Group) -> Difference:
 
 
 def format_points(share: float, sign: str = '') -> str:
-  """A share times 100.
+  """Returns a share times 100.
 
-  >>> format_points(0.6789), points(0.02, '+'), points(float('nan'))
+  >>> format_points(0.6789), format_points(0.02, '+'), format_points(float('nan'))
   ('67.9', '+2.0', 'undefined')
   """
   return f'{100 * share:{sign}.1f}' if math.isfinite(share) else 'undefined'
@@ -354,43 +357,29 @@ def format_points(share: float, sign: str = '') -> str:
 def format_interval(
   value: float, low: float, high: float, form: str = '', scale: float = 1.0
 ) -> str:
-  """Returns a mean with its interval; without the interval where its low end is nan, "–" where the
-  mean is nan.
+  """Returns a mean with its interval; without the interval if its low end is nan, "–" if the mean
+  is nan.
 
   Args:
     value, low, high: the mean and the ends of its interval.
-    form: format of each number; '' shows shares times 100 with a sign, as `points` does.
+    form: format of each number; '' shows shares times 100 with a sign, as `format_points` does.
     scale: factor of each number under a form.
 
   >>> format_interval(0.01, -0.002, 0.022)
   '+1.0 [-0.2, +2.2]'
-  >>> format_interval(3.1, 2.2, math.inf, '.2f'), with_interval(3.1, math.nan, math.nan, '.2f')
+  >>> format_interval(3.1, 2.2, math.inf, '.2f'), format_interval(3.1, math.nan, math.nan, '.2f')
   ('3.10 [2.20, ∞]', '3.10')
   """
 
-  def text(number: float) -> str:
+  def format_number(number: float) -> str:
     if math.isinf(number):
       return '∞' if number > 0 else '-∞'
     return f'{scale * number:{form}}' if form else format_points(number, '+')
 
   if not math.isfinite(value):
     return NONE
-  return text(value) if math.isnan(low) else f'{text(value)} [{text(low)}, {text(high)}]'
-
-
-# Averages of headline scores over the tasks of GLUE, with and without the two whose scores are
-# mostly noise or zero.
-GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
-# WNLI's validation examples contradict its training ones, and tiny models stay at 0 on CoLA: papers
-# differ in these.
-WITHOUT: dict[str, tuple[str, ...]] = {
-  'all': (),
-  'without WNLI': ('wnli',),
-  'without CoLA': ('cola',),
-  'without both': ('cola', 'wnli'),
-}
-_COUNTED = {'validation_matched': 'validation', 'test_matched': 'test'}
-_UNCOUNTED = ('validation_mismatched', 'test_mismatched')
+  mean = format_number(value)
+  return mean if math.isnan(low) else f'{mean} [{format_number(low)}, {format_number(high)}]'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,8 +387,8 @@ class Average:
   """The mean of the headline scores of some tasks, per seed, over seeds; an arm that lacks one of
   them has n = 0.
 
-  Where the seeds differ from task to task, or a score is undefined, an arm has a mean of means, n =
-  0 and no interval.
+  If the seeds differ from task to task, or a score is undefined, an arm has a mean of means, n = 0
+  and no interval.
   """
 
   name: str
@@ -414,68 +403,61 @@ class Average:
 
 
 def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
-  """The averages of every checkpoint and step: over the tasks of both arms, and of each arm where
-  it has others.
+  """Returns the averages of every checkpoint and step: over the tasks of both arms, and of each arm
+  if it has others.
 
-  A task with several rows, which are other protocols or rates that nothing chose between, is in no
-  average, and an average of one task is none.
+  A task with several rows, which are protocols or rates that nothing chose between, is in no
+  average. An average needs two tasks.
 
   Args:
-    rows: of `scores.score_table`; those of headline metrics that are shown count.
+    rows: of `score_table`; shown rows of headline metrics count.
   """
   cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
-  for row in rows:
-    if is_averaged(row):
-      split = _COUNTED[row.split] if row.split in _COUNTED else row.split
-      key = (split, row.filtered, row.checkpoint, row.step)
-      cells.setdefault(key, {}).setdefault(row.task, []).append(row)
-  return [
-    average
-    for key, tasks in cells.items()
-    for average in _averages(
-      key, {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1}
-    )
-  ]
+  for row in filter(is_averaged, rows):
+    key = (_AVERAGED_SPLITS.get(row.split, row.split), row.filtered, row.checkpoint, row.step)
+    cells.setdefault(key, {}).setdefault(row.task, []).append(row)
+  averages = []
+  for key, tasks in cells.items():
+    single = {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1}
+    averages += _average_cell(key, single)
+  return averages
 
 
 def is_averaged(row: ScoreRow) -> bool:
-  """Is it one that an average over GLUE is made of?"""
-  return row.task in GLUE and row.headline and row.shown and row.split not in _UNCOUNTED
+  """Returns whether a row counts in an average over GLUE."""
+  return row.task in GLUE and row.headline and row.shown and row.split not in _MISMATCHED_SPLITS
 
 
-def _averages(
+def _average_cell(
   key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]
 ) -> Iterator[Average]:
-  ours = [task for task, row in rows.items() if row.pretrained.n]
-  theirs = [task for task, row in rows.items() if row.scratch.n]
+  of_arm = [
+    [task for task, row in rows.items() if getattr(row, arm).n] for arm in ('pretrained', 'scratch')
+  ]
   seen = set()
-  for some in ([task for task in ours if task in theirs], ours, theirs):
-    for name, without in WITHOUT.items():
-      tasks = tuple(task for task in some if task not in without)
+  for candidates in ([task for task in of_arm[0] if task in of_arm[1]], *of_arm):
+    for name, excluded in AVERAGES.items():
+      tasks = tuple(task for task in candidates if task not in excluded)
       if len(tasks) < 2 or tasks in seen:
         continue
       seen.add(tasks)
-      arms = [
-        _arm([getattr(rows[task], arm) for task in tasks]) for arm in ('pretrained', 'scratch')
-      ]
-      yield Average(name, tasks, *key, *arms, _difference(*arms))
+      pretrained = _average_groups([rows[task].pretrained for task in tasks])
+      scratch = _average_groups([rows[task].scratch for task in tasks])
+      difference = compute_difference(pretrained, scratch)
+      if not (pretrained.n and scratch.n):
+        difference = dataclasses.replace(difference, mean=pretrained.mean - scratch.mean)
+      yield Average(name, tasks, *key, pretrained, scratch, difference)
 
 
-def _arm(groups: Sequence[Group]) -> Group:
-  if not all(one.n for one in groups):
+def _average_groups(groups: Sequence[Group]) -> Group:
+  if not all(group.n for group in groups):
     return make_group({})
-  collapsed = sum(one.collapsed for one in groups)
-  if len({one.seeds for one in groups}) > 1:
-    mean = float(np.mean([one.mean for one in groups]))
-    return dataclasses.replace(make_group({}, collapsed=collapsed), mean=mean)
-  means = np.mean([one.values for one in groups], axis=0).tolist()
-  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
-
-
-def _difference(ours: Group, theirs: Group) -> Difference:
-  if ours.n and theirs.n:
-    return compute_difference(ours, theirs)
-  return Difference(ours.mean - theirs.mean, math.nan, math.nan, False)
+  collapsed = sum(group.collapsed for group in groups)
+  if len({group.seeds for group in groups}) > 1:
+    mean = float(np.mean([group.mean for group in groups]))
+    return dataclasses.replace(make_group({}, collapsed), mean=mean)
+  means = np.mean([group.values for group in groups], axis=0).tolist()
+  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed)
 
 
 def select_latest(rows: Sequence[Average]) -> list[Average]:
@@ -484,17 +466,8 @@ def select_latest(rows: Sequence[Average]) -> list[Average]:
   return [row for row in rows if row.step == last[row.split, row.filtered, row.checkpoint]]
 
 
-# Two recipes of pre-training by the scores of what was fine-tuned from them, pair by pair.
-TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
-Both = tuple[float, float]  # one number of each side
-BySeed = Mapping[int, Both]  # of fine-tuning
-Pair = tuple[str, str]  # names of runs, the base's first
-
-
 class ScoreKey(NamedTuple):
-  """What two scores have in common where they compare: task, metric and how the examples were
-  split.
-  """
+  """The fields that two comparable scores share: task, metric and split of the examples."""
 
   task: str
   metric: str
@@ -504,17 +477,17 @@ class ScoreKey(NamedTuple):
   held_out: int
 
 
-PairedScores = dict[ScoreKey, dict[Pair, BySeed]]
+PairedScores = dict[ScoreKey, dict[RunPair, BySeed]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-  """One number of both sides.
+  """A paired difference of two recipes.
 
   Attributes:
     base, value: means over the pairs.
     difference, low, high: value less base, with its 95% interval; nan of one number.
-    n, of: how many numbers it is the mean of, and what each is of.
+    n, of: how many numbers the mean is over, and what each is of.
   """
 
   base: float
@@ -529,69 +502,63 @@ class Contrast:
 NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
 
 
-def make_contrast(values: Sequence[Both], of: str) -> Contrast:
-  """What numbers of both sides say, the base's first in each.
+def make_contrast(values: Sequence[BothScores], of: str) -> Contrast:
+  """Returns the contrast of paired numbers, the base's first in each.
 
   >>> make_contrast([(5.0, 4.5)], TRAININGS)
   Contrast(base=5.0, value=4.5, difference=-0.5, low=nan, high=nan, n=1, of='pre-trainings')
   """
-  base, own = np.array(values, float).T
-  low, high = metrics.confidence_interval(own - base)
-  return Contrast(
-    float(base.mean()), float(own.mean()), float((own - base).mean()), low, high, len(values), of
-  )
+  base, other = np.array(values, float).T
+  low, high = metrics.confidence_interval(other - base)
+  means = (float(side.mean()) for side in (base, other, other - base))
+  return Contrast(*means, low, high, len(values), of)
 
 
-def pair_scores(pairs: Iterable[Pair], rows: Iterable[ScoreRow]) -> PairedScores:
-  """Both headline scores of each seed of fine-tuning that both runs of a pair have, by what was
-  scored and pair.
+def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedScores:
+  """Returns both headline scores of each seed of fine-tuning that both runs of a pair have.
 
   Args:
     pairs: of runs.
-    rows: of `scores.select_main`. A run with several rows of one key (rates that nothing chose
-      between) has no score there.
+    rows: of `select_main`. A run with several rows of one key (rates that nothing chose between)
+      has no score there.
   """
-  places: dict[ScoreKey, dict[str, list[Group]]] = {}
+  by_key: dict[ScoreKey, dict[str, list[Group]]] = {}
   for row in rows:
     if row.headline:
-      place = ScoreKey(*(getattr(row, field) for field in ScoreKey._fields))
-      places.setdefault(place, {}).setdefault(row.checkpoint, []).append(row.pretrained)
-  pairs, found = list(pairs), {}
-  for place, groups in places.items():
-    one = {name: several[0] for name, several in groups.items() if len(several) == 1}
-    both = {
-      pair: _common(*(one[name] for name in pair))
-      for pair in pairs
-      if all(name in one for name in pair)
+      key = ScoreKey(*(getattr(row, field) for field in ScoreKey._fields))
+      by_key.setdefault(key, {}).setdefault(row.checkpoint, []).append(row.pretrained)
+  pairs = list(pairs)
+  paired: PairedScores = {}
+  for key, groups in by_key.items():
+    by_run = {
+      name: dict(zip(several[0].seeds, several[0].values, strict=True))
+      for name, several in groups.items()
+      if len(several) == 1
     }
-    found[place] = {pair: seeds for pair, seeds in both.items() if seeds}
-  return {place: both for place, both in found.items() if both}
+    for pair in pairs:
+      base, other = (by_run.get(name, {}) for name in pair)
+      by_seed = {seed: (score, other[seed]) for seed, score in base.items() if seed in other}
+      if by_seed:
+        paired.setdefault(key, {})[pair] = by_seed
+  return paired
 
 
-def _common(base: Group, own: Group) -> BySeed:
-  sides = [dict(zip(group.seeds, group.values, strict=True)) for group in (base, own)]
-  return {seed: (value, sides[1][seed]) for seed, value in sides[0].items() if seed in sides[1]}
+def average_contrast(tasks: Sequence[Mapping[RunPair, BySeed]]) -> Contrast:
+  """Returns the contrast of the mean over tasks, which all have the same pairs.
 
-
-def average_contrast(tasks: Sequence[Mapping[Pair, BySeed]]) -> Contrast:
-  """The contrast of the mean over tasks, which all have the same pairs; of one task, its own.
-
-  Of a single pair the seeds count that all of the tasks have; without one there is nothing.
+  Several pairs are averaged over their seeds. Of a single pair the seeds count that all tasks have;
+  without such a seed there is no contrast.
   """
   pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
   if len(pairs) > 1:
-    return make_contrast(
-      [_mean_of_pairs([_mean_of_pairs(list(seeds.values())) for seeds in own]) for own in pairs],
-      TRAININGS,
-    )
-  seeds = sorted(set.intersection(*(set(seeds) for seeds in pairs[0])))
-  return (
-    make_contrast([_mean_of_pairs([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
-    if seeds
-    else NO_CONTRAST
-  )
+    means = [_mean_pair([_mean_pair(list(seeds.values())) for seeds in pair]) for pair in pairs]
+    return make_contrast(means, TRAININGS)
+  seeds = sorted(set.intersection(*(set(by_seed) for by_seed in pairs[0])))
+  if not seeds:
+    return NO_CONTRAST
+  return make_contrast([_mean_pair([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
 
 
-def _mean_of_pairs(values: Sequence[Both]) -> Both:
-  base, own = np.mean(values, 0).tolist()
-  return base, own
+def _mean_pair(values: Sequence[BothScores]) -> BothScores:
+  base, other = np.mean(values, 0).tolist()
+  return base, other
