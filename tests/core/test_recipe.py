@@ -142,7 +142,7 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('finetune', 'seeds', '-1', 'seeds=-1'),
     ('finetune', 'learning_rates', '1e-4,1e-3', 'validation_fraction=0.1'),
     ('finetune', 'patience', 2, 'validation_fraction=0.1'),
-    ('finetune', 'held_out', 1.0, 'held_out'),
+    ('finetune', 'validation_fraction', 1.0, 'validation_fraction'),
     ('finetune', 'strategy', 'wmap', "did you mean 'vmap'"),
     ('pretrain', 'log.sinks', 'tensorbord', "did you mean 'tensorboard'"),
     ('pretrain', 'mask.span', -1, 'span'),
