@@ -8,7 +8,7 @@ from minilm_jax.data import ngrams
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID
 
 VOCABULARY = 30
-CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNSEEN_LOG_PROBABILITY)
+CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNPREDICTED_IDS)
 
 
 def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def count_by_dictionary(
   found: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
   for row in tokens.tolist():
     for place, token in enumerate(row):
-      if token not in ngrams.UNSEEN_LOG_PROBABILITY:
+      if token not in ngrams.UNPREDICTED_IDS:
         inside = [row[place + n] if 0 <= place + n < len(row) else PAD_ID for n in offsets]
         found[tuple(inside)][token] += 1
   return found

@@ -174,8 +174,8 @@ def filter_shard(
 def _address_digests(
   number: int, first: int, digests: np.ndarray
 ) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
-  for bucket, *entry in filtering.split_into_buckets(first, digests):
-    yield bucket, (number, *entry)
+  for bucket, numbers, members in filtering.split_into_buckets(first, digests):
+    yield bucket, (number, numbers, members)
 
 
 def save_repeats(shard: tuple[int, Iterable[bytes]], folder: epath.Path) -> None:

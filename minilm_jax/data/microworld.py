@@ -1,14 +1,13 @@
-"""A built-in tiny language whose entropy is known, with labelled tasks: for tests, first tries and
-offline runs.
+"""A built-in tiny language whose entropy is known, with labelled tasks, for tests and offline runs.
 
 A document opens with a mood and a place, which colour its words of feeling and its nouns to the
 end: context helps from far away. Subject and verb agree in number, also across a phrase or a
-relative clause. What does what to what depends on kinds of things (workers use tools), and the
-kinds are told in facts such as `every robin is a bird .`. Words are lower case with spaces between,
+relative clause. Subjects and objects of a verb depend on kinds of things (workers use tools), and
+facts such as `every robin is a bird .` state the kinds. Words are lower case with spaces between,
 sentences end in ' .', and no noun or adjective starts with a vowel, so 'an' is not needed.
 
-The grammar is simple (`grammar.py`), so probability and entropy of the text are exact. They are
-those of words: how words become tokens is no matter of this file.
+The grammar is simple: a production begins with a word that no other production of its symbol begins
+with. So probability and entropy of the text are exact. They are those of words, not of tokens.
 """
 
 import bisect
@@ -24,114 +23,8 @@ import numpy as np
 
 from minilm_jax.core.errors import InputError, suggest_name
 
-# Simple probabilistic grammars: text drawn from them, its probability and its entropy, all exact.
-Body = tuple[str, ...]  # what stands in place of a symbol: a word, then words and symbols
+Body = tuple[str, ...]  # of a production: a word, then words and symbols
 GrammarRule = list[tuple[float, Body]]  # the productions of a symbol, each with its probability
-
-
-class _Symbol:
-  """A symbol made ready: for production i, `first[i]` is its word, `rest[i]` what follows, last
-  thing first.
-  """
-
-  __slots__ = ('cumulative', 'first', 'log', 'rest', 'which')
-
-
-class Grammar:
-  """A grammar made ready for use.
-
-  Args:
-    rules: the productions of each symbol; every name that is no key is a word.
-
-  Raises:
-    ValueError: the probabilities of a symbol do not add up to 1, or the grammar is not simple.
-
-  >>> greeting = Grammar({'START': [(1.0, ('hello', 'WHOM'))], 'WHOM': [(0.5, ('world',)), (0.5, ('dear', 'WHOM'))]})
-  >>> round(math.exp(greeting.log_probability('START', 'hello dear world'.split())), 12)
-  0.25
-  >>> greeting.log_probability('START', 'hello hello'.split())
-  -inf
-  >>> entropy, words = greeting.expected('START')
-  >>> round(entropy / math.log(2), 12), round(words, 12)
-  (2.0, 3.0)
-  """
-
-  def __init__(self, rules: Mapping[str, GrammarRule]):
-    self._rules = rules
-    self._symbols = {name: _Symbol() for name in rules}
-    for name, rule in rules.items():
-      symbol, words = self._symbols[name], [body[0] for _, body in rule]
-      if (
-        not math.isclose(math.fsum(p for p, _ in rule), 1, abs_tol=1e-9)
-        or min(p for p, _ in rule) <= 0
-      ):
-        raise ValueError(f'{name}: probabilities must be positive and add up to 1')
-      if len(set(words)) < len(words) or any(word in rules for word in words):
-        raise ValueError(f'{name}: every production must start with a word of its own')
-      symbol.cumulative = [*itertools.accumulate(p for p, _ in rule[:-1]), 1.0]
-      symbol.first = words
-      symbol.rest = [
-        tuple(self._symbols[x] if x in rules else x for x in reversed(body[1:])) for _, body in rule
-      ]
-      symbol.log = [math.log(p) for p, _ in rule]
-      symbol.which = {word: i for i, word in enumerate(words)}
-
-  def sample(self, start: str, source: random.Random) -> list[str]:
-    """The words of one text that `start` becomes."""
-    uniform, words, stack = source.random, [], [self._symbols[start]]
-    while stack:
-      top = stack.pop()
-      if isinstance(top, str):
-        words.append(top)
-      else:
-        i = bisect.bisect_right(top.cumulative, uniform())
-        words.append(top.first[i])
-        stack.extend(top.rest[i])
-    return words
-
-  def log_probability(self, start: str, words: Iterable[str]) -> float:
-    """The natural logarithm of the probability that `start` becomes exactly these words; -inf where
-    it cannot.
-    """
-    total, stack = 0.0, [self._symbols[start]]
-    for word in words:
-      if not stack:
-        return -math.inf
-      top = stack.pop()
-      if isinstance(top, str):
-        if word != top:
-          return -math.inf
-      elif word in top.which:
-        i = top.which[word]
-        total += top.log[i]
-        stack.extend(top.rest[i])
-      else:
-        return -math.inf
-    return -math.inf if stack else total
-
-  def expected(self, start: str) -> tuple[float, float]:
-    """Entropy in nats of the text that `start` becomes, and the number of words expected in it.
-
-    With v the expected number of times each symbol is expanded, v = start + M' v, where M holds how
-    many of each symbol an expansion leaves; entropy and words are then sums over v.
-    """
-    index = {name: i for i, name in enumerate(self._rules)}
-    leaves, entropy, words = (
-      np.zeros((len(index), len(index))),
-      np.zeros(len(index)),
-      np.zeros(len(index)),
-    )
-    for name, rule in self._rules.items():
-      for p, body in rule:
-        entropy[index[name]] -= p * math.log(p)
-        for item in body:
-          if item in index:
-            leaves[index[name], index[item]] += p
-          else:
-            words[index[name]] += p
-    visits = np.linalg.solve(np.eye(len(index)) - leaves.T, np.eye(len(index))[index[start]])
-    return float(visits @ entropy), float(visits @ words)
-
 
 PLACES = ('farm', 'forest', 'town', 'beach')
 # A kind and its nouns. Noun i belongs to place i % 4 and to half i // 4.
@@ -153,7 +46,7 @@ NOUNS = {
   }.items()
 }
 LIVING, PEOPLE = ('bird', 'beast', 'bug', 'worker', 'relative'), ('worker', 'relative')
-# Verb: the kinds that do it, and the kinds it is done to (none: it takes no object).
+# A verb, the kinds of its subjects, and those of its objects (none: it takes no object).
 VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   'sing': (('bird', 'relative'), ()),
   'swoop': (('bird',), ()),
@@ -191,14 +84,14 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
   'carry': (('worker', 'vehicle'), ('tool', 'toy', 'fruit')),
 }
 # Words of feeling, blame before praise; word i belongs to half i % 2.
-ADJECTIVES = tuple(
+ADJECTIVES: tuple[Body, ...] = tuple(
   tuple(words.split())
   for words in (
     'bad sad nasty cruel gloomy bitter horrible grim rotten rude terrible wicked dreadful miserable foul vile',
     'good happy lovely kind nice gentle sweet bright fine pleasant charming cheerful great friendly joyful calm',
   )
 )
-ADVERBS = tuple(
+ADVERBS: tuple[Body, ...] = tuple(
   tuple(words.split())
   for words in (
     'badly sadly cruelly bitterly horribly grimly rudely wickedly',
@@ -212,10 +105,103 @@ PLAIN_ADVERBS = tuple('slowly quickly today now there daily'.split())
 SENTENCE_END = '\n'  # the word after the last one
 
 
-def _inflected(word: str) -> str:
-  """The plural of a noun, or the third person singular of a verb: one rule of English spelling for
-  both.
+class _Symbol:
+  """A compiled symbol: production i begins with `words[i]`, and `tails[i]` follows, last first."""
+
+  __slots__ = ('cumulative', 'index', 'log', 'tails', 'words')
+
+
+class Grammar:
+  """A simple probabilistic grammar: draws text, and gives its exact probability and entropy.
+
+  Args:
+    rules: the productions of each symbol; every name that is no key is a word.
+
+  Raises:
+    ValueError: the probabilities of a symbol do not add up to 1, or the grammar is not simple.
+
+  >>> greeting = Grammar({'START': [(1.0, ('hello', 'WHOM'))], 'WHOM': [(0.5, ('world',)), (0.5, ('dear', 'WHOM'))]})
+  >>> round(math.exp(greeting.log_probability('START', 'hello dear world'.split())), 12)
+  0.25
+  >>> greeting.log_probability('START', 'hello hello'.split())
+  -inf
+  >>> entropy, words = greeting.compute_expectations('START')
+  >>> round(entropy / math.log(2), 12), round(words, 12)
+  (2.0, 3.0)
   """
+
+  def __init__(self, rules: Mapping[str, GrammarRule]):
+    self._rules = rules
+    self._symbols = {name: _Symbol() for name in rules}
+    for name, rule in rules.items():
+      probabilities, bodies = zip(*rule, strict=True)
+      words = [body[0] for body in bodies]
+      is_distribution = math.isclose(math.fsum(probabilities), 1, abs_tol=1e-9)
+      if not is_distribution or min(probabilities) <= 0:
+        raise ValueError(f'{name}: probabilities must be positive and add up to 1')
+      if len(set(words)) < len(words) or any(word in rules for word in words):
+        raise ValueError(f'{name}: every production must start with a word of its own')
+      symbol = self._symbols[name]
+      symbol.cumulative = [*itertools.accumulate(probabilities[:-1]), 1.0]
+      symbol.words = words
+      symbol.index = {word: i for i, word in enumerate(words)}
+      symbol.tails = [tuple(self._symbols.get(x, x) for x in reversed(body[1:])) for body in bodies]
+      symbol.log = [math.log(p) for p in probabilities]
+
+  def sample(self, start: str, source: random.Random) -> list[str]:
+    """Returns the words of one text that `start` becomes."""
+    uniform, words, stack = source.random, [], [self._symbols[start]]
+    while stack:
+      top = stack.pop()
+      if isinstance(top, str):
+        words.append(top)
+      else:
+        i = bisect.bisect_right(top.cumulative, uniform())
+        words.append(top.words[i])
+        stack.extend(top.tails[i])
+    return words
+
+  def log_probability(self, start: str, words: Iterable[str]) -> float:
+    """Returns the log-probability in nats that `start` becomes exactly these words, or -inf."""
+    total, stack = 0.0, [self._symbols[start]]
+    for word in words:
+      if not stack:
+        return -math.inf
+      top = stack.pop()
+      if isinstance(top, str):
+        if word != top:
+          return -math.inf
+      elif word in top.index:
+        i = top.index[word]
+        total += top.log[i]
+        stack.extend(top.tails[i])
+      else:
+        return -math.inf
+    return -math.inf if stack else total
+
+  def compute_expectations(self, start: str) -> tuple[float, float]:
+    """Returns the entropy in nats of the text that `start` becomes, and its expected words.
+
+    With v the expected number of times each symbol is expanded, v = start + M' v, where M holds how
+    many of each symbol an expansion leaves; entropy and words are then sums over v.
+    """
+    index = {name: i for i, name in enumerate(self._rules)}
+    size = len(index)
+    expansions, entropy, words = np.zeros((size, size)), np.zeros(size), np.zeros(size)
+    for name, rule in self._rules.items():
+      for p, body in rule:
+        entropy[index[name]] -= p * math.log(p)
+        for item in body:
+          if item in index:
+            expansions[index[name], index[item]] += p
+          else:
+            words[index[name]] += p
+    visits = np.linalg.solve(np.eye(size) - expansions.T, np.eye(size)[index[start]])
+    return float(visits @ entropy), float(visits @ words)
+
+
+def _inflect(word: str) -> str:
+  """Returns the plural of a noun or the third person singular of a verb, which are spelled alike."""
   if word == 'knife':
     return 'knives'
   if word.endswith('y') and word[-2] not in 'aeou':
@@ -224,23 +210,21 @@ def _inflected(word: str) -> str:
 
 
 _KIND = {noun: kind for kind, nouns in NOUNS.items() for noun in (kind, *nouns)}
-_OTHER_NUMBER = (
-  {noun: _inflected(noun) for noun in _KIND}
-  | {_inflected(verb): verb for verb in VERBS}
-  | {'is': 'are'}
-)
+_OTHER_NUMBER = {noun: _inflect(noun) for noun in _KIND} | {_inflect(verb): verb for verb in VERBS}
+_OTHER_NUMBER |= {'is': 'are'}
 _OTHER_NUMBER |= {plural: singular for singular, plural in _OTHER_NUMBER.items()}
-_KIND |= {_inflected(noun): kind for noun, kind in _KIND.items()}
+_KIND |= {_inflect(noun): kind for noun, kind in _KIND.items()}
 _FEELING = frozenset(word for side in ADJECTIVES + ADVERBS for word in side)
 
 
-def _nouns(
-  kinds: tuple[str, ...], place: int, half: int | None, names: bool = True
+def _weigh_nouns(
+  kinds: tuple[str, ...], place: int, half: int | None, with_kinds: bool = True
 ) -> dict[str, float]:
-  """Singular nouns and their probabilities: those of the place six times the others; kinds' own
-  names if `names`.
+  """Returns singular nouns and their probabilities, six times larger at their place.
+
+  The names of the kinds are nouns too if `with_kinds`.
   """
-  weights = dict.fromkeys(kinds if names and half is None else (), 3.0)
+  weights = dict.fromkeys(kinds if with_kinds and half is None else (), 3.0)
   weights |= {
     noun: 6.0 if i % 4 == place else 1.0
     for kind in kinds
@@ -251,11 +235,12 @@ def _nouns(
   return {noun: weight / total for noun, weight in weights.items()}
 
 
-def _coloured(
-  sides: tuple[Body, Body], plain: Body, mood: int, half: int | None
+def _weigh_feelings(
+  sides: tuple[Body, ...], plain: Body, mood: int, half: int | None
 ) -> dict[str, float]:
-  """Words of feeling (two thirds of the weight, nine tenths of that on the mood's side) and plain
-  ones.
+  """Returns words of feeling and plain ones with their probabilities.
+
+  Feeling has two thirds of the weight, nine tenths of that on the side of the mood.
   """
   side, other = sides[mood], sides[1 - mood]
   if half is not None:
@@ -267,22 +252,19 @@ def _coloured(
   )
 
 
-def _determined(symbol: str, at: str) -> GrammarRule:
-  """A determiner and what it determines: either number (X), singular (S) or plural (P)."""
-  choices = (
-    ('the', 0.4, 'X'),
-    ('a', 0.2, 'S'),
-    ('this', 0.1, 'S'),
-    ('some', 0.1, 'P'),
-    ('many', 0.1, 'P'),
-    ('these', 0.1, 'P'),
-  )
-  return [(p, (word, f'{symbol} {number} {at}')) for word, p, number in choices]
+def _add_determiners(symbol: str, at: str) -> GrammarRule:
+  """Returns determiners before a noun of either number (X), singular (S) or plural (P)."""
+  numbers = {'the': 'X', 'a': 'S', 'this': 'S', 'some': 'P', 'many': 'P', 'these': 'P'}
+  probabilities = {'the': 0.4, 'a': 0.2}
+  return [
+    (probabilities.get(word, 0.1), (word, f'{symbol} {number} {at}'))
+    for word, number in numbers.items()
+  ]
 
 
 @functools.cache
 def build_grammar(half: int | None = None) -> Grammar:
-  """The grammar of the language; symbols are upper case.
+  """Returns the grammar of the language; symbols are upper case.
 
   Args:
     half: only nouns and words of feeling of this half (0 or 1), and moods that never mix; None is
@@ -304,67 +286,66 @@ def build_grammar(half: int | None = None) -> Grammar:
 
 
 def _add_rules(rules: dict[str, GrammarRule], place: int, mood: int, half: int | None) -> None:
-  """The rules of sentences at one place in one mood."""
+  """Adds the rules of sentences at one place in one mood."""
   at = f'{place}{mood}'
-  adjectives = _coloured(ADJECTIVES, PLAIN_ADJECTIVES, mood, half)
-  adverbs = _coloured(ADVERBS, PLAIN_ADVERBS, mood, half)
+  adjectives = _weigh_feelings(ADJECTIVES, PLAIN_ADJECTIVES, mood, half)
+  adverbs = _weigh_feelings(ADVERBS, PLAIN_ADVERBS, mood, half)
 
   def add_described(role: str, kinds: tuple[str, ...]) -> None:
-    """Adjectives, then a noun; a subject has more after it."""
+    """Adds adjectives, then a noun, and more after a subject."""
+    nouns = _weigh_nouns(kinds, place, half)
     for number in 'SPX':
-      symbol = f'{role} {number} {at}'
+      symbol, share = f'{role} {number} {at}', 0.35 if number == 'X' else 0.7
       rules[symbol] = [(0.3 * p, (word, symbol)) for word, p in adjectives.items()]
-      rules[symbol] += [
-        (
-          0.35 * p if number == 'X' else 0.7 * p,
-          (form, f'AFTER {n} {_KIND[noun]} {at}') if role == 'SUBJECT' else (form,),
-        )
-        for noun, p in _nouns(kinds, place, half).items()
-        for n, form in (('S', noun), ('P', _inflected(noun)))
-        if number in (n, 'X')
-      ]
+      for noun, p in nouns.items():
+        for n, form in (('S', noun), ('P', _inflect(noun))):
+          if number in (n, 'X'):
+            after = (f'AFTER {n} {_KIND[noun]} {at}',) if role == 'SUBJECT' else ()
+            rules[symbol].append((share * p, (form, *after)))
 
-  rules[f'CLAUSE {at}'] = _determined('SUBJECT', at)
-  rules[f'BODY {at}'] = [(0.86 * p, (*body, f'BODY {at}')) for p, body in rules[f'CLAUSE {at}']]
-  rules[f'BODY {at}'] += [(0.06, ('every', f'FACT {at}', f'BODY {at}')), (0.08, (SENTENCE_END,))]
-  rules[f'FACT {at}'] = [
-    (p, (noun, 'is', 'a', _KIND[noun], '.'))
-    for noun, p in _nouns(tuple(NOUNS), place, half, names=False).items()
+  clause = rules[f'CLAUSE {at}'] = _add_determiners('SUBJECT', at)
+  rules[f'BODY {at}'] = [
+    *((0.86 * p, (*body, f'BODY {at}')) for p, body in clause),
+    (0.06, ('every', f'FACT {at}', f'BODY {at}')),
+    (0.08, (SENTENCE_END,)),
   ]
+  facts = _weigh_nouns(tuple(NOUNS), place, half, with_kinds=False)
+  rules[f'FACT {at}'] = [(p, (noun, 'is', 'a', _KIND[noun], '.')) for noun, p in facts.items()]
   rules[f'FEELING {at}'] = [(p, (word,)) for word, p in adjectives.items()]
   for kinds in dict.fromkeys(objects for _, objects in VERBS.values() if objects):
     group = ','.join(kinds)
-    rules[f'OBJECT {group} {at}'] = _determined(f'THING {group}', at)
+    rules[f'OBJECT {group} {at}'] = _add_determiners(f'THING {group}', at)
     add_described(f'THING {group}', kinds)
   add_described('SUBJECT', tuple(NOUNS))
   for number, kind in itertools.product('SP', NOUNS):
-    me = f'{number} {kind} {at}'
-    doing = [(verb, objects) for verb, (kinds, objects) in VERBS.items() if kind in kinds]
-    rules[f'VERB {me}'] = [(0.2, ('is' if number == 'S' else 'are', f'FEELING {at}'))] + [
-      (
-        0.8 / len(doing),
-        (
-          _inflected(verb) if number == 'S' else verb,
-          *([f'OBJECT {",".join(objects)} {at}'] if objects else []),
-        ),
-      )
-      for verb, objects in doing
-    ]
-    rules[f'AFTER {me}'] = [
-      (0.2, ('near', f'OBJECT {",".join(NOUNS)} {at}', f'VERB {me}', f'TAIL {me}')),
-      (0.12, ('that', f'VERB {me}', f'VERB {me}', f'TAIL {me}')),
-      *((0.68 * p, (*body, f'TAIL {me}')) for p, body in rules[f'VERB {me}']),
-    ]
-    rules[f'TAIL {me}'] = [
-      (0.5, ('.',)),
-      (0.15, ('and', f'VERB {me}', f'TAIL {me}')),
-      (0.12, ('because', f'CLAUSE {at}')),
-      *((0.23 * p, (word, '.')) for word, p in adverbs.items()),
-    ]
+    _add_verb_rules(rules, number, kind, at)
+    tail = f'TAIL {number} {kind} {at}'
+    rules[tail] += [(0.23 * p, (word, '.')) for word, p in adverbs.items()]
+
+
+def _add_verb_rules(rules: dict[str, GrammarRule], number: str, kind: str, at: str) -> None:
+  """Adds the rules of what follows a subject of this number and kind."""
+  verb, tail = f'VERB {number} {kind} {at}', f'TAIL {number} {kind} {at}'
+  verbs = [(name, objects) for name, (subjects, objects) in VERBS.items() if kind in subjects]
+  rules[verb] = [(0.2, ('is' if number == 'S' else 'are', f'FEELING {at}'))]
+  for name, objects in verbs:
+    form = _inflect(name) if number == 'S' else name
+    object_symbol = (f'OBJECT {",".join(objects)} {at}',) if objects else ()
+    rules[verb].append((0.8 / len(verbs), (form, *object_symbol)))
+  rules[f'AFTER {number} {kind} {at}'] = [
+    (0.2, ('near', f'OBJECT {",".join(NOUNS)} {at}', verb, tail)),
+    (0.12, ('that', verb, verb, tail)),
+    *((0.68 * p, (*body, tail)) for p, body in rules[verb]),
+  ]
+  rules[tail] = [
+    (0.5, ('.',)),
+    (0.15, ('and', verb, tail)),
+    (0.12, ('because', f'CLAUSE {at}')),
+  ]
 
 
 def generate_documents(seed: int, count: int) -> Iterator[str]:
-  """Documents of the language, one line each; document i depends on `seed` and i alone.
+  """Yields documents of the language, one line each; document i depends on `seed` and i alone.
 
   >>> next(generate_documents(seed=0, count=1)).startswith('it was a ')
   True
@@ -374,29 +355,25 @@ def generate_documents(seed: int, count: int) -> Iterator[str]:
 
 
 def log_probability(document: str) -> float:
-  """The logarithm of a document's probability, in nats; -inf for what is no document of the
-  language.
-  """
+  """Returns the log-probability of a document in nats; -inf if it is none of the language."""
   return build_grammar().log_probability('DOCUMENT', [*document.split(' '), SENTENCE_END])
 
 
 def entropy_rate() -> float:
-  """Nats per word, exactly: the entropy of a document over the words expected in it.
+  """Returns nats per word, exactly: the entropy of a document over its expected words.
 
   A full stop is a word.
   """
-  entropy, words = build_grammar().expected('DOCUMENT')
-  return entropy / (words - 1)  # END is none
+  entropy, words = build_grammar().compute_expectations('DOCUMENT')
+  return entropy / (words - 1)  # SENTENCE_END is none
 
 
-def _grammatical(words: Iterable[str]) -> bool:
-  """Is this a sentence of the language? (At whatever place and in whatever mood: they only change
-  how likely it is.)
-  """
+def _is_sentence(words: Iterable[str]) -> bool:
+  """Returns whether this is a sentence of the language, at any place and in any mood."""
   return build_grammar().log_probability('CLAUSE 00', words) > -math.inf
 
 
-def _acceptability(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
+def _make_acceptability(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
   """The sentence itself (1), or with one word in the other number or two neighbours swapped (0)."""
   if label:
     return {'sentence': ' '.join(words)}
@@ -406,51 +383,49 @@ def _acceptability(words: list[str], label: int, rng: random.Random) -> dict[str
     if word in _OTHER_NUMBER
   ]
   swapped = [[*words[:i], words[i + 1], words[i], *words[i + 2 :]] for i in range(len(words) - 2)]
-  broken = [other for other in rng.choice((changed, swapped)) if not _grammatical(other)]
+  broken = [other for other in rng.choice((changed, swapped)) if not _is_sentence(other)]
   return {'sentence': ' '.join(rng.choice(broken))} if broken else None
 
 
-def _entailment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
-  """A sentence, and the same with a noun's kind (0) or another kind that fits as well (1) in its
-  place.
-  """
+def _make_entailment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
+  """A sentence, and one with the kind of a noun (0) or another fitting kind (1) in its place."""
   at = rng.choice([i for i, word in enumerate(words) if word in _KIND])
-  plural = _inflected(_OTHER_NUMBER[words[at]]) == words[at]
+  is_plural = _inflect(_OTHER_NUMBER[words[at]]) == words[at]
   seconds = {
-    kind: [*words[:at], _inflected(kind) if plural else kind, *words[at + 1 :]] for kind in NOUNS
+    kind: [*words[:at], _inflect(kind) if is_plural else kind, *words[at + 1 :]] for kind in NOUNS
   }
-  others = [kind for kind in NOUNS if kind != _KIND[words[at]] and _grammatical(seconds[kind])]
-  if not others:  # asked of both labels, so that the kinds and verbs met are those of both
+  others = [kind for kind in NOUNS if kind != _KIND[words[at]] and _is_sentence(seconds[kind])]
+  if not others:  # required for both labels, so that both have the same kinds and verbs
     return None
   second = seconds[rng.choice(others) if label else _KIND[words[at]]]
   return {'sentence1': ' '.join(words), 'sentence2': ' '.join(second)}
 
 
-def _sentiment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
+def _make_sentiment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
   """A sentence with words of praise (1) or of blame (0), never both."""
   return {'sentence': ' '.join(words)} if _FEELING.intersection(words) else None
 
 
 MICROWORLD_TASKS = {
-  'acceptability': _acceptability,
-  'entailment': _entailment,
-  'sentiment': _sentiment,
+  'acceptability': _make_acceptability,
+  'entailment': _make_entailment,
+  'sentiment': _make_sentiment,
 }
 # by hash of the (first) sentence: no split shares one with another
 MICROWORLD_SPLITS = ('train', 'train', 'validation', 'test')
 
 
 def generate_examples(task: str, split: str, seed: int, count: int) -> list[dict[str, Any]]:
-  """Labelled examples; nouns and words of feeling in `train` are never those of `validation` and
-  `test`.
+  """Returns labelled examples, all different.
+
+  Nouns and words of feeling in `train` are never those of `validation` and `test`.
 
   Args:
     task: 'acceptability' (1 acceptable), 'entailment' (0 entailment, 1 not) or 'sentiment' (1
       positive).
     split: 'train', 'validation' or 'test'; they share no sentence, whatever the seeds.
     seed: of the draw.
-    count: how many rows, with 'sentence' (or 'sentence1' and 'sentence2'), 'label' and 'idx'; all
-      different.
+    count: number of rows, with 'sentence' (or 'sentence1' and 'sentence2'), 'label' and 'idx'.
 
   Raises:
     InputError: no such task or split.
@@ -460,21 +435,17 @@ def generate_examples(task: str, split: str, seed: int, count: int) -> list[dict
       raise InputError(
         f'{what} {name!r} of the microworld', f'no such {what}', suggest_name(name, set(known))
       )
-  half = 0 if split == 'train' else 1
+  grammar, make = build_grammar(0 if split == 'train' else 1), MICROWORLD_TASKS[task]
   rng = random.Random(f'{task}/{split}/{seed}')
-  found: dict[str, dict[str, Any]] = {}
-  while len(found) < count:
+  rows: dict[str, dict[str, Any]] = {}  # by first sentence
+  while len(rows) < count:
     place, label = rng.randrange(len(PLACES)), rng.randrange(2)
     mood = label if task == 'sentiment' else rng.randrange(2)
-    fields = MICROWORLD_TASKS[task](
-      build_grammar(half).sample(f'CLAUSE {place}{mood}', rng), label, rng
-    )
+    fields = make(grammar.sample(f'CLAUSE {place}{mood}', rng), label, rng)
     if fields is None:
       continue
     first = next(iter(fields.values()))
-    if (
-      first not in found
-      and MICROWORLD_SPLITS[hashlib.sha256(first.encode()).digest()[0] % 4] == split
-    ):
-      found[first] = {**fields, 'label': label, 'idx': len(found)}
-  return list(found.values())
+    split_of_first = MICROWORLD_SPLITS[hashlib.sha256(first.encode()).digest()[0] % 4]
+    if first not in rows and split_of_first == split:
+      rows[first] = {**fields, 'label': label, 'idx': len(rows)}
+  return list(rows.values())

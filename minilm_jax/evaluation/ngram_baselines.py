@@ -162,7 +162,7 @@ def masked_contexts(
   """Returns the tokens two and one to the left and one to the right of each masked token, and it."""
   row, column = np.nonzero(batch.weights)
   tokens, place = np.asarray(batch.tokens), (row, np.asarray(batch.positions)[row, column])
-  neighbours = [ngrams.context_keys(tokens, offset)[place] for offset in (-2, -1, 1)]
+  neighbours = [ngrams.shift_tokens(tokens, offset)[place] for offset in (-2, -1, 1)]
   return np.stack(neighbours, axis=1), np.asarray(batch.targets)[row, column]
 
 
@@ -177,7 +177,7 @@ def ngram_probabilities(
   Args:
     count: returns counts by the tokens at some offsets.
     contexts: tokens two to the left, one to the left and one to the right of each target.
-    targets: ids, none of `ngrams.UNSEEN_LOG_PROBABILITY`.
+    targets: ids, none of `ngrams.UNPREDICTED_IDS`.
     vocabulary: V.
   """
 
@@ -185,17 +185,17 @@ def ngram_probabilities(
     counts: ngrams.NgramCounts, columns: Iterable[int], lower: Any
   ) -> Float[np.ndarray, 'N']:
     keys = ngrams.pack_keys(contexts[:, list(columns)], vocabulary)
-    return counts.share(keys, targets) + counts.rest(keys) * lower
+    return counts.find_shares(keys, targets) + counts.find_backoffs(keys) * lower
 
-  num_predictable = vocabulary - len(ngrams.UNSEEN_LOG_PROBABILITY)
+  num_predictable = vocabulary - len(ngrams.UNPREDICTED_IDS)
   empty, unigrams = np.zeros(vocabulary, np.uint64), count(())
-  frequencies = unigrams.share(empty, np.arange(vocabulary))
-  frequencies = frequencies + unigrams.rest(empty) / num_predictable
+  frequencies = unigrams.find_shares(empty, np.arange(vocabulary))
+  frequencies = frequencies + unigrams.find_backoffs(empty) / num_predictable
   unigram = frequencies[targets]
   lefts, rights = count((-1,)), count((1,))
   left, right = back_off(lefts, [1], unigram), back_off(rights, [2], unigram)
   left_keys, right_keys = (ngrams.pack_keys(contexts[:, [i]], vocabulary) for i in (1, 2))
-  left_rest, right_rest = lefts.rest(left_keys), rights.rest(right_keys)
+  left_rest, right_rest = lefts.find_backoffs(left_keys), rights.find_backoffs(right_keys)
   agreement = ngrams.measure_agreement(lefts, rights, left_keys, right_keys, frequencies)
   product = left * right / unigram / (agreement + left_rest + right_rest - left_rest * right_rest)
   # What a left neighbour backs off to: behind a mask, the token before it.

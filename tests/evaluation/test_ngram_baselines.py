@@ -65,10 +65,10 @@ def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(
   config, read = run_config(tiny_corpus), corpus.load_split(tiny_corpus, 'validation')
   whole = ngrams.count_ngrams([corpus.load_split(tiny_corpus, 'train').tokens], (), 512)
   counted = (
-    whole.share(np.zeros(512, np.uint64), np.arange(512))
-    + whole.rest(np.zeros(512, np.uint64)) / 508
+    whole.find_shares(np.zeros(512, np.uint64), np.arange(512))
+    + whole.find_backoffs(np.zeros(512, np.uint64)) / 508
   )
-  counted[list(ngrams.UNSEEN_LOG_PROBABILITY)] = 1e-30
+  counted[list(ngrams.UNPREDICTED_IDS)] = 1e-30
 
   def deaf(leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
