@@ -544,7 +544,7 @@ def make_scaling_curve(
     'updates': steps,
     'rows': tuple(SCALING_BATCH_SIZE * step for step in steps),
     'loss': tuple(losses),
-    'lost': 0,
+    'non_finite': 0,
     'finished': True,
     'test_loss': losses[-1],
     'bits_per_word': None,

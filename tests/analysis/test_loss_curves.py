@@ -42,7 +42,7 @@ def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
   assert (
     track.parameters == json.loads((folder / run_dir.MANIFEST).read_text())['parameters']['total']
   )
-  assert track.updates == tuple(range(100, 801, 100)) and track.length == 128 and track.lost == 0
+  assert track.updates == tuple(range(100, 801, 100)) and track.length == 128 and track.non_finite == 0
   lines = [
     line for line in run_dir.read_lines(folder / run_dir.METRICS) if line['split'] == 'validation'
   ]
@@ -116,7 +116,7 @@ def test_losses_that_are_no_numbers_are_counted(tmp_path: pathlib.Path):
   ]
   run_dir.write_lines(folder / run_dir.METRICS, lines)
   (track,) = loss_curves.read_runs(runs.find_runs([folder])).curves
-  assert track.lost == 1 and 300 not in track.updates and np.isfinite(track.loss).all()
+  assert track.non_finite == 1 and 300 not in track.updates and np.isfinite(track.loss).all()
 
 
 def test_what_lacks_something_is_left_out_with_the_reason(tmp_path: pathlib.Path):
@@ -156,7 +156,7 @@ def test_the_logs_of_the_paper_are_42_runs_of_36_evaluations(data: pathlib.Path)
   assert {track.shape.vocabulary for track in tracks} == {19010} and {
     track.length for track in tracks
   } == {128}
-  assert all(track.finished and track.lost == 0 for track in tracks)
+  assert all(track.finished and track.non_finite == 0 for track in tracks)
   assert (
     sum(track.tied is True for track in tracks) == 7
     and sum(track.tied is False for track in tracks) == 35
@@ -210,7 +210,7 @@ def test_losses_that_are_no_numbers_are_counted_and_told(
     make_log_row('gone', 100, 'inf'),
   ]
   (track,) = loss_curves.read_csv(write_log_table(tmp_path / 'x.csv', rows))
-  assert (track.name, track.updates, track.lost) == ('a', (100,), 2)
+  assert (track.name, track.updates, track.non_finite) == ('a', (100,), 2)
   assert 'left out 3 evaluations' in capsys.readouterr().err
   with pytest.raises(InputError, match='no loss in it is a number'):
     loss_curves.read_csv(write_log_table(tmp_path / 'x.csv', rows[1:]))
@@ -266,7 +266,7 @@ def test_an_evaluation_before_any_training_is_left_out(tmp_path: pathlib.Path):
   (track,) = loss_curves.read_csv(
     write_log_table(tmp_path / 'x.csv', [make_log_row(updates=0, loss=9.9), make_log_row()])
   )
-  assert (track.updates, track.lost) == ((100,), 0)
+  assert (track.updates, track.non_finite) == ((100,), 0)
 
 
 def test_no_file_no_rows_and_cut_files_are_told(tmp_path: pathlib.Path):

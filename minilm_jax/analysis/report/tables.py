@@ -501,7 +501,7 @@ def model_row(track: LossCurve) -> ModelRow:
     track.bits_per_word,
     track.bits_per_byte,
     len(track.loss),
-    track.lost,
+    track.non_finite,
     track.finished,
   )
 
