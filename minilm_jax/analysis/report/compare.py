@@ -31,7 +31,7 @@ from minilm_jax.analysis.ablation_results import (
 from minilm_jax.analysis.ablations import Comparison
 from minilm_jax.analysis.report import compare_figures, figures
 from minilm_jax.analysis.report.html import frame, to_html
-from minilm_jax.analysis.report.tables import Picture, Section, Table, as_csv, to_terminal
+from minilm_jax.analysis.report.sections import Picture, Section, Table, as_csv, to_terminal
 from minilm_jax.analysis.scores import (
   NONE,
   TRAININGS,
@@ -329,7 +329,8 @@ def compare(
   scores = select_main(score_table(runs.read_scores(compared.found)))
   glue = {part.shape: ablation_results.find_glue_rows(part, scores) for part in compared.shapes}
   tables = {
-    part.shape: ablation_results.make_rows(part, levels, glue[part.shape]) for part in compared.shapes
+    part.shape: ablation_results.make_rows(part, levels, glue[part.shape])
+    for part in compared.shapes
   }
   lines = {**compared.ngram_losses, **(lines or {})}
   drawn = {

@@ -167,7 +167,10 @@ def _multipliers(base: Ablation, change: Ablation) -> dict[float, ablation_resul
   all have reached.
   """
   tracks = [track for side in (base, change) for track in side.curves.values()]
-  high, low = min(track.loss[0] for track in tracks), ablation_results.find_shared_loss(base, change)
+  high, low = (
+    min(track.loss[0] for track in tracks),
+    ablation_results.find_shared_loss(base, change),
+  )
   if not low < high:
     return {}
   return {

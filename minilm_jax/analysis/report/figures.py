@@ -115,8 +115,7 @@ def loss(curves: Sequence[RunLosses]) -> Figure:
 
 
 def dots(rows: Sequence[DotRow], x: str) -> Figure:
-  """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks.
-  """
+  """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
   with mpl.rc_context(STYLE):
     longest = max((len(row.name) for row in rows), default=0)
     # Beside names longer than 30 nothing would be left for the dots; one of any length makes no

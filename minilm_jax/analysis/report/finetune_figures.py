@@ -253,7 +253,9 @@ def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogL
   """
   path, first = found[name], runs.resolve_source(found, found[name])
   scored = list(run_dir.read_lines(path / run_dir.SCORES))
-  names = {one: runs.resolve_source(found, path, one) for one in {line['checkpoint'] for line in scored}}
+  names = {
+    one: runs.resolve_source(found, path, one) for one in {line['checkpoint'] for line in scored}
+  }
   starts = {line['member']: (names[line['checkpoint']], line['checkpoint_step']) for line in scored}
   last: dict[str, int] = {}
   for checkpoint, step in starts.values():

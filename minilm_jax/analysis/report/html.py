@@ -7,8 +7,8 @@ Every text that comes from a run is escaped. What the cells of tables say is dec
 import html
 from collections.abc import Iterator, Mapping, Sequence
 
-from minilm_jax.analysis.report import tables
-from minilm_jax.analysis.report.tables import Picture, Section, Table
+from minilm_jax.analysis.report import sections, tables
+from minilm_jax.analysis.report.sections import Picture, Section, Table
 from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import Average, ScoreRow, select_main, select_phenomena
 from minilm_jax.core.errors import sanitize
@@ -238,7 +238,7 @@ def _pictures(pictures: Mapping[str, str]) -> Iterator[Section]:
 
 
 def _lines(cell: str) -> str:
-  return '<br>'.join(map(escape, tables.broken(cell)))
+  return '<br>'.join(map(escape, sections.split_cell(cell)))
 
 
 def escape(text: str) -> str:

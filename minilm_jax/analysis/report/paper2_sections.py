@@ -18,7 +18,7 @@ from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
 from minilm_jax.analysis.committee_study import Match
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
-from minilm_jax.analysis.report.tables import Picture, Section, Table
+from minilm_jax.analysis.report.sections import Picture, Section, Table
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import NONE, format_interval, format_points
 from minilm_jax.core import files
@@ -323,7 +323,9 @@ def claim_sentence(verdict: Verdict) -> str:
       if math.isfinite(verdict.low)
       else ''
     )
-    text += f': {verdict.statistic} {format_points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
+    text += (
+      f': {verdict.statistic} {format_points(verdict.value, "+")} points{ends}, n = {verdict.seeds}'
+    )
   if math.isfinite(verdict.latency):
     text += f'; latency {verdict.latency:.2f} of the deep one ({verdict.latency_low:.2f} to {verdict.latency_high:.2f})'
   return f'{text}. Missing: {verdict.missing}.' if verdict.missing else f'{text}.'
@@ -428,9 +430,7 @@ def slope_sentence(slope: Slope) -> str:
   text = f'{slope.series}, {slope.comparison}: {format_points(slope.slope, "+")} points for {unit}'
   if not math.isfinite(slope.low):
     return f'{text}, over {slope.levels} levels; no interval: {slope.note}.'
-  text += (
-    f' (95% interval {format_points(slope.low, "+")} to {format_points(slope.high, "+")}, {slope.levels} levels)'
-  )
+  text += f' (95% interval {format_points(slope.low, "+")} to {format_points(slope.high, "+")}, {slope.levels} levels)'
   return f'{text}; the interval contains zero.' if slope.low <= 0 <= slope.high else f'{text}.'
 
 

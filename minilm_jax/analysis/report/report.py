@@ -29,9 +29,11 @@ from minilm_jax.analysis.report import (
   paper2_sections,
   scaling_figures,
   scaling_report,
+  sections,
   tables,
 )
-from minilm_jax.analysis.report.tables import ModelRow, Section, Table
+from minilm_jax.analysis.report.sections import Section, Table
+from minilm_jax.analysis.report.tables import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table, select_main
 from minilm_jax.core import lock, progress
 from minilm_jax.core.errors import InputError
@@ -110,9 +112,9 @@ def _of_runs(
   pictures = dict(_figures(found, score_rows, confusion)) | paper2_sections.figures(answering)
   drawn = {name: figures.svg(figure) for name, figure in pictures.items()}
   files = {
-    'scores.csv': tables.as_csv(ScoreRow, score_rows),
-    'averages.csv': tables.as_csv(scores.Average, average_rows),
-    'runs.csv': tables.as_csv(runs.RunRow, run_rows),
+    'scores.csv': sections.as_csv(ScoreRow, score_rows),
+    'averages.csv': sections.as_csv(scores.Average, average_rows),
+    'runs.csv': sections.as_csv(runs.RunRow, run_rows),
   }
   failed = runs.read_failures(folders)
   tracks, timed = loss_curves.read_runs(found), runs.read_latencies(found)
@@ -169,7 +171,7 @@ def _paper2_tables(
     ('matches', committee_study.Match, statement.matched),
   ):
     if rows:
-      files[f'{name}.csv'] = tables.as_csv(kind, rows)
+      files[f'{name}.csv'] = sections.as_csv(kind, rows)
   return files
 
 
@@ -177,7 +179,7 @@ def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, b
   findings = scaling_report.find(loss_curves.read_csv(path), [], [], [], {}, draws, unfinished)
   files, own = _of_grid(findings)
   files['runs.csv'] = (
-    files.pop('models.csv') if 'models.csv' in files else tables.as_csv(ModelRow, [])
+    files.pop('models.csv') if 'models.csv' in files else sections.as_csv(ModelRow, [])
   )
   files['report.html'] = html.render(
     [], [], [], {}, scaling_report.opening(findings), list(scaling_report.sections(findings, own))
@@ -188,7 +190,7 @@ def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, b
 def _of_grid(findings: scaling_report.Findings) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of a grid, and its figures as `<svg>` elements."""
   files = {
-    name: tables.as_csv(*content) for name, content in scaling_report.tables(findings).items()
+    name: sections.as_csv(*content) for name, content in scaling_report.tables(findings).items()
   }
   if findings.study is not None:
     files['fits.json'] = (
@@ -206,8 +208,8 @@ def _of_gaps(found: pretraining_gap.GapStudy) -> tuple[dict[str, bytes], dict[st
   if not found.points:
     return {}, {}
   files = {
-    'gap.csv': tables.as_csv(pretraining_gap.Gap, found.points),
-    'slopes.csv': tables.as_csv(pretraining_gap.Slope, found.slopes),
+    'gap.csv': sections.as_csv(pretraining_gap.Gap, found.points),
+    'slopes.csv': sections.as_csv(pretraining_gap.Slope, found.slopes),
   }
   drawn = {}
   for axis in dict.fromkeys(point.axis for point in found.points):
@@ -264,7 +266,7 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
   rows = score_table(lines)
-  sections = [
+  parts = [
     Section(
       'scores × 100: mean ± standard deviation (n) [95% interval]',
       table=Table(
@@ -276,7 +278,7 @@ def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   ]
   means = scores.select_latest(scores.average_tasks(rows))
   if means:
-    sections.append(
+    parts.append(
       Section(
         'averages of headline scores',
         table=Table(
@@ -286,4 +288,4 @@ def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
         ),
       )
     )
-  progress.print_table([part for section in sections for part in tables.to_terminal(section)])
+  progress.print_table([part for section in parts for part in sections.to_terminal(section)])

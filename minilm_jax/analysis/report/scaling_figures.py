@@ -295,8 +295,7 @@ def _number(axes: Axes, x: float, y: float, number: int) -> None:
 
 
 def logarithmic(axes: Axes, x: str, y: str) -> None:
-  """Both axes in logarithms, under their labels: FLOPs from left to right, plain numbers upwards.
-  """
+  """Both axes in logarithms, under their labels: FLOPs from left to right, plain numbers upwards."""
   axes.set_xscale('log')
   axes.set_yscale('log')
   axes.set_xlabel(x)
@@ -410,8 +409,7 @@ def _title(point: Gap) -> str:
 
 
 def _dress(axes: Any, name: str, places: Sequence[float]) -> None:
-  """Title and ticks; the sizes themselves are the ticks of a size axis, as far as they have room.
-  """
+  """Title and ticks; the sizes themselves are the ticks of a size axis, as far as they have room."""
   axes.margins(0.12)
   axes.tick_params(labelsize=8)
   axes.yaxis.set_major_locator(MaxNLocator(6))

@@ -25,6 +25,7 @@ from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.report import scaling_figures
 from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
+from minilm_jax.analysis.report.sections import Picture, Section, Table
 from minilm_jax.analysis.report.tables import (
   CORRELATION_HEADINGS,
   DEPTH_HEADINGS,
@@ -35,9 +36,6 @@ from minilm_jax.analysis.report.tables import (
   POINT_HEADINGS,
   STEP_HEADINGS,
   ModelRow,
-  Picture,
-  Section,
-  Table,
   correlation_cells,
   depth_cells,
   estimate,
@@ -295,7 +293,10 @@ def find(
   vocabularies = len({by_name[model.name] for of in models.values() for model in of})
   correlations, reasons = correlation.correlate(models, vocabularies, draws)
   left_out += reasons
-  steps, options = cost_effectiveness.find_steps(tracks, draws), cost_effectiveness.list_options(tracks, draws)
+  steps, options = (
+    cost_effectiveness.find_steps(tracks, draws),
+    cost_effectiveness.list_options(tracks, draws),
+  )
   if not options:
     left_out.append('cost-effectiveness, and depth: no run has reached the end of its schedule')
   elif not steps:

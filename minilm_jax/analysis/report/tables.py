@@ -1,20 +1,14 @@
-"""How the numbers of a grid look: cells of its tables, and the line of a model in a file.
+"""Cells of the tables of a report: scores, runs, and the models of a scaling study.
 
-A cell breaks at '; ' and before an interval, as those of `cells.py` do.
+Scores are shown times 100. A cell breaks at '; ' and before an interval (`sections.split_cell`).
 """
 
-import csv
 import dataclasses
-import io
 import math
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import rich.table
 
-from minilm_jax.analysis import scores
 from minilm_jax.analysis.correlation import Correlation, Depth, Estimate
 from minilm_jax.analysis.cost_effectiveness import Step
 from minilm_jax.analysis.frontier import Plateau, Point
@@ -31,7 +25,6 @@ from minilm_jax.analysis.scores import (
   format_points,
   select_main,
 )
-from minilm_jax.core.errors import sanitize
 from minilm_jax.core.progress import format_duration
 
 # How numbers look: cells of tables, and sentences about them. Scores are shown times 100.
@@ -146,15 +139,6 @@ def _range(values: Sequence[float], unit: str, plural: str = '') -> str:
   return ' to '.join(ends) + unit + ('' if ends == ['1'] else plural)
 
 
-def broken(cell: str) -> list[str]:
-  """The lines of a cell.
-
-  >>> broken('71.0 ± 1.0 (n = 3) [68.5, 73.5]; rate 0.0002')
-  ['71.0 ± 1.0 (n = 3)', '[68.5, 73.5]', 'rate 0.0002']
-  """
-  return cell.replace(' [', '; [').split('; ')
-
-
 def score_cells(row: ScoreRow) -> list[str]:
   """The cells under `SCORE_HEADINGS`."""
   floors = [
@@ -205,7 +189,11 @@ def _checkpoint(row: ScoreRow | Average) -> str:
 def _group(group: Group) -> str:
   if not group.n + group.undefined:
     return f'{format_points(group.mean)}; seeds differ' if math.isfinite(group.mean) else NONE
-  text = f'{format_points(group.mean)} ± {format_points(group.std)}' if group.n > 1 else format_points(group.mean)
+  text = (
+    f'{format_points(group.mean)} ± {format_points(group.std)}'
+    if group.n > 1
+    else format_points(group.mean)
+  )
   text += f' (n = {group.n})' + (
     f' [{format_points(group.low)}, {format_points(group.high)}]' if group.n > 1 else ''
   )
@@ -527,125 +515,3 @@ def model_cells(track: LossCurve, numbers: Mapping[str, int]) -> list[str]:
     *(number(value, '.3e') for value in (row.honey_flops, row.kaplan_flops, row.actual_flops)),
     'finished' if row.finished else 'unfinished',
   ]
-
-
-# Sections of a report, and their forms for a terminal and a spreadsheet; `page.py` has the form for
-# a browser.
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Cells under headings: the first `words` columns hold words, the others numbers.
-
-  A cell breaks into lines at '; ' and before an interval (`cells.broken`).
-  """
-
-  headings: Sequence[str]
-  words: int
-  rows: Sequence[Sequence[str]]
-  caption: str = ''
-
-  def without_empty_columns(self) -> 'Table':
-    """Returns the table without the columns that hold nothing."""
-    columns = [
-      column
-      for column in range(len(self.headings))
-      if any(row[column] not in (scores.NONE, '') for row in self.rows)
-    ]
-    return Table(
-      [self.headings[column] for column in columns],
-      sum(column < self.words for column in columns),
-      [[row[column] for column in columns] for row in self.rows],
-      self.caption,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """A figure of a page: an `<svg>` element and its caption."""
-
-  svg: str
-  caption: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """One part of a report, in the order in which it is shown. Nothing in it is escaped yet.
-
-  Attributes:
-    title: the heading; '' continues the section before.
-    text: paragraphs; one whose lines all begin with a space is shown as it stands.
-    items: sentences of a list.
-    figures: for a browser alone.
-    table: the numbers.
-    level: of the heading.
-    folded: does a browser show the title alone, until a reader opens it?
-  """
-
-  title: str = ''
-  text: Sequence[str] = ()
-  items: Sequence[str] = ()
-  figures: Sequence[Picture] = ()
-  table: Table | None = None
-  level: int = 2
-  folded: bool = False
-
-
-def to_terminal(section: Section) -> list[rich.table.Table | str]:
-  """Returns the table of a section under its title, then its text."""
-  parts: list[rich.table.Table | str] = []
-  if section.table is not None:
-    table = rich.table.Table(title=section.title, title_justify='left')
-    for column, heading in enumerate(section.table.headings):
-      table.add_column(
-        '\n'.join(broken(heading)),
-        overflow='fold',
-        justify='left' if column < section.table.words else 'right',
-      )
-    for row in section.table.rows:
-      table.add_row(*('\n'.join(broken(cell)) for cell in row))
-    parts.append(table)
-  elif section.title:
-    parts.append(section.title)
-  return [*parts, *section.text, *section.items]
-
-
-def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
-  """A row a line under the names of the fields; a field inside a field is `outer_inner`.
-
-  Several values stand with spaces between, or with `; ` where one has a space itself. Text that a
-  spreadsheet would run as a formula has an apostrophe before it; numbers, also negative ones, stay
-  as they are.
-  """
-  file = io.StringIO()
-  writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(_names(kind))
-  writer.writerows(list(_values(row)) for row in rows)
-  return file.getvalue().encode()
-
-
-def _names(kind: type, prefix: str = '') -> Iterator[str]:
-  for name, inner in typing.get_type_hints(kind).items():
-    yield from (
-      _names(inner, f'{prefix}{name}_') if dataclasses.is_dataclass(inner) else (prefix + name,)
-    )
-
-
-def _values(row: Any) -> Iterator[Any]:
-  for field in dataclasses.fields(row):
-    value = getattr(row, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _values(value)
-    else:
-      words = [str(_cell(word)) for word in value] if isinstance(value, tuple) else []
-      yield (
-        ('; ' if any(' ' in word for word in words) else ' ').join(words)
-        if words
-        else ('' if isinstance(value, tuple) else _cell(value))
-      )
-
-
-def _cell(value: Any) -> Any:
-  if not isinstance(value, str):
-    return value
-  return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + sanitize(value)
