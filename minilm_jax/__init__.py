@@ -11,6 +11,8 @@ opens what it has made. Importing the package imports nothing heavy: JAX comes w
 import os
 import typing
 
+from minilm_jax.core.errors import InputError as InputError
+
 if typing.TYPE_CHECKING:
   from minilm_jax.evaluation.inference import Model
 

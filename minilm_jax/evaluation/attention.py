@@ -17,8 +17,8 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.evaluation import evaluate
-from minilm_jax.model.encoder import Encoder, attention_weights
-from minilm_jax.tasks import finetune
+from minilm_jax.model.encoder import Encoder
+from minilm_jax.tasks import suite
 from minilm_jax.training import masking, population, pretrained, sharding
 
 ATTENTION_KIND = 'attention'
@@ -49,7 +49,7 @@ def evaluate_attention(
     InputError: several runs, a custom encoder, no such step, split or corpus, or a work directory
       of something else.
   """
-  (source, steps), *others = finetune.expand_checkpoints(checkpoints).items()
+  (source, steps), *others = suite.expand_checkpoints(checkpoints).items()
   if others:
     raise InputError(
       f'the attention of {checkpoints}', f'{1 + len(others)} runs', 'give one at a time'
@@ -130,7 +130,7 @@ def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
     far_part = jnp.where(ends, ends_part, elsewhere_part)[:, None]
     near = (jnp.abs(distance) <= MAX_DISTANCE)[None]
     part = jax.nn.one_hot(jnp.where(near, distance[None] + MAX_DISTANCE, far_part), len(PARTS))
-    layers = attention_weights(encoder, tokens, masked.mask)
+    layers = encoder.attention_weights(tokens, masked.mask)
     shares = jnp.stack([_sum_parts(layer, part, queries.astype(jnp.float32)) for layer in layers])
     return {'shares': sums['shares'] + shares, 'queries': sums['queries'] + queries.sum((0, 1))}
 

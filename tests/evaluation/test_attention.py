@@ -15,7 +15,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.evaluation import attention, ngram_baselines
-from minilm_jax.model.encoder import attention_weights
+from minilm_jax.model.encoder import Encoder
 from minilm_jax.training import pretrain, pretrained
 from tests import fast_jit, tiny_config
 
@@ -42,7 +42,7 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
   """
   batch = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation'))
   model = pretrained.load(tiny_run).model
-  (shares,) = fast_jit.jit(attention_weights)(model.encoder, batch.tokens, batch.mask)
+  (shares,) = fast_jit.jit(Encoder.attention_weights)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > attention._ROWS_PER_BATCH and not batch.mask.all()
   sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)
   for row, own in zip(batch.tokens, np.asarray(shares), strict=True):

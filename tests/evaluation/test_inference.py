@@ -229,7 +229,7 @@ def test_code_that_a_run_names_waits_for_trust(
 ):
   module = 'configs.examples.gated_rotary'
   monkeypatch.setattr(recipe, '_trusted', set())
-  custom._tried.cache_clear()
+  custom.load_custom_encoder.cache_clear()
   shutil.copytree(tiny_run, tmp_path / 'run')
   made = json.loads((tiny_run / run_dir.CONFIG).read_text())
   made['model']['encoder'] = f'{module}:Encoder'
@@ -286,7 +286,9 @@ def home_predict(
   )
   fake_classifiers.save_classifier(
     folder / 'joined',
-    fake_classifiers.make_classifier(reads, 6, fields=('title', 'description'), joined=True),
+    fake_classifiers.make_classifier(
+      reads, 6, fields=('title', 'description'), concatenate_fields=True
+    ),
   )
   return folder
 
@@ -295,9 +297,7 @@ def ask(
   home_predict: pathlib.Path, who: str, text: str = '', pair: str = '', file: str = ''
 ) -> list[dict]:
   folder = str(home_predict / who)
-  return inference.predict(
-    *((folder, '') if who == 'together' else ('', folder)), text, pair, file
-  )
+  return inference.predict(*((folder, '') if who == 'together' else ('', folder)), text, pair, file)
 
 
 def table(folder: pathlib.Path, *rows: dict) -> str:

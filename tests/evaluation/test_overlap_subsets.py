@@ -121,7 +121,9 @@ def test_the_same_seed_gives_the_same_bytes(
   monkeypatch.setattr(subset, '_ROWS_PER_BLOCK', 5)
   overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'two')
   assert bytes_of(tmp_path / 'one') == bytes_of(tmp_path / 'two')
-  overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'other', order=1)
+  overlap_subsets.write_overlap_subsets(
+    tiny_corpus, task(examples), tmp_path / 'other', shuffle_seed=1
+  )
   assert bytes_of(tmp_path / 'one') != bytes_of(tmp_path / 'other')
 
 
@@ -136,7 +138,7 @@ def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: 
     config.splits.update(validation=0.1, test=0.0)
     folder = build.build_corpus(recipe.resolve(config, 'corpus'), tmp_path / f'corpus-{workers}')
     found = overlap_subsets.write_overlap_subsets(
-      folder, task(examples), tmp_path / f'parts-{workers}', parts=2
+      folder, task(examples), tmp_path / f'parts-{workers}', num_parts=2
     )
     made.append([corpus.read_manifest(one['folder'])['hash'] for one in found])
   assert made[0] == made[1]
