@@ -130,7 +130,7 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('pretrain', 'grad_accumulation_steps', 3, 'divides the batch'),
     ('pretrain', 'eval.every', 77, 'multiple'),
     ('pretrain', 'num_steps', 2**31, '2^32'),
-    ('corpus', 'vocabulary.filters', '', 'no pass at all'),
+    ('corpus', 'vocabulary.filters', '', 'vocabulary.filters'),
     ('corpus', 'vocabulary.filters', 'sentence', "did you mean 'sentences'"),
     ('corpus', 'splits.validation', 0.99, 'leave no training text'),
     ('corpus', 'tokenizer.model', 'wordpiece', 'bpe'),
@@ -143,7 +143,7 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('finetune', 'learning_rates', '1e-4,1e-3', 'validation_fraction=0.1'),
     ('finetune', 'patience', 2, 'validation_fraction=0.1'),
     ('finetune', 'validation_fraction', 1.0, 'validation_fraction'),
-    ('finetune', 'strategy', 'wmap', "did you mean 'vmap'"),
+    ('finetune', 'strategy', 'vmaps', "did you mean 'vmap'"),
     ('pretrain', 'log.sinks', 'tensorbord', "did you mean 'tensorboard'"),
     ('pretrain', 'mask.span', -1, 'span'),
     ('pretrain', 'model.encoder', 'Encoder', 'encoder'),
@@ -192,7 +192,7 @@ def test_a_recipe_that_was_installed_is_found_from_anywhere_and_says_so(
   tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(tmp_path)
-  recipe._say_installed.cache_clear()
+  recipe._log_installed.cache_clear()
   for _ in range(2):
     assert recipe.load('configs/tiny.py').num_steps == 600
   assert capsys.readouterr().err == (
