@@ -26,7 +26,7 @@ from minilm_jax.bench import competitors, machine
 from minilm_jax.core import backend, progress, recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import finetune, finetune_results, task_data
+from minilm_jax.tasks import finetune_results, suite, task_data
 from minilm_jax.training import pretrained
 
 _RECIPES = '''"""Settings, as they were given."""
@@ -48,7 +48,7 @@ def bench_finetuning(
 
   Args:
     configs: recipes by name.
-    checkpoints: a pre-training run, as in `suite.checkpoints`.
+    checkpoints: a pre-training run, as for `suite.expand_checkpoints`.
     against: 'hf' times Hugging Face's Trainer too; '' does not.
 
   Returns:
@@ -66,7 +66,7 @@ def bench_finetuning(
       'nobody of that name fine-tunes here',
       f'give --compare_with={TRAINER_COMPETITOR} or none',
     )
-  runs = finetune.expand_checkpoints(checkpoints)
+  runs = suite.expand_checkpoints(checkpoints)
   if [len(steps) for steps in runs.values()] != [1]:
     raise InputError(
       f'--checkpoint={checkpoints}', 'not one checkpoint', 'give one pre-training run'
@@ -162,7 +162,7 @@ def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
     f'--config={file}:{names}',
     f'--checkpoint={source}',
     f'--workdir={workdir}',
-    f'--trust={recipe.is_allowed()}',
+    f'--trust={recipe.allowed_modules()}',
   ]
   began = time.perf_counter()
   done = subprocess.run(
@@ -183,7 +183,7 @@ def _trainer(config: FinetuneConfig, source: str, ready: task_data.TaskData) -> 
   """Seconds of one seed in Hugging Face's Trainer, by the faster number of threads."""
   rows = ready.rows[task_data.TRAIN_SPLIT]
   shape = pretrained.load_single_config(source).model
-  tokens = np.asarray(ready.used)[rows.tokens].astype(np.int32)
+  tokens = np.asarray(ready.used_ids)[rows.tokens].astype(np.int32)
   found = {}
   for threads in sorted({1, backend.cores()}):
     found[threads] = competitors.time_hf_trainer(

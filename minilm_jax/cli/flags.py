@@ -1,225 +1,205 @@
-"""The command line of one verb: which recipe and flags it takes, and what they were given.
+"""The command line of one command: its recipes, changed fields, flags and free arguments.
 
-The flags are those of absl and ml_collections, with `=` or a space between name and value; what is
-wrong with them is said in our own words. What the verbs are and what they do is left to `verbs`,
-what help says to `usage`.
+A flag is written `--name=value` or `--name value`, with one dash or two; a flag without a value is
+true. `--config=FILE[:argument]` names a recipe, and `--config.a.b=value` changes a field of it.
+Names are never abbreviated.
 """
 
 import dataclasses
-import operator
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ml_collections import config_dict
 
 from minilm_jax.core import recipe, schema
 from minilm_jax.core.errors import InputError, suggest_name
 
-FLAGS: dict[str, tuple[type, Any, str]] = {
-  'workdir': (str, '', 'directory that the verb writes to'),
-  'beam': (
-    str,
-    '',
-    'filter the text by Apache Beam: its pipeline options, as in --runner=DirectRunner',
-  ),
-  'checkpoint': (str, '', 'a pre-training run; its latest checkpoint'),
-  'from': (
-    str,
-    '',
-    'a local folder with config.json, model.safetensors, and tokenizer.json or vocab.txt',
-  ),
-  'from_scratch': (
-    bool,
-    False,
-    'fresh weights of the shape of the checkpoint: the control of every comparison',
-  ),
-  'with_scratch': (
-    bool,
-    False,
-    'beside the checkpoints, fresh weights too, paired with them seed by seed',
-  ),
-  'json': (bool, False, 'print one JSON object'),
-  'text': (
-    str,
-    '',
-    'fill-mask: with <mask> in it; evaluate: of which pseudo-perplexity is wanted; predict: any',
-  ),
-  'best': (int, 5, 'guesses a hole'),
-  'split': (
-    str,
-    'validation',
-    'split of the corpus; watch: train or validation, train if not given',
-  ),
-  'corpus': (str, '', 'corpus folder; the one of the run if not given'),
-  'rows': (int, 0, 'of the training split, the first so many of its fixed random order; 0: all'),
-  'shuffle_seed': (int, 0, 'number of the fixed random order, as subset.shuffle_seed in a recipe'),
-  'select_by': (
-    str,
-    'overlap',
-    'what rows are told apart by: overlap or likelihood under the task, or random, the control',
-  ),
-  'num_parts': (int, 3, 'of equal tokens, from the lowest scores to the highest'),
-  'size': (
-    int,
-    0,
-    'subset: tokens of each part, 0: as many as all can have; latency: members, 5 if not given',
-  ),
-  'pairs': (
-    str,
-    '',
-    'minimal pairs: a table with sentence_good and sentence_bad, a folder of these or of TFDS',
-  ),
-  'pll_variant': (
-    str,
-    'within-word',
-    'hidden with a token: the rest of its word (within-word) or nothing (original)',
-  ),
-  'attention': (
-    bool,
-    False,
-    'where each head looks; --checkpoint may then be RUN@STEP, RUN@all or a population',
-  ),
-  'population': (
-    str,
-    '',
-    'instead, compare populations of these sizes with solo runs, as in 1,2,4,8',
-  ),
-  'coordinator': (
-    str,
-    '',
-    'host:port of process 0 of several that train together; auto asks SLURM or Cloud TPU',
-  ),
-  'processes': (int, None, 'how many train together, each with the devices of its host'),
-  'process': (int, None, 'number of this one, from 0'),
-  'timeout': (
-    int,
-    300,
-    'seconds until all processes must have arrived; also the heartbeat time-out',
-  ),
-  'member': (int, 0, 'member of a population, from 0'),
-  'language': (
-    str,
-    'reviews',
-    'reviews (film reviews, real English) or microworld (nothing to download)',
-  ),
-  'steps': (int, 10, 'updates timed at once'),
-  'repeats': (int, 5, 'times that they are timed'),
-  'confusion': (bool, False, 'draw confusion matrices from logged predictions too'),
-  'logged': (
-    str,
-    '',
-    'instead of run directories, a table of evaluations, .csv or .csv.gz; needs --workdir',
-  ),
-  'bootstrap_samples': (int, 1000, 'resamples for each interval'),
-  'unfinished': (
-    bool,
-    False,
-    'laws count runs too that have not reached the end of their schedule',
-  ),
-  'base': (str, '', 'runs of the recipe that others are compared with, with commas between'),
-  'preregistration': (
-    str,
-    '',
-    'a recipe at whose head stands what is asked and by which rules: the page begins with it',
-  ),
-  'plateau_loss': (float, 0.0, 'nats of the plateau; without it, that which the runs show'),
-  'reference_losses': (str, '', 'other losses to draw, in nats, as in unigram=5.9,bigram=4.2'),
-  'compare_with': (
-    str,
-    '',
-    'torch: the same model in PyTorch is timed too; hf: the same fine-tuning by a Trainer',
-  ),
-  'shard': (
-    str,
-    '',
-    'k/n: of n shares of the points this one, from 1; each of several machines takes its own',
-  ),
-  'dry_run': (
-    bool,
-    False,
-    'print the points, their size, work, memory and time, and train nothing',
-  ),
-  'tokens': (
-    float,
-    0.0,
-    'of each member: train as many updates as that takes, whatever the recipe says',
-  ),
-  'flops': (float, 0.0, 'of each member, as this program counts them: the same'),
-  'deterministic': (
-    bool,
-    False,
-    'on a GPU kernels that give the same bits each time, at a price not measured yet; '
-    'on a CPU or TPU nothing changes',
-  ),
-  'seconds': (float, 0.0, 'of each point, by a short measurement on this machine: the same'),
-  'members': (
-    str,
-    '',
-    'fine-tuned classifiers that config.save_classifiers saved, with commas and stars',
-  ),
-  'committee': (str, '', 'a folder that minilm committee made'),
-  'classifier': (str, '', 'instead, one fine-tuned classifier that config.save_classifiers saved'),
-  'text_pair': (str, '', 'the second text, of tasks on pairs'),
-  'file': (
-    str,
-    '',
-    'instead of --text, a table, .jsonl, .csv, .tsv or .parquet, with the columns of the task',
-  ),
-  'num_calls': (int, 100, 'times that each contestant answers, timed'),
-  'heads': (int, 0, 'also one body with so many heads, the cheap control of a committee'),
-  'profile': (
-    str,
-    '',
-    'updates of which JAX records a profile into the work directory, as in 100:110',
-  ),
-  'follow': (bool, False, 'draw again as the runs grow, until all have ended'),
-  'axis': (str, 'step', 'from left to right: step, tokens, flops or seconds'),
-  'format': (
-    str,
-    '',
-    'form of an export: hf (transformers and a model card), stablehlo (a classifier), or card alone',
-  ),
-  'batch': (
-    int,
-    0,
-    'rows of every call of a stablehlo program; 0: any number where that can be lowered',
-  ),
-  'trust': (
-    str,
-    '',
-    'modules whose code may run where a stored recipe names an encoder of it, as in package.module',
-  ),
-  'topology': (str, '', 'chip and arrangement, as in v5e:2x4'),
-}
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """Type, default and help of a flag; `choices` are for completion, its command checks them."""
+
+  kind: type
+  default: Any
+  help: str
+  choices: tuple[str, ...] = ()
+
+
+FLAGS: Mapping[str, Flag] = types.MappingProxyType(
+  {
+    'workdir': Flag(str, '', 'directory that the command writes to'),
+    'beam': Flag(str, '', 'filter by Apache Beam: its options, as in --runner=DirectRunner'),
+    'checkpoint': Flag(str, '', 'a pre-training run; its latest checkpoint'),
+    'from': Flag(
+      str, '', 'local folder: config.json, model.safetensors, tokenizer.json or vocab.txt'
+    ),
+    'from_scratch': Flag(bool, False, 'fresh weights of the shape of the checkpoint, as a control'),
+    'with_scratch': Flag(bool, False, 'also fresh weights, paired with the checkpoints by seed'),
+    'json': Flag(bool, False, 'print one JSON object'),
+    'text': Flag(str, '', 'the text; of fill-mask with <mask> in it'),
+    'best': Flag(int, 5, 'guesses for each <mask>'),
+    'split': Flag(
+      str,
+      'validation',
+      'split of the corpus; watch: train or validation, train if not given',
+      ('train', 'validation', 'test'),
+    ),
+    'corpus': Flag(str, '', 'corpus folder; the one of the run if not given'),
+    'rows': Flag(int, 0, 'first rows of the training split in its fixed random order; 0: all'),
+    'shuffle_seed': Flag(int, 0, 'seed of the random order, as subset.shuffle_seed in a recipe'),
+    'select_by': Flag(
+      str,
+      'overlap',
+      'order of the rows: overlap or likelihood under the task, or random, the control',
+      ('overlap', 'likelihood', 'random'),
+    ),
+    'num_parts': Flag(int, 3, 'parts of equal tokens, from the lowest scores to the highest'),
+    'size': Flag(
+      int,
+      0,
+      'overlap-subsets: tokens of a part, 0: as many as fit; latency: members, 5 if not given',
+    ),
+    'pairs': Flag(
+      str, '', 'minimal pairs: a table with sentence_good and sentence_bad, or a folder of these'
+    ),
+    'pll_variant': Flag(
+      str,
+      'within-word',
+      'within-word also masks the rest of the word; original masks one token',
+      ('within-word', 'original'),
+    ),
+    'attention': Flag(
+      bool, False, 'attention of each head; --checkpoint may be RUN@STEP, RUN@all or a population'
+    ),
+    'population': Flag(
+      str, '', 'compare populations of these sizes with solo runs instead, as in 1,2,4,8'
+    ),
+    'coordinator': Flag(
+      str, '', 'host:port of process 0 of several; auto asks SLURM, Open MPI or Cloud TPU'
+    ),
+    'processes': Flag(int, None, 'number of processes, each with the devices of its host'),
+    'process': Flag(int, None, 'index of this process, from 0'),
+    'timeout': Flag(
+      int, 300, 'seconds until all processes must have arrived; also the heartbeat time-out'
+    ),
+    'member': Flag(int, 0, 'member of a population, from 0'),
+    'language': Flag(
+      str,
+      'reviews',
+      'reviews (film reviews, real English) or microworld (no download)',
+      ('microworld', 'reviews'),
+    ),
+    'steps': Flag(int, 10, 'updates of a measurement'),
+    'repeats': Flag(int, 5, 'number of measurements'),
+    'confusion': Flag(bool, False, 'also draw confusion matrices from logged predictions'),
+    'logged': Flag(
+      str, '', 'a table of evaluations, .csv or .csv.gz, in place of runs; needs --workdir'
+    ),
+    'bootstrap_samples': Flag(int, 1000, 'bootstrap samples of each interval'),
+    'unfinished': Flag(bool, False, 'fit laws also to runs before the end of their schedule'),
+    'base': Flag(str, '', 'runs of the base recipe, with commas between'),
+    'preregistration': Flag(
+      str, '', 'a recipe whose docstring states question and rules; opens the page'
+    ),
+    'plateau_loss': Flag(float, 0.0, 'nats of the plateau; estimated from the runs if not given'),
+    'reference_losses': Flag(
+      str, '', 'other losses to draw, in nats, as in unigram=5.9,bigram=4.2'
+    ),
+    'compare_with': Flag(
+      str,
+      '',
+      'torch: also time the model in PyTorch; hf: also time fine-tuning by a Trainer',
+      ('hf', 'torch'),
+    ),
+    'shard': Flag(str, '', 'k/n: share k of n of the points, from 1, one a machine'),
+    'dry_run': Flag(bool, False, 'print size, work, memory and time of the points; train nothing'),
+    'tokens': Flag(float, 0.0, 'budget of a member in tokens, in place of num_steps'),
+    'flops': Flag(float, 0.0, 'budget of a member in FLOPs, in place of num_steps'),
+    'seconds': Flag(float, 0.0, 'budget of a point in seconds, by a short measurement'),
+    'deterministic': Flag(
+      bool, False, 'on a GPU only kernels that give the same bits each time; their cost is unknown'
+    ),
+    'members': Flag(str, '', 'classifiers of --config.save_classifiers, with commas and stars'),
+    'committee': Flag(str, '', 'a folder that minilm committee made'),
+    'classifier': Flag(str, '', 'one classifier of --config.save_classifiers instead'),
+    'text_pair': Flag(str, '', 'the second text, of tasks on pairs'),
+    'file': Flag(
+      str, '', 'a .jsonl, .csv, .tsv or .parquet with the columns of the task, not --text'
+    ),
+    'num_calls': Flag(int, 100, 'timed answers of each model'),
+    'heads': Flag(int, 0, 'also one encoder with so many heads, the cheap control of a committee'),
+    'profile': Flag(str, '', 'updates that the JAX profiler records, as in 100:110'),
+    'follow': Flag(bool, False, 'draw again as the runs grow, until all have ended'),
+    'axis': Flag(
+      str,
+      'step',
+      'horizontal axis: step, tokens, flops or seconds',
+      ('step', 'tokens', 'flops', 'seconds'),
+    ),
+    'format': Flag(
+      str,
+      '',
+      'hf (transformers and a model card), stablehlo (a classifier), or card alone',
+      ('hf', 'stablehlo', 'card'),
+    ),
+    'batch': Flag(int, 0, 'rows of every call of a stablehlo program; 0: any number if possible'),
+    'trust': Flag(
+      str, '', 'modules of custom encoders that a stored recipe may import, as in package.module'
+    ),
+    'topology': Flag(str, '', 'chip and arrangement, as in v5e:2x4'),
+  }
+)
 _MAX_DIGITS = 19  # fewer than a number of 64 bits may have
+_BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
+
+
+class FlagValues(types.SimpleNamespace):
+  """The values of the flags of a command by name, defaults included."""
+
+  given: frozenset[str]  # names of the flags that stand on the command line
+
+
+Handler = Callable[[Any, FlagValues, Sequence[str]], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """One verb: what it does, the kinds of recipe it reads, its flags (those with a star must be
-  given), an example.
+  """One command: its function, its help, and its arguments.
+
+  Attributes:
+    run: called with the configuration, the flags and the free arguments.
+    summary: one line for the overview.
+    reads: what the command reads, for its help.
+    writes: what it writes and prints, for its help.
+    example: arguments that are understood.
+    flags: names in `FLAGS`; those with a star are required.
+    kinds: kinds of recipe that it reads; () reads none.
+    takes_paths: it takes arguments that are no flags.
+    takes_names: `--config=FILE:one,other` gives several recipes by name, `FILE:all` every run.
+    all_by_default: FILE alone is every run.
+    alternative_flag: a flag that replaces the recipe.
   """
 
-  run: Callable[[Any, Any, Sequence[str]], None]
+  run: Handler
   summary: str
-  kinds: tuple[str, ...]
-  flags: tuple[str, ...]
+  reads: str
+  writes: str
   example: str
-  paths: bool = False  # does it take arguments that are no flags?
-  # does it take recipes by name, `--config=FILE:one,other` or `FILE:all` for every run of a recipe?
-  each: bool = False
-  whole: bool = False  # and is FILE alone every run, not the one that it gives without an argument?
-  instead: str = ''  # a flag that may be given instead of a recipe
+  flags: tuple[str, ...] = ()
+  kinds: tuple[str, ...] = ()
+  takes_paths: bool = False
+  takes_names: bool = False
+  all_by_default: bool = False
+  alternative_flag: str = ''
 
 
-def parse_numbers(flag: str, given: str) -> list[int]:
-  """The whole numbers of a flag that takes several, with commas between.
-
-  Raises:
-    InputError: something else is among them.
-  """
-  words = [word.strip() for word in given.split(',')]
+def parse_numbers(flag: str, text: str) -> list[int]:
+  """Returns the whole numbers of a flag with commas between; raises InputError for anything else."""
+  words = [word.strip() for word in text.split(',')]
   if not all(word.isdecimal() and len(word) < _MAX_DIGITS for word in words):
     raise InputError(
-      f'--{flag}={given}',
+      f'--{flag}={text}',
       'not whole numbers with commas between',
       f'give some, as in --{flag}=1,2,4,8',
     )
@@ -227,13 +207,14 @@ def parse_numbers(flag: str, given: str) -> list[int]:
 
 
 def parse_arguments(
-  name: str, verb: Command, arguments: Sequence[str]
-) -> tuple[Any, Any, Sequence[str]]:
-  """The configuration (None where the verb reads no recipe, by name for `each`), the flags, the
-  free arguments.
+  name: str, command: Command, arguments: Sequence[str]
+) -> tuple[Any, FlagValues, Sequence[str]]:
+  """Returns the configuration, the flags and the free arguments of a command line.
+
+  The configuration is None without a recipe, and a dict by name if the command takes names.
 
   Raises:
-    InputError: a flag, a field or a recipe that cannot be used, or one that is missing.
+    InputError: a flag, field or recipe is missing or invalid.
   """
   for argument in arguments:
     if found := schema.NO_TEXT.search(argument):
@@ -242,121 +223,141 @@ def parse_arguments(
         f'U+{ord(found[0]):04X}, which is no text',
         'give text in UTF-8, and paths that are',
       )
-  if verb.each:
-    return _read_each(name, dataclasses.replace(verb, each=False), arguments)
-  from absl import flags as absl_flags
-  from ml_collections import config_flags
+  paths, words = _take_recipes(arguments) if command.kinds else ([], list(arguments))
+  alternative = f'--{command.alternative_flag}'
+  if not command.kinds or (
+    command.alternative_flag and not paths and any(word.startswith(alternative) for word in words)
+  ):
+    values, free, _ = _parse_words(name, command, words, {})
+    return None, values, free
+  if not any(paths):
+    raise _missing(name, command, '--config=RECIPE')
+  if command.takes_names:
+    return _parse_each(name, command, paths[-1], words)
+  return _parse_recipe(name, command, paths[-1], words)
 
-  values = absl_flags.FlagValues()
-  for flag in (flag.rstrip('*') for flag in verb.flags):
-    kind, default, help_text = FLAGS[flag]
-    define = {
-      str: absl_flags.DEFINE_string,
-      bool: absl_flags.DEFINE_bool,
-      int: absl_flags.DEFINE_integer,
-      float: absl_flags.DEFINE_float,
-    }[kind]
-    define(flag, default, help_text, flag_values=values)
-  chosen, rest = _recipes(arguments) if verb.kinds else ([], list(arguments))
-  source, other = None, verb.instead and any(word.startswith(f'--{verb.instead}') for word in rest)
-  try:
-    if verb.kinds and (chosen or not other):
-      if not any(chosen):
+
+def _missing(name: str, command: Command, flag: str) -> InputError:
+  return InputError(f'minilm {name}', f'no {flag}', f'for example: minilm {name} {command.example}')
+
+
+def _take_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns what --config names, and the other arguments."""
+  paths, others, words = [], [], iter(arguments)
+  for word in words:
+    flag, has_value, path = word.partition('=')
+    if flag in ('--config', '-config'):
+      paths.append(path if has_value else next(words, ''))
+    else:
+      others.append(word)
+  return paths, others
+
+
+def _parse_each(
+  name: str, command: Command, path: str, words: Sequence[str]
+) -> tuple[dict[str, Any], FlagValues, Sequence[str]]:
+  """Parses the same words with each recipe that a path such as `FILE:one,other` names."""
+  file, _, argument = path.partition(':')
+  if not argument and command.all_by_default:
+    argument = 'all'
+  names = recipe.expand_names(file, argument) if argument else []
+  paths = {run: f'{file}:{run}' for run in names} or {file: path}
+  configs, values, free = {}, FlagValues(), []
+  for run, run_path in paths.items():
+    try:
+      configs[run], values, free = _parse_recipe(name, command, run_path, words)
+    except InputError as error:
+      if len(paths) == 1:
+        raise
+      raise InputError(f'{run}: {error.asked}', error.found, error.remedy) from None
+  return configs, values, free
+
+
+def _parse_recipe(
+  name: str, command: Command, path: str, words: Sequence[str]
+) -> tuple[Any, FlagValues, Sequence[str]]:
+  source = recipe.load(path)
+  fields = recipe.list_fields(source)
+  values, free, changes = _parse_words(name, command, words, fields)
+  tree = source.to_dict()
+  for field, value in changes.items():
+    *groups, last = field.split('.')
+    group = tree
+    for part in groups:
+      group = group[part]
+    group[last] = value
+  source_kind = fields.get('kind')
+  kind = source_kind if source_kind in command.kinds else command.kinds[0]
+  config = recipe.resolve(tree, kind)
+  if kind == 'pretrain':
+    recipe.allow_modules(config.model.encoder)  # the user started the recipe, which is code too
+  return config, values, free
+
+
+def _parse_words(
+  name: str, command: Command, words: Sequence[str], fields: Mapping[str, Any]
+) -> tuple[FlagValues, list[str], dict[str, Any]]:
+  """Returns the flags, the free arguments, and the changed fields of a recipe with these fields."""
+  flags = {flag.rstrip('*'): FLAGS[flag.rstrip('*')] for flag in command.flags}
+  values: dict[str, Any] = {}
+  changes: dict[str, Any] = {}
+  free: list[str] = []
+  rest = iter(words)
+  for word in rest:
+    if not word.startswith('-'):
+      free.append(word)
+      continue
+    flag, has_value, text = word.removeprefix('-').removeprefix('-').partition('=')
+    field = flag.removeprefix('config.') if fields and flag.startswith('config.') else ''
+    if field:
+      if field not in fields:
         raise InputError(
-          f'minilm {name}', 'no --config=RECIPE', f'for example: minilm {name} {verb.example}'
+          f'the field {field}', 'no such field in this recipe', suggest_name(field, fields)
         )
-      source = recipe.load(chosen[-1])
-      _check_overrides(rest, recipe.list_fields(source))
-      config_flags.DEFINE_config_dict('config', source, flag_values=values, sys_argv=rest)
-    free = values(['minilm', *rest])[1:]
-  except absl_flags.UnrecognizedFlagError as error:
-    raise InputError(
-      f'the flag --{error.flagname}',
-      f'minilm {name} has no such flag',
-      suggest_name(error.flagname, values),
-    ) from None
-  except absl_flags.IllegalFlagValueError as error:
-    raise _type_error(str(error), source) from None
-  except (absl_flags.Error, TypeError, ValueError) as error:
-    raise InputError(
-      f'the flags of minilm {name}', str(error), f'see minilm {name} --help'
-    ) from None
-  if free and not verb.paths:
+      kind = type(fields[field])
+    elif flag in flags:
+      kind = flags[flag].kind
+    else:
+      raise InputError(
+        f'the flag --{flag}', f'minilm {name} has no such flag', suggest_name(flag, flags)
+      )
+    if not has_value:
+      text = 'true' if kind is bool else next(rest, '')
+      if not text:
+        raise InputError(f'--{flag}', 'no value after it', f'see minilm {name} --help')
+    if not field:
+      values[flag] = _convert(f'--{flag}={text}', text, kind)
+    elif kind is config_dict.ConfigDict:
+      raise InputError(f'--{flag}={text}', 'a group of fields', 'give its fields one by one')
+    else:  # `recipe.resolve` converts numbers by the declared type
+      changes[field] = _convert(f'--{flag}={text}', text, bool) if kind is bool else text
+  _check_words(name, command, values, free)
+  defaults = {flag: declared.default for flag, declared in flags.items()}
+  options = FlagValues(**defaults | values, given=frozenset(values))
+  if 'trust' in flags:
+    recipe.allow_modules(options.trust)
+  return options, free, changes
+
+
+def _check_words(
+  name: str, command: Command, values: Mapping[str, Any], free: Sequence[str]
+) -> None:
+  if free and not command.takes_paths:
     raise InputError(
       f'minilm {name} {" ".join(free)}',
       f'{free[0]!r} is no flag',
       'give every value after its flag, as in --flag=value, and quote what has spaces or stars',
     )
-  for flag in verb.flags:
-    if flag.endswith('*') and not values[flag[:-1]].value:
-      raise InputError(
-        f'minilm {name}', f'no --{flag[:-1]}', f'for example: minilm {name} {verb.example}'
-      )
-  if 'trust' in values:
-    recipe.allow_modules(values.trust)
-  if source is None:
-    return None, values, free
-  kind = next(
-    (kind for kind in verb.kinds if 'kind' in source and source.kind == kind), verb.kinds[0]
-  )
-  config = recipe.resolve(values.config, kind)
-  if kind == 'pretrain':
-    # the recipe is code that its user has started, and so is what it names
-    recipe.allow_modules(config.model.encoder)
-  return config, values, free
+  for flag in command.flags:
+    if flag.endswith('*') and not values.get(flag[:-1]):
+      raise _missing(name, command, f'--{flag[:-1]}')
 
 
-def _read_each(
-  name: str, verb: Command, arguments: Sequence[str]
-) -> tuple[dict[str, Any], Any, Sequence[str]]:
-  chosen, rest = _recipes(arguments)
-  path = chosen[-1] if chosen else ''
-  file, _, argument = path.partition(':')
-  if path and not argument and verb.whole:
-    argument = 'all'
-  names = recipe.expand_names(file, argument) if argument else []
-  paths = {run: f'{file}:{run}' for run in names} or {file: path}
-  found = {}
-  for run, path in paths.items():
-    try:
-      found[run] = parse_arguments(name, verb, [f'--config={path}', *rest])
-    except InputError as error:
-      if len(paths) == 1:
-        raise
-      raise InputError(f'{run}: {error.asked}', error.found, error.remedy) from None
-  _, values, free = next(iter(found.values()))
-  return {run: config for run, (config, *_) in found.items()}, values, free
-
-
-def _recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """What --config names, after '=' or a space, and the other arguments; `-config` is `--config`."""
-  chosen, rest, words = (
-    [],
-    [],
-    (f'-{word}' if word.startswith('-config') else word for word in arguments),
-  )
-  for word in words:
-    if word == '--config' or word.startswith('--config='):
-      chosen.append(word.partition('=')[2] if '=' in word else next(words, ''))
-    else:
-      rest.append(word)
-  return chosen, rest
-
-
-def _type_error(said: str, source: Any) -> InputError:
-  """From absl's words, which begin 'flag --name=value: ', to ours."""
-  flag = said.removeprefix('flag ').partition(': ')[0]
-  group, _, path = flag.removeprefix('--').partition('=')[0].partition('.')
-  kind = (type(operator.attrgetter(path)(source)) if path else FLAGS[group][0]).__name__
-  if kind == 'ConfigDict':
-    return InputError(flag, 'a group of fields', 'give its fields one by one')
-  return InputError(flag, f'a value that is no {kind}', f'give a value of type {kind}')
-
-
-def _check_overrides(arguments: Sequence[str], known: Sequence[str]) -> None:
-  for argument in arguments:
-    field = argument.partition('=')[0].removeprefix('--config.')
-    if argument.startswith('--config.') and field not in known:
-      raise InputError(
-        f'the field {field}', 'no such field in this recipe', suggest_name(field, known)
-      )
+def _convert(asked: str, text: str, kind: type) -> Any:
+  """Returns the value of a flag of type str, bool, int or float."""
+  try:
+    return _BOOLEANS[text.lower()] if kind is bool else kind(text)
+  except (KeyError, ValueError):
+    raise InputError(
+      asked, f'a value that is no {kind.__name__}', f'give a value of type {kind.__name__}'
+    ) from None

@@ -105,7 +105,11 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
 
 def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   """Returns the pre-training runs in the folders by printable name."""
-  paths = {name: path for name, path in runs.find_runs(folders).items() if runs.read_kind(path) == 'pretrain'}
+  paths = {
+    name: path
+    for name, path in runs.find_runs(folders).items()
+    if runs.read_kind(path) == 'pretrain'
+  }
   if not paths:
     raise InputError(
       f'curves of {", ".join(map(str, folders))}',

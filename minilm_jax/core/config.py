@@ -1,7 +1,7 @@
 """Declares every field of a pre-training or fine-tuning recipe: type, range, default and reason.
 
 The types are frozen, hashable and checked when they are made. `configs/base.py` makes recipes from
-the defaults; `recipe.py` turns a recipe back into these types and refuses one that lacks a field.
+the defaults; `recipe.py` turns a recipe into these types and refuses missing fields.
 """
 
 import dataclasses
@@ -10,13 +10,14 @@ from typing import Annotated
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.core.schema import (
-  MAX_AXIS_SIZE,
   AxisSize,
   Checked,
   Fraction,
   NonNegativeFloat,
   NonNegativeInt,
+  OptionalAxisSize,
   PositiveInt,
+  RowLength,
   at_least,
   at_most,
   check_seed,
@@ -28,7 +29,7 @@ MAX_MEMBERS, MAX_EPOCHS = 100_000, 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class MaskConfig(Checked):
-  """Which positions are predicted and what stands there instead."""
+  """The positions that are predicted, and the tokens that replace them."""
 
   where = 'mask.'
   rate: Fraction = 0.15  # Share of the tokens of a row that is predicted.
@@ -37,7 +38,7 @@ class MaskConfig(Checked):
   keep_share: Fraction = 0.0
   special: bool = False  # Lets <s> and </s> be predicted, as the released code of paper 1 does.
   # Length of a run of adjacent tokens predicted together; 0 draws each position by itself.
-  span: Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)] = 0
+  span: OptionalAxisSize = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -60,9 +61,8 @@ class OptimizerConfig(Checked):
   # both use one learning rate.
   algorithm: Annotated[str, one_of('adamw', 'muon')] = 'adamw'
   learning_rate: NonNegativeFloat = 5e-4  # At the top of the schedule.
-  # honey (linear warm-up, inverse square root decay), linear, cosine, warmup_stable_decay,
-  # constant; in steps: epochs (down to rate / epochs), per_epoch_from_zero (the same after a first
-  # epoch at rate 0, as paper 2 ran).
+  # All begin with a linear warm-up. per_epoch changes the rate once per epoch, down to rate / epochs;
+  # per_epoch_from_zero is the same after a first epoch at rate 0, as paper 2 ran.
   schedule: Annotated[
     str,
     one_of(
@@ -79,8 +79,7 @@ class OptimizerConfig(Checked):
   # Upper limit of the warm-up in updates, whatever its share.
   max_warmup_steps: NonNegativeInt = 4000
   decay_fraction: Fraction = 0.2  # Share of all updates, for warmup_stable_decay.
-  # Number of equal parts of the run; the schedules epochs and per_epoch_from_zero change the rate
-  # only at their ends.
+  # Number of equal parts of the run, for per_epoch and per_epoch_from_zero.
   epochs: NonNegativeInt = 0
   beta1: Fraction = 0.9  # Of AdamW, as beta2 and epsilon are; the momentum of Muon is 0.95.
   beta2: Fraction = 0.95
@@ -93,24 +92,23 @@ class OptimizerConfig(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    least = {'per_epoch': 1, 'per_epoch_from_zero': 2}
-    if self.schedule in least and self.epochs < least[self.schedule]:
+    min_epochs = {'per_epoch': 1, 'per_epoch_from_zero': 2}.get(self.schedule, 0)
+    if self.epochs < min_epochs:
       raise InputError(
         f'optimizer.schedule={self.schedule}',
         f'optimizer.epochs={self.epochs}',
-        f'give the parts of the run in which the rate stands still, at least {least[self.schedule]}',
+        f'give the number of parts with a constant rate, at least {min_epochs}',
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Checked):
-  """How often, and on how many rows, the frozen-mask loss is taken."""
+  """Frequency and rows of the evaluation, whose masks are frozen."""
 
-  where = 'evaluation.'
+  where = 'eval.'
   # Updates between evaluations; one more evaluation follows the last update.
   every: PositiveInt = 1000
-  # First evaluation, repeated at each doubling up to `every`; 0 evaluates at multiples of `every`
-  # alone.
+  # First evaluation, repeated at each doubling up to `every`; 0 leaves these out.
   first_at: NonNegativeInt = 0
   rows: PositiveInt = 2000  # Number of rows of the validation split, from its start.
   batch_size: AxisSize = 64
@@ -118,7 +116,7 @@ class EvaluationConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Checked):
-  """How often a run is saved and which saves it keeps."""
+  """Frequency and retention of checkpoints."""
 
   where = 'checkpoint.'
   every: PositiveInt = 1000  # Updates between saves; one more save follows the last update.
@@ -131,13 +129,10 @@ class CheckpointConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Checked):
-  """How many steps a line of metrics covers, which is also the chunk that one dispatch runs; who is
-  told of it.
-  """
+  """Updates of a line of metrics, and the log sinks."""
 
   where = 'log.'
-  # Updates that a line of metrics covers, and that one dispatch runs (a chunk).
-  every: PositiveInt = 50
+  every: PositiveInt = 50  # Updates of a line of metrics, and of a chunk: one dispatch.
   # Sinks beside metrics.jsonl: tensorboard, wandb, json (lines on standard output).
   sinks: Annotated[tuple[str, ...], one_of('tensorboard', 'wandb', 'json')] = ('tensorboard',)
   project: str = 'minilm'  # Name of the project in W&B.
@@ -155,9 +150,7 @@ class LogConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Checked):
-  """Devices along each axis; 0 for `population` takes what divides the members, for `data` what is
-  left.
-  """
+  """Devices along each axis of the mesh."""
 
   where = 'mesh.'
   # Devices along the axis of members; 0 takes a number that divides the members.
@@ -169,15 +162,13 @@ class MeshConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PopulationConfig(Checked):
-  """Models that one program trains, and what they differ in: a value a member, or none where all
-  have the recipe's.
-  """
+  """Models that one program trains, and the values in which they differ."""
 
   where = 'population.'
   # Models that one program trains on the same corpus.
   members: Annotated[int, at_least(1), at_most(MAX_MEMBERS)] = 1
-  # Mapping over the members of a device: in turn (loop), at once (vmap), or the faster of both
-  # there (auto).
+  # Mapping over the members of a device: one after another (map), at once (vmap), or the faster of
+  # both (auto).
   strategy: Annotated[str, one_of('auto', 'map', 'vmap')] = 'auto'
   # One value a member; none counts up from `seed`.
   seeds: Annotated[tuple[int, ...], check_seed] = ()
@@ -190,16 +181,8 @@ class PopulationConfig(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name in (
-      'seeds',
-      'learning_rates',
-      'weight_decays',
-      'mask_rates',
-      'mask_randoms',
-      'mask_keeps',
-    ):
-      values = getattr(self, name)
-      if values and len(values) != self.members:
+    for name, values in vars(self).items():
+      if isinstance(values, tuple) and values and len(values) != self.members:
         raise InputError(
           f'population.{name}={",".join(map(str, values))}',
           f'{len(values)} for {self.members} members',
@@ -212,11 +195,9 @@ class SubsetConfig(Checked):
   """The part of the training split that is trained on."""
 
   where = 'subset.'
-  # Trains on the first rows of a fixed random order of the training split; 0 takes all rows.
-  rows: NonNegativeInt = 0
-  # Trains on the first rows of that order with this many tokens, without pads; 0 sets no limit.
-  tokens: NonNegativeInt = 0
-  # Seed of the random order; of one order, a smaller subset lies inside a larger one.
+  rows: NonNegativeInt = 0  # First rows of a fixed random order of the split; 0 takes all.
+  tokens: NonNegativeInt = 0  # Or as many rows as have this many tokens without pads; 0: no limit.
+  # Seed of the order; with one seed, a smaller subset lies inside a larger one.
   shuffle_seed: Annotated[int, check_seed] = 0
 
   def __post_init__(self) -> None:
@@ -234,20 +215,17 @@ class RunConfig(Checked):
   kind: str = 'pretrain'
   # A folder that `minilm corpus` made, or a corpus recipe, built into the work directory first.
   corpus: str = ''
-  # device: all rows on each device; host: read from files a chunk ahead; auto: device if the rows
-  # fit.
+  # device: all rows on each device; host: from files a chunk ahead; auto: device if the rows fit.
   corpus_placement: Annotated[str, one_of('auto', 'device', 'host')] = 'auto'
   subset: SubsetConfig = SubsetConfig()
   seed: Annotated[int, check_seed] = 0
   batch_size: AxisSize = 256  # Rows of an update.
   # Micro-batches of an update; 0 takes as many as keep a micro-batch in cache on a CPU, else 1.
   grad_accumulation_steps: NonNegativeInt = 0
-  # Least number of parts in which the logits of a micro-batch are computed; 0 keeps a part in
-  # cache.
+  # Minimum number of parts in which logits of a micro-batch are computed; 0 keeps one in cache.
   logit_chunks: NonNegativeInt = 0
   num_steps: PositiveInt = 1000
-  # Reaction to an update with NaN or infinity, after the update is undone: stop, skip, or drop-
-  # member.
+  # Reaction to an update with NaN or infinity, which is never applied.
   nonfinite: Annotated[str, one_of('stop', 'skip', 'drop-member')] = 'stop'
   model: EncoderConfig = EncoderConfig()
   mask: MaskConfig = MaskConfig()
@@ -272,10 +250,10 @@ class RunConfig(Checked):
         'more than 2^32 rows in one run',
         'give fewer updates or a smaller batch',
       )
-    for name, every in (('eval', self.eval.every), ('checkpoint', self.checkpoint.every)):
-      if every % self.log.every:
+    for group in (self.eval, self.checkpoint):
+      if group.every % self.log.every:
         raise InputError(
-          f'{name}.every={every}',
+          f'{group.where}every={group.every}',
           f'not a multiple of log.every={self.log.every}',
           'give a multiple: a chunk of steps ends with each line of the log',
         )
@@ -283,7 +261,7 @@ class RunConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(Checked):
-  """One labelled task and where its examples are."""
+  """One labelled task and the source of its examples."""
 
   where = 'task.'
   name: str = 'cola'  # A row of the table of tasks.
@@ -312,10 +290,10 @@ class TaskConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     files = [f'task.{name}' for name in ('train', 'validation', 'test') if getattr(self, name)]
-    places = [f'task.{name}' for name in ('data_dir', 'folder') if getattr(self, name)] + files[:1]
-    if len(places) > 1:
+    sources = [f'task.{name}' for name in ('data_dir', 'folder') if getattr(self, name)] + files[:1]
+    if len(sources) > 1:
       raise InputError(
-        ' and '.join(places), 'more than one place to read examples from', 'give one of them'
+        ' and '.join(sources), 'more than one place to read examples from', 'give one of them'
       )
     if (
       len(self.fields) > 2 or len(set(self.fields)) < len(self.fields) or self.label in self.fields
@@ -349,7 +327,7 @@ def _finetune_optimizer() -> OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(Checked):
-  """A checkpoint, a task, several seeds."""
+  """One fine-tuning: a checkpoint on a task, with several seeds and learning rates."""
 
   kind: str = 'finetune'
   task: TaskConfig = TaskConfig()
@@ -361,7 +339,7 @@ class FinetuneConfig(Checked):
   learning_rates: tuple[float, ...] = ()
   batch_size: AxisSize = 32
   epochs: float = 5.0
-  length: Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)] = 128
+  length: RowLength = 128
   # Share of the training examples that chooses rate and epoch; 0 reports the last epoch, as paper 1
   # does.
   validation_fraction: Fraction = 0.0
@@ -371,7 +349,7 @@ class FinetuneConfig(Checked):
   predictions: bool = False
   # Stores the classifier of each member for predict and committee, at a few MB each.
   save_classifiers: bool = False
-  # Mapping over the members of a device: loop, vmap, or the faster of both there (auto).
+  # Mapping over the members of a device, as population.strategy.
   strategy: Annotated[str, one_of('auto', 'map', 'vmap')] = 'auto'
 
   def __post_init__(self) -> None:
@@ -395,11 +373,11 @@ class FinetuneConfig(Checked):
         'nothing to train, or no end of it',
         f'give more than 0, and at most {MAX_EPOCHS:,}',
       )
-    for asked, choice in (
+    for asked, needs_validation in (
       (f'{len(self.learning_rates)} learning_rates', len(self.learning_rates) > 1),
-      (f'patience={self.patience}', self.patience),
+      (f'patience={self.patience}', self.patience > 0),
     ):
-      if choice and not self.validation_fraction:
+      if needs_validation and not self.validation_fraction:
         raise InputError(
           asked,
           'validation_fraction=0: nothing to choose by, for the reported split never chooses',

@@ -13,6 +13,7 @@ from minilm_jax.core.schema import (
   Fraction,
   NonNegativeInt,
   PositiveInt,
+  RowLength,
   at_least,
   at_most,
   one_of,
@@ -20,12 +21,13 @@ from minilm_jax.core.schema import (
 
 FORMAT = 1  # version of the corpus folder
 SPLITS = ('train', 'validation', 'test')
-_MAX_DOCUMENT_CHARS, _MAX_WORKERS = 2**32, 1024  # characters of a document, and processes
+_MAX_DOCUMENT_CHARS, _MAX_WORKERS = 2**32, 1024
+_MIN_PIECES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentsConfig(Checked):
-  """What text is read, and from where."""
+  """The text that is read."""
 
   where = 'documents.'
   sources: tuple[str, ...] = ()  # Files, globs, TFDS names or microworld.
@@ -42,12 +44,12 @@ class DocumentsConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig(Checked):
-  """The reduced language: the word list, how words are counted, and which passes keep text."""
+  """The reduced language: its word list, the counting rule, and the filters of text."""
 
   where = 'vocabulary.'
   word_list: str = ''  # A file with one word a line or a column `word`; '' filters nothing.
   most_frequent: NonNegativeInt = 0  # Or the number of most frequent words of the source.
-  # Definition of a word: the rule of paper 1 (honey), or plain, which knows apostrophes.
+  # Definition of a word: the rule of paper 1, or plain, which knows apostrophes.
   word_rule: Annotated[str, one_of('paper1', 'plain')] = 'paper1'
   # Filters that keep text; `documents` keeps whole documents.
   filters: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
@@ -63,7 +65,7 @@ class VocabularyConfig(Checked):
     super().__post_init__()
     if not self.filters:
       raise InputError(
-        'vocabulary.filters', 'no pass at all', 'give sentences, spans, or sentences,spans'
+        'vocabulary.filters', 'no filter at all', 'give sentences, spans, or sentences,spans'
       )
     if self.word_list and self.most_frequent:
       raise InputError(
@@ -73,29 +75,29 @@ class VocabularyConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Checked):
-  """Which SentencePiece model is trained, or which file is used instead."""
+  """The SentencePiece model that is trained, or the file that replaces it."""
 
   where = 'tokenizer.'
   path: str = ''  # An existing SentencePiece model, instead of training one.
   model: Annotated[str, one_of('bpe', 'unigram')] = 'bpe'
   # Pieces, with the five special ones.
-  size: Annotated[int, at_least(16), at_most(MAX_AXIS_SIZE)] = 19000
+  size: Annotated[int, at_least(_MIN_PIECES), at_most(MAX_AXIS_SIZE)] = 19000
   # Further sizes tried on the same text; their word-split ratio and ESMS go into the manifest.
   extra_sizes: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     super().__post_init__()
     for size in self.extra_sizes:
-      at_least(16)('tokenizer.extra_sizes', size)
+      at_least(_MIN_PIECES)('tokenizer.extra_sizes', size)
       at_most(MAX_AXIS_SIZE)('tokenizer.extra_sizes', size)
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig(Checked):
-  """How kept text becomes rows."""
+  """The packing of text into rows."""
 
   where = 'rows.'
-  length: Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)] = 128
+  length: RowLength = 128
   # words: the estimate of paper 1, 1.2 tokens a word; tokens: full rows; articles: one row a
   # document, cut at its end (paper 2).
   packing: Annotated[str, one_of('words', 'tokens', 'articles')] = 'words'
@@ -103,11 +105,11 @@ class RowsConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig(Checked):
-  """Shares of documents, by hash, that validation and test take."""
+  """Shares of the documents, by hash, of validation and test."""
 
   where = 'splits.'
-  validation: Fraction = 0.01  # Share of documents, by hash.
-  test: Fraction = 0.01  # Share of documents, by hash.
+  validation: Fraction = 0.01
+  test: Fraction = 0.01
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -121,7 +123,7 @@ class SplitConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Checked):
-  """Text to rows."""
+  """One corpus: text to rows."""
 
   kind: str = 'corpus'
   documents: DocumentsConfig = DocumentsConfig()
@@ -137,5 +139,5 @@ class CorpusConfig(Checked):
       raise InputError(
         'rows.packing=articles',
         f'vocabulary.filters={",".join(self.vocabulary.filters)}',
-        'give vocabulary.filters=documents: other passes keep parts of them',
+        'give vocabulary.filters=documents: other filters keep parts of them',
       )

@@ -10,19 +10,19 @@ from typing import Annotated, Any
 
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import (
-  MAX_AXIS_SIZE,
   AxisSize,
   Checked,
   Fraction,
   NonNegativeFloat,
+  OptionalAxisSize,
   PositiveInt,
+  RowLength,
   at_least,
   at_most,
   one_of,
 )
 
 MAX_LAYERS = 10_000
-_SizeOrNone = Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)]
 _CLASS_PATH = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*', re.ASCII)
 
 
@@ -51,7 +51,8 @@ def short_shape(model: Mapping[str, Any]) -> str:
   Raises:
     KeyError: a size is missing.
 
-  >>> short_shape({'embedding': 64, 'hidden': 64, 'feed_forward': 256, 'heads': 8, 'layers': 2})
+  >>> sizes = {'hidden_size': 64, 'intermediate_size': 256, 'num_heads': 8, 'num_layers': 2}
+  >>> short_shape({'embedding_size': 64, **sizes})
   'e64-h64-f256-a8-l2'
   """
   return '-'.join(f'{letter}{int(model[field])}' for letter, field in SHAPE_FIELDS.items())
@@ -62,8 +63,7 @@ class EncoderConfig(Checked):
   """Shape and switches of an encoder (paper 1, `LanModel`)."""
 
   where = 'model.'
-  # package.module:Class, a custom Flax module in place of the encoder of this package; '' takes the
-  # latter.
+  # package.module:Class, a custom Flax module; '' takes the encoder of this package.
   encoder: Annotated[str, _check_class_path] = ''
   vocab_size: AxisSize = 19010  # Rows of the embedding table; at least the size of the tokenizer.
   embedding_size: AxisSize = 32  # Axis E.
@@ -71,13 +71,12 @@ class EncoderConfig(Checked):
   intermediate_size: AxisSize = 64  # Axis F.
   num_heads: AxisSize = 8  # Axis H.
   num_layers: Annotated[int, at_least(1), at_most(MAX_LAYERS)] = 1
-  # Axis L, the longest row in tokens.
-  max_length: Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)] = 128
+  max_length: RowLength = 128  # Axis L, the longest row in tokens.
   # Layers of the convolutional front-end before the blocks (paper 2); 0 leaves it out.
   convolutions: Annotated[int, at_least(0), at_most(MAX_LAYERS)] = 0
   kernel: tuple[int, ...] = ()  # Size of each kernel: tokens, features, as in 3,3.
-  channels: _SizeOrNone = 0  # Output channels of each convolution.
-  # paper (BatchNorm over the batch with its pads, no residual) or mended (pads excluded, residual).
+  channels: OptionalAxisSize = 0  # Output channels of each convolution.
+  # paper2 (BatchNorm over the batch with its pads, no residual) or fixed (pads excluded, residual).
   convolution: Annotated[str, one_of('paper2', 'fixed')] = 'paper2'
   norm: Annotated[str, one_of('post', 'pre')] = 'post'  # post (paper 1) or pre.
   # learned, sinusoidal (fixed), relative (a bias for each head and distance), rotary, or none.
@@ -85,43 +84,41 @@ class EncoderConfig(Checked):
     'learned'
   )
   # Number of the first learned position: 2 in RoBERTa and paper 1, 0 in BERT and paper 2.
-  position_offset: _SizeOrNone = 2
+  position_offset: OptionalAxisSize = 2
   # Rows of the segment table, of which only the first is used; 0 leaves the table out.
-  segments: _SizeOrNone = 2
+  segments: OptionalAxisSize = 2
   projection: bool = True  # Linear(E, D) and LayerNorm between embedding and blocks.
   tied: bool = False  # The head shares the embedding table; E must equal D.
   # gelu (exact), gelu_tanh (its approximation, for models trained with it), relu, or silu.
   activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')] = 'gelu'
   dropout: Fraction = 0.1
-  # standard; honey, as in the released code of paper 1; bert, N(0, 0.02).
+  # standard; paper1, as in its released code; bert, N(0, 0.02).
   initialization: Annotated[str, one_of('standard', 'paper1', 'bert')] = 'standard'
   norm_epsilon: NonNegativeFloat = 1e-5
-  # Head count in the FLOP formula of paper 1; the logged runs have another value than `heads`.
+  # Heads in the FLOP formula of paper 1; the logged runs have another value than `num_heads`.
   flops_heads: AxisSize = 8
   # Type of matrix products and activations; bfloat16 is for accelerators. All else is float32.
   dtype: Annotated[str, one_of('float32', 'bfloat16')] = 'float32'
-  # Recomputes activations of a block in the backward pass: up to a third more work, memory of one
-  # block.
+  # Recomputes activations in the backward pass: up to a third more work, memory of one block.
   remat: bool = False
   # LayerNorm after the projection; False leaves it out, as in ELECTRA.
   projection_norm: bool = True
   # Tokens after the first </s> take the second row of the segment table, as in BERT.
   segment_embeddings_for_pairs: bool = False
   # Width in tokens (odd) of a depthwise convolution before the blocks; 0 leaves it out.
-  short_convolution: _SizeOrNone = 0
+  short_convolution: OptionalAxisSize = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.hidden_size % self.num_heads:
-      # hidden may be anything
-      fitting = [
+      divisors = [
         n for n in range(1, min(self.hidden_size, 1 << 16) + 1) if self.hidden_size % n == 0
       ]
-      close = sorted(fitting, key=lambda n: abs(n - self.num_heads))[:3]
+      nearest = sorted(divisors, key=lambda n: abs(n - self.num_heads))[:3]
       raise InputError(
         f'model.num_heads={self.num_heads}',
         f'model.hidden_size={self.hidden_size} is not a multiple of it',
-        f'give one of the nearest that divide it: {", ".join(map(str, sorted(close)))}',
+        f'give one of the nearest that divide it: {", ".join(map(str, sorted(nearest)))}',
       )
     if self.positions == 'rotary' and self.hidden_size // self.num_heads % 2:
       raise InputError(
@@ -139,7 +136,7 @@ class EncoderConfig(Checked):
       if needs_equal and self.embedding_size != self.hidden_size:
         raise InputError(
           f'model.{name}',
-          f'embedding {self.embedding_size} differs from hidden {self.hidden_size}',
+          f'embedding_size {self.embedding_size} differs from hidden_size {self.hidden_size}',
           'make them equal, or change the switch',
         )
     if not self.projection_norm and not self.projection:
@@ -159,7 +156,7 @@ class EncoderConfig(Checked):
       if self.encoder and getattr(self, name):
         raise InputError(
           f'model.encoder={self.encoder}',
-          f'model.{name}={getattr(self, name)}, which is of ours',
+          f'model.{name}={getattr(self, name)}, a part of the built-in encoder',
           f'give model.{name}=0',
         )
     if self.short_convolution and (
@@ -195,15 +192,13 @@ class EncoderConfig(Checked):
 
   @property
   def batch_norm(self) -> bool:
-    """Does it normalise over the batch, pads included? Then rows are always whole and batches are
-    not cut up.
-    """
+    """Whether it normalizes over the batch, pads included: rows and batches are never cut then."""
     return self.convolutions > 0 and self.convolution == 'paper2'
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig(Checked):
-  """How a sentence becomes one vector."""
+  """The head that makes one vector of a sentence."""
 
   where = 'head.'
   # The vector of <s> (first), the mean over tokens (mean), or the weights of the paper (positions).

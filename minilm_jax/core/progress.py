@@ -1,16 +1,19 @@
-"""What a reader sees: progress of long work, a live bar on a terminal and plain lines in a log;
-tables at the end.
+"""Output for the reader: messages and progress on standard error, results on standard output.
 
-    with progress.track('pre-training', total=1000, unit='updates') as tick:
-      tick(done=50, note='loss 6.21, 31,000 tokens/s')
+    with progress.track_progress('pre-training', total=1000, unit='updates') as update:
+      update(done=50, note='loss 6.21, 31,000 tokens/s')
+
+Progress is a live bar on a terminal and plain lines elsewhere. Process 0 alone prints.
 """
 
 import contextlib
 import datetime
+import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from rich import console as rich_console
 from rich import progress as rich_progress
@@ -18,30 +21,37 @@ from rich import table as rich_table
 
 from minilm_jax.core import distributed
 
-_SECONDS_BETWEEN_LINES = 10.0
-_WIDTH_OF_A_FILE = 160  # columns
+Update = Callable[..., None]  # update(done, note='')
+_LINE_INTERVAL_SECONDS = 10.0
+_FILE_COLUMNS = 160
 
 
 def log(text: str) -> None:
-  """One line for the reader, on standard error: standard output belongs to results.
-
-  Of several processes one speaks.
-  """
+  """Prints a line on standard error in process 0."""
   if distributed.is_primary():
     print(text, file=sys.stderr, flush=True)
 
 
+def print_result(result: Mapping[str, Any] | Iterable[rich_table.Table | str]) -> None:
+  """Prints the result of a command on standard output of process 0: JSON, or tables."""
+  if distributed.is_primary():
+    if isinstance(result, Mapping):
+      print(json.dumps(result, indent=2))
+    else:
+      print_table(result)
+
+
 def print_table(tables: Iterable[rich_table.Table | str]) -> None:
-  """Tables and lines on standard output, as wide as the terminal or, in a file, as they need."""
-  to = rich_console.Console(markup=False, emoji=False, highlight=False)
-  if not to.is_terminal:
-    to = rich_console.Console(markup=False, emoji=False, highlight=False, width=_WIDTH_OF_A_FILE)
+  """Prints tables and lines, as wide as the terminal or, in a file, as they need."""
+  console = rich_console.Console(markup=False, emoji=False, highlight=False)
+  if not console.is_terminal:
+    console.width = _FILE_COLUMNS
   for table in tables:
-    to.print(table)
+    console.print(table)
 
 
 def format_duration(seconds: float) -> str:
-  """Hours, minutes and seconds, as in 1:02:03.
+  """Returns hours, minutes and seconds.
 
   >>> format_duration(3723.4)
   '1:02:03'
@@ -51,59 +61,68 @@ def format_duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-  """What libraries log meanwhile is not for the reader: what fails, we say."""
-  before = logging.root.manager.disable
+  """Disables the logging of libraries inside the block."""
+  level = logging.root.manager.disable
   logging.disable(logging.CRITICAL)
   try:
     yield
   finally:
-    logging.disable(before)
+    logging.disable(level)
 
 
 @contextlib.contextmanager
-def track_progress(
-  what: str, total: float, unit: str, done: float = 0
-) -> Iterator[Callable[..., None]]:
-  """Yields `tick(done, note='')`; `total=0` is work of unknown length."""
-  if sys.stderr.isatty() and distributed.is_primary():
-    with _bar(what, total, unit, done) as tick:
-      yield tick
-  else:
-    with _lines(what, total, unit, done) as tick:
-      yield tick
+def track_progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Update]:
+  """Shows the progress of long work.
+
+  Args:
+    what: names the work.
+    total: units of the whole work; 0 if unknown.
+    unit: plural of the unit.
+    done: units that are done at the start.
+
+  Yields:
+    `update(done, note='')`.
+  """
+  is_terminal = sys.stderr.isatty() and distributed.is_primary()
+  with (_show_bar if is_terminal else _print_lines)(what, total, unit, done) as update:
+    yield update
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: float, unit: str, done: float) -> Iterator[Callable[..., None]]:
+def _show_bar(what: str, total: float, unit: str, done: float) -> Iterator[Update]:
+  of_total = f'/{total:,.0f}' if total else ''
   columns = (
     rich_progress.TextColumn('{task.description}'),
     rich_progress.BarColumn(bar_width=24),
-    rich_progress.TextColumn(
-      '{task.completed:,.0f}' + (f'/{total:,.0f}' if total else '') + f' {unit}'
-    ),
+    rich_progress.TextColumn('{task.completed:,.0f}' + f'{of_total} {unit}'),
     rich_progress.TimeElapsedColumn(),
     rich_progress.TextColumn('left'),
     rich_progress.TimeRemainingColumn(),
     rich_progress.TextColumn('{task.fields[note]}'),
   )
   with rich_progress.Progress(*columns, console=rich_console.Console(stderr=True)) as bar:
-    task = bar.add_task(what, total=total or None, completed=done, note='')
+    task = bar.add_task(what, total=total or None, note='')
+    bar.update(task, completed=done)
     yield lambda done, note='': bar.update(task, completed=done, note=note)
 
 
 @contextlib.contextmanager
-def _lines(what: str, total: float, unit: str, done: float) -> Iterator[Callable[..., None]]:
-  started, first, last = time.monotonic(), done, [0.0]
+def _print_lines(what: str, total: float, unit: str, done: float) -> Iterator[Update]:
+  start_time, start_done = time.monotonic(), done
+  last_time = 0.0
+  of_total = f'/{total:,.0f}' if total else ''
 
-  def tick(done: float, note: str = '') -> None:
+  def update(done: float, note: str = '') -> None:
+    nonlocal last_time
     now = time.monotonic()
-    if now - last[0] < _SECONDS_BETWEEN_LINES and done != total:
+    if now - last_time < _LINE_INTERVAL_SECONDS and done != total:
       return
-    last[0] = now
-    spent = now - started
-    text = f'{what}: {done:,.0f}{f"/{total:,.0f}" if total else ""} {unit}, {format_duration(spent)} spent'
-    if total and done > first:
-      text += f', {format_duration(spent * (total - done) / (done - first))} left'
-    log(text + (f', {note}' if note else ''))
+    last_time = now
+    spent = now - start_time
+    parts = [f'{what}: {done:,.0f}{of_total} {unit}', f'{format_duration(spent)} spent']
+    if total and done > start_done:
+      remaining = spent * (total - done) / (done - start_done)
+      parts.append(f'{format_duration(remaining)} left')
+    log(', '.join([*parts, note] if note else parts))
 
-  yield tick
+  yield update

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from minilm_jax.cli import commands, flags, main
+from minilm_jax.cli import commands, main
 from minilm_jax.cli.commands import COMMANDS
 from minilm_jax.core.errors import InputError
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   if not shutil.which('bash'):
     pytest.skip('bash is not installed')
   home = tmp_path_factory.mktemp('completion')
-  (home / 'minilm.bash').write_text(commands.completion('bash', COMMANDS))
+  (home / 'minilm.bash').write_text(commands.complete_shell('bash'))
   (home / 'configs').mkdir()
   for name in ('configs/mine.py', 'configs/notes.txt', 'mine.py', 'minutes.txt'):
     (home / name).touch()
@@ -127,7 +127,7 @@ def completed(folder: pathlib.Path, *words: str) -> list[str]:
   [
     (('',), sorted([*COMMANDS, 'help'])),
     (('pre',), ['predict', 'preflight', 'pretrain']),
-    (('take', '--'), ['--checkpoint', '--help', '--member', '--trust', '--workdir']),
+    (('extract-member', '--'), ['--checkpoint', '--help', '--member', '--trust', '--workdir']),
     (('show', '--config', 'x', '--j'), ['--json']),
     (('completion', ''), sorted(commands.SHELLS)),
     (('help', 'qui'), ['quickstart']),
@@ -144,7 +144,7 @@ def test_bash_completes(words: tuple[str, ...], offers: list[str], folder: pathl
 
 @pytest.mark.parametrize('shell', commands.SHELLS)
 def test_every_shell_gets_every_verb_and_reads_its_script(shell: str, tmp_path: pathlib.Path):
-  script = commands.completion(shell, COMMANDS)
+  script = commands.complete_shell(shell)
   assert all(name in script for name in COMMANDS)
   assert all(flag.rstrip('*') in script for verb in COMMANDS.values() for flag in verb.flags)
   if shutil.which(shell):
@@ -155,19 +155,15 @@ def test_every_shell_gets_every_verb_and_reads_its_script(shell: str, tmp_path: 
     assert not done.returncode and not done.stderr, done.stderr
 
 
-def test_choices_belong_to_flags():
-  assert set(commands._CHOICES) <= set(flags.FLAGS)
-
-
 @pytest.mark.parametrize('shell', ['', 'powershell', 'bash zsh'])
 def test_another_shell_is_refused(shell: str):
   with pytest.raises(InputError) as refusal:
-    commands.completion(shell, COMMANDS)
+    commands.complete_shell(shell)
   assert all(name in refusal.value.remedy for name in commands.SHELLS)
 
 
 def test_without_shtab_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(InputError) as refusal:
-    commands.completion('bash', COMMANDS)
+    commands.complete_shell('bash')
   assert 'shtab' in refusal.value.found and 'minilm_jax[completion]' in refusal.value.remedy

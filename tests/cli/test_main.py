@@ -1,5 +1,4 @@
-"""The door: what cannot be used is refused in three parts with status 2 and leaves nothing behind.
-"""
+"""The door: what cannot be used is refused in three parts with status 2 and leaves nothing behind."""
 
 import dataclasses
 import json
@@ -299,12 +298,9 @@ def test_help_names_every_verb_and_every_flag(capsys):
     status, out, err = called([name, '--help'], capsys)
     assert status == 0 and not err and verb.summary in out and verb.example in out
     assert all(f'--{flag.rstrip("*")}' in out for flag in verb.flags)
-    assert ('--config ' in out) == bool(verb.kinds) and f'reads   {commands.TOLD[name][0]}' in out
-    assert f'gives   {commands.TOLD[name][1]}' in out and called(['help', name], capsys)[1] == out
-    assert max(map(len, out.splitlines())) <= 160
-  assert commands.TOLD.keys() == commands.COMMANDS.keys(), (
-    'say in minilm_jax/cli/commands.py what each verb reads and gives'
-  )
+    assert ('--config ' in out) == bool(verb.kinds) and verb.reads in out and verb.writes in out
+    assert called(['help', name], capsys)[1] == out
+    assert max(map(len, out.splitlines())) <= 180
   assert called(['--version'], capsys)[1] == f'minilm_jax {minilm_jax.__version__}\n'
   assert {flag.rstrip('*') for verb in commands.COMMANDS.values() for flag in verb.flags} == set(
     flags.FLAGS

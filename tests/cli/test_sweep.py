@@ -4,133 +4,19 @@ twice.
 
 import dataclasses
 import functools
-import math
 import pathlib
 from typing import Any
 
 import jax
 import pytest
 
-from configs import cpu_grid, paper1_grids
-from minilm_jax.cli import main, sweep
-from minilm_jax.core import files, lock, recipe, run_dir
+from minilm_jax.cli import main, sweep, sweep_plan
+from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
-from minilm_jax.model import flops
 from minilm_jax.training import pretrain, program
 from tests.tiny_config import UPDATES, run_config
-
-NAMES = cpu_grid.RUNS
-
-
-def points(*names: str) -> dict[str, RunConfig]:
-  return {name: recipe.resolve(paper1_grids.get_config(name), 'pretrain') for name in names}
-
-
-GRID = points(*NAMES)
-
-
-def test_a_point_twice_is_refused_by_both_names():
-  sweep.check_points(GRID)
-  same = GRID | {'again': GRID[NAMES[2]]}
-  with pytest.raises(InputError, match=f'{NAMES[2]} and again are the same point'):
-    sweep.check_points(same)
-  # a number in a formula, not a model
-  other_heads = dataclasses.replace(GRID[NAMES[2]].model, flops_heads=2)
-  with pytest.raises(InputError, match='the same point'):
-    sweep.check_points(GRID | {'again': dataclasses.replace(GRID[NAMES[2]], model=other_heads)})
-
-
-def test_the_logged_runs_are_no_point_twice():
-  sweep.check_points(points(*paper1_grids.RUNS))
-
-
-@pytest.mark.parametrize('parts', [1, 2, 5, 14])
-def test_shares_are_all_points_once_and_alike(parts: int):
-  shares = [sweep.shard_points(GRID, f'{part}/{parts}') for part in range(1, parts + 1)]
-  names = [name for one in shares for name in one]
-  assert sorted(names) == sorted(NAMES)
-  assert max(map(len, shares)) - min(map(len, shares)) <= 1
-  for one in shares:
-    cost = [sweep.total_flops(config) for config in one.values()]
-    assert cost == sorted(cost)
-
-
-def test_more_shares_than_points_leave_some_with_nothing():
-  assert not sweep.shard_points(GRID, '15/15')
-
-
-@pytest.mark.parametrize('shard', ['0/4', '5/4', '4', 'a/b', '1/0', '-1/4', '1/4/2'])
-def test_a_share_outside_its_range_is_refused(shard: str):
-  with pytest.raises(InputError, match='not k/n with k from 1 to n'):
-    sweep.shard_points(GRID, shard)
-
-
-def test_a_budget_is_what_every_member_gets_at_least():
-  for name, config in sweep.apply_budget(GRID, 1e6, 0).items():
-    a_row = config.model.max_length
-    assert 0 <= config.num_steps * config.batch_size * a_row - 1e6 < config.batch_size * a_row, name
-  for name, config in sweep.apply_budget(GRID, 0, 1e13).items():
-    an_update = config.batch_size * flops.flops_per_row(config.model, config.mask)['actual']
-    assert 0 <= config.num_steps * an_update - 1e13 < an_update, name
-  assert sweep.apply_budget(GRID, 0, 0) == GRID
-
-
-def test_a_budget_of_seconds_does_not_change_what_has_begun(tmp_path):
-  each = {name: 0.5 + number for number, name in enumerate(GRID)}
-  run_dir.open_run(tmp_path / NAMES[1], {'num_steps': 17})
-  found = sweep.time_points(GRID, tmp_path, 60.0, each)
-  assert found[NAMES[0]].num_steps == 120 and found[NAMES[1]].num_steps == 17
-  assert all(
-    config.num_steps == math.floor(60 / each[name])
-    for name, config in found.items()
-    if name != NAMES[1]
-  )
-
-
-@pytest.mark.parametrize(
-  'budget', [(1e6, 1e9, 0), (1e6, 0, 10), (-1, 0, 0), (0, 0, math.inf), (math.nan, 0, 0)]
-)
-def test_budgets_that_say_nothing_are_refused(budget):
-  with pytest.raises(
-    InputError, match='more than one budget, or one that is not a positive number'
-  ):
-    sweep.check_budget(*budget)
-
-
-def test_time_lies_between_what_was_timed(monkeypatch: pytest.MonkeyPatch):
-  """A machine that does a FLOP in a picosecond is found out from three points."""
-  asked = []
-
-  def ours(config: RunConfig, rows: object):
-    asked.append(config)
-    return (lambda steps: steps * sweep.total_flops(config) * 1e-12), 0.0
-
-  monkeypatch.setattr(sweep.timing, 'ours', ours)
-  found = sweep.seconds_per_step(GRID)
-  assert len(asked) == 3
-  assert found == pytest.approx(
-    {name: sweep.total_flops(config) * 1e-12 for name, config in GRID.items()}, rel=1e-6
-  )
-  assert sweep.seconds_per_step(points(NAMES[0])).keys() == {NAMES[0]}
-
-
-def test_a_plan_says_three_counts_of_flops_and_what_a_population_takes():
-  config = GRID['e32-h32-f64-a8-l1']
-  two = dataclasses.replace(config, population=dataclasses.replace(config.population, members=2))
-  one, both = (sweep.describe_plan({'x': c}, {'x': 2.0})[0] for c in (config, two))
-  assert one['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
-  rows = 35_475 * 256
-  assert one['flops'] == {
-    name: rows * count for name, count in flops.flops_per_row(config.model, config.mask).items()
-  }
-  assert one['tokens'] == rows * 128 and one['seconds'] == 2.0 * 35_475
-  gradient, devices = 4 * 1_250_722, jax.local_device_count()
-  state = one['bytes'] // devices - gradient
-  assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, two moments and a few counters
-  assert both['tokens'] == one['tokens'] and both['bytes'] == devices * (2 * state + gradient)
-  assert sweep.total_flops(two) == 2 * sweep.total_flops(config)
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -260,9 +146,11 @@ def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(
 def test_a_dry_run_writes_nothing(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  # which test_stopwatch.py times
-  monkeypatch.setattr(sweep.timing, 'ours', lambda *_: (lambda steps: 1e-3 * steps, 0.0))
-  found = sweep.run_sweep(grid(tiny_corpus), tmp_path, tokens=1e5, dry_run=True)
+  monkeypatch.setattr(
+    sweep_plan.timing, 'time_our_step', lambda *_: (lambda steps: 1e-3 * steps, 0.0)
+  )
+  budget = sweep_plan.Budget(tokens=1e5)
+  found = sweep.run_sweep(grid(tiny_corpus), tmp_path, budget=budget, dry_run=True)
   assert not list(tmp_path.iterdir())
   assert [row['updates'] for row in found] == [98, 98] and all(row['seconds'] > 0 for row in found)
 

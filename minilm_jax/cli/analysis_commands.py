@@ -1,0 +1,125 @@
+"""Handlers of the commands that show, compare and time recipes and runs.
+
+A handler takes the configuration, the flags and the free arguments, calls one function and prints
+its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from minilm_jax.cli.flags import FlagValues, parse_numbers
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.progress import print_result
+
+
+def show(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Prints what a recipe or a run is, without running anything."""
+  from minilm_jax.cli import show
+
+  if flags.checkpoint and config:
+    raise InputError('minilm show --config --checkpoint', 'a recipe and a run', 'give one of them')
+  facts = show.describe_run(flags.checkpoint) if flags.checkpoint else show.describe_recipe(config)
+  print_result(facts if flags.json else show.show_tables(facts))
+
+
+def watch(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Draws the loss curves of runs in the terminal."""
+  from minilm_jax.cli import watch
+
+  watch.watch_runs(
+    paths, flags.axis, flags.split if 'split' in flags.given else 'train', flags.follow
+  )
+
+
+def report(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Writes the report on runs and prints the paths of its files."""
+  from minilm_jax.analysis.report import report
+
+  if not paths and not flags.logged:
+    raise InputError(
+      'a report', 'no run directory', 'give one or more: minilm report runs --workdir=runs/report'
+    )
+  files = report.report(
+    paths, flags.workdir, flags.confusion, flags.logged, flags.bootstrap_samples, flags.unfinished
+  )
+  for path in files.values():
+    print(path)
+
+
+def compare_ablations(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Compares runs of changed recipes with runs of the base recipe."""
+  from minilm_jax.analysis.report import compare
+
+  if not paths:
+    raise InputError(
+      'minilm ablations',
+      'no folder with runs beside the base',
+      'give one or more: minilm ablations --base=runs/plateau/paper runs/plateau --workdir=W',
+    )
+  comparison = compare.compare(
+    [base for base in map(str.strip, flags.base.split(',')) if base],
+    paths,
+    flags.workdir,
+    flags.plateau_loss if 'plateau_loss' in flags.given else None,
+    compare.named_losses(flags.reference_losses),
+    flags.preregistration,
+  )
+  print_result(compare.shown(*comparison))
+
+
+def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Times pre-training, a population, or fine-tuning."""
+  config, *others = configs.values()
+  is_finetuning = config.kind == 'finetune'
+  for flag in ('steps', 'repeats', 'population') if is_finetuning else ('checkpoint',):
+    if flag in flags.given:
+      raise InputError(
+        f'minilm bench --{flag}',
+        f'a recipe of kind {config.kind!r} does not take it',
+        'leave it out',
+      )
+  if is_finetuning:
+    from minilm_jax.bench import finetune_bench
+
+    if not flags.checkpoint:
+      raise InputError(
+        'bench of a fine-tuning recipe',
+        'no --checkpoint',
+        'give the pre-training run to start from',
+      )
+    result = finetune_bench.bench_finetuning(configs, flags.checkpoint, flags.compare_with)
+    print_result(result if flags.json else finetune_bench.finetune_bench_tables(result))
+    return
+  if others:
+    raise InputError(
+      f'bench of {", ".join(configs)}', 'several recipes of pre-training', 'give one'
+    )
+  from minilm_jax.bench import pretrain_bench
+
+  if flags.population:
+    sizes = parse_numbers('population', flags.population)
+    result = pretrain_bench.bench_population(config, sizes, flags.steps, flags.repeats)
+    print_result(result if flags.json else pretrain_bench.population_tables(result))
+  else:
+    result = pretrain_bench.bench_pretraining(
+      config, flags.steps, flags.repeats, flags.compare_with
+    )
+    print_result(result if flags.json else pretrain_bench.bench_tables(result))
+
+
+def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Times the answers of a classifier, a committee and other models."""
+  from minilm_jax.bench import latency
+
+  size = flags.size if 'size' in flags.given else latency.COMMITTEE_SIZE
+  result = latency.measure_latency(configs, size, flags.num_calls, flags.heads, flags.workdir)
+  print_result(result if flags.json else latency.latency_tables(result))
+
+
+def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Compiles recipes for an absent TPU; raises InputError if one does not fit."""
+  from minilm_jax.bench import preflight
+
+  result = preflight.compile_for_topology(configs, flags.topology)
+  print_result(result if flags.json else preflight.preflight_tables(result))
+  preflight.check_topology(result)

@@ -1,0 +1,115 @@
+"""Handlers of the commands that make corpora, models and exports.
+
+A handler takes the configuration, the flags and the free arguments, calls one function and prints
+its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minilm_jax.cli.flags import FlagValues
+from minilm_jax.core import distributed
+from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.progress import print_result
+
+EXPORT_FORMATS = ('hf', 'stablehlo', 'card')
+
+
+def build_corpus(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Builds a corpus and prints its folder."""
+  from minilm_jax.data import build
+
+  print(build.build_corpus(config, flags.workdir, flags.beam))
+
+
+def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Trains one run, perhaps as one of several processes."""
+  with distributed.initialized(flags.coordinator, flags.processes, flags.process, flags.timeout):
+    from minilm_jax.training import pretrain
+
+    result = pretrain.pretrain(config, flags.workdir, flags.profile)
+    if 'json' not in config.log.sinks:
+      print_result(result)
+    elif distributed.is_primary():
+      print(json.dumps(result))  # one line, as those of the log before it
+
+
+def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Trains the points of a sweep; raises InputError at the end if some failed."""
+  from minilm_jax.cli import sweep
+
+  budget = sweep.Budget(flags.tokens, flags.flops, flags.seconds)
+  points = sweep.run_sweep(configs, flags.workdir, flags.shard, budget, flags.dry_run)
+  print_result({'points': points} if flags.json else sweep.sweep_tables(points))
+  failures = [f'{row["point"]} failed: {row["reason"]}' for row in points if 'reason' in row]
+  if failures:
+    raise InputError(
+      f'a sweep of {len(points)} points',
+      '; '.join(failures),
+      'fix the cause and run it again: finished points are kept',
+    )
+
+
+def extract_member(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Writes one member of a population as a run."""
+  from minilm_jax.training import pretrained
+
+  print_result(pretrained.extract_member(flags.checkpoint, flags.member, flags.workdir))
+
+
+def import_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Writes a model of Hugging Face as a run."""
+  from minilm_jax.interop import hf_import
+
+  print_result(hf_import.import_model(getattr(flags, 'from'), flags.workdir))
+
+
+def finetune(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Fine-tunes checkpoints on tasks; raises InputError at the end if some tasks failed."""
+  from minilm_jax.analysis.report import report
+  from minilm_jax.tasks import suite
+
+  lines, errors = suite.finetune_all(
+    configs, flags.checkpoint, flags.workdir, flags.from_scratch, flags.with_scratch
+  )
+  report.print_tables(lines)
+  if errors:
+    raise InputError(
+      f'scores on {len(configs)} tasks',
+      '; '.join(f'{error.asked}: {error.found}' for error in errors),
+      'give what is missing and run it again: finished tasks are kept',
+    )
+
+
+def export_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Writes a model in one of `EXPORT_FORMATS`; raises InputError for another one."""
+  if flags.format not in EXPORT_FORMATS:
+    raise InputError(
+      f'--format={flags.format}', 'no such form', suggest_name(flags.format, EXPORT_FORMATS)
+    )
+  if 'batch' in flags.given and flags.format != 'stablehlo':
+    raise InputError(
+      'minilm export --batch', f'--format={flags.format} does not take it', 'leave it out'
+    )
+  result: Mapping[str, Any]
+  if flags.format == 'hf':
+    from minilm_jax.interop import hf_export
+
+    result = hf_export.export_huggingface(flags.checkpoint, flags.workdir)
+  elif flags.format == 'stablehlo':
+    from minilm_jax.interop import stablehlo
+
+    result = stablehlo.export_stablehlo(flags.checkpoint, flags.workdir, flags.batch)
+  else:
+    from minilm_jax.interop import model_card
+
+    result = model_card.write_card(flags.checkpoint, flags.workdir)
+  print_result({'workdir': flags.workdir, **result})
+
+
+def run_quickstart(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Runs every stage at a small size."""
+  from minilm_jax.cli import quickstart
+
+  quickstart.run_quickstart(flags.language, flags.workdir)
