@@ -1,23 +1,25 @@
-"""95% intervals of the constants of a law, for points that are independent of each other.
+"""Laws with two exponents, and 95% intervals of the constants of a law for independent points.
 
-Such points are the ends of runs, one a run. Those of a frontier are not: one run gives several, and
-each was chosen for being low; there `resample.py` draws whole runs.
+A loss that falls slowly up to some compute and faster beyond it, or the other way, has a break C0.
 
-A constant's interval holds every value with which the law still fits nearly as well: its sum of
-squares in log L, all other constants being free, is at most (1 + q) S, where S is the least there
-is. For laws without a break q is F / (N - P), F the 95% point of the F distribution with 1 and N -
-P degrees of freedom; for a straight line that is the t interval exactly. With a break the squares
-are no parabola near their least, and that q covers 88-95%; there q is the 95% point of what the
-same quantity is, at the true value, in 500 data sets drawn from the fitted law with normal errors
-in log L. Where two pieces need not meet, C0 has q = 7.35 / N, of Hansen, Sample splitting and
-threshold estimation, Econometrica 68 (2000), which covers more than 95% where the step is large.
+Independent points are the ends of runs, one a run. Points of a frontier are not: a run gives
+several, each chosen for being low; `scaling_fits.bootstrap` draws whole runs there.
 
-What each covers was measured, with `tests/analysis/test_broken_laws.py`: of 1,000 data sets of 40
-runs, power law 96%; with a floor, E and b 96%; pieces that meet, C0, b1 and b2 95-97%; of 400,
-pieces with a step 94-100%, smooth break 94-97%.
+The interval of a constant holds every value with which the law fits nearly as well: its sum of
+squares in log L, all other constants being free, is at most (1 + q) S, where S is the minimum. For
+laws without a break q is F / (N - P), F the 95% point of the F distribution with 1 and N - P degrees
+of freedom; for a straight line that is the t interval exactly. With a break the squares are not a
+parabola near their minimum, and that q covers 88-95%; there q is the 95% point of the same quantity
+at the true value in 500 data sets drawn from the fitted law with normal errors in log L. If two
+pieces need not meet, C0 has q = 7.35 / N (Hansen, Sample splitting and threshold estimation,
+Econometrica 68, 2000), which covers more than 95% if the step is large.
 
-An interval that ends where a break could no longer be told, or a floor E whose interval begins at
-0, says that the data does not decide.
+Coverage was measured with `tests/analysis/test_broken_laws.py`: of 1,000 data sets of 40 runs, power
+law 96%; with a floor, E and b 96%; pieces that meet, C0, b1 and b2 95-97%; of 400, pieces with a
+step 94-100%, smooth break 94-97%.
+
+An interval that ends at the edge of the possible breaks, or an interval of E that begins at 0, means
+that the data does not decide.
 """
 
 import math
@@ -27,18 +29,21 @@ import numpy as np
 from scipy import stats
 
 from minilm_jax.analysis import power_laws
-from minilm_jax.analysis.power_laws import Array, Fit, levenberg_marquardt
+from minilm_jax.analysis.power_laws import Array, Fit
 
-# Laws with two exponents: a frontier that falls slowly up to some compute and faster beyond it, or
-# the other way.
-MIN_POINTS_A_SIDE = 3  # different computes on either side of a break: two would lie on any line
+MIN_POINTS_A_SIDE = 3  # different computes on either side of a break: two lie on any line
 _WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in factors of e of compute
+_NUM_DRAWS = 500
+_HANSEN_BOUND = 7.35  # -2 log(1 - sqrt(0.95))
+_MIN_SQUARED_ERROR = 1e-12  # of an exact fit in log L
+_NUM_CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
+Intervals = dict[str, tuple[float, float]]
 
 
 def fit_two_piece(
   compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None
 ) -> Fit:
-  """One power law below the break C0 and another above it, which need not meet, by least squares in
+  """Fits one power law below the break C0 and another above it, which need not meet, by least squares in
   log L.
 
   Without a split, C0 is the geometric mean of the two neighbouring points that it must lie between
@@ -55,20 +60,14 @@ def fit_two_piece(
     first = int(places[np.argmin(squares)])
     split = math.exp((x[first - 1] + x[first]) / 2)
   low = compute < split
-  one = power_laws.fit_log_power(compute[low], loss[low])
-  two = power_laws.fit_log_power(compute[~low], loss[~low])
-  constants = {
-    'a1': one.constants['a'],
-    'b1': one.constants['b'],
-    'a2': two.constants['a'],
-    'b2': two.constants['b'],
-    'C0': split,
-  }
-  return _made(name, power_laws.PIECES, constants, compute, loss)
+  below = power_laws.fit_log_power(compute[low], loss[low]).constants
+  above = power_laws.fit_log_power(compute[~low], loss[~low]).constants
+  constants = {'a1': below['a'], 'b1': below['b'], 'a2': above['a'], 'b2': above['b'], 'C0': split}
+  return _make_fit(name, power_laws.PIECES, constants, (compute, loss))
 
 
 def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit:
-  """Two power laws that meet at C0, by least squares in log L.
+  """Fits two power laws that meet at C0, by least squares in log L.
 
   Raises:
     InputError: fewer than 6 points of different compute, or values that are not positive numbers.
@@ -82,7 +81,7 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
     0
   ]
   a1 = level + b1 * centre
-  return _made(
+  return _make_fit(
     name,
     power_laws.PIECES,
     {
@@ -92,19 +91,18 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
       'b2': b2,
       'C0': math.exp(corner),
     },
-    compute,
-    loss,
+    (compute, loss),
     power_laws.LOGS + ', joined',
-    free=4,
+    num_free=4,
   )
 
 
 def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit:
-  """L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s): the exponent goes from b1 to b2 around C0,
+  """Fits L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s): the exponent goes from b1 to b2 around C0,
   by least squares in log L.
 
   s is the width of the change in factors of e of compute: three quarters of it lie between C0
-  e^(-2s) and C0 e^(2s). It is looked for from 0.02, which is a corner, to 2.
+  e^(-2s) and C0 e^(2s). The search covers 0.02, which is a corner, to 2.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
@@ -117,7 +115,7 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
   level, b1, b2 = solve_linear(hinge_columns(x, np.array([middle]), np.array([width]), centre), y)[
     0
   ][0]
-  return _made(
+  return _make_fit(
     name,
     power_laws.SMOOTH,
     {
@@ -127,20 +125,18 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
       'C0': math.exp(middle),
       's': width,
     },
-    compute,
-    loss,
+    (compute, loss),
   )
 
 
 def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """For every place that a break can have, the squares left by a straight line on each side of it.
+  """Returns the squares left by a straight line on each side of a break, for every possible break.
 
   Args:
     x, y: logarithms, sorted by x [N].
 
   Returns:
-    How many points are below the break [K], and the sum of squares [K]; by sums from the left, in
-    O(N).
+    The number of points below the break [K], and the sum of squares [K], in O(N).
   """
   x, y = x - x.mean(), y - y.mean()
   sums = np.cumsum([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
@@ -152,14 +148,14 @@ def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
   )
   places = places[free]
   left = sums[:, places - 1]
-  return places, _left_over(left) + _left_over(sums[:, -1:] - left)
+  return places, _residual_squares(left) + _residual_squares(sums[:, -1:] - left)
 
 
 def hinge_columns(
   x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float
 ) -> np.ndarray:
-  """What log L is linear in, [G N 3], for G corners of given widths: its level at the centre, and
-  minus b1 and b2.
+  """Returns the columns [G N 3] that log L is linear in, for G corners of given widths: its level
+  at the centre, and minus b1 and b2.
   """
   above = x - corners[:, None]
   narrow = np.maximum(widths, 1e-9)[:, None]
@@ -170,7 +166,7 @@ def hinge_columns(
 
 
 def solve_linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Least squares for each of G sets of columns.
+  """Solves least squares for each of G sets of columns.
 
   Args:
     columns: [G N P].
@@ -193,9 +189,7 @@ def solve_linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def inner_range(x: np.ndarray) -> tuple[float, float]:
-  """Between which log computes a corner can be told: two different ones, at least, lie beyond
-  either end.
-  """
+  """Returns the range of log compute of a corner: two different computes lie beyond either end."""
   distinct = np.unique(x)
   return float(distinct[1]), float(distinct[-2])
 
@@ -203,11 +197,11 @@ def inner_range(x: np.ndarray) -> tuple[float, float]:
 def _search(
   x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
 ) -> tuple[float, float]:
-  """Log C0 and width of the least squares: a grid, and finer ones around its best place."""
+  """Returns log C0 and width of the least squares by successively finer grids."""
   (low, high), widths = inner_range(x), np.asarray(widths, float)
   corners, step = np.linspace(low, high, 40), (high - low) / 39
   for _ in range(4):
-    grid = [one.ravel() for one in np.meshgrid(corners, widths)]
+    grid = [axis.ravel() for axis in np.meshgrid(corners, widths)]
     best = int(np.argmin(solve_linear(hinge_columns(x, *grid, float(x.mean())), y)[1]))
     corner, width = float(grid[0][best]), float(grid[1][best])
     corners, step = np.clip(corner + step * np.linspace(-1, 1, 9), low, high), step / 4
@@ -217,35 +211,26 @@ def _search(
   return corner, width
 
 
-def _left_over(sums: np.ndarray) -> np.ndarray:
+def _residual_squares(sums: np.ndarray) -> np.ndarray:
   n, x, y, xx, yy, xy = sums
   across, slope = xx - x * x / n, xy - x * y / n
   return np.maximum(yy - y * y / n - slope**2 / np.maximum(across, 1e-300), 0)
 
 
-def _made(
+def _make_fit(
   name: str,
   form: str,
   constants: dict[str, float],
-  compute: Array,
-  loss: Array,
+  points: tuple[Array, Array],
   method: str = power_laws.LOGS,
-  free: int | None = None,
+  num_free: int | None = None,
 ) -> Fit:
-  fit = power_laws.make_fit(name, form, method, constants, compute, loss, loss)
-  return power_laws.make_fit(
-    name, form, method, constants, compute, loss, power_laws.predict(fit, compute), free
-  )
+  fitted = power_laws.evaluate_law(form, constants, points[0])
+  return power_laws.make_fit(name, form, method, constants, points, fitted, num_free)
 
 
-_DRAWS, _STEP = 500, 7.35  # -2 log(1 - sqrt(0.95))
-_EXACT = 1e-12  # squares of an error in log L that is none
-_CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
-Pairs = dict[str, tuple[float, float]]
-
-
-def find_power_intervals(compute: Array, loss: Array) -> Pairs:
-  """Intervals of a and b of L = a C^-b, fitted in log L.
+def find_power_intervals(compute: Array, loss: Array) -> Intervals:
+  """Returns intervals of a and b of L = a C^-b, fitted in log L.
 
   Raises:
     InputError: fewer than 3 points of different compute, or values that are not positive numbers.
@@ -255,14 +240,11 @@ def find_power_intervals(compute: Array, loss: Array) -> Pairs:
   constants, (squares,), (spread,) = solve_linear(_columns(x)[None], y)
   half = np.sqrt(spread * (_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
-  return {
-    'a': (power_laws.exp_clipped(low[0]), power_laws.exp_clipped(high[0])),
-    'b': (float(low[1]), float(high[1])),
-  }
+  return {'a': _exp_interval((low[0], high[0])), 'b': (float(low[1]), float(high[1]))}
 
 
-def find_joined_intervals(compute: Array, loss: Array) -> Pairs:
-  """Intervals of a1, b1, b2 and C0 of two power laws that meet.
+def find_joined_intervals(compute: Array, loss: Array) -> Intervals:
+  """Returns intervals of a1, b1, b2 and C0 of two power laws that meet.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
@@ -271,8 +253,8 @@ def find_joined_intervals(compute: Array, loss: Array) -> Pairs:
     'intervals of two power laws that meet', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x = np.log(compute)
-  corners = np.linspace(*inner_range(x), _CORNERS)
-  return _over(
+  corners = np.linspace(*inner_range(x), _NUM_CORNERS)
+  return _profile_intervals(
     hinge_columns(x, corners, np.zeros_like(corners), 0.0),
     np.log(loss),
     4,
@@ -281,8 +263,8 @@ def find_joined_intervals(compute: Array, loss: Array) -> Pairs:
   )
 
 
-def find_smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
-  """Intervals of a, b1, b2, C0 and s of a smooth break.
+def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
+  """Returns intervals of a, b1, b2, C0 and s of a smooth break.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
@@ -292,9 +274,10 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   )
   x = np.log(compute)
   corners, widths = (
-    one.ravel() for one in np.meshgrid(np.linspace(*inner_range(x), _CORNERS), _INTERVAL_WIDTHS)
+    axis.ravel()
+    for axis in np.meshgrid(np.linspace(*inner_range(x), _NUM_CORNERS), _INTERVAL_WIDTHS)
   )
-  return _over(
+  return _profile_intervals(
     hinge_columns(x, corners, widths, 0.0),
     np.log(loss),
     5,
@@ -303,11 +286,10 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Pairs:
   )
 
 
-def find_two_piece_intervals(compute: Array, loss: Array) -> Pairs:
-  """Intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
+def find_two_piece_intervals(compute: Array, loss: Array) -> Intervals:
+  """Returns intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
 
-  That of C0 goes from point to point: a break anywhere between two neighbours leaves the same
-  squares.
+  The interval of C0 ends at points: every break between two neighbours leaves the same squares.
 
   Raises:
     InputError: fewer than 7 points of different compute, or values that are not positive numbers.
@@ -317,17 +299,17 @@ def find_two_piece_intervals(compute: Array, loss: Array) -> Pairs:
   )
   x, y = np.log(compute), np.log(loss)
   places, squares = measure_piece_squares(x, y)
-  near = places[squares <= squares.min() * (1 + _STEP / len(x))]
+  near = places[squares <= squares.min() * (1 + _HANSEN_BOUND / len(x))]
   low = np.arange(len(x)) < places[:, None]
   columns = np.concatenate([_columns(x) * side[..., None] for side in (low, ~low)], 2)
   return {
-    **_over(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
+    **_profile_intervals(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
     'C0': (float(compute[near[0] - 1]), float(compute[near[-1]])),
   }
 
 
-def find_offset_power_intervals(compute: Array, loss: Array) -> Pairs:
-  """Intervals of E, a and b of L = E + a C^-b, fitted in log L.
+def find_offset_power_intervals(compute: Array, loss: Array) -> Intervals:
+  """Returns intervals of E, a and b of L = E + a C^-b, fitted in log L.
 
   Raises:
     InputError: fewer than 4 points of different compute, or values that are not positive numbers.
@@ -342,31 +324,36 @@ def find_offset_power_intervals(compute: Array, loss: Array) -> Pairs:
   slopes = np.stack([np.ones_like(x), above, -x * above], 1) / (best[0] + above)[:, None]
   steps = np.sqrt(solve_linear(slopes[None], y)[2][0] * least / (len(x) - 3))
   limits = {'E': (0.0, float(loss.max())), 'a': (-700.0, 700.0), 'b': (-10.0, 10.0)}
-  found = {}
+  intervals: Intervals = {}
   for place, (key, (low, high)) in enumerate(limits.items()):
     step = 2.4 * float(np.clip(steps[place], 1e-3 * max(abs(best[place]), 0.1), 0.2 * (high - low)))
-    found[key] = tuple(
-      _walk(_profile(x, y, best, place), bound, least, best[place], way * step, end)
-      for way, end in ((-1, low), (1, high))
+    intervals[key] = (
+      _find_crossing(_make_profile(x, y, best, place), (least, bound), best[place], -step, low),
+      _find_crossing(_make_profile(x, y, best, place), (least, bound), best[place], step, high),
     )
-  return {
-    **found,
-    'a': (power_laws.exp_clipped(found['a'][0]), power_laws.exp_clipped(found['a'][1])),
-  }
+  return {**intervals, 'a': _exp_interval(intervals['a'])}
 
 
 def _columns(x: np.ndarray) -> np.ndarray:
   return np.stack([np.ones_like(x), -x], 1)
 
 
-def _bound(least: float, n: int, p: int) -> float:
-  return least * (1 + float(stats.f.ppf(0.95, 1, n - p)) / (n - p))
+def _exp_interval(interval: tuple[float, float]) -> tuple[float, float]:
+  return power_laws.exp_clipped(interval[0]), power_laws.exp_clipped(interval[1])
 
 
-def _over(
-  columns: np.ndarray, y: np.ndarray, p: int, places: dict[str, int], given: dict[str, np.ndarray]
-) -> Pairs:
-  """Intervals over a grid of what log L is not linear in.
+def _bound(least: float, n: int, num_constants: int) -> float:
+  return least * (1 + float(stats.f.ppf(0.95, 1, n - num_constants)) / (n - num_constants))
+
+
+def _profile_intervals(
+  columns: np.ndarray,
+  y: np.ndarray,
+  num_constants: int,
+  places: dict[str, int],
+  grid: dict[str, np.ndarray],
+) -> Intervals:
+  """Returns intervals by a grid over the constants that log L is not linear in.
 
   At each place of the grid the squares are a parabola in every other constant, so the least of them
   for any value of it is known without a search.
@@ -374,42 +361,39 @@ def _over(
   Args:
     columns: [G N Q], of the constants that log L is linear in.
     y: log L.
-    p: constants in all.
-    places: of the constants among the columns; those called a, a1, a2 are there as logarithms.
-    given: what the grid is over, [G] each.
+    num_constants: in all.
+    places: of the constants among the columns; a, a1 and a2 are logarithms there.
+    grid: the constants that the grid is over, [G] each.
   """
   good = np.isfinite(solve_linear(columns, y)[1])
-  columns, given = columns[good], {key: values[good] for key, values in given.items()}
+  columns, grid = columns[good], {key: values[good] for key, values in grid.items()}
   constants, squares, spread = solve_linear(columns, y)
-  best, least = int(np.argmin(squares)), max(float(squares.min()), _EXACT * len(y))
-  errors = np.random.default_rng(0).normal(size=(len(y), _DRAWS))
-  drawn = (columns[best] @ constants[best])[:, None] + math.sqrt(least / (len(y) - p)) * errors
-  solved, drawn_squares = _solved(columns, drawn)
+  best, least = int(np.argmin(squares)), max(float(squares.min()), _MIN_SQUARED_ERROR * len(y))
+  errors = np.random.default_rng(0).normal(size=(len(y), _NUM_DRAWS))
+  drawn = (columns[best] @ constants[best])[:, None] + math.sqrt(
+    least / (len(y) - num_constants)
+  ) * errors
+  solved, drawn_squares = _solve_draws(columns, drawn)
   smallest = drawn_squares.min(0)
-  found = {key: _ends(values, squares, drawn_squares, best, least) for key, values in given.items()}
+  intervals = {
+    key: _grid_interval(values, squares, drawn_squares, best, least) for key, values in grid.items()
+  }
   for key, place in places.items():
     apart = solved[:, place] - constants[best, place]
     q = np.quantile((drawn_squares + apart**2 / spread[:, place, None]).min(0) / smallest, 0.95)
     near = squares <= q * least
     half = np.sqrt(spread[near, place] * (q * least - squares[near]))
-    low, high = (
-      float(np.min(constants[near, place] - half)),
-      float(np.max(constants[near, place] + half)),
-    )
-    found[key] = (
-      (power_laws.exp_clipped(low), power_laws.exp_clipped(high))
-      if key.startswith('a')
-      else (low, high)
-    )
-  return found
+    low = float(np.min(constants[near, place] - half))
+    high = float(np.max(constants[near, place] + half))
+    is_logarithm = key.startswith('a')
+    intervals[key] = _exp_interval((low, high)) if is_logarithm else (low, high)
+  return intervals
 
 
-def _ends(
+def _grid_interval(
   values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, smallest: float
 ) -> tuple[float, float]:
-  """Where the least squares for each value of a grid pass the bound; between two values by their
-  logarithms.
-  """
+  """Returns where the minimal squares over a grid pass the bound, interpolated in logarithms."""
   q = np.quantile(drawn[values == values[best]].min(0) / drawn.min(0), 0.95)
   bound = max(float(q), 1.0) * smallest
   at = np.unique(values)
@@ -424,25 +408,25 @@ def _ends(
   return ends[0], ends[1]
 
 
-def _solved(columns: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Constants [G Q S] and squares [G S] of the columns [G N Q] fitted to S data sets [N S]."""
+def _solve_draws(columns: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns constants [G Q S] and squares [G S] of the columns [G N Q] fitted to S data sets [N S]."""
   directions, corners = np.linalg.qr(columns)
   along = np.einsum('gnq,ns->gqs', directions, drawn, optimize=True)
   return np.linalg.solve(corners, along), np.sum(drawn**2, 0) - np.sum(along**2, 1)
 
 
-def _profile(
+def _make_profile(
   x: np.ndarray, y: np.ndarray, best: np.ndarray, place: int
 ) -> Callable[[float], float]:
-  """The least squares of log(E + a C^-b) with one of (E, log a, b) fixed.
+  """Returns the minimal squares of log(E + a C^-b) as a function of one of (E, log a, b).
 
-  The other two are solved for with the level of a C^-b in the middle of the data instead of log a,
-  which lies far outside of it and goes up and down with b.
+  The level of a C^-b in the middle of the data replaces log a, which lies far outside of the data
+  and is correlated with b.
   """
   middle = float(x.mean())
   level = best[1] - best[2] * middle
   start = np.array([level, best[2]]) if place == 0 else np.array([best[0], level])
-  least = np.array([-700.0, -50.0]) if place == 0 else np.array([0.0, -700.0])
+  lower_bounds = np.array([-700.0, -50.0]) if place == 0 else np.array([0.0, -700.0])
 
   def curve(at: np.ndarray, fixed: float) -> tuple[np.ndarray, np.ndarray]:
     floor, level = (fixed, at[0]) if place == 0 else at
@@ -455,45 +439,54 @@ def _profile(
 
   def squares(value: float) -> float:
     nonlocal start  # the next value is near
-    start, said = levenberg_marquardt(
-      lambda at: curve(at, value), start, y, least=least, tolerance=1e-8
+    start, fitted = power_laws.levenberg_marquardt(
+      lambda at: curve(at, value), start, y, lower_bounds=lower_bounds, tolerance=1e-8
     )
-    return float(np.sum((y - said) ** 2))
+    return float(np.sum((y - fitted) ** 2))
 
   return squares
 
 
-def _walk(
+def _find_crossing(
   squares: Callable[[float], float],
-  bound: float,
-  least: float,
+  bounds: tuple[float, float],
   start: float,
   step: float,
   end: float,
 ) -> float:
-  """Where the squares pass the bound, on the way from the start, where they are least, to the end
-  in longer steps.
+  """Returns where the squares pass the upper bound, on the way from `start` to `end`.
 
-  It is the root of the distance from the least, as its own square root: what is nearly a parabola
-  becomes nearly a line, so that a few chords find it, to a thousandth of the way.
+  Steps grow until one passes the bound; chords then find it to a thousandth of the way. The square
+  root of the distance from the minimum is nearly linear, as the squares are nearly a parabola.
+
+  Args:
+    squares: of a constant.
+    bounds: the minimal squares, at `start`, and the squares to look for.
+    start, step, end: of the search.
   """
+  least, bound = bounds
   goal = math.sqrt(max(bound - least, 0))
+
+  def excess(at: float) -> float:
+    return math.sqrt(max(squares(at) - least, 0)) - goal
+
   inside, below = start, -goal
   while inside != end:
     outside = max(inside + step, end) if step < 0 else min(inside + step, end)
-    over = math.sqrt(max(squares(outside) - least, 0)) - goal
-    if over > 0:
+    above = excess(outside)
+    if above > 0:
       break
-    inside, below, step = outside, over, 1.6 * step
+    inside, below, step = outside, above, 1.6 * step
   else:
     return end
+  at = inside
   for _ in range(20):
-    at = inside + (outside - inside) * min(max(below / (below - over), 0.05), 0.95)
-    found = math.sqrt(max(squares(at) - least, 0)) - goal
-    if abs(found) <= 1e-3 * goal:
+    at = inside + (outside - inside) * min(max(below / (below - above), 0.05), 0.95)
+    value = excess(at)
+    if abs(value) <= 1e-3 * goal:
       break
-    if found > 0:
-      outside, over = at, found
+    if value > 0:
+      outside, above = at, value
     else:
-      inside, below = at, found
+      inside, below = at, value
   return float(at)

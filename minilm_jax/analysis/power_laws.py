@@ -1,13 +1,12 @@
-"""Laws of one variable: how loss falls with compute, fitted to points that someone else chose.
+"""Laws of loss over compute, and over parameters and tokens, fitted to chosen points.
 
-Every fit is a `Fit`: its form, its constants by name, how well it fits. `breaks.py` has the forms
-with two exponents, `surface.py` the law over parameters and tokens; `intervals.py` and
-`resample.py` say how sure the constants are. Fits are either least squares in log L, right where
-noise is a percentage of the loss, or non-linear least squares in L itself, which is what the first
-paper's constants below its break are. Both weigh points equally.
+A `Fit` holds the form, the constants by name and the quality of the fit. Fits minimise least squares
+in log L, right where noise is a percentage of the loss, or non-linear least squares in L itself,
+which gives the first paper's constants below its break. Points have equal weights.
+`broken_laws.py` has the forms with two exponents, and the intervals of constants.
 
 BIC is n log(RSS / n) + k log n with the residuals of log L whatever was minimised, so that forms
-fitted to the same points compare; k counts the constants. `choose` takes the lowest.
+fitted to the same points compare; k counts the free constants. `choose_fit` takes the lowest.
 """
 
 import dataclasses
@@ -21,26 +20,41 @@ from jaxtyping import Float
 
 from minilm_jax.core.errors import InputError
 
-# Least squares where the law is no straight line in its constants.
-_LEAST_DAMPING = 1e-15  # below, adding it changes nothing
+POWER = 'L = a C^-b'
+OFFSET = 'L = E + a C^-b'
+PIECES = 'L = a1 C^-b1 below C0, a2 C^-b2 above'
+SMOOTH = 'L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s)'
+SURFACE = 'L = E + A N^-alpha + B D^-beta'
+ONE = 'y = C^k'
+LOGS, LINEAR, HUBER = 'log-log least squares', 'non-linear least squares', 'Huber, log'
+_MIN_DAMPING = 1e-15  # adding less changes nothing
+# Of the Huber loss, as in the paper; it is the absolute error except for the smallest errors.
+HUBER_DELTA = 1e-3
+_MIN_SURFACE_POINTS = 8
+_SURFACE_CONSTANTS = ('E', 'A', 'alpha', 'B', 'beta')
+_SURFACE_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
+Array = Float[np.ndarray, 'N']
+# Constants [P] -> values [N] and their derivatives [N P].
+Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def levenberg_marquardt(
-  curve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+  curve: Curve,
   start: np.ndarray,
   y: np.ndarray,
-  least: np.ndarray | None = None,
+  lower_bounds: np.ndarray | None = None,
   huber: float = math.inf,
   tolerance: float = 1e-10,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Levenberg-Marquardt with damping by the diagonal; a Huber loss by weights that are renewed at
-  each step.
+  """Minimises the squared or Huber error with damping by the diagonal.
+
+  The Huber loss is iteratively reweighted least squares.
 
   Args:
-    curve: constants [P] -> values [N] and their derivatives [N P].
+    curve: values and derivatives of the law.
     start: constants to begin with.
     y: what the values should be.
-    least: lower bounds of the constants.
+    lower_bounds: of the constants.
     huber: residuals beyond this count linearly; infinite is least squares.
     tolerance: it ends at a step that lowers the cost by less than this share of it.
 
@@ -56,23 +70,24 @@ def levenberg_marquardt(
       if math.isinf(huber)
       else np.minimum(1, huber / np.maximum(np.abs(error), 1e-300))
     )
-    push = slopes.T @ (weight * error)
-    # not those held at their bound
-    free = np.ones(len(at), bool) if least is None else (at > least) | (push > 0)
+    gradient = slopes.T @ (weight * error)
+    # Constants held at their bound do not move.
+    free = np.ones(len(at), bool) if lower_bounds is None else (at > lower_bounds) | (gradient > 0)
     square = (slopes.T @ (weight[:, None] * slopes))[free][:, free]
     scale = np.diag(square) + 1e-14 * np.trace(square) + 1e-300
     new = at.copy()
     try:
-      new[free] += np.linalg.solve(square + damping * np.diag(scale), push[free])
+      new[free] += np.linalg.solve(square + damping * np.diag(scale), gradient[free])
     except np.linalg.LinAlgError:  # a constant that the values no longer depend on
       damping *= 10
       continue
-    new = new if least is None else np.maximum(new, least)
+    new = new if lower_bounds is None else np.maximum(new, lower_bounds)
     trial, trial_slopes = curve(new)
-    found = _cost(y - trial, huber)
-    if found < cost:
-      gain, at, values, slopes, cost = (cost - found) / cost, new, trial, trial_slopes, found
-      damping = max(damping / 10, _LEAST_DAMPING)
+    trial_cost = _cost(y - trial, huber)
+    if trial_cost < cost:
+      gain = (cost - trial_cost) / cost
+      at, values, slopes, cost = new, trial, trial_slopes, trial_cost
+      damping = max(damping / 10, _MIN_DAMPING)
       if gain < tolerance:
         break
     else:
@@ -89,23 +104,13 @@ def _cost(error: np.ndarray, huber: float) -> float:
   return float(np.sum(np.where(size <= huber, size * size, huber * (2 * size - huber))))
 
 
-POWER = 'L = a C^-b'
-OFFSET = 'L = E + a C^-b'
-PIECES = 'L = a1 C^-b1 below C0, a2 C^-b2 above'
-SMOOTH = 'L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s)'
-SURFACE = 'L = E + A N^-alpha + B D^-beta'
-ONE = 'y = C^k'
-LOGS, LINEAR, HUBER = 'log-log least squares', 'non-linear least squares', 'Huber, log'
-Array = Float[np.ndarray, 'N']
-
-
 @dataclasses.dataclass(frozen=True)
 class Fit:
   """A law with its constants.
 
   Attributes:
-    name: of what it was fitted to.
-    form: the law as text, one of this file's.
+    name: of the points.
+    form: the law as text, one of this module.
     method: what was minimised.
     constants: by the letters of the form.
     r2: share of the variance that is explained, of log L for fits in logs, of L (or y) for
@@ -113,7 +118,7 @@ class Fit:
     bic: of log L, comparable between fits to the same points.
     n: points.
     low, high: FLOPs of the cheapest and the dearest point.
-    intervals: 95%, by constant; empty until someone works them out.
+    intervals: 95%, by constant; empty until computed.
     count: how the FLOPs were counted.
   """
 
@@ -131,37 +136,36 @@ class Fit:
 
 
 def fit_to_json(fit: Fit) -> dict[str, Any]:
-  """The fields of a fit; numbers that JSON has no word for (an undefined R2) become None."""
+  """Returns the fields of a fit; numbers that are not finite become None."""
 
   def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-      return {key: plain(one) for key, one in value.items()}
+      return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-      return [plain(one) for one in value]
+      return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
   return {field.name: plain(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
 
 
-def check_points(what: str, needs: int, *values: Array) -> list[Array]:
-  """The arrays as float64, sorted by the first, once there are enough points and all are positive
-  numbers.
+def check_points(what: str, min_points: int, *values: Array) -> list[Array]:
+  """Returns the arrays as float64, sorted by the first.
 
   Raises:
-    InputError: fewer than `needs` distinct values of the first, or a value that is no positive
-      number.
+    InputError: fewer than `min_points` distinct values of the first, or a value that is not a
+      positive number.
   """
-  found = [np.asarray(one, float) for one in values]
-  wrong = sum(int(np.sum(~(np.isfinite(one) & (one > 0)))) for one in found)
-  if wrong:
+  arrays = [np.asarray(array, float) for array in values]
+  num_invalid = sum(int(np.sum(~(np.isfinite(array) & (array > 0)))) for array in arrays)
+  if num_invalid:
     raise InputError(
-      what, f'{wrong} values that are not positive numbers', 'leave those points out'
+      what, f'{num_invalid} values that are not positive numbers', 'leave those points out'
     )
-  distinct = len(np.unique(found[0]))
-  if distinct < needs:
-    raise InputError(what, f'{distinct} points of different compute', f'give at least {needs}')
-  order = np.argsort(found[0], kind='stable')
-  return [one[order] for one in found]
+  distinct = len(np.unique(arrays[0]))
+  if distinct < min_points:
+    raise InputError(what, f'{distinct} points of different compute', f'give at least {min_points}')
+  order = np.argsort(arrays[0], kind='stable')
+  return [array[order] for array in arrays]
 
 
 def make_fit(
@@ -169,37 +173,40 @@ def make_fit(
   form: str,
   method: str,
   constants: Mapping[str, float],
-  compute: Array,
-  loss: Array,
+  points: tuple[Array, Array],
   fitted: Array,
-  free: int | None = None,
+  num_free: int | None = None,
 ) -> Fit:
-  """A `Fit` from what a law says at its own points; `free` of its constants, else all, could be
-  chosen.
+  """Returns a `Fit` from the values of a law at its own points.
+
+  Args:
+    name, form, method, constants: of the fit.
+    points: compute and loss.
+    fitted: the loss that the law gives there.
+    num_free: number of free constants; all by default.
   """
-  logs, said = np.log(loss), np.log(fitted)
-  squares = float(np.sum((logs - said) ** 2))
-  observed, residual = (loss, loss - fitted) if method == LINEAR else (logs, logs - said)
+  compute, loss = points
+  logs, fitted_logs = np.log(loss), np.log(fitted)
+  squares = float(np.sum((logs - fitted_logs) ** 2))
+  observed, residual = (loss, loss - fitted) if method == LINEAR else (logs, logs - fitted_logs)
   spread = float(np.sum((observed - observed.mean()) ** 2))
-  n, k = len(loss), len(constants) if free is None else free
-  # Points that lie on the law have no finite BIC: rounding is the least that a residual can be.
-  bic = n * math.log(max(squares / n, 1e-30)) + k * math.log(n)
-  r2 = 1 - float(np.sum(residual**2)) / spread if spread else math.nan
+  n, k = len(loss), len(constants) if num_free is None else num_free
   return Fit(
     name,
     form,
     method,
     {key: float(value) for key, value in constants.items()},
-    r2,
-    bic,
-    n,
-    float(compute.min()),
-    float(compute.max()),
+    r2=1 - float(np.sum(residual**2)) / spread if spread else math.nan,
+    # Points on the law have no finite BIC: rounding is the smallest residual.
+    bic=n * math.log(max(squares / n, 1e-30)) + k * math.log(n),
+    n=n,
+    low=float(compute.min()),
+    high=float(compute.max()),
   )
 
 
 def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """L = a C^-b, a straight line through log L over log C by least squares.
+  """Fits L = a C^-b, a straight line through log L over log C by least squares.
 
   Raises:
     InputError: fewer than 3 points of different compute, or values that are not positive numbers.
@@ -211,14 +218,13 @@ def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     POWER,
     LOGS,
     {'a': math.exp(level - slope * centre), 'b': -slope},
-    compute,
-    loss,
+    (compute, loss),
     np.exp(level + slope * (np.log(compute) - centre)),
   )
 
 
 def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """L = a C^-b by least squares in L itself: absolute errors count, so points of high loss weigh
+  """Fits L = a C^-b by least squares in L itself: absolute errors count, so points of high loss weigh
   more.
 
   Raises:
@@ -234,14 +240,14 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
 
   (level, b), fitted = levenberg_marquardt(curve, np.array([level, -slope]), loss)
   return make_fit(
-    name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, compute, loss, fitted
+    name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, (compute, loss), fitted
   )
 
 
 def fit_offset_power(compute: Array, loss: Array, name: str = 'power law above a floor') -> Fit:
-  """L = E + a C^-b with E >= 0, by least squares in log L.
+  """Fits L = E + a C^-b with E >= 0, by least squares in log L.
 
-  E, what no compute gets below, is found from how the line bends: without a bend it is 0.
+  E, the loss of infinite compute, follows from the bend of the line: without a bend it is 0.
 
   Raises:
     InputError: fewer than 4 points of different compute, or values that are not positive numbers.
@@ -262,29 +268,28 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law above a
   slopes = above @ x / np.sum(x * x)
   lines = above.mean(1, keepdims=True) + slopes[:, None] * x
   start = int(np.argmin(np.sum((logs - np.log(floors[:, None] + np.exp(lines))) ** 2, 1)))
-  found, said = levenberg_marquardt(
+  bent, bent_logs = levenberg_marquardt(
     curve,
     np.array([floors[start], above[start].mean(), -slopes[start]]),
     logs,
-    least=np.array([0.0, -200, -20]),
+    lower_bounds=np.array([0.0, -200, -20]),
     tolerance=1e-8,
   )
-  if np.sum((logs - said) ** 2) < np.sum((logs - fitted) ** 2):
-    best, fitted = found, said
+  if np.sum((logs - bent_logs) ** 2) < np.sum((logs - fitted) ** 2):
+    best, fitted = bent, bent_logs
   floor, level, b = best
   return make_fit(
     name,
     OFFSET,
     LOGS,
     {'E': floor, 'a': math.exp(min(level + b * centre, 700)), 'b': b},
-    compute,
-    loss,
+    (compute, loss),
     np.exp(fitted),
   )
 
 
 def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
-  """y = C^k, the prefactor fixed at 1, by least squares in y itself: the form of the first paper's
+  """Fits y = C^k, the prefactor fixed at 1, by least squares in y itself: the form of the first paper's
   notebook.
 
   R2 is of y, about its mean, and can be negative. In logs the paper's frontier gives other
@@ -301,52 +306,54 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
     return values, (x * values)[:, None]
 
   (k,), fitted = levenberg_marquardt(curve, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
-  return make_fit(name, ONE, LINEAR, {'k': k}, compute, y, fitted)
+  return make_fit(name, ONE, LINEAR, {'k': k}, (compute, y), fitted)
 
 
 def predict(fit: Fit, compute: Array) -> Array:
-  """What a law of compute says at each compute; outside the range it was fitted in, that is
-  extrapolation.
+  """Returns the loss that a law of compute gives; outside of its range that is extrapolation.
 
   Raises:
-    InputError: the law over parameters and tokens, which compute alone does not decide.
+    InputError: the law over parameters and tokens, which compute alone does not determine.
   """
-  at, x = fit.constants, np.log(np.asarray(compute, float))
-  if fit.form == POWER:
+  return evaluate_law(fit.form, fit.constants, compute)
+
+
+def evaluate_law(form: str, constants: Mapping[str, float], compute: Array) -> Array:
+  """Returns the loss at each compute; see `predict`."""
+  at, x = constants, np.log(np.asarray(compute, float))
+  if form == POWER:
     return np.exp(math.log(at['a']) - at['b'] * x)
-  if fit.form == OFFSET:
+  if form == OFFSET:
     return at['E'] + np.exp(math.log(at['a']) - at['b'] * x)
-  if fit.form == ONE:
+  if form == ONE:
     return np.exp(at['k'] * x)
-  if fit.form == PIECES:
+  if form == PIECES:
     low, high = (math.log(at[f'a{side}']) - at[f'b{side}'] * x for side in (1, 2))
     return np.exp(np.where(x < math.log(at['C0']), low, high))
-  if fit.form == SMOOTH:
+  if form == SMOOTH:
     bend = at['s'] * np.logaddexp(0, (x - math.log(at['C0'])) / at['s'])
     return np.exp(math.log(at['a']) - at['b1'] * x - (at['b2'] - at['b1']) * bend)
   raise InputError(
-    'a loss from compute alone', fit.form, 'use surface.predict_surface with parameters and tokens'
+    'a loss from compute alone', form, 'call predict_surface with parameters and tokens'
   )
 
 
 def measure_held_out_error(
   form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int
 ) -> float:
-  """The root mean square error, in log L, at the dearest `points` points of the law fitted to all
-  the others.
-
-  A form that fits what it has seen and fails here does not extrapolate.
+  """Returns the root mean square error, in log L, at the `points` points of highest compute of the
+  law fitted to all others.
 
   Raises:
     InputError: what the form raises where too few points are left.
   """
   compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
-  said = predict(form(compute[:-points], loss[:-points]), compute[-points:])
-  return float(np.sqrt(np.mean((np.log(said) - np.log(loss[-points:])) ** 2)))
+  predicted = predict(form(compute[:-points], loss[:-points]), compute[-points:])
+  return float(np.sqrt(np.mean((np.log(predicted) - np.log(loss[-points:])) ** 2)))
 
 
 def choose_fit(fits: Sequence[Fit]) -> Fit:
-  """The fit with the lowest BIC; a difference below 2 decides nothing, one above 10 does.
+  """Returns the fit with the lowest BIC; a difference below 2 decides nothing, one above 10 does.
 
   Raises:
     InputError: no fits, or fits to different points.
@@ -371,15 +378,6 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
   return float(y.mean()), float(np.sum((x - centre) * y) / np.sum((x - centre) ** 2)), centre
 
 
-# The law over parameters and tokens, L = E + A N^-alpha + B D^-beta.
-DELTA = (
-  1e-3  # of the Huber loss, as in the paper: but for the smallest errors it is the absolute error
-)
-NEEDS = 8
-_KEYS = ('E', 'A', 'alpha', 'B', 'beta')
-_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
-
-
 def fit_chinchilla(
   parameters: Array,
   tokens: Array,
@@ -388,10 +386,9 @@ def fit_chinchilla(
   name: str = 'parameters and tokens',
   start: Fit | None = None,
 ) -> Fit:
-  """L = E + A N^-alpha + B D^-beta, alpha and beta >= 0, by the Huber loss of log L.
+  """Fits L = E + A N^-alpha + B D^-beta, alpha and beta >= 0, by the Huber loss of log L.
 
-  Its minimum is looked for from a grid of starts, or from the constants of another fit alone, as a
-  bootstrap does. A and B are at 1 parameter and 1 token, far outside the data: only their products
+  The search begins at a grid of starts, or at the constants of another fit alone, as in a bootstrap. A and B are at 1 parameter and 1 token, far outside the data: only their products
   with the powers are well known.
 
   Args:
@@ -407,11 +404,11 @@ def fit_chinchilla(
   parameters, tokens, loss, compute = check_points(
     'a law over parameters and tokens', 3, parameters, tokens, loss, compute
   )
-  if len(np.unique(tokens)) < 3 or len(loss) < NEEDS:
+  if len(np.unique(tokens)) < 3 or len(loss) < _MIN_SURFACE_POINTS:
     raise InputError(
       'a law over parameters and tokens',
       f'{len(loss)} points with {len(np.unique(tokens))} different numbers of tokens',
-      f'give at least {NEEDS} points, and 3 different numbers of tokens',
+      f'give at least {_MIN_SURFACE_POINTS} points, and 3 different numbers of tokens',
     )
   n, d, logs = np.log(parameters), np.log(tokens), np.log(loss)
   middle = np.array([n.mean(), d.mean()])
@@ -421,23 +418,15 @@ def fit_chinchilla(
     d_part = at[3] - at[4] * (d - middle[1])
     total = np.logaddexp(at[0], np.logaddexp(n_part, d_part))
     shares = np.exp(np.stack([np.full_like(total, at[0]), n_part, d_part], 1) - total[:, None])
-    return total, np.stack(
-      [
-        shares[:, 0],
-        shares[:, 1],
-        -shares[:, 1] * (n - middle[0]),
-        shares[:, 2],
-        -shares[:, 2] * (d - middle[1]),
-      ],
-      1,
-    )
+    by_n, by_d = -shares[:, 1] * (n - middle[0]), -shares[:, 2] * (d - middle[1])
+    return total, np.stack([shares[:, 0], shares[:, 1], by_n, shares[:, 2], by_d], 1)
 
   tolerance = 1e-10 if start is None else 1e-5  # the absolute error is slow to come down at the end
-  found = [
-    levenberg_marquardt(curve, one, logs, least=_LOWER_BOUNDS, huber=DELTA, tolerance=tolerance)
-    for one in _starts(loss, start, middle)
+  minima = [
+    levenberg_marquardt(curve, first, logs, _SURFACE_LOWER_BOUNDS, HUBER_DELTA, tolerance)
+    for first in _starts(loss, start, middle)
   ]
-  at, said = min(found, key=lambda pair: _huber(logs - pair[1]))
+  at, fitted = min(minima, key=lambda minimum: _cost(logs - minimum[1], HUBER_DELTA))
   constants = {
     'E': math.exp(at[0]),
     'A': exp_clipped(at[1] + at[2] * middle[0]),
@@ -445,13 +434,13 @@ def fit_chinchilla(
     'B': exp_clipped(at[3] + at[4] * middle[1]),
     'beta': at[4],
   }
-  fit = make_fit(name, SURFACE, HUBER, constants, parameters, loss, np.exp(said))
+  fit = make_fit(name, SURFACE, HUBER, constants, (parameters, loss), np.exp(fitted))
   return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))
 
 
 def predict_surface(fit: Fit, parameters: Array, tokens: Array) -> Array:
   """The loss that the law gives for so many parameters and tokens."""
-  floor, a, alpha, b, beta = (fit.constants[key] for key in _KEYS)
+  floor, a, alpha, b, beta = (fit.constants[key] for key in _SURFACE_CONSTANTS)
   return (
     floor
     + np.exp(math.log(a) - alpha * np.log(np.asarray(parameters, float)))
@@ -461,35 +450,14 @@ def predict_surface(fit: Fit, parameters: Array, tokens: Array) -> Array:
 
 def _starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarray]:
   if start is not None:
-    floor, a, alpha, b, beta = (start.constants[key] for key in _KEYS)
-    return [
-      np.array(
-        [
-          math.log(floor),
-          math.log(a) - alpha * middle[0],
-          alpha,
-          math.log(b) - beta * middle[1],
-          beta,
-        ]
-      )
-    ]
-  rest = float(np.median(loss))
-  return [
-    np.array(
-      [
-        math.log(share * rest),
-        math.log(part * (1 - share) * rest),
-        alpha,
-        math.log((1 - part) * (1 - share) * rest),
-        beta,
-      ]
-    )
-    for share, part, alpha, beta in itertools.product(
-      (0.2, 0.6), (0.3, 0.7), (0.2, 0.6), (0.2, 0.6)
-    )
-  ]
-
-
-def _huber(error: np.ndarray) -> float:
-  size = np.abs(error)
-  return float(np.sum(np.where(size <= DELTA, size * size, DELTA * (2 * size - DELTA))))
+    floor, a, alpha, b, beta = (start.constants[key] for key in _SURFACE_CONSTANTS)
+    level_n = math.log(a) - alpha * middle[0]
+    level_d = math.log(b) - beta * middle[1]
+    return [np.array([math.log(floor), level_n, alpha, level_d, beta])]
+  median = float(np.median(loss))
+  starts = []
+  for share, part, alpha, beta in itertools.product((0.2, 0.6), (0.3, 0.7), (0.2, 0.6), (0.2, 0.6)):
+    level_n = math.log(part * (1 - share) * median)
+    level_d = math.log((1 - part) * (1 - share) * median)
+    starts.append(np.array([math.log(share * median), level_n, alpha, level_d, beta]))
+  return starts
