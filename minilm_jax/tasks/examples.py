@@ -1,8 +1,6 @@
-"""How the examples of a task are read: checked row by row, filtered, cut, their labels made
-indices.
+"""Reads the examples of a task: checks each row, filters, selects and converts labels.
 
-Examples are text and labels. Where their rows lie is left to `places.py`, what a label column says
-to `labels.py`, which of many are taken to `sampling.py`, how text becomes tokens to `encoding.py`.
+Examples are text and labels. `loading` gives their rows and selects some; `task_data` encodes them.
 """
 
 import dataclasses
@@ -12,7 +10,7 @@ import math
 import numbers
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -22,16 +20,60 @@ from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import filters
 from minilm_jax.tasks import loading
-from minilm_jax.tasks.task import REGRESSION, Task, find_task, tasks_of_kind
+from minilm_jax.tasks.task import REGRESSION, Task, convert_task, find_task
 
-# What the label column of a row says: a class index by number or name, a number, or that the label
-# is unknown.
-UNLABELLED = -1  # as TFDS marks an example whose label is not public
+UNLABELLED = -1  # Label index of TFDS for an example without a public label.
+_EVAL_SHARE = 0.2  # Of a training file that also gives the split that is reported.
 _INTEGER = re.compile('-?[0-9]{1,9}')
+_INDEX = re.compile('[0-9]{1,18}')
 
 
-def require_labels(row: Collection[str], columns: Iterable[str], where: str) -> None:
-  """Lets a row pass that has all these columns.
+class _Example(NamedTuple):
+  """Texts and label of an example, and its number in the official file."""
+
+  texts: tuple[str, ...]
+  label: int | float
+  number: int
+
+  @property
+  def joined(self) -> str:
+    """Returns all text as one string."""
+    return '\0'.join(self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Examples of a split.
+
+  Attributes:
+    first: first texts.
+    second: second texts; empty where the task has one text.
+    labels: class indices, -1 where unknown, or numbers in a regression.
+    numbers: values of the column `idx`, the place in GLUE's official files; else counted from 0.
+  """
+
+  first: tuple[str, ...]
+  second: tuple[str, ...]
+  labels: Int32[np.ndarray, 'n'] | Float32[np.ndarray, 'n']
+  numbers: tuple[int, ...] = ()
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Returns both texts of each example, '' for a missing second one."""
+    return list(zip(self.first, self.second or ('',) * len(self.first), strict=True))
+
+  def select(self, indices: Sequence[int]) -> 'Examples':
+    """Returns the examples at some indices."""
+    return Examples(
+      tuple(self.first[i] for i in indices),
+      tuple(self.second[i] for i in indices) if self.second else (),
+      self.labels[np.array(indices, int)],
+      tuple(self.numbers[i] for i in indices) if self.numbers else (),
+    )
+
+
+def require_columns(row: Collection[str], columns: Iterable[str], where: str) -> None:
+  """Checks that a row has all of these columns.
 
   Raises:
     InputError: one is missing.
@@ -42,23 +84,24 @@ def require_labels(row: Collection[str], columns: Iterable[str], where: str) -> 
       raise InputError(
         f'the column {column!r}',
         f'{where} has {", ".join(map(str, row)) or "nothing"}',
-        f'give the columns {", ".join(columns[:-1])} and {columns[-1]}; in a recipe, task.fields and '
-        'task.label name others',
+        f'give the columns {", ".join(columns[:-1])} and {columns[-1]}; in a recipe, task.fields '
+        'and task.label name others',
       )
 
 
 def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
-  """The classes that a label column shows, as text: in their order if all are whole numbers, else
-  in the alphabet's.
+  """Returns the classes in a label column as text, sorted as numbers if all are whole numbers.
 
   Args:
-    values: the column, of which each is text or a whole number.
-    where: what the rows are called, as in 'the train split of own'.
+    values: the column, of text or whole numbers.
+    where: name of the rows, as in 'the train split of own'.
 
   Raises:
     InputError: a value is neither, or there are not two classes.
   """
-  names = {_name(value, f'row {number:,} of {where}') for number, value in enumerate(values, 1)}
+  names = {
+    _class_name(value, f'row {number:,} of {where}') for number, value in enumerate(values, 1)
+  }
   if len(names) < 2:
     raise InputError(
       f'the classes of {where}',
@@ -69,13 +112,13 @@ def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
 
 
 def label_index(value: Any, task: Task, where: str) -> int:
-  """The class index that a label says.
+  """Returns the class index of a label.
 
   Raises:
     InputError: it is none of the task's.
   """
   if task.labels_from_data:
-    name = _name(value, where)
+    name = _class_name(value, where)
     if name in task.labels:
       return task.labels.index(name)
     if name == str(UNLABELLED):
@@ -87,14 +130,13 @@ def label_index(value: Any, task: Task, where: str) -> int:
     )
   if value in task.labels:
     return task.labels.index(value)
-  number = int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
-  real = isinstance(number, numbers.Real) and not isinstance(number, bool)
-  if real and number in range(UNLABELLED, len(task.labels)):
-    return int(number)
+  is_text = isinstance(value, str)
+  number: Any = int(value) if is_text and _INTEGER.fullmatch(value) else value
+  is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+  if is_number and number in range(UNLABELLED, len(task.labels)):
+    return int(float(number))
   known = ', '.join(f'{i} or {name!r}' for i, name in enumerate(task.labels))
-  hint = (
-    f'{suggest_name(value, task.labels)} ' if isinstance(value, str) and number is value else ''
-  )
+  hint = f'{suggest_name(value, task.labels)} ' if is_text and number is value else ''
   raise InputError(
     f'a label of {task.name}',
     f'{value!r} in {where}',
@@ -103,22 +145,22 @@ def label_index(value: Any, task: Task, where: str) -> int:
 
 
 def parse_number(value: Any, where: str) -> float:
-  """The finite number that a label says.
+  """Returns the finite number of a label.
 
   Raises:
     InputError: it is none.
   """
   try:
-    said = math.nan if isinstance(value, bool) else float(value)
+    number = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError, OverflowError):
-    said = math.nan
-  if not math.isfinite(said):
+    number = math.nan
+  if not math.isfinite(number):
     raise InputError('a number as label', f'{value!r} in {where}', 'give a finite number')
-  return said
+  return number
 
 
-def _name(value: Any, where: str) -> str:
-  """What a class is called."""
+def _class_name(value: Any, where: str) -> str:
+  """Returns the name of a class."""
   if isinstance(value, numbers.Integral) and not isinstance(value, bool):
     return str(int(value))
   if not isinstance(value, str) or not value.strip() or schema.NO_TEXT.search(value):
@@ -130,59 +172,27 @@ def _name(value: Any, where: str) -> str:
   return value
 
 
-_INDEX = re.compile('[0-9]{1,18}')
-_EVAL_SALT = 0.2  # of a training file that also gives the split that is reported
-# texts, label, and the number in the official file
-_Example = tuple[tuple[str, ...], int | float, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """Examples of a split: `first[i]`, `second[i]` (empty where the task has one text) and
-  `labels[i]` belong together.
-
-  Labels are class indices or, in a regression, numbers; -1 where the label is unknown. `numbers`
-  are those of a column `idx`, which is where GLUE's examples stand in the official files; without
-  one they count up.
-  """
-
-  first: tuple[str, ...]
-  second: tuple[str, ...]
-  labels: Int32[np.ndarray, 'n'] | Float32[np.ndarray, 'n']
-  numbers: tuple[int, ...] = ()
-
-  def take(self, places: Sequence[int]) -> 'Examples':
-    """Those at some places."""
-    second = tuple(self.second[i] for i in places) if self.second else ()
-    return Examples(
-      tuple(self.first[i] for i in places),
-      second,
-      self.labels[np.array(places, int)],
-      tuple(self.numbers[i] for i in places) if self.numbers else (),
-    )
-
-
 def complete_task(config: TaskConfig) -> Task:
-  """The row that a recipe names, with the fields, label column and kind that it changes.
+  """Returns the task of a recipe, with the fields, label column and kind that the recipe changes.
 
-  A classification without labels gets those that its training file shows, as text: whole numbers in
-  their order, else all in that of the alphabet.
+  A classification without labels gets those of its training file.
 
   Raises:
-    InputError: no such row, the recipe asks of it what it cannot be, or its labels cannot be found.
+    InputError: there is no such task, the recipe contradicts it, or its labels cannot be found.
   """
-  task = dataclasses.replace(tasks_of_kind(find_task(config.name), config.kind), label=config.label)
+  task = dataclasses.replace(convert_task(find_task(config.name), config.kind), label=config.label)
   if config.fields:
     task = dataclasses.replace(task, fields=config.fields, filter_fields=config.fields)
-  if config.markers and task.fields != ('text',):
-    raise InputError(
-      f'task.markers of {task.name}',
-      f'text in {", ".join(task.fields)}',
-      'leave them out: only the files of FewRel say where entities are',
-    )
-  if config.markers:  # the word list knows no marks
+  if config.markers:
+    if task.fields != ('text',):
+      raise InputError(
+        f'task.markers of {task.name}',
+        f'text in {", ".join(task.fields)}',
+        'leave them out: only the files of FewRel say where entities are',
+      )
+    # The filter still reads the text without markers.
     task = dataclasses.replace(task, fields=('marked',))
-  if loading.name_location(config):  # which has one file a split
+  if loading.name_location(config):  # One file a split.
     task = dataclasses.replace(task, parts=())
   if task.kind == REGRESSION and (config.per_label or config.eval_per_label):
     raise InputError(
@@ -192,75 +202,72 @@ def complete_task(config: TaskConfig) -> Task:
     )
   if task.labels or task.kind == REGRESSION:
     return task
-  return dataclasses.replace(
-    task,
-    labels=collect_labels(_label_column(task, config), f'the train split of {task.name}'),
-    labels_from_data=True,
-  )
+  labels = collect_labels(_label_column(task, config), f'the train split of {task.name}')
+  return dataclasses.replace(task, labels=labels, labels_from_data=True)
 
 
-def available_splits(task: Task, name: str) -> tuple[str, ...]:
-  """The full names of a split: of its parts where the task has some, the one that is judged first.
+def available_splits(task: Task, split: str) -> tuple[str, ...]:
+  """Returns the full names of a split, the headline's first: several where the task has parts.
 
-  >>> available_splits(task.find_task('mnli'), 'validation'), available_splits(task.find_task('mnli'), 'train')
+  >>> available_splits(find_task('mnli'), 'validation'), available_splits(find_task('mnli'), 'train')
   (('validation_matched', 'validation_mismatched'), ('train',))
   """
-  return (
-    tuple(f'{name}_{part}' for part in task.parts)
-    if name in ('validation', 'test') and task.parts
-    else (name,)
-  )
+  if split in ('validation', 'test') and task.parts:
+    return tuple(f'{split}_{part}' for part in task.parts)
+  return (split,)
 
 
 def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
-  """The examples of a split, after the filter if `config.filtered`, in the order of the source.
+  """Reads the examples of a split, after the filter if `config.filtered`, in their order.
 
-  Of the training split, `config.limit` keeps only so many: those first by hash of their text, so
-  that a smaller limit takes a part of what a larger one takes, and neither follows an order by
-  label. `config.per_label` draws so many of each label instead, `config.eval_per_label` of the
-  split that is reported. Where that has no file of its own, it is a part of the training file and
-  'train' is the rest: a fifth by hash as in `hold_out`, or what both numbers draw.
+  Of the training split, `config.max_train_examples` keeps the first by hash of their text: a smaller
+  limit takes a part of a larger one, in no order of labels. `config.per_label` draws so many of each
+  label instead, `config.eval_per_label` of the split that is reported. Where that split has no file
+  of its own, it is a part of the training file, and 'train' is the remainder: a fifth by hash as in
+  `hold_out_examples`, or the two drawn numbers.
 
   Args:
-    task: what `complete` gave.
-    config: where the examples are, and which.
-    split: a full name, one of `splits`.
+    task: as `complete_task` returns it.
+    config: source and selection of the examples.
+    split: a full name, one of `available_splits`.
 
   Raises:
-    InputError: no place is given, the place has no such split, a column is missing, a text of a
-      pair is empty, a label is none of the task's, too few are there to draw from, or nothing is
-      left.
+    InputError: no source is given, it has no such split, a column is missing, a text of a pair is
+      empty, a label is unknown to the task, too few are there to draw from, or nothing is left.
   """
-  kept = _chosen(task, config, split)
-  if not kept:
-    found = 'no example stays inside the word list' if config.filtered else 'it is empty'
+  selected = _select(task, config, split)
+  if not selected:
     raise InputError(
-      f'the {split} split of {task.name}', found, 'give other examples, or another word list'
+      f'the {split} split of {task.name}',
+      'no example stays inside the word list' if config.filtered else 'it is empty',
+      'give other examples, or another word list',
     )
-  if loading.resolve_shared(config) and split == config.split:
-    how = 'of each label' if config.per_label and config.eval_per_label else 'by hash of their text'
+  if loading.shares_training_file(config) and split == config.split:
+    drawn = config.per_label and config.eval_per_label
     progress.log(
-      f'{task.name}: no file for the {split} split: {len(kept):,} examples of {config.train} are kept from '
-      f'training for it, {how}'
+      f'{task.name}: no file for the {split} split: {len(selected):,} examples of {config.train} '
+      f'are kept from training for it, {"of each label" if drawn else "by hash of their text"}'
     )
-  texts, values, numbers = zip(*kept, strict=True)
-  first, *second = zip(*texts, strict=True)
-  values = np.array(values, np.float32 if task.kind == REGRESSION else np.int32)
-  return Examples(first, *second or ((),), values, numbers)
+  first, *second = zip(*(example.texts for example in selected), strict=True)
+  dtype = np.float32 if task.kind == REGRESSION else np.int32
+  return Examples(
+    first,
+    second[0] if second else (),
+    np.array([example.label for example in selected], dtype),
+    tuple(example.number for example in selected),
+  )
 
 
 def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
-  """How many examples `read` gives of train, validation and test, or their parts; 0 where the place
-  has no such split.
+  """Returns the number of examples of each split or part; 0 where the source has no such split.
 
   Raises:
-    InputError: as `read` does, but for splits that are missing or empty; the place has no split at
-      all.
+    InputError: as `read_examples`, except for missing or empty splits; the source has no split.
   """
   counts, missing = {}, []
   for split in (full for name in loading.TASK_SPLITS for full in available_splits(task, name)):
     try:
-      counts[split] = len(_chosen(task, config, split))
+      counts[split] = len(_select(task, config, split))
     except loading.MissingSplit as error:
       counts[split] = 0
       missing.append(error)
@@ -270,34 +277,30 @@ def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
 
 
 def hold_out_examples(examples: Examples, share: float) -> tuple[Examples, Examples]:
-  """(kept, held): the held are the first round(share n) by a hash of their text, so that no order
-  matters.
+  """Returns (training, validation), the latter the first round(share n) by a hash of their text.
 
-  Equal texts fall on the same side, those that do not fit among the kept; each side keeps its
-  order.
+  Equal texts are on the same side, in training where they do not fit; each side keeps its order.
 
   Raises:
     InputError: a side would be empty.
   """
-  pairs = examples.second or ('',) * len(examples.first)
-  held = loading.split_validation(
-    ['\0'.join(pair) for pair in zip(examples.first, pairs, strict=True)], share
-  )
-  if not 0 < len(held) < len(examples.first):
+  held_out = loading.split_validation(['\0'.join(pair) for pair in examples.pairs], share)
+  indices = range(len(examples.first))
+  if not 0 < len(held_out) < len(indices):
     raise InputError(
-      f'a share of {share} of {len(examples.first):,} examples',
-      f'{len(held):,} on one side of the cut',
+      f'a share of {share} of {len(indices):,} examples',
+      f'{len(held_out):,} on one side of the cut',
       'give more examples, or another share',
     )
-  kept, held = (
-    [i for i in range(len(examples.first)) if (i in held) == side] for side in (False, True)
+  return examples.select([i for i in indices if i not in held_out]), examples.select(
+    [i for i in indices if i in held_out]
   )
-  return examples.take(kept), examples.take(held)
 
 
 def check_task(task: Task, train: Examples, *others: Examples) -> None:
-  """Lets examples pass that a classifier can learn from; unknown labels are no matter of this, nor
-  is a regression.
+  """Checks that a classifier can learn all labels from the training examples.
+
+  Unknown labels and regressions pass.
 
   Raises:
     InputError: another split has a label that training never shows, or a class has fewer than two
@@ -306,9 +309,7 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
   if task.kind == REGRESSION:
     return
   counts = np.bincount(train.labels[train.labels != UNLABELLED], minlength=len(task.labels))
-  for label in np.unique(
-    np.concatenate([np.zeros(0, np.int32), *(other.labels for other in others)])
-  ):
+  for label in sorted({label for other in others for label in other.labels.tolist()}):
     if label != UNLABELLED and not counts[label]:
       raise InputError(
         f'the label {task.labels[label]!r} of {task.name}',
@@ -325,12 +326,11 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
 
 
 def check_labelled(examples: Examples, purpose: str) -> Examples:
-  """The examples, if every label is known.
+  """Returns the examples, if every label is known.
 
   Args:
     examples: of a split.
-    purpose: what the labels are for, as in 'training on cola' or 'scores on the test split of
-      cola'.
+    purpose: use of the labels, as in 'training on cola' or 'scores on the test split of cola'.
 
   Raises:
     InputError: a label is unknown.
@@ -346,69 +346,61 @@ def check_labelled(examples: Examples, purpose: str) -> Examples:
 
 
 def hash_examples(examples: Examples) -> str:
-  """A hash of texts and labels in their order: equal where two runs were judged on the same
-  examples.
-  """
-  rows = zip(
-    examples.first,
-    examples.second or ('',) * len(examples.first),
-    examples.labels.tolist(),
-    strict=True,
-  )
-  return hashlib.sha256(json.dumps(list(rows), ensure_ascii=False).encode()).hexdigest()
+  """Returns a hash of texts and labels in their order."""
+  rows = [
+    (*pair, label) for pair, label in zip(examples.pairs, examples.labels.tolist(), strict=True)
+  ]
+  return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-def _chosen(task: Task, config: TaskConfig, split: str) -> list[_Example]:
-  """The examples of a split that are used."""
-  train, reported = split == 'train', split in available_splits(task, config.split)
-  if loading.resolve_shared(config) and (train or reported):
-    found = list(_examples(task, config, 'train'))
-    texts = ['\0'.join(text) for text, *_ in found]
+def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
+  """Returns the examples of a split that the recipe uses."""
+  is_train, is_reported = split == 'train', split in available_splits(task, config.split)
+  if loading.shares_training_file(config) and (is_train or is_reported):
+    examples = list(_read(task, config, 'train'))
+    texts = [example.joined for example in examples]
     if config.per_label and config.eval_per_label:
-      sides = loading.sample_balanced_splits(
-        texts, _names(task, found), config.per_label, config.eval_per_label
+      train, evaluation = loading.sample_balanced_splits(
+        texts, _label_names(task, examples), config.per_label, config.eval_per_label
       )
-      return [found[i] for i in sides[not train]]
-    held = loading.split_validation(texts, _EVAL_SALT)
-    found = [example for i, example in enumerate(found) if (i in held) != train]
+      return [examples[i] for i in (train if is_train else evaluation)]
+    held_out = loading.split_validation(texts, _EVAL_SHARE)
+    examples = [example for i, example in enumerate(examples) if (i in held_out) != is_train]
   else:
-    found = list(_examples(task, config, split))
-  if per_label := config.per_label if train else config.eval_per_label if reported else 0:
-    found = [found[i] for i in loading.sample_balanced(_names(task, found), per_label)]
-  if train and 0 < config.max_train_examples < len(found):
-    found = [
-      found[i]
-      for i in loading.first_by_hash(
-        ['\0'.join(text) for text, *_ in found], config.max_train_examples
-      )
-    ]
-  return found
+    examples = list(_read(task, config, split))
+  per_label = config.per_label if is_train else config.eval_per_label if is_reported else 0
+  if per_label:
+    indices = loading.sample_balanced(_label_names(task, examples), per_label)
+    examples = [examples[i] for i in indices]
+  if is_train and 0 < config.max_train_examples < len(examples):
+    texts = [example.joined for example in examples]
+    examples = [examples[i] for i in loading.first_by_hash(texts, config.max_train_examples)]
+  return examples
 
 
 def _label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
+  columns = (*task.fields, task.label)
   for number, row in enumerate(loading.read_rows(task, config, 'train'), 1):
-    require_labels(
-      row, (*task.fields, task.label), f'row {number:,} of the train split of {task.name}'
-    )
+    require_columns(row, columns, f'row {number:,} of the train split of {task.name}')
     yield row[task.label]
 
 
-def _names(task: Task, examples: list[_Example]) -> list[str]:
-  if any(label == UNLABELLED for _, label, _ in examples):
+def _label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
+  if any(example.label == UNLABELLED for example in examples):
     raise InputError(
       f'so many examples of each label of {task.name}',
       'some have no label',
       'draw from labelled ones',
     )
-  return [task.labels[label] for _, label, _ in examples]
+  return [task.labels[int(example.label)] for example in examples]
 
 
-def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
-  """Each example that the filter keeps."""
+def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
+  """Yields each example that the filter keeps."""
   words = filters.load_word_list(config.word_list).words if config.filtered else frozenset()
   for number, row in enumerate(loading.read_rows(task, config, split), 1):
     where = f'row {number:,} of the {split} split of {task.name}'
-    require_labels(row, (*task.fields, task.label), where)
+    require_columns(row, (*task.fields, task.label), where)
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
       if not isinstance(text, str) or schema.NO_TEXT.search(text):
@@ -417,10 +409,9 @@ def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
           f'{text!r} in {where}',
           'give a string, without NUL or halves of pairs',
         )
-      # As published, a data set may hold some, and predictions are due on every row of it.
-      if (
-        len(texts) == 2 and not task.concatenate_fields and not config.data_dir and not text.strip()
-      ):
+      # A published data set may hold empty texts, and predictions need every row of it.
+      is_pair = len(texts) == 2 and not task.concatenate_fields
+      if is_pair and not config.data_dir and not text.strip():
         raise InputError(
           f'two texts in {where}', f'{field!r} is empty', 'fill it in, or remove the row'
         )
@@ -430,6 +421,9 @@ def _examples(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
     )
     if task.concatenate_fields:
       texts = (' '.join(text for text in texts if text),)
-    looked_at = texts if task.concatenate_fields else (row[field] for field in task.filter_fields)
-    if not config.filtered or filters.is_inside_word_list(' '.join(looked_at), words):
-      yield texts, label, int(row['idx']) if _INDEX.fullmatch(str(row.get('idx'))) else number - 1
+    if config.filtered:
+      filtered = texts if task.concatenate_fields else [row[field] for field in task.filter_fields]
+      if not filters.is_inside_word_list(' '.join(filtered), words):
+        continue
+    has_number = _INDEX.fullmatch(str(row.get('idx')))
+    yield _Example(texts, label, int(row['idx']) if has_number else number - 1)

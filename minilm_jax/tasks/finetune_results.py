@@ -164,7 +164,7 @@ def score_lines(
       predictions = decode_outputs(task, outputs)
       intervals, constant = dict.fromkeys(task.metrics, (math.nan, math.nan)), True
       if np.isfinite(outputs).all():
-        intervals = metrics.resample_counts(task.metrics, predictions, labels)
+        intervals = metrics.metric_intervals(task.metrics, predictions, labels)
         constant = metrics.is_constant(predictions)
       for metric, value in metric_values(task, outputs, labels).items():
         yield {

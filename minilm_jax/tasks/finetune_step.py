@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 
 from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.corpus_config import PAD_ID
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import corpus
-from minilm_jax.data.tokenizer import PAD_ID
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import Classifier, init_classifier
@@ -140,7 +140,7 @@ def loss_sum(
       return jnp.sum((outputs[:, 0] - labels) ** 2)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).sum()
 
-  losses = [head_loss(outputs) for outputs in model.each(tokens, mask, key=key)]
+  losses = [head_loss(outputs) for outputs in model.logits_by_head(tokens, mask, key=key)]
   return functools.reduce(jnp.add, losses) / len(losses)
 
 

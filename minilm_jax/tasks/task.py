@@ -1,12 +1,12 @@
-"""One row a task: what its examples hold and what it is judged by. Another task is another row.
+"""The table of tasks: fields, labels and metrics, one row a task. Another task is another row.
 
-Names, fields and labels are those of TFDS (`glue`, 2.0.0, and `ag_news_subset`), in its order. How
-examples are read is the matter of `sources.py`, how predictions are scored that of `metrics.py`. A
-recipe may change a row's fields, label column and kind: `sources.complete` gives the row as it is
-used.
+Names, fields and labels are those of TFDS (`glue`, 2.0.0, and `ag_news_subset`), in its order. A
+recipe may change the fields, label column and kind of a row; `examples.complete_task` returns the
+resulting row.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from minilm_jax.core.errors import InputError, suggest_name
@@ -19,25 +19,24 @@ class Task:
   """A labelled task.
 
   Attributes:
-    name: what `task.name` in a recipe says.
+    name: value of `task.name` in a recipe.
     kind: 'classification' or 'regression'.
-    fields: the one or two fields of text.
+    fields: the one or two text columns.
     labels: names of the classes, in the order of their indices; none for a regression. A
-      classification without any takes those of its training file.
+      classification without labels takes those of its training file.
     metrics: names in `metrics.METRICS`.
-    headline: the metric that the task is judged by, one of `metrics`.
-    filter_fields: the fields that the word list filter looks at (paper 1).
-    tfds: the name in TFDS; '' where it is not there.
-    microworld: the name among the tasks of the microworld; '' for all others.
-    joined: are the two fields one text, the empty ones left out, rather than a pair?
-    parts: what a split other than train consists of: 'validation' is validation_matched and
-      validation_mismatched. The headline is judged on the first.
-    server: the name of its predictions on the GLUE server, without .tsv (MNLI-m and MNLI-mm where
-      it has those parts); '' where GLUE does not ask for any.
-    through: the task whose models predict this one, which has no training examples; '' for all
-      others.
-    label: the column of the label.
-    found: were the labels found in a training file? They are then known by name alone, numbers too.
+    headline: the metric that judges the task, one of `metrics`.
+    filter_fields: the columns that the word list filter reads (paper 1).
+    tfds: name in TFDS; '' where TFDS lacks it.
+    microworld: name among the tasks of the microworld; '' for all others.
+    concatenate_fields: the two fields are one text, without the empty ones, instead of a pair.
+    parts: parts of a split other than train: 'validation' is validation_matched and
+      validation_mismatched. The headline is of the first.
+    submission_name: name of its predictions on the GLUE server, without .tsv (MNLI-m and MNLI-mm
+      where it has those parts); '' where GLUE does not ask for any.
+    predicted_by: the task whose models predict this one, which has no training examples.
+    label: the label column.
+    labels_from_data: the labels are from a training file and known by name alone, numbers too.
   """
 
   name: str
@@ -57,136 +56,78 @@ class Task:
   labels_from_data: bool = False
 
 
-_ONE_SENTENCE, _TWO_SENTENCES, _PREMISE = (
-  ('sentence',),
-  ('sentence1', 'sentence2'),
-  ('premise', 'hypothesis'),
-)
+_SENTENCE, _TWO_SENTENCES = ('sentence',), ('sentence1', 'sentence2')
+_PREMISE, _QUESTIONS = ('premise', 'hypothesis'), ('question1', 'question2')
 _SENTIMENT, _ENTAILMENT = ('negative', 'positive'), ('entailment', 'not_entailment')
-_THREE_WAYS = ('entailment', 'neutral', 'contradiction')
-# The mean, as GLUE and paper 1 report it: F1 alone is above 0.8 for 'equivalent' throughout.
-_SAME = {'metrics': ('accuracy', 'f1', 'accuracy_f1'), 'headline': 'accuracy_f1'}
+_NLI = ('entailment', 'neutral', 'contradiction')
+_ACCEPTABILITY = ('unacceptable', 'acceptable')
+_ACCURACY = {'metrics': ('accuracy',), 'headline': 'accuracy'}
+# Classes of CoLA are uneven; Matthews is 0 for one class throughout (paper 1, GLUE).
+_MATTHEWS = {'metrics': ('matthews', 'accuracy'), 'headline': 'matthews'}
+# The mean, as GLUE and paper 2 report it: F1 alone is above 0.8 for 'equivalent' throughout.
+_ACCURACY_F1 = {'metrics': ('accuracy', 'f1', 'accuracy_f1'), 'headline': 'accuracy_f1'}
 _CORRELATION = {
   'metrics': ('pearson', 'spearman', 'pearson_spearman'),
   'headline': 'pearson_spearman',
 }
-_ACCURACY = {'metrics': ('accuracy',), 'headline': 'accuracy'}
 
 
-def _accuracy_metric(
-  name: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any
+def _make_task(
+  name: str,
+  fields: tuple[str, ...],
+  labels: tuple[str, ...] = (),
+  scores: Mapping[str, Any] = _ACCURACY,
+  **options: Any,
 ) -> Task:
-  return Task(name, CLASSIFICATION, fields, labels, filter_fields=fields, **_ACCURACY, **more)
+  kind = REGRESSION if scores is _CORRELATION else CLASSIFICATION
+  options = {'filter_fields': fields, **options}
+  return Task(name, kind, fields, labels, **scores, **options)
+
+
+def _make_glue_task(name: str, submission_name: str, *args: Any, **options: Any) -> Task:
+  return _make_task(name, *args, tfds=f'glue/{name}', submission_name=submission_name, **options)
 
 
 TASKS: dict[str, Task] = {
   task.name: task
   for task in (
-    # Classes are uneven, so that accuracy flatters: Matthews is 0 for one class throughout (paper
-    # 1, GLUE).
-    Task(
-      'cola',
-      CLASSIFICATION,
-      _ONE_SENTENCE,
-      ('unacceptable', 'acceptable'),
-      ('matthews', 'accuracy'),
-      'matthews',
-      _ONE_SENTENCE,
-      tfds='glue/cola',
-      submission_name='CoLA',
-    ),
-    _accuracy_metric('sst2', _ONE_SENTENCE, _SENTIMENT, tfds='glue/sst2', submission_name='SST-2'),
-    Task(
-      'mrpc',
-      CLASSIFICATION,
-      _TWO_SENTENCES,
-      ('not_equivalent', 'equivalent'),
-      filter_fields=_TWO_SENTENCES,
-      tfds='glue/mrpc',
-      submission_name='MRPC',
-      **_SAME,
-    ),
-    Task(
-      'qqp',
-      CLASSIFICATION,
-      ('question1', 'question2'),
-      ('not_duplicate', 'duplicate'),
-      filter_fields=('question1', 'question2'),
-      tfds='glue/qqp',
-      submission_name='QQP',
-      **_SAME,
-    ),
-    Task(
-      'stsb',
-      REGRESSION,
-      _TWO_SENTENCES,
-      (),
-      filter_fields=_TWO_SENTENCES,
-      tfds='glue/stsb',
-      submission_name='STS-B',
-      **_CORRELATION,
-    ),
-    _accuracy_metric(
-      'mnli',
-      _PREMISE,
-      _THREE_WAYS,
-      tfds='glue/mnli',
-      submission_name='MNLI',
-      parts=('matched', 'mismatched'),
-    ),
-    # Paper 1 never looks at the question when it filters.
-    Task(
-      'qnli',
-      CLASSIFICATION,
-      ('question', 'sentence'),
-      _ENTAILMENT,
-      filter_fields=_ONE_SENTENCE,
-      tfds='glue/qnli',
-      submission_name='QNLI',
-      **_ACCURACY,
-    ),
-    _accuracy_metric('rte', _TWO_SENTENCES, _ENTAILMENT, tfds='glue/rte', submission_name='RTE'),
-    _accuracy_metric(
-      'wnli',
-      _TWO_SENTENCES,
-      ('not_entailment', 'entailment'),
-      tfds='glue/wnli',
-      submission_name='WNLI',
-    ),
-    # a test split, nothing else
-    _accuracy_metric(
-      'ax', _PREMISE, _THREE_WAYS, tfds='glue/ax', submission_name='AX', predicted_by='mnli'
-    ),
+    _make_glue_task('cola', 'CoLA', _SENTENCE, _ACCEPTABILITY, _MATTHEWS),
+    _make_glue_task('sst2', 'SST-2', _SENTENCE, _SENTIMENT),
+    _make_glue_task('mrpc', 'MRPC', _TWO_SENTENCES, ('not_equivalent', 'equivalent'), _ACCURACY_F1),
+    _make_glue_task('qqp', 'QQP', _QUESTIONS, ('not_duplicate', 'duplicate'), _ACCURACY_F1),
+    _make_glue_task('stsb', 'STS-B', _TWO_SENTENCES, (), _CORRELATION),
+    _make_glue_task('mnli', 'MNLI', _PREMISE, _NLI, parts=('matched', 'mismatched')),
+    # Paper 1 filters without the question.
+    _make_glue_task('qnli', 'QNLI', ('question', 'sentence'), _ENTAILMENT, filter_fields=_SENTENCE),
+    _make_glue_task('rte', 'RTE', _TWO_SENTENCES, _ENTAILMENT),
+    _make_glue_task('wnli', 'WNLI', _TWO_SENTENCES, ('not_entailment', 'entailment')),
+    # A test split alone.
+    _make_glue_task('ax', 'AX', _PREMISE, _NLI, predicted_by='mnli'),
     # The topics of paper 2.
-    _accuracy_metric(
+    _make_task(
       'ag_news',
       ('title', 'description'),
       ('World', 'Sports', 'Business', 'Sci/Tech'),
       tfds='ag_news_subset',
       concatenate_fields=True,
     ),
-    _accuracy_metric('dbpedia_14', ('content',), ()),
-    _accuracy_metric('fewrel', ('text',), ()),
-    # Of one's own, read from files.
-    _accuracy_metric('own', ('text',), ()),
-    _accuracy_metric('sentiment', _ONE_SENTENCE, _SENTIMENT),
-    _accuracy_metric(
-      'microworld/acceptability',
-      _ONE_SENTENCE,
-      ('unacceptable', 'acceptable'),
-      microworld='acceptability',
-    ),
-    _accuracy_metric('microworld/entailment', _TWO_SENTENCES, _ENTAILMENT, microworld='entailment'),
-    _accuracy_metric('microworld/sentiment', _ONE_SENTENCE, _SENTIMENT, microworld='sentiment'),
+    _make_task('dbpedia_14', ('content',)),
+    _make_task('fewrel', ('text',)),
+    # Custom tasks, read from files.
+    _make_task('own', ('text',)),
+    _make_task('sentiment', _SENTENCE, _SENTIMENT),
+    _make_task('microworld/acceptability', _SENTENCE, _ACCEPTABILITY, microworld='acceptability'),
+    _make_task('microworld/entailment', _TWO_SENTENCES, _ENTAILMENT, microworld='entailment'),
+    _make_task('microworld/sentiment', _SENTENCE, _SENTIMENT, microworld='sentiment'),
   )
 }
 
 
 def find_task(name: str) -> Task:
-  """The row of a task.
+  """Returns a task by name.
 
   Raises:
-    InputError: there is none; says what was probably meant.
+    InputError: there is none; suggests the nearest name.
 
   >>> find_task('cola').headline
   'matthews'
@@ -198,11 +139,10 @@ def find_task(name: str) -> Task:
   return TASKS[name]
 
 
-def tasks_of_kind(task: Task, kind: str) -> Task:
-  """The row as a classification whose labels are still to be found, or a regression; '' changes
-  nothing.
+def convert_task(task: Task, kind: str) -> Task:
+  """Returns a task as a regression, or as a classification without labels; '' changes nothing.
 
-  >>> tasks_of_kind(find_task('own'), 'regression').headline
+  >>> convert_task(find_task('own'), 'regression').headline
   'pearson_spearman'
   """
   if kind in ('', task.kind):

@@ -3,7 +3,6 @@ together is refused.
 """
 
 import dataclasses
-import doctest
 import itertools
 import json
 import math
@@ -312,10 +311,6 @@ def some(members: int, examples: int = 60, classes: int = 3, seed: int = 0, scal
 
 def by(lines: list[committee.SubsetScore]) -> dict[tuple, committee.SubsetScore]:
   return {(line.size, line.combined, line.metric): line for line in lines}
-
-
-def test_docstrings():
-  assert doctest.testmod(committee).failed == 0
 
 
 def test_the_whole_committee_is_one_subset_and_has_no_interval():

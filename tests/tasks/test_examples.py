@@ -5,7 +5,6 @@ overlap, faults named.
 import collections
 import csv
 import dataclasses
-import doctest
 import gzip
 import json
 import pathlib
@@ -88,11 +87,11 @@ def test_a_number_is_a_name_where_labels_were_found_and_an_index_elsewhere():
 
 
 def test_a_missing_column_is_named_with_those_there():
-  examples.require_labels({'text': '', 'label': 0}, ('text', 'label'), 'row 1')
+  examples.require_columns({'text': '', 'label': 0}, ('text', 'label'), 'row 1')
   with pytest.raises(
     InputError, match="the column 'text'(.|\n)*row 1 has body, label(.|\n)*columns text and label"
   ):
-    examples.require_labels({'body': '', 'label': 0}, ('text', 'label'), 'row 1')
+    examples.require_columns({'body': '', 'label': 0}, ('text', 'label'), 'row 1')
 
 
 @pytest.mark.parametrize('value, number', [(1, 1.0), ('2.5', 2.5), (-0.5, -0.5)])
@@ -245,10 +244,6 @@ def test_the_microworld_needs_no_place(name: str, monkeypatch: pytest.MonkeyPatc
   assert set(found.labels) == {0, 1}
   with pytest.raises(InputError, match="did you mean 'test'"):
     examples.read_examples(task, TASK, 'tests')
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(examples).failed == 0
 
 
 def test_a_limit_takes_the_same_unsorted_part_of_training_alone(tmp_path: pathlib.Path):

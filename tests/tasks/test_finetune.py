@@ -3,7 +3,6 @@ on after a stop.
 """
 
 import dataclasses
-import doctest
 import functools
 import json
 import pathlib
@@ -278,10 +277,6 @@ def test_other_members_are_another_run(
 ):
   with pytest.raises(InputError, match=said):
     finetune.finetune(settings(**CHANGES, **changes), tiny_run, finished, starts)
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(finetune).failed == 0
 
 
 @pytest.mark.parametrize(

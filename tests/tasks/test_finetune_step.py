@@ -206,7 +206,7 @@ def test_the_loss_of_several_heads_is_the_mean_of_theirs(
   def losses() -> Any:
     fresh = init_classifier(model, head, len(task.labels), jax.random.key(0))
     return loss_sum(fresh, batch, task.kind), jnp.stack(
-      fresh.each(batch.tokens, batch.tokens != tokenizer.PAD_ID)
+      fresh.logits_by_head(batch.tokens, batch.tokens != tokenizer.PAD_ID)
     )
 
   found, outputs = losses()

@@ -4,7 +4,6 @@ it.
 
 import collections
 import dataclasses
-import doctest
 import gzip
 import json
 import lzma
@@ -29,10 +28,6 @@ def written(tmp_path: pathlib.Path, content: object) -> str:
   path = tmp_path / 'relations.json'
   path.write_text(content if isinstance(content, str) else json.dumps(content))
   return str(path)
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(loading).failed == 0
 
 
 def test_a_sentence_is_its_tokens_and_every_mention_is_marked(tmp_path: pathlib.Path):
@@ -169,7 +164,7 @@ def test_a_relation_file_is_known_by_its_name(tmp_path: pathlib.Path):
 def test_training_gives_the_reported_split_where_no_file_does(
   split: str, given: dict, shared: bool
 ):
-  assert loading.resolve_shared(dataclasses.replace(CONFIG, split=split, **given)) == shared
+  assert loading.shares_training_file(dataclasses.replace(CONFIG, split=split, **given)) == shared
 
 
 @pytest.mark.parametrize('name', [name for name, task in task.TASKS.items() if task.tfds])
@@ -230,10 +225,6 @@ def test_what_is_not_there_is_named(changes: dict, split: str, said: str):
 
 
 TEXTS = [f'text {i}' for i in range(200)]
-
-
-def test_examples_in_docstrings_sampling():
-  assert doctest.testmod(loading).failed == 0
 
 
 def test_what_is_held_out_is_not_what_a_limit_takes_first():

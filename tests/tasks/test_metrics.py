@@ -1,6 +1,5 @@
 """Metrics equal those of scikit-learn and SciPy, also at their edges."""
 
-import doctest
 import math
 import types
 import warnings
@@ -18,10 +17,6 @@ from minilm_jax.tasks.metrics import (
   softmax,
 )
 from minilm_jax.tasks.task import find_task
-
-
-def test_docstrings():
-  assert doctest.testmod(metrics).failed == 0
 
 
 def test_a_perfectly_calibrated_sample_has_nearly_no_error():
@@ -119,10 +114,6 @@ def same(a: float, b: float) -> bool:
   return math.isclose(a, b, abs_tol=1e-9) or math.isnan(a) and math.isnan(b)
 
 
-def test_examples_in_docstrings():
-  assert doctest.testmod(metrics).failed == 0
-
-
 @pytest.mark.parametrize('name', CLASSES)
 @pytest.mark.parametrize(
   'labels', [LABELS, CLASSES['all 0'], CLASSES['all 1']], ids=['both', 'all 0', 'all 1']
@@ -158,7 +149,7 @@ def test_metrics_of_many_classes_are_those_of_scikit_learn(reference: types.Modu
 def test_many_matrices_are_scored_like_each_of_them():
   counts = random.integers(0, 4, (5, 3, 2, 2)).astype(np.float64)
   counts[0, 0] = [[3, 0], [2, 0]]  # all said to be of class 0: two metrics are undefined there
-  for name, metric in metrics.OF_COUNTS.items():
+  for name, metric in metrics.CLASS_METRICS.items():
     each = [[float(metric(one)) for one in row] for row in counts]
     np.testing.assert_allclose(metric(counts), each, err_msg=name)
 
@@ -261,8 +252,8 @@ def draws(n: int, times: int) -> tuple[np.ndarray, np.ndarray]:
 def test_the_spread_over_examples_holds_the_truth_about_as_often_as_it_says():
   names, times = ('accuracy', 'f1', 'matthews', 'accuracy_f1'), 300
   many = np.array([[0.32, 0.08], [0.12, 0.48]])  # what the draws are samples of
-  truth = {name: float(metrics.OF_COUNTS[name](many)) for name in names}
-  found = [metrics.resample_counts(names, *one) for one in zip(*draws(150, times), strict=True)]
+  truth = {name: float(metrics.CLASS_METRICS[name](many)) for name in names}
+  found = [metrics.metric_intervals(names, *one) for one in zip(*draws(150, times), strict=True)]
   for name in names:
     assert (
       abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05
@@ -274,7 +265,7 @@ def test_the_spread_of_correlations_holds_the_truth_about_as_often_as_it_says():
   truth = {'pearson': rho, 'spearman': 6 / math.pi * math.asin(rho / 2)}  # of a bivariate normal
   truth['pearson_spearman'] = (truth['pearson'] + truth['spearman']) / 2
   pairs = random.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (times, 100))
-  found = [metrics.resample_counts(names, one[:, 0], one[:, 1]) for one in pairs]
+  found = [metrics.metric_intervals(names, one[:, 0], one[:, 1]) for one in pairs]
   for name in names:
     assert (
       abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05
@@ -283,9 +274,9 @@ def test_the_spread_of_correlations_holds_the_truth_about_as_often_as_it_says():
 
 @pytest.mark.parametrize('name', ['random', 'perfect', 'inverted', 'all 0'])
 def test_a_spread_holds_its_score_and_never_claims_certainty(name: str):
-  names = tuple(metrics.OF_COUNTS)
+  names = tuple(metrics.CLASS_METRICS)
   found, scored = (
-    metrics.resample_counts(names, CLASSES[name], LABELS),
+    metrics.metric_intervals(names, CLASSES[name], LABELS),
     metrics.compute_metric(names, CLASSES[name], LABELS),
   )
   for metric, (low, high) in found.items():
@@ -293,15 +284,15 @@ def test_a_spread_holds_its_score_and_never_claims_certainty(name: str):
       metric
     )
   assert all(0 <= end <= 1 for end in found['accuracy']) and np.ptp(found['accuracy']) > 0.01
-  assert found == metrics.resample_counts(names, CLASSES[name], LABELS)  # the same draws every time
+  assert found == metrics.metric_intervals(names, CLASSES[name], LABELS)  # the same draws every time
 
 
 def test_a_perfect_correlation_or_none_has_no_spread():
   for predictions in (TARGETS, -TARGETS, np.full(200, 2.5)):
-    (ends,) = metrics.resample_counts(('pearson',), predictions, TARGETS).values()
+    (ends,) = metrics.metric_intervals(('pearson',), predictions, TARGETS).values()
     assert all(map(math.isnan, ends))
   assert math.isnan(
-    metrics.resample_counts(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][0]
+    metrics.metric_intervals(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][0]
   )
 
 

@@ -1,6 +1,5 @@
 """The table of tasks: every row is complete, and agrees with TFDS."""
 
-import doctest
 
 import pytest
 
@@ -9,11 +8,7 @@ from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import microworld
 from minilm_jax.tasks import metrics, task
-from minilm_jax.tasks.task import CLASSIFICATION, REGRESSION, TASKS, find_task, tasks_of_kind
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(task).failed == 0
+from minilm_jax.tasks.task import CLASSIFICATION, REGRESSION, TASKS, find_task, convert_task
 
 
 @pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
@@ -52,8 +47,8 @@ def test_the_glue_server_is_sent_every_task_of_glue():
 
 @pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
 def test_a_row_of_another_kind_is_judged_as_such(task: task.Task):
-  assert tasks_of_kind(task, '') is task is tasks_of_kind(task, task.kind)
-  number, named = tasks_of_kind(task, REGRESSION), tasks_of_kind(task, CLASSIFICATION)
+  assert convert_task(task, '') is task is convert_task(task, task.kind)
+  number, named = convert_task(task, REGRESSION), convert_task(task, CLASSIFICATION)
   assert number.metrics == find_task('stsb').metrics and number.labels == ()
   assert named.headline == (task.headline if task.kind == CLASSIFICATION else 'accuracy')
 

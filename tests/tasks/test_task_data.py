@@ -2,7 +2,6 @@
 that they hold.
 """
 
-import doctest
 import random
 from pathlib import Path
 from typing import Any
@@ -118,10 +117,6 @@ def test_rows_are_ids_then_pads(labels: np.ndarray):
   assert rows.tokens.tolist() == [[0, 7, 2, 1, 1, 1], [0, 7, 8, 9, 2, 1]]
   assert rows.lengths.tolist() == [3, 5]
   assert rows.labels.dtype == labels.dtype and np.array_equal(rows.labels, labels)
-
-
-def test_examples_in_docstrings():
-  assert doctest.testmod(task_data).failed == 0
 
 
 def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
