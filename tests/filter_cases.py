@@ -1,4 +1,4 @@
-"""Source files with repeated sentences, and a corpus recipe that filters the sentences."""
+"""Source files with repeated sentences, a corpus recipe that filters them, and the built corpus."""
 
 import csv
 import gzip
@@ -8,48 +8,58 @@ import random
 from typing import Any
 
 from configs import base
-from minilm_jax.core import recipe
+from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.corpus_config import CorpusConfig
 
 WORDS = 'the king queen cat dog saw and liked old house because was tired again'.split()
 
 
 def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
-  """Files of all kinds, whose sentences come again in one document, in one file and in others."""
+  """Files of all kinds, whose sentences recur in one document, in one file and in others."""
   dice = random.Random(seed)
   words = [*5 * WORDS, 'zygote', 'zygote']
   sentences = [
     ' '.join(dice.choices(words, k=dice.randint(4, 14))).capitalize() + '.' for _ in range(60)
   ]
 
-  def text() -> str:
-    return ' '.join(dice.choices(sentences, k=dice.randint(1, 9)))
+  def texts(count: int) -> list[str]:
+    return [' '.join(dice.choices(sentences, k=dice.randint(1, 9))) for _ in range(count)]
 
   (folder / 'empty.txt').write_text('')
-  (folder / 'a.txt').write_text('\n\n'.join(text() for _ in range(40)))
-  (folder / 'c.txt').write_text('\n'.join(text() for _ in range(9)))
+  (folder / 'a.txt').write_text('\n\n'.join(texts(40)))
+  (folder / 'c.txt').write_text('\n'.join(texts(9)))
   with gzip.open(folder / 'b.jsonl.gz', 'wt') as file:
-    file.writelines(json.dumps({'text': text()}) + '\n' for _ in range(40))
+    file.writelines(json.dumps({'text': text}) + '\n' for text in texts(40))
   with open(folder / 'd.csv', 'w', newline='') as file:
-    csv.writer(file).writerows([['text'], *([text()] for _ in range(20))])
+    csv.writer(file).writerows([['text'], *([text] for text in texts(20))])
   return [f'{folder}/{name}' for name in ('a.txt', 'b.jsonl.gz', 'empty.txt', 'c.txt', 'd.csv')]
 
 
 def make_corpus_config(sources: list[str], **changes: Any) -> CorpusConfig:
-  made = base.corpus()
-  made.documents.sources = ','.join(sources)
-  made.vocabulary.update(
+  config = base.corpus()
+  config.documents.sources = ','.join(sources)
+  config.vocabulary.update(
     filters='spans,sentences',
     span_words=8,
     span_stride=3,
     min_words_per_span=4,
     min_words_per_sentence=3,
   )
-  made.splits.update(validation=0.2, test=0.2)
-  made.workers, made.tokenizer.size = 1, 60
-  made.update_from_flattened_dict(changes)
-  return recipe.resolve(made, 'corpus')
+  config.splits.update(validation=0.2, test=0.2)
+  config.workers, config.tokenizer.size = 1, 60
+  config.update_from_flattened_dict(changes)
+  return recipe.resolve(config, 'corpus')
 
 
 def read_files(folder: pathlib.Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+def read_corpus(folder: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+  """The bytes of all files but the manifest, and the manifest without times and workers."""
+  contents = read_files(folder)
+  manifest = json.loads(contents.pop(run_dir.MANIFEST))
+  for stage in manifest['stages'].values():
+    for name in ('seconds', 'processor_seconds', 'workers'):
+      stage.pop(name, None)
+  return contents, manifest

@@ -1,28 +1,35 @@
-"""The corpus folder for readers: a manifest, a tokenizer, and rows that lie on the device.
+"""Reads the corpus folder: manifest, rows on the device or in files, and subsets of rows.
 
 `build.py` writes the folder. A tokenised tiny language fits on the accelerator as `uint16`, so
 there is no data iterator: the rows of a batch are arithmetic on `(seed, step)`, the same on any
 mesh and after any resumption. A corpus that does not fit stays in its files, and the same rows come
 to the device a chunk at a time.
+
+Subsets of the training split are nested: in one fixed random order the first n rows are inside the
+first m > n. If a row is a document (`rows.packing=articles`) they are the first n articles of a
+shuffled list, as in paper 2.
 """
 
 import dataclasses
 import os
 import tokenize
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32
+from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32, UInt64
 
 from minilm_jax.core import files, rng, run_dir, schema
-from minilm_jax.core.corpus_config import FORMAT, SPLITS
+from minilm_jax.core.config import SubsetConfig
+from minilm_jax.core.corpus_config import FORMAT, PAD_ID, SPLITS
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import ANY, COUNT, TEXT
 
+TRAIN_SPLIT = 'train'
 _SHARD_SCHEMA = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}
 _SPLIT_SCHEMA = {'rows': COUNT, 'tokens': COUNT, 'shards': [_SHARD_SCHEMA]}
 _MANIFEST_SCHEMA = {
@@ -49,6 +56,10 @@ _NPY_ERRORS = (
 )
 # Rounds of the Feistel network: four pass tests of randomness, six leave no visible trace of order.
 _FEISTEL_ROUNDS = 6
+_ROWS_PER_BLOCK = 1 << 16  # of a count of tokens
+# Constants of SplitMix64.
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 # JAX puts shapes, shardings and tracers of its own into the fields of a pytree
@@ -277,3 +288,88 @@ def rows_at_step(
     return permute_rows(within, count, jax.random.bits(key, (_FEISTEL_ROUNDS,), 'uint32'))
 
   return jax.vmap(pick_row)(epoch, within).astype(jnp.int32), epoch
+
+
+def _mix_bits(number: UInt64[np.ndarray, '*S']) -> UInt64[np.ndarray, '*S']:
+  """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of 64-bit numbers."""
+  with np.errstate(over='ignore'):  # arithmetic modulo 2^64
+    number = number + _INCREMENT
+    for shift, multiplier in _MULTIPLIERS:
+      number = (number ^ number >> np.uint64(shift)) * np.uint64(multiplier)
+  return number ^ number >> np.uint64(31)
+
+
+def order_rows(count: int, seed: int) -> Int[np.ndarray, 'N']:
+  """Returns the row numbers 0..count-1 in a random order that depends on the seed alone.
+
+  The order of two rows does not depend on `count`, on the machine or on any library.
+
+  >>> order_rows(5, 0).tolist() == [row for row in order_rows(9, 0).tolist() if row < 5]
+  True
+  """
+  key = _mix_bits(np.array([seed], np.uint64))
+  return np.argsort(_mix_bits(np.arange(count, dtype=np.uint64) ^ key), kind='stable')
+
+
+def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
+  """Returns the tokens of each row, `<s>` and `</s>` counted, pads not."""
+  return np.concatenate(
+    [
+      np.count_nonzero(shard[start : start + _ROWS_PER_BLOCK] != PAD_ID, axis=1)
+      for shard in corpus_files.shards
+      for start in range(0, len(shard), _ROWS_PER_BLOCK)
+    ]
+  )
+
+
+def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epath.PathLike) -> None:
+  """Refuses a subset that is larger than the training split.
+
+  Args:
+    config: of a recipe.
+    manifest: of the corpus.
+    folder: of the corpus, for the error.
+
+  Raises:
+    InputError: names both sizes.
+  """
+  entry = manifest['splits'][TRAIN_SPLIT]
+  for name in ('rows', 'tokens'):
+    size = getattr(config, name)
+    if size > entry[name]:
+      raise InputError(
+        f'subset.{name}={size:,}',
+        f'the training split of {folder} has {entry[name]:,} {name}',
+        f'give {entry[name]:,} or less, 0 for all, or a corpus of more text',
+      )
+  if 0 < config.tokens < manifest['length']:
+    raise InputError(
+      f'subset.tokens={config.tokens:,}',
+      f'a row of {folder} has up to {manifest["length"]} tokens',
+      'give enough for a row',
+    )
+
+
+def select_rows(config: SubsetConfig, corpus_files: CorpusFiles) -> Int[np.ndarray, 'n'] | None:
+  """Returns the training rows of a recipe in ascending order, or None for all rows.
+
+  A subset of tokens has the first rows of the fixed order, until the next would exceed the number.
+  """
+  if config.rows:
+    return np.sort(order_rows(int(corpus_files.ends[-1]), config.shuffle_seed)[: config.rows])
+  if not config.tokens:
+    return None
+  tokens = count_row_tokens(corpus_files)
+  order = order_rows(len(tokens), config.shuffle_seed)
+  return np.sort(order[: np.searchsorted(np.cumsum(tokens[order]), config.tokens, 'right')])
+
+
+def measure_subset(
+  config: SubsetConfig, folder: epath.PathLike, manifest: Mapping[str, Any]
+) -> dict[str, int]:
+  """Returns rows and tokens of the subset that a recipe trains on."""
+  if not config.rows and not config.tokens:
+    return {name: manifest['splits'][TRAIN_SPLIT][name] for name in ('rows', 'tokens')}
+  corpus_files = CorpusFiles(folder, TRAIN_SPLIT)
+  tokens = count_row_tokens(corpus_files)[select_rows(config, corpus_files)]
+  return {'rows': len(tokens), 'tokens': int(tokens.sum())}

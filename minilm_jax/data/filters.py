@@ -286,7 +286,7 @@ def _find_windows(
   ends: Int[np.ndarray, 'documents'], words: int, stride: int
 ) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
   """Returns starts and stops of the windows of all documents; none reaches into the next one."""
-  begins = np.append(0, ends[:-1])
+  begins = np.append(0, ends)[:-1]
   count = -(-(ends - begins) // stride)
   # of a window in its document
   number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)

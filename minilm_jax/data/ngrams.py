@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt64
 
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 
 UNPREDICTED_IDS = (BEGIN_ID, PAD_ID, END_ID, MASK_ID)  # part of contexts only
 _TOKENS_PER_BLOCK = 1 << 22  # of one step of `measure_agreement`

@@ -17,9 +17,9 @@ from etils import epath
 from jaxtyping import UInt
 
 from minilm_jax.core import files, progress
-from minilm_jax.core.corpus_config import SPLITS, RowsConfig
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID, SPLITS, RowsConfig
 from minilm_jax.data import filtering
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID, Tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 
 _TOKENS_PER_WORD = 1.2  # the paper's estimate (paper 1, grouping into sequences)
 _MAX_SHARD_BYTES, _MAX_HEADER_BYTES = 64 << 20, 4096  # of one .npy

@@ -16,11 +16,16 @@ import sentencepiece
 from etils import epath
 
 from minilm_jax.core import files
+from minilm_jax.core.corpus_config import (
+  BEGIN_ID,
+  END_ID,
+  MASK_ID,
+  PAD_ID,
+  SPECIAL_TOKENS,
+  UNKNOWN_ID,
+)
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import wrapped_tokenizer
-
-SPECIAL_TOKENS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
-BEGIN_ID, PAD_ID, END_ID, UNKNOWN_ID, MASK_ID = range(5)
 
 _WORD_MARKER = '\u2581'  # of SentencePiece, for the space before a word
 # of training; a constant: unigram sums floats per thread, and the same text must give the same

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minilm_jax.core import files, schema
+from minilm_jax.core.corpus_config import UNKNOWN_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import COUNT
 
 _SPACE = '\u2581'
-_UNKNOWN_ID = 3  # as in `tokenizer.py`, which imports this module
 _MAX_VOCAB_SIZE = 1 << 24  # of ids, which index lists
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
 
@@ -112,7 +112,7 @@ class WrappedTokenizer:
 
   def piece_to_id(self, piece: str) -> int:
     """Returns the id of a piece in our notation, that of `<unk>` if there is none."""
-    return self._ids.get(piece, _UNKNOWN_ID)
+    return self._ids.get(piece, UNKNOWN_ID)
 
 
 def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def test_expected_entropy_and_words_are_those_of_the_draw():
     [-made.log_probability('S', text) for text in texts],
     [len(text) for text in texts],
   )
-  for expected, seen in zip(made.expected('S'), (surprise, words), strict=True):
+  for expected, seen in zip(made.compute_expectations('S'), (surprise, words), strict=True):
     assert abs(np.mean(seen) - expected) < 4 * np.std(seen) / math.sqrt(len(seen))
 
 
@@ -100,14 +100,14 @@ def test_documents_are_lower_case_sentences():
     assert not re.search(r'\ba [aeiou]', document)
 
 
-def test_words_are_inflected_and_none_has_two_parts_to_play():
+def test_words_are_inflect_and_none_has_two_parts_to_play():
   nouns = [noun for kind, members in microworld.NOUNS.items() for noun in (kind, *members)]
-  plurals, verbs = map(microworld._inflected, nouns), microworld.VERBS
+  plurals, verbs = map(microworld._inflect, nouns), microworld.VERBS
   words = [
     *nouns,
     *plurals,
     *verbs,
-    *map(microworld._inflected, verbs),
+    *map(microworld._inflect, verbs),
     *itertools.chain(*microworld.ADJECTIVES),
     *itertools.chain(*microworld.ADVERBS),
     *microworld.PLAIN_ADJECTIVES,
@@ -210,9 +210,9 @@ def test_knowing_the_kinds_solves_entailment():
       if a != b
     ]
     told = any(
-      noun in (n, microworld._inflected(n))
+      noun in (n, microworld._inflect(n))
       for k, members in microworld.NOUNS.items()
-      if kind in (k, microworld._inflected(k))
+      if kind in (k, microworld._inflect(k))
       for n in members
     )
     assert row['label'] == (not told)

@@ -8,9 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
+from minilm_jax.core.corpus_config import MASK_ID, PAD_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import ngrams
-from minilm_jax.data.tokenizer import MASK_ID, PAD_ID
 from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
 OFFSETS = ((), (-1,), (1,), (-2,), (-2, -1), (-1, 1))
@@ -34,21 +34,23 @@ def test_shares_are_those_of_a_dictionary(offsets: tuple[int, ...]):
     expected = [
       max(counter[token] - discount, 0) / counter.total() for token in CANDIDATES.tolist()
     ]
-    np.testing.assert_allclose(found.share(number, CANDIDATES), expected)
-    np.testing.assert_allclose(found.rest(number), discount * len(counter) / counter.total())
-    assert sum(expected) + found.rest(number)[0] == pytest.approx(1)
+    np.testing.assert_allclose(found.find_shares(number, CANDIDATES), expected)
+    np.testing.assert_allclose(
+      found.find_backoffs(number), discount * len(counter) / counter.total()
+    )
+    assert sum(expected) + found.find_backoffs(number)[0] == pytest.approx(1)
 
 
 def test_what_was_never_seen_leaves_everything_to_a_smaller_context():
   found = ngrams.count_ngrams([draw_rows(40)], (-1,), VOCABULARY)
   hidden = ngrams.pack_keys(np.array([[MASK_ID]]), VOCABULARY)
-  assert found.rest(hidden) == 1 and found.share(hidden, np.array([6])) == 0
+  assert found.find_backoffs(hidden) == 1 and found.find_shares(hidden, np.array([6])) == 0
 
 
 def test_discounts_stay_between_0_and_1_whatever_was_seen():
   for row in ([5], [5, 5], [5, 5, 5, 6, 6, 6], [5, 6, 7]):
     found = ngrams.count_ngrams([np.array([row], 'uint16')], (), VOCABULARY)
-    assert 0 < found.rest(np.zeros(1, np.uint64))[0] < 1 and (found.shares > 0).all()
+    assert 0 < found.find_backoffs(np.zeros(1, np.uint64))[0] < 1 and (found.shares > 0).all()
 
 
 @pytest.mark.parametrize('cuts', [[1] * 40, [3, 30, 1, 1, 5], [40]])
@@ -56,7 +58,7 @@ def test_blocks_make_no_difference(cuts: list[int]):
   tokens = draw_rows(40)
   whole = ngrams.count_ngrams([tokens], (-2, -1), VOCABULARY)
   parts = ngrams.count_ngrams(iter(np.split(tokens, np.cumsum(cuts)[:-1])), (-2, -1), VOCABULARY)
-  for name in ('keys', 'shares', 'contexts', 'first', 'spare'):
+  for name in ('keys', 'shares', 'contexts', 'starts', 'backoffs'):
     np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
@@ -70,7 +72,7 @@ def test_agreement_is_the_sum_over_tokens(at_once: int, monkeypatch: pytest.Monk
   here, there = (ngrams.pack_keys(pairs[:, [n]], VOCABULARY) for n in (0, 1))
   base = np.linspace(0.1, 1, VOCABULARY)
   expected = sum(
-    lefts.share(here, token) * rights.share(there, token) / base[token]
+    lefts.find_shares(here, token) * rights.find_shares(there, token) / base[token]
     for token in (np.full(len(pairs), n) for n in range(VOCABULARY))
   )
   np.testing.assert_allclose(

@@ -1,5 +1,4 @@
-"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as the text.
-"""
+"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as the text."""
 
 import random
 
@@ -142,12 +141,14 @@ def test_many_shards_are_one_array(kept, pieces, monkeypatch):
   config = RowsConfig(length=24, packing='tokens')
   whole, _ = packing.write_rows(config, pieces, kept, kept.parent)
   expected = read(kept.parent, whole['train'])
-  monkeypatch.setattr(packing, '_SHARD', packing._HEADER + 24 * 2 * 50)
+  monkeypatch.setattr(packing, '_MAX_SHARD_BYTES', packing._MAX_HEADER_BYTES + 24 * 2 * 50)
   parts, _ = packing.write_rows(config, pieces, kept, kept.parent)
   shards = parts['train']['shards']
   assert [shard['file'] for shard in shards[:2]] == ['train-00000.npy', 'train-00001.npy']
   assert {shard['rows'] for shard in shards[:-1]} == {50}
-  assert all((kept.parent / shard['file']).stat().length <= packing._SHARD for shard in shards)
+  assert all(
+    (kept.parent / shard['file']).stat().length <= packing._MAX_SHARD_BYTES for shard in shards
+  )
   np.testing.assert_array_equal(read(kept.parent, parts['train']), expected)
   assert not [path for path in kept.parent.iterdir() if 'partial' in path.name]
 

@@ -29,8 +29,8 @@ PACK = {
 ROWS = [{'text': f'row {i}: "quoted", with, commas', 'label': str(i % 3)} for i in range(300)]
 
 
-def lines(path: pathlib.Path, errors: str = 'strict', longest: int = 1000) -> list[str]:
-  return list(readers.read_lines(path, errors, longest))
+def lines(path: pathlib.Path, errors: str = 'strict', max_chars: int = 1000) -> list[str]:
+  return list(readers.read_lines(path, errors, max_chars))
 
 
 def rows(path: pathlib.Path) -> list[dict]:
@@ -58,7 +58,7 @@ def test_damage_is_refused(tmp_path, suffix, damage):
   whole = PACK[suffix](os.urandom(5000).hex().encode())
   path.write_bytes(whole[: len(whole) // 2] if damage == 'truncated' else b'no such format' * 9)
   with pytest.raises(InputError, match='cannot be read'):
-    lines(path, longest=100_000)
+    lines(path, max_chars=100_000)
 
 
 @pytest.mark.parametrize('name', ['a.parquet', 'a.jsonl.zst'])
@@ -90,9 +90,9 @@ def test_what_is_no_text_is_refused_with_its_byte_or_replaced(tmp_path, bad, sai
 def test_a_line_may_have_as_many_characters_as_allowed_and_no_more(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('𝄞' * 10 + '\n')  # four bytes each
-  assert lines(path, longest=10) == ['𝄞' * 10]
+  assert lines(path, max_chars=10) == ['𝄞' * 10]
   with pytest.raises(InputError, match='more than 9 characters'):
-    lines(path, longest=9)
+    lines(path, max_chars=9)
 
 
 def test_an_endless_line_is_refused_in_bounded_memory(tmp_path):

@@ -32,7 +32,7 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize('seed', [0, 1, 42, 2**32 - 1])
 def test_an_order_is_a_permutation_that_looks_random(seed: int):
-  found = subset.order_rows(4000, seed)
+  found = corpus.order_rows(4000, seed)
   assert sorted(found.tolist()) == list(range(4000))
   assert abs(np.corrcoef(found, np.arange(4000))[0, 1]) < 0.06  # 4 standard errors
   halves = np.abs(np.mean(found[:2000]) - 1999.5)
@@ -40,38 +40,38 @@ def test_an_order_is_a_permutation_that_looks_random(seed: int):
 
 
 def test_another_number_is_another_order():
-  assert len({tuple(subset.order_rows(50, seed)) for seed in range(20)}) == 20
+  assert len({tuple(corpus.order_rows(50, seed)) for seed in range(20)}) == 20
 
 
 def test_an_order_is_written_down():
   """What it is must never change: a run names its articles by it."""
-  assert subset.order_rows(12, 0).tolist() == [1, 4, 5, 11, 7, 6, 9, 0, 10, 3, 2, 8]
-  assert subset.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
+  assert corpus.order_rows(12, 0).tolist() == [1, 4, 5, 11, 7, 6, 9, 0, 10, 3, 2, 8]
+  assert corpus.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
 
 
 def test_smaller_subsets_are_inside_larger_ones(files: corpus.CorpusFiles):
   before: set[int] = set()
   count = int(files.ends[-1])
   for rows in (1, 2, 7, count // 2, count - 1, count):
-    now = set(subset.select_rows(SubsetConfig(rows, 0, 3), files).tolist())
+    now = set(corpus.select_rows(SubsetConfig(rows, 0, 3), files).tolist())
     assert len(now) == rows and before < now
     before = now
   assert before == set(range(count))
   by_tokens = [
-    set(subset.select_rows(SubsetConfig(0, tokens, 3), files).tolist())
+    set(corpus.select_rows(SubsetConfig(0, tokens, 3), files).tolist())
     for tokens in (64, 500, 5000)
   ]
   assert by_tokens[0] < by_tokens[1] < by_tokens[2]
   assert by_tokens[2] == set(
-    subset.select_rows(SubsetConfig(len(by_tokens[2]), 0, 3), files).tolist()
+    corpus.select_rows(SubsetConfig(len(by_tokens[2]), 0, 3), files).tolist()
   )
 
 
 def test_tokens_are_met_within_a_row(files: corpus.CorpusFiles):
-  lengths = subset.count_row_tokens(files)
+  lengths = corpus.count_row_tokens(files)
   assert lengths.sum() == files.manifest['splits']['train']['tokens']
   for tokens in (64, 777, 4000, int(lengths.sum())):
-    found = lengths[subset.select_rows(SubsetConfig(0, tokens, 0), files)].sum()
+    found = lengths[corpus.select_rows(SubsetConfig(0, tokens, 0), files)].sum()
     assert tokens - files.manifest['length'] < found <= tokens
   assert found == lengths.sum()
 
@@ -93,7 +93,7 @@ def test_only_the_rows_of_the_subset_are_trained_on(
   place: str, tiny_corpus: pathlib.Path, files: corpus.CorpusFiles
 ):
   config = run_config(tiny_corpus, corpus_placement=place, **{'subset.rows': 24})
-  wanted = {row.tobytes() for row in files[subset.select_rows(config.subset, files)]}
+  wanted = {row.tobytes() for row in files[corpus.select_rows(config.subset, files)]}
   with batches.open_batches(config, program.build_program(config), tiny_corpus) as source:
     rows = source.take(0, 2)
   assert rows.rows == 24
@@ -121,7 +121,7 @@ def test_a_run_remembers_what_it_was_trained_on(
     )
     assert (
       found['tokens']
-      == subset.count_row_tokens(files)[subset.order_rows(there['rows'], 0)[: found['rows']]].sum()
+      == corpus.count_row_tokens(files)[corpus.order_rows(there['rows'], 0)[: found['rows']]].sum()
     )
   with pytest.raises(InputError, match='subset.rows'):
     pretrain.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
@@ -147,7 +147,7 @@ def test_a_part_is_a_corpus_with_the_splits_of_the_whole(
     'of_rows': whole['splits']['train']['rows'],
     'by': 'hand',
   }
-  assert part['splits']['train']['tokens'] == subset.count_row_tokens(files)[some].sum()
+  assert part['splits']['train']['tokens'] == corpus.count_row_tokens(files)[some].sum()
   before = {path: path.stat().st_mtime_ns for path in pathlib.Path(made).iterdir()}
   subset.write_subset(tiny_corpus, some, made, {'kind': 'subset'}, {'by': 'hand'})
   assert 'nothing to do' in capsys.readouterr().err

@@ -26,7 +26,9 @@ def test_rows_are_plain_values(prepared):
 def test_the_newest_version_is_meant_unless_one_is_named(prepared):
   assert tfds.find_dataset('tiny', str(prepared)).endswith('tiny/10.0.0')
   assert tfds.find_dataset('tiny:9.0.0', str(prepared)).endswith('tiny/9.0.0')
-  assert tfds.fingerprint_dataset(tfds.find_dataset('tiny', str(prepared)))['dataset'] == 'tiny/10.0.0'
+  assert (
+    tfds.fingerprint_dataset(tfds.find_dataset('tiny', str(prepared)))['dataset'] == 'tiny/10.0.0'
+  )
 
 
 def test_a_class_that_a_data_set_names_is_not_imported(
