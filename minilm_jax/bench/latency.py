@@ -189,7 +189,7 @@ def list_contestants(
     turns = size if how == 'map' else 1
     facts = _facts(member, _HEAD, size, 1, turns)
     found[f'{size} x {name}, {words}'] = _committee(stacked, how), member, {'recipe': name, **facts}
-  mesh = classifier.spread_rows(size)
+  mesh = population.make_even_mesh(size)
   if mesh.devices.size > 1:
     how = population.choose_strategy(size, 'auto', mesh.devices.flat[0].platform)
     facts = _facts(
@@ -263,7 +263,7 @@ def _init_classifier(model: EncoderConfig, members: int, head: HeadConfig = _HEA
 
 
 def _probabilities(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
-  return jax.nn.softmax(classifier.to_probabilities(model, tokens))
+  return jax.nn.softmax(classifier.row_logits(model, tokens))
 
 
 def _build_solo(model: EncoderConfig, head: HeadConfig = _HEAD) -> LatencyResult:
@@ -288,7 +288,7 @@ def _committee(stacked: Classifier, how: str) -> LatencyResult:
 
 def _spread(stacked: Classifier, how: str) -> LatencyResult:
   """Some members on each device, as `tasks/classifier.py` runs them."""
-  mesh = classifier.spread_rows(jax.tree.leaves(stacked)[0].shape[0])
+  mesh = population.make_even_mesh(jax.tree.leaves(stacked)[0].shape[0])
   placed = population.shard_members(stacked, mesh)
   lifted = population.map_over_members(_probabilities, mesh, 'vmap' if how == 'vmap' else 'map')
   answer = jax.jit(lambda members, tokens: lifted(members, tokens).mean(0))
