@@ -4,8 +4,8 @@ import collections
 
 import numpy as np
 
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID
 from minilm_jax.data import ngrams
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID
 
 VOCABULARY = 30
 CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNPREDICTED_IDS)
@@ -14,20 +14,20 @@ CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNPREDICTED_IDS)
 def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
   """Rows of different lengths in which some tokens are frequent."""
   dice = np.random.default_rng(seed)
-  found = np.minimum(5 + dice.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
-  for row, end in zip(found, dice.integers(1, length, rows)):
+  tokens = np.minimum(5 + dice.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
+  for row, end in zip(tokens, dice.integers(1, length, rows)):
     row[0], row[end], row[end + 1 :] = BEGIN_ID, END_ID, PAD_ID
-  return found
+  return tokens
 
 
 def count_by_dictionary(
   tokens: np.ndarray, offsets: tuple[int, ...]
 ) -> dict[tuple[int, ...], collections.Counter]:
-  """For each context the tokens that were seen in it."""
-  found: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
+  """For each context the counts of its tokens."""
+  counts: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
   for row in tokens.tolist():
-    for place, token in enumerate(row):
+    for index, token in enumerate(row):
       if token not in ngrams.UNPREDICTED_IDS:
-        inside = [row[place + n] if 0 <= place + n < len(row) else PAD_ID for n in offsets]
-        found[tuple(inside)][token] += 1
-  return found
+        context = [row[index + n] if 0 <= index + n < len(row) else PAD_ID for n in offsets]
+        counts[tuple(context)][token] += 1
+  return counts
