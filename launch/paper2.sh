@@ -30,9 +30,9 @@ minilm corpus --config="$sizes:corpus" --config.documents.sources="$text" --work
 # Claims 1 and 2: three sizes, three tasks.
 minilm sweep --config="$sizes:cpu" --config.corpus="$out/articles" --workdir="$out/sizes"
 seeds=--config.seeds=0,1,2,3,4
-on_ag_news "$seeds" --control --checkpoint="$out/sizes/*" --workdir="$out/sizes-ag_news"
-on_dbpedia "$seeds" --control --checkpoint="$out/sizes/*" --workdir="$out/sizes-dbpedia"
-on_fewrel "$seeds" --control --checkpoint="$out/sizes/*" --workdir="$out/sizes-fewrel"
+on_ag_news "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-ag_news"
+on_dbpedia "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-dbpedia"
+on_fewrel "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-fewrel"
 
 # Claim 3: three parts of one size that overlap less and more with a task. What is not pre-trained is the same as above.
 minilm overlap-subsets --config="$topics:ag_news" --config.task.folder="$ag_news" --config.task.per_label=250 \

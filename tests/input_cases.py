@@ -176,15 +176,15 @@ def read_tokenizer(path: pathlib.Path) -> Any:
 
 
 def read_task(path: pathlib.Path, **changes: Any) -> Any:
-  from configs import own
+  from configs import custom_task
   from minilm_jax.tasks import examples
 
-  made = own.get_config()
+  made = custom_task.get_config()
   made.task.update(train=str(path), **changes)
   config = recipe.resolve(made, 'finetune').task
   task = examples.complete_task(config)
-  found = [examples.read_examples(task, config, split) for split in ('train', 'validation')]
-  return [examples.hash_examples(examples) for examples in found]
+  splits = [examples.read_examples(task, config, split) for split in ('train', 'validation')]
+  return [examples.hash_examples(split) for split in splits]
 
 
 def read_pairs(path: pathlib.Path) -> Any:
@@ -858,7 +858,7 @@ def read_member(path: pathlib.Path) -> Any:
   return (
     pretrained.load_single_config(folder),
     pretrained.load_tokenizer(folder),
-    pretrained.corpus_hashes(folder),
+    run_dir.read_corpus_hashes(folder),
   )
 
 

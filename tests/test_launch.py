@@ -287,7 +287,7 @@ STUDIES = {
   'past.sh': (
     '--config.corpus',
     ('my corpus', 'tf ds'),
-    ['evaluate', 'baselines', 'evaluate', 'evaluate', 'compare', 'compare', 'report', 'report'],
+    ['evaluate', 'ngram-baselines', 'evaluate', 'evaluate', 'ablations', 'ablations', 'report', 'report'],
   ),
 }
 
@@ -309,7 +309,7 @@ def test_a_study_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path
     _, read, _ = flags.parse_arguments(verb, commands.COMMANDS[verb], arguments)
     assert (read.checkpoint if verb == 'evaluate' else read.workdir).startswith(out)
   assert [
-    verb for verb, *_ in made if verb not in ('sweep', 'pretrain', 'finetune', 'subset')
+    verb for verb, *_ in made if verb not in ('sweep', 'pretrain', 'finetune', 'overlap-subsets')
   ] == wanted
   assert f'{first}={given[0]}' in made[0]
   refused(launch(tmp_path, script, 'one'), '1 arguments')
