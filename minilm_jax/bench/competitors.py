@@ -164,7 +164,7 @@ def _pytorch(*arguments: Any, **how: Any) -> timing.TimedStep:
     pytorch_model,  # in the process of the peer: this one does without torch
   )
 
-  return pytorch_model.time_pytorch_step(backend.cores(), *arguments, **how)
+  return pytorch_model.time_pytorch_step(backend.count_cores(), *arguments, **how)
 
 
 def time_hf_trainer(
@@ -216,7 +216,7 @@ def time_hf_trainer(
   """
   _check_trainer(shape, pad)
   _check_examples(rows, labels, shape, classes)
-  threads = backend.cores() if threads is None else threads
+  threads = backend.count_cores() if threads is None else threads
   for name, value in (
     ('batch_size', batch_size),
     ('epochs', epochs),

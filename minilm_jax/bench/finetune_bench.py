@@ -185,7 +185,7 @@ def _trainer(config: FinetuneConfig, source: str, ready: task_data.TaskData) -> 
   shape = pretrained.load_single_config(source).model
   tokens = np.asarray(ready.used_ids)[rows.tokens].astype(np.int32)
   found = {}
-  for threads in sorted({1, backend.cores()}):
+  for threads in sorted({1, backend.count_cores()}):
     found[threads] = competitors.time_hf_trainer(
       tokens,
       rows.labels,

@@ -29,7 +29,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.model.flops import flops_per_row
-from minilm_jax.training import pretrain, program, sharding
+from minilm_jax.training import program, run_setup, sharding
 
 # What an optimised program of XLA says of itself: its collectives and the cycles of its kernels,
 # from its text.
@@ -160,7 +160,7 @@ def compile_for_topology(configs: Mapping[str, RunConfig], topology: str) -> dic
       devices.
   """
   chip, devices = _devices(topology)
-  workers = min(len(configs), backend.cores())
+  workers = min(len(configs), backend.count_cores())
   with (
     progress.track_progress('compiling', len(configs), 'recipes') as tick,
     futures.ThreadPoolExecutor(workers) as pool,
@@ -314,7 +314,7 @@ def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
   """The shape of the training rows: of the corpus that the recipe names, if it is there."""
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run_dir.MANIFEST).exists():
-    made = pretrain.validate_corpus(config, folder)
+    made = run_setup.validate_corpus(config, folder)
     rows = config.subset.rows or made['splits']['train']['rows']
     length, kind, vocabulary = made['length'], made['dtype'], made['vocabulary']
   else:
@@ -337,7 +337,7 @@ def _devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
       'no compiler for TPUs: libtpu is not installed',
       "pip install 'minilm_jax[tpu]'",
     )
-  backend.without_accelerator()
+  backend.hide_accelerators()
   try:
     described = topologies.get_topology_desc(
       topology, platform='tpu', chip_config_name=CHIPS[name].setup

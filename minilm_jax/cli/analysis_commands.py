@@ -1,4 +1,4 @@
-"""Handlers of the commands that show, compare and time recipes and runs.
+"""Handlers of the commands that show, compare and time recipes and runs, and of the quickstart.
 
 A handler takes the configuration, the flags and the free arguments, calls one function and prints
 its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
@@ -123,3 +123,10 @@ def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   result = preflight.compile_for_topology(configs, flags.topology)
   print_result(result if flags.json else preflight.preflight_tables(result))
   preflight.check_topology(result)
+
+
+def run_quickstart(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Runs every stage at a small size."""
+  from minilm_jax.cli import quickstart
+
+  quickstart.run_quickstart(flags.language, flags.workdir)

@@ -214,7 +214,7 @@ COMMANDS: Mapping[str, Command] = {
     takes_names=True,
   ),
   'quickstart': Command(
-    training_commands.run_quickstart,
+    analysis_commands.run_quickstart,
     'all stages at a small size',
     'nothing, or film reviews from TFDS',
     '--workdir: a corpus, a run, scores and report.html',

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from rich import table as rich_table
 
-from minilm_jax.core import recipe
+from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.data import documents
@@ -90,13 +90,13 @@ def describe_run(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: it is neither a pre-training run nor an imported one.
   """
-  found, origin = describe_recipe(pretrained.load_config(folder)), pretrained.import_record(folder)
+  found, origin = describe_recipe(pretrained.load_config(folder)), run_dir.read_import_record(folder)
   if not origin:
     return found
   arrays = [row for row in found['arrays'] if origin['head'] or row['path'].startswith('encoder.')]
   return {
-    'recipe': {'kind': pretrained.IMPORTED, 'model': found['recipe']['model']},
-    pretrained.IMPORTED: origin,
+    'recipe': {'kind': run_dir.IMPORTED, 'model': found['recipe']['model']},
+    run_dir.IMPORTED: origin,
     'parameters': sum(math.prod(row['shape']) for row in arrays),
     'arrays': arrays,
   }

@@ -26,9 +26,10 @@ def build_corpus(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Trains one run, perhaps as one of several processes."""
   with distributed.initialized(flags.coordinator, flags.processes, flags.process, flags.timeout):
-    from minilm_jax.training import pretrain
+    from minilm_jax.training import pretrain, profiler
 
-    result = pretrain.pretrain(config, flags.workdir, flags.profile)
+    with profiler.open_recorder(flags.profile, config.num_steps, flags.workdir) as recorder:
+      result = pretrain.pretrain(config, flags.workdir, recorder.record)
     if 'json' not in config.log.sinks:
       print_result(result)
     elif distributed.is_primary():
@@ -106,10 +107,3 @@ def export_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
     result = model_card.write_card(flags.checkpoint, flags.workdir)
   print_result({'workdir': flags.workdir, **result})
-
-
-def run_quickstart(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Runs every stage at a small size."""
-  from minilm_jax.cli import quickstart
-
-  quickstart.run_quickstart(flags.language, flags.workdir)

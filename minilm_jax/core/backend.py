@@ -1,16 +1,16 @@
-"""How JAX is set up, in one place, before it computes anything: devices of a CPU, and where
-compiled programs are kept.
+"""Settings of JAX and malloc that a process makes before it computes, and the memory of devices.
 
 | setting | gain |
 |---|---|
 | one device a core, the batch split over them | 1.1 to 1.4 times the speed of one device with two threads |
 | compiled programs kept between runs | the first step of a repeated run comes after 5 seconds, not 12 |
-| one arena of glibc's malloc for all threads | 500 MiB where there were 790 and more with each save |
-| what is larger than a MiB on pages of its own | over a soak (`tests/campaigns/endurance.py`) 9 MiB more, where it was 14 |
+| one arena of glibc's malloc for all threads | 500 MiB, without it 790 and more with each save |
+| blocks above a MiB on pages of their own | 9 MiB more in an endurance test, without it 14 |
 
 The first two were measured with `minilm bench` on two cores of an EPYC, jax 0.10.2: the first at
 the shapes (32,32,64,1), (256,256,1024,4) and that of the quickstart, the second at the larger of
-them; the third with 150 saves of the tiny recipe, which took equally long.
+them; the third with 150 saves of the tiny recipe, which took equally long; the fourth with
+`tests/campaigns/endurance.py`.
 """
 
 import ctypes
@@ -19,14 +19,13 @@ import pathlib
 import sys
 from typing import Any
 
-_MAX_ARENA_BYTES = 16  # devices; each holds the parameters and their moments
-_MEMORY = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
-_DETERMINISTIC = 'xla_gpu_deterministic_ops'
-# the names that mallopt(3) gives these numbers are M_ARENA_MAX, M_MMAP_THRESHOLD
-_MOST_ARENAS, _OWN_PAGES = -8, -3
-_CHOSEN = 'xla_force_host_platform_device_count'
-# libtpu without a TPU: it asks no metadata server, shares its lock with other processes, keeps its
-# warnings to itself
+_MAX_CPU_DEVICES = 16  # each holds the parameters and their moments
+_MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
+_DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
+_DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # parameters of mallopt(3)
+_MMAP_THRESHOLD_BYTES = 1 << 20
+# libtpu without a TPU: no metadata server, a lock shared with other processes, no warnings.
 _ABSENT_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
@@ -38,80 +37,79 @@ _ABSENT_TPU = {
 }
 
 
-def cores() -> int:
-  """How many cores this process may use."""
+def count_cores() -> int:
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def prepare(deterministic: bool = False) -> None:
-  """Sets what has not been set by the environment; does nothing to a process that has computed
-  already.
+  """Makes the settings that the environment does not; does nothing after JAX has computed.
 
   Args:
-    deterministic: on a GPU, only kernels whose results do not differ from run to run, by a flag of
-      XLA's own; what they cost there has not been measured yet: `minilm bench` with and without
-      XLA_FLAGS=--xla_gpu_deterministic_ops=true tells. On a CPU and a TPU nothing changes.
+    deterministic: on a GPU, use only kernels whose results do not differ from run to run; their
+      cost has not been measured. Nothing changes on a CPU and a TPU.
   """
-  import jax  # here, for those who only count cores do without it
+  import jax
 
-  if 'MALLOC_ARENA_MAX' not in os.environ:
-    # each save has threads of its own, which would free in as many arenas
-    _tell_malloc('mallopt', _MOST_ARENAS, 1)
-  if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:
-    # else malloc raises it, and what is large leaves holes in the heap
-    _tell_malloc('mallopt', _OWN_PAGES, 1 << 20)
-  if deterministic and _DETERMINISTIC not in os.environ.get('XLA_FLAGS', ''):
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{_DETERMINISTIC}=true'.strip()
+  if 'MALLOC_ARENA_MAX' not in os.environ:  # each save has threads, which would use an arena each
+    _call_malloc('mallopt', _M_ARENA_MAX, 1)
+  if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:  # malloc would raise it: holes in the heap
+    _call_malloc('mallopt', _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+  xla_flags = os.environ.get('XLA_FLAGS', '')
+  if deterministic and _DETERMINISTIC_FLAG not in xla_flags:
+    os.environ['XLA_FLAGS'] = f'{xla_flags} --{_DETERMINISTIC_FLAG}=true'.strip()
   try:
-    if _CHOSEN not in os.environ.get('XLA_FLAGS', '') and jax.config.jax_num_cpu_devices < 0:
-      jax.config.update('jax_num_cpu_devices', min(_MAX_ARENA_BYTES, cores()))
-  except RuntimeError:  # JAX has made its devices
+    if _DEVICE_COUNT_FLAG not in xla_flags and _jax_setting('jax_num_cpu_devices') < 0:
+      jax.config.update('jax_num_cpu_devices', min(_MAX_CPU_DEVICES, count_cores()))
+  except RuntimeError:  # JAX has created its devices
     return
-  if not jax.config.jax_compilation_cache_dir:
-    place = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(place) / 'minilm_jax'))
+  if not _jax_setting('jax_compilation_cache_dir'):
+    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'minilm_jax'))
+
+
+def _jax_setting(name: str) -> Any:
+  import jax
+
+  return getattr(jax.config, name)
 
 
 def release() -> None:
-  """Gives what was freed back to the system, where malloc is glibc's.
+  """Returns freed memory to the system, where malloc is glibc's.
 
-  What a save frees lies between what goes on living, and each save may find its holes too small.
+  The memory of a save lies between blocks that live on, and a later save may not fit there.
   """
-  _tell_malloc('malloc_trim', 0)
+  _call_malloc('malloc_trim', 0)
 
 
-def _tell_malloc(name: str, *values: int) -> None:
+def _call_malloc(name: str, *values: int) -> None:
   if sys.platform == 'linux':
-    # a libc that is not glibc has no such function
-    getattr(ctypes.CDLL(None), name, lambda *values: 0)(*values)
+    getattr(ctypes.CDLL(None), name, lambda *_: 0)(*values)  # other libraries than glibc lack it
 
 
 def free_bytes(device: Any) -> int | None:
-  """Memory that a device, or for a CPU the machine, can still give; None where nobody says."""
+  """Returns the free memory of a device (of the host for a CPU) in bytes, or None if unknown."""
   if device.platform != 'cpu':
     stats = device.memory_stats() or {}
     return stats['bytes_limit'] - stats['bytes_in_use'] if 'bytes_limit' in stats else None
-  found = []
-  meminfo, limit, use = (pathlib.Path(path) for path in _MEMORY)
+  limits = []
+  meminfo, container_limit, container_use = (pathlib.Path(path) for path in _MEMORY_FILES)
   if meminfo.exists():
-    found.append(1024 * _number(meminfo, 'MemAvailable:'))
-  if limit.exists() and limit.read_text().strip().isdecimal():  # of a container; else it says 'max'
-    # what files fill is given up when it is needed
-    found.append(int(limit.read_text()) - _number(use, 'anon'))
-  return min(found, default=None)
+    limits.append(1024 * _read_number(meminfo, 'MemAvailable:'))
+  if container_limit.exists() and (text := container_limit.read_text().strip()).isdecimal():
+    # Only anonymous memory counts: the system frees the cache of files when needed.
+    limits.append(int(text) - _read_number(container_use, 'anon'))
+  return min(limits, default=None)
 
 
-def _number(path: pathlib.Path, name: str) -> int:
-  """The number in the line of a file that begins with a name."""
-  return next(
-    int(words[1]) for words in map(str.split, path.read_text().splitlines()) if words[0] == name
-  )
+def _read_number(path: pathlib.Path, name: str) -> int:
+  """Returns the number in the line of a file that begins with a name."""
+  lines = map(str.split, path.read_text().splitlines())
+  return next(int(words[1]) for words in lines if words[0] == name)
 
 
-def without_accelerator() -> None:
-  """For compiling for a TPU that is not there: JAX leaves accelerators alone and keeps no program
-  it could not load.
-  """
+def hide_accelerators() -> None:
+  """Lets JAX compile for an absent TPU: it ignores accelerators and caches no such program."""
   import jax
 
   for name, value in _ABSENT_TPU.items():

@@ -21,6 +21,9 @@ from minilm_jax.core.schema import (
 
 FORMAT = 1  # version of the corpus folder
 SPLITS = ('train', 'validation', 'test')
+# The special tokens have the first ids of every vocabulary.
+SPECIAL_TOKENS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
+BEGIN_ID, PAD_ID, END_ID, UNKNOWN_ID, MASK_ID = range(5)
 _MAX_DOCUMENT_CHARS, _MAX_WORKERS = 2**32, 1024
 _MIN_PIECES = 16
 

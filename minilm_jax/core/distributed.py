@@ -1,9 +1,8 @@
 """Multi-process training: start, agreement between the processes, and a common end.
 
-All processes run the same program, and each controls the devices of its host. Arrays lie on the
-devices of all processes; inputs, files and errors belong to one process. The functions here compare
-them, and end all processes together if they differ. Process 0 alone writes files and messages:
-`is_primary()`. With one process these functions do nothing, and JAX is not imported.
+All processes run the same program, and each controls the devices of its host. Inputs, files and
+errors belong to one process: functions here compare them, and end all processes together. Process 0
+alone writes files and messages. With one process nothing is done, and JAX is not imported.
 """
 
 import atexit
@@ -27,12 +26,14 @@ AUTO = 'auto'
 MIN_HEARTBEAT_SECONDS = 10
 JAX_EXTRA_SECONDS = 60  # JAX aborts at its own time-out; ours comes first and raises an error
 LOST_PEER_STATUS = 2
-_REMEDY = 'read the messages of the other processes, then start all again: the run resumes from its last checkpoint'
+_REMEDY = (
+  'read the messages of the other processes, then start all again: the run resumes from its last '
+  'checkpoint'
+)
 _SEPARATOR = '\0'
-_is_started = False  # JAX has been told of the other processes, even if they have not all arrived
+_is_started = False  # jax.distributed.initialize was called, perhaps without success
 _process, _processes = 0, 1
-# taken by the first thread that reports a lost process, and never released
-_ending = threading.Lock()
+_ending = threading.Lock()  # held by the thread that reports a lost process, never released
 
 
 class DistributedError(InputError):
@@ -43,8 +44,7 @@ class DistributedError(InputError):
 def initialized(
   coordinator: str, processes: int | None, process: int | None, wait: int
 ) -> Iterator[None]:
-  """Makes this process one of several, before JAX creates its devices; does nothing without
-  arguments.
+  """Joins the processes of a run before JAX creates its devices; does nothing without arguments.
 
   Inside the block, the death of a process ends all others with an error and status 2.
 
@@ -81,18 +81,14 @@ def initialized(
 
 
 def _is_collective_error(error: Exception) -> bool:
-  """Returns whether JAX failed at run time; the CPU collectives raise ValueError if a peer closes
-  its socket.
-  """
+  """Returns whether JAX failed at run time; CPU collectives raise ValueError if a peer ends."""
   import jax
 
   return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
 
 
 def _end_after_loss(found: str) -> None:
-  """Reports a lost process on standard error and ends this one; the second thread that calls it
-  waits for that.
-  """
+  """Reports a lost process on standard error and ends this one; a second caller waits for that."""
   with _ending:
     os.write(2, f'{InputError(f"training on {_processes} processes", found, _REMEDY)}\n'.encode())
     os._exit(LOST_PEER_STATUS)
@@ -144,11 +140,10 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def bind_address(host: str, port: int) -> str | None:
-  """Returns the address where process 0 listens: a loopback address as given, otherwise None for
-  all interfaces.
+  """Returns the address where process 0 listens; None is every interface, for other hosts.
 
-  >>> bind_address('localhost', 80), bind_address('127.0.0.1', 80), bind_address('::1', 80), bind_address('host-0', 80)
-  ('127.0.0.1:80', '127.0.0.1:80', '[::1]:80', None)
+  >>> [bind_address(host, 80) for host in ('localhost', '127.0.0.1', '::1', 'host-0')]
+  ['127.0.0.1:80', '127.0.0.1:80', '[::1]:80', None]
   """
   if host == '::1':
     return f'[{host}]:{port}'
@@ -199,14 +194,11 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
 
 
 def _initialize_jax(wait: int, **arguments: Any) -> None:
-  """Calls jax.distributed.initialize, and checks that all processes have the same number of
-  devices.
-  """
+  """Calls jax.distributed.initialize; requires the same number of devices in each process."""
   global _is_started, _process, _processes
   import jax
 
-  # C++ libraries print their messages on standard output: these go to standard error, results stay
-  # alone
+  # C++ libraries print messages on standard output: standard error receives them instead.
   sys.stdout.flush()
   results = os.dup(1)
   os.dup2(2, 1)
@@ -253,9 +245,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
 
 
 def check_processes() -> None:
-  """Raises InputError where JAX computes with devices of other processes, as in a TPU pod, without
-  `initialized`.
-  """
+  """Raises InputError if JAX joined other processes, as in a TPU pod, without `initialized`."""
   import jax
 
   if jax.process_count() != _processes:
@@ -272,8 +262,7 @@ def is_primary() -> bool:
 
 
 def exit_now(status: int) -> int:
-  """Exits immediately in multi-process runs, because a normal exit would wait for peers that wait
-  for this process.
+  """Exits in a multi-process run, where a normal exit would wait for peers that wait for this one.
 
   Returns:
     The status, in a run of one process.
@@ -321,7 +310,7 @@ def raise_together() -> Iterator[None]:
     parts = _SEPARATOR.join((error.asked, error.found, error.remedy))
   except OSError as error:
     parts = _SEPARATOR.join(
-      ('files of the run', f'{type(error).__name__}: {error}', 'make room, or mend the path')
+      ('files of the run', f'{type(error).__name__}: {error}', 'free disk space, or fix the path')
     )
   errors = _allgather_text(parts)
   failed = [n for n in (_process, *range(_processes)) if errors[n]]
@@ -331,8 +320,7 @@ def raise_together() -> Iterator[None]:
 
 
 def primary_first(function: Callable[[], T]) -> T:
-  """Calls a function that may write files: in process 0 first, then in the others, which read those
-  files.
+  """Calls a function that may write files in process 0, then in the others, which read them.
 
   Raises:
     DistributedError: as `raise_together`.
@@ -346,9 +334,7 @@ def primary_first(function: Callable[[], T]) -> T:
 
 
 def to_host(tree: Any) -> Any:
-  """Returns the arrays of a tree on this host, also those that lie on the devices of several
-  processes.
-  """
+  """Returns the arrays of a tree on this host, also those on devices of several processes."""
   import jax
   from jax.experimental import multihost_utils
 

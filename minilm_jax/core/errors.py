@@ -1,7 +1,7 @@
-"""The one error a user sees: what was asked, what was found, what to do.
+"""The error for invalid input, in three parts: what was asked, what was found, what to do.
 
-Every room raises `InputError` for input it cannot use; the door (`__main__`) prints it and exits
-with status 2. Errors in the program itself keep their ordinary Python types and their traceback.
+Every module raises `InputError` for input that it cannot use; `cli/main.py` prints it and exits
+with status 2. Errors of the program itself keep their Python types and their traceback.
 """
 
 import difflib
@@ -9,18 +9,15 @@ import importlib.util
 import re
 from collections.abc import Iterable
 
-# characters of a part: what a hostile file holds is shown, but not all of it
-_MAX_PART_CHARS = 2000
-# Control characters but tab and line feed, signs that turn the direction of text, and halves of
-# characters.
+_MAX_PART_CHARS = 2000  # a part may quote an untrusted file
+# Control characters except tab and line feed, direction marks, and halves of surrogate pairs.
 _UNSAFE_CHARACTERS = re.compile(
   '[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
 )
 
 
 def sanitize(text: str) -> str:
-  """Text of others as a reader may see it: what steers a terminal, or lets it be read in another
-  order, is U+FFFD.
+  """Returns untrusted text with U+FFFD for characters that steer a terminal or reorder text.
 
   >>> sanitize('a\\x1b[2Jb').isprintable()
   True
@@ -29,7 +26,7 @@ def sanitize(text: str) -> str:
 
 
 class InputError(Exception):
-  """Input that cannot be used.
+  """Input that cannot be used, with a part for the request, the fact and the remedy.
 
   >>> print(InputError('a batch of 0 rows', 'batch_size=0', 'give a positive batch_size'))
   asked: a batch of 0 rows
@@ -38,31 +35,22 @@ class InputError(Exception):
   """
 
   def __init__(self, asked: str, found: str, remedy: str):
-    self.asked, self.found, self.remedy = (
-      _as_one_line(asked),
-      _as_one_line(found),
-      _as_one_line(remedy),
-    )
+    self.asked, self.found, self.remedy = map(_as_one_line, (asked, found, remedy))
     super().__init__(f'asked: {self.asked}\nfound: {self.found}\nto do: {self.remedy}')
 
 
 def _as_one_line(text: str) -> str:
-  """One line that a terminal can show: what does not print, which might move its cursor, is
-  escaped.
-  """
-  text = str(text) if len(str(text)) <= _MAX_PART_CHARS else f'{str(text)[:_MAX_PART_CHARS]}...'
-  return (
-    text
-    if text.isprintable()
-    else ''.join(
-      letter if letter.isprintable() else letter.encode('unicode_escape').decode()
-      for letter in text
-    )
+  """Returns text in one line of limited length; characters that do not print are escaped."""
+  text = str(text)
+  if len(text) > _MAX_PART_CHARS:
+    text = f'{text[:_MAX_PART_CHARS]}...'
+  return ''.join(
+    letter if letter.isprintable() else letter.encode('unicode_escape').decode() for letter in text
   )
 
 
 def require_library(library: str, extra: str, asked: str) -> None:
-  """Raises InputError where a library is not installed that only an extra of setup.py brings.
+  """Raises InputError if a library of an extra of setup.py is not installed.
 
   >>> require_library('json', 'none', 'a row')
   """
@@ -71,7 +59,7 @@ def require_library(library: str, extra: str, asked: str) -> None:
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-  """A clause that names what was probably meant, or everything there is when nothing comes near.
+  """Returns a clause with the nearest known name, or with all names if none is near.
 
   >>> suggest_name('batchsize', ['batch_size', 'seed'])
   "did you mean 'batch_size'?"

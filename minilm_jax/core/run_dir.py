@@ -18,6 +18,7 @@ CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
 FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # of a point of a sweep
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
+IMPORTED = 'imported'  # kind of a run that `minilm import` wrote, and a field of its manifest
 # Types of the fields of a log line. All are optional here; each reader requires those it needs.
 _LINE_FIELDS = {
   'task?': TEXT,
@@ -191,3 +192,28 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
     for key, value in tree.items()
     for name, leaf in flatten(value, f'{prefix}.{key}' if prefix else key).items()
   }
+
+
+def read_import_record(workdir: epath.PathLike) -> dict[str, Any]:
+  """Returns the source of an imported run and what was left out; {} for a run trained here.
+
+  Raises:
+    InputError: the manifest is damaged.
+  """
+  path, what = epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}'
+  form = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
+  manifest = files.read_object(path, what, {f'{IMPORTED}?': form}) if path.exists() else {}
+  return manifest[IMPORTED] if IMPORTED in manifest else {}
+
+
+def read_corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
+  """Returns the hashes of a run's `corpus` and `tokenizer`, and its `corpus_folder`.
+
+  Raises:
+    InputError: its manifest is missing or damaged.
+  """
+  names = ('corpus', 'tokenizer', 'corpus_folder')
+  manifest = files.read_object(
+    epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
+  )
+  return {name: manifest[name] for name in names}

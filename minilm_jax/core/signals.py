@@ -1,10 +1,8 @@
-"""SIGTERM and SIGINT: where they end the program in order, and where they are noted so that a loop
-can save first.
+"""SIGTERM and SIGINT: they raise an exception, or set a flag so that a loop can save first.
 
-Python runs a handler in the main thread between two of its instructions, so that what the first
-signal begins goes through every `finally`. A second one ends the process at once. In another
-thread, and for a signal that the process was told to ignore (as a shell does with SIGINT of what it
-runs in the background), nothing here does anything.
+Python runs a handler in the main thread between two instructions, so that the exception of the
+first signal runs every `finally`. A second signal ends the process at once. Nothing is done in
+other threads, and for ignored signals (a shell ignores SIGINT for background processes).
 """
 
 import contextlib
@@ -14,21 +12,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-# a shell's status of a program that a signal ended is this and the number of the signal
-_EXIT_OFFSET = 128
-_blocks, _came = 0, False  # blocks that are entered; has a signal come since the outermost began?
+_EXIT_OFFSET = 128  # the exit status after a signal is this plus its number, as in a shell
+_num_blocks, _is_signaled = 0, False  # entered blocks; a signal came since the outermost began
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal asked for the end: its number, the exit status that tells of it, and a sentence."""
+  """A signal ended the program: its number, the exit status, and a message."""
 
-  def __init__(self, number: int, said: str = '; the same command goes on from what is on disk'):
-    super().__init__(f'stopped by {signal.Signals(number).name}{said}')
+  def __init__(self, number: int, details: str = '; the same command goes on from what is on disk'):
+    super().__init__(f'stopped by {signal.Signals(number).name}{details}')
     self.number, self.status = number, _EXIT_OFFSET + number
 
 
 class InterruptedAfterSave(Interrupted):
-  """All processes of a run raise it together, when what they had reached is on disk."""
+  """A signal ended training after a checkpoint; all processes of a run raise it together."""
 
 
 @dataclasses.dataclass
@@ -40,62 +37,61 @@ class SignalFlag:
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-  """For a whole program: the first signal raises `Ended` wherever the main thread is.
+  """Raises `Interrupted` in the main thread at the first signal, for a whole program.
 
-  After one has come the handlers stay: also while the process leaves, another one ends it at once.
+  The handlers stay after a signal: another one also ends the process while it exits.
   """
 
-  def end(number: int) -> None:
+  def interrupt(number: int) -> None:
     raise Interrupted(number)
 
-  with _handled(end, stay=True):
+  with _handle_signals(interrupt, stay=True):
     yield
 
 
 @contextlib.contextmanager
 def note_signals() -> Iterator[SignalFlag]:
-  """For a loop that looks at the flag and saves before it ends.
+  """Yields a flag that the first signal sets, for a loop that saves before it ends.
 
   Raises:
-    Ended: a signal came, and the block ended as if none had.
+    Interrupted: a signal came, and the block ended without an exception.
   """
   flag = SignalFlag()
 
   def note(number: int) -> None:
     flag.number = number
 
-  with _handled(note):
+  with _handle_signals(note):
     yield flag
   if flag.number:
     raise Interrupted(flag.number)
 
 
 @contextlib.contextmanager
-def _handled(first: Callable[[int], None], stay: bool = False) -> Iterator[None]:
-  """Calls `first` with the number of the first signal; the next one, in whatever block, leaves."""
-  global _blocks, _came
+def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iterator[None]:
+  """Calls `on_first` with the number of the first signal; the next one exits, in any block."""
+  global _num_blocks, _is_signaled
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
   def handler(number: int, _: object) -> None:
-    global _came
-    if _came:
+    global _is_signaled
+    if _is_signaled:
       os._exit(_EXIT_OFFSET + number)
-    _came = True
-    first(number)
+    _is_signaled = True
+    on_first(number)
 
-  _blocks, _came = _blocks + 1, _came and _blocks > 0
-  wanted = [
-    number
+  _num_blocks, _is_signaled = _num_blocks + 1, _is_signaled and _num_blocks > 0
+  old_handlers = {
+    number: signal.signal(number, handler)
     for number in (signal.SIGTERM, signal.SIGINT)
     if signal.getsignal(number) != signal.SIG_IGN
-  ]
-  before = {number: signal.signal(number, handler) for number in wanted}
+  }
   try:
     yield
   finally:
-    _blocks -= 1
-    if not (stay and _came):
-      for number, old in before.items():
-        signal.signal(number, old or signal.SIG_DFL)  # None: set by what is not Python
+    _num_blocks -= 1
+    if not (stay and _is_signaled):
+      for number, old_handler in old_handlers.items():
+        signal.signal(number, old_handler or signal.SIG_DFL)  # None: set outside of Python

@@ -57,7 +57,7 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
     if beam:
       runner = _make_beam_runner(beam, workdir)
     else:
-      runner = filtering.LocalRunner(config.workers or backend.cores())
+      runner = filtering.LocalRunner(config.workers or backend.count_cores())
     _build(config, workdir, settings, runner)
   return workdir
 

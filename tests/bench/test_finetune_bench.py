@@ -84,7 +84,7 @@ def test_the_peer_counts_once_a_member_by_its_faster_threads(
     return {'seconds': 7.0 + given[-1]}
 
   monkeypatch.setattr(competitors, 'time_hf_trainer', trainer)
-  monkeypatch.setattr(finetune_bench.backend, 'cores', lambda: 4)
+  monkeypatch.setattr(finetune_bench.backend, 'count_cores', lambda: 4)
   monkeypatch.setattr(finetune_bench.machine, 'versions', lambda *names: dict.fromkeys(names, '1'))
   found = finetune_bench.bench_finetuning({'it': config()}, str(tiny_run), 'hf')
   assert found['seconds']['hf'] == 6 * 8 and found['tasks']['it']['hf_threads'] == 1

@@ -39,7 +39,7 @@ def test_a_device_a_core_and_a_cache_of_the_user(tmp_path: pathlib.Path):
 
 def test_ahead_of_time_accelerators_are_left_alone(tmp_path: pathlib.Path):
   program = (
-    'from minilm_jax.core import backend\nbackend.prepare()\nbackend.without_accelerator()\nimport jax, os\n'
+    'from minilm_jax.core import backend\nbackend.prepare()\nbackend.hide_accelerators()\nimport jax, os\n'
     'print(jax.devices()[0].platform, os.environ["TPU_SKIP_MDS_QUERY"], jax.config.jax_enable_compilation_cache)'
   )
   kept = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}

@@ -19,7 +19,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, documents, filters, subset, tokenizer
 from minilm_jax.evaluation import overlap
 from minilm_jax.tasks import loading
-from minilm_jax.training import pretrain
+from minilm_jax.training import run_setup
 from tests import tiny_config
 
 
@@ -168,6 +168,6 @@ def test_no_manifest_of_a_corpus_leads_out(
     if change is name_tokenizer:
       with pytest.raises(InputError, match='leads elsewhere'):
         overlap.open_tokenizer(folder, corpus.read_manifest(folder))
-      pretrain.open_or_create_run(tiny_config.run_config(folder), tmp_path / 'run')
+      run_setup.open_or_create_run(tiny_config.run_config(folder), tmp_path / 'run')
     else:
       corpus.load_split(folder, 'test')

@@ -20,8 +20,8 @@ from ml_collections import config_dict
 
 from configs import base
 from minilm_jax.core import config, corpus_config, recipe, run_dir
-from minilm_jax.core.old_names import ADDED_FIELDS, complete_recipe
 from minilm_jax.core.errors import InputError
+from minilm_jax.core.old_names import ADDED_FIELDS, complete_recipe
 from minilm_jax.evaluation import inference
 from minilm_jax.training import pretrained
 

@@ -104,7 +104,7 @@ from minilm_jax.core import signals
 name, first, second = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 try:
   with signals.raise_on_signals():
-    if name == 'map':
+    if name == 'loop':
       with signals.note_signals():
         os.kill(os.getpid(), first)
         print('noted', flush=True)
@@ -118,7 +118,7 @@ print('still here', flush=True)
 """
 
 
-@pytest.mark.parametrize('block, said', [('map', 'noted\n'), ('verb', 'leaving\n')])
+@pytest.mark.parametrize('block, said', [('loop', 'noted\n'), ('verb', 'leaving\n')])
 def test_a_second_signal_leaves_at_once(block: str, said: str):
   for first, second in (BOTH, BOTH[::-1]):
     done = subprocess.run(
