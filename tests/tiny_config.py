@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from configs import base, tiny
+from configs import base, glue, tiny
 from minilm_jax.core import recipe
-from minilm_jax.core.config import OptimizerConfig, RunConfig
+from minilm_jax.core.config import FinetuneConfig, OptimizerConfig, RunConfig
 
 UPDATES = 12
 # With the front-end of paper 2, whose statistics are of a batch.
@@ -39,3 +39,10 @@ def run_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
 def make_optimizer_config(**changes: Any) -> OptimizerConfig:
   """Returns the optimizer part of the base recipe with some fields changed."""
   return dataclasses.replace(recipe.resolve(base.pretrain(), 'pretrain').optimizer, **changes)
+
+
+def finetune_config(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
+  """Returns the GLUE recipe of a task; changes are named with dots."""
+  config = glue.get_config(task)
+  config.update_from_flattened_dict(changes)
+  return recipe.resolve(config, 'finetune')

@@ -284,7 +284,9 @@ def test_a_spread_holds_its_score_and_never_claims_certainty(name: str):
       metric
     )
   assert all(0 <= end <= 1 for end in found['accuracy']) and np.ptp(found['accuracy']) > 0.01
-  assert found == metrics.metric_intervals(names, CLASSES[name], LABELS)  # the same draws every time
+  assert found == metrics.metric_intervals(
+    names, CLASSES[name], LABELS
+  )  # the same draws every time
 
 
 def test_a_perfect_correlation_or_none_has_no_spread():
@@ -292,7 +294,9 @@ def test_a_perfect_correlation_or_none_has_no_spread():
     (ends,) = metrics.metric_intervals(('pearson',), predictions, TARGETS).values()
     assert all(map(math.isnan, ends))
   assert math.isnan(
-    metrics.metric_intervals(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][0]
+    metrics.metric_intervals(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][
+      0
+    ]
   )
 
 

@@ -1,6 +1,5 @@
 """The table of tasks: every row is complete, and agrees with TFDS."""
 
-
 import pytest
 
 from configs import glue
@@ -8,7 +7,7 @@ from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import microworld
 from minilm_jax.tasks import metrics, task
-from minilm_jax.tasks.task import CLASSIFICATION, REGRESSION, TASKS, find_task, convert_task
+from minilm_jax.tasks.task import CLASSIFICATION, REGRESSION, TASKS, convert_task, find_task
 
 
 @pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
