@@ -1,6 +1,4 @@
-"""The corpus on the device: which rows make a batch is a keyed bijection, and a damaged folder is
-refused.
-"""
+"""The corpus on the device: a keyed bijection picks the rows; a damaged folder is refused."""
 
 import json
 import pathlib
@@ -14,10 +12,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.core import corpus_config, files, run_dir
+from minilm_jax.core import files, run_dir
+from minilm_jax.core.config import SubsetConfig
+from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 
+Damage = Callable[[pathlib.Path, dict[str, Any]], None]  # of a shard and a manifest
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 100, 255, 256, 257, 1000, 4097)
 
 
@@ -39,10 +40,9 @@ def test_permute_is_a_bijection(size: int):
 
 
 def test_permute_of_many_rows_does_not_overflow():
-  size = 2**31 - 1
-  places = jnp.arange(1000, dtype=jnp.uint32)
-  places = jnp.concatenate([places, jnp.uint32(size - 1) - places])
-  order = np.asarray(corpus.permute_rows(places, size, key(0)))
+  size, low = 2**31 - 1, jnp.arange(1000, dtype=jnp.uint32)
+  index = jnp.concatenate([low, jnp.uint32(size - 1) - low])
+  order = np.asarray(corpus.permute_rows(index, size, key(0)))
   assert len(set(order.tolist())) == 2000 and order.max() < size
 
 
@@ -70,51 +70,39 @@ def test_each_row_comes_once_an_epoch(count: int, batch_size: int):
 
 
 def test_orders_differ_by_epoch_and_by_seed():
-  one, _ = batches(0, 50, 50, steps=2)
-  other, _ = batches(1, 50, 50, steps=2)
-  assert len({tuple(order) for order in (*one, *other)}) == 4
+  orders = [order for seed in (0, 1) for order in batches(seed, 50, 50, steps=2)[0].tolist()]
+  assert len(set(map(tuple, orders))) == 4
 
 
-def test_a_step_is_the_same_whenever_it_is_asked_for():
+def test_a_step_does_not_depend_on_the_steps_before():
   rows, epochs = batches(3, 4, 10, steps=20)
   for step in (0, 7, 19):
-    found = corpus.rows_at_step(3, step, 4, 10)
-    np.testing.assert_array_equal(found[0], rows[step])
-    np.testing.assert_array_equal(found[1], epochs[step])
+    row, epoch = corpus.rows_at_step(3, step, 4, 10)
+    np.testing.assert_array_equal(row, rows[step])
+    np.testing.assert_array_equal(epoch, epochs[step])
 
 
 def test_the_last_step_of_the_longest_run_does_not_wrap():
-  rows, epochs = corpus.rows_at_step(0, 2**24 - 1, 256, 1000)
-  places = (2**24 - 1) * 256 + np.arange(256)
-  np.testing.assert_array_equal(epochs, places // 1000)
+  _, epochs = corpus.rows_at_step(0, 2**24 - 1, 256, 1000)
+  np.testing.assert_array_equal(epochs, ((2**24 - 1) * 256 + np.arange(256)) // 1000)
 
 
-def test_a_split_comes_to_the_device_as_it_lies_on_disk(tiny_corpus: pathlib.Path):
-  described = corpus.read_manifest(tiny_corpus)
-  for split in corpus_config.SPLITS:
-    found, shards = corpus.load_split(tiny_corpus, split), described['splits'][split]['shards']
-    np.testing.assert_array_equal(
-      found.tokens, np.concatenate([np.load(tiny_corpus / s['file']) for s in shards])
-    )
-    assert found.tokens.dtype == 'uint16' and (found.rows, found.length) == found.tokens.shape
-    assert (found.vocabulary, found.hash) == (described['vocabulary'], described['hash'])
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_split_has_the_tokens_of_its_files(tiny_corpus: pathlib.Path, split: str):
+  manifest = corpus.read_manifest(tiny_corpus)
+  loaded, shards = corpus.load_split(tiny_corpus, split), manifest['splits'][split]['shards']
+  tokens = np.concatenate([np.load(tiny_corpus / shard['file']) for shard in shards])
+  np.testing.assert_array_equal(loaded.tokens, tokens)
+  assert loaded.tokens.dtype == 'uint16' and (loaded.rows, loaded.length) == tokens.shape
+  assert (loaded.vocab_size, loaded.hash) == (manifest['vocabulary'], manifest['hash'])
+  rows = np.array([[0, len(tokens) - 1]])
+  np.testing.assert_array_equal(corpus.CorpusFiles(tiny_corpus, split)[rows], tokens[rows])
 
 
 def test_a_corpus_is_a_pytree_of_its_tokens(tiny_corpus: pathlib.Path):
-  found = corpus.load_split(tiny_corpus, 'test')
-  assert jax.tree.leaves(found) == [found.tokens]
-  assert jax.jit(lambda c: c)(found).hash == found.hash
-
-
-def damage(folder: pathlib.Path, change: Callable[[pathlib.Path, dict[str, Any]], None]) -> None:
-  """Applies `change(shard, manifest)` to the first shard of the test split."""
-  manifest = json.loads((folder / run_dir.MANIFEST).read_text())
-  change(folder / manifest['splits']['test']['shards'][0]['file'], manifest)
-  (folder / run_dir.MANIFEST).write_text(json.dumps(manifest))
-
-
-def shard_of(manifest: dict[str, Any]) -> dict[str, Any]:
-  return manifest['splits']['test']['shards'][0]
+  loaded = corpus.load_split(tiny_corpus, 'test')
+  assert jax.tree.leaves(loaded) == [loaded.tokens]
+  assert jax.jit(lambda c: c)(loaded).hash == loaded.hash
 
 
 def remove(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
@@ -125,53 +113,49 @@ def truncate(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   shard.write_bytes(shard.read_bytes()[:-64])
 
 
-def truncate_and_sign(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  truncate(shard, manifest)
-  shard_of(manifest)['sha256'] = files.hash_file(shard)
-
-
 def flip_a_bit(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   data = bytearray(shard.read_bytes())
   data[-5] ^= 1
   shard.write_bytes(data)
 
 
-def sign(shard: pathlib.Path, manifest: dict[str, Any], rows: np.ndarray) -> None:
-  np.save(shard, rows)
-  shard_of(manifest)['sha256'] = files.hash_file(shard)
+def sign(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+  manifest['splits']['test']['shards'][0]['sha256'] = files.hash_file(shard)
 
 
-def use_a_larger_id(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  rows = np.load(shard)
-  rows[3, 5] = manifest['vocabulary']
-  sign(shard, manifest, rows)
+def truncate_and_sign(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+  truncate(shard, manifest)
+  sign(shard, manifest)
 
 
-def lose_a_row(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  sign(shard, manifest, np.load(shard)[1:])
+def save_rows(change: Callable[[np.ndarray], np.ndarray]) -> Damage:
+  """Replaces the rows by others, with the checksum."""
+
+  def damage(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+    np.save(shard, change(np.load(shard)))
+    sign(shard, manifest)
+
+  return damage
 
 
-def change_the_type(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  sign(shard, manifest, np.load(shard).astype('int64'))
+def use_a_larger_id(rows: np.ndarray) -> np.ndarray:
+  rows[3, 5] = 512
+  return rows
 
 
-def pickle_it(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  sign(shard, manifest, np.array([{'a': 1}], dtype=object))
-
-
-def compress_it(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+def compress(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   with shard.open('wb') as file:
     np.savez(file, rows=np.zeros((2, 64), 'uint16'))
-  shard_of(manifest)['sha256'] = files.hash_file(shard)
+  sign(shard, manifest)
 
 
 def leave_the_folder(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   shutil.copy(shard, shard.parent.parent / 'elsewhere.npy')
-  shard_of(manifest)['file'] = '../elsewhere.npy'
+  manifest['splits']['test']['shards'][0]['file'] = '../elsewhere.npy'
 
 
-def name_the_folder_above(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
-  shard_of(manifest)['file'] = '..'
+def name_the_parent(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+  manifest['splits']['test']['shards'][0]['file'] = '..'
 
 
 def use_another_format(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
@@ -183,53 +167,90 @@ def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'damage, message',
   [
     (remove, 'no such file'),
     (truncate, 'sha256'),
     (truncate_and_sign, 'no plain array'),
     (flip_a_bit, 'sha256'),
-    (use_a_larger_id, 'id 512 in a vocabulary of 512'),
-    (lose_a_row, 'uint16 '),
-    (change_the_type, 'int64 '),
-    (pickle_it, 'no plain array'),
-    (compress_it, 'no plain array'),
+    (save_rows(use_a_larger_id), 'id 512 in a vocabulary of 512'),
+    (save_rows(lambda rows: rows[1:]), 'uint16 '),
+    (save_rows(lambda rows: rows.astype('int64')), 'int64 '),
+    (save_rows(lambda rows: np.array([{'a': 1}], dtype=object)), 'no plain array'),
+    (compress, 'no plain array'),
     (leave_the_folder, 'no such file'),
-    (name_the_folder_above, 'no such file'),
+    (name_the_parent, 'no such file'),
     (use_another_format, 'format 2'),
     (empty_the_split, 'no rows'),
   ],
 )
 def test_a_damaged_folder_is_refused(
-  change, said: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  damage: Damage, message: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
+  """The damage is to the first shard of the test split, or to the manifest."""
   folder = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
-  damage(folder, change)
+  manifest = json.loads((folder / run_dir.MANIFEST).read_text())
+  damage(folder / manifest['splits']['test']['shards'][0]['file'], manifest)
+  (folder / run_dir.MANIFEST).write_text(json.dumps(manifest))
   with pytest.raises(InputError) as refused:
     corpus.load_split(folder, 'test')
-  assert said in refused.value.found
+  assert message in refused.value.found
 
 
-def test_a_path_that_leads_away_may_come_from_epath(tiny_corpus: pathlib.Path):
-  assert (
-    corpus.load_split(epath.Path(tiny_corpus) / '.', 'test').rows
-    == corpus.load_split(f'{tiny_corpus}/', 'test').rows
-  )
+def test_a_folder_may_have_any_spelling(tiny_corpus: pathlib.Path):
+  folders = (epath.Path(tiny_corpus) / '.', f'{tiny_corpus}/')
+  assert len({corpus.load_split(folder, 'test').rows for folder in folders}) == 1
 
 
-@pytest.mark.parametrize(
-  'content, said',
-  [
-    (None, 'no manifest.json'),
-    ('{}', 'not a corpus manifest'),
-    ('[1]', 'not a corpus'),
-    ('{"format"', 'not JSON'),
-  ],
-)
-def test_a_folder_that_is_no_corpus_is_refused(
-  content: str | None, said: str, tmp_path: pathlib.Path
-):
+@pytest.mark.parametrize('content', [None, '{}', '[1]', '{"format"'])
+def test_a_folder_that_is_no_corpus_is_refused(content: str | None, tmp_path: pathlib.Path):
   if content:
     (tmp_path / run_dir.MANIFEST).write_text(content)
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match='manifest.json'):
     corpus.read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 42, 2**32 - 1])
+def test_a_fixed_order_is_a_permutation_that_looks_random(seed: int):
+  order = corpus.order_rows(4000, seed)
+  assert sorted(order.tolist()) == list(range(4000))
+  assert abs(np.corrcoef(order, np.arange(4000))[0, 1]) < 0.06  # 4 standard errors
+  assert np.abs(np.mean(order[:2000]) - 1999.5) < 4 * 4000 / np.sqrt(12 * 2000)
+
+
+def test_another_seed_is_another_fixed_order():
+  assert len({tuple(corpus.order_rows(50, seed)) for seed in range(20)}) == 20
+
+
+def test_a_fixed_order_never_changes():
+  """A run names its articles by it."""
+  assert corpus.order_rows(12, 0).tolist() == [1, 4, 5, 11, 7, 6, 9, 0, 10, 3, 2, 8]
+  assert corpus.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
+
+
+def test_smaller_subsets_are_inside_larger_ones(tiny_corpus: pathlib.Path):
+  corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
+
+  def select(rows: int = 0, tokens: int = 0) -> set[int]:
+    return set(corpus.select_rows(SubsetConfig(rows, tokens, 3), corpus_files).tolist())
+
+  smaller, count = set(), int(corpus_files.ends[-1])
+  for rows in (1, 2, 7, count // 2, count - 1, count):
+    larger = select(rows)
+    assert len(larger) == rows and smaller < larger
+    smaller = larger
+  assert smaller == set(range(count))
+  by_tokens = [select(tokens=tokens) for tokens in (64, 500, 5000)]
+  assert by_tokens[0] < by_tokens[1] < by_tokens[2] == select(len(by_tokens[2]))
+
+
+def test_tokens_are_met_within_a_row(tiny_corpus: pathlib.Path):
+  corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
+  manifest = corpus_files.manifest
+  row_tokens = corpus.count_row_tokens(corpus_files)
+  total = manifest['splits']['train']['tokens']
+  assert row_tokens.sum() == total
+  for tokens in (64, 777, 4000, total):
+    size = row_tokens[corpus.select_rows(SubsetConfig(0, tokens, 0), corpus_files)].sum()
+    assert tokens - manifest['length'] < size <= tokens
+  assert size == total

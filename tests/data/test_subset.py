@@ -1,8 +1,5 @@
-"""Parts of a corpus: nested, the same everywhere, refused where they are too large, and corpora
-like any other.
-"""
+"""Subsets of a corpus: runs on them, and corpora of chosen rows."""
 
-import doctest
 import json
 import pathlib
 import shutil
@@ -11,184 +8,129 @@ import numpy as np
 import pytest
 
 from minilm_jax.core import files, run_dir
-from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.files import read_json, write_json
 from minilm_jax.data import corpus, subset
-from minilm_jax.training import batches, pretrain, program
+from minilm_jax.training import batches, program, run_setup
 from tests.tiny_config import run_config
 
 pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
-def files(tiny_corpus: pathlib.Path) -> corpus.CorpusFiles:
+def corpus_files(tiny_corpus: pathlib.Path) -> corpus.CorpusFiles:
   return corpus.CorpusFiles(tiny_corpus, 'train')
 
 
-def test_examples_in_docstrings():
-  assert doctest.testmod(subset).failed == 0
+@pytest.fixture(scope='module')
+def manifest(tiny_corpus: pathlib.Path) -> dict:
+  return corpus.read_manifest(tiny_corpus)
 
 
-@pytest.mark.parametrize('seed', [0, 1, 42, 2**32 - 1])
-def test_an_order_is_a_permutation_that_looks_random(seed: int):
-  found = corpus.order_rows(4000, seed)
-  assert sorted(found.tolist()) == list(range(4000))
-  assert abs(np.corrcoef(found, np.arange(4000))[0, 1]) < 0.06  # 4 standard errors
-  halves = np.abs(np.mean(found[:2000]) - 1999.5)
-  assert halves < 4 * 4000 / np.sqrt(12 * 2000)
-
-
-def test_another_number_is_another_order():
-  assert len({tuple(corpus.order_rows(50, seed)) for seed in range(20)}) == 20
-
-
-def test_an_order_is_written_down():
-  """What it is must never change: a run names its articles by it."""
-  assert corpus.order_rows(12, 0).tolist() == [1, 4, 5, 11, 7, 6, 9, 0, 10, 3, 2, 8]
-  assert corpus.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
-
-
-def test_smaller_subsets_are_inside_larger_ones(files: corpus.CorpusFiles):
-  before: set[int] = set()
-  count = int(files.ends[-1])
-  for rows in (1, 2, 7, count // 2, count - 1, count):
-    now = set(corpus.select_rows(SubsetConfig(rows, 0, 3), files).tolist())
-    assert len(now) == rows and before < now
-    before = now
-  assert before == set(range(count))
-  by_tokens = [
-    set(corpus.select_rows(SubsetConfig(0, tokens, 3), files).tolist())
-    for tokens in (64, 500, 5000)
-  ]
-  assert by_tokens[0] < by_tokens[1] < by_tokens[2]
-  assert by_tokens[2] == set(
-    corpus.select_rows(SubsetConfig(len(by_tokens[2]), 0, 3), files).tolist()
-  )
-
-
-def test_tokens_are_met_within_a_row(files: corpus.CorpusFiles):
-  lengths = corpus.count_row_tokens(files)
-  assert lengths.sum() == files.manifest['splits']['train']['tokens']
-  for tokens in (64, 777, 4000, int(lengths.sum())):
-    found = lengths[corpus.select_rows(SubsetConfig(0, tokens, 0), files)].sum()
-    assert tokens - files.manifest['length'] < found <= tokens
-  assert found == lengths.sum()
-
-
-def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(tiny_corpus: pathlib.Path):
-  there = corpus.read_manifest(tiny_corpus)['splits']['train']
+def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(
+  tiny_corpus: pathlib.Path, manifest
+):
+  entry = manifest['splits']['train']
   for name in ('rows', 'tokens'):
-    with pytest.raises(InputError, match=f'{there[name]:,} {name}') as caught:
-      pretrain.validate(run_config(tiny_corpus, **{f'subset.{name}': there[name] + 1}))
-    assert f'{there[name] + 1:,}' in caught.value.asked
-  with pytest.raises(InputError, match='up to 64 tokens'):
-    pretrain.validate(run_config(tiny_corpus, **{'subset.tokens': 63}))
-  with pytest.raises(InputError, match='two sizes'):
+    config = run_config(tiny_corpus, **{f'subset.{name}': entry[name] + 1})
+    with pytest.raises(InputError, match=f'{entry[name]:,} {name}') as refused:
+      run_setup.validate(config)
+    assert f'{entry[name] + 1:,}' in refused.value.asked
+  with pytest.raises(InputError, match='subset.tokens=63'):
+    run_setup.validate(run_config(tiny_corpus, **{'subset.tokens': 63}))
+  with pytest.raises(InputError, match='subset'):
     run_config(tiny_corpus, **{'subset.tokens': 630, 'subset.rows': 3})
 
 
-@pytest.mark.parametrize('place', ['device', 'host'])
+@pytest.mark.parametrize('placement', ['device', 'host'])
 def test_only_the_rows_of_the_subset_are_trained_on(
-  place: str, tiny_corpus: pathlib.Path, files: corpus.CorpusFiles
+  placement: str, tiny_corpus: pathlib.Path, corpus_files: corpus.CorpusFiles
 ):
-  config = run_config(tiny_corpus, corpus_placement=place, **{'subset.rows': 24})
-  wanted = {row.tobytes() for row in files[corpus.select_rows(config.subset, files)]}
+  config = run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
+  selected = corpus_files[corpus.select_rows(config.subset, corpus_files)]
+  expected = {row.tobytes() for row in selected}
   with batches.open_batches(config, program.build_program(config), tiny_corpus) as source:
-    rows = source.take(0, 2)
-  assert rows.rows == 24
-  found = np.asarray(rows.tokens).reshape(-1, files.manifest['length'])
-  assert {row.tobytes() for row in found} <= wanted
-  if place == 'device':
-    assert len(found) == 24
+    window = source.take(0, 2)
+  assert window.rows == 24
+  rows = [row.tobytes() for row in np.asarray(window.tokens).reshape(-1, selected.shape[1])]
+  assert set(rows) <= expected
+  if placement == 'device':
+    assert len(rows) == 24
   else:
-    assert len({row.tobytes() for row in found[:24]}) == len(wanted)  # an epoch: each row once
+    assert set(rows[:24]) == expected  # an epoch: each row once
 
 
-def test_a_run_remembers_what_it_was_trained_on(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, files: corpus.CorpusFiles
+def test_a_run_remembers_its_subset(
+  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
 ):
-  there = corpus.read_manifest(tiny_corpus)['splits']['train']
+  of_rows, row_tokens = manifest['splits']['train']['rows'], corpus.count_row_tokens(corpus_files)
   for rows in (0, 24):
-    pretrain.open_or_create_run(
-      run_config(tiny_corpus, **{'subset.rows': rows}), tmp_path / str(rows)
-    )
-    found = read_json(tmp_path / str(rows) / run_dir.MANIFEST, 'it')['training']
-    assert (
-      found['rows'] == (rows or there['rows'])
-      and found['of_rows'] == there['rows']
-      and found['subset'] is None
-    )
-    assert (
-      found['tokens']
-      == corpus.count_row_tokens(files)[corpus.order_rows(there['rows'], 0)[: found['rows']]].sum()
-    )
+    config = run_config(tiny_corpus, **{'subset.rows': rows})
+    run_setup.open_or_create_run(config, tmp_path / str(rows))
+    record = files.read_json(tmp_path / str(rows) / run_dir.MANIFEST, 'it')['training']
+    assert record['rows'] == (rows or of_rows)
+    assert record['of_rows'] == of_rows and record['subset'] is None
+    assert record['tokens'] == row_tokens[corpus.order_rows(of_rows, 0)[: record['rows']]].sum()
   with pytest.raises(InputError, match='subset.rows'):
-    pretrain.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
+    run_setup.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
 
 
-def test_a_part_is_a_corpus_with_the_splits_of_the_whole(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, files: corpus.CorpusFiles, capsys
+def test_a_subset_is_a_corpus_with_the_splits_of_the_whole(
+  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
 ):
-  some = np.array([9, 2, 40])
-  made = subset.write_subset(
-    tiny_corpus, some, tmp_path / 'part', {'kind': 'subset'}, {'by': 'hand'}
-  )
-  whole, part = corpus.read_manifest(tiny_corpus), corpus.read_manifest(made)
-  np.testing.assert_array_equal(corpus.load_split(made, 'train').tokens, files[some])
+  rows, arguments = np.array([9, 2, 40]), ({'kind': 'subset'}, {'by': 'hand'})
+  made = pathlib.Path(subset.write_subset(tiny_corpus, rows, tmp_path / 'part', *arguments))
+  part = corpus.read_manifest(made)
+  np.testing.assert_array_equal(corpus.load_split(made, 'train').tokens, corpus_files[rows])
   for split in ('validation', 'test'):
-    np.testing.assert_array_equal(
-      corpus.load_split(made, split).tokens, corpus.load_split(tiny_corpus, split).tokens
-    )
-    assert part['splits'][split] == whole['splits'][split]
-  assert part['tokenizer'] == whole['tokenizer'] and part['hash'] != whole['hash']
-  assert part['subset'] == {
-    'of': whole['hash'],
-    'of_rows': whole['splits']['train']['rows'],
-    'by': 'hand',
-  }
-  assert part['splits']['train']['tokens'] == corpus.count_row_tokens(files)[some].sum()
-  before = {path: path.stat().st_mtime_ns for path in pathlib.Path(made).iterdir()}
-  subset.write_subset(tiny_corpus, some, made, {'kind': 'subset'}, {'by': 'hand'})
-  assert 'nothing to do' in capsys.readouterr().err
-  assert {path: path.stat().st_mtime_ns for path in pathlib.Path(made).iterdir()} == before
-  with pytest.raises(InputError, match='another recipe'):
-    subset.write_subset(tiny_corpus, some, made, {'kind': 'subset', 'part': 2}, {})
+    copy, original = (corpus.load_split(folder, split).tokens for folder in (made, tiny_corpus))
+    np.testing.assert_array_equal(copy, original)
+    assert part['splits'][split] == manifest['splits'][split]
+  assert part['tokenizer'] == manifest['tokenizer'] and part['hash'] != manifest['hash']
+  of_rows = manifest['splits']['train']['rows']
+  assert part['subset'] == {'of': manifest['hash'], 'of_rows': of_rows, 'by': 'hand'}
+  assert part['splits']['train']['tokens'] == corpus.count_row_tokens(corpus_files)[rows].sum()
+  before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+  subset.write_subset(tiny_corpus, rows, made, *arguments)
+  assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+  with pytest.raises(InputError, match='part'):
+    subset.write_subset(tiny_corpus, rows, made, {'kind': 'subset', 'part': 2}, {})
   with pytest.raises(InputError, match='no row'):
-    subset.write_subset(tiny_corpus, some[:0], tmp_path / 'none', {}, {})
+    subset.write_subset(tiny_corpus, rows[:0], tmp_path / 'none', {}, {})
 
 
 def test_all_rows_are_the_same_corpus(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, files: corpus.CorpusFiles
+  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
 ):
-  made = subset.write_subset(tiny_corpus, np.arange(int(files.ends[-1])), tmp_path / 'part', {}, {})
-  assert corpus.read_manifest(made)['hash'] == corpus.read_manifest(tiny_corpus)['hash']
+  rows = np.arange(int(corpus_files.ends[-1]))
+  made = subset.write_subset(tiny_corpus, rows, tmp_path / 'part', {}, {})
+  assert corpus.read_manifest(made)['hash'] == manifest['hash']
 
 
-def test_a_part_cut_short_is_no_corpus(
+def test_an_interrupted_subset_is_no_corpus(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
 ):
-  write = write_json
+  write_json = files.write_json
 
-  def stop(path, value):
+  def stop_at_manifest(path, value):
     if path.name == run_dir.MANIFEST:
       raise KeyboardInterrupt
-    write(path, value)
+    write_json(path, value)
 
   with monkeypatch.context() as patch:
-    patch.setattr(files, 'write_json', stop)
+    patch.setattr(files, 'write_json', stop_at_manifest)
     with pytest.raises(KeyboardInterrupt):
       subset.write_subset(tiny_corpus, np.arange(5), tmp_path / 'part', {}, {})
-  with pytest.raises(InputError, match='no manifest.json'):
+  with pytest.raises(InputError, match='manifest.json'):
     corpus.read_manifest(tmp_path / 'part')
-  again = subset.write_subset(tiny_corpus, np.arange(5), tmp_path / 'part', {}, {})
-  straight = subset.write_subset(tiny_corpus, np.arange(5), tmp_path / 'straight', {}, {})
-  assert json.dumps(corpus.read_manifest(again)) == json.dumps(corpus.read_manifest(straight))
+  resumed, fresh = (
+    subset.write_subset(tiny_corpus, np.arange(5), tmp_path / name, {}, {})
+    for name in ('part', 'fresh')
+  )
+  assert json.dumps(corpus.read_manifest(resumed)) == json.dumps(corpus.read_manifest(fresh))
 
 
-def test_damaged_rows_are_no_part(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  copy = tmp_path / 'copy'
-  shutil.copytree(tiny_corpus, copy)
+def test_damaged_rows_are_refused(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  copy = shutil.copytree(tiny_corpus, tmp_path / 'copy')
   shard = copy / 'test-00000.npy'
   shard.write_bytes(shard.read_bytes()[:-2] + b'\0\0')
   with pytest.raises(InputError, match='sha256'):
