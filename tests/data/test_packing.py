@@ -1,4 +1,4 @@
-"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as the text."""
+"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as text."""
 
 import random
 
@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.core import corpus_config, files
-from minilm_jax.core.corpus_config import RowsConfig
-from minilm_jax.data import filtering, packing, tokenizer
+from minilm_jax.core import files
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPLITS, RowsConfig
+from minilm_jax.data import filtering, packing
+from minilm_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+LENGTH = 24
 
 
-def sentences(count: int, seed: int = 0) -> list[str]:
+def draw_sentences(count: int, seed: int = 0) -> list[str]:
   dice = random.Random(seed)
   words = [''.join(dice.choices('abcdefg', k=dice.randint(1, 6))) for _ in range(60)]
   return [' '.join(dice.choices(words, k=dice.randint(1, 30))) for _ in range(count)]
 
 
-def released(items: list[str], length: int) -> list[str]:
+def group_as_released(items: list[str], length: int) -> list[str]:
   """The rule of the paper in its own terms: a growing string and its space-separated fields."""
   groups, text = [], ''
   for item in items:
@@ -32,144 +35,136 @@ def released(items: list[str], length: int) -> list[str]:
 
 @pytest.mark.parametrize('length', [8, 32, 128])
 def test_grouping_by_words_is_the_papers(length: int):
-  items = sentences(300)
-  expected = [text.rstrip(' ') for text in released(items, length) if text]
+  items = draw_sentences(300)
+  expected = [text.rstrip(' ') for text in group_as_released(items, length) if text]
   assert list(packing.group_by_words(iter(items), length)) == expected
 
 
 def test_a_full_span_stands_alone():
-  span = ' '.join(['word'] * 110)
+  span, half = ' '.join(['word'] * 110), ' '.join(['word'] * 50)
   assert list(packing.group_by_words([span] * 3, 128)) == [span] * 3
-  assert list(packing.group_by_words(['word ' * 49 + 'word'] * 2, 128)) == [
-    ' '.join(['word'] * 100)
-  ]
+  assert list(packing.group_by_words([half] * 2, 128)) == [' '.join(['word'] * 100)]
 
 
-def test_nothing_to_group():
+def test_no_items_make_no_groups():
   assert list(packing.group_by_words([], 128)) == [] == list(packing.group_by_tokens([], 126))
 
 
-@pytest.mark.parametrize('room', [1, 5, 30])
-def test_grouping_by_tokens_loses_nothing(room: int):
-  dice = random.Random(room)
+@pytest.mark.parametrize('capacity', [1, 5, 30])
+def test_grouping_by_tokens_loses_nothing(capacity: int):
+  dice = random.Random(capacity)
   items = [[dice.randrange(100) for _ in range(dice.randint(1, 40))] for _ in range(200)]
-  groups = list(packing.group_by_tokens(iter(items), room))
+  groups = list(packing.group_by_tokens(iter(items), capacity))
   assert [i for group in groups for i in group] == [i for item in items for i in item]
-  assert all(0 < len(group) <= room for group in groups)
-  if room == 30:  # neighbours that would fit into one row are in one row
-    assert all(
-      len(a) + len(b) > room for a, b in zip(groups[:-1], groups[1:]) if len(b) == len(items[0])
-    )
+  assert all(0 < len(group) <= capacity for group in groups)
+  if capacity == 30:  # neighbours that would fit into one row are in one row
+    pairs = [(a, b) for a, b in zip(groups[:-1], groups[1:]) if len(b) == len(items[0])]
+    assert all(len(a) + len(b) > capacity for a, b in pairs)
 
 
 def test_a_short_item_is_never_cut():
-  items = [[i] * 7 for i in range(20)]
-  for group in packing.group_by_tokens(items, 20):
-    assert len(group) == 14
+  groups = packing.group_by_tokens([[i] * 7 for i in range(20)], 20)
+  assert {len(group) for group in groups} == {14}
 
 
 @pytest.fixture
 def kept(tmp_path) -> epath.Path:
   folder = epath.Path(tmp_path) / 'kept'
   folder.mkdir()
-  for number, split in enumerate(corpus_config.SPLITS):
+  for number, split in enumerate(SPLITS):
     for kind in filtering.TEXT_KINDS:
-      items = [] if split == 'test' else sentences(200, seed=10 * number + len(kind))
+      items = [] if split == 'test' else draw_sentences(200, seed=10 * number + len(kind))
       filtering.text_path(folder, split, kind).write_text(''.join(f'{item}\n' for item in items))
   return folder
 
 
 @pytest.fixture
-def pieces(tmp_path) -> tokenizer.Tokenizer:
-  return tokenizer.train_tokenizer(sentences(300), 'bpe', 120, tmp_path / 'tokenizer.model')
+def tokenizer(tmp_path) -> Tokenizer:
+  return train_tokenizer(draw_sentences(300), 'bpe', 120, tmp_path / 'tokenizer.model')
 
 
-def inner(row: np.ndarray) -> list[int]:
-  ids = row[row != tokenizer.PAD_ID].tolist()
-  assert row.tolist() == ids + [tokenizer.PAD_ID] * (len(row) - len(ids))
-  assert ids[0] == tokenizer.BEGIN_ID and ids[-1] == tokenizer.END_ID
-  assert not {tokenizer.BEGIN_ID, tokenizer.END_ID, tokenizer.MASK_ID} & set(ids[1:-1])
+def write_rows(rule: str, tokenizer: Tokenizer, kept: epath.Path) -> tuple[dict, dict]:
+  return packing.write_rows(RowsConfig(LENGTH, rule), tokenizer, kept, kept.parent)
+
+
+def strip(row: np.ndarray) -> list[int]:
+  """The ids of a row between its marks."""
+  ids = row[row != PAD_ID].tolist()
+  assert row.tolist() == ids + [PAD_ID] * (len(row) - len(ids))
+  assert ids[0] == BEGIN_ID and ids[-1] == END_ID
+  assert not {BEGIN_ID, END_ID, MASK_ID} & set(ids[1:-1])
   return ids[1:-1]
 
 
-def read(folder: epath.Path, entry: dict) -> np.ndarray:
-  shards = [np.load(folder / shard['file'], allow_pickle=False) for shard in entry['shards']]
-  for array, shard in zip(shards, entry['shards'], strict=True):
-    assert (
-      len(array) == shard['rows'] and files.hash_file(folder / shard['file']) == shard['sha256']
-    )
+def read_rows(folder: epath.Path, entry: dict) -> np.ndarray:
+  shards = []
+  for shard in entry['shards']:
+    shards.append(np.load(folder / shard['file'], allow_pickle=False))
+    assert len(shards[-1]) == shard['rows']
+    assert files.hash_file(folder / shard['file']) == shard['sha256']
   return np.concatenate(shards)
 
 
-def test_rows_filled_exactly_hold_all_the_text(kept, pieces):
-  splits, numbers = packing.write_rows(
-    RowsConfig(length=24, packing='tokens'), pieces, kept, kept.parent
-  )
+def read_texts(kept: epath.Path, split: str) -> list[str]:
+  return [item for kind in filtering.TEXT_KINDS for item in filtering.read_items(kept, split, kind)]
+
+
+def test_rows_filled_exactly_hold_all_the_text(kept, tokenizer):
+  splits, numbers = write_rows('tokens', tokenizer, kept)
   for split in ('train', 'validation'):
-    found = read(kept.parent, splits[split])
-    assert found.dtype == np.uint16 and found.shape == (splits[split]['rows'], 24)
-    text = [
-      item for kind in filtering.TEXT_KINDS for item in filtering.read_items(kept, split, kind)
-    ]
-    expected = [i for ids in pieces.encode(text) for i in ids]
-    assert [i for row in found for i in inner(row)] == expected
-    assert splits[split]['tokens'] == len(expected) + 2 * len(found)
+    rows = read_rows(kept.parent, splits[split])
+    assert rows.dtype == np.uint16 and rows.shape == (splits[split]['rows'], LENGTH)
+    expected = [i for ids in tokenizer.encode(read_texts(kept, split)) for i in ids]
+    assert [i for row in rows for i in strip(row)] == expected
+    assert splits[split]['tokens'] == len(expected) + 2 * len(rows)
   assert numbers['tokens_truncated'] == 0
   assert splits['test'] == {'rows': 0, 'tokens': 0, 'shards': []}
 
 
-def test_truncated_tokens_are_counted(kept, pieces):
-  splits, numbers = packing.write_rows(
-    RowsConfig(length=24, packing='words'), pieces, kept, kept.parent
-  )
-  total = kept_tokens = 0
+def test_truncated_tokens_are_counted(kept, tokenizer):
+  splits, numbers = write_rows('words', tokenizer, kept)
+  truncated = 0
   for split in ('train', 'validation'):
-    found = [inner(row) for row in read(kept.parent, splits[split])]
+    rows = [strip(row) for row in read_rows(kept.parent, splits[split])]
     texts = [
       text
       for kind in filtering.TEXT_KINDS
-      for text in packing.group_by_words(filtering.read_items(kept, split, kind), 24)
+      for text in packing.group_by_words(filtering.read_items(kept, split, kind), LENGTH)
     ]
-    encoded = pieces.encode(texts)
-    assert found == [ids[:22] for ids in encoded]
-    total, kept_tokens = total + sum(map(len, encoded)), kept_tokens + sum(map(len, found))
-  assert numbers['tokens_truncated'] == total - kept_tokens > 0
+    encoded = tokenizer.encode(texts)
+    assert rows == [ids[: LENGTH - 2] for ids in encoded]
+    truncated += sum(map(len, encoded)) - sum(map(len, rows))
+  assert numbers['tokens_truncated'] == truncated > 0
   assert numbers['rows_truncated'] > 0
 
 
-def test_many_shards_are_one_array(kept, pieces, monkeypatch):
-  config = RowsConfig(length=24, packing='tokens')
-  whole, _ = packing.write_rows(config, pieces, kept, kept.parent)
-  expected = read(kept.parent, whole['train'])
-  monkeypatch.setattr(packing, '_MAX_SHARD_BYTES', packing._MAX_HEADER_BYTES + 24 * 2 * 50)
-  parts, _ = packing.write_rows(config, pieces, kept, kept.parent)
-  shards = parts['train']['shards']
+def test_many_shards_are_one_array(kept, tokenizer, monkeypatch):
+  single, _ = write_rows('tokens', tokenizer, kept)
+  expected = read_rows(kept.parent, single['train'])
+  max_bytes = packing._MAX_HEADER_BYTES + LENGTH * 2 * 50
+  monkeypatch.setattr(packing, '_MAX_SHARD_BYTES', max_bytes)
+  many, _ = write_rows('tokens', tokenizer, kept)
+  shards = many['train']['shards']
   assert [shard['file'] for shard in shards[:2]] == ['train-00000.npy', 'train-00001.npy']
   assert {shard['rows'] for shard in shards[:-1]} == {50}
-  assert all(
-    (kept.parent / shard['file']).stat().length <= packing._MAX_SHARD_BYTES for shard in shards
-  )
-  np.testing.assert_array_equal(read(kept.parent, parts['train']), expected)
+  assert all((kept.parent / shard['file']).stat().length <= max_bytes for shard in shards)
+  np.testing.assert_array_equal(read_rows(kept.parent, many['train']), expected)
   assert not [path for path in kept.parent.iterdir() if 'partial' in path.name]
 
 
-def test_large_vocabularies_take_four_bytes(kept, pieces):
+def test_large_vocabularies_take_four_bytes(kept, tokenizer):
   assert packing.choose_dtype(65_535) == np.uint16 and packing.choose_dtype(65_536) == np.uint32
-  pieces.size = 70_000
-  splits, _ = packing.write_rows(RowsConfig(length=24, packing='words'), pieces, kept, kept.parent)
-  found = read(kept.parent, splits['train'])
-  assert found.dtype == np.uint32 and found.max() < 120
+  tokenizer.size = 70_000
+  splits, _ = write_rows('words', tokenizer, kept)
+  rows = read_rows(kept.parent, splits['train'])
+  assert rows.dtype == np.uint32 and rows.max() < 120
 
 
-def test_an_article_is_a_row_cut_at_its_end(kept, pieces):
-  splits, numbers = packing.write_rows(
-    RowsConfig(length=24, packing='articles'), pieces, kept, kept.parent
-  )
+def test_an_article_is_a_row_cut_at_its_end(kept, tokenizer):
+  splits, numbers = write_rows('articles', tokenizer, kept)
   for split in ('train', 'validation'):
-    items = [
-      item for kind in filtering.TEXT_KINDS for item in filtering.read_items(kept, split, kind)
-    ]
-    encoded = pieces.encode(items)
-    assert [inner(row) for row in read(kept.parent, splits[split])] == [ids[:22] for ids in encoded]
-    assert splits[split]['rows'] == len(items)
+    encoded = tokenizer.encode(read_texts(kept, split))
+    rows = [strip(row) for row in read_rows(kept.parent, splits[split])]
+    assert rows == [ids[: LENGTH - 2] for ids in encoded]
+    assert splits[split]['rows'] == len(encoded)
   assert 0 < numbers['rows_truncated'] < splits['train']['rows'] + splits['validation']['rows']
