@@ -1,6 +1,4 @@
-"""One file: every form and compression reads alike, and what cannot be read is refused with its
-place.
-"""
+"""One file: every form and compression reads alike; faults are refused with their line."""
 
 import contextlib
 import gzip
@@ -10,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import tracemalloc
 import zlib
 
 import pyarrow
@@ -45,7 +44,7 @@ def test_lines_read_alike_whatever_the_compression(tmp_path, suffix):
 
 
 @pytest.mark.parametrize('suffix', ['.gz', '.xz', '.zst'])
-def test_parts_that_were_joined_are_all_read(tmp_path, suffix):
+def test_joined_streams_are_all_read(tmp_path, suffix):
   path = tmp_path / f'a.txt{suffix}'
   path.write_bytes(PACK[suffix](b'one\n') + PACK[suffix](b'two\n'))
   assert lines(path) == ['one', 'two']
@@ -62,27 +61,26 @@ def test_damage_is_refused(tmp_path, suffix, damage):
 
 
 @pytest.mark.parametrize('name', ['a.parquet', 'a.jsonl.zst'])
-def test_what_the_extra_reads_names_it_where_it_is_absent(tmp_path, monkeypatch, name):
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, name):
   (tmp_path / name).write_bytes(b'some')
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
-  with pytest.raises(
-    InputError, match=rf'{name}(.|\n)*pyarrow is not installed(.|\n)*minilm_jax\[data\]'
-  ):
+  with pytest.raises(InputError, match=rf'(?s){name}.*pyarrow.*minilm_jax\[data\]'):
     rows(tmp_path / name)
 
 
 def test_a_missing_file_is_refused(tmp_path):
-  with pytest.raises(InputError, match='no such file'):
+  with pytest.raises(InputError, match='a.txt'):
     lines(tmp_path / 'a.txt')
 
 
 @pytest.mark.parametrize(
-  'bad, said', [(b'\xff', r'line 2.*byte 6 \(0xff\)'), (b'\0', 'line 2.*byte 6 of the text is NUL')]
+  'bad, message',
+  [(b'\xff', r'line 2.*byte 6 \(0xff\)'), (b'\0', 'line 2.*byte 6 of the text is NUL')],
 )
-def test_what_is_no_text_is_refused_with_its_byte_or_replaced(tmp_path, bad, said):
+def test_other_bytes_are_refused_with_their_place_or_replaced(tmp_path, bad, message):
   path = tmp_path / 'a.txt.gz'
   path.write_bytes(gzip.compress(b'one\ntw' + bad + b'o\n'))
-  with pytest.raises(InputError, match=f'(?s){said}'):
+  with pytest.raises(InputError, match=f'(?s){message}'):
     lines(path)
   assert lines(path, errors='replace') == ['one', 'tw\ufffdo']
 
@@ -91,17 +89,15 @@ def test_a_line_may_have_as_many_characters_as_allowed_and_no_more(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('𝄞' * 10 + '\n')  # four bytes each
   assert lines(path, max_chars=10) == ['𝄞' * 10]
-  with pytest.raises(InputError, match='more than 9 characters'):
+  with pytest.raises(InputError, match='9 characters'):
     lines(path, max_chars=9)
 
 
 def test_an_endless_line_is_refused_in_bounded_memory(tmp_path):
   path = tmp_path / 'a.txt.zst'
   path.write_bytes(PACK['.zst'](b'a' * 50_000_000))
-  import tracemalloc
-
   tracemalloc.start()
-  with pytest.raises(InputError, match='more than 1,000 characters'):
+  with pytest.raises(InputError, match='1,000 characters'):
     lines(path)
   assert tracemalloc.get_traced_memory()[1] < 5e6
   tracemalloc.stop()
@@ -137,22 +133,22 @@ def bomb(path: pathlib.Path, begin: bytes, middle: bytes, times: int) -> pathlib
 
 
 @pytest.mark.parametrize(
-  'name, begin, middle, said',
+  'name, begin, middle, message',
   [
-    ('a.txt.gz', b'', b'a', 'more than 1,000 characters'),
-    ('a.jsonl.xz', b'{"a": "', b'a', 'more than 1,000 characters'),
-    ('a.jsonl.gz', b'', b'[', 'more than 1,000 characters'),
-    ('a.csv.zst', b'a\n"', b'a', 'more than 1,000 characters'),
+    ('a.txt.gz', b'', b'a', '1,000 characters'),
+    ('a.jsonl.xz', b'{"a": "', b'a', '1,000 characters'),
+    ('a.jsonl.gz', b'', b'[', '1,000 characters'),
+    ('a.csv.zst', b'a\n"', b'a', '1,000 characters'),
     # one cell of many lines
-    ('a.csv.gz', b'a,b\n1,"', b'a\n', 'its row has more than 1,000 characters'),
+    ('a.csv.gz', b'a,b\n1,"', b'a\n', 'row.*1,000 characters'),
     # one row of many cells
-    ('a.csv.zst', b'a,b\n1', b',"\n"', 'its row has more than 1,000 characters'),
-    ('a.tsv.gz', b'a\tb\n', b'\t', 'more than 1,000 characters'),
+    ('a.csv.zst', b'a,b\n1', b',"\n"', 'row.*1,000 characters'),
+    ('a.tsv.gz', b'a\tb\n', b'\t', '1,000 characters'),
   ],
 )
-def test_a_bomb_ends_with_a_sentence_in_bounded_memory(tmp_path, name, begin, middle, said):
+def test_a_bomb_is_refused_in_bounded_memory(tmp_path, name, begin, middle, message):
   path = bomb(tmp_path / name, begin, middle, 4)
-  with at_most(16), pytest.raises(InputError, match=said):
+  with at_most(16), pytest.raises(InputError, match=message):
     list((readers.read_lines if '.txt' in name else readers.read_rows)(path, 'strict', 1000))
 
 
@@ -175,17 +171,17 @@ def test_a_dictionary_of_xz_is_bounded(tmp_path, size, fits):
         lines(path)
 
 
-def test_a_window_of_zstd_is_bounded(tmp_path):
+@pytest.mark.parametrize('log_size, fits', [(20, True), (31, False)])
+def test_a_window_of_zstd_is_bounded(tmp_path, log_size: int, fits: bool):
   path = tmp_path / 'a.txt.zst'
-  path.write_bytes(
-    bytes.fromhex('28b52ffd') + bytes([0, (31 - 10) << 3]) + bytes.fromhex('210000') + b'one\n'
-  )
-  with at_most(16), pytest.raises(InputError, match='cannot be read'):
-    lines(path)
-  path.write_bytes(
-    bytes.fromhex('28b52ffd') + bytes([0, (20 - 10) << 3]) + bytes.fromhex('210000') + b'one\n'
-  )
-  assert lines(path) == ['one']
+  header = bytes.fromhex('28b52ffd') + bytes([0, (log_size - 10) << 3])
+  path.write_bytes(header + bytes.fromhex('210000') + b'one\n')
+  with at_most(16):
+    if fits:
+      assert lines(path) == ['one']
+    else:
+      with pytest.raises(InputError, match='cannot be read'):
+        lines(path)
 
 
 def test_streams_of_xz_may_have_zeros_between_them(tmp_path):
@@ -215,7 +211,7 @@ def test_a_parquet_that_unpacks_to_much_is_refused(tmp_path, places, texts):
     dictionary_pagesize_limit=1 << 30,
   )
   assert path.stat().st_size < 1 << 20
-  with at_most(500), pytest.raises(InputError, match='a row of more than 1,000 characters'):
+  with at_most(500), pytest.raises(InputError, match='row.*1,000 characters'):
     rows(path)
 
 
@@ -248,7 +244,7 @@ def test_a_quoted_field_may_have_several_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name, text, said',
+  'name, text, message',
   [
     ('a.jsonl', '{"a": 1}\n{"a": \n', 'line 2.*not JSON'),
     ('a.jsonl', '{"a": 1}\n\n[1]\n', 'line 3.*not an object'),
@@ -260,7 +256,7 @@ def test_a_quoted_field_may_have_several_lines(tmp_path):
     ('a.txt', 'text', 'not a table'),
   ],
 )
-def test_bad_rows_are_refused_with_their_line(tmp_path, name, text, said):
+def test_bad_rows_are_refused_with_their_line(tmp_path, name, text, message):
   (tmp_path / name).write_text(text)
-  with pytest.raises(InputError, match=f'(?s){said}'):
+  with pytest.raises(InputError, match=f'(?s){message}'):
     rows(tmp_path / name)
