@@ -269,7 +269,8 @@ def format_command(name: str) -> str:
   for word in sorted(command.flags, key=lambda word: not word.endswith('*')):
     flag = FLAGS[word.rstrip('*')]
     note = 'required' if word.endswith('*') else repr(flag.default)
-    lines.append(f'  --{word.rstrip("*"):<{_FLAG_COLUMNS}}{flag.help} ({note})')
+    choices = f': {", ".join(flag.choices)}' if flag.choices else ''
+    lines.append(f'  --{word.rstrip("*"):<{_FLAG_COLUMNS}}{flag.help}{choices} ({note})')
   return '\n'.join(lines)
 
 

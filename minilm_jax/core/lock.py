@@ -20,12 +20,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, progress
+from minilm_jax.core import files, progress, schema
 from minilm_jax.core.errors import InputError
+from minilm_jax.core.schema import COUNT, MAYBE, NUMBER, TEXT
 
 LOCK_FILE = '.lock'
 HEARTBEAT_SECONDS = 10.0
@@ -46,8 +46,12 @@ class _Holder:
   host: str
   process: int
   id: str
-  since: float = 0.0
+  since: float | None = None  # seconds since the epoch
   started: int | None = None
+
+
+_FIELDS = {field.name for field in dataclasses.fields(_Holder)}
+_SCHEMA = {'host': TEXT, 'process': COUNT, 'id': TEXT, 'since?': NUMBER, 'started?': MAYBE}
 
 
 @contextlib.contextmanager
@@ -208,27 +212,14 @@ def _read(path: epath.Path) -> _Holder | None:
   """Returns the holder of a lock, None if its file is missing, half written or invalid."""
   try:
     with path.open('rb') as file:
-      record: Any = json.loads(file.read(_MAX_LOCK_BYTES))
-    names = {field.name for field in dataclasses.fields(_Holder)}
-    holder = _Holder(**{name: value for name, value in record.items() if name in names})
-    is_valid = (
-      isinstance(holder.id, str)
-      and type(holder.process) is int
-      and 0 < holder.process < _MAX_PROCESS
-      and _HOST.fullmatch(holder.host)
-      and type(holder.since) in (int, float)
-      and 0 <= holder.since < _MAX_TIME
-    )
-    return holder if is_valid else None
-  except (
-    FileNotFoundError,
-    IsADirectoryError,
-    ValueError,
-    RecursionError,
-    TypeError,
-    AttributeError,
-  ):
+      record = files.parse_json(file.read(_MAX_LOCK_BYTES))
+  except (FileNotFoundError, IsADirectoryError, ValueError):
     return None
+  if schema.find_schema_fault(record, _SCHEMA):
+    return None
+  holder = _Holder(**{name: record[name] for name in _FIELDS if name in record})
+  is_valid = _HOST.fullmatch(holder.host) and 0 < holder.process < _MAX_PROCESS
+  return holder if is_valid and 0 <= (holder.since or 0) < _MAX_TIME else None
 
 
 def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
@@ -244,7 +235,7 @@ def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
     except PermissionError:  # it runs, as another user
       pass
     started = _started(holder.process)
-    if started is not None and isinstance(holder.started, int):
+    if started is not None and holder.started is not None:
       return started != holder.started
   try:
     silent_seconds = time.time() - path.stat().mtime

@@ -45,7 +45,7 @@ def words(text: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
-  monkeypatch.setattr(quickstart, '_reviews', lambda: iter(REVIEWS))
+  monkeypatch.setattr(quickstart, '_read_reviews', lambda: iter(REVIEWS))
   quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'data'))
   return tmp_path / 'data'
 
@@ -69,7 +69,7 @@ def test_documents_carry_no_label_and_no_markup(folder: pathlib.Path):
 
 
 def test_a_sentence_stays_in_its_split(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):
-  monkeypatch.setattr(quickstart, '_reviews', lambda: iter(REVIEWS[:10]))
+  monkeypatch.setattr(quickstart, '_read_reviews', lambda: iter(REVIEWS[:10]))
   quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'fewer'))
   for split in SPLITS:
     fewer, more = (
@@ -83,7 +83,7 @@ def test_what_is_prepared_is_not_prepared_again(folder: pathlib.Path, monkeypatc
   def never():
     raise AssertionError('the reviews were read again')
 
-  monkeypatch.setattr(quickstart, '_reviews', never)
+  monkeypatch.setattr(quickstart, '_read_reviews', never)
   quickstart.prepare_reviews(quickstart.epath.Path(folder))
 
 
@@ -115,7 +115,7 @@ def shrunken() -> dict[str, Any]:
 
 def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
   workdir = quickstart.epath.Path(tmp_path)
-  written = quickstart.walk_through(shrunken(), workdir)
+  written = quickstart.run_stages(shrunken(), workdir)
   out = capsys.readouterr().out
   assert 'microworld/acceptability' in out and all(str(path) in out for path in written.values())
   assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(
@@ -136,7 +136,7 @@ def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
     (False, 0),
     (False, 1),
   ]
-  quickstart.walk_through(shrunken(), workdir)
+  quickstart.run_stages(shrunken(), workdir)
   assert capsys.readouterr().out == out
   assert {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')} == trained
 
