@@ -76,7 +76,7 @@ def read_split(source: epath.PathLike, max_length: int, corpus_folder: str, spli
     raise InputError(
       f'the split {split!r}', 'no such split', suggest_name(split, corpus_config.SPLITS)
     )
-  hashes = pretrained.corpus_hashes(source)
+  hashes = run_dir.read_corpus_hashes(source)
   folder = epath.Path(corpus_folder or hashes['corpus_folder'])
   tokenizer_path = epath.Path(source) / run_dir.TOKENIZER
   if not corpus_folder and not hashes['corpus_folder']:

@@ -429,7 +429,7 @@ def _open_model(path: epath.Path) -> Model:
     return ClassifierModel(str(path), members, is_committee=False)
   stored = files.read_object(path / run_dir.CONFIG, f'the model in {path}')
   kind = stored['kind'] if 'kind' in stored else None
-  if kind == 'pretrain' or kind == pretrained.IMPORTED:
+  if kind == 'pretrain' or kind == run_dir.IMPORTED:
     return LanguageModel(str(path))
   if kind == committee.COMMITTEE_KIND:
     return ClassifierModel(str(path), committee.load_committee(path), is_committee=True)

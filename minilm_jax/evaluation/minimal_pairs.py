@@ -385,7 +385,7 @@ def _load_unigrams(
   source: epath.Path, corpus_folder: str, tokenizer: Tokenizer
 ) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
   """Returns log-probabilities of pieces in the corpus of a run, if it can be read, and a remark."""
-  hashes = pretrained.corpus_hashes(source)
+  hashes = run_dir.read_corpus_hashes(source)
   if not corpus_folder and not hashes['corpus_folder']:
     reason = 'left out, for the model was imported and has no corpus of its own'
     return None, f'{reason}: name one, --corpus=FOLDER'

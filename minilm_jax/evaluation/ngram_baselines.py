@@ -29,11 +29,18 @@ from rich import table as rich_table
 
 from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
+from minilm_jax.core.corpus_config import MASK_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import ngrams, subset
-from minilm_jax.data.corpus import Corpus, CorpusFiles, load_split
-from minilm_jax.data.tokenizer import MASK_ID
-from minilm_jax.training import masking, pretrain, train_step
+from minilm_jax.data import ngrams
+from minilm_jax.data.corpus import (
+  TRAIN_SPLIT,
+  Corpus,
+  CorpusFiles,
+  load_split,
+  measure_subset,
+  select_rows,
+)
+from minilm_jax.training import masking, run_setup, train_step
 
 BASELINE_KIND = 'baselines'
 CONTEXTS = {
@@ -67,7 +74,7 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
     InputError: the corpus has no split to evaluate on, or the work directory holds something else.
   """
   folder = epath.Path(config.corpus)
-  manifest = pretrain.validate_corpus(config, folder)
+  manifest = run_setup.validate_corpus(config, folder)
   splits = [split for split in _SPLITS if manifest['splits'][split]['rows']]
   if not splits:
     raise InputError(
@@ -88,7 +95,7 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
     else:
       result = {
         **_measure(config, folder, splits),
-        'train': subset.measure_subset(config.subset, folder, manifest),
+        'train': measure_subset(config.subset, folder, manifest),
         'corpus': manifest['hash'],
         'corpus_folder': str(folder),
       }
@@ -103,8 +110,8 @@ def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> di
     np.concatenate(parts)
     for parts in zip(*(masked_contexts(batch) for batch in batches.values()), strict=True)
   )
-  train_files = CorpusFiles(folder, subset.TRAIN_SPLIT)
-  chosen = subset.select_rows(config.subset, train_files)
+  train_files = CorpusFiles(folder, TRAIN_SPLIT)
+  chosen = select_rows(config.subset, train_files)
   train_rows = np.arange(train_files.ends[-1]) if chosen is None else chosen
   vocabulary = train_files.manifest['vocabulary']
   with progress.track_progress('counting the corpus', 0, 'tables') as update:

@@ -38,8 +38,15 @@ from scipy import stats
 from minilm_jax.core import files, progress
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import filters, subset
-from minilm_jax.data.corpus import CorpusFiles, read_manifest
+from minilm_jax.data import filters
+from minilm_jax.data.corpus import (
+  TRAIN_SPLIT,
+  CorpusFiles,
+  check_subset,
+  measure_subset,
+  read_manifest,
+  select_rows,
+)
 from minilm_jax.data.tokenizer import (
   PAD_ID,
   SPECIAL_TOKENS,
@@ -172,17 +179,17 @@ def measure_overlap(
       task has no text.
   """
   manifest = read_manifest(folder)
-  subset.check_subset(part, manifest, folder)
+  check_subset(part, manifest, folder)
   task = complete_task(config.task)
   splits = {
     name: read_examples(task, config.task, name)
     for name in ('train', *available_splits(task, config.task.split))
   }
   train_files, tokenizer = (
-    CorpusFiles(folder, subset.TRAIN_SPLIT),
+    CorpusFiles(folder, TRAIN_SPLIT),
     open_tokenizer(folder, manifest),
   )
-  counts = count_corpus(train_files, tokenizer, subset.select_rows(part, train_files))
+  counts = count_corpus(train_files, tokenizer, select_rows(part, train_files))
   measures = {
     name: compute_measures(examples, tokenizer, *counts, f'the {name} split of {task.name}')
     for name, examples in splits.items()
@@ -190,7 +197,7 @@ def measure_overlap(
   return {
     'corpus': str(folder),
     'hash': manifest['hash'],
-    **subset.measure_subset(part, folder, manifest),
+    **measure_subset(part, folder, manifest),
     'task': task.name,
     'examples': {name: len(examples.labels) for name, examples in splits.items()},
     'measures': {

@@ -28,10 +28,17 @@ from rich import table as rich_table
 
 from minilm_jax.core import progress, recipe
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
+from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import subset
-from minilm_jax.data.corpus import CorpusFiles, read_manifest
-from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS
+from minilm_jax.data.corpus import (
+  TRAIN_SPLIT,
+  CorpusFiles,
+  check_subset,
+  count_row_tokens,
+  order_rows,
+  read_manifest,
+)
 from minilm_jax.evaluation import overlap
 from minilm_jax.evaluation.overlap import Measure
 from minilm_jax.tasks.examples import complete_task, read_examples
@@ -71,20 +78,20 @@ def write_overlap_subsets(
   """
   _check_selection(by, num_parts)
   manifest = read_manifest(folder)
-  subset.check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
+  check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
   task = complete_task(config.task)
   examples, source = (
     read_examples(task, config.task, 'train'),
     f'the train split of {task.name}',
   )
   files, tokenizer = (
-    CorpusFiles(folder, subset.TRAIN_SPLIT),
+    CorpusFiles(folder, TRAIN_SPLIT),
     overlap.open_tokenizer(folder, manifest),
   )
   texts, _ = overlap.read_texts(examples, tokenizer, source)
   piece_counts, _ = overlap.count_corpus(files, tokenizer, with_words=False)
   scores = score_rows(files, token_weights(by, texts.totals(), piece_counts))
-  lengths = subset.count_row_tokens(files)
+  lengths = count_row_tokens(files)
   settings = {
     'kind': 'subset',
     'corpus': manifest['hash'],
@@ -201,7 +208,7 @@ def cut_by_tokens(
   Raises:
     InputError: a part has fewer tokens than requested, or no row.
   """
-  place = np.argsort(subset.order_rows(len(scores), shuffle_seed))
+  place = np.argsort(order_rows(len(scores), shuffle_seed))
   ranked = np.lexsort((place, scores))
   ends = np.cumsum(lengths[ranked])
   bounds = np.searchsorted(ends, np.linspace(0, ends[-1], num_parts + 1), 'right')

@@ -38,7 +38,6 @@ from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.tasks.classifier import Card, SavedClassifier
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.task import REGRESSION
-from minilm_jax.training import pretrained
 
 TOLERANCE = 1e-4  # between logits, and between probabilities
 _NEEDS = ('torch', 'transformers', 'safetensors', 'tokenizers')
@@ -233,7 +232,7 @@ def _corpus_lines(released: LoadedModel) -> list[str]:
   """Text of the run's corpus, where that is still there."""
   if released.card:
     return []
-  known = pretrained.corpus_hashes(released.place.folder)
+  known = run_dir.read_corpus_hashes(released.place.folder)
   # in a bucket that cannot be reached, say
   with contextlib.suppress(InputError, OSError, ImportError):
     if corpus.read_manifest(known['corpus_folder'])['hash'] == known['corpus']:
@@ -305,8 +304,7 @@ def _fill_masks(released: LoadedModel, pipeline: Any) -> float:
 
 
 def _predicted(released: LoadedModel, pipeline: Any) -> float:
-  """The largest difference of the probabilities of every label, or of the numbers of a regression.
-  """
+  """The largest difference of the probabilities of every label, or of the numbers of a regression."""
   card = released.card
   two = len(card.fields) == 2 and not card.concatenate_fields
   long = ' '.join(_MAX_LINES * 4)

@@ -28,7 +28,7 @@ from minilm_jax.interop import hf_config, hf_weights
 from minilm_jax.interop.hf_config import HfFamily
 from minilm_jax.model import flops
 from minilm_jax.model.initialization import count_parameters
-from minilm_jax.training import checkpoint, pretrained
+from minilm_jax.training import checkpoint
 
 WEIGHTS, TOKENIZER, WORDS = 'model.safetensors', 'tokenizer.json', 'vocab.txt'
 _TOKENIZER_CONFIG, _SPECIAL_MAP = 'tokenizer_config.json', 'special_tokens_map.json'
@@ -311,7 +311,7 @@ def _check(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
   there = sorted(one.name for one in workdir.iterdir() if not one.name.startswith('.'))
   if not there:
     return
-  found = pretrained.import_record(workdir)
+  found = run_dir.read_import_record(workdir)
   if not found:
     raise InputError(
       what, f'something else is there: {", ".join(there[:4])}', 'give a new or empty --workdir'
@@ -340,20 +340,20 @@ def _write(
       'corpus': '',
       'corpus_folder': '',
       'tokenizer': read.sha256,
-      pretrained.IMPORTED: origin,
+      run_dir.IMPORTED: origin,
       'parameters': {'embedding': embedding, 'other': total - embedding, 'total': total},
       'jax': jax.__version__,
       'devices': [d.device_kind for d in jax.devices()],
     },
   )
   files.write_json(
-    workdir / run_dir.CONFIG, {**recipe.as_dict(config), 'kind': pretrained.IMPORTED}
+    workdir / run_dir.CONFIG, {**recipe.as_dict(config), 'kind': run_dir.IMPORTED}
   )
   files.write_bytes(workdir / build.TOKENIZER, read.model)
   with checkpoint.open_writer(workdir, 1) as saves:
     saves.save({'model': model}, 0)
   result = {
-    pretrained.IMPORTED: True,
+    run_dir.IMPORTED: True,
     'from': origin['from'],
     'model_type': origin['model_type'],
     'parameters': total,

@@ -23,7 +23,7 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.core.schema import COUNT, TEXT
 from minilm_jax.data import corpus
 from minilm_jax.interop import export
-from minilm_jax.model import convolution, flops
+from minilm_jax.model import flops
 from minilm_jax.model.flops import count_parameters, flops_per_row
 from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.task import REGRESSION
@@ -229,16 +229,15 @@ def _shape(config: EncoderConfig) -> str:
       (
         'convolutions',
         f'{config.convolutions} of {kernel} and {config.channels} channels, '
-        f'{escape_markdown(config.convolution)}; {convolution.count_parameters(config):,} parameters',
+        f'{escape_markdown(config.convolution)}; {flops.count_front_end_parameters(config):,} parameters',
       )
     )
   return _section('Shape', _table(('what', 'value'), rows))
 
 
 def _corpus(folder: epath.Path) -> str:
-  """What the run was trained on, by its own manifest; the sources where the corpus is still there.
-  """
-  known = pretrained.corpus_hashes(folder)
+  """What the run was trained on, by its own manifest; the sources where the corpus is still there."""
+  known = run_dir.read_corpus_hashes(folder)
   lines = [f'Corpus `{_hex(known["corpus"])}`, tokenizer `{_hex(known["tokenizer"])}` (SHA-256).']
   try:
     found = corpus.read_manifest(known['corpus_folder'])

@@ -17,7 +17,7 @@ from etils import epath
 
 from minilm_jax.core import backend, progress, rng
 from minilm_jax.core.config import RunConfig
-from minilm_jax.data import corpus, subset
+from minilm_jax.data import corpus
 from minilm_jax.data.corpus import BatchWindow, Corpus
 from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
@@ -64,7 +64,7 @@ class FileSource:
   ):
     self._config, self._files, self._pool = config, files, pool
     self._seeds = np.atleast_1d(population.member_seeds(config))
-    self._row_numbers = subset.select_rows(config.subset, files)  # None for all rows
+    self._row_numbers = corpus.select_rows(config.subset, files)  # None for all rows
     self._count = int(files.ends[-1]) if self._row_numbers is None else len(self._row_numbers)
     self._sharding = population.member_sharding(program.mesh, program.strategy)
     self._members = () if program.strategy == 'single' else (len(self._seeds),)
@@ -162,9 +162,9 @@ def open_batches(
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
   """Loads the training rows of a recipe onto every device; reads no other rows into memory."""
   if not config.subset.rows and not config.subset.tokens:
-    return load_resident(program, folder, subset.TRAIN_SPLIT)
-  files = corpus.CorpusFiles(folder, subset.TRAIN_SPLIT)
-  rows = files[subset.select_rows(config.subset, files)]
+    return load_resident(program, folder, corpus.TRAIN_SPLIT)
+  files = corpus.CorpusFiles(folder, corpus.TRAIN_SPLIT)
+  rows = files[corpus.select_rows(config.subset, files)]
   return sharding.replicate(
     Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
   )

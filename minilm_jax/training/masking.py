@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt
 
 from minilm_jax.core import rng
 from minilm_jax.core.config import MaskConfig
-from minilm_jax.data import tokenizer
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
 from minilm_jax.model.flops import max_masked_positions
 
 # Fixed, whatever a run trains with.
@@ -41,7 +41,7 @@ class MaskedBatch:
   @property
   def mask(self) -> Bool[Array, 'B L']:
     """True for tokens, False for pads."""
-    return self.tokens != tokenizer.PAD_ID
+    return self.tokens != PAD_ID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +87,9 @@ def mask_row(
   """
   rate, random_share, keep_share = shares
   order_key, count_key, fate_key, token_key = jax.random.split(key, 4)
-  eligible = row != tokenizer.PAD_ID
+  eligible = row != PAD_ID
   if not layout.special:
-    eligible &= (row != tokenizer.BEGIN_ID) & (row != tokenizer.END_ID)
+    eligible &= (row != BEGIN_ID) & (row != END_ID)
   num_eligible = eligible.sum()
   order = jax.random.uniform(order_key, row.shape)
   if layout.span:  # neighbours share a number; the offset of the first span is random too
@@ -101,10 +101,8 @@ def mask_row(
   chosen = jnp.arange(positions.size) < jnp.minimum(num_masked, num_eligible)
   targets = row[positions]
   fate = jax.random.uniform(fate_key, positions.shape)
-  random_tokens = jax.random.randint(
-    token_key, positions.shape, len(tokenizer.SPECIAL_TOKENS), vocab_size
-  )
-  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, tokenizer.MASK_ID)
+  random_tokens = jax.random.randint(token_key, positions.shape, len(SPECIAL_TOKENS), vocab_size)
+  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, MASK_ID)
   inputs = jnp.where(fate < random_share, random_tokens, kept_or_mask)
   tokens = row.at[positions].set(jnp.where(chosen, inputs, targets))
   return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))

@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int
 
 from minilm_jax.core.config import OptimizerConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.convolution import MOMENTUM
 from minilm_jax.model.initialization import is_statistic, path_name
+from minilm_jax.model.layers import BATCH_NORM_MOMENTUM
 
 EPOCH_SCHEDULES = ('per_epoch', 'per_epoch_from_zero')
 MUON_MOMENTUM = 0.95
@@ -211,7 +211,7 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
 
 
 def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Returns `inner`, extended to move running statistics by the share `MOMENTUM`."""
+  """Returns `inner`, extended to move running statistics by the share `BATCH_NORM_MOMENTUM`."""
 
   def init(model: Any) -> Any:
     return inner.init(select_parameters(model))
@@ -224,7 +224,11 @@ def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTrans
     def move(
       path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']
     ) -> Float[Array, '*S']:
-      return MOMENTUM * (observed - running) if is_statistic(path_name(path)) else next(changes)
+      return (
+        BATCH_NORM_MOMENTUM * (observed - running)
+        if is_statistic(path_name(path))
+        else next(changes)
+      )
 
     return jax.tree_util.tree_map_with_path(move, gradient, model), state
 

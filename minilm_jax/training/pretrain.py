@@ -5,7 +5,6 @@ With several processes, all of them run this loop together.
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,33 +12,37 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import distributed, files, lock, progress, recipe, run_dir, signals
+from minilm_jax.core import distributed, progress, signals
 from minilm_jax.core.config import EvaluationConfig, RunConfig
-from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, subset
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.corpus import Corpus, read_manifest
 from minilm_jax.training import (
   checkpoint,
   log_sinks,
   metrics_log,
   population,
-  pretrained,
-  profiler,
   recovery,
+  run_setup,
   train_step,
 )
 from minilm_jax.training.batches import load_resident, open_batches
 from minilm_jax.training.program import TrainProgram, build_program, compile_chunk, step_count
 from minilm_jax.training.train_step import TrainState
 
+Record = Callable[[int, int], contextlib.AbstractContextManager[None]]
 
-def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> dict[str, Any]:
+
+def pretrain(
+  config: RunConfig,
+  workdir: epath.PathLike,
+  record: Record = lambda first, last: contextlib.nullcontext(),
+) -> dict[str, Any]:
   """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
 
   Args:
     config: the recipe.
     workdir: the run directory.
-    profile: updates of which JAX records a profile, as in '100:110'.
+    record: the chunk of the updates `first + 1 ... last` runs inside `record(first, last)`, as with
+      `profiler.Recorder.record`.
 
   Returns:
     The content of result.json: the last losses, tokens, FLOPs, seconds; of a population, those of
@@ -52,61 +55,67 @@ def pretrain(config: RunConfig, workdir: epath.PathLike, profile: str = '') -> d
     OSError: a file of the run could not be written; earlier checkpoints stay.
     signals.InterruptedAfterSave: SIGTERM or SIGINT came, and the run was saved after the chunk.
   """
-  profiled = profiler.parse_span(profile, config.num_steps, workdir)
-  program = agree_on_program(config, workdir)
-  workdir, corpus_folder = distributed.primary_first(lambda: open_or_create_run(config, workdir))
-  if (workdir / run_dir.RESULT).exists():
-    return _read_result(config, workdir)
-  with (
-    _lock(workdir) as check_lock,
-    contextlib.closing(profiler.Recorder(workdir, *profiled)) as recorder,
-  ):
-    return _train(config, workdir, corpus_folder, program, check_lock, recorder)
+  run_setup.check_recipe(config, workdir)
+  with distributed.raise_together():
+    program = build_program(config)
+  workdir, corpus_folder = distributed.primary_first(
+    lambda: run_setup.open_or_create_run(config, workdir)
+  )
+  if (result := run_setup.read_result(config, workdir)) is not None:
+    return result
+  with run_setup.lock_run(workdir) as check_lock:
+    start = recovery.restore_or_init(config, workdir, program)
+    with signals.note_signals() as interrupt:
+      with _open_outputs(config, workdir, program, corpus_folder, start.lines) as outputs:
+        state, active = start.state, start.active
+        # a run may have been stopped between its last checkpoint and its result
+        if start.step < config.num_steps:
+          state, active = _run_chunks(start, outputs, corpus_folder, check_lock, interrupt, record)
+        outputs.evaluate('test', state, active, config.num_steps)
+      return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
 
 
-def _train(
-  config: RunConfig,
-  workdir: epath.Path,
+def _run_chunks(
+  start: recovery.StartPoint,
+  outputs: 'Outputs',
   corpus_folder: epath.Path,
-  program: TrainProgram,
   check_lock: Callable[[], None],
-  recorder: profiler.Recorder,
-) -> dict[str, Any]:
-  """Trains from the last checkpoint to the end, and returns the result."""
-  state, step, active, lines = recovery.restore_or_init(config, workdir, program)
-  with open_batches(config, program, corpus_folder) as batches, signals.note_signals() as interrupt:
-    with (
-      _open_outputs(config, workdir, program, corpus_folder, lines) as outputs,
-      progress.track_progress('pre-training', config.num_steps, 'updates', step) as update,
-    ):
+  interrupt: signals.SignalFlag,
+  record: Record,
+) -> tuple[TrainState, list[int]]:
+  """Trains to the end of the recipe; returns the state, and the members that reached it."""
+  config, program, checkpoints = outputs.config, outputs.program, outputs.checkpoints
+  state, active = start.state, start.active
+  with (
+    open_batches(config, program, corpus_folder) as batches,
+    progress.track_progress('pre-training', config.num_steps, 'updates', start.step) as update,
+  ):
+    with distributed.raise_together():
+      run_chunk = compile_chunk(program, batches.spec)
+    for chunk in schedule(config, start.step):
       with distributed.raise_together():
-        run_chunk = compile_chunk(program, batches.spec)
-      for chunk in schedule(config, step):
-        with distributed.raise_together():
-          check_lock()
-          rows = batches.take(chunk.first, chunk.steps)
-        recorder.before(chunk.first, chunk.steps)
+        check_lock()
+        rows = batches.take(chunk.first, chunk.steps)
+      with record(chunk.first, chunk.last):
         started = time.monotonic()
-        state, sums, records = run_chunk(state, rows, step_count(program, chunk.steps))
-        sums, records = distributed.to_host((sums, records))
+        state, sums, faults = run_chunk(state, rows, step_count(program, chunk.steps))
+        sums, faults = distributed.to_host((sums, faults))
         seconds = time.monotonic() - started
-        recorder.after(chunk.last)
-        active = recovery.drop_non_finite(
-          config, workdir, outputs.checkpoints, state, records, active, chunk.last
+      active = recovery.drop_non_finite(
+        config, outputs.workdir, checkpoints, state, faults, active, chunk.last
+      )
+      update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
+      loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
+      signal, is_due = _poll(interrupt, checkpoints, config.checkpoint.every_minutes)
+      if chunk.save or signal or is_due:
+        checkpoints.save(state, chunk.last, loss)
+      checkpoints.settle()
+      if signal:
+        checkpoints.finish()
+        raise signals.InterruptedAfterSave(
+          signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
         )
-        update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
-        loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
-        signal, is_due = _poll(interrupt, outputs.checkpoints, config.checkpoint.every_minutes)
-        if chunk.save or signal or is_due:
-          outputs.checkpoints.save(state, chunk.last, loss)
-        outputs.checkpoints.settle()
-        if signal:
-          outputs.checkpoints.finish()
-          raise signals.InterruptedAfterSave(
-            signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
-          )
-      outputs.evaluate('test', state, active, config.num_steps)
-    return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
+  return state, active
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +214,7 @@ def _open_outputs(
   lines: list[dict[str, Any]],
 ) -> Iterator[Outputs]:
   """Yields the outputs of a run; `lines` are those of earlier starts."""
-  manifest = corpus.read_manifest(corpus_folder)
+  manifest = read_manifest(corpus_folder)
   with distributed.raise_together():
     splits = {
       name: load_resident(program, corpus_folder, name, config.eval.rows)
@@ -233,137 +242,3 @@ def _poll(
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
   reports = distributed.allgather_ints(interrupt.number, is_due)
   return max(number for number, _ in reports), bool(reports[0][1])
-
-
-@contextlib.contextmanager
-def _lock(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-  """Locks the run directory in the first process; yields a function that checks the lock."""
-  with contextlib.ExitStack() as stack:
-    with distributed.raise_together():
-      check = (
-        stack.enter_context(lock.hold_lock(workdir)) if distributed.is_primary() else lambda: None
-      )
-    yield check
-
-
-def _read_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
-  """Returns the result of a finished run."""
-  if distributed.is_primary():
-    # a process that was killed just after its result leaves its lock
-    lock.remove_stale_lock(workdir)
-  progress.log(f'nothing to do: {workdir} has run its {config.num_steps:,} updates')
-  return files.read_json(workdir / run_dir.RESULT, 'the result of the run')
-
-
-def agree_on_program(config: RunConfig, workdir: epath.PathLike) -> TrainProgram:
-  """Validates the recipe, compares it across processes, and builds its programs; writes nothing.
-
-  Raises:
-    InputError: corpus or machine do not fit the recipe.
-  """
-  distributed.check_processes()
-  distributed.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
-  distributed.assert_equal('the work directory', str(epath.Path(workdir).resolve()))
-  with distributed.raise_together():
-    program = build_program(config)
-    log_sinks.check_sinks(config.log)
-    corpus_hash = validate(config)
-  distributed.assert_equal('the corpus', corpus_hash)
-  return program
-
-
-def validate(config: RunConfig) -> str:
-  """Checks that the corpus of the recipe, built or described by a recipe, fits the model.
-
-  Returns:
-    The hash of the corpus, or '' if it is still to be built.
-
-  Raises:
-    InputError: the corpus does not fit, or is missing.
-  """
-  if not _is_recipe(config.corpus):
-    return validate_corpus(config, epath.Path(config.corpus))['hash']
-  # only a run that builds its corpus needs the text pipeline
-  from minilm_jax.data import documents
-
-  corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
-  # an existing tokenizer determines its own size
-  vocab_size = 0 if corpus_config.tokenizer.path else corpus_config.tokenizer.size
-  _check_model_size(config, f'the corpus of {config.corpus}', vocab_size, corpus_config.rows.length)
-  documents.expand_sources(corpus_config.documents)
-  return ''
-
-
-def _is_recipe(name: str) -> bool:
-  return name.partition(':')[0].endswith('.py')
-
-
-def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int) -> None:
-  for name, model_size, corpus_size in (
-    ('vocab_size', config.model.vocab_size, vocab_size),
-    ('max_length', config.model.max_length, length),
-  ):
-    if model_size < corpus_size:
-      raise InputError(
-        f'model.{name}={model_size}',
-        f'{what} has {name} {corpus_size}',
-        f'give --config.model.{name}={corpus_size}',
-      )
-
-
-def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
-  """Returns the manifest of a corpus that fits the recipe.
-
-  Raises:
-    InputError: no corpus is named or found, the model is too small for it, or it is smaller than
-      `config.subset`.
-  """
-  if not config.corpus:
-    raise InputError(
-      'a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one'
-    )
-  manifest = corpus.read_manifest(folder)
-  _check_model_size(config, f'the corpus {folder}', manifest['vocabulary'], manifest['length'])
-  if not manifest['splits']['train']['rows']:
-    raise InputError(
-      f'the training split of {folder}', 'no rows', 'build the corpus from more text'
-    )
-  subset.check_subset(config.subset, manifest, folder)
-  return manifest
-
-
-def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
-  """Creates or opens the work directory, and builds the corpus if it is given as a recipe.
-
-  Returns:
-    The work directory and the folder of the corpus.
-
-  Raises:
-    InputError: the directory belongs to another recipe, corpus or tokenizer, or to an imported
-      model.
-  """
-  if record := pretrained.import_record(workdir):
-    raise InputError(
-      f'pre-training in {workdir}',
-      f'it holds a model that was imported from {record["from"]}',
-      'give another --workdir; fine-tune an imported model: minilm finetune --checkpoint',
-    )
-  is_recipe = _is_recipe(config.corpus)
-  # the manifest has the hash of the corpus, so that its folder may have moved
-  has_manifest = (epath.Path(workdir) / run_dir.MANIFEST).exists()
-  free = ['corpus'] if has_manifest and not is_recipe else []
-  workdir = run_dir.open_run(workdir, recipe.as_dict(config), free)
-  folder = epath.Path(config.corpus)
-  if is_recipe:
-    # only a run that builds its corpus needs the text pipeline
-    from minilm_jax.data import build
-
-    folder = build.build_corpus(
-      recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus'
-    )
-  manifest = validate_corpus(config, folder)
-  if has_manifest:
-    pretrained.check_manifest(workdir, folder, manifest)
-  else:
-    pretrained.write_manifest(config, workdir, folder, manifest)
-  return workdir, folder

@@ -9,19 +9,16 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from minilm_jax.core import files, lock, old_names, progress, recipe, run_dir
+from minilm_jax.core import files, lock, old_names, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import FLAG, TEXT
-from minilm_jax.data import subset, tokenizer
+from minilm_jax.data import tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
-from minilm_jax.model import flops
 from minilm_jax.model.heads import init_masked_language_model
-from minilm_jax.training import checkpoint, metrics_log, optimizer, population, train_step
+from minilm_jax.training import checkpoint, metrics_log, population, train_step
 from minilm_jax.training.train_step import TrainState
 
 T = TypeVar('T')
-IMPORTED = 'imported'  # the kind of a run that `minilm import` wrote, and a field of its manifest
 PARTS = {'model': 'model', 'encoder': 'model.encoder'}  # paths in a checkpoint
 
 
@@ -112,7 +109,7 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
   what = f'the pre-training run {workdir}'
   stored = files.read_object(epath.Path(workdir) / run_dir.CONFIG, what)
   kind = stored['kind'] if 'kind' in stored else None
-  if kind == IMPORTED:
+  if kind == run_dir.IMPORTED:
     stored['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
     raise InputError(
@@ -154,7 +151,7 @@ def load_mlm_config(workdir: epath.PathLike) -> RunConfig:
     InputError: the directory is no pre-training run, holds a population, or was imported without
       such a head.
   """
-  config, record = load_single_config(workdir), import_record(workdir)
+  config, record = load_single_config(workdir), run_dir.read_import_record(workdir)
   if record and not record['head']:
     raise InputError(
       f'predictions of masked tokens by the model of {workdir}',
@@ -162,101 +159,6 @@ def load_mlm_config(workdir: epath.PathLike) -> RunConfig:
       'fine-tune it, or import one with such a head: BertForMaskedLM, RobertaForMaskedLM',
     )
   return config
-
-
-def import_record(workdir: epath.PathLike) -> dict[str, Any]:
-  """Returns the source of an imported run and what was left out; {} for a run trained here.
-
-  Raises:
-    InputError: the manifest is damaged.
-  """
-  path, what = epath.Path(workdir) / run_dir.MANIFEST, f'the manifest of {workdir}'
-  form = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
-  manifest = files.read_object(path, what, {f'{IMPORTED}?': form}) if path.exists() else {}
-  return manifest[IMPORTED] if IMPORTED in manifest else {}
-
-
-def corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
-  """Returns the hashes of a run's `corpus` and `tokenizer`, and its `corpus_folder`.
-
-  Raises:
-    InputError: its manifest is missing or damaged.
-  """
-  names = ('corpus', 'tokenizer', 'corpus_folder')
-  manifest = files.read_object(
-    epath.Path(workdir) / run_dir.MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
-  )
-  return {name: manifest[name] for name in names}
-
-
-def _hashes(corpus_manifest: Mapping[str, Any]) -> dict[str, str]:
-  return {'corpus': corpus_manifest['hash'], 'tokenizer': corpus_manifest['tokenizer']['sha256']}
-
-
-def check_manifest(
-  workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
-) -> None:
-  """Checks that a run was started with this corpus; records a new folder of it."""
-  stored = corpus_hashes(workdir)
-  for name, value in _hashes(corpus_manifest).items():
-    if stored[name] != value:
-      found = (
-        f'it was trained on another {name}: {stored[name][:12]} there, {value[:12]} in {folder}'
-      )
-      raise InputError(
-        f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir'
-      )
-  if stored['corpus_folder'] != str(folder):
-    progress.log(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
-    manifest = files.read_object(workdir / run_dir.MANIFEST, f'the manifest of {workdir}')
-    files.write_json(workdir / run_dir.MANIFEST, manifest | {'corpus_folder': str(folder)})
-
-
-def write_manifest(
-  config: RunConfig, workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
-) -> None:
-  """Writes the manifest of a run, and its tokenizer."""
-  hashes = _hashes(corpus_manifest)
-  path = files.resolve_inside(
-    folder, corpus_manifest['tokenizer']['file'], f'the tokenizer of {folder}'
-  )
-  if not path.is_file() or files.hash_file(path) != hashes['tokenizer']:
-    raise InputError(
-      f'the tokenizer {path}',
-      'not the file that the corpus was made with',
-      'build the corpus again, or copy it again',
-    )
-  files.write_bytes(workdir / run_dir.TOKENIZER, files.read_bytes(path, f'the tokenizer {path}'))
-  files.write_json(
-    workdir / run_dir.MANIFEST,
-    {
-      **hashes,
-      'corpus_folder': str(folder),
-      'training': _training_size(config, folder, corpus_manifest),
-      'parameters': flops.count_parameters(config.model),
-      'flops_per_row': flops.flops_per_row(config.model, config.mask),
-      'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
-      'jax': jax.__version__,
-      'devices': [device.device_kind for device in jax.devices()],
-    },
-  )
-
-
-def _training_size(
-  config: RunConfig, folder: epath.Path, corpus_manifest: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Returns rows and tokens of a run and of its corpus, and the corpus's overlap with a task.
-
-  A part of a corpus has no record of the overlap, because that belongs to the whole.
-  """
-  split = corpus_manifest['splits'][subset.TRAIN_SPLIT]
-  trained = subset.measure_subset(config.subset, folder, corpus_manifest)
-  overlap = (
-    corpus_manifest['subset']
-    if 'subset' in corpus_manifest and trained['rows'] == split['rows']
-    else None
-  )
-  return trained | {'of_rows': split['rows'], 'of_tokens': split['tokens'], 'subset': overlap}
 
 
 def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
@@ -267,7 +169,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
   """
   path = epath.Path(workdir) / run_dir.TOKENIZER
   run_tokenizer = tokenizer.load_tokenizer(path)
-  if run_tokenizer.sha256 != corpus_hashes(workdir)['tokenizer']:
+  if run_tokenizer.sha256 != run_dir.read_corpus_hashes(workdir)['tokenizer']:
     raise InputError(
       f'the tokenizer of {workdir}',
       f'{path} is not the one that the checkpoint was trained with',

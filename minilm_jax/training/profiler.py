@@ -9,8 +9,10 @@ a chunk of updates, so whole chunks are recorded. With several processes, the fi
 own devices.
 """
 
+import contextlib
 import re
 import time
+from collections.abc import Iterator
 
 import jax
 from etils import epath
@@ -53,6 +55,18 @@ def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, i
   return first, last
 
 
+@contextlib.contextmanager
+def open_recorder(span: str, updates: int, workdir: epath.PathLike) -> Iterator['Recorder']:
+  """Yields the recorder of the updates that --profile names.
+
+  Raises:
+    InputError: as `parse_span`.
+  """
+  recorder = Recorder(epath.Path(workdir), *parse_span(span, updates, workdir))
+  with contextlib.closing(recorder):
+    yield recorder
+
+
 class Recorder:
   """Records the chunks that hold the updates `first + 1 ... last`.
 
@@ -63,9 +77,19 @@ class Recorder:
     self._folder, self._first, self._last = workdir / FOLDER, first, last
     self._from, self._to = -1, -1  # updates before the recording, and at its end
 
-  def before(self, step: int, count: int) -> None:
-    """Begins to record if the next `count` updates are the first of those to record."""
-    if self._from >= 0 or step + count <= self._first or not distributed.is_primary():
+  @contextlib.contextmanager
+  def record(self, first: int, last: int) -> Iterator[None]:
+    """Records the block, which runs the updates `first + 1 ... last`, if they are of those."""
+    self._begin(first, last)
+    yield
+    if self._from >= 0:
+      self._to = last
+      if last >= self._last:
+        self.close()
+
+  def _begin(self, step: int, end: int) -> None:
+    """Begins to record if the updates from `step` to `end` are the first of those to record."""
+    if self._from >= 0 or end <= self._first or not distributed.is_primary():
       return
     if step >= self._last:
       if self._last:
@@ -73,9 +97,8 @@ class Recorder:
       self._last = 0
       return
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = (
-      0  # Python does little between chunks, and its events would fill the file
-    )
+    # Python does little between chunks, and its events would fill the file
+    options.python_tracer_level = 0
     try:
       jax.profiler.start_trace(
         str(self._folder), create_perfetto_trace=True, profiler_options=options
@@ -84,13 +107,6 @@ class Recorder:
       self._report_failure(error)
       return
     self._from = self._to = step
-
-  def after(self, step: int) -> None:
-    """Ends the recording if `step` is at or past its last update."""
-    if self._from >= 0:
-      self._to = step
-      if step >= self._last:
-        self.close()
 
   def close(self) -> None:
     """Ends the recording and reports its updates; does nothing without one."""

@@ -1,5 +1,6 @@
 """Recovers runs: resumes from the newest intact checkpoint, and handles non-finite updates."""
 
+import dataclasses
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,15 +17,27 @@ T = TypeVar('T')
 CORRUPT_SUFFIX = '.corrupt'
 
 
-def restore_or_init(
-  config: RunConfig, workdir: epath.Path, program: TrainProgram
-) -> tuple[TrainState, int, list[int], list[dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True)
+class StartPoint:
+  """The point from which a run continues.
+
+  Attributes:
+    state: restored or initial.
+    step: of the state; of a population that of its members ahead.
+    active: the members that are not behind this step.
+    lines: of the log up to this step.
+  """
+
+  state: TrainState
+  step: int
+  active: list[int]
+  lines: list[dict[str, Any]]
+
+
+def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> StartPoint:
   """Restores the newest intact checkpoint of a run, or initializes its state.
 
   Removes later lines of the log.
-
-  Returns:
-    The state, its step, the members that are not behind it, and the lines of the log.
 
   Raises:
     InputError: members have stopped before that step, and the recipe stops at non-finite updates.
@@ -50,7 +63,7 @@ def restore_or_init(
       f'{stopped} members had an update that was not finite',
       'lower optimizer.learning_rate or set optimizer.clip, in another --workdir',
     )
-  return state, step, active, lines
+  return StartPoint(state, step, active, lines)
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:

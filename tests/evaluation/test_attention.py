@@ -11,9 +11,9 @@ import pytest
 from minilm_jax.analysis import runs
 from minilm_jax.cli import main
 from minilm_jax.core import files, run_dir
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.evaluation import attention, ngram_baselines
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.training import pretrain, pretrained

@@ -17,9 +17,9 @@ from minilm_jax.analysis import runs
 from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, ngrams, subset
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID
+from minilm_jax.data import corpus, ngrams
 from minilm_jax.evaluation import ngram_baselines
 from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
 from minilm_jax.training import train_step
@@ -212,7 +212,7 @@ def test_a_part_of_the_training_split_is_all_that_is_counted(
 ):
   config = run_config(tiny_corpus, **{'subset.rows': 40})
   part = ngram_baselines.measure_baselines(config, tmp_path / 'part')
-  rows = subset.select_rows(config.subset, corpus.CorpusFiles(tiny_corpus, 'train'))
+  rows = corpus.select_rows(config.subset, corpus.CorpusFiles(tiny_corpus, 'train'))
   tokens = corpus.load_split(tiny_corpus, 'train').tokens[rows]
   hidden = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation', 1000))
   values = ngram_baselines.ngram_probabilities(

@@ -16,7 +16,7 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import build, corpus, subset
 from minilm_jax.evaluation import overlap_subsets
-from minilm_jax.training import pretrain
+from minilm_jax.training import run_setup
 from tests.fake_runs import write_examples
 from tests.tiny_config import run_config
 
@@ -101,8 +101,8 @@ def test_every_part_is_a_corpus_that_pretrain_takes(
     )
     hashes.add(made['hash'])
     config = run_config(pathlib.Path(one['folder']))
-    assert pretrain.validate(config) == made['hash']
-    pretrain.open_or_create_run(config, tmp_path / 'runs' / str(one['part']))
+    assert run_setup.validate(config) == made['hash']
+    run_setup.open_or_create_run(config, tmp_path / 'runs' / str(one['part']))
     kept = files.read_json(tmp_path / 'runs' / str(one['part']) / run_dir.MANIFEST, 'it')[
       'training'
     ]

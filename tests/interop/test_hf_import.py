@@ -17,9 +17,9 @@ from etils import epath
 
 from minilm_jax.cli import main
 from minilm_jax.core import files, run_dir
+from minilm_jax.core.corpus_config import PAD_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer, wrapped_tokenizer
-from minilm_jax.data.tokenizer import PAD_ID
 from minilm_jax.evaluation import inference
 from minilm_jax.interop import hf_config, hf_import, hf_weights
 from minilm_jax.model import heads

@@ -39,7 +39,7 @@ def reads(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
 def test_a_run_says_what_it_is(tiny_run: pathlib.Path):
   card, config = model_card.build_card(tiny_run), pretrained.load_config(tiny_run)
   found = count_parameters(config.model)['total']
-  known = pretrained.corpus_hashes(tiny_run)
+  known = run_dir.read_corpus_hashes(tiny_run)
   for said in (
     f'of {found:,} parameters',
     'the end of its training',

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minilm_jax.core.config import MaskConfig
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
 from minilm_jax.model.flops import max_masked_positions
 from minilm_jax.training import masking
 from tests import fast_jit

@@ -325,7 +325,7 @@ def test_who_is_told_and_a_profile_change_nothing(
     killed_at(5, patch, train_step, 'mean_metrics')
     pretrain.pretrain(config, tmp_path)
   pretrain.pretrain(
-    run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'}), tmp_path, '5:7'
+    run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'}), tmp_path, recorder.record
   )
   out, err = capsys.readouterr()
   assert [json.loads(line)['step'] for line in out.splitlines()] == [6, 8, 8, 10, 12, 12, 12]
@@ -497,7 +497,7 @@ def test_a_run_goes_on_with_its_corpus_wherever_that_is(
   shutil.copytree(tiny_corpus, moved)
   pretrain.pretrain(dataclasses.replace(config, corpus=str(moved)), tmp_path / 'run')
   assert f'was {tiny_corpus} and is {moved} now' in capsys.readouterr().err
-  assert pretrained.corpus_hashes(tmp_path / 'run')['corpus_folder'] == str(moved)
+  assert run_dir.read_corpus_hashes(tmp_path / 'run')['corpus_folder'] == str(moved)
   assert final(tmp_path / 'run', config) == final(whole, config) and lines(
     tmp_path / 'run'
   ) == lines(whole)

@@ -186,7 +186,7 @@ def test_a_run_is_loaded_in_one_call(tiny_run: pathlib.Path):
   """The model of the last checkpoint, or its encoder at any step, with other fields if asked."""
   model_run = pretrained.load(tiny_run)
   assert model_run.step == 8 and model_run.config == pretrained.load_config(tiny_run)
-  assert model_run.tokenizer.sha256 == pretrained.corpus_hashes(tiny_run)['tokenizer']
+  assert model_run.tokenizer.sha256 == run_dir.read_corpus_hashes(tiny_run)['tokenizer']
   encoder_run = pretrained.load(tiny_run, 8, 'encoder', changes={'dropout': 0.5})
   assert encoder_run.config.model.dropout == 0.5 != model_run.config.model.dropout
   model = flatten(model_run.model)
