@@ -9,7 +9,7 @@ import numpy as np
 from configs import tiny
 from minilm_jax.core import recipe
 from minilm_jax.core.model_config import HeadConfig
-from minilm_jax.data import tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.model.heads import init_classifier
 from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import Card, SavedClassifier
@@ -23,7 +23,7 @@ def make_examples(texts: tuple[str, ...] = TEXTS) -> Examples:
   return Examples(texts, (), np.zeros(len(texts), np.int32))
 
 
-def make_card(reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
+def make_card(tokenizer: Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
   config = tiny.get_config()
   config.model.update(
     vocab_size=520,
@@ -46,7 +46,7 @@ def make_card(reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes
     'length': 24,
     'model': model,
     'head': HeadConfig('first', 0.1, 1),
-    'tokenizer': reads.sha256,
+    'tokenizer': tokenizer.sha256,
     'seed': seed,
     'learning_rate': 1e-3,
     'checkpoint': 'runs/tiny',
@@ -58,17 +58,15 @@ def make_card(reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes
 
 
 def make_classifier(
-  reads: tokenizer.Tokenizer, seed: int, hidden: int = 16, **changes: Any
+  tokenizer: Tokenizer, seed: int, hidden: int = 16, **changes: Any
 ) -> SavedClassifier:
   """Returns a classifier whose random weights are large enough that members differ in their
   predictions.
   """
-  classifier_card = make_card(reads, seed, hidden, **changes)
-  model = init_classifier(
-    classifier_card.model, classifier_card.head, len(classifier_card.labels), jax.random.key(seed)
-  )
+  card = make_card(tokenizer, seed, hidden, **changes)
+  model = init_classifier(card.model, card.head, len(card.labels), jax.random.key(seed))
   model = jax.tree.map(lambda x: np.asarray(4 * x), model)
-  return SavedClassifier(classifier_card, model, reads, classifier.hash_classifier(model))
+  return SavedClassifier(card, model, tokenizer, classifier.hash_classifier(model))
 
 
 def save_classifier(
@@ -77,10 +75,10 @@ def save_classifier(
   """Saves a classifier with random outputs on 40 examples, whose labels all members share, and
   returns the folder.
   """
-  dice = np.random.default_rng(member.card.seed)
+  draw = np.random.default_rng(member.card.seed)
   classes = max(1, len(member.card.labels))
   outputs = (
-    dice.normal(size=(40, classes)).astype(np.float32),
+    draw.normal(size=(40, classes)).astype(np.float32),
     np.random.default_rng(9).integers(0, classes, 40),
   )
   classifier.save_classifier(

@@ -1,5 +1,5 @@
-"""What fine-tuning computes: no pad, unused piece, cut or neighbour changes a member; seed, rate
-and start do.
+"""The fine-tuning step: seed, rate and start change a member; pads, unused ids, cuts and neighbours
+do not.
 """
 
 import dataclasses
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import glue
-from minilm_jax.core import recipe, rng
+from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import corpus, tokenizer
@@ -25,6 +24,7 @@ from minilm_jax.tasks.task import find_task
 from minilm_jax.tasks.task_data import TaskRows
 from minilm_jax.training import checkpoint, population
 from minilm_jax.training.pretrained import load_single_config
+from tests import tiny_config
 from tests.fast_jit import jit
 
 ROWS, LENGTHS = 48, (32, 64)
@@ -43,26 +43,23 @@ def loss_sum(model: Any, batch: Any, kind: str) -> jax.Array:
   )
 
 
-def settings(**changes: Any) -> FinetuneConfig:
-  config = glue.get_config('microworld/sentiment')
-  config.update_from_flattened_dict(
-    {'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0, **changes}
-  )
-  return recipe.resolve(config, 'finetune')
+def make_config(**changes: Any) -> FinetuneConfig:
+  fields = {'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0}
+  return tiny_config.finetune_config(**(fields | changes))
 
 
-def shape(lengths: tuple[int, ...] = LENGTHS) -> StepShape:
+def make_shape(lengths: tuple[int, ...] = LENGTHS) -> StepShape:
   return StepShape('classification', 2, ROWS, lengths)
 
 
-def made(
+def build_program(
   model: EncoderConfig, members: int, lengths: tuple[int, ...], **changes: Any
 ) -> FinetuneProgram:
   """A program of its own, of which little is run."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', jit)
     return finetune_step.build_finetune_program.__wrapped__(
-      shape(lengths), settings(**changes), model, members
+      make_shape(lengths), make_config(**changes), model, members
     )
 
 
@@ -72,25 +69,25 @@ def model(tiny_run: Path) -> EncoderConfig:
 
 
 @pytest.fixture(scope='module')
-def whole() -> TaskRows:
+def whole_rows() -> TaskRows:
   """Rows of all lengths up to 64, of some forty pieces."""
   draw = np.random.default_rng(0)
   counts = np.append(draw.integers(3, 40, ROWS - 1), 62)
-  some = draw.choice(np.arange(len(tokenizer.SPECIAL_TOKENS), 500), 40, replace=False)
+  ids = draw.choice(np.arange(len(tokenizer.SPECIAL_TOKENS), 500), 40, replace=False)
   sequences = [
-    [tokenizer.BEGIN_ID, *draw.choice(some, n).tolist(), tokenizer.END_ID] for n in counts
+    [tokenizer.BEGIN_ID, *draw.choice(ids, n).tolist(), tokenizer.END_ID] for n in counts
   ]
   return task_data.build_task_rows(sequences, draw.integers(0, 2, ROWS, np.int32), 64)
 
 
 @pytest.fixture(scope='module')
-def used(whole: TaskRows) -> np.ndarray:
-  return task_data.used_token_ids((whole,))
+def used_ids(whole_rows: TaskRows) -> np.ndarray:
+  return task_data.used_token_ids((whole_rows,))
 
 
 @pytest.fixture(scope='module')
-def rows(whole: TaskRows, used: np.ndarray) -> TaskRows:
-  return task_data.narrow_ids(whole, used)
+def rows(whole_rows: TaskRows, used_ids: np.ndarray) -> TaskRows:
+  return task_data.narrow_ids(whole_rows, used_ids)
 
 
 @pytest.fixture(scope='module')
@@ -101,24 +98,24 @@ def saved(tiny_run: Path, model: EncoderConfig) -> list[Encoder]:
 @pytest.fixture(scope='module')
 def fresh(model: EncoderConfig) -> Encoder:
   """A stack, one encoder for each seed of FRESH."""
-  return finetune_step.init_encoders.__wrapped__(model, settings().head)(
+  return finetune_step.init_encoders.__wrapped__(model, make_config().head)(
     np.array(list(FRESH), np.uint32)
   )
 
 
 @pytest.fixture(scope='module')
-def encoders(saved: list[Encoder], fresh: Encoder, used: np.ndarray) -> Encoder:
+def encoders(saved: list[Encoder], fresh: Encoder, used_ids: np.ndarray) -> Encoder:
   """Of two checkpoints, then from scratch."""
-  whole = jax.tree.map(
+  stack = jax.tree.map(
     lambda first, second, more: np.concatenate([first[None], second[None], more]), *saved, fresh
   )
-  return finetune_step.prune_embedding(whole, used)
+  return finetune_step.prune_embedding(stack, used_ids)
 
 
 @pytest.fixture(scope='module')
 def program(model: EncoderConfig) -> FinetuneProgram:
   """Of four members, one a device at a time."""
-  return made(model, 4, LENGTHS, strategy='map')
+  return build_program(model, 4, LENGTHS, strategy='map')
 
 
 @pytest.fixture(scope='module')
@@ -126,27 +123,29 @@ def narrow_run(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows
 ) -> list[dict[str, np.ndarray]]:
   """Two seeds from the second checkpoint, one from the first, one from scratch: after an epoch."""
-  return fitted(
+  return train(
     program, [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])], encoders, rows
   )
 
 
-def begun(
-  program: FinetuneProgram, origins: Sequence[tuple[int, float, int]], encoders: Any
+def start_members(
+  program: FinetuneProgram, inits: Sequence[tuple[int, float, int]], encoders: Any
 ) -> Any:
-  return program.start(finetune_step.group_members(program, origins), encoders)
+  return program.start(finetune_step.group_members(program, inits), encoders)
 
 
-def fitted(
+def train(
   program: FinetuneProgram,
-  origins: Sequence[tuple[int, float, int]],
+  inits: Sequence[tuple[int, float, int]],
   encoders: Any,
   rows: TaskRows,
   updates: int = 3,
 ) -> list[dict[str, np.ndarray]]:
   """Each member after some updates: its parameters, the sum of its losses, its outputs."""
   member, losses = program.chunk(
-    begun(program, origins, encoders), finetune_step.replicate(rows, program), jnp.int32(updates)
+    start_members(program, inits, encoders),
+    finetune_step.replicate(rows, program),
+    jnp.int32(updates),
   )
   tokens, (place,) = task_data.iter_batches([rows], 16)
   outputs = np.asarray(
@@ -161,25 +160,27 @@ def fitted(
       'outputs': outputs[number],
       'loss': np.asarray(losses)[number],
     }
-    for number in range(len(origins))
+    for number in range(len(inits))
   ]
 
 
-def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-  return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+def is_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+  return first.keys() == second.keys() and all(
+    np.array_equal(first[name], second[name]) for name in first
+  )
 
 
-def close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-  assert one.keys() == other.keys()
-  for name, value in one.items():
-    np.testing.assert_allclose(value, other[name], rtol=2e-4, atol=2e-5, err_msg=name)
+def assert_close(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+  assert first.keys() == second.keys()
+  for name, value in first.items():
+    np.testing.assert_allclose(value, second[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize('name, labels', KINDS)
 def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: EncoderConfig):
   task = find_task(name)
   fresh = jit(
-    lambda: init_classifier(model, settings().head, len(task.labels), jax.random.key(0))
+    lambda: init_classifier(model, make_config().head, len(task.labels), jax.random.key(0))
   )()
   tokens = jax.random.randint(jax.random.key(1), (4, 8), 5, 500)
   outputs = np.asarray(jit(lambda: fresh(tokens, tokens != tokenizer.PAD_ID))(), np.float64)
@@ -199,7 +200,7 @@ def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: E
 def test_the_loss_of_several_heads_is_the_mean_of_theirs(
   name: str, labels: np.ndarray, model: EncoderConfig
 ):
-  task, head = find_task(name), dataclasses.replace(settings().head, ensemble_size=3)
+  task, head = find_task(name), dataclasses.replace(make_config().head, ensemble_size=3)
   batch = TaskRows(jnp.arange(32).reshape(4, 8) + 5, jnp.full(4, 8), jnp.asarray(labels))
 
   @jit
@@ -231,7 +232,7 @@ def test_the_loss_of_several_heads_is_the_mean_of_theirs(
 )
 def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig):
   plain = dataclasses.replace(model, positions=positions)
-  head = dataclasses.replace(settings().head, pooling=pooling)
+  head = dataclasses.replace(make_config().head, pooling=pooling)
   sequences = [[0, *range(10, 10 + n), 2] for n in (1, 5, 12)]
 
   @jit
@@ -273,13 +274,13 @@ def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
 
 @pytest.mark.parametrize('lengths', [(16, 64), (64,)])
 def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(
-  lengths: tuple[int, ...], model: EncoderConfig, whole: TaskRows
+  lengths: tuple[int, ...], model: EncoderConfig, whole_rows: TaskRows
 ):
-  fresh = jit(lambda: init_classifier(model, settings().head, 2, jax.random.key(0)))()
-  picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, whole)
+  fresh = jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
+  picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, whole_rows)
   key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
   loss, gradient = jit(
-    lambda: finetune_step.gradient_sums(fresh, train, picked, key, shape(lengths))
+    lambda: finetune_step.gradient_sums(fresh, train, picked, key, make_shape(lengths))
   )()
   batch = jax.tree.map(lambda x: x[picked], train)
   expected, other = jit(lambda: jax.value_and_grad(loss_sum)(fresh, batch, 'classification'))()
@@ -292,9 +293,11 @@ def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(
 def test_an_update_is_of_the_mean_loss_of_its_batch(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows
 ):
-  before = population.select_member(begun(program, [(5, 1e-3, 1)], encoders), 0).state
+  before = population.select_member(start_members(program, [(5, 1e-3, 1)], encoders), 0).state
   _, losses = program.chunk(
-    begun(program, [(5, 1e-3, 1)], encoders), finetune_step.replicate(rows, program), jnp.int32(1)
+    start_members(program, [(5, 1e-3, 1)], encoders),
+    finetune_step.replicate(rows, program),
+    jnp.int32(1),
   )
   picked, _ = corpus.rows_at_step(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
@@ -303,17 +306,17 @@ def test_an_update_is_of_the_mean_loss_of_its_batch(
 
 
 def test_members_start_from_the_checkpoint_that_is_theirs(
-  program: FinetuneProgram, saved: list[Encoder], encoders: Encoder, used: np.ndarray
+  program: FinetuneProgram, saved: list[Encoder], encoders: Encoder, used_ids: np.ndarray
 ):
-  members = begun(
+  members = start_members(
     program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, FRESH[3]), (4, 1e-3, FRESH[4])], encoders
   )
   first, second, fresh, other = (
     checkpoint.flatten(population.select_member(members, n).state.model) for n in range(4)
   )
-  for begins, whole_encoder in ((first, saved[0]), (second, saved[1])):
-    for name, leaf in checkpoint.flatten(whole_encoder).items():
-      expected = leaf[used] if f'encoder.{name}' == TABLE else leaf
+  for begins, encoder in ((first, saved[0]), (second, saved[1])):
+    for name, leaf in checkpoint.flatten(encoder).items():
+      expected = leaf[used_ids] if f'encoder.{name}' == TABLE else leaf
       np.testing.assert_array_equal(begins[f'encoder.{name}'], expected)
   for name, leaf in fresh.items():
     if name.startswith('encoder.'):  # 8 updates reach every parameter
@@ -328,10 +331,10 @@ def test_members_start_from_the_checkpoint_that_is_theirs(
 def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(
   model: EncoderConfig, fresh: Encoder
 ):
-  whole = jit(
-    lambda: init_classifier(model, settings().head, 3, rng.make_key(9, rng.Stream.HEAD))
+  encoder = jit(
+    lambda: init_classifier(model, make_config().head, 3, rng.make_key(9, rng.Stream.HEAD))
   )().encoder
-  for name, leaf in checkpoint.flatten(whole).items():
+  for name, leaf in checkpoint.flatten(encoder).items():
     np.testing.assert_allclose(
       checkpoint.flatten(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name
     )
@@ -340,63 +343,70 @@ def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(
 def test_a_member_does_not_know_its_neighbours(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, rows: TaskRows
 ):
-  places = fitted(
+  places = train(
     program, [(9, 1e-2, FRESH[9]), (0, 1e-3, FRESH[0]), (0, 1e-3, 1), (1, 5e-3, 0)], encoders, rows
   )
   # bit for bit, in other places too
-  assert equal(places[1], narrow_run[3]) and equal(places[2], narrow_run[0])
-  (alone,) = fitted(program, [(1, 1e-3, 1)], encoders, rows)
-  assert equal(alone, narrow_run[1])  # nor whether there are any
+  assert is_equal(places[1], narrow_run[3]) and is_equal(places[2], narrow_run[0])
+  (alone,) = train(program, [(1, 1e-3, 1)], encoders, rows)
+  assert is_equal(alone, narrow_run[1])  # nor whether there are any
 
 
 def test_members_differ_by_seed_by_start_and_by_rate(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, rows: TaskRows
 ):
-  other = fitted(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, rows)
+  other = train(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, rows)
   for one in (*narrow_run[1:], *other):
     assert not np.allclose(one['outputs'], narrow_run[0]['outputs'], atol=1e-4)
-  members = begun(program, [(0, 0.0, 1)], encoders)
+  members = start_members(program, [(0, 0.0, 1)], encoders)
   for name, leaf in checkpoint.flatten(population.select_member(members, 0).state.model).items():
     np.testing.assert_array_equal(other[0][name], leaf)  # at rate 0 it stays where it was
 
 
 def test_an_epoch_moves_every_parameter_that_a_row_uses(
-  program: FinetuneProgram, narrow_run: list, encoders: Encoder, used: np.ndarray
+  program: FinetuneProgram, narrow_run: list, encoders: Encoder, used_ids: np.ndarray
 ):
-  members = begun(program, [(0, 1e-3, 1)], encoders)
+  members = start_members(program, [(0, 1e-3, 1)], encoders)
   for name, before in checkpoint.flatten(population.select_member(members, 0).state.model).items():
     moved = narrow_run[0][name] != np.asarray(before)
     assert moved.any(), name
     if name == TABLE:
       # pads, masks and what is unknown are in no text of these rows
-      seldom = used < len(tokenizer.SPECIAL_TOKENS)
+      seldom = used_ids < len(tokenizer.SPECIAL_TOKENS)
       assert moved[~seldom].any(1).all() and moved[[tokenizer.BEGIN_ID, tokenizer.END_ID]].any()
       assert not moved[[tokenizer.PAD_ID, tokenizer.MASK_ID, tokenizer.UNKNOWN_ID]].any()
 
 
 def test_alone_with_every_piece_at_full_length_it_is_the_same(
-  narrow_run: list, model: EncoderConfig, saved: list[Encoder], whole: TaskRows, used: np.ndarray
+  narrow_run: list,
+  model: EncoderConfig,
+  saved: list[Encoder],
+  whole_rows: TaskRows,
+  used_ids: np.ndarray,
 ):
-  (found,) = fitted(
-    made(model, 1, (64,)), [(0, 1e-3, 0)], jax.tree.map(lambda x: x[None], saved[1]), whole
+  (found,) = train(
+    build_program(model, 1, (64,)),
+    [(0, 1e-3, 0)],
+    jax.tree.map(lambda x: x[None], saved[1]),
+    whole_rows,
   )
   before = np.asarray(checkpoint.flatten(saved[1])[TABLE.removeprefix('encoder.')])
-  unused = np.setdiff1d(np.arange(520), used)
+  unused = np.setdiff1d(np.arange(520), used_ids)
   assert found[TABLE].shape[0] == 520 and len(unused) > 400
   # what no row holds never moves
   np.testing.assert_array_equal(found[TABLE][unused], before[unused])
-  close({**found, TABLE: found[TABLE][used]}, narrow_run[0])
+  assert_close({**found, TABLE: found[TABLE][used_ids]}, narrow_run[0])
 
 
 def test_a_member_is_the_same_when_every_operation_takes_all(
   narrow_run: list, model: EncoderConfig, encoders: Encoder, rows: TaskRows
 ):
   """There all rows are as long as the longest, too."""
-  other = made(model, 16, LENGTHS, strategy='vmap')
-  assert (other.together, other.mesh.devices.size) == (16, 8)
-  origins = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])]
-  for one, expected in zip(fitted(other, origins, encoders, rows)[9:], narrow_run, strict=True):
-    close(one, expected)
+  other = build_program(model, 16, LENGTHS, strategy='vmap')
+  assert (other.group_size, other.mesh.devices.size) == (16, 8)
+  inits = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])]
+  for one, expected in zip(train(other, inits, encoders, rows)[9:], narrow_run, strict=True):
+    assert_close(one, expected)
 
 
 def test_nothing_is_compiled_twice(
@@ -405,8 +415,8 @@ def test_nothing_is_compiled_twice(
   programs = program.start, program.chunk, program.outputs
   before = [one._cache_size() for one in programs]
   shifted = jax.tree.map(lambda x: x + 0.01, encoders)
-  fitted(program, [(7, 1e-2, 1)] * 3, shifted, rows, updates=2)
-  member = begun(program, [(7, 1e-2, 1)], encoders)
+  train(program, [(7, 1e-2, 1)] * 3, shifted, rows, updates=2)
+  member = start_members(program, [(7, 1e-2, 1)], encoders)
   for count in (1, 2):  # from a start, and from where an epoch ended
     member, _ = program.chunk(member, finetune_step.replicate(rows, program), jnp.int32(count))
   assert [one._cache_size() for one in programs] == before
@@ -414,13 +424,17 @@ def test_nothing_is_compiled_twice(
 
 def test_equal_recipes_share_a_program(model: EncoderConfig):
   one, again = (
-    finetune_step.build_finetune_program(shape(), settings(seeds='3,4'), model, 2) for _ in range(2)
+    finetune_step.build_finetune_program(make_shape(), make_config(seeds='3,4'), model, 2)
+    for _ in range(2)
   )
   assert one is again and one.updates == 6
-  assert finetune_step.build_finetune_program(shape(), settings(epochs=2.1), model, 2).updates == 7
+  assert (
+    finetune_step.build_finetune_program(make_shape(), make_config(epochs=2.1), model, 2).updates
+    == 7
+  )
 
 
-def test_places_that_are_left_are_filled_with_the_last_member(program: FinetuneProgram):
-  origin = finetune_step.group_members(program, [(3, 1e-3, 0), (4, 1e-2, FRESH[4])])
-  assert origin.seed.tolist() == [3, 4, 4, 4] and origin.encoder.tolist() == [0, 4, 4, 4]
-  assert origin.learning_rate.tolist() == pytest.approx([1e-3, 1e-2, 1e-2, 1e-2])
+def test_the_last_member_fills_the_group(program: FinetuneProgram):
+  init = finetune_step.group_members(program, [(3, 1e-3, 0), (4, 1e-2, FRESH[4])])
+  assert init.seed.tolist() == [3, 4, 4, 4] and init.encoder.tolist() == [0, 4, 4, 4]
+  assert init.learning_rate.tolist() == pytest.approx([1e-3, 1e-2, 1e-2, 1e-2])
