@@ -26,11 +26,11 @@ GRID = points(*NAMES)
 def test_a_point_twice_is_refused_by_both_names():
   sweep_plan.check_points(GRID)
   same = GRID | {'again': GRID[NAMES[2]]}
-  with pytest.raises(InputError, match=f'{NAMES[2]} and again are the same point'):
+  with pytest.raises(InputError, match=f'{NAMES[2]} and again'):
     sweep_plan.check_points(same)
   # a number in a formula, not a model
   other_heads = dataclasses.replace(GRID[NAMES[2]].model, flops_heads=2)
-  with pytest.raises(InputError, match='the same point'):
+  with pytest.raises(InputError, match='again'):
     sweep_plan.check_points(
       GRID | {'again': dataclasses.replace(GRID[NAMES[2]], model=other_heads)}
     )

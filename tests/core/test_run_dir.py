@@ -1,6 +1,4 @@
-"""The run directory: files are whole or absent, logs survive a cut, a directory belongs to one
-recipe.
-"""
+"""The run directory: atomic files, logs that survive a cut, one recipe a directory."""
 
 import errno
 import hashlib
@@ -132,7 +130,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
   workdir = run_dir.open_run(tmp_path / 'a' / 'run', config)
   before = (workdir / run_dir.CONFIG).read_bytes()
   assert run_dir.open_run(tmp_path / 'a' / 'run', config) == workdir
-  with pytest.raises(InputError, match='model.hidden_size is 32 there and 64 here'):
+  with pytest.raises(InputError, match='model.hidden_size.* 32 .* 64 '):
     run_dir.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
   assert run_dir.open_run(workdir, {**config, 'seeds': (2,)}, changeable=['seeds']) == workdir
   with pytest.raises(InputError, match='seeds'):
@@ -141,7 +139,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
     run_dir.open_run(workdir, {**config, 'later': 0, 'model': {**config['model'], 'more': ''}})
     == workdir
   )
-  with pytest.raises(InputError, match='later is .*absent.* there and 1 here'):
+  with pytest.raises(InputError, match='later'):
     # a field that an earlier version did not have
     run_dir.open_run(workdir, {**config, 'later': 1})
   assert (workdir / run_dir.CONFIG).read_bytes() == before
@@ -149,7 +147,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
 
 def test_a_run_where_a_file_is_cannot_be_opened(tmp_path: pathlib.Path):
   (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='another --workdir'):
+  with pytest.raises(InputError, match='--workdir'):
     run_dir.open_run(tmp_path / 'file', {})
 
 
@@ -160,7 +158,7 @@ def test_another_process_than_the_first_writes_nothing_and_sees_what_it_wrote(
   monkeypatch.setattr(distributed, 'is_primary', lambda: False)
   files.write_json(tmp_path / 'there.json', {'by': 1})
   run_dir.append_line(tmp_path / 'log', {'by': 1})
-  with pytest.raises(InputError, match='a --workdir that all hosts share'):
+  with pytest.raises(InputError, match='--workdir'):
     files.write_json(tmp_path / 'not-there.json', {'by': 1})
   assert files.read_json(tmp_path / 'there.json', 'it') == {'by': 0}
   assert [path.name for path in tmp_path.iterdir()] == ['there.json']
