@@ -9,6 +9,18 @@ import importlib.util
 import re
 from collections.abc import Iterable
 
+# Parsers raise these on damaged or hostile data, besides errors of their own.
+PARSE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+# Large libraries raise these on damaged input or a wrong environment.
+LIBRARY_ERRORS = (
+  *PARSE_ERRORS,
+  OSError,
+  EOFError,
+  ImportError,
+  RuntimeError,
+  AttributeError,
+  AssertionError,
+)
 _MAX_PART_CHARS = 2000  # a part may quote an untrusted file
 # Control characters except tab and line feed, direction marks, and halves of surrogate pairs.
 _UNSAFE_CHARACTERS = re.compile(

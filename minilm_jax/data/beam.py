@@ -58,25 +58,12 @@ from etils import epath
 
 from minilm_jax.core import progress
 from minilm_jax.core.corpus_config import CorpusConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, suggest_name
 from minilm_jax.data import documents, filter_shards, filtering, filters
 
 # A pipeline raises these if it cannot be made or a worker fails, in this process whatever the
 # worker did.
-_PIPELINE_ERRORS = (
-  RuntimeError,
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  AttributeError,
-  AssertionError,
-  ArithmeticError,
-  ImportError,
-  EOFError,
-  MemoryError,
-  beam_error.BeamError,
-)
+_PIPELINE_ERRORS = (*LIBRARY_ERRORS, beam_error.BeamError)
 _MAX_MESSAGE_CHARS = 300  # of the message of a runner, which may have pages
 _WORK_FOLDER = '.work'  # of a corpus that is being built
 _LOG_REMEDY = 'see what the runner logged; the same command goes on after the last whole stage'

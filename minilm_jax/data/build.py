@@ -95,12 +95,12 @@ def _build(
   try:
     origin = {name: settings[name] for name in ('documents', 'vocabulary', 'splits')}
     origin |= {'sources': fingerprints, 'word_list': words and words.sha256}
-    kept = _run_stage(
+    filtered = _run_stage(
       work, _FILTER_STAGE, origin, lambda: _filter_text(config, sources, words, work, runner)
     )
     origin |= {'tokenizer': settings['tokenizer'], 'given': existing and existing.sha256}
     pieces = _run_stage(
-      work, 'tokenizer', origin, lambda: _make_tokenizer(config, existing, kept, work)
+      work, 'tokenizer', origin, lambda: _make_tokenizer(config, existing, filtered, work)
     )
   except InputError:
     _remove_partial(workdir, work)
@@ -112,8 +112,8 @@ def _build(
   manifest = _make_manifest(config.rows, pieces, splits, settings) | {
     'sources': fingerprints,
     'hash': corpus_hash(pieces['sha256'], config.rows.length, splits),
-    'word_list': kept['word_list'],
-    'stages': {_FILTER_STAGE: kept, 'tokenizer': pieces, 'rows': written},
+    'word_list': filtered['word_list'],
+    'stages': {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': written},
   }
   files.write_json(workdir / run_dir.MANIFEST, manifest)
   _remove(work)
@@ -167,12 +167,12 @@ def _filter_text(
 def _make_tokenizer(
   config: CorpusConfig,
   existing: tokenizer.Tokenizer | None,
-  kept: Mapping[str, Any],
+  filtered: Mapping[str, Any],
   work: epath.Path,
 ) -> dict[str, Any]:
   """Trains on the training split alone, on an even sample if it is large."""
   started, settings = time.monotonic(), config.tokenizer
-  text_bytes = sum(kind['bytes'] for kind in kept['kept']['train'].values())
+  text_bytes = sum(kind['bytes'] for kind in filtered['kept']['train'].values())
 
   def sample_text(max_bytes: int) -> Iterator[str]:
     kinds = (
@@ -181,12 +181,12 @@ def _make_tokenizer(
     return tokenizer.sample_evenly(itertools.chain.from_iterable(kinds), max_bytes / text_bytes)
 
   if existing:
-    made = existing
+    trained = existing
     files.write_bytes(work / TOKENIZER, existing.model)
   else:
     megabytes = min(text_bytes, _MAX_TRAINING_BYTES) / 1e6
     progress.log(f'tokenizer: training {settings.size:,} pieces on {megabytes:,.1f} MB')
-    made = tokenizer.train_tokenizer(
+    trained = tokenizer.train_tokenizer(
       sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size, work / TOKENIZER
     )
   sweep = []
@@ -196,10 +196,10 @@ def _make_tokenizer(
     sample = list(sample_text(_MAX_TRAINING_BYTES))
     sweep = tokenizer.measure_sizes(sample, settings.model, settings.extra_sizes)
   return {
-    'size': made.size,
-    'sha256': made.sha256,
-    'word_split_ratio': tokenizer.word_split_ratio(made, sample_text(_MAX_SPLIT_RATIO_BYTES)),
-    'esms': tokenizer.esms(made),
+    'size': trained.size,
+    'sha256': trained.sha256,
+    'word_split_ratio': tokenizer.word_split_ratio(trained, sample_text(_MAX_SPLIT_RATIO_BYTES)),
+    'esms': tokenizer.esms(trained),
     'sweep': sweep,
     'seconds': time.monotonic() - started,
   }
@@ -232,19 +232,19 @@ def corpus_hash(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -
 
 
 def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
-  kept, pieces = manifest['stages'][_FILTER_STAGE], manifest['stages']['tokenizer']
-  kinds, megabytes = manifest['settings']['vocabulary']['filters'], kept['bytes'] / 1e6
-  counts = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in kept['passes'].items())
+  filtered, pieces = manifest['stages'][_FILTER_STAGE], manifest['stages']['tokenizer']
+  kinds, megabytes = manifest['settings']['vocabulary']['filters'], filtered['bytes'] / 1e6
+  counts = ', '.join(f'{name.replace("_", " ")} {n:,}' for name, n in filtered['passes'].items())
   items = ', '.join(
     f'{split} ' + ' and '.join(f'{numbers[kind]["items"]:,} {kind}' for kind in kinds)
-    for split, numbers in kept['kept'].items()
+    for split, numbers in filtered['kept'].items()
   )
   rows = ', '.join(
     f'{split} {entry["rows"]:,} of {entry["tokens"]:,} tokens'
     for split, entry in manifest['splits'].items()
   )
   lines = [
-    f'documents: {sum(kept["documents"].values()):,}, {megabytes:,.1f} MB',
+    f'documents: {sum(filtered["documents"].values()):,}, {megabytes:,.1f} MB',
     f'passes: {counts}',
     f'kept: {items}',
     f'rows: {rows}',
@@ -252,9 +252,9 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
   for row in (pieces, *pieces['sweep']):
     ratio, score = row['word_split_ratio'], row['esms']
     lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} a word, ESMS {score:.3f}')
-  speed = megabytes / kept['processor_seconds']
-  lines.append(f'filtering: {kept["seconds"]:.1f} s, {speed:.1f} MB/s a core')
-  memory = _peak_memory(kept['workers'])
+  speed = megabytes / filtered['processor_seconds']
+  lines.append(f'filtering: {filtered["seconds"]:.1f} s, {speed:.1f} MB/s a core')
+  memory = _peak_memory(filtered['workers'])
   lines.append(f'all: {seconds:.1f} s, at most {memory:,.0f} MiB of memory')
   progress.log('\n'.join(lines))
 
@@ -262,8 +262,8 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
 def _peak_memory(workers: int) -> float:
   """Returns an upper bound of the memory of this process and its workers, in MiB."""
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
-  own, child = (
+  parent, child = (
     resource.getrusage(who).ru_maxrss / unit
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
   )
-  return own + (workers if workers > 1 else 0) * child
+  return parent + (workers if workers > 1 else 0) * child

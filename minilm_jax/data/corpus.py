@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32, UInt64
 from minilm_jax.core import files, rng, run_dir, schema
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.corpus_config import FORMAT, PAD_ID, SPLITS
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import PARSE_ERRORS, InputError
 from minilm_jax.core.schema import ANY, COUNT, TEXT
 
 TRAIN_SPLIT = 'train'
@@ -43,17 +43,7 @@ _MANIFEST_SCHEMA = {
 }
 _MAX_NPY_HEADER_BYTES = 1 << 16
 # NumPy evaluates the header of a .npy as a Python literal, which raises any of these.
-_NPY_ERRORS = (
-  ValueError,
-  TypeError,
-  LookupError,
-  SyntaxError,
-  ArithmeticError,
-  EOFError,
-  MemoryError,
-  RecursionError,
-  tokenize.TokenError,
-)
+_NPY_ERRORS = (*PARSE_ERRORS, SyntaxError, EOFError, RecursionError, tokenize.TokenError)
 # Rounds of the Feistel network: four pass tests of randomness, six leave no visible trace of order.
 _FEISTEL_ROUNDS = 6
 _ROWS_PER_BLOCK = 1 << 16  # of a count of tokens

@@ -325,7 +325,7 @@ def write_split_files(
   Returns:
     Numbers for the manifest.
   """
-  kept = {
+  totals = {
     split: {kind: Counter(items=0, words=0, bytes=0) for kind in TEXT_KINDS} for split in SPLITS
   }
   with contextlib.ExitStack() as stack:
@@ -337,14 +337,14 @@ def write_split_files(
     for (split, kind), item, is_first in items:
       if is_first:
         files[split, kind].write(item + b'\n')
-        kept[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
+        totals[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
       else:
         counts[f'{kind}_repeated'] += 1
   return {
     'documents': {split: read[split] for split in SPLITS},
     'bytes': read['bytes'],
     'passes': dict(counts),
-    'kept': kept,
+    'kept': totals,
   }
 
 

@@ -41,14 +41,14 @@ def max_shard_rows(length: int, dtype: np.dtype) -> int:
 
 
 def write_rows(
-  config: RowsConfig, tokenizer: Tokenizer, kept: epath.Path, workdir: epath.Path
+  config: RowsConfig, tokenizer: Tokenizer, text_folder: epath.Path, workdir: epath.Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Writes the shards of all splits, each file whole or not at all.
 
   Args:
     config: length and packing.
     tokenizer: of the corpus.
-    kept: the folder of the filtered text.
+    text_folder: of the filtered text.
     workdir: the folder of the shards.
 
   Returns:
@@ -58,7 +58,7 @@ def write_rows(
   dtype = choose_dtype(tokenizer.size)
   with progress.track_progress('rows', 0, 'rows') as update:
     for split in SPLITS:
-      ids = _encode_rows(config, tokenizer, kept, split, cut)
+      ids = _encode_rows(config, tokenizer, text_folder, split, cut)
       shards = _make_shards(ids, config.length, dtype)
       splits[split] = write_shards(shards, workdir, split, update)
   return splits, dict(cut) | {'seconds': time.monotonic() - started}
@@ -127,7 +127,7 @@ def _encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[i
 
 
 def _encode_rows(
-  config: RowsConfig, tokenizer: Tokenizer, kept: epath.Path, split: str, cut: Counter[str]
+  config: RowsConfig, tokenizer: Tokenizer, text_folder: epath.Path, split: str, cut: Counter[str]
 ) -> Iterator[list[int]]:
   """Yields the ids of each row between <s> and </s>; adds to `cut` what was truncated.
 
@@ -135,7 +135,7 @@ def _encode_rows(
   """
   capacity = config.length - 2
   for kind in filtering.TEXT_KINDS:
-    items = filtering.read_items(kept, split, kind)
+    items = filtering.read_items(text_folder, split, kind)
     if config.packing == 'tokens':
       yield from group_by_tokens(_encode_texts(tokenizer, items), capacity)
       continue

@@ -11,6 +11,7 @@ decompressor is bounded too.
 
 import contextlib
 import csv
+import functools
 import gzip
 import io
 import itertools
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from minilm_jax.core import files
-from minilm_jax.core.errors import InputError, require_library
+from minilm_jax.core.errors import PARSE_ERRORS, InputError, require_library
 
 FORMATS, COMPRESSIONS = ('txt', 'jsonl', 'json', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
 _BLOCK_BYTES = 1 << 20
@@ -31,16 +32,7 @@ _MAX_UTF8_BYTES = 4  # of one character
 _ROWS_PER_PARQUET_BATCH = 128
 _MAX_PARQUET_ROW_BYTES = 1 << 16  # besides text: numbers, and the layout of the file
 # Errors of Arrow derive from these, as do those of moments past the year 9999 or of unknown zones.
-_PARQUET_ERRORS = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  ArithmeticError,
-  MemoryError,
-  NotImplementedError,
-  ImportError,
-)
+_PARQUET_ERRORS = (*PARSE_ERRORS, OSError, NotImplementedError, ImportError)
 _INVALID_UTF8_REMEDY = 'give UTF-8, or go on with documents.on_invalid_utf8=replace'
 _LONG_ROW_REMEDY = 'cut it, or raise documents.max_chars'
 
@@ -60,6 +52,10 @@ def detect_format(path: epath.PathLike) -> str | None:
   return suffix if suffix in FORMATS else None
 
 
+# The limit is on the dictionary: 65 MiB after xz -9, by choice 1.5 GiB.
+_make_xz_decompressor = functools.partial(lzma.LZMADecompressor, memlimit=files.MAX_FILE_BYTES)
+
+
 class _XzStream(io.RawIOBase):
   """Decompresses .xz streams, one after another, in bounded memory.
 
@@ -67,11 +63,7 @@ class _XzStream(io.RawIOBase):
   """
 
   def __init__(self, stream: BinaryIO):
-    self._stream, self._decompressor = stream, self._make_decompressor()
-
-  def _make_decompressor(self) -> lzma.LZMADecompressor:
-    # of its dictionary: 65 MiB after xz -9, by choice 1.5 GiB
-    return lzma.LZMADecompressor(memlimit=files.MAX_FILE_BYTES)
+    self._stream, self._decompressor = stream, _make_xz_decompressor()
 
   def readable(self) -> bool:
     return True
@@ -84,7 +76,7 @@ class _XzStream(io.RawIOBase):
         compressed = compressed or self._stream.read(_BLOCK_BYTES).lstrip(b'\0')
         if not compressed:
           return 0
-        self._decompressor = self._make_decompressor()
+        self._decompressor = _make_xz_decompressor()
       elif self._decompressor.needs_input:
         compressed = self._stream.read(_BLOCK_BYTES)
         if not compressed:

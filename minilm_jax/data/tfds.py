@@ -17,29 +17,13 @@ from typing import Any
 from etils import epath
 
 from minilm_jax.core import files
-from minilm_jax.core.errors import InputError, require_library, suggest_name
+from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, require_library, suggest_name
 
 _DEFAULT_DATA_DIR = '~/tensorflow_datasets'  # of TFDS, unless TFDS_DATA_DIR is set
 _FEATURES_FILE = 'features.json'
 _MAX_METADATA_BYTES = 1 << 26  # of one file; those of GLUE have thousands
 _CLASS_FIELDS = ('type', 'pythonClassName', 'python_class_name')
 _TFDS_FEATURES = 'tensorflow_datasets.core.features.'
-# TFDS, its record readers and its decoders raise these for a folder that is not as they wrote it,
-# beside errors of protobuf, which derive from none of these.
-_RECORD_ERRORS = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  AttributeError,
-  AssertionError,
-  RuntimeError,
-  ArithmeticError,
-  ImportError,
-  MemoryError,
-  EOFError,
-  SystemError,
-)
 _RECORDS_PER_READ = 1000  # one by one costs three times as long
 _REMEDY = 'prepare it, or copy it, again'
 
@@ -154,10 +138,10 @@ def _open_builder(folder: str) -> Any:
 
 
 def _damage_errors() -> tuple[type[Exception], ...]:
-  """Returns the types of error that a folder raises that is not as TFDS wrote it."""
+  """Returns the errors of TFDS and of its decoders for a folder that is not as TFDS wrote it."""
   from tensorflow_datasets.core.features import feature  # for its errors of protobuf
 
-  return *_RECORD_ERRORS, feature.json_format.Error, feature.message.Error
+  return *LIBRARY_ERRORS, SystemError, feature.json_format.Error, feature.message.Error
 
 
 def _check_classes(value: Any, what: str) -> None:
