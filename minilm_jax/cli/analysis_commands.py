@@ -27,7 +27,7 @@ def watch(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   from minilm_jax.cli import watch
 
   watch.watch_runs(
-    paths, flags.axis, flags.split if 'split' in flags.given else 'train', flags.follow
+    paths, flags.axis, flags.split if 'split' in flags.present else 'train', flags.follow
   )
 
 
@@ -60,7 +60,7 @@ def compare_ablations(config: Any, flags: FlagValues, paths: Sequence[str]) -> N
     [base for base in map(str.strip, flags.base.split(',')) if base],
     paths,
     flags.workdir,
-    flags.plateau_loss if 'plateau_loss' in flags.given else None,
+    flags.plateau_loss if 'plateau_loss' in flags.present else None,
     compare.named_losses(flags.reference_losses),
     flags.preregistration,
   )
@@ -72,7 +72,7 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   config, *others = configs.values()
   is_finetuning = config.kind == 'finetune'
   for flag in ('steps', 'repeats', 'population') if is_finetuning else ('checkpoint',):
-    if flag in flags.given:
+    if flag in flags.present:
       raise InputError(
         f'minilm bench --{flag}',
         f'a recipe of kind {config.kind!r} does not take it',
@@ -111,7 +111,7 @@ def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> No
   """Times the answers of a classifier, a committee and other models."""
   from minilm_jax.bench import latency
 
-  size = flags.size if 'size' in flags.given else latency.COMMITTEE_SIZE
+  size = flags.size if 'size' in flags.present else latency.COMMITTEE_SIZE
   result = latency.measure_latency(configs, size, flags.num_calls, flags.heads, flags.workdir)
   print_result(result if flags.json else latency.latency_tables(result))
 

@@ -53,12 +53,12 @@ def evaluate(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 def _choose_measure(flags: FlagValues) -> str:
   """Returns a key of `_MEASURE_FLAGS`; raises InputError for a flag of another measure."""
   chosen = [
-    name for name in _MEASURE_FLAGS if name in flags.given and getattr(flags, name) is not False
+    name for name in _MEASURE_FLAGS if name in flags.present and getattr(flags, name) is not False
   ]
   measure = chosen[0] if chosen else ''
   taken = _MEASURE_FLAGS[measure]
   for flag in ('text', 'attention', 'corpus', 'split', 'pll_variant', 'workdir'):
-    if flag in flags.given and flag != measure and flag not in taken:
+    if flag in flags.present and flag != measure and flag not in taken:
       subject = f'--{measure}' if measure else 'the loss on a corpus'
       raise InputError(
         f'minilm evaluate --{flag}',

@@ -106,7 +106,7 @@ _BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0'
 class FlagValues(types.SimpleNamespace):
   """The values of the flags of a command by name, defaults included."""
 
-  given: frozenset[str]  # names of the flags that stand on the command line
+  present: frozenset[str]  # names of the flags on the command line
 
 
 Handler = Callable[[Any, FlagValues, Sequence[str]], None]
@@ -166,10 +166,10 @@ def parse_arguments(
     InputError: a flag, field or recipe is missing or invalid.
   """
   for argument in arguments:
-    if found := schema.NO_TEXT.search(argument):
+    if invalid := schema.NO_TEXT.search(argument):
       raise InputError(
         f'the argument {argument!r} of minilm {name}',
-        f'U+{ord(found[0]):04X}, which is no text',
+        f'U+{ord(invalid[0]):04X}, which is no text',
         'give text in UTF-8, and paths that are',
       )
   paths, words = _take_recipes(arguments) if command.kinds else ([], list(arguments))
@@ -251,8 +251,8 @@ def _parse_words(
   values: dict[str, Any] = {}
   changes: dict[str, Any] = {}
   free: list[str] = []
-  rest = iter(words)
-  for word in rest:
+  remaining = iter(words)
+  for word in remaining:
     if not word.startswith('-'):
       free.append(word)
       continue
@@ -271,7 +271,7 @@ def _parse_words(
         f'the flag --{flag}', f'minilm {name} has no such flag', suggest_name(flag, flags)
       )
     if not has_value:
-      text = 'true' if kind is bool else next(rest, '')
+      text = 'true' if kind is bool else next(remaining, '')
       if not text:
         raise InputError(f'--{flag}', 'no value after it', f'see minilm {name} --help')
     if not field:
@@ -282,7 +282,7 @@ def _parse_words(
       changes[field] = _convert(f'--{flag}={text}', text, bool) if kind is bool else text
   _check_words(name, command, values, free)
   defaults = {flag: declared.default for flag, declared in flags.items()}
-  options = FlagValues(**defaults | values, given=frozenset(values))
+  options = FlagValues(**defaults | values, present=frozenset(values))
   if 'trust' in flags:
     recipe.allow_modules(options.trust)
   return options, free, changes

@@ -89,7 +89,7 @@ def export_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     raise InputError(
       f'--format={flags.format}', 'no such form', suggest_name(flags.format, EXPORT_FORMATS)
     )
-  if 'batch' in flags.given and flags.format != 'stablehlo':
+  if 'batch' in flags.present and flags.format != 'stablehlo':
     raise InputError(
       'minilm export --batch', f'--format={flags.format} does not take it', 'leave it out'
     )

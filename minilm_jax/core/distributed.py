@@ -87,10 +87,10 @@ def _is_collective_error(error: Exception) -> bool:
   return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
 
 
-def _end_after_loss(found: str) -> None:
+def _end_after_loss(details: str) -> None:
   """Reports a lost process on standard error and ends this one; a second caller waits for that."""
   with _ending:
-    os.write(2, f'{InputError(f"training on {_processes} processes", found, _REMEDY)}\n'.encode())
+    os.write(2, f'{InputError(f"training on {_processes} processes", details, _REMEDY)}\n'.encode())
     os._exit(LOST_PEER_STATUS)
 
 
@@ -165,8 +165,8 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
     coordinator = AUTO
   if coordinator in ('', AUTO):
     if flags:
-      found = f'--coordinator={coordinator}' if coordinator else 'no --coordinator'
-      raise InputError(flags, found, 'give --coordinator=HOST:PORT of process 0')
+      address = f'--coordinator={coordinator}' if coordinator else 'no --coordinator'
+      raise InputError(flags, address, 'give --coordinator=HOST:PORT of process 0')
     if coordinator:
       _initialize_jax(wait)
     return
@@ -236,10 +236,9 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
   _process, _processes = jax.process_index(), jax.process_count()
   devices = [sum(device.process_index == n for device in jax.devices()) for n in range(_processes)]
   if len(set(devices)) > 1:
-    found = ', '.join(f'process {n} has {count}' for n, count in enumerate(devices))
     raise DistributedError(
       f'as many devices in each of {_processes} processes',
-      found,
+      ', '.join(f'process {n} has {count}' for n, count in enumerate(devices)),
       'give all the same, on CPUs with JAX_NUM_CPU_DEVICES',
     )
 
@@ -284,9 +283,10 @@ def assert_equal(name: str, value: str) -> None:
     return
   digests = _allgather_text(hashlib.sha256(value.encode()).hexdigest()[:12])
   if len(set(digests)) > 1:
-    found = ', '.join(f'process {n} has {digest}' for n, digest in enumerate(digests))
     raise DistributedError(
-      f'{name} to be the same in {_processes} processes', found, 'give all of them the same'
+      f'{name} to be the same in {_processes} processes',
+      ', '.join(f'process {n} has {digest}' for n, digest in enumerate(digests)),
+      'give all of them the same',
     )
 
 
@@ -315,8 +315,8 @@ def raise_together() -> Iterator[None]:
   errors = _allgather_text(parts)
   failed = [n for n in (_process, *range(_processes)) if errors[n]]
   if failed:
-    asked, found, remedy = errors[failed[0]].split(_SEPARATOR)
-    raise DistributedError(asked, found if parts else f'on process {failed[0]}: {found}', remedy)
+    request, fact, remedy = errors[failed[0]].split(_SEPARATOR)
+    raise DistributedError(request, fact if parts else f'on process {failed[0]}: {fact}', remedy)
 
 
 def primary_first(function: Callable[[], T]) -> T:
