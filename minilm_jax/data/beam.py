@@ -174,22 +174,17 @@ class BeamRunner:
     progress.log(what)
     try:
       state = _run_pipeline(self.options, build)
+      fault = '' if state == 'DONE' else f'the pipeline ended as {state}'
     except _failure_types() as error:
       if interruption := _find_interruption(error):
         raise interruption from None
-      refusal = filter_shards.read_refusal(self.folder)
-      raise refusal or InputError(what, _shorten(error), _LOG_REMEDY) from None
-    if state != 'DONE':
-      refusal = filter_shards.read_refusal(self.folder)
-      raise refusal or InputError(what, f'the pipeline ended as {state}', _LOG_REMEDY)
+      fault = _shorten(error)
+    if fault:
+      raise filter_shards.read_refusal(self.folder) or InputError(what, fault, _LOG_REMEDY)
 
 
 def make_runner(value: str, workdir: epath.PathLike) -> BeamRunner:
-  """Returns the runner of the value of --beam.
-
-  Args:
-    value: Beam's pipeline options as on a command line.
-    workdir: of the corpus.
+  """Returns the runner of the value of --beam, Beam's pipeline options as on a command line.
 
   Raises:
     InputError: there is no such runner or option, or the runner lacks one.
@@ -248,8 +243,7 @@ def _run_pipeline(
 def _find_interruption(error: BaseException | None) -> KeyboardInterrupt | None:
   """Returns the signal behind an error.
 
-  A runner in this process takes a signal, which arrives in the main thread, for a failure of its
-  work.
+  A runner in this process takes a signal in the main thread for a failure of its work.
   """
   while error and not isinstance(error, KeyboardInterrupt):
     error = error.__cause__ or error.__context__

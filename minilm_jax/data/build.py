@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from minilm_jax.core import backend, files, lock, progress, recipe, run_dir
-from minilm_jax.core.corpus_config import FORMAT, CorpusConfig, RowsConfig
+from minilm_jax.core.corpus_config import FORMAT, CorpusConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
 
@@ -32,13 +32,7 @@ _MAX_SPLIT_RATIO_BYTES = 1 << 20  # of text for its word-split ratio
 def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') -> epath.Path:
   """Builds a corpus folder, or goes on with one; a finished one is left as it is.
 
-  Args:
-    config: of the corpus.
-    workdir: the folder.
-    beam: pipeline options of Apache Beam, which filters the text on many machines; '' is without.
-
-  Returns:
-    The folder.
+  `beam` has pipeline options of Apache Beam, which filters the text on many machines; '' is without.
 
   Raises:
     LockedError: another process builds there.
@@ -102,29 +96,20 @@ def _build(
     pieces = _run_stage(
       work, 'tokenizer', origin, lambda: _make_tokenizer(config, existing, filtered, work)
     )
-  except InputError:
-    _remove_partial(workdir, work)
+  except InputError:  # whole stages stay, which a corrected recipe may share
+    (workdir / run_dir.CONFIG).unlink()
+    if work.exists() and not any(work.iterdir()):
+      work.rmtree()
     raise
   (work / TOKENIZER).copy(workdir / TOKENIZER, overwrite=True)
   splits, written = packing.write_rows(
     config.rows, tokenizer.load_tokenizer(workdir / TOKENIZER), work / _FILTER_STAGE, workdir
   )
-  manifest = _make_manifest(config.rows, pieces, splits, settings) | {
-    'sources': fingerprints,
-    'hash': corpus_hash(pieces['sha256'], config.rows.length, splits),
-    'word_list': filtered['word_list'],
-    'stages': {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': written},
-  }
+  stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': written}
+  manifest = _make_manifest(settings, fingerprints, splits, stages)
   files.write_json(workdir / run_dir.MANIFEST, manifest)
   _remove(work)
   _log_summary(manifest, time.monotonic() - started)
-
-
-def _remove_partial(workdir: epath.Path, work: epath.Path) -> None:
-  """Leaves whole stages alone, which a corrected recipe may share."""
-  (workdir / run_dir.CONFIG).unlink()
-  if work.exists() and not any(work.iterdir()):
-    work.rmtree()
 
 
 def _remove(folder: epath.Path) -> None:
@@ -206,19 +191,25 @@ def _make_tokenizer(
 
 
 def _make_manifest(
-  config: RowsConfig,
-  pieces: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  fingerprints: list[dict[str, Any]],
   splits: Mapping[str, Any],
-  settings: dict[str, Any],
+  stages: Mapping[str, Any],
 ) -> dict[str, Any]:
+  length, size = settings['rows']['length'], stages['tokenizer']['size']
+  checksum = stages['tokenizer']['sha256']
   return {
     'format': FORMAT,
-    'length': config.length,
-    'vocabulary': pieces['size'],
-    'dtype': packing.choose_dtype(pieces['size']).name,
-    'tokenizer': {'file': TOKENIZER, 'sha256': pieces['sha256']},
+    'length': length,
+    'vocabulary': size,
+    'dtype': packing.choose_dtype(size).name,
+    'tokenizer': {'file': TOKENIZER, 'sha256': checksum},
     'splits': splits,
     'settings': {name: value for name, value in settings.items() if name != 'workers'},
+    'sources': fingerprints,
+    'hash': corpus_hash(checksum, length, splits),
+    'word_list': stages[_FILTER_STAGE]['word_list'],
+    'stages': stages,
   }
 
 

@@ -315,13 +315,8 @@ def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
 def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epath.PathLike) -> None:
   """Refuses a subset that is larger than the training split.
 
-  Args:
-    config: of a recipe.
-    manifest: of the corpus.
-    folder: of the corpus, for the error.
-
   Raises:
-    InputError: names both sizes.
+    InputError: names both sizes, and the folder of the corpus.
   """
   entry = manifest['splits'][TRAIN_SPLIT]
   for name in ('rows', 'tokens'):

@@ -47,12 +47,8 @@ def ordered_map(
 ) -> Iterator[_T]:
   """Yields `map(function, batches)`, computed in `workers` processes, in order.
 
-  At most twice as many batches as workers are in flight. One worker is this process.
-
-  Args:
-    function: a function that can be pickled; it travels once to each worker.
-    batches: its arguments.
-    workers: processes.
+  At most twice as many batches as workers are in flight. One worker is this process. `function` can
+  be pickled; it travels once to each worker.
 
   Raises:
     InputError: a process was ended from outside.
@@ -144,8 +140,7 @@ def split_into_buckets(
 def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
   """Yields the shards with repeated items, and the numbers of these items.
 
-  Args:
-    entries: shard, numbers and digests of all items of a bucket, in any order of shards.
+  `entries` are shard, numbers and digests of all items of a bucket, in any order of shards.
   """
   shards, numbers, digests = zip(*entries, strict=True)
   shards = np.repeat(np.array(shards), [len(part) // 8 for part in numbers])
@@ -246,14 +241,8 @@ class LocalRunner:
   ) -> dict[str, Any]:
     """Filters all documents into `folder`, which appears whole or not at all.
 
-    Args:
-      config: of the corpus.
-      sources: the text.
-      words: the word list, or None to keep all.
-      folder: the new folder, with one file a split and kind.
-
-    Returns:
-      Numbers for the manifest: text read, kept and dropped, and the reasons.
+    Without `words` only the lengths decide. Returns numbers for the manifest: text read, kept and
+    dropped, and the reasons.
 
     Raises:
       InputError: nothing is left of a split that should hold something.
@@ -314,16 +303,14 @@ def write_split_files(
   read: Mapping[str, int],
   counts: Counter[str],
 ) -> dict[str, Any]:
-  """Writes the items that are no repetition, one a line of the file of their split and kind.
+  """Writes items, one a line of the file of their split and kind; returns numbers for the manifest.
 
   Args:
     folder: of the files.
-    items: in the order of the text: split and kind, the item, and whether no equal one precedes it.
-    read: documents of each split, and bytes, of the source of the items; complete when these end.
+    items: in the order of the text: split and kind, the item, and whether no equal one precedes it,
+      else the item is not written.
+    read: documents of each split, and bytes; complete when the items end.
     counts: sums of the filters, complete then too; repetitions are added.
-
-  Returns:
-    Numbers for the manifest.
   """
   totals = {
     split: {kind: Counter(items=0, words=0, bytes=0) for kind in TEXT_KINDS} for split in SPLITS

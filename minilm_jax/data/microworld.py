@@ -266,9 +266,7 @@ def _add_determiners(symbol: str, at: str) -> GrammarRule:
 def build_grammar(half: int | None = None) -> Grammar:
   """Returns the grammar of the language; symbols are upper case.
 
-  Args:
-    half: only nouns and words of feeling of this half (0 or 1), and moods that never mix; None is
-      the language itself.
+  A half (0 or 1) has only its nouns and words of feeling, and moods never mix.
   """
   rules: dict[str, GrammarRule] = {'DOCUMENT': [(1.0, ('it', 'was', 'a', 'OPENING'))]}
   rules['OPENING'] = [

@@ -43,16 +43,9 @@ def max_shard_rows(length: int, dtype: np.dtype) -> int:
 def write_rows(
   config: RowsConfig, tokenizer: Tokenizer, text_folder: epath.Path, workdir: epath.Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Writes the shards of all splits, each file whole or not at all.
+  """Writes the shards of all splits into `workdir`, each file whole or not at all.
 
-  Args:
-    config: length and packing.
-    tokenizer: of the corpus.
-    text_folder: of the filtered text.
-    workdir: the folder of the shards.
-
-  Returns:
-    The entry of each split for the manifest, and the numbers of the stage.
+  Returns the entry of each split for the manifest, and the numbers of the stage.
   """
   started, cut, splits = time.monotonic(), Counter(rows_truncated=0, tokens_truncated=0), {}
   dtype = choose_dtype(tokenizer.size)

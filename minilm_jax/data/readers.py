@@ -131,10 +131,7 @@ def read_decompressed(path: epath.PathLike) -> bytes:
 def read_lines(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[str]:
   """Yields the lines of a text file, without the line feed.
 
-  Args:
-    path: the file.
-    errors: 'strict' refuses bytes that are not UTF-8 and NUL, 'replace' turns them into U+FFFD.
-    max_chars: characters in a line.
+  `errors='strict'` refuses bytes that are not UTF-8 and NUL, 'replace' turns them into U+FFFD.
 
   Raises:
     InputError: the file cannot be read, is not text (names the byte), or has a longer line.

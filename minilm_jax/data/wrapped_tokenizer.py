@@ -33,13 +33,7 @@ def is_wrapped(model: bytes) -> bool:
 
 
 def pack_tokenizer(tokenizer: Mapping[str, Any], special: Mapping[str, int], between: int) -> bytes:
-  """Returns the file of an imported tokenizer.
-
-  Args:
-    tokenizer: the content of their tokenizer.json.
-    special: their ids of our special pieces, in our order.
-    between: number of `</s>` between two texts.
-  """
+  """Returns the file of an imported tokenizer: its tokenizer.json and its ids of our pieces."""
   pack = {'special': dict(special), 'between': between, 'tokenizer': tokenizer}
   return json.dumps(pack, ensure_ascii=False).encode()
 
