@@ -23,7 +23,7 @@ def make_examples(texts: tuple[str, ...] = TEXTS) -> Examples:
   return Examples(texts, (), np.zeros(len(texts), np.int32))
 
 
-def make_card(tokenizer: Tokenizer, seed: int, hidden: int = 16, **changes: Any) -> Card:
+def make_card(tokenizer: Tokenizer, seed: int, /, hidden: int = 16, **changes: Any) -> Card:
   config = tiny.get_config()
   config.model.update(
     vocab_size=520,
@@ -58,7 +58,7 @@ def make_card(tokenizer: Tokenizer, seed: int, hidden: int = 16, **changes: Any)
 
 
 def make_classifier(
-  tokenizer: Tokenizer, seed: int, hidden: int = 16, **changes: Any
+  tokenizer: Tokenizer, seed: int, /, hidden: int = 16, **changes: Any
 ) -> SavedClassifier:
   """Returns a classifier whose random weights are large enough that members differ in their
   predictions.

@@ -35,7 +35,6 @@ from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.tasks.task import REGRESSION
 from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
@@ -123,7 +122,7 @@ class Card(Checked):
   @property
   def is_regression(self) -> bool:
     """Whether the output is a number."""
-    return self.task_kind == REGRESSION
+    return not self.labels
 
   @property
   def shape(self) -> tuple[Any, ...]:

@@ -32,7 +32,6 @@ from minilm_jax.model.heads import Classifier
 from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.tasks.task import REGRESSION
 from minilm_jax.training import checkpoint
 
 COMMITTEE_KIND = 'committee'
@@ -392,7 +391,7 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
         'name each member once',
       )
     seen[member.identity] = name
-    if card.task_kind == REGRESSION:
+    if card.is_regression:
       raise InputError(
         asked,
         'a regression, which has no probabilities',

@@ -2,7 +2,6 @@
 
 import json
 import math
-import types
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,16 @@ def make_score_lines(
   results: dict[str, EpochResult], task: Task = COLA, labels: np.ndarray = LABELS
 ) -> list[dict[str, Any]]:
   rows = task_data.TaskRows(None, None, labels)
-  data: Any = types.SimpleNamespace(
-    task=task, reported=('validation',), rows={'train': rows, 'validation': rows}
+  data = TaskData(
+    task=task,
+    rows={'train': rows, 'validation': rows},
+    reported=('validation',),
+    unlabelled={},
+    used_ids=np.arange(5),
+    lengths=(16,),
+    numbers={},
+    truncated=0,
+    digests={},
   )
   baselines = finetune_results.baseline_scores(data)
   return list(finetune_results.score_lines(data, SPEC, results, baselines))

@@ -1,6 +1,4 @@
-"""What a task gives: splits that share no example, rows as short as they may be, only the pieces
-that they hold.
-"""
+"""Encoded tasks: splits that share no example, short rows, and only the token ids in use."""
 
 import random
 from pathlib import Path
@@ -10,8 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import glue
-from minilm_jax.core import recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import (
@@ -28,6 +24,7 @@ from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.tasks.task_data import TaskData, TaskRows
 from tests.fake_runs import write_examples
+from tests.tiny_config import finetune_config
 
 WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
 
@@ -54,10 +51,8 @@ def examples(first: list[str], second: list[str] | None = None) -> Examples:
 
 def test_special_ids_stand_where_pretraining_never_puts_two_texts(tokenizer: Tokenizer):
   a, b = tokenizer.encode(['the dog', 'a fox'])
-  assert task_data.encode_examples(examples(['the dog']), tokenizer, 64) == (
-    [[BEGIN_ID, *a, END_ID]],
-    0,
-  )
+  single = [BEGIN_ID, *a, END_ID]
+  assert task_data.encode_examples(examples(['the dog']), tokenizer, 64) == ([single], 0)
   pair = [BEGIN_ID, *a, END_ID, END_ID, *b, END_ID]
   assert task_data.encode_examples(examples(['the dog'], ['a fox']), tokenizer, 64) == ([pair], 0)
 
@@ -99,8 +94,8 @@ def halves(ids: list[int]) -> tuple[list[int], list[int]]:
 
 
 def test_one_text_is_cut_to_fit_too(tokenizer: Tokenizer):
-  (ids,), shortened = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
-  assert len(ids) == 16 and ids[-1] == END_ID and shortened == 1
+  (ids,), truncated = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
+  assert len(ids) == 16 and ids[-1] == END_ID and truncated == 1
 
 
 @pytest.mark.parametrize(
@@ -120,17 +115,17 @@ def test_rows_are_ids_then_pads(labels: np.ndarray):
 
 
 def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
-  found = task_data.row_lengths(rows)
-  assert len(found) in (3, 4) and list(found) == sorted(set(found)) and found[-1] == 80
-  assert all(length % 16 == 0 for length in found)
-  inside = [np.mean(rows.lengths <= length) for length in found]
-  assert inside[0] >= 0.4 and inside[-2] >= 0.95 and inside[-1] == 1
-  for length in found[:-1]:  # none is longer than it must be
+  lengths = task_data.row_lengths(rows)
+  assert len(lengths) in (3, 4) and list(lengths) == sorted(set(lengths)) and lengths[-1] == 80
+  assert all(length % 16 == 0 for length in lengths)
+  shares = [np.mean(rows.lengths <= length) for length in lengths]
+  assert shares[0] >= 0.4 and shares[-2] >= 0.95 and shares[-1] == 1
+  for length in lengths[:-1]:  # none is longer than it must be
     assert np.any((length - 16 < rows.lengths) & (rows.lengths <= length))
 
 
 @pytest.mark.parametrize(
-  'counts, whole, expected',
+  'counts, length, expected',
   [
     ([5] * 9, 16, (16,)),
     ([5] * 9, 64, (16, 64)),
@@ -140,12 +135,11 @@ def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
   ],
 )
 def test_the_last_length_is_that_of_the_rows_a_multiple_of_16_or_not(
-  counts: list, whole: int, expected: tuple
+  counts: list, length: int, expected: tuple
 ):
-  made = task_data.build_task_rows(
-    [[7] * count for count in counts], np.zeros(len(counts), np.int32), whole
-  )
-  assert task_data.row_lengths(made) == expected
+  sequences, labels = [[7] * count for count in counts], np.zeros(len(counts), np.int32)
+  rows = task_data.build_task_rows(sequences, labels, length)
+  assert task_data.row_lengths(rows) == expected
 
 
 def test_pieces_that_are_used_are_counted_from_0_and_can_be_told_again(rows: TaskRows):
@@ -163,8 +157,8 @@ def test_pieces_that_are_used_are_counted_from_0_and_can_be_told_again(rows: Tas
 
 
 def test_special_pieces_have_a_place_though_no_row_holds_them():
-  made = task_data.build_task_rows([[BEGIN_ID, 300, END_ID]], np.zeros(1, np.int32), 3)
-  assert task_data.used_token_ids((made,)).tolist() == [*range(len(SPECIAL_TOKENS)), 300]
+  rows = task_data.build_task_rows([[BEGIN_ID, 300, END_ID]], np.zeros(1, np.int32), 3)
+  assert task_data.used_token_ids((rows,)).tolist() == [*range(len(SPECIAL_TOKENS)), 300]
 
 
 @pytest.mark.parametrize('size', [1, 7, 64, 150, 400])
@@ -185,10 +179,8 @@ ADJECTIVES = ('bad', 'good')
 NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
 
-def settings(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
-  config = glue.get_config(task)
-  config.update_from_flattened_dict({'task.max_train_examples': 48, **changes})
-  return recipe.resolve(config, 'finetune')
+def make_config(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
+  return finetune_config(task, **{'task.max_train_examples': 48, **changes})
 
 
 def sentences(labels: tuple[int, ...] = (0, 1)) -> list[dict]:
@@ -223,24 +215,21 @@ def premises(count: int, label: int | None = None, first: int = 0) -> list[dict]
   ]
 
 
-def texts(ready: TaskData, split: str) -> list[tuple[int, ...]]:
-  """The rows of a split with pieces as the tokenizer numbers them, and no pads."""
-  tokens = ready.used[ready.rows[split].tokens]
+def list_rows(data: TaskData, split: str) -> list[tuple[int, ...]]:
+  """Returns the rows of a split in ids of the tokenizer, without pads."""
+  tokens = data.used_ids[data.rows[split].tokens]
   return [tuple(row[row != PAD_ID].tolist()) for row in tokens]
 
 
 def test_rows_are_as_short_as_they_may_be(tokenizer: Tokenizer):
-  ready = task_data.prepare_task_data(settings(), 64, tokenizer)
-  assert (
-    ready.rows.keys() == {'train', 'validation'}
-    and ready.reported == ('validation',)
-    and not ready.truncated
-  )
-  length = ready.rows['train'].tokens.shape[1]
-  assert all(part.tokens.shape[1] == length and length % 16 == 0 for part in ready.rows.values())
-  assert max(part.lengths.max() for part in ready.rows.values()) > length - 16
-  assert ready.lengths[-1] == length
-  assert [len(part.labels) for part in ready.rows.values()] == [48, 1000]
+  data = task_data.prepare_task_data(make_config(), 64, tokenizer)
+  assert data.rows.keys() == {'train', 'validation'} and data.reported == ('validation',)
+  assert not data.truncated
+  length = data.rows['train'].tokens.shape[1]
+  assert all(part.tokens.shape[1] == length and length % 16 == 0 for part in data.rows.values())
+  assert max(part.lengths.max() for part in data.rows.values()) > length - 16
+  assert data.lengths[-1] == length
+  assert [len(part.labels) for part in data.rows.values()] == [48, 1000]
 
 
 def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: Tokenizer, tmp_path: Path):
@@ -249,89 +238,91 @@ def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: Tokenizer, tmp_path
     train=sentences(),
     validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}],
   )
-  ready = task_data.prepare_task_data(
-    settings('sentiment', **{'task.folder': folder}), 64, tokenizer
+  data = task_data.prepare_task_data(
+    make_config('sentiment', **{'task.folder': folder}), 64, tokenizer
   )
-  (said,) = tokenizer.encode(['a bad wolf sleeps !'])  # in lower case, as every corpus is
-  assert texts(ready, 'validation') == [(BEGIN_ID, *said, END_ID)]
-  held = {piece for split in ready.rows for text in texts(ready, split) for piece in text}
-  assert set(ready.used.tolist()) == held | set(range(len(SPECIAL_TOKENS)))
-  assert len(ready.used) < tokenizer.size
+  (ids,) = tokenizer.encode(['a bad wolf sleeps !'])  # in lower case, as every corpus is
+  assert list_rows(data, 'validation') == [(BEGIN_ID, *ids, END_ID)]
+  held = {piece for split in data.rows for text in list_rows(data, split) for piece in text}
+  assert set(data.used_ids.tolist()) == held | set(range(len(SPECIAL_TOKENS)))
+  assert len(data.used_ids) < tokenizer.size
 
 
 @pytest.mark.parametrize('share', [0.1, 0.5])
 def test_what_is_held_out_is_not_trained_on(tokenizer: Tokenizer, share: float):
   whole, parts = (
-    task_data.prepare_task_data(settings(validation_fraction=held), 64, tokenizer)
+    task_data.prepare_task_data(make_config(validation_fraction=held), 64, tokenizer)
     for held in (0.0, share)
   )
-  train, held = texts(parts, 'train'), texts(parts, 'held_out')
-  assert sorted(train + held) == sorted(texts(whole, 'train')) and not set(train) & set(held)
+  train, held = list_rows(parts, 'train'), list_rows(parts, 'held_out')
+  assert sorted(train + held) == sorted(list_rows(whole, 'train')) and not set(train) & set(held)
   assert abs(len(held) - share * 48) <= 2 and 'held_out' not in whole.rows
   # what is reported stays what it is
-  assert texts(parts, 'validation') == texts(whole, 'validation')
+  assert list_rows(parts, 'validation') == list_rows(whole, 'validation')
 
 
 def test_a_weight_a_position_keeps_every_position(tokenizer: Tokenizer):
-  ready = task_data.prepare_task_data(
-    settings(length=8, **{'head.pooling': 'positions'}), 64, tokenizer
+  data = task_data.prepare_task_data(
+    make_config(length=8, **{'head.pooling': 'positions'}), 64, tokenizer
   )
-  assert ready.rows['train'].tokens.shape == (48, 64) and ready.lengths == (64,)
-  assert ready.truncated and ready.rows['train'].lengths.max() == 8
+  assert data.rows['train'].tokens.shape == (48, 64) and data.lengths == (64,)
+  assert data.truncated and data.rows['train'].lengths.max() == 8
 
 
-def test_what_loses_its_end_is_counted_and_said(tokenizer: Tokenizer, tmp_path: Path, capsys):
+def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_path: Path, capsys):
   rows = [
     {'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2}
     for n in range(1, 9)
   ]
-  config = settings(
+  config = make_config(
     'rte', **{'task.folder': write_examples(tmp_path / 'data', train=rows, validation=rows[:4])}
   )
   # the recipe says 128, the model reads 64
-  ready = task_data.prepare_task_data(config, 64, tokenizer)
+  data = task_data.prepare_task_data(config, 64, tokenizer)
   long = [
     sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows
   ]
-  assert ready.truncated == sum(long) + sum(long[:4]) > 0
-  assert ready.rows['train'].tokens.shape == (8, 64)
-  assert f'rte: {ready.truncated} examples are longer than 64 tokens' in capsys.readouterr().err
+  assert data.truncated == sum(long) + sum(long[:4]) > 0
+  assert data.rows['train'].tokens.shape == (8, 64)
+  assert f'rte: {data.truncated} examples are longer than 64 tokens' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'rows, said',
+  'rows, found',
   [
-    ([{'sentence': 'a dog .', 'label': -1}], 'no label'),
-    ([], 'empty'),
-    ([{'sentence': 'a dog .'}], "column 'label'"),
-    ([{'sentence': 'a dog .', 'label': 'positiv'}], "did you mean 'positive'"),
+    ([{'sentence': 'a dog .', 'label': -1}], '1 of '),
+    ([], 'split of sentiment'),
+    ([{'sentence': 'a dog .'}], "'label'"),
+    ([{'sentence': 'a dog .', 'label': 'positiv'}], "'positive'"),
   ],
 )
 def test_a_split_that_cannot_be_used_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, rows: list, said: str
+  tokenizer: Tokenizer, tmp_path: Path, rows: list, found: str
 ):
   good = write_examples(tmp_path / 'good', train=sentences(), validation=rows)
   bad = write_examples(
     tmp_path / 'bad', train=[*rows, *sentences()] if rows else rows, validation=sentences()
   )
   for folder in (good, bad):
-    with pytest.raises(InputError, match=said):
-      task_data.prepare_task_data(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
+    with pytest.raises(InputError, match=found):
+      task_data.prepare_task_data(
+        make_config('sentiment', **{'task.folder': folder}), 64, tokenizer
+      )
 
 
 @pytest.mark.parametrize(
-  'train, said',
+  'train, found',
   [
     (sentences((0,)), "the label 'positive' of sentiment"),
     ([*sentences((0,)), *sentences((1,))[:1]], '1 training example\n'),
   ],
 )
 def test_a_label_that_cannot_be_learned_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, train, said: str
+  tokenizer: Tokenizer, tmp_path: Path, train, found: str
 ):
   folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
-  with pytest.raises(InputError, match=said):
-    task_data.prepare_task_data(settings('sentiment', **{'task.folder': folder}), 64, tokenizer)
+  with pytest.raises(InputError, match=found):
+    task_data.prepare_task_data(make_config('sentiment', **{'task.folder': folder}), 64, tokenizer)
 
 
 def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: Tokenizer, tmp_path: Path):
@@ -340,7 +331,7 @@ def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: Tokeniz
   )
   plain, full = (
     task_data.prepare_task_data(
-      settings('rte', predictions=wanted, **{'task.folder': folder}), 64, tokenizer
+      make_config('rte', predictions=wanted, **{'task.folder': folder}), 64, tokenizer
     )
     for wanted in (False, True)
   )
@@ -354,10 +345,10 @@ def test_a_missing_test_split_is_told_and_stops_nothing(
   tokenizer: Tokenizer, tmp_path: Path, capsys
 ):
   folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6))
-  ready = task_data.prepare_task_data(
-    settings('rte', predictions=True, **{'task.folder': folder}), 64, tokenizer
+  data = task_data.prepare_task_data(
+    make_config('rte', predictions=True, **{'task.folder': folder}), 64, tokenizer
   )
-  assert not ready.unlabelled and 'no predictions of rte test: there: ' in capsys.readouterr().err
+  assert not data.unlabelled and 'no predictions of rte test: there: ' in capsys.readouterr().err
 
 
 def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
@@ -370,14 +361,14 @@ def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_
     test_mismatched=premises(3, -1),
     test=premises(7, -1, 90),
   )
-  ready = task_data.prepare_task_data(
-    settings('mnli', predictions=True, **{'task.folder': folder}), 64, tokenizer
+  data = task_data.prepare_task_data(
+    make_config('mnli', predictions=True, **{'task.folder': folder}), 64, tokenizer
   )
-  assert ready.reported == ('validation_matched', 'validation_mismatched')
+  assert data.reported == ('validation_matched', 'validation_mismatched')
   assert {
-    split: (task.name, len(ready.rows[split].labels)) for split, task in ready.unlabelled.items()
+    split: (task.name, len(data.rows[split].labels)) for split, task in data.unlabelled.items()
   } == {'test_matched': ('mnli', 4), 'test_mismatched': ('mnli', 3), 'ax test': ('ax', 7)}
-  assert ready.numbers['ax test'] == tuple(range(90, 97))
+  assert data.numbers['ax test'] == tuple(range(90, 97))
 
 
 def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: Tokenizer, tmp_path: Path):
@@ -389,19 +380,19 @@ def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: Tokenizer, tmp_p
   files = {
     f'task.{split}': str(folder / f'{split}.jsonl') for split in ('train', 'validation', 'test')
   }
-  ready = task_data.prepare_task_data(settings('mnli', predictions=True, **files), 64, tokenizer)
+  data = task_data.prepare_task_data(make_config('mnli', predictions=True, **files), 64, tokenizer)
   # and not that of ax
-  assert {split: task.name for split, task in ready.unlabelled.items()} == {'test': 'mnli'}
+  assert {split: task.name for split, task in data.unlabelled.items()} == {'test': 'mnli'}
 
 
 def test_a_split_that_is_scored_is_not_predicted_for_the_server_too(
   tokenizer: Tokenizer, tmp_path: Path
 ):
   folder = write_examples(tmp_path / 'data', train=pairs(24), test=pairs(6))
-  ready = task_data.prepare_task_data(
-    settings('rte', predictions=True, **{'task.folder': folder, 'task.split': 'test'}),
+  data = task_data.prepare_task_data(
+    make_config('rte', predictions=True, **{'task.folder': folder, 'task.split': 'test'}),
     64,
     tokenizer,
   )
-  assert ready.reported == ('test',) and not ready.unlabelled
-  assert np.array_equal(ready.rows['test'].labels, np.arange(6) % 2)
+  assert data.reported == ('test',) and not data.unlabelled
+  assert np.array_equal(data.rows['test'].labels, np.arange(6) % 2)
