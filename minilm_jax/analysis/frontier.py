@@ -1,12 +1,12 @@
-"""The compute-optimal frontier: of all evaluations of all runs, those with the lowest loss for
-their compute.
+"""The compute-optimal frontier of a sweep, and the plateau that tiny masked language models show.
 
-`percentile` is the procedure behind the first paper's figure. It keeps one evaluation a bin,
-whether or not a cheaper one is better, so its points are not monotone, and the number of bins
-decides how many there are. `envelope` has no
-bins: it keeps an evaluation if nothing that cost as much or less is as good. Evaluations before the
-first update cost nothing and are in neither. Laws are fitted to either in `laws.py` and
-`breaks.py`.
+The frontier is the set of evaluations of all runs with the lowest loss for their compute.
+`percentile_frontier` is the procedure of the first paper's figure: it keeps one evaluation a bin
+whether or not a cheaper one is better, so its points are not monotone, and the bins determine their
+number. `lower_envelope` has no bins: it keeps an evaluation if none of at most its cost is as good.
+Evaluations before the first update cost nothing and are in neither.
+
+On the plateau the loss stands still early in training, then drops.
 """
 
 import dataclasses
@@ -17,6 +17,15 @@ from jaxtyping import Float
 
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.core.errors import InputError
+
+# Slopes, -d log(loss) / d log(updates): of the plateau, and of the drops around it.
+_MAX_PLATEAU_SLOPE, _MIN_DROP_SLOPE = 0.05, 0.15
+# A run is on the plateau between these factors of its level.
+_ENTRY_FACTOR, _EXIT_FACTOR = 1.02, 0.945
+# Ratios of updates: between evaluations of a slope, and of the shortest plateau.
+_MIN_STEP_RATIO, _MIN_LENGTH_RATIO = 1.2, 1.4
+_MAX_LEVEL_DIFFERENCE = 0.05  # relative, between runs of one sweep
+_MAX_LEARNED_LOSS = 0.9  # of log V; above, nothing is learned yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,92 +48,98 @@ class Point:
 
 
 def percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
-  """The frontier of the first paper: the lowest loss in each of up to 44 bins of compute, by
-  increasing compute.
+  """Returns the frontier of the first paper: the lowest loss in each of up to 44 bins of compute.
 
-  Edges of the bins are 0 and the 0th, 5th, ..., 100th percentiles of the FLOPs of all evaluations,
-  p0, p5, ..., p100, by linear interpolation between evaluations. [0, p0] and [p0, p5] are each cut
-  into 10 equal parts and [p5, p10] into 5. A bin holds what lies above its lower edge and at or
-  below its upper edge: so the cheapest evaluation, which is p0 itself, closes the last part of [0,
-  p0] and has that bin to itself, and the dearest is in the last bin. Empty bins give no point. Of
-  equal losses in a bin the cheapest counts.
+  Edges of the bins are 0 and the 0th, 5th, ..., 100th percentiles p0, p5, ..., p100 of the FLOPs of
+  all evaluations, by linear interpolation. [0, p0] and [p0, p5] are each cut into 10 equal parts
+  and [p5, p10] into 5. A bin includes its upper edge and not its lower one: the cheapest evaluation,
+  p0 itself, has the last part of [0, p0] to itself. Empty bins give no point. Of equal losses in a
+  bin the cheapest counts.
 
   Args:
-    curves: all of their evaluations count, of unfinished ones too: the authors had no others.
-    count: of FLOPs, one of `curves.py`.
+    curves: all of their evaluations count, of unfinished runs too, as in the paper.
+    count: of FLOPs, of `loss_curves.py`.
 
   Raises:
     InputError: no evaluations, or a curve without that count.
   """
-  flops, loss, owner, place = _pool(curves, count)
-  at = np.percentile(flops, np.arange(0, 101, 5))
-  edges = np.unique(
-    np.concatenate(
-      [
-        np.linspace(0, at[0], 11),
-        np.linspace(at[0], at[1], 11),
-        np.linspace(at[1], at[2], 6),
-        at[2:],
-      ]
-    )
-  )
-  bins = np.digitize(flops, edges, right=True)
-  order = np.lexsort((flops, loss, bins))
+  pool = _pool(curves, count)
+  at = np.percentile(pool.flops, np.arange(0, 101, 5))
+  parts = [np.linspace(0, at[0], 11), np.linspace(at[0], at[1], 11), np.linspace(at[1], at[2], 6)]
+  edges = np.unique(np.concatenate([*parts, at[2:]]))
+  bins = np.digitize(pool.flops, edges, right=True)
+  order = np.lexsort((pool.flops, pool.loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-  return _points(curves, count, owner, place, order[first])
+  return pool.take_points(order[first])
 
 
 def lower_envelope(
   curves: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
 ) -> list[Point]:
-  """The lower envelope: each evaluation whose loss is below that of every other with at most as
-  much compute.
+  """Returns each evaluation whose loss is below that of all others with at most as much compute.
 
-  Compute and loss of its points are strictly monotone, and it has as many points as the data has
-  records.
+  Compute and loss of its points are strictly monotone.
 
   An evaluation in the middle of a schedule is made at a high learning rate: a run whose schedule
-  ended there would have reached a lower loss. `ends` leaves those out, and then a point is what its
-  compute can buy, but a sweep has only one such evaluation a run, and none cheaper than its
-  cheapest run.
+  ended there would have reached a lower loss. `ends` leaves those out; then a point is what its
+  compute can buy, but a sweep has only one such evaluation a run.
 
   Args:
     curves: of a sweep.
-    count: of FLOPs, one of `curves.py`.
+    count: of FLOPs, of `loss_curves.py`.
     unfinished: do runs count that have not reached the end of their schedule?
     ends: does only the last evaluation of each run count?
 
   Raises:
     InputError: no evaluations of runs that count, or a curve without that count.
   """
-  chosen = [curve for curve in curves if curve.finished or unfinished]
-  if curves and not chosen:
+  counted = [curve for curve in curves if curve.finished or unfinished]
+  if curves and not counted:
     raise InputError(
       'the frontier of finished runs',
       f'{len(curves)} runs, none at the end of its schedule',
       'let them finish, or count unfinished ones too',
     )
-  flops, loss, owner, place = _pool(chosen, count)
-  if ends:
-    last = np.flatnonzero(np.diff(owner, append=-1))
-    flops, loss, owner, place = flops[last], loss[last], owner[last], place[last]
-  order = np.lexsort((loss, flops))
-  best = np.minimum.accumulate(loss[order])
-  record = np.concatenate([[True], loss[order][1:] < best[:-1]])
-  return _points(chosen, count, owner, place, order[record])
+  pool = _pool(counted, count)
+  chosen = np.flatnonzero(np.diff(pool.owner, append=-1)) if ends else np.arange(len(pool.loss))
+  order = chosen[np.lexsort((pool.loss[chosen], pool.flops[chosen]))]
+  best = np.minimum.accumulate(pool.loss[order])
+  is_record = np.concatenate([[True], pool.loss[order][1:] < best[:-1]])
+  return pool.take_points(order[is_record])
 
 
 def to_arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
-  """FLOPs and losses, as the fits take them."""
+  """Returns FLOPs and losses, as the fits take them."""
   return np.array([point.flops for point in points], float), np.array(
     [point.loss for point in points], float
   )
 
 
-def _pool(
-  curves: Sequence[LossCurve], count: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """FLOPs and loss of every evaluation, the curve it is of, and its place there."""
+def make_point(curve: LossCurve, index: int, count: str) -> Point:
+  """Returns one evaluation of a curve."""
+  flops, tokens = curve.rows[index] * curve.flops_per_row[count], curve.rows[index] * curve.length
+  return Point(float(flops), curve.loss[index], curve.name, float(tokens), curve.parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+  """All evaluations of some curves: FLOPs, loss, the curve that owns each, and its index there."""
+
+  curves: Sequence[LossCurve]
+  count: str
+  flops: np.ndarray
+  loss: np.ndarray
+  owner: np.ndarray
+  index: np.ndarray
+
+  def take_points(self, places: np.ndarray) -> list[Point]:
+    return [
+      make_point(self.curves[self.owner[place]], int(self.index[place]), self.count)
+      for place in places
+    ]
+
+
+def _pool(curves: Sequence[LossCurve], count: str) -> _Pool:
   without = [curve.name for curve in curves if count not in curve.flops_per_row]
   if without:
     raise InputError(
@@ -142,55 +157,26 @@ def _pool(
     )
   lengths = [len(curve.loss) for curve in curves]
   loss = np.concatenate([np.asarray(curve.loss, float) for curve in curves])
-  place = np.concatenate([np.arange(length) for length in lengths])
-  return flops[paid], loss[paid], np.repeat(np.arange(len(curves)), lengths)[paid], place[paid]
-
-
-def _points(
-  curves: Sequence[LossCurve], count: str, owner: np.ndarray, place: np.ndarray, kept: np.ndarray
-) -> list[Point]:
-  found = []
-  for one in kept:
-    curve, at = curves[owner[one]], int(place[one])
-    found.append(
-      Point(
-        float(curve.rows[at] * curve.flops_per_row[count]),
-        curve.loss[at],
-        curve.name,
-        float(curve.rows[at] * curve.length),
-        curve.parameters,
-      )
-    )
-  return found
-
-
-# The plateau that tiny masked language models pass through: early in training the loss stands
-# still, then drops.
-SHALLOW, STEEP = 0.05, 0.15
-ABOVE, BELOW = 1.02, 0.945
-APART, LONG = (
-  1.2,
-  1.4,
-)  # ratios of updates: between evaluations that a slope is taken from; of a stretch
-AGREE = 0.05
-_UNTAUGHT = 0.9  # of log V
+  index = np.concatenate([np.arange(length) for length in lengths])
+  owner = np.repeat(np.arange(len(curves)), lengths)
+  return _Pool(curves, count, flops[paid], loss[paid], owner[paid], index[paid])
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-  """Where one run was on the plateau.
+  """The part of one run on the plateau.
 
   Attributes:
     run: its name.
     level: loss of the plateau, nats.
     entry, exit: updates at its first evaluation there and at its first one that has left; exit is
-    None if none has. entry_flops, exit_flops: of training until these.
+      None if none has.
+    entry_flops, exit_flops: of training until these.
     exit_loss: nats; None without an exit.
-    start, end: places of both evaluations in the curve; without an exit, end is how many
-    evaluations there are.
-    seen: evaluations on the plateau. With 0 the run was through before its first evaluation.
-    warmup, warmup_flops: the updates and FLOPs at which the learning rate was at its top; None
-    where not logged.
+    start, end: indices of both evaluations in the curve; without an exit, end is the number of
+      evaluations.
+    seen: evaluations on the plateau; 0 if the run left it before its first evaluation.
+    warmup, warmup_flops: updates and FLOPs at the peak learning rate; None if not logged.
   """
 
   run: str
@@ -215,27 +201,27 @@ class Plateau:
 def find_plateau(
   curve: LossCurve, level: float | None = None, count: str = HONEY
 ) -> Plateau | None:
-  """The plateau of one run; None where its curve has none, or never comes down to the level.
+  """Returns the plateau of one run; None if its curve has none, or never comes down to the level.
 
   Args:
     curve: of any spacing of evaluations.
-    level: of its sweep, from `level`; without one the run's own, for which it must have left and
-      its evaluations must be close enough to show it. With one, a run too coarse for that enters at
-      its first evaluation at or below it.
-    count: of FLOPs, one of `curves.py`.
+    level: of its sweep, from `find_plateau_level`. By default that of the run, which must then have
+      left the plateau and show it in its evaluations. With a level, a run of few evaluations enters
+      at its first evaluation at or below it.
+    count: of FLOPs, of `loss_curves.py`.
   """
   if level is None:
-    level = _own(curve)
+    level = _find_level(curve)
     if level is None:
       return None
   loss = np.asarray(curve.loss, float)
-  at = np.flatnonzero(loss <= ABOVE * level)
-  if not len(at):
+  reached = np.flatnonzero(loss <= _ENTRY_FACTOR * level)
+  if not len(reached):
     return None
-  start = int(at[0])
-  below = np.flatnonzero(loss[start:] < BELOW * level)
-  left = len(below) > 0
-  end = start + int(below[0]) if left else len(loss)
+  start = int(reached[0])
+  below = np.flatnonzero(loss[start:] < _EXIT_FACTOR * level)
+  has_left = len(below) > 0
+  end = start + int(below[0]) if has_left else len(loss)
   flops = curve.flops(count)
   warmup_flops = None
   if curve.warmup is not None and curve.updates[-1]:
@@ -243,77 +229,75 @@ def find_plateau(
   return Plateau(
     curve.name,
     float(level),
-    curve.updates[start],
-    float(flops[start]),
-    curve.updates[end] if left else None,
-    float(flops[end]) if left else None,
-    float(loss[end]) if left else None,
-    start,
-    end,
-    end - start,
-    curve.warmup,
-    warmup_flops,
+    entry=curve.updates[start],
+    entry_flops=float(flops[start]),
+    exit=curve.updates[end] if has_left else None,
+    exit_flops=float(flops[end]) if has_left else None,
+    exit_loss=float(loss[end]) if has_left else None,
+    start=start,
+    end=end,
+    seen=end - start,
+    warmup=curve.warmup,
+    warmup_flops=warmup_flops,
   )
 
 
 def find_plateau_level(curves: Sequence[LossCurve]) -> float | None:
-  """The loss of the plateau of a sweep: the median over the runs that show one; None if none does
-  or they disagree.
+  """Returns the plateau loss of a sweep: the median over the runs that show one; None if no run
+  does or they disagree.
   """
-  found = np.array([own for own in map(_own, curves) if own is not None])
-  if not len(found):
+  levels = np.array([level for curve in curves if (level := _find_level(curve)) is not None])
+  if not len(levels):
     return None
-  middle = float(np.median(found))
-  return middle if np.mean(np.abs(found / middle - 1) < AGREE) > 0.5 else None
+  median = float(np.median(levels))
+  agree = np.mean(np.abs(levels / median - 1) < _MAX_LEVEL_DIFFERENCE) > 0.5
+  return median if agree else None
 
 
 def drop_plateau(
   curves: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
 ) -> list[LossCurve]:
-  """Tracks from where each run has left the plateau; runs that never did are left out, runs without
-  one stay whole.
+  """Returns curves from the exit of the plateau on, without runs that never left it.
 
-  What comes before the plateau goes as well: it is the fall towards it.
+  Runs without a plateau stay whole.
 
   Args:
     curves: of a sweep.
-    plateaus: of `find`, one a curve, in the same order.
+    plateaus: of `find_plateau`, one a curve, in the same order.
   """
-  kept = []
+  after = []
   for curve, plateau in zip(curves, plateaus, strict=True):
     if plateau is None:
-      kept.append(curve)
+      after.append(curve)
     elif plateau.left:
-      kept.append(
-        dataclasses.replace(
-          curve,
-          **{field: getattr(curve, field)[plateau.end :] for field in ('updates', 'rows', 'loss')},
-        )
-      )
-  return kept
+      fields = ('updates', 'rows', 'loss')
+      cut = {field: getattr(curve, field)[plateau.end :] for field in fields}
+      after.append(dataclasses.replace(curve, **cut))
+  return after
 
 
-def _own(curve: LossCurve) -> float | None:
-  """The loss of a run's longest shallow stretch before a drop; None without one."""
-  learned = [
-    one
-    for one, loss in enumerate(curve.loss)
-    if curve.updates[one] > 0 and loss < _UNTAUGHT * np.log(curve.shape.vocabulary)
-  ]
-  kept: list[int] = []
-  for one in learned:
-    if not kept or curve.updates[one] >= APART * curve.updates[kept[-1]]:
-      kept.append(one)
-  if len(kept) < 2:
+def _find_level(curve: LossCurve) -> float | None:
+  """Returns the loss of the longest shallow stretch before a drop; None without one."""
+  spaced: list[int] = []
+  for index, loss in enumerate(curve.loss):
+    has_learned = loss < _MAX_LEARNED_LOSS * np.log(curve.shape.vocabulary)
+    if (
+      curve.updates[index] > 0
+      and has_learned
+      and (not spaced or curve.updates[index] >= _MIN_STEP_RATIO * curve.updates[spaced[-1]])
+    ):
+      spaced.append(index)
+  if len(spaced) < 2:
     return None
-  x, y = np.log(np.array(curve.updates)[kept]), np.log(np.array(curve.loss)[kept])
+  x, y = np.log(np.array(curve.updates)[spaced]), np.log(np.array(curve.loss)[spaced])
   slopes = -np.diff(y) / np.diff(x)
-  flips = np.flatnonzero(np.diff(np.concatenate([[0], slopes < SHALLOW, [0]]).astype(int)))
-  best, longest = None, np.log(LONG)
-  for first, end in zip(
-    flips[::2], flips[1::2], strict=True
-  ):  # slopes first .. end - 1, evaluations first .. end
-    before, after = first == 0 or np.any(slopes[:first] >= STEEP), np.any(slopes[end:] >= STEEP)
-    if before and after and x[end] - x[first] > longest:
-      best, longest = float(np.exp(np.median(y[first : end + 1]))), x[end] - x[first]
-  return best
+  is_shallow = np.concatenate([[0], slopes < _MAX_PLATEAU_SLOPE, [0]]).astype(int)
+  flips = np.flatnonzero(np.diff(is_shallow))
+  level, longest = None, np.log(_MIN_LENGTH_RATIO)
+  # Slopes first to end - 1 are between evaluations first to end.
+  for first, end in zip(flips[::2], flips[1::2], strict=True):
+    drops_before = first == 0 or np.any(slopes[:first] >= _MIN_DROP_SLOPE)
+    drops_after = np.any(slopes[end:] >= _MIN_DROP_SLOPE)
+    if drops_before and drops_after and x[end] - x[first] > longest:
+      level, longest = float(np.exp(np.median(y[first : end + 1]))), x[end] - x[first]
+  return level
