@@ -36,19 +36,19 @@ def places(
   tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
   home = tmp_path_factory.mktemp('exports')
-  found = {
+  folders = {
     name: home / name.lower() for name in ('EMPTY', 'NOTHING', 'YOUNG', 'DAMAGED', 'FULL', 'W')
   }
   for name in ('EMPTY', 'FULL'):
-    found[name].mkdir()
-  (found['FULL'] / 'x').write_text('x')
+    folders[name].mkdir()
+  (folders['FULL'] / 'x').write_text('x')
   for name in ('YOUNG', 'DAMAGED'):
-    shutil.copytree(tiny_run, found[name])
-  shutil.rmtree(found['YOUNG'] / 'checkpoints')
-  files = (found['DAMAGED'] / 'checkpoints' / '8').rglob('*')
+    shutil.copytree(tiny_run, folders[name])
+  shutil.rmtree(folders['YOUNG'] / 'checkpoints')
+  files = (folders['DAMAGED'] / 'checkpoints' / '8').rglob('*')
   largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
   largest.write_bytes(largest.read_bytes()[:-40])
-  return {**found, 'RUN': tiny_run, 'CORPUS': tiny_corpus}
+  return {**folders, 'RUN': tiny_run, 'CORPUS': tiny_corpus}
 
 
 @pytest.mark.parametrize('command, part', REFUSED, ids=[command for command, _ in REFUSED])

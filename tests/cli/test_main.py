@@ -191,7 +191,7 @@ def test_a_refused_command_prints_three_parts_and_leaves_nothing(
   tmp_path: pathlib.Path,
   capsys,
 ):
-  before = {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()}
+  old_files = {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()}
   status, out, err = called([fill(argument) for argument in shlex.split(command)], capsys)
   assert status == 2 and not out
   assert re.fullmatch(r'asked: .+\nfound: .+\nto do: .+\n', err), err
@@ -200,7 +200,7 @@ def test_a_refused_command_prints_three_parts_and_leaves_nothing(
     'something was left behind'
   )
   assert (tmp_path / 'file').read_text() == 'content' and not any((tmp_path / 'empty').iterdir())
-  assert {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()} == before
+  assert {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()} == old_files
 
 
 @pytest.mark.parametrize('command, part', UNREADABLE, ids=[command for command, _ in UNREADABLE])
@@ -272,9 +272,9 @@ def test_flags_may_be_written_as_absl_has_them(arguments: list[str], monkeypatch
 
 def test_a_value_may_hold_anything(monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, given, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
-  assert (given.checkpoint, given.text) == ('a=b', 'the --config=<mask> is -config: 7')
-  found, _, _ = read(
+  _, values, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
+  assert (values.checkpoint, values.text) == ('a=b', 'the --config=<mask> is -config: 7')
+  parsed, _, _ = read(
     'finetune',
     [
       '--config=configs/glue.py',
@@ -284,7 +284,7 @@ def test_a_value_may_hold_anything(monkeypatch):
       '--config.task.folder=a=b,c',
     ],
   )
-  (config,) = found.values()
+  (config,) = parsed.values()
   assert config.seeds == (4, 5) and config.task.folder == 'a=b,c'
 
 
@@ -313,37 +313,42 @@ def test_the_example_of_a_verb_is_understood(name: str, monkeypatch):
 
 def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch):
   monkeypatch.chdir(ROOT)
-  rest = ['--topology=v5e:2x4', '--config.batch_size=8']
-  found, given, _ = read('preflight', ['--config=configs/paper1.py:all', *rest])
-  assert list(found) == list(paper1.RUNS) and given.topology == 'v5e:2x4'
-  assert all(config.batch_size == 8 for config in found.values())
-  one, _, _ = read('preflight', ['--config=configs/paper1.py:wise-dew-6', *rest])
-  assert one == {'wise-dew-6': found['wise-dew-6']}
-  assert list(read('preflight', [TINY, *rest])[0]) == ['configs/tiny.py']
+  options = ['--topology=v5e:2x4', '--config.batch_size=8']
+  parsed, values, _ = read('preflight', ['--config=configs/paper1.py:all', *options])
+  assert list(parsed) == list(paper1.RUNS) and values.topology == 'v5e:2x4'
+  assert all(config.batch_size == 8 for config in parsed.values())
+  single, _, _ = read('preflight', ['--config=configs/paper1.py:wise-dew-6', *options])
+  assert single == {'wise-dew-6': parsed['wise-dew-6']}
+  assert list(read('preflight', [TINY, *options])[0]) == ['configs/tiny.py']
 
 
 def test_a_grid_is_all_of_its_points(monkeypatch):
   monkeypatch.chdir(ROOT)
-  found, given, _ = read(
+  parsed, values, _ = read(
     'sweep', ['--config=configs/paper1_grids.py', '--workdir=x', '--tokens=1e6']
   )
-  assert list(found) == list(paper1.RUNS) and given.tokens == 1e6
-  some, _, _ = read(
+  assert list(parsed) == list(paper1.RUNS) and values.tokens == 1e6
+  subset, _, _ = read(
     'sweep', ['--config=configs/paper1_grids.py:released,wise-dew-6', '--workdir=x']
   )
-  assert list(some) == [*paper1_grids.SETS['released'], 'wise-dew-6']
+  assert list(subset) == [*paper1_grids.SETS['released'], 'wise-dew-6']
 
 
 def test_several_tasks_are_read_by_name(monkeypatch):
   monkeypatch.chdir(ROOT)
-  rest = ['--checkpoint=x', '--workdir=y', '--config.task.max_train_examples=9', '--with_scratch']
-  found, given, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *rest])
-  assert list(found) == ['rte', 'cola'] and given.with_scratch and not given.from_scratch
+  options = [
+    '--checkpoint=x',
+    '--workdir=y',
+    '--config.task.max_train_examples=9',
+    '--with_scratch',
+  ]
+  parsed, values, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *options])
+  assert list(parsed) == ['rte', 'cola'] and values.with_scratch and not values.from_scratch
   assert all(
     config.task.name == name and config.task.max_train_examples == 9
-    for name, config in found.items()
+    for name, config in parsed.items()
   )
-  assert list(read('finetune', ['--config=configs/glue.py:all', *rest])[0]) == list(glue.RUNS)
+  assert list(read('finetune', ['--config=configs/glue.py:all', *options])[0]) == list(glue.RUNS)
 
 
 def test_a_newcomer_does_not_wait_for_help():
@@ -396,14 +401,14 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'error, status, said',
+  'error, status, part',
   [
     (OSError(28, 'No space left on device'), 2, 'No space left on device'),
     (KeyboardInterrupt(), 130, 'SIGINT'),
   ],
 )
 def test_what_the_machine_says_is_no_traceback(
-  error: BaseException, status: int, said: str, monkeypatch, capsys
+  error: BaseException, status: int, part: str, monkeypatch, capsys
 ):
   def fail(*_):
     raise error
@@ -412,8 +417,8 @@ def test_what_the_machine_says_is_no_traceback(
   monkeypatch.setitem(
     commands.COMMANDS, 'show', dataclasses.replace(commands.COMMANDS['show'], run=fail)
   )
-  found, out, err = called(['show', TINY], capsys)
-  assert found == status and not out and said in err
+  returned, out, err = called(['show', TINY], capsys)
+  assert returned == status and not out and part in err
 
 
 def test_a_signal_ends_training_with_one_sentence(
@@ -456,7 +461,7 @@ def test_a_signal_ends_training_with_one_sentence(
 
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypatch, capsys):
-  handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+  handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
   monkeypatch.chdir(ROOT)
   monkeypatch.setitem(
     commands.COMMANDS,
@@ -466,8 +471,8 @@ def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypa
   try:
     assert called(['show', TINY], capsys)[:2] == (status, '')
   finally:
-    for one, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
-      signal.signal(one, handler)
+    for name, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+      signal.signal(name, handler)
 
 
 def test_results_are_json_on_standard_output_and_progress_is_not(tiny_run: pathlib.Path, capsys):

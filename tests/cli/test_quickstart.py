@@ -64,8 +64,8 @@ def test_nothing_that_is_scored_was_pretrained_on(folder: pathlib.Path):
 
 
 def test_documents_carry_no_label_and_no_markup(folder: pathlib.Path):
-  found = rows(folder / 'documents.jsonl')
-  assert [set(row) for row in found] == [{'text'}] * 2 and '<br' not in found[0]['text']
+  documents = rows(folder / 'documents.jsonl')
+  assert [set(row) for row in documents] == [{'text'}] * 2 and '<br' not in documents[0]['text']
 
 
 def test_a_sentence_stays_in_its_split(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):

@@ -25,38 +25,38 @@ def printed(capsys: pytest.CaptureFixture, *arguments: str) -> dict:
 
 
 def test_the_smallest_model_of_the_paper(capsys):
-  found = printed(capsys, '--config=configs/paper1.py:magic-bee-26')
-  assert found['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
-  assert found['flops_per_row']['honey'] == 943_964_160 and set(found['flops_per_row']) == {
+  facts = printed(capsys, '--config=configs/paper1.py:magic-bee-26')
+  assert facts['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
+  assert facts['flops_per_row']['honey'] == 943_964_160 and set(facts['flops_per_row']) == {
     'honey',
     'kaplan',
     'actual',
   }
-  assert found['flops_per_row']['kaplan'] == 6 * 638_114 * 128
-  assert (found['updates'], found['warmup'], found['rows']) == (35_475, 1_773, 35_475 * 256)
-  assert found['recipe']['model']['vocab_size'] == 19_010
+  assert facts['flops_per_row']['kaplan'] == 6 * 638_114 * 128
+  assert (facts['updates'], facts['warmup'], facts['rows']) == (35_475, 1_773, 35_475 * 256)
+  assert facts['recipe']['model']['vocab_size'] == 19_010
 
 
 def test_it_says_what_a_run_would_hold():
   config = recipe.resolve(tiny.get_config(), 'pretrain')
-  found = show.describe_recipe(config)
-  assert sum(math.prod(array['shape']) for array in found['arrays']) == found['parameters']['total']
+  facts = show.describe_recipe(config)
+  assert sum(math.prod(array['shape']) for array in facts['arrays']) == facts['parameters']['total']
   state = jax.eval_shape(lambda: train_step.init_state(config.seed, config))
-  assert found['bytes']['state'] == sum(
+  assert facts['bytes']['state'] == sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
   )
-  assert found['tokens'] == config.num_steps * config.batch_size * config.model.max_length
-  assert found['flops'] == {
-    name: flops * found['rows'] for name, flops in found['flops_per_row'].items()
+  assert facts['tokens'] == config.num_steps * config.batch_size * config.model.max_length
+  assert facts['flops'] == {
+    name: flops * facts['rows'] for name, flops in facts['flops_per_row'].items()
   }
 
 
 def test_overrides_are_shown(capsys):
-  found = printed(
+  facts = printed(
     capsys, '--config=configs/tiny.py', '--config.mesh.model=2', '--config.num_steps=7'
   )
-  assert found['updates'] == 7 and found['recipe']['mesh']['model'] == 2
-  split = {array['path']: array['spec'] for array in found['arrays'] if 'model' in array['spec']}
+  assert facts['updates'] == 7 and facts['recipe']['mesh']['model'] == 2
+  split = {array['path']: array['spec'] for array in facts['arrays'] if 'model' in array['spec']}
   assert any('embedding.tokens' in path for path in split) and any(
     'feed_forward.up' in path for path in split
   )
@@ -67,19 +67,19 @@ def test_what_is_shown_is_the_recipe(capsys):
     ('paper1.py:sweet-dragon-4', 'pretrain'),
     ('glue.py:microworld/entailment', 'finetune'),
   ):
-    found = printed(capsys, f'--config=configs/{name}')
-    assert recipe.resolve(found['recipe'], kind) == recipe.resolve(
+    facts = printed(capsys, f'--config=configs/{name}')
+    assert recipe.resolve(facts['recipe'], kind) == recipe.resolve(
       recipe.load(f'configs/{name}'), kind
     )
 
 
 def test_a_task_says_how_many_examples_it_has(capsys):
-  found = printed(
+  facts = printed(
     capsys, '--config=configs/glue.py:microworld/sentiment', '--config.task.max_train_examples=300'
   )
   assert (
-    found['examples'] == {'train': 300, 'validation': 1000, 'test': 1000}
-    and found['headline'] == 'accuracy'
+    facts['examples'] == {'train': 300, 'validation': 1000, 'test': 1000}
+    and facts['headline'] == 'accuracy'
   )
 
 
@@ -93,14 +93,14 @@ def test_a_task_says_how_many_examples_it_has(capsys):
 def test_a_task_of_the_paper_before_and_after_its_filter(
   filtered: bool, expected: dict, data: pathlib.Path, capsys
 ):
-  found = printed(
+  facts = printed(
     capsys,
     '--config=configs/glue.py:rte',
     f'--config.task.folder={data / "glue" / "rte"}',
     f'--config.task.filtered={filtered}',
     f'--config.task.word_list={data / "aochildes" / "AOChildes_word_frequency.csv"}',
   )
-  assert found['examples'] == expected
+  assert facts['examples'] == expected
 
 
 def test_a_corpus_says_what_it_would_read(tmp_path: pathlib.Path):
@@ -108,8 +108,8 @@ def test_a_corpus_says_what_it_would_read(tmp_path: pathlib.Path):
     (tmp_path / name).write_text('the dog sleeps .')
   config = corpus.get_config()
   config.documents.sources = str(tmp_path / '*.txt')
-  found = show.describe_recipe(recipe.resolve(config, 'corpus'))
-  assert [pathlib.Path(name).name for name in found['sources']] == ['a.txt', 'b.txt']
+  facts = show.describe_recipe(recipe.resolve(config, 'corpus'))
+  assert [pathlib.Path(name).name for name in facts['sources']] == ['a.txt', 'b.txt']
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_nothing_is_made_and_what_cannot_run_is_refused(tmp_path: pathlib.Path, 
   config = recipe.resolve(base.pretrain(), 'pretrain')
   show.describe_recipe(config)
   assert not list(tmp_path.iterdir())
-  for broken, said in (
+  for broken, part in (
     (dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=9)), 'devices'),
     (
       dataclasses.replace(
@@ -146,5 +146,5 @@ def test_nothing_is_made_and_what_cannot_run_is_refused(tmp_path: pathlib.Path, 
       'bais',
     ),
   ):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=part):
       show.describe_recipe(broken)

@@ -48,34 +48,34 @@ def swept(
 
 
 def test_every_point_is_a_run_and_every_member_another(swept):
-  folder, found = swept
-  assert [row['point'] for row in found] == ['one', 'two'] and {row['state'] for row in found} == {
+  folder, rows = swept
+  assert [row['point'] for row in rows] == ['one', 'two'] and {row['state'] for row in rows} == {
     sweep.FINISHED
   }
-  assert [len(row['bits_per_word']) for row in found] == [1, 2]
+  assert [len(row['bits_per_word']) for row in rows] == [1, 2]
   for name in ('one', 'two', 'two/member-0', 'two/member-1'):
     assert files.read_json(folder / name / run_dir.RESULT, 'it')['updates'] == UPDATES
-  for row, names in zip(found, (['one'], ['two/member-0', 'two/member-1'])):
+  for row, names in zip(rows, (['one'], ['two/member-0', 'two/member-1'])):
     words = [files.read_json(folder / name / run_dir.BITS_PER_WORD, 'it') for name in names]
-    assert [one['bits_per_word'] for one in words] == row['bits_per_word']
+    assert [member['bits_per_word'] for member in words] == row['bits_per_word']
     results = [files.read_json(folder / name / run_dir.RESULT, 'it') for name in names]
-    assert [one['test_loss'] for one in results] == row['test_loss']
+    assert [member['test_loss'] for member in results] == row['test_loss']
   assert not list(folder.glob('**/.lock')) and not list(folder.glob('**/failure.json'))
 
 
 def test_a_second_start_does_nothing_twice(swept, tiny_corpus: pathlib.Path):
-  folder, found = swept
+  folder, rows = swept
   files = {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()}
   again = sweep.run_sweep(grid(tiny_corpus), folder)
-  assert [{**row, 'seconds': 0} for row in again] == [{**row, 'seconds': 0} for row in found]
+  assert [{**row, 'seconds': 0} for row in again] == [{**row, 'seconds': 0} for row in rows]
   assert {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()} == files
 
 
 def test_shares_make_one_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  found = [
+  rows = [
     row for part in (2, 1) for row in sweep.run_sweep(grid(tiny_corpus), tmp_path, f'{part}/2')
   ]
-  by_name = sorted(({**row, 'seconds': 0} for row in found), key=lambda row: row['point'])
+  by_name = sorted(({**row, 'seconds': 0} for row in rows), key=lambda row: row['point'])
   assert by_name == [{**row, 'seconds': 0} for row in swept[1]]
 
 
@@ -83,10 +83,10 @@ def test_a_point_that_fails_says_why_and_the_others_go_on(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
   points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['two']}
-  found = {row['point']: row for row in sweep.run_sweep(points, tmp_path)}
-  assert found['broken']['state'] == sweep.FAILED and found['fine']['state'] == sweep.FINISHED
-  said = files.read_json(tmp_path / 'broken' / run_dir.FAILURE, 'it')
-  assert said.keys() == {'asked', 'found', 'remedy'} and 'manifest.json' in said['found']
+  rows = {row['point']: row for row in sweep.run_sweep(points, tmp_path)}
+  assert rows['broken']['state'] == sweep.FAILED and rows['fine']['state'] == sweep.FINISHED
+  record = files.read_json(tmp_path / 'broken' / run_dir.FAILURE, 'it')
+  assert record.keys() == {'asked', 'found', 'remedy'} and 'manifest.json' in record['found']
   assert str(tmp_path / 'broken' / run_dir.FAILURE) in capsys.readouterr().err
   points['broken'] = dataclasses.replace(points['broken'], corpus=str(tiny_corpus))
   assert {row['state'] for row in sweep.run_sweep(points, tmp_path)} == {sweep.FINISHED}
@@ -100,8 +100,8 @@ def test_a_machine_that_gives_up_on_a_point_is_no_end(
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
 
   monkeypatch.setattr(sweep.pretrain, 'pretrain', out_of_memory)
-  (found,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
-  assert found['state'] == sweep.FAILED and found['reason'].endswith(
+  (row,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
+  assert row['state'] == sweep.FAILED and row['reason'].endswith(
     'RESOURCE_EXHAUSTED: Out of memory'
   )
 
@@ -111,8 +111,8 @@ def test_a_point_that_another_process_trains_is_left_to_it(
 ):
   (tmp_path / 'one').mkdir()
   with lock.hold_lock(tmp_path / 'one'):
-    (found,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
-  assert found['state'] == sweep.LEFT and 'one is left out' in capsys.readouterr().err
+    (row,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
+  assert row['state'] == sweep.LEFT and 'one is left out' in capsys.readouterr().err
   assert (
     not (tmp_path / 'one' / run_dir.METRICS).exists()
     and not (tmp_path / 'one' / run_dir.FAILURE).exists()
@@ -123,8 +123,8 @@ def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   points = {'small': point(tiny_corpus, **{'model.vocab_size': 210}), 'large': point(tiny_corpus)}
-  found = sweep.run_sweep(points, tmp_path)
-  assert {row['state'] for row in found} == {sweep.FINISHED}
+  rows = sweep.run_sweep(points, tmp_path)
+  assert {row['state'] for row in rows} == {sweep.FINISHED}
   assert corpus.read_manifest(tmp_path / 'corpora' / '200')['vocabulary'] == 200
   read = {
     name: files.read_json(tmp_path / name / run_dir.MANIFEST, 'it')['corpus_folder']
@@ -148,9 +148,9 @@ def test_a_dry_run_writes_nothing(
     sweep_plan.timing, 'time_our_step', lambda *_: (lambda steps: 1e-3 * steps, 0.0)
   )
   budget = sweep_plan.Budget(tokens=1e5)
-  found = sweep.run_sweep(grid(tiny_corpus), tmp_path, budget=budget, dry_run=True)
+  rows = sweep.run_sweep(grid(tiny_corpus), tmp_path, budget=budget, dry_run=True)
   assert not list(tmp_path.iterdir())
-  assert [row['updates'] for row in found] == [98, 98] and all(row['seconds'] > 0 for row in found)
+  assert [row['updates'] for row in rows] == [98, 98] and all(row['seconds'] > 0 for row in rows)
 
 
 def test_more_shares_than_points_say_so(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
@@ -166,7 +166,7 @@ def test_the_verb_ends_with_status_2_when_a_point_failed(
     row | {'point': 'fine', 'state': sweep.FINISHED},
     row | {'point': 'bad', 'state': sweep.FAILED, 'reason': 'the corpus X: no such folder'},
   ]
-  monkeypatch.setattr(sweep, 'run_sweep', lambda configs, *rest: rows)
+  monkeypatch.setattr(sweep, 'run_sweep', lambda configs, *others: rows)
   assert main.main(['sweep', '--config=configs/paper1_grids.py', '--workdir=S']) == 2
   written = capsys.readouterr()
   assert 'bad failed: the corpus X: no such folder' in written.err

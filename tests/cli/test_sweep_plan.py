@@ -43,11 +43,11 @@ def test_the_logged_runs_are_no_point_twice():
 @pytest.mark.parametrize('parts', [1, 2, 5, 14])
 def test_shares_are_all_points_once_and_alike(parts: int):
   shares = [sweep_plan.shard_points(GRID, f'{part}/{parts}') for part in range(1, parts + 1)]
-  names = [name for one in shares for name in one]
+  names = [name for share in shares for name in share]
   assert sorted(names) == sorted(NAMES)
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
-  for one in shares:
-    cost = [sweep_plan.total_flops(config) for config in one.values()]
+  for share in shares:
+    cost = [sweep_plan.total_flops(config) for config in share.values()]
     assert cost == sorted(cost)
 
 
@@ -74,11 +74,11 @@ def test_a_budget_is_what_every_member_gets_at_least():
 def test_a_budget_of_seconds_does_not_change_what_has_begun(tmp_path):
   each = {name: 0.5 + number for number, name in enumerate(GRID)}
   run_dir.open_run(tmp_path / NAMES[1], {'num_steps': 17})
-  found = sweep_plan.apply_seconds(GRID, tmp_path, 60.0, each)
-  assert found[NAMES[0]].num_steps == 120 and found[NAMES[1]].num_steps == 17
+  results = sweep_plan.apply_seconds(GRID, tmp_path, 60.0, each)
+  assert results[NAMES[0]].num_steps == 120 and results[NAMES[1]].num_steps == 17
   assert all(
     config.num_steps == math.floor(60 / each[name])
-    for name, config in found.items()
+    for name, config in results.items()
     if name != NAMES[1]
   )
 
@@ -93,16 +93,16 @@ def test_budgets_that_say_nothing_are_refused(budget):
 
 def test_time_lies_between_what_was_timed(monkeypatch: pytest.MonkeyPatch):
   """A machine that does a FLOP in a picosecond is found out from three points."""
-  asked = []
+  timed = []
 
   def ours(config: RunConfig, rows: object):
-    asked.append(config)
+    timed.append(config)
     return (lambda steps: steps * sweep_plan.total_flops(config) * 1e-12), 0.0
 
   monkeypatch.setattr(sweep_plan.timing, 'time_our_step', ours)
-  found = sweep_plan.time_steps(GRID)
-  assert len(asked) == 3
-  assert found == pytest.approx(
+  results = sweep_plan.time_steps(GRID)
+  assert len(timed) == 3
+  assert results == pytest.approx(
     {name: sweep_plan.total_flops(config) * 1e-12 for name, config in GRID.items()}, rel=1e-6
   )
   assert sweep_plan.time_steps(points(NAMES[0])).keys() == {NAMES[0]}
@@ -111,15 +111,15 @@ def test_time_lies_between_what_was_timed(monkeypatch: pytest.MonkeyPatch):
 def test_a_plan_says_three_counts_of_flops_and_what_a_population_takes():
   config = GRID['e32-h32-f64-a8-l1']
   two = dataclasses.replace(config, population=dataclasses.replace(config.population, members=2))
-  one, both = (sweep_plan.describe_plan({'x': c}, {'x': 2.0})[0] for c in (config, two))
-  assert one['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
+  single, both = (sweep_plan.describe_plan({'x': c}, {'x': 2.0})[0] for c in (config, two))
+  assert single['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
   rows = 35_475 * 256
-  assert one['flops'] == {
+  assert single['flops'] == {
     name: rows * count for name, count in flops.flops_per_row(config.model, config.mask).items()
   }
-  assert one['tokens'] == rows * 128 and one['seconds'] == 2.0 * 35_475
+  assert single['tokens'] == rows * 128 and single['seconds'] == 2.0 * 35_475
   gradient, devices = 4 * 1_250_722, jax.local_device_count()
-  state = one['bytes'] // devices - gradient
+  state = single['bytes'] // devices - gradient
   assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, two moments and a few counters
-  assert both['tokens'] == one['tokens'] and both['bytes'] == devices * (2 * state + gradient)
+  assert both['tokens'] == single['tokens'] and both['bytes'] == devices * (2 * state + gradient)
   assert sweep_plan.total_flops(two) == 2 * sweep_plan.total_flops(config)

@@ -197,8 +197,8 @@ def test_names_of_strangers_steer_no_terminal(tmp_path: pathlib.Path, monkeypatc
       legacy_windows=False,
       _environ={'TERM': 'xterm-256color'},
     )
-    found = watch._find_runs([tmp_path])
-    to.print(watch._render(watch.read_statuses(found, 'step', 'train'), 'step', 'train', to))
+    result = watch._find_runs([tmp_path])
+    to.print(watch._render(watch.read_statuses(result, 'step', 'train'), 'step', 'train', to))
     out = to.file.getvalue()
     assert '[2J' in out and f'{ESCAPE}[2J' not in out and '\u202e' not in out and '[red]' in out
     assert (ESCAPE in out) == coloured
@@ -237,15 +237,15 @@ def test_a_terminal_is_drawn_over_and_ends_with_130(tmp_path: pathlib.Path):
     command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
   ) as process:
     os.close(theirs)
-    said = b''
-    while b'stopped' not in said:
-      said += os.read(ours, 4096)
+    text = b''
+    while b'stopped' not in text:
+      text += os.read(ours, 4096)
     process.send_signal(2)
     try:
       while more := os.read(ours, 4096):
-        said += more
+        text += more
     except OSError:
       pass  # the other end is closed
     assert process.wait(60) == 130
   os.close(ours)
-  assert b'\x1b[?25l' in said and b'\x1b[?25h' in said and b'SIGINT' in said
+  assert b'\x1b[?25l' in text and b'\x1b[?25h' in text and b'SIGINT' in text

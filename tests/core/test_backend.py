@@ -20,13 +20,16 @@ backend.prepare()
 
 
 def prepared(**environment: str) -> list[str]:
-  kept = {
+  base_environment = {
     name: value
     for name, value in os.environ.items()
     if name not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')
   }
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM], env=kept | environment, capture_output=True, text=True
+    [sys.executable, '-c', PROGRAM],
+    env=base_environment | environment,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout.split()
@@ -42,26 +45,29 @@ def test_ahead_of_time_accelerators_are_left_alone(tmp_path: pathlib.Path):
     'from minilm_jax.core import backend\nbackend.prepare()\nbackend.hide_accelerators()\nimport jax, os\n'
     'print(jax.devices()[0].platform, os.environ["TPU_SKIP_MDS_QUERY"], jax.config.jax_enable_compilation_cache)'
   )
-  kept = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
-  done = subprocess.run([sys.executable, '-c', program], env=kept, capture_output=True, text=True)
+  base_environment = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
+  done = subprocess.run(
+    [sys.executable, '-c', program], env=base_environment, capture_output=True, text=True
+  )
   assert done.stdout.split() == ['cpu', '1', 'False'], done.stderr
 
 
 def test_deterministic_is_a_flag_of_xla_that_a_cpu_takes_too():
   """Before JAX computes, beside what the environment says."""
-  given = '--xla_force_host_platform_device_count=3'
+  xla_flags = '--xla_force_host_platform_device_count=3'
   program = (
     'from minilm_jax.core import backend\nbackend.prepare(True)\nbackend.prepare(True)\nimport jax, os\n'
     'print(float(jax.numpy.ones(3).sum()), os.environ["XLA_FLAGS"])'
   )
   done = subprocess.run(
     [sys.executable, '-c', program],
-    env=os.environ | {'XLA_FLAGS': given},
+    env=os.environ | {'XLA_FLAGS': xla_flags},
     capture_output=True,
     text=True,
   )
   assert (
-    done.returncode == 0 and done.stdout.strip() == f'3.0 {given} --xla_gpu_deterministic_ops=true'
+    done.returncode == 0
+    and done.stdout.strip() == f'3.0 {xla_flags} --xla_gpu_deterministic_ops=true'
   ), done.stderr
 
 
@@ -106,13 +112,18 @@ def test_what_is_large_goes_back_when_it_is_freed():
     'blocks = [b"x" * (5 << 20) for _ in range(60)]\nkept = blocks[9::10]\nbefore = held()\ndel blocks\n'
     'print(before - held())'
   )
-  kept = {name: value for name, value in os.environ.items() if name != 'MALLOC_MMAP_THRESHOLD_'}
+  base_environment = {
+    name: value for name, value in os.environ.items() if name != 'MALLOC_MMAP_THRESHOLD_'
+  }
   freed = [
     int(
       subprocess.run(
-        [sys.executable, '-c', program], env=kept | said, capture_output=True, text=True
+        [sys.executable, '-c', program],
+        env=base_environment | setting,
+        capture_output=True,
+        text=True,
       ).stdout
     )
-    for said in ({}, {'MALLOC_MMAP_THRESHOLD_': str(32 << 20)})
+    for setting in ({}, {'MALLOC_MMAP_THRESHOLD_': str(32 << 20)})
   ]
   assert freed[0] > 250 and freed[1] < 100, freed

@@ -79,8 +79,8 @@ class Processes:
 
   def __init__(self, folder: pathlib.Path):
     self.folder, self.started = folder, []
-    kept = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    self.environment = kept | {
+    base_environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    self.environment = base_environment | {
       'JAX_NUM_CPU_DEVICES': '2',
       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
       'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'compiled'),
@@ -143,16 +143,16 @@ class Processes:
       self.start(other or config, workdir, address, 1, cwd=places[1]),
     ]
 
-  def both(self, *given: Any, **more: Any) -> list[tuple[int, str, str]]:
+  def both(self, *arguments: Any, **more: Any) -> list[tuple[int, str, str]]:
     """How two end."""
-    return [ended(process) for process in self.pair(*given, **more)]
+    return [ended(process) for process in self.pair(*arguments, **more)]
 
 
 @pytest.fixture
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-  made = Processes(tmp_path_factory.mktemp('processes'))
-  yield made
-  for process in made.started:
+  group = Processes(tmp_path_factory.mktemp('processes'))
+  yield group
+  for process in group.started:
     process.kill()
     process.communicate()
 
@@ -199,7 +199,7 @@ def alone(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def assert_same(folder: pathlib.Path, other: pathlib.Path) -> None:
   """Every line once and in order, whoever computed it; losses but for roundings."""
-  found, wanted = (list(run_dir.read_lines(path / run_dir.METRICS)) for path in (folder, other))
+  result, wanted = (list(run_dir.read_lines(path / run_dir.METRICS)) for path in (folder, other))
   numbers = (
     'loss',
     'perplexity',
@@ -209,19 +209,19 @@ def assert_same(folder: pathlib.Path, other: pathlib.Path) -> None:
     'seconds',
     'tokens_per_second',
   )
-  assert [{k: v for k, v in line.items() if k not in numbers} for line in found] == [
+  assert [{k: v for k, v in line.items() if k not in numbers} for line in result] == [
     {k: v for k, v in line.items() if k not in numbers} for line in wanted
   ]
-  assert [line['loss'] for line in found] == pytest.approx(
+  assert [line['loss'] for line in result] == pytest.approx(
     [line['loss'] for line in wanted], rel=1e-5
   )
-  assert json.loads((folder / run_dir.RESULT).read_text())['test_loss'] == found[-1]['loss']
+  assert json.loads((folder / run_dir.RESULT).read_text())['test_loss'] == result[-1]['loss']
   assert checkpoint.latest_step(folder) == UPDATES
 
 
-def cut_back(whole: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
+def cut_back(source: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
   """The run as it was after the checkpoint of a step."""
-  shutil.copytree(whole, folder)
+  shutil.copytree(source, folder)
   (folder / run_dir.RESULT).unlink()
   for path in (folder / checkpoint.FOLDER).iterdir():
     if int(path.name) > step:
@@ -256,7 +256,7 @@ def test_two_workers_of_gke_find_each_other(processes: Processes):
     'import sys\nfrom minilm_jax.core import distributed\nwith distributed.initialized(sys.argv[1], None, None, 60):\n'
     '  import jax\n  print(jax.process_index(), jax.process_count(), jax.device_count(), distributed.is_primary())'
   )
-  told = {
+  gke_environment = {
     'TPU_WORKER_HOSTNAMES': 'localhost,localhost',
     'JAX_COORDINATOR_PORT': free_address().partition(':')[2],
     'JAX_FORCE_TPU_INIT': '1',  # for there is no chip, by which JAX tells a TPU VM
@@ -268,7 +268,7 @@ def test_two_workers_of_gke_find_each_other(processes: Processes):
     processes.started.append(
       subprocess.Popen(
         [sys.executable, '-c', program, coordinator],
-        env=processes.environment | told | {'TPU_WORKER_ID': str(number)},
+        env=processes.environment | gke_environment | {'TPU_WORKER_ID': str(number)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -380,7 +380,7 @@ def another_corpus(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'change, part',
   [
     (another_corpus, ['the corpus to be the same in 2 processes\nfound: process 0 has '] * 2),
     (
@@ -394,7 +394,7 @@ def another_corpus(folder: pathlib.Path) -> None:
 )
 def test_what_one_finds_on_its_disk_stops_both(
   change: Callable[[pathlib.Path], None],
-  said: list[str],
+  part: list[str],
   processes: Processes,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
@@ -404,8 +404,8 @@ def test_what_one_finds_on_its_disk_stops_both(
     shutil.copytree(tiny_corpus, place / 'corpus')
   change(places[1] / 'corpus')
   ends = processes.both(short(pathlib.Path('corpus')), tmp_path / 'run', places=places)
-  for (status, out, err), found in zip(ends, said, strict=True):
-    assert status == 2 and not out and sentence(err).startswith(f'asked: {found}')
+  for (status, out, err), result in zip(ends, part, strict=True):
+    assert status == 2 and not out and sentence(err).startswith(f'asked: {result}')
   assert not (tmp_path / 'run').exists()
 
 
@@ -474,7 +474,7 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'given, said',
+  'arguments, part',
   [
     (('', 2, 0, 300), 'no --coordinator'),
     (('auto', 2, None, 300), '--coordinator=auto'),
@@ -486,10 +486,10 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
     *(((address, 2, 0, 9), f'--coordinator={address}') for address in INVALID_ADDRESSES),
   ],
 )
-def test_flags_that_do_not_fit(given: tuple, said: str):
-  with pytest.raises(InputError) as refused, distributed.initialized(*given):
+def test_flags_that_do_not_fit(arguments: tuple, part: str):
+  with pytest.raises(InputError) as refused, distributed.initialized(*arguments):
     pass
-  assert said in str(refused.value)
+  assert part in str(refused.value)
 
 
 def test_processes_that_jax_joined_and_nobody_else_did(tmp_path: pathlib.Path, monkeypatch):

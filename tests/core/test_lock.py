@@ -56,12 +56,12 @@ def test_another_process_is_refused(tmp_path: Path):
     f'with lock.hold_lock({str(tmp_path)!r}):\n  print("in", flush=True)\n  sys.stdin.read()'
   )
   pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
-  with subprocess.Popen([sys.executable, '-c', program], **pipes) as other:
-    assert other.stdout.readline() == 'in\n'
-    with pytest.raises(lock.LockedError, match=f'process {other.pid} '):
+  with subprocess.Popen([sys.executable, '-c', program], **pipes) as process:
+    assert process.stdout.readline() == 'in\n'
+    with pytest.raises(lock.LockedError, match=f'process {process.pid} '):
       with lock.hold_lock(tmp_path):
         pass
-    other.kill()
+    process.kill()
   with lock.hold_lock(tmp_path):  # its holder is dead, and was on this host
     pass
 
@@ -112,11 +112,12 @@ def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-  'found', [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}]
+  'content',
+  [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}],
 )
-def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, found: dict):
+def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, content: dict):
   """Its start cannot be compared, as in a lock of a host without /proc."""
-  path = write_lock(tmp_path, host=socket.gethostname(), **found)
+  path = write_lock(tmp_path, host=socket.gethostname(), **content)
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
@@ -150,12 +151,12 @@ def test_a_finished_directory_that_may_only_be_read_keeps_its_lock(tmp_path: Pat
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
   with lock.hold_lock(tmp_path):
-    mine = json.loads((tmp_path / lock.LOCK_FILE).read_text())
-  write_lock(tmp_path, **mine | {'started': mine['started'] - 1})
+    record = json.loads((tmp_path / lock.LOCK_FILE).read_text())
+  write_lock(tmp_path, **record | {'started': record['started'] - 1})
   with lock.hold_lock(tmp_path):
     pass
   # and this process, however long it was stopped, holds what it holds
-  path = write_lock(tmp_path, **mine)
+  path = write_lock(tmp_path, **record)
   os.utime(path, (0, 0))
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
@@ -206,12 +207,12 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path):
 
   done = threading.Event()
   crowd = [threading.Thread(target=enter) for _ in range(8)]
-  for one in crowd:
-    one.start()
+  for thread in crowd:
+    thread.start()
   wait_until(lambda: len(inside) + len(refused) == 8)
   done.set()
-  for one in crowd:
-    one.join()
+  for thread in crowd:
+    thread.join()
   assert len(inside) == 1 and not list(tmp_path.iterdir())
 
 
@@ -242,7 +243,7 @@ def test_one_that_clears_a_lock_keeps_others_out_until_it_is_silent_itself(
 def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, capsys):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   monkeypatch.setattr(
-    threading, 'excepthook', lambda found: pytest.fail(f'in the thread: {found.exc_value}')
+    threading, 'excepthook', lambda content: pytest.fail(f'in the thread: {content.exc_value}')
   )
   with pytest.raises(InputError, match=str(tmp_path / 'run')):
     with lock.hold_lock(tmp_path / 'run'):

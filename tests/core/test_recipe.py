@@ -68,9 +68,9 @@ def test_what_an_earlier_version_stored_is_completed_with_what_it_did():
   for group, fields in ADDED_FIELDS.items():
     for name in fields if group in stored else ():
       del stored[group][name]
-  found = recipe.resolve(complete_recipe(stored), 'pretrain')
+  resolved = recipe.resolve(complete_recipe(stored), 'pretrain')
   # it told nobody
-  assert found == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))
+  assert resolved == dataclasses.replace(config, log=dataclasses.replace(config.log, sinks=()))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -97,7 +97,7 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
 
 
 @pytest.mark.parametrize(
-  'kind, path, value, said',
+  'kind, path, value, part',
   [
     ('pretrain', 'batchsize', 8, "did you mean 'batch_size'"),
     ('pretrain', 'optimizer.learnin_rate', 1e-3, "did you mean 'learning_rate'"),
@@ -150,8 +150,8 @@ def test_every_field_must_be_there_and_be_what_it_is(kind: str, path: str):
     ('pretrain', 'seed', 2**32, '2^32'),
   ],
 )
-def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: Any, said: str):
-  with pytest.raises(InputError, match=re.escape(said)):
+def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: Any, part: str):
+  with pytest.raises(InputError, match=re.escape(part)):
     recipe.resolve(changed(kind, path, value), kind)
 
 
@@ -168,8 +168,8 @@ def test_what_is_wrong_is_said_with_what_was_meant(kind: str, path: str, value: 
 def test_values_are_read_as_the_command_line_writes_them(
   path: str, value: Any, read: Callable[[Any], Any], expected: Any
 ):
-  found = read(recipe.resolve(changed('finetune', path, value), 'finetune'))
-  assert found == expected and type(found) is type(expected)
+  resolved = read(recipe.resolve(changed('finetune', path, value), 'finetune'))
+  assert resolved == expected and type(resolved) is type(expected)
 
 
 def test_a_recipe_of_another_kind_is_named():
@@ -180,10 +180,10 @@ def test_a_recipe_of_another_kind_is_named():
 
 
 def test_the_recipe_stays_as_it_was():
-  given = base.pretrain()
-  before = copy.deepcopy(given.to_dict())
-  recipe.resolve(given, 'pretrain')
-  assert given.to_dict() == before
+  source = base.pretrain()
+  original = copy.deepcopy(source.to_dict())
+  recipe.resolve(source, 'pretrain')
+  assert source.to_dict() == original
 
 
 def test_a_recipe_that_was_installed_is_found_from_anywhere_and_says_so(
@@ -246,10 +246,10 @@ def parts() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize('stem, name', list(parts()))
 def test_every_recipe_comes_through_the_door(stem: str, name: str):
-  found = getattr(importlib.import_module(f'configs.{stem}'), name)()
-  assert isinstance(found, config_dict.ConfigDict)
-  if 'kind' in found:  # or else it is a group of fields
-    recipe.resolve(found, found.kind)
+  resolved = getattr(importlib.import_module(f'configs.{stem}'), name)()
+  assert isinstance(resolved, config_dict.ConfigDict)
+  if 'kind' in resolved:  # or else it is a group of fields
+    recipe.resolve(resolved, resolved.kind)
 
 
 HOSTILE = (
@@ -289,26 +289,26 @@ def test_a_stored_recipe_is_data(
   (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(tmp_path)
-  before = sorted(tmp_path.iterdir())
+  original = sorted(tmp_path.iterdir())
   plain = KINDS[kind]().to_dict()
   refused = 0
   for path in [(), *paths_of(plain)]:
     for value in HOSTILE:
-      made = copy.deepcopy(plain)
-      inner = made
+      changed_recipe = copy.deepcopy(plain)
+      inner = changed_recipe
       for name in path[:-1]:
         inner = inner[name]
       inner.update({path[-1]: value} if path else {str(value): value})
       try:
-        recipe.resolve(json.loads(json.dumps(made)), kind)
+        recipe.resolve(json.loads(json.dumps(changed_recipe)), kind)
       except InputError as error:
         assert len(str(error)) < 13_000, (path, str(error)[:300])
         refused += 1
-  assert refused > 5 * len(HOSTILE) and sorted(tmp_path.iterdir()) == before
+  assert refused > 5 * len(HOSTILE) and sorted(tmp_path.iterdir()) == original
 
 
 @pytest.mark.parametrize(
-  'content, said',
+  'content, part',
   [
     ('{"a": ' * 5000 + '1' + '}' * 5000, 'not JSON'),
     ('{"a": ' * 70 + '1' + '}' * 70, 'nested more than 64 levels'),
@@ -324,9 +324,9 @@ def test_a_stored_recipe_is_data(
     ('{"kind": ["pretrain"]}', 'kind'),
   ],
 )
-def test_a_config_json_of_a_stranger_is_refused(content: str, said: str, tmp_path: pathlib.Path):
+def test_a_config_json_of_a_stranger_is_refused(content: str, part: str, tmp_path: pathlib.Path):
   (tmp_path / run_dir.CONFIG).write_text(content)
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=part):
     pretrained.load_config(tmp_path)
 
 
@@ -336,15 +336,15 @@ def test_a_run_that_names_a_recipe_as_its_corpus_runs_none(
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'evil.py').write_text('raise SystemExit("code of a stranger has run")')
   shutil.copytree(tiny_run, tmp_path / 'run')
-  made = json.loads((tiny_run / run_dir.CONFIG).read_text()) | {'corpus': 'evil.py'}
-  (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(made))
+  changed_recipe = json.loads((tiny_run / run_dir.CONFIG).read_text()) | {'corpus': 'evil.py'}
+  (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(changed_recipe))
   assert pretrained.load_config(tmp_path / 'run').corpus == 'evil.py'
   assert inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)
   (tmp_path / 'run' / run_dir.CONFIG).write_text(
     json.dumps(
-      made
+      changed_recipe
       | {
-        'model': made['model']
+        'model': changed_recipe['model']
         | {
           'hidden_size': 2**40,
           'intermediate_size': 2**40,

@@ -84,17 +84,17 @@ def test_unreadable_json_is_named(tmp_path: pathlib.Path, content: bytes | None)
 
 
 def test_a_log_without_its_last_bytes_loses_one_line_at_most(tmp_path: pathlib.Path):
-  whole = tmp_path / 'whole.jsonl'
+  full_log = tmp_path / 'whole.jsonl'
   records = [{'step': step, 'note': 'naïve'} for step in range(5)]
   for record in records:
-    run_dir.append_line(whole, record)
-  content = whole.read_bytes()
+    run_dir.append_line(full_log, record)
+  content = full_log.read_bytes()
   cut = tmp_path / 'cut.jsonl'
   for length in range(len(content) + 1):
     text = content[:length].decode(errors='ignore')
     cut.write_text(text)
-    found = list(run_dir.read_lines(cut))
-    assert found == records[: len(found)] and len(found) >= text.count('\n')
+    records_read = list(run_dir.read_lines(cut))
+    assert records_read == records[: len(records_read)] and len(records_read) >= text.count('\n')
 
 
 def test_a_log_that_was_never_started_is_empty(tmp_path: pathlib.Path):
@@ -128,7 +128,7 @@ def test_the_digest_is_that_of_all_bytes(tmp_path: pathlib.Path, size: int):
 def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path):
   config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden_size': 32, 'clip': 1.0}}
   workdir = run_dir.open_run(tmp_path / 'a' / 'run', config)
-  before = (workdir / run_dir.CONFIG).read_bytes()
+  stored = (workdir / run_dir.CONFIG).read_bytes()
   assert run_dir.open_run(tmp_path / 'a' / 'run', config) == workdir
   with pytest.raises(InputError, match='model.hidden_size.* 32 .* 64 '):
     run_dir.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
@@ -142,7 +142,7 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
   with pytest.raises(InputError, match='later'):
     # a field that an earlier version did not have
     run_dir.open_run(workdir, {**config, 'later': 1})
-  assert (workdir / run_dir.CONFIG).read_bytes() == before
+  assert (workdir / run_dir.CONFIG).read_bytes() == stored
 
 
 def test_a_run_where_a_file_is_cannot_be_opened(tmp_path: pathlib.Path):

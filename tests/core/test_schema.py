@@ -35,7 +35,7 @@ def test_what_has_the_form_passes(text: str):
 
 
 @pytest.mark.parametrize(
-  'text, said',
+  'text, part',
   [
     ('[]', 'it is []'),
     ('{"rows": 1}', 'no name in it'),
@@ -55,5 +55,5 @@ def test_what_has_the_form_passes(text: str):
     ('{"name": "a", "rows": 1, "parts": [{"file": "b"}, {"file": 2}]}', r'parts[1].file is 2'),
   ],
 )
-def test_what_has_not_is_named_with_its_place(text: str, said: str):
-  assert said in schema.find_schema_fault(json.loads(text), FORM)
+def test_what_has_not_is_named_with_its_place(text: str, part: str):
+  assert part in schema.find_schema_fault(json.loads(text), FORM)

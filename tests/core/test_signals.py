@@ -21,9 +21,9 @@ BOTH = (signal.SIGTERM, signal.SIGINT)
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[list]:
   """The handlers before a test, which are put back after it."""
-  before = [signal.getsignal(number) for number in BOTH]
-  yield before
-  for number, old in zip(BOTH, before, strict=True):
+  old_handlers = [signal.getsignal(number) for number in BOTH]
+  yield old_handlers
+  for number, old in zip(BOTH, old_handlers, strict=True):
     signal.signal(number, old)
 
 
@@ -49,13 +49,13 @@ def test_a_signal_that_is_noted_lets_the_block_end(
     and ended.value.status == status
     and not isinstance(ended.value, signals.InterruptedAfterSave)
   )
-  assert [signal.getsignal(one) for one in BOTH] == handlers
+  assert [signal.getsignal(number) for number in BOTH] == handlers
 
 
 def test_no_signal_changes_nothing(handlers: list):
   with signals.raise_on_signals(), signals.note_signals() as flag:
     pass
-  assert not flag.number and [signal.getsignal(one) for one in BOTH] == handlers
+  assert not flag.number and [signal.getsignal(number) for number in BOTH] == handlers
 
 
 def test_elsewhere_the_first_signal_raises_where_it_comes():
@@ -79,16 +79,16 @@ def test_one_program_after_another_hears_its_own_first_signal():
 
 
 def test_in_another_thread_nothing_is_done(handlers: list):
-  found = []
+  state = []
 
   def block() -> None:
     with signals.raise_on_signals(), signals.note_signals() as flag:
-      found.extend([flag.number, *(signal.getsignal(one) for one in BOTH)])
+      state.extend([flag.number, *(signal.getsignal(number) for number in BOTH)])
 
   thread = threading.Thread(target=block)
   thread.start()
   thread.join()
-  assert found == [0, *handlers]
+  assert state == [0, *handlers]
 
 
 def test_what_the_process_was_told_to_ignore_stays_ignored():
@@ -118,8 +118,8 @@ print('still here', flush=True)
 """
 
 
-@pytest.mark.parametrize('block, said', [('loop', 'noted\n'), ('verb', 'leaving\n')])
-def test_a_second_signal_leaves_at_once(block: str, said: str):
+@pytest.mark.parametrize('block, output', [('loop', 'noted\n'), ('verb', 'leaving\n')])
+def test_a_second_signal_leaves_at_once(block: str, output: str):
   for first, second in (BOTH, BOTH[::-1]):
     done = subprocess.run(
       [sys.executable, '-c', PROGRAM, block, str(int(first)), str(int(second))],
@@ -128,4 +128,4 @@ def test_a_second_signal_leaves_at_once(block: str, said: str):
       text=True,
       check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (128 + second, said, '')
+    assert (done.returncode, done.stdout, done.stderr) == (128 + second, output, '')
