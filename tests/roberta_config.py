@@ -6,7 +6,6 @@ from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import tokenizer
 
 SMALL = EncoderConfig(
-  encoder='',
   vocab_size=60,
   embedding_size=16,
   hidden_size=16,
@@ -14,26 +13,9 @@ SMALL = EncoderConfig(
   num_heads=4,
   num_layers=2,
   max_length=12,
-  norm='post',
-  positions='learned',
   segments=1,
   projection=False,
-  tied=False,
-  activation='gelu',
   dropout=0.0,
-  initialization='standard',
-  norm_epsilon=1e-5,
-  flops_heads=4,
-  dtype='float32',
-  remat=False,
-  projection_norm=True,
-  segment_embeddings_for_pairs=False,
-  short_convolution=0,
-  position_offset=2,
-  convolutions=0,
-  kernel=(),
-  channels=0,
-  convolution='paper2',
 )
 HEAD = HeadConfig(pooling='first', dropout=0.0, ensemble_size=1)
 CLASSES = 3

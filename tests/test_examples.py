@@ -60,12 +60,12 @@ def smaller(name: str, corpus: pathlib.Path) -> Any:
   return flags.parse_arguments('pretrain', commands.COMMANDS['pretrain'], given)[0]
 
 
-@pytest.mark.parametrize('name', ['gated', 'spans'])
+@pytest.mark.parametrize('name', ['own_encoder', 'spans'])
 def test_another_model_and_another_objective_train(
   name: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   config = smaller(name, tiny_corpus)
-  assert (bool(config.model.encoder), bool(config.mask.span)) == (name == 'gated', name == 'spans')
+  assert (bool(config.model.encoder), bool(config.mask.span)) == (name == 'own_encoder', name == 'spans')
   found = pretrain.pretrain(config, tmp_path / 'run')
   (line,) = [
     line

@@ -73,7 +73,7 @@ def defaults() -> Any:
 @given(st.lists(DOCUMENT, min_size=1), PACKINGS)
 def test_documents_of_lines_come_back(texts: list[str], packing: str):
   content = corruptions.PACK[packing](''.join(text + '\n' for text in texts).encode())
-  assert read(f'a.txt{packing}', content, unit='line') == texts
+  assert read(f'a.txt{packing}', content, document_unit='line') == texts
 
 
 @quick

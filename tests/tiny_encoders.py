@@ -13,54 +13,43 @@ from minilm_jax.model.initialization import path_name
 from tests import fast_jit
 
 SMALL = EncoderConfig(
-  encoder='',
   vocab_size=50,
   embedding_size=12,
   hidden_size=16,
   intermediate_size=24,
   num_heads=4,
-  num_layers=1,
   max_length=12,
-  norm='post',
-  positions='learned',
-  segments=2,
-  projection=True,
-  tied=False,
-  activation='gelu',
-  dropout=0.1,
-  initialization='standard',
-  norm_epsilon=1e-5,
-  flops_heads=4,
-  dtype='float32',
-  remat=False,
-  projection_norm=True,
-  segment_embeddings_for_pairs=False,
-  short_convolution=0,
-  position_offset=2,
-  convolutions=0,
-  kernel=(),
-  channels=0,
-  convolution='paper2',
 )
 
 
-def make_model(changes: dict[str, Any], seed: int = 0) -> heads.MaskedLanguageModel:
-  """A model whose every array is random, so that no part is without effect; numpy draws it, which
-  compiles nothing.
+def draw_arrays(shapes: Any, seed: int = 0) -> Any:
+  """Returns a model with random arrays (scales near 1, variances positive), so that all parts act.
+
+  numpy draws them, which compiles nothing.
   """
-  config, dice = dataclasses.replace(SMALL, **changes), np.random.default_rng(seed)
+  generator = np.random.default_rng(seed)
 
   def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    around = 1 if path_name(path).endswith('.scale') else 0
-    return jnp.asarray(around + 0.3 * dice.standard_normal(leaf.shape), jnp.float32)
+    name = path_name(path)
+    if name.endswith('variance'):
+      return jnp.asarray(generator.uniform(0.5, 2, leaf.shape), jnp.float32)
+    values = name.endswith('scale') + 0.3 * generator.standard_normal(leaf.shape)
+    return jnp.asarray(values, jnp.float32)
 
-  return jax.tree_util.tree_map_with_path(
-    draw, jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
-  )
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def make_model(
+  changes: dict[str, Any], seed: int = 0, config: EncoderConfig = SMALL
+) -> heads.MaskedLanguageModel:
+  """Returns a model of `config` with some fields changed and with random arrays."""
+  config = dataclasses.replace(config, **changes)
+  shapes = jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
+  return draw_arrays(shapes, seed)
 
 
 def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Array:
-  """Logits at all positions."""
+  """Returns logits at all positions."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   return model(tokens, tokens != 1, positions)
 

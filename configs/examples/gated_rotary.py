@@ -1,71 +1,57 @@
-"""Another encoder: blocks of rotary attention and a gated feed-forward (SwiGLU), pre-norm, RMSNorm,
-no biases.
+"""An encoder of your own: pre-norm blocks of rotary attention and SwiGLU, RMSNorm, no biases.
 
-configs/examples/gated.py names it as config.model.encoder; minilm_jax/model/custom.py says what
-such a class offers. Copy this file, change the block, and give
-`--config.model.encoder=your_file:YourClass`.
+configs/examples/own_encoder.py trains it; minilm_jax/model/custom.py describes the interface.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from minilm_jax.model.layers import dropout, keys
+from minilm_jax.model.layers import apply_dropout, split_key
 
 
-def rotate(x):  # [B L H d]: each pair of features turned by an angle that grows with the position
+def rotate(x):  # [B L H dim]: turns each pair of features by an angle that grows with the position
   length, half = x.shape[1], x.shape[-1] // 2
   angle = jnp.arange(length)[:, None] * 1e4 ** (-jnp.arange(half) / half)[None]
   cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
-  first, second = x[..., :half], x[..., half:]
-  return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1).astype(
-    x.dtype
-  )
+  a, b = x[..., :half], x[..., half:]
+  return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 
 
 class Block(nnx.Module):
   def __init__(self, config, rngs):
-    def linear(inputs, outputs):
-      return nnx.Linear(inputs, outputs, use_bias=False, dtype=config.dtype, rngs=rngs)
+    linear = lambda i, o: nnx.Linear(i, o, use_bias=False, dtype=config.dtype, rngs=rngs)  # noqa: E731
+    d, f = config.hidden_size, config.intermediate_size
+    self.num_heads, self.dropout = config.num_heads, config.dropout
+    self.norm, self.feed_norm = (nnx.RMSNorm(d, dtype=config.dtype, rngs=rngs) for _ in range(2))
+    self.qkv, self.output = linear(d, 3 * d), linear(d, d)
+    self.up, self.down = linear(d, 2 * f), linear(f, d)
 
-    self.heads, self.rate, hidden = config.num_heads, config.dropout, config.hidden_size
-    self.norm, self.feed_norm = (
-      nnx.RMSNorm(hidden, dtype=config.dtype, rngs=rngs) for _ in range(2)
-    )
-    self.qkv, self.output = linear(hidden, 3 * hidden), linear(hidden, hidden)
-    self.up, self.down = (
-      linear(hidden, 2 * config.intermediate_size),
-      linear(config.intermediate_size, hidden),
-    )
-
-  def __call__(self, x, mask, key):
-    after, last = keys(key, 2)
-    q, k, v = (
-      part.reshape(*x.shape[:2], self.heads, -1)
-      for part in jnp.split(self.qkv(self.norm(x)), 3, -1)
-    )
-    # no pad is attended to
+  def __call__(self, x, mask, key):  # [B L D], [B L], one key a row or None -> [B L D]
+    attention_key, feed_key = split_key(key, 2)
+    parts = jnp.split(self.qkv(self.norm(x)), 3, -1)
+    q, k, v = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in parts)
+    # The mask keeps pads from changing anything.
     mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, mask=mask[:, None, None])
-    x = x + dropout(self.output(mixed.reshape(x.shape)), self.rate, after)
+    x = x + apply_dropout(self.output(mixed.reshape(x.shape)), self.dropout, attention_key)
     gate, value = jnp.split(self.up(self.feed_norm(x)), 2, -1)
-    return x + dropout(self.down(jax.nn.silu(gate) * value), self.rate, last)
+    return x + apply_dropout(self.down(jax.nn.silu(gate) * value), self.dropout, feed_key)
 
 
 class Encoder(nnx.Module):
   def __init__(self, config, rngs):
+    v, d, dtype = config.vocab_size, config.hidden_size, config.dtype
     start = nnx.initializers.normal(0.02)
-    self.embedding = nnx.Embed(
-      config.vocab_size, config.hidden_size, embedding_init=start, dtype=config.dtype, rngs=rngs
-    )
+    self.embedding = nnx.Embed(v, d, embedding_init=start, dtype=dtype, rngs=rngs)
     self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
-    self.norm = nnx.RMSNorm(config.hidden_size, dtype=config.dtype, rngs=rngs)
+    self.norm = nnx.RMSNorm(d, dtype=dtype, rngs=rngs)
 
   @property
   def table(self):  # [V D], for a tied head
     return self.embedding.embedding[...]
 
-  def __call__(self, tokens, mask, *, key=None):
+  def __call__(self, tokens, mask, *, key=None):  # [B L], [B L], [B] or None -> [B L D]
     x = self.embedding(tokens)
-    for block, own in zip(self.blocks, keys(key, len(self.blocks)), strict=True):
-      x = block(x, mask, own)
+    for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
+      x = block(x, mask, block_key)
     return self.norm(x)

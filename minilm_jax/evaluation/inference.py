@@ -36,7 +36,7 @@ _USE_RUN = 'load the pre-training run that they started from'
 _SAVE_CLASSIFIERS = (
   'fine-tune it with --config.save_classifiers=True, and load WORKDIR/classifier-0'
 )
-Texts = str | Iterable[str]
+Texts = Any  # a string or several; `_check_texts` names what is no text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Model:
       _USE_RUN,
     )
 
-  def fill_mask(self, text: str, best: int = 5) -> list[Guess]:
+  def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns guesses for each `<mask>`; classifiers raise InputError."""
     raise InputError(
       f'guesses of {self.folder}', f'classifiers, which know no {_MASK_MARKER}', _USE_RUN
@@ -141,7 +141,7 @@ class LanguageModel(Model):
       vectors[indices] = np.asarray(means)[: len(indices)]
     return vectors
 
-  def fill_mask(self, text: str, best: int = 5) -> list[Guess]:
+  def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns the `best` most probable pieces for each `<mask>` of a text.
 
     Raises:

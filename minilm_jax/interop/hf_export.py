@@ -1,19 +1,18 @@
-"""A model of ours as a folder that Hugging Face's transformers opens, proved before it is there.
+"""Exports a model as a folder for Hugging Face's transformers, and verifies it before publishing.
 
     config.json, model.safetensors           shape and weights: a RoBERTa where the model is one
-    modeling_minilm.py                       of every other shape, what reads them (`trust_remote_code=True`)
+    modeling_minilm.py                       of every other shape, its code (`trust_remote_code=True`)
     tokenizer.json, tokenizer_config.json    the same ids for the same text
-    README.md, export.json                   the model card; what it is an export of, and what was compared
+    README.md, export.json                   the model card; source and comparison
 
-Every export ends with a comparison, in this process, of ours with what transformers makes of the
-written folder: ids of strange and of ordinary texts, logits of a batch with pads, and answers of
-the pipelines beside those of `minilm fill-mask` and `minilm predict`. Where they differ there is no
-folder. All of it in float32, also of a model that was trained in another type.
+Every export ends with a comparison, in this process, with what transformers makes of the written
+folder: ids of unusual and of ordinary texts, logits of a batch with pads, and answers of the
+pipelines beside those of `minilm fill-mask` and `minilm predict`. A difference removes the folder.
+Everything is in float32, also for a model that was trained in another type.
 """
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib.util
 import os
@@ -21,27 +20,27 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from minilm_jax.core import files, run_dir
+from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, tokenizer
+from minilm_jax.data import corpus
 from minilm_jax.evaluation import inference
 from minilm_jax.interop import export, hf_weights, model_card, tokenizer_json
 from minilm_jax.interop.export import LoadedModel
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel
-from minilm_jax.tasks.classifier import Card, SavedClassifier
 from minilm_jax.tasks.committee import Committee
-from minilm_jax.tasks.task import REGRESSION
 
-TOLERANCE = 1e-4  # between logits, and between probabilities
-_NEEDS = ('torch', 'transformers', 'safetensors', 'tokenizers')
-_MAX_LINES = (
+MAX_DIFFERENCE = 1e-4  # between logits, and between probabilities
+_LIBRARIES = ('torch', 'transformers', 'safetensors', 'tokenizers')
+_SENTENCES = (
   'the dog sleeps .',
   'she went to the house and saw a little red bird .',
   'no .',
@@ -55,46 +54,53 @@ _MAX_LINES = (
   'one two three four five six seven eight nine ten',
   'so be it',
 )
-_HOLES = ('the dog <mask> a bone .', 'she <mask> to the <mask> and saw him .', '<mask>')
-_MAX_ROWS = 8  # of the corpus, that are read beside `_LINES`
-_BEST, _BATCH = 5, 8
-# What transformers raises where it cannot read a folder, or is of a version that does so otherwise.
-_UNREAD = (OSError, ValueError, RuntimeError, ImportError, LookupError, AttributeError, TypeError)
+_MASKED_TEXTS = ('the dog <mask> a bone .', 'she <mask> to the <mask> and saw him .', '<mask>')
+_MAX_CORPUS_ROWS = 8  # that are compared beside `_SENTENCES`
+_NUM_GUESSES, _BATCH_SIZE = 5, 8
+# Errors of transformers for a folder that it cannot read.
+_READ_ERRORS = (
+  OSError,
+  ValueError,
+  RuntimeError,
+  ImportError,
+  LookupError,
+  AttributeError,
+  TypeError,
+)
 _REPORT = 'report it, with the shape of the model; what was written is removed'
 
 
-def export_huggingface(given: str, workdir: str) -> dict[str, Any]:
-  """Writes the model that `--checkpoint` names into a folder for transformers, and compares the
-  two.
+def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
+  """Writes a model into a folder for transformers, and compares the two.
 
   Args:
-    given: a pre-training run, `run@step`, or a classifier.
-    workdir: the folder, not there or empty; one that holds this very export is left as it is.
+    ref: a pre-training run, `run@step`, or a classifier.
+    workdir: the folder, absent or empty; one that holds this very export is left as it is.
 
   Returns:
-    What `export.json` holds: source, class, `differences` (the largest of logits and of answers),
-    texts, versions.
+    The contents of `export.json`: source, class, `differences` (the largest of logits and of
+    answers), number of texts, versions.
 
   Raises:
     InputError: a library is missing, there is no such model, the folder holds something else, or
       the two differ.
   """
   _check_libraries()
-  released = export.load_model(given)
-  identity = {'to': 'hf', **released.facts()}
-  found = export.existing_export(workdir, identity)
-  if found is not None:
-    return found
-  if released.card and len(released.card.fields) == 2 and not released.card.concatenate_fields:
-    tokenizer_json.check_pairs(released.length)
-  task = 'text-classification' if released.card else 'fill-mask'
+  loaded = export.load_model(ref)
+  identity = {'to': 'hf', **loaded.describe_source()}
+  record = export.existing_export(workdir, identity)
+  if record is not None:
+    return record
+  if loaded.card and loaded.card.reads_pairs:
+    tokenizer_json.check_pairs(loaded.length)
+  task = 'text-classification' if loaded.card else 'fill-mask'
   with export.atomic_export_folder(workdir) as folder, _quiet_transformers() as transformers:
-    described = _write(released, folder, task)
+    described = _write(loaded, folder, task)
     try:
-      differences = _compare(released, folder, task, transformers)
-    except _UNREAD as error:
+      differences = _compare(loaded, folder, task, transformers)
+    except _READ_ERRORS as error:
       raise InputError(
-        f'{given} as transformers {transformers.__version__} reads it',
+        f'{ref} as transformers {transformers.__version__} reads it',
         f'it cannot: {type(error).__name__}: {error}',
         _REPORT,
       ) from error
@@ -102,17 +108,17 @@ def export_huggingface(given: str, workdir: str) -> dict[str, Any]:
       **identity,
       'class': described['architectures'][0],
       'remote_code': 'auto_map' in described,
-      'unlike_roberta': hf_weights.roberta_differences(released.config, released.head),
+      'unlike_roberta': hf_weights.roberta_differences(loaded.config, loaded.head),
       'differences': differences,
-      'tolerance': TOLERANCE,
-      'versions': {name: sys.modules[name].__version__ for name in _NEEDS},
+      'tolerance': MAX_DIFFERENCE,
+      'versions': {name: sys.modules[name].__version__ for name in _LIBRARIES},
     }
     files.write_json(folder / export.EXPORT_RECORD, record)
   return record
 
 
 def _check_libraries() -> None:
-  absent = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+  absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
   if absent:
     raise InputError(
       'an export to Hugging Face',
@@ -122,8 +128,8 @@ def _check_libraries() -> None:
 
 
 @functools.cache
-def _cache() -> str:
-  """A folder for the code that transformers copies before it runs it, until this process ends."""
+def _module_cache() -> str:
+  """Returns a folder, until this process ends, for the code that transformers copies and runs."""
   folder = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return folder
@@ -131,200 +137,198 @@ def _cache() -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[Any]:
-  """The library, without a network, bars or warnings."""
+  """Yields the library, without a network, progress bars or warnings."""
   if 'transformers' not in sys.modules:  # it reads these once
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    os.environ.setdefault('HF_MODULES_CACHE', _cache())
+    os.environ.setdefault('HF_MODULES_CACHE', _module_cache())
   import transformers
 
-  before = transformers.logging.get_verbosity()
+  verbosity = transformers.logging.get_verbosity()
   transformers.logging.set_verbosity_error()
   transformers.logging.disable_progress_bar()
   try:
     yield transformers
   finally:
-    transformers.logging.set_verbosity(before)
+    transformers.logging.set_verbosity(verbosity)
     transformers.logging.enable_progress_bar()
 
 
-def _write(released: LoadedModel, folder: pathlib.Path, task: str) -> dict[str, Any]:
-  """All files but the record; gives what `config.json` says."""
+def _write(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[str, Any]:
+  """Writes all files but the record, and returns the contents of `config.json`."""
   import safetensors.numpy
 
-  card = released.card
+  card = loaded.card
   weights, described = hf_weights.export_weights(
-    released.model, released.config, released.head, card.labels if card else ()
+    loaded.model, loaded.config, loaded.head, card.labels if card else ()
   )
+  tokenizer = tokenizer_json.build_tokenizer_json(loaded.tokenizer)
+  settings = tokenizer_json.build_tokenizer_config(loaded.length, card is not None)
   files.write_bytes(folder / 'model.safetensors', safetensors.numpy.save(weights, {'format': 'pt'}))
   files.write_json(folder / run_dir.CONFIG, described)
-  files.write_json(
-    folder / tokenizer_json.TOKENIZER_FILE, tokenizer_json.build_tokenizer_json(released.tokenizer)
-  )
-  files.write_json(
-    folder / tokenizer_json.TOKENIZER_CONFIG,
-    tokenizer_json.build_tokenizer_config(released.length, card is not None),
-  )
-  remote = 'auto_map' in described
-  if remote:
-    source = pathlib.Path(__file__).with_name(f'{hf_weights.MODULE}.py')
+  files.write_json(folder / tokenizer_json.TOKENIZER_FILE, tokenizer)
+  files.write_json(folder / tokenizer_json.TOKENIZER_CONFIG, settings)
+  needs_code = 'auto_map' in described
+  if needs_code:
+    source = pathlib.Path(__file__).with_name(f'{hf_weights.MODELING_MODULE}.py')
     files.write_bytes(folder / source.name, files.read_bytes(source, 'the modelling file'))
-  made = model_card.build_card(
-    released.place.folder,
-    released.place.step,
+  text = model_card.build_card(
+    loaded.ref.folder,
+    loaded.ref.step,
     ('library_name: transformers', f'pipeline_tag: {task}'),
-    _use(task, remote),
+    _describe_use(task, needs_code),
   )
-  files.write_bytes(folder / model_card.CARD_FILE, made.encode())
+  files.write_bytes(folder / model_card.CARD_FILE, text.encode())
   return described
 
 
-def _use(task: str, remote: bool) -> str:
-  more = ', trust_remote_code=True' if remote else ''
-  asked = (
-    "'the dog <mask> a bone .'"
-    if task == 'fill-mask'
-    else "'the text', top_k=None, truncation=True"
-  )
-  said = (
+def _describe_use(task: str, needs_code: bool) -> str:
+  arguments = f"'{task}', model='FOLDER'" + ', trust_remote_code=True' * needs_code
+  if task == 'fill-mask':
+    inputs = "'the dog <mask> a bone .'"
+    remark = (
+      'The guesses of `minilm fill-mask` leave out special pieces and rows that are no piece.'
+    )
+  else:
+    inputs = "'the text', top_k=None, truncation=True"
+    remark = 'Special pieces in a text are plain letters.'
+  code = (
     'Its shape is no class of transformers: `modeling_minilm.py`, in this folder, reads it. '
-    if remote
+    if needs_code
     else ''
   )
   return (
-    f'{said}Text is lower-cased by the tokenizer.\n\n```python\nfrom transformers import pipeline\n\n'
-    f"answer = pipeline('{task}', model='FOLDER'{more})\nprint(answer({asked}))\n```\n\n"
-    'FOLDER is where this file is. '
-    + (
-      'The guesses of `minilm fill-mask` leave out special pieces and rows that are no piece.'
-      if task == 'fill-mask'
-      else 'Special pieces in a text are plain letters.'
-    )
+    f'{code}Text is lower-cased by the tokenizer.\n\n```python\nfrom transformers import pipeline\n\n'
+    f'answer = pipeline({arguments})\nprint(answer({inputs}))\n```\n\n'
+    f'FOLDER is where this file is. {remark}'
   )
 
 
 def _compare(
-  released: LoadedModel, folder: pathlib.Path, task: str, transformers: Any
+  loaded: LoadedModel, folder: pathlib.Path, task: str, transformers: Any
 ) -> dict[str, float]:
-  """The largest differences; what is too large is refused."""
-  answer = transformers.pipeline(task, model=str(folder), trust_remote_code=True, device='cpu')
-  texts = [*tokenizer_json.PROBE_TEXTS, *_MAX_LINES, *_corpus_lines(released)]
-  other = tokenizer_json.find_differences(
-    released.tokenizer, answer.tokenizer.backend_tokenizer, texts
+  """Returns the largest differences; raises InputError for one that is too large."""
+  pipeline = transformers.pipeline(task, model=str(folder), trust_remote_code=True, device='cpu')
+  texts = [*tokenizer_json.PROBE_TEXTS, *_SENTENCES, *_read_corpus_texts(loaded)]
+  different = tokenizer_json.find_differences(
+    loaded.tokenizer, pipeline.tokenizer.backend_tokenizer, texts
   )
-  if other:
+  if different:
     raise InputError(
       'the same ids for the same text',
-      f'others for {other[0]!r} and {len(other) - 1} more',
+      f'others for {different[0]!r} and {len(different) - 1} more',
       'train a tokenizer with tokenizer.model=bpe',
     )
+  compare_answers = _compare_labels if loaded.card else _compare_guesses
   with jax.default_matmul_precision('highest'):
-    found = {
-      'logits': _logits(released, answer.model, answer.tokenizer, texts),
-      'answers': (_predicted if released.card else _fill_masks)(released, answer),
+    differences = {
+      'logits': _compare_logits(loaded, pipeline.model, pipeline.tokenizer, texts),
+      'answers': compare_answers(loaded, pipeline),
     }
-  for name, difference in found.items():
-    if not difference <= TOLERANCE:
-      raise InputError(f'{name} that differ by {TOLERANCE} at most', f'{difference:.2g}', _REPORT)
-  return {**found, 'texts': len(texts)}
+  for name, difference in differences.items():
+    if not difference <= MAX_DIFFERENCE:
+      raise InputError(
+        f'{name} that differ by {MAX_DIFFERENCE} at most', f'{difference:.2g}', _REPORT
+      )
+  return {**differences, 'texts': len(texts)}
 
 
-def _corpus_lines(released: LoadedModel) -> list[str]:
-  """Text of the run's corpus, where that is still there."""
-  if released.card:
+def _read_corpus_texts(loaded: LoadedModel) -> list[str]:
+  """Returns some text of the run's corpus, if that still exists."""
+  if loaded.card:
     return []
-  known = run_dir.read_corpus_hashes(released.place.folder)
-  # in a bucket that cannot be reached, say
+  hashes = run_dir.read_corpus_hashes(loaded.ref.folder)
+  folder = hashes['corpus_folder']
+  # It may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):
-    if corpus.read_manifest(known['corpus_folder'])['hash'] == known['corpus']:
-      rows = corpus.CorpusFiles(known['corpus_folder'], 'validation')
-      count = min(_MAX_ROWS, int(rows.ends[-1]))
-      return [released.tokenizer.decode(row) for row in rows[np.arange(count)].tolist()]
+    if corpus.read_manifest(folder)['hash'] == hashes['corpus']:
+      rows = corpus.CorpusFiles(folder, 'validation')
+      count = min(_MAX_CORPUS_ROWS, int(rows.ends[-1]))
+      return [loaded.tokenizer.decode(row) for row in rows[np.arange(count)].tolist()]
   return []
 
 
-def _logits(released: LoadedModel, model: Any, reads: Any, texts: Sequence[str]) -> float:
-  """The largest difference of logits of batches that their tokenizer has padded; of masked language
-  models not at pads.
+def _compare_logits(loaded: LoadedModel, model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
+  """Returns the largest difference of logits of padded batches, leaving out pads of a masked LM.
 
-  Batches are small: of each there are logits of every piece at every token.
+  Batches are small, for there are logits of every piece at every token.
   """
   import torch
 
-  ours, worst = jax.jit(functools.partial(_jax_logits, released.card)), []
-  for first in range(0, len(texts), _BATCH):
-    some = list(texts[first : first + _BATCH])
-    some += [''] * (_BATCH - len(some))
-    batch = reads(
-      some, truncation=True, padding='max_length', max_length=released.length, return_tensors='pt'
+  compute_logits, differences = jax.jit(_build_logits(loaded)), []
+  for first in range(0, len(texts), _BATCH_SIZE):
+    batch_texts = list(texts[first : first + _BATCH_SIZE])
+    batch = tokenizer(
+      batch_texts + [''] * (_BATCH_SIZE - len(batch_texts)),
+      truncation=True,
+      padding='max_length',
+      max_length=loaded.length,
+      return_tensors='pt',
     )
     tokens = batch['input_ids'].numpy()
     with torch.no_grad():
-      theirs = model(**batch).logits.float().numpy()
-    compared = np.ones(len(tokens), bool) if released.card else tokens != tokenizer.PAD_ID
-    worst.append(np.abs(np.asarray(ours(released.model, tokens)) - theirs)[compared].max())
-  return float(np.max(worst))  # NaN where one is
+      expected = model(**batch).logits.float().numpy()
+    compared = np.ones(len(tokens), bool) if loaded.card else tokens != PAD_ID
+    logits = np.asarray(compute_logits(loaded.model, tokens))
+    differences.append(np.abs(logits - expected)[compared].max())
+  return float(np.max(differences))  # NaN if one is
 
 
-def _jax_logits(card: Card | None, model: MaskedLanguageModel | Classifier, tokens: Any) -> Any:
-  if card is None:
-    return model(
-      tokens,
-      tokens != tokenizer.PAD_ID,
-      jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
-    )
-  if card.head.pooling == 'positions':  # a weight a position, pads included
-    tokens = jnp.pad(
-      tokens,
-      ((0, 0), (0, card.model.max_length - tokens.shape[1])),
-      constant_values=tokenizer.PAD_ID,
-    )
-  return model(tokens, tokens != tokenizer.PAD_ID)
+def _build_logits(loaded: LoadedModel) -> Callable[[Any, Any], Any]:
+  """Returns a function from a model and tokens to logits of each token, or of each row."""
+  # Head 'positions' has a weight for each position, pads included.
+  is_full = loaded.card is not None and loaded.card.head.pooling == 'positions'
+
+  def compute_logits(model: MaskedLanguageModel | Classifier, tokens: Int[Any, 'B L']) -> Any:
+    if isinstance(model, MaskedLanguageModel):
+      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+      return model(tokens, tokens != PAD_ID, positions)
+    if is_full:
+      fill = (0, 0), (0, loaded.config.max_length - tokens.shape[1])
+      tokens = jnp.pad(tokens, fill, constant_values=PAD_ID)
+    return model(tokens, tokens != PAD_ID)
+
+  return compute_logits
 
 
-def _fill_masks(released: LoadedModel, pipeline: Any) -> float:
-  """The largest difference of the probabilities of our best guesses, and of theirs that are
-  ordinary pieces.
-  """
-  worst, first, end = [], len(tokenizer.SPECIAL_TOKENS), released.tokenizer.size
-  model = jax.tree.map(jnp.asarray, released.model)
-  for text in _HOLES:
-    ours = inference.guess_table(released.config, released.tokenizer, model, text, _BEST)
-    theirs = pipeline(
-      text, top_k=min(released.config.vocab_size, first + _BEST + released.config.vocab_size - end)
-    )
-    for hole, row in enumerate([theirs] if isinstance(theirs[0], dict) else theirs, 1):
-      shares = {one['token']: one['score'] for one in row if first <= one['token'] < end}
-      own = [guess for guess in ours if guess.hole == hole]
-      best = sorted(shares.values(), reverse=True)[:_BEST]
-      for guess, share in zip(own, best, strict=True):
-        # of two that are equally probable one may be cut
-        there = shares.get(released.tokenizer.id(guess.piece), share)
-        worst += [abs(guess.probability - there), abs(guess.probability - share)]
-  return float(np.max(worst))
+def _compare_guesses(loaded: LoadedModel, pipeline: Any) -> float:
+  """Returns the largest difference of the probabilities of the best ordinary pieces of either."""
+  tokenizer, vocab_size = loaded.tokenizer, loaded.config.vocab_size
+  first, end = len(SPECIAL_TOKENS), tokenizer.size
+  # Special pieces and ids without a piece may be among their guesses.
+  top_k = min(vocab_size, _NUM_GUESSES + first + vocab_size - end)
+  model, differences = jax.tree.map(jnp.asarray, loaded.model), []
+  for text in _MASKED_TEXTS:
+    guesses = inference.guess_pieces(model, tokenizer, text, _NUM_GUESSES)
+    rows = pipeline(text, top_k=top_k)
+    rows = [rows] if isinstance(rows[0], dict) else rows
+    for hole, row in enumerate(rows, 1):
+      shares = {guess['token']: guess['score'] for guess in row if first <= guess['token'] < end}
+      best = sorted(shares.values(), reverse=True)[:_NUM_GUESSES]
+      hole_guesses = [guess for guess in guesses if guess.hole == hole]
+      for guess, share in zip(hole_guesses, best, strict=True):
+        # Of two equally probable pieces one may be cut off.
+        same_piece = shares.get(tokenizer.id(guess.piece), share)
+        differences += [abs(guess.probability - same_piece), abs(guess.probability - share)]
+  return float(np.max(differences))
 
 
-def _predicted(released: LoadedModel, pipeline: Any) -> float:
-  """The largest difference of the probabilities of every label, or of the numbers of a regression."""
-  card = released.card
-  two = len(card.fields) == 2 and not card.concatenate_fields
-  long = ' '.join(_MAX_LINES * 4)
-  firsts = [*_MAX_LINES, long, 'a <mask> and </s>']
-  rows = (
-    list(zip(firsts, [*firsts[1:], firsts[0]], strict=True))
-    if two
-    else [(text,) for text in firsts]
-  )
-  # ours in float32, which the model there may not compute in
-  wide = dataclasses.replace(card, model=released.config)
-  fitted = SavedClassifier(wide, released.model, released.tokenizer, released.identity)
-  ours = inference.answer_examples(Committee((fitted,)), rows, several=False)
-  worst = []
-  for texts, own in zip(rows, ours, strict=True):
-    asked = dict(zip(('text', 'text_pair'), texts))
-    theirs = pipeline([asked], top_k=None, truncation=True)[0]
-    if card.task_kind == REGRESSION:
-      worst.append(abs(own['value'] - theirs[0]['score']))
+def _compare_labels(loaded: LoadedModel, pipeline: Any) -> float:
+  """Returns the largest difference of the probability of a label, or of a regression's number."""
+  classifier = loaded.classifier()
+  texts = [*_SENTENCES, ' '.join(_SENTENCES * 4), 'a <mask> and </s>']
+  rows: list[tuple[str, ...]] = [(text,) for text in texts]
+  if classifier.card.reads_pairs:
+    rows = list(zip(texts, [*texts[1:], texts[0]], strict=True))
+  predictions = inference.predict_rows(Committee((classifier,)), rows, is_committee=False)
+  differences = []
+  for row, prediction in zip(rows, predictions, strict=True):
+    inputs = dict(zip(('text', 'text_pair'), row))
+    answers = pipeline([inputs], top_k=None, truncation=True)[0]
+    if classifier.card.is_regression:
+      differences.append(abs(prediction['value'] - answers[0]['score']))
     else:
-      said = {one['label']: one['score'] for one in theirs}
-      worst += [abs(share - said[label]) for label, share in own['probabilities'].items()]
-  return float(np.max(worst))
+      shares = {answer['label']: answer['score'] for answer in answers}
+      differences += [
+        abs(share - shares[label]) for label, share in prediction['probabilities'].items()
+      ]
+  return float(np.max(differences))

@@ -1,14 +1,13 @@
-"""A folder of Hugging Face's as a run of ours: `minilm import`.
+"""Imports a model of Hugging Face as a run: `minilm import`.
 
     config.json, model.safetensors, tokenizer.json or vocab.txt      in, of a RoBERTa, BERT or ELECTRA
     config.json, manifest.json, tokenizer.model, checkpoints/0, result.json                        out
 
-All of it is read and checked before anything is written. The run has the ids of ours
-(`data/wrapped_tokenizer.py`): tables and biases over pieces are permuted once, here. config.json is
-of the kind 'imported', so that nobody takes it for pre-training; the manifest says where the model
-came from, with the hashes of the files, and what of it was left out. Neither torch nor transformers
-is needed, and nothing is unpickled. Left out: models cut into several files, heads of tasks, and
-the way back.
+Everything is read and checked before anything is written. The run has our token ids
+(`data/wrapped_tokenizer.py`): tables and biases over pieces are permuted once, here. config.json has
+the kind 'imported', which is not pre-training; the manifest records the origin, the hashes of the
+files, and what was left out. Neither torch nor transformers is needed, and nothing is unpickled.
+Models in several files and heads of tasks are refused.
 """
 
 from collections.abc import Mapping
@@ -21,8 +20,9 @@ from etils import epath
 
 from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
+from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError, require_library
-from minilm_jax.data import build, tokenizer, wrapped_tokenizer
+from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.interop import hf_config, hf_weights
 from minilm_jax.interop.hf_config import HfFamily
@@ -33,17 +33,17 @@ from minilm_jax.training import checkpoint
 WEIGHTS, TOKENIZER, WORDS = 'model.safetensors', 'tokenizer.json', 'vocab.txt'
 _TOKENIZER_CONFIG, _SPECIAL_MAP = 'tokenizer_config.json', 'special_tokens_map.json'
 _FILES = (run_dir.CONFIG, WEIGHTS, TOKENIZER, WORDS, _TOKENIZER_CONFIG, _SPECIAL_MAP)
-# in the order of our special pieces
+# Roles of our special pieces, in our order.
 _ROLES = ('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token')
-# Of tokenizer_config.json, and what they are called in a tokenizer.json.
-_NORMS = {
+# Settings of tokenizer_config.json, and their names in a tokenizer.json.
+_NORMALIZER_SETTINGS = {
   'do_lower_case': 'lowercase',
   'strip_accents': 'strip_accents',
   'tokenize_chinese_chars': 'handle_chinese_chars',
 }
-_OTHER = ('.bin', '.h5', '.msgpack', '.index.json')  # endings of weights that are not read
+_OTHER_ENDINGS = ('.bin', '.h5', '.msgpack', '.index.json')  # of weights that are not read
 MAX_WEIGHT_BYTES = 2 << 30  # RoBERTa-large in float32 has 1.4e9
-# numpy has no bfloat16; that of jax.numpy is the one of ml_dtypes.
+# The bfloat16 of jax.numpy is that of ml_dtypes; numpy has none.
 _DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -56,102 +56,105 @@ _DTYPES = {
   'U8': np.uint8,
   'BOOL': np.bool_,
 }
-# a table may have rows up to a multiple of it that no piece has, for the sake of its shape
-_MAX_EXTRA_ROWS = 128
+# A table may have rows without a piece, up to a multiple of this, to have a convenient shape.
+_ROW_MULTIPLE = 128
+_OTHER_TOKENIZER = 'give the tokenizer that the model was trained with'
 
 
 def import_model(source: epath.PathLike, workdir: epath.PathLike) -> dict[str, Any]:
-  """Imports the model of a folder into a run directory; one that holds it already is left as it is.
+  """Imports the model of a folder into a run directory, or leaves one that holds it as it is.
 
   Args:
     source: a local folder, as `save_pretrained` or a download leaves it.
     workdir: the run.
 
   Returns:
-    What result.json holds: where from, of which type, its parameters, whether it guesses hidden
-    tokens, what was left out.
+    The contents of result.json: origin, type, number of parameters, whether there is a masked-LM
+    head, and what was left out.
 
   Raises:
-    Held: another process is at work in the work directory.
+    LockedError: another process uses the work directory.
     InputError: a file is missing, damaged or of something else, a weight or the tokenizer does not
-      fit, the model has what ours has not, or the work directory holds something else. Nothing was
+      fit, the model is not supported, or the work directory holds something else. Nothing is
       written then.
   """
   source, workdir = epath.Path(source), epath.Path(workdir)
   what = f'the model in {source}'
-  described = _describe_import(source, what)
-  kind = hf_config.detect_family(described, what)
-  read = _tokenizer(source, kind)
-  config, model, left = _model(source, described, kind, read, what)
-  head = not isinstance(model, dict)
+  described = _read_config(source, what)
+  family = hf_config.detect_family(described, what)
+  tokenizer = _read_tokenizer(source, family)
+  config, model, left_out = _read_model(source, described, family, tokenizer)
   origin = {
     'from': str(source),
     'model_type': described['model_type'],
-    'head': head,
-    'left_out': left,
+    'head': not isinstance(model, dict),
+    'left_out': left_out,
     'files': {name: files.hash_file(source / name) for name in _FILES if (source / name).is_file()},
   }
   with lock.hold_lock(workdir):
-    _check(workdir, origin)
-    for text in left:
+    _check_workdir(workdir, origin)
+    for text in left_out:
       progress.log(f'left out: {text}')
-    return _write(workdir, config, model, read, origin)
+    return _write_run(workdir, config, model, tokenizer, origin)
 
 
-def _describe_import(source: epath.Path, what: str) -> dict[str, Any]:
-  """Their config.json, where the folder has it and weights that can be read."""
+def _read_config(source: epath.Path, what: str) -> dict[str, Any]:
+  """Returns the contents of config.json, of a folder that has weights in one file."""
   if not source.is_dir():
     raise InputError(
       what, 'no such folder', 'download it first, and give the folder with its config.json'
     )
-  found = files.read_object(source / run_dir.CONFIG, what)
+  described = files.read_object(source / run_dir.CONFIG, what)
   if not (source / WEIGHTS).is_file():
-    names = sorted(one.name for one in source.iterdir() if one.name.endswith(_OTHER))
+    names = sorted(path.name for path in source.iterdir() if path.name.endswith(_OTHER_ENDINGS))
     raise InputError(
       what,
       f'no {WEIGHTS}' + (f' but {", ".join(names[:3])}' if names else ''),
       'save it as one such file where transformers is: AutoModelForPreTraining.from_pretrained(FOLDER)'
       ".save_pretrained(OTHER, max_shard_size='2GB')",
     )
-  return found
+  return described
 
 
-def _model(
-  source: epath.Path, described: Mapping[str, Any], kind: HfFamily, read: Tokenizer, what: str
+def _read_model(
+  source: epath.Path, described: Mapping[str, Any], family: HfFamily, tokenizer: Tokenizer
 ) -> tuple[RunConfig, Any, list[str]]:
-  """The recipe, the model (a dict of the encoder alone where it has no head), and what of theirs
-  was left out.
-  """
-  family = kind.family
-  weights = hf_weights.rename_parameters(family, _read_weights(source / WEIGHTS))
-  head = f'{family.transform}.weight' in weights
-  shape = hf_config.read_shape(described, kind, head, what)
-  dropped, left = dict(family.dropped), []
-  if head and kind.gelu and (shape.projection or shape.activation != 'gelu'):
-    head = False
-    dropped[kind.gelu] = (
+  """Returns the recipe, the model ({'encoder': ...} without a head), and what was left out."""
+  what, names = f'the model in {source}', family.family
+  weights = hf_weights.rename_parameters(names, _read_weights(source / WEIGHTS))
+  has_head = f'{names.transform}.weight' in weights
+  shape = hf_config.read_shape(described, family, has_head, what)
+  dropped, left_out = dict(names.dropped), []
+  if has_head and family.gelu_head and (shape.projection or shape.activation != 'gelu'):
+    has_head = False
+    dropped[family.gelu_head] = (
       'the masked-LM head, which ours has not: as wide as the table, or of another activation'
     )
-  for begin, name in dropped.items():
-    names = [weight for weight in weights if weight.startswith(begin)]
-    left += [f'{name} ({begin}*)'] * bool(names)
-    for weight in names:
-      del weights[weight]
-  _check_sizes(shape.vocab_size, read, described, kind, what)
-  order = np.array(wrapped_tokenizer.order_ids(_hf_tensors(read), shape.vocab_size))
-  for name in family.over_pieces:
-    if name in weights and weights[name].shape[:1] == order.shape:
+  for prefix, description in dropped.items():
+    matches = [name for name in weights if name.startswith(prefix)]
+    if matches:
+      left_out.append(f'{description} ({prefix}*)')
+    for name in matches:
+      del weights[name]
+  special_ids = list(files.parse_json(tokenizer.model)['special'].values())
+  _check_sizes(tokenizer.size, shape.vocab_size, what)
+  pad, tokenizer_pad = described.get('pad_token_id'), special_ids[PAD_ID]
+  if family.positions_from_pad and pad is not None and pad != tokenizer_pad:
+    raise InputError(
+      what,
+      f'pad_token_id={pad!r} in its config.json, and {tokenizer_pad} in its tokenizer',
+      _OTHER_TOKENIZER,
+    )
+  order = np.array(wrapped_tokenizer.order_ids(special_ids, shape.vocab_size))
+  for name in names.over_pieces & weights.keys():
+    if weights[name].shape[:1] == order.shape:
       weights[name] = weights[name][order]
-  made = recipe.load('configs/base.py')
-  made.model.update({**recipe.as_dict(shape), 'kernel': ''})
-  model = (hf_weights.load_masked_language_model if head else hf_weights.load_encoder)(
-    family, weights, shape
-  )
-  return recipe.resolve(made, 'pretrain'), model, left
+  load = hf_weights.load_masked_language_model if has_head else hf_weights.load_encoder
+  return RunConfig(model=shape), load(names, weights, shape), left_out
 
 
 def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of a safetensors file by name; the library checks header, offsets and sizes.
+  """Returns the arrays of a safetensors file by name; its library checks header and sizes.
 
   Raises:
     InputError: safetensors is not installed; the file is missing, too large, damaged, or of another
@@ -186,82 +189,64 @@ def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
     ) from None
 
 
-def _hf_tensors(read: Tokenizer) -> list[int]:
-  """Their ids of our special pieces."""
-  return list(files.parse_json(read.model)['special'].values())
-
-
-def _check_sizes(
-  rows: int, read: Tokenizer, described: Mapping[str, Any], kind: HfFamily, what: str
-) -> None:
-  if not read.size <= rows <= -(-read.size // _MAX_EXTRA_ROWS) * _MAX_EXTRA_ROWS:
+def _check_sizes(pieces: int, vocab_size: int, what: str) -> None:
+  if not pieces <= vocab_size <= -(-pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE:
     raise InputError(
       what,
-      f'a tokenizer of {read.size:,} pieces, and vocab_size={rows:,} in its config.json',
-      'give the tokenizer that the model was trained with',
-    )
-  pad, theirs = described.get('pad_token_id'), _hf_tensors(read)[tokenizer.PAD_ID]
-  if kind.from_pad and pad is not None and pad != theirs:
-    raise InputError(
-      what,
-      f'pad_token_id={pad!r} in its config.json, and {theirs} in its tokenizer',
-      'give the tokenizer that the model was trained with',
+      f'a tokenizer of {pieces:,} pieces, and vocab_size={vocab_size:,} in its config.json',
+      _OTHER_TOKENIZER,
     )
 
 
-def _tokenizer(source: epath.Path, kind: HfFamily) -> Tokenizer:
-  """The tokenizer of the folder under our ids."""
+def _read_tokenizer(source: epath.Path, family: HfFamily) -> Tokenizer:
+  """Returns the tokenizer of the folder with our token ids."""
   what, settings = f'the tokenizer in {source}', {}
-  for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the latter is the newer one, and wins
+  for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the newer one overrides the other
     if (source / name).is_file():
       settings |= files.read_object(source / name, what)
   names = [
-    _name(settings.get(role), usual, role, what)
-    for role, usual in zip(_ROLES, kind.special, strict=True)
+    _piece_name(settings.get(role), default, role, what)
+    for role, default in zip(_ROLES, family.special, strict=True)
   ]
   if (source / TOKENIZER).is_file():
-    found = files.read_object(source / TOKENIZER, what)
+    described = files.read_object(source / TOKENIZER, what)
   elif (source / WORDS).is_file():
-    found = _word_pieces(source / WORDS, names, what)
+    described = _describe_word_pieces(source / WORDS, names, what)
   else:
     raise InputError(
       what,
       f'neither {TOKENIZER} nor {WORDS}',
       'make it where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)',
     )
-  norm = found['normalizer'] if 'normalizer' in found else None
-  # theirs takes these from there
-  if isinstance(norm, dict) and 'type' in norm and norm['type'] == 'BertNormalizer':
-    norm.update({ours: settings[name] for name, ours in _NORMS.items() if name in settings})
+  normalizer = described['normalizer'] if 'normalizer' in described else None
+  if isinstance(normalizer, dict) and normalizer.get('type') == 'BertNormalizer':
+    normalizer |= {
+      ours: settings[name] for name, ours in _NORMALIZER_SETTINGS.items() if name in settings
+    }
   try:
-    vocabulary = wrapped_tokenizer.build_wrapper(found).get_vocab(with_added_tokens=True)
+    vocabulary = wrapped_tokenizer.build_wrapper(described).get_vocab(with_added_tokens=True)
     missing = [
       f'{role} {name!r}' for role, name in zip(_ROLES, names, strict=True) if name not in vocabulary
     ]
     if missing:
       raise ValueError(f'no {", ".join(missing)} in it')
-    special = {
-      ours: vocabulary[name] for ours, name in zip(tokenizer.SPECIAL_TOKENS, names, strict=True)
-    }
-    return Tokenizer(wrapped_tokenizer.pack_tokenizer(found, special, kind.between))
+    ids = {piece: vocabulary[name] for piece, name in zip(SPECIAL_TOKENS, names, strict=True)}
+    return Tokenizer(wrapped_tokenizer.pack_tokenizer(described, ids, family.between))
   except ValueError as error:
     raise InputError(what, str(error), 'download or save the tokenizer again') from None
 
 
-def _name(given: Any, usual: str, role: str, what: str) -> str:
-  """What a special piece is called: in a tokenizer's settings it is text, or an object with its
-  text.
-  """
-  found = given['content'] if isinstance(given, dict) and 'content' in given else given
-  if found is not None and not isinstance(found, str):
-    raise InputError(what, f'{role}={found!r:.100}', 'restore its settings')
-  return found or usual
+def _piece_name(setting: Any, default: str, role: str, what: str) -> str:
+  """Returns the name of a special piece, which is text or an object with `content`."""
+  if isinstance(setting, dict) and 'content' in setting:
+    setting = setting['content']
+  if setting is not None and not isinstance(setting, str):
+    raise InputError(what, f'{role}={setting!r:.100}', 'restore its settings')
+  return setting or default
 
 
-def _word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any]:
-  """A vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases unless settings say
-  else.
-  """
+def _describe_word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any]:
+  """Returns a vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases."""
   try:
     lines = files.read_bytes(path, what).decode().removesuffix('\n').split('\n')
   except UnicodeDecodeError as error:
@@ -297,7 +282,7 @@ def _word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any
     'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
     'model': {
       'type': 'WordPiece',
-      'unk_token': names[tokenizer.UNKNOWN_ID],
+      'unk_token': names[UNKNOWN_ID],
       'continuing_subword_prefix': '##',
       'max_input_chars_per_word': 100,
       'vocab': vocabulary,
@@ -305,53 +290,51 @@ def _word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any
   }
 
 
-def _check(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
-  """Refuses a work directory with something else in it; that of the same import is gone on with."""
+def _check_workdir(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
+  """Refuses a work directory that holds something else than the same import, begun or finished."""
   what = f'a model imported into {workdir}'
-  there = sorted(one.name for one in workdir.iterdir() if not one.name.startswith('.'))
-  if not there:
+  names = sorted(path.name for path in workdir.iterdir() if not path.name.startswith('.'))
+  if not names:
     return
-  found = run_dir.read_import_record(workdir)
-  if not found:
+  record = run_dir.read_import_record(workdir)
+  if not record:
     raise InputError(
-      what, f'something else is there: {", ".join(there[:4])}', 'give a new or empty --workdir'
+      what, f'something else is there: {", ".join(names[:4])}', 'give a new or empty --workdir'
     )
-  if found['files'] != origin['files']:
+  if record['files'] != origin['files']:
     raise InputError(
       what,
-      f'it holds another model, of {found["from"]}, or an earlier state of this one',
+      f'it holds another model, of {record["from"]}, or an earlier state of this one',
       'give another --workdir',
     )
 
 
-def _write(
-  workdir: epath.Path, config: RunConfig, model: Any, read: Tokenizer, origin: dict[str, Any]
+def _write_run(
+  workdir: epath.Path,
+  config: RunConfig,
+  model: Any,
+  tokenizer: Tokenizer,
+  origin: dict[str, Any],
 ) -> dict[str, Any]:
-  """The run; its manifest, by which the same import is known again, comes first and its result
-  last.
-  """
+  """Writes the run: first its manifest, which identifies the import, and last its result."""
   if (workdir / run_dir.RESULT).exists():
     progress.log(f'nothing to do: {workdir} holds this model')
     return files.read_json(workdir / run_dir.RESULT, f'the result of {workdir}')
   embedding, total = flops.count_parameters(config.model)['embedding'], count_parameters(model)
-  files.write_json(
-    workdir / run_dir.MANIFEST,
-    {
-      'corpus': '',
-      'corpus_folder': '',
-      'tokenizer': read.sha256,
-      run_dir.IMPORTED: origin,
-      'parameters': {'embedding': embedding, 'other': total - embedding, 'total': total},
-      'jax': jax.__version__,
-      'devices': [d.device_kind for d in jax.devices()],
-    },
-  )
-  files.write_json(
-    workdir / run_dir.CONFIG, {**recipe.as_dict(config), 'kind': run_dir.IMPORTED}
-  )
-  files.write_bytes(workdir / build.TOKENIZER, read.model)
-  with checkpoint.open_writer(workdir, 1) as saves:
-    saves.save({'model': model}, 0)
+  manifest = {
+    'corpus': '',
+    'corpus_folder': '',
+    'tokenizer': tokenizer.sha256,
+    run_dir.IMPORTED: origin,
+    'parameters': {'embedding': embedding, 'other': total - embedding, 'total': total},
+    'jax': jax.__version__,
+    'devices': [device.device_kind for device in jax.devices()],
+  }
+  files.write_json(workdir / run_dir.MANIFEST, manifest)
+  files.write_json(workdir / run_dir.CONFIG, {**recipe.as_dict(config), 'kind': run_dir.IMPORTED})
+  files.write_bytes(workdir / run_dir.TOKENIZER, tokenizer.model)
+  with checkpoint.open_writer(workdir, 1) as writer:
+    writer.save({'model': model}, 0)
   result = {
     run_dir.IMPORTED: True,
     'from': origin['from'],

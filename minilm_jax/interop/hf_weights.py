@@ -1,10 +1,9 @@
-"""Our models as Hugging Face's transformers has them: arrays by their names, and what `config.json`
-says of the shape.
+"""Weights and shapes of models between this package and Hugging Face's transformers.
 
-What a RoBERTa can be becomes one, and needs nothing but transformers. Everything else reads the one
-file that is exported beside it, `modeling_minilm.py`, whose parameters are named as ours. Only
-arrays and JSON come out, so neither transformers nor torch is needed here. Left out: writing files,
-and tokenizers.
+Weights of RoBERTa, BERT and ELECTRA load into models of ours. The way out makes a RoBERTa of every
+model that can be one; any other shape is read by `modeling_minilm.py`, which is exported beside the
+weights and names parameters as we do. Arrays and JSON only: neither transformers nor torch is
+needed.
 """
 
 import dataclasses
@@ -23,11 +22,10 @@ from minilm_jax.model import heads
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.model.initialization import path_name
 
-# What Hugging Face's transformers calls the weights of RoBERTa, BERT and ELECTRA, beside what we
-# call them. Our modules and theirs, whose names begin with that of the family; `N` is the number of
-# a block.
+MODELING_MODULE = 'modeling_minilm'
 EMBEDDING, _BLOCK = 'embeddings', 'encoder.layer.N'
-_BODY = {
+# Our modules of an encoder, and theirs below the name of the family; `N` is the number of a block.
+_ENCODER_MODULES = {
   'encoder.embedding.tokens': f'{EMBEDDING}.word_embeddings',
   'encoder.embedding.positions': f'{EMBEDDING}.position_embeddings',
   'encoder.embedding.segments': f'{EMBEDDING}.token_type_embeddings',
@@ -42,18 +40,56 @@ _BODY = {
   'encoder.blocks.N.feed_forward.down': f'{_BLOCK}.output.dense',
   'encoder.blocks.N.feed_forward_norm': f'{_BLOCK}.output.LayerNorm',
 }
-_PARAMETER_KINDS = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 'bias'}
+# Our kinds of parameters that PyTorch names otherwise.
+_PARAMETER_KINDS = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'embedding': 'weight',
+  'running_variance': 'running_var',
+}
+# Buffers that older versions of transformers saved.
+_BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))
+_OLD_SUFFIXES = {'gamma': 'weight', 'beta': 'bias'}
+# The fields of an encoder, and of the head of a classifier, that RoBERTa has one value of.
+_ROBERTA_FIELDS = {
+  'norm': 'post',
+  'positions': 'learned',
+  'projection': False,
+  'position_offset': 2,
+  'convolutions': 0,
+  'encoder': '',
+  'short_convolution': 0,
+}
+_ROBERTA_HEAD_FIELDS = {'pooling': 'first', 'ensemble_size': 1}
+# Fields of EncoderConfig that an exported config.json leaves out, and new names of others there.
+_INTERNAL_FIELDS = (
+  'encoder',
+  'initialization',
+  'flops_heads',
+  'dtype',
+  'remat',
+  'projection_norm',
+  'segment_embeddings_for_pairs',
+)
+_HF_FIELD_NAMES = {
+  'num_heads': 'num_attention_heads',
+  'num_layers': 'num_hidden_layers',
+  'max_length': 'max_position_embeddings',
+}
+_MAX_SHOWN_NAMES = 4  # in an error
+Weights = dict[str, np.ndarray]
+M = TypeVar('M')
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """How models of one kind name their weights.
+  """Names of the weights in one family of models.
 
   Attributes:
-    name: of the kind, and of what all names of the encoder begin with.
-    transform, norm, decoder: of the masked-LM head.
-    bias: of its output, where the decoder has it under another name too; else that of the decoder.
-    dropped: what the first words of other names belong to, of which we have nothing.
+    name: of the family, and the beginning of all names of the encoder.
+    transform, norm, decoder: modules of the masked-LM head.
+    bias: of its output, where the decoder's has a second name; else that of the decoder.
+    dropped: beginnings of names that have no counterpart here, with a description.
   """
 
   name: str
@@ -71,7 +107,7 @@ class Family:
   @property
   def encoder(self) -> dict[str, str]:
     """Our modules of an encoder, and theirs."""
-    return {ours: f'{self.name}.{theirs}' for ours, theirs in _BODY.items()}
+    return {ours: f'{self.name}.{theirs}' for ours, theirs in _ENCODER_MODULES.items()}
 
   @property
   def masked(self) -> dict[str, str]:
@@ -84,7 +120,7 @@ class Family:
     return {self.table, f'{self.decoder}.weight', f'{self.decoder}.bias', self.bias}
 
 
-_HEAD = 'cls.predictions'
+_BERT_HEAD = 'cls.predictions'
 FAMILIES = {
   'roberta': Family(
     'roberta',
@@ -96,10 +132,10 @@ FAMILIES = {
   ),
   'bert': Family(
     'bert',
-    f'{_HEAD}.transform.dense',
-    f'{_HEAD}.transform.LayerNorm',
-    f'{_HEAD}.decoder',
-    f'{_HEAD}.bias',
+    f'{_BERT_HEAD}.transform.dense',
+    f'{_BERT_HEAD}.transform.LayerNorm',
+    f'{_BERT_HEAD}.decoder',
+    f'{_BERT_HEAD}.bias',
     {
       'bert.pooler.': 'the pooler',
       'cls.seq_relationship.': 'the head that guesses the next sentence',
@@ -114,10 +150,15 @@ FAMILIES = {
     {'discriminator_predictions.': 'the head that finds replaced tokens'},
   ),
 }
+_ROBERTA = FAMILIES['roberta']
+_ROBERTA_CLASSIFIER = _ROBERTA.encoder | {
+  'dense': 'classifier.dense',
+  'output': 'classifier.out_proj',
+}
 
 
 def hf_parameter_name(name: str, modules: Mapping[str, str]) -> str:
-  """Their name of one of our parameters.
+  """Returns their name of one of our parameters.
 
   >>> hf_parameter_name('encoder.blocks.3.feed_forward_norm.scale', FAMILIES['roberta'].encoder)
   'roberta.encoder.layer.3.output.LayerNorm.weight'
@@ -127,114 +168,121 @@ def hf_parameter_name(name: str, modules: Mapping[str, str]) -> str:
   module, _, kind = name.rpartition('.')
   number = re.search(r'\.\d+\.', module)
   stem = modules[re.sub(r'\.\d+\.', '.N.', module)]
-  return f'{stem.replace(".N.", number[0]) if number else stem}.{_PARAMETER_KINDS[kind]}'
+  stem = stem.replace('.N.', number[0]) if number else stem
+  return f'{stem}.{_PARAMETER_KINDS.get(kind, kind)}'
 
 
-# Weights of RoBERTa, BERT and ELECTRA as Hugging Face's transformers names them, in our models.
-M = TypeVar('M')
-_ROBERTA = FAMILIES['roberta']
-_ENCODER, _MASKED = _ROBERTA.encoder, _ROBERTA.masked
-_CLASSIFIER = _ENCODER | {'dense': 'classifier.dense', 'output': 'classifier.out_proj'}
-# of older versions
-_BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))
-_HF_FIELDS = {
-  'norm': 'post',
-  'positions': 'learned',
-  'projection': False,
-  'position_offset': 2,
-  'convolutions': 0,
-  'encoder': '',
-  'short_convolution': 0,
-}
-_OLD_SUFFIXES, _NEW_SUFFIXES = re.compile('gamma$|beta$'), {'gamma': 'weight', 'beta': 'bias'}
-_SHOWN = 4  # names in an error
+def hf_names(model: Classifier | MaskedLanguageModel) -> dict[str, str]:
+  """Returns RoBERTa's name of each of our parameters."""
+  if isinstance(model, Classifier):
+    modules = _ROBERTA_CLASSIFIER
+  else:
+    modules = _ROBERTA.masked | {'output_bias': _ROBERTA.bias}
+  names = [path_name(path) for path, _ in jax.tree.leaves_with_path(model)]
+  return {name: hf_parameter_name(name, modules) for name in names}
+
+
+def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weights:
+  """Returns weights by the names of today's models with a head.
+
+  An encoder that was saved alone lacks the name of its family; models from TensorFlow have norms of
+  gamma and beta.
+
+  >>> list(rename_parameters(FAMILIES['bert'], {'embeddings.LayerNorm.gamma': np.ones(2)}))
+  ['bert.embeddings.LayerNorm.weight']
+  """
+  is_encoder = f'{EMBEDDING}.word_embeddings.weight' in weights or not any(
+    name.startswith(f'{family.name}.') for name in weights
+  )
+  prefix = f'{family.name}.' if is_encoder else ''
+  return {
+    prefix + re.sub('gamma$|beta$', lambda match: _OLD_SUFFIXES[match[0]], name): weight
+    for name, weight in weights.items()
+  }
 
 
 def classifier_from_roberta(
   weights: Mapping[str, np.ndarray], config: EncoderConfig, head: HeadConfig, classes: int
 ) -> Classifier:
-  """Our classifier with the weights of a `RobertaForSequenceClassification`.
+  """Returns our classifier with the weights of a `RobertaForSequenceClassification`.
 
   Args:
     weights: theirs by name, of any floating type; matrices are `[out, in]`, the table of positions
       has `length + 2` rows.
-    config: the same shape as theirs, with `segments` their `type_vocab_size` (1 in a RoBERTa; the
-      first row is read).
+    config: the same shape, with `segments` their `type_vocab_size` (1 in a RoBERTa; the first row
+      is read).
     head: pooling 'first' and one copy, which is their head.
     classes: their `num_labels`; 0 is a regression, for which they have one.
 
   Raises:
-    InputError: a configuration or head that RoBERTa has not; weights that are missing, left over or
-      of another shape.
+    InputError: RoBERTa has no such configuration or head; weights are missing, left over or of
+      another shape.
   """
-  _check(config)
-  for field, value, why in (
-    ('pooling', 'first', 'theirs reads <s>'),
-    ('ensemble_size', 1, 'theirs is one'),
-  ):
+  _check_roberta(config)
+  for field, value in _ROBERTA_HEAD_FIELDS.items():
     if getattr(head, field) != value:
       raise InputError(
-        'the head of RoBERTa', f'head.{field}={getattr(head, field)!r}', f'give {value!r}: {why}'
+        'the head of RoBERTa', f'head.{field}={getattr(head, field)!r}', f'give {value!r}'
       )
   shapes = jax.eval_shape(lambda: heads.init_classifier(config, head, classes, jax.random.key(0)))
-  return _load_into(shapes, weights, _CLASSIFIER)
+  return _load_into(shapes, weights, _ROBERTA_CLASSIFIER)
 
 
 def masked_language_model_from_roberta(
   weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> MaskedLanguageModel:
-  """Our masked language model with the weights of a `RobertaForMaskedLM`, its output tied or not.
-
-  Where `config.tied`, `lm_head.decoder` is a second name of the table and of `lm_head.bias`; it may
-  be absent, as in their files, and must else be equal. Untied, they compute with the bias of
-  `lm_head.decoder`, and read no other.
+  """Returns our masked language model with the weights of a `RobertaForMaskedLM`.
 
   Args:
     weights: theirs by name, as in `classifier_from_roberta`.
-    config: the same shape as theirs.
+    config: the same shape.
 
   Raises:
-    InputError: as in `classifier_from_roberta`; or tied in name only.
+    InputError: as in `classifier_from_roberta` and `load_masked_language_model`.
   """
-  _check(config)
+  _check_roberta(config)
   return load_masked_language_model(_ROBERTA, weights, config)
 
 
 def load_masked_language_model(
   family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> MaskedLanguageModel:
-  """Our masked language model with the weights of one of a family; see
-  `masked_language_model_from_roberta`.
+  """Returns our masked language model with the weights of one of a family.
+
+  With `config.tied`, the decoder's weight and bias are second names of the table and of the output
+  bias; they may be absent, as in published files, and must else be equal. Untied, the decoder's bias
+  is the only one that is read.
+
+  Raises:
+    InputError: weights are missing, left over or of another shape, or differ though tied.
   """
   shapes = jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
-  decoder, other = f'{family.decoder}.weight', f'{family.decoder}.bias'
+  decoder, decoder_bias = f'{family.decoder}.weight', f'{family.decoder}.bias'
   if not config.tied:
-    unread = family.bias if other in weights and other != family.bias else ''
-    bias = other if other in weights else family.bias
-    return _load_into(
-      shapes,
-      {name: weight for name, weight in weights.items() if name != unread},
-      family.masked | {'output.bias': bias},
-    )
-  bias = family.bias if family.bias in weights else other
-  twice = {decoder: family.table, **({other: bias} if other != bias else {})}
-  for name, first in twice.items():
+    bias = decoder_bias if decoder_bias in weights else family.bias
+    unread = {family.bias} - {bias}
+    read = {name: weight for name, weight in weights.items() if name not in unread}
+    return _load_into(shapes, read, family.masked | {'output.bias': bias})
+  bias = family.bias if family.bias in weights else decoder_bias
+  duplicates = {decoder: family.table, decoder_bias: bias}
+  if decoder_bias == bias:
+    del duplicates[decoder_bias]
+  for name, first in duplicates.items():
     if name in weights and first in weights and not np.array_equal(weights[name], weights[first]):
       raise InputError(
         'a tied output (tied=True)', f'{name} is not equal to {first}', 'give tied=False'
       )
-  once = {name: weight for name, weight in weights.items() if name not in twice}
-  return _load_into(shapes, once, family.masked | {'output_bias': bias})
+  read = {name: weight for name, weight in weights.items() if name not in duplicates}
+  return _load_into(shapes, read, family.masked | {'output_bias': bias})
 
 
 def load_encoder(
   family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> dict[str, Any]:
-  """Our encoder with the weights of one of a family, as the part 'encoder' of a model that has
-  nothing else.
+  """Returns our encoder with the weights of one of a family, as {'encoder': encoder}.
 
   Raises:
-    InputError: as in `classifier_from_roberta`.
+    InputError: weights are missing, left over or of another shape.
   """
   shapes = jax.eval_shape(
     lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder
@@ -242,155 +290,90 @@ def load_encoder(
   return _load_into({'encoder': shapes}, weights, family.encoder)
 
 
-def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The weights by the names of today's models with a head.
-
-  A model that was saved alone lacks the name of its family, and those from TensorFlow have norms of
-  gamma and beta.
-
-  >>> list(rename_parameters(hf_weights.FAMILIES['bert'], {'embeddings.LayerNorm.gamma': np.ones(2)}))
-  ['bert.embeddings.LayerNorm.weight']
-  """
-  alone = f'{EMBEDDING}.word_embeddings.weight' in weights or not any(
-    name.startswith(f'{family.name}.') for name in weights
-  )
-  begin = f'{family.name}.' if alone else ''
-  return {
-    begin + _OLD_SUFFIXES.sub(lambda found: _NEW_SUFFIXES[found[0]], name): weight
-    for name, weight in weights.items()
-  }
-
-
-def hf_names(model: Classifier | MaskedLanguageModel) -> dict[str, str]:
-  """Their name of each of our parameters: the way out (`hf_weights`)."""
-  modules = (
-    _CLASSIFIER if isinstance(model, Classifier) else _MASKED | {'output_bias': _ROBERTA.bias}
-  )
-  ours = [path_name(path) for path, _ in jax.tree.leaves_with_path(model)]
-  return {name: hf_parameter_name(name, modules) for name in ours}
-
-
-def unsupported_fields(config: EncoderConfig) -> list[str]:
-  """The fields in which an encoder is none that RoBERTa has."""
-  return [field for field, value in _HF_FIELDS.items() if getattr(config, field) != value]
-
-
-def _check(config: EncoderConfig) -> None:
-  for field in unsupported_fields(config):
-    raise InputError(
-      'weights of a RoBERTa',
-      f'model.{field}={getattr(config, field)!r}',
-      f'give {_HF_FIELDS[field]!r}',
-    )
-
-
 def _load_into(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> M:
-  """The model with each parameter taken from its weight, each weight taken once."""
-  named = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
-  wanted = {
+  """Returns a model with each parameter taken from its weight, and each weight taken once."""
+  shapes_by_name = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
+  expected = {
     hf_parameter_name(name, modules): shape[::-1] if name.endswith('.kernel') else shape
-    for name, shape in named.items()
+    for name, shape in shapes_by_name.items()
   }
-  found = {name: weight for name, weight in weights.items() if not name.endswith(_BUFFERS)}
-  wrong = {
-    'missing': [f'{name} {shape}' for name, shape in wanted.items() if name not in found],
-    'left over': [f'{name} {weight.shape}' for name, weight in found.items() if name not in wanted],
+  weights = {name: weight for name, weight in weights.items() if not name.endswith(_BUFFERS)}
+  faults = {
+    'missing': [f'{name} {shape}' for name, shape in expected.items() if name not in weights],
+    'left over': [
+      f'{name} {weight.shape}' for name, weight in weights.items() if name not in expected
+    ],
     'of another shape': [
-      f'{name} {found[name].shape}, not {shape}'
-      for name, shape in wanted.items()
-      if name in found and found[name].shape != shape
+      f'{name} {weights[name].shape}, not {shape}'
+      for name, shape in expected.items()
+      if name in weights and weights[name].shape != shape
     ],
     'not of floats': [
       f'{name} {weight.dtype}'
-      for name, weight in found.items()
+      for name, weight in weights.items()
       if not jnp.issubdtype(weight.dtype, jnp.floating)
     ],
-    'not finite': [name for name, weight in found.items() if not np.isfinite(weight).all()],
+    'not finite': [name for name, weight in weights.items() if not np.isfinite(weight).all()],
   }
-  if any(wrong.values()):
+  if any(faults.values()):
     raise InputError(
-      f'a model of {len(wanted)} parameters from weights of Hugging Face',
-      '; '.join(f'{kind}: {_format_names(names)}' for kind, names in wrong.items() if names),
+      f'a model of {len(expected)} parameters from weights of Hugging Face',
+      '; '.join(f'{fault}: {_format_names(names)}' for fault, names in faults.items() if names),
       'give the shape that its config.json states, for a RoBERTa length = max_position_embeddings - 2, '
       'and all weights of one model of that shape and kind, such as RobertaForMaskedLM',
     )
 
   def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     name = path_name(path)
-    weight = np.asarray(found[hf_parameter_name(name, modules)], leaf.dtype)
-    # a copy: theirs may change under torch
+    weight = np.asarray(weights[hf_parameter_name(name, modules)], leaf.dtype)
+    # A copy, for torch may change its own.
     return jnp.array(weight.T if name.endswith('.kernel') else weight)
 
   return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def _format_names(names: list[str]) -> str:
-  """The first few, and how many more there are.
+  """Returns the first few names, and the number of the others.
 
   >>> _format_names(['a', 'b', 'c', 'd', 'e'])
   'a, b, c, d and 1 more'
   """
-  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-  return ', '.join(names[:_SHOWN]) + more
+  more = f' and {len(names) - _MAX_SHOWN_NAMES} more' if len(names) > _MAX_SHOWN_NAMES else ''
+  return ', '.join(names[:_MAX_SHOWN_NAMES]) + more
 
 
-_SEGMENTS = 'roberta.embeddings.token_type_embeddings.weight'
-_HF_NAMES = {
-  'num_heads': 'num_attention_heads',
-  'num_layers': 'num_hidden_layers',
-  'max_length': 'max_position_embeddings',
-}
-_SHAPE = (
-  'vocab_size',
-  'embedding_size',
-  'hidden_size',
-  'intermediate_size',
-  'num_heads',
-  'num_layers',
-  'max_length',
-  'convolutions',
-  'kernel',
-  'channels',
-  'convolution',
-  'norm',
-  'positions',
-  'position_offset',
-  'segments',
-  'projection',
-  'tied',
-  'activation',
-  'dropout',
-  'norm_epsilon',
-  'short_convolution',
-)
-_TENSOR_KINDS = {
-  'kernel': 'weight',
-  'scale': 'weight',
-  'embedding': 'weight',
-  'running_variance': 'running_var',
-}
-MODULE = 'modeling_minilm'
-_CLASSES = {MaskedLanguageModel: 'MaskedLM', Classifier: 'SequenceClassification'}
-Weights = dict[str, np.ndarray]
+def _check_roberta(config: EncoderConfig) -> None:
+  for field in unsupported_fields(config):
+    raise InputError(
+      'weights of a RoBERTa',
+      f'model.{field}={getattr(config, field)!r}',
+      f'give {_ROBERTA_FIELDS[field]!r}',
+    )
+
+
+def unsupported_fields(config: EncoderConfig) -> list[str]:
+  """Returns the fields of an encoder that RoBERTa has another value of."""
+  return [field for field, value in _ROBERTA_FIELDS.items() if getattr(config, field) != value]
 
 
 def roberta_differences(config: EncoderConfig, head: HeadConfig | None) -> list[str]:
-  """What keeps a model from being a RoBERTa, as `field=value`; nothing where it is one.
+  """Returns what keeps a model from being a RoBERTa, as `field=value`.
 
   Args:
     config: of the encoder.
     head: of a classifier; None for a masked language model, whose activation RoBERTa has fixed.
   """
-  found = [f'model.{field}={getattr(config, field)!r}' for field in unsupported_fields(config)]
+  fields = unsupported_fields(config)
   if head is None:
-    return found + (
-      [f'model.activation={config.activation!r}'] if config.activation != 'gelu' else []
-    )
-  return found + [
-    f'head.{field}={getattr(head, field)!r}'
-    for field, value in (('pooling', 'first'), ('ensemble_size', 1))
-    if getattr(head, field) != value
-  ]
+    fields += ['activation'] * (config.activation != 'gelu')
+  differences = [f'model.{field}={getattr(config, field)!r}' for field in fields]
+  if head is not None:
+    differences += [
+      f'head.{field}={getattr(head, field)!r}'
+      for field, value in _ROBERTA_HEAD_FIELDS.items()
+      if getattr(head, field) != value
+    ]
+  return differences
 
 
 def export_weights(
@@ -399,7 +382,7 @@ def export_weights(
   head: HeadConfig | None,
   labels: Sequence[str],
 ) -> tuple[Weights, dict[str, Any]]:
-  """Weights by their name, in float32, and `config.json`.
+  """Returns weights by name, in float32, and the contents of `config.json`.
 
   Args:
     model: the model.
@@ -407,11 +390,15 @@ def export_weights(
     head: of a classifier, else None.
     labels: of its classes in the order of the outputs; none of a regression.
   """
-  plain = not roberta_differences(config, head)
-  kind = next(name for cls, name in _CLASSES.items() if isinstance(model, cls))
-  found = _roberta_config(config, head) if plain else _custom_config(config, head, kind)
-  found |= {
-    'architectures': [f'{"Roberta" if plain else "MiniLM"}For{kind}'],
+  kind = 'SequenceClassification' if isinstance(model, Classifier) else 'MaskedLM'
+  if roberta_differences(config, head):
+    weights, described = _custom_weights(model), _custom_config(config, head, kind)
+    architecture = f'MiniLMFor{kind}'
+  else:
+    weights, described = _roberta_weights(model, config), _roberta_config(config, head)
+    architecture = f'RobertaFor{kind}'
+  described |= {
+    'architectures': [architecture],
     'dtype': 'float32',
     'bos_token_id': tokenizer.BEGIN_ID,
     'pad_token_id': tokenizer.PAD_ID,
@@ -419,33 +406,34 @@ def export_weights(
   }
   if head is not None:
     names = labels or ['value']
-    found |= {
+    described |= {
       'id2label': {str(number): label for number, label in enumerate(names)},
       'label2id': {label: number for number, label in enumerate(names)},
       'problem_type': 'single_label_classification' if labels else 'regression',
     }
-  return (_roberta(model, config) if plain else _custom_weights(model)), found
+  return weights, described
 
 
-def _arrays(model: Any) -> Weights:
-  """Our parameters by our names, matrices and kernels turned as PyTorch has them."""
-  found = {}
+def _torch_arrays(model: Any) -> Weights:
+  """Returns our parameters by our names, matrices and kernels transposed to PyTorch's axes."""
+  arrays = {}
   for path, leaf in jax.tree.leaves_with_path(model):
     name, array = path_name(path), np.asarray(leaf, np.float32)
     if name.endswith('.kernel'):
       array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    found[name] = np.ascontiguousarray(array)
-  return found
+    arrays[name] = np.ascontiguousarray(array)
+  return arrays
 
 
-def _roberta(model: MaskedLanguageModel | Classifier, config: EncoderConfig) -> Weights:
+def _roberta_weights(model: MaskedLanguageModel | Classifier, config: EncoderConfig) -> Weights:
   names = hf_names(model)
-  found = {names[name]: array for name, array in _arrays(model).items()}
-  if not config.segments:  # theirs always adds one
-    found[_SEGMENTS] = np.zeros((1, config.embedding_size), np.float32)
-  if 'lm_head.decoder.bias' in found:  # untied; theirs keeps a second name of it
-    found['lm_head.bias'] = found['lm_head.decoder.bias'].copy()
-  return found
+  weights = {names[name]: array for name, array in _torch_arrays(model).items()}
+  if not config.segments:  # a RoBERTa always adds one
+    segments = f'{_ROBERTA.encoder["encoder.embedding.segments"]}.weight'
+    weights[segments] = np.zeros((1, config.embedding_size), np.float32)
+  if f'{_ROBERTA.decoder}.bias' in weights:  # untied: the bias has a second name
+    weights[_ROBERTA.bias] = weights[f'{_ROBERTA.decoder}.bias'].copy()
+  return weights
 
 
 def _roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
@@ -468,21 +456,21 @@ def _roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str,
 
 
 def _custom_weights(model: MaskedLanguageModel | Classifier) -> Weights:
-  found = {}
-  for name, array in _arrays(model).items():
+  weights = {}
+  for name, array in _torch_arrays(model).items():
     module, dot, kind = name.rpartition('.')
-    found[
-      f'{_custom_class(module) if isinstance(model, Classifier) else module}{dot}{_TENSOR_KINDS.get(kind, kind)}'
-    ] = array
+    if isinstance(model, Classifier):
+      module = _custom_module(module)
+    weights[f'{module}{dot}{_PARAMETER_KINDS.get(kind, kind)}'] = array
     if kind == 'running_mean':
-      found[f'{module}.num_batches_tracked'] = np.zeros((), np.int64)
-  return found
+      weights[f'{module}.num_batches_tracked'] = np.zeros((), np.int64)
+  return weights
 
 
-def _custom_class(module: str) -> str:
-  """A module of a classifier there, where all heads stand in one list.
+def _custom_module(module: str) -> str:
+  """Returns the exported name of a classifier's module; all heads are in one list there.
 
-  >>> _custom_class('dense'), _custom_class('others.0.output'), _custom_class('encoder.norm')
+  >>> _custom_module('dense'), _custom_module('others.0.output'), _custom_module('encoder.norm')
   ('heads.0.dense', 'heads.1.output', 'encoder.norm')
   """
   if module.startswith('encoder.'):
@@ -492,24 +480,24 @@ def _custom_class(module: str) -> str:
 
 
 def _custom_config(config: EncoderConfig, head: HeadConfig | None, kind: str) -> dict[str, Any]:
-  found = {
-    _HF_NAMES[name] if name in _HF_NAMES else name: value
-    for name, value in dataclasses.asdict(config).items()
-    if name in _SHAPE
+  described = {
+    _HF_FIELD_NAMES.get(field.name, field.name): getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if field.name not in _INTERNAL_FIELDS
   }
-  found |= {
+  described |= {
     'model_type': 'minilm_jax',
     'tie_word_embeddings': False,
     'auto_map': {
-      'AutoConfig': f'{MODULE}.MiniLMConfig',
-      'AutoModel': f'{MODULE}.MiniLMModel',
-      f'AutoModelFor{kind}': f'{MODULE}.MiniLMFor{kind}',
+      'AutoConfig': f'{MODELING_MODULE}.MiniLMConfig',
+      'AutoModel': f'{MODELING_MODULE}.MiniLMModel',
+      f'AutoModelFor{kind}': f'{MODELING_MODULE}.MiniLMFor{kind}',
     },
   }
   if head is not None:
-    found |= {
+    described |= {
       'pooling': head.pooling,
       'head_dropout': head.dropout,
       'ensemble_size': head.ensemble_size,
     }
-  return found
+  return described

@@ -1,11 +1,11 @@
-"""A model card: what a run made, from what, how, and how good it is, as Markdown that stands for
-itself.
+"""Writes a model card: origin, shape, training, and quality of a model, as self-contained Markdown.
 
-Everything is read from the run directory, and from its corpus where that is still there. Text from
-outside (names of tasks, labels, files) is escaped, so that Markdown and HTML in it stay text. The
-licence is left to who publishes. How an export is used is said by who exports (`hf_export`).
+Everything is read from the run directory, and from its corpus if that still exists. Foreign text
+(names of tasks, labels, files) is escaped, so that Markdown and HTML in it stay text. The licence is
+left to the publisher, the section on use to the export (`hf_export`).
 """
 
+import contextlib
 import hashlib
 import html
 import math
@@ -24,16 +24,15 @@ from minilm_jax.core.schema import COUNT, TEXT
 from minilm_jax.data import corpus
 from minilm_jax.interop import export
 from minilm_jax.model import flops
-from minilm_jax.model.flops import count_parameters, flops_per_row
 from minilm_jax.tasks import classifier, metrics
-from minilm_jax.tasks.task import REGRESSION
+from minilm_jax.tasks.classifier import Card
 from minilm_jax.training import checkpoint, pretrained
 
 CARD_FILE = 'README.md'
 _MAX_ITEMS = 200  # files of a corpus, labels of a task or scores that a card lists
 _MARKUP = re.compile(r'[\\`*_\[\]|~$#]')
-_SOURCES = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256': TEXT}]}
-_SHAPE = {
+_SOURCES_SCHEMA = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256': TEXT}]}
+_SHAPE_FIELDS = {
   'embedding_size': 'width of the embedding',
   'hidden_size': 'hidden width',
   'intermediate_size': 'feed-forward width',
@@ -49,7 +48,7 @@ _SHAPE = {
   'dropout': 'dropout',
   'short_convolution': 'tokens that a short convolution sees',
 }
-_ALGORITHMS = {
+_OPTIMIZERS = {
   'adamw': 'AdamW',
   'muon': 'Muon for the matrices of the encoder and AdamW for the rest',
 }
@@ -73,273 +72,288 @@ _PAPER2 = """@misc{gross2025tiny,
   eprint = {2507.14871},
   archivePrefix = {arXiv}
 }"""
-_SCORE = ('task', 'split', 'metric', 'value', 'seed', 'learning_rate', 'pretrained', 'examples')
-Rows = Iterable[Sequence[Any]]
+_SCORE_COLUMNS = (
+  'task',
+  'split',
+  'metric',
+  'value',
+  'seed',
+  'learning_rate',
+  'pretrained',
+  'examples',
+)
 
 
-def escape_markdown(given: Any) -> str:
-  """Text of others as Markdown that shows it and does nothing else, in one line.
+def escape_markdown(value: Any) -> str:
+  """Returns Markdown of one line that shows a text and does nothing else.
 
   >>> escape_markdown('<b>a|b</b> [x](http://y)')
   '&lt;b&gt;a\\\\|b&lt;/b&gt; \\\\[x\\\\](http&#58;//y)'
   """
-  found = ' '.join(sanitize(str(given)).split())
-  found = _MARKUP.sub(lambda sign: '\\' + sign[0], html.escape(found, quote=False))
-  return found.replace('://', '&#58;//').replace('@', '&#64;').replace('www.', 'www&#46;')
+  text = ' '.join(sanitize(str(value)).split())
+  text = _MARKUP.sub(lambda sign: '\\' + sign[0], html.escape(text, quote=False))
+  return text.replace('://', '&#58;//').replace('@', '&#64;').replace('www.', 'www&#46;')
+
+
+def write_card(ref: str, workdir: str) -> dict[str, Any]:
+  """Writes the card of the run that `--checkpoint` names into a folder, as `README.md`.
+
+  Returns:
+    The contents of `export.json`.
+
+  Raises:
+    InputError: as `build_card`; or the folder holds something else.
+  """
+  folder, step = export.parse_ref(ref)
+  card = build_card(folder, step).encode()
+  record = {
+    'to': 'card',
+    'checkpoint': str(folder),
+    'card': hashlib.sha256(card).hexdigest(),
+  }
+  if export.existing_export(workdir, record) is None:
+    with export.atomic_export_folder(workdir) as new_folder:
+      files.write_bytes(new_folder / CARD_FILE, card)
+      files.write_json(new_folder / export.EXPORT_RECORD, record)
+  return {**record, 'file': CARD_FILE}
 
 
 def build_card(
   folder: epath.PathLike, step: int | None = None, tags: Sequence[str] = (), use: str = ''
 ) -> str:
-  """The model card of a run: of pre-training, of fine-tuning, or of one fine-tuned classifier.
+  """Returns the model card of a pre-training run, a fine-tuning, or one fine-tuned classifier.
 
   Args:
     folder: the run directory.
-    step: of the checkpoint of a pre-training run; the latest if not given.
-    tags: lines of the card's front matter besides those that every card has, as in `pipeline_tag:
-      fill-mask`.
-    use: a paragraph on how the model is used, in Markdown.
+    step: of the checkpoint of a pre-training run, by default the latest.
+    tags: further lines of the front matter, such as `pipeline_tag: fill-mask`.
+    use: a paragraph on the use of the model, in Markdown.
 
   Raises:
-    InputError: no run, one without a checkpoint, or a damaged one.
+    InputError: there is no run, no such checkpoint, or a file is damaged.
   """
   folder = epath.Path(folder)
   kind = export.model_kind(folder)
-  if kind not in _KINDS:
+  builders = {
+    'pretrain': _build_pretrained,
+    classifier.CLASSIFIER_KIND: _build_classifier,
+    'finetune': _build_finetuned,
+  }
+  if kind not in builders:
     raise InputError(
-      f'a model card of {folder}', f'a folder of kind {kind!r}', f'give one of {", ".join(_KINDS)}'
+      f'a model card of {folder}',
+      f'a folder of kind {kind!r}',
+      f'give one of {", ".join(builders)}',
     )
-  title, parts = _KINDS[kind](folder, step)
+  title, (summary, *sections) = builders[kind](folder, step)
   front = ['---', *tags, 'tags:', '- minilm_jax', '# license: yours to choose', '---']
   parts = [
+    '\n'.join(front),
     f'# {escape_markdown(title)}',
-    *parts[:1],
+    summary,
     *([_section('Use', use)] if use else []),
-    *parts[1:],
+    *sections,
     _section(
       'Licence', 'To be chosen by who publishes this model; that of the training text may bind it.'
     ),
   ]
-  return '\n'.join(front) + '\n\n' + '\n\n'.join(part for part in parts if part) + '\n'
+  return '\n\n'.join(parts) + '\n'
 
 
-def _pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
+def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
+  """Returns the title, the summary and the sections of a pre-training run."""
   config = pretrained.load_config(folder)
-  steps = checkpoint.list_steps(folder)
-  if not steps or step is not None and step not in steps:
-    raise InputError(
-      f'a model card of {folder}',
-      f'no checkpoint of it{"" if step is None else f" at step {step}"}',
-      f'there are {", ".join(map(str, steps))}' if steps else 'let the run reach its first one',
-    )
-  step = steps[-1] if step is None else step
+  step = export.resolve_checkpoint(folder, step)
   checkpoint.verify(folder, step)
-  members = config.population.members
-  what = (
-    'A masked language model'
-    if members == 1
-    else f'{members} masked language models, trained side by side'
-  )
-  ended = (
-    'the end of its training'
-    if step == config.num_steps
-    else f'**step {step:,} of {config.num_steps:,}: its training has not ended**'
-  )
+  models, each = 'A masked language model', ''
+  if config.population.members > 1:
+    models = f'{config.population.members} masked language models, trained side by side'
+    each = ' each'
+  progress = 'the end of its training'
+  if step != config.num_steps:
+    progress = f'**step {step:,} of {config.num_steps:,}: its training has not ended**'
   return folder.absolute().name, [
-    f'{what} of {flops.count_parameters(config.model)["total"]:,} parameters{" each" * (members > 1)}, trained with '
-    f'minilm_jax {__version__}; the checkpoint is of {ended}.',
-    _shape(config.model),
-    _corpus(folder),
-    _recipe(config, step),
-    _losses(folder, config, step),
-    _cited(config.model),
+    f'{models} of {flops.count_parameters(config.model)["total"]:,} parameters{each}, trained with '
+    f'minilm_jax {__version__}; the checkpoint is of {progress}.',
+    _shape_section(config.model),
+    _corpus_section(folder),
+    _training_section(config, step),
+    _loss_section(folder, step, config.population.members),
+    _citation_section(config.model),
   ]
 
 
-def _classifier(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
-  manifest, own = classifier.read_manifest(folder), classifier.read_card(folder)
-  origin = (
-    'weights of its own making, not pre-trained'
-    if own.step < 0
-    else f'step {own.step:,} of the pre-training run {escape_markdown(own.checkpoint.rpartition("/")[2])}'
-  )
-  kind = 'number' if own.task_kind == REGRESSION else f'one of {len(own.labels)} labels'
+def _build_classifier(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
+  """Returns the title, the summary and the sections of a classifier."""
+  manifest, card = classifier.read_manifest(folder), classifier.read_card(folder)
+  origin = 'weights of its own making, not pre-trained'
+  if card.step >= 0:
+    run = escape_markdown(card.checkpoint.rpartition('/')[2])
+    origin = f'step {card.step:,} of the pre-training run {run}'
+  task = escape_markdown(card.task)
   rows = [
-    ('task', escape_markdown(own.task)),
-    ('says', kind),
-    ('reads', ' and '.join(map(escape_markdown, own.fields))),
-    ('labels', ', '.join(map(escape_markdown, own.labels[:_MAX_ITEMS])) or 'none'),
+    ('task', task),
+    ('says', 'number' if card.is_regression else f'one of {len(card.labels)} labels'),
+    ('reads', ' and '.join(map(escape_markdown, card.fields))),
+    ('labels', ', '.join(map(escape_markdown, card.labels[:_MAX_ITEMS])) or 'none'),
     ('started from', origin),
-    ('seed', own.seed),
-    ('learning rate', own.learning_rate),
-    ('epoch', f'{own.epoch:g} ({escape_markdown(own.epoch_choice)})'),
-    ('head', f'pooling {own.head.pooling}, {own.head.ensemble_size} of it'),
-    ('tokens of a text at most', own.length),
+    ('seed', card.seed),
+    ('learning rate', card.learning_rate),
+    ('epoch', f'{card.epoch:g} ({escape_markdown(card.epoch_choice)})'),
+    ('head', f'pooling {card.head.pooling}, {card.head.ensemble_size} of it'),
+    ('tokens of a text at most', card.length),
   ]
-  return f'{own.task}, {folder.absolute().name}', [
-    f'A escape_markdown classifier of {manifest["parameters"]:,} parameters for {escape_markdown(own.task)}, fine-tuned with minilm_jax '
-    f'{__version__}.',
+  scores = _table(('split', 'metric', 'value', 'examples'), _classifier_scores(folder, card))
+  return f'{card.task}, {folder.absolute().name}', [
+    f'A text classifier of {manifest["parameters"]:,} parameters for {task}, fine-tuned with '
+    f'minilm_jax {__version__}.',
     _section('Task', _table(('what', 'value'), rows)),
-    _shape(own.model),
-    _section(
-      'Scores', _table(('split', 'metric', 'value', 'examples'), _classifier_scores(folder, own))
-    ),
-    _cited(own.model),
+    _shape_section(card.model),
+    _section('Scores', scores),
+    _citation_section(card.model),
   ]
 
 
-def _finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
+def _build_finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
+  """Returns the title, the summary and the sections of a fine-tuning."""
   lines = list(run_dir.read_lines(folder / run_dir.SCORES))
   rows = [
-    [escape_markdown(line[name]) if name in line else '' for name in _SCORE]
+    [escape_markdown(line[name]) if name in line else '' for name in _SCORE_COLUMNS]
     for line in lines[:_MAX_ITEMS]
   ]
   task = escape_markdown(lines[0]['task']) if lines and 'task' in lines[0] else 'a task'
+  members = {line['member'] for line in lines if 'member' in line}
   return folder.absolute().name, [
-    f'{len({line["member"] for line in lines if "member" in line})} fine-tuned models for {task}, trained with '
-    f'minilm_jax {__version__}.',
-    _section('Scores', _table([name.replace('_', ' ') for name in _SCORE], rows)),
+    f'{len(members)} fine-tuned models for {task}, trained with minilm_jax {__version__}.',
+    _section('Scores', _table([name.replace('_', ' ') for name in _SCORE_COLUMNS], rows)),
     _section('Citation', _bibtex(_PAPER1)),
   ]
 
 
-_KINDS = {'pretrain': _pretrained, classifier.CLASSIFIER_KIND: _classifier, 'finetune': _finetuned}
+def _classifier_scores(folder: epath.Path, card: Card) -> list[tuple[Any, ...]]:
+  rows = []
+  for split, (outputs, labels) in classifier.read_outputs(folder).items():
+    predictions = outputs.argmax(-1)
+    if card.is_regression:
+      predictions, labels = outputs[:, 0], labels.astype(outputs.dtype)
+    score = metrics.compute_metric((card.headline,), predictions, labels)[card.headline]
+    names = escape_markdown(split), escape_markdown(card.headline)
+    rows.append((*names, f'{score:.4f}', f'{len(labels):,}'))
+  return rows
 
 
-def _classifier_scores(folder: epath.Path, own: classifier.Card) -> list[tuple[Any, ...]]:
-  found = []
-  for split, (said, labels) in classifier.read_outputs(folder).items():
-    both = (
-      (said[:, 0], labels.astype(said.dtype))
-      if own.task_kind == REGRESSION
-      else (said.argmax(-1), labels)
-    )
-    value = metrics.compute_metric((own.headline,), *both)[own.headline]
-    found.append(
-      (escape_markdown(split), escape_markdown(own.headline), f'{value:.4f}', f'{len(labels):,}')
-    )
-  return found
-
-
-def _shape(config: EncoderConfig) -> str:
-  rows = [(words, escape_markdown(getattr(config, name))) for name, words in _SHAPE.items()]
+def _shape_section(config: EncoderConfig) -> str:
+  rows = [
+    (description, escape_markdown(getattr(config, name)))
+    for name, description in _SHAPE_FIELDS.items()
+  ]
   if config.convolutions:
     kernel = ' x '.join(map(str, config.kernel))
-    rows.append(
-      (
-        'convolutions',
-        f'{config.convolutions} of {kernel} and {config.channels} channels, '
-        f'{escape_markdown(config.convolution)}; {flops.count_front_end_parameters(config):,} parameters',
-      )
+    description = (
+      f'{config.convolutions} of {kernel} and {config.channels} channels, '
+      f'{escape_markdown(config.convolution)}; {flops.count_front_end_parameters(config):,} parameters'
     )
+    rows.append(('convolutions', description))
   return _section('Shape', _table(('what', 'value'), rows))
 
 
-def _corpus(folder: epath.Path) -> str:
-  """What the run was trained on, by its own manifest; the sources where the corpus is still there."""
-  known = run_dir.read_corpus_hashes(folder)
-  lines = [f'Corpus `{_hex(known["corpus"])}`, tokenizer `{_hex(known["tokenizer"])}` (SHA-256).']
-  try:
-    found = corpus.read_manifest(known['corpus_folder'])
-  except (
-    InputError,
-    OSError,
-    ImportError,
-  ):  # it may be in a bucket that cannot be reached from here
-    found = {'hash': ''}
-  if found['hash'] != known['corpus'] or schema.find_schema_fault(found, _SOURCES):
+def _corpus_section(folder: epath.Path) -> str:
+  """Returns the hashes in the run's manifest, and the sources if the corpus still exists."""
+  hashes = run_dir.read_corpus_hashes(folder)
+  corpus_hash, tokenizer_hash = (_hex(hashes[name]) for name in ('corpus', 'tokenizer'))
+  parts = [f'Corpus `{corpus_hash}`, tokenizer `{tokenizer_hash}` (SHA-256).']
+  manifest: dict[str, Any] = {'hash': ''}
+  # It may be in a bucket that cannot be reached.
+  with contextlib.suppress(InputError, OSError, ImportError):
+    manifest = corpus.read_manifest(hashes['corpus_folder'])
+  if manifest['hash'] != hashes['corpus'] or schema.find_schema_fault(manifest, _SOURCES_SCHEMA):
     return _section(
-      'Training text', f'{lines[0]} Its sources are not known: the corpus is not where it was.'
+      'Training text', f'{parts[0]} Its sources are not known: the corpus is not where it was.'
     )
   splits = ', '.join(
-    f'{name} {part["rows"]:,} rows, {part["tokens"]:,} tokens'
-    for name, part in found['splits'].items()
+    f'{name} {split["rows"]:,} rows, {split["tokens"]:,} tokens'
+    for name, split in manifest['splits'].items()
   )
-  lines.append(f'Rows of {found["length"]} tokens from {found["vocabulary"]:,} pieces: {splits}.')
-  sources = found['sources']
+  parts.append(
+    f'Rows of {manifest["length"]} tokens from {manifest["vocabulary"]:,} pieces: {splits}.'
+  )
+  sources = manifest['sources']
   rows = [
     (
-      '/'.join(map(escape_markdown, one['name'].replace('\\', '/').split('/')[-2:])),
-      f'{one["bytes"]:,}',
-      f'`{_hex(one["sha256"])}`',
+      '/'.join(map(escape_markdown, source['name'].replace('\\', '/').split('/')[-2:])),
+      f'{source["bytes"]:,}',
+      f'`{_hex(source["sha256"])}`',
     )
-    for one in sources[:_MAX_ITEMS]
+    for source in sources[:_MAX_ITEMS]
   ]
-  more = f'\n\nand {len(sources) - _MAX_ITEMS:,} more.' if len(sources) > _MAX_ITEMS else ''
-  return _section(
-    'Training text', '\n\n'.join([*lines, _table(('source', 'bytes', 'SHA-256'), rows)]) + more
-  )
+  parts.append(_table(('source', 'bytes', 'SHA-256'), rows))
+  if len(sources) > _MAX_ITEMS:
+    parts.append(f'and {len(sources) - _MAX_ITEMS:,} more.')
+  return _section('Training text', '\n\n'.join(parts))
 
 
 def _hex(digest: str) -> str:
   return ''.join(letter for letter in digest if letter in '0123456789abcdef')[:64] or 'unknown'
 
 
-def _recipe(config: RunConfig, step: int) -> str:
-  flops = flops_per_row(config.model, config.mask)
-  parameters, rows = count_parameters(config.model), step * config.batch_size
-  best, mask = config.optimizer, config.mask
-  return _section(
-    'Training',
-    _table(
-      ('what', 'value'),
-      [
-        ('updates', f'{step:,} of {config.num_steps:,}, of {config.batch_size:,} rows'),
-        ('tokens seen, pads included', f'{rows * config.model.max_length:,} at most'),
-        ('FLOPs, as counted', f'{flops["actual"] * rows:.3g}'),
-        ("FLOPs by paper 1's formula", f'{flops["honey"] * rows:.3g}'),
-        (
-          'parameters',
-          f'{parameters["total"]:,}, of them {parameters["embedding"]:,} of the embedding',
-        ),
-        (
-          'masked',
-          f'{mask.rate:g} of the tokens; of these {mask.random_share:g} random, {mask.keep_share:g} kept',
-        ),
-        (
-          'optimizer',
-          f'{_ALGORITHMS[best.algorithm]}, {best.learning_rate:g}, {escape_markdown(best.schedule)}, '
-          f'betas {best.beta1:g} and {best.beta2:g}, weight decay {best.weight_decay:g}, clip {best.clip:g}',
-        ),
-        ('initialization', escape_markdown(config.model.initialization)),
-        ('computed in', escape_markdown(config.model.dtype)),
-        ('seed', config.seed),
-      ],
+def _training_section(config: RunConfig, step: int) -> str:
+  model, optimizer, mask = config.model, config.optimizer, config.mask
+  row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters(model)
+  rows = step * config.batch_size
+  cells = [
+    ('updates', f'{step:,} of {config.num_steps:,}, of {config.batch_size:,} rows'),
+    ('tokens seen, pads included', f'{rows * model.max_length:,} at most'),
+    ('FLOPs, as counted', f'{row_flops["actual"] * rows:.3g}'),
+    ("FLOPs by paper 1's formula", f'{row_flops["honey"] * rows:.3g}'),
+    (
+      'parameters',
+      f'{parameters["total"]:,}, of them {parameters["embedding"]:,} of the embedding',
     ),
-  )
+    (
+      'masked',
+      f'{mask.rate:g} of the tokens; of these {mask.random_share:g} random, {mask.keep_share:g} kept',
+    ),
+    (
+      'optimizer',
+      f'{_OPTIMIZERS[optimizer.algorithm]}, {optimizer.learning_rate:g}, '
+      f'{escape_markdown(optimizer.schedule)}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, '
+      f'weight decay {optimizer.weight_decay:g}, clip {optimizer.clip:g}',
+    ),
+    ('initialization', escape_markdown(model.initialization)),
+    ('computed in', escape_markdown(model.dtype)),
+    ('seed', config.seed),
+  ]
+  return _section('Training', _table(('what', 'value'), cells))
 
 
-def _losses(folder: epath.Path, config: RunConfig, step: int) -> str:
-  """The last loss on each split up to the checkpoint."""
+def _loss_section(folder: epath.Path, step: int, members: int) -> str:
+  """Returns the last loss of each member on each split up to the checkpoint."""
   last: dict[tuple[str, int], Mapping[str, Any]] = {}
   for line in run_dir.read_lines(folder / run_dir.METRICS):
-    if (
-      {'step', 'split', 'loss'} <= line.keys() and line['step'] <= step and line['loss'] is not None
-    ):
+    has_loss = {'step', 'split', 'loss'} <= line.keys() and line['loss'] is not None
+    if has_loss and line['step'] <= step:
       last[line['split'], line.get('member', 0)] = line
+  if not last:
+    return _section('Loss', 'None was taken yet.')
   rows = [
     (
       escape_markdown(split),
-      *[member] * (config.population.members > 1),
+      *[member] * (members > 1),
       f'{line["step"]:,}',
       f'{line["loss"]:.4f}',
       f'{math.exp(min(line["loss"], 99)):.2f}',
     )
     for (split, member), line in last.items()
   ]
-  whose = ['member'] if config.population.members > 1 else []
-  names = ('split', *whose, 'step', 'loss, nats a masked token', 'perplexity')
-  return _section('Loss', _table(names, rows) if rows else 'None was taken yet.')
+  member = ['member'] * (members > 1)
+  headings = 'split', *member, 'step', 'loss, nats a masked token', 'perplexity'
+  return _section('Loss', _table(headings, rows))
 
 
-def _cited(config: EncoderConfig) -> str:
-  """The paper whose kind of model it is: the second where there are convolutions or its way to
-  start.
-  """
-  return _section(
-    'Citation',
-    _bibtex(_PAPER2 if config.convolutions or config.initialization == 'bert' else _PAPER1),
-  )
+def _citation_section(config: EncoderConfig) -> str:
+  """Returns paper 2 for a model with convolutions or BERT's initialization, else paper 1."""
+  is_paper2 = config.convolutions or config.initialization == 'bert'
+  return _section('Citation', _bibtex(_PAPER2 if is_paper2 else _PAPER1))
 
 
 def _bibtex(paper: str) -> str:
@@ -350,29 +364,6 @@ def _section(title: str, body: str) -> str:
   return f'## {title}\n\n{body}'
 
 
-def _table(names: Sequence[str], rows: Rows) -> str:
-  lines = [names, ['---'] * len(names), *rows]
+def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  lines = [headings, ['---'] * len(headings), *rows]
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
-
-
-def write_card(given: str, workdir: str) -> dict[str, Any]:
-  """Writes the card of the run that `--checkpoint` names, `README.md`, into a folder of its own.
-
-  Returns:
-    What `export.json` holds.
-
-  Raises:
-    InputError: as `card`; or other things are in the folder.
-  """
-  folder, step = export.parse_ref(given)
-  made = build_card(folder, step)
-  record = {
-    'to': 'card',
-    'checkpoint': str(folder),
-    'card': hashlib.sha256(made.encode()).hexdigest(),
-  }
-  if export.existing_export(workdir, record) is None:
-    with export.atomic_export_folder(workdir) as new:
-      files.write_bytes(new / CARD_FILE, made.encode())
-      files.write_json(new / export.EXPORT_RECORD, record)
-  return {**record, 'file': CARD_FILE}

@@ -1,26 +1,22 @@
-"""Our tokenizer as Hugging Face's `tokenizers` reads it: a JSON that gives the same ids for the
-same text.
+"""Writes a SentencePiece tokenizer as a tokenizer.json of Hugging Face's `tokenizers`.
 
-SentencePiece's model file holds its pieces with a score each; how text becomes pieces is code. Here
-that code is said in the words of `tokenizers`, one step for each of SentencePiece's: lower case as
-our verbs make it, spaces before the text gone, runs of them one, a space before it all, `U+2581`
-for a space, none at the end. Of BPE the merges are found from the pieces: two that together are a
-piece merge, those of the highest score first.
+SentencePiece's model file holds pieces with scores; its normalization is code. That code becomes
+steps of `tokenizers`: lower case, no spaces before the text, runs of them as one, a space before
+everything, `U+2581` for a space, none at the end. The merges of BPE follow from the pieces: two that
+together are a piece merge, those of the highest score first.
 
-Where the two would go different ways:
+The two would differ in these cases:
 
-- Special pieces in a text are plain letters to us, and ids to Hugging Face. `<mask>` must be one
-where masks are
-  filled; where text is classified `split_special_tokens` says that they are letters.
-- A piece whose letters are no pieces, or letters that unigram might take for a special or byte
-piece: refused.
-- Python and `tokenizers` may know different versions of Unicode, so capitals newer than either stay
-as they are there.
+- Special pieces in a text are plain letters here, and ids in Hugging Face. `<mask>` must be an id to
+  be filled; for classifiers `split_special_tokens` makes them letters.
+- A piece whose letters are no pieces, or letters that unigram might read as a special or byte piece:
+  refused.
+- Python and `tokenizers` may have different versions of Unicode; capitals newer than either differ.
 - Two paths through a text of equal score, such as a long run of one letter: sums are rounded
-otherwise.
+  differently.
 
-Left out: tokenizers that normalise text, or that are no SentencePiece BPE or unigram model. Those
-are refused by name.
+Tokenizers that normalize text, or that are neither BPE nor unigram of SentencePiece, are refused by
+name.
 """
 
 import dataclasses
@@ -30,16 +26,16 @@ from typing import Any
 
 from google.protobuf import runtime_version
 
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import tokenizer
-from minilm_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 
+_ASKED = "the tokenizer in Hugging Face's form"
 TOKENIZER_FILE, TOKENIZER_CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 _SPACE = '\u2581'
 _NORMAL, _BYTE = 1, 6  # of ModelProto.SentencePiece.Type in sentencepiece_model.proto
 _BPE, _UNIGRAM = 2, 1  # of TrainerSpec.ModelType
-# A capital sigma that ends a word: a letter before it and none after, signs that no case depends on
-# passed over.
+# A capital sigma that ends a word: a letter before it and none after, case-ignorable signs skipped.
 _FINAL_SIGMA = r'\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})'
 _WRITTEN_BYTE = r'<0x[0-9A-F]{2}>'
 PROBE_TEXTS = (
@@ -83,25 +79,28 @@ PROBE_TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-  """What a SentencePiece model file holds: `rows` of piece, score and type by id; its type; has it
-  byte pieces?
+  """Contents of a SentencePiece model file.
+
+  Attributes:
+    rows: piece, score and type by id.
+    kind: BPE or unigram.
+    has_bytes: it has byte pieces.
   """
 
   rows: tuple[tuple[str, float, int], ...]
   kind: int
-  in_bytes: bool
+  has_bytes: bool
 
-  def normal(self) -> dict[str, int]:
-    """The ordinary pieces by id."""
-    return {piece: number for number, (piece, _, kind) in enumerate(self.rows) if kind == _NORMAL}
+  def ordinary(self) -> dict[str, int]:
+    """Returns the ids of the ordinary pieces."""
+    return {piece: i for i, (piece, _, kind) in enumerate(self.rows) if kind == _NORMAL}
 
 
 def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-  """What stands in `tokenizer.json`: `<s> A </s>`, or `<s> A </s></s> B </s>` of a pair, as our
-  verbs build rows.
+  """Returns the contents of `tokenizer.json`, with rows `<s> A </s>` and `<s> A </s></s> B </s>`.
 
   Raises:
-    InputError: the tokenizer does something that cannot be said there.
+    InputError: the format cannot express the tokenizer.
   """
   model = _read_model(tokenizer.model)
   special = [
@@ -117,7 +116,7 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     for number, piece in enumerate(SPECIAL_TOKENS)
   ]
   decoders = [
-    _replaced({'String': _SPACE}, ' '),
+    _replace({'String': _SPACE}, ' '),
     {'type': 'ByteFallback'},
     {'type': 'Fuse'},
     {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0},
@@ -128,7 +127,7 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     'padding': None,
     'added_tokens': special,
     'normalizer': _normalizer(),
-    'pre_tokenizer': None if model.kind == _BPE else _apart(model),
+    'pre_tokenizer': None if model.kind == _BPE else _split_special(model),
     'post_processor': _post_processor(),
     'decoder': {'type': 'Sequence', 'decoders': decoders},
     'model': _bpe(model) if model.kind == _BPE else _unigram(model),
@@ -140,20 +139,20 @@ def _normalizer() -> dict[str, Any]:
   return {
     'type': 'Sequence',
     'normalizers': [
-      _replaced({'Regex': _FINAL_SIGMA}, 'ς'),
+      _replace({'Regex': _FINAL_SIGMA}, 'ς'),
       {'type': 'Lowercase'},
-      _replaced({'Regex': r'\A +'}, ''),
-      _replaced({'Regex': ' {2,}'}, ' '),
+      _replace({'Regex': r'\A +'}, ''),
+      _replace({'Regex': ' {2,}'}, ' '),
       {'type': 'Prepend', 'prepend': _SPACE},
-      _replaced({'String': ' '}, _SPACE),
-      _replaced({'Regex': rf'{_SPACE}+\z'}, ''),
+      _replace({'String': ' '}, _SPACE),
+      _replace({'Regex': rf'{_SPACE}+\z'}, ''),
     ],
   }
 
 
 def _post_processor() -> dict[str, Any]:
   """Returns the template of special pieces around one text and between two."""
-  names = [tokenizer.SPECIAL_TOKENS[number] for number in (tokenizer.BEGIN_ID, tokenizer.END_ID)]
+  names = [SPECIAL_TOKENS[number] for number in (BEGIN_ID, END_ID)]
   begin, end = ({'SpecialToken': {'id': name, 'type_id': 0}} for name in names)
   first, second = ({'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
   return {
@@ -161,20 +160,19 @@ def _post_processor() -> dict[str, Any]:
     'single': [begin, first, end],
     'pair': [begin, first, end, end, second, end],
     'special_tokens': {
-      name: {'id': name, 'ids': [tokenizer.SPECIAL_TOKENS.index(name)], 'tokens': [name]}
-      for name in names
+      name: {'id': name, 'ids': [SPECIAL_TOKENS.index(name)], 'tokens': [name]} for name in names
     },
   }
 
 
 def build_tokenizer_config(length: int, letters: bool) -> dict[str, Any]:
-  """What stands in `tokenizer_config.json`.
+  """Returns the contents of `tokenizer_config.json`.
 
   Args:
-    length: tokens of a row at most, the special ones included.
-    letters: are special pieces in a text plain letters (`split_special_tokens`)?
+    length: maximum tokens of a row, with special ones.
+    letters: special pieces in a text are plain letters (`split_special_tokens`).
   """
-  begin, pad, end, unknown, mask = tokenizer.SPECIAL_TOKENS
+  begin, pad, end, unknown, mask = SPECIAL_TOKENS
   return {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'bos_token': begin,
@@ -194,13 +192,10 @@ def build_tokenizer_config(length: int, letters: bool) -> dict[str, Any]:
 
 
 def check_pairs(length: int) -> None:
-  """Refuses pairs of texts that are cut to an odd number of tokens.
+  """Raises InputError for pairs of texts that are cut to an odd number of tokens.
 
-  What is cut loses tokens from its longer text. Where both end up equally long, one token is left
-  over: ours gives it to the second text, theirs to the one that was longer.
-
-  Raises:
-    InputError: the number is odd.
+  A cut pair loses tokens from its longer text. If both become equally long, one token is left over:
+  it goes to the second text here, and to the one that was longer there.
   """
   if length % 2:
     raise InputError(
@@ -213,47 +208,45 @@ def check_pairs(length: int) -> None:
 def find_differences(
   tokenizer: Tokenizer, fast: Any, texts: Sequence[str] = PROBE_TEXTS
 ) -> list[str]:
-  """The texts that a `tokenizers.Tokenizer` of `tokenizer_json` gives other ids than ours; `<mask>`
-  in one is a mask.
+  """Returns the texts that a `tokenizers.Tokenizer` encodes otherwise than we do.
 
   Args:
     tokenizer: ours.
     fast: theirs; its truncation and padding are switched off.
-    texts: any.
+    texts: any; `<mask>` in one is a mask.
   """
   fast.no_truncation()
   fast.no_padding()
-  found = [one.ids for one in fast.encode_batch(list(texts), add_special_tokens=False)]
+  encodings = fast.encode_batch(list(texts), add_special_tokens=False)
   return [
-    text for text, ids in zip(texts, found, strict=True) if ids != _our_ids(tokenizer, text, fast)
+    text
+    for text, encoding in zip(texts, encodings, strict=True)
+    if encoding.ids != _our_ids(tokenizer, text, fast.encode_special_tokens)
   ]
 
 
-def _our_ids(tokenizer: Tokenizer, text: str, fast: Any) -> list[int]:
-  """Ids as `tasks/task_data.py` and, where special pieces are ids, as `evaluation/inference.py` make
-  them.
-  """
-  if fast.encode_special_tokens:
+def _our_ids(tokenizer: Tokenizer, text: str, letters: bool) -> list[int]:
+  """Returns ids as `tasks/task_data.py` and, unless `letters`, as `evaluation/inference.py`."""
+  if letters:
     return tokenizer.encode([text.lower()])[0]
   ids = []
   for part in re.split(f'({"|".join(map(re.escape, SPECIAL_TOKENS))})', text):
-    ids += (
-      [SPECIAL_TOKENS.index(part)]
-      if part in SPECIAL_TOKENS
-      else tokenizer.encode([part.lower()])[0]
-    )
+    if part in SPECIAL_TOKENS:
+      ids.append(SPECIAL_TOKENS.index(part))
+    else:
+      ids += tokenizer.encode([part.lower()])[0]
   return ids
 
 
-def _replaced(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
+def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
   return {'type': 'Replace', 'pattern': dict(pattern), 'content': content}
 
 
 def _bpe(model: _Model) -> dict[str, Any]:
-  ordinary = model.normal()
-  lost = next((piece for piece in ordinary if not ordinary.keys() >= set(piece)), None)
-  if lost is not None:
-    raise _refused(f'the piece {lost!r}, whose letters are not all pieces')
+  ordinary = model.ordinary()
+  for piece in ordinary:
+    if not ordinary.keys() >= set(piece):
+      raise _refusal(f'the piece {piece!r}, whose letters are not all pieces')
   merges = []
   for piece, number in ordinary.items():
     splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
@@ -263,11 +256,11 @@ def _bpe(model: _Model) -> dict[str, Any]:
   return {
     'type': 'BPE',
     'dropout': None,
-    'unk_token': tokenizer.SPECIAL_TOKENS[tokenizer.UNKNOWN_ID],
+    'unk_token': SPECIAL_TOKENS[UNKNOWN_ID],
     'continuing_subword_prefix': None,
     'end_of_word_suffix': None,
     'fuse_unk': True,
-    'byte_fallback': model.in_bytes,
+    'byte_fallback': model.has_bytes,
     'ignore_merges': False,
     'vocab': {piece: number for number, (piece, _, _) in enumerate(model.rows)},
     'merges': [list(pair) for *_, pair in sorted(merges, key=lambda merge: merge[:2])],
@@ -275,38 +268,38 @@ def _bpe(model: _Model) -> dict[str, Any]:
 
 
 def _unigram(model: _Model) -> dict[str, Any]:
-  # theirs takes the least over all pieces
-  least = min(score for _, score, kind in model.rows if kind == _NORMAL)
+  # `tokenizers` takes the minimum over all pieces, which must be that of the ordinary ones.
+  min_score = min(score for _, score, kind in model.rows if kind == _NORMAL)
   return {
     'type': 'Unigram',
-    'unk_id': tokenizer.UNKNOWN_ID,
-    'byte_fallback': model.in_bytes,
-    'vocab': [[piece, score if kind == _NORMAL else least] for piece, score, kind in model.rows],
+    'unk_id': UNKNOWN_ID,
+    'byte_fallback': model.has_bytes,
+    'vocab': [
+      [piece, score if kind == _NORMAL else min_score] for piece, score, kind in model.rows
+    ],
   }
 
 
-def _apart(model: _Model) -> dict[str, Any]:
-  """A step that cuts what a text writes like a special or byte piece, which unigram would take for
-  it, in two.
+def _split_special(model: _Model) -> dict[str, Any]:
+  """Returns a step that splits letters that unigram would read as a special or byte piece.
 
   The cut is where no piece lies across it, so that it changes nothing else.
   """
-  ordinary, cuts = model.normal(), []
-  written = [(piece, re.escape(piece)) for piece in tokenizer.SPECIAL_TOKENS] + [
-    ('<0x', _WRITTEN_BYTE)
-  ] * model.in_bytes
-  for piece, pattern in written:
+  ordinary, cuts = model.ordinary(), []
+  patterns = {piece: re.escape(piece) for piece in SPECIAL_TOKENS}
+  if model.has_bytes:
+    patterns['<0x'] = _WRITTEN_BYTE
+  for piece, pattern in patterns.items():
     places = [
       place
       for place in range(1, len(piece))
-      if (model.in_bytes or {piece[place - 1], piece[place]} & ordinary.keys())
-      and not any(piece[place - 1 : place + 1] in one for one in ordinary)
+      if (model.has_bytes or {piece[place - 1], piece[place]} & ordinary.keys())
+      and not any(piece[place - 1 : place + 1] in other for other in ordinary)
     ]
     if not places:
-      raise _refused(f'pieces that hold parts of {piece}, so that unigram would read that as one')
-    cuts.append(
-      f'(?<={re.escape(piece[: places[0]])})(?={pattern[len(re.escape(piece[: places[0]])) :]})'
-    )
+      raise _refusal(f'pieces that hold parts of {piece}, so that unigram would read that as one')
+    before = re.escape(piece[: places[0]])
+    cuts.append(f'(?<={before})(?={pattern[len(before) :]})')
   return {
     'type': 'Split',
     'pattern': {'Regex': '|'.join(cuts)},
@@ -315,10 +308,8 @@ def _apart(model: _Model) -> dict[str, Any]:
   }
 
 
-def _refused(found: str) -> InputError:
-  return InputError(
-    "the tokenizer in Hugging Face's form", found, 'train one here, with tokenizer.model=bpe'
-  )
+def _refusal(found: str) -> InputError:
+  return InputError(_ASKED, found, 'train one here, with tokenizer.model=bpe')
 
 
 def _read_model(data: bytes) -> _Model:
@@ -328,28 +319,23 @@ def _read_model(data: bytes) -> _Model:
   try:
     from sentencepiece import sentencepiece_model_pb2
   except (ImportError, runtime_version.VersionError) as error:
-    raise InputError(
-      "the tokenizer in Hugging Face's form",
-      str(error),
-      'pip install --upgrade protobuf sentencepiece',
-    ) from None
-  proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+    raise InputError(_ASKED, str(error), 'pip install --upgrade protobuf sentencepiece') from None
+  # The message classes are made at run time.
+  proto = sentencepiece_model_pb2.ModelProto.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   rows = tuple((piece.piece, piece.score, piece.type) for piece in proto.pieces)
-  other = [
-    piece
-    for piece, _, kind in rows[len(tokenizer.SPECIAL_TOKENS) :]
-    if kind not in (_NORMAL, _BYTE)
+  unknown_kinds = [
+    piece for piece, _, kind in rows[len(SPECIAL_TOKENS) :] if kind not in (_NORMAL, _BYTE)
   ]
-  for refused, words in (
+  for is_refused, found in (
     (trainer.model_type not in (_BPE, _UNIGRAM), 'neither BPE nor unigram'),
     (normalizer.precompiled_charsmap, 'a normalisation of text'),
     (trainer.treat_whitespace_as_suffix, 'spaces after words'),
     (not normalizer.add_dummy_prefix, 'no space before a text'),
     (not normalizer.remove_extra_whitespaces, 'spaces left as they are'),
     (not normalizer.escape_whitespaces, 'spaces that are no U+2581'),
-    (other, f'pieces of a kind of their own: {", ".join(other[:4])}'),
+    (unknown_kinds, f'pieces of a kind of their own: {", ".join(unknown_kinds[:4])}'),
   ):
-    if refused:
-      raise _refused(words)
+    if is_refused:
+      raise _refusal(found)
   return _Model(rows, trainer.model_type, trainer.byte_fallback)

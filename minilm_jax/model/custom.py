@@ -1,30 +1,44 @@
-"""An encoder of one's own: a Flax NNX class in a file of the user's, which a recipe names as
-`package.module:Class`.
+"""A custom encoder: one Flax NNX class of your own that a recipe names.
+
+1. Copy configs/examples/gated_rotary.py (an encoder) and configs/examples/own_encoder.py (the
+   recipe that names it as `config.model.encoder = 'package.module:Class'`).
+2. Change the class. `minilm_jax.model.layers` has dropout, LayerNorm and linear layers to use.
+3. `minilm show --config=FILE` checks it on shapes alone and prints parameters and FLOPs.
+4. `minilm pretrain --config=FILE --workdir=DIR` trains it. Commands that read a stored run import
+   the class only with `--trust=MODULE`, because a stored recipe is data and a module is code.
+
+The interface, checked by `load_custom_encoder`:
 
     class Encoder(nnx.Module):
 
       def __init__(self, config: EncoderConfig, rngs: nnx.Rngs): ...
 
-      def __call__(self, tokens, mask, *, key=None): ...  # ids [B L], no pad [B L], a key a row [B] or none -> [B L D]
+      # tokens [B L] ids, mask [B L] true at tokens and false at pads, key [B] one a row in training
+      # and None in evaluation; returns [B L D] with D = config.hidden_size.
+      def __call__(self, tokens, mask, *, key=None): ...
 
       @property
-      def table(self): ...  # [V D]; only a tied head reads it
+      def table(self): ...  # [V D], the token vectors; needed only with config.model.tied
 
-It is used as ours is: under plain JAX transforms, for one batch and one model. So B and L may be
-any (L at most `config.length`), and `key=None` is evaluation. It keeps parameters and nothing else:
-no stored rngs, no running statistics, no arrays beside `nnx.Param`. How they start is its own
-matter, by the `rngs` it is given; `initialization` is of the head. The other fields of
-`config.model` are its to read, `dropout`, `compute` and `remat` among them. Weight decay goes by
-names, as for ours: tables are called `embedding`, norms `norm`. What no shape shows is left to its
-tests: pads change nothing (`mask`), and a row does not see its neighbours.
+Rules:
 
-`configs/examples/gated_rotary.py` is one. What is left out: hooks for a step, a loss or a sharding
-of its own; on every device its arrays are whole.
+- B and L vary; L is at most `config.max_length`. The class sees one batch of one model:
+  populations, gradients, meshes and compilation are applied around it.
+- It holds `nnx.Param` arrays of float32 and nothing else: no stored rngs, no running statistics, no
+  constant arrays. Make constants in `__call__`, and take randomness from `key` (`layers.split_key`,
+  `layers.apply_dropout`).
+- It initializes its parameters from `rngs`; `config.initialization` applies to the head only.
+- It may read every field of `config`; `dropout`, `dtype` and `remat` are its own responsibility.
+- Weight decay goes by path: call tables `embedding` and norms `norm`, as in `optimizer.no_decay`.
+- Test two properties that no shape shows: the content of pads changes nothing, and a row does not
+  depend on its neighbours (tests/model/test_custom.py has both).
+
+Losses, steps and shardings cannot be replaced; on each device its arrays are whole.
 """
 
+import dataclasses
 import functools
-import itertools
-import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,79 +51,80 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.initialization import path_name
 
 
-def build_encoder(config: EncoderConfig) -> type[nnx.Module]:
-  """The class that the recipe names, after it was tried on shapes alone: nothing is computed.
+@dataclasses.dataclass(frozen=True)
+class CustomEncoder:
+  """A checked custom encoder: its class, and an instance with shapes in place of arrays."""
 
-  Raises:
-    InputError: it is not trusted, not there, no module of Flax NNX, or does not offer what this
-      file asks for.
-  """
-  return _tried(config)[0]
+  build: Callable[[EncoderConfig, nnx.Rngs], nnx.Module]
+  shapes: Any
 
 
 @functools.lru_cache(maxsize=64)
-def _tried(config: EncoderConfig) -> tuple[type[nnx.Module], Any]:
-  """The class, and the shapes of its arrays."""
-  made, what = recipe.import_class(config.encoder), f'the encoder {config.encoder}'
-  name = config.encoder.partition(':')[2]
-  if not (isinstance(made, type) and issubclass(made, nnx.Module)):
+def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
+  """Returns the encoder that `config.encoder` names, after checks on shapes without computation.
+
+  Raises:
+    InputError: it is not trusted, does not exist, is no Flax NNX module, or does not have the
+      interface of this module's docstring.
+  """
+  name, what = config.encoder.partition(':')[2], f'the encoder {config.encoder}'
+  encoder_class = recipe.import_class(config.encoder)
+  if not (isinstance(encoder_class, type) and issubclass(encoder_class, nnx.Module)):
     raise InputError(
       what, f'{name} is no class of Flax NNX', f'write class {name}(nnx.Module), with nnx of flax'
     )
-  asked = f'{name}(config, rngs)'
-  one, other = (_shapes(what, asked, lambda: made(config, nnx.Rngs(0))) for _ in range(2))
-  _check_arrays(what, one)
-  if jax.tree.structure(one) != jax.tree.structure(other):
+  shapes, again = (
+    _trace(what, f'{name}(config, rngs)', lambda: encoder_class(config, nnx.Rngs(0)))
+    for _ in range(2)
+  )
+  _check_parameters(what, shapes)
+  if jax.tree.structure(shapes) != jax.tree.structure(again):
     raise InputError(
       what,
-      'two of one config are not alike in what they hold beside parameters',
-      'keep the config and plain numbers and words there, no function made on the way',
+      'two instances of one config differ in their attributes other than parameters',
+      'keep the config, numbers and strings there, and no function made in __init__',
     )
-  for (batch, length), keyed in itertools.product(
-    ((2, config.max_length), (3, config.max_length - 1)), (False, True)
-  ):
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((batch, length), jnp.bool_)
-    key = jax.eval_shape(lambda n=batch: jax.random.split(jax.random.key(0), n)) if keyed else None
-    asked = f'encoder(tokens, mask, key={"keys" if keyed else None}) with tokens {tokens.shape}'
-    found = _shapes(
-      what, asked, lambda model, *given, key: model(*given, key=key), one, tokens, mask, key=key
-    )
-    _check_array(what, asked, found, (batch, length, config.hidden_size))
+  for batch, length in ((2, config.max_length), (3, config.max_length - 1)):
+    for has_key in (False, True):
+      _check_call(what, shapes, (batch, length, config.hidden_size), has_key)
   if config.tied:
-    found = _shapes(what, 'encoder.table', lambda model: model.table[...], one)
-    _check_array(
-      what,
-      'encoder.table, which a tied head reads,',
-      found,
-      (config.vocab_size, config.hidden_size),
-    )
-  return made, one
+    table = _trace(what, 'encoder.table', lambda model: model.table[...], shapes)
+    shape = (config.vocab_size, config.hidden_size)
+    _check_array(what, 'encoder.table, which a tied head reads,', table, shape)
+  return CustomEncoder(encoder_class, shapes)
 
 
-def _shapes(what: str, asked: str, call: Any, *given: Any, **named: Any) -> Any:
+def _check_call(what: str, model: Any, shape: tuple[int, int, int], has_key: bool) -> None:
+  """Checks that a call with tokens `[B L]` gives floats of `shape`, `[B L D]`."""
+  tokens = jax.ShapeDtypeStruct(shape[:2], jnp.int32)
+  mask = jax.ShapeDtypeStruct(shape[:2], jnp.bool_)
+  key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape[0])) if has_key else None
+  asked = f'encoder(tokens, mask, key={"keys" if has_key else None}) with tokens {tokens.shape}'
+  call = lambda model, tokens, mask, key: model(tokens, mask, key=key)  # noqa: E731
+  _check_array(what, asked, _trace(what, asked, call, model, tokens, mask, key), shape)
+
+
+def _trace(what: str, asked: str, call: Callable[..., Any], *arguments: Any) -> Any:
   try:
-    return jax.eval_shape(call, *given, **named)
+    return jax.eval_shape(call, *arguments)
   except recipe.RECIPE_ERRORS as error:
     raise recipe.describe_import_error(what, asked, error) from error
 
 
-def _check_array(what: str, asked: str, found: Any, shape: tuple[int, ...]) -> None:
-  shown = f'{found.dtype} {found.shape}' if hasattr(found, 'shape') else f'a {type(found).__name__}'
-  if (
-    not hasattr(found, 'shape')
-    or found.shape != shape
-    or not jnp.issubdtype(found.dtype, jnp.floating)
-  ):
-    raise InputError(what, f'{asked} gives {shown}', f'give one array of floats {shape}')
+def _check_array(what: str, asked: str, result: Any, shape: tuple[int, ...]) -> None:
+  if not hasattr(result, 'shape'):
+    description = f'a {type(result).__name__}'
+  elif result.shape != shape or not jnp.issubdtype(result.dtype, jnp.floating):
+    description = f'{result.dtype} {result.shape}'
+  else:
+    return
+  raise InputError(what, f'{asked} gives {description}', f'give one array of floats {shape}')
 
 
-def _check_arrays(what: str, model: nnx.Module) -> None:
-  """Only parameters, in float32 whatever it computes in: all of it is trained, saved and, of
-  members, stacked.
-  """
-  held = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
-  for path, leaf in held:
+def _check_parameters(what: str, model: Any) -> None:
+  """Requires float32 parameters only: all arrays are trained, saved and, in a population, stacked."""
+  leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  for path, leaf in leaves:
     if not isinstance(leaf, nnx.Param) or leaf.dtype != jnp.float32:
       kind = type(leaf).__name__ if isinstance(leaf, nnx.Variable) else 'bare array'
       raise InputError(
@@ -117,68 +132,5 @@ def _check_arrays(what: str, model: nnx.Module) -> None:
         f'{path_name(path)} is a {kind} ({leaf.dtype})',
         'keep only nnx.Param of float32: make constants in __call__, take keys from its key',
       )
-  if not held:
+  if not leaves:
     raise InputError(what, 'it has no parameters', 'make layers in __init__, such as nnx.Linear')
-
-
-def count_parameters(config: EncoderConfig) -> dict[str, int]:
-  """Elements of its arrays: `embedding`, of those with a part of that name in their path, and
-  `other`.
-  """
-  counts = {'embedding': 0, 'other': 0}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(_tried(config)[1]):
-    counts['embedding' if 'embedding' in path_name(path).split('.') else 'other'] += math.prod(
-      leaf.shape
-    )
-  return counts
-
-
-@functools.lru_cache(maxsize=64)
-def count_flops(config: EncoderConfig, length: int) -> int:
-  """Products of one forward pass over a row of `length`, counted where JAX traces them: nothing is
-  compiled.
-  """
-  row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
-  return count_product_flops(
-    jax.make_jaxpr(lambda model, *given: model(*given, key=None))(_tried(config)[1], *row).jaxpr
-  )
-
-
-def count_product_flops(jaxpr: Any) -> int:
-  """FLOPs of the matrix products and convolutions of a jaxpr, two a multiply-add, as `size.py`
-  counts ours.
-
-  A scan is counted as often as it runs, a while loop once, and of branches the dearest.
-  """
-  total = 0
-  for equation in jaxpr.eqns:
-    name, given = equation.primitive.name, equation.params
-    if name == 'dot_general':
-      (contracted, _), _ = given['dimension_numbers']
-      total += (
-        2
-        * equation.outvars[0].aval.size
-        * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-      )
-    elif name == 'conv_general_dilated':
-      kernel = equation.invars[1].aval
-      total += (
-        2
-        * equation.outvars[0].aval.size
-        * kernel.size
-        // kernel.shape[given['dimension_numbers'].rhs_spec[0]]
-      )
-    values = itertools.chain.from_iterable(
-      v if isinstance(v, (tuple, list)) else (v,) for v in given.values()
-    )
-    inner = [
-      count_product_flops(getattr(one, 'jaxpr', one))
-      for one in values
-      if hasattr(one, 'jaxpr') or hasattr(one, 'eqns')
-    ]
-    total += (
-      max(inner, default=0)
-      if name == 'cond'
-      else sum(inner) * (given['length'] if name == 'scan' else 1)
-    )
-  return total

@@ -1,23 +1,19 @@
-"""The encoder: token ids to one vector a token (paper 1, `LanModel`: a factorised, post-LN
-RoBERTa), and its switches.
+"""The encoder: token ids to one vector a token (paper 1, `LanModel`: a factorised, post-LN RoBERTa).
 
-Axis letters here and in every room above: `B` batch, `L` length, `K` masked positions, `E`
+Axis letters here and in the packages above: `B` batch, `L` length, `K` masked positions, `E`
 embedding, `D` hidden, `H` heads, `F` feed-forward, `V` vocabulary, `P` population, `C` classes.
 
-Flax NNX layers, used as pytrees under plain JAX transforms. Keys are passed at the call, one a row,
-so that what a row drops does not depend on its neighbours; `key=None` drops nothing. What is left
-out: the heads (`heads.py`) and everything about training.
+Flax NNX layers, used as pytrees under plain JAX transforms. Keys are arguments of a call, one a
+row, so that dropout of a row does not depend on its neighbours; `key=None` drops nothing. The heads
+are in `heads.py`.
 
-Two switches trade exactness or work for speed and memory. `compute='bfloat16'` is the type that
-matrix products read and that layers pass on; parameters, their gradients, and everything else that
-is summed (norms, softmax, biases and tables over tokens, what comes out of a head) stay float32.
-`remat` keeps what goes into each block and makes the rest again.
+Two switches trade exactness or work for speed and memory. `dtype='bfloat16'` is the type of matrix
+products and of the activations between layers. Parameters, their gradients and everything that is
+summed (norms, softmax, biases and tables over tokens, outputs of a head) stay float32. `remat`
+keeps the input of each block and recomputes its activations.
 """
 
-import copy
-import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,63 +22,48 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
+from minilm_jax.core.corpus_config import END_ID, PAD_ID
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.data import tokenizer
 from minilm_jax.model.convolution import FrontEnd
-from minilm_jax.model.layers import Linear, activation, dropout, layer_norm, split_key
+from minilm_jax.model.layers import (
+  Linear,
+  apply_activation,
+  apply_dropout,
+  build_layer_norm,
+  split_key,
+)
 
-# A short convolution over the tokens, before the blocks: each feature of a token sees that of its
-# neighbours.
+_PAD_SCORE = -1e30  # Added to the scores of pads; finite, so that a row of pads gives numbers too.
+_MAX_PERIOD = 10_000.0  # Of rotary and sinusoidal positions.
+_SINUSOID_SCALE = 0.02  # The deviation of fresh token vectors.
 
 
 class ShortConvolution(nnx.Module):
-  """The row and its depthwise convolution, added; in float32, for element-wise work is what it is.
-  """
+  """A row plus its depthwise convolution over the tokens, in float32."""
 
   def __init__(self, config: EncoderConfig):
     self.kernel = nnx.Param(jnp.zeros((config.short_convolution, config.hidden_size)))
     self.bias = nnx.Param(jnp.zeros((config.hidden_size,)))
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B L D']:
-    """The sum over taps is of shifted rows.
-
-    As a convolution with `feature_group_count` it would take XLA 170 to 500 times as long on a CPU,
-    inside a loop, which a chunk of steps is: 79 ms against 0.46, forward and backward, for 16 rows
-    of 64 tokens, 64 features, 3 taps.
-    """
+    # A sum of shifted rows: as a convolution with `feature_group_count` it takes XLA 170 to 500
+    # times as long on a CPU inside a loop, such as a chunk of steps (79 ms against 0.46, forward
+    # and backward, for 16 rows of 64 tokens, 64 features, 3 taps).
     kernel, length = self.kernel[...], x.shape[1]
     side = len(kernel) // 2
-    near = jnp.pad(jnp.where(mask[:, :, None], x, 0), ((0, 0), (side, side), (0, 0)))
-    taps = (near[:, tap : tap + length] * kernel[None, tap : tap + 1] for tap in range(len(kernel)))
+    padded = jnp.pad(jnp.where(mask[:, :, None], x, 0), ((0, 0), (side, side), (0, 0)))
+    taps = (padded[:, i : i + length] * kernel[None, i : i + 1] for i in range(len(kernel)))
     return (x + sum(taps, self.bias[...].reshape(1, 1, -1))).astype(x.dtype)
 
 
-def count_short_convolution_parameters(config: EncoderConfig) -> int:
-  """How many parameters it has."""
-  return (config.short_convolution + 1) * config.hidden_size if config.short_convolution else 0
-
-
-def count_short_convolution_flops(config: EncoderConfig, length: int) -> int:
-  """FLOPs of its products over a row of `length`: two a multiply-add, those with the zeros round it
-  included.
-  """
-  return 2 * config.short_convolution * length * config.hidden_size
-
-
-_FAR = -1e30  # added to the score of a pad; finite, so that a row of pads alone gives numbers too
-_BASE = 10_000.0  # of the slowest turn of rotary and sinusoidal positions
-_SINUSOID = 0.02  # how large the fixed table is: as the vectors of the tokens start
-
-
-def _angles(length: int, half: int) -> Float[Array, 'L half']:
-  """Position times frequency, of which there are so many for twice as many features."""
-  return jnp.arange(length)[:, None] * _BASE ** (-jnp.arange(half) / half)[None]
+def _position_angles(length: int, half: int) -> Float[Array, 'L half']:
+  return jnp.arange(length)[:, None] * _MAX_PERIOD ** (-jnp.arange(half) / half)[None]
 
 
 def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
-  """Rotary positions: each pair of features turned by an angle that grows with the position."""
+  """Applies rotary positions: turns each pair of features by an angle that grows with position."""
   half = x.shape[-1] // 2
-  angles = _angles(x.shape[1], half)
+  angles = _position_angles(x.shape[1], half)
   cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(
@@ -91,25 +72,22 @@ def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
 
 
 def _sinusoids(length: int, width: int) -> Float[Array, 'L E']:
-  """The fixed table of Vaswani et al. (2017): sine and cosine, by turns, of angles as those of
-  rotary positions.
+  """Returns the fixed table of Vaswani et al. (2017): alternating sine and cosine.
 
-  There it is added to token vectors that start at N(0, 1 / E) and are then multiplied by sqrt(E).
-  Ours start at 0.02 N(0, 1) and are not, so the table is made as much smaller, and the two have the
-  proportion of that paper.
+  They add it to token vectors of N(0, 1 / E) times sqrt(E). Token vectors here start at
+  0.02 N(0, 1), so the table is scaled by 0.02 to keep the proportion.
   """
-  angles = _angles(length, width // 2)
-  return _SINUSOID * jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+  angles = _position_angles(length, width // 2)
+  pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  return _SINUSOID_SCALE * pairs.reshape(length, width)
 
 
 class Embedding(nnx.Module):
-  """Token, position and segment vectors, summed and normalised; relative and rotary positions are
-  in attention.
+  """Token, position and segment vectors, summed and normalised.
 
-  Learned positions count from `position_offset`: the table has `length + position_offset` rows, and
-  those before the first are never used. RoBERTa counts from 2, BERT from 0. All tokens are of the
-  first segment but where `segment_embeddings_for_pairs` says that those after the first `</s>`, a
-  second text, are of the second.
+  Learned positions count from `position_offset` (RoBERTa 2, BERT 0); rows of the table before it
+  are unused. Relative and rotary positions belong to attention. All tokens have the first segment,
+  except that with `segment_embeddings_for_pairs` those after the first `</s>` have the second.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -121,7 +99,7 @@ class Embedding(nnx.Module):
       )
     if config.segments:
       self.segments = nnx.Embed(config.segments, config.embedding_size, rngs=rngs)
-    self.norm = layer_norm(config.embedding_size, config, rngs)
+    self.norm = build_layer_norm(config.embedding_size, config, rngs)
 
   def __call__(
     self, tokens: Integer[Array, 'B L'], key: Key[Array, 'B'] | None
@@ -134,34 +112,28 @@ class Embedding(nnx.Module):
     if self.config.segments:
       segment = jnp.zeros((1, 1), jnp.int32)
       if self.config.segment_embeddings_for_pairs:
-        ends = (tokens == tokenizer.END_ID).astype(jnp.int32)
-        # has one ended before this place?
-        segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)
+        ends = (tokens == END_ID).astype(jnp.int32)
+        segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)  # an end before this token
       x += self.segments(segment)
-    return dropout(self.norm(x), self.config.dropout, key)
+    return apply_dropout(self.norm(x), self.config.dropout, key)
 
 
 class Projection(nnx.Module):
-  """From the embedding's width to the hidden width; always there in the paper, also where the two
-  are equal.
-
-  `projection_norm=False` leaves its norm out.
-  """
+  """Linear(E, D) and, with `projection_norm`, a LayerNorm; paper 1 has both even where E = D."""
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.linear = Linear(config.embedding_size, config.hidden_size, config, rngs)
-    self.bare = not config.projection_norm
-    if not self.bare:
-      self.norm = layer_norm(config.hidden_size, config, rngs)
+    self.has_norm = config.projection_norm
+    if self.has_norm:
+      self.norm = build_layer_norm(config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L E']) -> Float[Array, 'B L D']:
-    return self.linear(x) if self.bare else self.norm(self.linear(x))
+    return self.norm(self.linear(x)) if self.has_norm else self.linear(x)
 
 
 @jax.custom_vjp
 def _scores(q: Float[Array, 'B L H dim'], k: Float[Array, 'B M H dim']) -> Float[Array, 'B H L M']:
-  """Each query times each key, in float32; the gradient is taken by products as narrow as this one.
-  """
+  """Returns each query times each key in float32; the products of the gradient have the input type."""
   return jnp.einsum('BLHd,BMHd->BHLM', q, k, preferred_element_type=jnp.float32)
 
 
@@ -177,8 +149,8 @@ _scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
 class Attention(nnx.Module):
   """Scaled dot-product attention over the tokens that are not pads.
 
-  With relative positions a score gains `distance_bias[h, j - i + length - 1]`, one learned number a
-  head and distance.
+  With relative positions a score gains `distance_bias[h, j - i + max_length - 1]`, one learned
+  number for each head and distance.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -191,28 +163,27 @@ class Attention(nnx.Module):
   def __call__(
     self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], key: Key[Array, 'B'] | None
   ) -> Float[Array, 'B L D']:
-    v = self._split(self.value(x))
-    shares = dropout(self.shares(x, mask), self.config.dropout, key).astype(v.dtype)
-    return self.output(jnp.einsum('BHLM,BMHd->BLHd', shares, v).reshape(x.shape))
+    v = self._split_heads(self.value(x))
+    weights = apply_dropout(self.weights(x, mask), self.config.dropout, key).astype(v.dtype)
+    return self.output(jnp.einsum('BHLM,BMHd->BLHd', weights, v).reshape(x.shape))
 
-  def shares(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
-    """How much of its attention each head gives from each place to each, in float32: 1 in all from
-    every place.
+  def weights(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
+    """Returns the weights from each token (third axis) to each token, in float32, without dropout.
+
+    They sum to 1 over the last axis.
     """
-    length = x.shape[1]
-    q, k = self._split(self.query(x)), self._split(self.key(x))
-    if self.config.positions == 'rotary':
+    config, length = self.config, x.shape[1]
+    q, k = self._split_heads(self.query(x)), self._split_heads(self.key(x))
+    if config.positions == 'rotary':
       q, k = _rotate(q), _rotate(k)
     scores = _scores(q / math.sqrt(q.shape[-1]), k)
-    if self.config.positions == 'relative':
-      distance = (
-        jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + self.config.max_length - 1
-      )
+    if config.positions == 'relative':
+      distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + config.max_length - 1
       scores += self.distance_bias[...][:, distance][None]
-    scores += jnp.where(mask, 0.0, _FAR)[:, None, None]
+    scores += jnp.where(mask, 0.0, _PAD_SCORE)[:, None, None]
     return jax.nn.softmax(scores, axis=-1)
 
-  def _split(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L H dim']:
+  def _split_heads(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L H dim']:
     return x.reshape(*x.shape[:2], self.config.num_heads, -1)
 
 
@@ -225,45 +196,49 @@ class FeedForward(nnx.Module):
     self.down = Linear(config.intermediate_size, config.hidden_size, config, rngs)
 
   def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
-    return self.down(activation(self.activation, self.up(x)))
+    return self.down(apply_activation(self.activation, self.up(x)))
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each with dropout, a residual, and a LayerNorm after the sum (post)
-  or first (pre).
+  """Attention and feed-forward, each with dropout and a residual.
+
+  A LayerNorm follows each sum (`norm='post'`) or precedes each part (`norm='pre'`).
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
-    self.attention, self.attention_norm = (
-      Attention(config, rngs),
-      layer_norm(config.hidden_size, config, rngs),
-    )
-    self.feed_forward, self.feed_forward_norm = (
-      FeedForward(config, rngs),
-      layer_norm(config.hidden_size, config, rngs),
-    )
+    self.attention = Attention(config, rngs)
+    self.attention_norm = build_layer_norm(config.hidden_size, config, rngs)
+    self.feed_forward = FeedForward(config, rngs)
+    self.feed_forward_norm = build_layer_norm(config.hidden_size, config, rngs)
 
   def __call__(
     self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], key: Key[Array, 'B'] | None
   ) -> Float[Array, 'B L D']:
-    inside, after, last = split_key(key, 3)
+    weights_key, attention_key, feed_forward_key = split_key(key, 3)
     rate = self.config.dropout
     if self.config.norm == 'pre':
-      x = x + dropout(self.attention(self.attention_norm(x), mask, inside), rate, after)
-      return x + dropout(self.feed_forward(self.feed_forward_norm(x)), rate, last)
-    x = self.attention_norm(x + dropout(self.attention(x, mask, inside), rate, after))
-    return self.feed_forward_norm(x + dropout(self.feed_forward(x), rate, last))
+      mixed = self.attention(self.attention_norm(x), mask, weights_key)
+      x = x + apply_dropout(mixed, rate, attention_key)
+      return x + apply_dropout(self.feed_forward(self.feed_forward_norm(x)), rate, feed_forward_key)
+    mixed = self.attention(x, mask, weights_key)
+    x = self.attention_norm(x + apply_dropout(mixed, rate, attention_key))
+    return self.feed_forward_norm(x + apply_dropout(self.feed_forward(x), rate, feed_forward_key))
+
+  def attention_weights(
+    self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']
+  ) -> Float[Array, 'B H L L']:
+    """Returns the attention weights that the block uses for `x`, without dropout."""
+    return self.attention.weights(self.attention_norm(x) if self.config.norm == 'pre' else x, mask)
 
 
 class Encoder(nnx.Module):
   """Token ids to one vector a token.
 
-  Blocks stand side by side in the program. A loop over them compiles in 0.75 to 0.9 of the time,
-  which is some seconds a shape, and takes 8 to 12% longer a step (4 and 8 layers, two CPU cores).
+  Blocks are unrolled in the program. A loop over them compiles in 0.75 to 0.9 of the time, some
+  seconds a shape, and takes 8 to 12% longer a step (4 and 8 layers, two CPU cores).
 
-  What BatchNorm makes of an image depends on its pads, so a model that has it is always shown whole
-  rows: shorter ones are filled up with pads, and so mean the same however they come.
+  BatchNorm depends on the pads of a row, so a model with it pads every row to `max_length`.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -277,11 +252,11 @@ class Encoder(nnx.Module):
       self.convolution = FrontEnd(config, rngs)
     self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
     if config.norm == 'pre':
-      self.norm = layer_norm(config.hidden_size, config, rngs)
+      self.norm = build_layer_norm(config.hidden_size, config, rngs)
 
   @property
   def table(self) -> Float[Array | np.ndarray, '*S V E']:
-    """The vectors of the pieces, which a tied head reads."""
+    """The vectors of the tokens, which a tied head reads."""
     return self.embedding.tokens.embedding[...]
 
   def __call__(
@@ -294,71 +269,69 @@ class Encoder(nnx.Module):
     """Encodes a batch.
 
     Args:
-      tokens: ids; a row may be shorter than `config.length`.
-      mask: true where there is a token, false at pads, which nothing attends to.
-      key: one a row: training, which drops units and takes statistics of the batch; None is
-        evaluation.
+      tokens: ids; a row may be shorter than `config.max_length`.
+      mask: true at tokens, false at pads, which receive no attention.
+      key: one a row in training, for dropout and statistics of the batch; None in evaluation.
     """
-    given = tokens.shape[1]
-    if self.config.batch_norm:
-      fill = ((0, 0), (0, self.config.max_length - given))
-      tokens, mask = jnp.pad(tokens, fill, constant_values=tokenizer.PAD_ID), jnp.pad(mask, fill)
-    first, *rest, front = split_key(key, 2 + len(self.blocks))
-    x = self.embedding(tokens, first)
+    length = tokens.shape[1]
+    tokens, mask = self._pad_rows(tokens, mask)
+    embedding_key, *block_keys, front_end_key = split_key(key, 2 + len(self.blocks))
+    x = self._embed(tokens, mask, embedding_key, front_end_key)
+    blocks = zip(self.blocks, block_keys, strict=True)
+    if self.config.remat:
+      # In a loop: a compiler may merge the two computations of unrolled blocks and keep the result.
+      def apply_block(x: Any, block_and_key: tuple[Block, Any]) -> tuple[Any, None]:
+        block, block_key = block_and_key
+        return block(x, mask, block_key), None
+
+      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+      x = jax.lax.scan(jax.checkpoint(apply_block, prevent_cse=False), x, stacked)[0]
+    else:
+      for block, block_key in blocks:
+        x = block(x, mask, block_key)
+    return (self.norm(x) if self.config.norm == 'pre' else x)[:, :length]
+
+  def attention_weights(
+    self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L']
+  ) -> list[Float[Array, 'B H L L']]:
+    """Returns the attention weights of each layer in evaluation.
+
+    The third axis is the token that attends, the fourth the attended one.
+
+    Args:
+      tokens: ids.
+      mask: true at tokens, false at pads, which have weight 0.
+    """
+    length = tokens.shape[1]
+    tokens, mask = self._pad_rows(tokens, mask)
+    x = self._embed(tokens, mask, None, None)
+    weights = []
+    for block in self.blocks:
+      weights.append(block.attention_weights(x, mask)[..., :length, :length])
+      x = block(x, mask, None)
+    return weights
+
+  def _pad_rows(
+    self, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L']
+  ) -> tuple[Integer[Array, 'B M'], Bool[Array, 'B M']]:
+    if not self.config.batch_norm:
+      return tokens, mask
+    widths = ((0, 0), (0, self.config.max_length - tokens.shape[1]))
+    return jnp.pad(tokens, widths, constant_values=PAD_ID), jnp.pad(mask, widths)
+
+  def _embed(
+    self,
+    tokens: Integer[Array, 'B L'],
+    mask: Bool[Array, 'B L'],
+    embedding_key: Key[Array, 'B'] | None,
+    front_end_key: Key[Array, 'B'] | None,
+  ) -> Float[Array, 'B L D']:
+    """Returns the input of the first block."""
+    x = self.embedding(tokens, embedding_key)
     if self.config.projection:
       x = self.projection(x)
     if self.config.short_convolution:
       x = self.short_convolution(x, mask)
     if self.config.convolutions:
-      x = self.convolution(x, mask, front)
-    parts = zip(self.blocks, rest, strict=True)
-    # in a loop: side by side, a compiler may find what is made twice and keep it after all
-    if self.config.remat:
-
-      def one(
-        x: Float[Array, 'B L D'], part: tuple[Block, Key[Array, 'B'] | None]
-      ) -> tuple[Any, None]:
-        return part[0](x, mask, part[1]), None
-
-      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-      x = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), x, stacked)[0]
-    else:
-      for block, block_key in parts:
-        x = block(x, mask, block_key)
-    return (self.norm(x) if self.config.norm == 'pre' else x)[:, :given]
-
-
-# Where an encoder looks: the shares of attention of each head, as they are in evaluation.
-
-
-def attention_weights(
-  encoder: Encoder, tokens: Integer[Array, 'B L'], mask: Bool[Array, 'B L']
-) -> list[Float[Array, 'B H L L']]:
-  """Of each layer the share that a head gives from a place (third axis) to a place (fourth);
-  nothing is dropped.
-
-  Args:
-    encoder: ours; one of the user's own need not have any attention.
-    tokens: ids.
-    mask: true where there is a token, false at pads, which get no share.
-  """
-  found = []
-
-  def telling(block: Block) -> Callable[..., Float[Array, 'B L D']]:
-    def call(
-      x: Float[Array, 'B L D'], mask: Bool[Array, 'B L'], key: None
-    ) -> Float[Array, 'B L D']:
-      seen = block.attention_norm(x) if block.config.norm == 'pre' else x
-      # which the block takes once more; a compiler takes it once
-      found.append(block.attention.shares(seen, mask))
-      return block(x, mask, key)
-
-    return call
-
-  # which takes blocks as arrays
-  told, config = copy.copy(encoder), dataclasses.replace(encoder.config, remat=False)
-  vars(told).update(blocks=[telling(block) for block in encoder.blocks], config=config)
-  told(tokens, mask)
-  given = tokens.shape[1]
-  # a model with BatchNorm has filled the rows up with pads
-  return [shares[..., :given, :given] for shares in found]
+      x = self.convolution(x, mask, front_end_key)
+    return x

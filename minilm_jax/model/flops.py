@@ -1,109 +1,196 @@
 """Parameters and floating-point operations of a model, from its configuration alone.
 
-Three counts of FLOPs stand side by side, each for training on one row (forward and backward, the
-backward pass taken as twice the forward one): the paper's formula, which leaves out two attention
-terms and charges the token look-up as a matrix product; Kaplan's 6 N a token; and the true count of
-the matrix products that this program runs, with logits at the masked positions only. Element-wise
-work is in none of them, but for the taps of a short convolution. Of a convolution, whose weights
-are each used at every pixel, only the true count says something; paper 2's own counts charge the
-zeros round the image too, 1% more.
+FLOPs have three counts, each for training on one row (the backward pass is twice the forward one):
+the formula of paper 1, which leaves out two attention terms and charges the token look-up as a
+matrix product; Kaplan's 6 N a token; and the matrix products that this program runs, with logits at
+masked positions only. No count has element-wise work, except the taps of a short convolution. For
+convolutions, whose weights act on each pixel, only the last count is meaningful; paper 2 also
+charges the zeros around the image, 1% more.
 
-Of an encoder of the user's own parameters are those of its arrays, and products are counted where
-JAX traces it. The paper's formula knows no such encoder: it charges the look-up and the output as
-ever, and between them these products.
+A custom encoder has the parameters of its arrays and the products of its trace. The formula of
+paper 1 takes these products between its look-up and its output.
 """
 
+import functools
+import itertools
 import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.model import convolution, custom, encoder
+from minilm_jax.model.initialization import path_name
 
-TRAINING_FACTOR = 3  # forward and backward against forward alone
+TRAINING_FACTOR = 3  # Forward and backward pass over the forward pass.
 
 
 def max_masked_positions(length: int, rate: float) -> int:
-  """K: the most positions that are predicted in a row of `length`."""
+  """Returns K, the largest number of predicted positions in a row of `length`."""
   return min(length, math.ceil(rate * length))
 
 
 def count_parameters(config: EncoderConfig) -> dict[str, int]:
-  """Parameters of the masked language model: the embedding's tables and norm, everything else, and
-  their sum.
+  """Returns the number of parameters of the masked language model.
 
-  `embedding` is what the paper calls embedding parameters, `other` its non-embedding ones, which
-  include an untied output matrix (paper 1; its 42 logged runs).
+  `embedding` counts the tables of the embedding and its norm, `other` all others (an untied output
+  matrix among them, as in the 42 logged runs of paper 1), `total` their sum.
   """
-  c, e, d, f, v = (
-    config,
-    config.embedding_size,
-    config.hidden_size,
-    config.intermediate_size,
-    config.vocab_size,
-  )
-  head = d * d + 3 * d + v + (0 if c.tied else d * v)
-  if c.encoder:
-    own = custom.count_parameters(c)
-    return {
-      'embedding': own['embedding'],
-      'other': own['other'] + head,
-      'total': sum(own.values()) + head,
-    }
+  d, vocabulary = config.hidden_size, config.vocab_size
+  head = d * d + 3 * d + vocabulary + (0 if config.tied else d * vocabulary)
+  counts = _count_custom_parameters if config.encoder else _count_encoder_parameters
+  embedding, encoder = counts(config)
+  return {'embedding': embedding, 'other': encoder + head, 'total': embedding + encoder + head}
+
+
+def _count_encoder_parameters(config: EncoderConfig) -> tuple[int, int]:
+  c, e, d, f = config, config.embedding_size, config.hidden_size, config.intermediate_size
   positions = c.max_length + c.position_offset if c.positions == 'learned' else 0
-  embedding = (v + positions + c.segments) * e + 2 * e
+  embedding = (c.vocab_size + positions + c.segments) * e + 2 * e
   projection = e * d + (3 if c.projection_norm else 1) * d if c.projection else 0
+  short_convolution = (c.short_convolution + 1) * d if c.short_convolution else 0
   distances = c.num_heads * (2 * c.max_length - 1) if c.positions == 'relative' else 0
   block = 4 * d * d + 9 * d + 2 * d * f + f + distances
-  before = (
-    projection + encoder.count_short_convolution_parameters(c) + convolution.count_parameters(c)
-  )
-  other = before + c.num_layers * block + head + (2 * d if c.norm == 'pre' else 0)
-  return {'embedding': embedding, 'other': other, 'total': embedding + other}
+  blocks = c.num_layers * block + (2 * d if c.norm == 'pre' else 0)
+  return embedding, projection + short_convolution + count_front_end_parameters(c) + blocks
+
+
+def _count_custom_parameters(config: EncoderConfig) -> tuple[int, int]:
+  """Returns the elements of arrays with `embedding` in their path, and of the others."""
+  embedding = other = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(_custom_encoder_shapes(config)):
+    if 'embedding' in path_name(path).split('.'):
+      embedding += math.prod(leaf.shape)
+    else:
+      other += math.prod(leaf.shape)
+  return embedding, other
+
+
+def _custom_encoder_shapes(config: EncoderConfig) -> Any:
+  """Returns the custom encoder with shapes in place of arrays."""
+  # only a recipe that names an encoder needs the loader of foreign code
+  from minilm_jax.model.custom import load_custom_encoder
+
+  return load_custom_encoder(config).shapes
+
+
+def count_front_end_parameters(config: EncoderConfig) -> int:
+  """Returns the number of parameters of the convolutions, without running statistics."""
+  if not config.convolutions:
+    return 0
+  inputs, d = _front_end_inputs(config), config.channels
+  layers = sum(count * d * math.prod(config.kernel) + 3 * d for count in inputs)
+  return layers + d + 1 + (2 if config.batch_norm else 2 * config.hidden_size)
+
+
+def _front_end_inputs(config: EncoderConfig) -> list[int]:
+  """Returns the input channels of each convolution but the last."""
+  return [1] + [config.channels] * (config.convolutions - 1)
 
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
-  """FLOPs of one training row of `config.length` tokens, counted three ways: honey, kaplan, actual.
+  """Returns the three FLOP counts of one training row of `config.max_length` tokens.
+
+  `honey` is the formula of paper 1, `kaplan` is 6 N a token, `actual` the true count of products.
   """
   k = max_masked_positions(config.max_length, mask.rate)
-  # the bias is a row of the kernel in two products of three
+  # The bias is a row of the kernel in two of the three products.
   output = k * config.vocab_size * (6 * config.hidden_size + 4)
+  encoder = encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2
   return {
     'honey': paper1_flops(config),
     'kaplan': 6 * count_parameters(config)['other'] * config.max_length,
-    'actual': TRAINING_FACTOR
-    * (encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2)
-    + output,
+    'actual': TRAINING_FACTOR * encoder + output,
   }
 
 
 def paper1_flops(config: EncoderConfig) -> int:
-  """The paper's count: the released formula as it is, with the head count that the logs state."""
+  """Returns the count of the released formula, with the head count that the logs state."""
   s, v, e, d = config.max_length, config.vocab_size, config.embedding_size, config.hidden_size
+  look_up, output = 2 * s * v * e, 2 * s * d * v
   if config.encoder:
-    return TRAINING_FACTOR * (2 * s * v * e + custom.count_flops(config, s) + 2 * s * d * v)
-  embedding = 2 * s * v * e + 2 * s * e * d
-  attention = 6 * s * d * d + 2 * s * s * d + 3 * config.flops_heads * s * s
-  feed_forward = 4 * s * d * config.intermediate_size
-  return TRAINING_FACTOR * (
-    embedding + config.num_layers * (attention + feed_forward) + 2 * s * d * v
-  )
+    encoder = encoder_flops(config, s)
+  else:
+    attention = 6 * s * d * d + 2 * s * s * d + 3 * config.flops_heads * s * s
+    feed_forward = 4 * s * d * config.intermediate_size
+    encoder = 2 * s * e * d + config.num_layers * (attention + feed_forward)
+  return TRAINING_FACTOR * (look_up + encoder + output)
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
-  """Products of one forward pass of the encoder over a row of `length`: two operations a
-  multiply-add.
+  """Returns the FLOPs of the products of one forward pass over a row, two a multiply-add.
 
-  A model with BatchNorm makes every row as long as it reads.
+  Args:
+    config: the encoder; one with BatchNorm pads each row to its `max_length`.
+    length: tokens of the row.
   """
   if config.encoder:
-    return custom.count_flops(config, length)
+    return _count_custom_flops(config, length)
   d, length = config.hidden_size, config.max_length if config.batch_norm else length
   projection = 2 * length * config.embedding_size * d if config.projection else 0
+  # The taps count at the zeros around the row too.
+  short_convolution = 2 * config.short_convolution * length * d
   attention = 8 * length * d * d + 4 * length * length * d
   blocks = config.num_layers * (attention + 4 * length * d * config.intermediate_size)
-  return (
-    projection
-    + encoder.count_short_convolution_flops(config, length)
-    + convolution.count_flops(config, length)
-    + blocks
+  return projection + short_convolution + count_front_end_flops(config, length) + blocks
+
+
+def count_front_end_flops(config: EncoderConfig, length: int) -> int:
+  """Returns the FLOPs of the convolutions over a row, without products with zeros around it."""
+  if not config.convolutions:
+    return 0
+  inputs, d = _front_end_inputs(config), config.channels
+  pairs = _count_pairs(length, config.kernel[0]) * _count_pairs(
+    config.hidden_size, config.kernel[1]
   )
+  return 2 * (sum(inputs) * d * pairs + d * length * config.hidden_size)
+
+
+def _count_pairs(size: int, kernel: int) -> int:
+  """Returns the number of pairs of a pixel and a weight that meet inside an edge of `size` pixels.
+
+  >>> _count_pairs(4, 3), _count_pairs(4, 1)
+  (10, 4)
+  """
+  before, after = (kernel - 1) // 2, kernel // 2
+  return size * kernel - before * (before + 1) // 2 - after * (after + 1) // 2
+
+
+@functools.lru_cache(maxsize=64)
+def _count_custom_flops(config: EncoderConfig, length: int) -> int:
+  row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
+  trace = jax.make_jaxpr(lambda model, tokens, mask: model(tokens, mask, key=None))
+  return count_product_flops(trace(_custom_encoder_shapes(config), *row).jaxpr)
+
+
+def count_product_flops(jaxpr: Any) -> int:
+  """Returns the FLOPs of the matrix products and convolutions of a jaxpr, two a multiply-add.
+
+  A scan counts once an iteration, a while loop once, and of the branches of a condition the most
+  expensive one.
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    name, parameters = equation.primitive.name, equation.params
+    if name == 'dot_general':
+      (contracted, _), _ = parameters['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    elif name == 'conv_general_dilated':
+      kernel = equation.invars[1].aval
+      outputs = kernel.shape[parameters['dimension_numbers'].rhs_spec[0]]
+      total += 2 * equation.outvars[0].aval.size * kernel.size // outputs
+    values = itertools.chain.from_iterable(
+      value if isinstance(value, (tuple, list)) else (value,) for value in parameters.values()
+    )
+    nested = [
+      count_product_flops(getattr(value, 'jaxpr', value))
+      for value in values
+      if hasattr(value, 'jaxpr') or hasattr(value, 'eqns')
+    ]
+    if name == 'cond':
+      total += max(nested, default=0)
+    else:
+      total += sum(nested) * (parameters['length'] if name == 'scan' else 1)
+  return total

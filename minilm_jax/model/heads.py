@@ -1,40 +1,51 @@
-"""Heads on an Encoder: masked language modelling, classification, regression.
+"""Heads on an encoder: masked language modelling, classification, regression.
 
-Logits exist only where something is predicted: the output matrix is most of the arithmetic of a
-tiny model. They are float32, whatever the model computes in.
+Logits exist only at predicted positions, because the output matrix is most of the arithmetic of a
+tiny model. They are float32 for every `config.dtype`.
 """
 
 import functools
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.model import custom
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.initialization import initialize
-from minilm_jax.model.layers import Linear, activation, dropout, layer_norm, split_key
+from minilm_jax.model.layers import (
+  Linear,
+  apply_activation,
+  apply_dropout,
+  build_layer_norm,
+  split_key,
+)
+
+M = TypeVar('M', bound=nnx.Module)
 
 
 def _build_encoder(config: EncoderConfig, rngs: nnx.Rngs) -> Any:
-  """Ours, or the one of the user's own that the recipe names; a call of either is tokens and mask
-  to `[B L D]`.
-  """
-  return custom.build_encoder(config)(config, rngs) if config.encoder else Encoder(config, rngs)
+  """Returns the encoder of this package, or the custom one that the recipe names."""
+  if not config.encoder:
+    return Encoder(config, rngs)
+  # only a recipe that names an encoder needs the loader of foreign code
+  from minilm_jax.model.custom import load_custom_encoder
+
+  return load_custom_encoder(config).build(config, rngs)
 
 
 class MaskedLanguageModel(nnx.Module):
-  """Linear(D, D), activation, LayerNorm, Linear(D, V), at chosen positions; tied, the last is the
-  embedding table.
+  """Linear(D, D), activation, LayerNorm, Linear(D, V) at chosen positions of an encoder.
+
+  With `tied` the kernel of the last is the embedding table.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
     self.encoder = _build_encoder(config, rngs)
     self.transform = Linear(config.hidden_size, config.hidden_size, config, rngs)
-    self.norm = layer_norm(config.hidden_size, config, rngs)
+    self.norm = build_layer_norm(config.hidden_size, config, rngs)
     if config.tied:
       self.output_bias = nnx.Param(jnp.zeros((config.vocab_size,)))
     else:
@@ -48,7 +59,7 @@ class MaskedLanguageModel(nnx.Module):
     *,
     key: Key[Array, 'B'] | None = None,
   ) -> Float[Array, 'B K V']:
-    """Logits at `positions` of each row."""
+    """Returns logits at `positions` of each row."""
     kernel, bias = self.output_weights()
     x = self.features(tokens, mask, positions, key=key)
     return (
@@ -63,20 +74,21 @@ class MaskedLanguageModel(nnx.Module):
     *,
     key: Key[Array, 'B'] | None = None,
   ) -> Float[Array, 'B K D']:
-    """What the output projection reads at `positions` of each row."""
+    """Returns the input of the output projection at `positions` of each row."""
     x = self.encoder(tokens, mask, key=key)
     x = jnp.take_along_axis(x, positions[:, :, None], axis=1)
-    return self.norm(activation(self.config.activation, self.transform(x)))
+    return self.norm(apply_activation(self.config.activation, self.transform(x)))
 
   def output_weights(self) -> tuple[Float[Array, 'D V'], Float[Array, 'V']]:
-    """Kernel and bias of the output projection, as they are kept: in float32."""
+    """Returns kernel and bias of the output projection in float32."""
     if self.config.tied:
       return self.encoder.table[...].T, self.output_bias[...]
-    return self.output.kernel[...], self.output.bias[...]
+    bias = cast(nnx.Param, self.output.bias)
+    return self.output.kernel[...], bias[...]
 
 
 class Head(nnx.Module):
-  """From the vectors of a row to its logits, as `Classifier` describes."""
+  """From the vectors of a row to its logits; `Classifier` describes the poolings."""
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
     self.head = head
@@ -93,29 +105,36 @@ class Head(nnx.Module):
     before: Key[Array, 'B'] | None,
     after: Key[Array, 'B'] | None,
   ) -> Float[Array, 'B C']:
-    """Logits of each row; the keys are those of dropout before the dense layer and after it."""
+    """Returns logits of each row.
+
+    Args:
+      x: vectors of the tokens.
+      mask: true at tokens, false at pads.
+      before: keys of the dropout before the dense layer.
+      after: keys of the dropout after it.
+    """
     if self.head.pooling == 'positions':
       return self.output(self.pool(x.swapaxes(1, 2))[..., 0])
     if self.head.pooling == 'mean':
       x = jnp.where(mask[:, :, None], x, 0).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
     else:
       x = x[:, 0]
-    x = jnp.tanh(self.dense(dropout(x, self.head.dropout, before)))
-    return self.output(dropout(x, self.head.dropout, after))
+    x = jnp.tanh(self.dense(apply_dropout(x, self.head.dropout, before)))
+    return self.output(apply_dropout(x, self.head.dropout, after))
 
 
 class Classifier(Head):
   """One of `classes` labels a row.
 
   Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout,
-  Linear(D, C); `mean` is the same over the mean of the tokens; `positions` is the paper's own head,
-  one learned weight a position, pads included, then Linear(D, C) and nothing between (paper 1, the
-  released classification model).
+  Linear(D, C). `mean` is the same over the mean of the tokens. `positions` is the head of paper 1:
+  one learned weight a position, pads included, then Linear(D, C) (the released classification
+  model).
 
-  `head.ensemble_size` such heads stand on the one encoder: this one and `others`, each with a start
-  and dropout of its own, so that the first is what it would be alone. The answer is the mean of
-  their logits, the loss the mean of their
-  losses: the cheap control of a committee, after Multi-CLS BERT (arXiv 2210.05043).
+  `head.ensemble_size` heads share the encoder: this one and `others`, each with its own start and
+  dropout. The first head equals the single head of a model without `others`. The answer is the mean
+  of their logits, the loss the mean of their losses: the cheap control of a committee, after
+  Multi-CLS BERT (arXiv 2210.05043).
   """
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
@@ -133,22 +152,24 @@ class Classifier(Head):
     *,
     key: Key[Array, 'B'] | None = None,
   ) -> Float[Array, 'B C']:
-    """Logits of each row."""
-    return functools.reduce(jnp.add, self.each(tokens, mask, key=key)) / self.head.ensemble_size
+    """Returns logits of each row, averaged over the heads."""
+    head_logits = self.logits_by_head(tokens, mask, key=key)
+    return functools.reduce(jnp.add, head_logits) / self.head.ensemble_size
 
-  def each(
+  def logits_by_head(
     self,
     tokens: Integer[Array, 'B L'],
     mask: Bool[Array, 'B L'],
     *,
     key: Key[Array, 'B'] | None = None,
   ) -> list[Float[Array, 'B C']]:
-    """Logits of each row by each head."""
-    below, *own = split_key(key, 1 + 2 * self.head.ensemble_size)
-    x = self.encoder(tokens, mask, key=below)
-    pairs = zip(own[::2], own[1::2], strict=True)
+    """Returns logits of each row by each head."""
+    encoder_key, *head_keys = split_key(key, 1 + 2 * self.head.ensemble_size)
+    x = self.encoder(tokens, mask, key=encoder_key)
+    heads = (self, *self.others)
     return [
-      one.logits(x, mask, *pair) for one, pair in zip((self, *self.others), pairs, strict=True)
+      head.logits(x, mask, before, after)
+      for head, before, after in zip(heads, head_keys[::2], head_keys[1::2], strict=True)
     ]
 
 
@@ -160,23 +181,19 @@ class Regressor(Classifier):
 
 
 def init_masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
-  """A fresh model for pre-training."""
-  return initialize(
-    MaskedLanguageModel(config, nnx.Rngs(key)), config.initialization, key, _initialize(config)
-  )
+  """Returns a fresh model for pre-training."""
+  return _initialize(MaskedLanguageModel(config, nnx.Rngs(key)), config, key)
 
 
 def init_classifier(
   config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']
 ) -> Classifier:
-  """A fresh model for a task; `classes=0` is a regression."""
+  """Returns a fresh model for a task; `classes=0` is a regression."""
   rngs = nnx.Rngs(key)
   model = Classifier(config, head, classes, rngs) if classes else Regressor(config, head, rngs)
-  return initialize(model, config.initialization, key, _initialize(config))
+  return _initialize(model, config, key)
 
 
-def _initialize(config: EncoderConfig) -> str:
-  """The paths that have started as they were made: a class of the user's own has its own way to
-  start.
-  """
-  return 'encoder.' if config.encoder else ''
+def _initialize(model: M, config: EncoderConfig, key: Key[Array, '']) -> M:
+  # A custom encoder has initialized itself.
+  return initialize(model, config.initialization, key, 'encoder.' if config.encoder else '')

@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class FileSource:
       self._reads[step + count] = self._pool.submit(self._read, step + count)
     return window
 
-  def _build_order(self) -> Callable[[rng.Counter], jax.Array]:
+  def _build_order(self) -> Callable[[np.uint32], jax.Array]:
     """Returns a jitted function from a step to the rows `[P S B]` of the batches from there on."""
     steps, seeds = np.arange(self._config.log.every), self._seeds
     batch_size, count = self._config.batch_size, self._count
@@ -93,7 +93,7 @@ class FileSource:
       return corpus.rows_at_step(seed, step, batch_size, count)[0]
 
     @jax.jit
-    def order(first: rng.Counter) -> jax.Array:
+    def order(first: Any) -> jax.Array:
       return jax.vmap(
         lambda seed: jax.vmap(lambda step: batch(seed, first + step))(jnp.asarray(steps))
       )(jnp.asarray(seeds))
@@ -105,18 +105,18 @@ class FileSource:
     rows = rows if self._row_numbers is None else self._row_numbers[rows]
     rows = rows.reshape(*self._members, *rows.shape[1:])
     first = np.full(self._members, step, np.int32)
-    tokens = jax.make_array_from_callback(
-      (*rows.shape, self._files.manifest['length']),
-      self._sharding,
-      lambda index: self._files[rows[index[:-1]]],
-    )
+
+    def read_shard(index: Any) -> np.ndarray:
+      return self._files[rows[index[:-1]]]
+
+    shape = (*rows.shape, self._files.manifest['length'])
+    tokens = jax.make_array_from_callback(shape, self._sharding, read_shard)
     return self._window(
       tokens, jax.make_array_from_callback(first.shape, self._sharding, lambda index: first[index])
     )
 
-  def _window(
-    self, tokens: jax.Array | jax.ShapeDtypeStruct, first: jax.Array | jax.ShapeDtypeStruct
-  ) -> BatchWindow:
+  def _window(self, tokens: Any, first: Any) -> BatchWindow:
+    """Returns a window of arrays, or of shapes with shardings."""
     return BatchWindow(
       tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash']
     )
@@ -164,7 +164,8 @@ def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLik
   if not config.subset.rows and not config.subset.tokens:
     return load_resident(program, folder, corpus.TRAIN_SPLIT)
   files = corpus.CorpusFiles(folder, corpus.TRAIN_SPLIT)
-  rows = files[corpus.select_rows(config.subset, files)]
+  row_numbers: Any = corpus.select_rows(config.subset, files)  # not None: the recipe has a size
+  tokens: Any = files[row_numbers]
   return sharding.replicate(
-    Corpus(rows, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
+    Corpus(tokens, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
   )

@@ -146,8 +146,7 @@ class EventFiles:
 
   def _encode(self, lines: Lines) -> bytes:
     """Returns the finite scalars of each line as records, tagged as in `train/loss`."""
-    from tensorboardX.proto import event_pb2, summary_pb2
-
+    event_pb2, summary_pb2 = _import_messages()
     records = []
     for line in lines:
       if line['split'] not in _CURVE_SPLITS:
@@ -190,10 +189,16 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
   return path
 
 
+def _import_messages() -> tuple[Any, Any]:
+  """Returns the modules of events and summaries, whose classes protobuf makes at import."""
+  from tensorboardX.proto import event_pb2, summary_pb2
+
+  return event_pb2, summary_pb2
+
+
 def _header(began: float) -> bytes:
   """Returns the first records of a file: its version, and a mark that voids earlier events."""
-  from tensorboardX.proto import event_pb2
-
+  event_pb2, _ = _import_messages()
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
   return _record(event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)) + _record(
     event_pb2.Event(wall_time=began, step=0, session_log=start)

@@ -49,9 +49,8 @@ class MetricsLog:
     self._schedules = [
       optimizer.build_schedule(member.optimizer, member.num_steps) for member in members
     ]
-    mask = max(
-      members, key=lambda member: member.mask.rate
-    ).mask  # the program computes as many positions for all
+    # the program computes as many positions for all
+    mask = max((member.mask for member in members), key=lambda mask: mask.rate)
     self._flops_per_row = flops.flops_per_row(
       dataclasses.replace(config.model, max_length=length), mask
     )['actual']
@@ -96,7 +95,7 @@ class MetricsLog:
         'seconds': seconds,
       }
       if split == 'train':
-        record['learning_rate'] = float(self._schedules[member](step - 1))
+        record['learning_rate'] = np.asarray(self._schedules[member](step - 1)).item()
         self._check_spike(member, step, values['loss'], of_member)
       run_dir.append_line(self._workdir / run_dir.METRICS, record)
       records.append(record)

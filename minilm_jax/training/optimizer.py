@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from minilm_jax.core.config import OptimizerConfig
 from minilm_jax.core.errors import InputError
@@ -89,16 +90,12 @@ def build_schedule(
   )
 
 
-def _inverse_sqrt(
-  step: int | Int[Array, ''], peak: float | Float[Array, ''], warmup: int
-) -> Float[Array, '']:
+def _inverse_sqrt(step: ArrayLike, peak: float | Float[Array, ''], warmup: int) -> Float[Array, '']:
   s = jnp.maximum(step, 1)
   return peak * jnp.minimum(s / warmup, jnp.sqrt(warmup / s))
 
 
-def _epoch_share(
-  step: int | Int[Array, ''], config: OptimizerConfig, num_steps: int
-) -> Float[Array, '']:
+def _epoch_share(step: ArrayLike, config: OptimizerConfig, num_steps: int) -> Float[Array, '']:
   """Returns the share of the peak rate in the epoch of a step; epochs have equal lengths."""
   n = config.epochs
   remaining = np.arange(n, 0, -1)
@@ -213,11 +210,11 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
 def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Returns `inner`, extended to move running statistics by the share `BATCH_NORM_MOMENTUM`."""
 
-  def init(model: Any) -> Any:
-    return inner.init(select_parameters(model))
+  def init(params: Any) -> Any:
+    return inner.init(select_parameters(params))
 
-  def update(gradient: Any, state: Any, model: Any) -> tuple[Any, Any]:
-    change, state = inner.update(select_parameters(gradient), state, select_parameters(model))
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    change, state = inner.update(select_parameters(updates), state, select_parameters(params))
     # in the order of the model's own leaves, without statistics
     changes = iter(jax.tree.leaves(change))
 
@@ -230,6 +227,6 @@ def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTrans
         else next(changes)
       )
 
-    return jax.tree_util.tree_map_with_path(move, gradient, model), state
+    return jax.tree_util.tree_map_with_path(move, updates, params), state
 
   return optax.GradientTransformation(init, update)

@@ -113,7 +113,7 @@ def _build_chunk(
         )
         return state, jax.tree.map(jnp.add, carry[1], sums), carry[2].or_later(record)
 
-      zeros = {name: jnp.zeros(()) for name in ('loss', 'masked', 'gradient', 'updates')}
+      zeros = {name: jnp.zeros(()) for name in train_step.STEP_SUMS}
       state, sums, record = jax.lax.fori_loop(0, count, step, (state, zeros, NonFinite.none()))
       # once a chunk, because the norm reads all parameters
       return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
@@ -160,7 +160,8 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
       f'{free / 2**30:,.1f} GiB are free',
       'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
     )
-  cache = jax.config.jax_compilation_cache_dir or 'memory'
+  # a field that JAX adds to its configuration at import
+  cache = jax.config.jax_compilation_cache_dir or 'memory'  # pyright: ignore[reportAttributeAccessIssue]
   progress.log(
     f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); '
     'state and step take '
@@ -193,7 +194,7 @@ def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single
           jnp.add, sums, train_step.eval_step(model, corpus, first, config.batch_size, count)
         )
 
-      zeros = {name: jnp.zeros(()) for name in ('loss', 'masked', 'padding')}
+      zeros = {name: jnp.zeros(()) for name in train_step.EVALUATION_SUMS}
       return jax.lax.psum(
         jax.lax.fori_loop(0, -(-count // (config.batch_size * devices)), add, zeros), 'data'
       )

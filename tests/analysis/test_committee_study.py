@@ -252,7 +252,7 @@ def test_costs_that_nobody_counted_are_no_match():
 
 def test_the_table_says_how_near_the_costs_are():
   made = found(committee((0,)), [row('bert', (0.51, 0.52, 0.53))])['bert', PARAMETERS]
-  assert paper2_sections.match_cells(made) == [
+  assert paper2_sections.MATCH_FORMAT.fill([made]).rows[0] == [
     'ag_news, test',
     'bert',
     PARAMETERS,

@@ -1,9 +1,8 @@
-"""Trained models in a notebook: vectors that are the model's own, answers of the verbs, refusals
-with a way out.
+"""Inference: vectors and guesses are the model's own, predictions those of the command, and what a
+model cannot do is refused.
 """
 
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,56 @@ from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.tasks import classifier, committee
 from minilm_jax.training import checkpoint, pretrained
 from tests import fake_classifiers, fake_hf_folders
+
+pytestmark = pytest.mark.usefixtures('fast_compile')
+TEXTS = [
+  'the dog sleeps near the tree .',
+  '',
+  'a pie',
+  'The DOG sleeps near the tree .',
+  'the cats run . ' * 40,
+]
+# Folders of classifiers, and the changes of their cards.
+CARDS = {
+  'classifier-0': {},
+  'classifier-1': {},
+  'classifier-2': {},
+  'pairs': {'fields': ('sentence1', 'sentence2')},
+  'number': {'task_kind': 'regression', 'labels': ()},
+  'joined': {'fields': ('title', 'description'), 'concatenate_fields': True},
+}
+
+
+@pytest.fixture(scope='module')
+def model(tiny_run: Path) -> LanguageModel:
+  return minilm_jax.load(str(tiny_run))
+
+
+@pytest.fixture(scope='module')
+def classifiers(
+  fast_compile: None, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+  """A folder of the classifiers of CARDS, and `together`, a committee of the first three."""
+  folder = tmp_path_factory.mktemp('inference')
+  tokenizer = load_tokenizer(tiny_corpus / 'tokenizer.model')
+  for seed, (name, changes) in enumerate(CARDS.items()):
+    member = fake_classifiers.make_classifier(tokenizer, seed, **changes)
+    fake_classifiers.save_classifier(folder / name, member)
+  committee.make_committee(f'{folder}/classifier-*', folder / 'together')
+  return folder
+
+
+def predict(
+  classifiers: Path, name: str, text: str = '', text_pair: str = '', file: str = ''
+) -> list[dict]:
+  folder = str(classifiers / name)
+  folders = (folder, '') if name == 'together' else ('', folder)
+  return inference.predict(*folders, text, text_pair, file)
+
+
+def write_table(folder: Path, *rows: dict) -> str:
+  (folder / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return str(folder / 'x.jsonl')
 
 
 def test_the_best_pieces_come_first_for_each_hole(tiny_run: Path):
@@ -86,20 +135,6 @@ def test_what_cannot_be_filled_is_refused(tiny_run: Path, text: str, best: int, 
     inference.fill_mask(tiny_run, text, best)
 
 
-TEXTS = [
-  'the dog sleeps near the tree .',
-  '',
-  'a pie',
-  'The DOG sleeps near the tree .',
-  'the cats run . ' * 40,
-]
-
-
-@pytest.fixture(scope='module')
-def model(tiny_run: Path) -> LanguageModel:
-  return minilm_jax.load(str(tiny_run))
-
-
 def test_a_vector_is_the_mean_over_the_tokens_of_its_text(model: LanguageModel):
   found = model.encode(TEXTS)
   assert found.shape == (5, 16) and found.dtype == np.float32 and np.isfinite(found).all()
@@ -136,56 +171,38 @@ def test_holes_are_filled_as_the_verb_does(model: LanguageModel, tiny_run: Path)
     )
 
 
-@pytest.fixture(scope='module')
-def home(fast_compile: None, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """Two classifiers, a committee of them, and a classifier of pairs."""
-  folder, reads = (
-    tmp_path_factory.mktemp('notebook'),
-    tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model'),
-  )
-  for seed in range(2):
-    fake_classifiers.save_classifier(
-      folder / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed)
-    )
-  committee.make_committee(f'{folder}/classifier-*', folder / 'together')
-  fake_classifiers.save_classifier(
-    folder / 'pairs', fake_classifiers.make_classifier(reads, 4, fields=('sentence1', 'sentence2'))
-  )
-  return folder
-
-
-def test_labels_are_those_of_the_verb(home: Path):
+def test_labels_are_those_of_the_verb(classifiers: Path):
   texts = fake_classifiers.TEXTS[:2]
   for name, where in (
-    ('classifier-0', ('', str(home / 'classifier-0'))),
-    ('together', (str(home / 'together'), '')),
+    ('classifier-0', ('', str(classifiers / 'classifier-0'))),
+    ('together', (str(classifiers / 'together'), '')),
   ):
-    answers = minilm_jax.load(home / name)
+    answers = minilm_jax.load(classifiers / name)
     expected = [inference.predict(*where, text, '', '')[0] for text in texts]
     for one, other in zip(answers.predict(texts), expected, strict=True):
       assert (one['text'], one['label']) == (other['text'], other['label'])
       assert one['probability'] == pytest.approx(other['probability'], rel=1e-4)
     assert answers.predict([]) == [] and 'negative, positive, neutral' in repr(answers)
-  (found,) = minilm_jax.load(home / 'pairs').predict('a dog', 'a cat')
+  (found,) = minilm_jax.load(classifiers / 'pairs').predict('a dog', 'a cat')
   assert (found['text'], found['pair']) == ('a dog', 'a cat')
   for call, said in (
     (lambda: answers.encode('a'), 'load the pre-training run'),
     (lambda: answers.fill_mask('a'), 'know no'),
     (lambda: answers.predict('a', 'b'), 'leave pairs out'),
-    (lambda: minilm_jax.load(home / 'pairs').predict('a'), 'give pairs too'),
+    (lambda: minilm_jax.load(classifiers / 'pairs').predict('a'), 'give pairs too'),
   ):
     with pytest.raises(minilm_jax.InputError, match=said):
       call()
 
 
 def test_weights_are_placed_once_and_loading_is_quiet(
-  home: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys
+  classifiers: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys
 ):
   placed, whole = [], classifier.stack_members
   monkeypatch.setattr(
     classifier, 'stack_members', lambda members: placed.append(len(members)) or whole(members)
   )
-  model = minilm_jax.load(home / 'together')
+  model = minilm_jax.load(classifiers / 'together')
   assert not caplog.records and capsys.readouterr() == ('', '')
   assert model.predict(fake_classifiers.TEXTS[0]) == model.predict(
     fake_classifiers.TEXTS[0]
@@ -261,53 +278,9 @@ def test_the_package_imports_nothing_heavy():
   assert not heavy, f'import minilm_jax imports {heavy}'
 
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
-
-@pytest.fixture(scope='module')
-def home_predict(
-  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
-  """Three classifiers, a committee of them, one on pairs and a regression."""
-  folder, reads = (
-    tmp_path_factory.mktemp('predict'),
-    tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model'),
-  )
-  for seed in range(3):
-    fake_classifiers.save_classifier(
-      folder / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed)
-    )
-  committee.make_committee(f'{folder}/classifier-*', folder / 'together')
-  fake_classifiers.save_classifier(
-    folder / 'pairs', fake_classifiers.make_classifier(reads, 4, fields=('sentence1', 'sentence2'))
-  )
-  fake_classifiers.save_classifier(
-    folder / 'number', fake_classifiers.make_classifier(reads, 5, task_kind='regression', labels=())
-  )
-  fake_classifiers.save_classifier(
-    folder / 'joined',
-    fake_classifiers.make_classifier(
-      reads, 6, fields=('title', 'description'), concatenate_fields=True
-    ),
-  )
-  return folder
-
-
-def ask(
-  home_predict: pathlib.Path, who: str, text: str = '', pair: str = '', file: str = ''
-) -> list[dict]:
-  folder = str(home_predict / who)
-  return inference.predict(*((folder, '') if who == 'together' else ('', folder)), text, pair, file)
-
-
-def table(folder: pathlib.Path, *rows: dict) -> str:
-  (folder / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return str(folder / 'x.jsonl')
-
-
-def test_a_committee_answers_by_both_means(home_predict: pathlib.Path):
-  (found,) = ask(home_predict, 'together', 'the dog sleeps .')
-  logits = committee.load_committee(home_predict / 'together').logits(
+def test_a_committee_answers_by_both_means(classifiers: Path):
+  (found,) = predict(classifiers, 'together', 'the dog sleeps .')
+  logits = committee.load_committee(classifiers / 'together').logits(
     fake_classifiers.make_examples(('the dog sleeps .',))
   )
   for answer, how in ((found, committee.PROBABILITY), (found['mean_logit'], committee.LOGIT)):
@@ -322,51 +295,51 @@ def test_a_committee_answers_by_both_means(home_predict: pathlib.Path):
   assert sum(found['votes'].values()) == 3 and found['text'] == 'the dog sleeps .'
 
 
-def test_a_row_of_a_file_is_answered_like_its_text(
-  home_predict: pathlib.Path, tmp_path: pathlib.Path
-):
-  path = table(tmp_path, *({'text': text, 'other': 3} for text in fake_classifiers.TEXTS))
-  found = ask(home_predict, 'classifier-0', file=path)
+def test_a_row_of_a_file_is_answered_like_its_text(classifiers: Path, tmp_path: Path):
+  path = write_table(tmp_path, *({'text': text, 'other': 3} for text in fake_classifiers.TEXTS))
+  found = predict(classifiers, 'classifier-0', file=path)
   assert [one['text'] for one in found] == list(fake_classifiers.TEXTS) and 'votes' not in found[0]
   for one in found:
-    (alone,) = ask(home_predict, 'classifier-0', one['text'])
+    (alone,) = predict(classifiers, 'classifier-0', one['text'])
     assert alone['label'] == one['label'] and alone['probability'] == pytest.approx(
       one['probability'], abs=1e-4
     )
 
 
-def test_pairs_joined_texts_and_numbers(home_predict: pathlib.Path, tmp_path: pathlib.Path):
-  (found,) = ask(home_predict, 'pairs', 'a dog .', 'the fox .')
+def test_pairs_joined_texts_and_numbers(classifiers: Path, tmp_path: Path):
+  (found,) = predict(classifiers, 'pairs', 'a dog .', 'the fox .')
   assert (found['text'], found['pair']) == ('a dog .', 'the fox .')
-  (again,) = ask(
-    home_predict, 'pairs', file=table(tmp_path, {'sentence1': 'a dog .', 'sentence2': 'the fox .'})
+  (again,) = predict(
+    classifiers,
+    'pairs',
+    file=write_table(tmp_path, {'sentence1': 'a dog .', 'sentence2': 'the fox .'}),
   )
   assert again == found
-  assert set(ask(home_predict, 'number', 'a dog .')[0]) == {'text', 'value'}
-  (joined,) = ask(
-    home_predict, 'joined', file=table(tmp_path, {'title': 'a dog', 'description': 'the fox .'})
+  assert set(predict(classifiers, 'number', 'a dog .')[0]) == {'text', 'value'}
+  (joined,) = predict(
+    classifiers,
+    'joined',
+    file=write_table(tmp_path, {'title': 'a dog', 'description': 'the fox .'}),
   )
   assert (
     joined
-    == ask(home_predict, 'joined', 'a dog', 'the fox .')[0]
-    == ask(home_predict, 'joined', 'a dog the fox .')[0]
+    == predict(classifiers, 'joined', 'a dog', 'the fox .')[0]
+    == predict(classifiers, 'joined', 'a dog the fox .')[0]
   )
 
 
-def test_a_reader_sees_a_table_and_a_program_lines(
-  home_predict: pathlib.Path, tmp_path: pathlib.Path, capsys
-):
+def test_a_reader_sees_a_table_and_a_program_lines(classifiers: Path, tmp_path: Path, capsys):
   for who in ('together', 'classifier-0', 'number'):
-    for made in inference.prediction_tables(ask(home_predict, who, 'the dog ' * 20)):
+    for made in inference.prediction_tables(predict(classifiers, who, 'the dog ' * 20)):
       rich.console.Console(width=200).print(made)
   assert '...' in capsys.readouterr().out
-  path = table(tmp_path, {'text': 'a dog .'}, {'text': 'the fox .'})
+  path = write_table(tmp_path, {'text': 'a dog .'}, {'text': 'the fox .'})
   assert (
-    main.main(['predict', f'--committee={home_predict}/together', f'--file={path}', '--json']) == 0
+    main.main(['predict', f'--committee={classifiers}/together', f'--file={path}', '--json']) == 0
   )
   lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [one['text'] for one in lines] == ['a dog .', 'the fox .'] and lines == ask(
-    home_predict, 'together', file=path
+  assert [one['text'] for one in lines] == ['a dog .', 'the fox .'] and lines == predict(
+    classifiers, 'together', file=path
   )
 
 
@@ -390,14 +363,14 @@ def test_a_reader_sees_a_table_and_a_program_lines(
   ],
 )
 def test_what_cannot_be_answered_is_refused(
-  arguments: str, said: str, home_predict: pathlib.Path, tmp_path: pathlib.Path, capsys
+  arguments: str, said: str, classifiers: Path, tmp_path: Path, capsys
 ):
   (tmp_path / 'empty.jsonl').write_text('')
-  arguments = arguments.replace('HOME', str(home_predict)).replace(
+  arguments = arguments.replace('HOME', str(classifiers)).replace(
     'EMPTY', str(tmp_path / 'empty.jsonl')
   )
   if 'STRANGE' in arguments:
-    arguments = arguments.replace('STRANGE', table(tmp_path, {'headline': 'a'}))
+    arguments = arguments.replace('STRANGE', write_table(tmp_path, {'headline': 'a'}))
   assert main.main(['predict', *arguments.split()]) == 2
   err = capsys.readouterr().err
   assert said in err and err.startswith('asked: ') and 'to do: ' in err, err

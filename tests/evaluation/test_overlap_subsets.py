@@ -14,7 +14,7 @@ from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import build, corpus, subset
+from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import overlap_subsets
 from minilm_jax.training import run_setup
 from tests.fake_runs import write_examples
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_bytes(
 ):
   overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'one')
   monkeypatch.setattr(overlap_subsets, '_ROWS_PER_BLOCK', 7)  # however the work is cut
-  monkeypatch.setattr(subset, '_ROWS_PER_BLOCK', 5)
+  monkeypatch.setattr(corpus, '_ROWS_PER_BLOCK', 5)
   overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'two')
   assert bytes_of(tmp_path / 'one') == bytes_of(tmp_path / 'two')
   overlap_subsets.write_overlap_subsets(

@@ -32,7 +32,7 @@ def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathlib.Path):
   last, first = export.load_model(str(tiny_run)), export.load_model(f'{tiny_run}@4')
-  assert (last.place.step, first.place.step, last.updates, last.card) == (8, 4, 8, None)
+  assert (last.ref.step, first.ref.step, last.num_steps, last.card) == (8, 4, 8, None)
   assert last.identity != first.identity and last.length == last.config.max_length == 64
   model = pretrained.load(tiny_run).model
   jax.tree.map(np.testing.assert_array_equal, last.model, model)
@@ -40,8 +40,10 @@ def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathl
 
 def test_a_classifier_is_found(home: pathlib.Path):
   found = export.load_model(str(home / 'tuned' / 'classifier-0'))
-  assert found.place.step is None and found.card.task == 'own' and found.length == 24
-  assert found.facts()['weights'] == found.identity and 'step' not in found.facts()
+  assert found.ref.step is None and found.card.task == 'own' and found.length == 24
+  assert (
+    found.describe_source()['weights'] == found.identity and 'step' not in found.describe_source()
+  )
 
 
 def test_what_was_trained_in_another_type_computes_in_float32(
@@ -107,7 +109,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(
   with pytest.raises(InputError, match='the checkpoint of step 8'):
     export.load_model(f'{tmp_path}/run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
-  with pytest.raises(InputError, match='none saved there yet'):
+  with pytest.raises(InputError, match='none saved there'):
     export.resolve_model(f'{tmp_path}/run')
 
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
-def room():
+def hf_export():
   for name in ('torch', 'transformers', 'safetensors'):
     pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
   import torch
@@ -65,9 +65,9 @@ def opened(folder: pathlib.Path, task: str) -> Any:
 
 
 def test_a_run_fills_masks_there_as_here(
-  tiny_run: pathlib.Path, room, tmp_path: pathlib.Path, capfd
+  tiny_run: pathlib.Path, hf_export, tmp_path: pathlib.Path, capfd
 ):
-  record = room.export(str(tiny_run), str(tmp_path / 'out'))
+  record = hf_export.export_huggingface(str(tiny_run), str(tmp_path / 'out'))
   assert record['class'] == 'MiniLMForMaskedLM' and record['remote_code']
   assert (record['step'], record['updates']) == (8, 8)
   assert (
@@ -91,9 +91,11 @@ def test_a_run_fills_masks_there_as_here(
   card = (tmp_path / 'out' / 'README.md').read_text()
   assert card.startswith('---\nlibrary_name: transformers\npipeline_tag: fill-mask\n')
   assert 'trust_remote_code=True' in card
-  assert room.export(str(tiny_run), str(tmp_path / 'out')) == record  # nothing to do
+  assert (
+    hf_export.export_huggingface(str(tiny_run), str(tmp_path / 'out')) == record
+  )  # nothing to do
   with pytest.raises(InputError, match='other things are there'):
-    room.export(f'{tiny_run}@4', str(tmp_path / 'out'))
+    hf_export.export_huggingface(f'{tiny_run}@4', str(tmp_path / 'out'))
   capfd.readouterr()
   assert [one.name for one in tmp_path.iterdir()] == ['out']
 
@@ -123,11 +125,11 @@ FORMS = {
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_classifier_answers_there_as_here(
-  form: str, reads: tokenizer.Tokenizer, room, tmp_path: pathlib.Path
+  form: str, reads: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
 ):
   shape, changes, name = FORMS[form]
   source = tuned(tmp_path / 'source', reads, shape, **changes)
-  record = room.export(source, str(tmp_path / 'out'))
+  record = hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert record['class'] == name and (
     tmp_path / 'out' / 'modeling_minilm.py'
   ).exists() == name.startswith('MiniLM')
@@ -135,7 +137,7 @@ def test_a_classifier_answers_there_as_here(
   answer, two = opened(tmp_path / 'out', 'text-classification'), 'fields' in changes
   close = 2e-2 if shape.get('compute') == 'bfloat16' else 1e-4  # which `minilm predict` computes in
   for text in TEXTS:
-    (ours,) = inference.write_predictions('', source, text, text[::-1] if two else '', '')
+    (ours,) = inference.predict('', source, text, text[::-1] if two else '', '')
     (theirs,) = answer(
       [{'text': text, **({'text_pair': text[::-1]} if two else {})}], top_k=None, truncation=True
     )
@@ -156,22 +158,22 @@ def test_labels_are_compared_without_the_libraries_too(
   def pipeline(
     asked: list[dict[str, str]], off: float = 0.0, **_: Any
   ) -> list[list[dict[str, Any]]]:
-    (ours,) = inference.answer_examples(member, [tuple(asked[0].values())], several=False)
+    (ours,) = inference.predict_rows(member, [tuple(asked[0].values())], is_committee=False)
     said = {'LABEL_0': ours['value']} if 'value' in ours else ours['probabilities']
     return [[{'label': label, 'score': share + off} for label, share in said.items()]]
 
-  assert hf_export._predicted(released, pipeline) < 1e-5
-  assert hf_export._predicted(released, functools.partial(pipeline, off=0.25)) == pytest.approx(
-    0.25, abs=1e-5
-  )
+  assert hf_export._compare_labels(released, pipeline) < 1e-5
+  assert hf_export._compare_labels(
+    released, functools.partial(pipeline, off=0.25)
+  ) == pytest.approx(0.25, abs=1e-5)
 
 
 def test_pairs_of_an_odd_length_are_refused(
-  reads: tokenizer.Tokenizer, room, tmp_path: pathlib.Path
+  reads: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
 ):
   source = tuned(tmp_path / 'source', reads, PLAIN, fields=('a', 'b'), length=23)
   with pytest.raises(InputError, match='even'):
-    room.export(source, str(tmp_path / 'out'))
+    hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
 
@@ -188,12 +190,15 @@ def test_what_differs_leaves_nothing(
   spoil: str,
   said: str,
   reads: tokenizer.Tokenizer,
-  room,
+  hf_export,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
 ):
   source = tuned(tmp_path / 'source', reads, PLAIN)
-  written, config = room.hf_weights.exported, room.hf_tokenizer.tokenizer_json
+  written, config = (
+    hf_export.hf_weights.export_weights,
+    hf_export.tokenizer_json.build_tokenizer_json,
+  )
 
   def spoiled(*given: Any) -> tuple:
     weights, described = written(*given)
@@ -209,10 +214,10 @@ def test_what_differs_leaves_nothing(
       del made['normalizer']['normalizers'][1]
     return made
 
-  monkeypatch.setattr(room.hf_weights, 'exported', spoiled)
-  monkeypatch.setattr(room.hf_tokenizer, 'tokenizer_json', without_lower_case)
+  monkeypatch.setattr(hf_export.hf_weights, 'export_weights', spoiled)
+  monkeypatch.setattr(hf_export.tokenizer_json, 'build_tokenizer_json', without_lower_case)
   with pytest.raises(InputError, match=said):
-    room.export(source, str(tmp_path / 'out'))
+    hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert [one.name for one in tmp_path.iterdir()] == ['source']
 
 

@@ -286,7 +286,7 @@ def weights() -> dict[str, np.ndarray]:
   model = jax.eval_shape(
     lambda: heads.init_classifier(SMALL, HEAD, CLASSES, rng.make_key(0, rng.Stream.HEAD))
   )
-  return named(model, hf_weights._CLASSIFIER)
+  return named(model, hf_weights._ROBERTA_CLASSIFIER)
 
 
 @pytest.fixture(scope='module')
@@ -296,7 +296,7 @@ def tied_weights() -> dict[str, np.ndarray]:
       dataclasses.replace(SMALL, tied=True), rng.make_key(0, rng.Stream.INIT)
     )
   )
-  return named(model, hf_weights._MASKED | {'output_bias': 'lm_head.bias'})
+  return named(model, hf_weights._ROBERTA.masked | {'output_bias': 'lm_head.bias'})
 
 
 def test_every_parameter_has_a_weight_of_its_own(weights: dict[str, np.ndarray]):

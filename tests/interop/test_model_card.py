@@ -109,8 +109,7 @@ def test_a_fine_tuning_lists_its_scores(tmp_path: pathlib.Path):
 def test_text_of_others_stays_text(
   hostile: str, reads: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
-  """Rendered, the card has the tags of one with plain names, and shows the letters that were given.
-  """
+  """Rendered, the card has the tags of one with plain names, and shows the letters that were given."""
   markdown = pytest.importorskip('markdown_it', reason='comes with rich')
   html = []
   for name, text in (('plain', 'plain'), ('hostile', hostile)):

@@ -60,8 +60,7 @@ def theirs():
 
 
 def spread(model: Any) -> Any:
-  """The model with no parameter at its start: biases of zero and gains of one would hide mistakes.
-  """
+  """The model with no parameter at its start: biases of zero and gains of one would hide mistakes."""
   dice = np.random.default_rng(0)
 
   def moved(path: tuple, leaf: jax.Array) -> np.ndarray:

@@ -81,7 +81,7 @@ def test_the_program_answers_as_the_model(
   assert 0 < record['milliseconds']['median'] <= record['milliseconds']['p95']
   for texts in [TEXTS[:2]] if batch else [TEXTS[:1], TEXTS]:
     found, called = asked(tmp_path / 'out', texts)
-    ours = [inference.write_predictions('', str(source), text, '', '')[0] for text in texts]
+    ours = [inference.predict('', str(source), text, '', '')[0] for text in texts]
     expected = [
       [one['value']] if 'value' in one else list(one['probabilities'].values()) for one in ours
     ]
@@ -114,7 +114,7 @@ def test_its_lines_of_python_run_in_its_folder(
   monkeypatch.chdir(tmp_path / 'out')
   found: dict = {}
   exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), found)
-  (ours,) = inference.write_predictions('', str(source), *texts, *[''] * (3 - len(texts)))
+  (ours,) = inference.predict('', str(source), *texts, *[''] * (3 - len(texts)))
   np.testing.assert_allclose(found['answer'], list(ours['probabilities'].values()), atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
     tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model)
   )
   monkeypatch.setattr(recipe, '_trusted', set())
-  custom._tried.cache_clear()
+  custom.load_custom_encoder.cache_clear()
   with pytest.raises(InputError, match='--format=stablehlo takes a classifier of any encoder'):
     export.load_model(str(source))
   asked_for = [
@@ -166,7 +166,7 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
   assert main.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
   assert main.main([*asked_for, f'--trust={module}']) == 0
   found, _ = asked(tmp_path / 'out', TEXTS)
-  ours = [inference.write_predictions('', str(source), text, '', '')[0] for text in TEXTS]
+  ours = [inference.predict('', str(source), text, '', '')[0] for text in TEXTS]
   np.testing.assert_allclose(
     found, [list(one['probabilities'].values()) for one in ours], atol=1e-5
   )

@@ -186,7 +186,7 @@ def test_pieces_that_hold_a_special_one_are_refused():
     *((piece, -1.0, 1) for piece in ('<s', 's>', '<', 's', '>')),
   )
   with pytest.raises(InputError, match='parts of <s>'):
-    tokenizer_json._apart(tokenizer_json._Model(rows, 1, False))
+    tokenizer_json._split_special(tokenizer_json._Model(rows, 1, False))
 
 
 def test_what_is_written_holds_the_pieces_of_the_model(tokenizer: Tokenizer):

@@ -1,6 +1,4 @@
-"""The convolutional front-end: PyTorch's numbers, pads, statistics that no gradient moves, the
-mended form.
-"""
+"""The convolutional front-end: PyTorch's numbers, pads, running statistics, the fixed form."""
 
 import dataclasses
 import itertools
@@ -17,82 +15,45 @@ from minilm_jax.core import rng
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.model import convolution, encoder, heads
+from minilm_jax.model import convolution, heads
 from minilm_jax.model.initialization import initialize, is_statistic, path_name
 from minilm_jax.training import optimizer, sharding
 from tests import fast_jit
 from tests.tiny_config import make_optimizer_config
+from tests.tiny_encoders import draw_arrays, encode, make_model
 
 SMALL = EncoderConfig(
-  encoder='',
   vocab_size=50,
   embedding_size=16,
   hidden_size=16,
   intermediate_size=24,
   num_heads=4,
-  num_layers=1,
   max_length=12,
-  norm='post',
-  positions='learned',
-  segments=2,
   projection=False,
   tied=True,
-  activation='gelu',
   dropout=0.0,
   initialization='bert',
   norm_epsilon=1e-12,
-  flops_heads=4,
-  dtype='float32',
-  remat=False,
-  projection_norm=True,
-  segment_embeddings_for_pairs=False,
-  short_convolution=0,
   position_offset=0,
   convolutions=2,
   kernel=(3, 3),
   channels=5,
-  convolution='paper2',
 )
 FORMS = ('paper2', 'fixed')
 BATCH, PAD = 4, 1
 
 
-def config_of(**changes: Any) -> EncoderConfig:
-  return dataclasses.replace(SMALL, **changes)
+def make_front_end(seed: int = 0, **changes: Any) -> convolution.FrontEnd:
+  config = dataclasses.replace(SMALL, **changes)
+  return draw_arrays(jax.eval_shape(lambda: convolution.FrontEnd(config, nnx.Rngs(0))), seed)
 
 
-def randomized(model: Any, seed: int = 0) -> Any:
-  """A module whose every array is random, variances positive, so that no part is without effect."""
-  dice = np.random.default_rng(seed)
-
-  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    name = path_name(path)
-    if name.endswith('variance'):
-      return jnp.asarray(dice.uniform(0.5, 2, leaf.shape), jnp.float32)
-    return jnp.asarray(name.endswith('scale') + 0.3 * dice.standard_normal(leaf.shape), jnp.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, model)
+def draw_vectors(seed: int = 0, rows: int = BATCH, length: int = 12) -> jax.Array:
+  generator = np.random.default_rng(seed)
+  return jnp.asarray(generator.standard_normal((rows, length, SMALL.hidden_size)), jnp.float32)
 
 
-def front_end(seed: int = 0, **changes: Any) -> convolution.FrontEnd:
-  config = config_of(**changes)
-  return randomized(jax.eval_shape(lambda: convolution.FrontEnd(config, nnx.Rngs(0))), seed)
-
-
-def language_model(seed: int = 0, **changes: Any) -> heads.MaskedLanguageModel:
-  config = config_of(**changes)
-  return randomized(
-    jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0))), seed
-  )
-
-
-def some(seed: int = 0, rows: int = BATCH, length: int = 12, hidden: int = 16) -> jax.Array:
-  return jnp.asarray(
-    np.random.default_rng(seed).standard_normal((rows, length, hidden)), jnp.float32
-  )
-
-
-def keys_of(rows: int) -> jax.Array:
+def make_keys(rows: int) -> jax.Array:
   return rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
@@ -101,7 +62,7 @@ def run(front: convolution.FrontEnd, x: jax.Array, mask: jax.Array, key: Any = N
   return front(x, mask, key)
 
 
-def everywhere(x: jax.Array) -> jax.Array:
+def full_mask(x: jax.Array) -> jax.Array:
   return jnp.ones(x.shape[:2], bool)
 
 
@@ -111,21 +72,24 @@ def values(module: Any) -> dict[str, np.ndarray]:
   }
 
 
-def as_torch(torch: Any, front: convolution.FrontEnd) -> Any:
-  """The paper's stack in PyTorch's own modules, with the weights of ours."""
+def copy_into(torch_parameter: Any, array: Any) -> None:
+  torch_parameter.data.copy_(torch_parameter.new_tensor(np.array(array)))
+
+
+def build_torch_stack(torch: Any, front: convolution.FrontEnd) -> Any:
+  """Returns the paper's stack in PyTorch's modules, with the weights of `front`."""
   parts = []
   for layer in (*front.layers, front.last):
-    kernel, own = np.asarray(layer.convolution.kernel[...]), torch.nn
-    conv = own.Conv2d(*kernel.shape[2:], tuple(kernel.shape[:2]), padding='same')
-    norm = own.BatchNorm2d(kernel.shape[3])
-    put = lambda into, value: into.data.copy_(torch.tensor(np.array(value)))  # noqa: E731
-    put(conv.weight, kernel.transpose(3, 2, 0, 1)), put(conv.bias, layer.convolution.bias[...])
-    put(norm.weight, layer.norm.scale[...]), put(norm.bias, layer.norm.bias[...])
-    (
-      put(norm.running_mean, layer.norm.running_mean[...]),
-      put(norm.running_var, layer.norm.running_variance[...]),
-    )
-    parts += [conv, norm, own.GELU()]
+    kernel = np.asarray(layer.convolution.kernel[...])
+    conv = torch.nn.Conv2d(*kernel.shape[2:], tuple(kernel.shape[:2]), padding='same')
+    norm = torch.nn.BatchNorm2d(kernel.shape[3])
+    copy_into(conv.weight, kernel.transpose(3, 2, 0, 1))
+    copy_into(conv.bias, layer.convolution.bias[...])
+    copy_into(norm.weight, layer.norm.scale[...])
+    copy_into(norm.bias, layer.norm.bias[...])
+    copy_into(norm.running_mean, layer.norm.running_mean[...])
+    copy_into(norm.running_var, layer.norm.running_variance[...])
+    parts += [conv, norm, torch.nn.GELU()]
   return torch.nn.Sequential(*parts)
 
 
@@ -146,22 +110,22 @@ KERNELS = [
 def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any]):
   """Outputs and gradients in both modes, statistics after a step, even kernels too."""
   torch = pytest.importorskip('torch', reason='needs PyTorch, which is an extra')
-  front = front_end(**changes)
-  x = some(length=front.config.max_length)
-  stack = as_torch(torch, front).train(training)
-  theirs = torch.tensor(np.asarray(x), requires_grad=True)
-  out = stack(theirs[:, None])[:, 0]
+  front = make_front_end(**changes)
+  x = draw_vectors(length=front.config.max_length)
+  stack = build_torch_stack(torch, front).train(training)
+  torch_x = torch.tensor(np.asarray(x), requires_grad=True)
+  out = stack(torch_x[:, None])[:, 0]
   toward = np.random.default_rng(1).standard_normal(out.shape).astype('float32')
   (out * torch.tensor(toward)).sum().backward()
-  key = keys_of(len(x)) if training else None
+  key = make_keys(len(x)) if training else None
 
   def loss(front: convolution.FrontEnd, x: jax.Array) -> Any:
-    found = front(x, everywhere(x), key)
-    return (found * toward).sum(), found
+    result = front(x, full_mask(x), key)
+    return (result * toward).sum(), result
 
-  gradients, found = fast_jit.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
-  np.testing.assert_allclose(found, out.detach().numpy(), atol=1e-5)
-  np.testing.assert_allclose(gradients[1], theirs.grad.numpy(), atol=2e-4)
+  gradients, result = fast_jit.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
+  np.testing.assert_allclose(result, out.detach().numpy(), atol=1e-5)
+  np.testing.assert_allclose(gradients[1], torch_x.grad.numpy(), atol=2e-4)
   for layer, conv, norm in zip(
     (*gradients[0].layers, gradients[0].last), stack[::3], norms_of(stack), strict=True
   ):
@@ -194,34 +158,34 @@ def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
 def test_the_encoder_is_that_of_pytorch(training: bool):
   """Front-end and one block of BERT, pads masked in attention and in nothing else."""
   torch = pytest.importorskip('torch', reason='needs PyTorch, which is an extra')
-  model = language_model().encoder
+  model = make_model({}, config=SMALL).encoder
   tokens = jax.random.randint(jax.random.key(0), (BATCH, 12), 5, 50).at[:2, 7:].set(PAD)
   mask = np.array(tokens != PAD)
   block, config = model.blocks[0], model.config
   layer = torch.nn.TransformerEncoderLayer(
     config.hidden_size, config.num_heads, config.intermediate_size, 0.0, 'gelu', 1e-12, True
   )
-  put = lambda into, value: into.data.copy_(torch.tensor(np.array(value)))  # noqa: E731
   with torch.no_grad():
-    three = (block.attention.query, block.attention.key, block.attention.value)
-    put(
-      layer.self_attn.in_proj_weight,
-      np.concatenate([np.asarray(one.kernel[...]).T for one in three]),
-    )
-    put(layer.self_attn.in_proj_bias, np.concatenate([np.asarray(one.bias[...]) for one in three]))
-    for theirs, ours in (
+    projections = (block.attention.query, block.attention.key, block.attention.value)
+    kernels = [np.asarray(linear.kernel[...]).T for linear in projections]
+    copy_into(layer.self_attn.in_proj_weight, np.concatenate(kernels))
+    biases = [np.asarray(linear.bias[...]) for linear in projections]
+    copy_into(layer.self_attn.in_proj_bias, np.concatenate(biases))
+    for linear, ours in (
       (layer.self_attn.out_proj, block.attention.output),
       (layer.linear1, block.feed_forward.up),
       (layer.linear2, block.feed_forward.down),
     ):
-      put(theirs.weight, np.asarray(ours.kernel[...]).T), put(theirs.bias, ours.bias[...])
-    for theirs, ours in (
+      copy_into(linear.weight, np.asarray(ours.kernel[...]).T)
+      copy_into(linear.bias, ours.bias[...])
+    for norm, ours in (
       (layer.norm1, block.attention_norm),
       (layer.norm2, block.feed_forward_norm),
     ):
-      put(theirs.weight, ours.scale[...]), put(theirs.bias, ours.bias[...])
+      copy_into(norm.weight, ours.scale[...])
+      copy_into(norm.bias, ours.bias[...])
     torch.backends.mha.set_fastpath_enabled(False)
-    stack = as_torch(torch, model.convolution).train(training)
+    stack = build_torch_stack(torch, model.convolution).train(training)
     table = model.embedding
     x = (
       np.asarray(table.tokens.embedding[...])[tokens]
@@ -238,33 +202,26 @@ def test_the_encoder_is_that_of_pytorch(training: bool):
     expected = layer.eval()(
       stack(x[:, None])[:, 0], src_key_padding_mask=torch.tensor(~mask)
     ).numpy()
-  found = fast_jit.jit(
-    lambda model: model(tokens, tokens != PAD, key=keys_of(BATCH) if training else None)
+  result = fast_jit.jit(
+    lambda model: model(tokens, tokens != PAD, key=make_keys(BATCH) if training else None)
   )(model)
-  np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], atol=1e-5)
+  np.testing.assert_allclose(np.asarray(result)[mask], expected[mask], atol=1e-5)
 
 
-def tokens_of(lengths: tuple[int, ...], total: int, seed: int = 0) -> jax.Array:
+def draw_rows(lengths: tuple[int, ...], total: int, seed: int = 0) -> jax.Array:
   rows = np.random.default_rng(seed).integers(5, 50, (len(lengths), total))
   for row, length in zip(rows, lengths, strict=True):
     row[length:] = PAD
   return jnp.asarray(rows)
 
 
-@fast_jit.jit
-def encode(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
-  return model(tokens, tokens != PAD)
-
-
 @pytest.mark.parametrize('kernel, norm', [((3, 3), 'post'), ((4, 2), 'pre')])
-def test_what_is_at_pads_changes_nothing_in_the_mended_form_alone(
-  kernel: tuple[int, int], norm: str
-):
-  """In the paper's it does, within the reach of the kernels, as its own has it."""
-  x, mask = some(), jnp.arange(12)[None] < jnp.array([7, 12, 4, 9])[:, None]
-  other = jnp.where(mask[:, :, None], x, some(1))
+def test_content_of_pads_changes_the_paper_form_alone(kernel: tuple[int, int], norm: str):
+  """There it changes tokens within the reach of the kernels."""
+  x, mask = draw_vectors(), jnp.arange(12)[None] < jnp.array([7, 12, 4, 9])[:, None]
+  other = jnp.where(mask[:, :, None], x, draw_vectors(1))
   for form in FORMS:
-    front = front_end(convolution=form, kernel=kernel, norm=norm)
+    front = make_front_end(convolution=form, kernel=kernel, norm=norm)
     gap = np.abs(np.asarray(run(front, x, mask) - run(front, other, mask))).max(-1)
     assert not gap[1].any()  # a row without pads
     if form == 'fixed':
@@ -276,21 +233,19 @@ def test_what_is_at_pads_changes_nothing_in_the_mended_form_alone(
 
 @pytest.mark.parametrize('form', FORMS)
 def test_how_a_row_is_padded_changes_nothing(form: str):
-  """In the paper's form because every row is filled up to the length of the model."""
-  model = language_model(convolution=form).encoder
-  short = tokens_of((7, 5), 7)
-  whole = jnp.pad(short, ((0, 0), (0, 5)), constant_values=PAD)
-  some_length, full = encode(model, short), encode(model, whole)
-  assert some_length.shape == (2, 7, 16)
+  """The paper's form pads every row to the length of the model."""
+  model = make_model({'convolution': form}, config=SMALL).encoder
+  short = draw_rows((7, 5), 7)
+  padded = jnp.pad(short, ((0, 0), (0, 5)), constant_values=PAD)
+  unpadded, full = encode(model, short, short != PAD), encode(model, padded, padded != PAD)
+  assert unpadded.shape == (2, 7, 16)
   mask = np.asarray(short != PAD)
-  np.testing.assert_allclose(
-    np.asarray(some_length)[mask], np.asarray(full)[:, :7][mask], atol=1e-5
-  )
+  np.testing.assert_allclose(np.asarray(unpadded)[mask], np.asarray(full)[:, :7][mask], atol=1e-5)
 
 
 def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
-  """The mean of the squares less the square of the mean would be nothing but rounding here."""
-  layer = front_end(convolution='fixed').layers[1]
+  """Mean of squares minus square of mean would be mere rounding here."""
+  layer = make_front_end(convolution='fixed').layers[1]
   image = 30 + 0.01 * np.random.default_rng(0).standard_normal((2, 3, 4, SMALL.channels)).astype(
     np.float32
   )
@@ -301,29 +256,27 @@ def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
   np.testing.assert_allclose(layer.norm(jnp.asarray(image)), expected, atol=1e-3)
 
 
-def test_neighbours_in_a_batch_change_a_row_in_training_alone_and_only_in_the_paper_s_form():
-  x, other = some(), some().at[0].set(some(3)[0])
-  for form, key in itertools.product(FORMS, (None, keys_of(BATCH))):
-    front = front_end(convolution=form)
+def test_neighbours_change_a_row_only_in_training_of_the_paper_form():
+  x, other = draw_vectors(), draw_vectors().at[0].set(draw_vectors(3)[0])
+  for form, key in itertools.product(FORMS, (None, make_keys(BATCH))):
+    front = make_front_end(convolution=form)
     gap = np.abs(
-      np.asarray(run(front, x, everywhere(x), key) - run(front, other, everywhere(x), key))
+      np.asarray(run(front, x, full_mask(x), key) - run(front, other, full_mask(x), key))
     )[1:].max()
-    assert (gap > 1e-3) == (form == 'paper' and key is not None), form
+    assert (gap > 1e-3) == (form == 'paper2' and key is not None), form
     assert gap > 1e-3 or gap < 1e-6
 
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('remat', [False, True])
 def test_every_parameter_gets_a_gradient(form: str, remat: bool):
-  """But a bias that the norm after it takes away: before BatchNorm, and the mended form's one
-  number for all features.
-  """
-  model = language_model(convolution=form, remat=remat)
-  tokens = tokens_of((12, 9, 12, 8), 12)
+  """Except a bias that the next norm removes: before BatchNorm, and the last of the fixed form."""
+  model = make_model({'convolution': form, 'remat': remat}, config=SMALL)
+  tokens = draw_rows((12, 9, 12, 8), 12)
 
   def loss(model: heads.MaskedLanguageModel) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
-    return jnp.sin(model(tokens, tokens != PAD, positions, key=keys_of(BATCH))).sum()
+    return jnp.sin(model(tokens, tokens != PAD, positions, key=make_keys(BATCH))).sum()
 
   gradient = values(fast_jit.jit(jax.grad(loss))(model))
   front = {
@@ -332,7 +285,7 @@ def test_every_parameter_gets_a_gradient(form: str, remat: bool):
     if 'convolution.' in name and not is_statistic(name)
   }
   assert len(front) == 12
-  without_effect = 'convolution.bias' if form == 'paper' else 'last.bias'
+  without_effect = 'convolution.bias' if form == 'paper2' else 'last.bias'
   for name, value in front.items():
     if name.endswith(without_effect):
       assert np.abs(value).max() < 2e-3, name
@@ -340,27 +293,25 @@ def test_every_parameter_gets_a_gradient(form: str, remat: bool):
       assert np.mean(np.abs(value) > 1e-6) > 0.99, name
 
 
-def test_making_a_layer_again_changes_no_gradient():
-  x, toward = some(), some(5)
+def test_remat_changes_no_gradient():
+  x, toward = draw_vectors(), draw_vectors(5)
 
   def loss(front: convolution.FrontEnd) -> jax.Array:
-    return (front(x, everywhere(x), keys_of(BATCH)) * toward).sum()
+    return (front(x, full_mask(x), make_keys(BATCH)) * toward).sum()
 
   plain, again = (
-    values(fast_jit.jit(jax.grad(loss))(front_end(remat=remat))) for remat in (False, True)
+    values(fast_jit.jit(jax.grad(loss))(make_front_end(remat=remat))) for remat in (False, True)
   )
   for name, value in plain.items():
     np.testing.assert_allclose(again[name], value, atol=1e-4, err_msg=name)
 
 
 def test_statistics_are_observed_and_not_learned():
-  """They move by a tenth of the way; no decay, no moments, no share in the clipped norm; in
-  evaluation they are used.
-  """
-  front, x = front_end(), some()
+  """They move a tenth of the way, without decay, moments or clipping; evaluation uses them."""
+  front, x = make_front_end(), draw_vectors()
 
   def loss(front: convolution.FrontEnd) -> jax.Array:
-    return front(x, everywhere(x), keys_of(BATCH)).sum()
+    return front(x, full_mask(x), make_keys(BATCH)).sum()
 
   gradient = fast_jit.jit(jax.grad(loss))(front)
   observed, start = values(gradient), values(front)
@@ -380,69 +331,68 @@ def test_statistics_are_observed_and_not_learned():
   moments = optimizer.build_optimizer(make_optimizer_config(no_decay=()), 10, front).init(front)
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)]
   assert any('mu.last.norm.scale' in name for name in names) and not any(map(is_statistic, names))
-  gap = run(front, x, everywhere(x)) - run(
-    after_a_step(front, gradient, learning_rate=0.0), x, everywhere(x)
+  gap = run(front, x, full_mask(x)) - run(
+    after_a_step(front, gradient, learning_rate=0.0), x, full_mask(x)
   )
   assert np.abs(np.asarray(gap)).max() > 1e-4
 
 
 def test_gradients_of_parameters_do_not_depend_on_what_is_remembered():
-  front, x = front_end(), some()
-  other = randomized(front, 7)
+  front, x = make_front_end(), draw_vectors()
+  other = draw_arrays(front, 7)
   other = jax.tree_util.tree_map_with_path(
     lambda path, a, b: b if is_statistic(path_name(path)) else a, front, other
   )
 
   def loss(front: convolution.FrontEnd) -> jax.Array:
-    return jnp.sin(front(x, everywhere(x), keys_of(BATCH))).sum()
+    return jnp.sin(front(x, full_mask(x), make_keys(BATCH))).sum()
 
-  one, two = (values(fast_jit.jit(jax.grad(loss))(made)) for made in (front, other))
-  for name, value in one.items():
-    np.testing.assert_array_equal(value, two[name], err_msg=name)
+  gradients = [values(fast_jit.jit(jax.grad(loss))(module)) for module in (front, other)]
+  jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
 def test_statistics_are_of_the_rows_of_all_devices():
-  front, x, toward = front_end(), some(rows=8), some(5, rows=8)
+  front, x, toward = make_front_end(), draw_vectors(rows=8), draw_vectors(5, rows=8)
 
   def gradient(front: convolution.FrontEnd, x: jax.Array, toward: jax.Array) -> Any:
     return jax.value_and_grad(
-      lambda front: (front(x, everywhere(x), keys_of(len(x))) * toward).sum()
+      lambda front: (front(x, full_mask(x), make_keys(len(x))) * toward).sum()
     )(front)
 
   alone = fast_jit.jit(gradient)(front, x, toward)
-  rows, whole = PartitionSpec('data'), PartitionSpec()
+  rows, replicated = PartitionSpec('data'), PartitionSpec()
   for devices in (2, 8):
     mesh = sharding.make_mesh(MeshConfig(1, devices, 1))
     spread = jax.shard_map(
       lambda *given: jax.lax.psum(gradient(*given), 'data'),
       mesh=mesh,
-      in_specs=(whole, rows, rows),
-      out_specs=whole,
+      in_specs=(replicated, rows, rows),
+      out_specs=replicated,
       check_vma=False,
     )
     together = fast_jit.jit(spread)(front, x, toward)
     assert float(together[0]) == pytest.approx(float(alone[0]), rel=1e-4)
-    found, expected = values(together[1]), values(alone[1])
+    result, expected = values(together[1]), values(alone[1])
     for name, value in expected.items():
       np.testing.assert_allclose(
-        found[name], value, rtol=1e-4, atol=2e-4, err_msg=f'{name}, {devices} devices'
+        result[name], value, rtol=1e-4, atol=2e-4, err_msg=f'{name}, {devices} devices'
       )
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_bfloat16_stays_near(form: str):
-  x = some()
-  found = [
+  x = draw_vectors()
+  result = [
     run(
-      front_end(convolution=form, dtype=compute, norm_epsilon=1e-5),
+      make_front_end(convolution=form, dtype=compute, norm_epsilon=1e-5),
       x,
-      everywhere(x),
-      keys_of(BATCH),
+      full_mask(x),
+      make_keys(BATCH),
     )
     for compute in ('float32', 'bfloat16')
   ]
-  assert found[1].dtype == jnp.bfloat16
-  gap = np.abs(np.asarray(found[0]) - np.asarray(found[1], np.float32))
+  assert result[1].dtype == jnp.bfloat16
+  gap = np.abs(np.asarray(result[0]) - np.asarray(result[1], np.float32))
   assert 0 < gap.mean() < 0.02
 
 
@@ -451,7 +401,7 @@ def test_convolutions_start_as_in_pytorch():
   and 1.
   """
   for rule in ('standard', 'paper1', 'bert'):
-    config = config_of(channels=64, kernel=(5, 3), initialization=rule)
+    config = dataclasses.replace(SMALL, channels=64, kernel=(5, 3), initialization=rule)
     start = values(initialize(convolution.FrontEnd(config, nnx.Rngs(0)), rule, jax.random.key(0)))
     for layer, inputs in (('layers.0', 15), ('layers.1', 15 * 64), ('last', 64)):
       kernel, bias = (start[f'{layer}.convolution.{kind}'] for kind in ('kernel', 'bias'))
@@ -469,19 +419,19 @@ def test_convolutions_start_as_in_pytorch():
 
 
 @pytest.mark.parametrize(
-  'changes, said',
+  'changes, value',
   [
-    ({'kernel': (13, 3)}, 'larger than the image of 12 tokens x 16 features'),
-    ({'kernel': (3, 17)}, 'larger than'),
-    ({'kernel': (3,)}, 'not two sizes'),
-    ({'kernel': ()}, 'not two sizes'),
-    ({'kernel': (3, 0)}, 'not two sizes'),
-    ({'channels': 0}, 'not two sizes'),
-    ({'convolutions': 0}, 'of no convolution'),
-    ({'convolutions': 0, 'kernel': ()}, 'of no convolution'),
-    ({'convolution': 'papre'}, 'no such choice'),
+    ({'kernel': (13, 3)}, 'model.kernel=13,3'),
+    ({'kernel': (3, 17)}, 'model.kernel=3,17'),
+    ({'kernel': (3,)}, 'model.kernel=3,'),
+    ({'kernel': ()}, 'model.kernel=,'),
+    ({'kernel': (3, 0)}, 'model.kernel=3,0'),
+    ({'channels': 0}, 'model.channels=0'),
+    ({'convolutions': 0}, 'model.convolutions=0'),
+    ({'convolutions': 0, 'kernel': ()}, 'model.convolutions=0'),
+    ({'convolution': 'papre'}, 'model.convolution'),
   ],
 )
-def test_what_is_no_front_end_is_refused(changes: dict[str, Any], said: str):
-  with pytest.raises(InputError, match=said):
-    config_of(**changes)
+def test_invalid_front_end_is_refused(changes: dict[str, Any], value: str):
+  with pytest.raises(InputError, match=value):
+    dataclasses.replace(SMALL, **changes)

@@ -1,6 +1,4 @@
-"""An encoder of the user's own: what it must offer is asked for before anything is compiled; a
-stored name runs nothing.
-"""
+"""A custom encoder: checks of its interface before compilation, trust, counts, training, resume."""
 
 import dataclasses
 import json
@@ -34,55 +32,36 @@ import jax, jax.numpy as jnp
 from flax import nnx
 class Encoder(nnx.Module):
   def __init__(self, config, rngs):
-    self.embedding = nnx.Embed(config.vocabulary, config.hidden, rngs=rngs)
+    self.embedding = nnx.Embed(config.vocab_size, config.hidden_size, rngs=rngs)
     self.config = config
   def __call__(self, tokens, mask, *, key=None):
     return self.embedding(tokens)
 """
-BAD = [  # a file, changes of the recipe, and what the error must say
-  ('', {}, 'no Encoder in'),
-  (START.replace('Encoder', 'Encodr'), {}, "did you mean 'Encodr'"),
+KEEP, CALL = 'self.config = config', 'self.embedding(tokens)'
+INVALID = [  # a file, changes of the recipe, and a pattern of the error
+  ('', {}, 'Encoder in'),
+  (START.replace('Encoder', 'Encodr'), {}, "'Encodr'"),
   ('1 / 0', {}, 'import own gives ZeroDivisionError'),
   ('import nowhere', {}, 'import own gives ModuleNotFoundError'),
   ('raise SystemExit(0)', {}, 'import own gives SystemExit'),
-  ('class Encoder:\n  pass', {}, 'no class of Flax NNX'),
-  ('from flax import linen\nclass Encoder(linen.Module):\n  pass', {}, 'no class of Flax NNX'),
+  ('class Encoder:\n  pass', {}, r'class Encoder\(nnx.Module\)'),
+  ('from flax import linen\nclass Encoder(linen.Module):\n  pass', {}, r'Encoder\(nnx.Module\)'),
   (START.replace('config, rngs)', 'config)'), {}, r'Encoder\(config, rngs\) gives TypeError'),
   (START.replace(', *, key=None', ''), {}, 'key=None.* gives TypeError'),
-  (START.replace('(tokens)', '(tokens[:, :1])'), {}, r'gives float32 \(2, 1, 16\)'),
-  (START.replace('(tokens)', '(tokens)[:, :, 0]'), {}, r'give one array of floats \(2, 64, 16\)'),
+  (START.replace('(tokens)', '(tokens[:, :1])'), {}, r'float32 \(2, 1, 16\)'),
+  (START.replace('(tokens)', '(tokens)[:, :, 0]'), {}, r'\(2, 64, 16\)'),
   (
     START.replace('(tokens)\n', '(tokens) + jnp.ones((1, 64, 16))\n'),
     {},
-    r'\(3, 63\) gives \w+ \(custom_task.py, line 9\)',
+    r'\(3, 63\) gives \w+ \(own.py, line 9\)',
   ),
-  (
-    START.replace('self.embedding(tokens)', 'tokens[:, :, None] * jnp.ones((1, 1, 16), int)'),
-    {},
-    'gives int32',
-  ),
-  (START.replace('self.embedding(tokens)', '{}'), {}, 'a dict'),
-  (
-    START.replace('self.config = config', 'self.drop = nnx.Dropout(0.1, rngs=rngs)'),
-    {},
-    'take keys from its key',
-  ),
-  (
-    START.replace('self.config = config', 'self.norm = nnx.BatchNorm(16, rngs=rngs)'),
-    {},
-    'is a BatchStat',
-  ),
-  (
-    START.replace('self.config = config', 'self.ones = nnx.data(jnp.ones(3))'),
-    {},
-    'ones is a bare array',
-  ),
-  (START.replace('self.config = config', 'self.call = lambda x: x'), {}, 'not alike'),
-  (
-    START.replace('hidden, rngs', 'hidden, param_dtype="bfloat16", rngs'),
-    {},
-    r'is a Param \(bfloat16\)',
-  ),
+  (START.replace(CALL, 'tokens[:, :, None] * jnp.ones((1, 1, 16), int)'), {}, 'int32'),
+  (START.replace(CALL, '{}'), {}, 'dict'),
+  (START.replace(KEEP, 'self.drop = nnx.Dropout(0.1, rngs=rngs)'), {}, 'drop.rngs'),
+  (START.replace(KEEP, 'self.norm = nnx.BatchNorm(16, rngs=rngs)'), {}, 'BatchStat'),
+  (START.replace(KEEP, 'self.ones = nnx.data(jnp.ones(3))'), {}, 'ones is a bare array'),
+  (START.replace(KEEP, 'self.call = lambda x: x'), {}, '__init__'),
+  (START.replace('_size, rngs', '_size, param_dtype="bfloat16", rngs'), {}, r'Param \(bfloat16\)'),
   (START, {'model.tied': True}, 'encoder.table gives AttributeError'),
 ]
 
@@ -93,106 +72,91 @@ def own(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [*sys.path])
   monkeypatch.setattr(recipe, '_trusted', set())
-  custom._tried.cache_clear()
+  custom.load_custom_encoder.cache_clear()
   yield tmp_path
   for name in ('own', 'evil'):
     sys.modules.pop(name, None)
 
 
-def shape(name: str, **changes: Any) -> EncoderConfig:
+def make_config(name: str, **changes: Any) -> EncoderConfig:
   return tiny_config.run_config(pathlib.Path(), **{'model.encoder': name} | changes).model
 
 
-@pytest.mark.parametrize('source, changes, said', BAD, ids=[said for _, _, said in BAD])
-def test_what_a_class_lacks_is_said_in_one_error(
-  source: str, changes: dict, said: str, own: pathlib.Path
-):
-  (own / 'custom_task.py').write_text(source)
+@pytest.mark.parametrize('source, changes, pattern', INVALID, ids=[case[2] for case in INVALID])
+def test_invalid_class_is_refused(source: str, changes: dict, pattern: str, own: pathlib.Path):
+  (own / 'own.py').write_text(source)
   recipe.allow_modules('own')
-  with pytest.raises(InputError, match=said) as raised:
-    jax.eval_shape(
-      lambda: heads.init_masked_language_model(shape('own:Encoder', **changes), jax.random.key(0))
-    )
+  with pytest.raises(InputError, match=pattern) as raised:
+    custom.load_custom_encoder(make_config('own:Encoder', **changes))
   assert 'own:Encoder' in raised.value.asked
 
 
-def test_names_that_lead_nowhere(own: pathlib.Path):
+def test_invalid_names_are_refused(own: pathlib.Path):
   recipe.allow_modules('nowhere.at_all, configs.nothing')
-  for name, said in (
-    ('nowhere.at_all:X', f'no module nowhere in {own}'),
-    ('configs.nothing:X', 'no module configs.nothing in'),
+  for name, value in (
+    ('nowhere.at_all:X', f'nowhere in {own}'),
+    ('configs.nothing:X', 'configs.nothing'),
   ):
-    with pytest.raises(InputError, match=said):
-      custom.build_encoder(shape(name))
+    with pytest.raises(InputError, match=value):
+      custom.load_custom_encoder(make_config(name))
   for name in ('Encoder', 'a.b', 'a:', ':b', 'a b:C', '../evil:C', 'a:b.c'):
-    with pytest.raises(InputError, match='no name of a class'):
-      shape(name)
-  with pytest.raises(InputError, match='convolutions=1, which is of ours'):
-    shape(GATED, **tiny_config.CONVOLVED)
-  with pytest.raises(InputError, match='short_convolution=3, which is of ours'):
-    shape(GATED, **{'model.short_convolution': 3})
+    with pytest.raises(InputError, match=f'model.encoder={name!r}'):
+      make_config(name)
+  with pytest.raises(InputError, match='model.convolutions=1'):
+    make_config(GATED, **tiny_config.CONVOLVED)
+  with pytest.raises(InputError, match='model.short_convolution=3'):
+    make_config(GATED, **{'model.short_convolution': 3})
 
 
-def test_what_a_stored_recipe_names_is_imported_only_where_its_reader_says_so(
+def test_class_of_a_stored_recipe_is_imported_only_with_trust(
   tiny_run: pathlib.Path, own: pathlib.Path, capsys
 ):
   (own / 'evil.py').write_text('open("ran", "w").close()\n' + START)
   shutil.copytree(tiny_run, own / 'run')
-  made = json.loads((tiny_run / run_dir.CONFIG).read_text())
-  made['model']['encoder'] = 'evil:Encoder'
-  (own / 'run' / run_dir.CONFIG).write_text(json.dumps(made))
-  ask = ['fill-mask', '--checkpoint=run', '--text=the <mask>']
-  assert main.main(ask) == 2
-  said = capsys.readouterr().err
-  assert (
-    'evil:Encoder' in said
-    and '--trust=evil' in said
-    and not (own / 'ran').exists()
-    and 'evil' not in sys.modules
-  )
-  for others in ('', 'evi', 'evil.py', 'own,evil.Encoder'):
-    assert main.main([*ask, f'--trust={others}']) == 2 and not (own / 'ran').exists()
-  # another model than the checkpoint's
-  assert main.main([*ask, '--trust=evil']) == 2 and (own / 'ran').exists()
-  assert 'is not part of this model' in capsys.readouterr().err
+  fields = json.loads((tiny_run / run_dir.CONFIG).read_text())
+  fields['model']['encoder'] = 'evil:Encoder'
+  (own / 'run' / run_dir.CONFIG).write_text(json.dumps(fields))
+  command = ['fill-mask', '--checkpoint=run', '--text=the <mask>']
+  assert main.main(command) == 2
+  error = capsys.readouterr().err
+  assert 'evil:Encoder' in error and '--trust=evil' in error
+  assert not (own / 'ran').exists() and 'evil' not in sys.modules
+  for modules in ('', 'evi', 'evil.py', 'own,evil.Encoder'):
+    assert main.main([*command, f'--trust={modules}']) == 2 and not (own / 'ran').exists()
+  # The class runs; the checkpoint has other parameters.
+  assert main.main([*command, '--trust=evil']) == 2 and (own / 'ran').exists()
 
 
-def test_what_a_recipe_that_is_given_names_is_trusted(own: pathlib.Path):
-  (own / 'custom_task.py').write_text(START)
+def test_class_of_a_given_recipe_is_trusted(own: pathlib.Path):
+  (own / 'own.py').write_text(START)
   config, _, _ = flags.parse_arguments(
     'show',
     commands.COMMANDS['show'],
     ['--config=configs/tiny.py', '--config.model.encoder=own:Encoder'],
   )
-  assert (
-    custom.build_encoder(config.model).__name__ == 'Encoder'
-    and flops.count_parameters(config.model)['embedding'] == 512 * 64
-  )
+  assert isinstance(custom.load_custom_encoder(config.model).build, type)
+  assert flops.count_parameters(config.model)['embedding'] == 512 * 64
 
 
-def test_products_are_counted_as_ours_are():
-  """Of our own encoder, traced, they are those of the formula; a scan counts as often as it runs.
-  """
-  for changes in ({}, {'model.positions': 'relative', 'model.num_layers': 3}):
-    config = shape('', **changes)
-    model = jax.eval_shape(
-      lambda c=config: heads.init_masked_language_model(c, jax.random.key(0))
-    ).encoder
-    row = [jax.ShapeDtypeStruct((1, 40), kind) for kind in (jnp.int32, jnp.bool_)]
-    assert custom.count_product_flops(
-      jax.make_jaxpr(lambda m, *row: m(*row))(model, *row).jaxpr
-    ) == flops.encoder_flops(config, 40)
+@pytest.mark.parametrize('changes', [{}, {'model.positions': 'relative', 'model.num_layers': 3}])
+def test_traced_products_of_the_builtin_encoder_are_those_of_the_formula(changes: dict):
+  config = make_config('', **changes)
+  init = lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder  # noqa: E731
+  row = [jax.ShapeDtypeStruct((1, 40), kind) for kind in (jnp.int32, jnp.bool_)]
+  trace = jax.make_jaxpr(lambda model, *row: model(*row))(jax.eval_shape(init), *row)
+  assert flops.count_product_flops(trace.jaxpr) == flops.encoder_flops(config, 40)
+
+
+def test_products_of_a_scan_count_once_an_iteration():
   square = jnp.ones((4, 4))
-  looped = jax.make_jaxpr(lambda x: jax.lax.scan(lambda x, _: (x @ square, None), x, length=5)[0])(
-    square
-  )
-  assert custom.count_product_flops(looped.jaxpr) == 5 * 2 * 4**3
+  loop = lambda x: jax.lax.scan(lambda x, _: (x @ square, None), x, length=5)[0]  # noqa: E731
+  assert flops.count_product_flops(jax.make_jaxpr(loop)(square).jaxpr) == 5 * 2 * 4**3
 
 
 @pytest.fixture(scope='module')
 def gated() -> EncoderConfig:
   recipe.allow_modules(GATED)
-  return dataclasses.replace(shape(GATED), dropout=0.0)
+  return dataclasses.replace(make_config(GATED), dropout=0.0)
 
 
 def test_parameters_and_work_are_those_of_its_arrays(gated: EncoderConfig):
@@ -213,8 +177,8 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
   model = fast_jit.jit(lambda: heads.init_masked_language_model(gated, jax.random.key(3)))()
   tokens = jax.random.randint(jax.random.key(0), (3, 20), 5, 500).at[0, 12:].set(tokenizer.PAD_ID)
   encode = fast_jit.jit(lambda model, tokens: model.encoder(tokens, tokens != tokenizer.PAD_ID))
-  whole, alone = encode(model, tokens), encode(model, tokens[:1, :12])
-  np.testing.assert_allclose(whole[:1, :12], alone, rtol=1e-5, atol=1e-5)
+  batch, alone = encode(model, tokens), encode(model, tokens[:1, :12])
+  np.testing.assert_allclose(batch[:1, :12], alone, rtol=1e-5, atol=1e-5)
   gradient = fast_jit.jit(
     jax.grad(
       lambda model: jnp.sum(
@@ -226,17 +190,17 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
     assert np.abs(np.asarray(leaf)).max() > 0, name
 
 
-def test_it_starts_as_it_was_made_from_the_seed(gated: EncoderConfig):
-  """So the rule of the recipe, with which biases start at 0.01, is of the head alone."""
+def test_it_keeps_its_own_initialization(gated: EncoderConfig):
+  """The rule of the recipe, with biases of 0.01, applies to the head alone."""
   config = dataclasses.replace(gated, initialization='paper1')
-  one, again, other = (
+  first, again, other = (
     checkpoint.flatten(
       fast_jit.jit(lambda s: heads.init_masked_language_model(config, jax.random.key(s)))(seed)
     )
     for seed in (0, 0, 1)
   )
-  assert float(one['transform.bias'][0]) == pytest.approx(0.01)
-  table = one['encoder.embedding.embedding']
+  assert float(first['transform.bias'][0]) == pytest.approx(0.01)
+  table = first['encoder.embedding.embedding']
   assert float(table.std()) == pytest.approx(0.02, rel=0.05)
   np.testing.assert_array_equal(table, again['encoder.embedding.embedding'])
   assert not np.array_equal(table, other['encoder.embedding.embedding'])
@@ -250,11 +214,9 @@ def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
     jax.eval_shape(lambda: train_step.init_state(0, config)),
     sharding.make_mesh(MeshConfig(1, 0, 2)),
   )
-  found = {name: any(place.spec) for name, place in checkpoint.flatten(placed).items()}
-  assert (
-    not any(split for name, split in found.items() if 'encoder.' in name)
-    and found['model.output.kernel']
-  )
+  is_split = {name: any(place.spec) for name, place in checkpoint.flatten(placed).items()}
+  assert is_split['model.output.kernel']
+  assert not any(split for name, split in is_split.items() if 'encoder.' in name)
 
 
 @pytest.fixture(scope='module')
@@ -270,16 +232,14 @@ def population(
     'population.members': 2,
     'checkpoint.keep_last': 9,
   }
-  folder = tmp_path_factory.mktemp('foreign') / 'run'
+  folder = tmp_path_factory.mktemp('custom') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', fast_jit.jit)
     pretrain.pretrain(tiny_config.run_config(tiny_corpus, **changes), folder)
     yield folder
 
 
-def test_a_population_of_it_trains_in_bfloat16_and_goes_on_where_it_stopped(
-  population: pathlib.Path, tmp_path
-):
+def test_a_population_of_it_trains_in_bfloat16_and_resumes(population: pathlib.Path, tmp_path):
   losses = [
     line['loss']
     for line in run_dir.read_lines(population / run_dir.METRICS)
@@ -294,14 +254,11 @@ def test_a_population_of_it_trains_in_bfloat16_and_goes_on_where_it_stopped(
   pretrain.pretrain(
     recipe.resolve(files.read_json(population / run_dir.CONFIG, ''), 'pretrain'), again
   )
-  one, other = (
-    {name: np.asarray(leaf) for name, leaf in checkpoint.flatten(restored(folder)).items()}
-    for folder in (population, again)
-  )
-  assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+  states = [checkpoint.flatten(restore(folder)) for folder in (population, again)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def restored(folder: pathlib.Path) -> Any:
+def restore(folder: pathlib.Path) -> Any:
   config = recipe.resolve(files.read_json(folder / run_dir.CONFIG, ''), 'pretrain')
   like = jax.eval_shape(jax.vmap(lambda seed: train_step.init_state(seed, config)), jnp.arange(2))
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -310,7 +267,7 @@ def restored(folder: pathlib.Path) -> Any:
   )
 
 
-def test_a_member_is_taken_out_fine_tuned_and_kept(
+def test_a_member_is_extracted_fine_tuned_and_saved(
   population: pathlib.Path, tmp_path: pathlib.Path
 ):
   pretrained.extract_member(population, 1, tmp_path / 'one')
@@ -322,7 +279,7 @@ def test_a_member_is_taken_out_fine_tuned_and_kept(
     recipe.resolve(made, 'finetune'), tmp_path / 'one', tmp_path / 'task', [12]
   )
   assert lines and all(np.isfinite(line['value']) for line in lines)
-  kept = classifier.load_classifier(tmp_path / 'task' / 'classifier-0')
-  assert kept.card.model.encoder == GATED and checkpoint.flatten(kept.model)[
+  saved = classifier.load_classifier(tmp_path / 'task' / 'classifier-0')
+  assert saved.card.model.encoder == GATED and checkpoint.flatten(saved.model)[
     'encoder.embedding.embedding'
   ].shape == (512, 16)

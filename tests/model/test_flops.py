@@ -1,6 +1,4 @@
-"""Parameters and FLOPs: the logged runs of the paper to the digit, the modules as they are, and
-what XLA compiles.
-"""
+"""Parameters and FLOPs: the logged runs of paper 1, arrays of the modules, traced products, XLA."""
 
 import csv
 import dataclasses
@@ -20,11 +18,15 @@ from minilm_jax.core import recipe
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model import convolution, flops, heads
-from minilm_jax.model.flops import count_parameters, flops_per_row
-from minilm_jax.training import optimizer, train_step
+from minilm_jax.model.initialization import count_parameters
+from minilm_jax.training import train_step
 from minilm_jax.training.masking import MaskedBatch
 
 ROWS = 4  # of the batch whose FLOPs are counted
+SHAPE_COLUMNS = (
+  'embedding_size hidden_size intermediate_size num_attention_heads num_hidden_layers'.split()
+)
+SHAPE_FIELDS = 'embedding_size hidden_size intermediate_size flops_heads num_layers'.split()
 
 
 def run_config(name: str = 'magic-bee-26', **model: Any) -> RunConfig:
@@ -37,15 +39,6 @@ def shapes(config: EncoderConfig) -> Any:
   return jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
 
 
-def elements(tree: Any) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def learned(model: Any) -> int:
-  """Elements without running statistics."""
-  return elements(optimizer.select_parameters(model))
-
-
 def test_all_logged_runs(data: pathlib.Path):
   """42 of 42: embedding, other and all parameters; the paper's FLOPs a row; Kaplan's."""
   with (data / 'honey_logs' / 'test_results.csv').open() as file:
@@ -53,37 +46,22 @@ def test_all_logged_runs(data: pathlib.Path):
   assert set(paper1.RUNS) == set(logged) and len(logged) == 42
   for name, row in logged.items():
     config = run_config(name)
-    found, flops = count_parameters(config.model), flops_per_row(config.model, config.mask)
+    counts = flops.flops_per_row(config.model, config.mask)
     rows = 9_081_600  # of the one epoch, padded to whole batches
-    assert found == {
+    assert flops.count_parameters(config.model) == {
       'embedding': int(float(row['Embedding parameters'])),
       'other': int(float(row['Non-embedding parameters'])),
       'total': int(float(row['Total parameters'])),
     }, name
-    assert flops['honey'] == float(row['FLOPS Hoffman per sequence']), name
-    assert flops['honey'] * rows == pytest.approx(float(row['FLOPS Hoffman total']), rel=1e-9), name
-    assert flops['kaplan'] == float(row['FLOPS Kaplan per sequence']), name
-    assert config.num_steps * config.batch_size == rows and rows * 128 == float(row['Tokens']), name
-    c, shape = (
-      config.model,
-      [
-        int(float(row[key]))
-        for key in (
-          'embedding_size',
-          'hidden_size',
-          'intermediate_size',
-          'num_attention_heads',
-          'num_hidden_layers',
-        )
-      ],
+    assert counts['honey'] == float(row['FLOPS Hoffman per sequence']), name
+    assert counts['honey'] * rows == pytest.approx(float(row['FLOPS Hoffman total']), rel=1e-9), (
+      name
     )
-    assert [
-      c.embedding_size,
-      c.hidden_size,
-      c.intermediate_size,
-      c.flops_heads,
-      c.num_layers,
-    ] == shape, name
+    assert counts['kaplan'] == float(row['FLOPS Kaplan per sequence']), name
+    assert config.num_steps * config.batch_size == rows and rows * 128 == float(row['Tokens']), name
+    model = config.model
+    shape = [int(float(row[key])) for key in SHAPE_COLUMNS]
+    assert [getattr(model, field) for field in SHAPE_FIELDS] == shape, name
 
 
 @pytest.mark.parametrize(
@@ -120,24 +98,19 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
 def test_parameters_of_the_second_paper(
   name: str, front: int, masked: int, classes: tuple[int, ...]
 ):
-  """The released models, and their classifiers of 4, 14 and 64 classes, counted and as the modules
-  are.
-  """
+  """The released models and their classifiers of 4, 14 and 64 classes."""
   config = recipe.resolve(paper2_models.get_config(name), 'pretrain').model
-  assert (
-    convolution.count_parameters(config) == front
-    and flops.count_parameters(config)['total'] == masked
-  )
-  assert learned(shapes(config)) == masked
+  assert flops.count_front_end_parameters(config) == front
+  assert flops.count_parameters(config)['total'] == masked
+  assert count_parameters(shapes(config)) == masked
+  head = HeadConfig('first', 0.1, 1)
   for count, expected in zip((4, 14, 64), classes, strict=True):
-    build = lambda: heads.init_classifier(
-      config, HeadConfig('first', 0.1, 1), count, jax.random.key(0)
-    )  # noqa: B023,E731
-    assert learned(jax.eval_shape(build)) == expected
+    build = lambda classes=count: heads.init_classifier(config, head, classes, jax.random.key(0))  # noqa: E731
+    assert count_parameters(jax.eval_shape(build)) == expected
 
 
 @pytest.mark.parametrize(
-  'shape, flops',
+  'shape, count',
   [
     ((32, 32, 64, 1, 1), 943_964_160),
     ((32, 32, 128, 2, 2), 959_348_736),
@@ -145,24 +118,17 @@ def test_parameters_of_the_second_paper(
     ((256, 256, 1024, 8, 8), 12_165_316_608),
   ],
 )
-def test_flops_of_the_paper(shape: tuple[int, ...], flops: int):
-  embedding, hidden, feed_forward, nominal, layers = shape
-  config = run_config(
-    embedding_size=embedding,
-    hidden_size=hidden,
-    intermediate_size=feed_forward,
-    num_layers=layers,
-    flops_heads=nominal,
-  )
-  assert flops_per_row(config.model, config.mask)['honey'] == flops
+def test_flops_of_the_paper(shape: tuple[int, ...], count: int):
+  config = run_config(**dict(zip(SHAPE_FIELDS, shape, strict=True)))
+  assert flops.flops_per_row(config.model, config.mask)['honey'] == count
 
 
 def test_flops_of_the_smallest_run():
   config = run_config('magic-bee-26')
-  flops = flops_per_row(config.model, config.mask)
+  counts = flops.flops_per_row(config.model, config.mask)
   assert config.batch_size * config.num_steps == 9_081_600
-  assert flops['honey'] * 9_081_600 == 8_572_704_915_456_000
-  assert flops['kaplan'] == 6 * 638_114 * 128 == 490_071_552
+  assert counts['honey'] * 9_081_600 == 8_572_704_915_456_000
+  assert counts['kaplan'] == 6 * 638_114 * 128 == 490_071_552
 
 
 def switches() -> Iterator[EncoderConfig]:
@@ -201,9 +167,9 @@ def switches() -> Iterator[EncoderConfig]:
 
 def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
   for config in switches():
-    model, found = shapes(config), flops.count_parameters(config)
-    assert learned(model) == found['total'], config
-    assert elements(model.encoder.embedding) == found['embedding'], config
+    model, counts = shapes(config), flops.count_parameters(config)
+    assert count_parameters(model) == counts['total'], config
+    assert count_parameters(model.encoder.embedding) == counts['embedding'], config
 
 
 @pytest.mark.parametrize(
@@ -314,8 +280,7 @@ def compiled_products(program: str) -> int:
   ],
 )
 def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
-  """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted.
-  """
+  """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted."""
   config = run_config(**changes, dropout=0.0)
   program, arguments = gradient_program(config)
   traced = traced_products(jax.make_jaxpr(program)(*arguments).jaxpr)
@@ -366,7 +331,7 @@ def test_xla_confirms_the_flops_of_convolutions(form: str):
   layer = jax.eval_shape(lambda: convolution.Convolution((16, 3), 64, 64, model))
   counted = jax.jit(lambda layer, x: layer(x)).lower(layer, image).cost_analysis()['flops']
   alone = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
-  more, less = (convolution.count_flops(one, model.max_length) for one in alone)
+  more, less = (flops.count_front_end_flops(one, model.max_length) for one in alone)
   assert counted == ROWS * (more - less) + image.size  # the bias
   program, arguments = gradient_program(config)
   whole = jax.jit(program).lower(*arguments).cost_analysis()['flops']

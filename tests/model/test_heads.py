@@ -1,8 +1,7 @@
-"""Heads: logits only where they are asked for, tied or not, and the three ways from tokens to one
-vector.
-"""
+"""Heads: logits at chosen positions, tied or not, the three poolings, several heads, dropout."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -14,37 +13,19 @@ from flax import nnx
 from minilm_jax.core import rng
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model import heads, layers
+from minilm_jax.model.initialization import count_parameters
 from tests import fast_jit
 
 SMALL = EncoderConfig(
-  encoder='',
   vocab_size=40,
   embedding_size=16,
   hidden_size=16,
   intermediate_size=24,
   num_heads=4,
-  num_layers=1,
   max_length=10,
-  norm='post',
-  positions='learned',
   segments=0,
   projection=False,
-  tied=False,
-  activation='gelu',
   dropout=0.0,
-  initialization='standard',
-  norm_epsilon=1e-5,
-  flops_heads=4,
-  dtype='float32',
-  remat=False,
-  projection_norm=True,
-  segment_embeddings_for_pairs=False,
-  short_convolution=0,
-  position_offset=2,
-  convolutions=0,
-  kernel=(),
-  channels=0,
-  convolution='paper2',
 )
 TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 17, 18, 2]])
 
@@ -127,55 +108,45 @@ def test_the_paper_s_head_has_its_parameters():
   shapes = jax.eval_shape(
     lambda: heads.init_classifier(config, HeadConfig('positions', 0.0, 1), 2, jax.random.key(0))
   )
-  extra = sum(x.size for x in jax.tree.leaves(shapes)) - sum(
-    x.size for x in jax.tree.leaves(shapes.encoder)
-  )
+  extra = count_parameters(shapes) - count_parameters(shapes.encoder)
   assert extra == 129 + 16 * 2 + 2
 
 
-def each(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
-  found = fast_jit.jit(lambda model, key: model.each(TOKENS, TOKENS != 1, key=key))(model, key)
-  return [np.asarray(one) for one in found]
+def logits_by_head(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
+  call = fast_jit.jit(lambda model, key: model.logits_by_head(TOKENS, TOKENS != 1, key=key))
+  return [np.asarray(logits) for logits in call(model, key)]
 
 
 @pytest.mark.parametrize('pooling', ['first', 'positions'])
 def test_several_heads_answer_with_their_mean_and_the_first_is_what_it_is_alone(pooling: str):
   alone, several = classifier(pooling), classifier(pooling, copies=3)
-  said = each(several)
-  np.testing.assert_allclose(run(several), np.mean(said, 0), atol=1e-6)
-  np.testing.assert_array_equal(run(alone), each(alone)[0])
-  np.testing.assert_allclose(said[0], run(alone), atol=1e-6)
-  assert (
-    min(np.abs(one - other).max() for one, other in ((said[0], said[1]), (said[1], said[2]))) > 1e-3
-  )
-  sizes = [sum(leaf.size for leaf in jax.tree.leaves(one)) for one in (alone, several)]
-  of_encoder = sum(leaf.size for leaf in jax.tree.leaves(alone.encoder))
-  assert sizes[1] - of_encoder == 3 * (sizes[0] - of_encoder)
+  logits = logits_by_head(several)
+  np.testing.assert_allclose(run(several), np.mean(logits, 0), atol=1e-6)
+  np.testing.assert_array_equal(run(alone), logits_by_head(alone)[0])
+  np.testing.assert_allclose(logits[0], run(alone), atol=1e-6)
+  assert min(np.abs(a - b).max() for a, b in itertools.pairwise(logits)) > 1e-3
+  sizes = [count_parameters(model) - count_parameters(model.encoder) for model in (alone, several)]
+  assert sizes[1] == 3 * sizes[0]
 
 
-def test_what_is_dropped_stands_before_the_dense_layer_and_after_the_tanh_and_each_head_drops_its_own():
-  """RoBERTa's order (paper 1, the classification model); the first head drops what it does alone.
-  """
-  model, key = (
-    classifier('first', dropout=0.5, copies=2),
-    rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(2)),
-  )
+def test_dropout_is_before_the_dense_layer_and_after_the_tanh_of_each_head():
+  """RoBERTa's order (paper 1, the classification model); the first equals a single head."""
+  model = classifier('first', dropout=0.5, copies=2)
+  key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(2))
   other = model.others[0]
-  other.dense.kernel[...], other.output.kernel[...] = (
-    model.dense.kernel[...],
-    model.output.kernel[...],
-  )
-  said, parts = each(model, key), layers.split_key(key, 5)
-  vector = jnp.asarray(run(model.encoder, key=parts[0])[:, 0])  # this encoder drops nothing
-  for own, before, after in zip(said, parts[1::2], parts[2::2], strict=True):
-    hidden = np.tanh(apply(model.dense, np.asarray(layers.dropout(vector, 0.5, before))))
+  other.dense.kernel[...] = model.dense.kernel[...]
+  other.output.kernel[...] = model.output.kernel[...]
+  results, keys = logits_by_head(model, key), layers.split_key(key, 5)
+  vector = jnp.asarray(run(model.encoder, key=keys[0])[:, 0])  # this encoder drops nothing
+  for logits, before, after in zip(results, keys[1::2], keys[2::2], strict=True):
+    hidden = np.tanh(apply(model.dense, np.asarray(layers.apply_dropout(vector, 0.5, before))))
     np.testing.assert_allclose(
-      own,
-      apply(model.output, np.asarray(layers.dropout(jnp.asarray(hidden), 0.5, after))),
+      logits,
+      apply(model.output, np.asarray(layers.apply_dropout(jnp.asarray(hidden), 0.5, after))),
       atol=1e-5,
     )
-  assert np.abs(said[0] - said[1]).max() > 1e-3
-  np.testing.assert_allclose(said[0], run(classifier('first', dropout=0.5), key=key), atol=1e-6)
+  assert np.abs(results[0] - results[1]).max() > 1e-3
+  np.testing.assert_allclose(results[0], run(classifier('first', dropout=0.5), key=key), atol=1e-6)
 
 
 def test_a_regressor_gives_one_number():

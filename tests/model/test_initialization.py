@@ -1,6 +1,4 @@
-"""How parameters start: the paper's rule to the letter, the standard one, and independence of
-everything else.
-"""
+"""Initial parameters: each rule, and their independence of the other parts of the model."""
 
 import dataclasses
 import math
@@ -17,14 +15,14 @@ from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
 
 
-def config(**changes: Any) -> EncoderConfig:
-  made = paper1.get_config('misty-lake-11')
-  made.model.update({'vocab_size': 3000, 'num_layers': 2, **changes})
-  return recipe.resolve(made, 'pretrain').model
+def make_config(**changes: Any) -> EncoderConfig:
+  fields = paper1.get_config('misty-lake-11')
+  fields.model.update({'vocab_size': 3000, 'num_layers': 2, **changes})
+  return recipe.resolve(fields, 'pretrain').model
 
 
-def parameters(made: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
-  model = heads.init_masked_language_model(made, jax.random.key(seed))
+def init_parameters(config: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+  model = heads.init_masked_language_model(config, jax.random.key(seed))
   return {
     path_name(path): np.asarray(leaf)
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
@@ -32,13 +30,13 @@ def parameters(made: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='module')
-def honeyed() -> dict[str, np.ndarray]:
-  return parameters(config())
+def paper1_start() -> dict[str, np.ndarray]:
+  return init_parameters(make_config())
 
 
 @pytest.fixture(scope='module')
 def standard() -> dict[str, np.ndarray]:
-  return parameters(config(initialization='standard'))
+  return init_parameters(make_config(initialization='standard'))
 
 
 def deviates(values: np.ndarray, std: float) -> float:
@@ -51,33 +49,35 @@ def deviates(values: np.ndarray, std: float) -> float:
   )
 
 
-def test_honey_draws_matrices_and_tables_by_xavier(honeyed: dict[str, np.ndarray]):
+def test_paper1_draws_matrices_and_tables_by_xavier(paper1_start: dict[str, np.ndarray]):
   """Every array with two axes, the pad's row and the rows that nothing uses included: variance 2 /
   (rows + columns).
   """
-  for name, values in honeyed.items():
+  for name, values in paper1_start.items():
     if values.ndim == 2:
       assert deviates(values, math.sqrt(2 / sum(values.shape))) < 5, name
       assert (values != 0).mean() > 0.999 and np.abs(values).max() < 7 * math.sqrt(
         2 / sum(values.shape)
       ), name
-  table = honeyed['encoder.embedding.tokens.embedding']
+  table = paper1_start['encoder.embedding.tokens.embedding']
   assert deviates(table[1], math.sqrt(2 / sum(table.shape))) < 5  # <pad>
 
 
-def test_honey_of_the_paper_s_table():
+def test_deviation_of_the_table_of_paper1():
   """About 0.01025 for the 19,010 x 32 table of the smallest model."""
   assert math.sqrt(2 / (19_010 + 32)) == pytest.approx(0.01025, rel=1e-3)
-  table = parameters(config(vocab_size=19_010, num_layers=1))['encoder.embedding.tokens.embedding']
+  table = init_parameters(make_config(vocab_size=19_010, num_layers=1))[
+    'encoder.embedding.tokens.embedding'
+  ]
   assert table.std() == pytest.approx(0.01025, rel=0.01)
 
 
-def test_honey_takes_the_norm_of_the_projection_for_a_bias(honeyed: dict[str, np.ndarray]):
+def test_paper1_takes_the_norm_of_the_projection_for_a_bias(paper1_start: dict[str, np.ndarray]):
   """Quirk Q3: gain and bias 0.01 there, (1, 0) at every other norm, 0.01 at every bias of a linear
   layer.
   """
   seen = set()
-  for name, values in honeyed.items():
+  for name, values in paper1_start.items():
     if values.ndim == 1:
       norm = 'norm.' in name and 'projection' not in name
       expected = (1.0 if name.endswith('scale') else 0.0) if norm else 0.01
@@ -97,7 +97,9 @@ def test_standard_keeps_the_scale_of_what_goes_through(standard: dict[str, np.nd
 
 
 def test_a_bias_per_distance_starts_at_nothing():
-  found = parameters(config(initialization='standard', positions='relative', num_layers=1))
+  found = init_parameters(
+    make_config(initialization='standard', positions='relative', num_layers=1)
+  )
   assert not found['encoder.blocks.0.attention.distance_bias'].any()
 
 
@@ -105,10 +107,10 @@ def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray])
   """Another depth or kind of position leaves all other parameters as they are; a classifier has the
   same encoder.
   """
-  other = config(
+  other = make_config(
     initialization='standard', num_layers=3, positions='rotary', norm='pre', segments=0
   )
-  changed = parameters(other)
+  changed = init_parameters(other)
   shared = standard.keys() & changed.keys()
   assert len(shared) > 30
   for name in shared:
@@ -124,7 +126,7 @@ def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray])
 
 
 def test_no_two_parameters_and_no_two_seeds_start_alike(standard: dict[str, np.ndarray]):
-  other = parameters(config(initialization='standard'), seed=1)
+  other = init_parameters(make_config(initialization='standard'), seed=1)
   drawn = [
     values.ravel()[:32].tolist()
     for found in (standard, other)

@@ -1,5 +1,4 @@
-"""The loop: a run is a fold, however it is cut into chunks, spread over devices or stopped on the
-way."""
+"""A run is a fold: chunks, interruptions and full disks do not change where it ends."""
 
 import dataclasses
 import errno
@@ -25,8 +24,8 @@ from configs import tiny
 from minilm_jax.core import files, lock, recipe, run_dir, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import build, corpus, tokenizer
-from minilm_jax.training import checkpoint, pretrain, pretrained, train_step
+from minilm_jax.data import corpus, tokenizer
+from minilm_jax.training import checkpoint, pretrain, pretrained, profiler, train_step
 from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
@@ -47,19 +46,16 @@ def bits(tree: Any) -> dict[str, bytes]:
   return {name: np.asarray(leaf).tobytes() for name, leaf in flatten(tree).items()}
 
 
-def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """The log without its times."""
+def read_log(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the lines of the log without their times."""
   return [
     {k: v for k, v in line.items() if k not in ('seconds', 'tokens_per_second')}
     for line in run_dir.read_lines(folder / run_dir.METRICS)
   ]
 
 
-def final(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
+def final_bits(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
   return bits(checkpoint.restore(folder, build_program(config).shapes, UPDATES))
-
-
-# the schedule
 
 
 @pytest.mark.parametrize(
@@ -94,41 +90,50 @@ def test_a_schedule_is_a_function_of_the_recipe_and_the_step(
 
 
 @pytest.fixture(scope='module')
-def whole(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A run that nothing interrupted."""
+def finished_run(
+  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+  """A run without interruption."""
   folder = tmp_path_factory.mktemp('whole')
   pretrain.pretrain(run_config(tiny_corpus), folder)
   return folder
 
 
 def test_early_evaluations_come_at_doublings_and_change_nothing(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   config = run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
   pretrain.pretrain(config, tmp_path)
-  judged = [line['step'] for line in lines(tmp_path) if line['split'] == 'validation']
-  assert judged == [1, 2, 4, 6, 12]
-  assert final(tmp_path, config) == final(whole, config)
-
-
-# a run that was stopped goes on
+  steps = [line['step'] for line in read_log(tmp_path) if line['split'] == 'validation']
+  assert steps == [1, 2, 4, 6, 12]
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config)
 
 
 class Killed(BaseException):
   """Stands for a signal."""
 
 
-def killed_at(call: int, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-  """The process ends in the given call (from 1) of a function."""
-  original, calls = getattr(module, name), [0]
+def kill_at(call: int, patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+  """Ends the process in a call (from 1) of a function."""
+  call_at(call, patch, module, name, raise_killed)
 
-  def dying(*arguments: Any) -> Any:
-    calls[0] += 1
-    if calls[0] == call:
-      raise Killed
+
+def raise_killed() -> None:
+  raise Killed
+
+
+def call_at(
+  call: int, patch: pytest.MonkeyPatch, module: Any, name: str, act: Callable[[], Any]
+) -> None:
+  """Calls `act` before a call (from 1) of a function."""
+  original, calls = getattr(module, name), itertools.count(1)
+
+  def replacement(*arguments: Any) -> Any:
+    if next(calls) == call:
+      act()
     return original(*arguments)
 
-  patch.setattr(module, name, dying)
+  patch.setattr(module, name, replacement)
 
 
 @pytest.mark.parametrize(
@@ -148,38 +153,38 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
   module: Any,
   name: str,
   call: int,
-  whole: pathlib.Path,
+  finished_run: pathlib.Path,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  """State bit for bit, every line once and in order; the time that was spent before is not lost."""
+  """Bits of the state, lines and their order are the same; earlier time counts."""
   config = run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch:
-    killed_at(call, patch, module, name)
+    kill_at(call, patch, module, name)
     with pytest.raises(Killed):
       pretrain.pretrain(config, tmp_path)
   assert not (tmp_path / run_dir.RESULT).exists()
   result = pretrain.pretrain(config, tmp_path)
-  assert final(tmp_path, config) == final(whole, config)
-  assert lines(tmp_path) == lines(whole) and eventfile.scalars(tmp_path) == eventfile.scalars(whole)
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config)
+  assert read_log(tmp_path) == read_log(finished_run) and eventfile.scalars(
+    tmp_path
+  ) == eventfile.scalars(finished_run)
   seconds = [line['seconds'] for line in run_dir.read_lines(tmp_path / run_dir.METRICS)]
   assert seconds == sorted(seconds) and seconds[0] > 0
   assert {**result, 'seconds': 0} == {
-    **json.loads((whole / run_dir.RESULT).read_text()),
+    **json.loads((finished_run / run_dir.RESULT).read_text()),
     'seconds': 0,
   }
 
 
-def stopped_at(call: int, patch: pytest.MonkeyPatch, number: int) -> None:
-  """A signal comes in the given call (from 1) of run.append_line."""
-  original, calls = run_dir.append_line, itertools.count(1)
-
-  def interrupted(*arguments: Any) -> None:
-    if next(calls) == call:
-      os.kill(os.getpid(), number)
-    original(*arguments)
-
-  patch.setattr(run_dir, 'append_line', interrupted)
+def test_a_run_without_steps_left_compiles_no_chunk(
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+):
+  folder = shutil.copytree(finished_run, tmp_path / 'run')
+  (folder / run_dir.RESULT).unlink()
+  monkeypatch.setattr(pretrain, 'compile_chunk', lambda program, rows: pytest.fail())
+  pretrain.pretrain(run_config(tiny_corpus), folder)
+  assert read_log(folder) == read_log(finished_run) and (folder / run_dir.RESULT).exists()
 
 
 @pytest.mark.parametrize(
@@ -190,16 +195,16 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   call: int,
   number: int,
   saved: list[int],
-  whole: pathlib.Path,
+  finished_run: pathlib.Path,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  """And the run goes on as if it had not come; in the last moment there is nothing left to save."""
+  """The run continues as without it; after the last checkpoint there is nothing to save."""
   config = run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(signals.Interrupted) as ended:
-    stopped_at(call, patch, number)
+    call_at(call, patch, run_dir, 'append_line', lambda: os.kill(os.getpid(), number))
     pretrain.pretrain(config, tmp_path)
-  assert signal.Signals(number).name in str(ended.value) and ended.value.status == 128 + number
+  assert ended.value.status == 128 + number
   assert (
     isinstance(ended.value, signals.InterruptedAfterSave)
     == (call < 10)
@@ -208,45 +213,47 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   assert checkpoint.list_steps(tmp_path) == saved
   assert not any(checkpoint.find_damage(checkpoint.step_folder(tmp_path, step)) for step in saved)
   pretrain.pretrain(config, tmp_path)
-  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config) and read_log(
+    tmp_path
+  ) == read_log(finished_run)
 
 
 def test_a_run_that_another_process_has_taken_over_stops_at_the_end_of_the_chunk(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  """As one that was asleep for long, on another host: it neither logs nor saves into what is no
-  longer its own.
-  """
+  """A process that slept for long neither logs nor saves any more."""
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
-  said = threading.Event()
+  is_noticed = threading.Event()
   monkeypatch.setattr(
-    lock.progress, 'say', lambda line: said.set() if 'elsewhere' in line else None
+    lock.progress, 'log', lambda line: is_noticed.set() if 'elsewhere' in line else None
   )
 
-  def taken(*arguments: Any) -> None:
-    if not said.is_set():
-      (tmp_path / lock.LOCK_FILE).write_text(
-        json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'theirs'})
-      )
-      assert said.wait(10)
-    original(*arguments)
+  def take_lock() -> None:
+    holder = {'host': 'elsewhere', 'process': 1, 'id': 'theirs'}
+    (tmp_path / lock.LOCK_FILE).write_text(json.dumps(holder))
+    assert is_noticed.wait(10)
 
-  original = run_dir.append_line
-  monkeypatch.setattr(run_dir, 'append_line', taken)
-  with pytest.raises(lock.LockedError, match='process 1 on elsewhere is at work there'):
+  call_at(1, monkeypatch, run_dir, 'append_line', take_lock)
+  with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
     pretrain.pretrain(run_config(tiny_corpus), tmp_path)
-  assert {line['step'] for line in lines(tmp_path)} == {2} and not checkpoint.list_steps(tmp_path)
+  assert {line['step'] for line in read_log(tmp_path)} == {2} and not checkpoint.list_steps(
+    tmp_path
+  )
   assert json.loads((tmp_path / lock.LOCK_FILE).read_text())['id'] == 'theirs'
 
 
 @pytest.mark.parametrize('damaged', [1, 2])
 def test_a_run_goes_on_before_what_was_damaged(
-  damaged: int, whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
+  damaged: int,
+  finished_run: pathlib.Path,
+  tiny_corpus: pathlib.Path,
+  tmp_path: pathlib.Path,
+  capsys,
 ):
-  """From update 8, or where nothing is left from the start; it ends where it would have ended."""
+  """It continues from update 8, or else from the start."""
   config = run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-    killed_at(10, patch, run_dir, 'append_line')
+    kill_at(10, patch, run_dir, 'append_line')
     pretrain.pretrain(config, tmp_path)
   for step in checkpoint.list_steps(tmp_path)[-damaged:]:
     file = next(checkpoint.step_folder(tmp_path, step).glob('default/d/*'))
@@ -254,11 +261,13 @@ def test_a_run_goes_on_before_what_was_damaged(
   capsys.readouterr()
   pretrain.pretrain(config, tmp_path)
   assert capsys.readouterr().err.count(': default/d/') == damaged
-  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config) and read_log(
+    tmp_path
+  ) == read_log(finished_run)
 
 
 def test_saves_by_the_clock_change_nothing_else(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
     config = run_config(
@@ -267,12 +276,14 @@ def test_saves_by_the_clock_change_nothing_else(
     folder = tmp_path / str(minutes)
     pretrain.pretrain(config, folder)
     assert checkpoint.list_steps(folder) == saved
-    assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
+    assert final_bits(folder, config) == final_bits(finished_run, config) and read_log(
+      folder
+    ) == read_log(finished_run)
 
 
 @pytest.mark.parametrize('stop', [0, 3])
 def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """Also where the run was stopped after it; the loss is the mean of the members."""
+  """So it does after an interruption; the loss is the mean of the members."""
   config = run_config(
     tiny_corpus, **{'checkpoint.keep_best': 1, 'checkpoint.keep_last': 1, 'population.members': 2}
   )
@@ -286,17 +297,17 @@ def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_pat
     patch.setattr(pretrain, 'build_program', lambda config: program)
     if stop:
       with pytest.MonkeyPatch.context() as inner, pytest.raises(Killed):
-        killed_at(stop, inner, checkpoint.CheckpointWriter, 'save')
+        kill_at(stop, inner, checkpoint.CheckpointWriter, 'save')
         pretrain.pretrain(config, tmp_path)
     pretrain.pretrain(config, tmp_path)
   assert checkpoint.list_steps(tmp_path) == [4, 12]
 
 
-def test_a_run_of_an_earlier_version_is_read_and_gone_on_with(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
+def test_a_run_of_an_earlier_version_continues(
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
 ):
-  """Its recipe lacks what came later, its checkpoints have no digests."""
-  folder, config = shutil.copytree(whole, tmp_path / 'run'), run_config(tiny_corpus)
+  """Its recipe lacks later fields, and its checkpoint has no checksums."""
+  folder, config = shutil.copytree(finished_run, tmp_path / 'run'), run_config(tiny_corpus)
   stored = json.loads((folder / run_dir.CONFIG).read_text())
   del stored['checkpoint']['every_minutes'], stored['checkpoint']['keep_best']
   stored['log'] = {'every': stored['log']['every']}
@@ -309,77 +320,73 @@ def test_a_run_of_an_earlier_version_is_read_and_gone_on_with(
     config, log=dataclasses.replace(config.log, sinks=())
   )
   pretrain.pretrain(config, folder)
-  assert 'the checkpoint of update 8' in capsys.readouterr().err
-  assert final(folder, config) == final(whole, config) and lines(folder) == lines(whole)
+  assert 'update 8' in capsys.readouterr().err
+  assert final_bits(folder, config) == final_bits(finished_run, config) and read_log(
+    folder
+  ) == read_log(finished_run)
 
 
-def test_who_is_told_and_a_profile_change_nothing(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys
+def test_sinks_and_a_profile_change_nothing(
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys
 ):
-  """Another start may tell others."""
   calls: list[str] = []
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: calls.append('start'))
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
   config = run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-    killed_at(5, patch, train_step, 'mean_metrics')
+    kill_at(5, patch, train_step, 'mean_metrics')
     pretrain.pretrain(config, tmp_path)
-  pretrain.pretrain(
-    run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'}), tmp_path, recorder.record
-  )
+  other_sinks = run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'})
+  with profiler.open_recorder('5:7', UPDATES, tmp_path) as recorder:
+    pretrain.pretrain(other_sinks, tmp_path, recorder.record)
   out, err = capsys.readouterr()
   assert [json.loads(line)['step'] for line in out.splitlines()] == [6, 8, 8, 10, 12, 12, 12]
-  assert calls == ['start', 'stop'] and 'a profile of updates 5 to 8 was' in err
-  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
-
-
-# a disk that does not take what is written
+  assert calls == ['start', 'stop'] and '5 to 8' in err
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config) and read_log(
+    tmp_path
+  ) == read_log(finished_run)
 
 
 @pytest.fixture
 def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A file system of 4 MB."""
-  place = tmp_path / 'disk'
-  place.mkdir()
-  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', str(place)]
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'none', str(folder)]
   if subprocess.run(mount, capture_output=True, check=False).returncode:
     pytest.skip('needs the right to mount a file system')
-  yield place
-  subprocess.run(['umount', '-l', place], check=True)
+  yield folder
+  subprocess.run(['umount', '-l', folder], check=True)
 
 
-@pytest.mark.parametrize('left', [0, 40_000])
-def test_a_full_disk_harms_nothing_that_was_good(
-  left: int, small_disk: pathlib.Path, whole: pathlib.Path, tiny_corpus: pathlib.Path
+@pytest.mark.parametrize('free_bytes', [0, 40_000])
+def test_a_full_disk_harms_no_checkpoint(
+  free_bytes: int, small_disk: pathlib.Path, finished_run: pathlib.Path, tiny_corpus: pathlib.Path
 ):
-  """With room for nothing, or for lines and a part of a checkpoint."""
+  """The disk has room for nothing, or for lines and a part of a checkpoint."""
   config, workdir, filler = run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'
 
   def fill() -> None:
     free = os.statvfs(small_disk)
-    filler.write_bytes(bytes(free.f_bavail * free.f_bsize - left))
+    filler.write_bytes(bytes(free.f_bavail * free.f_bsize - free_bytes))
 
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match='No space left'):
-    original, calls = run_dir.append_line, itertools.count(1)
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError):
     # the first checkpoint is on disk before it is full
     patch.setattr(checkpoint.CheckpointWriter, 'settle', checkpoint.CheckpointWriter.finish)
-    patch.setattr(
-      run_dir,
-      'append_line',
-      lambda *given: (fill() if next(calls) == 5 else None, original(*given)),
-    )
+    call_at(5, patch, run_dir, 'append_line', fill)
     pretrain.pretrain(config, workdir)
   assert filler.exists() and checkpoint.list_steps(workdir) == [4]
-  assert checkpoint.has_checksums(
-    checkpoint.step_folder(workdir, 4)
-  ) and not checkpoint.find_damage(checkpoint.step_folder(workdir, 4))
+  folder = checkpoint.step_folder(workdir, 4)
+  assert checkpoint.has_checksums(folder) and not checkpoint.find_damage(folder)
   assert not list(workdir.rglob('*.partial')) and not (workdir / run_dir.RESULT).exists()
   with pytest.raises(OSError):
-    pretrain.pretrain(config, workdir)  # which is no better yet, and no worse
+    pretrain.pretrain(config, workdir)  # the disk is still full
   filler.unlink()
   pretrain.pretrain(config, workdir)
-  assert final(workdir, config) == final(whole, config) and lines(workdir) == lines(whole)
-  assert eventfile.scalars(workdir) == eventfile.scalars(whole)
+  assert final_bits(workdir, config) == final_bits(finished_run, config) and read_log(
+    workdir
+  ) == read_log(finished_run)
+  assert eventfile.scalars(workdir) == eventfile.scalars(finished_run)
 
 
 @pytest.mark.parametrize(
@@ -394,35 +401,31 @@ def test_a_disk_that_goes_away_harms_nothing(
   name: str,
   call: int,
   number: int,
-  whole: pathlib.Path,
+  finished_run: pathlib.Path,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  module = files if name == 'write_json' else run_dir
-  config, original, calls = run_config(tiny_corpus), getattr(module, name), itertools.count(1)
+  config, module = run_config(tiny_corpus), files if name == 'write_json' else run_dir
 
-  def failing(*arguments: Any) -> None:
-    if next(calls) == call:
-      raise OSError(number, os.strerror(number))
-    original(*arguments)
+  def fail() -> None:
+    raise OSError(number, os.strerror(number))
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
-    patch.setattr(module, name, failing)
+    call_at(call, patch, module, name, fail)
     pretrain.pretrain(config, tmp_path)
   saved = checkpoint.list_steps(tmp_path)
   assert saved and not any(
     checkpoint.find_damage(checkpoint.step_folder(tmp_path, step)) for step in saved
   )
   pretrain.pretrain(config, tmp_path)
-  assert final(tmp_path, config) == final(whole, config) and lines(tmp_path) == lines(whole)
+  assert final_bits(tmp_path, config) == final_bits(finished_run, config) and read_log(
+    tmp_path
+  ) == read_log(finished_run)
 
 
-# what a run writes
-
-
-def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):
-  found = lines(whole)
-  assert [(line['split'], line['step']) for line in found] == [
+def test_a_run_logs_every_chunk_and_evaluation(finished_run: pathlib.Path):
+  log = read_log(finished_run)
+  assert [(line['split'], line['step']) for line in log] == [
     ('train', 2),
     ('train', 4),
     ('validation', 4),
@@ -434,264 +437,148 @@ def test_what_a_run_writes(whole: pathlib.Path, tiny_corpus: pathlib.Path):
     ('validation', 12),
     ('test', 12),
   ]
-  for line in found:
+  for line in log:
     assert {'loss', 'perplexity', 'tokens', 'flops'} < line.keys()
     for name in ('learning_rate', 'gradient_norm', 'parameter_norm'):
       assert (name in line) == (line['split'] == 'train')
     assert line['tokens'] == line['step'] * 16 * 64 and line['flops'] % (line['step'] * 16) == 0
     assert line['perplexity'] == pytest.approx(np.exp(line['loss']))
-  manifest = json.loads((whole / run_dir.MANIFEST).read_text())
-  assert manifest['corpus'] == corpus.read_manifest(tiny_corpus)['hash']
-  assert files.hash_file(whole / build.TOKENIZER) == manifest['tokenizer']
-  assert checkpoint.latest_step(whole) == UPDATES
-  result = json.loads((whole / run_dir.RESULT).read_text())
-  assert result['updates'] == UPDATES and result['test_loss'] == found[-1]['loss']
+  assert checkpoint.latest_step(finished_run) == UPDATES
+  result = json.loads((finished_run / run_dir.RESULT).read_text())
+  assert result['updates'] == UPDATES and result['test_loss'] == log[-1]['loss']
 
 
-def test_a_finished_run_has_nothing_to_do(whole: pathlib.Path, tiny_corpus: pathlib.Path, capsys):
-  before = contents(whole)
-  (whole / lock.LOCK_FILE).touch()
-  os.utime(whole / lock.LOCK_FILE, (0, 0))  # of one that was killed just after its result
-  result = pretrain.pretrain(run_config(tiny_corpus), whole)
-  assert 'nothing to do' in ''.join(capsys.readouterr())
-  assert result == json.loads((whole / run_dir.RESULT).read_text())
-  assert contents(whole) == before
-
-
-# what does not fit is refused
-
-
-def contents(folder: pathlib.Path) -> dict[str, int]:
-  """When each file was last written."""
+def read_times(folder: pathlib.Path) -> dict[str, int]:
+  """Returns the time of the last change of each file."""
   return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
-def started(tiny_corpus: pathlib.Path, folder: pathlib.Path) -> RunConfig:
-  """A run in `folder` that was stopped after its first checkpoint."""
-  config = run_config(tiny_corpus)
-  with pytest.MonkeyPatch.context() as patch:
-    killed_at(4, patch, train_step, 'mean_metrics')
-    with pytest.raises(Killed):
-      pretrain.pretrain(config, folder)
-  return config
+def test_a_finished_run_stays_as_it_is(finished_run: pathlib.Path, tiny_corpus: pathlib.Path):
+  times = read_times(finished_run)
+  result = pretrain.pretrain(run_config(tiny_corpus), finished_run)
+  assert result == json.loads((finished_run / run_dir.RESULT).read_text())
+  assert read_times(finished_run) == times
 
 
-@pytest.mark.parametrize('part', ['corpus', 'tokenizer'])
-def test_a_run_goes_on_with_its_own_corpus_only(
-  part: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+  changes = {'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'}
+  with pytest.raises(InputError, match='optimizer.learning_rate') as error:
+    pretrain.pretrain(run_config(tiny_corpus, **changes), tmp_path)
+  assert 'update 2' in error.value.asked and 'loss' in error.value.found
+  assert not read_log(tmp_path) and not (tmp_path / run_dir.RESULT).exists()
+  assert checkpoint.latest_step(tmp_path) == 1
+
+
+def test_a_state_whose_validation_loss_is_not_finite_is_not_saved(
+  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  config = started(tiny_corpus, tmp_path)
-  path = tmp_path / run_dir.MANIFEST
-  # as if it had begun with another
-  path.write_text(json.dumps({**json.loads(path.read_text()), part: '0' * 64}))
-  before = contents(tmp_path)
-  with pytest.raises(InputError, match=f'it was trained on another {part}'):
-    pretrain.pretrain(config, tmp_path)
-  assert contents(tmp_path) == before
-
-
-def test_a_run_goes_on_with_its_corpus_wherever_that_is(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
-):
-  config, moved = started(tiny_corpus, tmp_path / 'run'), tmp_path / 'moved'
-  shutil.copytree(tiny_corpus, moved)
-  pretrain.pretrain(dataclasses.replace(config, corpus=str(moved)), tmp_path / 'run')
-  assert f'was {tiny_corpus} and is {moved} now' in capsys.readouterr().err
-  assert run_dir.read_corpus_hashes(tmp_path / 'run')['corpus_folder'] == str(moved)
-  assert final(tmp_path / 'run', config) == final(whole, config) and lines(
-    tmp_path / 'run'
-  ) == lines(whole)
-
-
-def test_another_recipe_is_refused_and_changes_nothing(
-  whole: pathlib.Path, tiny_corpus: pathlib.Path
-):
-  before = contents(whole)
-  with pytest.raises(InputError, match='seed is 0 there and 1 here'):
-    pretrain.pretrain(run_config(tiny_corpus, seed=1), whole)
-  assert contents(whole) == before
-
-
-def a_tokenizer_that_was_swapped(folder: pathlib.Path) -> None:
-  (folder / 'tokenizer.model').write_bytes(b'another')
-
-
-def no_tokenizer(folder: pathlib.Path) -> None:
-  (folder / 'tokenizer.model').unlink()
-
-
-@pytest.mark.parametrize('change', [a_tokenizer_that_was_swapped, no_tokenizer])
-def test_a_corpus_with_another_tokenizer_than_it_says_is_refused(
-  change: Callable[[pathlib.Path], None], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  corpus = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
-  change(corpus)
-  with pytest.raises(InputError, match='not the file that the corpus was made with'):
-    pretrain.pretrain(run_config(corpus), tmp_path / 'run')
-
-
-@pytest.mark.parametrize(
-  'changes, said',
-  [
-    ({'model.vocab_size': 500}, 'give --config.model.vocab_size=512'),
-    ({'model.max_length': 60}, 'model.max_length=64'),
-    ({'corpus': ''}, 'give --config.corpus=FOLDER'),
-    ({'corpus': '/nowhere'}, 'no manifest.json there'),
-    ({'corpus': 'configs/nowhere.py:corpus'}, 'no such file'),
-    ({'corpus': 'configs/tiny.py:corpus', 'model.vocab_size': 100}, 'model.vocab_size=512'),
-  ],
-)
-def test_a_corpus_that_does_not_fit_leaves_no_trace(
-  changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  """So that the command may be given again, mended, with the same work directory."""
-  with pytest.raises(InputError) as refused:
-    pretrain.pretrain(run_config(tiny_corpus, **changes), tmp_path / 'run')
-  assert said in str(refused.value) and not (tmp_path / 'run').exists()
-
-
-def test_a_loss_that_is_no_number_ends_the_run_with_a_sentence(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  config = run_config(
-    tiny_corpus, **{'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'}
+  losses = iter([1.0, 1.0, math.nan])
+  monkeypatch.setattr(
+    train_step, 'mean_metrics', lambda sums: dict.fromkeys(('loss', 'perplexity'), next(losses))
   )
-  with pytest.raises(InputError, match='lower optimizer.learning_rate') as refused:
-    pretrain.pretrain(config, tmp_path)
-  assert 'update 2' in refused.value.asked and 'the loss' in refused.value.found
-  assert not lines(tmp_path) and not (tmp_path / run_dir.RESULT).exists()
-  assert checkpoint.latest_step(tmp_path) == 1  # what was before it
-
-
-def test_a_validation_loss_that_is_no_number_is_seen_too(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  """The last update may be the one that breaks a model; such a state is not saved."""
-  with pytest.MonkeyPatch.context() as patch:
-    answers = iter(
-      [{'loss': 1.0, 'perplexity': 1.0}] * 2 + [{'loss': math.nan, 'perplexity': math.nan}]
-    )
-    patch.setattr(train_step, 'mean_metrics', lambda sums: next(answers))
-    with pytest.raises(InputError, match='validation loss at update 4'):
-      pretrain.pretrain(run_config(tiny_corpus), tmp_path)
+  with pytest.raises(InputError, match='validation loss at update 4'):
+    pretrain.pretrain(run_config(tiny_corpus), tmp_path)
   assert checkpoint.latest_step(tmp_path) is None
 
 
-# updates that are not finite
+def break_gradients(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 0) -> None:
+  """Makes the gradient of the member with this seed non-finite at some updates."""
+  patch.setattr(pretrain, 'build_program', build_program)  # without earlier compiled programs
+  original_step, original_gradient = train_step.train_step, train_step.compute_gradient
 
+  def step(state: Any, *arguments: Any) -> Any:
+    is_broken = (state.seed == seed) & jnp.isin(state.step, jnp.array(at))
 
-def breaking(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 0) -> None:
-  """From now on the gradient of the member with this seed is not finite at some updates."""
-  patch.setattr(pretrain, 'build_program', build_program)  # not a program that was compiled before
-  original, sums = train_step.train_step, train_step.compute_gradient
-
-  def step(state: Any, *rest: Any) -> Any:
-    bad = (state.seed == seed) & jnp.isin(state.step, jnp.array(at))
-
-    def broken(*inputs: Any, blocks: int) -> Any:
-      gradient, found = sums(*inputs, blocks=blocks)
-      return jax.tree.map(lambda g: jnp.where(bad, jnp.inf, g), gradient), found
+    def compute_gradient(*inputs: Any, blocks: int) -> Any:
+      gradient, sums = original_gradient(*inputs, blocks=blocks)
+      return jax.tree.map(lambda g: jnp.where(is_broken, jnp.inf, g), gradient), sums
 
     with pytest.MonkeyPatch.context() as inner:  # while this one step is traced
-      inner.setattr(train_step, 'compute_gradient', broken)
-      return original(state, *rest)
+      inner.setattr(train_step, 'compute_gradient', compute_gradient)
+      return original_step(state, *arguments)
 
   patch.setattr(train_step, 'train_step', step)
 
 
-def test_stop_keeps_what_was_before(
+def test_stop_saves_the_state_before_the_update(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  """The checkpoint of update 6 is that of a run that ends there; to start again says the same
-  again."""
+  """The checkpoint is that of a run that ends there; another start raises the same error."""
   config = run_config(tiny_corpus)
-  breaking(monkeypatch, (6,))
+  break_gradients(monkeypatch, (6,))
   program = build_program(config)
   good, _, _ = program.chunk(
     program.init(), load_resident(program, tiny_corpus, 'train'), step_count(program, 6)
   )
   for _ in range(2):
-    with pytest.raises(InputError, match='a finite update 7') as refused:
+    with pytest.raises(InputError, match='update 7') as error:
       pretrain.pretrain(config, tmp_path)
-    assert 'encoder.blocks.0.attention.key.bias' in refused.value.found
+    assert 'encoder.blocks.0.attention.key.bias' in error.value.found
     assert checkpoint.latest_step(tmp_path) == 6
-  kept = checkpoint.restore(tmp_path, program.shapes, 6)
-  assert all(np.array_equal(leaf, flatten(kept)[name]) for name, leaf in flatten(good).items())
+  saved = flatten(checkpoint.restore(tmp_path, program.shapes, 6))
+  assert all(np.array_equal(leaf, saved[name]) for name, leaf in flatten(good).items())
 
 
-def test_skip_goes_on_with_the_next_batch(
+def test_skip_continues_with_the_next_batch(
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
   capsys: pytest.CaptureFixture,
 ):
-  breaking(monkeypatch, (4, 6, 7))
+  break_gradients(monkeypatch, (4, 6, 7))
   result = pretrain.pretrain(run_config(tiny_corpus, nonfinite='skip'), tmp_path)
-  said = capsys.readouterr().err
-  assert 'update 5' in said and 'update 7' in said
+  err = capsys.readouterr().err
+  assert 'update 5' in err and 'update 7' in err
   assert result['updates'] == UPDATES and np.isfinite(result['train_loss'])
-  logged = [
-    line['step']
-    for line in run_dir.read_lines(tmp_path / run_dir.METRICS)
-    if line['split'] == 'train'
-  ]
-  assert logged == [2, 4, 6, 10, 12]  # of updates 7 and 8 nothing was left to log
+  steps = [line['step'] for line in read_log(tmp_path) if line['split'] == 'train']
+  assert steps == [2, 4, 6, 10, 12]  # updates 7 and 8 were both skipped
 
 
-def test_a_member_is_dropped_and_the_others_go_on(
+def test_a_member_is_dropped_and_the_others_continue(
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
   capsys: pytest.CaptureFixture,
 ):
-  """They end as if nothing had been; so does a run that was resumed after it."""
+  """The others end as without it."""
   config = run_config(
     tiny_corpus, nonfinite='drop-member', **{'population.members': 3, 'mesh.population': 1}
   )
   pretrain.pretrain(config, tmp_path / 'fine')
-  breaking(monkeypatch, (5,), seed=1)
+  break_gradients(monkeypatch, (5,), seed=1)
   pretrain.pretrain(config, tmp_path / 'dropped')
   assert 'update 6 of member 1' in capsys.readouterr().err
 
-  def logged(name: str) -> dict[tuple[int, int, str], float]:
-    found = run_dir.read_lines(tmp_path / name / run_dir.METRICS)
-    return {
-      (line['step'], line['member'], line['split']): line['loss']
-      for line in found
-      if line['member'] != 1 or line['step'] < 6
-    }
-
-  assert logged('dropped') == pytest.approx(logged('fine'), rel=1e-5)
-  found = list(run_dir.read_lines(tmp_path / 'dropped' / run_dir.METRICS))
-  assert max(line['step'] for line in found if line['member'] == 1) == 4
+  fine, dropped = (
+    {(line['step'], line['member'], line['split']): line['loss'] for line in read_log(folder)}
+    for folder in (tmp_path / 'fine', tmp_path / 'dropped')
+  )
+  assert dropped.keys() == {key for key in fine if key[1] != 1 or key[0] < 6}
+  assert dropped == pytest.approx({key: fine[key] for key in dropped}, rel=1e-5)
   state = checkpoint.restore(tmp_path / 'dropped', build_program(config).shapes, UPDATES)
   assert np.asarray(state.step).tolist() == [UPDATES, 5, UPDATES]
 
 
-def test_a_population_that_stopped_says_so_when_it_is_started_again(
+def test_a_population_stops_at_a_member_and_stays_stopped(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  breaking(monkeypatch, (5,), seed=1)
+  break_gradients(monkeypatch, (5,), seed=1)
   config = run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
-  with pytest.raises(InputError, match='a finite update 6 of member 1'):
-    pretrain.pretrain(config, tmp_path)
-  with pytest.raises(InputError, match='1 members'):
-    pretrain.pretrain(config, tmp_path)
+  for value in ('update 6 of member 1', '1 members'):
+    with pytest.raises(InputError, match=value):
+      pretrain.pretrain(config, tmp_path)
 
 
-def test_without_a_member_left_a_run_stops(
+def test_a_run_stops_without_a_member(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  breaking(monkeypatch, (3,))
-  with pytest.raises(InputError, match='a finite update 4'):
+  break_gradients(monkeypatch, (3,))
+  with pytest.raises(InputError, match='update 4'):
     pretrain.pretrain(run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
 
 
-# and it learns
-
-
 def unigram_loss(folder: pathlib.Path) -> float:
-  """Nats a token of the test split that the frequencies of the training split leave open."""
+  """Returns the loss of the training split's token frequencies on the test split, in nats."""
   train, test = (
     np.asarray(corpus.load_split(folder, split).tokens).ravel() for split in ('train', 'test')
   )
@@ -701,12 +588,10 @@ def unigram_loss(folder: pathlib.Path) -> float:
 
 
 def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """Well below what frequencies of tokens explain; by a model that could read longer rows than
-  there are.
-  """
-  recipe_of_a_minute = tiny.get_config()
-  recipe_of_a_minute.update(corpus=str(tiny_corpus), num_steps=300)
-  recipe_of_a_minute.model.max_length, recipe_of_a_minute.mesh.data = 100, 1
-  result = pretrain.pretrain(recipe.resolve(recipe_of_a_minute, 'pretrain'), tmp_path)
+  """The loss is far below that of token frequencies; the model could read longer rows."""
+  config = tiny.get_config()
+  config.update(corpus=str(tiny_corpus), num_steps=300)
+  config.model.max_length, config.mesh.data = 100, 1
+  result = pretrain.pretrain(recipe.resolve(config, 'pretrain'), tmp_path)
   assert result['test_loss'] < unigram_loss(tiny_corpus) - 1
-  assert result['tokens'] == 300 * 16 * 64  # those of the rows, not of what the model could read
+  assert result['tokens'] == 300 * 16 * 64  # of the rows

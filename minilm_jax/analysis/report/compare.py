@@ -1,8 +1,6 @@
-"""Recipes against a base recipe, from run directories to a page, a table and figures.
+"""Writes the comparison of recipes with a base: page, tables and figures.
 
-Who is compared with whom stands in `changes.py`, the numbers in `multiplier.py` and, of GLUE, in
-`change_scores.py`, the rules of the verdicts in `outcomes.py`, how it looks in `change_page.py` and
-`change_figures.py`.
+The numbers come from `ablations` and `ablation_results`, the figures from `compare_figures`.
 """
 
 import math
@@ -31,7 +29,14 @@ from minilm_jax.analysis.ablation_results import (
 from minilm_jax.analysis.ablations import Comparison
 from minilm_jax.analysis.report import compare_figures, figures
 from minilm_jax.analysis.report.html import frame, to_html
-from minilm_jax.analysis.report.sections import Picture, Section, Table, as_csv, to_terminal
+from minilm_jax.analysis.report.sections import (
+  Picture,
+  Section,
+  Table,
+  TableFormat,
+  as_csv,
+  to_terminal,
+)
 from minilm_jax.analysis.scores import (
   NONE,
   TRAININGS,
@@ -44,29 +49,7 @@ from minilm_jax.core import lock, recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import write_bytes
 
-# A comparison as tables and sentences, for the terminal and as HTML. Its numbers come from
-# `outcomes.py`.
-HEADINGS = (
-  'change',
-  'verdict',
-  'seeds',
-  'tokens to leave',
-  'speed, base’s tokens / its own; [95% interval]',
-  'compute multiplier, base’s FLOPs / its own; [95% interval]',
-  'loss at 1/4; 1/2; 1 of the base’s',
-  'end: validation; test',
-)
-WORDS = 2
 TITLE = 'Recipes against a base'
-CAPTION = (
-  'A change is what a recipe differs in from the base. Tokens include pads, FLOPs are those that the program '
-  'counts, losses are nats a masked token on validation rows, means over seeds. Times fewer: what the base took '
-  'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
-  'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
-  'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
-  f'says. Verdicts go by the interval of the tokens: above {CAUSES_ABOVE:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
-  f'{LENGTHENS}, below {UNCHANGED_BELOW:g} {NOT}; a change of several fields gets none.'
-)
 GLUE_CAPTION = (
   'Headline scores times 100 of runs fine-tuned on runs of the change and of the base: the change’s against the '
   'base’s, n pairs, and the difference with its 95% interval. Pairs are seeds of pre-training where several are '
@@ -98,23 +81,38 @@ _SAID_OF_GLUE = {
 }
 
 
-def cells(row: AblationRow) -> list[str]:
-  """The cells under `HEADINGS`."""
+def _losses(*values: float) -> str:
+  return '; '.join(f'{value:.3f}' if math.isfinite(value) else NONE for value in values)
 
-  def losses(*values: float) -> str:
-    return '; '.join(f'{value:.3f}' if math.isfinite(value) else NONE for value in values)
 
-  to = f'; to {row.loss:.3f}' if math.isfinite(row.multiplier.value) else ''
-  return [
-    row.change + (f'; {row.under_way} under way' if row.under_way else ''),
-    row.verdict or NONE,
-    '; '.join(map(str, row.seeds)),
-    '; '.join(_grouped(one) for one in row.tokens_to_leave) or NONE,
-    str(row.speed) or NONE,
-    (str(row.multiplier) or NONE) + to,
-    losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole),
-    losses(row.validation_loss, row.test_loss),
-  ]
+def _compute_cell(row: AblationRow) -> str:
+  target = f'; to {row.loss:.3f}' if math.isfinite(row.multiplier.value) else ''
+  return (str(row.multiplier) or NONE) + target
+
+
+ABLATION_FORMAT = TableFormat(
+  2,
+  (
+    ('change', lambda row: row.change + (f'; {row.under_way} under way' if row.under_way else '')),
+    ('verdict', lambda row: row.verdict or NONE),
+    ('seeds', lambda row: '; '.join(map(str, row.seeds))),
+    ('tokens to leave', lambda row: '; '.join(map(_grouped, row.tokens_to_leave)) or NONE),
+    ('speed, base’s tokens / its own; [95% interval]', lambda row: str(row.speed) or NONE),
+    ('compute multiplier, base’s FLOPs / its own; [95% interval]', _compute_cell),
+    (
+      'loss at 1/4; 1/2; 1 of the base’s',
+      lambda row: _losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole),
+    ),
+    ('end: validation; test', lambda row: _losses(row.validation_loss, row.test_loss)),
+  ),
+  'A change is what a recipe differs in from the base. Tokens include pads, FLOPs are those that the program '
+  'counts, losses are nats a masked token on validation rows, means over seeds. Times fewer: what the base took '
+  'over what the change took, the geometric mean over seeds with Student’s 95% interval. Tokens are those until '
+  'the plateau is left (at least, at most: some run never left). FLOPs are those to the loss below them, the lowest '
+  'that all runs of both have reached: a change that stops there while the base goes on is worse than this number '
+  f'says. Verdicts go by the interval of the tokens: above {CAUSES_ABOVE:g} {CAUSES}, above 1 {SHORTENS}, below 1 '
+  f'{LENGTHENS}, below {UNCHANGED_BELOW:g} {NOT}; a change of several fields gets none.',
+)
 
 
 def sentences(rows: Sequence[AblationRow]) -> Iterator[str]:
@@ -253,7 +251,7 @@ def shape_section(shape: str, rows: Sequence[AblationRow], pictures: Mapping[str
     figures=[
       Picture(pictures[name], caption) for name, caption in PICTURES.items() if name in pictures
     ],
-    table=Table(HEADINGS, WORDS, [cells(row) for row in rows], CAPTION),
+    table=ABLATION_FORMAT.fill(rows),
   )
 
 

@@ -1,9 +1,9 @@
-"""The HTML page of a report: one file that asks nothing of the network, no script, no font, no
-style from elsewhere.
+"""The HTML page of a report: one file without scripts, fonts or styles from the network.
 
-Every text that comes from a run is escaped. What the cells of tables say is decided in `cells.py`.
+All text of runs is escaped.
 """
 
+import dataclasses
 import html
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,17 +31,6 @@ th.word, td.word { text-align: left; } .flag { color: var(--flag); }
 figure { margin: 0; } figure svg { max-width: 100%; height: auto; }
 summary { cursor: pointer; } details { margin: .5rem 0; } .lead { font-size: 1.05rem; }
 """
-SCORES = (
-  'Times 100, mean ± sample standard deviation, n seeds, [95% interval of the mean over seeds]. Majority: what the '
-  'most frequent answer alone would score; by frequency: answers guessed as often as in training or, of pairs of '
-  'sentences, by the frequency of their words. Collapsed: a model that gives one answer to everything. Of several '
-  'steps of a checkpoint the last; scores.csv has all.'
-)
-AVERAGES = (
-  'Means of the headline scores of the tasks that were run, per seed, then over seeds. Averages over other tasks are '
-  'other numbers.'
-)
-PHENOMENA = 'Accuracy times 100 on pairs of sentences, [95% interval over pairs]; chance is 50.'
 FOLDED = 9  # sentences about scores, one a task and checkpoint, above which they are folded
 FLAGGED = ('incomplete', 'empty', 'unfinished', 'gains nothing')
 # The pictures of the page in order: the beginning of their names, the heading above them, their
@@ -96,15 +85,7 @@ def render(
       Section(
         'Loss', text=without, figures=[Picture(pictures['loss'])] if 'loss' in pictures else ()
       ),
-      Section(
-        'Runs',
-        table=Table(
-          tables.RUN_HEADINGS,
-          tables.RUN_WORDS,
-          [tables.run_cells(row) for row in runs],
-          'The loss is that of masked tokens at frozen masks, in nats, at the last evaluation.',
-        ),
-      ),
+      Section('Runs', table=tables.RUN_FORMAT.fill(runs)),
     ]
   return frame('Report', [*parts, *map(to_html, sections)])
 
@@ -198,36 +179,17 @@ def _scores(
 ) -> Iterator[Section]:
   rows, phenomena = select_main(scores), select_phenomena(scores)
   if rows:
+    table = tables.SCORE_FORMAT.fill(rows)
+    caption = ' '.join(part for part in (tables.protocol(scores), table.caption) if part)
     yield Section(
       'Scores',
       figures=[Picture(pictures['scores'])] if 'scores' in pictures else (),
-      table=Table(
-        tables.SCORE_HEADINGS,
-        tables.SCORE_WORDS,
-        [tables.score_cells(row) for row in rows],
-        ' '.join(part for part in (tables.protocol(scores), SCORES) if part),
-      ),
+      table=dataclasses.replace(table, caption=caption),
     )
   if averages:
-    yield Section(
-      'Averages',
-      table=Table(
-        tables.AVERAGE_HEADINGS,
-        tables.AVERAGE_WORDS,
-        [tables.average_cells(row) for row in averages],
-        AVERAGES,
-      ),
-    )
+    yield Section('Averages', table=tables.AVERAGE_FORMAT.fill(averages))
   if phenomena:
-    yield Section(
-      'Phenomena',
-      table=Table(
-        tables.PHENOMENON_HEADINGS,
-        tables.PHENOMENON_WORDS,
-        [tables.phenomenon_cells(row) for row in phenomena],
-        PHENOMENA,
-      ),
-    )
+    yield Section('Phenomena', table=tables.PHENOMENON_FORMAT.fill(phenomena))
 
 
 def _pictures(pictures: Mapping[str, str]) -> Iterator[Section]:

@@ -1,7 +1,6 @@
-"""Sections of a report on paper 2 (2507.14871): its claims, the gap, committees at equal cost,
-latencies.
+"""Sections of a report on paper 2 (2507.14871): claims, gap, committees, latencies.
 
-The numbers come from `verdicts.py`, `gap.py`, `lines.py`, `matches.py` and `latencies.py`.
+The numbers come from `claims`, `pretraining_gap`, `committee_study` and `runs`.
 """
 
 import dataclasses
@@ -16,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from minilm_jax.analysis import runs, scores
 from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
 from minilm_jax.analysis.committee_study import Match
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, GapStudy, Slope
 from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
-from minilm_jax.analysis.report.sections import Picture, Section, Table
+from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import NONE, format_interval, format_points
 from minilm_jax.core import files
@@ -26,8 +25,6 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee
 from minilm_jax.tasks.committee import LOGIT, MEMBERS, PROBABILITY
 
-# Soft committees on the page: what a committee gains with its size, from the committee.json that
-# each left behind.
 KIND, STUDY = 'committee', 'committee.json'
 COMMITTEE_HEADINGS = (
   'size',
@@ -219,52 +216,6 @@ def figures(rows: Sequence[CommitteeRow]) -> dict[str, Figure]:
   return {f'committee-{number}': figure(own) for number, own in enumerate(panels(rows).values(), 1)}
 
 
-CLAIM_HEADINGS = (
-  'claim',
-  'verdict',
-  'statistic',
-  'points [95% interval]',
-  'seeds',
-  'constant_prediction',
-  'of what',
-)
-CLAIM_WORDS = 3
-CLAIM_CAPTION = (
-  'Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
-  'configs/paper2_data_sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
-)
-MATCH_HEADINGS = (
-  'task',
-  'rival',
-  'at the same',
-  'committee of',
-  'its cost over the rival’s',
-  'committee',
-  'rival',
-  'difference [95% interval]',
-  'seeds',
-)
-MATCH_WORDS = 3
-MATCH_CAPTION = (
-  'Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
-  'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.'
-)
-LATENCY_HEADINGS = (
-  'answers',
-  'batch',
-  'ms, median [95% interval]',
-  'p95',
-  'to the member',
-  'heads',
-  'depth',
-  'parameters',
-  'MFLOPs a row',
-)
-LATENCY_WORDS = 1
-LATENCY_CAPTION = (
-  'Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
-  'members. Depth: blocks and convolutions that must run one after another.'
-)
 GAP_TITLES = {
   SIZE: 'The gap and the size of the pre-training set',
   OVERLAP: 'The gap and token overlap',
@@ -275,24 +226,108 @@ GAP_FIGURES = {
   OVERLAP: 'The same by the share of the running words of the task’s training texts that the pre-training set has, '
   'in sets of one size. What else differs between such sets, their subject above all, is not told apart.',
 }
-GAP_CAPTION = 'Times 100, paired by seed where both arms have the same. A star: from scratch is that of another run.'
-GAP_HEADINGS = (
-  'task',
-  'comparison',
-  'run',
-  'rows',
-  'tokens',
-  'epochs',
-  'overlap',
-  'pre-trained',
-  'from scratch',
-  'gap [95% interval]',
+
+
+CLAIM_FORMAT = TableFormat(
+  3,
+  (
+    ('claim', lambda verdict: f'{verdict.claim}. {CLAIMS[verdict.claim]}'),
+    ('verdict', lambda verdict: verdict.verdict),
+    ('statistic', lambda verdict: verdict.statistic),
+    (
+      'points [95% interval]',
+      lambda verdict: format_interval(verdict.value, verdict.low, verdict.high),
+    ),
+    ('seeds', lambda verdict: str(verdict.seeds)),
+    ('constant_prediction', lambda verdict: str(verdict.collapsed)),
+    ('of what', lambda verdict: verdict.of or NONE),
+  ),
+  (
+    'Points of the headline score, paired by seed of fine-tuning; the rules are those at the head of '
+    'configs/paper2_data_sizes.py. Collapsed: members that gave one answer to everything; they are counted and kept.'
+  ),
 )
-SLOPE_CAPTION = (
-  'Least squares through the runs: points of score (times 100) for twice the tokens, or for one point more of '
-  'overlap. The interval resamples seeds of fine-tuning, runs of one size and, of several tasks, tasks.'
+
+MATCH_FORMAT = TableFormat(
+  3,
+  (
+    ('task', lambda match: match.task),
+    ('rival', lambda match: match.rival),
+    ('at the same', lambda match: match.cost),
+    ('committee of', lambda match: f'{match.members} of {match.of}'),
+    ('its cost over the rival’s', lambda match: f'{match.ratio:.2f}'),
+    ('committee', lambda match: format_points(match.committee)),
+    ('rival', lambda match: format_points(match.theirs)),
+    (
+      'difference [95% interval]',
+      lambda match: format_interval(match.difference, match.low, match.high),
+    ),
+    ('seeds', lambda match: str(match.seeds)),
+  ),
+  (
+    'Scores times 100. The committee is cut to the size whose cost is nearest to the rival’s: 1.00 is a match, '
+    'and where it is far from 1 there is none. The interval is over seeds of fine-tuning.'
+  ),
 )
-SLOPE_HEADINGS = ('task', 'comparison', 'runs', 'levels', 'seeds', 'slope [95% interval]', 'note')
+
+LATENCY_FORMAT = TableFormat(
+  1,
+  (
+    ('answers', lambda row: row.name),
+    ('batch', lambda row: str(row.batch)),
+    ('ms, median [95% interval]', lambda row: f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]'),
+    ('p95', lambda row: f'{row.p95:.3f}'),
+    ('to the member', lambda row: f'{row.over_member:.2f}'),
+    ('heads', lambda row: str(row.members * row.heads)),
+    ('depth', lambda row: str(row.depth)),
+    ('parameters', lambda row: f'{row.parameters:,}'),
+    ('MFLOPs a row', lambda row: f'{row.flops / 1e6:,.1f}'),
+  ),
+  (
+    'Milliseconds from token ids to probabilities, with fresh weights; contestants take turns. Heads: of all '
+    'members. Depth: blocks and convolutions that must run one after another.'
+  ),
+)
+
+SLOPE_FORMAT = TableFormat(
+  2,
+  (
+    ('task', lambda slope: slope.series),
+    ('comparison', lambda slope: slope.comparison),
+    ('runs', lambda slope: str(slope.points)),
+    ('levels', lambda slope: str(slope.levels)),
+    ('seeds', lambda slope: str(slope.seeds) if slope.seeds else NONE),
+    ('slope [95% interval]', lambda slope: format_interval(slope.slope, slope.low, slope.high)),
+    ('note', lambda slope: slope.note or NONE),
+  ),
+  (
+    'Least squares through the runs: points of score (times 100) for twice the tokens, or for one point more of '
+    'overlap. The interval resamples seeds of fine-tuning, runs of one size and, of several tasks, tasks.'
+  ),
+)
+
+GAP_FORMAT = TableFormat(
+  3,
+  (
+    ('task', lambda point: point.series),
+    ('comparison', lambda point: point.comparison),
+    ('run', lambda point: point.checkpoint),
+    ('rows', lambda point: f'{point.rows:,}'),
+    ('tokens', lambda point: f'{point.tokens:,}'),
+    ('epochs', lambda point: f'{point.epochs:.3g}'),
+    (
+      'overlap',
+      lambda point: f'{100 * point.overlap:.2f}' if math.isfinite(point.overlap) else NONE,
+    ),
+    ('pre-trained', lambda point: format_points(point.pretrained)),
+    ('from scratch', lambda point: format_points(point.scratch) + (' *' if point.borrowed else '')),
+    (
+      'gap [95% interval]',
+      lambda point: format_interval(point.gap.mean, point.gap.low, point.gap.high),
+    ),
+  ),
+  'Times 100, paired by seed where both arms have the same. A star: from scratch is that of another run.',
+)
 
 
 def claim_sections(statement: Statement) -> Iterator[Section]:
@@ -304,9 +339,7 @@ def claim_sections(statement: Statement) -> Iterator[Section]:
   yield Section(
     'What becomes of the paper’s claims',
     items=list(map(claim_sentence, statement.verdicts)),
-    table=Table(
-      CLAIM_HEADINGS, CLAIM_WORDS, list(map(claim_cells, statement.verdicts)), CLAIM_CAPTION
-    ),
+    table=CLAIM_FORMAT.fill(statement.verdicts),
   )
   if statement.excluded:
     yield Section(text=['In none of these:'], items=statement.excluded)
@@ -331,41 +364,13 @@ def claim_sentence(verdict: Verdict) -> str:
   return f'{text}. Missing: {verdict.missing}.' if verdict.missing else f'{text}.'
 
 
-def claim_cells(verdict: Verdict) -> list[str]:
-  """Returns the cells under `CLAIM_HEADINGS`."""
-  return [
-    f'{verdict.claim}. {CLAIMS[verdict.claim]}',
-    verdict.verdict,
-    verdict.statistic,
-    format_interval(verdict.value, verdict.low, verdict.high),
-    str(verdict.seeds),
-    str(verdict.collapsed),
-    verdict.of or NONE,
-  ]
-
-
 def match_sections(matches: Sequence[Match]) -> Iterator[Section]:
   """Yields the committee at equal costs; nothing without a committee and a rival."""
   if matches:
     yield Section(
       'The committee at the same cost',
-      table=Table(MATCH_HEADINGS, MATCH_WORDS, list(map(match_cells, matches)), MATCH_CAPTION),
+      table=MATCH_FORMAT.fill(matches),
     )
-
-
-def match_cells(match: Match) -> list[str]:
-  """Returns the cells under `MATCH_HEADINGS`."""
-  return [
-    match.task,
-    match.rival,
-    match.cost,
-    f'{match.members} of {match.of}',
-    f'{match.ratio:.2f}',
-    format_points(match.committee),
-    format_points(match.theirs),
-    format_interval(match.difference, match.low, match.high),
-    str(match.seeds),
-  ]
 
 
 def latency_sections(rows: Sequence[LatencyRow]) -> Iterator[Section]:
@@ -375,25 +380,8 @@ def latency_sections(rows: Sequence[LatencyRow]) -> Iterator[Section]:
     yield Section(
       '' if number else 'Latency',
       text=[f'{name}: {of_run[0].calls} answers each, {of_run[0].machine}'],
-      table=Table(
-        LATENCY_HEADINGS, LATENCY_WORDS, list(map(latency_cells, of_run)), LATENCY_CAPTION
-      ),
+      table=LATENCY_FORMAT.fill(of_run),
     )
-
-
-def latency_cells(row: LatencyRow) -> list[str]:
-  """Returns the cells under `LATENCY_HEADINGS`."""
-  return [
-    row.name,
-    str(row.batch),
-    f'{row.median:.3f} [{row.low:.3f}, {row.high:.3f}]',
-    f'{row.p95:.3f}',
-    f'{row.over_member:.2f}',
-    str(row.members * row.heads),
-    str(row.depth),
-    f'{row.parameters:,}',
-    f'{row.flops / 1e6:,.1f}',
-  ]
 
 
 def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Section]:
@@ -415,11 +403,9 @@ def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Secti
       title,
       items=list(map(slope_sentence, slopes)),
       figures=drawn,
-      table=Table(SLOPE_HEADINGS, 2, list(map(slope_cells, slopes)), SLOPE_CAPTION)
-      if slopes
-      else None,
+      table=SLOPE_FORMAT.fill(slopes) if slopes else None,
     )
-    yield Section(table=Table(GAP_HEADINGS, 3, list(map(gap_cells, points_of_axis)), GAP_CAPTION))
+    yield Section(table=GAP_FORMAT.fill(points_of_axis))
   if study.left_out:
     yield Section('The gap: left out', items=study.left_out)
 
@@ -432,34 +418,3 @@ def slope_sentence(slope: Slope) -> str:
     return f'{text}, over {slope.levels} levels; no interval: {slope.note}.'
   text += f' (95% interval {format_points(slope.low, "+")} to {format_points(slope.high, "+")}, {slope.levels} levels)'
   return f'{text}; the interval contains zero.' if slope.low <= 0 <= slope.high else f'{text}.'
-
-
-def slope_cells(slope: Slope) -> list[str]:
-  """The cells under `SLOPE_HEADINGS`."""
-  seeds = str(slope.seeds) if slope.seeds else NONE
-  return [
-    slope.series,
-    slope.comparison,
-    str(slope.points),
-    str(slope.levels),
-    seeds,
-    format_interval(slope.slope, slope.low, slope.high),
-    slope.note or NONE,
-  ]
-
-
-def gap_cells(point: Gap) -> list[str]:
-  """The cells under `GAP_HEADINGS`."""
-  overlap = f'{100 * point.overlap:.2f}' if math.isfinite(point.overlap) else NONE
-  return [
-    point.series,
-    point.comparison,
-    point.checkpoint,
-    f'{point.rows:,}',
-    f'{point.tokens:,}',
-    f'{point.epochs:.3g}',
-    overlap,
-    format_points(point.pretrained),
-    format_points(point.scratch) + (' *' if point.borrowed else ''),
-    format_interval(point.gap.mean, point.gap.low, point.gap.high),
-  ]

@@ -32,7 +32,7 @@ from minilm_jax.analysis.report import (
   sections,
   tables,
 )
-from minilm_jax.analysis.report.sections import Section, Table
+from minilm_jax.analysis.report.sections import Section
 from minilm_jax.analysis.report.tables import ModelRow
 from minilm_jax.analysis.scores import ScoreRow, score_table, select_main
 from minilm_jax.core import lock, progress
@@ -149,7 +149,7 @@ def _of_runs(
     [
       *paper2_sections.claim_sections(statement),
       *paper2_sections.gap_sections(gaps, of_gaps),
-      *scaling_report.sections(findings, own),
+      *scaling_report.make_sections(findings, own),
       *paper2_sections.committee_sections(answering, drawn),
       *paper2_sections.match_sections(statement.matched),
       *paper2_sections.latency_sections(timed),
@@ -182,7 +182,12 @@ def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, b
     files.pop('models.csv') if 'models.csv' in files else sections.as_csv(ModelRow, [])
   )
   files['report.html'] = html.render(
-    [], [], [], {}, scaling_report.opening(findings), list(scaling_report.sections(findings, own))
+    [],
+    [],
+    [],
+    {},
+    scaling_report.opening(findings),
+    list(scaling_report.make_sections(findings, own)),
   ).encode()
   return files
 
@@ -190,14 +195,15 @@ def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, b
 def _of_grid(findings: scaling_report.Findings) -> tuple[dict[str, bytes], dict[str, str]]:
   """The files of a grid, and its figures as `<svg>` elements."""
   files = {
-    name: sections.as_csv(*content) for name, content in scaling_report.tables(findings).items()
+    name: sections.as_csv(*content)
+    for name, content in scaling_report.list_csv_rows(findings).items()
   }
   if findings.study is not None:
     files['fits.json'] = (
       json.dumps([power_laws.fit_to_json(fit) for fit in findings.study.fits], indent=2) + '\n'
     ).encode()
   drawn = {}
-  for name, one in scaling_report.figures(findings):
+  for name, one in scaling_report.draw_figures(findings):
     drawn[name] = one.svg()
     files |= {f'{name}.svg': drawn[name].encode(), f'{name}.png': figures.png(one.figure)}
   return files, drawn
@@ -264,28 +270,12 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
 
 
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
-  """The tables of score lines on standard output: scores and, of several GLUE tasks, averages."""
+  """Prints the tables of score lines: scores and, of several GLUE tasks, averages."""
   rows = score_table(lines)
-  parts = [
-    Section(
-      'scores × 100: mean ± standard deviation (n) [95% interval]',
-      table=Table(
-        tables.SCORE_HEADINGS,
-        tables.SCORE_WORDS,
-        [tables.score_cells(row) for row in select_main(rows)],
-      ),
-    )
-  ]
+  title = 'scores × 100: mean ± standard deviation (n) [95% interval]'
+  parts = [Section(title, table=tables.SCORE_FORMAT.fill(select_main(rows)))]
   means = scores.select_latest(scores.average_tasks(rows))
   if means:
-    parts.append(
-      Section(
-        'averages of headline scores',
-        table=Table(
-          tables.AVERAGE_HEADINGS,
-          tables.AVERAGE_WORDS,
-          [tables.average_cells(row) for row in means],
-        ),
-      )
-    )
+    table = tables.AVERAGE_FORMAT.fill(means)
+    parts.append(Section('averages of headline scores', table=table))
   progress.print_table([part for section in parts for part in sections.to_terminal(section)])

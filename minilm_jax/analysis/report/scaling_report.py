@@ -1,8 +1,6 @@
-"""The study of a grid as HTML: the question and its answer, then figures, tables, and what was left
-out and why.
+"""The study of a grid of models in a report: question, answer, figures and tables.
 
-Numbers come from `study.py`, `cost.py` and `correlation.py`; the page around these sections is
-`page.py`'s.
+The numbers come from `scaling_study`, `cost_effectiveness` and `correlation`.
 """
 
 import dataclasses
@@ -23,31 +21,10 @@ from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredMode
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.report import scaling_figures
+from minilm_jax.analysis.report import scaling_figures, tables
 from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
-from minilm_jax.analysis.report.sections import Picture, Section, Table
-from minilm_jax.analysis.report.tables import (
-  CORRELATION_HEADINGS,
-  DEPTH_HEADINGS,
-  FIT_HEADINGS,
-  MATCHED_HEADINGS,
-  MODEL_HEADINGS,
-  PLATEAU_HEADINGS,
-  POINT_HEADINGS,
-  STEP_HEADINGS,
-  ModelRow,
-  correlation_cells,
-  depth_cells,
-  estimate,
-  fit_cells,
-  gain,
-  matched_rows,
-  model_cells,
-  model_row,
-  plateau_cells,
-  point_cells,
-  step_cells,
-)
+from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat
+from minilm_jax.analysis.report.tables import ModelRow, format_estimate, format_gain, model_row
 from minilm_jax.analysis.scaling_study import ScalingStudy
 from minilm_jax.analysis.scores import Average, ScoreRow
 from minilm_jax.core.errors import InputError
@@ -61,37 +38,12 @@ COMPUTE = (
   'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
   'anything to read what it is.'
 )
-FITS = (
-  'L is the loss in nats, C the FLOPs of training. In brackets the 95% interval; that of a fit to a frontier is '
-  'over draws of runs: it says how much the choice of runs matters, not how far the law is from the truth. BIC '
-  'compares forms fitted to the same points, the lower the better. fits.json has all digits.'
-)
-PLATEAU = 'Where a run’s loss stood still before it dropped. An exit that is missing: the run ended on the plateau.'
-COST = (
-  'One factor grows, all others stay: points of perplexity gained for each 1e15 FLOPs that a whole run costs '
-  'more, and the FLOPs that a point costs; in brackets the 95% interval over seeds. e embedding, h hidden, i '
-  'feed-forward, a heads, l layers, V vocabulary. Of several models of one shape the best stands for it; what '
-  'else then differs is told.'
-)
 PLANE = (
   'Every model by the FLOPs of its whole run. Hollow: another costs no more and is no worse. Numbers are those '
   'of the table of models.'
 )
-CORRELATION = (
-  'Over models, with 95% intervals from resampled models; below 0, a lower loss goes with a higher score. '
-  'Log-perplexity is the validation loss. “with untrained” adds each model before any training, '
-  'whose loss is ln V, with its score from scratch.'
-)
 SCORES = 'Numbers are those of the table of models; ρ is Spearman’s.'
 GAIN = 'Scores pre-trained less from scratch, with the 95% interval over seeds.'
-DEPTH = (
-  'Pairs of models of other depths whose parameters, or FLOPs of the whole run, are within 10% of each other. '
-  'Differences are deeper less shallower.'
-)
-MODELS = (
-  'FLOPs of the whole run, counted three ways: by the formula of the first paper, as 6 N a token after Kaplan, '
-  'and as the matrix products that the program runs. The losses are in nats a masked token.'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +92,7 @@ def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
   if len(gains) > 1:
     ranked = sorted(gains.items(), key=lambda item: -item[1].per_1e15)
     told = ', '.join(
-      f'{gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
+      f'{format_gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
       for factor, step in ranked
     )
     yield f'One step {way} {name}, points of perplexity gained for 1e15 FLOPs more: {told}.'
@@ -153,11 +105,11 @@ def _of_correlations(correlations: Sequence[Correlation]) -> Iterator[str]:
   for one in shown:
     yield (
       f'Over {one.models} models, validation loss and the {one.series} have a rank correlation of '
-      f'{estimate(one.spearman)}.'
+      f'{format_estimate(one.spearman)}.'
     )
 
 
-def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
+def make_sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
   """Yields the sections that have something to show; `pictures` are `<svg>` elements by name."""
 
   def drawn(name: str, caption: str) -> list[Picture]:
@@ -170,26 +122,21 @@ def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Sectio
     yield Section(
       'Cost-effectiveness',
       figures=drawn('plane', PLANE),
-      table=_table(STEP_HEADINGS, 2, map(step_cells, findings.steps), COST),
+      table=_table(tables.STEP_FORMAT, findings.steps),
     )
   if findings.correlations or 'against' in pictures:
     yield Section(
       'Perplexity and scores',
       figures=drawn('against', SCORES),
-      table=_table(
-        CORRELATION_HEADINGS,
-        2,
-        map(correlation_cells, findings.correlations),
-        CORRELATION,
-      ),
+      table=_table(tables.CORRELATION_FORMAT, findings.correlations),
     )
   if 'gain' in pictures:
     yield Section('What pre-training adds, by size', figures=drawn('gain', GAIN))
   if findings.depths:
     yield from _depths(findings.depths)
   if findings.study is not None:
-    rows = (model_cells(track, findings.numbers) for track in findings.tracks)
-    yield Section('Models', table=_table(MODEL_HEADINGS, 2, rows, MODELS))
+    rows = map(model_row, findings.tracks)
+    yield Section('Models', table=_table(tables.model_format(findings.numbers), rows))
   if findings.failed:
     yield Section(
       'Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()]
@@ -201,29 +148,27 @@ def sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Sectio
 
 def _laws(study: ScalingStudy) -> Iterator[Section]:
   if study.fits:
-    yield Section('Laws', table=_table(FIT_HEADINGS, 2, map(fit_cells, study.fits), FITS))
+    yield Section('Laws', table=_table(tables.FIT_FORMAT, study.fits))
   for name, points, caption in (
     ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
     ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.'),
   ):
     yield from _folded(
       f'The {name}: {len(points)} points',
-      _table(POINT_HEADINGS, 1, map(point_cells, points), caption),
+      _table(dataclasses.replace(tables.POINT_FORMAT, caption=caption), points),
     )
   if study.plateaus:
     yield Section(
       f'Plateaus: {len(study.plateaus)} runs',
       folded=True,
-      table=Table(PLATEAU_HEADINGS, 1, list(map(plateau_cells, study.plateaus)), PLATEAU),
+      table=tables.PLATEAU_FORMAT.fill(study.plateaus),
     )
 
 
-def _table(
-  headings: Sequence[str], words: int, rows: Iterable[Sequence[str]], caption: str
-) -> Table | None:
+def _table(form: TableFormat, rows: Iterable[Any]) -> Table | None:
   """Returns a table without its empty columns, or None without rows."""
   rows = list(rows)
-  return Table(headings, words, rows, caption).without_empty_columns() if rows else None
+  return form.fill(rows).without_empty_columns() if rows else None
 
 
 def _folded(title: str, table: Table | None) -> Iterator[Section]:
@@ -232,15 +177,13 @@ def _folded(title: str, table: Table | None) -> Iterator[Section]:
 
 
 def _depths(depths: Sequence[Depth]) -> Iterator[Section]:
-  yield Section('Depth', table=_table(MATCHED_HEADINGS, 2, matched_rows(depths), DEPTH))
+  yield Section('Depth', table=_table(tables.DEPTH_SUMMARY_FORMAT, tables.summarize_depths(depths)))
   yield from _folded(
     f'All {len(depths)} comparisons',
-    _table(DEPTH_HEADINGS, 3, map(depth_cells, depths), ''),
+    _table(tables.DEPTH_FORMAT, depths),
   )
 
 
-# From tracks and scores to all that a report says about a grid: findings, tables for files,
-# figures.
 MIN_MODELS = 2  # models that make a grid
 _MAX_DRAWS = 1_000_000
 _MAX_PANELS = 12  # of a figure; more are in the table alone
@@ -319,47 +262,47 @@ def find(
   )
 
 
-def tables(found: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
-  """The kind and the rows of each table, by the name of its file."""
-  if found.study is None:
+def list_csv_rows(findings: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
+  """Returns the row type and the rows of each CSV file, by its name."""
+  if findings.study is None:
     return {}
   return {
-    'frontier.csv': (Point, found.study.frontier),
-    'cost.csv': (Step, found.steps),
-    'correlation.csv': (Correlation, found.correlations),
-    'depth.csv': (Depth, found.depths),
-    'models.csv': (ModelRow, [model_row(track) for track in found.tracks]),
+    'frontier.csv': (Point, findings.study.frontier),
+    'cost.csv': (Step, findings.steps),
+    'correlation.csv': (Correlation, findings.correlations),
+    'depth.csv': (Depth, findings.depths),
+    'models.csv': (ModelRow, [model_row(track) for track in findings.tracks]),
   }
 
 
-def figures(found: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
-  """The figures that have something to show, by the name of their files."""
-  if found.study is None:
+def draw_figures(findings: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
+  """Yields the figures that have content, with the names of their files."""
+  if findings.study is None:
     return
-  yield 'compute', _compute(found.tracks, found.study)
-  if found.options:
-    yield 'plane', scaling_figures.plane(found.options, found.numbers)
+  yield 'compute', _compute(findings.tracks, findings.study)
+  if findings.options:
+    yield 'plane', scaling_figures.plane(findings.options, findings.numbers)
   scored = {
     name: of
-    for name, of in found.models.items()
+    for name, of in findings.models.items()
     if sum(math.isfinite(model.score) for model in of) > 1
   }
   if scored:
     notes = {
       one.series: f'ρ {one.spearman.value:+.2f}'
-      for one in found.correlations
+      for one in findings.correlations
       if one.measure == correlation.LOSS
       and not one.from_scratch
       and math.isfinite(one.spearman.value)
     }
-    yield 'against', scaling_figures.scores(_first(scored), found.numbers, notes)
+    yield 'against', scaling_figures.scores(_first(scored), findings.numbers, notes)
   gains = {
     name: of
-    for name, of in found.models.items()
+    for name, of in findings.models.items()
     if sum(math.isfinite(model.score - model.scratch) for model in of) > 1
   }
   if gains:
-    yield 'gain', scaling_figures.gain(_first(gains), found.numbers)
+    yield 'gain', scaling_figures.gain(_first(gains), findings.numbers)
 
 
 def _first(series: Mapping[str, Any]) -> dict[str, Any]:

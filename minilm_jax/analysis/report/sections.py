@@ -1,4 +1,4 @@
-"""Sections of a report, and their forms for a terminal and a spreadsheet.
+"""Sections of a report: tables declared as columns, and their forms for a terminal and for CSV.
 
 `html.py` has the form for a browser.
 """
@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import rich.table
@@ -48,6 +48,30 @@ class Table:
       [self.headings[column] for column in columns],
       sum(column < self.words for column in columns),
       [[row[column] for column in columns] for row in self.rows],
+      self.caption,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFormat:
+  """Columns of a table, each a heading and the function from a row to its cell.
+
+  Attributes:
+    words: number of first columns that hold words.
+    columns: headings and functions from a row to a cell.
+    caption: text above the table.
+  """
+
+  words: int
+  columns: Sequence[tuple[str, Callable[[Any], str]]]
+  caption: str = ''
+
+  def fill(self, rows: Iterable[Any]) -> Table:
+    """Returns the table of these rows."""
+    return Table(
+      [heading for heading, _ in self.columns],
+      self.words,
+      [[cell(row) for _, cell in self.columns] for row in rows],
       self.caption,
     )
 
@@ -103,11 +127,10 @@ def to_terminal(section: Section) -> list[rich.table.Table | str]:
 
 
 def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
-  """A row a line under the names of the fields; a field inside a field is `outer_inner`.
+  """Returns the rows as CSV under the names of the fields; a nested field is `outer_inner`.
 
-  Several values stand with spaces between, or with `; ` where one has a space itself. Text that a
-  spreadsheet would run as a formula has an apostrophe before it; numbers, also negative ones, stay
-  as they are.
+  Spaces separate the values of a tuple, or `; ` if a value contains a space. An apostrophe precedes
+  text that a spreadsheet would run as a formula.
   """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
@@ -129,12 +152,12 @@ def _values(row: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value):
       yield from _values(value)
     else:
-      words = [str(_cell(word)) for word in value] if isinstance(value, tuple) else []
-      yield (
-        ('; ' if any(' ' in word for word in words) else ' ').join(words)
-        if words
-        else ('' if isinstance(value, tuple) else _cell(value))
-      )
+      yield _join(value) if isinstance(value, tuple) else _cell(value)
+
+
+def _join(values: tuple[Any, ...]) -> str:
+  words = [str(_cell(value)) for value in values]
+  return ('; ' if any(' ' in word for word in words) else ' ').join(words)
 
 
 def _cell(value: Any) -> Any:

@@ -47,7 +47,7 @@ def test_phenomena_have_a_table_of_their_own():
     ]
   )
   assert [row.split for row in scores.select_main(rows)] == ['all']
-  assert [tables.phenomenon_cells(row) for row in scores.select_phenomena(rows)] == [
+  assert tables.PHENOMENON_FORMAT.fill(scores.select_phenomena(rows)).rows == [
     ['ellipsis', 'blimp', 'tiny; step 100', '60.0 [40.0, 80.0]', '60.0', '1,043'],
     ['islands', 'blimp', 'tiny; step 100', '70.0 [40.0, 80.0]', '60.0', '1,043'],
   ]
@@ -63,12 +63,13 @@ def test_a_cell_names_rate_baselines_and_collapse():
       for seed in range(2)
     ]
   )
-  text = ' | '.join(tables.score_cells(row))
+  text = ' | '.join(tables.SCORE_FORMAT.fill([row]).rows[0])
   assert '50.0 ± 0.0 (n = 2) [50.0, 50.0]; rate 0.0002; 2 collapsed' in text
   assert '40.0 majority; 30.0 by frequency' in text and '1,043 validation' in text
   (row,) = score_table([make_score_line(0.5, low=0.45, high=0.55, majority=None, frequency=None)])
-  assert '50.0 (n = 1); 45.0 to 55.0 over examples' in tables.score_cells(row)[3]
-  assert tables.score_cells(row)[6] == 'undefined'
+  (cells,) = tables.SCORE_FORMAT.fill([row]).rows
+  assert '50.0 (n = 1); 45.0 to 55.0 over examples' in cells[3]
+  assert cells[6] == 'undefined'
 
 
 @pytest.mark.parametrize(
@@ -100,5 +101,5 @@ def test_an_average_names_its_tasks():
       ]
     )
   )
-  name, _, ours, theirs, _, tasks = tables.average_cells(average)
+  name, _, ours, theirs, _, tasks = tables.AVERAGE_FORMAT.fill([average]).rows[0]
   assert (name, ours, theirs, tasks) == ('all, validation', '50.0; seeds differ', '–', 'sst2, rte')

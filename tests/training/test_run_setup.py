@@ -1,0 +1,123 @@
+"""A run fits its recipe and its corpus, and whatever is refused leaves no trace."""
+
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+from etils import epath
+
+from minilm_jax.core import files, lock, run_dir
+from minilm_jax.core.errors import InputError
+from minilm_jax.data import corpus
+from minilm_jax.training import run_setup
+from tests.tiny_config import run_config
+
+
+def read_times(folder: pathlib.Path) -> dict[str, int]:
+  """Returns the time of the last change of each file."""
+  return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+@pytest.fixture(scope='module')
+def opened_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A run before its first step."""
+  folder = tmp_path_factory.mktemp('opened')
+  assert run_setup.open_or_create_run(run_config(tiny_corpus), folder) == (
+    epath.Path(folder),
+    epath.Path(tiny_corpus),
+  )
+  return folder
+
+
+def test_the_manifest_names_corpus_tokenizer_and_size(
+  opened_run: pathlib.Path, tiny_corpus: pathlib.Path
+):
+  manifest = json.loads((opened_run / run_dir.MANIFEST).read_text())
+  corpus_manifest = corpus.read_manifest(tiny_corpus)
+  train = corpus_manifest['splits']['train']
+  assert manifest['corpus'] == corpus_manifest['hash']
+  assert files.hash_file(opened_run / run_dir.TOKENIZER) == manifest['tokenizer']
+  assert manifest['training'] == {
+    'rows': train['rows'],
+    'tokens': train['tokens'],
+    'of_rows': train['rows'],
+    'of_tokens': train['tokens'],
+    'subset': None,
+  }
+  assert manifest['warmup'] > 0 and manifest['parameters']['total'] > 0
+
+
+@pytest.mark.parametrize('part', ['corpus', 'tokenizer'])
+def test_a_run_continues_only_with_its_corpus(
+  part: str, opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = shutil.copytree(opened_run, tmp_path / 'run')
+  path = folder / run_dir.MANIFEST
+  path.write_text(json.dumps({**json.loads(path.read_text()), part: '0' * 64}))
+  times = read_times(folder)
+  with pytest.raises(InputError, match=f'{part}: {"0" * 12} '):
+    run_setup.open_or_create_run(run_config(tiny_corpus), folder)
+  assert read_times(folder) == times
+
+
+def test_the_corpus_of_a_run_may_move(
+  opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = shutil.copytree(opened_run, tmp_path / 'run')
+  moved = shutil.copytree(tiny_corpus, tmp_path / 'moved')
+  run_setup.open_or_create_run(run_config(moved), folder)
+  before, after = map(run_dir.read_corpus_hashes, (opened_run, folder))
+  assert after == before | {'corpus_folder': str(moved)}
+
+
+def test_another_recipe_changes_nothing(opened_run: pathlib.Path, tiny_corpus: pathlib.Path):
+  times = read_times(opened_run)
+  with pytest.raises(InputError, match='seed is 0 there and 1'):
+    run_setup.open_or_create_run(run_config(tiny_corpus, seed=1), opened_run)
+  assert read_times(opened_run) == times
+
+
+@pytest.mark.parametrize('data', [b'another', None])
+def test_a_corpus_without_its_tokenizer_is_refused(
+  data: bytes | None, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
+  (folder / run_dir.TOKENIZER).unlink()
+  if data:
+    (folder / run_dir.TOKENIZER).write_bytes(data)
+  with pytest.raises(InputError, match=str(folder / run_dir.TOKENIZER)):
+    run_setup.open_or_create_run(run_config(folder), tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  'changes, value',
+  [
+    ({'model.vocab_size': 500}, '--config.model.vocab_size=512'),
+    ({'model.max_length': 60}, '--config.model.max_length=64'),
+    ({'corpus': ''}, '--config.corpus=FOLDER'),
+    ({'corpus': '/nowhere'}, 'manifest.json'),
+    ({'corpus': 'configs/nowhere.py:corpus'}, 'configs/nowhere.py'),
+    ({'corpus': 'configs/tiny.py:corpus', 'model.vocab_size': 100}, 'model.vocab_size=512'),
+  ],
+)
+def test_a_corpus_that_does_not_fit_leaves_no_trace(
+  changes: dict[str, Any], value: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  with pytest.raises(InputError, match=value):
+    run_setup.check_recipe(run_config(tiny_corpus, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_result_ends_a_run_and_removes_a_stale_lock(
+  opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder, config = shutil.copytree(opened_run, tmp_path / 'run'), run_config(tiny_corpus)
+  assert run_setup.read_result(config, epath.Path(folder)) is None
+  (folder / lock.LOCK_FILE).touch()
+  os.utime(folder / lock.LOCK_FILE, (0, 0))
+  files.write_json(folder / run_dir.RESULT, {'updates': 12})
+  assert run_setup.read_result(config, epath.Path(folder)) == {'updates': 12}
+  assert not (folder / lock.LOCK_FILE).exists()
