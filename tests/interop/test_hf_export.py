@@ -135,7 +135,7 @@ def test_a_classifier_answers_there_as_here(
   ).exists() == name.startswith('MiniLM')
   assert max(record['differences']['logits'], record['differences']['answers']) < 1e-4
   answer, two = opened(tmp_path / 'out', 'text-classification'), 'fields' in changes
-  close = 2e-2 if shape.get('compute') == 'bfloat16' else 1e-4  # which `minilm predict` computes in
+  close = 2e-2 if shape.get('dtype') == 'bfloat16' else 1e-4  # which `minilm predict` computes in
   for text in TEXTS:
     (ours,) = inference.predict('', source, text, text[::-1] if two else '', '')
     (theirs,) = answer(

@@ -368,7 +368,7 @@ def test_what_does_not_fit_is_named(changes: dict, said: str, weights: dict[str,
     ({'num_layers': 1}, 'left over: roberta.encoder.layer.1.* and 12 more'),
     ({'num_layers': 3}, 'missing: roberta.encoder.layer.2.* and 12 more'),
     ({'segments': 0}, 'left over: roberta.embeddings.token_type_embeddings.weight'),
-    ({'length': 14}, 'length = max_position_embeddings - 2'),
+    ({'max_length': 14}, 'length = max_position_embeddings - 2'),
   ],
 )
 def test_another_shape_is_refused(changes: dict, said: str, weights: dict[str, np.ndarray]):

@@ -115,7 +115,13 @@ def test_text_of_others_stays_text(
   for name, text in (('plain', 'plain'), ('hostile', hostile)):
     labels = (text, 'b', 'c')
     member = fake_classifiers.make_classifier(
-      reads, 0, task=text, fields=(text,), labels=labels, checkpoint=f'runs/{text}', which=text
+      reads,
+      0,
+      task=text,
+      fields=(text,),
+      labels=labels,
+      checkpoint=f'runs/{text}',
+      epoch_choice=text,
     )
     made = model_card.build_card(fake_classifiers.save_classifier(tmp_path / name, member))
     body = made.partition('---\n\n')[2]
