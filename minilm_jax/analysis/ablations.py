@@ -362,7 +362,7 @@ def _unlike(first: AblationRun, other: AblationRun) -> str:
 def _fields(one: AblationRun, base: AblationRun) -> tuple[str, ...]:
   """The change; another tokenizer shows in the vocabulary, or else by its hash."""
   made = describe_differences(one.fields, base.fields)
-  if one.tokenizer != base.tokenizer and not any(field.startswith('vocabulary=') for field in made):
+  if one.tokenizer != base.tokenizer and not any(field.startswith('vocab_size=') for field in made):
     made.append(f'{_TOKENIZER}={sanitize(one.tokenizer[:8])}')
   return tuple(made)
 

@@ -23,20 +23,23 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
-def found(tiny_run: Path) -> dict[str, Any]:
+def result(tiny_run: Path) -> dict[str, Any]:
   return attention.evaluate_attention(str(tiny_run), '', 'validation', '')
 
 
-def test_every_head_gives_shares_that_add_up_to_1(found: dict):
+def test_every_head_gives_shares_that_add_up_to_1(result: dict):
   assert [
-    (row['step'], row['member'], row['layer'], row['head'], row['queries']) for row in found['rows']
+    (row['step'], row['member'], row['layer'], row['head'], row['queries'])
+    for row in result['rows']
   ] == [(8, 0, 0, head, kind) for head in (0, 1) for kind in attention.QUERIES]
-  for row in found['rows']:
+  for row in result['rows']:
     assert tuple(row['shares']) == attention.PARTS and min(row['shares'].values()) > 0
     assert sum(row['shares'].values()) == pytest.approx(1, rel=1e-4)
 
 
-def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path, tiny_corpus: Path):
+def test_they_are_means_over_the_queries_of_a_split(
+  result: dict, tiny_run: Path, tiny_corpus: Path
+):
   """From loops over the places of each row; more rows than are looked at together, and pads among
   them.
   """
@@ -45,7 +48,7 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
   (shares,) = fast_jit.jit(Encoder.attention_weights)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > attention._ROWS_PER_BATCH and not batch.mask.all()
   sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)
-  for row, own in zip(batch.tokens, np.asarray(shares), strict=True):
+  for row, weights in zip(batch.tokens, np.asarray(shares), strict=True):
     part = np.where(
       np.isin(row, (BEGIN_ID, END_ID)),
       attention.PARTS.index('ends'),
@@ -55,14 +58,14 @@ def test_they_are_means_over_the_queries_of_a_split(found: dict, tiny_run: Path,
       where = part.copy()
       for near in range(max(0, place - 3), min(len(row), place + 4)):
         where[near] = attention.PARTS.index(str(near - place))
-      told = np.stack(
-        [np.bincount(where, own[head, place], len(attention.PARTS)) for head in (0, 1)]
+      output = np.stack(
+        [np.bincount(where, weights[head, place], len(attention.PARTS)) for head in (0, 1)]
       )
       kinds = [0, 1] if row[place] == MASK_ID else [0]
-      sums[kinds] += told
+      sums[kinds] += output
       counts[kinds] += 1
   assert counts[1] == batch.weights.sum()
-  for row in found['rows']:
+  for row in result['rows']:
     kind = attention.QUERIES.index(row['queries'])
     assert row['count'] == counts[kind]
     np.testing.assert_allclose(
@@ -87,36 +90,38 @@ def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Pat
   pretrained.extract_member(tmp_path / 'two', 1, tmp_path / 'one')
   alone = attention.evaluate_attention(str(tmp_path / 'one'), '', 'validation', '')['rows']
   together = [row for row in rows if row['step'] == 4 and row['member'] == 1]
-  for one, other in zip(alone, together, strict=True):
-    assert one['shares'] == pytest.approx(other['shares'], rel=1e-4)
+  for first, second in zip(alone, together, strict=True):
+    assert first['shares'] == pytest.approx(second['shares'], rel=1e-4)
   others = [row for row in rows if row['step'] == 4 and row['member'] == 0]
-  assert any(one['shares'] != other['shares'] for one, other in zip(others, together, strict=True))
+  assert any(
+    first['shares'] != second['shares'] for first, second in zip(others, together, strict=True)
+  )
 
 
-def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, found: dict, capsys):
+def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, result: dict, capsys):
   command = ['evaluate', f'--checkpoint={tiny_run}', '--attention', f'--workdir={tmp_path / "W"}']
   assert main.main(command) == 0
   out = capsys.readouterr().out
   assert 'elsewhere' in out and 'masked' in out and 'member' not in out
   assert main.main([*command, '--json']) == 0
-  told = capsys.readouterr()
-  assert 'nothing to do' in told.err and json.loads(told.out)['rows'] == found['rows']
+  output = capsys.readouterr()
+  assert 'nothing to do' in output.err and json.loads(output.out)['rows'] == result['rows']
   assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
   assert main.main([*command, '--split=test']) == 2 and 'another recipe' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'flags, said',
+  'flags, message',
   [
     (['--attention', '--pll_variant=original'], '--attention does not take it'),
     (['--attention', '--pairs=x.csv'], '--pairs does not take it'),
     (['--attention', '--split=tset'], "'test'"),
   ],
 )
-def test_flags_that_do_not_fit_are_refused(tiny_run: Path, flags: list[str], said: str, capsys):
+def test_flags_that_do_not_fit_are_refused(tiny_run: Path, flags: list[str], message: str, capsys):
   assert (
     main.main(['evaluate', f'--checkpoint={tiny_run}', *flags]) == 2
-    and said in capsys.readouterr().err
+    and message in capsys.readouterr().err
   )
 
 

@@ -28,10 +28,10 @@ def test_it_is_the_loss_that_the_run_logged(tiny_run: Path, split: str):
   logged = [
     line for line in run_dir.read_lines(tiny_run / 'metrics.jsonl') if line['split'] == split
   ][-1]
-  found = evaluate.evaluate_loss(tiny_run, '', split)
-  assert found['step'] == logged['step'] == 8
+  result = evaluate.evaluate_loss(tiny_run, '', split)
+  assert result['step'] == logged['step'] == 8
   for name in ('loss', 'perplexity', 'padded_loss'):
-    assert found[name] == pytest.approx(logged[name], rel=1e-6)
+    assert result[name] == pytest.approx(logged[name], rel=1e-6)
 
 
 def test_every_row_counts(tiny_run: Path, tiny_corpus: Path):
@@ -62,7 +62,7 @@ def test_another_text_of_the_same_tokenizer_is_judged(tiny_run: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-  'changes, said',
+  'changes, message',
   [
     ({'tokenizer.size': 500}, 'another tokenizer'),
     ({'rows.length': 96}, 'the model reads 64'),
@@ -70,12 +70,12 @@ def test_another_text_of_the_same_tokenizer_is_judged(tiny_run: Path, tmp_path: 
   ],
 )
 def test_what_the_model_cannot_read_is_refused(
-  tiny_run: Path, tmp_path: Path, changes: dict, said: str
+  tiny_run: Path, tmp_path: Path, changes: dict, message: str
 ):
   same = (
     {} if 'tokenizer.size' in changes else {'tokenizer.path': str(tiny_run / 'tokenizer.model')}
   )
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=message):
     evaluate.evaluate_loss(tiny_run, another_corpus(tmp_path / 'corpus', **same, **changes), 'test')
 
 

@@ -122,7 +122,7 @@ def test_case_does_not_matter(tiny_run: Path):
 
 
 @pytest.mark.parametrize(
-  'text, best, said',
+  'text, best, message',
   [
     ('the dog sleeps .', 5, 'no <mask>'),
     ('', 5, 'no <mask>'),
@@ -130,45 +130,46 @@ def test_case_does_not_matter(tiny_run: Path):
     ('<mask>', 0, 'at least 1'),
   ],
 )
-def test_what_cannot_be_filled_is_refused(tiny_run: Path, text: str, best: int, said: str):
-  with pytest.raises(InputError, match=said):
+def test_what_cannot_be_filled_is_refused(tiny_run: Path, text: str, best: int, message: str):
+  with pytest.raises(InputError, match=message):
     inference.fill_mask(tiny_run, text, best)
 
 
 def test_a_vector_is_the_mean_over_the_tokens_of_its_text(model: LanguageModel):
-  found = model.encode(TEXTS)
-  assert found.shape == (5, 16) and found.dtype == np.float32 and np.isfinite(found).all()
+  result = model.encode(TEXTS)
+  assert result.shape == (5, 16) and result.dtype == np.float32 and np.isfinite(result).all()
   for place in (0, 1, 2):
     ids = [tokenizer.BEGIN_ID, *model.tokenizer.encode([TEXTS[place]])[0], tokenizer.END_ID]
     tokens = jnp.asarray([ids])
     expected = np.asarray(model.model.encoder(tokens, tokens != tokenizer.PAD_ID)[0]).mean(0)
     # whatever stood beside it
-    np.testing.assert_allclose(found[place], expected, rtol=1e-4, atol=1e-5)
-  np.testing.assert_array_equal(found[3], found[0])
+    np.testing.assert_allclose(result[place], expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(result[3], result[0])
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(model: LanguageModel, capsys):
-  long, one = model.encode([TEXTS[4] + 'the pig rots .', TEXTS[4]])
-  np.testing.assert_array_equal(long, one)
+  long, prediction = model.encode([TEXTS[4] + 'the pig rots .', TEXTS[4]])
+  np.testing.assert_array_equal(long, prediction)
   assert '2 of 2 texts are longer than 64 tokens' in capsys.readouterr().err
 
 
 def test_any_number_of_texts_is_taken(model: LanguageModel):
   assert model.encode([]).shape == (0, 16)
-  one = model.encode(TEXTS[0])
-  assert one.shape == (1, 16)
+  prediction = model.encode(TEXTS[0])
+  assert prediction.shape == (1, 16)
   many = model.encode(text for text in TEXTS[:3] * 50)  # three batches
-  np.testing.assert_allclose(many[::3], np.repeat(one, 50, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(many[::3], np.repeat(prediction, 50, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_holes_are_filled_as_the_verb_does(model: LanguageModel, tiny_run: Path):
   text = 'the <mask> sleeps .'
-  for one, other in zip(
+  for prediction, other in zip(
     model.fill_mask(text, best=3), inference.fill_mask(tiny_run, text, 3), strict=True
   ):
-    assert (one.hole, one.piece) == (other.hole, other.piece) and one.probability == pytest.approx(
-      other.probability
-    )
+    assert (prediction.hole, prediction.piece) == (
+      other.hole,
+      other.piece,
+    ) and prediction.probability == pytest.approx(other.probability)
 
 
 def test_labels_are_those_of_the_verb(classifiers: Path):
@@ -179,28 +180,30 @@ def test_labels_are_those_of_the_verb(classifiers: Path):
   ):
     answers = minilm_jax.load(classifiers / name)
     expected = [inference.predict(*where, text, '', '')[0] for text in texts]
-    for one, other in zip(answers.predict(texts), expected, strict=True):
-      assert (one['text'], one['label']) == (other['text'], other['label'])
-      assert one['probability'] == pytest.approx(other['probability'], rel=1e-4)
+    for prediction, other in zip(answers.predict(texts), expected, strict=True):
+      assert (prediction['text'], prediction['label']) == (other['text'], other['label'])
+      assert prediction['probability'] == pytest.approx(other['probability'], rel=1e-4)
     assert answers.predict([]) == [] and 'negative, positive, neutral' in repr(answers)
-  (found,) = minilm_jax.load(classifiers / 'pairs').predict('a dog', 'a cat')
-  assert (found['text'], found['pair']) == ('a dog', 'a cat')
-  for call, said in (
+  (result,) = minilm_jax.load(classifiers / 'pairs').predict('a dog', 'a cat')
+  assert (result['text'], result['pair']) == ('a dog', 'a cat')
+  for call, message in (
     (lambda: answers.encode('a'), 'load the pre-training run'),
     (lambda: answers.fill_mask('a'), 'know no'),
     (lambda: answers.predict('a', 'b'), 'leave pairs out'),
     (lambda: minilm_jax.load(classifiers / 'pairs').predict('a'), 'give pairs too'),
   ):
-    with pytest.raises(minilm_jax.InputError, match=said):
+    with pytest.raises(minilm_jax.InputError, match=message):
       call()
 
 
 def test_weights_are_placed_once_and_loading_is_quiet(
   classifiers: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys
 ):
-  placed, whole = [], classifier.stack_members
+  placed, stack_members = [], classifier.stack_members
   monkeypatch.setattr(
-    classifier, 'stack_members', lambda members: placed.append(len(members)) or whole(members)
+    classifier,
+    'stack_members',
+    lambda members: placed.append(len(members)) or stack_members(members),
   )
   model = minilm_jax.load(classifiers / 'together')
   assert not caplog.records and capsys.readouterr() == ('', '')
@@ -212,7 +215,7 @@ def test_weights_are_placed_once_and_loading_is_quiet(
 def test_what_cannot_be_used_is_refused(
   model: LanguageModel, tiny_run: Path, tiny_corpus: Path, tmp_path: Path
 ):
-  for call, said in (
+  for call, message in (
     (lambda: model.encode(['a', None]), 'number 1 is None'),
     (lambda: model.encode(7), 'number 0 is 7'),
     (lambda: model.fill_mask('no hole'), 'no <mask>'),
@@ -221,7 +224,7 @@ def test_what_cannot_be_used_is_refused(
     (lambda: minilm_jax.load(str(tmp_path / 'none')), 'no file'),
     (lambda: minilm_jax.load(str(tiny_corpus)), "kind 'corpus'"),
   ):
-    with pytest.raises(minilm_jax.InputError, match=said):
+    with pytest.raises(minilm_jax.InputError, match=message):
       call()
 
 
@@ -248,9 +251,9 @@ def test_code_that_a_run_names_waits_for_trust(
   monkeypatch.setattr(recipe, '_trusted', set())
   custom.load_custom_encoder.cache_clear()
   shutil.copytree(tiny_run, tmp_path / 'run')
-  made = json.loads((tiny_run / run_dir.CONFIG).read_text())
-  made['model']['encoder'] = f'{module}:Encoder'
-  (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(made))
+  config = json.loads((tiny_run / run_dir.CONFIG).read_text())
+  config['model']['encoder'] = f'{module}:Encoder'
+  (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(config))
   with pytest.raises(minilm_jax.InputError, match=f"in Python trust='{module}'"):
     minilm_jax.load(tmp_path / 'run')
   # another than the checkpoint's
@@ -269,8 +272,8 @@ def test_the_package_imports_nothing_heavy():
     check=True,
     cwd=Path(__file__).parents[2],
   )
-  found = set(done.stdout.split())
-  heavy = found - sys.stdlib_module_names - {'minilm_jax', '__main__'} | found & {
+  result = set(done.stdout.split())
+  heavy = result - sys.stdlib_module_names - {'minilm_jax', '__main__'} | result & {
     'asyncio',
     'multiprocessing',
     'ssl',
@@ -279,12 +282,15 @@ def test_the_package_imports_nothing_heavy():
 
 
 def test_a_committee_answers_by_both_means(classifiers: Path):
-  (found,) = predict(classifiers, 'together', 'the dog sleeps .')
+  (result,) = predict(classifiers, 'together', 'the dog sleeps .')
   logits = committee.load_committee(classifiers / 'together').logits(
     fake_classifiers.make_examples(('the dog sleeps .',))
   )
-  for answer, how in ((found, committee.PROBABILITY), (found['mean_logit'], committee.LOGIT)):
-    shares = committee.combine_outputs(logits, how)[0]
+  for answer, combination in (
+    (result, committee.PROBABILITY),
+    (result['mean_logit'], committee.LOGIT),
+  ):
+    shares = committee.combine_outputs(logits, combination)[0]
     assert list(answer['probabilities']) == list(fake_classifiers.LABELS)
     np.testing.assert_allclose(list(answer['probabilities'].values()), shares)
     assert (
@@ -292,29 +298,31 @@ def test_a_committee_answers_by_both_means(classifiers: Path):
       and answer['probability'] == shares.max()
     )
     assert sum(answer['probabilities'].values()) == pytest.approx(1)
-  assert sum(found['votes'].values()) == 3 and found['text'] == 'the dog sleeps .'
+  assert sum(result['votes'].values()) == 3 and result['text'] == 'the dog sleeps .'
 
 
 def test_a_row_of_a_file_is_answered_like_its_text(classifiers: Path, tmp_path: Path):
   path = write_table(tmp_path, *({'text': text, 'other': 3} for text in fake_classifiers.TEXTS))
-  found = predict(classifiers, 'classifier-0', file=path)
-  assert [one['text'] for one in found] == list(fake_classifiers.TEXTS) and 'votes' not in found[0]
-  for one in found:
-    (alone,) = predict(classifiers, 'classifier-0', one['text'])
-    assert alone['label'] == one['label'] and alone['probability'] == pytest.approx(
-      one['probability'], abs=1e-4
+  result = predict(classifiers, 'classifier-0', file=path)
+  assert [prediction['text'] for prediction in result] == list(
+    fake_classifiers.TEXTS
+  ) and 'votes' not in result[0]
+  for prediction in result:
+    (alone,) = predict(classifiers, 'classifier-0', prediction['text'])
+    assert alone['label'] == prediction['label'] and alone['probability'] == pytest.approx(
+      prediction['probability'], abs=1e-4
     )
 
 
 def test_pairs_joined_texts_and_numbers(classifiers: Path, tmp_path: Path):
-  (found,) = predict(classifiers, 'pairs', 'a dog .', 'the fox .')
-  assert (found['text'], found['pair']) == ('a dog .', 'the fox .')
+  (result,) = predict(classifiers, 'pairs', 'a dog .', 'the fox .')
+  assert (result['text'], result['pair']) == ('a dog .', 'the fox .')
   (again,) = predict(
     classifiers,
     'pairs',
     file=write_table(tmp_path, {'sentence1': 'a dog .', 'sentence2': 'the fox .'}),
   )
-  assert again == found
+  assert again == result
   assert set(predict(classifiers, 'number', 'a dog .')[0]) == {'text', 'value'}
   (joined,) = predict(
     classifiers,
@@ -329,22 +337,23 @@ def test_pairs_joined_texts_and_numbers(classifiers: Path, tmp_path: Path):
 
 
 def test_a_reader_sees_a_table_and_a_program_lines(classifiers: Path, tmp_path: Path, capsys):
-  for who in ('together', 'classifier-0', 'number'):
-    for made in inference.prediction_tables(predict(classifiers, who, 'the dog ' * 20)):
-      rich.console.Console(width=200).print(made)
+  for model_name in ('together', 'classifier-0', 'number'):
+    for config in inference.prediction_tables(predict(classifiers, model_name, 'the dog ' * 20)):
+      rich.console.Console(width=200).print(config)
   assert '...' in capsys.readouterr().out
   path = write_table(tmp_path, {'text': 'a dog .'}, {'text': 'the fox .'})
   assert (
     main.main(['predict', f'--committee={classifiers}/together', f'--file={path}', '--json']) == 0
   )
   lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert [one['text'] for one in lines] == ['a dog .', 'the fox .'] and lines == predict(
-    classifiers, 'together', file=path
-  )
+  assert [prediction['text'] for prediction in lines] == [
+    'a dog .',
+    'the fox .',
+  ] and lines == predict(classifiers, 'together', file=path)
 
 
 @pytest.mark.parametrize(
-  'arguments, said',
+  'arguments, message',
   [
     ('--text=a', 'no --committee and no --classifier'),
     ('--committee=HOME/together --classifier=HOME/pairs --text=a', 'both'),
@@ -363,7 +372,7 @@ def test_a_reader_sees_a_table_and_a_program_lines(classifiers: Path, tmp_path: 
   ],
 )
 def test_what_cannot_be_answered_is_refused(
-  arguments: str, said: str, classifiers: Path, tmp_path: Path, capsys
+  arguments: str, message: str, classifiers: Path, tmp_path: Path, capsys
 ):
   (tmp_path / 'empty.jsonl').write_text('')
   arguments = arguments.replace('HOME', str(classifiers)).replace(
@@ -373,7 +382,7 @@ def test_what_cannot_be_answered_is_refused(
     arguments = arguments.replace('STRANGE', write_table(tmp_path, {'headline': 'a'}))
   assert main.main(['predict', *arguments.split()]) == 2
   err = capsys.readouterr().err
-  assert said in err and err.startswith('asked: ') and 'to do: ' in err, err
+  assert message in err and err.startswith('asked: ') and 'to do: ' in err, err
 
 
 def test_no_text_is_refused_before_anything_is_opened():

@@ -86,24 +86,24 @@ def table(tmp_path: pathlib.Path) -> pathlib.Path:
   ],
 )
 def test_who_knows_and_who_cannot_tell(score, value: float, ties: float):
-  found = minimal_pairs.compare_pairs(PAIRS, SENTENCES, score, None)
-  for line in (found['all'], *found['phenomena'], *found['paradigms']):
+  result = minimal_pairs.compare_pairs(PAIRS, SENTENCES, score, None)
+  for line in (result['all'], *result['phenomena'], *result['paradigms']):
     assert (line['value'], line['ties'], line['frequency']) == (value, ties, None)
     assert line['low'] <= value <= line['high'] and line['low'] < line['high']
-  assert found['all']['pairs'] == 12 and found['all']['paradigms'] == 3
-  assert found['tokens'] == 24 and found['unknown'] == 0 and found['identical'] == 0
+  assert result['all']['pairs'] == 12 and result['all']['paradigms'] == 3
+  assert result['tokens'] == 24 and result['unknown'] == 0 and result['identical'] == 0
 
 
 def test_every_paradigm_counts_the_same():
   won = np.array([1] * 6 + [0] * 2 + [1, 1, 1, 0.5])
-  found = minimal_pairs.summarize_pairs(PAIRS, won, 1 - won)
-  assert [line['value'] for line in found['paradigms']] == [1, 0, 0.875]
-  assert [(line['phenomenon'], line['value'], line['pairs']) for line in found['phenomena']] == [
+  result = minimal_pairs.summarize_pairs(PAIRS, won, 1 - won)
+  assert [line['value'] for line in result['paradigms']] == [1, 0, 0.875]
+  assert [(line['phenomenon'], line['value'], line['pairs']) for line in result['phenomena']] == [
     ('agreement', 0.5, 8),
     ('islands', 0.875, 4),
   ]
-  assert found['all']['value'] == pytest.approx(1.875 / 3)
-  assert found['all']['frequency'] == pytest.approx(1 - 1.875 / 3) and found['all'][
+  assert result['all']['value'] == pytest.approx(1.875 / 3)
+  assert result['all']['frequency'] == pytest.approx(1 - 1.875 / 3) and result['all'][
     'ties'
   ] == pytest.approx(1 / 12)
 
@@ -124,21 +124,21 @@ def test_the_interval_is_wilsons(right: int, n: int):
 def test_the_interval_holds_the_truth_as_often_as_it_says():
   draw, truths, sizes = np.random.RandomState(0), (0.3, 0.9), (40, 160)
   pairs = [MinimalPair('', '', str(p), 'x') for p, n in enumerate(sizes) for _ in range(n)]
-  held = 0
+  covered = 0
   for _ in range(400):
     won = np.concatenate(
       [draw.rand(n) < truth for truth, n in zip(truths, sizes, strict=True)]
     ).astype(float)
     line = minimal_pairs.summarize_pairs(pairs, won, None)['all']
-    held += line['low'] <= np.mean(truths) <= line['high']
-  assert held / 400 > 0.94
+    covered += line['low'] <= np.mean(truths) <= line['high']
+  assert covered / 400 > 0.94
 
 
 def test_word_frequencies_are_counted_with_one_added(
   tiny_corpus: pathlib.Path, tiny_run: pathlib.Path
 ):
   size = tokenizer.load_tokenizer(tiny_run / 'tokenizer.model').size
-  found = np.exp(minimal_pairs.unigram_log_probabilities(tiny_corpus, size))
+  result = np.exp(minimal_pairs.unigram_log_probabilities(tiny_corpus, size))
   tokens = np.asarray(corpus.load_split(tiny_corpus, 'train').tokens)
   counted = tokens[
     ~np.isin(tokens, (tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID, tokenizer.MASK_ID))
@@ -148,9 +148,9 @@ def test_word_frequencies_are_counted_with_one_added(
     for i in range(size)
     if i not in (tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID, tokenizer.MASK_ID)
   ]
-  assert math.fsum(found[scored]) == pytest.approx(1)
+  assert math.fsum(result[scored]) == pytest.approx(1)
   for piece in (tokenizer.UNKNOWN_ID, scored[5], scored[100]):
-    assert found[piece] == pytest.approx(
+    assert result[piece] == pytest.approx(
       (np.sum(counted == piece) + 1) / (counted.size + len(scored))
     )
 
@@ -159,13 +159,13 @@ def test_frequency_ties_where_the_words_are_the_same_in_another_order():
   draw = np.random.RandomState(0)
   pairs = [MinimalPair('', '', 'p', 'x')] * 50
   good = [draw.randint(5, 100, 12).tolist() for _ in pairs]
-  found = minimal_pairs.compare_pairs(
+  result = minimal_pairs.compare_pairs(
     pairs,
     good + [sorted(ids) for ids in good],
     lambda s: np.zeros(len(s), np.float32),
     np.log(draw.rand(100)),
   )
-  assert found['all']['frequency'] == 0.5
+  assert result['all']['frequency'] == 0.5
 
 
 def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(
@@ -178,11 +178,11 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(
     f'--workdir={tmp_path / "W"}',
   ]
   assert main.main([*command, '--json']) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert found == json.loads((tmp_path / 'W' / 'result.json').read_text())
-  assert found['identical'] == 1 and found['task'] == 'mine' and found['checkpoint_step'] == 8
-  assert [line['paradigm'] for line in found['paradigms']] == ['verb', 'noun', 'same']
-  nothing = found['phenomena'][1]
+  result = json.loads(capsys.readouterr().out)
+  assert result == json.loads((tmp_path / 'W' / 'result.json').read_text())
+  assert result['identical'] == 1 and result['task'] == 'mine' and result['checkpoint_step'] == 8
+  assert [line['paradigm'] for line in result['paradigms']] == ['verb', 'noun', 'same']
+  nothing = result['phenomena'][1]
   assert [
     nothing[name] for name in ('phenomenon', 'value', 'pairs', 'paradigms', 'ties', 'frequency')
   ] == ['nothing', 0.5, 1, 1, 1, 0.5]
@@ -191,7 +191,7 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(
   assert all(line.keys() == FIELDS for line in lines)
   assert [line['headline'] for line in lines] == [False, False, True]
   assert [line['constant_prediction'] for line in lines] == [False, True, False]
-  assert lines[-1]['value'] == found['all']['value'] and lines[-1]['checkpoint'] == tiny_run.name
+  assert lines[-1]['value'] == result['all']['value'] and lines[-1]['checkpoint'] == tiny_run.name
   monkeypatch.setattr(likelihood, 'pseudo_log_likelihoods', lambda *_: 1 / 0)
   (tmp_path / 'W' / lock.LOCK_FILE).touch()
   os.utime(tmp_path / 'W' / lock.LOCK_FILE, (0, 0))  # of one that was killed just after its result
@@ -209,7 +209,7 @@ def test_the_verb_from_a_table_to_scores_and_nothing_a_second_time(
 
 
 def test_the_scores_are_the_likelihoods(tiny_run, table):
-  found = minimal_pairs.evaluate_pairs(tiny_run, table, 'original', '', '')
+  result = minimal_pairs.evaluate_pairs(tiny_run, table, 'original', '', '')
   run = pretrained.load(tiny_run)
   good, bad = (
     likelihood.pseudo_log_likelihoods(
@@ -217,7 +217,7 @@ def test_the_scores_are_the_likelihoods(tiny_run, table):
     )
     for texts in (['this dog'], ['this dogs'])
   )
-  assert found['paradigms'][1]['value'] == float(good[0] > bad[0])
+  assert result['paradigms'][1]['value'] == float(good[0] > bad[0])
 
 
 def test_a_corpus_that_is_gone_is_said_and_left_out(tiny_run, tiny_corpus, table, tmp_path):
@@ -226,14 +226,14 @@ def test_a_corpus_that_is_gone_is_said_and_left_out(tiny_run, tiny_corpus, table
   files.write_json(
     tmp_path / 'run' / 'manifest.json', described | {'corpus_folder': str(tmp_path / 'gone')}
   )
-  found = minimal_pairs.evaluate_pairs(tmp_path / 'run', table, 'within-word', '', '')
-  assert found['all']['frequency'] is None and '--corpus=FOLDER' in found['frequency_from']
+  result = minimal_pairs.evaluate_pairs(tmp_path / 'run', table, 'within-word', '', '')
+  assert result['all']['frequency'] is None and '--corpus=FOLDER' in result['frequency_from']
   with_corpus = minimal_pairs.evaluate_pairs(
     tmp_path / 'run', table, 'within-word', str(tiny_corpus), ''
   )
   assert (
     with_corpus['all']['frequency'] is not None
-    and with_corpus['all']['value'] == found['all']['value']
+    and with_corpus['all']['value'] == result['all']['value']
   )
   with pytest.raises(InputError, match='no manifest'):
     minimal_pairs.evaluate_pairs(tmp_path / 'run', table, 'within-word', str(tmp_path / 'gone'), '')
@@ -355,7 +355,7 @@ def test_the_published_set(data: pathlib.Path):
 
 
 @pytest.mark.parametrize(
-  'change, said',
+  'change, message',
   [
     ({'sentence_good': 7}, 'row 2 of pairs'),
     ({'sentence_bad': ' '}, "in 'sentence_bad'"),
@@ -364,8 +364,8 @@ def test_the_published_set(data: pathlib.Path):
     ({'UID': '\ud800'}, 'which is no text'),
   ],
 )
-def test_a_row_that_is_no_pair_is_named(change: dict, said: str, tmp_path: pathlib.Path):
-  with pytest.raises(InputError, match=said):
+def test_a_row_that_is_no_pair_is_named(change: dict, message: str, tmp_path: pathlib.Path):
+  with pytest.raises(InputError, match=message):
     minimal_pairs.read_pairs(jsonl(tmp_path / 'pairs.jsonl', [ROWS[0], ROWS[1] | change]))
 
 
@@ -377,12 +377,12 @@ def test_what_is_no_set_is_refused(tmp_path: pathlib.Path):
   with pytest.raises(InputError, match='no row'):
     minimal_pairs.read_pairs(jsonl(tmp_path / 'none.jsonl', []))
   (tmp_path / 'empty').mkdir()
-  for place, said in (
+  for place, message in (
     (tmp_path / 'empty', 'there: nothing'),
     (tmp_path / 'nowhere', 'no such file or folder'),
     ('', 'no such file or folder'),
     (tmp_path / 'pairs.docx', 'not a table'),
   ):
     (tmp_path / 'pairs.docx').write_text('x')
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
       minimal_pairs.read_pairs(place)

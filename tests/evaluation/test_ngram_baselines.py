@@ -30,17 +30,17 @@ ORDER = ('unigram', 'left', 'right', 'mixture', 'product', 'both', 'trigram')
 
 
 def run_config(folder: Path, **changes: Any) -> RunConfig:
-  made = tiny.get_config()
-  made.corpus = str(folder)
-  made.eval.rows = 1000
-  made.update_from_flattened_dict(changes)
-  return recipe.resolve(made, 'pretrain')
+  config = tiny.get_config()
+  config.corpus = str(folder)
+  config.eval.rows = 1000
+  config.update_from_flattened_dict(changes)
+  return recipe.resolve(config, 'pretrain')
 
 
 def losses(
-  found: dict[str, Any], split: str = 'validation', field: str = 'loss'
+  result: dict[str, Any], split: str = 'validation', field: str = 'loss'
 ) -> dict[str, float]:
-  return {row['predictor']: row[field] for row in found['rows'] if row['split'] == split}
+  return {row['predictor']: row[field] for row in result['rows'] if row['split'] == split}
 
 
 def predicted(tokens: np.ndarray, seen: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -50,23 +50,23 @@ def predicted(tokens: np.ndarray, seen: np.ndarray, targets: np.ndarray) -> dict
 
 
 @pytest.fixture(scope='module')
-def found(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
   return ngram_baselines.measure_baselines(
     run_config(tiny_corpus), tmp_path_factory.mktemp('baselines') / 'run'
   )
 
 
 def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(
-  found: dict, tiny_corpus: Path
+  result: dict, tiny_corpus: Path
 ):
   """Evaluation itself, of a model whose logits are a bias alone: the same hidden tokens, the same
   padded loss.
   """
   config, read = run_config(tiny_corpus), corpus.load_split(tiny_corpus, 'validation')
-  whole = ngrams.count_ngrams([corpus.load_split(tiny_corpus, 'train').tokens], (), 512)
+  unigrams = ngrams.count_ngrams([corpus.load_split(tiny_corpus, 'train').tokens], (), 512)
   counted = (
-    whole.find_shares(np.zeros(512, np.uint64), np.arange(512))
-    + whole.find_backoffs(np.zeros(512, np.uint64)) / 508
+    unigrams.find_shares(np.zeros(512, np.uint64), np.arange(512))
+    + unigrams.find_backoffs(np.zeros(512, np.uint64)) / 508
   )
   counted[list(ngrams.UNPREDICTED_IDS)] = 1e-30
 
@@ -82,13 +82,13 @@ def test_frequencies_have_the_loss_of_a_model_that_knows_nothing_else(
   )
   judged = train_step.mean_metrics(judge(model, read))
   for field in ('loss', 'padded_loss'):
-    assert losses(found, 'validation', field)['unigram'] == pytest.approx(judged[field], rel=1e-5)
+    assert losses(result, 'validation', field)['unigram'] == pytest.approx(judged[field], rel=1e-5)
 
 
-def test_more_that_is_seen_is_more_that_is_known(found: dict):
+def test_more_that_is_seen_is_more_that_is_known(result: dict):
   """On the microworld, whose grammar makes neighbours tell much."""
   for split in ('validation', 'test'):
-    loss = losses(found, split)
+    loss = losses(result, split)
     assert tuple(loss) == ORDER == tuple(ngram_baselines.CONTEXTS)
     assert (
       math.log(512) > loss['unigram'] > max(loss['left'], loss['right'])
@@ -100,15 +100,15 @@ def test_more_that_is_seen_is_more_that_is_known(found: dict):
 
 def test_they_are_the_formula():
   """From dictionaries, token by token; <mask> beside a token, or both sides hidden, included."""
-  tokens, dice = draw_rows(60), np.random.default_rng(1)
+  tokens, generator = draw_rows(60), np.random.default_rng(1)
   seen = np.concatenate(
     [
       draw_rows(8)[:, :3],
       [[6, MASK_ID, 7], [MASK_ID, 6, 7], [6, 7, MASK_ID], [MASK_ID] * 3, [BEGIN_ID, 6, END_ID]],
     ]
   )
-  targets = dice.choice(CANDIDATES, len(seen))
-  found = predicted(tokens, seen, targets)
+  targets = generator.choice(CANDIDATES, len(seen))
+  result = predicted(tokens, seen, targets)
 
   def backed(
     offsets: tuple[int, ...], context: tuple[int, ...], target: int, lower: float
@@ -118,10 +118,10 @@ def test_they_are_the_formula():
     discount = (times.count(1) + 1) / (times.count(1) + 2 * times.count(2) + 2)
     if context not in slow:
       return lower
-    own = slow[context]
-    return (max(own[target] - discount, 0) + discount * len(own) * lower) / own.total()
+    counts = slow[context]
+    return (max(counts[target] - discount, 0) + discount * len(counts) * lower) / counts.total()
 
-  def one(target: int, far: int, left: int, right: int) -> dict[str, float]:
+  def first(target: int, far: int, left: int, right: int) -> dict[str, float]:
     unigram = backed((), (), target, 1 / len(CANDIDATES))
     sides = [backed((-1,), (left,), target, unigram), backed((1,), (right,), target, unigram)]
     below = backed((-2,), (far,), target, unigram) if left == MASK_ID else sides[0]
@@ -135,10 +135,10 @@ def test_they_are_the_formula():
     }
 
   for number, (around, target) in enumerate(zip(seen.tolist(), targets.tolist(), strict=True)):
-    expected = one(target, *around)
-    expected['product'] /= sum(one(other, *around)['product'] for other in CANDIDATES.tolist())
+    expected = first(target, *around)
+    expected['product'] /= sum(first(other, *around)['product'] for other in CANDIDATES.tolist())
     expected['both'] = backed((-1, 1), (around[1], around[2]), target, expected['product'])
-    assert {name: values[number] for name, values in found.items()} == pytest.approx(expected)
+    assert {name: values[number] for name, values in result.items()} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -161,35 +161,35 @@ def test_a_hidden_neighbour_tells_nothing():
       [MASK_ID, MASK_ID, MASK_ID],
     ]
   )
-  found = predicted(draw_rows(60), seen, np.full(4, 6))
-  assert found['product'] == pytest.approx(
-    [found['unigram'][0], found['left'][1], found['right'][2], found['unigram'][3]]
+  result = predicted(draw_rows(60), seen, np.full(4, 6))
+  assert result['product'] == pytest.approx(
+    [result['unigram'][0], result['left'][1], result['right'][2], result['unigram'][3]]
   )
-  np.testing.assert_allclose(found['both'], found['product'])
-  assert found['trigram'][1] == found['left'][1] and found['trigram'][3] == found['unigram'][3]
+  np.testing.assert_allclose(result['both'], result['product'])
+  assert result['trigram'][1] == result['left'][1] and result['trigram'][3] == result['unigram'][3]
   # what stands before the hidden one is still seen
-  assert found['trigram'][0] != found['unigram'][0]
+  assert result['trigram'][0] != result['unigram'][0]
 
 
 def test_on_a_markov_chain_they_reach_its_entropies():
   """Of a chain p(t | left, right) is the product, exactly, and two tokens to the left tell what one
   does.
   """
-  kinds, length, dice = 6, 200, np.random.default_rng(0)
-  chain = dice.dirichlet(np.full(kinds, 0.5), kinds)
+  kinds, length, generator = 6, 200, np.random.default_rng(0)
+  chain = generator.dirichlet(np.full(kinds, 0.5), kinds)
   alone = np.linalg.matrix_power(chain, 200)[0]
   tokens = np.zeros((1000, length), int)
-  tokens[:, 0] = dice.choice(kinds, 1000, p=alone)
+  tokens[:, 0] = generator.choice(kinds, 1000, p=alone)
   for place in range(1, length):
-    tokens[:, place] = (dice.random((1000, 1)) > chain[tokens[:, place - 1]].cumsum(1)).sum(1)
+    tokens[:, place] = (generator.random((1000, 1)) > chain[tokens[:, place - 1]].cumsum(1)).sum(1)
   tokens = np.minimum(tokens, kinds - 1).astype('uint16') + 5
   joint = alone[:, None, None] * chain[:, :, None] * chain[None]  # left, token, right
 
   def entropy(*axes: int) -> float:
     """Of the token, with the places seen that are not summed out."""
     p = joint.sum(axes)
-    whole = p.sum(1 if 0 not in axes else 0, keepdims=True)
-    return float(-(p * np.log(p / whole)).sum())
+    unigrams = p.sum(1 if 0 not in axes else 0, keepdims=True)
+    return float(-(p * np.log(p / unigrams)).sum())
 
   places, train, test = np.arange(2, length - 1), tokens[:500], tokens[500:]
   seen = np.stack([test[:, places + offset].ravel() for offset in (-2, -1, 1)], axis=1)
@@ -208,7 +208,7 @@ def test_on_a_markov_chain_they_reach_its_entropies():
 
 
 def test_a_part_of_the_training_split_is_all_that_is_counted(
-  tiny_corpus: Path, tmp_path: Path, found: dict
+  tiny_corpus: Path, tmp_path: Path, result: dict
 ):
   config = run_config(tiny_corpus, **{'subset.rows': 40})
   part = ngram_baselines.measure_baselines(config, tmp_path / 'part')
@@ -220,8 +220,10 @@ def test_a_part_of_the_training_split_is_all_that_is_counted(
     *ngram_baselines.masked_contexts(hidden),
     512,
   )
-  assert losses(part) == {name: pytest.approx(-np.log(own).mean()) for name, own in values.items()}
-  assert part['train']['rows'] == 40 and losses(part)['left'] > losses(found)['left']
+  assert losses(part) == {
+    name: pytest.approx(-np.log(counts).mean()) for name, counts in values.items()
+  }
+  assert part['train']['rows'] == 40 and losses(part)['left'] > losses(result)['left']
 
 
 def test_only_the_rows_that_evaluation_looks_at_count(tiny_corpus: Path, tmp_path: Path):
@@ -232,7 +234,7 @@ def test_only_the_rows_that_evaluation_looks_at_count(tiny_corpus: Path, tmp_pat
 
 
 def test_it_can_be_run_twice_and_is_the_same_each_time(
-  tiny_corpus: Path, tmp_path: Path, found: dict, capsys
+  tiny_corpus: Path, tmp_path: Path, result: dict, capsys
 ):
   command = [
     'ngram-baselines',
@@ -242,7 +244,7 @@ def test_it_can_be_run_twice_and_is_the_same_each_time(
     f'--workdir={tmp_path / "W"}',
   ]
   assert main.main(command) == 0 and 'both sides, their product' in capsys.readouterr().out
-  assert files.read_json(tmp_path / 'W' / run_dir.RESULT, '')['rows'] == found['rows']
+  assert files.read_json(tmp_path / 'W' / run_dir.RESULT, '')['rows'] == result['rows']
   assert main.main([*command, '--json']) == 0
   assert 'nothing to do' in capsys.readouterr().err
   assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']

@@ -26,17 +26,17 @@ Key = tuple[str, str, int]
 
 
 def task(folder: str, **changes: object) -> FinetuneConfig:
-  made = base.finetune()
-  made.task.update(name='own', folder=folder, split='test', **changes)
-  return recipe.resolve(made, 'finetune')
+  values = base.finetune()
+  values.task.update(name='own', folder=folder, split='test', **changes)
+  return recipe.resolve(values, 'finetune')
 
 
 def rows(texts: list[str]) -> list[dict]:
   return [{'text': text, 'label': number % 2} for number, text in enumerate(texts)]
 
 
-def by_name(found: list[Measure]) -> dict[Key, Measure]:
-  return {(one.unit, one.name, one.least): one for one in found}
+def by_name(result: list[Measure]) -> dict[Key, Measure]:
+  return {(measure.unit, measure.name, measure.least): measure for measure in result}
 
 
 @pytest.fixture(scope='module')
@@ -61,9 +61,12 @@ def test_a_corpus_overlaps_wholly_with_its_own_text(
   tiny_corpus: pathlib.Path, own_text: list[str], tmp_path: pathlib.Path
 ):
   folder = write_examples(tmp_path / 'own', train=rows(own_text), test=rows(own_text[:50]))
-  found = overlap.measure_overlap(tiny_corpus, task(folder), SubsetConfig(0, 0, 0))
+  result = overlap.measure_overlap(tiny_corpus, task(folder), SubsetConfig(0, 0, 0))
   train, test = (
-    {(one['unit'], one['name'], one['least']): one for one in found['measures'][split]}
+    {
+      (measure['unit'], measure['name'], measure['least']): measure
+      for measure in result['measures'][split]
+    }
     for split in ('train', 'test')
   )
   for unit in ('pieces', 'words'):
@@ -79,21 +82,21 @@ def test_a_corpus_overlaps_wholly_with_its_own_text(
     train['words', 'out of vocabulary', 1]['value'] == 0 == train['pieces', 'unknown', 1]['value']
   )
   assert train['pieces', 'divergence', 1]['value'] < 0.01 < test['pieces', 'divergence', 1]['value']
-  assert found['examples'] == {'train': len(own_text), 'test': 50}
-  assert found['rows'] == corpus.read_manifest(tiny_corpus)['splits']['train']['rows']
+  assert result['examples'] == {'train': len(own_text), 'test': 50}
+  assert result['rows'] == corpus.read_manifest(tiny_corpus)['splits']['train']['rows']
 
 
 def test_text_of_other_characters_has_no_overlap(
   own_text: list[str], pieces: tokenizer.Tokenizer, tiny_corpus
 ):
   of = overlap.count_corpus(corpus.CorpusFiles(tiny_corpus, 'train'), pieces)
-  found = measured(['ѩѩѩ ѭѭ', 'ѭѭ ѩ'], pieces, of)
+  result = measured(['ѩѩѩ ѭѭ', 'ѭѭ ѩ'], pieces, of)
   for unit in ('words',):
     for name in ('type overlap', 'token overlap', 'Jaccard'):
-      assert found[unit, name, 1].value == 0 == found[unit, name, 1].low
-  assert found['words', 'out of vocabulary', 1].value == 1
+      assert result[unit, name, 1].value == 0 == result[unit, name, 1].low
+  assert result['words', 'out of vocabulary', 1].value == 1
   # the rest are the marks of the beginning of a word
-  assert found['pieces', 'unknown', 1].value > 0.4
+  assert result['pieces', 'unknown', 1].value > 0.4
 
 
 def test_disjoint_pieces_have_no_overlap(pieces: tokenizer.Tokenizer):
@@ -101,10 +104,10 @@ def test_disjoint_pieces_have_no_overlap(pieces: tokenizer.Tokenizer):
   text = ['the dog sees the cat .', 'a cat sleeps .']
   used = {piece for ids in pieces.encode(text) for piece in ids}
   of_pieces = np.array([0 if piece in used or piece < 5 else 7 for piece in range(pieces.size)])
-  found = measured(text, pieces, (of_pieces, Counter({'zebra': 9})))
+  result = measured(text, pieces, (of_pieces, Counter({'zebra': 9})))
   for unit in ('pieces', 'words'):
     for name in ('type overlap', 'token overlap', 'Jaccard'):
-      assert [getattr(found[unit, name, 1], end) for end in ('value', 'low', 'high')] == [0, 0, 0]
+      assert [getattr(result[unit, name, 1], end) for end in ('value', 'low', 'high')] == [0, 0, 0]
 
 
 def test_shares_by_hand(pieces: tokenizer.Tokenizer):
@@ -112,17 +115,17 @@ def test_shares_by_hand(pieces: tokenizer.Tokenizer):
   word.
   """
   of = np.zeros(pieces.size, int), Counter(the=10, dog=1, tree=4)
-  found = measured(['The dog and', 'the dog, the cat!'], pieces, of)
-  assert found['words', 'token overlap', 1].value == pytest.approx(5 / 7)
-  assert found['words', 'token overlap', 10].value == pytest.approx(3 / 7)
-  assert found['words', 'token overlap', 100].value == 0
-  assert found['words', 'type overlap', 1].value == pytest.approx(2 / 4)
-  assert found['words', 'type overlap', 10].value == pytest.approx(1 / 4)
-  assert found['words', 'Jaccard', 1].value == pytest.approx(2 / 5)
-  out = found['words', 'out of vocabulary', 1]
+  result = measured(['The dog and', 'the dog, the cat!'], pieces, of)
+  assert result['words', 'token overlap', 1].value == pytest.approx(5 / 7)
+  assert result['words', 'token overlap', 10].value == pytest.approx(3 / 7)
+  assert result['words', 'token overlap', 100].value == 0
+  assert result['words', 'type overlap', 1].value == pytest.approx(2 / 4)
+  assert result['words', 'type overlap', 10].value == pytest.approx(1 / 4)
+  assert result['words', 'Jaccard', 1].value == pytest.approx(2 / 5)
+  out = result['words', 'out of vocabulary', 1]
   assert out.value == pytest.approx(2 / 7) and out.low <= out.value <= out.high
   # nothing was counted: every piece is as likely
-  uniform = found['pieces', 'cross-entropy', 1].value
+  uniform = result['pieces', 'cross-entropy', 1].value
   assert uniform == pytest.approx(math.log(pieces.size))
 
 
@@ -130,14 +133,14 @@ def naive(
   examples: list[list[int]], corpus: np.ndarray, distinct: int, logarithm: np.ndarray
 ) -> dict[str, float]:
   """The definitions, example by example."""
-  f = Counter(kind for one in examples for kind in one)
+  f = Counter(kind for measure in examples for kind in measure)
   n, types = sum(f.values()), set(f)
-  there = {kind for kind in types if corpus[kind]}
+  covered = {kind for kind in types if corpus[kind]}
   cross = -sum(times / n * logarithm[kind] for kind, times in f.items())
   return {
-    'types': len(there) / len(types),
-    'tokens': sum(f[kind] for kind in there) / n,
-    'jaccard': len(there) / (distinct + len(types) - len(there)),
+    'types': len(covered) / len(types),
+    'tokens': sum(f[kind] for kind in covered) / n,
+    'jaccard': len(covered) / (distinct + len(types) - len(covered)),
     'cross': cross,
     'divergence': cross + sum(times / n * math.log(times / n) for times in f.values()),
   }
@@ -149,14 +152,14 @@ def test_what_is_left_without_an_example_is_the_measure_of_the_others():
   corpus = random.integers(0, 3, 40)
   logarithm, distinct = np.log(random.dirichlet(np.ones(40))), int((corpus > 0).sum())
   texts = overlap.count_examples(examples, 40)
-  found = {
+  result = {
     'types': overlap._types(texts, corpus > 0),
     'tokens': overlap._share(texts, corpus > 0),
     'jaccard': overlap._jaccard(texts, corpus > 0, distinct),
     'cross': overlap._cross_entropy(texts, logarithm),
     'divergence': overlap._divergence(texts, logarithm),
   }
-  for name, (value, without) in found.items():
+  for name, (value, without) in result.items():
     assert value == pytest.approx(naive(examples, corpus, distinct, logarithm)[name]), name
     expected = [
       naive(examples[:i] + examples[i + 1 :], corpus, distinct, logarithm)[name] for i in range(15)
@@ -168,7 +171,7 @@ def test_intervals_cover_what_they_should():
   """Token overlap of examples of a known kind: the jackknife interval holds the truth in 95 of 100
   samples.
   """
-  random, held, mask = np.random.default_rng(1), 0, np.arange(50) < 30
+  random, covered_intervals, mask = np.random.default_rng(1), 0, np.arange(50) < 30
   for _ in range(200):
     shares = random.beta(6, 4, 60)  # each example has its own: tokens of an example go together
     examples = [
@@ -177,16 +180,16 @@ def test_intervals_cover_what_they_should():
       ).tolist()
       for share in shares
     ]
-    one = overlap._measure(
+    measure = overlap._measure(
       'words', 'token overlap', 1, overlap._share(overlap.count_examples(examples, 50), mask)
     )
-    held += one.low <= 0.6 <= one.high
-  assert 180 <= held <= 199  # binomial, 190 expected
+    covered_intervals += measure.low <= 0.6 <= measure.high
+  assert 180 <= covered_intervals <= 199  # binomial, 190 expected
 
 
 def test_one_example_has_no_interval(pieces: tokenizer.Tokenizer):
-  found = measured(['the dog'], pieces, (np.ones(pieces.size, int), Counter(the=1)))
-  assert found[HEADLINE_MEASURE].value == 0.5 and math.isnan(found[HEADLINE_MEASURE].low)
+  result = measured(['the dog'], pieces, (np.ones(pieces.size, int), Counter(the=1)))
+  assert result[HEADLINE_MEASURE].value == 0.5 and math.isnan(result[HEADLINE_MEASURE].low)
 
 
 def test_more_text_never_overlaps_less(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
@@ -195,17 +198,20 @@ def test_more_text_never_overlaps_less(tiny_corpus: pathlib.Path, tmp_path: path
     train=rows(['the dog sees a cat .', 'the old king sleeps .', 'qwx the']),
     test=rows(['the dog .']),
   )
-  found = []
+  result = []
   for part in (1, 4, 16, 0):
-    made = overlap.measure_overlap(tiny_corpus, task(folder), SubsetConfig(part, 0, 0))
-    found.append(
-      {(one['unit'], one['name'], one['least']): one['value'] for one in made['measures']['train']}
+    values = overlap.measure_overlap(tiny_corpus, task(folder), SubsetConfig(part, 0, 0))
+    result.append(
+      {
+        (measure['unit'], measure['name'], measure['least']): measure['value']
+        for measure in values['measures']['train']
+      }
     )
-  for less, more in zip(found, found[1:]):
+  for less, more in zip(result, result[1:]):
     for key, value in less.items():
       if key[1] in ('type overlap', 'token overlap'):
         assert value <= more[key]
-  assert found[0][HEADLINE_MEASURE] < found[-1][HEADLINE_MEASURE] < 1
+  assert result[0][HEADLINE_MEASURE] < result[-1][HEADLINE_MEASURE] < 1
 
 
 @pytest.mark.parametrize('texts', [['', ''], ['. , !', '...']])
@@ -238,8 +244,8 @@ def test_the_verb(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys):
     '--rows=50',
   ]
   assert main.main([*command, '--json']) == 0
-  found = json.loads(capsys.readouterr().out)
-  assert found['rows'] == 50 and set(found['measures']) == {'train', 'test'}
+  result = json.loads(capsys.readouterr().out)
+  assert result['rows'] == 50 and set(result['measures']) == {'train', 'test'}
   assert main.main(command) == 0
   assert 'token overlap' in capsys.readouterr().out
   assert main.main([*command[:-1], '--rows=-1']) == 2
@@ -248,7 +254,7 @@ def test_the_verb(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys):
 
 def test_real_news_and_real_articles(data: pathlib.Path, tmp_path: pathlib.Path):
   """AG News shares nearly all running words with some Wikipedia, fewer with children's speech."""
-  made = {}
+  values = {}
   for name, source in (
     ('wikipedia', 'wikipedia_2014/wikipedia_2014.2.txt.xz@line'),
     ('speech', 'switchboard/switchboard.txt.xz'),
@@ -270,14 +276,16 @@ def test_real_news_and_real_articles(data: pathlib.Path, tmp_path: pathlib.Path)
       max_train_examples=500,
       eval_per_label=100,
     )
-    found = overlap.measure_overlap(
+    result = overlap.measure_overlap(
       folder, recipe.resolve(news, 'finetune'), SubsetConfig(100, 0, 0)
     )
-    made[name] = {
-      (one['unit'], one['name'], one['least']): one for one in found['measures']['test']
+    values[name] = {
+      (measure['unit'], measure['name'], measure['least']): measure
+      for measure in result['measures']['test']
     }[HEADLINE_MEASURE]
   assert (
-    made['speech']['high'] < made['wikipedia']['low'] and 0.3 < made['wikipedia']['value'] < 0.95
+    values['speech']['high'] < values['wikipedia']['low']
+    and 0.3 < values['wikipedia']['value'] < 0.95
   )
 
 

@@ -29,9 +29,9 @@ TEXTS = [
 
 
 def task(folder: str) -> FinetuneConfig:
-  made = base.finetune()
-  made.task.update(name='own', folder=folder, split='test')
-  return recipe.resolve(made, 'finetune')
+  manifest = base.finetune()
+  manifest.task.update(name='own', folder=folder, split='test')
+  return recipe.resolve(manifest, 'finetune')
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ def test_parts_have_equal_tokens_within_a_row(parts: int, seed: int):
   random = np.random.default_rng(seed)
   # many equal scores
   lengths, scores = random.integers(4, 129, 700), random.normal(size=700).round(1)
-  found = overlap_subsets.cut_by_tokens(scores, lengths, parts, 0, seed)
-  sizes = [int(lengths[some].sum()) for some in found]
+  result = overlap_subsets.cut_by_tokens(scores, lengths, parts, 0, seed)
+  sizes = [int(lengths[part_rows].sum()) for part_rows in result]
   assert (
     max(sizes) - min(sizes) < lengths.max()
     and min(sizes) > 0.95 * lengths.sum() / parts - 2 * lengths.max()
   )
-  assert len({row for some in found for row in some.tolist()}) == sum(map(len, found))
-  for low, high in zip(found, found[1:]):
+  assert len({row for part_rows in result for row in part_rows.tolist()}) == sum(map(len, result))
+  for low, high in zip(result, result[1:]):
     assert scores[low].max() <= scores[high].min()
   fixed = overlap_subsets.cut_by_tokens(scores, lengths, parts, 2000, seed)
-  assert all(2000 - lengths.max() < lengths[some].sum() <= 2000 for some in fixed)
-  for less, more in zip(fixed, found):
+  assert all(2000 - lengths.max() < lengths[part_rows].sum() <= 2000 for part_rows in fixed)
+  for less, more in zip(fixed, result):
     # a smaller part is inside the larger of its kind
     assert set(less.tolist()) < set(more.tolist())
 
@@ -79,37 +79,42 @@ def test_what_the_corpus_cannot_give_is_refused(parts: int, tokens: int):
 def test_every_part_is_a_corpus_that_pretrain_takes(
   by: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
 ):
-  found = overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'parts', by)
-  assert [one['part'] for one in found] == [1, 2, 3]
-  whole = corpus.read_manifest(tiny_corpus)
-  assert max(one['tokens'] for one in found) - min(one['tokens'] for one in found) < whole['length']
+  result = overlap_subsets.write_overlap_subsets(
+    tiny_corpus, task(examples), tmp_path / 'parts', by
+  )
+  assert [part['part'] for part in result] == [1, 2, 3]
+  full_manifest = corpus.read_manifest(tiny_corpus)
+  assert (
+    max(part['tokens'] for part in result) - min(part['tokens'] for part in result)
+    < full_manifest['length']
+  )
   hashes = set()
-  for one in found:
-    made = corpus.read_manifest(one['folder'])
+  for part in result:
+    manifest = corpus.read_manifest(part['folder'])
     assert (
-      corpus.load_split(one['folder'], 'train').rows
-      == made['splits']['train']['rows']
-      == one['rows']
+      corpus.load_split(part['folder'], 'train').rows
+      == manifest['splits']['train']['rows']
+      == part['rows']
     )
-    assert made['splits']['train']['tokens'] == one['tokens']
+    assert manifest['splits']['train']['tokens'] == part['tokens']
     assert (
-      made['splits']['validation'] == whole['splits']['validation']
-      and made['tokenizer'] == whole['tokenizer']
+      manifest['splits']['validation'] == full_manifest['splits']['validation']
+      and manifest['tokenizer'] == full_manifest['tokenizer']
     )
-    assert made['hash'] == build.corpus_hash(
-      made['tokenizer']['sha256'], made['length'], made['splits']
+    assert manifest['hash'] == build.corpus_hash(
+      manifest['tokenizer']['sha256'], manifest['length'], manifest['splits']
     )
-    hashes.add(made['hash'])
-    config = run_config(pathlib.Path(one['folder']))
-    assert run_setup.validate(config) == made['hash']
-    run_setup.open_or_create_run(config, tmp_path / 'runs' / str(one['part']))
-    kept = files.read_json(tmp_path / 'runs' / str(one['part']) / run_dir.MANIFEST, 'it')[
+    hashes.add(manifest['hash'])
+    config = run_config(pathlib.Path(part['folder']))
+    assert run_setup.validate(config) == manifest['hash']
+    run_setup.open_or_create_run(config, tmp_path / 'runs' / str(part['part']))
+    kept = files.read_json(tmp_path / 'runs' / str(part['part']) / run_dir.MANIFEST, 'it')[
       'training'
     ]
-    assert kept['subset']['overlap'] == one['overlap'] and kept['subset']['task'] == 'own'
+    assert kept['subset']['overlap'] == part['overlap'] and kept['subset']['task'] == 'own'
   assert len(hashes) == 3
   if by != 'random':
-    scores = [one['score'] for one in found]
+    scores = [part['score'] for part in result]
     assert scores == sorted(scores) and scores[0] < scores[-1]
 
 
@@ -128,7 +133,7 @@ def test_the_same_seed_gives_the_same_bytes(
 
 
 def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: pathlib.Path):
-  made = []
+  manifest = []
   for workers in (1, 2):
     config = base.corpus()
     config.documents.sources = 'microworld:300'
@@ -137,11 +142,11 @@ def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: 
     config.rows.update(length=32, packing='articles')
     config.splits.update(validation=0.1, test=0.0)
     folder = build.build_corpus(recipe.resolve(config, 'corpus'), tmp_path / f'corpus-{workers}')
-    found = overlap_subsets.write_overlap_subsets(
+    result = overlap_subsets.write_overlap_subsets(
       folder, task(examples), tmp_path / f'parts-{workers}', num_parts=2
     )
-    made.append([corpus.read_manifest(one['folder'])['hash'] for one in found])
-  assert made[0] == made[1]
+    manifest.append([corpus.read_manifest(part['folder'])['hash'] for part in result])
+  assert manifest[0] == manifest[1]
 
 
 def test_the_test_texts_change_nothing(
@@ -175,7 +180,7 @@ def test_scores_by_hand():
 
 
 @pytest.mark.parametrize(
-  'flags, said',
+  'flags, message',
   [
     ('--select_by=overlp', "did you mean 'overlap'"),
     ('--num_parts=1', 'at least 2'),
@@ -185,7 +190,7 @@ def test_scores_by_hand():
   ],
 )
 def test_the_verb_refuses_what_it_cannot_do(
-  flags: str, said: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, capsys
+  flags: str, message: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, capsys
 ):
   command = [
     'overlap-subsets',
@@ -196,7 +201,7 @@ def test_the_verb_refuses_what_it_cannot_do(
     flags,
   ]
   assert main.main(command) == 2
-  assert said in capsys.readouterr().err and not (tmp_path / 'parts').exists()
+  assert message in capsys.readouterr().err and not (tmp_path / 'parts').exists()
 
 
 def test_the_verb(
@@ -214,7 +219,7 @@ def test_the_verb(
   ]
   assert main.main([*command, '--json']) == 0
   parts = json.loads(capsys.readouterr().out)['parts']
-  assert all(3000 - 64 < one['tokens'] <= 3000 for one in parts)
+  assert all(3000 - 64 < part['tokens'] <= 3000 for part in parts)
   before = bytes_of(tmp_path / 'parts')
   assert main.main(command) == 0
   captured = capsys.readouterr()

@@ -39,10 +39,11 @@ def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathl
 
 
 def test_a_classifier_is_found(home: pathlib.Path):
-  found = export.load_model(str(home / 'tuned' / 'classifier-0'))
-  assert found.ref.step is None and found.card.task == 'own' and found.length == 24
+  result = export.load_model(str(home / 'tuned' / 'classifier-0'))
+  assert result.ref.step is None and result.card.task == 'own' and result.length == 24
   assert (
-    found.describe_source()['weights'] == found.identity and 'step' not in found.describe_source()
+    result.describe_source()['weights'] == result.identity
+    and 'step' not in result.describe_source()
   )
 
 
@@ -52,15 +53,17 @@ def test_what_was_trained_in_another_type_computes_in_float32(
   import dataclasses
 
   reads = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-  one = fake_classifiers.make_card(reads, 0)
+  path = fake_classifiers.make_card(reads, 0)
   narrow = fake_classifiers.make_classifier(
-    reads, 0, model=dataclasses.replace(one.model, dtype='bfloat16')
+    reads, 0, model=dataclasses.replace(path.model, dtype='bfloat16')
   )
-  found = export.load_model(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
+  result = export.load_model(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
   assert (
-    found.config.dtype == found.model.encoder.config.dtype == 'float32' != narrow.card.model.dtype
+    result.config.dtype == result.model.encoder.config.dtype == 'float32' != narrow.card.model.dtype
   )
-  for ours, theirs in zip(jax.tree.leaves(found.model), jax.tree.leaves(narrow.model), strict=True):
+  for ours, theirs in zip(
+    jax.tree.leaves(result.model), jax.tree.leaves(narrow.model), strict=True
+  ):
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -81,7 +84,7 @@ def test_what_others_have_no_words_for_stays_here(
 
 
 @pytest.mark.parametrize(
-  'given, said',
+  'name, message',
   [
     ('nothing', 'no such folder'),
     ('empty', 'neither config.json'),
@@ -92,9 +95,9 @@ def test_what_others_have_no_words_for_stays_here(
     ('no@3', 'no such folder'),
   ],
 )
-def test_what_is_no_model_is_refused(given: str, said: str, home: pathlib.Path):
-  with pytest.raises(InputError, match=said):
-    export.load_model(f'{home}/{given}')
+def test_what_is_no_model_is_refused(name: str, message: str, home: pathlib.Path):
+  with pytest.raises(InputError, match=message):
+    export.load_model(f'{home}/{name}')
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused(
@@ -116,9 +119,9 @@ def test_a_run_without_a_whole_checkpoint_is_refused(
 def test_a_stored_recipe_that_lacks_a_field_names_its_run(
   tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ):
-  found = json.loads((tiny_run / 'config.json').read_text())
-  del found['seed']
-  (tmp_path / 'config.json').write_text(json.dumps(found))
+  result = json.loads((tiny_run / 'config.json').read_text())
+  del result['seed']
+  (tmp_path / 'config.json').write_text(json.dumps(result))
   with pytest.raises(
     InputError, match=f'in config.json of the pre-training run {tmp_path}\nfound: missing seed'
   ):
@@ -129,7 +132,7 @@ def test_a_folder_appears_whole(tmp_path: pathlib.Path):
   with export.atomic_export_folder(str(tmp_path / 'a' / 'b')) as folder:
     (folder / 'x').write_text('x')
     assert not (tmp_path / 'a' / 'b').exists()
-  assert [one.name for one in (tmp_path / 'a').iterdir()] == ['b'] and (
+  assert [path.name for path in (tmp_path / 'a').iterdir()] == ['b'] and (
     tmp_path / 'a' / 'b' / 'x'
   ).read_text() == 'x'
   assert (tmp_path / 'a' / 'b').stat().st_mode == (tmp_path / 'a').stat().st_mode
@@ -168,4 +171,4 @@ def test_other_things_stay(tmp_path: pathlib.Path):
     export.atomic_export_folder(str(tmp_path / 'a' / 'x' / 'y')),
   ):
     pass
-  assert [one.name for one in tmp_path.iterdir()] == ['a']
+  assert [path.name for path in tmp_path.iterdir()] == ['a']

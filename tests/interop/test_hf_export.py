@@ -48,9 +48,9 @@ def tuned(
   folder: pathlib.Path, reads: tokenizer.Tokenizer, shape: dict[str, Any], **changes: Any
 ) -> str:
   """The folder of a classifier of another shape, its weights no longer at their start."""
-  own = fake_classifiers.make_card(reads, 0)
+  card = fake_classifiers.make_card(reads, 0)
   member = fake_classifiers.make_classifier(
-    reads, 0, model=dataclasses.replace(own.model, **shape), **changes
+    reads, 0, model=dataclasses.replace(card.model, **shape), **changes
   )
   # of a size at which float32 rounds to less than what may differ
   member = dataclasses.replace(member, model=jax.tree.map(lambda x: x / 2, member.model))
@@ -75,7 +75,7 @@ def test_a_run_fills_masks_there_as_here(
     < 1e-5
     < record['tolerance']
   )
-  assert sorted(one.name for one in (tmp_path / 'out').iterdir()) == [
+  assert sorted(answer.name for answer in (tmp_path / 'out').iterdir()) == [
     'README.md',
     'config.json',
     'export.json',
@@ -85,7 +85,9 @@ def test_a_run_fills_masks_there_as_here(
     'tokenizer_config.json',
   ]
   answer = opened(tmp_path / 'out', 'fill-mask')
-  theirs = {one['token_str']: one['score'] for one in answer('the Dog <mask> .', top_k=520)}
+  theirs = {
+    answer['token_str']: answer['score'] for answer in answer('the Dog <mask> .', top_k=520)
+  }
   for guess in inference.fill_mask(tiny_run, 'the Dog <mask> .', 3):
     assert theirs[guess.piece.replace('\u2581', '')] == pytest.approx(guess.probability, abs=1e-4)
   card = (tmp_path / 'out' / 'README.md').read_text()
@@ -97,7 +99,7 @@ def test_a_run_fills_masks_there_as_here(
   with pytest.raises(InputError, match='other things are there'):
     hf_export.export_huggingface(f'{tiny_run}@4', str(tmp_path / 'out'))
   capfd.readouterr()
-  assert [one.name for one in tmp_path.iterdir()] == ['out']
+  assert [answer.name for answer in tmp_path.iterdir()] == ['out']
 
 
 PLAIN = {'norm': 'post', 'positions': 'learned', 'projection': False, 'segments': 1}
@@ -142,7 +144,9 @@ def test_a_classifier_answers_there_as_here(
       [{'text': text, **({'text_pair': text[::-1]} if two else {})}], top_k=None, truncation=True
     )
     expected = {'value': ours['value']} if 'value' in ours else ours['probabilities']
-    assert {one['label']: one['score'] for one in theirs} == pytest.approx(expected, abs=close)
+    assert {answer['label']: answer['score'] for answer in theirs} == pytest.approx(
+      expected, abs=close
+    )
 
 
 @pytest.mark.parametrize('form', ['roberta of pairs', 'regression'])
@@ -156,11 +160,11 @@ def test_labels_are_compared_without_the_libraries_too(
   member = Committee((classifier.load_classifier(tmp_path / 'source'),))
 
   def pipeline(
-    asked: list[dict[str, str]], off: float = 0.0, **_: Any
+    inputs: list[dict[str, str]], off: float = 0.0, **_: Any
   ) -> list[list[dict[str, Any]]]:
-    (ours,) = inference.predict_rows(member, [tuple(asked[0].values())], is_committee=False)
-    said = {'LABEL_0': ours['value']} if 'value' in ours else ours['probabilities']
-    return [[{'label': label, 'score': share + off} for label, share in said.items()]]
+    (ours,) = inference.predict_rows(member, [tuple(inputs[0].values())], is_committee=False)
+    message = {'LABEL_0': ours['value']} if 'value' in ours else ours['probabilities']
+    return [[{'label': label, 'score': share + off} for label, share in message.items()]]
 
   assert hf_export._compare_labels(released, pipeline) < 1e-5
   assert hf_export._compare_labels(
@@ -178,7 +182,7 @@ def test_pairs_of_an_odd_length_are_refused(
 
 
 @pytest.mark.parametrize(
-  'spoil, said',
+  'spoil, message',
   [
     ('weights', 'differ by 0.0001 at most'),
     ('numbers', 'found: nan'),
@@ -188,7 +192,7 @@ def test_pairs_of_an_odd_length_are_refused(
 )
 def test_what_differs_leaves_nothing(
   spoil: str,
-  said: str,
+  message: str,
   reads: tokenizer.Tokenizer,
   hf_export,
   tmp_path: pathlib.Path,
@@ -200,8 +204,8 @@ def test_what_differs_leaves_nothing(
     hf_export.tokenizer_json.build_tokenizer_json,
   )
 
-  def spoiled(*given: Any) -> tuple:
-    weights, described = written(*given)
+  def spoiled(*arguments: Any) -> tuple:
+    weights, described = written(*arguments)
     bias = weights['classifier.out_proj.bias'] + np.float32([1e-3, 0, 0])
     if spoil in ('weights', 'numbers'):
       bias = bias if spoil == 'weights' else np.full_like(bias, np.nan)
@@ -209,16 +213,16 @@ def test_what_differs_leaves_nothing(
     return weights, described | ({'hidden_size': 24} if spoil == 'shape' else {})
 
   def without_lower_case(tokenizer: tokenizer.Tokenizer) -> dict:
-    made = config(tokenizer)
+    described = config(tokenizer)
     if spoil == 'tokenizer':
-      del made['normalizer']['normalizers'][1]
-    return made
+      del described['normalizer']['normalizers'][1]
+    return described
 
   monkeypatch.setattr(hf_export.hf_weights, 'export_weights', spoiled)
   monkeypatch.setattr(hf_export.tokenizer_json, 'build_tokenizer_json', without_lower_case)
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=message):
     hf_export.export_huggingface(source, str(tmp_path / 'out'))
-  assert [one.name for one in tmp_path.iterdir()] == ['source']
+  assert [answer.name for answer in tmp_path.iterdir()] == ['source']
 
 
 def test_its_libraries_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):

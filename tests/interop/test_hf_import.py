@@ -58,20 +58,20 @@ def their_tokenizer(library: Any, transformers: Any, like_bert: bool) -> Any:
   names = hf_config.HF_FAMILIES['bert' if like_bert else 'roberta'].special
   begin, pad, end, unknown, mask = names
   if like_bert:
-    made = library.BertWordPieceTokenizer()
-    made.train_from_iterator(
+    library_tokenizer = library.BertWordPieceTokenizer()
+    library_tokenizer.train_from_iterator(
       LINES, vocab_size=300, show_progress=False, special_tokens=[pad, unknown, begin, end, mask]
     )
     pair = f'{begin} $A {end} $B:1 {end}:1'
   else:
-    made = library.ByteLevelBPETokenizer()
-    made.train_from_iterator(
+    library_tokenizer = library.ByteLevelBPETokenizer()
+    library_tokenizer.train_from_iterator(
       LINES, vocab_size=500, special_tokens=[begin, pad, end, unknown], show_progress=False
     )
     # the last of all, as in theirs
-    made.add_special_tokens([library.AddedToken(mask, lstrip=True)])
+    library_tokenizer.add_special_tokens([library.AddedToken(mask, lstrip=True)])
     pair = f'{begin} $A {end} {end} $B {end}'
-  core = made._tokenizer
+  core = library_tokenizer._tokenizer
   core.post_processor = library.processors.TemplateProcessing(
     single=f'{begin} $A {end}',
     pair=pair,
@@ -159,8 +159,8 @@ def test_vectors_and_logits_are_theirs(
   like_bert = kind in ('bert', 'electra')
   reads = their_tokenizer(library, transformers, like_bert)
   model = their_model(transformers, kind, ending, len(reads), **changes)
-  for made in (reads, model):
-    made.save_pretrained(tmp_path / 'theirs')
+  for library_tokenizer in (reads, model):
+    library_tokenizer.save_pretrained(tmp_path / 'theirs')
   result = hf_import.import_model(tmp_path / 'theirs', tmp_path / 'run')
 
   tokenizer = pretrained.load_tokenizer(tmp_path / 'run')
@@ -170,21 +170,21 @@ def test_vectors_and_logits_are_theirs(
     Examples(FIRST, (), np.zeros(4, np.int32)), tokenizer, config.max_length
   )[0]
   both = task_data.encode_examples(examples, tokenizer, config.max_length)[0][len(FIRST) :]
-  how = {'padding': 'max_length', 'max_length': 30, 'return_tensors': 'np'}
-  theirs, pairs = reads([*FIRST], **how), reads([*FIRST], [*SECOND], **how)
+  padding = {'padding': 'max_length', 'max_length': 30, 'return_tensors': 'np'}
+  theirs, pairs = reads([*FIRST], **padding), reads([*FIRST], [*SECOND], **padding)
   ids = np.concatenate([theirs['input_ids'], pairs['input_ids']])
   tokens = task_data.build_task_rows([*alone, *both], np.zeros(8, np.int32), 30).tokens
   np.testing.assert_array_equal(tokens, ours_of(ids, tmp_path / 'run'))
 
-  given = {'input_ids': ids, 'attention_mask': (tokens != PAD_ID).astype(np.int64)}
+  inputs = {'input_ids': ids, 'attention_mask': (tokens != PAD_ID).astype(np.int64)}
   if like_bert:
-    given['token_type_ids'] = np.concatenate([theirs['token_type_ids'], pairs['token_type_ids']])
-    assert given['token_type_ids'].any()
+    inputs['token_type_ids'] = np.concatenate([theirs['token_type_ids'], pairs['token_type_ids']])
+    assert inputs['token_type_ids'].any()
   real = tokens != PAD_ID
   body = getattr(model, model.base_model_prefix, model)
   with torch.no_grad():
     expected = body(
-      **{name: torch.from_numpy(value) for name, value in given.items()}
+      **{name: torch.from_numpy(value) for name, value in inputs.items()}
     ).last_hidden_state.numpy()
   np.testing.assert_allclose(vectors(tmp_path / 'run', tokens)[real], expected[real], atol=1e-4)
   assert np.abs(expected[real]).max() > 1  # and that is much more than the tolerance
@@ -199,15 +199,15 @@ def test_vectors_and_logits_are_theirs(
       inference.fill_mask(tmp_path / 'run', 'the <mask> .', 3)
     return
   with torch.no_grad():
-    said = model(**{name: torch.from_numpy(value) for name, value in given.items()})
-  expected = (said.prediction_logits if ending == 'ForPreTraining' else said.logits).numpy()
+    message = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+  expected = (message.prediction_logits if ending == 'ForPreTraining' else message.logits).numpy()
   order = tokenizer._processor.order
   everywhere = jnp.broadcast_to(jnp.arange(30), tokens.shape)
   ours = pretrained.load(tmp_path / 'run').model
-  found = np.asarray(
+  result = np.asarray(
     fast_jit.jit(lambda model, x: model(x, x != PAD_ID, everywhere))(ours, jnp.asarray(tokens))
   )
-  np.testing.assert_allclose(found[real], expected[real][:, order], atol=1e-4)
+  np.testing.assert_allclose(result[real], expected[real][:, order], atol=1e-4)
 
 
 def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib.Path):
@@ -216,19 +216,19 @@ def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib
 
   reads = their_tokenizer(library, transformers, like_bert=False)
   model = their_model(transformers, 'roberta', 'ForMaskedLM', len(reads))
-  for made in (reads, model):
-    made.save_pretrained(tmp_path / 'theirs')
+  for library_tokenizer in (reads, model):
+    library_tokenizer.save_pretrained(tmp_path / 'theirs')
   hf_import.import_model(tmp_path / 'theirs', tmp_path / 'run')
   text = 'The dog <mask> near the <mask> .'
-  given = reads(text, return_tensors='pt')
+  inputs = reads(text, return_tensors='pt')
   with torch.no_grad():
-    shares = model(input_ids=given['input_ids']).logits.softmax(-1)[0][
-      given['input_ids'][0] == reads.mask_token_id
+    shares = model(input_ids=inputs['input_ids']).logits.softmax(-1)[0][
+      inputs['input_ids'][0] == reads.mask_token_id
     ]
   order = pretrained.load_tokenizer(tmp_path / 'run')._processor.order
   expected = np.sort(shares.numpy()[:, order[5:]], axis=1)[:, ::-1][:, :3]
-  found = inference.fill_mask(tmp_path / 'run', text, 3)
-  np.testing.assert_allclose([guess.probability for guess in found], expected.ravel(), atol=1e-5)
+  result = inference.fill_mask(tmp_path / 'run', text, 3)
+  np.testing.assert_allclose([guess.probability for guess in result], expected.ravel(), atol=1e-5)
 
 
 @pytest.fixture(scope='module')
@@ -247,7 +247,7 @@ def brought(
   return workdir
 
 
-def told(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
+def run_command(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
   capsys.readouterr()
   status = main.main(list(arguments))
   return status, *capsys.readouterr()
@@ -282,13 +282,15 @@ def test_the_run_says_where_it_came_from(source: pathlib.Path, brought: pathlib.
 
 
 def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, capsys):
-  status, out, _ = told(
+  status, out, _ = run_command(
     capsys, 'fill-mask', f'--checkpoint={brought}', '--text=The <mask> was good .', '--json'
   )
   assert status == 0 and len(json.loads(out)['guesses']) == 5
-  status, out, _ = told(capsys, 'evaluate', f'--checkpoint={brought}', '--text=the dog was good .')
+  status, out, _ = run_command(
+    capsys, 'evaluate', f'--checkpoint={brought}', '--text=the dog was good .'
+  )
   assert status == 0 and json.loads(out)['tokens'] == 5 and json.loads(out)['pseudo_perplexity'] > 1
-  status, out, _ = told(capsys, 'show', f'--checkpoint={brought}', '--json')
+  status, out, _ = run_command(capsys, 'show', f'--checkpoint={brought}', '--json')
   shown = json.loads(out)
   assert (
     status == 0
@@ -305,7 +307,7 @@ def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, caps
   ]
   for split in ('train', 'validation'):
     (tmp_path / f'{split}.csv').write_text('\n'.join(['sentence,label', *rows * 4]))
-  status, out, err = told(
+  status, out, err = run_command(
     capsys,
     'finetune',
     '--config=configs/glue.py:sst2',
@@ -325,7 +327,7 @@ def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, caps
     if line['headline']
   ]
   assert len(scores) == 2 and min(scores) > 0.9  # which words are in a row is what labels hang on
-  status, out, err = told(
+  status, out, err = run_command(
     capsys,
     'predict',
     f'--classifier={tmp_path / "task" / "classifier-0"}',
@@ -336,7 +338,7 @@ def test_every_verb_takes_it(brought: pathlib.Path, tmp_path: pathlib.Path, caps
 
 
 def test_it_is_not_taken_for_pre_training(brought: pathlib.Path, tiny_corpus: pathlib.Path, capsys):
-  status, _, err = told(
+  status, _, err = run_command(
     capsys,
     'pretrain',
     '--config=configs/tiny.py',
@@ -344,9 +346,11 @@ def test_it_is_not_taken_for_pre_training(brought: pathlib.Path, tiny_corpus: pa
     f'--workdir={brought}',
   )
   assert status == 2 and 'it holds a model that was imported from' in err
-  status, _, err = told(capsys, 'evaluate', f'--checkpoint={brought}')
+  status, _, err = run_command(capsys, 'evaluate', f'--checkpoint={brought}')
   assert status == 2 and 'it was imported, and has no corpus of its own' in err
-  status, _, err = told(capsys, 'show', f'--checkpoint={brought}', '--config=configs/tiny.py')
+  status, _, err = run_command(
+    capsys, 'show', f'--checkpoint={brought}', '--config=configs/tiny.py'
+  )
   assert status == 2 and 'a recipe and a run' in err
 
 
@@ -356,13 +360,13 @@ def test_importing_again_does_nothing_and_goes_on_after_a_stop(
   workdir = tmp_path / 'run'
   shutil.copytree(brought, workdir)
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  status, out, err = told(capsys, 'import', f'--from={source}', f'--workdir={workdir}')
+  status, out, err = run_command(capsys, 'import', f'--from={source}', f'--workdir={workdir}')
   assert status == 0 and 'nothing to do' in err and json.loads(out)['model_type'] == 'bert'
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
   (workdir / run_dir.RESULT).unlink()
   shutil.rmtree(workdir / checkpoint.FOLDER)
   (workdir / run_dir.CONFIG).unlink()
-  assert told(capsys, 'import', f'--from={source}', f'--workdir={workdir}')[0] == 0
+  assert run_command(capsys, 'import', f'--from={source}', f'--workdir={workdir}')[0] == 0
   assert (workdir / run_dir.RESULT).read_bytes() == (brought / run_dir.RESULT).read_bytes()
   assert checkpoint.list_steps(workdir) == [0]
 
@@ -378,12 +382,12 @@ def test_a_folder_with_something_else_is_left_alone(
   assert [path.name for path in mine.iterdir()] == ['letter.txt']
   with pytest.raises(InputError, match='the directory cannot be made'):
     hf_import.import_model(source, mine / 'letter.txt')
-  other = fake_hf_folders.write_folder(
+  other_folder = fake_hf_folders.write_folder(
     tmp_path / 'theirs', fake_hf_folders.draw_bert_weights(seed=1)
   )
   shutil.copytree(brought, tmp_path / 'run')
   with pytest.raises(InputError, match='it holds another model'):
-    hf_import.import_model(other, tmp_path / 'run')
+    hf_import.import_model(other_folder, tmp_path / 'run')
 
 
 def test_names_of_older_files_are_taken(library, tmp_path: pathlib.Path, source):
@@ -445,12 +449,12 @@ def config(**changes: Any):
 
 def weights(**changes: Any):
   """Changes of weights, with `_` for the dots of their names; None leaves one out."""
-  found = fake_hf_folders.draw_bert_weights() | {
+  result = fake_hf_folders.draw_bert_weights() | {
     name.replace('__', '.'): array for name, array in changes.items()
   }
   return written(
     'model.safetensors',
-    fake_hf_folders.pack_tensors({k: v for k, v in found.items() if v is not None}),
+    fake_hf_folders.pack_tensors({k: v for k, v in result.items() if v is not None}),
   )
 
 
@@ -530,37 +534,41 @@ WITH = (
 
 
 def refused(
-  source: pathlib.Path, spoil: Any, said: str, folder: pathlib.Path, capsys: pytest.CaptureFixture
+  source: pathlib.Path,
+  spoil: Any,
+  message: str,
+  folder: pathlib.Path,
+  capsys: pytest.CaptureFixture,
 ) -> None:
   shutil.copytree(source, folder / 'theirs')
   spoil(folder / 'theirs')
-  status, out, err = told(
+  status, out, err = run_command(
     capsys, 'import', f'--from={folder / "theirs"}', f'--workdir={folder / "run"}'
   )
-  assert status == 2 and not out and re.search(said, err), err
+  assert status == 2 and not out and re.search(message, err), err
   assert [line.partition(':')[0] for line in err.splitlines()] == ['asked', 'found', 'to do']
   assert not (folder / 'run').exists()
 
 
-@pytest.mark.parametrize('spoil, said', WITHOUT)
+@pytest.mark.parametrize('spoil, message', WITHOUT)
 def test_what_cannot_be_a_model_is_refused(
-  spoil, said: str, source, tmp_path: pathlib.Path, capsys
+  spoil, message: str, source, tmp_path: pathlib.Path, capsys
 ):
-  refused(source, spoil, said, tmp_path, capsys)
+  refused(source, spoil, message, tmp_path, capsys)
 
 
-@pytest.mark.parametrize('spoil, said', WITH)
+@pytest.mark.parametrize('spoil, message', WITH)
 def test_what_does_not_fit_is_refused(
-  spoil, said: str, source, library, tmp_path: pathlib.Path, capsys
+  spoil, message: str, source, library, tmp_path: pathlib.Path, capsys
 ):
-  refused(source, spoil, said, tmp_path, capsys)
+  refused(source, spoil, message, tmp_path, capsys)
 
 
 def test_without_the_library_it_is_named(source, tmp_path: pathlib.Path, monkeypatch, capsys):
   monkeypatch.setattr(
     wrapped_tokenizer,
     'build_wrapper',
-    lambda found: (_ for _ in ()).throw(InputError('a', 'not installed', 'pip')),
+    lambda result: (_ for _ in ()).throw(InputError('a', 'not installed', 'pip')),
   )
   refused(source, lambda folder: None, 'not installed', tmp_path, capsys)
 

@@ -106,11 +106,11 @@ def test_what_is_no_roberta_is_known(changes: dict, head: HeadConfig | None, unl
   )
   weights, described = hf_weights.export_weights(model, config, head, LABELS if head else ())
   assert ('auto_map' in described) == bool(unlike) == (described['model_type'] == 'minilm_jax')
-  own = sum(leaf.size for leaf in leaves(model).values())
+  size = sum(leaf.size for leaf in leaves(model).values())
   if unlike:  # and one counter for each BatchNorm
     assert (
       sum(array.size for name, array in weights.items() if not name.endswith('num_batches_tracked'))
-      == own
+      == size
     )
 
 
@@ -172,8 +172,8 @@ def their_logits(model: Any, rows: np.ndarray) -> np.ndarray:
 def test_a_classifier_gives_their_logits(padded: bool, transformers):
   theirs, rows = roberta(transformers, 'RobertaForSequenceClassification'), draw_rows(6, padded)
   ours = hf_weights.classifier_from_roberta(arrays(theirs), SMALL, HEAD, CLASSES)
-  found = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
-  np.testing.assert_allclose(found, their_logits(theirs, rows), atol=1e-5)
+  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
+  np.testing.assert_allclose(result, their_logits(theirs, rows), atol=1e-5)
 
 
 def test_a_regression_gives_their_number(transformers):
@@ -183,8 +183,8 @@ def test_a_regression_gives_their_number(transformers):
   )
   ours = hf_weights.classifier_from_roberta(arrays(theirs), SMALL, HEAD, 0)
   assert isinstance(ours, heads.Regressor)
-  found = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
-  np.testing.assert_allclose(found, their_logits(theirs, rows), atol=1e-5)
+  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
+  np.testing.assert_allclose(result, their_logits(theirs, rows), atol=1e-5)
 
 
 @pytest.mark.parametrize('tied', [False, True])
@@ -198,11 +198,11 @@ def test_a_masked_language_model_gives_their_logits(padded: bool, tied: bool, tr
     arrays(theirs), dataclasses.replace(SMALL, tied=tied)
   )
   everywhere = jnp.broadcast_to(jnp.arange(SMALL.max_length), rows.shape)
-  found = np.asarray(
+  result = np.asarray(
     fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, everywhere))(ours, rows)
   )
   real = rows != tokenizer.PAD_ID
-  np.testing.assert_allclose(found[real], their_logits(theirs, rows)[real], atol=1e-5)
+  np.testing.assert_allclose(result[real], their_logits(theirs, rows)[real], atol=1e-5)
 
 
 def test_fine_tuning_gives_their_losses(transformers):
@@ -260,11 +260,11 @@ def test_fine_tuning_gives_their_losses(transformers):
     change, moments = transform.update(gradient, moments, model)
     return optax.apply_updates(model, change), moments, loss
 
-  found, moments = [], transform.init(ours)
+  result, moments = [], transform.init(ours)
   for x, y in zip(rows.astype(np.int32), labels.astype(np.int32), strict=True):
     ours, moments, loss = step(ours, moments, jnp.asarray(x), jnp.asarray(y))
-    found.append(float(loss))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+    result.append(float(loss))
+  np.testing.assert_allclose(result, expected, atol=1e-5)
   assert np.mean(expected[:5]) - np.mean(expected[-5:]) > 1e-3 and max(norms) > 1
 
 
@@ -312,8 +312,8 @@ def test_every_parameter_has_a_weight_of_its_own(weights: dict[str, np.ndarray])
     w.size for w in weights.values()
   )
   assert len({float(leaf.ravel()[0]) for leaf in leaves}) == len(leaves)
-  for one, two in zip(leaves, jax.tree.leaves(twice), strict=True):
-    np.testing.assert_array_equal(2 * one, two)
+  for leaf, two in zip(leaves, jax.tree.leaves(twice), strict=True):
+    np.testing.assert_array_equal(2 * leaf, two)
 
 
 def test_what_torch_does_later_changes_nothing(weights: dict[str, np.ndarray]):
@@ -334,7 +334,7 @@ def test_buffers_and_narrow_types_are_taken(weights: dict[str, np.ndarray]):
 
 
 @pytest.mark.parametrize(
-  'changes, said',
+  'changes, message',
   [
     ({'classifier.dense.bias': None}, r'missing: classifier.dense.bias \(16,\)$'),
     ({'roberta.pooler.dense.bias': np.zeros(16)}, r'left over: roberta.pooler.dense.bias \(16,\)$'),
@@ -352,15 +352,15 @@ def test_buffers_and_narrow_types_are_taken(weights: dict[str, np.ndarray]):
     ),
   ],
 )
-def test_what_does_not_fit_is_named(changes: dict, said: str, weights: dict[str, np.ndarray]):
-  other = {name: w for name, w in (weights | changes).items() if w is not None}
+def test_what_does_not_fit_is_named(changes: dict, message: str, weights: dict[str, np.ndarray]):
+  changed = {name: w for name, w in (weights | changes).items() if w is not None}
   with pytest.raises(InputError) as refused:
-    hf_weights.classifier_from_roberta(other, SMALL, HEAD, CLASSES)
-  assert re.search(said, refused.value.found)
+    hf_weights.classifier_from_roberta(changed, SMALL, HEAD, CLASSES)
+  assert re.search(message, refused.value.found)
 
 
 @pytest.mark.parametrize(
-  'changes, said',
+  'changes, message',
   [
     ({'norm': 'pre'}, "give 'post'"),
     ({'projection': True}, 'give False'),
@@ -371,8 +371,8 @@ def test_what_does_not_fit_is_named(changes: dict, said: str, weights: dict[str,
     ({'max_length': 14}, 'length = max_position_embeddings - 2'),
   ],
 )
-def test_another_shape_is_refused(changes: dict, said: str, weights: dict[str, np.ndarray]):
-  with pytest.raises(InputError, match=said):
+def test_another_shape_is_refused(changes: dict, message: str, weights: dict[str, np.ndarray]):
+  with pytest.raises(InputError, match=message):
     hf_weights.classifier_from_roberta(
       weights, dataclasses.replace(SMALL, **changes), HEAD, CLASSES
     )
@@ -401,12 +401,12 @@ def test_tied_weights_may_come_once_or_twice(tied_weights: dict[str, np.ndarray]
     tied_weights['lm_head.bias'],
   )
   again = {'lm_head.decoder.weight': table_, 'lm_head.decoder.bias': bias}
-  other = {name: w for name, w in tied_weights.items() if name != 'lm_head.bias'} | {
+  changed = {name: w for name, w in tied_weights.items() if name != 'lm_head.bias'} | {
     'lm_head.decoder.bias': bias
   }
   once, twice, renamed = (
     hf_weights.masked_language_model_from_roberta(w, tied)
-    for w in (tied_weights, tied_weights | again, other)
+    for w in (tied_weights, tied_weights | again, changed)
   )
   jax.tree.map(np.testing.assert_array_equal, once, twice)
   jax.tree.map(np.testing.assert_array_equal, once, renamed)

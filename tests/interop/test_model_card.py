@@ -38,10 +38,10 @@ def reads(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
 
 def test_a_run_says_what_it_is(tiny_run: pathlib.Path):
   card, config = model_card.build_card(tiny_run), pretrained.load_config(tiny_run)
-  found = count_parameters(config.model)['total']
+  result = count_parameters(config.model)['total']
   known = run_dir.read_corpus_hashes(tiny_run)
-  for said in (
-    f'of {found:,} parameters',
+  for message in (
+    f'of {result:,} parameters',
     'the end of its training',
     known['corpus'],
     known['tokenizer'],
@@ -53,7 +53,7 @@ def test_a_run_says_what_it_is(tiny_run: pathlib.Path):
     '| test | 8 |',
     '| validation | 8 |',
   ):
-    assert said in card, said
+    assert message in card, message
   flops = flops_per_row(config.model, config.mask)['actual'] * 8 * 8
   assert f'| FLOPs, as counted | {flops:.3g} |' in card and str(tiny_run) not in card
   half = model_card.build_card(tiny_run, 4)
@@ -123,11 +123,11 @@ def test_text_of_others_stays_text(
       checkpoint=f'runs/{text}',
       epoch_choice=text,
     )
-    made = model_card.build_card(fake_classifiers.save_classifier(tmp_path / name, member))
-    body = made.partition('---\n\n')[2]
+    card = model_card.build_card(fake_classifiers.save_classifier(tmp_path / name, member))
+    body = card.partition('---\n\n')[2]
     html.append(markdown.MarkdownIt('commonmark').enable(['table', 'strikethrough']).render(body))
-  plain, found = (re.findall(r'<[^>]*>', text) for text in html)
-  assert plain == found
+  plain, result = (re.findall(r'<[^>]*>', text) for text in html)
+  assert plain == result
   assert model_card.escape_markdown(
     hostile
   ).isprintable() and '://' not in model_card.escape_markdown(hostile)
@@ -135,7 +135,7 @@ def test_text_of_others_stays_text(
 
 def test_the_file_stands_alone(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
   record = model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card'))
-  assert sorted(one.name for one in (tmp_path / 'card').iterdir()) == ['README.md', 'export.json']
+  assert sorted(path.name for path in (tmp_path / 'card').iterdir()) == ['README.md', 'export.json']
   assert (tmp_path / 'card' / 'README.md').read_text() == model_card.build_card(tiny_run, 4)
   assert model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card')) == record  # nothing to do
   with pytest.raises(InputError, match='other things'):

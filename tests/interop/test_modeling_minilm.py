@@ -61,49 +61,51 @@ def theirs():
 
 def spread(model: Any) -> Any:
   """The model with no parameter at its start: biases of zero and gains of one would hide mistakes."""
-  dice = np.random.default_rng(0)
+  generator = np.random.default_rng(0)
 
   def moved(path: tuple, leaf: jax.Array) -> np.ndarray:
-    noise = dice.normal(size=leaf.shape).astype(np.float32)
+    noise = generator.normal(size=leaf.shape).astype(np.float32)
     return leaf + np.abs(noise) if is_statistic(path_name(path)) else leaf + 0.1 * noise
 
   return jax.tree_util.tree_map_with_path(moved, model)
 
 
-def made(
+def open_exported(
   theirs: Any, model: Any, config: EncoderConfig, head: HeadConfig | None, labels: tuple[str, ...]
 ) -> Any:
   """Theirs, filled with every weight of ours and with no other."""
   import torch
 
   weights, described = hf_weights.export_weights(model, config, head, labels)
-  found = getattr(theirs, described['architectures'][0])(theirs.MiniLMConfig(**described)).eval()
-  found.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=True)
-  return found
+  result = getattr(theirs, described['architectures'][0])(theirs.MiniLMConfig(**described)).eval()
+  result.load_state_dict(
+    {name: torch.tensor(array) for name, array in weights.items()}, strict=True
+  )
+  return result
 
 
 def logits(model: Any, rows: np.ndarray, mask: bool = True) -> np.ndarray:
   import torch
 
-  given = {'attention_mask': torch.from_numpy(rows != tokenizer.PAD_ID).long()} if mask else {}
+  masks = {'attention_mask': torch.from_numpy(rows != tokenizer.PAD_ID).long()} if mask else {}
   with torch.no_grad():
-    return model(torch.from_numpy(rows), **given).logits.numpy()
+    return model(torch.from_numpy(rows), **masks).logits.numpy()
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
   config = dataclasses.replace(OWN, **SHAPES[shape])
   ours = spread(heads.init_masked_language_model(config, jax.random.key(0)))
-  there, rows = made(theirs, ours, config, None, ()), draw_rows(4, padded=True)[:, :-1]
+  exported, rows = open_exported(theirs, ours, config, None, ()), draw_rows(4, padded=True)[:, :-1]
   places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-  found = np.asarray(
+  result = np.asarray(
     fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, places))(ours, rows)
   )
   real = rows != tokenizer.PAD_ID
-  np.testing.assert_allclose(logits(there, rows)[real], found[real], atol=2e-5)
-  np.testing.assert_array_equal(logits(there, rows, mask=False), logits(there, rows))
+  np.testing.assert_allclose(logits(exported, rows)[real], result[real], atol=2e-5)
+  np.testing.assert_array_equal(logits(exported, rows, mask=False), logits(exported, rows))
   shorter = rows[:1, : int(real[0].sum())]
-  np.testing.assert_allclose(logits(there, shorter)[0], found[0, : shorter.shape[1]], atol=2e-5)
+  np.testing.assert_allclose(logits(exported, shorter)[0], result[0, : shorter.shape[1]], atol=2e-5)
 
 
 @pytest.mark.parametrize('head', HEADS)
@@ -111,9 +113,12 @@ def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
 def test_a_classifier_gives_our_logits(labels: tuple[str, ...], head: str, theirs):
   config = dataclasses.replace(OWN, **SHAPES['pre, rotary'])
   ours = spread(heads.init_classifier(config, HEADS[head], len(labels), jax.random.key(0)))
-  there, rows = made(theirs, ours, config, HEADS[head], labels), draw_rows(4, padded=True)
-  found = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
-  np.testing.assert_allclose(logits(there, rows), found, atol=2e-5)
+  exported, rows = (
+    open_exported(theirs, ours, config, HEADS[head], labels),
+    draw_rows(4, padded=True),
+  )
+  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
+  np.testing.assert_allclose(logits(exported, rows), result, atol=2e-5)
 
 
 def test_it_trains(theirs):
@@ -126,14 +131,18 @@ def test_it_trains(theirs):
     (None, heads.init_masked_language_model(config, jax.random.key(0)), rows),
     (HEAD, heads.init_classifier(config, HEAD, 3, jax.random.key(0)), rows[:, 1] % 3),
   ):
-    there = made(theirs, spread(model), config, head, ('a', 'b', 'c')[: 3 if head else 0]).train()
-    adam = torch.optim.Adam(there.parameters(), 1e-2)
+    exported = open_exported(
+      theirs, spread(model), config, head, ('a', 'b', 'c')[: 3 if head else 0]
+    ).train()
+    adam = torch.optim.Adam(exported.parameters(), 1e-2)
     losses = []
     for _ in range(30):
-      loss = there(rows, labels=labels).loss
+      loss = exported(rows, labels=labels).loss
       adam.zero_grad()
       loss.backward()
       adam.step()
       losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-    assert all(p.grad is not None for name, p in there.named_parameters() if 'segments' not in name)
+    assert all(
+      p.grad is not None for name, p in exported.named_parameters() if 'segments' not in name
+    )

@@ -46,7 +46,7 @@ def few_calls(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(stablehlo, '_WARMUP_CALLS', 1)
 
 
-def asked(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
+def run_example(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
   """As call.json says, with nothing of ours but how texts become ids."""
   called = json.loads((folder / 'call.json').read_text())
   program = jax_export.deserialize(bytearray((folder / called['program']).read_bytes()))
@@ -80,14 +80,15 @@ def test_the_program_answers_as_the_model(
   assert record['batch'] == (batch or None) and record['difference'] <= 1e-5
   assert 0 < record['milliseconds']['median'] <= record['milliseconds']['p95']
   for texts in [TEXTS[:2]] if batch else [TEXTS[:1], TEXTS]:
-    found, called = asked(tmp_path / 'out', texts)
+    result, called = run_example(tmp_path / 'out', texts)
     ours = [inference.predict('', str(source), text, '', '')[0] for text in texts]
     expected = [
-      [one['value']] if 'value' in one else list(one['probabilities'].values()) for one in ours
+      [prediction['value']] if 'value' in prediction else list(prediction['probabilities'].values())
+      for prediction in ours
     ]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     assert called['labels'] == list(changes.get('labels', fake_classifiers.LABELS))
-    assert found.shape[1] == called['output']['shape'][1]
+    assert result.shape[1] == called['output']['shape'][1]
   # nothing to do
   assert stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch) == record
   with pytest.raises(InputError, match='other things are there'):
@@ -112,10 +113,10 @@ def test_its_lines_of_python_run_in_its_folder(
   )
   stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   monkeypatch.chdir(tmp_path / 'out')
-  found: dict = {}
-  exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), found)
+  result: dict = {}
+  exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), result)
   (ours,) = inference.predict('', str(source), *texts, *[''] * (3 - len(texts)))
-  np.testing.assert_allclose(found['answer'], list(ours['probabilities'].values()), atol=1e-5)
+  np.testing.assert_allclose(result['answer'], list(ours['probabilities'].values()), atol=1e-5)
 
 
 def test_what_differs_leaves_nothing(
@@ -130,7 +131,7 @@ def test_what_differs_leaves_nothing(
   )
   with pytest.raises(InputError, match='differ by 1e-05 at most'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
-  assert [one.name for one in tmp_path.iterdir()] == ['source']
+  assert [prediction.name for prediction in tmp_path.iterdir()] == ['source']
 
 
 def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
@@ -165,8 +166,8 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
   ]
   assert main.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
   assert main.main([*asked_for, f'--trust={module}']) == 0
-  found, _ = asked(tmp_path / 'out', TEXTS)
+  result, _ = run_example(tmp_path / 'out', TEXTS)
   ours = [inference.predict('', str(source), text, '', '')[0] for text in TEXTS]
   np.testing.assert_allclose(
-    found, [list(one['probabilities'].values()) for one in ours], atol=1e-5
+    result, [list(prediction['probabilities'].values()) for prediction in ours], atol=1e-5
   )

@@ -67,14 +67,14 @@ def opened(tokenizer: Tokenizer, letters: bool = False) -> Any:
 
 @pytest.mark.parametrize('letters', [False, True])
 def test_strange_texts_get_the_same_ids(letters: bool, tokenizer: Tokenizer):
-  fast, dice = opened(tokenizer, letters), random.Random(0)
+  fast, generator = opened(tokenizer, letters), random.Random(0)
   assert tokenizer_json.find_differences(tokenizer, fast) == []
-  made = [
-    ''.join(dice.choices(alphabet, k=dice.randrange(30)))
+  texts = [
+    ''.join(generator.choices(alphabet, k=generator.randrange(30)))
     for alphabet in ALPHABETS
     for _ in range(200)
   ]
-  assert tokenizer_json.find_differences(tokenizer, fast, made) == []
+  assert tokenizer_json.find_differences(tokenizer, fast, texts) == []
   assert (
     tokenizer_json.find_differences(
       tokenizer, fast, ['a <mask> b', '<mask><mask> .', ' <mask> ', '<MASK>']
@@ -117,11 +117,11 @@ def test_a_difference_is_seen(tokenizer: Tokenizer):
 
 
 def test_rows_are_built_and_cut_as_ours(tokenizer: Tokenizer):
-  fast, dice = opened(tokenizer, letters=True), random.Random(1)
+  fast, generator = opened(tokenizer, letters=True), random.Random(1)
 
   def words() -> str:
     return ' '.join(
-      dice.choices(['The', 'model', 'is', 'small', '<s>', 'zz'], k=dice.randrange(12))
+      generator.choices(['The', 'model', 'is', 'small', '<s>', 'zz'], k=generator.randrange(12))
     )
 
   first, second = [words() for _ in range(60)], [words() for _ in range(60)]
@@ -131,8 +131,8 @@ def test_rows_are_built_and_cut_as_ours(tokenizer: Tokenizer):
       Examples(*map(tuple, sides), np.zeros(60, np.int32)), tokenizer, 16
     )
     asked = list(zip(*sides)) if sides[1] else first
-    assert [one.ids for one in fast.encode_batch(asked)] == ours and shortened
-    assert {one for found in fast.encode_batch(asked) for one in found.type_ids} == {0}
+    assert [text.ids for text in fast.encode_batch(asked)] == ours and shortened
+    assert {text for result in fast.encode_batch(asked) for text in result.type_ids} == {0}
   tokenizer_json.check_pairs(16)
   with pytest.raises(InputError, match='even'):
     tokenizer_json.check_pairs(17)
@@ -146,7 +146,7 @@ def test_text_comes_back(tokenizer: Tokenizer):
 
 
 @pytest.mark.parametrize(
-  'changes, said',
+  'changes, message',
   [
     ({'normalization_rule_name': 'nmt_nfkc'}, 'a normalisation of text'),
     ({'model_type': 'word'}, 'neither BPE nor'),
@@ -156,7 +156,7 @@ def test_text_comes_back(tokenizer: Tokenizer):
     ({'user_defined_symbols': ['<x>']}, 'a kind of their own: <x>'),
   ],
 )
-def test_what_cannot_be_said_is_refused(changes: dict, said: str):
+def test_what_cannot_be_said_is_refused(changes: dict, message: str):
   written, text = io.BytesIO(), ['the dog sleeps and the cat eats', 'a good dog', 'no cat']
   sentencepiece.SentencePieceTrainer.train(
     **{
@@ -175,7 +175,7 @@ def test_what_cannot_be_said_is_refused(changes: dict, said: str):
       **changes,
     }
   )
-  with pytest.raises(InputError, match=said):
+  with pytest.raises(InputError, match=message):
     tokenizer_json.build_tokenizer_json(Tokenizer(written.getvalue()))
 
 
