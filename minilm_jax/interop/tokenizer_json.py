@@ -221,11 +221,11 @@ def find_differences(
   return [
     text
     for text, encoding in zip(texts, encodings, strict=True)
-    if encoding.ids != _our_ids(tokenizer, text, fast.encode_special_tokens)
+    if encoding.ids != _encode_here(tokenizer, text, fast.encode_special_tokens)
   ]
 
 
-def _our_ids(tokenizer: Tokenizer, text: str, letters: bool) -> list[int]:
+def _encode_here(tokenizer: Tokenizer, text: str, letters: bool) -> list[int]:
   """Returns ids as `tasks/task_data.py` and, unless `letters`, as `evaluation/inference.py`."""
   if letters:
     return tokenizer.encode([text.lower()])[0]

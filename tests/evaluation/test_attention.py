@@ -134,5 +134,5 @@ def test_what_has_no_heads_of_ours_is_refused(tiny_run: Path, tmp_path: Path):
     attention.evaluate_attention(str(tmp_path / 'run'), '', 'validation', '')
   with pytest.raises(InputError, match='2 runs'):
     attention.evaluate_attention(f'{tiny_run},{tmp_path / "run"}', '', 'validation', '')
-  with pytest.raises(InputError, match='there are 4, 8'):
+  with pytest.raises(InputError, match='4, 8'):
     attention.evaluate_attention(f'{tiny_run}@5', '', 'validation', '')

@@ -148,17 +148,17 @@ def test_a_vector_is_the_mean_over_the_tokens_of_its_text(model: LanguageModel):
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(model: LanguageModel, capsys):
-  long, prediction = model.encode([TEXTS[4] + 'the pig rots .', TEXTS[4]])
-  np.testing.assert_array_equal(long, prediction)
+  long, cut = model.encode([TEXTS[4] + 'the pig rots .', TEXTS[4]])
+  np.testing.assert_array_equal(long, cut)
   assert '2 of 2 texts are longer than 64 tokens' in capsys.readouterr().err
 
 
 def test_any_number_of_texts_is_taken(model: LanguageModel):
   assert model.encode([]).shape == (0, 16)
-  prediction = model.encode(TEXTS[0])
-  assert prediction.shape == (1, 16)
+  vector = model.encode(TEXTS[0])
+  assert vector.shape == (1, 16)
   many = model.encode(text for text in TEXTS[:3] * 50)  # three batches
-  np.testing.assert_allclose(many[::3], np.repeat(prediction, 50, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(many[::3], np.repeat(vector, 50, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_holes_are_filled_as_the_verb_does(model: LanguageModel, tiny_run: Path):
@@ -338,8 +338,8 @@ def test_pairs_joined_texts_and_numbers(classifiers: Path, tmp_path: Path):
 
 def test_a_reader_sees_a_table_and_a_program_lines(classifiers: Path, tmp_path: Path, capsys):
   for model_name in ('together', 'classifier-0', 'number'):
-    for config in inference.prediction_tables(predict(classifiers, model_name, 'the dog ' * 20)):
-      rich.console.Console(width=200).print(config)
+    for table in inference.prediction_tables(predict(classifiers, model_name, 'the dog ' * 20)):
+      rich.console.Console(width=200).print(table)
   assert '...' in capsys.readouterr().out
   path = write_table(tmp_path, {'text': 'a dog .'}, {'text': 'the fox .'})
   assert (

@@ -166,13 +166,13 @@ def test_what_cannot_be_scored_is_refused(scored, tiny_run: Path):
   tokenizer, model, sentences = scored
   with pytest.raises(InputError, match="did you mean 'within-word'"):
     likelihood.pseudo_log_likelihoods(model, sentences, tokenizer.starts_word(), 'within_word')
-  with pytest.raises(InputError, match='(?s)longer longer longer.*the model reads 62'):
+  with pytest.raises(InputError, match='(?s)longer longer longer.* 62 '):
     likelihood.encode_sentences(['the dog .', 'the ' * 63, 'longer ' * 70], tokenizer, 64)
   assert len(likelihood.encode_sentences(['the ' * 61 + 'the'], tokenizer, 64)[0]) == 62
   broken = jax.tree.map(lambda x: x * jnp.nan, model)
-  with pytest.raises(InputError, match='4 of 4 sentences have none'):
+  with pytest.raises(InputError, match='4 of 4'):
     likelihood.pseudo_log_likelihoods(broken, sentences, tokenizer.starts_word(), 'original')
-  with pytest.raises(InputError, match='an empty one'):
+  with pytest.raises(InputError, match='--text'):
     likelihood.pseudo_perplexity(tiny_run, ' \n', 'original')
 
 
@@ -295,5 +295,5 @@ def test_rows_without_a_word_are_refused(scored_rows, mesh):
   tokenizer, model, rows = scored_rows
   empty = np.full_like(rows, PAD)
   empty[:, 0], empty[:, 1] = BEGIN, END
-  with pytest.raises(InputError, match='no word to hide'):
+  with pytest.raises(InputError, match='12 rows'):
     likelihood.measure_bits(model, empty, tokenizer, mesh)

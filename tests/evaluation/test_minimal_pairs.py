@@ -235,13 +235,13 @@ def test_a_corpus_that_is_gone_is_said_and_left_out(tiny_run, tiny_corpus, table
     with_corpus['all']['frequency'] is not None
     and with_corpus['all']['value'] == result['all']['value']
   )
-  with pytest.raises(InputError, match='no manifest'):
+  with pytest.raises(InputError, match='gone'):
     minimal_pairs.evaluate_pairs(tmp_path / 'run', table, 'within-word', str(tmp_path / 'gone'), '')
 
 
 def test_a_sentence_too_long_leaves_nothing_behind(tiny_run, tmp_path):
   (tmp_path / 'long.csv').write_text(f'sentence_good,sentence_bad\na,{"the dog " * 60}\n')
-  with pytest.raises(InputError, match='the model reads 62'):
+  with pytest.raises(InputError, match=' 62 '):
     minimal_pairs.evaluate_pairs(
       tiny_run, tmp_path / 'long.csv', 'original', '', str(tmp_path / 'W')
     )
@@ -374,7 +374,7 @@ def test_what_is_no_set_is_refused(tmp_path: pathlib.Path):
     minimal_pairs.read_pairs(
       jsonl(tmp_path / 'typing.jsonl', [{'sentence_godo': 'a', 'sentence_bad': 'b'}])
     )
-  with pytest.raises(InputError, match='no row'):
+  with pytest.raises(InputError, match='sentence_good'):
     minimal_pairs.read_pairs(jsonl(tmp_path / 'none.jsonl', []))
   (tmp_path / 'empty').mkdir()
   for place, message in (

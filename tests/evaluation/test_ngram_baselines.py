@@ -121,7 +121,7 @@ def test_they_are_the_formula():
     counts = slow[context]
     return (max(counts[target] - discount, 0) + discount * len(counts) * lower) / counts.total()
 
-  def first(target: int, far: int, left: int, right: int) -> dict[str, float]:
+  def predict(target: int, far: int, left: int, right: int) -> dict[str, float]:
     unigram = backed((), (), target, 1 / len(CANDIDATES))
     sides = [backed((-1,), (left,), target, unigram), backed((1,), (right,), target, unigram)]
     below = backed((-2,), (far,), target, unigram) if left == MASK_ID else sides[0]
@@ -135,8 +135,8 @@ def test_they_are_the_formula():
     }
 
   for number, (around, target) in enumerate(zip(seen.tolist(), targets.tolist(), strict=True)):
-    expected = first(target, *around)
-    expected['product'] /= sum(first(other, *around)['product'] for other in CANDIDATES.tolist())
+    expected = predict(target, *around)
+    expected['product'] /= sum(predict(other, *around)['product'] for other in CANDIDATES.tolist())
     expected['both'] = backed((-1, 1), (around[1], around[2]), target, expected['product'])
     assert {name: values[number] for name, values in result.items()} == pytest.approx(expected)
 
@@ -188,8 +188,8 @@ def test_on_a_markov_chain_they_reach_its_entropies():
   def entropy(*axes: int) -> float:
     """Of the token, with the places seen that are not summed out."""
     p = joint.sum(axes)
-    unigrams = p.sum(1 if 0 not in axes else 0, keepdims=True)
-    return float(-(p * np.log(p / unigrams)).sum())
+    totals = p.sum(1 if 0 not in axes else 0, keepdims=True)
+    return float(-(p * np.log(p / totals)).sum())
 
   places, train, test = np.arange(2, length - 1), tokens[:500], tokens[500:]
   seen = np.stack([test[:, places + offset].ravel() for offset in (-2, -1, 1)], axis=1)
@@ -257,7 +257,7 @@ def test_a_corpus_without_anything_to_judge_on_is_refused(tiny_corpus: Path, tmp
   for split in ('validation', 'test'):
     described['splits'][split] |= {'rows': 0, 'shards': []}
   files.write_json(tmp_path / run_dir.MANIFEST, described)
-  with pytest.raises(InputError, match='neither a validation nor a test split'):
+  with pytest.raises(InputError, match='splits.validation'):
     ngram_baselines.measure_baselines(
       dataclasses.replace(run_config(tiny_corpus), corpus=str(tmp_path)), tmp_path / 'W'
     )

@@ -75,7 +75,7 @@ def test_a_run_fills_masks_there_as_here(
     < 1e-5
     < record['tolerance']
   )
-  assert sorted(answer.name for answer in (tmp_path / 'out').iterdir()) == [
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
     'README.md',
     'config.json',
     'export.json',
@@ -85,9 +85,7 @@ def test_a_run_fills_masks_there_as_here(
     'tokenizer_config.json',
   ]
   answer = opened(tmp_path / 'out', 'fill-mask')
-  theirs = {
-    answer['token_str']: answer['score'] for answer in answer('the Dog <mask> .', top_k=520)
-  }
+  theirs = {guess['token_str']: guess['score'] for guess in answer('the Dog <mask> .', top_k=520)}
   for guess in inference.fill_mask(tiny_run, 'the Dog <mask> .', 3):
     assert theirs[guess.piece.replace('\u2581', '')] == pytest.approx(guess.probability, abs=1e-4)
   card = (tmp_path / 'out' / 'README.md').read_text()
@@ -96,10 +94,10 @@ def test_a_run_fills_masks_there_as_here(
   assert (
     hf_export.export_huggingface(str(tiny_run), str(tmp_path / 'out')) == record
   )  # nothing to do
-  with pytest.raises(InputError, match='other things are there'):
+  with pytest.raises(InputError, match='--workdir'):
     hf_export.export_huggingface(f'{tiny_run}@4', str(tmp_path / 'out'))
   capfd.readouterr()
-  assert [answer.name for answer in tmp_path.iterdir()] == ['out']
+  assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 PLAIN = {'norm': 'post', 'positions': 'learned', 'projection': False, 'segments': 1}
@@ -176,7 +174,7 @@ def test_pairs_of_an_odd_length_are_refused(
   reads: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
 ):
   source = tuned(tmp_path / 'source', reads, PLAIN, fields=('a', 'b'), length=23)
-  with pytest.raises(InputError, match='even'):
+  with pytest.raises(InputError, match='--config'):
     hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
@@ -222,7 +220,7 @@ def test_what_differs_leaves_nothing(
   monkeypatch.setattr(hf_export.tokenizer_json, 'build_tokenizer_json', without_lower_case)
   with pytest.raises(InputError, match=message):
     hf_export.export_huggingface(source, str(tmp_path / 'out'))
-  assert [answer.name for answer in tmp_path.iterdir()] == ['source']
+  assert [path.name for path in tmp_path.iterdir()] == ['source']
 
 
 def test_its_libraries_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):

@@ -159,8 +159,8 @@ def test_vectors_and_logits_are_theirs(
   like_bert = kind in ('bert', 'electra')
   reads = their_tokenizer(library, transformers, like_bert)
   model = their_model(transformers, kind, ending, len(reads), **changes)
-  for library_tokenizer in (reads, model):
-    library_tokenizer.save_pretrained(tmp_path / 'theirs')
+  for part in (reads, model):
+    part.save_pretrained(tmp_path / 'theirs')
   result = hf_import.import_model(tmp_path / 'theirs', tmp_path / 'run')
 
   tokenizer = pretrained.load_tokenizer(tmp_path / 'run')
@@ -195,7 +195,7 @@ def test_vectors_and_logits_are_theirs(
     ending != 'ForMaskedLM' or not head
   ) - (kind == 'electra' and ending == 'Model')
   if not head:
-    with pytest.raises(InputError, match='without a masked-LM head'):
+    with pytest.raises(InputError, match='BertForMaskedLM'):
       inference.fill_mask(tmp_path / 'run', 'the <mask> .', 3)
     return
   with torch.no_grad():
@@ -216,8 +216,8 @@ def test_holes_are_filled_as_theirs_are(transformers, library, tmp_path: pathlib
 
   reads = their_tokenizer(library, transformers, like_bert=False)
   model = their_model(transformers, 'roberta', 'ForMaskedLM', len(reads))
-  for library_tokenizer in (reads, model):
-    library_tokenizer.save_pretrained(tmp_path / 'theirs')
+  for part in (reads, model):
+    part.save_pretrained(tmp_path / 'theirs')
   hf_import.import_model(tmp_path / 'theirs', tmp_path / 'run')
   text = 'The dog <mask> near the <mask> .'
   inputs = reads(text, return_tensors='pt')
@@ -377,16 +377,16 @@ def test_a_folder_with_something_else_is_left_alone(
   mine = tmp_path / 'mine'
   mine.mkdir()
   (mine / 'letter.txt').write_text('dear')
-  with pytest.raises(InputError, match='something else is there: letter.txt'):
+  with pytest.raises(InputError, match='letter.txt'):
     hf_import.import_model(source, mine)
   assert [path.name for path in mine.iterdir()] == ['letter.txt']
-  with pytest.raises(InputError, match='the directory cannot be made'):
+  with pytest.raises(InputError, match='letter.txt'):
     hf_import.import_model(source, mine / 'letter.txt')
   other_folder = fake_hf_folders.write_folder(
     tmp_path / 'theirs', fake_hf_folders.draw_bert_weights(seed=1)
   )
   shutil.copytree(brought, tmp_path / 'run')
-  with pytest.raises(InputError, match='it holds another model'):
+  with pytest.raises(InputError, match='--workdir'):
     hf_import.import_model(other_folder, tmp_path / 'run')
 
 
@@ -581,7 +581,7 @@ def test_pads_are_where_both_say(tmp_path: pathlib.Path, source, library):
   (theirs / 'tokenizer_config.json').write_text(
     json.dumps(dict(zip(hf_import._ROLES, hf_config.HF_FAMILIES['bert'].special, strict=True)))
   )
-  with pytest.raises(InputError, match='pad_token_id=1 in its config.json, and 0 in its tokenizer'):
+  with pytest.raises(InputError, match='pad_token_id=1.* 0 '):
     hf_import.import_model(theirs, tmp_path / 'run')
 
 

@@ -35,7 +35,7 @@ def test_its_library_must_be_there(
     tmp_path / 'source', fake_classifiers.make_classifier(reads, 0)
   )
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(InputError, match='flatbuffers not installed'):
+  with pytest.raises(InputError, match='flatbuffers'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
 
@@ -91,7 +91,7 @@ def test_the_program_answers_as_the_model(
     assert result.shape[1] == called['output']['shape'][1]
   # nothing to do
   assert stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch) == record
-  with pytest.raises(InputError, match='other things are there'):
+  with pytest.raises(InputError, match='--workdir'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), 7)
 
 
@@ -129,13 +129,13 @@ def test_what_differs_leaves_nothing(
   monkeypatch.setattr(
     stablehlo, 'open_program', lambda folder: lambda tokens: opened(folder)(tokens) + 1e-3
   )
-  with pytest.raises(InputError, match='differ by 1e-05 at most'):
+  with pytest.raises(InputError, match='1e-05'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
-  assert [prediction.name for prediction in tmp_path.iterdir()] == ['source']
+  assert [path.name for path in tmp_path.iterdir()] == ['source']
 
 
 def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
-  with pytest.raises(InputError, match='a pre-training run, which classifies nothing'):
+  with pytest.raises(InputError, match='save_classifiers'):
     stablehlo.export_stablehlo(str(tiny_run), str(tmp_path / 'out'))
   with pytest.raises(InputError, match='--batch=-1'):
     stablehlo.export_stablehlo(str(tiny_run), str(tmp_path / 'out'), -1)
@@ -156,7 +156,7 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
   )
   monkeypatch.setattr(recipe, '_trusted', set())
   custom.load_custom_encoder.cache_clear()
-  with pytest.raises(InputError, match='--format=stablehlo takes a classifier of any encoder'):
+  with pytest.raises(InputError, match='--format=stablehlo'):
     export.load_model(str(source))
   asked_for = [
     'export',

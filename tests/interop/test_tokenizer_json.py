@@ -127,14 +127,14 @@ def test_rows_are_built_and_cut_as_ours(tokenizer: Tokenizer):
   first, second = [words() for _ in range(60)], [words() for _ in range(60)]
   fast.enable_truncation(16)
   for sides in ((first, ()), (first, second)):
-    ours, shortened = task_data.encode_examples(
+    ours, truncated = task_data.encode_examples(
       Examples(*map(tuple, sides), np.zeros(60, np.int32)), tokenizer, 16
     )
-    asked = list(zip(*sides)) if sides[1] else first
-    assert [text.ids for text in fast.encode_batch(asked)] == ours and shortened
-    assert {text for result in fast.encode_batch(asked) for text in result.type_ids} == {0}
+    inputs = list(zip(*sides)) if sides[1] else first
+    assert [encoding.ids for encoding in fast.encode_batch(inputs)] == ours and truncated
+    assert {number for encoding in fast.encode_batch(inputs) for number in encoding.type_ids} == {0}
   tokenizer_json.check_pairs(16)
-  with pytest.raises(InputError, match='even'):
+  with pytest.raises(InputError, match='--config'):
     tokenizer_json.check_pairs(17)
 
 
