@@ -209,7 +209,7 @@ def test_weights_are_placed_once_and_loading_is_quiet(
   assert not caplog.records and capsys.readouterr() == ('', '')
   assert model.predict(fake_classifiers.TEXTS[0]) == model.predict(
     fake_classifiers.TEXTS[0]
-  ) and placed == [2]
+  ) and placed == [3]
 
 
 def test_what_cannot_be_used_is_refused(
