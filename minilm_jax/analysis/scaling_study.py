@@ -1,12 +1,9 @@
-"""The study of a grid: its frontiers, every law fitted to them with intervals, its plateau, and
-what follows from them.
+"""The scaling study of a sweep: its frontiers, the laws fitted to them with intervals, its plateau,
+and the conclusions.
 
-What a sweep is too small for is left out, with the reason; nothing here raises for that. Only
-numbers and sentences are
-made: pictures are `grid_figures.py`, the page `grid_page.py`.
-
-Intervals of fits to a frontier are by drawing runs (`resample.py`); those of fits to the ends of
-runs, which are independent points, are by `intervals.py`.
+Results that a sweep is too small for are left out with the reason; nothing here raises for that.
+Intervals of fits to a frontier are by drawing runs; those of fits to the ends of runs, which are
+independent points, are of `broken_laws.py`.
 """
 
 import dataclasses
@@ -17,26 +14,27 @@ from typing import TypeVar
 from minilm_jax.analysis import broken_laws, frontier, power_laws, scaling_fits
 from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.power_laws import Fit
-from minilm_jax.analysis.scaling_fits import ENDS, FRONTIER, WITHOUT, SweepRun
+from minilm_jax.analysis.power_laws import LOGS, PIECES, POWER, Fit
+from minilm_jax.analysis.scaling_fits import ENDS, ENVELOPE, FRONTIER, WITHOUT, SweepRun
 from minilm_jax.analysis.scores import format_interval
 from minilm_jax.core.errors import InputError
 
-# FLOPs; parts the paper's frontier so that its published constants come out on either side
+# FLOPs of the paper's split of its frontier; its published constants are those of either side.
 PAPER_SPLIT = 2.7e15
-_HELD_OUT = 5  # one point in so many, the dearest, is predicted from the others
-T = TypeVar('T')
+_HELD_OUT_DIVISOR = 5  # the fifth of points with the highest compute is predicted from the others
+# By the keys of fits.json.
 _HELD_OUT_FORMS = {
   'log_power': power_laws.fit_log_power,
   'offset_power': power_laws.fit_offset_power,
   'two_piece': broken_laws.fit_two_piece,
   'smooth_break': broken_laws.fit_smooth_break,
 }
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalingStudy:
-  """All of it.
+  """The results of the study of one sweep.
 
   Attributes:
     count: how the FLOPs were counted.
@@ -44,7 +42,7 @@ class ScalingStudy:
     frontier, envelope: `frontier.percentile` and `frontier.envelope`.
     without: the percentile frontier of the evaluations after the plateau.
     ends: the last evaluation of each finished run.
-    fits: every law; what each was fitted to is its name.
+    fits: every law; its name says to which points.
     chosen: of the laws of the whole frontier, the one with the lowest BIC.
     held_out: by form, the error in log L of the law fitted to the rest at the dearest fifth of the
       frontier.
@@ -52,11 +50,10 @@ class ScalingStudy:
     plateaus: of the runs that were on it.
     split: FLOPs where the two pieces part: as asked, or as estimated from the frontier.
     split_interval: 95%, over draws of runs, where it was estimated.
-    below, below_on_plateau: points of the frontier below the split, and how many of them are of
-    runs that had not yet
-      left the plateau.
+    below, below_on_plateau: points of the frontier below the split, and those of runs that had not
+      yet left the plateau.
     above_on_plateau: those above.
-    sentences: what follows from the numbers, for the top of a page.
+    sentences: the conclusions, for the top of a page.
     left_out: what could not be computed, and why.
   """
 
@@ -89,262 +86,252 @@ def study_scaling(
   count: str = HONEY,
   split: float | None = None,
 ) -> ScalingStudy:
-  """Everything that the curves of a sweep allow.
+  """Returns everything that the loss curves of a sweep allow.
 
   Args:
     curves: of a sweep over one corpus.
     draws, seed: of runs, for the intervals of fits to frontiers.
     unfinished: do runs count that have not reached the end of their schedule?
-    count: of FLOPs, one of `curves.py`; runs without it are left out.
-    split: FLOPs at which the frontier is parted; else where two pieces fit best. The paper's is
-      compared with wherever the sweep spans it and the count is the paper's.
+    count: of FLOPs, of `loss_curves.py`; runs without it are left out.
+    split: FLOPs at which the frontier is parted; by default the best break of two pieces. The
+      paper's split is added if the sweep spans it and the count is the paper's.
   """
   left_out: list[str] = []
-  chosen = [
+  counted = [
     curve for curve in curves if (curve.finished or unfinished) and count in curve.flops_per_row
   ]
-  if len(chosen) < len(curves):
+  if len(counted) < len(curves):
     left_out.append(
-      f'{len(curves) - len(chosen)} of {len(curves)} runs: not at the end of their schedule, or without '
-      f'FLOPs by the count {count!r}'
+      f'{len(curves) - len(counted)} of {len(curves)} runs: not at the end of their schedule, or '
+      f'without FLOPs by the count {count!r}'
     )
-  level = frontier.find_plateau_level(chosen)
-  places = [
-    None if level is None else frontier.find_plateau(curve, level, count) for curve in chosen
+  level = frontier.find_plateau_level(counted)
+  runs = [
+    SweepRun(curve, None if level is None else frontier.find_plateau(curve, level, count))
+    for curve in counted
   ]
-  runs = [SweepRun(curve, place) for curve, place in zip(chosen, places, strict=True)]
+  plateaus = [run.plateau for run in runs if run.plateau is not None]
   points = {
-    name: _or_none(lambda name=name: scaling_fits.select_points(name, runs, count), left_out) or []
-    for name in (FRONTIER, scaling_fits.ENVELOPE, WITHOUT)
+    kind: _try(lambda kind=kind: scaling_fits.select_points(kind, runs, count), left_out) or []
+    for kind in (FRONTIER, ENVELOPE, WITHOUT)
   }
-  ends = _ends([curve for curve in chosen if curve.finished], count)
-  splits = [one for one in (split, PAPER_SPLIT if count == HONEY else None) if one is not None]
-  table = scaling_fits.list_laws(
-    count,
-    tuple(scaling_fits.list_other_counts(chosen, count)),
-    [one for one in dict.fromkeys(splits) if one == split or _spans(points[FRONTIER], one)],
+  ends = [
+    frontier.make_point(curve, -1, count)
+    for curve in counted
+    if curve.finished and curve.loss and curve.rows[-1] > 0
+  ]
+  fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
+  end_fits, end_reasons = scaling_fits.fit_run_ends(ends, count)
+  of_frontier = [fit for fit in fits if fit.name == FRONTIER]
+  pieces = next((fit for fit in of_frontier if fit.form == PIECES and fit.method == LOGS), None)
+  split_interval = None
+  if split is None and pieces is not None:
+    split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
+  below, below_on_plateau, above_on_plateau = _count_on_plateau(points[FRONTIER], plateaus, split)
+  held_out = _measure_held_out(points[FRONTIER], left_out)
+  study = ScalingStudy(
+    count=count,
+    runs=len(counted),
+    evaluations=sum(len(curve.loss) for curve in counted),
+    frontier=points[FRONTIER],
+    envelope=points[ENVELOPE],
+    without=points[WITHOUT],
+    ends=ends,
+    fits=fits + end_fits,
+    chosen=power_laws.choose_fit(of_frontier) if of_frontier else None,
+    held_out=held_out,
+    level=level,
+    plateaus=plateaus,
+    split=split,
+    split_interval=split_interval,
+    below=below,
+    below_on_plateau=below_on_plateau,
+    above_on_plateau=above_on_plateau,
+    sentences=[],
+    left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
   )
-  fits, reasons = scaling_fits.fit_all(runs, table)
-  law = _or_none(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
-  fits, unsure = scaling_fits.add_intervals(runs, table, fits, law, draws, seed)
-  of_ends, end_reasons = scaling_fits.fit_run_ends(ends, count)
-  fits += of_ends
-  whole = [fit for fit in fits if fit.name == FRONTIER]
-  pieces = next(
-    (fit for fit in whole if fit.form == power_laws.PIECES and fit.method == power_laws.LOGS), None
-  )
-  at = split if split is not None else pieces.constants['C0'] if pieces else None
-  interval = (
-    pieces.intervals['C0'] if split is None and pieces and 'C0' in pieces.intervals else None
-  )
-  below, on_below, on_above = _on_plateau(
-    points[FRONTIER], [place for place in places if place], at
-  )
-  found = ScalingStudy(
-    count,
-    len(chosen),
-    sum(len(curve.loss) for curve in chosen),
-    points[FRONTIER],
-    points[scaling_fits.ENVELOPE],
-    points[WITHOUT],
-    ends,
-    fits,
-    power_laws.choose_fit(whole) if whole else None,
-    _held_out(points[FRONTIER], left_out),
-    level,
-    [place for place in places if place],
-    at,
-    interval,
-    below,
-    on_below,
-    on_above,
-    [],
-    list(dict.fromkeys([*left_out, *reasons, *end_reasons, *unsure])),
-  )
-  return dataclasses.replace(found, sentences=write_sentences(found, chosen))
+  return dataclasses.replace(study, sentences=write_sentences(study, counted))
 
 
-def write_sentences(found: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
-  """What the numbers of a study say, most important first; first of all whether its break is a law
-  or a schedule.
+def _fit_laws(
+  runs: Sequence[SweepRun],
+  points: Sequence[Point],
+  count: str,
+  split: float | None,
+  sampling: tuple[int, int],
+  left_out: list[str],
+) -> tuple[list[Fit], tuple[list[str], list[str]]]:
+  """Returns the fits to frontiers, and the reasons for missing fits and missing intervals.
 
   Args:
-    found: a study, its sentences still missing.
-    curves: that it was made from, for their warm-up.
+    runs, count, split: of the study.
+    points: of the frontier.
+    sampling: draws and seed.
+    left_out: gets the reason for a missing law over parameters and tokens.
   """
-  if not found.frontier:
+  splits = [] if split is None else [split]
+  if count == HONEY and split != PAPER_SPLIT:
+    below = sum(point.flops < PAPER_SPLIT for point in points)
+    if min(below, len(points) - below) >= broken_laws.MIN_POINTS_A_SIDE:
+      splits.append(PAPER_SPLIT)
+  other_counts = scaling_fits.list_other_counts([run.curve for run in runs], count)
+  laws = scaling_fits.list_laws(count, other_counts, splits)
+  fits, reasons = scaling_fits.fit_all(runs, laws)
+  surface = _try(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
+  fits, unsure = scaling_fits.add_intervals(runs, laws, fits, surface, *sampling)
+  return fits, (reasons, unsure)
+
+
+def _count_on_plateau(
+  points: Sequence[Point], plateaus: Sequence[Plateau], split: float | None
+) -> tuple[int, int, int]:
+  """Returns the points below the split, and the points below and above it of runs that had not left
+  the plateau.
+  """
+  if split is None:
+    return 0, 0, 0
+  exits = {
+    plateau.run: math.inf if plateau.exit_flops is None else plateau.exit_flops
+    for plateau in plateaus
+  }
+  on_plateau = [point for point in points if point.flops < exits.get(point.run, -math.inf)]
+  below = sum(point.flops < split for point in on_plateau)
+  return sum(point.flops < split for point in points), below, len(on_plateau) - below
+
+
+def _measure_held_out(points: Sequence[Point], left_out: list[str]) -> dict[str, float]:
+  errors = {}
+  arrays = frontier.to_arrays(points)
+  num_held_out = max(1, len(points) // _HELD_OUT_DIVISOR)
+  for name, form in _HELD_OUT_FORMS.items() if points else ():
+    error = _try(
+      lambda form=form: power_laws.measure_held_out_error(form, *arrays, num_held_out), left_out
+    )
+    if error is not None:
+      errors[name] = error
+  return errors
+
+
+def _try(compute: Callable[[], T], left_out: list[str]) -> T | None:
+  try:
+    return compute()
+  except InputError as error:
+    left_out.append(f'{error.asked}: {error.found}')
+    return None
+
+
+def write_sentences(study: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
+  """Returns the conclusions of a study, most important first: is its break a law or a schedule?
+
+  Args:
+    study: its sentences still missing.
+    curves: of the study, for their warm-up.
+  """
+  if not study.frontier:
     return ['There is no frontier: no finished run was evaluated.']
-  said = [_of_frontier(found)]
-  whole = {
-    fit.form: fit for fit in found.fits if fit.name == FRONTIER and fit.method == power_laws.LOGS
+  first, last = study.frontier[0], study.frontier[-1]
+  sentences = [
+    f'The frontier has {len(study.frontier)} points from {len({p.run for p in study.frontier})} of '
+    f'{study.runs} runs, {first.flops:.2g} to {last.flops:.2g} FLOPs ({study.evaluations:,} '
+    'evaluations).'
+  ]
+  by_form = {
+    kind: {fit.form: fit for fit in study.fits if fit.name == kind and fit.method == LOGS}
+    for kind in (FRONTIER, WITHOUT)
   }
-  after = {
-    fit.form: fit for fit in found.fits if fit.name == WITHOUT and fit.method == power_laws.LOGS
-  }
-  if power_laws.PIECES in whole and found.split is not None:
-    said.append(_of_pieces(whole, found))
-    reasons = [*_of_plateau(found, after), *_of_schedule(found, curves)]
-    said += [*reasons, _verdict(found, whole)]
-  ends = next(
-    (fit for fit in found.fits if fit.name == ENDS and fit.form == power_laws.POWER), None
-  )
+  if PIECES in by_form[FRONTIER] and study.split is not None:
+    power, pieces = by_form[FRONTIER][POWER], by_form[FRONTIER][PIECES]
+    sentences += [
+      _compare_pieces(power, pieces),
+      *_describe_plateau(study, study.split, by_form[WITHOUT]),
+      *_describe_schedule(study, study.split, curves),
+      _conclude(study, power.bic - pieces.bic),
+    ]
+  ends = next((fit for fit in study.fits if fit.name == ENDS and fit.form == POWER), None)
   if ends is not None:
-    said.append(
+    sentences.append(
       f'Over the ends of {ends.n} runs, whatever their shape, loss falls with exponent '
-      f'{_number(ends, "b")}, R2 {ends.r2:.3f}.'
+      f'{_format_constant(ends, "b")}, R2 {ends.r2:.3f}.'
     )
-  return said
+  return sentences
 
 
-def _of_frontier(found: ScalingStudy) -> str:
-  runs, ends = (
-    len({point.run for point in found.frontier}),
-    [found.frontier[0].flops, found.frontier[-1].flops],
-  )
+def _compare_pieces(power: Fit, pieces: Fit) -> str:
+  place = f'{pieces.constants["C0"]:.3g} FLOPs'
+  if 'C0' in pieces.intervals:
+    low, high = pieces.intervals['C0']
+    place += f' ({low:.2g} to {high:.2g} over draws of runs)'
+  gain = power.bic - pieces.bic
+  better = 'much better' if gain > 10 else 'better' if gain > 2 else 'no better'
   return (
-    f'The frontier has {len(found.frontier)} points from {runs} of {found.runs} runs, {ends[0]:.2g} to '
-    f'{ends[1]:.2g} FLOPs ({found.evaluations:,} evaluations).'
+    f'Two power laws that part at {place} fit it {better} than one (BIC lower by {gain:.0f}, R2 '
+    f'{pieces.r2:.3f} against {power.r2:.3f}): exponent {_format_constant(pieces, "b1")} below and '
+    f'{_format_constant(pieces, "b2")} above.'
   )
 
 
-def _of_pieces(whole: Mapping[str, Fit], found: ScalingStudy) -> str:
-  one, two = whole[power_laws.POWER], whole[power_laws.PIECES]
-  where = f'{two.constants["C0"]:.3g} FLOPs'
-  if 'C0' in two.intervals:
-    low, high = two.intervals['C0']
-    where += f' ({low:.2g} to {high:.2g} over draws of runs)'
-  better = one.bic - two.bic
-  much = 'much better' if better > 10 else 'better' if better > 2 else 'no better'
-  return (
-    f'Two power laws that part at {where} fit it {much} than one (BIC lower by {better:.0f}, R2 {two.r2:.3f} '
-    f'against {one.r2:.3f}): exponent {_number(two, "b1")} below and {_number(two, "b2")} above.'
-  )
-
-
-def _of_plateau(found: ScalingStudy, after: Mapping[str, Fit]) -> list[str]:
-  if found.level is None:
+def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit]) -> list[str]:
+  if study.level is None:
     return ['No run shows a plateau that its evaluations are close enough to see.']
-  left = sum(place.left for place in found.plateaus)
-  above = len(found.frontier) - found.below
-  said = [
-    f'Runs stand still at {found.level:.2f} nats, and {left} of {len(found.plateaus)} leave that plateau: '
-    f'{found.below_on_plateau} of the {found.below} points of the frontier below {found.split:.3g} FLOPs are of '
-    f'runs that had not left it, and {found.above_on_plateau} of the {above} above.'
+  num_left = sum(plateau.left for plateau in study.plateaus)
+  sentences = [
+    f'Runs stand still at {study.level:.2f} nats, and {num_left} of {len(study.plateaus)} leave that '
+    f'plateau: {study.below_on_plateau} of the {study.below} points of the frontier below '
+    f'{split:.3g} FLOPs are of runs that had not left it, and {study.above_on_plateau} of the '
+    f'{len(study.frontier) - study.below} above.'
   ]
-  if power_laws.POWER in after and power_laws.PIECES in after:
-    one, two = after[power_laws.POWER], after[power_laws.PIECES]
-    said.append(
-      f'Without evaluations until there, the frontier begins at {one.low:.2g} FLOPs; one power law then has '
-      f'R2 {one.r2:.3f} and exponent {_number(one, "b")}, and two, parting at {two.constants["C0"]:.2g} '
-      f'FLOPs, R2 {two.r2:.3f} (BIC lower by {one.bic - two.bic:.0f}).'
+  if POWER in after and PIECES in after:
+    power, pieces = after[POWER], after[PIECES]
+    sentences.append(
+      f'Without evaluations until there, the frontier begins at {power.low:.2g} FLOPs; one power law '
+      f'then has R2 {power.r2:.3f} and exponent {_format_constant(power, "b")}, and two, parting at '
+      f'{pieces.constants["C0"]:.2g} FLOPs, R2 {pieces.r2:.3f} (BIC lower by '
+      f'{power.bic - pieces.bic:.0f}).'
     )
-  return said
+  return sentences
 
 
-def _of_schedule(found: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
-  said = []
-  cheapest = min((point.flops for point in found.ends), default=None)
-  if cheapest is not None and cheapest > found.split:
-    said.append(
-      f'No schedule ends below that break: the cheapest run that reached its end took {cheapest:.2g} FLOPs, '
-      'so every point below is of a run in the middle of its schedule.'
+def _describe_schedule(study: ScalingStudy, split: float, curves: Sequence[LossCurve]) -> list[str]:
+  sentences = []
+  cheapest = min((point.flops for point in study.ends), default=None)
+  if cheapest is not None and cheapest > split:
+    sentences.append(
+      f'No schedule ends below that break: the cheapest run that reached its end took '
+      f'{cheapest:.2g} FLOPs, so every point below is of a run in the middle of its schedule.'
     )
-  on_frontier = {point.run for point in found.frontier if point.flops < found.split}
-  tops = [
-    place.warmup_flops
-    for place in found.plateaus
-    if place.run in on_frontier and place.warmup_flops is not None
+  runs_below = {point.run for point in study.frontier if point.flops < split}
+  warmups = [
+    plateau.warmup_flops
+    for plateau in study.plateaus
+    if plateau.run in runs_below and plateau.warmup_flops is not None
   ]
-  if tops:
-    inside = 'lies within that' if min(tops) <= found.split <= max(tops) else 'is outside of that'
-    said.append(
-      f'Warm-up of the runs below the break ends between {min(tops):.2g} and {max(tops):.2g} FLOPs; the '
-      f'break {inside}.'
+  if warmups:
+    is_inside = min(warmups) <= split <= max(warmups)
+    sentences.append(
+      f'Warm-up of the runs below the break ends between {min(warmups):.2g} and {max(warmups):.2g} '
+      f'FLOPs; the break {"lies within that" if is_inside else "is outside of that"}.'
     )
   elif all(curve.warmup is None for curve in curves):
-    said.append('Where warm-up ends was not logged, so it cannot be compared with the break.')
-  return said
+    sentences.append('Where warm-up ends was not logged, so it cannot be compared with the break.')
+  return sentences
 
 
-def _verdict(found: ScalingStudy, whole: Mapping[str, Fit]) -> str:
-  if whole[power_laws.POWER].bic - whole[power_laws.PIECES].bic <= 2:
+def _conclude(study: ScalingStudy, bic_gain: float) -> str:
+  if bic_gain <= 2:
     return 'So these runs show no break.'
-  if found.level is None:
+  if study.level is None:
     return 'So the break is there, and these runs do not tell whether a plateau makes it.'
-  shares = [
-    on / of if of else 0.0
-    for on, of in (
-      (found.below_on_plateau, found.below),
-      (found.above_on_plateau, len(found.frontier) - found.below),
-    )
-  ]
-  if shares[0] >= 0.8 and shares[1] <= 0.2:
+  above = len(study.frontier) - study.below
+  share_below = study.below_on_plateau / study.below if study.below else 0.0
+  share_above = study.above_on_plateau / above if above else 0.0
+  if share_below >= 0.8 and share_above <= 0.2:
     return (
-      'So the break is where the frontier passes from runs on the plateau to runs that have left it: it belongs '
-      'to the course of training, and these runs give no law of compute below it.'
+      'So the break is where the frontier passes from runs on the plateau to runs that have left it: '
+      'it belongs to the course of training, and these runs give no law of compute below it.'
     )
   return 'So the plateau does not account for the break.'
 
 
-def _number(fit: Fit, key: str) -> str:
-  low, high = fit.intervals[key] if key in fit.intervals else (math.nan, math.nan)
+def _format_constant(fit: Fit, key: str) -> str:
+  low, high = fit.intervals.get(key, (math.nan, math.nan))
   return format_interval(fit.constants[key], low, high, '.3f')
-
-
-def _on_plateau(
-  points: Sequence[Point], places: Sequence[Plateau], split: float | None
-) -> tuple[int, int, int]:
-  """Points below the split, and points below and above it of runs that had not left the plateau."""
-  if split is None:
-    return 0, 0, 0
-  leaves = {place.run: place.exit_flops for place in places}
-  on = [
-    point
-    for point in points
-    if point.run in leaves and (leaves[point.run] is None or point.flops < leaves[point.run])
-  ]
-  below = sum(point.flops < split for point in on)
-  return sum(point.flops < split for point in points), below, len(on) - below
-
-
-def _ends(curves: Sequence[LossCurve], count: str) -> list[Point]:
-  return [
-    Point(
-      float(curve.flops(count)[-1]),
-      curve.loss[-1],
-      curve.name,
-      float(curve.tokens[-1]),
-      curve.parameters,
-    )
-    for curve in curves
-    if curve.loss and curve.rows[-1] > 0
-  ]
-
-
-def _spans(points: Sequence[Point], split: float) -> bool:
-  below = sum(point.flops < split for point in points)
-  return min(below, len(points) - below) >= broken_laws.MIN_POINTS_A_SIDE
-
-
-def _held_out(points: Sequence[Point], left_out: list[str]) -> dict[str, float]:
-  if not points:
-    return {}
-  found = {}
-  for name, form in _HELD_OUT_FORMS.items():
-    error = _or_none(
-      lambda form=form: power_laws.measure_held_out_error(
-        form, *frontier.to_arrays(points), max(1, len(points) // _HELD_OUT)
-      ),
-      left_out,
-    )
-    if error is not None:
-      found[name] = error
-  return found
-
-
-def _or_none(make: Callable[[], T], left_out: list[str]) -> T | None:
-  try:
-    return make()
-  except InputError as error:
-    left_out.append(f'{error.asked}: {error.found}')
-    return None
