@@ -1,40 +1,37 @@
-"""Incremental cost-effectiveness: what a larger model buys, one factor of its shape at a time, and
-which are worth it.
+"""Incremental cost-effectiveness: the perplexity that a larger model gains for its FLOPs.
 
-With C the FLOPs of a whole run and PPL its perplexity, the step from one value of a factor to the
-next gains
+With C the FLOPs of a whole run and PPL its perplexity, the step from one value of a factor of the
+shape to the next gains
 
     (PPL_from - PPL_to) / ((C_to - C_from) / 1e15)
 
 points a 1e15 FLOPs; the inverse is the price of a point (paper 1; papers.md 1.10 has the definition
-and its table). Only runs that have ended count, and only such are compared as saw the same rows.
+and its table). Only finished runs count, and only runs that saw the same rows are compared.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
 from minilm_jax.tasks.metrics import CONFIDENCE
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
-_MAX_ROW_DIFFERENCE = (
-  0.01  # runs whose rows differ by less saw the same: the paper's do, by one update
-)
+# Relative difference of rows seen that counts as the same: the paper's runs differ by one update.
+_MAX_ROW_DIFFERENCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """Runs that differ in nothing but their seeds, and stand as one option.
+  """Runs that differ in nothing but their seeds.
 
   Attributes:
     runs: names.
-    perplexity: of each run; on the test split where there is one, else at its last evaluation.
-    bits: bits per word of each run; none where one of them lacks it.
+    perplexity: of each run; on the test split if logged, else at its last evaluation.
+    bits: bits per word of each run; empty if one of them lacks it.
     flops: of the whole run, the mean.
     rows: that each saw.
   """
@@ -56,21 +53,21 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """From one value of a factor to the next, all others equal.
+  """A step from one value of a factor to the next, all others equal.
 
   Attributes:
-    others: the values of the other factors, in words.
+    others: the values of the other factors.
     also: what else differs between the two sides: the tied head, the learning rate, the nominal
       head count.
     from_value, to_value: of the factor; `to_value` is the larger.
     from_runs, to_runs: the runs on either side, one a seed.
-    perplexity_gain: points of perplexity that the step takes off; not a number where the vocabulary
-      is the factor, for perplexities over other vocabularies cannot be compared.
-    bits_gain: bits per word that it takes off, where they were taken.
-    flops: that it adds to a run.
-    per_1e15, low, high: perplexity gained a 1e15 FLOPs, with its interval over seeds, where both
-    sides have two.
-    flops_per_point: the inverse; not a number where nothing is gained.
+    perplexity_gain: reduction of perplexity; nan if the vocabulary is the factor, as perplexities
+      over different vocabularies do not compare.
+    bits_gain: reduction of bits per word, if measured.
+    flops: FLOPs that a run costs more.
+    per_1e15, low, high: perplexity gained per 1e15 FLOPs, with its interval over seeds if both sides
+      have two.
+    flops_per_point: the inverse; nan if nothing is gained.
     dominated: does the step cost more and gain nothing?
   """
 
@@ -96,8 +93,8 @@ class Step:
 class Option:
   """One model on the plane of cost and perplexity, with the interval of its mean over seeds.
 
-  `dominated` by another option that costs no more and is no worse, and not its equal; over the same
-  vocabulary.
+  An option is `dominated` by another of the same vocabulary that costs no more and is no worse, and
+  not its equal.
   """
 
   name: str
@@ -111,86 +108,80 @@ class Option:
 
 
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
-  """The runs that have ended, those that differ in their seeds alone as one, by their cost."""
+  """Returns the finished runs, those that differ only in their seeds as one arm, by cost."""
   groups: dict[tuple[object, ...], list[LossCurve]] = {}
   for curve in curves:
     if curve.finished:
-      key = (
-        curve.shape,
-        curve.tied,
-        curve.learning_rate,
-        curve.warmup,
-        curve.length,
-        curve.rows[-1],
-      )
-      groups.setdefault(key, []).append(curve)
-  found = []
-  for own in groups.values():
-    losses = [curve.loss[-1] if curve.test_loss is None else curve.test_loss for curve in own]
-    bits = [curve.bits_per_word for curve in own if curve.bits_per_word is not None]
-    found.append(
+      schedule = (curve.learning_rate, curve.warmup, curve.length, curve.rows[-1])
+      groups.setdefault((curve.shape, curve.tied, *schedule), []).append(curve)
+  arms = []
+  for group in groups.values():
+    losses = [curve.loss[-1] if curve.test_loss is None else curve.test_loss for curve in group]
+    bits = tuple(curve.bits_per_word for curve in group if curve.bits_per_word is not None)
+    arms.append(
       Arm(
-        own[0].shape,
-        own[0].tied,
-        own[0].learning_rate,
-        tuple(curve.name for curve in own),
-        tuple(map(math.exp, losses)),
-        tuple(bits) if len(bits) == len(own) else (),
-        float(np.mean([curve.flops(HONEY)[-1] for curve in own])),
-        float(own[0].rows[-1]),
+        shape=group[0].shape,
+        tied=group[0].tied,
+        learning_rate=group[0].learning_rate,
+        runs=tuple(curve.name for curve in group),
+        perplexity=tuple(map(math.exp, losses)),
+        bits=bits if len(bits) == len(group) else (),
+        flops=float(np.mean([curve.flops(HONEY)[-1] for curve in group])),
+        rows=float(group[0].rows[-1]),
       )
     )
-  return sorted(found, key=lambda arm: (arm.flops, arm.runs))
+  return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
 
 
 def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
-  """Every step along one factor whose sides are equal in all others, and each next to the other
-  along it.
+  """Returns every step along one factor between neighbours that are equal in all others.
 
-  Of arms of one shape (a tied head, another learning rate) the one of lowest mean perplexity stands
-  for it; where the sides then differ in that, the step says so in `also`. The head count changes no
-  parameter, and that of the logs is nominal, so where it alone keeps two models from being a step
-  they are one, which says so too.
+  Of arms of one shape (a tied head, another learning rate) the one of lowest mean perplexity counts;
+  if the sides differ in that, `also` says so. The head count changes no parameter, and that of the
+  logs is nominal: two models that differ in it besides the factor are a step too, marked in `also`,
+  unless the same step exists with equal head counts.
 
   Args:
-    curves: of a grid.
+    curves: of a sweep.
     draws: resamples of the seeds of each side for an interval.
     seed: of the resampling.
   """
-  found: list[Step] = []
-  options = group_seeds(curves)
+  steps: list[Step] = []
+  arms = group_seeds(curves)
   for factor in FACTORS:
-    strict = list(_neighbours(options, factor, ()))
+    sides = list(_find_neighbours(arms, factor, ()))
     if factor != 'heads':
-      strict += [
-        sides
-        for sides in _neighbours(options, factor, ('heads',))
-        if not any(_same_but_heads(sides, other) for other in strict)
+      sides += [
+        pair
+        for pair in _find_neighbours(arms, factor, ('heads',))
+        if not any(_equal_but_heads(pair, other) for other in sides)
       ]
-    found += [_step(factor, *sides, draws, seed) for sides in strict]
-  return found
+    steps += [_make_step(factor, *pair, draws, seed) for pair in sides]
+  return steps
 
 
-def _same_but_heads(sides: tuple[Arm, Arm], other: tuple[Arm, Arm]) -> bool:
-  """Are two steps between the same shapes, but for the head count?"""
-  bare = [[dataclasses.replace(arm.shape, heads=0) for arm in each] for each in (sides, other)]
-  return bare[0] == bare[1] and _saw_the_same(sides[0].rows, other[0].rows)
+def _equal_but_heads(sides: tuple[Arm, Arm], others: tuple[Arm, Arm]) -> bool:
+  """Returns whether two steps are between the same shapes, except for the head count."""
+  shapes, other_shapes = (
+    [dataclasses.replace(arm.shape, heads=0) for arm in pair] for pair in (sides, others)
+  )
+  return shapes == other_shapes and _saw_same_rows(sides[0].rows, others[0].rows)
 
 
-def _saw_the_same(rows: float, others: float) -> bool:
+def _saw_same_rows(rows: float, others: float) -> bool:
   return abs(rows - others) <= _MAX_ROW_DIFFERENCE * others
 
 
-def _neighbours(
-  options: Sequence[Arm], factor: str, free: tuple[str, ...]
+def _find_neighbours(
+  arms: Sequence[Arm], factor: str, free: tuple[str, ...]
 ) -> Iterator[tuple[Arm, Arm]]:
-  """The sides of each step along a factor; factors that are `free` may differ between them."""
+  """Yields the sides of each step along a factor; factors that are `free` may differ too."""
   fixed = [name for name in FACTORS if name != factor and name not in free]
   chains: list[tuple[tuple[int, ...], float, dict[int, Arm]]] = []
-  for arm in options:
+  for arm in arms:
     key = tuple(getattr(arm.shape, name) for name in fixed)
     best = next(
-      (chain for other, rows, chain in chains if other == key and _saw_the_same(arm.rows, rows)),
+      (best for other, rows, best in chains if other == key and _saw_same_rows(arm.rows, rows)),
       None,
     )
     if best is None:
@@ -205,43 +196,41 @@ def _neighbours(
       yield best[low], best[high]
 
 
-def _step(factor: str, one: Arm, two: Arm, draws: int, seed: int) -> Step:
-  comparable = factor != 'vocabulary'
-  gain = one.mean - two.mean if comparable else math.nan
-  flops = two.flops - one.flops
-  bits = float(np.mean(one.bits) - np.mean(two.bits)) if one.bits and two.bits else math.nan
-  ends = (
-    _interval(
-      lambda rng: _means(one.perplexity, draws, rng) - _means(two.perplexity, draws, rng), seed
-    )
-    if (comparable and min(len(one.runs), len(two.runs)) > 1)
-    else (math.nan, math.nan)
-  )
-  better = gain > 0 if comparable else bits > 0
-  unknown = not comparable and math.isnan(bits)
-  costs = flops / UNIT if flops > 0 else math.nan
+def _make_step(factor: str, small: Arm, large: Arm, draws: int, seed: int) -> Step:
+  is_comparable = factor != 'vocabulary'
+  gain = small.mean - large.mean if is_comparable else math.nan
+  bits = math.nan
+  if small.bits and large.bits:
+    bits = float(np.mean(small.bits) - np.mean(large.bits))
+  low = high = math.nan
+  if is_comparable and min(len(small.runs), len(large.runs)) > 1:
+    low, high = _resample_interval((small.perplexity, large.perplexity), draws, seed)
+  gains = gain > 0 if is_comparable else bits > 0
+  is_unknown = not is_comparable and math.isnan(bits)
+  flops = large.flops - small.flops
+  units = flops / UNIT if flops > 0 else math.nan
   return Step(
     factor=factor,
-    others=describe_others(one.shape, factor),
-    also='; '.join(_also(factor, one, two)),
-    from_value=getattr(one.shape, factor),
-    to_value=getattr(two.shape, factor),
-    from_runs=one.runs,
-    to_runs=two.runs,
+    others=describe_others(small.shape, factor),
+    also='; '.join(_describe_changes(factor, small, large)),
+    from_value=getattr(small.shape, factor),
+    to_value=getattr(large.shape, factor),
+    from_runs=small.runs,
+    to_runs=large.runs,
     perplexity_gain=gain,
     bits_gain=bits,
     flops=flops,
-    per_1e15=gain / costs,
-    low=ends[0] / costs,
-    high=ends[1] / costs,
-    bits_per_1e15=bits / costs,
+    per_1e15=gain / units,
+    low=low / units,
+    high=high / units,
+    bits_per_1e15=bits / units,
     flops_per_point=flops / gain if gain > 0 else math.nan,
-    dominated=flops >= 0 and not better and not unknown,
+    dominated=flops >= 0 and not gains and not is_unknown,
   )
 
 
 def describe_others(shape: ModelShape, factor: str) -> str:
-  """The other factors in words: e embedding, h hidden, i feed-forward, a heads, l layers, V
+  """Returns the other factors: e embedding, h hidden, i feed-forward, a heads, l layers, V
   vocabulary.
 
   >>> describe_others(ModelShape(32, 64, 128, 1, 2, 19010), 'hidden')
@@ -253,68 +242,54 @@ def describe_others(shape: ModelShape, factor: str) -> str:
   )
 
 
-def _also(factor: str, one: Arm, two: Arm) -> Iterator[str]:
-  if factor != 'heads' and one.shape.heads != two.shape.heads:
-    yield f'heads {one.shape.heads} to {two.shape.heads}'
-  if one.tied != two.tied:
-    words = {True: 'tied', False: 'untied', None: 'unknown'}
-    yield f'head {words[one.tied]} to {words[two.tied]}'
-  if one.learning_rate != two.learning_rate:
-    yield f'learning rate {one.learning_rate} to {two.learning_rate}'
+def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
+  if factor != 'heads' and small.shape.heads != large.shape.heads:
+    yield f'heads {small.shape.heads} to {large.shape.heads}'
+  if small.tied != large.tied:
+    names = {True: 'tied', False: 'untied', None: 'unknown'}
+    yield f'head {names[small.tied]} to {names[large.tied]}'
+  if small.learning_rate != large.learning_rate:
+    yield f'learning rate {small.learning_rate} to {large.learning_rate}'
 
 
 def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
-  """Every model by its cost, the FLOPs of the whole run, with its perplexity; see `Option`.
+  """Returns every model by its cost, the FLOPs of the whole run, with its perplexity.
 
   Args:
-    curves: of a grid.
+    curves: of a sweep.
     draws: resamples of the seeds of a model for its interval.
     seed: of the resampling.
   """
-  options = group_seeds(curves)
-  found = []
-  for arm in options:
-    ends = (math.nan, math.nan)
+  arms = group_seeds(curves)
+  options = []
+  for arm in arms:
+    name, low, high = arm.runs[0], math.nan, math.nan
     if len(arm.runs) > 1:
-      ends = _interval(lambda rng, arm=arm: _means(arm.perplexity, draws, rng), seed)
-    name = arm.runs[0] + (f' and {len(arm.runs) - 1} more' if len(arm.runs) > 1 else '')
-    found.append(
-      Option(
-        name,
-        arm.runs,
-        arm.shape,
-        arm.flops,
-        arm.mean,
-        *ends,
-        any(_dominates(other, arm) for other in options),
-      )
-    )
-  return found
+      name += f' and {len(arm.runs) - 1} more'
+      low, high = _resample_interval((arm.perplexity,), draws, seed)
+    is_dominated = any(_dominates(other, arm) for other in arms)
+    options.append(Option(name, arm.runs, arm.shape, arm.flops, arm.mean, low, high, is_dominated))
+  return options
 
 
 def _dominates(other: Arm, arm: Arm) -> bool:
-  theirs, ours = (other.flops, other.mean), (arm.flops, arm.mean)
   return (
     other.shape.vocabulary == arm.shape.vocabulary
-    and theirs[0] <= ours[0]
-    and theirs[1] <= ours[1]
-    and theirs != ours
+    and other.flops <= arm.flops
+    and other.mean <= arm.mean
+    and (other.flops, other.mean) != (arm.flops, arm.mean)
   )
 
 
-def _means(
-  values: Sequence[float], draws: int, rng: np.random.Generator
-) -> Float[np.ndarray, 'draws']:
-  return rng.choice(np.asarray(values), (draws, len(values))).mean(1)
-
-
-def _interval(
-  resample: Callable[[np.random.Generator], Float[np.ndarray, 'draws']], seed: int
+def _resample_interval(
+  sides: Sequence[Sequence[float]], draws: int, seed: int
 ) -> tuple[float, float]:
-  """The percentiles of a resampled statistic; of two or three seeds they are narrower than the
-  truth.
+  """Returns the percentile interval of the mean of one side, or of the difference of two means.
+
+  Of two or three seeds it is too narrow.
   """
-  low, high = np.quantile(
-    resample(np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-  )
+  rng = np.random.default_rng(seed)
+  means = [rng.choice(np.asarray(side), (draws, len(side))).mean(1) for side in sides]
+  values = means[0] - means[1] if len(means) == 2 else means[0]
+  low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
   return float(low), float(high)
