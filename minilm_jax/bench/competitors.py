@@ -1,12 +1,12 @@
-"""Who else trains the same model, in processes of its own that work only when they are told to.
+"""Competitors that train the same model, each in a process of its own.
 
-PyTorch pre-trains, the `Trainer` of Hugging Face fine-tunes. A process each keeps thread pools and
-allocators apart, and since the caller waits for the answer, only one of all computes at any time.
-What a step is stands in `pytorch.py` and `hf_trainer.py`; this room does without torch and
-transformers.
+PyTorch pre-trains, the `Trainer` of Hugging Face fine-tunes. Separate processes keep thread pools
+and allocators apart; because the caller waits for the answer, only one of them computes at a time.
+The steps are in `pytorch_model` and `hf_trainer`; this module needs neither torch nor transformers.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -42,7 +42,7 @@ _WRITTEN_FOR = {
   'model.short_convolution': 0,
   'optimizer.algorithm': 'adamw',
 }
-_MAX_WORKERS = (16, 4)  # rows of a micro-batch that are tried on a CPU besides the whole batch
+_MICRO_BATCH_ROWS = (16, 4)  # tried on a CPU besides the whole batch
 _PATIENCE = 300  # seconds for a first step, which may compile
 _TRIALS = 3
 _TRAINER_NEEDS = ('torch', 'transformers', 'accelerate')
@@ -123,7 +123,7 @@ def start_competitors(
     released(1, _PATIENCE)
     sizes = [
       config.batch_size,
-      *(n for n in _MAX_WORKERS if n < config.batch_size and platform == 'cpu'),
+      *(n for n in _MICRO_BATCH_ROWS if n < config.batch_size and platform == 'cpu'),
     ]
     for at_once, fused_loss in itertools.product(sizes, (False, True)):
       consider(at_once=at_once, fused_loss=fused_loss, compiled=False)
@@ -167,75 +167,75 @@ def _pytorch(*arguments: Any, **how: Any) -> timing.TimedStep:
   return pytorch_model.time_pytorch_step(backend.count_cores(), *arguments, **how)
 
 
-def time_hf_trainer(
-  rows: np.ndarray,
-  labels: np.ndarray,
-  shape: EncoderConfig,
-  classes: int,
-  batch_size: int,
-  epochs: int | float,
-  learning_rate: float,
-  seed: int,
-  pad: str,
-  threads: int | None = None,
-) -> dict[str, float]:
-  """Seconds that the `Trainer` of Hugging Face takes to fine-tune a RoBERTa with random weights on
-  these rows.
+@dataclasses.dataclass(frozen=True)
+class TrainerTask:
+  """A fine-tuning by the `Trainer` of Hugging Face.
 
-  Timed is `trainer.train()` alone, in float32 on the CPU, after a few steps of another Trainer and
-  model; nothing is logged, evaluated or saved. AdamW, linear decay without warm-up and clipping at
-  1 are its defaults.
+  The model is the nearest plain `RobertaForSequenceClassification`. It has no projection: if
+  `shape.embedding_size` differs from `shape.hidden_size`, its tables have the hidden size. Its head
+  is that of pooling 'first', with the dropout of its encoder.
 
-  The model is the nearest plain `RobertaForSequenceClassification`. It has no projection: where
-  `shape.embedding` differs from `shape.hidden`, its tables are `hidden` wide. Its head is that of
-  pooling 'first', and drops out as much as its encoder.
-
-  Args:
-    rows: token ids `[N L]` as `tasks.encoding` makes them, pads at the end; L is at most
-      `shape.length`.
-    labels: `[N]` of classes, or of numbers where `classes` is 0.
-    shape: of which vocabulary, hidden, feed_forward, heads, layers, length, segments, activation,
-      dropout and norm_epsilon count.
+  Attributes:
+    rows: token ids `[N L]` with pads at the end; L is at most `shape.max_length`.
+    labels: `[N]` of classes, or of numbers if `classes` is 0.
+    shape: sizes, segments, activation, dropout and norm_epsilon of the model.
     classes: of a classification; 0 is a regression.
-    batch_size: rows an update; the last of an epoch may have fewer.
-    epochs: any part of one counts too.
+    batch_size: rows of an update; the last update of an epoch may have fewer.
     learning_rate: at the first update.
     seed: of weights, order and dropout.
-    pad: 'longest' pads a batch to its longest row (DataCollatorWithPadding, what Hugging Face
-      advises), 'max' every row to L beforehand (the default of its run_glue.py).
-    threads: of one operation; None is one a core. For a tiny model, or where others compute too, 1
-      can be much faster: threads that wait for each other spin.
+    pad: 'longest' pads a batch to its longest row (DataCollatorWithPadding, the advice of Hugging
+      Face), 'max' pads every row to L beforehand (the default of its run_glue.py).
+  """
+
+  rows: np.ndarray
+  labels: np.ndarray
+  shape: EncoderConfig
+  classes: int
+  batch_size: int
+  learning_rate: float
+  seed: int
+  pad: str
+
+
+def time_hf_trainer(
+  task: TrainerTask, epochs: int | float, threads: int | None = None
+) -> dict[str, float]:
+  """Measures the seconds in which Hugging Face's `Trainer` fine-tunes a RoBERTa of random weights.
+
+  The time is that of `trainer.train()` alone, in float32 on the CPU, after a few steps of another
+  Trainer and model. Nothing is logged, evaluated or saved. AdamW, linear decay without warm-up and
+  clipping at 1 are its defaults.
+
+  Args:
+    task: model, examples and settings.
+    epochs: may be a fraction.
+    threads: of one operation; None is one a core. For a tiny model, or on a busy machine, 1 can be
+      much faster, because threads that wait for each other spin.
 
   Returns:
-    seconds; updates; final_loss, the mean over the rows when all is done, nothing dropped, not
-    timed.
+    `seconds`, `updates` and `final_loss`: the mean over the rows after training, without dropout;
+    its time is not counted.
 
   Raises:
-    InputError: transformers is not installed; a shape that RoBERTa has not; rows or labels that do
-      not fit.
+    InputError: transformers is not installed; RoBERTa has no such shape; rows or labels do not fit.
   """
-  _check_trainer(shape, pad)
-  _check_examples(rows, labels, shape, classes)
+  _check_trainer(task.shape, task.pad)
+  _check_examples(task.rows, task.labels, task.shape, task.classes)
   threads = backend.count_cores() if threads is None else threads
   for name, value in (
-    ('batch_size', batch_size),
+    ('batch_size', task.batch_size),
     ('epochs', epochs),
-    ('learning_rate', learning_rate),
+    ('learning_rate', task.learning_rate),
     ('threads', threads),
   ):
     if not 0 < value < math.inf:
-      raise InputError(
-        f'{name}={value}', 'nothing that can be trained with', 'give a positive number'
-      )
-  updates = math.ceil(epochs * math.ceil(len(rows) / batch_size))
+      raise InputError(f'{name}={value}', 'not a positive finite number', 'give one')
+  updates = math.ceil(epochs * math.ceil(len(task.rows) / task.batch_size))
   worker = timing.start_worker(
-    "Hugging Face's Trainer",
-    functools.partial(
-      _trainer, threads, rows, labels, shape, classes, batch_size, learning_rate, seed, pad
-    ),
+    "Hugging Face's Trainer", functools.partial(_build_trainer, threads, task)
   )
   try:
-    return worker(updates)
+    return dict(worker(updates))
   finally:
     worker.close()
 
@@ -278,7 +278,7 @@ def _check_examples(
     )
 
 
-def _trainer(*arguments: Any) -> timing.TimedStep:
-  from minilm_jax.bench import hf_trainer  # in the process of the peer
+def _build_trainer(threads: int, task: TrainerTask) -> timing.TimedStep:
+  from minilm_jax.bench import hf_trainer  # imports torch: in the process of the competitor alone
 
-  return hf_trainer.time_trainer(*arguments)
+  return hf_trainer.time_trainer(threads, task)

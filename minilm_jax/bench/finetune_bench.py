@@ -175,7 +175,7 @@ def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
   if done.returncode:
     said = [f'exit status {done.returncode}', *done.stderr.strip().splitlines()]
     found = [line.removeprefix('found: ') for line in said if line.startswith('found: ')] or said
-    raise InputError(' '.join(command[2:]), found[-1], 'mend what it needs, and time it again')
+    raise InputError(' '.join(command[2:]), found[-1], 'fix the cause and run the command again')
   return time.perf_counter() - began
 
 
@@ -184,22 +184,22 @@ def _trainer(config: FinetuneConfig, source: str, ready: task_data.TaskData) -> 
   rows = ready.rows[task_data.TRAIN_SPLIT]
   shape = pretrained.load_single_config(source).model
   tokens = np.asarray(ready.used_ids)[rows.tokens].astype(np.int32)
-  found = {}
-  for threads in sorted({1, backend.count_cores()}):
-    found[threads] = competitors.time_hf_trainer(
-      tokens,
-      rows.labels,
-      shape,
-      len(ready.task.labels),
-      config.batch_size,
-      config.epochs,
-      finetune_results.member_specs(config, [0])[0].learning_rate,
-      config.seeds[0],
-      'longest',
-      threads,
-    )['seconds']
-  best = min(found, key=found.__getitem__)
-  return {TRAINER_COMPETITOR: found[best], f'{TRAINER_COMPETITOR}_threads': best}
+  task = competitors.TrainerTask(
+    tokens,
+    rows.labels,
+    shape,
+    len(ready.task.labels),
+    config.batch_size,
+    finetune_results.member_specs(config, [0])[0].learning_rate,
+    config.seeds[0],
+    'longest',
+  )
+  seconds = {
+    threads: competitors.time_hf_trainer(task, config.epochs, threads)['seconds']
+    for threads in sorted({1, backend.count_cores()})
+  }
+  best = min(seconds, key=seconds.__getitem__)
+  return {TRAINER_COMPETITOR: seconds[best], f'{TRAINER_COMPETITOR}_threads': best}
 
 
 def finetune_bench_tables(found: dict[str, Any]) -> list[rich_table.Table]:

@@ -1,9 +1,7 @@
-"""Fine-tuning as users of Hugging Face do it: `Trainer` on a `RobertaForSequenceClassification`
-with random weights.
+"""Fine-tunes a `RobertaForSequenceClassification` of random weights with Hugging Face's `Trainer`.
 
-The one room that imports transformers; `peers` runs it in a process of its own. Left out, which can
-only favour it: reading and tokenizing text, a `datasets.Dataset` (examples are a list), logs,
-evaluation, saving.
+The one module that imports transformers for timing; `competitors` runs it in a process of its own.
+Reading and tokenizing text, logs, evaluation and saving are left out, which can only favour it.
 """
 
 import tempfile
@@ -16,6 +14,7 @@ import tokenizers
 import torch
 import transformers
 
+from minilm_jax.bench.competitors import TrainerTask
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 
@@ -24,30 +23,18 @@ _EVAL_ROWS = 128  # rows a batch of the final loss
 TrainerExamples = list[dict[str, Any]]
 
 
-def time_trainer(
-  threads: int,
-  rows: np.ndarray,
-  labels: np.ndarray,
-  shape: EncoderConfig,
-  classes: int,
-  batch_size: int,
-  learning_rate: float,
-  seed: int,
-  pad: str,
-) -> Callable[[int], dict[str, float]]:
-  """A function from a number of updates to their seconds, how many they were, and the loss they led
-  to; warm.
+def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, float]]:
+  """Returns a warm function from a number of updates to `seconds`, `updates` and `final_loss`.
 
-  Each call trains a fresh model. Arguments are those of `peers.trainer_seconds`, and the threads of
-  one operation.
+  Each call trains a fresh model.
   """
   torch.set_num_threads(threads)
   transformers.logging.set_verbosity_error()
-  examples, collate = prepare_examples(rows, labels, classes, pad)
+  examples, collate = prepare_examples(task.rows, task.labels, task.classes, task.pad)
 
   def train(updates: int) -> dict[str, float]:
-    transformers.set_seed(seed)
-    model = build_roberta(shape, classes)
+    transformers.set_seed(task.seed)
+    model = build_roberta(task.shape, task.classes)
     with tempfile.TemporaryDirectory() as folder:  # Trainer wants one, even where nothing is saved
       trainer = transformers.Trainer(
         model,
@@ -56,9 +43,9 @@ def time_trainer(
         args=transformers.TrainingArguments(
           folder,
           max_steps=updates,
-          per_device_train_batch_size=batch_size,
-          learning_rate=learning_rate,
-          seed=seed,
+          per_device_train_batch_size=task.batch_size,
+          learning_rate=task.learning_rate,
+          seed=task.seed,
           weight_decay=0.0,
           max_grad_norm=1.0,
           lr_scheduler_type='linear',

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from minilm_jax.core import files
+
 _MIN_SECONDS, _NUM_REPEATS = 0.1, 6  # of one timed loop, and how many there are
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
 
@@ -103,7 +105,8 @@ def describe_machine() -> str:
   kind = jax.devices()[0].device_kind
   table = pathlib.Path('/proc/cpuinfo')
   if kind == 'cpu' and table.exists():
-    named = re.search(r'^model name\s*: (.+)$', table.read_text(encoding='utf-8'), re.M)
+    text = files.read_bytes(table, 'the description of the processor').decode('utf-8', 'replace')
+    named = re.search(r'^model name\s*: (.+)$', text, re.M)
     kind = named[1].strip() if named else kind
   return f'{jax.device_count()} x {kind}, {platform.machine()}'
 

@@ -79,20 +79,23 @@ def test_the_peer_counts_once_a_member_by_its_faster_threads(
 ):
   asked = []
 
-  def trainer(rows: Any, labels: Any, shape: Any, *given: Any) -> dict[str, float]:
-    asked.append((rows.max(), len(rows) == len(labels), *given))
-    return {'seconds': 7.0 + given[-1]}
+  def trainer(task: competitors.TrainerTask, epochs: float, threads: int) -> dict[str, float]:
+    settings = task.classes, task.batch_size, task.learning_rate, task.seed, task.pad
+    asked.append((task.rows.max(), len(task.rows) == len(task.labels), *settings, epochs, threads))
+    return {'seconds': 7.0 + threads}
 
   monkeypatch.setattr(competitors, 'time_hf_trainer', trainer)
   monkeypatch.setattr(finetune_bench.backend, 'count_cores', lambda: 4)
-  monkeypatch.setattr(finetune_bench.machine, 'versions', lambda *names: dict.fromkeys(names, '1'))
+  monkeypatch.setattr(
+    finetune_bench.machine, 'list_versions', lambda *names: dict.fromkeys(names, '1')
+  )
   found = finetune_bench.bench_finetuning({'it': config()}, str(tiny_run), 'hf')
   assert found['seconds']['hf'] == 6 * 8 and found['tasks']['it']['hf_threads'] == 1
   assert found['faster_than_hf'] == pytest.approx(48 / 120)
   largest, together, *given = asked[0]
   # pieces of the tokenizer, not their places among those used
   assert 5 < largest < 520 and together
-  assert given == [2, 32, 1.0, 1e-3, 4, 'longest', 1] and asked[1][-1] == 4
+  assert given == [2, 32, 1e-3, 4, 'longest', 1.0, 1] and asked[1][-1] == 4
   assert finetune_bench.finetune_bench_tables(found)[2].row_count == 5
 
 

@@ -57,17 +57,8 @@ for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), stri
     tokenizer.END_ID,
   ]
 LABELS = ROWS[:, 1] % 2
-CALL = {
-  'rows': ROWS,
-  'labels': LABELS,
-  'shape': SHAPE,
-  'classes': 2,
-  'batch_size': BATCH,
-  'epochs': 2,
-  'learning_rate': 1e-2,
-  'seed': 3,
-  'pad': 'longest',
-}
+TASK = competitors.TrainerTask(ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, 3, 'longest')
+CALL = {'epochs': 2, 'threads': None}
 
 
 @pytest.fixture
@@ -82,7 +73,7 @@ def hf_trainer(monkeypatch: pytest.MonkeyPatch):
 
 def loss(room: Any, updates: int, pad: str = 'longest', seed: int = 3) -> float:
   """After so many updates; in this process."""
-  train = room.timed(1, ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, seed, pad)
+  train = room.time_trainer(1, dataclasses.replace(TASK, seed=seed, pad=pad))
   return train(updates)['final_loss']
 
 
@@ -104,9 +95,11 @@ def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
   """A model of its own making loads into our classifier and gives the mean of our loss; numbers for
   a regression.
   """
-  model = hf_trainer.roberta(SHAPE, classes)
+  model = hf_trainer.build_roberta(SHAPE, classes)
   labels = LABELS if classes else LABELS + 0.5
-  found = hf_trainer.mean_loss(model, *hf_trainer.prepared(ROWS, labels, classes, 'longest'))
+  found = hf_trainer.mean_loss(
+    model, *hf_trainer.prepare_examples(ROWS, labels, classes, 'longest')
+  )
   config = dataclasses.replace(SHAPE, embedding_size=SHAPE.hidden_size, projection=False)
   ours = hf_weights.classifier_from_roberta(
     {name: w.numpy() for name, w in model.state_dict().items()},
@@ -128,7 +121,7 @@ def test_its_model_and_loss_are_ours(classes: int, hf_trainer):
 
 
 def test_it_is_timed_in_a_process_of_its_own(hf_trainer, capfd):
-  found = competitors.time_hf_trainer(**CALL, threads=1)
+  found = competitors.time_hf_trainer(TASK, epochs=2, threads=1)
   assert set(found) == {'seconds', 'updates', 'final_loss'} and found['seconds'] > 0
   assert found['updates'] == 6  # 40 rows are three batches, the last of eight
   assert found['final_loss'] == pytest.approx(loss(hf_trainer, 6), abs=1e-4)
@@ -156,13 +149,18 @@ def test_it_is_timed_in_a_process_of_its_own(hf_trainer, capfd):
 def test_what_does_not_fit_is_refused(changes: dict, said: str, monkeypatch: pytest.MonkeyPatch):
   """Before any process begins."""
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'there')
-  monkeypatch.setattr(competitors.timing, 'start', lambda *arguments: pytest.fail('it has begun'))
+  monkeypatch.setattr(
+    competitors.timing, 'start_worker', lambda *arguments: pytest.fail('it has begun')
+  )
   with pytest.raises(InputError, match=said):
-    competitors.time_hf_trainer(**CALL | changes)
+    competitors.time_hf_trainer(
+      dataclasses.replace(TASK, **{k: v for k, v in changes.items() if k not in CALL}),
+      **CALL | {k: v for k, v in changes.items() if k in CALL},
+    )
 
 
 @pytest.mark.parametrize('absent', ['torch', 'transformers', 'accelerate'])
 def test_its_libraries_must_be_there(absent: str, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == absent else 'there')
   with pytest.raises(InputError, match=rf'{absent} not installed\n.*minilm_jax\[hf\]'):
-    competitors.time_hf_trainer(**CALL)
+    competitors.time_hf_trainer(TASK, **CALL)

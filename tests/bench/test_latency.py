@@ -159,10 +159,10 @@ def test_counts_are_those_of_xla():
 
 def test_what_members_do_not_divide_is_spread_over_fewer_devices(monkeypatch: pytest.MonkeyPatch):
   assert (
-    latency.classifier.spread(5).devices.size == 5
-    and latency.classifier.spread(9).devices.size == 3
+    latency.population.make_even_mesh(5).devices.size == 5
+    and latency.population.make_even_mesh(9).devices.size == 3
   )
-  assert latency.classifier.spread(11).devices.size == 1
+  assert latency.population.make_even_mesh(11).devices.size == 1
   shapes = jax.eval_shape(
     lambda: init_classifier(SHALLOW, latency._HEAD, latency.CLASSES, jax.random.key(0))
   )
@@ -219,7 +219,7 @@ def test_a_work_directory_keeps_the_result_and_is_not_timed_again(
     assert json.loads(capsys.readouterr().out) == found
   assert asked == [(latency.COMMITTEE_SIZE, 100, 3)]
   kept = files.read_json(tmp_path / run_dir.CONFIG, 'it')
-  assert kept['kind'] == latency.LATENCY_KIND and list(kept['models'].values())[0]['layers'] >= 1
+  assert kept['kind'] == latency.LATENCY_KIND and list(kept['models'].values())[0]['num_layers'] >= 1
   assert main.main([*command, '--size=2']) == 2
   assert 'another recipe' in capsys.readouterr().err
 
