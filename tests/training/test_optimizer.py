@@ -289,7 +289,7 @@ def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
 
 @pytest.mark.parametrize('schedule, epochs', [('per_epoch', 0), ('per_epoch_from_zero', 1)])
 def test_a_schedule_by_the_epoch_needs_epochs(schedule: str, epochs: int):
-  with pytest.raises(InputError, match='the parts of the run'):
+  with pytest.raises(InputError, match=f'epochs={epochs}'):
     make_optimizer_config(schedule=schedule, epochs=epochs)
 
 
