@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich import table as rich_table
 
-from minilm_jax.bench import competitors, machine
+from minilm_jax.bench import competitors, machine, trainer_task
 from minilm_jax.core import backend, progress, recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
@@ -184,7 +184,7 @@ def _trainer(config: FinetuneConfig, source: str, ready: task_data.TaskData) -> 
   rows = ready.rows[task_data.TRAIN_SPLIT]
   shape = pretrained.load_single_config(source).model
   tokens = np.asarray(ready.used_ids)[rows.tokens].astype(np.int32)
-  task = competitors.TrainerTask(
+  task = trainer_task.TrainerTask(
     tokens,
     rows.labels,
     shape,

@@ -14,7 +14,7 @@ import tokenizers
 import torch
 import transformers
 
-from minilm_jax.bench.competitors import TrainerTask
+from minilm_jax.bench.trainer_task import TrainerTask
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 

@@ -104,9 +104,9 @@ def test_a_step_trains(how: dict, clip: float, pytorch, monkeypatch):
     pytest.skip('this PyTorch has no linear_cross_entropy')
   same = np.repeat(rows(1) * 0 + 9, 4, axis=0)  # whatever is masked is a 9
   step = (
-    pytorch.best(made, same, 'cpu', **how, compiled=False)
+    pytorch.build_best_step(made, same, 'cpu', **how, compiled=False)
     if how
-    else pytorch.released(made, same, 'cpu')
+    else pytorch.build_released_step(made, same, 'cpu')
   )
   before = {name: p.detach().clone() for name, p in models[0].named_parameters()}
   for _ in range(30):
@@ -127,7 +127,7 @@ def without_compiler(*arguments: Any, **how: Any) -> Any:
 
 
 def test_it_is_timed_in_a_process_of_its_own(pytorch, monkeypatch, capfd):
-  monkeypatch.setattr(competitors, '_MAX_WORKERS', ())
+  monkeypatch.setattr(competitors, '_MICRO_BATCH_ROWS', ())
   monkeypatch.setattr(competitors, '_TRIALS', 1)
   monkeypatch.setattr(competitors, '_pytorch', without_compiler)
   monkeypatch.setattr(machine, 'measure_peak_flops', lambda kind, side: 2e11)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs import glue
-from minilm_jax.bench import competitors, finetune_bench
+from minilm_jax.bench import competitors, finetune_bench, trainer_task
 from minilm_jax.core import recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
@@ -79,7 +79,7 @@ def test_the_peer_counts_once_a_member_by_its_faster_threads(
 ):
   asked = []
 
-  def trainer(task: competitors.TrainerTask, epochs: float, threads: int) -> dict[str, float]:
+  def trainer(task: trainer_task.TrainerTask, epochs: float, threads: int) -> dict[str, float]:
     settings = task.classes, task.batch_size, task.learning_rate, task.seed, task.pad
     asked.append((task.rows.max(), len(task.rows) == len(task.labels), *settings, epochs, threads))
     return {'seconds': 7.0 + threads}

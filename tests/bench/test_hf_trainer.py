@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax.bench import competitors
+from minilm_jax.bench import competitors, trainer_task
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import tokenizer
@@ -57,7 +57,7 @@ for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), stri
     tokenizer.END_ID,
   ]
 LABELS = ROWS[:, 1] % 2
-TASK = competitors.TrainerTask(ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, 3, 'longest')
+TASK = trainer_task.TrainerTask(ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, 3, 'longest')
 CALL = {'epochs': 2, 'threads': None}
 
 

@@ -219,7 +219,9 @@ def test_a_work_directory_keeps_the_result_and_is_not_timed_again(
     assert json.loads(capsys.readouterr().out) == found
   assert asked == [(latency.COMMITTEE_SIZE, 100, 3)]
   kept = files.read_json(tmp_path / run_dir.CONFIG, 'it')
-  assert kept['kind'] == latency.LATENCY_KIND and list(kept['models'].values())[0]['num_layers'] >= 1
+  assert (
+    kept['kind'] == latency.LATENCY_KIND and list(kept['models'].values())[0]['num_layers'] >= 1
+  )
   assert main.main([*command, '--size=2']) == 2
   assert 'another recipe' in capsys.readouterr().err
 

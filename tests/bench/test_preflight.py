@@ -154,8 +154,7 @@ def compiled(config: RunConfig, topology: str) -> dict[str, Any]:
 @needs_libtpu
 @pytest.mark.parametrize('name, topology', LINES)
 def test_a_step_over_data_sends_the_gradient_once(name: str, topology: str):
-  """Beside it go the loss, the count and, a turn, one flag of the search for rows: four bytes each.
-  """
+  """Beside it go the loss, the count and, a turn, one flag of the search for rows: four bytes each."""
   found = compiled(config(name), topology)
   assert (
     found['fits']
