@@ -24,7 +24,7 @@ from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import TUNINGS, ScoreRow
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import committee, metrics
+from minilm_jax.tasks import committee_scores, metrics
 
 KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
 NEEDED = 'committees with convolutional members: two or more of each of two seeds of fine-tuning'
@@ -153,11 +153,13 @@ def _seeded(
 
 def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:
   def score(subset: tuple[int, ...]) -> float:
-    answers = committee.combine_outputs(logits[list(subset)], committee.PROBABILITY).argmax(-1)
+    answers = committee_scores.combine_outputs(
+      logits[list(subset)], committee_scores.PROBABILITY
+    ).argmax(-1)
     return metrics.compute_metric((headline,), answers, labels)[headline]
 
   return tuple(
-    float(np.mean([score(subset) for subset in committee.draw_subsets(len(logits), size)]))
+    float(np.mean([score(subset) for subset in committee_scores.draw_subsets(len(logits), size)]))
     for size in range(1, len(logits) + 1)
   )
 

@@ -127,8 +127,7 @@ def study_scaling(
   split_interval = None
   if split is None and pieces is not None:
     split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
-  below, below_on_plateau, above_on_plateau = _count_on_plateau(points[FRONTIER], plateaus, split)
-  held_out = _measure_held_out(points[FRONTIER], left_out)
+  num_points = _count_on_plateau(points[FRONTIER], plateaus, split)
   study = ScalingStudy(
     count=count,
     runs=len(counted),
@@ -139,14 +138,14 @@ def study_scaling(
     ends=ends,
     fits=fits + end_fits,
     chosen=power_laws.choose_fit(of_frontier) if of_frontier else None,
-    held_out=held_out,
+    held_out=_measure_held_out(points[FRONTIER], left_out),
     level=level,
     plateaus=plateaus,
     split=split,
     split_interval=split_interval,
-    below=below,
-    below_on_plateau=below_on_plateau,
-    above_on_plateau=above_on_plateau,
+    below=num_points[0],
+    below_on_plateau=num_points[1],
+    above_on_plateau=num_points[2],
     sentences=[],
     left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
   )

@@ -353,8 +353,8 @@ def predict_rows(
       continue
     row_logits = logits[:, number : number + 1]
     mean_probability, mean_logit = (
-      _describe_output(committee.combine_outputs(row_logits, how)[0], card)
-      for how in (committee.PROBABILITY, committee.LOGIT)
+      _describe_output(probabilities[0], card)
+      for probabilities in committee.combine_both_ways(row_logits)
     )
     row |= mean_probability
     if is_committee:

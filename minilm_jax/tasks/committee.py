@@ -15,75 +15,29 @@ may differ in shape and number of heads; task, labels and tokenizer must be the 
 import dataclasses
 import functools
 import glob
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich import table as rich_table
 
 from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import TEXT
 from minilm_jax.model.heads import Classifier
-from minilm_jax.tasks import classifier, metrics
+from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import SavedClassifier
+from minilm_jax.tasks.committee_scores import LOGIT,
+  PROBABILITY, SubsetScore, combine_outputs, study_sizes
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint
 
 COMMITTEE_KIND = 'committee'
 STUDY = 'committee.json'
-MAX_SUBSETS = 100  # Of one size.
-# Values of SubsetScore.combined.
-LOGIT, PROBABILITY, MEMBERS = 'mean logit', 'mean probability', 'members'
-DISAGREEMENT = 'disagreement'
-_SUBSET_SEED = 0
 _MAX_NAME_CHARS = 60  # In error messages.
 _MANIFEST_SCHEMA = {'members': [{'folder': TEXT, 'weights': TEXT}]}
-_PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-  'negative log-likelihood': metrics.negative_log_likelihood,
-  'calibration error': metrics.calibration_error,
-  'Brier score': metrics.brier_score,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class SubsetScore:
-  """A metric of committees of one size, combined in one way.
-
-  Attributes:
-    split: name of the examples.
-    size: members of a subset.
-    combined: `LOGIT`, `PROBABILITY`, or `MEMBERS` for the mean over single members.
-    metric: name of the metric.
-    headline: it is the metric of the task.
-    mean: over the subsets.
-    low: lower end of the middle 95% of the subsets; nan of one subset.
-    high: upper end.
-    subsets: number of subsets.
-    every: these are all subsets of the size.
-  """
-
-  split: str
-  size: int
-  combined: str
-  metric: str
-  headline: bool
-  mean: float
-  low: float
-  high: float
-  subsets: int
-  every: bool
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns the score as JSON has it, with None for nan."""
-    return {
-      name: None if isinstance(value, float) and math.isnan(value) else value
-      for name, value in dataclasses.asdict(self).items()
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,107 +61,9 @@ class Committee:
     return combine_outputs(self.logits(examples), combined)
 
 
-def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[np.ndarray, 'N C']:
-  """Returns probabilities of a committee: softmax of the mean logit, or mean of the softmax."""
-  if combined == LOGIT:
-    return metrics.softmax(np.asarray(np.mean(logits, 0, np.float64)))
-  return metrics.softmax(logits).mean(0)
-
-
-def draw_subsets(members: int, size: int, max_subsets: int = MAX_SUBSETS) -> list[tuple[int, ...]]:
-  """Returns all subsets of a size, or `max_subsets` different ones drawn with a fixed seed.
-
-  >>> draw_subsets(3, 2)
-  [(0, 1), (0, 2), (1, 2)]
-  """
-  if math.comb(members, size) <= max_subsets:
-    return list(itertools.combinations(range(members), size))
-  random = np.random.default_rng([_SUBSET_SEED, members, size])
-  subsets: dict[tuple[int, ...], None] = {}
-  while len(subsets) < max_subsets:
-    subsets[tuple(sorted(random.choice(members, size, replace=False).tolist()))] = None
-  return list(subsets)
-
-
-def measure_disagreement(logits: Float[np.ndarray, 'M N C']) -> Float[np.ndarray, 'M M']:
-  """Returns, for each two members, the share of examples with different predictions."""
-  predictions = logits.argmax(-1)
-  return (predictions[:, None] != predictions[None]).mean(-1)
-
-
-def study_sizes(
-  logits: Float[np.ndarray, 'M N C'],
-  labels: Int[np.ndarray, 'N'],
-  headline: str,
-  split: str,
-  max_subsets: int = MAX_SUBSETS,
-) -> list[SubsetScore]:
-  """Returns the scores of committees of every size up to M.
-
-  Args:
-    logits: of every member on the same examples.
-    labels: class indices.
-    headline: the metric of the task; accuracy is computed too.
-    split: name of the examples.
-    max_subsets: of a size.
-
-  Raises:
-    InputError: no members, or logits that are not finite.
-  """
-  if not len(logits) or not np.isfinite(logits).all():
-    raise InputError(
-      f'scores of a committee on {split}',
-      'logits that are no numbers' if len(logits) else 'no members',
-      'leave the members out whose loss was no number',
-    )
-  names = tuple(dict.fromkeys((headline, 'accuracy')))
-  member_scores = [_score(metrics.softmax(outputs), labels, names) for outputs in logits]
-  disagreement = measure_disagreement(logits)
-
-  def score_subset(subset: Sequence[int]) -> Iterator[tuple[tuple[str, str], float]]:
-    for combined in (LOGIT, PROBABILITY):
-      scores = _score(combine_outputs(logits[list(subset)], combined), labels, names)
-      for metric, value in scores.items():
-        yield (combined, metric), value
-    for metric in member_scores[0]:
-      values = [member_scores[member][metric] for member in subset]
-      yield (MEMBERS, metric), float(np.mean(values))
-    if len(subset) > 1:
-      pairs = itertools.combinations(subset, 2)
-      yield (MEMBERS, DISAGREEMENT), float(np.mean([disagreement[pair] for pair in pairs]))
-
-  lines = []
-  for size in range(1, len(logits) + 1):
-    subsets = draw_subsets(len(logits), size, max_subsets)
-    values: dict[tuple[str, str], list[float]] = {}
-    for key, value in itertools.chain.from_iterable(map(score_subset, subsets)):
-      values.setdefault(key, []).append(value)
-    for (combined, metric), column in values.items():
-      low, high = (math.nan, math.nan) if len(column) < 2 else np.percentile(column, (2.5, 97.5))
-      lines.append(
-        SubsetScore(
-          split=split,
-          size=size,
-          combined=combined,
-          metric=metric,
-          headline=metric == headline,
-          mean=float(np.mean(column)),
-          low=float(low),
-          high=float(high),
-          subsets=len(subsets),
-          every=len(subsets) == math.comb(len(logits), size),
-        )
-      )
-  return lines
-
-
-def _score(
-  probabilities: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
-) -> dict[str, float]:
-  scores = metrics.compute_metric(names, probabilities.argmax(-1), labels)
-  return scores | {
-    name: metric(probabilities, labels) for name, metric in _PROBABILITY_METRICS.items()
-  }
+def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.ndarray, 'N C']]:
+  """Returns probabilities by the mean probability of the members, then by their mean logit."""
+  return (combine_outputs(logits, combined) for combined in (PROBABILITY, LOGIT))
 
 
 def parse_members(members: str) -> list[str]:

@@ -25,7 +25,7 @@ from minilm_jax.evaluation.inference import LanguageModel
 from minilm_jax.interop import hf_import
 from minilm_jax.model import custom
 from minilm_jax.model.heads import init_masked_language_model
-from minilm_jax.tasks import classifier, committee
+from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.training import checkpoint, pretrained
 from tests import fake_classifiers, fake_hf_folders
 
@@ -287,10 +287,10 @@ def test_a_committee_answers_by_both_means(classifiers: Path):
     fake_classifiers.make_examples(('the dog sleeps .',))
   )
   for answer, combination in (
-    (result, committee.PROBABILITY),
-    (result['mean_logit'], committee.LOGIT),
+    (result, committee_scores.PROBABILITY),
+    (result['mean_logit'], committee_scores.LOGIT),
   ):
-    shares = committee.combine_outputs(logits, combination)[0]
+    shares = committee_scores.combine_outputs(logits, combination)[0]
     assert list(answer['probabilities']) == list(fake_classifiers.LABELS)
     np.testing.assert_allclose(list(answer['probabilities'].values()), shares)
     assert (

@@ -15,8 +15,9 @@ import pytest
 from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from minilm_jax.tasks import classifier, committee
-from minilm_jax.tasks.committee import LOGIT, MEMBERS, PROBABILITY, Committee
+from minilm_jax.tasks import classifier, committee, committee_scores
+from minilm_jax.tasks.committee import Committee
+from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 from minilm_jax.tasks.metrics import softmax
 from tests import fake_classifiers
 
@@ -285,7 +286,7 @@ def draw_logits(
 
 def study(logits: np.ndarray, labels: np.ndarray, headline: str = 'accuracy') -> dict[tuple, Any]:
   """Returns subset scores by size, combination and metric."""
-  scores = committee.study_sizes(logits, labels, headline, 'test')
+  scores = committee_scores.study_sizes(logits, labels, headline, 'test')
   return {(score.size, score.combined, score.metric): score for score in scores}
 
 
@@ -313,8 +314,11 @@ def test_all_subsets_are_taken_where_they_are_few_and_means_are_exact():
 
 
 def test_a_sample_of_subsets_is_fixed_distinct_and_of_every_member():
-  subsets = committee.draw_subsets(12, 6)
-  assert subsets == committee.draw_subsets(12, 6) and len(set(subsets)) == committee.MAX_SUBSETS
+  subsets = committee_scores.draw_subsets(12, 6)
+  assert (
+    subsets == committee_scores.draw_subsets(12, 6)
+    and len(set(subsets)) == committee_scores.MAX_SUBSETS
+  )
   assert all(list(subset) == sorted(set(subset)) and len(subset) == 6 for subset in subsets)
   assert set(itertools.chain(*subsets)) == set(range(12))
 
@@ -350,9 +354,9 @@ def test_disagreement_is_that_of_pairs():
   logits[1] = logits[0]
   scores = study(logits, labels)
   different = np.mean(logits[0].argmax(-1) != logits[2].argmax(-1))
-  disagreement = scores[3, MEMBERS, committee.DISAGREEMENT].mean
+  disagreement = scores[3, MEMBERS, committee_scores.DISAGREEMENT].mean
   assert disagreement == pytest.approx(2 / 3 * different) and different > 0
-  assert (1, MEMBERS, committee.DISAGREEMENT) not in scores
+  assert (1, MEMBERS, committee_scores.DISAGREEMENT) not in scores
 
 
 def test_another_headline_is_scored_beside_accuracy():
@@ -365,11 +369,11 @@ def test_another_headline_is_scored_beside_accuracy():
 def test_the_order_of_members_changes_no_whole_committee(combined: str):
   logits, _ = draw_logits(5)
   np.testing.assert_allclose(
-    committee.combine_outputs(logits, combined),
-    committee.combine_outputs(logits[::-1], combined),
+    committee_scores.combine_outputs(logits, combined),
+    committee_scores.combine_outputs(logits[::-1], combined),
     rtol=1e-12,
   )
-  single = committee.combine_outputs(logits[:1], combined)
+  single = committee_scores.combine_outputs(logits[:1], combined)
   np.testing.assert_allclose(single, softmax(logits[0]))
 
 

@@ -22,8 +22,8 @@ from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import NONE, format_interval, format_points
 from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import committee
-from minilm_jax.tasks.committee import LOGIT, MEMBERS, PROBABILITY
+from minilm_jax.tasks import committee_scores
+from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 
 KIND, STUDY = 'committee', 'committee.json'
 COMMITTEE_HEADINGS = (
@@ -48,14 +48,14 @@ _METRICS = (
   'negative log-likelihood',
   'calibration error',
   'Brier score',
-  committee.DISAGREEMENT,
+  committee_scores.DISAGREEMENT,
 )
-_SHARES = ('accuracy', 'calibration error', committee.DISAGREEMENT)  # shown times 100
+_SHARES = ('accuracy', 'calibration error', committee_scores.DISAGREEMENT)  # shown times 100
 _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probability'}
 
 
 @dataclasses.dataclass(frozen=True)
-class CommitteeRow(committee.SubsetScore):
+class CommitteeRow(committee_scores.SubsetScore):
   """One number of a committee: a line of its study with the names of committee and task; `heads`
   are each member's.
   """

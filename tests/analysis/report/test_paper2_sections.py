@@ -14,7 +14,7 @@ from minilm_jax.analysis import runs
 from minilm_jax.analysis.report import paper2_sections, report
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import committee
+from minilm_jax.tasks import committee, committee_scores
 from tests.fake_runs import write_pretraining_run
 from tests.html_page import Page
 
@@ -24,7 +24,7 @@ def made(folder: pathlib.Path, members: int = 4) -> pathlib.Path:
   dice = np.random.default_rng(0)
   labels = dice.integers(0, 3, 200)
   logits = 1.5 * np.eye(3)[labels] + dice.normal(size=(members, 200, 3))
-  lines = committee.study_sizes(logits, labels, 'accuracy', 'validation')
+  lines = committee_scores.study_sizes(logits, labels, 'accuracy', 'validation')
   folder.mkdir(parents=True)
   files.write_json(
     folder / run_dir.CONFIG, {'kind': committee.COMMITTEE_KIND, 'task': {'name': 'ag_news'}}
@@ -90,7 +90,9 @@ def test_the_figure_has_a_curve_a_way_and_a_band_that_closes(tmp_path: pathlib.P
   drawn = paper2_sections.figure(rows)
   for axes, metric, scale in zip(drawn.axes, ('accuracy', 'negative log-likelihood'), (100, 1)):
     assert [len(line.get_xdata()) for line in axes.lines] == [4, 4, 4]
-    for line, how in zip(axes.lines, (committee.MEMBERS, committee.LOGIT, committee.PROBABILITY)):
+    for line, how in zip(
+      axes.lines, (committee_scores.MEMBERS, committee_scores.LOGIT, committee_scores.PROBABILITY)
+    ):
       expected = [scale * row.mean for row in rows if (row.combined, row.metric) == (how, metric)]
       assert list(line.get_ydata()) == pytest.approx(expected)
     assert len(axes.collections) == 2 and all(
