@@ -15,7 +15,7 @@ may differ in shape and number of heads; task, labels and tokenizer must be the 
 import dataclasses
 import functools
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,13 @@ from minilm_jax.core.schema import TEXT
 from minilm_jax.model.heads import Classifier
 from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import SavedClassifier
-from minilm_jax.tasks.committee_scores import LOGIT,
-  PROBABILITY, SubsetScore, combine_outputs, study_sizes
+from minilm_jax.tasks.committee_scores import (
+  LOGIT,
+  PROBABILITY,
+  SubsetScore,
+  combine_outputs,
+  study_sizes,
+)
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint
 
