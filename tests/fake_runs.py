@@ -376,8 +376,7 @@ def write_finetune_run(
   seeds: Sequence[int] | None = None,
   **fields: Any,
 ) -> pathlib.Path:
-  """Writes a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines.
-  """
+  """Writes a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines."""
   write_finetune_config(folder, str(source), task, (100 if pretrained else None,))
   run_dir.write_lines(
     folder / run_dir.SCORES,

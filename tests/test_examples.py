@@ -65,7 +65,10 @@ def test_another_model_and_another_objective_train(
   name: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   config = smaller(name, tiny_corpus)
-  assert (bool(config.model.encoder), bool(config.mask.span)) == (name == 'own_encoder', name == 'spans')
+  assert (bool(config.model.encoder), bool(config.mask.span)) == (
+    name == 'own_encoder',
+    name == 'spans',
+  )
   found = pretrain.pretrain(config, tmp_path / 'run')
   (line,) = [
     line

@@ -1,5 +1,4 @@
-"""The scripts of launch/: the commands that they would run, recorded by programs of the same names.
-"""
+"""The scripts of launch/: the commands that they would run, recorded by programs of the same names."""
 
 import os
 import pathlib
@@ -287,7 +286,16 @@ STUDIES = {
   'past.sh': (
     '--config.corpus',
     ('my corpus', 'tf ds'),
-    ['evaluate', 'ngram-baselines', 'evaluate', 'evaluate', 'ablations', 'ablations', 'report', 'report'],
+    [
+      'evaluate',
+      'ngram-baselines',
+      'evaluate',
+      'evaluate',
+      'ablations',
+      'ablations',
+      'report',
+      'report',
+    ],
   ),
 }
 

@@ -134,7 +134,9 @@ def test_counted_words_are_lower_case_and_counting_them_again_changes_nothing(
     assert all(word == word.lower() and not any(map(str.isspace, word)) for word in found)
     assert filters.extract_words(field.lower(), counting) == found  # case is nothing
     if counting == 'plain' and '_' not in field:  # which hides a number from the rule of numbers
-      assert all(filters.extract_words(word, counting) == (word,) for word in found if word.isascii())
+      assert all(
+        filters.extract_words(word, counting) == (word,) for word in found if word.isascii()
+      )
 
 
 @quick

@@ -175,8 +175,7 @@ def compile_for_topology(configs: Mapping[str, RunConfig], topology: str) -> dic
 
 
 def _with_notes(name: str, found: Mapping[str, Any]) -> str:
-  """What is worth keeping of a recipe, should the others never be done: forty of them take an hour.
-  """
+  """What is worth keeping of a recipe, should the others never be done: forty of them take an hour."""
   said = 'does not fit'
   if found['fits']:
     said = f'{found["bytes"]["total"] / _MIB:,.0f} MiB, {found["milliseconds"]:.2f} ms'

@@ -118,8 +118,7 @@ class TimedWorker:
     return reply
 
   def close(self) -> None:
-    """Ends the process: it leaves by itself when the pipe is closed, unless it is still at a step.
-    """
+    """Ends the process: it leaves by itself when the pipe is closed, unless it is still at a step."""
     self.pipe.close()
     self.process.join(_EXIT_SECONDS)
     self.process.kill()

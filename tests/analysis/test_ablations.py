@@ -152,7 +152,7 @@ def test_who_is_left_out_is_said(tmp_path: pathlib.Path):
   write_plateau_run(tmp_path / 'unigram', corpus='pieces', tokenizer='0123456789')
   write_plateau_run(tmp_path / 'twice', updates=2000, planned=2000)
   write_plateau_run(tmp_path / 'going', model__norm='pre', seed=1, updates=1000)
-  write_plateau_run(tmp_path / 'single', model__tied=True, updates=1000)
+  write_plateau_run(tmp_path / 'alone', model__tied=True, updates=1000)
   write_plateau_run(tmp_path / 'nothing', model__tied=True, seed=1, updates=0)
   write_plateau_run(tmp_path / 'torn')
   (tmp_path / 'torn' / 'manifest.json').write_text('{"warmup": 1}')

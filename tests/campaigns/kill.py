@@ -39,7 +39,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))  # the checkout, wherever it is called from
 
-from tests import eventfile
+from tests import eventfile  # noqa: E402
 
 MOMENTS = ('start', 'random', 'random', 'saving', 'writing', 'growing', 'signal')
 TIMES = (

@@ -39,7 +39,9 @@ def measure() -> dict[str, Any]:
   )
   made.mask.update(random_share=0.1, keep_share=0.1)
   config = recipe.resolve(made, 'pretrain')
-  rows = np.random.default_rng(0).integers(len(tokenizer.SPECIAL_TOKENS), 60, (10, 16)).astype('uint16')
+  rows = (
+    np.random.default_rng(0).integers(len(tokenizer.SPECIAL_TOKENS), 60, (10, 16)).astype('uint16')
+  )
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN_ID, tokenizer.END_ID, tokenizer.PAD_ID
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
   settings, layout = (
