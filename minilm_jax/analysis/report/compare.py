@@ -312,7 +312,7 @@ def compare(
     Who was compared with whom, and the rows of each shape, the base first.
 
   Raises:
-    Held: another process writes there.
+    LockedError: another process writes there.
     InputError: no base, nothing that differs from it, a level or a line that is no loss, a damaged
       file, or no head.
   """

@@ -12,14 +12,16 @@ from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minilm_jax.analysis import runs, scores
+from minilm_jax.analysis import claims, pretraining_gap, runs, scores
 from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
 from minilm_jax.analysis.committee_study import Match
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, GapStudy, Slope
+from minilm_jax.analysis.loss_curves import LossCurve
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
+from minilm_jax.analysis.report import scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
-from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat
+from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat, as_csv
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import NONE, format_interval, format_points
+from minilm_jax.analysis.scores import NONE, ScoreRow, format_interval, format_points
 from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores
@@ -67,17 +69,17 @@ class CommitteeRow(committee_scores.SubsetScore):
   examples: int
 
 
-def read_committees(found: Mapping[str, epath.Path]) -> list[CommitteeRow]:
+def read_committees(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
   """The lines of every committee among some runs; none of one that was cut short or has no scores.
 
   Args:
-    found: runs by name, of `runs.find`.
+    run_paths: runs by name, of `runs.find_runs`.
 
   Raises:
     InputError: a study that is damaged.
   """
   rows = []
-  for name, path in found.items():
+  for name, path in run_paths.items():
     if runs.read_kind(path) != KIND or not (path / STUDY).exists():
       continue
     study = files.read_object(path / STUDY, f'the study of the committee {path}')
@@ -199,7 +201,7 @@ def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -
   """Yields a committee and split each, nothing without committees.
 
   Args:
-    rows: of `read`.
+    rows: of `read_committees`.
     drawn: `<svg>` elements by the names of `figures`.
   """
   for number, panel in enumerate(panels(rows).values(), 1):
@@ -239,7 +241,7 @@ CLAIM_FORMAT = TableFormat(
       lambda verdict: format_interval(verdict.value, verdict.low, verdict.high),
     ),
     ('seeds', lambda verdict: str(verdict.seeds)),
-    ('constant_prediction', lambda verdict: str(verdict.collapsed)),
+    ('constant prediction', lambda verdict: str(verdict.collapsed)),
     ('of what', lambda verdict: verdict.of or NONE),
   ),
   (
@@ -330,6 +332,60 @@ GAP_FORMAT = TableFormat(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Paper2Study:
+  """Numbers of a report on paper 2: committees, latencies, claims and gaps."""
+
+  committees: Sequence[CommitteeRow]
+  latencies: Sequence[LatencyRow]
+  statement: Statement
+  gaps: GapStudy
+
+
+def study_paper2(
+  run_paths: Mapping[str, epath.Path],
+  failed: Mapping[str, str],
+  curves: Sequence[LossCurve],
+  score_rows: Sequence[ScoreRow],
+  draws: int,
+) -> Paper2Study:
+  """Returns the numbers on paper 2 in these runs.
+
+  Args:
+    run_paths: runs by name.
+    failed: failed points of a sweep, with the reason.
+    curves: loss curves of the pre-training runs.
+    score_rows: rows of the main table of scores.
+    draws: number of resamples for each interval.
+  """
+  return Paper2Study(
+    read_committees(run_paths),
+    runs.read_latencies(run_paths),
+    claims.find_verdicts(run_paths, failed, curves),
+    pretraining_gap.find_gaps(run_paths, score_rows, draws),
+  )
+
+
+def make_files(study: Paper2Study) -> tuple[dict[str, bytes], dict[str, str]]:
+  """Returns the tables and figures of the gap that have rows, and its `<svg>` elements by name."""
+  contents, pictures = scaling_figures.encode_figures(
+    (f'gap-{axis}', scaling_figures.gaps([p for p in study.gaps.points if p.axis == axis]))
+    for axis in dict.fromkeys(point.axis for point in study.gaps.points)
+  )
+  for name, kind, rows in (
+    ('committees', CommitteeRow, study.committees),
+    ('latency', LatencyRow, study.latencies),
+    ('verdicts', Verdict, study.statement.verdicts),
+    ('matches', Match, study.statement.matched),
+    ('gap', Gap, study.gaps.points),
+  ):
+    if rows:
+      contents[f'{name}.csv'] = as_csv(kind, rows)
+  if study.gaps.points:
+    contents['slopes.csv'] = as_csv(Slope, study.gaps.slopes)
+  return contents, pictures
+
+
 def claim_sections(statement: Statement) -> Iterator[Section]:
   """Yields the verdicts with a sentence each, and the runs that are in none of them; nothing
   without verdicts.
@@ -388,7 +444,7 @@ def gap_sections(study: GapStudy, pictures: Mapping[str, str]) -> Iterator[Secti
   """Yields the axes that have points: slopes with a figure, then the points.
 
   Args:
-    study: of `gap.find_gaps`.
+    study: of `pretraining_gap.find_gaps`.
     pictures: `<svg>` elements by name.
   """
   for axis, title in GAP_TITLES.items():

@@ -1,5 +1,4 @@
-"""The figures of a grid: loss against compute, cost against perplexity, scores against perplexity
-and against size.
+"""Figures of a scaling study and of the gap: compute, cost, scores, size and overlap.
 
 A point tells what it is: the number beside it is its number in the table of models, and in the SVG
 it carries a `<title>`, which any browser shows under the pointer without a script. Style and files
@@ -10,7 +9,7 @@ import dataclasses
 import html
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -63,6 +62,18 @@ class FigureWithTooltips:
   def svg(self) -> str:
     """The `<svg>` element of `figures.svg` with a `<title>` in each thing that has one."""
     return titled(figures.svg(self.figure), self.titles)
+
+
+def encode_figures(
+  figures_by_name: Iterable[tuple[str, FigureWithTooltips]],
+) -> tuple[dict[str, bytes], dict[str, str]]:
+  """Returns the .svg and .png files of figures, and their `<svg>` elements by name."""
+  files, pictures = {}, {}
+  for name, drawing in figures_by_name:
+    pictures[name] = drawing.svg()
+    files[f'{name}.svg'] = pictures[name].encode()
+    files[f'{name}.png'] = figures.png(drawing.figure)
+  return files, pictures
 
 
 def titled(svg: str, titles: Mapping[str, str]) -> str:
@@ -332,10 +343,6 @@ def _plain(value: float) -> str:
     if value >= size:
       return f'{value / size:g}{letter}'
   return f'{value:g}'
-
-
-# The figures of the gap: a panel a task, a line a comparison. Style and `<title>`s are those of the
-# other figures.
 
 
 def gaps(points: Sequence[Gap]) -> FigureWithTooltips:

@@ -4,6 +4,7 @@ The numbers come from `scaling_study`, `cost_effectiveness` and `correlation`.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.report import scaling_figures, tables
 from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
-from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat
+from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat, as_csv
 from minilm_jax.analysis.report.tables import ModelRow, format_estimate, format_gain, model_row
 from minilm_jax.analysis.scaling_study import ScalingStudy
 from minilm_jax.analysis.scores import Average, ScoreRow
@@ -262,17 +263,20 @@ def find(
   )
 
 
-def list_csv_rows(findings: Findings) -> dict[str, tuple[type, Sequence[Any]]]:
-  """Returns the row type and the rows of each CSV file, by its name."""
+def make_files(findings: Findings) -> tuple[dict[str, bytes], dict[str, str]]:
+  """Returns the files of a study, and its figures as `<svg>` elements; none without a study."""
   if findings.study is None:
-    return {}
-  return {
-    'frontier.csv': (Point, findings.study.frontier),
-    'cost.csv': (Step, findings.steps),
-    'correlation.csv': (Correlation, findings.correlations),
-    'depth.csv': (Depth, findings.depths),
-    'models.csv': (ModelRow, [model_row(track) for track in findings.tracks]),
-  }
+    return {}, {}
+  files, pictures = scaling_figures.encode_figures(draw_figures(findings))
+  fits = [power_laws.fit_to_json(fit) for fit in findings.study.fits]
+  return files | {
+    'frontier.csv': as_csv(Point, findings.study.frontier),
+    'cost.csv': as_csv(Step, findings.steps),
+    'correlation.csv': as_csv(Correlation, findings.correlations),
+    'depth.csv': as_csv(Depth, findings.depths),
+    'models.csv': as_csv(ModelRow, [model_row(track) for track in findings.tracks]),
+    'fits.json': (json.dumps(fits, indent=2) + '\n').encode(),
+  }, pictures
 
 
 def draw_figures(findings: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
