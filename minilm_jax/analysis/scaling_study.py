@@ -115,11 +115,7 @@ def study_scaling(
     kind: _try(lambda kind=kind: scaling_fits.select_points(kind, runs, count), left_out) or []
     for kind in (FRONTIER, ENVELOPE, WITHOUT)
   }
-  ends = [
-    frontier.make_point(curve, -1, count)
-    for curve in counted
-    if curve.finished and curve.loss and curve.rows[-1] > 0
-  ]
+  ends = _select_ends(counted, count)
   fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends, count)
   of_frontier = [fit for fit in fits if fit.name == FRONTIER]
@@ -150,6 +146,14 @@ def study_scaling(
     left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
   )
   return dataclasses.replace(study, sentences=write_sentences(study, counted))
+
+
+def _select_ends(curves: Sequence[LossCurve], count: str) -> list[Point]:
+  return [
+    frontier.make_point(curve, -1, count)
+    for curve in curves
+    if curve.finished and curve.loss and curve.rows[-1] > 0
+  ]
 
 
 def _fit_laws(
