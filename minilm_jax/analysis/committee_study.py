@@ -1,12 +1,13 @@
-"""Committees against the deep model: who is compared with whom, paired by the seed of fine-tuning.
+"""Committees against the deep model, and against rivals of equal training FLOPs, parameters or
+latency, paired by the seed of fine-tuning.
 
-A committee here is what the pre-trained members of one seed of fine-tuning say together, by their
-mean probability: a folder that `minilm committee` made from several pre-trainings, each fine-tuned
-with several seeds, holds one of each seed, and folders of one seed each are as good. The deep one
-is the deepest run without convolutions that was fine-tuned on the task, deeper than every member,
-on as many rows as the members where there is one.
+A committee is the mean probability of the pre-trained members of one seed of fine-tuning. A folder
+of `minilm committee` with several pre-trainings, each fine-tuned with several seeds, holds one of
+each seed; folders of one seed each are equivalent. The deep model is the deepest run without
+convolutions that was fine-tuned on the task, deeper than every member, on as many rows as the
+members if such a run exists.
 
-Only files are read: what members said of the reported examples is in their outputs.npz.
+Only files are read: the outputs of members on the reported examples are in their outputs.npz.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ from minilm_jax.tasks import committee_scores, metrics
 
 KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
 NEEDED = 'committees with convolutional members: two or more of each of two seeds of fine-tuning'
+TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
+BySeed = Mapping[int, float]  # scores by seed of fine-tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +41,14 @@ class SeedCommittee:
     folder: the committee's name among the runs.
     task, split, examples, headline: what it was scored on, and the metric.
     seed: of fine-tuning, of all its members.
-    shapes: of its members, one each, as `latencies.shape` writes them, in ascending order.
+    shapes: of its members, one each, as `runs.latency_shape` writes them, in ascending order.
     layers: the most blocks among its members.
-    convolved: has one of its members convolutions? Of the five that paper 2 released four have.
-    checkpoints: the pre-training runs of its members, by name, each once; of those that are not
-      among the runs none.
-    rows: that the pre-training of its members saw in its set; 0 where they differ or are not among
-      the runs.
-    values: scores of 1, 2 and at last all of its members: the mean over subsets of each size, by
-      the mean probability.
-    collapsed: members that gave one answer to everything.
+    convolved: does one of its members have convolutions? Four of the five of paper 2 do.
+    checkpoints: names of the pre-training runs of its members that are among the runs, each once.
+    rows: of the training set of its members; 0 if they differ or are not among the runs.
+    values: scores of 1, 2, ..., all members: the mean over subsets of each size, by the mean
+      probability.
+    collapsed: members with constant predictions.
   """
 
   folder: str
@@ -75,11 +76,10 @@ class CommitteeComparison:
   """Committees of one kind, by the shapes of their members, against the deep model.
 
   Attributes:
-    differences: the committee's score less the deep model's, by seed, by what it is of in words: a
-      task each.
-    collapsed: members and runs among them that gave one answer to everything.
-    shapes, deep: of one committee's members, and of the deep model; '' of what there is not.
-    missing: what there would have to be for a difference.
+    differences: the committee's score less the deep model's, by seed, by a description of each task.
+    collapsed: members and runs among them with constant predictions.
+    shapes, deep: of one committee's members, and of the deep model; '' if missing.
+    missing: the runs that a difference lacks.
   """
 
   differences: Mapping[str, Mapping[int, float]]
@@ -90,73 +90,82 @@ class CommitteeComparison:
 
 
 def read_committees(
-  found: Mapping[str, epath.Path], there: Mapping[str, TrainingSet]
+  found: Mapping[str, epath.Path], sets: Mapping[str, TrainingSet]
 ) -> list[SeedCommittee]:
-  """The committees of every folder, by seed and split, of two members or more.
+  """Returns the committees of every folder, by seed and split, of two members or more.
 
   Args:
-    found: runs by name; of a folder that was cut short there is none.
-    there: the pre-training runs among them.
+    found: runs by name; unfinished folders have none.
+    sets: training sets of the pre-training runs among them.
 
   Raises:
-    InputError: a folder that lacks a file of a member.
+    InputError: a folder lacks a file of a member.
   """
-  trained = {str(found[name].resolve()): one for name, one in there.items()}
-  made = []
+  by_path = {str(found[name].resolve()): training_set for name, training_set in sets.items()}
+  committees = []
   for name, path in found.items():
     if runs.read_kind(path) == KIND and (path / run_dir.RESULT).exists():
-      made += _seeded(name, path, trained)
-  return made
+      committees += _read_folder(name, path, by_path)
+  return committees
 
 
-def _seeded(
-  name: str, path: epath.Path, trained: Mapping[str, TrainingSet]
+def _read_folder(
+  name: str, path: epath.Path, sets: Mapping[str, TrainingSet]
 ) -> Iterator[SeedCommittee]:
   by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-  for one in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
-    folder = path / one['folder']
+  for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
+    folder = path / member['folder']
     card = files.read_json(folder / CARD, f'a member of the committee {path}')
-    if card['step'] >= 0:  # from scratch it is -1
-      by_seed.setdefault(card['seed'], []).append((card, _outputs(folder / OUTPUTS)))
+    if card['step'] >= 0:  # -1 is from scratch
+      by_seed.setdefault(card['seed'], []).append((card, _read_outputs(folder / OUTPUTS)))
   for seed, members in by_seed.items():
-    cards, said = zip(*members, strict=True)
     if len(members) < 2:
       continue
-    paths = [str(epath.Path(card['checkpoint']).resolve()) for card in cards]
-    starts = [trained[path] for path in paths if path in trained]
-    rows = (
-      starts[0].rows
-      if len(starts) == len(cards) and len({start.rows for start in starts}) == 1
-      else 0
-    )
-    for split in sorted(set.intersection(*(set(one) for one in said))):
-      labels = said[0][split][1]
-      if not all(np.array_equal(one[split][1], labels) for one in said):
-        continue  # they were reported on other examples
-      logits, headline = np.stack([one[split][0] for one in said]), cards[0]['headline']
+    cards, outputs = zip(*members, strict=True)
+    sources = [str(epath.Path(card['checkpoint']).resolve()) for card in cards]
+    starts = [sets[source] for source in sources if source in sets]
+    rows = {start.rows for start in starts}
+    for split in sorted(set.intersection(*map(set, outputs))):
+      labels = outputs[0][split][1]
+      if not all(np.array_equal(of_member[split][1], labels) for of_member in outputs):
+        continue  # the members were reported on different examples
+      logits = np.stack([of_member[split][0] for of_member in outputs])
       yield SeedCommittee(
-        name,
-        cards[0]['task'],
-        split,
-        len(labels),
-        headline,
-        seed,
-        tuple(sorted(runs.latency_shape(card['model']) for card in cards)),
-        max(card['model']['num_layers'] for card in cards),
-        any(card['model']['convolutions'] for card in cards),
-        tuple(dict.fromkeys(start.name for start in starts)),
-        rows,
-        _by_size(logits, labels, headline),
-        sum(metrics.is_constant(one.argmax(-1)) for one in logits),
+        folder=name,
+        task=cards[0]['task'],
+        split=split,
+        examples=len(labels),
+        headline=cards[0]['headline'],
+        seed=seed,
+        shapes=tuple(sorted(runs.latency_shape(card['model']) for card in cards)),
+        layers=max(card['model']['num_layers'] for card in cards),
+        convolved=any(card['model']['convolutions'] for card in cards),
+        checkpoints=tuple(dict.fromkeys(start.name for start in starts)),
+        rows=starts[0].rows if len(starts) == len(cards) and len(rows) == 1 else 0,
+        values=_score_sizes(logits, labels, cards[0]['headline']),
+        collapsed=sum(metrics.is_constant(of_member.argmax(-1)) for of_member in logits),
       )
 
 
-def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:
+def _read_outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns the outputs of a member and the labels, by split."""
+  if not path.exists():
+    raise InputError(
+      f'a member of the committee {path.parent.parent}',
+      f'no file {path}',
+      'copy the folder again, whole',
+    )
+  with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+    splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
+    return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
+
+
+def _score_sizes(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:
   def score(subset: tuple[int, ...]) -> float:
-    answers = committee_scores.combine_outputs(
+    probabilities = committee_scores.combine_outputs(
       logits[list(subset)], committee_scores.PROBABILITY
-    ).argmax(-1)
-    return metrics.compute_metric((headline,), answers, labels)[headline]
+    )
+    return metrics.compute_metric((headline,), probabilities.argmax(-1), labels)[headline]
 
   return tuple(
     float(np.mean([score(subset) for subset in committee_scores.draw_subsets(len(logits), size)]))
@@ -164,107 +173,122 @@ def _by_size(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[flo
   )
 
 
-def _outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """What a member said of each split, and the right labels."""
-  if not path.exists():
-    raise InputError(
-      f'a member of the committee {path.parent.parent}',
-      f'no file {path}',
-      'copy the folder again, whole',
-    )
-  with path.open('rb') as file, np.load(file, allow_pickle=False) as found:
-    splits = [name.removesuffix(' outputs') for name in found if name.endswith(' outputs')]
-    return {split: (found[f'{split} outputs'], found[f'{split} labels']) for split in splits}
-
-
 def compare_with_deep(
-  made: Sequence[SeedCommittee], rows: Sequence[ScoreRow], there: Mapping[str, TrainingSet]
+  committees: Sequence[SeedCommittee],
+  rows: Sequence[ScoreRow],
+  sets: Mapping[str, TrainingSet],
 ) -> CommitteeComparison:
-  """The largest committees with convolutional members that a deeper run can be compared with, task
-  by task.
+  """Returns the largest committees with convolutional members that have a deeper run to compare.
 
   Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
 
   Args:
-    made: of `committees`.
+    committees: of `read_committees`.
     rows: of `scores.select_main`, for the deep model.
-    there: pre-training runs by name.
+    sets: training sets of the pre-training runs by name.
   """
   kinds: dict[tuple[str, ...], list[SeedCommittee]] = {}
-  for one in made:
-    if one.convolved:
-      kinds.setdefault(one.shapes, []).append(one)
+  for committee in committees:
+    if committee.convolved:
+      kinds.setdefault(committee.shapes, []).append(committee)
   without = CommitteeComparison({}, 0, (), '', NEEDED)
-  for shapes, own in sorted(
+  for shapes, of_kind in sorted(
     kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)
   ):
-    differences, collapsed, deep = {}, sum(one.collapsed for one in own), ''
-    for task, split in dict.fromkeys((one.task, one.split) for one in own):
-      some = [one for one in own if (one.task, one.split) == (task, split)]
-      rivals = _deepest(some[0], rows, there)
-      by_seed = _by_seed([{one.seed: one.value} for one in some])
-      theirs = _by_seed([dict(zip(row.pretrained.seeds, row.pretrained.values)) for row in rivals])
-      if rivals:
-        names = [
-          ', '.join(dict.fromkeys(names))
-          for names in ((one.folder for one in some), (row.checkpoint for row in rivals))
-        ]
-        differences[f'{task}, {split}: {" against ".join(names)}'] = {
-          seed: by_seed[seed] - theirs[seed] for seed in sorted(by_seed.keys() & theirs.keys())
-        }
-        collapsed += sum(row.pretrained.collapsed for row in rivals)
-        deep = runs.latency_shape(there[rivals[0].checkpoint].model)
+    differences, deep = {}, ''
+    collapsed = sum(committee.collapsed for committee in of_kind)
+    for (task, split), of_task in _group_by_task(of_kind).items():
+      rivals = _select_deepest(of_task[0], rows, sets)
+      if not rivals:
+        continue
+      ours = _average_by_seed([{committee.seed: committee.value} for committee in of_task])
+      theirs = _average_by_seed([_scores_by_seed(row) for row in rivals])
+      folders = ', '.join(dict.fromkeys(committee.folder for committee in of_task))
+      checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
+      differences[f'{task}, {split}: {folders} against {checkpoints}'] = {
+        seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())
+      }
+      collapsed += sum(row.pretrained.collapsed for row in rivals)
+      deep = runs.latency_shape(sets[rivals[0].checkpoint].model)
     if differences:
       return CommitteeComparison(differences, collapsed, shapes, deep, '')
-    without = CommitteeComparison(
-      {}, 0, shapes, '', 'a deeper model without convolutions, fine-tuned on the same task'
-    )
+    missing = 'a deeper model without convolutions, fine-tuned on the same task'
+    without = CommitteeComparison({}, 0, shapes, '', missing)
   return without
 
 
-def _deepest(
-  one: SeedCommittee, rows: Sequence[ScoreRow], there: Mapping[str, TrainingSet]
+def _group_by_task(
+  committees: Sequence[SeedCommittee],
+) -> dict[tuple[str, str], list[SeedCommittee]]:
+  by_task: dict[tuple[str, str], list[SeedCommittee]] = {}
+  for committee in committees:
+    by_task.setdefault((committee.task, committee.split), []).append(committee)
+  return by_task
+
+
+def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
+  """Returns whether a row and a committee were scored on the same examples by the same metric."""
+  return row.headline and (row.task, row.metric, row.split, row.examples) == (
+    committee.task,
+    committee.headline,
+    committee.split,
+    committee.examples,
+  )
+
+
+def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
+  return training_set.plain and training_set.model['num_layers'] > committee.layers
+
+
+def _select_deepest(
+  committee: SeedCommittee, rows: Sequence[ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> list[ScoreRow]:
-  """The rows of the deepest runs that were scored on the same examples."""
-  fit = [
+  """Returns the rows of the deepest runs that were scored on the same examples."""
+  candidates = [
     row
     for row in rows
-    if row.headline
-    and row.checkpoint in there
+    if _is_same_test(row, committee)
+    and row.checkpoint in sets
     and row.pretrained.n
-    and (row.task, row.metric, row.split, row.examples)
-    == (one.task, one.headline, one.split, one.examples)
-    and there[row.checkpoint].model['num_layers'] > one.layers
-    and there[row.checkpoint].plain
+    and _is_deeper(sets[row.checkpoint], committee)
   ]
-  same = [row for row in fit if there[row.checkpoint].rows == one.rows]
-  fit = same or fit
-  most = max((there[row.checkpoint].model['num_layers'] for row in fit), default=0)
-  return [row for row in fit if there[row.checkpoint].model['num_layers'] == most]
+  same_rows = [row for row in candidates if sets[row.checkpoint].rows == committee.rows]
+  layers = {id(row): sets[row.checkpoint].model['num_layers'] for row in same_rows or candidates}
+  deepest = max(layers.values(), default=0)
+  return [row for row in same_rows or candidates if layers[id(row)] == deepest]
 
 
-def _by_seed(each: Sequence[Mapping[int, float]]) -> dict[int, float]:
-  """The mean of what there is of each seed."""
-  seeds = sorted({seed for one in each for seed in one})
-  return {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
+def _scores_by_seed(row: ScoreRow) -> dict[int, float]:
+  return dict(zip(row.pretrained.seeds, row.pretrained.values, strict=True))
+
+
+def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
+  """Returns the mean of the scores of each seed."""
+  seeds = sorted({seed for by_seed in scores_by_seed for seed in by_seed})
+  return {
+    seed: float(np.mean([by_seed[seed] for by_seed in scores_by_seed if seed in by_seed]))
+    for seed in seeds
+  }
 
 
 def compare_latency(
-  contest: CommitteeComparison, timed: Sequence[LatencyRow]
+  comparison: CommitteeComparison, timed: Sequence[LatencyRow]
 ) -> tuple[tuple[float, float, float], str, str]:
-  """The committee's latency over the deep model's at batch 1: value, low and high; what it is of;
-  what is missing.
+  """Returns the committee's latency over the deep model's at batch 1: value, low and high; the
+  contestants; and the missing measurements.
 
   The committee's is that of its fastest way. The ends are quotients of the ends of both medians'
-  intervals, so that the interval is rather too wide; where several machines or times were measured,
-  the largest ratio counts.
+  intervals, so that the interval is too wide rather than too narrow; of several measurements the
+  largest ratio counts.
   """
-  shape = contest.shapes[0] if len(set(contest.shapes)) == 1 else ''
+  shape = comparison.shapes[0] if len(set(comparison.shapes)) == 1 else ''
   pairs = []
-  for name in dict.fromkeys(row.run for row in timed):
-    own = [row for row in timed if row.run == name and row.batch == 1 and row.heads == 1]
-    whole = [row for row in own if row.shape == shape and row.members == len(contest.shapes)]
-    deep = [row for row in own if row.shape == contest.deep and row.members == 1]
+  for of_run in _group_single_batch(timed):
+    one_head = [row for row in of_run if row.heads == 1]
+    whole = [
+      row for row in one_head if row.shape == shape and row.members == len(comparison.shapes)
+    ]
+    deep = [row for row in one_head if row.shape == comparison.deep and row.members == 1]
     if whole and deep:
       pairs.append((min(whole, key=lambda row: row.median), deep[0]))
   if pairs and shape:
@@ -274,17 +298,19 @@ def compare_latency(
       f'latency: {ours.name} against {theirs.name} in {ours.run}',
       '',
     )
-  missing = (
-    'a latency: members of several shapes are not timed together'
-    if contest.shapes and not shape
-    else 'a latency of this committee and of the deep model: minilm latency --workdir'
-  )
+  missing = 'a latency of this committee and of the deep model: minilm latency --workdir'
+  if comparison.shapes and not shape:
+    missing = 'a latency: members of several shapes are not timed together'
   return (math.nan, math.nan, math.nan), '', missing
 
 
-# The committee beside what the same training, the same parameters or the same time would have
-# bought instead.
-TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
+def _group_single_batch(timed: Sequence[LatencyRow]) -> list[list[LatencyRow]]:
+  """Returns the rows of batch 1 of each latency run."""
+  by_run: dict[str, list[LatencyRow]] = {}
+  for row in timed:
+    if row.batch == 1:
+      by_run.setdefault(row.run, []).append(row)
+  return list(by_run.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +319,7 @@ class Match:
 
   Attributes:
     task: with the split.
-    rival, cost: who, and one of `COSTS`.
+    rival, cost: name of the rival, and one of `COSTS`.
     members, of: size of the committee, and of the largest that its members make.
     ratio: the committee's cost over the rival's.
     committee, theirs: mean scores over the seeds that both have, as shares.
@@ -316,169 +342,158 @@ class Match:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Side:
-  """A contestant on one task: its costs, nan of those that are not known, and its score by seed."""
+class _Contestant:
+  """A committee or a rival on one task: its costs, nan if unknown, and its score by seed."""
 
   name: str
   costs: Mapping[str, float]
-  scores: Mapping[int, float]
+  scores: BySeed
 
 
-def find_matches(
-  contest: CommitteeComparison,
-  made: Sequence[SeedCommittee],
-  rows: Sequence[ScoreRow],
-  there: Mapping[str, TrainingSet],
-  curves: Sequence[LossCurve],
-  timed: Sequence[LatencyRow],
-) -> list[Match]:
-  """Every rival of the committee of a contest at every cost that is known of both.
+@dataclasses.dataclass(frozen=True)
+class Measurements:
+  """The runs that costs and rivals come from.
+
+  Attributes:
+    committees: of `read_committees`.
+    rows: of `scores.select_main`.
+    sets: training sets of the pre-training runs by name.
+    curves: of `loss_curves.read_runs`, by name, for the costs of the runs.
+    timed: of `runs.read_latencies`.
+    deep: shape of the deep model.
+  """
+
+  committees: Sequence[SeedCommittee]
+  rows: Sequence[ScoreRow]
+  sets: Mapping[str, TrainingSet]
+  curves: Mapping[str, LossCurve]
+  timed: Sequence[LatencyRow]
+  deep: str
+
+  def relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
+    """Returns the fastest way's median at batch 1 over that of the deep model in the same
+    measurement, the largest of several.
+    """
+    ratios = []
+    for of_run in _group_single_batch(self.timed):
+      medians: dict[tuple[str, int, int], list[float]] = {}
+      for row in of_run:
+        medians.setdefault((row.shape, row.members, row.heads), []).append(row.median)
+      ours, theirs = medians.get((shape, members, heads)), medians.get((self.deep, 1, 1))
+      if ours and theirs:
+        ratios.append(min(ours) / theirs[0])
+    return max(ratios, default=math.nan)
+
+
+def find_matches(comparison: CommitteeComparison, measurements: Measurements) -> list[Match]:
+  """Returns every rival of the committee at every cost that is known of both.
 
   Args:
-    contest: of `contests.contest`, on the same arguments.
-    made: of `contests.committees`.
-    rows: of `scores.select_main`.
-    there: pre-training runs by name.
-    curves: of `grid.read_runs`, for what the runs cost.
-    timed: of `latencies.read_latencies`.
+    comparison: of `compare_with_deep`, on the same runs.
+    measurements: with the deep model of the comparison.
   """
-  by_name, found = {curve.name: curve for curve in curves}, []
-  own = [one for one in made if contest.deep and one.convolved and one.shapes == contest.shapes]
-  for task, split in dict.fromkeys((one.task, one.split) for one in own):
-    some = [one for one in own if (one.task, one.split) == (task, split)]
-    sides = [
-      _part(some, size, by_name, timed, contest.deep) for size in range(1, len(contest.shapes) + 1)
+  matches = []
+  compared = [
+    committee
+    for committee in measurements.committees
+    if comparison.deep and committee.convolved and committee.shapes == comparison.shapes
+  ]
+  for (task, split), of_task in _group_by_task(compared).items():
+    by_size = [
+      _make_contestant(of_task, size, measurements) for size in range(1, len(comparison.shapes) + 1)
     ]
-    for rival in _rivals(some[0], made, rows, there, by_name, timed, contest.deep):
-      if sides[0].scores.keys() & rival.scores.keys():
-        found += [
-          _match(f'{task}, {split}', rival, cost, sides)
-          for cost in COSTS
-          if any(math.isfinite(side.costs[cost] / rival.costs[cost]) for side in sides)
-        ]
-  return found
+    for rival in _find_rivals(of_task[0], measurements):
+      if by_size[0].scores.keys() & rival.scores.keys():
+        for cost in COSTS:
+          match = _match_cost(f'{task}, {split}', rival, cost, by_size)
+          matches += [match] if match is not None else []
+  return matches
 
 
-def _part(
-  some: Sequence[SeedCommittee],
-  size: int,
-  curves: Mapping[str, LossCurve],
-  timed: Sequence[LatencyRow],
-  deep: str,
-) -> _Side:
-  """So many members of the committees of one task, one a seed."""
-  first = some[0]
+def _make_contestant(
+  committees: Sequence[SeedCommittee], size: int, measurements: Measurements
+) -> _Contestant:
+  """Returns committees of one task, one a seed, with only `size` of their members."""
+  first = committees[0]
+  curves = measurements.curves
   starts = [curves[name] for name in first.checkpoints if name in curves]
   share = size / len(starts) if len(starts) == len(first.shapes) else math.nan
   shape = first.shapes[0] if len(set(first.shapes)) == 1 else ''
-  return _Side(
+  return _Contestant(
     first.folder,
-    _costs(starts, share, size, _over_deep(timed, deep, shape, size)),
-    {one.seed: one.values[size - 1] for one in some},
+    _list_costs(starts, share, size, measurements.relative_latency(shape, size)),
+    {committee.seed: committee.values[size - 1] for committee in committees},
   )
 
 
-def _rivals(
-  one: SeedCommittee,
-  made: Sequence[SeedCommittee],
-  rows: Sequence[ScoreRow],
-  there: Mapping[str, TrainingSet],
-  curves: Mapping[str, LossCurve],
-  timed: Sequence[LatencyRow],
-  deep: str,
-) -> Iterator[_Side]:
-  """The rivals on the examples that a committee was scored on."""
-  place = one.task, one.split, one.examples, one.headline
-  for row in rows:
-    name, _, heads = (
-      row.checkpoint.rpartition(', ')
-      if row.checkpoint.endswith(' heads')
-      else (row.checkpoint, '', '')
-    )
-    if (
-      not row.headline
-      or (row.task, row.split, row.examples, row.metric) != place
-      or name not in there
+def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterator[_Contestant]:
+  """Yields the deeper runs, the members with several heads and the deeper committees that were
+  scored on the examples of a committee.
+  """
+  for row in measurements.rows:
+    name, heads = row.checkpoint, 1
+    if row.checkpoint.endswith(' heads'):
+      name, _, suffix = row.checkpoint.rpartition(', ')
+      heads = int(suffix.split()[0])
+    if not _is_same_test(row, committee) or not (
+      name in measurements.sets and name in measurements.curves
     ):
       continue
-    start = there[name]
-    if name in curves and (
-      name in one.checkpoints if heads else start.plain and start.model['num_layers'] > one.layers
-    ):
-      latency = _over_deep(
-        timed, deep, runs.latency_shape(start.model), 1, int(heads.split()[0]) if heads else 1
-      )
-      yield _Side(
-        row.checkpoint,
-        _costs([curves[name]], 1, 1, latency),
-        dict(zip(row.pretrained.seeds, row.pretrained.values, strict=True)),
-      )
-  several: dict[str, list[SeedCommittee]] = {}
-  for other in made:
-    if (
-      (other.task, other.split, other.examples, other.headline) == place
-      and not other.convolved
-      and (other.layers > one.layers)
-    ):
-      several.setdefault(other.folder, []).append(other)
-  for folder, some in several.items():
-    part = _part(some, len(some[0].shapes), curves, timed, deep)
-    yield dataclasses.replace(part, name=f'{folder}, a committee of {len(some[0].shapes)}')
+    start = measurements.sets[name]
+    has_heads = name != row.checkpoint
+    if name in committee.checkpoints if has_heads else _is_deeper(start, committee):
+      latency = measurements.relative_latency(runs.latency_shape(start.model), 1, heads)
+      costs = _list_costs([measurements.curves[name]], 1, 1, latency)
+      yield _Contestant(row.checkpoint, costs, _scores_by_seed(row))
+  by_folder: dict[str, list[SeedCommittee]] = {}
+  test = (committee.task, committee.split, committee.examples, committee.headline)
+  for other in measurements.committees:
+    is_deeper = not other.convolved and other.layers > committee.layers
+    if is_deeper and (other.task, other.split, other.examples, other.headline) == test:
+      by_folder.setdefault(other.folder, []).append(other)
+  for folder, others in by_folder.items():
+    size = len(others[0].shapes)
+    contestant = _make_contestant(others, size, measurements)
+    yield dataclasses.replace(contestant, name=f'{folder}, a committee of {size}')
 
 
-def _costs(
+def _list_costs(
   starts: Sequence[LossCurve], share: float, members: int, latency: float
 ) -> dict[str, float]:
-  """Of a share of some pre-training runs, and of so many models of their size."""
-  if not starts:
-    return {TRAINING: math.nan, PARAMETERS: math.nan, LATENCY: latency}
-  training = sum(
-    float(start.flops(ACTUAL)[-1]) if ACTUAL in start.flops_per_row else math.nan
-    for start in starts
-  )
-  return {
-    TRAINING: share * training,
-    PARAMETERS: float(members * np.mean([start.parameters for start in starts])),
-    LATENCY: latency,
-  }
+  """Returns the costs of a share of some pre-training runs, and of some models of their size."""
+  training = parameters = math.nan
+  if starts:
+    parameters = float(members * np.mean([start.parameters for start in starts]))
+    training = share * sum(
+      float(start.flops(ACTUAL)[-1]) if ACTUAL in start.flops_per_row else math.nan
+      for start in starts
+    )
+  return {TRAINING: training, PARAMETERS: parameters, LATENCY: latency}
 
 
-def _over_deep(
-  timed: Sequence[LatencyRow], deep: str, shape: str, members: int, heads: int = 1
-) -> float:
-  """The fastest way's median at batch 1 over that of the deep model in the same measurement, the
-  largest of several.
-  """
-  found = []
-  for name in dict.fromkeys(row.run for row in timed):
-    own = [row for row in timed if row.run == name and row.batch == 1]
-    ours = [
-      row.median for row in own if (row.shape, row.members, row.heads) == (shape, members, heads)
-    ]
-    theirs = [row.median for row in own if (row.shape, row.members, row.heads) == (deep, 1, 1)]
-    found += [min(ours) / theirs[0]] if ours and theirs else []
-  return max(found, default=math.nan)
-
-
-def _match(task: str, rival: _Side, cost: str, sides: Sequence[_Side]) -> Match:
-  ratios = {size: side.costs[cost] / rival.costs[cost] for size, side in enumerate(sides, 1)}
+def _match_cost(
+  task: str, rival: _Contestant, cost: str, by_size: Sequence[_Contestant]
+) -> Match | None:
+  """Returns the rival and the committee of nearest cost; None if a cost is unknown."""
+  ratios = {size: ours.costs[cost] / rival.costs[cost] for size, ours in enumerate(by_size, 1)}
   known = [size for size, ratio in ratios.items() if math.isfinite(ratio)]
+  if not known:
+    return None
   size = min(known, key=lambda size: abs(math.log(ratios[size])))
-  ours, theirs = sides[size - 1].scores, rival.scores
-  both = scores.make_contrast(
-    [(theirs[seed], ours[seed]) for seed in sorted(ours.keys() & theirs.keys())], TUNINGS
-  )
+  ours, theirs = by_size[size - 1].scores, rival.scores
+  seeds = sorted(ours.keys() & theirs.keys())
+  contrast = scores.make_contrast([(theirs[seed], ours[seed]) for seed in seeds], TUNINGS)
   return Match(
-    task,
-    rival.name,
-    cost,
-    size,
-    len(sides),
-    ratios[size],
-    both.value,
-    both.base,
-    both.difference,
-    both.low,
-    both.high,
-    both.n,
+    task=task,
+    rival=rival.name,
+    cost=cost,
+    members=size,
+    of=len(by_size),
+    ratio=ratios[size],
+    committee=contrast.value,
+    theirs=contrast.base,
+    difference=contrast.difference,
+    low=contrast.low,
+    high=contrast.high,
+    seeds=contrast.n,
   )

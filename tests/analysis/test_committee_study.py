@@ -14,6 +14,7 @@ from minilm_jax.analysis.committee_study import (
   TRAINING,
   CommitteeComparison,
   Match,
+  Measurements,
   SeedCommittee,
 )
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
@@ -175,9 +176,11 @@ def found(
       *(track(f'bert/member-{number}', 5.0, 100) for number in (0, 1)),
     ]
   )
+  curves = {curve.name: curve for curve in tracks}
+  measurements = Measurements(made, rows, there, curves, timed, CONTEST.deep)
   return {
-    (one.rival, one.cost): one
-    for one in committee_study.find_matches(CONTEST, made, rows, there, tracks, timed)
+    (match.rival, match.cost): match
+    for match in committee_study.find_matches(CONTEST, measurements)
   }
 
 
