@@ -102,20 +102,20 @@ def start_competitors(
 
     def start(how: dict[str, Any]) -> TimedWorker:
       device = 'cpu' if platform == 'cpu' else 'cuda'
-      made = timing.start_worker(
+      worker = timing.start_worker(
         _name(how), functools.partial(_pytorch, config, rows, device, **how)
       )
-      stack.callback(made.close)
-      return made
+      stack.callback(worker.close)
+      return worker
 
-    best, way, least = None, {}, math.inf
+    best, way, best_seconds = None, {}, math.inf
 
     def consider(**how: Any) -> None:
-      nonlocal best, way, least
+      nonlocal best, way, best_seconds
       rival = start(how)
       seconds = _trial(rival)
-      if seconds < least:
-        best, way, least, rival = rival, how, seconds, best
+      if seconds < best_seconds:
+        best, way, best_seconds, rival = rival, how, seconds, best
       if rival:
         rival.close()
 
@@ -131,7 +131,7 @@ def start_competitors(
       raise InputError(
         'a step of PyTorch',
         'none of its ways works',
-        'mend what it says above, or bench without it',
+        'fix the causes logged above, or leave PyTorch out',
       )
     consider(**way | {'compiled': True})
     yield {'released': released, 'best_torch': best}
@@ -205,7 +205,7 @@ def time_hf_trainer(
     "Hugging Face's Trainer", functools.partial(_build_trainer, threads, task)
   )
   try:
-    return dict(worker(updates))
+    return worker(updates)
   finally:
     worker.close()
 

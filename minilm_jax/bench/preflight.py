@@ -13,6 +13,7 @@ import importlib.util
 import math
 import re
 import time
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -286,7 +287,11 @@ def describe_step(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) 
 
 def _chip_share(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  step = list(parse_instructions(compiled.as_text()))
+  if memory is None or not cost:
+    raise InputError(
+      'memory and cost of the step', 'none by this compiler', 'update jax and libtpu'
+    )
+  step = list(parse_instructions(compiled.as_text() or ''))
   parts = {
     'arguments': memory.argument_size_in_bytes,
     'temporaries': memory.temp_size_in_bytes,
@@ -313,13 +318,14 @@ def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
   """The shape of the training rows: of the corpus that the recipe names, if it is there."""
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run_dir.MANIFEST).exists():
-    made = run_setup.validate_corpus(config, folder)
-    rows = config.subset.rows or made['splits']['train']['rows']
-    length, kind, vocabulary = made['length'], made['dtype'], made['vocabulary']
+    manifest = run_setup.validate_corpus(config, folder)
+    rows = config.subset.rows or manifest['splits']['train']['rows']
+    length, kind, vocabulary = (manifest[name] for name in ('length', 'dtype', 'vocabulary'))
   else:
     rows, length, vocabulary = _ROWS, config.model.max_length, config.model.vocab_size
     kind = 'uint16' if vocabulary <= 1 << 16 else 'uint32'
-  return Corpus(jax.ShapeDtypeStruct((rows, length), kind, sharding=where), vocabulary, 'absent')
+  tokens = jax.ShapeDtypeStruct((rows, length), kind, sharding=where)
+  return Corpus(typing.cast(jax.Array, tokens), vocabulary, 'absent')
 
 
 def _devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:

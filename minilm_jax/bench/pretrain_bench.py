@@ -148,10 +148,7 @@ def bench_tables(found: dict[str, Any]) -> list[rich_table.Table]:
   return [speed, facts]
 
 
-# From how many members on a population pays: one program against solo runs one after another, and
-# against processes.
 STRATEGIES = ('map', 'vmap', 'solo', 'processes')
-_WAY_OF_STRATEGY = {'single': 'single', 'map': 'map', 'vmap': 'vmap'}
 _FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
@@ -185,7 +182,7 @@ def bench_population(
   load, rows, solo = (
     machine.read_load(),
     timing.make_random_rows(config),
-    _time_members(config, 1, 'auto'),
+    _with_members(config, 1, 'auto'),
   )
   progress.log('compiling')
   alone, _ = timing.time_our_step(solo, rows)
@@ -200,8 +197,8 @@ def bench_population(
   }
 
 
-def _time_members(config: RunConfig, count: int, lift: str) -> RunConfig:
-  many = dataclasses.replace(config.population, members=count, strategy=lift)
+def _with_members(config: RunConfig, count: int, strategy: str) -> RunConfig:
+  many = dataclasses.replace(config.population, members=count, strategy=strategy)
   return dataclasses.replace(
     config, population=many, mesh=dataclasses.replace(config.mesh, population=0)
   )
@@ -216,13 +213,13 @@ def _row(
   steps: int,
   repeats: int,
 ) -> dict[str, Any]:
-  timed = {'solo': lambda steps: count * alone(steps)}
+  timed: dict[str, timing.TimedStep] = {'solo': lambda steps: count * alone(steps)}
   with contextlib.ExitStack() as stack:
     if count > 1:
       progress.log(f'population of {count}: compiling')
       timed |= {
-        lift: timing.time_our_step(_time_members(config, count, lift), rows)[0]
-        for lift in ('map', 'vmap')
+        strategy: timing.time_our_step(_with_members(config, count, strategy), rows)[0]
+        for strategy in ('map', 'vmap')
       }
       timed['processes'] = _processes(solo, rows, count, stack)
     seconds = timing.time_interleaved(timed, steps, repeats, f'population of {count}')
@@ -231,7 +228,7 @@ def _row(
   return {
     'members': count,
     'fastest': min(middle, key=middle.__getitem__),
-    'auto': _WAY_OF_STRATEGY[population.choose_strategy(count, 'auto', jax.default_backend())],
+    'auto': population.choose_strategy(count, 'auto', jax.default_backend()),
     'milliseconds': {
       way: {'median': 1e3 * middle[way], 'lowest': 1e3 * min(times), 'highest': 1e3 * max(times)}
       for way, times in seconds.items()

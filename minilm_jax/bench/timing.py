@@ -1,8 +1,7 @@
-"""Seconds a step: of the very chunk that `pretrain` runs, on random rows, in this process or in
-workers of their own.
+"""Times steps: the chunk that `pretrain` runs, on random rows, here or in worker processes.
 
-A worker keeps thread pools and allocators apart and computes only when it is told to, so that
-contestants can be timed in turns, or side by side.
+A worker keeps its own thread pools and allocators and computes only on request, so that competitors
+can be timed in turns or side by side.
 """
 
 import contextlib
@@ -11,12 +10,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing import connection
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from minilm_jax.core import progress
 from minilm_jax.core.config import RunConfig
@@ -27,8 +27,8 @@ from minilm_jax.training import program, sharding
 
 _NUM_ROWS = 4096
 _EXIT_SECONDS = 10  # seconds for a worker to end in
-StepTiming = float | dict[str, float]  # seconds, or seconds among other numbers
-TimedStep = Callable[[int], StepTiming]
+# From a number of steps to their seconds, or to a dict with the seconds and other numbers.
+TimedStep = Callable[[int], Any]
 
 
 def make_random_rows(config: RunConfig) -> np.ndarray:
@@ -51,7 +51,8 @@ def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], 
   """
   engine = program.build_program(config)
   corpus = jax.device_put(
-    Corpus(rows, config.model.vocab_size, 'random'), sharding.replicated(engine.mesh)
+    Corpus(typing.cast(Array, rows), config.model.vocab_size, 'random'),
+    sharding.replicated(engine.mesh),
   )
   state = engine.init()
 
@@ -66,19 +67,19 @@ def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], 
 
 
 def time_interleaved(
-  timed: dict[str, Callable[[int], float]], steps: int, repeats: int, what: str = ''
+  timed: Mapping[str, TimedStep], steps: int, repeats: int, what: str = ''
 ) -> dict[str, list[float]]:
   """Seconds a step of each contestant in each repeat; one round before is not counted, and tells
   how long they take.
   """
   start = time.perf_counter()
-  for one in timed.values():
-    one(steps)
+  for step in timed.values():
+    step(steps)
   # a line, and no bar: a bar draws from a thread of its own, which would be timed with the rounds
   if what:
     about = progress.format_duration(repeats * (time.perf_counter() - start))
     progress.log(f'{what}: timing {repeats:,} rounds of {steps:,} updates, in about {about}')
-  rounds = [{name: one(steps) / steps for name, one in timed.items()} for _ in range(repeats)]
+  rounds = [{name: step(steps) / steps for name, step in timed.items()} for _ in range(repeats)]
   return {name: [times[name] for times in rounds] for name in timed}
 
 
@@ -88,9 +89,9 @@ class TimedWorker:
 
   name: str
   process: Any
-  pipe: connection.Connection
+  pipe: Any  # an end of multiprocessing.Pipe
 
-  def __call__(self, steps: int, patience: float | None = None) -> StepTiming:
+  def __call__(self, steps: int, patience: float | None = None) -> Any:
     """Seconds that so many steps take, and whatever else is said of them there.
 
     Raises:
@@ -104,7 +105,7 @@ class TimedWorker:
     with contextlib.suppress(OSError):  # it has gone, which is said where its answer is waited for
       self.pipe.send(steps)
 
-  def end(self, patience: float | None = None) -> StepTiming:
+  def end(self, patience: float | None = None) -> Any:
     """Waits for what was begun, and gives its answer."""
     try:
       reply = (
@@ -114,7 +115,9 @@ class TimedWorker:
       self.process.join(_EXIT_SECONDS)
       reply = f'its process ended with status {self.process.exitcode}'
     if isinstance(reply, str):
-      raise InputError(f'a step of {self.name}', reply, 'mend what it needs, or bench without it')
+      raise InputError(
+        f'a step of {self.name}', reply, 'install what it needs, or leave the competitor out'
+      )
     return reply
 
   def close(self) -> None:
@@ -138,9 +141,7 @@ def start_worker(
   return TimedWorker(name, process, here)
 
 
-def _serve(
-  pipe: connection.Connection, make: Callable[[], TimedStep], cores: Sequence[int]
-) -> None:
+def _serve(pipe: Any, make: Callable[[], TimedStep], cores: Sequence[int]) -> None:
   """The life of a worker: so many steps for each number that comes in, their seconds or what is
   wrong out.
   """
