@@ -42,8 +42,7 @@ CAUSES_ABOVE, SHORTENS_ABOVE, UNCHANGED_BELOW = 2.0, 1.0, 1.5
 GLUE_MARGIN = 0.01  # of a score, which is a share
 AVERAGE = 'average'
 AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
-# Of the FLOPs of the whole run of the base.
-_LOSS_PARTS = {'loss_at_quarter': 0.25, 'loss_at_half': 0.5, 'loss_at_whole': 1.0}
+_LOSS_PARTS = 0.25, 0.5, 1.0  # of the FLOPs of the whole run of the base
 # FLOPs beyond the last evaluation at which its loss still counts: ablations differ a little in cost.
 _MAX_OVERSHOOT = 1.02
 CostToReach = tuple[
@@ -386,10 +385,12 @@ def _make_row(
       loss = find_shared_loss(base, change)
       multiplier = measure_multiplier(base, change, loss)
   planned = min(run.planned for run in base.runs)
-  losses = dict.fromkeys(_LOSS_PARTS, math.nan)
-  if is_comparable:
-    for name, part_of_run in _LOSS_PARTS.items():
-      losses[name] = _mean(interpolate_loss(curve, part_of_run * planned) for curve in curves)
+  at_quarter, at_half, at_whole = (
+    _mean(interpolate_loss(curve, share * planned) for curve in curves)
+    if is_comparable
+    else math.nan
+    for share in _LOSS_PARTS
+  )
   ended = curves if is_comparable and all(curve.finished for curve in curves) else []
   last_losses = [curve.loss[-1] for curve in ended]
   low, high = metrics.confidence_interval(last_losses)
@@ -408,7 +409,9 @@ def _make_row(
     verdict=judge_speed(change.fields, speed),
     multiplier=multiplier,
     loss=loss,
-    **losses,
+    loss_at_quarter=at_quarter,
+    loss_at_half=at_half,
+    loss_at_whole=at_whole,
     validation_loss=_mean(last_losses),
     low=low,
     high=high,

@@ -35,21 +35,8 @@ PREDICTORS = {
 }
 # Fields that are no part of an ablation.
 _IGNORED_FIELDS = (
-  'kind',
-  'seed',
-  'num_steps',
-  'eval',
-  'checkpoint',
-  'log',
-  'mesh',
-  'population',
-  'grad_accumulation_steps',
-  'corpus',
-  'logit_chunks',
-  'corpus_placement',
-  'nonfinite',
-  'model.remat',
-  'model.flops_heads',
+  *'kind seed num_steps eval checkpoint log mesh population grad_accumulation_steps corpus'.split(),
+  *'logit_chunks corpus_placement nonfinite model.remat model.flops_heads'.split(),
   *(f'model.{field}' for field in model_config.SHAPE_FIELDS.values()),
 )
 # Fields that members of a population have lists of.
@@ -74,6 +61,7 @@ class AblationRun:
 
   Attributes:
     curve: its evaluations.
+    seed: of the curve.
     folder: the directory of the run.
     shape: as in e64-h64-f256-a8-l2.
     fields: compared fields of its recipe, by dotted name.
@@ -83,6 +71,7 @@ class AblationRun:
   """
 
   curve: LossCurve
+  seed: int
   folder: epath.Path
   shape: str
   fields: Mapping[str, Any]
@@ -138,7 +127,7 @@ class Ablation:
   @property
   def curves(self) -> dict[int, LossCurve]:
     """By seed."""
-    return {run.curve.seed: run.curve for run in self.runs}
+    return {run.seed: run.curve for run in self.runs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +233,8 @@ def read_ablation_runs(
 def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   config, manifest = runs.read_config(folder), runs.read_manifest(folder)
   flops = curve.flops(ACTUAL)
+  if curve.seed is None:
+    raise ValueError('a run without a seed')
   if min(curve.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not curve.tokens[0] > 0:
     raise ValueError('losses, tokens and FLOPs must be positive')
   population = config['population']
@@ -256,6 +247,7 @@ def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   num_rows = int(config['num_steps']) * int(config['batch_size'])
   return AblationRun(
     curve=curve,
+    seed=curve.seed,
     folder=folder,
     shape=model_config.short_shape(config['model']),
     fields={
@@ -388,13 +380,12 @@ def _select_seeds(
   """Returns one run a seed, the longest; none under way if another has ended."""
   longest_first = sorted(same_fields, key=lambda run: (-run.curve.rows[-1], run.curve.name))
   ended = [run for run in longest_first if run.curve.finished]
-  by_seed: dict[int | None, AblationRun] = {}
+  by_seed: dict[int, AblationRun] = {}
   for run in ended or longest_first:
-    first = by_seed.setdefault(run.curve.seed, run)
+    first = by_seed.setdefault(run.seed, run)
     if first is not run:
       left_out.append(
-        f'{run.curve.name}: seed {run.curve.seed} of this recipe once more, '
-        f'beside {first.curve.name}'
+        f'{run.curve.name}: seed {run.seed} of this recipe once more, beside {first.curve.name}'
       )
   if ended:
     left_out += [

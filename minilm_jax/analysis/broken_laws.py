@@ -404,7 +404,7 @@ def _grid_interval(
     end = logs[inside]
     if 0 <= outside < len(at):
       end += (logs[outside] - end) * (bound - least[inside]) / (least[outside] - least[inside])
-    ends.append(power_laws.exp_clipped(end))
+    ends.append(power_laws.exp_clipped(float(end)))
   return ends[0], ends[1]
 
 

@@ -264,12 +264,8 @@ def _judge(
 
 def _subtract_by_seed(ours: Group, theirs: Group) -> dict[int, float]:
   """Returns the differences of the seeds that both groups have."""
-  other = dict(zip(theirs.seeds, theirs.values, strict=True))
-  return {
-    seed: value - other[seed]
-    for seed, value in zip(ours.seeds, ours.values, strict=True)
-    if seed in other
-  }
+  other = theirs.by_seed
+  return {seed: value - other[seed] for seed, value in ours.by_seed.items() if seed in other}
 
 
 def _average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:

@@ -202,7 +202,7 @@ def compare_with_deep(
       if not rivals:
         continue
       ours = _average_by_seed([{committee.seed: committee.value} for committee in of_task])
-      theirs = _average_by_seed([_scores_by_seed(row) for row in rivals])
+      theirs = _average_by_seed([row.pretrained.by_seed for row in rivals])
       folders = ', '.join(dict.fromkeys(committee.folder for committee in of_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
       differences[f'{task}, {split}: {folders} against {checkpoints}'] = {
@@ -256,10 +256,6 @@ def _select_deepest(
   layers = {id(row): sets[row.checkpoint].model['num_layers'] for row in same_rows or candidates}
   deepest = max(layers.values(), default=0)
   return [row for row in same_rows or candidates if layers[id(row)] == deepest]
-
-
-def _scores_by_seed(row: ScoreRow) -> dict[int, float]:
-  return dict(zip(row.pretrained.seeds, row.pretrained.values, strict=True))
 
 
 def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
@@ -444,7 +440,7 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
     if name in committee.checkpoints if has_heads else _is_deeper(start, committee):
       latency = measurements.relative_latency(runs.latency_shape(start.model), 1, heads)
       costs = _list_costs([measurements.curves[name]], 1, 1, latency)
-      yield _Contestant(row.checkpoint, costs, _scores_by_seed(row))
+      yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
   by_folder: dict[str, list[SeedCommittee]] = {}
   test = (committee.task, committee.split, committee.examples, committee.headline)
   for other in measurements.committees:

@@ -223,8 +223,18 @@ def _correlate_series(
       ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
       low, high = np.quantile(of_draws[is_defined], ends).tolist()
     estimates.append(Estimate(float(value), low, high))
-  degenerate = float(1 - is_defined.mean())
-  return Correlation(series, measure, from_scratch, len(models), y.size, *estimates, degenerate)
+  pearson, spearman, kendall = estimates
+  return Correlation(
+    series=series,
+    measure=measure,
+    from_scratch=from_scratch,
+    models=len(models),
+    points=y.size,
+    pearson=pearson,
+    spearman=spearman,
+    kendall=kendall,
+    degenerate=float(1 - is_defined.mean()),
+  )
 
 
 def compute_coefficients(

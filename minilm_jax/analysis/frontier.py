@@ -134,7 +134,7 @@ class _Pool:
 
   def take_points(self, places: np.ndarray) -> list[Point]:
     return [
-      make_point(self.curves[self.owner[place]], int(self.index[place]), self.count)
+      make_point(self.curves[int(self.owner[place])], int(self.index[place]), self.count)
       for place in places
     ]
 

@@ -20,15 +20,11 @@ KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines'
 # Folders of many small files that hold no run.
 _SKIPPED_FOLDERS = ('checkpoints', 'events', 'profile', 'wandb')
 # Model fields that the latency of an answer does not depend on.
-_LATENCY_FREE_FIELDS = (
-  'vocab_size',
-  'dropout',
-  'initialization',
-  'flops_heads',
-  'tied',
-  'norm_epsilon',
-  'position_offset',
-  'segment_embeddings_for_pairs',
+_LATENCY_FREE_FIELDS = tuple(
+  (
+    'vocab_size dropout initialization flops_heads tied norm_epsilon position_offset '
+    'segment_embeddings_for_pairs'
+  ).split()
 )
 Line = dict[str, Any]  # of a log
 
@@ -104,7 +100,7 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   Raises:
     InputError: a folder is missing or has no name, or none of them holds a run.
   """
-  if not all(map(os.fspath, folders)):  # Path('') is the current folder
+  if not all(os.fspath(folder) for folder in folders):  # Path('') is the current folder
     raise InputError(
       'the runs in a folder',
       'its name is empty',

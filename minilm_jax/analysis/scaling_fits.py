@@ -244,7 +244,7 @@ def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = No
     InputError: too few evaluations.
   """
   curves = frontier.drop_plateau([run.curve for run in runs], [run.plateau for run in runs])
-  columns = [
+  parameters, tokens, loss, flops = (
     np.concatenate([np.zeros(0), *rows])
     for rows in (
       [np.full(len(curve.loss), float(curve.parameters)) for curve in curves],
@@ -252,9 +252,11 @@ def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = No
       [np.asarray(curve.loss, float) for curve in curves],
       [curve.flops(count) for curve in curves],
     )
-  ]
-  paid = columns[1] > 0
-  fit = power_laws.fit_chinchilla(*(column[paid] for column in columns), EVALUATIONS, start)
+  )
+  paid = tokens > 0
+  fit = power_laws.fit_chinchilla(
+    parameters[paid], tokens[paid], loss[paid], flops[paid], EVALUATIONS, start
+  )
   return dataclasses.replace(fit, count=count)
 
 

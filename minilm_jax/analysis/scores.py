@@ -23,31 +23,12 @@ from minilm_jax.tasks import metrics
 ScoreLine = Mapping[str, Any]  # of scores.jsonl
 NONE = '–'  # shown in place of a number
 ALL = 'all'  # the split of minimal pairs that holds the others
-FIELDS = (
-  'task',
-  'metric',
-  'value',
-  'low',
-  'high',
-  'headline',
-  'split',
-  'examples',
-  'train_examples',
-  'held_out',
-  'pretrained',
-  'checkpoint',
-  'checkpoint_step',
-  'filtered',
-  'seed',
-  'learning_rate',
-  'member',
-  'epoch',
-  'epoch_choice',
-  'validation_score',
-  'majority',
-  'frequency',
-  'constant_prediction',
-  'truncated',
+FIELDS = tuple(
+  (
+    'task metric value low high headline split examples train_examples held_out pretrained '
+    'checkpoint checkpoint_step filtered seed learning_rate member epoch epoch_choice '
+    'validation_score majority frequency constant_prediction truncated'
+  ).split()
 )
 # Tasks of the averages. WNLI's validation examples contradict its training examples, and tiny models
 # score 0 on CoLA: papers leave out one or both.
@@ -61,15 +42,8 @@ AVERAGES: dict[str, tuple[str, ...]] = {
 # Of the two splits of MNLI the matched one counts, under the name of the other tasks' split.
 _AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
 _MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
-_ROW_FIELDS = (
-  'task',
-  'metric',
-  'split',
-  'filtered',
-  'checkpoint',
-  'examples',
-  'train_examples',
-  'held_out',
+_ROW_FIELDS = tuple(
+  'task metric split filtered checkpoint examples train_examples held_out'.split()
 )
 TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
 BothScores = tuple[float, float]  # of the base and of the other recipe
@@ -101,6 +75,11 @@ class Group:
   mean_example_high: float
   seeds: tuple[int, ...]
   values: tuple[float, ...]
+
+  @property
+  def by_seed(self) -> dict[int, float]:
+    """The values by seed."""
+    return dict(zip(self.seeds, self.values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,9 +266,14 @@ def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
 
 def make_group(values: Mapping[int, float], collapsed: int = 0) -> Group:
   """Returns the group of one number a seed."""
+  summary = metrics.summarize(list(values.values()))
   return Group(
     learning_rate=None,
-    **metrics.summarize(list(values.values())),
+    mean=summary['mean'],
+    std=summary['std'],
+    n=len(values),
+    low=summary['low'],
+    high=summary['high'],
     collapsed=collapsed,
     undefined=0,
     mean_example_low=math.nan,
@@ -510,8 +494,8 @@ def make_contrast(values: Sequence[BothScores], of: str) -> Contrast:
   """
   base, other = np.array(values, float).T
   low, high = metrics.confidence_interval(other - base)
-  means = (float(side.mean()) for side in (base, other, other - base))
-  return Contrast(*means, low, high, len(values), of)
+  difference = float((other - base).mean())
+  return Contrast(float(base.mean()), float(other.mean()), difference, low, high, len(values), of)
 
 
 def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedScores:
@@ -530,11 +514,7 @@ def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedSco
   pairs = list(pairs)
   paired: PairedScores = {}
   for key, groups in by_key.items():
-    by_run = {
-      name: dict(zip(several[0].seeds, several[0].values, strict=True))
-      for name, several in groups.items()
-      if len(several) == 1
-    }
+    by_run = {name: several[0].by_seed for name, several in groups.items() if len(several) == 1}
     for pair in pairs:
       base, other = (by_run.get(name, {}) for name in pair)
       by_seed = {seed: (score, other[seed]) for seed, score in base.items() if seed in other}
