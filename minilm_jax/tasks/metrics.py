@@ -9,6 +9,7 @@ correlations, never percentages.
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -364,7 +365,7 @@ def confidence_interval(
   return mean - margin, mean + margin
 
 
-def summarize(values: Sequence[float] | Float[np.ndarray, 'n']) -> dict[str, float]:
+def summarize(values: Sequence[float] | Float[np.ndarray, 'n']) -> dict[str, Any]:
   """Returns 'mean', 'std' (divided by n - 1), 'n', and the 95% interval 'low', 'high' of the mean.
 
   A nan value makes all but 'n' nan.

@@ -42,7 +42,9 @@ def test_a_run_is_the_track_that_its_files_say(tmp_path: pathlib.Path):
   assert (
     track.parameters == json.loads((folder / run_dir.MANIFEST).read_text())['parameters']['total']
   )
-  assert track.updates == tuple(range(100, 801, 100)) and track.length == 128 and track.non_finite == 0
+  assert (
+    track.updates == tuple(range(100, 801, 100)) and track.length == 128 and track.non_finite == 0
+  )
   lines = [
     line for line in run_dir.read_lines(folder / run_dir.METRICS) if line['split'] == 'validation'
   ]

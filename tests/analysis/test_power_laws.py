@@ -186,7 +186,9 @@ def test_a_descent_stays_above_its_bounds_and_finds_the_least_there():
   line = lambda at: (at[0] + at[1] * x, np.stack([np.ones(9), x], 1))  # noqa: E731
   free, _ = power_laws.levenberg_marquardt(line, np.zeros(2), 3 * x - 1)
   assert free == pytest.approx([-1, 3])
-  bound, said = power_laws.levenberg_marquardt(line, np.ones(2), 3 * x - 1, lower_bounds=np.zeros(2))
+  bound, said = power_laws.levenberg_marquardt(
+    line, np.ones(2), 3 * x - 1, lower_bounds=np.zeros(2)
+  )
   assert bound[0] == 0 and bound[1] == pytest.approx(np.sum(x * (3 * x - 1)) / np.sum(x * x))
   assert said == pytest.approx(bound[1] * x)
 

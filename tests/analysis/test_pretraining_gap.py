@@ -204,7 +204,10 @@ def test_the_report(tmp_path: pathlib.Path):
       [0.5, 0.5, 0.5],
     )
   write_finetune_run(
-    home / 'tasks' / 'lonely', write_subset_run(home / 'lonely', 9000, hidden_size=64), [0.8] * 3, True
+    home / 'tasks' / 'lonely',
+    write_subset_run(home / 'lonely', 9000, hidden_size=64),
+    [0.8] * 3,
+    True,
   )
   written = report.report([str(home)], tmp_path / 'report', draws=100)
   assert {

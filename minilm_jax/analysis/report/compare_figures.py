@@ -39,8 +39,9 @@ def figures(
     lines: other losses to draw, by their names.
   """
   drawn = chosen(part, rows)
-  named = level is None or any(math.isclose(level, line, rel_tol=1e-3) for line in lines.values())
-  yield 'curves', curves(part.base, drawn, ({} if named else {'plateau': level}) | lines)
+  if level is not None and not any(math.isclose(level, n, rel_tol=1e-3) for n in lines.values()):
+    lines = {'plateau': level, **lines}
+  yield 'curves', curves(part.base, drawn, lines)
   timed = [row for row in rows[1:] if math.isfinite(row.speed.value)]
   if timed:
     yield 'dots', dots(timed)

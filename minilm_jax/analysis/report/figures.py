@@ -30,7 +30,7 @@ INK = '#010203'  # a colour that nothing else has: `svg` replaces it
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 DASHES = ('-', '--', ':', '-.')
 _MAX_NUMBERED_CLASSES = 14  # classes of a confusion matrix up to which numbers fit its squares
-STYLE = {
+STYLE: dict[Any, Any] = {  # for matplotlib.rc_context
   'axes.edgecolor': INK,
   'axes.labelcolor': INK,
   'xtick.color': INK,
@@ -205,7 +205,8 @@ def confusion(
   """A square an arm: the share of each true class (row) that was said to be each class (column),
   with counts.
   """
-  with mpl.rc_context(STYLE | {'axes.grid': False}):
+  without_grid: dict[Any, Any] = STYLE | {'axes.grid': False}
+  with mpl.rc_context(without_grid):
     size = len(classes)
     figure = Figure(figsize=(1 + (1.2 + 0.45 * size) * max(1, len(arms)), 1.4 + 0.45 * size))
     figure.suptitle(f' {title}', fontsize=10)

@@ -80,8 +80,11 @@ def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> lis
             f'{len(line["predictions"])} of them for {len(line["labels"])} labels',
             f'remove {run_dir.PREDICTIONS} and fine-tune again',
           )
-        key = (line['task'], line['split'], runs.resolve_source(found, path))
-        lines.setdefault(tuple(sanitize(str(part)) for part in key), []).append(line)
+        task, split, source = (
+          sanitize(str(part))
+          for part in (line['task'], line['split'], runs.resolve_source(found, path))
+        )
+        lines.setdefault((task, split, source), []).append(line)
   if not lines:
     raise InputError(
       'confusion matrices',
@@ -217,7 +220,7 @@ def trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
     }  # rates that nothing chose between
     for row in own:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
-        if group.n:
+        if group.n and row.step is not None:
           bands.setdefault(_name(arm, group.learning_rate, many[arm]), []).append((row.step, group))
     panels.append(
       Panel(

@@ -87,6 +87,7 @@ def read_committees(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
       heads = (
         tuple(study['heads']) if 'heads' in study else (1,) * study['members']
       )  # before there could be several
+      numbers = ('mean', 'low', 'high')
       rows += [
         CommitteeRow(
           committee=name,
@@ -94,10 +95,7 @@ def read_committees(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
           members=study['members'],
           heads=heads,
           examples=study['examples'][line['split']],
-          **{
-            field: runs.to_float(value) if field in ('mean', 'low', 'high') else value
-            for field, value in line.items()
-          },
+          **line | {field: runs.to_float(line[field]) for field in numbers},
         )
         for line in study['lines']
       ]

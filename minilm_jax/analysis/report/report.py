@@ -194,7 +194,7 @@ def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
   dot_rows = []
   for row in rows:
     arms = {
-      name: tuple(100 * end for end in (group.mean, group.low, group.high))
+      name: (100 * group.mean, 100 * group.low, 100 * group.high)
       for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
     }
     name = (

@@ -142,7 +142,9 @@ def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
 def _names(kind: type, prefix: str = '') -> Iterator[str]:
   for name, inner in typing.get_type_hints(kind).items():
     yield from (
-      _names(inner, f'{prefix}{name}_') if dataclasses.is_dataclass(inner) else (prefix + name,)
+      _names(inner, f'{prefix}{name}_')
+      if isinstance(inner, type) and dataclasses.is_dataclass(inner)
+      else (prefix + name,)
     )
 
 

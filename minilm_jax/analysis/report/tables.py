@@ -266,29 +266,31 @@ class ModelRow:
 
 def model_row(curve: LossCurve) -> ModelRow:
   """Returns the line of a loss curve in models.csv."""
-  flops = [
+  honey, kaplan, actual = (
     float(curve.flops(count)[-1]) if count in curve.flops_per_row else None
     for count in (HONEY, KAPLAN, ACTUAL)
-  ]
+  )
   return ModelRow(
-    curve.name,
-    *dataclasses.astuple(curve.shape),
-    curve.tied,
-    curve.seed,
-    curve.learning_rate,
-    curve.embedding_parameters,
-    curve.other_parameters,
-    curve.parameters,
-    curve.updates[-1],
-    float(curve.tokens[-1]),
-    *flops,
-    curve.loss[-1],
-    curve.test_loss,
-    curve.bits_per_word,
-    curve.bits_per_byte,
-    len(curve.loss),
-    curve.non_finite,
-    curve.finished,
+    name=curve.name,
+    **dataclasses.asdict(curve.shape),
+    tied=curve.tied,
+    seed=curve.seed,
+    learning_rate=curve.learning_rate,
+    embedding_parameters=curve.embedding_parameters,
+    other_parameters=curve.other_parameters,
+    parameters=curve.parameters,
+    updates=curve.updates[-1],
+    tokens=float(curve.tokens[-1]),
+    honey_flops=honey,
+    kaplan_flops=kaplan,
+    actual_flops=actual,
+    validation_loss=curve.loss[-1],
+    test_loss=curve.test_loss,
+    bits_per_word=curve.bits_per_word,
+    bits_per_byte=curve.bits_per_byte,
+    evaluations=len(curve.loss),
+    lost=curve.non_finite,
+    finished=curve.finished,
   )
 
 

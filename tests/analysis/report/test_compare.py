@@ -32,7 +32,8 @@ def rows(
   compared = ablations.read_comparison([base], [home])
   (part,) = compared.shapes
   return {
-    row.change: row for row in ablation_results.make_rows(part, ablation_results.find_levels(compared, level))
+    row.change: row
+    for row in ablation_results.make_rows(part, ablation_results.find_levels(compared, level))
   }
 
 
@@ -117,7 +118,9 @@ def test_verdicts(home: pathlib.Path):
 )
 def test_the_rules(low: float, high: float, said: str):
   assert ablation_results.judge_speed(['x=1'], PairedRatio(1.2, low, high, '', 3, 3, True)) == said
-  assert ablation_results.judge_speed(['x=1', 'y=2'], PairedRatio(1.2, low, high, '', 3, 3, True)) == ''
+  assert (
+    ablation_results.judge_speed(['x=1', 'y=2'], PairedRatio(1.2, low, high, '', 3, 3, True)) == ''
+  )
   assert (
     ablation_results.judge_speed(['x=1'], PairedRatio(1.2, low, high, '', 3, 1, True))
     == ablation_results.ONE_SEED

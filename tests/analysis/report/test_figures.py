@@ -1,5 +1,4 @@
-"""Figures: what is drawn is what was given, in the colours of the page, with names taken literally.
-"""
+"""Figures: what is drawn is what was given, in the colours of the page, with names taken literally."""
 
 import math
 import xml.etree.ElementTree

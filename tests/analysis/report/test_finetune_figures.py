@@ -183,7 +183,9 @@ def test_protocols_stay_apart_and_a_score_that_is_no_number_leaves_a_gap(tmp_pat
   broken = [
     {**one, 'matthews': None} if 'matthews' in one and one['epoch'] == 1 else one for one in log()
   ]
-  found = logged_curves(tmp_path / 'a', broken) | logged_curves(tmp_path / 'b', log(), max_train_examples=300)
+  found = logged_curves(tmp_path / 'a', broken) | logged_curves(
+    tmp_path / 'b', log(), max_train_examples=300
+  )
   panels, _ = finetune_figures.learning(found, [])
   assert len(panels) == 2
   assert sum(math.isnan(panel.bands[0].mean[0]) for panel in panels) == 1

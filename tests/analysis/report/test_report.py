@@ -34,7 +34,14 @@ def write_task_run(
   collapsed: bool = False,
 ) -> pathlib.Path:
   fake_runs.write_finetune_run(
-    folder, source, values, pretrained, task, examples=872, majority=0.509, constant_prediction=collapsed
+    folder,
+    source,
+    values,
+    pretrained,
+    task,
+    examples=872,
+    majority=0.509,
+    constant_prediction=collapsed,
   )
   return fake_runs.write_finetune_log(folder)
 
@@ -305,7 +312,9 @@ def test_a_sentence_claims_no_more_than_its_numbers(
   source = fake_runs.write_pretraining_run(tmp_path / 'runs' / 'tiny')
   for name, values, pretrained in (('a', ours, True), ('b', theirs, False)):
     write_task_run(tmp_path / 'runs' / name, source, values, pretrained=pretrained)
-  (sentence,) = tables.sentences(scores.score_table(runs.read_scores(runs.find_runs([tmp_path / 'runs']))))
+  (sentence,) = tables.sentences(
+    scores.score_table(runs.read_scores(runs.find_runs([tmp_path / 'runs'])))
+  )
   assert said in sentence
 
 

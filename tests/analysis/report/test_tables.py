@@ -59,7 +59,9 @@ def test_phenomena_have_a_table_of_their_own():
 def test_a_cell_names_rate_baselines_and_collapse():
   (row,) = score_table(
     [
-      make_score_line(0.5, seed, majority=0.4, frequency=0.3, learning_rate=2e-4, constant_prediction=True)
+      make_score_line(
+        0.5, seed, majority=0.4, frequency=0.3, learning_rate=2e-4, constant_prediction=True
+      )
       for seed in range(2)
     ]
   )
