@@ -1,8 +1,8 @@
 r"""Past the break: why tiny models stand still, and what makes them go.
 
-    bash launch/past.sh corpora/honey TFDS
+    bash launch/plateau.sh corpora/honey TFDS
 
-is all of it, with four seeds of each point; add `runs/past 1` for one. The main answer at the
+is all of it, with four seeds of each point; add `runs/plateau 1` for one. The main answer at the
 smallest size takes some ten minutes on two cores, with two seeds:
 
     minilm sweep --config=configs/plateau_ablations.py:pair --config.corpus=corpora/honey --config.population.members=2 \
@@ -13,10 +13,10 @@ smallest size takes some ten minutes on two cores, with two seeds:
 
 Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes, by hand and with one seed:
 
-    minilm sweep --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/past
-    minilm ngram-baselines --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/past/baselines
-    minilm ablations --base=runs/past/paper runs/past --workdir=runs/past/compare
-    minilm evaluate --checkpoint=runs/past/paper --attention
+    minilm sweep --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/plateau
+    minilm ngram-baselines --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/plateau/baselines
+    minilm ablations --base=runs/plateau/paper runs/plateau --workdir=runs/plateau/compare
+    minilm evaluate --checkpoint=runs/plateau/paper --attention
 
 Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is
 of runs that stand. The argument is a change of the paper's recipe, some with `+` between

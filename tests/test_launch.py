@@ -283,7 +283,7 @@ STUDIES = {
     ('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json'),
     ['corpus', *['committee'] * 3, *['latency'] * 5, 'report'],
   ),
-  'past.sh': (
+  'plateau.sh': (
     '--config.corpus',
     ('my corpus', 'tf ds'),
     [
@@ -327,7 +327,7 @@ def test_a_study_is_made_of_commands_that_there_are(fake, tmp_path: pathlib.Path
 def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path, seeds: str):
   record, _ = fake('minilm'), fake('python')
   out, rehearsal = str(tmp_path / 'an out'), ('--config.num_steps=40', '--config.eval.every=10')
-  given = ('past.sh', 'corpus', 'tfds', out, seeds)
+  given = ('plateau.sh', 'corpus', 'tfds', out, seeds)
   assert launch(tmp_path, *given, *rehearsal, MINILM_VENV=str(tmp_path)).returncode == 0
   for verb, *arguments in calls(record):
     trains = verb in ('sweep', 'pretrain')
@@ -337,5 +337,5 @@ def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path, seeds: str):
       any('/member-*' in argument for argument in arguments) == (seeds == '3') or verb != 'finetune'
     )
   refused(
-    launch(tmp_path, 'past.sh', 'corpus', 'tfds', out, *rehearsal), "'--config.num_steps=40' seeds"
+    launch(tmp_path, 'plateau.sh', 'corpus', 'tfds', out, *rehearsal), "'--config.num_steps=40' seeds"
   )

@@ -3,21 +3,21 @@
 # and the best recipe without each of its own at the smallest size, the seeds of each as one population; what counts of
 # neighbours reach, where heads look, GLUE, and the pages: changes of the paper's recipe, those of the best one, the
 # frontier of both. Started again, it goes on where it stopped.
-#   bash launch/past.sh CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]
-# CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/past where none is given. SEEDS: 4 where none
+#   bash launch/plateau.sh CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]
+# CORPUS: what minilm corpus made. TFDS: a data_dir with GLUE. FOLDER: runs/plateau where none is given. SEEDS: 4 where none
 # is given; one took 4.3 hours of one core of an EPYC with AVX-512, slower ones, by estimate, two to five times that;
 # 1 is a first answer, without intervals. FLAGS: for all of pre-training; with these it is a rehearsal:
 #   --config.num_steps=40 --config.log.every=10 --config.eval.every=10 --config.eval.rows=32
 set -euo pipefail
 if (($# < 2)); then
   printf '%s\n' "asked: the study of the plateau" "found: $# arguments" \
-    "to do: give CORPUS TFDS [FOLDER [SEEDS [FLAGS]]], as the head of launch/past.sh says" >&2
+    "to do: give CORPUS TFDS [FOLDER [SEEDS [FLAGS]]], as the head of launch/plateau.sh says" >&2
   exit 2
 fi
-corpus=$1 tfds=$2 out=${3:-runs/past} seeds=${4:-4} flags=("${@:5}")
+corpus=$1 tfds=$2 out=${3:-runs/plateau} seeds=${4:-4} flags=("${@:5}")
 if [[ ! $seeds =~ ^[1-9][0-9]*$ ]]; then
   printf '%s\n' "asked: the study of the plateau" "found: '$seeds' seeds" \
-    "to do: give a number from 1, before the flags, as the head of launch/past.sh says" >&2
+    "to do: give a number from 1, before the flags, as the head of launch/plateau.sh says" >&2
   exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
