@@ -1,21 +1,17 @@
-"""Streams documents from any source: memory holds a line, a row or a document of the input.
+"""Streams documents from files, prepared TFDS data sets or the built-in microworld.
 
-A source is one of
+A source is
 
-- a file or a glob of files, local or `gs://`, ending in .txt, .jsonl, .csv, .tsv or .parquet, all
-  but the last also followed by .gz, .xz or .zst; or in .json with an object a line, as in
-  `c4-train.*.json.gz`;
-- a data set that TFDS has prepared in `data_dir` with random access, as in `glue/sst2` or
-  `glue/sst2:2.0.0`;
-- `microworld` or `microworld:COUNT`, so many documents of the built-in language (20,000 without a
-  number).
+- a file or a glob, local or `gs://`, in a format of `readers.py`, as in `c4-train.*.json.gz`;
+- a data set that TFDS has prepared in `data_dir`, as in `glue/sst2` or `glue/sst2:2.0.0`;
+- `microworld` or `microworld:COUNT`, generated documents (20,000 by default).
 
-The recipe's `document_unit` defines the documents of a .txt: a `line`, the whole `file`, or
-`paragraphs`, the lines up to an empty one; there, a file without empty lines has a document a line.
-One source may differ: `books/*.txt@file`. In tables a document is the value of one column.
+In a .txt file, `document_unit` defines a document: a `line`, the whole `file`, or `paragraphs`,
+the lines up to an empty line. With `paragraphs`, each line is a document if no line is empty. A
+suffix overrides the unit for one source: `books/*.txt@file`. In a table, a document is the value
+of one column.
 
-Text is left as it is, white space included; empty documents are skipped. Nothing is downloaded,
-nothing is filtered.
+Text is unchanged, including white space; empty documents are skipped. Memory holds one document.
 """
 
 import dataclasses
@@ -33,37 +29,44 @@ from minilm_jax.data import microworld, readers, tfds
 from minilm_jax.data.readers import detect_format
 
 UNITS = ('paragraphs', 'line', 'file')
-_GLOB_SIGNS = '*?['
-_MAX_TABLE_LINE_CHARS = 10_000_000  # of a table that no recipe bounds
+_GLOB_CHARS = '*?['
+_MAX_TABLE_LINE_CHARS = 10_000_000
 _MICROWORLD_DOCUMENTS = 20_000
-_REPLACE_REMEDY = 'give text, or go on with documents.on_invalid_utf8=replace'
+_REPLACE_REMEDY = 'correct the text, or set documents.on_invalid_utf8=replace'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One file, data set or generator.
+  """A file, a range of records of a data set, or the microworld.
 
-  `name` is for the user; `form` is one of `readers.FORMATS`, 'tfds' or 'microworld'.
+  Attributes:
+    name: Name for messages and manifests.
+    path: Path of the file or data set, or the number of microworld documents.
+    format: One of `readers.FORMATS`, 'tfds' or 'microworld'.
+    unit: Document unit of a .txt file; '' takes that of the recipe.
+    start: First record of a data set.
+    stop: Record after the last one; None reads all.
+    num_bytes: Stored size, for the progress.
   """
 
   name: str
   path: str
-  form: str
-  unit: str = ''  # of a .txt that differs from the recipe
-  start: int = 0  # of a data set, the first record
-  stop: int | None = None  # and the record after the last one
-  num_bytes: int = 0  # as stored, for the progress
+  format: str
+  unit: str = ''
+  start: int = 0
+  stop: int | None = None
+  num_bytes: int = 0
 
 
 def expand_sources(config: DocumentsConfig) -> tuple[Source, ...]:
-  """Returns the sources of a recipe in the order given, files of a glob sorted, each once.
+  """Returns the distinct sources of a recipe in order; the files of a glob are sorted.
 
   Raises:
-    InputError: a source matches nothing, or its form is unknown.
+    InputError: A source matches nothing, or its format is unknown.
   """
   if not config.sources:
     raise InputError(
-      'text to read', 'documents.sources is empty', 'give files, globs, TFDS names or microworld'
+      'documents.sources', 'no source', 'give files, globs, TFDS names or microworld'
     )
   by_name: dict[str, Source] = {}
   for pattern in config.sources:
@@ -71,7 +74,7 @@ def expand_sources(config: DocumentsConfig) -> tuple[Source, ...]:
       sources = _match_sources(pattern, config.data_dir)
     except (OSError, ImportError) as error:  # ImportError: no library for gs://
       raise InputError(
-        pattern, f'it cannot be looked up: {error}', 'check the path and its permissions'
+        pattern, f'the lookup failed: {error}', 'check the path and its permissions'
       ) from None
     for source in sources:
       by_name.setdefault(source.name, source)
@@ -83,7 +86,7 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
   if kind == 'microworld':
     if count and not (count.isdecimal() and int(count)):
       raise InputError(
-        pattern, f'{count!r} is not a number of documents', 'give one, as in microworld:20000'
+        pattern, f'{count!r} is not a positive number', 'give a number, as in microworld:20000'
       )
     count = str(int(count or _MICROWORLD_DOCUMENTS))
     return [Source(f'microworld:{count}', count, 'microworld')]
@@ -91,8 +94,8 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
   if not at or '/' in unit or epath.Path(pattern).exists():
     path, unit = pattern, ''
   elif unit not in UNITS:
-    raise InputError(pattern, f'no such unit as {unit!r}', suggest_name(unit, UNITS))
-  if any(sign in path for sign in _GLOB_SIGNS):
+    raise InputError(pattern, f'no unit {unit!r}', suggest_name(unit, UNITS))
+  if any(char in path for char in _GLOB_CHARS):
     return [_make_file_source(name, unit) for name in _expand_glob(path)]
   if detect_format(path) or epath.Path(path).exists():
     return [_make_file_source(path, unit)]
@@ -101,41 +104,39 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
 
 def _expand_glob(pattern: str) -> list[str]:
   parts = pattern.split('/')
-  fixed = next(i for i, part in enumerate(parts) if any(sign in part for sign in _GLOB_SIGNS))
+  fixed = next(i for i, part in enumerate(parts) if any(char in part for char in _GLOB_CHARS))
   folder = epath.Path('/'.join(parts[:fixed]) or ('/' if fixed else '.'))
   paths = folder.glob('/'.join(parts[fixed:]))
   names = sorted(str(path) for path in paths if detect_format(path) or not path.is_dir())
   if not names:
-    fault = 'no file matches' if folder.exists() else f'no folder {folder}'
+    fault = 'no match' if folder.exists() else f'no folder {folder}'
     raise InputError(pattern, fault, 'check the path')
   return names
 
 
 def _make_file_source(name: str, unit: str) -> Source:
-  path, form = epath.Path(name), detect_format(name)
+  path, format = epath.Path(name), detect_format(name)
   if not path.exists():
-    raise InputError(
-      name, 'no such file', 'check the path; a glob such as folder/*.txt.xz will do too'
-    )
+    raise InputError(name, 'no such file', 'check the path, or give a glob')
   if path.is_dir():
-    raise InputError(name, 'a folder', f'name its files, as in {name.rstrip("/")}/*.txt')
-  if form is None:
-    raise InputError(name, 'a file of no known form', f'forms are .{", .".join(readers.FORMATS)}')
-  if unit and form != 'txt':
+    raise InputError(name, 'a folder', f'give its files, as in {name.rstrip("/")}/*.txt')
+  if format is None:
+    raise InputError(name, 'an unknown format', f'give .{", .".join(readers.FORMATS)}')
+  if unit and format != 'txt':
     raise InputError(
-      f'{name}@{unit}', f'a .{form} has no units', 'leave @ out: documents are its rows'
+      f'{name}@{unit}', f'a .{format} file has no units', f'remove @{unit}: a row is a document'
     )
-  return Source(name, name, form, unit)
+  return Source(name, name, format, unit)
 
 
 def fingerprint_source(source: Source) -> dict[str, Any]:
-  """Returns the identity of the content: 'name', 'bytes' and 'sha256' of the stored file.
+  """Returns 'name', 'bytes' and 'sha256' of a source.
 
-  Of a data set of TFDS the full name with version takes the place of the digest.
+  TFDS data sets have 'dataset', the full name with version, instead of 'sha256'.
   """
-  if source.form == 'tfds':
+  if source.format == 'tfds':
     return {'name': source.name} | tfds.fingerprint_dataset(source.path)
-  if source.form == 'microworld':
+  if source.format == 'microworld':
     digest, size = hashlib.sha256(), 0
     for text in _generate_microworld(source):
       line = text.encode() + b'\n'
@@ -146,36 +147,30 @@ def fingerprint_source(source: Source) -> dict[str, Any]:
     size, checksum = epath.Path(source.path).stat().length, files.hash_file(source.path)
   except OSError as error:
     raise InputError(
-      f'the file {source.path}',
-      f'it cannot be read: {error}',
-      'check the path and its permissions',
+      f'the file {source.path}', f'unreadable: {error}', 'check the path and its permissions'
     ) from None
   return {'name': source.name, 'bytes': size, 'sha256': checksum}
 
 
 def read_documents(source: Source, config: DocumentsConfig) -> Iterator[str]:
-  """Yields the documents of a source, one string each.
+  """Yields the documents of a source.
 
   Raises:
-    InputError: the source is missing, damaged, not UTF-8, holds NUL, has no such column, or a line
-      or document has more than `config.max_chars` characters. If `config.on_invalid_utf8` is
-      'replace', U+FFFD takes the place of what is not text.
+    InputError: The source is missing, damaged or lacks the column; or a line or document has more
+      than `config.max_chars` characters; or, unless `config.on_invalid_utf8` is 'replace', bytes
+      are not UTF-8 or are NUL.
   """
   for text in _read_texts(source, config):
     if len(text) > config.max_chars:
-      raise InputError(
-        source.name,
-        f'a document of more than {config.max_chars:,} characters',
-        'raise documents.max_chars',
-      )
+      raise readers.make_length_error(source.name, 'document', config.max_chars)
     if text and not text.isspace():
       yield text
 
 
 def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
-  if source.form == 'microworld':
+  if source.format == 'microworld':
     return _generate_microworld(source)
-  if source.form == 'txt':
+  if source.format == 'txt':
     lines = readers.read_lines(source.path, config.on_invalid_utf8, config.max_chars)
     lines = (line.removesuffix('\r') for line in lines)
     unit = source.unit or config.document_unit
@@ -183,8 +178,8 @@ def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
       return lines
     if unit == 'paragraphs' and not source.unit:
       return _join_paragraphs_or_lines(lines, source.name, config.max_chars)
-    return _join_lines(lines, source.name, config.max_chars, whole=unit == 'file')
-  if source.form == 'tfds':
+    return _join_lines(lines, source.name, config.max_chars, unit == 'file')
+  if source.format == 'tfds':
     rows = tfds.read_examples(source.path, config.split, source.start, source.stop)
   else:
     rows = readers.read_rows(source.path, config.on_invalid_utf8, config.max_chars)
@@ -194,35 +189,38 @@ def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
   )
 
 
-def _get_text(row: dict[str, Any], config: DocumentsConfig, where: str) -> str:
+def _get_text(row: dict[str, Any], config: DocumentsConfig, location: str) -> str:
   if config.field not in row:
     raise InputError(
-      f'the column {config.field!r} of {where}',
-      f'columns are {", ".join(map(str, row))}',
-      'name one of them in documents.field',
+      f'documents.field={config.field} of {location}',
+      f'the columns are {", ".join(map(str, row))}',
+      'set documents.field to one of the columns',
     )
   text, is_strict = row[config.field], config.on_invalid_utf8 == 'strict'
   if isinstance(text, bytes):
     if is_strict:
-      raise InputError(where, f'{config.field!r} is not UTF-8', _REPLACE_REMEDY)
+      raise InputError(location, f'{config.field!r} is not UTF-8', _REPLACE_REMEDY)
     text = text.decode('utf-8', 'replace')
   if not isinstance(text, str):
     raise InputError(
-      where, f'{config.field!r} is no text but {text!r}', 'name a column of text in documents.field'
+      location, f'{config.field!r} is {text!r}', 'set documents.field to a column of text'
     )
   if match := schema.NO_TEXT.search(text):
     if is_strict:
       raise InputError(
-        where, f'U+{ord(match[0]):04X} at character {match.start()} is no text', _REPLACE_REMEDY
+        location, f'U+{ord(match[0]):04X} at character {match.start()}', _REPLACE_REMEDY
       )
     text = schema.NO_TEXT.sub('\ufffd', text)
   return text
 
 
-def _join_lines(lines: Iterable[str], name: str, max_chars: int, whole: bool) -> Iterator[str]:
+def _join_lines(
+  lines: Iterable[str], name: str, max_chars: int, is_file: bool = False
+) -> Iterator[str]:
+  """Yields the paragraphs of a file, or with `is_file` all lines as one document."""
   document, size = [], 0
   for line in lines:
-    if whole or line.strip():
+    if is_file or line.strip():
       document.append(line)
       size += len(line) + 1
       if size > max_chars + 1:
@@ -234,30 +232,28 @@ def _join_lines(lines: Iterable[str], name: str, max_chars: int, whole: bool) ->
 
 
 def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -> Iterator[str]:
+  """Yields paragraphs, or lines if no line is empty; buffers at most `max_chars` characters."""
   head, size = [], 0
   for line in lines:
     head.append(line)
     size += len(line) + 1
     if not line.strip():
-      yield from _join_lines(itertools.chain(head, lines), name, max_chars, whole=False)
+      yield from _join_lines(itertools.chain(head, lines), name, max_chars)
       return
     if size > max_chars + 1:
       break
   yield from head
   after_empty = False
   for line in lines:
-    if after_empty and line.strip():  # after all, the lines so far were one document
+    if after_empty and line.strip():  # the lines so far were one document
       raise _make_length_error(name, max_chars)
     after_empty = after_empty or not line.strip()
     yield line
 
 
 def _make_length_error(name: str, max_chars: int) -> InputError:
-  return InputError(
-    name,
-    f'a document of more than {max_chars:,} characters',
-    f'if a line is a document, say {name.partition("@")[0]}@line; or raise documents.max_chars',
-  )
+  remedy = f'give {name.partition("@")[0]}@line if a line is a document'
+  return readers.make_length_error(name, 'document', max_chars, remedy)
 
 
 def _generate_microworld(source: Source) -> Iterator[str]:
@@ -265,11 +261,10 @@ def _generate_microworld(source: Source) -> Iterator[str]:
 
 
 def read_table_rows(path: str, errors: str) -> Iterator[dict[str, Any]]:
-  """Yields the rows of a .jsonl, .csv, .tsv or .parquet file, for a caller that keeps all of them.
+  """Yields the rows of a table that fits in memory.
 
   Raises:
-    InputError: the file is damaged, not a table or not UTF-8 (unless `errors` is 'replace'), a line
-      is no row, or the rows together are too large.
+    InputError: As `readers.read_rows`; or the rows exceed `files.MAX_CACHED_BYTES`.
   """
 
   def size(row: dict[str, Any]) -> int:
@@ -280,5 +275,5 @@ def read_table_rows(path: str, errors: str) -> Iterator[dict[str, Any]]:
 
 
 def read_tfds_rows(name: str, split: str, data_dir: str) -> Iterator[dict[str, Any]]:
-  """Yields the examples of a data set that TFDS has prepared; arguments and errors as in `tfds`."""
+  """Yields the examples of a prepared data set; see `tfds.find_dataset`, `tfds.read_examples`."""
   return tfds.read_examples(tfds.find_dataset(name, data_dir), split)

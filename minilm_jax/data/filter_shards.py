@@ -46,7 +46,7 @@ def plan_shards(
   shards = []
   for source in sources:
     stops = [None]
-    if source.form == 'tfds':
+    if source.format == 'tfds':
       count = tfds.count_examples(source.path, config.split)
       stops = [*range(_RECORDS_PER_SHARD, count, _RECORDS_PER_SHARD), count]
     for start, stop in zip([0, *stops], stops, strict=False):

@@ -1,12 +1,11 @@
-"""Streams one file of text or of rows: decompressed, decoded and checked on the way.
+"""Streams a text file or table: decompresses, decodes and checks each line or row.
 
-The name gives the format: .txt, .jsonl, .csv, .tsv or .parquet, all but the last also followed by
-.gz, .xz or .zst. Paths may be local or `gs://`. A .json has an object a line, as C4's do, and is
-read as a .jsonl. A .tsv has no quoting, as in GLUE's own files. The extra [data] reads .parquet and
-.zst.
+The file name gives the format: .txt, .jsonl, .json, .csv, .tsv or .parquet. All formats except
+.parquet may be compressed (.gz, .xz, .zst). Paths are local or `gs://`. A .json file has one object
+a line, as C4 has. A .tsv file has no quoting, as in GLUE. The formats .parquet and .zst need the
+extra [data].
 
-However much a file decompresses to, memory holds a line or a row of it; the memory of the
-decompressor is bounded too.
+Memory is bounded by one line or row and by the limit of the decompressor, not by the file size.
 """
 
 import contextlib
@@ -28,17 +27,16 @@ from minilm_jax.core.errors import PARSE_ERRORS, InputError, require_library
 
 FORMATS, COMPRESSIONS = ('txt', 'jsonl', 'json', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
 _BLOCK_BYTES = 1 << 20
-_MAX_UTF8_BYTES = 4  # of one character
+_MAX_BYTES_PER_CHAR = 4  # UTF-8
 _ROWS_PER_PARQUET_BATCH = 128
-_MAX_PARQUET_ROW_BYTES = 1 << 16  # besides text: numbers, and the layout of the file
-# Errors of Arrow derive from these, as do those of moments past the year 9999 or of unknown zones.
+_MAX_PARQUET_ROW_BYTES = 1 << 16  # numbers and file layout, in addition to the text
+# Arrow raises these, also for dates after the year 9999 and for unknown time zones.
 _PARQUET_ERRORS = (*PARSE_ERRORS, OSError, NotImplementedError, ImportError)
-_INVALID_UTF8_REMEDY = 'give UTF-8, or go on with documents.on_invalid_utf8=replace'
-_LONG_ROW_REMEDY = 'cut it, or raise documents.max_chars'
+_INVALID_UTF8_REMEDY = 'convert the file to UTF-8, or set documents.on_invalid_utf8=replace'
 
 
 def detect_format(path: epath.PathLike) -> str | None:
-  """Returns the format of a file by its name, or None.
+  """Returns the format that a file name implies, or None.
 
   >>> detect_format('books/one.txt.xz'), detect_format('one.parquet'), detect_format('glue/sst2')
   ('txt', 'parquet', None)
@@ -52,15 +50,19 @@ def detect_format(path: epath.PathLike) -> str | None:
   return suffix if suffix in FORMATS else None
 
 
-# The limit is on the dictionary: 65 MiB after xz -9, by choice 1.5 GiB.
+def make_length_error(location: str, unit: str, max_chars: int, remedy: str = '') -> InputError:
+  """Returns the error for a line, row or document that is too long."""
+  remedy = remedy or f'shorten the {unit}'
+  fault = f'a {unit} of more than {max_chars:,} characters'
+  return InputError(location, fault, f'{remedy}, or raise documents.max_chars')
+
+
+# The limit bounds the dictionary, which takes 65 MiB with `xz -9` but may be set to 1.5 GiB.
 _make_xz_decompressor = functools.partial(lzma.LZMADecompressor, memlimit=files.MAX_FILE_BYTES)
 
 
 class _XzStream(io.RawIOBase):
-  """Decompresses .xz streams, one after another, in bounded memory.
-
-  `lzma.LZMAFile` would take as much memory as the file demands.
-  """
+  """Decompresses concatenated .xz streams in bounded memory; `lzma.LZMAFile` has no memory limit."""
 
   def __init__(self, stream: BinaryIO):
     self._stream, self._decompressor = stream, _make_xz_decompressor()
@@ -72,7 +74,7 @@ class _XzStream(io.RawIOBase):
     while True:
       compressed = b''
       if self._decompressor.eof:
-        compressed = self._decompressor.unused_data.lstrip(b'\0')  # zeros may separate streams
+        compressed = self._decompressor.unused_data.lstrip(b'\0')  # stream padding
         compressed = compressed or self._stream.read(_BLOCK_BYTES).lstrip(b'\0')
         if not compressed:
           return 0
@@ -80,7 +82,7 @@ class _XzStream(io.RawIOBase):
       elif self._decompressor.needs_input:
         compressed = self._stream.read(_BLOCK_BYTES)
         if not compressed:
-          raise EOFError('it ends too early')
+          raise EOFError('the stream is truncated')
       data = self._decompressor.decompress(compressed, len(buffer))
       if data:
         buffer[: len(data)] = data
@@ -89,11 +91,11 @@ class _XzStream(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_file(path: epath.PathLike) -> Iterator[io.BufferedReader]:
-  """Yields a buffered stream of a file's bytes, decompressed by its suffix.
+  """Yields a buffered stream of a file's bytes, decompressed according to its suffix.
 
   Raises:
-    InputError: on opening or later inside the `with`: the file is missing, unreadable, truncated or
-      damaged, or it is .zst and pyarrow is not installed.
+    InputError: The file is missing, unreadable, truncated or damaged, or a .zst file is read
+      without pyarrow. Reading inside the `with` block raises it too.
   """
   path = epath.Path(path)
   suffix = path.suffix.lower()
@@ -106,7 +108,7 @@ def open_file(path: epath.PathLike) -> Iterator[io.BufferedReader]:
         stream = stack.enter_context(_XzStream(stream))
       elif suffix == '.zst':
         require_library('pyarrow', 'data', f'the file {path}')
-        import pyarrow  # its reader notices a truncated stream, that of zstandard does not
+        import pyarrow  # detects truncated streams, unlike zstandard
 
         stream = stack.enter_context(pyarrow.CompressedInputStream(stream, 'zstd'))
       yield io.BufferedReader(cast(io.RawIOBase, stream), _BLOCK_BYTES)
@@ -114,61 +116,60 @@ def open_file(path: epath.PathLike) -> Iterator[io.BufferedReader]:
     raise InputError(f'the file {path}', 'no such file', 'check the path') from None
   except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
     raise InputError(
-      f'the file {path}', f'it cannot be read: {error}', 'check that it is whole and yours to read'
+      f'the file {path}', f'unreadable: {error}', 'check its permissions, or copy it again'
     ) from None
 
 
 def read_decompressed(path: epath.PathLike) -> bytes:
-  """Returns all bytes of a file, decompressed.
+  """Returns the decompressed content of a file.
 
   Raises:
-    InputError: the file cannot be read, or has more bytes than are read at once.
+    InputError: The file is unreadable or larger than `files.MAX_FILE_BYTES`.
   """
   with open_file(path) as stream:
     return files.read_limited(stream, f'the file {path}')
 
 
 def read_lines(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[str]:
-  """Yields the lines of a text file, without the line feed.
+  """Yields the lines of a text file without line feeds.
 
-  `errors='strict'` refuses bytes that are not UTF-8 and NUL, 'replace' turns them into U+FFFD.
+  Args:
+    path: Text file, possibly compressed.
+    errors: 'strict' refuses invalid UTF-8 and NUL; 'replace' turns both into U+FFFD.
+    max_chars: Largest number of characters of a line.
 
   Raises:
-    InputError: the file cannot be read, is not text (names the byte), or has a longer line.
+    InputError: The file is unreadable, not text (the error names the byte), or has a longer line.
   """
   offset = 0
-  max_bytes = _MAX_UTF8_BYTES * max_chars + 8  # with a byte order mark and a line feed
+  max_bytes = _MAX_BYTES_PER_CHAR * max_chars + 8  # includes byte order mark and line feed
   with open_file(path) as stream:
     for number in itertools.count(1):
       raw = stream.readline(max_bytes)
       if not raw:
         return
-      where, text = f'{path}, line {number}', ''
-      is_cut = len(raw) == max_bytes  # perhaps inside a character, so that it is not decoded
+      location, text = f'{path}, line {number}', ''
+      is_cut = len(raw) == max_bytes  # may end inside a character: do not decode
       if not is_cut:
-        text = _decode(raw, errors, where, offset).removesuffix('\n')
+        text = _decode(raw, errors, location, offset).removesuffix('\n')
       if is_cut or len(text) > max_chars:
-        raise InputError(
-          where,
-          f'it has more than {max_chars:,} characters',
-          'break the line, or raise documents.max_chars',
-        )
+        raise make_length_error(location, 'line', max_chars)
       yield text.removeprefix('\ufeff') if number == 1 else text
       offset += len(raw)
 
 
-def _decode(raw: bytes, errors: str, where: str, offset: int) -> str:
+def _decode(raw: bytes, errors: str, location: str, offset: int) -> str:
   try:
     text = raw.decode()
   except UnicodeDecodeError as error:
     if errors == 'strict':
-      fault = f'byte {offset + error.start:,} (0x{raw[error.start]:02x}) of the text is not UTF-8'
-      raise InputError(where, fault, _INVALID_UTF8_REMEDY) from None
+      fault = f'byte {offset + error.start:,} (0x{raw[error.start]:02x}) is not UTF-8'
+      raise InputError(location, fault, _INVALID_UTF8_REMEDY) from None
     text = raw.decode(errors='replace')
   if '\0' in text:
     if errors == 'strict':
-      fault = f'byte {offset + raw.index(0):,} of the text is NUL'
-      raise InputError(where, fault, _INVALID_UTF8_REMEDY)
+      fault = f'byte {offset + raw.index(0):,} is NUL'
+      raise InputError(location, fault, _INVALID_UTF8_REMEDY)
     text = text.replace('\0', '\ufffd')
   return text
 
@@ -176,16 +177,17 @@ def _decode(raw: bytes, errors: str, where: str, offset: int) -> str:
 def read_rows(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
   """Yields the rows of a .jsonl, .json, .csv, .tsv or .parquet file.
 
-  The first line of a .csv or .tsv has the names of the columns.
+  The first line of a .csv or .tsv file holds the column names.
 
   Raises:
-    InputError: as `read_lines`; or the format is none of these, or a line is no row (names the
-      line).
+    InputError: As `read_lines`; or the format is not a table, or a line is not a row (the error
+      names the line).
   """
   reader = _ROW_READERS.get(detect_format(path) or '')
   if reader is None:
-    tables = ', .'.join(_ROW_READERS)
-    raise InputError(f'the rows of {path}', 'not a table by its name', f'tables are .{tables}')
+    raise InputError(
+      f'the rows of {path}', 'not a table format', f'give .{", .".join(_ROW_READERS)}'
+    )
   return reader(path, errors, max_chars)
 
 
@@ -194,30 +196,27 @@ def _read_jsonl(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[d
   for number, line in enumerate(read_lines(path, errors, max_chars), 1):
     if not line.strip():
       continue
-    where = f'{path}, line {number}'
+    location = f'{path}, line {number}'
     try:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
-      raise InputError(where, f'not JSON: {error}', remedy) from None
+      raise InputError(location, f'not JSON: {error}', remedy) from None
     if not isinstance(row, dict):
-      raise InputError(where, f'not an object but {line[:40]}', remedy)
+      raise InputError(location, f'not an object but {line[:40]}', remedy)
     yield row
 
 
 def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
   csv.field_size_limit(max(csv.field_size_limit(), max_chars))
-  row_chars = 0  # of the lines since the last row: a quoted cell may span lines
+  row_chars = 0  # since the last row: a quoted cell may span lines
 
   def read_bounded() -> Iterator[str]:
     nonlocal row_chars
     for number, line in enumerate(read_lines(path, errors, max_chars), 1):
       row_chars += len(line)
       if row_chars > max_chars:
-        raise InputError(
-          f'{path}, line {number}',
-          f'its row has more than {max_chars:,} characters',
-          'close its quotes, or raise documents.max_chars',
-        )
+        location = f'{path}, line {number}'
+        raise make_length_error(location, 'row', max_chars, 'close the quotes')
       yield line + '\n'
 
   if detect_format(path) == 'tsv':
@@ -233,20 +232,20 @@ def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterat
       if len(row) == len(names):
         yield dict(zip(names, row, strict=True))
       elif row:
-        fault = f'{len(row)} fields where the first line names {len(names)}'
+        fault = f'{len(row)} fields, but the first line names {len(names)} columns'
         raise InputError(f'{path}, line {reader.line_num}', fault, remedy)
   except csv.Error as error:
     raise InputError(f'{path}, line {reader.line_num}', f'not CSV: {error}', remedy) from None
 
 
 def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
-  """Yields every row; `errors` does not matter, as the types of Parquet say what is text."""
-  what = f'the file {path}'
-  require_library('pyarrow', 'data', what)
+  """Yields every row; ignores `errors`, because Parquet columns are typed."""
+  subject = f'the file {path}'
+  require_library('pyarrow', 'data', subject)
   from pyarrow import parquet
 
-  too_long = InputError(what, f'a row of more than {max_chars:,} characters', _LONG_ROW_REMEDY)
-  max_bytes = _MAX_UTF8_BYTES * max_chars + _MAX_PARQUET_ROW_BYTES
+  too_long = make_length_error(subject, 'row', max_chars)
+  max_bytes = _MAX_BYTES_PER_CHAR * max_chars + _MAX_PARQUET_ROW_BYTES
   with open_file(path) as stream:
     try:
       file = parquet.ParquetFile(stream)
@@ -255,7 +254,7 @@ def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator
         size = sum(group.column(i).total_uncompressed_size for i in range(group.num_columns))
         if size > max_bytes * max(1, group.num_rows):
           raise too_long
-        # A value may be as large as the whole group, and occur in every row.
+        # A dictionary value may be as large as the group and occur in every row.
         batch_rows = min(_ROWS_PER_PARQUET_BATCH, max(1, files.MAX_FILE_BYTES // max(1, size)))
         for batch in file.iter_batches(batch_rows, [number]):
           if batch.nbytes <= max_bytes:
@@ -268,7 +267,7 @@ def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator
             yield from row.to_pylist()
     except _PARQUET_ERRORS as error:
       reason = ' '.join(str(error).split())
-      raise InputError(what, f'not Parquet: {reason}', 'check that it is whole') from None
+      raise InputError(subject, f'not Parquet: {reason}', 'copy or write it again') from None
 
 
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

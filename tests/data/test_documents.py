@@ -1,4 +1,4 @@
-"""Documents: the matches of a source, the documents of a file, and refused input."""
+"""Documents: sources match files, units split text, and invalid input is refused."""
 
 import dataclasses
 import gzip
@@ -19,7 +19,7 @@ def make_config(*sources: object, **changes: object) -> DocumentsConfig:
   return dataclasses.replace(config, **changes)
 
 
-def read(*sources: object, **changes: object) -> list[str]:
+def read_sources(*sources: object, **changes: object) -> list[str]:
   config = make_config(*sources, **changes)
   return [
     text
@@ -30,7 +30,7 @@ def read(*sources: object, **changes: object) -> list[str]:
 
 def refuse(*sources: object, **changes: object) -> str:
   with pytest.raises(InputError) as refused:
-    read(*sources, **changes)
+    read_sources(*sources, **changes)
   return str(refused.value)
 
 
@@ -51,106 +51,106 @@ def book(tmp_path: pathlib.Path) -> pathlib.Path:
   ],
 )
 def test_a_unit_defines_a_document(book, unit, texts):
-  assert read(book, document_unit=unit) == texts
-  assert read(f'{book}@{unit}') == texts  # one source may differ from the recipe
+  assert read_sources(book, document_unit=unit) == texts
+  assert read_sources(f'{book}@{unit}') == texts  # one source may differ from the recipe
 
 
-def test_a_file_without_empty_lines_has_a_document_a_line(tmp_path):
+def test_each_line_is_a_document_if_no_line_is_empty(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('one\ntwo\n')
-  assert read(path) == ['one', 'two']
-  assert read(f'{path}@paragraphs') == ['one\ntwo']
+  assert read_sources(path) == ['one', 'two']
+  assert read_sources(f'{path}@paragraphs') == ['one\ntwo']
   path.write_text('word\n' * 1000)  # more than max_chars characters
-  assert len(read(path)) == 1000
-  path.write_text('word\n' * 1000 + '\nword\n')  # so the first thousand lines were one document
+  assert len(read_sources(path)) == 1000
+  path.write_text('word\n' * 1000 + '\nword\n')  # the first thousand lines are one document
   assert '@line' in refuse(path)
-  assert len(read(f'{path}@line')) == 1001
+  assert len(read_sources(f'{path}@line')) == 1001
 
 
 def test_a_document_has_at_most_max_chars(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('1234\n6789\n\nb\n')
-  assert read(path, max_chars=9) == ['1234\n6789', 'b']
+  assert read_sources(path, max_chars=9) == ['1234\n6789', 'b']
   assert '@line' in refuse(path, max_chars=8)
 
 
-def test_sources_are_mixed_in_order_and_read_once(tmp_path, book):
+def test_sources_keep_their_order_and_are_read_once(tmp_path, book):
   (tmp_path / 'b.jsonl.gz').write_bytes(gzip.compress(b'{"text": "j"}\n'))
   (tmp_path / 'a.txt.xz').write_bytes(lzma.compress(b'x\n'))
   config = make_config(tmp_path / 'b.*', tmp_path / '*.txt*', book)
   sources = documents.expand_sources(config)
-  assert [(pathlib.Path(source.name).name, source.form) for source in sources] == [
+  assert [(pathlib.Path(source.name).name, source.format) for source in sources] == [
     ('b.jsonl.gz', 'jsonl'),
     ('a.txt.xz', 'txt'),
     ('book.txt', 'txt'),
   ]
   assert pickle.loads(pickle.dumps(sources)) == sources
-  assert read(*config.sources) == ['j', 'x', 'a\nb', 'c  d \n e']
+  assert read_sources(*config.sources) == ['j', 'x', 'a\nb', 'c  d \n e']
 
 
 @pytest.mark.parametrize(
-  'name, message',
+  'name, part',
   [
-    ('none.txt', 'no such file'),
-    ('*.tsv', 'no file'),
-    ('nowhere/*.txt', 'no folder'),
-    ('.', 'a folder'),
+    ('none.txt', 'none.txt'),
+    ('*.tsv', '*.tsv'),
+    ('nowhere/*.txt', 'nowhere'),
+    ('.', '*.txt'),
     ('notes.pdf', '.parquet'),
     ('book.txt@lines', "'line'"),
     ('table.csv@line', '.csv'),
     ('nodata', 'TFDS'),
   ],
 )
-def test_a_source_without_a_match_is_refused(tmp_path, book, name, message):
-  for other in ('notes.pdf', 'table.csv'):
-    (tmp_path / other).write_text('text\n')
+def test_a_source_without_a_match_is_refused(tmp_path, book, name, part):
+  for file in ('notes.pdf', 'table.csv'):
+    (tmp_path / file).write_text('text\n')
   error = refuse(name if name == 'nodata' else f'{tmp_path}/{name}', data_dir=str(tmp_path))
-  assert message in error and name in error
+  assert part in error and name in error
 
 
-def test_no_source_is_refused():
+def test_an_empty_list_of_sources_is_refused():
   assert 'documents.sources' in refuse()
 
 
-def test_columns(tmp_path):
+def test_a_field_selects_the_column(tmp_path):
   path = tmp_path / 'a.csv'
   path.write_text('body,text\nb,t\n,\n')
-  assert read(path) == ['t']
-  assert read(path, field='body') == ['b']
+  assert read_sources(path) == ['t']
+  assert read_sources(path, field='body') == ['b']
   assert 'body, text' in refuse(path, field='sentence')
 
 
-def test_lines_of_json_under_the_name_that_c4_gives_them(tmp_path):
+def test_files_named_as_in_c4_have_an_object_a_line(tmp_path):
   path = tmp_path / 'c4-train.00000-of-01024.json.gz'
   path.write_bytes(gzip.compress(b'{"text": "one", "url": "x"}\n{"text": "two", "url": "y"}\n'))
-  assert read(f'{tmp_path}/c4-train.*.json.gz') == ['one', 'two']
-  relations = tmp_path / 'relations.json'  # one object in a line, as FewRel's
+  assert read_sources(f'{tmp_path}/c4-train.*.json.gz') == ['one', 'two']
+  relations = tmp_path / 'relations.json'  # one object in one line, as in FewRel
   relations.write_text('{"P1": [], "P2": []}\n')
   assert 'P1, P2' in refuse(relations)
 
 
 @pytest.mark.parametrize('text', ['{\n  "text": "spread"\n}\n', '[{"text": "a"}]\n', 'text\n'])
-def test_a_json_without_an_object_a_line_is_refused(tmp_path, text):
+def test_a_json_file_needs_an_object_a_line(tmp_path, text):
   path = tmp_path / 'a.json'
   path.write_text(text)
   assert 'a.json, line 1' in refuse(path)
 
 
 @pytest.mark.parametrize(
-  'value, message', [(7, '7'), ('x\0', 'U+0000 at character 1'), ('\ud800', 'U+D800')]
+  'value, part', [(7, '7'), ('x\0', 'U+0000 at character 1'), ('\ud800', 'U+D800')]
 )
-def test_values_that_are_no_text_are_refused(tmp_path, value, message):
+def test_values_that_are_not_text_are_refused(tmp_path, value, part):
   path = tmp_path / 'a.jsonl'
   path.write_text(json.dumps({'text': 'fine'}) + '\n' + json.dumps({'text': value}))
   error = refuse(path)
-  assert message in error and 'row 2' in error
+  assert part in error and 'row 2' in error
   if isinstance(value, str):
-    assert read(path, on_invalid_utf8='replace') == ['fine', value[:-1] + '\ufffd']
+    assert read_sources(path, on_invalid_utf8='replace') == ['fine', value[:-1] + '\ufffd']
 
 
-def test_microworld_is_a_source():
-  few = read('microworld:5', max_chars=10_000)
-  assert len(few) == 5 and few == read('microworld:9', max_chars=10_000)[:5]
+def test_the_microworld_is_a_source():
+  texts = read_sources('microworld:5', max_chars=10_000)
+  assert len(texts) == 5 and texts == read_sources('microworld:9', max_chars=10_000)[:5]
   assert documents.expand_sources(make_config('microworld'))[0].name == 'microworld:20000'
   assert "'many'" in refuse('microworld:many')
 
@@ -172,5 +172,5 @@ def test_fingerprints_follow_the_content(book):
     ('wikipedia_2014/wikipedia_2014.0', 29159),
   ],
 )
-def test_the_count_of_real_documents(data, name: str, count: int):
-  assert len(read(data / f'{name}.txt.xz', max_chars=10_000_000)) == count
+def test_real_files_have_their_number_of_documents(data, name: str, count: int):
+  assert len(read_sources(data / f'{name}.txt.xz', max_chars=10_000_000)) == count
