@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets: found by name and version, read without TensorFlow, run no code."""
+"""TFDS data sets: lookup by name and version, reading without TensorFlow, no code from data."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ def test_the_newest_version_is_the_default(prepared):
   assert fingerprint['dataset'] == 'tiny/10.0.0'
 
 
-def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monkeypatch):
+def test_the_error_without_tfds_names_the_extra(prepared, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
   with pytest.raises(InputError, match=r'(?s)tensorflow_datasets.*minilm_jax\[data\]'):
@@ -34,7 +34,7 @@ def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monke
 
 
 @pytest.mark.parametrize(
-  'name, split, message',
+  'name, split, part',
   [
     ('tinny', 'train', "'tiny'"),
     ('tiny:8.0.0', 'train', 'tiny'),
@@ -42,8 +42,8 @@ def test_without_the_extra_sets_are_found_and_the_extra_is_named(prepared, monke
     ('tiny:9.0.0', 'train', 'array_record'),
   ],
 )
-def test_absent_sets_and_splits_are_refused(prepared, name, split, message):
-  with pytest.raises(InputError, match=message):
+def test_missing_data_sets_and_splits_are_refused(prepared, name, split, part):
+  with pytest.raises(InputError, match=part):
     tfds.read_examples(tfds.find_dataset(name, str(prepared)), split)
 
 
@@ -62,11 +62,10 @@ TFDS_CLASS = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
       'featuresDict': {'features': {'text': {'pythonClassName': 'evil.Class'}}},
     },
     {'pythonClassName': TFDS_CLASS, 'jsonFeature': {'json': '{"a": [{"type": "evil.Class"}]}'}},
-    None,  # the prepared features, with another module
+    None,  # the prepared features with another module
   ],
 )
-def test_a_data_set_brings_no_code(prepared, tmp_path: pathlib.Path, monkeypatch, features):
-  """TFDS imports what features.json names, also from the folder that Python was started in."""
+def test_a_data_set_runs_no_code(prepared, tmp_path: pathlib.Path, monkeypatch, features):
   folder = tmp_path / 'tiny' / '10.0.0'
   shutil.copytree(prepared / 'tiny' / '10.0.0', folder)
   path = folder / 'features.json'
