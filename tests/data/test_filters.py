@@ -1,4 +1,4 @@
-"""The filters: nothing outside the list is kept, sentences end well, each word is seen."""
+"""Filters: selected text stays inside the word list, and sentences end at their end marks."""
 
 import dataclasses
 import functools
@@ -24,17 +24,17 @@ RULES = VocabularyConfig(
 
 
 def split_paper1_words(text: str) -> list[str]:
-  """The paper's rule on a whole text at once, step by step."""
+  """Applies the rule of paper 1 to a text at once, step by step."""
   text = text.lower().replace('-', ' ').replace('@,@', '#NUMBER').replace('@.@', '#NUMBER')
   text = re.sub(r'http\S*', '#HLINK', re.sub(r'\b\d+', '#NUMBER ', text))
   return re.findall(r'(?u)\b\w\w+\b', text.lower())
 
 
 def draw_text(seed: int, size: int) -> str:
-  """Words inside and outside the list, in capitals, with marks, digits, hyphens and white space."""
+  """Returns words inside and outside the list with capitals, marks, digits and white space."""
   dice = random.Random(seed)
-  others = "wolf Łódź don't x 1,000 3rd http://a.b-c @,@ - … _ ²".split()
-  pieces, styles = [*sorted(WORDS), *others], (str, str.upper, str.title)
+  unlisted = "wolf Łódź don't x 1,000 3rd http://a.b-c @,@ - … _ ²".split()
+  pieces, styles = [*sorted(WORDS), *unlisted], (str, str.upper, str.title)
   ends = [' ', ' ', ' ', ' ', '  ', '\n', '. ', '." ', ', ', '-', "'s ", '! ', '\t', '\u00a0']
   return ''.join(dice.choice(styles)(dice.choice(pieces)) + dice.choice(ends) for _ in range(size))
 
@@ -42,7 +42,7 @@ def draw_text(seed: int, size: int) -> str:
 def apply(
   text: str, words: filters.WordList | None = LIST, config: VocabularyConfig = RULES
 ) -> dict[str, list[str]]:
-  """The kept items of one document, by kind."""
+  """Returns the selected items of one document by kind."""
   result = filters.Filter(words, config).apply([text])
   return {
     kind: [item for _, item_kind, item in result.items if item_kind == kind]
@@ -50,42 +50,42 @@ def apply(
   }
 
 
-def sentences(text: str) -> list[str]:
-  """All sentences, also those of marks alone, which no recipe can demand."""
+def split_sentences(text: str) -> list[str]:
+  """Returns all sentences, even without counted words, which no valid recipe selects."""
   config = dataclasses.replace(RULES)
   object.__setattr__(config, 'min_words_per_sentence', -1)
   return apply(text, None, config)['sentences']
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_the_filters_keep_what_a_search_word_by_word_keeps(seed):
+def test_filters_equal_a_search_word_by_word(seed):
   text = draw_text(seed, 300)
-  kept, fields = apply(text), text.split()
+  selected, fields = apply(text), text.split()
 
-  def is_good(stretch: str, more_than: int) -> bool:
-    words = split_paper1_words(stretch)
-    return len(words) > more_than and WORDS.issuperset(words)
+  def is_inside(segment: str, min_words: int) -> bool:
+    words = split_paper1_words(segment)
+    return len(words) > min_words and WORDS.issuperset(words)
 
   windows = [
     ' '.join(fields[i : i + RULES.span_words]) for i in range(0, len(fields), RULES.span_stride)
   ]
-  assert kept['spans'] == [
-    window.lower() for window in windows if is_good(window, RULES.min_words_per_span)
+  assert selected['spans'] == [
+    window.lower() for window in windows if is_inside(window, RULES.min_words_per_span)
   ]
-  assert kept['sentences'] == [
-    sentence for sentence in sentences(text) if is_good(sentence, RULES.min_words_per_sentence)
+  sentences = split_sentences(text)
+  assert selected['sentences'] == [
+    sentence for sentence in sentences if is_inside(sentence, RULES.min_words_per_sentence)
   ]
-  # nothing is lost between sentences
-  assert ' '.join(sentences(text)) == ' '.join(text.lower().split())
+  assert ' '.join(sentences) == ' '.join(text.lower().split())
   counts = filters.Filter(LIST, RULES).apply([text]).counts
-  for kind, items in kept.items():
+  for kind, items in selected.items():
     assert counts[f'{kind}_kept'] == len(items)
     assert counts[f'{kind}_words'] == sum(len(split_paper1_words(item)) for item in items)
     assert counts[f'{kind}_read'] == sum(
       counts[f'{kind}_{end}'] for end in ('kept', 'out_of_vocabulary', 'short')
     )
   assert counts['words_read'] == len(split_paper1_words(text))
-  # fields one by one count as the rule on the whole text
+  # Fields alone give the words of the rule on the text.
   words = [word for field in fields for word in filters.extract_words(field, 'paper1')]
   assert words == split_paper1_words(text)
 
@@ -97,22 +97,22 @@ def test_a_full_cache_changes_nothing(monkeypatch):
   assert filters.Filter(LIST, RULES).apply([text]) == expected
 
 
-def test_documents_side_by_side_are_kept_as_each_alone():
+def test_the_result_for_a_document_does_not_depend_on_its_batch():
   drawn = [draw_text(seed, 7 * seed) for seed in range(20)]
   texts = ['', *drawn, ' \n ', '...', 'the dog ran." )', '']
   text_filter = filters.Filter(LIST, RULES)
-  alone, together = [text_filter.apply([text]) for text in texts], text_filter.apply(texts)
-  assert together.items == [
-    (i, kind, item) for i, result in enumerate(alone) for _, kind, item in result.items
+  singles, batch = [text_filter.apply([text]) for text in texts], text_filter.apply(texts)
+  assert batch.items == [
+    (i, kind, item) for i, result in enumerate(singles) for _, kind, item in result.items
   ]
-  assert together.counts == functools.reduce(operator.add, (result.counts for result in alone))
+  assert batch.counts == functools.reduce(operator.add, (result.counts for result in singles))
   assert text_filter.apply([]).items == []
 
 
 def test_without_a_list_only_length_counts():
   config = dataclasses.replace(RULES, min_words_per_sentence=3)
-  kept = apply('Wolves howl. Wolves howl at night, http://a.b and 7.', None, config)
-  assert kept['sentences'] == ['wolves howl at night, http://a.b and 7.']
+  selected = apply('Wolves howl. Wolves howl at night, http://a.b and 7.', None, config)
+  assert selected['sentences'] == ['wolves howl at night, http://a.b and 7.']
 
 
 def test_the_plain_rule_knows_apostrophes_numbers_and_single_letters():
@@ -138,19 +138,18 @@ def test_the_plain_rule_knows_apostrophes_numbers_and_single_letters():
     ('', 0),
   ],
 )
-def test_sentences_end_where_a_reader_would_end_them(text, count):
-  assert len(sentences(text)) == count, sentences(text)
+def test_texts_have_their_number_of_sentences(text, count):
+  assert len(split_sentences(text)) == count
 
 
-def test_a_filter_goes_to_another_process_without_its_cache():
+def test_a_pickled_filter_has_no_cache():
   text_filter = filters.Filter(LIST, RULES)
   size, result = len(pickle.dumps(text_filter)), text_filter.apply([draw_text(1, 500)])
   assert len(pickle.dumps(text_filter)) == size
   assert pickle.loads(pickle.dumps(text_filter)).apply([draw_text(1, 500)]) == result
 
 
-def test_real_text_keeps_its_counted_words(data):
-  """Fairy tales: a change of these numbers is a change of every corpus."""
+def test_counts_of_real_text_are_fixed(data):
   text_filter = filters.Filter(filters.load_word_list(data / PAPER_LIST), VocabularyConfig())
   tales = documents.Source('tales', str(data / 'fairy_tales/fairytaleqa_stories.txt.xz'), 'txt')
   texts = list(documents.read_documents(tales, DocumentsConfig(('-',))))
@@ -159,7 +158,7 @@ def test_real_text_keeps_its_counted_words(data):
   assert (len(texts), *(counts[name] for name in names)) == (278, 12514, 650, 208482)
 
 
-def test_a_document_is_kept_whole_or_not_at_all():
+def test_documents_are_selected_as_a_unit():
   config = dataclasses.replace(RULES, filters=('documents',))
   inside, outside, marks = 'The  Dog\n\nsaw the cat. ', 'The dog saw a zygote.', '? !'
   words = filters.WordList(frozenset(('the', 'dog', 'saw', 'cat')), 'few', '')
@@ -168,8 +167,8 @@ def test_a_document_is_kept_whole_or_not_at_all():
   names = ('read', 'kept', 'out_of_vocabulary', 'short')
   assert [result.counts[f'documents_{name}'] for name in names] == [4, 2, 1, 1]
   config = dataclasses.replace(RULES, filters=('sentences', 'documents'))
-  both = filters.Filter(None, config).apply([inside] * 2)
-  assert [(number, kind) for number, kind, _ in both.items] == [
+  result = filters.Filter(None, config).apply([inside] * 2)
+  assert [(number, kind) for number, kind, _ in result.items] == [
     (number, kind) for number in (0, 1) for kind in ('documents', 'sentences')
   ]
 
@@ -181,7 +180,7 @@ def test_most_frequent_does_not_depend_on_order():
   assert first.words == {'the', 'cat'}
 
 
-def test_a_list_is_the_same_in_every_form(tmp_path):
+def test_a_word_list_does_not_depend_on_the_format(tmp_path):
   words = ['nan', 'dog', 'TRUE', 'größe']
   table = '\n'.join(f'1,{word}' for word in ['word', *words])
   rows = ''.join(json.dumps({'word': word}) + '\n' for word in reversed(words))
@@ -190,9 +189,9 @@ def test_a_list_is_the_same_in_every_form(tmp_path):
   (tmp_path / 'c.jsonl').write_text(rows)
   names = ('a.txt', 'b.csv.gz', 'c.jsonl')
   lists = [filters.load_word_list(tmp_path / name) for name in names]
-  assert all(each.words == set(words) for each in lists)
-  assert len({each.sha256 for each in lists}) == 1
-  assert tuple(each.name for each in lists) == names
+  assert all(word_list.words == set(words) for word_list in lists)
+  assert len({word_list.sha256 for word_list in lists}) == 1
+  assert tuple(word_list.name for word_list in lists) == names
 
 
 @pytest.mark.parametrize(
@@ -205,14 +204,14 @@ def test_a_list_is_the_same_in_every_form(tmp_path):
     ('none', None, 'none'),
   ],
 )
-def test_files_that_are_no_list_are_refused(tmp_path, name, text, message):
+def test_files_that_are_not_word_lists_are_refused(tmp_path, name, text, message):
   if text is not None:
     (tmp_path / name).write_text(text)
   with pytest.raises(InputError, match=message):
     filters.load_word_list(tmp_path / name)
 
 
-def test_the_list_of_the_paper(data):
+def test_the_word_list_of_paper_1_is_read(data):
   words = filters.load_word_list(data / PAPER_LIST).words
   assert len(words) == 21_037
   assert set('nan TRUE FALSE okay gonna youre im wanna number'.split()) <= words
@@ -231,7 +230,7 @@ GLUE = {  # train, validation, test (paper 1, the filter's own counts)
 
 
 @pytest.mark.parametrize('task', GLUE)
-def test_the_filter_of_glue_keeps_what_the_paper_kept(data, task):
+def test_the_filter_of_glue_keeps_as_many_examples_as_paper_1(data, task):
   words = filters.load_word_list(data / PAPER_LIST).words
   for split, count in zip(('train', 'validation', 'test'), GLUE[task], strict=True):
     if count is None:
