@@ -1,19 +1,18 @@
-"""The filter stage in independent shards, so that each may run on another machine.
+"""Runs the filter stage in independent shards, possibly on several machines.
 
-This module is separate from `beam.py` because it must be testable without Apache Beam.
+`beam.py` schedules these functions; this module is separate so that it runs without Apache Beam.
 
-A shard is a file or, of a data set, a range of records. A worker writes the kept text of a shard,
-in order, to a file of its own, and hands on the digests of the items: 16 bytes each. The numbers of
-the repeated items come back as one more file a shard. The join reads the shards one after another.
-So text is written twice and never travels between workers, and no process holds more than a batch.
+A shard is a file or a range of records of a data set. A worker writes the selected text of a shard
+to a file and sends only digests (16 bytes an item) to other workers. The numbers of repeated items
+come back as a second file. The merge then reads the shards in order. No text travels between
+workers, and no process holds more than a batch.
 
-    folder/0000007.items      kept items, one a line, before each a digit for its split and kind
-    folder/0000007.repeated   numbers of the repeated items, in order, as `<u8`
-    folder/0000007.json       sums; the fingerprint of a source; or the words that were counted
-    folder/0000007.error      the reason why the shard cannot be read
+    folder/0000007.items      selected items, one a line, each after a digit for its split and kind
+    folder/0000007.repeated   sorted numbers of the repeated items, as `<u8`
+    folder/0000007.json       counts, the fingerprint of a source, or word frequencies
+    folder/0000007.error      the three parts of the InputError of an unreadable shard
 
-Each appears whole, and a shard that is done twice gives the same bytes, so that a worker may fail
-and another continue.
+Files are written atomically and deterministically, so a failed shard can be repeated.
 """
 
 import contextlib
@@ -28,21 +27,21 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig
+from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, tfds
 
-_RECORDS_PER_SHARD = 100_000  # of a data set
+_RECORDS_PER_SHARD = 100_000
 _DIGESTS_PER_MESSAGE = 1 << 20
-_WORDS_PER_MESSAGE = 1 << 20  # distinct ones
-# split and kind of an item, by its digit
+_WORDS_PER_MESSAGE = 1 << 20  # distinct words
+# Split and kind of an item, indexed by its digit.
 _ITEM_KEYS = tuple((split, kind) for split in SPLITS for kind in filtering.TEXT_KINDS)
 
 
 def plan_shards(
   sources: Sequence[documents.Source], config: DocumentsConfig
 ) -> list[documents.Source]:
-  """Returns sources in the order of the text, data sets in ranges of records."""
+  """Returns the shards of the sources in order; data sets are cut into ranges of records."""
   shards = []
   for source in sources:
     stops = [None]
@@ -55,27 +54,27 @@ def plan_shards(
 
 
 def shard_path(folder: epath.Path, number: int, suffix: str) -> epath.Path:
-  """Returns a file of a shard: 'items', 'repeated', 'json' or 'error'."""
+  """Returns the path of a file of a shard; `suffix` is 'items', 'repeated', 'json' or 'error'."""
   return folder / f'{number:07d}.{suffix}'
 
 
 @contextlib.contextmanager
 def _open_atomic(path: epath.Path) -> Iterator[IO[bytes]]:
-  """Yields a file that appears when it is whole; two workers at one shard do not collide."""
-  temporary, is_whole = path.parent / f'.{path.name}.{uuid.uuid4().hex}.partial', False
+  """Yields a file that appears when complete; workers on the same shard do not collide."""
+  temporary, is_complete = path.parent / f'.{path.name}.{uuid.uuid4().hex}.partial', False
   try:
     with temporary.open('wb') as file:
       yield file
     temporary.replace(path)
-    is_whole = True
+    is_complete = True
   finally:
-    if not is_whole:
+    if not is_complete:
       with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 
 
 def write_shard_json(path: epath.Path, value: Any) -> None:
-  """Writes JSON for the process that started the work."""
+  """Writes a JSON file atomically."""
   with _open_atomic(path) as file:
     file.write(json.dumps(value).encode())
 
@@ -84,22 +83,22 @@ def read_shard_json(folder: epath.Path, number: int) -> Any:
   """Returns the JSON that a worker wrote for a shard.
 
   Raises:
-    InputError: it is not there.
+    InputError: The file is missing.
   """
   try:
     with shard_path(folder, number, 'json').open('rb') as file:
       return json.load(file)
   except FileNotFoundError:
     raise InputError(
-      f'the files that workers wrote to {folder}',
-      f'nothing of part {number} is there',
-      'give a --workdir, or a --temp_location in --beam, that all workers share, as gs:// is',
+      f'the results of workers in {folder}',
+      f'no file of shard {number}',
+      'give a --workdir, or a --temp_location in --beam, that all workers share, such as gs://',
     ) from None
 
 
 @contextlib.contextmanager
 def _record_refusal(folder: epath.Path, number: int) -> Iterator[None]:
-  """Writes an InputError to a file: a runner reports little of the errors of its workers."""
+  """Writes an InputError to a file, because runners report worker errors incompletely."""
   try:
     yield
   except InputError as error:
@@ -109,7 +108,7 @@ def _record_refusal(folder: epath.Path, number: int) -> Iterator[None]:
 
 
 def read_refusal(folder: epath.Path) -> InputError | None:
-  """Returns the reason why a shard could not be read, the first in the order of the text."""
+  """Returns the InputError of the first unreadable shard, or None."""
   for path in sorted(folder.glob('*.error')):
     with path.open('rb') as file:
       return InputError(*json.load(file))
@@ -117,7 +116,7 @@ def read_refusal(folder: epath.Path) -> InputError | None:
 
 
 def fingerprint_shard(shard: tuple[int, documents.Source], folder: epath.Path) -> None:
-  """Writes the fingerprint of a source, given with its number."""
+  """Writes the fingerprint of a numbered source."""
   number, source = shard
   with _record_refusal(folder, number):
     fingerprint = documents.fingerprint_source(source)
@@ -127,7 +126,7 @@ def fingerprint_shard(shard: tuple[int, documents.Source], folder: epath.Path) -
 def count_shard_words(
   shard: tuple[int, documents.Source], config: CorpusConfig, folder: epath.Path
 ) -> Iterator[tuple[str, int]]:
-  """Yields words of a shard and their frequencies; a word may recur if there are many."""
+  """Yields words of a shard and their frequencies; frequent words may occur in several messages."""
   (number, source), total = shard, Counter()
   with _record_refusal(folder, number):
     texts = documents.read_documents(source, config.documents)
@@ -145,15 +144,15 @@ def filter_shard(
   text_filter: filters.Filter,
   folder: epath.Path,
 ) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
-  """Filters a shard into its files; yields bucket, and shard, numbers and digests of its items."""
+  """Writes the files of a shard; yields (bucket, (shard, item numbers, digests))."""
   (number, source), started, num_sent = shard, time.thread_time(), 0
-  read, counts, digests = Counter(), Counter(), np.zeros(0, '<u8')
+  input_counts, filter_counts, digests = Counter(), Counter(), np.zeros(0, '<u8')
   with _record_refusal(folder, number), _open_atomic(shard_path(folder, number, 'items')) as file:
     texts = documents.read_documents(source, config.documents)
     for batch in filtering.split_into_batches(texts):
       result = filtering.filter_documents(batch, text_filter, config.splits)
-      read.update(result.read)
-      counts.update(result.counts)
+      input_counts.update(result.input_counts)
+      filter_counts.update(result.filter_counts)
       file.writelines(b'%d%b\n' % (_ITEM_KEYS.index(key), item) for key, item in result.items)
       digests = np.append(digests, result.digests)
       if len(digests) >= _DIGESTS_PER_MESSAGE:
@@ -163,8 +162,8 @@ def filter_shard(
   write_shard_json(
     shard_path(folder, number, 'json'),
     {
-      'read': read,
-      'counts': counts,
+      'read': input_counts,
+      'counts': filter_counts,
       'items': num_sent + len(digests),
       'processor_seconds': time.thread_time() - started,
     },
@@ -179,21 +178,23 @@ def _address_digests(
 
 
 def save_repeats(shard: tuple[int, Iterable[bytes]], folder: epath.Path) -> None:
-  """Writes the numbers, from all buckets, of the repeated items of a shard."""
+  """Writes the sorted numbers of the repeated items of a shard, from all buckets."""
   number, parts = shard
   with _open_atomic(shard_path(folder, number, 'repeated')) as file:
     file.write(np.sort(np.frombuffer(b''.join(parts), '<u8')).tobytes())
 
 
-def merge_shards(folder: epath.Path, count: int, target: epath.Path) -> dict[str, Any]:
-  """Joins the shards, in order, into the files of the stage; returns numbers for the manifest."""
-  read, counts, seconds = Counter(), Counter(), Counter()
+def merge_shards(
+  folder: epath.Path, count: int, target: epath.Path, splits: SplitConfig
+) -> dict[str, Any]:
+  """Merges the shards of `folder` into the files of the stage; returns counts for the manifest."""
+  input_counts, filter_counts, seconds = Counter(), Counter(), Counter()
 
   def read_items() -> Iterator[tuple[tuple[str, str], bytes, bool]]:
     for number in range(count):
       sums = read_shard_json(folder, number)
-      read.update(sums['read'])
-      counts.update(sums['counts'])
+      input_counts.update(sums['read'])
+      filter_counts.update(sums['counts'])
       seconds.update(processor_seconds=sums['processor_seconds'])
       is_first = np.ones(sums['items'], bool)
       repeated = shard_path(folder, number, 'repeated')
@@ -204,4 +205,6 @@ def merge_shards(folder: epath.Path, count: int, target: epath.Path) -> dict[str
         for line, first in zip(file, is_first.tolist(), strict=True):
           yield _ITEM_KEYS[line[0] - ord('0')], line[1:-1], first
 
-  return filtering.write_split_files(target, read_items(), read, counts) | seconds
+  items = read_items()
+  summary = filtering.write_split_files(target, splits, items, input_counts, filter_counts)
+  return summary | seconds

@@ -1,9 +1,9 @@
-"""Filters, deduplicates and splits documents: the first stage of a corpus.
+"""Filters, splits and deduplicates documents: the first stage of a corpus.
 
-Documents stream through a pool of processes that filter them, and come back in order. A document
-goes to one split, by a hash of its text, so that overlapping windows never cross splits. Of equal
-items, in whatever split, the first in the order of the text stays. Memory does not grow with the
-text but for 8 bytes a kept item, for deduplication. `filters.py` defines what text is kept.
+Worker processes filter batches of documents (`filters.py`) and return the results in order. A hash
+of its text assigns each document to one split, so overlapping windows never cross splits.
+Deduplication then keeps the first of equal items over all splits. It needs 8 bytes of memory for
+each selected item; all other memory is constant.
 """
 
 import collections
@@ -32,10 +32,10 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filters
 
 TEXT_KINDS = ('sentences', 'spans', 'documents')
-_CHARS_PER_BATCH = 1 << 20  # that go to a worker at once
+_CHARS_PER_BATCH = 1 << 20
 _NUM_BUCKETS = 256
 _BUCKET_SHIFT = np.uint64(56)  # the top byte of a digest is its bucket
-_LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # ignored by the hash of a document
+_LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # the hash ignores case and white space
 
 _T = TypeVar('_T')
 _ItemKey = tuple[str, str]  # split and kind of an item
@@ -45,18 +45,20 @@ _worker_function: Callable[[list[str]], Any]  # of a worker process, set once by
 def ordered_map(
   function: Callable[[list[str]], _T], batches: Iterable[list[str]], workers: int
 ) -> Iterator[_T]:
-  """Yields `map(function, batches)`, computed in `workers` processes, in order.
+  """Yields `function(batch)` for each batch in order, computed in worker processes.
 
-  At most twice as many batches as workers are in flight. One worker is this process. `function` can
-  be pickled; it travels once to each worker.
+  Args:
+    function: Picklable function; sent once to each worker.
+    batches: Batches; at most `2 * workers + 1` are read ahead.
+    workers: Number of processes; 1 computes in this process.
 
   Raises:
-    InputError: a process was ended from outside.
+    InputError: A worker process was killed.
   """
   if workers == 1:
     yield from map(function, batches)
     return
-  # a fork would copy the threads and devices of the caller
+  # A fork would copy the threads and devices of the caller.
   context = multiprocessing.get_context('spawn')
   with futures.ProcessPoolExecutor(workers, context, _initialize_worker, (function,)) as pool:
     pending: collections.deque[futures.Future[_T]] = collections.deque()
@@ -69,9 +71,9 @@ def ordered_map(
         yield pending.popleft().result()
     except process.BrokenProcessPool:
       raise InputError(
-        f'work in {workers} processes',
-        'one of them was ended from outside, as where memory runs out',
-        'run it again, with fewer workers where memory is short',
+        f'workers={workers}',
+        'a worker process was killed, perhaps for lack of memory',
+        'run the command again, with fewer workers if memory is short',
       ) from None
     finally:
       pool.shutdown(cancel_futures=True)
@@ -85,7 +87,7 @@ def _initialize_worker(function: Callable[[list[str]], Any]) -> None:
 
 
 def _exit_with_parent() -> None:
-  # a killed parent closes no pool: its workers would wait for ever
+  # A killed parent does not close the pool, and its workers would wait forever.
   parent = multiprocessing.parent_process()
   if parent is not None:
     parent.join()
@@ -97,16 +99,13 @@ def _call_worker(batch: list[str]) -> Any:
 
 
 class Deduplicator:
-  """Digests so far, in sorted runs that merge when they are of like size.
-
-  An item takes 8 bytes, and 16 during a merge.
-  """
+  """Set of 64-bit digests, in sorted runs that are merged at similar sizes."""
 
   def __init__(self) -> None:
     self._runs: list[UInt64[np.ndarray, 'n']] = []
 
   def first_seen(self, digests: UInt64[np.ndarray, 'n']) -> Bool[np.ndarray, 'n']:
-    """Adds digests, and returns for each whether it is the first of its value."""
+    """Adds digests, and returns whether each is the first of its value."""
     is_first = np.zeros(len(digests), bool)
     is_first[np.unique(digests, return_index=True)[1]] = True
     for run in self._runs:
@@ -121,9 +120,13 @@ class Deduplicator:
 def split_into_buckets(
   first: int, digests: UInt64[np.ndarray, 'n']
 ) -> Iterator[tuple[int, bytes, bytes]]:
-  """Yields bucket, numbers and digests of consecutive items of a shard, as arrays of `<u8`.
+  """Yields (bucket, item numbers, digests), the latter two as bytes of `<u8`.
 
-  The numbers count from `first`. Equal digests share a bucket.
+  Equal digests are in one bucket.
+
+  Args:
+    first: Number of the first item within its shard.
+    digests: Digests of consecutive items of a shard.
   """
   buckets = digests >> _BUCKET_SHIFT
   order = np.argsort(buckets, kind='stable')
@@ -138,9 +141,10 @@ def split_into_buckets(
 
 
 def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
-  """Yields the shards with repeated items, and the numbers of these items.
+  """Yields (shard, item numbers) of all items that repeat an earlier item.
 
-  `entries` are shard, numbers and digests of all items of a bucket, in any order of shards.
+  Args:
+    entries: Shard, item numbers and digests of all items of a bucket, in any order.
   """
   shards, numbers, digests = zip(*entries, strict=True)
   shards = np.repeat(np.array(shards), [len(part) // 8 for part in numbers])
@@ -154,19 +158,19 @@ def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple
 
 
 def text_path(folder: epath.Path, split: str, kind: str) -> epath.Path:
-  """Returns the file with the kept items of a split, one a line."""
+  """Returns the path of the selected items of a split, one item a line."""
   return folder / f'{split}-{kind}.txt'
 
 
 def read_items(folder: epath.Path, split: str, kind: str) -> Iterator[str]:
-  """Yields kept items in order."""
+  """Yields the selected items of a split in order."""
   with text_path(folder, split, kind).open('rb') as file:
     for line in file:
       yield line.decode().removesuffix('\n')
 
 
 def assign_split(text: str, splits: SplitConfig) -> str:
-  """Returns the split of a document, by a hash that ignores case (of ASCII) and white space.
+  """Returns the split of a document by a hash that ignores white space and the case of ASCII.
 
   >>> assign_split('The  Cat', SplitConfig(0.3, 0.3)) == assign_split('the cat\\n', SplitConfig(0.3, 0.3))
   True
@@ -183,23 +187,31 @@ def _digest(data: bytes) -> bytes:
 
 @dataclasses.dataclass
 class FilteredBatch:
-  """The kept items of one batch of documents, their digests, and sums for the manifest."""
+  """Selected items of a batch of documents, their digests, and counts for the manifest.
+
+  Attributes:
+    items: ((split, kind), text) of each item.
+    digests: Digest of each item.
+    filter_counts: `FilterResult.counts`.
+    input_counts: Documents of each split, and 'bytes'.
+  """
 
   items: list[tuple[_ItemKey, bytes]]
   digests: UInt64[np.ndarray, 'n']
-  counts: Counter[str]  # of the filters
-  read: Counter[str]  # documents of each split, and bytes
+  filter_counts: Counter[str]
+  input_counts: Counter[str]
 
 
 def filter_documents(
   batch: Sequence[str], text_filter: filters.Filter, splits: SplitConfig
 ) -> FilteredBatch:
-  """Filters a batch of documents, each with the same result in whatever batch it comes."""
+  """Filters and splits a batch of documents."""
   document_splits, result = [assign_split(text, splits) for text in batch], text_filter.apply(batch)
   items = [((document_splits[number], kind), item.encode()) for number, kind, item in result.items]
   digests = np.frombuffer(b''.join(_digest(item) for _, item in items), '<u8')
-  read = Counter(document_splits) + Counter(bytes=sum(len(text.encode()) for text in batch))
-  return FilteredBatch(items, digests, result.counts, read)
+  num_bytes = sum(len(text.encode()) for text in batch)
+  input_counts = Counter(document_splits) + Counter(bytes=num_bytes)
+  return FilteredBatch(items, digests, result.counts, input_counts)
 
 
 def count_document_words(batch: Sequence[str], rule: str) -> Counter[str]:
@@ -213,7 +225,7 @@ def count_document_words(batch: Sequence[str], rule: str) -> Counter[str]:
 
 @dataclasses.dataclass(frozen=True)
 class LocalRunner:
-  """The stages that read all text, in processes of this machine; any number gives the same."""
+  """Runs the stages that read all text in processes of this machine."""
 
   workers: int
 
@@ -224,11 +236,10 @@ class LocalRunner:
   def find_most_frequent_words(
     self, config: CorpusConfig, sources: Sequence[documents.Source]
   ) -> filters.WordList:
-    """Returns the most frequent words of the sources, after one pass over all text."""
+    """Returns the most frequent words of the sources."""
     count = functools.partial(count_document_words, rule=config.vocabulary.word_rule)
-    batches = _read_batches(config.documents, sources, 'counting words')
-    total = Counter()
-    for counts in ordered_map(count, batches, self.workers):
+    texts, total = _read_documents(config.documents, sources, 'counting words'), Counter()
+    for counts in ordered_map(count, split_into_batches(texts), self.workers):
       total.update(counts)
     return filters.most_frequent_words(total, config.vocabulary.most_frequent)
 
@@ -239,78 +250,74 @@ class LocalRunner:
     words: filters.WordList | None,
     folder: epath.Path,
   ) -> dict[str, Any]:
-    """Filters all documents into `folder`, which appears whole or not at all.
+    """Filters all documents into `folder` atomically; returns counts for the manifest.
 
-    Without `words` only the lengths decide. Returns numbers for the manifest: text read, kept and
-    dropped, and the reasons.
+    Without `words`, text is selected by length alone.
 
     Raises:
-      InputError: nothing is left of a split that should hold something.
+      InputError: A source is unreadable, or a split is empty but has a share.
     """
-    started, processor = time.monotonic(), _processor_seconds()
+    started, processor_started = time.monotonic(), _processor_seconds()
     text_filter, splits = filters.Filter(words, config.vocabulary), config.splits
-    work = functools.partial(filter_documents, text_filter=text_filter, splits=splits)
-    deduplicator, read, counts = Deduplicator(), Counter(), Counter()
+    filter_batch = functools.partial(filter_documents, text_filter=text_filter, splits=splits)
+    deduplicator, input_counts, filter_counts = Deduplicator(), Counter(), Counter()
 
     def filter_items() -> Iterator[tuple[_ItemKey, bytes, bool]]:
-      batches = _read_batches(config.documents, sources, 'filtering')
-      for batch in ordered_map(work, batches, self.workers):
-        read.update(batch.read)
-        counts.update(batch.counts)
+      texts = _read_documents(config.documents, sources, 'filtering')
+      for batch in ordered_map(filter_batch, split_into_batches(texts), self.workers):
+        input_counts.update(batch.input_counts)
+        filter_counts.update(batch.filter_counts)
         is_first = deduplicator.first_seen(batch.digests).tolist()
         for (key, item), first in zip(batch.items, is_first, strict=True):
           yield key, item, first
 
-    summary = atomic_folder(
-      folder, splits, lambda partial: write_split_files(partial, filter_items(), read, counts)
-    )
+    with atomic_folder(folder) as partial:
+      summary = write_split_files(partial, splits, filter_items(), input_counts, filter_counts)
     return summary | {
       'seconds': time.monotonic() - started,
-      'processor_seconds': _processor_seconds() - processor,
+      'processor_seconds': _processor_seconds() - processor_started,
       'workers': self.workers,
     }
 
 
 def _processor_seconds() -> float:
-  return sum(os.times()[:4])  # of this process and of the workers that have ended
+  return sum(os.times()[:4])  # includes workers that have ended
 
 
-def atomic_folder(
-  folder: epath.Path, splits: SplitConfig, fill: Callable[[epath.Path], dict[str, Any]]
-) -> dict[str, Any]:
-  """Fills a folder that appears whole or not at all, and returns the summary that `fill` returns.
-
-  Raises:
-    InputError: `fill` does, or nothing is left of a split that should hold something.
-  """
+@contextlib.contextmanager
+def atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
+  """Yields a partial folder that becomes `folder` at the end; an InputError removes it."""
   partial = folder.parent / f'{folder.name}.partial'
   if partial.exists():
     partial.rmtree()
   partial.mkdir(parents=True)
   try:
-    summary = fill(partial)
-    _refuse_empty(summary, splits)
+    yield partial
   except InputError:
     partial.rmtree()
     raise
   partial.rename(folder)
-  return summary
 
 
 def write_split_files(
   folder: epath.Path,
+  splits: SplitConfig,
   items: Iterable[tuple[_ItemKey, bytes, bool]],
-  read: Mapping[str, int],
-  counts: Counter[str],
+  input_counts: Mapping[str, int],
+  filter_counts: Counter[str],
 ) -> dict[str, Any]:
-  """Writes items, one a line of the file of their split and kind; returns numbers for the manifest.
+  """Writes items to the file of their split and kind; returns counts for the manifest.
 
   Args:
-    folder: of the files.
-    items: in the order of the text: split and kind, the item, and whether no equal one precedes it,
-      else the item is not written.
-    read: documents of each split, and bytes; complete when the items end.
-    counts: sums of the filters, complete then too; repetitions are added.
+    folder: Folder of the files.
+    splits: Shares of the splits.
+    items: ((split, kind), text, whether the text is new) in the order of the text; repeated items
+      are not written.
+    input_counts: Documents of each split, and 'bytes'; complete after the last item.
+    filter_counts: Counts of the filters, complete after the last item; repetitions are added.
+
+  Raises:
+    InputError: A split is empty but has a share.
   """
   totals = {
     split: {kind: Counter(items=0, words=0, bytes=0) for kind in TEXT_KINDS} for split in SPLITS
@@ -326,65 +333,63 @@ def write_split_files(
         files[split, kind].write(item + b'\n')
         totals[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
       else:
-        counts[f'{kind}_repeated'] += 1
-  return {
-    'documents': {split: read[split] for split in SPLITS},
-    'bytes': read['bytes'],
-    'passes': dict(counts),
+        filter_counts[f'{kind}_repeated'] += 1
+  summary = {
+    'documents': {split: input_counts[split] for split in SPLITS},
+    'bytes': input_counts['bytes'],
+    'passes': dict(filter_counts),
     'kept': totals,
   }
+  _refuse_empty(summary, splits)
+  return summary
 
 
 def _refuse_empty(summary: Mapping[str, Any], splits: SplitConfig) -> None:
   for split in SPLITS:
-    is_wanted = split == 'train' or getattr(splits, split) > 0
-    if is_wanted and not any(summary['kept'][split][kind]['items'] for kind in TEXT_KINDS):
-      read = ', '.join(f'{name} {n:,}' for name, n in summary['documents'].items())
-      dropped = '; '.join(
+    is_required = split == 'train' or getattr(splits, split) > 0
+    if is_required and not any(summary['kept'][split][kind]['items'] for kind in TEXT_KINDS):
+      documents_read = ', '.join(f'{name} {n:,}' for name, n in summary['documents'].items())
+      outcomes = '; '.join(
         f'{name.replace("_", " ")} {n:,}' for name, n in sorted(summary['passes'].items()) if n
       )
-      remedy = 'give more text, a larger word list or milder vocabulary rules'
+      remedy = 'give more text, a larger word list or lower minimum numbers of words'
       if split != 'train':
-        remedy = f'give more text, raise splits.{split}, or set it to 0 to do without'
+        remedy = f'give more text, raise splits.{split}, or set splits.{split}=0'
       raise InputError(
-        f'text for the {split} split',
-        f'none is left of the documents ({read}): {dropped or "no text at all"}',
+        f'the {split} split',
+        f'no text after filtering the documents ({documents_read}): {outcomes or "no text"}',
         remedy,
       )
 
 
-def _read_batches(
-  config: DocumentsConfig, sources: Sequence[documents.Source], what: str
-) -> Iterator[list[str]]:
-  """Yields batches of the documents of all sources in order, and reports the progress."""
-  total = sum(source.num_bytes for source in sources)
-  with progress.track_progress(what, total / 1e6, 'MB') as update:
-    yield from split_into_batches(_read_with_progress(config, sources, update))
-
-
-def _read_with_progress(
-  config: DocumentsConfig, sources: Sequence[documents.Source], update: Callable[..., None]
+def _read_documents(
+  config: DocumentsConfig, sources: Sequence[documents.Source], task: str
 ) -> Iterator[str]:
-  """Yields documents; the position in a compressed source is estimated by the sources before it."""
+  """Yields the documents of all sources with a progress bar in stored bytes.
+
+  The bytes read of a source are estimated from the compression ratio of earlier sources.
+  """
   documents_read, chars_read, chars_reported = 0, 0, 0
   bytes_before, bytes_per_char = 0, 1.0
-  for source in sources:
-    source_start = chars_read
-    for text in documents.read_documents(source, config):
-      yield text
-      documents_read, chars_read = documents_read + 1, chars_read + len(text)
-      if chars_read - chars_reported >= _CHARS_PER_BATCH:
-        chars_reported = chars_read
-        position = min((chars_read - source_start) * bytes_per_char, source.num_bytes)
-        note = f'{documents_read:,} documents, {source.name}'
-        update((bytes_before + position) / 1e6, note)
-    bytes_before += source.num_bytes
-    bytes_per_char = min(1.0, bytes_before / max(chars_read, 1))
-  update(bytes_before / 1e6, f'{documents_read:,} documents')
+  total = sum(source.num_bytes for source in sources)
+  with progress.track_progress(task, total / 1e6, 'MB') as update:
+    for source in sources:
+      source_start = chars_read
+      for text in documents.read_documents(source, config):
+        yield text
+        documents_read, chars_read = documents_read + 1, chars_read + len(text)
+        if chars_read - chars_reported >= _CHARS_PER_BATCH:
+          chars_reported = chars_read
+          position = min((chars_read - source_start) * bytes_per_char, source.num_bytes)
+          note = f'{documents_read:,} documents, {source.name}'
+          update((bytes_before + position) / 1e6, note)
+      bytes_before += source.num_bytes
+      bytes_per_char = min(1.0, bytes_before / max(chars_read, 1))
+    update(bytes_before / 1e6, f'{documents_read:,} documents')
 
 
 def split_into_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  """Yields documents in order, about a million characters at a time."""
+  """Yields batches of about a million characters in order."""
   batch, size = [], 0
   for text in texts:
     batch.append(text)

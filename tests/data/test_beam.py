@@ -1,4 +1,4 @@
-"""The filter stage by Apache Beam: the bytes of the local build, and failures as one error."""
+"""Filtering by Apache Beam: the bytes equal a local build, and failures give one error."""
 
 import pathlib
 import signal
@@ -12,7 +12,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import beam, build, filter_shards, filtering, packing
 from tests.filter_cases import WORDS, make_corpus_config, read_corpus, write_sources
 
-FAST = '--runner=FnApiRunner'  # the fallback of DirectRunner, without a look for other runners
+FAST = '--runner=FnApiRunner'  # the fallback of DirectRunner
 
 
 def interrupt(*_: object, **__: object) -> None:
@@ -20,8 +20,8 @@ def interrupt(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize('options', ['--runner=DirectRunner', FAST])
-def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, options: str):
-  """With files of all kinds and a data set in ranges, a word list of its own or a given one."""
+def test_the_corpus_equals_a_local_build(prepared, tmp_path, monkeypatch, options: str):
+  """Reads files of all formats and ranges of a data set; counts or loads the word list."""
   monkeypatch.setattr(filter_shards, '_RECORDS_PER_SHARD', 2)
   (tmp_path / 'words.txt').write_text('\n'.join(WORDS))
   changes = {
@@ -38,8 +38,8 @@ def test_the_corpus_is_that_of_the_local_build(prepared, tmp_path, monkeypatch, 
   assert expected[1]['stages']['keep']['passes']['words_read'] > 1000
 
 
-def test_a_stopped_build_goes_on_with_and_without_beam(tmp_path, monkeypatch):
-  """The files of a killed pipeline go; shards lie in the temporary folder, and leave nothing."""
+def test_an_interrupted_build_continues_with_and_without_beam(tmp_path, monkeypatch):
+  """Shards are in the temporary folder, which is emptied at the start and removed at the end."""
   config = make_corpus_config(write_sources(tmp_path))
   options = f'{FAST} --temp_location={tmp_path}/temporary'
   folder = beam.make_runner(options, tmp_path / 'beam').folder
@@ -67,7 +67,7 @@ def test_a_stopped_build_goes_on_with_and_without_beam(tmp_path, monkeypatch):
     (f'{FAST} --temp_location=/proc/none', '/proc/none'),
   ],
 )
-def test_options_that_beam_refuses(tmp_path, options: str, message: str):
+def test_invalid_options_are_refused(tmp_path, options: str, message: str):
   config = make_corpus_config(write_sources(tmp_path))
   with pytest.raises(InputError, match=message):
     build.build_corpus(config, tmp_path / 'run', options)
@@ -75,7 +75,7 @@ def test_options_that_beam_refuses(tmp_path, options: str, message: str):
 
 
 def test_an_unreadable_shard_is_reported_once(tmp_path, capfd):
-  """By the command itself: status 2, three parts, nothing left."""
+  """The command exits with status 2 and leaves no files."""
   sources = write_sources(tmp_path)
   with open(tmp_path / 'c.txt', 'ab') as file:
     file.write(b'\nbroken \xff\n')
@@ -97,15 +97,14 @@ def test_a_failing_worker_is_reported_once(tmp_path, monkeypatch, capfd):
   assert not (tmp_path / 'run').exists() and 'Traceback' not in capfd.readouterr().err
 
 
-def test_a_signal_stays_one(tmp_path, monkeypatch):
-  """Also in the work of a runner in this process, which takes it for a failure."""
+def test_a_signal_during_the_work_of_a_local_runner_is_raised(tmp_path, monkeypatch):
   monkeypatch.setattr(filtering, 'filter_documents', interrupt)
   with pytest.raises(signals.Interrupted, match='SIGTERM'):
     build.build_corpus(make_corpus_config(write_sources(tmp_path)), tmp_path / 'run', FAST)
   assert not (tmp_path / 'run' / '.work' / 'beam').exists()
 
 
-def test_an_empty_split_is_refused_as_by_the_local_build(tmp_path: pathlib.Path):
+def test_an_empty_split_gives_the_error_of_a_local_build(tmp_path: pathlib.Path):
   limits = {'vocabulary.min_words_per_sentence': 500, 'vocabulary.min_words_per_span': 500}
   config, errors = make_corpus_config(write_sources(tmp_path), **limits), []
   for options in (FAST, ''):

@@ -1,4 +1,4 @@
-"""The filter stage in shards: joined they are what one process makes, in any order of work."""
+"""Filter shards: merged shards equal the result of one process, in any order of work."""
 
 import collections
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.core.corpus_config import CorpusConfig
+from minilm_jax.core.corpus_config import CorpusConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filter_shards, filtering, filters, tfds
 from tests.filter_cases import WORDS, make_corpus_config, read_files, write_sources
@@ -24,8 +24,8 @@ def work(tmp_path: pathlib.Path) -> epath.Path:
 def filter_in_shards(
   config: CorpusConfig, words: filters.WordList | None, work: epath.Path, dice: random.Random
 ) -> dict:
-  """As a runner would: shards in any order, some of them twice; the result is in `joined`."""
-  target = work.parent / 'joined'
+  """Filters shards in random order, some twice, as a runner would; merges them into `merged`."""
+  target = work.parent / 'merged'
   target.mkdir()
   sources = documents.expand_sources(config.documents)
   shards = list(enumerate(filter_shards.plan_shards(sources, config.documents)))
@@ -42,14 +42,14 @@ def filter_in_shards(
   for shard in repeats.items():
     filter_shards.save_repeats(shard, work)
   assert not [path for path in work.iterdir() if 'partial' in path.name]
-  return filter_shards.merge_shards(work, len(shards), target)
+  return filter_shards.merge_shards(work, len(shards), target, config.splits)
 
 
 @pytest.mark.parametrize('seed', range(4))
 @pytest.mark.parametrize(
   'words', [None, filters.WordList(frozenset(WORDS), 'words', '')], ids=['all', 'words']
 )
-def test_joined_shards_are_the_stage(tmp_path, work, monkeypatch, words, seed: int):
+def test_merged_shards_equal_a_single_process(tmp_path, work, monkeypatch, words, seed: int):
   dice = random.Random(seed)
   monkeypatch.setattr(filtering, '_CHARS_PER_BATCH', dice.choice([50, 500, 1 << 20]))
   monkeypatch.setattr(filter_shards, '_DIGESTS_PER_MESSAGE', dice.choice([1, 20, 1 << 20]))
@@ -57,14 +57,14 @@ def test_joined_shards_are_the_stage(tmp_path, work, monkeypatch, words, seed: i
   sources, single = documents.expand_sources(config.documents), epath.Path(tmp_path) / 'single'
   expected = filtering.LocalRunner(1).filter_corpus(config, sources, words, single)
   summary = filter_in_shards(config, words, work, dice)
-  assert read_files(tmp_path / 'joined') == read_files(single)
+  assert read_files(tmp_path / 'merged') == read_files(single)
   assert any(read_files(single).values())
   assert summary.pop('processor_seconds') > 0
   assert summary == {name: expected[name] for name in summary}
   assert summary['passes']['sentences_repeated'] > 10
 
 
-def test_words_are_counted_in_messages(tmp_path, monkeypatch):
+def test_word_counts_of_messages_add_up(tmp_path, monkeypatch):
   config, total = make_corpus_config(write_sources(tmp_path)), collections.Counter()
   monkeypatch.setattr(filter_shards, '_WORDS_PER_MESSAGE', 5)
   monkeypatch.setattr(filtering, '_CHARS_PER_BATCH', 100)
@@ -77,7 +77,7 @@ def test_words_are_counted_in_messages(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('records', [1, 2, 3, 100])
-def test_a_data_set_is_read_in_ranges(prepared, monkeypatch, records: int):
+def test_ranges_of_a_data_set_give_all_records(prepared, monkeypatch, records: int):
   monkeypatch.setattr(filter_shards, '_RECORDS_PER_SHARD', records)
   config = make_corpus_config(['tiny'], **{'documents.data_dir': str(prepared)}).documents
   (source,) = documents.expand_sources(config)
@@ -88,8 +88,8 @@ def test_a_data_set_is_read_in_ranges(prepared, monkeypatch, records: int):
   assert texts == list(documents.read_documents(source, config))
 
 
-def test_the_first_refusal_is_reported(tmp_path, work):
-  """The first in the order of the text, whichever shard was read first; nothing else stays."""
+def test_the_error_of_the_first_shard_is_reported(tmp_path, work):
+  """The order of the text counts, not the order of work; no other files remain."""
   for name in 'ab':
     (tmp_path / f'{name}.txt').write_bytes(b'fine\nnot fine \xff\n')
   config = make_corpus_config([f'{tmp_path}/{name}.txt' for name in 'ab'])
@@ -103,11 +103,12 @@ def test_the_first_refusal_is_reported(tmp_path, work):
 
 
 def test_missing_shards_are_refused(tmp_path):
-  with pytest.raises(InputError, match='(?s)part 0.*--temp_location'):
-    filter_shards.merge_shards(epath.Path(tmp_path), 1, epath.Path(tmp_path))
+  folder = epath.Path(tmp_path)
+  with pytest.raises(InputError, match='(?s)shard 0.*--temp_location'):
+    filter_shards.merge_shards(folder, 1, folder, SplitConfig())
 
 
-def test_shard_files_hold_text_and_numbers(tmp_path, work):
+def test_items_are_numbered_and_carry_their_kind(tmp_path, work):
   config = make_corpus_config(write_sources(tmp_path))
   shard = 0, documents.expand_sources(config.documents)[0]
   text_filter = filters.Filter(None, config.vocabulary)

@@ -1,4 +1,4 @@
-"""Splits, the process pool (order, bounds, errors, no process left behind) and deduplication."""
+"""Splits, the process pool (order, bounds, errors, end of processes) and deduplication."""
 
 import collections
 import os
@@ -19,7 +19,7 @@ from minilm_jax.data import filtering
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(pathlib.Path(filtering.__file__).parents[2])}
 
 
-def test_splits_take_their_shares():
+def test_splits_have_their_shares():
   counts = Counter(
     filtering.assign_split(f'document {i}', SplitConfig(0.2, 0.1)) for i in range(5000)
   )
@@ -35,13 +35,13 @@ def test_a_split_depends_on_the_text_alone():
     assert len({filtering.assign_split(text, splits) for text in texts}) == 1
 
 
-def test_a_larger_share_only_adds():
+def test_a_larger_share_only_adds_documents():
   texts = [f'document {i}' for i in range(1000)]
-  few, more = (
+  smaller, larger = (
     {text for text in texts if filtering.assign_split(text, SplitConfig(0.0, share)) == 'test'}
     for share in (0.1, 0.2)
   )
-  assert few < more
+  assert smaller < larger
 
 
 def measure_slowly(batch: list[str]) -> int:
@@ -49,17 +49,17 @@ def measure_slowly(batch: list[str]) -> int:
   return sum(map(len, batch))
 
 
-def test_the_pool_keeps_order_and_is_bounded():
-  pulled = []
+def test_the_pool_keeps_order_and_reads_few_batches_ahead():
+  requested = []
 
   def batches():
     for i in range(60):
-      pulled.append(i)
+      requested.append(i)
       yield ['x' * i, 'y']
 
   results = filtering.ordered_map(measure_slowly, batches(), workers=2)
   assert next(results) == 1
-  assert len(pulled) <= 6
+  assert len(requested) <= 6
   assert list(results) == [i + 1 for i in range(1, 60)]
   single = filtering.ordered_map(measure_slowly, batches(), workers=1)
   assert list(single) == [i + 1 for i in range(60)]
@@ -69,7 +69,7 @@ def fail(batch: list[str]) -> None:
   raise KeyError(batch[0])
 
 
-def test_an_error_in_a_worker_arrives():
+def test_an_error_in_a_worker_is_raised():
   with pytest.raises(KeyError, match='first'):
     list(filtering.ordered_map(fail, iter([['first'], ['second']]), workers=2))
 
@@ -98,7 +98,7 @@ if __name__ == '__main__':
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='looks for processes in /proc')
-def test_workers_leave_with_a_killed_parent(tmp_path):
+def test_workers_end_with_a_killed_parent(tmp_path):
   program = tmp_path / 'program.py'
   program.write_text(ENDLESS_PROGRAM)
   with subprocess.Popen(
@@ -139,12 +139,12 @@ if __name__ == '__main__':
 
 @pytest.mark.parametrize(
   'texts, status, message',
-  [(['text'] * 40, 143, ''), (['text', 'text', 'die', 'text'], 1, 'asked: work in 2 processes')],
+  [(['text'] * 40, 143, ''), (['text', 'text', 'die', 'text'], 1, 'asked: workers=2')],
 )
-def test_a_signal_or_a_death_ends_the_pool_in_order(
+def test_a_signal_or_a_killed_worker_ends_the_pool(
   texts: list[str], status: int, message: str, tmp_path
 ):
-  """No worker stays, and there is no output but the error."""
+  """No worker remains, and the only output is the error."""
   program = tmp_path / 'program.py'
   program.write_text(ENDING_PROGRAM)
   done = subprocess.run(
@@ -173,9 +173,8 @@ def test_deduplication_equals_a_set():
   assert len(deduplicator._runs) < 12
 
 
-@pytest.mark.parametrize('factor', [1, 2**44, 2**56])  # all in one bucket, in few, in many
-def test_buckets_find_the_repetitions_that_one_process_finds(factor: int):
-  """In whatever order the entries of a bucket arrive."""
+@pytest.mark.parametrize('factor', [1, 2**44, 2**56])  # one bucket, several buckets, many buckets
+def test_buckets_in_any_order_find_the_repetitions_of_one_process(factor: int):
   dice = random.Random(factor)
   for _ in range(20):
     sizes = [dice.choice([0, 1, 50, 90]) for _ in range(dice.randint(1, 6))]
