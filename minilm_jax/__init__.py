@@ -1,27 +1,162 @@
 """A laboratory for language models of 1-20 million parameters, in JAX and Flax.
 
-The command `minilm` does the work; in a notebook or a script
+The functions of this module do the work of the commands of `minilm`:
 
     import minilm_jax
-    model = minilm_jax.load('runs/tiny')
 
-opens what it has made. Importing the package imports nothing heavy: JAX comes with the first model.
+    minilm_jax.build_corpus('configs/microworld.py:corpus', 'runs/corpus')
+    minilm_jax.pretrain('configs/microworld.py', 'runs/pretrain', {'corpus': 'runs/corpus'})
+    minilm_jax.finetune('configs/microworld.py:finetune', 'runs/pretrain', 'runs/task')
+    minilm_jax.report(['runs/pretrain', 'runs/task'], 'runs/report')
+    model = minilm_jax.load('runs/pretrain')
+
+Each function that writes a directory can be called again: it resumes there, or returns the stored
+result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, or a ConfigDict; `overrides`
+replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. Invalid
+input raises `InputError`. Importing the package does not import JAX.
 """
 
 import os
 import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minilm_jax.core.errors import InputError as InputError
 
 if typing.TYPE_CHECKING:
+  from etils import epath
+  from ml_collections import config_dict
+
   from minilm_jax.evaluation.inference import Model
 
 __version__ = '0.1.0'
 
+_Recipe: typing.TypeAlias = 'str | config_dict.ConfigDict'
+_Overrides: typing.TypeAlias = Mapping[str, Any]
+
+
+def _resolve(recipe: _Recipe, overrides: _Overrides | None, kind: str) -> Any:
+  """Returns the typed configuration of a recipe, and prepares JAX for it."""
+  from minilm_jax.core import recipe as recipes
+
+  source = recipes.load(recipe) if isinstance(recipe, str) else recipe
+  config = recipes.resolve(recipes.override_fields(source, overrides or {}), kind)
+  if kind == 'corpus':
+    return config
+  from minilm_jax.core import backend
+
+  backend.prepare()
+  if kind == 'pretrain':
+    recipes.allow_modules(config.model.encoder)  # the caller's own recipe names the module
+  return config
+
+
+def build_corpus(
+  recipe: _Recipe, workdir: str | os.PathLike, overrides: _Overrides | None = None
+) -> 'epath.Path':
+  """Builds a corpus: filters text, trains a tokenizer and packs rows of token ids.
+
+  Args:
+    recipe: a recipe of kind corpus.
+    workdir: the corpus folder.
+    overrides: fields to replace, such as `{'documents.sources': 'text/*.txt'}`.
+
+  Returns:
+    The corpus folder, for the field `corpus` of a pre-training recipe.
+  """
+  from minilm_jax.data import build
+
+  return build.build_corpus(_resolve(recipe, overrides, 'corpus'), workdir)
+
+
+def pretrain(
+  recipe: _Recipe, workdir: str | os.PathLike, overrides: _Overrides | None = None
+) -> dict[str, Any]:
+  """Pre-trains an encoder, or a population of encoders, with masked language modelling.
+
+  Args:
+    recipe: a recipe of kind pretrain.
+    workdir: the run directory.
+    overrides: fields to replace, such as `{'corpus': 'corpora/small', 'num_steps': 2000}`.
+
+  Returns:
+    The content of `result.json`: losses in nats a token, tokens, FLOPs and seconds.
+  """
+  config = _resolve(recipe, overrides, 'pretrain')
+  from minilm_jax.training import pretrain
+
+  return pretrain.pretrain(config, workdir)
+
+
+def finetune(
+  recipe: _Recipe,
+  checkpoint: str | os.PathLike,
+  workdir: str | os.PathLike,
+  overrides: _Overrides | None = None,
+  *,
+  with_scratch: bool = False,
+) -> list[dict[str, Any]]:
+  """Fine-tunes the encoder of a pre-training run on a task, once for each seed and learning rate.
+
+  Args:
+    recipe: a recipe of kind finetune, such as `configs/glue.py:cola`.
+    checkpoint: the pre-training run; `RUN@STEP` chooses a checkpoint other than the latest.
+    workdir: the run directory of the fine-tuning.
+    overrides: fields to replace, such as `{'task.data_dir': 'TFDS', 'seeds': '0,1,2'}`.
+    with_scratch: also fine-tunes encoders with fresh weights, the control without pre-training.
+
+  Returns:
+    One dict of scores for each member, epoch and split, as in `scores.jsonl`.
+  """
+  config = _resolve(recipe, overrides, 'finetune')
+  from minilm_jax.tasks import suite
+
+  lines, _ = suite.finetune_all(
+    {config.task.name: config}, os.fspath(checkpoint), workdir, False, with_scratch
+  )
+  return lines
+
+
+def evaluate(
+  checkpoint: str | os.PathLike, corpus: str | os.PathLike = '', split: str = 'validation'
+) -> dict[str, Any]:
+  """Measures the masked-language-modelling loss of a pre-training run.
+
+  Args:
+    checkpoint: the pre-training run; its latest checkpoint is measured.
+    corpus: a corpus folder with the tokenizer of the run; by default the corpus of the run.
+    split: train, validation or test.
+
+  Returns:
+    Loss in nats a token, perplexity, and bits a word and a byte.
+  """
+  from minilm_jax.core import backend
+
+  backend.prepare()
+  from minilm_jax.evaluation import evaluate
+
+  return evaluate.evaluate_loss(checkpoint, os.fspath(corpus), split)
+
+
+def report(
+  runs: Sequence[str | os.PathLike], workdir: str | os.PathLike
+) -> 'dict[str, epath.Path]':
+  """Writes a page with tables and figures of runs.
+
+  Args:
+    runs: run directories, or folders that hold run directories at any depth.
+    workdir: the folder of the page.
+
+  Returns:
+    The path of each file by name; the page is `report.html`.
+  """
+  from minilm_jax.analysis.report import report
+
+  return report.report(runs, workdir)
+
 
 def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
-  """Opens a trained model: a pre-training run, a classifier that fine-tuning has kept, or a
-  committee of these.
+  """Opens a trained model: a pre-training run, a classifier, or a committee of classifiers.
 
   >>> model = minilm_jax.load('runs/tiny')  # doctest: +SKIP
   >>> model  # doctest: +SKIP
@@ -35,14 +170,14 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   'animal'
 
   Args:
-    folder: the run directory, or that of a classifier or a committee; local or, with the extra gcs,
-      gs://.
-    trust: modules whose code may run where the run names an encoder of its own, as in
-      'package.module'; a run may come from a stranger, and what it names is imported only if it
-      stands here.
+    folder: the run directory, or the folder of a classifier or a committee; local or, with the
+      extra gcs, gs://.
+    trust: modules that may be imported, such as `package.module`, with commas between. A run with a
+      custom encoder names its module, and a run from elsewhere can name any code: only modules in
+      `trust` are imported.
 
   Raises:
-    InputError: there is no such model, something of it is damaged, or it names code that is not
+    InputError: the folder holds no model, a file is damaged, or the run needs code that is not
       trusted.
   """
   from minilm_jax.evaluation import inference

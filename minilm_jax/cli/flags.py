@@ -228,13 +228,7 @@ def _parse_recipe(
   source = recipe.load(path)
   fields = recipe.list_fields(source)
   values, free, changes = _parse_words(name, command, words, fields)
-  tree = source.to_dict()
-  for field, value in changes.items():
-    *groups, last = field.split('.')
-    group = tree
-    for part in groups:
-      group = group[part]
-    group[last] = value
+  tree = recipe.override_fields(source, changes)
   source_kind = fields.get('kind')
   kind = source_kind if source_kind in command.kinds else command.kinds[0]
   config = recipe.resolve(tree, kind)

@@ -184,6 +184,32 @@ def list_fields(recipe: config_dict.ConfigDict, prefix: str = '') -> dict[str, A
   return fields
 
 
+def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a recipe as nested dicts, with the fields in `overrides` replaced.
+
+  Args:
+    source: the recipe.
+    overrides: values by dotted field name, such as `{'optimizer.learning_rate': 1e-3}`.
+
+  Raises:
+    InputError: the recipe has no such field, or the name is that of a group of fields.
+  """
+  fields, tree = list_fields(source), source.to_dict()
+  for name, value in overrides.items():
+    if name not in fields:
+      raise InputError(
+        f'the field {name}', 'no such field in this recipe', suggest_name(name, fields)
+      )
+    if isinstance(fields[name], config_dict.ConfigDict):
+      raise InputError(f'{name}={value}', 'a group of fields', 'give its fields one by one')
+    *groups, field = name.split('.')
+    group = tree
+    for part in groups:
+      group = group[part]
+    group[field] = value
+  return tree
+
+
 def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:
   """Returns the typed configuration of a recipe.
 

@@ -1,0 +1,49 @@
+"""The functions of `minilm_jax` that do the work of the commands."""
+
+import pytest
+
+import minilm_jax
+from minilm_jax.core.errors import InputError
+from minilm_jax.core.recipe import load
+
+
+def test_the_functions_run_every_stage(tmp_path, fast_compile):
+  corpus = minilm_jax.build_corpus(
+    'configs/microworld.py:corpus', tmp_path / 'corpus', {'documents.sources': 'microworld:1500'}
+  )
+  run = tmp_path / 'pretrain'
+  result = minilm_jax.pretrain(
+    'configs/microworld.py',
+    run,
+    {'corpus': str(corpus), 'num_steps': 4, 'eval.every': 4, 'log.every': 4},
+  )
+  assert result['updates'] == 4
+  lines = minilm_jax.finetune(
+    'configs/microworld.py:finetune',
+    run,
+    tmp_path / 'task',
+    {'seeds': '0', 'epochs': 1, 'task.max_train_examples': 32},
+    with_scratch=True,
+  )
+  assert {line['pretrained'] for line in lines} == {True, False}
+  assert minilm_jax.evaluate(run)['step'] == 4
+  page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
+  assert page.exists()
+  assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 64)
+
+
+def test_a_recipe_can_be_a_config_dict(tmp_path):
+  recipe = load('configs/microworld.py:corpus')
+  recipe.documents.sources = 'microworld:1500'
+  folder = minilm_jax.build_corpus(recipe, tmp_path / 'corpus')
+  assert (folder / 'manifest.json').exists()
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'match'),
+  [({'tokenizer.sise': 600}, 'tokenizer.size'), ({'tokenizer': 600}, 'tokenizer')],
+)
+def test_unknown_fields_and_groups_are_refused(tmp_path, overrides, match):
+  with pytest.raises(InputError, match=match):
+    minilm_jax.build_corpus('configs/microworld.py:corpus', tmp_path / 'corpus', overrides)
+  assert not (tmp_path / 'corpus').exists()
