@@ -141,10 +141,9 @@ def split_into_buckets(
 
 
 def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
-  """Yields (shard, item numbers) of all items that repeat an earlier item.
+  """Yields (shard, item numbers) of items that repeat an earlier item.
 
-  Args:
-    entries: Shard, item numbers and digests of all items of a bucket, in any order.
+  Entries are (shard, item numbers, digests) of all items of a bucket, in any order.
   """
   shards, numbers, digests = zip(*entries, strict=True)
   shards = np.repeat(np.array(shards), [len(part) // 8 for part in numbers])

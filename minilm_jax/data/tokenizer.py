@@ -1,9 +1,8 @@
-"""SentencePiece: trains, loads and measures tokenizers; encodes and decodes.
+"""Trains, loads and measures SentencePiece tokenizers.
 
-The ids of the five special pieces are fixed. Text is encoded as it stands (the caller lower-cases
-it; only runs of spaces are squeezed), and `<s>` and `</s>` are added by the code that builds rows.
-Other families are not trained here, but the tokenizer of an imported model is loaded like our own
-(`wrapped_tokenizer.py`).
+The five special pieces have the first ids. Text is encoded unchanged except for repeated spaces:
+callers lower-case it and add `<s>` and `</s>`. Tokenizers of imported models load through the same
+class (`wrapped_tokenizer.py`).
 """
 
 import hashlib
@@ -27,16 +26,15 @@ from minilm_jax.core.corpus_config import (
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import wrapped_tokenizer
 
-_WORD_MARKER = '\u2581'  # of SentencePiece, for the space before a word
-# of training; a constant: unigram sums floats per thread, and the same text must give the same
-# bytes
+_WORD_MARKER = '\u2581'  # replaces the space before a word in SentencePiece
+# Fixed for reproducible bytes: unigram training sums floats per thread.
 _NUM_THREADS = 4
-# The 256 byte pieces come from this size on; below, they crowd out the words.
+# Smaller tokenizers omit the 256 byte pieces, which would crowd out words.
 _NUM_BYTE_PIECES, _MIN_SIZE_WITH_BYTES = 256, 600
-_MAX_TEXT_BYTES = 1 << 30  # SentencePiece's own limit of 4,192 silently skips longer texts
+_MAX_TEXT_BYTES = 1 << 30  # SentencePiece silently skips texts above its default of 4,192
 
-# Words and their parts for `esms`: the words of an early version of the reference of paper 1, divided
-# by us. The final reference, of 265 parts, was not released: scores compare only with each other.
+# Words and word parts for `esms`: words of an early reference of paper 1, with our own division. The
+# final reference of 265 parts was not released, so scores are comparable only with each other.
 _REFERENCE_WORDS = (
   'cook-ing danger-ous pre-text fit-ness anti-social pod-ium uni-verse europe-an de-code sub-vert '
   'pro-active con-centric octo-pus'
@@ -47,13 +45,13 @@ REFERENCE: Mapping[str, tuple[str, ...]] = {
 
 
 class Tokenizer:
-  """A SentencePiece model with our special ids, or an imported one; never changed.
+  """An immutable SentencePiece model with fixed special ids, or an imported tokenizer.
 
   Attributes:
-    model: the bytes of the model file.
-    sha256: their hex digest, the identity of the tokenizer.
-    size: number of pieces, the special ones included.
-    between: number of `</s>` between two texts of one row: 2 as in RoBERTa, or 1 as in BERT.
+    model: Bytes of the model file.
+    sha256: Checksum of `model`, the identity of the tokenizer.
+    size: Number of pieces, including the special pieces.
+    between: Number of `</s>` between two texts of a row: 2 as in RoBERTa, or 1 as in BERT.
   """
 
   def __init__(self, model: bytes):
@@ -69,47 +67,45 @@ class Tokenizer:
     self.size = self._processor.get_piece_size()
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Returns ids of each text, never special ones: `<mask>` in a text is plain characters."""
+    """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
     return self._processor.encode(list(texts))
 
   def fold(self, text: str) -> str:
-    """Returns a text in the case of the pieces: lower, as every corpus, unless imported."""
+    """Returns a text in the case of the pieces: lower case, except for imported tokenizers."""
     return text if self._is_wrapped else text.lower()
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of one sequence of ids, without the special ones."""
+    """Returns the text of a sequence of ids, without special pieces."""
     return self._processor.decode([int(i) for i in ids])
 
   def piece(self, id: int) -> str:
-    """Returns the piece with this id, with U+2581 for the space before a word."""
+    """Returns the piece of an id, with U+2581 for the space before a word."""
     return self._processor.id_to_piece(int(id))
 
   def id(self, piece: str) -> int:
-    """Returns the id of a piece, `UNKNOWN_ID` if there is none."""
+    """Returns the id of a piece, or `UNKNOWN_ID`."""
     return self._processor.piece_to_id(piece)
 
   def starts_word(self) -> tuple[bool, ...]:
-    """Returns for each id whether its piece begins a word."""
+    """Returns whether the piece of each id begins a word."""
     return tuple(self.piece(i).startswith(_WORD_MARKER) for i in range(self.size))
 
 
 def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.PathLike) -> Tokenizer:
-  """Trains a tokenizer and writes its model file, whole or not at all.
+  """Trains a tokenizer and writes its model file atomically.
 
-  The same texts give the same bytes on any machine. SentencePiece holds all texts in memory: bound
-  them with `sample_evenly`. From 600 pieces on, characters too rare for a piece of their own are
-  spelled in bytes, so nothing is ever `<unk>`; a smaller tokenizer covers every character of
-  `texts` instead. Text is not normalised, so that another implementation gives the same ids without
-  our Unicode tables.
+  The same texts give the same bytes on any machine. SentencePiece keeps all texts in memory;
+  `sample_evenly` bounds them. With 600 or more pieces, rare characters are encoded as bytes and
+  never as `<unk>`; smaller tokenizers cover every character of `texts`. Text is not normalised.
 
   Args:
-    texts: training text, each item of one line.
-    model: bpe or unigram.
-    size: pieces, the five special ones included.
-    path: of the model file.
+    texts: Training texts of one line each.
+    model: 'bpe' or 'unigram'.
+    size: Number of pieces, including the five special pieces.
+    path: Path of the model file.
 
   Raises:
-    InputError: the texts cannot support so many, or so few, pieces; or there is no text.
+    InputError: The texts are empty, or do not allow this number of pieces.
   """
   tokenizer = _train_sentencepiece(texts, model, size)
   files.write_bytes(path, tokenizer.model)
@@ -117,11 +113,11 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
 
 
 def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokenizer:
-  with_bytes, written = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
+  with_bytes, model_file = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts),
-      model_writer=written,
+      model_writer=model_file,
       model_type=model,
       vocab_size=size,
       bos_id=BEGIN_ID,
@@ -143,88 +139,81 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
     )
   except RuntimeError as error:
     raise _explain_failure(error, model, size) from error
-  return Tokenizer(written.getvalue())
+  return Tokenizer(model_file.getvalue())
 
 
 def _explain_failure(error: RuntimeError, model: str, size: int) -> Exception:
-  asked, message = f'a tokenizer of {size} pieces ({model})', str(error)
+  """Returns the InputError for a message of SentencePiece, or the error if it is unknown."""
+  subject, message = f'a tokenizer of {size} pieces ({model})', str(error)
   if match := re.search(r'too high .*<= (\d+)', message):
     max_size = int(match[1])
-    # that counts byte pieces, which a tokenizer of this size does not get
+    # The limit includes byte pieces, which a tokenizer of this size omits.
     if size >= _MIN_SIZE_WITH_BYTES > max_size:
       max_size -= _NUM_BYTE_PIECES
-    return InputError(
-      asked,
-      f'the text supports no more than {max_size}',
-      f'set tokenizer.size to {max_size} or less, or give more text',
-    )
+    remedy = f'set tokenizer.size to {max_size} or less, or give more text'
+    return InputError(subject, f'text for at most {max_size} pieces', remedy)
   if match := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
-    return InputError(
-      asked,
-      f'its characters and special pieces alone are {match[1]}',
-      f'set tokenizer.size to {match[1]} or more',
-    )
+    fault = f'{match[1]} characters and special pieces in the text'
+    return InputError(subject, fault, f'set tokenizer.size to {match[1]} or more')
   if 'sentences_.empty()' in message:
-    return InputError(asked, 'no text to train it on', 'give more text, or keep more of it')
+    return InputError(subject, 'no training text', 'give more text, or filter less of it')
   return error
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-  """Loads a SentencePiece model file, or the file that `minilm import` wrote in its place.
+  """Loads a SentencePiece model file or the tokenizer file of `minilm import`.
 
   Raises:
-    InputError: no such file or one that is too large, neither of the two, or one with other ids of
-      the special pieces; or an imported one, and the library that reads it is not installed.
+    InputError: The file is missing, too large, or not a tokenizer; the special pieces have other
+      ids; or an imported tokenizer needs a library that is not installed.
   """
-  what = f'the tokenizer {path}'
+  subject = f'the tokenizer {path}'
   try:
-    model = files.read_bytes(path, what)
+    model = files.read_bytes(path, subject)
   except OSError as error:
-    raise InputError(what, f'it cannot be read: {error}', 'check the path') from None
+    raise InputError(subject, f'unreadable: {error}', 'check the path') from None
   try:
     tokenizer = Tokenizer(model)
     pieces = [tokenizer.piece(i) for i in range(tokenizer.size)]
-  except (RuntimeError, ValueError) as error:  # ValueError: a piece that is no UTF-8
+  except (RuntimeError, ValueError) as error:  # ValueError: a piece is not UTF-8
     if wrapped_tokenizer.is_wrapped(model):
-      fault, remedy = f'not what minilm import writes: {error}', 'import the model again'
+      fault, remedy = f'not a file of minilm import: {error}', 'import the model again'
     else:
-      fault = 'not a SentencePiece model'
-      remedy = 'give the .model file of a SentencePiece tokenizer'
-    raise InputError(what, fault, remedy) from None
+      fault, remedy = 'not a SentencePiece model', 'give the .model file of SentencePiece'
+    raise InputError(subject, fault, remedy) from None
   special = (pieces + ['nothing'] * len(SPECIAL_TOKENS))[: len(SPECIAL_TOKENS)]
   if special != list(SPECIAL_TOKENS):
     expected = ', '.join(f'{piece} {i}' for i, piece in enumerate(SPECIAL_TOKENS))
-    others = ', '.join(
+    differences = ', '.join(
       f'{i} is {piece!r}' for i, piece in enumerate(special) if piece != SPECIAL_TOKENS[i]
     )
     raise InputError(
-      f'{what} with {expected}',
-      f'other special pieces: {others}',
-      'train it here, or with SentencePiece and these ids (<mask> as the first control symbol)',
+      f'{subject} with {expected}',
+      f'other special pieces: {differences}',
+      'train it by minilm corpus, or with these ids and <mask> as the first control symbol',
     )
   return tokenizer
 
 
 def sample_evenly(texts: Iterable[str], share: float) -> Iterator[str]:
-  """Yields an even sample of texts with this share of their characters; all of them from 1 on.
+  """Yields an even sample with this share of the characters; all texts for a share of 1 or more.
 
   >>> list(sample_evenly(['a', 'b', 'c', 'd'], 0.5))
   ['b', 'd']
   """
-  seen = taken = 0
+  chars_read = chars_sampled = 0
   for text in texts:
-    seen += len(text)
-    if taken + len(text) <= seen * share:
-      taken += len(text)
+    chars_read += len(text)
+    if chars_sampled + len(text) <= chars_read * share:
+      chars_sampled += len(text)
       yield text
 
 
 def word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-  """Returns the mean number of pieces a word, over all words of all texts (paper 1).
+  """Returns the mean number of pieces a word over all texts (paper 1), or NaN without words.
 
-  A word is what stands between single spaces; each is encoded alone, in the form that SentencePiece
-  gives to the beginning of a word (the paper's byte-level tokenizers see the form inside a word).
-  NaN without words.
+  Words are separated by single spaces and encoded alone, with the marker of a word start. The
+  byte-level tokenizers of the paper encode words without a marker.
   """
   counts = Counter(word for text in texts for word in text.split(' ') if word)
   encoded = tokenizer.encode(list(counts))
@@ -235,10 +224,9 @@ def word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
 def esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = REFERENCE) -> float:
   """Returns the exact sub-token match score: the share of word parts that are pieces (paper 1).
 
-  A word that stays whole or falls into single characters scores 0; otherwise every piece that is
-  exactly one of the word's parts scores 1. Like '#' and '_', the space marker of SentencePiece is
-  no part of a piece here; the released code leaves it on, so that there the first piece of a word
-  could never match.
+  A word of one piece or of single characters scores 0. Otherwise each piece that equals a part of
+  the word scores 1. The marker of a word start is removed, like '#' and '_'; the released code
+  keeps the marker, so the first piece of a word never matches there.
   """
   score = 0
   for parts, ids in zip(reference.values(), tokenizer.encode(list(reference)), strict=True):

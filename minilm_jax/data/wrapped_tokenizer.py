@@ -1,15 +1,16 @@
-"""Wraps the tokenizer of an imported model: one of the `tokenizers` library under our ids.
+"""Wraps a tokenizer of the library `tokenizers`, from an imported model, under our ids.
 
-    {'tokenizer': their tokenizer.json, 'special': {'<s>': 101, '<pad>': 0, ...}, 'between': 1}
+The tokenizer file of an imported run is JSON in place of a SentencePiece model:
 
-takes the place of our SentencePiece model in a run, and `special` maps our five special pieces to
-their ids. Their ids are numbered anew: the five come first, all others keep their order. Masks,
-pads and the embedding tables of fine-tuning rely on ids 0 to 4, so this costs one permutation of a
-table when a model is imported, and nothing behind the tokenizer changes.
+    {'tokenizer': tokenizer.json, 'special': {'<s>': 101, '<pad>': 0, ...}, 'between': 1}
 
-Pieces have our notation, with U+2581 for the space before a word: `##ing` of a WordPiece is `ing`
-and its `the` is `▁the`; bytes that are no text alone are `<0xE2>`. `Tokenizer` calls the same
-functions on a `WrappedTokenizer` as on SentencePiece's processor. `hf_import.py` makes such files.
+The field `special` maps our five special pieces to library ids. Our ids start with the special
+pieces, and the other library ids follow in order. Masks and pads can then rely on ids 0 to 4; the
+import permutes the embedding table once.
+
+Pieces have the notation of SentencePiece: WordPiece `##ing` becomes `ing` and `the` becomes `▁the`;
+incomplete UTF-8 becomes `<0xE2>`. A `WrappedTokenizer` has the methods of
+`SentencePieceProcessor` that `Tokenizer` calls. `hf_import.py` writes the files.
 """
 
 import json
@@ -23,23 +24,23 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import COUNT
 
 _SPACE = '\u2581'
-_MAX_VOCAB_SIZE = 1 << 24  # of ids, which index lists
+_MAX_VOCAB_SIZE = 1 << 24
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
 
 
 def is_wrapped(model: bytes) -> bool:
-  """Returns whether these bytes are of an imported tokenizer, which begins with a brace."""
+  """Returns whether a tokenizer file is of an imported model: JSON begins with a brace."""
   return model[:1] == b'{'
 
 
 def pack_tokenizer(tokenizer: Mapping[str, Any], special: Mapping[str, int], between: int) -> bytes:
-  """Returns the file of an imported tokenizer: its tokenizer.json and its ids of our pieces."""
+  """Returns the tokenizer file of a tokenizer.json and the library ids of our special pieces."""
   pack = {'special': dict(special), 'between': between, 'tokenizer': tokenizer}
   return json.dumps(pack, ensure_ascii=False).encode()
 
 
 def order_ids(special: Sequence[int], size: int) -> list[int]:
-  """Returns their id for each of ours: the special ones, then all others in their order.
+  """Returns the library id of each of our ids: special ids, then all other ids in order.
 
   >>> order_ids([2, 0, 3], 6)
   [2, 0, 3, 1, 4, 5]
@@ -48,19 +49,19 @@ def order_ids(special: Sequence[int], size: int) -> list[int]:
 
 
 class WrappedTokenizer:
-  """An imported tokenizer with the functions of SentencePiece's processor.
+  """An imported tokenizer with the methods of `SentencePieceProcessor`.
 
   Attributes:
-    between: number of `</s>` between two texts.
-    order: their id for each of ours.
+    between: Number of `</s>` between two texts.
+    order: Library id of each of our ids.
   """
 
   def __init__(self, model: bytes):
-    """Reads the file that `pack_tokenizer` makes.
+    """Reads the result of `pack_tokenizer`.
 
     Raises:
-      InputError: the library is not installed.
-      ValueError: the bytes are no such file; names the fault.
+      InputError: The library is not installed.
+      ValueError: The bytes are invalid; the message names the fault.
     """
     pack = files.parse_json(model)
     if fault := schema.find_schema_fault(pack, _PACK_SCHEMA):
@@ -75,11 +76,11 @@ class WrappedTokenizer:
     if fault := schema.find_schema_fault(special_ids, [COUNT], 'special'):
       raise ValueError(fault)
     if not set(special_ids) <= set(vocabulary.values()) or len(set(special_ids)) < len(special_ids):
-      raise ValueError(f'special pieces that are not as many of its own: {special}')
+      raise ValueError(f'ids of special pieces are repeated or unknown: {special}')
     if self.between not in (1, 2):
-      raise ValueError(f'{self.between} marks between two texts')
+      raise ValueError(f'between={self.between} is neither 1 nor 2')
     self.order = order_ids(special_ids, size)
-    self._own_ids = {theirs: ours for ours, theirs in enumerate(self.order)}
+    self._new_ids = {library_id: new_id for new_id, library_id in enumerate(self.order)}
     to_notation = _make_notation(pack['tokenizer'])
     pieces = {number: to_notation(piece) for piece, number in vocabulary.items()}
     self._pieces = [*special, *(pieces.get(i, '') for i in self.order[len(special) :])]
@@ -87,12 +88,12 @@ class WrappedTokenizer:
     self._num_special = len(special)
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Returns ids of each text, without special ones; a text that spells one is plain text."""
+    """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
     encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [[self._own_ids[i] for i in encoding.ids] for encoding in encodings]
+    return [[self._new_ids[i] for i in encoding.ids] for encoding in encodings]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids, without special ones."""
+    """Returns the text of a sequence of ids, without special pieces."""
     ordinary = [self.order[i] for i in ids if i >= self._num_special]
     return self._tokenizer.decode(ordinary, skip_special_tokens=True)
 
@@ -101,11 +102,11 @@ class WrappedTokenizer:
     return len(self.order)
 
   def id_to_piece(self, id: int) -> str:
-    """Returns the piece of an id in our notation; '' for a hole of their vocabulary."""
+    """Returns the piece of an id, or '' for an unused id."""
     return self._pieces[id]
 
   def piece_to_id(self, piece: str) -> int:
-    """Returns the id of a piece in our notation, that of `<unk>` if there is none."""
+    """Returns the id of a piece, or `UNKNOWN_ID`."""
     return self._ids.get(piece, UNKNOWN_ID)
 
 
@@ -113,8 +114,8 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
   """Returns the `tokenizers.Tokenizer` of a tokenizer.json, without truncation or special pieces.
 
   Raises:
-    InputError: the library is not installed.
-    ValueError: the library cannot read it; has its message.
+    InputError: The library is not installed.
+    ValueError: The library cannot read the tokenizer; the message is of the library.
   """
   try:
     import tokenizers
@@ -122,7 +123,7 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
     raise InputError(
       'an imported tokenizer',
       'the library tokenizers is not installed',
-      'pip install tokenizers, or all that Hugging Face wants: pip install "minilm_jax[hf]"',
+      "pip install tokenizers, or pip install 'minilm_jax[hf]'",
     ) from None
   with _CapturedErrors():
     wrapper = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
@@ -133,7 +134,7 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
 
 
 class _CapturedErrors:
-  """Turns the errors of the library, `Exception` itself or a panic of its Rust, into ValueError."""
+  """Converts errors of the library, plain `Exception` or a Rust panic, into ValueError."""
 
   def __enter__(self) -> None:
     pass
@@ -145,11 +146,11 @@ class _CapturedErrors:
     trace: types.TracebackType | None,
   ) -> None:
     if kind is Exception or kind is not None and kind.__name__ == 'PanicException':
-      raise ValueError(f'the library tokenizers cannot read it: {error}') from None
+      raise ValueError(f'the library tokenizers reports {error}') from None
 
 
 def _make_notation(tokenizer: Mapping[str, Any]) -> Callable[[str], str]:
-  """Returns the function from a piece as their vocabulary writes it to our notation."""
+  """Returns the function that converts a piece of the library to the notation of SentencePiece."""
   model = tokenizer['model']
   if model['type'] == 'WordPiece':
     prefix = model.get('continuing_subword_prefix', '##')
@@ -162,7 +163,7 @@ def _make_notation(tokenizer: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def _map_byte_letters() -> dict[str, int]:
-  """Returns the byte of each letter of a byte-level vocabulary: itself, or the next from U+0100."""
+  """Returns the byte of each letter of a byte-level vocabulary: the same code, or U+0100 and on."""
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in plain]
   return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -172,13 +173,13 @@ _BYTES = _map_byte_letters()
 
 
 def _decode_byte_letters(piece: str) -> str:
-  """Returns a piece of a byte-level vocabulary as text, or as bytes if it is none.
+  """Returns a piece of a byte-level vocabulary as text, or as byte pieces if it is not UTF-8.
 
   >>> _decode_byte_letters('Ġthe'), _decode_byte_letters('Ã©'), _decode_byte_letters('Ã')
   ('▁the', 'é', '<0xC3>')
   """
   if not set(piece) <= _BYTES.keys():
-    return piece  # an added token, which is written as it is
+    return piece  # an added token
   data = bytes(_BYTES[letter] for letter in piece)
   try:
     return data.decode().replace(' ', _SPACE)

@@ -1,4 +1,4 @@
-"""The tokenizer: special ids, nothing lost, the same bytes every time, and its two measures."""
+"""Tokenizers: special ids, lossless encoding, reproducible training, and two measures."""
 
 import math
 import random
@@ -34,7 +34,7 @@ def small(tmp_path_factory) -> tokenizer.Tokenizer:
 
 
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
-def test_a_trained_model_loads_as_it_was(tmp_path, model: str):
+def test_training_is_reproducible_and_survives_loading(tmp_path, model: str):
   trained = tokenizer.train_tokenizer(iter(TEXTS), model, 300, tmp_path / 'a.model')
   loaded = tokenizer.load_tokenizer(tmp_path / 'a.model')
   assert trained.size == loaded.size == 300
@@ -42,43 +42,42 @@ def test_a_trained_model_loads_as_it_was(tmp_path, model: str):
   assert [loaded.piece(i) for i in range(5)] == ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
   assert (BEGIN_ID, PAD_ID, END_ID, UNKNOWN_ID, MASK_ID) == (0, 1, 2, 3, 4)
   assert trained.encode(TEXTS[:5]) == loaded.encode(TEXTS[:5])
-  again = tokenizer.train_tokenizer(list(TEXTS), model, 300, tmp_path / 'b.model')
-  assert again.sha256 == trained.sha256
+  repeated = tokenizer.train_tokenizer(list(TEXTS), model, 300, tmp_path / 'b.model')
+  assert repeated.sha256 == trained.sha256
   assert [path.name for path in sorted(tmp_path.iterdir())] == ['a.model', 'b.model']
 
 
 @pytest.mark.parametrize(
   'text', [TEXTS[0], 'unseen wörds, 1,234 ☃ snowmen!', 'a\tb\u00a0c', 'ＦＵＬＬ width', '']
 )
-def test_text_comes_back(large, text: str):
+def test_decoding_restores_the_text(large, text: str):
   (ids,) = large.encode([text])
   assert large.decode(ids) == large.decode([BEGIN_ID, *ids, END_ID, PAD_ID]) == text
   assert UNKNOWN_ID not in ids
 
 
-def test_text_never_makes_special_ids(large, small):
-  for each in (large, small):
-    (ids,) = each.encode(['<s> the king </s> <pad> <mask>'])
+def test_text_never_gives_special_ids(large, small):
+  for trained in (large, small):
+    (ids,) = trained.encode(['<s> the king </s> <pad> <mask>'])
     assert not {BEGIN_ID, PAD_ID, END_ID, MASK_ID} & set(ids)
 
 
 def test_a_small_tokenizer_has_no_byte_pieces(small, large):
-  pieces = [[each.piece(i) for i in range(each.size)] for each in (small, large)]
-  assert ['<0x41>' in names for names in pieces] == [False, True]
+  assert [trained.id('<0x41>') == UNKNOWN_ID for trained in (small, large)] == [True, False]
   assert UNKNOWN_ID not in {i for ids in small.encode(TEXTS) for i in ids}
   assert small.encode(['☃'])[0][-1] == UNKNOWN_ID
 
 
 def test_long_texts_are_not_skipped(tmp_path):
-  long = ' '.join(TEXTS)
-  assert len(long) > 4192 * 2  # the limit that SentencePiece has of its own
-  trained = tokenizer.train_tokenizer([long, 'short'], 'bpe', 200, tmp_path / 'a.model')
+  long_text = ' '.join(TEXTS)
+  assert len(long_text) > 4192 * 2  # the default limit of SentencePiece
+  trained = tokenizer.train_tokenizer([long_text, 'short'], 'bpe', 200, tmp_path / 'a.model')
   assert len(trained.encode(['king'])[0]) < 4
 
 
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
 @pytest.mark.parametrize('size', [17, 50_000])
-def test_an_impossible_size_names_a_possible_one(tmp_path, model: str, size: int):
+def test_the_error_for_an_impossible_size_names_a_possible_size(tmp_path, model: str, size: int):
   with pytest.raises(InputError, match='tokenizer.size') as refused:
     tokenizer.train_tokenizer(TEXTS[:40], model, size, tmp_path / 'a.model')
   assert not list(tmp_path.iterdir())
@@ -87,13 +86,13 @@ def test_an_impossible_size_names_a_possible_one(tmp_path, model: str, size: int
   assert trained.size == possible
 
 
-def test_no_text(tmp_path):
-  with pytest.raises(InputError, match='no text'):
+def test_empty_text_is_refused(tmp_path):
+  with pytest.raises(InputError, match='100 pieces'):
     tokenizer.train_tokenizer([], 'bpe', 100, tmp_path / 'a.model')
 
 
 @pytest.mark.parametrize('name, data', [('absent', None), ('', None), ('a', b''), ('b', b'hello')])
-def test_files_that_are_no_tokenizers(tmp_path, name: str, data: bytes | None):
+def test_files_that_are_not_tokenizers_are_refused(tmp_path, name: str, data: bytes | None):
   if data is not None:
     (tmp_path / name).write_bytes(data)
   with pytest.raises(InputError, match=str(tmp_path / name)):
@@ -112,14 +111,14 @@ def test_other_special_ids_are_refused(tmp_path):
   assert '<mask> 4' in refused.value.asked
 
 
-def test_word_starts(large):
+def test_words_of_a_text_are_counted_by_their_starts(large):
   starts = large.starts_word()
   assert len(starts) == large.size
   for ids in large.encode(TEXTS[:20] + ['wörld ☃']):
     assert sum(starts[i] for i in ids) == len(large.decode(ids).split(' '))
 
 
-def test_word_split_ratio_counts_every_word_alone(small):
+def test_the_word_split_ratio_encodes_every_word_alone(small):
   texts = ['the king the sea', 'bababa']
   pieces = [len(small.encode([word])[0]) for word in ' '.join(texts).split()]
   assert tokenizer.word_split_ratio(small, texts) == pytest.approx(sum(pieces) / 5)
@@ -129,7 +128,7 @@ def test_word_split_ratio_counts_every_word_alone(small):
 
 
 class FixedSplits(tokenizer.Tokenizer):
-  """A tokenizer with given splits, so that scores can be computed by hand."""
+  """A tokenizer with fixed splits, for scores computed by hand."""
 
   def __init__(self, splits: dict[str, list[str]]):
     self.splits = splits
@@ -145,13 +144,13 @@ class FixedSplits(tokenizer.Tokenizer):
 @pytest.mark.parametrize(
   'pieces, score',
   [
-    (['▁cook', 'ing'], 2),  # both parts
-    (['▁', 'cook', 'ing'], 2),  # a marker alone is no piece
+    (['▁cook', 'ing'], 2),
+    (['▁', 'cook', 'ing'], 2),  # ignores a lone marker
     (['▁coo', 'king'], 0),
     (['▁coo', 'k', 'ing'], 1),
-    (['▁cooking'], 0),  # whole
+    (['▁cooking'], 0),  # one piece
     (['▁', 'cooking'], 0),
-    (['▁c', 'o', 'o', 'k', 'i', 'n', 'g'], 0),  # only characters
+    (['▁c', 'o', 'o', 'k', 'i', 'n', 'g'], 0),  # single characters
     (['▁cook', '##ing'], 2),
   ],
 )
@@ -161,16 +160,16 @@ def test_esms_by_hand(pieces: list[str], score: int):
   assert tokenizer.esms(splits, parts) == score / 4
 
 
-def test_single_characters_score_nothing_even_as_parts():
+def test_single_characters_score_zero_even_as_parts():
   assert tokenizer.esms(FixedSplits({'ab': ['▁a', 'b']}), {'ab': ('a', 'b')}) == 0
 
 
-def test_the_reference_is_made_of_its_words():
+def test_the_parts_of_the_reference_form_its_words():
   assert len(tokenizer.REFERENCE) == 13
   assert all(''.join(parts) == word for word, parts in tokenizer.REFERENCE.items())
 
 
-def test_larger_tokenizers_split_less():
+def test_larger_tokenizers_split_words_less():
   rows = tokenizer.measure_sizes(TEXTS, 'bpe', [100, 200, 400])
   assert [row['size'] for row in rows] == [100, 200, 400]
   ratios = [row['word_split_ratio'] for row in rows]
@@ -180,7 +179,7 @@ def test_larger_tokenizers_split_less():
 
 @pytest.mark.parametrize('share', [0.1, 0.37, 0.9])
 def test_a_sample_is_even(share: float):
-  for part in (TEXTS, TEXTS[:200]):
-    size = sum(map(len, tokenizer.sample_evenly(part, share)))
-    assert abs(size - share * sum(map(len, part))) <= max(map(len, TEXTS))
-  assert all(list(tokenizer.sample_evenly(TEXTS, all_of)) == TEXTS for all_of in (1.0, 7.5))
+  for texts in (TEXTS, TEXTS[:200]):
+    size = sum(map(len, tokenizer.sample_evenly(texts, share)))
+    assert abs(size - share * sum(map(len, texts))) <= max(map(len, TEXTS))
+  assert all(list(tokenizer.sample_evenly(TEXTS, share)) == TEXTS for share in (1.0, 7.5))

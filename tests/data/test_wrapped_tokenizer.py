@@ -1,4 +1,4 @@
-"""A tokenizer of the `tokenizers` library under our ids: the same pieces, in our notation."""
+"""Wrapped tokenizers: the pieces of the library `tokenizers` under our ids and notation."""
 
 import json
 import pathlib
@@ -23,36 +23,39 @@ TRAINERS = {  # a class of the library and its arguments
 
 @pytest.fixture(scope='module')
 def library():
-  return pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
+  return pytest.importorskip('tokenizers', reason='needs tokenizers of the extra [hf]')
 
 
 def train(library: Any, kind: str) -> tuple[Any, tuple[str, ...]]:
-  """Their tokenizer of a kind, and its names of our special pieces."""
+  """Returns a trained tokenizer of the library, and its names of our special pieces."""
   special = BERT_TOKENS if kind == 'WordPiece' else SPECIAL_TOKENS
   name, arguments = TRAINERS[kind]
   trained = getattr(library, name)()
-  # the special pieces in another order than ours, and not first
+  # The special pieces have another order and follow other ids.
   tokens = [*special[3:], *special[:3]]
   trained.train_from_iterator(LINES, special_tokens=tokens, show_progress=False, **arguments)
   return trained, special
 
 
 def wrap(trained: Any, special: tuple[str, ...], between: int = 2) -> Tokenizer:
-  ids = {ours: trained.token_to_id(theirs) for ours, theirs in zip(SPECIAL_TOKENS, special)}
+  library_ids = map(trained.token_to_id, special)
+  ids = dict(zip(SPECIAL_TOKENS, library_ids, strict=True))
   return Tokenizer(pack_tokenizer(json.loads(trained.to_str()), ids, between))
 
 
 @pytest.mark.parametrize('kind', TRAINERS)
-def test_pieces_are_theirs_and_special_ids_are_ours(kind: str, library, tmp_path: pathlib.Path):
+def test_pieces_equal_the_library_and_special_ids_come_first(
+  kind: str, library, tmp_path: pathlib.Path
+):
   trained, special = train(library, kind)
   wrapped = wrap(trained, special)
   pieces = [wrapped.piece(i) for i in range(wrapped.size)]
   assert pieces[:5] == list(SPECIAL_TOKENS) and wrapped.size == trained.get_vocab_size()
   texts = ['the dog , a Café .', 'near the naïve tree', '', 'qx – zz']
   for text, ids in zip(texts, wrapped.encode(texts), strict=True):
-    theirs = trained.encode(text, add_special_tokens=False).ids
-    assert [wrapped._processor.order[i] for i in ids] == theirs
-    assert wrapped.decode([BEGIN_ID, *ids, END_ID]) == trained.decode(theirs)
+    library_ids = trained.encode(text, add_special_tokens=False).ids
+    assert [wrapped._processor.order[i] for i in ids] == library_ids
+    assert wrapped.decode([BEGIN_ID, *ids, END_ID]) == trained.decode(library_ids)
   (tmp_path / 'tokenizer.model').write_bytes(wrapped.model)
   loaded = load_tokenizer(tmp_path / 'tokenizer.model')
   assert loaded.sha256 == wrapped.sha256 and loaded.encode(texts) == wrapped.encode(texts)
@@ -60,7 +63,7 @@ def test_pieces_are_theirs_and_special_ids_are_ours(kind: str, library, tmp_path
 
 
 @pytest.mark.parametrize('kind', TRAINERS)
-def test_words_begin_where_ours_do(kind: str, library):
+def test_pieces_mark_the_starts_of_words(kind: str, library):
   wrapped, text = wrap(*train(library, kind)), 'the dog sleeps near the tree'
   starts, ids = wrapped.starts_word(), wrapped.encode([text])[0]
   pieces = ''.join(wrapped.piece(i) for i in ids)
@@ -76,7 +79,7 @@ def test_a_text_that_spells_a_special_piece_is_plain_text(kind: str, library):
     assert not {BEGIN_ID, PAD_ID, END_ID, MASK_ID} & set(ids)
 
 
-def test_case_is_left_to_their_normalizer(library):
+def test_the_normalizer_of_the_library_decides_on_case(library):
   cased, lowered = (wrap(*train(library, kind)) for kind in ('ByteLevel', 'WordPiece'))
   assert cased.fold('The DOG') == 'The DOG' and cased.encode(['The']) != cased.encode(['the'])
   assert lowered.encode(['The DOG']) == lowered.encode(['the dog'])
@@ -93,7 +96,7 @@ def replace_special(pack: dict, value: Any) -> None:
     (b'{}', 'no tokenizer'),
     (b'{' * 100_000, 'Expecting|deep'),
     (lambda pack: pack.pop('special'), 'no special'),
-    (lambda pack: pack.update(between=3), '3 marks'),
+    (lambda pack: pack.update(between=3), 'between=3'),
     (lambda pack: replace_special(pack, 10**6), 'special pieces'),
     (lambda pack: replace_special(pack, 'repeated'), 'special pieces'),
     (lambda pack: replace_special(pack, [1]), 'not a whole number'),
@@ -107,7 +110,7 @@ def test_a_damaged_file_is_refused(damage, message: str, library, tmp_path: path
     damage(pack)
     damage = json.dumps(pack).encode()
   (tmp_path / 'tokenizer.model').write_bytes(damage)
-  with pytest.raises(InputError, match=f'minilm import .*({message})'):
+  with pytest.raises(InputError, match=f'minilm import.*({message})'):
     load_tokenizer(tmp_path / 'tokenizer.model')
 
 
@@ -119,7 +122,9 @@ def test_other_special_pieces_are_refused(library, tmp_path: pathlib.Path):
     load_tokenizer(tmp_path / 'tokenizer.model')
 
 
-def test_without_the_library_it_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_without_the_library_names_it(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   model = pack_tokenizer({'model': {'type': 'WordPiece'}}, {}, 1)
   (tmp_path / 'tokenizer.model').write_bytes(model)
