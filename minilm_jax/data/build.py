@@ -1,9 +1,8 @@
-"""Builds a corpus folder from text: the work of `minilm corpus`.
+"""Builds a corpus folder from text: the command `minilm corpus`.
 
-Three stages follow one another: filter, tokenizer, rows. The result of a stage is whole or absent;
-`.work/` records its origin, so a build that was stopped goes on after the last whole stage. The
-same text and settings give the same bytes, whatever the number of workers. `corpus.py` reads the
-folder.
+The stages are filter, tokenizer and rows. `.work/` stores the result of each stage with its origin,
+so an interrupted build continues after the last completed stage. The same text and settings give
+the same bytes for any number of workers. `corpus.py` reads the folder.
 """
 
 import dataclasses
@@ -24,27 +23,29 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
 
 TOKENIZER = run_dir.TOKENIZER
-_WORK_FOLDER, _FILTER_STAGE = '.work', 'keep'  # stored names: `.work/keep` and `.work/keep.json`
-_MAX_TRAINING_BYTES = 32 << 20  # of text for a tokenizer
-_MAX_SPLIT_RATIO_BYTES = 1 << 20  # of text for its word-split ratio
+_WORK_FOLDER, _FILTER_STAGE = '.work', 'keep'  # stored names
+_MAX_TRAINING_BYTES = 32 << 20  # text for training a tokenizer
+_MAX_SPLIT_RATIO_BYTES = 1 << 20  # text for the word-split ratio
 
 
 def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') -> epath.Path:
-  """Builds a corpus folder, or goes on with one; a finished one is left as it is.
+  """Builds a corpus folder, or continues an interrupted build; returns the folder.
 
-  `beam` has pipeline options of Apache Beam, which filters the text on many machines; '' is without.
+  Args:
+    config: Recipe of the corpus.
+    workdir: Folder of the corpus; a finished corpus of the same recipe is unchanged.
+    beam: Pipeline options of Apache Beam, which filters the text; '' filters on this machine.
 
   Raises:
-    LockedError: another process builds there.
-    InputError: the input cannot be used or nothing of it is kept; nothing but whole stages is left,
-      in `.work/`.
+    LockedError: Another process writes to the folder.
+    InputError: The input is invalid, or a split is empty; only completed stages remain in `.work/`.
   """
   workdir = epath.Path(workdir)
-  # workers leave no trace in a corpus
+  # The number of workers does not change the corpus.
   settings = recipe.as_dict(dataclasses.replace(config, workers=0))
   if (workdir / run_dir.MANIFEST).exists():
     run_dir.open_run(workdir, settings)
-    progress.log(f'{workdir} holds the finished corpus of this recipe: nothing to do')
+    progress.log(f'{workdir} has the finished corpus of this recipe: nothing to do')
     _remove(workdir / _WORK_FOLDER)
     return workdir
   with lock.hold_lock(workdir):
@@ -57,15 +58,15 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
 
 
 def _make_beam_runner(value: str, workdir: epath.Path) -> Any:
-  """Returns the runner by Beam, which is an extra, with the methods of a LocalRunner."""
+  """Returns a runner with the methods of LocalRunner; imports the extra [beam]."""
   try:
-    with progress.silence():  # its import warns of what only Google Cloud needs
+    with progress.silence():  # the import warns of packages for Google Cloud
       from minilm_jax.data import beam
   except ImportError as error:
     raise InputError(
       f'--beam={value}',
-      f'Apache Beam cannot be imported: {error}',
-      "pip install 'minilm_jax[beam]', or leave --beam out",
+      f'the import of Apache Beam failed: {error}',
+      "pip install 'minilm_jax[beam]', or omit --beam",
     ) from None
   return beam.make_runner(value, workdir)
 
@@ -75,11 +76,9 @@ def _build(
 ) -> None:
   started, work = time.monotonic(), workdir / _WORK_FOLDER
   sources = documents.expand_sources(config.documents)
-  words, existing = None, None
-  if config.vocabulary.word_list:
-    words = filters.load_word_list(config.vocabulary.word_list)
-  if config.tokenizer.path:
-    existing = tokenizer.load_tokenizer(config.tokenizer.path)
+  words, existing = config.vocabulary.word_list, config.tokenizer.path
+  words = filters.load_word_list(words) if words else None
+  existing = tokenizer.load_tokenizer(existing) if existing else None
   fingerprints = runner.fingerprint_sources(sources)
   sources = [
     dataclasses.replace(source, num_bytes=fingerprint['bytes'])
@@ -96,16 +95,16 @@ def _build(
     pieces = _run_stage(
       work, 'tokenizer', origin, lambda: _make_tokenizer(config, existing, filtered, work)
     )
-  except InputError:  # whole stages stay, which a corrected recipe may share
+  except InputError:  # keep completed stages for a corrected recipe
     (workdir / run_dir.CONFIG).unlink()
     if work.exists() and not any(work.iterdir()):
       work.rmtree()
     raise
   (work / TOKENIZER).copy(workdir / TOKENIZER, overwrite=True)
-  splits, written = packing.write_rows(
+  splits, row_counts = packing.write_rows(
     config.rows, tokenizer.load_tokenizer(workdir / TOKENIZER), work / _FILTER_STAGE, workdir
   )
-  stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': written}
+  stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': row_counts}
   manifest = _make_manifest(settings, fingerprints, splits, stages)
   files.write_json(workdir / run_dir.MANIFEST, manifest)
   _remove(work)
@@ -120,13 +119,13 @@ def _remove(folder: epath.Path) -> None:
 def _run_stage(
   work: epath.Path, name: str, origin: Mapping[str, Any], make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-  """Returns the numbers of a stage, made now, or by an earlier start from the same origin."""
+  """Returns the summary of a stage; reuses an earlier result of the same origin."""
   path = work / f'{name}.json'
   origin = json.loads(json.dumps(origin))
   if path.exists():
     stage = files.read_json(path, f'the {name} stage of an earlier start')
     if stage['origin'] == origin:
-      progress.log(f'{name}: made by an earlier start')
+      progress.log(f'{name}: reused from an earlier start')
       return stage['numbers']
     path.unlink()
   work.mkdir(parents=True, exist_ok=True)
@@ -155,7 +154,7 @@ def _make_tokenizer(
   filtered: Mapping[str, Any],
   work: epath.Path,
 ) -> dict[str, Any]:
-  """Trains on the training split alone, on an even sample if it is large."""
+  """Trains a tokenizer on the training split, or copies an existing one; returns its measures."""
   started, settings = time.monotonic(), config.tokenizer
   text_bytes = sum(kind['bytes'] for kind in filtered['kept']['train'].values())
 
@@ -177,7 +176,7 @@ def _make_tokenizer(
   sweep = []
   if settings.extra_sizes:
     sizes = ', '.join(f'{size:,}' for size in settings.extra_sizes)
-    progress.log(f'tokenizer: trying {sizes} pieces')
+    progress.log(f'tokenizer: measuring {sizes} pieces')
     sample = list(sample_text(_MAX_TRAINING_BYTES))
     sweep = tokenizer.measure_sizes(sample, settings.model, settings.extra_sizes)
   return {
@@ -214,7 +213,7 @@ def _make_manifest(
 
 
 def corpus_hash(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
-  """Returns the identity of a corpus: a hash of its tokenizer and its shards, not of settings."""
+  """Returns the identity of a corpus: the hash of its tokenizer and shards, without settings."""
   shards = {
     split: [shard['sha256'] for shard in entry['shards']] for split, entry in splits.items()
   }
@@ -236,22 +235,22 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
   )
   lines = [
     f'documents: {sum(filtered["documents"].values()):,}, {megabytes:,.1f} MB',
-    f'passes: {counts}',
-    f'kept: {items}',
+    f'filters: {counts}',
+    f'selected: {items}',
     f'rows: {rows}',
   ]
   for row in (pieces, *pieces['sweep']):
     ratio, score = row['word_split_ratio'], row['esms']
-    lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} a word, ESMS {score:.3f}')
-  speed = megabytes / filtered['processor_seconds']
-  lines.append(f'filtering: {filtered["seconds"]:.1f} s, {speed:.1f} MB/s a core')
+    lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} pieces a word, ESMS {score:.3f}')
+  speed = megabytes / max(filtered['processor_seconds'], 0.01)  # the resolution of os.times
+  lines.append(f'filtering: {filtered["seconds"]:.1f} s, {speed:.1f} MB/s per core')
   memory = _peak_memory(filtered['workers'])
-  lines.append(f'all: {seconds:.1f} s, at most {memory:,.0f} MiB of memory')
+  lines.append(f'total: {seconds:.1f} s, at most {memory:,.0f} MiB of memory')
   progress.log('\n'.join(lines))
 
 
 def _peak_memory(workers: int) -> float:
-  """Returns an upper bound of the memory of this process and its workers, in MiB."""
+  """Returns an upper bound of the memory of this process and its workers in MiB."""
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
   parent, child = (
     resource.getrusage(who).ru_maxrss / unit

@@ -1,8 +1,8 @@
-"""Packs kept text into rows: the last stage of a corpus.
+"""Packs filtered text into rows of token ids: the last stage of a corpus.
 
-Items are grouped to the length of a row, or each cut at it, encoded, and written as shards `[rows,
-length]` of little-endian integers; a row is `<s> ids </s> <pad>...`. Rows stay in the order of the
-text: training permutes them.
+A row is `<s> ids </s> <pad>...`. It holds several items, or one item that is truncated. Shards are
+.npy files `[rows, length]` of little-endian integers in the order of the text; training permutes
+the rows.
 """
 
 import array
@@ -21,13 +21,13 @@ from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID, SPLITS, Rows
 from minilm_jax.data import filtering
 from minilm_jax.data.tokenizer import Tokenizer
 
-_TOKENS_PER_WORD = 1.2  # the paper's estimate (paper 1, grouping into sequences)
-_MAX_SHARD_BYTES, _MAX_HEADER_BYTES = 64 << 20, 4096  # of one .npy
-_TEXTS_PER_BATCH = 4096  # encoded by one call
+_TOKENS_PER_WORD = 1.2  # estimate of paper 1, grouping into sequences
+_MAX_SHARD_BYTES, _MAX_HEADER_BYTES = 64 << 20, 4096
+_TEXTS_PER_BATCH = 4096
 
 
 def choose_dtype(vocab_size: int) -> np.dtype:
-  """Returns the type of stored ids: two bytes while they are enough.
+  """Returns the type of stored ids: two bytes if they suffice.
 
   >>> choose_dtype(19_000).name, choose_dtype(70_000).name
   ('uint16', 'uint32')
@@ -36,25 +36,27 @@ def choose_dtype(vocab_size: int) -> np.dtype:
 
 
 def max_shard_rows(length: int, dtype: np.dtype) -> int:
-  """Returns the rows of a shard of 64 MiB."""
+  """Returns the number of rows in a shard of 64 MiB."""
   return max(1, (_MAX_SHARD_BYTES - _MAX_HEADER_BYTES) // (length * dtype.itemsize))
 
 
 def write_rows(
   config: RowsConfig, tokenizer: Tokenizer, text_folder: epath.Path, workdir: epath.Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Writes the shards of all splits into `workdir`, each file whole or not at all.
+  """Writes the shards of all splits into `workdir`.
 
-  Returns the entry of each split for the manifest, and the numbers of the stage.
+  Returns:
+    The entry of each split for the manifest, and the counts of the stage.
   """
-  started, cut, splits = time.monotonic(), Counter(rows_truncated=0, tokens_truncated=0), {}
+  started, splits = time.monotonic(), {}
+  truncated = Counter(rows_truncated=0, tokens_truncated=0)
   dtype = choose_dtype(tokenizer.size)
   with progress.track_progress('rows', 0, 'rows') as update:
     for split in SPLITS:
-      ids = _encode_rows(config, tokenizer, text_folder, split, cut)
+      ids = _encode_rows(config, tokenizer, text_folder, split, truncated)
       shards = _make_shards(ids, config.length, dtype)
       splits[split] = write_shards(shards, workdir, split, update)
-  return splits, dict(cut) | {'seconds': time.monotonic() - started}
+  return splits, dict(truncated) | {'seconds': time.monotonic() - started}
 
 
 def write_shards(
@@ -74,28 +76,27 @@ def write_shards(
 
 
 def group_by_words(items: Iterable[str], length: int) -> Iterator[str]:
-  """Joins items while their words, at 1.2 tokens each, stay below `length`.
+  """Joins items while their words, at 1.2 tokens a word, stay below `length` (paper 1).
 
-  This is the grouping into sequences of paper 1. Unlike the released code, the last group is kept,
-  and no group is empty.
+  Unlike in the released code, the last group is kept and no group is empty.
 
   >>> list(group_by_words(['a b', 'c', 'd e f', 'g'], 5))
   ['a b c', 'd e f', 'g']
   """
-  group, num_fields = [], 1  # the paper counts the empty field after the last space
+  group, num_fields = [], 1  # paper 1 counts the empty field after the last space
   for item in items:
-    added = item.count(' ') + 1
-    if group and not (num_fields + added) * _TOKENS_PER_WORD < length:
+    item_fields = item.count(' ') + 1
+    if group and not (num_fields + item_fields) * _TOKENS_PER_WORD < length:
       yield ' '.join(group)
       group, num_fields = [], 1
     group.append(item)
-    num_fields += added
+    num_fields += item_fields
   if group:
     yield ' '.join(group)
 
 
 def group_by_tokens(items: Iterable[list[int]], capacity: int) -> Iterator[list[int]]:
-  """Fills rows of `capacity` ids with whole items; a longer item is cut, and nothing is lost.
+  """Joins items to groups of at most `capacity` ids; splits only items longer than that.
 
   >>> list(group_by_tokens([[1, 2], [3], [4, 5], [6, 7, 8, 9]], 3))
   [[1, 2, 3], [4, 5], [6, 7, 8], [9]]
@@ -120,11 +121,15 @@ def _encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[i
 
 
 def _encode_rows(
-  config: RowsConfig, tokenizer: Tokenizer, text_folder: epath.Path, split: str, cut: Counter[str]
+  config: RowsConfig,
+  tokenizer: Tokenizer,
+  text_folder: epath.Path,
+  split: str,
+  truncated: Counter[str],
 ) -> Iterator[list[int]]:
-  """Yields the ids of each row between <s> and </s>; adds to `cut` what was truncated.
+  """Yields the ids of each row between <s> and </s>; counts truncation in `truncated`.
 
-  Sentences come first, then spans, then documents, which never share a row.
+  Sentences, spans and documents follow one another and never share a row.
   """
   capacity = config.length - 2
   for kind in filtering.TEXT_KINDS:
@@ -135,14 +140,14 @@ def _encode_rows(
     texts = items if config.packing == 'articles' else group_by_words(items, config.length)
     for ids in _encode_texts(tokenizer, texts):
       excess = max(0, len(ids) - capacity)
-      cut.update(rows_truncated=excess > 0, tokens_truncated=excess)
+      truncated.update(rows_truncated=excess > 0, tokens_truncated=excess)
       yield ids[:capacity]
 
 
 def _make_shards(
   rows: Iterator[list[int]], length: int, dtype: np.dtype
 ) -> Iterator[UInt[np.ndarray, 'n L']]:
-  """Yields rows in arrays of at most 64 MiB; Python integers would take 18 times the memory."""
+  """Yields arrays of at most 64 MiB; lists of integers would take 18 times the memory."""
   shard_rows = max_shard_rows(length, dtype)
   while True:
     flat = array.array('H' if dtype.itemsize == 2 else 'I')
@@ -154,7 +159,7 @@ def _make_shards(
 
 
 def _save_array(path: epath.Path, shard: UInt[np.ndarray, 'n L']) -> str:
-  """Writes a .npy whole or not at all, without a second copy in memory; returns its digest."""
+  """Writes a .npy file atomically without a copy in memory; returns its checksum."""
   partial = path.parent / f'.{path.name}.partial'
   with partial.open('wb') as file:
     np.save(file, shard, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Building a corpus: the folder's contract, the same bytes after any interruption, refused input."""
+"""Corpus builds: content of the folder, same bytes after interruptions, invalid input."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ WORDS = (
 
 
 def write_text(path: pathlib.Path, count: int = 200, seed: int = 0) -> pathlib.Path:
-  """Documents of sentences: a fifth with a word outside WORDS, a fifth too short, some repeated."""
+  """Writes documents with sentences that are too short, repeated, or have a word outside WORDS."""
   dice, texts = random.Random(seed), []
   for _ in range(count):
     sentences = ['The king was tired again and the queen was happy.']
@@ -44,7 +44,7 @@ def write_text(path: pathlib.Path, count: int = 200, seed: int = 0) -> pathlib.P
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory) -> pathlib.Path:
-  """A folder of two text files and their word list."""
+  """Returns a folder of two text files and their word list."""
   folder = tmp_path_factory.mktemp('text')
   write_text(folder / 'a.txt')
   write_text(folder / 'b.txt', count=60, seed=1)
@@ -88,7 +88,7 @@ def interrupt(*_: object) -> None:
   raise KeyboardInterrupt
 
 
-def test_the_folder(built, source):
+def test_manifest_and_files_describe_the_corpus(built, source):
   manifest = corpus.read_manifest(built)
   assert sorted(path.name for path in built.iterdir()) == [
     'config.json',
@@ -112,8 +112,7 @@ def test_the_folder(built, source):
     assert (rows.rows, rows.length, rows.vocab_size) == expected
 
 
-def test_rows_are_the_kept_text(built, source):
-  """Kept are sentences of known words alone, more than five of them, once, as the file has them."""
+def test_rows_decode_to_distinct_sentences_of_more_than_five_listed_words(built, source):
   expected = []
   for sentence in re.findall(r'[^.]+\.', read_source(source).lower()):
     words = [word for word in re.findall(r'\w+', sentence) if len(word) > 1]
@@ -126,7 +125,7 @@ def test_rows_are_the_kept_text(built, source):
   assert counts['sentences_repeated'] == len(expected) - len(set(expected)) >= 100
 
 
-def test_splits_share_nothing(built):
+def test_splits_share_no_sentence(built):
   sentences = [
     {s.strip() for text in decode(built, split) for s in text.split('.') if s.strip()}
     for split in SPLITS
@@ -138,7 +137,7 @@ def test_splits_share_nothing(built):
 def test_windows_of_a_document_stay_in_one_split(source, tmp_path):
   spans = {'filters': 'spans', 'span_words': 8, 'span_stride': 2, 'min_words_per_span': 5}
   config = make_config(source, **{f'vocabulary.{name}': value for name, value in spans.items()})
-  folder = epath.Path(tmp_path) / 'kept'
+  folder = epath.Path(tmp_path) / 'text'
   sources = documents.expand_sources(config.documents)
   filtering.LocalRunner(1).filter_corpus(config, sources, None, folder)
   items = [(item, s) for s in SPLITS for item in filtering.read_items(folder, s, 'spans')]
@@ -149,12 +148,12 @@ def test_windows_of_a_document_stay_in_one_split(source, tmp_path):
   for document in text.split('\n\n'):
     words = document.split()
     windows = [' '.join(words[i : i + 8]) for i in range(0, len(words), 2)]
-    # A window may be text of another document as well, which came first and may lie elsewhere.
+    # Windows that also occur in an earlier document may be in another split.
     unique = [window for window in windows if flat.count(window) == 1]
     assert len({split_of[window] for window in unique if window in split_of}) <= 1
 
 
-def test_the_hash_is_of_the_tokens(built, source, tmp_path):
+def test_the_hash_depends_on_the_tokens_alone(built, source, tmp_path):
   changes = {'same': {'documents.max_chars': 1_000_000}, 'other': {'rows.length': 120}}
   same, other = (
     corpus.read_manifest(build.build_corpus(make_config(source, **change), tmp_path / name))['hash']
@@ -163,13 +162,13 @@ def test_the_hash_is_of_the_tokens(built, source, tmp_path):
   assert same == corpus.read_manifest(built)['hash'] != other
 
 
-def test_workers_leave_no_trace(built, source, tmp_path, monkeypatch):
-  monkeypatch.setattr(filtering, '_CHARS_PER_BATCH', 2000)  # so that there is work for two
+def test_the_number_of_workers_does_not_change_the_corpus(built, source, tmp_path, monkeypatch):
+  monkeypatch.setattr(filtering, '_CHARS_PER_BATCH', 2000)  # gives work to both
   folder = build.build_corpus(make_config(source, workers=2), tmp_path / 'two')
   assert read_corpus(folder) == read_corpus(built)
 
 
-def test_a_finished_corpus_is_left_alone(built, source):
+def test_a_finished_corpus_is_not_changed(built, source):
   before = {path: path.stat().st_mtime_ns for path in built.iterdir()}
   build.build_corpus(make_config(source, workers=2), built)
   assert {path: path.stat().st_mtime_ns for path in built.iterdir()} == before
@@ -195,7 +194,7 @@ build.build_corpus(recipe.resolve(json.loads(sys.argv[2]), 'corpus'), sys.argv[1
     ('packing._save_array', False),
   ],
 )
-def test_killed_in_a_stage_it_goes_on(
+def test_a_killed_build_continues(
   built, source, tmp_path, monkeypatch, function: str, is_repeated: bool
 ):
   workdir, config = tmp_path / 'killed', make_config(source)
@@ -219,7 +218,7 @@ def test_killed_in_a_stage_it_goes_on(
   assert read_corpus(workdir) == read_corpus(built)
 
 
-def test_changed_text_is_read_again(source, tmp_path, monkeypatch):
+def test_a_continued_build_reads_changed_text(source, tmp_path, monkeypatch):
   path = write_text(tmp_path / 'a.txt')
   config = make_config(tmp_path, **{'vocabulary.word_list': str(source / 'words.txt')})
   with monkeypatch.context() as patch:
@@ -231,7 +230,7 @@ def test_changed_text_is_read_again(source, tmp_path, monkeypatch):
   assert read_corpus(resumed) == read_corpus(fresh)
 
 
-def test_an_impossible_tokenizer_leaves_the_kept_text(built, source, tmp_path, monkeypatch):
+def test_a_failed_tokenizer_keeps_the_filtered_text(built, source, tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   with pytest.raises(InputError, match='tokenizer.size'):
     build.build_corpus(make_config(source, **{'tokenizer.size': 30_000}), workdir)
@@ -256,13 +255,13 @@ def test_empty_splits_are_refused_with_counts(source, tmp_path, changes: dict, m
 
 
 @pytest.mark.parametrize('field', ['documents.sources', 'vocabulary.word_list', 'tokenizer.path'])
-def test_missing_input_touches_nothing(source, tmp_path, field: str):
+def test_missing_input_leaves_no_folder(source, tmp_path, field: str):
   with pytest.raises(InputError, match='/no/such.txt'):
     build.build_corpus(make_config(source, **{field: '/no/such.txt'}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
-def test_damaged_text_leaves_nothing(source, tmp_path):
+def test_damaged_text_is_refused_or_replaced(source, tmp_path):
   damaged = tmp_path / 'a.txt'
   damaged.write_bytes((source / 'a.txt').read_bytes() + b'\n\xff\xfe broken\n')
   changes = {'documents.sources': str(damaged)}
@@ -273,7 +272,7 @@ def test_damaged_text_leaves_nothing(source, tmp_path):
   build.build_corpus(make_config(source, **changes), tmp_path / 'run')
 
 
-def test_train_may_be_the_only_split_with_the_most_frequent_words(source, tmp_path):
+def test_train_may_be_the_only_split_under_the_most_frequent_words(source, tmp_path):
   changes = {'vocabulary.word_list': '', 'vocabulary.most_frequent': 20}
   changes |= {'splits.test': 0.0, 'splits.validation': 0.0}
   folder = pathlib.Path(build.build_corpus(make_config(source, **changes), tmp_path / 'run'))
@@ -287,15 +286,14 @@ def test_train_may_be_the_only_split_with_the_most_frequent_words(source, tmp_pa
   assert words and words <= frequent
 
 
-def test_without_a_word_list_all_words_stay(source, tmp_path):
+def test_all_words_are_selected_without_a_word_list(source, tmp_path):
   changes = {'vocabulary.word_list': '', 'tokenizer.size': 80}
   folder = pathlib.Path(build.build_corpus(make_config(source, **changes), tmp_path / 'run'))
   assert corpus.read_manifest(folder)['word_list'] is None
   assert any('zygote' in text for text in decode(folder, 'train'))
 
 
-def test_whole_documents_are_rows(source, tmp_path):
-  """Each document whole, in lower case, cut at the length of a row; splits as of sentences."""
+def test_documents_are_truncated_rows(source, tmp_path):
   changes = {
     'vocabulary.word_list': '',
     'vocabulary.filters': 'documents',
@@ -318,7 +316,7 @@ def test_whole_documents_are_rows(source, tmp_path):
     make_config(source, **changes | {'vocabulary.filters': 'sentences'})
 
 
-def test_a_given_tokenizer_is_used(built, source, tmp_path):
+def test_an_existing_tokenizer_is_copied(built, source, tmp_path):
   path = built / 'tokenizer.model'
   changes = {'tokenizer.path': str(path), 'tokenizer.size': 999, 'rows.packing': 'words'}
   folder = build.build_corpus(make_config(source, **changes), tmp_path / 'run')
@@ -326,8 +324,7 @@ def test_a_given_tokenizer_is_used(built, source, tmp_path):
   assert corpus.read_manifest(folder)['vocabulary'] == 60
 
 
-def test_real_stories(data, tmp_path):
-  """44 of 100 sentences are inside the list by the data's own count, with three words, not six."""
+def test_real_stories_give_a_plausible_corpus(data, tmp_path):
   config = base.corpus()
   config.documents.sources = f'{data}/fairy_tales/fairytaleqa_stories.txt.xz'
   config.vocabulary.word_list = f'{data}/aochildes/AOChildes_word_frequency.csv'

@@ -1,4 +1,4 @@
-"""Rows: the paper's grouping, nothing lost by exact filling, and shards that read back as text."""
+"""Packing: the grouping of paper 1, lossless filling of rows, and shards that decode to the text."""
 
 import random
 
@@ -21,7 +21,7 @@ def draw_sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def group_as_released(items: list[str], length: int) -> list[str]:
-  """The rule of the paper in its own terms: a growing string and its space-separated fields."""
+  """Groups items by the released code of paper 1: a growing string and its fields."""
   groups, text = [], ''
   for item in items:
     longer = text + item + ' '
@@ -34,19 +34,19 @@ def group_as_released(items: list[str], length: int) -> list[str]:
 
 
 @pytest.mark.parametrize('length', [8, 32, 128])
-def test_grouping_by_words_is_the_papers(length: int):
+def test_grouping_by_words_equals_paper_1(length: int):
   items = draw_sentences(300)
   expected = [text.rstrip(' ') for text in group_as_released(items, length) if text]
   assert list(packing.group_by_words(iter(items), length)) == expected
 
 
-def test_a_full_span_stands_alone():
+def test_a_full_span_is_one_group():
   span, half = ' '.join(['word'] * 110), ' '.join(['word'] * 50)
   assert list(packing.group_by_words([span] * 3, 128)) == [span] * 3
   assert list(packing.group_by_words([half] * 2, 128)) == [' '.join(['word'] * 100)]
 
 
-def test_no_items_make_no_groups():
+def test_no_items_give_no_groups():
   assert list(packing.group_by_words([], 128)) == [] == list(packing.group_by_tokens([], 126))
 
 
@@ -57,19 +57,19 @@ def test_grouping_by_tokens_loses_nothing(capacity: int):
   groups = list(packing.group_by_tokens(iter(items), capacity))
   assert [i for group in groups for i in group] == [i for item in items for i in item]
   assert all(0 < len(group) <= capacity for group in groups)
-  if capacity == 30:  # neighbours that would fit into one row are in one row
+  if capacity == 30:  # neighbours are joined if they fit into a row
     pairs = [(a, b) for a, b in zip(groups[:-1], groups[1:]) if len(b) == len(items[0])]
     assert all(len(a) + len(b) > capacity for a, b in pairs)
 
 
-def test_a_short_item_is_never_cut():
+def test_a_short_item_is_not_split():
   groups = packing.group_by_tokens([[i] * 7 for i in range(20)], 20)
   assert {len(group) for group in groups} == {14}
 
 
 @pytest.fixture
-def kept(tmp_path) -> epath.Path:
-  folder = epath.Path(tmp_path) / 'kept'
+def text_folder(tmp_path) -> epath.Path:
+  folder = epath.Path(tmp_path) / 'text'
   folder.mkdir()
   for number, split in enumerate(SPLITS):
     for kind in filtering.TEXT_KINDS:
@@ -83,12 +83,12 @@ def tokenizer(tmp_path) -> Tokenizer:
   return train_tokenizer(draw_sentences(300), 'bpe', 120, tmp_path / 'tokenizer.model')
 
 
-def write_rows(rule: str, tokenizer: Tokenizer, kept: epath.Path) -> tuple[dict, dict]:
-  return packing.write_rows(RowsConfig(LENGTH, rule), tokenizer, kept, kept.parent)
+def write_rows(rule: str, tokenizer: Tokenizer, folder: epath.Path) -> tuple[dict, dict]:
+  return packing.write_rows(RowsConfig(LENGTH, rule), tokenizer, folder, folder.parent)
 
 
 def strip(row: np.ndarray) -> list[int]:
-  """The ids of a row between its marks."""
+  """Returns the ids of a row between <s> and </s>."""
   ids = row[row != PAD_ID].tolist()
   assert row.tolist() == ids + [PAD_ID] * (len(row) - len(ids))
   assert ids[0] == BEGIN_ID and ids[-1] == END_ID
@@ -105,31 +105,33 @@ def read_rows(folder: epath.Path, entry: dict) -> np.ndarray:
   return np.concatenate(shards)
 
 
-def read_texts(kept: epath.Path, split: str) -> list[str]:
-  return [item for kind in filtering.TEXT_KINDS for item in filtering.read_items(kept, split, kind)]
+def read_texts(folder: epath.Path, split: str) -> list[str]:
+  return [
+    item for kind in filtering.TEXT_KINDS for item in filtering.read_items(folder, split, kind)
+  ]
 
 
-def test_rows_filled_exactly_hold_all_the_text(kept, tokenizer):
-  splits, numbers = write_rows('tokens', tokenizer, kept)
+def test_full_rows_have_all_tokens_of_the_text(text_folder, tokenizer):
+  splits, numbers = write_rows('tokens', tokenizer, text_folder)
   for split in ('train', 'validation'):
-    rows = read_rows(kept.parent, splits[split])
+    rows = read_rows(text_folder.parent, splits[split])
     assert rows.dtype == np.uint16 and rows.shape == (splits[split]['rows'], LENGTH)
-    expected = [i for ids in tokenizer.encode(read_texts(kept, split)) for i in ids]
+    expected = [i for ids in tokenizer.encode(read_texts(text_folder, split)) for i in ids]
     assert [i for row in rows for i in strip(row)] == expected
     assert splits[split]['tokens'] == len(expected) + 2 * len(rows)
   assert numbers['tokens_truncated'] == 0
   assert splits['test'] == {'rows': 0, 'tokens': 0, 'shards': []}
 
 
-def test_truncated_tokens_are_counted(kept, tokenizer):
-  splits, numbers = write_rows('words', tokenizer, kept)
+def test_truncated_tokens_are_counted(text_folder, tokenizer):
+  splits, numbers = write_rows('words', tokenizer, text_folder)
   truncated = 0
   for split in ('train', 'validation'):
-    rows = [strip(row) for row in read_rows(kept.parent, splits[split])]
+    rows = [strip(row) for row in read_rows(text_folder.parent, splits[split])]
     texts = [
       text
       for kind in filtering.TEXT_KINDS
-      for text in packing.group_by_words(filtering.read_items(kept, split, kind), LENGTH)
+      for text in packing.group_by_words(filtering.read_items(text_folder, split, kind), LENGTH)
     ]
     encoded = tokenizer.encode(texts)
     assert rows == [ids[: LENGTH - 2] for ids in encoded]
@@ -138,33 +140,33 @@ def test_truncated_tokens_are_counted(kept, tokenizer):
   assert numbers['rows_truncated'] > 0
 
 
-def test_many_shards_are_one_array(kept, tokenizer, monkeypatch):
-  single, _ = write_rows('tokens', tokenizer, kept)
-  expected = read_rows(kept.parent, single['train'])
+def test_shards_concatenate_to_one_array(text_folder, tokenizer, monkeypatch):
+  single, _ = write_rows('tokens', tokenizer, text_folder)
+  expected = read_rows(text_folder.parent, single['train'])
   max_bytes = packing._MAX_HEADER_BYTES + LENGTH * 2 * 50
   monkeypatch.setattr(packing, '_MAX_SHARD_BYTES', max_bytes)
-  many, _ = write_rows('tokens', tokenizer, kept)
+  many, _ = write_rows('tokens', tokenizer, text_folder)
   shards = many['train']['shards']
   assert [shard['file'] for shard in shards[:2]] == ['train-00000.npy', 'train-00001.npy']
   assert {shard['rows'] for shard in shards[:-1]} == {50}
-  assert all((kept.parent / shard['file']).stat().length <= max_bytes for shard in shards)
-  np.testing.assert_array_equal(read_rows(kept.parent, many['train']), expected)
-  assert not [path for path in kept.parent.iterdir() if 'partial' in path.name]
+  assert all((text_folder.parent / shard['file']).stat().length <= max_bytes for shard in shards)
+  np.testing.assert_array_equal(read_rows(text_folder.parent, many['train']), expected)
+  assert not [path for path in text_folder.parent.iterdir() if 'partial' in path.name]
 
 
-def test_large_vocabularies_take_four_bytes(kept, tokenizer):
+def test_ids_of_large_vocabularies_have_four_bytes(text_folder, tokenizer):
   assert packing.choose_dtype(65_535) == np.uint16 and packing.choose_dtype(65_536) == np.uint32
   tokenizer.size = 70_000
-  splits, _ = write_rows('words', tokenizer, kept)
-  rows = read_rows(kept.parent, splits['train'])
+  splits, _ = write_rows('words', tokenizer, text_folder)
+  rows = read_rows(text_folder.parent, splits['train'])
   assert rows.dtype == np.uint32 and rows.max() < 120
 
 
-def test_an_article_is_a_row_cut_at_its_end(kept, tokenizer):
-  splits, numbers = write_rows('articles', tokenizer, kept)
+def test_an_article_is_one_truncated_row(text_folder, tokenizer):
+  splits, numbers = write_rows('articles', tokenizer, text_folder)
   for split in ('train', 'validation'):
-    encoded = tokenizer.encode(read_texts(kept, split))
-    rows = [strip(row) for row in read_rows(kept.parent, splits[split])]
+    encoded = tokenizer.encode(read_texts(text_folder, split))
+    rows = [strip(row) for row in read_rows(text_folder.parent, splits[split])]
     assert rows == [ids[: LENGTH - 2] for ids in encoded]
     assert splits[split]['rows'] == len(encoded)
   assert 0 < numbers['rows_truncated'] < splits['train']['rows'] + splits['validation']['rows']
