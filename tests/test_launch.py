@@ -337,5 +337,6 @@ def test_a_study_can_be_rehearsed(fake, tmp_path: pathlib.Path, seeds: str):
       any('/member-*' in argument for argument in arguments) == (seeds == '3') or verb != 'finetune'
     )
   refused(
-    launch(tmp_path, 'plateau.sh', 'corpus', 'tfds', out, *rehearsal), "'--config.num_steps=40' seeds"
+    launch(tmp_path, 'plateau.sh', 'corpus', 'tfds', out, *rehearsal),
+    "'--config.num_steps=40' seeds",
   )
