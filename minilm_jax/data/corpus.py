@@ -1,13 +1,13 @@
-"""Reads the corpus folder: manifest, rows on the device or in files, and subsets of rows.
+"""Reads a corpus folder: its manifest, its rows on the device or in files, and subsets of rows.
 
-`build.py` writes the folder. A tokenised tiny language fits on the accelerator as `uint16`, so
-there is no data iterator: the rows of a batch are arithmetic on `(seed, step)`, the same on any
-mesh and after any resumption. A corpus that does not fit stays in its files, and the same rows come
-to the device a chunk at a time.
+`build.py` writes the folder. A tokenised tiny language fits on the accelerator as `uint16`, so no
+data iterator is needed. The rows of a batch are a function of `(seed, step)`, equal on any mesh and
+after any resumption. A larger corpus stays in files, and chunks of the same rows are copied to the
+device.
 
-Subsets of the training split are nested: in one fixed random order the first n rows are inside the
-first m > n. If a row is a document (`rows.packing=articles`) they are the first n articles of a
-shuffled list, as in paper 2.
+Subsets of the training split are the first rows of a fixed random order, so smaller subsets lie
+inside larger subsets. With `rows.packing=articles`, a subset is the first n articles of a shuffled
+list, as in paper 2.
 """
 
 import dataclasses
@@ -42,22 +42,28 @@ _MANIFEST_SCHEMA = {
   'splits': {split: _SPLIT_SCHEMA for split in SPLITS},
 }
 _MAX_NPY_HEADER_BYTES = 1 << 16
-# NumPy evaluates the header of a .npy as a Python literal, which raises any of these.
+# NumPy evaluates the header of a .npy file as a Python literal, which raises any of these.
 _NPY_ERRORS = (*PARSE_ERRORS, SyntaxError, EOFError, RecursionError, tokenize.TokenError)
-# Rounds of the Feistel network: four pass tests of randomness, six leave no visible trace of order.
-_FEISTEL_ROUNDS = 6
-_ROWS_PER_BLOCK = 1 << 16  # of a count of tokens
+_FEISTEL_ROUNDS = 6  # four rounds already pass tests of randomness
+_ROWS_PER_BLOCK = 1 << 16
+_REBUILD = 'build or copy the corpus again'
 # Constants of SplitMix64.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-# JAX puts shapes, shardings and tracers of its own into the fields of a pytree
+# JAX also stores shapes, shardings and tracers in the fields of a pytree.
 @typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """One split, on the device or on its way there: `tokens [rows, length]`, and what it is."""
+  """The rows of one split in memory of the host or of a device.
+
+  Attributes:
+    tokens: Token ids `[N L]`.
+    vocab_size: Ids are smaller than this.
+    hash: Identity of the corpus.
+  """
 
   tokens: UInt16[Array, 'N L'] | UInt32[Array, 'N L']
   vocab_size: int = dataclasses.field(metadata=dict(static=True))
@@ -65,22 +71,22 @@ class Corpus:
 
   @property
   def rows(self) -> int:
-    """N, the rows of the split."""
+    """Number of rows, N."""
     return self.tokens.shape[0]
 
   @property
   def length(self) -> int:
-    """L, the token ids of a row."""
+    """Number of token ids in a row, L."""
     return self.tokens.shape[1]
 
   def gather(
     self, step: Int[Array, ''], row: Int[Array, 'b'], index: Int[Array, 'b']
   ) -> UInt[Array, 'b L']:
-    """Returns rows of a batch; a Corpus ignores the step and the indices within the batch."""
+    """Returns rows by number; ignores the step and the index within the batch."""
     return self.tokens[row]
 
   def contains_step(self, step: Int[Array, '']) -> Bool[Array, '']:
-    """Returns whether the rows of a step are here: always."""
+    """Returns True: all rows are in memory."""
     return jnp.bool_(True)
 
 
@@ -88,9 +94,14 @@ class Corpus:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchWindow:
-  """The batches of one chunk, in place of a Corpus: `tokens [S B L]` from step `first` on.
+  """The batches of one chunk, in place of a Corpus.
 
-  In a population both arrays have a leading axis `P`.
+  Attributes:
+    tokens: Token ids `[S B L]` of S steps; `[P S B L]` for a population.
+    first: First step of the chunk; `[P]` for a population.
+    rows: Number of rows of the split or subset.
+    vocab_size: Ids are smaller than this.
+    hash: Identity of the corpus.
   """
 
   tokens: UInt16[Array, '*P S B L'] | UInt32[Array, '*P S B L']
@@ -101,28 +112,28 @@ class BatchWindow:
 
   @property
   def length(self) -> int:
-    """L, the token ids of a row."""
+    """Number of token ids in a row, L."""
     return self.tokens.shape[-1]
 
   def gather(
     self, step: Int[Array, ''], row: Int[Array, 'b'], index: Int[Array, 'b']
   ) -> UInt[Array, 'b L']:
-    """Returns rows of the batch of a step, by their indices within it."""
+    """Returns rows by step and index within the batch; ignores the row number."""
     return self.tokens[step - self.first, index]
 
   def contains_step(self, step: Int[Array, '']) -> Bool[Array, '']:
-    """Returns whether the rows of a step are here; those of a member that stopped earlier are not."""
+    """Returns whether the window has a step; members that stopped earlier are at smaller steps."""
     return step >= self.first
 
 
 class CorpusFiles:
-  """The rows of a split in memory-mapped shards; `files[rows]` reads some of them."""
+  """The rows of a split in memory-mapped shards; `corpus_files[rows]` reads rows by number."""
 
   def __init__(self, folder: epath.PathLike, split: str):
-    """Checks every shard, which reads it once.
+    """Opens all shards and verifies their checksums.
 
     Raises:
-      InputError: a shard is missing, damaged, or holds ids past the vocabulary.
+      InputError: A shard is missing, damaged, or has ids outside the vocabulary.
     """
     self.manifest = read_manifest(folder)
     self.shards = _open_shards(epath.Path(folder), split, self.manifest)
@@ -139,44 +150,35 @@ class CorpusFiles:
 
 
 def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
-  """Returns the manifest of a corpus folder.
+  """Returns the validated manifest of a corpus folder.
 
   Raises:
-    InputError: the folder is no finished corpus, or has a format that this version does not read.
+    InputError: The folder is not a finished corpus, or has another format version.
   """
-  path, what = epath.Path(folder) / run_dir.MANIFEST, f'the corpus {epath.Path(folder)}'
+  path, subject = epath.Path(folder) / run_dir.MANIFEST, f'the corpus {epath.Path(folder)}'
   if not path.exists():
-    raise InputError(
-      what, 'no manifest.json there', 'make it with minilm corpus, or check the path'
-    )
-  manifest = files.read_json(path, what)
+    raise InputError(subject, 'no manifest.json', 'build it by minilm corpus, or check the path')
+  manifest = files.read_json(path, subject)
   if not isinstance(manifest, dict) or 'format' not in manifest or 'splits' not in manifest:
-    raise InputError(
-      what,
-      'a manifest.json that is not a corpus manifest',
-      'give the folder that minilm corpus made',
-    )
+    raise InputError(subject, 'not a corpus in manifest.json', 'give a folder of minilm corpus')
   if manifest['format'] != FORMAT:
-    raise InputError(
-      what, f'format {manifest["format"]!r}', f'make it again: this version reads format {FORMAT}'
-    )
+    fault = f'format {manifest["format"]!r}, but this version reads {FORMAT}'
+    raise InputError(subject, fault, 'build it again')
   fault = schema.find_schema_fault(manifest, _MANIFEST_SCHEMA)
   if not fault:
     length, vocab_size, dtype = (manifest[name] for name in ('length', 'vocabulary', 'dtype'))
     if not length or not vocab_size or dtype not in ('uint16', 'uint32'):
       fault = f'rows of {length} {dtype} in a vocabulary of {vocab_size}'
   if fault:
-    raise InputError(
-      what, f'a manifest.json that is damaged: {fault}', 'make it again, or copy it again'
-    )
+    raise InputError(subject, f'a damaged manifest.json: {fault}', 'build or copy it again')
   return manifest
 
 
 def load_split(folder: epath.PathLike, split: str, max_rows: int | None = None) -> Corpus:
-  """Reads one split, or its first rows, into the memory of the host.
+  """Reads one split, or its first `max_rows` rows, into the memory of the host.
 
   Raises:
-    InputError: a shard is missing, damaged, or holds ids past the vocabulary.
+    InputError: A shard is missing, damaged, or has ids outside the vocabulary.
   """
   manifest = read_manifest(folder)
   tokens = np.concatenate(_open_shards(epath.Path(folder), split, manifest))[:max_rows]
@@ -184,67 +186,65 @@ def load_split(folder: epath.PathLike, split: str, max_rows: int | None = None) 
 
 
 def _open_shards(folder: epath.Path, split: str, manifest: dict[str, Any]) -> list[np.ndarray]:
-  what, vocab_size = f'the {split} split of {folder}', manifest['vocabulary']
+  subject, vocab_size = f'the {split} split of {folder}', manifest['vocabulary']
   entry = manifest['splits'][split]
   shards = [_open_shard(folder, shard, manifest) for shard in entry['shards']]
   if not shards:
-    raise InputError(what, 'no rows', f'build the corpus with splits.{split} above 0')
-  remedy = 'build it again: its shards and its manifest differ'
+    raise InputError(subject, 'no rows', f'build the corpus with splits.{split} above 0')
   if (max_id := max(shard.max() for shard in shards)) >= vocab_size:
-    raise InputError(what, f'id {max_id} in a vocabulary of {vocab_size}', remedy)
+    raise InputError(subject, f'id {max_id} in a vocabulary of {vocab_size}', _REBUILD)
   if (rows := sum(map(len, shards))) != entry['rows']:
-    raise InputError(
-      what, f'{rows:,} rows in its shards, {entry["rows"]:,} in its manifest', remedy
-    )
+    fault = f'{rows:,} rows in the shards, {entry["rows"]:,} in the manifest'
+    raise InputError(subject, fault, _REBUILD)
   return shards
 
 
 def _open_shard(folder: epath.Path, shard: dict[str, Any], manifest: dict[str, Any]) -> np.ndarray:
   path = files.resolve_inside(folder, shard['file'], f'a shard of {folder}')
-  what, remedy = f'the shard {path}', 'build the corpus again, or copy it again'
+  subject = f'the shard {path}'
   shape, dtype = (shard['rows'], manifest['length']), np.dtype(manifest['dtype'])
   if not path.is_file():
-    raise InputError(what, 'no such file in the folder', remedy)
+    raise InputError(subject, 'no such file', _REBUILD)
   max_bytes = shape[0] * shape[1] * dtype.itemsize + _MAX_NPY_HEADER_BYTES
   if (size := path.stat().length) > max_bytes:
-    raise InputError(
-      what, f'{size:,} bytes, and the manifest has no more than {max_bytes:,}', remedy
-    )
+    fault = f'{size:,} bytes, but at most {max_bytes:,} by the manifest'
+    raise InputError(subject, fault, _REBUILD)
   if files.hash_file(path) != shard['sha256']:
-    raise InputError(what, 'bytes that differ from the manifest (sha256)', remedy)
+    raise InputError(subject, 'another sha256 than in the manifest', _REBUILD)
   try:
     if os.path.exists(path):
       rows = np.lib.format.open_memmap(path, mode='r')
-    else:  # in a bucket
+    else:  # remote, such as gs://
       with path.open('rb') as file:
         rows = np.lib.format.read_array(file, allow_pickle=False)
   except _NPY_ERRORS as error:
-    raise InputError(what, f'no plain array: {error}', remedy) from None
+    raise InputError(subject, f'not a plain array: {error}', _REBUILD) from None
   if rows.shape != shape or rows.dtype != dtype:
-    raise InputError(what, f'{rows.dtype} {rows.shape}', remedy)
+    fault = f'{rows.dtype} {rows.shape}, not {dtype} {shape}'
+    raise InputError(subject, fault, _REBUILD)
   return rows
 
 
 def permute_rows(
   index: UInt32[Array, '*S'], size: int, key: UInt32[Array, 'rounds']
 ) -> UInt32[Array, '*S']:
-  """Applies a keyed bijection of 0..size-1 to `index`, which gives an epoch a random order.
+  """Applies a keyed bijection of 0..size-1 to `index`: the random order of an epoch.
 
-  A Feistel network over the next power of two is repeated until the value lies inside. An item of
-  the order is computed and never stored, so that a run can begin at any step at no cost.
+  A Feistel network over the next power of two is repeated until the value is below `size`. The
+  order is computed and never stored, so a run can start at any step.
   """
   bits = max(2, (size - 1).bit_length())
-  low = bits // 2
-  low_mask, high_mask = jnp.uint32((1 << low) - 1), jnp.uint32((1 << (bits - low)) - 1)
+  low_bits = bits // 2
+  low_mask, high_mask = jnp.uint32((1 << low_bits) - 1), jnp.uint32((1 << (bits - low_bits)) - 1)
 
   def shuffle(x: UInt32[Array, '*S']) -> UInt32[Array, '*S']:
-    left, right = x >> low, x & low_mask
+    high, low = x >> low_bits, x & low_mask
     for turn in range(_FEISTEL_ROUNDS):
       if turn % 2:
-        right ^= rng.mix_bits(left, key[turn]) & low_mask
+        low ^= rng.mix_bits(high, key[turn]) & low_mask
       else:
-        left ^= rng.mix_bits(right, key[turn]) & high_mask
-    return left << low | right
+        high ^= rng.mix_bits(low, key[turn]) & high_mask
+    return high << low_bits | low
 
   return jax.lax.while_loop(
     lambda x: jnp.any(x >= size), lambda x: jnp.where(x >= size, shuffle(x), x), shuffle(index)
@@ -260,14 +260,14 @@ def rows_at_step(
 ) -> tuple[Int[Array, 'b'], UInt32[Array, 'b']]:
   """Returns the row and the epoch of each example of a batch.
 
-  Each row comes once an epoch, in an order that differs by epoch.
+  Each row occurs once an epoch, in an order that differs between epochs.
 
   Args:
-    seed: of the run.
-    step: updates done before this one.
-    batch_size: B.
-    count: rows of the split; an epoch may end inside a batch.
-    indices: examples of the batch; all if not given.
+    seed: Seed of the run.
+    step: Number of earlier updates.
+    batch_size: Examples of a batch.
+    count: Rows of the split; an epoch may end inside a batch.
+    indices: Indices within the batch; None takes all.
   """
   indices = jnp.arange(batch_size) if indices is None else indices
   number = jnp.asarray(step, jnp.uint32) * jnp.uint32(batch_size) + indices.astype(jnp.uint32)
@@ -281,7 +281,7 @@ def rows_at_step(
 
 
 def _mix_bits(number: UInt64[np.ndarray, '*S']) -> UInt64[np.ndarray, '*S']:
-  """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of 64-bit numbers."""
+  """Applies the finaliser of SplitMix64 (Steele et al., 2014), a bijection of 64-bit numbers."""
   with np.errstate(over='ignore'):  # arithmetic modulo 2^64
     number = number + _INCREMENT
     for shift, multiplier in _MULTIPLIERS:
@@ -290,9 +290,9 @@ def _mix_bits(number: UInt64[np.ndarray, '*S']) -> UInt64[np.ndarray, '*S']:
 
 
 def order_rows(count: int, seed: int) -> Int[np.ndarray, 'N']:
-  """Returns the row numbers 0..count-1 in a random order that depends on the seed alone.
+  """Returns the row numbers 0..count-1 in a random order.
 
-  The order of two rows does not depend on `count`, on the machine or on any library.
+  The order of two rows depends on the seed alone, not on `count`, the machine or a library.
 
   >>> order_rows(5, 0).tolist() == [row for row in order_rows(9, 0).tolist() if row < 5]
   True
@@ -302,7 +302,7 @@ def order_rows(count: int, seed: int) -> Int[np.ndarray, 'N']:
 
 
 def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
-  """Returns the tokens of each row, `<s>` and `</s>` counted, pads not."""
+  """Returns the number of tokens of each row, without pads."""
   return np.concatenate(
     [
       np.count_nonzero(shard[start : start + _ROWS_PER_BLOCK] != PAD_ID, axis=1)
@@ -313,10 +313,10 @@ def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
 
 
 def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epath.PathLike) -> None:
-  """Refuses a subset that is larger than the training split.
+  """Refuses a subset that is larger than the training split or smaller than a row.
 
   Raises:
-    InputError: names both sizes, and the folder of the corpus.
+    InputError: The error names both sizes and the folder of the corpus.
   """
   entry = manifest['splits'][TRAIN_SPLIT]
   for name in ('rows', 'tokens'):
@@ -324,21 +324,21 @@ def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epat
     if size > entry[name]:
       raise InputError(
         f'subset.{name}={size:,}',
-        f'the training split of {folder} has {entry[name]:,} {name}',
-        f'give {entry[name]:,} or less, 0 for all, or a corpus of more text',
+        f'{entry[name]:,} {name} in the training split of {folder}',
+        f'give at most {entry[name]:,}, 0 for all, or a larger corpus',
       )
   if 0 < config.tokens < manifest['length']:
     raise InputError(
       f'subset.tokens={config.tokens:,}',
-      f'a row of {folder} has up to {manifest["length"]} tokens',
-      'give enough for a row',
+      f'rows of up to {manifest["length"]} tokens in {folder}',
+      f'give at least {manifest["length"]}',
     )
 
 
 def select_rows(config: SubsetConfig, corpus_files: CorpusFiles) -> Int[np.ndarray, 'n'] | None:
-  """Returns the training rows of a recipe in ascending order, or None for all rows.
+  """Returns the sorted training rows of a recipe, or None for all rows.
 
-  A subset of tokens has the first rows of the fixed order, until the next would exceed the number.
+  A subset by tokens has the first rows of the fixed order without exceeding the number of tokens.
   """
   if config.rows:
     return np.sort(order_rows(int(corpus_files.ends[-1]), config.shuffle_seed)[: config.rows])
@@ -352,7 +352,7 @@ def select_rows(config: SubsetConfig, corpus_files: CorpusFiles) -> Int[np.ndarr
 def measure_subset(
   config: SubsetConfig, folder: epath.PathLike, manifest: Mapping[str, Any]
 ) -> dict[str, int]:
-  """Returns rows and tokens of the subset that a recipe trains on."""
+  """Returns the numbers of rows and tokens of the training rows of a recipe."""
   if not config.rows and not config.tokens:
     return {name: manifest['splits'][TRAIN_SPLIT][name] for name in ('rows', 'tokens')}
   corpus_files = CorpusFiles(folder, TRAIN_SPLIT)

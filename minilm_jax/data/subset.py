@@ -1,7 +1,7 @@
-"""Makes corpora of chosen training rows of another corpus.
+"""Writes corpora of selected training rows of another corpus.
 
-Such a corpus has the tokenizer and the validation and test splits of the other, so that losses on
-them compare.
+The new corpus has the tokenizer and the validation and test splits of the original corpus, so
+losses are comparable.
 """
 
 from collections.abc import Mapping
@@ -25,26 +25,26 @@ def write_subset(
   settings: dict[str, Any],
   description: Mapping[str, Any],
 ) -> epath.Path:
-  """Makes a corpus of some training rows of another; a finished one is left as it is.
+  """Writes a corpus of selected training rows; returns its folder.
 
   Args:
-    folder: the other corpus.
-    rows: row numbers of its training split, in the order of the new corpus.
-    workdir: the new corpus; its manifest comes last, and without it no command takes the folder.
-    settings: the rule of the choice of rows, for config.json.
-    description: of the subset, for the manifest besides its numbers, under `subset`.
+    folder: Original corpus.
+    rows: Row numbers of its training split, in the order of the new corpus.
+    workdir: Folder of the new corpus; a finished corpus is unchanged.
+    settings: Rule of the selection, for config.json.
+    description: Further fields of `subset` in the manifest.
 
   Raises:
-    LockedError: another process writes there.
-    InputError: no row is chosen, the corpus is damaged, or the folder belongs to something else.
+    LockedError: Another process writes to the folder.
+    InputError: No row is selected, the original corpus is damaged, or the folder has other content.
   """
   folder, manifest = epath.Path(folder), read_manifest(folder)
   if not len(rows):
-    raise InputError(f'a part of {folder}', 'no row was chosen', 'choose more')
+    raise InputError(f'a subset of {folder}', 'no row', 'select at least one row')
   with lock.hold_lock(workdir):
     workdir = run_dir.open_run(workdir, settings)
     if (workdir / run_dir.MANIFEST).exists():
-      progress.log(f'{workdir} holds this part already: nothing to do')
+      progress.log(f'{workdir} has this subset: nothing to do')
     else:
       _write_files(folder, manifest, rows, workdir, description)
   return workdir
@@ -66,14 +66,14 @@ def _write_files(
   for split in SPLITS[1:]:
     splits[split] = manifest['splits'][split]
     if splits[split]['rows']:
-      CorpusFiles(folder, split)  # checks them
+      CorpusFiles(folder, split)  # verifies checksums
     for shard in splits[split]['shards']:
       _copy_file(folder, shard['file'], workdir, f'a shard of {folder}')
   name, checksum = manifest['tokenizer']['file'], manifest['tokenizer']['sha256']
-  what = f'the tokenizer of {folder}'
-  if files.hash_file(files.resolve_inside(folder, name, what)) != checksum:
-    raise InputError(what, 'not the file that the corpus was made with', 'copy it again')
-  _copy_file(folder, name, workdir, what)
+  subject = f'the tokenizer of {folder}'
+  if files.hash_file(files.resolve_inside(folder, name, subject)) != checksum:
+    raise InputError(subject, 'another sha256 than in the manifest', 'copy the corpus again')
+  _copy_file(folder, name, workdir, subject)
   origin = {'of': manifest['hash'], 'of_rows': manifest['splits'][TRAIN_SPLIT]['rows']}
   changes = {
     'splits': splits,
@@ -83,6 +83,6 @@ def _write_files(
   files.write_json(workdir / run_dir.MANIFEST, manifest | changes)
 
 
-def _copy_file(folder: epath.Path, name: str, workdir: epath.Path, what: str) -> None:
-  data = files.read_bytes(files.resolve_inside(folder, name, what), what)
-  files.write_bytes(files.resolve_inside(workdir, name, what), data)
+def _copy_file(folder: epath.Path, name: str, workdir: epath.Path, subject: str) -> None:
+  data = files.read_bytes(files.resolve_inside(folder, name, subject), subject)
+  files.write_bytes(files.resolve_inside(workdir, name, subject), data)

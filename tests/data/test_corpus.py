@@ -1,5 +1,6 @@
-"""The corpus on the device: a keyed bijection picks the rows; a damaged folder is refused."""
+"""Corpora: row orders are bijections, subsets are nested, damaged folders are refused."""
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -18,39 +19,45 @@ from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 
-Damage = Callable[[pathlib.Path, dict[str, Any]], None]  # of a shard and a manifest
+Damage = Callable[[pathlib.Path, dict[str, Any]], None]  # changes a shard and a manifest
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 100, 255, 256, 257, 1000, 4097)
 
 
-def key(seed: int | jax.Array) -> jax.Array:
+def make_key(seed: int | jax.Array) -> jax.Array:
   return jax.random.bits(jax.random.key(seed), (6,), 'uint32')
 
 
-def batches(seed: int, batch_size: int, count: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rows and epochs of the first steps, `[steps, batch_size]`."""
+def draw_batches(
+  seed: int, batch_size: int, count: int, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows and epochs of the first steps, `[steps, batch_size]`."""
   draw = jax.jit(jax.vmap(lambda step: corpus.rows_at_step(seed, step, batch_size, count)))
   return tuple(np.asarray(x) for x in draw(jnp.arange(steps)))
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_permute_is_a_bijection(size: int):
+def test_orders_are_permutations(size: int):
   for seed in range(3):
-    order = np.asarray(corpus.permute_rows(jnp.arange(size, dtype=jnp.uint32), size, key(seed)))
+    order = np.asarray(
+      corpus.permute_rows(jnp.arange(size, dtype=jnp.uint32), size, make_key(seed))
+    )
     assert sorted(order.tolist()) == list(range(size))
 
 
-def test_permute_of_many_rows_does_not_overflow():
+def test_orders_of_many_rows_do_not_overflow():
   size, low = 2**31 - 1, jnp.arange(1000, dtype=jnp.uint32)
   index = jnp.concatenate([low, jnp.uint32(size - 1) - low])
-  order = np.asarray(corpus.permute_rows(index, size, key(0)))
+  order = np.asarray(corpus.permute_rows(index, size, make_key(0)))
   assert len(set(order.tolist())) == 2000 and order.max() < size
 
 
 def test_orders_look_random():
-  """Over many keys each row is equally likely at a place, and neighbours do not stay neighbours."""
+  """Over many keys, rows are uniform at each position, and so are differences of neighbours."""
   size, draws = 37, 4000
   draw = jax.jit(
-    jax.vmap(lambda seed: corpus.permute_rows(jnp.arange(size, dtype=jnp.uint32), size, key(seed)))
+    jax.vmap(
+      lambda seed: corpus.permute_rows(jnp.arange(size, dtype=jnp.uint32), size, make_key(seed))
+    )
   )
   orders = np.asarray(draw(jnp.arange(draws)))
   for values in (orders[:, 0], orders[:, 17], (orders[:, 9] - orders[:, 8].astype(int)) % size):
@@ -61,28 +68,28 @@ def test_orders_look_random():
 
 
 @pytest.mark.parametrize('count, batch_size', [(10, 4), (7, 7), (3, 8), (64, 16), (1, 3)])
-def test_each_row_comes_once_an_epoch(count: int, batch_size: int):
-  """Also where an epoch ends inside a batch, and where a batch holds several epochs."""
-  rows, epochs = batches(0, batch_size, count, steps=-(-3 * count // batch_size))
+def test_each_row_occurs_once_an_epoch(count: int, batch_size: int):
+  """Epochs may end inside a batch, and a batch may have several epochs."""
+  rows, epochs = draw_batches(0, batch_size, count, steps=-(-3 * count // batch_size))
   np.testing.assert_array_equal(epochs.ravel(), np.arange(epochs.size) // count)
   for epoch in range(3):
     assert sorted(rows[epochs == epoch].tolist()) == list(range(count))
 
 
 def test_orders_differ_by_epoch_and_by_seed():
-  orders = [order for seed in (0, 1) for order in batches(seed, 50, 50, steps=2)[0].tolist()]
+  orders = [order for seed in (0, 1) for order in draw_batches(seed, 50, 50, steps=2)[0].tolist()]
   assert len(set(map(tuple, orders))) == 4
 
 
-def test_a_step_does_not_depend_on_the_steps_before():
-  rows, epochs = batches(3, 4, 10, steps=20)
+def test_a_step_does_not_depend_on_earlier_steps():
+  rows, epochs = draw_batches(3, 4, 10, steps=20)
   for step in (0, 7, 19):
     row, epoch = corpus.rows_at_step(3, step, 4, 10)
     np.testing.assert_array_equal(row, rows[step])
     np.testing.assert_array_equal(epoch, epochs[step])
 
 
-def test_the_last_step_of_the_longest_run_does_not_wrap():
+def test_the_last_step_of_the_longest_run_does_not_overflow():
   _, epochs = corpus.rows_at_step(0, 2**24 - 1, 256, 1000)
   np.testing.assert_array_equal(epochs, ((2**24 - 1) * 256 + np.arange(256)) // 1000)
 
@@ -99,7 +106,7 @@ def test_a_split_has_the_tokens_of_its_files(tiny_corpus: pathlib.Path, split: s
   np.testing.assert_array_equal(corpus.CorpusFiles(tiny_corpus, split)[rows], tokens[rows])
 
 
-def test_a_corpus_is_a_pytree_of_its_tokens(tiny_corpus: pathlib.Path):
+def test_the_tokens_are_the_only_leaf_of_a_corpus(tiny_corpus: pathlib.Path):
   loaded = corpus.load_split(tiny_corpus, 'test')
   assert jax.tree.leaves(loaded) == [loaded.tokens]
   assert jax.jit(lambda c: c)(loaded).hash == loaded.hash
@@ -129,7 +136,7 @@ def truncate_and_sign(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 def save_rows(change: Callable[[np.ndarray], np.ndarray]) -> Damage:
-  """Replaces the rows by others, with the checksum."""
+  """Changes the rows and updates the checksum."""
 
   def damage(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
     np.save(shard, change(np.load(shard)))
@@ -158,7 +165,7 @@ def name_the_parent(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   manifest['splits']['test']['shards'][0]['file'] = '..'
 
 
-def use_another_format(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+def change_the_format(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   manifest['format'] += 1
 
 
@@ -169,25 +176,25 @@ def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
   'damage, message',
   [
-    (remove, 'no such file'),
+    (remove, 'file'),
     (truncate, 'sha256'),
-    (truncate_and_sign, 'no plain array'),
+    (truncate_and_sign, 'array'),
     (flip_a_bit, 'sha256'),
     (save_rows(use_a_larger_id), 'id 512 in a vocabulary of 512'),
     (save_rows(lambda rows: rows[1:]), 'uint16 '),
     (save_rows(lambda rows: rows.astype('int64')), 'int64 '),
-    (save_rows(lambda rows: np.array([{'a': 1}], dtype=object)), 'no plain array'),
-    (compress, 'no plain array'),
-    (leave_the_folder, 'no such file'),
-    (name_the_parent, 'no such file'),
-    (use_another_format, 'format 2'),
-    (empty_the_split, 'no rows'),
+    (save_rows(lambda rows: np.array([{'a': 1}], dtype=object)), 'array'),
+    (compress, 'array'),
+    (leave_the_folder, '../elsewhere.npy'),
+    (name_the_parent, "'..'"),
+    (change_the_format, 'format 2'),
+    (empty_the_split, 'rows'),
   ],
 )
 def test_a_damaged_folder_is_refused(
   damage: Damage, message: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """The damage is to the first shard of the test split, or to the manifest."""
+  """Damages the first shard of the test split or the manifest."""
   folder = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
   manifest = json.loads((folder / run_dir.MANIFEST).read_text())
   damage(folder / manifest['splits']['test']['shards'][0]['file'], manifest)
@@ -203,7 +210,7 @@ def test_a_folder_may_have_any_spelling(tiny_corpus: pathlib.Path):
 
 
 @pytest.mark.parametrize('content', [None, '{}', '[1]', '{"format"'])
-def test_a_folder_that_is_no_corpus_is_refused(content: str | None, tmp_path: pathlib.Path):
+def test_a_folder_that_is_not_a_corpus_is_refused(content: str | None, tmp_path: pathlib.Path):
   if content:
     (tmp_path / run_dir.MANIFEST).write_text(content)
   with pytest.raises(InputError, match='manifest.json'):
@@ -218,12 +225,12 @@ def test_a_fixed_order_is_a_permutation_that_looks_random(seed: int):
   assert np.abs(np.mean(order[:2000]) - 1999.5) < 4 * 4000 / np.sqrt(12 * 2000)
 
 
-def test_another_seed_is_another_fixed_order():
+def test_fixed_orders_differ_by_seed():
   assert len({tuple(corpus.order_rows(50, seed)) for seed in range(20)}) == 20
 
 
 def test_a_fixed_order_never_changes():
-  """A run names its articles by it."""
+  """Stored runs name the articles of their subset by seed and size."""
   assert corpus.order_rows(12, 0).tolist() == [1, 4, 5, 11, 7, 6, 9, 0, 10, 3, 2, 8]
   assert corpus.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
 
@@ -234,17 +241,16 @@ def test_smaller_subsets_are_inside_larger_ones(tiny_corpus: pathlib.Path):
   def select(rows: int = 0, tokens: int = 0) -> set[int]:
     return set(corpus.select_rows(SubsetConfig(rows, tokens, 3), corpus_files).tolist())
 
-  smaller, count = set(), int(corpus_files.ends[-1])
-  for rows in (1, 2, 7, count // 2, count - 1, count):
-    larger = select(rows)
-    assert len(larger) == rows and smaller < larger
-    smaller = larger
-  assert smaller == set(range(count))
+  count = int(corpus_files.ends[-1])
+  subsets = [select(rows) for rows in (1, 2, 7, count // 2, count - 1, count)]
+  assert [len(rows) for rows in subsets] == [1, 2, 7, count // 2, count - 1, count]
+  assert all(smaller < larger for smaller, larger in itertools.pairwise(subsets))
+  assert subsets[-1] == set(range(count))
   by_tokens = [select(tokens=tokens) for tokens in (64, 500, 5000)]
   assert by_tokens[0] < by_tokens[1] < by_tokens[2] == select(len(by_tokens[2]))
 
 
-def test_tokens_are_met_within_a_row(tiny_corpus: pathlib.Path):
+def test_a_subset_by_tokens_is_at_most_a_row_smaller(tiny_corpus: pathlib.Path):
   corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
   manifest = corpus_files.manifest
   row_tokens = corpus.count_row_tokens(corpus_files)
@@ -254,3 +260,31 @@ def test_tokens_are_met_within_a_row(tiny_corpus: pathlib.Path):
     size = row_tokens[corpus.select_rows(SubsetConfig(0, tokens, 0), corpus_files)].sum()
     assert tokens - manifest['length'] < size <= tokens
   assert size == total
+
+
+@pytest.mark.parametrize('name', ['rows', 'tokens'])
+def test_a_subset_larger_than_the_training_split_is_refused(name: str, tiny_corpus: pathlib.Path):
+  manifest = corpus.read_manifest(tiny_corpus)
+  size = manifest['splits']['train'][name]
+  corpus.check_subset(SubsetConfig(**{name: size}), manifest, tiny_corpus)
+  with pytest.raises(InputError, match=f'{size:,} {name}') as refused:
+    corpus.check_subset(SubsetConfig(**{name: size + 1}), manifest, tiny_corpus)
+  assert f'subset.{name}={size + 1:,}' in refused.value.asked
+
+
+def test_a_subset_smaller_than_a_row_is_refused(tiny_corpus: pathlib.Path):
+  manifest = corpus.read_manifest(tiny_corpus)
+  with pytest.raises(InputError, match='subset.tokens=63'):
+    corpus.check_subset(SubsetConfig(tokens=63), manifest, tiny_corpus)
+
+
+def test_a_subset_is_measured_by_its_rows_and_tokens(tiny_corpus: pathlib.Path):
+  manifest = corpus.read_manifest(tiny_corpus)
+  row_tokens = corpus.count_row_tokens(corpus.CorpusFiles(tiny_corpus, 'train'))
+  for rows in (len(row_tokens), 24):
+    size = corpus.measure_subset(SubsetConfig(rows), tiny_corpus, manifest)
+    tokens = row_tokens[corpus.order_rows(len(row_tokens), 0)[:rows]].sum()
+    assert size == {'rows': rows, 'tokens': tokens}
+  entry = manifest['splits']['train']
+  size = corpus.measure_subset(SubsetConfig(), tiny_corpus, manifest)
+  assert size == {'rows': entry['rows'], 'tokens': entry['tokens']}

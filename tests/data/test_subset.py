@@ -1,4 +1,4 @@
-"""Subsets of a corpus: runs on them, and corpora of chosen rows."""
+"""Corpora of selected rows: content, repeated and interrupted writing, damaged originals."""
 
 import json
 import pathlib
@@ -10,10 +10,6 @@ import pytest
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, subset
-from minilm_jax.training import batches, program, run_setup
-from tests.tiny_config import run_config
-
-pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
@@ -26,87 +22,39 @@ def manifest(tiny_corpus: pathlib.Path) -> dict:
   return corpus.read_manifest(tiny_corpus)
 
 
-def test_a_subset_larger_than_the_corpus_is_refused_with_numbers(
-  tiny_corpus: pathlib.Path, manifest
-):
-  entry = manifest['splits']['train']
-  for name in ('rows', 'tokens'):
-    config = run_config(tiny_corpus, **{f'subset.{name}': entry[name] + 1})
-    with pytest.raises(InputError, match=f'{entry[name]:,} {name}') as refused:
-      run_setup.validate(config)
-    assert f'{entry[name] + 1:,}' in refused.value.asked
-  with pytest.raises(InputError, match='subset.tokens=63'):
-    run_setup.validate(run_config(tiny_corpus, **{'subset.tokens': 63}))
-  with pytest.raises(InputError, match='subset'):
-    run_config(tiny_corpus, **{'subset.tokens': 630, 'subset.rows': 3})
-
-
-@pytest.mark.parametrize('placement', ['device', 'host'])
-def test_only_the_rows_of_the_subset_are_trained_on(
-  placement: str, tiny_corpus: pathlib.Path, corpus_files: corpus.CorpusFiles
-):
-  config = run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
-  selected = corpus_files[corpus.select_rows(config.subset, corpus_files)]
-  expected = {row.tobytes() for row in selected}
-  with batches.open_batches(config, program.build_program(config), tiny_corpus) as source:
-    window = source.take(0, 2)
-  assert window.rows == 24
-  rows = [row.tobytes() for row in np.asarray(window.tokens).reshape(-1, selected.shape[1])]
-  assert set(rows) <= expected
-  if placement == 'device':
-    assert len(rows) == 24
-  else:
-    assert set(rows[:24]) == expected  # an epoch: each row once
-
-
-def test_a_run_remembers_its_subset(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
-):
-  of_rows, row_tokens = manifest['splits']['train']['rows'], corpus.count_row_tokens(corpus_files)
-  for rows in (0, 24):
-    config = run_config(tiny_corpus, **{'subset.rows': rows})
-    run_setup.open_or_create_run(config, tmp_path / str(rows))
-    record = files.read_json(tmp_path / str(rows) / run_dir.MANIFEST, 'it')['training']
-    assert record['rows'] == (rows or of_rows)
-    assert record['of_rows'] == of_rows and record['subset'] is None
-    assert record['tokens'] == row_tokens[corpus.order_rows(of_rows, 0)[: record['rows']]].sum()
-  with pytest.raises(InputError, match='subset.rows'):
-    run_setup.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / '24')
-
-
-def test_a_subset_is_a_corpus_with_the_splits_of_the_whole(
+def test_a_subset_has_the_other_splits_of_the_corpus(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
 ):
   rows, arguments = np.array([9, 2, 40]), ({'kind': 'subset'}, {'by': 'hand'})
-  made = pathlib.Path(subset.write_subset(tiny_corpus, rows, tmp_path / 'part', *arguments))
-  part = corpus.read_manifest(made)
-  np.testing.assert_array_equal(corpus.load_split(made, 'train').tokens, corpus_files[rows])
+  folder = pathlib.Path(subset.write_subset(tiny_corpus, rows, tmp_path / 'part', *arguments))
+  copied = corpus.read_manifest(folder)
+  np.testing.assert_array_equal(corpus.load_split(folder, 'train').tokens, corpus_files[rows])
   for split in ('validation', 'test'):
-    copy, original = (corpus.load_split(folder, split).tokens for folder in (made, tiny_corpus))
-    np.testing.assert_array_equal(copy, original)
-    assert part['splits'][split] == manifest['splits'][split]
-  assert part['tokenizer'] == manifest['tokenizer'] and part['hash'] != manifest['hash']
+    tokens = corpus.load_split(folder, split).tokens
+    np.testing.assert_array_equal(tokens, corpus.load_split(tiny_corpus, split).tokens)
+    assert copied['splits'][split] == manifest['splits'][split]
+  assert copied['tokenizer'] == manifest['tokenizer'] and copied['hash'] != manifest['hash']
   of_rows = manifest['splits']['train']['rows']
-  assert part['subset'] == {'of': manifest['hash'], 'of_rows': of_rows, 'by': 'hand'}
-  assert part['splits']['train']['tokens'] == corpus.count_row_tokens(corpus_files)[rows].sum()
-  before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-  subset.write_subset(tiny_corpus, rows, made, *arguments)
-  assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+  assert copied['subset'] == {'of': manifest['hash'], 'of_rows': of_rows, 'by': 'hand'}
+  assert copied['splits']['train']['tokens'] == corpus.count_row_tokens(corpus_files)[rows].sum()
+  before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+  subset.write_subset(tiny_corpus, rows, folder, *arguments)
+  assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
   with pytest.raises(InputError, match='part'):
-    subset.write_subset(tiny_corpus, rows, made, {'kind': 'subset', 'part': 2}, {})
-  with pytest.raises(InputError, match='no row'):
-    subset.write_subset(tiny_corpus, rows[:0], tmp_path / 'none', {}, {})
+    subset.write_subset(tiny_corpus, rows, folder, {'kind': 'subset', 'part': 2}, {})
+  with pytest.raises(InputError, match=str(tiny_corpus)):
+    subset.write_subset(tiny_corpus, rows[:0], tmp_path / 'empty', {}, {})
 
 
-def test_all_rows_are_the_same_corpus(
+def test_a_subset_of_all_rows_has_the_hash_of_the_corpus(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, corpus_files: corpus.CorpusFiles, manifest
 ):
   rows = np.arange(int(corpus_files.ends[-1]))
-  made = subset.write_subset(tiny_corpus, rows, tmp_path / 'part', {}, {})
-  assert corpus.read_manifest(made)['hash'] == manifest['hash']
+  folder = subset.write_subset(tiny_corpus, rows, tmp_path / 'part', {}, {})
+  assert corpus.read_manifest(folder)['hash'] == manifest['hash']
 
 
-def test_an_interrupted_subset_is_no_corpus(
+def test_an_interrupted_subset_is_not_a_corpus(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
 ):
   write_json = files.write_json

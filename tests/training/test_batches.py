@@ -109,3 +109,18 @@ def test_files_of_several_shards_are_one_array():
   np.testing.assert_array_equal(
     files[np.array([[3, 0], [2, 2]])], [[[6, 7], [0, 1]], [[4, 5], [4, 5]]]
   )
+
+
+@pytest.mark.parametrize('placement', ['device', 'host'])
+def test_batches_have_only_rows_of_the_subset(placement: str, tiny_corpus: pathlib.Path):
+  config = run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
+  corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
+  selected = corpus_files[corpus.select_rows(config.subset, corpus_files)]
+  expected = {row.tobytes() for row in selected}
+  with batches.open_batches(config, build_program(config), tiny_corpus) as source:
+    window = source.take(0, 2)
+  assert window.rows == 24
+  rows = [row.tobytes() for row in np.asarray(window.tokens).reshape(-1, selected.shape[1])]
+  assert set(rows) <= expected
+  # On the device all rows of the subset; from files two batches, whose first 24 rows are an epoch.
+  assert len(rows) == (24 if placement == 'device' else 32) and set(rows[:24]) == expected

@@ -121,3 +121,23 @@ def test_a_result_ends_a_run_and_removes_a_stale_lock(
   files.write_json(folder / run_dir.RESULT, {'updates': 12})
   assert run_setup.read_result(config, epath.Path(folder)) == {'updates': 12}
   assert not (folder / lock.LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize('rows', [0, 24])
+def test_the_manifest_has_the_size_of_the_subset(
+  rows: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  manifest = corpus.read_manifest(tiny_corpus)
+  config = run_config(tiny_corpus, **{'subset.rows': rows})
+  run_setup.open_or_create_run(config, tmp_path / 'run')
+  record = files.read_json(tmp_path / 'run' / run_dir.MANIFEST, 'manifest')['training']
+  size = corpus.measure_subset(config.subset, tiny_corpus, manifest)
+  of_rows = manifest['splits']['train']['rows']
+  assert record == {**record, **size, 'of_rows': of_rows, 'subset': None}
+  with pytest.raises(InputError, match='subset.rows'):
+    run_setup.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / 'run')
+
+
+def test_a_subset_larger_than_the_corpus_is_refused(tiny_corpus: pathlib.Path):
+  with pytest.raises(InputError, match='subset.rows'):
+    run_setup.validate(run_config(tiny_corpus, **{'subset.rows': 10**9}))
