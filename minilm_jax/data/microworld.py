@@ -1,13 +1,13 @@
-"""A built-in tiny language whose entropy is known, with labelled tasks, for tests and offline runs.
+"""A built-in tiny language of known entropy with labelled tasks, for tests and offline runs.
 
-A document opens with a mood and a place, which colour its words of feeling and its nouns to the
-end: context helps from far away. Subject and verb agree in number, also across a phrase or a
-relative clause. Subjects and objects of a verb depend on kinds of things (workers use tools), and
-facts such as `every robin is a bird .` state the kinds. Words are lower case with spaces between,
-sentences end in ' .', and no noun or adjective starts with a vowel, so 'an' is not needed.
+A document starts with a mood and a place, on which the probabilities of its sentiment words and
+nouns depend to the end: distant context is informative. Subject and verb agree in number, also
+across a phrase or a relative clause. Subjects and objects of a verb have fixed kinds (workers use
+tools), and facts such as `every robin is a bird .` state the kinds. Words are lower case, sentences
+end in ' .', and no noun or adjective starts with a vowel, so 'an' does not occur.
 
-The grammar is simple: a production begins with a word that no other production of its symbol begins
-with. So probability and entropy of the text are exact. They are those of words, not of tokens.
+The grammar is simple: all productions of a symbol start with different words. Probability and
+entropy of a text in words are therefore exact.
 """
 
 import bisect
@@ -23,11 +23,11 @@ import numpy as np
 
 from minilm_jax.core.errors import InputError, suggest_name
 
-Body = tuple[str, ...]  # of a production: a word, then words and symbols
-GrammarRule = list[tuple[float, Body]]  # the productions of a symbol, each with its probability
+Words = tuple[str, ...]
+GrammarRule = list[tuple[float, Words]]  # probability of a production; a word, words and symbols
 
 PLACES = ('farm', 'forest', 'town', 'beach')
-# A kind and its nouns. Noun i belongs to place i % 4 and to half i // 4.
+# Each kind with its nouns; noun i belongs to place i % 4 and to half i // 4.
 NOUNS = {
   kind: tuple(nouns.split())
   for kind, nouns in {
@@ -45,86 +45,62 @@ NOUNS = {
     'tree': 'cherry pine poplar palm willow birch beech cedar',
   }.items()
 }
-LIVING, PEOPLE = ('bird', 'beast', 'bug', 'worker', 'relative'), ('worker', 'relative')
-# A verb, the kinds of its subjects, and those of its objects (none: it takes no object).
-VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-  'sing': (('bird', 'relative'), ()),
-  'swoop': (('bird',), ()),
-  'run': (('beast', 'relative'), ()),
-  'growl': (('beast',), ()),
-  'crawl': (('bug',), ()),
-  'buzz': (('bug',), ()),
-  'labour': (('worker',), ()),
-  'laugh': (PEOPLE, ()),
-  'sleep': (LIVING, ()),
-  'wait': (LIVING, ()),
-  'rust': (('tool', 'vehicle'), ()),
-  'stop': (('vehicle',), ()),
-  'bounce': (('toy',), ()),
-  'snap': (('tool', 'toy'), ()),
-  'ripen': (('fruit',), ()),
-  'cool': (('dish',), ()),
-  'rot': (('fruit', 'dish'), ()),
-  'bloom': (('flower',), ()),
-  'sway': (('tree',), ()),
-  'wither': (('flower', 'tree'), ()),
-  'fall': (tuple(NOUNS), ()),
-  'see': (LIVING, tuple(NOUNS)),
-  'like': (LIVING, tuple(NOUNS)),
-  'find': (LIVING, tuple(NOUNS)),
-  'chase': (('bird', 'beast'), ('bird', 'beast', 'bug')),
-  'eat': (LIVING, ('fruit', 'dish')),
-  'help': (PEOPLE, PEOPLE),
-  'use': (('worker',), ('tool',)),
-  'drive': (PEOPLE, ('vehicle',)),
-  'juggle': (('relative',), ('toy',)),
-  'cook': (PEOPLE, ('dish',)),
-  'pick': (PEOPLE, ('fruit', 'flower')),
-  'climb': (('beast', 'bug', 'relative'), ('tree',)),
-  'carry': (('worker', 'vehicle'), ('tool', 'toy', 'fruit')),
+_LIVING, _PEOPLE, _THINGS = 'bird beast bug worker relative', 'worker relative', ' '.join(NOUNS)
+# Each verb with the kinds of its subjects and of its objects; intransitive verbs have no objects.
+_VERB_TABLE = (
+  'sing/bird relative/,swoop/bird/,run/beast relative/,growl/beast/,crawl/bug/,buzz/bug/,'
+  f'labour/worker/,laugh/{_PEOPLE}/,sleep/{_LIVING}/,wait/{_LIVING}/,rust/tool vehicle/,'
+  'stop/vehicle/,bounce/toy/,snap/tool toy/,ripen/fruit/,cool/dish/,rot/fruit dish/,bloom/flower/,'
+  f'sway/tree/,wither/flower tree/,fall/{_THINGS}/,see/{_LIVING}/{_THINGS},like/{_LIVING}/{_THINGS},'
+  f'find/{_LIVING}/{_THINGS},chase/bird beast/bird beast bug,eat/{_LIVING}/fruit dish,'
+  f'help/{_PEOPLE}/{_PEOPLE},use/worker/tool,drive/{_PEOPLE}/vehicle,juggle/relative/toy,'
+  f'cook/{_PEOPLE}/dish,pick/{_PEOPLE}/fruit flower,climb/beast bug relative/tree,'
+  'carry/worker vehicle/tool toy fruit'
+)
+VERBS = {
+  verb: (tuple(subjects.split()), tuple(objects.split()))
+  for verb, subjects, objects in (entry.split('/') for entry in _VERB_TABLE.split(','))
 }
-# Words of feeling, blame before praise; word i belongs to half i % 2.
-ADJECTIVES: tuple[Body, ...] = tuple(
-  tuple(words.split())
-  for words in (
-    'bad sad nasty cruel gloomy bitter horrible grim rotten rude terrible wicked dreadful miserable foul vile',
-    'good happy lovely kind nice gentle sweet bright fine pleasant charming cheerful great friendly joyful calm',
-  )
+
+
+def _split_words(*texts: str) -> tuple[Words, ...]:
+  return tuple(tuple(text.split()) for text in texts)
+
+
+# Negative and positive words; word i belongs to half i % 2.
+ADJECTIVES = _split_words(
+  'bad sad nasty cruel gloomy bitter horrible grim rotten rude terrible wicked dreadful miserable foul vile',
+  'good happy lovely kind nice gentle sweet bright fine pleasant charming cheerful great friendly joyful calm',
 )
-ADVERBS: tuple[Body, ...] = tuple(
-  tuple(words.split())
-  for words in (
-    'badly sadly cruelly bitterly horribly grimly rudely wickedly',
-    'happily kindly nicely gently sweetly brightly cheerfully gracefully',
-  )
+ADVERBS = _split_words(
+  'badly sadly cruelly bitterly horribly grimly rudely wickedly',
+  'happily kindly nicely gently sweetly brightly cheerfully gracefully',
 )
-PLAIN_ADJECTIVES = tuple(
-  'red blue green yellow brown big small tall short round thin heavy'.split()
+PLAIN_ADJECTIVES, PLAIN_ADVERBS = _split_words(
+  'red blue green yellow brown big small tall short round thin heavy',
+  'slowly quickly today now there daily',
 )
-PLAIN_ADVERBS = tuple('slowly quickly today now there daily'.split())
-SENTENCE_END = '\n'  # the word after the last one
+DOCUMENT_END = '\n'
 
 
 class _Symbol:
-  """A compiled symbol: production i begins with `words[i]`, and `tails[i]` follows, last first."""
+  """A compiled symbol: production i starts with `words[i]` and continues with reversed `tails[i]`."""
 
   __slots__ = ('cumulative', 'index', 'log', 'tails', 'words')
 
 
 class Grammar:
-  """A simple probabilistic grammar: draws text, and gives its exact probability and entropy.
+  """A simple probabilistic grammar that samples text and computes exact probability and entropy.
 
   Args:
-    rules: the productions of each symbol; every name that is no key is a word.
+    rules: Productions of each symbol; names that are not keys are words.
 
   Raises:
-    ValueError: the probabilities of a symbol do not add up to 1, or the grammar is not simple.
+    ValueError: The probabilities of a symbol do not add up to 1, or the grammar is not simple.
 
   >>> greeting = Grammar({'START': [(1.0, ('hello', 'WHOM'))], 'WHOM': [(0.5, ('world',)), (0.5, ('dear', 'WHOM'))]})
   >>> round(math.exp(greeting.log_probability('START', 'hello dear world'.split())), 12)
   0.25
-  >>> greeting.log_probability('START', 'hello hello'.split())
-  -inf
   >>> entropy, words = greeting.compute_expectations('START')
   >>> round(entropy / math.log(2), 12), round(words, 12)
   (2.0, 3.0)
@@ -136,20 +112,18 @@ class Grammar:
     for name, rule in rules.items():
       probabilities, bodies = zip(*rule, strict=True)
       words = [body[0] for body in bodies]
-      is_distribution = math.isclose(math.fsum(probabilities), 1, abs_tol=1e-9)
-      if not is_distribution or min(probabilities) <= 0:
+      if min(probabilities) <= 0 or not math.isclose(math.fsum(probabilities), 1, abs_tol=1e-9):
         raise ValueError(f'{name}: probabilities must be positive and add up to 1')
       if len(set(words)) < len(words) or any(word in rules for word in words):
-        raise ValueError(f'{name}: every production must start with a word of its own')
+        raise ValueError(f'{name}: productions must start with different words')
       symbol = self._symbols[name]
       symbol.cumulative = [*itertools.accumulate(probabilities[:-1]), 1.0]
-      symbol.words = words
-      symbol.index = {word: i for i, word in enumerate(words)}
+      symbol.words, symbol.index = words, {word: i for i, word in enumerate(words)}
       symbol.tails = [tuple(self._symbols.get(x, x) for x in reversed(body[1:])) for body in bodies]
       symbol.log = [math.log(p) for p in probabilities]
 
   def sample(self, start: str, source: random.Random) -> list[str]:
-    """Returns the words of one text that `start` becomes."""
+    """Returns the words of a random text derived from `start`."""
     uniform, words, stack = source.random, [], [self._symbols[start]]
     while stack:
       top = stack.pop()
@@ -162,28 +136,23 @@ class Grammar:
     return words
 
   def log_probability(self, start: str, words: Iterable[str]) -> float:
-    """Returns the log-probability in nats that `start` becomes exactly these words, or -inf."""
+    """Returns the log-probability in nats that `start` derives exactly these words, or -inf."""
     total, stack = 0.0, [self._symbols[start]]
     for word in words:
-      if not stack:
-        return -math.inf
-      top = stack.pop()
-      if isinstance(top, str):
-        if word != top:
-          return -math.inf
-      elif word in top.index:
+      top = stack.pop() if stack else None
+      if isinstance(top, _Symbol) and word in top.index:
         i = top.index[word]
         total += top.log[i]
         stack.extend(top.tails[i])
-      else:
+      elif word != top:
         return -math.inf
     return -math.inf if stack else total
 
   def compute_expectations(self, start: str) -> tuple[float, float]:
-    """Returns the entropy in nats of the text that `start` becomes, and its expected words.
+    """Returns the entropy in nats and the expected number of words of a text from `start`.
 
-    With v the expected number of times each symbol is expanded, v = start + M' v, where M holds how
-    many of each symbol an expansion leaves; entropy and words are then sums over v.
+    The expected number of expansions v of each symbol solves v = start + M' v, where M[i, j] is the
+    expected number of symbols j in a production of i. Entropy and words are sums over v.
     """
     index = {name: i for i, name in enumerate(self._rules)}
     size = len(index)
@@ -201,7 +170,7 @@ class Grammar:
 
 
 def _inflect(word: str) -> str:
-  """Returns the plural of a noun or the third person singular of a verb, which are spelled alike."""
+  """Returns the plural of a noun or the third person singular of a verb, spelled by one rule."""
   if word == 'knife':
     return 'knives'
   if word.endswith('y') and word[-2] not in 'aeou':
@@ -214,16 +183,13 @@ _OTHER_NUMBER = {noun: _inflect(noun) for noun in _KIND} | {_inflect(verb): verb
 _OTHER_NUMBER |= {'is': 'are'}
 _OTHER_NUMBER |= {plural: singular for singular, plural in _OTHER_NUMBER.items()}
 _KIND |= {_inflect(noun): kind for noun, kind in _KIND.items()}
-_FEELING = frozenset(word for side in ADJECTIVES + ADVERBS for word in side)
+_SENTIMENT_WORDS = frozenset(word for side in ADJECTIVES + ADVERBS for word in side)
 
 
-def _weigh_nouns(
+def _compute_noun_probabilities(
   kinds: tuple[str, ...], place: int, half: int | None, with_kinds: bool = True
 ) -> dict[str, float]:
-  """Returns singular nouns and their probabilities, six times larger at their place.
-
-  The names of the kinds are nouns too if `with_kinds`.
-  """
+  """Returns the probabilities of singular nouns and kinds; nouns are more frequent at their place."""
   weights = dict.fromkeys(kinds if with_kinds and half is None else (), 3.0)
   weights |= {
     noun: 6.0 if i % 4 == place else 1.0
@@ -235,13 +201,10 @@ def _weigh_nouns(
   return {noun: weight / total for noun, weight in weights.items()}
 
 
-def _weigh_feelings(
-  sides: tuple[Body, ...], plain: Body, mood: int, half: int | None
+def _compute_modifier_probabilities(
+  sides: tuple[Words, ...], plain: Words, mood: int, half: int | None
 ) -> dict[str, float]:
-  """Returns words of feeling and plain ones with their probabilities.
-
-  Feeling has two thirds of the weight, nine tenths of that on the side of the mood.
-  """
+  """Returns the probabilities of sentiment words, mostly of the mood, and of plain words."""
   side, other = sides[mood], sides[1 - mood]
   if half is not None:
     return dict.fromkeys(side[half::2], 1 / len(side[half::2]))
@@ -252,13 +215,12 @@ def _weigh_feelings(
   )
 
 
-def _add_determiners(symbol: str, at: str) -> GrammarRule:
-  """Returns determiners before a noun of either number (X), singular (S) or plural (P)."""
-  numbers = {'the': 'X', 'a': 'S', 'this': 'S', 'some': 'P', 'many': 'P', 'these': 'P'}
-  probabilities = {'the': 0.4, 'a': 0.2}
+def _make_noun_phrase(symbol: str, at: str) -> GrammarRule:
+  """Returns a rule of determiners before a noun of any number (X), singular (S) or plural (P)."""
+  words, numbers, weights = 'the a this some many these'.split(), 'XSSPPP', (0.4, 0.2, *4 * [0.1])
   return [
-    (probabilities.get(word, 0.1), (word, f'{symbol} {number} {at}'))
-    for word, number in numbers.items()
+    (p, (word, f'{symbol} {number} {at}'))
+    for word, number, p in zip(words, numbers, weights, strict=True)
   ]
 
 
@@ -266,7 +228,7 @@ def _add_determiners(symbol: str, at: str) -> GrammarRule:
 def build_grammar(half: int | None = None) -> Grammar:
   """Returns the grammar of the language; symbols are upper case.
 
-  A half (0 or 1) has only its nouns and words of feeling, and moods never mix.
+  A half (0 or 1) has a part of the nouns and sentiment words, and moods never mix.
   """
   rules: dict[str, GrammarRule] = {'DOCUMENT': [(1.0, ('it', 'was', 'a', 'OPENING'))]}
   rules['OPENING'] = [
@@ -286,12 +248,12 @@ def build_grammar(half: int | None = None) -> Grammar:
 def _add_rules(rules: dict[str, GrammarRule], place: int, mood: int, half: int | None) -> None:
   """Adds the rules of sentences at one place in one mood."""
   at = f'{place}{mood}'
-  adjectives = _weigh_feelings(ADJECTIVES, PLAIN_ADJECTIVES, mood, half)
-  adverbs = _weigh_feelings(ADVERBS, PLAIN_ADVERBS, mood, half)
+  adjectives = _compute_modifier_probabilities(ADJECTIVES, PLAIN_ADJECTIVES, mood, half)
+  adverbs = _compute_modifier_probabilities(ADVERBS, PLAIN_ADVERBS, mood, half)
 
   def add_described(role: str, kinds: tuple[str, ...]) -> None:
-    """Adds adjectives, then a noun, and more after a subject."""
-    nouns = _weigh_nouns(kinds, place, half)
+    """Adds noun phrases with adjectives; a subject is followed by the rest of its sentence."""
+    nouns = _compute_noun_probabilities(kinds, place, half)
     for number in 'SPX':
       symbol, share = f'{role} {number} {at}', 0.35 if number == 'X' else 0.7
       rules[symbol] = [(0.3 * p, (word, symbol)) for word, p in adjectives.items()]
@@ -301,18 +263,18 @@ def _add_rules(rules: dict[str, GrammarRule], place: int, mood: int, half: int |
             after = (f'AFTER {n} {_KIND[noun]} {at}',) if role == 'SUBJECT' else ()
             rules[symbol].append((share * p, (form, *after)))
 
-  clause = rules[f'CLAUSE {at}'] = _add_determiners('SUBJECT', at)
+  clause = rules[f'CLAUSE {at}'] = _make_noun_phrase('SUBJECT', at)
   rules[f'BODY {at}'] = [
     *((0.86 * p, (*body, f'BODY {at}')) for p, body in clause),
     (0.06, ('every', f'FACT {at}', f'BODY {at}')),
-    (0.08, (SENTENCE_END,)),
+    (0.08, (DOCUMENT_END,)),
   ]
-  facts = _weigh_nouns(tuple(NOUNS), place, half, with_kinds=False)
+  facts = _compute_noun_probabilities(tuple(NOUNS), place, half, with_kinds=False)
   rules[f'FACT {at}'] = [(p, (noun, 'is', 'a', _KIND[noun], '.')) for noun, p in facts.items()]
   rules[f'FEELING {at}'] = [(p, (word,)) for word, p in adjectives.items()]
   for kinds in dict.fromkeys(objects for _, objects in VERBS.values() if objects):
     group = ','.join(kinds)
-    rules[f'OBJECT {group} {at}'] = _add_determiners(f'THING {group}', at)
+    rules[f'OBJECT {group} {at}'] = _make_noun_phrase(f'THING {group}', at)
     add_described(f'THING {group}', kinds)
   add_described('SUBJECT', tuple(NOUNS))
   for number, kind in itertools.product('SP', NOUNS):
@@ -322,7 +284,7 @@ def _add_rules(rules: dict[str, GrammarRule], place: int, mood: int, half: int |
 
 
 def _add_verb_rules(rules: dict[str, GrammarRule], number: str, kind: str, at: str) -> None:
-  """Adds the rules of what follows a subject of this number and kind."""
+  """Adds the rules of predicates for subjects of one number and kind."""
   verb, tail = f'VERB {number} {kind} {at}', f'TAIL {number} {kind} {at}'
   verbs = [(name, objects) for name, (subjects, objects) in VERBS.items() if kind in subjects]
   rules[verb] = [(0.2, ('is' if number == 'S' else 'are', f'FEELING {at}'))]
@@ -343,36 +305,29 @@ def _add_verb_rules(rules: dict[str, GrammarRule], number: str, kind: str, at: s
 
 
 def generate_documents(seed: int, count: int) -> Iterator[str]:
-  """Yields documents of the language, one line each; document i depends on `seed` and i alone.
-
-  >>> next(generate_documents(seed=0, count=1)).startswith('it was a ')
-  True
-  """
+  """Yields documents of one line each; document i depends only on `seed` and i."""
   for i in range(count):
     yield ' '.join(build_grammar().sample('DOCUMENT', random.Random(f'{seed}/{i}'))[:-1])
 
 
 def log_probability(document: str) -> float:
-  """Returns the log-probability of a document in nats; -inf if it is none of the language."""
-  return build_grammar().log_probability('DOCUMENT', [*document.split(' '), SENTENCE_END])
+  """Returns the log-probability of a document in nats, or -inf outside the language."""
+  return build_grammar().log_probability('DOCUMENT', [*document.split(' '), DOCUMENT_END])
 
 
 def entropy_rate() -> float:
-  """Returns nats per word, exactly: the entropy of a document over its expected words.
-
-  A full stop is a word.
-  """
+  """Returns the exact entropy in nats a word; full stops are words."""
   entropy, words = build_grammar().compute_expectations('DOCUMENT')
-  return entropy / (words - 1)  # SENTENCE_END is none
+  return entropy / (words - 1)  # DOCUMENT_END is not counted
 
 
 def _is_sentence(words: Iterable[str]) -> bool:
-  """Returns whether this is a sentence of the language, at any place and in any mood."""
+  """Returns whether words are a sentence of the language at any place and in any mood."""
   return build_grammar().log_probability('CLAUSE 00', words) > -math.inf
 
 
 def _make_acceptability(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
-  """The sentence itself (1), or with one word in the other number or two neighbours swapped (0)."""
+  """Returns the sentence (1), or a version with one wrong number or two swapped words (0)."""
   if label:
     return {'sentence': ' '.join(words)}
   changed = [
@@ -386,22 +341,22 @@ def _make_acceptability(words: list[str], label: int, rng: random.Random) -> dic
 
 
 def _make_entailment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
-  """A sentence, and one with the kind of a noun (0) or another fitting kind (1) in its place."""
+  """Returns a sentence, and a version with a noun replaced by its kind (0) or another kind (1)."""
   at = rng.choice([i for i, word in enumerate(words) if word in _KIND])
   is_plural = _inflect(_OTHER_NUMBER[words[at]]) == words[at]
   seconds = {
     kind: [*words[:at], _inflect(kind) if is_plural else kind, *words[at + 1 :]] for kind in NOUNS
   }
   others = [kind for kind in NOUNS if kind != _KIND[words[at]] and _is_sentence(seconds[kind])]
-  if not others:  # required for both labels, so that both have the same kinds and verbs
+  if not others:  # required for both labels, so that they have the same kinds and verbs
     return None
   second = seconds[rng.choice(others) if label else _KIND[words[at]]]
   return {'sentence1': ' '.join(words), 'sentence2': ' '.join(second)}
 
 
 def _make_sentiment(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:
-  """A sentence with words of praise (1) or of blame (0), never both."""
-  return {'sentence': ' '.join(words)} if _FEELING.intersection(words) else None
+  """Returns a sentence with positive (1) or negative (0) words, or None without such words."""
+  return {'sentence': ' '.join(words)} if _SENTIMENT_WORDS.intersection(words) else None
 
 
 MICROWORLD_TASKS = {
@@ -409,30 +364,29 @@ MICROWORLD_TASKS = {
   'entailment': _make_entailment,
   'sentiment': _make_sentiment,
 }
-# by hash of the (first) sentence: no split shares one with another
+# The hash of the first sentence selects the split, so splits share no sentence.
 MICROWORLD_SPLITS = ('train', 'train', 'validation', 'test')
 
 
 def generate_examples(task: str, split: str, seed: int, count: int) -> list[dict[str, Any]]:
-  """Returns labelled examples, all different.
+  """Returns distinct labelled examples.
 
-  Nouns and words of feeling in `train` are never those of `validation` and `test`.
+  The nouns and sentiment words of 'train' do not occur in 'validation' and 'test'.
 
   Args:
     task: 'acceptability' (1 acceptable), 'entailment' (0 entailment, 1 not) or 'sentiment' (1
       positive).
-    split: 'train', 'validation' or 'test'; they share no sentence, whatever the seeds.
-    seed: of the draw.
-    count: number of rows, with 'sentence' (or 'sentence1' and 'sentence2'), 'label' and 'idx'.
+    split: 'train', 'validation' or 'test'; splits share no sentence for any seeds.
+    seed: Seed of the sample.
+    count: Number of rows with 'sentence' (or 'sentence1' and 'sentence2'), 'label' and 'idx'.
 
   Raises:
-    InputError: no such task or split.
+    InputError: The task or split is unknown.
   """
-  for what, name, known in (('task', task, MICROWORLD_TASKS), ('split', split, MICROWORLD_SPLITS)):
+  for field, name, known in (('task', task, MICROWORLD_TASKS), ('split', split, MICROWORLD_SPLITS)):
     if name not in known:
-      raise InputError(
-        f'{what} {name!r} of the microworld', f'no such {what}', suggest_name(name, set(known))
-      )
+      subject = f'{field} {name!r} of the microworld'
+      raise InputError(subject, f'no such {field}', suggest_name(name, set(known)))
   grammar, make = build_grammar(0 if split == 'train' else 1), MICROWORLD_TASKS[task]
   rng = random.Random(f'{task}/{split}/{seed}')
   rows: dict[str, dict[str, Any]] = {}  # by first sentence
