@@ -297,11 +297,7 @@ def _add_verb_rules(rules: dict[str, GrammarRule], number: str, kind: str, at: s
     (0.12, ('that', verb, verb, tail)),
     *((0.68 * p, (*body, tail)) for p, body in rules[verb]),
   ]
-  rules[tail] = [
-    (0.5, ('.',)),
-    (0.15, ('and', verb, tail)),
-    (0.12, ('because', f'CLAUSE {at}')),
-  ]
+  rules[tail] = [(0.5, ('.',)), (0.15, ('and', verb, tail)), (0.12, ('because', f'CLAUSE {at}'))]
 
 
 def generate_documents(seed: int, count: int) -> Iterator[str]:

@@ -2,16 +2,14 @@
 
     p(t | c) = max(n(c, t) - d, 0) / n(c)  +  d n+(c) / n(c)  p'(t)
 
-The context `c` is any number of positions beside the token, on either side; n+(c) is the number of
-different tokens in it, and p' the probability in a smaller context, to which a context that was
-never seen leaves everything. The discount is theirs by leaving one out, n1 / (n1 + 2 n2) of the
-combinations seen once and twice, here (n1 + 1) / (n1 + 2 n2 + 2), so that it always lies between 0
-and 1. Nothing is fitted.
+The context c is any set of positions around the token t; n+(c) is the number of distinct tokens
+seen in c, and p' is the probability in a smaller context. For an unseen context, p is p'. The
+discount d is (n1 + 1) / (n1 + 2 n2 + 2), where n1 and n2 combinations were seen once and twice. It
+is the leave-one-out estimate n1 / (n1 + 2 n2) of the paper, smoothed to lie between 0 and 1.
 
-A combination of context and token is one number of 64 bits, and the counts are these numbers in
-ascending order: the tokens of a context lie side by side, and every look-up is a binary search.
-Nothing loops over tokens. Memory grows with different combinations, some 16 bytes each and more
-while they are counted, not with the length of the text.
+A combination of context and token is a 64-bit key. Sorted keys place the tokens of a context next
+to one another, and a look-up is a binary search. Memory is about 16 bytes for each distinct
+combination, and more while counting.
 """
 
 import dataclasses
@@ -23,8 +21,8 @@ from jaxtyping import Bool, Float, Int, Integer, UInt64
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.core.errors import InputError
 
-UNPREDICTED_IDS = (BEGIN_ID, PAD_ID, END_ID, MASK_ID)  # part of contexts only
-_TOKENS_PER_BLOCK = 1 << 22  # of one step of `measure_agreement`
+UNPREDICTED_IDS = (BEGIN_ID, PAD_ID, END_ID, MASK_ID)  # occur in contexts only
+_TOKENS_PER_BLOCK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +30,12 @@ class NgramCounts:
   """Counts of tokens in one kind of context.
 
   Attributes:
-    vocab_size: V, ids are below it.
-    keys: context * V + token of each combination that was seen, ascending.
-    shares: max(n(c, t) - d, 0) / n(c) of each.
-    contexts: those that were seen, ascending.
-    starts: first combination of each, and the end of the last.
-    backoffs: d n+(c) / n(c) of each.
+    vocab_size: V; ids are smaller than this.
+    keys: context * V + token of each seen combination, ascending.
+    shares: max(n(c, t) - d, 0) / n(c) of each combination.
+    contexts: Seen contexts, ascending.
+    starts: Index of the first combination of each context, and the number of combinations.
+    backoffs: d n+(c) / n(c) of each context.
   """
 
   vocab_size: int
@@ -50,24 +48,24 @@ class NgramCounts:
   def find_shares(
     self, contexts: UInt64[np.ndarray, 'N'], tokens: Integer[np.ndarray, 'N']
   ) -> Float[np.ndarray, 'N']:
-    """Returns the first term of p(t | c)."""
+    """Returns the first term of p(t | c) for pairs of context and token."""
     keys = contexts * np.uint64(self.vocab_size) + tokens.astype(np.uint64)
     index, is_seen = _search(self.keys, keys)
     return np.where(is_seen, self.shares[index], 0.0)
 
   def find_backoffs(self, contexts: UInt64[np.ndarray, 'N']) -> Float[np.ndarray, 'N']:
-    """Returns the factor of p'(t)."""
+    """Returns the factor of p'(t) for each context."""
     index, is_seen = _search(self.contexts, contexts)
     return np.where(is_seen, self.backoffs[index], 1.0)
 
   def count_types(self, contexts: UInt64[np.ndarray, 'N']) -> Int[np.ndarray, 'N']:
-    """Returns n+(c), 0 for a context that was never seen."""
+    """Returns n+(c) for each context."""
     index, is_seen = _search(self.contexts, contexts)
     return np.where(is_seen, np.diff(self.starts)[index], 0)
 
 
 def shift_tokens(tokens: Integer[np.ndarray, 'N L'], offset: int) -> Integer[np.ndarray, 'N L']:
-  """Returns the token at an offset from each position of each row, `<pad>` beyond its ends.
+  """Returns the token at an offset from each position of each row, or `<pad>` outside the row.
 
   >>> shift_tokens(np.array([[5, 6, 7]]), -1).tolist()
   [[1, 5, 6]]
@@ -79,7 +77,7 @@ def shift_tokens(tokens: Integer[np.ndarray, 'N L'], offset: int) -> Integer[np.
 
 
 def pack_keys(contexts: Integer[np.ndarray, 'N k'], vocab_size: int) -> UInt64[np.ndarray, 'N']:
-  """Returns one number for k tokens, up to three below 2.6 million; 0 for no token."""
+  """Returns k tokens as one 64-bit key; three tokens fit below a vocabulary of 2.6 million."""
   keys = np.zeros(len(contexts), np.uint64)
   for tokens in contexts.T:
     keys = keys * np.uint64(vocab_size) + tokens.astype(np.uint64)
@@ -89,12 +87,15 @@ def pack_keys(contexts: Integer[np.ndarray, 'N k'], vocab_size: int) -> UInt64[n
 def count_ngrams(
   blocks: Iterable[Integer[np.ndarray, 'n L']], offsets: Sequence[int], vocab_size: int
 ) -> NgramCounts:
-  """Counts every token of a text that can be predicted, by the tokens at some offsets from it.
+  """Counts the tokens of a text by context, without special tokens.
 
-  No offsets give frequencies.
+  Args:
+    blocks: Rows of the text.
+    offsets: Positions of the context relative to the token; none give frequencies.
+    vocab_size: Ids are smaller than this.
 
   Raises:
-    InputError: there is nothing to count.
+    InputError: The text has no tokens.
   """
   runs: list[tuple[np.ndarray, np.ndarray]] = []
   for tokens in blocks:
@@ -104,11 +105,11 @@ def count_ngrams(
     columns = [shift_tokens(tokens, offset)[is_counted] for offset in (*offsets, 0)]
     keys = pack_keys(np.stack(columns, axis=1), vocab_size)
     runs.append(np.unique(keys, return_counts=True))
-    # a key is merged some log2(blocks) times
+    # Merging runs of similar sizes merges each key about log2(blocks) times.
     while len(runs) > 1 and len(runs[-2][0]) <= 2 * len(runs[-1][0]):
       runs.append(_merge_counts([runs.pop(), runs.pop()]))
   if not runs:
-    raise InputError('counts of a text', 'no token in it', 'give more text')
+    raise InputError('n-gram counts', 'a text without tokens', 'give more text')
   keys, counts = _merge_counts(runs)
   once, twice = (int(np.sum(counts == number)) for number in (1, 2))
   discount = (once + 1) / (once + 2 * twice + 2)
@@ -120,20 +121,23 @@ def count_ngrams(
 
 
 def measure_agreement(
-  left: NgramCounts,
-  right: NgramCounts,
+  left_counts: NgramCounts,
+  right_counts: NgramCounts,
   left_contexts: UInt64[np.ndarray, 'N'],
   right_contexts: UInt64[np.ndarray, 'N'],
   base: Float[np.ndarray, 'V'],
 ) -> Float[np.ndarray, 'N']:
-  """Returns sum_t share(t | left) share'(t | right) / base(t), over the tokens of the rarer one."""
-  is_left = left.count_types(left_contexts) <= right.count_types(right_contexts)
+  """Returns sum_t share(t | left) share(t | right) / base(t) for pairs of contexts.
+
+  Each sum is over the tokens of the context with fewer types.
+  """
+  is_left = left_counts.count_types(left_contexts) <= right_counts.count_types(right_contexts)
   agreement = np.empty(len(left_contexts))
   agreement[is_left] = _sum_over_tokens(
-    left, right, left_contexts[is_left], right_contexts[is_left], base
+    left_counts, right_counts, left_contexts[is_left], right_contexts[is_left], base
   )
   agreement[~is_left] = _sum_over_tokens(
-    right, left, right_contexts[~is_left], left_contexts[~is_left], base
+    right_counts, left_counts, right_contexts[~is_left], left_contexts[~is_left], base
   )
   return agreement
 
@@ -160,7 +164,7 @@ def _sum_over_tokens(
 def _search(
   ascending: UInt64[np.ndarray, 'K'], numbers: UInt64[np.ndarray, 'N']
 ) -> tuple[Int[np.ndarray, 'N'], Bool[np.ndarray, 'N']]:
-  """Returns the index of each number among ascending ones, and whether it is there at all."""
+  """Returns the index of each number in a sorted array, and whether the array has the number."""
   index = np.minimum(np.searchsorted(ascending, numbers), len(ascending) - 1)
   return index, ascending[index] == numbers
 
@@ -168,7 +172,7 @@ def _search(
 def _merge_counts(
   runs: Sequence[tuple[UInt64[np.ndarray, '_'], Int[np.ndarray, '_']]],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns keys, ascending, and the sum of their counts in several runs."""
+  """Returns the sorted distinct keys of several runs, and the sums of their counts."""
   keys, counts = (np.concatenate(parts) for parts in zip(*runs, strict=True))
   order = np.argsort(keys, kind='stable')
   keys = keys[order]

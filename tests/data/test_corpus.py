@@ -272,10 +272,12 @@ def test_a_subset_larger_than_the_training_split_is_refused(name: str, tiny_corp
   assert f'subset.{name}={size + 1:,}' in refused.value.asked
 
 
-def test_a_subset_smaller_than_a_row_is_refused(tiny_corpus: pathlib.Path):
+def test_a_subset_smaller_than_a_row_or_of_two_sizes_is_refused(tiny_corpus: pathlib.Path):
   manifest = corpus.read_manifest(tiny_corpus)
   with pytest.raises(InputError, match='subset.tokens=63'):
     corpus.check_subset(SubsetConfig(tokens=63), manifest, tiny_corpus)
+  with pytest.raises(InputError, match='subset.tokens=630'):
+    SubsetConfig(rows=3, tokens=630)
 
 
 def test_a_subset_is_measured_by_its_rows_and_tokens(tiny_corpus: pathlib.Path):

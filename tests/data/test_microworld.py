@@ -1,4 +1,4 @@
-"""The microworld: deterministic, of known entropy, and with tasks that words alone do not solve."""
+"""The microworld: deterministic text, exact entropy, tasks that word counts do not solve."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ RULES = {
 }
 
 
-def test_probabilities_of_short_texts_are_those_of_the_draw():
+def test_probabilities_of_short_texts_are_their_frequencies():
   grammar, source = Grammar(RULES), random.Random(0)
   texts = [' '.join(grammar.sample('S', source)) for _ in range(20_000)]
   for text in ('end', 'a b end', 'a d x y end', 'a c b end'):
@@ -31,7 +31,7 @@ def test_probabilities_of_short_texts_are_those_of_the_draw():
     assert abs(texts.count(text) / len(texts) - p) < 4 * math.sqrt(p * (1 - p) / len(texts))
 
 
-def test_expected_entropy_and_words_are_those_of_the_draw():
+def test_expected_entropy_and_words_are_means_of_samples():
   grammar, source = Grammar(RULES), random.Random(1)
   texts = [grammar.sample('S', source) for _ in range(20_000)]
   surprise = [-grammar.log_probability('S', text) for text in texts]
@@ -41,7 +41,7 @@ def test_expected_entropy_and_words_are_those_of_the_draw():
 
 
 @pytest.mark.parametrize('text', ['', 'a', 'a b', 'end end', 'a d y x end', 'b', 'S'])
-def test_other_texts_have_no_probability(text: str):
+def test_other_texts_have_probability_zero(text: str):
   assert Grammar(RULES).log_probability('S', text.split()) == -math.inf
 
 
@@ -59,11 +59,11 @@ def test_a_grammar_that_is_not_simple_is_refused(rules: dict):
     Grammar(rules)
 
 
-def texts(row: dict) -> list[str]:
+def get_texts(row: dict) -> list[str]:
   return [row[field] for field in ('sentence', 'sentence1', 'sentence2') if field in row]
 
 
-def test_a_document_depends_on_seed_and_index_alone():
+def test_a_document_depends_only_on_seed_and_index():
   documents = list(microworld.generate_documents(3, 5))
   assert documents == list(microworld.generate_documents(3, 20))[:5]
   assert documents != list(microworld.generate_documents(4, 5))
@@ -81,7 +81,7 @@ def test_documents_are_lower_case_sentences():
     assert not re.search(r'\ba [aeiou]', document)
 
 
-def test_words_are_inflected_and_none_has_two_roles():
+def test_inflected_words_are_distinct():
   nouns = [noun for kind, members in microworld.NOUNS.items() for noun in (kind, *members)]
   inflected = [microworld._inflect(word) for word in (*nouns, *microworld.VERBS)]
   sides = itertools.chain(*microworld.ADJECTIVES, *microworld.ADVERBS)
@@ -98,10 +98,10 @@ def test_entropy_rate_is_the_mean_surprise():
   residual = surprise - microworld.entropy_rate() * words
   error = residual.std() / math.sqrt(len(residual))
   assert abs(residual.mean()) < 4 * error
-  assert error < 0.02 * surprise.mean()  # the check is sharp
+  assert error < 0.02 * surprise.mean()
 
 
-def test_the_place_and_the_mood_colour_the_text():
+def test_the_place_and_the_mood_change_probabilities():
   text = 'it was a {} day at the {} . some foxes find these dogs . the pig is horrible .'
   bad_farm, good_farm, bad_beach = (
     microworld.log_probability(text.format(mood, place))
@@ -111,7 +111,7 @@ def test_the_place_and_the_mood_colour_the_text():
 
 
 @pytest.mark.parametrize(
-  'sentence, good',
+  'sentence, is_valid',
   [
     ('the dogs near the tree sleep .', True),
     ('the dogs near the tree sleeps .', False),
@@ -126,44 +126,45 @@ def test_the_place_and_the_mood_colour_the_text():
     ('', False),
   ],
 )
-def test_only_sentences_of_the_language_have_probability(sentence: str, good: bool):
+def test_only_valid_sentences_have_positive_probability(sentence: str, is_valid: bool):
   document = f'it was a good day at the farm . {sentence}'
-  assert (microworld.log_probability(document) > -math.inf) == good
+  assert (microworld.log_probability(document) > -math.inf) == is_valid
 
 
 def test_a_megabyte_takes_a_second():
   next(microworld.generate_documents(0, 1))
-  start = time.process_time()  # whatever else the machine does
+  start = time.process_time()  # ignores other processes
   size = sum(map(len, microworld.generate_documents(1, 1000)))
   assert size / (time.process_time() - start) > 1e6
 
 
 @pytest.mark.parametrize('task', MICROWORLD_TASKS)
-def test_splits_share_no_sentence_whatever_the_seeds(task: str):
+def test_splits_share_no_sentence_for_any_seed(task: str):
   splits = []
   for split in ('train', 'validation', 'test'):
     rows = [r for seed in (0, 1) for r in microworld.generate_examples(task, split, seed, 300)]
-    splits.append({texts(row)[0] for row in rows})
+    splits.append({get_texts(row)[0] for row in rows})
   assert all(len(sentences) > 500 for sentences in splits)
   assert not any(a & b for a, b in itertools.combinations(splits, 2))
 
 
 @pytest.mark.parametrize('task', MICROWORLD_TASKS)
 def test_examples_are_distinct_balanced_and_repeatable(task: str):
-  rows, again, few = (microworld.generate_examples(task, 'train', 0, n) for n in (400, 400, 50))
-  assert rows == again and rows[:50] == few
+  rows = microworld.generate_examples(task, 'train', 0, 400)
+  assert rows == microworld.generate_examples(task, 'train', 0, 400)
+  assert rows[:50] == microworld.generate_examples(task, 'train', 0, 50)
   assert [row['idx'] for row in rows] == list(range(400))
-  assert len({texts(row)[0] for row in rows}) == 400
+  assert len({get_texts(row)[0] for row in rows}) == 400
   assert 0.4 < np.mean([row['label'] for row in rows]) < 0.6
 
 
-def test_knowing_the_grammar_solves_acceptability():
+def test_the_grammar_solves_acceptability():
   for row in microworld.generate_examples('acceptability', 'test', 0, 300):
     document = f'it was a good day at the farm . {row["sentence"]}'
     assert row['label'] == (microworld.log_probability(document) > -math.inf)
 
 
-def test_knowing_the_kinds_solves_entailment():
+def test_the_kinds_of_nouns_solve_entailment():
   kinds = {
     (form(noun), form(kind))
     for kind, nouns in microworld.NOUNS.items()
@@ -176,17 +177,17 @@ def test_knowing_the_kinds_solves_entailment():
     assert row['label'] == (pair not in kinds)
 
 
-def test_knowing_the_words_of_feeling_solves_sentiment_and_they_are_new_in_test():
+def test_sentiment_words_solve_sentiment_and_are_new_in_test():
   sides = zip(microworld.ADJECTIVES, microworld.ADVERBS)
-  feelings = [{*adjectives, *adverbs} for adjectives, adverbs in sides]
+  sentiments = [{*adjectives, *adverbs} for adjectives, adverbs in sides]
   seen = {split: set() for split in ('train', 'validation', 'test')}
   for split in seen:
     for row in microworld.generate_examples('sentiment', split, 0, 300):
       words = set(row['sentence'].split())
-      assert words & feelings[row['label']] and not words & feelings[1 - row['label']]
-      seen[split] |= words & (feelings[0] | feelings[1])
+      assert words & sentiments[row['label']] and not words & sentiments[1 - row['label']]
+      seen[split] |= words & (sentiments[0] | sentiments[1])
   assert not seen['train'] & (seen['validation'] | seen['test'])
-  assert seen['train'] | seen['test'] == feelings[0] | feelings[1]
+  assert seen['train'] | seen['test'] == sentiments[0] | sentiments[1]
 
 
 @pytest.mark.parametrize('task', MICROWORLD_TASKS)
@@ -194,10 +195,10 @@ def test_counts_of_words_and_pairs_do_not_solve_the_test_split(task: str):
   rows = {split: microworld.generate_examples(task, split, 0, 1000) for split in ('train', 'test')}
   lines = {
     split: [
-      ' '.join(f'{i}{word}' for i, text in enumerate(texts(row)) for word in text.split())
-      for row in part
+      ' '.join(f'{i}{word}' for i, text in enumerate(get_texts(row)) for word in text.split())
+      for row in split_rows
     ]
-    for split, part in rows.items()
+    for split, split_rows in rows.items()
   }
   counts = CountVectorizer(token_pattern=r'\S+', ngram_range=(1, 2)).fit(lines['train'])
   model = LogisticRegression(max_iter=1000)

@@ -1,4 +1,4 @@
-"""N-gram counts: those of a dictionary in any blocks; probabilities that add up to 1."""
+"""N-gram counts: equal to a dictionary in any blocks, with probabilities that add up to 1."""
 
 import itertools
 
@@ -15,7 +15,7 @@ OFFSETS = ((), (-1,), (1,), (-2,), (-2, -1), (-1, 1))
 
 
 @pytest.mark.parametrize('offsets', OFFSETS)
-def test_shares_are_those_of_a_dictionary(offsets: tuple[int, ...]):
+def test_shares_equal_counts_in_a_dictionary(offsets: tuple[int, ...]):
   tokens = draw_rows(40)
   counts, slow = count_ngrams([tokens], offsets, VOCABULARY), count_by_dictionary(tokens, offsets)
   times = [number for counter in slow.values() for number in counter.values()]
@@ -31,7 +31,7 @@ def test_shares_are_those_of_a_dictionary(offsets: tuple[int, ...]):
     assert sum(expected) + backoffs[0] == pytest.approx(1)
 
 
-def test_an_unseen_context_leaves_everything_to_a_smaller_one():
+def test_an_unseen_context_backs_off_completely():
   counts = count_ngrams([draw_rows(40)], (-1,), VOCABULARY)
   keys = pack_keys(np.array([[MASK_ID]]), VOCABULARY)
   assert counts.find_backoffs(keys) == 1 and counts.find_shares(keys, np.array([6])) == 0
@@ -44,26 +44,29 @@ def test_discounts_stay_between_0_and_1(row: list[int]):
 
 
 @pytest.mark.parametrize('cuts', [[1] * 40, [3, 30, 1, 1, 5], [40]])
-def test_blocks_make_no_difference(cuts: list[int]):
+def test_counts_do_not_depend_on_the_blocks(cuts: list[int]):
   tokens = draw_rows(40)
-  whole = count_ngrams([tokens], (-2, -1), VOCABULARY)
-  parts = count_ngrams(iter(np.split(tokens, np.cumsum(cuts)[:-1])), (-2, -1), VOCABULARY)
+  expected = count_ngrams([tokens], (-2, -1), VOCABULARY)
+  counts = count_ngrams(iter(np.split(tokens, np.cumsum(cuts)[:-1])), (-2, -1), VOCABULARY)
   for name in ('keys', 'shares', 'contexts', 'starts', 'backoffs'):
-    np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
+    np.testing.assert_array_equal(getattr(counts, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize('block', [1, 7, 1 << 22])
 def test_agreement_is_the_sum_over_tokens(block: int, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr(ngrams, '_TOKENS_PER_BLOCK', block)
-  left, right = (count_ngrams([draw_rows(60)], (offset,), VOCABULARY) for offset in (-1, 1))
+  tokens = draw_rows(60)
+  left_counts, right_counts = (count_ngrams([tokens], (n,), VOCABULARY) for n in (-1, 1))
   pairs = np.array(list(itertools.product(range(VOCABULARY), repeat=2)))
   left_keys, right_keys = (pack_keys(pairs[:, [n]], VOCABULARY) for n in (0, 1))
   base = np.linspace(0.1, 1, VOCABULARY)
   expected = sum(
-    left.find_shares(left_keys, token) * right.find_shares(right_keys, token) / base[token]
+    left_counts.find_shares(left_keys, token)
+    * right_counts.find_shares(right_keys, token)
+    / base[token]
     for token in (np.full(len(pairs), n) for n in range(VOCABULARY))
   )
-  agreement = ngrams.measure_agreement(left, right, left_keys, right_keys, base)
+  agreement = ngrams.measure_agreement(left_counts, right_counts, left_keys, right_keys, base)
   np.testing.assert_allclose(agreement, expected, atol=1e-12)
 
 
@@ -75,5 +78,5 @@ def test_three_tokens_of_a_large_vocabulary_fit():
 
 @pytest.mark.parametrize('blocks', [[np.full((2, 4), PAD_ID, 'uint16')], []])
 def test_no_token_to_count_is_refused(blocks: list[np.ndarray]):
-  with pytest.raises(InputError, match='counts of a text'):
+  with pytest.raises(InputError, match='n-gram counts'):
     count_ngrams(blocks, (-1,), VOCABULARY)
