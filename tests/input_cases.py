@@ -342,7 +342,7 @@ def _corpus_files() -> dict[str, bytes]:
       'splits': splits,
       'settings': {'größer': 1},
       'sources': [],
-      'hash': build.corpus_hash(digest, 16, splits),
+      'hash': build.hash_corpus(digest, 16, splits),
     },
     ensure_ascii=False,
   ).encode()

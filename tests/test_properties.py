@@ -169,7 +169,7 @@ def test_kept_text_stays_inside_the_word_list(
 @quick
 @given(st.dictionaries(WORDS, st.integers(1, 9), min_size=1), st.integers(1, 9))
 def test_the_most_frequent_words_are_no_rarer_than_the_others(counts: dict[str, int], n: int):
-  found = filters.most_frequent_words(counts, n).words
+  found = filters.select_frequent_words(counts, n).words
   assert len(found) == min(n, len(counts))
   assert min(counts[word] for word in found) >= max(
     (counts[word] for word in counts if word not in found), default=0
@@ -251,7 +251,7 @@ def test_rows_come_back_and_the_manifest_knows_each_of_them(
         'dtype': 'uint16',
         'splits': splits,
         'tokenizer': {'file': 'x', 'sha256': ''},
-        'hash': build.corpus_hash('', length, splits),
+        'hash': build.hash_corpus('', length, splits),
       },
     )
     for split in corpus_config.SPLITS:

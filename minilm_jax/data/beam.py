@@ -96,7 +96,7 @@ class BeamRunner:
     shards = filter_shards.plan_shards(sources, config.documents)
     with self._empty_folder() as folder:
       count = functools.partial(filter_shards.count_shard_words, config=config, folder=folder)
-      result = filter_shards.shard_path(folder, 0, 'json')
+      result = filter_shards.locate_shard_file(folder, 0, 'json')
       self._run(
         f'counting words of {len(shards):,} shards',
         lambda pipeline: (
@@ -108,7 +108,7 @@ class BeamRunner:
           | beam.Map(functools.partial(filter_shards.write_shard_json, result))
         ),
       )
-      return filters.most_frequent_words(dict(filter_shards.read_shard_json(folder, 0)), size)
+      return filters.select_frequent_words(dict(filter_shards.read_shard_json(folder, 0)), size)
 
   def filter_corpus(
     self,
@@ -125,7 +125,7 @@ class BeamRunner:
     """
     started, shards = time.monotonic(), filter_shards.plan_shards(sources, config.documents)
     text_filter = filters.Filter(words, config.vocabulary)
-    with filtering.atomic_folder(folder) as partial, self._empty_folder() as shared:
+    with filtering.create_atomic_folder(folder) as partial, self._empty_folder() as shared:
       filter_shard = functools.partial(
         filter_shards.filter_shard, config=config, text_filter=text_filter, folder=shared
       )
@@ -174,7 +174,7 @@ class BeamRunner:
     try:
       state = _run_pipeline(self.options, build)
       fault = '' if state == 'DONE' else f'the pipeline ended as {state}'
-    except _failure_types() as error:
+    except _get_failure_types() as error:
       if interruption := _find_interruption(error):
         raise interruption from None
       fault = _shorten(error)
@@ -233,7 +233,7 @@ def _run_pipeline(
     try:
       return result.wait_until_finish()
     except KeyboardInterrupt:
-      with contextlib.suppress(NotImplementedError, *_failure_types()):
+      with contextlib.suppress(NotImplementedError, *_get_failure_types()):
         result.cancel()  # a remote job would continue and cost money
       raise
 
@@ -245,7 +245,7 @@ def _find_interruption(error: BaseException | None) -> KeyboardInterrupt | None:
   return error
 
 
-def _failure_types() -> tuple[type[Exception], ...]:
+def _get_failure_types() -> tuple[type[Exception], ...]:
   dataflow = sys.modules.get('apache_beam.runners.dataflow.dataflow_runner')
   return (*_PIPELINE_ERRORS, dataflow.DataflowRuntimeException) if dataflow else _PIPELINE_ERRORS
 

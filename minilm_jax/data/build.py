@@ -182,8 +182,10 @@ def _make_tokenizer(
   return {
     'size': trained.size,
     'sha256': trained.sha256,
-    'word_split_ratio': tokenizer.word_split_ratio(trained, sample_text(_MAX_SPLIT_RATIO_BYTES)),
-    'esms': tokenizer.esms(trained),
+    'word_split_ratio': tokenizer.measure_word_split_ratio(
+      trained, sample_text(_MAX_SPLIT_RATIO_BYTES)
+    ),
+    'esms': tokenizer.measure_esms(trained),
     'sweep': sweep,
     'seconds': time.monotonic() - started,
   }
@@ -206,13 +208,13 @@ def _make_manifest(
     'splits': splits,
     'settings': {name: value for name, value in settings.items() if name != 'workers'},
     'sources': fingerprints,
-    'hash': corpus_hash(checksum, length, splits),
+    'hash': hash_corpus(checksum, length, splits),
     'word_list': stages[_FILTER_STAGE]['word_list'],
     'stages': stages,
   }
 
 
-def corpus_hash(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
+def hash_corpus(tokenizer_sha256: str, length: int, splits: Mapping[str, Any]) -> str:
   """Returns the identity of a corpus: the hash of its tokenizer and shards, without settings."""
   shards = {
     split: [shard['sha256'] for shard in entry['shards']] for split, entry in splits.items()
@@ -244,12 +246,12 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
     lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} pieces a word, ESMS {score:.3f}')
   speed = megabytes / max(filtered['processor_seconds'], 0.01)  # the resolution of os.times
   lines.append(f'filtering: {filtered["seconds"]:.1f} s, {speed:.1f} MB/s per core')
-  memory = _peak_memory(filtered['workers'])
+  memory = _measure_peak_memory(filtered['workers'])
   lines.append(f'total: {seconds:.1f} s, at most {memory:,.0f} MiB of memory')
   progress.log('\n'.join(lines))
 
 
-def _peak_memory(workers: int) -> float:
+def _measure_peak_memory(workers: int) -> float:
   """Returns an upper bound of the memory of this process and its workers in MiB."""
   unit = 1 << 20 if sys.platform == 'darwin' else 1 << 10
   parent, child = (

@@ -251,7 +251,7 @@ def permute_rows(
   )
 
 
-def rows_at_step(
+def select_batch_rows(
   seed: rng.Counter,
   step: rng.Counter,
   batch_size: int,

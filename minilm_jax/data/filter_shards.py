@@ -53,7 +53,7 @@ def plan_shards(
   return shards
 
 
-def shard_path(folder: epath.Path, number: int, suffix: str) -> epath.Path:
+def locate_shard_file(folder: epath.Path, number: int, suffix: str) -> epath.Path:
   """Returns the path of a file of a shard; `suffix` is 'items', 'repeated', 'json' or 'error'."""
   return folder / f'{number:07d}.{suffix}'
 
@@ -86,7 +86,7 @@ def read_shard_json(folder: epath.Path, number: int) -> Any:
     InputError: The file is missing.
   """
   try:
-    with shard_path(folder, number, 'json').open('rb') as file:
+    with locate_shard_file(folder, number, 'json').open('rb') as file:
       return json.load(file)
   except FileNotFoundError:
     raise InputError(
@@ -103,7 +103,7 @@ def _record_refusal(folder: epath.Path, number: int) -> Iterator[None]:
     yield
   except InputError as error:
     parts = [error.asked, error.found, error.remedy]
-    write_shard_json(shard_path(folder, number, 'error'), parts)
+    write_shard_json(locate_shard_file(folder, number, 'error'), parts)
     raise
 
 
@@ -120,7 +120,7 @@ def fingerprint_shard(shard: tuple[int, documents.Source], folder: epath.Path) -
   number, source = shard
   with _record_refusal(folder, number):
     fingerprint = documents.fingerprint_source(source)
-    write_shard_json(shard_path(folder, number, 'json'), fingerprint)
+    write_shard_json(locate_shard_file(folder, number, 'json'), fingerprint)
 
 
 def count_shard_words(
@@ -147,7 +147,10 @@ def filter_shard(
   """Writes the files of a shard; yields (bucket, (shard, item numbers, digests))."""
   (number, source), started, num_sent = shard, time.thread_time(), 0
   input_counts, filter_counts, digests = Counter(), Counter(), np.zeros(0, '<u8')
-  with _record_refusal(folder, number), _open_atomic(shard_path(folder, number, 'items')) as file:
+  with (
+    _record_refusal(folder, number),
+    _open_atomic(locate_shard_file(folder, number, 'items')) as file,
+  ):
     texts = documents.read_documents(source, config.documents)
     for batch in filtering.split_into_batches(texts):
       result = filtering.filter_documents(batch, text_filter, config.splits)
@@ -160,7 +163,7 @@ def filter_shard(
         num_sent, digests = num_sent + len(digests), digests[:0]
   yield from _address_digests(number, num_sent, digests)
   write_shard_json(
-    shard_path(folder, number, 'json'),
+    locate_shard_file(folder, number, 'json'),
     {
       'read': input_counts,
       'counts': filter_counts,
@@ -180,7 +183,7 @@ def _address_digests(
 def save_repeats(shard: tuple[int, Iterable[bytes]], folder: epath.Path) -> None:
   """Writes the sorted numbers of the repeated items of a shard, from all buckets."""
   number, parts = shard
-  with _open_atomic(shard_path(folder, number, 'repeated')) as file:
+  with _open_atomic(locate_shard_file(folder, number, 'repeated')) as file:
     file.write(np.sort(np.frombuffer(b''.join(parts), '<u8')).tobytes())
 
 
@@ -197,11 +200,11 @@ def merge_shards(
       filter_counts.update(sums['counts'])
       seconds.update(processor_seconds=sums['processor_seconds'])
       is_first = np.ones(sums['items'], bool)
-      repeated = shard_path(folder, number, 'repeated')
+      repeated = locate_shard_file(folder, number, 'repeated')
       if repeated.exists():
         with repeated.open('rb') as file:
           is_first[np.frombuffer(file.read(), '<u8')] = False
-      with shard_path(folder, number, 'items').open('rb') as file:
+      with locate_shard_file(folder, number, 'items').open('rb') as file:
         for line, first in zip(file, is_first.tolist(), strict=True):
           yield _ITEM_KEYS[line[0] - ord('0')], line[1:-1], first
 

@@ -42,7 +42,7 @@ _ItemKey = tuple[str, str]  # split and kind of an item
 _worker_function: Callable[[list[str]], Any]  # of a worker process, set once by _initialize_worker
 
 
-def ordered_map(
+def map_in_order(
   function: Callable[[list[str]], _T], batches: Iterable[list[str]], workers: int
 ) -> Iterator[_T]:
   """Yields `function(batch)` for each batch in order, computed in worker processes.
@@ -156,14 +156,14 @@ def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple
     yield shard, part.tobytes()
 
 
-def text_path(folder: epath.Path, split: str, kind: str) -> epath.Path:
+def locate_items(folder: epath.Path, split: str, kind: str) -> epath.Path:
   """Returns the path of the selected items of a split, one item a line."""
   return folder / f'{split}-{kind}.txt'
 
 
 def read_items(folder: epath.Path, split: str, kind: str) -> Iterator[str]:
   """Yields the selected items of a split in order."""
-  with text_path(folder, split, kind).open('rb') as file:
+  with locate_items(folder, split, kind).open('rb') as file:
     for line in file:
       yield line.decode().removesuffix('\n')
 
@@ -238,9 +238,9 @@ class LocalRunner:
     """Returns the most frequent words of the sources."""
     count = functools.partial(count_document_words, rule=config.vocabulary.word_rule)
     texts, total = _read_documents(config.documents, sources, 'counting words'), Counter()
-    for counts in ordered_map(count, split_into_batches(texts), self.workers):
+    for counts in map_in_order(count, split_into_batches(texts), self.workers):
       total.update(counts)
-    return filters.most_frequent_words(total, config.vocabulary.most_frequent)
+    return filters.select_frequent_words(total, config.vocabulary.most_frequent)
 
   def filter_corpus(
     self,
@@ -256,35 +256,35 @@ class LocalRunner:
     Raises:
       InputError: A source is unreadable, or a split is empty but has a share.
     """
-    started, processor_started = time.monotonic(), _processor_seconds()
+    started, processor_started = time.monotonic(), _measure_processor_seconds()
     text_filter, splits = filters.Filter(words, config.vocabulary), config.splits
     filter_batch = functools.partial(filter_documents, text_filter=text_filter, splits=splits)
     deduplicator, input_counts, filter_counts = Deduplicator(), Counter(), Counter()
 
     def filter_items() -> Iterator[tuple[_ItemKey, bytes, bool]]:
       texts = _read_documents(config.documents, sources, 'filtering')
-      for batch in ordered_map(filter_batch, split_into_batches(texts), self.workers):
+      for batch in map_in_order(filter_batch, split_into_batches(texts), self.workers):
         input_counts.update(batch.input_counts)
         filter_counts.update(batch.filter_counts)
         is_first = deduplicator.first_seen(batch.digests).tolist()
         for (key, item), first in zip(batch.items, is_first, strict=True):
           yield key, item, first
 
-    with atomic_folder(folder) as partial:
+    with create_atomic_folder(folder) as partial:
       summary = write_split_files(partial, splits, filter_items(), input_counts, filter_counts)
     return summary | {
       'seconds': time.monotonic() - started,
-      'processor_seconds': _processor_seconds() - processor_started,
+      'processor_seconds': _measure_processor_seconds() - processor_started,
       'workers': self.workers,
     }
 
 
-def _processor_seconds() -> float:
+def _measure_processor_seconds() -> float:
   return sum(os.times()[:4])  # includes workers that have ended
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
+def create_atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields a partial folder that becomes `folder` at the end; an InputError removes it."""
   partial = folder.parent / f'{folder.name}.partial'
   if partial.exists():
@@ -323,7 +323,7 @@ def write_split_files(
   }
   with contextlib.ExitStack() as stack:
     files = {
-      (split, kind): stack.enter_context(text_path(folder, split, kind).open('wb'))
+      (split, kind): stack.enter_context(locate_items(folder, split, kind).open('wb'))
       for split in SPLITS
       for kind in TEXT_KINDS
     }

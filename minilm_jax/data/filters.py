@@ -103,10 +103,10 @@ def _read_words(path: epath.PathLike, subject: str, remedy: str) -> Iterator[str
     yield word.strip()
 
 
-def most_frequent_words(counts: Mapping[str, int], n: int) -> WordList:
+def select_frequent_words(counts: Mapping[str, int], n: int) -> WordList:
   """Returns the n most frequent words; ties are broken in alphabetical order.
 
-  >>> sorted(most_frequent_words({'the': 3, 'dog': 1, 'cat': 1}, 2).words)
+  >>> sorted(select_frequent_words({'the': 3, 'dog': 1, 'cat': 1}, 2).words)
   ['cat', 'the']
   """
   ranked = sorted(counts, key=lambda word: (-counts[word], word))
@@ -187,7 +187,9 @@ class _FieldCodes(dict[str, int]):
     else:
       words = extract_words(core, self._rule)
       num_words, is_excluded = len(words), not self._includes(words)
-    code = num_words << _WORDS_BIT | is_excluded << _EXCLUDED_BIT | _sentence_flags(field, core)
+    code = (
+      num_words << _WORDS_BIT | is_excluded << _EXCLUDED_BIT | _compute_sentence_flags(field, core)
+    )
     self._num_excluded += is_excluded
     if not is_excluded or self._num_excluded % 4 == 0:
       # Cache a copy, because a slice of the batch would keep its memory alive.
@@ -203,7 +205,7 @@ class _FieldCodes(dict[str, int]):
     )
 
 
-def _sentence_flags(field: str, core: str) -> int:
+def _compute_sentence_flags(field: str, core: str) -> int:
   """Returns the bits of a field that concern sentence ends."""
   start = core or field.lstrip(_OPENERS)
   flags = _CONTINUATION if start and (start[0].islower() or start[0] in _CONTINUES) else 0

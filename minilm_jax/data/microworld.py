@@ -99,7 +99,7 @@ class Grammar:
     ValueError: The probabilities of a symbol do not add up to 1, or the grammar is not simple.
 
   >>> greeting = Grammar({'START': [(1.0, ('hello', 'WHOM'))], 'WHOM': [(0.5, ('world',)), (0.5, ('dear', 'WHOM'))]})
-  >>> round(math.exp(greeting.log_probability('START', 'hello dear world'.split())), 12)
+  >>> round(math.exp(greeting.compute_log_probability('START', 'hello dear world'.split())), 12)
   0.25
   >>> entropy, words = greeting.compute_expectations('START')
   >>> round(entropy / math.log(2), 12), round(words, 12)
@@ -135,7 +135,7 @@ class Grammar:
         stack.extend(top.tails[i])
     return words
 
-  def log_probability(self, start: str, words: Iterable[str]) -> float:
+  def compute_log_probability(self, start: str, words: Iterable[str]) -> float:
     """Returns the log-probability in nats that `start` derives exactly these words, or -inf."""
     total, stack = 0.0, [self._symbols[start]]
     for word in words:
@@ -306,12 +306,12 @@ def generate_documents(seed: int, count: int) -> Iterator[str]:
     yield ' '.join(build_grammar().sample('DOCUMENT', random.Random(f'{seed}/{i}'))[:-1])
 
 
-def log_probability(document: str) -> float:
+def compute_log_probability(document: str) -> float:
   """Returns the log-probability of a document in nats, or -inf outside the language."""
-  return build_grammar().log_probability('DOCUMENT', [*document.split(' '), DOCUMENT_END])
+  return build_grammar().compute_log_probability('DOCUMENT', [*document.split(' '), DOCUMENT_END])
 
 
-def entropy_rate() -> float:
+def compute_entropy_rate() -> float:
   """Returns the exact entropy in nats a word; full stops are words."""
   entropy, words = build_grammar().compute_expectations('DOCUMENT')
   return entropy / (words - 1)  # DOCUMENT_END is not counted
@@ -319,7 +319,7 @@ def entropy_rate() -> float:
 
 def _is_sentence(words: Iterable[str]) -> bool:
   """Returns whether words are a sentence of the language at any place and in any mood."""
-  return build_grammar().log_probability('CLAUSE 00', words) > -math.inf
+  return build_grammar().compute_log_probability('CLAUSE 00', words) > -math.inf
 
 
 def _make_acceptability(words: list[str], label: int, rng: random.Random) -> dict[str, str] | None:

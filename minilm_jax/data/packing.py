@@ -35,7 +35,7 @@ def choose_dtype(vocab_size: int) -> np.dtype:
   return np.dtype('<u2' if vocab_size <= 0xFFFF else '<u4')
 
 
-def max_shard_rows(length: int, dtype: np.dtype) -> int:
+def compute_shard_rows(length: int, dtype: np.dtype) -> int:
   """Returns the number of rows in a shard of 64 MiB."""
   return max(1, (_MAX_SHARD_BYTES - _MAX_HEADER_BYTES) // (length * dtype.itemsize))
 
@@ -148,7 +148,7 @@ def _make_shards(
   rows: Iterator[list[int]], length: int, dtype: np.dtype
 ) -> Iterator[UInt[np.ndarray, 'n L']]:
   """Yields arrays of at most 64 MiB; lists of integers would take 18 times the memory."""
-  shard_rows = max_shard_rows(length, dtype)
+  shard_rows = compute_shard_rows(length, dtype)
   while True:
     flat = array.array('H' if dtype.itemsize == 2 else 'I')
     for ids in itertools.islice(rows, shard_rows):

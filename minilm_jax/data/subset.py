@@ -58,7 +58,7 @@ def _write_files(
   description: Mapping[str, Any],
 ) -> None:
   corpus_files, length = CorpusFiles(folder, TRAIN_SPLIT), manifest['length']
-  shard_rows = packing.max_shard_rows(length, np.dtype(manifest['dtype']))
+  shard_rows = packing.compute_shard_rows(length, np.dtype(manifest['dtype']))
   shards = (
     corpus_files[rows[start : start + shard_rows]] for start in range(0, len(rows), shard_rows)
   )
@@ -78,7 +78,7 @@ def _write_files(
   changes = {
     'splits': splits,
     'subset': {**origin, **description},
-    'hash': build.corpus_hash(checksum, length, splits),
+    'hash': build.hash_corpus(checksum, length, splits),
   }
   files.write_json(workdir / run_dir.MANIFEST, manifest | changes)
 

@@ -90,7 +90,7 @@ def _open_records(folder: str, split: str) -> tuple[Sequence[Any], str]:
   try:
     records = builder.as_data_source(split)
     len(records)
-  except _damage_errors() as error:
+  except _get_damage_errors() as error:
     raise InputError(
       subject,
       ' '.join(str(error).split()),
@@ -106,7 +106,7 @@ def _read_records(records: Any, start: int, stop: int, subject: str) -> Iterator
         {key: _to_plain(value) for key, value in record.items()}
         for record in records.__getitems__(range(first, min(first + _RECORDS_PER_READ, stop)))
       ]
-    except _damage_errors() as error:
+    except _get_damage_errors() as error:
       raise InputError(subject, f'unreadable from record {first:,} on: {error}', _REMEDY) from None
     yield from examples
 
@@ -129,12 +129,12 @@ def _open_builder(folder: str) -> Any:
   _check_classes(files.read_object(epath.Path(folder) / _FEATURES_FILE, subject), subject)
   try:
     return tfds.builder_from_directory(folder)
-  except _damage_errors() as error:
+  except _get_damage_errors() as error:
     fault = f'TFDS reports: {" ".join(str(error).split())}'
     raise InputError(subject, fault, _REMEDY) from None
 
 
-def _damage_errors() -> tuple[type[Exception], ...]:
+def _get_damage_errors() -> tuple[type[Exception], ...]:
   """Returns the exceptions that TFDS and its decoders raise for a damaged folder."""
   from tensorflow_datasets.core.features import feature  # re-exports protobuf
 

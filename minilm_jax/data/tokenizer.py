@@ -33,7 +33,7 @@ _NUM_THREADS = 4
 _NUM_BYTE_PIECES, _MIN_SIZE_WITH_BYTES = 256, 600
 _MAX_TEXT_BYTES = 1 << 30  # SentencePiece silently skips texts above its default of 4,192
 
-# Words and word parts for `esms`: words of an early reference of paper 1, with our own division. The
+# Words and word parts for `measure_esms`: words of an early reference of paper 1, with our own division. The
 # final reference of 265 parts was not released, so scores are comparable only with each other.
 _REFERENCE_WORDS = (
   'cook-ing danger-ous pre-text fit-ness anti-social pod-ium uni-verse europe-an de-code sub-vert '
@@ -209,7 +209,7 @@ def sample_evenly(texts: Iterable[str], share: float) -> Iterator[str]:
       yield text
 
 
-def word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+def measure_word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
   """Returns the mean number of pieces a word over all texts (paper 1), or NaN without words.
 
   Words are separated by single spaces and encoded alone, with the marker of a word start. The
@@ -221,7 +221,7 @@ def word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
   return pieces / counts.total() if counts else float('nan')
 
 
-def esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = REFERENCE) -> float:
+def measure_esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = REFERENCE) -> float:
   """Returns the exact sub-token match score: the share of word parts that are pieces (paper 1).
 
   A word of one piece or of single characters scores 0. Otherwise each piece that equals a part of
@@ -243,10 +243,10 @@ def measure_sizes(
   sizes: Iterable[int],
   reference: Mapping[str, Sequence[str]] = REFERENCE,
 ) -> list[dict[str, float]]:
-  """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
+  """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `measure_esms`."""
   rows = []
   for size in sizes:
     tokenizer = _train_sentencepiece(texts, model, size)
-    ratio, score = word_split_ratio(tokenizer, texts), esms(tokenizer, reference)
+    ratio, score = measure_word_split_ratio(tokenizer, texts), measure_esms(tokenizer, reference)
     rows.append({'size': size, 'word_split_ratio': ratio, 'esms': score})
   return rows

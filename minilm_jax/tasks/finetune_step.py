@@ -267,7 +267,7 @@ def finetune_step(
 ) -> tuple[MemberState, Float[Array, '']]:
   """Returns a member after one update on one batch, and the mean loss of the batch."""
   state, size = member.state, config.batch_size
-  indices, _ = corpus.rows_at_step(state.seed, state.step, size, shape.examples)
+  indices, _ = corpus.select_batch_rows(state.seed, state.step, size, shape.examples)
   key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
   loss, gradient = gradient_sums(state.model, train, indices, key, shape)
   loss, gradient = loss / size, optimizer.mean_gradient(gradient, size, 1)

@@ -90,7 +90,7 @@ class FileSource:
     batch_size, count = self._config.batch_size, self._count
 
     def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
-      return corpus.rows_at_step(seed, step, batch_size, count)[0]
+      return corpus.select_batch_rows(seed, step, batch_size, count)[0]
 
     @jax.jit
     def order(first: Any) -> jax.Array:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from minilm_jax.core import rng
 from minilm_jax.core.config import MaskConfig, OptimizerConfig, RunConfig
-from minilm_jax.data.corpus import BatchWindow, Corpus, rows_at_step
+from minilm_jax.data.corpus import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
 from minilm_jax.model.initialization import path_name
@@ -250,7 +250,7 @@ def train_step(
   device_rows = config.batch_size // jax.lax.axis_size('data')
   count, blocks = micro_batch_plan(config, device_rows, corpus.length, layout.positions, platform)
   indices = batch_indices(device_rows, count)
-  row, epoch = rows_at_step(state.seed, state.step, config.batch_size, corpus.rows, indices)
+  row, epoch = select_batch_rows(state.seed, state.step, config.batch_size, corpus.rows, indices)
   tokens = corpus.gather(state.step, row, indices)
   shares = settings.mask_rate, settings.random_share, settings.keep_share
   batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocab_size)

@@ -45,7 +45,7 @@ def test_an_interrupted_build_continues_with_and_without_beam(tmp_path, monkeypa
   folder = beam.make_runner(options, tmp_path / 'beam').folder
   assert str(folder.parent) == str(tmp_path / 'temporary')
   folder.mkdir(parents=True)
-  filter_shards.shard_path(folder, 0, 'repeated').write_bytes(b'12345678')
+  filter_shards.locate_shard_file(folder, 0, 'repeated').write_bytes(b'12345678')
   with monkeypatch.context() as patch:
     patch.setattr(packing, 'write_rows', interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -281,7 +281,7 @@ def test_train_may_be_the_only_split_under_the_most_frequent_words(source, tmp_p
   assert rows['train'] and not rows['validation'] and not manifest['splits']['test']['shards']
   assert manifest['word_list']['words'] == 20
   counts = filtering.count_document_words([read_source(source)], 'paper1')
-  frequent = filters.most_frequent_words(counts, 20).words
+  frequent = filters.select_frequent_words(counts, 20).words
   words = {word for text in decode(folder, 'train') for word in re.findall(r'\w\w+', text)}
   assert words and words <= frequent
 

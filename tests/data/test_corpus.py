@@ -31,7 +31,7 @@ def draw_batches(
   seed: int, batch_size: int, count: int, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns rows and epochs of the first steps, `[steps, batch_size]`."""
-  draw = jax.jit(jax.vmap(lambda step: corpus.rows_at_step(seed, step, batch_size, count)))
+  draw = jax.jit(jax.vmap(lambda step: corpus.select_batch_rows(seed, step, batch_size, count)))
   return tuple(np.asarray(x) for x in draw(jnp.arange(steps)))
 
 
@@ -84,13 +84,13 @@ def test_orders_differ_by_epoch_and_by_seed():
 def test_a_step_does_not_depend_on_earlier_steps():
   rows, epochs = draw_batches(3, 4, 10, steps=20)
   for step in (0, 7, 19):
-    row, epoch = corpus.rows_at_step(3, step, 4, 10)
+    row, epoch = corpus.select_batch_rows(3, step, 4, 10)
     np.testing.assert_array_equal(row, rows[step])
     np.testing.assert_array_equal(epoch, epochs[step])
 
 
 def test_the_last_step_of_the_longest_run_does_not_overflow():
-  _, epochs = corpus.rows_at_step(0, 2**24 - 1, 256, 1000)
+  _, epochs = corpus.select_batch_rows(0, 2**24 - 1, 256, 1000)
   np.testing.assert_array_equal(epochs, ((2**24 - 1) * 256 + np.arange(256)) // 1000)
 
 

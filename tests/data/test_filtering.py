@@ -57,11 +57,11 @@ def test_the_pool_keeps_order_and_reads_few_batches_ahead():
       requested.append(i)
       yield ['x' * i, 'y']
 
-  results = filtering.ordered_map(measure_slowly, batches(), workers=2)
+  results = filtering.map_in_order(measure_slowly, batches(), workers=2)
   assert next(results) == 1
   assert len(requested) <= 6
   assert list(results) == [i + 1 for i in range(1, 60)]
-  single = filtering.ordered_map(measure_slowly, batches(), workers=1)
+  single = filtering.map_in_order(measure_slowly, batches(), workers=1)
   assert list(single) == [i + 1 for i in range(60)]
 
 
@@ -71,7 +71,7 @@ def fail(batch: list[str]) -> None:
 
 def test_an_error_in_a_worker_is_raised():
   with pytest.raises(KeyError, match='first'):
-    list(filtering.ordered_map(fail, iter([['first'], ['second']]), workers=2))
+    list(filtering.map_in_order(fail, iter([['first'], ['second']]), workers=2))
 
 
 def is_alive(pid: int) -> bool:
@@ -92,7 +92,7 @@ def batches():
     yield ['text']
   time.sleep(60)
 if __name__ == '__main__':
-  for pid in filtering.ordered_map(work, batches(), 2):
+  for pid in filtering.map_in_order(work, batches(), 2):
     print(pid, flush=True)
 """
 
@@ -126,7 +126,7 @@ def work(batch):
 if __name__ == '__main__':
   try:
     with signals.raise_on_signals():
-      for number, pid in enumerate(filtering.ordered_map(work, ([text] for text in sys.argv[1:]), 2)):
+      for number, pid in enumerate(filtering.map_in_order(work, ([text] for text in sys.argv[1:]), 2)):
         print(pid, flush=True)
         if number == 3:
           os.kill(os.getpid(), signal.SIGTERM)

@@ -27,14 +27,14 @@ def test_probabilities_of_short_texts_are_their_frequencies():
   grammar, source = Grammar(RULES), random.Random(0)
   texts = [' '.join(grammar.sample('S', source)) for _ in range(20_000)]
   for text in ('end', 'a b end', 'a d x y end', 'a c b end'):
-    p = math.exp(grammar.log_probability('S', text.split()))
+    p = math.exp(grammar.compute_log_probability('S', text.split()))
     assert abs(texts.count(text) / len(texts) - p) < 4 * math.sqrt(p * (1 - p) / len(texts))
 
 
 def test_expected_entropy_and_words_are_means_of_samples():
   grammar, source = Grammar(RULES), random.Random(1)
   texts = [grammar.sample('S', source) for _ in range(20_000)]
-  surprise = [-grammar.log_probability('S', text) for text in texts]
+  surprise = [-grammar.compute_log_probability('S', text) for text in texts]
   samples = (surprise, list(map(len, texts)))
   for expected, sample in zip(grammar.compute_expectations('S'), samples, strict=True):
     assert abs(np.mean(sample) - expected) < 4 * np.std(sample) / math.sqrt(len(sample))
@@ -42,7 +42,7 @@ def test_expected_entropy_and_words_are_means_of_samples():
 
 @pytest.mark.parametrize('text', ['', 'a', 'a b', 'end end', 'a d y x end', 'b', 'S'])
 def test_other_texts_have_probability_zero(text: str):
-  assert Grammar(RULES).log_probability('S', text.split()) == -math.inf
+  assert Grammar(RULES).compute_log_probability('S', text.split()) == -math.inf
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_a_document_depends_only_on_seed_and_index():
   assert documents != list(microworld.generate_documents(4, 5))
   program = (
     'from minilm_jax.data.microworld import *\n'
-    'print(*generate_documents(3, 5), entropy_rate(), sep="\\n")'
+    'print(*generate_documents(3, 5), compute_entropy_rate(), sep="\\n")'
   )
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
-  assert done.stdout.splitlines() == [*documents, str(microworld.entropy_rate())]
+  assert done.stdout.splitlines() == [*documents, str(microworld.compute_entropy_rate())]
 
 
 def test_documents_are_lower_case_sentences():
@@ -93,9 +93,9 @@ def test_inflected_words_are_distinct():
 
 def test_entropy_rate_is_the_mean_surprise():
   documents = list(microworld.generate_documents(0, 3000))
-  surprise = np.array([-microworld.log_probability(document) for document in documents])
+  surprise = np.array([-microworld.compute_log_probability(document) for document in documents])
   words = np.array([len(document.split()) for document in documents])
-  residual = surprise - microworld.entropy_rate() * words
+  residual = surprise - microworld.compute_entropy_rate() * words
   error = residual.std() / math.sqrt(len(residual))
   assert abs(residual.mean()) < 4 * error
   assert error < 0.02 * surprise.mean()
@@ -104,7 +104,7 @@ def test_entropy_rate_is_the_mean_surprise():
 def test_the_place_and_the_mood_change_probabilities():
   text = 'it was a {} day at the {} . some foxes find these dogs . the pig is horrible .'
   bad_farm, good_farm, bad_beach = (
-    microworld.log_probability(text.format(mood, place))
+    microworld.compute_log_probability(text.format(mood, place))
     for mood, place in (('bad', 'farm'), ('good', 'farm'), ('bad', 'beach'))
   )
   assert bad_farm > good_farm + 2 and bad_farm > bad_beach + 1
@@ -128,7 +128,7 @@ def test_the_place_and_the_mood_change_probabilities():
 )
 def test_only_valid_sentences_have_positive_probability(sentence: str, is_valid: bool):
   document = f'it was a good day at the farm . {sentence}'
-  assert (microworld.log_probability(document) > -math.inf) == is_valid
+  assert (microworld.compute_log_probability(document) > -math.inf) == is_valid
 
 
 def test_a_megabyte_takes_a_second():
@@ -161,7 +161,7 @@ def test_examples_are_distinct_balanced_and_repeatable(task: str):
 def test_the_grammar_solves_acceptability():
   for row in microworld.generate_examples('acceptability', 'test', 0, 300):
     document = f'it was a good day at the farm . {row["sentence"]}'
-    assert row['label'] == (microworld.log_probability(document) > -math.inf)
+    assert row['label'] == (microworld.compute_log_probability(document) > -math.inf)
 
 
 def test_the_kinds_of_nouns_solve_entailment():

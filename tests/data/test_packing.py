@@ -74,7 +74,7 @@ def text_folder(tmp_path) -> epath.Path:
   for number, split in enumerate(SPLITS):
     for kind in filtering.TEXT_KINDS:
       items = [] if split == 'test' else draw_sentences(200, seed=10 * number + len(kind))
-      filtering.text_path(folder, split, kind).write_text(''.join(f'{item}\n' for item in items))
+      filtering.locate_items(folder, split, kind).write_text(''.join(f'{item}\n' for item in items))
   return folder
 
 

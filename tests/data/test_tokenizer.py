@@ -121,10 +121,12 @@ def test_words_of_a_text_are_counted_by_their_starts(large):
 def test_the_word_split_ratio_encodes_every_word_alone(small):
   texts = ['the king the sea', 'bababa']
   pieces = [len(small.encode([word])[0]) for word in ' '.join(texts).split()]
-  assert tokenizer.word_split_ratio(small, texts) == pytest.approx(sum(pieces) / 5)
-  ratios = {tokenizer.word_split_ratio(small, [text]) for text in ('the  king ', 'the king')}
+  assert tokenizer.measure_word_split_ratio(small, texts) == pytest.approx(sum(pieces) / 5)
+  ratios = {
+    tokenizer.measure_word_split_ratio(small, [text]) for text in ('the  king ', 'the king')
+  }
   assert len(ratios) == 1
-  assert math.isnan(tokenizer.word_split_ratio(small, []))
+  assert math.isnan(tokenizer.measure_word_split_ratio(small, []))
 
 
 class FixedSplits(tokenizer.Tokenizer):
@@ -157,11 +159,11 @@ class FixedSplits(tokenizer.Tokenizer):
 def test_esms_by_hand(pieces: list[str], score: int):
   splits = FixedSplits({'cooking': pieces, 'octopus': ['▁octopus']})
   parts = {'cooking': ('cook', 'ing'), 'octopus': ('octo', 'pus')}
-  assert tokenizer.esms(splits, parts) == score / 4
+  assert tokenizer.measure_esms(splits, parts) == score / 4
 
 
 def test_single_characters_score_zero_even_as_parts():
-  assert tokenizer.esms(FixedSplits({'ab': ['▁a', 'b']}), {'ab': ('a', 'b')}) == 0
+  assert tokenizer.measure_esms(FixedSplits({'ab': ['▁a', 'b']}), {'ab': ('a', 'b')}) == 0
 
 
 def test_the_parts_of_the_reference_form_its_words():

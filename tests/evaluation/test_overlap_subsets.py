@@ -101,7 +101,7 @@ def test_every_part_is_a_corpus_that_pretrain_takes(
       manifest['splits']['validation'] == full_manifest['splits']['validation']
       and manifest['tokenizer'] == full_manifest['tokenizer']
     )
-    assert manifest['hash'] == build.corpus_hash(
+    assert manifest['hash'] == build.hash_corpus(
       manifest['tokenizer']['sha256'], manifest['length'], manifest['splits']
     )
     hashes.add(manifest['hash'])

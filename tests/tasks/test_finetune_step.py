@@ -263,7 +263,7 @@ def test_rows_are_cut_to_the_first_length_that_holds_them(rows: TaskRows):
 
 
 def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
-  picked = jax.jit(lambda seed, step: corpus.rows_at_step(seed, step, 16, ROWS)[0])
+  picked = jax.jit(lambda seed, step: corpus.select_batch_rows(seed, step, 16, ROWS)[0])
   orders = [
     tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step))
     for seed in (0, 1)
@@ -299,7 +299,7 @@ def test_an_update_is_of_the_mean_loss_of_its_batch(
     finetune_step.replicate(rows, program),
     jnp.int32(1),
   )
-  picked, _ = corpus.rows_at_step(before.seed, before.step, 16, ROWS)
+  picked, _ = corpus.select_batch_rows(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
   expected = jit(lambda: loss_sum(before.model, batch, 'classification'))()
   assert float(losses[0]) == pytest.approx(float(expected) / 16, rel=1e-5)

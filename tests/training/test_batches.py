@@ -37,7 +37,7 @@ def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path
     tokens = np.asarray(window.tokens).reshape(members, 2, 16, -1)
     for member in range(members):
       for step in (done, done + 1):
-        row, _ = corpus.rows_at_step(member, step, 16, whole.rows)
+        row, _ = corpus.select_batch_rows(member, step, 16, whole.rows)
         expected = whole.gather(jnp.int32(step), row, jnp.arange(16))
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 
