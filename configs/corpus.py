@@ -1,28 +1,26 @@
-"""Paper 1 (Honey, I Shrunk the Language): text to the reduced language, its tokenizer and rows of
-128 tokens.
+"""Corpus of paper 1 (Honey, I Shrunk the Language): the reduced language in rows of 128 tokens.
 
     minilm corpus --config=configs/corpus.py --config.documents.sources='TEXT/*.txt.xz' \
         --config.vocabulary.word_list=AOChildes_word_frequency.csv --workdir=corpora/honey
 
-Sentences with more than five words and spans of 110 words, every word of them in the list, in rows
-grouped by the paper's estimate of 1.2 tokens a word, under 19,000 BPE pieces. Without a word list
-all text is kept: another language.
+The filters select sentences of more than five words and spans of 110 words inside the word list.
+Rows are grouped by the paper's estimate of 1.2 tokens a word; the tokenizer has 19,000 BPE pieces.
+Without a word list, all text is selected.
 
-About 25 seconds on two CPU cores for 372 MB of novels, tales, speech and Wikipedia (91,000
-documents, 61.4 million counted words), in half a GiB of memory. Expect of these 405,552 sentences
-of 5.05 million counted words and 4,540 spans, in 57,317 training rows of 6.73 million tokens, 1.23
-pieces a word.
+Expect 405,552 sentences of 5.05 million counted words and 4,540 spans from 372 MB of novels, tales,
+speech and Wikipedia (91,000 documents, 61.4 million counted words): 57,317 training rows of 6.73
+million tokens, 1.23 pieces a word. Filtering and training take about 25 seconds on two CPU cores
+and half a GiB of memory.
 
-Text too big for one machine is filtered on many with --beam, by Apache Beam:
-minilm_jax/data/beam.py has the commands for Dataflow, Flink and Spark, how `c4` and `wikipedia` of
-TFDS become sources, and what all of C4 would cost.
+With --beam, Apache Beam filters larger text on many machines. minilm_jax/data/beam.py has commands
+for Dataflow, Flink and Spark, for `c4` and `wikipedia` of TFDS, and an estimate of the cost of C4.
 """
 
 from configs import base
 
 
 def get_config():
-  """The recipe of the paper's reduced language; sources and word list are the user's to name."""
+  """Returns the recipe; the command line sets sources and word list."""
   config = base.corpus()
   config.vocabulary.update(word_rule='paper1', filters='sentences,spans')
   config.tokenizer.update(model='bpe', size=19_000)

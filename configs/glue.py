@@ -1,37 +1,39 @@
-"""Fine-tuning with the settings of the first paper: 5 epochs, batches of 32, 2e-4 down to 0, no
-decay.
+"""Fine-tuning with the settings of paper 1: 5 epochs, batches of 32, 2e-4 decayed to 0.
 
     minilm finetune --config=configs/glue.py:cola,mrpc,rte --checkpoint=runs/magic-bee-26 --workdir=runs/glue \
         --config.task.data_dir=TFDS --with_scratch
     minilm finetune --config=configs/glue.py:microworld/sentiment --checkpoint=runs/tiny --workdir=runs/sentiment
 
-The argument is a row of minilm_jax/tasks/task.py, some with commas between, or `all`: the nine
-tasks of GLUE. They are cola, sst2, mrpc, qqp, stsb, mnli (matched, and mismatched beside it), qnli,
-rte and wnli; there are also ax (a test split alone, which models of mnli predict), ag_news,
-dbpedia_14 and fewrel, for which configs/paper2_tasks.py has settings; from files of one's own
-sentiment, or own, for which configs/custom_task.py stands; microworld/acceptability,
-microworld/entailment and microworld/sentiment. What is missing on a machine is told at the end; the
-other tasks go on.
+The argument is one or more tasks of minilm_jax/tasks/task.py, separated by commas, or `all` for the
+nine tasks of GLUE:
 
-`--config.task.filtered=True --config.task.word_list=FILE` keeps the examples inside a word list.
-`--with_scratch` trains the same from scratch beside it, seed by seed.
-`--config.learning_rates=1e-4,2e-4,4e-4 --config.validation_fraction=0.1` chooses rate and epoch on
-a tenth of the training examples. `--config.predictions=True` writes the files of the GLUE server.
+- GLUE: cola, sst2, mrpc, qqp, stsb, mnli (matched and mismatched), qnli, rte, wnli; and ax, a test
+  split that models of mnli predict;
+- topics: ag_news, dbpedia_14 and fewrel; configs/paper2_tasks.py has the settings of paper 2;
+- from files: sentiment, and own (configs/custom_task.py);
+- without files: microworld/acceptability, microworld/entailment and microworld/sentiment.
 
-Expect the majority class to score, on validation: cola 0 (Matthews), sst2 0.509, rte 0.527, wnli
-0.563 (accuracy), mrpc 0.748 (mean of accuracy and F1), stsb undefined (correlation), those of the
-microworld about 0.5. A model that does not clear this floor has learned nothing; every table shows
-it.
+Tasks with missing data are skipped and listed at the end. Useful flags:
+
+- `--config.task.filtered=True --config.task.word_list=FILE` keeps examples inside a word list;
+- `--with_scratch` also trains each seed without pre-training;
+- `--config.learning_rates=1e-4,2e-4,4e-4 --config.validation_fraction=0.1` selects learning rate
+  and epoch on a tenth of the training examples;
+- `--config.predictions=True` writes submission files for the GLUE server.
+
+Expect these scores of the majority class on validation, which every table shows: cola 0 (Matthews),
+sst2 0.509, rte 0.527, wnli 0.563 (accuracy), mrpc 0.748 (mean of accuracy and F1), stsb undefined
+(correlation), microworld about 0.5.
 """
 
 from configs import base
 
-# what `configs/glue.py:all` is
+# The tasks of `configs/glue.py:all`.
 RUNS = ('cola', 'sst2', 'mrpc', 'qqp', 'stsb', 'mnli', 'qnli', 'rte', 'wnli')
 
 
 def get_config(task='cola'):
-  """The recipe of one task."""
+  """Returns the recipe of a task."""
   config = base.finetune()
   config.task.name = task
   config.optimizer.update(

@@ -1,22 +1,21 @@
-"""The quickstart with nothing to download: the built-in microworld, a model of 0.1M parameters,
-acceptability.
+"""The quickstart without downloads: a model of 0.1M parameters on the built-in microworld.
 
     minilm quickstart --language=microworld --workdir=runs/microworld
 
-Parts: `corpus`, `pretrain` (the default) and `finetune`; each can also be run by the verb of its
-name.
+The argument is a part, which the command of the same name also runs: `corpus`, `pretrain` (default)
+or `finetune`.
 
-About a minute on two CPU cores. Expect a validation loss of 1.8 nats a token, and an accuracy on
-the test split of 0.68 ± 0.01 pre-trained against 0.51 ± 0.01 from scratch (5 seeds; the majority
-class has 0.49); other pre-trainings ended at 0.65, 0.67 and 0.69. The other two tasks need more:
-after so short a run `sentiment` and `entailment` are still at chance.
+Expect a validation loss of 1.8 nats a token. The task is acceptability, and its test accuracy is
+0.68 ± 0.01 pre-trained against 0.51 ± 0.01 from scratch (5 seeds; the majority class has 0.49).
+Other pre-training runs gave 0.65, 0.67 and 0.69. The tasks `sentiment` and `entailment` stay at
+chance after so short a run. The quickstart takes about a minute on two CPU cores.
 """
 
 from configs import base
 
 
 def corpus():
-  """Sentences of the microworld under a tokenizer that has a piece for nearly every word."""
+  """Returns the recipe of the corpus; the tokenizer has a piece for nearly every word."""
   config = base.corpus()
   config.documents.sources = 'microworld:4000'
   config.vocabulary.update(word_rule='plain', filters='sentences', min_words_per_sentence=2)
@@ -27,9 +26,7 @@ def corpus():
 
 
 def pretrain():
-  """Rotary positions and pre-LN, which leave the unigram plateau within 100 updates; many small
-  batches of short rows.
-  """
+  """Returns the recipe of pre-training, which leaves the unigram plateau within 100 updates."""
   config = base.pretrain()
   config.batch_size = 16
   config.num_steps = 2000
@@ -58,9 +55,7 @@ def pretrain():
 
 
 def finetune():
-  """Five seeds on 1,000 sentences; half of the nouns and words of feeling are kept for the test
-  split.
-  """
+  """Returns the recipe of fine-tuning: five seeds on 1,000 sentences."""
   config = base.finetune()
   config.task.update(name='microworld/acceptability', split='test', max_train_examples=1000)
   config.head.pooling = 'mean'
@@ -72,5 +67,5 @@ def finetune():
 
 
 def get_config(part='pretrain'):
-  """One part of the quickstart."""
+  """Returns the recipe of a part."""
   return {'corpus': corpus, 'pretrain': pretrain, 'finetune': finetune}[part]()

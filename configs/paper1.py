@@ -1,21 +1,22 @@
-"""Paper 1 (Honey, I Shrunk the Language): the 42 logged pre-training runs, by name.
+"""The 42 logged pre-training runs of paper 1 (Honey, I Shrunk the Language), by name.
 
     minilm corpus --config=configs/corpus.py --config.documents.sources='TEXT/*.txt.xz' --workdir=corpora/honey
     minilm pretrain --config=configs/paper1.py:magic-bee-26 --config.corpus=corpora/honey --workdir=runs/magic-bee-26
     minilm show --config=configs/paper1.py:magic-bee-26
 
-Faithful to the logs: one epoch of 9,081,490 rows is 35,475 updates of 256 rows; AdamW (0.9, 0.95),
-decay 0.01 on every parameter, no clipping; the released initialisation; every masked position
-becomes <mask>, <s> and </s> may be masked. Where the released code and the logged head counts
-differ (its untied models always have 8 heads), `heads` is what ran and `flops_heads` what was
-logged. Unlike the released code, pads are neither attended to nor predicted. At the rate of `minilm
-bench` on two CPU cores the whole of magic-bee-26 would take four hours and the larger ones days:
-give fewer --config.num_steps there.
+Settings follow the logs: 35,475 updates of 256 rows, one epoch of 9,081,490 rows; AdamW (0.9,
+0.95), weight decay 0.01 on every parameter, no clipping; the released initialisation. Every masked
+position becomes <mask>, and <s> and </s> may be masked. Untied models of the released code always
+have 8 heads: `heads` is the number that ran, and `flops_heads` the number that was logged. Unlike
+in the released code, pads are neither attended to nor predicted.
+
+At the speed of `minilm bench` on two CPU cores, magic-bee-26 would take four hours and larger
+models days. Reduce --config.num_steps there.
 """
 
 from configs import base
 
-# name: embedding, hidden, feed-forward, logged heads, layers, and how it differs from the rest
+# Embedding, hidden and feed-forward size, logged heads, layers; and a deviation.
 RUNS = {
   'magic-bee-26': (32, 32, 64, 1, 1),
   'electric-sponge-29': (32, 32, 128, 1, 1),
@@ -63,12 +64,12 @@ RUNS = {
 
 
 def get_config(name='magic-bee-26'):
-  """The recipe of one logged run."""
+  """Returns the recipe of a logged run."""
   if name not in RUNS:
-    raise ValueError(f'no logged run {name!r}; there are {", ".join(RUNS)}')
-  embedding, hidden, feed_forward, heads, layers, *other = RUNS[name]
-  # RobertaForMaskedLM: no projection, output tied to the table, head count honoured
-  tied = 'tied' in other
+    raise ValueError(f'no logged run {name!r}; give one of {", ".join(RUNS)}')
+  embedding, hidden, feed_forward, heads, layers, *deviation = RUNS[name]
+  # RobertaForMaskedLM has no projection, ties the output to the embedding and uses all heads.
+  tied = 'tied' in deviation
   config = base.pretrain()
   config.num_steps = 35_475
   config.model.update(
@@ -83,6 +84,8 @@ def get_config(name='magic-bee-26'):
     projection=not tied,
   )
   config.mask.special = True
-  config.optimizer.update(learning_rate=1e-4 if 'slow' in other else 5e-4, no_decay='', clip=0.0)
+  config.optimizer.update(
+    learning_rate=1e-4 if 'slow' in deviation else 5e-4, no_decay='', clip=0.0
+  )
   config.eval.every = config.checkpoint.every = 1000
   return config

@@ -1,5 +1,4 @@
-"""The grids of paper 1 (Honey, I Shrunk the Language): points that differ in width, depth, heads
-and vocabulary.
+"""The grids of paper 1 (Honey, I Shrunk the Language) over width, depth, heads and vocabulary.
 
     minilm sweep --config=configs/paper1_grids.py --config.corpus=corpora/honey --workdir=runs/honey
     minilm sweep --config=configs/paper1_grids.py:iso_flops --config.corpus=corpora/honey --tokens=1e8 \
@@ -7,15 +6,15 @@ and vocabulary.
     minilm sweep --config=configs/paper1_grids.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2 --config.corpus=corpora/honey \
         --workdir=runs/two
 
-The argument is the name of a set (`SETS`), of a logged run, or of a shape, some with commas
-between; without one it is all of the 42 logged runs. `e32-h32-f64-a8-l1` is embedding, hidden,
-feed-forward, heads and layers; `-v8010` at its end asks for a vocabulary of so many rows, ten of
-them unused as in the paper, and the sweep makes tokenizer and corpus for it.
+The argument is one or more sets (`SETS`), logged runs or shapes, separated by commas; the default
+is the 42 logged runs. The shape `e32-h32-f64-a8-l1` has the sizes of embedding, hidden state and
+feed-forward layer, and the numbers of heads and layers. The suffix `-v8010` sets the vocabulary
+size, ten ids of which are unused as in the paper; the sweep then builds its tokenizer and corpus.
 
-Each point is the recipe of `paper1.py` but for what its name says, evaluated at 16 updates, at each
-doubling, and every 1,000. Heads are as the name has them, where the released code takes 8 whatever
-it is told. One epoch of the paper is 35,475 updates of 256 rows: hours for the smallest point on
-two CPU cores, days for the larger ones.
+A point has the recipe of `paper1.py` with the sizes of its name. It is evaluated at 16 updates, at
+each doubling, and every 1,000 updates. All heads are used, while the released code always has 8.
+The smallest point takes hours on two CPU cores and larger points take days: one epoch of the paper
+is 35,475 updates of 256 rows.
 """
 
 import math
@@ -23,37 +22,35 @@ import math
 from configs import paper1
 
 RUNS = paper1.RUNS
-# embedding, hidden, feed-forward, heads, layers; a 'v' for the vocabulary may follow
-_LETTERS = 'ehfal'
+_LETTERS = 'ehfal'  # embedding, hidden, feed-forward, heads, layers; optionally 'v', vocabulary
 
 
-def point(*shape):
+def format_point(*shape):
+  """Returns the name of a shape."""
   return '-'.join(letter + str(size) for letter, size in zip(_LETTERS + 'v', shape))
 
 
-def _shape(name):
-  """The sizes that a name gives; None where it is no name of a shape."""
+def _parse_shape(name):
+  """Returns the sizes of a name, or None if the name is not a shape."""
   parts = name.split('-')
   if [part[:1] for part in parts] not in (list(_LETTERS), list(_LETTERS + 'v')):
     return None
   return [int(part[1:]) for part in parts] if all(part[1:].isdecimal() for part in parts) else None
 
 
-def walk(base, **values):
-  """The base and, for each of its sizes, all other values of that one; no more heads than divide
-  the hidden size.
-  """
+def vary_sizes(base, **values):
+  """Returns the base and shapes that differ in one size; heads are reduced to divide the width."""
   points = {base}
   for letter, sizes in values.items():
-    place = _LETTERS.index(letter)
-    points |= {(*base[:place], size, *base[place + 1 :]) for size in sizes}
-  return [point(e, h, f, math.gcd(a, h), l) for e, h, f, a, l in sorted(points)]
+    i = _LETTERS.index(letter)
+    points |= {(*base[:i], size, *base[i + 1 :]) for size in sizes}
+  return [format_point(e, h, f, math.gcd(a, h), l) for e, h, f, a, l in sorted(points)]
 
 
 _SMALL = (4, 8, 16, 32)
 SETS = {
   'logged': list(RUNS),
-  'walk_a': walk(
+  'walk_a': vary_sizes(
     (256, 256, 1024, 8, 8),
     e=(32, 64, 128),
     h=(32, 64, 128),
@@ -61,7 +58,7 @@ SETS = {
     a=(1, 2, 4),
     l=(1, 2, 4),
   ),
-  'walk_b': walk((32, 32, 128, 1, 1), h=(64, 128, 256), f=(64,)),
+  'walk_b': vary_sizes((32, 32, 128, 1, 1), h=(64, 128, 256), f=(64,)),
   'iso_pr': [
     'prime-smoke-1',
     'charmed-dew-2',
@@ -83,18 +80,21 @@ SETS = {
     'wise-dew-6',
     'chocolate-plasma-7',
   ],
-  # what the scripts are released with, and the smaller bases that their history has
-  'released': [point(32, 32, 128, 2, 1), point(32, 32, 128, 2, 2), point(64, 128, 128, 2, 8)],
+  # The base of the released scripts, and smaller bases from their history.
+  'released': [
+    format_point(*shape)
+    for shape in ((32, 32, 128, 2, 1), (32, 32, 128, 2, 2), (64, 128, 128, 2, 8))
+  ],
   'small': sorted(
     {
-      *walk((64, 64, 256, 8, 8), e=_SMALL, h=_SMALL),
-      *walk((32, 32, 128, 4, 4), e=_SMALL, h=_SMALL),
-      *walk((32, 32, 128, 2, 2), e=_SMALL, h=_SMALL),
+      *vary_sizes((64, 64, 256, 8, 8), e=_SMALL, h=_SMALL),
+      *vary_sizes((32, 32, 128, 4, 4), e=_SMALL, h=_SMALL),
+      *vary_sizes((32, 32, 128, 2, 2), e=_SMALL, h=_SMALL),
     }
   ),
-  # depth x width x vocabulary
+  # Depth x width x vocabulary.
   'cube': [
-    point(32, h, 4 * h, 8, l, v)
+    format_point(32, h, 4 * h, 8, l, v)
     for v in (4010, 8010, 19010)
     for h in (32, 64, 128)
     for l in (1, 2, 4)
@@ -103,15 +103,15 @@ SETS = {
 
 
 def get_config(name='magic-bee-26'):
-  """The recipe of one point, by the name of a logged run or of a shape."""
+  """Returns the recipe of a logged run or a shape."""
   if name in RUNS:
     config = paper1.get_config(name)
   else:
-    shape = _shape(name)
+    shape = _parse_shape(name)
     if shape is None:
       raise ValueError(
-        f'no point {name!r}; give a logged run, a shape such as {point(32, 32, 64, 8, 1)}, or a set: '
-        f'{", ".join(SETS)}'
+        f'no point {name!r}; give a logged run, a shape such as {format_point(32, 32, 64, 8, 1)}, or '
+        f'a set of {", ".join(SETS)}'
       )
     config = paper1.get_config()
     embedding, hidden, feed_forward, heads, layers, *vocabulary = shape

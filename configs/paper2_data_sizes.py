@@ -1,5 +1,4 @@
-"""How the gap between pre-trained and not grows with the pre-training set, as in paper 2: articles,
-nested sizes.
+"""The gain of pre-training against the size of the pre-training set (paper 2): nested article sets.
 
     minilm corpus --config=configs/paper2_data_sizes.py:corpus --config.documents.sources='wikipedia/*.txt.xz@line' \
         --workdir=corpora/articles
@@ -8,52 +7,56 @@ nested sizes.
         --checkpoint='runs/sizes/*' --workdir=runs/sizes-ag_news
     minilm report runs --workdir=runs/report
 
-A row is an article, its first 128 pieces; a point is the first so many articles of a fixed random
-order, so that each smaller set is inside each larger one, with one tokenizer and one validation
-split. All points make the updates of 50 epochs of the smallest: a larger set is seen less often,
-and no point has more compute than another. `configs/paper2_data_sizes.py:epochs` is the other
-comparison, 20 epochs of each set, as in the paper (which has 50): there, more articles are also
-more updates. The paper has 20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
-`configs/paper2_data_sizes.py:cpu` is what two cores can do, with launch/paper2.sh around it: half
-the width, two layers, 2,000 updates, three of the sizes.
+A row is the first 128 pieces of an article. A point trains on the first n articles of a fixed
+random order, so smaller sets lie inside larger sets. All points share the tokenizer and the
+validation split. All points make as many updates as 50 epochs of the smallest set, so they have the
+same compute.
 
-For a tokenizer of 8,000 pieces and 3.4 million parameters; 1.0 million of `cpu`.
+Sets of points:
 
-PRE-REGISTERED, before any of these runs: what is said of the four claims of paper 2, by
-`analysis/claims.py` in the report, from run directories alone.
+- `epochs`: 20 epochs of each set, so larger sets also have more updates. Paper 2 has 50 epochs of
+  20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
+- `cpu`: three sizes for two CPU cores, with half the width, two layers and 2,000 updates;
+  launch/paper2.sh runs the study with them.
 
-    1 gap        H: the same model scores higher pre-trained than from scratch
-    2 size       H: that gap grows with the pre-training set
-    3 overlap    H: it grows with the token overlap between pre-training set and task, at one size of the set
-    4 committee  H: a soft committee of shallow convolutional models is as accurate as BERT-6, and answers sooner
+Models have 8,000 pieces and 3.4 million parameters, or 1.0 million for `cpu`.
 
-Statistics. Each is one number a seed of fine-tuning, the mean of that seed over tasks and models
-(of the seeds that all of them have), with Student's 95% interval over seeds. Scores are the
-headline of a task, accuracy for the paper's.
+PRE-REGISTERED before any of these runs: the verdicts on the four claims of paper 2. The report
+computes them from run directories alone (`analysis/claims.py`).
 
-    1  pre-trained less from scratch; of each model the runs on its largest set, which no task chose
-    2  slope of the least-squares line of the gap against log2 of the tokens of the set (an article is a row): points
-       for twice as much. Runs of the same updates or, where there are none, of the same epochs
-    3  slope of the gap against the token-weighted overlap of words: points for 0.1. Runs of `minilm overlap-subsets`, on the
-       task whose overlap it is, of one size and the same updates
-    4  the committee of the members of one seed, two or more and some with convolutions, by their mean probability, less
-       the deepest run without any of the same seed, on as many rows where there is one; the largest committees. And the
-       median latency of that committee, by its fastest way on the machine that is named, over the deep model's: batch
-       1, 128 tokens, members of one shape
+    1 gap        the same model scores higher pre-trained than from scratch
+    2 size       the gap grows with the pre-training set
+    3 overlap    the gap grows with the token overlap between pre-training set and task, at one set size
+    4 committee  a soft committee of shallow convolutional models is as accurate as BERT-6, with lower latency
 
-Rules. One point of score is the least that matters, for every claim.
+Statistics. Each statistic is one number for each fine-tuning seed: the mean over tasks and models
+that share the seeds. Intervals are Student's 95% intervals over seeds. A score is the headline
+metric of a task, accuracy for the tasks of paper 2.
 
-    1-3  holds: the interval lies above 0. Does not hold: else, and it lies below one point (a doubling, 0.1 of overlap)
-    4    holds: the interval of the score lies above minus one point, that of the latency's ratio below 1. Does not
-         hold: that of the score lies below minus one point, or that of the ratio above 1
-    else, and with fewer than two seeds: cannot be told at this size, with what is missing
+    1  pre-trained minus scratch, for each model on its largest set that no task selected
+    2  slope of the least-squares line of the gap against log2 of the tokens (an article is a row): points for a
+       doubling. Runs have equal updates or, without such runs, equal epochs
+    3  slope of the gap against the token-weighted overlap of words: points for 0.1. Runs are those of
+       `minilm overlap-subsets` on the task of the overlap, with one size and equal updates
+    4  mean probability of a committee minus the deepest run without convolutions, of the same seed and, if available,
+       the same number of rows. The committee has two or more members, some with convolutions; the largest committees
+       count. And the ratio of median latencies, committee over deep model, at batch 1 and 128 tokens, with members of
+       one shape and the fastest strategy on the stated machine
 
-Intervals are not widened for there being four claims, nor do they hold what another pre-training
-run would change.
+Rules. The smallest relevant effect of every claim is one point.
 
-Exclusions. Runs that failed or did not come to their end, and committees of them, are excluded and
-named. Members that collapsed to one answer are counted, shown and kept. A score that is not a
-number is no pair. Nothing else is left out.
+    1-3  holds: the interval lies above 0. Does not hold: otherwise, if the interval lies below one point (for a
+         doubling, or 0.1 of overlap)
+    4    holds: the interval of the score lies above -1 point, and the interval of the latency ratio below 1. Does not
+         hold: the interval of the score lies below -1 point, or the interval of the ratio above 1
+    Otherwise, and with fewer than two seeds: cannot be told at this size; the report lists the missing runs
+
+Intervals are not adjusted for four claims, and do not include the variance between pre-training
+runs.
+
+Exclusions. Failed and unfinished runs, and committees that contain them, are excluded and listed.
+Members with constant predictions are counted, listed and included. A score that is not a number
+gives no pair. Nothing else is excluded.
 """
 
 from configs import base
@@ -69,7 +72,7 @@ UPDATES = {'': 50 * SIZES[0] // BATCH, 'cpu': 2_000}
 
 
 def corpus():
-  """Whole articles under 8,000 BPE pieces."""
+  """Returns the recipe of the corpus: a row for each article, 8,000 BPE pieces."""
   config = base.corpus()
   config.vocabulary.update(word_rule='plain', filters='documents')
   config.tokenizer.size = 8_000
@@ -77,13 +80,13 @@ def corpus():
   return config
 
 
-def pretrain(size, how):
-  """One point: the same updates whatever its size, or the same epochs."""
-  width, layers = (96, 2) if how == 'cpu' else (192, 4)
+def pretrain(size, variant):
+  """Returns the recipe of a number of articles; `variant` is '', 'epochs' or 'cpu'."""
+  width, layers = (96, 2) if variant == 'cpu' else (192, 4)
   config = base.pretrain()
   config.subset.rows = size
   config.batch_size = BATCH
-  config.num_steps = EPOCHS * size // BATCH if how == 'epochs' else UPDATES[how]
+  config.num_steps = EPOCHS * size // BATCH if variant == 'epochs' else UPDATES[variant]
   config.model.update(
     vocab_size=8_000,
     embedding_size=width,
@@ -106,11 +109,11 @@ def pretrain(size, how):
 
 
 def get_config(run='10000'):
-  """The corpus, or a point: so many articles, as in 5000, 5000-epochs or 5000-cpu."""
+  """Returns the recipe of `corpus` or of a point, as in 5000, 5000-epochs or 5000-cpu."""
   if run == 'corpus':
     return corpus()
-  points = (*RUNS, *(point for some in SETS.values() for point in some))
+  points = (*RUNS, *(point for points in SETS.values() for point in points))
   if run not in points:
-    raise ValueError(f'no point {run!r}; there are {", ".join(points)} and corpus')
-  size, _, how = run.partition('-')
-  return pretrain(int(size), how)
+    raise ValueError(f'no point {run!r}; give corpus or one of {", ".join(points)}')
+  size, _, variant = run.partition('-')
+  return pretrain(int(size), variant)

@@ -1,45 +1,48 @@
-"""Paper 2 (Tiny language models): the pre-training runs of the released models, by name.
+"""The pre-training runs of the models of paper 2 (Tiny language models), by name.
 
     minilm pretrain --config=configs/paper2_models.py:conv2-k3-d64 --config.corpus=corpora/wiki --workdir=runs/conv2
     minilm show --config=configs/paper2_models.py:bert-6-90k
     minilm sweep --config=configs/paper2_models.py:published@96 --config.corpus=corpora/wiki --tokens=5e6 --workdir=runs/tlm --dry_run
 
-A name says blocks, convolutions before them, kernel, channels, heads. `-20k`, `-40k` or `-90k`
-after it is how many articles one sees, 40k where nothing is said; `@96` after that scales it down,
-here to the width of 96 in place of 768. The scaled width is behind an @ because most verbs take
-several names with commas between. Widths keep their ratio to that of BERT-6 (the model of 24 heads
-stays twice as wide, that of 8 two thirds), the feed-forward layer stays four times as wide, depth,
-kernels and channels stay; heads are as many as published where that divides the width, else the
-most below that do. At multiples of 96 every ratio is exact: there `conv2-k3-d64-h8@96` is 64 wide
-and has 8 heads. `@96d8` has 8 channels in place of those of the name.
+A name gives the blocks or convolutions, kernel, channels and heads of a model. Optional suffixes:
 
-Faithful to the release: post-LN BERT with a tied head, positions from 0, LayerNorm at 1e-12, N(0,
-0.02); 15% of ordinary tokens, 80% of them <mask>, 10% another token, 10% as they are; AdamW at
-5e-5, decay 0.01 on everything, no clipping, batches of 32; 50 epochs, the rate changed once an
-epoch, 0 in the first: `--config.optimizer.schedule=per_epoch` wastes none. Not as released: float32
-for fp16; a share of each row is masked where theirs is drawn token by token; our SentencePiece
-tokenizers in place of bert-base-uncased, with `<pad>` at 1; an epoch is a 50th of all updates, so
-it is one where the corpus has as many rows as the name says articles, and else give
---config.num_steps.
+- `-20k`, `-40k` (default) or `-90k`: number of articles;
+- `@96`: width 96 instead of 768. Widths keep their ratio to BERT-6, and the feed-forward layer
+  stays four times as wide. Depth, kernels and channels stay. The number of heads is the largest
+  divisor of the width up to the published number. All ratios are exact at multiples of 96;
+- `d8` after a width: 8 channels.
 
-`--config.model.convolution=fixed` leaves out what is doubtful in the front-end. A model with
-BatchNorm is not cut into micro-batches on a CPU. There an update of conv2-k3-d64@96 takes about 5
-seconds and 3 GiB on two busy cores. At full width 4 rows take as long, and the whole batch 18 GiB
-(mended, in micro-batches, 3), which `--config.model.remat=True` does not lower on a CPU: the
-published runs are for an accelerator.
+Settings follow the release: post-LN BERT with a tied head, positions from 0, LayerNorm at 1e-12,
+N(0, 0.02); 15% of ordinary tokens are masked, 80% of them as <mask>, 10% as a random token, 10%
+unchanged; AdamW at 5e-5, weight decay 0.01 on every parameter, no clipping, batches of 32, 50
+epochs. The rate changes once an epoch and is 0 in the first epoch;
+`--config.optimizer.schedule=per_epoch` starts above 0.
+
+Differences to the release:
+
+- float32 replaces fp16;
+- a fixed share of each row is masked, not an independent draw for each token;
+- our SentencePiece tokenizers replace bert-base-uncased, with `<pad>` at 1;
+- an epoch is a 50th of all updates. It equals an epoch of the corpus if the corpus has as many rows
+  as the name has articles; otherwise set --config.num_steps.
+
+`--config.model.convolution=fixed` replaces doubtful parts of the convolutional front-end. A CPU
+does not split batches of models with BatchNorm into micro-batches. An update of conv2-k3-d64@96
+takes about 5 seconds and 3 GiB on two busy cores. At full width, 4 rows take as long, and a batch
+needs 18 GiB (3 GiB with `fixed`, in micro-batches). Published sizes therefore need an accelerator.
 """
 
 import math
 
 from configs import base
 
-# name: blocks, hidden, heads, convolutions, kernel, channels
+# Blocks, hidden size, heads, convolutions, kernel, channels.
 MODELS = {
   'bert-6': (6, 768, 12, 0, '', 0),
   'bert-1': (1, 768, 12, 0, '', 0),  # not released
   'bert-1-conv0-h24': (1, 1536, 24, 0, '', 0),
   'conv2-k3-d64': (1, 768, 12, 2, '3,3', 64),
-  'conv2-k16x3-d64': (1, 768, 12, 2, '16,3', 64),  # 16 tokens x 3 features, in both layers
+  'conv2-k16x3-d64': (1, 768, 12, 2, '16,3', 64),  # 16 tokens x 3 features
   'conv2-k3-d64-h8': (1, 512, 8, 2, '3,3', 64),
   'conv3-k3-d32': (1, 768, 12, 3, '3,3', 32),
 }
@@ -51,8 +54,7 @@ RUNS = (
   *(name for name in MODELS if name not in ('bert-6', 'bert-1')),
 )
 _SCALES = (48, 96, 192, 384)
-# The eight released models, and the five of one block among them, the natural members of the soft
-# committee.
+# The eight released models, and the five models of one block, which form the soft committee.
 SETS = {'published': RUNS, 'committee': RUNS[3:]}
 SETS |= {
   f'{name}@{width}': tuple(f'{run}@{width}' for run in runs)
@@ -61,10 +63,8 @@ SETS |= {
 }
 
 
-def scaled(hidden, heads, width):
-  """Width and heads of a model whose published width is `hidden`, where `width` stands for the 768
-  of BERT-6.
-  """
+def scale_width(hidden, heads, width):
+  """Returns hidden size and heads of a model, scaled as BERT-6 from width 768 to `width`."""
   if width < 8:
     raise ValueError(f'a width of {width} in place of 768; give at least 8')
   hidden = (
@@ -75,15 +75,13 @@ def scaled(hidden, heads, width):
   return hidden, next(n for n in range(min(heads, hidden), 0, -1) if hidden % n == 0)
 
 
-def _parsed(name):
-  """The model, the number of articles, the width and the channels (0: as published) that a name
-  gives.
-  """
-  whole, _, scale = name.partition('@')
+def _parse_name(name):
+  """Returns model, articles, width and channels (0 as published) of a name."""
+  run, _, scale = name.partition('@')
   width, _, channels = scale.partition('d')
-  model, _, articles = whole.rpartition('-')
+  model, _, articles = run.rpartition('-')
   if articles not in ARTICLES:
-    model, articles = whole, '40k'
+    model, articles = run, '40k'
   if (
     model not in MODELS
     or '@' in name
@@ -92,19 +90,19 @@ def _parsed(name):
     and not channels.isdecimal()
   ):
     raise ValueError(
-      f'no model {name!r}; there are {", ".join(MODELS)}, each also with -20k, -40k or -90k, with @ '
-      f'and a width, and with d and channels after that; and the sets {", ".join(SETS)}'
+      f'no model {name!r}; give a set of {", ".join(SETS)}, or a model of {", ".join(MODELS)}, '
+      'optionally with -20k, -40k or -90k, and with a width and channels as in @96d8'
     )
   if channels and not MODELS[model][3]:
-    raise ValueError(f'{channels} channels of {model}, which has no convolutions')
+    raise ValueError(f'{channels} channels of {model} without convolutions; remove d{channels}')
   return model, articles, int(width or 768), int(channels or 0)
 
 
 def get_config(name='conv2-k3-d64'):
-  """The recipe of one model."""
-  model, articles, width, fewer = _parsed(name)
+  """Returns the recipe of a model."""
+  model, articles, width, scaled_channels = _parse_name(name)
   layers, hidden, heads, convolutions, kernel, channels = MODELS[model]
-  hidden, heads = scaled(hidden, heads, width)
+  hidden, heads = scale_width(hidden, heads, width)
   config = base.pretrain()
   config.batch_size = 32
   config.num_steps = 50 * math.ceil(ARTICLES[articles] / config.batch_size)
@@ -118,7 +116,7 @@ def get_config(name='conv2-k3-d64'):
     num_layers=layers,
     convolutions=convolutions,
     kernel=kernel,
-    channels=fewer or channels,
+    channels=scaled_channels or channels,
     position_offset=0,
     projection=False,
     tied=True,

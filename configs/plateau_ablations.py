@@ -1,9 +1,9 @@
-r"""Past the break: why tiny models stand still, and what makes them go.
+r"""Ablations of the plateau: which fields of paper 1's recipe keep tiny models at word frequencies.
 
     bash launch/plateau.sh corpora/honey TFDS
 
-is all of it, with four seeds of each point; add `runs/plateau 1` for one. The main answer at the
-smallest size takes some ten minutes on two cores, with two seeds:
+The script runs the whole study with four seeds; add `runs/plateau 1` for one seed. The main
+comparison at the smallest size, with two seeds, takes about ten minutes on two cores:
 
     minilm sweep --config=configs/plateau_ablations.py:pair --config.corpus=corpora/honey --config.population.members=2 \
         --workdir=runs/pair
@@ -11,65 +11,69 @@ smallest size takes some ten minutes on two cores, with two seeds:
     minilm ablations --base=runs/pair/paper@e32-h32-f64-a8-l1 runs/pair --preregistration=configs/plateau_ablations.py \
         --workdir=runs/pair/compare
 
-Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes, by hand and with one seed:
+Expect a compute multiplier of about 8.2 [4.9, 13.7]. All single changes with one seed:
 
     minilm sweep --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/plateau
     minilm ngram-baselines --config=configs/plateau_ablations.py --config.corpus=corpora/honey --workdir=runs/plateau/baselines
     minilm ablations --base=runs/plateau/paper runs/plateau --workdir=runs/plateau/compare
     minilm evaluate --checkpoint=runs/plateau/paper --attention
 
-Every run of paper 1 falls to a plateau, stands there, and drops; below 2.2e15 FLOPs its frontier is
-of runs that stand. The argument is a change of the paper's recipe, some with `+` between
-(`relative+pre`); `together` is all of `TOGETHER`, and `without-rotary` all but that one; several
-points have commas between, and `SETS` has sets of them. `@` and a shape of `paper1_grids.py` behind
-a point is that point at another size: `together@e32-h32-f64-a8-l1`. `paper` is no change.
+The loss of every run of paper 1 falls to a plateau, stays there, and then drops. Below 2.2e15
+FLOPs, the frontier consists of runs on the plateau.
 
-Points are for two CPU cores: 4.1 million tokens, pads included, in batches of 16 rows, where the
-paper has 256 and 1.2 billion. Six to nine minutes each on one busy core. More seeds:
---config.population.members=4 trains four of each point in one program; or the same command with
---config.seed=1 and another --workdir, which `minilm ablations` takes too.
+The argument is one or more points or sets (`SETS`), separated by commas. A point is a change of the
+recipe of paper 1 (`CHANGES`), or several changes joined by `+`, as in `relative+pre`. `paper` has
+no change, `together` has all changes of `TOGETHER`, and `without-rotary` has all but one of them.
+The suffix `@` with a shape of `paper1_grids.py` sets the size: `together@e32-h32-f64-a8-l1`.
 
-THE QUESTION, AND ITS RULES. Those of the verdicts were written before any run; this head, and what
-is in `TOGETHER` (rotary positions in the place of relative ones, then the short convolution and no
-dropout), after the first; the smallest shape with two heads, 16 wide instead of 4, was added when
-`TOGETHER` without the convolution stood still there, `FEW` when all but four fields of `TOGETHER`
-could each be left out there, and the rate 1e-3 at the largest size when `TOGETHER` left in one seed
-of three there.
+A point trains on 4.1 million tokens, including pads, in batches of 16 rows; paper 1 has 1.2 billion
+tokens and batches of 256 rows. A point takes six to nine minutes on one busy core.
+--config.population.members=4 trains four seeds in one program. Runs of another --config.seed in
+another --workdir can be added to `minilm ablations`.
 
-Hypotheses: the plateau comes from learned absolute positions / the schedule and its warm-up /
-post-LN and the start of the weights / the head as large as the vocabulary / the data. Each is a
-change: relative, rotary, sinusoidal or no positions and the short convolution; rates, schedules,
-warm-up; pre and the starts; tied and vocabulary-4010; for the data the same sweep on another
-corpus.
+QUESTION AND RULES. The rules of the verdicts were written before any run. Later changes:
 
-Statistic: how many times fewer tokens a run takes to leave the plateau than the run without the
-change, over seeds, with Student's 95% interval of its logarithm (`analysis/ablation_results.py`). A
-run has left at its first evaluation 5.5% below the level (`analysis/frontier.py`): the loss of word
-frequencies alone, of `minilm ngram-baselines` or as --plateau_loss; without either that of the
-runs. One that never leaves gives a bound. The verdict on a change of one field is by
-`analysis/ablation_results.py`: it causes the plateau where that interval lies above 2, which
-refutes the others only if theirs do not. One seed gives an indication and no verdict.
+- This introduction and `TOGETHER` were written after the first runs: rotary positions replaced
+  relative positions, then the short convolution and no dropout were added.
+- The smallest shape with two heads of width 16 instead of 4 was added because `TOGETHER` without
+  the convolution stayed on the plateau there.
+- `FEW` was added because each of its omitted fields could be left out at the smallest shape.
+- The rate 1e-3 at the largest size was added because only one of three seeds of `TOGETHER` left the
+  plateau there.
 
-GLUE, by a rule that was written before any score of these recipes: a change is no worse than the
-base where Student's 95% interval, over seeds of pre-training, of its average less the base's lies
-above minus one point, which is the least that matters; it is worse where it lies below that; else,
-and from one seed of pre-training, it cannot be told. The average is of the headline scores of the
-tasks that all these runs were fine-tuned on (`analysis/ablation_results.py`), two or more.
+Hypotheses. The plateau is caused by learned absolute positions, by the schedule and its warm-up, by
+post-LN and the initialisation, by the large output vocabulary, or by the data. The changes test
+them in this order: other positions and the short convolution; rates, schedules and warm-up; pre-LN
+and initialisations; tied embeddings and vocabulary-4010; the same sweep on another corpus.
 
-The frontier: of the paper's recipe and of `together`, each over all its sizes, seeds and lengths of
-schedule, by `minilm report`, whose page says whether two power laws fit much better than one, where
-they part, and what the runs below that do: stand on the plateau, warm up, or end their schedule.
-`shorter` are the same points with a sixteenth and a quarter of the tokens, so that schedules end
-over more than two decades of FLOPs; they came after the first frontier, none of whose points below
-its break was of a run at its end. The largest size, which has its own rate, came last.
+Statistic. The speed-up is the ratio of tokens to leave the plateau, base over change, with
+Student's 95% interval of its logarithm over seeds (`analysis/ablation_results.py`). A run leaves
+the plateau at its first evaluation 5.5% below the level (`analysis/frontier.py`). The level is the
+loss of word frequencies from `minilm ngram-baselines` or --plateau_loss, and otherwise the level of
+the runs. A run that never leaves gives a bound. A change of one field causes the plateau if the
+interval lies above 2. The other hypotheses are refuted only if their intervals do not. One seed
+gives an indication, not a verdict.
 
-Exclusions: runs on other rows or of another corpus, by name; nothing else.
+GLUE, with rules written before any score of these recipes. A change is no worse than the base if
+the interval of the difference of averages lies above -1 point, the smallest relevant effect; it is
+worse if the interval lies below -1 point. Otherwise, and with one seed of pre-training, it cannot
+be told. The interval is Student's 95% interval over seeds of pre-training. The average has the
+headline scores of all tasks, two or more, that these runs share (`analysis/ablation_results.py`).
+
+Frontier. `minilm report` computes the frontiers of `paper` and `together` over all sizes, seeds and
+schedule lengths. The report compares two power laws with one, gives their break, and counts the
+runs below the break on the plateau, in warm-up or at the end of their schedule. The points of
+`shorter` have a sixteenth and a quarter of the tokens, so schedules end over more than two decades
+of FLOPs. They were added after the first frontier, because no point below its break was the end of
+a run. The largest size, with its own rate, was added last.
+
+Exclusions. Runs on other rows or another corpus are excluded and listed; nothing else.
 """
 
 from configs import paper1_grids, recommended
 
 SIZES = recommended.RUNS
-SHAPE, LARGE = SIZES[1], paper1_grids.point(256, 256, 1024, 8, 4)
+SHAPE, LARGE = SIZES[1], paper1_grids.format_point(256, 256, 1024, 8, 4)
 CHANGES = {
   'paper': {},
   'relative': {'model.positions': 'relative'},
@@ -146,23 +150,23 @@ SETS = {
 ROWS, BATCH, EVALUATIONS = 32_000, 16, 40
 
 
-def changes(name):
-  """The single changes that a point is made of."""
+def expand_change(name):
+  """Returns the single changes of a part of a point."""
   if name in ('together', *(f'without-{change}' for change in TOGETHER)):
     return tuple(change for change in TOGETHER if name != f'without-{change}')
   return (name,)
 
 
 def get_config(point='paper'):
-  """The recipe of one point."""
+  """Returns the recipe of a point."""
   names, _, shape = point.partition('@')
   config = paper1_grids.get_config(shape or SHAPE)
   config.batch_size = BATCH
   known, fields = CHANGES | SHORTER, {}
-  for change in [one for name in names.split('+') for one in changes(name)]:
+  for change in [change for name in names.split('+') for change in expand_change(name)]:
     if change not in known:
       raise ValueError(
-        f'no change {change!r}; there are {", ".join(known)}, together, and without- one of these'
+        f'no change {change!r}; give {", ".join(known)}, together, or without- and a change of together'
       )
     fields |= known[change]
   config.update_from_flattened_dict({'num_steps': ROWS // fields.get('batch_size', BATCH)} | fields)

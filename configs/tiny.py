@@ -1,19 +1,20 @@
-"""A minute of everything: a two-block encoder on the built-in microworld.
+"""A run of one minute: a two-block encoder on the built-in microworld.
 
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
     minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
 
-`configs/tiny.py:corpus` is its corpus recipe, which the first command builds by itself. Small
-batches, a third of the tokens predicted and rotary positions leave the plateau of word frequencies
-(5.0 nats a token) within 200 updates: expect a test loss of about 2.0 after twenty seconds on two
-cores.
+The first command also builds the corpus, by the recipe `configs/tiny.py:corpus`. Small batches, a
+masking rate of 0.3 and rotary positions leave the plateau of word frequencies (5.0 nats a token)
+within 200 updates.
+
+Expect a test loss of about 2.0 nats after twenty seconds on two cores.
 """
 
 from configs import base
 
 
 def corpus():
-  """Sentences of the microworld under a tokenizer of 512 pieces."""
+  """Returns the recipe of the corpus: sentences of the microworld, 512 pieces."""
   config = base.corpus()
   config.documents.sources = 'microworld:4000'
   config.vocabulary.update(word_rule='plain', filters='sentences', min_words_per_sentence=2)
@@ -24,7 +25,7 @@ def corpus():
 
 
 def pretrain():
-  """A run that evaluates and saves several times on its way."""
+  """Returns the recipe of pre-training, with several evaluations and checkpoints."""
   config = base.pretrain()
   config.corpus = 'configs/tiny.py:corpus'
   config.batch_size = 16
@@ -51,5 +52,5 @@ def pretrain():
 
 
 def get_config(part='pretrain'):
-  """The run, or its corpus."""
+  """Returns the recipe of a part, `pretrain` or `corpus`."""
   return {'corpus': corpus, 'pretrain': pretrain}[part]()

@@ -4,5 +4,5 @@ import re
 
 
 def find_commands(text: str) -> list[str]:
-  """The find_commands that stand indented in a docstring, continued lines joined."""
+  """Returns the indented commands of a docstring, with continued lines joined."""
   return re.findall(r'^ {4}(minilm .*)$', text.replace('\\\n', ' '), re.M)

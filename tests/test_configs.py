@@ -1,6 +1,4 @@
-"""Recipes: each comes through the door, each command that one gives is understood, numbers are
-those they claim.
-"""
+"""Recipes: all names resolve, all commands in docstrings parse, and settings equal the papers."""
 
 import importlib
 import pathlib
@@ -93,11 +91,11 @@ NAMES = [
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_name_on_the_command_line_resolves(name: str):
-  found = recipe.load(f'configs/{name}')
-  recipe.resolve(found, found.kind)
+  config = recipe.load(f'configs/{name}')
+  recipe.resolve(config, config.kind)
 
 
-def test_no_recipe_is_forgotten():
+def test_every_recipe_is_tested():
   assert {name.partition('.')[0] for name in NAMES} == {
     path.stem for path in CONFIGS.glob('[!_]*.py')
   }
@@ -105,17 +103,16 @@ def test_no_recipe_is_forgotten():
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('[!_]*.py')), ids=lambda path: path.stem)
-def test_a_recipe_opens_with_what_it_is_and_a_command_that_works(path: pathlib.Path):
+def test_the_commands_in_a_docstring_parse(path: pathlib.Path):
   module = importlib.import_module(f'configs.{path.stem}')
-  found = find_commands(module.__doc__)
-  assert found or path.stem == 'base' or 'bash launch/' in module.__doc__
-  for command in found:
-    _, verb, *arguments = shlex.split(command)
-    # names no field, flag or part that is not there
+  examples = find_commands(module.__doc__)
+  assert examples or path.stem == 'base' or 'bash launch/' in module.__doc__
+  for example in examples:
+    _, verb, *arguments = shlex.split(example)
     flags.parse_arguments(verb, commands.COMMANDS[verb], arguments)
 
 
-def test_tiny_fits_its_corpus_and_saves_on_the_way():
+def test_tiny_fits_its_corpus_and_saves_several_times():
   run, corpus = (recipe.resolve(tiny.get_config(part), part) for part in ('pretrain', 'corpus'))
   assert (
     run.model.vocab_size >= corpus.tokenizer.size and run.model.max_length >= corpus.rows.length
@@ -128,12 +125,12 @@ def test_the_parts_of_a_quickstart_fit_each_other(parts):
   corpus, run, task = (recipe.resolve(parts.get_config(part), part) for part in PARTS)
   assert run.model.vocab_size >= corpus.tokenizer.size > len(tokenizer.SPECIAL_TOKENS)
   assert run.model.max_length >= corpus.rows.length and run.model.max_length >= task.length
-  assert corpus.splits.validation > 0  # there is a curve to draw
+  assert corpus.splits.validation > 0  # for the loss curve
   assert len(task.seeds) == 5 and task.task.split == 'test'
   find_task(task.task.name)
 
 
-def test_honey_is_what_was_logged():
+def test_paper1_has_the_logged_settings():
   config = recipe.resolve(paper1.get_config('magic-bee-26'), 'pretrain')
   assert (config.num_steps, config.batch_size, config.model.max_length) == (35_475, 256, 128)
   assert optimizer.warmup_steps(config.optimizer, config.num_steps) == 1_773
@@ -145,7 +142,7 @@ def test_honey_is_what_was_logged():
   assert (slow.optimizer.learning_rate, config.optimizer.learning_rate) == (1e-4, 5e-4)
 
 
-def test_the_grids_of_the_paper():
+def test_the_grids_have_the_points_of_paper_1():
   sets = paper1_grids.SETS
   assert {name: len(names) for name, names in sets.items()} == {
     'logged': 42,
@@ -158,8 +155,8 @@ def test_the_grids_of_the_paper():
     'cube': 27,
   }
   assert all(len(set(names)) == len(names) for names in sets.values())
-  a = recipe.resolve(paper1_grids.get_config('e64-h256-f1024-a4-l8-v8010'), 'pretrain')
-  shape = a.model
+  point = recipe.resolve(paper1_grids.get_config('e64-h256-f1024-a4-l8-v8010'), 'pretrain')
+  shape = point.model
   assert (
     shape.embedding_size,
     shape.hidden_size,
@@ -170,60 +167,54 @@ def test_the_grids_of_the_paper():
   assert shape.vocab_size == 8010 and shape.flops_heads == 4
   logged = recipe.resolve(paper1.get_config('wise-dew-6'), 'pretrain')
   assert recipe.resolve(paper1_grids.get_config('wise-dew-6'), 'pretrain').model == logged.model
-  for names in (cpu_grid.RUNS, sets['walk_a']):  # from a base one size at a time
-    shapes = [point.split('-') for point in names]
-    assert all(
-      any(sum(x != y for x, y in zip(one, other)) == 1 for other in shapes) for one in shapes
-    )
+  for names in (cpu_grid.RUNS, sets['walk_a']):  # neighbours differ in one size
+    shapes = [name.split('-') for name in names]
+    for sizes in shapes:
+      assert any(sum(x != y for x, y in zip(sizes, neighbour)) == 1 for neighbour in shapes)
 
 
 @pytest.mark.parametrize(
   'name', ['', 'e32', 'e32-h32-f64-a8', 'h32-e32-f64-a8-l1', 'e32-h32-f64-a8-lx', 'magic-bee']
 )
-def test_what_is_no_point_is_refused(name: str):
-  with pytest.raises(InputError, match='no point'):
+def test_names_that_are_not_points_are_refused(name: str):
+  with pytest.raises(InputError, match=repr(name)):
     recipe.load(f'configs/paper1_grids.py:{name}')
 
 
-def test_sets_and_names_are_read_together():
+def test_sets_and_names_can_be_combined():
   path = 'configs/paper1_grids.py'
   assert recipe.expand_names(path, 'released, magic-bee-26') == [
     *paper1_grids.SETS['released'],
     'magic-bee-26',
   ]
   assert recipe.expand_names(path, 'all') == list(paper1.RUNS)
-  with pytest.raises(InputError, match='wise-dew-6 more than once'):
+  with pytest.raises(InputError, match='wise-dew-6'):
     recipe.expand_names(path, 'iso_flops,wise-dew-6')
 
 
-def test_glue_is_the_protocol_of_the_paper():
+def test_glue_has_the_protocol_of_paper_1():
   config = recipe.resolve(glue.get_config('rte'), 'finetune')
   assert (config.task.name, config.epochs, config.batch_size, config.length) == ('rte', 5, 32, 128)
-  chosen = config.optimizer
-  assert (chosen.learning_rate, chosen.schedule, chosen.weight_decay) == (2e-4, 'linear', 0)
+  adamw = config.optimizer
+  assert (adamw.learning_rate, adamw.schedule, adamw.weight_decay) == (2e-4, 'linear', 0)
   assert config.task.split == 'validation' and optimizer.warmup_steps(config.optimizer, 1000) == 0
 
 
-def test_all_of_glue_are_its_nine_tasks():
+def test_glue_has_nine_tasks():
   assert (
     recipe.expand_names('configs/glue.py', 'all') == list(glue.RUNS) and len(set(glue.RUNS)) == 9
   )
-  # by the server; ax has nothing to train on
-  asked = {name for name, task in TASKS.items() if task.submission_name}
-  assert asked == {*glue.RUNS, 'ax'} and find_task('ax').predicted_by in glue.RUNS
+  submitted = {name for name, task in TASKS.items() if task.submission_name}
+  assert submitted == {*glue.RUNS, 'ax'} and find_task('ax').predicted_by in glue.RUNS
 
 
-def test_topics_are_the_protocol_of_the_second_paper():
+def test_topics_have_the_protocol_of_paper_2():
   config = recipe.resolve(paper2_tasks.get_config('fewrel'), 'finetune')
   assert (config.task.per_label, config.task.eval_per_label, config.task.split) == (630, 70, 'test')
   assert (config.epochs, config.batch_size, config.length) == (50, 32, 128)
-  chosen = config.optimizer
-  assert (chosen.learning_rate, chosen.schedule, chosen.weight_decay, chosen.no_decay) == (
-    5e-5,
-    'linear',
-    0.01,
-    (),
-  )
+  adamw = config.optimizer
+  assert (adamw.learning_rate, adamw.schedule) == (5e-5, 'linear')
+  assert (adamw.weight_decay, adamw.no_decay) == (0.01, ())
 
 
 def test_recipes_do_not_share_their_fields():
@@ -232,7 +223,7 @@ def test_recipes_do_not_share_their_fields():
   assert second.model.hidden_size == base.pretrain().model.hidden_size == 32
 
 
-def test_sizes_differ_in_their_articles_alone_or_in_their_updates_too():
+def test_data_sizes_have_equal_updates_or_equal_epochs():
   corpus = recipe.resolve(paper2_data_sizes.get_config('corpus'), 'corpus')
   updates, epochs, cpu = (
     [recipe.resolve(paper2_data_sizes.get_config(name), 'pretrain') for name in names]
@@ -261,8 +252,7 @@ def test_sizes_differ_in_their_articles_alone_or_in_their_updates_too():
   )
 
 
-def test_the_models_of_the_second_paper():
-  """Updates are 50 epochs of 32; masks, rates and decay as released. Sizes are in test_size.py."""
+def test_the_models_of_paper_2_have_the_released_settings():
   updates = {
     name: recipe.resolve(paper2_models.get_config(name), 'pretrain').num_steps
     for name in paper2_models.RUNS
@@ -270,33 +260,14 @@ def test_the_models_of_the_second_paper():
   assert [updates[f'bert-6-{wiki}'] for wiki in ('20k', '40k', '90k')] == [31_250, 62_500, 140_650]
   assert set(list(updates.values())[3:]) == {62_500} and len(paper2_models.SETS['committee']) == 5
   config = recipe.resolve(paper2_models.get_config('conv2-k16x3-d64'), 'pretrain')
-  model, chosen = config.model, config.optimizer
-  assert (model.kernel, model.channels, model.convolutions, model.convolution) == (
-    (16, 3),
-    64,
-    2,
-    'paper2',
-  )
-  assert (model.hidden_size, model.num_heads, model.intermediate_size, model.max_length) == (
-    768,
-    12,
-    3072,
-    128,
-  )
-  assert (
-    config.mask.rate,
-    config.mask.random_share,
-    config.mask.keep_share,
-    config.mask.special,
-  ) == (0.15, 0.1, 0.1, False)
-  assert (chosen.learning_rate, chosen.schedule, chosen.epochs) == (5e-5, 'per_epoch_from_zero', 50)
-  assert (chosen.weight_decay, chosen.no_decay, chosen.clip, chosen.beta1, chosen.beta2) == (
-    0.01,
-    (),
-    0,
-    0.9,
-    0.999,
-  )
+  model, mask, adamw = config.model, config.mask, config.optimizer
+  assert (model.kernel, model.channels, model.convolutions) == ((16, 3), 64, 2)
+  assert (model.hidden_size, model.num_heads, model.intermediate_size) == (768, 12, 3072)
+  assert (model.convolution, model.max_length) == ('paper2', 128)
+  assert (mask.rate, mask.random_share, mask.keep_share, mask.special) == (0.15, 0.1, 0.1, False)
+  assert (adamw.learning_rate, adamw.schedule, adamw.epochs) == (5e-5, 'per_epoch_from_zero', 50)
+  assert (adamw.weight_decay, adamw.no_decay, adamw.clip) == (0.01, (), 0)
+  assert (adamw.beta1, adamw.beta2) == (0.9, 0.999)
 
 
 @pytest.mark.parametrize(
@@ -312,32 +283,25 @@ def test_the_models_of_the_second_paper():
   ],
 )
 def test_a_scaled_width_keeps_its_ratio(name: str, hidden: int, heads: int):
-  model = recipe.resolve(recipe.load(f'configs/paper2_models.py:{name}'), 'pretrain').model
-  assert (model.hidden_size, model.num_heads, model.intermediate_size) == (
-    hidden,
-    heads,
-    4 * hidden,
+  model, published = (
+    recipe.resolve(recipe.load(f'configs/paper2_models.py:{run}'), 'pretrain').model
+    for run in (name, name.partition('@')[0])
   )
-  published = recipe.resolve(
-    recipe.load(f'configs/paper2_models.py:{name.partition("@")[0]}'), 'pretrain'
-  ).model
-  assert (model.num_layers, model.kernel, model.channels) == (
-    published.num_layers,
-    published.kernel,
-    published.channels,
-  )
+  sizes = (model.hidden_size, model.num_heads, model.intermediate_size)
+  assert sizes == (hidden, heads, 4 * hidden)
+  for field in ('num_layers', 'kernel', 'channels'):
+    assert getattr(model, field) == getattr(published, field)
 
 
 @pytest.mark.parametrize(
   'name', ['', 'bert-7', 'bert-6@', 'bert-6@x', 'bert-6@4', 'bert-6-30k', 'conv2-k3-d64,width=9']
 )
-def test_what_is_no_model_of_the_second_paper_is_refused(name: str):
-  with pytest.raises(InputError, match='no model|a width of 4'):
+def test_names_that_are_not_models_are_refused(name: str):
+  with pytest.raises(InputError, match=f'{name!r}|width of 4'):
     recipe.load(f'configs/paper2_models.py:{name}')
 
 
-def test_scaled_models_are_named_beside_others():
-  """What a width is written with is none of the signs that names are parted by."""
+def test_names_with_a_width_can_be_combined():
   path = 'configs/paper2_models.py'
   assert recipe.expand_names(path, 'conv2-k3-d64@128,bert-6-20k') == [
     'conv2-k3-d64@128',
@@ -349,49 +313,44 @@ def test_scaled_models_are_named_beside_others():
   assert recipe.expand_names(path, 'all') == list(paper2_models.RUNS)
 
 
-def test_the_changes_of_past_the_break():
-  """Each single change is one of the paper's recipe, and together, less what is left out, they are
-  the modern one.
-  """
+def test_ablations_change_one_part_and_together_are_the_recommended_recipe():
   paper = recipe.resolve(plateau_ablations.get_config('paper'), 'pretrain')
-  of_paper = recipe.resolve(paper1_grids.get_config(plateau_ablations.SHAPE), 'pretrain')
-  assert (paper.model, paper.optimizer, paper.mask) == (
-    of_paper.model,
-    of_paper.optimizer,
-    of_paper.mask,
-  )
+  expected = recipe.resolve(paper1_grids.get_config(plateau_ablations.SHAPE), 'pretrain')
+  for field in ('model', 'optimizer', 'mask'):
+    assert getattr(paper, field) == getattr(expected, field)
   for name in plateau_ablations.RUNS[1:]:
-    found = recipe.resolve(plateau_ablations.get_config(name), 'pretrain')
-    assert found.batch_size * found.num_steps == plateau_ablations.ROWS
-    same = [
-      getattr(found, part) == getattr(paper, part)
-      for part in ('model', 'optimizer', 'mask', 'batch_size')
+    config = recipe.resolve(plateau_ablations.get_config(name), 'pretrain')
+    assert config.batch_size * config.num_steps == plateau_ablations.ROWS
+    is_equal = [
+      getattr(config, field) == getattr(paper, field)
+      for field in ('model', 'optimizer', 'mask', 'batch_size')
     ]
-    assert same.count(False) == 1, name
+    assert is_equal.count(False) == 1, name
   together = recipe.resolve(plateau_ablations.get_config('together'), 'pretrain')
   for point in (
     'together',
     *plateau_ablations.SETS['sizes'][1::2],
     plateau_ablations.SETS['large'][-1],
   ):
-    own = recipe.resolve(plateau_ablations.get_config(point), 'pretrain')
-    best = recipe.resolve(
+    config = recipe.resolve(plateau_ablations.get_config(point), 'pretrain')
+    expected = recipe.resolve(
       recommended.get_config(point.partition('@')[2] or plateau_ablations.SHAPE), 'pretrain'
     )
-    assert (own.model, own.optimizer, own.mask) == (best.model, best.optimizer, best.mask), point
-  assert (
-    recipe.resolve(plateau_ablations.get_config('without-rotary+rotary'), 'pretrain') == together
+    for field in ('model', 'optimizer', 'mask'):
+      assert getattr(config, field) == getattr(expected, field), point
+  restored, without_pre, short = (
+    recipe.resolve(plateau_ablations.get_config(point), 'pretrain')
+    for point in (
+      'without-rotary+rotary',
+      'without-pre',
+      f'together+updates-480@{plateau_ablations.SHAPE}',
+    )
   )
-  assert (
-    recipe.resolve(plateau_ablations.get_config('without-pre'), 'pretrain').model.norm == 'post'
-  )
-  short = recipe.resolve(
-    plateau_ablations.get_config(f'together+updates-480@{plateau_ablations.SHAPE}'), 'pretrain'
-  )
+  assert restored == together and without_pre.model.norm == 'post'
   assert (short.num_steps, short.model, short.optimizer) == (
     480,
     together.model,
     together.optimizer,
   )
-  with pytest.raises(ValueError, match="no change 'without-cats'"):
+  with pytest.raises(ValueError, match="'without-cats'"):
     plateau_ablations.get_config('without-cats')

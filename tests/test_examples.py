@@ -1,12 +1,11 @@
-"""The examples of configs/examples: each comes through the door, its commands are understood, and
-it runs, smaller.
-"""
+"""The examples of configs/examples: their commands parse, and smaller versions run."""
 
 import csv
 import importlib
 import pathlib
 import runpy
 import shlex
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-def test_an_example_is_short_and_opens_with_commands_that_work(path: pathlib.Path, monkeypatch):
+def test_an_example_is_short_and_its_commands_parse(path: pathlib.Path, monkeypatch):
   monkeypatch.chdir(ROOT)
   assert len(path.read_text().splitlines()) < 60
   module = importlib.import_module(f'configs.examples.{path.stem}')
@@ -49,73 +48,66 @@ def test_an_example_is_short_and_opens_with_commands_that_work(path: pathlib.Pat
     flags.parse_arguments(verb, commands.COMMANDS[verb], arguments)
 
 
-def smaller(name: str, corpus: pathlib.Path) -> Any:
-  """The run of an example, of few updates, as the door reads it."""
-  given = [
+def load_small_run(name: str, corpus: pathlib.Path) -> Any:
+  """Returns the run of an example with few updates, parsed from a command line."""
+  arguments = [
     f'--config=configs/examples/{name}.py',
     f'--config.corpus={corpus}',
     '--workdir=x',
     *(f'--config.{field}={value}' for field, value in SMALL.items()),
   ]
-  return flags.parse_arguments('pretrain', commands.COMMANDS['pretrain'], given)[0]
+  return flags.parse_arguments('pretrain', commands.COMMANDS['pretrain'], arguments)[0]
 
 
 @pytest.mark.parametrize('name', ['own_encoder', 'spans'])
-def test_another_model_and_another_objective_train(
+def test_custom_models_and_objectives_train(
   name: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  config = smaller(name, tiny_corpus)
-  assert (bool(config.model.encoder), bool(config.mask.span)) == (
-    name == 'own_encoder',
-    name == 'spans',
-  )
-  found = pretrain.pretrain(config, tmp_path / 'run')
-  (line,) = [
-    line
-    for line in run_dir.read_lines(tmp_path / 'run' / run_dir.METRICS)
-    if line['split'] == 'train'
-  ]
-  assert np.isfinite(line['loss']) and found['test_loss'] > 0
+  config = load_small_run(name, tiny_corpus)
+  assert bool(config.model.encoder) == (name == 'own_encoder')
+  assert bool(config.mask.span) == (name == 'spans')
+  result = pretrain.pretrain(config, tmp_path / 'run')
+  lines = run_dir.read_lines(tmp_path / 'run' / run_dir.METRICS)
+  (loss,) = [line['loss'] for line in lines if line['split'] == 'train']
+  assert np.isfinite(loss) and result['test_loss'] > 0
 
 
-def test_another_task_fine_tunes(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
-  made = recipe.load('configs/examples/own_task.py')
-  with open(made.task.train, encoding='utf-8', newline='') as file:
-    labels = [row['about'] for row in csv.DictReader(file)]
-  assert {label: labels.count(label) for label in labels} == dict.fromkeys(
-    ('animal', 'person', 'thing'), 80
-  )
-  made.update(seeds='0', epochs=1.0)
-  lines = finetune.finetune(recipe.resolve(made, 'finetune'), tiny_run, tmp_path / 'task', [8])
+def test_a_custom_task_fine_tunes(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  config = recipe.load('configs/examples/own_task.py')
+  with open(config.task.train, encoding='utf-8', newline='') as file:
+    labels = Counter(row['about'] for row in csv.DictReader(file))
+  assert labels == {'animal': 80, 'person': 80, 'thing': 80}
+  config.update(seeds='0', epochs=1.0)
+  lines = finetune.finetune(recipe.resolve(config, 'finetune'), tiny_run, tmp_path / 'task', [8])
   assert lines and all(0 <= line['value'] <= 1 for line in lines)
 
 
-def test_another_text_is_kept_where_it_stays_inside_the_word_list(tmp_path: pathlib.Path):
+def test_a_custom_corpus_is_built(tmp_path: pathlib.Path):
   texts = [text.replace(' . ', ' .\n') for text in microworld.generate_documents(5, 60)]
   (tmp_path / 'own.txt').write_text('\n\n'.join(texts))
   words = sorted({word for text in texts for word in text.split()} - {'dog', 'dogs', '.'})
   (tmp_path / 'words.txt').write_text('\n'.join(words))
-  made = recipe.load('configs/examples/own_text.py:corpus')
-  made.documents.sources, made.vocabulary.word_list = (
-    str(tmp_path / 'own.txt'),
-    str(tmp_path / 'words.txt'),
-  )
-  made.tokenizer.size, made.workers = 300, 1
-  folder = build.build_corpus(recipe.resolve(made, 'corpus'), tmp_path / 'corpus')
-  described = corpus.read_manifest(folder)
-  assert described['splits']['train']['rows'] and described['length'] == 64
-  run_of_it = recipe.resolve(recipe.load('configs/examples/own_text.py'), 'pretrain')
-  assert run_of_it.model.vocab_size >= 2000 and run_of_it.model.max_length == described['length']
+  config = recipe.load('configs/examples/own_text.py:corpus')
+  config.documents.sources = str(tmp_path / 'own.txt')
+  config.vocabulary.word_list = str(tmp_path / 'words.txt')
+  config.tokenizer.size, config.workers = 300, 1
+  folder = build.build_corpus(recipe.resolve(config, 'corpus'), tmp_path / 'corpus')
+  manifest = corpus.read_manifest(folder)
+  assert manifest['splits']['train']['rows'] and manifest['length'] == 64
+  run = recipe.resolve(recipe.load('configs/examples/own_text.py'), 'pretrain')
+  assert run.model.vocab_size >= 2000 and run.model.max_length == manifest['length']
 
 
-def test_what_is_installed_has_the_recipes_and_their_data(monkeypatch):
-  seen: dict[str, Any] = {}
+def test_the_package_includes_recipes_and_their_data(monkeypatch):
+  options: dict[str, Any] = {}
   monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(setuptools, 'setup', lambda **given: seen.update(given))
+  monkeypatch.setattr(setuptools, 'setup', lambda **keywords: options.update(keywords))
   runpy.run_path(str(ROOT / 'setup.py'))
-  assert {'configs', 'configs.examples', 'minilm_jax', 'minilm_jax.tasks'} <= set(seen['packages'])
-  beside = {
+  packages = {'configs', 'configs.examples', 'minilm_jax', 'minilm_jax.tasks'}
+  assert packages <= set(options['packages'])
+  tables = {
     f'{path.parent.relative_to(ROOT)}'.replace('/', '.'): path.name
     for path in (ROOT / 'configs').rglob('*.csv')
   }
-  assert beside and all(name in seen['package_data'][package] for package, name in beside.items())
+  assert tables
+  assert all(name in options['package_data'][package] for package, name in tables.items())

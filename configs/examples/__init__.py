@@ -1,3 +1,1 @@
-"""Examples of what a newcomer changes: another model, another objective, another task, another
-corpus.
-"""
+"""Examples of a custom model, objective, task and corpus."""

@@ -1,4 +1,4 @@
-"""An encoder of your own: pre-norm blocks of rotary attention and SwiGLU, RMSNorm, no biases.
+"""A custom encoder: pre-norm blocks of rotary attention and SwiGLU, with RMSNorm and without biases.
 
 configs/examples/own_encoder.py trains it; minilm_jax/model/custom.py describes the interface.
 """
@@ -10,7 +10,8 @@ from flax import nnx
 from minilm_jax.model.layers import apply_dropout, split_key
 
 
-def rotate(x):  # [B L H dim]: turns each pair of features by an angle that grows with the position
+def rotate(x):  # [B L H dim]
+  """Rotates pairs of features by angles proportional to the position."""
   length, half = x.shape[1], x.shape[-1] // 2
   angle = jnp.arange(length)[:, None] * 1e4 ** (-jnp.arange(half) / half)[None]
   cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
@@ -27,11 +28,11 @@ class Block(nnx.Module):
     self.qkv, self.output = linear(d, 3 * d), linear(d, d)
     self.up, self.down = linear(d, 2 * f), linear(f, d)
 
-  def __call__(self, x, mask, key):  # [B L D], [B L], one key a row or None -> [B L D]
+  def __call__(self, x, mask, key):  # [B L D], [B L], a key for each row or None -> [B L D]
     attention_key, feed_key = split_key(key, 2)
     parts = jnp.split(self.qkv(self.norm(x)), 3, -1)
     q, k, v = (part.reshape(*x.shape[:2], self.num_heads, -1) for part in parts)
-    # The mask keeps pads from changing anything.
+    # The mask excludes pads.
     mixed = jax.nn.dot_product_attention(rotate(q), rotate(k), v, mask=mask[:, None, None])
     x = x + apply_dropout(self.output(mixed.reshape(x.shape)), self.dropout, attention_key)
     gate, value = jnp.split(self.up(self.feed_norm(x)), 2, -1)

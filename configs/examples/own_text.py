@@ -1,23 +1,23 @@
-"""Another corpus: text of one's own, kept where it stays inside a word list of one's own, and a
-model of it.
+"""A custom corpus: text inside a word list, and a model of it.
 
     minilm corpus --config=configs/examples/own_text.py:corpus --config.documents.sources='text/*.txt' \
         --config.vocabulary.word_list=words.txt --workdir=corpora/own
     minilm pretrain --config=configs/examples/own_text.py --config.corpus=corpora/own --workdir=runs/own
 
-Some minutes each for a few megabytes of text. Expect to lose much of it to a small word list: the
-first command says how much was kept, and a model of 0.3M parameters wants a million tokens or more.
+The word list has one word a line. Omit it to select all text, or set
+--config.vocabulary.most_frequent=5000 for the most frequent words of the text. Documents of a .txt
+file are separated by empty lines.
 
-The word list is a file with a word a line; leave it out for all text, or give
---config.vocabulary.most_frequent=5000 for the most frequent words of the text itself. A .txt has an
-empty line between documents.
+Expect a small word list to exclude much of the text; the first command reports how much. A model of
+0.3M parameters needs at least a million tokens. Each command takes a few minutes for a few
+megabytes of text.
 """
 
 from configs import base
 
 
 def corpus():
-  """Sentences inside the word list, in rows of 64 tokens, under a tokenizer of 2,000 pieces."""
+  """Returns the recipe of the corpus: sentences in rows of 64 tokens, 2,000 pieces."""
   config = base.corpus()
   config.vocabulary.update(word_rule='plain', filters='sentences')
   config.tokenizer.size = 2000
@@ -27,7 +27,7 @@ def corpus():
 
 
 def pretrain():
-  """A model of 0.3M parameters that a laptop trains while one waits."""
+  """Returns the recipe of pre-training: a model of 0.3M parameters for a laptop."""
   config = base.pretrain()
   config.batch_size = 32
   config.num_steps = 2000
@@ -54,5 +54,5 @@ def pretrain():
 
 
 def get_config(part='pretrain'):
-  """The run, or its corpus."""
+  """Returns the recipe of a part, `pretrain` or `corpus`."""
   return {'corpus': corpus, 'pretrain': pretrain}[part]()
