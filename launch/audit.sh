@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Compares what is installed with the published lists of known faults (pip-audit):
+# Checks the installed packages for known vulnerabilities with pip-audit:
 #   bash launch/audit.sh [--install] [arguments of pip-audit]
-# It looks at the environment that the other scripts made (.venv, or MINILM_VENV). It needs a network: pip-audit asks
-# pypi.org about each package and version, and nothing else leaves the machine. With --install it first puts pip-audit
-# into an environment of its own, .venv-audit, so that its needs change nothing of what is audited. Versions that a
-# finding asks for become lower bounds in setup.py; launch/lowest.sh says whether they work.
+# The script audits the environment of the other scripts (.venv, or MINILM_VENV). pip-audit needs a network: it sends
+# the name and version of each package to pypi.org, and nothing else. --install first installs pip-audit into a separate
+# environment, .venv-audit. Raise the lower bounds in setup.py to fixed versions, and test them with launch/lowest.sh.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/environment.sh"
@@ -15,8 +14,8 @@ if [[ ${1:-} == --install ]]; then
   "$tool/bin/python" -m pip install --quiet --disable-pip-version-check pip-audit </dev/null
 fi
 if [[ ! -x $tool/bin/pip-audit ]]; then
-  echo "pip-audit is not installed: bash launch/audit.sh --install" >&2
+  echo "pip-audit is not installed: run bash launch/audit.sh --install" >&2
   exit 2
 fi
-found=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-exec "$tool/bin/pip-audit" --path "$found" "$@" </dev/null
+packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+exec "$tool/bin/pip-audit" --path "$packages" "$@" </dev/null

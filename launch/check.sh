@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks lint, format and types in the environment that launch/test.sh uses: bash launch/check.sh
+# Checks lint, format and types in the environment of launch/test.sh: bash launch/check.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm check

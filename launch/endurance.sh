@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Ten thousand updates, watched for what grows: bash launch/endurance.sh [--updates=10000] [--folder=runs/endurance]
+# Trains for many updates and checks memory, files and threads for growth:
+#   bash launch/endurance.sh [--updates=10000] [--folder=runs/endurance]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm ''

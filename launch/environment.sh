@@ -1,6 +1,6 @@
-# Sourced by the other scripts: install_minilm EXTRA puts the package, as it stands in this checkout, into a virtual
-# environment of its own and leaves its folder in $venv; '' is no extra. MINILM_VENV names another folder than .venv of the
-# checkout, MINILM_PYTHON another interpreter than the first Python 3.11 or newer that is found.
+# Functions for the other scripts. `install_minilm EXTRA` installs this checkout with an extra ('' for none) into a
+# virtual environment, and sets $venv to its folder. MINILM_VENV sets the folder (default .venv in the checkout), and
+# MINILM_PYTHON sets the interpreter (default: the first Python 3.11 or newer on PATH).
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MINILM_VENV:-$root/.venv}
@@ -13,8 +13,8 @@ find_python() {
       return
     fi
   done
-  echo "minilm_jax needs Python 3.11 or newer with venv, and none was found on PATH." >&2
-  echo "Install one (Debian and Ubuntu: apt-get install python3 python3-venv) or name it in MINILM_PYTHON." >&2
+  echo "minilm_jax needs Python 3.11 or newer with venv, but PATH has no such Python." >&2
+  echo "Install it (Debian and Ubuntu: apt-get install python3 python3-venv) or set MINILM_PYTHON." >&2
   return 1
 }
 
@@ -22,10 +22,10 @@ install_minilm() {
   local python started=$SECONDS
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
-    echo "Making the environment $venv with $("$python" --version)"
+    echo "Creating the environment $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
   fi
-  echo "Installing minilm_jax and what it needs into $venv (some minutes the first time)"
+  echo "Installing minilm_jax and its requirements into $venv (some minutes the first time)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${1:+[$1]}" </dev/null
   echo "Installed in $((SECONDS - started)) seconds"
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tries bad input on every reader, guided by the lines it reaches: bash launch/fuzz.sh [seconds] [--seed=N] [--only=NAME]
-# Status 1, files in fuzz-findings/ and a command for each where anything but a sentence came of it.
+# Fuzzes every reader with coverage guidance: bash launch/fuzz.sh [seconds] [--seed=N] [--only=NAME]
+# Exits with status 1 if a reader raises anything but InputError; fuzz-findings/ has the files, and the output a command
+# for each of them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm test

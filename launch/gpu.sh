@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# On a machine with one NVIDIA GPU: checks the driver, installs JAX with the CUDA that fits it, then runs a verb:
-#   bash launch/gpu.sh [--dry_run] [VERB ...]
+# Checks the driver of an NVIDIA GPU, installs JAX with a suitable CUDA version, and runs a command:
+#   bash launch/gpu.sh [--dry_run] [COMMAND ...]
 #   bash launch/gpu.sh bench --config=configs/paper1.py:magic-bee-26 --config.model.dtype=bfloat16
-# CUDA 13 wants a driver of 580 or newer, CUDA 12 one of 525; JAX brings CUDA itself. --dry_run prints and runs nothing.
+# CUDA 13 needs driver 580 or newer, CUDA 12 driver 525; JAX includes CUDA. --dry_run only prints the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -11,28 +11,28 @@ refuse() {
   exit 2
 }
 
-dry=''
-if [[ ${1:-} == --dry_run ]]; then dry=yes && shift; fi
+dry_run=''
+if [[ ${1:-} == --dry_run ]]; then dry_run=yes && shift; fi
 command -v nvidia-smi >/dev/null ||
-  refuse 'a GPU' 'no nvidia-smi on PATH' 'install the NVIDIA driver; without a GPU there is launch/test.sh'
-found=$(nvidia-smi --query-gpu=driver_version,name --format=csv,noheader | head -n 1) ||
-  refuse 'a GPU' "nvidia-smi says: $found" 'mend the driver'
-driver=${found%%.*}
-[[ $driver =~ ^[0-9]+$ ]] || refuse 'the version of the driver' "$found" 'mend the driver'
+  refuse 'a GPU' 'no nvidia-smi on PATH' 'install the NVIDIA driver; without a GPU, use launch/test.sh'
+gpu=$(nvidia-smi --query-gpu=driver_version,name --format=csv,noheader | head -n 1) ||
+  refuse 'a GPU' "nvidia-smi failed: $gpu" 'reinstall the driver'
+driver=${gpu%%.*}
+[[ $driver =~ ^[0-9]+$ ]] || refuse 'the version of the driver' "$gpu" 'reinstall the driver'
 if ((driver >= 580)); then
   extra=cuda13
 elif ((driver >= 525)); then
   extra=cuda12
 else
-  refuse 'CUDA 12 or 13' "driver $found" 'install driver 525 or newer'
+  refuse 'CUDA 12 or 13' "driver $gpu" 'install driver 525 or newer'
 fi
-echo "driver ${found/, /, }: extra [$extra]"
-if [[ $dry ]]; then
+echo "driver $gpu: extra [$extra]"
+if [[ $dry_run ]]; then
   printf 'install_minilm %q\n' "$extra"
   [[ $# -eq 0 ]] || { printf '%q ' "$venv/bin/minilm" "$@" && echo; }
   exit
 fi
 install_minilm "$extra"
 "$venv/bin/python" -c 'import jax; print(jax.devices("gpu"))' ||
-  refuse 'JAX on the GPU' 'it sees none (above)' 'mend the driver'
+  refuse 'JAX on the GPU' 'no GPU device (see the error above)' 'reinstall the driver'
 [[ $# -eq 0 ]] || exec "$venv/bin/minilm" "$@"

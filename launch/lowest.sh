@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Runs the test suite with the lowest versions that setup.py allows, in an environment of its own:
+# Runs the test suite with the lowest versions that setup.py allows, in a separate environment:
 #   bash launch/lowest.sh [arguments of pytest]
-# The versions are read from setup.py, so there is no second list to keep; what a lowest version needs itself, pip
-# chooses. The environment is .venv-lowest of the checkout, or the folder that MINILM_VENV names. A bound that fails here
-# is raised in setup.py.
+# The script reads the versions from setup.py; pip chooses the versions of indirect requirements. The environment is
+# .venv-lowest in the checkout, or MINILM_VENV. Raise a bound in setup.py if its version fails here.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 MINILM_VENV=${MINILM_VENV:-$here/../.venv-lowest}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the test suite in an environment that it makes: bash launch/test.sh [--all] [arguments of pytest]
-# --all adds the tests that are marked slow. A process a core, up to four: half of the time is compiling, on one core.
+# Creates an environment and runs the test suite: bash launch/test.sh [--all] [arguments of pytest]
+# --all adds tests marked as slow. Up to four processes run in parallel, because compilation takes half of the time.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm test

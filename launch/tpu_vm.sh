@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU VM or a slice of several, from asking for it to giving it back:
+# Runs a command on a Cloud TPU VM or a slice of several hosts; needs gcloud with a login:
 #   bash launch/tpu_vm.sh [--dry_run] --name=NAME --zone=ZONE ACTION [arguments]
-#     create          asks for the slice by a queued resource and waits until it is there
-#     install         copies this checkout to every worker and installs it there
-#     start VERB ...  starts minilm VERB ... on every worker, in the background; --workdir must be gs://, for all to share
-#                     (pretrain gets --coordinator=auto, so that JAX asks the VM who the others are, unless one is given)
-#     logs            follows what worker 0 says; --worker=N another one
-#     fetch FROM TO   copies a folder from worker 0 (a gs:// folder needs no TPU: gcloud storage cp -r FROM TO)
-#     stop            sends SIGTERM to the run: it saves and ends; the same start goes on
-#     delete          gives the slice back
-#     keep VERB ...   all of it for a spot slice: create, install, start; again when it was taken away; delete at the end
+#     create             requests the slice as a queued resource and waits until it is active
+#     install            copies this checkout to every worker and installs it
+#     start COMMAND ...  starts `minilm COMMAND ...` on every worker in the background; --workdir must be on gs://. The
+#                        command pretrain gets --coordinator=auto, which finds the other workers, unless it is set
+#     logs               follows the log of worker 0, or of --worker=N
+#     fetch FROM TO      copies a folder from worker 0; gs:// folders need no TPU (gcloud storage cp -r FROM TO)
+#     stop               sends SIGTERM to the run, which saves a checkpoint; the same start continues
+#     delete             deletes the slice
+#     keep COMMAND ...   creates a spot slice, installs, starts, repeats after each preemption, and deletes at the end
 #   --type=v5litepod-8  --runtime=v2-alpha-tpuv5-lite  --project=P  --spot  --worker=0
-# --dry_run prints the commands, quoted as a shell reads them, and runs none of them. It needs gcloud, logged in.
+# --dry_run prints the quoted commands without running them.
 set -euo pipefail
 
-name='' zone='' type=v5litepod-8 runtime=v2-alpha-tpuv5-lite worker=0 dry='' project=() spot=()
+name='' zone='' type=v5litepod-8 runtime=v2-alpha-tpuv5-lite worker=0 dry_run='' project=() spot=()
 while [[ ${1:-} == --* ]]; do
   case $1 in
-    --dry_run) dry=yes ;;
+    --dry_run) dry_run=yes ;;
     --name=*) name=${1#*=} ;;
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
@@ -32,8 +32,8 @@ done
 action=${1:-}
 [[ $# -eq 0 ]] || shift
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-where=(--zone="$zone" ${project[@]+"${project[@]}"})
-readonly folder=minilm_jax log=minilm.log ended=minilm.status
+location=(--zone="$zone" ${project[@]+"${project[@]}"})
+readonly folder=minilm_jax log=minilm.log status_file=minilm.status
 
 refuse() {
   printf 'asked: %s\nfound: %s\nto do: %s\n' "$1" "$2" "$3" >&2
@@ -41,30 +41,30 @@ refuse() {
 }
 
 run() {
-  if [[ $dry ]]; then printf '%q ' "$@" && echo; else "$@"; fi
+  if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi
 }
 
-# A command on some workers; what it says comes back.
-on() {
-  local which=$1
+# Runs a shell command on the workers $1 and prints its output.
+run_on() {
+  local workers=$1
   shift
-  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$which" --command="$*"
+  run gcloud compute tpus tpu-vm ssh "$name" "${location[@]}" --worker="$workers" --command="$*"
 }
 
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
+  gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)'
 }
 
 create() {
-  run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${where[@]}" --accelerator-type="$type" \
+  run gcloud compute tpus queued-resources create "$name" --node-id="$name" "${location[@]}" --accelerator-type="$type" \
     --runtime-version="$runtime" ${spot[@]+"${spot[@]}"} ||
-    refuse "the slice $name" 'gcloud did not take the request (above)' \
-      'if the name is taken, delete it or give another --name'
-  [[ $dry ]] && return
+    refuse "the slice $name" 'gcloud rejected the request (see above)' \
+      'if the name is in use, delete it or give another --name'
+  [[ $dry_run ]] && return
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
-      FAILED | SUSPENDED) refuse "$type in $zone" "the request is $now" 'delete it, and try another zone or type' ;;
+      FAILED | SUSPENDED) refuse "$type in $zone" "the request is $now" 'delete it and try another zone or type' ;;
     esac
     echo "waiting for $type in $zone: $now"
     sleep 30
@@ -75,12 +75,12 @@ install() {
   local archive status=0
   archive=$(mktemp --suffix=.tar.gz)
   run tar -czf "$archive" -C "$root" --exclude=.git --exclude=.venv --exclude=runs --exclude=corpora .
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" "${where[@]}" --worker=all &&
-    on all "rm -rf $folder && mkdir $folder && tar -xzf $folder.tar.gz -C $folder && cd $folder &&" \
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" "${location[@]}" --worker=all &&
+    run_on all "rm -rf $folder && mkdir $folder && tar -xzf $folder.tar.gz -C $folder && cd $folder &&" \
       'source launch/environment.sh && install_minilm tpu' || status=$?
   rm -f "$archive"
-  [[ $status -eq 0 ]] || refuse "the workers of $name" 'one of them did not answer or could not install (above)' \
-    'run install again, or delete and create it'
+  [[ $status -eq 0 ]] || refuse "the workers of $name" 'a worker did not answer or did not install (see above)' \
+    'run install again, or delete and create the slice'
 }
 
 start() {
@@ -88,15 +88,16 @@ start() {
   for argument in "$@"; do
     case $argument in
       --workdir=*) workdir=${argument#*=} ;;
-      --coordinator | --coordinator=*) coordinator=given ;;
+      --coordinator | --coordinator=*) coordinator=yes ;;
     esac
   done
   [[ $workdir == gs://* ]] || refuse "start ${*}" "--workdir=$workdir" \
-    'give a folder that all workers share and that stays: --workdir=gs://BUCKET/FOLDER'
-  # Without it, where the shells of a pod do not name its workers, each would train a model of its own.
+    'give a persistent folder that all workers share: --workdir=gs://BUCKET/FOLDER'
+  # Without a coordinator, each worker would train a separate model.
   if [[ $1 == pretrain && ! $coordinator ]]; then set -- "$@" --coordinator=auto; fi
-  line="$(printf '%q ' .venv/bin/minilm "$@"); echo \$? > $ended"
-  on all "cd $folder && rm -f $ended && (nohup bash -c $(printf %q "$line") >> $log 2>&1 < /dev/null &) && echo started"
+  line="$(printf '%q ' .venv/bin/minilm "$@"); echo \$? > $status_file"
+  run_on all "cd $folder && rm -f $status_file &&" \
+    "(nohup bash -c $(printf %q "$line") >> $log 2>&1 < /dev/null &) && echo started"
 }
 
 keep() {
@@ -105,19 +106,19 @@ keep() {
     create
     install
     start "$@"
-    [[ $dry ]] && break
+    [[ $dry_run ]] && break
     while now=$(state) && [[ $now == ACTIVE ]]; do
-      if [[ $(on 0 "cat $folder/$ended 2>/dev/null || echo running") == 0 ]]; then break 2; fi
+      if [[ $(run_on 0 "cat $folder/$status_file 2>/dev/null || echo running") == 0 ]]; then break 2; fi
       sleep 60
     done
-    echo "the slice is ${now:-gone}: asking for another; the run goes on from its last checkpoint"
+    echo "the slice is ${now:-gone}: requesting another slice; the run continues from its last checkpoint"
     delete
   done
   delete
 }
 
 delete() {
-  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet
+  run gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
 }
 
 case $action in
@@ -127,15 +128,17 @@ case $action in
 esac
 [[ $name && $zone ]] ||
   refuse "tpu_vm.sh $action" "--name=$name --zone=$zone" 'give both, as in --name=tiny --zone=us-west4-a'
-[[ $dry ]] || command -v gcloud >/dev/null ||
+[[ $dry_run ]] || command -v gcloud >/dev/null ||
   refuse "tpu_vm.sh $action" 'no gcloud on PATH' 'install the Google Cloud CLI'
 case $action in
-  start | keep) [[ $# -gt 0 ]] || refuse "$action" 'no verb' "give one, as in $action pretrain --config=configs/tiny.py" ;;
-  fetch) [[ $# -eq 2 ]] || refuse "fetch ${*}" "$# folders" 'give two: there and here' ;;
+  start | keep)
+    [[ $# -gt 0 ]] || refuse "$action" 'no command' "give a command, as in $action pretrain --config=configs/tiny.py"
+    ;;
+  fetch) [[ $# -eq 2 ]] || refuse "fetch ${*}" "$# folders" 'give the remote and the local folder' ;;
 esac
 case $action in
-  logs) on "$worker" "tail -n 100 -F $folder/$log" ;;
-  fetch) run gcloud compute tpus tpu-vm scp --recurse "$name:$1" "$2" "${where[@]}" --worker=0 ;;
-  stop) on all "pkill -TERM -f 'python.*bin/[m]inilm'" ;;
+  logs) run_on "$worker" "tail -n 100 -F $folder/$log" ;;
+  fetch) run gcloud compute tpus tpu-vm scp --recurse "$name:$1" "$2" "${location[@]}" --worker=0 ;;
+  stop) run_on all "pkill -TERM -f 'python.*bin/[m]inilm'" ;;
   *) "$action" "$@" ;;
 esac
