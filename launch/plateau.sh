@@ -24,7 +24,7 @@ install_minilm data
 ablations=$root/configs/plateau_ablations.py glue=$root/configs/glue.py
 small=e32-h32-f64-a8-l1 middle=e64-h64-f256-a8-l2
 member= # path of a model in the folder of its point
-if ((seeds > 1)); then member=/member-*; fi
+if ((seeds > 1)); then member='/member-*'; fi
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 
