@@ -43,7 +43,7 @@ metric of a task, accuracy for the tasks of paper 2.
        count. And the ratio of median latencies, committee over deep model, at batch 1 and 128 tokens, with members of
        one shape and the fastest strategy on the stated machine
 
-Rules. The smallest relevant effect of every claim is one point.
+Rules. The smallest relevant effect of every claim is one point of score.
 
     1-3  holds: the interval lies above 0. Does not hold: otherwise, if the interval lies below one point (for a
          doubling, or 0.1 of overlap)
