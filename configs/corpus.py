@@ -9,8 +9,8 @@ Without a word list, all text is selected.
 
 Expect 405,552 sentences of 5.05 million counted words and 4,540 spans from 372 MB of novels, tales,
 speech and Wikipedia (91,000 documents, 61.4 million counted words): 57,317 training rows of 6.73
-million tokens, 1.23 pieces a word. Filtering and training take about 25 seconds on two CPU cores
-and half a GiB of memory.
+million tokens, 1.23 pieces a word. The command takes about 25 seconds on two CPU cores and half a
+GiB of memory.
 
 With --beam, Apache Beam filters larger text on many machines. minilm_jax/data/beam.py has commands
 for Dataflow, Flink and Spark, for `c4` and `wikipedia` of TFDS, and an estimate of the cost of C4.

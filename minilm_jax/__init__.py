@@ -12,8 +12,10 @@ The functions of this module do the work of the commands of `minilm`:
 
 Each function that writes a directory can be called again: it resumes there, or returns the stored
 result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, or a ConfigDict; `overrides`
-replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. Invalid
-input raises `InputError`. Importing the package does not import JAX.
+replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. A run with
+a custom encoder names its module: only modules in `trust`, such as `package.module` with commas
+between, are imported for a stored run. Invalid input raises `InputError`. Importing the package does
+not import JAX.
 """
 
 import os
@@ -31,7 +33,7 @@ if typing.TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
-_Recipe: typing.TypeAlias = 'str | config_dict.ConfigDict'
+_Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict'
 _Overrides: typing.TypeAlias = Mapping[str, Any]
 
 
@@ -39,7 +41,8 @@ def _resolve(recipe: _Recipe, overrides: _Overrides | None, kind: str) -> Any:
   """Returns the typed configuration of a recipe, and prepares JAX for it."""
   from minilm_jax.core import recipe as recipes
 
-  source = recipes.load(recipe) if isinstance(recipe, str) else recipe
+  is_file = isinstance(recipe, (str, os.PathLike))
+  source = recipes.load(os.fspath(recipe)) if is_file else recipe
   config = recipes.resolve(recipes.override_fields(source, overrides or {}), kind)
   if kind == 'corpus':
     return config
@@ -95,6 +98,7 @@ def finetune(
   overrides: _Overrides | None = None,
   *,
   with_scratch: bool = False,
+  trust: str = '',
 ) -> list[dict[str, Any]]:
   """Fine-tunes the encoder of a pre-training run on a task, once for each seed and learning rate.
 
@@ -104,21 +108,30 @@ def finetune(
     workdir: the run directory of the fine-tuning.
     overrides: fields to replace, such as `{'task.data_dir': 'TFDS', 'seeds': '0,1,2'}`.
     with_scratch: also fine-tunes encoders with fresh weights, the control without pre-training.
+    trust: modules that may be imported for a custom encoder.
 
   Returns:
     One dict of scores for each member, epoch and split, as in `scores.jsonl`.
   """
   config = _resolve(recipe, overrides, 'finetune')
+  from minilm_jax.core import recipe as recipes
   from minilm_jax.tasks import suite
 
-  lines, _ = suite.finetune_all(
+  recipes.allow_modules(trust)
+  lines, errors = suite.finetune_all(
     {config.task.name: config}, os.fspath(checkpoint), workdir, False, with_scratch
   )
+  if errors:  # some of several checkpoints failed; the scores of the others are in `workdir`
+    raise errors[0]
   return lines
 
 
 def evaluate(
-  checkpoint: str | os.PathLike, corpus: str | os.PathLike = '', split: str = 'validation'
+  checkpoint: str | os.PathLike,
+  corpus: str | os.PathLike = '',
+  split: str = 'validation',
+  *,
+  trust: str = '',
 ) -> dict[str, Any]:
   """Measures the masked-language-modelling loss of a pre-training run.
 
@@ -126,13 +139,16 @@ def evaluate(
     checkpoint: the pre-training run; its latest checkpoint is measured.
     corpus: a corpus folder with the tokenizer of the run; by default the corpus of the run.
     split: train, validation or test.
+    trust: modules that may be imported for a custom encoder.
 
   Returns:
     Loss in nats a token, perplexity, and bits a word and a byte.
   """
   from minilm_jax.core import backend
+  from minilm_jax.core import recipe as recipes
 
   backend.prepare()
+  recipes.allow_modules(trust)
   from minilm_jax.evaluation import evaluate
 
   return evaluate.evaluate_loss(checkpoint, os.fspath(corpus), split)
@@ -172,9 +188,7 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   Args:
     folder: the run directory, or the folder of a classifier or a committee; local or, with the
       extra gcs, gs://.
-    trust: modules that may be imported, such as `package.module`, with commas between. A run with a
-      custom encoder names its module, and a run from elsewhere can name any code: only modules in
-      `trust` are imported.
+    trust: modules that may be imported for a custom encoder.
 
   Raises:
     InputError: the folder holds no model, a file is damaged, or the run needs code that is not

@@ -7,7 +7,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.recipe import load
 
 
-def test_the_functions_run_every_stage(tmp_path, fast_compile):
+def test_the_functions_run_every_stage(tmp_path, fast_compile, caplog):
   corpus = minilm_jax.build_corpus(
     'configs/microworld.py:corpus', tmp_path / 'corpus', {'documents.sources': 'microworld:1500'}
   )
@@ -30,6 +30,7 @@ def test_the_functions_run_every_stage(tmp_path, fast_compile):
   page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
   assert page.exists()
   assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 64)
+  assert not [record for record in caplog.records if record.name == 'absl']  # of Orbax
 
 
 def test_a_recipe_can_be_a_config_dict(tmp_path):
@@ -41,7 +42,7 @@ def test_a_recipe_can_be_a_config_dict(tmp_path):
 
 @pytest.mark.parametrize(
   ('overrides', 'match'),
-  [({'tokenizer.sise': 600}, 'tokenizer.size'), ({'tokenizer': 600}, 'tokenizer')],
+  [({'tokenizer.sise': 600}, 'tokenizer.size'), ({'tokenizer': 600}, 'the field tokenizer\n')],
 )
 def test_unknown_fields_and_groups_are_refused(tmp_path, overrides, match):
   with pytest.raises(InputError, match=match):

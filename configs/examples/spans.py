@@ -6,8 +6,8 @@ The fields of `config.mask` define the masked positions and their replacement; t
 cross-entropy of the original tokens. Objectives with a second model (ELECTRA), another loss or
 pairs of sentences need a change of minilm_jax/training/train_step.py.
 
-Expect a higher training loss than with configs/tiny.py, because spans are harder to predict. The
-test loss masks single tokens in both and is comparable. The run takes a minute on two cores.
+Expect a training loss that is not comparable with configs/tiny.py, because spans hide the adjacent
+tokens. The test loss masks single tokens in both runs. The run takes a minute on two cores.
 """
 
 from configs import tiny

@@ -10,8 +10,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ml_collections import config_dict
-
 from minilm_jax.core import recipe, schema
 from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import InputError, suggest_name
@@ -253,11 +251,7 @@ def _parse_words(
     flag, has_value, text = word.removeprefix('-').removeprefix('-').partition('=')
     field = flag.removeprefix('config.') if fields and flag.startswith('config.') else ''
     if field:
-      if field not in fields:
-        raise InputError(
-          f'the field {field}', 'no such field in this recipe', suggest_name(field, fields)
-        )
-      kind = type(fields[field])
+      kind = type(recipe.find_field(fields, field))
     elif flag in flags:
       kind = flags[flag].kind
     else:
@@ -270,8 +264,6 @@ def _parse_words(
         raise InputError(f'--{flag}', 'no value after it', f'see minilm {name} --help')
     if not field:
       values[flag] = _convert(f'--{flag}={text}', text, kind)
-    elif kind is config_dict.ConfigDict:
-      raise InputError(f'--{flag}={text}', 'a group of fields', 'give its fields one by one')
     else:  # `recipe.resolve` converts numbers by the declared type
       changes[field] = _convert(f'--{flag}={text}', text, bool) if kind is bool else text
   _check_words(name, command, values, free)

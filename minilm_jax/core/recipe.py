@@ -184,6 +184,21 @@ def list_fields(recipe: config_dict.ConfigDict, prefix: str = '') -> dict[str, A
   return fields
 
 
+def find_field(fields: Mapping[str, Any], name: str) -> Any:
+  """Returns the value of a field of `list_fields`.
+
+  Raises:
+    InputError: the recipe has no such field, or the name is that of a group of fields.
+  """
+  if name not in fields:
+    raise InputError(
+      f'the field {name}', 'no such field in this recipe', suggest_name(name, fields)
+    )
+  if isinstance(fields[name], config_dict.ConfigDict):
+    raise InputError(f'the field {name}', 'a group of fields', 'give its fields one by one')
+  return fields[name]
+
+
 def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a recipe as nested dicts, with the fields in `overrides` replaced.
 
@@ -192,16 +207,11 @@ def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]
     overrides: values by dotted field name, such as `{'optimizer.learning_rate': 1e-3}`.
 
   Raises:
-    InputError: the recipe has no such field, or the name is that of a group of fields.
+    InputError: as `find_field`.
   """
   fields, tree = list_fields(source), source.to_dict()
   for name, value in overrides.items():
-    if name not in fields:
-      raise InputError(
-        f'the field {name}', 'no such field in this recipe', suggest_name(name, fields)
-      )
-    if isinstance(fields[name], config_dict.ConfigDict):
-      raise InputError(f'{name}={value}', 'a group of fields', 'give its fields one by one')
+    find_field(fields, name)
     *groups, field = name.split('.')
     group = tree
     for part in groups:

@@ -76,9 +76,9 @@ def _build(
 ) -> None:
   started, work = time.monotonic(), workdir / _WORK_FOLDER
   sources = documents.expand_sources(config.documents)
-  words, existing = config.vocabulary.word_list, config.tokenizer.path
-  words = filters.load_word_list(words) if words else None
-  existing = tokenizer.load_tokenizer(existing) if existing else None
+  list_path, tokenizer_path = config.vocabulary.word_list, config.tokenizer.path
+  words = filters.load_word_list(list_path) if list_path else None
+  existing = tokenizer.load_tokenizer(tokenizer_path) if tokenizer_path else None
   fingerprints = runner.fingerprint_sources(sources)
   sources = [
     dataclasses.replace(source, num_bytes=fingerprint['bytes'])

@@ -45,21 +45,43 @@ NOUNS = {
     'tree': 'cherry pine poplar palm willow birch beech cedar',
   }.items()
 }
-_LIVING, _PEOPLE, _THINGS = 'bird beast bug worker relative', 'worker relative', ' '.join(NOUNS)
+LIVING, PEOPLE = ('bird', 'beast', 'bug', 'worker', 'relative'), ('worker', 'relative')
 # Each verb with the kinds of its subjects and of its objects; intransitive verbs have no objects.
-_VERB_TABLE = (
-  'sing/bird relative/,swoop/bird/,run/beast relative/,growl/beast/,crawl/bug/,buzz/bug/,'
-  f'labour/worker/,laugh/{_PEOPLE}/,sleep/{_LIVING}/,wait/{_LIVING}/,rust/tool vehicle/,'
-  'stop/vehicle/,bounce/toy/,snap/tool toy/,ripen/fruit/,cool/dish/,rot/fruit dish/,bloom/flower/,'
-  f'sway/tree/,wither/flower tree/,fall/{_THINGS}/,see/{_LIVING}/{_THINGS},like/{_LIVING}/{_THINGS},'
-  f'find/{_LIVING}/{_THINGS},chase/bird beast/bird beast bug,eat/{_LIVING}/fruit dish,'
-  f'help/{_PEOPLE}/{_PEOPLE},use/worker/tool,drive/{_PEOPLE}/vehicle,juggle/relative/toy,'
-  f'cook/{_PEOPLE}/dish,pick/{_PEOPLE}/fruit flower,climb/beast bug relative/tree,'
-  'carry/worker vehicle/tool toy fruit'
-)
-VERBS = {
-  verb: (tuple(subjects.split()), tuple(objects.split()))
-  for verb, subjects, objects in (entry.split('/') for entry in _VERB_TABLE.split(','))
+VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+  'sing': (('bird', 'relative'), ()),
+  'swoop': (('bird',), ()),
+  'run': (('beast', 'relative'), ()),
+  'growl': (('beast',), ()),
+  'crawl': (('bug',), ()),
+  'buzz': (('bug',), ()),
+  'labour': (('worker',), ()),
+  'laugh': (PEOPLE, ()),
+  'sleep': (LIVING, ()),
+  'wait': (LIVING, ()),
+  'rust': (('tool', 'vehicle'), ()),
+  'stop': (('vehicle',), ()),
+  'bounce': (('toy',), ()),
+  'snap': (('tool', 'toy'), ()),
+  'ripen': (('fruit',), ()),
+  'cool': (('dish',), ()),
+  'rot': (('fruit', 'dish'), ()),
+  'bloom': (('flower',), ()),
+  'sway': (('tree',), ()),
+  'wither': (('flower', 'tree'), ()),
+  'fall': (tuple(NOUNS), ()),
+  'see': (LIVING, tuple(NOUNS)),
+  'like': (LIVING, tuple(NOUNS)),
+  'find': (LIVING, tuple(NOUNS)),
+  'chase': (('bird', 'beast'), ('bird', 'beast', 'bug')),
+  'eat': (LIVING, ('fruit', 'dish')),
+  'help': (PEOPLE, PEOPLE),
+  'use': (('worker',), ('tool',)),
+  'drive': (PEOPLE, ('vehicle',)),
+  'juggle': (('relative',), ('toy',)),
+  'cook': (PEOPLE, ('dish',)),
+  'pick': (PEOPLE, ('fruit', 'flower')),
+  'climb': (('beast', 'bug', 'relative'), ('tree',)),
+  'carry': (('worker', 'vehicle'), ('tool', 'toy', 'fruit')),
 }
 
 
@@ -217,10 +239,11 @@ def _compute_modifier_probabilities(
 
 def _make_noun_phrase(symbol: str, at: str) -> GrammarRule:
   """Returns a rule of determiners before a noun of any number (X), singular (S) or plural (P)."""
-  words, numbers, weights = 'the a this some many these'.split(), 'XSSPPP', (0.4, 0.2, *4 * [0.1])
+  numbers = {'the': 'X', 'a': 'S', 'this': 'S', 'some': 'P', 'many': 'P', 'these': 'P'}
+  probabilities = {'the': 0.4, 'a': 0.2}
   return [
-    (p, (word, f'{symbol} {number} {at}'))
-    for word, number, p in zip(words, numbers, weights, strict=True)
+    (probabilities.get(word, 0.1), (word, f'{symbol} {number} {at}'))
+    for word, number in numbers.items()
   ]
 
 

@@ -243,7 +243,7 @@ def measure_sizes(
   sizes: Iterable[int],
   reference: Mapping[str, Sequence[str]] = REFERENCE,
 ) -> list[dict[str, float]]:
-  """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `measure_esms`."""
+  """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
   rows = []
   for size in sizes:
     tokenizer = _train_sentencepiece(texts, model, size)

@@ -419,11 +419,7 @@ def _describe_shape(config: EncoderConfig) -> str:
 def load_model(folder: epath.PathLike, trusted: str) -> Model:
   """Opens a model as `minilm_jax.load` describes."""
   recipe.allow_modules(trusted)
-  with progress.silence():  # libraries log while they read a checkpoint
-    return _open_model(epath.Path(folder).expanduser())
-
-
-def _open_model(path: epath.Path) -> Model:
+  path = epath.Path(folder).expanduser()
   if (path / classifier.CARD_FILE).exists():
     members = Committee((classifier.load_classifier(path),))
     return ClassifierModel(str(path), members, is_committee=False)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax.core import backend, distributed, files, old_names, run_dir, signals
+from minilm_jax.core import backend, distributed, files, old_names, progress, run_dir, signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
 
@@ -350,10 +350,10 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
 
 @contextlib.contextmanager
 def _reading(workdir: epath.PathLike, step: int) -> Iterator[None]:
-  """Turns the errors of Orbax and TensorStore into ours."""
+  """Turns the errors of Orbax and TensorStore into ours, and disables the logging of Orbax."""
   try:
     # Orbax would turn an exception of a signal into an error of its own
-    with signals.note_signals():
+    with progress.silence(), signals.note_signals():
       yield
   except _READ_ERRORS as error:
     found = f'it cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'

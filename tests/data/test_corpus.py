@@ -176,19 +176,19 @@ def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
   'damage, message',
   [
-    (remove, 'file'),
+    (remove, 'no such file'),
     (truncate, 'sha256'),
-    (truncate_and_sign, 'array'),
+    (truncate_and_sign, 'not a plain array'),
     (flip_a_bit, 'sha256'),
     (save_rows(use_a_larger_id), 'id 512 in a vocabulary of 512'),
     (save_rows(lambda rows: rows[1:]), 'uint16 '),
     (save_rows(lambda rows: rows.astype('int64')), 'int64 '),
-    (save_rows(lambda rows: np.array([{'a': 1}], dtype=object)), 'array'),
-    (compress, 'array'),
+    (save_rows(lambda rows: np.array([{'a': 1}], dtype=object)), 'not a plain array'),
+    (compress, 'not a plain array'),
     (leave_the_folder, '../elsewhere.npy'),
     (name_the_parent, "'..'"),
     (change_the_format, 'format 2'),
-    (empty_the_split, 'rows'),
+    (empty_the_split, 'no rows'),
   ],
 )
 def test_a_damaged_folder_is_refused(

@@ -91,10 +91,10 @@ def test_sources_keep_their_order_and_are_read_once(tmp_path, book):
 @pytest.mark.parametrize(
   'name, part',
   [
-    ('none.txt', 'none.txt'),
-    ('*.tsv', '*.tsv'),
-    ('nowhere/*.txt', 'nowhere'),
-    ('.', '*.txt'),
+    ('none.txt', 'no such file'),
+    ('*.tsv', 'no match'),
+    ('nowhere/*.txt', 'no folder'),
+    ('.', 'a folder'),
     ('notes.pdf', '.parquet'),
     ('book.txt@lines', "'line'"),
     ('table.csv@line', '.csv'),

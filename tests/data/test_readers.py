@@ -56,7 +56,7 @@ def test_damaged_files_are_refused(tmp_path, suffix, damage):
   path = tmp_path / f'a.txt{suffix}'
   packed = PACK[suffix](os.urandom(5000).hex().encode())
   path.write_bytes(packed[: len(packed) // 2] if damage == 'truncated' else b'no such format' * 9)
-  with pytest.raises(InputError, match=path.name):
+  with pytest.raises(InputError, match='unreadable'):
     read_lines(path, max_chars=100_000)
 
 
@@ -169,22 +169,22 @@ def set_zstd_window(log_size: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-  'suffix, content, mebibytes, fits',
+  'suffix, content, mebibytes, reason',
   [
-    ('xz', set_xz_dictionary(28), 100, True),  # 64 MiB
-    ('xz', set_xz_dictionary(37), 100, False),  # 1.5 GiB
-    ('zst', set_zstd_window(20), 16, True),
-    ('zst', set_zstd_window(31), 16, False),
+    ('xz', set_xz_dictionary(28), 100, None),  # 64 MiB
+    ('xz', set_xz_dictionary(37), 100, 'Memory usage limit'),  # 1.5 GiB
+    ('zst', set_zstd_window(20), 16, None),
+    ('zst', set_zstd_window(31), 16, ''),
   ],
 )
-def test_the_memory_of_a_decompressor_is_bounded(tmp_path, suffix, content, mebibytes, fits):
+def test_the_memory_of_a_decompressor_is_bounded(tmp_path, suffix, content, mebibytes, reason):
   path = tmp_path / f'a.txt.{suffix}'
   path.write_bytes(content)
   with limit_memory_growth(mebibytes):
-    if fits:
+    if reason is None:
       assert read_lines(path) == ['one']
     else:
-      with pytest.raises(InputError, match=path.name):
+      with pytest.raises(InputError, match='unreadable.*' + reason):
         read_lines(path)
 
 
@@ -252,14 +252,14 @@ def test_a_quoted_field_may_span_lines(tmp_path):
 @pytest.mark.parametrize(
   'name, text, message',
   [
-    ('a.jsonl', '{"a": 1}\n{"a": \n', 'line 2.*JSON'),
-    ('a.jsonl', '{"a": 1}\n\n[1]\n', 'line 3'),
-    ('a.jsonl', '[' * 900 + '\n', 'line 1.*JSON'),
-    ('a.csv', 'a,b\n1,2\n3\n', 'line 3.*1 fields'),
-    ('a.csv', 'a,b\n1,"2\n', 'line 2.*CSV'),
+    ('a.jsonl', '{"a": 1}\n{"a": \n', 'line 2.*not JSON'),
+    ('a.jsonl', '{"a": 1}\n\n[1]\n', 'line 3.*not an object'),
+    ('a.jsonl', '[' * 900 + '\n', 'line 1.*not JSON'),
+    ('a.csv', 'a,b\n1,2\n3\n', 'line 3.*1 fields.*names 2'),
+    ('a.csv', 'a,b\n1,"2\n', 'line 2.*not CSV'),
     ('a.tsv', 'a\tb\n1\t2\t3\n', 'line 2.*3 fields'),
-    ('a.parquet', 'no parquet', 'a.parquet.*Parquet'),
-    ('a.txt', 'text', 'a.txt.*jsonl'),
+    ('a.parquet', 'no parquet', 'not Parquet'),
+    ('a.txt', 'text', 'not a table'),
   ],
 )
 def test_bad_rows_are_refused_with_their_line(tmp_path, name, text, message):

@@ -42,7 +42,7 @@ def test_a_subset_has_the_other_splits_of_the_corpus(
   assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
   with pytest.raises(InputError, match='part'):
     subset.write_subset(tiny_corpus, rows, folder, {'kind': 'subset', 'part': 2}, {})
-  with pytest.raises(InputError, match=str(tiny_corpus)):
+  with pytest.raises(InputError, match='no row'):
     subset.write_subset(tiny_corpus, rows[:0], tmp_path / 'empty', {}, {})
 
 

@@ -87,7 +87,7 @@ def test_the_error_for_an_impossible_size_names_a_possible_size(tmp_path, model:
 
 
 def test_empty_text_is_refused(tmp_path):
-  with pytest.raises(InputError, match='100 pieces'):
+  with pytest.raises(InputError, match='no training text'):
     tokenizer.train_tokenizer([], 'bpe', 100, tmp_path / 'a.model')
 
 

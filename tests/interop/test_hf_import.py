@@ -525,9 +525,9 @@ WITH = (
   (written('vocab.txt', b'\xff'), 'not UTF-8'),
   (written('vocab.txt', 'a\nb\n'), r"no cls_token '\[CLS\]', pad_token"),
   (written('tokenizer.json', '{'), 'is not JSON'),
-  (written('tokenizer.json', '{}'), 'tokenizers|no model'),
+  (written('tokenizer.json', '{}'), 'library tokenizers reports|no model'),
   (written('tokenizer_config.json', '7'), 'not an object'),
-  (written('tokenizer.json', '{"model": {"type": "Magic"}}'), 'tokenizers'),
+  (written('tokenizer.json', '{"model": {"type": "Magic"}}'), 'library tokenizers reports'),
   (written('tokenizer_config.json', '{"mask_token": 7}'), 'mask_token=7'),
   (written('tokenizer_config.json', '{"mask_token": "[NO]"}'), r"no mask_token '\[NO\]'"),
 )

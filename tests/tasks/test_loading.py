@@ -213,7 +213,7 @@ def test_what_has_no_training_examples_says_whose_models_predict_it(tmp_path: pa
     ({'train': 'no.csv'}, 'tset', "did you mean 'test'"),
     ({'test': 'no.csv'}, 'train', 'give task.train'),
     ({'train': 'no.csv'}, 'train', 'no such file'),
-    ({'train': 'no.docx'}, 'train', 'docx'),
+    ({'train': 'no.docx'}, 'train', 'not a table format'),
     ({'train': 'no.json'}, 'train', 'no such file'),
     ({'folder': 'no'}, 'train', 'no such folder'),
     ({'data_dir': 'no'}, 'train', 'TFDS does not have this task'),
