@@ -29,6 +29,18 @@ _HELD_OUT_FORMS = {
   'two_piece': broken_laws.fit_two_piece,
   'smooth_break': broken_laws.fit_smooth_break,
 }
+MIN_BIC_GAIN = 2  # a smaller difference of BIC decides nothing between two forms
+# Causes of a break of the frontier.
+NO_BREAK, PLATEAU, NOT_PLATEAU, UNKNOWN = 'no break', 'plateau', 'not the plateau', 'unknown'
+CONCLUSIONS = {
+  NO_BREAK: 'So these runs show no break.',
+  UNKNOWN: 'So the break is there, and these runs do not tell whether a plateau makes it.',
+  PLATEAU: (
+    'So the break is where the frontier passes from runs on the plateau to runs that have left it: '
+    'it belongs to the course of training, and these runs give no law of compute below it.'
+  ),
+  NOT_PLATEAU: 'So the plateau does not account for the break.',
+}
 T = TypeVar('T')
 
 
@@ -248,7 +260,7 @@ def write_sentences(study: ScalingStudy, curves: Sequence[LossCurve]) -> list[st
       _compare_pieces(power, pieces),
       *_describe_plateau(study, study.split, by_form[WITHOUT]),
       *_describe_schedule(study, study.split, curves),
-      _conclude(study, power.bic - pieces.bic),
+      CONCLUSIONS[classify_break(study)],
     ]
   ends = next((fit for fit in study.fits if fit.name == ENDS and fit.form == POWER), None)
   if ends is not None:
@@ -319,20 +331,19 @@ def _describe_schedule(study: ScalingStudy, split: float, curves: Sequence[LossC
   return sentences
 
 
-def _conclude(study: ScalingStudy, bic_gain: float) -> str:
-  if bic_gain <= 2:
-    return 'So these runs show no break.'
+def classify_break(study: ScalingStudy) -> str:
+  """Returns NO_BREAK, PLATEAU, NOT_PLATEAU or UNKNOWN, the cause of the break; '' without a fit."""
+  by_form = {fit.form: fit for fit in study.fits if fit.name == FRONTIER and fit.method == LOGS}
+  if PIECES not in by_form or study.split is None:
+    return ''
+  if by_form[POWER].bic - by_form[PIECES].bic <= MIN_BIC_GAIN:
+    return NO_BREAK
   if study.level is None:
-    return 'So the break is there, and these runs do not tell whether a plateau makes it.'
+    return UNKNOWN
   above = len(study.frontier) - study.below
   share_below = study.below_on_plateau / study.below if study.below else 0.0
   share_above = study.above_on_plateau / above if above else 0.0
-  if share_below >= 0.8 and share_above <= 0.2:
-    return (
-      'So the break is where the frontier passes from runs on the plateau to runs that have left it: '
-      'it belongs to the course of training, and these runs give no law of compute below it.'
-    )
-  return 'So the plateau does not account for the break.'
+  return PLATEAU if share_below >= 0.8 and share_above <= 0.2 else NOT_PLATEAU
 
 
 def _format_constant(fit: Fit, key: str) -> str:
