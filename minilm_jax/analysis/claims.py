@@ -105,7 +105,7 @@ def find_verdicts(
   }
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
   gaps = pretraining_gap.find_gaps(included, rows, 1).points
-  committees = committee_study.read_committees(included, sets)
+  committees = committee_study.read_seed_committees(included, sets)
   timed = runs.read_latencies(included)
   if not (gaps or committees or timed or any(row.task in TOPICS for row in rows)):
     return Statement([], [], [])

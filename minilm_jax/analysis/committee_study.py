@@ -28,9 +28,67 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores, metrics
 
 KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
+STUDY = 'committee.json'
 NEEDED = 'committees with convolutional members: two or more of each of two seeds of fine-tuning'
 TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
 BySeed = Mapping[int, float]  # scores by seed of fine-tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class CommitteeRow(committee_scores.SubsetScore):
+  """A line of committee.json with the committee's name and task.
+
+  Attributes:
+    committee: name of the run.
+    task: name of the task.
+    members: number of members.
+    heads: number of heads of each member.
+    examples: number of examples of the split.
+  """
+
+  committee: str
+  task: str
+  members: int
+  heads: tuple[int, ...]
+  examples: int
+
+
+def read_committee_rows(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
+  """Returns the lines of committee.json of every committee that has this file.
+
+  Args:
+    run_paths: runs by name, of `runs.find_runs`.
+
+  Raises:
+    InputError: committee.json is damaged or lacks a field.
+  """
+  rows = []
+  for name, path in run_paths.items():
+    if runs.read_kind(path) != KIND or not (path / STUDY).exists():
+      continue
+    study = files.read_object(path / STUDY, f'the study of the committee {path}')
+    try:
+      # Committees of earlier versions have one head a member.
+      heads = tuple(study['heads']) if 'heads' in study else (1,) * study['members']
+      for line in study['lines']:
+        numbers = {field: runs.to_float(line[field]) for field in ('mean', 'low', 'high')}
+        rows.append(
+          CommitteeRow(
+            committee=name,
+            task=study['task'],
+            members=study['members'],
+            heads=heads,
+            examples=study['examples'][line['split']],
+            **line | numbers,
+          )
+        )
+    except (KeyError, TypeError, ValueError) as error:
+      raise InputError(
+        f'the study of the committee {path}',
+        f'{STUDY} has no valid field {error}',
+        'make the committee again with minilm committee',
+      ) from None
+  return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +147,7 @@ class CommitteeComparison:
   missing: str
 
 
-def read_committees(
+def read_seed_committees(
   found: Mapping[str, epath.Path], sets: Mapping[str, TrainingSet]
 ) -> list[SeedCommittee]:
   """Returns the committees of every folder, by seed and split, of two members or more.
@@ -183,7 +241,7 @@ def compare_with_deep(
   Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
 
   Args:
-    committees: of `read_committees`.
+    committees: of `read_seed_committees`.
     rows: of `scores.select_main`, for the deep model.
     sets: training sets of the pre-training runs by name.
   """
@@ -351,7 +409,7 @@ class Measurements:
   """The runs that costs and rivals come from.
 
   Attributes:
-    committees: of `read_committees`.
+    committees: of `read_seed_committees`.
     rows: of `scores.select_main`.
     sets: training sets of the pre-training runs by name.
     curves: of `loss_curves.read_runs`, by name, for the costs of the runs.

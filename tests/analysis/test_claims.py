@@ -357,7 +357,7 @@ def test_members_of_one_seed_answer_by_their_mean_probability(tmp_path: pathlib.
       },
     )
   found = {
-    one.seed: one for one in committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
+    one.seed: one for one in committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
   }
   # by the mean logit the loud one would win
   assert {seed: one.value for seed, one in found.items()} == {4: 0.9, 7: 0.6}
@@ -366,11 +366,11 @@ def test_members_of_one_seed_answer_by_their_mean_probability(tmp_path: pathlib.
   # from scratch: no member of it
   files.write_json(folder / 'classifier-5' / 'classifier.json', card | {'step': -1})
   assert [
-    len(one.shapes) for one in committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
+    len(one.shapes) for one in committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
   ] == [3, 2]
   (folder / 'classifier-3' / 'outputs.npz').unlink()
   with pytest.raises(InputError, match='copy the folder again'):
-    committee_study.read_committees(runs.find_runs([str(tmp_path)]), {})
+    committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
 
 
 def test_what_is_missing_for_the_fourth_is_said(tmp_path: pathlib.Path):

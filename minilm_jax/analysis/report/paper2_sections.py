@@ -12,9 +12,9 @@ from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from minilm_jax.analysis import claims, pretraining_gap, runs, scores
+from minilm_jax.analysis import claims, committee_study, pretraining_gap, runs, scores
 from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
-from minilm_jax.analysis.committee_study import Match
+from minilm_jax.analysis.committee_study import CommitteeRow, Match
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import scaling_figures
@@ -22,12 +22,9 @@ from minilm_jax.analysis.report.figures import COLORS, DASHES, STYLE, add_legend
 from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat, as_csv
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import NONE, ScoreRow, format_interval, format_points
-from minilm_jax.core import files
-from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 
-KIND, STUDY = 'committee', 'committee.json'
 COMMITTEE_HEADINGS = (
   'size',
   'subsets',
@@ -54,58 +51,6 @@ _METRICS = (
 )
 _SHARES = ('accuracy', 'calibration error', committee_scores.DISAGREEMENT)  # shown times 100
 _NAMES = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probability'}
-
-
-@dataclasses.dataclass(frozen=True)
-class CommitteeRow(committee_scores.SubsetScore):
-  """One number of a committee: a line of its study with the names of committee and task; `heads`
-  are each member's.
-  """
-
-  committee: str
-  task: str
-  members: int
-  heads: tuple[int, ...]
-  examples: int
-
-
-def read_committees(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
-  """The lines of every committee among some runs; none of one that was cut short or has no scores.
-
-  Args:
-    run_paths: runs by name, of `runs.find_runs`.
-
-  Raises:
-    InputError: a study that is damaged.
-  """
-  rows = []
-  for name, path in run_paths.items():
-    if runs.read_kind(path) != KIND or not (path / STUDY).exists():
-      continue
-    study = files.read_object(path / STUDY, f'the study of the committee {path}')
-    try:
-      heads = (
-        tuple(study['heads']) if 'heads' in study else (1,) * study['members']
-      )  # before there could be several
-      numbers = ('mean', 'low', 'high')
-      rows += [
-        CommitteeRow(
-          committee=name,
-          task=study['task'],
-          members=study['members'],
-          heads=heads,
-          examples=study['examples'][line['split']],
-          **line | {field: runs.to_float(line[field]) for field in numbers},
-        )
-        for line in study['lines']
-      ]
-    except (KeyError, TypeError, ValueError) as error:
-      raise InputError(
-        f'the study of the committee {path}',
-        f'{STUDY} lacks {error}',
-        'make the committee again: another version has written this one',
-      ) from None
-  return rows
 
 
 def panels(rows: Sequence[CommitteeRow]) -> dict[tuple[str, str], list[CommitteeRow]]:
@@ -199,7 +144,7 @@ def committee_sections(rows: Sequence[CommitteeRow], drawn: Mapping[str, str]) -
   """Yields a committee and split each, nothing without committees.
 
   Args:
-    rows: of `read_committees`.
+    rows: of `committee_study.read_committee_rows`.
     drawn: `<svg>` elements by the names of `figures`.
   """
   for number, panel in enumerate(panels(rows).values(), 1):
@@ -357,7 +302,7 @@ def study_paper2(
     draws: number of resamples for each interval.
   """
   return Paper2Study(
-    read_committees(run_paths),
+    committee_study.read_committee_rows(run_paths),
     runs.read_latencies(run_paths),
     claims.find_verdicts(run_paths, failed, curves),
     pretraining_gap.find_gaps(run_paths, score_rows, draws),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.analysis import runs
+from minilm_jax.analysis import committee_study, runs
 from minilm_jax.analysis.report import paper2_sections, report
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
@@ -46,7 +46,7 @@ def made(folder: pathlib.Path, members: int = 4) -> pathlib.Path:
 
 
 def test_names_of_files_are_those_of_the_room_that_writes_them():
-  assert (paper2_sections.KIND, paper2_sections.STUDY) == (
+  assert (committee_study.KIND, committee_study.STUDY) == (
     committee.COMMITTEE_KIND,
     committee.STUDY,
   ) and committee.COMMITTEE_KIND in runs.KINDS
@@ -74,7 +74,7 @@ def test_numbers_on_the_page_are_those_of_the_study(tmp_path: pathlib.Path):
 
 
 def test_a_table_has_a_line_a_size_and_way_and_intervals_but_at_the_end(tmp_path: pathlib.Path):
-  rows = paper2_sections.read_committees({'five': epath.Path(made(tmp_path / 'five'))})
+  rows = committee_study.read_committee_rows({'five': epath.Path(made(tmp_path / 'five'))})
   lines = paper2_sections.committee_cells(rows)
   assert [(line[0], line[2]) for line in lines] == [
     (str(size), name)
@@ -86,7 +86,7 @@ def test_a_table_has_a_line_a_size_and_way_and_intervals_but_at_the_end(tmp_path
 
 
 def test_the_figure_has_a_curve_a_way_and_a_band_that_closes(tmp_path: pathlib.Path):
-  rows = paper2_sections.read_committees({'five': epath.Path(made(tmp_path / 'five'))})
+  rows = committee_study.read_committee_rows({'five': epath.Path(made(tmp_path / 'five'))})
   drawn = paper2_sections.figure(rows)
   for axes, metric, scale in zip(drawn.axes, ('accuracy', 'negative log-likelihood'), (100, 1)):
     assert [len(line.get_xdata()) for line in axes.lines] == [4, 4, 4]
@@ -119,7 +119,7 @@ def test_a_committee_without_scores_or_cut_short_is_a_run_and_no_more(tmp_path: 
       'lines': [],
     },
   )
-  assert paper2_sections.read_committees({'five': epath.Path(folder)}) == []
+  assert committee_study.read_committee_rows({'five': epath.Path(folder)}) == []
   (folder / committee.STUDY).unlink()
   page = report.report([tmp_path / 'runs'], tmp_path / 'report')['report.html'].read_text()
   assert 'Committees' not in page and 'five' in page
@@ -136,5 +136,5 @@ def test_a_study_of_another_version_is_refused(tmp_path: pathlib.Path):
       'lines': [{'split': 'test', 'strange': 1}],
     },
   )
-  with pytest.raises(InputError, match='make the committee again'):
-    paper2_sections.read_committees({'five': epath.Path(folder)})
+  with pytest.raises(InputError, match='committee.json'):
+    committee_study.read_committee_rows({'five': epath.Path(folder)})
