@@ -1,8 +1,8 @@
 """Verdicts on the four claims of paper 2: holds, does not hold, or cannot be told at this size.
 
-The rules stand in `configs/paper2_data_sizes.py`, written before any run. Every statistic is one
-number a seed of fine-tuning, which pairs the arms, and its interval is Student's over those seeds.
-It says what other seeds would give, and nothing of other pre-training runs if there is one of each.
+`configs/paper2_data_sizes.py` has the rules, which were written before any run. Each statistic is
+one number a seed of fine-tuning; scores of one seed are paired. Intervals are Student's intervals
+over these seeds. They do not include the variance between pre-training runs.
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ from minilm_jax.core import files, run_dir
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
-# A point of score: the least effect of the first three claims, the most that the fourth may lose.
+# One point of score: the smallest relevant gain of claims 1-3, the largest tolerated loss of claim 4.
 MARGIN = 0.01
-TOPICS = ('fewrel', 'ag_news', 'dbpedia_14')  # tasks of the paper, which ask for the statement
+TOPICS = ('fewrel', 'ag_news', 'dbpedia_14')  # scores of these tasks of the paper require verdicts
 CLAIMS = {
   1: 'Pre-trained models score higher than the same models from scratch.',
   2: 'The gap between them grows with the pre-training set.',
   3: 'The gap grows with the token overlap between pre-training set and task.',
-  4: 'A soft committee of shallow convolutional models replaces the deep one: no less accurate, and sooner.',
+  4: 'A soft committee of shallow convolutional models is as accurate as the deep model, with lower latency.',
 }
 STATISTICS = {
-  1: 'pre-trained less from scratch, from the largest set',
-  2: 'gap for twice the pre-training set',
-  3: 'gap for 10 points more of overlap',
-  4: 'committee less the deep model',
+  1: 'score pre-trained minus from scratch, on the largest set',
+  2: 'growth of the gap for twice the pre-training set',
+  3: 'growth of the gap for 10 points more overlap',
+  4: 'score of the committee minus the deep model',
 }
 _KINDS_WITH_RESULT = ('pretrain', 'finetune', 'committee', 'latency')
-BySeed = Mapping[int, float]  # numbers by seed of fine-tuning
-BySeries = Mapping[str, Mapping[str, ScoreRow]]  # rows by series and run
+BySeed = Mapping[int, float]  # seed of fine-tuning: number
+BySeries = Mapping[str, Mapping[str, ScoreRow]]  # series: run: row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,19 @@ class Verdict:
   """The verdict on one claim.
 
   Attributes:
-    claim: its number.
+    claim: number of the claim.
     verdict: HOLDS, FAILS or OPEN.
-    statistic: what was computed.
-    value, low, high: shares of a score, with the 95% interval; nan of too few runs.
-    seeds: how many numbers the value is the mean of.
-    collapsed: members with constant predictions among those of the value.
-    latency, latency_low, latency_high: the committee's over the deep model's, of claim 4.
-    of: the runs that it was computed from.
-    missing: the runs that a decision lacks, or ''.
+    statistic: description of the value.
+    value: mean over seeds, as a share of a score; nan without runs.
+    low: lower end of the 95% interval; nan with fewer than two seeds.
+    high: upper end.
+    seeds: number of seeds.
+    collapsed: number of scores from constant predictions.
+    latency: ratio of latencies, committee over deep model; nan except for claim 4.
+    latency_low: lower end of the interval of the ratio.
+    latency_high: upper end.
+    of: tasks and runs of the value.
+    missing: runs that are needed for a decision, or ''.
   """
 
   claim: int
@@ -74,9 +78,13 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Statement:
-  """The four verdicts, empty if the runs ask for none; the excluded runs with the reason; and the
-  committee of the fourth claim at equal costs.
+class ClaimResults:
+  """The verdicts on paper 2.
+
+  Attributes:
+    verdicts: one for each claim; empty if the runs are of other studies.
+    excluded: excluded runs with the reason.
+    matched: comparisons of the committee of claim 4 at equal cost.
   """
 
   verdicts: Sequence[Verdict]
@@ -85,20 +93,20 @@ class Statement:
 
 
 def find_verdicts(
-  found: Mapping[str, epath.Path], failed: Mapping[str, str], curves: Sequence[LossCurve]
-) -> Statement:
-  """Returns the statement on some runs.
+  run_paths: Mapping[str, epath.Path], failed: Mapping[str, str], curves: Sequence[LossCurve]
+) -> ClaimResults:
+  """Returns the verdicts on the four claims.
 
   Args:
-    found: runs by name, of `runs.find_runs`.
-    failed: of `runs.read_failures`.
-    curves: of `loss_curves.read_runs`, on the same runs.
+    run_paths: runs by name, of `runs.find_runs`.
+    failed: reasons of failed runs, of `runs.read_failures`.
+    curves: loss curves of the same runs, of `loss_curves.read_runs`.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  excluded = _find_excluded(found, failed)
-  included = {name: path for name, path in found.items() if name not in excluded}
+  excluded = _find_excluded(run_paths, failed)
+  included = {name: path for name, path in run_paths.items() if name not in excluded}
   rows = select_main(score_table(runs.read_scores(included)))
   sets = {
     training_set.name: training_set for training_set in pretraining_gap.read_training_sets(included)
@@ -106,45 +114,47 @@ def find_verdicts(
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
   gaps = pretraining_gap.find_gaps(included, rows, 1).points
   committees = committee_study.read_seed_committees(included, sets)
-  timed = runs.read_latencies(included)
-  if not (gaps or committees or timed or any(row.task in TOPICS for row in rows)):
-    return Statement([], [], [])
+  latencies = runs.read_latencies(included)
+  if not (gaps or committees or latencies or any(row.task in TOPICS for row in rows)):
+    return ClaimResults([], [], [])
   comparison = committee_study.compare_with_deep(committees, rows, sets)
   by_name = {curve.name: curve for curve in curves}
-  measurements = Measurements(committees, rows, sets, by_name, timed, comparison.deep)
-  return Statement(
+  measurements = Measurements(committees, rows, sets, by_name, latencies, comparison.deep)
+  return ClaimResults(
     [
-      _judge_gain(by_series, sets),
-      _judge_growth(2, SIZE, gaps, by_series),
-      _judge_growth(3, OVERLAP, gaps, by_series),
-      _judge_committee(comparison, timed),
+      _decide_gain(by_series, sets),
+      _decide_growth(2, SIZE, gaps, by_series),
+      _decide_growth(3, OVERLAP, gaps, by_series),
+      _decide_committee(comparison, latencies),
     ],
     [f'{name}: {reason}' for name, reason in excluded.items()],
     committee_study.find_matches(comparison, measurements),
   )
 
 
-def _find_excluded(found: Mapping[str, epath.Path], failed: Mapping[str, str]) -> dict[str, str]:
-  """Returns runs that failed or did not end, and committees of them, with the reason."""
+def _find_excluded(
+  run_paths: Mapping[str, epath.Path], failed: Mapping[str, str]
+) -> dict[str, str]:
+  """Returns failed and unfinished runs, and committees that contain them, with the reason."""
   excluded = dict(failed)
-  for name, path in found.items():
+  for name, path in run_paths.items():
     has_ended = runs.read_kind(path) not in _KINDS_WITH_RESULT or (path / run_dir.RESULT).exists()
     if name not in failed and not has_ended:
-      excluded[name] = f'no {run_dir.RESULT}: under way or cut short'
-  names = {str(found[name].resolve()): name for name in excluded if name in found}
-  for name, path in found.items():
+      excluded[name] = f'the run is unfinished: it has no {run_dir.RESULT}'
+  names = {str(run_paths[name].resolve()): name for name in excluded if name in run_paths}
+  for name, path in run_paths.items():
     if name in excluded or runs.read_kind(path) != committee_study.KIND:
       continue
     for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
       source = str(epath.Path(member['checkpoint']).resolve())
       if source in names:
-        excluded[name] = f'a member of it started from {names[source]}'
+        excluded[name] = f'a member was trained from the excluded run {names[source]}'
         break
   return excluded
 
 
-def _judge_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdict:
-  """Judges the runs on the largest set, of each task and model, that no task selected."""
+def _decide_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdict:
+  """Decides claim 1 by the runs of each task and model on the largest set that no task selected."""
   differences, collapsed = {}, 0
   for series, rows in by_series.items():
     for key in dict.fromkeys(sets[name].key for name in rows):
@@ -155,8 +165,8 @@ def _judge_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdict
       candidates = [
         name for name in same_model if not sets[name].selected and rows[name].pretrained.n
       ]
-      most_rows = max((sets[name].rows for name in candidates), default=0)
-      largest = [name for name in candidates if sets[name].rows == most_rows]
+      max_rows = max((sets[name].rows for name in candidates), default=0)
+      largest = [name for name in candidates if sets[name].rows == max_rows]
       pairs = [
         (rows[name].pretrained, rows[name].scratch if rows[name].scratch.n else scratch)
         for name in largest
@@ -165,12 +175,13 @@ def _judge_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdict
         by_pair = [_subtract_by_seed(*pair) for pair in pairs]
         differences[f'{series} ({", ".join(largest)})'] = _average_common_seeds(by_pair)
         collapsed += sum(group.collapsed for pair in pairs for group in pair)
-  return _judge(1, differences, collapsed, 'a task with both arms, pre-trained and from scratch')
+  return _decide(1, differences, collapsed, 'scores of one task, pre-trained and from scratch')
 
 
-def _judge_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySeries) -> Verdict:
-  """Judges by size comparisons of the same updates or, without any, of the same epochs; by overlap
-  all comparisons, for 10 points.
+def _decide_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySeries) -> Verdict:
+  """Decides claim 2 or 3 by the slopes of the gap along an axis.
+
+  Comparisons by size are those with equal updates or, without such, with equal epochs.
   """
   along = [gap for gap in gaps if gap.axis == axis]
   if axis == SIZE:
@@ -187,24 +198,24 @@ def _judge_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySerie
     }
     rows = [by_series[series][gap.checkpoint] for gap in line]
     collapsed += sum(row.pretrained.collapsed + row.scratch.collapsed for row in rows)
-  needed = 'overlaps with the task, in runs of one size (minilm overlap-subsets)'
+  needed = 'two overlaps with the task, in runs on sets of one size (minilm overlap-subsets)'
   if axis == SIZE:
-    needed = 'sizes of the pre-training set, in runs of the same updates or epochs'
-  return _judge(claim, slopes, collapsed, f'two {needed}, with both arms')
+    needed = 'two sizes of the pre-training set, in runs with equal updates or epochs'
+  return _decide(claim, slopes, collapsed, f'{needed}, with scores pre-trained and from scratch')
 
 
-def _judge_committee(comparison: CommitteeComparison, timed: Sequence[LatencyRow]) -> Verdict:
-  """Judges accuracy, no worse than by a point, and latency; one of them false refutes the claim."""
-  accuracy = _judge(
+def _decide_committee(comparison: CommitteeComparison, latencies: Sequence[LatencyRow]) -> Verdict:
+  """Decides claim 4 by score and latency: the claim fails if either part fails."""
+  accuracy = _decide(
     4, comparison.differences, comparison.collapsed, comparison.missing, -MARGIN, -MARGIN
   )
-  latency, contestants, untimed = committee_study.compare_latency(comparison, timed)
+  latency, contestants, missing = committee_study.compare_latency(comparison, latencies)
   value, low, high = latency
-  sooner = HOLDS if high < 1 else FAILS if low > 1 else OPEN
-  if sooner == OPEN and not untimed:
-    untimed = 'more timed answers: the interval of the latency contains 1'
-  both = (accuracy.verdict, sooner)
-  verdict = FAILS if FAILS in both else OPEN if OPEN in both else HOLDS
+  latency_verdict = HOLDS if high < 1 else FAILS if low > 1 else OPEN
+  if latency_verdict == OPEN and not missing:
+    missing = 'more rounds of minilm latency, as the interval of the ratio contains 1'
+  parts = (accuracy.verdict, latency_verdict)
+  verdict = FAILS if FAILS in parts else OPEN if OPEN in parts else HOLDS
   return dataclasses.replace(
     accuracy,
     verdict=verdict,
@@ -212,11 +223,11 @@ def _judge_committee(comparison: CommitteeComparison, timed: Sequence[LatencyRow
     latency_low=low,
     latency_high=high,
     of='; '.join(filter(None, (accuracy.of, contestants))),
-    missing='; '.join(filter(None, (accuracy.missing, untimed))) if verdict == OPEN else '',
+    missing='; '.join(filter(None, (accuracy.missing, missing))) if verdict == OPEN else '',
   )
 
 
-def _judge(
+def _decide(
   claim: int,
   numbers: Mapping[str, BySeed],
   collapsed: int,
@@ -224,15 +235,15 @@ def _judge(
   above: float = 0.0,
   below: float = MARGIN,
 ) -> Verdict:
-  """Returns the verdict on the means by seed over several tasks and comparisons.
+  """Returns the verdict on the mean over tasks and comparisons, by seed.
 
   Args:
-    claim: its number.
-    numbers: by description and seed; those without a seed do not count.
-    collapsed: members among them with constant predictions.
-    needed: the missing runs if there are no numbers.
-    above, below: the claim holds if the interval lies above the first bound; else it fails if the
-      interval lies below the second.
+    claim: number of the claim.
+    numbers: numbers by description and seed; descriptions without seeds are ignored.
+    collapsed: number of scores from constant predictions.
+    needed: description of the missing runs, if there are no numbers.
+    above: the claim holds if the interval lies above this bound.
+    below: otherwise, the claim fails if the interval lies below this bound.
   """
   with_seeds = {name: by_seed for name, by_seed in numbers.items() if by_seed}
   values = list(_average_common_seeds(list(with_seeds.values())).values())
@@ -240,11 +251,13 @@ def _judge(
   verdict = HOLDS if low > above else FAILS if high < below else OPEN
   missing = ''
   if verdict == OPEN:
-    missing = f'a narrower interval: more than {len(values)} seeds, or larger runs'
+    missing = f'a narrower interval, from more than {len(values)} seeds or larger runs'
     if not numbers:
       missing = needed
     elif len(values) < 2:
-      missing = 'two seeds of fine-tuning that all arms and tasks share'
+      missing = (
+        'two seeds of fine-tuning that are scored in every task, pre-trained and from scratch'
+      )
   return Verdict(
     claim=claim,
     verdict=verdict,
@@ -262,13 +275,17 @@ def _judge(
   )
 
 
-def _subtract_by_seed(ours: Group, theirs: Group) -> dict[int, float]:
-  """Returns the differences of the seeds that both groups have."""
-  other = theirs.by_seed
-  return {seed: value - other[seed] for seed, value in ours.by_seed.items() if seed in other}
+def _subtract_by_seed(pretrained: Group, scratch: Group) -> dict[int, float]:
+  """Returns the difference for each seed that both groups have."""
+  subtrahend = scratch.by_seed
+  return {
+    seed: value - subtrahend[seed]
+    for seed, value in pretrained.by_seed.items()
+    if seed in subtrahend
+  }
 
 
 def _average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:
-  """Returns the mean by seed, of the seeds that all have."""
+  """Returns the mean for each seed that all mappings have."""
   common = set.intersection(*map(set, numbers)) if numbers else set()
   return {seed: float(np.mean([by_seed[seed] for by_seed in numbers])) for seed in sorted(common)}

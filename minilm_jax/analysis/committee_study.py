@@ -29,7 +29,8 @@ from minilm_jax.tasks import committee_scores, metrics
 
 KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
 STUDY = 'committee.json'
-NEEDED = 'committees with convolutional members: two or more of each of two seeds of fine-tuning'
+NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
+NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
 TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
 BySeed = Mapping[int, float]  # scores by seed of fine-tuning
 
@@ -270,8 +271,7 @@ def compare_with_deep(
       deep = runs.latency_shape(sets[rivals[0].checkpoint].model)
     if differences:
       return CommitteeComparison(differences, collapsed, shapes, deep, '')
-    missing = 'a deeper model without convolutions, fine-tuned on the same task'
-    without = CommitteeComparison({}, 0, shapes, '', missing)
+    without = CommitteeComparison({}, 0, shapes, '', NEEDED_DEEP)
   return without
 
 

@@ -1,6 +1,4 @@
-"""The statement on paper 2's claims: each verdict can be reached and is from runs alone; what
-failed is named.
-"""
+"""Each verdict on the claims of paper 2 can be reached; excluded runs are listed with the reason."""
 
 import csv
 import dataclasses
@@ -14,7 +12,7 @@ import pytest
 
 from configs import paper2_data_sizes, tiny
 from minilm_jax.analysis import claims, committee_study, loss_curves, runs
-from minilm_jax.analysis.claims import FAILS, HOLDS, OPEN, Statement, Verdict
+from minilm_jax.analysis.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
 from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.errors import InputError
@@ -34,35 +32,37 @@ DEEP = {'num_layers': 6, 'convolutions': 0, 'kernel': [], 'channels': 0, 'convol
 EXAMPLES, RIGHT = 400, 320
 
 
-def statement(home: pathlib.Path) -> Statement:
-  found = runs.find_runs([str(home)])
+def find_results(folder: pathlib.Path) -> ClaimResults:
+  run_paths = runs.find_runs([str(folder)])
   return claims.find_verdicts(
-    found, runs.read_failures([str(home)]), loss_curves.read_runs(found).curves
+    run_paths, runs.read_failures([str(folder)]), loss_curves.read_runs(run_paths).curves
   )
 
 
-def told(home: pathlib.Path) -> dict[int, Verdict]:
-  return {one.claim: one for one in statement(home).verdicts}
+def find_verdicts(folder: pathlib.Path) -> dict[int, Verdict]:
+  return {verdict.claim: verdict for verdict in find_results(folder).verdicts}
 
 
-def ended(folder: pathlib.Path) -> pathlib.Path:
+def finish(folder: pathlib.Path) -> pathlib.Path:
   files.write_json(folder / run_dir.RESULT, {})
   return folder
 
 
-def noisy(value: float, spread: float = 1.0) -> list[float]:
+def add_noise(value: float, spread: float = 1.0) -> list[float]:
   return [value + spread * noise for noise in NOISE]
 
 
-def ladder(home: pathlib.Path, gains: dict[int, float], spread: float = 1.0, **more: Any) -> None:
-  """Pre-training runs on so many rows, each with its gap, whose noise is another at each size."""
+def write_sizes(
+  folder: pathlib.Path, gains: dict[int, float], spread: float = 1.0, **options: Any
+) -> None:
+  """Writes a run for each number of rows with the gap of that run; the order of the noise differs."""
   for number, (rows, gain) in enumerate(gains.items()):
-    source = ended(write_subset_run(home / f'n{rows}', rows))
+    source = finish(write_subset_run(folder / f'n{rows}', rows))
     ours = [0.5 + gain + spread * noise for noise in (*NOISE[number % 4 :], *NOISE[: number % 4])]
-    write_finetune_pair(home, source, ours, [0.5] * 4, seeds=SEEDS, **more)
+    write_finetune_pair(folder, source, ours, [0.5] * 4, seeds=SEEDS, **options)
 
 
-def test_the_rules_stand_at_the_head_of_the_recipe():
+def test_the_recipe_states_the_rules():
   text = ' '.join(paper2_data_sizes.__doc__.split()).lower()
   assert 'pre-registered' in text and 'analysis/claims.py' in text and claims.MARGIN == 0.01
   assert all(word in text for word in ('one point of score', HOLDS, FAILS, OPEN, 'exclusions'))
@@ -77,164 +77,166 @@ def test_the_rules_stand_at_the_head_of_the_recipe():
     ({1000: 0.02, 2000: 0.03, 4000: 0.04}, 30, OPEN, OPEN),
   ],
 )
-def test_the_gap_and_its_growth(
+def test_verdicts_on_the_gap_and_its_growth_follow_the_intervals(
   gains: dict[int, float], spread: float, first: str, second: str, tmp_path: pathlib.Path
 ):
-  ladder(tmp_path, gains, spread)
-  found = told(tmp_path)
-  assert (found[1].verdict, found[2].verdict) == (first, second)
-  # that of the largest set
-  assert found[1].value == pytest.approx(list(gains.values())[-1]) and found[1].seeds == 4
-  assert 'n4000' in found[1].of and 'n1000' not in found[1].of
-  slope = (list(gains.values())[-1] - list(gains.values())[0]) / 2
-  assert found[2].value == pytest.approx(slope, abs=1e-9) and found[2].low < slope < found[2].high
-  assert (found[1].missing == '') == (first != OPEN)
-  assert {found[3].verdict, found[4].verdict} == {OPEN} and found[3].missing and found[4].missing
+  write_sizes(tmp_path, gains, spread)
+  verdicts = find_verdicts(tmp_path)
+  gap, growth = verdicts[1], verdicts[2]
+  assert (gap.verdict, growth.verdict) == (first, second)
+  largest = list(gains.values())[-1]
+  assert gap.value == pytest.approx(largest) and gap.seeds == 4
+  assert 'n4000' in gap.of and 'n1000' not in gap.of
+  slope = (largest - list(gains.values())[0]) / 2
+  assert growth.value == pytest.approx(slope, abs=1e-9) and growth.low < slope < growth.high
+  assert (gap.missing == '') == (first != OPEN)
+  assert all(verdicts[claim].verdict == OPEN and verdicts[claim].missing for claim in (3, 4))
 
 
-def test_the_slope_is_the_mean_of_those_of_the_seeds_with_their_interval(tmp_path: pathlib.Path):
+def test_the_slope_is_the_mean_over_seeds_with_students_interval(tmp_path: pathlib.Path):
   slopes = (0.01, 0.02, 0.03, 0.06)
   for rows in (1000, 4000):
     write_finetune_pair(
       tmp_path,
-      ended(write_subset_run(tmp_path / f'n{rows}', rows)),
+      finish(write_subset_run(tmp_path / f'n{rows}', rows)),
       [0.6 + slope * math.log2(rows / 1000) for slope in slopes],
       [0.5] * 4,
       seeds=SEEDS,
     )
-  found = told(tmp_path)[2]
+  growth = find_verdicts(tmp_path)[2]
   half = 3.182446 * np.std(slopes, ddof=1) / 2  # Student's t of three degrees, four seeds
-  assert (found.value, found.low, found.high) == pytest.approx(
+  assert (growth.value, growth.low, growth.high) == pytest.approx(
     (0.03, 0.03 - half, 0.03 + half), rel=1e-5
   )
 
 
 def test_growth_with_overlap_is_for_ten_points(tmp_path: pathlib.Path):
   for number, overlap in enumerate((0.80, 0.85, 0.90)):
-    source = ended(write_subset_run(tmp_path / f'part-{number}', 1000, overlap=overlap))
+    source = finish(write_subset_run(tmp_path / f'part-{number}', 1000, overlap=overlap))
     write_finetune_pair(
-      tmp_path, source, noisy(0.5 + 0.4 * (overlap - 0.7)), [0.5] * 4, seeds=SEEDS
+      tmp_path, source, add_noise(0.5 + 0.4 * (overlap - 0.7)), [0.5] * 4, seeds=SEEDS
     )
-  found = told(tmp_path)
-  assert found[3].verdict == HOLDS and found[3].value == pytest.approx(0.04)
-  # all were chosen by the task
-  assert found[1].verdict == OPEN and found[1].missing.startswith('a task')
+  verdicts = find_verdicts(tmp_path)
+  assert verdicts[3].verdict == HOLDS and verdicts[3].value == pytest.approx(0.04)
+  # The task selected all sets, so none counts for claim 1.
+  assert verdicts[1].verdict == OPEN and verdicts[1].seeds == 0 and verdicts[1].missing
 
 
-def test_the_mean_is_over_tasks_by_seed_of_those_that_all_have(tmp_path: pathlib.Path):
-  source = ended(write_subset_run(tmp_path / 'a', 1000))
+def test_the_mean_is_over_tasks_by_common_seed(tmp_path: pathlib.Path):
+  source = finish(write_subset_run(tmp_path / 'a', 1000))
   write_finetune_pair(tmp_path, source, [0.6, 0.7, 0.8], [0.5] * 3, seeds=(0, 1, 2))
   write_finetune_pair(tmp_path, source, [0.9, 0.6, 0.6], [0.5] * 3, seeds=(3, 1, 2), task='fewrel')
-  found = told(tmp_path)[1]
-  assert found.seeds == 2 and found.value == pytest.approx((0.15 + 0.2) / 2)
+  gap = find_verdicts(tmp_path)[1]
+  assert gap.seeds == 2 and gap.value == pytest.approx((0.15 + 0.2) / 2)
   write_finetune_pair(tmp_path, source, [0.6], [0.5], seeds=(7,), task='dbpedia_14')
-  found = told(tmp_path)[1]
-  assert found.verdict == OPEN and found.seeds == 0 and 'two seeds' in found.missing
+  gap = find_verdicts(tmp_path)[1]
+  assert gap.verdict == OPEN and gap.seeds == 0 and gap.missing
 
 
-def test_one_seed_tells_nothing(tmp_path: pathlib.Path):
+def test_a_single_seed_decides_nothing(tmp_path: pathlib.Path):
   write_finetune_pair(
-    tmp_path, ended(write_subset_run(tmp_path / 'a', 1000)), [0.9], [0.5], seeds=(0,)
+    tmp_path, finish(write_subset_run(tmp_path / 'a', 1000)), [0.9], [0.5], seeds=(0,)
   )
-  found = told(tmp_path)[1]
-  assert (
-    found.verdict == OPEN and found.value == pytest.approx(0.4) and 'two seeds' in found.missing
-  )
+  gap = find_verdicts(tmp_path)[1]
+  assert gap.verdict == OPEN and gap.value == pytest.approx(0.4) and gap.missing
 
 
-def test_what_failed_or_was_cut_short_is_left_out_and_named(tmp_path: pathlib.Path):
-  ladder(tmp_path, {1000: 0.05, 2000: 0.05})
+def test_failed_and_unfinished_runs_are_excluded_and_listed(tmp_path: pathlib.Path):
+  write_sizes(tmp_path, {1000: 0.05, 2000: 0.05})
   worse = write_subset_run(tmp_path / 'n4000', 4000)
   write_finetune_pair(tmp_path, worse, [0.1] * 4, [0.5] * 4, seeds=SEEDS)
   files.write_json(worse / run_dir.FAILURE, {'asked': 'a finite loss', 'found': 'none'})
   write_finetune_pair(
     tmp_path, write_subset_run(tmp_path / 'n8000', 8000), [0.1] * 4, [0.5] * 4, seeds=SEEDS
   )
-  made = seeded(tmp_path, [0.9] * 4, worse)
-  found = statement(tmp_path)
-  assert found.verdicts[0].value == pytest.approx(0.05) and 'n4000' not in found.verdicts[0].of
-  named = dict(text.split(': ', 1) for text in found.excluded)
-  assert named.keys() == {'n4000', 'n8000', made.name} and 'a finite loss' in named['n4000']
-  assert 'cut short' in named['n8000'] and 'started from n4000' in named[made.name]
-  assert claims.committee_study.NEEDED == found.verdicts[3].missing.split(';')[0]
+  committee_folder = write_committee(tmp_path, [0.9] * 4, worse)
+  results = find_results(tmp_path)
+  gap, committee_verdict = results.verdicts[0], results.verdicts[3]
+  assert gap.value == pytest.approx(0.05) and 'n4000' not in gap.of
+  reasons = dict(text.split(': ', 1) for text in results.excluded)
+  assert reasons.keys() == {'n4000', 'n8000', committee_folder.name}
+  assert 'a finite loss' in reasons['n4000'] and run_dir.RESULT in reasons['n8000']
+  assert 'n4000' in reasons[committee_folder.name]
+  assert committee_verdict.missing.split(';')[0] == committee_study.NEEDED
 
 
-def test_members_that_collapsed_are_counted_and_kept(tmp_path: pathlib.Path):
-  source = ended(write_subset_run(tmp_path / 'a', 1000))
-  write_finetune_pair(tmp_path, source, noisy(0.6), [0.5] * 4, seeds=SEEDS)
+def test_constant_predictions_are_counted_and_included(tmp_path: pathlib.Path):
+  source = finish(write_subset_run(tmp_path / 'a', 1000))
+  write_finetune_pair(tmp_path, source, add_noise(0.6), [0.5] * 4, seeds=SEEDS)
   scores = next((tmp_path / 'tasks').glob('*-s')) / run_dir.SCORES
   run_dir.write_lines(
     scores,
     [line | {'constant_prediction': line['seed'] == 2} for line in run_dir.read_lines(scores)],
   )
-  found = told(tmp_path)[1]
-  assert (found.collapsed, found.seeds, found.verdict) == (1, 4, HOLDS)
+  gap = find_verdicts(tmp_path)[1]
+  assert (gap.collapsed, gap.seeds, gap.verdict) == (1, 4, HOLDS)
 
 
-def model(**changes: Any) -> dict[str, Any]:
-  """All fields of a model, as a run's config.json has them."""
-  made = tiny.get_config()
-  made.model.update(num_heads=2, flops_heads=2)
-  return {**recipe.as_dict(recipe.resolve(made, 'pretrain').model), **changes}
+def make_model(**changes: Any) -> dict[str, Any]:
+  """Returns all fields of a model, as in config.json of a run."""
+  config = tiny.get_config()
+  config.model.update(num_heads=2, flops_heads=2)
+  return {**recipe.as_dict(recipe.resolve(config, 'pretrain').model), **changes}
 
 
-def seeded(
-  home: pathlib.Path,
+def write_committee(
+  folder: pathlib.Path,
   values: list[float],
   source: pathlib.Path,
   members: int = 3,
   seeds: tuple[int, ...] = SEEDS,
   **changes: Any,
 ) -> pathlib.Path:
-  """A committee of so many members of each seed, which together are right in these shares of the
-  examples.
-  """
-  folder = home / f'committee-{len(list(home.glob("committee-*")))}'
-  folder.mkdir()
-  labels, listed = np.arange(EXAMPLES) % 2, []
+  """Writes a committee with members for each seed, whose accuracies are `values`."""
+  workdir = folder / f'committee-{len(list(folder.glob("committee-*")))}'
+  workdir.mkdir()
+  labels, member_entries = np.arange(EXAMPLES) % 2, []
   for seed, value in zip(seeds, values, strict=True):
-    said = np.where(np.arange(EXAMPLES) < round(value * EXAMPLES), labels, 1 - labels)
+    answers = np.where(np.arange(EXAMPLES) < round(value * EXAMPLES), labels, 1 - labels)
     for _ in range(members):
-      own = folder / f'classifier-{len(listed)}'
-      own.mkdir()
-      np.savez(own / 'outputs.npz', **{'test outputs': 3 * np.eye(2)[said], 'test labels': labels})
+      member = workdir / f'classifier-{len(member_entries)}'
+      member.mkdir()
+      arrays = {'test outputs': 3 * np.eye(2)[answers], 'test labels': labels}
+      np.savez(member / 'outputs.npz', **arrays)
       files.write_json(
-        own / 'classifier.json',
+        member / 'classifier.json',
         {
           'task': 'ag_news',
           'headline': 'accuracy',
           'seed': seed,
           'step': 8,
           'checkpoint': str(source),
-          'model': model(**SHALLOW, **changes),
+          'model': make_model(**SHALLOW, **changes),
         },
       )
-      listed.append({'folder': own.name, 'checkpoint': str(source)})
+      member_entries.append({'folder': member.name, 'checkpoint': str(source)})
   files.write_json(
-    folder / run_dir.CONFIG, {'kind': committee.COMMITTEE_KIND, 'task': {'name': 'ag_news'}}
+    workdir / run_dir.CONFIG, {'kind': committee.COMMITTEE_KIND, 'task': {'name': 'ag_news'}}
   )
-  files.write_json(folder / run_dir.MANIFEST, {'parameters': {'total': 9}, 'members': listed})
-  return ended(folder)
+  files.write_json(
+    workdir / run_dir.MANIFEST, {'parameters': {'total': 9}, 'members': member_entries}
+  )
+  return finish(workdir)
 
 
-def deep(
-  home: pathlib.Path, values: list[float], name: str = 'bert-6', rows: int = 1000, **changes: Any
+def write_deep_run(
+  folder: pathlib.Path, values: list[float], name: str = 'bert-6', rows: int = 1000, **changes: Any
 ) -> None:
-  source = ended(write_subset_run(home / name, rows, **model(**DEEP) | changes))
-  write_finetune_run(home / 'tasks' / name, source, values, True, seeds=SEEDS)
-  scores = home / 'tasks' / name / run_dir.SCORES
+  source = finish(write_subset_run(folder / name, rows, **make_model(**DEEP) | changes))
+  write_finetune_run(folder / 'tasks' / name, source, values, True, seeds=SEEDS)
+  scores = folder / 'tasks' / name / run_dir.SCORES
   run_dir.write_lines(
     scores, [line | {'split': 'test', 'examples': EXAMPLES} for line in run_dir.read_lines(scores)]
   )
 
 
-def timed(
-  home: pathlib.Path, ours: float, theirs: float, members: int = 3, wide: float = 0.01
+def write_latency(
+  folder: pathlib.Path, ours: float, theirs: float, members: int = 3, wide: float = 0.01
 ) -> None:
-  """Rounds of the shallow model, committees of it and the deep one, in milliseconds."""
+  """Writes latencies of a shallow model, its committees and the deep model, in milliseconds."""
 
-  def row(name: str, of: str, members: int, median: float) -> dict[str, Any]:
-    spent = {
+  def make_row(name: str, model_name: str, members: int, median: float) -> dict[str, Any]:
+    milliseconds = {
       'median': median,
       'low': median * (1 - wide),
       'high': median * (1 + wide),
@@ -243,7 +245,7 @@ def timed(
     }
     return {
       'name': name,
-      'recipe': of,
+      'recipe': model_name,
       'batch': 1,
       'length': 64,
       'members': members,
@@ -252,29 +254,32 @@ def timed(
       'depth': 3,
       'parameters': 5,
       'flops': 7,
-      'milliseconds': spent,
+      'milliseconds': milliseconds,
       'over_member': 1.0,
     }
 
-  folder = home / f'latency-{len(list(home.glob("latency-*")))}'
-  folder.mkdir()
+  workdir = folder / f'latency-{len(list(folder.glob("latency-*")))}'
+  workdir.mkdir()
   files.write_json(
-    folder / run_dir.CONFIG,
+    workdir / run_dir.CONFIG,
     {
       'kind': 'latency',
-      'models': {'conv': model(**SHALLOW, dropout=0.3, vocab_size=9), 'bert': model(**DEEP)},
+      'models': {
+        'conv': make_model(**SHALLOW, dropout=0.3, vocab_size=9),
+        'bert': make_model(**DEEP),
+      },
     },
   )
   files.write_json(
-    folder / run_dir.RESULT,
+    workdir / run_dir.RESULT,
     {
       'machine': 'a <machine>',
       'calls': 100,
       'rows': [
-        row('conv', 'conv', 1, 0.5),
-        row('turns', 'conv', members, 9.0),
-        row('vmapped', 'conv', members, ours),
-        row('bert', 'bert', 1, theirs),
+        make_row('conv', 'conv', 1, 0.5),
+        make_row('turns', 'conv', members, 9.0),
+        make_row('vmapped', 'conv', members, ours),
+        make_row('bert', 'bert', 1, theirs),
       ],
     },
   )
@@ -291,141 +296,119 @@ def timed(
     (0.80, 0.80, None, OPEN),
   ],
 )
-def test_the_committee(
+def test_the_verdict_on_the_committee_follows_score_and_latency(
   ours: float,
   theirs: float,
   latency: tuple[float, float] | None,
   verdict: str,
   tmp_path: pathlib.Path,
 ):
-  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
-  seeded(tmp_path, [ours, ours, ours + 0.0025, ours + 0.0025], source)
-  deep(tmp_path, [theirs, theirs + 0.0025, theirs, theirs + 0.0025])
+  source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
+  write_committee(tmp_path, [ours, ours, ours + 0.0025, ours + 0.0025], source)
+  write_deep_run(tmp_path, [theirs, theirs + 0.0025, theirs, theirs + 0.0025])
   if latency:
-    timed(tmp_path, *latency)
-  found = told(tmp_path)[4]
-  assert (
-    found.verdict == verdict
-    and found.value == pytest.approx(ours - theirs, abs=1e-9)
-    and found.seeds == 4
-  )
-  assert (found.missing == '') == (verdict != OPEN) and 'bert-6' in found.of
+    write_latency(tmp_path, *latency)
+  result = find_verdicts(tmp_path)[4]
+  assert result.verdict == verdict and result.seeds == 4
+  assert result.value == pytest.approx(ours - theirs, abs=1e-9)
+  assert (result.missing == '') == (verdict != OPEN) and 'bert-6' in result.of
   if latency:
-    assert found.latency == pytest.approx(latency[0] / latency[1])  # of the fastest way
-    assert found.latency_low == pytest.approx(latency[0] * 0.99 / (latency[1] * 1.01))
-    assert found.latency_low < found.latency < found.latency_high
+    assert result.latency == pytest.approx(latency[0] / latency[1])  # of the fastest strategy
+    assert result.latency_low == pytest.approx(latency[0] * 0.99 / (latency[1] * 1.01))
+    assert result.latency_low < result.latency < result.latency_high
   else:
-    assert 'minilm latency --workdir' in found.missing
+    assert 'minilm latency --workdir' in result.missing
 
 
-def test_who_is_compared_with_whom(tmp_path: pathlib.Path):
-  """The largest committee, the deepest run on as many rows; a smaller committee, a convolved and
-  another set are not.
-  """
-  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
-  seeded(tmp_path, [0.5] * 4, source, members=2)
-  largest = seeded(tmp_path, [0.8] * 4, source, members=3)
+def test_the_largest_committee_is_compared_with_the_deepest_run_on_equal_rows(
+  tmp_path: pathlib.Path,
+):
+  source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
+  write_committee(tmp_path, [0.5] * 4, source, members=2)
+  largest = write_committee(tmp_path, [0.8] * 4, source, members=3)
   for name, rows, changes in (
     ('b-6', 1000, {}),
     ('b-4', 1000, {'num_layers': 4}),
     ('b-6-other', 9000, {}),
     ('b-8-conv', 1000, SHALLOW | {'num_layers': 8}),
   ):
-    deep(tmp_path, noisy({'b-6': 0.75}.get(name, 0.99)), name, rows, **changes)
-  found = told(tmp_path)[4]
-  assert (
-    found.value == pytest.approx(0.05)
-    and f'{largest.name} against b-6' in found.of
-    and 'b-6-other' not in found.of
-  )
-  timed(tmp_path, 1.0, 2.0, members=2)  # of the smaller one
-  assert 'minilm latency' in told(tmp_path)[4].missing
-  timed(tmp_path, 1.0, 2.0)
-  timed(tmp_path, 1.5, 2.0)
-  assert told(tmp_path)[4].latency == pytest.approx(0.75)  # the worst that was measured
+    write_deep_run(tmp_path, add_noise({'b-6': 0.75}.get(name, 0.99)), name, rows, **changes)
+  result = find_verdicts(tmp_path)[4]
+  assert result.value == pytest.approx(0.05)
+  assert f'{largest.name} against b-6' in result.of and 'b-6-other' not in result.of
+  write_latency(tmp_path, 1.0, 2.0, members=2)  # of the smaller committee
+  assert 'minilm latency' in find_verdicts(tmp_path)[4].missing
+  write_latency(tmp_path, 1.0, 2.0)
+  write_latency(tmp_path, 1.5, 2.0)
+  assert find_verdicts(tmp_path)[4].latency == pytest.approx(0.75)  # the largest ratio
 
 
-def test_members_of_one_seed_answer_by_their_mean_probability(tmp_path: pathlib.Path):
-  folder = seeded(tmp_path, [0.9, 0.6], tmp_path / 'nowhere', seeds=(4, 7))
-  loud = folder / 'classifier-0'
-  with np.load(loud / 'outputs.npz') as kept:
-    np.savez(
-      loud / 'outputs.npz',
-      **{
-        'test outputs': 100 * np.eye(2)[1 - kept['test labels']],
-        'test labels': kept['test labels'],
-      },
-    )
-  found = {
-    one.seed: one for one in committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
-  }
-  # by the mean logit the loud one would win
-  assert {seed: one.value for seed, one in found.items()} == {4: 0.9, 7: 0.6}
-  assert found[4].shapes == (runs.latency_shape(model(**SHALLOW)),) * 3 and found[4].rows == 0
-  card = files.read_json(folder / 'classifier-5' / 'classifier.json', 'it')
-  # from scratch: no member of it
-  files.write_json(folder / 'classifier-5' / 'classifier.json', card | {'step': -1})
-  assert [
-    len(one.shapes) for one in committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
-  ] == [3, 2]
+def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.Path):
+  folder = write_committee(tmp_path, [0.9, 0.6], tmp_path / 'nowhere', seeds=(4, 7))
+  outputs = folder / 'classifier-0' / 'outputs.npz'
+  with np.load(outputs) as arrays:
+    labels = arrays['test labels']
+  # The mean logit would follow this confident member alone.
+  np.savez(outputs, **{'test outputs': 100 * np.eye(2)[1 - labels], 'test labels': labels})
+  run_paths = runs.find_runs([str(tmp_path)])
+  first, second = committee_study.read_seed_committees(run_paths, {})
+  assert [(first.seed, first.value), (second.seed, second.value)] == [(4, 0.9), (7, 0.6)]
+  assert first.shapes == (runs.latency_shape(make_model(**SHALLOW)),) * 3 and first.rows == 0
+  card_path = folder / 'classifier-5' / 'classifier.json'
+  card = files.read_json(card_path, 'the card')
+  files.write_json(card_path, card | {'step': -1})  # a classifier from scratch is no member
+  committees = committee_study.read_seed_committees(run_paths, {})
+  assert [len(seed_committee.shapes) for seed_committee in committees] == [3, 2]
   (folder / 'classifier-3' / 'outputs.npz').unlink()
-  with pytest.raises(InputError, match='copy the folder again'):
-    committee_study.read_seed_committees(runs.find_runs([str(tmp_path)]), {})
+  with pytest.raises(InputError, match=r'classifier-3.*outputs\.npz'):
+    committee_study.read_seed_committees(run_paths, {})
 
 
-def test_what_is_missing_for_the_fourth_is_said(tmp_path: pathlib.Path):
-  source = ended(write_subset_run(tmp_path / 'conv', 1000, **model(**SHALLOW)))
+def test_a_verdict_on_the_committee_lists_the_missing_runs(tmp_path: pathlib.Path):
+  source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
   write_finetune_pair(tmp_path, source, [0.6] * 4, [0.5] * 4, seeds=SEEDS)
-  assert told(tmp_path)[4].missing.startswith(committee_study.NEEDED)
-  seeded(tmp_path, [0.8] * 4, source, members=1)
-  assert told(tmp_path)[4].missing.startswith(committee_study.NEEDED)
-  seeded(tmp_path, [0.8] * 4, source)
-  assert told(tmp_path)[4].missing.startswith('a deeper model')
+  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
+  write_committee(tmp_path, [0.8] * 4, source, members=1)
+  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
+  write_committee(tmp_path, [0.8] * 4, source)
+  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED_DEEP)
 
 
-def test_the_report(tmp_path: pathlib.Path):
-  home = tmp_path / 'runs'
-  ladder(home, {1000: 0.05, 2000: 0.08, 4000: 0.11})
-  source = ended(write_subset_run(home / 'conv', 1000, **model(**SHALLOW)))
-  seeded(home, [0.8] * 4, source)
-  deep(home, noisy(0.75))
-  timed(home, 1.0, 2.0)
-  written = report.report([str(home)], tmp_path / 'report', draws=20)
+def test_a_report_has_verdicts_and_latencies(tmp_path: pathlib.Path):
+  folder = tmp_path / 'runs'
+  write_sizes(folder, {1000: 0.05, 2000: 0.08, 4000: 0.11})
+  source = finish(write_subset_run(folder / 'conv', 1000, **make_model(**SHALLOW)))
+  write_committee(folder, [0.8] * 4, source)
+  write_deep_run(folder, add_noise(0.75))
+  write_latency(folder, 1.0, 2.0)
+  written = report.report([str(folder)], tmp_path / 'report', draws=20)
   page = Page(written['report.html'].read_text())
-  assert 'What becomes of the paper’s claims' in page.headings and 'Latency' in page.headings
-  for claim, verdict in (
-    (1, 'Holds: pre-trained less'),
-    (2, 'Holds: gap for twice'),
-    (3, 'Cannot be told'),
-    (4, 'Holds: committee less'),
-  ):
-    assert f'{claim}. {claims.CLAIMS[claim]} {verdict}' in page.text
-  assert 'latency 0.50 of the deep one' in page.text and 'a <machine>' in page.text
+  assert all(text in page.text for text in (*claims.CLAIMS.values(), 'a <machine>', '0.50'))
   rows = list(csv.DictReader(written['verdicts.csv'].read_text().splitlines()))
   assert [row['verdict'] for row in rows] == [HOLDS, HOLDS, OPEN, HOLDS]
-  (first, *_), own = (
-    csv.DictReader(written['latency.csv'].read_text().splitlines()),
-    runs.read_latencies(runs.find_runs([home])),
-  )
-  assert float(first['median']) == own[0].median == 0.5 and len(own) == 4
-  json.dumps([dataclasses.asdict(one) for one in own])
+  first, *_ = csv.DictReader(written['latency.csv'].read_text().splitlines())
+  latencies = runs.read_latencies(runs.find_runs([folder]))
+  assert float(first['median']) == latencies[0].median == 0.5 and len(latencies) == 4
+  json.dumps([dataclasses.asdict(latency) for latency in latencies])
 
 
-def test_pages_of_other_studies_have_no_statement(tmp_path: pathlib.Path):
-  home = tmp_path / 'runs'
+def test_reports_of_other_studies_have_no_verdicts(tmp_path: pathlib.Path):
+  folder = tmp_path / 'runs'
   write_finetune_pair(
-    home, ended(write_subset_run(home / 'a', 1000, of_rows=1000)), [0.6] * 3, [0.5] * 3, task='cola'
+    folder,
+    finish(write_subset_run(folder / 'a', 1000, of_rows=1000)),
+    [0.6] * 3,
+    [0.5] * 3,
+    task='cola',
   )
-  written = report.report([str(home)], tmp_path / 'report', draws=20)
-  assert (
-    'verdicts.csv' not in written
-    and 'What becomes' not in Page(written['report.html'].read_text()).text
-  )
+  written = report.report([str(folder)], tmp_path / 'report', draws=20)
+  page = Page(written['report.html'].read_text())
+  assert 'verdicts.csv' not in written and claims.CLAIMS[1] not in page.text
 
 
-def test_a_latency_of_another_version_is_refused(tmp_path: pathlib.Path):
-  timed(tmp_path, 1.0, 2.0)
+def test_a_latency_without_a_field_is_refused(tmp_path: pathlib.Path):
+  write_latency(tmp_path, 1.0, 2.0)
   result = tmp_path / 'latency-0' / run_dir.RESULT
   files.write_json(result, {'rows': [{'name': 'a', 'recipe': 'conv'}], 'machine': '', 'calls': 2})
-  with pytest.raises(InputError, match='another version'):
+  with pytest.raises(InputError, match='milliseconds'):
     runs.read_latencies(runs.find_runs([str(tmp_path)]))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from minilm_jax.analysis import claims, committee_study, pretraining_gap, runs, scores
-from minilm_jax.analysis.claims import CLAIMS, Statement, Verdict
+from minilm_jax.analysis.claims import CLAIMS, ClaimResults, Verdict
 from minilm_jax.analysis.committee_study import CommitteeRow, Match
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
@@ -281,7 +281,7 @@ class Paper2Study:
 
   committees: Sequence[CommitteeRow]
   latencies: Sequence[LatencyRow]
-  statement: Statement
+  statement: ClaimResults
   gaps: GapStudy
 
 
@@ -329,7 +329,7 @@ def make_files(study: Paper2Study) -> tuple[dict[str, bytes], dict[str, str]]:
   return contents, pictures
 
 
-def claim_sections(statement: Statement) -> Iterator[Section]:
+def claim_sections(statement: ClaimResults) -> Iterator[Section]:
   """Yields the verdicts with a sentence each, and the runs that are in none of them; nothing
   without verdicts.
   """
