@@ -69,9 +69,11 @@ setuptools.setup(
         'hf': ['accelerate>=1.1', 'safetensors>=0.4.3', 'tokenizers>=0.22', 'torch>=2.4', 'transformers>=4.57'],
         # Formatter and type checker are bounded above: their newer versions may ask for other code.
         'check': ['minilm_jax[test]', 'basedpyright>=1.40,<1.41', 'ruff>=0.17,<0.18'],
+        'docs': ['mkdocs>=1.6,<2', 'mkdocs-jupyter>=0.25', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=0.29'],
         'completion': ['shtab>=1.10.0'],  # what minilm completion writes scripts with
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
-        'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.6.1',
+        'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'ipykernel>=6.29', 'nbclient>=0.10',
+                 'pytest>=8.0', 'pytest-xdist>=3.6.1',
                  'safetensors>=0.4.3', 'scikit-learn>=1.5', 'setuptools>=65.5', 'shtab>=1.10.0', 'zstandard>=0.22'],
         'tpu': ['minilm_jax[data]', 'jax[tpu]', 'etils[epath-gcs]'],
         'wandb': ['wandb>=0.31'],  # what log.sinks=wandb writes to

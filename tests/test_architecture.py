@@ -65,7 +65,10 @@ UNSAFE_LOADS = {'yaml': ('load', 'unsafe_load', 'full_load'), 'torch': ('load',)
 PICKLES = frozenset('pickle cloudpickle dill marshal shelve joblib'.split())
 VAGUE_NAMES = frozenset('utils util common helpers misc'.split())
 TOP_LEVEL = frozenset(
-  'README.md setup.py pyproject.toml LICENSE .ci .gitignore configs docs launch tests'.split()
+  (
+    'README.md CONTRIBUTING.md CITATION.cff LICENSE setup.py pyproject.toml mkdocs.yml .ci .gitignore '
+    'configs docs launch tests'
+  ).split()
   + [PACKAGE]
 )
 # Commands and worker processes that must start without waiting for JAX.
