@@ -1,4 +1,4 @@
-"""Runs the command line: `python -m minilm_jax COMMAND`."""
+"""Runs a command: `python -m minilm_jax COMMAND`."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Handlers of the commands that show, compare and time recipes and runs, and of the quickstart.
 
-A handler takes the configuration, the flags and the free arguments, calls one function and prints
-its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
+A handler takes the configuration, the flags and the paths of a command line, calls one function and
+prints the result. Handlers import JAX themselves, so that `minilm --help` is fast.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,19 @@ from minilm_jax.core.progress import print_result
 
 
 def show(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Prints what a recipe or a run is, without running anything."""
+  """Prints the facts of a recipe or a run, without training."""
   from minilm_jax.cli import show
 
   if flags.checkpoint and config:
-    raise InputError('minilm show --config --checkpoint', 'a recipe and a run', 'give one of them')
+    raise InputError(
+      'minilm show --config --checkpoint', 'both a recipe and a run', 'give only one of the flags'
+    )
   facts = show.describe_run(flags.checkpoint) if flags.checkpoint else show.describe_recipe(config)
   print_result(facts if flags.json else show.show_tables(facts))
 
 
 def watch(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Draws the loss curves of runs in the terminal."""
+  """Plots loss curves of runs in the terminal."""
   from minilm_jax.cli import watch
 
   watch.watch_runs(
@@ -37,7 +39,9 @@ def report(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
   if not paths and not flags.logged:
     raise InputError(
-      'a report', 'no run directory', 'give one or more: minilm report runs --workdir=runs/report'
+      'minilm report',
+      'no run directory and no --logged',
+      'give run directories, as in: minilm report runs --workdir=runs/report',
     )
   files = report.report(
     paths, flags.workdir, flags.confusion, flags.logged, flags.bootstrap_samples, flags.unfinished
@@ -53,18 +57,18 @@ def compare_ablations(config: Any, flags: FlagValues, paths: Sequence[str]) -> N
   if not paths:
     raise InputError(
       'minilm ablations',
-      'no folder with runs beside the base',
-      'give one or more: minilm ablations --base=runs/plateau/paper runs/plateau --workdir=W',
+      'no run directory of a changed recipe',
+      'give directories: minilm ablations --base=runs/plateau/paper runs/plateau --workdir=W',
     )
   comparison = compare.compare(
     [base for base in map(str.strip, flags.base.split(',')) if base],
     paths,
     flags.workdir,
     flags.plateau_loss if 'plateau_loss' in flags.present else None,
-    compare.named_losses(flags.reference_losses),
+    compare.parse_losses(flags.reference_losses),
     flags.preregistration,
   )
-  print_result(compare.shown(*comparison))
+  print_result(compare.list_terminal_parts(*comparison))
 
 
 def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -75,24 +79,26 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     if flag in flags.present:
       raise InputError(
         f'minilm bench --{flag}',
-        f'a recipe of kind {config.kind!r} does not take it',
-        'leave it out',
+        f'a recipe of kind {config.kind!r}, which does not use --{flag}',
+        f'remove --{flag}',
       )
   if is_finetuning:
     from minilm_jax.bench import finetune_bench
 
     if not flags.checkpoint:
       raise InputError(
-        'bench of a fine-tuning recipe',
+        'minilm bench with a fine-tuning recipe',
         'no --checkpoint',
-        'give the pre-training run to start from',
+        'give --checkpoint=RUN, the pre-training run to start from',
       )
     result = finetune_bench.bench_finetuning(configs, flags.checkpoint, flags.compare_with)
     print_result(result if flags.json else finetune_bench.finetune_bench_tables(result))
     return
   if others:
     raise InputError(
-      f'bench of {", ".join(configs)}', 'several recipes of pre-training', 'give one'
+      f'minilm bench with {", ".join(configs)}',
+      f'{len(configs)} pre-training recipes',
+      'give one recipe',
     )
   from minilm_jax.bench import pretrain_bench
 
@@ -108,7 +114,7 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 
 def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Times the answers of a classifier, a committee and other models."""
+  """Measures the latency of a classifier, a committee and other encoders."""
   from minilm_jax.bench import latency
 
   size = flags.size if 'size' in flags.present else latency.COMMITTEE_SIZE
@@ -117,7 +123,7 @@ def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> No
 
 
 def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Compiles recipes for an absent TPU; raises InputError if one does not fit."""
+  """Compiles recipes for an absent TPU; raises InputError if a recipe does not fit."""
   from minilm_jax.bench import preflight
 
   result = preflight.compile_for_topology(configs, flags.topology)

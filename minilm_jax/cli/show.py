@@ -1,4 +1,4 @@
-"""Facts of a recipe or run without running it: fields, arrays with sharding, FLOPs, memory."""
+"""Describes a recipe or run without training: fields, arrays with sharding, FLOPs, memory."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from minilm_jax.training import optimizer, pretrained, sharding, train_step
 
 
 def describe_recipe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[str, Any]:
-  """Returns the facts of a recipe as plain data."""
+  """Returns fields and cost of a recipe as plain data; tasks and sources of other kinds."""
   facts: dict[str, Any] = {'recipe': recipe.as_dict(config)}
   if isinstance(config, RunConfig):
     return facts | describe_pretraining(config)
@@ -33,7 +33,11 @@ def describe_recipe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[s
 
 
 def describe_pretraining(config: RunConfig) -> dict[str, Any]:
-  """Returns the cost of pre-training: tokens and FLOPs of a member, bytes of all, arrays by path."""
+  """Returns the cost of pre-training as plain data.
+
+  `tokens` and `flops` are those of one member, `bytes` is the memory of all members, and `arrays`
+  has path, shape and sharding of each parameter.
+  """
   shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)
   mesh = sharding.make_mesh(
     config.mesh,
@@ -75,17 +79,17 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
       'logits': 4 * config.batch_size // parts * num_masked * config.model.vocab_size,
     },
     'arrays': [
-      {'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(where.spec)}
-      for (path, leaf), where in arrays
+      {'path': path_name(path), 'shape': list(leaf.shape), 'spec': str(array_sharding.spec)}
+      for (path, leaf), array_sharding in arrays
     ],
   }
 
 
 def describe_run(folder: epath.PathLike) -> dict[str, Any]:
-  """Returns the facts of the run in a folder; of an imported run its source and shape.
+  """Returns the facts of the run in a folder; for an imported run its source and arrays.
 
   Raises:
-    InputError: the folder holds neither a pre-training run nor an imported one.
+    InputError: the folder is neither a pre-training run nor an imported run.
   """
   facts, record = (
     describe_recipe(pretrained.load_config(folder)),
@@ -102,26 +106,26 @@ def describe_run(folder: epath.PathLike) -> dict[str, Any]:
   }
 
 
-def show_tables(described: dict[str, Any]) -> list[rich_table.Table]:
-  """Returns the tables of the facts of a recipe or run."""
+def show_tables(facts: dict[str, Any]) -> list[rich_table.Table]:
+  """Returns the facts of a recipe or run as tables."""
   tables = []
-  if 'arrays' in described:
+  if 'arrays' in facts:
     arrays = rich_table.Table('parameter', 'shape', 'sharding', title='Parameters')
-    for row in described['arrays']:
+    for row in facts['arrays']:
       arrays.add_row(row['path'], ' x '.join(map(str, row['shape'])), row['spec'])
     tables.append(arrays)
-  facts = rich_table.Table('what', 'value', title='Recipe')
-  for name, value in described.items():
+  fields = rich_table.Table('field', 'value', title='Recipe')
+  for name, value in facts.items():
     if name != 'arrays':
-      _add_rows(facts, name, value)
-  return [*tables, facts]
+      _add_rows(fields, name, value)
+  return [*tables, fields]
 
 
-def _add_rows(facts: rich_table.Table, name: str, value: Any) -> None:
+def _add_rows(fields: rich_table.Table, name: str, value: Any) -> None:
   if isinstance(value, dict):
     for part, inner in value.items():
-      _add_rows(facts, part if name == 'recipe' else f'{name}.{part}', inner)
+      _add_rows(fields, part if name == 'recipe' else f'{name}.{part}', inner)
   else:
-    facts.add_row(
+    fields.add_row(
       name, f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )

@@ -1,14 +1,13 @@
-"""A sweep: a grid of points, each a run of its own, trained one after another.
+"""Trains a grid of points one after another; each point is a run.
 
-    S/POINT/                    the run: one model, or a population of seeds and learning rates
-    S/POINT/member-0/           a member of a finished population, a run like any other
+    S/POINT/                    run directory of one model, or of a population (seeds and rates)
+    S/POINT/member-0/           run directory of one member of a finished population
     S/POINT/bits_per_word.json  bits per word of the model (`evaluation/likelihood.py`)
-    S/POINT/failure.json        the error of the point, until it succeeds
-    S/corpora/8000/             the corpus under another tokenizer, for points of another vocabulary
+    S/POINT/failure.json        error of the last attempt, removed on success
+    S/corpora/8000/             corpus with a tokenizer of 8,000 pieces, for points of that size
 
-Several machines that share the folder train a share of the points each, without coordination. The
-same command again continues: finished points are skipped, interrupted points are resumed, failed
-points are tried again.
+Machines that share the folder train disjoint shares of the points, without coordination. A repeated
+command skips finished points, resumes interrupted points and retries failed points.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import evaluate
 from minilm_jax.training import pretrain, pretrained
 
-# Rows of a vocabulary beyond the pieces of its tokenizer, as in the released code of paper 1.
+# Rows of the embedding table beyond the tokenizer, as in the released code of paper 1.
 _EXTRA_VOCAB_ROWS = 10
 _POLL_SECONDS = 5.0
 FINISHED, FAILED, LEFT = 'finished', 'failed', 'left to another process'
@@ -43,27 +42,27 @@ def run_sweep(
   budget: Budget = NO_BUDGET,
   dry_run: bool = False,
 ) -> list[dict[str, Any]]:
-  """Trains the points of a sweep from the cheapest to the most expensive.
+  """Trains the points of a sweep in the order of their FLOPs.
 
   Args:
-    configs: recipes by the names of their points.
+    configs: recipes by point name.
     workdir: folder of the sweep.
-    shard: k/n, the share of this process; '' is all.
-    budget: length of the training in place of the recipes.
-    dry_run: train nothing and return the cost of each point.
+    shard: share of this process, as K/N; '' trains all points.
+    budget: training length that replaces `num_steps` of the recipes.
+    dry_run: return the cost of each point without training.
 
   Returns:
-    A row a point: its cost, or its state and losses.
+    One row a point, with its cost (dry run) or its state and losses.
 
   Raises:
-    InputError: two points are the same, or the shard is invalid or empty.
+    InputError: two points are identical, or the shard is invalid or empty.
   """
   sweep_plan.check_points(configs)
   workdir = epath.Path(workdir)
   points = sweep_plan.shard_points(sweep_plan.apply_budget(configs, budget), shard)
   if not points:
     raise InputError(
-      f'--shard={shard}', f'{len(configs)} points, and none is left for it', 'give fewer shares'
+      f'--shard={shard}', f'no point in this share of {len(configs)} points', 'give fewer shares'
     )
   step_seconds = sweep_plan.time_steps(points) if dry_run or budget.seconds else {}
   if budget.seconds:
@@ -78,11 +77,11 @@ def run_sweep(
 
 
 def sweep_tables(rows: list[dict[str, Any]]) -> list[rich_table.Table]:
-  """Returns the table of the rows of `run_sweep`, of a dry run too."""
+  """Returns the rows of `run_sweep` as a table."""
   if 'state' not in rows[0]:
     return sweep_plan.plan_tables(rows)
   table = rich_table.Table(
-    'point', 'state', 'test loss, nats', 'bits per word', 'time here', title='Sweep'
+    'point', 'state', 'test loss, nats', 'bits per word', 'time in this process', title='Sweep'
   )
   for row in rows:
     losses, bits = (
@@ -96,7 +95,7 @@ def sweep_tables(rows: list[dict[str, Any]]) -> list[rich_table.Table]:
 
 
 def _run_point(config: RunConfig, workdir: epath.Path, name: str) -> dict[str, Any]:
-  """Returns state and losses of a point; an error is stored in its folder and stops no other."""
+  """Trains a point and returns its state and losses; stores an error and returns normally."""
   start_time, folder = time.monotonic(), workdir / name
   row: dict[str, Any] = {'state': FINISHED, 'test_loss': [], 'bits_per_word': []}
   try:
@@ -104,20 +103,20 @@ def _run_point(config: RunConfig, workdir: epath.Path, name: str) -> dict[str, A
     (folder / run_dir.FAILURE).unlink(missing_ok=True)
   except lock.LockedError as error:
     row['state'] = LEFT
-    progress.log(f'{name} is left out: {error.found}')
+    progress.log(f'skipping {name}: {error.found}')
   except InputError as error:
     row |= _record_failure(folder, error)
-  except (jax.errors.JaxRuntimeError, MemoryError) as error:  # mostly a lack of memory
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:  # mostly out of memory
     first_line = str(error).strip().partition('\n')[0]
     row |= _record_failure(
       folder,
       InputError(
         f'the point {name}',
         f'{type(error).__name__}: {first_line}',
-        'raise grad_accumulation_steps, lower batch_size or population.members',
+        'raise grad_accumulation_steps, or lower batch_size or population.members',
       ),
     )
-  jax.clear_caches()  # the next point has other shapes
+  jax.clear_caches()  # compiled programs do not fit the shapes of the next point
   return row | {'seconds': time.monotonic() - start_time}
 
 
@@ -125,7 +124,7 @@ def _record_failure(folder: epath.Path, error: InputError) -> dict[str, Any]:
   files.make_folder(folder, error.asked)
   parts = {'asked': error.asked, 'found': error.found, 'remedy': error.remedy}
   files.write_json(folder / run_dir.FAILURE, parts)
-  progress.log(f'{error}\nit stands in {folder / run_dir.FAILURE}; the sweep goes on')
+  progress.log(f'{error}\nstored in {folder / run_dir.FAILURE}; the sweep continues')
   return {'state': FAILED, 'reason': f'{error.asked}: {error.found}'}
 
 
@@ -146,7 +145,10 @@ def _train_point(config: RunConfig, workdir: epath.Path, folder: epath.Path) -> 
 
 
 def _measure_word_bits(model: epath.Path) -> float | None:
-  """Returns bits per word of a run on the validation split, stored once; None without that split."""
+  """Returns bits per word on the validation split, from a stored result if present.
+
+  Returns None for a corpus without validation rows.
+  """
   path = old_names.find_file(model / run_dir.BITS_PER_WORD)
   if not path.exists():
     folder = files.read_json(model / run_dir.MANIFEST, f'the manifest of {model}')['corpus_folder']
@@ -157,13 +159,13 @@ def _measure_word_bits(model: epath.Path) -> float | None:
 
 
 def _find_corpus(config: RunConfig, workdir: epath.Path) -> epath.PathLike:
-  """Returns the corpus of a point, rebuilt if its tokenizer does not fit `vocab_size`.
+  """Returns the corpus of a point; rebuilds it if the tokenizer does not fit `vocab_size`.
 
   Raises:
     InputError: the corpus cannot be read or built.
   """
   if not config.corpus or config.corpus.partition(':')[0].endswith('.py'):
-    return config.corpus  # missing, which pretrain refuses; or a recipe, which has its own size
+    return config.corpus  # pretrain refuses '', and builds the corpus of a recipe
   pieces, rows = corpus.read_manifest(config.corpus)['vocabulary'], config.model.vocab_size
   if pieces <= rows <= pieces + _EXTRA_VOCAB_ROWS:
     return config.corpus
@@ -179,7 +181,7 @@ def _find_corpus(config: RunConfig, workdir: epath.Path) -> epath.PathLike:
 
 
 def _wait_for_lock(folder: epath.Path, make: Callable[[], epath.Path]) -> epath.Path:
-  """Calls `make` while no other process works in the folder."""
+  """Returns `make()`, called under the lock of the folder; waits while another process holds it."""
   is_logged = False
   while True:
     try:

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its points, the share of one machine, their budgets and their cost."""
+"""Plans a sweep: checks and shares its points, applies budgets, estimates the cost."""
 
 import dataclasses
 import math
@@ -30,15 +30,15 @@ _HEADINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-  """Length of the training of a point in place of its `num_steps`; zeros keep the recipes.
+  """Training length that replaces `num_steps`; at most one field is set, and zeros keep the recipe.
 
   Attributes:
     tokens: tokens of a member.
     flops: FLOPs of a member.
-    seconds: seconds of a point, by a short measurement.
+    seconds: training time of a point, from a short measurement.
 
   Raises:
-    InputError: more than one budget, or one that is not a positive number.
+    InputError: several budgets are set, or a budget is not a positive number.
   """
 
   tokens: float = 0.0
@@ -50,8 +50,8 @@ class Budget:
     if len(budgets) > 1 or not all(0 < value < math.inf for value in budgets.values()):
       raise InputError(
         ' '.join(f'--{name}={value:g}' for name, value in budgets.items()),
-        'more than one budget, or one that is not a positive number',
-        'give one',
+        'several budgets, or a budget that is not a positive number',
+        'give one positive number',
       )
 
 
@@ -59,16 +59,16 @@ NO_BUDGET = Budget()
 
 
 def check_points(configs: PointConfigs) -> None:
-  """Raises InputError with both names if two points train the same."""
+  """Raises InputError if two points train the same model in the same way."""
   names: dict[RunConfig, str] = {}
   for name, config in configs.items():
-    # `flops_heads` counts FLOPs and trains nothing.
+    # `flops_heads` enters the FLOP count only.
     trained = dataclasses.replace(config, model=dataclasses.replace(config.model, flops_heads=1))
     if trained in names:
       raise InputError(
         f'a sweep of {len(configs)} points',
-        f'{names[trained]} and {name} are the same point',
-        'leave one of them out',
+        f'{names[trained]} and {name} are the same recipe',
+        f'remove {name}',
       )
     names[trained] = name
 
@@ -80,22 +80,22 @@ def total_flops(config: RunConfig) -> float:
 
 
 def shard_points(configs: PointConfigs, shard: str) -> PointConfigs:
-  """Returns the points of one machine from the cheapest: every n-th, so that all cost alike.
+  """Returns every N-th point in the order of total FLOPs, so that shares cost about the same.
 
   Args:
     configs: all points.
-    shard: k/n, from 1/n to n/n; '' is all of them.
+    shard: K/N with K from 1 to N; '' selects all points.
 
   Raises:
-    InputError: the shard is not of that form.
+    InputError: the shard has another form.
   """
   match = _SHARD.fullmatch(shard or '1/1')
   part, parts = map(int, match.groups()) if match else (0, 0)
   if not 1 <= part <= parts:
     raise InputError(
       f'--shard={shard}',
-      'not k/n with k from 1 to n',
-      'give --shard=1/4 to the first machine of four',
+      'not K/N with K from 1 to N',
+      'give for example --shard=1/4 to the first of four machines',
     )
   order = sorted(
     configs, key=lambda name: (total_flops(configs[name]) * configs[name].num_steps, name)
@@ -104,7 +104,7 @@ def shard_points(configs: PointConfigs, shard: str) -> PointConfigs:
 
 
 def apply_budget(configs: PointConfigs, budget: Budget) -> PointConfigs:
-  """Returns the points with the steps of a budget of tokens or FLOPs, rounded up."""
+  """Returns the points with `num_steps` from a budget of tokens or FLOPs, rounded up."""
   if not budget.tokens and not budget.flops:
     return configs
 
@@ -125,7 +125,10 @@ def apply_seconds(
   seconds: float,
   step_seconds: Mapping[str, float],
 ) -> PointConfigs:
-  """Returns the points with the steps of a budget of seconds; a started point keeps its number."""
+  """Returns the points with `num_steps` from a budget of seconds.
+
+  A point that already has a run directory keeps the stored `num_steps`.
+  """
   points = {}
   for name, config in configs.items():
     stored = epath.Path(workdir) / name / run_dir.CONFIG
@@ -141,13 +144,13 @@ def apply_seconds(
 def time_steps(configs: PointConfigs) -> dict[str, float]:
   """Returns the seconds of an update of each point.
 
-  A few points are timed on random rows; the others are interpolated by their FLOPs, in logarithms.
+  A few points are measured on random rows. The time of other points is interpolated in log FLOPs.
   """
   order = sorted(configs, key=lambda name: total_flops(configs[name]))
-  timed = sorted({round(place) for place in np.linspace(0, len(order) - 1, _TIMED_POINTS)})
+  timed = sorted({round(index) for index in np.linspace(0, len(order) - 1, _TIMED_POINTS)})
   flops, seconds = [], []
   with progress.track_progress('timing', len(timed), 'points') as update:
-    for number, name in enumerate((order[place] for place in timed), 1):
+    for number, name in enumerate((order[index] for index in timed), 1):
       config = configs[name]
       step, _ = timing.time_our_step(config, timing.make_random_rows(config))
       times = timing.time_interleaved({'': step}, _TIMED_STEPS, _REPEATS)['']
@@ -165,7 +168,7 @@ def time_steps(configs: PointConfigs) -> dict[str, float]:
 def describe_plan(configs: PointConfigs, step_seconds: Mapping[str, float]) -> list[dict[str, Any]]:
   """Returns the cost of each point as plain data."""
   devices = jax.local_devices()
-  copies = len(devices) if devices[0].platform == 'cpu' else 1  # those of a CPU share its memory
+  copies = len(devices) if devices[0].platform == 'cpu' else 1  # CPU devices share one memory
   rows = []
   for name, config in configs.items():
     facts = show.describe_pretraining(config)
@@ -181,9 +184,9 @@ def describe_plan(configs: PointConfigs, step_seconds: Mapping[str, float]) -> l
 
 
 def plan_tables(rows: Sequence[Mapping[str, Any]]) -> list[rich_table.Table]:
-  """Returns the table of `describe_plan`, with the sum of the times."""
+  """Returns the rows of `describe_plan` as a table that ends with the total time."""
   table = rich_table.Table(
-    title='FLOPs and tokens of one member; time of training alone, of all members'
+    title='Plan: FLOPs and tokens of one member; training time of all members'
   )
   for heading in _HEADINGS:
     table.add_column(heading, justify='left' if heading == 'point' else 'right')

@@ -1,7 +1,7 @@
-"""Handlers of the commands that make corpora, models and exports.
+"""Handlers of the commands that build corpora, train models and export them.
 
-A handler takes the configuration, the flags and the free arguments, calls one function and prints
-its result. Heavy modules are imported inside, because `minilm --help` must not wait for JAX.
+A handler takes the configuration, the flags and the paths of a command line, calls one function and
+prints the result. Handlers import JAX themselves, so that `minilm --help` is fast.
 """
 
 import json
@@ -24,7 +24,7 @@ def build_corpus(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 
 def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Trains one run, perhaps as one of several processes."""
+  """Pre-trains one run, in one process or several."""
   with distributed.initialized(flags.coordinator, flags.processes, flags.process, flags.timeout):
     from minilm_jax.training import pretrain, profiler
 
@@ -33,11 +33,11 @@ def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     if 'json' not in config.log.sinks:
       print_result(result)
     elif distributed.is_primary():
-      print(json.dumps(result))  # one line, as those of the log before it
+      print(json.dumps(result))  # a single line, like the log lines before it
 
 
 def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Trains the points of a sweep; raises InputError at the end if some failed."""
+  """Trains the points of a sweep; raises InputError at the end if points failed."""
   from minilm_jax.cli import sweep
 
   budget = sweep.Budget(flags.tokens, flags.flops, flags.seconds)
@@ -48,7 +48,7 @@ def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     raise InputError(
       f'a sweep of {len(points)} points',
       '; '.join(failures),
-      'fix the cause and run it again: finished points are kept',
+      'fix the cause and repeat the command: finished points are skipped',
     )
 
 
@@ -60,14 +60,14 @@ def extract_member(config: Any, flags: FlagValues, paths: Sequence[str]) -> None
 
 
 def import_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Writes a model of Hugging Face as a run."""
+  """Converts a Hugging Face model to a run."""
   from minilm_jax.interop import hf_import
 
   print_result(hf_import.import_model(getattr(flags, 'from'), flags.workdir))
 
 
 def finetune(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Fine-tunes checkpoints on tasks; raises InputError at the end if some tasks failed."""
+  """Fine-tunes checkpoints on tasks; raises InputError at the end if tasks failed."""
   from minilm_jax.analysis.report import report
   from minilm_jax.tasks import suite
 
@@ -79,19 +79,21 @@ def finetune(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     raise InputError(
       f'scores on {len(configs)} tasks',
       '; '.join(f'{error.asked}: {error.found}' for error in errors),
-      'give what is missing and run it again: finished tasks are kept',
+      'fix the cause and repeat the command: finished tasks are skipped',
     )
 
 
 def export_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Writes a model in one of `EXPORT_FORMATS`; raises InputError for another one."""
+  """Exports a model in a format of `EXPORT_FORMATS`; raises InputError for other formats."""
   if flags.format not in EXPORT_FORMATS:
     raise InputError(
-      f'--format={flags.format}', 'no such form', suggest_name(flags.format, EXPORT_FORMATS)
+      f'--format={flags.format}', 'no such format', suggest_name(flags.format, EXPORT_FORMATS)
     )
   if 'batch' in flags.present and flags.format != 'stablehlo':
     raise InputError(
-      'minilm export --batch', f'--format={flags.format} does not take it', 'leave it out'
+      'minilm export --batch',
+      f'--format={flags.format}, which does not use --batch',
+      'remove --batch, or give --format=stablehlo',
     )
   result: Mapping[str, Any]
   if flags.format == 'hf':

@@ -1,7 +1,7 @@
-"""Loss curves of pre-training runs in the terminal, once or repeatedly while the runs grow.
+"""Plots loss curves of pre-training runs in the terminal, once or while the runs train.
 
-A terminal gets colors and a picture that is redrawn in place; a file or a pipe gets plain lines.
-Characters of a run name that do not print are shown as U+FFFD.
+On a terminal, the plot has colors and is redrawn in place. In a file or pipe, it is plain text.
+Unprintable characters of run names are replaced by U+FFFD.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'sec
 SPLITS = ('train', 'validation')
 _COLORS = (6, 5, 3, 2, 1, 4)  # of the 256-color palette, one per run
 _POLL_SECONDS = 3.0
-_MAX_ROWS, _MIN_ROWS = 24, 10  # of a picture
-_MAX_COLUMNS, _MIN_COLUMNS = 120, 24  # of a picture
-_FULL_TABLE_COLUMNS = 80  # a narrower terminal gets no `_OPTIONAL_COLUMNS`
+_MAX_ROWS, _MIN_ROWS = 24, 10  # height of the plot
+_MAX_COLUMNS, _MIN_COLUMNS = 120, 24  # width of the plot
+_FULL_TABLE_COLUMNS = 80  # narrower terminals omit `_OPTIONAL_COLUMNS`
 # Columns of the table: heading, field of `RunStatus`, format.
 _TABLE_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
   ('update', 'step', '{:,}'.format),
@@ -44,7 +44,7 @@ _ASCII = str.maketrans('│┤├─┬┴┼┌┐└┘', '|||-+++++++')
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-  """One model of a run: name, points (x, loss) of its curve, state, and last values of its log."""
+  """Name, curve of points (x, loss), state and last logged values of one model."""
 
   name: str
   points: Sequence[tuple[float, float]]
@@ -57,23 +57,24 @@ class RunStatus:
 
 
 def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow: bool) -> None:
-  """Draws the losses of runs on standard output.
+  """Plots the losses of runs on standard output.
 
   Args:
-    folders: runs, or folders that hold runs.
-    axis: one of `AXES`, from left to right.
-    split: one of `SPLITS`, whose losses are drawn.
-    follow: draws again every few seconds until all runs have ended.
+    folders: run directories, or folders of run directories.
+    axis: horizontal axis, a key of `AXES`.
+    split: split of the losses, one of `SPLITS`.
+    follow: redraws every few seconds until all runs have ended.
 
   Raises:
-    InputError: no such axis or split, no folder, no pre-training run in one, or a damaged log.
+    InputError: the axis or split is unknown, no pre-training run is in the folders, or a log is
+      damaged.
   """
   for flag, value, choices in (('axis', axis, AXES), ('split', split, SPLITS)):
     if value not in choices:
       raise InputError(f'--{flag}={value}', 'no such choice', suggest_name(value, choices))
   if not folders:
     raise InputError(
-      'minilm watch', 'no run directory', 'give one or more: minilm watch runs/tiny --follow'
+      'minilm watch', 'no run directory', 'give a directory: minilm watch runs/tiny --follow'
     )
   console = rich_console.Console(markup=False, emoji=False, highlight=False)
   paths = _find_runs(folders)
@@ -90,7 +91,7 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
           time.sleep(_POLL_SECONDS)
           live.update(render(), refresh=True)
     finally:
-      console.show_cursor()  # a signal may arrive before `live` has begun
+      console.show_cursor()  # a signal can arrive before `live` handles it
     return
   console.print(render())
   sizes = _file_sizes(paths)
@@ -109,9 +110,9 @@ def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   }
   if not paths:
     raise InputError(
-      f'curves of {", ".join(map(str, folders))}',
-      'runs, but none of pre-training',
-      'give a work directory of minilm pretrain',
+      f'loss curves of {", ".join(map(str, folders))}',
+      'no pre-training run among the runs',
+      'give a run directory of minilm pretrain',
     )
   return {
     ''.join(letter if letter.isprintable() else '\ufffd' for letter in name): path
@@ -124,20 +125,20 @@ def _all_ended(paths: Mapping[str, epath.Path]) -> bool:
 
 
 def _file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
-  """Returns sizes in bytes, which change when a log grows or a run ends; -1 for a missing file."""
+  """Returns the bytes of logs and results, -1 for missing files: a change needs a new plot."""
   files = [path / name for path in paths.values() for name in (run_dir.METRICS, run_dir.RESULT)]
   return [file.stat().length if file.exists() else -1 for file in files]
 
 
 def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> list[RunStatus]:
-  """Returns the status of each run, or of each member of a population, from its log.
+  """Returns the status of each run, or of each member of a population, from the logs.
 
   Raises:
     InputError: a log is damaged.
   """
   statuses = []
   for name, path in paths.items():
-    updates, state = runs.read_config(path).get('num_steps'), _state(path)
+    updates, state = runs.read_config(path).get('num_steps'), _read_state(path)
     for member, lines in runs.split_members(path).items():
       pairs = [(line.get(axis), line.get('loss')) for line in lines if line['split'] == split]
       points = [
@@ -152,15 +153,15 @@ def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> lis
           state,
           max((line['step'] for line in lines), default=None),
           updates if isinstance(updates, int) else None,
-          _last(lines, 'train', 'loss'),
-          _last(lines, 'validation', 'loss'),
-          _last(lines, 'train', 'tokens_per_second'),
+          _find_last(lines, 'train', 'loss'),
+          _find_last(lines, 'validation', 'loss'),
+          _find_last(lines, 'train', 'tokens_per_second'),
         )
       )
   return statuses
 
 
-def _state(path: epath.Path) -> str:
+def _read_state(path: epath.Path) -> str:
   if (path / run_dir.RESULT).exists():
     return 'ended'
   try:
@@ -170,14 +171,14 @@ def _state(path: epath.Path) -> str:
   return 'running' if silent_seconds < lock.STALE_SECONDS else 'stopped'
 
 
-def _last(lines: Sequence[Mapping[str, Any]], split: str, name: str) -> float | None:
+def _find_last(lines: Sequence[Mapping[str, Any]], split: str, name: str) -> float | None:
   return next((line.get(name) for line in reversed(lines) if line['split'] == split), None)
 
 
 def _render(
   statuses: Sequence[RunStatus], axis: str, split: str, console: rich_console.Console
 ) -> rich_console.Group:
-  """Returns the curves and a table that is their legend; names the runs without a point."""
+  """Returns the plot, the names of runs without a point, and a table that is the legend."""
   ascii_only = console.options.ascii_only
   if ascii_only:
     statuses = [
@@ -208,13 +209,13 @@ def _render(
     )
     parts = [rich_text.Text(f'{split} loss by {AXES[axis]}'), text]
   parts += [
-    rich_text.Text(f'no {split} line yet: {status.name}')
+    rich_text.Text(f'no {split} loss logged yet: {status.name}')
     for status in statuses
     if not status.points
   ]
   signs = ['─' if marker == 'braille' else marker for marker in markers]
   return rich_console.Group(
-    *parts, _table(statuses, signs, colored, columns >= _FULL_TABLE_COLUMNS)
+    *parts, _make_table(statuses, signs, colored, columns >= _FULL_TABLE_COLUMNS)
   )
 
 
@@ -225,14 +226,14 @@ def draw_curves(
   columns: int,
   rows: int,
 ) -> str:
-  """Returns the curves in one frame with numbers at its sides, as lines of text.
+  """Returns a plot of curves with axis labels, as lines of text.
 
   Args:
-    curves: finite points (x, y) from left to right; the last curve lies on top.
-    markers: for each curve a letter, or 'braille'.
-    colors: for each curve a number of the 256-color palette, as ANSI codes; () gives no codes.
-    columns: width of the whole, at least 24.
-    rows: height of the whole, at least 10.
+    curves: finite points (x, y) from left to right; later curves cover earlier curves.
+    markers: letter, or 'braille', of each curve.
+    colors: number in the 256-color palette of each curve; () gives plain text.
+    columns: width of the plot, at least 24.
+    rows: height of the plot, at least 10.
   """
   figure = plotext.figure
   figure.clear()
@@ -247,10 +248,10 @@ def draw_curves(
   return figure.build().string(colorless=not colors).rstrip('\n')
 
 
-def _table(
+def _make_table(
   statuses: Sequence[RunStatus], signs: Sequence[str], colored: bool, full: bool
 ) -> rich_table.Table:
-  """Returns the last values of each run; a narrow terminal gets fewer columns."""
+  """Returns a table of the last logged values of each run; `full` adds `_OPTIONAL_COLUMNS`."""
   columns = {
     heading: [
       form(value) if value is not None else ''

@@ -1,16 +1,15 @@
-"""Settings of JAX and malloc that a process makes before it computes, and the memory of devices.
+"""Configures JAX and malloc before computation, and reports free memory.
 
-| setting | gain |
+| setting | effect |
 |---|---|
-| one device a core, the batch split over them | 1.1 to 1.4 times the speed of one device with two threads |
-| compiled programs kept between runs | the first step of a repeated run comes after 5 seconds, not 12 |
-| one arena of glibc's malloc for all threads | 500 MiB, without it 790 and more with each save |
-| blocks above a MiB on pages of their own | 9 MiB more in an endurance test, without it 14 |
+| one CPU device a core, batch split over devices | 1.1 to 1.4 times faster than one device |
+| persistent compilation cache | first step after 5 s in a repeated run, not 12 s |
+| one malloc arena for all threads (glibc) | 500 MiB of memory; otherwise 790 MiB and growing |
+| blocks above 1 MiB from mmap (glibc) | memory grows by 9 MiB in an endurance test, not 14 MiB |
 
-The first two were measured with `minilm bench` on two cores of an EPYC, jax 0.10.2: the first at
-the shapes (32,32,64,1), (256,256,1024,4) and that of the quickstart, the second at the larger of
-them; the third with 150 saves of the tiny recipe, which took equally long; the fourth with
-`tests/campaigns/endurance.py`.
+Measured on two cores of an AMD EPYC with jax 0.10.2. Row 1: `minilm bench` with sizes E,D,F,layers
+of (32,32,64,1), (256,256,1024,4) and those of the quickstart. Row 2: the largest of these sizes.
+Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Row 4: `tests/campaigns/endurance.py`.
 """
 
 import ctypes
@@ -19,13 +18,13 @@ import pathlib
 import sys
 from typing import Any
 
-_MAX_CPU_DEVICES = 16  # each holds the parameters and their moments
+_MAX_CPU_DEVICES = 16  # each device stores parameters and moments
 _MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
 _DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
 _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # parameters of mallopt(3)
 _MMAP_THRESHOLD_BYTES = 1 << 20
-# libtpu without a TPU: no metadata server, a lock shared with other processes, no warnings.
+# Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
 _ABSENT_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
@@ -43,48 +42,49 @@ def count_cores() -> int:
 
 
 def prepare(deterministic: bool = False) -> None:
-  """Makes the settings that the environment does not; does nothing after JAX has computed.
+  """Applies the settings, except those that environment variables already define.
+
+  Settings of JAX have no effect after JAX has created its devices.
 
   Args:
-    deterministic: on a GPU, use only kernels whose results do not differ from run to run; their
-      cost has not been measured. Nothing changes on a CPU and a TPU.
+    deterministic: use deterministic kernels only, which matters on a GPU. The cost is unknown.
   """
   import jax
 
-  if 'MALLOC_ARENA_MAX' not in os.environ:  # each save has threads, which would use an arena each
+  if 'MALLOC_ARENA_MAX' not in os.environ:  # otherwise each thread of a save creates an arena
     _call_malloc('mallopt', _M_ARENA_MAX, 1)
-  if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:  # malloc would raise it: holes in the heap
+  if 'MALLOC_MMAP_THRESHOLD_' not in os.environ:  # otherwise malloc raises the threshold itself
     _call_malloc('mallopt', _M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
   xla_flags = os.environ.get('XLA_FLAGS', '')
   if deterministic and _DETERMINISTIC_FLAG not in xla_flags:
     os.environ['XLA_FLAGS'] = f'{xla_flags} --{_DETERMINISTIC_FLAG}=true'.strip()
   try:
-    if _DEVICE_COUNT_FLAG not in xla_flags and _jax_setting('jax_num_cpu_devices') < 0:
+    if _DEVICE_COUNT_FLAG not in xla_flags and _read_setting('jax_num_cpu_devices') < 0:
       jax.config.update('jax_num_cpu_devices', min(_MAX_CPU_DEVICES, count_cores()))
   except RuntimeError:  # JAX has created its devices
     return
-  if not _jax_setting('jax_compilation_cache_dir'):
+  if not _read_setting('jax_compilation_cache_dir'):
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(cache / 'minilm_jax'))
 
 
-def _jax_setting(name: str) -> Any:
+def _read_setting(name: str) -> Any:
   import jax
 
   return getattr(jax.config, name)
 
 
 def release() -> None:
-  """Returns freed memory to the system, where malloc is glibc's.
+  """Returns freed memory to the operating system (glibc only).
 
-  The memory of a save lies between blocks that live on, and a later save may not fit there.
+  Freed blocks of a checkpoint lie between blocks in use, and a later checkpoint may not fit there.
   """
   _call_malloc('malloc_trim', 0)
 
 
 def _call_malloc(name: str, *values: int) -> None:
   if sys.platform == 'linux':
-    getattr(ctypes.CDLL(None), name, lambda *_: 0)(*values)  # other libraries than glibc lack it
+    getattr(ctypes.CDLL(None), name, lambda *_: 0)(*values)  # only glibc has these functions
 
 
 def free_bytes(device: Any) -> int | None:
@@ -97,19 +97,19 @@ def free_bytes(device: Any) -> int | None:
   if meminfo.exists():
     limits.append(1024 * _read_number(meminfo, 'MemAvailable:'))
   if container_limit.exists() and (text := container_limit.read_text().strip()).isdecimal():
-    # Only anonymous memory counts: the system frees the cache of files when needed.
+    # Only anonymous memory counts, because the system drops cached files when necessary.
     limits.append(int(text) - _read_number(container_use, 'anon'))
   return min(limits, default=None)
 
 
 def _read_number(path: pathlib.Path, name: str) -> int:
-  """Returns the number in the line of a file that begins with a name."""
+  """Returns the number in the line of a file that starts with `name`."""
   lines = map(str.split, path.read_text().splitlines())
   return next(int(words[1]) for words in lines if words[0] == name)
 
 
 def hide_accelerators() -> None:
-  """Lets JAX compile for an absent TPU: it ignores accelerators and caches no such program."""
+  """Prepares JAX to compile for an absent TPU: on the CPU, without the compilation cache."""
   import jax
 
   for name, value in _ABSENT_TPU.items():

@@ -1,6 +1,6 @@
-"""Declares every field of a corpus recipe: type, range, default and reason.
+"""Declares every field of a corpus recipe: type, range, default and meaning.
 
-The types are frozen, hashable and checked when they are made.
+The types are frozen, hashable and validated on construction.
 """
 
 import dataclasses
@@ -30,62 +30,67 @@ _MIN_PIECES = 16
 
 @dataclasses.dataclass(frozen=True)
 class DocumentsConfig(Checked):
-  """The text that is read."""
+  """Sources of the text, and their division into documents."""
 
-  where = 'documents.'
+  prefix = 'documents.'
   sources: tuple[str, ...] = ()  # Files, globs, TFDS names or microworld.
-  field: str = 'text'  # Column of the text in jsonl, csv, tsv, parquet or TFDS.
-  split: str = 'train'  # Of a TFDS source.
-  data_dir: str = ''  # Of a TFDS source; '' takes the default of TFDS.
-  # Document of a .txt: up to an empty line (a line, if none is empty), a line, or a file.
+  field: str = 'text'  # Text column of .jsonl, .csv, .tsv, .parquet or TFDS sources.
+  split: str = 'train'  # Split of TFDS sources.
+  data_dir: str = ''  # Data directory of TFDS sources; '' takes the default of TFDS.
+  # Document of a .txt file: text up to an empty line (a line, in files without empty lines), a
+  # line, or the file.
   document_unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
-  # Reaction to bytes that are not UTF-8: strict stops, replace continues.
+  # Bytes that are not UTF-8: strict ends with an error, replace inserts U+FFFD.
   on_invalid_utf8: Annotated[str, one_of('strict', 'replace')] = 'strict'
-  # Largest number of characters of a document; a longer document is refused.
+  # Maximum number of characters of a document; longer documents are errors.
   max_chars: Annotated[int, at_least(1), at_most(_MAX_DOCUMENT_CHARS)] = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig(Checked):
-  """The reduced language: its word list, the counting rule, and the filters of text."""
+  """Reduced vocabulary (paper 1): allowed words, and filters that select text of these words."""
 
-  where = 'vocabulary.'
-  word_list: str = ''  # A file with one word a line or a column `word`; '' filters nothing.
-  most_frequent: NonNegativeInt = 0  # Or the number of most frequent words of the source.
-  # Definition of a word: the rule of paper 1, or plain, which knows apostrophes.
+  prefix = 'vocabulary.'
+  # File of the allowed words: one word a line, or a column `word`; '' allows all words.
+  word_list: str = ''
+  # Alternative to word_list: number of most frequent words of the sources; 0 allows all words.
+  most_frequent: NonNegativeInt = 0
+  # Rule that splits text into words: that of paper 1, or plain, which handles apostrophes.
   word_rule: Annotated[str, one_of('paper1', 'plain')] = 'paper1'
-  # Filters that keep text; `documents` keeps whole documents.
+  # Units that must consist of allowed words: sentences, spans (windows of words), documents.
   filters: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
     'sentences',
     'spans',
   )
-  min_words_per_sentence: NonNegativeInt = 5  # A kept sentence has more counted words than this.
-  span_words: PositiveInt = 110  # Words of a window.
-  span_stride: PositiveInt = 30  # Words between starts of windows.
-  min_words_per_span: NonNegativeInt = 40  # A kept window has more counted words than this.
+  min_words_per_sentence: NonNegativeInt = 5  # Sentences need more counted words than this number.
+  span_words: PositiveInt = 110  # Words of a span.
+  span_stride: PositiveInt = 30  # Words between the starts of spans.
+  min_words_per_span: NonNegativeInt = 40  # Spans need more counted words than this number.
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if not self.filters:
       raise InputError(
-        'vocabulary.filters', 'no filter at all', 'give sentences, spans, or sentences,spans'
+        "vocabulary.filters=''", 'no filter', 'give sentences, spans, documents or sentences,spans'
       )
     if self.word_list and self.most_frequent:
       raise InputError(
-        'vocabulary.word_list and vocabulary.most_frequent', 'both are set', 'give one of them'
+        f'vocabulary.word_list={self.word_list}, vocabulary.most_frequent={self.most_frequent}',
+        'two definitions of the allowed words',
+        'set only one of the fields',
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Checked):
-  """The SentencePiece model that is trained, or the file that replaces it."""
+  """SentencePiece tokenizer: trained on the filtered text, or read from a file."""
 
-  where = 'tokenizer.'
-  path: str = ''  # An existing SentencePiece model, instead of training one.
-  model: Annotated[str, one_of('bpe', 'unigram')] = 'bpe'
-  # Pieces, with the five special ones.
+  prefix = 'tokenizer.'
+  path: str = ''  # Existing SentencePiece model; '' trains a tokenizer.
+  model: Annotated[str, one_of('bpe', 'unigram')] = 'bpe'  # Type of a trained tokenizer.
+  # Number of pieces, including five special tokens.
   size: Annotated[int, at_least(_MIN_PIECES), at_most(MAX_AXIS_SIZE)] = 19000
-  # Further sizes tried on the same text; their word-split ratio and ESMS go into the manifest.
+  # Further sizes to measure; their word-split ratio and ESMS (paper 1) are stored in the manifest.
   extra_sizes: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
@@ -97,36 +102,36 @@ class TokenizerConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig(Checked):
-  """The packing of text into rows."""
+  """Packing of text into rows of token ids."""
 
-  where = 'rows.'
-  length: RowLength = 128
-  # words: the estimate of paper 1, 1.2 tokens a word; tokens: full rows; articles: one row a
-  # document, cut at its end (paper 2).
+  prefix = 'rows.'
+  length: RowLength = 128  # Tokens of a row.
+  # words: groups of about a row, at 1.2 tokens a word (paper 1); tokens: full rows; articles: one
+  # row a document, truncated (paper 2).
   packing: Annotated[str, one_of('words', 'tokens', 'articles')] = 'words'
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig(Checked):
-  """Shares of the documents, by hash, of validation and test."""
+  """Shares of the splits; the hash of a document selects its split."""
 
-  where = 'splits.'
-  validation: Fraction = 0.01
-  test: Fraction = 0.01
+  prefix = 'splits.'
+  validation: Fraction = 0.01  # Share of the documents in the validation split.
+  test: Fraction = 0.01  # Share of the documents in the test split.
 
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.validation + self.test >= 1:
       raise InputError(
-        'splits',
-        f'validation {self.validation} and test {self.test} leave no training text',
-        'lower them',
+        f'splits.validation={self.validation}, splits.test={self.test}',
+        'no documents for the training split',
+        'lower the shares, so that their sum is below 1',
       )
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Checked):
-  """One corpus: text to rows."""
+  """A corpus: text to rows of token ids."""
 
   kind: str = 'corpus'
   documents: DocumentsConfig = DocumentsConfig()
@@ -134,7 +139,8 @@ class CorpusConfig(Checked):
   tokenizer: TokenizerConfig = TokenizerConfig()
   rows: RowsConfig = RowsConfig()
   splits: SplitConfig = SplitConfig()
-  workers: Annotated[int, at_least(0), at_most(_MAX_WORKERS)] = 0  # Processes; 0 takes one a core.
+  # Number of processes that filter text; 0 takes one process a core.
+  workers: Annotated[int, at_least(0), at_most(_MAX_WORKERS)] = 0
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -142,5 +148,5 @@ class CorpusConfig(Checked):
       raise InputError(
         'rows.packing=articles',
         f'vocabulary.filters={",".join(self.vocabulary.filters)}',
-        'give vocabulary.filters=documents: other filters keep parts of them',
+        'give vocabulary.filters=documents, because other filters split documents',
       )

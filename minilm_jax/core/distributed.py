@@ -1,8 +1,9 @@
-"""Multi-process training: start, agreement between the processes, and a common end.
+"""Coordinates the processes of a multi-process run: start, comparison of inputs, common end.
 
-All processes run the same program, and each controls the devices of its host. Inputs, files and
-errors belong to one process: functions here compare them, and end all processes together. Process 0
-alone writes files and messages. With one process nothing is done, and JAX is not imported.
+All processes run the same program, and each process controls the devices of its host. Inputs, files
+and errors are local to a process. The functions of this module compare inputs, and raise errors in
+all processes together. Only process 0 writes files and messages. In a run of one process, the
+functions do nothing and do not import JAX.
 """
 
 import atexit
@@ -24,41 +25,43 @@ from minilm_jax.core.errors import InputError
 T = TypeVar('T')
 AUTO = 'auto'
 MIN_HEARTBEAT_SECONDS = 10
-JAX_EXTRA_SECONDS = 60  # JAX aborts at its own time-out; ours comes first and raises an error
+JAX_EXTRA_SECONDS = (
+  60  # JAX aborts the process at its time-out; our time-out raises an error before
+)
 LOST_PEER_STATUS = 2
 _REMEDY = (
-  'read the messages of the other processes, then start all again: the run resumes from its last '
-  'checkpoint'
+  'read the messages of the other processes, then restart all processes: the run resumes from its '
+  'last checkpoint'
 )
 _SEPARATOR = '\0'
-_is_started = False  # jax.distributed.initialize was called, perhaps without success
+_is_started = False  # whether jax.distributed.initialize was called, even without success
 _process, _processes = 0, 1
-_ending = threading.Lock()  # held by the thread that reports a lost process, never released
+_exit_lock = threading.Lock()  # acquired by the thread that reports a lost process, never released
 
 
 class DistributedError(InputError):
-  """An error that all processes raise, so that they end together."""
+  """An error that all processes raise together, so that each can exit normally."""
 
 
 @contextlib.contextmanager
 def initialized(
   coordinator: str, processes: int | None, process: int | None, wait: int
 ) -> Iterator[None]:
-  """Joins the processes of a run before JAX creates its devices; does nothing without arguments.
+  """Joins the processes of a run inside the block; does nothing without arguments.
 
-  Inside the block, the death of a process ends all others with an error and status 2.
+  JAX must not have created its devices. If a process dies inside the block, the other processes end
+  with an error and status 2.
 
   Args:
-    coordinator: host and port of process 0; `auto` uses the detection of JAX for SLURM, Open MPI
-      and Cloud TPU, which is also the default on a host of a TPU pod.
+    coordinator: host and port of process 0. `auto` uses the detection of JAX for SLURM, Open MPI
+      and Cloud TPU; it is the default on a host of a TPU pod.
     processes: number of processes.
     process: index of this process, from 0.
-    wait: seconds until all processes must have arrived; also the heartbeat time-out, if it is
-      longer than 10 seconds.
+    wait: seconds to wait for all processes; also the heartbeat time-out, at least 10 seconds.
 
   Raises:
-    InputError: an argument is invalid, a process did not arrive in time, or the numbers of devices
-      differ.
+    InputError: an argument is invalid, a process is late, or the processes have different numbers
+      of devices.
   """
   is_orderly = False
   try:
@@ -72,24 +75,24 @@ def initialized(
     if _processes == 1 or not _is_collective_error(error):
       raise
     _end_after_loss(
-      f'process {_process} cannot compute with the others: {str(error).splitlines()[0]}'
+      f'process {_process} lost the connection to a process: {str(error).splitlines()[0]}'
     )
   finally:
     if _processes > 1 and not is_orderly:
-      # runs before the exit of JAX, which would wait for the other processes
+      # runs before the exit handler of JAX, which waits for the other processes
       atexit.register(exit_now, 1)
 
 
 def _is_collective_error(error: Exception) -> bool:
-  """Returns whether JAX failed at run time; CPU collectives raise ValueError if a peer ends."""
+  """Returns whether an error comes from a collective; on a CPU, Gloo raises ValueError."""
   import jax
 
   return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
 
 
 def _end_after_loss(details: str) -> None:
-  """Reports a lost process on standard error and ends this one; a second caller waits for that."""
-  with _ending:
+  """Reports a lost process on standard error and exits; a second thread waits for the exit."""
+  with _exit_lock:
     os.write(2, f'{InputError(f"training on {_processes} processes", details, _REMEDY)}\n'.encode())
     os._exit(LOST_PEER_STATUS)
 
@@ -97,18 +100,17 @@ def _end_after_loss(details: str) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _end_on_abort(_: int) -> None:
   _end_after_loss(
-    f'the distributed service of JAX ended process {_process}, as the lines above say'
+    f'the distributed service of JAX aborted process {_process} (see the lines above)'
   )
 
 
 def _handle_abort() -> None:
   """Replaces the abort of JAX by an error and status 2.
 
-  JAX calls abort() in a thread of its own if a process misses its heartbeats or process 0 is gone.
-  jax.distributed has no parameter for it, and the callback of the client in jaxlib cannot be called
-  from Python (std::bad_cast, in 0.10.2). A handler of Python's `signal` runs in the main thread,
-  after abort() has ended the process. A handler of C runs in the thread that aborts; ctypes takes
-  the GIL there.
+  JAX calls abort() in a separate thread if a process misses its heartbeats or process 0 is lost.
+  `jax.distributed` has no parameter for this, and the callback of the jaxlib client fails in Python
+  (std::bad_cast in 0.10.2). A handler of Python's `signal` would run in the main thread, too late.
+  A C handler runs in the aborting thread, and ctypes acquires the GIL.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -134,13 +136,13 @@ def parse_address(address: str) -> tuple[str, int]:
     raise InputError(
       f'--coordinator={address}',
       'not a host and a port',
-      'give the address of process 0 and a port that is free there, as in trainer-0:1234',
+      'give the host of process 0 and a free port, such as trainer-0:1234',
     )
   return host, int(port)
 
 
 def bind_address(host: str, port: int) -> str | None:
-  """Returns the address where process 0 listens; None is every interface, for other hosts.
+  """Returns the address on which process 0 listens; None is every interface.
 
   >>> [bind_address(host, 80) for host in ('localhost', '127.0.0.1', '::1', 'host-0')]
   ['127.0.0.1:80', '127.0.0.1:80', '[::1]:80', None]
@@ -153,14 +155,14 @@ def bind_address(host: str, port: int) -> str | None:
 
 
 def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
-  """Checks the flags and starts the distributed system of JAX where they ask for several processes."""
+  """Checks the flags, and starts the distributed system of JAX for several processes."""
   flags = ' '.join(
     f'--{name}={value}'
     for name, value in (('processes', processes), ('process', process))
     if value is not None
   )
   if wait < 1:
-    raise InputError(f'--timeout={wait}', 'no time to arrive', 'give seconds, such as 300')
+    raise InputError(f'--timeout={wait}', 'less than 1 second', 'give seconds, such as 300')
   if not coordinator and ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
     coordinator = AUTO
   if coordinator in ('', AUTO):
@@ -174,7 +176,7 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
     raise InputError(
       f'--coordinator={coordinator}',
       flags or 'neither --processes nor --process',
-      'give --processes=N, the same to all, and --process=I, from 0 to N - 1',
+      'give the same --processes=N to all processes, and --process=I from 0 to N - 1',
     )
   host, port = parse_address(coordinator)
   if processes < 1:
@@ -198,7 +200,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
   global _is_started, _process, _processes
   import jax
 
-  # C++ libraries print messages on standard output: standard error receives them instead.
+  # Redirects messages of C++ libraries from standard output to standard error.
   sys.stdout.flush()
   results = os.dup(1)
   os.dup2(2, 1)
@@ -209,7 +211,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
   _process = arguments.get('process_id', 0)
   _handle_abort()
   address = arguments.get('coordinator_address', AUTO)
-  # the main thread stays in Python, where signals are handled
+  # The main thread must stay in Python to handle signals.
   executor = concurrent.futures.ThreadPoolExecutor(1)
   start = executor.submit(
     jax.distributed.initialize,
@@ -223,48 +225,47 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
   except TimeoutError:
     raise InputError(
       f'--coordinator={address}',
-      f'not all processes arrived within {wait} seconds',
-      'start all with the same --coordinator and --processes, read their messages; or raise --timeout',
+      f'processes missing after {wait} seconds',
+      'start all processes with this --coordinator and the same --processes, or raise --timeout',
     ) from None
   except (RuntimeError, ValueError) as error:
     raise InputError(
       f'--coordinator={address}',
       f'JAX: {error}',
-      'give a free port of process 0, as --coordinator=HOST:PORT --processes=N --process=I',
+      'give a free port of process 0: --coordinator=HOST:PORT --processes=N --process=I',
     ) from None
   executor.shutdown(wait=False)
   _process, _processes = jax.process_index(), jax.process_count()
   devices = [sum(device.process_index == n for device in jax.devices()) for n in range(_processes)]
   if len(set(devices)) > 1:
     raise DistributedError(
-      f'as many devices in each of {_processes} processes',
+      f'the same number of devices in {_processes} processes',
       ', '.join(f'process {n} has {count}' for n, count in enumerate(devices)),
-      'give all the same, on CPUs with JAX_NUM_CPU_DEVICES',
+      'use equal hosts, or on CPUs set JAX_NUM_CPU_DEVICES',
     )
 
 
 def check_processes() -> None:
-  """Raises InputError if JAX joined other processes, as in a TPU pod, without `initialized`."""
+  """Raises InputError if JAX has joined other processes (as in a TPU pod) without `initialized`."""
   import jax
 
   if jax.process_count() != _processes:
     raise InputError(
-      'training in one process',
-      f'JAX sees the devices of {jax.process_count()}',
-      f'give all of them --coordinator={AUTO}',
+      f'training in {_processes} process',
+      f'devices of {jax.process_count()} processes in JAX',
+      f'start minilm pretrain --coordinator={AUTO} on all hosts',
     )
 
 
 def is_primary() -> bool:
-  """Returns whether this is process 0, which writes files and messages for all."""
+  """Returns whether this is process 0, which writes files and messages."""
   return _process == 0
 
 
 def exit_now(status: int) -> int:
-  """Exits in a multi-process run, where a normal exit would wait for peers that wait for this one.
+  """Exits immediately in a multi-process run; returns the status in a run of one process.
 
-  Returns:
-    The status, in a run of one process.
+  A normal exit would wait for processes that wait for this process.
   """
   if _is_started:
     sys.stdout.flush()
@@ -277,26 +278,26 @@ def assert_equal(name: str, value: str) -> None:
   """Checks that all processes have the same value.
 
   Raises:
-    DistributedError: the values differ; the error lists the first 12 digits of the SHA-256 of each.
+    DistributedError: the values differ. The error has 12 digits of the SHA-256 of each value.
   """
   if _processes == 1:
     return
   digests = _allgather_text(hashlib.sha256(value.encode()).hexdigest()[:12])
   if len(set(digests)) > 1:
     raise DistributedError(
-      f'{name} to be the same in {_processes} processes',
-      ', '.join(f'process {n} has {digest}' for n, digest in enumerate(digests)),
-      'give all of them the same',
+      f'{name} in {_processes} processes',
+      f'different checksums: {", ".join(f"process {n} has {d}" for n, d in enumerate(digests))}',
+      f'give all processes the same {name.removeprefix("the ")}',
     )
 
 
 @contextlib.contextmanager
 def raise_together() -> Iterator[None]:
-  """Raises in all processes where the block fails in one, so that no process waits for another.
+  """Raises an error in all processes if the block fails in any, so that no process waits forever.
 
   Raises:
-    DistributedError: the block raised InputError or OSError in a process. A process raises its own
-      error, or else that of the first process that failed.
+    DistributedError: the block raised InputError or OSError in a process. A process without an
+      error raises the error of the first process that failed.
   """
   if _processes == 1:
     yield
@@ -310,20 +311,23 @@ def raise_together() -> Iterator[None]:
     parts = _SEPARATOR.join((error.asked, error.found, error.remedy))
   except OSError as error:
     parts = _SEPARATOR.join(
-      ('files of the run', f'{type(error).__name__}: {error}', 'free disk space, or fix the path')
+      ('files of the run', f'{type(error).__name__}: {error}', 'free disk space or fix the path')
     )
   errors = _allgather_text(parts)
   failed = [n for n in (_process, *range(_processes)) if errors[n]]
   if failed:
     request, fact, remedy = errors[failed[0]].split(_SEPARATOR)
-    raise DistributedError(request, fact if parts else f'on process {failed[0]}: {fact}', remedy)
+    raise DistributedError(request, fact if parts else f'in process {failed[0]}: {fact}', remedy)
 
 
 def primary_first(function: Callable[[], T]) -> T:
-  """Calls a function that may write files in process 0, then in the others, which read them.
+  """Calls a function in process 0, which may write files, then in the other processes.
+
+  Returns:
+    The result of this process.
 
   Raises:
-    DistributedError: as `raise_together`.
+    DistributedError: the function raised InputError or OSError in a process.
   """
   results: list[T] = []
   for is_turn in (is_primary(), not is_primary()):
@@ -334,7 +338,7 @@ def primary_first(function: Callable[[], T]) -> T:
 
 
 def to_host(tree: Any) -> Any:
-  """Returns the arrays of a tree on this host, also those on devices of several processes."""
+  """Returns a tree of NumPy arrays; gathers arrays on devices of several processes."""
   import jax
   from jax.experimental import multihost_utils
 
@@ -346,7 +350,7 @@ def to_host(tree: Any) -> Any:
 
 
 def allgather_ints(*values: int) -> list[tuple[int, ...]]:
-  """Returns the int32 values of each process, by its index; all processes must call it."""
+  """Returns the int32 values of all processes by process index; all processes must call it."""
   if _processes == 1:
     return [values]
   import numpy as np
@@ -358,7 +362,7 @@ def allgather_ints(*values: int) -> list[tuple[int, ...]]:
 
 
 def _allgather_text(text: str) -> list[str]:
-  """Returns the text of each process, by its index."""
+  """Returns the texts of all processes by process index."""
   import numpy as np
   from jax.experimental import multihost_utils
 

@@ -1,7 +1,7 @@
-"""The error for invalid input, in three parts: what was asked, what was found, what to do.
+"""Defines InputError, the error for invalid input: request, fact and remedy.
 
-Every module raises `InputError` for input that it cannot use; `cli/main.py` prints it and exits
-with status 2. Errors of the program itself keep their Python types and their traceback.
+Every module raises `InputError` for unusable input. `cli/main.py` prints the error and exits with
+status 2. Errors of the program itself remain Python exceptions with a traceback.
 """
 
 import difflib
@@ -9,9 +9,9 @@ import importlib.util
 import re
 from collections.abc import Iterable
 
-# Parsers raise these on damaged or hostile data, besides errors of their own.
+# Built-in exceptions that parsers raise for damaged or hostile data.
 PARSE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-# Large libraries raise these on damaged input or a wrong environment.
+# Built-in exceptions that large libraries raise for damaged data or a wrong environment.
 LIBRARY_ERRORS = (
   *PARSE_ERRORS,
   OSError,
@@ -21,15 +21,15 @@ LIBRARY_ERRORS = (
   AttributeError,
   AssertionError,
 )
-_MAX_PART_CHARS = 2000  # a part may quote an untrusted file
-# Control characters except tab and line feed, direction marks, and halves of surrogate pairs.
+_MAX_PART_CHARS = 2000  # a part can quote an untrusted file
+# Control characters except tab and line feed, direction marks and surrogates.
 _UNSAFE_CHARACTERS = re.compile(
   '[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
 )
 
 
 def sanitize(text: str) -> str:
-  """Returns untrusted text with U+FFFD for characters that steer a terminal or reorder text.
+  """Returns untrusted text with U+FFFD for characters that control a terminal or reorder text.
 
   >>> sanitize('a\\x1b[2Jb').isprintable()
   True
@@ -38,7 +38,9 @@ def sanitize(text: str) -> str:
 
 
 class InputError(Exception):
-  """Input that cannot be used, with a part for the request, the fact and the remedy.
+  """Invalid input, described by what was asked, what was found and what to do.
+
+  Parts are printed on one line each, escaped and limited to 2,000 characters.
 
   >>> print(InputError('a batch of 0 rows', 'batch_size=0', 'give a positive batch_size'))
   asked: a batch of 0 rows
@@ -52,7 +54,7 @@ class InputError(Exception):
 
 
 def _as_one_line(text: str) -> str:
-  """Returns text in one line of limited length; characters that do not print are escaped."""
+  """Returns text of limited length with escapes for unprintable characters and line breaks."""
   text = str(text)
   if len(text) > _MAX_PART_CHARS:
     text = f'{text[:_MAX_PART_CHARS]}...'
@@ -61,17 +63,24 @@ def _as_one_line(text: str) -> str:
   )
 
 
-def require_library(library: str, extra: str, asked: str) -> None:
-  """Raises InputError if a library of an extra of setup.py is not installed.
+def require_library(library: str, extra: str, subject: str) -> None:
+  """Raises InputError if a library is not installed.
+
+  Args:
+    library: name of the module.
+    extra: extra of setup.py that installs the library.
+    subject: what needs the library, for the error.
 
   >>> require_library('json', 'none', 'a row')
   """
   if importlib.util.find_spec(library) is None:
-    raise InputError(asked, f'{library} is not installed', f"pip install 'minilm_jax[{extra}]'")
+    raise InputError(
+      subject, f'{library} is not installed', f"run pip install 'minilm_jax[{extra}]'"
+    )
 
 
 def suggest_name(name: str, known: Iterable[str]) -> str:
-  """Returns a clause with the nearest known name, or with all names if none is near.
+  """Returns a question with the nearest known name, or a list of all known names.
 
   >>> suggest_name('batchsize', ['batch_size', 'seed'])
   "did you mean 'batch_size'?"

@@ -1,8 +1,8 @@
-"""Files that appear whole, JSON, and reads that are bounded.
+"""Atomic writes, JSON, and safe reads of untrusted files.
 
-A file is written under a temporary name and renamed. A file that must be in memory as a whole is
-read up to a size limit, and a manifest names only files of its own folder. Text and tables are
-streamed (`data/readers.py`). Paths are `etils.epath`: `gs://` works like a local path.
+A file is written under a temporary name and renamed. Reads into memory have a size limit, and paths
+in a manifest must stay inside its folder. Text and tables are streamed (`data/readers.py`). Paths
+are `etils.epath`: `gs://` works like a local path.
 """
 
 import contextlib
@@ -20,122 +20,122 @@ from etils import epath
 from minilm_jax.core import distributed, old_names, schema
 from minilm_jax.core.errors import InputError
 
-# Well above the largest file of known use, the 57 MB of FewRel's training file. JSON of this size
-# can take twenty times as much in Python, which a machine may have.
+# The largest useful file is the training file of FewRel, 57 MB. Parsed JSON can take twenty times
+# the size of its file in memory.
 MAX_FILE_BYTES = 96 << 20
-# For rows of a task or words of a list, which grow little in Python.
+# Limit for rows of a task or words of a list, which take little more memory than their text.
 MAX_CACHED_BYTES = 40 * MAX_FILE_BYTES
-_MIN_ITEM_BYTES = 64  # that an item takes besides its text
+_MIN_ITEM_BYTES = 64  # overhead of a Python object besides its text
 _HASH_BLOCK_BYTES = 1 << 20
-_MAX_JSON_DEPTH = 64  # a recipe has three levels
+_MAX_JSON_DEPTH = 64  # recipes have three levels
 _T = TypeVar('_T')
 
 
-def read_limited(stream: io.BufferedIOBase | IO[bytes], what: str) -> bytes:
-  """Returns all bytes of a stream, such as a decompressed file.
+def read_limited(stream: io.BufferedIOBase | IO[bytes], subject: str) -> bytes:
+  """Returns the remaining bytes of a stream, such as a decompressed file.
 
   Args:
-    stream: where reading starts.
-    what: names the stream in an error.
+    stream: a readable stream.
+    subject: description of the stream for errors.
 
   Raises:
-    InputError: more than `MAX_FILE_BYTES`.
+    InputError: the stream has more than `MAX_FILE_BYTES`.
   """
   data = stream.read(MAX_FILE_BYTES + 1)
   if len(data) > MAX_FILE_BYTES:
     raise InputError(
-      what,
-      f'more than {MAX_FILE_BYTES:,} bytes, and it must be read at once',
-      'give a smaller file; this is larger than any that is known to be of use',
+      subject, f'more than {MAX_FILE_BYTES:,} bytes, the limit of a read', 'give a smaller file'
     )
   return data
 
 
-def limit_items(items: Iterable[_T], size: Callable[[_T], int], what: str) -> Iterator[_T]:
-  """Yields the items of a file that the caller keeps in memory.
+def limit_items(items: Iterable[_T], size: Callable[[_T], int], subject: str) -> Iterator[_T]:
+  """Yields the items of a file up to a limit, for callers that keep all items in memory.
 
   Args:
-    items: items as they are read.
-    size: characters of an item.
-    what: names the file in an error.
+    items: items of the file.
+    size: function that returns the characters of an item.
+    subject: description of the file for errors.
 
   Raises:
-    InputError: more than `MAX_CACHED_BYTES` together.
+    InputError: the items have more than `MAX_CACHED_BYTES` together.
   """
   total = 0
   for item in items:
     total += size(item) + _MIN_ITEM_BYTES
     if total > MAX_CACHED_BYTES:
       raise InputError(
-        what,
-        f'more than {MAX_CACHED_BYTES:,} bytes of it, and all must be kept in memory',
-        'give a part of it',
+        subject,
+        f'more than {MAX_CACHED_BYTES:,} bytes, the limit of data in memory',
+        'give a part of the file',
       )
     yield item
 
 
-def read_bytes(path: epath.PathLike, what: str) -> bytes:
+def read_bytes(path: epath.PathLike, subject: str) -> bytes:
   """Returns all bytes of a file.
 
   Raises:
-    InputError: more than `MAX_FILE_BYTES`.
+    InputError: the file has more than `MAX_FILE_BYTES`.
     OSError: the file cannot be read.
   """
   with epath.Path(path).open('rb') as stream:
-    return read_limited(stream, what)
+    return read_limited(stream, subject)
 
 
-def resolve_inside(folder: epath.PathLike, name: Any, what: str) -> epath.Path:
-  """Returns the path that a manifest in `folder` names, which need not exist; follows links.
+def resolve_inside(folder: epath.PathLike, name: Any, subject: str) -> epath.Path:
+  """Returns the path of a name in a manifest, which must stay inside `folder`.
+
+  The path need not exist. Links are followed.
 
   Args:
-    folder: the folder, which may be a link itself.
-    name: parts with `/` between; of any type, as JSON has it.
-    what: names the path in an error.
+    folder: the folder of the manifest, perhaps a link.
+    name: relative path with `/`; a value of another type is refused.
+    subject: description of the path for errors.
 
   Raises:
-    InputError: the name is absolute, goes up, or is a link that leads out of the folder.
+    InputError: the name is absolute, has a part `..`, or is a link to another folder.
   """
   folder = epath.Path(folder)
   parts = re.split(r'[/\\]', name) if isinstance(name, str) else ['']
   is_inside = not {'', '.', '..'} & set(parts) and ':' not in parts[0] and '\0' not in name
   if is_inside and '://' not in str(folder):
-    home = os.path.realpath(folder)
-    is_inside = os.path.commonpath([home, os.path.realpath(folder / name)]) == home
+    root = os.path.realpath(folder)
+    is_inside = os.path.commonpath([root, os.path.realpath(folder / name)]) == root
   if not is_inside:
     raise InputError(
-      what,
-      f'no such file in the folder {folder}: {name!r:.200} leads elsewhere',
-      'copy what it names into the folder, and name it so',
+      subject,
+      f'the path {name!r:.200}, which is outside of {folder}',
+      f'copy the file into {folder} and correct its name',
     )
   return folder / name
 
 
-def make_folder(folder: epath.PathLike, asked: str) -> None:
-  """Creates a folder and those above it; raises InputError where that fails."""
+def make_folder(folder: epath.PathLike, subject: str) -> None:
+  """Creates a folder and its parents; raises InputError if that fails."""
   try:
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      asked, f'the directory cannot be made: {error}', 'give another --workdir'
+      subject, f'the directory cannot be created: {error}', 'give another --workdir'
     ) from None
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-  """Writes a file atomically; on a local disk also with respect to a power failure.
+  """Writes a file atomically; on a local disk, it survives a power failure.
 
-  Process 0 of a multi-process run writes; the others check that they see its file.
+  Only process 0 of a multi-process run writes. Other processes check that the file is visible.
 
   Raises:
-    OSError: the file cannot be written; an earlier file of this name is unchanged.
-    InputError: this process does not see the file of process 0.
+    OSError: the file cannot be written; an existing file is unchanged.
+    InputError: the file of process 0 is not visible in this process.
   """
   path = epath.Path(path)
   if not distributed.is_primary():
     if not path.exists():
       raise InputError(
         f'the file {path}',
-        'process 0 wrote it, and it is not here',
+        'no such file on this host, although process 0 wrote it',
         'give a --workdir that all hosts share',
       )
     return
@@ -146,11 +146,11 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
       file.write(data)
       file.flush()
       if '://' not in str(path):
-        os.fsync(file.fileno())  # else the new name may reach the disk before the bytes
+        os.fsync(file.fileno())  # otherwise the disk can store the new name before the bytes
     temporary.replace(path)
     is_written = True
   finally:
-    if not is_written:  # on a full disk it would take the remaining space
+    if not is_written:  # a partial file would occupy a full disk
       with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 
@@ -166,7 +166,7 @@ def format_json_line(record: Mapping[str, Any]) -> str:
 
 
 def _to_plain(value: Any) -> Any:
-  """Returns a value as JSON has it: Python numbers, and null for NaN and infinity."""
+  """Returns a value in the types of JSON, with None for NaN and infinity."""
   if isinstance(value, Mapping):
     return {name: _to_plain(inner) for name, inner in value.items()}
   if isinstance(value, (list, tuple)):
@@ -176,66 +176,65 @@ def _to_plain(value: Any) -> Any:
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: epath.PathLike, what: str) -> Any:
-  """Returns the value of a JSON file, under the names of today (`old_names`).
+def read_json(path: epath.PathLike, subject: str) -> Any:
+  """Returns the value of a JSON file, with current field names (`old_names`).
 
   Args:
     path: the file.
-    what: names the purpose of the file in an error.
+    subject: description of the file for errors.
 
   Raises:
-    InputError: the file is missing, cannot be read, is too large, or is not JSON in UTF-8 of at
-      most 64 levels.
+    InputError: the file is missing, unreadable, too large, or not UTF-8 JSON of at most 64 levels.
   """
   path = epath.Path(path)
   try:
-    raw = read_bytes(path, what)
+    raw = read_bytes(path, subject)
   except (FileNotFoundError, NotADirectoryError):
-    raise InputError(what, f'no file {path}', 'check the path, or make it first') from None
+    raise InputError(subject, f'no file {path}', 'check the path, or create the file') from None
   except OSError as error:
     raise InputError(
-      what, f'{path} cannot be read: {error}', 'check the path and its permissions'
+      subject, f'{path} cannot be read: {error}', 'check the path and its permissions'
     ) from None
   try:
     return old_names.rename_record(path.name, parse_json(raw))
   except ValueError as error:
     raise InputError(
-      what, f'{path} is not JSON: {error}', 'restore the file or make it again'
+      subject, f'{path} is not JSON: {error}', 'restore the file or create it again'
     ) from None
 
 
 def read_object(
-  path: epath.PathLike, what: str, form: schema.Schema | None = None
+  path: epath.PathLike, subject: str, form: schema.Schema | None = None
 ) -> dict[str, Any]:
-  """Returns the JSON object of a file, checked against a schema.
+  """Returns the JSON object of a file, validated against a schema.
 
   Raises:
-    InputError: as `read_json`; or a field is missing or has another type.
+    InputError: the file is not readable JSON, or a field is missing or has another type.
   """
-  record = read_json(path, what)
+  record = read_json(path, subject)
   if fault := schema.find_schema_fault(record, form or {}):
-    raise InputError(what, f'{path}: {fault}', 'restore the file or make it again')
+    raise InputError(subject, f'{path}: {fault}', 'restore the file or create it again')
   return record
 
 
 def parse_json(raw: bytes) -> Any:
-  """Returns the value of JSON; raises ValueError for anything that `_to_plain` does not write."""
+  """Returns the value of UTF-8 JSON; raises ValueError for NaN, infinity and deep nesting."""
   try:
     value = json.loads(raw.decode(), parse_constant=_refuse_constant)
     _check_depth(value, _MAX_JSON_DEPTH)
   except RecursionError:
-    raise ValueError('nested too deep') from None
+    raise ValueError('too many levels') from None
   return value
 
 
 def _refuse_constant(name: str) -> None:
-  raise ValueError(f'{name} is no number there')
+  raise ValueError(f'the number {name}')
 
 
 def _check_depth(value: Any, levels: int) -> None:
-  """Raises ValueError where recursive functions could not walk the value."""
+  """Raises ValueError for a value that is too deep for recursive functions."""
   if not levels:
-    raise ValueError(f'nested more than {_MAX_JSON_DEPTH} levels deep')
+    raise ValueError(f'more than {_MAX_JSON_DEPTH} levels')
   if isinstance(value, (dict, list)):
     for inner in value.values() if isinstance(value, dict) else value:
       _check_depth(inner, levels - 1)

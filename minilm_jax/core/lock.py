@@ -1,12 +1,12 @@
-"""A lock on the directory that a command writes to: one process at a time.
+"""Locks the output directory of a command, so that one process at a time writes to it.
 
-The process that works in a directory holds the file `.lock` there, which identifies it and whose
-time is its heartbeat. Another process is refused, or takes the lock over if its holder is dead: it
-has ended, its number belongs to another program now, or it ran elsewhere and missed its heartbeats.
-Locks of the file system are not used: they do not work on every network file system.
+The file `.lock` in the directory identifies the process that holds the lock, the holder. Its
+modification time is the heartbeat of the holder. Another process is refused, unless the holder is
+dead: the process has ended, its PID belongs to a later process, or a process on another host has
+missed its heartbeats. Locks of the operating system do not work on every network file system.
 
 Locks are not re-entrant: a second attempt by the same process fails too. A lock covers one
-directory, not the folders inside it.
+directory, not its subdirectories.
 """
 
 import contextlib
@@ -29,24 +29,32 @@ from minilm_jax.core.schema import COUNT, MAYBE, NUMBER, TEXT
 
 LOCK_FILE = '.lock'
 HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 120.0  # without a heartbeat, after which a holder elsewhere counts as dead
-_MAX_LOCK_BYTES = 4096  # a lock has about 200
+STALE_SECONDS = 120.0  # without a heartbeat, a holder on another host counts as dead
+_MAX_LOCK_BYTES = 4096  # lock files have about 200 bytes
 _MAX_PROCESS, _MAX_TIME = 1 << 31, 1 << 35
-_HOST = re.compile(r'[\w.:-]{1,255}', re.ASCII)  # printed in errors: must not steer a terminal
+_HOST = re.compile(r'[\w.:-]{1,255}', re.ASCII)  # host names without terminal control characters
 
 
 class LockedError(InputError):
-  """Another process works in the directory."""
+  """Another process holds the lock of the directory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Holder:
-  """The content of a lock file; `started` tells a process from a later one of its number."""
+  """Content of a lock file.
+
+  Attributes:
+    host: host name.
+    process: PID of the holder.
+    id: random identifier of this lock.
+    since: time of the lock in seconds since the epoch.
+    started: start of the process in clock ticks, which distinguishes processes with equal PID.
+  """
 
   host: str
   process: int
   id: str
-  since: float | None = None  # seconds since the epoch
+  since: float | None = None
   started: int | None = None
 
 
@@ -56,23 +64,25 @@ _SCHEMA = {'host': TEXT, 'process': COUNT, 'id': TEXT, 'since?': NUMBER, 'starte
 
 @contextlib.contextmanager
 def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
-  """Holds the lock of a directory inside the block; creates the directory, removes it if empty.
+  """Holds the lock of a directory inside the block.
+
+  The directory is created if necessary; a new directory that stays empty is removed.
 
   Yields:
-    A function that raises what the end of the block would raise, for long loops.
+    A function that raises LockedError or InputError as soon as the lock is lost, for long loops.
 
   Raises:
-    LockedError: another process holds the lock; or, at the end of the block, has taken it over.
-    InputError: the directory cannot be made or written to, or was deleted inside the block.
+    LockedError: another process holds the lock, or has taken it over inside the block.
+    InputError: the directory cannot be created or written to, or was deleted inside the block.
   """
   folder = epath.Path(workdir)
   path, is_over, errors = folder / LOCK_FILE, threading.Event(), []
-  new_folders = _missing_folders(folder)
+  new_folders = _list_missing_folders(folder)
   files.make_folder(folder, f'a run in {folder}')
   holder = _Holder(
-    socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time(), _started(os.getpid())
+    socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time(), _read_start(os.getpid())
   )
-  _take(path, holder)
+  _acquire(path, holder)
   heartbeat = threading.Thread(target=_beat, args=(path, holder, is_over, errors), daemon=True)
   heartbeat.start()
 
@@ -89,60 +99,60 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
       if (current := _read(path)) and current.id == holder.id:
         path.unlink(missing_ok=True)
       for new_folder in new_folders:
-        os.rmdir(new_folder)  # fails unless it is empty
+        os.rmdir(new_folder)  # raises OSError unless the folder is empty
   check()
 
 
 def remove_stale_lock(workdir: epath.PathLike) -> None:
-  """Removes the lock of a dead process from a finished directory, if that may be written to."""
+  """Removes the lock of a dead process from a finished directory; ignores write errors."""
   path = epath.Path(workdir) / LOCK_FILE
   with contextlib.suppress(OSError):
     if path.exists() and _is_dead(path, holder := _read(path)):
       _remove(path, holder)
 
 
-def _missing_folders(folder: epath.Path) -> list[epath.Path]:
-  """Returns a local folder and those above it that do not exist, the innermost first."""
+def _list_missing_folders(folder: epath.Path) -> list[epath.Path]:
+  """Returns a local folder and its parents that do not exist, the innermost first."""
   if '://' in str(folder):
     return []
   return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
-def _started(process: int) -> int | None:
-  """Returns the start of a process in ticks since the boot, None without /proc."""
+def _read_start(process: int) -> int | None:
+  """Returns the start of a process in clock ticks since boot, or None without /proc."""
   try:
     stat = pathlib.Path(f'/proc/{process}/stat').read_bytes()
-    return int(stat.rpartition(b')')[2].split()[19])  # field 22; field 2, a name, holds any bytes
+    return int(stat.rpartition(b')')[2].split()[19])  # field 22; field 2 is a name in parentheses
   except (OSError, ValueError, IndexError):
     return None
 
 
-def _take(path: epath.Path, holder: _Holder) -> None:
-  """Writes the lock of this process, after that of a dead one is removed."""
+def _acquire(path: epath.Path, holder: _Holder) -> None:
+  """Writes the lock of this process; removes the lock of a dead process first."""
   try:
     if path.exists():
       current = _read(path)
       if not _is_dead(path, current):
-        raise _refusal(path, current)
+        raise _make_error(path, current)
       _remove(path, current)
     _write(path, holder)
     current = _read(path)
   except OSError as error:
     raise InputError(
-      f'a run in {path.parent}', f'it cannot be written to: {error}', 'give another --workdir'
+      f'a run in {path.parent}', f'a write error: {error}', 'give another --workdir'
     ) from None
   if current is None or current.id != holder.id:
-    raise _refusal(path, current)
+    raise _make_error(path, current)
 
 
 def _remove(path: epath.Path, dead: _Holder | None) -> None:
-  """Removes a dead lock, one process at a time: none of several removes the lock of the next."""
+  """Removes the lock of a dead process, with an exclusive file against concurrent removals."""
   if '://' in str(path):
     path.unlink(missing_ok=True)
     return
   clearing = path.parent / f'{LOCK_FILE}-clearing'
   with contextlib.suppress(FileNotFoundError):
-    if time.time() - clearing.stat().mtime > STALE_SECONDS:  # its process was killed right here
+    if time.time() - clearing.stat().mtime > STALE_SECONDS:  # left by a process that was killed
       clearing.unlink()
   with contextlib.suppress(FileExistsError):  # another process removes the lock
     open(clearing, 'x', encoding='utf-8').close()
@@ -154,62 +164,62 @@ def _remove(path: epath.Path, dead: _Holder | None) -> None:
 
 
 def _write(path: epath.Path, holder: _Holder) -> None:
-  """Creates the lock file, or leaves the one that another process created first."""
+  """Creates the lock file, unless another process has created it first."""
   text = json.dumps(dataclasses.asdict(holder))
-  if '://' in str(path):  # object stores cannot create exclusively: the last writer holds the lock
+  if '://' in str(path):  # object stores have no exclusive creation: the last writer wins
     path.write_text(text)
     return
   try:
     with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as file:
       file.write(text)
-  except OSError:  # on a full disk an empty lock would refuse everybody for a while
+  except OSError:  # on a full disk, an empty lock would refuse all processes until it is stale
     path.unlink(missing_ok=True)
     raise
 
 
-def _refusal(path: epath.Path, holder: _Holder | None) -> LockedError:
-  text, wait = 'another process is at work there', HEARTBEAT_SECONDS
+def _make_error(path: epath.Path, holder: _Holder | None) -> LockedError:
+  text, wait = 'a lock of another process', HEARTBEAT_SECONDS
   if holder:
-    text, wait = f'process {holder.process} on {holder.host} is at work there', STALE_SECONDS
+    text, wait = f'a lock of process {holder.process} on {holder.host}', STALE_SECONDS
     if holder.since:
       since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))
-      text += f' since {since}, local time'
+      text += f' since {since} (local time)'
   return LockedError(
     f'the run in {path.parent}',
     text,
-    f'wait until it ends; if it was killed, the lock expires {wait:.0f} s after its last heartbeat',
+    f'wait for the process; if it crashed, the lock expires {wait:.0f} s after its last heartbeat',
   )
 
 
 def _beat(
   path: epath.Path, holder: _Holder, is_over: threading.Event, errors: list[InputError]
 ) -> None:
-  """Renews the lock until the block is over; logs and stores the error when the lock is lost."""
+  """Renews the lock until the block is over; logs and stores an error if the lock is lost."""
   while not is_over.wait(HEARTBEAT_SECONDS):
     with contextlib.suppress(OSError):  # the next heartbeat may succeed
       if not path.parent.exists():
         errors.append(
           InputError(
             f'the run in {path.parent}',
-            'the directory was deleted under it',
-            'start again in a directory that stays',
+            'the directory was deleted during the run',
+            'restart the command, and keep its directory',
           )
         )
       elif not path.exists():
         _write(path, holder)
       elif (current := _read(path)) and current.id != holder.id:
-        errors.append(_refusal(path, current))
+        errors.append(_make_error(path, current))
       elif '://' in str(path):
         _write(path, holder)
       else:
-        os.utime(path)  # the bytes stay: a reader never sees half of them
+        os.utime(path)  # leaves the content, so that readers never see a partial file
     if errors:
       progress.log(str(errors[0]))
       return
 
 
 def _read(path: epath.Path) -> _Holder | None:
-  """Returns the holder of a lock, None if its file is missing, half written or invalid."""
+  """Returns the holder of a lock, or None if the file is missing, incomplete or invalid."""
   try:
     with path.open('rb') as file:
       record = files.parse_json(file.read(_MAX_LOCK_BYTES))
@@ -223,22 +233,22 @@ def _read(path: epath.Path) -> _Holder | None:
 
 
 def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
-  """Returns whether the holder has ended or, if that cannot be known here, was silent for long.
+  """Returns whether the holder has ended, or has missed its heartbeats on another host.
 
-  A running process is alive however silent it is: it may have been stopped, and continue.
+  A process that runs on this host counts as alive without heartbeats, because it can be suspended.
   """
   if holder and holder.host == socket.gethostname():
     try:
       os.kill(holder.process, 0)
     except ProcessLookupError:
       return True
-    except PermissionError:  # it runs, as another user
+    except PermissionError:  # the process runs as another user
       pass
-    started = _started(holder.process)
+    started = _read_start(holder.process)
     if started is not None and holder.started is not None:
       return started != holder.started
   try:
     silent_seconds = time.time() - path.stat().mtime
-  except FileNotFoundError:  # it has just ended
+  except FileNotFoundError:  # the holder has removed the lock
     return True
   return silent_seconds > (STALE_SECONDS if holder else HEARTBEAT_SECONDS)

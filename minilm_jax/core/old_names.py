@@ -1,6 +1,6 @@
-"""The one table of what earlier versions stored differently: names of fields, columns and files.
+"""Maps the names of fields, columns and files of earlier versions to current names.
 
-Old and new names of a group have no word in common, so that a renamed record passes unchanged.
+No old name of a group is also a new name, so that renaming twice changes nothing.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-# Recipe fields by their group; '' is the top of a recipe and of the card of a classifier.
+# Recipe fields by group; '' is the top level of a recipe, and of classifier.json.
 OLD_FIELD_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
   {
     '': {
@@ -64,7 +64,7 @@ OLD_FIELD_NAMES: Mapping[str, Mapping[str, str]] = MappingProxyType(
   }
 )
 _STRATEGIES = {'loop': 'map', 'alone': 'single'}
-# Values by group and new field name.
+# Old and new values by group and new field name.
 _OLD_VALUES: Mapping[str, Mapping[str, Mapping[Any, Any]]] = MappingProxyType(
   {
     '': {'strategy': _STRATEGIES},
@@ -83,8 +83,8 @@ _OLD_VALUES: Mapping[str, Mapping[str, Mapping[Any, Any]]] = MappingProxyType(
     'vocabulary': {'word_rule': {'honey': 'paper1'}},
   }
 )
-_INVERTED = ('bare_projection',)  # true where the new field is false
-# Fields by group that an earlier version did not store, with the value that it computed with.
+_INVERTED = ('bare_projection',)  # the new field is the negation
+# Fields by group that earlier versions lacked, with the value that reproduces their results.
 ADDED_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
     'checkpoint': {'every_minutes': 0.0, 'keep_best': 0},
@@ -116,12 +116,12 @@ OLD_FILE_NAMES: Mapping[str, str] = MappingProxyType(
     '.finetune_state.npz': '.fitting.npz',
   }
 )
-# Fields of other records that hold groups of a recipe.
-_RECIPES = ('settings', 'training', 'recipe')
+# Fields of manifests and results that contain recipes.
+_RECIPE_FIELDS = ('settings', 'training', 'recipe')
 
 
 def complete_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a stored recipe or card of a classifier with the names and all fields of today."""
+  """Returns a stored recipe or classifier.json with current names and all current fields."""
   return {
     group: {**ADDED_FIELDS[group], **fields}
     if group in ADDED_FIELDS and isinstance(fields, dict)
@@ -131,7 +131,7 @@ def complete_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a stored recipe or card of a classifier under the field names of today.
+  """Returns a stored recipe or classifier.json with current field names.
 
   >>> rename_fields({'updates': 9, 'model': {'bare_projection': True}, 'population': {'lift': 'loop'}})
   {'num_steps': 9, 'model': {'projection_norm': False}, 'population': {'strategy': 'map'}}
@@ -140,13 +140,13 @@ def rename_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_groups(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a record, such as a manifest, whose groups of a recipe have the field names of today."""
+  """Returns a record, such as a manifest, with current field names in its recipe groups."""
   renamed = {}
   for name, value in record.items():
     if isinstance(value, dict):
-      if name in _RECIPES:
+      if name in _RECIPE_FIELDS:
         value = rename_fields(value)
-      elif name == 'models':  # a latency result: encoder fields by the name of a recipe
+      elif name == 'models':  # a latency result: encoder fields by recipe name
         value = {
           model: _rename_group('model', fields) if isinstance(fields, dict) else fields
           for model, fields in value.items()
@@ -158,7 +158,7 @@ def rename_groups(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_columns(record: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a line of a log under the column names of today."""
+  """Returns a log line with current column names."""
   return {OLD_COLUMN_NAMES.get(name, name): value for name, value in record.items()}
 
 
@@ -176,8 +176,8 @@ def _rename_group(group: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rename_record(file: str, value: Any) -> Any:
-  """Returns the JSON of a file of a run directory under the names of today; other JSON unchanged."""
-  if not isinstance(value, dict) or 'model_type' in value:  # a configuration of Hugging Face
+  """Returns the JSON of a file of a run directory with current names; other JSON is unchanged."""
+  if not isinstance(value, dict) or 'model_type' in value:  # a config.json of Hugging Face
     return value
   if file in ('config.json', 'classifier.json'):
     return rename_fields(value)
@@ -185,6 +185,6 @@ def rename_record(file: str, value: Any) -> Any:
 
 
 def find_file(path: epath.Path) -> epath.Path:
-  """Returns a path, or the path of its old name where only that file exists."""
+  """Returns a path, or the path with the old file name if only that file exists."""
   old = path.with_name(OLD_FILE_NAMES.get(path.name, path.name))
   return old if old.exists() and not path.exists() else path

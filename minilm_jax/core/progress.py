@@ -1,9 +1,9 @@
-"""Output for the reader: messages and progress on standard error, results on standard output.
+"""Prints messages and progress on standard error, and results on standard output.
 
     with progress.track_progress('pre-training', total=1000, unit='updates') as update:
       update(done=50, note='loss 6.21, 31,000 tokens/s')
 
-Progress is a live bar on a terminal and plain lines elsewhere. Process 0 alone prints.
+Progress is a live bar on a terminal, and plain lines in a file or pipe. Only process 0 prints.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def log(text: str) -> None:
 
 
 def print_result(result: Mapping[str, Any] | Iterable[rich_table.Table | str]) -> None:
-  """Prints the result of a command on standard output of process 0: JSON, or tables."""
+  """Prints a result on standard output of process 0: a mapping as JSON, or tables."""
   if distributed.is_primary():
     if isinstance(result, Mapping):
       print(json.dumps(result, indent=2))
@@ -42,7 +42,7 @@ def print_result(result: Mapping[str, Any] | Iterable[rich_table.Table | str]) -
 
 
 def print_table(tables: Iterable[rich_table.Table | str]) -> None:
-  """Prints tables and lines, as wide as the terminal or, in a file, as they need."""
+  """Prints tables and lines in the width of the terminal, or up to 160 columns in a file."""
   console = rich_console.Console(markup=False, emoji=False, highlight=False)
   if not console.is_terminal:
     console.width = _FILE_COLUMNS
@@ -51,7 +51,7 @@ def print_table(tables: Iterable[rich_table.Table | str]) -> None:
 
 
 def format_duration(seconds: float) -> str:
-  """Returns hours, minutes and seconds.
+  """Returns a duration as hours, minutes and seconds.
 
   >>> format_duration(3723.4)
   '1:02:03'
@@ -71,25 +71,25 @@ def silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def track_progress(what: str, total: float, unit: str, done: float = 0) -> Iterator[Update]:
-  """Shows the progress of long work.
+def track_progress(label: str, total: float, unit: str, done: float = 0) -> Iterator[Update]:
+  """Shows the progress of a long computation.
 
   Args:
-    what: names the work.
-    total: units of the whole work; 0 if unknown.
-    unit: plural of the unit.
-    done: units that are done at the start.
+    label: name of the computation.
+    total: total number of units; 0 if unknown.
+    unit: name of the unit, in plural.
+    done: number of units that are already done.
 
   Yields:
     `update(done, note='')`.
   """
   is_terminal = sys.stderr.isatty() and distributed.is_primary()
-  with (_show_bar if is_terminal else _print_lines)(what, total, unit, done) as update:
+  with (_show_bar if is_terminal else _print_lines)(label, total, unit, done) as update:
     yield update
 
 
 @contextlib.contextmanager
-def _show_bar(what: str, total: float, unit: str, done: float) -> Iterator[Update]:
+def _show_bar(label: str, total: float, unit: str, done: float) -> Iterator[Update]:
   of_total = f'/{total:,.0f}' if total else ''
   columns = (
     rich_progress.TextColumn('{task.description}'),
@@ -101,13 +101,13 @@ def _show_bar(what: str, total: float, unit: str, done: float) -> Iterator[Updat
     rich_progress.TextColumn('{task.fields[note]}'),
   )
   with rich_progress.Progress(*columns, console=rich_console.Console(stderr=True)) as bar:
-    task = bar.add_task(what, total=total or None, note='')
+    task = bar.add_task(label, total=total or None, note='')
     bar.update(task, completed=done)
     yield lambda done, note='': bar.update(task, completed=done, note=note)
 
 
 @contextlib.contextmanager
-def _print_lines(what: str, total: float, unit: str, done: float) -> Iterator[Update]:
+def _print_lines(label: str, total: float, unit: str, done: float) -> Iterator[Update]:
   start_time, start_done = time.monotonic(), done
   last_time = 0.0
   of_total = f'/{total:,.0f}' if total else ''
@@ -119,7 +119,7 @@ def _print_lines(what: str, total: float, unit: str, done: float) -> Iterator[Up
       return
     last_time = now
     spent = now - start_time
-    parts = [f'{what}: {done:,.0f}{of_total} {unit}', f'{format_duration(spent)} spent']
+    parts = [f'{label}: {done:,.0f}{of_total} {unit}', f'{format_duration(spent)} spent']
     if total and done > start_done:
       remaining = spent * (total - done) / (done - start_done)
       parts.append(f'{format_duration(remaining)} left')

@@ -1,10 +1,11 @@
-"""Recipes: Python files that run, stored recipes that are data, and the types that both become.
+"""Loads recipes and converts them to the frozen types of `config.py`.
 
-A recipe that is given by path is code, and runs: give none that you would not start as a program.
-`resolve` turns its ConfigDict into the frozen types of `config.py`; it refuses unknown, missing and
-ill-typed fields and suggests the nearest name. A recipe that a run has stored is data: it fills
-fields of known types, nothing in it is imported, run or formatted, and its paths run no recipe.
-Only custom encoders of modules that the user trusts are imported.
+A recipe file is a Python program and is executed, so load only trusted files. `resolve` converts
+its ConfigDict; it refuses unknown, missing and ill-typed fields and suggests the nearest name.
+
+A recipe stored with a run is data. It fills fields of known types, and nothing in it is imported,
+executed or formatted. The only exception is a custom encoder in a module that the user trusts
+(`allow_modules`).
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from minilm_jax.core.errors import InputError, suggest_name
 
 T = TypeVar('T')
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
-# Errors of code that a recipe is or names. RecursionError is a RuntimeError.
+# Exceptions of the code of a recipe or custom encoder; RecursionError is a RuntimeError.
 RECIPE_ERRORS = (
   SyntaxError,
   ImportError,
@@ -49,22 +50,22 @@ RECIPE_ERRORS = (
   SystemExit,
 )
 _NUMBERS = {int: re.compile(r'-?\d+'), float: re.compile(r'-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')}
-_MAX_RECIPE_BYTES = 1 << 20  # our recipes have thousands
-_MAX_DIGITS = 100  # of a number in text
-_MAX_BITS = 53  # of a whole number; JSON and floating point lose digits above
-# Code of libraries, which an error of a recipe does not name.
-_LIBRARY = re.compile(r'[\\/](site|dist)-packages[\\/]|^<')
-_trusted: set[str] = set()
+_MAX_RECIPE_BYTES = 1 << 20  # recipes of this package have a few KB
+_MAX_DIGITS = 100  # length of a number in text
+_MAX_BITS = 53  # size of a whole number that JSON and float64 represent exactly
+# Stack frames of libraries, which are not reported as the place of an error.
+_LIBRARY_FRAME = re.compile(r'[\\/](site|dist)-packages[\\/]|^<')
+_trusted_modules: set[str] = set()
 
 
 def find_file(path: str) -> str:
-  """Returns the file of `configs/x.py[:argument]`: in the working directory, else as installed.
+  """Returns `configs/x.py[:argument]` with the path of an existing file.
 
-  The parent of the installed `configs` is put on the import path, because recipes import
-  `configs.base`.
+  The working directory is searched first, then the installed package. The parent of the installed
+  `configs` is added to `sys.path`, because recipes import `configs.base`.
 
   Raises:
-    InputError: there is no such file, or it is too large for a recipe.
+    InputError: the file does not exist, or is larger than 1 MiB.
   """
   name, colon, argument = path.partition(':')
   installed = pathlib.Path(__file__).resolve().parents[2]
@@ -77,8 +78,8 @@ def find_file(path: str) -> str:
   if file.stat().st_size > _MAX_RECIPE_BYTES:
     raise InputError(
       f'the recipe {name}',
-      f'it has more than {_MAX_RECIPE_BYTES:,} bytes',
-      'give a recipe, such as those of configs/',
+      f'a file of more than {_MAX_RECIPE_BYTES:,} bytes',
+      'give a recipe such as configs/tiny.py',
     )
   if not pathlib.Path(name).is_file():
     _log_installed(name, str(file))
@@ -89,14 +90,14 @@ def find_file(path: str) -> str:
 
 @functools.cache  # logs once
 def _log_installed(name: str, file: str) -> None:
-  progress.log(f'{name} is the one that was installed, {file}: there is no other here')
+  progress.log(f'using the installed recipe {file}: no {name} in the working directory')
 
 
 def load(path: str) -> config_dict.ConfigDict:
-  """Runs the recipe `configs/x.py[:argument]` and returns its ConfigDict.
+  """Executes the recipe `configs/x.py[:argument]` and returns its ConfigDict.
 
   Raises:
-    InputError: no such file, or the file gives no recipe for this argument.
+    InputError: the file does not exist, raises an exception, or returns another type.
   """
   _, colon, argument = path.partition(':')
   recipe = _exec_recipe(
@@ -105,22 +106,22 @@ def load(path: str) -> config_dict.ConfigDict:
   if not isinstance(recipe, config_dict.ConfigDict):
     raise InputError(
       f'the recipe {path}',
-      f'get_config gives a {type(recipe).__name__}',
-      'let it return a ConfigDict, such as those of configs/base.py',
+      f'get_config returns {type(recipe).__name__}',
+      'return a ConfigDict, such as those of configs/base.py',
     )
   return recipe
 
 
 def expand_names(path: str, argument: str) -> list[str]:
-  """Returns the single arguments of a recipe that an argument with commas stands for.
+  """Returns the names of runs in a comma-separated argument of a recipe.
 
   Args:
-    path: the file.
-    argument: names with commas between; 'all' is every name of the table `RUNS` of the file, and a
-      name of its table `SETS` is each of that set.
+    path: the recipe file.
+    argument: names separated by commas; 'all' stands for every name in the table `RUNS` of the
+      file, and a key of its table `SETS` for the names in that set.
 
   Raises:
-    InputError: no such file, 'all' of one without that table, or a name twice.
+    InputError: the file does not exist, has no table `RUNS` for 'all', or a name is repeated.
   """
   runs, sets = _exec_recipe(
     path, lambda module: (list(getattr(module, 'RUNS', ())), dict(getattr(module, 'SETS', {})))
@@ -128,9 +129,9 @@ def expand_names(path: str, argument: str) -> list[str]:
   if argument == 'all':
     if not runs:
       raise InputError(
-        f'all runs of the recipe {path}',
-        'no table RUNS in it',
-        'name one: --config=FILE[:argument]',
+        f'--config={path}:all',
+        f'no table RUNS in {path}',
+        'give one recipe: --config=FILE[:argument]',
       )
     return runs
   words = filter(None, map(str.strip, argument.split(',')))
@@ -138,27 +139,27 @@ def expand_names(path: str, argument: str) -> list[str]:
   repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
   if repeated:
     raise InputError(
-      f'--config={path}:{argument}', f'{", ".join(repeated)} more than once', 'name each once'
+      f'--config={path}:{argument}', f'{", ".join(repeated)} twice', 'give each name once'
     )
   return names
 
 
 def read_docstring(path: str) -> str:
-  """Returns the docstring of a recipe; raises InputError without a file or a docstring."""
+  """Returns the docstring of a recipe; raises InputError for a missing file or docstring."""
   text = inspect.cleandoc(_exec_recipe(path, lambda module: module.__doc__ or ''))
   if not text:
     raise InputError(
-      f'what {path} says of itself', 'no text at its head', 'begin the file with one in """'
+      f'the docstring of {path}', 'no docstring', 'begin the file with a text in """'
     )
   return text
 
 
 def _exec_recipe(path: str, call: Callable[[Any], Any]) -> Any:
-  """Runs a recipe and returns what `call` makes of its module."""
+  """Executes a recipe and returns `call(module)`; reports its exceptions as InputError."""
   file = find_file(path).partition(':')[0]
   spec = importlib.util.spec_from_file_location('recipe_' + pathlib.Path(file).stem, file)
   if spec is None or spec.loader is None:
-    raise InputError(f'the recipe {path}', 'no Python file', 'give one that ends with .py')
+    raise InputError(f'the recipe {path}', 'not a Python file', 'give a file that ends with .py')
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -170,12 +171,12 @@ def _exec_recipe(path: str, call: Callable[[Any], Any]) -> Any:
     raise InputError(
       f'the recipe {path}',
       f'{type(error).__name__}{place}: {error}',
-      'fix the file or its argument',
+      'fix the recipe, or the argument after the colon',
     ) from None
 
 
 def list_fields(recipe: config_dict.ConfigDict, prefix: str = '') -> dict[str, Any]:
-  """Returns all fields and groups of a recipe by their names with dots."""
+  """Returns all fields and groups of a recipe by dotted name."""
   fields: dict[str, Any] = {}
   for name, value in recipe.items():
     fields[prefix + name] = value
@@ -188,14 +189,14 @@ def find_field(fields: Mapping[str, Any], name: str) -> Any:
   """Returns the value of a field of `list_fields`.
 
   Raises:
-    InputError: the recipe has no such field, or the name is that of a group of fields.
+    InputError: the recipe has no such field, or the name is a group of fields.
   """
   if name not in fields:
     raise InputError(
       f'the field {name}', 'no such field in this recipe', suggest_name(name, fields)
     )
   if isinstance(fields[name], config_dict.ConfigDict):
-    raise InputError(f'the field {name}', 'a group of fields', 'give its fields one by one')
+    raise InputError(f'the field {name}', 'a group of fields', f'set a field, as in {name}.FIELD')
   return fields[name]
 
 
@@ -207,7 +208,7 @@ def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]
     overrides: values by dotted field name, such as `{'optimizer.learning_rate': 1e-3}`.
 
   Raises:
-    InputError: as `find_field`.
+    InputError: a name is unknown, or is a group of fields.
   """
   fields, tree = list_fields(source), source.to_dict()
   for name, value in overrides.items():
@@ -224,11 +225,11 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
   """Returns the typed configuration of a recipe.
 
   Args:
-    recipe: a ConfigDict or any nested mapping, such as a run's config.json.
-    kind: the kind of recipe that the caller can use, a key of `KINDS`.
+    recipe: a ConfigDict or any nested mapping, such as the config.json of a run.
+    kind: required kind of the recipe, a key of `KINDS`.
 
   Raises:
-    InputError: the recipe is of another kind, or a field is unknown, missing, of the wrong type or
+    InputError: the recipe has another kind, or a field is unknown, missing, of the wrong type or
       out of range.
   """
   if isinstance(recipe, config_dict.ConfigDict):
@@ -238,60 +239,73 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
     is_known = isinstance(recipe_kind, str) and recipe_kind in KINDS
     raise InputError(
       f'a recipe of kind {kind!r}',
-      f'one of kind {recipe_kind!r}',
+      f'a recipe of kind {recipe_kind!r}',
       f'use minilm {recipe_kind}' if is_known else 'start the recipe from configs/base.py',
     )
   return build(KINDS[kind], recipe)
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
-  """Returns a dataclass filled from a mapping with the same fields; `where` is for errors."""
+def build(cls: type[T], values: Mapping[str, Any], prefix: str = '') -> T:
+  """Returns a dataclass built from a mapping of its fields.
+
+  Args:
+    cls: a dataclass of `config.py`.
+    values: the value of every field.
+    prefix: group of the fields followed by a dot, for errors.
+
+  Raises:
+    InputError: a field is unknown, missing, of the wrong type or out of range.
+  """
   hints = typing.get_type_hints(cls)
   names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
   for name in values:
     if name not in names:
       raise InputError(
-        f'the field {where}{name}',
+        f'the field {prefix}{name}',
         f'no such field in {cls.__name__}',
         suggest_name(str(name), names),
       )
-  missing = [where + name for name in names if name not in values]
+  missing = [prefix + name for name in names if name not in values]
   if missing:
     raise InputError(
       f'a complete {cls.__name__}',
       f'missing {", ".join(missing)}',
       'start the recipe from configs/base.py',
     )
-  return cls(**{name: _convert(hints[name], values[name], where + name) for name in names})
+  return cls(**{name: _convert(hints[name], values[name], prefix + name) for name in names})
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
-  """Returns a value of a recipe or of the command line as its declared type."""
+def _convert(kind: Any, value: Any, field: str) -> Any:
+  """Returns the value of a recipe or the command line as the declared type of a field."""
   if dataclasses.is_dataclass(kind):
     if not isinstance(value, Mapping):
-      raise InputError(f'{where} as a group of fields', f'{value!r}', 'give its fields one by one')
-    return build(typing.cast(type, kind), value, where + '.')
-  if isinstance(kind, types.GenericAlias):  # tuple[X, ...], from a list or a string with commas
+      raise InputError(
+        f'{field}={value!r}', f'{field} is a group of fields', f'set a field, as in {field}.FIELD'
+      )
+    return build(typing.cast(type, kind), value, field + '.')
+  if isinstance(kind, types.GenericAlias):  # tuple[X, ...], from a list or comma-separated text
     if isinstance(value, str):
       value = [item.strip() for item in value.split(',') if item.strip()]
     items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_convert(typing.get_args(kind)[0], item, where) for item in items)
+    return tuple(_convert(typing.get_args(kind)[0], item, field) for item in items)
   if isinstance(value, str):
     if invalid := schema.NO_TEXT.search(value):
       raise InputError(
-        where,
-        f'U+{ord(invalid[0]):04X} at character {invalid.start()} is no text',
+        field,
+        f'the invalid character U+{ord(invalid[0]):04X} at index {invalid.start()}',
         'give text in UTF-8',
       )
     if kind in _NUMBERS and len(value) < _MAX_DIGITS and _NUMBERS[kind].fullmatch(value):
       value = kind(value)
   if isinstance(value, int) and value.bit_length() > _MAX_BITS:
-    raise InputError(where, f'a whole number of more than {_MAX_BITS} bits', 'give a smaller one')
+    raise InputError(
+      field, f'a whole number of more than {_MAX_BITS} bits', 'give a smaller number'
+    )
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
     raise InputError(
-      f'{where} as {kind.__name__}',
+      f'{field} as {kind.__name__}',
       f'{value!r} ({type(value).__name__})',
       f'give a value of type {kind.__name__}',
     )
@@ -299,70 +313,74 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-  """Returns a configuration as plain data, from which `resolve` makes it again."""
+  """Returns a configuration as plain data; `resolve` is the inverse."""
   return dataclasses.asdict(config)
 
 
 def allow_modules(names: str) -> None:
-  """Allows imports of `package.module` or `package.module:Class`, several with commas between."""
-  _trusted.update(filter(None, (name.partition(':')[0].strip() for name in names.split(','))))
+  """Allows `import_class` to import modules: `package.module[:Class]`, separated by commas."""
+  modules = (name.partition(':')[0].strip() for name in names.split(','))
+  _trusted_modules.update(filter(None, modules))
 
 
 def allowed_modules() -> str:
-  """Returns the allowed modules in the form of `allow_modules`, for a child process."""
-  return ','.join(sorted(_trusted))
+  """Returns the allowed modules separated by commas, to pass them to a child process."""
+  return ','.join(sorted(_trusted_modules))
 
 
 def import_class(name: str) -> Any:
-  """Imports the class `package.module:Class` from the working directory or Python's path.
+  """Imports the class `package.module:Class` from `sys.path` or the working directory.
 
   Raises:
-    InputError: the module is not allowed, does not exist, cannot be imported, or lacks the name.
+    InputError: the module is not allowed, does not exist, cannot be imported, or lacks the class.
   """
   module_name, _, attribute = name.partition(':')
-  what = f'the encoder {name}'
-  if module_name not in _trusted:
+  subject = f'the encoder {name}'
+  if module_name not in _trusted_modules:
     raise InputError(
-      f'{what}, which a stored recipe names',
-      f'{module_name} is code, may do anything, and is not trusted',
-      f'read it; if you would start it as a program, give --trust={module_name}, '
-      f'in Python trust={module_name!r}',
+      f'{subject} of a stored recipe',
+      f'{module_name} is a program that is not trusted',
+      f'read {module_name}; if it is safe to run, give --trust={module_name}, '
+      f'or trust={module_name!r} in Python',
     )
   if os.getcwd() not in sys.path:
-    sys.path.append(os.getcwd())  # last, so that no file there replaces a library
+    sys.path.append(os.getcwd())  # last, so that files there do not shadow libraries
   try:
     module = importlib.import_module(module_name)
   except RECIPE_ERRORS as error:
     if isinstance(error, ModuleNotFoundError) and f'{module_name}.'.startswith(f'{error.name}.'):
-      raise _missing_module(what, module_name, str(error.name)) from None
-    raise describe_import_error(what, f'import {module_name}', error) from None
+      raise _describe_missing_module(subject, module_name, str(error.name)) from None
+    raise describe_import_error(subject, f'import {module_name}', error) from None
   if attribute not in vars(module):
     classes = [
       key
       for key, value in vars(module).items()
       if isinstance(value, type) and value.__module__ == module_name
     ]
-    raise InputError(what, f'no {attribute} in {module.__file__}', suggest_name(attribute, classes))
+    raise InputError(
+      subject, f'no {attribute} in {module.__file__}', suggest_name(attribute, classes)
+    )
   return getattr(module, attribute)
 
 
-def _missing_module(what: str, module: str, missing: str) -> InputError:
+def _describe_missing_module(subject: str, module: str, missing: str) -> InputError:
   package = sys.modules[missing.rpartition('.')[0]] if '.' in missing else None
   paths = ', '.join(getattr(package, '__path__', ()))
+  root = module.partition('.')[0]
   return InputError(
-    what,
-    f'no module {missing} in {paths or f"{os.getcwd()} and on the path of Python"}',
-    f'start in the folder that holds {module.partition(".")[0]}, or put that on PYTHONPATH',
+    subject,
+    f'no module {missing} in {paths or f"{os.getcwd()} or on PYTHONPATH"}',
+    f'run the command in the folder that contains {root}, or add that folder to PYTHONPATH',
   )
 
 
-def describe_import_error(what: str, call: str, error: BaseException) -> InputError:
-  """Returns an error of custom code as an InputError: the call, the message, file and line."""
+def describe_import_error(subject: str, call: str, error: BaseException) -> InputError:
+  """Returns an exception of custom code as an InputError with the call, the file and the line."""
   frames = traceback.extract_tb(error.__traceback__)
-  frame = ([f for f in frames if not _LIBRARY.search(f.filename)] or frames)[-1]
+  frame = ([f for f in frames if not _LIBRARY_FRAME.search(f.filename)] or frames)[-1]
   place = f'{os.path.basename(frame.filename)}, line {frame.lineno}'
   return InputError(
-    what,
-    f'{call} gives {type(error).__name__} ({place}): {" ".join(str(error).split())[:500]}',
-    'fix the file',
+    subject,
+    f'{call} raises {type(error).__name__} ({place}): {" ".join(str(error).split())[:500]}',
+    f'fix {os.path.basename(frame.filename)}',
   )

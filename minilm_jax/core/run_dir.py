@@ -1,7 +1,7 @@
-"""The run directory: config.json, manifest.json, result.json and the logs of JSON lines.
+"""Reads and writes a run directory: config.json, manifest.json, result.json and logs.
 
-The logs are metrics.jsonl, scores.jsonl and predictions.jsonl. Lines are appended one at a time; a
-reader ignores a last line that a crash cut short. Process 0 of a multi-process run writes.
+The logs metrics.jsonl, scores.jsonl and predictions.jsonl have one JSON object a line. Readers
+ignore an incomplete last line, which a crash can leave. Process 0 of a multi-process run writes.
 """
 
 import json
@@ -16,10 +16,10 @@ from minilm_jax.core.schema import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
-FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # of a point of a sweep
+FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # files of a sweep point
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
-IMPORTED = 'imported'  # kind of a run that `minilm import` wrote, and a field of its manifest
-# Types of the fields of a log line. All are optional here; each reader requires those it needs.
+IMPORTED = 'imported'  # kind of a run of `minilm import`, and a field of its manifest
+# Types of log fields. All fields are optional; each reader requires the fields that it needs.
 _LINE_FIELDS = {
   'task?': TEXT,
   'split?': TEXT,
@@ -64,27 +64,25 @@ _LINE_SCHEMAS = {
   },
   PREDICTIONS: _LINE_FIELDS | {'predictions?': [NUMBER], 'labels?': [NUMBER]},
 }
-# Recipe fields that may change when a run is resumed.
+# Recipe fields that can differ when a run is resumed.
 _CHANGEABLE_FIELDS = ('log.sinks', 'log.project', 'log.name')
 _ABSENT = '(absent)'
-_MAX_LINE_BYTES = 1 << 24  # our lines have thousands
+_MAX_LINE_BYTES = 1 << 24  # log lines of this package have a few KB
 
 
 def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
-  """Appends one JSON line in process 0; does nothing in the others."""
+  """Appends one JSON line; only process 0 writes."""
   if distributed.is_primary():
     with epath.Path(path).open('a') as file:
       file.write(files.format_json_line(record))
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-  """Yields the records of a JSON-lines log, without a last line that was cut short.
-
-  A missing file yields nothing.
+  """Yields the records of a log without an incomplete last line; nothing for a missing file.
 
   Raises:
-    InputError: the log cannot be read, or a complete line is not a JSON object with fields of the
-      types of this log.
+    InputError: the log cannot be read, or a complete line is not a JSON object with the field types
+      of this log.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -110,12 +108,12 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         yield record
   except OSError as error:
     raise InputError(
-      f'the log {path}', f'it cannot be read: {error}', 'check the path and its permissions'
+      f'the log {path}', f'an unreadable file: {error}', 'check the path and its permissions'
     ) from None
 
 
 def _is_cut_short(line: bytes) -> bool:
-  """Returns whether the write of a last line was interrupted; unwritten bytes of a file are NUL."""
+  """Returns whether a line without line feed was interrupted; unwritten bytes of a file are NUL."""
   return (
     not line.endswith(b'\n')
     and len(line) < _MAX_LINE_BYTES
@@ -124,14 +122,13 @@ def _is_cut_short(line: bytes) -> bool:
 
 
 def keep_lines(
-  path: epath.PathLike, is_kept: Callable[[dict[str, Any]], bool]
+  path: epath.PathLike, is_valid: Callable[[dict[str, Any]], bool]
 ) -> list[dict[str, Any]]:
-  """Rewrites a log with some of its records, as a resumed run does with those after its checkpoint.
+  """Removes the other records from a log and returns the valid records.
 
-  Returns:
-    The records that stay.
+  A resumed run removes the records that were logged after its checkpoint.
   """
-  records = [record for record in read_lines(path) if is_kept(record)]
+  records = [record for record in read_lines(path) if is_valid(record)]
   write_lines(path, records)
   return records
 
@@ -144,15 +141,18 @@ def write_lines(path: epath.PathLike, records: Sequence[dict[str, Any]]) -> None
 def open_run(
   workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = ()
 ) -> epath.Path:
-  """Creates the run directory, or opens the one that an earlier start of the same recipe created.
+  """Creates a run directory with config.json, or opens an existing directory of the same recipe.
 
   Args:
-    workdir: the directory.
+    workdir: the run directory.
     config: the resolved recipe as plain data.
-    changeable: recipe fields that may differ from the stored ones, besides those of the log sinks.
+    changeable: fields that can differ from the stored recipe, in addition to the log sinks.
+
+  Returns:
+    The run directory.
 
   Raises:
-    InputError: the directory belongs to another recipe, or cannot be created.
+    InputError: the directory has another recipe, or cannot be created.
   """
   workdir = epath.Path(workdir)
   files.make_folder(workdir, f'a run in {workdir}')
@@ -163,24 +163,24 @@ def open_run(
   stored = files.read_object(path, f'the recipe of the run in {workdir}')
   old = flatten(old_names.complete_recipe(stored))
   new = flatten(old_names.complete_recipe(json.loads(files.format_json_line(config))))
-  # An earlier version lacks fields of today: the same recipe, as long as they are off.
+  # Recipes of an earlier version lack newer fields; a newer field that is off changes nothing.
   off = {name for name in new.keys() - old.keys() if not new[name]}
   changes = [
-    f'{name} is {old.get(name, _ABSENT)!r} there and {new.get(name, _ABSENT)!r} here'
+    f'{name} is {new.get(name, _ABSENT)!r}, stored is {old.get(name, _ABSENT)!r}'
     for name in sorted((old.keys() | new.keys()).difference(off, _CHANGEABLE_FIELDS, changeable))
     if old.get(name, _ABSENT) != new.get(name, _ABSENT)
   ]
   if changes:
     raise InputError(
       f'a run in {workdir}',
-      f'it belongs to another recipe: {"; ".join(changes[:6])}',
-      'give another --workdir, or the recipe that the directory was made with',
+      f'a run of another recipe: {"; ".join(changes[:6])}',
+      'give another --workdir, or the stored recipe',
     )
   return workdir
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-  """Returns the leaves of nested dicts by their names with dots.
+  """Returns the leaves of nested dicts by dotted name.
 
   >>> flatten({'a': 1, 'b': {'c': 2}})
   {'a': 1, 'b.c': 2}
@@ -195,22 +195,23 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def read_import_record(workdir: epath.PathLike) -> dict[str, Any]:
-  """Returns the source of an imported run and what was left out; {} for a run trained here.
+  """Returns the source and the omitted parts of an imported model; {} for other runs.
 
   Raises:
     InputError: the manifest is damaged.
   """
-  path, what = epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}'
-  form = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
-  manifest = files.read_object(path, what, {f'{IMPORTED}?': form}) if path.exists() else {}
+  path, subject = epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}'
+  record_schema = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
+  manifest_schema = {f'{IMPORTED}?': record_schema}
+  manifest = files.read_object(path, subject, manifest_schema) if path.exists() else {}
   return manifest[IMPORTED] if IMPORTED in manifest else {}
 
 
 def read_corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
-  """Returns the hashes of a run's `corpus` and `tokenizer`, and its `corpus_folder`.
+  """Returns the hashes `corpus` and `tokenizer` of a run, and its `corpus_folder`.
 
   Raises:
-    InputError: its manifest is missing or damaged.
+    InputError: the manifest of the run is missing or damaged.
   """
   names = ('corpus', 'tokenizer', 'corpus_folder')
   manifest = files.read_object(

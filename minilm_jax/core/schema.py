@@ -1,14 +1,15 @@
-"""Two checks of data: rules that a configuration annotates its fields with, and schemas of JSON.
+"""Validates data: rules for the fields of a configuration, and schemas for JSON.
 
     @dataclasses.dataclass(frozen=True)
     class MeshConfig(Checked):
-      where = 'mesh.'
+      prefix = 'mesh.'
       data: Annotated[int, at_least(0)] = 0
 
     find_schema_fault(json.loads(text), {'step': COUNT, 'loss?': NUMBER, 'shards': [{'file': TEXT}]})
 
-A rule raises InputError with the name and value of the field. A schema is a type such as `COUNT`,
-an object as a dict (`?` marks an optional field, other fields are allowed), or a list of one item.
+A rule raises InputError with the name and value of the field. A schema is a type such as `COUNT`, a
+dict for an object (`?` marks an optional field; unlisted fields are allowed), or a list with the
+schema of its items.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from typing import Annotated, Any, ClassVar
 from minilm_jax.core.errors import InputError, suggest_name
 
 FieldRule = Callable[[str, Any], None]
-MAX_AXIS_SIZE = 2**24  # of an axis of an array in memory
+MAX_AXIS_SIZE = 2**24  # elements along an axis of an array
 TEXT, COUNT, NUMBER, FLAG, ANY = (
   'text',
   'a whole number from 0',
@@ -32,13 +33,13 @@ TEXT, COUNT, NUMBER, FLAG, ANY = (
 )
 MAYBE = 'a whole number from 0 or null'
 Schema = str | list | Mapping[str, Any]
-# JSON, and Python's arguments that are not UTF-8, can hold halves of surrogate pairs.
+# NUL, and surrogates, which JSON and undecodable arguments of a process can contain.
 NO_TEXT = re.compile('[\0\ud800-\udfff]')
-_COUNT_LIMIT, _NUMBER_LIMIT = 2**63, 10**300  # what fits an array, and a float
+_COUNT_LIMIT, _NUMBER_LIMIT = 2**63, 10**300  # limits of int64 and of float64
 
 
 def at_least(minimum: float) -> FieldRule:
-  """Returns the rule that a number is not smaller."""
+  """Returns the rule that a number is at least `minimum`."""
 
   def check(field: str, value: float) -> None:
     if not value >= minimum:
@@ -48,7 +49,7 @@ def at_least(minimum: float) -> FieldRule:
 
 
 def at_most(maximum: float) -> FieldRule:
-  """Returns the rule that a number is not larger, so that no field can fill the memory."""
+  """Returns the rule that a number is at most `maximum`, which protects memory."""
 
   def check(field: str, value: float) -> None:
     if value > maximum:
@@ -58,14 +59,14 @@ def at_most(maximum: float) -> FieldRule:
 
 
 def one_of(*choices: str) -> FieldRule:
-  """Returns the rule that a word, or each word of a tuple, is one of several."""
+  """Returns the rule that a word, or each word of a tuple, is one of `choices`."""
 
   def check(field: str, value: str | tuple[str, ...]) -> None:
     for word in (value,) if isinstance(value, str) else value:
       if word not in choices:
         raise InputError(
           f'{field}={word!r}',
-          'no such choice',
+          'an unknown value',
           f'{suggest_name(word, choices)} (choices: {", ".join(choices)})',
         )
 
@@ -73,16 +74,18 @@ def one_of(*choices: str) -> FieldRule:
 
 
 def check_fraction(field: str, value: float) -> None:
-  """Requires a number from 0 to 1."""
+  """Raises InputError for a number outside [0, 1]."""
   if not 0 <= value <= 1:
-    raise InputError(f'{field}={value}', 'not a share between 0 and 1', 'give a number from 0 to 1')
+    raise InputError(f'{field}={value}', 'not a number from 0 to 1', 'give a number from 0 to 1')
 
 
 def check_seed(field: str, value: int | tuple[int, ...]) -> None:
-  """Requires 32 bits, from which a random stream can start, of a number or of each of a tuple."""
+  """Raises InputError for a number outside uint32, the type of seeds, alone or in a tuple."""
   for number in (value,) if isinstance(value, int) else value:
     if not 0 <= number < 2**32:
-      raise InputError(f'{field}={number}', 'not a number from 0 to 2^32 - 1', 'give one that is')
+      raise InputError(
+        f'{field}={number}', 'a number outside 0 to 2^32 - 1', 'give a number such as 0'
+      )
 
 
 PositiveInt = Annotated[int, at_least(1)]
@@ -96,28 +99,27 @@ RowLength = Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)]
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-  """Applies the rules of its fields when it is made, and refuses numbers that are not finite.
+  """Base class that applies the rules of its fields on construction and refuses NaN and infinity.
 
-  `where` is the name of the group in recipes, with a dot.
+  Attributes:
+    prefix: name of the group in recipes followed by a dot, such as `mesh.`.
   """
 
-  where: ClassVar[str] = ''
+  prefix: ClassVar[str] = ''
 
   def __post_init__(self) -> None:
     hints = typing.get_type_hints(type(self), include_extras=True)
     for field in dataclasses.fields(self):
-      name, value = self.where + field.name, getattr(self, field.name)
+      name, value = self.prefix + field.name, getattr(self, field.name)
       for rule in getattr(hints[field.name], '__metadata__', ()):
         rule(name, value)
       for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):  # config.json cannot hold it
-          raise InputError(
-            f'{name}={number}', 'no number, or one that has no end', 'give a finite number'
-          )
+          raise InputError(f'{name}={number}', 'NaN or infinity', 'give a finite number')
 
 
 def find_schema_fault(value: Any, form: Schema, name: str = 'it') -> str:
-  """Returns the first difference of a JSON value from its schema in words, '' without one.
+  """Returns the first difference between a JSON value and its schema in words, or ''.
 
   >>> find_schema_fault({'step': -1, 'more': 0}, {'step': COUNT, 'loss?': NUMBER})
   'step is -1, not a whole number from 0'

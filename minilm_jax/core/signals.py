@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT: they raise an exception, or set a flag so that a loop can save first.
+"""Handles SIGTERM and SIGINT by an exception, or by a flag so that a loop can save first.
 
-Python runs a handler in the main thread between two instructions, so that the exception of the
-first signal runs every `finally`. A second signal ends the process at once. Nothing is done in
-other threads, and for ignored signals (a shell ignores SIGINT for background processes).
+Python runs a handler in the main thread between two instructions. The exception of the first signal
+therefore runs every `finally`. A second signal exits immediately. Other threads and ignored signals
+are unaffected; a shell ignores SIGINT for background processes.
 """
 
 import contextlib
@@ -12,34 +12,35 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-_EXIT_OFFSET = 128  # the exit status after a signal is this plus its number, as in a shell
-_num_blocks, _is_signaled = 0, False  # entered blocks; a signal came since the outermost began
+_EXIT_OFFSET = 128  # shells define the exit status after a signal as 128 plus its number
+# Number of open blocks, and whether a signal arrived in the outermost block.
+_num_blocks, _is_signaled = 0, False
 
 
 class Interrupted(KeyboardInterrupt):
-  """A signal ended the program: its number, the exit status, and a message."""
+  """The end of the program by a signal, with the number of the signal and the exit status."""
 
-  def __init__(self, number: int, details: str = '; the same command goes on from what is on disk'):
+  def __init__(self, number: int, details: str = '; repeat the command to resume'):
     super().__init__(f'stopped by {signal.Signals(number).name}{details}')
     self.number, self.status = number, _EXIT_OFFSET + number
 
 
 class InterruptedAfterSave(Interrupted):
-  """A signal ended training after a checkpoint; all processes of a run raise it together."""
+  """The end of training by a signal, after a checkpoint and in all processes of the run."""
 
 
 @dataclasses.dataclass
 class SignalFlag:
-  """The number of the signal that has come, or 0."""
+  """Number of the first signal, or 0."""
 
   number: int = 0
 
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-  """Raises `Interrupted` in the main thread at the first signal, for a whole program.
+  """Raises `Interrupted` in the main thread at the first signal inside the block.
 
-  The handlers stay after a signal: another one also ends the process while it exits.
+  After a signal, the handlers remain, so that a second signal ends the process during its exit.
   """
 
   def interrupt(number: int) -> None:
@@ -51,10 +52,10 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def note_signals() -> Iterator[SignalFlag]:
-  """Yields a flag that the first signal sets, for a loop that saves before it ends.
+  """Yields a flag that the first signal sets, for loops that save before they end.
 
   Raises:
-    Interrupted: a signal came, and the block ended without an exception.
+    Interrupted: a signal arrived, and the block ended without an exception.
   """
   flag = SignalFlag()
 
@@ -69,7 +70,7 @@ def note_signals() -> Iterator[SignalFlag]:
 
 @contextlib.contextmanager
 def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iterator[None]:
-  """Calls `on_first` with the number of the first signal; the next one exits, in any block."""
+  """Calls `on_first` with the number of the first signal; the second signal exits the process."""
   global _num_blocks, _is_signaled
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -94,4 +95,4 @@ def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iter
     _num_blocks -= 1
     if not (stay and _is_signaled):
       for number, old_handler in old_handlers.items():
-        signal.signal(number, old_handler or signal.SIG_DFL)  # None: set outside of Python
+        signal.signal(number, old_handler or signal.SIG_DFL)  # None is a handler set by C code

@@ -1,4 +1,4 @@
-"""The commands: exports that are refused, and completion in a shell."""
+"""Commands: invalid exports and shell completion."""
 
 import pathlib
 import re
@@ -18,13 +18,13 @@ REFUSED = [
   ('--checkpoint=RUN --format=card', 'no --workdir'),
   ('--checkpoint=RUN --format=card --workdir=W --batch=3', '--batch'),
   ('--checkpoint=RUN --format=stablehlo --workdir=W', 'RUN'),
-  ('--checkpoint=RUN@5 --format=card --workdir=W', 'there are 4, 8'),
-  ('--checkpoint=RUN@5 --format=stablehlo --workdir=W', 'there are 4, 8'),
+  ('--checkpoint=RUN@5 --format=card --workdir=W', '4, 8'),
+  ('--checkpoint=RUN@5 --format=stablehlo --workdir=W', '4, 8'),
   ('--checkpoint=EMPTY --format=card --workdir=W', 'config.json'),
   ('--checkpoint=NOTHING --format=stablehlo --workdir=W', 'NOTHING'),
-  ('--checkpoint=CORPUS --format=stablehlo --workdir=W', "kind 'corpus'"),
-  ('--checkpoint=YOUNG --format=card --workdir=W', 'YOUNG'),
-  ('--checkpoint=YOUNG --format=stablehlo --workdir=W', 'YOUNG'),
+  ('--checkpoint=CORPUS --format=stablehlo --workdir=W', "'corpus'"),
+  ('--checkpoint=UNTRAINED --format=card --workdir=W', 'UNTRAINED'),
+  ('--checkpoint=UNTRAINED --format=stablehlo --workdir=W', 'UNTRAINED'),
   ('--checkpoint=DAMAGED --format=card --workdir=W', 'step 8'),
   ('--checkpoint=RUN --format=card --workdir=FULL', 'FULL'),
   ('--checkpoint=RUN --format=card --workdir=gs://bucket/x', 'gs://bucket/x'),
@@ -32,19 +32,19 @@ REFUSED = [
 
 
 @pytest.fixture(scope='module')
-def places(
+def folders(
   tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
-  home = tmp_path_factory.mktemp('exports')
+  root = tmp_path_factory.mktemp('exports')
   folders = {
-    name: home / name.lower() for name in ('EMPTY', 'NOTHING', 'YOUNG', 'DAMAGED', 'FULL', 'W')
+    name: root / name.lower() for name in ('EMPTY', 'NOTHING', 'UNTRAINED', 'DAMAGED', 'FULL', 'W')
   }
   for name in ('EMPTY', 'FULL'):
     folders[name].mkdir()
   (folders['FULL'] / 'x').write_text('x')
-  for name in ('YOUNG', 'DAMAGED'):
+  for name in ('UNTRAINED', 'DAMAGED'):
     shutil.copytree(tiny_run, folders[name])
-  shutil.rmtree(folders['YOUNG'] / 'checkpoints')
+  shutil.rmtree(folders['UNTRAINED'] / 'checkpoints')
   files = (folders['DAMAGED'] / 'checkpoints' / '8').rglob('*')
   largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
   largest.write_bytes(largest.read_bytes()[:-40])
@@ -52,16 +52,18 @@ def places(
 
 
 @pytest.mark.parametrize('command, part', REFUSED, ids=[command for command, _ in REFUSED])
-def test_an_invalid_export_is_refused(command: str, part: str, places: dict[str, pathlib.Path]):
-  home = places['EMPTY'].parent
-  files = sorted(home.rglob('*'))
-  for name, place in places.items():
-    command = command.replace(f'={name}', f'={place}')
-    part = part.replace(name, str(place))
+def test_an_invalid_export_is_refused_before_it_writes(
+  command: str, part: str, folders: dict[str, pathlib.Path]
+):
+  root = folders['EMPTY'].parent
+  files = sorted(root.rglob('*'))
+  for name, path in folders.items():
+    command = command.replace(f'={name}', f'={path}')
+    part = part.replace(name, str(path))
   export = COMMANDS['export']
   with pytest.raises(InputError, match=re.escape(part)):
     export.run(*flags.parse_arguments('export', export, command.split()))
-  assert sorted(home.rglob('*')) == files
+  assert sorted(root.rglob('*')) == files
 
 
 def test_a_card_is_written(
@@ -86,34 +88,34 @@ pytest.importorskip('shtab', reason='needs shtab, which is of the extra [complet
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The script for bash, and a few files."""
+  """Returns a folder with the bash script and files to complete."""
   if not shutil.which('bash'):
     pytest.skip('bash is not installed')
-  home = tmp_path_factory.mktemp('completion')
-  (home / 'minilm.bash').write_text(commands.complete_shell('bash'))
-  (home / 'configs').mkdir()
+  root = tmp_path_factory.mktemp('completion')
+  (root / 'minilm.bash').write_text(commands.complete_shell('bash'))
+  (root / 'configs').mkdir()
   for name in ('configs/mine.py', 'configs/notes.txt', 'mine.py', 'minutes.txt'):
-    (home / name).touch()
-  return home
+    (root / name).touch()
+  return root
 
 
-def completed(folder: pathlib.Path, *words: str) -> list[str]:
-  """What bash offers after these words, of which the last is being typed."""
+def complete_in_bash(folder: pathlib.Path, *words: str) -> list[str]:
+  """Returns the completions of bash for the last word."""
   program = (
     '. ./minilm.bash\nCOMP_WORDS=("$@")\nCOMP_CWORD=$(($# - 1))\n'
     'completer=$(complete -p minilm | grep -o "_[a-z_]*minilm")\n'
     '$completer minilm "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"\n'
     '((${#COMPREPLY[@]})) && printf "%s\\n" "${COMPREPLY[@]}"'
   )
-  done = subprocess.run(
+  process = subprocess.run(
     ['bash', '--norc', '-c', program, 'bash', *words],
     cwd=folder,
     capture_output=True,
     text=True,
     check=False,
   )
-  assert not done.stderr
-  return sorted(done.stdout.splitlines())
+  assert not process.stderr
+  return sorted(process.stdout.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -133,30 +135,30 @@ def completed(folder: pathlib.Path, *words: str) -> list[str]:
   ],
 )
 def test_bash_completes(words: tuple[str, ...], offers: list[str], folder: pathlib.Path):
-  assert completed(folder, 'minilm', *words) == offers
+  assert complete_in_bash(folder, 'minilm', *words) == offers
 
 
 @pytest.mark.parametrize('shell', commands.SHELLS)
-def test_every_shell_gets_every_verb_and_reads_its_script(shell: str, tmp_path: pathlib.Path):
+def test_the_script_of_a_shell_is_valid_and_complete(shell: str, tmp_path: pathlib.Path):
   script = commands.complete_shell(shell)
   assert all(name in script for name in COMMANDS)
-  assert all(flag.rstrip('*') in script for verb in COMMANDS.values() for flag in verb.flags)
+  assert all(flag.rstrip('*') in script for command in COMMANDS.values() for flag in command.flags)
   if shutil.which(shell):
     (tmp_path / 'script').write_text(script)
-    done = subprocess.run(
+    process = subprocess.run(
       [shell, '-n', 'script'], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert not done.returncode and not done.stderr, done.stderr
+    assert not process.returncode and not process.stderr, process.stderr
 
 
 @pytest.mark.parametrize('shell', ['', 'powershell', 'bash zsh'])
-def test_another_shell_is_refused(shell: str):
+def test_an_unknown_shell_is_refused(shell: str):
   with pytest.raises(InputError) as refusal:
     commands.complete_shell(shell)
   assert all(name in refusal.value.remedy for name in commands.SHELLS)
 
 
-def test_without_shtab_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_shtab_is_refused_with_its_extra(monkeypatch: pytest.MonkeyPatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(InputError) as refusal:
     commands.complete_shell('bash')

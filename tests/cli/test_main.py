@@ -26,8 +26,8 @@ TINY = '--config=configs/tiny.py'
 PRETRAIN = f'pretrain {TINY} --workdir=W'
 SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint=RUN --workdir=W'
 
-# Commands that differ in kind, each with a part of its error message. RUN is a run, CORPUS a
-# corpus, W a work directory that does not exist, FILE a file, EMPTY an empty folder.
+# Invalid commands, each with a part of its error message. RUN is a run, CORPUS a
+# corpus, W a directory that does not exist, FILE a file, EMPTY an empty folder.
 REFUSED = [
   ('pretran', "did you mean 'pretrain'"),
   (f'pretrain {TINY} --workdr=W', "did you mean 'workdir'"),
@@ -40,8 +40,8 @@ REFUSED = [
   ('evaluate --checkpoint=RUN --split=tset', "did you mean 'test'"),
   (f'{SENTIMENT.replace("=RUN", "=RUN@5")}', '4, 8'),
 ]
-# Command lines that cannot be read. `test_recipe.py` tests the values of single fields.
-UNREADABLE = [
+# Command lines that the parser refuses. `test_recipe.py` tests values of fields.
+UNPARSABLE = [
   ('pretrain --config --workdir=W', '--workdir=W'),
   ('pretrain --config= --workdir=W', '--config'),
   ('pretrain --config=EMPTY --workdir=W', 'EMPTY'),
@@ -90,8 +90,7 @@ UNREADABLE = [
   ('sweep --config=configs/paper1_grids.py:iso_flops,wise-dew-6 --workdir=W', 'wise-dew-6'),
   ('sweep --config=configs/paper1_grids.py:iso_flops --workdir=W --tokens=some', 'float'),
 ]
-# Command lines that a command refuses: flags that exclude each other, and values that no other test
-# gives.
+# Command lines that a command refuses: flags that exclude each other, and invalid values.
 REFUSED_BY_COMMAND = [
   (f'bench {TINY} --checkpoint=runs/x', '--checkpoint'),
   ('bench --config=configs/glue.py:cola --checkpoint=runs/x --steps=3', '--steps'),
@@ -152,11 +151,11 @@ BROKEN_RECIPES = {
 }
 
 
-def read(name: str, arguments: list[str]) -> tuple:
+def parse(name: str, arguments: list[str]) -> tuple:
   return flags.parse_arguments(name, commands.COMMANDS[name], arguments)
 
 
-def called(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+def call_main(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
   capsys.readouterr()
   status = main.main(arguments)
   return status, *capsys.readouterr()
@@ -166,7 +165,7 @@ def called(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, st
 def fill(
   tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
 ) -> Callable[[str], str]:
-  """Puts paths in place of RUN, CORPUS, W, FILE and EMPTY."""
+  """Returns a function that replaces RUN, CORPUS, W, FILE and EMPTY by paths."""
   monkeypatch.chdir(ROOT)
   paths = {
     'RUN': tiny_run,
@@ -183,7 +182,7 @@ def fill(
 
 
 @pytest.mark.parametrize('command, part', REFUSED, ids=[command for command, _ in REFUSED])
-def test_a_refused_command_prints_three_parts_and_leaves_nothing(
+def test_a_refused_command_prints_three_parts_and_writes_nothing(
   command: str,
   part: str,
   fill: Callable[[str], str],
@@ -192,23 +191,23 @@ def test_a_refused_command_prints_three_parts_and_leaves_nothing(
   capsys,
 ):
   old_files = {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()}
-  status, out, err = called([fill(argument) for argument in shlex.split(command)], capsys)
+  status, out, err = call_main([fill(argument) for argument in shlex.split(command)], capsys)
   assert status == 2 and not out
   assert re.fullmatch(r'asked: .+\nfound: .+\nto do: .+\n', err), err
   assert fill(part) in err
   assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'file'], (
-    'something was left behind'
+    'the command left files'
   )
   assert (tmp_path / 'file').read_text() == 'content' and not any((tmp_path / 'empty').iterdir())
   assert {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()} == old_files
 
 
-@pytest.mark.parametrize('command, part', UNREADABLE, ids=[command for command, _ in UNREADABLE])
-def test_an_unreadable_command_line_is_refused(command: str, part: str, monkeypatch):
+@pytest.mark.parametrize('command, part', UNPARSABLE, ids=[command for command, _ in UNPARSABLE])
+def test_an_unparsable_command_line_is_refused(command: str, part: str, monkeypatch):
   monkeypatch.chdir(ROOT)
   name, *arguments = shlex.split(command)
   with pytest.raises(InputError, match=re.escape(part)):
-    read(name, arguments)
+    parse(name, arguments)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_a_command_refuses_before_it_writes(
 ):
   name, *arguments = [fill(argument) for argument in shlex.split(command)]
   with pytest.raises(InputError, match=re.escape(fill(part))):
-    commands.COMMANDS[name].run(*read(name, arguments))
+    commands.COMMANDS[name].run(*parse(name, arguments))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['empty', 'file']
 
 
@@ -228,7 +227,7 @@ def test_a_broken_recipe_is_refused(name: str, tmp_path: pathlib.Path):
   text, part = BROKEN_RECIPES[name]
   (tmp_path / 'mine.py').write_bytes(text.encode(errors='surrogateescape'))
   with pytest.raises(InputError, match=re.escape(part)):
-    read('pretrain', [f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path / "run"}'])
+    parse('pretrain', [f'--config={tmp_path / "mine.py"}', f'--workdir={tmp_path / "run"}'])
   assert not (tmp_path / 'run').exists()
 
 
@@ -264,17 +263,19 @@ def test_a_broken_recipe_is_refused(name: str, tmp_path: pathlib.Path):
     ],
   ],
 )
-def test_flags_may_be_written_as_absl_has_them(arguments: list[str], monkeypatch):
+def test_flags_accept_the_forms_of_absl(arguments: list[str], monkeypatch):
   monkeypatch.chdir(ROOT)
-  config, _, free = read('pretrain', [*arguments, '--workdir', 'runs/x'])
-  assert (config.model.num_heads, config.batch_size, config.model.tied, free) == (2, 8, True, [])
+  config, _, paths = parse('pretrain', [*arguments, '--workdir', 'runs/x'])
+  assert (config.model.num_heads, config.batch_size, config.model.tied, paths) == (2, 8, True, [])
 
 
-def test_a_value_may_hold_anything(monkeypatch):
+def test_a_value_may_contain_flags_and_separators(monkeypatch):
   monkeypatch.chdir(ROOT)
-  _, values, _ = read('fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7'])
+  _, values, _ = parse(
+    'fill-mask', ['--checkpoint=a=b', '--text=the --config=<mask> is -config: 7']
+  )
   assert (values.checkpoint, values.text) == ('a=b', 'the --config=<mask> is -config: 7')
-  parsed, _, _ = read(
+  parsed, _, _ = parse(
     'finetune',
     [
       '--config=configs/glue.py',
@@ -288,53 +289,55 @@ def test_a_value_may_hold_anything(monkeypatch):
   assert config.seeds == (4, 5) and config.task.folder == 'a=b,c'
 
 
-def test_help_names_every_verb_and_every_flag(capsys):
+def test_help_contains_every_command_and_every_flag(capsys):
   for arguments in ([], ['--help'], ['-h'], ['help']):
-    status, out, err = called(arguments, capsys)
-    assert status == 0 and not err and all(verb in out for verb in commands.COMMANDS)
-  for name, verb in commands.COMMANDS.items():
-    status, out, err = called([name, '--help'], capsys)
-    assert status == 0 and not err and verb.summary in out and verb.example in out
-    assert all(f'--{flag.rstrip("*")}' in out for flag in verb.flags)
-    assert ('--config ' in out) == bool(verb.kinds) and verb.reads in out and verb.writes in out
-    assert called(['help', name], capsys)[1] == out
-    assert max(map(len, out.splitlines())) <= 180
-  assert called(['--version'], capsys)[1] == f'minilm_jax {minilm_jax.__version__}\n'
-  assert {flag.rstrip('*') for verb in commands.COMMANDS.values() for flag in verb.flags} == set(
-    flags.FLAGS
-  )
+    status, out, err = call_main(arguments, capsys)
+    assert status == 0 and not err and all(command in out for command in commands.COMMANDS)
+  for name, command in commands.COMMANDS.items():
+    status, out, err = call_main([name, '--help'], capsys)
+    assert status == 0 and not err and command.summary in out and command.example in out
+    assert all(f'--{flag.rstrip("*")}' in out for flag in command.flags)
+    assert ('--config ' in out) == bool(command.kinds)
+    assert command.reads in out and command.writes in out
+    assert call_main(['help', name], capsys)[1] == out
+    assert max(map(len, out.splitlines())) <= 160
+  assert call_main(['--version'], capsys)[1] == f'minilm_jax {minilm_jax.__version__}\n'
+  used_flags = {
+    flag.rstrip('*') for command in commands.COMMANDS.values() for flag in command.flags
+  }
+  assert used_flags == set(flags.FLAGS)
 
 
 @pytest.mark.parametrize('name', commands.COMMANDS)
-def test_the_example_of_a_verb_is_understood(name: str, monkeypatch):
+def test_the_example_of_a_command_is_valid(name: str, monkeypatch):
   monkeypatch.chdir(ROOT)
-  read(name, shlex.split(commands.COMMANDS[name].example))
+  parse(name, shlex.split(commands.COMMANDS[name].example))
 
 
-def test_all_runs_of_a_recipe_are_read_with_what_is_changed_in_each(monkeypatch):
+def test_a_changed_field_applies_to_all_runs_of_a_recipe(monkeypatch):
   monkeypatch.chdir(ROOT)
   options = ['--topology=v5e:2x4', '--config.batch_size=8']
-  parsed, values, _ = read('preflight', ['--config=configs/paper1.py:all', *options])
+  parsed, values, _ = parse('preflight', ['--config=configs/paper1.py:all', *options])
   assert list(parsed) == list(paper1.RUNS) and values.topology == 'v5e:2x4'
   assert all(config.batch_size == 8 for config in parsed.values())
-  single, _, _ = read('preflight', ['--config=configs/paper1.py:wise-dew-6', *options])
+  single, _, _ = parse('preflight', ['--config=configs/paper1.py:wise-dew-6', *options])
   assert single == {'wise-dew-6': parsed['wise-dew-6']}
-  assert list(read('preflight', [TINY, *options])[0]) == ['configs/tiny.py']
+  assert list(parse('preflight', [TINY, *options])[0]) == ['configs/tiny.py']
 
 
-def test_a_grid_is_all_of_its_points(monkeypatch):
+def test_a_sweep_contains_all_points_by_default(monkeypatch):
   monkeypatch.chdir(ROOT)
-  parsed, values, _ = read(
+  parsed, values, _ = parse(
     'sweep', ['--config=configs/paper1_grids.py', '--workdir=x', '--tokens=1e6']
   )
   assert list(parsed) == list(paper1.RUNS) and values.tokens == 1e6
-  subset, _, _ = read(
+  subset, _, _ = parse(
     'sweep', ['--config=configs/paper1_grids.py:released,wise-dew-6', '--workdir=x']
   )
   assert list(subset) == [*paper1_grids.SETS['released'], 'wise-dew-6']
 
 
-def test_several_tasks_are_read_by_name(monkeypatch):
+def test_several_tasks_are_selected_by_name(monkeypatch):
   monkeypatch.chdir(ROOT)
   options = [
     '--checkpoint=x',
@@ -342,56 +345,56 @@ def test_several_tasks_are_read_by_name(monkeypatch):
     '--config.task.max_train_examples=9',
     '--with_scratch',
   ]
-  parsed, values, _ = read('finetune', ['--config=configs/glue.py:rte, cola', *options])
+  parsed, values, _ = parse('finetune', ['--config=configs/glue.py:rte, cola', *options])
   assert list(parsed) == ['rte', 'cola'] and values.with_scratch and not values.from_scratch
   assert all(
     config.task.name == name and config.task.max_train_examples == 9
     for name, config in parsed.items()
   )
-  assert list(read('finetune', ['--config=configs/glue.py:all', *options])[0]) == list(glue.RUNS)
+  assert list(parse('finetune', ['--config=configs/glue.py:all', *options])[0]) == list(glue.RUNS)
 
 
-def test_a_newcomer_does_not_wait_for_help():
+def test_help_does_not_import_jax():
   program = (
     'import sys\nfrom minilm_jax.cli.main import main\n'
     'codes = [main(arguments) for arguments in (["--help"], ["pretrain", "--help"], ["nonsense"])]\n'
     'heavy = {"jax", "numpy", "absl", "rich.table"} & set(sys.modules)\n'
     'sys.exit(f"{codes} {heavy}" if codes != [0, 0, 2] or "jax" in heavy else 0)'
   )
-  done = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
   )
-  assert done.returncode == 0, done.stderr
+  assert process.returncode == 0, process.stderr
 
 
-def test_the_package_is_a_command_that_passes_its_status_on():
+def test_the_module_exits_with_the_status_of_the_command():
   for arguments, status in ((['--help'], 0), (['nonsense'], 2)):
-    done = subprocess.run(
+    process = subprocess.run(
       [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == status and 'Traceback' not in done.stderr
+    assert process.returncode == status and 'Traceback' not in process.stderr
 
 
-def test_a_reader_may_leave_early():
+def test_a_closed_pipe_is_no_error():
   """As `minilm show --json | head -1` does."""
-  read, write = os.pipe()
-  os.close(read)
-  # it changes when
+  reader, writer = os.pipe()
+  os.close(reader)
+  # unbuffered output changes when the error occurs
   environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
-  done = subprocess.run(
+  process = subprocess.run(
     [*COMMAND, '--help'],
     cwd=ROOT,
-    stdout=write,
+    stdout=writer,
     stderr=subprocess.PIPE,
     text=True,
     check=False,
     env=environment,
   )
-  os.close(write)
-  assert done.returncode == 0 and not done.stderr
+  os.close(writer)
+  assert process.returncode == 0 and not process.stderr
 
 
-def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
   monkeypatch.chdir(ROOT)
   monkeypatch.setitem(
     commands.COMMANDS, 'show', dataclasses.replace(commands.COMMANDS['show'], run=lambda *_: [][0])
@@ -407,7 +410,7 @@ def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
     (KeyboardInterrupt(), 130, 'SIGINT'),
   ],
 )
-def test_what_the_machine_says_is_no_traceback(
+def test_an_operating_system_error_has_no_traceback(
   error: BaseException, status: int, part: str, monkeypatch, capsys
 ):
   def fail(*_):
@@ -417,14 +420,14 @@ def test_what_the_machine_says_is_no_traceback(
   monkeypatch.setitem(
     commands.COMMANDS, 'show', dataclasses.replace(commands.COMMANDS['show'], run=fail)
   )
-  returned, out, err = called(['show', TINY], capsys)
+  returned, out, err = call_main(['show', TINY], capsys)
   assert returned == status and not out and part in err
 
 
-def test_a_signal_ends_training_with_one_sentence(
+def test_a_signal_ends_training_after_a_checkpoint(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """After a save, which the same command goes on from."""
+  """The last line of standard error has the step of the checkpoint."""
   workdir = tmp_path / 'run'
   command = [
     *COMMAND,
@@ -442,12 +445,12 @@ def test_a_signal_ends_training_with_one_sentence(
   with subprocess.Popen(
     command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   ) as process:
-    until = time.monotonic() + 240
+    deadline = time.monotonic() + 240
     log = workdir / 'metrics.jsonl'
     while (
       not (log.exists() and log.stat().st_size)
       and process.poll() is None
-      and time.monotonic() < until
+      and time.monotonic() < deadline
     ):
       time.sleep(0.05)
     process.terminate()
@@ -460,7 +463,9 @@ def test_a_signal_ends_training_with_one_sentence(
 
 
 @pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypatch, capsys):
+def test_a_signal_ends_other_commands_with_its_status(
+  number: int, status: int, monkeypatch, capsys
+):
   handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
   monkeypatch.chdir(ROOT)
   monkeypatch.setitem(
@@ -469,17 +474,17 @@ def test_a_signal_elsewhere_is_a_sentence_too(number: int, status: int, monkeypa
     dataclasses.replace(commands.COMMANDS['show'], run=lambda *_: os.kill(os.getpid(), number)),
   )
   try:
-    assert called(['show', TINY], capsys)[:2] == (status, '')
+    assert call_main(['show', TINY], capsys)[:2] == (status, '')
   finally:
     for name, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
       signal.signal(name, handler)
 
 
-def test_results_are_json_on_standard_output_and_progress_is_not(tiny_run: pathlib.Path, capsys):
-  status, out, _ = called(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
+def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys):
+  status, out, _ = call_main(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
   assert status == 0 and json.loads(out)['split'] == 'test'
   guess = ['fill-mask', '--checkpoint', str(tiny_run), '--text=the <mask> .', '--best=2']
-  status, out, _ = called([*guess, '--json'], capsys)
+  status, out, _ = call_main([*guess, '--json'], capsys)
   assert status == 0 and [guess['hole'] for guess in json.loads(out)['guesses']] == [1, 1]
-  status, out, _ = called(guess, capsys)
+  status, out, _ = call_main(guess, capsys)
   assert status == 0 and re.fullmatch(r'(1  0\.\d{4}  \S+\n){2}', out)

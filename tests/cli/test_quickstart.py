@@ -1,4 +1,4 @@
-"""The quickstart: reviews that leak nothing, every stage once, and the same again for nothing."""
+"""The quickstart: no scored sentence in pre-training, all stages run, and a repeat changes nothing."""
 
 import json
 import pathlib
@@ -19,8 +19,8 @@ REVIEWS = [
     'label': '0',
   },
   {'source': 'imdb', 'text': 'the best film of the year. so it goes', 'label': '1'},
-  {'source': 'sst2', 'text': 'It is dull , dull , dull', 'label': '0'},  # stands in a review
-  # as well, and its review ends without a full stop
+  {'source': 'sst2', 'text': 'It is dull , dull , dull', 'label': '0'},  # also in a review
+  # also in a review, which ends without a full stop
   {'source': 'sst2', 'text': 'so it goes', 'label': '1'},
   *(
     {
@@ -30,7 +30,7 @@ REVIEWS = [
     }
     for i in range(64)
   ),
-  # there already, in other clothes
+  # a duplicate with other case and punctuation
   {'source': 'sst2', 'text': 'A dog , number b c , barks', 'label': '1'},
 ]
 
@@ -50,7 +50,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
   return tmp_path / 'data'
 
 
-def test_nothing_that_is_scored_was_pretrained_on(folder: pathlib.Path):
+def test_no_scored_sentence_is_in_the_documents(folder: pathlib.Path):
   texts = ' . '.join(
     words(re.sub(r'[.!?\n]', ' . ', row['text'])) for row in rows(folder / 'documents.jsonl')
   )
@@ -58,36 +58,36 @@ def test_nothing_that_is_scored_was_pretrained_on(folder: pathlib.Path):
   splits = {
     split: [words(row['sentence']) for row in rows(folder / f'{split}.jsonl')] for split in SPLITS
   }
-  together = sum(splits.values(), [])
-  assert len(set(together)) == len(together) == 64 and all(splits.values())
-  assert not {'it is dull dull dull', 'so it goes'} & set(together)
+  sentences = sum(splits.values(), [])
+  assert len(set(sentences)) == len(sentences) == 64 and all(splits.values())
+  assert not {'it is dull dull dull', 'so it goes'} & set(sentences)
 
 
-def test_documents_carry_no_label_and_no_markup(folder: pathlib.Path):
+def test_documents_have_no_label_and_no_markup(folder: pathlib.Path):
   documents = rows(folder / 'documents.jsonl')
   assert [set(row) for row in documents] == [{'text'}] * 2 and '<br' not in documents[0]['text']
 
 
 def test_a_sentence_stays_in_its_split(folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(quickstart, '_read_reviews', lambda: iter(REVIEWS[:10]))
-  quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'fewer'))
+  quickstart.prepare_reviews(quickstart.epath.Path(tmp_path / 'smaller'))
   for split in SPLITS:
-    fewer, more = (
-      {words(row['sentence']) for row in rows(place / f'{split}.jsonl')}
-      for place in (tmp_path / 'fewer', folder)
+    smaller, larger = (
+      {words(row['sentence']) for row in rows(source / f'{split}.jsonl')}
+      for source in (tmp_path / 'smaller', folder)
     )
-    assert fewer <= more
+    assert smaller <= larger
 
 
-def test_what_is_prepared_is_not_prepared_again(folder: pathlib.Path, monkeypatch):
-  def never():
+def test_existing_files_are_not_written_again(folder: pathlib.Path, monkeypatch):
+  def fail():
     raise AssertionError('the reviews were read again')
 
-  monkeypatch.setattr(quickstart, '_read_reviews', never)
+  monkeypatch.setattr(quickstart, '_read_reviews', fail)
   quickstart.prepare_reviews(quickstart.epath.Path(folder))
 
 
-def test_without_the_wheel_it_says_how_to_get_it(tmp_path: pathlib.Path, monkeypatch):
+def test_a_missing_package_is_refused_with_an_alternative(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(quickstart, '_CSV', ('no_such_reviews', 'data.csv'))
   with pytest.raises(InputError, match='--language=microworld'):
     quickstart.run_quickstart('reviews', tmp_path / 'run')
@@ -99,7 +99,7 @@ def test_an_unknown_language_is_refused(tmp_path: pathlib.Path):
     quickstart.run_quickstart('review', tmp_path / 'run')
 
 
-def shrunken() -> dict[str, Any]:
+def small_recipes() -> dict[str, Any]:
   recipes = {part: microworld.get_config(part) for part in ('corpus', 'pretrain', 'finetune')}
   recipes['corpus'].documents.sources = 'microworld:300'
   recipes['corpus'].workers = 1
@@ -113,39 +113,37 @@ def shrunken() -> dict[str, Any]:
   return recipes
 
 
-def test_the_whole_road_and_again(tmp_path: pathlib.Path, capsys):
+def test_all_stages_run_once(tmp_path: pathlib.Path, capsys):
   workdir = quickstart.epath.Path(tmp_path)
-  written = quickstart.run_stages(shrunken(), workdir)
+  paths = quickstart.run_stages(small_recipes(), workdir)
   out = capsys.readouterr().out
-  assert 'microworld/acceptability' in out and all(str(path) in out for path in written.values())
+  assert 'microworld/acceptability' in out and all(str(path) in out for path in paths.values())
   assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(
-    written
+    paths
   )
   lines = (tmp_path / 'report' / 'scores.csv').read_text().splitlines()
   assert len(lines) == 2 and lines[1].startswith('microworld/acceptability,accuracy')
-  trained = {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')}
-  assert sorted(str(path.relative_to(tmp_path)) for path in trained) == [
+  logs = {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')}
+  assert sorted(str(path.relative_to(tmp_path)) for path in logs) == [
     'pretrain/metrics.jsonl',
     'task/metrics.jsonl',
     'task/scores.jsonl',
   ]
-  scores = rows(tmp_path / 'task' / 'scores.jsonl')  # both arms, seed by seed
+  scores = rows(tmp_path / 'task' / 'scores.jsonl')  # both arms for each seed
   assert [(line['pretrained'], line['seed']) for line in scores] == [
     (True, 0),
     (True, 1),
     (False, 0),
     (False, 1),
   ]
-  quickstart.run_stages(shrunken(), workdir)
+  quickstart.run_stages(small_recipes(), workdir)
   assert capsys.readouterr().out == out
-  assert {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')} == trained
+  assert {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')} == logs
 
 
 @pytest.mark.slow
 def test_pretraining_wins_on_the_microworld(tmp_path: pathlib.Path):
-  """The claim of the quickstart as a stranger runs it: five seeds, and the whole interval is above
-  zero.
-  """
+  """Five seeds, and the interval of the difference is above zero."""
   quickstart.run_quickstart('microworld', tmp_path)
   header, line = (tmp_path / 'report' / 'scores.csv').read_text().splitlines()
   row = dict(zip(header.split(','), line.split(','), strict=True))

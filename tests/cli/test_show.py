@@ -1,6 +1,4 @@
-"""What a recipe means: the numbers of the paper, of the arrays that a run would have, and of the
-tasks.
-"""
+"""The facts of a recipe: numbers of the paper, arrays of the run, examples of the task."""
 
 import dataclasses
 import json
@@ -18,14 +16,14 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.training import train_step
 
 
-def printed(capsys: pytest.CaptureFixture, *arguments: str) -> dict:
+def show_json(capsys: pytest.CaptureFixture, *arguments: str) -> dict:
   capsys.readouterr()
   assert main.main(['show', '--json', *arguments]) == 0
-  return json.loads(capsys.readouterr().out)  # one object and nothing else
+  return json.loads(capsys.readouterr().out)  # exactly one object
 
 
 def test_the_smallest_model_of_the_paper(capsys):
-  facts = printed(capsys, '--config=configs/paper1.py:magic-bee-26')
+  facts = show_json(capsys, '--config=configs/paper1.py:magic-bee-26')
   assert facts['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
   assert facts['flops_per_row']['honey'] == 943_964_160 and set(facts['flops_per_row']) == {
     'honey',
@@ -37,7 +35,7 @@ def test_the_smallest_model_of_the_paper(capsys):
   assert facts['recipe']['model']['vocab_size'] == 19_010
 
 
-def test_it_says_what_a_run_would_hold():
+def test_sizes_equal_those_of_the_training_state():
   config = recipe.resolve(tiny.get_config(), 'pretrain')
   facts = show.describe_recipe(config)
   assert sum(math.prod(array['shape']) for array in facts['arrays']) == facts['parameters']['total']
@@ -51,8 +49,8 @@ def test_it_says_what_a_run_would_hold():
   }
 
 
-def test_overrides_are_shown(capsys):
-  facts = printed(
+def test_overrides_change_the_facts(capsys):
+  facts = show_json(
     capsys, '--config=configs/tiny.py', '--config.mesh.model=2', '--config.num_steps=7'
   )
   assert facts['updates'] == 7 and facts['recipe']['mesh']['model'] == 2
@@ -62,19 +60,19 @@ def test_overrides_are_shown(capsys):
   )
 
 
-def test_what_is_shown_is_the_recipe(capsys):
+def test_facts_contain_the_complete_recipe(capsys):
   for name, kind in (
     ('paper1.py:sweet-dragon-4', 'pretrain'),
     ('glue.py:microworld/entailment', 'finetune'),
   ):
-    facts = printed(capsys, f'--config=configs/{name}')
+    facts = show_json(capsys, f'--config=configs/{name}')
     assert recipe.resolve(facts['recipe'], kind) == recipe.resolve(
       recipe.load(f'configs/{name}'), kind
     )
 
 
-def test_a_task_says_how_many_examples_it_has(capsys):
-  facts = printed(
+def test_a_task_counts_its_examples(capsys):
+  facts = show_json(
     capsys, '--config=configs/glue.py:microworld/sentiment', '--config.task.max_train_examples=300'
   )
   assert (
@@ -90,10 +88,10 @@ def test_a_task_says_how_many_examples_it_has(capsys):
     (True, {'train': 150, 'validation': 14, 'test': 202}),
   ],
 )
-def test_a_task_of_the_paper_before_and_after_its_filter(
+def test_the_filter_of_paper_1_keeps_the_published_examples(
   filtered: bool, expected: dict, data: pathlib.Path, capsys
 ):
-  facts = printed(
+  facts = show_json(
     capsys,
     '--config=configs/glue.py:rte',
     f'--config.task.folder={data / "glue" / "rte"}',
@@ -103,7 +101,7 @@ def test_a_task_of_the_paper_before_and_after_its_filter(
   assert facts['examples'] == expected
 
 
-def test_a_corpus_says_what_it_would_read(tmp_path: pathlib.Path):
+def test_a_corpus_lists_its_source_files(tmp_path: pathlib.Path):
   for name in ('a.txt', 'b.txt'):
     (tmp_path / name).write_text('the dog sleeps .')
   config = corpus.get_config()
@@ -120,7 +118,7 @@ def test_a_corpus_says_what_it_would_read(tmp_path: pathlib.Path):
     (tiny.get_config('corpus'), 'corpus'),
   ],
 )
-def test_a_reader_sees_every_field(config, kind: str, capsys):
+def test_tables_contain_every_field(config, kind: str, capsys):
   resolved = recipe.resolve(config, kind)
   console = rich.console.Console(width=200)
   for table in show.show_tables(show.describe_recipe(resolved)):
@@ -132,7 +130,9 @@ def test_a_reader_sees_every_field(config, kind: str, capsys):
     assert '1,250,722' in text and 'encoder.blocks.0.attention.query.kernel' in text
 
 
-def test_nothing_is_made_and_what_cannot_run_is_refused(tmp_path: pathlib.Path, monkeypatch):
+def test_nothing_is_written_and_an_impossible_recipe_is_refused(
+  tmp_path: pathlib.Path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   config = recipe.resolve(base.pretrain(), 'pretrain')
   show.describe_recipe(config)

@@ -1,4 +1,4 @@
-"""A sweep: every point a run, a failure stops no other point, a second start does nothing twice."""
+"""A sweep: each point is a run, failures are isolated, and a repeat changes nothing."""
 
 import dataclasses
 import functools
@@ -27,15 +27,15 @@ def share_programs(fast_compile: None) -> Any:
 
 
 def point(folder: pathlib.Path, **changes: Any) -> RunConfig:
-  """A recipe that evaluates and saves once."""
+  """Returns a recipe that evaluates and saves once."""
   return run_config(folder, **{'eval.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
 
 
 def grid(folder: pathlib.Path) -> dict[str, RunConfig]:
-  """One model, and a population of two."""
+  """Returns one model and a population of two."""
   return {
-    'one': point(folder),
-    'two': point(folder, **{'population.members': 2, 'mesh.population': 1, 'seed': 5}),
+    'single': point(folder),
+    'pair': point(folder, **{'population.members': 2, 'mesh.population': 1, 'seed': 5}),
   }
 
 
@@ -47,15 +47,15 @@ def swept(
   return folder, sweep.run_sweep(grid(tiny_corpus), folder)
 
 
-def test_every_point_is_a_run_and_every_member_another(swept):
+def test_every_point_and_every_member_is_a_run(swept):
   folder, rows = swept
-  assert [row['point'] for row in rows] == ['one', 'two'] and {row['state'] for row in rows} == {
-    sweep.FINISHED
-  }
+  assert [row['point'] for row in rows] == ['single', 'pair'] and {
+    row['state'] for row in rows
+  } == {sweep.FINISHED}
   assert [len(row['bits_per_word']) for row in rows] == [1, 2]
-  for name in ('one', 'two', 'two/member-0', 'two/member-1'):
+  for name in ('single', 'pair', 'pair/member-0', 'pair/member-1'):
     assert files.read_json(folder / name / run_dir.RESULT, 'it')['updates'] == UPDATES
-  for row, names in zip(rows, (['one'], ['two/member-0', 'two/member-1'])):
+  for row, names in zip(rows, (['single'], ['pair/member-0', 'pair/member-1'])):
     words = [files.read_json(folder / name / run_dir.BITS_PER_WORD, 'it') for name in names]
     assert [member['bits_per_word'] for member in words] == row['bits_per_word']
     results = [files.read_json(folder / name / run_dir.RESULT, 'it') for name in names]
@@ -63,15 +63,17 @@ def test_every_point_is_a_run_and_every_member_another(swept):
   assert not list(folder.glob('**/.lock')) and not list(folder.glob('**/failure.json'))
 
 
-def test_a_second_start_does_nothing_twice(swept, tiny_corpus: pathlib.Path):
+def test_a_repeat_changes_no_file(swept, tiny_corpus: pathlib.Path):
   folder, rows = swept
-  files = {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()}
-  again = sweep.run_sweep(grid(tiny_corpus), folder)
-  assert [{**row, 'seconds': 0} for row in again] == [{**row, 'seconds': 0} for row in rows]
-  assert {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()} == files
+  old_files = {path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()}
+  repeated_rows = sweep.run_sweep(grid(tiny_corpus), folder)
+  assert [{**row, 'seconds': 0} for row in repeated_rows] == [{**row, 'seconds': 0} for row in rows]
+  assert {
+    path: path.stat().st_mtime_ns for path in folder.glob('**/*') if path.is_file()
+  } == old_files
 
 
-def test_shares_make_one_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_shares_together_are_the_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   rows = [
     row for part in (2, 1) for row in sweep.run_sweep(grid(tiny_corpus), tmp_path, f'{part}/2')
   ]
@@ -79,10 +81,10 @@ def test_shares_make_one_sweep(swept, tiny_corpus: pathlib.Path, tmp_path: pathl
   assert by_name == [{**row, 'seconds': 0} for row in swept[1]]
 
 
-def test_a_point_that_fails_says_why_and_the_others_go_on(
+def test_a_failure_is_stored_and_other_points_are_trained(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['two']}
+  points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['pair']}
   rows = {row['point']: row for row in sweep.run_sweep(points, tmp_path)}
   assert rows['broken']['state'] == sweep.FAILED and rows['fine']['state'] == sweep.FINISHED
   record = files.read_json(tmp_path / 'broken' / run_dir.FAILURE, 'it')
@@ -93,44 +95,44 @@ def test_a_point_that_fails_says_why_and_the_others_go_on(
   assert not (tmp_path / 'broken' / run_dir.FAILURE).exists()
 
 
-def test_a_machine_that_gives_up_on_a_point_is_no_end(
+def test_an_out_of_memory_error_fails_one_point(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   def out_of_memory(config: RunConfig, folder: Any):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
 
   monkeypatch.setattr(sweep.pretrain, 'pretrain', out_of_memory)
-  (row,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
+  (row,) = sweep.run_sweep({'single': point(tiny_corpus)}, tmp_path)
   assert row['state'] == sweep.FAILED and row['reason'].endswith(
     'RESOURCE_EXHAUSTED: Out of memory'
   )
 
 
-def test_a_point_that_another_process_trains_is_left_to_it(
+def test_a_locked_point_is_skipped(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  (tmp_path / 'one').mkdir()
-  with lock.hold_lock(tmp_path / 'one'):
-    (row,) = sweep.run_sweep({'one': point(tiny_corpus)}, tmp_path)
-  assert row['state'] == sweep.LEFT and 'one is left out' in capsys.readouterr().err
+  (tmp_path / 'single').mkdir()
+  with lock.hold_lock(tmp_path / 'single'):
+    (row,) = sweep.run_sweep({'single': point(tiny_corpus)}, tmp_path)
+  assert row['state'] == sweep.LEFT and 'skipping single' in capsys.readouterr().err
   assert (
-    not (tmp_path / 'one' / run_dir.METRICS).exists()
-    and not (tmp_path / 'one' / run_dir.FAILURE).exists()
+    not (tmp_path / 'single' / run_dir.METRICS).exists()
+    and not (tmp_path / 'single' / run_dir.FAILURE).exists()
   )
 
 
-def test_another_vocabulary_has_a_tokenizer_and_corpus_of_its_own(
+def test_another_vocab_size_builds_another_corpus(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   points = {'small': point(tiny_corpus, **{'model.vocab_size': 210}), 'large': point(tiny_corpus)}
   rows = sweep.run_sweep(points, tmp_path)
   assert {row['state'] for row in rows} == {sweep.FINISHED}
   assert corpus.read_manifest(tmp_path / 'corpora' / '200')['vocabulary'] == 200
-  read = {
+  corpora = {
     name: files.read_json(tmp_path / name / run_dir.MANIFEST, 'it')['corpus_folder']
     for name in points
   }
-  assert read == {'small': str(tmp_path / 'corpora' / '200'), 'large': str(tiny_corpus)}
+  assert corpora == {'small': str(tmp_path / 'corpora' / '200'), 'large': str(tiny_corpus)}
   words = {
     name: files.read_json(tmp_path / name / run_dir.BITS_PER_WORD, 'it')['word_masks'][0]
     for name in points
@@ -153,12 +155,12 @@ def test_a_dry_run_writes_nothing(
   assert [row['updates'] for row in rows] == [98, 98] and all(row['seconds'] > 0 for row in rows)
 
 
-def test_more_shares_than_points_say_so(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_an_empty_share_is_refused(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   with pytest.raises(InputError, match='--shard=3/3'):
     sweep.run_sweep(grid(tiny_corpus), tmp_path, '3/3')
 
 
-def test_the_verb_ends_with_status_2_when_a_point_failed(
+def test_the_command_returns_status_2_after_a_failure(
   monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
   row = {'test_loss': [6.5, None], 'bits_per_word': [9.25], 'seconds': 61.0}
@@ -168,8 +170,8 @@ def test_the_verb_ends_with_status_2_when_a_point_failed(
   ]
   monkeypatch.setattr(sweep, 'run_sweep', lambda configs, *others: rows)
   assert main.main(['sweep', '--config=configs/paper1_grids.py', '--workdir=S']) == 2
-  written = capsys.readouterr()
-  assert 'bad failed: the corpus X: no such folder' in written.err
+  output = capsys.readouterr()
+  assert 'bad failed: the corpus X: no such folder' in output.err
   assert all(
-    word in written.out for word in ('fine', 'finished', 'failed', '6.500', '9.250', '0:01:01')
+    word in output.out for word in ('fine', 'finished', 'failed', '6.500', '9.250', '0:01:01')
   )

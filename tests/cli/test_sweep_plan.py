@@ -1,4 +1,4 @@
-"""The plan of a sweep: no point twice, shares that cost alike, budgets, and an estimated cost."""
+"""The plan of a sweep: distinct points, shares of similar cost, budgets, and estimates."""
 
 import dataclasses
 import math
@@ -23,12 +23,12 @@ def points(*names: str) -> dict[str, RunConfig]:
 GRID = points(*NAMES)
 
 
-def test_a_point_twice_is_refused_by_both_names():
+def test_identical_points_are_refused():
   sweep_plan.check_points(GRID)
-  same = GRID | {'again': GRID[NAMES[2]]}
+  duplicated = GRID | {'again': GRID[NAMES[2]]}
   with pytest.raises(InputError, match=f'{NAMES[2]} and again'):
-    sweep_plan.check_points(same)
-  # a number in a formula, not a model
+    sweep_plan.check_points(duplicated)
+  # enters the FLOP count only
   other_heads = dataclasses.replace(GRID[NAMES[2]].model, flops_heads=2)
   with pytest.raises(InputError, match='again'):
     sweep_plan.check_points(
@@ -36,12 +36,12 @@ def test_a_point_twice_is_refused_by_both_names():
     )
 
 
-def test_the_logged_runs_are_no_point_twice():
+def test_the_logged_runs_are_distinct():
   sweep_plan.check_points(points(*paper1_grids.RUNS))
 
 
 @pytest.mark.parametrize('parts', [1, 2, 5, 14])
-def test_shares_are_all_points_once_and_alike(parts: int):
+def test_shares_are_disjoint_and_similar_in_cost(parts: int):
   shares = [sweep_plan.shard_points(GRID, f'{part}/{parts}') for part in range(1, parts + 1)]
   names = [name for share in shares for name in share]
   assert sorted(names) == sorted(NAMES)
@@ -51,33 +51,35 @@ def test_shares_are_all_points_once_and_alike(parts: int):
     assert cost == sorted(cost)
 
 
-def test_more_shares_than_points_leave_some_with_nothing():
+def test_a_share_beyond_the_points_is_empty():
   assert not sweep_plan.shard_points(GRID, '15/15')
 
 
 @pytest.mark.parametrize('shard', ['0/4', '5/4', '4', 'a/b', '1/0', '-1/4', '1/4/2'])
-def test_a_share_outside_its_range_is_refused(shard: str):
+def test_an_invalid_shard_is_refused(shard: str):
   with pytest.raises(InputError, match=f'--shard={shard}'):
     sweep_plan.shard_points(GRID, shard)
 
 
-def test_a_budget_is_what_every_member_gets_at_least():
+def test_a_budget_is_rounded_up_to_an_update():
   for name, config in sweep_plan.apply_budget(GRID, sweep_plan.Budget(tokens=1e6)).items():
-    a_row = config.model.max_length
-    assert 0 <= config.num_steps * config.batch_size * a_row - 1e6 < config.batch_size * a_row, name
+    row_tokens = config.model.max_length
+    assert (
+      0 <= config.num_steps * config.batch_size * row_tokens - 1e6 < config.batch_size * row_tokens
+    ), name
   for name, config in sweep_plan.apply_budget(GRID, sweep_plan.Budget(flops=1e13)).items():
-    an_update = config.batch_size * flops.flops_per_row(config.model, config.mask)['actual']
-    assert 0 <= config.num_steps * an_update - 1e13 < an_update, name
+    update_flops = config.batch_size * flops.flops_per_row(config.model, config.mask)['actual']
+    assert 0 <= config.num_steps * update_flops - 1e13 < update_flops, name
   assert sweep_plan.apply_budget(GRID, sweep_plan.NO_BUDGET) == GRID
 
 
-def test_a_budget_of_seconds_does_not_change_what_has_begun(tmp_path):
-  each = {name: 0.5 + number for number, name in enumerate(GRID)}
+def test_a_budget_of_seconds_keeps_the_steps_of_started_points(tmp_path):
+  step_seconds = {name: 0.5 + number for number, name in enumerate(GRID)}
   run_dir.open_run(tmp_path / NAMES[1], {'num_steps': 17})
-  results = sweep_plan.apply_seconds(GRID, tmp_path, 60.0, each)
+  results = sweep_plan.apply_seconds(GRID, tmp_path, 60.0, step_seconds)
   assert results[NAMES[0]].num_steps == 120 and results[NAMES[1]].num_steps == 17
   assert all(
-    config.num_steps == math.floor(60 / each[name])
+    config.num_steps == math.floor(60 / step_seconds[name])
     for name, config in results.items()
     if name != NAMES[1]
   )
@@ -86,32 +88,34 @@ def test_a_budget_of_seconds_does_not_change_what_has_begun(tmp_path):
 @pytest.mark.parametrize(
   'budget', [(1e6, 1e9, 0), (1e6, 0, 10), (-1, 0, 0), (0, 0, math.inf), (math.nan, 0, 0)]
 )
-def test_budgets_that_say_nothing_are_refused(budget):
+def test_invalid_budgets_are_refused(budget):
   with pytest.raises(InputError):
     sweep_plan.Budget(*budget)
 
 
-def test_time_lies_between_what_was_timed(monkeypatch: pytest.MonkeyPatch):
-  """A machine that does a FLOP in a picosecond is found out from three points."""
-  timed = []
+def test_times_of_other_points_are_interpolated(monkeypatch: pytest.MonkeyPatch):
+  """Three points suffice for a machine that computes a FLOP in a picosecond."""
+  timed_configs = []
 
-  def ours(config: RunConfig, rows: object):
-    timed.append(config)
+  def time_step(config: RunConfig, rows: object):
+    timed_configs.append(config)
     return (lambda steps: steps * sweep_plan.total_flops(config) * 1e-12), 0.0
 
-  monkeypatch.setattr(sweep_plan.timing, 'time_our_step', ours)
+  monkeypatch.setattr(sweep_plan.timing, 'time_our_step', time_step)
   results = sweep_plan.time_steps(GRID)
-  assert len(timed) == 3
+  assert len(timed_configs) == 3
   assert results == pytest.approx(
     {name: sweep_plan.total_flops(config) * 1e-12 for name, config in GRID.items()}, rel=1e-6
   )
   assert sweep_plan.time_steps(points(NAMES[0])).keys() == {NAMES[0]}
 
 
-def test_a_plan_says_three_counts_of_flops_and_what_a_population_takes():
+def test_a_plan_has_three_flop_counts_and_the_memory_of_a_population():
   config = GRID['e32-h32-f64-a8-l1']
-  two = dataclasses.replace(config, population=dataclasses.replace(config.population, members=2))
-  single, both = (sweep_plan.describe_plan({'x': c}, {'x': 2.0})[0] for c in (config, two))
+  pair_config = dataclasses.replace(
+    config, population=dataclasses.replace(config.population, members=2)
+  )
+  single, pair = (sweep_plan.describe_plan({'x': c}, {'x': 2.0})[0] for c in (config, pair_config))
   assert single['parameters'] == {'embedding': 612_608, 'other': 638_114, 'total': 1_250_722}
   rows = 35_475 * 256
   assert single['flops'] == {
@@ -120,6 +124,6 @@ def test_a_plan_says_three_counts_of_flops_and_what_a_population_takes():
   assert single['tokens'] == rows * 128 and single['seconds'] == 2.0 * 35_475
   gradient, devices = 4 * 1_250_722, jax.local_device_count()
   state = single['bytes'] // devices - gradient
-  assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, two moments and a few counters
-  assert both['tokens'] == single['tokens'] and both['bytes'] == devices * (2 * state + gradient)
-  assert sweep_plan.total_flops(two) == 2 * sweep_plan.total_flops(config)
+  assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, moments, counters
+  assert pair['tokens'] == single['tokens'] and pair['bytes'] == devices * (2 * state + gradient)
+  assert sweep_plan.total_flops(pair_config) == 2 * sweep_plan.total_flops(config)

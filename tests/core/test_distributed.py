@@ -1,4 +1,4 @@
-"""Several processes train one run as one process would, or end together with an error."""
+"""Several processes train the same run as one process, or end together with an error."""
 
 import contextlib
 import functools
@@ -39,23 +39,21 @@ INVALID_ADDRESSES = (
 )
 
 
-def short(folder: pathlib.Path, **changes: Any) -> RunConfig:
-  """A recipe for four devices, two of each process."""
+def make_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
+  """Returns a recipe for four devices, two of each process."""
   return run_config(
     folder,
     **{'mesh.data': DEVICES, 'num_steps': UPDATES, 'checkpoint.keep_last': UPDATES, **changes},
   )
 
 
-def free_address() -> str:
+def find_free_address() -> str:
   with socket.create_server(('', 0)) as server:
     return f'localhost:{server.getsockname()[1]}'
 
 
-def of_slurm(port: int, process: int) -> dict[str, str]:
-  """What `srun` tells each of two tasks, as launch/slurm.sbatch starts them; JAX makes the port of
-  the job's number.
-  """
+def slurm_environment(port: int, process: int) -> dict[str, str]:
+  """Returns the variables of `srun` for two tasks (launch/slurm.sbatch); the job id sets the port."""
   return {
     'SLURM_JOB_ID': str(port - 61_440),
     'SLURM_STEP_NODELIST': 'localhost',
@@ -66,8 +64,8 @@ def of_slurm(port: int, process: int) -> dict[str, str]:
   }
 
 
-def port_of_slurm() -> int:
-  """A free one of those that it makes."""
+def find_slurm_port() -> int:
+  """Returns a free port of those that JAX derives from a job id."""
   for port in range(61_440 + os.getpid() % 4_000, 65_536):
     with contextlib.suppress(OSError), socket.create_server(('', port)):
       return port
@@ -78,7 +76,7 @@ class Processes:
   """`minilm pretrain` in processes of two devices each."""
 
   def __init__(self, folder: pathlib.Path):
-    self.folder, self.started = folder, []
+    self.folder, self.children = folder, []
     base_environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     self.environment = base_environment | {
       'JAX_NUM_CPU_DEVICES': '2',
@@ -96,14 +94,14 @@ class Processes:
     wait: int = WAIT,
     cwd: pathlib.Path = ROOT,
   ) -> subprocess.Popen:
-    file = self.folder / f'recipe-{len(self.started)}.py'
+    file = self.folder / f'recipe-{len(self.children)}.py'
     file.write_text(
       'from ml_collections import config_dict\n\n\ndef get_config():\n'
       f'  return config_dict.ConfigDict({pprint.pformat(recipe.as_dict(config))})\n'
     )
-    known, *port = address.split(':')
-    slurm = known == distributed.AUTO
-    self.started.append(
+    coordinator, *port = address.split(':')
+    is_slurm = coordinator == distributed.AUTO
+    self.children.append(
       subprocess.Popen(
         [
           sys.executable,
@@ -114,61 +112,61 @@ class Processes:
           f'--workdir={workdir}',
           f'--timeout={wait}',
           *(
-            [f'--coordinator={known}']
-            if slurm
+            [f'--coordinator={coordinator}']
+            if is_slurm
             else ['--processes=2', f'--coordinator={address}', f'--process={process}']
           ),
         ],
-        env=self.environment | (of_slurm(int(port[0]), process) if slurm else {}),
+        env=self.environment | (slurm_environment(int(port[0]), process) if is_slurm else {}),
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
       )
     )
-    return self.started[-1]
+    return self.children[-1]
 
-  def pair(
+  def start_pair(
     self,
     config: RunConfig,
     workdir: pathlib.Path,
     other: RunConfig | None = None,
-    places: Sequence[pathlib.Path] = (ROOT, ROOT),
+    folders: Sequence[pathlib.Path] = (ROOT, ROOT),
     address: str = '',
   ) -> list[subprocess.Popen]:
-    """Starts two; the second may have a recipe of its own, each a current directory."""
-    address = address or free_address()
+    """Starts two processes in their current directories; the second can have another recipe."""
+    address = address or find_free_address()
     return [
-      self.start(config, workdir, address, 0, cwd=places[0]),
-      self.start(other or config, workdir, address, 1, cwd=places[1]),
+      self.start(config, workdir, address, 0, cwd=folders[0]),
+      self.start(other or config, workdir, address, 1, cwd=folders[1]),
     ]
 
-  def both(self, *arguments: Any, **more: Any) -> list[tuple[int, str, str]]:
-    """How two end."""
-    return [ended(process) for process in self.pair(*arguments, **more)]
+  def run_pair(self, *arguments: Any, **options: Any) -> list[tuple[int, str, str]]:
+    """Returns status, standard output and standard error of two processes."""
+    return [wait_for(process) for process in self.start_pair(*arguments, **options)]
 
 
 @pytest.fixture
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
   group = Processes(tmp_path_factory.mktemp('processes'))
   yield group
-  for process in group.started:
+  for process in group.children:
     process.kill()
     process.communicate()
 
 
-def ended(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
+def wait_for(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
   out, err = process.communicate(timeout=seconds)
   return process.returncode, out, err
 
 
-def parts(err: str) -> list[str]:
-  """Names of the parts of the errors, and of tracebacks, in their order."""
-  return [line.partition(':')[0].partition(' (')[0] for line in sentence(err).splitlines()]
+def list_parts(err: str) -> list[str]:
+  """Returns the names of the parts of errors, and of tracebacks, in order."""
+  return [line.partition(':')[0].partition(' (')[0] for line in select_error(err).splitlines()]
 
 
-def sentence(err: str) -> str:
-  """The error, without what libraries say."""
+def select_error(err: str) -> str:
+  """Returns the lines of errors and tracebacks without messages of libraries."""
   return '\n'.join(
     line
     for line in err.splitlines()
@@ -177,10 +175,8 @@ def sentence(err: str) -> str:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def compiled_once() -> Any:
-  """Runs of this process share their compiled programs, quickly made ones: that takes nothing from
-  what is tested.
-  """
+def share_programs() -> Any:
+  """Lets runs of this process share programs that are compiled without optimization."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
@@ -190,16 +186,16 @@ def compiled_once() -> Any:
 
 
 @pytest.fixture(scope='module')
-def alone(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The run of one process."""
+def single_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Returns the run of one process."""
   folder = tmp_path_factory.mktemp('single') / 'run'
-  pretrain.pretrain(short(tiny_corpus), folder)
+  pretrain.pretrain(make_config(tiny_corpus), folder)
   return folder
 
 
 def assert_same(folder: pathlib.Path, other: pathlib.Path) -> None:
-  """Every line once and in order, whoever computed it; losses but for roundings."""
-  result, wanted = (list(run_dir.read_lines(path / run_dir.METRICS)) for path in (folder, other))
+  """Checks that two runs logged the same lines, with losses equal up to rounding."""
+  result, expected = (list(run_dir.read_lines(path / run_dir.METRICS)) for path in (folder, other))
   numbers = (
     'loss',
     'perplexity',
@@ -210,17 +206,17 @@ def assert_same(folder: pathlib.Path, other: pathlib.Path) -> None:
     'tokens_per_second',
   )
   assert [{k: v for k, v in line.items() if k not in numbers} for line in result] == [
-    {k: v for k, v in line.items() if k not in numbers} for line in wanted
+    {k: v for k, v in line.items() if k not in numbers} for line in expected
   ]
   assert [line['loss'] for line in result] == pytest.approx(
-    [line['loss'] for line in wanted], rel=1e-5
+    [line['loss'] for line in expected], rel=1e-5
   )
   assert json.loads((folder / run_dir.RESULT).read_text())['test_loss'] == result[-1]['loss']
   assert checkpoint.latest_step(folder) == UPDATES
 
 
-def cut_back(source: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
-  """The run as it was after the checkpoint of a step."""
+def copy_until(source: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.Path:
+  """Copies a run in its state after the checkpoint of a step."""
   shutil.copytree(source, folder)
   (folder / run_dir.RESULT).unlink()
   for path in (folder / checkpoint.FOLDER).iterdir():
@@ -229,15 +225,15 @@ def cut_back(source: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib.P
   return folder
 
 
-def test_two_tasks_of_slurm_go_on_where_one_process_was(
-  processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+def test_two_slurm_tasks_resume_a_run_of_one_process(
+  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """And go to the end: one of them writes and speaks."""
-  workdir = cut_back(alone, tmp_path / 'run', 8)
-  both = processes.both(
-    short(tiny_corpus), workdir, address=f'{distributed.AUTO}:{port_of_slurm()}'
+  """Only process 0 writes files and messages."""
+  workdir = copy_until(single_run, tmp_path / 'run', 8)
+  results = processes.run_pair(
+    make_config(tiny_corpus), workdir, address=f'{distributed.AUTO}:{find_slurm_port()}'
   )
-  for number, (status, out, err) in enumerate(both):
+  for number, (status, out, err) in enumerate(results):
     assert not status, err
     assert (
       (json.loads(out) == json.loads((workdir / run_dir.RESULT).read_text()))
@@ -245,27 +241,25 @@ def test_two_tasks_of_slurm_go_on_where_one_process_was(
       else not out
     )
     assert ('update 8' in err) == (number == 0)
-  assert_same(workdir, alone)
+  assert_same(workdir, single_run)
 
 
-def test_two_workers_of_gke_find_each_other(processes: Processes):
-  """By what GKE tells the pods of a slice, as launch/gke.yaml starts them; with and without
-  --coordinator=auto.
-  """
+def test_two_gke_workers_form_one_run(processes: Processes):
+  """The environment is that of launch/gke.yaml, with and without --coordinator=auto."""
   program = (
     'import sys\nfrom minilm_jax.core import distributed\nwith distributed.initialized(sys.argv[1], None, None, 60):\n'
     '  import jax\n  print(jax.process_index(), jax.process_count(), jax.device_count(), distributed.is_primary())'
   )
   gke_environment = {
     'TPU_WORKER_HOSTNAMES': 'localhost,localhost',
-    'JAX_COORDINATOR_PORT': free_address().partition(':')[2],
-    'JAX_FORCE_TPU_INIT': '1',  # for there is no chip, by which JAX tells a TPU VM
+    'JAX_COORDINATOR_PORT': find_free_address().partition(':')[2],
+    'JAX_FORCE_TPU_INIT': '1',  # without a chip, JAX does not detect a TPU VM
     'MEGASCALE_COORDINATOR_ADDRESS': 'localhost',
     'MEGASCALE_NUM_SLICES': '1',
     'MEGASCALE_SLICE_ID': '0',
   }
   for number, coordinator in enumerate(('', distributed.AUTO)):
-    processes.started.append(
+    processes.children.append(
       subprocess.Popen(
         [sys.executable, '-c', program, coordinator],
         env=processes.environment | gke_environment | {'TPU_WORKER_ID': str(number)},
@@ -274,45 +268,45 @@ def test_two_workers_of_gke_find_each_other(processes: Processes):
         text=True,
       )
     )
-  for number, (status, out, err) in enumerate(map(ended, processes.started)):
+  for number, (status, out, err) in enumerate(map(wait_for, processes.children)):
     assert not status and out.split() == [str(number), '2', '4', str(number == 0)], err
 
 
 @pytest.mark.parametrize('killed', [0, 1])
-def test_one_process_goes_on_where_one_of_two_was_killed(
+def test_one_process_resumes_after_one_of_two_was_killed(
   killed: int,
   processes: Processes,
-  alone: pathlib.Path,
+  single_run: pathlib.Path,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  config, workdir = short(tiny_corpus), tmp_path / 'run'
-  pair = processes.pair(config, workdir)
+  config, workdir = make_config(tiny_corpus), tmp_path / 'run'
+  pair = processes.start_pair(config, workdir)
   while (checkpoint.latest_step(workdir) or 0) < 4 and pair[0].poll() is None:
     time.sleep(0.02)
   pair[killed].kill()
-  pair[killed].wait()  # a process that nobody waited for still holds the lock of the run
-  # the heartbeat time-out; mostly at once, as sockets close
-  status, out, err = ended(pair[1 - killed], WAIT + 10)
+  pair[killed].wait()  # a zombie process would still hold the lock of the run
+  # at the latest after the heartbeat time-out, mostly when the sockets close
+  status, out, err = wait_for(pair[1 - killed], WAIT + 10)
   assert status == 2 and not out and not (workdir / run_dir.RESULT).exists()
-  assert parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
+  assert (
+    list_parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
+  )
   pretrain.pretrain(config, workdir)
-  assert_same(workdir, alone)
+  assert_same(workdir, single_run)
 
 
 @pytest.mark.parametrize('stopped', [0, 1])
-def test_a_process_that_misses_its_heartbeats_ends_the_other(stopped: int, processes: Processes):
-  """Its sockets stay open, so that no collective fails: JAX aborts, and the handler makes that
-  status 2.
-  """
+def test_missed_heartbeats_end_the_other_process(stopped: int, processes: Processes):
+  """Sockets of a suspended process stay open, so JAX aborts; the handler exits with status 2."""
   program = (
     'import sys\nimport jax\nfrom minilm_jax.core import distributed\ndistributed.MIN_HEARTBEAT_SECONDS = 1\n'
     'print("imported", flush=True)\nsys.stdin.readline()\n'
     'with distributed.initialized(sys.argv[1], 2, int(sys.argv[2]), 5):\n'
     '  print("started", file=sys.stdout, flush=True)\n  while True:\n    distributed.allgather_ints(1)\n'
   )
-  address = free_address()
-  processes.started += [
+  address = find_free_address()
+  processes.children += [
     subprocess.Popen(
       [sys.executable, '-c', program, address, str(number)],
       env=processes.environment,
@@ -323,142 +317,143 @@ def test_a_process_that_misses_its_heartbeats_ends_the_other(stopped: int, proce
     )
     for number in range(2)
   ]
-  for process in processes.started:
+  for process in processes.children:
     assert process.stdout.readline() == 'imported\n'
-  for process in processes.started:
+  for process in processes.children:
     process.stdin.write('\n')
     process.stdin.flush()
-  for process in processes.started:
+  for process in processes.children:
     assert process.stdout.readline() == 'started\n'
-  processes.started[stopped].send_signal(signal.SIGSTOP)
-  began = time.monotonic()
-  status, out, err = ended(processes.started[1 - stopped], 30)
+  processes.children[stopped].send_signal(signal.SIGSTOP)
+  start_time = time.monotonic()
+  status, out, err = wait_for(processes.children[1 - stopped], 30)
   assert (
     status == 2
     and not out
-    and parts(err) == ['asked', 'found', 'to do']
-    and time.monotonic() - began < 5 + 5
+    and list_parts(err) == ['asked', 'found', 'to do']
+    and time.monotonic() - start_time < 5 + 5
   )
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_stops_both_at_one_update(
-  processes: Processes, alone: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+def test_a_signal_to_one_process_stops_both_at_the_same_update(
+  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """Saved; one process goes on from there."""
-  config, workdir = short(tiny_corpus), tmp_path / 'run'
-  both = processes.pair(config, workdir)
-  while (checkpoint.latest_step(workdir) or 0) < 4 and both[0].poll() is None:
+  """A run of one process resumes from the checkpoint."""
+  config, workdir = make_config(tiny_corpus), tmp_path / 'run'
+  results = processes.start_pair(config, workdir)
+  while (checkpoint.latest_step(workdir) or 0) < 4 and results[0].poll() is None:
     time.sleep(0.02)
-  both[1].send_signal(signal.SIGTERM)
-  for status, out, err in [ended(process) for process in both]:
+  results[1].send_signal(signal.SIGTERM)
+  for status, out, err in [wait_for(process) for process in results]:
     assert status == 143 and not out and 'Traceback' not in err, err
     step = re.search(r'SIGTERM.* (\d+);', err)
     assert step and int(step[1]) == checkpoint.latest_step(workdir)
   pretrain.pretrain(config, workdir)
-  assert_same(workdir, alone)
+  assert_same(workdir, single_run)
 
 
-def test_another_recipe_stops_both(
+def test_different_recipes_are_refused_in_both_processes(
   processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  for status, out, err in processes.both(
-    short(tiny_corpus), tmp_path / 'run', short(tiny_corpus, seed=1)
+  for status, out, err in processes.run_pair(
+    make_config(tiny_corpus), tmp_path / 'run', make_config(tiny_corpus, seed=1)
   ):
     assert status == 2 and not out
-    assert sentence(err).startswith('asked: the recipe') and 'process 0 has ' in sentence(err)
+    assert select_error(err).startswith('asked: the recipe') and 'process 0 has ' in select_error(
+      err
+    )
   assert not (tmp_path / 'run').exists()
 
 
-def no_corpus(folder: pathlib.Path) -> None:
+def remove_corpus(folder: pathlib.Path) -> None:
   shutil.rmtree(folder)
 
 
-def another_corpus(folder: pathlib.Path) -> None:
+def change_hash(folder: pathlib.Path) -> None:
   path = folder / run_dir.MANIFEST
   path.write_text(json.dumps({**json.loads(path.read_text()), 'hash': '0' * 64}))
 
 
 @pytest.mark.parametrize(
-  'change, part',
+  'change, patterns',
   [
-    (another_corpus, ['the corpus to be the same in 2 processes\nfound: process 0 has '] * 2),
+    (change_hash, [r'the corpus .*\nfound: .*process 0 has '] * 2),
     (
-      no_corpus,
+      remove_corpus,
       [
-        'the corpus corpus\nfound: on process 1: no manifest.json',
-        'the corpus corpus\nfound: no manifest.json',
+        r'the corpus corpus\nfound: .*process 1.* manifest\.json',
+        r'the corpus corpus\nfound: no manifest\.json',
       ],
     ),
   ],
 )
-def test_what_one_finds_on_its_disk_stops_both(
+def test_different_corpora_are_refused_in_both_processes(
   change: Callable[[pathlib.Path], None],
-  part: list[str],
+  patterns: list[str],
   processes: Processes,
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  places = [tmp_path / 'here', tmp_path / 'there']
-  for place in places:
-    shutil.copytree(tiny_corpus, place / 'corpus')
-  change(places[1] / 'corpus')
-  ends = processes.both(short(pathlib.Path('corpus')), tmp_path / 'run', places=places)
-  for (status, out, err), result in zip(ends, part, strict=True):
-    assert status == 2 and not out and sentence(err).startswith(f'asked: {result}')
+  folders = [tmp_path / 'first', tmp_path / 'second']
+  for folder in folders:
+    shutil.copytree(tiny_corpus, folder / 'corpus')
+  change(folders[1] / 'corpus')
+  ends = processes.run_pair(make_config(pathlib.Path('corpus')), tmp_path / 'run', folders=folders)
+  for (status, out, err), pattern in zip(ends, patterns, strict=True):
+    assert status == 2 and not out and re.match(f'asked: {pattern}', select_error(err))
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_process_that_never_comes(
+def test_a_missing_process_is_an_error_after_the_time_out(
   processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  began = time.monotonic()
+  start_time = time.monotonic()
   for number in range(2):
-    processes.start(short(tiny_corpus), tmp_path / 'run', free_address(), number, wait=2)
-  for process in processes.started:
-    status, out, err = ended(process, 30)
+    processes.start(make_config(tiny_corpus), tmp_path / 'run', find_free_address(), number, wait=2)
+  for process in processes.children:
+    status, out, err = wait_for(process, 30)
     assert (
       status == 2
       and not out
-      and 'within 2 seconds' in sentence(err)
-      and sentence(err) == err.strip()
+      and '2 seconds' in select_error(err)
+      and select_error(err) == err.strip()
     )
-    assert parts(err) == ['asked', 'found', 'to do']
-  assert time.monotonic() - began < 2 + 20  # also imports JAX, on a busy machine
+    assert list_parts(err) == ['asked', 'found', 'to do']
+  assert time.monotonic() - start_time < 2 + 20  # also imports JAX, on a busy machine
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_signal_ends_a_process_that_waits(
+def test_a_signal_ends_a_waiting_process(
   processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  address = free_address()
-  process = processes.start(short(tiny_corpus), tmp_path / 'run', address, 0, wait=100)
+  address = find_free_address()
+  process = processes.start(make_config(tiny_corpus), tmp_path / 'run', address, 0, wait=100)
   while process.poll() is None:
     with contextlib.suppress(OSError), socket.create_connection(distributed.parse_address(address)):
       break
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
-  assert ended(process, 20)[0] == 128 + signal.SIGTERM
+  assert wait_for(process, 20)[0] == 128 + signal.SIGTERM
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_port_in_use(processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_port_in_use_is_refused(
+  processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
   with socket.create_server(('127.0.0.1', 0)) as server:
     process = processes.start(
-      short(tiny_corpus), tmp_path / 'run', f'localhost:{server.getsockname()[1]}', 0
+      make_config(tiny_corpus), tmp_path / 'run', f'localhost:{server.getsockname()[1]}', 0
     )
-    status, out, err = ended(process, 60)
-  assert status == 2 and not out and parts(err) == ['asked', 'found', 'to do']
+    status, out, err = wait_for(process, 60)
+  assert status == 2 and not out and list_parts(err) == ['asked', 'found', 'to do']
   assert not (tmp_path / 'run').exists()
 
 
-# each function, where there is one process
-
-
-def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
+def test_one_process_needs_no_coordination(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
   with (
-    distributed.initialized(free_address(), 1, 0, 1),
+    distributed.initialized(find_free_address(), 1, 0, 1),
     distributed.initialized('', None, None, 300),
     distributed.raise_together(),
   ):
@@ -470,7 +465,7 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
     )
     assert distributed.allgather_ints(3, 0) == [(3, 0)]
   with pytest.raises(OSError), distributed.raise_together():
-    raise OSError('as it is')
+    raise OSError('unchanged')
 
 
 @pytest.mark.parametrize(
@@ -486,22 +481,22 @@ def test_one_process_is_left_alone(tmp_path: pathlib.Path, monkeypatch):
     *(((address, 2, 0, 9), f'--coordinator={address}') for address in INVALID_ADDRESSES),
   ],
 )
-def test_flags_that_do_not_fit(arguments: tuple, part: str):
-  with pytest.raises(InputError) as refused, distributed.initialized(*arguments):
+def test_invalid_flags_are_refused(arguments: tuple, part: str):
+  with pytest.raises(InputError) as error, distributed.initialized(*arguments):
     pass
-  assert part in str(refused.value)
+  assert part in str(error.value)
 
 
-def test_processes_that_jax_joined_and_nobody_else_did(tmp_path: pathlib.Path, monkeypatch):
+def test_processes_joined_by_jax_alone_are_refused(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  with pytest.raises(InputError, match=r'devices of 4(.|\n)*--coordinator=auto'):
-    pretrain.pretrain(short(tmp_path), tmp_path / 'run')
+  with pytest.raises(InputError, match=r'4 processes(.|\n)*--coordinator=auto'):
+    pretrain.pretrain(make_config(tmp_path), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
-def test_arrays_come_to_the_host():
+def test_arrays_are_gathered_on_the_host():
   tree = {
-    'a': sharding.replicate(np.arange(3), sharding.make_mesh(short(pathlib.Path()).mesh)),
+    'a': sharding.replicate(np.arange(3), sharding.make_mesh(make_config(pathlib.Path()).mesh)),
     'b': 2,
   }
   assert jax.tree.map(np.ndim, distributed.to_host(tree)) == {'a': 1, 'b': 0}

@@ -1,11 +1,11 @@
-"""The one error a user sees."""
+"""InputError: three parts, safe to print."""
 
 import pytest
 
 from minilm_jax.core.errors import InputError, sanitize, suggest_name
 
 
-def test_an_error_holds_its_three_parts_apart_and_together():
+def test_an_error_has_three_parts():
   error = InputError('a run in runs/x', 'a file is there', 'give another --workdir')
   assert (error.asked, error.found, error.remedy) == (
     'a run in runs/x',
@@ -15,13 +15,13 @@ def test_an_error_holds_its_three_parts_apart_and_together():
   assert [line.split(':')[0] for line in str(error).splitlines()] == ['asked', 'found', 'to do']
 
 
-def test_what_a_terminal_must_not_see_is_escaped_and_what_is_endless_is_cut():
+def test_parts_are_escaped_and_truncated():
   error = InputError('the column \x1b[2J', 'größer\nasked: a second line', 'x' * 100_000)
   assert error.asked == r'the column \x1b[2J' and error.found == r'größer\nasked: a second line'
   assert len(str(error)) < 3000 and len(str(error).splitlines()) == 3
 
 
-def test_nearest_names_what_was_meant_and_everything_when_nothing_is_near():
+def test_the_nearest_name_is_suggested_or_all_names_are_listed():
   assert 'learning_rate' in suggest_name('learnin_rate', ['learning_rate', 'clip'])
   assert 'clip' not in suggest_name('learnin_rate', ['learning_rate', 'clip'])
   assert suggest_name('xyz', ['learning_rate', 'clip']) == 'known names are clip, learning_rate'
@@ -29,9 +29,9 @@ def test_nearest_names_what_was_meant_and_everything_when_nothing_is_near():
 
 
 @pytest.mark.parametrize('text', ['\x1b[2J', '\r', '\x9b', '\u202e', '\u2066', '\ud800', '\0'])
-def test_what_steers_a_reader_is_shown_as_such(text: str):
+def test_control_characters_are_replaced(text: str):
   assert sanitize(f'a{text}b').startswith('a\ufffd') and text not in str(InputError('', text, text))
 
 
-def test_other_text_is_shown_as_it_is():
+def test_other_text_is_unchanged():
   assert sanitize('größe 𝄞 שלום\tα\n') == 'größe 𝄞 שלום\tα\n'

@@ -1,4 +1,4 @@
-"""Reads are bounded, and a manifest names only files of its folder."""
+"""Files: bounded reads, and paths of manifests that stay inside their folder."""
 
 import gzip
 import io
@@ -22,24 +22,24 @@ from tests import tiny_config
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(files, 'MAX_FILE_BYTES', 1000)
   monkeypatch.setattr(files, 'MAX_CACHED_BYTES', 10_000)
   monkeypatch.setattr(run_dir, '_MAX_LINE_BYTES', 1000)
 
 
-def test_as_much_as_is_allowed_is_read_and_no_more(small: None):
+def test_a_read_is_limited(small_limits: None):
   assert files.read_limited(io.BytesIO(bytes(1000)), 'x') == bytes(1000)
   with pytest.raises(InputError, match='1,000'):
     files.read_limited(io.BytesIO(bytes(1001)), 'x')
 
 
-def test_a_file_without_end_is_refused(small: None):
+def test_an_endless_file_is_refused(small_limits: None):
   with pytest.raises(InputError, match='1,000'):
     files.read_bytes('/dev/zero', 'x')
 
 
-WHOLE: dict[str, Callable[[pathlib.Path], object]] = {
+READERS: dict[str, Callable[[pathlib.Path], object]] = {
   'a.json': lambda path: files.read_json(path, 'x'),
   'a.model': tokenizer.load_tokenizer,
   'a.csv.gz': loss_curves.read_csv,
@@ -50,31 +50,31 @@ WHOLE: dict[str, Callable[[pathlib.Path], object]] = {
 }
 
 
-@pytest.mark.parametrize('name', WHOLE)
-def test_what_must_be_read_at_once_must_be_small(name: str, tmp_path: pathlib.Path, small: None):
+@pytest.mark.parametrize('name', READERS)
+def test_readers_into_memory_are_limited(name: str, tmp_path: pathlib.Path, small_limits: None):
   content = b'{"a": "' + b'a' * 2000 + b'"}'
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
   with pytest.raises(InputError, match='1,000|JSON'):
-    WHOLE[name](tmp_path / name)
+    READERS[name](tmp_path / name)
 
 
-KEPT: dict[str, Callable[[pathlib.Path], object]] = {
+CACHED: dict[str, Callable[[pathlib.Path], object]] = {
   'a.txt': filters.load_word_list,
   'a.csv': filters.load_word_list,
   'a.jsonl': lambda path: list(documents.read_table_rows(str(path), 'strict')),
 }
 
 
-@pytest.mark.parametrize('name', KEPT)
-def test_what_is_kept_whole_is_bounded(name: str, tmp_path: pathlib.Path, small: None):
+@pytest.mark.parametrize('name', CACHED)
+def test_readers_of_cached_items_are_limited(name: str, tmp_path: pathlib.Path, small_limits: None):
   lines = [
     json.dumps({'word': 'a'}) if name == 'a.jsonl' else f'a{number}' for number in range(1000)
   ]
   (tmp_path / name).write_text('\n'.join(['word'] * (name == 'a.csv') + lines[:100]) + '\n')
-  KEPT[name](tmp_path / name)
+  CACHED[name](tmp_path / name)
   (tmp_path / name).write_text('\n'.join(['word'] * (name == 'a.csv') + lines) + '\n')
   with pytest.raises(InputError, match='10,000'):
-    KEPT[name](tmp_path / name)
+    CACHED[name](tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -103,28 +103,28 @@ def test_what_is_kept_whole_is_bounded(name: str, tmp_path: pathlib.Path, small:
     {},
   ],
 )
-def test_a_name_that_leads_out_is_refused(name: Any, tmp_path: pathlib.Path):
-  home = tmp_path / 'home'
-  home.mkdir()
-  (home / 'out').symlink_to('/etc')
-  (home / 'up').symlink_to('..')
-  with pytest.raises(InputError, match=str(home)):
-    files.resolve_inside(home, name, 'x')
+def test_a_path_outside_the_folder_is_refused(name: Any, tmp_path: pathlib.Path):
+  root = tmp_path / 'root'
+  root.mkdir()
+  (root / 'out').symlink_to('/etc')
+  (root / 'up').symlink_to('..')
+  with pytest.raises(InputError, match=str(root)):
+    files.resolve_inside(root, name, 'x')
 
 
-def test_a_name_that_stays_inside_is_a_path(tmp_path: pathlib.Path):
-  (tmp_path / 'home' / 'deep').mkdir(parents=True)
-  (tmp_path / 'home' / 'link').symlink_to('deep')
-  (tmp_path / 'alias').symlink_to('home')
+def test_a_path_inside_the_folder_is_resolved(tmp_path: pathlib.Path):
+  (tmp_path / 'root' / 'deep').mkdir(parents=True)
+  (tmp_path / 'root' / 'link').symlink_to('deep')
+  (tmp_path / 'alias').symlink_to('root')
   for name in ('a', 'deep/a', 'link/a', 'a..b', '...', ' a', 'a:b'[:1]):
     assert files.resolve_inside(tmp_path / 'alias', name, 'x') == tmp_path / 'alias' / name
   assert str(files.resolve_inside('gs://b/x', 'a/b', 'x')) == 'gs://b/x/a/b'
 
 
-def leads_away(
+def redirect_manifest(
   folder: pathlib.Path, link: bool, change: Callable[[dict[str, Any], str], None]
 ) -> None:
-  """Lets a manifest name a file outside its folder, by a path or by a link."""
+  """Changes a manifest, so that a file is outside its folder, by a path or by a link."""
   manifest = json.loads((folder / run_dir.MANIFEST).read_text())
   (folder.parent / 'secret').write_text('secret')
   if link:
@@ -133,15 +133,15 @@ def leads_away(
   (folder / run_dir.MANIFEST).write_text(json.dumps(manifest))
 
 
-def name_tokenizer(manifest: dict[str, Any], name: str) -> None:
+def redirect_tokenizer(manifest: dict[str, Any], name: str) -> None:
   manifest['tokenizer']['file'] = name
 
 
-def name_shard(manifest: dict[str, Any], name: str) -> None:
+def redirect_shard(manifest: dict[str, Any], name: str) -> None:
   manifest['splits']['test']['shards'][0]['file'] = name
 
 
-def name_shard_of_none(manifest: dict[str, Any], name: str) -> None:
+def redirect_empty_shard(manifest: dict[str, Any], name: str) -> None:
   manifest['splits']['test'] = {
     'rows': 0,
     'tokens': 0,
@@ -150,12 +150,12 @@ def name_shard_of_none(manifest: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize('link', [False, True])
-@pytest.mark.parametrize('change', [name_tokenizer, name_shard, name_shard_of_none])
-def test_no_manifest_of_a_corpus_leads_out(
+@pytest.mark.parametrize('change', [redirect_tokenizer, redirect_shard, redirect_empty_shard])
+def test_manifests_with_paths_outside_the_folder_are_refused(
   change, link: bool, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   folder = shutil.copytree(tiny_corpus, tmp_path / 'a' / 'corpus')
-  leads_away(folder, link, change)
+  redirect_manifest(folder, link, change)
   with pytest.raises(InputError, match='link|secret'):
     subset.write_subset(folder, np.arange(3), tmp_path / 'part' / 'part', {'kind': 'subset'}, {})
   assert (
@@ -163,7 +163,7 @@ def test_no_manifest_of_a_corpus_leads_out(
     and not (tmp_path / 'part' / 'part' / 'link').exists()
   )
   with pytest.raises(InputError, match='link|secret'):
-    if change is name_tokenizer:
+    if change is redirect_tokenizer:
       with pytest.raises(InputError, match='link|secret'):
         overlap.open_tokenizer(folder, corpus.read_manifest(folder))
       run_setup.open_or_create_run(tiny_config.run_config(folder), tmp_path / 'run')

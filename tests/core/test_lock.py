@@ -1,4 +1,4 @@
-"""A directory has one holder; a lock without heartbeats is taken over."""
+"""The lock of a directory: one holder at a time, takeover from dead processes."""
 
 import contextlib
 import json
@@ -28,22 +28,22 @@ from minilm_jax.tasks import finetune
 def write_lock(folder: Path, **changes: object) -> Path:
   """Writes the lock of a process on another host, with some fields changed."""
   path = folder / lock.LOCK_FILE
-  path.write_text(json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'theirs'} | changes))
+  path.write_text(json.dumps({'host': 'elsewhere', 'process': 1, 'id': 'other'} | changes))
   return path
 
 
-def test_a_held_directory_is_refused_and_free_afterwards(tmp_path: Path):
+def test_a_locked_directory_is_refused_until_the_end_of_the_block(tmp_path: Path):
   with lock.hold_lock(tmp_path):
     with pytest.raises(lock.LockedError, match=f'{os.getpid()} on {socket.gethostname()}'):
       with lock.hold_lock(tmp_path):
         pass
-    assert (tmp_path / lock.LOCK_FILE).exists()  # who was refused takes nothing away
+    assert (tmp_path / lock.LOCK_FILE).exists()  # a refused process leaves the lock
   assert not (tmp_path / lock.LOCK_FILE).exists()
   with lock.hold_lock(tmp_path):
     pass
 
 
-def test_it_is_free_after_an_error(tmp_path: Path):
+def test_an_error_releases_the_lock(tmp_path: Path):
   with pytest.raises(ZeroDivisionError):
     with lock.hold_lock(tmp_path):
       raise ZeroDivisionError
@@ -62,11 +62,11 @@ def test_another_process_is_refused(tmp_path: Path):
       with lock.hold_lock(tmp_path):
         pass
     process.kill()
-  with lock.hold_lock(tmp_path):  # its holder is dead, and was on this host
+  with lock.hold_lock(tmp_path):  # the holder was on this host and is dead
     pass
 
 
-def test_a_lock_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
+def test_a_lock_of_another_host_is_valid_until_it_is_stale(tmp_path: Path):
   path = write_lock(tmp_path)
   with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
     with lock.hold_lock(tmp_path):
@@ -77,34 +77,34 @@ def test_a_lock_from_elsewhere_counts_until_it_has_been_silent(tmp_path: Path):
     assert json.loads(path.read_text())['host'] == socket.gethostname()
 
 
-def test_a_lock_that_is_being_written_counts(tmp_path: Path):
+def test_an_empty_lock_is_valid(tmp_path: Path):
   (tmp_path / lock.LOCK_FILE).touch()
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       pass
 
 
-def test_it_is_renewed_and_who_lost_it_leaves_it_alone(tmp_path: Path, monkeypatch, capsys):
+def test_heartbeats_renew_the_lock_until_it_is_lost(tmp_path: Path, monkeypatch, capsys):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   path = tmp_path / lock.LOCK_FILE
-  # at the end, not in between
+  # at the end of the block, not inside
   with pytest.raises(lock.LockedError, match='1 on elsewhere'):
     with lock.hold_lock(tmp_path):
       os.utime(path, (0, 0))
       wait_until(lambda: path.stat().st_mtime > 0)
       write_lock(tmp_path)
       wait_until(lambda: 'process 1 on elsewhere' in capsys.readouterr().err)
-  assert json.loads(path.read_text())['id'] == 'theirs'
+  assert json.loads(path.read_text())['id'] == 'other'
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-  until = time.time() + 10
-  while not true():
-    assert time.time() < until
+def wait_until(condition: Callable[[], bool]) -> None:
+  deadline = time.time() + 10
+  while not condition():
+    assert time.time() < deadline
     time.sleep(0.01)
 
 
-def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
+def test_a_refusal_names_process_host_and_time(tmp_path: Path):
   write_lock(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
   with pytest.raises(lock.LockedError, match='1 on elsewhere.* 2031-02-03 04:05:06'):
     with lock.hold_lock(tmp_path):
@@ -115,8 +115,10 @@ def test_who_is_refused_learns_who_and_since_when(tmp_path: Path):
   'content',
   [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}],
 )
-def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, content: dict):
-  """Its start cannot be compared, as in a lock of a host without /proc."""
+def test_a_running_process_without_a_start_time_is_valid_until_it_is_stale(
+  tmp_path: Path, content: dict
+):
+  """Locks of hosts without /proc have no start time."""
   path = write_lock(tmp_path, host=socket.gethostname(), **content)
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
@@ -126,8 +128,8 @@ def test_a_process_that_runs_holds_until_it_is_silent(tmp_path: Path, content: d
     pass
 
 
-def test_a_finished_directory_loses_the_lock_of_the_dead_and_no_other(tmp_path: Path):
-  lock.remove_stale_lock(tmp_path)  # nothing there
+def test_only_stale_locks_of_finished_directories_are_removed(tmp_path: Path):
+  lock.remove_stale_lock(tmp_path)  # no lock exists
   path = write_lock(tmp_path)
   lock.remove_stale_lock(tmp_path)
   assert path.exists()
@@ -136,7 +138,7 @@ def test_a_finished_directory_loses_the_lock_of_the_dead_and_no_other(tmp_path: 
   assert not path.exists() and not list(tmp_path.iterdir())
 
 
-def test_a_finished_directory_that_may_only_be_read_keeps_its_lock(tmp_path: Path, monkeypatch):
+def test_a_stale_lock_in_a_read_only_directory_remains(tmp_path: Path, monkeypatch):
   path = write_lock(tmp_path)
   os.utime(path, (0, 0))
 
@@ -149,13 +151,13 @@ def test_a_finished_directory_that_may_only_be_read_keeps_its_lock(tmp_path: Pat
 
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
-def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
+def test_a_reused_pid_does_not_hold_the_lock(tmp_path: Path):
   with lock.hold_lock(tmp_path):
     record = json.loads((tmp_path / lock.LOCK_FILE).read_text())
   write_lock(tmp_path, **record | {'started': record['started'] - 1})
   with lock.hold_lock(tmp_path):
     pass
-  # and this process, however long it was stopped, holds what it holds
+  # a running process keeps the lock without heartbeats
   path = write_lock(tmp_path, **record)
   os.utime(path, (0, 0))
   with pytest.raises(lock.LockedError):
@@ -180,7 +182,7 @@ def test_a_number_that_another_program_has_now_holds_nothing(tmp_path: Path):
     json.dumps({'host': 'x', 'process': 1, 'id': 'x', 'since': 1e300}).encode(),
   ],
 )
-def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: bytes):
+def test_an_invalid_lock_is_valid_for_one_heartbeat(tmp_path: Path, content: bytes):
   path = tmp_path / lock.LOCK_FILE
   path.write_bytes(content)
   with pytest.raises(lock.LockedError):
@@ -192,7 +194,7 @@ def test_garbage_counts_for_a_moment_and_is_taken_over(tmp_path: Path, content: 
     assert json.loads(path.read_text())['process'] == os.getpid()
 
 
-def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path):
+def test_one_of_many_threads_takes_over_a_dead_lock(tmp_path: Path):
   os.utime(write_lock(tmp_path), (0, 0))
   start, inside, refused = threading.Barrier(8), [], []
 
@@ -201,24 +203,24 @@ def test_of_many_that_find_a_dead_lock_one_gets_it(tmp_path: Path):
     try:
       with lock.hold_lock(tmp_path):
         inside.append(1)
-        done.wait(10)
+        finished.wait(10)
     except lock.LockedError:
       refused.append(1)
 
-  done = threading.Event()
-  crowd = [threading.Thread(target=enter) for _ in range(8)]
-  for thread in crowd:
+  finished = threading.Event()
+  threads = [threading.Thread(target=enter) for _ in range(8)]
+  for thread in threads:
     thread.start()
   wait_until(lambda: len(inside) + len(refused) == 8)
-  done.set()
-  for thread in crowd:
+  finished.set()
+  for thread in threads:
     thread.join()
   assert len(inside) == 1 and not list(tmp_path.iterdir())
 
 
-def test_who_comes_late_to_a_dead_lock_leaves_the_next_one_alone(tmp_path: Path, monkeypatch):
+def test_a_late_process_does_not_remove_the_next_lock(tmp_path: Path, monkeypatch):
   path = write_lock(tmp_path, id='dead')
-  # read, and then overtaken
+  # another process takes the lock over after it was read
   monkeypatch.setattr(lock, '_is_dead', lambda *_: bool(write_lock(tmp_path, id='next')))
   with pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
@@ -226,18 +228,16 @@ def test_who_comes_late_to_a_dead_lock_leaves_the_next_one_alone(tmp_path: Path,
   assert json.loads(path.read_text())['id'] == 'next' and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('silent', [0, lock.STALE_SECONDS + 1])
-def test_one_that_clears_a_lock_keeps_others_out_until_it_is_silent_itself(
-  tmp_path: Path, silent: float
-):
+@pytest.mark.parametrize('age', [0, lock.STALE_SECONDS + 1])
+def test_a_removal_in_progress_excludes_others_until_it_is_stale(tmp_path: Path, age: float):
   os.utime(write_lock(tmp_path), (0, 0))
   clearing = tmp_path / f'{lock.LOCK_FILE}-clearing'
   clearing.touch()
-  os.utime(clearing, (time.time() - silent,) * 2)
-  with contextlib.nullcontext() if silent else pytest.raises(lock.LockedError):
+  os.utime(clearing, (time.time() - age,) * 2)
+  with contextlib.nullcontext() if age else pytest.raises(lock.LockedError):
     with lock.hold_lock(tmp_path):
       assert not clearing.exists()
-  assert clearing.exists() == (not silent)
+  assert clearing.exists() == (not age)
 
 
 def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, capsys):
@@ -251,14 +251,14 @@ def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, caps
       wait_until(lambda: str(tmp_path / 'run') in capsys.readouterr().err)
 
 
-def test_a_lock_that_is_removed_by_hand_comes_back(tmp_path: Path, monkeypatch):
+def test_a_removed_lock_is_restored(tmp_path: Path, monkeypatch):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   with lock.hold_lock(tmp_path):
     (tmp_path / lock.LOCK_FILE).unlink()
     wait_until((tmp_path / lock.LOCK_FILE).exists)
 
 
-def test_a_directory_that_stays_empty_is_not_left_behind(tmp_path: Path):
+def test_an_empty_new_directory_is_removed(tmp_path: Path):
   with lock.hold_lock(tmp_path / 'a' / 'b'):
     pass
   assert not (tmp_path / 'a').exists()
@@ -267,53 +267,53 @@ def test_a_directory_that_stays_empty_is_not_left_behind(tmp_path: Path):
   assert (tmp_path / 'a' / 'b' / 'file').exists()
 
 
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path):
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path: Path):
   (tmp_path / 'x').write_text('a file')
   with pytest.raises(InputError, match=str(tmp_path / 'x')):
     with lock.hold_lock(tmp_path / 'x'):
       pass
 
 
-def _evaluate(folder: Path, corpus: Path, trained: Path) -> None:
+def _evaluate(folder: Path, corpus: Path, run: Path) -> None:
   (folder.parent / 'pairs.jsonl').write_text(
     json.dumps({'sentence_good': 'the dog', 'sentence_bad': 'dog the'})
   )
-  minimal_pairs.evaluate_pairs(trained, folder.parent / 'pairs.jsonl', 'original', '', str(folder))
+  minimal_pairs.evaluate_pairs(run, folder.parent / 'pairs.jsonl', 'original', '', str(folder))
 
 
-def _baselines(folder: Path, corpus: Path, trained: Path) -> None:
+def _measure_baselines(folder: Path, corpus: Path, run: Path) -> None:
   config = tiny.get_config()
   config.corpus = str(corpus)
   ngram_baselines.measure_baselines(recipe.resolve(config, 'pretrain'), folder)
 
 
-def _finetune(folder: Path, corpus: Path, trained: Path) -> None:
+def _finetune(folder: Path, corpus: Path, run: Path) -> None:
   config = glue.get_config('microworld/sentiment')
-  finetune.finetune(recipe.resolve(config, 'finetune'), trained, folder, [8])
+  finetune.finetune(recipe.resolve(config, 'finetune'), run, folder, [8])
 
 
 COMMANDS = {
-  'corpus': lambda folder, corpus, trained: build.build_corpus(
+  'corpus': lambda folder, corpus, run: build.build_corpus(
     recipe.resolve(files.read_json(corpus / run_dir.CONFIG, '') | {'workers': 1}, 'corpus'), folder
   ),
-  'subset': lambda folder, corpus, trained: subset.write_subset(
+  'subset': lambda folder, corpus, run: subset.write_subset(
     corpus, np.arange(3), folder, {'kind': 'subset'}, {}
   ),
   'evaluate': _evaluate,
   'finetune': _finetune,
-  'baselines': _baselines,
-  'report': lambda folder, corpus, trained: report.report([trained], folder),
-  'quickstart': lambda folder, corpus, trained: quickstart.run_quickstart('microworld', folder),
+  'baselines': _measure_baselines,
+  'report': lambda folder, corpus, run: report.report([run], folder),
+  'quickstart': lambda folder, corpus, run: quickstart.run_quickstart('microworld', folder),
 }
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_a_command_refuses_the_directory_of_another(
+def test_commands_refuse_a_locked_directory(
   command: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path
 ):
   folder = tmp_path / 'work'
   with lock.hold_lock(folder):
     with pytest.raises(lock.LockedError, match=f'process {os.getpid()} on '):
       COMMANDS[command](folder, tiny_corpus, tiny_run)
-    # nothing of the second is in it
+    # the refused command wrote nothing
     assert [path.name for path in folder.iterdir()] == [lock.LOCK_FILE]

@@ -1,4 +1,4 @@
-"""The run directory: atomic files, logs that survive a cut, one recipe a directory."""
+"""The run directory: atomic files, logs that survive a crash, one recipe a directory."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from minilm_jax.core import distributed, files, run_dir
 from minilm_jax.core.errors import InputError
 
 
-def test_json_comes_back_and_nothing_else_stays(tmp_path: pathlib.Path):
+def test_json_is_restored_and_no_other_file_remains(tmp_path: pathlib.Path):
   path = tmp_path / 'result.json'
   value = {
     'loss': np.float32(6.5),
@@ -34,7 +34,7 @@ def test_json_comes_back_and_nothing_else_stays(tmp_path: pathlib.Path):
   assert [p.name for p in tmp_path.iterdir()] == ['result.json']
 
 
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path: pathlib.Path):
+def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path):
   path = tmp_path / 'result.json'
   files.write_json(path, {'old': 1})
   with pytest.raises(TypeError):
@@ -42,7 +42,7 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: pathlib.Path):
   assert files.read_json(path, 'a result') == {'old': 1}
 
 
-def test_json_files_never_hold_what_json_has_not(tmp_path: pathlib.Path):
+def test_nan_and_infinity_become_null(tmp_path: pathlib.Path):
   run_dir.append_line(
     tmp_path / 'log', {'a': math.inf, 'b': [-math.inf, math.nan], 'c': np.float64('nan')}
   )
@@ -54,27 +54,26 @@ def test_json_files_never_hold_what_json_has_not(tmp_path: pathlib.Path):
   assert record == {'a': None, 'b': [None, None], 'c': None}
 
 
-def test_a_file_that_cannot_be_finished_leaves_no_part_of_it(tmp_path: pathlib.Path):
-  """Another one that did not get its name, or one that found no room."""
+def test_a_failed_rename_leaves_no_partial_file(tmp_path: pathlib.Path):
   (tmp_path / 'result.json').mkdir()
   with pytest.raises(OSError):
     files.write_json(tmp_path / 'result.json', {'a': 1})
   assert [path.name for path in tmp_path.iterdir()] == ['result.json']
 
 
-def test_a_file_has_its_name_when_its_bytes_are_on_disk(tmp_path: pathlib.Path, monkeypatch):
-  def fails(_: int) -> None:
+def test_a_file_is_renamed_after_fsync(tmp_path: pathlib.Path, monkeypatch):
+  def fail(_: int) -> None:
     assert not (tmp_path / 'a').exists()
-    raise OSError(errno.EIO, 'the disk has gone')
+    raise OSError(errno.EIO, 'disk error')
 
-  monkeypatch.setattr(os, 'fsync', fails)
-  with pytest.raises(OSError, match='the disk has gone'):
+  monkeypatch.setattr(os, 'fsync', fail)
+  with pytest.raises(OSError, match='disk error'):
     files.write_bytes(tmp_path / 'a', b'something')
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('content', [None, b'{"a": ', b'\xff\xfe', b''])
-def test_unreadable_json_is_named(tmp_path: pathlib.Path, content: bytes | None):
+def test_unreadable_json_is_refused(tmp_path: pathlib.Path, content: bytes | None):
   path = tmp_path / 'manifest.json'
   if content is not None:
     path.write_bytes(content)
@@ -83,54 +82,54 @@ def test_unreadable_json_is_named(tmp_path: pathlib.Path, content: bytes | None)
   assert error.value.asked == 'the manifest of a corpus'
 
 
-def test_a_log_without_its_last_bytes_loses_one_line_at_most(tmp_path: pathlib.Path):
-  full_log = tmp_path / 'whole.jsonl'
+def test_a_truncated_log_loses_at_most_one_line(tmp_path: pathlib.Path):
+  full_log = tmp_path / 'full.jsonl'
   records = [{'step': step, 'note': 'naïve'} for step in range(5)]
   for record in records:
     run_dir.append_line(full_log, record)
   content = full_log.read_bytes()
-  cut = tmp_path / 'cut.jsonl'
+  truncated = tmp_path / 'truncated.jsonl'
   for length in range(len(content) + 1):
     text = content[:length].decode(errors='ignore')
-    cut.write_text(text)
-    records_read = list(run_dir.read_lines(cut))
+    truncated.write_text(text)
+    records_read = list(run_dir.read_lines(truncated))
     assert records_read == records[: len(records_read)] and len(records_read) >= text.count('\n')
 
 
-def test_a_log_that_was_never_started_is_empty(tmp_path: pathlib.Path):
+def test_a_missing_log_is_empty(tmp_path: pathlib.Path):
   assert not list(run_dir.read_lines(tmp_path / 'none.jsonl'))
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path: pathlib.Path):
+def test_an_invalid_line_inside_a_log_is_refused(tmp_path: pathlib.Path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(InputError, match='line 2'):
     list(run_dir.read_lines(path))
 
 
-def test_a_log_is_cut_back_and_goes_on(tmp_path: pathlib.Path):
+def test_a_log_is_filtered_and_continued(tmp_path: pathlib.Path):
   path = tmp_path / 'metrics.jsonl'
   for step in range(4):
     run_dir.append_line(path, {'step': step})
-  path.write_bytes(path.read_bytes() + '{"task": "é'.encode()[:-1])  # cut inside a character
+  path.write_bytes(path.read_bytes() + '{"task": "é'.encode()[:-1])  # truncated inside a character
   assert run_dir.keep_lines(path, lambda record: record['step'] < 2) == [{'step': 0}, {'step': 1}]
   run_dir.append_line(path, {'step': 2})
   assert [record['step'] for record in run_dir.read_lines(path)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize('size', [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_the_digest_is_that_of_all_bytes(tmp_path: pathlib.Path, size: int):
+def test_the_hash_covers_all_bytes(tmp_path: pathlib.Path, size: int):
   content = bytes(i % 251 for i in range(size))
   (tmp_path / 'file').write_bytes(content)
   assert files.hash_file(tmp_path / 'file') == hashlib.sha256(content).hexdigest()
 
 
-def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path):
+def test_a_run_is_reopened_with_the_same_recipe_only(tmp_path: pathlib.Path):
   config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden_size': 32, 'clip': 1.0}}
   workdir = run_dir.open_run(tmp_path / 'a' / 'run', config)
   stored = (workdir / run_dir.CONFIG).read_bytes()
   assert run_dir.open_run(tmp_path / 'a' / 'run', config) == workdir
-  with pytest.raises(InputError, match='model.hidden_size.* 32 .* 64 '):
+  with pytest.raises(InputError, match='model.hidden_size.* 64.* 32'):
     run_dir.open_run(workdir, {**config, 'model': {'hidden_size': 64, 'clip': 1.0}})
   assert run_dir.open_run(workdir, {**config, 'seeds': (2,)}, changeable=['seeds']) == workdir
   with pytest.raises(InputError, match='seeds'):
@@ -140,20 +139,18 @@ def test_a_run_is_entered_again_with_the_same_recipe_only(tmp_path: pathlib.Path
     == workdir
   )
   with pytest.raises(InputError, match='later'):
-    # a field that an earlier version did not have
+    # earlier versions lacked the field
     run_dir.open_run(workdir, {**config, 'later': 1})
   assert (workdir / run_dir.CONFIG).read_bytes() == stored
 
 
-def test_a_run_where_a_file_is_cannot_be_opened(tmp_path: pathlib.Path):
+def test_a_file_in_place_of_a_run_is_refused(tmp_path: pathlib.Path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='--workdir'):
     run_dir.open_run(tmp_path / 'file', {})
 
 
-def test_another_process_than_the_first_writes_nothing_and_sees_what_it_wrote(
-  tmp_path: pathlib.Path, monkeypatch
-):
+def test_only_process_0_writes_and_others_check_its_files(tmp_path: pathlib.Path, monkeypatch):
   files.write_json(tmp_path / 'there.json', {'by': 0})
   monkeypatch.setattr(distributed, 'is_primary', lambda: False)
   files.write_json(tmp_path / 'there.json', {'by': 1})

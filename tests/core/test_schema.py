@@ -1,6 +1,4 @@
-"""Forms of JSON: what has the form passes whatever else is there, and what has not is named with
-its place.
-"""
+"""Schemas of JSON: valid values pass with further fields, faults name their field."""
 
 import json
 
@@ -9,7 +7,7 @@ import pytest
 from minilm_jax.core import schema
 from minilm_jax.core.schema import ANY, COUNT, FLAG, MAYBE, NUMBER, TEXT
 
-FORM = {
+SCHEMA = {
   'name': TEXT,
   'rows': COUNT,
   'loss?': NUMBER,
@@ -30,8 +28,8 @@ FORM = {
     '{"name": "a", "rows": 1, "loss": 3, "step": 3, "parts": [{"file": "b"}]}',
   ],
 )
-def test_what_has_the_form_passes(text: str):
-  assert schema.find_schema_fault(json.loads(text), FORM) == ''
+def test_a_valid_value_passes(text: str):
+  assert schema.find_schema_fault(json.loads(text), SCHEMA) == ''
 
 
 @pytest.mark.parametrize(
@@ -55,5 +53,5 @@ def test_what_has_the_form_passes(text: str):
     ('{"name": "a", "rows": 1, "parts": [{"file": "b"}, {"file": 2}]}', r'parts[1].file is 2'),
   ],
 )
-def test_what_has_not_is_named_with_its_place(text: str, part: str):
-  assert part in schema.find_schema_fault(json.loads(text), FORM)
+def test_a_fault_names_its_field(text: str, part: str):
+  assert part in schema.find_schema_fault(json.loads(text), SCHEMA)

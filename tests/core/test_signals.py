@@ -1,6 +1,4 @@
-"""SIGTERM and SIGINT: the first ends in order or is noted, the second leaves at once, and nothing
-stays changed.
-"""
+"""SIGTERM and SIGINT: the first raises or sets a flag, the second exits; handlers are restored."""
 
 import os
 import pathlib
@@ -15,75 +13,73 @@ import pytest
 from minilm_jax.core import signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BOTH = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[list]:
-  """The handlers before a test, which are put back after it."""
-  old_handlers = [signal.getsignal(number) for number in BOTH]
+  """Returns the handlers before a test, and restores them after the test."""
+  old_handlers = [signal.getsignal(number) for number in SIGNALS]
   yield old_handlers
-  for number, old in zip(BOTH, old_handlers, strict=True):
+  for number, old in zip(SIGNALS, old_handlers, strict=True):
     signal.signal(number, old)
 
 
-def raised(number: int) -> None:
+def send(number: int) -> None:
   os.kill(os.getpid(), number)
 
 
 @pytest.mark.parametrize(
   'number, status, name', [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'SIGINT')]
 )
-def test_a_signal_that_is_noted_lets_the_block_end(
-  number: int, status: int, name: str, handlers: list
-):
-  went_on = False
-  with pytest.raises(signals.Interrupted, match=f'stopped by {name}; ') as ended:
+def test_a_flagged_signal_lets_the_block_end(number: int, status: int, name: str, handlers: list):
+  is_finished = False
+  with pytest.raises(signals.Interrupted, match=f'stopped by {name}; ') as error:
     with signals.note_signals() as flag:
       assert flag.number == 0
-      raised(number)
+      send(number)
       assert flag.number == number
-      went_on = True
+      is_finished = True
   assert (
-    went_on
-    and ended.value.status == status
-    and not isinstance(ended.value, signals.InterruptedAfterSave)
+    is_finished
+    and error.value.status == status
+    and not isinstance(error.value, signals.InterruptedAfterSave)
   )
-  assert [signal.getsignal(number) for number in BOTH] == handlers
+  assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
-def test_no_signal_changes_nothing(handlers: list):
+def test_without_a_signal_handlers_are_restored(handlers: list):
   with signals.raise_on_signals(), signals.note_signals() as flag:
     pass
-  assert not flag.number and [signal.getsignal(number) for number in BOTH] == handlers
+  assert not flag.number and [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
-def test_elsewhere_the_first_signal_raises_where_it_comes():
-  after = False
+def test_the_first_signal_raises_and_runs_finally():
+  is_reached = False
   with pytest.raises(signals.Interrupted):
     with signals.raise_on_signals():
       try:
-        raised(signal.SIGTERM)
-        after = True
+        send(signal.SIGTERM)
+        is_reached = True
       finally:
-        ended_in_order = True
-  assert ended_in_order and not after
+        is_cleaned_up = True
+  assert is_cleaned_up and not is_reached
 
 
-def test_one_program_after_another_hears_its_own_first_signal():
+def test_consecutive_blocks_each_flag_their_first_signal():
   for _ in range(2):
     with pytest.raises(signals.InterruptedAfterSave, match='^stopped by SIGTERM at update 4$'):
       with signals.note_signals() as flag:
-        raised(signal.SIGTERM)
+        send(signal.SIGTERM)
         raise signals.InterruptedAfterSave(flag.number, ' at update 4')
 
 
-def test_in_another_thread_nothing_is_done(handlers: list):
+def test_other_threads_keep_the_handlers(handlers: list):
   state = []
 
   def block() -> None:
     with signals.raise_on_signals(), signals.note_signals() as flag:
-      state.extend([flag.number, *(signal.getsignal(number) for number in BOTH)])
+      state.extend([flag.number, *(signal.getsignal(number) for number in SIGNALS)])
 
   thread = threading.Thread(target=block)
   thread.start()
@@ -91,10 +87,10 @@ def test_in_another_thread_nothing_is_done(handlers: list):
   assert state == [0, *handlers]
 
 
-def test_what_the_process_was_told_to_ignore_stays_ignored():
+def test_ignored_signals_stay_ignored():
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   with signals.note_signals() as flag:
-    raised(signal.SIGINT)
+    send(signal.SIGINT)
   assert not flag.number
 
 
@@ -118,14 +114,14 @@ print('still here', flush=True)
 """
 
 
-@pytest.mark.parametrize('block, output', [('loop', 'noted\n'), ('verb', 'leaving\n')])
-def test_a_second_signal_leaves_at_once(block: str, output: str):
-  for first, second in (BOTH, BOTH[::-1]):
-    done = subprocess.run(
+@pytest.mark.parametrize('block, output', [('loop', 'noted\n'), ('command', 'leaving\n')])
+def test_a_second_signal_exits_immediately(block: str, output: str):
+  for first, second in (SIGNALS, SIGNALS[::-1]):
+    process = subprocess.run(
       [sys.executable, '-c', PROGRAM, block, str(int(first)), str(int(second))],
       cwd=ROOT,
       capture_output=True,
       text=True,
       check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (128 + second, output, '')
+    assert (process.returncode, process.stdout, process.stderr) == (128 + second, output, '')

@@ -147,14 +147,14 @@ def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
 ):
   """And only where its code is trusted; who cannot take it says so before any of it is run."""
   module = 'configs.examples.gated_rotary'
-  monkeypatch.setattr(recipe, '_trusted', {module})
+  monkeypatch.setattr(recipe, '_trusted_modules', {module})
   model = dataclasses.replace(
     fake_classifiers.make_card(reads, 0).model, encoder=f'{module}:Encoder'
   )
   source = fake_classifiers.save_classifier(
     tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model)
   )
-  monkeypatch.setattr(recipe, '_trusted', set())
+  monkeypatch.setattr(recipe, '_trusted_modules', set())
   custom.load_custom_encoder.cache_clear()
   with pytest.raises(InputError, match='--format=stablehlo'):
     export.load_model(str(source))

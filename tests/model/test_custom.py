@@ -41,19 +41,19 @@ KEEP, CALL = 'self.config = config', 'self.embedding(tokens)'
 INVALID = [  # a file, changes of the recipe, and a pattern of the error
   ('', {}, 'Encoder in'),
   (START.replace('Encoder', 'Encodr'), {}, "'Encodr'"),
-  ('1 / 0', {}, 'import own gives ZeroDivisionError'),
-  ('import nowhere', {}, 'import own gives ModuleNotFoundError'),
-  ('raise SystemExit(0)', {}, 'import own gives SystemExit'),
+  ('1 / 0', {}, 'import own raises ZeroDivisionError'),
+  ('import nowhere', {}, 'import own raises ModuleNotFoundError'),
+  ('raise SystemExit(0)', {}, 'import own raises SystemExit'),
   ('class Encoder:\n  pass', {}, r'class Encoder\(nnx.Module\)'),
   ('from flax import linen\nclass Encoder(linen.Module):\n  pass', {}, r'Encoder\(nnx.Module\)'),
-  (START.replace('config, rngs)', 'config)'), {}, r'Encoder\(config, rngs\) gives TypeError'),
-  (START.replace(', *, key=None', ''), {}, 'key=None.* gives TypeError'),
+  (START.replace('config, rngs)', 'config)'), {}, r'Encoder\(config, rngs\) raises TypeError'),
+  (START.replace(', *, key=None', ''), {}, 'key=None.* raises TypeError'),
   (START.replace('(tokens)', '(tokens[:, :1])'), {}, r'float32 \(2, 1, 16\)'),
   (START.replace('(tokens)', '(tokens)[:, :, 0]'), {}, r'\(2, 64, 16\)'),
   (
     START.replace('(tokens)\n', '(tokens) + jnp.ones((1, 64, 16))\n'),
     {},
-    r'\(3, 63\) gives \w+ \(own.py, line 9\)',
+    r'\(3, 63\) raises \w+ \(own.py, line 9\)',
   ),
   (START.replace(CALL, 'tokens[:, :, None] * jnp.ones((1, 1, 16), int)'), {}, 'int32'),
   (START.replace(CALL, '{}'), {}, 'dict'),
@@ -62,7 +62,7 @@ INVALID = [  # a file, changes of the recipe, and a pattern of the error
   (START.replace(KEEP, 'self.ones = nnx.data(jnp.ones(3))'), {}, 'ones is a bare array'),
   (START.replace(KEEP, 'self.call = lambda x: x'), {}, '__init__'),
   (START.replace('_size, rngs', '_size, param_dtype="bfloat16", rngs'), {}, r'Param \(bfloat16\)'),
-  (START, {'model.tied': True}, 'encoder.table gives AttributeError'),
+  (START, {'model.tied': True}, 'encoder.table raises AttributeError'),
 ]
 
 
@@ -71,7 +71,7 @@ def own(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
   """An empty folder to start in, where `own` and `evil` are looked for anew; nothing is trusted."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [*sys.path])
-  monkeypatch.setattr(recipe, '_trusted', set())
+  monkeypatch.setattr(recipe, '_trusted_modules', set())
   custom.load_custom_encoder.cache_clear()
   yield tmp_path
   for name in ('own', 'evil'):
@@ -261,9 +261,9 @@ def test_a_population_of_it_trains_in_bfloat16_and_resumes(population: pathlib.P
 def restore(folder: pathlib.Path) -> Any:
   config = recipe.resolve(files.read_json(folder / run_dir.CONFIG, ''), 'pretrain')
   like = jax.eval_shape(jax.vmap(lambda seed: train_step.init_state(seed, config)), jnp.arange(2))
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return checkpoint.restore(
-    folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like), 12
+    folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like), 12
   )
 
 
@@ -272,11 +272,11 @@ def test_a_member_is_extracted_fine_tuned_and_saved(
 ):
   pretrained.extract_member(population, 1, tmp_path / 'one')
   assert inference.fill_mask(tmp_path / 'one', 'the <mask> sleeps .', 2)
-  made = recipe.load('configs/glue.py:microworld/sentiment')
-  made.task.update(max_train_examples=24, eval_per_label=8)
-  made.update(seeds='0', epochs=1.0, batch_size=8, length=32, save_classifiers=True)
+  config = recipe.load('configs/glue.py:microworld/sentiment')
+  config.task.update(max_train_examples=24, eval_per_label=8)
+  config.update(seeds='0', epochs=1.0, batch_size=8, length=32, save_classifiers=True)
   lines = finetune.finetune(
-    recipe.resolve(made, 'finetune'), tmp_path / 'one', tmp_path / 'task', [12]
+    recipe.resolve(config, 'finetune'), tmp_path / 'one', tmp_path / 'task', [12]
   )
   assert lines and all(np.isfinite(line['value']) for line in lines)
   saved = classifier.load_classifier(tmp_path / 'task' / 'classifier-0')
