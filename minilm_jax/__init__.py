@@ -4,11 +4,11 @@ The functions of this module do the work of the commands of `minilm`:
 
     import minilm_jax
 
-    minilm_jax.build_corpus('configs/microworld.py:corpus', 'runs/corpus')
-    minilm_jax.pretrain('configs/microworld.py', 'runs/pretrain', {'corpus': 'runs/corpus'})
-    minilm_jax.finetune('configs/microworld.py:finetune', 'runs/pretrain', 'runs/task')
-    minilm_jax.report(['runs/pretrain', 'runs/task'], 'runs/report')
-    model = minilm_jax.load('runs/pretrain')
+    minilm_jax.build_corpus('configs/tiny.py:corpus', 'runs/corpus')
+    minilm_jax.pretrain('configs/tiny.py', 'runs/lm', {'corpus': 'runs/corpus'})
+    minilm_jax.finetune('configs/examples/own_task.py', 'runs/lm', 'runs/task')
+    minilm_jax.report(['runs/lm', 'runs/task'], 'runs/report')
+    model = minilm_jax.load('runs/lm')
 
 Each function that writes a directory can be called again: it resumes there, or returns the stored
 result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, or a ConfigDict; `overrides`
@@ -33,11 +33,11 @@ if typing.TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
-_Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict'
-_Overrides: typing.TypeAlias = Mapping[str, Any]
+Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict'
+Overrides: typing.TypeAlias = Mapping[str, Any]
 
 
-def _resolve(recipe: _Recipe, overrides: _Overrides | None, kind: str) -> Any:
+def _resolve(recipe: Recipe, overrides: Overrides | None, kind: str) -> Any:
   """Returns the typed configuration of a recipe, and prepares JAX for it."""
   from minilm_jax.core import recipe as recipes
 
@@ -55,7 +55,7 @@ def _resolve(recipe: _Recipe, overrides: _Overrides | None, kind: str) -> Any:
 
 
 def build_corpus(
-  recipe: _Recipe, workdir: str | os.PathLike, overrides: _Overrides | None = None
+  recipe: Recipe, workdir: str | os.PathLike, overrides: Overrides | None = None
 ) -> 'epath.Path':
   """Builds a corpus: filters text, trains a tokenizer and packs rows of token ids.
 
@@ -73,7 +73,7 @@ def build_corpus(
 
 
 def pretrain(
-  recipe: _Recipe, workdir: str | os.PathLike, overrides: _Overrides | None = None
+  recipe: Recipe, workdir: str | os.PathLike, overrides: Overrides | None = None
 ) -> dict[str, Any]:
   """Pre-trains an encoder, or a population of encoders, with masked language modelling.
 
@@ -92,10 +92,10 @@ def pretrain(
 
 
 def finetune(
-  recipe: _Recipe,
+  recipe: Recipe,
   checkpoint: str | os.PathLike,
   workdir: str | os.PathLike,
-  overrides: _Overrides | None = None,
+  overrides: Overrides | None = None,
   *,
   with_scratch: bool = False,
   trust: str = '',
@@ -174,17 +174,6 @@ def report(
 def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   """Opens a trained model: a pre-training run, a classifier, or a committee of classifiers.
 
-  >>> model = minilm_jax.load('runs/tiny')  # doctest: +SKIP
-  >>> model  # doctest: +SKIP
-  LanguageModel('runs/tiny', update 600: 2 layers, hidden 64, 512 pieces, rows of 64 tokens, 142,528
-  parameters)
-  >>> model.encode(['the dog sleeps .', 'a pie rots .']).shape  # doctest: +SKIP
-  (2, 64)
-  >>> model.fill_mask('the dog <mask> near the tree .', best=1)  # doctest: +SKIP
-  [Guess(hole=1, piece='▁sleeps', probability=0.11)]
-  >>> minilm_jax.load('runs/about/classifier-0').predict('the dog sleeps .')[0]['label']  # doctest: +SKIP
-  'animal'
-
   Args:
     folder: the run directory, or the folder of a classifier or a committee; local or, with the
       extra gcs, gs://.
@@ -193,6 +182,18 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   Raises:
     InputError: the folder holds no model, a file is damaged, or the run needs code that is not
       trusted.
+
+  Example:
+    >>> model = minilm_jax.load('runs/tiny')  # doctest: +SKIP
+    >>> model  # doctest: +SKIP
+    LanguageModel('runs/tiny', update 600: 2 layers, hidden 64, 512 pieces, rows of 64 tokens, 142,528
+    parameters)
+    >>> model.encode(['the dog sleeps .', 'a pie rots .']).shape  # doctest: +SKIP
+    (2, 64)
+    >>> model.fill_mask('the dog <mask> near the tree .', best=1)  # doctest: +SKIP
+    [Guess(hole=1, piece='▁sleeps', probability=0.11)]
+    >>> minilm_jax.load('runs/about/classifier-0').predict('the dog sleeps .')[0]['label']  # doctest: +SKIP
+    'animal'
   """
   from minilm_jax.evaluation import inference
 
