@@ -219,10 +219,10 @@ def read_run(path: pathlib.Path) -> Any:
 
   found = runs.find_runs([path if path.name == 'runs' else path.parent.parent])
   rows = [row for name, where in found.items() for row in runs.summarize_run(name, where)]
-  table = scores.score_table(runs.read_scores(found))
+  table = scores.make_score_table(runs.read_scores(found))
   drawn = [curve for name, where in found.items() for curve in runs.read_losses(name, where)]
   matrices = (
-    finetune_figures.confusions(found, table)
+    finetune_figures.read_confusions(found, table)
     if any((one / run_dir.PREDICTIONS).exists() for one in found.values())
     else []
   )
@@ -230,8 +230,8 @@ def read_run(path: pathlib.Path) -> Any:
     rows,
     table,
     scores.average_tasks(table),
-    finetune_figures.learning(found, table),
-    finetune_figures.trajectories(table),
+    finetune_figures.read_learning_curves(found, table),
+    finetune_figures.make_trajectories(table),
     drawn,
     loss_curves.read_runs(found),
     pretraining_gap.find_gaps(found, table, 10),

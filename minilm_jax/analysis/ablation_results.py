@@ -1,24 +1,23 @@
-"""Results of ablations: speed-up over the base, GLUE, and verdicts.
+"""Results of ablations: speed-up over the base, GLUE, and verdicts by pre-registered rules.
 
-The rules were fixed before the runs. The speed of an ablation is the number of tokens that the base
-takes to leave the plateau over its own. By the 95% interval of the speed over seeds the changed
-field
+The speed-up is the number of tokens of the base until the exit of the plateau, divided by that of
+the ablation. The verdict on a changed field is the first that applies to the 95% interval of the
+speed-up over seeds:
 
-    causes the plateau   the interval lies above 2: it leaves at no more than half the tokens
-    shortens it          else, it lies above 1
-    lengthens it         else, it lies below 1
-    does not             else, it lies below 1.5: the ablation cannot be 1.5 times as fast
-    cannot be told       else; and from one seed, whatever its number, which is an indication
+    causes the plateau   the interval lies above 2
+    shortens it          the interval lies above 1
+    lengthens it         the interval lies below 1
+    does not             the interval lies below 1.5
+    cannot be told       otherwise, and with one seed
 
-The first rule that fits holds. An ablation of several fields has no verdict, as it does not say
-which of them is the cause.
+An ablation of several fields has no verdict, as the cause could be any of the fields.
 
-By the 95% interval of the average of GLUE less the base's, over pairs of pre-training seeds, an
-ablation of any number of fields is
+The verdict on GLUE is by the 95% interval of the average of an ablation minus that of the base,
+over pairs of pre-training seeds:
 
-    no worse on GLUE     the interval lies above minus one point, the least that matters
-    worse on GLUE        it lies below minus one point
-    cannot be told       else; and from one pair, whatever the seeds of fine-tuning
+    no worse on GLUE     the interval lies above -1 point, the smallest relevant effect
+    worse on GLUE        the interval lies below -1 point
+    cannot be told       otherwise, and with one pair
 """
 
 import collections
@@ -39,26 +38,26 @@ CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthe
 OPEN, ONE_SEED = 'cannot be told', 'cannot be told from one seed'
 NO_WORSE, WORSE = 'no worse on GLUE', 'worse on GLUE'
 CAUSES_ABOVE, SHORTENS_ABOVE, UNCHANGED_BELOW = 2.0, 1.0, 1.5
-GLUE_MARGIN = 0.01  # of a score, which is a share
+GLUE_MARGIN = 0.01  # one point of score
 AVERAGE = 'average'
 AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
-_LOSS_PARTS = 0.25, 0.5, 1.0  # of the FLOPs of the whole run of the base
-# FLOPs beyond the last evaluation at which its loss still counts: ablations differ a little in cost.
+_LOSS_PARTS = 0.25, 0.5, 1.0  # shares of the FLOPs of the base run
+# The last loss of a run counts up to this factor of its FLOPs, as ablations differ little in cost.
 _MAX_OVERSHOOT = 1.02
-CostToReach = tuple[
-  float, bool
-]  # the cost of a run until a goal or its end, and whether it got there
+# The cost of a run until it reaches a target or ends, and whether it reaches the target.
+CostToReach = tuple[float, bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class GlueRow:
-  """One task of one ablation, or the average over its tasks; scores are shares.
+  """Scores of an ablation and the base on one task, or on average over tasks.
 
   Attributes:
-    change, shape: names.
-    task: of GLUE, or `AVERAGE`.
-    tasks: of the average.
-    score: the base's and the ablation's.
+    change: name of the ablation.
+    shape: shape of the models.
+    task: task of GLUE, or `AVERAGE`.
+    tasks: tasks of the average.
+    score: difference of the scores, as shares.
   """
 
   change: str
@@ -73,12 +72,13 @@ class PairedRatio:
   """The cost of the base over the cost of an ablation.
 
   Attributes:
-    value: the geometric mean over seeds; nan if unknown.
-    low, high: its 95% interval; nan if a side has one seed. One end of a bound is open: 0 or
-      infinity.
-    bound: AT_LEAST, AT_MOST or NEITHER_LEFT if runs did not get there; '' if all did.
-    base_seeds, seeds: number of seeds of each side.
-    paired: by seed?
+    value: geometric mean over seeds; nan if unknown.
+    low: lower end of the 95% interval, 0 for an upper bound; nan if a side has one seed.
+    high: upper end of the interval, infinite for a lower bound.
+    bound: AT_LEAST, AT_MOST or NEITHER_LEFT if some run does not reach the target; else ''.
+    base_seeds: number of seeds of the base.
+    seeds: number of seeds of the ablation.
+    paired: the ratio is paired by seed.
   """
 
   value: float
@@ -90,7 +90,7 @@ class PairedRatio:
   paired: bool
 
   def __str__(self) -> str:
-    """As in `3.1 [2.2, 4.4]`, `at least 3.1`, or why there is none."""
+    """Returns the ratio, as in `3.10 [2.20, 4.40]` or `at least 3.10`, or else the bound."""
     if not math.isfinite(self.value):
       return self.bound
     return f'{self.bound} {scores.format_interval(self.value, self.low, self.high, ".2f")}'.strip()
@@ -104,25 +104,31 @@ class AblationRow:
   """One ablation at one shape, or the base itself.
 
   Attributes:
-    change, shape: names.
-    fields: in which it differs.
-    runs, seeds: one run a seed.
+    change: name of the ablation.
+    shape: shape of the model.
+    fields: changed fields.
+    runs: names of the runs, one a seed.
+    seeds: seeds of the runs.
     under_way: number of unfinished runs.
-    parameters: of the model.
-    level: of the plateau, nats; nan if none can be seen.
-    updates_to_leave, tokens_to_leave, flops_to_leave: of each seed, or 'not within' its length.
-    speed: tokens of the base until it leaves over those of the ablation.
-    verdict: by the rules above; '' of the base and of several fields.
-    multiplier: FLOPs of the base to reach `loss` over those of the ablation.
-    loss: the lowest that all runs of both have reached, nats; nan if losses do not compare.
-    loss_at_quarter, loss_at_half, loss_at_whole: means over seeds at these parts of the FLOPs of
-      the base's whole run.
-    validation_loss, low, high: at the end of the schedule, mean over seeds with its 95% interval;
-      nan under way.
-    test_loss: the same.
-    glue: the average of GLUE against the base's; n is 0 without one.
-    glue_tasks: of the average.
-    glue_verdict: by the rules above; '' without an average.
+    parameters: number of parameters.
+    level: loss of the plateau in nats; nan without a plateau.
+    updates_to_leave: updates at the exit of the plateau for each seed, or 'not within' N updates.
+    tokens_to_leave: tokens at the exit.
+    flops_to_leave: FLOPs at the exit.
+    speed: ratio of the tokens at the exit, base over ablation.
+    verdict: verdict on the changed field; '' for the base and for several fields.
+    multiplier: ratio of the FLOPs to reach `loss`, base over ablation.
+    loss: lowest loss in nats that all runs of both reach; nan if losses are not comparable.
+    loss_at_quarter: mean loss over seeds at a quarter of the FLOPs of the base run.
+    loss_at_half: mean loss at half of the FLOPs.
+    loss_at_whole: mean loss at the FLOPs of the base run.
+    validation_loss: mean loss at the end of the schedule; nan with unfinished runs.
+    low: lower end of the 95% interval of the validation loss over seeds.
+    high: upper end.
+    test_loss: mean test loss at the end of the schedule.
+    glue: average of GLUE, ablation against base; n is 0 without an average.
+    glue_tasks: tasks of the average.
+    glue_verdict: verdict on GLUE; '' without an average.
     note: reasons for missing values.
   """
 
@@ -155,11 +161,11 @@ class AblationRow:
 
 
 def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueRow]:
-  """Returns the average and the tasks of each ablation that shares a scored seed with the base.
+  """Returns the average and the tasks of each ablation with a seed that the base also has.
 
   Args:
-    part: the ablations at one shape.
-    rows: of `scores.select_main`.
+    part: ablations at one shape.
+    rows: score rows of `scores.select_main`.
   """
   averaged = [row for row in rows if scores.is_averaged(row)]
   base = part.base.curves
@@ -172,9 +178,7 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
 
 
 def _contrast_tasks(paired: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]:
-  """Yields the average, if there is one, then the tasks; a task that was fine-tuned in several ways
-  is in no average.
-  """
+  """Yields the average over tasks with one protocol, if possible, and then each task."""
   counts = collections.Counter(key.task for key in paired)
   names = {
     key: key.task
@@ -196,7 +200,7 @@ def _contrast_tasks(paired: PairedScores) -> Iterator[tuple[str, tuple[str, ...]
 def compute_ratio(
   base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]
 ) -> PairedRatio:
-  """Returns the ratio over seeds, from the costs by seed.
+  """Returns the ratio of costs, base over ablation, from the costs by seed.
 
   >>> str(compute_ratio({0: (8.0, True), 1: (9.0, True)}, {0: (2.0, True)}))
   '4.00'
@@ -228,7 +232,7 @@ def compute_ratio(
 
 
 def find_plateaus(change: Ablation, level: float) -> dict[int, Plateau | None]:
-  """Returns the plateau of each seed; None if it never came down to the level."""
+  """Returns the plateau of each seed; None if the run never reaches the plateau loss."""
   return {
     seed: frontier.find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()
   }
@@ -237,8 +241,13 @@ def find_plateaus(change: Ablation, level: float) -> dict[int, Plateau | None]:
 def measure_speed_up(
   base: Ablation, change: Ablation, base_level: float | None, level: float | None
 ) -> PairedRatio:
-  """Returns the tokens of the base until it leaves the plateau over those of the ablation; no ratio
-  without a level.
+  """Returns the ratio of tokens at the exit of the plateau, base over ablation.
+
+  Args:
+    base: base runs.
+    change: ablation.
+    base_level: loss of the plateau of the base; None gives no ratio.
+    level: loss of the plateau of the ablation.
   """
   if base_level is None or level is None:
     return NO_RATIO
@@ -246,26 +255,24 @@ def measure_speed_up(
   for side, side_level in ((base, base_level), (change, level)):
     by_seed = {}
     for seed, plateau in find_plateaus(side, side_level).items():
-      index, has_left = _find_exit(plateau)
-      by_seed[seed] = (float(side.curves[seed].tokens[index]), has_left)
+      index, has_exit = _find_exit(plateau)
+      by_seed[seed] = (float(side.curves[seed].tokens[index]), has_exit)
     tokens.append(by_seed)
   return compute_ratio(*tokens)
 
 
 def _find_exit(plateau: Plateau | None) -> tuple[int, bool]:
-  """Returns the evaluation at which a run left the plateau, else its last one; and whether it left."""
-  return (plateau.end, True) if plateau is not None and plateau.left else (-1, False)
+  """Returns the index of the exit, or -1 without an exit, and whether there is an exit."""
+  return (plateau.end, True) if plateau is not None and plateau.has_exit else (-1, False)
 
 
 def find_shared_loss(*sides: Ablation) -> float:
-  """Returns the lowest loss that every run of these has reached."""
+  """Returns the lowest loss that every run of these ablations reaches."""
   return max(min(curve.loss) for side in sides for curve in side.curves.values())
 
 
 def measure_multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
-  """Returns the FLOPs of the base to reach a loss over those of the ablation, over the seeds that
-  have reached it.
-  """
+  """Returns the ratio of FLOPs to reach a loss, base over ablation; other seeds are left out."""
   flops = (
     {seed: (interpolate_flops(curve, loss), True) for seed, curve in side.curves.items()}
     for side in (base, change)
@@ -276,7 +283,7 @@ def measure_multiplier(base: Ablation, change: Ablation, loss: float) -> PairedR
 
 
 def interpolate_flops(curve: LossCurve, loss: float) -> float:
-  """Returns the FLOPs until a run first had this loss or less; nan if it never had."""
+  """Returns the FLOPs at which a run first reaches a loss; nan if the run does not."""
   lowest, flops = np.minimum.accumulate(curve.loss), curve.flops(ACTUAL)
   index = int(np.searchsorted(-lowest, -loss))
   if index == len(lowest):
@@ -289,26 +296,24 @@ def interpolate_flops(curve: LossCurve, loss: float) -> float:
 
 
 def interpolate_loss(curve: LossCurve, flops: float) -> float:
-  """Returns the loss at some FLOPs, on a straight line between evaluations in logarithms; nan beyond
-  the training.
-  """
+  """Returns the loss at these FLOPs, log-log interpolated; nan outside of the training."""
   logged = curve.flops(ACTUAL)
   if not logged[0] <= flops <= _MAX_OVERSHOOT * logged[-1]:
     return math.nan
   return float(np.exp(np.interp(math.log(flops), np.log(logged), np.log(curve.loss))))
 
 
-def _mean(values: Iterable[float | None]) -> float:
-  """Returns the mean over seeds; nan if one of them has none."""
+def _average(values: Iterable[float | None]) -> float:
+  """Returns the mean over seeds; nan without seeds or with a missing value."""
   numbers = [math.nan if value is None else value for value in values]
   return float(np.mean(numbers)) if numbers else math.nan
 
 
 def find_levels(compared: Comparison, base_level: float | None = None) -> dict[str, float | None]:
-  """Returns the level of the plateau under each tokenizer, '' being the base's.
+  """Returns the loss of the plateau by tokenizer; '' is the tokenizer of the base.
 
-  The level of the base is `base_level`, else the loss of word frequencies if it was measured, else
-  the level that the runs agree on.
+  The plateau loss of the base is `base_level`, or else the loss of the unigram baseline, or else
+  the estimate from the runs.
   """
   by_tokenizer: dict[str, list[LossCurve]] = {}
   for part in compared.shapes:
@@ -325,13 +330,12 @@ def find_levels(compared: Comparison, base_level: float | None = None) -> dict[s
 def make_rows(
   part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()
 ) -> list[AblationRow]:
-  """Returns the base, then the ablations from the highest multiplier to the lowest, then those
-  without one.
+  """Returns the base, then the ablations by decreasing multiplier.
 
   Args:
-    part: the ablations at one shape.
-    levels: of the plateau, of `find_levels`.
-    glue: of `find_glue_rows`.
+    part: ablations at one shape.
+    levels: plateau losses, of `find_levels`.
+    glue: rows of `find_glue_rows`.
   """
   averages = {row.change: row for row in glue if row.task == AVERAGE}
   base, *rows = (
@@ -339,15 +343,15 @@ def make_rows(
     for change in (part.base, *part.changes)
   )
 
-  def key(row: AblationRow) -> tuple[float, str]:
+  def make_key(row: AblationRow) -> tuple[float, str]:
     value = row.multiplier.value
     return -value if math.isfinite(value) else math.inf, row.change
 
-  return [base, *sorted(rows, key=key)]
+  return [base, *sorted(rows, key=make_key)]
 
 
-def judge_speed(fields: Sequence[str], speed: PairedRatio) -> str:
-  """Returns the verdict on an ablation of these fields; '' of no field and of several."""
+def classify_speed_up(fields: Sequence[str], speed: PairedRatio) -> str:
+  """Returns the verdict on the changed field; '' without a field or with several."""
   if len(fields) != 1:
     return ''
   if speed.bound == NEITHER_LEFT or not math.isfinite(speed.value):
@@ -363,8 +367,8 @@ def judge_speed(fields: Sequence[str], speed: PairedRatio) -> str:
   return next((verdict for verdict, holds in rules if holds), OPEN)
 
 
-def judge_glue(score: Contrast) -> str:
-  """Returns the verdict on an average of GLUE."""
+def classify_glue(score: Contrast) -> str:
+  """Returns the verdict on the average of GLUE."""
   if score.of != TRAININGS or score.n < 2:
     return ONE_SEED if score.n else ''
   return NO_WORSE if score.low > -GLUE_MARGIN else WORSE if score.high < -GLUE_MARGIN else OPEN
@@ -386,13 +390,13 @@ def _make_row(
       multiplier = measure_multiplier(base, change, loss)
   planned = min(run.planned for run in base.runs)
   at_quarter, at_half, at_whole = (
-    _mean(interpolate_loss(curve, share * planned) for curve in curves)
+    _average(interpolate_loss(curve, share * planned) for curve in curves)
     if is_comparable
     else math.nan
     for share in _LOSS_PARTS
   )
-  ended = curves if is_comparable and all(curve.finished for curve in curves) else []
-  last_losses = [curve.loss[-1] for curve in ended]
+  finished = curves if is_comparable and all(curve.finished for curve in curves) else []
+  last_losses = [curve.loss[-1] for curve in finished]
   low, high = metrics.confidence_interval(last_losses)
   score = NO_CONTRAST if glue is None else glue.score
   return AblationRow(
@@ -406,31 +410,33 @@ def _make_row(
     level=math.nan if level is None else level,
     **_format_exits(change, level),
     speed=speed,
-    verdict=judge_speed(change.fields, speed),
+    verdict=classify_speed_up(change.fields, speed),
     multiplier=multiplier,
     loss=loss,
     loss_at_quarter=at_quarter,
     loss_at_half=at_half,
     loss_at_whole=at_whole,
-    validation_loss=_mean(last_losses),
+    validation_loss=_average(last_losses),
     low=low,
     high=high,
-    test_loss=_mean(curve.test_loss for curve in ended),
+    test_loss=_average(curve.test_loss for curve in finished),
     glue=score,
     glue_tasks=() if glue is None else glue.tasks,
-    glue_verdict=judge_glue(score),
+    glue_verdict=classify_glue(score),
     note='; '.join(_list_notes(change, level)),
   )
 
 
 def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]]:
-  """Returns the updates, tokens and FLOPs at which each seed leaves, or 'not within' its length;
-  empty without a level.
+  """Returns the updates, tokens and FLOPs of each seed at the exit of the plateau.
+
+  Without an exit, the text is 'not within' and the length of the run. Without a level, there are no
+  texts.
   """
   exits: list[tuple[str, ...]] = []
   for seed, plateau in find_plateaus(change, level).items() if level is not None else ():
-    curve, (index, has_left) = change.curves[seed], _find_exit(plateau)
-    prefix = '' if has_left else 'not within '
+    curve, (index, has_exit) = change.curves[seed], _find_exit(plateau)
+    prefix = '' if has_exit else 'not within '
     exits.append(
       (
         f'{prefix}{curve.updates[index]}',
@@ -444,8 +450,8 @@ def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str,
 
 def _list_notes(change: Ablation, level: float | None) -> Iterator[str]:
   if change.tokenizer:
-    yield 'another tokenizer: a loss a token is another number, and is not compared'
+    yield 'losses with another tokenizer are not comparable'
   if change.tokenizer and level is None:
-    yield 'its own plateau cannot be seen'
+    yield 'the runs show no plateau'
   if len({run.planned for run in change.runs}) > 1:
-    yield 'its runs are of several lengths'
+    yield 'the runs have different lengths'

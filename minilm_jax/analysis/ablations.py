@@ -1,12 +1,12 @@
-"""Ablations: the recipes that are compared with a base recipe, and their differences from it.
+"""Finds ablations, the runs whose recipes differ from a base recipe, and lists the differences.
 
-An ablation is the set of recipe fields in which a run differs from the base of its shape. The base
-of a shape is the run of `--base` there and, at other shapes, the runs whose recipes differ from it
-in the five fields of the shape alone. Runs of one ablation and shape are seeds of each other.
+An ablation is a set of changed recipe fields at one model shape. The base of a shape is the run of
+`--base` or, for other shapes, the runs whose recipes differ from the base in the fields of the
+shape alone. Runs of one ablation and shape differ in their seeds.
 
-Losses compare on the same tokens alone: evaluation masks the same ones whatever a recipe masks in
-training. A run on another corpus, or evaluated on another number of rows, is left out by name. A run
-with another tokenizer stays, for when it leaves its own plateau; its losses are not compared.
+Losses are compared on the same tokens alone. Evaluation masks are the same for all recipes. Runs on
+another corpus, or with another number of evaluation rows, are left out and listed. Runs with
+another tokenizer stay for the comparison of plateaus; their losses are not compared.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import ANY, COUNT, NUMBER, TEXT
 
 BASE = 'base'
-MAX_FIELDS = 4  # in the name of an ablation; one of more fields has the name of its folder
+MAX_FIELDS = 4  # in the name of an ablation; with more fields, the name is that of the folder
 WORDS = 'word frequencies'
-# Predictors that are drawn; the right neighbour predicts as well as the left one.
+# Predictors in figures; the right neighbour is left out as it predicts like the left one.
 PREDICTORS = {
   'unigram': WORDS,
   'left': 'left neighbour',
   'mixture': 'mean of both neighbours',
   'both': 'both neighbours',
 }
-# Fields that are no part of an ablation.
+# Fields that do not make an ablation.
 _IGNORED_FIELDS = (
   *'kind seed num_steps eval checkpoint log mesh population grad_accumulation_steps corpus'.split(),
   *'logit_chunks corpus_placement nonfinite model.remat model.flops_heads'.split(),
   *(f'model.{field}' for field in model_config.SHAPE_FIELDS.values()),
 )
-# Fields that members of a population have lists of.
+# Fields with one value for each member of a population, and the lists of these values.
 _MEMBER_FIELDS = {
   'optimizer.learning_rate': 'learning_rates',
   'optimizer.weight_decay': 'weight_decays',
@@ -60,14 +60,15 @@ class AblationRun:
   """One run, or one member of a population.
 
   Attributes:
-    curve: its evaluations.
-    seed: of the curve.
-    folder: the directory of the run.
-    shape: as in e64-h64-f256-a8-l2.
-    fields: compared fields of its recipe, by dotted name.
-    corpus, tokenizer: hashes.
-    evaluated: rows of its validation loss.
-    planned: FLOPs of the whole run by its recipe.
+    curve: loss curve.
+    seed: seed of the run.
+    folder: run directory.
+    shape: shape of the model, as in e64-h64-f256-a8-l2.
+    fields: compared fields of the recipe, by dotted name.
+    corpus: hash of the corpus.
+    tokenizer: hash of the tokenizer.
+    eval_rows: number of rows of the validation loss.
+    planned: FLOPs of the run according to the recipe.
   """
 
   curve: LossCurve
@@ -77,28 +78,29 @@ class AblationRun:
   fields: Mapping[str, Any]
   corpus: str
   tokenizer: str
-  evaluated: int
+  eval_rows: int
   planned: float
 
   @property
-  def home(self) -> str:
-    """The name of its folder; of an extracted member, that of the folder of its population."""
+  def folder_name(self) -> str:
+    """Name of the run directory; for an extracted member, that of its population."""
     folder = self.folder.resolve()
     return sanitize((folder.parent if (folder.parent / run_dir.CONFIG).exists() else folder).name)
 
 
 def describe_differences(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-  """Returns the differences from the base, as `field=value`; a field that one recipe lacks and the
-  other does not use is no difference.
+  """Returns the differences from the base, as `field=value`.
 
-  >>> describe_differences({'model.norm': 'pre', 'mask.rate': 0.3, 'model.gate': False}, {'model.norm': 'post', 'mask.rate': 0.3})
+  A field that a recipe lacks equals a field with the value 0, False or ''.
+
+  >>> describe_differences({'model.norm': 'pre', 'model.gate': False}, {'model.norm': 'post'})
   ['norm=pre']
   """
   return [
     f'{sanitize(name.removeprefix("model.").removeprefix("optimizer."))}='
     f'{_format_value(fields.get(name, ""))}'
     for name in sorted({*base, *fields})
-    if (fields.get(name) or None) != (base.get(name) or None)  # 0, False, '' and () are not used
+    if (fields.get(name) or None) != (base.get(name) or None)
   ]
 
 
@@ -110,13 +112,13 @@ def _format_value(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """Runs that differ from the base of their shape in the same fields, one a seed.
+  """Runs of one shape that differ from the base in the same fields, one run a seed.
 
   Attributes:
-    name: the fields, `base`, or the folder of the first run if there are more than `MAX_FIELDS`.
-    fields: as in positions=relative; those of the model and the optimizer without the group.
-    runs: by seed; without unfinished runs if one has ended.
-    tokenizer: its hash if it differs from the base's; else ''.
+    name: the fields or `base`; with more than `MAX_FIELDS` fields, the folder of the first run.
+    fields: changed fields, as in positions=relative.
+    runs: runs in the order of their seeds; if a run is finished, finished runs alone.
+    tokenizer: hash of a tokenizer that differs from that of the base; else ''.
   """
 
   name: str
@@ -126,7 +128,7 @@ class Ablation:
 
   @property
   def curves(self) -> dict[int, LossCurve]:
-    """By seed."""
+    """Loss curves by seed."""
     return {run.seed: run.curve for run in self.runs}
 
 
@@ -144,15 +146,15 @@ class Comparison:
   """The ablations of a base recipe.
 
   Attributes:
-    shapes: the base's own first.
-    found: runs of every kind, by name of their curves.
-    ngram_losses: losses of n-gram baselines on the rows of the base, nats by name.
-    under_way: runs that have not ended.
-    left_out: the other runs with the reason.
+    shapes: ablations by shape, with the shape of the base first.
+    run_paths: runs of every kind, by name.
+    ngram_losses: losses of n-gram baselines on the rows of the base, by name, in nats.
+    under_way: unfinished runs.
+    left_out: reasons for runs that are left out.
   """
 
   shapes: list[AblationAtSize]
-  found: Mapping[str, epath.Path]
+  run_paths: Mapping[str, epath.Path]
   ngram_losses: Mapping[str, float]
   under_way: list[str]
   left_out: list[str]
@@ -164,20 +166,20 @@ def read_comparison(
   """Returns the ablations of a base recipe.
 
   Args:
-    bases: run directories of one recipe; they need not be in the folders.
-    folders: run directories, or folders that hold them at any depth.
+    bases: run directories of one recipe, inside or outside of the folders.
+    folders: run directories, or folders that contain them at any depth.
 
   Raises:
-    InputError: a folder is missing or without runs; the base was never evaluated, or is of several
-      recipes; nothing differs from it; a file is damaged.
+    InputError: a folder is missing or without runs; the base has no evaluation or several recipes;
+      no run differs from the base; a file is damaged.
   """
-  found = runs.find_runs([*folders, *bases])
-  asked = f'a comparison with the base {", ".join(map(str, bases))}'
-  ablation_runs, left_out = read_ablation_runs(found)
-  base = _find_base(asked, bases, ablation_runs, left_out)
+  run_paths = runs.find_runs([*folders, *bases])
+  comparison = f'a comparison with the base {", ".join(map(str, bases))}'
+  ablation_runs, left_out = read_ablation_runs(run_paths)
+  base = _find_base(comparison, bases, ablation_runs, left_out)
   by_shape: dict[str, dict[tuple[str, ...], list[AblationRun]]] = {base.shape: {}}
   for run in ablation_runs:
-    if reason := _explain_unlike(base, run):
+    if reason := _explain_difference(base, run):
       left_out.append(f'{run.curve.name}: {reason}')
     else:
       by_shape.setdefault(run.shape, {}).setdefault(_list_fields(run, base), []).append(run)
@@ -185,7 +187,7 @@ def read_comparison(
   for shape, by_fields in by_shape.items():
     if () not in by_fields:
       left_out += [
-        f'{run.curve.name}: no run of the base recipe has its shape, {shape}'
+        f'{run.curve.name}: no run of the base recipe has the shape {shape}'
         for same_fields in by_fields.values()
         for run in same_fields
       ]
@@ -195,8 +197,8 @@ def read_comparison(
       shapes += [at_size] if at_size.changes else []
   if not shapes:
     raise InputError(
-      asked,
-      '; '.join(['no run that differs from it in its recipe', *left_out]),
+      comparison,
+      '; '.join(['no run with another recipe', *left_out]),
       'give folders with other recipes on the same corpus: minilm ablations --base=RUN FOLDER',
     )
   left_out += [f'{name}: {reason}' for name, reason in runs.read_failures(folders).items()]
@@ -207,24 +209,24 @@ def read_comparison(
     for curve in ablation.curves.values()
     if not curve.finished
   ]
-  ngram_losses, unlike = read_ngram_baselines(found, base)
-  return Comparison(shapes, found, ngram_losses, under_way, [*left_out, *unlike])
+  ngram_losses, reasons = read_ngram_baselines(run_paths, base)
+  return Comparison(shapes, run_paths, ngram_losses, under_way, [*left_out, *reasons])
 
 
 def read_ablation_runs(
-  found: Mapping[str, epath.Path],
+  run_paths: Mapping[str, epath.Path],
 ) -> tuple[list[AblationRun], list[str]]:
-  """Returns every run that was evaluated, from runs by name, and the reasons for omissions.
+  """Returns every run with evaluations, from runs by name, and the reasons for omissions.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  loss_curves_found = loss_curves.read_runs(found)
-  ablation_runs, left_out = [], list(loss_curves_found.left_out)
-  for curve in loss_curves_found.curves:
+  curves = loss_curves.read_runs(run_paths)
+  ablation_runs, left_out = [], list(curves.left_out)
+  for curve in curves.curves:
     name, _, member = curve.name.partition(' member ')
     try:
-      ablation_runs.append(_make_run(curve, found[name], int(member or 0)))
+      ablation_runs.append(_make_run(curve, run_paths[name], int(member or 0)))
     except RUN_ERRORS as error:
       left_out.append(f'{curve.name}: {loss_curves.describe_missing(error)}')
   return ablation_runs, left_out
@@ -234,9 +236,9 @@ def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   config, manifest = runs.read_config(folder), runs.read_manifest(folder)
   flops = curve.flops(ACTUAL)
   if curve.seed is None:
-    raise ValueError('a run without a seed')
+    raise ValueError('no seed')
   if min(curve.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not curve.tokens[0] > 0:
-    raise ValueError('losses, tokens and FLOPs must be positive')
+    raise ValueError('losses, tokens or FLOPs that are not positive')
   population = config['population']
   of_member = {
     name: population[values][member]
@@ -257,30 +259,32 @@ def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
     },
     corpus=str(manifest['corpus']),
     tokenizer=str(manifest['tokenizer']),
-    evaluated=int(config['eval']['rows']),
+    eval_rows=int(config['eval']['rows']),
     planned=float(num_rows * curve.flops_per_row[ACTUAL]),
   )
 
 
 def read_ngram_baselines(
-  found: Mapping[str, epath.Path], base: AblationRun
+  run_paths: Mapping[str, epath.Path], base: AblationRun
 ) -> tuple[dict[str, float], list[str]]:
-  """Returns validation losses of `minilm ngram-baselines` by the names of `PREDICTORS`, nats, and
-  the reasons for unused baselines.
+  """Returns validation losses of `minilm ngram-baselines`, and the reasons for omissions.
 
   Args:
-    found: runs of any kind, by name.
-    base: the baselines must share its corpus, evaluated rows and subset.
+    run_paths: runs of any kind, by name.
+    base: run with the corpus, the subset and the evaluation rows of the baselines.
+
+  Returns:
+    Losses in nats by the names in `PREDICTORS`, and reasons for unused baselines.
 
   Raises:
     InputError: a file is damaged.
   """
   losses: dict[str, float] = {}
   left_out = []
-  for name, path in found.items():
+  for name, path in run_paths.items():
     if runs.read_kind(path) != 'baselines':
       continue
-    if reason := _explain_unlike_baselines(path, base):
+    if reason := _explain_baseline_difference(path, base):
       left_out.append(f'{name}: {reason}')
       continue
     result = files.read_object(path / run_dir.RESULT, f'the baselines in {path}', _BASELINE_RESULT)
@@ -292,60 +296,59 @@ def read_ngram_baselines(
   return {name: losses[name] for name in PREDICTORS.values() if name in losses}, left_out
 
 
-def _explain_unlike_baselines(path: epath.Path, base: AblationRun) -> str:
-  """Returns why baselines do not compare with the base; '' if they do."""
+def _explain_baseline_difference(path: epath.Path, base: AblationRun) -> str:
+  """Returns the reason for baselines that are not comparable with the base, or ''."""
   recipe = files.read_object(
     path / run_dir.CONFIG, f'the recipe of the baselines in {path}', _BASELINE_RECIPE
   )
   if recipe['corpus'] != base.corpus:
     corpus, base_corpus = (sanitize(corpus[:8]) for corpus in (recipe['corpus'], base.corpus))
-    return f'baselines on another corpus, {corpus}, than that of the base, {base_corpus}'
-  if recipe['rows'] != base.evaluated:
-    return f'baselines on {recipe["rows"]:,} rows, the base on {base.evaluated:,}'
+    return f'baselines of the corpus {corpus}, but the base is on {base_corpus}'
+  if recipe['rows'] != base.eval_rows:
+    return f'baselines on {recipe["rows"]:,} rows, but the base is evaluated on {base.eval_rows:,}'
   if any(base.fields[f'subset.{field}'] != value for field, value in recipe['subset'].items()):
-    return 'baselines that counted another part of the corpus than the base was trained on'
-  return '' if (path / run_dir.RESULT).exists() else 'baselines under way'
+    return 'baselines of another subset of the corpus than that of the base'
+  return '' if (path / run_dir.RESULT).exists() else 'unfinished baselines'
 
 
 def _find_base(
-  asked: str,
+  comparison: str,
   bases: Sequence[epath.PathLike],
   ablation_runs: Sequence[AblationRun],
   left_out: Sequence[str],
 ) -> AblationRun:
-  """Returns the first run of the base folders; all of them must be of one recipe."""
+  """Returns the first run of the base folders, which all have one recipe."""
   base_paths = {str(path.resolve()) for path in runs.find_runs(bases).values()}
   base_runs = [run for run in ablation_runs if str(run.folder.resolve()) in base_paths]
   if not base_runs:
     raise InputError(
-      asked,
-      '; '.join(['no pre-training run there that was evaluated', *left_out]),
+      comparison,
+      '; '.join(['no pre-training run with evaluations', *left_out]),
       'give --base=RUN, a run directory of pre-training',
     )
   base, *others = base_runs
   for run in others:
-    if difference := _explain_unlike(base, run) or ', '.join(_list_fields(run, base)):
+    if difference := _explain_difference(base, run) or ', '.join(_list_fields(run, base)):
       raise InputError(
-        asked,
-        f'{run.curve.name} is another recipe than {base.curve.name}: {difference}',
-        'give runs of one recipe, or name one run of them',
+        comparison,
+        f'{run.curve.name} and {base.curve.name} have different recipes: {difference}',
+        'give base runs of one recipe',
       )
   return base
 
 
-def _explain_unlike(base: AblationRun, run: AblationRun) -> str:
-  """Returns why the losses of a run do not compare with the base; '' if they do, or if the tokenizer
-  was changed.
-  """
+def _explain_difference(base: AblationRun, run: AblationRun) -> str:
+  """Returns the reason for a run that is not comparable with the base, or ''."""
   if run.tokenizer == base.tokenizer and run.corpus != base.corpus:
-    return f'another corpus, {sanitize(run.corpus[:8])}, than that of the base, {sanitize(base.corpus[:8])}'
-  if run.evaluated != base.evaluated:
-    return f'evaluated on {run.evaluated:,} rows, the base on {base.evaluated:,}'
+    corpus, base_corpus = (sanitize(corpus[:8]) for corpus in (run.corpus, base.corpus))
+    return f'the run is on the corpus {corpus}, but the base is on {base_corpus}'
+  if run.eval_rows != base.eval_rows:
+    return f'the run is evaluated on {run.eval_rows:,} rows, but the base on {base.eval_rows:,}'
   return ''
 
 
 def _list_fields(run: AblationRun, base: AblationRun) -> tuple[str, ...]:
-  """Returns the changed fields; another tokenizer of the same size adds its hash."""
+  """Returns the changed fields, with the hash of a changed tokenizer of equal size."""
   fields = describe_differences(run.fields, base.fields)
   if run.tokenizer != base.tokenizer and not any(
     field.startswith('vocab_size=') for field in fields
@@ -364,7 +367,7 @@ def _make_ablations(
   ablations = []
   for fields in sorted(by_fields, key=lambda fields: (len(fields), fields)):
     seeds = _select_seeds(by_fields[fields], left_out)
-    name = ', '.join(fields) if len(fields) <= MAX_FIELDS else seeds[0].home
+    name = ', '.join(fields) if len(fields) <= MAX_FIELDS else seeds[0].folder_name
     name = seeds[0].curve.name if name in names else name or BASE
     names.add(name)
     tokenizer = seeds[0].tokenizer
@@ -377,19 +380,17 @@ def _make_ablations(
 def _select_seeds(
   same_fields: Iterable[AblationRun], left_out: list[str]
 ) -> tuple[AblationRun, ...]:
-  """Returns one run a seed, the longest; none under way if another has ended."""
+  """Returns the longest run of each seed; if a run is finished, finished runs alone."""
   longest_first = sorted(same_fields, key=lambda run: (-run.curve.rows[-1], run.curve.name))
-  ended = [run for run in longest_first if run.curve.finished]
+  finished = [run for run in longest_first if run.curve.finished]
   by_seed: dict[int, AblationRun] = {}
-  for run in ended or longest_first:
+  for run in finished or longest_first:
     first = by_seed.setdefault(run.seed, run)
     if first is not run:
-      left_out.append(
-        f'{run.curve.name}: seed {run.seed} of this recipe once more, beside {first.curve.name}'
-      )
-  if ended:
+      left_out.append(f'{run.curve.name}: a repetition of {first.curve.name}, with seed {run.seed}')
+  if finished:
     left_out += [
-      f'{run.curve.name}: under way, and other seeds of this recipe have ended'
+      f'{run.curve.name}: unfinished, and other seeds of this recipe are finished'
       for run in longest_first
       if not run.curve.finished
     ]

@@ -1,25 +1,26 @@
-"""Laws with two exponents, and 95% intervals of the constants of a law for independent points.
+"""Power laws with a break, and 95% intervals of the constants of laws for independent points.
 
-A loss that falls slowly up to some compute and faster beyond it, or the other way, has a break C0.
+The exponent of a broken law changes at the compute C0.
 
-Independent points are the ends of runs, one a run. Points of a frontier are not: a run gives
-several, each chosen for being low; `scaling_fits.bootstrap` draws whole runs there.
+The intervals assume independent points, such as the last evaluations of runs. A run has several
+points on a frontier; `scaling_fits.bootstrap` draws whole runs there.
 
-The interval of a constant holds every value with which the law fits nearly as well: its sum of
-squares in log L, all other constants being free, is at most (1 + q) S, where S is the minimum. For
-laws without a break q is F / (N - P), F the 95% point of the F distribution with 1 and N - P degrees
-of freedom; for a straight line that is the t interval exactly. With a break the squares are not a
-parabola near their minimum, and that q covers 88-95%; there q is the 95% point of the same quantity
-at the true value in 500 data sets drawn from the fitted law with normal errors in log L. If two
-pieces need not meet, C0 has q = 7.35 / N (Hansen, Sample splitting and threshold estimation,
-Econometrica 68, 2000), which covers more than 95% if the step is large.
+The interval of a constant contains each value whose sum of squares in log L is at most (1 + q) S,
+with all other constants free and the minimal sum S. N is the number of points, P of constants:
 
-Coverage was measured with `tests/analysis/test_broken_laws.py`: of 1,000 data sets of 40 runs, power
-law 96%; with a floor, E and b 96%; pieces that meet, C0, b1 and b2 95-97%; of 400, pieces with a
-step 94-100%, smooth break 94-97%.
+- Without a break, q is F / (N - P) with the 95% quantile F of the F distribution with 1 and N - P
+  degrees of freedom. For a straight line this is the t interval.
+- With a break, this q would cover 88-95%. There q is the 95% quantile of the same quantity at the
+  true value, over 500 data sets that are drawn from the fitted law with normal errors in log L.
+- For C0 of two pieces that need not meet, q is 7.35 / N (Hansen, Sample splitting and threshold
+  estimation, Econometrica 68, 2000). With a large step it covers more than 95%.
 
-An interval that ends at the edge of the possible breaks, or an interval of E that begins at 0, means
-that the data does not decide.
+Coverage, measured with `tests/analysis/test_broken_laws.py` on data sets of 40 runs: 96% for the
+power law, and for E and b of the law with offset; 95-97% for C0, b1 and b2 of pieces that meet
+(1,000 data sets each); 94-100% for pieces with a step; 94-97% for the smooth break (400 each).
+
+The data does not determine C0 if its interval ends at the edge of the possible breaks, or E if its
+interval begins at 0.
 """
 
 import math
@@ -31,11 +32,11 @@ from scipy import stats
 from minilm_jax.analysis import power_laws
 from minilm_jax.analysis.power_laws import Array, Fit
 
-MIN_POINTS_A_SIDE = 3  # different computes on either side of a break: two lie on any line
-_WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in factors of e of compute
+MIN_POINTS_A_SIDE = 3  # of different compute on each side of a break; any line fits two
+_WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in units of log C
 _NUM_DRAWS = 500
 _HANSEN_BOUND = 7.35  # -2 log(1 - sqrt(0.95))
-_MIN_SQUARED_ERROR = 1e-12  # of an exact fit in log L
+_MIN_SQUARED_ERROR = 1e-12  # in log L, stands for the rounding error of exact fits
 _NUM_CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
 Intervals = dict[str, tuple[float, float]]
 
@@ -43,21 +44,24 @@ Intervals = dict[str, tuple[float, float]]
 def fit_two_piece(
   compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None
 ) -> Fit:
-  """Fits one power law below the break C0 and another above it, which need not meet, by least squares in
-  log L.
+  """Fits a power law below the break C0 and another above, which need not meet, in log L.
 
-  Without a split, C0 is the geometric mean of the two neighbouring points that it must lie between
-  for the least sum of squares: nothing decides where between them.
+  Args:
+    compute: FLOPs.
+    loss: losses.
+    name: name of the points.
+    split: C0. By default, the two neighbouring points around C0 minimize the sum of squares, and C0
+      is their geometric mean.
 
   Raises:
-    InputError: fewer than 6 points of different compute, or fewer than 3 on one side of the split,
-      or values that are not positive numbers.
+    InputError: there are fewer than 6 points of different compute or 3 on one side of the split, or
+      values that are not positive numbers.
   """
   compute, loss = power_laws.check_points('two power laws', 2 * MIN_POINTS_A_SIDE, compute, loss)
   x, y = np.log(compute), np.log(loss)
   if split is None:
-    places, squares = measure_piece_squares(x, y)
-    first = int(places[np.argmin(squares)])
+    counts, squares = measure_piece_squares(x, y)
+    first = int(counts[np.argmin(squares)])
     split = math.exp((x[first - 1] + x[first]) / 2)
   low = compute < split
   below = power_laws.fit_log_power(compute[low], loss[low]).constants
@@ -70,24 +74,25 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
   """Fits two power laws that meet at C0, by least squares in log L.
 
   Raises:
-    InputError: fewer than 6 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 6 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points(
     'two power laws that meet', 2 * MIN_POINTS_A_SIDE, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
   centre, (corner, _) = float(x.mean()), _search(x, y, (0.0,))
-  level, b1, b2 = solve_linear(hinge_columns(x, np.array([corner]), np.array([0.0]), centre), y)[0][
-    0
-  ]
+  level, b1, b2 = solve_linear(
+    make_hinge_columns(x, np.array([corner]), np.array([0.0]), centre), y
+  )[0][0]
   a1 = level + b1 * centre
   return _make_fit(
     name,
     power_laws.PIECES,
     {
-      'a1': power_laws.exp_clipped(a1),
+      'a1': power_laws.clip_exp(a1),
       'b1': b1,
-      'a2': power_laws.exp_clipped(a1 + (b2 - b1) * corner),
+      'a2': power_laws.clip_exp(a1 + (b2 - b1) * corner),
       'b2': b2,
       'C0': math.exp(corner),
     },
@@ -98,28 +103,28 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
 
 
 def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') -> Fit:
-  """Fits L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s): the exponent goes from b1 to b2 around C0,
-  by least squares in log L.
+  """Fits L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s) by least squares in log L.
 
-  s is the width of the change in factors of e of compute: three quarters of it lie between C0
-  e^(-2s) and C0 e^(2s). The search covers 0.02, which is a corner, to 2.
+  The exponent changes from b1 to b2 around C0. The width s is in units of log C: three quarters of
+  the change lie between C0 e^(-2s) and C0 e^(2s). The search covers widths from 0.02 to 2.
 
   Raises:
-    InputError: fewer than 7 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 7 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points(
     'a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
   centre, (middle, width) = float(x.mean()), _search(x, y, _WIDTHS)
-  level, b1, b2 = solve_linear(hinge_columns(x, np.array([middle]), np.array([width]), centre), y)[
-    0
-  ][0]
+  level, b1, b2 = solve_linear(
+    make_hinge_columns(x, np.array([middle]), np.array([width]), centre), y
+  )[0][0]
   return _make_fit(
     name,
     power_laws.SMOOTH,
     {
-      'a': power_laws.exp_clipped(level + b1 * centre),
+      'a': power_laws.clip_exp(level + b1 * centre),
       'b1': b1,
       'b2': b2,
       'C0': math.exp(middle),
@@ -130,32 +135,41 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
 
 
 def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the squares left by a straight line on each side of a break, for every possible break.
+  """Returns the residual squares of a line on each side of a break, for every possible break.
 
   Args:
-    x, y: logarithms, sorted by x [N].
+    x: log C [N], in ascending order.
+    y: log L [N].
 
   Returns:
-    The number of points below the break [K], and the sum of squares [K], in O(N).
+    The number of points below each break [K], and the sum of squares [K]; the time is O(N).
   """
   x, y = x - x.mean(), y - y.mean()
   sums = np.cumsum([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
-  distinct = 1 + np.cumsum(np.diff(x) > 0)  # different computes among the first 2, 3, ...
-  places = np.arange(1, len(x))
-  below = np.concatenate([[1], distinct])[places - 1]
+  distinct = 1 + np.cumsum(np.diff(x) > 0)  # distinct values of the first 2, 3, ... points
+  counts = np.arange(1, len(x))
+  below = np.concatenate([[1], distinct])[counts - 1]
   free = (
     (np.diff(x) > 0) & (below >= MIN_POINTS_A_SIDE) & (distinct[-1] - below >= MIN_POINTS_A_SIDE)
   )
-  places = places[free]
-  left = sums[:, places - 1]
-  return places, _residual_squares(left) + _residual_squares(sums[:, -1:] - left)
+  counts = counts[free]
+  sums_below = sums[:, counts - 1]
+  squares_below = _compute_residual_squares(sums_below)
+  return counts, squares_below + _compute_residual_squares(sums[:, -1:] - sums_below)
 
 
-def hinge_columns(
+def make_hinge_columns(
   x: np.ndarray, corners: np.ndarray, widths: np.ndarray, centre: float
 ) -> np.ndarray:
-  """Returns the columns [G N 3] that log L is linear in, for G corners of given widths: its level
-  at the centre, and minus b1 and b2.
+  """Returns the columns [G N 3] of the linear model of log L for G corners.
+
+  The constants of the columns are the level of log L at the centre, b1 and b2.
+
+  Args:
+    x: log C [N].
+    corners: log C0 [G].
+    widths: widths of the break [G]; 0 is a corner.
+    centre: log C of the level.
   """
   above = x - corners[:, None]
   narrow = np.maximum(widths, 1e-9)[:, None]
@@ -169,13 +183,12 @@ def solve_linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
   """Solves least squares for each of G sets of columns.
 
   Args:
-    columns: [G N P].
-    y: [N].
+    columns: columns of the linear model [G N P].
+    y: log L [N].
 
   Returns:
-    Constants [G P], sums of squares [G] (infinite where columns are not independent), and the
-    diagonal of the inverse of their products [G P], which times the variance of a residual is the
-    variance of a constant.
+    The constants [G P]; the sums of squares [G], infinite for dependent columns; and the variance
+    of each constant over the variance of a residual [G P].
   """
   product = np.einsum('gnp,gnq->gpq', columns, columns)
   size = np.sqrt(np.einsum('gpp->gp', product) + 1e-300)
@@ -188,8 +201,8 @@ def solve_linear(columns: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.nda
   return constants, np.where(good, squares, np.inf), np.einsum('gpp->gp', inverse)
 
 
-def inner_range(x: np.ndarray) -> tuple[float, float]:
-  """Returns the range of log compute of a corner: two different computes lie beyond either end."""
+def find_inner_range(x: np.ndarray) -> tuple[float, float]:
+  """Returns the range of possible corners, the second lowest and second highest log C."""
   distinct = np.unique(x)
   return float(distinct[1]), float(distinct[-2])
 
@@ -197,12 +210,12 @@ def inner_range(x: np.ndarray) -> tuple[float, float]:
 def _search(
   x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
 ) -> tuple[float, float]:
-  """Returns log C0 and width of the least squares by successively finer grids."""
-  (low, high), widths = inner_range(x), np.asarray(widths, float)
+  """Returns log C0 and the width with the minimal sum of squares, on successively finer grids."""
+  (low, high), widths = find_inner_range(x), np.asarray(widths, float)
   corners, step = np.linspace(low, high, 40), (high - low) / 39
   for _ in range(4):
     grid = [axis.ravel() for axis in np.meshgrid(corners, widths)]
-    best = int(np.argmin(solve_linear(hinge_columns(x, *grid, float(x.mean())), y)[1]))
+    best = int(np.argmin(solve_linear(make_hinge_columns(x, *grid, float(x.mean())), y)[1]))
     corner, width = float(grid[0][best]), float(grid[1][best])
     corners, step = np.clip(corner + step * np.linspace(-1, 1, 9), low, high), step / 4
     if len(widths) > 1:
@@ -211,7 +224,7 @@ def _search(
   return corner, width
 
 
-def _residual_squares(sums: np.ndarray) -> np.ndarray:
+def _compute_residual_squares(sums: np.ndarray) -> np.ndarray:
   n, x, y, xx, yy, xy = sums
   across, slope = xx - x * x / n, xy - x * y / n
   return np.maximum(yy - y * y / n - slope**2 / np.maximum(across, 1e-300), 0)
@@ -233,29 +246,31 @@ def find_power_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a and b of L = a C^-b, fitted in log L.
 
   Raises:
-    InputError: fewer than 3 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 3 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points('intervals of a power law', 3, compute, loss)
   x, y = np.log(compute), np.log(loss)
-  constants, (squares,), (spread,) = solve_linear(_columns(x)[None], y)
-  half = np.sqrt(spread * (_bound(squares, len(x), 2) - squares))
+  constants, (squares,), (spread,) = solve_linear(_make_line_columns(x)[None], y)
+  half = np.sqrt(spread * (_compute_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
-  return {'a': _exp_interval((low[0], high[0])), 'b': (float(low[1]), float(high[1]))}
+  return {'a': _exponentiate_interval((low[0], high[0])), 'b': (float(low[1]), float(high[1]))}
 
 
 def find_joined_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a1, b1, b2 and C0 of two power laws that meet.
 
   Raises:
-    InputError: fewer than 7 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 7 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points(
     'intervals of two power laws that meet', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x = np.log(compute)
-  corners = np.linspace(*inner_range(x), _NUM_CORNERS)
+  corners = np.linspace(*find_inner_range(x), _NUM_CORNERS)
   return _profile_intervals(
-    hinge_columns(x, corners, np.zeros_like(corners), 0.0),
+    make_hinge_columns(x, corners, np.zeros_like(corners), 0.0),
     np.log(loss),
     4,
     {'a1': 0, 'b1': 1, 'b2': 2},
@@ -267,7 +282,8 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a, b1, b2, C0 and s of a smooth break.
 
   Raises:
-    InputError: fewer than 7 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 7 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points(
     'intervals of a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
@@ -275,10 +291,10 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
   x = np.log(compute)
   corners, widths = (
     axis.ravel()
-    for axis in np.meshgrid(np.linspace(*inner_range(x), _NUM_CORNERS), _INTERVAL_WIDTHS)
+    for axis in np.meshgrid(np.linspace(*find_inner_range(x), _NUM_CORNERS), _INTERVAL_WIDTHS)
   )
   return _profile_intervals(
-    hinge_columns(x, corners, widths, 0.0),
+    make_hinge_columns(x, corners, widths, 0.0),
     np.log(loss),
     5,
     {'a': 0, 'b1': 1, 'b2': 2},
@@ -289,19 +305,20 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
 def find_two_piece_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
 
-  The interval of C0 ends at points: every break between two neighbours leaves the same squares.
+  The interval of C0 ends at points, as all breaks between two neighbours have equal squares.
 
   Raises:
-    InputError: fewer than 7 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 7 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = power_laws.check_points(
     'intervals of two power laws', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
-  places, squares = measure_piece_squares(x, y)
-  near = places[squares <= squares.min() * (1 + _HANSEN_BOUND / len(x))]
-  low = np.arange(len(x)) < places[:, None]
-  columns = np.concatenate([_columns(x) * side[..., None] for side in (low, ~low)], 2)
+  counts, squares = measure_piece_squares(x, y)
+  near = counts[squares <= squares.min() * (1 + _HANSEN_BOUND / len(x))]
+  low = np.arange(len(x)) < counts[:, None]
+  columns = np.concatenate([_make_line_columns(x) * side[..., None] for side in (low, ~low)], 2)
   return {
     **_profile_intervals(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
     'C0': (float(compute[near[0] - 1]), float(compute[near[-1]])),
@@ -312,133 +329,137 @@ def find_offset_power_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of E, a and b of L = E + a C^-b, fitted in log L.
 
   Raises:
-    InputError: fewer than 4 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 4 points of different compute, or values that are not positive
+      numbers.
   """
   fit = power_laws.fit_offset_power(compute, loss)
-  compute, loss = power_laws.check_points('intervals of a law above a floor', 4, compute, loss)
+  compute, loss = power_laws.check_points('intervals of a power law with offset', 4, compute, loss)
   x, y = np.log(compute), np.log(loss)
   best = np.array([fit.constants['E'], math.log(fit.constants['a']), fit.constants['b']])
-  least = float(np.sum((y - np.log(power_laws.predict(fit, compute))) ** 2))
-  bound = _bound(least, len(x), 3)
+  minimum = float(np.sum((y - np.log(power_laws.predict(fit, compute))) ** 2))
+  bound = _compute_bound(minimum, len(x), 3)
   above = np.exp(best[1] - best[2] * x)
   slopes = np.stack([np.ones_like(x), above, -x * above], 1) / (best[0] + above)[:, None]
-  steps = np.sqrt(solve_linear(slopes[None], y)[2][0] * least / (len(x) - 3))
+  steps = np.sqrt(solve_linear(slopes[None], y)[2][0] * minimum / (len(x) - 3))
   limits = {'E': (0.0, float(loss.max())), 'a': (-700.0, 700.0), 'b': (-10.0, 10.0)}
   intervals: Intervals = {}
-  for place, (key, (low, high)) in enumerate(limits.items()):
-    step = 2.4 * float(np.clip(steps[place], 1e-3 * max(abs(best[place]), 0.1), 0.2 * (high - low)))
+  for index, (key, (low, high)) in enumerate(limits.items()):
+    value = best[index]
+    step = 2.4 * float(np.clip(steps[index], 1e-3 * max(abs(value), 0.1), 0.2 * (high - low)))
     intervals[key] = (
-      _find_crossing(_make_profile(x, y, best, place), (least, bound), best[place], -step, low),
-      _find_crossing(_make_profile(x, y, best, place), (least, bound), best[place], step, high),
+      _find_crossing(_make_profile(x, y, best, index), (minimum, bound), value, -step, low),
+      _find_crossing(_make_profile(x, y, best, index), (minimum, bound), value, step, high),
     )
-  return {**intervals, 'a': _exp_interval(intervals['a'])}
+  return {**intervals, 'a': _exponentiate_interval(intervals['a'])}
 
 
-def _columns(x: np.ndarray) -> np.ndarray:
+def _make_line_columns(x: np.ndarray) -> np.ndarray:
   return np.stack([np.ones_like(x), -x], 1)
 
 
-def _exp_interval(interval: tuple[float, float]) -> tuple[float, float]:
-  return power_laws.exp_clipped(interval[0]), power_laws.exp_clipped(interval[1])
+def _exponentiate_interval(interval: tuple[float, float]) -> tuple[float, float]:
+  return power_laws.clip_exp(interval[0]), power_laws.clip_exp(interval[1])
 
 
-def _bound(least: float, n: int, num_constants: int) -> float:
-  return least * (1 + float(stats.f.ppf(0.95, 1, n - num_constants)) / (n - num_constants))
+def _compute_bound(minimum: float, n: int, num_constants: int) -> float:
+  return minimum * (1 + float(stats.f.ppf(0.95, 1, n - num_constants)) / (n - num_constants))
 
 
 def _profile_intervals(
   columns: np.ndarray,
   y: np.ndarray,
   num_constants: int,
-  places: dict[str, int],
+  indices: dict[str, int],
   grid: dict[str, np.ndarray],
 ) -> Intervals:
-  """Returns intervals by a grid over the constants that log L is not linear in.
+  """Returns intervals of constants from a grid over the constants in which log L is not linear.
 
-  At each place of the grid the squares are a parabola in every other constant, so the least of them
-  for any value of it is known without a search.
+  At each point of the grid, the sum of squares is a parabola in every linear constant, so its
+  minimum for any value of the constant needs no search.
 
   Args:
-    columns: [G N Q], of the constants that log L is linear in.
-    y: log L.
-    num_constants: in all.
-    places: of the constants among the columns; a, a1 and a2 are logarithms there.
-    grid: the constants that the grid is over, [G] each.
+    columns: columns of the linear constants [G N Q].
+    y: log L [N].
+    num_constants: number of all constants.
+    indices: column of each linear constant; a, a1 and a2 are logarithms there.
+    grid: values of the other constants, [G] each.
   """
   good = np.isfinite(solve_linear(columns, y)[1])
   columns, grid = columns[good], {key: values[good] for key, values in grid.items()}
   constants, squares, spread = solve_linear(columns, y)
-  best, least = int(np.argmin(squares)), max(float(squares.min()), _MIN_SQUARED_ERROR * len(y))
+  best, minimum = int(np.argmin(squares)), max(float(squares.min()), _MIN_SQUARED_ERROR * len(y))
   errors = np.random.default_rng(0).normal(size=(len(y), _NUM_DRAWS))
-  drawn = (columns[best] @ constants[best])[:, None] + math.sqrt(
-    least / (len(y) - num_constants)
-  ) * errors
+  sigma = math.sqrt(minimum / (len(y) - num_constants))
+  drawn = (columns[best] @ constants[best])[:, None] + sigma * errors
   solved, drawn_squares = _solve_draws(columns, drawn)
-  smallest = drawn_squares.min(0)
+  drawn_minima = drawn_squares.min(0)
   intervals = {
-    key: _grid_interval(values, squares, drawn_squares, best, least) for key, values in grid.items()
+    key: _find_grid_interval(values, squares, drawn_squares, best, minimum)
+    for key, values in grid.items()
   }
-  for key, place in places.items():
-    apart = solved[:, place] - constants[best, place]
-    q = np.quantile((drawn_squares + apart**2 / spread[:, place, None]).min(0) / smallest, 0.95)
-    near = squares <= q * least
-    half = np.sqrt(spread[near, place] * (q * least - squares[near]))
-    low = float(np.min(constants[near, place] - half))
-    high = float(np.max(constants[near, place] + half))
+  for key, index in indices.items():
+    errors = solved[:, index] - constants[best, index]
+    profile = (drawn_squares + errors**2 / spread[:, index, None]).min(0)
+    q = np.quantile(profile / drawn_minima, 0.95)
+    near = squares <= q * minimum
+    half = np.sqrt(spread[near, index] * (q * minimum - squares[near]))
+    low = float(np.min(constants[near, index] - half))
+    high = float(np.max(constants[near, index] + half))
     is_logarithm = key.startswith('a')
-    intervals[key] = _exp_interval((low, high)) if is_logarithm else (low, high)
+    intervals[key] = _exponentiate_interval((low, high)) if is_logarithm else (low, high)
   return intervals
 
 
-def _grid_interval(
-  values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, smallest: float
+def _find_grid_interval(
+  values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, minimum: float
 ) -> tuple[float, float]:
-  """Returns where the minimal squares over a grid pass the bound, interpolated in logarithms."""
+  """Returns the values at which the minimal squares cross the bound, interpolated in logarithms."""
   q = np.quantile(drawn[values == values[best]].min(0) / drawn.min(0), 0.95)
-  bound = max(float(q), 1.0) * smallest
-  at = np.unique(values)
-  least = np.array([squares[values == value].min() for value in at])
-  near, logs = np.flatnonzero(least <= bound), np.log(at)
+  bound = max(float(q), 1.0) * minimum
+  distinct = np.unique(values)
+  profile = np.array([squares[values == value].min() for value in distinct])
+  near, logs = np.flatnonzero(profile <= bound), np.log(distinct)
   ends = []
   for inside, outside in ((near[0], near[0] - 1), (near[-1], near[-1] + 1)):
     end = logs[inside]
-    if 0 <= outside < len(at):
-      end += (logs[outside] - end) * (bound - least[inside]) / (least[outside] - least[inside])
-    ends.append(power_laws.exp_clipped(float(end)))
+    if 0 <= outside < len(distinct):
+      share = (bound - profile[inside]) / (profile[outside] - profile[inside])
+      end += (logs[outside] - end) * share
+    ends.append(power_laws.clip_exp(float(end)))
   return ends[0], ends[1]
 
 
 def _solve_draws(columns: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns constants [G Q S] and squares [G S] of the columns [G N Q] fitted to S data sets [N S]."""
+  """Returns constants [G Q S] and squares [G S] of columns [G N Q] for S data sets [N S]."""
   directions, corners = np.linalg.qr(columns)
   along = np.einsum('gnq,ns->gqs', directions, drawn, optimize=True)
   return np.linalg.solve(corners, along), np.sum(drawn**2, 0) - np.sum(along**2, 1)
 
 
 def _make_profile(
-  x: np.ndarray, y: np.ndarray, best: np.ndarray, place: int
+  x: np.ndarray, y: np.ndarray, best: np.ndarray, index: int
 ) -> Callable[[float], float]:
   """Returns the minimal squares of log(E + a C^-b) as a function of one of (E, log a, b).
 
-  The level of a C^-b in the middle of the data replaces log a, which lies far outside of the data
-  and is correlated with b.
+  The search uses the level of a C^-b in the middle of the data, as log a is far outside of the data
+  and correlated with b.
   """
   middle = float(x.mean())
   level = best[1] - best[2] * middle
-  start = np.array([level, best[2]]) if place == 0 else np.array([best[0], level])
-  lower_bounds = np.array([-700.0, -50.0]) if place == 0 else np.array([0.0, -700.0])
+  start = np.array([level, best[2]]) if index == 0 else np.array([best[0], level])
+  lower_bounds = np.array([-700.0, -50.0]) if index == 0 else np.array([0.0, -700.0])
 
   def curve(at: np.ndarray, fixed: float) -> tuple[np.ndarray, np.ndarray]:
-    floor, level = (fixed, at[0]) if place == 0 else at
-    b = at[1] if place == 0 else (fixed - level) / middle if place == 1 else fixed
+    offset, level = (fixed, at[0]) if index == 0 else at
+    b = at[1] if index == 0 else (fixed - level) / middle if index == 1 else fixed
     above = np.exp(np.clip(level - b * (x - middle), -300, 300))
-    total = floor + above
-    by_level = above * x / middle if place == 1 else above  # with a fixed, b follows the level
-    slopes = [by_level, -(x - middle) * above] if place == 0 else [np.ones_like(x), by_level]
+    total = offset + above
+    by_level = above * x / middle if index == 1 else above  # with a fixed, b depends on the level
+    slopes = [by_level, -(x - middle) * above] if index == 0 else [np.ones_like(x), by_level]
     return np.log(total), np.stack(slopes, 1) / total[:, None]
 
   def squares(value: float) -> float:
-    nonlocal start  # the next value is near
+    nonlocal start  # the next value is close
     start, fitted = power_laws.levenberg_marquardt(
       lambda at: curve(at, value), start, y, lower_bounds=lower_bounds, tolerance=1e-8
     )
@@ -454,39 +475,42 @@ def _find_crossing(
   step: float,
   end: float,
 ) -> float:
-  """Returns where the squares pass the upper bound, on the way from `start` to `end`.
+  """Returns the value between `start` and `end` at which the squares cross the bound.
 
-  Steps grow until one passes the bound; chords then find it to a thousandth of the way. The square
-  root of the distance from the minimum is nearly linear, as the squares are nearly a parabola.
+  Steps grow until the squares exceed the bound; the secant method then finds the crossing to 0.1%.
+  As the squares are nearly a parabola, the square root of their distance from the minimum is nearly
+  linear.
 
   Args:
-    squares: of a constant.
-    bounds: the minimal squares, at `start`, and the squares to look for.
-    start, step, end: of the search.
+    squares: minimal squares as a function of a constant.
+    bounds: the minimal squares, at `start`, and the bound.
+    start: value of the constant with the minimal squares.
+    step: first step.
+    end: limit of the search, which is returned without a crossing.
   """
-  least, bound = bounds
-  goal = math.sqrt(max(bound - least, 0))
+  minimum, bound = bounds
+  target = math.sqrt(max(bound - minimum, 0))
 
-  def excess(at: float) -> float:
-    return math.sqrt(max(squares(at) - least, 0)) - goal
+  def compute_excess(value: float) -> float:
+    return math.sqrt(max(squares(value) - minimum, 0)) - target
 
-  inside, below = start, -goal
+  inside, below = start, -target
   while inside != end:
     outside = max(inside + step, end) if step < 0 else min(inside + step, end)
-    above = excess(outside)
+    above = compute_excess(outside)
     if above > 0:
       break
     inside, below, step = outside, above, 1.6 * step
   else:
     return end
-  at = inside
+  value = inside
   for _ in range(20):
-    at = inside + (outside - inside) * min(max(below / (below - above), 0.05), 0.95)
-    value = excess(at)
-    if abs(value) <= 1e-3 * goal:
+    value = inside + (outside - inside) * min(max(below / (below - above), 0.05), 0.95)
+    excess = compute_excess(value)
+    if abs(excess) <= 1e-3 * target:
       break
-    if value > 0:
-      outside, above = at, value
+    if excess > 0:
+      outside, above = value, excess
     else:
-      inside, below = at, value
-  return float(at)
+      inside, below = value, excess
+  return float(value)

@@ -17,19 +17,22 @@ from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Meas
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import Group, ScoreRow, score_table, select_main
+from minilm_jax.analysis.scores import Group, ScoreRow, make_score_table, select_main
 from minilm_jax.core import files, run_dir
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
-# One point of score: the smallest relevant gain of claims 1-3, the largest tolerated loss of claim 4.
+# One point of score is the smallest relevant gain (claims 1-3) and the largest tolerated loss (4).
 MARGIN = 0.01
 TOPICS = ('fewrel', 'ag_news', 'dbpedia_14')  # scores of these tasks of the paper require verdicts
 CLAIMS = {
   1: 'Pre-trained models score higher than the same models from scratch.',
   2: 'The gap between them grows with the pre-training set.',
   3: 'The gap grows with the token overlap between pre-training set and task.',
-  4: 'A soft committee of shallow convolutional models is as accurate as the deep model, with lower latency.',
+  4: (
+    'A soft committee of shallow convolutional models is as accurate as the deep model, with lower '
+    'latency.'
+  ),
 }
 STATISTICS = {
   1: 'score pre-trained minus from scratch, on the largest set',
@@ -107,7 +110,7 @@ def find_verdicts(
   """
   excluded = _find_excluded(run_paths, failed)
   included = {name: path for name, path in run_paths.items() if name not in excluded}
-  rows = select_main(score_table(runs.read_scores(included)))
+  rows = select_main(make_score_table(runs.read_scores(included)))
   sets = {
     training_set.name: training_set for training_set in pretraining_gap.read_training_sets(included)
   }
@@ -119,7 +122,7 @@ def find_verdicts(
     return ClaimResults([], [], [])
   comparison = committee_study.compare_with_deep(committees, rows, sets)
   by_name = {curve.name: curve for curve in curves}
-  measurements = Measurements(committees, rows, sets, by_name, latencies, comparison.deep)
+  measurements = Measurements(committees, rows, sets, by_name, latencies, comparison.deep_shape)
   return ClaimResults(
     [
       _decide_gain(by_series, sets),

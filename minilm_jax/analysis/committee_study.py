@@ -1,13 +1,9 @@
-"""Committees against the deep model, and against rivals of equal training FLOPs, parameters or
-latency, paired by the seed of fine-tuning.
+"""Compares committees with a deep model, and with rivals of equal FLOPs, parameters or latency.
 
-A committee is the mean probability of the pre-trained members of one seed of fine-tuning. A folder
-of `minilm committee` with several pre-trainings, each fine-tuned with several seeds, holds one of
-each seed; folders of one seed each are equivalent. The deep model is the deepest run without
-convolutions that was fine-tuned on the task, deeper than every member, on as many rows as the
-members if such a run exists.
-
-Only files are read: the outputs of members on the reported examples are in their outputs.npz.
+A committee predicts by the mean probability of its members. Members are pre-trained models with one
+seed of fine-tuning, so a folder of `minilm committee` has a committee for each seed. Scores are
+paired by this seed. The deep model is the deepest fine-tuned run without convolutions, deeper than
+every member and, if possible, with as many training rows. The functions read files alone.
 """
 
 import dataclasses
@@ -32,7 +28,7 @@ STUDY = 'committee.json'
 NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
 NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
 TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
-BySeed = Mapping[int, float]  # scores by seed of fine-tuning
+BySeed = Mapping[int, float]  # seed of fine-tuning: score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +93,19 @@ class SeedCommittee:
   """The members of one seed in one folder, on one reported split.
 
   Attributes:
-    folder: the committee's name among the runs.
-    task, split, examples, headline: what it was scored on, and the metric.
-    seed: of fine-tuning, of all its members.
-    shapes: of its members, one each, as `runs.latency_shape` writes them, in ascending order.
-    layers: the most blocks among its members.
-    convolved: does one of its members have convolutions? Four of the five of paper 2 do.
-    checkpoints: names of the pre-training runs of its members that are among the runs, each once.
-    rows: of the training set of its members; 0 if they differ or are not among the runs.
-    values: scores of 1, 2, ..., all members: the mean over subsets of each size, by the mean
-      probability.
-    collapsed: members with constant predictions.
+    folder: name of the run.
+    task: name of the task.
+    split: name of the split.
+    examples: number of examples.
+    headline: metric of the task.
+    seed: seed of fine-tuning of all members.
+    shapes: sorted shapes of the members, of `runs.encode_latency_shape`.
+    layers: largest number of layers of a member.
+    has_convolutions: a member has convolutions.
+    checkpoints: names of the pre-training runs of the members, as far as they are among the runs.
+    rows: rows of the training set of the members; 0 if unknown or different.
+    values: scores of committees of 1, 2, ... members, averaged over subsets.
+    collapsed: number of members with constant predictions.
   """
 
   folder: str
@@ -118,7 +116,7 @@ class SeedCommittee:
   seed: int
   shapes: tuple[str, ...]
   layers: int
-  convolved: bool
+  has_convolutions: bool
   checkpoints: tuple[str, ...]
   rows: int
   values: tuple[float, ...]
@@ -126,43 +124,44 @@ class SeedCommittee:
 
   @property
   def value(self) -> float:
-    """The score of the whole committee."""
+    """Score of all members together."""
     return self.values[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class CommitteeComparison:
-  """Committees of one kind, by the shapes of their members, against the deep model.
+  """Committees with members of the same shapes, against the deep model.
 
   Attributes:
-    differences: the committee's score less the deep model's, by seed, by a description of each task.
-    collapsed: members and runs among them with constant predictions.
-    shapes, deep: of one committee's members, and of the deep model; '' if missing.
-    missing: the runs that a difference lacks.
+    differences: score of the committee minus the deep model, by task and seed.
+    collapsed: number of members and deep models with constant predictions.
+    shapes: shapes of the members of a committee.
+    deep_shape: shape of the deep model; '' if missing.
+    missing: runs that are needed for a difference, or ''.
   """
 
   differences: Mapping[str, Mapping[int, float]]
   collapsed: int
   shapes: tuple[str, ...]
-  deep: str
+  deep_shape: str
   missing: str
 
 
 def read_seed_committees(
-  found: Mapping[str, epath.Path], sets: Mapping[str, TrainingSet]
+  run_paths: Mapping[str, epath.Path], sets: Mapping[str, TrainingSet]
 ) -> list[SeedCommittee]:
-  """Returns the committees of every folder, by seed and split, of two members or more.
+  """Returns the committees of two or more members in finished folders, by seed and split.
 
   Args:
-    found: runs by name; unfinished folders have none.
-    sets: training sets of the pre-training runs among them.
+    run_paths: runs by name.
+    sets: training sets of the pre-training runs, by name.
 
   Raises:
-    InputError: a folder lacks a file of a member.
+    InputError: a file of a member is missing.
   """
-  by_path = {str(found[name].resolve()): training_set for name, training_set in sets.items()}
+  by_path = {str(run_paths[name].resolve()): training_set for name, training_set in sets.items()}
   committees = []
-  for name, path in found.items():
+  for name, path in run_paths.items():
     if runs.read_kind(path) == KIND and (path / run_dir.RESULT).exists():
       committees += _read_folder(name, path, by_path)
   return committees
@@ -175,7 +174,7 @@ def _read_folder(
   for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
     folder = path / member['folder']
     card = files.read_json(folder / CARD, f'a member of the committee {path}')
-    if card['step'] >= 0:  # -1 is from scratch
+    if card['step'] >= 0:  # members from scratch have -1
       by_seed.setdefault(card['seed'], []).append((card, _read_outputs(folder / OUTPUTS)))
   for seed, members in by_seed.items():
     if len(members) < 2:
@@ -186,9 +185,9 @@ def _read_folder(
     rows = {start.rows for start in starts}
     for split in sorted(set.intersection(*map(set, outputs))):
       labels = outputs[0][split][1]
-      if not all(np.array_equal(of_member[split][1], labels) for of_member in outputs):
-        continue  # the members were reported on different examples
-      logits = np.stack([of_member[split][0] for of_member in outputs])
+      if not all(np.array_equal(arrays[split][1], labels) for arrays in outputs):
+        continue  # members with different examples make no committee
+      logits = np.stack([arrays[split][0] for arrays in outputs])
       yield SeedCommittee(
         folder=name,
         task=cards[0]['task'],
@@ -196,23 +195,23 @@ def _read_folder(
         examples=len(labels),
         headline=cards[0]['headline'],
         seed=seed,
-        shapes=tuple(sorted(runs.latency_shape(card['model']) for card in cards)),
+        shapes=tuple(sorted(runs.encode_latency_shape(card['model']) for card in cards)),
         layers=max(card['model']['num_layers'] for card in cards),
-        convolved=any(card['model']['convolutions'] for card in cards),
+        has_convolutions=any(card['model']['convolutions'] for card in cards),
         checkpoints=tuple(dict.fromkeys(start.name for start in starts)),
         rows=starts[0].rows if len(starts) == len(cards) and len(rows) == 1 else 0,
         values=_score_sizes(logits, labels, cards[0]['headline']),
-        collapsed=sum(metrics.is_constant(of_member.argmax(-1)) for of_member in logits),
+        collapsed=sum(metrics.is_constant(member_logits.argmax(-1)) for member_logits in logits),
       )
 
 
 def _read_outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns the outputs of a member and the labels, by split."""
+  """Returns the outputs and the labels of a member, by split."""
   if not path.exists():
     raise InputError(
       f'a member of the committee {path.parent.parent}',
       f'no file {path}',
-      'copy the folder again, whole',
+      'copy the folder with all files',
     )
   with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
     splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
@@ -237,42 +236,43 @@ def compare_with_deep(
   rows: Sequence[ScoreRow],
   sets: Mapping[str, TrainingSet],
 ) -> CommitteeComparison:
-  """Returns the largest committees with convolutional members that have a deeper run to compare.
+  """Returns the comparison of the largest committees with convolutional members and a deep model.
 
-  Of several kinds of one size the one with the most tasks and seeds counts, then the first by name.
+  Of several kinds of committees of one size, the kind with the most tasks and seeds counts.
 
   Args:
-    committees: of `read_seed_committees`.
-    rows: of `scores.select_main`, for the deep model.
-    sets: training sets of the pre-training runs by name.
+    committees: committees of `read_seed_committees`.
+    rows: rows of `scores.select_main`, with the deep model.
+    sets: training sets of the pre-training runs, by name.
   """
   kinds: dict[tuple[str, ...], list[SeedCommittee]] = {}
   for committee in committees:
-    if committee.convolved:
+    if committee.has_convolutions:
       kinds.setdefault(committee.shapes, []).append(committee)
-  without = CommitteeComparison({}, 0, (), '', NEEDED)
-  for shapes, of_kind in sorted(
+  missing = CommitteeComparison({}, 0, (), '', NEEDED)
+  for shapes, same_kind in sorted(
     kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)
   ):
-    differences, deep = {}, ''
-    collapsed = sum(committee.collapsed for committee in of_kind)
-    for (task, split), of_task in _group_by_task(of_kind).items():
-      rivals = _select_deepest(of_task[0], rows, sets)
+    differences, deep_shape = {}, ''
+    collapsed = sum(committee.collapsed for committee in same_kind)
+    for (task, split), same_task in _group_by_task(same_kind).items():
+      rivals = _select_deepest(same_task[0], rows, sets)
       if not rivals:
         continue
-      ours = _average_by_seed([{committee.seed: committee.value} for committee in of_task])
-      theirs = _average_by_seed([row.pretrained.by_seed for row in rivals])
-      folders = ', '.join(dict.fromkeys(committee.folder for committee in of_task))
+      by_committee = _average_by_seed([{member.seed: member.value} for member in same_task])
+      by_deep = _average_by_seed([row.pretrained.by_seed for row in rivals])
+      folders = ', '.join(dict.fromkeys(committee.folder for committee in same_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
       differences[f'{task}, {split}: {folders} against {checkpoints}'] = {
-        seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())
+        seed: by_committee[seed] - by_deep[seed]
+        for seed in sorted(by_committee.keys() & by_deep.keys())
       }
       collapsed += sum(row.pretrained.collapsed for row in rivals)
-      deep = runs.latency_shape(sets[rivals[0].checkpoint].model)
+      deep_shape = runs.encode_latency_shape(sets[rivals[0].checkpoint].model)
     if differences:
-      return CommitteeComparison(differences, collapsed, shapes, deep, '')
-    without = CommitteeComparison({}, 0, shapes, '', NEEDED_DEEP)
-  return without
+      return CommitteeComparison(differences, collapsed, shapes, deep_shape, '')
+    missing = CommitteeComparison({}, 0, shapes, '', NEEDED_DEEP)
+  return missing
 
 
 def _group_by_task(
@@ -285,7 +285,7 @@ def _group_by_task(
 
 
 def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
-  """Returns whether a row and a committee were scored on the same examples by the same metric."""
+  """Returns whether a row and a committee have scores on the same examples by the same metric."""
   return row.headline and (row.task, row.metric, row.split, row.examples) == (
     committee.task,
     committee.headline,
@@ -295,13 +295,13 @@ def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
 
 
 def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
-  return training_set.plain and training_set.model['num_layers'] > committee.layers
+  return not training_set.has_convolutions and training_set.model['num_layers'] > committee.layers
 
 
 def _select_deepest(
   committee: SeedCommittee, rows: Sequence[ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> list[ScoreRow]:
-  """Returns the rows of the deepest runs that were scored on the same examples."""
+  """Returns the rows of the deepest runs with scores on the same examples."""
   candidates = [
     row
     for row in rows
@@ -317,7 +317,7 @@ def _select_deepest(
 
 
 def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
-  """Returns the mean of the scores of each seed."""
+  """Returns the mean score of each seed."""
   seeds = sorted({seed for by_seed in scores_by_seed for seed in by_seed})
   return {
     seed: float(np.mean([by_seed[seed] for by_seed in scores_by_seed if seed in by_seed]))
@@ -326,42 +326,43 @@ def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
 
 
 def compare_latency(
-  comparison: CommitteeComparison, timed: Sequence[LatencyRow]
+  comparison: CommitteeComparison, latencies: Sequence[LatencyRow]
 ) -> tuple[tuple[float, float, float], str, str]:
-  """Returns the committee's latency over the deep model's at batch 1: value, low and high; the
-  contestants; and the missing measurements.
+  """Returns the ratio of latencies at batch size 1, committee over deep model.
 
-  The committee's is that of its fastest way. The ends are quotients of the ends of both medians'
-  intervals, so that the interval is too wide rather than too narrow; of several measurements the
-  largest ratio counts.
+  The latency of the committee is that of its fastest strategy. Of several measurements, the largest
+  ratio counts. The ends of the interval are ratios of the ends of both intervals, so the interval
+  is conservative.
+
+  Returns:
+    The ratio with the ends of its interval, the names of the contestants, and the missing runs.
   """
   shape = comparison.shapes[0] if len(set(comparison.shapes)) == 1 else ''
   pairs = []
-  for of_run in _group_single_batch(timed):
-    one_head = [row for row in of_run if row.heads == 1]
-    whole = [
-      row for row in one_head if row.shape == shape and row.members == len(comparison.shapes)
-    ]
-    deep = [row for row in one_head if row.shape == comparison.deep and row.members == 1]
-    if whole and deep:
-      pairs.append((min(whole, key=lambda row: row.median), deep[0]))
+  for rows in _group_single_batch(latencies):
+    rows = [row for row in rows if row.heads == 1]
+    size = len(comparison.shapes)
+    committees = [row for row in rows if row.shape == shape and row.members == size]
+    deep_rows = [row for row in rows if row.shape == comparison.deep_shape and row.members == 1]
+    if committees and deep_rows:
+      pairs.append((min(committees, key=lambda row: row.median), deep_rows[0]))
   if pairs and shape:
-    ours, theirs = max(pairs, key=lambda pair: pair[0].median / pair[1].median)
+    ours, deep = max(pairs, key=lambda pair: pair[0].median / pair[1].median)
     return (
-      (ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low),
-      f'latency: {ours.name} against {theirs.name} in {ours.run}',
+      (ours.median / deep.median, ours.low / deep.high, ours.high / deep.low),
+      f'latency: {ours.name} against {deep.name} in {ours.run}',
       '',
     )
-  missing = 'a latency of this committee and of the deep model: minilm latency --workdir'
+  missing = 'latencies of this committee and of the deep model (minilm latency --workdir)'
   if comparison.shapes and not shape:
-    missing = 'a latency: members of several shapes are not timed together'
+    missing = 'a latency of a committee whose members have one shape'
   return (math.nan, math.nan, math.nan), '', missing
 
 
-def _group_single_batch(timed: Sequence[LatencyRow]) -> list[list[LatencyRow]]:
-  """Returns the rows of batch 1 of each latency run."""
+def _group_single_batch(latencies: Sequence[LatencyRow]) -> list[list[LatencyRow]]:
+  """Returns the rows of batch size 1 of each latency run."""
   by_run: dict[str, list[LatencyRow]] = {}
-  for row in timed:
+  for row in latencies:
     if row.batch == 1:
       by_run.setdefault(row.run, []).append(row)
   return list(by_run.values())
@@ -369,16 +370,21 @@ def _group_single_batch(timed: Sequence[LatencyRow]) -> list[list[LatencyRow]]:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """One rival and the committee of nearest cost.
+  """A rival and the committee of the most similar cost.
 
   Attributes:
-    task: with the split.
-    rival, cost: name of the rival, and one of `COSTS`.
-    members, of: size of the committee, and of the largest that its members make.
-    ratio: the committee's cost over the rival's.
-    committee, theirs: mean scores over the seeds that both have, as shares.
-    difference, low, high: the committee's less the rival's, with its 95% interval; nan of one seed.
-    seeds: that both have.
+    task: task with the split.
+    rival: name of the rival.
+    cost: one of `COSTS`.
+    members: size of the committee.
+    of: number of all members.
+    ratio: ratio of the costs, committee over rival.
+    committee: mean score of the committee over the common seeds, as a share.
+    theirs: mean score of the rival.
+    difference: score of the committee minus the rival.
+    low: lower end of the 95% interval of the difference; nan with one seed.
+    high: upper end.
+    seeds: number of common seeds.
   """
 
   task: str
@@ -397,7 +403,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class _Contestant:
-  """A committee or a rival on one task: its costs, nan if unknown, and its score by seed."""
+  """A committee or a rival on one task, with its costs (nan if unknown) and scores by seed."""
 
   name: str
   costs: Mapping[str, float]
@@ -406,57 +412,61 @@ class _Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-  """The runs that costs and rivals come from.
+  """The measurements of all runs, as input for `find_matches`.
 
   Attributes:
-    committees: of `read_seed_committees`.
-    rows: of `scores.select_main`.
-    sets: training sets of the pre-training runs by name.
-    curves: of `loss_curves.read_runs`, by name, for the costs of the runs.
-    timed: of `runs.read_latencies`.
-    deep: shape of the deep model.
+    committees: committees of `read_seed_committees`.
+    rows: rows of `scores.select_main`.
+    sets: training sets of the pre-training runs, by name.
+    curves: loss curves of the pre-training runs, by name.
+    latencies: rows of `runs.read_latencies`.
+    deep_shape: shape of the deep model.
   """
 
   committees: Sequence[SeedCommittee]
   rows: Sequence[ScoreRow]
   sets: Mapping[str, TrainingSet]
   curves: Mapping[str, LossCurve]
-  timed: Sequence[LatencyRow]
-  deep: str
+  latencies: Sequence[LatencyRow]
+  deep_shape: str
 
-  def relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
-    """Returns the fastest way's median at batch 1 over that of the deep model in the same
-    measurement, the largest of several.
+  def compute_relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
+    """Returns the ratio of median latencies at batch size 1, fastest strategy over deep model.
+
+    Of several measurements, the largest ratio counts.
     """
     ratios = []
-    for of_run in _group_single_batch(self.timed):
-      medians: dict[tuple[str, int, int], list[float]] = {}
-      for row in of_run:
-        medians.setdefault((row.shape, row.members, row.heads), []).append(row.median)
-      ours, theirs = medians.get((shape, members, heads)), medians.get((self.deep, 1, 1))
-      if ours and theirs:
-        ratios.append(min(ours) / theirs[0])
+    for rows in _group_single_batch(self.latencies):
+      by_model: dict[tuple[str, int, int], list[float]] = {}
+      for row in rows:
+        by_model.setdefault((row.shape, row.members, row.heads), []).append(row.median)
+      medians, deep = by_model.get((shape, members, heads)), by_model.get((self.deep_shape, 1, 1))
+      if medians and deep:
+        ratios.append(min(medians) / deep[0])
     return max(ratios, default=math.nan)
 
 
 def find_matches(comparison: CommitteeComparison, measurements: Measurements) -> list[Match]:
-  """Returns every rival of the committee at every cost that is known of both.
+  """Returns a match for every rival of the committee and every known cost.
 
   Args:
-    comparison: of `compare_with_deep`, on the same runs.
-    measurements: with the deep model of the comparison.
+    comparison: comparison of `compare_with_deep` for the same runs.
+    measurements: measurements with the deep model of the comparison.
   """
   matches = []
   compared = [
     committee
     for committee in measurements.committees
-    if comparison.deep and committee.convolved and committee.shapes == comparison.shapes
+    if comparison.deep_shape
+    and committee.has_convolutions
+    and committee.shapes == comparison.shapes
   ]
-  for (task, split), of_task in _group_by_task(compared).items():
+  for (task, split), same_task in _group_by_task(compared).items():
     by_size = [
-      _make_contestant(of_task, size, measurements) for size in range(1, len(comparison.shapes) + 1)
+      _make_contestant(same_task, size, measurements)
+      for size in range(1, len(comparison.shapes) + 1)
     ]
-    for rival in _find_rivals(of_task[0], measurements):
+    for rival in _find_rivals(same_task[0], measurements):
       if by_size[0].scores.keys() & rival.scores.keys():
         for cost in COSTS:
           match = _match_cost(f'{task}, {split}', rival, cost, by_size)
@@ -467,7 +477,7 @@ def find_matches(comparison: CommitteeComparison, measurements: Measurements) ->
 def _make_contestant(
   committees: Sequence[SeedCommittee], size: int, measurements: Measurements
 ) -> _Contestant:
-  """Returns committees of one task, one a seed, with only `size` of their members."""
+  """Returns the committees of one task and of all seeds, with `size` of their members."""
   first = committees[0]
   curves = measurements.curves
   starts = [curves[name] for name in first.checkpoints if name in curves]
@@ -475,14 +485,15 @@ def _make_contestant(
   shape = first.shapes[0] if len(set(first.shapes)) == 1 else ''
   return _Contestant(
     first.folder,
-    _list_costs(starts, share, size, measurements.relative_latency(shape, size)),
+    _list_costs(starts, share, size, measurements.compute_relative_latency(shape, size)),
     {committee.seed: committee.values[size - 1] for committee in committees},
   )
 
 
 def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterator[_Contestant]:
-  """Yields the deeper runs, the members with several heads and the deeper committees that were
-  scored on the examples of a committee.
+  """Yields the rivals of a committee that have scores on its examples.
+
+  Rivals are deeper runs, members with several heads, and deeper committees.
   """
   for row in measurements.rows:
     name, heads = row.checkpoint, 1
@@ -496,13 +507,15 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
     start = measurements.sets[name]
     has_heads = name != row.checkpoint
     if name in committee.checkpoints if has_heads else _is_deeper(start, committee):
-      latency = measurements.relative_latency(runs.latency_shape(start.model), 1, heads)
+      latency = measurements.compute_relative_latency(
+        runs.encode_latency_shape(start.model), 1, heads
+      )
       costs = _list_costs([measurements.curves[name]], 1, 1, latency)
       yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
   by_folder: dict[str, list[SeedCommittee]] = {}
   test = (committee.task, committee.split, committee.examples, committee.headline)
   for other in measurements.committees:
-    is_deeper = not other.convolved and other.layers > committee.layers
+    is_deeper = not other.has_convolutions and other.layers > committee.layers
     if is_deeper and (other.task, other.split, other.examples, other.headline) == test:
       by_folder.setdefault(other.folder, []).append(other)
   for folder, others in by_folder.items():
@@ -514,7 +527,14 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
 def _list_costs(
   starts: Sequence[LossCurve], share: float, members: int, latency: float
 ) -> dict[str, float]:
-  """Returns the costs of a share of some pre-training runs, and of some models of their size."""
+  """Returns the costs of a contestant.
+
+  Args:
+    starts: loss curves of the pre-training runs of its members.
+    share: share of these runs that the contestant uses.
+    members: number of its models.
+    latency: its latency relative to the deep model.
+  """
   training = parameters = math.nan
   if starts:
     parameters = float(members * np.mean([start.parameters for start in starts]))
@@ -528,15 +548,18 @@ def _list_costs(
 def _match_cost(
   task: str, rival: _Contestant, cost: str, by_size: Sequence[_Contestant]
 ) -> Match | None:
-  """Returns the rival and the committee of nearest cost; None if a cost is unknown."""
-  ratios = {size: ours.costs[cost] / rival.costs[cost] for size, ours in enumerate(by_size, 1)}
+  """Returns the match of a rival with the committee of the most similar cost, if known."""
+  ratios = {
+    size: committee.costs[cost] / rival.costs[cost] for size, committee in enumerate(by_size, 1)
+  }
   known = [size for size, ratio in ratios.items() if math.isfinite(ratio)]
   if not known:
     return None
   size = min(known, key=lambda size: abs(math.log(ratios[size])))
-  ours, theirs = by_size[size - 1].scores, rival.scores
-  seeds = sorted(ours.keys() & theirs.keys())
-  contrast = scores.make_contrast([(theirs[seed], ours[seed]) for seed in seeds], TUNINGS)
+  by_committee, by_rival = by_size[size - 1].scores, rival.scores
+  seeds = sorted(by_committee.keys() & by_rival.keys())
+  pairs = [(by_rival[seed], by_committee[seed]) for seed in seeds]
+  contrast = scores.make_contrast(pairs, TUNINGS)
   return Match(
     task=task,
     rival=rival.name,

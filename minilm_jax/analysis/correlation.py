@@ -1,10 +1,8 @@
-"""Correlations of pre-training losses with downstream scores over models, and depth at matched size
-or compute.
+"""Correlates pre-training losses with downstream scores, and compares depths at equal size or cost.
 
-A model is one pre-training run with the scores that were fine-tuned, or evaluated, from it. Its
-loss, the logarithm of its perplexity, is that of the evaluation at the checkpoint. An untrained
-model of V pieces has a loss of ln V: that is the loss of the arm from scratch. Correlation is not
-causation, and few models give wide intervals.
+A model is a pre-training run with its scores. Its loss, the logarithm of the perplexity, is that of
+the evaluation at the checkpoint. The arm from scratch has the loss of an untrained model, which is
+ln V with a vocabulary of V pieces.
 """
 
 import dataclasses
@@ -19,14 +17,14 @@ from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
 from minilm_jax.analysis.scores import Average, ScoreRow
 from minilm_jax.tasks.metrics import CONFIDENCE
 
-MIN_MODELS = 4  # of a correlation
+MIN_MODELS = 4  # in a correlation
 LOSS, BITS = 'log-perplexity', 'bits per word'
-_MAX_RELATIVE_DIFFERENCE = 0.1  # of matched sizes or costs
+_MAX_RELATIVE_DIFFERENCE = 0.1  # between matched sizes or costs
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredModel:
-  """The loss of one model and its mean score over seeds in one series; nan if missing."""
+  """The loss of a model and its mean score over seeds in one series; nan if missing."""
 
   name: str
   loss: float
@@ -41,7 +39,7 @@ class ScoredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """A coefficient with its percentile interval over resampled models; nan where a side is constant."""
+  """A coefficient with its percentile interval over models; nan if a variable is constant."""
 
   value: float
   low: float
@@ -50,15 +48,20 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-  """The correlation of a measure of pre-training with a score; negative if a lower loss comes with a
-  higher score.
+  """The correlation of a measure of pre-training with a score.
+
+  A negative coefficient means that models with lower losses have higher scores.
 
   Attributes:
-    series: the task, or the average, and its protocol.
+    series: name of the task or the average, with its protocol.
     measure: LOSS or BITS.
-    from_scratch: do untrained models count too, each beside its pre-trained one?
-    models, points: of the coefficients; models are resampled.
-    degenerate: share of resamples with a constant side, left out of the intervals.
+    from_scratch: each model also counts untrained, with its score from scratch.
+    models: number of models, which are resampled.
+    points: number of points.
+    pearson: Pearson's coefficient.
+    spearman: Spearman's coefficient.
+    kendall: Kendall's tau-b.
+    degenerate: share of resamples with a constant variable, which the intervals leave out.
   """
 
   series: str
@@ -74,10 +77,18 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-  """A deeper model less a shallower one of like size or cost; scores are shares, `losses` nats on
-  the validation split.
+  """The difference between a deeper and a shallower model of similar size or cost.
 
-  `ratio` is that of the matched quantity, deeper over shallower; `series` is empty without scores.
+  Attributes:
+    shallow: name of the shallower run.
+    deep: name of the deeper run.
+    shallow_layers: layers of the shallower model.
+    deep_layers: layers of the deeper model.
+    matched: matched quantity, parameters or FLOPs.
+    ratio: ratio of the matched quantity, deeper over shallower.
+    loss: difference of the validation losses in nats, deeper minus shallower.
+    series: name of the scores; '' without scores.
+    score: difference of the scores, as a share.
   """
 
   shallow: str
@@ -94,16 +105,16 @@ class Depth:
 def match_scores(
   curves: Sequence[LossCurve], scores: Iterable[ScoreRow], averages: Iterable[Average]
 ) -> tuple[dict[str, list[ScoredModel]], list[str]]:
-  """Returns the models of each task's headline and of each average, and the reasons for omissions.
+  """Returns the scored models by task and average, and the reasons for omissions.
 
-  A row belongs to the curve of the name of its checkpoint, at its step: the loss is that of the last
-  evaluation until there. Of several steps the last counts. A task of which a model has several rows,
-  which are protocols or rates that nothing chose between, is left out for that model.
+  The loss of a model is that of the last evaluation up to the step of the checkpoint. Of several
+  steps the last counts. A model with several rows for a task, of several protocols or learning
+  rates, has no score for this task.
 
   Args:
-    curves: of pre-training runs.
-    scores: of `scores.score_table`.
-    averages: of `scores.average_tasks`.
+    curves: loss curves of pre-training runs.
+    scores: rows of `scores.make_score_table`.
+    averages: averages of `scores.average_tasks`.
   """
   by_name = {curve.name: curve for curve in curves}
   by_series: dict[str, dict[str, list[ScoreRow | Average]]] = {}
@@ -114,7 +125,7 @@ def match_scores(
     else:
       unknown[row.checkpoint] = None
   left_out = [
-    f'scores of {name or "a checkpoint without a name"}: its pre-training is not among these runs'
+    f'scores of {name or "a checkpoint without a name"}: the pre-training run is missing'
     for name in unknown
   ]
   models: dict[str, list[ScoredModel]] = {}
@@ -123,7 +134,9 @@ def match_scores(
       steps = [-1 if row.step is None else row.step for row in rows]
       last = [row for row, step in zip(rows, steps, strict=True) if step == max(steps)]
       if len(last) > 1:
-        left_out.append(f'{series} of {name}: {len(last)} rows that nothing chose between')
+        left_out.append(
+          f'{series} of {name}: {len(last)} protocols or learning rates, of which none was chosen'
+        )
       else:
         models.setdefault(series, []).append(_score_model(by_name[name], last[0]))
   return models, left_out
@@ -143,7 +156,9 @@ def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
     for step, loss in zip(curve.updates, curve.loss, strict=True)
     if row.step is None or step <= row.step
   ]
-  is_last = row.step is None or row.step >= curve.updates[-1]  # bits are measured at the end
+  is_last = (
+    row.step is None or row.step >= curve.updates[-1]
+  )  # bits are measured after the last step
   return ScoredModel(
     name=curve.name,
     loss=losses[-1] if losses else untrained,
@@ -166,17 +181,17 @@ def correlate(
   """Returns the correlations of every series with enough models, and the reasons for omissions.
 
   Args:
-    models: of `match_scores`.
-    vocabularies: number of different ones: losses a token over several do not compare.
-    draws: resamples of the models.
-    seed: of the resampling.
+    models: models of `match_scores`.
+    vocabularies: number of vocabularies; losses of different vocabularies are not comparable.
+    draws: number of resamples of models.
+    seed: seed of the resamples.
   """
   correlations, left_out = [], []
-  for series, of_series in models.items():
+  for series, series_models in models.items():
     for measure in (LOSS, BITS):
       measured = [
         model
-        for model in of_series
+        for model in series_models
         if math.isfinite(model.score)
         and math.isfinite(model.loss if measure == LOSS else model.bits)
       ]
@@ -184,17 +199,17 @@ def correlate(
         continue
       if len(measured) < MIN_MODELS:
         left_out.append(
-          f'{series} against {measure}: {len(measured)} models, and fewer than {MIN_MODELS} say nothing'
+          f'{series} against {measure}: {len(measured)} models, fewer than {MIN_MODELS}'
         )
       elif measure == LOSS and vocabularies > 1:
         left_out.append(
-          f'{series} against {measure}: losses a token over {vocabularies} vocabularies do not compare'
+          f'{series} against {measure}: losses of {vocabularies} vocabularies are not comparable'
         )
       else:
         correlations.append(_correlate_series(series, measure, measured, False, draws, seed))
-        both = [model for model in measured if math.isfinite(model.scratch)]
-        if measure == LOSS and len(both) >= MIN_MODELS:
-          correlations.append(_correlate_series(series, measure, both, True, draws, seed))
+        paired = [model for model in measured if math.isfinite(model.scratch)]
+        if measure == LOSS and len(paired) >= MIN_MODELS:
+          correlations.append(_correlate_series(series, measure, paired, True, draws, seed))
   return correlations, left_out
 
 
@@ -217,11 +232,11 @@ def _correlate_series(
   resampled = compute_coefficients(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
   is_defined = np.isfinite(resampled[0])
   estimates = []
-  for value, of_draws in zip(values, resampled, strict=True):
+  for value, drawn_values in zip(values, resampled, strict=True):
     low = high = math.nan
     if np.isfinite(value) and is_defined.any():
       ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-      low, high = np.quantile(of_draws[is_defined], ends).tolist()
+      low, high = np.quantile(drawn_values[is_defined], ends).tolist()
     estimates.append(Estimate(float(value), low, high))
   pearson, spearman, kendall = estimates
   return Correlation(
@@ -240,23 +255,30 @@ def _correlate_series(
 def compute_coefficients(
   x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
 ) -> Float[np.ndarray, '3 S']:
-  """Returns Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples; nan if a
-  side is constant.
+  """Returns Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples.
+
+  A coefficient is nan if a variable is constant.
   """
-  x_ranks, y_ranks = (stats.rankdata(side, axis=1) for side in (x, y))
-  return np.stack([_pearson(x, y), _pearson(x_ranks, y_ranks), _kendall(x, y)])
+  x_ranks, y_ranks = (stats.rankdata(values, axis=1) for values in (x, y))
+  return np.stack(
+    [_compute_pearson(x, y), _compute_pearson(x_ranks, y_ranks), _compute_kendall(x, y)]
+  )
 
 
-def _pearson(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[np.ndarray, 'S']:
+def _compute_pearson(
+  x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
+) -> Float[np.ndarray, 'S']:
   is_constant = (np.ptp(x, 1) == 0) | (np.ptp(y, 1) == 0)
   dx, dy = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
   norm = np.where(is_constant, 1, np.sqrt((dx**2).sum(1) * (dy**2).sum(1)))
   return np.where(is_constant, np.nan, np.clip((dx * dy).sum(1) / norm, -1, 1))
 
 
-def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[np.ndarray, 'S']:
+def _compute_kendall(
+  x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
+) -> Float[np.ndarray, 'S']:
   i, j = np.triu_indices(x.shape[1], 1)
-  x_signs, y_signs = (np.sign(side[:, i] - side[:, j]) for side in (x, y))
+  x_signs, y_signs = (np.sign(values[:, i] - values[:, j]) for values in (x, y))
   norm = np.sqrt((x_signs**2).sum(1) * (y_signs**2).sum(1))
   return np.divide((x_signs * y_signs).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
 
@@ -264,14 +286,14 @@ def _kendall(x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']) -> Float[
 def compare_depths(
   curves: Sequence[LossCurve], models: Mapping[str, Sequence[ScoredModel]]
 ) -> list[Depth]:
-  """Returns pairs of models of different depths whose parameters, or FLOPs of the whole run, are
-  within 10%: deeper less shallower.
+  """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
 
-  Both runs have ended, over one vocabulary. FLOPs are the actual ones if both runs have them, else
-  the paper's count. The loss is that of the last evaluation.
+  Both runs are finished and have one vocabulary. FLOPs are the actual FLOPs if both runs have them,
+  else those of the count of paper 1. The loss is that of the last evaluation.
   """
   scores = {
-    series: {model.name: model.score for model in of_series} for series, of_series in models.items()
+    series: {model.name: model.score for model in series_models}
+    for series, series_models in models.items()
   }
   depths = []
   for shallow, deep in _pair_depths(curves):

@@ -1,12 +1,11 @@
-"""Incremental cost-effectiveness: the perplexity that a larger model gains for its FLOPs.
+"""Incremental cost-effectiveness: the perplexity that a larger model gains per FLOP (paper 1).
 
-With C the FLOPs of a whole run and PPL its perplexity, the step from one value of a factor of the
-shape to the next gains
+A step goes from one value of a factor of the model shape to the next. With C the FLOPs of a run and
+PPL its perplexity, the step gains
 
     (PPL_from - PPL_to) / ((C_to - C_from) / 1e15)
 
-points a 1e15 FLOPs; the inverse is the price of a point (paper 1; papers.md 1.10 has the definition
-and its table). Only finished runs count, and only runs that saw the same rows are compared.
+points of perplexity per 1e15 FLOPs. Only finished runs with equal numbers of rows are compared.
 """
 
 import dataclasses
@@ -20,20 +19,23 @@ from minilm_jax.tasks.metrics import CONFIDENCE
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
-# Relative difference of rows seen that counts as the same: the paper's runs differ by one update.
+# Relative difference of equal numbers of rows; runs of the paper differ by one update.
 _MAX_ROW_DIFFERENCE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """Runs that differ in nothing but their seeds.
+  """Runs that differ in their seeds alone.
 
   Attributes:
-    runs: names.
-    perplexity: of each run; on the test split if logged, else at its last evaluation.
-    bits: bits per word of each run; empty if one of them lacks it.
-    flops: of the whole run, the mean.
-    rows: that each saw.
+    shape: dimensions of the model.
+    tied: the head shares the embedding table; None if not logged.
+    learning_rate: peak learning rate; None if not logged.
+    runs: names of the runs.
+    perplexity: test perplexity of each run or, if not logged, of the last validation.
+    bits: bits per word of each run; empty if a run has none.
+    flops: mean FLOPs of a run.
+    rows: rows that each run saw.
   """
 
   shape: ModelShape
@@ -47,28 +49,32 @@ class Arm:
 
   @property
   def mean(self) -> float:
-    """Perplexity, the mean over seeds."""
+    """Mean perplexity over seeds."""
     return float(np.mean(self.perplexity))
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A step from one value of a factor to the next, all others equal.
+  """A step from one value of a factor to the next larger value, with equal other factors.
 
   Attributes:
-    others: the values of the other factors.
-    also: what else differs between the two sides: the tied head, the learning rate, the nominal
-      head count.
-    from_value, to_value: of the factor; `to_value` is the larger.
-    from_runs, to_runs: the runs on either side, one a seed.
-    perplexity_gain: reduction of perplexity; nan if the vocabulary is the factor, as perplexities
-      over different vocabularies do not compare.
-    bits_gain: reduction of bits per word, if measured.
-    flops: FLOPs that a run costs more.
-    per_1e15, low, high: perplexity gained per 1e15 FLOPs, with its interval over seeds if both sides
-      have two.
-    flops_per_point: the inverse; nan if nothing is gained.
-    dominated: does the step cost more and gain nothing?
+    factor: field of `ModelShape`.
+    others: values of the other factors.
+    also: further differences, in the tied head, the learning rate or the nominal number of heads.
+    from_value: smaller value of the factor.
+    to_value: larger value.
+    from_runs: runs of the smaller value, one a seed.
+    to_runs: runs of the larger value.
+    perplexity_gain: decrease of the perplexity; nan for the vocabulary, as perplexities of
+      different vocabularies are not comparable.
+    bits_gain: decrease of bits per word; nan if not measured.
+    flops: additional FLOPs of a run.
+    per_1e15: decrease of the perplexity per 1e15 FLOPs.
+    low: lower end of the interval over seeds; nan with fewer than two seeds on a side.
+    high: upper end.
+    bits_per_1e15: decrease of bits per word per 1e15 FLOPs.
+    flops_per_point: FLOPs per point of perplexity; nan without a decrease.
+    dominated: the step costs FLOPs without any gain.
   """
 
   factor: str
@@ -91,10 +97,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One model on the plane of cost and perplexity, with the interval of its mean over seeds.
+  """One model by cost and perplexity, with the interval of the mean over seeds.
 
-  An option is `dominated` by another of the same vocabulary that costs no more and is no worse, and
-  not its equal.
+  A model is `dominated` if another model with the same vocabulary has at most its cost and its
+  perplexity, and is better in at least one of the two.
   """
 
   name: str
@@ -108,7 +114,7 @@ class Option:
 
 
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
-  """Returns the finished runs, those that differ only in their seeds as one arm, by cost."""
+  """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
   groups: dict[tuple[object, ...], list[LossCurve]] = {}
   for curve in curves:
     if curve.finished:
@@ -134,17 +140,17 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
 
 
 def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
-  """Returns every step along one factor between neighbours that are equal in all others.
+  """Returns every step along one factor between neighbouring values.
 
-  Of arms of one shape (a tied head, another learning rate) the one of lowest mean perplexity counts;
-  if the sides differ in that, `also` says so. The head count changes no parameter, and that of the
-  logs is nominal: two models that differ in it besides the factor are a step too, marked in `also`,
-  unless the same step exists with equal head counts.
+  Of several arms with one shape, such as different learning rates, the arm with the lowest mean
+  perplexity counts. The number of heads changes no parameter, and in the logs of the paper it is
+  nominal. So models may also differ in the number of heads, unless the step exists with equal
+  numbers. `also` lists such differences.
 
   Args:
-    curves: of a sweep.
-    draws: resamples of the seeds of each side for an interval.
-    seed: of the resampling.
+    curves: loss curves of a sweep.
+    draws: number of resamples of seeds for an interval.
+    seed: seed of the resamples.
   """
   steps: list[Step] = []
   arms = group_seeds(curves)
@@ -154,28 +160,28 @@ def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) ->
       sides += [
         pair
         for pair in _find_neighbours(arms, factor, ('heads',))
-        if not any(_equal_but_heads(pair, other) for other in sides)
+        if not any(_differ_in_heads_only(pair, other) for other in sides)
       ]
     steps += [_make_step(factor, *pair, draws, seed) for pair in sides]
   return steps
 
 
-def _equal_but_heads(sides: tuple[Arm, Arm], others: tuple[Arm, Arm]) -> bool:
-  """Returns whether two steps are between the same shapes, except for the head count."""
+def _differ_in_heads_only(sides: tuple[Arm, Arm], others: tuple[Arm, Arm]) -> bool:
+  """Returns whether two steps are between the same shapes, except for the number of heads."""
   shapes, other_shapes = (
     [dataclasses.replace(arm.shape, heads=0) for arm in pair] for pair in (sides, others)
   )
   return shapes == other_shapes and _saw_same_rows(sides[0].rows, others[0].rows)
 
 
-def _saw_same_rows(rows: float, others: float) -> bool:
-  return abs(rows - others) <= _MAX_ROW_DIFFERENCE * others
+def _saw_same_rows(rows: float, other_rows: float) -> bool:
+  return abs(rows - other_rows) <= _MAX_ROW_DIFFERENCE * other_rows
 
 
 def _find_neighbours(
   arms: Sequence[Arm], factor: str, free: tuple[str, ...]
 ) -> Iterator[tuple[Arm, Arm]]:
-  """Yields the sides of each step along a factor; factors that are `free` may differ too."""
+  """Yields the arms of each step along a factor; `free` factors may also differ."""
   fixed = [name for name in FACTORS if name != factor and name not in free]
   chains: list[tuple[tuple[int, ...], float, dict[int, Arm]]] = []
   for arm in arms:
@@ -205,7 +211,7 @@ def _make_step(factor: str, small: Arm, large: Arm, draws: int, seed: int) -> St
   low = high = math.nan
   if is_comparable and min(len(small.runs), len(large.runs)) > 1:
     low, high = _resample_interval((small.perplexity, large.perplexity), draws, seed)
-  gains = gain > 0 if is_comparable else bits > 0
+  is_better = gain > 0 if is_comparable else bits > 0
   is_unknown = not is_comparable and math.isnan(bits)
   flops = large.flops - small.flops
   units = flops / UNIT if flops > 0 else math.nan
@@ -225,13 +231,14 @@ def _make_step(factor: str, small: Arm, large: Arm, draws: int, seed: int) -> St
     high=high / units,
     bits_per_1e15=bits / units,
     flops_per_point=flops / gain if gain > 0 else math.nan,
-    dominated=flops >= 0 and not gains and not is_unknown,
+    dominated=flops >= 0 and not is_better and not is_unknown,
   )
 
 
 def describe_others(shape: ModelShape, factor: str) -> str:
-  """Returns the other factors: e embedding, h hidden, i feed-forward, a heads, l layers, V
-  vocabulary.
+  """Returns the values of the other factors.
+
+  Letters are e embedding, h hidden, i feed-forward, a heads, l layers, V vocabulary.
 
   >>> describe_others(ModelShape(32, 64, 128, 1, 2, 19010), 'hidden')
   'e 32, i 128, a 1, l 2, V 19010'
@@ -253,12 +260,12 @@ def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
 
 
 def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
-  """Returns every model by its cost, the FLOPs of the whole run, with its perplexity.
+  """Returns the perplexity of every model by the FLOPs of its run.
 
   Args:
-    curves: of a sweep.
-    draws: resamples of the seeds of a model for its interval.
-    seed: of the resampling.
+    curves: loss curves of a sweep.
+    draws: number of resamples of seeds for an interval.
+    seed: seed of the resamples.
   """
   arms = group_seeds(curves)
   options = []
@@ -284,9 +291,9 @@ def _dominates(other: Arm, arm: Arm) -> bool:
 def _resample_interval(
   sides: Sequence[Sequence[float]], draws: int, seed: int
 ) -> tuple[float, float]:
-  """Returns the percentile interval of the mean of one side, or of the difference of two means.
+  """Returns the percentile interval of a mean, or of the difference of two means.
 
-  Of two or three seeds it is too narrow.
+  With two or three seeds, the interval is too narrow.
   """
   rng = np.random.default_rng(seed)
   means = [rng.choice(np.asarray(side), (draws, len(side))).mean(1) for side in sides]

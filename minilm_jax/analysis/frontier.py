@@ -1,12 +1,14 @@
-"""The compute-optimal frontier of a sweep, and the plateau that tiny masked language models show.
+"""Compute-optimal frontiers of a sweep, and the plateau of tiny masked language models.
 
-The frontier is the set of evaluations of all runs with the lowest loss for their compute.
-`percentile_frontier` is the procedure of the first paper's figure: it keeps one evaluation a bin
-whether or not a cheaper one is better, so its points are not monotone, and the bins determine their
-number. `lower_envelope` has no bins: it keeps an evaluation if none of at most its cost is as good.
-Evaluations before the first update cost nothing and are in neither.
+A frontier contains the evaluations of all runs with the lowest loss for their compute. Evaluations
+before the first update are left out. There are two kinds:
 
-On the plateau the loss stands still early in training, then drops.
+- `find_percentile_frontier` is the procedure of paper 1. It selects one evaluation in each bin of
+  compute, so the losses need not be monotone.
+- `find_lower_envelope` has no bins. It selects an evaluation if no cheaper evaluation has a lower
+  or equal loss.
+
+The plateau is a phase early in training with a nearly constant loss before a steep drop.
 """
 
 import dataclasses
@@ -18,14 +20,14 @@ from jaxtyping import Float
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.core.errors import InputError
 
-# Slopes, -d log(loss) / d log(updates): of the plateau, and of the drops around it.
+# Slopes, -d log(loss) / d log(updates), on the plateau and on the drops around the plateau.
 _MAX_PLATEAU_SLOPE, _MIN_DROP_SLOPE = 0.05, 0.15
-# A run is on the plateau between these factors of its level.
+# A run is on the plateau while its loss is between these factors of the plateau loss.
 _ENTRY_FACTOR, _EXIT_FACTOR = 1.02, 0.945
-# Ratios of updates: between evaluations of a slope, and of the shortest plateau.
+# Ratios of updates, between the evaluations of a slope and over the shortest plateau.
 _MIN_STEP_RATIO, _MIN_LENGTH_RATIO = 1.2, 1.4
-_MAX_LEVEL_DIFFERENCE = 0.05  # relative, between runs of one sweep
-_MAX_LEARNED_LOSS = 0.9  # of log V; above, nothing is learned yet
+_MAX_LEVEL_DIFFERENCE = 0.05  # relative, of plateau losses in one sweep
+_MAX_LEARNED_LOSS = 0.9  # times log V; above this loss, nothing is learned yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Point:
   """One evaluation on a frontier.
 
   Attributes:
-    flops: of training until there; of which count, the caller chose.
-    loss: nats a masked token, on the validation split.
-    run: its name.
-    tokens: seen until there, pads included.
-    parameters: of the model, with embeddings.
+    flops: FLOPs of training up to the evaluation.
+    loss: validation loss in nats a masked token.
+    run: name of the run.
+    tokens: tokens seen up to the evaluation, with padding.
+    parameters: parameters of the model, with embeddings.
   """
 
   flops: float
@@ -47,136 +49,140 @@ class Point:
   parameters: int
 
 
-def percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
-  """Returns the frontier of the first paper: the lowest loss in each of up to 44 bins of compute.
+def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
+  """Returns the frontier of paper 1: the lowest loss in each of up to 44 bins of compute.
 
-  Edges of the bins are 0 and the 0th, 5th, ..., 100th percentiles p0, p5, ..., p100 of the FLOPs of
-  all evaluations, by linear interpolation. [0, p0] and [p0, p5] are each cut into 10 equal parts
-  and [p5, p10] into 5. A bin includes its upper edge and not its lower one: the cheapest evaluation,
-  p0 itself, has the last part of [0, p0] to itself. Empty bins give no point. Of equal losses in a
-  bin the cheapest counts.
+  The edges of the bins are 0 and the percentiles p0, p5, ..., p100 of the FLOPs of all evaluations,
+  by linear interpolation. The ranges [0, p0] and [p0, p5] are divided into 10 equal bins each, and
+  [p5, p10] into 5. A bin includes its upper edge alone. Empty bins have no point. Of equal losses
+  in a bin, the cheapest evaluation counts.
 
   Args:
-    curves: all of their evaluations count, of unfinished runs too, as in the paper.
-    count: of FLOPs, of `loss_curves.py`.
+    curves: finished and unfinished runs, as in the paper.
+    count: name of the count of FLOPs, of `loss_curves.py`.
 
   Raises:
-    InputError: no evaluations, or a curve without that count.
+    InputError: there are no evaluations, or a curve lacks the count.
   """
-  pool = _pool(curves, count)
-  at = np.percentile(pool.flops, np.arange(0, 101, 5))
-  parts = [np.linspace(0, at[0], 11), np.linspace(at[0], at[1], 11), np.linspace(at[1], at[2], 6)]
-  edges = np.unique(np.concatenate([*parts, at[2:]]))
+  pool = _pool_evaluations(curves, count)
+  percentiles = np.percentile(pool.flops, np.arange(0, 101, 5))
+  p0, p5, p10 = percentiles[:3]
+  parts = [np.linspace(0, p0, 11), np.linspace(p0, p5, 11), np.linspace(p5, p10, 6)]
+  edges = np.unique(np.concatenate([*parts, percentiles[2:]]))
   bins = np.digitize(pool.flops, edges, right=True)
   order = np.lexsort((pool.flops, pool.loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-  return pool.take_points(order[first])
+  return pool.make_points(order[first])
 
 
-def lower_envelope(
+def find_lower_envelope(
   curves: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
 ) -> list[Point]:
-  """Returns each evaluation whose loss is below that of all others with at most as much compute.
+  """Returns each evaluation whose loss is below that of every evaluation of at most its compute.
 
-  Compute and loss of its points are strictly monotone.
-
-  An evaluation in the middle of a schedule is made at a high learning rate: a run whose schedule
-  ended there would have reached a lower loss. `ends` leaves those out; then a point is what its
-  compute can buy, but a sweep has only one such evaluation a run.
+  Compute and loss of the points are strictly monotone. In the middle of a schedule the learning
+  rate is high, so a run whose schedule ended there would have reached a lower loss. `ends` excludes
+  such evaluations.
 
   Args:
-    curves: of a sweep.
-    count: of FLOPs, of `loss_curves.py`.
-    unfinished: do runs count that have not reached the end of their schedule?
-    ends: does only the last evaluation of each run count?
+    curves: loss curves of a sweep.
+    count: name of the count of FLOPs, of `loss_curves.py`.
+    unfinished: include runs that have not reached the end of their schedule.
+    ends: include the last evaluation of each run alone.
 
   Raises:
-    InputError: no evaluations of runs that count, or a curve without that count.
+    InputError: there are no evaluations, or a curve lacks the count.
   """
   counted = [curve for curve in curves if curve.finished or unfinished]
   if curves and not counted:
     raise InputError(
       'the frontier of finished runs',
-      f'{len(curves)} runs, none at the end of its schedule',
-      'let them finish, or count unfinished ones too',
+      f'{len(curves)} runs, of which 0 are finished',
+      'finish the runs, or include unfinished runs (--unfinished)',
     )
-  pool = _pool(counted, count)
-  chosen = np.flatnonzero(np.diff(pool.owner, append=-1)) if ends else np.arange(len(pool.loss))
+  pool = _pool_evaluations(counted, count)
+  chosen = (
+    np.flatnonzero(np.diff(pool.curve_index, append=-1)) if ends else np.arange(len(pool.loss))
+  )
   order = chosen[np.lexsort((pool.loss[chosen], pool.flops[chosen]))]
   best = np.minimum.accumulate(pool.loss[order])
   is_record = np.concatenate([[True], pool.loss[order][1:] < best[:-1]])
-  return pool.take_points(order[is_record])
+  return pool.make_points(order[is_record])
 
 
 def to_arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
-  """Returns FLOPs and losses, as the fits take them."""
+  """Returns the FLOPs and the losses of points."""
   return np.array([point.flops for point in points], float), np.array(
     [point.loss for point in points], float
   )
 
 
 def make_point(curve: LossCurve, index: int, count: str) -> Point:
-  """Returns one evaluation of a curve."""
+  """Returns an evaluation of a curve as a point."""
   flops, tokens = curve.rows[index] * curve.flops_per_row[count], curve.rows[index] * curve.length
   return Point(float(flops), curve.loss[index], curve.name, float(tokens), curve.parameters)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pool:
-  """All evaluations of some curves: FLOPs, loss, the curve that owns each, and its index there."""
+  """Evaluations of several curves: FLOPs, loss, index of the curve, index in the curve."""
 
   curves: Sequence[LossCurve]
   count: str
   flops: np.ndarray
   loss: np.ndarray
-  owner: np.ndarray
+  curve_index: np.ndarray
   index: np.ndarray
 
-  def take_points(self, places: np.ndarray) -> list[Point]:
+  def make_points(self, positions: np.ndarray) -> list[Point]:
     return [
-      make_point(self.curves[int(self.owner[place])], int(self.index[place]), self.count)
-      for place in places
+      make_point(
+        self.curves[int(self.curve_index[position])], int(self.index[position]), self.count
+      )
+      for position in positions
     ]
 
 
-def _pool(curves: Sequence[LossCurve], count: str) -> _Pool:
-  without = [curve.name for curve in curves if count not in curve.flops_per_row]
-  if without:
+def _pool_evaluations(curves: Sequence[LossCurve], count: str) -> _Pool:
+  without_count = [curve.name for curve in curves if count not in curve.flops_per_row]
+  if without_count:
     raise InputError(
       f'a frontier over FLOPs by the count {count!r}',
-      f'{len(without)} runs without it, {without[0]} the first',
-      'choose a count that every run has',
+      f'{len(without_count)} runs without this count, such as {without_count[0]}',
+      'choose a count of FLOPs that every run has',
     )
   flops = np.concatenate([np.zeros(0), *(curve.flops(count) for curve in curves)])
   paid = np.flatnonzero(flops > 0)
   if not len(paid):
     raise InputError(
       'a frontier',
-      f'{len(curves)} runs, no evaluation after an update',
-      'give runs that were evaluated',
+      f'{len(curves)} runs without an evaluation after the first update',
+      'give runs with evaluations',
     )
   lengths = [len(curve.loss) for curve in curves]
   loss = np.concatenate([np.asarray(curve.loss, float) for curve in curves])
   index = np.concatenate([np.arange(length) for length in lengths])
-  owner = np.repeat(np.arange(len(curves)), lengths)
-  return _Pool(curves, count, flops[paid], loss[paid], owner[paid], index[paid])
+  curve_index = np.repeat(np.arange(len(curves)), lengths)
+  return _Pool(curves, count, flops[paid], loss[paid], curve_index[paid], index[paid])
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-  """The part of one run on the plateau.
+  """The plateau of one run.
 
   Attributes:
-    run: its name.
-    level: loss of the plateau, nats.
-    entry, exit: updates at its first evaluation there and at its first one that has left; exit is
-      None if none has.
-    entry_flops, exit_flops: of training until these.
-    exit_loss: nats; None without an exit.
-    start, end: indices of both evaluations in the curve; without an exit, end is the number of
-      evaluations.
-    seen: evaluations on the plateau; 0 if the run left it before its first evaluation.
-    warmup, warmup_flops: updates and FLOPs at the peak learning rate; None if not logged.
+    run: name of the run.
+    level: loss of the plateau in nats.
+    entry: updates at the first evaluation on the plateau.
+    entry_flops: FLOPs at the entry.
+    exit: updates at the first evaluation after the plateau; None if there is none.
+    exit_flops: FLOPs at the exit; None without an exit.
+    exit_loss: loss at the exit in nats; None without an exit.
+    start: index of the entry in the curve.
+    end: index of the exit; the number of evaluations without an exit.
+    seen: number of evaluations on the plateau.
+    warmup: updates until the peak learning rate; None if not logged.
+    warmup_flops: FLOPs until the peak learning rate; None if not logged.
   """
 
   run: str
@@ -193,22 +199,21 @@ class Plateau:
   warmup_flops: float | None
 
   @property
-  def left(self) -> bool:
-    """Did the run ever leave it?"""
+  def has_exit(self) -> bool:
+    """Whether the run left the plateau."""
     return self.exit is not None
 
 
 def find_plateau(
   curve: LossCurve, level: float | None = None, count: str = HONEY
 ) -> Plateau | None:
-  """Returns the plateau of one run; None if its curve has none, or never comes down to the level.
+  """Returns the plateau of one run; None without a plateau.
 
   Args:
-    curve: of any spacing of evaluations.
-    level: of its sweep, from `find_plateau_level`. By default that of the run, which must then have
-      left the plateau and show it in its evaluations. With a level, a run of few evaluations enters
-      at its first evaluation at or below it.
-    count: of FLOPs, of `loss_curves.py`.
+    curve: loss curve with any spacing of evaluations.
+    level: loss of the plateau, of `find_plateau_level`. By default the level is estimated from this
+      curve, which must have evaluations on and after the plateau.
+    count: name of the count of FLOPs, of `loss_curves.py`.
   """
   if level is None:
     level = _find_level(curve)
@@ -220,8 +225,8 @@ def find_plateau(
     return None
   start = int(reached[0])
   below = np.flatnonzero(loss[start:] < _EXIT_FACTOR * level)
-  has_left = len(below) > 0
-  end = start + int(below[0]) if has_left else len(loss)
+  has_exit = len(below) > 0
+  end = start + int(below[0]) if has_exit else len(loss)
   flops = curve.flops(count)
   warmup_flops = None
   if curve.warmup is not None and curve.updates[-1]:
@@ -231,9 +236,9 @@ def find_plateau(
     float(level),
     entry=curve.updates[start],
     entry_flops=float(flops[start]),
-    exit=curve.updates[end] if has_left else None,
-    exit_flops=float(flops[end]) if has_left else None,
-    exit_loss=float(loss[end]) if has_left else None,
+    exit=curve.updates[end] if has_exit else None,
+    exit_flops=float(flops[end]) if has_exit else None,
+    exit_loss=float(loss[end]) if has_exit else None,
     start=start,
     end=end,
     seen=end - start,
@@ -243,9 +248,7 @@ def find_plateau(
 
 
 def find_plateau_level(curves: Sequence[LossCurve]) -> float | None:
-  """Returns the plateau loss of a sweep: the median over the runs that show one; None if no run
-  does or they disagree.
-  """
+  """Returns the median plateau loss of a sweep; None without a plateau or if most runs differ."""
   levels = np.array([level for curve in curves if (level := _find_level(curve)) is not None])
   if not len(levels):
     return None
@@ -257,19 +260,19 @@ def find_plateau_level(curves: Sequence[LossCurve]) -> float | None:
 def drop_plateau(
   curves: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
 ) -> list[LossCurve]:
-  """Returns curves from the exit of the plateau on, without runs that never left it.
+  """Returns the parts of curves after the plateau, without runs that never left the plateau.
 
-  Runs without a plateau stay whole.
+  Curves without a plateau stay unchanged.
 
   Args:
-    curves: of a sweep.
-    plateaus: of `find_plateau`, one a curve, in the same order.
+    curves: loss curves of a sweep.
+    plateaus: results of `find_plateau` for each curve.
   """
   after = []
   for curve, plateau in zip(curves, plateaus, strict=True):
     if plateau is None:
       after.append(curve)
-    elif plateau.left:
+    elif plateau.has_exit:
       fields = ('updates', 'rows', 'loss')
       cut = {field: getattr(curve, field)[plateau.end :] for field in fields}
       after.append(dataclasses.replace(curve, **cut))
@@ -277,7 +280,7 @@ def drop_plateau(
 
 
 def _find_level(curve: LossCurve) -> float | None:
-  """Returns the loss of the longest shallow stretch before a drop; None without one."""
+  """Returns the loss of the longest shallow part of a curve before a drop, or None."""
   spaced: list[int] = []
   for index, loss in enumerate(curve.loss):
     has_learned = loss < _MAX_LEARNED_LOSS * np.log(curve.shape.vocabulary)
@@ -294,7 +297,7 @@ def _find_level(curve: LossCurve) -> float | None:
   is_shallow = np.concatenate([[0], slopes < _MAX_PLATEAU_SLOPE, [0]]).astype(int)
   flips = np.flatnonzero(np.diff(is_shallow))
   level, longest = None, np.log(_MIN_LENGTH_RATIO)
-  # Slopes first to end - 1 are between evaluations first to end.
+  # Slopes first, ..., end - 1 lie between evaluations first and end.
   for first, end in zip(flips[::2], flips[1::2], strict=True):
     drops_before = first == 0 or np.any(slopes[:first] >= _MIN_DROP_SLOPE)
     drops_after = np.any(slopes[end:] >= _MIN_DROP_SLOPE)

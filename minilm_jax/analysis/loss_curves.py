@@ -1,8 +1,7 @@
-"""Loss curves of pre-training, from run directories or from a logged table such as paper 1's.
+"""Reads loss curves of pre-training from run directories or from a logged table, as of paper 1.
 
-A logged table is a CSV file, plain or gzipped, with a row an evaluation, in any order, and any
-columns besides `NEEDED` and `OPTIONAL`. Nothing is guessed: a cell that is not a number is an error
-with its line.
+A logged table is a CSV file, plain or gzipped, with one evaluation a row in any order. Columns
+other than `NEEDED` and `OPTIONAL` are ignored. A cell that is not a number is an error.
 """
 
 import csv
@@ -22,8 +21,8 @@ from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.core.schema import NUMBER
 from minilm_jax.data import readers
 
-HONEY, KAPLAN, ACTUAL = 'honey', 'kaplan', 'actual'  # counts of FLOPs, `model/flops.py`
-# Errors of a run whose files lack a field or have one of another type.
+HONEY, KAPLAN, ACTUAL = 'honey', 'kaplan', 'actual'  # counts of FLOPs, see `model/flops.py`
+# Errors for runs whose files lack a field, or have a field of another type.
 RUN_ERRORS = (KeyError, TypeError, IndexError, ArithmeticError, ValueError, AttributeError)
 _SHAPE_FIELDS = {
   'embedding': 'embedding_size',
@@ -48,7 +47,7 @@ _EMBEDDING, _OTHER = 'Embedding parameters', 'Non-embedding parameters'
 _FLOPS = {HONEY: 'FLOPS Hoffman per sequence', KAPLAN: 'FLOPS Kaplan per sequence'}
 _CONSTANT_COLUMNS = (*_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values())
 NEEDED = (_RUN, _UPDATES, 'eval/loss', *_CONSTANT_COLUMNS, _TOKENS)
-# The first two are derived if they are missing.
+# The vocabulary and the sequence length are derived if they are missing.
 OPTIONAL = (
   'vocabulary',
   'sequence_length',
@@ -59,16 +58,16 @@ OPTIONAL = (
   'bits_per_word',
   'bits_per_byte',
 )
-# A perplexity replaces a loss: its logarithm is the loss.
+# The logarithm of a perplexity replaces a missing loss.
 _PERPLEXITIES = {'eval/loss': 'eval/perplexity', 'test/loss': 'test/perplexity'}
-# Embedding rows that are no vocabulary: 130 positions, 2 segments, gain and bias (papers.md 1.1).
+# Embedding rows outside the vocabulary: 130 positions, 2 segments, gain and bias.
 _EXTRA_EMBEDDING_ROWS = 134
-_MAX_NAMES = 3  # in a message
+_MAX_NAMES = 3  # in an error or log line
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class ModelShape:
-  """The dimensions that a sweep varies; `heads` is the count of the paper's FLOPs formula."""
+  """The dimensions of a model; `heads` is the number of heads in the FLOPs formula of paper 1."""
 
   embedding: int
   hidden: int
@@ -83,18 +82,24 @@ class LossCurve:
   """One pre-trained model and its evaluations in the order of its updates.
 
   Attributes:
-    name: of the run; of a member of a population, with its number.
-    shape, embedding_parameters, other_parameters: of the model.
-    seed, learning_rate, warmup: the peak rate, and the updates until it; None if not logged.
-    tied: does the head share the embedding table? None if not logged.
-    length: tokens of a row.
-    flops_per_row: forward and backward, by count; unknown counts are left out.
-    updates, rows, loss: of each evaluation: updates made, rows seen, nats a masked token on the
-      validation split.
-    non_finite: number of evaluations left out because their loss is not a number.
-    finished: has the run reached the end of its schedule?
-    test_loss: nats a masked token, after the end.
-    bits_per_word, bits_per_byte: of masked words, if measured (`evaluation/likelihood.py`).
+    name: name of the run, with the number of a member of a population.
+    shape: dimensions of the model.
+    embedding_parameters: number of parameters of the embeddings.
+    other_parameters: number of other parameters.
+    seed: seed of the run; None if not logged.
+    learning_rate: peak learning rate; None if not logged.
+    warmup: updates until the peak learning rate; None if not logged.
+    tied: the head shares the embedding table; None if not logged.
+    length: tokens in a row.
+    flops_per_row: FLOPs of the forward and backward pass of a row, by the name of the count.
+    updates: updates at each evaluation.
+    rows: rows seen at each evaluation.
+    loss: validation loss at each evaluation, in nats a masked token.
+    non_finite: number of evaluations without a finite loss, which are left out.
+    finished: the run has reached the end of its schedule.
+    test_loss: loss on the test split at the end, in nats a masked token; None if not logged.
+    bits_per_word: bits per masked word (`evaluation/likelihood.py`); None if not measured.
+    bits_per_byte: bits per byte of masked words; None if not measured.
   """
 
   name: str
@@ -118,42 +123,42 @@ class LossCurve:
 
   @property
   def parameters(self) -> int:
-    """With embeddings."""
+    """Number of parameters, with embeddings."""
     return self.embedding_parameters + self.other_parameters
 
   @property
   def tokens(self) -> Float[np.ndarray, 'N']:
-    """Tokens seen at each evaluation, pads included."""
+    """Tokens seen at each evaluation, with padding."""
     return np.asarray(self.rows, float) * self.length
 
   def flops(self, count: str = HONEY) -> Float[np.ndarray, 'N']:
-    """Returns the FLOPs of training until each evaluation."""
+    """Returns the FLOPs of training up to each evaluation."""
     return np.asarray(self.rows, float) * self.flops_per_row[count]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossCurves:
-  """The loss curves of some runs, and the reasons why other pre-training runs have none."""
+  """Loss curves, and the reasons for pre-training runs without a curve."""
 
   curves: list[LossCurve]
   left_out: list[str]
 
 
-def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
-  """Returns a loss curve for each pre-training run, or for each member as `<run> member N`.
+def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
+  """Returns a loss curve for each pre-training run or, as `<run> member N`, for each member.
 
-  A member that was extracted to `<run>/member-N` is the curve of that run alone. Rows of the corpus
-  that are shorter than the model's length cost in proportion, which for the paper's count is
-  slightly too much; the actual FLOPs are those of the log.
+  Members that were extracted to `<run>/member-N` have the curve of that run alone. FLOPs of rows
+  that are shorter than the maximal length are scaled in proportion, which slightly overestimates
+  the count of paper 1. Actual FLOPs are those of the log.
 
   Args:
-    found: runs by name, of `runs.find_runs`.
+    run_paths: runs by name, of `runs.find_runs`.
 
   Raises:
     InputError: a file of a run is damaged.
   """
   curves, left_out = [], []
-  for name, path in found.items():
+  for name, path in run_paths.items():
     if runs.read_kind(path) != 'pretrain':
       continue
     config, manifest = runs.read_config(path), runs.read_manifest(path)
@@ -164,7 +169,7 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
     for member, lines in runs.split_members(path).items():
       try:
         index = int(member.split()[-1]) if member else 0
-        curve = _curve_of_run(name + member, config, manifest, lines, index)
+        curve = _make_run_curve(name + member, config, manifest, lines, index)
       except RUN_ERRORS as error:
         left_out.append(f'{name}{member}: {describe_missing(error)}')
         continue
@@ -186,14 +191,14 @@ def read_runs(found: Mapping[str, epath.Path]) -> LossCurves:
 
 
 def describe_missing(error: Exception) -> str:
-  """Returns what the files of a run lack, from one of `RUN_ERRORS`."""
+  """Returns the reason in one of `RUN_ERRORS`, the missing or invalid field of the run."""
   names = f'{run_dir.CONFIG}, {run_dir.MANIFEST} or {run_dir.METRICS}'
   if isinstance(error, KeyError):
-    return f'no {error.args[0]!r} in its {names}: written by another version?'
-  return f'its {names} is of another form ({error})'
+    return f'the field {error.args[0]!r} is missing in {names}'
+  return f'a field in {names} is invalid ({error})'
 
 
-def _curve_of_run(
+def _make_run_curve(
   name: str,
   config: Mapping[str, Any],
   manifest: Mapping[str, Any],
@@ -205,7 +210,7 @@ def _curve_of_run(
     line['step']: line
     for line in lines
     if line['split'] == 'validation' and 'loss' in line and line['step'] > 0
-  }  # step 0 has no compute
+  }  # evaluations at step 0 have no compute
   finite = {
     step: line
     for step, line in sorted(validation.items())
@@ -248,57 +253,57 @@ def _curve_of_run(
 
 @dataclasses.dataclass(frozen=True)
 class _CsvLine:
-  """A line of a logged table: its number in the file, and its cells by column."""
+  """A line of a logged table, with its number in the file and its cells by column."""
 
   path: epath.Path
   number: int
   cells: Mapping[str, str]
 
   @property
-  def place(self) -> str:
+  def location(self) -> str:
     return f'{self.path}, line {self.number}'
 
   def read_float(self, column: str) -> float:
-    """Returns a cell that must be a finite number."""
+    """Returns the finite number in a cell."""
     value = _parse_float(self.cells[column])
     if value is None or not math.isfinite(value):
-      raise self._error(column, 'give a number')
+      raise self._make_error(column, 'give a number')
     return value
 
   def read_count(self, column: str) -> int:
-    """Returns a cell that must be a whole number from 0."""
+    """Returns the non-negative integer in a cell."""
     value = _parse_float(self.cells[column])
     if value is None or not math.isfinite(value) or value != round(value) or value < 0:
-      raise self._error(column, 'give a whole number')
+      raise self._make_error(column, 'give a non-negative integer')
     return int(value)
 
   def has_value(self, column: str) -> bool:
-    """Returns whether a cell of an optional column is filled."""
+    """Returns whether a cell has a value."""
     return self.cells.get(column, '').strip().lower() not in ('', 'nan', 'none')
 
   def read_optional_float(self, column: str) -> float | None:
-    """Returns a finite number, or None if there is none."""
+    """Returns the finite number in a cell, or None if the cell is empty."""
     return self.read_float(column) if self.has_value(column) else None
 
   def read_optional_count(self, column: str) -> int | None:
-    """Returns a whole number, or None if there is none."""
+    """Returns the non-negative integer in a cell, or None if the cell is empty."""
     return self.read_count(column) if self.has_value(column) else None
 
   def read_loss(self, column: str) -> float | None:
-    """Returns nats a token, from the loss or else the perplexity; None if empty or not finite."""
+    """Returns the loss in nats from a loss or a perplexity; None if empty or not finite."""
     logged = column if column in self.cells else _PERPLEXITIES[column]
     if not self.cells.get(logged, '').strip():
       return None
     value = _parse_float(self.cells[logged])
     if value is None:
-      raise self._error(logged, 'give a number, or nan')
+      raise self._make_error(logged, 'give a number, or nan')
     if logged != column:
       value = math.log(value) if value > 0 else math.nan
     return value if math.isfinite(value) else None
 
-  def _error(self, column: str, to_do: str) -> InputError:
+  def _make_error(self, column: str, remedy: str) -> InputError:
     return InputError(
-      f'the logged table {self.place}', f'{column} is {self.cells[column]!r}', to_do
+      f'the logged table {self.location}', f'{column} is {self.cells[column]!r}', remedy
     )
 
 
@@ -310,23 +315,23 @@ def _parse_float(text: str) -> float | None:
 
 
 def read_csv(path: epath.PathLike) -> list[LossCurve]:
-  """Returns the loss curves of a logged table, in the order in which their runs first appear.
+  """Returns the loss curves of a logged table, in the order of the runs in the table.
 
-  The length of a row follows from Kaplan's count, 6 N a token; the vocabulary V from the embedding
-  parameters, (V + 134) e; whether the head shares the embedding table from the other parameters. A
-  run is finished if it has a test loss or, in a table without any, if it was evaluated within 1% of
-  the last update of the table.
+  If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token, and the
+  vocabulary V from the embedding parameters, (V + 134) e. The other parameters determine whether
+  the head is tied. A run is finished if it has a test loss. In a table without test losses, a run
+  is finished if its last evaluation is within 1% of the last update of the table.
 
   Args:
-    path: of a .csv or .csv.gz file with the columns of `NEEDED`; a perplexity replaces a loss.
+    path: .csv or .csv.gz file with the columns of `NEEDED`; a perplexity replaces a loss.
 
   Returns:
-    A curve a run, without evaluations before the first token. Evaluations whose loss is not a
-    number are counted in `non_finite` and logged; a run that has no other is left out.
+    A curve for each run with finite losses, without evaluations before the first token.
+    Evaluations without a finite loss are counted in `non_finite` and logged.
 
   Raises:
-    InputError: no such file; no table, or cut off; columns or rows are missing; a cell is not a
-      number, or no loss is; a run has two evaluations at one update, or two shapes.
+    InputError: the file is missing, damaged or truncated; columns or rows are missing; a cell is
+      not a number; no loss is finite; a run has two evaluations at one update, or two shapes.
   """
   path = epath.Path(path)
   lines = _read_lines(path)
@@ -337,7 +342,7 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   has_tests = any(line.read_loss('test/loss') is not None for line in lines)
   curves = []
   for name, run_lines in by_run.items():
-    curve = _curve_of_table(name, _sort_evaluations(name, run_lines))
+    curve = _make_table_curve(name, _sort_evaluations(name, run_lines))
     if not has_tests:
       last = max(line.read_count(_UPDATES) for line in run_lines)
       curve = dataclasses.replace(curve, finished=last >= 0.99 * last_update)
@@ -345,22 +350,22 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   if damaged := [curve for curve in curves if curve.non_finite]:
     names = ', '.join(f'{curve.name} {curve.non_finite}' for curve in damaged[:_MAX_NAMES])
     progress.log(
-      f'{path}: left out {sum(curve.non_finite for curve in damaged)} evaluations whose loss is no '
-      f'number: {names}' + (', ...' if len(damaged) > _MAX_NAMES else '')
+      f'{path}: left out {sum(curve.non_finite for curve in damaged)} evaluations without a finite '
+      f'loss: {names}' + (', ...' if len(damaged) > _MAX_NAMES else '')
     )
   if not any(curve.loss for curve in curves):
     raise InputError(
-      f'the logged table {path}', 'no loss in it is a number', 'give the log of runs that went well'
+      f'the logged table {path}', 'no finite loss', 'give a table with finite losses'
     )
   return [curve for curve in curves if curve.loss]
 
 
 def _read_lines(path: epath.Path) -> list[_CsvLine]:
-  asked = f'the logged table {path}'
+  table = f'the logged table {path}'
   if not path.is_file():
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     raise InputError(
-      asked, 'no such file', suggest_name(path.name, [name for name in siblings if '.csv' in name])
+      table, 'no such file', suggest_name(path.name, [name for name in siblings if '.csv' in name])
     )
   try:
     text = readers.read_decompressed(path).decode('utf-8-sig')
@@ -369,25 +374,25 @@ def _read_lines(path: epath.Path) -> list[_CsvLine]:
   except (InputError, UnicodeDecodeError, csv.Error) as error:
     reason = error.found if isinstance(error, InputError) else error
     raise InputError(
-      asked,
-      f'it is damaged, or no table: {reason}',
-      'copy it again, or give a .csv or .csv.gz file',
+      table,
+      f'the file is damaged or no table: {reason}',
+      'copy the file again, or give a .csv or .csv.gz file',
     ) from None
   columns = header[1]
-  _check_columns(asked, columns)
+  _check_columns(table, columns)
   if not rows:
-    raise InputError(asked, 'columns and no row', 'give a table with a row an evaluation')
+    raise InputError(table, 'a header without rows', 'give a table with one evaluation a row')
   for number, cells in rows:
     if len(cells) != len(columns):
       raise InputError(
-        f'{asked}, line {number}',
-        f'{len(cells)} cells under {len(columns)} columns: it was cut off',
-        'copy the file again, or remove that line',
+        f'{table}, line {number}',
+        f'{len(cells)} cells for {len(columns)} columns',
+        'copy the file again, or remove this line',
       )
   return [_CsvLine(path, number, dict(zip(columns, cells, strict=True))) for number, cells in rows]
 
 
-def _check_columns(asked: str, columns: Sequence[str]) -> None:
+def _check_columns(table: str, columns: Sequence[str]) -> None:
   missing = [
     name for name in NEEDED if name not in columns and _PERPLEXITIES.get(name, name) not in columns
   ]
@@ -395,35 +400,35 @@ def _check_columns(asked: str, columns: Sequence[str]) -> None:
     known = [name for name in columns if name]
     near = '; '.join(f'for {name!r}, {suggest_name(name, known)}' for name in missing[:_MAX_NAMES])
     raise InputError(
-      asked, f'no column {", ".join(map(repr, missing))}', f'name the columns so: {near}'
+      table, f'no column {", ".join(map(repr, missing))}', f'rename the columns: {near}'
     )
   repeated = sorted(
     {name for name in columns if name in NEEDED + OPTIONAL and columns.count(name) > 1}
   )
   if repeated:
-    raise InputError(asked, f'the column {", ".join(repeated)} twice', 'keep one of them')
+    raise InputError(table, f'several columns {", ".join(repeated)}', 'remove the repeated columns')
 
 
 def _sort_evaluations(name: str, lines: Sequence[_CsvLine]) -> list[_CsvLine]:
-  """Returns the lines of one run by update, once they are consistent with each other."""
+  """Returns the lines of one run by update, after checks of their consistency."""
   by_update: dict[int, _CsvLine] = {}
   for line in lines:
     updates = line.read_count(_UPDATES)
     if updates in by_update:
       raise InputError(
-        f'the logged table {line.place}',
-        f'run {name!r} has update {updates} in line {by_update[updates].number} too',
-        'keep one of them, or give the runs different names',
+        f'the logged table {line.location}',
+        f'the run {name!r} also has update {updates} in line {by_update[updates].number}',
+        'remove one of the lines, or give the runs different names',
       )
     by_update[updates] = line
   ordered = [by_update[updates] for updates in sorted(by_update)]
-  for before, line in zip(ordered, ordered[1:]):
-    seen, tokens = before.read_float(_TOKENS), line.read_float(_TOKENS)
-    if tokens <= seen:  # as in a last line that was cut off inside its last number
+  for previous, line in zip(ordered, ordered[1:]):
+    previous_tokens, tokens = previous.read_float(_TOKENS), line.read_float(_TOKENS)
+    if tokens <= previous_tokens:  # as in a last line that ends inside a number
       raise InputError(
-        f'the logged table {line.place}',
-        f'{_TOKENS} is {tokens:g}, and {seen:g} at an earlier update of {name!r}',
-        'mend that line, or remove it',
+        f'the logged table {line.location}',
+        f'{_TOKENS} is {tokens:g}, but {previous_tokens:g} at an earlier update of {name!r}',
+        'correct or remove this line',
       )
   for column in _CONSTANT_COLUMNS:
     values = {line.read_float(column) for line in ordered}
@@ -431,13 +436,13 @@ def _sort_evaluations(name: str, lines: Sequence[_CsvLine]) -> list[_CsvLine]:
       raise InputError(
         f'the run {name!r} of {lines[0].path}',
         f'{column} is {" and ".join(f"{value:g}" for value in sorted(values))}',
-        'give runs of different shapes different names',
+        'give runs with different models different names',
       )
   return ordered
 
 
-def _curve_of_table(name: str, lines: Sequence[_CsvLine]) -> LossCurve:
-  """Returns the curve of one run; finished if it has a test loss."""
+def _make_table_curve(name: str, lines: Sequence[_CsvLine]) -> LossCurve:
+  """Returns the curve of one run, which is finished if it has a test loss."""
   first = lines[0]
   embedding, other = first.read_count(_EMBEDDING), first.read_count(_OTHER)
   flops = {count: first.read_float(column) for count, column in _FLOPS.items()}
@@ -451,7 +456,7 @@ def _curve_of_table(name: str, lines: Sequence[_CsvLine]) -> LossCurve:
     (line, loss)
     for line, loss in zip(lines, losses, strict=True)
     if loss is not None and line.read_float(_TOKENS) > 0
-  ]  # token 0 has no compute
+  ]  # evaluations at token 0 have no compute
   tests = [loss for line in lines if (loss := line.read_loss('test/loss')) is not None]
   return LossCurve(
     name=name,
@@ -482,9 +487,9 @@ def _find_vocab_size(line: _CsvLine, parameters: int) -> int:
   size = line.read_count(_SHAPE_COLUMNS['embedding'])
   if not size or parameters % size or parameters // size <= _EXTRA_EMBEDDING_ROWS:
     raise InputError(
-      f'the vocabulary in {line.place}',
-      f'{parameters:,} embedding parameters are not (vocabulary + {_EXTRA_EMBEDDING_ROWS}) x {size}',
-      'add a column vocabulary',
+      f'the vocabulary in {line.location}',
+      f'{parameters:,} embedding parameters, not (vocabulary + {_EXTRA_EMBEDDING_ROWS}) x {size}',
+      'add the column vocabulary',
     )
   return parameters // size - _EXTRA_EMBEDDING_ROWS
 
@@ -494,19 +499,20 @@ def _find_length(line: _CsvLine, kaplan: float, other: int) -> int:
   length = kaplan / (6 * other) if logged is None and other else logged or 0
   if length < 1 or abs(length - round(length)) > 1e-6 * length:
     raise InputError(
-      f'the length of a row in {line.place}',
-      f'{kaplan:g} FLOPs after Kaplan are not 6 x {other:,} x a whole number',
-      'add a column sequence_length',
+      f'the length of a row in {line.location}',
+      f'{kaplan:g} FLOPs by Kaplan, not 6 x {other:,} x an integer',
+      'add the column sequence_length',
     )
   return round(length)
 
 
-def _find_tied(s: ModelShape, other: int) -> bool | None:
-  """Returns whether the head shares the table, if `other` is one of the paper's two counts."""
-  blocks = s.layers * (
-    4 * s.hidden**2 + 9 * s.hidden + 2 * s.hidden * s.feed_forward + s.feed_forward
+def _find_tied(shape: ModelShape, other: int) -> bool | None:
+  """Returns whether the head is tied, if the other parameters equal a count of paper 1."""
+  hidden = shape.hidden
+  blocks = shape.layers * (
+    4 * hidden**2 + 9 * hidden + 2 * hidden * shape.feed_forward + shape.feed_forward
   )
-  head = s.hidden**2 + 3 * s.hidden + s.vocabulary
-  projection = s.embedding * s.hidden + 3 * s.hidden
-  counts = {blocks + head: True, projection + blocks + head + s.hidden * s.vocabulary: False}
+  head = hidden**2 + 3 * hidden + shape.vocabulary
+  projection = shape.embedding * hidden + 3 * hidden
+  counts = {blocks + head: True, projection + blocks + head + hidden * shape.vocabulary: False}
   return counts.get(other)

@@ -1,12 +1,12 @@
-"""Laws of loss over compute, and over parameters and tokens, fitted to chosen points.
+"""Power laws of the loss L over compute C, or over parameters N and tokens D.
 
-A `Fit` holds the form, the constants by name and the quality of the fit. Fits minimise least squares
-in log L, right where noise is a percentage of the loss, or non-linear least squares in L itself,
-which gives the first paper's constants below its break. Points have equal weights.
-`broken_laws.py` has the forms with two exponents, and the intervals of constants.
+A `Fit` has the form, the constants by name and the quality of the fit. Most fits are least squares
+in log L, for noise in proportion to the loss. Non-linear least squares in L reproduce the constants
+of paper 1 below its break. Points have equal weights. `broken_laws.py` has forms with two exponents
+and the intervals of constants.
 
-BIC is n log(RSS / n) + k log n with the residuals of log L whatever was minimised, so that forms
-fitted to the same points compare; k counts the free constants. `choose_fit` takes the lowest.
+BIC is n log(RSS / n) + k log n with the residuals of log L and k free constants. BIC thus compares
+forms that are fitted to the same points by different methods.
 """
 
 import dataclasses
@@ -25,16 +25,15 @@ OFFSET = 'L = E + a C^-b'
 PIECES = 'L = a1 C^-b1 below C0, a2 C^-b2 above'
 SMOOTH = 'L = a C^-b1 (1 + (C / C0)^(1 / s))^(-(b2 - b1) s)'
 SURFACE = 'L = E + A N^-alpha + B D^-beta'
-ONE = 'y = C^k'
+EXPONENT_ONLY = 'y = C^k'
 LOGS, LINEAR, HUBER = 'log-log least squares', 'non-linear least squares', 'Huber, log'
-_MIN_DAMPING = 1e-15  # adding less changes nothing
-# Of the Huber loss, as in the paper; it is the absolute error except for the smallest errors.
-HUBER_DELTA = 1e-3
+_MIN_DAMPING = 1e-15  # smaller damping is lost in rounding
+HUBER_DELTA = 1e-3  # as in the Chinchilla paper (2203.15556, section 3.3)
 _MIN_SURFACE_POINTS = 8
 _SURFACE_CONSTANTS = ('E', 'A', 'alpha', 'B', 'beta')
 _SURFACE_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
 Array = Float[np.ndarray, 'N']
-# Constants [P] -> values [N] and their derivatives [N P].
+# Maps constants [P] to values [N] and their derivatives [N P].
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -46,23 +45,24 @@ def levenberg_marquardt(
   huber: float = math.inf,
   tolerance: float = 1e-10,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Minimises the squared or Huber error with damping by the diagonal.
+  """Minimizes the squared or Huber error by the Levenberg-Marquardt method.
 
-  The Huber loss is iteratively reweighted least squares.
+  The Huber error is minimized by iteratively reweighted least squares. In a bootstrap,
+  `scipy.optimize.least_squares` takes several times as long.
 
   Args:
-    curve: values and derivatives of the law.
-    start: constants to begin with.
-    y: what the values should be.
-    lower_bounds: of the constants.
-    huber: residuals beyond this count linearly; infinite is least squares.
-    tolerance: it ends at a step that lowers the cost by less than this share of it.
+    curve: returns values and derivatives for constants.
+    start: initial constants.
+    y: target values.
+    lower_bounds: lower bounds of the constants.
+    huber: residuals beyond this bound count linearly; infinity is least squares.
+    tolerance: relative decrease of the error that ends the iteration.
 
   Returns:
-    The constants and the values there.
+    The constants and the values of the curve.
   """
-  at, (values, slopes) = start, curve(start)
-  cost, damping = _cost(y - values, huber), 1e-3
+  constants, (values, slopes) = start, curve(start)
+  cost, damping = _compute_cost(y - values, huber), 1e-3
   for _ in range(200):
     error = y - values
     weight = (
@@ -71,22 +71,24 @@ def levenberg_marquardt(
       else np.minimum(1, huber / np.maximum(np.abs(error), 1e-300))
     )
     gradient = slopes.T @ (weight * error)
-    # Constants held at their bound do not move.
-    free = np.ones(len(at), bool) if lower_bounds is None else (at > lower_bounds) | (gradient > 0)
+    # Constants at their bound stay fixed.
+    free = np.ones(len(constants), bool)
+    if lower_bounds is not None:
+      free = (constants > lower_bounds) | (gradient > 0)
     square = (slopes.T @ (weight[:, None] * slopes))[free][:, free]
     scale = np.diag(square) + 1e-14 * np.trace(square) + 1e-300
-    new = at.copy()
+    new = constants.copy()
     try:
       new[free] += np.linalg.solve(square + damping * np.diag(scale), gradient[free])
-    except np.linalg.LinAlgError:  # a constant that the values no longer depend on
+    except np.linalg.LinAlgError:  # the values do not depend on some constant
       damping *= 10
       continue
     new = new if lower_bounds is None else np.maximum(new, lower_bounds)
     trial, trial_slopes = curve(new)
-    trial_cost = _cost(y - trial, huber)
+    trial_cost = _compute_cost(y - trial, huber)
     if trial_cost < cost:
       gain = (cost - trial_cost) / cost
-      at, values, slopes, cost = new, trial, trial_slopes, trial_cost
+      constants, values, slopes, cost = new, trial, trial_slopes, trial_cost
       damping = max(damping / 10, _MIN_DAMPING)
       if gain < tolerance:
         break
@@ -94,10 +96,10 @@ def levenberg_marquardt(
       damping *= 10
       if damping > 1e8:
         break
-  return at, values
+  return constants, values
 
 
-def _cost(error: np.ndarray, huber: float) -> float:
+def _compute_cost(error: np.ndarray, huber: float) -> float:
   size = np.abs(error)
   if math.isinf(huber):
     return float(np.sum(size * size))
@@ -106,20 +108,20 @@ def _cost(error: np.ndarray, huber: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A law with its constants.
+  """A fitted power law.
 
   Attributes:
-    name: of the points.
-    form: the law as text, one of this module.
-    method: what was minimised.
-    constants: by the letters of the form.
-    r2: share of the variance that is explained, of log L for fits in logs, of L (or y) for
-      non-linear least squares.
-    bic: of log L, comparable between fits to the same points.
-    n: points.
-    low, high: FLOPs of the cheapest and the dearest point.
-    intervals: 95%, by constant; empty until computed.
-    count: how the FLOPs were counted.
+    name: name of the points.
+    form: formula, one of the constants of this module.
+    method: method of the fit.
+    constants: constants by their letters in the formula.
+    r2: explained share of the variance, of log L or, for non-linear least squares, of L (or y).
+    bic: Bayesian information criterion of log L.
+    n: number of points.
+    low: lowest FLOPs of the points.
+    high: highest FLOPs.
+    intervals: 95% intervals by constant; empty until computed.
+    count: name of the count of FLOPs.
   """
 
   name: str
@@ -138,32 +140,40 @@ class Fit:
 def fit_to_json(fit: Fit) -> dict[str, Any]:
   """Returns the fields of a fit; numbers that are not finite become None."""
 
-  def plain(value: Any) -> Any:
+  def convert(value: Any) -> Any:
     if isinstance(value, Mapping):
-      return {key: plain(item) for key, item in value.items()}
+      return {key: convert(item) for key, item in value.items()}
     if isinstance(value, tuple):
-      return [plain(item) for item in value]
+      return [convert(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-  return {field.name: plain(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
+  return {field.name: convert(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
 
 
-def check_points(what: str, min_points: int, *values: Array) -> list[Array]:
-  """Returns the arrays as float64, sorted by the first.
+def check_points(asked_for: str, min_points: int, *values: Array) -> list[Array]:
+  """Returns the arrays as float64, sorted by the first array.
+
+  Args:
+    asked_for: first part of the error text.
+    min_points: minimal number of distinct values in the first array.
+    *values: arrays of equal length.
 
   Raises:
-    InputError: fewer than `min_points` distinct values of the first, or a value that is not a
-      positive number.
+    InputError: there are too few distinct values, or values are not positive numbers.
   """
   arrays = [np.asarray(array, float) for array in values]
   num_invalid = sum(int(np.sum(~(np.isfinite(array) & (array > 0)))) for array in arrays)
   if num_invalid:
     raise InputError(
-      what, f'{num_invalid} values that are not positive numbers', 'leave those points out'
+      asked_for,
+      f'{num_invalid} values that are not positive numbers',
+      'leave out the points with these values',
     )
   distinct = len(np.unique(arrays[0]))
   if distinct < min_points:
-    raise InputError(what, f'{distinct} points of different compute', f'give at least {min_points}')
+    raise InputError(
+      asked_for, f'{distinct} points of different compute', f'give at least {min_points} points'
+    )
   order = np.argsort(arrays[0], kind='stable')
   return [array[order] for array in arrays]
 
@@ -177,13 +187,16 @@ def make_fit(
   fitted: Array,
   num_free: int | None = None,
 ) -> Fit:
-  """Returns a `Fit` from the values of a law at its own points.
+  """Returns a `Fit` with its quality at the fitted points.
 
   Args:
-    name, form, method, constants: of the fit.
+    name: name of the points.
+    form: formula of the law.
+    method: method of the fit.
+    constants: constants by their letters in the formula.
     points: compute and loss.
-    fitted: the loss that the law gives there.
-    num_free: number of free constants; all by default.
+    fitted: losses of the law at the points.
+    num_free: number of free constants; by default, all constants are free.
   """
   compute, loss = points
   logs, fitted_logs = np.log(loss), np.log(fitted)
@@ -197,7 +210,7 @@ def make_fit(
     method,
     {key: float(value) for key, value in constants.items()},
     r2=1 - float(np.sum(residual**2)) / spread if spread else math.nan,
-    # Points on the law have no finite BIC: rounding is the smallest residual.
+    # The bound stands for the rounding error of points that lie on the law.
     bic=n * math.log(max(squares / n, 1e-30)) + k * math.log(n),
     n=n,
     low=float(compute.min()),
@@ -206,13 +219,14 @@ def make_fit(
 
 
 def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """Fits L = a C^-b, a straight line through log L over log C by least squares.
+  """Fits L = a C^-b by least squares in log L.
 
   Raises:
-    InputError: fewer than 3 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 3 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = check_points('a power law', 3, compute, loss)
-  level, slope, centre = _line(np.log(compute), np.log(loss))
+  level, slope, centre = _fit_line(np.log(compute), np.log(loss))
   return make_fit(
     name,
     POWER,
@@ -224,14 +238,14 @@ def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
 
 
 def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """Fits L = a C^-b by least squares in L itself: absolute errors count, so points of high loss weigh
-  more.
+  """Fits L = a C^-b by non-linear least squares in L, so high losses count more.
 
   Raises:
-    InputError: as `log_power`.
+    InputError: there are fewer than 3 points of different compute, or values that are not positive
+      numbers.
   """
   compute, loss = check_points('a power law', 3, compute, loss)
-  level, slope, centre = _line(np.log(compute), np.log(loss))
+  level, slope, centre = _fit_line(np.log(compute), np.log(loss))
   x = np.log(compute) - centre
 
   def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,17 +258,18 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   )
 
 
-def fit_offset_power(compute: Array, loss: Array, name: str = 'power law above a floor') -> Fit:
+def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with offset') -> Fit:
   """Fits L = E + a C^-b with E >= 0, by least squares in log L.
 
-  E, the loss of infinite compute, follows from the bend of the line: without a bend it is 0.
+  The offset E, the loss of infinite compute, follows from the curvature of log L over log C.
 
   Raises:
-    InputError: fewer than 4 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 4 points of different compute, or values that are not positive
+      numbers.
   """
-  compute, loss = check_points('a power law above a floor', 4, compute, loss)
+  compute, loss = check_points('a power law with offset', 4, compute, loss)
   logs = np.log(loss)
-  level, slope, centre = _line(np.log(compute), logs)
+  level, slope, centre = _fit_line(np.log(compute), logs)
   x = np.log(compute) - centre
 
   def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,40 +278,39 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law above a
     return np.log(total), np.stack([1 / total, above / total, -x * above / total], 1)
 
   best, fitted = np.array([0.0, level, -slope]), level + slope * x
-  floors = np.linspace(0.05, 0.95, 10) * loss.min()
-  above = np.log(loss - floors[:, None])
+  offsets = np.linspace(0.05, 0.95, 10) * loss.min()
+  above = np.log(loss - offsets[:, None])
   slopes = above @ x / np.sum(x * x)
   lines = above.mean(1, keepdims=True) + slopes[:, None] * x
-  start = int(np.argmin(np.sum((logs - np.log(floors[:, None] + np.exp(lines))) ** 2, 1)))
+  start = int(np.argmin(np.sum((logs - np.log(offsets[:, None] + np.exp(lines))) ** 2, 1)))
   bent, bent_logs = levenberg_marquardt(
     curve,
-    np.array([floors[start], above[start].mean(), -slopes[start]]),
+    np.array([offsets[start], above[start].mean(), -slopes[start]]),
     logs,
     lower_bounds=np.array([0.0, -200, -20]),
     tolerance=1e-8,
   )
   if np.sum((logs - bent_logs) ** 2) < np.sum((logs - fitted) ** 2):
     best, fitted = bent, bent_logs
-  floor, level, b = best
+  offset, level, b = best
   return make_fit(
     name,
     OFFSET,
     LOGS,
-    {'E': floor, 'a': math.exp(min(level + b * centre, 700)), 'b': b},
+    {'E': offset, 'a': math.exp(min(level + b * centre, 700)), 'b': b},
     (compute, loss),
     np.exp(fitted),
   )
 
 
 def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
-  """Fits y = C^k, the prefactor fixed at 1, by least squares in y itself: the form of the first paper's
-  notebook.
+  """Fits y = C^k by non-linear least squares in y, as in the notebook of paper 1.
 
-  R2 is of y, about its mean, and can be negative. In logs the paper's frontier gives other
-  exponents than it reports.
+  R2 can be negative. Least squares in log y would not reproduce the exponents of the paper.
 
   Raises:
-    InputError: fewer than 3 points of different compute, or values that are not positive numbers.
+    InputError: there are fewer than 3 points of different compute, or values that are not positive
+      numbers.
   """
   compute, y = check_points('an exponent', 3, compute, y)
   x = np.log(compute)
@@ -306,46 +320,53 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
     return values, (x * values)[:, None]
 
   (k,), fitted = levenberg_marquardt(curve, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
-  return make_fit(name, ONE, LINEAR, {'k': k}, (compute, y), fitted)
+  return make_fit(name, EXPONENT_ONLY, LINEAR, {'k': k}, (compute, y), fitted)
 
 
 def predict(fit: Fit, compute: Array) -> Array:
-  """Returns the loss that a law of compute gives; outside of its range that is extrapolation.
+  """Returns the loss of a law at each compute.
 
   Raises:
-    InputError: the law over parameters and tokens, which compute alone does not determine.
+    InputError: the law is over parameters and tokens.
   """
   return evaluate_law(fit.form, fit.constants, compute)
 
 
 def evaluate_law(form: str, constants: Mapping[str, float], compute: Array) -> Array:
-  """Returns the loss at each compute; see `predict`."""
-  at, x = constants, np.log(np.asarray(compute, float))
+  """Returns the loss of a form with these constants at each compute; see `predict`."""
+  c, x = constants, np.log(np.asarray(compute, float))
   if form == POWER:
-    return np.exp(math.log(at['a']) - at['b'] * x)
+    return np.exp(math.log(c['a']) - c['b'] * x)
   if form == OFFSET:
-    return at['E'] + np.exp(math.log(at['a']) - at['b'] * x)
-  if form == ONE:
-    return np.exp(at['k'] * x)
+    return c['E'] + np.exp(math.log(c['a']) - c['b'] * x)
+  if form == EXPONENT_ONLY:
+    return np.exp(c['k'] * x)
   if form == PIECES:
-    low, high = (math.log(at[f'a{side}']) - at[f'b{side}'] * x for side in (1, 2))
-    return np.exp(np.where(x < math.log(at['C0']), low, high))
+    low, high = (math.log(c[f'a{side}']) - c[f'b{side}'] * x for side in (1, 2))
+    return np.exp(np.where(x < math.log(c['C0']), low, high))
   if form == SMOOTH:
-    bend = at['s'] * np.logaddexp(0, (x - math.log(at['C0'])) / at['s'])
-    return np.exp(math.log(at['a']) - at['b1'] * x - (at['b2'] - at['b1']) * bend)
+    bend = c['s'] * np.logaddexp(0, (x - math.log(c['C0'])) / c['s'])
+    return np.exp(math.log(c['a']) - c['b1'] * x - (c['b2'] - c['b1']) * bend)
   raise InputError(
-    'a loss from compute alone', form, 'call predict_surface with parameters and tokens'
+    'a loss from compute alone',
+    f'the law {form}',
+    'call predict_surface with parameters and tokens',
   )
 
 
 def measure_held_out_error(
   form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int
 ) -> float:
-  """Returns the root mean square error, in log L, at the `points` points of highest compute of the
-  law fitted to all others.
+  """Returns the root mean square error in log L at held-out points of the highest compute.
+
+  Args:
+    form: function that fits a law, such as `fit_log_power`.
+    compute: FLOPs.
+    loss: losses.
+    points: number of held-out points; the law is fitted to the other points.
 
   Raises:
-    InputError: what the form raises where too few points are left.
+    InputError: there are too few other points for the form.
   """
   compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
   predicted = predict(form(compute[:-points], loss[:-points]), compute[-points:])
@@ -353,27 +374,29 @@ def measure_held_out_error(
 
 
 def choose_fit(fits: Sequence[Fit]) -> Fit:
-  """Returns the fit with the lowest BIC; a difference below 2 decides nothing, one above 10 does.
+  """Returns the fit with the lowest BIC.
+
+  A difference of BIC below 2 is no evidence; a difference above 10 is strong evidence.
 
   Raises:
-    InputError: no fits, or fits to different points.
+    InputError: there are no fits, or fits to different points.
   """
   if len({(fit.n, fit.low, fit.high) for fit in fits}) != 1:
     raise InputError(
       'a choice between laws',
-      f'{len(fits)} fits, not all to the same points',
-      'fit the same points',
+      f'{len(fits)} fits to different points',
+      'fit all laws to the same points',
     )
   return min(fits, key=lambda fit: fit.bic)
 
 
-def exp_clipped(value: float) -> float:
-  """Returns e to the power of a value, between the least and the largest float."""
+def clip_exp(value: float) -> float:
+  """Returns the exponential of a value that is clipped to +-700, so that it stays finite."""
   return math.exp(min(max(value, -700), 700))
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-  """Height at the centre, slope, centre of the least-squares line."""
+def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+  """Returns the height at the centre, the slope and the centre of the least-squares line."""
   centre = float(x.mean())
   return float(y.mean()), float(np.sum((x - centre) * y) / np.sum((x - centre) ** 2)), centre
 
@@ -386,20 +409,22 @@ def fit_chinchilla(
   name: str = 'parameters and tokens',
   start: Fit | None = None,
 ) -> Fit:
-  """Fits L = E + A N^-alpha + B D^-beta, alpha and beta >= 0, by the Huber loss of log L.
+  """Fits L = E + A N^-alpha + B D^-beta with alpha, beta >= 0 by the Huber loss of log L.
 
-  The search begins at a grid of starts, or at the constants of another fit alone, as in a bootstrap. A and B are at 1 parameter and 1 token, far outside the data: only their products
-  with the powers are well known.
+  The law is that of Chinchilla (2203.15556). A and B are losses at 1 parameter and 1 token, far
+  outside the data, so the data determines them poorly.
 
   Args:
-    parameters, tokens, loss: of evaluations.
-    compute: their FLOPs, for the range that the fit is valid in; not part of the law.
-    name: of the fit.
-    start: an earlier fit of this form.
+    parameters: number of parameters N of each evaluation.
+    tokens: number of tokens D.
+    loss: losses.
+    compute: FLOPs, for the range of the fit alone.
+    name: name of the points.
+    start: an earlier fit as the only initial value, as in a bootstrap; by default, a grid.
 
   Raises:
-    InputError: fewer than 8 points, or 3 different numbers of parameters or of tokens, or values
-      that are not positive numbers.
+    InputError: there are fewer than 8 points, fewer than 3 different numbers of parameters or of
+      tokens, or values that are not positive numbers.
   """
   parameters, tokens, loss, compute = check_points(
     'a law over parameters and tokens', 3, parameters, tokens, loss, compute
@@ -408,7 +433,7 @@ def fit_chinchilla(
     raise InputError(
       'a law over parameters and tokens',
       f'{len(loss)} points with {len(np.unique(tokens))} different numbers of tokens',
-      f'give at least {_MIN_SURFACE_POINTS} points, and 3 different numbers of tokens',
+      f'give at least {_MIN_SURFACE_POINTS} points with 3 different numbers of tokens',
     )
   n, d, logs = np.log(parameters), np.log(tokens), np.log(loss)
   middle = np.array([n.mean(), d.mean()])
@@ -421,17 +446,17 @@ def fit_chinchilla(
     by_n, by_d = -shares[:, 1] * (n - middle[0]), -shares[:, 2] * (d - middle[1])
     return total, np.stack([shares[:, 0], shares[:, 1], by_n, shares[:, 2], by_d], 1)
 
-  tolerance = 1e-10 if start is None else 1e-5  # the absolute error is slow to come down at the end
+  tolerance = 1e-10 if start is None else 1e-5  # the absolute error converges slowly
   minima = [
     levenberg_marquardt(curve, first, logs, _SURFACE_LOWER_BOUNDS, HUBER_DELTA, tolerance)
-    for first in _starts(loss, start, middle)
+    for first in _list_starts(loss, start, middle)
   ]
-  at, fitted = min(minima, key=lambda minimum: _cost(logs - minimum[1], HUBER_DELTA))
+  at, fitted = min(minima, key=lambda minimum: _compute_cost(logs - minimum[1], HUBER_DELTA))
   constants = {
     'E': math.exp(at[0]),
-    'A': exp_clipped(at[1] + at[2] * middle[0]),
+    'A': clip_exp(at[1] + at[2] * middle[0]),
     'alpha': at[2],
-    'B': exp_clipped(at[3] + at[4] * middle[1]),
+    'B': clip_exp(at[3] + at[4] * middle[1]),
     'beta': at[4],
   }
   fit = make_fit(name, SURFACE, HUBER, constants, (parameters, loss), np.exp(fitted))
@@ -439,21 +464,21 @@ def fit_chinchilla(
 
 
 def predict_surface(fit: Fit, parameters: Array, tokens: Array) -> Array:
-  """The loss that the law gives for so many parameters and tokens."""
-  floor, a, alpha, b, beta = (fit.constants[key] for key in _SURFACE_CONSTANTS)
+  """Returns the loss of a law at numbers of parameters and tokens."""
+  offset, a, alpha, b, beta = (fit.constants[key] for key in _SURFACE_CONSTANTS)
   return (
-    floor
+    offset
     + np.exp(math.log(a) - alpha * np.log(np.asarray(parameters, float)))
     + np.exp(math.log(b) - beta * np.log(np.asarray(tokens, float)))
   )
 
 
-def _starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarray]:
+def _list_starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarray]:
   if start is not None:
-    floor, a, alpha, b, beta = (start.constants[key] for key in _SURFACE_CONSTANTS)
+    offset, a, alpha, b, beta = (start.constants[key] for key in _SURFACE_CONSTANTS)
     level_n = math.log(a) - alpha * middle[0]
     level_d = math.log(b) - beta * middle[1]
-    return [np.array([math.log(floor), level_n, alpha, level_d, beta])]
+    return [np.array([math.log(offset), level_n, alpha, level_d, beta])]
   median = float(np.median(loss))
   starts = []
   for share, part, alpha, beta in itertools.product((0.2, 0.6), (0.3, 0.7), (0.2, 0.6), (0.2, 0.6)):

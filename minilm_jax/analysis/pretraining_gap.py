@@ -1,22 +1,21 @@
-"""The gap between pre-trained and from scratch, by size of the pre-training set and by its overlap
-with the task.
+"""The gap between pre-trained and from scratch, by size and task overlap of the pre-training set.
 
-The second paper claims that the gap grows with both. A point is one pre-training run and one task:
-the score pre-trained less that from scratch, paired by the seed of fine-tuning. Comparable runs
-share the model and the tokenizer, and
+Paper 2 claims that the gap grows with both. The gap of a run on a task is the score pre-trained
+minus from scratch, paired by seed of fine-tuning. Comparable runs share the model and the
+tokenizer. In addition:
 
-- by size, also the rows that they saw (same updates) or how often they saw each (same epochs); no
-  task selected their corpus. If neither is shared, the name of the comparison says so.
-- by overlap, the size within a hundredth and the rows that they saw: runs of `minilm
-  overlap-subsets`, on the task whose training texts the overlap is with.
+- By size, runs share the number of rows seen (same updates) or the number of epochs, and no task
+  selected the training set. Otherwise, the name of the comparison states that both differ.
+- By overlap, runs share the size, within 1%, and the number of rows seen. Such runs train on
+  subsets of `minilm overlap-subsets` for the task.
 
-The line is least squares through the runs: score for a doubling of the tokens, or for 0.01 of
-overlap. Its interval resamples the seeds of fine-tuning, the same ones for all runs; runs of one
-size if there are several; and for all tasks together the tasks too. With one pre-training run a size
-the interval lacks the variance of pre-training, and with few seeds it is too narrow.
+A slope is the least-squares slope over the runs, for a doubling of the tokens or for 0.01 of
+overlap. Its interval resamples the seeds of fine-tuning, the runs of each size, and the tasks of a
+mean over tasks. With one run a size, the interval lacks the variance of pre-training. With few
+seeds, the interval is too narrow.
 
-An arm from scratch that a run lacks is that of another run of the same model and tokenizer: a fresh
-encoder depends on its seed alone.
+Runs without scores from scratch use those of another run with the same model and tokenizer, as a
+fresh encoder depends on its seed alone.
 """
 
 import dataclasses
@@ -36,24 +35,33 @@ from minilm_jax.core import model_config, old_names, run_dir
 from minilm_jax.core.errors import InputError
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
-MIN_LEVELS = 2  # of a line
-_POINTS = 100  # a slope by overlap is for 0.01
-# Nearer levels are one: doublings of tokens, and points of overlap.
+MIN_LEVELS = 2  # in a slope
+_POINTS = 100  # slopes by overlap are for 0.01
+# Minimal distance of two levels, in doublings of tokens and in points of overlap.
 _MIN_LEVEL_DISTANCE = {SIZE: 0.02, OVERLAP: 0.2}
-_SAME_SIZE_FACTOR = 1.01  # sizes that differ by a smaller factor are one
-_TASK_SELECTIONS = ('overlap', 'likelihood')  # methods of `minilm overlap-subsets` that see a task
+_SAME_SIZE_FACTOR = 1.01  # sizes within this factor count as equal
+_TASK_SELECTIONS = ('overlap', 'likelihood')  # methods of `minilm overlap-subsets` that use a task
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-  """One point of one comparison; scores are shares or correlations.
+  """The gap of one run on one task.
 
   Attributes:
     axis: SIZE or OVERLAP.
-    series: the task, its metric and split.
-    comparison: the shape, and what else the runs share.
-    borrowed: is the arm from scratch that of another run?
-    seeds, values: the differences of each seed, if they are paired.
+    series: task with metric and split.
+    comparison: shape of the model, and the property that the runs share.
+    checkpoint: name of the pre-training run.
+    rows: rows of the pre-training set.
+    tokens: tokens of the pre-training set, without padding.
+    epochs: epochs of pre-training.
+    overlap: share of the task's words in the pre-training set; nan if not measured.
+    pretrained: mean score pre-trained, as a share or correlation.
+    scratch: mean score from scratch.
+    gap: difference of the scores with its interval.
+    borrowed: the scores from scratch are those of another run.
+    seeds: seeds of fine-tuning, if the scores are paired.
+    values: gap of each seed.
   """
 
   axis: str
@@ -74,16 +82,20 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
-  """A line through the points of one comparison: score for a doubling of tokens, or for 0.01 of
-  overlap.
+  """The slope of the gap in one comparison, for a doubling of tokens or 0.01 of overlap.
 
   Attributes:
-    axis, series, comparison: of its points; a series of several tasks is their mean.
-    points, levels: runs, and distinct sizes or overlaps among them.
-    tasks, seeds: of the slope; seeds are those of fine-tuning that all runs have.
-    slope: least squares.
-    low, high: the middle 95% over resamples; nan of one seed and one task.
-    note: limits of the estimate, or ''.
+    axis: SIZE or OVERLAP.
+    series: task with metric and split, or a mean over tasks.
+    comparison: comparison of the points.
+    points: number of runs.
+    levels: number of distinct sizes or overlaps.
+    tasks: number of tasks.
+    seeds: number of seeds of fine-tuning that all runs have.
+    slope: least-squares slope.
+    low: lower end of the 95% interval over resamples; nan with one seed and one task.
+    high: upper end.
+    note: limitations of the estimate, or ''.
   """
 
   axis: str
@@ -104,16 +116,18 @@ class TrainingSet:
   """The training set of a pre-training run.
 
   Attributes:
-    name: of the run.
-    shape: of the model, in short.
-    key: everything that fine-tuning from scratch depends on.
-    rows, tokens: of the corpus or its subset, pads not counted.
-    of_rows: rows of the whole training split.
-    seen: rows over the whole run.
-    task, overlap: the task whose training texts the overlap is with, and the overlap; '' and nan if
-      not measured.
-    selected: were the rows chosen by a task?
-    corpus, whole: hashes of the corpus and of the corpus that it is a subset of, which may be the same.
+    name: name of the run.
+    shape: short shape of the model.
+    key: model and tokenizer as JSON, which determine scores from scratch.
+    rows: rows of the corpus or its subset.
+    tokens: tokens of these rows, without padding.
+    split_rows: rows of the full training split.
+    rows_seen: rows of all updates of the run.
+    task: task of the overlap; '' if not measured.
+    overlap: share of the running words of the task that the set contains; nan if not measured.
+    selected: a task selected the rows.
+    corpus: hash of the corpus.
+    full_corpus: hash of the corpus that contains the subset.
   """
 
   name: str
@@ -121,33 +135,33 @@ class TrainingSet:
   key: str
   rows: int
   tokens: int
-  of_rows: int
-  seen: int
+  split_rows: int
+  rows_seen: int
   task: str
   overlap: float
   selected: bool
   corpus: str
-  whole: str
+  full_corpus: str
 
   @property
   def model(self) -> dict[str, Any]:
-    """The shape in full, as a recipe has it."""
+    """Model fields of the recipe."""
     return json.loads(self.key)[0]
 
   @property
-  def plain(self) -> bool:
-    """Has it no convolutions?"""
-    return not self.model.get('convolutions')  # old runs lack the field
+  def has_convolutions(self) -> bool:
+    """Whether the model has convolutions."""
+    return bool(self.model.get('convolutions'))  # recipes of old runs lack the field
 
   @property
   def epochs(self) -> float:
-    """How often each row was seen."""
-    return self.seen / self.rows
+    """Number of passes over the rows."""
+    return self.rows_seen / self.rows
 
 
 @dataclasses.dataclass(frozen=True)
 class GapStudy:
-  """The gaps and slopes; empty if no two sizes or overlaps compare."""
+  """Gaps and slopes, which are empty without two comparable runs, and reasons for omissions."""
 
   points: Sequence[Gap]
   slopes: Sequence[Slope]
@@ -155,34 +169,34 @@ class GapStudy:
 
 
 def find_gaps(
-  found: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000
+  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000
 ) -> GapStudy:
-  """Returns the points of every comparison that has two sizes or two overlaps, and their lines.
+  """Returns the gaps and slopes of every comparison with two sizes or two overlaps.
 
   Args:
-    found: runs by name.
-    rows: of `scores.select_main`: one row a task, checkpoint and protocol.
-    draws: resamples for each interval.
+    run_paths: runs by name.
+    rows: rows of `scores.select_main`.
+    draws: number of resamples for each interval.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  sets = {training_set.name: training_set for training_set in read_training_sets(found)}
+  sets = {training_set.name: training_set for training_set in read_training_sets(run_paths)}
   points: list[Gap] = []
   by_series, left_out = select_single_rows(rows, sets)
   for series, single in by_series.items():
     for axis in (SIZE, OVERLAP):
       gaps = list(_find_series_gaps(axis, series, single, sets))
       points += gaps
-      # Runs on a subset, or with an overlap, are meant for a comparison along this axis.
-      num_meant = sum(
-        bool(sets[name].task) if axis == OVERLAP else sets[name].rows < sets[name].of_rows
+      # Runs on a subset, or with an overlap, are made for a comparison along this axis.
+      num_candidates = sum(
+        bool(sets[name].task) if axis == OVERLAP else sets[name].rows < sets[name].split_rows
         for name in single
       )
-      if num_meant and not gaps:
+      if num_candidates and not gaps:
         left_out.append(
-          f'the gap of {series} by {axis}: {num_meant} of these runs, and no two that share model, '
-          f'tokenizer and training differ in their {axis} and have both arms'
+          f'the gap of {series} by {axis}: {num_candidates} runs, but no two with one model and '
+          f'training, different {axis}s, and scores both pre-trained and from scratch'
         )
   return GapStudy(points, fit_slopes(points, draws), left_out)
 
@@ -190,8 +204,9 @@ def find_gaps(
 def select_single_rows(
   rows: Iterable[ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
-  """Returns the headline rows of some runs by series and run, and the omissions, where nothing chose
-  between several rows.
+  """Returns the headline rows by series and run, and the reasons for omissions.
+
+  A run with several rows in a series, of several protocols or learning rates, is left out.
   """
   by_series: dict[str, dict[str, list[ScoreRow]]] = {}
   for row in rows:
@@ -206,20 +221,21 @@ def select_single_rows(
   for series, by_name in by_series.items():
     single[series] = {name: several[0] for name, several in by_name.items() if len(several) == 1}
     left_out += [
-      f'the gap of {series} from {name}: {len(several)} rows that nothing chose between'
+      f'the gap of {series} from {name}: {len(several)} protocols or learning rates, of which none '
+      'was chosen'
       for name, several in by_name.items()
       if len(several) > 1
     ]
   return single, left_out
 
 
-def read_training_sets(found: Mapping[str, epath.Path]) -> Iterator[TrainingSet]:
-  """Yields the training set of each pre-training run whose manifest has it.
+def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[TrainingSet]:
+  """Yields the training set of each pre-training run with a training set in the manifest.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  for name, path in found.items():
+  for name, path in run_paths.items():
     config, manifest = runs.read_config(path), runs.read_manifest(path)
     if runs.read_kind(path) != 'pretrain' or 'training' not in manifest:
       continue
@@ -229,8 +245,8 @@ def read_training_sets(found: Mapping[str, epath.Path]) -> Iterator[TrainingSet]
       reason = f'no {error}' if isinstance(error, KeyError) else str(error)
       raise InputError(
         f'the training set of {path}',
-        f'{reason} in its {run_dir.CONFIG} or {run_dir.MANIFEST}',
-        'restore both, or leave the run out: another version may have written it',
+        f'{reason} in {run_dir.CONFIG} or {run_dir.MANIFEST}',
+        'restore both files, or leave the run out',
       ) from None
 
 
@@ -238,7 +254,7 @@ def _make_training_set(
   name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> TrainingSet:
   training, subset = manifest['training'], manifest['training']['subset']
-  rows, tokens, of_rows = (int(training[field]) for field in ('rows', 'tokens', 'of_rows'))
+  rows, tokens, split_rows = (int(training[field]) for field in ('rows', 'tokens', 'of_rows'))
   model = {**old_names.ADDED_FIELDS['model'], **config['model']}
   corpus = str(manifest['corpus'])
   if min(rows, tokens) < 1:
@@ -249,28 +265,28 @@ def _make_training_set(
     key=json.dumps([model, manifest['tokenizer']], sort_keys=True),
     rows=rows,
     tokens=tokens,
-    of_rows=of_rows,
-    seen=int(config['num_steps']) * int(config['batch_size']),
+    split_rows=split_rows,
+    rows_seen=int(config['num_steps']) * int(config['batch_size']),
     task=str(subset['task']) if subset else '',
     overlap=float(subset['overlap']['value']) if subset else math.nan,
     selected=bool(subset) and subset['by'] in _TASK_SELECTIONS,
     corpus=corpus,
-    whole=str(subset['of']) if subset else corpus,
+    full_corpus=str(subset['of']) if subset else corpus,
   )
 
 
 def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
-  """Returns the runs that a scaling study leaves out, with the reason: it compares models that were
-  trained on one set.
+  """Returns the runs that a scaling study leaves out, with the reason.
 
-  Of the subsets of one corpus, and the corpus itself, the largest that a run was trained on stays.
+  A scaling study compares models that are trained on one set. Of a corpus and its subsets, the
+  largest training set stays.
   """
   families: dict[str, dict[tuple[int, str], list[str]]] = {}
   for training_set in sets:
     key = (training_set.rows, training_set.corpus)
-    families.setdefault(training_set.whole, {}).setdefault(key, []).append(training_set.name)
+    families.setdefault(training_set.full_corpus, {}).setdefault(key, []).append(training_set.name)
   return {
-    name: f'{name}: trained on {key[0]:,} rows, and the study of a grid is of models that were '
+    name: f'{name}: trained on {key[0]:,} rows, but the scaling study compares models that are '
     f'trained on one set, here {max(by_set)[0]:,} rows'
     for by_set in families.values()
     for key, names in by_set.items()
@@ -282,7 +298,7 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
 def _find_series_gaps(
   axis: str, series: str, rows: Mapping[str, ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> Iterator[Gap]:
-  """Yields the points of one series along one axis, by model and tokenizer, then by comparison."""
+  """Yields the gaps of one series along one axis, by model and tokenizer, then by comparison."""
   by_key: dict[str, list[TrainingSet]] = {}
   for name, row in rows.items():
     training_set = sets[name]
@@ -292,7 +308,7 @@ def _find_series_gaps(
   for key, same_model in by_key.items():
     shape = same_model[0].shape
     shapes.append(shape)
-    if shapes.count(shape) > 1:  # another tokenizer, or another field of the model
+    if shapes.count(shape) > 1:  # another tokenizer or model field
       shape += f' ({shapes.count(shape)})'
     scratch = next(
       (rows[name].scratch for name in rows if sets[name].key == key and rows[name].scratch.n), None
@@ -341,32 +357,30 @@ def _make_gap(
 
 
 def _group_by_size(sets: Sequence[TrainingSet]) -> Iterator[tuple[str, list[TrainingSet]]]:
-  """Yields runs of several sizes that saw as many rows, or each row as often; all of them if neither
-  is shared.
-  """
+  """Yields the runs of several sizes with equal updates and with equal epochs, or else all runs."""
   is_shared = False
-  for field, shared in (('seen', 'same updates'), ('epochs', 'same epochs')):
+  for field, shared in (('rows_seen', 'same updates'), ('epochs', 'same epochs')):
     groups = [group for group in _cluster(sets, field) if len(_cluster(group, 'tokens')) > 1]
     for group in groups:
       is_shared = True
       detail = f' ({group[0].epochs:.3g})'
-      if field == 'seen':
-        detail = f' ({group[0].seen:,} rows)' if len(groups) > 1 else ''
+      if field == 'rows_seen':
+        detail = f' ({group[0].rows_seen:,} rows)' if len(groups) > 1 else ''
       yield shared + detail, group
   if not is_shared and len(_cluster(sets, 'tokens')) > 1:
     yield 'updates and epochs differ', list(sets)
 
 
 def _group_by_overlap(sets: Sequence[TrainingSet]) -> Iterator[tuple[str, list[TrainingSet]]]:
-  """Yields runs of one size that saw as many rows, and whose overlap differs."""
+  """Yields the runs of one size and number of rows seen, with different overlaps."""
   for same_size in _cluster(sets, 'tokens'):
-    for group in _cluster(same_size, 'seen'):
+    for group in _cluster(same_size, 'rows_seen'):
       if len({training_set.overlap for training_set in group}) > 1:
         yield f'{group[0].tokens:,} tokens', group
 
 
 def _cluster(sets: Iterable[TrainingSet], field: str) -> list[list[TrainingSet]]:
-  """Returns runs in the order of a field, parted where it grows by more than a hundredth."""
+  """Returns runs in the order of a field, split at increases of more than 1%."""
   clusters: list[list[TrainingSet]] = []
   for training_set in _sort_by(sets, field):
     value = getattr(training_set, field)
@@ -387,9 +401,9 @@ class _Line:
 
   Attributes:
     x: sizes or overlaps.
-    y: gaps by seed; one row, the mean, if the seeds differ.
-    levels: index of the distinct size or overlap of each point.
-    seeds: of the rows of y; empty if the seeds differ.
+    y: gaps by seed; the mean alone if the runs have fewer than two common seeds.
+    levels: index of the size or overlap of each point.
+    seeds: seeds of the rows of y; empty with fewer than two common seeds.
   """
 
   x: Float[np.ndarray, 'R']
@@ -403,11 +417,12 @@ class _Line:
 
 
 def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
-  """Returns the line of each series and, if a comparison has several series, of their mean.
+  """Returns the slope of each series and the mean slope of comparisons with several series.
 
   Args:
-    points: of `find_gaps`.
-    draws, seed: of the resamples.
+    points: gaps of `find_gaps`.
+    draws: number of resamples.
+    seed: seed of the resamples.
   """
   grouped: dict[tuple[str, str], dict[str, list[Gap]]] = {}
   for point in points:
@@ -426,9 +441,7 @@ def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
 
 
 def fit_seed_slopes(points: Sequence[Gap]) -> dict[int, float]:
-  """Returns the slope of each seed of fine-tuning that all points of one line have; empty if they
-  are at one level.
-  """
+  """Returns the slope for each common seed of fine-tuning; empty if all points have one level."""
   line = _make_line(points)
   if line.num_levels < MIN_LEVELS:
     return {}
@@ -446,7 +459,7 @@ def _make_line(points: Sequence[Gap]) -> _Line:
   seeds = sorted(set.intersection(*(set(point.seeds) for point in points)))
   if len(seeds) > 1:
     by_seed = [dict(zip(point.seeds, point.values, strict=True)) for point in points]
-    return _Line(x, np.array([[of[seed] for of in by_seed] for seed in seeds]), levels, seeds)
+    return _Line(x, np.array([[gaps[seed] for gaps in by_seed] for seed in seeds]), levels, seeds)
   means = [point.pretrained - point.scratch for point in points]
   return _Line(x, np.array([means]), levels, ())
 
@@ -458,15 +471,15 @@ def _fit_line(x: Float[np.ndarray, 'R'], y: Float[np.ndarray, 'R']) -> float:
 
 
 def _draw_slope(line: _Line, random: np.random.Generator) -> float:
-  """Returns the slope of resampled seeds and, inside each level, of resampled runs."""
+  """Returns the slope over resampled seeds and, within each level, resampled runs."""
   seeds = random.integers(len(line.y), size=len(line.y))
   members = [np.flatnonzero(line.levels == level) for level in range(line.num_levels)]
-  drawn = np.concatenate([random.choice(places, len(places)) for places in members])
+  drawn = np.concatenate([random.choice(indices, len(indices)) for indices in members])
   return _fit_line(line.x[drawn], line.y[seeds].mean(0)[drawn])
 
 
 def _fit_slope(names: tuple[str, str, str], lines: Sequence[_Line], draws: int, seed: int) -> Slope:
-  """Returns the mean slope of the lines of several tasks; names are axis, series and comparison."""
+  """Returns the mean slope over tasks; `names` are axis, series and comparison."""
   low = high = math.nan
   if len(lines) > 1 or lines[0].seeds:
     random, slopes = np.random.default_rng(seed), []
@@ -489,8 +502,8 @@ def _fit_slope(names: tuple[str, str, str], lines: Sequence[_Line], draws: int, 
 
 def _list_notes(lines: Sequence[_Line]) -> Iterator[str]:
   if any(line.num_levels == MIN_LEVELS for line in lines):
-    yield 'two levels: nothing is known between or beyond them'
+    yield 'two levels alone, so the form of the growth is unknown'
   if not all(line.seeds for line in lines):
-    yield 'fewer than two seeds that all arms share: none were resampled'
+    yield 'fewer than two common seeds, so seeds are not resampled'
   if all(len(line.x) == line.num_levels for line in lines):
-    yield 'one pre-training run a level: what another would change is not in the interval'
+    yield 'one pre-training run a level, so the interval lacks the variance of pre-training'

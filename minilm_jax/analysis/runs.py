@@ -1,8 +1,9 @@
-"""Run directories as readers find them: finished, under way, cut short or empty.
+"""Finds and reads run directories, which may be finished, unfinished or empty.
 
-Only files are read, and nothing here imports JAX. What a directory does not hold yet is None.
+Functions read files alone and do not import JAX. Missing values are None.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -17,21 +18,21 @@ from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import COUNT, TEXT
 
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
-# Folders of many small files that hold no run.
+# Subfolders of runs that contain many small files and no run.
 _SKIPPED_FOLDERS = ('checkpoints', 'events', 'profile', 'wandb')
-# Model fields that the latency of an answer does not depend on.
+# Model fields that do not change the latency.
 _LATENCY_FREE_FIELDS = tuple(
   (
     'vocab_size dropout initialization flops_heads tied norm_epsilon position_offset '
     'segment_embeddings_for_pairs'
   ).split()
 )
-Line = dict[str, Any]  # of a log
+Line = dict[str, Any]  # of metrics.jsonl or scores.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
 class RunLosses:
-  """The losses of one run, in nats; a loss that is not a number leaves a gap."""
+  """The losses of one run by tokens seen, in nats; nan for a loss that is not finite."""
 
   name: str
   train_tokens: tuple[float, ...]
@@ -42,7 +43,7 @@ class RunLosses:
 
 @dataclasses.dataclass(frozen=True)
 class RunRow:
-  """The summary of one run; its last validation loss is in nats."""
+  """A summary of one run; the validation loss is that of the last evaluation, in nats."""
 
   name: str
   kind: str
@@ -65,12 +66,18 @@ class LatencyRow:
 
   Attributes:
     run: name of the run directory.
-    name, recipe: of the contestant, and of its one recipe.
-    shape: of the model, as `latency_shape` writes it.
-    members, heads, devices: heads are those of one member.
-    median, low, high, p95: milliseconds; low and high bound the median.
-    over_member: the median over that of one member alone.
-    machine, calls: the machine, and the number of rounds.
+    name: name of the contestant.
+    recipe: name of the recipe of its model.
+    shape: fields of the model, of `encode_latency_shape`.
+    members: number of models.
+    heads: number of heads of each model.
+    median: median in milliseconds.
+    low: lower end of the 95% interval of the median.
+    high: upper end.
+    p95: 95th percentile in milliseconds.
+    over_member: ratio of the median to that of a single member.
+    machine: description of the machine.
+    calls: number of timed calls.
   """
 
   run: str
@@ -95,15 +102,15 @@ class LatencyRow:
 
 
 def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
-  """Returns the runs below some folders at any depth, each once, by a distinct name.
+  """Returns the runs in these folders, at any depth, by distinct names.
 
   Raises:
-    InputError: a folder is missing or has no name, or none of them holds a run.
+    InputError: a folder is missing, a name is empty, or no folder contains a run.
   """
   if not all(os.fspath(folder) for folder in folders):  # Path('') is the current folder
     raise InputError(
       'the runs in a folder',
-      'its name is empty',
+      'the name of the folder is empty',
       'give a run directory, or . for the current folder',
     )
   paths: dict[str, epath.Path] = {}
@@ -113,56 +120,57 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
       raise InputError(
         f'the runs in {folder}',
         'no such folder',
-        'give a run directory, or a folder that holds some',
+        'give a run directory, or a folder that contains run directories',
       )
-    for path in _walk(folder):
+    for path in _list_folders(folder):
       if (path / run_dir.CONFIG).exists() and read_kind(path) in KINDS:
         key = str(path.resolve())
         paths.setdefault(key, path)
-        names.setdefault(key, _relative_name(folder, path))
+        names.setdefault(key, _make_relative_name(folder, path))
   if not paths:
     raise InputError(
       f'the runs in {", ".join(map(str, folders)) or "no folder"}',
-      f'no {run_dir.CONFIG} of a run there',
-      'give a run directory, or a folder that holds some',
+      f'no {run_dir.CONFIG} of a run',
+      'give a run directory, or a folder that contains run directories',
     )
-  taken = list(names.values())
-  return {names[key] if taken.count(names[key]) == 1 else key: path for key, path in paths.items()}
+  counts = collections.Counter(names.values())
+  return {names[key] if counts[names[key]] == 1 else key: path for key, path in paths.items()}
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+def _list_folders(folder: epath.Path) -> Iterator[epath.Path]:
+  """Yields a folder and its subfolders at any depth."""
   yield folder
   for inner in sorted(folder.iterdir()):
     if inner.is_dir() and inner.name not in _SKIPPED_FOLDERS and not inner.name.startswith('.'):
-      yield from _walk(inner)
+      yield from _list_folders(inner)
 
 
-def _relative_name(folder: epath.Path, path: epath.Path) -> str:
+def _make_relative_name(folder: epath.Path, path: epath.Path) -> str:
   return sanitize('/'.join(path.parts[len(folder.parts) :]) or path.resolve().name)
 
 
 def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
-  """Returns the reasons in failure.json of the points of a sweep that failed, by name."""
+  """Returns the reasons in failure.json of failed points of a sweep, by name."""
   failures = {}
   for folder in map(epath.Path, folders):
-    for path in _walk(folder):
+    for path in _list_folders(folder):
       if not (path / run_dir.FAILURE).exists() or (path / run_dir.RESULT).exists():
-        continue  # no failure, or a later attempt succeeded
+        continue  # without a failure, or with a later success
       record = files.read_object(
         path / run_dir.FAILURE, f'the failure in {path}', {'asked?': TEXT, 'found?': TEXT}
       )
       parts = [record[key] for key in ('asked', 'found') if key in record]
-      failures[_relative_name(folder, path)] = sanitize(': '.join(parts))
+      failures[_make_relative_name(folder, path)] = sanitize(': '.join(parts))
   return failures
 
 
 def read_kind(folder: epath.Path) -> str | None:
-  """Returns the kind of run in a directory with a config.json: one of `KINDS` if it is a run."""
-  return _get(read_config(folder), 'kind')
+  """Returns the kind in config.json, which is one of `KINDS` for runs."""
+  return read_config(folder).get('kind')
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
-  """Returns the recipe in a directory, of any kind and version.
+  """Returns config.json of a directory, of any kind and version.
 
   Raises:
     InputError: config.json is damaged.
@@ -173,10 +181,10 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
-  """Returns the manifest of a run, empty if there is none yet.
+  """Returns the manifest of a run; an empty one if the file is missing.
 
   Raises:
-    InputError: it is damaged.
+    InputError: the manifest is damaged.
   """
   path = folder / run_dir.MANIFEST
   if not path.exists():
@@ -184,39 +192,41 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
   return files.read_object(path, f'the manifest of {folder}', {'devices?': [TEXT]})
 
 
-def resolve_source(found: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = '') -> str:
-  """Returns the run that a fine-tuning or evaluation started from: its name in `found`, or its path.
+def resolve_source(
+  run_paths: Mapping[str, epath.Path], path: epath.Path, checkpoint: str = ''
+) -> str:
+  """Returns the pre-training run of a fine-tuning or evaluation, by name or else by path.
 
   Args:
-    found: runs by name.
-    path: of the run that started from another.
-    checkpoint: name of the folder, as in a line of scores; '' takes the first of the recipe.
+    run_paths: runs by name.
+    path: folder of the fine-tuning or evaluation.
+    checkpoint: folder name of the pre-training run; '' is the first in the recipe.
   """
-  sources = _get(read_config(path), 'checkpoint') or checkpoint
+  sources = read_config(path).get('checkpoint') or checkpoint
   sources = [sources] if isinstance(sources, str) else sources
   if fault := schema.find_schema_fault(sources, [TEXT], 'checkpoint'):
     raise InputError(f'the recipe of the run in {path}', fault, f'restore {run_dir.CONFIG}')
   source = next((name for name in sources if epath.Path(name).name == checkpoint), sources[0])
   resolved = epath.Path(source).resolve()
-  return next((name for name, run in found.items() if run.resolve() == resolved), source)
+  return next((name for name, run in run_paths.items() if run.resolve() == resolved), source)
 
 
-def read_scores(found: Mapping[str, epath.Path]) -> Iterator[Line]:
-  """Yields the score lines of all runs, `checkpoint` being the run of `resolve_source`.
+def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:
+  """Yields the score lines of all runs.
 
-  Several heads on one encoder are named after it: they are another contestant than one head.
+  The field `checkpoint` becomes the name of `resolve_source`, with the number of heads if an
+  encoder has several.
   """
-  for path in found.values():
+  for path in run_paths.values():
     sources: dict[str, str] = {}
-    head = _get(files.read_json(path / run_dir.CONFIG, f'the recipe of {path}'), 'head') or {}
-    heads = _get(head, 'ensemble_size') or 1
+    head = read_config(path).get('head') or {}
+    heads = head.get('ensemble_size') or 1
     for line in run_dir.read_lines(path / run_dir.SCORES):
       _check_fields(line, path / run_dir.SCORES, 'checkpoint')
       name = line['checkpoint']
       if name not in sources:
-        sources[name] = resolve_source(found, path, name) + (
-          f', {heads} heads' if heads > 1 else ''
-        )
+        suffix = f', {heads} heads' if heads > 1 else ''
+        sources[name] = resolve_source(run_paths, path, name) + suffix
       line = {**line, 'checkpoint': sources[name]}
       yield {
         key: sanitize(value) if isinstance(value, str) else value for key, value in line.items()
@@ -224,11 +234,11 @@ def read_scores(found: Mapping[str, epath.Path]) -> Iterator[Line]:
 
 
 def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
-  """Returns the summary of a run, or of each member of a population that is pre-trained."""
+  """Returns the summary of a run, or of each member of a pre-trained population."""
   num_scores = sum(1 for _ in run_dir.read_lines(path / run_dir.SCORES))
   manifest = read_manifest(path)
-  parameters = _get(manifest, 'parameters')
-  parameters = _get(parameters, 'total') if isinstance(parameters, dict) else parameters
+  parameters = manifest.get('parameters')
+  parameters = parameters.get('total') if isinstance(parameters, dict) else parameters
   if parameters is not None and (
     fault := schema.find_schema_fault(parameters, COUNT, 'parameters')
   ):
@@ -240,31 +250,31 @@ def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
       (line for line in reversed(lines) if line['split'] == 'validation' and 'loss' in line), {}
     )
     state = 'incomplete' if lines or num_scores else 'empty'
-    seconds = [line['seconds'] for line in lines if _get(line, 'seconds') is not None]
+    seconds = [line['seconds'] for line in lines if line.get('seconds') is not None]
     rows.append(
       RunRow(
         name=name + member,
         kind=str(read_kind(path)),
         state='finished' if (path / run_dir.RESULT).exists() else state,
         parameters=parameters,
-        updates=_get(last, 'step'),
-        tokens=_get(last, 'tokens'),
-        flops=_get(last, 'flops'),
+        updates=last.get('step'),
+        tokens=last.get('tokens'),
+        flops=last.get('flops'),
         seconds=max(seconds, default=None),
         evaluated=bool(validation),
-        validation_loss=_get(validation, 'loss'),
-        validation_perplexity=_get(validation, 'perplexity'),
+        validation_loss=validation.get('loss'),
+        validation_perplexity=validation.get('perplexity'),
         scores=num_scores,
-        devices=', '.join(sorted(set(_get(manifest, 'devices') or ()))),
+        devices=', '.join(sorted(set(manifest.get('devices') or ()))),
       )
     )
   return rows
 
 
 def split_members(path: epath.Path) -> dict[str, list[Line]]:
-  """Returns the lines of a log by ` member N`, or by '' for one model and for fine-tuning.
+  """Returns the lines of metrics.jsonl by member: ` member N`, or '' without a population.
 
-  A member that was extracted to `member-N` inside the run is a run of its own and left out here.
+  Members that were extracted to `member-N` inside the run are separate runs and are left out.
   """
   is_pretraining = read_kind(path) == 'pretrain'
   members: dict[str, list[Line]] = {}
@@ -282,23 +292,23 @@ def split_members(path: epath.Path) -> dict[str, list[Line]]:
 
 
 def read_losses(name: str, path: epath.Path) -> list[RunLosses]:
-  """Returns the losses of a pre-training run, or of each member, by the tokens seen."""
-  losses = [_losses_of(name + member, lines) for member, lines in split_members(path).items()]
-  return [of_run for of_run in losses if of_run.train_tokens or of_run.validation_tokens]
+  """Returns the losses of a pre-training run, or of each member."""
+  members = [_make_losses(name + member, lines) for member, lines in split_members(path).items()]
+  return [losses for losses in members if losses.train_tokens or losses.validation_tokens]
 
 
-def _losses_of(name: str, lines: Sequence[Line]) -> RunLosses:
+def _make_losses(name: str, lines: Sequence[Line]) -> RunLosses:
   columns = []
   for split in ('train', 'validation'):
     # Lines of fine-tuning have no tokens.
     logged = [line for line in lines if line['split'] == split and 'tokens' in line]
     columns.append(tuple(line['tokens'] for line in logged))
-    columns.append(tuple(to_float(_get(line, 'loss')) for line in logged))
+    columns.append(tuple(to_float(line.get('loss')) for line in logged))
   return RunLosses(name, *columns)
 
 
-def latency_shape(model: Mapping[str, Any]) -> str:
-  """Returns the model fields that latency depends on, as JSON: equal for models that share one."""
+def encode_latency_shape(model: Mapping[str, Any]) -> str:
+  """Returns the model fields that determine the latency, as JSON."""
   model = {**old_names.ADDED_FIELDS['model'], **model}
   return json.dumps(
     {name: value for name, value in model.items() if name not in _LATENCY_FREE_FIELDS},
@@ -306,15 +316,18 @@ def latency_shape(model: Mapping[str, Any]) -> str:
   )
 
 
-def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
-  """Returns the rows of every finished latency run among `found`, runs by name.
+def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
+  """Returns the rows of every finished latency run.
+
+  Args:
+    run_paths: runs by name.
 
   Raises:
     InputError: a result is damaged.
   """
   fields = [field.name for field in dataclasses.fields(LatencyRow)]
   rows = []
-  for name, path in found.items():
+  for name, path in run_paths.items():
     if read_kind(path) != 'latency' or not (path / run_dir.RESULT).exists():
       continue
     models = files.read_json(path / run_dir.CONFIG, f'the recipe of {path}')['models']
@@ -328,7 +341,7 @@ def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
           **row,
           **milliseconds,
           'run': name,
-          'shape': latency_shape(models[row['recipe']]),
+          'shape': encode_latency_shape(models[row['recipe']]),
           'machine': result['machine'],
           'calls': result['calls'],
         }
@@ -336,14 +349,14 @@ def read_latencies(found: Mapping[str, epath.Path]) -> list[LatencyRow]:
     except (KeyError, TypeError) as error:
       raise InputError(
         f'the latency in {path}',
-        f'{run_dir.RESULT} lacks {error}',
-        'time it again into a new --workdir: another version has written this one',
+        f'{run_dir.RESULT} has no valid field {error}',
+        'run minilm latency again with a new --workdir',
       ) from None
   return rows
 
 
 def to_float(value: float | None) -> float:
-  """Returns a logged number; JSON has null for what is not a number.
+  """Returns a logged number; null in JSON stands for nan.
 
   >>> to_float(None)
   nan
@@ -355,9 +368,7 @@ def _check_fields(line: Line, log: epath.Path, *names: str) -> None:
   missing = [name for name in names if name not in line]
   if missing:
     raise InputError(
-      f'the log {log}', f'a line without {", ".join(missing)}', 'remove that line, or run it again'
+      f'the log {log}',
+      f'a line without {", ".join(missing)}',
+      'remove this line, or run the training again',
     )
-
-
-def _get(record: Mapping[str, Any], name: str) -> Any:
-  return record[name] if name in record else None

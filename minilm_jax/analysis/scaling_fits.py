@@ -1,8 +1,4 @@
-"""The laws that a scaling study fits to points of a sweep, and their intervals.
-
-The laws are a table, fitted once to the sweep and once to each draw of its runs: intervals say how
-far a constant moves with the choice of runs.
-"""
+"""Fits the laws of a scaling study to points of a sweep, with bootstrap intervals over runs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +12,15 @@ from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
 from minilm_jax.analysis.power_laws import Fit
 from minilm_jax.core.errors import InputError
 
-# Kinds of points: the first word of `Fit.name`.
-FRONTIER, ENVELOPE, WITHOUT, ENDS = (
+# Kinds of points, which begin `Fit.name`.
+FRONTIER, ENVELOPE, WITHOUT_PLATEAU, ENDS = (
   'frontier',
   'envelope',
   'frontier without the plateau',
   'ends of runs',
 )
 EVALUATIONS = 'evaluations after the plateau'
-_MIN_SHARE_OF_DRAWS = 0.5  # that must have a number for an interval
+_MIN_SHARE_OF_DRAWS = 0.5  # of the draws must define a constant for its interval
 _FORMS = {
   FRONTIER: (
     power_laws.fit_log_power,
@@ -35,20 +31,24 @@ _FORMS = {
     broken_laws.fit_smooth_break,
   ),
   ENVELOPE: (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece),
-  WITHOUT: (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece),
+  WITHOUT_PLATEAU: (
+    power_laws.fit_log_power,
+    power_laws.fit_offset_power,
+    broken_laws.fit_two_piece,
+  ),
 }
 T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """The middle 95% of a number over draws of runs.
+  """The percentile interval of a number over draws of runs.
 
   Attributes:
-    low, high: its 2.5th and 97.5th percentiles.
-    draws: number of draws that have it.
-    failed: number of draws that lack it, for too few points; if they are many, low and high are
-      biased.
+    low: 2.5th percentile.
+    high: 97.5th percentile.
+    draws: number of draws that define the number.
+    failed: number of draws with too few points; many failed draws bias the interval.
   """
 
   low: float
@@ -63,19 +63,20 @@ def bootstrap(
   draws: int = 1000,
   seed: int = 0,
 ) -> dict[str, Interval]:
-  """Returns percentile intervals of the numbers of a statistic, over draws of runs with replacement.
+  """Returns percentile intervals of a statistic over draws of runs with replacement.
 
   Args:
     runs: one item a run.
-    statistic: drawn runs, some repeated -> numbers by name. A number that is left out or not finite
-      has failed in that draw; if it raises InputError, all have.
-    draws, seed: of the random draws.
+    statistic: returns numbers by name for drawn runs. A number fails in a draw if it is missing or
+      not finite, or if the function raises InputError.
+    draws: number of draws.
+    seed: seed of the draws.
 
   Returns:
-    Intervals by name, of the numbers that at least one draw has.
+    Intervals by name, for numbers that at least one draw defines.
 
   Raises:
-    InputError: fewer than 2 runs, no draws, or a statistic that no draw allows.
+    InputError: there are fewer than 2 runs, no draws, or the statistic fails in every draw.
   """
   if len(runs) < 2 or draws < 1:
     raise InputError(
@@ -97,7 +98,7 @@ def bootstrap(
   if not drawn_values:
     raise InputError(
       f'an interval from {draws} draws of {len(runs)} runs',
-      f'no draw gave a number; {reason}',
+      f'no draw defines a number; {reason}',
       'give more runs',
     )
   intervals = {}
@@ -109,7 +110,7 @@ def bootstrap(
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-  """A loss curve and its plateau, drawn together."""
+  """A loss curve with its plateau, which is None without a plateau."""
 
   curve: LossCurve
   plateau: Plateau | None
@@ -117,7 +118,7 @@ class SweepRun:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """One law to fit: the form, to points of one kind by one count of FLOPs."""
+  """A form that is fitted to points of one kind, by one count of FLOPs."""
 
   source: str
   count: str
@@ -125,23 +126,23 @@ class Law:
 
 
 def list_laws(count: str, other_counts: Sequence[str], splits: Sequence[float]) -> list[Law]:
-  """Returns every law that the study has an interval by draws for.
+  """Returns the laws of the study whose intervals are over draws of runs.
 
   Args:
-    count: of FLOPs, of the study.
-    other_counts: counts that every run has as well; these get one law and two pieces.
-    splits: FLOPs at which the frontier is parted, besides the estimated break.
+    count: name of the count of FLOPs.
+    other_counts: further counts that every run has; the frontier by these counts gets two laws.
+    splits: FLOPs at which the frontier is split, in addition to the estimated break.
   """
-  laws = [Law(kind, count, _fit_form(form, kind)) for kind in _FORMS for form in _FORMS[kind]]
+  laws = [Law(kind, count, _make_fitter(form, kind)) for kind in _FORMS for form in _FORMS[kind]]
   laws += [
-    Law(FRONTIER, count, _fit_form(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
+    Law(FRONTIER, count, _make_fitter(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
     for split in splits
     for side in ('below', 'above')
     for form in (power_laws.fit_log_power, power_laws.fit_power)
   ]
-  laws += [Law(FRONTIER, count, _fit_exponent(field)) for field in ('tokens', 'parameters')]
+  laws += [Law(FRONTIER, count, _make_exponent_fitter(field)) for field in ('tokens', 'parameters')]
   return laws + [
-    Law(FRONTIER, other, _fit_form(form, f'{FRONTIER}, {other} count'))
+    Law(FRONTIER, other, _make_fitter(form, f'{FRONTIER}, {other} count'))
     for other in other_counts
     for form in (power_laws.fit_log_power, broken_laws.fit_two_piece)
   ]
@@ -151,35 +152,37 @@ def select_points(kind: str, runs: Sequence[SweepRun], count: str) -> list[Point
   """Returns the points of one kind.
 
   Raises:
-    InputError: there are none.
+    InputError: there are no such points.
   """
   curves, plateaus = [run.curve for run in runs], [run.plateau for run in runs]
   if kind == FRONTIER:
-    return frontier.percentile_frontier(curves, count)
+    return frontier.find_percentile_frontier(curves, count)
   if kind == ENVELOPE:
-    return frontier.lower_envelope(curves, count, unfinished=True)  # the caller chose the runs
+    return frontier.find_lower_envelope(
+      curves, count, unfinished=True
+    )  # the caller selects the runs
   if not any(plateaus):
     raise InputError(
-      'the frontier without the plateau', 'no run that was on one', 'nothing is to do'
+      'the frontier without the plateau', 'no run with a plateau', 'use the frontier of all runs'
     )
-  return frontier.percentile_frontier(frontier.drop_plateau(curves, plateaus), count)
+  return frontier.find_percentile_frontier(frontier.drop_plateau(curves, plateaus), count)
 
 
 def fit_all(runs: Sequence[SweepRun], laws: Sequence[Law]) -> tuple[list[Fit | None], list[str]]:
-  """Returns the fit of every law, None if it cannot be fitted, and the reasons."""
+  """Returns the fit of every law, or None with a reason in the second list."""
   points: dict[tuple[str, str], list[Point]] = {}
   fits: list[Fit | None] = []
   reasons: list[str] = []
   for law in laws:
-    key, place = (law.source, law.count), ''
+    key, suffix = (law.source, law.count), ''
     try:
       if key not in points:
         points[key] = select_points(law.source, runs, law.count)
-      place = f' ({law.source})'
+      suffix = f' ({law.source})'
       fits.append(dataclasses.replace(law.fit(points[key]), count=law.count))
     except InputError as error:
       fits.append(None)
-      reasons.append(f'{error.asked}: {error.found}{place}')
+      reasons.append(f'{error.asked}: {error.found}{suffix}')
   return fits, list(dict.fromkeys(reasons))
 
 
@@ -191,17 +194,19 @@ def add_intervals(
   draws: int,
   seed: int,
 ) -> tuple[list[Fit], list[str]]:
-  """Returns the fits that exist, with intervals over draws of runs, and the reasons for missing ones.
+  """Returns the fits with intervals over draws of runs, and the reasons for missing intervals.
 
   Args:
-    runs, laws: of `fit_all`.
-    fits: the result of `fit_all`.
-    surface: the law over parameters and tokens, of `fit_evaluations`.
-    draws, seed: of the draws; 0 draws, no intervals.
+    runs: runs of the fits.
+    laws: laws of the fits.
+    fits: result of `fit_all`; None is left out.
+    surface: law over parameters and tokens, of `fit_evaluations`.
+    draws: number of draws; 0 gives no intervals.
+    seed: seed of the draws.
   """
   fitted = [fit for fit in (*fits, surface) if fit is not None]
   if draws < 1 or not fitted:
-    return fitted, ['intervals: no draws were asked for'] if fitted else []
+    return fitted, ['intervals: the number of draws is 0'] if fitted else []
   fitted_laws = [law for law, fit in zip(laws, fits, strict=True) if fit is not None]
 
   def draw_constants(drawn: list[SweepRun]) -> dict[str, float]:
@@ -223,25 +228,25 @@ def add_intervals(
     return fitted, [f'intervals: {error.found}']
   with_intervals, reasons = [], []
   for index, fit in enumerate(fitted):
-    certain = {}
+    constant_intervals = {}
     for key in fit.constants:
       interval = intervals.get(f'{index} {key}')
       if interval is not None and interval.draws >= _MIN_SHARE_OF_DRAWS * draws:
-        certain[key] = (interval.low, interval.high)
-    if len(certain) < len(fit.constants):
+        constant_intervals[key] = (interval.low, interval.high)
+    if len(constant_intervals) < len(fit.constants):
       reasons.append(f'intervals of {fit.name}, {fit.form}: most draws have too few points')
-    with_intervals.append(dataclasses.replace(fit, intervals=certain))
+    with_intervals.append(dataclasses.replace(fit, intervals=constant_intervals))
   return with_intervals, reasons
 
 
 def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = None) -> Fit:
   """Fits the law over parameters and tokens to all evaluations after the plateau.
 
-  They are in the middle of schedules: the law is that of training, not of schedules of other
-  lengths.
+  Most evaluations are in the middle of a schedule, so the law does not predict the loss at the end
+  of shorter schedules.
 
   Raises:
-    InputError: too few evaluations.
+    InputError: there are too few evaluations.
   """
   curves = frontier.drop_plateau([run.curve for run in runs], [run.plateau for run in runs])
   parameters, tokens, loss, flops = (
@@ -253,15 +258,15 @@ def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = No
       [curve.flops(count) for curve in curves],
     )
   )
-  paid = tokens > 0
+  trained = tokens > 0
   fit = power_laws.fit_chinchilla(
-    parameters[paid], tokens[paid], loss[paid], flops[paid], EVALUATIONS, start
+    parameters[trained], tokens[trained], loss[trained], flops[trained], EVALUATIONS, start
   )
   return dataclasses.replace(fit, count=count)
 
 
 def fit_run_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
-  """Fits laws to the ends of runs, with the intervals of independent points."""
+  """Fits laws to the last evaluations of runs, with intervals for independent points."""
   fits, reasons = [], []
   for form, find_intervals in (
     (power_laws.fit_log_power, broken_laws.find_power_intervals),
@@ -278,7 +283,7 @@ def fit_run_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[s
 
 
 def list_other_counts(curves: Sequence[LossCurve], count: str) -> list[str]:
-  """Returns the counts of FLOPs besides `count` that every curve has."""
+  """Returns the counts of FLOPs other than `count` that every curve has."""
   return [
     other
     for other in (HONEY, KAPLAN, ACTUAL)
@@ -286,7 +291,7 @@ def list_other_counts(curves: Sequence[LossCurve], count: str) -> list[str]:
   ]
 
 
-def _fit_form(
+def _make_fitter(
   form: Callable[..., Fit], name: str, side: str = '', split: float = 0.0
 ) -> Callable[[list[Point]], Fit]:
   def fit(points: list[Point]) -> Fit:
@@ -297,7 +302,7 @@ def _fit_form(
   return fit
 
 
-def _fit_exponent(field: str) -> Callable[[list[Point]], Fit]:
+def _make_exponent_fitter(field: str) -> Callable[[list[Point]], Fit]:
   def fit(points: list[Point]) -> Fit:
     values = np.array([getattr(point, field) for point in points], float)
     flops, _ = frontier.to_arrays(points)

@@ -1,9 +1,8 @@
-"""The scaling study of a sweep: its frontiers, the laws fitted to them with intervals, its plateau,
-and the conclusions.
+"""Studies the scaling of a sweep: frontiers, fitted laws with intervals, plateau, conclusions.
 
-Results that a sweep is too small for are left out with the reason; nothing here raises for that.
-Intervals of fits to a frontier are by drawing runs; those of fits to the ends of runs, which are
-independent points, are of `broken_laws.py`.
+Intervals of fits to a frontier are over draws of runs. The ends of runs are independent points, so
+their intervals are those of `broken_laws.py`. Results that need a larger sweep are left out with
+the reason.
 """
 
 import dataclasses
@@ -15,14 +14,14 @@ from minilm_jax.analysis import broken_laws, frontier, power_laws, scaling_fits
 from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.power_laws import LOGS, PIECES, POWER, Fit
-from minilm_jax.analysis.scaling_fits import ENDS, ENVELOPE, FRONTIER, WITHOUT, SweepRun
+from minilm_jax.analysis.scaling_fits import ENDS, ENVELOPE, FRONTIER, WITHOUT_PLATEAU, SweepRun
 from minilm_jax.analysis.scores import format_interval
 from minilm_jax.core.errors import InputError
 
-# FLOPs of the paper's split of its frontier; its published constants are those of either side.
+# FLOPs at which paper 1 splits its frontier; the published constants are those of the two sides.
 PAPER_SPLIT = 2.7e15
-_HELD_OUT_DIVISOR = 5  # the fifth of points with the highest compute is predicted from the others
-# By the keys of fits.json.
+_HELD_OUT_DIVISOR = 5  # one fifth of the points, of the highest compute, is held out
+# Forms by the keys of fits.json.
 _HELD_OUT_FORMS = {
   'log_power': power_laws.fit_log_power,
   'offset_power': power_laws.fit_offset_power,
@@ -33,13 +32,13 @@ MIN_BIC_GAIN = 2  # a smaller difference of BIC decides nothing between two form
 # Causes of a break of the frontier.
 NO_BREAK, PLATEAU, NOT_PLATEAU, UNKNOWN = 'no break', 'plateau', 'not the plateau', 'unknown'
 CONCLUSIONS = {
-  NO_BREAK: 'So these runs show no break.',
-  UNKNOWN: 'So the break is there, and these runs do not tell whether a plateau makes it.',
+  NO_BREAK: 'These runs show no break of the frontier.',
+  UNKNOWN: 'The frontier has a break; these runs do not show whether the plateau is the cause.',
   PLATEAU: (
-    'So the break is where the frontier passes from runs on the plateau to runs that have left it: '
-    'it belongs to the course of training, and these runs give no law of compute below it.'
+    'The break separates runs on the plateau from runs after the plateau. The break thus reflects '
+    'the course of training, and these runs give no power law of compute below the break.'
   ),
-  NOT_PLATEAU: 'So the plateau does not account for the break.',
+  NOT_PLATEAU: 'The plateau does not explain the break of the frontier.',
 }
 T = TypeVar('T')
 
@@ -49,24 +48,25 @@ class ScalingStudy:
   """The results of the study of one sweep.
 
   Attributes:
-    count: how the FLOPs were counted.
-    runs, evaluations: that counted.
-    frontier, envelope: `frontier.percentile` and `frontier.envelope`.
-    without: the percentile frontier of the evaluations after the plateau.
-    ends: the last evaluation of each finished run.
-    fits: every law; its name says to which points.
-    chosen: of the laws of the whole frontier, the one with the lowest BIC.
-    held_out: by form, the error in log L of the law fitted to the rest at the dearest fifth of the
-      frontier.
-    level: loss of the plateau; None where no run shows one.
-    plateaus: of the runs that were on it.
-    split: FLOPs where the two pieces part: as asked, or as estimated from the frontier.
-    split_interval: 95%, over draws of runs, where it was estimated.
-    below, below_on_plateau: points of the frontier below the split, and those of runs that had not
-      yet left the plateau.
-    above_on_plateau: those above.
-    sentences: the conclusions, for the top of a page.
-    left_out: what could not be computed, and why.
+    count: name of the count of FLOPs.
+    runs: number of runs in the study.
+    evaluations: number of their evaluations.
+    frontier: points of `frontier.find_percentile_frontier`.
+    envelope: points of `frontier.find_lower_envelope`.
+    after_plateau: percentile frontier of the evaluations after the plateau.
+    ends: last evaluation of each finished run.
+    fits: all fitted laws, with the points in their names.
+    chosen: law of the frontier with the lowest BIC.
+    held_out: by form, the error in log L at the fifth of the frontier with the highest compute.
+    level: loss of the plateau in nats; None without a plateau.
+    plateaus: plateaus of the runs.
+    split: FLOPs of the break, as requested or as estimated from the frontier.
+    split_interval: 95% interval of an estimated break, over draws of runs.
+    below: number of points of the frontier below the break.
+    below_on_plateau: number of points below the break of runs on the plateau.
+    above_on_plateau: number of points above the break of runs on the plateau.
+    sentences: conclusions for the top of a report.
+    left_out: reasons for missing results.
   """
 
   count: str
@@ -74,7 +74,7 @@ class ScalingStudy:
   evaluations: int
   frontier: list[Point]
   envelope: list[Point]
-  without: list[Point]
+  after_plateau: list[Point]
   ends: list[Point]
   fits: list[Fit]
   chosen: Fit | None
@@ -98,15 +98,16 @@ def study_scaling(
   count: str = HONEY,
   split: float | None = None,
 ) -> ScalingStudy:
-  """Returns everything that the loss curves of a sweep allow.
+  """Returns the study of a sweep.
 
   Args:
-    curves: of a sweep over one corpus.
-    draws, seed: of runs, for the intervals of fits to frontiers.
-    unfinished: do runs count that have not reached the end of their schedule?
-    count: of FLOPs, of `loss_curves.py`; runs without it are left out.
-    split: FLOPs at which the frontier is parted; by default the best break of two pieces. The
-      paper's split is added if the sweep spans it and the count is the paper's.
+    curves: loss curves of a sweep over one corpus.
+    draws: number of draws of runs, for the intervals of fits to frontiers.
+    seed: seed of the draws.
+    unfinished: include runs that have not reached the end of their schedule.
+    count: name of the count of FLOPs, of `loss_curves.py`; runs without this count are left out.
+    split: FLOPs at which the frontier is split; by default the break of two pieces. If possible,
+      the study also splits at the FLOPs of paper 1.
   """
   left_out: list[str] = []
   counted = [
@@ -114,8 +115,8 @@ def study_scaling(
   ]
   if len(counted) < len(curves):
     left_out.append(
-      f'{len(curves) - len(counted)} of {len(curves)} runs: not at the end of their schedule, or '
-      f'without FLOPs by the count {count!r}'
+      f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished, or without the count '
+      f'{count!r} of FLOPs'
     )
   level = frontier.find_plateau_level(counted)
   runs = [
@@ -124,8 +125,11 @@ def study_scaling(
   ]
   plateaus = [run.plateau for run in runs if run.plateau is not None]
   points = {
-    kind: _try(lambda kind=kind: scaling_fits.select_points(kind, runs, count), left_out) or []
-    for kind in (FRONTIER, ENVELOPE, WITHOUT)
+    kind: _compute_or_explain(
+      lambda kind=kind: scaling_fits.select_points(kind, runs, count), left_out
+    )
+    or []
+    for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU)
   }
   ends = _select_ends(counted, count)
   fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
@@ -142,7 +146,7 @@ def study_scaling(
     evaluations=sum(len(curve.loss) for curve in counted),
     frontier=points[FRONTIER],
     envelope=points[ENVELOPE],
-    without=points[WITHOUT],
+    after_plateau=points[WITHOUT_PLATEAU],
     ends=ends,
     fits=fits + end_fits,
     chosen=power_laws.choose_fit(of_frontier) if of_frontier else None,
@@ -176,13 +180,15 @@ def _fit_laws(
   sampling: tuple[int, int],
   left_out: list[str],
 ) -> tuple[list[Fit], tuple[list[str], list[str]]]:
-  """Returns the fits to frontiers, and the reasons for missing fits and missing intervals.
+  """Returns the fits to frontiers, the reasons for missing fits, and those for missing intervals.
 
   Args:
-    runs, count, split: of the study.
-    points: of the frontier.
-    sampling: draws and seed.
-    left_out: gets the reason for a missing law over parameters and tokens.
+    runs: runs of the study.
+    points: points of the frontier.
+    count: name of the count of FLOPs.
+    split: FLOPs of the requested split, or None.
+    sampling: number of draws and seed.
+    left_out: receives the reason for a missing law over parameters and tokens.
   """
   splits = [] if split is None else [split]
   if count == HONEY and split != PAPER_SPLIT:
@@ -192,17 +198,15 @@ def _fit_laws(
   other_counts = scaling_fits.list_other_counts([run.curve for run in runs], count)
   laws = scaling_fits.list_laws(count, other_counts, splits)
   fits, reasons = scaling_fits.fit_all(runs, laws)
-  surface = _try(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
-  fits, unsure = scaling_fits.add_intervals(runs, laws, fits, surface, *sampling)
-  return fits, (reasons, unsure)
+  surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
+  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, *sampling)
+  return fits, (reasons, interval_reasons)
 
 
 def _count_on_plateau(
   points: Sequence[Point], plateaus: Sequence[Plateau], split: float | None
 ) -> tuple[int, int, int]:
-  """Returns the points below the split, and the points below and above it of runs that had not left
-  the plateau.
-  """
+  """Counts the points below the split, and runs on the plateau below and above the split."""
   if split is None:
     return 0, 0, 0
   exits = {
@@ -219,7 +223,7 @@ def _measure_held_out(points: Sequence[Point], left_out: list[str]) -> dict[str,
   arrays = frontier.to_arrays(points)
   num_held_out = max(1, len(points) // _HELD_OUT_DIVISOR)
   for name, form in _HELD_OUT_FORMS.items() if points else ():
-    error = _try(
+    error = _compute_or_explain(
       lambda form=form: power_laws.measure_held_out_error(form, *arrays, num_held_out), left_out
     )
     if error is not None:
@@ -227,7 +231,8 @@ def _measure_held_out(points: Sequence[Point], left_out: list[str]) -> dict[str,
   return errors
 
 
-def _try(compute: Callable[[], T], left_out: list[str]) -> T | None:
+def _compute_or_explain(compute: Callable[[], T], left_out: list[str]) -> T | None:
+  """Returns the result; if it needs more points, returns None and adds the reason to `left_out`."""
   try:
     return compute()
   except InputError as error:
@@ -236,37 +241,37 @@ def _try(compute: Callable[[], T], left_out: list[str]) -> T | None:
 
 
 def write_sentences(study: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
-  """Returns the conclusions of a study, most important first: is its break a law or a schedule?
+  """Returns the conclusions of a study.
 
   Args:
-    study: its sentences still missing.
-    curves: of the study, for their warm-up.
+    study: results of the study.
+    curves: loss curves of the study.
   """
   if not study.frontier:
-    return ['There is no frontier: no finished run was evaluated.']
+    return ['There is no frontier, because no finished run was evaluated.']
   first, last = study.frontier[0], study.frontier[-1]
   sentences = [
     f'The frontier has {len(study.frontier)} points from {len({p.run for p in study.frontier})} of '
-    f'{study.runs} runs, {first.flops:.2g} to {last.flops:.2g} FLOPs ({study.evaluations:,} '
-    'evaluations).'
+    f'{study.runs} runs, between {first.flops:.2g} and {last.flops:.2g} FLOPs '
+    f'({study.evaluations:,} evaluations).'
   ]
   by_form = {
     kind: {fit.form: fit for fit in study.fits if fit.name == kind and fit.method == LOGS}
-    for kind in (FRONTIER, WITHOUT)
+    for kind in (FRONTIER, WITHOUT_PLATEAU)
   }
   if PIECES in by_form[FRONTIER] and study.split is not None:
     power, pieces = by_form[FRONTIER][POWER], by_form[FRONTIER][PIECES]
     sentences += [
       _compare_pieces(power, pieces),
-      *_describe_plateau(study, study.split, by_form[WITHOUT]),
+      *_describe_plateau(study, study.split, by_form[WITHOUT_PLATEAU]),
       *_describe_schedule(study, study.split, curves),
       CONCLUSIONS[classify_break(study)],
     ]
   ends = next((fit for fit in study.fits if fit.name == ENDS and fit.form == POWER), None)
   if ends is not None:
     sentences.append(
-      f'Over the ends of {ends.n} runs, whatever their shape, loss falls with exponent '
-      f'{_format_constant(ends, "b")}, R2 {ends.r2:.3f}.'
+      f'The final losses of {ends.n} runs of all shapes follow a power law with exponent '
+      f'{_format_constant(ends, "b")} (R2 {ends.r2:.3f}).'
     )
   return sentences
 
@@ -277,31 +282,31 @@ def _compare_pieces(power: Fit, pieces: Fit) -> str:
     low, high = pieces.intervals['C0']
     place += f' ({low:.2g} to {high:.2g} over draws of runs)'
   gain = power.bic - pieces.bic
-  better = 'much better' if gain > 10 else 'better' if gain > 2 else 'no better'
+  better = 'much better' if gain > 10 else 'better' if gain > MIN_BIC_GAIN else 'no better'
   return (
-    f'Two power laws that part at {place} fit it {better} than one (BIC lower by {gain:.0f}, R2 '
-    f'{pieces.r2:.3f} against {power.r2:.3f}): exponent {_format_constant(pieces, "b1")} below and '
-    f'{_format_constant(pieces, "b2")} above.'
+    f'Two power laws with a break at {place} fit the frontier {better} than one power law: BIC '
+    f'lower by {gain:.0f}, R2 {pieces.r2:.3f} instead of {power.r2:.3f}. The exponent is '
+    f'{_format_constant(pieces, "b1")} below the break and {_format_constant(pieces, "b2")} above.'
   )
 
 
 def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit]) -> list[str]:
   if study.level is None:
-    return ['No run shows a plateau that its evaluations are close enough to see.']
-  num_left = sum(plateau.left for plateau in study.plateaus)
+    return ['The evaluations of these runs show no plateau.']
+  num_exits = sum(plateau.has_exit for plateau in study.plateaus)
   sentences = [
-    f'Runs stand still at {study.level:.2f} nats, and {num_left} of {len(study.plateaus)} leave that '
-    f'plateau: {study.below_on_plateau} of the {study.below} points of the frontier below '
-    f'{split:.3g} FLOPs are of runs that had not left it, and {study.above_on_plateau} of the '
-    f'{len(study.frontier) - study.below} above.'
+    f'Runs have a plateau at {study.level:.2f} nats, which {num_exits} of {len(study.plateaus)} '
+    f'leave. Below {split:.3g} FLOPs, {study.below_on_plateau} of the {study.below} points of the '
+    f'frontier are from runs on the plateau; above, {study.above_on_plateau} of '
+    f'{len(study.frontier) - study.below}.'
   ]
   if POWER in after and PIECES in after:
     power, pieces = after[POWER], after[PIECES]
     sentences.append(
-      f'Without evaluations until there, the frontier begins at {power.low:.2g} FLOPs; one power law '
-      f'then has R2 {power.r2:.3f} and exponent {_format_constant(power, "b")}, and two, parting at '
-      f'{pieces.constants["C0"]:.2g} FLOPs, R2 {pieces.r2:.3f} (BIC lower by '
-      f'{power.bic - pieces.bic:.0f}).'
+      f'The frontier of evaluations after the plateau begins at {power.low:.2g} FLOPs. There, one '
+      f'power law has exponent {_format_constant(power, "b")} and R2 {power.r2:.3f}; two with a '
+      f'break at {pieces.constants["C0"]:.2g} FLOPs have R2 {pieces.r2:.3f} and a BIC lower by '
+      f'{power.bic - pieces.bic:.0f}.'
     )
   return sentences
 
@@ -311,8 +316,8 @@ def _describe_schedule(study: ScalingStudy, split: float, curves: Sequence[LossC
   cheapest = min((point.flops for point in study.ends), default=None)
   if cheapest is not None and cheapest > split:
     sentences.append(
-      f'No schedule ends below that break: the cheapest run that reached its end took '
-      f'{cheapest:.2g} FLOPs, so every point below is of a run in the middle of its schedule.'
+      f'No schedule ends below the break: the cheapest finished run took {cheapest:.2g} FLOPs. All '
+      'points below the break are thus from the middle of a schedule.'
     )
   runs_below = {point.run for point in study.frontier if point.flops < split}
   warmups = [
@@ -323,11 +328,13 @@ def _describe_schedule(study: ScalingStudy, split: float, curves: Sequence[LossC
   if warmups:
     is_inside = min(warmups) <= split <= max(warmups)
     sentences.append(
-      f'Warm-up of the runs below the break ends between {min(warmups):.2g} and {max(warmups):.2g} '
-      f'FLOPs; the break {"lies within that" if is_inside else "is outside of that"}.'
+      f'In runs below the break, the warm-up ends between {min(warmups):.2g} and '
+      f'{max(warmups):.2g} FLOPs. The break is {"inside" if is_inside else "outside"} this range.'
     )
   elif all(curve.warmup is None for curve in curves):
-    sentences.append('Where warm-up ends was not logged, so it cannot be compared with the break.')
+    sentences.append(
+      'The logs lack the length of the warm-up, so no comparison with the break is possible.'
+    )
   return sentences
 
 

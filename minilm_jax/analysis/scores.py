@@ -1,10 +1,9 @@
-"""Scores of many fine-tuning runs as one table: pre-trained against from scratch, with what chance
-gives, averages over tasks, and paired differences of two recipes.
+"""Tables of fine-tuning scores: pre-trained against from scratch, averages, paired differences.
 
-Values stay the logged shares or correlations; only a page multiplies them by 100. A score that is
-not a number (a correlation with constant predictions) counts as undefined and is left out of the
-mean. The held-out part of the training examples chooses the learning rate, and the epoch where
-there is a choice; the reported split never does.
+Values are the logged shares or correlations; reports multiply them by 100. Undefined scores, such
+as a correlation with constant predictions, are counted and left out of means. Validation examples
+that are held out of the training split choose the learning rate and, if configured, the epoch. The
+reported split chooses nothing.
 """
 
 import dataclasses
@@ -20,9 +19,9 @@ from minilm_jax.analysis.runs import to_float
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
-ScoreLine = Mapping[str, Any]  # of scores.jsonl
-NONE = '–'  # shown in place of a number
-ALL = 'all'  # the split of minimal pairs that holds the others
+ScoreLine = Mapping[str, Any]  # a line of scores.jsonl
+NONE = '–'  # text of a missing number
+ALL = 'all'  # split of minimal pairs that contains the other splits
 FIELDS = tuple(
   (
     'task metric value low high headline split examples train_examples held_out pretrained '
@@ -30,8 +29,8 @@ FIELDS = tuple(
     'validation_score majority frequency constant_prediction truncated'
   ).split()
 )
-# Tasks of the averages. WNLI's validation examples contradict its training examples, and tiny models
-# score 0 on CoLA: papers leave out one or both.
+# Tasks of the averages. Papers often leave out WNLI, as its validation examples contradict its
+# training examples, and CoLA, as tiny models score 0.
 GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
 AVERAGES: dict[str, tuple[str, ...]] = {
   'all': (),
@@ -39,28 +38,35 @@ AVERAGES: dict[str, tuple[str, ...]] = {
   'without CoLA': ('cola',),
   'without both': ('cola', 'wnli'),
 }
-# Of the two splits of MNLI the matched one counts, under the name of the other tasks' split.
+# Averages use the matched split of MNLI under the split name of the other tasks.
 _AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
 _MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
 _ROW_FIELDS = tuple(
   'task metric split filtered checkpoint examples train_examples held_out'.split()
 )
 TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
-BothScores = tuple[float, float]  # of the base and of the other recipe
-RunPair = tuple[str, str]  # names of runs, the base's first
-BySeed = Mapping[int, BothScores]  # seeds of fine-tuning
+BothScores = tuple[float, float]  # scores of the base and of the other recipe
+RunPair = tuple[str, str]  # names of the base run and of the other run
+BySeed = Mapping[int, BothScores]  # seed of fine-tuning: scores
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Scores of one arm over seeds: sample standard deviation, Student's interval of the mean.
+  """Scores over seeds of one arm, pre-trained or from scratch.
 
   Attributes:
-    learning_rate: the one that is shown; None where the scores are of no training.
-    mean, std, n, low, high: of the values, each of a seed and a number.
-    collapsed, undefined: how many seeds gave one answer to everything, and how many values are not
-    a number. mean_example_low, mean_example_high: the ends of each seed's interval over examples,
-    averaged over seeds. seeds, values: what the mean is of.
+    learning_rate: learning rate of the scores; None without training.
+    mean: mean of the values.
+    std: sample standard deviation.
+    n: number of values.
+    low: lower end of Student's 95% interval of the mean.
+    high: upper end.
+    collapsed: number of seeds with constant predictions.
+    undefined: number of seeds whose score is not finite.
+    mean_example_low: lower end of the interval over examples, averaged over seeds.
+    mean_example_high: upper end.
+    seeds: seeds of the values.
+    values: finite scores, one a seed.
   """
 
   learning_rate: float | None
@@ -78,13 +84,13 @@ class Group:
 
   @property
   def by_seed(self) -> dict[int, float]:
-    """The values by seed."""
+    """Values by seed."""
     return dict(zip(self.seeds, self.values, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Pre-trained less from scratch, with its interval; `paired` by seed, or else Welch's."""
+  """Score pre-trained minus from scratch with its 95% interval, paired by seed or else Welch's."""
 
   mean: float
   low: float
@@ -94,16 +100,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRow:
-  """One metric of one task from one checkpoint under one protocol; an arm without scores has n = 0.
+  """One metric of one task and checkpoint; an arm without scores has n = 0.
 
   Attributes:
-    step: of the checkpoint; None where only the arm from scratch was run.
-    train_examples, held_out, epochs: the protocol: examples trained on and kept apart, and the last
-    epoch.
-    which: the epoch that was scored, 'last' or, by the held-out part, 'best'.
-    shown: is this the row that pages show? The other `which` is for the file alone.
-    majority, frequency: what the most frequent label, and labels guessed at their training
-    frequencies, would score.
+    step: step of the checkpoint; None if only the arm from scratch was run.
+    train_examples: number of training examples.
+    held_out: number of examples that are held out for validation.
+    epochs: last epoch.
+    which: scored epoch, 'last' or 'best'; the held-out examples choose the best epoch.
+    shown: reports include this row; rows of the other epoch are in scores.csv alone.
+    majority: score of the most frequent label.
+    frequency: score of random labels with the frequencies of the training labels.
   """
 
   task: str
@@ -126,15 +133,13 @@ class ScoreRow:
   difference: Difference
 
 
-def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
-  """The rows of every task, split, filter, checkpoint, step and protocol, the headline metric of a
-  task first.
+def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
+  """Returns a row for each task, metric, checkpoint, step and protocol, headlines first.
 
-  A checkpoint without a step of its own, which is how the arm from scratch is written, stands
-  beside every step.
+  Scores from scratch have no step and are compared with every step of the checkpoint.
 
   Args:
-    lines: of scores.jsonl. Of several that differ in nothing but their value, the last counts.
+    lines: lines of scores.jsonl; of lines that differ in their value alone, the last counts.
 
   Raises:
     InputError: a line lacks a field.
@@ -145,8 +150,8 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
     if missing:
       raise InputError(
         'a table of scores',
-        f'a line without {", ".join(missing)}: another version has written it',
-        'fine-tune, or evaluate, again into a new --workdir',
+        f'a line without {", ".join(missing)}',
+        'fine-tune or evaluate again with a new --workdir',
       )
     key = tuple(
       line[name]
@@ -164,25 +169,27 @@ def score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
 
 
 def choose_rates(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
-  """Returns the learning rate with the highest mean `validation_score` over seeds, of lines that
-  differ in seed, rate and epoch only.
+  """Returns the learning rate with the highest mean `validation_score` over seeds.
 
-  The score is that of the epoch which is shown. One that is not a number counts as 0, as Matthews'
-  correlation of constant predictions does. Of equal rates the lowest is taken.
+  Scores that are not finite count as 0. Of rates with equal scores the lowest is chosen.
+
+  Args:
+    lines: score lines that differ in seed, learning rate and epoch alone.
 
   Returns:
-    One rate; or all rates if nothing was held out to choose by.
+    One rate, or all rates if no examples were held out.
   """
   lines = list(lines)
   rates = tuple(sorted({line['learning_rate'] for line in lines}, key=to_float))
-  shown = [line for line in lines if line['epoch_choice'] == _choose_epoch(lines)]
-  if len(rates) < 2 or all(line['validation_score'] is None for line in shown):
+  epoch_choice = _choose_epoch(lines)
+  candidates = [line for line in lines if line['epoch_choice'] == epoch_choice]
+  if len(rates) < 2 or all(line['validation_score'] is None for line in candidates):
     return rates
   means = []
   for rate in rates:
     by_seed = {
       line['seed']: to_float(line['validation_score'])
-      for line in shown
+      for line in candidates
       if line['learning_rate'] == rate
     }
     values = [value if math.isfinite(value) else 0 for value in by_seed.values()]
@@ -197,7 +204,7 @@ def _choose_epoch(lines: Iterable[ScoreLine]) -> str:
 def _make_rows(
   step: int | None, pretrained: Sequence[ScoreLine], scratch: Sequence[ScoreLine]
 ) -> Iterator[ScoreRow]:
-  """Yields the rows of one cell: by metric, by epoch, and by rate if nothing chose one."""
+  """Yields a row for each metric and epoch, and for each rate if no rate was chosen."""
   arms = pretrained, scratch
   rates = tuple(map(choose_rates, arms))
   if max(map(len, rates)) > 1:
@@ -265,7 +272,7 @@ def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
 
 
 def make_group(values: Mapping[int, float], collapsed: int = 0) -> Group:
-  """Returns the group of one number a seed."""
+  """Returns the group of these values by seed."""
   summary = metrics.summarize(list(values.values()))
   return Group(
     learning_rate=None,
@@ -284,46 +291,44 @@ def make_group(values: Mapping[int, float], collapsed: int = 0) -> Group:
 
 
 def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """Returns the rows that tables show: the epoch that counts, no phenomena, the last step of a
-  checkpoint.
-  """
+  """Returns the rows of reports: the chosen epoch and the last step, without single phenomena."""
   return [row for row, is_phenomenon in _mark_phenomena(rows) if not is_phenomenon]
 
 
 def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """Returns the rows of single phenomena, of tasks with a split 'all' beside others."""
+  """Returns the rows of single phenomena, of tasks that also have a split `all`."""
   return [row for row, is_phenomenon in _mark_phenomena(rows) if is_phenomenon]
 
 
 def _mark_phenomena(rows: Iterable[ScoreRow]) -> list[tuple[ScoreRow, bool]]:
-  """Returns the shown rows of the last step of each checkpoint; is each of one phenomenon?"""
+  """Returns the rows of the last step of each checkpoint, with a flag for single phenomena."""
 
-  def key(row: ScoreRow) -> tuple[Any, ...]:
+  def make_key(row: ScoreRow) -> tuple[Any, ...]:
     return row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out
 
-  shown = [row for row in rows if row.shown]
-  last_steps = {key(row): row.step for row in shown}  # rows come in the order of steps
-  last = [row for row in shown if row.step == last_steps[key(row)]]
+  reported = [row for row in rows if row.shown]
+  last_steps = {make_key(row): row.step for row in reported}  # rows are in the order of steps
+  last = [row for row in reported if row.step == last_steps[make_key(row)]]
   paired_tasks = {row.task for row in last if row.split == ALL}
   return [(row, row.task in paired_tasks and row.split != ALL) for row in last]
 
 
-def compute_difference(ours: Group, theirs: Group) -> Difference:
-  """Returns the difference of the means of two groups: paired if their seeds are the same."""
-  if not ours.n or not theirs.n:
+def compute_difference(group: Group, subtrahend: Group) -> Difference:
+  """Returns the difference of the means of two groups, paired if their seeds are equal."""
+  if not group.n or not subtrahend.n:
     return Difference(math.nan, math.nan, math.nan, False)
-  mean = ours.mean - theirs.mean
-  if ours.seeds == theirs.seeds:
+  mean = group.mean - subtrahend.mean
+  if group.seeds == subtrahend.seeds:
     interval = metrics.confidence_interval(
-      np.subtract(ours.values, theirs.values), metrics.CONFIDENCE
+      np.subtract(group.values, subtrahend.values), metrics.CONFIDENCE
     )
     return Difference(mean, *interval, True)
-  if min(ours.n, theirs.n) < 2:
+  if min(group.n, subtrahend.n) < 2:
     return Difference(mean, math.nan, math.nan, False)
   with warnings.catch_warnings():
-    # SciPy warns if one side has no spread; the other side still has.
+    # SciPy warns if one group has no variance, although the interval is defined.
     warnings.simplefilter('ignore')
-    welch = stats.ttest_ind(ours.values, theirs.values, equal_var=False).confidence_interval(
+    welch = stats.ttest_ind(group.values, subtrahend.values, equal_var=False).confidence_interval(
       metrics.CONFIDENCE
     )
   return Difference(mean, float(welch.low), float(welch.high), False)
@@ -341,13 +346,14 @@ def format_points(share: float, sign: str = '') -> str:
 def format_interval(
   value: float, low: float, high: float, form: str = '', scale: float = 1.0
 ) -> str:
-  """Returns a mean with its interval; without the interval if its low end is nan, "–" if the mean
-  is nan.
+  """Returns a mean with its interval as text.
 
   Args:
-    value, low, high: the mean and the ends of its interval.
-    form: format of each number; '' shows shares times 100 with a sign, as `format_points` does.
-    scale: factor of each number under a form.
+    value: mean; the text is "–" if it is not finite.
+    low: lower end of the interval; nan omits the interval.
+    high: upper end.
+    form: format of each number; '' is a share times 100 with a sign, as in `format_points`.
+    scale: factor of each number, if `form` is given.
 
   >>> format_interval(0.01, -0.002, 0.022)
   '+1.0 [-0.2, +2.2]'
@@ -368,11 +374,10 @@ def format_interval(
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-  """The mean of the headline scores of some tasks, per seed, over seeds; an arm that lacks one of
-  them has n = 0.
+  """The mean of the headline scores of several tasks.
 
-  If the seeds differ from task to task, or a score is undefined, an arm has a mean of means, n = 0
-  and no interval.
+  The mean over tasks is taken for each seed. If the seeds differ between tasks, an arm has the mean
+  of the task means, n = 0 and no interval. An arm without one of the tasks has n = 0.
   """
 
   name: str
@@ -387,14 +392,14 @@ class Average:
 
 
 def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
-  """Returns the averages of every checkpoint and step: over the tasks of both arms, and of each arm
-  if it has others.
+  """Returns the averages over GLUE for every checkpoint and step.
 
-  A task with several rows, which are protocols or rates that nothing chose between, is in no
-  average. An average needs two tasks.
+  Averages are over the tasks of both arms and, if an arm has more tasks, over the tasks of this
+  arm. An average has two or more tasks. Tasks with several rows, of several protocols or learning
+  rates, are in no average.
 
   Args:
-    rows: of `score_table`; shown rows of headline metrics count.
+    rows: rows of `make_score_table`; headline metrics that are in reports count.
   """
   cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
   for row in filter(is_averaged, rows):
@@ -415,11 +420,11 @@ def is_averaged(row: ScoreRow) -> bool:
 def _average_cell(
   key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]
 ) -> Iterator[Average]:
-  of_arm = [
+  arms = [
     [task for task, row in rows.items() if getattr(row, arm).n] for arm in ('pretrained', 'scratch')
   ]
   seen = set()
-  for candidates in ([task for task in of_arm[0] if task in of_arm[1]], *of_arm):
+  for candidates in ([task for task in arms[0] if task in arms[1]], *arms):
     for name, excluded in AVERAGES.items():
       tasks = tuple(task for task in candidates if task not in excluded)
       if len(tasks) < 2 or tasks in seen:
@@ -451,7 +456,7 @@ def select_latest(rows: Sequence[Average]) -> list[Average]:
 
 
 class ScoreKey(NamedTuple):
-  """The fields that two comparable scores share: task, metric and split of the examples."""
+  """The fields that comparable scores share."""
 
   task: str
   metric: str
@@ -469,9 +474,13 @@ class Contrast:
   """A paired difference of two recipes.
 
   Attributes:
-    base, value: means over the pairs.
-    difference, low, high: value less base, with its 95% interval; nan of one number.
-    n, of: how many numbers the mean is over, and what each is of.
+    base: mean of the base over the pairs.
+    value: mean of the other recipe.
+    difference: `value` minus `base`.
+    low: lower end of the 95% interval of the difference; nan with one pair.
+    high: upper end.
+    n: number of pairs.
+    of: TRAININGS or TUNINGS, the unit of a pair; '' without pairs.
   """
 
   base: float
@@ -487,7 +496,7 @@ NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
 
 
 def make_contrast(values: Sequence[BothScores], of: str) -> Contrast:
-  """Returns the contrast of paired numbers, the base's first in each.
+  """Returns the contrast of pairs of a base and another number.
 
   >>> make_contrast([(5.0, 4.5)], TRAININGS)
   Contrast(base=5.0, value=4.5, difference=-0.5, low=nan, high=nan, n=1, of='pre-trainings')
@@ -499,12 +508,11 @@ def make_contrast(values: Sequence[BothScores], of: str) -> Contrast:
 
 
 def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedScores:
-  """Returns both headline scores of each seed of fine-tuning that both runs of a pair have.
+  """Returns the headline scores of both runs of a pair, for each common seed of fine-tuning.
 
   Args:
-    pairs: of runs.
-    rows: of `select_main`. A run with several rows of one key (rates that nothing chose between)
-      has no score there.
+    pairs: pairs of runs.
+    rows: rows of `select_main`; a run with several rows of one key has no score under this key.
   """
   by_key: dict[ScoreKey, dict[str, list[Group]]] = {}
   for row in rows:
@@ -524,10 +532,13 @@ def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedSco
 
 
 def average_contrast(tasks: Sequence[Mapping[RunPair, BySeed]]) -> Contrast:
-  """Returns the contrast of the mean over tasks, which all have the same pairs.
+  """Returns the contrast of the mean over tasks.
 
-  Several pairs are averaged over their seeds. Of a single pair the seeds count that all tasks have;
-  without such a seed there is no contrast.
+  Several pairs of pre-training runs are averaged over seeds of fine-tuning. A single pair is
+  compared by the seeds of fine-tuning that all tasks have.
+
+  Args:
+    tasks: scores by pair of runs; all tasks have the same pairs.
   """
   pairs = [[task[pair] for task in tasks] for pair in tasks[0]]
   if len(pairs) > 1:

@@ -353,7 +353,7 @@ def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.P
   run_paths = runs.find_runs([str(tmp_path)])
   first, second = committee_study.read_seed_committees(run_paths, {})
   assert [(first.seed, first.value), (second.seed, second.value)] == [(4, 0.9), (7, 0.6)]
-  assert first.shapes == (runs.latency_shape(make_model(**SHALLOW)),) * 3 and first.rows == 0
+  assert first.shapes == (runs.encode_latency_shape(make_model(**SHALLOW)),) * 3 and first.rows == 0
   card_path = folder / 'classifier-5' / 'classifier.json'
   card = files.read_json(card_path, 'the card')
   files.write_json(card_path, card | {'step': -1})  # a classifier from scratch is no member

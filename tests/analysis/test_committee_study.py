@@ -1,6 +1,4 @@
-"""The committee at equal costs: which of its sizes meets which rival, by what, and how scores are
-paired.
-"""
+"""Committees are matched with rivals of the most similar cost; scores are paired by seed."""
 
 import json
 import math
@@ -26,14 +24,14 @@ from minilm_jax.analysis.scores import Difference, Group, ScoreRow
 SHALLOW, DEEP = (
   {'num_layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0))
 )
-CONV, BERT = (runs.latency_shape(model) for model in (SHALLOW, DEEP))
+CONV, BERT = (runs.encode_latency_shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)
 NOTHING = Group(None, math.nan, math.nan, 0, math.nan, math.nan, 0, 0, math.nan, math.nan, (), ())
 CONTEST = CommitteeComparison({}, 0, (CONV,) * 5, BERT, '')
 
 
-def track(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossCurve:
+def make_curve(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossCurve:
   return LossCurve(
     name,
     ModelShape(1, 1, 1, 1, 1, 9),
@@ -56,7 +54,7 @@ def track(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossC
   )
 
 
-def start(name: str, model: dict[str, int]) -> TrainingSet:
+def make_training_set(name: str, model: dict[str, int]) -> TrainingSet:
   return TrainingSet(
     name,
     'shape',
@@ -73,7 +71,7 @@ def start(name: str, model: dict[str, int]) -> TrainingSet:
   )
 
 
-def seeded(
+def make_committee(
   folder: str,
   seed: int,
   checkpoints: tuple[str, ...],
@@ -97,7 +95,9 @@ def seeded(
   )
 
 
-def row(checkpoint: str, values: tuple[float, ...], seeds: tuple[int, ...] = SEEDS) -> ScoreRow:
+def make_row(
+  checkpoint: str, values: tuple[float, ...], seeds: tuple[int, ...] = SEEDS
+) -> ScoreRow:
   mean = sum(values) / len(values)
   group = Group(
     None, mean, 0.0, len(values), math.nan, math.nan, 0, 0, math.nan, math.nan, seeds, values
@@ -124,11 +124,11 @@ def row(checkpoint: str, values: tuple[float, ...], seeds: tuple[int, ...] = SEE
   )
 
 
-def answer(
-  of: str, shape: str, members: int, median: float, heads: int = 1, batch: int = 1
+def make_latency(
+  run: str, shape: str, members: int, median: float, heads: int = 1, batch: int = 1
 ) -> LatencyRow:
   return LatencyRow(
-    of,
+    run,
     'name',
     'recipe',
     shape,
@@ -150,112 +150,134 @@ def answer(
   )
 
 
-def committee(seeds: tuple[int, ...] = SEEDS) -> list[SeedCommittee]:
-  """One member scores 50, each more adds two; each seed is one better than that before it."""
+def make_five_members(seeds: tuple[int, ...] = SEEDS) -> list[SeedCommittee]:
+  """Returns committees whose score increases by 0.02 a member and by 0.01 a seed."""
   return [
-    seeded('five', seed, MEMBERS, tuple(0.5 + 0.02 * size + 0.01 * seed for size in range(5)))
+    make_committee(
+      'five', seed, MEMBERS, tuple(0.5 + 0.02 * size + 0.01 * seed for size in range(5))
+    )
     for seed in seeds
   ]
 
 
-def found(
-  made: list[SeedCommittee],
+def find_matches(
+  committees: list[SeedCommittee],
   rows: list[ScoreRow],
-  tracks: list[LossCurve] | None = None,
-  timed: tuple[LatencyRow, ...] = (),
+  curves: list[LossCurve] | None = None,
+  latencies: tuple[LatencyRow, ...] = (),
 ) -> dict[tuple[str, str], Match]:
-  there = {name: start(name, SHALLOW) for name in MEMBERS} | {
-    name: start(name, DEEP) for name in ('bert', 'bert/member-0', 'bert/member-1')
+  sets = {name: make_training_set(name, SHALLOW) for name in MEMBERS} | {
+    name: make_training_set(name, DEEP) for name in ('bert', 'bert/member-0', 'bert/member-1')
   }
-  tracks = (
-    tracks
-    if tracks is not None
+  curves = (
+    curves
+    if curves is not None
     else [
-      *(track(name, 2.0, 40) for name in MEMBERS),
-      track('bert', 6.0, 100),
-      *(track(f'bert/member-{number}', 5.0, 100) for number in (0, 1)),
+      *(make_curve(name, 2.0, 40) for name in MEMBERS),
+      make_curve('bert', 6.0, 100),
+      *(make_curve(f'bert/member-{number}', 5.0, 100) for number in (0, 1)),
     ]
   )
-  curves = {curve.name: curve for curve in tracks}
-  measurements = Measurements(made, rows, there, curves, timed, CONTEST.deep)
+  curves = {curve.name: curve for curve in curves}
+  measurements = Measurements(committees, rows, sets, curves, latencies, CONTEST.deep_shape)
   return {
     (match.rival, match.cost): match
     for match in committee_study.find_matches(CONTEST, measurements)
   }
 
 
-def test_the_deep_model_meets_the_size_that_costs_as_much():
-  made = found(committee(), [row('bert', (0.51, 0.52, 0.53))])
-  training, parameters = made['bert', TRAINING], made['bert', PARAMETERS]
-  # three of 2 for one of 6
+def test_the_deep_model_is_matched_with_the_committee_of_nearest_cost():
+  matches = find_matches(make_five_members(), [make_row('bert', (0.51, 0.52, 0.53))])
+  training, parameters = matches['bert', TRAINING], matches['bert', PARAMETERS]
+  # Three members of cost 2 equal a rival of cost 6.
   assert (training.members, training.of, training.ratio) == (3, 5, pytest.approx(1.0))
-  # 6/5 is a nearer ratio than 4/5
+  # The ratio 120/100 is closer to 1 than 80/100.
   assert (parameters.members, parameters.ratio) == (3, pytest.approx(1.2))
   assert (training.committee, training.theirs, training.difference) == pytest.approx(
     (0.55, 0.52, 0.03)
   )
-  # the seeds differ alike, so paired they do not
+  # Paired differences are equal for all seeds.
   assert training.low == pytest.approx(0.03) and training.seeds == 3
-  assert ('bert', LATENCY) not in made  # nothing was timed
+  assert ('bert', LATENCY) not in matches  # without latencies
 
 
-def test_latency_is_taken_over_the_deep_model_of_the_same_measurement():
-  timed = (
-    answer('quiet', CONV, 3, 4.5),
-    answer('quiet', CONV, 3, 3.0),
-    answer('quiet', BERT, 1, 3.0),
-    answer('busy', CONV, 5, 12.0),
-    answer('busy', BERT, 1, 6.0),
-    answer('busy', CONV, 1, 0.1, batch=32),
+def test_latencies_are_relative_to_the_deep_model_of_the_same_run():
+  latencies = (
+    make_latency('quiet', CONV, 3, 4.5),
+    make_latency('quiet', CONV, 3, 3.0),
+    make_latency('quiet', BERT, 1, 3.0),
+    make_latency('busy', CONV, 5, 12.0),
+    make_latency('busy', BERT, 1, 6.0),
+    make_latency('busy', CONV, 1, 0.1, batch=32),
   )
-  made = found(committee(), [row('bert', (0.5, 0.5, 0.5))], timed=timed)['bert', LATENCY]
-  assert (made.members, made.ratio) == (3, pytest.approx(1.0))  # the faster way of two
+  match = find_matches(
+    make_five_members(), [make_row('bert', (0.5, 0.5, 0.5))], latencies=latencies
+  )['bert', LATENCY]
+  assert (match.members, match.ratio) == (3, pytest.approx(1.0))  # of the faster strategy
 
 
-def test_rivals_are_committees_of_the_deep_one_and_a_body_with_several_heads():
+def test_deep_committees_and_encoders_with_several_heads_are_rivals():
   pair = [
-    seeded('pair', seed, ('bert/member-0', 'bert/member-1'), (0.4, 0.45), shallow=False)
+    make_committee('pair', seed, ('bert/member-0', 'bert/member-1'), (0.4, 0.45), shallow=False)
     for seed in SEEDS
   ]
-  timed = (
-    answer('one', CONV, 1, 1.0),
-    answer('one', CONV, 1, 1.1, heads=5),
-    answer('one', BERT, 1, 3.0),
+  latencies = (
+    make_latency('one', CONV, 1, 1.0),
+    make_latency('one', CONV, 1, 1.1, heads=5),
+    make_latency('one', BERT, 1, 3.0),
   )
-  made = found(
-    committee() + pair,
-    [row(f'{MEMBERS[0]}, 5 heads', (0.5, 0.5, 0.5)), row(MEMBERS[1], (0.6, 0.6, 0.6))],
-    timed=timed,
+  matches = find_matches(
+    make_five_members() + pair,
+    [make_row(f'{MEMBERS[0]}, 5 heads', (0.5, 0.5, 0.5)), make_row(MEMBERS[1], (0.6, 0.6, 0.6))],
+    latencies=latencies,
   )
-  assert {rival for rival, _ in made} == {'pair, a committee of 2', f'{MEMBERS[0]}, 5 heads'}
-  both, heads = made['pair, a committee of 2', TRAINING], made[f'{MEMBERS[0]}, 5 heads', LATENCY]
-  # five of 2, two of 5
-  assert (both.members, both.ratio, both.theirs) == (5, pytest.approx(1.0), pytest.approx(0.45))
+  assert {rival for rival, _ in matches} == {
+    'pair, a committee of 2',
+    f'{MEMBERS[0]}, 5 heads',
+  }
+  deep_pair, heads = (
+    matches['pair, a committee of 2', TRAINING],
+    matches[f'{MEMBERS[0]}, 5 heads', LATENCY],
+  )
+  # Five members of cost 2 equal two of cost 5.
+  assert (deep_pair.members, deep_pair.ratio, deep_pair.theirs) == (
+    5,
+    pytest.approx(1.0),
+    pytest.approx(0.45),
+  )
   assert (heads.members, heads.ratio) == (1, pytest.approx(1 / 1.1))
 
 
 @pytest.mark.parametrize(
-  'rows, tracks',
+  'rows, curves',
   [
-    ([row('bert', (0.5, 0.5), (7, 8))], None),  # no seed in common
-    ([row('nowhere', (0.5, 0.5, 0.5))], None),
-    ([row('bert', (0.5, 0.5, 0.5))], []),
+    ([make_row('bert', (0.5, 0.5), (7, 8))], None),  # no seed in common
+    ([make_row('nowhere', (0.5, 0.5, 0.5))], None),
+    ([make_row('bert', (0.5, 0.5, 0.5))], []),
   ],
 )
-def test_what_cannot_be_compared_is_no_row(rows: list[ScoreRow], tracks: list[LossCurve] | None):
-  assert not found(committee(), rows, tracks)
+def test_rivals_without_common_seeds_or_costs_have_no_match(
+  rows: list[ScoreRow], curves: list[LossCurve] | None
+):
+  assert not find_matches(make_five_members(), rows, curves)
 
 
-def test_costs_that_nobody_counted_are_no_match():
-  tracks = [*(track(name, 2.0, 40, 'honey') for name in MEMBERS), track('bert', 6.0, 100, 'honey')]
-  assert [cost for _, cost in found(committee(), [row('bert', (0.5, 0.5, 0.5))], tracks)] == [
-    PARAMETERS
+def test_unknown_costs_have_no_match():
+  curves = [
+    *(make_curve(name, 2.0, 40, 'honey') for name in MEMBERS),
+    make_curve('bert', 6.0, 100, 'honey'),
   ]
+  assert [
+    cost
+    for _, cost in find_matches(make_five_members(), [make_row('bert', (0.5, 0.5, 0.5))], curves)
+  ] == [PARAMETERS]
 
 
-def test_the_table_says_how_near_the_costs_are():
-  made = found(committee((0,)), [row('bert', (0.51, 0.52, 0.53))])['bert', PARAMETERS]
-  assert paper2_sections.MATCH_FORMAT.fill([made]).rows[0] == [
+def test_the_table_has_the_ratio_of_costs():
+  match = find_matches(make_five_members((0,)), [make_row('bert', (0.51, 0.52, 0.53))])[
+    'bert', PARAMETERS
+  ]
+  assert paper2_sections.MATCH_FORMAT.fill([match]).rows[0] == [
     'ag_news, test',
     'bert',
     PARAMETERS,
@@ -266,5 +288,5 @@ def test_the_table_says_how_near_the_costs_are():
     '+3.0',
     '1',
   ]
-  assert [len(section.table.rows) for section in paper2_sections.match_sections([made])] == [1]
+  assert [len(section.table.rows) for section in paper2_sections.match_sections([match])] == [1]
   assert not list(paper2_sections.match_sections([]))

@@ -1,4 +1,4 @@
-"""Cost-effectiveness: the paper's table from its logs, chains, seeds and dominance."""
+"""Cost-effectiveness equals the table of paper 1; steps, seeds and dominance have their properties."""
 
 import math
 import pathlib
@@ -9,8 +9,8 @@ from minilm_jax.analysis import cost_effectiveness, loss_curves
 from minilm_jax.analysis.cost_effectiveness import Step
 from tests import fake_runs
 
-# papers.md 1.10: the factor, the values, the other factors, points a 1e15 FLOPs; the last steps
-# have a tied head.
+# Table of paper 1: factor, values, other factors, points of perplexity per 1e15 FLOPs. The last model
+# of a series has a tied head.
 ICER = (
   ('hidden', (32, 64, 128, 256), 'e 256, i 1024, a 8, l 8, V 19010', (0.329, 0.0910, 0.0264)),
   ('layers', (1, 2, 4, 8), 'e 256, h 256, i 1024, a 8, V 19010', (0.289, 0.0750, 0.0230)),
@@ -32,19 +32,19 @@ def steps(data: pathlib.Path) -> list[Step]:
   )
 
 
-@pytest.mark.parametrize('factor, values, others, wanted', ICER)
-def test_the_table_of_the_logs_is_reached(
-  steps: list[Step], factor: str, values: tuple[int, ...], others: str, wanted: tuple[float, ...]
+@pytest.mark.parametrize('factor, values, others, expected', ICER)
+def test_steps_of_the_logs_are_those_of_the_paper(
+  steps: list[Step], factor: str, values: tuple[int, ...], others: str, expected: tuple[float, ...]
 ):
   chain = [step for step in steps if (step.factor, step.others) == (factor, others)]
   assert [(step.from_value, step.to_value) for step in chain] == list(zip(values, values[1:]))
-  assert [step.per_1e15 for step in chain] == pytest.approx(wanted, rel=0.005)
+  assert [step.per_1e15 for step in chain] == pytest.approx(expected, rel=0.005)
   assert all(step.flops_per_point == pytest.approx(1e15 / step.per_1e15) for step in chain)
-  tied_at_the_end = [step.also for step in chain] == ['', '', 'head untied to tied']
-  assert tied_at_the_end == (others.count('256') >= 1 and factor != 'feed_forward')
+  changes = [step.also for step in chain] == ['', '', 'head untied to tied']
+  assert changes == (others.count('256') >= 1 and factor != 'feed_forward')
 
 
-def test_a_second_layer_of_the_smallest_width_though_the_logged_heads_differ(steps: list[Step]):
+def test_a_step_may_differ_in_the_logged_heads(steps: list[Step]):
   (step,) = (
     step for step in steps if step.from_runs == ('electric-sponge-29',) and step.factor == 'layers'
   )
@@ -54,7 +54,7 @@ def test_a_second_layer_of_the_smallest_width_though_the_logged_heads_differ(ste
   ) and step.flops == pytest.approx(1.1e14, rel=0.02)
 
 
-def test_heads_are_noise_and_the_worse_run_of_a_shape_stands_for_nothing(steps: list[Step]):
+def test_heads_gain_nothing_and_worse_runs_of_a_shape_are_left_out(steps: list[Step]):
   heads = [
     step
     for step in steps
@@ -67,16 +67,16 @@ def test_heads_are_noise_and_the_worse_run_of_a_shape_stands_for_nothing(steps: 
   assert all('absurd-silence-4' not in step.from_runs + step.to_runs for step in steps)
 
 
-def test_steps_go_to_the_next_value_with_all_else_equal():
+def test_steps_go_to_the_next_value_with_equal_other_factors():
   grid = [
     fake_runs.make_scaling_curve(f'{h}-{layers}', hidden=h, layers=layers)
     for h in (32, 64, 256)
     for layers in (1, 2)
   ]
-  found = cost_effectiveness.find_steps(
+  steps = cost_effectiveness.find_steps(
     [*grid, fake_runs.make_scaling_curve('odd', hidden=128, layers=3)]
   )
-  assert {(step.factor, step.from_runs[0], step.to_runs[0]) for step in found} == {
+  assert {(step.factor, step.from_runs[0], step.to_runs[0]) for step in steps} == {
     ('hidden', '32-1', '64-1'),
     ('hidden', '64-1', '256-1'),
     ('hidden', '32-2', '64-2'),
@@ -85,10 +85,12 @@ def test_steps_go_to_the_next_value_with_all_else_equal():
     ('layers', '64-1', '64-2'),
     ('layers', '256-1', '256-2'),
   }
-  assert repr(found) == repr(cost_effectiveness.find_steps([*reversed(grid)]))  # some are nan
+  assert repr(steps) == repr(
+    cost_effectiveness.find_steps([*reversed(grid)])
+  )  # nan differs from nan
 
 
-def test_runs_that_saw_other_rows_or_have_not_ended_are_not_compared():
+def test_runs_with_other_rows_and_unfinished_runs_are_not_compared():
   small, large = fake_runs.make_scaling_curve('a'), fake_runs.make_scaling_curve('b', hidden=64)
   assert len(cost_effectiveness.find_steps([small, large])) == 1
   assert (
@@ -122,8 +124,8 @@ def test_seeds_are_averaged_and_give_an_interval():
   gain = (math.exp(3) + math.exp(3.2)) / 2 - (math.exp(2) + math.exp(2.1) + math.exp(2.2)) / 3
   assert step.perplexity_gain == pytest.approx(gain) and step.to_runs == ('64-0', '64-1', '64-2')
   assert step.low < step.per_1e15 < step.high
-  widest = (math.exp(3.2) - math.exp(2), math.exp(3) - math.exp(2.2))  # no resample lies outside
-  assert widest[1] <= step.low * step.flops / 1e15 <= step.high * step.flops / 1e15 <= widest[0]
+  bounds = (math.exp(3.2) - math.exp(2), math.exp(3) - math.exp(2.2))  # of all resamples
+  assert bounds[1] <= step.low * step.flops / 1e15 <= step.high * step.flops / 1e15 <= bounds[0]
   assert repr(step) == repr(cost_effectiveness.find_steps(grid)[0])
   (single,) = cost_effectiveness.find_steps(grid[1:])
   assert math.isnan(single.low) and math.isfinite(single.per_1e15)
@@ -133,7 +135,7 @@ def test_seeds_are_averaged_and_give_an_interval():
   ]
 
 
-def test_the_better_rate_stands_for_a_shape_and_is_told():
+def test_the_best_learning_rate_of_a_shape_counts_and_is_listed():
   grid = [
     fake_runs.make_scaling_curve('a', 3.0, learning_rate=1e-3),
     fake_runs.make_scaling_curve('b', 2.9, learning_rate=2e-3),
@@ -162,7 +164,7 @@ def test_vocabularies_are_compared_by_bits_per_word_alone():
   assert not any(option.dominated for option in cost_effectiveness.list_options([small, large]))
 
 
-def test_an_option_is_dominated_by_one_that_is_no_dearer_and_no_worse():
+def test_a_model_is_dominated_by_a_better_model_of_at_most_its_cost():
   best, dear = (
     fake_runs.make_scaling_curve('best', 2.0),
     fake_runs.make_scaling_curve('dear', 2.0, hidden=64),

@@ -1,6 +1,4 @@
-"""Laws give the constants that made the data, and on the paper's frontier those that were worked
-out from its logs.
-"""
+"""Fits recover the constants of synthetic data, and those of paper 1 from its logs."""
 
 import json
 import math
@@ -26,7 +24,7 @@ FORMS = (
 
 @pytest.fixture(scope='module')
 def points(data: pathlib.Path) -> list[frontier.Point]:
-  return frontier.percentile_frontier(read_paper1_curves(data))
+  return frontier.find_percentile_frontier(read_paper1_curves(data))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,9 @@ def points(data: pathlib.Path) -> list[frontier.Point]:
     (power_laws.fit_log_power, 2.2e15, 'above', 7.70e2, 0.1596, 0.951),
   ],
 )
-def test_the_paper_s_frontier(points, form, split: float, side: str, a: float, b: float, r2: float):
+def test_laws_of_the_logged_frontier_are_those_of_the_paper(
+  points, form, split: float, side: str, a: float, b: float, r2: float
+):
   compute, loss = frontier.to_arrays(points)
   chosen = compute < split if side == 'below' else compute >= split
   fit = form(compute[chosen], loss[chosen])
@@ -48,20 +48,20 @@ def test_the_paper_s_frontier(points, form, split: float, side: str, a: float, b
   assert round(fit.r2, 3) == r2
 
 
-def test_the_paper_s_exponents_of_one_parameter(points):
+def test_exponents_of_the_logged_frontier_are_those_of_the_paper(points):
   compute, _ = frontier.to_arrays(points)
   for field, k, r2 in (('tokens', 0.5255, 0.824), ('parameters', 0.4227, 0.766)):
     y = np.array([getattr(point, field) for point in points], float)
     fit = power_laws.fit_one_parameter(compute, y)
     assert round(fit.constants['k'], 4) == k and round(fit.r2, 3) == r2
     in_logs = np.sum(np.log(compute) * np.log(y)) / np.sum(np.log(compute) ** 2)
-    assert round(in_logs, 4) != k  # so the notebook fitted y, not its logarithm
+    assert round(in_logs, 4) != k  # the notebook fits y, not its logarithm
 
 
 @pytest.mark.parametrize(
   'form', [power_laws.fit_log_power, power_laws.fit_power, power_laws.fit_offset_power]
 )
-def test_a_power_law_comes_back(form):
+def test_fits_recover_a_power_law(form):
   fit = form(COMPUTE[::-1], 300 * COMPUTE[::-1] ** -0.13)
   assert fit.constants['a'] == pytest.approx(300, rel=1e-5) and fit.constants['b'] == pytest.approx(
     0.13, rel=1e-6
@@ -73,16 +73,16 @@ def test_a_power_law_comes_back(form):
   )
 
 
-def test_a_floor_comes_back_and_is_zero_without_a_bend():
+def test_fits_recover_an_offset_which_is_zero_without_curvature():
   fit = power_laws.fit_offset_power(COMPUTE, 1.5 + 2e4 * COMPUTE**-0.25)
   assert [fit.constants[key] for key in ('E', 'a', 'b')] == pytest.approx(
     [1.5, 2e4, 0.25], rel=1e-4
   )
-  concave = np.exp(5 - 0.01 * np.log(COMPUTE / 1e14) ** 2)  # bends the other way
+  concave = np.exp(5 - 0.01 * np.log(COMPUTE / 1e14) ** 2)  # with the opposite curvature
   assert power_laws.fit_offset_power(COMPUTE, concave).constants['E'] == 0
 
 
-def test_weights_of_errors_are_those_of_the_method():
+def test_linear_fits_weight_high_losses_more():
   loss = 300 * COMPUTE**-0.13
   loss[0] *= 1.2
   slopes = [
@@ -91,14 +91,18 @@ def test_weights_of_errors_are_those_of_the_method():
   assert 0.13 < slopes[0] < slopes[1]  # the cheapest point has the highest loss
 
 
-def test_predictions_are_the_law_s_own():
+def test_predictions_give_the_r2_of_the_fit():
   loss = draw_run_ends(lambda c: 1 + 1e4 * c**-0.22, 0.02, 0)[1]
   compute = draw_run_ends(lambda c: c, 0.0, 0)[0]
   for form in FORMS:
     fit = form(compute, loss)
-    said = power_laws.predict(fit, np.sort(compute))
+    predicted = power_laws.predict(fit, np.sort(compute))
     order = np.argsort(compute)
-    residual = loss[order] - said if fit.method == power_laws.LINEAR else np.log(loss[order] / said)
+    residual = (
+      loss[order] - predicted
+      if fit.method == power_laws.LINEAR
+      else np.log(loss[order] / predicted)
+    )
     spread = loss if fit.method == power_laws.LINEAR else np.log(loss)
     assert 1 - np.sum(residual**2) / np.sum((spread - spread.mean()) ** 2) == pytest.approx(
       fit.r2, abs=1e-9
@@ -107,7 +111,7 @@ def test_predictions_are_the_law_s_own():
 
 
 @pytest.mark.parametrize(
-  'form, needs',
+  'form, min_points',
   [
     (power_laws.fit_log_power, 3),
     (power_laws.fit_power, 3),
@@ -117,41 +121,43 @@ def test_predictions_are_the_law_s_own():
     (broken_laws.fit_smooth_break, 7),
   ],
 )
-def test_too_few_points_and_no_numbers(form, needs: int):
-  compute, loss = COMPUTE[:needs], 300 * COMPUTE[:needs] ** -0.13
-  assert form(compute, loss).n == needs
-  with pytest.raises(
-    InputError, match=f'{needs - 1} points of different compute\n.*at least {needs}'
-  ):
+def test_too_few_points_and_invalid_numbers_are_refused(form, min_points: int):
+  compute, loss = COMPUTE[:min_points], 300 * COMPUTE[:min_points] ** -0.13
+  assert form(compute, loss).n == min_points
+  with pytest.raises(InputError, match=f'{min_points - 1} points.*\n.*{min_points}'):
     form(compute[:-1], loss[:-1])
-  with pytest.raises(InputError, match='at least'):
+  with pytest.raises(InputError, match='1 points'):
     form(np.full(9, 1e15), np.linspace(2, 3, 9))
-  for wrong in (math.nan, -1.0, 0.0, math.inf):
-    with pytest.raises(InputError, match='1 values that are not positive'):
-      form(np.append(COMPUTE, 1e19), np.append(300 * COMPUTE**-0.13, wrong))
+  for invalid in (math.nan, -1.0, 0.0, math.inf):
+    with pytest.raises(InputError, match='1 values'):
+      form(np.append(COMPUTE, 1e19), np.append(300 * COMPUTE**-0.13, invalid))
 
 
-def test_the_form_that_made_the_data_is_chosen():
-  straight, bent = (lambda c: 200 * c**-0.12), (lambda c: 1.2 + 2e4 * c**-0.25)
-  parted = lambda c: np.where(c < 1e16, 100 * c**-0.08, 770 * c**-0.14)  # noqa: E731
+def test_the_true_form_has_the_lowest_bic():
+  straight, offset = (lambda c: 200 * c**-0.12), (lambda c: 1.2 + 2e4 * c**-0.25)
+  stepped = lambda c: np.where(c < 1e16, 100 * c**-0.08, 770 * c**-0.14)  # noqa: E731
   for law, form in (
     (straight, power_laws.POWER),
-    (bent, power_laws.OFFSET),
-    (parted, power_laws.PIECES),
+    (offset, power_laws.OFFSET),
+    (stepped, power_laws.PIECES),
   ):
     compute, loss = draw_run_ends(law, 0.01, 1)
     fits = [
-      one(compute, loss)
-      for one in (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece)
+      fit_form(compute, loss)
+      for fit_form in (
+        power_laws.fit_log_power,
+        power_laws.fit_offset_power,
+        broken_laws.fit_two_piece,
+      )
     ]
     assert power_laws.choose_fit(fits).form == form
-  with pytest.raises(InputError, match='same points'):
+  with pytest.raises(InputError, match='2 fits'):
     power_laws.choose_fit([fits[0], power_laws.fit_log_power(compute[:-1], loss[:-1])])
   with pytest.raises(InputError):
     power_laws.choose_fit([])
 
 
-def test_held_out_points_tell_a_law_that_does_not_extrapolate():
+def test_the_true_form_extrapolates_best():
   compute, loss = draw_run_ends(lambda c: 1.2 + 2e4 * c**-0.25, 0.005, 2)
   assert 5 * power_laws.measure_held_out_error(
     power_laws.fit_offset_power, compute, loss, 8
@@ -160,8 +166,8 @@ def test_held_out_points_tell_a_law_that_does_not_extrapolate():
     power_laws.measure_held_out_error(power_laws.fit_offset_power, compute[:6], loss[:6], 4)
 
 
-def test_json_of_a_fit():
-  # flat: R2 is undefined
+def test_a_fit_converts_to_json():
+  # R2 is undefined for constant losses.
   text = json.dumps(
     power_laws.fit_to_json(power_laws.fit_log_power(COMPUTE, np.full(12, 2.0))), allow_nan=False
   )
@@ -177,47 +183,44 @@ def test_json_of_a_fit():
     'n',
     'count',
   } <= json.loads(text).keys()
-  with pytest.raises(InputError, match='surface'):
+  with pytest.raises(InputError, match='predict_surface'):
     power_laws.predict(power_laws.Fit('', power_laws.SURFACE, '', {}, 0, 0, 1, 1, 1), COMPUTE)
 
 
-def test_a_descent_stays_above_its_bounds_and_finds_the_least_there():
+def test_levenberg_marquardt_respects_lower_bounds():
   x = np.linspace(0, 1, 9)
   line = lambda at: (at[0] + at[1] * x, np.stack([np.ones(9), x], 1))  # noqa: E731
   free, _ = power_laws.levenberg_marquardt(line, np.zeros(2), 3 * x - 1)
   assert free == pytest.approx([-1, 3])
-  bound, said = power_laws.levenberg_marquardt(
+  bound, values = power_laws.levenberg_marquardt(
     line, np.ones(2), 3 * x - 1, lower_bounds=np.zeros(2)
   )
   assert bound[0] == 0 and bound[1] == pytest.approx(np.sum(x * (3 * x - 1)) / np.sum(x * x))
-  assert said == pytest.approx(bound[1] * x)
+  assert values == pytest.approx(bound[1] * x)
 
 
-def test_a_law_over_parameters_and_tokens_comes_back_despite_strays():
+def test_the_chinchilla_fit_ignores_outliers():
   random = np.random.default_rng(0)
   n, d = (
     np.exp(random.uniform(np.log(low), np.log(high), 200)) for low, high in ((1e6, 2e7), (3e7, 1e9))
   )
   loss = 1.2 + 400 * n**-0.45 + 900 * d**-0.4
-  loss[:10] *= 1.5  # a Huber loss hardly sees how far they are
+  loss[:10] *= 1.5  # outliers
   fit = power_laws.fit_chinchilla(n, d, loss, 6 * n * d)
   assert [fit.constants[key] for key in ('E', 'alpha', 'beta')] == pytest.approx(
     [1.2, 0.45, 0.4], rel=0.02
   )
   assert power_laws.predict_surface(fit, n[10:], d[10:]) == pytest.approx(loss[10:], rel=1e-3)
-  again = power_laws.fit_chinchilla(n, d, loss, 6 * n * d, start=fit)
-  assert again.constants['beta'] == pytest.approx(fit.constants['beta'], rel=1e-2)
+  refit = power_laws.fit_chinchilla(n, d, loss, 6 * n * d, start=fit)
+  assert refit.constants['beta'] == pytest.approx(fit.constants['beta'], rel=1e-2)
   assert (fit.low, fit.high) == ((6 * n * d).min(), (6 * n * d).max())
-  with pytest.raises(InputError, match='different numbers of tokens'):
+  with pytest.raises(InputError, match='1 different'):
     power_laws.fit_chinchilla(n, np.full(200, 1e9), loss, 6 * n * d)
   with pytest.raises(InputError):
     power_laws.fit_chinchilla(n[:5], d[:5], loss[:5], d[:5])
 
 
-def test_a_descent_goes_on_where_two_constants_say_the_same():
-  """There the system has no solution of its own as soon as the damping is small, after a dozen good
-  steps.
-  """
+def test_levenberg_marquardt_handles_dependent_constants():
   x = np.linspace(1, 2, 8)
 
   def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

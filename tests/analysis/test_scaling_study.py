@@ -1,6 +1,4 @@
-"""The study says what the logs show and what a made sweep was made with, and leaves out what a
-small one cannot say.
-"""
+"""The study recovers the numbers of paper 1 and of synthetic sweeps; small sweeps lack results."""
 
 import dataclasses
 import json
@@ -10,16 +8,21 @@ import pathlib
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import frontier, power_laws, scaling_fits
-from minilm_jax.analysis.scaling_study import ScalingStudy, study_scaling, write_sentences
+from minilm_jax.analysis import frontier, power_laws, scaling_fits, scaling_study
+from minilm_jax.analysis.scaling_study import (
+  CONCLUSIONS,
+  ScalingStudy,
+  study_scaling,
+  write_sentences,
+)
 from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = tuple(range(200, 8001, 200))
 
 
-def swept(runs: int = 12, plateau: bool = True, **fields) -> list:
-  """Runs of 12 sizes: larger ones reach less loss and leave the plateau at 3.2 nats earlier."""
-  found = []
+def make_sweep(runs: int = 12, plateau: bool = True, **fields) -> list:
+  """Returns curves by size; larger models leave the plateau at 3.2 nats earlier."""
+  curves = []
   for size in range(runs):
     updates, leaves = np.array(UPDATES), 5000 / 1.25**size
     loss = np.maximum(1.2 + 2.2 * (updates * 1.3**size / 1000) ** -0.25, 1.0)
@@ -30,90 +33,96 @@ def swept(runs: int = 12, plateau: bool = True, **fields) -> list:
       )
       loss = np.maximum(3.2 * fall * drop, loss * 0.8)
     loss *= np.exp(0.003 * np.random.default_rng(size).normal(size=len(loss)))
-    found.append(
+    curves.append(
       make_loss_curve(
         f'run {size}', UPDATES, loss, 1e9 * 1.3**size, parameters=1_000_000 * (size + 1), **fields
       )
     )
-  return found
+  return curves
 
 
-def fit(found: ScalingStudy, name: str, form: str, method: str = power_laws.LOGS) -> power_laws.Fit:
-  (one,) = [one for one in found.fits if (one.name, one.form, one.method) == (name, form, method)]
-  return one
+def select_fit(
+  study: ScalingStudy, name: str, form: str, method: str = power_laws.LOGS
+) -> power_laws.Fit:
+  (law_fit,) = [
+    fit for fit in study.fits if (fit.name, fit.form, fit.method) == (name, form, method)
+  ]
+  return law_fit
 
 
 @pytest.fixture(scope='module')
-def logs(data: pathlib.Path) -> ScalingStudy:
+def log_study(data: pathlib.Path) -> ScalingStudy:
   return study_scaling(read_paper1_curves(data), draws=60)
 
 
-def test_the_logs_give_the_paper_s_numbers(logs: ScalingStudy):
-  assert (logs.runs, logs.evaluations, len(logs.frontier)) == (42, 1512, 34)
+def test_the_study_of_the_logs_has_the_numbers_of_the_paper(log_study: ScalingStudy):
+  assert (log_study.runs, log_study.evaluations, len(log_study.frontier)) == (42, 1512, 34)
   for side, method, a, b in (
     ('below', power_laws.LINEAR, 78.2, 0.0923),
     ('above', power_laws.LOGS, 364, 0.1399),
   ):
-    one = fit(logs, f'frontier {side} 2.7e+15 FLOPs', power_laws.POWER, method)
-    assert one.constants['a'] == pytest.approx(a, rel=1e-3) and one.constants['b'] == pytest.approx(
-      b, rel=1e-3
-    )
-    assert one.intervals['b'][0] < b < one.intervals['b'][1]
+    law_fit = select_fit(log_study, f'frontier {side} 2.7e+15 FLOPs', power_laws.POWER, method)
+    assert law_fit.constants['a'] == pytest.approx(a, rel=1e-3) and law_fit.constants[
+      'b'
+    ] == pytest.approx(b, rel=1e-3)
+    assert law_fit.intervals['b'][0] < b < law_fit.intervals['b'][1]
   for field, k in (('tokens', 0.5255), ('parameters', 0.4227)):
-    assert fit(logs, f'{field} along the frontier', power_laws.ONE, power_laws.LINEAR).constants[
-      'k'
-    ] == pytest.approx(k, abs=5e-5)
-  assert logs.chosen.form == power_laws.PIECES and 2.625e15 < logs.split < 2.935e15
-  assert logs.split_interval[0] < logs.split < logs.split_interval[1]
-  assert {one.count for one in logs.fits} == {'honey', 'kaplan'} and not logs.left_out
+    assert select_fit(
+      log_study, f'{field} along the frontier', power_laws.EXPONENT_ONLY, power_laws.LINEAR
+    ).constants['k'] == pytest.approx(k, abs=5e-5)
+  assert log_study.chosen.form == power_laws.PIECES and 2.625e15 < log_study.split < 2.935e15
+  assert log_study.split_interval[0] < log_study.split < log_study.split_interval[1]
+  assert {law_fit.count for law_fit in log_study.fits} == {
+    'honey',
+    'kaplan',
+  } and not log_study.left_out
 
 
-def test_the_logs_break_is_where_runs_leave_the_plateau(logs: ScalingStudy):
-  assert (logs.below, logs.below_on_plateau, logs.above_on_plateau) == (15, 14, 0)
-  assert len(logs.plateaus) == 42 and sum(place.left for place in logs.plateaus) == 38
-  text = ' '.join(logs.sentences)
-  assert '14 of the 15 points' in text and 'belongs to the course of training' in text
-  assert 'No schedule ends below' in text and 'was not logged' in text
-  one, two = (
-    fit(logs, scaling_fits.WITHOUT, form) for form in (power_laws.POWER, power_laws.PIECES)
+def test_the_break_of_the_logs_is_the_exit_of_the_plateau(log_study: ScalingStudy):
+  assert (log_study.below, log_study.below_on_plateau, log_study.above_on_plateau) == (15, 14, 0)
+  assert (
+    len(log_study.plateaus) == 42 and sum(plateau.has_exit for plateau in log_study.plateaus) == 38
   )
-  before = [
-    fit(logs, scaling_fits.FRONTIER, form).bic for form in (power_laws.POWER, power_laws.PIECES)
+  assert scaling_study.classify_break(log_study) == scaling_study.PLATEAU
+  assert CONCLUSIONS[scaling_study.PLATEAU] in log_study.sentences
+  power, pieces = (
+    select_fit(log_study, scaling_fits.WITHOUT_PLATEAU, form)
+    for form in (power_laws.POWER, power_laws.PIECES)
+  )
+  bics = [
+    select_fit(log_study, scaling_fits.FRONTIER, form).bic
+    for form in (power_laws.POWER, power_laws.PIECES)
   ]
-  assert one.bic - two.bic < before[0] - before[1]
+  assert power.bic - pieces.bic < bics[0] - bics[1]
 
 
-def test_a_break_without_a_plateau_in_sight_is_left_undecided(
-  logs: ScalingStudy, data: pathlib.Path
-):
-  text = ' '.join(
-    write_sentences(dataclasses.replace(logs, level=None, plateaus=[]), read_paper1_curves(data))
-  )
-  assert 'do not tell whether a plateau makes it' in text
-  assert 'does not account for the break' not in text and 'belongs to the course' not in text
+def test_without_a_plateau_the_cause_of_the_break_is_unknown(log_study: ScalingStudy):
+  unknown = dataclasses.replace(log_study, level=None, plateaus=[])
+  assert scaling_study.classify_break(unknown) == scaling_study.UNKNOWN
+  assert CONCLUSIONS[scaling_study.UNKNOWN] in write_sentences(unknown, [])
 
 
-def test_every_fit_is_json_with_its_intervals(logs: ScalingStudy):
+def test_all_fits_convert_to_json_with_intervals(log_study: ScalingStudy):
   names = set()
-  for one in logs.fits:
-    json.dumps(power_laws.fit_to_json(one), allow_nan=False)
-    names.add((one.name, one.form, one.method))
-    assert one.intervals.keys() <= one.constants.keys() and one.intervals
-    assert all(low <= high for low, high in one.intervals.values())
-  assert len(names) == len(logs.fits)
-  assert {one.form for one in logs.fits} == {
+  for law_fit in log_study.fits:
+    json.dumps(power_laws.fit_to_json(law_fit), allow_nan=False)
+    names.add((law_fit.name, law_fit.form, law_fit.method))
+    assert law_fit.intervals.keys() <= law_fit.constants.keys() and law_fit.intervals
+    assert all(low <= high for low, high in law_fit.intervals.values())
+  assert len(names) == len(log_study.fits)
+  assert {law_fit.form for law_fit in log_study.fits} == {
     power_laws.POWER,
     power_laws.OFFSET,
     power_laws.PIECES,
     power_laws.SMOOTH,
     power_laws.SURFACE,
-    power_laws.ONE,
+    power_laws.EXPONENT_ONLY,
   }
 
 
-def test_the_ends_of_runs_have_their_own_law():
+def test_the_ends_of_runs_follow_a_power_law():
   random = np.random.default_rng(0)
-  tracks = [
+  curves = [
     make_loss_curve(
       str(size),
       [1, 1000],
@@ -122,63 +131,68 @@ def test_the_ends_of_runs_have_their_own_law():
     )
     for size in range(40)
   ]
-  one = fit(study_scaling(tracks, draws=0), scaling_fits.ENDS, power_laws.POWER)
-  assert one.n == 40 and one.constants['b'] == pytest.approx(0.13, abs=0.005)
-  assert one.intervals['b'][0] < 0.13 < one.intervals['b'][1]
+  end_fit = select_fit(study_scaling(curves, draws=0), scaling_fits.ENDS, power_laws.POWER)
+  assert end_fit.n == 40 and end_fit.constants['b'] == pytest.approx(0.13, abs=0.005)
+  assert end_fit.intervals['b'][0] < 0.13 < end_fit.intervals['b'][1]
 
 
-def test_a_sweep_with_and_without_a_plateau():
-  on, off = (
-    study_scaling(swept(warmup=300), draws=20),
-    study_scaling(swept(plateau=False), draws=20),
+def test_a_plateau_is_the_cause_of_a_break():
+  with_plateau = study_scaling(make_sweep(warmup=300), draws=20)
+  assert with_plateau.level == pytest.approx(3.2, rel=0.02) and with_plateau.after_plateau
+  assert with_plateau.below_on_plateau > 0.8 * with_plateau.below
+  assert with_plateau.above_on_plateau == 0
+  assert scaling_study.classify_break(with_plateau) == scaling_study.PLATEAU
+  without_plateau = study_scaling(make_sweep(plateau=False), draws=20)
+  assert without_plateau.level is None and without_plateau.plateaus == []
+  assert not without_plateau.after_plateau
+  assert any('plateau' in reason for reason in without_plateau.left_out)
+  assert scaling_study.classify_break(without_plateau) != scaling_study.PLATEAU
+
+
+def test_a_requested_split_replaces_the_estimate():
+  reference = study_scaling(make_sweep(), draws=0)
+  middle = reference.frontier[len(reference.frontier) // 2].flops
+  study = study_scaling(make_sweep(), draws=0, split=middle)
+  assert study.split == middle and study.split_interval is None
+  assert (
+    select_fit(study, f'frontier below {middle:.3g} FLOPs', power_laws.POWER).n == study.below > 3
   )
-  assert on.level == pytest.approx(3.2, rel=0.02) and off.level is None and off.plateaus == []
-  assert on.without and not off.without and any('plateau' in reason for reason in off.left_out)
-  assert any(
-    'Warm-up' in sentence and 'is outside of that' in sentence for sentence in on.sentences
-  )
-  assert on.below_on_plateau > 0.8 * on.below and on.above_on_plateau == 0
-  assert any('belongs to the course' in sentence for sentence in on.sentences)
-  assert any('No run shows a plateau' in sentence for sentence in off.sentences)
-  assert not any('belongs to the course' in sentence for sentence in off.sentences)
+  assert any('intervals' in reason for reason in study.left_out)
 
 
-def test_a_split_that_was_asked_for():
-  whole = study_scaling(swept(), draws=0)
-  middle = whole.frontier[len(whole.frontier) // 2].flops
-  found = study_scaling(swept(), draws=0, split=middle)
-  assert found.split == middle and found.split_interval is None
-  assert fit(found, f'frontier below {middle:.3g} FLOPs', power_laws.POWER).n == found.below > 3
-  assert any('intervals' in reason for reason in found.left_out)
-
-
-def test_counts_that_every_run_has():
-  tracks = swept(counts=('honey', 'kaplan', 'actual'))
-  assert {one.count for one in study_scaling(tracks, draws=0).fits} == {'honey', 'kaplan', 'actual'}
-  some = [*tracks[1:], dataclasses.replace(tracks[0], flops_per_row={'honey': 1e9})]
-  assert {one.count for one in study_scaling(some, draws=0).fits} == {'honey'}
-  assert {one.count for one in study_scaling(some, draws=0, count='kaplan').fits} == {
+def test_laws_use_the_counts_that_every_run_has():
+  curves = make_sweep(counts=('honey', 'kaplan', 'actual'))
+  assert {law_fit.count for law_fit in study_scaling(curves, draws=0).fits} == {
     'honey',
     'kaplan',
     'actual',
-  } - {'honey'} | {'honey'}
+  }
+  mixed = [*curves[1:], dataclasses.replace(curves[0], flops_per_row={'honey': 1e9})]
+  assert {law_fit.count for law_fit in study_scaling(mixed, draws=0).fits} == {'honey'}
+  assert {law_fit.count for law_fit in study_scaling(mixed, draws=0, count='kaplan').fits} == {
+    'honey',
+    'kaplan',
+    'actual',
+  }
 
 
-def test_unfinished_runs_only_when_asked():
-  tracks = [
-    *swept(6),
-    *(dataclasses.replace(track, finished=False, name=f'{track.name} u') for track in swept(6)),
+def test_unfinished_runs_count_on_request():
+  curves = [
+    *make_sweep(6),
+    *(
+      dataclasses.replace(curve, finished=False, name=f'{curve.name} u') for curve in make_sweep(6)
+    ),
   ]
-  assert study_scaling(tracks, draws=0).runs == 6
-  found = study_scaling(tracks, draws=0, unfinished=True)
-  assert found.runs == 12 and len(found.ends) == 6
+  assert study_scaling(curves, draws=0).runs == 6
+  study = study_scaling(curves, draws=0, unfinished=True)
+  assert study.runs == 12 and len(study.ends) == 6
   assert any(
-    reason.startswith('6 of 12 runs') for reason in study_scaling(tracks, draws=0).left_out
+    reason.startswith('6 of 12 runs') for reason in study_scaling(curves, draws=0).left_out
   )
 
 
 @pytest.mark.parametrize(
-  'tracks',
+  'curves',
   [
     [],
     [make_loss_curve('a', [], [])],
@@ -191,8 +205,8 @@ def test_unfinished_runs_only_when_asked():
       make_loss_curve(str(size), [1, 2, 3, 4, 5, 6, 7], np.geomspace(4, 3 - size, 7), 10.0**size)
       for size in range(3)
     ],
-    swept(2),
-    swept(3),
+    make_sweep(2),
+    make_sweep(3),
   ],
   ids=[
     'nothing',
@@ -207,18 +221,18 @@ def test_unfinished_runs_only_when_asked():
     'three runs',
   ],
 )
-def test_small_sweeps_say_what_they_are_too_small_for(tracks: list):
-  found = study_scaling(tracks, draws=5)
+def test_small_sweeps_list_missing_results(curves: list):
+  study = study_scaling(curves, draws=5)
   assert (
-    found.left_out
-    and found.sentences
-    and all(isinstance(text, str) and 'nan' not in text for text in found.sentences)
+    study.left_out
+    and study.sentences
+    and all(isinstance(text, str) and 'nan' not in text for text in study.sentences)
   )
-  for one in found.fits:
-    json.dumps(power_laws.fit_to_json(one), allow_nan=False)
+  for law_fit in study.fits:
+    json.dumps(power_laws.fit_to_json(law_fit), allow_nan=False)
 
 
 def test_the_same_seed_gives_the_same_study():
-  one, same = (study_scaling(swept(5), draws=10, seed=2) for _ in range(2))
-  assert one.fits == same.fits and one.sentences == same.sentences
-  assert one.frontier == frontier.percentile_frontier(swept(5))
+  first, same = (study_scaling(make_sweep(5), draws=10, seed=2) for _ in range(2))
+  assert first.fits == same.fits and first.sentences == same.sentences
+  assert first.frontier == frontier.find_percentile_frontier(make_sweep(5))

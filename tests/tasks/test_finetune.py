@@ -260,7 +260,7 @@ def test_a_diverging_rate_changes_no_other_member(tiny_run: Path, tmp_path: Path
   assert 'learning rate 1e+30' in capsys.readouterr().err
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert [row['mean'] is None for row in result['scores']] == [False, False, True, True]
-  row, _ = scores.score_table(lines)  # a table shows the finite rate
+  row, _ = scores.make_score_table(lines)  # a table shows the finite rate
   assert row.pretrained.learning_rate == 1e-3 and row.pretrained.n == 2
 
 
@@ -427,7 +427,7 @@ def test_every_command_reads_a_model_with_running_statistics(convolved_run: Path
   assert len(inference.fill_mask(convolved_run, 'the dog <mask> .', 2)) == 2
   short, long = 'the dog sleeps .', 'the good dog sees a fox and a cow and a hen .'
   first, second, both = (
-    likelihood.pseudo_perplexity(convolved_run, text, 'original')['log_likelihood']
+    likelihood.measure_pseudo_perplexity(convolved_run, text, 'original')['log_likelihood']
     for text in (short, long, f'{short}\n{long}')
   )
   assert both == pytest.approx(first + second, rel=1e-5)
