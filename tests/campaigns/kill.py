@@ -1,20 +1,23 @@
-"""Kills commands at random moments, starts them again and compares each result with an
-uninterrupted run.
+"""Kills commands at random moments, restarts them and compares results with uninterrupted runs.
 
     bash launch/kill.sh [--minutes=20] [--seed=0] [--only=pretrain,corpus]
 
-Each verb runs once uninterrupted. Then, until the time is over, a verb runs again in a folder of
-its own, is killed up to three times (the whole process group, by SIGKILL), and is let end. The two
-folders must hold the same: every byte of every file, every bit of every array of a checkpoint, and
-nothing that a killed process left; only what depends on when and how long it ran is left out of the
-comparison (`TIMES`); of TensorBoard's events, which hold times too, the scalars are compared. A
-table tells kills, differences, and the time that a kill cost. Status 1 if there is a difference,
-and the folders stay.
+Each command first runs uninterrupted. Then the commands run in turn, each in a new folder, until
+the time is over. A trial kills the process group of its command up to three times and then lets the
+command finish. Its folder must equal the uninterrupted one: all bytes of all files, all bits of all
+arrays of checkpoints, and no leftover temporary files. Fields that depend on time, speed or paths
+(`VOLATILE_FIELDS`) are not compared. TensorBoard events are compared by their scalars, because
+events contain times. Prints a table of kills, folders that differ and seconds lost a kill. Exits
+with status 1 if a folder differs, and keeps that folder.
 
-Moments: `start`, before there is anything in the folder; `random`, anywhere in the time that the
-verb takes; `saving`, while a checkpoint is being written; `writing`, while a file has its temporary
-name; `growing`, just after a log got another line; `signal`, SIGTERM in place of SIGKILL at a
-random moment.
+A kill is sent at one of these moments:
+
+- `start`: in the first 0.3 seconds;
+- `random`: at a uniformly drawn time;
+- `saving`: during the save of a checkpoint;
+- `writing`: while a file has its temporary name;
+- `growing`: right after a line is appended to a log;
+- `signal`: at a uniformly drawn time, with SIGTERM in place of SIGKILL.
 """
 
 import argparse
@@ -37,12 +40,16 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))  # the checkout, wherever it is called from
+sys.path.insert(0, str(ROOT))  # a program has its own folder there, not the checkout
 
 from tests import eventfile  # noqa: E402
 
+# A repeated moment is drawn more often.
 MOMENTS = ('start', 'random', 'random', 'saving', 'writing', 'growing', 'signal')
-TIMES = (
+MAX_KILLS = 3  # a trial
+MAX_START_SECONDS = 0.3
+POLL_SECONDS = 0.001
+VOLATILE_FIELDS = (
   'seconds',
   'tokens_per_second',
   'processor_seconds',
@@ -55,52 +62,51 @@ TIMES = (
   'path',
   'workdir',
 )
+# Figures and tables of a report contain times and speeds; only their names are compared.
+REPORT_SUFFIXES = ('.html', '.svg', '.png', '.csv')
 PAIRS = [
   ('the dog eats a bone .', 'the dog eat a bone .'),
   ('a small cat sleeps .', 'a small cats sleeps .'),
 ]
-SMALL = (
-  '--config.model.embedding_size=32',
-  '--config.model.hidden_size=32',
+SCHEDULE = (
   '--config.num_steps=240',
   '--config.log.every=10',
   '--config.eval.every=40',
   '--config.eval.first_at=10',
   '--config.checkpoint.every=20',
 )
+SMALL_MODEL = ('--config.model.embedding_size=32', '--config.model.hidden_size=32')
 
 
 @dataclasses.dataclass(frozen=True)
-class Verb:
-  """A command without its --workdir; `seconds` that it takes are measured."""
+class Command:
+  """A command of `minilm` without its --workdir."""
 
   name: str
   arguments: tuple[str, ...]
 
 
-def verbs(before: pathlib.Path) -> list[Verb]:
-  """What is tried, in an order in which each finds what it needs under `before`."""
-  corpus, run = f'--config.corpus={before}/corpus', f'--checkpoint={before}/pretrain'
+def list_commands(reference: pathlib.Path) -> list[Command]:
+  """Returns the commands; each needs only the results of earlier ones in the folder `reference`."""
+  corpus, run = f'--config.corpus={reference}/corpus', f'--checkpoint={reference}/pretrain'
+  pretrain = ('pretrain', '--config=configs/tiny.py', corpus, *SMALL_MODEL, *SCHEDULE)
   return [
-    Verb('corpus', ('corpus', '--config=configs/tiny.py:corpus', '--config.workers=2')),
-    Verb('pretrain', ('pretrain', '--config=configs/tiny.py', corpus, *SMALL)),
-    Verb(
-      'population',
-      ('pretrain', '--config=configs/tiny.py', corpus, *SMALL, '--config.population.members=2'),
-    ),
-    Verb(
+    Command('corpus', ('corpus', '--config=configs/tiny.py:corpus', '--config.workers=2')),
+    Command('pretrain', pretrain),
+    Command('population', (*pretrain, '--config.population.members=2')),
+    Command(
       'sweep',
       (
         'sweep',
         '--config=configs/cpu_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2',
         corpus,
-        *SMALL[2:],
+        *SCHEDULE,
         '--config.model.vocab_size=512',
         '--config.num_steps=80',
         '--config.population.members=2',
       ),
     ),
-    Verb(
+    Command(
       'finetune',
       (
         'finetune',
@@ -114,213 +120,248 @@ def verbs(before: pathlib.Path) -> list[Verb]:
         '--config.save_classifiers=True',
       ),
     ),
-    Verb('minimal pairs', ('evaluate', run, f'--pairs={before}/pairs.jsonl')),
-    Verb('report', ('report', f'{before}/pretrain', f'{before}/finetune', f'{before}/sweep')),
+    Command('minimal pairs', ('evaluate', run, f'--pairs={reference}/pairs.jsonl')),
+    Command(
+      'report', ('report', *(f'{reference}/{name}' for name in ('pretrain', 'finetune', 'sweep')))
+    ),
   ]
 
 
-def start(verb: Verb, folder: pathlib.Path) -> subprocess.Popen:
-  """The verb in a process group of its own; what it says goes into a file beside the folder."""
-  command = [sys.executable, '-m', 'minilm_jax', *verb.arguments, f'--workdir={folder}']
-  said = open(folder.parent / f'{folder.name}.log', 'ab')  # noqa: SIM115, it belongs to the process
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    stdout=said,
-    stderr=said,
-    start_new_session=True,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-  )
+def start_command(command: Command, folder: pathlib.Path) -> subprocess.Popen:
+  """Starts a command in a new process group; its output goes to a log next to `folder`."""
+  words = [sys.executable, '-m', 'minilm_jax', *command.arguments, f'--workdir={folder}']
+  with open(folder.parent / f'{folder.name}.log', 'ab') as log:
+    return subprocess.Popen(
+      words,
+      cwd=ROOT,
+      stdout=log,
+      stderr=log,
+      start_new_session=True,
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
 
 
-def shapes(folder: pathlib.Path) -> tuple[set[str], int]:
-  """What a look at a folder tells: its temporary names, and the bytes of its logs."""
-  temporary, grown = set(), 0
-  for place, names, files in os.walk(folder):
-    temporary |= {'saving' for name in names if 'orbax-checkpoint-tmp' in name}
-    temporary |= {'writing' for name in (*names, *files) if name.endswith('.partial')}
+def inspect_folder(folder: pathlib.Path) -> tuple[set[str], int]:
+  """Returns the moments that temporary names in a folder imply, and the size of its logs in bytes."""
+  moments, log_bytes = set(), 0
+  for parent, names, files in os.walk(folder):
+    moments |= {'saving' for name in names if 'orbax-checkpoint-tmp' in name}
+    moments |= {'writing' for name in (*names, *files) if name.endswith('.partial')}
     for name in files:
       if name.endswith('.jsonl'):
         try:
-          grown += os.stat(os.path.join(place, name)).st_size
+          log_bytes += os.stat(os.path.join(parent, name)).st_size
         except FileNotFoundError:
           pass
-  return temporary, grown
+  return moments, log_bytes
 
 
-def waits(process: subprocess.Popen, folder: pathlib.Path, moment: str, seconds: float) -> bool:
-  """Waits for a moment of a running verb; whether it came before the end."""
-  begun, grown = time.monotonic(), None
+def wait_for_moment(
+  process: subprocess.Popen, folder: pathlib.Path, moment: str, delay: float
+) -> bool:
+  """Waits for a moment of a running command.
+
+  Args:
+    process: the running command.
+    folder: its work directory.
+    moment: an element of MOMENTS.
+    delay: seconds to wait before a drawn time; other moments are awaited after a part of it.
+
+  Returns:
+    False if the process ended first.
+  """
+  start, last_log_bytes = time.monotonic(), None
   while process.poll() is None:
-    temporary, now = shapes(folder) if moment in ('saving', 'writing', 'growing') else (set(), 0)
-    passed = time.monotonic() - begun
-    if moment in ('random', 'signal', 'start'):
-      if passed >= seconds:
+    needs_files = moment in ('saving', 'writing', 'growing')
+    moments, log_bytes = inspect_folder(folder) if needs_files else (set(), 0)
+    elapsed = time.monotonic() - start
+    if not needs_files:
+      if elapsed >= delay:
         return True
-    elif moment in temporary and passed >= seconds / 4:
+    elif moment in moments and elapsed >= delay / 4:
       return True
-    elif moment == 'growing' and grown is not None and now > grown and passed >= seconds / 2:
-      return True
-    grown = now
-    time.sleep(0.001)
+    elif moment == 'growing' and last_log_bytes is not None:
+      if log_bytes > last_log_bytes and elapsed >= delay / 2:
+        return True
+    last_log_bytes = log_bytes
+    time.sleep(POLL_SECONDS)
   return False
 
 
-def ends(process: subprocess.Popen, moment: str) -> int:
-  """Ends it in the way of the moment, and gives its status."""
+def kill(process: subprocess.Popen, moment: str) -> int:
+  """Kills the process group of a command and returns its exit status."""
   os.killpg(process.pid, signal.SIGTERM if moment == 'signal' else signal.SIGKILL)
   return process.wait()
 
 
-def plain(value: Any) -> Any:
-  """JSON without what depends on when and how long something ran."""
+def drop_volatile_fields(value: Any) -> Any:
+  """Returns a JSON value without VOLATILE_FIELDS at any depth."""
   if isinstance(value, dict):
-    return {name: plain(inner) for name, inner in value.items() if name not in TIMES}
-  return [plain(inner) for inner in value] if isinstance(value, list) else value
+    items = ((name, inner) for name, inner in value.items() if name not in VOLATILE_FIELDS)
+    return {name: drop_volatile_fields(inner) for name, inner in items}
+  return [drop_volatile_fields(inner) for inner in value] if isinstance(value, list) else value
 
 
-def contents(folder: pathlib.Path) -> dict[str, Any]:
-  """What a folder holds, by path: bytes, JSON without times, and arrays of checkpoints."""
-  found: dict[str, Any] = {}
+def read_contents(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the comparable content of each file and checkpoint of a folder by relative path."""
+  contents: dict[str, Any] = {}
   for path in sorted(folder.rglob('*')):
     name = str(path.relative_to(folder))
     if 'checkpoints/' in name:
       if path.name == 'default' and path.is_dir():
-        found[name] = arrays(path)
-    elif 'tfevents' in name:  # they hold times too, and count the starts in their names
-      found[f'{name.rpartition("/events/")[0]} events'] = eventfile.scalars(
-        folder / name.rpartition('events/')[0]
-      )
+        contents[name] = read_arrays(path)
+    elif 'tfevents' in name:  # a restart adds a file, whose name contains the number of starts
+      run = name.rpartition('events/')[0]
+      contents[f'{run}events'] = eventfile.read_scalars(folder / run)
     elif path.is_file() and path.suffix == '.json':
-      found[name] = plain(json.loads(path.read_text()))
+      contents[name] = drop_volatile_fields(json.loads(path.read_text()))
     elif path.is_file() and path.suffix == '.jsonl':
-      found[name] = [plain(json.loads(line)) for line in path.read_text().splitlines()]
-    elif path.is_file() and not path.name.endswith(('.html', '.svg', '.png', '.csv')):
-      found[name] = path.read_bytes()
+      lines = path.read_text().splitlines()
+      contents[name] = [drop_volatile_fields(json.loads(line)) for line in lines]
     elif path.is_file():
-      found[name] = 'there'  # a report is drawn again from the same files, whose times it shows
-  return found
+      contents[name] = None if path.suffix in REPORT_SUFFIXES else path.read_bytes()
+  return contents
 
 
-def arrays(path: pathlib.Path) -> dict[str, tuple]:
-  """The bytes of a checkpoint's arrays, whatever devices saved them."""
+def read_arrays(path: pathlib.Path) -> dict[str, tuple]:
+  """Returns shape, type and bytes of each array of a checkpoint, independent of the devices."""
   import orbax.checkpoint as ocp
   from absl import logging
 
-  logging.set_verbosity(logging.FATAL)  # it tells each checkpoint's history
+  logging.set_verbosity(logging.FATAL)  # orbax logs every checkpoint that it reads
   with ocp.PyTreeCheckpointer() as reader:
     names = reader.metadata(path).item_metadata.tree
-    plain = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    found = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
-  return {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in found.items()}
+    restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    arrays = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
+  return {name: (array.shape, str(array.dtype), array.tobytes()) for name, array in arrays.items()}
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-  """The paths at which two folders differ."""
-  names = sorted(one.keys() | other.keys())
+def compare(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+  """Returns the difference of two folders at each path."""
   return [
-    f'{name}: only in one' if (name in one) != (name in other) else f'{name}: differs'
-    for name in names
-    if name not in one or name not in other or one[name] != other[name]
+    *(f'{name}: missing' for name in sorted(expected.keys() - actual.keys())),
+    *(f'{name}: unexpected' for name in sorted(actual.keys() - expected.keys())),
+    *(
+      f'{name}: differs'
+      for name in sorted(expected.keys() & actual.keys())
+      if expected[name] != actual[name]
+    ),
   ]
 
 
-def trial(
-  verb: Verb, folder: pathlib.Path, seconds: float, chosen: random.Random
+def run_trial(
+  command: Command, folder: pathlib.Path, seconds: float, generator: random.Random
 ) -> Iterator[tuple[str, str]]:
-  """Runs a verb to its end through up to three kills; gives each (moment, what was wrong with how
-  it ended).
+  """Kills a command up to MAX_KILLS times and lets it finish.
+
+  Args:
+    command: the command.
+    folder: its work directory.
+    seconds: duration of the uninterrupted command.
+    generator: draws the number of kills and their moments.
+
+  Yields:
+    The moment of each kill, or 'finish', and a wrong exit status as text or ''.
   """
-  for _ in range(chosen.randint(1, 3)):
-    moment = chosen.choice(MOMENTS)
-    process = start(verb, folder)
-    if not waits(
-      process,
-      folder,
-      moment,
-      0.3 * chosen.random() if moment == 'start' else seconds * chosen.random(),
-    ):
+  for _ in range(generator.randint(1, MAX_KILLS)):
+    moment = generator.choice(MOMENTS)
+    process = start_command(command, folder)
+    delay = (MAX_START_SECONDS if moment == 'start' else seconds) * generator.random()
+    if not wait_for_moment(process, folder, moment, delay):
       return
-    status = ends(process, moment)
-    wrong = moment == 'signal' and status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
-    yield moment, f'status {status} after SIGTERM' if wrong else ''
-  status = start(verb, folder).wait()
+    status = kill(process, moment)
+    is_wrong = moment == 'signal' and status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+    yield moment, f'status {status} after SIGTERM' if is_wrong else ''
+  status = start_command(command, folder).wait()
   if status:
-    yield 'the end', f'status {status}'
+    yield 'finish', f'status {status}'
 
 
-def campaign(minutes: float, seed: int, only: list[str], folder: pathlib.Path) -> int:
-  """Runs trials until the time is over, and prints what they found; the exit status."""
-  reference, chosen = folder / 'reference', random.Random(seed)
-  reference.mkdir(parents=True)
-  (reference / 'pairs.jsonl').write_text(
-    ''.join(
-      json.dumps({'sentence_good': good, 'sentence_bad': bad}) + '\n' for good, bad in PAIRS * 40
-    )
-  )
-  known, took = {}, {}
-  all_verbs = verbs(reference)
-  tried = [verb for verb in all_verbs if not only or verb.name in only]
-  for verb in all_verbs[: all_verbs.index(tried[-1]) + 1]:
-    place = reference / verb.name.replace(' ', '-')
-    for _ in range(2):  # the first compiles, the second finds the programs
-      shutil.rmtree(place, ignore_errors=True)
-      begun = time.monotonic()
-      if start(verb, place).wait():
-        print((place.parent / f'{place.name}.log').read_text(), file=sys.stderr)
-        return 1
-    took[verb.name], known[verb.name] = time.monotonic() - begun, contents(place)
-    print(f'{verb.name}: {took[verb.name]:.1f} s uninterrupted', flush=True)
-  kills, lost, bad = collections.Counter(), collections.defaultdict(list), []
-  until, number = time.monotonic() + 60 * minutes, 0
-  while time.monotonic() < until:
-    verb, place = tried[number % len(tried)], folder / f'trial-{number}'
-    begun = time.monotonic()
-    found = list(trial(verb, place, took[verb.name], chosen))
-    spent, number = time.monotonic() - begun, number + 1
-    wrong = [why for _, why in found if why] or differences(known[verb.name], contents(place))
-    kills.update((verb.name, moment) for moment, _ in found)
-    if found:
-      lost[verb.name].append((spent - took[verb.name]) / len(found))
-    if wrong:
-      bad.append(verb.name)
-      moments = ', '.join(moment for moment, _ in found)
-      print(f'{place}, {verb.name} after {moments}: {"; ".join(wrong[:5])}', flush=True)
+def run_references(
+  folder: pathlib.Path, only: list[str]
+) -> dict[Command, tuple[float, dict[str, Any]]]:
+  """Runs commands uninterrupted, up to the last one in `only`, in subfolders of `folder`.
+
+  Returns:
+    Seconds and contents of each command in `only`, or of all commands if `only` is empty.
+
+  Raises:
+    SystemExit: a command failed.
+  """
+  pairs = [{'sentence_good': good, 'sentence_bad': bad} for good, bad in PAIRS * 40]
+  (folder / 'pairs.jsonl').write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
+  commands = list_commands(folder)
+  selected = [command for command in commands if not only or command.name in only]
+  references = {}
+  for command in commands[: commands.index(selected[-1]) + 1]:
+    workdir = folder / command.name.replace(' ', '-')
+    for _ in range(2):  # the first run fills the compilation cache, the second is timed
+      shutil.rmtree(workdir, ignore_errors=True)
+      start = time.monotonic()
+      if start_command(command, workdir).wait():
+        print((workdir.parent / f'{workdir.name}.log').read_text(), file=sys.stderr)
+        sys.exit(1)
+    seconds = time.monotonic() - start
+    print(f'{command.name}: {seconds:.1f} s uninterrupted', flush=True)
+    if command in selected:
+      references[command] = seconds, read_contents(workdir)
+  return references
+
+
+def run_campaign(minutes: float, seed: int, only: list[str], folder: pathlib.Path) -> int:
+  """Runs trials for a number of minutes, prints their results and returns the exit status."""
+  (folder / 'reference').mkdir(parents=True)
+  references = run_references(folder / 'reference', only)
+  commands, generator = list(references), random.Random(seed)
+  kills, lost_seconds = collections.Counter(), collections.defaultdict(list)
+  differing = collections.Counter()
+  deadline, number = time.monotonic() + 60 * minutes, 0
+  while time.monotonic() < deadline:
+    command, workdir = commands[number % len(commands)], folder / f'trial-{number}'
+    seconds, expected = references[command]
+    start = time.monotonic()
+    events = list(run_trial(command, workdir, seconds, generator))
+    elapsed, number = time.monotonic() - start, number + 1
+    faults = [fault for _, fault in events if fault] or compare(expected, read_contents(workdir))
+    kills.update((command.name, moment) for moment, _ in events)
+    if events:
+      lost_seconds[command.name].append((elapsed - seconds) / len(events))
+    if faults:
+      differing[command.name] += 1
+      moments = ', '.join(moment for moment, _ in events)
+      print(f'{workdir}, {command.name} after {moments}: {"; ".join(faults[:5])}', flush=True)
     else:
-      shutil.rmtree(place)
-  table(tried, kills, lost, bad)
-  return 1 if bad else 0
+      shutil.rmtree(workdir)
+  print_table([command.name for command in commands], kills, differing, lost_seconds)
+  return 1 if differing else 0
 
 
-def table(
-  tried: list[Verb], kills: collections.Counter, lost: dict[str, list[float]], bad: list[str]
+def print_table(
+  names: list[str],
+  kills: collections.Counter,
+  differing: collections.Counter,
+  lost_seconds: dict[str, list[float]],
 ) -> None:
-  """Kills by verb and moment, folders that differ, seconds that a kill cost."""
+  """Prints kills at each moment, folders that differ and seconds lost a kill, by command."""
   moments = list(dict.fromkeys(MOMENTS))
-  print(
-    '{:<14}'.format('verb'),
-    *(f'{name:>8}' for name in moments),
-    '   kills  differ  seconds lost a kill, median',
-  )
-  for verb in tried:
-    each = [kills[verb.name, moment] for moment in moments]
-    cost = f'{statistics.median(lost[verb.name]):.1f}' if lost[verb.name] else ''
-    print(
-      f'{verb.name:<14}',
-      *(f'{count:>8}' for count in each),
-      f'{sum(each):>8}{bad.count(verb.name):>8}  {cost}',
-    )
+  header = ' '.join(f'{moment:>8}' for moment in (*moments, 'kills', 'differ'))
+  print(f'{"command":<14} {header}  seconds lost a kill, median')
+  for name in names:
+    counts = [kills[name, moment] for moment in moments]
+    cells = ' '.join(f'{count:>8}' for count in (*counts, sum(counts), differing[name]))
+    cost = f'{statistics.median(lost_seconds[name]):.1f}' if lost_seconds[name] else ''
+    print(f'{name:<14} {cells}  {cost}')
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__.split('\n', 1)[0])
   parser.add_argument('--minutes', type=float, default=20)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--only', type=lambda given: given.split(','), default=[])
-  parser.add_argument('--folder', type=pathlib.Path, help='where it works; it stays there')
-  asked = parser.parse_args()
-  place = asked.folder or pathlib.Path(tempfile.mkdtemp(prefix='minilm-kill-'))
-  status = campaign(asked.minutes, asked.seed, asked.only, place)
-  if asked.folder is None and not status:
-    shutil.rmtree(place)
+  parser.add_argument('--only', type=lambda text: text.split(','), default=[], help='commands')
+  parser.add_argument('--folder', type=pathlib.Path, help='folder to work in, which is not deleted')
+  args = parser.parse_args()
+  folder = args.folder or pathlib.Path(tempfile.mkdtemp(prefix='minilm-kill-'))
+  status = run_campaign(args.minutes, args.seed, args.only, folder)
+  if args.folder is None and not status:
+    shutil.rmtree(folder)
   sys.exit(status)

@@ -138,7 +138,7 @@ def open_events(folder: pathlib.Path, lines: list[dict[str, Any]], members: int 
 
 
 def event_steps(folder: pathlib.Path, tag: str = 'train/loss') -> list[int]:
-  return [step for _, step, name, _ in eventfile.scalars(folder) if name == tag]
+  return [step for _, step, name, _ in eventfile.read_scalars(folder) if name == tag]
 
 
 @needs_tensorboardx
@@ -148,7 +148,7 @@ def test_lines_become_scalars(tmp_path: pathlib.Path):
   to = open_events(tmp_path, [])
   to.append([line(2, gradient_norm=1.5, learning_rate=0.25, parameter_norm=math.inf)])
   to.append([line(2, 'validation', gradient_norm=None), line(2, 'test')])
-  assert eventfile.scalars(tmp_path) == [
+  assert eventfile.read_scalars(tmp_path) == [
     ('events', 2, 'train/loss', 4.75),
     ('events', 2, 'train/perplexity', 2.0),
     ('events', 2, 'train/learning_rate', 0.25),
@@ -175,7 +175,7 @@ def test_each_start_makes_them_anew(tmp_path: pathlib.Path):
   assert event_steps(tmp_path) == [2] and first[0] not in (tmp_path / EVENTS_FOLDER).iterdir()
   open_events(tmp_path, [line(2), line(4), line(6)])
   *_, file = sorted((tmp_path / EVENTS_FOLDER).iterdir())
-  head, start, *rest = eventfile.events(file)
+  head, start, *rest = eventfile.read_events(file)
   assert head.file_version == 'brain.Event:2' and start.step == 0 and start.session_log.status == 1
   assert [event.wall_time - rest[0].wall_time for event in rest] == [0, 1, 2]
 
@@ -196,7 +196,7 @@ def test_each_member_has_a_folder(tmp_path: pathlib.Path):
   to = open_events(tmp_path, [line(2, member=0), line(2, member=1)], members=2)
   to.append([line(4, member=1)])
   assert [
-    (whose, step) for whose, step, tag, _ in eventfile.scalars(tmp_path) if tag == 'train/loss'
+    (whose, step) for whose, step, tag, _ in eventfile.read_scalars(tmp_path) if tag == 'train/loss'
   ] == [('member-0', 2), ('member-1', 2), ('member-1', 4)]
 
 

@@ -166,9 +166,9 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
   assert not (tmp_path / run_dir.RESULT).exists()
   result = pretrain.pretrain(config, tmp_path)
   assert final_bits(tmp_path, config) == final_bits(finished_run, config)
-  assert read_log(tmp_path) == read_log(finished_run) and eventfile.scalars(
+  assert read_log(tmp_path) == read_log(finished_run) and eventfile.read_scalars(
     tmp_path
-  ) == eventfile.scalars(finished_run)
+  ) == eventfile.read_scalars(finished_run)
   seconds = [line['seconds'] for line in run_dir.read_lines(tmp_path / run_dir.METRICS)]
   assert seconds == sorted(seconds) and seconds[0] > 0
   assert {**result, 'seconds': 0} == {
@@ -386,7 +386,7 @@ def test_a_full_disk_harms_no_checkpoint(
   assert final_bits(workdir, config) == final_bits(finished_run, config) and read_log(
     workdir
   ) == read_log(finished_run)
-  assert eventfile.scalars(workdir) == eventfile.scalars(finished_run)
+  assert eventfile.read_scalars(workdir) == eventfile.read_scalars(finished_run)
 
 
 @pytest.mark.parametrize(
