@@ -1,8 +1,7 @@
-"""Every input that the program takes: a small good one, what reads it, and the verb that a user
-would give it to.
+"""Lists every input of the program: a small valid example, its reader and its command.
 
-`tests/test_bad_input.py` spoils each in every way of `corruptions.WAYS`, `tests/campaigns/fuzz.py`
-in ways of its own. A reader says of bad input that it is an InputError, or reads what can be read.
+`tests/test_bad_input.py` applies the corruptions of `corruptions.WAYS`, and
+`tests/campaigns/fuzz.py` applies mutations. Readers must raise InputError or read the input.
 """
 
 import dataclasses
@@ -28,53 +27,51 @@ TEXTS = tuple(
     (a, b, c) for a in ('red', 'big', 'old') for b in ('dog', 'cat') for c in ('hen', 'pig', 'cow')
   )
 )
-OTHER_TEXT = 'other text, as good as the first'
-UNSEEN = 'bytes that nothing depends on'
+OTHER_TEXT = 'other valid text'
+UNSEEN = 'bytes without effect'
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-  """A row of the matrix.
+  """An input of the program.
 
   Attributes:
-    name: what it is called.
-    lay: puts a good one into an empty folder and gives the file, or folder, that is spoiled.
-    read: what reads it, given that file; quicker than a verb.
-    verb: the words of a command, given the file and a work directory.
-    hostile: contents made to harm, from the good bytes.
-    packing: a suffix of `corruptions.PACK`: text is spoiled inside it.
-    harmless: ways of which some examples may be read, and why that is right.
-    impossible: ways that this input has not, and why.
-    leaves: what the verb may leave in the work directory, which a good start accepts.
-    write: how a hostile content is written, with the hash that is to fit.
-    most: examples of a way at most; few where a reader takes long.
+    name: name in the table of results.
+    create: creates a valid input in a folder; returns the file or folder to corrupt.
+    read: reads the path without running a command.
+    command: returns the command line for the path and a work directory.
+    hostile: returns hostile contents for the valid bytes.
+    packing: compression suffix in `corruptions.PACK`; text is corrupted before compression.
+    harmless: corruptions that can still be read, with the reason.
+    impossible: corruptions that do not apply, with the reason.
+    write: writes a hostile content, if necessary with a matching hash.
+    max_examples: maximum number of examples of a corruption, for slow readers.
   """
 
   name: str
-  lay: Callable[[pathlib.Path], pathlib.Path]
+  create: Callable[[pathlib.Path], pathlib.Path]
   read: Callable[[pathlib.Path], Any]
-  verb: Callable[[pathlib.Path, pathlib.Path], list[str]] | None = None
-  hostile: Callable[[bytes], list[bytes]] = lambda good: []
+  command: Callable[[pathlib.Path, pathlib.Path], list[str]] | None = None
+  hostile: Callable[[bytes], list[bytes]] = lambda valid: []
   packing: str = ''
   harmless: Mapping[str, str] = dataclasses.field(default_factory=dict)
   impossible: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  leaves: tuple[str, ...] = ()
   write: Callable[[pathlib.Path, bytes], Any] = pathlib.Path.write_bytes
-  most: int = 1000
+  max_examples: int = 1000
 
 
-def writes(name: str, content: bytes) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Lays out one file."""
+def create_file(name: str, content: bytes) -> Callable[[pathlib.Path], pathlib.Path]:
+  """Returns a function that creates one file."""
 
-  def lay(folder: pathlib.Path) -> pathlib.Path:
+  def create(folder: pathlib.Path) -> pathlib.Path:
     (folder / name).write_bytes(content)
     return folder / name
 
-  return lay
+  return create
 
 
-def of_columns(form: str, rows: list[dict[str, Any]]) -> bytes:
-  """A table in one of the forms."""
+def format_table(form: str, rows: list[dict[str, Any]]) -> bytes:
+  """Returns a table as .jsonl, .csv, .tsv or .parquet."""
   if form == 'parquet':
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
@@ -88,34 +85,34 @@ def of_columns(form: str, rows: list[dict[str, Any]]) -> bytes:
   ).encode()
 
 
-def bad_rows(form: str, good: bytes) -> list[bytes]:
-  """Tables made to harm."""
+def damage_table(form: str, valid: bytes) -> list[bytes]:
+  """Returns hostile tables."""
   if form == 'jsonl':
-    return corruptions.values(good)
+    return corruptions.replace_values(valid)
   if form == 'parquet':
     return [
-      *_bad_parquet(),
-      good[:-8] + b'\xff\xff\xff\x7fPAR1',
-      good[:-8] + b'\0\0\0\0PAR1',
+      *_make_bad_parquet(),
+      valid[:-8] + b'\xff\xff\xff\x7fPAR1',
+      valid[:-8] + b'\0\0\0\0PAR1',
       b'PAR1' + b'\0' * 8 + b'PAR1',
     ]
-  first, _, rest = good.partition(b'\n')
+  header, _, body = valid.partition(b'\n')
   mark = b',' if form == 'csv' else b'\t'
   return [
-    first + b'\n' + b'\0' * 99,
-    first + mark + first + b'\n' + rest,
-    b'"' + good,
+    header + b'\n' + b'\0' * 99,
+    header + mark + header + b'\n' + body,
+    b'"' + valid,
     b'"' * 9999,
     mark * 99999,
-    first + b'\n' + mark * 5 + b'\n',
+    header + b'\n' + mark * 5 + b'\n',
     b'a\n' * 9999,
-    first + b'\n"a\nb',
-    first.replace(b'text', b'../%s%n') + b'\n' + rest,
+    header + b'\n"a\nb',
+    header.replace(b'text', b'../%s%n') + b'\n' + body,
   ]
 
 
-def _bad_parquet() -> list[bytes]:
-  """Tables of columns that are no text, or no value that Python has."""
+def _make_bad_parquet() -> list[bytes]:
+  """Returns tables whose columns are not text or have no Python value."""
   ends = {'label': pyarrow.array(['0', '1'])}
   columns = (
     pyarrow.array([b'\xff', b'\0']),
@@ -138,23 +135,23 @@ def _bad_parquet() -> list[bytes]:
   return files
 
 
-# Readers, and the recipes that they need.
+# Readers and their recipes.
 
 
-def _corpus(changes: Mapping[str, Any]) -> Any:
+def _resolve_corpus(changes: Mapping[str, Any]) -> Any:
   from configs import base
 
-  made = base.corpus()
-  made.workers = 1
-  made.update_from_flattened_dict(dict(changes))
-  return recipe.resolve(made, 'corpus')
+  source = base.corpus()
+  source.workers = 1
+  source.update_from_flattened_dict(dict(changes))
+  return recipe.resolve(source, 'corpus')
 
 
 def read_documents(path: pathlib.Path) -> list[str]:
-  """All documents of a file."""
+  """Returns all documents of a file."""
   from minilm_jax.data import documents
 
-  config = _corpus({'documents.sources': str(path)}).documents
+  config = _resolve_corpus({'documents.sources': str(path)}).documents
   return [
     text
     for source in documents.expand_sources(config)
@@ -171,17 +168,17 @@ def read_words(path: pathlib.Path) -> Any:
 def read_tokenizer(path: pathlib.Path) -> Any:
   from minilm_jax.data import tokenizer
 
-  made = tokenizer.load_tokenizer(path)
-  return [made.decode(ids) for ids in made.encode(TEXTS[:2])], made.starts_word()
+  model = tokenizer.load_tokenizer(path)
+  return [model.decode(ids) for ids in model.encode(TEXTS[:2])], model.starts_word()
 
 
 def read_task(path: pathlib.Path, **changes: Any) -> Any:
   from configs import custom_task
   from minilm_jax.tasks import examples
 
-  made = custom_task.get_config()
-  made.task.update(train=str(path), **changes)
-  config = recipe.resolve(made, 'finetune').task
+  source = custom_task.get_config()
+  source.task.update(train=str(path), **changes)
+  config = recipe.resolve(source, 'finetune').task
   task = examples.complete_task(config)
   splits = [examples.read_examples(task, config, split) for split in ('train', 'validation')]
   return [examples.hash_examples(split) for split in splits]
@@ -213,28 +210,28 @@ def read_corpus(path: pathlib.Path) -> Any:
 
 
 def read_run(path: pathlib.Path) -> Any:
-  """All that a report reads of runs, without its figures."""
+  """Reads runs like a report, without figures."""
   from minilm_jax.analysis import loss_curves, pretraining_gap, runs, scores
   from minilm_jax.analysis.report import finetune_figures
 
-  found = runs.find_runs([path if path.name == 'runs' else path.parent.parent])
-  rows = [row for name, where in found.items() for row in runs.summarize_run(name, where)]
-  table = scores.make_score_table(runs.read_scores(found))
-  drawn = [curve for name, where in found.items() for curve in runs.read_losses(name, where)]
+  paths = runs.find_runs([path if path.name == 'runs' else path.parent.parent])
+  rows = [row for name, folder in paths.items() for row in runs.summarize_run(name, folder)]
+  table = scores.make_score_table(runs.read_scores(paths))
+  curves = [curve for name, folder in paths.items() for curve in runs.read_losses(name, folder)]
   matrices = (
-    finetune_figures.read_confusions(found, table)
-    if any((one / run_dir.PREDICTIONS).exists() for one in found.values())
+    finetune_figures.read_confusions(paths, table)
+    if any((folder / run_dir.PREDICTIONS).exists() for folder in paths.values())
     else []
   )
   return (
     rows,
     table,
     scores.average_tasks(table),
-    finetune_figures.read_learning_curves(found, table),
+    finetune_figures.read_learning_curves(paths, table),
     finetune_figures.make_trajectories(table),
-    drawn,
-    loss_curves.read_runs(found),
-    pretraining_gap.find_gaps(found, table, 10),
+    curves,
+    loss_curves.read_runs(paths),
+    pretraining_gap.find_gaps(paths, table, 10),
     matrices,
     runs.read_failures([path.parent.parent]),
   )
@@ -243,11 +240,11 @@ def read_run(path: pathlib.Path) -> Any:
 def read_dataset(path: pathlib.Path) -> Any:
   from minilm_jax.data import documents
 
-  root = next(one for one in (path, *path.parents) if one.name == 'tfds')
+  root = next(folder for folder in (path, *path.parents) if folder.name == 'tfds')
   return list(documents.read_tfds_rows('tiny', 'train', str(root)))
 
 
-# Good ones.
+# Valid inputs.
 
 TABLE = [{'text': text, 'label': str(i % 2)} for i, text in enumerate(TEXTS)]
 PAIRS = [
@@ -312,14 +309,14 @@ MANIFEST = {
 
 @functools.cache
 def tokenizer_model() -> bytes:
-  """A SentencePiece model of the texts."""
+  """Returns a SentencePiece model that is trained on the texts."""
   from minilm_jax.data import tokenizer
 
   return tokenizer._train_sentencepiece(TEXTS, 'bpe', 60).model
 
 
 def _corpus_files() -> dict[str, bytes]:
-  """A corpus folder: 8 and 2 rows of 16 ids."""
+  """Returns the files of a corpus with 8 and 2 rows of 16 ids."""
   from minilm_jax.data import build
 
   files, splits = {'tokenizer.model': tokenizer_model()}, {}
@@ -355,24 +352,24 @@ def _sha256(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
 
 
-def lays_corpus(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Lays out a corpus, of which one file is to be spoiled ('' the folder)."""
+def create_corpus(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+  """Returns a function that creates a corpus; `name` is the file to corrupt, '' the folder."""
 
-  def lay(folder: pathlib.Path) -> pathlib.Path:
+  def create(folder: pathlib.Path) -> pathlib.Path:
     (folder / 'corpus').mkdir()
     for file, content in _corpus_files().items():
       (folder / 'corpus' / file).write_bytes(content)
     return folder / 'corpus' / name if name else folder / 'corpus'
 
-  return lay
+  return create
 
 
-def hostile_shard(good: bytes) -> list[bytes]:
-  """Arrays whose header is a trap; the manifest is made to fit, as an enemy would."""
+def make_hostile_shards(valid: bytes) -> list[bytes]:
+  """Returns .npy files with hostile headers."""
 
   def array(header: bytes) -> bytes:
     header += b' ' * (-(len(header) + 11) % 64) + b'\n'
-    return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + good[-256:]
+    return b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header + valid[-256:]
 
   shape = b"{'descr': %s, 'fortran_order': False, 'shape': %s}"
   return [
@@ -402,17 +399,17 @@ def hostile_shard(good: bytes) -> list[bytes]:
   ]
 
 
-def signed(path: pathlib.Path, content: bytes) -> None:
-  """Writes a shard or tokenizer of a corpus and its hash into the manifest."""
+def write_with_hash(path: pathlib.Path, content: bytes) -> None:
+  """Writes a shard or tokenizer of a corpus, and its hash into the manifest."""
   path.write_bytes(content)
-  told = json.loads((path.parent / 'manifest.json').read_text())
-  for split in told['splits'].values():
+  manifest = json.loads((path.parent / 'manifest.json').read_text())
+  for split in manifest['splits'].values():
     for shard in split['shards']:
       if shard['file'] == path.name:
         shard['sha256'] = _sha256(content)
-  if path.name == told['tokenizer']['file']:
-    told['tokenizer']['sha256'] = _sha256(content)
-  (path.parent / 'manifest.json').write_text(json.dumps(told))
+  if path.name == manifest['tokenizer']['file']:
+    manifest['tokenizer']['sha256'] = _sha256(content)
+  (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
 def score_lines() -> list[dict[str, Any]]:
@@ -425,12 +422,13 @@ def score_lines() -> list[dict[str, Any]]:
   ]
 
 
-def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Lays out a pre-training run and a fine-tuning, of which one file is to be spoiled ('' the
-  folder of both).
+def create_runs(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+  """Returns a function that creates a pre-training and a fine-tuning run.
+
+  `name` is the file to corrupt, '' the folder of both runs.
   """
 
-  def lay(folder: pathlib.Path) -> pathlib.Path:
+  def create(folder: pathlib.Path) -> pathlib.Path:
     model = {
       'embedding_size': 32,
       'hidden_size': 32,
@@ -466,7 +464,7 @@ def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
       },
     }
     lines = score_lines()
-    said = [
+    predictions = [
       {
         'task': 'cola',
         'split': 'validation',
@@ -481,7 +479,7 @@ def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
         'of': 'größer',
       }
     ]
-    tuned = [
+    evaluations = [
       {
         key: line[key]
         for key in ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')
@@ -494,38 +492,40 @@ def lays_run(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
         'metrics.jsonl': METRICS.replace(b'"step": 10,', '"step": 10, "größer": 1,'.encode())
       },
       'fine': {
-        'metrics.jsonl': _lines(tuned),
+        'metrics.jsonl': _lines(evaluations),
         'scores.jsonl': _lines(lines),
-        'predictions.jsonl': _lines(said),
+        'predictions.jsonl': _lines(predictions),
       },
     }
-    for one, files in runs.items():
-      (folder / 'runs' / one).mkdir(parents=True)
+    for run, files in runs.items():
+      (folder / 'runs' / run).mkdir(parents=True)
       for file, content in files.items():
-        (folder / 'runs' / one / file).write_text(json.dumps(content, ensure_ascii=False))
-      for file, data in logs[one].items():
-        (folder / 'runs' / one / file).write_bytes(data)
+        (folder / 'runs' / run / file).write_text(json.dumps(content, ensure_ascii=False))
+      for file, data in logs[run].items():
+        (folder / 'runs' / run / file).write_bytes(data)
     return folder / 'runs' / name if name else folder / 'runs'
 
-  return lay
+  return create
 
 
 def _lines(records: list[dict[str, Any]]) -> bytes:
   return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
 
 
-def copies(source: pathlib.Path, into: str, name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Lays out a copy of a folder, in which one file is to be spoiled ('' the folder)."""
+def copy_folder(
+  source: pathlib.Path, into: str, name: str
+) -> Callable[[pathlib.Path], pathlib.Path]:
+  """Returns a function that copies a folder; `name` is the file to corrupt, '' the folder."""
 
-  def lay(folder: pathlib.Path) -> pathlib.Path:
+  def create(folder: pathlib.Path) -> pathlib.Path:
     shutil.copytree(source, folder / into)
     return folder / into / name if name else folder / into
 
-  return lay
+  return create
 
 
-def swapped(path: pathlib.Path) -> None:
-  """A folder in place of a file, or a file in place of a folder."""
+def swap_type(path: pathlib.Path) -> None:
+  """Replaces a file by a folder, or a folder by a file."""
   if path.is_dir():
     shutil.rmtree(path)
     path.write_bytes(b'a file\n')
@@ -534,17 +534,17 @@ def swapped(path: pathlib.Path) -> None:
     path.mkdir()
 
 
-def inner(one: Input, good: bytes) -> bytes:
-  """What is inside the packing."""
-  return UNPACK[one.packing](good)
+def unpack(case: Input, valid: bytes) -> bytes:
+  """Returns the decompressed content."""
+  return UNPACK[case.packing](valid)
 
 
-def packed(one: Input, content: bytes) -> bytes:
-  """As it stands in the file."""
-  return PACK[one.packing](content)
+def pack(case: Input, content: bytes) -> bytes:
+  """Returns the compressed content."""
+  return PACK[case.packing](content)
 
 
-# The rows that need no checkpoint. A verb's work directory is {work}.
+# Inputs without checkpoints.
 
 SMALL = ['--config=configs/tiny.py:corpus', '--config.tokenizer.size=60', '--config.workers=1']
 _TEXT = {'flipped': OTHER_TEXT, 'truncated': 'a shorter text'}
@@ -552,26 +552,28 @@ _ROWS = {'flipped': OTHER_TEXT, 'truncated': 'fewer rows'}
 _PACKED = {
   '.gz': {'flipped': UNSEEN},
   '.xz': {},
-  '.zst': {'flipped': 'it has no checksum: ' + OTHER_TEXT},
+  '.zst': {'flipped': 'no checksum: ' + OTHER_TEXT},
 }
 _NO_TEXT = {'UTF-16': 'no text', 'Latin-1': 'no text'}
-_FIELD = {'hostile': 'a field that is not needed, or a value that it may have', 'flipped': UNSEEN}
+_FIELD = {'hostile': 'an unused field, or a valid value', 'flipped': UNSEEN}
 
-_JSON = {**_FIELD, 'truncated': 'whole but for its last line feed'}
+_JSON = {**_FIELD, 'truncated': 'complete except for the line feed'}
 
 
-def bad_text(good: bytes) -> list[bytes]:
+def damage_text(valid: bytes) -> list[bytes]:
   return [
-    b'a\0b\n' + good,
+    b'a\0b\n' + valid,
     b'\xed\xa0\x80\n',
     b'\xc0\xaf\n',
     b'\xf5\x80\x80\x80',
-    good + b'\xff',
-    good + b'\n' + bytes(99),
+    valid + b'\xff',
+    valid + b'\n' + bytes(99),
   ]
 
 
-def corpus_verb(field: str, *more: str) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
+def make_corpus_command(
+  field: str, *more: str
+) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
   return lambda path, work: [
     'corpus',
     *SMALL,
@@ -581,63 +583,66 @@ def corpus_verb(field: str, *more: str) -> Callable[[pathlib.Path, pathlib.Path]
   ]
 
 
-def tables(
-  what: str, content: list[dict[str, Any]], read: Callable[[pathlib.Path], Any], verb: Any
+def list_table_inputs(
+  label: str, content: list[dict[str, Any]], read: Callable[[pathlib.Path], Any], command: Any
 ) -> list[Input]:
-  """A row a form and packing."""
-  found = []
+  """Returns an input for each format and compression."""
+  inputs = []
   for name in ('jsonl', 'csv', 'tsv', 'parquet', 'jsonl.zst', 'csv.gz', 'tsv.xz'):
     form, _, packing = name.partition('.')
     packing = packing and f'.{packing}'
     harmless = (
       _PACKED[packing] if packing else {'flipped': OTHER_TEXT} if form == 'parquet' else _ROWS
     )
-    found.append(
+    inputs.append(
       Input(
-        f'{what}, .{name}',
-        writes(f'a.{name}', PACK[packing](of_columns(form, content))),
+        f'{label}, .{name}',
+        create_file(f'a.{name}', PACK[packing](format_table(form, content))),
         read,
-        verb,
-        functools.partial(bad_rows, form),
+        command,
+        functools.partial(damage_table, form),
         packing,
-        {**harmless, 'hostile': 'a row that is not needed, or strange text'},
+        {**harmless, 'hostile': 'an unused row, or unusual text'},
         _NO_TEXT if form == 'parquet' else {},
       )
     )
-  return found
+  return inputs
 
 
-def documents_rows() -> list[Input]:
-  verb, text = corpus_verb('documents.sources'), ''.join(text + '\n\n' for text in TEXTS).encode()
+def list_document_inputs() -> list[Input]:
+  command, text = (
+    make_corpus_command('documents.sources'),
+    ''.join(text + '\n\n' for text in TEXTS).encode(),
+  )
   return [
     Input(
       f'text, .txt{packing}',
-      writes(f'a.txt{packing}', PACK[packing](text)),
+      create_file(f'a.txt{packing}', PACK[packing](text)),
       read_documents,
-      verb,
-      bad_text,
+      command,
+      damage_text,
       packing,
       _PACKED[packing] if packing else _TEXT,
     )
     for packing in PACK
-  ] + tables('text', TABLE, read_documents, verb)
+  ] + list_table_inputs('text', TABLE, read_documents, command)
 
 
-def task_rows() -> list[Input]:
-  def verb(path: pathlib.Path, work: pathlib.Path) -> list[str]:
+def list_task_inputs() -> list[Input]:
+  def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
     return ['show', '--config=configs/custom_task.py', f'--config.task.train={path}']
 
   return [
-    *tables('task', TABLE, read_task, verb),
+    *list_table_inputs('task', TABLE, read_task, command),
     Input(
       'task, FewRel .json',
-      writes('a.json', FEWREL),
+      create_file('a.json', FEWREL),
       functools.partial(read_task, markers=True),
-      verb,
-      lambda good: [one for one in corruptions.values(good)],
+      command,
+      corruptions.replace_values,
       harmless={
         'flipped': OTHER_TEXT,
-        'UTF-16': 'JSON may be UTF-16, and is told by its first bytes',
+        'UTF-16': 'JSON parsers detect UTF-16',
         **_FIELD,
       },
     ),
@@ -651,22 +656,22 @@ def _show(path: pathlib.Path, work: pathlib.Path) -> list[str]:
 def _report(path: pathlib.Path, work: pathlib.Path) -> list[str]:
   return [
     'report',
-    str(next(one for one in (path, *path.parents) if one.name == 'runs')),
+    str(next(folder for folder in (path, *path.parents) if folder.name == 'runs')),
     f'--workdir={work}',
     *(['--confusion'] if path.name == run_dir.PREDICTIONS else []),
   ]
 
 
 def _overlap(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-  folder = next(one for one in (path, *path.parents) if one.name == 'corpus')
+  folder = next(folder for folder in (path, *path.parents) if folder.name == 'corpus')
   return ['overlap', f'--corpus={folder}', '--config=configs/glue.py:microworld/sentiment']
 
 
-def bad_recipes(good: bytes) -> list[bytes]:
-  """Recipes are code: what they raise is told, and what they give is checked."""
+def damage_recipe(valid: bytes) -> list[bytes]:
+  """Returns recipes that raise exceptions or return invalid values."""
 
-  def gives(line: str) -> bytes:
-    return good.replace(b'  return', f'  {line}\n  return'.encode())
+  def add_line(line: str) -> bytes:
+    return valid.replace(b'  return', f'  {line}\n  return'.encode())
 
   return [
     b'def get_config():\n  return get_config()\n',
@@ -678,12 +683,12 @@ def bad_recipes(good: bytes) -> list[bytes]:
     b'def get_config():\n  return open("/no/such")\n',
     b'x = bytearray(1 << 60)\n',
     b'raise StopIteration\n',
-    good + b'\0',
+    valid + b'\0',
     b'get_config = 3\n',
     b'import configs.nothing\n',
     b'class get_config(dict): pass\n',
   ] + [
-    gives(line)
+    add_line(line)
     for line in (
       'config.rows.length = -5',
       'config.rows.length = 10**30',
@@ -706,19 +711,25 @@ def bad_recipes(good: bytes) -> list[bytes]:
   ]
 
 
-def _corpus_rows() -> list[Input]:
-  shard, pieces = lays_corpus('train-00000.npy'), lays_corpus('tokenizer.model')
+def _list_corpus_inputs() -> list[Input]:
+  shard, pieces = create_corpus('train-00000.npy'), create_corpus('tokenizer.model')
   return [
-    Input('corpus, folder', lays_corpus(''), read_corpus, _overlap),
+    Input('corpus, folder', create_corpus(''), read_corpus, _overlap),
     Input(
-      'corpus, rows', shard, read_corpus, _overlap, hostile_shard, impossible=_NO_TEXT, write=signed
+      'corpus, rows',
+      shard,
+      read_corpus,
+      _overlap,
+      make_hostile_shards,
+      impossible=_NO_TEXT,
+      write=write_with_hash,
     ),
     Input(
       'corpus, manifest.json',
-      lays_corpus('manifest.json'),
+      create_corpus('manifest.json'),
       read_corpus,
       _overlap,
-      corruptions.values,
+      corruptions.replace_values,
       harmless=_FIELD,
     ),
     Input(
@@ -726,7 +737,7 @@ def _corpus_rows() -> list[Input]:
       pieces,
       read_corpus_tokenizer,
       _overlap,
-      lambda good: [b'', good * 2, good[:-9]],
+      lambda valid: [b'', valid * 2, valid[:-9]],
       impossible=_NO_TEXT,
     ),
   ]
@@ -739,22 +750,22 @@ def read_corpus_tokenizer(path: pathlib.Path) -> Any:
   return overlap.open_tokenizer(path.parent, corpus.read_manifest(path.parent)).size
 
 
-def _run_rows() -> list[Input]:
+def _list_run_inputs() -> list[Input]:
   short = {
-    'missing': 'a run that was cut short',
-    'empty': 'nothing is logged yet',
-    'truncated': 'a write that was cut short',
+    'missing': 'an interrupted run',
+    'empty': 'an empty log',
+    'truncated': 'an interrupted write',
   }
-  found = [Input('runs, folder', lays_run(''), read_run, _report)]
+  inputs = [Input('runs, folder', create_runs(''), read_run, _report)]
   for name in ('pre/config.json', 'pre/manifest.json', 'fine/config.json', 'fine/manifest.json'):
-    missing = 'a folder that is no run' if 'config' in name else 'a run that was cut short'
-    found.append(
+    missing = 'a folder without a run' if 'config' in name else 'an interrupted run'
+    inputs.append(
       Input(
         f'run, {name}',
-        lays_run(name),
+        create_runs(name),
         read_run,
         _report,
-        corruptions.values,
+        corruptions.replace_values,
         harmless={**_FIELD, 'missing': missing},
       )
     )
@@ -764,21 +775,21 @@ def _run_rows() -> list[Input]:
     'fine/scores.jsonl',
     'fine/predictions.jsonl',
   ):
-    found.append(
+    inputs.append(
       Input(
         f'run, {name}',
-        lays_run(name),
+        create_runs(name),
         read_run,
         _report,
-        corruptions.values,
+        corruptions.replace_values,
         harmless={**_FIELD, **short},
       )
     )
-  return found
+  return inputs
 
 
 def list_inputs() -> list[Input]:
-  """All rows that need neither a checkpoint nor TFDS."""
+  """Returns all inputs without checkpoints and TFDS data."""
 
   def words(path: pathlib.Path, work: pathlib.Path) -> list[str]:
     return ['corpus', *SMALL, f'--config.vocabulary.word_list={path}', f'--workdir={work}']
@@ -793,66 +804,70 @@ def list_inputs() -> list[Input]:
   return [
     Input(
       'recipe',
-      writes('a.py', RECIPE),
+      create_file('a.py', RECIPE),
       read_recipe,
       _show,
-      bad_recipes,
-      harmless={'flipped': 'another recipe', 'truncated': 'a recipe all the same'},
+      damage_recipe,
+      harmless={'flipped': 'another recipe', 'truncated': 'a valid recipe'},
     ),
-    *documents_rows(),
+    *list_document_inputs(),
     Input(
       'word list, .txt',
-      writes('words.txt', listed),
+      create_file('words.txt', listed),
       read_words,
       words,
-      lambda good: [b'two words\n', b'a,b\n', b'a\0b\n', b'\xed\xa0\x80', b' \n\t\n'],
+      lambda valid: [b'two words\n', b'a,b\n', b'a\0b\n', b'\xed\xa0\x80', b' \n\t\n'],
       harmless=_TEXT,
     ),
-    *tables('word list', [{'word': word} for word in listed.decode().split()], read_words, words)[
-      :2
-    ],
+    *list_table_inputs(
+      'word list', [{'word': word} for word in listed.decode().split()], read_words, words
+    )[:2],
     Input(
       'tokenizer',
-      writes('a.model', tokenizer_model()),
+      create_file('a.model', tokenizer_model()),
       read_tokenizer,
       pieces,
-      bad_models,
+      damage_model,
       impossible=_NO_TEXT,
       harmless={
-        'flipped': 'another tokenizer, of the same special pieces',
-        'truncated': 'one of fewer pieces',
-        'hostile': 'another tokenizer, of the same special pieces',
+        'flipped': 'another valid tokenizer',
+        'truncated': 'a tokenizer with fewer pieces',
+        'hostile': 'another valid tokenizer',
       },
     ),
-    *_corpus_rows(),
-    *task_rows(),
-    *_run_rows(),
+    *_list_corpus_inputs(),
+    *list_task_inputs(),
+    *_list_run_inputs(),
     Input(
       'logged table',
-      writes('a.csv', LOGGED),
+      create_file('a.csv', LOGGED),
       read_logged,
       logged,
-      bad_logs,
-      harmless={**_ROWS, 'hostile': 'numbers that a run may have logged'},
+      damage_log_table,
+      harmless={**_ROWS, 'hostile': 'valid numbers'},
     ),
     Input(
       'logged table, .gz',
-      writes('a.csv.gz', PACK['.gz'](LOGGED)),
+      create_file('a.csv.gz', PACK['.gz'](LOGGED)),
       read_logged,
       logged,
-      bad_logs,
+      damage_log_table,
       '.gz',
-      {**_PACKED['.gz'], 'hostile': 'numbers that a run may have logged'},
+      {**_PACKED['.gz'], 'hostile': 'valid numbers'},
     ),
-    *[one for one in tables('minimal pairs', PAIRS, read_pairs, None) if not one.packing],
+    *[
+      case
+      for case in list_table_inputs('minimal pairs', PAIRS, read_pairs, None)
+      if not case.packing
+    ],
   ]
 
 
 def read_member(path: pathlib.Path) -> Any:
-  """All that is read of a pre-training run but its weights."""
+  """Reads a pre-training run without its weights."""
   from minilm_jax.training import pretrained
 
-  folder = next(one for one in (path, *path.parents) if one.name == 'run')
+  folder = next(folder for folder in (path, *path.parents) if folder.name == 'run')
   return (
     pretrained.load_single_config(folder),
     pretrained.load_tokenizer(folder),
@@ -863,76 +878,76 @@ def read_member(path: pathlib.Path) -> Any:
 def read_weights(path: pathlib.Path) -> Any:
   from minilm_jax.training import pretrained
 
-  return pretrained.load(next(one for one in (path, *path.parents) if one.name == 'run'))
+  return pretrained.load(next(folder for folder in (path, *path.parents) if folder.name == 'run'))
 
 
-def run_with_weights(run_folder: pathlib.Path) -> list[Input]:
-  """A pre-training run as a checkpoint: what a verb opens that goes on from it."""
+def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
+  """Returns the files of a pre-training run that commands read."""
 
-  def verb(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    folder = next(one for one in (path, *path.parents) if one.name == 'run')
+  def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
+    folder = next(folder for folder in (path, *path.parents) if folder.name == 'run')
     return ['fill-mask', f'--checkpoint={folder}', '--text=the <mask> .']
 
-  lay = functools.partial(copies, run_folder, 'run')
+  create = functools.partial(copy_folder, run_folder, 'run')
   arrays = sorted(
     (run_folder / 'checkpoints' / '8' / 'default').rglob('*'), key=lambda file: file.stat().st_size
   )
   weights = str([file for file in arrays if file.is_file()][-1].relative_to(run_folder))
   last = 'checkpoints/8/default'
-  kept = {
+  harmless = {
     'flipped': UNSEEN,
-    'truncated': 'an older one is used',
-    'missing': 'an older one is used',
-    'swapped': 'the same',
-    'empty': 'the same',
+    'truncated': 'fallback to the previous checkpoint',
+    'missing': 'fallback to the previous checkpoint',
+    'swapped': 'fallback to the previous checkpoint',
+    'empty': 'fallback to the previous checkpoint',
   }
   return [
-    Input('checkpoint, folder', lay(''), read_weights, verb),
+    Input('checkpoint, folder', create(''), read_weights, command),
     Input(
       'checkpoint, config.json',
-      lay('config.json'),
+      create('config.json'),
       read_member,
-      verb,
-      corruptions.values,
+      command,
+      corruptions.replace_values,
       harmless=_JSON,
-      impossible={'Latin-1': 'ASCII alone'},
+      impossible={'Latin-1': 'only ASCII'},
     ),
     Input(
       'checkpoint, manifest.json',
-      lay('manifest.json'),
+      create('manifest.json'),
       read_member,
-      verb,
-      corruptions.values,
+      command,
+      corruptions.replace_values,
       harmless=_JSON,
-      impossible={'Latin-1': 'ASCII alone'},
+      impossible={'Latin-1': 'only ASCII'},
     ),
     Input(
       'checkpoint, tokenizer',
-      lay('tokenizer.model'),
+      create('tokenizer.model'),
       read_member,
-      verb,
-      bad_models,
+      command,
+      damage_model,
       impossible=_NO_TEXT,
-      most=3,
+      max_examples=3,
     ),
     Input(
       'checkpoint, weights',
-      lay(weights),
+      create(weights),
       read_weights,
-      verb,
-      impossible={**_NO_TEXT, 'hostile': 'see its metadata'},
-      harmless=kept,
-      most=2,
+      command,
+      impossible={**_NO_TEXT, 'hostile': 'tested with _METADATA'},
+      harmless=harmless,
+      max_examples=2,
     ),
     Input(
       'checkpoint, _METADATA',
-      lay(f'{last}/_METADATA'),
+      create(f'{last}/_METADATA'),
       read_weights,
-      verb,
-      corruptions.values,
-      impossible={'Latin-1': 'ASCII alone'},
-      harmless={**_FIELD, **kept},
-      most=3,
+      command,
+      corruptions.replace_values,
+      impossible={'Latin-1': 'only ASCII'},
+      harmless={**_FIELD, **harmless},
+      max_examples=3,
     ),
   ]
 
@@ -940,136 +955,140 @@ def run_with_weights(run_folder: pathlib.Path) -> list[Input]:
 def read_classifier(path: pathlib.Path) -> Any:
   from minilm_jax.tasks import classifier
 
-  folder = next(one for one in (path, *path.parents) if one.name == 'classifier-0')
+  folder = next(folder for folder in (path, *path.parents) if folder.name == 'classifier-0')
   return classifier.load_classifier(folder), classifier.read_outputs(folder)
 
 
 def read_committee(path: pathlib.Path) -> Any:
   from minilm_jax.tasks import committee
 
-  return committee.load_committee(next(one for one in (path, *path.parents) if one.name == 'made'))
+  return committee.load_committee(
+    next(folder for folder in (path, *path.parents) if folder.name == 'committee')
+  )
 
 
-def sign_member(path: pathlib.Path, content: bytes) -> None:
+def write_member_with_hash(path: pathlib.Path, content: bytes) -> None:
   """Writes a file of a classifier, and its hash into the manifest."""
   path.write_bytes(content)
-  told = json.loads((path.parent / 'manifest.json').read_text())
-  told['files'][path.name] = _sha256(content)
-  (path.parent / 'manifest.json').write_text(json.dumps(told))
+  manifest = json.loads((path.parent / 'manifest.json').read_text())
+  manifest['files'][path.name] = _sha256(content)
+  (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
-def bad_outputs(good: bytes) -> list[bytes]:
-  """Archives that are none, or of other arrays."""
-  found = []
+def damage_outputs(valid: bytes) -> list[bytes]:
+  """Returns damaged archives and archives with other arrays."""
+  archives = []
   for arrays in ({'x': np.zeros(3)}, {'a outputs': np.zeros(3)}, {}):
     file = io.BytesIO()
     np.savez(file, **arrays)
-    found.append(file.getvalue())
+    archives.append(file.getvalue())
   return [
-    *found[1:2],
-    good[:-30],
-    good.replace(b'NUMPY', b'NUMPX'),
-    good.replace(b'descr', b'%s%n,'),
+    *archives[1:2],
+    valid[:-30],
+    valid.replace(b'NUMPY', b'NUMPX'),
+    valid.replace(b'descr', b'%s%n,'),
     b'PK\x05\x06' + bytes(18),
-    good.replace(b"'shape': (", b"'shape': (-"),
-    good[:30] + b'\xff' * 30 + good[60:],
+    valid.replace(b"'shape': (", b"'shape': (-"),
+    valid[:30] + b'\xff' * 30 + valid[60:],
   ]
 
 
-def members(home: pathlib.Path) -> list[Input]:
-  """A fine-tuned classifier and a committee of two, as `classifiers.save` and `committee.make` left
-  them in `home`.
-  """
+def list_classifier_inputs(root: pathlib.Path) -> list[Input]:
+  """Returns the files of a classifier and of a committee of two classifiers."""
 
   def predict(flag: str, name: str) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
     return lambda path, work: [
       'predict',
-      f'--{flag}={next(one for one in (path, *path.parents) if one.name == name)}',
+      f'--{flag}={next(folder for folder in (path, *path.parents) if folder.name == name)}',
       '--text=the dog .',
     ]
 
-  one, all_of = (functools.partial(copies, home / name, name) for name in ('classifier-0', 'made'))
-  verb, ascii_alone = predict('classifier', 'classifier-0'), {'Latin-1': 'ASCII alone'}
+  create_member, create_committee = (
+    functools.partial(copy_folder, root / name, name) for name in ('classifier-0', 'committee')
+  )
+  command, only_ascii = predict('classifier', 'classifier-0'), {'Latin-1': 'only ASCII'}
   return [
-    Input('classifier, folder', one(''), read_classifier, verb),
+    Input('classifier, folder', create_member(''), read_classifier, command),
     Input(
       'classifier, manifest.json',
-      one('manifest.json'),
+      create_member('manifest.json'),
       read_classifier,
-      verb,
-      corruptions.values,
-      most=12,
+      command,
+      corruptions.replace_values,
+      max_examples=12,
       harmless=_JSON,
-      impossible=ascii_alone,
+      impossible=only_ascii,
     ),
     Input(
       'classifier, classifier.json',
-      one('classifier.json'),
+      create_member('classifier.json'),
       read_classifier,
-      verb,
-      corruptions.values,
-      write=sign_member,
-      harmless={'hostile': 'another name or number that its weights fit'},
-      impossible=ascii_alone,
-      most=40,
+      command,
+      corruptions.replace_values,
+      write=write_member_with_hash,
+      harmless={'hostile': 'another valid name or number'},
+      impossible=only_ascii,
+      max_examples=40,
     ),
     Input(
       'classifier, tokenizer',
-      one('tokenizer.model'),
+      create_member('tokenizer.model'),
       read_classifier,
-      verb,
-      impossible={**_NO_TEXT, 'hostile': 'as any tokenizer'},
-      most=3,
+      command,
+      impossible={**_NO_TEXT, 'hostile': 'tested with the other tokenizers'},
+      max_examples=3,
     ),
     Input(
       'classifier, outputs.npz',
-      one('outputs.npz'),
+      create_member('outputs.npz'),
       read_classifier,
       None,
-      bad_outputs,
+      damage_outputs,
       impossible=_NO_TEXT,
-      write=sign_member,
-      most=7,
+      write=write_member_with_hash,
+      max_examples=7,
     ),
-    Input('committee, folder', all_of(''), read_committee, predict('committee', 'made')),
+    Input(
+      'committee, folder', create_committee(''), read_committee, predict('committee', 'committee')
+    ),
     Input(
       'committee, config.json',
-      all_of('config.json'),
+      create_committee('config.json'),
       read_committee,
-      predict('committee', 'made'),
-      corruptions.values,
+      predict('committee', 'committee'),
+      corruptions.replace_values,
       harmless=_JSON,
-      impossible=ascii_alone,
-      most=8,
+      impossible=only_ascii,
+      max_examples=8,
     ),
     Input(
       'committee, manifest.json',
-      all_of('manifest.json'),
+      create_committee('manifest.json'),
       read_committee,
-      predict('committee', 'made'),
-      corruptions.values,
+      predict('committee', 'committee'),
+      corruptions.replace_values,
       harmless=_JSON,
-      impossible=ascii_alone,
-      most=12,
+      impossible=only_ascii,
+      max_examples=12,
     ),
   ]
 
 
-def bad_features(good: bytes) -> list[bytes]:
-  """Features whose class is anybody's: TFDS would import it."""
+def damage_features(valid: bytes) -> list[bytes]:
+  """Returns features with classes that TFDS would import."""
   return [
-    *corruptions.values(good),
-    good.replace(b'tensorflow_datasets.core', b'tests.campaigns'),
+    *corruptions.replace_values(valid),
+    valid.replace(b'tensorflow_datasets.core', b'tests.campaigns'),
     b'{"type": "this.module", "content": {}}',
     b'{"python_class_name": "os.path", "json_feature": {"json": "{}"}}',
   ]
 
 
-def dataset(prepared: pathlib.Path) -> list[Input]:
-  """A data set that TFDS prepared."""
+def list_dataset_inputs(prepared: pathlib.Path) -> list[Input]:
+  """Returns the files of a dataset that TFDS prepared."""
 
-  def verb(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    root = next(one for one in (path, *path.parents) if one.name == 'tfds')
+  def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
+    root = next(folder for folder in (path, *path.parents) if folder.name == 'tfds')
     return [
       'corpus',
       *SMALL,
@@ -1078,48 +1097,48 @@ def dataset(prepared: pathlib.Path) -> list[Input]:
       f'--workdir={work}',
     ]
 
-  lay, inside = functools.partial(copies, prepared, 'tfds'), 'tiny/10.0.0'
+  create, inside = functools.partial(copy_folder, prepared, 'tfds'), 'tiny/10.0.0'
   records = next((prepared / inside).glob('*array_record*')).name
-  ascii_alone = {'Latin-1': 'ASCII alone'}
+  only_ascii = {'Latin-1': 'only ASCII'}
   return [
-    Input('TFDS, folder', lay(''), read_dataset, verb),
+    Input('TFDS, folder', create(''), read_dataset, command),
     Input(
       'TFDS, dataset_info.json',
-      lay(f'{inside}/dataset_info.json'),
+      create(f'{inside}/dataset_info.json'),
       read_dataset,
-      verb,
-      corruptions.values,
-      most=25,
+      command,
+      corruptions.replace_values,
+      max_examples=25,
       harmless=_JSON,
-      impossible=ascii_alone,
+      impossible=only_ascii,
     ),
     Input(
       'TFDS, features.json',
-      lay(f'{inside}/features.json'),
+      create(f'{inside}/features.json'),
       read_dataset,
-      verb,
-      bad_features,
-      most=25,
+      command,
+      damage_features,
+      max_examples=25,
       harmless=_JSON,
-      impossible=ascii_alone,
+      impossible=only_ascii,
     ),
     Input(
       'TFDS, records',
-      lay(f'{inside}/{records}'),
+      create(f'{inside}/{records}'),
       read_dataset,
-      verb,
-      lambda good: [good[:-16] + b'\xff' * 16, good[:64] + b'\xff' * 64 + good[128:]],
+      command,
+      lambda valid: [valid[:-16] + b'\xff' * 16, valid[:64] + b'\xff' * 64 + valid[128:]],
       harmless={'flipped': UNSEEN, 'hostile': UNSEEN},
       impossible=_NO_TEXT,
-      most=4,
+      max_examples=4,
     ),
   ]
 
 
-def bad_logs(good: bytes) -> list[bytes]:
-  """A cell that is something else, column by column."""
-  header, line, *rest = good.splitlines(keepends=True)
-  cells, found = line.rstrip(b'\n').split(b','), []
+def damage_log_table(valid: bytes) -> list[bytes]:
+  """Returns tables with invalid cells in each column."""
+  header, line, *others = valid.splitlines(keepends=True)
+  cells, list_table_inputs = line.rstrip(b'\n').split(b','), []
   for number in range(len(cells)):
     for value in (
       b'-1',
@@ -1133,20 +1152,20 @@ def bad_logs(good: bytes) -> list[bytes]:
       b'1' + b'0' * 30,
     ):
       changed = b','.join([*cells[:number], value, *cells[number + 1 :]]) + b'\n'
-      found.append(header + changed + b''.join(rest))
-  return [*found, *bad_rows('csv', good)]
+      list_table_inputs.append(header + changed + b''.join(others))
+  return [*list_table_inputs, *damage_table('csv', valid)]
 
 
-def bad_models(good: bytes) -> list[bytes]:
-  """SentencePiece models with fields that are too long, unknown, or repeated."""
+def damage_model(valid: bytes) -> list[bytes]:
+  """Returns SentencePiece models with fields that are too long, unknown or repeated."""
   return [
-    good * 2,
-    good + b'\x0a\xff\xff\xff\xff\x0f',
-    b'\x0a\x80\x80\x80\x80\x10' + good,
+    valid * 2,
+    valid + b'\x0a\xff\xff\xff\xff\x0f',
+    b'\x0a\x80\x80\x80\x80\x10' + valid,
     b'\x0a\x00' * 999,
     b'\x0a\x03\x0a\x01\xff' * 9,
-    good[:40] + b'\0' * 40 + good[40:],
-    good.replace(b'<pad>', b'<pa\xff>'),
-    good.replace(b'<mask>', b'\xff\xfe\xfd\xfc\xfb\xfa'),
-    good.replace(b'the', b'\xff\xfe\0'),
+    valid[:40] + b'\0' * 40 + valid[40:],
+    valid.replace(b'<pad>', b'<pa\xff>'),
+    valid.replace(b'<mask>', b'\xff\xfe\xfd\xfc\xfb\xfa'),
+    valid.replace(b'the', b'\xff\xfe\0'),
   ]

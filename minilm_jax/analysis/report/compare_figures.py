@@ -1,8 +1,6 @@
-"""The figures of a comparison: loss against FLOPs, how much sooner the plateau is left, the
-multiplier by the loss.
+"""Figures of a comparison of ablations: loss by FLOPs, tokens to leave the plateau, multipliers.
 
-What is drawn is decided in `outcomes.py` and `multiplier.py`. Style and `<title>`s are those of the
-other figures.
+The numbers come from `ablation_results`.
 """
 
 import itertools
@@ -11,95 +9,100 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from minilm_jax.analysis import ablation_results
 from minilm_jax.analysis.ablation_results import AT_LEAST, AblationRow
 from minilm_jax.analysis.ablations import Ablation, AblationAtSize
 from minilm_jax.analysis.loss_curves import ACTUAL
-from minilm_jax.analysis.report.figures import COLORS, DASHES, INK, STYLE, add_legend
-from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, logarithmic, ticks
+from minilm_jax.analysis.report.figures import (
+  COLORS,
+  INK,
+  STYLE,
+  WIDTH,
+  Drawing,
+  add_legend,
+  label_rows,
+  line_styles,
+)
+from minilm_jax.analysis.report.scaling_figures import set_log_axes, set_log_ticks
 
-MAX_CURVES = 12  # changes in one figure of curves; the others are in the table alone
-_NUM_LOSSES = 32  # at which multipliers are taken
-_LINES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))  # of levels
-_MAX_NAME_CHARS = 44  # letters of a name
+MAX_CURVES = 12  # ablations in one figure; the table has all
+_NUM_LOSSES = 32  # losses at which multipliers are measured
+_LEVEL_DASHES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))
 
 
-def figures(
+def draw_comparison(
   part: AblationAtSize, rows: Sequence[AblationRow], level: float | None, lines: Mapping[str, float]
-) -> Iterator[tuple[str, FigureWithTooltips]]:
-  """The figures that have something to show, by their names.
+) -> Iterator[tuple[str, Drawing]]:
+  """Yields the figures that have content, with the names of their files.
 
   Args:
-    part: what was compared.
-    rows: of `outcomes.rows`, the base first.
+    part: the ablations at one shape.
+    rows: of `ablation_results.make_rows`, the base first.
     level: of the plateau, nats.
-    lines: other losses to draw, by their names.
+    lines: other losses to draw, nats by name.
   """
-  drawn = chosen(part, rows)
+  ablations = select_ablations(part, rows)
   if level is not None and not any(math.isclose(level, n, rel_tol=1e-3) for n in lines.values()):
     lines = {'plateau': level, **lines}
-  yield 'curves', curves(part.base, drawn, lines)
+  yield 'curves', draw_curves(part.base, ablations, lines)
   timed = [row for row in rows[1:] if math.isfinite(row.speed.value)]
   if timed:
-    yield 'dots', dots(timed)
-  if any(_multipliers(part.base, change) for change in drawn):
-    yield 'multiplier', multipliers(part.base, drawn)
+    yield 'dots', draw_speeds(timed)
+  if any(_measure_multipliers(part.base, ablation) for ablation in ablations):
+    yield 'multiplier', draw_multipliers(part.base, ablations)
 
 
-def chosen(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
-  """The changes whose losses compare, those that change most first."""
-  far = {
+def select_ablations(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
+  """Returns the ablations with comparable losses, the largest effects first."""
+  effects = {
     row.change: abs(math.log(row.multiplier.value))
     for row in rows
     if math.isfinite(row.multiplier.value)
   }
-  some = [change for change in part.changes if change.name in far]
-  return sorted(some, key=lambda one: (-far[one.name], one.name))[:MAX_CURVES]
+  comparable = [ablation for ablation in part.changes if ablation.name in effects]
+  comparable.sort(key=lambda ablation: (-effects[ablation.name], ablation.name))
+  return comparable[:MAX_CURVES]
 
 
-def curves(
-  base: Ablation, changes: Sequence[Ablation], levels: Mapping[str, float]
-) -> FigureWithTooltips:
-  """Validation loss against FLOPs, in logarithms: thin lines, the base thick; `levels` are other
-  losses by name.
-  """
-  titles: dict[str, str] = {}
+def draw_curves(
+  base: Ablation, ablations: Sequence[Ablation], levels: Mapping[str, float]
+) -> Drawing:
+  """Draws validation loss by FLOPs on logarithmic axes, with the base thick and levels by name."""
+  tooltips: dict[str, str] = {}
   with mpl.rc_context(STYLE):
-    figure, axes = _new(len(changes) + 1 + len(levels), 4.0)
+    figure = _new_figure(len(ablations) + 1 + len(levels))
+    axes = figure.add_subplot()
     handles = {}
-    for track in base.curves.values():
+    for curve in base.curves.values():
       (handles[base.name],) = axes.plot(
-        track.flops(ACTUAL), track.loss, '-', color=INK, linewidth=3.5, alpha=0.4
+        curve.flops(ACTUAL), curve.loss, '-', color=INK, linewidth=3.5, alpha=0.4
       )
-    for place, (change, (dash, color)) in enumerate(_looks(changes)):
-      for track in change.curves.values():
-        gid = f'run-{place}-{len(titles)}'
-        (handles[change.name],) = axes.plot(
-          track.flops(ACTUAL), track.loss, dash, color=color, linewidth=1.1, gid=gid
+    for number, (ablation, (dash, color)) in enumerate(zip(ablations, line_styles())):
+      for curve in ablation.curves.values():
+        gid, flops = f'run-{number}-{len(tooltips)}', curve.flops(ACTUAL)
+        (handles[ablation.name],) = axes.plot(
+          flops, curve.loss, dash, color=color, linewidth=1.1, gid=gid
         )
-        titles[gid] = (
-          f'{track.name}: {change.name}, loss {track.loss[-1]:.3f} at {track.flops(ACTUAL)[-1]:.2e} FLOPs'
+        tooltips[gid] = (
+          f'{curve.name}: {ablation.name}, loss {curve.loss[-1]:.3f} at {flops[-1]:.2e} FLOPs'
         )
-    for (name, loss), dash in zip(levels.items(), itertools.cycle(_LINES)):
+    for (name, loss), dash in zip(levels.items(), itertools.cycle(_LEVEL_DASHES)):
       handles[f'{name}, {loss:.2f} nats'] = axes.axhline(
         loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1
       )
-    logarithmic(axes, 'FLOPs of training', 'validation loss (nats a masked token)')
-    add_legend(figure, {_short(name)[1:]: handle for name, handle in handles.items()}, fontsize=8)
-  return FigureWithTooltips(figure, titles)
+    set_log_axes(axes, 'FLOPs of training', 'validation loss (nats)')
+    add_legend(figure, handles)
+  return Drawing(figure, tooltips)
 
 
-def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
-  """How many times fewer tokens each change takes to leave the plateau; what is a bound is a hollow
-  triangle.
-  """
-  titles: dict[str, str] = {}
+def draw_speeds(rows: Sequence[AblationRow]) -> Drawing:
+  """Draws the speed of each ablation with its interval; a bound is a hollow triangle."""
+  tooltips: dict[str, str] = {}
   rows = sorted(rows, key=lambda row: (-row.speed.value, row.change))
   with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(5.4, 1.3 + 0.26 * len(rows)))
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.5 * len(rows)))
     axes = figure.add_subplot()
     axes.axvline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
     axes.set_xscale('log')
@@ -109,85 +112,65 @@ def dots(rows: Sequence[AblationRow]) -> FigureWithTooltips:
       for end in (row.speed.value, row.speed.low, row.speed.high)
       if math.isfinite(end) and end > 0
     ]
-    axes.set_xlim(min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3)
-    for place, row in enumerate(rows):
-      own, gid = row.speed, f'speed-{place}'
-      if not math.isnan(own.low):
-        low, high = axes.get_xlim()
-        axes.plot(
-          [max(own.low, low), min(own.high, high)], [place, place], '-', color=COLORS[0], alpha=0.5
-        )
+    left, right = min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3
+    axes.set_xlim(left, right)
+    for index, row in enumerate(rows):
+      speed, gid, y = row.speed, f'speed-{index}', index + 0.15
+      if not math.isnan(speed.low):
+        interval = [max(speed.low, left), min(speed.high, right)]
+        axes.plot(interval, [y, y], '-', color=COLORS[0], alpha=0.5)
       axes.plot(
-        [own.value],
-        [place],
-        ('>' if own.bound == AT_LEAST else '<') if own.bound else 'o',
+        [speed.value],
+        [y],
+        ('>' if speed.bound == AT_LEAST else '<') if speed.bound else 'o',
         color=COLORS[0],
         markersize=5,
-        markerfacecolor='none' if own.bound else COLORS[0],
+        markerfacecolor='none' if speed.bound else COLORS[0],
         gid=gid,
       )
-      titles[gid] = f'{row.change}: speed {own}'
-    axes.set_yticks(range(len(rows)), [_short(row.change) for row in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    figure.supxlabel('speed: tokens that the base takes to leave the plateau / its own', fontsize=9)
-    ticks(axes.xaxis, 8)
-  return FigureWithTooltips(figure, titles)
+      tooltips[gid] = f'{row.change}: speed {speed}'
+    label_rows(axes, [row.change for row in rows])
+    axes.set_xlabel('speed: tokens of the base / tokens')
+    set_log_ticks(axes.xaxis, 6)
+  return Drawing(figure, tooltips)
 
 
-def multipliers(base: Ablation, changes: Sequence[Ablation]) -> FigureWithTooltips:
-  """The multiplier of each change at losses along its curve, with its 95% interval over seeds, both
-  in logarithms.
-  """
+def draw_multipliers(base: Ablation, ablations: Sequence[Ablation]) -> Drawing:
+  """Draws the compute multiplier of each ablation along the loss, with its 95% interval."""
   with mpl.rc_context(STYLE):
-    figure, axes = _new(len(changes), 3.4)
+    figure = _new_figure(len(ablations))
+    axes = figure.add_subplot()
     axes.axhline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
     handles = {}
-    for change, (dash, color) in _looks(changes):
-      found = _multipliers(base, change)
-      losses, values = list(found), list(found.values())
-      axes.fill_between(
-        losses,
-        [one.low for one in values],
-        [one.high for one in values],
-        color=color,
-        alpha=0.12,
-        linewidth=0,
+    for ablation, (dash, color) in zip(ablations, line_styles()):
+      multipliers = _measure_multipliers(base, ablation)
+      losses, ratios = list(multipliers), list(multipliers.values())
+      low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
+      axes.fill_between(losses, low, high, color=color, alpha=0.12, linewidth=0)
+      (handles[ablation.name],) = axes.plot(
+        losses, [ratio.value for ratio in ratios], dash, color=color, linewidth=1.3
       )
-      (handles[change.name],) = axes.plot(
-        losses, [one.value for one in values], dash, color=color, linewidth=1.3
-      )
-    logarithmic(axes, 'validation loss (nats a masked token), falling', 'compute multiplier')
-    ticks(axes.xaxis, 8)
+    set_log_axes(axes, 'validation loss (nats), falling', 'compute multiplier')
+    set_log_ticks(axes.xaxis, 6)
     axes.invert_xaxis()
-    add_legend(figure, {_short(name)[1:]: handle for name, handle in handles.items()}, fontsize=8)
-  return FigureWithTooltips(figure, {})
+    add_legend(figure, handles)
+  return Drawing(figure)
 
 
-def _multipliers(base: Ablation, change: Ablation) -> dict[float, ablation_results.PairedRatio]:
-  """By loss, from what all runs had to reach after their first evaluation down to the lowest that
-  all have reached.
-  """
-  tracks = [track for side in (base, change) for track in side.curves.values()]
-  high, low = (
-    min(track.loss[0] for track in tracks),
-    ablation_results.find_shared_loss(base, change),
-  )
+def _measure_multipliers(
+  base: Ablation, ablation: Ablation
+) -> dict[float, ablation_results.PairedRatio]:
+  """Returns multipliers by loss, between the first loss of every run and the lowest shared loss."""
+  curves = [curve for side in (base, ablation) for curve in side.curves.values()]
+  high = min(curve.loss[0] for curve in curves)
+  low = ablation_results.find_shared_loss(base, ablation)
   if not low < high:
     return {}
   return {
-    float(loss): ablation_results.measure_multiplier(base, change, float(loss))
+    float(loss): ablation_results.measure_multiplier(base, ablation, float(loss))
     for loss in np.geomspace(low, high, _NUM_LOSSES)
   }
 
 
-def _new(names: int, height: float) -> tuple[Figure, Axes]:
-  figure = Figure(figsize=(5.4, height + 0.2 * math.ceil(names / 2)))
-  return figure, figure.add_subplot()
-
-
-def _looks(changes: Sequence[Ablation]) -> Iterator[tuple[Ablation, tuple[str, str]]]:
-  return zip(changes, itertools.cycle(itertools.product(DASHES, COLORS)))
-
-
-def _short(name: str) -> str:
-  return f' {name}' if len(name) <= _MAX_NAME_CHARS else f' {name[: _MAX_NAME_CHARS - 1]}…'
+def _new_figure(num_names: int) -> Figure:
+  return Figure(figsize=(WIDTH, 3.4 + 0.23 * num_names))

@@ -1,15 +1,15 @@
-"""Pictures: one function a figure, one style, no window system.
+"""Draws the figures of a report: losses, scores, panels and confusion matrices, in one style.
 
-A figure is drawn without a background and with its ink in one colour, so that `svg` can hand out a
-picture which takes the colour of the page around it, light or dark. What is drawn is decided
-elsewhere; nothing is read from disk here.
+Figures have no background and a single ink, so that `Drawing.to_svg` takes the text colour of the
+page, light or dark. A width of 4 inches keeps their text readable on a screen of 400 pixels.
 """
 
 import dataclasses
+import html
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -24,12 +24,17 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from minilm_jax.analysis.runs import RunLosses
 from minilm_jax.core.errors import sanitize
 
-INK = '#010203'  # a colour that nothing else has: `svg` replaces it
-# Told apart by colour-blind readers, and legible on white and on black (Okabe and Ito's, without
+INK = '#010203'  # occurs nowhere else, so that an SVG can replace it with the colour of the page
+# Distinct for colour-blind readers, and legible on white and on black (Okabe and Ito, without
 # yellow and black).
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
 DASHES = ('-', '--', ':', '-.')
-_MAX_NUMBERED_CLASSES = 14  # classes of a confusion matrix up to which numbers fit its squares
+WIDTH = 4.0  # inches of a figure with one panel
+_PANEL_WIDTH, _PANEL_HEIGHT = 3.2, 2.6  # inches
+_LINE_HEIGHT = 0.23  # inches of a line of a legend
+_MAX_COLUMNS = 3
+_MAX_NUMBERED_CLASSES = 14  # counts do not fit the cells of a larger confusion matrix
+_MAX_NAME_CHARS = 36
 STYLE: dict[Any, Any] = {  # for matplotlib.rc_context
   'axes.edgecolor': INK,
   'axes.labelcolor': INK,
@@ -41,8 +46,15 @@ STYLE: dict[Any, Any] = {  # for matplotlib.rc_context
   'axes.grid': True,
   'grid.alpha': 0.15,
   'grid.color': INK,
-  'font.size': 10,
+  'font.size': 11.5,
   'font.family': 'sans-serif',
+  **{
+    f'{part}size': 11.5
+    for part in (
+      *('axes.label', 'axes.title', 'xtick.label', 'ytick.label', 'figure.label', 'figure.title'),
+      *('legend.font', 'legend.title_font'),
+    )
+  },
   'legend.frameon': False,
   'lines.linewidth': 1.6,
   'text.parse_math': False,  # a run may be called $1
@@ -53,8 +65,76 @@ STYLE: dict[Any, Any] = {  # for matplotlib.rc_context
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A figure of a report.
+
+  Attributes:
+    figure: all panels.
+    tooltips: text by the id of a drawn point or line.
+    panels: the panels one by one, for a page that arranges them by its width; empty for one panel.
+  """
+
+  figure: Figure
+  tooltips: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  panels: Sequence['Drawing'] = ()
+
+  def to_svg(self) -> str:
+    """Returns the figure as an `<svg>` element with tooltips, in the colour of the text around it.
+
+    Equal figures give equal bytes.
+    """
+    with mpl.rc_context(STYLE):
+      file = io.StringIO()
+      metadata = {'Date': None, 'Creator': None}
+      self.figure.savefig(file, format='svg', transparent=True, metadata=metadata)
+    text = file.getvalue()
+    svg = sanitize(text[text.index('<svg') :]).replace(INK, 'currentColor')
+    return add_tooltips(svg, self.tooltips)
+
+  def to_png(self) -> bytes:
+    """Returns the figure on white, for slides and papers."""
+    with mpl.rc_context(STYLE):
+      file = io.BytesIO()
+      FigureCanvasAgg(self.figure)
+      self.figure.savefig(
+        file, format='png', dpi=200, facecolor='white', metadata={'Software': None}
+      )
+    return file.getvalue()
+
+
+def add_tooltips(svg: str, tooltips: Mapping[str, str]) -> str:
+  """Adds a `<title>` to the groups of an SVG with these ids; browsers show it under the pointer.
+
+  >>> add_tooltips('<g id="a"><path/></g>', {'a': 'x < y'})
+  '<g id="a"><title>x &lt; y</title><path/></g>'
+  """
+  for name, text in tooltips.items():
+    group = f'<g id="{name}">'
+    svg = svg.replace(group, f'{group}<title>{html.escape(sanitize(text))}</title>', 1)
+  return svg
+
+
+def encode(
+  drawings: Iterable[tuple[str, Drawing]], suffix: str = ''
+) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+  """Returns the files of drawings, and the `<svg>` elements of each for a page.
+
+  Args:
+    drawings: with the names of their files.
+    suffix: of the file names, before .svg and .png.
+  """
+  contents, pictures = {}, {}
+  for name, drawing in drawings:
+    svg = drawing.to_svg()
+    pictures[name] = [panel.to_svg() for panel in drawing.panels] or [svg]
+    contents[f'{name}{suffix}.svg'] = svg.encode()
+    contents[f'{name}{suffix}.png'] = drawing.to_png()
+  return contents, pictures
+
+
+@dataclasses.dataclass(frozen=True)
 class MeanBand:
-  """A mean with its interval at each x; ends that are not numbers draw no band."""
+  """A mean with its interval at each x; an interval with nan is not drawn."""
 
   name: str
   x: tuple[float, ...]
@@ -65,220 +145,236 @@ class MeanBand:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """A small picture of some bands, and of a level that is reached without a model."""
+  """A panel with mean bands and the score of the majority class."""
 
   title: str
   bands: tuple[MeanBand, ...]
-  level: float = math.nan
+  majority: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class DotRow:
-  """One row of a dot plot: (mean, low, high) of each arm by name, and levels that are reached
-  without a model.
-  """
+  """One row of a dot plot: (mean, low, high) of each arm, and baselines, by name."""
 
   name: str
   arms: Mapping[str, tuple[float, float, float]]
-  levels: Mapping[str, float]
+  baselines: Mapping[str, float]
 
 
-def loss(curves: Sequence[RunLosses]) -> Figure:
-  """Validation loss (line with points) and training loss (faint line) of every run against the
-  tokens it has seen.
-  """
+def draw_losses(curves: Sequence[RunLosses]) -> Drawing:
+  """Draws the validation loss (points) and training loss (faint) of each run by tokens."""
   with mpl.rc_context(STYLE):
-    rows = max(1, len(curves))
-    figure = Figure(figsize=(5.4, 3.2 + 0.2 * rows))
+    figure = Figure(figsize=(WIDTH, 3.4 + _LINE_HEIGHT * max(1, len(curves))))
     axes = figure.add_subplot()
-    handles = []
-    for curve, (dash, color) in zip(curves, _looks()):
+    handles, tooltips = [], {}
+    for number, (curve, (dash, color)) in enumerate(zip(curves, line_styles())):
+      tooltips[f'loss-{number}'] = curve.name
       axes.plot(curve.train_tokens, curve.train_loss, dash, color=color, alpha=0.5, linewidth=1)
       handles += axes.plot(
-        curve.validation_tokens, curve.validation_loss, dash, color=color, marker='o', markersize=3
+        curve.validation_tokens,
+        curve.validation_loss,
+        dash,
+        color=color,
+        marker='o',
+        markersize=3,
+        gid=f'loss-{number}',
       )
-    _label(axes, 'tokens seen', 'masked-token loss (nats)')
+    axes.set_xlabel('tokens')
+    axes.set_ylabel('masked-token loss (nats)')
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(7))
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-    names = [
-      f' {curve.name}' for curve in curves
-    ]  # Matplotlib leaves out a name that begins with an underscore
     figure.legend(
       handles,
-      names,
+      [f' {shorten_name(curve.name)}' for curve in curves],
       loc='outside lower left',
-      title='points: validation · faint: training',
+      title='points: validation; faint: training',
       alignment='left',
-      fontsize=9,
-      title_fontsize=9,
     )
-  return figure
+  return Drawing(figure, tooltips)
 
 
-def dots(rows: Sequence[DotRow], x: str) -> Figure:
-  """A row a task: the mean of each arm as a dot on its interval, and what takes no model as marks."""
+def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
+  """Draws a row a task: the mean of each arm as a dot on its interval, and baselines as marks."""
   with mpl.rc_context(STYLE):
-    longest = max((len(row.name) for row in rows), default=0)
-    # Beside names longer than 30 nothing would be left for the dots; one of any length makes no
-    # figure of any width.
-    width = 5.4 + 0.08 * min(max(0, longest - 30), 120)
-    figure = Figure(figsize=(width, 1.3 + 0.45 * max(1, len(rows))))
+    arms = styles_by_name(name for row in rows for name in row.arms)
+    baselines = dict.fromkeys(name for row in rows for name in row.baselines)
+    marks = dict(zip(baselines, itertools.cycle('|xd')))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * max(1, len(rows)) + _LINE_HEIGHT * len(arms)))
     axes = figure.add_subplot()
-    arms = _looks_of(name for row in rows for name in row.arms)
-    marks = dict(
-      zip(dict.fromkeys(name for row in rows for name in row.levels), itertools.cycle('|xd'))
-    )
-    handles: dict[str, Any] = dict.fromkeys(arms)  # they come first
-    for place, row in enumerate(rows):
+    handles: dict[str, Any] = dict.fromkeys(arms)  # arms precede baselines in the legend
+    for index, row in enumerate(rows):
       for number, (name, (_, color)) in enumerate(arms.items()):
-        if name in row.arms and math.isfinite(row.arms[name][0]):
-          (mean, low, high), y = (
-            row.arms[name],
-            place + 0.3 * (number / max(1, len(arms) - 1) - 0.5),
-          )
-          axes.plot(
-            [low, high], [y, y], '-', color=color, alpha=0.6
-          )  # without an interval there is none to see
-          (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
-      for name, level in row.levels.items():
-        if math.isfinite(level):
+        if name not in row.arms or not math.isfinite(row.arms[name][0]):
+          continue
+        mean, low, high = row.arms[name]
+        y = index + 0.1 + 0.24 * number / max(1, len(arms) - 1)
+        axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # draws nothing for nan
+        (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
+      for name, baseline in row.baselines.items():
+        if math.isfinite(baseline):
           (handles[name],) = axes.plot(
-            [level], [place], marks[name], color=INK, alpha=0.7, markersize=9 - len(marks)
+            [baseline], [index + 0.22], marks[name], color=INK, alpha=0.7, markersize=7
           )
-    axes.set_yticks(range(len(rows)), [f' {row.name}' for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(x)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
-    add_legend(figure, {name: handle for name, handle in handles.items() if handle is not None})
-  return figure
+    label_rows(axes, [row.name for row in rows])
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    handles = {name: handle for name, handle in handles.items() if handle is not None}
+    add_legend(figure, handles, ncols=2)
+  return Drawing(figure)
 
 
-def learning(rows: Sequence[Panel], y: str) -> Figure:
-  """Fine-tuning by epoch, a small panel a task."""
-  return _panels(rows, 'epoch', y)
-
-
-def trajectory(rows: Sequence[Panel], y: str) -> Figure:
-  """A score by the step of the checkpoint it was fine-tuned from, a small panel a task."""
-  return _panels(rows, 'step of the checkpoint', y)
-
-
-def _panels(panels: Sequence[Panel], x: str, y: str) -> Figure:
-  with mpl.rc_context(STYLE):
-    columns = min(3, max(1, len(panels)))
-    lines = math.ceil(max(1, len(panels)) / columns)
-    looks = _looks_of(band.name for panel in panels for band in panel.bands)
-    figure = Figure(
-      figsize=(1 + 2.2 * columns, 0.6 + 1.9 * lines + 0.2 * math.ceil(len(looks) / 2))
+def label_rows(axes: Axes, names: Sequence[str]) -> None:
+  """Writes the name of each row of dots above the row, so that long names leave room for dots."""
+  axes.set_yticks([])
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  for index, name in enumerate(names):
+    axes.text(
+      0.01,
+      index - 0.08,
+      f' {shorten_name(name)}',
+      transform=axes.get_yaxis_transform(),
+      va='bottom',
     )
-    handles: dict[str, Any] = {}
-    for number, (axes, panel) in enumerate(
-      zip(figure.subplots(lines, columns, squeeze=False).flat, panels)
-    ):
-      for band in panel.bands:
-        dash, color = looks[band.name]
-        axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
-        (handles[band.name],) = axes.plot(
-          band.x, band.mean, dash, color=color, marker='o', markersize=2.5
-        )
-      if math.isfinite(panel.level):
-        handles['majority'] = axes.axhline(
-          panel.level, color=INK, alpha=0.5, linestyle=':', linewidth=1
-        )
-      axes.set_title(f' {panel.title}', fontsize=9)
-      _label(axes, '', '')
-      if number + columns >= len(
-        panels
-      ):  # one label of the whole figure would lie under the legend
-        axes.set_xlabel(x, fontsize=9)
-      axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-      axes.tick_params(labelsize=8)
-    for axes in figure.axes[len(panels) :]:
-      axes.set_axis_off()
-    figure.supylabel(y, fontsize=9)
-    add_legend(figure, handles)
-  return figure
 
 
-def confusion(
-  title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]
-) -> Figure:
-  """A square an arm: the share of each true class (row) that was said to be each class (column),
-  with counts.
-  """
-  without_grid: dict[Any, Any] = STYLE | {'axes.grid': False}
-  with mpl.rc_context(without_grid):
-    size = len(classes)
-    figure = Figure(figsize=(1 + (1.2 + 0.45 * size) * max(1, len(arms)), 1.4 + 0.45 * size))
-    figure.suptitle(f' {title}', fontsize=10)
-    for axes, (name, counts) in zip(
-      figure.subplots(1, max(1, len(arms)), squeeze=False).flat, arms.items()
-    ):
-      shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-      edges = np.arange(size + 1) - 0.5
-      axes.pcolormesh(
-        edges,
-        edges,
-        shares,
-        vmin=0,
-        vmax=1.5,  # the darkest square still lets its number be read
-        cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]),
+def draw_panels(panels: Sequence[Panel], x_label: str, y_label: str) -> Drawing:
+  """Draws mean bands, a panel a task."""
+  styles = styles_by_name(band.name for panel in panels for band in panel.bands)
+  handles: dict[str, Any] = {}
+
+  def draw(axes: Axes, panel: Panel) -> None:
+    for band in panel.bands:
+      dash, color = styles[band.name]
+      axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
+      (handles[band.name],) = axes.plot(
+        band.x, band.mean, dash, color=color, marker='o', markersize=2.5
       )
-      axes.set_aspect('equal')
-      axes.invert_yaxis()
-      for (true, said), count in np.ndenumerate(counts):
-        if size <= _MAX_NUMBERED_CLASSES:
-          axes.text(said, true, f'{count:,.0f}', ha='center', va='center', fontsize=8)
-      axes.set_title(name, fontsize=9)
-      axes.set_xticks(range(size), classes, rotation=90, fontsize=8)
-      axes.set_yticks(range(size), classes if axes is figure.axes[0] else [], fontsize=8)
-      axes.set_xlabel('said', fontsize=9)
-    figure.axes[0].set_ylabel('true', fontsize=9)
-  return figure
+    if math.isfinite(panel.majority):
+      handles['majority'] = axes.axhline(
+        panel.majority, color=INK, alpha=0.5, linestyle=':', linewidth=1
+      )
+    axes.set_title(_shorten_lines(panel.title))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+
+  return arrange_panels(panels, draw, handles, x_label, y_label)
 
 
-def svg(figure: Figure) -> str:
-  """The figure as an `<svg>` element that takes the colour of the text around it; the same bytes
-  every time.
+def arrange_panels(
+  panels: Sequence[Any],
+  draw: Callable[[Axes, Any], Mapping[str, str] | None],
+  handles: dict[str, Any],
+  x_label: str,
+  y_label: str,
+) -> Drawing:
+  """Returns a drawing of panels in rows, and of each panel alone.
+
+  Args:
+    panels: at least one.
+    draw: draws a panel on axes and returns its tooltips, if any.
+    handles: of the legend; `draw` fills it.
+    x_label, y_label: of all panels.
   """
-  with mpl.rc_context(STYLE):
-    file = io.StringIO()
-    figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-  text = file.getvalue()
-  return sanitize(text[text.index('<svg') :]).replace(INK, 'currentColor')
+
+  def arrange(shown: Sequence[Any]) -> Drawing:
+    handles.clear()
+    columns = min(_MAX_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    width = WIDTH if columns == 1 else _PANEL_WIDTH * columns
+    tooltips: dict[str, str] = {}
+    with mpl.rc_context(STYLE):
+      figure = Figure()
+      grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+      for number, (axes, panel) in enumerate(zip(grid, shown)):
+        tooltips |= draw(axes, panel) or {}
+        if number + columns >= len(shown):  # a label of the figure would cover the legend
+          axes.set_xlabel(x_label)
+      for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+      figure.supylabel(y_label)
+      lines = math.ceil(len(handles) / columns)
+      figure.set_size_inches(width, 0.4 + _PANEL_HEIGHT * rows + _LINE_HEIGHT * lines)
+      if handles:
+        add_legend(figure, handles, columns)
+    return Drawing(figure, tooltips)
+
+  single = [arrange([panel]) for panel in panels] if len(panels) > 1 else ()
+  return dataclasses.replace(arrange(panels), panels=single)
 
 
-def png(figure: Figure) -> bytes:
-  """The figure on white, for slides and papers."""
-  with mpl.rc_context(STYLE):
-    file = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(file, format='png', dpi=200, facecolor='white', metadata={'Software': None})
-  return file.getvalue()
+def draw_confusion(
+  title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]
+) -> Drawing:
+  """Draws a matrix an arm: the share of each true class (row) predicted as each class, and counts."""
+  style: dict[Any, Any] = STYLE | {'axes.grid': False}
+  size = len(classes)
+
+  def draw(shown: Mapping[str, Float[np.ndarray, 'C C']]) -> Drawing:
+    with mpl.rc_context(style):
+      side = max(2.4, 0.5 * size)
+      figure = Figure(figsize=(1.6 + side * max(1, len(shown)), 1.8 + side))
+      figure.suptitle(_shorten_lines(title))
+      grid = figure.subplots(1, max(1, len(shown)), squeeze=False).flat
+      for axes, (name, counts) in zip(grid, shown.items()):
+        _draw_matrix(axes, counts)
+        axes.set_title(name)
+        axes.set_xticks(range(size), classes, rotation=90)
+        axes.set_yticks(range(size), classes if axes is figure.axes[0] else [])
+        axes.set_xlabel('predicted')
+      figure.axes[0].set_ylabel('true')
+    return Drawing(figure)
+
+  panels = [draw({name: counts}) for name, counts in arms.items()] if len(arms) > 1 else ()
+  return dataclasses.replace(draw(arms), panels=panels)
 
 
-def _looks() -> Iterator[tuple[str, str]]:
-  """Line styles without end: colours first, then dashes."""
+def _draw_matrix(axes: Axes, counts: Float[np.ndarray, 'C C']) -> None:
+  size = len(counts)
+  edges = np.arange(size + 1) - 0.5
+  axes.pcolormesh(
+    edges,
+    edges,
+    counts / np.maximum(counts.sum(1, keepdims=True), 1),
+    vmin=0,
+    vmax=1.5,  # keeps the number readable in the darkest cell
+    cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]),
+  )
+  axes.set_aspect('equal')
+  axes.invert_yaxis()
+  if size <= _MAX_NUMBERED_CLASSES:
+    for (true, predicted), count in np.ndenumerate(counts):
+      axes.text(predicted, true, f'{count:,.0f}', ha='center', va='center')
+
+
+def line_styles() -> Iterator[tuple[str, str]]:
+  """Yields dashes and colours without end: colours change first."""
   return itertools.cycle(itertools.product(DASHES, COLORS))
 
 
-def add_legend(
-  figure: Figure, handles: Mapping[str, Any], fontsize: int = 9, ncols: int = 2
-) -> None:
-  """Adds a legend of named lines below a figure."""
-  names = [
-    f' {name}' for name in handles
-  ]  # Matplotlib leaves out a name that begins with an underscore
-  figure.legend(
-    list(handles.values()), names, loc='outside lower left', ncols=ncols, fontsize=fontsize
-  )
+def styles_by_name(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+  """Returns the dash and colour of each name."""
+  return dict(zip(dict.fromkeys(names), line_styles()))
 
 
-def _looks_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-  return dict(zip(dict.fromkeys(names), _looks()))
+def add_legend(figure: Figure, handles: Mapping[str, Any], ncols: int = 1) -> None:
+  """Adds a legend below a figure; Matplotlib omits names that begin with an underscore."""
+  names = [f' {shorten_name(name)}' for name in handles]
+  figure.legend(list(handles.values()), names, loc='outside lower left', ncols=ncols)
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
-  axes.set_xlabel(x)
-  axes.set_ylabel(y)
-  axes.xaxis.set_major_locator(MaxNLocator(5))
-  axes.yaxis.set_major_locator(MaxNLocator(7))
+def shorten_name(name: str) -> str:
+  """Returns a name that fits the width of a figure, without its middle if it is long.
+
+  >>> shorten_name('abc'), shorten_name('runs/' + 'a' * 60 + '/b')
+  ('abc', 'runs/aaaaaaaaaaaaaaaaa…aaaaaaaaaaa/b')
+  """
+  if len(name) <= _MAX_NAME_CHARS:
+    return name
+  tail = (_MAX_NAME_CHARS - 1) * 3 // 8
+  return f'{name[: _MAX_NAME_CHARS - 1 - tail]}…{name[-tail:]}'
+
+
+def _shorten_lines(title: str) -> str:
+  return '\n'.join(f' {shorten_name(line)}' for line in title.split('\n'))

@@ -1,8 +1,6 @@
-"""What happens on the way: fine-tuning by epoch, and scores by the step of the checkpoint they
-start from.
+"""Data of the figures of fine-tuning: panels by epoch and by checkpoint step, confusion matrices.
 
-Both become panels, small pictures with a line for each arm: the mean over seeds and its 95%
-interval. How a panel looks is left to `figures.py`.
+A panel has a band for each arm: the mean over seeds with its 95% interval. `figures.py` draws them.
 """
 
 import dataclasses
@@ -22,8 +20,7 @@ from minilm_jax.core.schema import FLAG, NUMBER, TEXT
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.task import TASKS
 
-# Confusion matrices from logged predictions: which class each task's models take for which, summed
-# over seeds.
+_ARMS = {True: 'pre-trained', False: 'from scratch'}
 _PREDICTION_FIELDS = (
   'task',
   'split',
@@ -34,12 +31,21 @@ _PREDICTION_FIELDS = (
   'learning_rate',
   'checkpoint_step',
 )
+_LOG_FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')
+_CONFIG_SCHEMA = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}
+LogLine = dict[str, Any]
+# Epoch choice, learning rate and checkpoint step of the displayed scores, by arm.
+DisplayedScores = Mapping[bool, tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-  """One task's matrices, `[true, said]` counts summed over seeds, by arm; arms that were not run
-  are left out.
+  """The confusion matrices of one task.
+
+  Attributes:
+    task, split, checkpoint: names.
+    classes: names of the classes, or their numbers.
+    arms: `[true, predicted]` counts summed over seeds, by arm; absent arms were not run.
   """
 
   task: str
@@ -49,263 +55,237 @@ class Confusion:
   arms: Mapping[str, np.ndarray]
 
 
-def confusions(found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> list[Confusion]:
-  """The matrices of every classification, of the rates and epochs that the table of scores shows.
+def read_confusions(
+  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
+) -> list[Confusion]:
+  """Returns the matrices of every classification, at the rates and epochs of the table of scores.
 
   Args:
-    found: runs by name, of `runs.find`.
-    rows: of `scores.score_table`, of the same runs; of several steps of a checkpoint the last is
-      taken.
+    run_paths: runs by name, of `runs.find_runs`.
+    rows: of `scores.make_score_table`, of the same runs; the last step of a checkpoint counts.
 
   Raises:
-    InputError: no run has logged predictions of a classification, or a line is not one prediction a
-      label.
+    InputError: no run has logged predictions of a classification, a line lacks a field, or the
+      numbers of predictions and labels differ.
   """
-  lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-  for path in found.values():
+  lines: dict[tuple[str, str, str], list[LogLine]] = {}
+  for path in run_paths.values():
     for line in run_dir.read_lines(path / run_dir.PREDICTIONS):
-      missing = [name for name in _PREDICTION_FIELDS if name not in line]
-      if missing:
-        raise InputError(
-          f'the predictions of {path}',
-          f'a line without {", ".join(missing)}',
-          f'remove {run_dir.PREDICTIONS} and fine-tune again',
-        )
-      if 'labels' in line and all(
-        isinstance(label, int) for label in line['labels']
-      ):  # a regression has fractions
-        if len(line['labels']) != len(line['predictions']):
-          raise InputError(
-            f'the predictions of {path}',
-            f'{len(line["predictions"])} of them for {len(line["labels"])} labels',
-            f'remove {run_dir.PREDICTIONS} and fine-tune again',
-          )
-        task, split, source = (
-          sanitize(str(part))
-          for part in (line['task'], line['split'], runs.resolve_source(found, path))
-        )
+      _check_predictions(path, line)
+      labels = line['labels'] if 'labels' in line else [None]
+      if all(isinstance(label, int) for label in labels):  # regressions have fractions
+        key = (line['task'], line['split'], runs.resolve_source(run_paths, path))
+        task, split, source = (sanitize(str(part)) for part in key)
         lines.setdefault((task, split, source), []).append(line)
   if not lines:
     raise InputError(
       'confusion matrices',
       f'no {run_dir.PREDICTIONS} with classes in these runs',
-      'fine-tune so that predictions are written, or leave out --confusion',
+      'fine-tune again to write predictions, or leave out --confusion',
     )
-  wanted = {
-    key: _wanted(row)
+  # Rows are in the order of steps, so that the last step of a checkpoint remains.
+  displayed = {
+    (row.task, row.split, row.checkpoint): {
+      True: (row.which, row.pretrained.learning_rate, row.step),
+      False: (row.which, row.scratch.learning_rate, None),
+    }
     for row in rows
     if row.headline and row.shown
-    for key in [(row.task, row.split, row.checkpoint)]
-  }  # rows come by step: the last stays
+  }
   return [
-    _confusion(key, own, wanted[key] if key in wanted else {}) for key, own in sorted(lines.items())
+    _count_confusions(key, lines_of_task, displayed.get(key, {}))
+    for key, lines_of_task in sorted(lines.items())
   ]
 
 
-def _wanted(row: ScoreRow) -> dict[bool, tuple[Any, ...]]:
-  return {
-    True: (row.which, row.pretrained.learning_rate, row.step),
-    False: (row.which, row.scratch.learning_rate, None),
-  }
+def _check_predictions(path: epath.Path, line: LogLine) -> None:
+  missing = [name for name in _PREDICTION_FIELDS if name not in line]
+  if missing:
+    problem = f'a line without {", ".join(missing)}'
+  elif 'labels' in line and len(line['labels']) != len(line['predictions']):
+    problem = f'{len(line["predictions"])} predictions for {len(line["labels"])} labels'
+  else:
+    return
+  raise InputError(
+    f'the predictions of {path}', problem, f'remove {run_dir.PREDICTIONS} and fine-tune again'
+  )
 
 
-def _confusion(
-  key: tuple[str, str, str], lines: list[dict[str, Any]], wanted: dict[bool, tuple[Any, ...]]
+def _count_confusions(
+  key: tuple[str, str, str], lines: Sequence[LogLine], displayed: DisplayedScores
 ) -> Confusion:
   task, split, checkpoint = key
-  size = 1 + max(max(line[side]) for line in lines for side in ('labels', 'predictions'))
   names = TASKS[task].labels if task in TASKS else ()
-  size = max(size, len(names), 2)
+  highest = max(max(line[side]) for line in lines for side in ('labels', 'predictions'))
+  size = max(1 + highest, len(names), 2)
   arms = {}
-  for arm, name in ((True, 'pre-trained'), (False, 'from scratch')):
-    own = {
+  for arm, name in _ARMS.items():
+    by_seed = {
       line['seed']: line
       for line in lines
       if line['pretrained'] == arm
       and (
-        not wanted
-        or (line['epoch_choice'], line['learning_rate'], line['checkpoint_step']) == wanted[arm]
+        not displayed
+        or (line['epoch_choice'], line['learning_rate'], line['checkpoint_step']) == displayed[arm]
       )
     }
-    if own:
+    if by_seed:
       arms[name] = sum(
         metrics.confusion_matrix(np.array(line['predictions']), np.array(line['labels']), size)
-        for line in own.values()
+        for line in by_seed.values()
       )
-  return Confusion(
-    task,
-    split,
-    checkpoint,
-    tuple(names) if len(names) == size else tuple(map(str, range(size))),
-    arms,
-  )
+  classes = tuple(names) if len(names) == size else tuple(map(str, range(size)))
+  return Confusion(task, split, checkpoint, classes, arms)
 
 
-ARMS = {True: 'pre-trained', False: 'from scratch'}
-_LOG_FIELDS = (
-  'epoch',
-  'split',
-  'seed',
-  'learning_rate',
-  'member',
-  'pretrained',
-)  # of each line that fine-tuning logs
-_RECIPE = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}  # what is read of it
-LogLine = dict[str, Any]
-
-
-def learning(
-  found: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
+def read_learning_curves(
+  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
 ) -> tuple[list[Panel], list[Panel]]:
-  """Fine-tuning by epoch: the headline on the held-out part, or else on the reported split, and the
-  training loss.
+  """Returns panels of scores and of training losses by epoch, one a task, checkpoint and protocol.
 
-  Where a table shows one rate of an arm its others are not drawn, and of several steps of a
-  checkpoint only the last.
+  Scores are headline scores times 100 on the held-out part, or else on the reported split. Panels
+  leave out learning rates that the table of scores does not show, and all but the last step of a
+  checkpoint.
 
   Args:
-    found: runs by name, of `runs.find`.
-    rows: of `scores.score_table`, of the same runs.
-
-  Returns:
-    Panels of scores times 100 and panels of losses, one a task, checkpoint and protocol.
+    run_paths: runs by name, of `runs.find_runs`.
+    rows: of `scores.make_score_table`, of the same runs.
 
   Raises:
-    InputError: a log of fine-tuning is of another form.
+    InputError: a line of a log lacks a field.
   """
   rates: dict[tuple[str, bool, str, bool], set[float | None]] = {}
   for row in rows:
-    if row.shown:
-      for arm, group in ((True, row.pretrained), (False, row.scratch)):
-        if group.n + group.undefined:
-          rates.setdefault((row.task, row.filtered, row.checkpoint, arm), set()).add(
-            group.learning_rate
-          )
+    for arm, group in ((True, row.pretrained), (False, row.scratch)):
+      if row.shown and group.n + group.undefined:
+        key = (row.task, row.filtered, row.checkpoint, arm)
+        rates.setdefault(key, set()).add(group.learning_rate)
   lines: dict[tuple[str, bool, str, str], list[LogLine]] = {}
-  for name, path in found.items():
-    if runs.read_kind(path) == 'finetune':
-      config = files.read_object(path / run_dir.CONFIG, f'the recipe of {path}', _RECIPE)
-      task, protocol = config['task'], json.dumps([config['task'], config['epochs']])
-      for checkpoint, line in _log(found, name):
-        key = (task['name'], task['filtered'], checkpoint)
-        arm = (*key, line['pretrained'])
-        if arm not in rates or line['learning_rate'] in rates[arm]:
-          lines.setdefault((*key, protocol), []).append(line)
-  several = len({checkpoint for _, _, checkpoint, _ in lines}) > 1
-  panels: tuple[list[Panel], list[Panel]] = ([], [])
-  for (task, filtered, checkpoint, _), own in sorted(lines.items()):
-    title = _title(task, filtered, checkpoint if several else '')
-    for some, wanted, scale in ((panels[0], _headline(own), 100), (panels[1], _losses(own), 1)):
-      if wanted:
-        some.append(Panel(title, tuple(_bands(wanted, scale))))
-  return panels
+  for name, path in run_paths.items():
+    if runs.read_kind(path) != 'finetune':
+      continue
+    config = files.read_object(path / run_dir.CONFIG, f'the recipe of {path}', _CONFIG_SCHEMA)
+    task, protocol = config['task'], json.dumps([config['task'], config['epochs']])
+    for checkpoint, line in _read_log(run_paths, name):
+      key = (task['name'], task['filtered'], checkpoint)
+      arm_key = (*key, line['pretrained'])
+      if arm_key not in rates or line['learning_rate'] in rates[arm_key]:
+        lines.setdefault((*key, protocol), []).append(line)
+  has_several = len({checkpoint for _, _, checkpoint, _ in lines}) > 1
+  scores, losses = [], []
+  for (task, filtered, checkpoint, _), log_lines in sorted(lines.items()):
+    title = _format_title(task, filtered, checkpoint if has_several else '')
+    for panels, values, scale in (
+      (scores, _select_headline(log_lines), 100),
+      (losses, _select_losses(log_lines), 1),
+    ):
+      if values:
+        panels.append(Panel(title, tuple(_make_bands(values, scale))))
+  return scores, losses
 
 
-def trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
-  """Headline scores times 100 by the step of the checkpoint, one panel a task; none where there is
-  one step.
-  """
+def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
+  """Returns panels of headline scores times 100 by checkpoint step, of tasks with several steps."""
   cells: dict[tuple[Any, ...], list[ScoreRow]] = {}
   for row in rows:
     if row.headline and row.shown and row.step is not None:
       key = (row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out)
       cells.setdefault(key, []).append(row)
-  cells = {key: own for key, own in cells.items() if len({row.step for row in own}) > 1}
-  several = len({key[3] for key in cells}) > 1
+  cells = {
+    key: cell_rows for key, cell_rows in cells.items() if len({row.step for row in cell_rows}) > 1
+  }
+  has_several = len({key[3] for key in cells}) > 1
   panels = []
-  for (task, _, filtered, checkpoint, *_), own in cells.items():
-    bands: dict[str, list[tuple[int, Group]]] = {}
-    many = {
-      arm: len(own) > len({row.step for row in own}) for arm in ARMS
-    }  # rates that nothing chose between
-    for row in own:
+  for (task, _, filtered, checkpoint, *_), cell_rows in cells.items():
+    # A step has several rows if no held-out part selected a learning rate.
+    has_rates = len(cell_rows) > len({row.step for row in cell_rows})
+    points: dict[str, list[tuple[float, Group]]] = {}
+    for row in cell_rows:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n and row.step is not None:
-          bands.setdefault(_name(arm, group.learning_rate, many[arm]), []).append((row.step, group))
-    panels.append(
-      Panel(
-        _title(task, filtered, checkpoint if several else ''),
-        tuple(
-          MeanBand(
-            name,
-            tuple(float(step) for step, _ in points),
-            *(
-              tuple(100 * getattr(group, end) for _, group in points)
-              for end in ('mean', 'low', 'high')
-            ),
-          )
-          for name, points in bands.items()
+          name = _format_arm(arm, group.learning_rate, has_rates)
+          points.setdefault(name, []).append((float(row.step), group))
+    bands = tuple(
+      MeanBand(
+        name,
+        tuple(step for step, _ in steps),
+        *(
+          tuple(100 * getattr(group, field) for _, group in steps)
+          for field in ('mean', 'low', 'high')
         ),
-        100 * own[0].majority,
       )
+      for name, steps in points.items()
     )
+    title = _format_title(task, filtered, checkpoint if has_several else '')
+    panels.append(Panel(title, bands, 100 * cell_rows[0].majority))
   return panels
 
 
-def _title(task: str, filtered: bool, checkpoint: str) -> str:
+def _format_title(task: str, filtered: bool, checkpoint: str) -> str:
   return task + (' (filtered)' if filtered else '') + (f'\n{checkpoint}' if checkpoint else '')
 
 
-def _name(arm: bool, rate: float | None, many: bool) -> str:
-  return f'{ARMS[arm]}, {rate:g}' if many and rate is not None else ARMS[arm]
+def _format_arm(arm: bool, rate: float | None, has_rates: bool) -> str:
+  return f'{_ARMS[arm]}, {rate:g}' if has_rates and rate is not None else _ARMS[arm]
 
 
-def _log(found: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogLine]]:
-  """The checkpoint and each line of a log; of members that start from several steps of one, those
-  of the last step.
-  """
-  path, first = found[name], runs.resolve_source(found, found[name])
-  scored = list(run_dir.read_lines(path / run_dir.SCORES))
+def _read_log(run_paths: Mapping[str, epath.Path], name: str) -> Iterator[tuple[str, LogLine]]:
+  """Yields the checkpoint and each line of a log, of the last step of each checkpoint."""
+  path = run_paths[name]
+  source = runs.resolve_source(run_paths, path)
+  score_lines = list(run_dir.read_lines(path / run_dir.SCORES))
   names = {
-    one: runs.resolve_source(found, path, one) for one in {line['checkpoint'] for line in scored}
+    checkpoint: runs.resolve_source(run_paths, path, checkpoint)
+    for checkpoint in {line['checkpoint'] for line in score_lines}
   }
-  starts = {line['member']: (names[line['checkpoint']], line['checkpoint_step']) for line in scored}
-  last: dict[str, int] = {}
+  starts = {
+    line['member']: (names[line['checkpoint']], line['checkpoint_step']) for line in score_lines
+  }
+  last_steps: dict[str, int] = {}
   for checkpoint, step in starts.values():
     if step is not None:
-      last[checkpoint] = max(step, last[checkpoint] if checkpoint in last else step)
+      last_steps[checkpoint] = max(step, last_steps.get(checkpoint, step))
   for line in run_dir.read_lines(path / run_dir.METRICS):
     missing = [field for field in _LOG_FIELDS if field not in line]
     if missing:
       raise InputError(
         f'the learning curves of {name}',
         f'a line of {run_dir.METRICS} without {", ".join(missing)}',
-        'fine-tune again into a new --workdir: another version has written this one',
+        'fine-tune again into a new --workdir: another version wrote this log',
       )
-    checkpoint, step = starts[line['member']] if line['member'] in starts else (first, None)
-    if step is None or step == last[checkpoint]:
+    checkpoint, step = starts.get(line['member'], (source, None))
+    if step is None or step == last_steps[checkpoint]:
       yield checkpoint, line
 
 
-def _headline(lines: Sequence[LogLine]) -> list[LogLine]:
-  """The scored lines of one split, the held-out part before all others, with their metric as
-  'value'.
-  """
-  scored = [
+def _select_headline(lines: Sequence[LogLine]) -> list[LogLine]:
+  """Returns the score lines of the held-out part, or else of one split, with a field 'value'."""
+  score_lines = [
     {**line, 'value': line[name]} for line in lines for name in line if name in metrics.METRICS
   ]
-  split = min(
-    (line['split'] for line in scored), key=lambda split: (split != 'held_out', split), default=''
-  )
-  return [line for line in scored if line['split'] == split]
+  splits = {line['split'] for line in score_lines}
+  split = min(splits, key=lambda split: (split != 'held_out', split), default='')
+  return [line for line in score_lines if line['split'] == split]
 
 
-def _losses(lines: Sequence[LogLine]) -> list[LogLine]:
+def _select_losses(lines: Sequence[LogLine]) -> list[LogLine]:
   return [{**line, 'value': line['loss']} for line in lines if line['split'] == 'train']
 
 
-def _bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
-  for arm in ARMS:
-    own = [line for line in lines if line['pretrained'] == arm]
-    rates = sorted({line['learning_rate'] for line in own}, key=runs.to_float)
+def _make_bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
+  for arm in _ARMS:
+    arm_lines = [line for line in lines if line['pretrained'] == arm]
+    rates = sorted({line['learning_rate'] for line in arm_lines}, key=runs.to_float)
     for rate in rates:
-      points: dict[float, dict[int, float]] = {}
-      for line in own:
+      values: dict[float, dict[int, float]] = {}
+      for line in arm_lines:
         if line['learning_rate'] == rate:
-          points.setdefault(line['epoch'], {})[line['seed']] = scale * runs.to_float(line['value'])
-      found = [metrics.summarize(list(points[epoch].values())) for epoch in sorted(points)]
+          by_seed = values.setdefault(line['epoch'], {})
+          by_seed[line['seed']] = scale * runs.to_float(line['value'])
+      epochs = sorted(values)
+      summaries = [metrics.summarize(list(values[epoch].values())) for epoch in epochs]
       yield MeanBand(
-        _name(arm, rate, len(rates) > 1),
-        tuple(float(epoch) for epoch in sorted(points)),
-        *(tuple(one[end] for one in found) for end in ('mean', 'low', 'high')),
+        _format_arm(arm, rate, len(rates) > 1),
+        tuple(map(float, epochs)),
+        *(tuple(summary[field] for summary in summaries) for field in ('mean', 'low', 'high')),
       )

@@ -1,16 +1,12 @@
-"""The HTML page of a report: one file without scripts, fonts or styles from the network.
+"""Renders a report as one HTML file without scripts, fonts or styles from the network.
 
-All text of runs is escaped.
+A page starts with its answers; figures, tables and footnotes follow. All text of runs is escaped.
 """
 
-import dataclasses
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
-from minilm_jax.analysis.report import sections, tables
-from minilm_jax.analysis.report.sections import Picture, Section, Table
-from minilm_jax.analysis.runs import RunRow
-from minilm_jax.analysis.scores import Average, ScoreRow, select_main, select_phenomena
+from minilm_jax.analysis.report.sections import Answer, Section, Table, split_cell
 from minilm_jax.core.errors import sanitize
 
 STYLE = """
@@ -19,81 +15,60 @@ STYLE = """
   :root { --ink: #e4e6ea; --paper: #15171a; --faint: #9aa2ad; --line: #353a41; --flag: #ff9d66; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--paper); }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p, ul { max-width: 44rem; } .faint { color: var(--faint); font-size: .9rem; } ul { padding-left: 1.2rem; }
-.wide { overflow-x: auto; } pre { font-size: .85rem; }
+body { margin: 0 auto; padding: 1rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+p, blockquote { max-width: 46rem; margin: .5rem 0; } a { color: inherit; }
+.answers { list-style: none; margin: 0; padding: 0; border-top: 1px solid var(--line); }
+.answers li { display: grid; grid-template-columns: 5fr 3fr 6fr; gap: 0 1.2rem; padding: .45rem 0;
+  border-bottom: 1px solid var(--line); }
+.answers strong::first-letter { text-transform: uppercase; }
+.caption, .notes { color: var(--faint); font-size: .9rem; } .notes { padding-left: 1.6rem; }
+.notes li { max-width: 46rem; margin: .25rem 0; } sup { font-size: .875rem; line-height: 0; }
+.box { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-th.word, td.word { text-align: left; } .flag { color: var(--flag); }
-figure { margin: 0; } figure svg { max-width: 100%; height: auto; }
-summary { cursor: pointer; } details { margin: .5rem 0; } .lead { font-size: 1.05rem; }
+th.word, td.word { text-align: left; white-space: normal; min-width: 7rem; max-width: 28rem; }
+.flag { color: var(--flag); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+figure { margin: 0; max-width: 32rem; } figure svg { width: 100%; height: auto; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem;
+  grid-auto-flow: row dense; }
+.gallery .wide { grid-column: 1 / -1; }
+summary { cursor: pointer; } details { margin: .5rem 0; }
+@media (max-width: 40rem) {
+  body { padding: .75rem; } .answers li { grid-template-columns: 1fr; } h1 { font-size: 1.3rem; }
+}
 """
-FOLDED = 9  # sentences about scores, one a task and checkpoint, above which they are folded
-FLAGGED = ('incomplete', 'empty', 'unfinished', 'gains nothing')
-# The pictures of the page in order: the beginning of their names, the heading above them, their
-# caption.
-PICTURES = (
-  (
-    'learning',
-    'Fine-tuning',
-    'Scores times 100 by epoch on the held-out part or, without one, on the reported '
-    'split: mean over seeds, with its 95% interval.',
-  ),
-  ('training', 'Fine-tuning loss', 'The training loss of the same runs, by epoch.'),
-  (
-    'trajectory',
-    'Along pre-training',
-    'Headline scores times 100 by the step of the checkpoint; dotted: majority.',
-  ),
-  (
-    'confusion',
-    'Confusion',
-    'Examples by true class and answer, summed over seeds; the darker, the larger the share '
-    'of the true class.',
-  ),
-)
+MAX_OPEN_ROWS = 12  # longer tables and lists of answers are folded
+_FLAGS = ('incomplete', 'empty', 'unfinished', 'gains nothing')
 
 
 def render(
-  scores: Sequence[ScoreRow],
-  averages: Sequence[Average],
-  runs: Sequence[RunRow],
-  pictures: Mapping[str, str],
-  lead: tuple[str, str] = ('', ''),
-  studies: Sequence[Section] = (),
+  title: str, answers: Sequence[Answer], sections: Sequence[Section], preregistration: str = ''
 ) -> str:
-  """Returns the whole page.
+  """Returns a page: answers, figures, other sections, footnotes.
 
   Args:
-    scores, averages, runs: rows of its tables; without runs it is about a logged table.
-    pictures: `<svg>` elements by name, each of which may be missing.
-    lead: a question and its answer, above everything else.
-    studies: sections of studies of several runs, before the scores.
+    title: of the page.
+    answers: one line each; those after the first `MAX_OPEN_ROWS` are folded.
+    sections: in their order.
+    preregistration: text of a recipe, shown folded after the answers.
   """
-  parts = ['<h1>Tiny language models: what these runs found</h1>']
-  if any(lead):
-    parts.append(f'<p class="lead"><strong>{escape(lead[0])}</strong> {escape(lead[1])}</p>')
-  if runs:
-    parts += [to_html(_sentences(tables.sentences(scores))), _count_runs(runs)]
-  sections = [*studies, *_scores(scores, averages, pictures), *_pictures(pictures)]
-  if runs:
-    without = () if 'loss' in pictures else ('No run has logged a loss yet.',)
-    sections += [
-      Section(
-        'Loss', text=without, figures=[Picture(pictures['loss'])] if 'loss' in pictures else ()
-      ),
-      Section('Runs', table=tables.RUN_FORMAT.fill(runs)),
-    ]
-  return frame('Report', [*parts, *map(to_html, sections)])
-
-
-def frame(title: str, parts: Sequence[str]) -> str:
-  """Returns a whole page of these parts of HTML, in colours that follow the reader's choice of
-  light or dark.
-  """
+  notes: dict[str, int] = {}
+  parts = [f'<h1>{escape(title)}</h1>', _answer_list(answers[:MAX_OPEN_ROWS], notes)]
+  if len(answers) > MAX_OPEN_ROWS:
+    folded = answers[MAX_OPEN_ROWS:]
+    parts.append(_fold(f'{len(folded)} more answers', _answer_list(folded, notes)))
+  if preregistration:
+    parts.append(_fold('Preregistration', _quote(preregistration)))
+  gallery = [_section(section, notes) for section in sections if section.figures]
+  if gallery:
+    parts.append('<div class="gallery">\n' + '\n'.join(gallery) + '\n</div>')
+  parts += [_section(section, notes) for section in sections if not section.figures]
+  if notes:
+    parts.append(_footnotes(notes))
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
@@ -101,108 +76,93 @@ def frame(title: str, parts: Sequence[str]) -> str:
   )
 
 
-def to_html(section: Section) -> str:
-  """Returns a section as HTML, all text escaped."""
-  parts = (
-    []
-    if section.folded or not section.title
-    else [f'<h{section.level}>{escape(section.title)}</h{section.level}>']
+def _answer_list(answers: Sequence[Answer], notes: dict[str, int]) -> str:
+  lines = (
+    f'<li><span>{escape(answer.question)}</span>\n<strong>{escape(answer.verdict)}</strong>\n'
+    f'<span>{escape(answer.number)}{_marks(answer.notes, notes)}</span></li>'
+    for answer in answers
   )
-  parts += map(_paragraph, section.text)
-  if section.items:
-    parts.append(
-      '<ul>\n' + '\n'.join(f'<li>{escape(text)}</li>' for text in section.items) + '\n</ul>'
-    )
-  for picture in section.figures:
-    if picture.caption:
-      parts.append(f'<p class="faint">{escape(picture.caption)}</p>')
-    parts.append(f'<figure>{picture.svg}</figure>')
+  return '<ul class="answers">\n' + '\n'.join(lines) + '\n</ul>'
+
+
+def _section(section: Section, notes: dict[str, int]) -> str:
+  parts = [f'<h2>{escape(section.title)}</h2>']
+  if section.text:
+    parts.append(f'<p>{escape(section.text)}</p>')
+  if section.figures:
+    parts.append(_caption(section.caption, section.notes, notes))
+    figures = '\n'.join(f'<figure>{svg}</figure>' for svg in section.figures)
+    parts.append(f'<div class="figures">{figures}</div>')
   if section.table is not None:
-    parts.append(_table(section.table))
-  inside = '\n'.join(parts)
-  return (
-    f'<details><summary>{escape(section.title)}</summary>\n{inside}</details>'
-    if section.folded
-    else inside
+    parts.append(_caption(section.table.caption, section.table.notes, notes))
+    table = _table(section.table)
+    rows = len(section.table.rows)
+    parts.append(_fold(f'Table of {rows} rows', table) if rows > MAX_OPEN_ROWS else table)
+  kind = ' class="wide"' if len(section.figures) > 1 else ''
+  return f'<section{kind}>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
+
+
+def _caption(text: str, details: Sequence[str], notes: dict[str, int]) -> str:
+  if not text and not details:
+    return ''
+  return f'<p class="caption">{escape(text)}{_marks(details, notes)}</p>'
+
+
+def _marks(details: Sequence[str], notes: dict[str, int]) -> str:
+  """Returns links to footnotes; equal footnotes share a number, and the first link has an id."""
+  marks = []
+  for detail in details:
+    anchor = '' if detail in notes else f' id="mark-{len(notes) + 1}"'
+    number = notes.setdefault(detail, len(notes) + 1)
+    marks.append(f'<sup><a href="#note-{number}"{anchor}>{number}</a></sup>')
+  return (' ' if marks else '') + ' '.join(marks)
+
+
+def _footnotes(notes: dict[str, int]) -> str:
+  lines = (
+    f'<li id="note-{number}">{escape(detail)} <a href="#mark-{number}">↩</a></li>'
+    for detail, number in notes.items()
   )
+  return '<h2>Notes</h2>\n<ol class="notes">\n' + '\n'.join(lines) + '\n</ol>'
 
 
-def _paragraph(text: str) -> str:
-  preformatted = all(line.startswith(' ') for line in text.splitlines())
-  return f'<pre class="wide">{escape(text)}</pre>' if preformatted else f'<p>{escape(text)}</p>'
+def _fold(title: str, content: str) -> str:
+  return f'<details><summary>{escape(title)}</summary>\n{content}</details>'
+
+
+def _quote(text: str) -> str:
+  """Returns paragraphs as a quotation; indented ones keep their line breaks."""
+  paragraphs = (
+    f'<pre class="box">{escape(paragraph)}</pre>'
+    if all(line.startswith(' ') for line in paragraph.splitlines())
+    else f'<p>{escape(paragraph)}</p>'
+    for paragraph in text.split('\n\n')
+  )
+  return '<blockquote>' + '\n'.join(paragraphs) + '</blockquote>'
 
 
 def _table(table: Table) -> str:
-  """Returns a table under its caption; it scrolls where the page is narrow."""
+  """Returns a table in a box that scrolls if the page is narrow."""
 
   def line(tag: str, row: Sequence[str]) -> str:
     kinds = ('word' if column < table.words else 'number' for column in range(len(row)))
-    flags = (' flag' if cell in FLAGGED or 'collapsed' in cell else '' for cell in row)
+    flags = (' flag' if cell in _FLAGS or 'collapsed' in cell else '' for cell in row)
     return (
       '<tr>'
       + ''.join(
-        f'<{tag} class="{kind}{flag}">{_lines(cell)}</{tag}>'
+        f'<{tag} class="{kind}{flag}">{"<br>".join(map(escape, split_cell(cell)))}</{tag}>'
         for cell, kind, flag in zip(row, kinds, flags)
       )
       + '</tr>'
     )
 
   return (
-    f'<p class="faint">{escape(table.caption)}</p>\n<div class="wide"><table>\n'
+    '<div class="box"><table>\n'
     f'<thead>{line("th", table.headings)}</thead>\n'
     '<tbody>' + '\n'.join(line('td', row) for row in table.rows) + '</tbody></table></div>'
   )
 
 
-def _sentences(texts: Sequence[str]) -> Section:
-  """Returns a list, folded where it would hide the sections after it."""
-  return Section(
-    f'{len(texts)} scores in words' if len(texts) > FOLDED else '',
-    items=texts,
-    folded=len(texts) > FOLDED,
-  )
-
-
-def _count_runs(runs: Sequence[RunRow]) -> str:
-  devices = sorted({row.devices for row in runs if row.devices})
-  unfinished = sum(row.state != 'finished' for row in runs)
-  return (
-    f'<p class="faint">{len(runs)} {"run" if len(runs) == 1 else "runs"}'
-    + (f', of which <span class="flag">{unfinished} not finished</span>' if unfinished else '')
-    + (f'. Run on {escape("; ".join(devices))}' if devices else '')
-    + '.</p>'
-  )
-
-
-def _scores(
-  scores: Sequence[ScoreRow], averages: Sequence[Average], pictures: Mapping[str, str]
-) -> Iterator[Section]:
-  rows, phenomena = select_main(scores), select_phenomena(scores)
-  if rows:
-    table = tables.SCORE_FORMAT.fill(rows)
-    caption = ' '.join(part for part in (tables.protocol(scores), table.caption) if part)
-    yield Section(
-      'Scores',
-      figures=[Picture(pictures['scores'])] if 'scores' in pictures else (),
-      table=dataclasses.replace(table, caption=caption),
-    )
-  if averages:
-    yield Section('Averages', table=tables.AVERAGE_FORMAT.fill(averages))
-  if phenomena:
-    yield Section('Phenomena', table=tables.PHENOMENON_FORMAT.fill(phenomena))
-
-
-def _pictures(pictures: Mapping[str, str]) -> Iterator[Section]:
-  for beginning, heading, caption in PICTURES:
-    drawn = [picture for name, picture in pictures.items() if name.startswith(beginning)]
-    if drawn:
-      yield Section(heading, figures=[Picture(drawn[0], caption), *map(Picture, drawn[1:])])
-
-
-def _lines(cell: str) -> str:
-  return '<br>'.join(map(escape, sections.split_cell(cell)))
-
-
 def escape(text: str) -> str:
-  """Text that is no markup, and that is read in the order in which it stands."""
+  """Returns text without markup and without characters that reorder or hide it."""
   return html.escape(sanitize(text))

@@ -1,14 +1,12 @@
 """Writes the report on run directories: tables, figures and one HTML page.
 
-Also reads runs that are unfinished or were cut short, and never trains. The numbers come from
-`minilm_jax.analysis`; `tables`, `html` and the modules of figures give them their form.
+Reads also unfinished runs, and never trains. The numbers come from `minilm_jax.analysis`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from matplotlib.figure import Figure
 
 from minilm_jax.analysis import loss_curves, pretraining_gap, runs, scores
 from minilm_jax.analysis.report import (
@@ -20,9 +18,9 @@ from minilm_jax.analysis.report import (
   sections,
   tables,
 )
+from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.sections import Section
-from minilm_jax.analysis.report.tables import ModelRow
-from minilm_jax.analysis.scores import ScoreRow, score_table, select_main
+from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import lock, progress
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import write_bytes
@@ -36,65 +34,76 @@ def report(
   draws: int = 1000,
   unfinished: bool = False,
 ) -> dict[str, epath.Path]:
-  """Writes report.html, tables and, as .svg and .png, figures of what there is.
+  """Writes report.html, tables and figures (.svg and .png) of the available results.
 
-  Tables of run directories are scores.csv, averages.csv and runs.csv; figures are scores (a row a
-  task), learning and training (by epoch), trajectory (by step of the checkpoint) and loss. Two
-  pre-training runs are a grid: then there are frontier.csv, fits.json, cost.csv, correlation.csv,
-  depth.csv and models.csv, and the figures compute, plane, against (scores against perplexity) and
-  gain. Runs on sets of several sizes, or of several overlaps with a task, give gap.csv, slopes.csv
-  and the figures gap-size and gap-overlap; committees have committees.csv and a figure each,
-  latencies latency.csv; what is said of the claims of paper 2 stands in verdicts.csv, and its
-  committee at equal costs in matches.csv. Of a logged table runs.csv is what models.csv is else.
+  - All runs: scores.csv, averages.csv, runs.csv; figures scores (a row a task), learning and
+    training (by epoch), trajectory (by step of the checkpoint), loss.
+  - Two or more pre-training runs: frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv,
+    models.csv; figures compute, plane, against (scores against perplexity), gain.
+  - Training sets of several sizes or overlaps: gap.csv, slopes.csv; figures gap-size, gap-overlap.
+  - Paper 2: verdicts.csv, matches.csv (committee at equal cost), latency.csv, committees.csv and a
+    figure for each committee.
+  - A logged table: the files of a scaling study, with models.csv under the name runs.csv.
 
   Args:
     folders: run directories, or folders that hold them at any depth.
-    workdir: where the files go; it is made. Without it, `report` in the first folder.
+    workdir: directory of the files, made if absent; by default `report` in the first folder.
     confusion: also draw a confusion matrix for each classification, from logged predictions.
     table: instead of folders, a logged table of evaluations (`loss_curves.read_csv`).
-    draws: resamples for each interval of a grid.
-    unfinished: do laws count runs that have not reached the end of their schedule?
+    draws: resamples for each interval of a scaling study.
+    unfinished: include runs before the end of their schedule in the laws.
 
   Returns:
     The path of each file by its name.
 
   Raises:
     LockedError: another process writes a report there.
-    InputError: a folder is missing, there is no run under any of them, or no predictions where they
-      are asked for; a logged table that cannot be read, or one beside folders or without a workdir.
+    InputError: a folder is missing, has no run, or lacks requested predictions; a logged table is
+      damaged, or given with folders, with `confusion` or without a workdir.
   """
   if table:
-    if folders or confusion or not workdir:
-      found, remedy = (
-        (f'folders beside it: {", ".join(map(str, folders))}', 'make two reports')
-        if folders
-        else ('no predictions in a table', 'leave --confusion out')
-        if confusion
-        else ('no --workdir', 'say where the report goes: --workdir=runs/report')
-      )
-      raise InputError(f'a report of the logged table {table}', found, remedy)
+    _check_table_options(table, folders, confusion, workdir)
   run_paths = {} if table else runs.find_runs(folders)
   workdir = epath.Path(workdir) if workdir else epath.Path(folders[0]) / 'report'
   with lock.hold_lock(workdir):
-    files = (
-      _of_table(table, draws, unfinished)
+    contents = (
+      _report_table(table, draws, unfinished)
       if table
-      else _of_runs(run_paths, folders, confusion, draws, unfinished)
+      else _report_runs(run_paths, folders, confusion, draws, unfinished)
     )
-    for name, content in files.items():
+    for name, content in contents.items():
       write_bytes(workdir / name, content)
-  return {name: workdir / name for name in files}
+  return {name: workdir / name for name in contents}
 
 
-def _of_runs(
+def _check_table_options(
+  table: epath.PathLike,
+  folders: Sequence[epath.PathLike],
+  confusion: bool,
+  workdir: epath.PathLike,
+) -> None:
+  if folders:
+    problem = f'folders too: {", ".join(map(str, folders))}'
+    remedy = 'write two reports'
+  elif confusion:
+    problem, remedy = 'no predictions in a table', 'leave out --confusion'
+  elif not workdir:
+    problem, remedy = 'no --workdir', 'give the directory of the report: --workdir=runs/report'
+  else:
+    return
+  raise InputError(f'a report of the logged table {table}', problem, remedy)
+
+
+def _report_runs(
   run_paths: Mapping[str, epath.Path],
   folders: Sequence[epath.PathLike],
   confusion: bool,
   draws: int,
   unfinished: bool,
 ) -> dict[str, bytes]:
+  """Returns the contents of all files by name."""
   run_rows = [row for name, path in run_paths.items() for row in runs.summarize_run(name, path)]
-  score_rows = score_table(runs.read_scores(run_paths))
+  score_rows = make_score_table(runs.read_scores(run_paths))
   averages = scores.average_tasks(score_rows)
   latest_averages = scores.select_latest(averages)
   failed = runs.read_failures(folders)
@@ -102,115 +111,108 @@ def _of_runs(
   paper2 = paper2_sections.study_paper2(
     run_paths, failed, curves.curves, select_main(score_rows), draws
   )
-  drawings = dict(_figures(run_paths, score_rows, confusion))
-  drawings |= paper2_sections.figures(paper2.committees)
   other_sets = pretraining_gap.find_other_sets(pretraining_gap.read_training_sets(run_paths))
   comparable = [
     curve for curve in curves.curves if curve.name.partition(' member ')[0] not in other_sets
   ]
-  several = sum(row.kind == 'pretrain' for row in run_rows) >= scaling_report.MIN_MODELS
-  findings = scaling_report.find(
+  num_models = sum(row.kind == 'pretrain' for row in run_rows)
+  scaling = scaling_report.study_models(
     comparable,
     select_main(score_rows),
     latest_averages,
-    [*(curves.left_out if several else []), *other_sets.values()],
+    [
+      *(curves.left_out if num_models >= scaling_report.MIN_MODELS else ()),
+      *other_sets.values(),
+    ],
     failed,
     draws,
     unfinished,
   )
-  pictures = {name: figures.svg(figure) for name, figure in drawings.items()}
-  scaling_files, scaling_pictures = scaling_report.make_files(findings)
-  paper2_files, gap_pictures = paper2_sections.make_files(paper2)
+  run_files, pictures = figures.encode(_draw_figures(run_paths, score_rows, confusion))
+  scaling_files, scaling_pictures = scaling_report.make_files(scaling)
+  paper2_files, paper2_pictures = paper2_sections.make_files(paper2)
   page = html.render(
-    score_rows,
-    latest_averages,
-    run_rows,
-    pictures,
-    scaling_report.opening(findings),
+    f'Report on {len(run_rows)} {"run" if len(run_rows) == 1 else "runs"}',
     [
-      *paper2_sections.claim_sections(paper2.statement),
-      *paper2_sections.gap_sections(paper2.gaps, gap_pictures),
-      *scaling_report.make_sections(findings, scaling_pictures),
-      *paper2_sections.committee_sections(paper2.committees, pictures),
-      *paper2_sections.match_sections(paper2.statement.matched),
-      *paper2_sections.latency_sections(paper2.latencies),
+      *paper2_sections.answer_questions(paper2),
+      *scaling_report.answer_questions(scaling),
+      *tables.answer_scores(score_rows),
+      *tables.answer_runs(run_rows),
+    ],
+    [
+      *paper2_sections.make_sections(paper2, paper2_pictures),
+      *scaling_report.make_sections(scaling, scaling_pictures),
+      *tables.make_score_sections(score_rows, latest_averages, run_rows, pictures),
     ],
   )
   return {
     'scores.csv': sections.as_csv(ScoreRow, score_rows),
     'averages.csv': sections.as_csv(scores.Average, averages),
     'runs.csv': sections.as_csv(runs.RunRow, run_rows),
-    **{f'{name}.svg': picture.encode() for name, picture in pictures.items()},
-    **{f'{name}.png': figures.png(figure) for name, figure in drawings.items()},
+    **run_files,
     **scaling_files,
     **paper2_files,
     'report.html': page.encode(),
   }
 
 
-def _of_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
-  findings = scaling_report.find(loss_curves.read_csv(path), [], [], [], {}, draws, unfinished)
-  files, pictures = scaling_report.make_files(findings)
-  files['runs.csv'] = (
-    files.pop('models.csv') if 'models.csv' in files else sections.as_csv(ModelRow, [])
-  )
-  files['report.html'] = html.render(
-    [],
-    [],
-    [],
-    {},
-    scaling_report.opening(findings),
-    list(scaling_report.make_sections(findings, pictures)),
+def _report_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
+  """Returns the contents of all files on a logged table by name."""
+  curves = loss_curves.read_csv(path)
+  scaling = scaling_report.study_models(curves, [], [], [], {}, draws, unfinished)
+  contents, pictures = scaling_report.make_files(scaling)
+  contents['runs.csv'] = contents.pop('models.csv', scaling_report.encode_models([]))
+  contents['report.html'] = html.render(
+    f'Report on {len(curves)} logged {"model" if len(curves) == 1 else "models"}',
+    list(scaling_report.answer_questions(scaling)),
+    list(scaling_report.make_sections(scaling, pictures)),
   ).encode()
-  return files
+  return contents
 
 
-def _figures(
+def _draw_figures(
   run_paths: Mapping[str, epath.Path], rows: Sequence[ScoreRow], confusion: bool
-) -> Iterator[tuple[str, Figure]]:
-  """The figures that have something to show, by the name of their files."""
+) -> Iterator[tuple[str, Drawing]]:
+  """Yields the figures that have content, with the names of their files."""
   headlines = [row for row in select_main(rows) if row.headline]
   if headlines:
-    yield 'scores', figures.dots(_dots(headlines), 'score × 100, with 95% interval over seeds')
-  scored, trained = finetune_figures.learning(run_paths, rows)
-  if scored:
-    yield 'learning', figures.learning(scored, 'score × 100')
-  if trained:
-    yield 'training', figures.learning(trained, 'training loss')
-  steps = finetune_figures.trajectories(rows)
-  if steps:
-    yield 'trajectory', figures.trajectory(steps, 'score × 100')
+    yield 'scores', figures.draw_dots(_make_dot_rows(headlines), 'score × 100')
+  score_panels, loss_panels = finetune_figures.read_learning_curves(run_paths, rows)
+  trajectories = finetune_figures.make_trajectories(rows)
+  for name, panels, x_label, y_label in (
+    ('learning', score_panels, 'epoch', 'score × 100'),
+    ('training', loss_panels, 'epoch', 'training loss'),
+    ('trajectory', trajectories, 'step of the checkpoint', 'score × 100'),
+  ):
+    if panels:
+      yield name, figures.draw_panels(panels, x_label, y_label)
   if confusion:
-    for number, matrices in enumerate(finetune_figures.confusions(run_paths, rows), 1):
-      title = f'{matrices.task}, {matrices.split}, {matrices.checkpoint}'
-      yield f'confusion-{number}', figures.confusion(title, matrices.classes, matrices.arms)
-  losses = [curve for name, path in run_paths.items() for curve in runs.read_losses(name, path)]
-  if losses:
-    yield 'loss', figures.loss(losses)
+    for number, matrices in enumerate(finetune_figures.read_confusions(run_paths, rows), 1):
+      title = f'{matrices.task}, {matrices.split}\n{matrices.checkpoint}'
+      yield f'confusion-{number}', figures.draw_confusion(title, matrices.classes, matrices.arms)
+  curves = [curve for name, path in run_paths.items() for curve in runs.read_losses(name, path)]
+  if curves:
+    yield 'loss', figures.draw_losses(curves)
 
 
-def _dots(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
-  several = len({row.checkpoint for row in rows}) > 1
+def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
+  has_several = len({row.checkpoint for row in rows}) > 1
   dot_rows = []
   for row in rows:
     arms = {
       name: (100 * group.mean, 100 * group.low, 100 * group.high)
       for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
     }
-    name = (
-      f'{row.task}{" (filtered)" if row.filtered else ""}{" " + row.checkpoint if several else ""}'
-    )
-    dot_rows.append(
-      figures.DotRow(
-        name, arms, {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
-      )
-    )
+    baselines = {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
+    filtered = ' (filtered)' if row.filtered else ''
+    checkpoint = f' {row.checkpoint}' if has_several else ''
+    dot_rows.append(figures.DotRow(f'{row.task}{filtered}{checkpoint}', arms, baselines))
   return dot_rows
 
 
 def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
   """Prints the tables of score lines: scores and, of several GLUE tasks, averages."""
-  rows = score_table(lines)
+  rows = make_score_table(lines)
   title = 'scores × 100: mean ± standard deviation (n) [95% interval]'
   parts = [Section(title, table=tables.SCORE_FORMAT.fill(select_main(rows)))]
   means = scores.select_latest(scores.average_tasks(rows))

@@ -1,4 +1,4 @@
-"""The study of a grid of models in a report: question, answer, figures and tables.
+"""Answers, sections and files of a scaling study in a report.
 
 The numbers come from `scaling_study`, `cost_effectiveness` and `correlation`.
 """
@@ -22,41 +22,79 @@ from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredMode
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.report import scaling_figures, tables
-from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
-from minilm_jax.analysis.report.sections import Picture, Section, Table, TableFormat, as_csv
-from minilm_jax.analysis.report.tables import ModelRow, format_estimate, format_gain, model_row
-from minilm_jax.analysis.scaling_study import ScalingStudy
-from minilm_jax.analysis.scores import Average, ScoreRow
+from minilm_jax.analysis.power_laws import PIECES, POWER, Fit
+from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
+from minilm_jax.analysis.report.figures import Drawing
+from minilm_jax.analysis.report.scaling_figures import FittedLine
+from minilm_jax.analysis.report.scaling_tables import (
+  DepthSummary,
+  ModelRow,
+  format_estimate,
+  format_gain,
+  make_model_row,
+  summarize_depths,
+)
+from minilm_jax.analysis.report.sections import (
+  Answer,
+  Section,
+  TableFormat,
+  as_csv,
+  list_section,
+)
+from minilm_jax.analysis.scaling_study import MIN_BIC_GAIN, ScalingStudy
+from minilm_jax.analysis.scores import Average, ScoreRow, format_interval
 from minilm_jax.core.errors import InputError
 
-QUESTION = (
-  'How do loss, compute, shape and score hang together in these {n} models, and what does it pay to make '
-  'larger?'
-)
-COMPUTE = (
-  'Each faint curve is a run, by its layers; dots are the frontier of the first paper, the lowest loss in '
-  'each bin of compute; lines are laws fitted to it; the band is the 95% interval of the break. Point at '
-  'anything to read what it is.'
-)
-PLANE = (
-  'Every model by the FLOPs of its whole run. Hollow: another costs no more and is no worse. Numbers are those '
-  'of the table of models.'
-)
-SCORES = 'Numbers are those of the table of models; ρ is Spearman’s.'
-GAIN = 'Scores pre-trained less from scratch, with the 95% interval over seeds.'
+MIN_MODELS = 2  # of a scaling study
+_MAX_DRAWS = 1_000_000
+_MAX_PANELS = 12  # of a figure; the tables have all tasks
+# Names of figures with the titles of their sections, captions and notes.
+_FIGURES = {
+  'compute': (
+    'Loss by compute',
+    'Runs, frontier and fitted laws. Point at a curve or dot for its run.',
+    (
+      'Faint curves are runs, coloured by depth. The frontier is the lowest loss in each bin of '
+      'compute, as in paper 1 (2305.17266). The band is the 95% interval of the break.',
+    ),
+  ),
+  'plane': (
+    'Perplexity by cost',
+    'Models by FLOPs of the whole run; numbers are those of the table of models.',
+    ('A hollow model is dominated: another costs no more and is no worse.',),
+  ),
+  'against': ('Scores by perplexity', 'Headline scores times 100; ρ is Spearman’s.', ()),
+  'gain': (
+    'Gain of pre-training by size',
+    'Scores pre-trained minus from scratch, with the 95% interval over seeds.',
+    (),
+  ),
+}
+_BREAK_VERDICTS = {
+  scaling_study.NO_BREAK: 'no break',
+  scaling_study.UNKNOWN: 'undecided',
+  scaling_study.PLATEAU: 'yes',
+  scaling_study.NOT_PLATEAU: 'no',
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
-  """All that is said about a grid; `failed` are points of a sweep that came to nothing, with the
-  reason.
+class ScalingReport:
+  """All results on the models of a report.
 
-  `numbers` are those of the table of models, by run; `study` is None where there are not two
-  models.
+  Attributes:
+    curves: loss curves by increasing FLOPs.
+    numbers: of the table of models, by run.
+    study: None with fewer than `MIN_MODELS` models.
+    steps, options: of cost-effectiveness.
+    models: scored models by task or average.
+    correlations: of losses and scores.
+    depths: pairs of models of different depth.
+    left_out: missing results with the reason.
+    failed: failed points of a sweep with the reason.
   """
 
-  tracks: Sequence[LossCurve]
+  curves: Sequence[LossCurve]
   numbers: Mapping[str, int]
   study: ScalingStudy | None
   steps: Sequence[Step]
@@ -68,275 +106,311 @@ class Findings:
   failed: Mapping[str, str]
 
 
-def opening(findings: Findings) -> tuple[str, str]:
-  """Returns the question, and the answer in one paragraph; both are '' without a study."""
-  if findings.study is None:
-    return '', ''
-  answer = [
-    *findings.study.sentences,
-    *_of_steps(findings.steps),
-    *_of_correlations(findings.correlations),
-  ]
-  return QUESTION.format(n=len(findings.tracks)), ' '.join(answer)
-
-
-def _of_steps(steps: Sequence[Step]) -> Iterator[str]:
-  """What 1e15 FLOPs buy by each factor, on from or up to the model that most of them share: others
-  do not compare.
-  """
-  found: dict[tuple[str, str], dict[str, Step]] = {}
-  for step in steps:
-    if math.isfinite(step.per_1e15):
-      for way, name in (('on from', step.from_runs[0]), ('up to', step.to_runs[0])):
-        found.setdefault((way, name), {})[step.factor.replace('_', '-')] = step
-  (way, name), gains = max(found.items(), key=lambda item: len(item[1]), default=(('', ''), {}))
-  if len(gains) > 1:
-    ranked = sorted(gains.items(), key=lambda item: -item[1].per_1e15)
-    told = ', '.join(
-      f'{format_gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
-      for factor, step in ranked
-    )
-    yield f'One step {way} {name}, points of perplexity gained for 1e15 FLOPs more: {told}.'
-
-
-def _of_correlations(correlations: Sequence[Correlation]) -> Iterator[str]:
-  """The rank correlation of each average, or of the one task there is, with the loss."""
-  of_loss = [one for one in correlations if one.measure == LOSS and not one.from_scratch]
-  shown = [one for one in of_loss if one.series.startswith('average')][:1] or of_loss[:1]
-  for one in shown:
-    yield (
-      f'Over {one.models} models, validation loss and the {one.series} have a rank correlation of '
-      f'{format_estimate(one.spearman)}.'
-    )
-
-
-def make_sections(findings: Findings, pictures: Mapping[str, str]) -> Iterator[Section]:
-  """Yields the sections that have something to show; `pictures` are `<svg>` elements by name."""
-
-  def drawn(name: str, caption: str) -> list[Picture]:
-    return [Picture(pictures[name], caption)] if name in pictures else []
-
-  if findings.study is not None:
-    yield Section('Loss against compute', figures=drawn('compute', COMPUTE))
-    yield from _laws(findings.study)
-  if findings.steps or 'plane' in pictures:
-    yield Section(
-      'Cost-effectiveness',
-      figures=drawn('plane', PLANE),
-      table=_table(tables.STEP_FORMAT, findings.steps),
-    )
-  if findings.correlations or 'against' in pictures:
-    yield Section(
-      'Perplexity and scores',
-      figures=drawn('against', SCORES),
-      table=_table(tables.CORRELATION_FORMAT, findings.correlations),
-    )
-  if 'gain' in pictures:
-    yield Section('What pre-training adds, by size', figures=drawn('gain', GAIN))
-  if findings.depths:
-    yield from _depths(findings.depths)
-  if findings.study is not None:
-    rows = map(model_row, findings.tracks)
-    yield Section('Models', table=_table(tables.model_format(findings.numbers), rows))
-  if findings.failed:
-    yield Section(
-      'Points that failed', items=[f'{name}: {why}' for name, why in findings.failed.items()]
-    )
-  left_out = [*findings.left_out, *(findings.study.left_out if findings.study is not None else ())]
-  if left_out:
-    yield Section('Left out', items=left_out)
-
-
-def _laws(study: ScalingStudy) -> Iterator[Section]:
-  if study.fits:
-    yield Section('Laws', table=_table(tables.FIT_FORMAT, study.fits))
-  for name, points, caption in (
-    ('frontier', study.frontier, 'The lowest loss in each bin of compute.'),
-    ('lower envelope', study.envelope, 'Each evaluation that nothing as cheap betters.'),
-  ):
-    yield from _folded(
-      f'The {name}: {len(points)} points',
-      _table(dataclasses.replace(tables.POINT_FORMAT, caption=caption), points),
-    )
-  if study.plateaus:
-    yield Section(
-      f'Plateaus: {len(study.plateaus)} runs',
-      folded=True,
-      table=tables.PLATEAU_FORMAT.fill(study.plateaus),
-    )
-
-
-def _table(form: TableFormat, rows: Iterable[Any]) -> Table | None:
-  """Returns a table without its empty columns, or None without rows."""
-  rows = list(rows)
-  return form.fill(rows).without_empty_columns() if rows else None
-
-
-def _folded(title: str, table: Table | None) -> Iterator[Section]:
-  if table is not None:
-    yield Section(title, table=table, folded=True)
-
-
-def _depths(depths: Sequence[Depth]) -> Iterator[Section]:
-  yield Section('Depth', table=_table(tables.DEPTH_SUMMARY_FORMAT, tables.summarize_depths(depths)))
-  yield from _folded(
-    f'All {len(depths)} comparisons',
-    _table(tables.DEPTH_FORMAT, depths),
-  )
-
-
-MIN_MODELS = 2  # models that make a grid
-_MAX_DRAWS = 1_000_000
-_MAX_PANELS = 12  # of a figure; more are in the table alone
-_MIN_BIC_DIFFERENCE = 2  # of BIC: less decides nothing between two forms
-
-
-def find(
-  tracks: Sequence[LossCurve],
+def study_models(
+  curves: Sequence[LossCurve],
   scores: Iterable[ScoreRow],
-  means: Sequence[Average],
+  averages: Sequence[Average],
   left_out: Sequence[str],
   failed: Mapping[str, str],
   draws: int = 1000,
   unfinished: bool = False,
-) -> Findings:
-  """All that the tracks and the scores allow.
+) -> ScalingReport:
+  """Returns all results that the curves and scores allow.
 
   Args:
-    tracks: of pre-training runs.
-    scores, means: rows of scores and of averages, which may be of other checkpoints too.
-    left_out: what has no track, and why.
-    failed: points of a sweep that came to nothing, and why.
+    curves: of pre-training runs.
+    scores, averages: rows, also of other checkpoints.
+    left_out: runs without a curve, with the reason.
+    failed: failed points of a sweep, with the reason.
     draws: resamples for each interval.
-    unfinished: do runs that have not reached the end of their schedule count in the laws?
+    unfinished: include runs before the end of their schedule in the laws.
 
   Raises:
-    InputError: no draws.
+    InputError: the number of draws is out of range.
   """
   if not 1 <= draws <= _MAX_DRAWS:
-    found = (
-      'nothing to take percentiles of'
-      if draws < 1
-      else f'more than {_MAX_DRAWS:,}, which would take days'
+    raise InputError(
+      f'--bootstrap_samples={draws}',
+      f'a number outside 1 to {_MAX_DRAWS:,}',
+      'give --bootstrap_samples=1000',
     )
-    raise InputError(f'intervals from {draws} draws', found, 'give --bootstrap_samples=1000')
-  tracks = sorted(
-    tracks,
-    key=lambda track: (track.flops(HONEY)[-1] if HONEY in track.flops_per_row else 0, track.name),
+  curves = sorted(
+    curves,
+    key=lambda curve: (curve.flops(HONEY)[-1] if HONEY in curve.flops_per_row else 0, curve.name),
   )
-  numbers = {track.name: number for number, track in enumerate(tracks, 1)}
+  numbers = {curve.name: number for number, curve in enumerate(curves, 1)}
   left_out = list(left_out)
-  if len(tracks) < MIN_MODELS:
-    if tracks or left_out:
-      count = 'one model' if tracks else 'no model'
-      left_out.append(f'the study of a grid: {count} was evaluated, and it needs {MIN_MODELS}')
-    return Findings(tracks, numbers, None, [], [], {}, [], [], left_out, failed)
-  models, reasons = correlation.match_scores(tracks, scores, means)
+  if len(curves) < MIN_MODELS:
+    if curves or left_out:
+      left_out.append(
+        f'scaling study: {MIN_MODELS} evaluated models are needed, there are {len(curves)}'
+      )
+    return ScalingReport(curves, numbers, None, [], [], {}, [], [], left_out, failed)
+  models, reasons = correlation.match_scores(curves, scores, averages)
   left_out += reasons
-  by_name = {track.name: track.shape.vocabulary for track in tracks}
-  vocabularies = len({by_name[model.name] for of in models.values() for model in of})
-  correlations, reasons = correlation.correlate(models, vocabularies, draws)
+  vocabularies = {curve.name: curve.shape.vocabulary for curve in curves}
+  scored = {model.name for of_task in models.values() for model in of_task}
+  num_vocabularies = len({vocabularies[name] for name in scored})
+  correlations, reasons = correlation.correlate(models, num_vocabularies, draws)
   left_out += reasons
-  steps, options = (
-    cost_effectiveness.find_steps(tracks, draws),
-    cost_effectiveness.list_options(tracks, draws),
-  )
+  steps = cost_effectiveness.find_steps(curves, draws)
+  options = cost_effectiveness.list_options(curves, draws)
   if not options:
-    left_out.append('cost-effectiveness, and depth: no run has reached the end of its schedule')
+    left_out.append('cost-effectiveness and depth: no run reached the end of its schedule')
   elif not steps:
-    left_out.append(
-      'steps of cost-effectiveness: no two finished models differ in one factor alone'
-    )
+    left_out.append('steps of cost-effectiveness: no two finished models differ in a single factor')
   if not models:
-    left_out.append('perplexity against scores: no scores of these models')
-  return Findings(
-    tracks,
+    left_out.append('perplexity and scores: these models have no scores')
+  return ScalingReport(
+    curves,
     numbers,
-    scaling_study.study_scaling(tracks, draws, unfinished=unfinished),
+    scaling_study.study_scaling(curves, draws, unfinished=unfinished),
     steps,
     options,
     models,
     correlations,
-    correlation.compare_depths(tracks, models),
+    correlation.compare_depths(curves, models),
     left_out,
     failed,
   )
 
 
-def make_files(findings: Findings) -> tuple[dict[str, bytes], dict[str, str]]:
-  """Returns the files of a study, and its figures as `<svg>` elements; none without a study."""
-  if findings.study is None:
+def answer_questions(results: ScalingReport) -> Iterator[Answer]:
+  """Yields the answers on laws, break, cost, depth and correlation; nothing without a study."""
+  if results.study is None:
+    return
+  yield from _answer_laws(results.study)
+  yield from _answer_steps(results.steps)
+  for summary in summarize_depths(results.depths):
+    if summary.compared == 'validation loss':
+      yield _answer_depth(summary)
+  yield from _answer_correlations(results.correlations)
+
+
+def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
+  question = 'Does one power law of compute fit the frontier?'
+  laws = _select_laws(study)
+  cause = scaling_study.classify_break(study)
+  if POWER not in laws:
+    yield Answer(question, 'not measured', '', [' '.join(study.sentences)])
+    return
+  exponent = f'exponent {_format_constant(laws[POWER], "b")}'
+  if not cause or cause == scaling_study.NO_BREAK:
+    verdict = 'yes' if cause else 'one law is fitted'
+    yield Answer(
+      question, verdict, f'{exponent}, R² {laws[POWER].r2:.3f}', [' '.join(study.sentences)]
+    )
+    return
+  pieces = laws[PIECES]
+  exponents = f'{_format_constant(pieces, "b1")} below and {_format_constant(pieces, "b2")} above'
+  location = format_interval(
+    pieces.constants['C0'], *pieces.intervals.get('C0', (math.nan, math.nan)), '.2g'
+  )
+  gain = laws[POWER].bic - pieces.bic
+  yield Answer(
+    question,
+    'no, two laws fit better',
+    f'break at {location} FLOPs, BIC lower by {gain:.0f}',
+    [
+      f'Exponents of the two laws: {exponents}. One law: {exponent}.',
+      ' '.join(study.sentences[:2]),
+    ],
+  )
+  above = len(study.frontier) - study.below
+  number = (
+    f'{study.below_on_plateau} of {study.below} points below the break are on the plateau, '
+    f'{study.above_on_plateau} of {above} above'
+  )
+  yield Answer(
+    'Is the break the end of a plateau in training?',
+    _BREAK_VERDICTS[cause],
+    'no plateau is visible' if study.level is None else number,
+    [
+      'Yes: at least 80% of the points below the break and at most 20% of those above it belong to '
+      'runs on the plateau.',
+      ' '.join(study.sentences[2:]),
+    ],
+  )
+
+
+def _select_laws(study: ScalingStudy) -> dict[str, Fit]:
+  """Returns the laws of the whole frontier, fitted to logarithms, by form."""
+  return {
+    fit.form: fit
+    for fit in study.fits
+    if fit.name == scaling_fits.FRONTIER and fit.method == power_laws.LOGS
+  }
+
+
+def _format_constant(fit: Fit, key: str) -> str:
+  ends = fit.intervals.get(key, (math.nan, math.nan))
+  return format_interval(fit.constants[key], *ends, '.3f')
+
+
+def _answer_steps(steps: Sequence[Step]) -> Iterator[Answer]:
+  """Yields the gains of each factor from, or to, the model that most factors share."""
+  gains: dict[tuple[str, str], dict[str, Step]] = {}
+  for step in steps:
+    if math.isfinite(step.per_1e15):
+      for direction, name in (('from', step.from_runs[0]), ('to', step.to_runs[0])):
+        factor = step.factor.replace('_', '-')
+        gains.setdefault((direction, name), {})[factor] = step
+  (direction, name), by_factor = max(
+    gains.items(), key=lambda item: len(item[1]), default=(('', ''), {})
+  )
+  if len(by_factor) < 2:
+    return
+  ranked = sorted(by_factor.items(), key=lambda item: -item[1].per_1e15)
+  others = ', '.join(
+    f'{format_gain(step.per_1e15)} by {factor}' + (f' ({step.also})' if step.also else '')
+    for factor, step in ranked
+  )
+  best, step = ranked[0]
+  interval = format_interval(step.per_1e15, step.low, step.high, '.3g')
+  yield Answer(
+    f'Which factor lowers perplexity most, one step {direction} {name}?',
+    best,
+    f'{interval} points for 1e15 FLOPs',
+    [f'Points of perplexity for 1e15 additional FLOPs: {others}.'],
+  )
+
+
+def _answer_depth(summary: DepthSummary) -> Answer:
+  pairs = len(summary.differences)
+  return Answer(
+    f'Is a deeper model better at equal {summary.matched}?',
+    f'in {summary.better} of {pairs} pairs',
+    f'mean difference of the validation loss {np.mean(summary.differences):+.3f} nats',
+  )
+
+
+def _answer_correlations(correlations: Sequence[Correlation]) -> Iterator[Answer]:
+  """Yields the rank correlation of the loss with the first average, or else the first task."""
+  of_loss = [entry for entry in correlations if entry.measure == LOSS and not entry.from_scratch]
+  averages = [entry for entry in of_loss if entry.series.startswith('average')]
+  for entry in (averages or of_loss)[:1]:
+    rho = entry.spearman
+    verdict = 'yes' if rho.high < 0 else 'no, lower scores' if rho.low > 0 else 'undecided'
+    yield Answer(
+      f'Does a lower validation loss come with a higher score ({entry.series})?',
+      verdict,
+      f'Spearman’s ρ {format_estimate(rho)} over {entry.models} models',
+    )
+
+
+def make_sections(
+  results: ScalingReport, pictures: Mapping[str, Sequence[str]]
+) -> Iterator[Section]:
+  """Yields the sections with content.
+
+  Args:
+    results: of `study_models`.
+    pictures: `<svg>` elements by the name of a figure.
+  """
+  for name, (title, caption, notes) in _FIGURES.items():
+    if name in pictures:
+      yield Section(title, figures=pictures[name], caption=caption, notes=notes)
+  study = results.study
+  if study is not None:
+    yield from _make_table('Fitted laws', scaling_tables.FIT_FORMAT, study.fits)
+  yield from _make_table('Cost-effectiveness', scaling_tables.STEP_FORMAT, results.steps)
+  yield from _make_table('Correlations', scaling_tables.CORRELATION_FORMAT, results.correlations)
+  summaries = summarize_depths(results.depths)
+  yield from _make_table('Depth', scaling_tables.DEPTH_SUMMARY_FORMAT, summaries)
+  yield from _make_table('Pairs of depths', scaling_tables.DEPTH_FORMAT, results.depths)
+  if study is not None:
+    for title, caption, points in (
+      ('Frontier', 'The lowest loss in each bin of compute.', study.frontier),
+      ('Lower envelope', 'Evaluations without a cheaper one of lower loss.', study.envelope),
+    ):
+      form = dataclasses.replace(scaling_tables.POINT_FORMAT, caption=caption)
+      yield from _make_table(title, form, points)
+    yield from _make_table('Plateaus', scaling_tables.PLATEAU_FORMAT, study.plateaus)
+    rows = map(make_model_row, results.curves)
+    yield from _make_table('Models', scaling_tables.model_format(results.numbers), rows)
+  failed = [f'{name}: {reason}' for name, reason in results.failed.items()]
+  yield from list_section('Failed points', 'point: reason', failed)
+  left_out = [*results.left_out, *(study.left_out if study is not None else ())]
+  yield from list_section('Left out', 'result: reason', left_out)
+
+
+def _make_table(title: str, form: TableFormat, rows: Iterable[Any]) -> Iterator[Section]:
+  """Yields a table without its empty columns, or nothing without rows."""
+  rows = list(rows)
+  if rows:
+    yield Section(title, table=form.fill(rows).without_empty_columns())
+
+
+def make_files(results: ScalingReport) -> tuple[dict[str, bytes], dict[str, list[str]]]:
+  """Returns the files of a study, and the `<svg>` elements of its figures; none without a study."""
+  if results.study is None:
     return {}, {}
-  files, pictures = scaling_figures.encode_figures(draw_figures(findings))
-  fits = [power_laws.fit_to_json(fit) for fit in findings.study.fits]
-  return files | {
-    'frontier.csv': as_csv(Point, findings.study.frontier),
-    'cost.csv': as_csv(Step, findings.steps),
-    'correlation.csv': as_csv(Correlation, findings.correlations),
-    'depth.csv': as_csv(Depth, findings.depths),
-    'models.csv': as_csv(ModelRow, [model_row(track) for track in findings.tracks]),
+  contents, pictures = figures.encode(draw_figures(results))
+  fits = [power_laws.fit_to_json(fit) for fit in results.study.fits]
+  return contents | {
+    'frontier.csv': as_csv(Point, results.study.frontier),
+    'cost.csv': as_csv(Step, results.steps),
+    'correlation.csv': as_csv(Correlation, results.correlations),
+    'depth.csv': as_csv(Depth, results.depths),
+    'models.csv': encode_models(results.curves),
     'fits.json': (json.dumps(fits, indent=2) + '\n').encode(),
   }, pictures
 
 
-def draw_figures(findings: Findings) -> Iterator[tuple[str, FigureWithTooltips]]:
+def encode_models(curves: Sequence[LossCurve]) -> bytes:
+  """Returns models.csv."""
+  return as_csv(ModelRow, [make_model_row(curve) for curve in curves])
+
+
+def draw_figures(results: ScalingReport) -> Iterator[tuple[str, Drawing]]:
   """Yields the figures that have content, with the names of their files."""
-  if findings.study is None:
+  if results.study is None:
     return
-  yield 'compute', _compute(findings.tracks, findings.study)
-  if findings.options:
-    yield 'plane', scaling_figures.plane(findings.options, findings.numbers)
+  yield 'compute', _draw_compute(results.curves, results.study)
+  if results.options:
+    yield 'plane', scaling_figures.draw_plane(results.options, results.numbers)
   scored = {
-    name: of
-    for name, of in findings.models.items()
-    if sum(math.isfinite(model.score) for model in of) > 1
+    name: models
+    for name, models in results.models.items()
+    if sum(math.isfinite(model.score) for model in models) > 1
   }
   if scored:
     notes = {
-      one.series: f'ρ {one.spearman.value:+.2f}'
-      for one in findings.correlations
-      if one.measure == correlation.LOSS
-      and not one.from_scratch
-      and math.isfinite(one.spearman.value)
+      entry.series: f'ρ {entry.spearman.value:+.2f}'
+      for entry in results.correlations
+      if entry.measure == LOSS and not entry.from_scratch and math.isfinite(entry.spearman.value)
     }
-    yield 'against', scaling_figures.scores(_first(scored), findings.numbers, notes)
+    yield 'against', scaling_figures.draw_scores(_first_panels(scored), results.numbers, notes)
   gains = {
-    name: of
-    for name, of in findings.models.items()
-    if sum(math.isfinite(model.score - model.scratch) for model in of) > 1
+    name: models
+    for name, models in results.models.items()
+    if sum(math.isfinite(model.score - model.scratch) for model in models) > 1
   }
   if gains:
-    yield 'gain', scaling_figures.gain(_first(gains), findings.numbers)
+    yield 'gain', scaling_figures.draw_gains(_first_panels(gains), results.numbers)
 
 
-def _first(series: Mapping[str, Any]) -> dict[str, Any]:
+def _first_panels(series: Mapping[str, Any]) -> dict[str, Any]:
   return dict(list(series.items())[:_MAX_PANELS])
 
 
-def _compute(tracks: Sequence[LossCurve], found: ScalingStudy) -> FigureWithTooltips:
-  """Loss against compute with the one law of the whole frontier and, where they fit better, the two
-  that part.
-  """
-  whole = {
-    fit.form: fit
-    for fit in found.fits
-    if fit.name == scaling_fits.FRONTIER and fit.method == power_laws.LOGS
-  }
-  shown = [whole[form] for form in (power_laws.PIECES, power_laws.POWER) if form in whole]
-  if len(shown) > 1 and shown[1].bic - shown[0].bic <= _MIN_BIC_DIFFERENCE:
-    shown = shown[1:]
-  lines = []
-  for fit in shown:
+def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:
+  """Draws one law of the frontier and, if they fit better, the two laws beside a break."""
+  laws = _select_laws(study)
+  fits = [laws[form] for form in (PIECES, POWER) if form in laws]
+  if len(fits) > 1 and fits[1].bic - fits[0].bic <= MIN_BIC_GAIN:
+    fits = fits[1:]
+  lines, break_interval = [], None
+  for fit in fits:
     flops = np.geomspace(fit.low, fit.high, 400)
     loss = power_laws.predict(fit, flops)
-    if fit.form == power_laws.PIECES:  # they need not meet: a gap is honest
-      at = int(np.searchsorted(flops, fit.constants['C0']))
-      flops, loss = np.insert(flops, at, fit.constants['C0']), np.insert(loss, at, np.nan)
-      name = f'two laws, C^-{fit.constants["b1"]:.3f} and C^-{fit.constants["b2"]:.3f}'
-    else:
-      name = f'one law, C^-{fit.constants["b"]:.3f}'
+    name = f'one law, C^-{fit.constants.get("b", math.nan):.3f}'
+    if fit.form == PIECES:
+      # The laws need not meet at the break; nan draws a gap.
+      index = int(np.searchsorted(flops, fit.constants['C0']))
+      flops, loss = np.insert(flops, index, fit.constants['C0']), np.insert(loss, index, np.nan)
+      name = f'two laws, C^-{fit.constants["b1"]:.3f}, C^-{fit.constants["b2"]:.3f}'
+      if study.split is not None:
+        break_interval = (study.split, *(study.split_interval or (math.nan, math.nan)))
     lines.append(FittedLine(name, flops, loss))
-  breaks = None
-  if power_laws.PIECES in {fit.form for fit in shown} and found.split is not None:
-    breaks = (found.split, *(found.split_interval or (math.nan, math.nan)))
-  return scaling_figures.compute(tracks, found.frontier, lines, breaks, found.count)
+  return scaling_figures.draw_compute(curves, study.frontier, lines, break_interval, study.count)

@@ -1,6 +1,6 @@
-"""Sections of a report: tables declared as columns, and their forms for a terminal and for CSV.
+"""Parts of a report: answers, tables and sections, and their forms for a terminal and for CSV.
 
-`html.py` has the form for a browser.
+`html.py` renders the same parts for a browser.
 """
 
 import csv
@@ -16,6 +16,27 @@ from minilm_jax.analysis.scores import NONE
 from minilm_jax.core.errors import sanitize
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """The answer to one question: a line at the top of a page.
+
+  Attributes:
+    question: the question or, for a preregistered claim, its statement.
+    verdict: the answer in a few words, as in 'yes' or 'undecided'.
+    number: the number with its interval, or ''.
+    notes: statistical details, which a page shows as footnotes.
+  """
+
+  question: str
+  verdict: str
+  number: str = ''
+  notes: Sequence[str] = ()
+
+  def __str__(self) -> str:
+    number = f': {self.number}' if self.number else ''
+    return ' '.join([f'{self.question} {self.verdict}{number}.', *self.notes])
+
+
 def split_cell(cell: str) -> list[str]:
   """Returns the lines of a cell: it breaks at '; ' and before an interval.
 
@@ -27,28 +48,34 @@ def split_cell(cell: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Cells under headings: the first `words` columns hold words, the others numbers.
+  """Cells under headings. A cell breaks into lines as `split_cell` does.
 
-  A cell breaks into lines at '; ' and before an interval (`split_cell`).
+  Attributes:
+    headings: one a column.
+    words: number of first columns that hold words; the others hold numbers.
+    rows: cells of each row.
+    caption: one or two sentences above the table.
+    notes: statistical details, which a page shows as footnotes.
   """
 
   headings: Sequence[str]
   words: int
   rows: Sequence[Sequence[str]]
   caption: str = ''
+  notes: Sequence[str] = ()
 
   def without_empty_columns(self) -> 'Table':
-    """Returns the table without the columns that hold nothing."""
+    """Returns the table without its empty columns."""
     columns = [
       column
       for column in range(len(self.headings))
       if any(row[column] not in (NONE, '') for row in self.rows)
     ]
-    return Table(
-      [self.headings[column] for column in columns],
-      sum(column < self.words for column in columns),
-      [[row[column] for column in columns] for row in self.rows],
-      self.caption,
+    return dataclasses.replace(
+      self,
+      headings=[self.headings[column] for column in columns],
+      words=sum(column < self.words for column in columns),
+      rows=[[row[column] for column in columns] for row in self.rows],
     )
 
 
@@ -59,12 +86,13 @@ class TableFormat:
   Attributes:
     words: number of first columns that hold words.
     columns: headings and functions from a row to a cell.
-    caption: text above the table.
+    caption, notes: as in `Table`.
   """
 
   words: int
   columns: Sequence[tuple[str, Callable[[Any], str]]]
   caption: str = ''
+  notes: Sequence[str] = ()
 
   def fill(self, rows: Iterable[Any]) -> Table:
     """Returns the table of these rows."""
@@ -73,38 +101,35 @@ class TableFormat:
       self.words,
       [[cell(row) for _, cell in self.columns] for row in rows],
       self.caption,
+      self.notes,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-  """A figure of a page: an `<svg>` element and its caption."""
-
-  svg: str
-  caption: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
 class Section:
-  """One part of a report, in the order in which it is shown. Nothing in it is escaped yet.
+  """One part of a report: text, and figures or a table. Nothing in it is escaped yet.
 
   Attributes:
-    title: the heading; '' continues the section before.
-    text: paragraphs; one whose lines all begin with a space is shown as it stands.
-    items: sentences of a list.
-    figures: for a browser alone.
+    title: the heading.
+    text: at most three sentences.
+    figures: `<svg>` elements, which only a browser shows.
+    caption: one or two sentences on the figures.
+    notes: statistical details of the figures, which a page shows as footnotes.
     table: the numbers.
-    level: of the heading.
-    folded: does a browser show the title alone, until a reader opens it?
   """
 
-  title: str = ''
-  text: Sequence[str] = ()
-  items: Sequence[str] = ()
-  figures: Sequence[Picture] = ()
+  title: str
+  text: str = ''
+  figures: Sequence[str] = ()
+  caption: str = ''
+  notes: Sequence[str] = ()
   table: Table | None = None
-  level: int = 2
-  folded: bool = False
+
+
+def list_section(title: str, heading: str, lines: Sequence[str]) -> Iterator[Section]:
+  """Yields a table of one column, or nothing without lines."""
+  if lines:
+    yield Section(title, table=Table([heading], 1, [[line] for line in lines]))
 
 
 def to_terminal(section: Section) -> list[rich.table.Table | str]:
@@ -121,9 +146,9 @@ def to_terminal(section: Section) -> list[rich.table.Table | str]:
     for row in section.table.rows:
       table.add_row(*('\n'.join(split_cell(cell)) for cell in row))
     parts.append(table)
-  elif section.title:
+  else:
     parts.append(section.title)
-  return [*parts, *section.text, *section.items]
+  return [*parts, section.text] if section.text else parts
 
 
 def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
@@ -134,35 +159,35 @@ def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
   """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(_names(kind))
-  writer.writerows(list(_values(row)) for row in rows)
+  writer.writerow(_list_columns(kind))
+  writer.writerows(list(_list_values(row)) for row in rows)
   return file.getvalue().encode()
 
 
-def _names(kind: type, prefix: str = '') -> Iterator[str]:
+def _list_columns(kind: type, prefix: str = '') -> Iterator[str]:
   for name, inner in typing.get_type_hints(kind).items():
     yield from (
-      _names(inner, f'{prefix}{name}_')
+      _list_columns(inner, f'{prefix}{name}_')
       if isinstance(inner, type) and dataclasses.is_dataclass(inner)
       else (prefix + name,)
     )
 
 
-def _values(row: Any) -> Iterator[Any]:
+def _list_values(row: Any) -> Iterator[Any]:
   for field in dataclasses.fields(row):
     value = getattr(row, field.name)
     if dataclasses.is_dataclass(value):
-      yield from _values(value)
+      yield from _list_values(value)
     else:
-      yield _join(value) if isinstance(value, tuple) else _cell(value)
+      yield _join_values(value) if isinstance(value, tuple) else _quote_formula(value)
 
 
-def _join(values: tuple[Any, ...]) -> str:
-  words = [str(_cell(value)) for value in values]
+def _join_values(values: tuple[Any, ...]) -> str:
+  words = [str(_quote_formula(value)) for value in values]
   return ('; ' if any(' ' in word for word in words) else ' ').join(words)
 
 
-def _cell(value: Any) -> Any:
+def _quote_formula(value: Any) -> Any:
   if not isinstance(value, str):
     return value
   return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + sanitize(value)

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was given, in the colours of the page, with names taken literally."""
+"""Tests of `figures`: content of figures, colours of the page, literal names, equal bytes."""
 
 import math
 import xml.etree.ElementTree
@@ -7,59 +7,10 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis.report import figures
-from minilm_jax.analysis.report.figures import DotRow, MeanBand, Panel
+from minilm_jax.analysis.report.figures import DotRow, Drawing, MeanBand, Panel
 from minilm_jax.analysis.runs import RunLosses
 
 CURVE = RunLosses('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
-
-
-def test_every_point_of_every_run_is_drawn():
-  train, validation = figures.loss([CURVE]).axes[0].lines
-  np.testing.assert_array_equal(
-    train.get_xydata(), np.transpose([CURVE.train_tokens, CURVE.train_loss])
-  )
-  np.testing.assert_array_equal(
-    validation.get_xydata(), np.transpose([CURVE.validation_tokens, CURVE.validation_loss])
-  )
-
-
-def test_runs_look_different_and_the_two_lines_of_a_run_alike():
-  lines = figures.loss([CURVE] * 20).axes[0].lines
-  looks = [(line.get_color(), line.get_linestyle()) for line in lines]
-  assert looks[::2] == looks[1::2] and len(set(looks)) == 20
-
-
-def test_the_picture_takes_the_colour_of_the_page_and_draws_no_ground():
-  text = figures.svg(figures.loss([CURVE]))
-  assert figures.INK not in text and 'currentColor' in text
-  assert '#ffffff' not in text and '#000000' not in text
-  xml.etree.ElementTree.fromstring(text)
-
-
-@pytest.mark.parametrize('name', ['_hidden', '$x', '$\\frac$', '<b>&amp;', 'größe', 'a' * 60])
-def test_names_are_taken_literally(name: str):
-  picture = xml.etree.ElementTree.fromstring(
-    figures.svg(figures.loss([RunLosses(name, (1.0,), (2.0,), (1.0,), (2.0,))]))
-  )
-  assert name in [
-    ''.join(element.itertext()).strip()
-    for element in picture.iter('{http://www.w3.org/2000/svg}text')
-  ]
-
-
-@pytest.mark.parametrize('values', [(math.nan, 5.0), (math.inf, 5.0), (math.nan, math.nan)])
-def test_what_is_no_number_leaves_a_gap(values: tuple[float, float]):
-  figure = figures.loss([RunLosses('a', (1.0, 2.0), values, (), ())])
-  assert figures.svg(figure)
-  assert all(map(math.isfinite, figure.axes[0].get_ylim()))
-
-
-def test_the_same_curves_give_the_same_bytes():
-  assert figures.svg(figures.loss([CURVE])) == figures.svg(figures.loss([CURVE]))
-  first = figures.png(figures.loss([CURVE]))
-  assert first == figures.png(figures.loss([CURVE])) and first.startswith(b'\x89PNG')
-
-
 DOTS = [
   DotRow(
     'cola',
@@ -76,61 +27,118 @@ PANEL = Panel(
   ),
   3.0,
 )
+SVG = '{http://www.w3.org/2000/svg}'
 
 
-def test_a_row_of_dots_has_each_mean_on_its_interval_and_the_levels():
-  figure = figures.dots(DOTS, 'score')
-  drawn = [line.get_xdata() for line in figure.axes[0].lines]
-  assert [list(x) for x in drawn if len(x) == 1] == [[20.0], [10.0], [0.0]] and [15.0, 25.0] in map(
-    list, drawn
+def draw_panels() -> Drawing:
+  return figures.draw_panels([PANEL, Panel('rte', PANEL.bands[1:])] * 2, 'epoch', 'score')
+
+
+def draw_confusion() -> Drawing:
+  counts = np.array([[3.0, 1.0], [0.0, 1234.0]])
+  arms = {'pre-trained': counts, 'from scratch': 0 * counts}
+  return figures.draw_confusion('cola', ('no', 'yes'), arms)
+
+
+def test_losses_have_every_point_of_every_run():
+  train, validation = figures.draw_losses([CURVE]).figure.axes[0].lines
+  np.testing.assert_array_equal(
+    train.get_xydata(), np.transpose([CURVE.train_tokens, CURVE.train_loss])
   )
-  assert [label.get_text().strip() for label in figure.axes[0].get_yticklabels()] == ['cola', '$x$']
-  assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [
-    'pre-trained',
-    'from scratch',
-    'majority',
-  ]
-
-
-@pytest.mark.filterwarnings('error')  # Matplotlib warns where nothing is left for the axes
-def test_long_names_leave_room_for_the_dots():
-  figure = figures.dots(
-    [DotRow('sst2 ' + 'without-rotary+sinusoidal' * 3, DOTS[0].arms, {})] * 2, 'x'
+  np.testing.assert_array_equal(
+    validation.get_xydata(), np.transpose([CURVE.validation_tokens, CURVE.validation_loss])
   )
+
+
+def test_each_run_has_its_own_style():
+  lines = figures.draw_losses([CURVE] * 20).figure.axes[0].lines
+  styles = [(line.get_color(), line.get_linestyle()) for line in lines]
+  assert styles[::2] == styles[1::2] and len(set(styles)) == 20
+
+
+@pytest.mark.parametrize('name', ['_hidden', '$x', '$\\frac$', '<b>&amp;', 'größe', 'a' * 60])
+def test_svg_has_literal_names(name: str):
+  svg = figures.draw_losses([RunLosses(name, (1.0,), (2.0,), (1.0,), (2.0,))]).to_svg()
+  elements = list(xml.etree.ElementTree.fromstring(svg).iter())
+  texts = [''.join(e.itertext()).strip() for e in elements if e.tag == f'{SVG}text']
+  assert figures.shorten_name(name) in texts
+  assert [e.text for e in elements if e.tag == f'{SVG}title'] == [name]
+
+
+@pytest.mark.parametrize('values', [(math.nan, 5.0), (math.inf, 5.0), (math.nan, math.nan)])
+def test_undefined_losses_leave_a_gap(values: tuple[float, float]):
+  drawing = figures.draw_losses([RunLosses('a', (1.0, 2.0), values, (), ())])
+  assert drawing.to_svg() and all(map(math.isfinite, drawing.figure.axes[0].get_ylim()))
+
+
+def test_dots_have_means_on_intervals_and_baselines():
+  drawing = figures.draw_dots(DOTS, 'score')
+  (axes,) = drawing.figure.axes
+  points = [list(line.get_xdata()) for line in axes.lines]
+  assert [x for x in points if len(x) == 1] == [[20.0], [10.0], [0.0]] and [15.0, 25.0] in points
+  assert [text.get_text().strip() for text in axes.texts] == ['cola', '$x$']
+  legend = [text.get_text().strip() for text in drawing.figure.legends[0].get_texts()]
+  assert legend == ['pre-trained', 'from scratch', 'majority']
+
+
+@pytest.mark.filterwarnings('error')  # Matplotlib warns if no width remains for the axes
+def test_long_names_keep_the_width_of_the_axes():
+  rows = [DotRow('sst2 ' + 'without-rotary+sinusoidal' * 3, DOTS[0].arms, {})] * 2
+  figure = figures.draw_dots(rows, 'x').figure
   figure.draw_without_rendering()
-  assert figure.axes[0].get_window_extent().width > 2 * figure.dpi
+  assert figure.axes[0].get_window_extent().width > 3 * figure.dpi
 
 
-@pytest.mark.parametrize('draw', [figures.learning, figures.trajectory])
-def test_a_panel_has_its_bands_and_its_level_and_arms_look_alike_in_all(draw):
-  figure = draw([PANEL, Panel('rte', PANEL.bands[1:])] * 2, 'score')
-  first, second, *_ = figure.axes
+def test_panels_share_styles_and_are_drawn_alone_too():
+  drawing = draw_panels()
+  first, second, *_ = drawing.figure.axes
   np.testing.assert_array_equal(first.lines[0].get_ydata(), PANEL.bands[0].mean)
   assert len(first.lines) == 3 and len(second.lines) == 1
   assert first.lines[1].get_color() == second.lines[0].get_color() != first.lines[0].get_color()
-  assert first.get_title().strip() == 'cola'
+  assert [axes.get_title().strip() for axes in drawing.figure.axes[:4]] == ['cola', 'rte'] * 2
+  assert [len(panel.figure.axes) for panel in drawing.panels] == [1] * 4
+  assert drawing.panels[1].figure.axes[0].lines[0].get_color() == second.lines[0].get_color()
+  assert all(panel.figure.get_figwidth() == figures.WIDTH for panel in drawing.panels)
 
 
-def test_a_confusion_matrix_shows_its_counts_row_by_row():
-  counts = np.array([[3.0, 1.0], [0.0, 1234.0]])
-  axes, empty = figures.confusion(
-    'cola', ('no', 'yes'), {'pre-trained': counts, 'from scratch': 0 * counts}
-  ).axes
-  assert axes.yaxis_inverted()  # the first class is above
+def test_confusion_matrix_has_its_counts_row_by_row():
+  axes, empty = draw_confusion().figure.axes
+  assert axes.yaxis_inverted()  # the first class is at the top
   assert [text.get_text() for text in axes.texts] == ['3', '1', '0', '1,234']
   np.testing.assert_allclose(axes.collections[0].get_array(), [[0.75, 0.25], [0, 1]])
   assert not empty.collections[0].get_array().any()
 
 
 @pytest.mark.parametrize(
-  'figure',
+  'draw',
   [
-    lambda: figures.dots(DOTS, 'x'),
-    lambda: figures.learning([PANEL], 'y'),
-    lambda: figures.confusion('a', ('b', 'c'), {'d': np.eye(2)}),
+    lambda: figures.draw_losses([CURVE]),
+    lambda: figures.draw_dots(DOTS, 'x'),
+    draw_panels,
+    draw_confusion,
   ],
 )
-def test_every_figure_takes_the_colour_of_the_page_and_gives_the_same_bytes(figure):
-  text = figures.svg(figure())
-  assert figures.INK not in text and 'currentColor' in text and '#ffffff' not in text
-  assert figures.svg(figure()) == text and figures.png(figure()) == figures.png(figure())
+def test_figures_have_the_colour_of_the_page_and_equal_bytes(draw):
+  svg, png = draw().to_svg(), draw().to_png()
+  xml.etree.ElementTree.fromstring(svg)
+  assert figures.INK not in svg and 'currentColor' in svg
+  assert '#ffffff' not in svg and '#000000' not in svg
+  assert draw().to_svg() == svg and draw().to_png() == png and png.startswith(b'\x89PNG')
+
+
+def test_tooltips_enter_their_own_group_escaped():
+  svg = '<svg xmlns="http://www.w3.org/2000/svg"><g id="a-1"/><g id="a-11"><path/></g></svg>'
+  svg = figures.add_tooltips(svg, {'a-11': '<b> & "c"'})
+  (first, second) = xml.etree.ElementTree.fromstring(svg)
+  assert len(first) == 0 and second[0].text == '<b> & "c"'
+
+
+def test_encode_returns_files_and_panels():
+  files, pictures = figures.encode(
+    [('learning', draw_panels()), ('dots', figures.draw_dots(DOTS, 'x'))], '-a'
+  )
+  assert set(files) == {
+    f'{name}-a.{kind}' for name in ('learning', 'dots') for kind in ('svg', 'png')
+  }
+  assert [len(svgs) for svgs in pictures.values()] == [4, 1]
+  assert pictures['dots'][0].encode() == files['dots-a.svg']

@@ -1,7 +1,7 @@
-"""Figures of a grid: what they draw, that points say what they are, the same bytes every time."""
+"""Tests of `scaling_figures`: content, tooltips of points, equal bytes."""
 
 import math
-import xml.etree.ElementTree as ET
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -9,132 +9,126 @@ import pytest
 from minilm_jax.analysis import cost_effectiveness, frontier
 from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.report import figures, scaling_figures
-from minilm_jax.analysis.report.scaling_figures import FigureWithTooltips, FittedLine
+from minilm_jax.analysis.report.figures import Drawing
+from minilm_jax.analysis.report.scaling_figures import FittedLine
 from tests import fake_runs
 
-TRACKS = [
-  fake_runs.make_scaling_curve(f'h{h} l{layers} <&>', hidden=h, layers=layers)
-  for h in (32, 64, 256)
+CURVES = [
+  fake_runs.make_scaling_curve(f'h{hidden} l{layers} <&>', hidden=hidden, layers=layers)
+  for hidden in (32, 64, 256)
   for layers in (1, 2)
 ]
-NUMBERS = {track.name: number for number, track in enumerate(TRACKS, 1)}
+NUMBERS = {curve.name: number for number, curve in enumerate(CURVES, 1)}
 MODELS = [
   ScoredModel(
-    track.name,
-    track.loss[-1],
+    curve.name,
+    curve.loss[-1],
     math.nan,
     7.0,
-    track.parameters,
-    0.5 + n / 50,
+    curve.parameters,
+    0.5 + index / 50,
     0.4,
     0.1,
-    0.2 + n / 50,
+    0.2 + index / 50,
   )
-  for n, track in enumerate(TRACKS)
+  for index, curve in enumerate(CURVES)
 ]
-NAME = '{http://www.w3.org/2000/svg}'
+UNDEFINED = ScoredModel('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan)
+SVG = '{http://www.w3.org/2000/svg}'
 
 
-def compute() -> FigureWithTooltips:
-  x = np.geomspace(1e13, 1e15, 50)
-  return scaling_figures.compute(
-    TRACKS,
-    frontier.percentile_frontier(TRACKS),
-    [FittedLine('one law', x, 100 * x**-0.1)],
+def draw_compute() -> Drawing:
+  flops = np.geomspace(1e13, 1e15, 50)
+  return scaling_figures.draw_compute(
+    CURVES,
+    frontier.find_percentile_frontier(CURVES),
+    [FittedLine('one law', flops, 100 * flops**-0.1)],
     (1e14, 5e13, 2e14),
   )
 
 
-DRAWN = {
-  'compute': compute,
-  'plane': lambda: scaling_figures.plane(cost_effectiveness.list_options(TRACKS), NUMBERS),
-  'scores': lambda: scaling_figures.scores(
+DRAWINGS = {
+  'compute': draw_compute,
+  'plane': lambda: scaling_figures.draw_plane(cost_effectiveness.list_options(CURVES), NUMBERS),
+  'scores': lambda: scaling_figures.draw_scores(
     {'cola': MODELS, 'a, b': MODELS[:2]}, NUMBERS, {'cola': 'ρ +1.00'}
   ),
-  'gain': lambda: scaling_figures.gain({'cola': MODELS}, NUMBERS),
+  'gains': lambda: scaling_figures.draw_gains({'cola': MODELS}, NUMBERS),
 }
 
 
-def titles(svg: str) -> dict[str, str]:
-  """The title of each group of an SVG that has one, by the group's id; fails where it is not
-  well-formed.
-  """
-  found = {}
-  for group in ET.fromstring(svg).iter(f'{NAME}g'):
-    title = group.find(f'{NAME}title')
+def read_tooltips(svg: str) -> dict[str, str]:
+  """Returns the title of each group of an SVG; fails unless the title is the first child."""
+  tooltips = {}
+  for group in xml.etree.ElementTree.fromstring(svg).iter(f'{SVG}g'):
+    title = group.find(f'{SVG}title')
     if title is not None:
-      assert group[0] is title  # a browser shows the first child alone
-      found[group.attrib['id']] = title.text
-  return found
+      assert group[0] is title  # browsers show the first child only
+      tooltips[group.attrib['id']] = title.text
+  return tooltips
 
 
-@pytest.mark.parametrize('name', DRAWN)
-def test_every_point_says_what_it_is(name: str):
-  drawn = DRAWN[name]()
-  svg = drawn.svg()
-  assert drawn.titles and titles(svg) == drawn.titles
+def select_lines(drawing: Drawing, prefix: str) -> list:
+  (axes,) = drawing.figure.axes
+  return [line for line in axes.lines if str(line.get_gid()).startswith(prefix)]
+
+
+@pytest.mark.parametrize('name', DRAWINGS)
+def test_every_point_has_a_tooltip_and_bytes_are_equal(name: str):
+  drawing = DRAWINGS[name]()
+  svg = drawing.to_svg()
+  assert drawing.tooltips and read_tooltips(svg) == drawing.tooltips
   assert figures.INK not in svg and 'currentColor' in svg and '<script' not in svg
-  assert figures.png(drawn.figure).startswith(b'\x89PNG')
+  assert drawing.to_png().startswith(b'\x89PNG') and DRAWINGS[name]().to_svg() == svg
 
 
-@pytest.mark.parametrize('name', DRAWN)
-def test_the_same_bytes_every_time(name: str):
-  assert DRAWN[name]().svg() == DRAWN[name]().svg()
-
-
-def test_all_runs_the_frontier_and_the_break_are_drawn():
-  drawn = compute()
-  (axes,) = drawn.figure.axes
-  assert axes.get_xscale() == axes.get_yscale() == 'log'
-  assert sum(name.startswith('curve') for name in drawn.titles) == len(TRACKS)
-  points = frontier.percentile_frontier(TRACKS)
-  dots = [line for line in axes.lines if str(line.get_gid()).startswith('frontier')]
+def test_compute_has_all_runs_the_frontier_and_the_break():
+  drawing = draw_compute()
+  (axes,) = drawing.figure.axes
+  assert axes.get_xscale() == axes.get_yscale() == 'log' and len(axes.patches) == 1
+  assert sum(gid.startswith('curve') for gid in drawing.tooltips) == len(CURVES)
+  points = frontier.find_percentile_frontier(CURVES)
+  dots = select_lines(drawing, 'frontier')
   assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [
-    (one.flops, one.loss) for one in points
+    (point.flops, point.loss) for point in points
   ]
-  legend = {text.get_text().strip() for text in drawn.figure.legends[0].get_texts()}
+  legend = {text.get_text().strip() for text in drawing.figure.legends[0].get_texts()}
   assert legend == {'1 layer', '2 layers', 'break, 1.0e+14 FLOPs', 'one law', 'frontier'}
-  assert (
-    len({line.get_color() for line in axes.lines if str(line.get_gid()).startswith('curve')}) == 2
-  )
-  losses = [loss for track in TRACKS for loss in track.loss]
-  assert axes.get_ylim()[0] < min(losses) < max(losses) < axes.get_ylim()[1] < 2 * max(losses)
+  assert len({line.get_color() for line in select_lines(drawing, 'curve')}) == 2
+  losses = [loss for curve in CURVES for loss in curve.loss]
+  low, high = axes.get_ylim()
+  assert low < min(losses) < max(losses) < high < 2 * max(losses)
 
 
-def test_a_break_without_interval_and_no_frontier_are_no_trouble():
-  one = scaling_figures.compute(TRACKS, [], [], (1e14, math.nan, math.nan))
-  assert not one.figure.axes[0].patches and titles(one.svg())
-  assert len(compute().figure.axes[0].patches) == 1
+def test_compute_without_interval_and_frontier():
+  drawing = scaling_figures.draw_compute(CURVES, [], [], (1e14, math.nan, math.nan))
+  assert not drawing.figure.axes[0].patches and read_tooltips(drawing.to_svg())
 
 
 def test_dominated_options_are_hollow():
   options = cost_effectiveness.list_options(
     [fake_runs.make_scaling_curve('good', 2.0), fake_runs.make_scaling_curve('bad', 3.0, hidden=64)]
   )
-  drawn = scaling_figures.plane(options, {'good': 1, 'bad': 2})
-  (axes,) = drawn.figure.axes
-  faces = {
-    line.get_gid(): line.get_markerfacecolor()
-    for line in axes.lines
-    if str(line.get_gid()).startswith('option')
+  drawing = scaling_figures.draw_plane(options, {'good': 1, 'bad': 2})
+  is_hollow = {
+    line.get_gid(): line.get_markerfacecolor() == 'none' for line in select_lines(drawing, 'option')
   }
-  assert [faces[f'option-{n}'] == 'none' for n, option in enumerate(options)] == [
-    option.dominated for option in options
-  ]
-  assert {text.get_text() for text in axes.texts} == {'1', '2'}
+  assert is_hollow == {f'option-{n}': option.dominated for n, option in enumerate(options)}
+  assert {text.get_text() for text in drawing.figure.axes[0].texts} == {'1', '2'}
 
 
-def test_scores_and_gains_are_times_100_and_undefined_ones_are_not_drawn():
-  undefined = ScoredModel('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan)
-  drawn = scaling_figures.scores({'cola': [*MODELS[1:], undefined]}, NUMBERS, {})
-  assert [line.get_ydata()[0] for line in drawn.figure.axes[0].lines] == [
-    100 * model.score for model in MODELS[1:]
-  ]
-  drawn = scaling_figures.gain({'cola': [*MODELS, undefined], 'rte': [undefined]}, NUMBERS)
-  assert len(drawn.titles) == len(MODELS) and '+10.0 by pre-training' in drawn.titles['gain-0-0']
+def test_numbers_that_would_overlap_are_left_out():
+  options = cost_effectiveness.list_options(
+    [fake_runs.make_scaling_curve(name, 2.0) for name in 'ab']
+    + [fake_runs.make_scaling_curve('c', 3.0, hidden=64)]
+  )
+  drawing = scaling_figures.draw_plane(options * 2, {name: n for n, name in enumerate('abc')})
+  assert len(drawing.figure.axes[0].texts) == len(options)
 
 
-def test_titles_go_into_their_own_group_escaped():
-  svg = '<svg xmlns="http://www.w3.org/2000/svg"><g id="a-1"/><g id="a-11"><path/></g></svg>'
-  found = titles(scaling_figures.titled(svg, {'a-11': '<b> & "c"'}))
-  assert found == {'a-11': '<b> & "c"'}
+def test_scores_and_gains_are_times_100_and_omit_undefined_scores():
+  drawing = scaling_figures.draw_scores({'cola': [*MODELS[1:], UNDEFINED]}, NUMBERS, {})
+  scores = [line.get_ydata()[0] for line in drawing.figure.axes[0].lines]
+  assert scores == [100 * model.score for model in MODELS[1:]]
+  drawing = scaling_figures.draw_gains({'cola': [*MODELS, UNDEFINED], 'rte': [UNDEFINED]}, NUMBERS)
+  assert len(drawing.tooltips) == len(MODELS) and '+10.0' in drawing.tooltips['gain-0-0']

@@ -1,34 +1,17 @@
-"""Words and cells: they say what a row holds and no more."""
+"""Tests of `tables`: answers and cells have the numbers of their rows."""
 
-import doctest
+import math
 
 import pytest
 
 from minilm_jax.analysis import scores
 from minilm_jax.analysis.report import tables
-from minilm_jax.analysis.scores import score_table
+from minilm_jax.analysis.scores import ScoreRow, make_score_table
 from tests.fake_runs import make_score_line
 
 
-def test_examples_in_docstrings():
-  assert doctest.testmod(tables).failed == 0
-
-
-def test_tables_show_the_last_step_and_the_epoch_that_counts():
-  rows = score_table(
-    [
-      make_score_line(0.1, checkpoint_step=step, epoch_choice=which)
-      for step in (50, 200)
-      for which in ('best', 'last')
-    ]
-  )
-  assert len(rows) == 4
-  assert [(row.step, row.which) for row in scores.select_main(rows)] == [(200, 'best')]
-  assert len(tables.sentences(rows)) == 1
-
-
-def test_phenomena_have_a_table_of_their_own():
-  rows = score_table(
+def make_phenomena() -> list[ScoreRow]:
+  return make_score_table(
     [
       make_score_line(
         0.5 + n / 10,
@@ -46,18 +29,72 @@ def test_phenomena_have_a_table_of_their_own():
       for n, split in enumerate(('all', 'ellipsis', 'islands'))
     ]
   )
+
+
+def test_tables_have_the_last_step_and_the_best_epoch():
+  rows = make_score_table(
+    [
+      make_score_line(0.1, checkpoint_step=step, epoch_choice=which)
+      for step in (50, 200)
+      for which in ('best', 'last')
+    ]
+  )
+  assert len(rows) == 4
+  assert [(row.step, row.which) for row in scores.select_main(rows)] == [(200, 'best')]
+  assert len(list(tables.answer_scores(rows))) == 1
+
+
+def test_phenomena_have_their_own_table():
+  rows = make_phenomena()
   assert [row.split for row in scores.select_main(rows)] == ['all']
   assert tables.PHENOMENON_FORMAT.fill(scores.select_phenomena(rows)).rows == [
     ['ellipsis', 'blimp', 'tiny; step 100', '60.0 [40.0, 80.0]', '60.0', '1,043'],
     ['islands', 'blimp', 'tiny; step 100', '70.0 [40.0, 80.0]', '60.0', '1,043'],
   ]
-  (sentence,) = tables.sentences(rows)
-  assert sentence.startswith('On blimp, 1,043 examples, from tiny: accuracy 50.0')
-  assert tables.protocol(rows) == ''  # nothing was trained
+  (answer,) = tables.answer_scores(rows)
+  assert 'blimp' in answer.question and '50.0' in answer.number and '1,043' in answer.notes[0]
+  assert tables.describe_protocol(rows) == ''  # nothing was trained
 
 
-def test_a_cell_names_rate_baselines_and_collapse():
-  (row,) = score_table(
+@pytest.mark.parametrize(
+  'pretrained, scratch, verdict, number',
+  [
+    ([0.7, 0.71, 0.72], [0.6, 0.62, 0.61], 'yes', '+10.0 points [+7.5, +12.5] (n = 3)'),
+    ([0.6, 0.62, 0.61], [0.7, 0.71, 0.72], 'no, lower', '-10.0 points [-12.5, -7.5] (n = 3)'),
+    ([0.7], [0.6], 'undecided', '+10.0 points (n = 1, no interval)'),
+    ([0.7, 0.5], [0.6, 0.61], 'undecided', '-0.5 points [-133.9, +132.9] (n = 2)'),
+    ([0.7, 0.71, 0.72], [0.6, 0.61], 'yes', '+10.5 points [+8.0, +13.0] (n = 3 and 2)'),
+    ([0.7, 0.71], [], 'not measured', '70.5 [64.1, 76.9] pre-trained (n = 2)'),
+    ([], [0.7, 0.71], 'not measured', '70.5 [64.1, 76.9] from scratch (n = 2)'),
+    ([math.nan] * 2, [0.7, 0.71], 'not measured', '70.5 [64.1, 76.9] from scratch (n = 2)'),
+  ],
+)
+def test_answers_follow_the_interval(
+  pretrained: list[float], scratch: list[float], verdict: str, number: str
+):
+  rows = make_score_table(
+    make_score_line(value, seed, arm)
+    for arm, values in ((True, pretrained), (False, scratch))
+    for seed, value in enumerate(values)
+  )
+  (answer,) = tables.answer_scores(rows)
+  assert (answer.verdict, answer.number) == (verdict, number)
+
+
+def test_many_scores_have_one_answer():
+  rows = make_score_table(
+    make_score_line(0.5 + 0.01 * seed + gain * arm, seed, arm, task=f'task{number}')
+    for number, gain in enumerate([0.2] * 10 + [0.0] * 3 + [-0.2])
+    for arm in (True, False)
+    for seed in range(3)
+  )
+  (answer,) = tables.answer_scores(rows)
+  assert answer.verdict == 'in 10 of 14'
+  assert '3 of 14' in answer.number and '-20.0 to +20.0' in answer.number
+
+
+def test_cells_have_rate_baselines_and_collapse():
+  (row,) = make_score_table(
     [
       make_score_line(
         0.5, seed, majority=0.4, frequency=0.3, learning_rate=2e-4, constant_prediction=True
@@ -68,34 +105,35 @@ def test_a_cell_names_rate_baselines_and_collapse():
   text = ' | '.join(tables.SCORE_FORMAT.fill([row]).rows[0])
   assert '50.0 ± 0.0 (n = 2) [50.0, 50.0]; rate 0.0002; 2 collapsed' in text
   assert '40.0 majority; 30.0 by frequency' in text and '1,043 validation' in text
-  (row,) = score_table([make_score_line(0.5, low=0.45, high=0.55, majority=None, frequency=None)])
+  (row,) = make_score_table(
+    [make_score_line(0.5, low=0.45, high=0.55, majority=None, frequency=None)]
+  )
   (cells,) = tables.SCORE_FORMAT.fill([row]).rows
-  assert '50.0 (n = 1); 45.0 to 55.0 over examples' in cells[3]
-  assert cells[6] == 'undefined'
+  assert cells[3].startswith('50.0 (n = 1); 45.0 to 55.0') and cells[6] == 'undefined'
 
 
 @pytest.mark.parametrize(
-  'given, said',
+  'lines, protocol',
   [
-    ([make_score_line(0.5)], 'Protocol: 1 seed; nothing held out, nothing chosen; 3 epochs.'),
+    ([make_score_line(0.5)], 'Protocol: 1 seed; no held-out part, no selection; 3 epochs.'),
     (
       [
         make_score_line(0.5, seed, held_out=100, train_examples=900, epoch_choice='best', epoch=5.0)
         for seed in range(3)
       ]
       + [make_score_line(0.5, task='rte', epoch=10.0)],
-      'Protocol: 1 to 3 seeds; of some tasks 10% of the training examples held out, which chose the learning rate of each '
-      'arm and the epoch of each seed; 5 to 10 epochs.',
+      'Protocol: 1 to 3 seeds; 10% of the training examples of some tasks held out to select the '
+      'learning rate of each arm and the epoch of each seed; 5 to 10 epochs.',
     ),
   ],
 )
-def test_the_protocol_is_told(given: list, said: str):
-  assert tables.protocol(score_table(given)) == said
+def test_protocol_has_seeds_selection_and_epochs(lines: list, protocol: str):
+  assert tables.describe_protocol(make_score_table(lines)) == protocol
 
 
-def test_an_average_names_its_tasks():
+def test_averages_list_their_tasks():
   (average,) = scores.average_tasks(
-    score_table(
+    make_score_table(
       [
         make_score_line(0.5, seed, task=task)
         for task, n in (('sst2', 2), ('rte', 1))
@@ -103,5 +141,6 @@ def test_an_average_names_its_tasks():
       ]
     )
   )
-  name, _, ours, theirs, _, tasks = tables.AVERAGE_FORMAT.fill([average]).rows[0]
-  assert (name, ours, theirs, tasks) == ('all, validation', '50.0; seeds differ', '–', 'sst2, rte')
+  name, _, pretrained, scratch, _, tasks = tables.AVERAGE_FORMAT.fill([average]).rows[0]
+  assert (name, pretrained, scratch) == ('all, validation', '50.0; seeds differ', '–')
+  assert tasks == 'sst2, rte'

@@ -1,0 +1,305 @@
+"""Tables of a scaling study: laws, frontier, plateaus, cost, correlations, depth and models."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from minilm_jax.analysis.correlation import Depth, Estimate
+from minilm_jax.analysis.cost_effectiveness import Step
+from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
+from minilm_jax.analysis.power_laws import Fit
+from minilm_jax.analysis.report.sections import TableFormat
+from minilm_jax.analysis.scores import NONE, format_interval
+
+
+def format_number(value: float | None, form: str = ',.4g') -> str:
+  """Returns a number, or "–" for None, infinity and nan.
+
+  >>> format_number(2.2e15), format_number(0.0931), format_number(None), format_number(float('nan'))
+  ('2.2e+15', '0.0931', '–', '–')
+  """
+  return NONE if value is None or not math.isfinite(value) else f'{value:{form}}'
+
+
+def format_gain(value: float) -> str:
+  """Returns points of perplexity: two digits, or all digits above 100.
+
+  >>> format_gain(0.0264), format_gain(3170.2)
+  ('0.026', '3,170')
+  """
+  return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.2g}'
+
+
+def format_estimate(coefficient: Estimate) -> str:
+  """Returns a coefficient with its interval."""
+  if not math.isfinite(coefficient.value):
+    return 'undefined: a side is constant'
+  return format_interval(coefficient.value, coefficient.low, coefficient.high, '+.2f')
+
+
+def _format_constants(fit: Fit) -> str:
+  constants = []
+  for name, value in fit.constants.items():
+    ends = [format_number(end) for end in fit.intervals[name]] if name in fit.intervals else []
+    interval = f' ({" to ".join(ends)})' if ends else ''
+    constants.append(f'{name} {format_number(value)}{interval}')
+  return '; '.join(constants)
+
+
+def _format_step_note(step: Step) -> str:
+  return '; '.join(filter(None, (step.also, 'gains nothing' if step.dominated else ''))) or NONE
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthSummary:
+  """Differences of all matched pairs in one quantity, deeper minus shallower.
+
+  Attributes:
+    matched: the quantity in which the pairs are alike.
+    compared: the loss or score.
+    differences: one a pair.
+    better: number of pairs in which the deeper model is better.
+    digits: decimals of the mean.
+  """
+
+  matched: str
+  compared: str
+  differences: Sequence[float]
+  better: int
+  digits: int
+
+
+def summarize_depths(depths: Sequence[Depth]) -> Iterator[DepthSummary]:
+  """Yields the validation loss and each score of all matched pairs."""
+  for matched in dict.fromkeys(depth.matched for depth in depths):
+    pairs = [depth for depth in depths if depth.matched == matched]
+    losses = list({(pair.shallow, pair.deep): pair.loss for pair in pairs}.values())
+    yield DepthSummary(matched, 'validation loss', losses, sum(loss < 0 for loss in losses), 3)
+    for series in dict.fromkeys(pair.series for pair in pairs if pair.series):
+      scores = [100 * pair.score for pair in pairs if pair.series == series]
+      scores = [score for score in scores if math.isfinite(score)]
+      if scores:
+        yield DepthSummary(
+          matched, f'{series}, × 100', scores, sum(score > 0 for score in scores), 1
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRow:
+  """One model: shape, size, FLOPs of the whole run by each count, losses in nats."""
+
+  name: str
+  embedding: int
+  hidden: int
+  feed_forward: int
+  heads: int
+  layers: int
+  vocabulary: int
+  tied: bool | None
+  seed: int | None
+  learning_rate: float | None
+  embedding_parameters: int
+  other_parameters: int
+  parameters: int
+  updates: int
+  tokens: float
+  honey_flops: float | None
+  kaplan_flops: float | None
+  actual_flops: float | None
+  validation_loss: float
+  test_loss: float | None
+  bits_per_word: float | None
+  bits_per_byte: float | None
+  evaluations: int
+  lost: int
+  finished: bool
+
+
+def make_model_row(curve: LossCurve) -> ModelRow:
+  """Returns the row of a loss curve in models.csv."""
+  honey, kaplan, actual = (
+    float(curve.flops(count)[-1]) if count in curve.flops_per_row else None
+    for count in (HONEY, KAPLAN, ACTUAL)
+  )
+  return ModelRow(
+    name=curve.name,
+    **dataclasses.asdict(curve.shape),
+    tied=curve.tied,
+    seed=curve.seed,
+    learning_rate=curve.learning_rate,
+    embedding_parameters=curve.embedding_parameters,
+    other_parameters=curve.other_parameters,
+    parameters=curve.parameters,
+    updates=curve.updates[-1],
+    tokens=float(curve.tokens[-1]),
+    honey_flops=honey,
+    kaplan_flops=kaplan,
+    actual_flops=actual,
+    validation_loss=curve.loss[-1],
+    test_loss=curve.test_loss,
+    bits_per_word=curve.bits_per_word,
+    bits_per_byte=curve.bits_per_byte,
+    evaluations=len(curve.loss),
+    lost=curve.non_finite,
+    finished=curve.finished,
+  )
+
+
+FIT_FORMAT = TableFormat(
+  2,
+  (
+    ('law; fitted to; by', lambda fit: f'{fit.form}; {fit.name}; {fit.method}'),
+    ('constants, 95% interval', _format_constants),
+    ('R²', lambda fit: format_number(fit.r2, '.3f')),
+    ('BIC', lambda fit: format_number(fit.bic, ',.1f')),
+    ('points', lambda fit: f'{fit.n:,}'),
+    (
+      'FLOPs',
+      lambda fit: f'{format_number(fit.low, ".2e")} to; {format_number(fit.high, ".2e")}',
+    ),
+  ),
+  'Loss L in nats by FLOPs C of training, with 95% intervals; fits.json has all digits.',
+  (
+    'Intervals of fits to a frontier resample runs. They measure the effect of the choice of runs, not '
+    'the distance of a law from the truth.',
+    'BIC compares forms fitted to the same points; lower is better.',
+  ),
+)
+POINT_FORMAT = TableFormat(
+  1,
+  (
+    ('run', lambda point: point.run),
+    ('FLOPs', lambda point: f'{point.flops:.3e}'),
+    ('loss', lambda point: f'{point.loss:.4f}'),
+    ('perplexity', lambda point: f'{math.exp(point.loss):.2f}'),
+    ('tokens', lambda point: f'{point.tokens:.2e}'),
+    ('parameters', lambda point: f'{point.parameters:,}'),
+  ),
+)
+PLATEAU_FORMAT = TableFormat(
+  1,
+  (
+    ('run', lambda plateau: plateau.run),
+    ('level', lambda plateau: f'{plateau.level:.3f}'),
+    ('enters at; update', lambda plateau: f'{plateau.entry:,}'),
+    ('leaves at; update', lambda plateau: format_number(plateau.exit, ',.0f')),
+    ('leaves at; FLOPs', lambda plateau: format_number(plateau.exit_flops, '.2e')),
+    ('loss; at exit', lambda plateau: format_number(plateau.exit_loss, '.3f')),
+    ('evaluations; on it', lambda plateau: str(plateau.seen)),
+    ('warm-up until', lambda plateau: format_number(plateau.warmup, ',.0f')),
+  ),
+  'Plateau of the loss of each run before it dropped. Runs without an exit ended on the plateau.',
+)
+STEP_FORMAT = TableFormat(
+  2,
+  (
+    ('factor', lambda step: step.factor.replace('_', '-')),
+    ('others', lambda step: step.others),
+    ('step', lambda step: f'{step.from_value:,} to {step.to_value:,}'),
+    ('points; gained', lambda step: format_number(step.perplexity_gain, '.3f')),
+    ('for FLOPs', lambda step: format_number(step.flops, '.2e')),
+    (
+      'points a; 1e15 FLOPs',
+      lambda step: format_interval(step.per_1e15, step.low, step.high, '.3g'),
+    ),
+    ('FLOPs a; point', lambda step: format_number(step.flops_per_point, '.2e')),
+    ('bits per word; a 1e15 FLOPs', lambda step: format_number(step.bits_per_1e15, '.3g')),
+    ('other; differences', _format_step_note),
+  ),
+  'Steps in one factor: points of perplexity gained for each additional 1e15 FLOPs [95% interval over seeds].',
+  (
+    'Factors: e embedding, h hidden, i feed-forward, a heads, l layers, V vocabulary.',
+    'The best of several models of one shape stands for the shape; the last column lists other '
+    'differences.',
+  ),
+)
+CORRELATION_FORMAT = TableFormat(
+  2,
+  (
+    ('score', lambda row: row.series),
+    ('against', lambda row: row.measure + (', with untrained' if row.from_scratch else '')),
+    ('models', lambda row: str(row.models)),
+    ('Pearson', lambda row: format_estimate(row.pearson)),
+    ('Spearman', lambda row: format_estimate(row.spearman)),
+    ('Kendall', lambda row: format_estimate(row.kendall)),
+    ('undefined; resamples', lambda row: f'{row.degenerate:.1%}'),
+  ),
+  'Correlation over models with 95% intervals; a negative one pairs a lower loss with a higher score.',
+  (
+    'Intervals resample models. Log-perplexity is the validation loss.',
+    '“With untrained” adds each model before training, with a loss of ln V and its score from '
+    'scratch.',
+  ),
+)
+DEPTH_SUMMARY_FORMAT = TableFormat(
+  2,
+  (
+    ('matched', lambda row: row.matched),
+    ('compared', lambda row: row.compared),
+    ('pairs', lambda row: str(len(row.differences))),
+    ('deeper; is better', lambda row: str(row.better)),
+    ('deeper minus; shallower, mean', lambda row: f'{np.mean(row.differences):+.{row.digits}f}'),
+  ),
+  'Pairs of models of different depth; differences are deeper minus shallower.',
+  ('Parameters, or FLOPs of the whole run, of a pair are within 10% of each other.',),
+)
+DEPTH_FORMAT = TableFormat(
+  3,
+  (
+    ('shallower', lambda depth: depth.shallow),
+    ('deeper', lambda depth: depth.deep),
+    ('score', lambda depth: depth.series or NONE),
+    ('layers', lambda depth: f'{depth.shallow_layers} to {depth.deep_layers}'),
+    ('matched', lambda depth: depth.matched),
+    ('ratio', lambda depth: f'{depth.ratio:.3f}'),
+    ('loss', lambda depth: f'{depth.loss:+.3f}'),
+    ('score × 100', lambda depth: format_number(100 * depth.score, '+.1f')),
+  ),
+)
+
+
+def model_format(numbers: Mapping[str, int]) -> TableFormat:
+  """Returns the format of a table of `ModelRow`.
+
+  Args:
+    numbers: of the points in figures, by run.
+  """
+  return TableFormat(
+    2,
+    (
+      ('#', lambda row: str(numbers[row.name])),
+      ('run', lambda row: row.name),
+      ('e', lambda row: f'{row.embedding:,}'),
+      ('h', lambda row: f'{row.hidden:,}'),
+      ('i', lambda row: f'{row.feed_forward:,}'),
+      ('a', lambda row: f'{row.heads:,}'),
+      ('l', lambda row: f'{row.layers:,}'),
+      ('V', lambda row: f'{row.vocabulary:,}'),
+      ('head', lambda row: {True: 'tied', False: 'untied', None: NONE}[row.tied]),
+      ('parameters', lambda row: f'{row.parameters:,}'),
+      ('embedding', lambda row: f'{row.embedding_parameters:,}'),
+      ('other', lambda row: f'{row.other_parameters:,}'),
+      (
+        'test; perplexity',
+        lambda row: (
+          NONE if row.test_loss is None else format_number(math.exp(row.test_loss), '.2f')
+        ),
+      ),
+      ('test; loss', lambda row: format_number(row.test_loss, '.4f')),
+      ('validation; loss', lambda row: f'{row.validation_loss:.4f}'),
+      ('bits; per word', lambda row: format_number(row.bits_per_word, '.3f')),
+      ('tokens', lambda row: f'{row.tokens:.2e}'),
+      ('FLOPs,; paper', lambda row: format_number(row.honey_flops, '.3e')),
+      ('FLOPs,; Kaplan', lambda row: format_number(row.kaplan_flops, '.3e')),
+      ('FLOPs,; program', lambda row: format_number(row.actual_flops, '.3e')),
+      ('state', lambda row: 'finished' if row.finished else 'unfinished'),
+    ),
+    'Models by FLOPs; losses are in nats a masked token.',
+    (
+      'FLOPs of the whole run have three counts: the formula of paper 1 (2305.17266), 6 N a token '
+      '(Kaplan et al., 2020), and the matrix products of the program.',
+      'Columns: e embedding, h hidden, i feed-forward, a heads, l layers, V vocabulary.',
+    ),
+  )
