@@ -280,9 +280,9 @@ def test_each_baseline_is_a_line_of_the_figure(runs_folder: pathlib.Path):
   comparison = read_comparison(runs_folder)
   (part,) = comparison.shapes
   rows = ablation_results.make_rows(part, ablation_results.find_levels(comparison))
-  figures = dict(compare_figures.figures(part, rows, rows[0].level, comparison.ngram_losses))[
-    'curves'
-  ]
+  figures = dict(
+    compare_figures.draw_comparison(part, rows, rows[0].level, comparison.ngram_losses)
+  )['curves']
   labels = [text.get_text().strip() for text in figures.figure.legends[0].get_texts()]
   assert labels[2:] == [
     'word frequencies, 6.10 nats',
