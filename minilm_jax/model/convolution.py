@@ -1,21 +1,22 @@
-"""The convolutional front-end of paper 2, before the blocks, and a corrected form of it.
+"""Applies the convolutional front-end of paper 2 before the blocks, in two forms.
 
-A row of vectors is an image of one channel: height is tokens, width is features. `paper2` is the
-released form (paper 2, models):
+A row of vectors is an image with one channel: the height is tokens, the width is features. The form
+`paper2` is the released model (paper 2, models):
 
     n times: Conv2d, BatchNorm2d, GELU;   then: Conv2d 1 x 1 to one channel, BatchNorm2d, GELU
 
-It treats pads as part of the image and of the batch statistics, so a row depends on its pads and,
-in training, on its batch. It has no residual: the embedding passes through the kernels, and no
-output is below -0.17. `fixed` is the same stack without these four: it zeroes pads before each
-convolution, normalises each pixel over its channels, and adds a residual and the LayerNorm of a
-block.
+The form `fixed` corrects four properties of `paper2`:
 
-BatchNorm keeps a running mean and variance for evaluation. They are arrays of the model, so that
-saving, stacking and copying include them, but no gradient moves them. In training the "gradient" of
-a running statistic is the observed value, and the optimizer moves the statistic towards it
-(`training/optimizer.py`). Sums over micro-batches and devices thus apply to them as to gradients,
-and the step stays pure. Flax treats the scales of 8-bit products alike.
+- Pads are part of the image; `fixed` zeroes pads before each convolution.
+- A row depends on its batch in training; `fixed` normalises each pixel over its channels.
+- There is no residual, so the embedding passes through the kernels; `fixed` adds a residual.
+- No output is below -0.17, the minimum of GELU; `fixed` ends with the LayerNorm of a block.
+
+BatchNorm keeps a running mean and variance for evaluation. These statistics are arrays of the
+model, so saving, stacking and copying include them. In training, the "gradient" of a running
+statistic is the observed value, and the optimizer moves the statistic towards this value
+(`training/optimizer.py`). Sums over micro-batches and devices therefore work as for gradients, and
+the step stays pure. Flax treats the scales of 8-bit products in the same way.
 """
 
 import functools
@@ -30,8 +31,8 @@ from jaxtyping import Array, Bool, Float, Key
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.layers import apply_activation, apply_dropout, build_layer_norm
 
-Padding = tuple[tuple[int, int], ...]  # Zeros before and after the image, in height and width.
-_EPSILON = 1e-5  # PyTorch's default for BatchNorm2d; `norm_epsilon` is that of LayerNorm.
+Padding = tuple[tuple[int, int], ...]  # zeros before and after the image, in height and width
+_EPSILON = 1e-5  # default of PyTorch's BatchNorm2d; `config.norm_epsilon` belongs to LayerNorm
 _STATISTICS_AXES = (0, 1, 2)
 
 
@@ -39,18 +40,18 @@ _STATISTICS_AXES = (0, 1, 2)
 def convolve(
   x: Float[Array, 'B L D I'], kernel: Float[Array, 'kh kw I O']
 ) -> Float[Array, 'B L D O']:
-  """Returns the convolution of an image, as large as the image and in the type of `x`.
+  """Returns the convolution of an image, with the size of the image and the type of `x`.
 
-  The gradient of the kernel has the type of the kernel. A kernel of size k takes (k - 1) // 2 zeros
-  before the image and k // 2 after it: 7 and 8 for 16. On a CPU both passes use the forms that are
-  fast there.
+  The gradient of the kernel has the type of the kernel. A kernel of size k has (k - 1) // 2 zeros
+  before and k // 2 zeros after the image, such as 7 and 8 for k = 16. On a CPU, sums of shifted
+  images replace XLA's convolution, which is slower for one input or output channel.
   """
-  return _convolve_same(x, kernel, _same_padding(kernel))
+  return _convolve_same(x, kernel, _compute_padding(kernel))
 
 
 def _convolve_backward(inputs: tuple, gradient: Float[Array, 'B L D O']) -> tuple:
   x, kernel = inputs
-  padding = _same_padding(kernel)
+  padding = _compute_padding(kernel)
   flipped = kernel[::-1, ::-1].swapaxes(2, 3)
   x_gradient = _convolve_same(
     gradient, flipped, tuple((after, before) for before, after in padding)
@@ -58,7 +59,7 @@ def _convolve_backward(inputs: tuple, gradient: Float[Array, 'B L D O']) -> tupl
   kernel_gradient = jax.lax.platform_dependent(
     x,
     gradient,
-    cpu=functools.partial(_kernel_gradient, padding=padding),
+    cpu=functools.partial(_compute_kernel_gradient, padding=padding),
     default=lambda x, gradient: jax.linear_transpose(
       lambda kernel: _convolve_xla(x, kernel, padding), kernel
     )(gradient)[0],
@@ -69,7 +70,7 @@ def _convolve_backward(inputs: tuple, gradient: Float[Array, 'B L D O']) -> tupl
 convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), _convolve_backward)
 
 
-def _same_padding(kernel: Float[Array, 'kh kw I O']) -> Padding:
+def _compute_padding(kernel: Float[Array, 'kh kw I O']) -> Padding:
   return tuple(((size - 1) // 2, size // 2) for size in kernel.shape[:2])
 
 
@@ -84,7 +85,7 @@ def _convolve_xla(
 def _convolve_same(
   x: Float[Array, 'B L D I'], kernel: Float[Array, 'kh kw I O'], padding: Padding
 ) -> Float[Array, 'B L D O']:
-  """As `_convolve_xla` with an output as large as the image, by the form of the platform."""
+  """Computes `_convolve_xla` for an output of the size of the image, in a fast way on CPUs."""
   inputs, outputs = kernel.shape[2:]
   if inputs == 1:
     on_cpu = _convolve_one_input
@@ -121,16 +122,16 @@ def _convolve_one_output(
 def _shift_images(
   images: Iterable[Float[Array, 'B L D']], sizes: tuple[int, ...], padding: Padding
 ) -> Iterator[Float[Array, 'B L D']]:
-  """Yields one image for each weight of a kernel, moved to the pixels that the weight acts on."""
+  """Yields an image for each weight of a kernel, shifted by the position of the weight."""
   for shift, image in zip(itertools.product(*map(range, sizes)), images):
     padded = jnp.pad(image, ((0, 0), *padding))
     yield padded[:, *(slice(by, by + size) for by, size in zip(shift, image.shape[1:]))]
 
 
-def _kernel_gradient(
+def _compute_kernel_gradient(
   x: Float[Array, 'B L D I'], gradient: Float[Array, 'B L D O'], padding: Padding
 ) -> Float[Array, 'kh kw I O']:
-  """Returns the channels of the image convolved with those of the gradient."""
+  """Returns the convolution of the channels of the image with the channels of the gradient."""
   channels, pixels = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
   product = _convolve_each_model(channels.astype(jnp.float32), pixels.astype(jnp.float32), padding)
   return product.transpose(1, 2, 0, 3)
@@ -139,7 +140,7 @@ def _kernel_gradient(
 def _convolve_each_model(
   x: Float[Array, 'B L D I'], kernel: Float[Array, 'kh kw I O'], padding: Padding
 ) -> Float[Array, 'B M E O']:
-  """As `_convolve_xla`; under `vmap` it convolves one model after another."""
+  """Computes `_convolve_xla`, for one model after another under `vmap`."""
   return _unbatched_convolution(padding)(x, kernel)
 
 
@@ -148,7 +149,7 @@ def _unbatched_convolution(padding: Padding) -> jax.custom_batching.custom_vmap:
   convolution = jax.custom_batching.custom_vmap(functools.partial(_convolve_xla, padding=padding))
 
   @convolution.def_vmap
-  def convolve_in_turn(
+  def convolve_models(
     count: int, batched: Sequence[bool], x: Array, kernel: Array
   ) -> tuple[Array, bool]:
     operands = [
@@ -161,7 +162,7 @@ def _unbatched_convolution(padding: Padding) -> jax.custom_batching.custom_vmap:
 
 
 class Convolution(nnx.Module):
-  """Conv2d as in PyTorch: stride 1, output as large as the input, a bias."""
+  """Conv2d of PyTorch with stride 1, an output of the size of the input, and a bias."""
 
   def __init__(self, kernel: tuple[int, ...], inputs: int, outputs: int, config: EncoderConfig):
     self.dtype = jnp.dtype(config.dtype)
@@ -174,11 +175,11 @@ class Convolution(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-  """BatchNorm2d as in PyTorch, in float32: divides by the biased variance, keeps the unbiased one.
+  """BatchNorm2d of PyTorch in float32: divides by the biased variance, stores the unbiased variance.
 
-  The statistics in training are those of the rows of one call. In a program over the mesh axis
-  `data` they are those of the rows of all its devices, so that they do not depend on the mesh. A
-  batch of several micro-batches has statistics of each and keeps their mean once.
+  Training uses the statistics of the rows of a call. Over the mesh axis `data`, a call has the rows
+  of all devices, so statistics do not depend on the mesh. With several micro-batches, each uses its
+  statistics, and the running statistics move once, towards their mean.
   """
 
   def __init__(self, channels: int, config: EncoderConfig):
@@ -208,7 +209,7 @@ class BatchNorm(nnx.Module):
 def _record_statistic(
   value: Float[Array, 'I'], observed: Float[Array, 'I'], running: Float[Array, 'I']
 ) -> Float[Array, 'I']:
-  """Returns `value`; in the backward pass the gradient of `running` is `observed`."""
+  """Returns `value`; the backward pass gives `observed` as the gradient of `running`."""
   return value
 
 
@@ -227,7 +228,7 @@ def _sum_over_devices(x: Float[Array, 'I']) -> Float[Array, 'I']:
 
 
 class ConvolutionLayer(nnx.Module):
-  """Convolution, normalisation, activation; the `fixed` form zeroes the pads of its input."""
+  """Applies convolution, normalisation and activation; the form `fixed` zeroes pads first."""
 
   def __init__(
     self, kernel: tuple[int, ...], inputs: int, outputs: int, config: EncoderConfig, rngs: nnx.Rngs
@@ -250,7 +251,10 @@ class ConvolutionLayer(nnx.Module):
 
 
 class FrontEnd(nnx.Module):
-  """`convolutions` layers of `channels`, then one channel; `fixed` adds residual and LayerNorm."""
+  """Applies `convolutions` layers of `channels`, then one channel.
+
+  The form `fixed` adds a residual and LayerNorm.
+  """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.config = config
@@ -269,12 +273,12 @@ class FrontEnd(nnx.Module):
   ) -> Float[Array, 'B L D']:
     """Returns the input of the blocks.
 
-    In the `fixed` form neither the number of pads nor their content changes a token.
+    In the form `fixed`, neither number nor content of pads changes the vector of a token.
 
     Args:
-      x: vectors of the tokens.
-      mask: true at tokens, false at pads.
-      key: one a row in training: `paper2` then takes statistics of the batch, `fixed` drops units.
+      x: Vectors of the tokens.
+      mask: True at tokens, false at pads.
+      key: A key for each row in training: `paper2` uses batch statistics, `fixed` drops units.
     """
     if self.config.batch_norm:
       return self._stack(x, mask, key is not None)
@@ -288,7 +292,7 @@ class FrontEnd(nnx.Module):
   ) -> Float[Array, 'B L D']:
     run = functools.partial(ConvolutionLayer.__call__, training=training)
     if self.config.remat:
-      run = jax.checkpoint(run)  # of a layer only its input is kept: images take the memory
+      run = jax.checkpoint(run)  # stores only the input of a layer: images use most of the memory
     image = x[..., None]
     for layer in self.layers:
       image = run(layer, image, mask)

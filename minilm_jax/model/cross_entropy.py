@@ -1,11 +1,11 @@
-"""Cross-entropy fused with the output projection, one block of rows at a time.
+"""Computes cross-entropy fused with the output projection, one block of rows at a time.
 
     loss = sum_n w_n (log sum_v exp(x_n k_v + b_v) - x_n k_t(n) - b_t(n))
 
-Logits `[B K V]` are by far the largest array in the step of a tiny model, and a step that writes
-and reads them waits for memory. The loss is a sum, so its gradient with respect to a block of
-logits is known, up to one common factor, while the block is in cache. Each block is computed once
-for both passes, and the residuals of the backward pass are as small as the gradient itself.
+Logits `[B K V]` are the largest array in the step of a tiny model, and writing and reading them
+limits the speed. The loss is a sum, so the gradient with respect to a block of logits is known, up
+to a common factor, while the block is in cache. Each block is computed once for both passes. The
+residuals of the backward pass are only as large as the gradient.
 
 The three products have the type of `x`; logits, exponentials, sums and the loss are float32.
 """
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-# Logits of one block; the value for CPUs is measured, the others are estimates.
+# Bytes of the logits of a block; measured for CPUs, estimated for GPUs and TPUs.
 _MAX_LOGIT_BYTES = {'cpu': 6 << 20, 'gpu': 256 << 20, 'tpu': 64 << 20}
 
 
@@ -32,7 +32,7 @@ def smallest_divisor(rows: int, minimum: int) -> int:
 
 
 def logit_blocks(rows: int, positions: int, vocab_size: int, platform: str) -> int:
-  """Returns the number of blocks of `rows` whose logits each stay in cache."""
+  """Returns the number of blocks of rows for logits that fit in the cache."""
   logit_bytes = 4 * rows * positions * vocab_size
   return smallest_divisor(rows, math.ceil(logit_bytes / _MAX_LOGIT_BYTES[platform]))
 
@@ -54,12 +54,12 @@ def cross_entropy_sum(
   """Returns the weighted sum of cross-entropies in nats, in float32.
 
   Args:
-    x: input of the output projection, in the type of the products and of its own gradient.
-    kernel: of the output projection.
-    bias: of the output projection.
-    targets: the correct token at each position.
-    weights: of each position; they have no gradient.
-    count: number of blocks, which divides B.
+    x: Input of the output projection, in the type of the products and of its own gradient.
+    kernel: Kernel of the output projection.
+    bias: Bias of the output projection.
+    targets: Correct token at each position.
+    weights: Weight of each position, without a gradient.
+    count: Number of blocks, a divisor of B.
   """
   kernel, bias = _cast(x, kernel, bias)
   matrix, blocks = _join_bias(x, kernel, bias, weights, count)
@@ -80,7 +80,7 @@ def _forward(
 
   def add_block(totals: Any, block: tuple[Any, Any]) -> tuple[Any, Any]:
     loss, powers, factor = _log_normalizer(*block, matrix)
-    scaled = (block[0] * factor).astype(x.dtype)  # Scales the smaller array.
+    scaled = (block[0] * factor).astype(x.dtype)  # smaller than the powers
     d_matrix = jnp.einsum('bKD,bKV->DV', scaled, powers, preferred_element_type=jnp.float32)
     d_x = jnp.einsum('bKV,DV->bKD', powers, kernel, preferred_element_type=jnp.float32) * factor
     return (totals[0] + loss, totals[1] + d_matrix), d_x
@@ -102,12 +102,12 @@ cross_entropy_sum.defvjp(_forward, _backward)
 
 
 def _cast(x: Any, *arrays: Any) -> tuple[Any, ...]:
-  """Returns arrays in the type of `x`: logits of targets use the same numbers as all others."""
+  """Returns arrays in the type of `x`, so all logits use the same rounded numbers."""
   return tuple(array.astype(x.dtype) for array in arrays)
 
 
 def _join_bias(x: Any, kernel: Any, bias: Any, weights: Any, count: int) -> tuple[Any, Any]:
-  """Returns kernel and bias as one matrix, and the blocks of inputs (with a one) and weights."""
+  """Returns kernel and bias as one matrix, and blocks of weights and of inputs with a 1 appended."""
   ones = jnp.ones((*x.shape[:2], 1), x.dtype)
   return jnp.concatenate([kernel, bias[None]]), (
     split_rows(jnp.concatenate([x, ones], -1), count),
@@ -116,9 +116,9 @@ def _join_bias(x: Any, kernel: Any, bias: Any, weights: Any, count: int) -> tupl
 
 
 def _log_normalizer(x: Any, weights: Any, matrix: Any) -> tuple[Any, Any, Any]:
-  """Returns the weighted sum of log-normalizers of a block, its scaled exp(logits), and the factors.
+  """Returns the weighted sum of log-normalizers of a block, scaled exp(logits), and factors.
 
-  The product of the last two is the weighted probabilities.
+  The product of scaled exp(logits) and factors is the weighted probabilities.
   """
   logits = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
   top = logits.max(-1, keepdims=True)
@@ -132,6 +132,6 @@ def _log_normalizer(x: Any, weights: Any, matrix: Any) -> tuple[Any, Any, Any]:
 
 
 def _target_logits(x: Any, kernel: Any, bias: Any, targets: Any, weights: Any) -> tuple[Any, Any]:
-  """Returns the weighted sum of the logits of the targets, and their columns of the kernel."""
+  """Returns the weighted sum of the logits of targets, and the kernel columns of targets."""
   columns = jnp.moveaxis(kernel[:, targets], 0, -1)
   return jnp.sum((jnp.sum(x.astype(jnp.float32) * columns, -1) + bias[targets]) * weights), columns

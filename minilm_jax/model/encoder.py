@@ -1,16 +1,16 @@
-"""The encoder: token ids to one vector a token (paper 1, `LanModel`: a factorised, post-LN RoBERTa).
+"""Encodes token ids as vectors (paper 1, `LanModel`: RoBERTa with a factorised embedding, post-LN).
 
-Axis letters here and in the packages above: `B` batch, `L` length, `K` masked positions, `E`
-embedding, `D` hidden, `H` heads, `F` feed-forward, `V` vocabulary, `P` population, `C` classes.
+Axis letters in all packages: `B` batch, `L` length, `K` masked positions, `E` embedding, `D`
+hidden, `H` heads, `F` feed-forward, `V` vocabulary, `P` population, `C` classes.
 
-Flax NNX layers, used as pytrees under plain JAX transforms. Keys are arguments of a call, one a
-row, so that dropout of a row does not depend on its neighbours; `key=None` drops nothing. The heads
-are in `heads.py`.
+Layers are Flax NNX modules, used as pytrees under plain JAX transforms. A call takes one key a row,
+so the dropout of a row does not depend on other rows; `key=None` drops nothing. `heads.py` has the
+heads.
 
-Two switches trade exactness or work for speed and memory. `dtype='bfloat16'` is the type of matrix
-products and of the activations between layers. Parameters, their gradients and everything that is
-summed (norms, softmax, biases and tables over tokens, outputs of a head) stay float32. `remat`
-keeps the input of each block and recomputes its activations.
+Two fields trade exactness or work for speed and memory. `dtype='bfloat16'` is the type of matrix
+products and of activations between layers. Parameters, gradients and sums (norms, softmax, biases,
+embedding tables, outputs of a head) stay float32. `remat` stores the input of each block and
+recomputes its activations.
 """
 
 import math
@@ -33,22 +33,22 @@ from minilm_jax.model.layers import (
   split_key,
 )
 
-_PAD_SCORE = -1e30  # Added to the scores of pads; finite, so that a row of pads gives numbers too.
-_MAX_PERIOD = 10_000.0  # Of rotary and sinusoidal positions.
-_SINUSOID_SCALE = 0.02  # The deviation of fresh token vectors.
+_PAD_SCORE = -1e30  # added to the scores of pads; finite, so a row of pads gives no NaN
+_MAX_PERIOD = 10_000.0  # of rotary and sinusoidal positions
+_SINUSOID_SCALE = 0.02  # standard deviation of initial token vectors
 
 
 class ShortConvolution(nnx.Module):
-  """A row plus its depthwise convolution over the tokens, in float32."""
+  """Adds the depthwise convolution of a row over the tokens to the row, in float32."""
 
   def __init__(self, config: EncoderConfig):
     self.kernel = nnx.Param(jnp.zeros((config.short_convolution, config.hidden_size)))
     self.bias = nnx.Param(jnp.zeros((config.hidden_size,)))
 
   def __call__(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B L D']:
-    # A sum of shifted rows: as a convolution with `feature_group_count` it takes XLA 170 to 500
-    # times as long on a CPU inside a loop, such as a chunk of steps (79 ms against 0.46, forward
-    # and backward, for 16 rows of 64 tokens, 64 features, 3 taps).
+    # A sum of shifted rows replaces a convolution with `feature_group_count`, which XLA runs 170 to
+    # 500 times slower on a CPU inside a loop, such as a chunk of steps. Measured: 79 ms and 0.46 ms,
+    # forward and backward, for 16 rows of 64 tokens, 64 features, 3 taps.
     kernel, length = self.kernel[...], x.shape[1]
     side = len(kernel) // 2
     padded = jnp.pad(jnp.where(mask[:, :, None], x, 0), ((0, 0), (side, side), (0, 0)))
@@ -56,14 +56,14 @@ class ShortConvolution(nnx.Module):
     return (x + sum(taps, self.bias[...].reshape(1, 1, -1))).astype(x.dtype)
 
 
-def _position_angles(length: int, half: int) -> Float[Array, 'L half']:
+def _compute_angles(length: int, half: int) -> Float[Array, 'L half']:
   return jnp.arange(length)[:, None] * _MAX_PERIOD ** (-jnp.arange(half) / half)[None]
 
 
 def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
-  """Applies rotary positions: turns each pair of features by an angle that grows with position."""
+  """Applies rotary positions: rotates each pair of features by an angle that grows with position."""
   half = x.shape[-1] // 2
-  angles = _position_angles(x.shape[1], half)
+  angles = _compute_angles(x.shape[1], half)
   cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(
@@ -71,23 +71,23 @@ def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
   )
 
 
-def _sinusoids(length: int, width: int) -> Float[Array, 'L E']:
-  """Returns the fixed table of Vaswani et al. (2017): alternating sine and cosine.
+def _build_sinusoids(length: int, width: int) -> Float[Array, 'L E']:
+  """Returns the sinusoidal positions of Vaswani et al. (2017): alternating sine and cosine.
 
-  They add it to token vectors of N(0, 1 / E) times sqrt(E). Token vectors here start at
-  0.02 N(0, 1), so the table is scaled by 0.02 to keep the proportion.
+  The paper adds this table to token vectors of N(0, 1 / E) times sqrt(E). Token vectors of this
+  encoder start at 0.02 N(0, 1), so a factor of 0.02 keeps the proportion.
   """
-  angles = _position_angles(length, width // 2)
+  angles = _compute_angles(length, width // 2)
   pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
   return _SINUSOID_SCALE * pairs.reshape(length, width)
 
 
 class Embedding(nnx.Module):
-  """Token, position and segment vectors, summed and normalised.
+  """Sums and normalises token, position and segment vectors.
 
-  Learned positions count from `position_offset` (RoBERTa 2, BERT 0); rows of the table before it
-  are unused. Relative and rotary positions belong to attention. All tokens have the first segment,
-  except that with `segment_embeddings_for_pairs` those after the first `</s>` have the second.
+  Learned positions start at row `position_offset` of the table (RoBERTa 2, BERT 0). Relative and
+  rotary positions belong to attention. All tokens have the first segment. With
+  `segment_embeddings_for_pairs`, tokens after the first `</s>` have the second segment.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -108,18 +108,18 @@ class Embedding(nnx.Module):
     if self.config.positions == 'learned':
       x += self.positions(jnp.arange(tokens.shape[1]) + self.config.position_offset)[None]
     if self.config.positions == 'sinusoidal':
-      x += _sinusoids(*x.shape[1:])[None]
+      x += _build_sinusoids(*x.shape[1:])[None]
     if self.config.segments:
       segment = jnp.zeros((1, 1), jnp.int32)
       if self.config.segment_embeddings_for_pairs:
         ends = (tokens == END_ID).astype(jnp.int32)
-        segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)  # an end before this token
+        segment = (jnp.cumsum(ends, axis=1) > ends).astype(jnp.int32)  # 1 after the first end
       x += self.segments(segment)
     return apply_dropout(self.norm(x), self.config.dropout, key)
 
 
 class Projection(nnx.Module):
-  """Linear(E, D) and, with `projection_norm`, a LayerNorm; paper 1 has both even where E = D."""
+  """Applies Linear(E, D) and, with `projection_norm`, LayerNorm; paper 1 has both even if E = D."""
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.linear = Linear(config.embedding_size, config.hidden_size, config, rngs)
@@ -132,25 +132,27 @@ class Projection(nnx.Module):
 
 
 @jax.custom_vjp
-def _scores(q: Float[Array, 'B L H dim'], k: Float[Array, 'B M H dim']) -> Float[Array, 'B H L M']:
-  """Returns each query times each key in float32; the products of the gradient have the input type."""
+def _compute_scores(
+  q: Float[Array, 'B L H dim'], k: Float[Array, 'B M H dim']
+) -> Float[Array, 'B H L M']:
+  """Returns each query times each key in float32; the gradient has products in the input type."""
   return jnp.einsum('BLHd,BMHd->BHLM', q, k, preferred_element_type=jnp.float32)
 
 
-def _scores_backward(inputs: tuple, gradient: Float[Array, 'B H L M']) -> tuple:
+def _compute_scores_backward(inputs: tuple, gradient: Float[Array, 'B H L M']) -> tuple:
   q, k = inputs
   gradient = gradient.astype(k.dtype)
   return jnp.einsum('BHLM,BMHd->BLHd', gradient, k), jnp.einsum('BHLM,BLHd->BMHd', gradient, q)
 
 
-_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
+_compute_scores.defvjp(lambda q, k: (_compute_scores(q, k), (q, k)), _compute_scores_backward)
 
 
 class Attention(nnx.Module):
-  """Scaled dot-product attention over the tokens that are not pads.
+  """Applies scaled dot-product attention over the tokens without pads.
 
-  With relative positions a score gains `distance_bias[h, j - i + max_length - 1]`, one learned
-  number for each head and distance.
+  Relative positions add `distance_bias[h, j - i + max_length - 1]` to a score, a learned number for
+  each head and distance.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -168,15 +170,15 @@ class Attention(nnx.Module):
     return self.output(jnp.einsum('BHLM,BMHd->BLHd', weights, v).reshape(x.shape))
 
   def weights(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
-    """Returns the weights from each token (third axis) to each token, in float32, without dropout.
+    """Returns attention weights in float32, without dropout; weights sum to 1 over the last axis.
 
-    They sum to 1 over the last axis.
+    The third axis is the token that attends, the fourth the attended token.
     """
     config, length = self.config, x.shape[1]
     q, k = self._split_heads(self.query(x)), self._split_heads(self.key(x))
     if config.positions == 'rotary':
       q, k = _rotate(q), _rotate(k)
-    scores = _scores(q / math.sqrt(q.shape[-1]), k)
+    scores = _compute_scores(q / math.sqrt(q.shape[-1]), k)
     if config.positions == 'relative':
       distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None] + config.max_length - 1
       scores += self.distance_bias[...][:, distance][None]
@@ -188,7 +190,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-  """Linear(D, F), activation, Linear(F, D)."""
+  """Applies Linear(D, F), activation, Linear(F, D)."""
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
     self.activation = config.activation
@@ -200,9 +202,9 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Attention and feed-forward, each with dropout and a residual.
+  """Applies attention and feed-forward, each with dropout and a residual.
 
-  A LayerNorm follows each sum (`norm='post'`) or precedes each part (`norm='pre'`).
+  LayerNorm follows each sum (`norm='post'`) or precedes each part (`norm='pre'`).
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -228,17 +230,17 @@ class Block(nnx.Module):
   def attention_weights(
     self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']
   ) -> Float[Array, 'B H L L']:
-    """Returns the attention weights that the block uses for `x`, without dropout."""
+    """Returns the attention weights of the block for `x`, without dropout."""
     return self.attention.weights(self.attention_norm(x) if self.config.norm == 'pre' else x, mask)
 
 
 class Encoder(nnx.Module):
-  """Token ids to one vector a token.
+  """Encodes token ids as one vector a token.
 
-  Blocks are unrolled in the program. A loop over them compiles in 0.75 to 0.9 of the time, some
-  seconds a shape, and takes 8 to 12% longer a step (4 and 8 layers, two CPU cores).
+  The program unrolls the blocks. A loop over blocks compiles in 0.75 to 0.9 of the time, which is
+  some seconds a shape, but adds 8 to 12% to a step (4 and 8 layers, two CPU cores).
 
-  BatchNorm depends on the pads of a row, so a model with it pads every row to `max_length`.
+  BatchNorm depends on the pads of a row, so a model with BatchNorm pads every row to `max_length`.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -256,7 +258,7 @@ class Encoder(nnx.Module):
 
   @property
   def table(self) -> Float[Array | np.ndarray, '*S V E']:
-    """The vectors of the tokens, which a tied head reads."""
+    """Vectors of the tokens; a tied head uses them as its kernel."""
     return self.embedding.tokens.embedding[...]
 
   def __call__(
@@ -269,9 +271,9 @@ class Encoder(nnx.Module):
     """Encodes a batch.
 
     Args:
-      tokens: ids; a row may be shorter than `config.max_length`.
-      mask: true at tokens, false at pads, which receive no attention.
-      key: one a row in training, for dropout and statistics of the batch; None in evaluation.
+      tokens: Ids; a row may be shorter than `config.max_length`.
+      mask: True at tokens, false at pads, which receive no attention.
+      key: A key for each row in training, for dropout and batch statistics; None in evaluation.
     """
     length = tokens.shape[1]
     tokens, mask = self._pad_rows(tokens, mask)
@@ -279,7 +281,7 @@ class Encoder(nnx.Module):
     x = self._embed(tokens, mask, embedding_key, front_end_key)
     blocks = zip(self.blocks, block_keys, strict=True)
     if self.config.remat:
-      # In a loop: a compiler may merge the two computations of unrolled blocks and keep the result.
+      # A loop, because a compiler may merge both computations of an unrolled block and store it.
       def apply_block(x: Any, block_and_key: tuple[Block, Any]) -> tuple[Any, None]:
         block, block_key = block_and_key
         return block(x, mask, block_key), None
@@ -296,11 +298,11 @@ class Encoder(nnx.Module):
   ) -> list[Float[Array, 'B H L L']]:
     """Returns the attention weights of each layer in evaluation.
 
-    The third axis is the token that attends, the fourth the attended one.
+    The third axis is the token that attends, the fourth the attended token.
 
     Args:
-      tokens: ids.
-      mask: true at tokens, false at pads, which have weight 0.
+      tokens: Ids.
+      mask: True at tokens, false at pads, which have weight 0.
     """
     length = tokens.shape[1]
     tokens, mask = self._pad_rows(tokens, mask)

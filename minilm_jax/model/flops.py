@@ -1,14 +1,19 @@
-"""Parameters and floating-point operations of a model, from its configuration alone.
+"""Counts parameters and floating-point operations of a model from its configuration.
 
-FLOPs have three counts, each for training on one row (the backward pass is twice the forward one):
-the formula of paper 1, which leaves out two attention terms and charges the token look-up as a
-matrix product; Kaplan's 6 N a token; and the matrix products that this program runs, with logits at
-masked positions only. No count has element-wise work, except the taps of a short convolution. For
-convolutions, whose weights act on each pixel, only the last count is meaningful; paper 2 also
-charges the zeros around the image, 1% more.
+FLOPs have three counts, each for training on one row; the backward pass counts twice the forward
+pass:
 
-A custom encoder has the parameters of its arrays and the products of its trace. The formula of
-paper 1 takes these products between its look-up and its output.
+- `honey`: the formula of paper 1, which omits two terms of attention and counts the token look-up
+  as a matrix product.
+- `kaplan`: 6 N a token (Kaplan et al., 2020).
+- `actual`: the matrix products of this program, with logits only at masked positions.
+
+No count has element-wise operations, except the taps of a short convolution. For convolutions, only
+`actual` is meaningful, because a weight acts on each pixel. Paper 2 also counts the zeros around the
+image, 1% more.
+
+For a custom encoder, parameters are the elements of its arrays, and FLOPs the products of its
+trace. `honey` then adds look-up and output to these products.
 """
 
 import functools
@@ -23,19 +28,19 @@ from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.initialization import path_name
 
-TRAINING_FACTOR = 3  # Forward and backward pass over the forward pass.
+TRAINING_FACTOR = 3  # forward and backward pass relative to the forward pass
 
 
 def max_masked_positions(length: int, rate: float) -> int:
-  """Returns K, the largest number of predicted positions in a row of `length`."""
+  """Returns K, the largest number of predicted positions in a row of `length` tokens."""
   return min(length, math.ceil(rate * length))
 
 
 def count_parameters(config: EncoderConfig) -> dict[str, int]:
   """Returns the number of parameters of the masked language model.
 
-  `embedding` counts the tables of the embedding and its norm, `other` all others (an untied output
-  matrix among them, as in the 42 logged runs of paper 1), `total` their sum.
+  `embedding` counts the embedding tables and their norm, `other` all other parameters, and `total`
+  is the sum. `other` includes an untied output matrix, as in the 42 logged runs of paper 1.
   """
   d, vocabulary = config.hidden_size, config.vocab_size
   head = d * d + 3 * d + vocabulary + (0 if config.tied else d * vocabulary)
@@ -57,9 +62,9 @@ def _count_encoder_parameters(config: EncoderConfig) -> tuple[int, int]:
 
 
 def _count_custom_parameters(config: EncoderConfig) -> tuple[int, int]:
-  """Returns the elements of arrays with `embedding` in their path, and of the others."""
+  """Returns the number of elements of arrays with `embedding` in the path, and of other arrays."""
   embedding = other = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(_custom_encoder_shapes(config)):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(_load_custom_shapes(config)):
     if 'embedding' in path_name(path).split('.'):
       embedding += math.prod(leaf.shape)
     else:
@@ -67,9 +72,9 @@ def _count_custom_parameters(config: EncoderConfig) -> tuple[int, int]:
   return embedding, other
 
 
-def _custom_encoder_shapes(config: EncoderConfig) -> Any:
+def _load_custom_shapes(config: EncoderConfig) -> Any:
   """Returns the custom encoder with shapes in place of arrays."""
-  # only a recipe that names an encoder needs the loader of foreign code
+  # Imported late, because only a recipe with a custom encoder needs the loader.
   from minilm_jax.model.custom import load_custom_encoder
 
   return load_custom_encoder(config).shapes
@@ -79,23 +84,20 @@ def count_front_end_parameters(config: EncoderConfig) -> int:
   """Returns the number of parameters of the convolutions, without running statistics."""
   if not config.convolutions:
     return 0
-  inputs, d = _front_end_inputs(config), config.channels
+  inputs, d = _list_front_end_inputs(config), config.channels
   layers = sum(count * d * math.prod(config.kernel) + 3 * d for count in inputs)
   return layers + d + 1 + (2 if config.batch_norm else 2 * config.hidden_size)
 
 
-def _front_end_inputs(config: EncoderConfig) -> list[int]:
-  """Returns the input channels of each convolution but the last."""
+def _list_front_end_inputs(config: EncoderConfig) -> list[int]:
+  """Returns the number of input channels of each convolution but the last."""
   return [1] + [config.channels] * (config.convolutions - 1)
 
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
-  """Returns the three FLOP counts of one training row of `config.max_length` tokens.
-
-  `honey` is the formula of paper 1, `kaplan` is 6 N a token, `actual` the true count of products.
-  """
+  """Returns the counts `honey`, `kaplan` and `actual` of a training row of `config.max_length`."""
   k = max_masked_positions(config.max_length, mask.rate)
-  # The bias is a row of the kernel in two of the three products.
+  # Two of the three products include the bias as a row of the kernel.
   output = k * config.vocab_size * (6 * config.hidden_size + 4)
   encoder = encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2
   return {
@@ -106,7 +108,7 @@ def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
 
 
 def paper1_flops(config: EncoderConfig) -> int:
-  """Returns the count of the released formula, with the head count that the logs state."""
+  """Returns the FLOPs of the released formula, with the number of heads in the logs of paper 1."""
   s, v, e, d = config.max_length, config.vocab_size, config.embedding_size, config.hidden_size
   look_up, output = 2 * s * v * e, 2 * s * d * v
   if config.encoder:
@@ -119,17 +121,17 @@ def paper1_flops(config: EncoderConfig) -> int:
 
 
 def encoder_flops(config: EncoderConfig, length: int) -> int:
-  """Returns the FLOPs of the products of one forward pass over a row, two a multiply-add.
+  """Returns the FLOPs of the products of a forward pass over a row, two a multiply-add.
 
   Args:
-    config: the encoder; one with BatchNorm pads each row to its `max_length`.
-    length: tokens of the row.
+    config: Configuration of the encoder; BatchNorm pads each row to `max_length`.
+    length: Tokens of the row.
   """
   if config.encoder:
     return _count_custom_flops(config, length)
   d, length = config.hidden_size, config.max_length if config.batch_norm else length
   projection = 2 * length * config.embedding_size * d if config.projection else 0
-  # The taps count at the zeros around the row too.
+  # Taps on the zeros around the row count too.
   short_convolution = 2 * config.short_convolution * length * d
   attention = 8 * length * d * d + 4 * length * length * d
   blocks = config.num_layers * (attention + 4 * length * d * config.intermediate_size)
@@ -137,10 +139,10 @@ def encoder_flops(config: EncoderConfig, length: int) -> int:
 
 
 def count_front_end_flops(config: EncoderConfig, length: int) -> int:
-  """Returns the FLOPs of the convolutions over a row, without products with zeros around it."""
+  """Returns the FLOPs of the convolutions over a row, without products with padding zeros."""
   if not config.convolutions:
     return 0
-  inputs, d = _front_end_inputs(config), config.channels
+  inputs, d = _list_front_end_inputs(config), config.channels
   pairs = _count_pairs(length, config.kernel[0]) * _count_pairs(
     config.hidden_size, config.kernel[1]
   )
@@ -148,7 +150,7 @@ def count_front_end_flops(config: EncoderConfig, length: int) -> int:
 
 
 def _count_pairs(size: int, kernel: int) -> int:
-  """Returns the number of pairs of a pixel and a weight that meet inside an edge of `size` pixels.
+  """Returns the number of pairs of a weight and a pixel along an axis of `size` pixels, without pads.
 
   >>> _count_pairs(4, 3), _count_pairs(4, 1)
   (10, 4)
@@ -161,14 +163,14 @@ def _count_pairs(size: int, kernel: int) -> int:
 def _count_custom_flops(config: EncoderConfig, length: int) -> int:
   row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
   trace = jax.make_jaxpr(lambda model, tokens, mask: model(tokens, mask, key=None))
-  return count_product_flops(trace(_custom_encoder_shapes(config), *row).jaxpr)
+  return count_product_flops(trace(_load_custom_shapes(config), *row).jaxpr)
 
 
 def count_product_flops(jaxpr: Any) -> int:
   """Returns the FLOPs of the matrix products and convolutions of a jaxpr, two a multiply-add.
 
-  A scan counts once an iteration, a while loop once, and of the branches of a condition the most
-  expensive one.
+  The body of a scan counts for each iteration, the body of a while loop once, and a condition as
+  its most expensive branch.
   """
   total = 0
   for equation in jaxpr.eqns:

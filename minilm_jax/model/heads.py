@@ -1,7 +1,7 @@
-"""Heads on an encoder: masked language modelling, classification, regression.
+"""Adds heads to an encoder: masked language modelling, classification, regression.
 
-Logits exist only at predicted positions, because the output matrix is most of the arithmetic of a
-tiny model. They are float32 for every `config.dtype`.
+Logits are computed only at predicted positions, because the output projection is most of the
+arithmetic of a tiny model. Logits are float32 for every `config.dtype`.
 """
 
 import functools
@@ -26,19 +26,19 @@ M = TypeVar('M', bound=nnx.Module)
 
 
 def _build_encoder(config: EncoderConfig, rngs: nnx.Rngs) -> Any:
-  """Returns the encoder of this package, or the custom one that the recipe names."""
+  """Returns the encoder of this package, or the custom encoder of `config.encoder`."""
   if not config.encoder:
     return Encoder(config, rngs)
-  # only a recipe that names an encoder needs the loader of foreign code
+  # Imported late, because only a recipe with a custom encoder needs the loader.
   from minilm_jax.model.custom import load_custom_encoder
 
   return load_custom_encoder(config).build(config, rngs)
 
 
 class MaskedLanguageModel(nnx.Module):
-  """Linear(D, D), activation, LayerNorm, Linear(D, V) at chosen positions of an encoder.
+  """Applies Linear(D, D), activation, LayerNorm, Linear(D, V) to some positions of an encoder.
 
-  With `tied` the kernel of the last is the embedding table.
+  With `tied`, the kernel of Linear(D, V) is the embedding table.
   """
 
   def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
@@ -88,7 +88,7 @@ class MaskedLanguageModel(nnx.Module):
 
 
 class Head(nnx.Module):
-  """From the vectors of a row to its logits; `Classifier` describes the poolings."""
+  """Maps the vectors of a row to logits; see `Classifier` for the poolings."""
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, classes: int, rngs: nnx.Rngs):
     self.head = head
@@ -108,10 +108,10 @@ class Head(nnx.Module):
     """Returns logits of each row.
 
     Args:
-      x: vectors of the tokens.
-      mask: true at tokens, false at pads.
-      before: keys of the dropout before the dense layer.
-      after: keys of the dropout after it.
+      x: Vectors of the tokens.
+      mask: True at tokens, false at pads.
+      before: Keys of the dropout before the dense layer.
+      after: Keys of the dropout after the dense layer.
     """
     if self.head.pooling == 'positions':
       return self.output(self.pool(x.swapaxes(1, 2))[..., 0])
@@ -124,16 +124,18 @@ class Head(nnx.Module):
 
 
 class Classifier(Head):
-  """One of `classes` labels a row.
+  """Predicts one of `classes` labels a row.
 
-  Pooling `first` is RoBERTa's head: the vector of `<s>`, dropout, Linear(D, D), tanh, dropout,
-  Linear(D, C). `mean` is the same over the mean of the tokens. `positions` is the head of paper 1:
-  one learned weight a position, pads included, then Linear(D, C) (the released classification
-  model).
+  `head.pooling` is one of:
 
-  `head.ensemble_size` heads share the encoder: this one and `others`, each with its own start and
-  dropout. The first head equals the single head of a model without `others`. The answer is the mean
-  of their logits, the loss the mean of their losses: the cheap control of a committee, after
+  - `first` (RoBERTa): the vector of `<s>`, dropout, Linear(D, D), tanh, dropout, Linear(D, C).
+  - `mean`: as `first`, with the mean of the vectors of all tokens.
+  - `positions` (released classification model of paper 1): a learned weight for each position, pads
+    included, then Linear(D, C).
+
+  `head.ensemble_size` heads share the encoder: the classifier itself and `others`, which differ in
+  initialization and dropout. The first head equals the head of a model without `others`. Logits and
+  losses are means over the heads. This ensemble is a control of low cost for a committee, after
   Multi-CLS BERT (arXiv 2210.05043).
   """
 
@@ -174,26 +176,26 @@ class Classifier(Head):
 
 
 class Regressor(Classifier):
-  """One number a row."""
+  """Predicts one number a row."""
 
   def __init__(self, config: EncoderConfig, head: HeadConfig, rngs: nnx.Rngs):
     super().__init__(config, head, 1, rngs)
 
 
 def init_masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
-  """Returns a fresh model for pre-training."""
+  """Returns a model with initial parameters for pre-training."""
   return _initialize(MaskedLanguageModel(config, nnx.Rngs(key)), config, key)
 
 
 def init_classifier(
   config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']
 ) -> Classifier:
-  """Returns a fresh model for a task; `classes=0` is a regression."""
+  """Returns a model with initial parameters for a task; `classes=0` is a regression."""
   rngs = nnx.Rngs(key)
   model = Classifier(config, head, classes, rngs) if classes else Regressor(config, head, rngs)
   return _initialize(model, config, key)
 
 
 def _initialize(model: M, config: EncoderConfig, key: Key[Array, '']) -> M:
-  # A custom encoder has initialized itself.
+  # A custom encoder initializes its parameters in __init__.
   return initialize(model, config.initialization, key, 'encoder.' if config.encoder else '')

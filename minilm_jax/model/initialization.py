@@ -1,7 +1,7 @@
-"""Initial parameters: one rule for the whole model, chosen by `EncoderConfig.initialization`.
+"""Draws initial parameters by the rule `EncoderConfig.initialization`.
 
-A model is built first and each parameter is then drawn from its own key. A parameter's start
-depends on the seed and its path alone, not on the other parts of the model.
+A model is built first; then each parameter is drawn from a separate key. The initial value of a
+parameter depends only on the seed and its path, not on other parts of the model.
 """
 
 import math
@@ -17,34 +17,33 @@ _EMBEDDING_STD = 0.02
 
 
 def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') -> M:
-  """Returns a model of the same structure with fresh parameters.
+  """Returns a model of the same structure with new parameters.
 
-  `standard`: matrices are normal with variance 1 / inputs, tables normal with deviation 0.02,
-  biases 0, norms (1, 0).
+  - `standard`: matrices are normal with variance 1 / inputs, embedding tables normal with standard
+    deviation 0.02, biases 0, norms (1, 0).
+  - `paper1` (released `init_weights`): arrays of two or more axes, tables included, are Xavier
+    normal with variance 2 / (rows + columns), biases 0.01, norms (1, 0). The released code does not
+    recognise the norm of the projection: its gain and bias start at 0.01.
+  - `bert` (paper 2, default of transformers): matrices and tables are normal with standard
+    deviation 0.02, biases 0, norms (1, 0). transformers zeroes the row of the pad; this rule does
+    not.
 
-  `paper1` (the released `init_weights`): arrays of two or more axes, tables included, are Xavier
-  normal with variance 2 / (rows + columns), biases 0.01, norms (1, 0). The norm of the projection
-  is not recognised as one there: its gain and bias start at 0.01.
-
-  `bert` (paper 2, the library's default): matrices and tables are normal with deviation 0.02, also
-  the row of the pad, which is zero in the library; biases 0, norms (1, 0).
-
-  Under each rule convolutions start as in PyTorch (and paper 2): kernel and bias are uniform within
+  Under each rule, convolutions start as in PyTorch and paper 2: kernel and bias are uniform within
   1 / sqrt(kernel height x width x input channels). A short convolution starts at zero, and running
   statistics at mean 0 and variance 1.
 
   Args:
-    model: any module; its paths name its parameters.
+    model: A module; paths name its parameters.
     rule: 'standard', 'paper1' or 'bert'.
-    key: of the INIT or HEAD stream.
-    skip_prefix: paths with this prefix keep their values; '' skips none.
+    key: A key of the INIT or HEAD stream.
+    skip_prefix: Parameters with this prefix keep their values; '' skips none.
   """
   draw = {'standard': _draw_standard, 'paper1': _draw_paper1, 'bert': _draw_bert}[rule]
   shapes = {
     path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)
   }
 
-  def start(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
+  def draw_parameter(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
     name = path_name(path)
     parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     module, _, kind = name.rpartition('.')
@@ -59,20 +58,20 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
       return jax.random.uniform(parameter_key, leaf.shape, leaf.dtype, -bound, bound)
     return draw(name, leaf.shape, parameter_key).astype(leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(start, model)
+  return jax.tree_util.tree_map_with_path(draw_parameter, model)
 
 
 def path_name(path: tuple) -> str:
-  """Returns a path of a pytree with dots: `encoder.blocks.0.attention.query.kernel`."""
+  """Returns a path of a pytree with dots, such as `encoder.blocks.0.attention.query.kernel`."""
   parts = [
     str(getattr(part, 'name', getattr(part, 'key', getattr(part, 'idx', '')))) for part in path
   ]
-  # The array of a Variable is its `value`.
+  # The last part is `value` for the array of a Variable.
   return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)
 
 
 def count_parameters(model: Any) -> int:
-  """Returns the number of parameters of a module or a stack of them, without running statistics."""
+  """Returns the number of parameters of a module or stacked modules, without running statistics."""
   return sum(
     math.prod(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(model)
@@ -81,7 +80,7 @@ def count_parameters(model: Any) -> int:
 
 
 def is_statistic(name: str) -> bool:
-  """Returns whether the array at this path is a running statistic, which is observed."""
+  """Returns whether the array at a path is a running statistic of BatchNorm."""
   return name.rpartition('.')[2] in ('running_mean', 'running_variance')
 
 
@@ -97,7 +96,7 @@ def _draw_standard(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Fl
 def _draw_paper1(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[Array, '*S']:
   if len(shape) >= 2:
     return math.sqrt(2 / sum(shape)) * jax.random.normal(key, shape)
-  # The released code takes the projection's norm for a plain bias.
+  # The released code does not recognise the norm of the projection.
   if 'norm.' not in name or 'projection.norm.' in name:
     return jnp.full(shape, 0.01)
   return jnp.ones(shape) if name.endswith('.scale') else jnp.zeros(shape)

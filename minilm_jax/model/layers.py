@@ -1,7 +1,7 @@
-"""Layers that every part of a model shares: activation, dropout, LayerNorm and the linear layer.
+"""Shared layers of all models: activation, dropout, LayerNorm and the linear layer.
 
-They depend on no shape of a model. `encoder.py`, `convolution.py` and `heads.py` combine them, and
-so may an encoder of your own (`custom.py`).
+These layers do not depend on the structure of a model. `encoder.py`, `convolution.py` and
+`heads.py` use them, and a custom encoder (`custom.py`) may use them too.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from minilm_jax.core import rng
 from minilm_jax.core.model_config import EncoderConfig
 
-# Share of the observed statistic in a running one after an update; PyTorch's default.
+# Weight of the observed value in an update of a running statistic; the default of PyTorch.
 BATCH_NORM_MOMENTUM = 0.1
 _ACTIVATIONS = {
   # jax.nn.gelu uses erfc, which takes twice as long as erf.
@@ -27,46 +27,46 @@ _ACTIVATIONS = {
 
 
 def apply_activation(name: str, x: Float[Array, '*S F']) -> Float[Array, '*S F']:
-  """Applies the activation that `EncoderConfig.activation` names."""
+  """Applies the activation of a name, as in `EncoderConfig.activation`."""
   return _ACTIVATIONS[name](x)
 
 
 def apply_dropout(
   x: Float[Array, 'B *S'], rate: float, key: Key[Array, 'B'] | None
 ) -> Float[Array, 'B *S']:
-  """Zeroes a share `rate` of `x` and scales the remainder; returns `x` itself without a key.
+  """Zeroes a share `rate` of `x` and scales the remainder; returns `x` unchanged without a key.
 
-  Each element takes 16 random bits, so that the rate is off by less than 2^-16.
+  Each element takes 16 random bits, so the rate is off by less than 2^-16.
 
   Args:
-    x: any array whose first axis is the batch.
-    rate: share of elements to drop.
-    key: one key a row, so that a row does not depend on its neighbours; None in evaluation.
+    x: An array with the batch as first axis.
+    rate: Share of elements to drop.
+    key: A key for each row, so a row does not depend on other rows; None in evaluation.
   """
   if key is None or rate == 0:
     return x
   threshold = round(rate * 65536)
   keep = rng.draw_coins(key, x.shape[1:]) >= threshold
-  # In bfloat16 the factor itself would be off by 0.2%.
+  # In bfloat16, the scaling factor would be off by 0.2%.
   scaled = x.astype(jnp.float32) * (65536 / (65536 - threshold))
   return jnp.where(keep, scaled, 0).astype(x.dtype)
 
 
 def split_key(key: Key[Array, 'B'] | None, count: int) -> list[Key[Array, 'B'] | None]:
-  """Returns keys for `count` parts of a module, or as many None without a key."""
+  """Returns keys for `count` parts of a module, or `count` times None without a key."""
   return [None] * count if key is None else [rng.fold_in(key, part) for part in range(count)]
 
 
 def build_layer_norm(
   size: int, config: EncoderConfig, rngs: nnx.Rngs, two_passes: bool = False
 ) -> nnx.LayerNorm:
-  """Returns a LayerNorm that computes in float32 and gives `config.dtype`.
+  """Returns a LayerNorm that computes in float32 and returns `config.dtype`.
 
   Args:
-    size: features to normalise over.
-    config: its `norm_epsilon` and `dtype` are used.
-    rngs: as Flax requires.
-    two_passes: subtract the mean before squaring, for few numbers that are close to each other.
+    size: Number of features to normalise over.
+    config: The configuration, for `norm_epsilon` and `dtype`.
+    rngs: Unused random streams that Flax requires.
+    two_passes: Whether to subtract the mean before squaring, for few features of similar value.
   """
   return nnx.LayerNorm(
     size,
@@ -79,7 +79,7 @@ def build_layer_norm(
 
 
 def _keep_types(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-  """Returns the inputs of a norm as they are; Flax would round them to its output type."""
+  """Returns the inputs of a norm unchanged; Flax would round them to the output type."""
   return arrays
 
 
@@ -90,11 +90,11 @@ def _multiply_matrices(
 
 
 class Linear(nnx.Linear):
-  """x W + b, with the product in `config.dtype` and the bias added in float32.
+  """Computes x W + b, with the product in `config.dtype` and the bias added in float32.
 
-  The gradient of the bias is thus summed in float32. On a CPU the product is one of two matrices:
-  for more axes XLA takes its gradient through a transposed copy, for a tenth of a step more. For a
-  TPU the two matrices would add a third to the step of a small model.
+  The gradient of the bias is therefore summed in float32. On a CPU, the leading axes of `x` are
+  merged: with more axes, XLA computes the gradient through a transposed copy, which adds 10% to a
+  step. On a TPU, merging adds a third to the step of a small model, so other platforms do not merge.
   """
 
   bias: nnx.Param

@@ -1,4 +1,4 @@
-"""The convolutional front-end: PyTorch's numbers, pads, running statistics, the fixed form."""
+"""The convolutional front-end equals PyTorch; pads, running statistics and the form `fixed`."""
 
 import dataclasses
 import itertools
@@ -93,7 +93,7 @@ def build_torch_stack(torch: Any, front: convolution.FrontEnd) -> Any:
   return torch.nn.Sequential(*parts)
 
 
-def norms_of(stack: Any) -> list[Any]:
+def batch_norms(stack: Any) -> list[Any]:
   return [part for part in stack if type(part).__name__ == 'BatchNorm2d']
 
 
@@ -107,8 +107,8 @@ KERNELS = [
 
 @pytest.mark.parametrize('changes', KERNELS, ids=str)
 @pytest.mark.parametrize('training', [False, True])
-def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any]):
-  """Outputs and gradients in both modes, statistics after a step, even kernels too."""
+def test_the_front_end_equals_pytorch(training: bool, changes: dict[str, Any]):
+  """Outputs, gradients and statistics after a step are equal, also for even kernel sizes."""
   torch = pytest.importorskip('torch', reason='needs PyTorch, which is an extra')
   front = make_front_end(**changes)
   x = draw_vectors(length=front.config.max_length)
@@ -127,7 +127,7 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
   np.testing.assert_allclose(result, out.detach().numpy(), atol=1e-5)
   np.testing.assert_allclose(gradients[1], torch_x.grad.numpy(), atol=2e-4)
   for layer, conv, norm in zip(
-    (*gradients[0].layers, gradients[0].last), stack[::3], norms_of(stack), strict=True
+    (*gradients[0].layers, gradients[0].last), stack[::3], batch_norms(stack), strict=True
   ):
     np.testing.assert_allclose(
       layer.convolution.kernel[...], conv.weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-3
@@ -135,18 +135,20 @@ def test_the_front_end_is_that_of_pytorch(training: bool, changes: dict[str, Any
     np.testing.assert_allclose(layer.norm.scale[...], norm.weight.grad.numpy(), atol=1e-3)
     np.testing.assert_allclose(layer.norm.bias[...], norm.bias.grad.numpy(), atol=1e-3)
   if training:
-    moved = after_a_step(front, gradients[0])
-    for layer, norm in zip((*moved.layers, moved.last), norms_of(stack), strict=True):
+    moved = update_once(front, gradients[0])
+    for layer, norm in zip((*moved.layers, moved.last), batch_norms(stack), strict=True):
       np.testing.assert_allclose(layer.norm.running_mean[...], norm.running_mean.numpy(), atol=1e-5)
       np.testing.assert_allclose(
         layer.norm.running_variance[...], norm.running_var.numpy(), atol=1e-5
       )
-    started, ended = (values(one)['layers.0.norm.running_mean'] for one in (front, moved))
+    started, ended = (
+      values(front_end)['layers.0.norm.running_mean'] for front_end in (front, moved)
+    )
     assert np.abs(ended - started).max() > 1e-3
 
 
-def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
-  """The module after one update of AdamW."""
+def update_once(front: Any, gradient: Any, **changes: Any) -> Any:
+  """Returns the module after one update of AdamW."""
   transform = optimizer.build_optimizer(make_optimizer_config(no_decay=(), **changes), 10, front)
   change, _ = transform.update(
     optimizer.mean_gradient(gradient, 1, 1), transform.init(front), front
@@ -155,8 +157,8 @@ def after_a_step(front: Any, gradient: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize('training', [False, True])
-def test_the_encoder_is_that_of_pytorch(training: bool):
-  """Front-end and one block of BERT, pads masked in attention and in nothing else."""
+def test_the_encoder_equals_pytorch(training: bool):
+  """The front-end and a block of BERT are equal; only attention masks pads."""
   torch = pytest.importorskip('torch', reason='needs PyTorch, which is an extra')
   model = make_model({}, config=SMALL).encoder
   tokens = jax.random.randint(jax.random.key(0), (BATCH, 12), 5, 50).at[:2, 7:].set(PAD)
@@ -171,19 +173,19 @@ def test_the_encoder_is_that_of_pytorch(training: bool):
     copy_into(layer.self_attn.in_proj_weight, np.concatenate(kernels))
     biases = [np.asarray(linear.bias[...]) for linear in projections]
     copy_into(layer.self_attn.in_proj_bias, np.concatenate(biases))
-    for linear, ours in (
+    for torch_linear, linear in (
       (layer.self_attn.out_proj, block.attention.output),
       (layer.linear1, block.feed_forward.up),
       (layer.linear2, block.feed_forward.down),
     ):
-      copy_into(linear.weight, np.asarray(ours.kernel[...]).T)
-      copy_into(linear.bias, ours.bias[...])
-    for norm, ours in (
+      copy_into(torch_linear.weight, np.asarray(linear.kernel[...]).T)
+      copy_into(torch_linear.bias, linear.bias[...])
+    for torch_norm, norm in (
       (layer.norm1, block.attention_norm),
       (layer.norm2, block.feed_forward_norm),
     ):
-      copy_into(norm.weight, ours.scale[...])
-      copy_into(norm.bias, ours.bias[...])
+      copy_into(torch_norm.weight, norm.scale[...])
+      copy_into(torch_norm.bias, norm.bias[...])
     torch.backends.mha.set_fastpath_enabled(False)
     stack = build_torch_stack(torch, model.convolution).train(training)
     table = model.embedding
@@ -216,8 +218,8 @@ def draw_rows(lengths: tuple[int, ...], total: int, seed: int = 0) -> jax.Array:
 
 
 @pytest.mark.parametrize('kernel, norm', [((3, 3), 'post'), ((4, 2), 'pre')])
-def test_content_of_pads_changes_the_paper_form_alone(kernel: tuple[int, int], norm: str):
-  """There it changes tokens within the reach of the kernels."""
+def test_content_of_pads_changes_only_the_form_paper2(kernel: tuple[int, int], norm: str):
+  """In this form, pads change tokens within the reach of the kernels."""
   x, mask = draw_vectors(), jnp.arange(12)[None] < jnp.array([7, 12, 4, 9])[:, None]
   other = jnp.where(mask[:, :, None], x, draw_vectors(1))
   for form in FORMS:
@@ -227,13 +229,13 @@ def test_content_of_pads_changes_the_paper_form_alone(kernel: tuple[int, int], n
     if form == 'fixed':
       np.testing.assert_allclose(gap[np.asarray(mask)], 0, atol=1e-6)
     else:
-      reach = 2 * (kernel[0] // 2)  # of two layers
+      reach = 2 * (kernel[0] // 2)  # two layers
       assert gap[0, 7 - reach : 7].max() > 1e-3 and not gap[0, : 7 - reach].any()
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_how_a_row_is_padded_changes_nothing(form: str):
-  """The paper's form pads every row to the length of the model."""
+def test_the_number_of_pads_changes_nothing(form: str):
+  """The form `paper2` pads every row to the length of the model."""
   model = make_model({'convolution': form}, config=SMALL).encoder
   short = draw_rows((7, 5), 7)
   padded = jnp.pad(short, ((0, 0), (0, 5)), constant_values=PAD)
@@ -243,20 +245,20 @@ def test_how_a_row_is_padded_changes_nothing(form: str):
   np.testing.assert_allclose(np.asarray(unpadded)[mask], np.asarray(full)[:, :7][mask], atol=1e-5)
 
 
-def test_a_pixel_whose_channels_nearly_agree_is_normalised_exactly():
-  """Mean of squares minus square of mean would be mere rounding here."""
+def test_a_pixel_with_similar_channels_is_normalised_exactly():
+  """The mean of squares minus the square of the mean would be rounding error."""
   layer = make_front_end(convolution='fixed').layers[1]
   image = 30 + 0.01 * np.random.default_rng(0).standard_normal((2, 3, 4, SMALL.channels)).astype(
     np.float32
   )
   wide = image.astype(np.float64)
-  apart = wide - wide.mean(-1, keepdims=True)
-  expected = apart / np.sqrt(np.square(apart).mean(-1, keepdims=True) + SMALL.norm_epsilon)
+  centred = wide - wide.mean(-1, keepdims=True)
+  expected = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + SMALL.norm_epsilon)
   expected = expected * np.asarray(layer.norm.scale[...]) + np.asarray(layer.norm.bias[...])
   np.testing.assert_allclose(layer.norm(jnp.asarray(image)), expected, atol=1e-3)
 
 
-def test_neighbours_change_a_row_only_in_training_of_the_paper_form():
+def test_other_rows_change_a_row_only_in_training_of_the_form_paper2():
   x, other = draw_vectors(), draw_vectors().at[0].set(draw_vectors(3)[0])
   for form, key in itertools.product(FORMS, (None, make_keys(BATCH))):
     front = make_front_end(convolution=form)
@@ -270,7 +272,7 @@ def test_neighbours_change_a_row_only_in_training_of_the_paper_form():
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('remat', [False, True])
 def test_every_parameter_gets_a_gradient(form: str, remat: bool):
-  """Except a bias that the next norm removes: before BatchNorm, and the last of the fixed form."""
+  """A bias that the next norm removes has none: before BatchNorm, and the last bias of `fixed`."""
   model = make_model({'convolution': form, 'remat': remat}, config=SMALL)
   tokens = draw_rows((12, 9, 12, 8), 12)
 
@@ -299,15 +301,15 @@ def test_remat_changes_no_gradient():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return (front(x, full_mask(x), make_keys(BATCH)) * toward).sum()
 
-  plain, again = (
+  stored, recomputed = (
     values(fast_jit.jit(jax.grad(loss))(make_front_end(remat=remat))) for remat in (False, True)
   )
-  for name, value in plain.items():
-    np.testing.assert_allclose(again[name], value, atol=1e-4, err_msg=name)
+  for name, value in stored.items():
+    np.testing.assert_allclose(recomputed[name], value, atol=1e-4, err_msg=name)
 
 
 def test_statistics_are_observed_and_not_learned():
-  """They move a tenth of the way, without decay, moments or clipping; evaluation uses them."""
+  """Statistics move by a tenth, without decay, moments or clipping; evaluation uses them."""
   front, x = make_front_end(), draw_vectors()
 
   def loss(front: convolution.FrontEnd) -> jax.Array:
@@ -323,7 +325,7 @@ def test_statistics_are_observed_and_not_learned():
     observed['layers.0.norm.running_variance'], image.var((0, 1, 2), ddof=1), rtol=1e-5
   )
   for changes in ({'weight_decay': 0.5}, {'clip': 1e-6}):
-    moved = values(after_a_step(front, gradient, **changes))
+    moved = values(update_once(front, gradient, **changes))
     for name in filter(is_statistic, start):
       np.testing.assert_allclose(
         moved[name], start[name] + 0.1 * (observed[name] - start[name]), rtol=1e-6
@@ -332,12 +334,12 @@ def test_statistics_are_observed_and_not_learned():
   names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)]
   assert any('mu.last.norm.scale' in name for name in names) and not any(map(is_statistic, names))
   gap = run(front, x, full_mask(x)) - run(
-    after_a_step(front, gradient, learning_rate=0.0), x, full_mask(x)
+    update_once(front, gradient, learning_rate=0.0), x, full_mask(x)
   )
   assert np.abs(np.asarray(gap)).max() > 1e-4
 
 
-def test_gradients_of_parameters_do_not_depend_on_what_is_remembered():
+def test_gradients_do_not_depend_on_running_statistics():
   front, x = make_front_end(), draw_vectors()
   other = draw_arrays(front, 7)
   other = jax.tree_util.tree_map_with_path(
@@ -351,7 +353,7 @@ def test_gradients_of_parameters_do_not_depend_on_what_is_remembered():
   jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
-def test_statistics_are_of_the_rows_of_all_devices():
+def test_statistics_include_the_rows_of_all_devices():
   front, x, toward = make_front_end(), draw_vectors(rows=8), draw_vectors(5, rows=8)
 
   def gradient(front: convolution.FrontEnd, x: jax.Array, toward: jax.Array) -> Any:
@@ -359,20 +361,20 @@ def test_statistics_are_of_the_rows_of_all_devices():
       lambda front: (front(x, full_mask(x), make_keys(len(x))) * toward).sum()
     )(front)
 
-  alone = fast_jit.jit(gradient)(front, x, toward)
+  single = fast_jit.jit(gradient)(front, x, toward)
   rows, replicated = PartitionSpec('data'), PartitionSpec()
   for devices in (2, 8):
     mesh = sharding.make_mesh(MeshConfig(1, devices, 1))
     spread = jax.shard_map(
-      lambda *given: jax.lax.psum(gradient(*given), 'data'),
+      lambda *operands: jax.lax.psum(gradient(*operands), 'data'),
       mesh=mesh,
       in_specs=(replicated, rows, rows),
       out_specs=replicated,
       check_vma=False,
     )
     together = fast_jit.jit(spread)(front, x, toward)
-    assert float(together[0]) == pytest.approx(float(alone[0]), rel=1e-4)
-    result, expected = values(together[1]), values(alone[1])
+    assert float(together[0]) == pytest.approx(float(single[0]), rel=1e-4)
+    result, expected = values(together[1]), values(single[1])
     for name, value in expected.items():
       np.testing.assert_allclose(
         result[name], value, rtol=1e-4, atol=2e-4, err_msg=f'{name}, {devices} devices'
@@ -380,7 +382,7 @@ def test_statistics_are_of_the_rows_of_all_devices():
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_bfloat16_stays_near(form: str):
+def test_bfloat16_is_close_to_float32(form: str):
   x = draw_vectors()
   result = [
     run(
@@ -397,20 +399,18 @@ def test_bfloat16_stays_near(form: str):
 
 
 def test_convolutions_start_as_in_pytorch():
-  """Uniform within 1 / sqrt(inputs of a unit), kernel and bias, whatever the rule; statistics at 0
-  and 1.
-  """
+  """Kernel and bias are uniform within 1 / sqrt(inputs of a unit); statistics are 0 and 1."""
   for rule in ('standard', 'paper1', 'bert'):
     config = dataclasses.replace(SMALL, channels=64, kernel=(5, 3), initialization=rule)
     start = values(initialize(convolution.FrontEnd(config, nnx.Rngs(0)), rule, jax.random.key(0)))
     for layer, inputs in (('layers.0', 15), ('layers.1', 15 * 64), ('last', 64)):
       kernel, bias = (start[f'{layer}.convolution.{kind}'] for kind in ('kernel', 'bias'))
-      most = inputs**-0.5
-      assert np.abs(kernel).max() <= most and np.abs(bias).max() <= most
+      bound = inputs**-0.5
+      assert np.abs(kernel).max() <= bound and np.abs(bias).max() <= bound
       if kernel.size > 500:
         assert (
-          kernel.std() == pytest.approx(most / 3**0.5, rel=0.05)
-          and np.abs(kernel).max() > 0.98 * most
+          kernel.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+          and np.abs(kernel).max() > 0.98 * bound
         )
       assert (start[f'{layer}.norm.running_mean'] == 0).all() and (
         start[f'{layer}.norm.running_variance'] == 1

@@ -1,4 +1,4 @@
-"""A custom encoder: checks of its interface before compilation, trust, counts, training, resume."""
+"""A custom encoder is checked before compilation, needs trust, and trains like the built-in one."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ INVALID = [  # a file, changes of the recipe, and a pattern of the error
   (START.replace(CALL, '{}'), {}, 'dict'),
   (START.replace(KEEP, 'self.drop = nnx.Dropout(0.1, rngs=rngs)'), {}, 'drop.rngs'),
   (START.replace(KEEP, 'self.norm = nnx.BatchNorm(16, rngs=rngs)'), {}, 'BatchStat'),
-  (START.replace(KEEP, 'self.ones = nnx.data(jnp.ones(3))'), {}, 'ones is a bare array'),
+  (START.replace(KEEP, 'self.ones = nnx.data(jnp.ones(3))'), {}, 'ones '),
   (START.replace(KEEP, 'self.call = lambda x: x'), {}, '__init__'),
   (START.replace('_size, rngs', '_size, param_dtype="bfloat16", rngs'), {}, r'Param \(bfloat16\)'),
   (START, {'model.tied': True}, 'encoder.table raises AttributeError'),
@@ -67,8 +67,8 @@ INVALID = [  # a file, changes of the recipe, and a pattern of the error
 
 
 @pytest.fixture
-def own(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
-  """An empty folder to start in, where `own` and `evil` are looked for anew; nothing is trusted."""
+def empty_folder(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
+  """An empty working directory for the modules `own` and `evil`; no module is trusted."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [*sys.path])
   monkeypatch.setattr(recipe, '_trusted_modules', set())
@@ -83,18 +83,20 @@ def make_config(name: str, **changes: Any) -> EncoderConfig:
 
 
 @pytest.mark.parametrize('source, changes, pattern', INVALID, ids=[case[2] for case in INVALID])
-def test_invalid_class_is_refused(source: str, changes: dict, pattern: str, own: pathlib.Path):
-  (own / 'own.py').write_text(source)
+def test_invalid_class_is_refused(
+  source: str, changes: dict, pattern: str, empty_folder: pathlib.Path
+):
+  (empty_folder / 'own.py').write_text(source)
   recipe.allow_modules('own')
-  with pytest.raises(InputError, match=pattern) as raised:
+  with pytest.raises(InputError, match=pattern) as error:
     custom.load_custom_encoder(make_config('own:Encoder', **changes))
-  assert 'own:Encoder' in raised.value.asked
+  assert 'own:Encoder' in error.value.asked
 
 
-def test_invalid_names_are_refused(own: pathlib.Path):
+def test_invalid_names_are_refused(empty_folder: pathlib.Path):
   recipe.allow_modules('nowhere.at_all, configs.nothing')
   for name, value in (
-    ('nowhere.at_all:X', f'nowhere in {own}'),
+    ('nowhere.at_all:X', f'nowhere in {empty_folder}'),
     ('configs.nothing:X', 'configs.nothing'),
   ):
     with pytest.raises(InputError, match=value):
@@ -109,26 +111,26 @@ def test_invalid_names_are_refused(own: pathlib.Path):
 
 
 def test_class_of_a_stored_recipe_is_imported_only_with_trust(
-  tiny_run: pathlib.Path, own: pathlib.Path, capsys
+  tiny_run: pathlib.Path, empty_folder: pathlib.Path, capsys
 ):
-  (own / 'evil.py').write_text('open("ran", "w").close()\n' + START)
-  shutil.copytree(tiny_run, own / 'run')
+  (empty_folder / 'evil.py').write_text('open("ran", "w").close()\n' + START)
+  shutil.copytree(tiny_run, empty_folder / 'run')
   fields = json.loads((tiny_run / run_dir.CONFIG).read_text())
   fields['model']['encoder'] = 'evil:Encoder'
-  (own / 'run' / run_dir.CONFIG).write_text(json.dumps(fields))
+  (empty_folder / 'run' / run_dir.CONFIG).write_text(json.dumps(fields))
   command = ['fill-mask', '--checkpoint=run', '--text=the <mask>']
   assert main.main(command) == 2
   error = capsys.readouterr().err
   assert 'evil:Encoder' in error and '--trust=evil' in error
-  assert not (own / 'ran').exists() and 'evil' not in sys.modules
+  assert not (empty_folder / 'ran').exists() and 'evil' not in sys.modules
   for modules in ('', 'evi', 'evil.py', 'own,evil.Encoder'):
-    assert main.main([*command, f'--trust={modules}']) == 2 and not (own / 'ran').exists()
+    assert main.main([*command, f'--trust={modules}']) == 2 and not (empty_folder / 'ran').exists()
   # The class runs; the checkpoint has other parameters.
-  assert main.main([*command, '--trust=evil']) == 2 and (own / 'ran').exists()
+  assert main.main([*command, '--trust=evil']) == 2 and (empty_folder / 'ran').exists()
 
 
-def test_class_of_a_given_recipe_is_trusted(own: pathlib.Path):
-  (own / 'own.py').write_text(START)
+def test_class_of_a_recipe_on_the_command_line_is_trusted(empty_folder: pathlib.Path):
+  (empty_folder / 'own.py').write_text(START)
   config, _, _ = flags.parse_arguments(
     'show',
     commands.COMMANDS['show'],
@@ -139,7 +141,7 @@ def test_class_of_a_given_recipe_is_trusted(own: pathlib.Path):
 
 
 @pytest.mark.parametrize('changes', [{}, {'model.positions': 'relative', 'model.num_layers': 3}])
-def test_traced_products_of_the_builtin_encoder_are_those_of_the_formula(changes: dict):
+def test_traced_products_of_the_builtin_encoder_equal_the_formula(changes: dict):
   config = make_config('', **changes)
   init = lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder  # noqa: E731
   row = [jax.ShapeDtypeStruct((1, 40), kind) for kind in (jnp.int32, jnp.bool_)]
@@ -147,7 +149,7 @@ def test_traced_products_of_the_builtin_encoder_are_those_of_the_formula(changes
   assert flops.count_product_flops(trace.jaxpr) == flops.encoder_flops(config, 40)
 
 
-def test_products_of_a_scan_count_once_an_iteration():
+def test_products_of_a_scan_count_for_each_iteration():
   square = jnp.ones((4, 4))
   loop = lambda x: jax.lax.scan(lambda x, _: (x @ square, None), x, length=5)[0]  # noqa: E731
   assert flops.count_product_flops(jax.make_jaxpr(loop)(square).jaxpr) == 5 * 2 * 4**3
@@ -159,7 +161,7 @@ def gated() -> EncoderConfig:
   return dataclasses.replace(make_config(GATED), dropout=0.0)
 
 
-def test_parameters_and_work_are_those_of_its_arrays(gated: EncoderConfig):
+def test_parameters_and_flops_follow_from_arrays_and_trace(gated: EncoderConfig):
   for config in (gated, dataclasses.replace(gated, tied=True)):
     model = jax.eval_shape(lambda c=config: heads.init_masked_language_model(c, jax.random.key(0)))
     assert (
@@ -173,12 +175,12 @@ def test_parameters_and_work_are_those_of_its_arrays(gated: EncoderConfig):
   )
 
 
-def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: EncoderConfig):
+def test_pads_and_other_rows_change_nothing_and_every_parameter_learns(gated: EncoderConfig):
   model = fast_jit.jit(lambda: heads.init_masked_language_model(gated, jax.random.key(3)))()
   tokens = jax.random.randint(jax.random.key(0), (3, 20), 5, 500).at[0, 12:].set(tokenizer.PAD_ID)
   encode = fast_jit.jit(lambda model, tokens: model.encoder(tokens, tokens != tokenizer.PAD_ID))
-  batch, alone = encode(model, tokens), encode(model, tokens[:1, :12])
-  np.testing.assert_allclose(batch[:1, :12], alone, rtol=1e-5, atol=1e-5)
+  batch, single_row = encode(model, tokens), encode(model, tokens[:1, :12])
+  np.testing.assert_allclose(batch[:1, :12], single_row, rtol=1e-5, atol=1e-5)
   gradient = fast_jit.jit(
     jax.grad(
       lambda model: jnp.sum(
@@ -190,8 +192,8 @@ def test_pads_and_neighbours_change_nothing_and_every_parameter_learns(gated: En
     assert np.abs(np.asarray(leaf)).max() > 0, name
 
 
-def test_it_keeps_its_own_initialization(gated: EncoderConfig):
-  """The rule of the recipe, with biases of 0.01, applies to the head alone."""
+def test_the_encoder_initializes_its_parameters(gated: EncoderConfig):
+  """The rule of the recipe, with biases of 0.01, applies only to the head."""
   config = dataclasses.replace(gated, initialization='paper1')
   first, again, other = (
     checkpoint.flatten(
@@ -206,15 +208,15 @@ def test_it_keeps_its_own_initialization(gated: EncoderConfig):
   assert not np.array_equal(table, other['encoder.embedding.embedding'])
 
 
-def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
+def test_its_arrays_are_replicated_and_the_head_is_split(gated: EncoderConfig):
   config = dataclasses.replace(
     tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocab_size=19_010)
   )
-  placed = sharding.state_sharding(
+  shardings = sharding.state_sharding(
     jax.eval_shape(lambda: train_step.init_state(0, config)),
     sharding.make_mesh(MeshConfig(1, 0, 2)),
   )
-  is_split = {name: any(place.spec) for name, place in checkpoint.flatten(placed).items()}
+  is_split = {name: any(leaf.spec) for name, leaf in checkpoint.flatten(shardings).items()}
   assert is_split['model.output.kernel']
   assert not any(split for name, split in is_split.items() if 'encoder.' in name)
 
@@ -223,7 +225,7 @@ def test_its_arrays_lie_whole_and_the_head_is_split(gated: EncoderConfig):
 def population(
   tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[pathlib.Path]:
-  """Two members of the example, in bfloat16, 12 updates; every checkpoint stays."""
+  """A run of two members of the example in bfloat16, with all checkpoints of 12 updates."""
   recipe.allow_modules(GATED)
   changes = {
     'model.encoder': GATED,
@@ -239,22 +241,22 @@ def population(
     yield folder
 
 
-def test_a_population_of_it_trains_in_bfloat16_and_resumes(population: pathlib.Path, tmp_path):
+def test_a_population_trains_in_bfloat16_and_resumes(population: pathlib.Path, tmp_path):
   losses = [
     line['loss']
     for line in run_dir.read_lines(population / run_dir.METRICS)
     if line['split'] == 'train'
   ]
   assert np.isfinite(losses).all() and losses[-1] < losses[0]
-  again = tmp_path / 'run'
-  shutil.copytree(population, again)
-  (again / run_dir.RESULT).unlink()
+  resumed = tmp_path / 'run'
+  shutil.copytree(population, resumed)
+  (resumed / run_dir.RESULT).unlink()
   for step in (8, 12):
-    shutil.rmtree(again / checkpoint.FOLDER / str(step))
+    shutil.rmtree(resumed / checkpoint.FOLDER / str(step))
   pretrain.pretrain(
-    recipe.resolve(files.read_json(population / run_dir.CONFIG, ''), 'pretrain'), again
+    recipe.resolve(files.read_json(population / run_dir.CONFIG, ''), 'pretrain'), resumed
   )
-  states = [checkpoint.flatten(restore(folder)) for folder in (population, again)]
+  states = [checkpoint.flatten(restore(folder)) for folder in (population, resumed)]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -263,7 +265,9 @@ def restore(folder: pathlib.Path) -> Any:
   like = jax.eval_shape(jax.vmap(lambda seed: train_step.init_state(seed, config)), jnp.arange(2))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return checkpoint.restore(
-    folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like), 12
+    folder,
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like),
+    12,
   )
 
 

@@ -1,4 +1,4 @@
-"""The encoder: padding, neighbours, gradients, positions, attention, dropout, bfloat16, remat."""
+"""Properties of the encoder: pads, other rows, gradients, positions, attention, dropout, types."""
 
 import dataclasses
 import itertools
@@ -55,7 +55,7 @@ def test_padding_changes_nothing(changes: dict[str, Any]):
 
 
 @pytest.mark.parametrize('changes', SWITCHES)
-def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
+def test_other_rows_change_nothing(changes: dict[str, Any]):
   model, tokens = make_model(changes), draw_tokens(2, 7)
   other = tokens.at[0].set(draw_tokens(1, 7, seed=1)[0])
   np.testing.assert_array_equal(logits(model, tokens)[1], logits(model, other)[1])
@@ -63,11 +63,9 @@ def test_neighbours_in_a_batch_change_nothing(changes: dict[str, Any]):
 
 @pytest.mark.parametrize('changes', SWITCHES + OTHERS)
 def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
-  """Of tables every row that is used; the bias of the keys shifts all scores of a query alike and
-  so has none.
-  """
+  """The bias of keys shifts all scores of a query equally, and has none without rotation."""
   model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
-  alive = 0.4 if 'relu' in changes.values() else 0.99  # a dead unit of a ReLU has none
+  min_share = 0.4 if 'relu' in changes.values() else 0.99  # an inactive unit of ReLU has none
   gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(
     model
   )
@@ -76,36 +74,38 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
     if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
       assert leaf.max() < 1e-3
     elif name.endswith('embedding.positions.embedding'):
-      # RoBERTa's numbering leaves two rows unused
+      # The position offset of RoBERTa leaves two rows unused.
       assert leaf[:2].max() == 0 and leaf[2:].max(axis=1).min() > 1e-4
     elif name.endswith('embedding.segments.embedding'):
-      assert leaf[0].max() > 1e-4 and leaf[1].max() == 0  # there is one segment in pre-training
+      assert leaf[0].max() > 1e-4 and leaf[1].max() == 0  # pre-training has one segment
     elif name.endswith('embedding.tokens.embedding'):
       seen = np.isin(np.arange(SMALL.vocab_size), tokens)
       assert leaf[seen].max(axis=1).min() > 1e-4
       assert 'tied' in changes or leaf[~seen].max() == 0
     else:
-      assert (leaf > 0).mean() > alive, name
+      assert (leaf > 0).mean() > min_share, name
 
 
 @pytest.mark.parametrize('changes', SWITCHES)
-def test_every_token_is_seen_from_everywhere(changes: dict[str, Any]):
-  """Bidirectional: another token at any place moves the output at every place."""
+def test_every_token_affects_every_output(changes: dict[str, Any]):
   model, tokens = make_model(changes), draw_tokens(2, 7)
   before = logits(model, tokens)
-  for place in range(7):
-    moved = jnp.abs(logits(model, tokens.at[0, place].set(4)) - before).max(axis=-1)[0]
-    assert moved.min() > 1e-3
+  for position in range(7):
+    change = jnp.abs(logits(model, tokens.at[0, position].set(4)) - before).max(axis=-1)[0]
+    assert change.min() > 1e-3
 
 
-def test_pads_are_seen_from_nowhere():
+def test_the_content_of_pads_changes_nothing():
   model, tokens = make_model({}).encoder, pad_tokens(draw_tokens(2, 5), SMALL.max_length)
   mask = tokens != 1
-  here, there = encode(model, tokens, mask), encode(model, jnp.where(mask, tokens, 30), mask)
-  np.testing.assert_array_equal(here[:, :5], there[:, :5])
+  output, other_output = (
+    encode(model, tokens, mask),
+    encode(model, jnp.where(mask, tokens, 30), mask),
+  )
+  np.testing.assert_array_equal(output[:, :5], other_output[:, :5])
 
 
-def test_a_row_of_pads_alone_gives_numbers():
+def test_a_row_of_pads_gives_finite_logits():
   assert np.isfinite(logits(make_model({}), jnp.ones((1, 8), jnp.int32))).all()
 
 
@@ -119,13 +119,16 @@ def test_a_row_of_pads_alone_gives_numbers():
     ('none', False),
   ],
 )
-def test_relative_positions_do_not_know_where_a_row_begins(positions: str, absolute: bool):
-  """The same tokens further right, after places that nothing attends to, give the same outputs."""
+def test_only_absolute_positions_depend_on_the_start_of_a_row(positions: str, absolute: bool):
+  """Tokens shifted to the right, after masked positions, have the same outputs."""
   model = make_model({'positions': positions}).encoder
   row = pad_tokens(draw_tokens(2, 5), SMALL.max_length)
   shifted = jnp.roll(row, 4, axis=1)
-  here, there = encode(model, row, row != 1)[:, :5], encode(model, shifted, shifted != 1)[:, 4:9]
-  assert (np.abs(here - there).max() > 1e-2) == absolute
+  output, shifted_output = (
+    encode(model, row, row != 1)[:, :5],
+    encode(model, shifted, shifted != 1)[:, 4:9],
+  )
+  assert (np.abs(output - shifted_output).max() > 1e-2) == absolute
 
 
 @pytest.mark.parametrize('positions', ['learned', 'sinusoidal', 'relative', 'rotary'])
@@ -135,7 +138,7 @@ def test_order_matters(positions: str):
 
 
 @pytest.mark.parametrize('norm', ['post', 'pre'])
-def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_order(norm: str):
+def test_without_positions_outputs_follow_the_order_of_tokens(norm: str):
   model, tokens = make_model({'positions': 'none', 'norm': norm}), pad_tokens(draw_tokens(2, 7), 9)
   order = np.array([3, 8, 0, 6, 1, 7, 5, 2, 4])
   np.testing.assert_allclose(
@@ -143,40 +146,36 @@ def test_without_positions_tokens_in_another_order_give_their_vectors_in_that_or
   )
 
 
-def test_sinusoids_are_those_of_vaswani():
-  """PE(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) its cosine; beside tokens of 0.02 as there
-  beside those of 1.
-  """
+def test_sinusoids_equal_those_of_vaswani():
+  """PE(p, 2i) = sin(p / 10000^(2i / E)), PE(p, 2i + 1) is the cosine; times 0.02."""
   table = [
     [
-      function(place / 10_000 ** (2 * pair / 6))
+      function(position / 10_000 ** (2 * pair / 6))
       for pair in range(3)
       for function in (math.sin, math.cos)
     ]
-    for place in range(9)
+    for position in range(9)
   ]
-  np.testing.assert_allclose(encoder._sinusoids(9, 6), 0.02 * np.array(table), atol=1e-7)
-  with pytest.raises(InputError, match='model.embedding_size of 11'):
+  np.testing.assert_allclose(encoder._build_sinusoids(9, 6), 0.02 * np.array(table), atol=1e-7)
+  with pytest.raises(InputError, match='model.embedding_size'):
     dataclasses.replace(SMALL, positions='sinusoidal', embedding_size=11)
 
 
-def test_relative_bias_tells_left_from_right():
-  """One number a head and signed distance: token i gives token j the bias number j - i + length -
-  1.
-  """
+def test_relative_bias_distinguishes_left_from_right():
+  """The score of token j for token i has the bias of index j - i + length - 1."""
   config = dataclasses.replace(
     SMALL, positions='relative', max_length=4, num_heads=1, hidden_size=4, dropout=0.0
   )
-  attention = blank_attention(config)
-  # look two to the right
+  attention = make_uniform_attention(config)
+  # Attend to the second token to the right.
   attention.distance_bias = nnx.Param(jnp.where(jnp.arange(7) == 3 + 2, 50.0, 0.0)[None])
   x = jax.random.normal(jax.random.key(0), (1, 4, 4))
-  seen = attend(attention, x, jnp.ones((1, 4), bool))
-  np.testing.assert_allclose(seen[0, :2], x[0, 2:], atol=1e-5)
+  output = attend(attention, x, jnp.ones((1, 4), bool))
+  np.testing.assert_allclose(output[0, :2], x[0, 2:], atol=1e-5)
 
 
-def blank_attention(config: EncoderConfig) -> encoder.Attention:
-  """Attention with equal scores, whose values and outputs are its inputs."""
+def make_uniform_attention(config: EncoderConfig) -> encoder.Attention:
+  """Returns attention with equal scores and identity matrices for values and outputs."""
   attention = jax.eval_shape(lambda: encoder.Attention(config, nnx.Rngs(0)))
   for name in ('query', 'key', 'value', 'output'):
     linear = getattr(attention, name)
@@ -188,20 +187,20 @@ def blank_attention(config: EncoderConfig) -> encoder.Attention:
 attend = fast_jit.jit(lambda attention, x, mask: attention(x, mask, None))
 
 
-def test_attention_without_preference_is_the_mean_of_the_tokens():
+def test_uniform_attention_is_the_mean_of_the_tokens():
   config = dataclasses.replace(SMALL, num_heads=2, hidden_size=4)
   x = jax.random.normal(jax.random.key(0), (1, 5, 4))
   mask = jnp.array([[True, True, False, True, False]])
-  seen = attend(blank_attention(config), x, mask)
+  output = attend(make_uniform_attention(config), x, mask)
   np.testing.assert_allclose(
-    seen, np.broadcast_to(np.asarray(x)[0, [0, 1, 3]].mean(0), (1, 5, 4)), atol=1e-6
+    output, np.broadcast_to(np.asarray(x)[0, [0, 1, 3]].mean(0), (1, 5, 4)), atol=1e-6
   )
 
 
-def test_attention_by_hand():
-  """Two tokens, two heads of one feature: softmax(q k) v for each head on its own."""
+def test_attention_equals_a_direct_computation():
+  """Each of two heads with one feature computes softmax(q k) v over two tokens."""
   config = dataclasses.replace(SMALL, num_heads=2, hidden_size=2)
-  attention = blank_attention(config)
+  attention = make_uniform_attention(config)
   attention.query.kernel, attention.key.kernel = nnx.Param(jnp.eye(2)), nnx.Param(2 * jnp.eye(2))
   x = jnp.array([[[1.0, -1.0], [2.0, 3.0]]])
   expected = np.zeros((2, 2))
@@ -212,8 +211,8 @@ def test_attention_by_hand():
   np.testing.assert_allclose(attend(attention, x, jnp.ones((1, 2), bool))[0], expected, rtol=1e-5)
 
 
-def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
-  """The paper's encoder in plain numpy float64: post-LN, learned positions, no dropout, no pads."""
+def encode_by_numpy(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
+  """Computes the encoder of paper 1 in float64: post-LN, learned positions, no dropout or pads."""
   p = {
     path_name(path): np.asarray(leaf, np.float64)
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]
@@ -250,10 +249,10 @@ def by_formula(model: encoder.Encoder, tokens: np.ndarray) -> np.ndarray:
   return x
 
 
-def test_encoder_is_the_formula_of_the_paper():
+def test_the_encoder_equals_the_formula_of_paper1():
   model, tokens = make_model({}).encoder, draw_tokens(2, SMALL.max_length)
   np.testing.assert_allclose(
-    encode(model, tokens, tokens != 1), by_formula(model, np.asarray(tokens)), atol=2e-5
+    encode(model, tokens, tokens != 1), encode_by_numpy(model, np.asarray(tokens)), atol=2e-5
   )
 
 
@@ -261,9 +260,8 @@ def make_keys(seed: int, rows: int = 2) -> jax.Array:
   return rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
-def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time():
+def test_dropout_is_a_function_of_the_key():
   model, tokens = make_model({'dropout': 0.5}).encoder, draw_tokens(2, 9)
-  # None is a pytree of nothing
   run = fast_jit.jit(lambda model, key: model(tokens, tokens != 1, key=key))
   np.testing.assert_array_equal(
     run(model, None), run(make_model({'dropout': 0.0}).encoder, make_keys(0))
@@ -276,17 +274,17 @@ def test_without_a_key_nothing_is_random_and_with_one_it_is_the_same_each_time()
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
 def test_dropout_drops_its_rate_and_keeps_the_mean(rate: float):
   x = jnp.ones((1000, 1000))
-  kept = np.asarray(layers.apply_dropout(x, rate, make_keys(0, 1000)))
-  assert abs((kept == 0).mean() - rate) < 4 * math.sqrt(rate * (1 - rate)) / 1000 + 2**-16
-  assert len(np.unique(kept)) == 2 and abs(kept.mean() - 1) < 0.02
+  dropped = np.asarray(layers.apply_dropout(x, rate, make_keys(0, 1000)))
+  assert abs((dropped == 0).mean() - rate) < 4 * math.sqrt(rate * (1 - rate)) / 1000 + 2**-16
+  assert len(np.unique(dropped)) == 2 and abs(dropped.mean() - 1) < 0.02
   assert (
     layers.apply_dropout(x, rate, None) is x
     and layers.apply_dropout(x, 0.0, make_keys(0, 1000)) is x
   )
 
 
-def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.MonkeyPatch):
-  """Were a key used twice, two masks of one shape would be equal."""
+def test_dropout_masks_are_independent(monkeypatch: pytest.MonkeyPatch):
+  """A key that is used twice would give two equal masks."""
   drawn: list[jax.Array] = []
   original = rng.draw_coins
   monkeypatch.setattr(
@@ -297,16 +295,16 @@ def test_all_that_is_dropped_is_dropped_independently(monkeypatch: pytest.Monkey
     model(tokens, tokens != 1, key=make_keys(0))
     return list(drawn)
 
-  found = fast_jit.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
-  # embedding; shares, attention and feed-forward of each block
-  assert len(found) == 1 + SMALL.num_layers * 3
+  values = fast_jit.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
+  # Embedding; weights, attention and feed-forward of each block.
+  assert len(values) == 1 + SMALL.num_layers * 3
   assert not any(
-    a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(found, 2)
+    a.shape == b.shape and (a == b).mean() > 0.01 for a, b in itertools.combinations(values, 2)
   )
 
 
-def test_flax_modes_compute_the_same():
-  """The model is used as a pytree, so that it does not matter how Flax would track references."""
+def test_graph_modes_of_flax_compute_the_same():
+  """The program uses models as pytrees, so reference tracking of Flax does not matter."""
   tokens, losses = draw_tokens(2, 7), []
   for mode in (True, False):
     with nnx.set_graph_mode(mode):
@@ -322,49 +320,45 @@ def test_flax_modes_compute_the_same():
   )
 
 
-def test_a_population_is_the_model_under_vmap():
+def test_vmap_equals_single_models():
   models, tokens = [make_model({}, seed) for seed in (0, 1)], draw_tokens(2, 7)
   together = fast_jit.jit(jax.vmap(every_logit, in_axes=(0, None)))(
     jax.tree.map(lambda *x: jnp.stack(x), *models), tokens
   )
-  for one, model in zip(together, models):
-    np.testing.assert_allclose(one, logits(model, tokens), atol=2e-5)
+  for output, model in zip(together, models):
+    np.testing.assert_allclose(output, logits(model, tokens), atol=2e-5)
 
 
-def relative_distance(found: Any, expected: Any) -> float:
+def relative_distance(values: Any, expected: Any) -> float:
   """Returns the largest distance of two arrays, relative to its norm plus 1% of the total norm."""
-  found, expected = (
-    [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (found, expected)
+  values, expected = (
+    [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (values, expected)
   )
-  floor = 0.01 * math.sqrt(sum(np.sum(leaf**2) for leaf in expected))
+  offset = 0.01 * math.sqrt(sum(np.sum(leaf**2) for leaf in expected))
   return max(
-    np.linalg.norm(one - other) / (np.linalg.norm(other) + floor)
-    for one, other in zip(found, expected, strict=True)
+    np.linalg.norm(value - other) / (np.linalg.norm(other) + offset)
+    for value, other in zip(values, expected, strict=True)
   )
 
 
 @pytest.mark.parametrize('changes', (*SWITCHES, {'tied': True, 'embedding_size': 16}))
-def test_bfloat16_is_near_float32(changes: dict[str, Any]):
-  """Logits within 2% and every gradient within 5%, and in float32: one rounding to bfloat16 is off
-  by up to 0.4%.
-  """
+def test_bfloat16_is_close_to_float32(changes: dict[str, Any]):
+  """Logits are within 2% and gradients within 5%; a rounding to bfloat16 is off by up to 0.4%."""
   tokens = draw_tokens(8, SMALL.max_length)
   run = fast_jit.jit(
     jax.value_and_grad(
-      lambda model: (jnp.sum(jnp.sin(found := every_logit(model, tokens))), found), has_aux=True
+      lambda model: (jnp.sum(jnp.sin(logits := every_logit(model, tokens))), logits), has_aux=True
     )
   )
-  (_, found), gradient = run(make_model({**changes, 'dtype': 'bfloat16'}))
-  (_, expected), wanted = run(make_model(changes))
-  assert {leaf.dtype for leaf in jax.tree.leaves((found, gradient))} == {jnp.dtype('float32')}
-  assert (
-    1e-3 < relative_distance(found, expected) < 0.02 and relative_distance(gradient, wanted) < 0.05
-  )
+  (_, logits), gradient = run(make_model({**changes, 'dtype': 'bfloat16'}))
+  (_, expected), expected_gradient = run(make_model(changes))
+  assert {leaf.dtype for leaf in jax.tree.leaves((logits, gradient))} == {jnp.dtype('float32')}
+  assert 1e-3 < relative_distance(logits, expected) < 0.02
+  assert relative_distance(gradient, expected_gradient) < 0.05
 
 
 @pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
-def test_every_product_is_of_the_compute_type(compute: str):
-  """Forward and backward; what is summed is not."""
+def test_every_product_has_the_compute_type(compute: str):
   model, tokens = (
     make_model({'positions': 'relative', 'num_layers': 2, 'dtype': compute}),
     draw_tokens(2, SMALL.max_length),
@@ -377,17 +371,15 @@ def test_every_product_is_of_the_compute_type(compute: str):
 
 
 def encode_sum(model: encoder.Encoder, tokens: jax.Array) -> jax.Array:
-  """A number that every output has a share in."""
+  """Returns a number that depends on every output."""
   return jnp.sum(
     jnp.sin(model(tokens, tokens != 1, key=make_keys(0, len(tokens))).astype(jnp.float32))
   )
 
 
-def test_scores_and_shares_of_attention_are_float32():
-  """Scores of 20 and 20 + 1/32 are one number in bfloat16; here the second token's share is larger
-  by tanh(1/64).
-  """
-  attention = blank_attention(
+def test_scores_and_weights_of_attention_are_float32():
+  """Scores of 20 and 20 + 1/32 are equal in bfloat16; in float32 weights differ by tanh(1/64)."""
+  attention = make_uniform_attention(
     dataclasses.replace(SMALL, num_heads=1, hidden_size=4, dtype='bfloat16')
   )
   attention.query.bias, attention.key.kernel = (
@@ -395,29 +387,25 @@ def test_scores_and_shares_of_attention_are_float32():
     nnx.Param(jnp.eye(4)),
   )
   x = jnp.array([[[5, 0, 1, 0], [5, 1 / 32, -1, 0]]], jnp.bfloat16)
-  seen = attend(attention, x, jnp.ones((1, 2), bool))[0, :, 2]
-  assert seen.dtype == jnp.bfloat16
-  np.testing.assert_allclose(seen.astype(jnp.float32), -math.tanh(1 / 64), rtol=0.3)
+  output = attend(attention, x, jnp.ones((1, 2), bool))[0, :, 2]
+  assert output.dtype == jnp.bfloat16
+  np.testing.assert_allclose(output.astype(jnp.float32), -math.tanh(1 / 64), rtol=0.3)
 
 
-def test_norms_are_taken_in_float32():
-  """Of numbers around 100, which in bfloat16 are halves apart: their squares would be whole steps
-  of 64 apart.
-  """
+def test_norms_are_computed_in_float32():
+  """Numbers around 100 have steps of 0.5 in bfloat16, and their squares steps of 64."""
   config = dataclasses.replace(SMALL, dtype='bfloat16', norm_epsilon=0.0)
   x = jnp.asarray(100 + np.random.default_rng(0).integers(-4, 5, (64, 16)) / 2, jnp.bfloat16)
   expected = np.asarray(x, np.float64)
   expected -= expected.mean(-1, keepdims=True)
   expected /= np.sqrt((expected**2).mean(-1, keepdims=True))
-  found = layers.build_layer_norm(16, config, nnx.Rngs(0))(x)
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.01, atol=1e-3)
+  output = layers.build_layer_norm(16, config, nnx.Rngs(0))(x)
+  assert output.dtype == jnp.bfloat16
+  np.testing.assert_allclose(output.astype(jnp.float32), expected, rtol=0.01, atol=1e-3)
 
 
 def test_gradients_over_tokens_are_summed_in_float32():
-  """3,001 tokens give a bias 3,001, which bfloat16 cannot say; a table gets what it gets in
-  float32.
-  """
+  """A bias has a gradient of 3,001, which bfloat16 lacks; a table has its gradient in float32."""
   config = dataclasses.replace(SMALL, dtype='bfloat16', dropout=0.0)
   ones = jnp.ones((3001, SMALL.hidden_size), jnp.bfloat16)
   for layer in (
@@ -439,22 +427,22 @@ def test_gradients_over_tokens_are_summed_in_float32():
 @pytest.mark.parametrize(
   'changes', [{}, {'norm': 'pre', 'positions': 'relative', 'short_convolution': 3}]
 )
-def test_blocks_made_again_are_the_same_blocks(changes: dict[str, Any]):
-  """With dropout: what is dropped is dropped again."""
+def test_remat_changes_nothing(changes: dict[str, Any]):
+  """Recomputed blocks drop the same units."""
   changes, tokens = {'num_layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.max_length)
   run = fast_jit.jit(jax.value_and_grad(encode_sum))
-  kept, made = (
+  stored, recomputed = (
     run(make_model({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True)
   )
   assert (
-    float(made[0]) == pytest.approx(float(kept[0]), rel=1e-6)
-    and relative_distance(made[1], kept[1]) < 1e-5
+    float(recomputed[0]) == pytest.approx(float(stored[0]), rel=1e-6)
+    and relative_distance(recomputed[1], stored[1]) < 1e-5
   )
 
 
-def test_blocks_made_again_take_less_memory():
-  """A model of 6 layers keeps the activations of one, and 6 inputs: less than half."""
-  taken = {}
+def test_remat_needs_less_than_half_of_the_memory():
+  """A model of 6 layers stores the activations of one layer and 6 inputs."""
+  sizes = {}
   for remat in (False, True):
     model = make_model({'num_layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
     run = (
@@ -462,8 +450,8 @@ def test_blocks_made_again_take_less_memory():
       .lower(model, jnp.zeros((64, SMALL.max_length), jnp.int32))
       .compile()
     )
-    taken[remat] = run.memory_analysis().temp_size_in_bytes
-  assert taken[True] < taken[False] / 2, taken
+    sizes[remat] = run.memory_analysis().temp_size_in_bytes
+  assert sizes[True] < sizes[False] / 2, sizes
 
 
 @pytest.mark.parametrize(
@@ -499,17 +487,16 @@ attention_weights = fast_jit.jit(encoder.Encoder.attention_weights)
 @pytest.mark.parametrize('changes', CHANGES)
 def test_attention_weights_sum_to_1_over_tokens(changes: dict[str, Any]):
   model, tokens = make_model(changes).encoder, pad_tokens(draw_tokens(2, 7), 9)
-  found = attention_weights(model, tokens, tokens != 1)
-  assert len(found) == model.config.num_layers
-  for layer in found:
+  weights = attention_weights(model, tokens, tokens != 1)
+  assert len(weights) == model.config.num_layers
+  for layer in weights:
     assert layer.shape == (2, model.config.num_heads, 9, 9) and layer.min() >= 0
     np.testing.assert_allclose(layer.sum(-1), 1, rtol=1e-5)
     assert layer[..., 7:].max() == 0 and layer[..., :7].min() > 0
 
 
 @pytest.mark.parametrize('norm', ['pre', 'post'])
-def test_attention_weights_are_those_of_the_encoder(norm: str, monkeypatch: pytest.MonkeyPatch):
-  """An encoder that uses them in place of its own gives the same output."""
+def test_attention_weights_reproduce_the_output(norm: str, monkeypatch: pytest.MonkeyPatch):
   model, tokens = make_model({'norm': norm, 'num_layers': 2}).encoder, draw_tokens(2, 9)
   expected = encode(model, tokens, tokens != 1)
   weights = iter(attention_weights(model, tokens, tokens != 1))
@@ -518,40 +505,40 @@ def test_attention_weights_are_those_of_the_encoder(norm: str, monkeypatch: pyte
   np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_attention_weights_drop_nothing_and_leave_the_model():
+def test_attention_weights_drop_nothing_and_do_not_change_the_model():
   tokens = draw_tokens(2, 9)
   model, deterministic = (
     make_model({'dropout': rate, 'num_layers': 2, 'remat': True}).encoder for rate in (0.5, 0.0)
   )
   blocks, config = model.blocks, model.config
-  for one, other in zip(
+  for weight, other in zip(
     attention_weights(model, tokens, tokens != 1),
     attention_weights(deterministic, tokens, tokens != 1),
     strict=True,
   ):
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(weight, other)
   jax.eval_shape(lambda: model.attention_weights(tokens, tokens != 1))
   assert model.blocks is blocks and model.config is config
 
 
-def test_large_bias_to_the_left_neighbour_is_a_weight_of_1_there():
+def test_a_large_bias_for_the_previous_token_is_a_weight_of_1():
   model, tokens = make_model({'positions': 'relative'}).encoder, draw_tokens(2, 9)
-  left = jnp.arange(2 * SMALL.max_length - 1) == SMALL.max_length - 2
+  is_previous = jnp.arange(2 * SMALL.max_length - 1) == SMALL.max_length - 2
   model.blocks[0].attention.distance_bias = nnx.Param(
-    jnp.tile(jnp.where(left, 100.0, 0.0), (SMALL.num_heads, 1))
+    jnp.tile(jnp.where(is_previous, 100.0, 0.0), (SMALL.num_heads, 1))
   )
-  (found,) = attention_weights(model, tokens, tokens != 1)
-  np.testing.assert_allclose(jnp.diagonal(found, offset=-1, axis1=2, axis2=3), 1, atol=1e-5)
+  (layer_weights,) = attention_weights(model, tokens, tokens != 1)
+  np.testing.assert_allclose(jnp.diagonal(layer_weights, offset=-1, axis1=2, axis2=3), 1, atol=1e-5)
 
 
 def make_short_convolution(width: int, **changes: Any) -> encoder.ShortConvolution:
-  """A layer with random weights."""
+  """Returns a layer with random weights."""
   config = dataclasses.replace(SMALL, short_convolution=width, **changes)
   return draw_arrays(jax.eval_shape(lambda: encoder.ShortConvolution(config)))
 
 
 def draw_padded_rows(rows: int = 3, length: int = 9) -> tuple[jax.Array, jax.Array]:
-  """Rows of 9, 6 and 2 tokens; what is at pads is large."""
+  """Returns rows of 9, 6 and 2 tokens with large values at pads."""
   mask = jnp.arange(length)[None] < jnp.array([9, 6, 2])[:rows, None]
   x = jax.random.normal(jax.random.key(0), (rows, length, SMALL.hidden_size))
   return jnp.where(mask[:, :, None], x, 1e3), mask
@@ -571,31 +558,35 @@ def convolve_by_xla(layer: encoder.ShortConvolution, x: jax.Array, mask: jax.Arr
 
 
 @pytest.mark.parametrize('width', [1, 3, 7])
-def test_it_is_the_depthwise_convolution_of_xla(width: int):
-  """Outputs, and the gradients of weights and of what is read."""
+def test_a_short_convolution_equals_the_depthwise_convolution_of_xla(width: int):
+  """Outputs and the gradients of weights and inputs are equal."""
   layer, (x, mask) = make_short_convolution(width), draw_padded_rows()
   toward = jax.random.normal(jax.random.key(2), x.shape)
-  found, expected = (
+  results, expected = (
     fast_jit.jit(
       jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1))
     )(layer, x)
     for f in (lambda layer, x, mask: layer(x, mask), convolve_by_xla)
   )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
-  # of a pad, through the residual alone
-  np.testing.assert_array_equal(found[1][1][~mask], toward[~mask])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), results, expected
+  )
+  # The gradient of a pad passes only through the residual.
+  np.testing.assert_array_equal(results[1][1][~mask], toward[~mask])
 
 
-def test_in_bfloat16_the_sum_is_taken_in_float32():
+def test_a_short_convolution_in_bfloat16_adds_in_float32():
   layer, (x, mask) = make_short_convolution(7, dtype='bfloat16'), draw_padded_rows()
   narrow = x.astype(jnp.bfloat16)
-  found = layer(narrow, mask)
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(found, layer(narrow.astype(jnp.float32), mask).astype(jnp.bfloat16))
+  output = layer(narrow, mask)
+  assert output.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(
+    output, layer(narrow.astype(jnp.float32), mask).astype(jnp.bfloat16)
+  )
 
 
 @pytest.mark.parametrize('rule', ['standard', 'paper1', 'bert'])
-def test_a_model_starts_as_the_one_without_it_and_learns_it_from_the_first_step(rule: str):
+def test_a_short_convolution_starts_at_0_and_learns_from_the_first_step(rule: str):
   def init(width: int) -> heads.MaskedLanguageModel:
     config = dataclasses.replace(SMALL, initialization=rule, short_convolution=width)
     return fast_jit.jit(lambda: heads.init_masked_language_model(config, jax.random.key(0)))()
@@ -618,8 +609,8 @@ def test_a_model_starts_as_the_one_without_it_and_learns_it_from_the_first_step(
   assert np.abs(gradient.encoder.short_convolution.kernel[...]).min() > 0
 
 
-def test_xla_confirms_its_flops():
-  """Of each tap, forward; the residual and the zeros at pads are element-wise work."""
+def test_xla_confirms_the_flops_of_a_short_convolution():
+  """The taps count; the residual and the zeros at pads are element-wise operations."""
   x, mask = draw_padded_rows()
   for width in (1, 3, 7):
     program = jax.jit(lambda layer, x: layer(x, mask)).lower(make_short_convolution(width), x)

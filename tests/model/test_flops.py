@@ -1,4 +1,4 @@
-"""Parameters and FLOPs: the logged runs of paper 1, arrays of the modules, traced products, XLA."""
+"""Counts of parameters and FLOPs equal paper 1, the arrays of modules, traces and XLA."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ from minilm_jax.model.initialization import count_parameters
 from minilm_jax.training import train_step
 from minilm_jax.training.masking import MaskedBatch
 
-ROWS = 4  # of the batch whose FLOPs are counted
+ROWS = 4  # batch size
 SHAPE_COLUMNS = (
   'embedding_size hidden_size intermediate_size num_attention_heads num_hidden_layers'.split()
 )
@@ -30,9 +30,9 @@ SHAPE_FIELDS = 'embedding_size hidden_size intermediate_size flops_heads num_lay
 
 
 def run_config(name: str = 'magic-bee-26', **model: Any) -> RunConfig:
-  made = paper1.get_config(name)
-  made.model.update(model)
-  return recipe.resolve(made, 'pretrain')
+  config = paper1.get_config(name)
+  config.model.update(model)
+  return recipe.resolve(config, 'pretrain')
 
 
 def shapes(config: EncoderConfig) -> Any:
@@ -40,14 +40,14 @@ def shapes(config: EncoderConfig) -> Any:
 
 
 def test_all_logged_runs(data: pathlib.Path):
-  """42 of 42: embedding, other and all parameters; the paper's FLOPs a row; Kaplan's."""
+  """Parameters and FLOPs equal the logs of all 42 runs."""
   with (data / 'honey_logs' / 'test_results.csv').open() as file:
     logged = {row['run_name']: row for row in csv.DictReader(file)}
   assert set(paper1.RUNS) == set(logged) and len(logged) == 42
   for name, row in logged.items():
     config = run_config(name)
     counts = flops.flops_per_row(config.model, config.mask)
-    rows = 9_081_600  # of the one epoch, padded to whole batches
+    rows = 9_081_600  # one epoch, padded to full batches
     assert flops.count_parameters(config.model) == {
       'embedding': int(float(row['Embedding parameters'])),
       'other': int(float(row['Non-embedding parameters'])),
@@ -79,7 +79,7 @@ def test_all_logged_runs(data: pathlib.Path):
     ('magic-bee-26', {'embedding_size': 8, 'hidden_size': 8, 'intermediate_size': 32}, 325_290),
   ],
 )
-def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int):
+def test_parameters_of_paper1(name: str, changes: dict[str, int], total: int):
   assert flops.count_parameters(run_config(name, **changes).model)['total'] == total
 
 
@@ -95,10 +95,8 @@ def test_parameters_of_the_paper(name: str, changes: dict[str, int], total: int)
     ('bert-1', 0, 31_252_794, (31_223_812, 31_231_502, 31_269_952)),
   ],
 )
-def test_parameters_of_the_second_paper(
-  name: str, front: int, masked: int, classes: tuple[int, ...]
-):
-  """The released models and their classifiers of 4, 14 and 64 classes."""
+def test_parameters_of_paper2(name: str, front: int, masked: int, classes: tuple[int, ...]):
+  """Counts equal the released models and their classifiers of 4, 14 and 64 classes."""
   config = recipe.resolve(paper2_models.get_config(name), 'pretrain').model
   assert flops.count_front_end_parameters(config) == front
   assert flops.count_parameters(config)['total'] == masked
@@ -118,7 +116,7 @@ def test_parameters_of_the_second_paper(
     ((256, 256, 1024, 8, 8), 12_165_316_608),
   ],
 )
-def test_flops_of_the_paper(shape: tuple[int, ...], count: int):
+def test_flops_of_paper1(shape: tuple[int, ...], count: int):
   config = run_config(**dict(zip(SHAPE_FIELDS, shape, strict=True)))
   assert flops.flops_per_row(config.model, config.mask)['honey'] == count
 
@@ -131,8 +129,8 @@ def test_flops_of_the_smallest_run():
   assert counts['kaplan'] == 6 * 638_114 * 128 == 490_071_552
 
 
-def switches() -> Iterator[EncoderConfig]:
-  """Every combination of the switches that change what parameters there are."""
+def vary_configs() -> Iterator[EncoderConfig]:
+  """Yields all combinations of the fields that add or remove parameters."""
   model = run_config(
     vocab_size=97,
     embedding_size=16,
@@ -149,10 +147,10 @@ def switches() -> Iterator[EncoderConfig]:
     (False, True),
     (False, True),
   ):
-    made = dataclasses.replace(
+    config = dataclasses.replace(
       model, norm=norm, positions=positions, segments=segments, projection=projection, tied=tied
     )
-    yield dataclasses.replace(made, embedding_size=12) if projection and not tied else made
+    yield dataclasses.replace(config, embedding_size=12) if projection and not tied else config
   yield dataclasses.replace(model, num_layers=3)
   yield dataclasses.replace(model, position_offset=0)
   yield dataclasses.replace(model, projection=True, projection_norm=False)
@@ -165,8 +163,8 @@ def switches() -> Iterator[EncoderConfig]:
     )
 
 
-def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
-  for config in switches():
+def test_parameters_are_the_elements_of_the_arrays():
+  for config in vary_configs():
     model, counts = shapes(config), flops.count_parameters(config)
     assert count_parameters(model) == counts['total'], config
     assert count_parameters(model.encoder.embedding) == counts['embedding'], config
@@ -175,14 +173,14 @@ def test_parameters_are_the_elements_of_the_arrays_whatever_the_switches():
 @pytest.mark.parametrize(
   'length, rate, count', [(128, 0.15, 20), (128, 0.4, 52), (20, 0.15, 3), (4, 0.01, 1), (8, 1.0, 8)]
 )
-def test_masked_positions_are_the_share_rounded_up(length: int, rate: float, count: int):
+def test_masked_positions_are_the_rate_times_length_rounded_up(
+  length: int, rate: float, count: int
+):
   assert flops.max_masked_positions(length, rate) == count
 
 
-def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
-  """Loss and gradient without dropout, and what it takes: what a training step does but for the
-  update.
-  """
+def build_gradient(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
+  """Returns the function to loss and gradient of a step without dropout, and its arguments."""
   k = flops.max_masked_positions(config.model.max_length, config.mask.rate)
   integers, weights = (
     jax.ShapeDtypeStruct((ROWS, k), jnp.int32),
@@ -193,14 +191,11 @@ def gradient_program(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
   return program, (shapes(config.model), tokens, integers, integers, weights)
 
 
-def traced_products(jaxpr: Any) -> int:
-  """FLOPs of the products in a jaxpr, two a multiply-add; of branches for platforms those of the
-  last, for all others.
+def count_traced_products(jaxpr: Any) -> int:
+  """Returns the FLOPs of the products in a jaxpr, two a multiply-add, without padding zeros.
 
-  The one for CPUs does the same work in part by sums of scaled images, which are no products.
-
-  Of a convolution those of the image: a weight that stands over zeros which were put round it does
-  nothing.
+  Of the branches for platforms, the last is counted: the branch for CPUs replaces some products by
+  sums of scaled images.
   """
   total = 0
   for equation in jaxpr.eqns:
@@ -212,55 +207,55 @@ def traced_products(jaxpr: Any) -> int:
         * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
       )
     elif equation.primitive.name == 'conv_general_dilated':
-      total += convolved(equation)
+      total += count_convolution(equation)
     inner = itertools.chain.from_iterable(
       v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values()
     )
-    each = [
-      traced_products(getattr(j, 'jaxpr', j))
+    nested = [
+      count_traced_products(getattr(j, 'jaxpr', j))
       for j in inner
       if hasattr(j, 'eqns') or hasattr(j, 'jaxpr')
     ]
     if equation.primitive.name == 'cond':
-      each = each[-1:]
-    total += sum(each)
+      nested = nested[-1:]
+    total += sum(nested)
   return total
 
 
-def convolved(equation: Any) -> int:
-  """FLOPs of a convolution, forward or backward: pairs of a pixel and a weight of the window that
-  meet, by counting.
-  """
+def count_convolution(equation: Any) -> int:
+  """Returns the FLOPs of a convolution, by counting the pairs of a pixel and a weight."""
   numbers, padding = equation.params['dimension_numbers'], equation.params['padding']
-  left, right = (v.aval.shape for v in equation.invars)
+  input_shape, right = (v.aval.shape for v in equation.invars)
   assert set(equation.params['window_strides']) == {1} and equation.params['batch_group_count'] == 1
   assert set(equation.params['lhs_dilation']) == set(equation.params['rhs_dilation']) == {1}
-  meeting = 1
+  pairs = 1
   for axis, (before, after) in enumerate(padding):
-    pixels, window = left[numbers.lhs_spec[2 + axis]], right[numbers.rhs_spec[2 + axis]]
-    places = range(-before, pixels + after - window + 1)
-    meeting *= sum(max(0, min(pixels, first + window) - max(0, first)) for first in places)
+    pixels, window = input_shape[numbers.lhs_spec[2 + axis]], right[numbers.rhs_spec[2 + axis]]
+    starts = range(-before, pixels + after - window + 1)
+    pairs *= sum(max(0, min(pixels, first + window) - max(0, first)) for first in starts)
   return (
     2
-    * left[numbers.lhs_spec[0]]
-    * meeting
+    * input_shape[numbers.lhs_spec[0]]
+    * pairs
     * right[numbers.rhs_spec[0]]
     * right[numbers.rhs_spec[1]]
   )
 
 
-def compiled_products(program: str) -> int:
-  """FLOPs of the matrix products in the text of an optimised XLA program."""
-  defined = {
+def count_compiled_products(program: str) -> int:
+  """Returns the FLOPs of the matrix products in the text of an optimised XLA program."""
+  shape_of = {
     name: [int(n) for n in shape.split(',') if n]
     for name, shape in re.findall(r'%([\w.-]+) = \w+\[([\d,]*)\]', program)
   }
-  found = re.findall(
+  products = re.findall(
     r'%([\w.-]+) = \S+ dot\(%([\w.-]+), .*?lhs_contracting_dims=\{([\d,]+)\}', program
   )
   return sum(
-    2 * math.prod(defined[name]) * math.prod(defined[left][int(i)] for i in contracted.split(','))
-    for name, left, contracted in found
+    2
+    * math.prod(shape_of[name])
+    * math.prod(shape_of[operand_shape][int(i)] for i in contracted.split(','))
+    for name, operand_shape, contracted in products
   )
 
 
@@ -279,11 +274,10 @@ def compiled_products(program: str) -> int:
     {'convolutions': 3, 'kernel': '2,3', 'channels': 4, 'convolution': 'fixed'},
   ],
 )
-def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
-  """Exactly, whatever the switches: nothing is left out and nothing computed that is not counted."""
+def test_actual_flops_equal_the_traced_products(changes: dict[str, Any]):
   config = run_config(**changes, dropout=0.0)
-  program, arguments = gradient_program(config)
-  traced = traced_products(jax.make_jaxpr(program)(*arguments).jaxpr)
+  program, arguments = build_gradient(config)
+  traced = count_traced_products(jax.make_jaxpr(program)(*arguments).jaxpr)
   assert traced == ROWS * flops.flops_per_row(config.model, config.mask)['actual']
 
 
@@ -291,11 +285,10 @@ def test_actual_flops_are_the_products_that_are_traced(changes: dict[str, Any]):
   'shape, share', [((32, 32, 64, 1), 0.08), ((64, 128, 512, 4), 0.04), ((256, 256, 1024, 4), 0.02)]
 )
 def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
-  """The products of the compiled program are ours exactly; its whole count has its element-wise
-  work on top of them.
+  """The products are equal; the total of XLA adds element-wise operations.
 
-  That work (softmax, normalisation, residuals) is 7% at the smallest shape of the paper and 2% at
-  (256, 256, 1024, 4): it grows with the width, products with its square.
+  These operations (softmax, normalisation, residuals) are 7% for the smallest shape of paper 1 and
+  2% for (256, 256, 1024, 4): they grow with the width, products with its square.
   """
   embedding, hidden, feed_forward, layers = shape
   config = run_config(
@@ -305,18 +298,16 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
     num_layers=layers,
     dropout=0.0,
   )
-  program, arguments = gradient_program(config)
+  program, arguments = build_gradient(config)
   compiled = jax.jit(program).lower(*arguments).compile()
   actual = ROWS * flops.flops_per_row(config.model, config.mask)['actual']
-  assert compiled_products(compiled.as_text()) == actual
+  assert count_compiled_products(compiled.as_text()) == actual
   assert actual <= compiled.cost_analysis()['flops'] <= (1 + share) * actual
 
 
 @pytest.mark.parametrize('form', ['paper2', 'fixed'])
 def test_xla_confirms_the_flops_of_convolutions(form: str):
-  """Its own count of a lone convolution is ours exactly; of a step it has element-wise work on top,
-  of every channel.
-  """
+  """The count of a single convolution is equal; for a step, XLA adds element-wise operations."""
   config = run_config(
     convolutions=2,
     kernel='16,3',
@@ -330,10 +321,12 @@ def test_xla_confirms_the_flops_of_convolutions(form: str):
   image = jax.ShapeDtypeStruct((ROWS, model.max_length, model.hidden_size, 64), jnp.float32)
   layer = jax.eval_shape(lambda: convolution.Convolution((16, 3), 64, 64, model))
   counted = jax.jit(lambda layer, x: layer(x)).lower(layer, image).cost_analysis()['flops']
-  alone = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
-  more, less = (flops.count_front_end_flops(one, model.max_length) for one in alone)
+  configs = dataclasses.replace(model, convolutions=2), dataclasses.replace(model, convolutions=1)
+  more, less = (
+    flops.count_front_end_flops(front_config, model.max_length) for front_config in configs
+  )
   assert counted == ROWS * (more - less) + image.size  # the bias
-  program, arguments = gradient_program(config)
-  whole = jax.jit(program).lower(*arguments).cost_analysis()['flops']
+  program, arguments = build_gradient(config)
+  program_flops = jax.jit(program).lower(*arguments).cost_analysis()['flops']
   actual = ROWS * flops.flops_per_row(model, config.mask)['actual']
-  assert actual <= whole <= 1.03 * actual
+  assert actual <= program_flops <= 1.03 * actual

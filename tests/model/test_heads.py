@@ -1,4 +1,4 @@
-"""Heads: logits at chosen positions, tied or not, the three poolings, several heads, dropout."""
+"""Heads give logits at positions, tied or not, by three poolings, several heads and dropout."""
 
 import dataclasses
 import itertools
@@ -37,25 +37,25 @@ def run(model: Any, *arguments: Any, key: Any = None, tokens: jax.Array = TOKENS
 
 
 @pytest.mark.parametrize('tied', [False, True])
-def test_logits_at_some_positions_are_those_of_all(tied: bool):
+def test_logits_do_not_depend_on_other_positions(tied: bool):
   model = heads.init_masked_language_model(dataclasses.replace(SMALL, tied=tied), jax.random.key(0))
   everywhere = run(model, jnp.broadcast_to(jnp.arange(10), (2, 10)))
-  some = jnp.array([[3, 1, 1], [9, 0, 4]])
-  expected = np.take_along_axis(everywhere, np.asarray(some)[:, :, None], axis=1)
-  np.testing.assert_allclose(run(model, some), expected, atol=1e-5)
+  positions = jnp.array([[3, 1, 1], [9, 0, 4]])
+  expected = np.take_along_axis(everywhere, np.asarray(positions)[:, :, None], axis=1)
+  np.testing.assert_allclose(run(model, positions), expected, atol=1e-5)
 
 
-def test_a_tied_head_reads_the_table_of_the_embedding():
+def test_a_tied_head_uses_the_embedding_table():
   model = heads.init_masked_language_model(dataclasses.replace(SMALL, tied=True), jax.random.key(0))
   assert not hasattr(model, 'output')
   positions, table = jnp.array([[2], [5]]), model.encoder.embedding.tokens.embedding
   before = run(model, positions)
-  table[...] = table[...].at[39].add(1.0)  # a token of no row: only the output can see it
+  table[...] = table[...].at[39].add(1.0)  # no row has this token, so only the output uses it
   changed = run(model, positions) != before
   assert changed[..., 39].all() and not changed[..., :39].any()
 
 
-def classifier(
+def make_classifier(
   pooling: str, dropout: float = 0.0, classes: int = 3, copies: int = 1, **changes: Any
 ) -> heads.Classifier:
   config, head = (
@@ -69,13 +69,13 @@ def apply(linear: nnx.Linear, x: np.ndarray) -> np.ndarray:
   return x @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
 
 
-def test_pooling_by_hand():
+def test_poolings_equal_direct_computations():
   vectors = {}
   for pooling in ('first', 'mean', 'positions'):
-    model = classifier(pooling)
+    model = make_classifier(pooling)
     x = run(model.encoder)
     if pooling == 'positions':
-      pooled = apply(model.pool, x.swapaxes(1, 2))[..., 0]  # pads included, as in the paper
+      pooled = apply(model.pool, x.swapaxes(1, 2))[..., 0]  # pads included, as in paper 1
     else:
       vector = x[:, 0] if pooling == 'first' else np.stack([x[0, :5].mean(0), x[1].mean(0)])
       pooled = np.tanh(apply(model.dense, vector))
@@ -85,25 +85,27 @@ def test_pooling_by_hand():
 
 
 @pytest.mark.parametrize('pooling', ['first', 'mean'])
-def test_pads_do_not_reach_a_label(pooling: str):
-  model, short = classifier(pooling), TOKENS[:1, :5]
+def test_pads_do_not_change_a_label(pooling: str):
+  model, short = make_classifier(pooling), TOKENS[:1, :5]
   np.testing.assert_allclose(run(model, tokens=short), run(model)[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize('pooling', ['first', 'mean', 'positions'])
-def test_a_label_in_bfloat16_is_near_its_float32(pooling: str):
-  """Logits in float32, within 2% of the largest."""
+def test_logits_in_bfloat16_are_close_to_float32(pooling: str):
+  """Logits have type float32 and differ by at most 2% of the largest."""
   tokens = jnp.tile(TOKENS, (8, 1)).at[:, 1].set(jnp.arange(5, 21))
-  found, expected = (
-    run(classifier(pooling, dtype=compute), tokens=tokens) for compute in ('bfloat16', 'float32')
+  logits, expected = (
+    run(make_classifier(pooling, dtype=compute), tokens=tokens)
+    for compute in ('bfloat16', 'float32')
   )
   assert (
-    found.dtype == np.float32 and 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    logits.dtype == np.float32
+    and 0 < np.abs(logits - expected).max() < 0.02 * np.abs(expected).max()
   )
 
 
-def test_the_paper_s_head_has_its_parameters():
-  """128 weights and a bias over positions, then h C + C (paper 1, the classification model)."""
+def test_the_head_of_paper1_has_its_parameters():
+  """Positions have 128 weights and a bias, and the output h C + C (paper 1, classification)."""
   config = dataclasses.replace(SMALL, max_length=128, hidden_size=16)
   shapes = jax.eval_shape(
     lambda: heads.init_classifier(config, HeadConfig('positions', 0.0, 1), 2, jax.random.key(0))
@@ -118,26 +120,26 @@ def logits_by_head(model: heads.Classifier, key: Any = None) -> list[np.ndarray]
 
 
 @pytest.mark.parametrize('pooling', ['first', 'positions'])
-def test_several_heads_answer_with_their_mean_and_the_first_is_what_it_is_alone(pooling: str):
-  alone, several = classifier(pooling), classifier(pooling, copies=3)
+def test_logits_are_means_over_heads_and_the_first_head_equals_a_single_head(pooling: str):
+  single, several = make_classifier(pooling), make_classifier(pooling, copies=3)
   logits = logits_by_head(several)
   np.testing.assert_allclose(run(several), np.mean(logits, 0), atol=1e-6)
-  np.testing.assert_array_equal(run(alone), logits_by_head(alone)[0])
-  np.testing.assert_allclose(logits[0], run(alone), atol=1e-6)
+  np.testing.assert_array_equal(run(single), logits_by_head(single)[0])
+  np.testing.assert_allclose(logits[0], run(single), atol=1e-6)
   assert min(np.abs(a - b).max() for a, b in itertools.pairwise(logits)) > 1e-3
-  sizes = [count_parameters(model) - count_parameters(model.encoder) for model in (alone, several)]
+  sizes = [count_parameters(model) - count_parameters(model.encoder) for model in (single, several)]
   assert sizes[1] == 3 * sizes[0]
 
 
-def test_dropout_is_before_the_dense_layer_and_after_the_tanh_of_each_head():
-  """RoBERTa's order (paper 1, the classification model); the first equals a single head."""
-  model = classifier('first', dropout=0.5, copies=2)
+def test_dropout_precedes_the_dense_layer_and_follows_the_tanh():
+  """The order is that of RoBERTa (paper 1, classification); the first head equals a single head."""
+  model = make_classifier('first', dropout=0.5, copies=2)
   key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(2))
   other = model.others[0]
   other.dense.kernel[...] = model.dense.kernel[...]
   other.output.kernel[...] = model.output.kernel[...]
   results, keys = logits_by_head(model, key), layers.split_key(key, 5)
-  vector = jnp.asarray(run(model.encoder, key=keys[0])[:, 0])  # this encoder drops nothing
+  vector = jnp.asarray(run(model.encoder, key=keys[0])[:, 0])  # the encoder has no dropout
   for logits, before, after in zip(results, keys[1::2], keys[2::2], strict=True):
     hidden = np.tanh(apply(model.dense, np.asarray(layers.apply_dropout(vector, 0.5, before))))
     np.testing.assert_allclose(
@@ -146,16 +148,18 @@ def test_dropout_is_before_the_dense_layer_and_after_the_tanh_of_each_head():
       atol=1e-5,
     )
   assert np.abs(results[0] - results[1]).max() > 1e-3
-  np.testing.assert_allclose(results[0], run(classifier('first', dropout=0.5), key=key), atol=1e-6)
+  np.testing.assert_allclose(
+    results[0], run(make_classifier('first', dropout=0.5), key=key), atol=1e-6
+  )
 
 
-def test_a_regressor_gives_one_number():
-  model = classifier('first', classes=0)
+def test_a_regressor_returns_one_number():
+  model = make_classifier('first', classes=0)
   assert isinstance(model, heads.Regressor) and run(model).shape == (2, 1)
 
 
-def test_the_head_drops_with_a_key_only():
-  model = classifier('first', dropout=0.5)
+def test_the_head_drops_only_with_a_key():
+  model = make_classifier('first', dropout=0.5)
   np.testing.assert_array_equal(run(model), run(model))
   first, second = (
     run(model, key=rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(2))) for seed in (0, 1)

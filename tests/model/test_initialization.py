@@ -1,4 +1,4 @@
-"""Initial parameters: each rule, and their independence of the other parts of the model."""
+"""Initial parameters follow their rule, and depend only on seed and path."""
 
 import dataclasses
 import math
@@ -39,10 +39,8 @@ def standard() -> dict[str, np.ndarray]:
   return init_parameters(make_config(initialization='standard'))
 
 
-def deviates(values: np.ndarray, std: float) -> float:
-  """How many standard errors the deviation and the mean of `values` are from (0, std); the larger
-  of the two.
-  """
+def standard_errors(values: np.ndarray, std: float) -> float:
+  """Returns the larger distance of mean and standard deviation from (0, std), in standard errors."""
   n = values.size
   return max(
     abs(values.std() / std - 1) * math.sqrt(2 * n), abs(values.mean()) / std * math.sqrt(n)
@@ -50,21 +48,19 @@ def deviates(values: np.ndarray, std: float) -> float:
 
 
 def test_paper1_draws_matrices_and_tables_by_xavier(paper1_start: dict[str, np.ndarray]):
-  """Every array with two axes, the pad's row and the rows that nothing uses included: variance 2 /
-  (rows + columns).
-  """
+  """Arrays with two axes have variance 2 / (rows + columns), in rows of pads and unused rows too."""
   for name, values in paper1_start.items():
     if values.ndim == 2:
-      assert deviates(values, math.sqrt(2 / sum(values.shape))) < 5, name
+      assert standard_errors(values, math.sqrt(2 / sum(values.shape))) < 5, name
       assert (values != 0).mean() > 0.999 and np.abs(values).max() < 7 * math.sqrt(
         2 / sum(values.shape)
       ), name
   table = paper1_start['encoder.embedding.tokens.embedding']
-  assert deviates(table[1], math.sqrt(2 / sum(table.shape))) < 5  # <pad>
+  assert standard_errors(table[1], math.sqrt(2 / sum(table.shape))) < 5  # <pad>
 
 
-def test_deviation_of_the_table_of_paper1():
-  """About 0.01025 for the 19,010 x 32 table of the smallest model."""
+def test_standard_deviation_of_the_table_of_paper1():
+  """The 19,010 x 32 table of the smallest model has about 0.01025."""
   assert math.sqrt(2 / (19_010 + 32)) == pytest.approx(0.01025, rel=1e-3)
   table = init_parameters(make_config(vocab_size=19_010, num_layers=1))[
     'encoder.embedding.tokens.embedding'
@@ -72,41 +68,37 @@ def test_deviation_of_the_table_of_paper1():
   assert table.std() == pytest.approx(0.01025, rel=0.01)
 
 
-def test_paper1_takes_the_norm_of_the_projection_for_a_bias(paper1_start: dict[str, np.ndarray]):
-  """Quirk Q3: gain and bias 0.01 there, (1, 0) at every other norm, 0.01 at every bias of a linear
-  layer.
-  """
-  seen = set()
+def test_paper1_treats_the_norm_of_the_projection_as_a_bias(paper1_start: dict[str, np.ndarray]):
+  """Its gain and bias are 0.01, as are linear biases; all other norms start at (1, 0)."""
+  kinds = set()
   for name, values in paper1_start.items():
     if values.ndim == 1:
       norm = 'norm.' in name and 'projection' not in name
       expected = (1.0 if name.endswith('scale') else 0.0) if norm else 0.01
       assert (values == np.float32(expected)).all(), name
-      seen.add((norm, 'projection.norm' in name, name.endswith('scale')))
-  assert len(seen) == 5  # norms: gain, bias; the projection's norm: gain, bias; linear biases
+      kinds.add((norm, 'projection.norm' in name, name.endswith('scale')))
+  assert len(kinds) == 5  # gain and bias of norms and of the projection's norm; linear biases
 
 
-def test_standard_keeps_the_scale_of_what_goes_through(standard: dict[str, np.ndarray]):
+def test_standard_preserves_the_scale_of_activations(standard: dict[str, np.ndarray]):
   for name, values in standard.items():
     if name.endswith('.embedding'):
-      assert deviates(values, 0.02) < 5, name
+      assert standard_errors(values, 0.02) < 5, name
     elif values.ndim == 2:
-      assert deviates(values, 1 / math.sqrt(values.shape[0])) < 5, name  # [inputs, outputs]
+      assert standard_errors(values, 1 / math.sqrt(values.shape[0])) < 5, name  # [inputs, outputs]
     else:
       assert (values == name.endswith('.scale')).all(), name
 
 
-def test_a_bias_per_distance_starts_at_nothing():
-  found = init_parameters(
+def test_distance_biases_start_at_0():
+  parameters = init_parameters(
     make_config(initialization='standard', positions='relative', num_layers=1)
   )
-  assert not found['encoder.blocks.0.attention.distance_bias'].any()
+  assert not parameters['encoder.blocks.0.attention.distance_bias'].any()
 
 
-def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray]):
-  """Another depth or kind of position leaves all other parameters as they are; a classifier has the
-  same encoder.
-  """
+def test_initial_parameters_depend_only_on_seed_and_path(standard: dict[str, np.ndarray]):
+  """Another depth or kind of positions changes no shared parameter; a classifier is equal too."""
   other = make_config(
     initialization='standard', num_layers=3, positions='rotary', norm='pre', segments=0
   )
@@ -125,12 +117,12 @@ def test_a_start_depends_on_seed_and_path_alone(standard: dict[str, np.ndarray])
   )
 
 
-def test_no_two_parameters_and_no_two_seeds_start_alike(standard: dict[str, np.ndarray]):
+def test_parameters_and_seeds_differ_in_initial_values(standard: dict[str, np.ndarray]):
   other = init_parameters(make_config(initialization='standard'), seed=1)
   drawn = [
     values.ravel()[:32].tolist()
-    for found in (standard, other)
-    for values in found.values()
+    for parameters in (standard, other)
+    for values in parameters.values()
     if values.ndim == 2
   ]
   assert len({tuple(values) for values in drawn}) == len(drawn)
