@@ -1,8 +1,7 @@
 """Results of ablations: speed-up over the base, GLUE, and verdicts by pre-registered rules.
 
-The speed-up is the number of tokens of the base until the exit of the plateau, divided by that of
-the ablation. The verdict on a changed field is the first that applies to the 95% interval of the
-speed-up over seeds:
+The speed-up is the number of tokens until the exit of the plateau, base over ablation. The verdict
+on a changed field is the first that applies to the 95% interval of the speed-up over seeds:
 
     causes the plateau   the interval lies above 2
     shortens it          the interval lies above 1
@@ -12,8 +11,8 @@ speed-up over seeds:
 
 An ablation of several fields has no verdict, as the cause could be any of the fields.
 
-The verdict on GLUE is by the 95% interval of the average of an ablation minus that of the base,
-over pairs of pre-training seeds:
+The verdict on GLUE depends on the difference of the averages, ablation minus base. The 95% interval
+is over pairs of pre-training seeds:
 
     no worse on GLUE     the interval lies above -1 point, the smallest relevant effect
     worse on GLUE        the interval lies below -1 point
@@ -73,8 +72,7 @@ class PairedRatio:
 
   Attributes:
     value: geometric mean over seeds; nan if unknown.
-    low: lower end of the 95% interval, 0 for an upper bound; nan if a side has one seed.
-    high: upper end of the interval, infinite for a lower bound.
+    low, high: ends of the 95% interval, 0 for an upper bound; nan if a side has one seed.
     bound: AT_LEAST, AT_MOST or NEITHER_LEFT if some run does not reach the target; else ''.
     base_seeds: number of seeds of the base.
     seeds: number of seeds of the ablation.
@@ -123,8 +121,7 @@ class AblationRow:
     loss_at_half: mean loss at half of the FLOPs.
     loss_at_whole: mean loss at the FLOPs of the base run.
     validation_loss: mean loss at the end of the schedule; nan with unfinished runs.
-    low: lower end of the 95% interval of the validation loss over seeds.
-    high: upper end.
+    low, high: ends of the 95% interval of the validation loss over seeds.
     test_loss: mean test loss at the end of the schedule.
     glue: average of GLUE, ablation against base; n is 0 without an average.
     glue_tasks: tasks of the average.
@@ -309,21 +306,21 @@ def _average(values: Iterable[float | None]) -> float:
   return float(np.mean(numbers)) if numbers else math.nan
 
 
-def find_levels(compared: Comparison, base_level: float | None = None) -> dict[str, float | None]:
+def find_levels(comparison: Comparison, base_level: float | None = None) -> dict[str, float | None]:
   """Returns the loss of the plateau by tokenizer; '' is the tokenizer of the base.
 
-  The plateau loss of the base is `base_level`, or else the loss of the unigram baseline, or else
-  the estimate from the runs.
+  For the base, `base_level` takes precedence over the loss of the unigram baseline, and the latter
+  over the estimate from the runs.
   """
   by_tokenizer: dict[str, list[LossCurve]] = {}
-  for part in compared.shapes:
+  for part in comparison.shapes:
     for change in (part.base, *part.changes):
       by_tokenizer.setdefault(change.tokenizer, []).extend(change.curves.values())
   levels = {
     tokenizer: frontier.find_plateau_level(curves) for tokenizer, curves in by_tokenizer.items()
   }
   if base_level is None:
-    base_level = compared.ngram_losses.get(WORDS)
+    base_level = comparison.ngram_losses.get(WORDS)
   return levels if base_level is None else levels | {'': base_level}
 
 

@@ -1,8 +1,8 @@
 """Finds ablations, the runs whose recipes differ from a base recipe, and lists the differences.
 
-An ablation is a set of changed recipe fields at one model shape. The base of a shape is the run of
-`--base` or, for other shapes, the runs whose recipes differ from the base in the fields of the
-shape alone. Runs of one ablation and shape differ in their seeds.
+An ablation is a set of changed recipe fields at one model shape. Each shape has a base: the run of
+`--base`, or runs that differ from it in the shape alone. Runs of one ablation and shape differ in
+their seeds.
 
 Losses are compared on the same tokens alone. Evaluation masks are the same for all recipes. Runs on
 another corpus, or with another number of evaluation rows, are left out and listed. Runs with
@@ -240,12 +240,12 @@ def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
   if min(curve.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not curve.tokens[0] > 0:
     raise ValueError('losses, tokens or FLOPs that are not positive')
   population = config['population']
-  of_member = {
+  member_fields = {
     name: population[values][member]
     for name, values in _MEMBER_FIELDS.items()
     if population.get(values)
   }
-  fields = run_dir.flatten(old_names.complete_recipe(config)) | of_member
+  fields = run_dir.flatten(old_names.complete_recipe(config)) | member_fields
   num_rows = int(config['num_steps']) * int(config['batch_size'])
   return AblationRun(
     curve=curve,

@@ -1,26 +1,25 @@
 """Power laws with a break, and 95% intervals of the constants of laws for independent points.
 
-The exponent of a broken law changes at the compute C0.
+The exponent of a broken law changes at the compute C0. The intervals assume independent points,
+such as the last evaluations of runs. A run has several points on a frontier, so
+`scaling_fits.bootstrap` draws whole runs there.
 
-The intervals assume independent points, such as the last evaluations of runs. A run has several
-points on a frontier; `scaling_fits.bootstrap` draws whole runs there.
+Let S(v) be the minimal sum of squares in log L with one constant fixed to v, S its minimum, N the
+number of points and P of constants. The interval contains all v with S(v) <= (1 + q) S:
 
-The interval of a constant contains each value whose sum of squares in log L is at most (1 + q) S,
-with all other constants free and the minimal sum S. N is the number of points, P of constants:
+- Without a break, q is F / (N - P). F is the 95% quantile of the F distribution with 1 and N - P
+  degrees of freedom. For a straight line this gives the t interval.
+- With a break, this q would cover 88-95%. There q is a 95% quantile over 500 data sets, which are
+  drawn from the fitted law with normal errors in log L.
+- For C0 of two pieces that need not meet, q is 7.35 / N (Hansen, Econometrica 68, 2000). With a
+  large step it covers more than 95%.
 
-- Without a break, q is F / (N - P) with the 95% quantile F of the F distribution with 1 and N - P
-  degrees of freedom. For a straight line this is the t interval.
-- With a break, this q would cover 88-95%. There q is the 95% quantile of the same quantity at the
-  true value, over 500 data sets that are drawn from the fitted law with normal errors in log L.
-- For C0 of two pieces that need not meet, q is 7.35 / N (Hansen, Sample splitting and threshold
-  estimation, Econometrica 68, 2000). With a large step it covers more than 95%.
+`tests/analysis/test_broken_laws.py` measures the coverage on data sets of 40 runs. It is 96% for
+the power law and the law with offset, and 95-97% for pieces that meet. It is 94-100% for pieces
+with a step, and 94-97% for the smooth break.
 
-Coverage, measured with `tests/analysis/test_broken_laws.py` on data sets of 40 runs: 96% for the
-power law, and for E and b of the law with offset; 95-97% for C0, b1 and b2 of pieces that meet
-(1,000 data sets each); 94-100% for pieces with a step; 94-97% for the smooth break (400 each).
-
-The data does not determine C0 if its interval ends at the edge of the possible breaks, or E if its
-interval begins at 0.
+If the interval of C0 ends at the edge of the possible breaks, the data does not determine C0. The
+same holds for E if its interval begins at 0.
 """
 
 import math
@@ -54,7 +53,7 @@ def fit_two_piece(
       is their geometric mean.
 
   Raises:
-    InputError: there are fewer than 6 points of different compute or 3 on one side of the split, or
+    InputError: there are fewer than 6 points of different compute, fewer than 3 on one side, or
       values that are not positive numbers.
   """
   compute, loss = power_laws.check_points('two power laws', 2 * MIN_POINTS_A_SIDE, compute, loss)
@@ -81,11 +80,7 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
     'two power laws that meet', 2 * MIN_POINTS_A_SIDE, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
-  centre, (corner, _) = float(x.mean()), _search(x, y, (0.0,))
-  level, b1, b2 = solve_linear(
-    make_hinge_columns(x, np.array([corner]), np.array([0.0]), centre), y
-  )[0][0]
-  a1 = level + b1 * centre
+  a1, b1, b2, corner, _ = _fit_hinge(x, y, (0.0,))
   return _make_fit(
     name,
     power_laws.PIECES,
@@ -116,22 +111,9 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
     'a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
-  centre, (middle, width) = float(x.mean()), _search(x, y, _WIDTHS)
-  level, b1, b2 = solve_linear(
-    make_hinge_columns(x, np.array([middle]), np.array([width]), centre), y
-  )[0][0]
-  return _make_fit(
-    name,
-    power_laws.SMOOTH,
-    {
-      'a': power_laws.clip_exp(level + b1 * centre),
-      'b1': b1,
-      'b2': b2,
-      'C0': math.exp(middle),
-      's': width,
-    },
-    (compute, loss),
-  )
+  a, b1, b2, corner, width = _fit_hinge(x, y, _WIDTHS)
+  constants = {'a': power_laws.clip_exp(a), 'b1': b1, 'b2': b2, 'C0': math.exp(corner), 's': width}
+  return _make_fit(name, power_laws.SMOOTH, constants, (compute, loss))
 
 
 def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,21 +189,23 @@ def find_inner_range(x: np.ndarray) -> tuple[float, float]:
   return float(distinct[1]), float(distinct[-2])
 
 
-def _search(
+def _fit_hinge(
   x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
-) -> tuple[float, float]:
-  """Returns log C0 and the width with the minimal sum of squares, on successively finer grids."""
-  (low, high), widths = find_inner_range(x), np.asarray(widths, float)
+) -> tuple[float, float, float, float, float]:
+  """Returns log a, b1, b2, log C0 and the width of least squares, on successively finer grids."""
+  (low, high), widths, centre = find_inner_range(x), np.asarray(widths, float), float(x.mean())
   corners, step = np.linspace(low, high, 40), (high - low) / 39
   for _ in range(4):
     grid = [axis.ravel() for axis in np.meshgrid(corners, widths)]
-    best = int(np.argmin(solve_linear(make_hinge_columns(x, *grid, float(x.mean())), y)[1]))
+    best = int(np.argmin(solve_linear(make_hinge_columns(x, *grid, centre), y)[1]))
     corner, width = float(grid[0][best]), float(grid[1][best])
     corners, step = np.clip(corner + step * np.linspace(-1, 1, 9), low, high), step / 4
     if len(widths) > 1:
       ratio = (widths[1] / widths[0]) ** 0.4
       widths = np.clip(width * ratio ** np.arange(-2, 3), _WIDTHS[0], _WIDTHS[-1])
-  return corner, width
+  best_columns = make_hinge_columns(x, np.array([corner]), np.array([width]), centre)
+  level, b1, b2 = solve_linear(best_columns, y)[0][0]
+  return level + b1 * centre, b1, b2, corner, width
 
 
 def _compute_residual_squares(sums: np.ndarray) -> np.ndarray:
@@ -264,18 +248,7 @@ def find_joined_intervals(compute: Array, loss: Array) -> Intervals:
     InputError: there are fewer than 7 points of different compute, or values that are not positive
       numbers.
   """
-  compute, loss = power_laws.check_points(
-    'intervals of two power laws that meet', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
-  )
-  x = np.log(compute)
-  corners = np.linspace(*find_inner_range(x), _NUM_CORNERS)
-  return _profile_intervals(
-    make_hinge_columns(x, corners, np.zeros_like(corners), 0.0),
-    np.log(loss),
-    4,
-    {'a1': 0, 'b1': 1, 'b2': 2},
-    {'C0': np.exp(corners)},
-  )
+  return _find_hinge_intervals('two power laws that meet', compute, loss, np.zeros(1), 'a1')
 
 
 def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
@@ -285,21 +258,23 @@ def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
     InputError: there are fewer than 7 points of different compute, or values that are not positive
       numbers.
   """
+  return _find_hinge_intervals('a smooth break', compute, loss, _INTERVAL_WIDTHS, 'a')
+
+
+def _find_hinge_intervals(
+  law: str, compute: Array, loss: Array, widths: np.ndarray, scale: str
+) -> Intervals:
+  """Returns intervals of a law with a break of these widths; `scale` is the name of a or a1."""
   compute, loss = power_laws.check_points(
-    'intervals of a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
+    f'intervals of {law}', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x = np.log(compute)
-  corners, widths = (
-    axis.ravel()
-    for axis in np.meshgrid(np.linspace(*find_inner_range(x), _NUM_CORNERS), _INTERVAL_WIDTHS)
-  )
-  return _profile_intervals(
-    make_hinge_columns(x, corners, widths, 0.0),
-    np.log(loss),
-    5,
-    {'a': 0, 'b1': 1, 'b2': 2},
-    {'C0': np.exp(corners), 's': widths},
-  )
+  corners = np.linspace(*find_inner_range(x), _NUM_CORNERS)
+  corners, grid_widths = (axis.ravel() for axis in np.meshgrid(corners, widths))
+  columns = make_hinge_columns(x, corners, grid_widths, 0.0)
+  grid = {'C0': np.exp(corners)} | ({'s': grid_widths} if len(widths) > 1 else {})
+  indices = {scale: 0, 'b1': 1, 'b2': 2}
+  return _profile_intervals(columns, np.log(loss), 3 + len(grid), indices, grid)
 
 
 def find_two_piece_intervals(compute: Array, loss: Array) -> Intervals:
@@ -374,8 +349,8 @@ def _profile_intervals(
 ) -> Intervals:
   """Returns intervals of constants from a grid over the constants in which log L is not linear.
 
-  At each point of the grid, the sum of squares is a parabola in every linear constant, so its
-  minimum for any value of the constant needs no search.
+  At each point of the grid, the sum of squares is a parabola in every linear constant. Minima thus
+  need no search.
 
   Args:
     columns: columns of the linear constants [G N Q].
@@ -441,31 +416,30 @@ def _make_profile(
 ) -> Callable[[float], float]:
   """Returns the minimal squares of log(E + a C^-b) as a function of one of (E, log a, b).
 
-  The search uses the level of a C^-b in the middle of the data, as log a is far outside of the data
-  and correlated with b.
+  The search replaces log a by the level in the middle of the data, as log a correlates with b.
   """
   middle = float(x.mean())
   level = best[1] - best[2] * middle
   start = np.array([level, best[2]]) if index == 0 else np.array([best[0], level])
   lower_bounds = np.array([-700.0, -50.0]) if index == 0 else np.array([0.0, -700.0])
 
-  def curve(at: np.ndarray, fixed: float) -> tuple[np.ndarray, np.ndarray]:
-    offset, level = (fixed, at[0]) if index == 0 else at
-    b = at[1] if index == 0 else (fixed - level) / middle if index == 1 else fixed
+  def evaluate(c: np.ndarray, fixed: float) -> tuple[np.ndarray, np.ndarray]:
+    offset, level = (fixed, c[0]) if index == 0 else c
+    b = c[1] if index == 0 else (fixed - level) / middle if index == 1 else fixed
     above = np.exp(np.clip(level - b * (x - middle), -300, 300))
     total = offset + above
     by_level = above * x / middle if index == 1 else above  # with a fixed, b depends on the level
     slopes = [by_level, -(x - middle) * above] if index == 0 else [np.ones_like(x), by_level]
     return np.log(total), np.stack(slopes, 1) / total[:, None]
 
-  def squares(value: float) -> float:
+  def compute_squares(value: float) -> float:
     nonlocal start  # the next value is close
-    start, fitted = power_laws.levenberg_marquardt(
-      lambda at: curve(at, value), start, y, lower_bounds=lower_bounds, tolerance=1e-8
+    start, fitted = power_laws.minimize_residuals(
+      lambda c: evaluate(c, value), start, y, lower_bounds=lower_bounds, tolerance=1e-8
     )
     return float(np.sum((y - fitted) ** 2))
 
-  return squares
+  return compute_squares
 
 
 def _find_crossing(

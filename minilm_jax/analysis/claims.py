@@ -54,8 +54,7 @@ class Verdict:
     verdict: HOLDS, FAILS or OPEN.
     statistic: description of the value.
     value: mean over seeds, as a share of a score; nan without runs.
-    low: lower end of the 95% interval; nan with fewer than two seeds.
-    high: upper end.
+    low, high: ends of the 95% interval; nan with fewer than two seeds.
     seeds: number of seeds.
     collapsed: number of scores from constant predictions.
     latency: ratio of latencies, committee over deep model; nan except for claim 4.

@@ -1,9 +1,9 @@
 """Compares committees with a deep model, and with rivals of equal FLOPs, parameters or latency.
 
-A committee predicts by the mean probability of its members. Members are pre-trained models with one
-seed of fine-tuning, so a folder of `minilm committee` has a committee for each seed. Scores are
-paired by this seed. The deep model is the deepest fine-tuned run without convolutions, deeper than
-every member and, if possible, with as many training rows. The functions read files alone.
+A committee predicts by the mean probability of its members. Its members are pre-trained models with
+one seed of fine-tuning. A folder of `minilm committee` thus has a committee for each seed, and
+scores are paired by seed. The deep model is the deepest fine-tuned run without convolutions. It is
+deeper than every member and, if possible, has as many training rows.
 """
 
 import dataclasses
@@ -126,6 +126,11 @@ class SeedCommittee:
   def value(self) -> float:
     """Score of all members together."""
     return self.values[-1]
+
+  @property
+  def test(self) -> tuple[str, str, str, int]:
+    """Task, metric, split and number of examples, which comparable scores share."""
+    return self.task, self.headline, self.split, self.examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,12 +291,7 @@ def _group_by_task(
 
 def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
   """Returns whether a row and a committee have scores on the same examples by the same metric."""
-  return row.headline and (row.task, row.metric, row.split, row.examples) == (
-    committee.task,
-    committee.headline,
-    committee.split,
-    committee.examples,
-  )
+  return row.headline and (row.task, row.metric, row.split, row.examples) == committee.test
 
 
 def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
@@ -330,42 +330,48 @@ def compare_latency(
 ) -> tuple[tuple[float, float, float], str, str]:
   """Returns the ratio of latencies at batch size 1, committee over deep model.
 
-  The latency of the committee is that of its fastest strategy. Of several measurements, the largest
-  ratio counts. The ends of the interval are ratios of the ends of both intervals, so the interval
-  is conservative.
+  The fastest strategy of the committee counts and, of several runs, the largest ratio. The interval
+  is conservative, as its ends are ratios of the ends of both intervals.
 
   Returns:
     The ratio with the ends of its interval, the names of the contestants, and the missing runs.
   """
+  size = len(comparison.shapes)
   shape = comparison.shapes[0] if len(set(comparison.shapes)) == 1 else ''
-  pairs = []
-  for rows in _group_single_batch(latencies):
-    rows = [row for row in rows if row.heads == 1]
-    size = len(comparison.shapes)
-    committees = [row for row in rows if row.shape == shape and row.members == size]
-    deep_rows = [row for row in rows if row.shape == comparison.deep_shape and row.members == 1]
-    if committees and deep_rows:
-      pairs.append((min(committees, key=lambda row: row.median), deep_rows[0]))
-  if pairs and shape:
-    ours, deep = max(pairs, key=lambda pair: pair[0].median / pair[1].median)
+  if pair := _find_slowest_pair(latencies, (shape, size, 1), comparison.deep_shape):
+    row, deep = pair
     return (
-      (ours.median / deep.median, ours.low / deep.high, ours.high / deep.low),
-      f'latency: {ours.name} against {deep.name} in {ours.run}',
+      (row.median / deep.median, row.low / deep.high, row.high / deep.low),
+      f'latency: {row.name} against {deep.name} in {row.run}',
       '',
     )
   missing = 'latencies of this committee and of the deep model (minilm latency --workdir)'
-  if comparison.shapes and not shape:
+  if size and not shape:
     missing = 'a latency of a committee whose members have one shape'
   return (math.nan, math.nan, math.nan), '', missing
 
 
-def _group_single_batch(latencies: Sequence[LatencyRow]) -> list[list[LatencyRow]]:
-  """Returns the rows of batch size 1 of each latency run."""
-  by_run: dict[str, list[LatencyRow]] = {}
+def _find_slowest_pair(
+  latencies: Sequence[LatencyRow], contestant: tuple[str, int, int], deep_shape: str
+) -> tuple[LatencyRow, LatencyRow] | None:
+  """Returns the rows of a contestant and the deep model in the run with the largest ratio.
+
+  Args:
+    latencies: rows of all runs; batch size 1 counts.
+    contestant: shape, number of members and number of heads; its fastest strategy counts.
+    deep_shape: shape of the deep model.
+  """
+  by_run: dict[str, dict[tuple[str, int, int], list[LatencyRow]]] = {}
   for row in latencies:
     if row.batch == 1:
-      by_run.setdefault(row.run, []).append(row)
-  return list(by_run.values())
+      by_model = by_run.setdefault(row.run, {})
+      by_model.setdefault((row.shape, row.members, row.heads), []).append(row)
+  pairs = [
+    (min(by_model[contestant], key=lambda row: row.median), by_model[deep_shape, 1, 1][0])
+    for by_model in by_run.values()
+    if contestant in by_model and (deep_shape, 1, 1) in by_model
+  ]
+  return max(pairs, key=lambda pair: pair[0].median / pair[1].median, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,8 +388,7 @@ class Match:
     committee: mean score of the committee over the common seeds, as a share.
     theirs: mean score of the rival.
     difference: score of the committee minus the rival.
-    low: lower end of the 95% interval of the difference; nan with one seed.
-    high: upper end.
+    low, high: ends of the 95% interval of the difference; nan with one seed.
     seeds: number of common seeds.
   """
 
@@ -431,19 +436,9 @@ class Measurements:
   deep_shape: str
 
   def compute_relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
-    """Returns the ratio of median latencies at batch size 1, fastest strategy over deep model.
-
-    Of several measurements, the largest ratio counts.
-    """
-    ratios = []
-    for rows in _group_single_batch(self.latencies):
-      by_model: dict[tuple[str, int, int], list[float]] = {}
-      for row in rows:
-        by_model.setdefault((row.shape, row.members, row.heads), []).append(row.median)
-      medians, deep = by_model.get((shape, members, heads)), by_model.get((self.deep_shape, 1, 1))
-      if medians and deep:
-        ratios.append(min(medians) / deep[0])
-    return max(ratios, default=math.nan)
+    """Returns the ratio of median latencies to the deep model, see `compare_latency`."""
+    pair = _find_slowest_pair(self.latencies, (shape, members, heads), self.deep_shape)
+    return pair[0].median / pair[1].median if pair else math.nan
 
 
 def find_matches(comparison: CommitteeComparison, measurements: Measurements) -> list[Match]:
@@ -513,10 +508,9 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
       costs = _list_costs([measurements.curves[name]], 1, 1, latency)
       yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
   by_folder: dict[str, list[SeedCommittee]] = {}
-  test = (committee.task, committee.split, committee.examples, committee.headline)
   for other in measurements.committees:
     is_deeper = not other.has_convolutions and other.layers > committee.layers
-    if is_deeper and (other.task, other.split, other.examples, other.headline) == test:
+    if is_deeper and other.test == committee.test:
       by_folder.setdefault(other.folder, []).append(other)
   for folder, others in by_folder.items():
     size = len(others[0].shapes)

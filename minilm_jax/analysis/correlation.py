@@ -1,8 +1,8 @@
 """Correlates pre-training losses with downstream scores, and compares depths at equal size or cost.
 
 A model is a pre-training run with its scores. Its loss, the logarithm of the perplexity, is that of
-the evaluation at the checkpoint. The arm from scratch has the loss of an untrained model, which is
-ln V with a vocabulary of V pieces.
+the evaluation at the checkpoint. With V pieces, an untrained model has the loss ln V, which is the
+loss of the arm from scratch.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
 """Incremental cost-effectiveness: the perplexity that a larger model gains per FLOP (paper 1).
 
-A step goes from one value of a factor of the model shape to the next. With C the FLOPs of a run and
-PPL its perplexity, the step gains
+A step goes from one value of a factor of the model shape to the next. C is the FLOPs of a run and
+PPL the perplexity. In points of perplexity per 1e15 FLOPs, a step gains
 
     (PPL_from - PPL_to) / ((C_to - C_from) / 1e15)
 
-points of perplexity per 1e15 FLOPs. Only finished runs with equal numbers of rows are compared.
+Only finished runs with equal numbers of rows are compared.
 """
 
 import dataclasses
@@ -70,8 +70,7 @@ class Step:
     bits_gain: decrease of bits per word; nan if not measured.
     flops: additional FLOPs of a run.
     per_1e15: decrease of the perplexity per 1e15 FLOPs.
-    low: lower end of the interval over seeds; nan with fewer than two seeds on a side.
-    high: upper end.
+    low, high: ends of the interval over seeds; nan with fewer than two seeds on a side.
     bits_per_1e15: decrease of bits per word per 1e15 FLOPs.
     flops_per_point: FLOPs per point of perplexity; nan without a decrease.
     dominated: the step costs FLOPs without any gain.
@@ -99,8 +98,8 @@ class Step:
 class Option:
   """One model by cost and perplexity, with the interval of the mean over seeds.
 
-  A model is `dominated` if another model with the same vocabulary has at most its cost and its
-  perplexity, and is better in at least one of the two.
+  A model is `dominated` if another model with the same vocabulary is no worse in cost and
+  perplexity, and better in one of them.
   """
 
   name: str

@@ -52,8 +52,8 @@ class Point:
 def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   """Returns the frontier of paper 1: the lowest loss in each of up to 44 bins of compute.
 
-  The edges of the bins are 0 and the percentiles p0, p5, ..., p100 of the FLOPs of all evaluations,
-  by linear interpolation. The ranges [0, p0] and [p0, p5] are divided into 10 equal bins each, and
+  The edges of the bins are 0 and the percentiles p0, p5, ..., p100 of the FLOPs of all evaluations.
+  The ranges [0, p0] and [p0, p5] are divided into 10 equal bins each, and
   [p5, p10] into 5. A bin includes its upper edge alone. Empty bins have no point. Of equal losses
   in a bin, the cheapest evaluation counts.
 
@@ -80,9 +80,8 @@ def find_lower_envelope(
 ) -> list[Point]:
   """Returns each evaluation whose loss is below that of every evaluation of at most its compute.
 
-  Compute and loss of the points are strictly monotone. In the middle of a schedule the learning
-  rate is high, so a run whose schedule ended there would have reached a lower loss. `ends` excludes
-  such evaluations.
+  Compute and loss of the points are strictly monotone. Evaluations in the middle of a schedule have
+  a high learning rate, so a shorter schedule would reach a lower loss. `ends` excludes them.
 
   Args:
     curves: loss curves of a sweep.

@@ -147,9 +147,8 @@ class LossCurves:
 def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
   """Returns a loss curve for each pre-training run or, as `<run> member N`, for each member.
 
-  Members that were extracted to `<run>/member-N` have the curve of that run alone. FLOPs of rows
-  that are shorter than the maximal length are scaled in proportion, which slightly overestimates
-  the count of paper 1. Actual FLOPs are those of the log.
+  Members that were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows
+  than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log.
 
   Args:
     run_paths: runs by name, of `runs.find_runs`.
@@ -317,10 +316,10 @@ def _parse_float(text: str) -> float | None:
 def read_csv(path: epath.PathLike) -> list[LossCurve]:
   """Returns the loss curves of a logged table, in the order of the runs in the table.
 
-  If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token, and the
-  vocabulary V from the embedding parameters, (V + 134) e. The other parameters determine whether
-  the head is tied. A run is finished if it has a test loss. In a table without test losses, a run
-  is finished if its last evaluation is within 1% of the last update of the table.
+  If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token. The vocabulary V
+  follows from the embedding parameters, (V + 134) e. The other parameters determine whether the
+  head is tied. A run with a test loss is finished. In a table without test losses, a run is
+  finished if it reaches 99% of the last update of the table.
 
   Args:
     path: .csv or .csv.gz file with the columns of `NEEDED`; a perplexity replaces a loss.

@@ -37,7 +37,7 @@ Array = Float[np.ndarray, 'N']
 Curve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def levenberg_marquardt(
+def minimize_residuals(
   curve: Curve,
   start: np.ndarray,
   y: np.ndarray,
@@ -150,11 +150,11 @@ def fit_to_json(fit: Fit) -> dict[str, Any]:
   return {field.name: convert(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
 
 
-def check_points(asked_for: str, min_points: int, *values: Array) -> list[Array]:
+def check_points(request: str, min_points: int, *values: Array) -> list[Array]:
   """Returns the arrays as float64, sorted by the first array.
 
   Args:
-    asked_for: first part of the error text.
+    request: request in the error.
     min_points: minimal number of distinct values in the first array.
     *values: arrays of equal length.
 
@@ -165,14 +165,14 @@ def check_points(asked_for: str, min_points: int, *values: Array) -> list[Array]
   num_invalid = sum(int(np.sum(~(np.isfinite(array) & (array > 0)))) for array in arrays)
   if num_invalid:
     raise InputError(
-      asked_for,
+      request,
       f'{num_invalid} values that are not positive numbers',
       'leave out the points with these values',
     )
   distinct = len(np.unique(arrays[0]))
   if distinct < min_points:
     raise InputError(
-      asked_for, f'{distinct} points of different compute', f'give at least {min_points} points'
+      request, f'{distinct} points of different compute', f'give at least {min_points} points'
     )
   order = np.argsort(arrays[0], kind='stable')
   return [array[order] for array in arrays]
@@ -248,11 +248,11 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   level, slope, centre = _fit_line(np.log(compute), np.log(loss))
   x = np.log(compute) - centre
 
-  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = np.exp(np.clip(at[0] - at[1] * x, -200, 200))
+  def evaluate(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.exp(np.clip(c[0] - c[1] * x, -200, 200))
     return values, np.stack([values, -x * values], 1)
 
-  (level, b), fitted = levenberg_marquardt(curve, np.array([level, -slope]), loss)
+  (level, b), fitted = minimize_residuals(evaluate, np.array([level, -slope]), loss)
   return make_fit(
     name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, (compute, loss), fitted
   )
@@ -272,9 +272,9 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
   level, slope, centre = _fit_line(np.log(compute), logs)
   x = np.log(compute) - centre
 
-  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    above = np.exp(np.clip(at[1] - at[2] * x, -200, 200))
-    total = at[0] + above
+  def evaluate(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    above = np.exp(np.clip(c[1] - c[2] * x, -200, 200))
+    total = c[0] + above
     return np.log(total), np.stack([1 / total, above / total, -x * above / total], 1)
 
   best, fitted = np.array([0.0, level, -slope]), level + slope * x
@@ -283,8 +283,8 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
   slopes = above @ x / np.sum(x * x)
   lines = above.mean(1, keepdims=True) + slopes[:, None] * x
   start = int(np.argmin(np.sum((logs - np.log(offsets[:, None] + np.exp(lines))) ** 2, 1)))
-  bent, bent_logs = levenberg_marquardt(
-    curve,
+  bent, bent_logs = minimize_residuals(
+    evaluate,
     np.array([offsets[start], above[start].mean(), -slopes[start]]),
     logs,
     lower_bounds=np.array([0.0, -200, -20]),
@@ -315,11 +315,11 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
   compute, y = check_points('an exponent', 3, compute, y)
   x = np.log(compute)
 
-  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = np.exp(np.clip(at[0] * x, -200, 200))
+  def evaluate(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = np.exp(np.clip(c[0] * x, -200, 200))
     return values, (x * values)[:, None]
 
-  (k,), fitted = levenberg_marquardt(curve, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
+  (k,), fitted = minimize_residuals(evaluate, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
   return make_fit(name, EXPONENT_ONLY, LINEAR, {'k': k}, (compute, y), fitted)
 
 
@@ -411,8 +411,8 @@ def fit_chinchilla(
 ) -> Fit:
   """Fits L = E + A N^-alpha + B D^-beta with alpha, beta >= 0 by the Huber loss of log L.
 
-  The law is that of Chinchilla (2203.15556). A and B are losses at 1 parameter and 1 token, far
-  outside the data, so the data determines them poorly.
+  The law is that of Chinchilla (2203.15556). The data determines A and B poorly, as they are losses
+  at 1 parameter and 1 token.
 
   Args:
     parameters: number of parameters N of each evaluation.
@@ -423,8 +423,8 @@ def fit_chinchilla(
     start: an earlier fit as the only initial value, as in a bootstrap; by default, a grid.
 
   Raises:
-    InputError: there are fewer than 8 points, fewer than 3 different numbers of parameters or of
-      tokens, or values that are not positive numbers.
+    InputError: there are fewer than 8 points or 3 different numbers of parameters or tokens, or
+      values that are not positive numbers.
   """
   parameters, tokens, loss, compute = check_points(
     'a law over parameters and tokens', 3, parameters, tokens, loss, compute
@@ -438,26 +438,26 @@ def fit_chinchilla(
   n, d, logs = np.log(parameters), np.log(tokens), np.log(loss)
   middle = np.array([n.mean(), d.mean()])
 
-  def curve(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n_part = at[1] - at[2] * (n - middle[0])
-    d_part = at[3] - at[4] * (d - middle[1])
-    total = np.logaddexp(at[0], np.logaddexp(n_part, d_part))
-    shares = np.exp(np.stack([np.full_like(total, at[0]), n_part, d_part], 1) - total[:, None])
+  def evaluate(c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n_part = c[1] - c[2] * (n - middle[0])
+    d_part = c[3] - c[4] * (d - middle[1])
+    total = np.logaddexp(c[0], np.logaddexp(n_part, d_part))
+    shares = np.exp(np.stack([np.full_like(total, c[0]), n_part, d_part], 1) - total[:, None])
     by_n, by_d = -shares[:, 1] * (n - middle[0]), -shares[:, 2] * (d - middle[1])
     return total, np.stack([shares[:, 0], shares[:, 1], by_n, shares[:, 2], by_d], 1)
 
   tolerance = 1e-10 if start is None else 1e-5  # the absolute error converges slowly
   minima = [
-    levenberg_marquardt(curve, first, logs, _SURFACE_LOWER_BOUNDS, HUBER_DELTA, tolerance)
+    minimize_residuals(evaluate, first, logs, _SURFACE_LOWER_BOUNDS, HUBER_DELTA, tolerance)
     for first in _list_starts(loss, start, middle)
   ]
-  at, fitted = min(minima, key=lambda minimum: _compute_cost(logs - minimum[1], HUBER_DELTA))
+  c, fitted = min(minima, key=lambda minimum: _compute_cost(logs - minimum[1], HUBER_DELTA))
   constants = {
-    'E': math.exp(at[0]),
-    'A': clip_exp(at[1] + at[2] * middle[0]),
-    'alpha': at[2],
-    'B': clip_exp(at[3] + at[4] * middle[1]),
-    'beta': at[4],
+    'E': math.exp(c[0]),
+    'A': clip_exp(c[1] + c[2] * middle[0]),
+    'alpha': c[2],
+    'B': clip_exp(c[3] + c[4] * middle[1]),
+    'beta': c[4],
   }
   fit = make_fit(name, SURFACE, HUBER, constants, (parameters, loss), np.exp(fitted))
   return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))

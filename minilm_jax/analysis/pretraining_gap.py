@@ -4,17 +4,17 @@ Paper 2 claims that the gap grows with both. The gap of a run on a task is the s
 minus from scratch, paired by seed of fine-tuning. Comparable runs share the model and the
 tokenizer. In addition:
 
-- By size, runs share the number of rows seen (same updates) or the number of epochs, and no task
-  selected the training set. Otherwise, the name of the comparison states that both differ.
+- By size, runs share the number of rows seen (same updates) or the number of epochs. No task
+  selected their training sets. Otherwise, the name of the comparison states that both differ.
 - By overlap, runs share the size, within 1%, and the number of rows seen. Such runs train on
   subsets of `minilm overlap-subsets` for the task.
 
-A slope is the least-squares slope over the runs, for a doubling of the tokens or for 0.01 of
-overlap. Its interval resamples the seeds of fine-tuning, the runs of each size, and the tasks of a
+A least-squares slope over the runs is for a doubling of the tokens or for 0.01 of overlap. Its
+interval resamples the seeds of fine-tuning, the runs of each size, and the tasks of a
 mean over tasks. With one run a size, the interval lacks the variance of pre-training. With few
 seeds, the interval is too narrow.
 
-Runs without scores from scratch use those of another run with the same model and tokenizer, as a
+Runs without scores from scratch use those of another run with the same model and tokenizer. A
 fresh encoder depends on its seed alone.
 """
 
@@ -93,8 +93,7 @@ class Slope:
     tasks: number of tasks.
     seeds: number of seeds of fine-tuning that all runs have.
     slope: least-squares slope.
-    low: lower end of the 95% interval over resamples; nan with one seed and one task.
-    high: upper end.
+    low, high: ends of the 95% interval over resamples; nan with one seed and one task.
     note: limitations of the estimate, or ''.
   """
 

@@ -72,8 +72,7 @@ class LatencyRow:
     members: number of models.
     heads: number of heads of each model.
     median: median in milliseconds.
-    low: lower end of the 95% interval of the median.
-    high: upper end.
+    low, high: ends of the 95% interval of the median.
     p95: 95th percentile in milliseconds.
     over_member: ratio of the median to that of a single member.
     machine: description of the machine.

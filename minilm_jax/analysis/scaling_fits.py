@@ -242,8 +242,8 @@ def add_intervals(
 def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = None) -> Fit:
   """Fits the law over parameters and tokens to all evaluations after the plateau.
 
-  Most evaluations are in the middle of a schedule, so the law does not predict the loss at the end
-  of shorter schedules.
+  Most evaluations are in the middle of a schedule. The law thus does not predict the final loss of
+  shorter schedules.
 
   Raises:
     InputError: there are too few evaluations.

@@ -134,8 +134,8 @@ def study_scaling(
   ends = _select_ends(counted, count)
   fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends, count)
-  of_frontier = [fit for fit in fits if fit.name == FRONTIER]
-  pieces = next((fit for fit in of_frontier if fit.form == PIECES and fit.method == LOGS), None)
+  frontier_fits = [fit for fit in fits if fit.name == FRONTIER]
+  pieces = next((fit for fit in frontier_fits if fit.form == PIECES and fit.method == LOGS), None)
   split_interval = None
   if split is None and pieces is not None:
     split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
@@ -149,7 +149,7 @@ def study_scaling(
     after_plateau=points[WITHOUT_PLATEAU],
     ends=ends,
     fits=fits + end_fits,
-    chosen=power_laws.choose_fit(of_frontier) if of_frontier else None,
+    chosen=power_laws.choose_fit(frontier_fits) if frontier_fits else None,
     held_out=_measure_held_out(points[FRONTIER], left_out),
     level=level,
     plateaus=plateaus,

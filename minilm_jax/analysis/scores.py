@@ -59,8 +59,7 @@ class Group:
     mean: mean of the values.
     std: sample standard deviation.
     n: number of values.
-    low: lower end of Student's 95% interval of the mean.
-    high: upper end.
+    low, high: ends of Student's 95% interval of the mean.
     collapsed: number of seeds with constant predictions.
     undefined: number of seeds whose score is not finite.
     mean_example_low: lower end of the interval over examples, averaged over seeds.
@@ -350,8 +349,7 @@ def format_interval(
 
   Args:
     value: mean; the text is "–" if it is not finite.
-    low: lower end of the interval; nan omits the interval.
-    high: upper end.
+    low, high: ends of the interval; nan omits the interval.
     form: format of each number; '' is a share times 100 with a sign, as in `format_points`.
     scale: factor of each number, if `form` is given.
 
@@ -394,8 +392,8 @@ class Average:
 def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
   """Returns the averages over GLUE for every checkpoint and step.
 
-  Averages are over the tasks of both arms and, if an arm has more tasks, over the tasks of this
-  arm. An average has two or more tasks. Tasks with several rows, of several protocols or learning
+  Averages are over the tasks of both arms and, separately, over all tasks of each arm. An average
+  has two or more tasks. Tasks with several rows, of several protocols or learning
   rates, are in no average.
 
   Args:
@@ -477,8 +475,7 @@ class Contrast:
     base: mean of the base over the pairs.
     value: mean of the other recipe.
     difference: `value` minus `base`.
-    low: lower end of the 95% interval of the difference; nan with one pair.
-    high: upper end.
+    low, high: ends of the 95% interval of the difference; nan with one pair.
     n: number of pairs.
     of: TRAININGS or TUNINGS, the unit of a pair; '' without pairs.
   """

@@ -190,9 +190,9 @@ def test_a_fit_converts_to_json():
 def test_levenberg_marquardt_respects_lower_bounds():
   x = np.linspace(0, 1, 9)
   line = lambda at: (at[0] + at[1] * x, np.stack([np.ones(9), x], 1))  # noqa: E731
-  free, _ = power_laws.levenberg_marquardt(line, np.zeros(2), 3 * x - 1)
+  free, _ = power_laws.minimize_residuals(line, np.zeros(2), 3 * x - 1)
   assert free == pytest.approx([-1, 3])
-  bound, values = power_laws.levenberg_marquardt(
+  bound, values = power_laws.minimize_residuals(
     line, np.ones(2), 3 * x - 1, lower_bounds=np.zeros(2)
   )
   assert bound[0] == 0 and bound[1] == pytest.approx(np.sum(x * (3 * x - 1)) / np.sum(x * x))
@@ -227,5 +227,5 @@ def test_levenberg_marquardt_handles_dependent_constants():
     values = np.exp(at[0] + at[1]) * x
     return values, np.stack([values, values], 1)
 
-  at, values = power_laws.levenberg_marquardt(curve, np.array([10.0, 10.0]), x)
+  at, values = power_laws.minimize_residuals(curve, np.array([10.0, 10.0]), x)
   assert at.sum() == pytest.approx(0, abs=1e-6) and values == pytest.approx(x)
