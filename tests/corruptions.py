@@ -1,7 +1,4 @@
-"""Ways in which an input can be bad: what a disk, an editor or an enemy leaves of a good one.
-
-Everything is seeded.
-"""
+"""Deterministic corruptions of a valid input, as disks, editors and attackers cause them."""
 
 import functools
 import gzip
@@ -37,8 +34,8 @@ UNPACK: dict[str, Callable[[bytes], bytes]] = {
   '.xz': lzma.decompress,
   '.zst': zstandard.ZstdDecompressor().decompress,
 }
-HUGE = 1 << 29  # bytes, of which a reader may hold less than half
-OTHERS = (
+HUGE = 1 << 29  # bytes; readers must use less than half of that memory
+OTHER_FORMATS = (
   b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + bytes(range(64)),
   b'PAR1' + bytes(60),
   b'PK\x03\x04' + bytes(60),
@@ -46,7 +43,7 @@ OTHERS = (
   gzip.compress(b'text\n' * 9, mtime=0),
   b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n',
 )
-# What JSON may hold that no JSON of ours does.
+# JSON values that no file of this package contains.
 VALUES = (
   '-1',
   '1e999',
@@ -70,74 +67,73 @@ VALUES = (
 )
 
 
-def truncated(good: bytes) -> list[bytes]:
-  """Its beginnings."""
+def truncate(content: bytes) -> list[bytes]:
+  """Returns prefixes of the content."""
   return [
-    good[:n]
-    for n in sorted({1, len(good) // 3, 2 * len(good) // 3, len(good) - 1})
-    if 0 < n < len(good)
+    content[:n]
+    for n in sorted({1, len(content) // 3, 2 * len(content) // 3, len(content) - 1})
+    if 0 < n < len(content)
   ]
 
 
-def flipped(good: bytes, times: int = 4, seed: int = 0) -> list[bytes]:
-  """Copies in each of which some bits, all in one place, are others."""
-  dice, found = random.Random(seed), []
-  for number in range(times):
-    data = bytearray(good)
-    place = dice.randrange(len(data)) if number else 0
-    for i in range(place, min(place + 1 + number % 3, len(data))):
-      data[i] ^= 1 << dice.randrange(8)
-    found.append(bytes(data))
-  return found
+def flip_bits(content: bytes, num_copies: int = 4, seed: int = 0) -> list[bytes]:
+  """Returns copies with a few flipped bits in adjacent bytes."""
+  generator, copies = random.Random(seed), []
+  for number in range(num_copies):
+    data = bytearray(content)
+    start = generator.randrange(len(data)) if number else 0
+    for i in range(start, min(start + 1 + number % 3, len(data))):
+      data[i] ^= 1 << generator.randrange(8)
+    copies.append(bytes(data))
+  return copies
 
 
-def values(good: bytes) -> list[bytes]:
-  """JSON whose fields are, one after another, something else, or not there; of several lines the
-  first is changed.
-  """
-  first, mark, rest = (
-    good.partition(b'\n')
-    if good.count(b'\n') > 1 and not good.startswith(b'{\n')
-    else (good, b'', b'')
+def replace_values(content: bytes) -> list[bytes]:
+  """Returns JSON with each value in turn replaced or removed; changes the first of several lines."""
+  first, line_feed, remainder = (
+    content.partition(b'\n')
+    if content.count(b'\n') > 1 and not content.startswith(b'{\n')
+    else (content, b'', b'')
   )
-  tree, found = json.loads(first), []
-  places = list(_places(tree))
-  for number, value in enumerate(VALUES):  # each somewhere, and each place something
-    found.append(_changed(tree, places[number * 7 % len(places)], value))
-  for number, place in enumerate(places):
-    found.append(_changed(tree, place, VALUES[number % 15]))
-  found += [_changed(tree, place, None) for place in places]
-  return [one + mark + rest for one in (*found, *(value.encode() for value in VALUES))]
+  tree, contents = json.loads(first), []
+  paths = list(_list_paths(tree))
+  for number, value in enumerate(VALUES):  # each value once, then each path once
+    contents.append(_replace_value(tree, paths[number * 7 % len(paths)], value))
+  for number, path in enumerate(paths):
+    contents.append(_replace_value(tree, path, VALUES[number % 15]))
+  contents += [_replace_value(tree, path, None) for path in paths]
+  contents += [value.encode() for value in VALUES]
+  return [content + line_feed + remainder for content in contents]
 
 
-def _places(tree: object, above: tuple = ()):
+def _list_paths(tree: object, parents: tuple = ()):
   for key in (
     tree if isinstance(tree, dict) else range(min(len(tree), 2)) if isinstance(tree, list) else ()
   ):
-    yield (*above, key)
-    yield from _places(tree[key], (*above, key))
+    yield (*parents, key)
+    yield from _list_paths(tree[key], (*parents, key))
 
 
-def _changed(tree: object, place: tuple, value: str | None) -> bytes:
-  """The JSON of a tree in which one place has another value, given as its text, or is gone."""
+def _replace_value(tree: object, path: tuple, value: str | None) -> bytes:
+  """Returns the JSON of a tree with the value at a path replaced by text, or removed (None)."""
   tree = json.loads(json.dumps(tree))
-  inner = functools.reduce(lambda found, key: found[key], place[:-1], tree)
+  inner = functools.reduce(lambda node, key: node[key], path[:-1], tree)
   if value is None:
-    del inner[place[-1]]
+    del inner[path[-1]]
     return json.dumps(tree).encode()
-  inner[place[-1]] = '@here@'
-  return json.dumps(tree).replace('"@here@"', value, 1).encode()
+  inner[path[-1]] = '@value@'
+  return json.dumps(tree).replace('"@value@"', value, 1).encode()
 
 
 @functools.cache
-def zeros(packing: str, size: int) -> bytes:
-  """So many NUL bytes, packed: several streams, which is as good as one and made in no time."""
+def make_zeros(packing: str, size: int) -> bytes:
+  """Returns compressed NUL bytes of a size, as several streams, which are fast to make."""
   part = 1 << 22
   return PACK[packing](bytes(part)) * (size // part)
 
 
-def sparse(path: pathlib.Path, head: bytes = b'') -> None:
-  """A file of `HUGE` bytes that takes no room on the disk: a head, and NUL."""
+def write_sparse_file(path: pathlib.Path, head: bytes = b'') -> None:
+  """Writes a write_sparse_file file of `HUGE` bytes: a head, then NUL."""
   with path.open('wb') as file:
     file.write(head)
     file.truncate(HUGE)

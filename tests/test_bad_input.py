@@ -1,11 +1,10 @@
-"""Every input that can be bad, in every way that it can be: a sentence in three parts and status 2,
-or what is named.
+"""Applies every corruption to every input: refused with an error in three parts, or harmless.
 
-Each cell is an input of `tests/input_cases.py` and a way of `tests/corruptions.py`, mostly with
-several examples. A reader gives an InputError, or reads what the table calls harmless; the verb
-ends with status 2, says so in three parts, no traceback among them, and leaves no file behind but
-those that the input names. Memory stays below half of what a file pretends to hold. The last thing
-printed is the table.
+A cell is an input of `tests/input_cases.py` with a corruption of `tests/corruptions.py`, mostly with
+several examples. The reader must raise InputError, or read an example that the table lists as
+harmless. The command must exit with status 2, print the three parts without a traceback, and leave
+no files. Memory must stay below half of the apparent size of a huge file. The table of results is
+printed at the end.
 """
 
 import contextlib
@@ -23,10 +22,10 @@ from tests.corruptions import WAYS
 from tests.input_cases import Input
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-INPUTS = {one.name: one for one in input_cases.list_inputs()}
-# Rows that a fixture makes, by its name.
-LATER = {
-  'weights': (
+INPUTS = {case.name: case for case in input_cases.list_inputs()}
+# Names of the inputs that a fixture returns, by fixture.
+FIXTURE_INPUTS = {
+  'checkpoint_inputs': (
     'checkpoint, folder',
     'checkpoint, config.json',
     'checkpoint, manifest.json',
@@ -34,7 +33,7 @@ LATER = {
     'checkpoint, weights',
     'checkpoint, _METADATA',
   ),
-  'members': (
+  'classifier_inputs': (
     'classifier, folder',
     'classifier, manifest.json',
     'classifier, classifier.json',
@@ -44,161 +43,156 @@ LATER = {
     'committee, config.json',
     'committee, manifest.json',
   ),
-  'dataset': ('TFDS, folder', 'TFDS, dataset_info.json', 'TFDS, features.json', 'TFDS, records'),
+  'dataset_inputs': (
+    'TFDS, folder',
+    'TFDS, dataset_info.json',
+    'TFDS, features.json',
+    'TFDS, records',
+  ),
 }
-# Rows whose reader is still to be mended.
-PENDING: dict[str, str] = {}
-MADE_BY = {name: maker for maker, names in LATER.items() for name in names}
+FIXTURES = {name: fixture for fixture, names in FIXTURE_INPUTS.items() for name in names}
 REFUSED, READ, EITHER, IMPOSSIBLE = '✗', '✓', '±', '·'
-LEGEND = f'{REFUSED} refused with a sentence, {READ} read without harm, {EITHER} one or the other, {IMPOSSIBLE} no such way'
-_FOLDER = 'its files have rows of their own'
-_EVERY = 4  # of many hostile examples so many-th is tried, all of them with --all
+LEGEND = (
+  f'{REFUSED} refused, {READ} read without harm, {EITHER} both occur, {IMPOSSIBLE} not applicable'
+)
+_FOLDER = 'the files of a folder are separate inputs'
+_HOSTILE_STRIDE = 4  # one of this many hostile examples is tried; --all tries all
 
-# by input and way: the mark, and why it is not a refusal
+# Mark and reason by input and corruption.
 Marks = dict[tuple[str, str], tuple[str, str]]
 
 
 @pytest.fixture(scope='module')
-def weights(tiny_run: pathlib.Path) -> dict[str, Input]:
-  return {one.name: one for one in input_cases.run_with_weights(tiny_run)}
+def checkpoint_inputs(tiny_run: pathlib.Path) -> dict[str, Input]:
+  return {case.name: case for case in input_cases.list_checkpoint_inputs(tiny_run)}
 
 
 @pytest.fixture(scope='module')
-def members(
+def classifier_inputs(
   tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Input]:
   from minilm_jax.data import tokenizer
   from minilm_jax.tasks import committee
   from tests import fake_classifiers
 
-  home, reads = (
-    tmp_path_factory.mktemp('members'),
-    tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model'),
-  )
+  root = tmp_path_factory.mktemp('members')
+  model = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
   for seed in range(2):
     fake_classifiers.save_classifier(
-      home / f'classifier-{seed}', fake_classifiers.make_classifier(reads, seed)
+      root / f'classifier-{seed}', fake_classifiers.make_classifier(model, seed)
     )
-  committee.make_committee(f'{home}/classifier-*', home / 'made')
-  return {one.name: one for one in input_cases.members(home)}
+  committee.make_committee(f'{root}/classifier-*', root / 'committee')
+  return {case.name: case for case in input_cases.list_classifier_inputs(root)}
 
 
 @pytest.fixture(scope='module')
-def dataset(prepared: pathlib.Path) -> dict[str, Input]:
-  return {one.name: one for one in input_cases.dataset(prepared)}
+def dataset_inputs(prepared: pathlib.Path) -> dict[str, Input]:
+  return {case.name: case for case in input_cases.list_dataset_inputs(prepared)}
 
 
 @pytest.fixture(scope='module')
 def marks(request: pytest.FixtureRequest) -> Iterator[Marks]:
-  """What came of each cell; printed when all have been tried."""
-  found: Marks = {}
-  yield found
-  text = table(found)
+  """Collects the mark of each cell, and prints the table at the end."""
+  cells: Marks = {}
+  yield cells
+  text = format_table(cells)
   with request.config.pluginmanager.getplugin('capturemanager').global_and_fixture_disabled():
     print(f'\n{text}')
 
 
-def table(found: Marks) -> str:
-  """A line an input, a column a way."""
-  names = list(dict.fromkeys(name for name, _ in found))
+def format_table(cells: Marks) -> str:
+  """Returns a table with a line an input and a column a corruption, and the reasons."""
+  names = list(dict.fromkeys(name for name, _ in cells))
   width = max(map(len, names))
   lines = [' ' * width + ' ' + ' '.join(f'{way:>10}' for way in WAYS)]
   lines += [
-    f'{name:<{width}} ' + ' '.join(f'{found.get((name, way), ("",))[0]:>10}' for way in WAYS)
+    f'{name:<{width}} ' + ' '.join(f'{cells.get((name, way), ("",))[0]:>10}' for way in WAYS)
     for name in names
   ]
-  why: dict[str, list[str]] = {}
-  for (name, way), (mark, reason) in found.items():
+  reasons: dict[str, list[str]] = {}
+  for (name, way), (mark, reason) in cells.items():
     if reason:
-      why.setdefault(f'{mark} {way}: {reason}', []).append(name)
-  return '\n'.join(
-    [LEGEND, *lines, *(f'{reason} ({"; ".join(where)})' for reason, where in why.items())]
-  )
+      reasons.setdefault(f'{mark} {way}: {reason}', []).append(name)
+  notes = (f'{reason} ({"; ".join(inputs)})' for reason, inputs in reasons.items())
+  return '\n'.join([LEGEND, *lines, *notes])
 
 
-def memory() -> int | None:
-  """The most memory that this process has held since `forget`; None where nobody says."""
+def read_peak_memory() -> int | None:
+  """Returns the peak memory in bytes since `reset_peak_memory`, or None without /proc."""
   with contextlib.suppress(OSError):
-    found = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())
-    return int(found[1]) << 10 if found else None
+    match = re.search(r'VmHWM:\s+(\d+) kB', pathlib.Path('/proc/self/status').read_text())
+    return int(match[1]) << 10 if match else None
   return None
 
 
-def forget() -> None:
+def reset_peak_memory() -> None:
   with contextlib.suppress(OSError):
     pathlib.Path('/proc/self/clear_refs').write_text('5')
 
 
-def contents(one: Input, way: str, good: bytes, every: bool) -> list[bytes]:
-  """What is written instead of the good bytes."""
+def list_contents(case: Input, way: str, valid: bytes, try_all: bool) -> list[bytes]:
+  """Returns the corrupted contents of a file."""
   if way == 'hostile':
-    found = one.hostile(input_cases.inner(one, good))
-    every = every or one.most < len(found)  # which are thinned later
-    return [
-      input_cases.packed(one, content)
-      for content in (found if every or len(found) < 30 else found[::_EVERY])
-    ]
+    contents = case.hostile(input_cases.unpack(case, valid))
+    # `corrupt` thins them further for slow readers.
+    use_all = try_all or case.max_examples < len(contents) or len(contents) < 30
+    selected = contents if use_all else contents[::_HOSTILE_STRIDE]
+    return [input_cases.pack(case, content) for content in selected]
   if way in ('UTF-16', 'Latin-1'):
-    return [input_cases.packed(one, input_cases.inner(one, good).decode().encode(way.lower()))]
-  return {
-    'empty': lambda: [b''],
-    'other type': lambda: [some for some in corruptions.OTHERS if not _is_packed(one, some)],
-    'truncated': lambda: corruptions.truncated(good),
-    'flipped': lambda: corruptions.flipped(good),
-  }[way]()
+    text = input_cases.unpack(case, valid).decode()
+    return [input_cases.pack(case, text.encode(way.lower()))]
+  if way == 'other type':
+    formats = corruptions.OTHER_FORMATS
+    return [data for data in formats if case.packing != '.gz' or data[:2] != b'\x1f\x8b']
+  return {'empty': lambda content: [b''], 'truncated': corruptions.truncate}.get(
+    way, corruptions.flip_bits
+  )(valid)
 
 
-def _is_packed(one: Input, content: bytes) -> bool:
-  return one.packing == '.gz' and content.startswith(b'\x1f\x8b')
-
-
-def spoil(one: Input, way: str, path: pathlib.Path, every: bool) -> Iterator[None]:
-  """Spoils what has been laid out, in one example after another."""
+def corrupt(case: Input, way: str, path: pathlib.Path, try_all: bool) -> Iterator[None]:
+  """Corrupts a valid input on disk; yields after each example."""
   if way == 'missing':
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     yield
   elif way == 'swapped':
-    input_cases.swapped(path)
+    input_cases.swap_type(path)
     yield
   elif path.is_dir():
-    for inside in path.iterdir():
-      shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+    for item in path.iterdir():
+      shutil.rmtree(item) if item.is_dir() else item.unlink()
     yield
   elif way == 'huge':
-    if one.packing:
-      path.write_bytes(corruptions.zeros(one.packing, corruptions.HUGE))
-      yield
+    if case.packing:
+      path.write_bytes(corruptions.make_zeros(case.packing, corruptions.HUGE))
     else:
-      corruptions.sparse(path, path.read_bytes()[:20])
-      yield
+      corruptions.write_sparse_file(path, path.read_bytes()[:20])
+    yield
   else:
-    found = contents(one, way, path.read_bytes(), every)
-    # evenly, where they are too many
-    for content in found if every else found[:: max(1, -(-len(found) // one.most))]:
-      (one.write if way == 'hostile' else pathlib.Path.write_bytes)(path, content)
+    contents = list_contents(case, way, path.read_bytes(), try_all)
+    stride = 1 if try_all else max(1, -(-len(contents) // case.max_examples))
+    for content in contents[::stride]:
+      (case.write if way == 'hostile' else pathlib.Path.write_bytes)(path, content)
       yield
 
 
-def check_verb(
-  one: Input, path: pathlib.Path, work: pathlib.Path, capfd: pytest.CaptureFixture[str]
+def check_command(
+  case: Input, path: pathlib.Path, workdir: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-  """The verb is refused in three parts, and leaves nothing."""
-  before = sorted(path.parent.rglob('*')) if path.parent.exists() else []
+  """Checks that the command is refused in three parts and leaves no files."""
+  old_files = sorted(path.parent.rglob('*')) if path.parent.exists() else []
   capfd.readouterr()
-  status = main.main(one.verb(path, work))
+  status = main.main(case.command(path, workdir))
   out, err = capfd.readouterr()
   assert status == 2 and not out, (status, out)
   assert re.search(r'(^|\n)asked: .+\nfound: .+\nto do: .+\n$', err) and 'Traceback' not in err, err
-  left = {inside.name for inside in work.iterdir()} if work.exists() else set()
-  assert left <= set(one.leaves) and (left or not work.exists()), f'left behind: {left}'
-  assert (sorted(path.parent.rglob('*')) if path.parent.exists() else []) == before, (
-    'something came beside the input'
+  assert not workdir.exists(), f'the command left {list(workdir.iterdir())}'
+  assert (sorted(path.parent.rglob('*')) if path.parent.exists() else []) == old_files, (
+    'the command left files next to the input'
   )
-  shutil.rmtree(work, ignore_errors=True)
 
 
 @pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('name', [*INPUTS, *MADE_BY])
+@pytest.mark.parametrize('name', [*INPUTS, *FIXTURES])
 def test_bad_input_is_refused(
   name: str,
   way: str,
@@ -209,47 +203,47 @@ def test_bad_input_is_refused(
   request: pytest.FixtureRequest,
 ):
   monkeypatch.chdir(ROOT)
-  if name in PENDING:
-    request.node.add_marker(pytest.mark.xfail(reason=PENDING[name], strict=False))
-  one = INPUTS[name] if name in INPUTS else request.getfixturevalue(MADE_BY[name])[name]
-  cell(one, way, marks, tmp_path, capfd, request.config.getoption('--all'))
+  case = INPUTS[name] if name in INPUTS else request.getfixturevalue(FIXTURES[name])[name]
+  check_cell(case, way, marks, tmp_path, capfd, request.config.getoption('--all'))
 
 
-def cell(
-  one: Input,
+def check_cell(
+  case: Input,
   way: str,
   marks: Marks,
   tmp_path: pathlib.Path,
   capfd: pytest.CaptureFixture[str],
-  every: bool,
+  try_all: bool,
 ) -> None:
-  """Tries one cell and marks it."""
+  """Tries the examples of one cell and stores its mark."""
   (tmp_path / 'in').mkdir()
-  path, work, seen = one.lay(tmp_path / 'in'), tmp_path / 'work', set()
-  if way in one.impossible or path.is_dir() and way not in ('missing', 'empty', 'swapped'):
-    marks[one.name, way] = IMPOSSIBLE, one.impossible[way] if way in one.impossible else _FOLDER
-    pytest.skip(marks[one.name, way][1])
-  forget()
-  before = memory()
-  for number, _ in enumerate(spoil(one, way, path, every)):
+  path, workdir, results = case.create(tmp_path / 'in'), tmp_path / 'work', set()
+  if way in case.impossible or path.is_dir() and way not in ('missing', 'empty', 'swapped'):
+    reason = case.impossible[way] if way in case.impossible else _FOLDER
+    marks[case.name, way] = IMPOSSIBLE, reason
+    pytest.skip(reason)
+  reset_peak_memory()
+  start_memory = read_peak_memory()
+  for number, _ in enumerate(corrupt(case, way, path, try_all)):
     try:
-      one.read(path)
-      read = True
+      case.read(path)
+      is_read = True
     except InputError as error:
       assert error.asked and error.found and error.remedy, error
-      read = False
-    if one.verb and (not read and REFUSED not in seen or read and way not in one.harmless):
-      check_verb(one, path, work, capfd)
-      read = False
-    seen.add(READ if read else REFUSED)
-    assert not read or way in one.harmless, (
+      is_read = False
+    needs_command = way not in case.harmless if is_read else REFUSED not in results
+    if case.command and needs_command:
+      check_command(case, path, workdir, capfd)
+      is_read = False
+    results.add(READ if is_read else REFUSED)
+    assert not is_read or way in case.harmless, (
       f'example {number} was read: {path.read_bytes()[:200] if path.is_file() else path}'
     )
-  if way == 'huge' and before:
-    assert memory() - before < corruptions.HUGE // 2
-  marks[one.name, way] = (
-    EITHER if len(seen) == 2 else min(seen),
-    one.harmless[way] if READ in seen else '',
+  if way == 'huge' and start_memory:
+    assert read_peak_memory() - start_memory < corruptions.HUGE // 2
+  marks[case.name, way] = (
+    EITHER if len(results) == 2 else min(results),
+    case.harmless[way] if READ in results else '',
   )
 
 
@@ -340,17 +334,17 @@ def test_bad_flags_are_refused(
   (tmp_path / 'folder').mkdir()
   (tmp_path / 'file').write_text('a file')
   for words in ARGUMENTS[way]:
-    given = [
+    arguments = [
       word.replace('FOLDER', str(tmp_path / 'folder'))
       .replace('FILE', str(tmp_path / 'file'))
       .replace('=W', f'={tmp_path / "work"}')
       for word in words
     ]
     capfd.readouterr()
-    status = main.main(given)
+    status = main.main(arguments)
     out, err = capfd.readouterr()
     assert status == 2 and not out and re.fullmatch(r'asked: .+\nfound: .+\nto do: .+\n', err), (
-      given,
+      arguments,
       err,
     )
     assert len(err) < 10_000 and '\x1b' not in err

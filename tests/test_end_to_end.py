@@ -1,4 +1,4 @@
-"""The road from nothing to a table, as the commands of the README walk it, each of them twice."""
+"""The commands from text to a report, each of them twice."""
 
 import json
 import os
@@ -28,7 +28,7 @@ SMALL = [
 
 
 def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-  """What a command prints; it must end well."""
+  """Returns the output of a command, which must succeed."""
   capsys.readouterr()
   status = main.main(list(arguments))
   out, err = capsys.readouterr()
@@ -36,7 +36,7 @@ def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
   return out
 
 
-def files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
+def read_files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
@@ -63,9 +63,9 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   )
   assert all('learning_rate' in line for line in logged if line['split'] == 'train')
 
-  before = files(tiny)
-  assert json.loads(minilm(capsys, *pretrain)) == result  # nothing to do
-  assert files(tiny) == before
+  old_files = read_files(tiny)
+  assert json.loads(minilm(capsys, *pretrain)) == result  # already finished
+  assert read_files(tiny) == old_files
 
   evaluate = ['evaluate', f'--checkpoint={tiny}', '--split=validation']
   assert minilm(capsys, *evaluate) == minilm(capsys, *evaluate)
@@ -84,12 +84,12 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   ]
   table = minilm(capsys, *finetune)
   assert 'microworld/acceptability' in table
-  before = files(runs / 'task')
+  old_files = read_files(runs / 'task')
   assert minilm(capsys, *finetune) == table
-  assert files(runs / 'task') == before
+  assert read_files(runs / 'task') == old_files
   scores = list(run_dir.read_lines(runs / 'task' / 'scores.jsonl'))
-  wanted = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'filtered'}
-  assert all(wanted <= set(line) for line in scores)
+  fields = {'task', 'metric', 'value', 'seed', 'split', 'examples', 'filtered'}
+  assert all(fields <= set(line) for line in scores)
   assert [(line['pretrained'], line['checkpoint_step']) for line in scores] == [
     (True, 4),
     (True, 4),
@@ -101,20 +101,20 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
 
   report = ['report', str(runs), f'--workdir={tmp_path / "report"}']
   printed = minilm(capsys, *report)
-  made = {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
+  paths = {pathlib.Path(line).name: pathlib.Path(line) for line in printed.splitlines()}
   assert {'report.html', 'scores.csv', 'averages.csv', 'runs.csv', 'loss.svg', 'scores.png'} < set(
-    made
+    paths
   )
-  # a line a checkpoint holds both sides
-  assert len(made['scores.csv'].read_text().splitlines()) == 3
-  assert all(name in made['runs.csv'].read_text() for name in ('tiny', 'task'))
+  # one line a checkpoint, with and without pre-training
+  assert len(paths['scores.csv'].read_text().splitlines()) == 3
+  assert all(name in paths['runs.csv'].read_text() for name in ('tiny', 'task'))
   minilm(capsys, *report)
-  assert made['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
+  assert paths['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
 
 
 @pytest.mark.slow
-def test_the_tiny_recipe_as_it_is(tmp_path: pathlib.Path, monkeypatch, capsys):
-  """It ends, evaluates and saves on the way, and has learned at least how frequent words are."""
+def test_the_tiny_recipe_beats_the_plateau(tmp_path: pathlib.Path, monkeypatch, capsys):
+  """The loss is below that of word frequencies, and evaluations have the period of the recipe."""
   monkeypatch.chdir(ROOT)
   pretrain = [
     'pretrain',
@@ -132,53 +132,53 @@ def test_the_tiny_recipe_as_it_is(tmp_path: pathlib.Path, monkeypatch, capsys):
   assert steps == [100, 200, 300, 400, 500, 600]
 
 
-WATCHED = """
+PROGRAM = """
 import os, pathlib, sys, threading, time
 from minilm_jax.cli import main
 
-def listening():
+def list_sockets():
   sockets = set()
   for name in os.listdir('/proc/self/fd'):
     try:
       sockets.add(os.readlink(f'/proc/self/fd/{name}'))
     except OSError:
-      pass  # closed meanwhile
-  found = []
+      pass  # closed in the meantime
+  addresses = []
   for table in ('tcp', 'tcp6', 'udp', 'udp6'):
     path = pathlib.Path(f'/proc/net/{table}')
     for line in path.read_text().splitlines()[1:] if path.exists() else ():
       words = line.split()
       if words[3] == ('0A' if table.startswith('tcp') else '07') and f'socket:[{words[9]}]' in sockets:
-        found.append(f'{table} {words[1]}')
-  return found
+        addresses.append(f'{table} {words[1]}')
+  return addresses
 
-def look():
+def poll():
   while True:
-    seen.update(listening())
-    looks.append(1)
+    sockets_seen.update(list_sockets())
+    polls.append(1)
     time.sleep(0.05)
 
-seen, looks = set(), []
-threading.Thread(target=look, daemon=True).start()
+sockets_seen, polls = set(), []
+threading.Thread(target=poll, daemon=True).start()
 status = main.main(sys.argv[1:])
-print('LOOKS', len(looks), 'LISTENS', sorted(seen), file=sys.stderr)
+print('POLLS', len(polls), 'LISTENS', sorted(sockets_seen), file=sys.stderr)
 sys.exit(status)
 """
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc/net/tcp').exists(), reason='needs Linux')
 def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
-  """A run of two updates in a process of its own, whose environment holds secrets."""
+  """The environment of the run contains secrets."""
   secrets = {
     name: f'canary-{name}'
     for name in ('WANDB_API_KEY', 'HF_TOKEN', 'GOOGLE_APPLICATION_CREDENTIALS')
   }
   small = [word for word in SMALL if 'updates' not in word and 'every' not in word]
-  done = subprocess.run(
+  process = subprocess.run(
     [
       sys.executable,
       '-c',
-      WATCHED,
+      PROGRAM,
       'pretrain',
       '--config=configs/tiny.py',
       f'--config.corpus={tiny_corpus}',
@@ -193,13 +193,13 @@ def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_
     text=True,
     check=False,
   )
-  assert done.returncode == 0, done.stderr
-  looks, listens = done.stderr.splitlines()[-1].split(' LISTENS ')
-  assert int(looks.removeprefix('LOOKS ')) > 20 and listens == '[]', listens
+  assert process.returncode == 0, process.stderr
+  polls, listens = process.stderr.splitlines()[-1].split(' LISTENS ')
+  assert int(polls.removeprefix('POLLS ')) > 20 and listens == '[]', listens
   report.report([tmp_path / 'run'], tmp_path / 'report')
-  written = files(tmp_path)
+  outputs = read_files(tmp_path)
   assert {'config.json', 'manifest.json', 'metrics.jsonl', 'result.json', 'report.html'} <= {
-    p.name for p in written
+    p.name for p in outputs
   }
-  for said in (done.stdout.encode(), done.stderr.encode(), *written.values()):
-    assert b'canary' not in said
+  for content in (process.stdout.encode(), process.stderr.encode(), *outputs.values()):
+    assert b'canary' not in content

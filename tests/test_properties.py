@@ -1,6 +1,4 @@
-"""What holds of any input that hypothesis can think of: what is written comes back, and what is
-refused is refused.
-"""
+"""Properties of arbitrary input: written data are restored, and invalid data are refused."""
 
 import dataclasses
 import difflib
@@ -25,8 +23,7 @@ hypothesis = pytest.importorskip('hypothesis', reason='pip install hypothesis>=6
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-# The same examples every time, and few: what they find is found again. More: --hypothesis-seed with
-# derandomize off.
+# Few, deterministic examples. Set derandomize=False and --hypothesis-seed to try others.
 settings.register_profile('quick', max_examples=25, deadline=None, derandomize=True, database=None)
 quick = settings.get_profile('quick')
 
@@ -39,28 +36,28 @@ PACKINGS = st.sampled_from(sorted(corruptions.PACK))
 WORDS = st.text('abcde', min_size=1, max_size=6)
 
 
-def written(name: str, content: bytes) -> Any:
-  """A file for one example: hypothesis calls a test many times, and a fixture once."""
+def write_file(name: str, content: bytes) -> Any:
+  """Writes a temporary file; hypothesis calls a test many times with one instance of a fixture."""
   folder = tempfile.TemporaryDirectory()
   path = pathlib.Path(folder.name) / name
   path.write_bytes(content)
   return folder, path
 
 
-def read(name: str, content: bytes, **changes: Any) -> list[str]:
-  """The documents of a file of this name and content."""
-  folder, path = written(name, content)
+def read_documents_of(name: str, content: bytes, **changes: Any) -> list[str]:
+  """Returns the documents of a file with this name and content."""
+  folder, path = write_file(name, content)
   with folder:
-    made = dataclasses.replace(defaults().documents, sources=(str(path),), **changes)
+    config = dataclasses.replace(default_config().documents, sources=(str(path),), **changes)
     return [
       text
-      for source in documents.expand_sources(made)
-      for text in documents.read_documents(source, made)
+      for source in documents.expand_sources(config)
+      for text in documents.read_documents(source, config)
     ]
 
 
 @functools.cache
-def defaults() -> Any:
+def default_config() -> Any:
   from configs import base
 
   return recipe.resolve(base.corpus(), 'corpus')
@@ -71,40 +68,40 @@ def defaults() -> Any:
 
 @quick
 @given(st.lists(DOCUMENT, min_size=1), PACKINGS)
-def test_documents_of_lines_come_back(texts: list[str], packing: str):
+def test_documents_of_lines_are_restored(texts: list[str], packing: str):
   content = corruptions.PACK[packing](''.join(text + '\n' for text in texts).encode())
-  assert read(f'a.txt{packing}', content, document_unit='line') == texts
+  assert read_documents_of(f'a.txt{packing}', content, document_unit='line') == texts
 
 
 @quick
 @given(st.lists(st.lists(DOCUMENT, min_size=1, max_size=3), min_size=1, max_size=5), PACKINGS)
-def test_documents_of_paragraphs_come_back(paragraphs: list[list[str]], packing: str):
+def test_documents_of_paragraphs_are_restored(paragraphs: list[list[str]], packing: str):
   texts = ['\n'.join(lines) for lines in paragraphs]
   content = corruptions.PACK[packing](''.join(text + '\n\n' for text in texts).encode())
-  assert read(f'a.txt{packing}', content) == texts
+  assert read_documents_of(f'a.txt{packing}', content) == texts
 
 
 @quick
 @given(st.lists(TEXT, min_size=1), st.sampled_from(('jsonl', 'parquet')), PACKINGS)
-def test_documents_of_tables_come_back_whatever_is_in_them(
-  texts: list[str], form: str, packing: str
-):
+def test_documents_of_tables_are_restored(texts: list[str], form: str, packing: str):
   packing = '' if form == 'parquet' else packing
   content = corruptions.PACK[packing](
-    input_cases.of_columns(form, [{'n': i, 'text': text} for i, text in enumerate(texts)])
+    input_cases.format_table(form, [{'n': i, 'text': text} for i, text in enumerate(texts)])
   )
   name = f'a.{form}{packing}'
-  assert read(name, content) == [text for text in texts if text and not text.isspace()]
+  assert read_documents_of(name, content) == [text for text in texts if text and not text.isspace()]
 
 
 @quick
 @given(st.lists(DOCUMENT, min_size=1), st.sampled_from(('csv', 'tsv')), PACKINGS)
-def test_documents_of_delimited_lines_come_back(texts: list[str], form: str, packing: str):
+def test_documents_of_delimited_files_are_restored(texts: list[str], form: str, packing: str):
   texts = [text.replace('\t', ' ') for text in texts]
   quote = (lambda text: '"' + text.replace('"', '""') + '"') if form == 'csv' else str
   mark = ',' if form == 'csv' else '\t'
   content = f'n{mark}text\n' + ''.join(f'{i}{mark}{quote(text)}\n' for i, text in enumerate(texts))
-  assert read(f'a.{form}{packing}', corruptions.PACK[packing](content.encode())) == texts
+  assert (
+    read_documents_of(f'a.{form}{packing}', corruptions.PACK[packing](content.encode())) == texts
+  )
 
 
 @quick
@@ -114,11 +111,11 @@ def test_documents_of_delimited_lines_come_back(texts: list[str], form: str, pac
 )
 def test_any_bytes_are_documents_or_refused(content: bytes, name: str):
   try:
-    found = read(name, content)
+    texts = read_documents_of(name, content)
   except InputError as error:
     assert error.asked and error.found and error.remedy
   else:
-    assert all(text.strip() and not schema.NO_TEXT.search(text) for text in found)
+    assert all(text.strip() and not schema.NO_TEXT.search(text) for text in texts)
 
 
 # Vocabulary.
@@ -126,16 +123,16 @@ def test_any_bytes_are_documents_or_refused(content: bytes, name: str):
 
 @quick
 @given(TEXT, st.sampled_from(('paper1', 'plain')))
-def test_counted_words_are_lower_case_and_counting_them_again_changes_nothing(
-  text: str, counting: str
-):
+def test_counted_words_are_lower_case_and_stable(text: str, word_rule: str):
   for field in text.split():
-    found = filters.extract_words(field, counting)
-    assert all(word == word.lower() and not any(map(str.isspace, word)) for word in found)
-    assert filters.extract_words(field.lower(), counting) == found  # case is nothing
-    if counting == 'plain' and '_' not in field:  # which hides a number from the rule of numbers
+    words = filters.extract_words(field, word_rule)
+    assert all(word == word.lower() and not any(map(str.isspace, word)) for word in words)
+    assert filters.extract_words(field.lower(), word_rule) == words  # case does not matter
+    if (
+      word_rule == 'plain' and '_' not in field
+    ):  # an underscore hides a number from the rule of numbers
       assert all(
-        filters.extract_words(word, counting) == (word,) for word in found if word.isascii()
+        filters.extract_words(word, word_rule) == (word,) for word in words if word.isascii()
       )
 
 
@@ -145,51 +142,54 @@ def test_counted_words_are_lower_case_and_counting_them_again_changes_nothing(
   st.sets(WORDS, min_size=1, max_size=30),
   st.sampled_from(('paper1', 'plain')),
 )
-def test_kept_text_stays_inside_the_word_list(
-  texts: list[list[str]], words: set[str], counting: str
+def test_filtered_text_has_words_of_the_list_only(
+  texts: list[list[str]], words: set[str], word_rule: str
 ):
   from minilm_jax.data import filters
 
   config = dataclasses.replace(
-    defaults().vocabulary,
-    word_rule=counting,
+    default_config().vocabulary,
+    word_rule=word_rule,
     min_words_per_sentence=1,
     span_words=3,
     span_stride=1,
     min_words_per_span=1,
   )
-  known = filters.WordList(frozenset(words), 'some', '')
-  kept = filters.Filter(known, config).apply([' '.join(text) + ' .' for text in texts])
-  for _, _, item in kept.items:
+  word_list = filters.WordList(frozenset(words), 'test', '')
+  result = filters.Filter(word_list, config).apply([' '.join(text) + ' .' for text in texts])
+  for _, _, item in result.items:
     assert all(
-      word in words for field in item.split() for word in filters.extract_words(field, counting)
+      word in words for field in item.split() for word in filters.extract_words(field, word_rule)
     ), item
 
 
 @quick
 @given(st.dictionaries(WORDS, st.integers(1, 9), min_size=1), st.integers(1, 9))
-def test_the_most_frequent_words_are_no_rarer_than_the_others(counts: dict[str, int], n: int):
-  found = filters.select_frequent_words(counts, n).words
-  assert len(found) == min(n, len(counts))
-  assert min(counts[word] for word in found) >= max(
-    (counts[word] for word in counts if word not in found), default=0
+def test_selected_words_are_the_most_frequent(counts: dict[str, int], n: int):
+  words = filters.select_frequent_words(counts, n).words
+  assert len(words) == min(n, len(counts))
+  assert min(counts[word] for word in words) >= max(
+    (counts[word] for word in counts if word not in words), default=0
   )
 
 
 @quick
 @given(st.sets(WORDS, min_size=1), st.randoms(use_true_random=False), PACKINGS)
-def test_a_word_list_is_the_same_in_any_order_and_form(words: set[str], dice: Any, packing: str):
-  listed = list(words)
-  dice.shuffle(listed)
-  found = []
+def test_a_word_list_does_not_depend_on_order_and_format(
+  words: set[str], generator: Any, packing: str
+):
+  ordered = list(words)
+  generator.shuffle(ordered)
+  word_lists = []
   for name, content in (
-    ('a.txt' + packing, corruptions.PACK[packing]('\n'.join(listed).encode())),
-    ('a.jsonl', input_cases.of_columns('jsonl', [{'word': word} for word in words])),
+    ('a.txt' + packing, corruptions.PACK[packing]('\n'.join(ordered).encode())),
+    ('a.jsonl', input_cases.format_table('jsonl', [{'word': word} for word in words])),
   ):
-    folder, path = written(name, content)
+    folder, path = write_file(name, content)
     with folder:
-      found.append(filters.load_word_list(path))
-  assert found[0].words == found[1].words == words and found[0].sha256 == found[1].sha256
+      word_lists.append(filters.load_word_list(path))
+  assert word_lists[0].words == word_lists[1].words == words
+  assert word_lists[0].sha256 == word_lists[1].sha256
 
 
 # Tokenizer.
@@ -197,18 +197,18 @@ def test_a_word_list_is_the_same_in_any_order_and_form(words: set[str], dice: An
 
 @pytest.fixture(scope='module')
 def pieces() -> tokenizer.Tokenizer:
-  """One that spells in bytes what it does not know, so that any text can come back."""
-  many = [
+  """Returns a tokenizer with byte fallback, which encodes any text."""
+  texts = [
     f'{input_cases.TEXTS[i % len(input_cases.TEXTS)]} {i * 2654435761 % 2**40:x}'
     for i in range(1, 500)
   ]
-  return tokenizer._train_sentencepiece(many, 'bpe', 600)
+  return tokenizer._train_sentencepiece(texts, 'bpe', 600)
 
 
 @quick
 @given(texts=st.lists(LINE, max_size=4))
-def test_text_comes_back_from_ids_that_are_in_range(texts: list[str], pieces: tokenizer.Tokenizer):
-  # only spaces are squeezed
+def test_text_is_restored_from_valid_ids(texts: list[str], pieces: tokenizer.Tokenizer):
+  # encoding normalizes spaces only
   normal = [' '.join(filter(None, text.replace('\u2581', ' ').split(' '))) for text in texts]
   for text, ids in zip(normal, pieces.encode(normal), strict=True):
     assert all(tokenizer.UNKNOWN_ID <= i < pieces.size and i != tokenizer.MASK_ID for i in ids)
@@ -231,14 +231,12 @@ def test_text_comes_back_from_ids_that_are_in_range(texts: list[str], pieces: to
   ),
   st.integers(1, 4),
 )
-def test_rows_come_back_and_the_manifest_knows_each_of_them(
-  made: tuple[int, dict[str, Any]], size: int
-):
-  length, given_rows = made
+def test_rows_of_a_corpus_are_restored(case: tuple[int, dict[str, Any]], size: int):
+  length, split_rows = case
   with tempfile.TemporaryDirectory() as folder:
     folder, splits = epath.Path(folder), {}
     for split in corpus_config.SPLITS:
-      array = np.array(given_rows.get(split, []), '<u2').reshape(-1, length)
+      array = np.array(split_rows.get(split, []), '<u2').reshape(-1, length)
       splits[split] = packing.write_shards(
         (array[at : at + size] for at in range(0, len(array), size)), folder, split
       )
@@ -255,34 +253,32 @@ def test_rows_come_back_and_the_manifest_knows_each_of_them(
       },
     )
     for split in corpus_config.SPLITS:
-      wanted = given_rows.get(split, [])
-      if not wanted:
+      rows = split_rows.get(split, [])
+      if not rows:
         with pytest.raises(InputError, match='no rows'):
           corpus.load_split(folder, split)
         continue
-      assert corpus.load_split(folder, split).tokens.tolist() == wanted
-      found = corpus.CorpusFiles(folder, split)
-      places = np.arange(len(wanted))[::-1]
-      assert found[places].tolist() == wanted[::-1]
+      assert corpus.load_split(folder, split).tokens.tolist() == rows
+      corpus_files = corpus.CorpusFiles(folder, split)
+      order = np.arange(len(rows))[::-1]
+      assert corpus_files[order].tolist() == rows[::-1]
       for shard in splits[split]['shards']:
         assert files.hash_file(folder / shard['file']) == shard['sha256']
 
 
 @quick
 @given(st.lists(st.lists(st.integers(5, 99), max_size=9), max_size=9), st.integers(1, 7))
-def test_grouping_loses_no_token_and_fills_no_row_beyond_its_room(
-  items: list[list[int]], room: int
-):
-  found = list(packing.group_by_tokens(items, room))
-  assert [i for group in found for i in group] == [i for item in items for i in item]
-  assert all(0 < len(group) <= room for group in found)
+def test_grouping_keeps_all_tokens_within_the_capacity(items: list[list[int]], capacity: int):
+  groups = list(packing.group_by_tokens(items, capacity))
+  assert [i for group in groups for i in group] == [i for item in items for i in item]
+  assert all(0 < len(group) <= capacity for group in groups)
 
 
 # Recipes.
 
 
-def values_of(kind: Any, old: Any) -> st.SearchStrategy:
-  """Values that a field of this type may have."""
+def draw_values(kind: Any, old: Any) -> st.SearchStrategy:
+  """Returns values of the type of a field."""
   if kind is bool:
     return st.booleans()
   if kind is int:
@@ -303,58 +299,59 @@ def recipes() -> dict[str, Any]:
   }
 
 
+def copy_recipe(kind: str) -> dict[str, Any]:
+  return json.loads(json.dumps(recipes()[kind]))
+
+
 KINDS = st.sampled_from(('pretrain', 'corpus', 'finetune'))
 
 
 @quick
 @given(KINDS, st.data())
-def test_a_resolved_recipe_resolves_to_itself_as_data_and_as_json(kind: str, data: st.DataObject):
-  made = json.loads(json.dumps(recipes()[kind]))
-  found = recipe.resolve(made, kind)
-  for name, value in list(made.items()):  # a few fields are others
+def test_a_resolved_recipe_is_stable_as_data_and_json(kind: str, data: st.DataObject):
+  tree = copy_recipe(kind)
+  config = recipe.resolve(tree, kind)
+  for name, value in list(tree.items()):  # changes random fields
     if isinstance(value, (int, float)) and not isinstance(value, bool) and data.draw(st.booleans()):
-      made[name] = data.draw(values_of(type(value), value))
+      tree[name] = data.draw(draw_values(type(value), value))
   try:
-    found = recipe.resolve(made, kind)
-  except InputError:  # of fields that do not go together
+    config = recipe.resolve(tree, kind)
+  except InputError:  # the combination of fields is invalid
     pass
-  plain = recipe.as_dict(found)
-  assert recipe.resolve(plain, kind) == found
-  assert recipe.resolve(json.loads(json.dumps(plain)), kind) == found
-  assert hash(recipe.resolve(plain, kind)) == hash(found)
+  stored = recipe.as_dict(config)
+  assert recipe.resolve(stored, kind) == config
+  assert recipe.resolve(json.loads(json.dumps(stored)), kind) == config
+  assert hash(recipe.resolve(stored, kind)) == hash(config)
 
 
-def groups(tree: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-  yield above
+def list_groups(tree: dict[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+  yield parents
   for name, value in tree.items():
     if isinstance(value, dict):
-      yield from groups(value, (*above, name))
+      yield from list_groups(value, (*parents, name))
 
 
-def likeness(one: str, other: str) -> float:
-  return difflib.SequenceMatcher(None, other, one).ratio()
+def similarity(name: str, other: str) -> float:
+  return difflib.SequenceMatcher(None, other, name).ratio()
 
 
 @quick
 @given(KINDS, st.data())
-def test_an_unknown_field_is_refused_wherever_it_stands_with_what_was_meant(
-  kind: str, data: st.DataObject
-):
-  made = json.loads(json.dumps(recipes()[kind]))
-  place = data.draw(st.sampled_from(list(groups(made))))
-  group = functools.reduce(lambda tree, name: tree[name], place, made)
-  meant = data.draw(st.sampled_from(sorted(name for name in group if len(name) > 4)))
-  at = data.draw(st.integers(1, len(meant) - 2))
-  wrong = (
-    meant[:at] + meant[at + 1] + meant[at] + meant[at + 2 :]
-  )  # two letters have changed places
-  hypothesis.assume(wrong not in group)
-  group[wrong] = group.pop(meant) if data.draw(st.booleans()) else group[meant]
-  with pytest.raises(InputError) as refused:
-    recipe.resolve(made, kind)
-  assert refused.value.asked == f'the field {".".join((*place, wrong))}'
-  named = re.fullmatch(r"did you mean '(\w+)'\?", refused.value.remedy)[1]
-  assert named in {meant, *group} and likeness(named, wrong) >= likeness(meant, wrong)
+def test_a_misspelt_field_is_refused_with_the_nearest_name(kind: str, data: st.DataObject):
+  tree = copy_recipe(kind)
+  path = data.draw(st.sampled_from(list(list_groups(tree))))
+  group = functools.reduce(lambda tree, name: tree[name], path, tree)
+  name = data.draw(st.sampled_from(sorted(field for field in group if len(field) > 4)))
+  index = data.draw(st.integers(1, len(name) - 2))
+  typo = name[:index] + name[index + 1] + name[index] + name[index + 2 :]  # swaps two letters
+  hypothesis.assume(typo not in group)
+  group[typo] = group.pop(name) if data.draw(st.booleans()) else group[name]
+  with pytest.raises(InputError) as error:
+    recipe.resolve(tree, kind)
+  assert error.value.asked == f'the field {".".join((*path, typo))}'
+  suggestion = re.fullmatch(r"did you mean '(\w+)'\?", error.value.remedy)[1]
+  assert suggestion in {name, *group}
+  assert similarity(suggestion, typo) >= similarity(name, typo)
 
 
 JSON = st.recursive(
@@ -368,18 +365,18 @@ JSON = st.recursive(
 
 @settings(quick, max_examples=60)
 @given(KINDS, JSON, st.data())
-def test_any_value_anywhere_is_taken_or_refused(kind: str, value: Any, data: st.DataObject):
-  made = json.loads(json.dumps(recipes()[kind]))
-  place = data.draw(st.sampled_from(list(groups(made))))
-  group = functools.reduce(lambda tree, name: tree[name], place, made)
+def test_any_value_of_a_field_is_accepted_or_refused(kind: str, value: Any, data: st.DataObject):
+  tree = copy_recipe(kind)
+  path = data.draw(st.sampled_from(list(list_groups(tree))))
+  group = functools.reduce(lambda tree, name: tree[name], path, tree)
   group[data.draw(st.sampled_from(sorted(group)))] = value
   try:
-    found = recipe.resolve(made, kind)
+    config = recipe.resolve(tree, kind)
   except InputError as error:
     assert error.asked and error.found and error.remedy
   else:
-    assert recipe.resolve(recipe.as_dict(found), kind) == found
-    json.dumps(recipe.as_dict(found), ensure_ascii=False).encode()
+    assert recipe.resolve(recipe.as_dict(config), kind) == config
+    json.dumps(recipe.as_dict(config), ensure_ascii=False).encode()
 
 
 # Logs.
@@ -400,52 +397,50 @@ RECORDS = st.lists(
 
 @quick
 @given(RECORDS)
-def test_lines_that_were_appended_come_back(records: list[dict[str, Any]]):
+def test_appended_records_are_restored(records: list[dict[str, Any]]):
   with tempfile.TemporaryDirectory() as folder:
     path = epath.Path(folder) / 'log.jsonl'
     for record in records:
       run_dir.append_line(path, record)
     assert list(run_dir.read_lines(path)) == records
-    again = epath.Path(folder) / 'again.jsonl'
-    run_dir.write_lines(again, records)
-    assert again.exists() and list(run_dir.read_lines(again)) == records
+    copy = epath.Path(folder) / 'copy.jsonl'
+    run_dir.write_lines(copy, records)
+    assert copy.exists() and list(run_dir.read_lines(copy)) == records
 
 
 @quick
 @given(RECORDS.filter(bool), st.data())
-def test_a_last_line_that_was_cut_anywhere_is_left_out_and_no_other(
+def test_only_an_incomplete_last_line_is_skipped(
   records: list[dict[str, Any]], data: st.DataObject
 ):
   lines = [(json.dumps(record, ensure_ascii=False) + '\n').encode() for record in records]
-  cut = data.draw(st.integers(0, len(lines[-1])))
-  folder, path = written('log.jsonl', b''.join(lines[:-1]) + lines[-1][:cut])
+  length = data.draw(st.integers(0, len(lines[-1])))
+  folder, path = write_file('log.jsonl', b''.join(lines[:-1]) + lines[-1][:length])
   with folder:
     assert list(run_dir.read_lines(path)) == (
-      records if cut >= len(lines[-1]) - 1 else records[:-1]
+      records if length >= len(lines[-1]) - 1 else records[:-1]
     )
 
 
 @quick
 @given(RECORDS, st.integers(0, 5))
-def test_what_was_kept_is_kept_again(records: list[dict[str, Any]], seed: int):
-  def wanted(record: dict[str, Any]) -> bool:
+def test_filtering_a_log_is_idempotent(records: list[dict[str, Any]], seed: int):
+  def is_valid(record: dict[str, Any]) -> bool:
     return (len(json.dumps(record)) + seed) % 3 > 0
 
   with tempfile.TemporaryDirectory() as folder:
     path = epath.Path(folder) / 'log.jsonl'
     run_dir.write_lines(path, records)
-    kept = run_dir.keep_lines(path, wanted)
-    once = path.read_bytes()
-    assert (
-      kept == [record for record in records if wanted(record)] == run_dir.keep_lines(path, wanted)
-    )
-    assert path.read_bytes() == once
+    expected = [record for record in records if is_valid(record)]
+    assert run_dir.keep_lines(path, is_valid) == expected
+    content = path.read_bytes()
+    assert run_dir.keep_lines(path, is_valid) == expected and path.read_bytes() == content
 
 
 @quick
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_log_or_refused(content: bytes):
-  folder, path = written(run_dir.METRICS, content)
+  folder, path = write_file(run_dir.METRICS, content)
   with folder:
     try:
       assert all(isinstance(record, dict) for record in run_dir.read_lines(path))

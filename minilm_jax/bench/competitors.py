@@ -1,13 +1,13 @@
-"""Competitors that train the same model, each in a process of its own.
+"""Runs competitors that train the same model, each in a separate process.
 
-PyTorch pre-trains, the `Trainer` of Hugging Face fine-tunes. Separate processes keep thread pools
-and allocators apart; because the caller waits for the answer, only one of them computes at a time.
-The steps are in `pytorch_model` and `hf_trainer`; this module needs neither torch nor transformers.
+PyTorch pre-trains, and the `Trainer` of Hugging Face fine-tunes. Separate processes have separate
+thread pools and allocators. The caller waits for each result, so that one process computes at a
+time. `pytorch_model` and `hf_trainer` have the steps; this module imports neither torch nor
+transformers.
 """
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import math
 import operator
@@ -21,12 +21,12 @@ from minilm_jax.bench.timing import TimedWorker
 from minilm_jax.bench.trainer_task import TrainerTask
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, require_library, suggest_name
 from minilm_jax.core.model_config import EncoderConfig
 
 COMPETITORS = ('torch',)
-# What the model of paper 1 is; the step is written for nothing else.
-_WRITTEN_FOR = {
+# Fields of the model and masks of paper 1, which the PyTorch step implements.
+_SUPPORTED_VALUES = {
   'model.norm': 'post',
   'model.positions': 'learned',
   'model.activation': 'gelu',
@@ -42,152 +42,148 @@ _WRITTEN_FOR = {
   'model.short_convolution': 0,
   'optimizer.algorithm': 'adamw',
 }
-_MICRO_BATCH_ROWS = (16, 4)  # tried on a CPU besides the whole batch
-_PATIENCE = 300  # seconds for a first step, which may compile
+_MICRO_BATCH_ROWS = (16, 4)  # sizes to try on a CPU, in addition to the batch
+_FIRST_STEP_SECONDS = 300  # time limit of a first step, which can compile
 _TRIALS = 3
-_TRAINER_NEEDS = ('torch', 'transformers', 'accelerate')
+_TRAINER_LIBRARIES = ('torch', 'transformers', 'accelerate')
 _PADS = ('longest', 'max')
 
 
-def check_competitor(config: RunConfig, against: str, platform: str) -> None:
-  """Refuses what there is no peer for; '' is nobody.
+def check_competitor(config: RunConfig, competitor: str, platform: str) -> None:
+  """Checks that a competitor can run the recipe; '' is no competitor.
+
+  Args:
+    config: the recipe.
+    competitor: one of `COMPETITORS`, or ''.
+    platform: platform of the devices of JAX.
 
   Raises:
-    InputError: an unknown peer, one that is not installed, a device or a recipe that its step is
-      not written for.
+    InputError: the competitor is unknown or not installed, or lacks the device or a field of the
+      recipe.
   """
-  if not against:
+  if not competitor:
     return
-  if against not in COMPETITORS:
-    raise InputError(
-      f'--compare_with={against}', 'no such peer', suggest_name(against, COMPETITORS)
-    )
-  if importlib.util.find_spec('torch') is None:
-    raise InputError(
-      '--compare_with=torch', 'PyTorch is not installed', "pip install 'minilm_jax[peers]'"
-    )
+  flag = f'--compare_with={competitor}'
+  if competitor not in COMPETITORS:
+    raise InputError(flag, 'no such competitor', suggest_name(competitor, COMPETITORS))
+  require_library('torch', 'peers', flag)
   if platform not in ('cpu', 'gpu'):
-    raise InputError(
-      '--compare_with=torch', f'JAX computes on a {platform}', 'compare on a CPU or a GPU'
-    )
-  for path, value in _WRITTEN_FOR.items():
-    found = operator.attrgetter(path)(config)
-    if found != value:
+    raise InputError(flag, f'JAX devices of the platform {platform}', 'compare on a CPU or a GPU')
+  for field, value in _SUPPORTED_VALUES.items():
+    actual = operator.attrgetter(field)(config)
+    if actual != value:
       raise InputError(
-        '--compare_with=torch',
-        f'{path}={found!r}',
-        f'give a recipe of paper 1, where it is {value!r}',
+        flag, f'{field}={actual!r}', f'give {field}={value!r}, as in the recipes of paper 1'
       )
 
 
 @contextlib.contextmanager
 def start_competitors(
-  config: RunConfig, against: str, platform: str, rows: np.ndarray
+  config: RunConfig, competitor: str, platform: str, rows: np.ndarray
 ) -> Iterator[dict[str, TimedWorker]]:
-  """Yields `released` and `best_torch`, warm and ready to be timed; nothing where `against` is ''.
+  """Yields warm workers: `released`, the released code, and `best_torch`, the fastest PyTorch step.
 
-  Which way is the best is tried here: micro-batches of several sizes, with and without PyTorch's
-  loss in blocks, then the fastest of them with torch.compile.
+  Trials find the fastest step. They vary the size of micro-batches, and the loss with or without
+  blocks. The last trial compiles the fastest of these steps with torch.compile.
 
   Args:
+    config: the recipe.
+    competitor: 'torch'; '' yields no workers.
+    platform: platform of the devices of JAX, 'cpu' or 'gpu'.
     rows: token ids `[N L]` to train on.
 
   Raises:
-    InputError: PyTorch cannot take a step.
+    InputError: PyTorch cannot make a step.
   """
-  if not against:
+  if not competitor:
     yield {}
     return
   with contextlib.ExitStack() as stack:
 
-    def start(how: dict[str, Any]) -> TimedWorker:
+    def start(options: dict[str, Any]) -> TimedWorker:
       device = 'cpu' if platform == 'cpu' else 'cuda'
-      worker = timing.start_worker(
-        _name(how), functools.partial(_pytorch, config, rows, device, **how)
-      )
+      make_step = functools.partial(_make_pytorch_step, config, rows, device, **options)
+      worker = timing.start_worker(_format_options(options), make_step)
       stack.callback(worker.close)
       return worker
 
-    best, way, best_seconds = None, {}, math.inf
+    best, best_options, best_seconds = None, {}, math.inf
 
-    def consider(**how: Any) -> None:
-      nonlocal best, way, best_seconds
-      rival = start(how)
-      seconds = _trial(rival)
+    def try_options(**options: Any) -> None:
+      nonlocal best, best_options, best_seconds
+      slower = start(options)
+      seconds = _time_trial(slower)
       if seconds < best_seconds:
-        best, way, best_seconds, rival = rival, how, seconds, best
-      if rival:
-        rival.close()
+        best, best_options, best_seconds, slower = slower, options, seconds, best
+      if slower:
+        slower.close()
 
     released = start({})
-    released(1, _PATIENCE)
+    released(1, _FIRST_STEP_SECONDS)
     sizes = [
       config.batch_size,
       *(n for n in _MICRO_BATCH_ROWS if n < config.batch_size and platform == 'cpu'),
     ]
-    for at_once, fused_loss in itertools.product(sizes, (False, True)):
-      consider(at_once=at_once, fused_loss=fused_loss, compiled=False)
+    for micro_batch_rows, fused_loss in itertools.product(sizes, (False, True)):
+      try_options(micro_batch_rows=micro_batch_rows, fused_loss=fused_loss, compiled=False)
     if not best:
       raise InputError(
         'a step of PyTorch',
-        'none of its ways works',
-        'fix the causes logged above, or leave PyTorch out',
+        'an error with all options',
+        'fix the errors in the log, or remove --compare_with',
       )
-    consider(**way | {'compiled': True})
+    try_options(**best_options | {'compiled': True})
     yield {'released': released, 'best_torch': best}
 
 
-def _trial(peer: TimedWorker) -> float:
-  """Seconds of one step, infinitely many where it fails: after the first, which may compile, the
-  best of a few.
-  """
+def _time_trial(worker: TimedWorker) -> float:
+  """Returns the seconds of the fastest of a few steps after the first; infinity for an error."""
   try:
-    peer(1, _PATIENCE)
-    seconds = min(peer(1) for _ in range(_TRIALS))
+    worker(1, _FIRST_STEP_SECONDS)
+    seconds = min(worker(1) for _ in range(_TRIALS))
   except InputError as error:
-    progress.log(f'PyTorch, {peer.name}: {error.found}; going on without')
+    progress.log(f'PyTorch, {worker.name}: skipped, {error.found}')
     return math.inf
-  progress.log(f'PyTorch, {peer.name}: {1e3 * seconds:,.0f} ms a step')
+  progress.log(f'PyTorch, {worker.name}: {1e3 * seconds:,.0f} ms a step')
   return seconds
 
 
-def _name(how: dict[str, Any]) -> str:
-  """A way in words; no way at all is that of the released code."""
-  if not how:
+def _format_options(options: dict[str, Any]) -> str:
+  if not options:
     return 'as released'
-  loss = ', fused loss' if how['fused_loss'] else ''
-  return f'{"compiled" if how["compiled"] else "eager"}, {how["at_once"]} rows at once{loss}'
+  mode = 'compiled' if options['compiled'] else 'eager'
+  loss = ', fused loss' if options['fused_loss'] else ''
+  return f'{mode}, {options["micro_batch_rows"]} rows at once{loss}'
 
 
-def _pytorch(*arguments: Any, **how: Any) -> timing.TimedStep:
-  from minilm_jax.bench import (
-    pytorch_model,  # in the process of the peer: this one does without torch
-  )
+def _make_pytorch_step(*arguments: Any, **options: Any) -> timing.TimedStep:
+  from minilm_jax.bench import pytorch_model  # imports torch, in the worker process only
 
-  return pytorch_model.time_pytorch_step(backend.count_cores(), *arguments, **how)
+  return pytorch_model.time_pytorch_step(backend.count_cores(), *arguments, **options)
 
 
 def time_hf_trainer(
   task: TrainerTask, epochs: int | float, threads: int | None = None
 ) -> dict[str, float]:
-  """Measures the seconds in which Hugging Face's `Trainer` fine-tunes a RoBERTa of random weights.
+  """Times the fine-tuning of a RoBERTa of random weights by the `Trainer` of Hugging Face.
 
-  The time is that of `trainer.train()` alone, in float32 on the CPU, after a few steps of another
-  Trainer and model. Nothing is logged, evaluated or saved. AdamW, linear decay without warm-up and
-  clipping at 1 are its defaults.
+  The time is that of `trainer.train()`, in float32 on the CPU, after a few steps of another Trainer
+  and model. Logs, evaluation and checkpoints are off. The optimizer is the default: AdamW, linear
+  decay without warm-up, and clipping at 1.
 
   Args:
     task: model, examples and settings.
-    epochs: may be a fraction.
-    threads: of one operation; None is one a core. For a tiny model, or on a busy machine, 1 can be
-      much faster, because threads that wait for each other spin.
+    epochs: passes over the examples, perhaps a fraction.
+    threads: threads of an operation; None is one a core. One thread can be much faster for a tiny
+      model or on a busy machine, because waiting threads spin.
 
   Returns:
-    `seconds`, `updates` and `final_loss`: the mean over the rows after training, without dropout;
-    its time is not counted.
+    `seconds`, `updates` and `final_loss`, the mean loss over the rows after training, without
+    dropout. `seconds` excludes the computation of `final_loss`.
 
   Raises:
-    InputError: transformers is not installed; RoBERTa has no such shape; rows or labels do not fit.
+    InputError: a library is not installed, RoBERTa lacks a field of the model, or rows and labels
+      do not fit the model.
   """
   _check_trainer(task.shape, task.pad)
   _check_examples(task.rows, task.labels, task.shape, task.classes)
@@ -199,10 +195,10 @@ def time_hf_trainer(
     ('threads', threads),
   ):
     if not 0 < value < math.inf:
-      raise InputError(f'{name}={value}', 'not a positive finite number', 'give one')
+      raise InputError(f'{name}={value}', 'not positive and finite', f'give {name} above 0')
   updates = math.ceil(epochs * math.ceil(len(task.rows) / task.batch_size))
   worker = timing.start_worker(
-    "Hugging Face's Trainer", functools.partial(_build_trainer, threads, task)
+    'Hugging Face Trainer', functools.partial(_build_trainer, threads, task)
   )
   try:
     return worker(updates)
@@ -211,19 +207,16 @@ def time_hf_trainer(
 
 
 def _check_trainer(shape: EncoderConfig, pad: str) -> None:
-  absent = [name for name in _TRAINER_NEEDS if importlib.util.find_spec(name) is None]
-  if absent:
-    raise InputError(
-      "Hugging Face's Trainer", f'{", ".join(absent)} not installed', "pip install 'minilm_jax[hf]'"
-    )
+  for library in _TRAINER_LIBRARIES:
+    require_library(library, 'hf', 'the Hugging Face Trainer')
   if pad not in _PADS:
-    raise InputError(f'pad={pad!r}', 'no such way to pad', suggest_name(pad, _PADS))
+    raise InputError(f'pad={pad!r}', 'an unknown padding', suggest_name(pad, _PADS))
   for field, value in (('encoder', ''), ('norm', 'post'), ('positions', 'learned')):
     if getattr(shape, field) != value:
       raise InputError(
-        "Hugging Face's Trainer",
-        f'model.{field}={getattr(shape, field)!r}',
-        f'give {value!r}: RoBERTa has no other',
+        'the Hugging Face Trainer',
+        f'model.{field}={getattr(shape, field)!r}, which RoBERTa lacks',
+        f'give model.{field}={value!r}',
       )
 
 
@@ -232,23 +225,23 @@ def _check_examples(
 ) -> None:
   if rows.ndim != 2 or labels.shape != rows.shape[:1] or not rows.size:
     raise InputError(
-      'rows [N L] and labels [N]', f'{rows.shape} and {labels.shape}', 'give one label a row'
+      'rows [N L] and labels [N]', f'{rows.shape} and {labels.shape}', 'give a label for each row'
     )
   if rows.shape[1] > shape.max_length or rows.min() < 0 or rows.max() >= shape.vocab_size:
     raise InputError(
       f'rows of at most {shape.max_length} ids below {shape.vocab_size}',
       f'{rows.shape[1]} ids from {rows.min()} to {rows.max()}',
-      'give the shape that they are made for',
+      'give the model of the tokenizer of these rows',
     )
   if classes < 0 or classes == 1 or classes and (labels.min() < 0 or labels.max() >= classes):
     raise InputError(
       f'{classes} classes',
       f'labels from {labels.min()} to {labels.max()}',
-      'give 0 for a regression, else one more than the greatest label',
+      'give 0 classes for a regression, or the largest label plus 1',
     )
 
 
 def _build_trainer(threads: int, task: TrainerTask) -> timing.TimedStep:
-  from minilm_jax.bench import hf_trainer  # imports torch: in the process of the competitor alone
+  from minilm_jax.bench import hf_trainer  # imports torch, in the worker process only
 
   return hf_trainer.time_trainer(threads, task)

@@ -1,12 +1,10 @@
-"""How long fine-tuning takes: all members of a recipe as one population, as separate runs, in
-Hugging Face's Trainer.
+"""Measures the duration of fine-tuning: one population, separate runs, or the Hugging Face Trainer.
 
-Protocol: every one of ours is the command `minilm finetune` in a process of its own, from its start
-to its end, with a cache of compiled programs that is empty at first. The populations of all tasks
-are one command. Of each task a single member runs twice, the first time compiling, and stands for
-all others as it runs the second time. The Trainer fine-tunes one seed, untimed until it is warm,
-without evaluation, with one thread and with one a core, of which the faster counts; it stands for
-all members.
+Our times are durations of the command `minilm finetune` in a separate process. The compilation
+cache is empty at first. One command fine-tunes the populations of all tasks. A single member of
+each task runs twice: the first run compiles, and the second run stands for all other members. The
+Trainer fine-tunes one seed, which stands for all members. It runs after a warm-up, without
+evaluation, with one thread and with one thread a core. The faster time counts.
 """
 
 import json
@@ -29,7 +27,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune_results, suite, task_data
 from minilm_jax.training import pretrained
 
-_RECIPES = '''"""Settings, as they were given."""
+_RECIPE_FILE = '''"""The recipes of a fine-tuning benchmark."""
 import json
 from ml_collections import config_dict
 
@@ -38,122 +36,102 @@ def get_config(task):
   return config_dict.ConfigDict(json.loads({text!r})[task])
 '''
 TRAINER_COMPETITOR = 'hf'
-_SOLO_RECIPE = '-alone'
+_SOLO_SUFFIX = '-alone'
 
 
 def bench_finetuning(
-  configs: Mapping[str, FinetuneConfig], checkpoints: str, against: str
+  configs: Mapping[str, FinetuneConfig], checkpoint: str, competitor: str
 ) -> dict[str, Any]:
-  """Times the fine-tuning of one checkpoint on every task of a table of recipes.
+  """Times the fine-tuning of one checkpoint on several tasks.
 
   Args:
     configs: recipes by name.
-    checkpoints: a pre-training run, as for `suite.expand_checkpoints`.
-    against: 'hf' times Hugging Face's Trainer too; '' does not.
+    checkpoint: a pre-training run, as for `suite.expand_checkpoints`.
+    competitor: 'hf' also times the Hugging Face Trainer; '' times ours alone.
 
   Returns:
-    Of each task seconds of the first and of the next separate run, of one run of the Trainer, and
-    how many members there are; over all tasks, every member counted, seconds of each way and ratios
-    to the population.
+    `tasks` has by name the number of `members`, and the seconds of the `first` and the `next`
+    separate run and of the Trainer (`hf`). `seconds` has the total of all members and tasks by
+    method. `faster_than_METHOD` is the ratio to the population. Machine, load and versions follow.
 
   Raises:
-    InputError: nobody to be compared with, more than one checkpoint, a model or a head that the
-      Trainer's RoBERTa cannot have, or what fine-tuning itself refuses.
+    InputError: an unknown competitor, more than one checkpoint, a model or head that RoBERTa lacks,
+      or a fine-tuning that fails.
   """
-  if against not in ('', TRAINER_COMPETITOR):
+  if competitor not in ('', TRAINER_COMPETITOR):
     raise InputError(
-      f'--compare_with={against}',
-      'nobody of that name fine-tunes here',
-      f'give --compare_with={TRAINER_COMPETITOR} or none',
+      f'--compare_with={competitor}',
+      'no such competitor for fine-tuning',
+      f'give --compare_with={TRAINER_COMPETITOR}, or remove the flag',
     )
-  runs = suite.expand_checkpoints(checkpoints)
+  runs = suite.expand_checkpoints(checkpoint)
   if [len(steps) for steps in runs.values()] != [1]:
-    raise InputError(
-      f'--checkpoint={checkpoints}', 'not one checkpoint', 'give one pre-training run'
-    )
+    count = sum(map(len, runs.values()))
+    raise InputError(f'--checkpoint={checkpoint}', f'{count} checkpoints', 'give one checkpoint')
   (source,) = runs
-  if against:
-    _check_peer(configs, source)
-  load, found = machine.read_load(), {}
-  ready = {name: _prepare_data(config, source) for name, config in configs.items()}
+  if competitor:
+    _check_roberta(configs, source)
+  load, tasks = machine.read_load(), {}
+  datasets = {name: _prepare_data(config, source) for name, config in configs.items()}
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / 'recipes.py'
-    alone = {f'{name}{_SOLO_RECIPE}': _time_solo(config) for name, config in configs.items()}
-    file.write_text(
-      _RECIPES.format(
-        text=json.dumps({name: recipe.as_dict(config) for name, config in configs.items()} | alone)
-      )
-    )
+    recipes = {name: recipe.as_dict(config) for name, config in configs.items()}
+    recipes |= {f'{name}{_SOLO_SUFFIX}': _make_solo(config) for name, config in configs.items()}
+    file.write_text(_RECIPE_FILE.format(text=json.dumps(recipes)))
     progress.log(f'timing the populations of {", ".join(configs)}')
-    population = _seconds(file, ','.join(configs), source, 'population')
+    population = _time_command(file, ','.join(configs), source, 'population')
     for number, (name, config) in enumerate(configs.items()):
       progress.log(f'timing separate runs of task {number + 1} of {len(configs)}: {name}')
-      found[name] = {
-        'members': len(finetune_results.member_specs(config, [0])),
-        **{
-          again: _seconds(file, name + _SOLO_RECIPE, source, again) for again in ('first', 'next')
-        },
-      }
-      if against:
-        found[name] |= _trainer(config, source, ready[name])
-  separate = sum(one['first'] + (one['members'] - 1) * one['next'] for one in found.values())
-  totals = {'population': population, 'separate': separate}
-  if against:
-    totals[TRAINER_COMPETITOR] = sum(
-      one[TRAINER_COMPETITOR] * one['members'] for one in found.values()
-    )
-  return {
-    'tasks': found,
-    'seconds': totals,
-    **{
-      f'faster_than_{way}': totals[way] / totals['population']
-      for way in totals
-      if way != 'population'
-    },
-    'machine': machine.describe_machine(),
-    'load_before': load,
-    'versions': machine.list_versions(*(['torch', 'transformers'] if against else [])),
-  }
+      tasks[name] = {'members': len(finetune_results.list_members(config, [0]))}
+      for label in ('first', 'next'):
+        tasks[name][label] = _time_command(file, name + _SOLO_SUFFIX, source, label)
+      if competitor:
+        tasks[name] |= _time_trainer(config, source, datasets[name])
+  separate = sum(row['first'] + (row['members'] - 1) * row['next'] for row in tasks.values())
+  seconds = {'population': population, 'separate': separate}
+  if competitor:
+    trainer = sum(row['members'] * row[TRAINER_COMPETITOR] for row in tasks.values())
+    seconds[TRAINER_COMPETITOR] = trainer
+  ratios = {f'faster_than_{name}': value / population for name, value in seconds.items()}
+  del ratios['faster_than_population']
+  libraries = ['torch', 'transformers'] if competitor else []
+  conditions = machine.describe_conditions(load, *libraries)
+  return {'tasks': tasks, 'seconds': seconds, **ratios, **conditions}
 
 
-def _check_peer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
-  """Refuses what would be compared with another model than it is."""
+def _check_roberta(configs: Mapping[str, FinetuneConfig], source: str) -> None:
+  """Raises InputError if a model or head has parts that RoBERTa lacks."""
   model = pretrained.load_single_config(source).model
-  others = ('convolutions', 'short_convolution', 'encoder')
-  found = [(f'model.{name}', getattr(model, name)) for name in others if getattr(model, name)]
-  found += [
-    (f'head.ensemble_size of {name}', one.head.ensemble_size)
-    for name, one in configs.items()
-    if one.head.ensemble_size > 1
+  fields = ('convolutions', 'short_convolution', 'encoder')
+  parts = [(f'model.{name}', getattr(model, name)) for name in fields if getattr(model, name)]
+  parts += [
+    (f'head.ensemble_size of {name}', config.head.ensemble_size)
+    for name, config in configs.items()
+    if config.head.ensemble_size > 1
   ]
-  for name, value in found:
+  for name, value in parts:
     raise InputError(
       f'--compare_with={TRAINER_COMPETITOR} for {source}',
-      f'{name} is {value}: a RoBERTa has no convolutions and one head',
-      'leave --compare_with out, or give a model and a recipe without them',
+      f'{name} is {value}; RoBERTa has no convolutions and one head',
+      'remove --compare_with, or give another model or recipe',
     )
 
 
 def _prepare_data(config: FinetuneConfig, source: str) -> task_data.TaskData:
-  return task_data.prepare_task_data(
-    config,
-    pretrained.load_single_config(source).model.max_length,
-    pretrained.load_tokenizer(source),
-  )
+  length = pretrained.load_single_config(source).model.max_length
+  return task_data.prepare_task_data(config, length, pretrained.load_tokenizer(source))
 
 
-def _time_solo(config: FinetuneConfig) -> dict[str, Any]:
-  """The recipe of the first member alone."""
-  first = finetune_results.member_specs(config, [0])[0]
-  alone = {**recipe.as_dict(config), 'seeds': [first.seed], 'learning_rates': []}
-  return alone | {'optimizer': {**alone['optimizer'], 'learning_rate': first.learning_rate}}
+def _make_solo(config: FinetuneConfig) -> dict[str, Any]:
+  """Returns the recipe of the first member alone."""
+  first = finetune_results.list_members(config, [0])[0]
+  solo = {**recipe.as_dict(config), 'seeds': [first.seed], 'learning_rates': []}
+  return solo | {'optimizer': {**solo['optimizer'], 'learning_rate': first.learning_rate}}
 
 
-def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
-  """Of the command, in a process of its own; compiled programs are kept in a folder that recipes of
-  one name share.
-  """
-  workdir, cache = (file.parent / f'{what}-{names}', file.parent / f'cache-{names}')
+def _time_command(file: pathlib.Path, names: str, source: str, label: str) -> float:
+  """Returns the seconds of `minilm finetune` in a process; recipes of equal names share a cache."""
+  workdir, cache = file.parent / f'{label}-{names}', file.parent / f'cache-{names}'
   command = [
     sys.executable,
     '-m',
@@ -164,77 +142,61 @@ def _seconds(file: pathlib.Path, names: str, source: str, what: str) -> float:
     f'--workdir={workdir}',
     f'--trust={recipe.allowed_modules()}',
   ]
-  began = time.perf_counter()
-  done = subprocess.run(
-    command,
-    capture_output=True,
-    text=True,
-    check=False,
-    env=os.environ | {'XDG_CACHE_HOME': str(cache)},
-  )
-  if done.returncode:
-    said = [f'exit status {done.returncode}', *done.stderr.strip().splitlines()]
-    found = [line.removeprefix('found: ') for line in said if line.startswith('found: ')] or said
-    raise InputError(' '.join(command[2:]), found[-1], 'fix the cause and run the command again')
-  return time.perf_counter() - began
+  environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
+  start = time.perf_counter()
+  process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+  if process.returncode:
+    lines = [f'exit status {process.returncode}', *process.stderr.strip().splitlines()]
+    causes = [line.removeprefix('found: ') for line in lines if line.startswith('found: ')]
+    cause = (causes or lines)[-1]
+    raise InputError(' '.join(command[2:]), cause, 'fix the cause and run the command again')
+  return time.perf_counter() - start
 
 
-def _trainer(config: FinetuneConfig, source: str, ready: task_data.TaskData) -> dict[str, Any]:
-  """Seconds of one seed in Hugging Face's Trainer, by the faster number of threads."""
-  rows = ready.rows[task_data.TRAIN_SPLIT]
-  shape = pretrained.load_single_config(source).model
-  tokens = np.asarray(ready.used_ids)[rows.tokens].astype(np.int32)
+def _time_trainer(config: FinetuneConfig, source: str, data: task_data.TaskData) -> dict[str, Any]:
+  """Times one seed in the Hugging Face Trainer with one thread and with one thread a core."""
+  rows = data.rows[task_data.TRAIN_SPLIT]
   task = trainer_task.TrainerTask(
-    tokens,
-    rows.labels,
-    shape,
-    len(ready.task.labels),
-    config.batch_size,
-    finetune_results.member_specs(config, [0])[0].learning_rate,
-    config.seeds[0],
-    'longest',
+    rows=np.asarray(data.used_ids)[rows.tokens].astype(np.int32),
+    labels=rows.labels,
+    shape=pretrained.load_single_config(source).model,
+    classes=len(data.task.labels),
+    batch_size=config.batch_size,
+    learning_rate=finetune_results.list_members(config, [0])[0].learning_rate,
+    seed=config.seeds[0],
+    pad='longest',
   )
   seconds = {
     threads: competitors.time_hf_trainer(task, config.epochs, threads)['seconds']
     for threads in sorted({1, backend.count_cores()})
   }
-  best = min(seconds, key=seconds.__getitem__)
-  return {TRAINER_COMPETITOR: seconds[best], f'{TRAINER_COMPETITOR}_threads': best}
+  fastest = min(seconds, key=seconds.__getitem__)
+  return {TRAINER_COMPETITOR: seconds[fastest], f'{TRAINER_COMPETITOR}_threads': fastest}
 
 
-def finetune_bench_tables(found: dict[str, Any]) -> list[rich_table.Table]:
-  """The same for a reader."""
-  names = {
+def finetune_bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+  """Returns the tables of `bench_finetuning`."""
+  methods = {
     'population': 'one population',
     'separate': 'separate runs',
-    TRAINER_COMPETITOR: "Hugging Face's Trainer",
+    TRAINER_COMPETITOR: 'Hugging Face Trainer',
   }
-  runs = [
-    name
-    for name in ('first', 'next', TRAINER_COMPETITOR)
-    if all(name in one for one in found['tasks'].values())
-  ]
-  single = rich_table.Table(
-    'task',
-    'members',
-    *(names.get(name, f'the {name} of ours') for name in runs),
-    title='Seconds of one member alone',
+  columns = {'first': 'first run', 'next': 'next run'}
+  if TRAINER_COMPETITOR in result['seconds']:
+    columns[TRAINER_COMPETITOR] = methods[TRAINER_COMPETITOR]
+  single = rich_table.Table('task', 'members', *columns.values(), title='Seconds of one member')
+  for task, row in result['tasks'].items():
+    single.add_row(task, str(row['members']), *(f'{row[name]:,.1f}' for name in columns))
+  seconds = result['seconds']
+  total = rich_table.Table(
+    *(methods[name] for name in seconds), title='Seconds of all members of all tasks'
   )
-  for task, one in found['tasks'].items():
-    single.add_row(task, str(one['members']), *(f'{one[name]:,.1f}' for name in runs))
-  several = rich_table.Table(
-    *(names[way] for way in found['seconds']), title='Seconds of all members of all tasks'
-  )
-  several.add_row(*(f'{seconds:,.0f}' for seconds in found['seconds'].values()))
-  facts = rich_table.Table('what', 'value')
-  for way in found['seconds']:
-    if way != 'population':
-      facts.add_row(
-        f'the population is faster than {names[way]}', f'{found[f"faster_than_{way}"]:.1f} times'
-      )
-  facts.add_row('machine', found['machine'])
-  facts.add_row('load in the minute before', f'{found["load_before"]:.2f}')
-  facts.add_row(
-    'versions', ', '.join(f'{name} {version}' for name, version in found['versions'].items())
-  )
-  return [single, several, facts]
+  total.add_row(*(f'{value:,.0f}' for value in seconds.values()))
+  facts = rich_table.Table('quantity', 'value')
+  for name in seconds:
+    if name != 'population':
+      ratio = result[f'faster_than_{name}']
+      facts.add_row(f'speed-up of the population over {methods[name]}', f'{ratio:.1f}')
+  for name, value in machine.format_conditions(result):
+    facts.add_row(name, value)
+  return [single, total, facts]

@@ -1,7 +1,8 @@
-"""Fine-tunes a `RobertaForSequenceClassification` of random weights with Hugging Face's `Trainer`.
+"""Fine-tunes a `RobertaForSequenceClassification` of random weights with the `Trainer`.
 
-The one module that imports transformers for timing; `competitors` runs it in a process of its own.
-Reading and tokenizing text, logs, evaluation and saving are left out, which can only favour it.
+`competitors` runs this module in a separate process, because it imports torch and transformers. The
+measurement excludes reading and tokenizing text, logs, evaluation and checkpoints, which favours
+the `Trainer` of Hugging Face.
 """
 
 import tempfile
@@ -18,15 +19,15 @@ from minilm_jax.bench.trainer_task import TrainerTask
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 
-_WARMUP_STEPS = 3  # steps of the Trainer that is thrown away
-_EVAL_ROWS = 128  # rows a batch of the final loss
+_WARMUP_STEPS = 3  # steps of a first Trainer, which is not timed
+_EVAL_ROWS = 128  # batch size for the final loss
 TrainerExamples = list[dict[str, Any]]
 
 
 def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, float]]:
-  """Returns a warm function from a number of updates to `seconds`, `updates` and `final_loss`.
+  """Returns a function that trains a new model for a number of updates, after a warm-up.
 
-  Each call trains a fresh model.
+  The function returns `seconds`, `updates` and `final_loss`.
   """
   torch.set_num_threads(threads)
   transformers.logging.set_verbosity_error()
@@ -35,7 +36,7 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
   def train(updates: int) -> dict[str, float]:
     transformers.set_seed(task.seed)
     model = build_roberta(task.shape, task.classes)
-    with tempfile.TemporaryDirectory() as folder:  # Trainer wants one, even where nothing is saved
+    with tempfile.TemporaryDirectory() as folder:  # required by Trainer, even without checkpoints
       trainer = transformers.Trainer(
         model,
         data_collator=collate,
@@ -75,7 +76,7 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
 def build_roberta(
   shape: EncoderConfig, classes: int
 ) -> transformers.RobertaForSequenceClassification:
-  """The nearest plain RoBERTa: tables as wide as the hidden layers, its own way to start."""
+  """Returns a RoBERTa of these sizes, with embeddings of the hidden size and its initialization."""
   return transformers.RobertaForSequenceClassification(
     transformers.RobertaConfig(
       vocab_size=shape.vocab_size,
@@ -100,10 +101,12 @@ def build_roberta(
 def prepare_examples(
   rows: np.ndarray, labels: np.ndarray, classes: int, pad: str
 ) -> tuple[TrainerExamples, Callable[[Sequence[Any]], dict[str, torch.Tensor]]]:
-  """Examples as lists, and what makes a batch of some: padded to the longest of them there, or all
-  to L here.
+  """Returns examples, and the function that collates a batch.
+
+  With `pad` 'longest', the function pads a batch to its longest row; with 'max', the examples are
+  already padded to L.
   """
-  typed = [(int if classes else float)(label) for label in labels]
+  targets = [(int if classes else float)(label) for label in labels]
   if pad == 'max':
     return [
       {
@@ -111,9 +114,9 @@ def prepare_examples(
         'attention_mask': (row != tokenizer.PAD_ID).astype(int).tolist(),
         'labels': label,
       }
-      for row, label in zip(rows, typed, strict=True)
+      for row, label in zip(rows, targets, strict=True)
     ], transformers.default_data_collator
-  kept = [row[row != tokenizer.PAD_ID].tolist() for row in rows]
+  token_ids = [row[row != tokenizer.PAD_ID].tolist() for row in rows]
   words = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(
       {name: n for n, name in enumerate(tokenizer.SPECIAL_TOKENS)}, '<unk>'
@@ -124,7 +127,7 @@ def prepare_examples(
   )
   return [
     {'input_ids': ids, 'attention_mask': [1] * len(ids), 'labels': label}
-    for ids, label in zip(kept, typed, strict=True)
+    for ids, label in zip(token_ids, targets, strict=True)
   ], transformers.DataCollatorWithPadding(padder)
 
 
@@ -133,7 +136,7 @@ def mean_loss(
   examples: TrainerExamples,
   collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
 ) -> float:
-  """The mean over all examples; nothing is dropped."""
+  """Returns the mean loss over all examples, without dropout."""
   model.eval()
   parts = [examples[first : first + _EVAL_ROWS] for first in range(0, len(examples), _EVAL_ROWS)]
   with torch.no_grad():

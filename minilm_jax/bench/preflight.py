@@ -1,15 +1,13 @@
-"""What a recipe would take of a TPU that is not there: the very chunk that `pretrain` runs,
-compiled for its topology.
+"""Compiles a recipe for an absent TPU and reports memory, collectives and estimated time.
 
-Nothing runs. The compiler says how many bytes a chip holds and what the chips send each other, and
-refuses what does not fit as it would on the machine. The time of a step is the sum of the cycles
-that its cost model gives each kernel; collectives and waits for copies are not in it. So speed and
-utilisation are upper ends, and no TPU has confirmed them. `optimal_seconds` of XLA is left out: it
-takes a second off for each operation that it does not know.
+The compiler reports the memory of a chip and the data that chips exchange. It refuses a program
+that does not fit, as on a TPU. The estimated time of a step is the sum of the cycles of all kernels
+in the cost model of the compiler. The time excludes collectives and waits for copies, so that speed
+and utilisation are upper limits. No TPU has confirmed the numbers. `optimal_seconds` of XLA is not
+used, because it subtracts a second for each unknown operation.
 """
 
 import dataclasses
-import importlib.util
 import math
 import re
 import time
@@ -27,105 +25,105 @@ from rich import table as rich_table
 
 from minilm_jax.core import backend, progress, run_dir
 from minilm_jax.core.config import RunConfig
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, require_library
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.model.flops import flops_per_row
 from minilm_jax.training import program, run_setup, sharding
 
-# What an optimised program of XLA says of itself: its collectives and the cycles of its kernels,
-# from its text.
-StepCost = Iterable[tuple[str, int]]  # the text of its instructions, each with how often it runs
+Instructions = Iterable[tuple[str, int]]  # texts of HLO instructions with their number of runs
+# Patterns in the text of an optimised HLO program.
 _COMPUTATION = re.compile(r'(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$')
 _LOOP = re.compile(r' while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)')
-_CALLED = re.compile(r'(?:calls|to_apply)=%?([\w.-]+)')
-_COMPARED = re.compile(r'ROOT .* compare\(.*%([\w.-]+)\), direction=LT')
+_CALL = re.compile(r'(?:calls|to_apply)=%?([\w.-]+)')
+_COMPARISON = re.compile(r'ROOT .* compare\(.*%([\w.-]+)\), direction=LT')
 _COLLECTIVE = re.compile(
   r' = (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(-start)?\('
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_UNKNOWN = 2**63 - 1  # cycles, where the cost model has none
+_UNKNOWN_CYCLES = 2**63 - 1
 _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([\d,]*)\]')
+_ABSENT_CORPUS_ROWS = 60_000  # about the rows of a reduced corpus of five million words
+_MIB = 1 << 20
+# A topology with a zero makes libtpu divide by zero.
+_TOPOLOGY = re.compile(r'(\w+):[1-9]\d*(x[1-9]\d*){1,2}')
 
 
-def parse_instructions(hlo: str) -> StepCost:
-  """The instructions of one step; of a program that does not loop, all."""
-  bodies, entry, inside = {}, '', []
+def parse_instructions(hlo: str) -> Instructions:
+  """Yields the instructions of one step, or of the whole program if it has no loop."""
+  computations, entry, lines = {}, '', []
   for line in hlo.splitlines():
     head = _COMPUTATION.match(line)
     if head:
-      inside = bodies.setdefault(head['name'], [])
+      lines = computations.setdefault(head['name'], [])
       entry = head['name'] if head['entry'] else entry
     elif line.startswith('  '):
-      inside.append(line)
-  steps = next(filter(None, map(_LOOP.search, bodies[entry])), None)
-  yield from _called(bodies, steps[2] if steps else entry, 1)
+      lines.append(line)
+  loop = next(filter(None, map(_LOOP.search, computations[entry])), None)
+  yield from _expand_computation(computations, loop[2] if loop else entry, 1)
 
 
-def find_collectives(step: StepCost) -> dict[str, dict[str, int]]:
-  """What the chips send each other in a step: by kind, how often, and the bytes that it gives one
-  chip.
-  """
-  found: dict[str, dict[str, int]] = {}
-  for line, times in step:
-    match = _COLLECTIVE.search(line)
-    if match:
-      sizes = [_bytes(*array) for array in _ARRAY.findall(match[1])]
-      # What only starts has its operand beside its result, except for all-reduce.
-      moved = max(sizes) if match[3] and match[2] != 'all-reduce' else sum(sizes)
-      kind = found.setdefault(match[2], {'count': 0, 'bytes': 0})
-      kind['count'] += times
-      kind['bytes'] += times * moved
-  return found
-
-
-def estimate_cycles(step: StepCost) -> int:
-  """The cycles of all kernels of a step, by the compiler's cost model; none for those that it does
-  not know.
-  """
-  known = ((int(count), times) for line, times in step for count in _CYCLES.findall(line))
-  return sum(count * times for count, times in known if count < _UNKNOWN)
-
-
-def _called(bodies: Mapping[str, Sequence[str]], name: str, times: int) -> StepCost:
-  for line in bodies[name]:
-    yield line, times
+def _expand_computation(
+  computations: Mapping[str, Sequence[str]], name: str, runs: int
+) -> Instructions:
+  """Yields the instructions of a computation and of the computations that it calls."""
+  for line in computations[name]:
+    yield line, runs
     loop = _LOOP.search(line)
     if loop:
-      turns = times * _turns(bodies[loop[1]])
-      yield from _called(bodies, loop[1], turns)
-      yield from _called(bodies, loop[2], turns)
-    for inner in _CALLED.findall(line):
-      yield from _called(bodies, inner, times)
+      loop_runs = runs * _count_iterations(computations[loop[1]])
+      yield from _expand_computation(computations, loop[1], loop_runs)
+      yield from _expand_computation(computations, loop[2], loop_runs)
+    for called in _CALL.findall(line):
+      yield from _expand_computation(computations, called, runs)
 
 
-def _turns(condition: Sequence[str]) -> int:
-  """How often a loop turns that counts up to a constant; 1 where it does not say."""
+def _count_iterations(condition: Sequence[str]) -> int:
+  """Returns the iterations of a loop that counts up to a constant; 1 for any other loop."""
   text = '\n'.join(condition)
-  compared = _COMPARED.search(text)
-  limit = compared and re.search(rf'%{re.escape(compared[1])} = s32\[\]\S* constant\((\d+)\)', text)
+  comparison = _COMPARISON.search(text)
+  limit = comparison and re.search(
+    rf'%{re.escape(comparison[1])} = s32\[\]\S* constant\((\d+)\)', text
+  )
   return int(limit[1]) if limit else 1
 
 
-def _bytes(kind: str, bits: str, shape: str) -> int:
-  """Bytes of one array, as in f32[8,128]; a pred takes one, a token none."""
-  return (
-    math.prod(map(int, filter(None, shape.split(','))))
-    * {'pred': 8, 'token': 0}.get(kind, int(bits or 0))
-    // 8
-  )
+def find_collectives(step: Instructions) -> dict[str, dict[str, int]]:
+  """Returns the collectives of a step by kind: their `count`, and the result `bytes` on a chip."""
+  collectives: dict[str, dict[str, int]] = {}
+  for line, runs in step:
+    match = _COLLECTIVE.search(line)
+    if match:
+      sizes = [_count_bytes(*array) for array in _ARRAY.findall(match[1])]
+      # The result of a -start instruction includes its operand, except for all-reduce.
+      size = max(sizes) if match[3] and match[2] != 'all-reduce' else sum(sizes)
+      totals = collectives.setdefault(match[2], {'count': 0, 'bytes': 0})
+      totals['count'] += runs
+      totals['bytes'] += runs * size
+  return collectives
 
 
-# of a corpus that is not there yet; a reduced language of five million words has as many
-_ROWS = 60_000
-_MIB = 1 << 20
-# libtpu itself divides by what it is given
-_TOPOLOGY = re.compile(r'(\w+):[1-9]\d*(x[1-9]\d*){1,2}')
+def _count_bytes(dtype: str, bits: str, shape: str) -> int:
+  """Returns the bytes of an array such as f32[8,128]; an entry of a pred has one, a token none."""
+  size = math.prod(map(int, filter(None, shape.split(','))))
+  return size * {'pred': 8, 'token': 0}.get(dtype, int(bits or 0)) // 8
+
+
+def estimate_cycles(step: Instructions) -> int:
+  """Returns the cycles of all kernels of a step that the cost model of the compiler knows."""
+  cycles = ((int(text), runs) for line, runs in step for text in _CYCLES.findall(line))
+  return sum(count * runs for count, runs in cycles if count < _UNKNOWN_CYCLES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip: bytes of memory, FLOP/s in bfloat16, bytes/s of its memory, cycles/s; what libtpu
-  calls its set-up.
+  """A TPU chip.
+
+  Attributes:
+    memory: bytes.
+    flops: peak FLOP/s in bfloat16.
+    bandwidth: bytes/s of the memory.
+    clock: cycles/s.
+    setup: the chip configuration, as libtpu names it.
   """
 
   memory: int
@@ -135,11 +133,11 @@ class Chip:
   setup: str = 'default'
 
 
-# Memory, peak and bandwidth: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The clock follows
-# from the peak and the matrix units named there; that of v6e from the cycles that the compiler
-# gives a large product and a large copy.
+# Source of memory, peak and bandwidth: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The
+# clock follows from the peak and the number of matrix units there. The clock of v6e follows from
+# the cycles that the compiler gives a large product and a large copy.
 CHIPS = {
-  'v4': Chip(32 << 30, 275e12, 1200e9, 1.05e9, 'megacore'),  # its two cores are one device
+  'v4': Chip(32 << 30, 275e12, 1200e9, 1.05e9, 'megacore'),  # two cores form one device
   'v5e': Chip(16 << 30, 197e12, 819e9, 1.5e9),
   'v5p': Chip(95 << 30, 459e12, 2765e9, 1.75e9),
   'v6e': Chip(32 << 30, 918e12, 1638e9, 1.75e9),
@@ -147,59 +145,58 @@ CHIPS = {
 
 
 def compile_for_topology(configs: Mapping[str, RunConfig], topology: str) -> dict[str, Any]:
-  """Compiles the training chunk of each recipe for a TPU and says what it takes of a chip.
+  """Compiles the training chunk of each recipe for a TPU.
 
   Args:
     configs: recipes by name.
-    topology: chip and arrangement, as in `v5e:2x4`.
+    topology: chip and arrangement, such as `v5e:2x4`.
 
   Returns:
-    `topology`, `chip` and, by name, `recipes`: what `describe` finds.
+    `topology`, `chip`, and `recipes`: the result of `describe_step` by name.
 
   Raises:
-    InputError: libtpu is not installed, there is no such topology, or a recipe does not fit its
-      devices.
+    InputError: libtpu is missing, the topology does not exist, or a recipe cannot be divided among
+      its devices.
   """
-  chip, devices = _devices(topology)
+  chip, devices = _describe_devices(topology)
   workers = min(len(configs), backend.count_cores())
   with (
-    progress.track_progress('compiling', len(configs), 'recipes') as tick,
+    progress.track_progress('compiling', len(configs), 'recipes') as update,
     futures.ThreadPoolExecutor(workers) as pool,
   ):
-    found = {}
-    for name, done in zip(
-      configs, pool.map(lambda config: describe_step(config, chip, devices), configs.values())
-    ):
-      found[name] = done
-      tick(len(found), _with_notes(name, done))
-  return {'topology': topology, 'chip': dataclasses.asdict(chip), 'recipes': found}
+    recipes = {}
+    steps = pool.map(lambda config: describe_step(config, chip, devices), configs.values())
+    for name, step in zip(configs, steps):
+      recipes[name] = step
+      # Forty recipes take an hour: the log has the numbers of each in case of an interruption.
+      update(len(recipes), _format_note(name, step))
+  return {'topology': topology, 'chip': dataclasses.asdict(chip), 'recipes': recipes}
 
 
-def _with_notes(name: str, found: Mapping[str, Any]) -> str:
-  """What is worth keeping of a recipe, should the others never be done: forty of them take an hour."""
-  said = 'does not fit'
-  if found['fits']:
-    said = f'{found["bytes"]["total"] / _MIB:,.0f} MiB, {found["milliseconds"]:.2f} ms'
-  return f'{name}: {said}; compiled in {found["compile_seconds"]:.0f} s'
+def _format_note(name: str, step: Mapping[str, Any]) -> str:
+  text = 'does not fit'
+  if step['fits']:
+    text = f'{step["bytes"]["total"] / _MIB:,.0f} MiB, {step["milliseconds"]:.2f} ms'
+  return f'{name}: {text}; compiled in {step["compile_seconds"]:.0f} s'
 
 
-def check_topology(found: Mapping[str, Any]) -> None:
-  """Refuses what does not fit, after it has been printed.
+def check_topology(result: Mapping[str, Any]) -> None:
+  """Checks the result of `compile_for_topology`, after it has been printed.
 
   Raises:
     InputError: a recipe needs more memory than a chip has.
   """
-  wrong = {name: point['refused'] for name, point in found['recipes'].items() if not point['fits']}
-  if wrong:
+  refused = {name: step['refused'] for name, step in result['recipes'].items() if not step['fits']}
+  if refused:
     raise InputError(
-      f'{", ".join(wrong)} on {found["topology"]}',
-      '; '.join(wrong.values()),
-      'lower batch_size, raise grad_accumulation_steps or logit_chunks, or take more or larger chips',
+      f'{", ".join(refused)} on {result["topology"]}',
+      '; '.join(refused.values()),
+      'lower batch_size, raise grad_accumulation_steps or logit_chunks, or use more chips',
     )
 
 
-def preflight_tables(found: Mapping[str, Any]) -> list[rich_table.Table]:
-  """The same for a reader: a line a recipe; all that was found of a single one."""
+def preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns a table with a line a recipe, and all values of a single recipe in a second table."""
   columns = [
     rich_table.Column(name, justify='right')
     for name in ('args', 'temps', 'total', 'share', 'sent', 'ms', 'Mtok/s', 'use')
@@ -209,32 +206,32 @@ def preflight_tables(found: Mapping[str, Any]) -> list[rich_table.Table]:
     *columns,
     box=box.SIMPLE,
     padding=0,
-    title=f'A step on {found["topology"]}, of one chip: MiB of arguments, temporaries and in total, share of its '
-    'memory, MiB sent; at best milliseconds, million tokens/s of all chips, utilisation',
+    title=f'A step on {result["topology"]}. One chip: MiB of arguments, temporaries and in total, '
+    'share of the memory, MiB sent. At best: milliseconds, million tokens/s of all chips, utilisation.',
   )
-  for name, point in found['recipes'].items():
-    lines.add_row(name, *(_cells(point) if point['fits'] else ['does', 'not', 'fit']))
-  if len(found['recipes']) > 1:
+  for name, step in result['recipes'].items():
+    lines.add_row(name, *(_format_cells(step) if step['fits'] else ['does', 'not', 'fit']))
+  if len(result['recipes']) > 1:
     return [lines]
-  facts = rich_table.Table('what', 'value', box=box.SIMPLE)
-  for name, value in next(iter(found['recipes'].values())).items():
-    for part, inner in value.items() if isinstance(value, dict) else [('', value)]:
-      facts.add_row(
-        f'{name} {part}'.strip(), f'{inner:,.4g}' if isinstance(inner, float) else str(inner)
-      )
+  facts = rich_table.Table('quantity', 'value', box=box.SIMPLE)
+  (step,) = result['recipes'].values()
+  for name, value in step.items():
+    for part, number in value.items() if isinstance(value, dict) else [('', value)]:
+      text = f'{number:,.4g}' if isinstance(number, float) else str(number)
+      facts.add_row(f'{name} {part}'.strip(), text)
   return [lines, facts]
 
 
-def _cells(point: Mapping[str, Any]) -> list[str]:
-  used = point['bytes']
-  sent = sum(kind['bytes'] for kind in point['collectives'].values())
+def _format_cells(step: Mapping[str, Any]) -> list[str]:
+  size = step['bytes']
+  sent = sum(kind['bytes'] for kind in step['collectives'].values())
   return [
-    *(f'{used[part] / _MIB:,.0f}' for part in ('arguments', 'temporaries', 'total')),
-    f'{used["total"] / used["chip"]:.1%}',
+    *(f'{size[part] / _MIB:,.0f}' for part in ('arguments', 'temporaries', 'total')),
+    f'{size["total"] / size["chip"]:.1%}',
     f'{sent / _MIB:.1f}',
-    f'{point["milliseconds"]:.2f}',
-    f'{point["tokens_per_second"] / 1e6:.2f}',
-    f'{point["utilisation"]:.1%}',
+    f'{step["milliseconds"]:.2f}',
+    f'{step["tokens_per_second"] / 1e6:.2f}',
+    f'{step["utilisation"]:.1%}',
   ]
 
 
@@ -242,60 +239,59 @@ def describe_step(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) 
   """Compiles the chunk of one recipe.
 
   Returns:
-    `mesh`, `chips`, `members`, `batch` of each, `corpus_rows`, `flops_per_step` (of one chip, the
-    true count), `compile_seconds`, `fits`.
-    What does not fit has `refused`, the compiler's words. What fits has of one chip `bytes`;
-    `flops` and `bytes_accessed` (the compiler's counts of the chunk, each loop's body once: a step,
-    where a step does not loop); `collectives` of a step (by kind, their `count` and the `bytes` of
-    their results); `milliseconds` of its kernels. And of all chips `tokens_per_second` and
-    `utilisation`, which follow from that time.
+    `mesh`, `chips`, `members`, `batch` of a member, `corpus_rows`, `flops_per_step` (of one chip,
+    by the true count), `compile_seconds` and `fits`. A recipe that does not fit has `refused`, the
+    message of the compiler. A recipe that fits has the following fields for one chip. `bytes` is
+    its memory. `flops` and `bytes_accessed` are counts of the compiler, which include each loop
+    body once. `collectives` has the `count` and the result `bytes` of a step by kind.
+    `milliseconds` is the time of the kernels. `tokens_per_second` and `utilisation` of all chips
+    follow from it.
 
   Raises:
-    InputError: the recipe does not fit the devices.
+    InputError: the recipe cannot be divided among the devices.
   """
-  engine = program.build_program(config, devices)
-  whole = sharding.replicated(engine.mesh)
-  corpus, chips = _corpus(config, whole), engine.mesh.size
-  shape = dataclasses.replace(config.model, max_length=corpus.length)
+  train_program = program.build_program(config, devices)
+  replicated = sharding.replicated(train_program.mesh)
+  corpus, chips = _describe_corpus(config, replicated), train_program.mesh.size
+  model = dataclasses.replace(config.model, max_length=corpus.length)
   rows = config.population.members * config.batch_size
-  flops = flops_per_row(shape, config.mask)['actual'] * rows / chips
-  before = time.monotonic()
+  flops = flops_per_row(model, config.mask)['actual'] * rows / chips
+  start = time.monotonic()
   try:
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    compiled = engine.chunk.lower(engine.shapes, corpus, count).compile()
-    found = {'fits': True} | _chip_share(compiled, chip)
-  except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    found = {'fits': False, 'refused': _explain_refusal(str(error))}
-  if found['fits']:
-    seconds = found['milliseconds'] / 1e3
-    found |= {
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    compiled = train_program.chunk.lower(train_program.shapes, corpus, count).compile()
+    result = {'fits': True} | _describe_chip(compiled, chip)
+    seconds = result['milliseconds'] / 1e3
+    result |= {
       'tokens_per_second': rows * corpus.length / seconds,
       'utilisation': flops / seconds / chip.flops,
     }
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    result = {'fits': False, 'refused': _extract_memory_error(str(error))}
   return {
-    'mesh': dict(engine.mesh.shape),
+    'mesh': dict(train_program.mesh.shape),
     'chips': chips,
     'members': config.population.members,
     'batch': [config.batch_size, corpus.length],
     'corpus_rows': corpus.rows,
     'flops_per_step': flops,
-    'compile_seconds': time.monotonic() - before,
-  } | found
+    'compile_seconds': time.monotonic() - start,
+  } | result
 
 
-def _chip_share(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
+def _describe_chip(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   if memory is None or not cost:
     raise InputError(
-      'memory and cost of the step', 'none by this compiler', 'update jax and libtpu'
+      'memory and cost of the step', 'the compiler reports none', 'update jax and libtpu'
     )
   step = list(parse_instructions(compiled.as_text() or ''))
   parts = {
     'arguments': memory.argument_size_in_bytes,
     'temporaries': memory.temp_size_in_bytes,
-    # what does not take the place of an argument
+    # Outputs without those that reuse the memory of an argument.
     'output': memory.output_size_in_bytes - memory.alias_size_in_bytes,
     'program': memory.generated_code_size_in_bytes,
   }
@@ -308,45 +304,40 @@ def _chip_share(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
   }
 
 
-def _explain_refusal(said: str) -> str:
-  """The sentence of the compiler that says what does not fit."""
-  sentence = re.search(r'[^:]*\bmemory\b.*?\.(?=\s|$)', said)
-  return (sentence[0] if sentence else said.splitlines()[0]).strip()
+def _extract_memory_error(message: str) -> str:
+  """Returns the sentence about memory in an error message of the compiler, or its first line."""
+  sentence = re.search(r'[^:]*\bmemory\b.*?\.(?=\s|$)', message)
+  return (sentence[0] if sentence else message.splitlines()[0]).strip()
 
 
-def _corpus(config: RunConfig, where: jax.sharding.Sharding) -> Corpus:
-  """The shape of the training rows: of the corpus that the recipe names, if it is there."""
+def _describe_corpus(config: RunConfig, placement: jax.sharding.Sharding) -> Corpus:
+  """Returns the shape of the training rows, of the corpus of the recipe or of a typical corpus."""
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run_dir.MANIFEST).exists():
     manifest = run_setup.validate_corpus(config, folder)
     rows = config.subset.rows or manifest['splits']['train']['rows']
-    length, kind, vocabulary = (manifest[name] for name in ('length', 'dtype', 'vocabulary'))
+    length, dtype, vocab_size = (manifest[name] for name in ('length', 'dtype', 'vocabulary'))
   else:
-    rows, length, vocabulary = _ROWS, config.model.max_length, config.model.vocab_size
-    kind = 'uint16' if vocabulary <= 1 << 16 else 'uint32'
-  tokens = jax.ShapeDtypeStruct((rows, length), kind, sharding=where)
-  return Corpus(typing.cast(jax.Array, tokens), vocabulary, 'absent')
+    rows, length, vocab_size = _ABSENT_CORPUS_ROWS, config.model.max_length, config.model.vocab_size
+    dtype = 'uint16' if vocab_size <= 1 << 16 else 'uint32'
+  tokens = jax.ShapeDtypeStruct((rows, length), dtype, sharding=placement)
+  return Corpus(typing.cast(jax.Array, tokens), vocab_size, 'absent')
 
 
-def _devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-  """The chip and the devices of a topology that is described, not there."""
-  name = topology.partition(':')[0]
-  known = 'give a chip and an arrangement, such as v4:2x2x2, v5e:2x4, v5p:2x2x2 or v6e:2x4'
+def _describe_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
+  """Returns the chip and the described devices of a topology."""
+  subject, name = f'--topology={topology}', topology.partition(':')[0]
+  remedy = 'give a chip and an arrangement, such as v4:2x2x2, v5e:2x4, v5p:2x2x2 or v6e:2x4'
   if name not in CHIPS:
-    raise InputError(f'--topology={topology}', f'no chip {name!r} in {", ".join(CHIPS)}', known)
+    raise InputError(subject, f'no chip {name!r} in {", ".join(CHIPS)}', remedy)
   if not _TOPOLOGY.fullmatch(topology):
-    raise InputError(f'--topology={topology}', 'no arrangement of chips', known)
-  if importlib.util.find_spec('libtpu') is None:
-    raise InputError(
-      f'--topology={topology}',
-      'no compiler for TPUs: libtpu is not installed',
-      "pip install 'minilm_jax[tpu]'",
-    )
+    raise InputError(subject, 'no arrangement of chips', remedy)
+  require_library('libtpu', 'tpu', subject)
   backend.hide_accelerators()
   try:
-    described = topologies.get_topology_desc(
+    description = topologies.get_topology_desc(
       topology, platform='tpu', chip_config_name=CHIPS[name].setup
     )
   except jax.errors.JaxRuntimeError as error:
-    raise InputError(f'--topology={topology}', str(error).splitlines()[0], known) from None
-  return CHIPS[name], described.devices
+    raise InputError(subject, str(error).splitlines()[0], remedy) from None
+  return CHIPS[name], description.devices

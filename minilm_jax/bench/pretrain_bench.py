@@ -1,10 +1,10 @@
-"""How fast a recipe trains on this machine: the very chunk that `pretrain` runs, on random rows.
+"""Measures the training speed of a recipe on this machine, and the speed of populations.
 
-Protocol: the first chunk compiles and is timed by itself, one more warms up untimed, then `repeats`
-chunks of `steps` updates are timed and their median and range printed. What PyTorch needs for the
-same model is timed in between, repeat by repeat, and what the machine could do at best right after.
-The share of the memory bandwidth is left out: XLA counts the bytes of a loop's body once, however
-often it runs, and cannot say which of them a cache answers.
+The benchmark times the chunk that `pretrain` runs, on random rows. The first step compiles and is
+timed separately. One chunk runs untimed; `repeats` chunks of `steps` updates are then timed.
+Competitors run the same model in turns with ours, chunk by chunk. Peak FLOP/s and memory bandwidth
+of the machine are measured right after. The benchmark reports no share of the memory bandwidth,
+because the byte counts of XLA include a loop body once and ignore caches.
 """
 
 import contextlib
@@ -24,263 +24,248 @@ from minilm_jax.bench import competitors, machine, timing
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import tokenizer
 from minilm_jax.model.flops import count_parameters, flops_per_row
 from minilm_jax.training import population
 
+STRATEGIES = ('map', 'vmap', 'solo', 'processes')
+_MEMORY_FRACTION_VARIABLE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+
 
 def bench_pretraining(
-  config: RunConfig, steps: int, repeats: int, against: str = ''
+  config: RunConfig, steps: int, repeats: int, competitor: str = ''
 ) -> dict[str, Any]:
   """Times the training step of a recipe.
 
   Args:
-    against: 'torch' times the same model in PyTorch too, as the released code of paper 1 has it and
-      at its best.
+    config: the recipe.
+    steps: updates in a timed chunk.
+    repeats: timed chunks.
+    competitor: 'torch' also times the model in PyTorch, with the released code of paper 1 and with
+      the fastest implementation; '' times ours alone.
 
   Returns:
-    tokens_per_second (median), milliseconds_per_step (median, lowest, highest), compile_seconds
-    (with the first step; little where the program was compiled before), peak_bytes;
-    flops_per_second by the true count, and utilisation, its share of peak_flops_per_second;
-    bytes_per_second of memory; the machine and versions. With `against` also released_ and
-    best_torch_ tokens_per_second and milliseconds_per_step, and our speed over theirs.
+    tokens_per_second (median), milliseconds_per_step (median, lowest, highest) and peak_bytes.
+    compile_seconds includes the first step, and is small if the compilation cache has the program.
+    flops_per_second is the true count; utilisation is its share of peak_flops_per_second.
+    bytes_per_second is the memory bandwidth. Machine, load and versions follow. A competitor adds
+    its tokens_per_second and milliseconds_per_step, with the prefixes released_ and best_torch_,
+    and the ratio of our speed to its speed.
 
   Raises:
-    InputError: nothing to time, a vocabulary of special ids alone, or nobody to be compared with.
+    InputError: `steps` or `repeats` is below 1, the vocabulary has special tokens alone, or the
+      competitor cannot run the recipe.
   """
   check_bench(config, steps, repeats)
   platform = jax.default_backend()
-  competitors.check_competitor(config, against, platform)
+  competitors.check_competitor(config, competitor, platform)
   load = machine.read_load()
   rows = timing.make_random_rows(config)
   progress.log('compiling')
-  ours, compiling = timing.time_our_step(config, rows)
-  with competitors.start_competitors(config, against, platform, rows) as others:
-    seconds = timing.time_interleaved({'': ours, **others}, steps, repeats, 'training')
-    ways = {name: peer.name for name, peer in others.items()}
-  peak_bytes = machine.read_peak_memory()  # before the machine is measured, which takes memory too
-  middle = statistics.median(seconds[''])
-  rows_a_step = config.batch_size * config.population.members
-  flops = flops_per_row(config.model, config.mask)['actual'] * rows_a_step / middle
-  kind, side = machine.time_matrix_product()
-  peak = machine.measure_peak_flops(kind, side)
-  found = _speed('', seconds[''], config) | {
-    'compile_seconds': compiling,
+  our_step, compile_seconds = timing.time_our_step(config, rows)
+  with competitors.start_competitors(config, competitor, platform, rows) as workers:
+    seconds = timing.time_interleaved({'': our_step, **workers}, steps, repeats, 'training')
+    options = {name: worker.name for name, worker in workers.items()}
+  peak_bytes = machine.read_peak_memory()  # before the measurements below, which allocate memory
+  median = statistics.median(seconds[''])
+  rows_per_step = config.batch_size * config.population.members
+  flops = flops_per_row(config.model, config.mask)['actual'] * rows_per_step / median
+  dtype, side = machine.choose_matrix_product()
+  peak_flops = machine.measure_peak_flops(dtype, side)
+  result = _summarize_speed('', seconds[''], config) | {
+    'compile_seconds': compile_seconds,
     'peak_bytes': peak_bytes,
     'flops_per_second': flops,
-    'utilisation': flops / peak,
-    'peak_flops_per_second': peak,
-    'peak_product': f'{kind} {side} x {side}',
+    'utilisation': flops / peak_flops,
+    'peak_flops_per_second': peak_flops,
+    'peak_product': f'{dtype} {side} x {side}',
     'bytes_per_second': machine.measure_bandwidth(),
     'parameters': count_parameters(config.model)['total'],
     'members': config.population.members,
     'batch': [config.batch_size, config.model.max_length],
     'steps': steps,
     'repeats': repeats,
-    'machine': machine.describe_machine(),
-    'load_before': load,
-    'versions': machine.list_versions(*([against] if against else [])),
+    **machine.describe_conditions(load, *([competitor] if competitor else [])),
   }
-  for name, way in ways.items():
-    found |= _speed(f'{name}_', seconds[name], config)
-    found |= {f'{name}_way': way, f'ours_over_{name}': statistics.median(seconds[name]) / middle}
-  return found
+  for name, option in options.items():
+    result |= _summarize_speed(f'{name}_', seconds[name], config)
+    ratio = statistics.median(seconds[name]) / median
+    result |= {f'{name}_way': option, f'ours_over_{name}': ratio}
+  return result
 
 
 def check_bench(config: RunConfig, steps: int, repeats: int) -> None:
-  """Refuses what gives nothing to time."""
-  for name, value, least in (
+  """Raises InputError if there are no steps to time or no ordinary tokens to train on."""
+  timing.check_minimums(
     ('--steps', steps, 1),
     ('--repeats', repeats, 1),
-    ('model.vocab_size', config.model.vocab_size, len(tokenizer.SPECIAL_TOKENS) + 1),
-  ):
-    if value < least:
-      raise InputError(f'{name}={value}', f'a value below {least}', f'give at least {least}')
+    ('model.vocab_size', config.model.vocab_size, timing.MIN_VOCAB_SIZE),
+  )
 
 
-def _speed(prefix: str, seconds: list[float], config: RunConfig) -> dict[str, Any]:
-  middle = statistics.median(seconds)
-  spread = {'median': 1e3 * middle, 'lowest': 1e3 * min(seconds), 'highest': 1e3 * max(seconds)}
+def _summarize_speed(prefix: str, seconds: list[float], config: RunConfig) -> dict[str, Any]:
   tokens = config.population.members * config.batch_size * config.model.max_length
-  return {f'{prefix}tokens_per_second': tokens / middle, f'{prefix}milliseconds_per_step': spread}
+  return {
+    f'{prefix}tokens_per_second': tokens / statistics.median(seconds),
+    f'{prefix}milliseconds_per_step': timing.summarize_times(seconds),
+  }
 
 
-def bench_tables(found: dict[str, Any]) -> list[rich_table.Table]:
-  """The same for a reader."""
+def bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+  """Returns the tables of `bench_pretraining`."""
   speed = rich_table.Table(
-    '', 'tokens/s', 'ms a step, median (lowest, highest)', 'ours is faster', title='Speed'
+    '', 'tokens/s', 'ms a step, median (lowest, highest)', 'speed-up of ours', title='Speed'
   )
   for name, prefix in (
     ('ours', ''),
     ('PyTorch, released', 'released_'),
     ('PyTorch, best', 'best_torch_'),
   ):
-    if f'{prefix}tokens_per_second' in found:
-      step = found[f'{prefix}milliseconds_per_step']
-      times = f'{found[f"ours_over_{prefix[:-1]}"]:.2f} times' if prefix else ''
+    if f'{prefix}tokens_per_second' in result:
       speed.add_row(
         name,
-        f'{found[f"{prefix}tokens_per_second"]:,.0f}',
-        f'{step["median"]:,.1f} ({step["lowest"]:,.1f}, {step["highest"]:,.1f})',
-        times,
+        f'{result[f"{prefix}tokens_per_second"]:,.0f}',
+        timing.format_times(result[f'{prefix}milliseconds_per_step']),
+        f'{result[f"ours_over_{prefix[:-1]}"]:.2f}' if prefix else '',
       )
-  facts = rich_table.Table('what', 'value', title='This machine and this recipe')
+  facts = rich_table.Table('quantity', 'value', title='Machine and recipe')
   for name, value in (
-    ('compiling and the first step', f'{found["compile_seconds"]:.1f} s'),
-    ('peak memory', f'{found["peak_bytes"] / 2**20:,.0f} MiB'),
-    ('work', f'{found["flops_per_second"] / 1e9:,.1f} GFLOP/s'),
+    ('compilation and first step', f'{result["compile_seconds"]:.1f} s'),
+    ('peak memory', f'{result["peak_bytes"] / 2**20:,.0f} MiB'),
+    ('compute', f'{result["flops_per_second"] / 1e9:,.1f} GFLOP/s'),
     (
-      f'the best this machine does, {found["peak_product"]}',
-      f'{found["peak_flops_per_second"] / 1e9:,.1f} GFLOP/s',
+      f'peak compute, {result["peak_product"]}',
+      f'{result["peak_flops_per_second"] / 1e9:,.1f} GFLOP/s',
     ),
-    ('utilisation', f'{found["utilisation"]:.1%}'),
-    ('memory bandwidth', f'{found["bytes_per_second"] / 1e9:,.1f} GB/s'),
-    ('parameters', f'{found["parameters"]:,}'),
-    ('members', str(found['members'])),
-    ('batch of each', ' x '.join(map(str, found['batch']))),
-    ('timed', f'{found["repeats"]} times {found["steps"]} steps'),
-    *([('the best of PyTorch', found['best_torch_way'])] if 'best_torch_way' in found else []),
-    ('machine', found['machine']),
-    ('load in the minute before', f'{found["load_before"]:.2f}'),
-    ('versions', ', '.join(f'{name} {version}' for name, version in found['versions'].items())),
+    ('utilisation', f'{result["utilisation"]:.1%}'),
+    ('memory bandwidth', f'{result["bytes_per_second"] / 1e9:,.1f} GB/s'),
+    ('parameters', f'{result["parameters"]:,}'),
+    ('members', str(result['members'])),
+    ('batch of a member', ' x '.join(map(str, result['batch']))),
+    ('timed', f'{result["repeats"]} chunks of {result["steps"]} steps'),
+    *([('PyTorch, best', result['best_torch_way'])] if 'best_torch_way' in result else []),
+    *machine.format_conditions(result),
   ):
     facts.add_row(name, value)
   return [speed, facts]
 
 
-STRATEGIES = ('map', 'vmap', 'solo', 'processes')
-_FRACTION = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
-
-
 def bench_population(
-  config: RunConfig, members: Sequence[int], steps: int, repeats: int
+  config: RunConfig, sizes: Sequence[int], steps: int, repeats: int
 ) -> dict[str, Any]:
-  """Times populations of several sizes.
+  """Times populations of several sizes under each strategy.
 
   Args:
     config: the recipe of one member.
-    members: the sizes.
-    steps: updates timed at once.
-    repeats: times that they are timed.
+    sizes: numbers of members.
+    steps: updates in a timed chunk.
+    repeats: timed chunks.
 
   Returns:
-    `populations`: a row for each size with `members` and, for each way, the median, lowest and
-      highest milliseconds in
-    which every member makes one update, its tokens a second, `fastest`, and `auto`: the way that a
-    recipe gets which leaves it open. Beside it the protocol and the machine.
+    `populations` has an entry for each number of `members`. `milliseconds` (median, lowest,
+    highest) and `tokens_per_second` are those of one update of every member, by strategy. `fastest`
+    is the fastest strategy, `auto` the strategy of `population.strategy='auto'`. The settings and
+    the machine follow.
 
   Raises:
-    InputError: nothing to time.
+    InputError: `steps`, `repeats` or a size is below 1, or the vocabulary has special tokens alone.
   """
   check_bench(config, steps, repeats)
-  if not members or min(members) < 1:
+  if not sizes or min(sizes) < 1:
     raise InputError(
-      f'--population={",".join(map(str, members))}',
-      'no number of members',
-      'give some, as in 1,2,4,8',
+      f'--population={",".join(map(str, sizes))}',
+      'a population has at least 1 member',
+      'give sizes such as 1,2,4,8',
     )
-  load, rows, solo = (
-    machine.read_load(),
-    timing.make_random_rows(config),
-    _with_members(config, 1, 'auto'),
-  )
+  load = machine.read_load()
+  rows = timing.make_random_rows(config)
   progress.log('compiling')
-  alone, _ = timing.time_our_step(solo, rows)
+  solo_step, _ = timing.time_our_step(_with_members(config, 1, 'auto'), rows)
   return {
-    'populations': [_row(config, solo, alone, rows, count, steps, repeats) for count in members],
+    'populations': [_bench_size(config, solo_step, rows, n, steps, repeats) for n in sizes],
     'steps': steps,
     'repeats': repeats,
     'batch': [config.batch_size, config.model.max_length],
-    'machine': machine.describe_machine(),
-    'load_before': load,
-    'versions': machine.list_versions(),
+    **machine.describe_conditions(load),
   }
 
 
-def _with_members(config: RunConfig, count: int, strategy: str) -> RunConfig:
-  many = dataclasses.replace(config.population, members=count, strategy=strategy)
+def _with_members(config: RunConfig, members: int, strategy: str) -> RunConfig:
   return dataclasses.replace(
-    config, population=many, mesh=dataclasses.replace(config.mesh, population=0)
+    config,
+    population=dataclasses.replace(config.population, members=members, strategy=strategy),
+    mesh=dataclasses.replace(config.mesh, population=0),
   )
 
 
-def _row(
+def _bench_size(
   config: RunConfig,
-  solo: RunConfig,
-  alone: timing.TimedStep,
+  solo_step: timing.TimedStep,
   rows: np.ndarray,
-  count: int,
+  members: int,
   steps: int,
   repeats: int,
 ) -> dict[str, Any]:
-  timed: dict[str, timing.TimedStep] = {'solo': lambda steps: count * alone(steps)}
+  """Times one population size; a solo step stands for every member of the strategy `solo`."""
+  timed_steps: dict[str, timing.TimedStep] = {'solo': lambda steps: members * solo_step(steps)}
   with contextlib.ExitStack() as stack:
-    if count > 1:
-      progress.log(f'population of {count}: compiling')
-      timed |= {
-        strategy: timing.time_our_step(_with_members(config, count, strategy), rows)[0]
-        for strategy in ('map', 'vmap')
-      }
-      timed['processes'] = _processes(solo, rows, count, stack)
-    seconds = timing.time_interleaved(timed, steps, repeats, f'population of {count}')
-  middle = {way: statistics.median(times) for way, times in seconds.items()}
-  tokens = count * config.batch_size * config.model.max_length
+    if members > 1:
+      progress.log(f'population of {members}: compiling')
+      for strategy in ('map', 'vmap'):
+        step, _ = timing.time_our_step(_with_members(config, members, strategy), rows)
+        timed_steps[strategy] = step
+      timed_steps['processes'] = _start_processes(config, rows, members, stack)
+    seconds = timing.time_interleaved(timed_steps, steps, repeats, f'population of {members}')
+  medians = {strategy: statistics.median(times) for strategy, times in seconds.items()}
+  tokens = members * config.batch_size * config.model.max_length
   return {
-    'members': count,
-    'fastest': min(middle, key=middle.__getitem__),
-    'auto': population.choose_strategy(count, 'auto', jax.default_backend()),
-    'milliseconds': {
-      way: {'median': 1e3 * middle[way], 'lowest': 1e3 * min(times), 'highest': 1e3 * max(times)}
-      for way, times in seconds.items()
-    },
-    'tokens_per_second': {way: tokens / middle[way] for way in seconds},
+    'members': members,
+    'fastest': min(medians, key=medians.__getitem__),
+    'auto': population.choose_strategy(members, 'auto', jax.default_backend()),
+    'milliseconds': {name: timing.summarize_times(times) for name, times in seconds.items()},
+    'tokens_per_second': {name: tokens / median for name, median in medians.items()},
   }
 
 
-def _processes(
-  solo: RunConfig, rows: np.ndarray, count: int, stack: contextlib.ExitStack
+def _start_processes(
+  config: RunConfig, rows: np.ndarray, count: int, stack: contextlib.ExitStack
 ) -> timing.TimedStep:
-  """So many solo runs side by side; the time is that of the last to end."""
+  """Starts solo runs in parallel processes; a step takes until the last process ends."""
   cores = sorted(os.sched_getaffinity(0)) if jax.default_backend() == 'cpu' else []
   groups = [cores[n :: min(count, len(cores))] for n in range(min(count, len(cores)))] or [[]]
   if not cores:
-    # of what this process, which holds the populations, leaves
-    os.environ[_FRACTION] = f'{0.4 / count:.3f}'
+    # The workers share 40% of the memory; this process holds the populations in the other part.
+    os.environ[_MEMORY_FRACTION_VARIABLE] = f'{0.4 / count:.3f}'
+  make_step = functools.partial(_make_worker_step, _with_members(config, 1, 'auto'), rows)
   workers = [
-    timing.start_worker(
-      f'process {n}', functools.partial(_worker, solo, rows), groups[n % len(groups)]
-    )
-    for n in range(count)
+    timing.start_worker(f'process {n}', make_step, groups[n % len(groups)]) for n in range(count)
   ]
   for worker in workers:
     stack.callback(worker.close)
-  for worker in workers:  # one at a time: what the first compiles the others find
+  for worker in workers:  # in turns, so that the first fills the compilation cache for the others
     worker(1)
 
-  def timed(steps: int) -> float:
-    begin = time.perf_counter()
+  def time_steps(steps: int) -> float:
+    start = time.perf_counter()
     for worker in workers:
       worker.begin(steps)
     for worker in workers:
       worker.end()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
-  return timed
+  return time_steps
 
 
-def _worker(solo: RunConfig, rows: np.ndarray) -> timing.TimedStep:
+def _make_worker_step(config: RunConfig, rows: np.ndarray) -> timing.TimedStep:
   backend.prepare()
-  return timing.time_our_step(solo, rows)[0]
+  return timing.time_our_step(config, rows)[0]
 
 
-def population_tables(found: dict[str, Any]) -> list[rich_table.Table]:
-  """The same for a reader."""
-  title = 'ms in which every member makes one update, median (lowest, highest)'
+def population_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+  """Returns the table of `bench_population`."""
+  title = 'ms of one update of every member, median (lowest, highest)'
   table = rich_table.Table('members', *STRATEGIES, 'fastest', 'auto', title=title)
-  for row in found['populations']:
-    times = (row['milliseconds'][way] if way in row['milliseconds'] else None for way in STRATEGIES)
-    cells = (
-      f'{t["median"]:,.1f} ({t["lowest"]:,.1f}, {t["highest"]:,.1f})' if t else '' for t in times
-    )
+  for row in result['populations']:
+    times = row['milliseconds']
+    cells = (timing.format_times(times[name]) if name in times else '' for name in STRATEGIES)
     table.add_row(str(row['members']), *cells, row['fastest'], row['auto'])
   return [table]

@@ -1,9 +1,8 @@
-"""The model and training step of paper 1 in PyTorch, two ways: as its released code runs them, and
-as fast as they go.
+"""Implements the model and training step of paper 1 in PyTorch: as released, and optimized.
 
-The one room that imports torch; `peers` runs it in processes of its own. Modules are called as ours
-are, so that weights can be carried over by name. Left out of both steps, which can only favour
-PyTorch: reading and tokenizing text, schedules, attention masks of pads, logs.
+`competitors` runs this module in separate processes, because it imports torch. Modules have the
+names of ours, so that weights can be copied by name. Both steps exclude reading and tokenizing
+text, schedules, attention masks and logs, which favours PyTorch.
 """
 
 import collections
@@ -26,16 +25,18 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.model import flops
 
-_IGNORED = -100
-_LOGITS = 6 << 20  # bytes of a block of logits on a CPU: what is best for ours too
+_IGNORED_TARGET = -100
+_LOGIT_BLOCK_BYTES = 6 << 20  # fastest size on a CPU, also for our step
+# Parameters of mallopt(3).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
-def _chain(**parts: nn.Module) -> nn.Sequential:
-  return nn.Sequential(collections.OrderedDict(parts))
+def _make_sequential(**modules: nn.Module) -> nn.Sequential:
+  return nn.Sequential(collections.OrderedDict(modules))
 
 
 class Embedding(nn.Module):
-  """Token, position and segment vectors, summed, normalised, dropped out."""
+  """Sum of token, position and segment vectors, with LayerNorm and dropout."""
 
   def __init__(self, config: EncoderConfig):
     super().__init__()
@@ -46,14 +47,14 @@ class Embedding(nn.Module):
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-    places = torch.arange(2, tokens.shape[1] + 2, device=tokens.device)
+    positions = torch.arange(2, tokens.shape[1] + 2, device=tokens.device)
     return self.dropout(
-      self.norm(self.tokens(tokens) + self.positions(places) + self.segments.weight[0])
+      self.norm(self.tokens(tokens) + self.positions(positions) + self.segments.weight[0])
     )
 
 
 class Attention(nn.Module):
-  """Scaled dot-product attention, written out or by PyTorch's own function."""
+  """Scaled dot-product attention, in single operations or as the fused function of PyTorch."""
 
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
@@ -81,7 +82,7 @@ class Block(nn.Module):
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
     self.attention = Attention(config, fused)
-    self.feed_forward = _chain(
+    self.feed_forward = _make_sequential(
       up=nn.Linear(config.hidden_size, config.intermediate_size),
       activation=nn.GELU(),
       down=nn.Linear(config.intermediate_size, config.hidden_size),
@@ -96,12 +97,12 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Token ids to one vector a token."""
+  """Encoder: maps token ids `[B L]` to hidden states `[B L D]`."""
 
   def __init__(self, config: EncoderConfig, fused: bool):
     super().__init__()
     self.embedding = Embedding(config)
-    self.projection = _chain(
+    self.projection = _make_sequential(
       linear=nn.Linear(config.embedding_size, config.hidden_size),
       norm=nn.LayerNorm(config.hidden_size, config.norm_epsilon),
     )
@@ -112,8 +113,9 @@ class Encoder(nn.Module):
 
 
 class MaskedLanguageModel(nn.Module):
-  """Logits `[B K V]` at `positions [B K]`, or `[B L V]` at all of them; `fused` chooses PyTorch's
-  own attention.
+  """Masked language model: logits `[B K V]` at `positions [B K]`, or `[B L V]` at all positions.
+
+  `fused` selects the fused attention of PyTorch.
   """
 
   def __init__(self, config: EncoderConfig, fused: bool):
@@ -124,7 +126,7 @@ class MaskedLanguageModel(nn.Module):
     self.output = nn.Linear(config.hidden_size, config.vocab_size)
 
   def features(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-    """What the output projection reads."""
+    """Returns the input of the output projection."""
     x = self.encoder(tokens)
     if positions is not None:
       x = x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[-1]))
@@ -135,26 +137,24 @@ class MaskedLanguageModel(nn.Module):
 
 
 def time_pytorch_step(
-  threads: int, config: RunConfig, rows: np.ndarray, device: str, **how: Any
+  threads: int, config: RunConfig, rows: np.ndarray, device: str, **options: Any
 ) -> Callable[[int], float]:
-  """A function from a number of steps to the seconds they take: `released` steps, or `best` ones
-  where `how` says how.
+  """Returns a function that makes a number of steps and returns their seconds.
 
   Args:
-    threads: of one operation on a CPU.
+    threads: threads of an operation on a CPU.
     config: the recipe.
     rows: token ids `[N L]` to train on.
-    device: as PyTorch calls it.
-    **how: what `best` asks for besides.
+    device: name of the device in PyTorch.
+    **options: options of `build_best_step`; without options, the step is `build_released_step`.
   """
   torch.set_num_threads(threads)
-  step = (
-    build_best_step(config, rows, device, **how)
-    if how
-    else build_released_step(config, rows, device)
-  )
+  if options:
+    step = build_best_step(config, rows, device, **options)
+  else:
+    step = build_released_step(config, rows, device)
 
-  def seconds(count: int) -> float:
+  def time_steps(count: int) -> float:
     start = time.perf_counter()
     for _ in range(count):
       step()
@@ -162,79 +162,90 @@ def time_pytorch_step(
       torch.cuda.synchronize()
     return time.perf_counter() - start
 
-  return seconds
+  return time_steps
 
 
 def build_released_step(config: RunConfig, rows: np.ndarray, device: str) -> Callable[[], None]:
-  """A step as the released code of paper 1 takes it.
+  """Returns the step of the released code of paper 1.
 
-  Masks are drawn on the host batch by batch (here by arrays; there, more slowly, row by row in
-  Python), logits exist at every position and are compared over their second axis, attention is
-  written out, AdamW is PyTorch's default.
+  NumPy draws masks on the host for each batch; the released code draws them by row in Python, which
+  is slower. Logits exist at every position, attention consists of single operations, and AdamW is
+  the default of PyTorch.
   """
   model = MaskedLanguageModel(config.model, fused=False).to(device).train()
-  optimizer = _adam(config, model)
+  optimizer = _make_optimizer(config, model)
   random = np.random.default_rng(config.seed)
 
   def step() -> None:
     tokens = rows[random.integers(len(rows), size=config.batch_size)].astype(np.int64)
-    hidden = random.uniform(size=tokens.shape) <= config.mask.rate
-    targets = torch.from_numpy(np.where(hidden, tokens, _IGNORED)).to(device)
-    logits = model(torch.from_numpy(np.where(hidden, tokenizer.MASK_ID, tokens)).to(device))
-    functional.cross_entropy(logits.permute(0, 2, 1), targets, ignore_index=_IGNORED).backward()
+    masked = random.uniform(size=tokens.shape) <= config.mask.rate
+    targets = torch.from_numpy(np.where(masked, tokens, _IGNORED_TARGET)).to(device)
+    logits = model(torch.from_numpy(np.where(masked, tokenizer.MASK_ID, tokens)).to(device))
+    loss = functional.cross_entropy(logits.permute(0, 2, 1), targets, ignore_index=_IGNORED_TARGET)
+    loss.backward()
     _update(config, model, optimizer)
 
   return step
 
 
 def build_best_step(
-  config: RunConfig, rows: np.ndarray, device: str, at_once: int, fused_loss: bool, compiled: bool
+  config: RunConfig,
+  rows: np.ndarray,
+  device: str,
+  micro_batch_rows: int,
+  fused_loss: bool,
+  compiled: bool,
 ) -> Callable[[], None]:
-  """The same step as well as PyTorch can be made to take it.
+  """Returns an optimized step.
 
-  Rows lie on the device and are masked there, a fixed number of positions a row; logits exist at
-  those alone; PyTorch's own attention and AdamW as one kernel each; memory is kept, not handed
-  back; bfloat16 where there is a GPU.
+  Rows are on the device and are masked there, at a fixed number of positions a row. Logits exist at
+  these positions only. Attention and AdamW are fused kernels of PyTorch, the allocator retains
+  freed memory, and a GPU uses bfloat16.
 
   Args:
-    at_once: rows of a micro-batch, whose gradients are added up.
-    fused_loss: whether logits are made and compared in blocks by PyTorch's own
-      `linear_cross_entropy`.
-    compiled: whether the loss goes through torch.compile, on a GPU into CUDA graphs.
+    config: the recipe.
+    rows: token ids `[N L]` to train on.
+    device: name of the device in PyTorch.
+    micro_batch_rows: rows of a micro-batch; gradients are summed over micro-batches.
+    fused_loss: whether `linear_cross_entropy` of PyTorch computes the logits in blocks.
+    compiled: whether torch.compile compiles the loss, on a GPU into CUDA graphs.
 
   Raises:
-    RuntimeError: PyTorch cannot do so.
+    RuntimeError: PyTorch lacks an option.
   """
-  gpu = device != 'cpu'
-  if not gpu:
-    _keep_memory()
+  is_gpu = device != 'cpu'
+  if not is_gpu:
+    _retain_memory()
   model = MaskedLanguageModel(config.model, fused=True).to(device).train()
-  optimizer = _adam(config, model, fused=True)
-  on_device = torch.from_numpy(rows.astype(np.int64)).to(device)
-  k = flops.max_masked_positions(config.model.max_length, config.mask.rate)
-  summed = _fused_loss(config.model.vocab_size, gpu) if fused_loss else _plain_loss
+  optimizer = _make_optimizer(config, model, fused=True)
+  device_rows = torch.from_numpy(rows.astype(np.int64)).to(device)
+  num_masked = flops.max_masked_positions(config.model.max_length, config.mask.rate)
+  sum_losses = (
+    _make_fused_loss(config.model.vocab_size, is_gpu) if fused_loss else _sum_cross_entropy
+  )
 
   def loss(tokens: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    with torch.autocast('cuda', torch.bfloat16) if gpu else contextlib.nullcontext():
+    with torch.autocast('cuda', torch.bfloat16) if is_gpu else contextlib.nullcontext():
       x = model.features(tokens, positions).flatten(0, 1)
-      return summed(x, model.output.weight, targets.flatten(), linear_bias=model.output.bias)
+      return sum_losses(x, model.output.weight, targets.flatten(), linear_bias=model.output.bias)
 
   if compiled:
-    loss = torch.compile(loss, dynamic=False, mode='reduce-overhead' if gpu else 'default')
+    loss = torch.compile(loss, dynamic=False, mode='reduce-overhead' if is_gpu else 'default')
 
   def step() -> None:
-    tokens = on_device[torch.randint(len(rows), (config.batch_size,), device=device)]
-    positions = torch.rand(tokens.shape, device=device).topk(k).indices
+    tokens = device_rows[torch.randint(len(rows), (config.batch_size,), device=device)]
+    positions = torch.rand(tokens.shape, device=device).topk(num_masked).indices
     targets = tokens.gather(1, positions)
     tokens = tokens.scatter(1, positions, tokenizer.MASK_ID)
-    for part in zip(*(x.split(at_once) for x in (tokens, positions, targets)), strict=True):
-      (loss(*part) / targets.numel()).backward()
+    batch = (x.split(micro_batch_rows) for x in (tokens, positions, targets))
+    for micro_batch in zip(*batch, strict=True):
+      (loss(*micro_batch) / targets.numel()).backward()
     _update(config, model, optimizer)
 
   return step
 
 
-def _plain_loss(
+def _sum_cross_entropy(
   x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, linear_bias: torch.Tensor
 ) -> torch.Tensor:
   return functional.cross_entropy(
@@ -242,18 +253,18 @@ def _plain_loss(
   )
 
 
-def _fused_loss(vocabulary: int, gpu: bool) -> Callable[..., torch.Tensor]:
+def _make_fused_loss(vocab_size: int, is_gpu: bool) -> Callable[..., torch.Tensor]:
   if not hasattr(functional, 'linear_cross_entropy'):
     raise RuntimeError(f'PyTorch {torch.__version__} has no linear_cross_entropy')
-  block = None if gpu else max(1, _LOGITS // (4 * vocabulary))
-  options = nn.LinearCrossEntropyOptions(batch_chunk_size=block)
+  block_rows = None if is_gpu else max(1, _LOGIT_BLOCK_BYTES // (4 * vocab_size))
+  options = nn.LinearCrossEntropyOptions(batch_chunk_size=block_rows)
   return functools.partial(functional.linear_cross_entropy, reduction='sum', options=options)
 
 
-def _adam(config: RunConfig, model: nn.Module, **how: bool) -> torch.optim.AdamW:
+def _make_optimizer(config: RunConfig, model: nn.Module, **options: bool) -> torch.optim.AdamW:
   c = config.optimizer
   return torch.optim.AdamW(
-    model.parameters(), c.learning_rate, (c.beta1, c.beta2), weight_decay=c.weight_decay, **how
+    model.parameters(), c.learning_rate, (c.beta1, c.beta2), weight_decay=c.weight_decay, **options
   )
 
 
@@ -264,16 +275,14 @@ def _update(config: RunConfig, model: nn.Module, optimizer: torch.optim.AdamW) -
   optimizer.zero_grad()
 
 
-def _keep_memory() -> None:
-  """Lets the C library keep what is freed, as the allocators that PyTorch's tuning guide recommends
-  do.
+def _retain_memory() -> None:
+  """Makes the C library retain freed memory, like the allocators that PyTorch's guide recommends.
 
-  Else each large array is mapped and cleared anew by the system, which takes as long again as a
-  small model's step.
+  Otherwise the system maps and clears each large array again, which doubles the step time of a
+  small model.
   """
   if sys.platform == 'linux':
-    # the names that mallopt(3) gives these numbers
-    trim_threshold, top_pad, most_mapped = -1, -2, -4
-    change = getattr(ctypes.CDLL(None), 'mallopt', lambda name, value: 0)
-    for name, value in ((trim_threshold, 2**31 - 1), (top_pad, 256 << 20), (most_mapped, 0)):
-      change(name, value)
+    set_option = getattr(ctypes.CDLL(None), 'mallopt', lambda name, value: 0)
+    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(_M_TOP_PAD, 256 << 20)
+    set_option(_M_MMAP_MAX, 0)

@@ -1,7 +1,8 @@
-"""Times steps: the chunk that `pretrain` runs, on random rows, here or in worker processes.
+"""Times training steps in this process or in worker processes.
 
-A worker keeps its own thread pools and allocators and computes only on request, so that competitors
-can be timed in turns or side by side.
+The timed program is the chunk that `pretrain` runs, on random rows. A worker process has separate
+thread pools and allocators. It computes on request, so that competitors can be timed in turns or in
+parallel.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import statistics
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -25,103 +27,145 @@ from minilm_jax.data import tokenizer
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.training import program, sharding
 
+MIN_VOCAB_SIZE = len(tokenizer.SPECIAL_TOKENS) + 1
 _NUM_ROWS = 4096
-_EXIT_SECONDS = 10  # seconds for a worker to end in
-# From a number of steps to their seconds, or to a dict with the seconds and other numbers.
+_EXIT_SECONDS = 10  # time limit for a worker to exit
+# Maps a number of steps to their duration in seconds, or to a dict of `seconds` and other numbers.
 TimedStep = Callable[[int], Any]
 
 
-def make_random_rows(config: RunConfig) -> np.ndarray:
-  """Rows of ordinary pieces, as many as no cache of a processor holds twice."""
-  kind = np.uint16 if config.model.vocab_size <= 1 << 16 else np.uint32
-  random = np.random.default_rng(config.seed)
-  rows = random.integers(
-    len(tokenizer.SPECIAL_TOKENS),
-    config.model.vocab_size,
-    (_NUM_ROWS, config.model.max_length),
-    kind,
-  )
+def check_minimums(*limits: tuple[str, int, int]) -> None:
+  """Checks triples of a name, its value and the smallest valid value.
+
+  Raises:
+    InputError: a value is below its minimum.
+  """
+  for name, value, minimum in limits:
+    if value < minimum:
+      raise InputError(f'{name}={value}', f'the minimum is {minimum}', f'give at least {minimum}')
+
+
+def draw_rows(vocab_size: int, shape: tuple[int, int], seed: int, dtype: Any) -> np.ndarray:
+  """Returns random rows without padding: a begin token, ordinary tokens and an end token."""
+  random = np.random.default_rng(seed)
+  rows = random.integers(len(tokenizer.SPECIAL_TOKENS), vocab_size, shape, dtype)
   rows[:, 0], rows[:, -1] = tokenizer.BEGIN_ID, tokenizer.END_ID
   return rows
 
 
+def make_random_rows(config: RunConfig) -> np.ndarray:
+  """Returns enough random training rows to exceed the caches of a processor."""
+  model = config.model
+  dtype = np.uint16 if model.vocab_size <= 1 << 16 else np.uint32
+  return draw_rows(model.vocab_size, (_NUM_ROWS, model.max_length), config.seed, dtype)
+
+
 def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], float], float]:
-  """A function from a number of steps to the seconds they take, and the seconds of the first, which
-  compiles.
-  """
-  engine = program.build_program(config)
+  """Returns a function that times steps, and the seconds of the first step with its compilation."""
+  train_program = program.build_program(config)
   corpus = jax.device_put(
     Corpus(typing.cast(Array, rows), config.model.vocab_size, 'random'),
-    sharding.replicated(engine.mesh),
+    sharding.replicated(train_program.mesh),
   )
-  state = engine.init()
+  state = train_program.init()
 
-  def timed(count: int) -> float:
+  def time_steps(count: int) -> float:
     nonlocal state
     start = time.perf_counter()
-    state, sums, _ = engine.chunk(state, corpus, program.step_count(engine, count))
+    state, sums, _ = train_program.chunk(state, corpus, program.step_count(train_program, count))
     jax.block_until_ready(sums)
     return time.perf_counter() - start
 
-  return timed, timed(1)
+  return time_steps, time_steps(1)
 
 
 def time_interleaved(
-  timed: Mapping[str, TimedStep], steps: int, repeats: int, what: str = ''
+  timed_steps: Mapping[str, TimedStep], steps: int, repeats: int, label: str = ''
 ) -> dict[str, list[float]]:
-  """Seconds a step of each contestant in each repeat; one round before is not counted, and tells
-  how long they take.
+  """Times competitors in turns, so that other load on the machine affects all of them.
+
+  Args:
+    timed_steps: the competitors by name.
+    steps: steps of each competitor in a round.
+    repeats: timed rounds; one more round runs before them and is not counted.
+    label: prefix of the log line with the expected duration; '' logs nothing.
+
+  Returns:
+    Seconds a step of each competitor, by round.
   """
   start = time.perf_counter()
-  for step in timed.values():
+  for step in timed_steps.values():
     step(steps)
-  # a line, and no bar: a bar draws from a thread of its own, which would be timed with the rounds
-  if what:
-    about = progress.format_duration(repeats * (time.perf_counter() - start))
-    progress.log(f'{what}: timing {repeats:,} rounds of {steps:,} updates, in about {about}')
-  rounds = [{name: step(steps) / steps for name, step in timed.items()} for _ in range(repeats)]
-  return {name: [times[name] for times in rounds] for name in timed}
+  # A progress bar would draw from a thread of its own during the timed rounds.
+  if label:
+    duration = progress.format_duration(repeats * (time.perf_counter() - start))
+    progress.log(f'{label}: timing {repeats:,} rounds of {steps:,} updates, in about {duration}')
+  rounds = [
+    {name: step(steps) / steps for name, step in timed_steps.items()} for _ in range(repeats)
+  ]
+  return {name: [seconds[name] for seconds in rounds] for name in timed_steps}
+
+
+def summarize_times(seconds: Sequence[float]) -> dict[str, float]:
+  """Returns the median, lowest and highest of times, in milliseconds."""
+  return {
+    'median': 1e3 * statistics.median(seconds),
+    'lowest': 1e3 * min(seconds),
+    'highest': 1e3 * max(seconds),
+  }
+
+
+def format_times(summary: Mapping[str, float]) -> str:
+  """Returns the table cell of `summarize_times`."""
+  return f'{summary["median"]:,.1f} ({summary["lowest"]:,.1f}, {summary["highest"]:,.1f})'
 
 
 @dataclasses.dataclass(frozen=True)
 class TimedWorker:
-  """A process that trains a model when it is called, and is still otherwise."""
+  """A process that trains a model on request and is idle otherwise.
+
+  Attributes:
+    name: the competitor, as errors name it.
+    process: the worker process.
+    pipe: the connection of `multiprocessing.Pipe` to the worker.
+  """
 
   name: str
   process: Any
-  pipe: Any  # an end of multiprocessing.Pipe
+  pipe: Any
 
-  def __call__(self, steps: int, patience: float | None = None) -> Any:
-    """Seconds that so many steps take, and whatever else is said of them there.
+  def __call__(self, steps: int, timeout: float | None = None) -> Any:
+    """Runs steps and returns the answer of the worker: seconds, or a dict with `seconds`.
 
     Raises:
-      InputError: it cannot take them, or not within `patience` seconds.
+      InputError: the worker cannot run the steps, or exceeds `timeout` seconds.
     """
     self.begin(steps)
-    return self.end(patience)
+    return self.end(timeout)
 
   def begin(self, steps: int) -> None:
-    """Lets it take so many steps, and does not wait."""
-    with contextlib.suppress(OSError):  # it has gone, which is said where its answer is waited for
+    """Requests steps without waiting for them."""
+    with contextlib.suppress(OSError):  # `end` reports a worker that has exited
       self.pipe.send(steps)
 
-  def end(self, patience: float | None = None) -> Any:
-    """Waits for what was begun, and gives its answer."""
+  def end(self, timeout: float | None = None) -> Any:
+    """Waits for the requested steps and returns the answer of the worker."""
     try:
-      reply = (
-        self.pipe.recv() if self.pipe.poll(patience) else f'no answer within {patience} seconds'
-      )
+      answered = self.pipe.poll(timeout)
+      reply = self.pipe.recv() if answered else f'no answer within {timeout} seconds'
     except (EOFError, OSError):
       self.process.join(_EXIT_SECONDS)
-      reply = f'its process ended with status {self.process.exitcode}'
+      reply = f'the process exited with status {self.process.exitcode}'
     if isinstance(reply, str):
       raise InputError(
-        f'a step of {self.name}', reply, 'install what it needs, or leave the competitor out'
+        f'a step of {self.name}',
+        reply,
+        'install the libraries that it needs, or remove --compare_with',
       )
     return reply
 
   def close(self) -> None:
-    """Ends the process: it leaves by itself when the pipe is closed, unless it is still at a step."""
+    """Closes the pipe, which ends an idle worker, and kills a worker that is still computing."""
     self.pipe.close()
     self.process.join(_EXIT_SECONDS)
     self.process.kill()
@@ -129,35 +173,29 @@ class TimedWorker:
 
 
 def start_worker(
-  name: str, make: Callable[[], TimedStep], cores: Sequence[int] = ()
+  name: str, make_step: Callable[[], TimedStep], cores: Sequence[int] = ()
 ) -> TimedWorker:
-  """A worker that holds what `make` gives there, on the given cores or on all."""
-  # a fork would copy whatever threads and devices the caller has
+  """Starts a worker that runs the step from `make_step`, on the given cores or on all cores."""
+  # A fork would copy the threads and devices of this process.
   context = multiprocessing.get_context('spawn')
-  here, there = context.Pipe()
-  process = context.Process(target=_serve, args=(there, make, cores))
+  pipe, worker_pipe = context.Pipe()
+  process = context.Process(target=_serve, args=(worker_pipe, make_step, cores))
   process.start()
-  there.close()
-  return TimedWorker(name, process, here)
+  worker_pipe.close()
+  return TimedWorker(name, process, pipe)
 
 
-def _serve(pipe: Any, make: Callable[[], TimedStep], cores: Sequence[int]) -> None:
-  """The life of a worker: so many steps for each number that comes in, their seconds or what is
-  wrong out.
-  """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends it
+def _serve(pipe: Any, make_step: Callable[[], TimedStep], cores: Sequence[int]) -> None:
+  """Answers each received number of steps with their times; sends the text of an error."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the worker
   if cores:
     os.sched_setaffinity(0, cores)
   try:
-    seconds = make()
+    step = make_step()
     while True:
-      pipe.send(seconds(pipe.recv()))
-  except (EOFError, BrokenPipeError):  # the main process has closed the pipe, or has ended
+      pipe.send(step(pipe.recv()))
+  except (EOFError, BrokenPipeError):  # the main process closed the pipe or exited
     return
-  except (
-    ImportError,
-    AssertionError,
-    RuntimeError,
-    InputError,
-  ) as error:  # also what torch.compile and CUDA raise
+  # torch.compile and CUDA raise RuntimeError and AssertionError.
+  except (ImportError, AssertionError, RuntimeError, InputError) as error:
     pipe.send(f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}')

@@ -1,7 +1,7 @@
-"""The fine-tuning that Hugging Face's `Trainer` is timed with.
+"""The fine-tuning task of the Hugging Face `Trainer` benchmark.
 
-A module of its own: `competitors` describes the task without torch, `hf_trainer` runs it with torch
-in another process.
+The module is separate because `competitors` describes the task without torch, and `hf_trainer` runs
+it with torch in another process.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from minilm_jax.core.model_config import EncoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainerTask:
-  """A fine-tuning by the `Trainer` of Hugging Face.
+  """A fine-tuning with the Hugging Face `Trainer`.
 
-  The model is the nearest plain `RobertaForSequenceClassification`. It has no projection: if
-  `shape.embedding_size` differs from `shape.hidden_size`, its tables have the hidden size. Its head
-  is that of pooling 'first', with the dropout of its encoder.
+  The model is the nearest plain `RobertaForSequenceClassification`. RoBERTa has no projection: its
+  embedding tables have `shape.hidden_size` columns. Its head pools the first token and uses the
+  dropout of the encoder.
 
   Attributes:
-    rows: token ids `[N L]` with pads at the end; L is at most `shape.max_length`.
-    labels: `[N]` of classes, or of numbers if `classes` is 0.
+    rows: token ids `[N L]` with padding at the end; L is at most `shape.max_length`.
+    labels: `[N]` class indices, or numbers if `classes` is 0.
     shape: sizes, segments, activation, dropout and norm_epsilon of the model.
-    classes: of a classification; 0 is a regression.
+    classes: number of classes; 0 for a regression.
     batch_size: rows of an update; the last update of an epoch may have fewer.
-    learning_rate: at the first update.
-    seed: of weights, order and dropout.
-    pad: 'longest' pads a batch to its longest row (DataCollatorWithPadding, the advice of Hugging
-      Face), 'max' pads every row to L beforehand (the default of its run_glue.py).
+    learning_rate: the rate of the first update.
+    seed: seed of weights, order and dropout.
+    pad: 'longest' pads a batch to its longest row, as `DataCollatorWithPadding` does; 'max' pads
+      every row to L, the default of Hugging Face's run_glue.py.
   """
 
   rows: np.ndarray

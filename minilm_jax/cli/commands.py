@@ -53,6 +53,7 @@ COMMANDS: Mapping[str, Command] = {
     'nothing; prints fields, array shapes with sharding, FLOPs of the run and bytes of memory',
     '--config=configs/paper1.py:magic-bee-26 --json',
     ('checkpoint', 'json'),
+    {'checkpoint': 'run directory of pre-training or minilm import, in place of --config'},
     kinds=('pretrain', 'finetune', 'corpus'),
     alternative_flag='checkpoint',
   ),
@@ -83,6 +84,7 @@ COMMANDS: Mapping[str, Command] = {
     'WORKDIR, a run directory of one model; prints its seed and step',
     '--checkpoint=runs/population --member=3 --workdir=runs/member-3',
     ('checkpoint*', 'member', 'workdir*', 'trust'),
+    {'checkpoint': 'run directory of a population; its latest checkpoint is used'},
   ),
   'import': Command(
     training_commands.import_model,
@@ -100,6 +102,7 @@ COMMANDS: Mapping[str, Command] = {
     '--config=configs/glue.py:cola,mrpc --config.task.data_dir=TFDS --checkpoint=runs/tiny '
     '--workdir=runs/glue',
     ('workdir*', 'checkpoint*', 'from_scratch', 'with_scratch', 'trust', 'deterministic'),
+    {'checkpoint': 'pre-training runs, separated by commas; RUN@STEP selects a checkpoint'},
     kinds=('finetune',),
     takes_names=True,
   ),
@@ -129,6 +132,7 @@ COMMANDS: Mapping[str, Command] = {
       *('checkpoint*', 'corpus', 'split', 'pairs', 'pll_variant', 'text', 'attention', 'workdir'),
       *('trust', 'json'),
     ),
+    {'corpus': 'corpus folder with the tokenizer of the run; the corpus of the run by default'},
   ),
   'ngram-baselines': Command(
     evaluation_commands.measure_ngram_baselines,
@@ -147,6 +151,7 @@ COMMANDS: Mapping[str, Command] = {
     'nothing; prints the most probable pieces for each <mask>, best first',
     "--checkpoint=runs/tiny --text='the dog <mask> a bone .'",
     ('checkpoint*', 'text*', 'best', 'trust', 'json'),
+    {'text': 'text in quotes that contains <mask>'},
   ),
   'watch': Command(
     analysis_commands.watch,
@@ -164,6 +169,7 @@ COMMANDS: Mapping[str, Command] = {
     'WORKDIR with weights, tokenizer and card, or the program, or the card; prints a summary',
     '--checkpoint=runs/tiny --format=hf --workdir=exports/tiny',
     ('checkpoint*', 'format*', 'workdir*', 'batch', 'trust'),
+    {'checkpoint': 'run directory of pre-training, RUN or RUN@STEP, or a saved classifier'},
   ),
   'report': Command(
     analysis_commands.report,
@@ -190,6 +196,7 @@ COMMANDS: Mapping[str, Command] = {
     'nothing; prints median times with their spread, the machine and library versions',
     '--config=configs/paper1.py:magic-bee-26 --config.batch_size=64 --compare_with=torch',
     ('steps', 'repeats', 'compare_with', 'population', 'checkpoint', 'trust', 'json'),
+    {'checkpoint': 'pre-training run to start from, for a fine-tuning recipe'},
     kinds=('pretrain', 'finetune'),
     takes_names=True,
   ),
@@ -200,6 +207,7 @@ COMMANDS: Mapping[str, Command] = {
     'result.json with --workdir; prints milliseconds and FLOPs of a prediction',
     '--config=configs/paper2_models.py:conv2-k3-d64@96,bert-6@96 --size=5 --heads=5',
     ('size', 'heads', 'num_calls', 'workdir', 'json'),
+    {'size': 'number of members of the committee, 5 by default'},
     kinds=('pretrain',),
     takes_names=True,
   ),
@@ -265,13 +273,15 @@ def format_command(name: str) -> str:
       '--config.FIELD=VALUE changes a field',
       f'{" " * (_FLAG_COLUMNS + 4)}a recipe is a Python program: give only files that you trust',
     ]
+  helps = {name: flag.help for name, flag in FLAGS.items()} | dict(command.flag_help)
   for word in sorted(command.flags, key=lambda word: not word.endswith('*')):
     flag = FLAGS[word.rstrip('*')]
+    text = helps[word.rstrip('*')]
     choices = f': {", ".join(flag.choices)}' if flag.choices else ''
     note = f' (default: {flag.default})' if flag.default else ''
     if word.endswith('*'):
       note = ' (required)'
-    lines.append(f'  --{word.rstrip("*"):<{_FLAG_COLUMNS}}{flag.help}{choices}{note}')
+    lines.append(f'  --{word.rstrip("*"):<{_FLAG_COLUMNS}}{text}{choices}{note}')
   return '\n'.join(lines)
 
 

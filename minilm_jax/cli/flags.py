@@ -36,19 +36,17 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'from_scratch': Flag(bool, False, 'start from random weights instead, as a control'),
     'with_scratch': Flag(bool, False, 'also start from random weights, with the same seeds'),
     'json': Flag(bool, False, 'print the result as JSON'),
-    'text': Flag(str, '', 'a text; for fill-mask it contains <mask>'),
+    'text': Flag(str, '', 'text in quotes'),
     'best': Flag(int, 5, 'number of pieces printed for each <mask>'),
     'split': Flag(str, 'validation', 'split of the corpus', SPLITS),
-    'corpus': Flag(str, '', 'corpus folder; evaluate uses the corpus of the run by default'),
+    'corpus': Flag(str, '', 'corpus folder, the output of minilm corpus'),
     'rows': Flag(int, 0, 'number of training rows, in a fixed random order; 0 takes all'),
     'shuffle_seed': Flag(int, 0, 'seed of the random order of rows, 0 by default'),
     'select_by': Flag(
       str, 'overlap', 'score that orders the rows', ('overlap', 'likelihood', 'random')
     ),
     'num_parts': Flag(int, 3, 'number of subsets, from the lowest to the highest scores'),
-    'size': Flag(
-      int, 0, 'overlap-subsets: tokens of a subset, 0 for the maximum; latency: members, default 5'
-    ),
+    'size': Flag(int, 0, 'tokens of a subset; 0 takes the maximum'),
     'pairs': Flag(
       str, '', 'minimal pairs: a table with sentence_good and sentence_bad, or a folder'
     ),
@@ -68,7 +66,7 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     ),
     'process': Flag(int, None, 'index of this process, from 0'),
     'timeout': Flag(int, 300, 'seconds to wait for all processes; also the heartbeat time-out'),
-    'member': Flag(int, 0, 'index of the member; the first is 0, the default'),
+    'member': Flag(int, 0, 'index of the member, from 0, the default'),
     'language': Flag(str, 'reviews', 'text to learn', ('microworld', 'reviews')),
     'steps': Flag(int, 10, 'updates in a timed block'),
     'repeats': Flag(int, 5, 'number of timed blocks'),
@@ -79,7 +77,9 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'bootstrap_samples': Flag(int, 1000, 'bootstrap samples for each confidence interval'),
     'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
     'base': Flag(str, '', 'run directories of the base recipe, separated by commas'),
-    'preregistration': Flag(str, '', 'recipe whose docstring, with question and rules, is printed'),
+    'preregistration': Flag(
+      str, '', 'recipe file; its docstring, with question and rules, opens the page'
+    ),
     'plateau_loss': Flag(
       float, 0.0, 'loss of the plateau, nats; estimated from the runs by default'
     ),
@@ -91,9 +91,9 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     ),
     'shard': Flag(str, '', 'K/N: train share K of N of the points, K from 1 to N'),
     'dry_run': Flag(bool, False, 'print parameters, FLOPs, memory and time of each point only'),
-    'tokens': Flag(float, 0.0, 'tokens of a member, in place of num_steps; 0 keeps num_steps'),
-    'flops': Flag(float, 0.0, 'FLOPs of a member, in place of num_steps; 0 keeps num_steps'),
-    'seconds': Flag(float, 0.0, 'seconds of a point, from measured updates; 0 keeps num_steps'),
+    'tokens': Flag(float, 0.0, 'training tokens of each model, in place of num_steps'),
+    'flops': Flag(float, 0.0, 'training FLOPs of each model, in place of num_steps'),
+    'seconds': Flag(float, 0.0, 'training seconds of each point, in place of num_steps'),
     'deterministic': Flag(bool, False, 'on a GPU, use deterministic kernels only (may be slower)'),
     'members': Flag(str, '', 'saved classifiers, separated by commas; stars are expanded'),
     'committee': Flag(str, '', 'output folder of minilm committee'),
@@ -142,6 +142,7 @@ class Command:
     writes: files and printed results, for the help.
     example: valid arguments, for the help.
     flags: names in `FLAGS`; a star marks a required flag.
+    flag_help: help of flags whose meaning differs from that in `FLAGS`.
     kinds: accepted kinds of recipes; () for a command without a recipe.
     takes_paths: whether arguments that are not flags are accepted.
     takes_names: whether `--config=FILE:a,b` gives several recipes, and `FILE:all` all of them.
@@ -155,6 +156,7 @@ class Command:
   writes: str
   example: str
   flags: tuple[str, ...] = ()
+  flag_help: Mapping[str, str] = dataclasses.field(default_factory=dict)
   kinds: tuple[str, ...] = ()
   takes_paths: bool = False
   takes_names: bool = False
@@ -311,11 +313,11 @@ def _check_words(
       raise _missing_flag(name, command, f'--{flag[:-1]}')
 
 
-def _convert(asked: str, text: str, kind: type) -> Any:
+def _convert(subject: str, text: str, kind: type) -> Any:
   """Returns the text of a flag as str, bool, int or float."""
   try:
     return _BOOLEANS[text.lower()] if kind is bool else kind(text)
   except (KeyError, ValueError):
     raise InputError(
-      asked, f'{text!r} is not of type {kind.__name__}', f'give a value of type {kind.__name__}'
+      subject, f'{text!r} is not of type {kind.__name__}', f'give a value of type {kind.__name__}'
     ) from None

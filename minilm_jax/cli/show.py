@@ -35,7 +35,7 @@ def describe_recipe(config: RunConfig | CorpusConfig | FinetuneConfig) -> dict[s
 def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   """Returns the cost of pre-training as plain data.
 
-  `tokens` and `flops` are those of one member, `bytes` is the memory of all members, and `arrays`
+  `tokens` and `flops` are those of one member, and `bytes` is the memory of all members. `arrays`
   has path, shape and sharding of each parameter.
   """
   shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)

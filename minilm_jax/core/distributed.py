@@ -10,10 +10,12 @@ import atexit
 import concurrent.futures
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -154,6 +156,19 @@ def bind_address(host: str, port: int) -> str | None:
   return f'{host}:{port}' if re.fullmatch(r'127(\.\d+){3}', host) else None
 
 
+def _check_port(coordinator: str, host: str, port: int) -> None:
+  """Raises InputError for a port in use, on which jaxlib can crash with a segmentation fault."""
+  interface = '' if bind_address(host, port) is None else host
+  family = socket.AF_INET6 if ':' in interface else socket.AF_INET
+  try:
+    socket.create_server((interface, port), family=family).close()
+  except OSError as error:
+    if error.errno == errno.EADDRINUSE:
+      raise InputError(
+        f'--coordinator={coordinator}', f'port {port} is in use', 'give a free port of process 0'
+      ) from None
+
+
 def _start(coordinator: str, processes: int | None, process: int | None, wait: int) -> None:
   """Checks the flags, and starts the distributed system of JAX for several processes."""
   flags = ' '.join(
@@ -186,6 +201,8 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
       f'--process={process}', f'--processes={processes}', f'give a number from 0 to {processes - 1}'
     )
   if processes > 1:
+    if process == 0:
+      _check_port(coordinator, host, port)
     _initialize_jax(
       wait,
       coordinator_address=coordinator,

@@ -1,9 +1,10 @@
 """Locks the output directory of a command, so that one process at a time writes to it.
 
 The file `.lock` in the directory identifies the process that holds the lock, the holder. Its
-modification time is the heartbeat of the holder. Another process is refused, unless the holder is
-dead: the process has ended, its PID belongs to a later process, or a process on another host has
-missed its heartbeats. Locks of the operating system do not work on every network file system.
+modification time is the heartbeat of the holder. Other processes are refused unless the holder is
+dead. A holder on this host is dead if it has ended, or if its PID belongs to a later process. A
+holder on another host is dead if it has missed its heartbeats. Locks of the operating system are
+not used, because they do not work on every network file system.
 
 Locks are not re-entrant: a second attempt by the same process fails too. A lock covers one
 directory, not its subdirectories.

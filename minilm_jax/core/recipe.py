@@ -117,8 +117,8 @@ def expand_names(path: str, argument: str) -> list[str]:
 
   Args:
     path: the recipe file.
-    argument: names separated by commas; 'all' stands for every name in the table `RUNS` of the
-      file, and a key of its table `SETS` for the names in that set.
+    argument: names separated by commas. 'all' stands for every name in the table `RUNS` of the
+      file. A key of the table `SETS` stands for the names in that set.
 
   Raises:
     InputError: the file does not exist, has no table `RUNS` for 'all', or a name is repeated.

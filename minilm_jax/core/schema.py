@@ -8,8 +8,8 @@
     find_schema_fault(json.loads(text), {'step': COUNT, 'loss?': NUMBER, 'shards': [{'file': TEXT}]})
 
 A rule raises InputError with the name and value of the field. A schema is a type such as `COUNT`, a
-dict for an object (`?` marks an optional field; unlisted fields are allowed), or a list with the
-schema of its items.
+dict for an object, or a list with the schema of its items. In a dict, `?` marks optional fields;
+unlisted fields are allowed.
 """
 
 import dataclasses

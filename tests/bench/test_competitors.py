@@ -1,6 +1,4 @@
-"""The peers: the same model in PyTorch, to the parameter and the logit; what cannot be compared is
-refused.
-"""
+"""Competitors: PyTorch has the same parameters and logits; other recipes are refused."""
 
 import importlib.util
 import math
@@ -33,66 +31,73 @@ TINY = {
 }
 
 
-def config(**changes: object) -> RunConfig:
-  made = paper1.get_config()
-  made.update_from_flattened_dict(TINY | changes)
-  return recipe.resolve(made, 'pretrain')
+def make_config(**changes: object) -> RunConfig:
+  source = paper1.get_config()
+  source.update_from_flattened_dict(TINY | changes)
+  return recipe.resolve(source, 'pretrain')
 
 
 @pytest.fixture
 def pytorch():
-  torch = pytest.importorskip('torch', reason='needs PyTorch, which is the extra [peers]')
+  torch = pytest.importorskip('torch', reason='needs PyTorch, extra [peers]')
   from minilm_jax.bench import pytorch_model
 
   torch.set_num_threads(1)
   return pytorch_model
 
 
-def rows(count: int = 16) -> np.ndarray:
+def make_rows(count: int = 16) -> np.ndarray:
   return np.random.default_rng(0).integers(5, 60, (count, 20), np.uint16)
 
 
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('name', ['magic-bee-26', 'feasible-butterfly-9'])
-def test_as_many_parameters(name: str, fused: bool, pytorch):
-  made = recipe.resolve(paper1.get_config(name), 'pretrain').model
-  model = pytorch.MaskedLanguageModel(made, fused)
-  assert sum(p.numel() for p in model.parameters()) == flops.count_parameters(made)['total']
+def test_parameter_counts_are_equal(name: str, fused: bool, pytorch):
+  model_config = recipe.resolve(paper1.get_config(name), 'pretrain').model
+  model = pytorch.MaskedLanguageModel(model_config, fused)
+  assert sum(p.numel() for p in model.parameters()) == flops.count_parameters(model_config)['total']
 
 
 @pytest.mark.parametrize('fused', [False, True])
-def test_the_same_logits_from_our_weights(fused: bool, pytorch):
+def test_logits_of_equal_weights_are_equal(fused: bool, pytorch):
   import torch
 
-  ours = heads.init_masked_language_model(config().model, rng.make_key(0, rng.Stream.INIT))
-  model = pytorch.MaskedLanguageModel(config().model, fused).eval()
+  ours = heads.init_masked_language_model(make_config().model, rng.make_key(0, rng.Stream.INIT))
+  model = pytorch.MaskedLanguageModel(make_config().model, fused).eval()
   names = {'kernel': 'weight', 'scale': 'weight', 'embedding': 'weight', 'bias': 'bias'}
-  carried = {}
+  state = {}
   for path, leaf in jax.tree.leaves_with_path(ours):
     stem, _, last = path_name(path).rpartition('.')
-    carried[f'{stem}.{names[last]}'] = torch.from_numpy(
+    state[f'{stem}.{names[last]}'] = torch.from_numpy(
       np.array(leaf.T if last == 'kernel' else leaf)
     )
-  model.load_state_dict(carried)
-  tokens = rows(3).astype(np.int64)
+  model.load_state_dict(state)
+  tokens = make_rows(3).astype(np.int64)
   positions = np.random.default_rng(1).integers(0, 20, (3, 4))
   expected = fast_jit.jit(lambda *inputs: ours(*inputs))(
     tokens, jnp.ones(tokens.shape, bool), positions
   )
   with torch.no_grad():
     everywhere = model(torch.from_numpy(tokens))
-    found = model(torch.from_numpy(tokens), torch.from_numpy(positions))
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+    logits = model(torch.from_numpy(tokens), torch.from_numpy(positions))
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
   np.testing.assert_allclose(everywhere[np.arange(3)[:, None], positions], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-  'how', [{}, {'at_once': 4, 'fused_loss': False}, {'at_once': 3, 'fused_loss': True}]
+  'options',
+  [
+    {},
+    {'micro_batch_rows': 4, 'fused_loss': False},
+    {'micro_batch_rows': 3, 'fused_loss': True},
+  ],
 )
 @pytest.mark.parametrize('clip', [0.0, 1.0])
-def test_a_step_trains(how: dict, clip: float, pytorch, monkeypatch):
-  """Every parameter moves, and the loss of one batch falls when it is taken again and again."""
-  made = config(**{'optimizer.clip': clip, 'optimizer.learning_rate': 1e-2, 'model.dropout': 0.0})
+def test_steps_train_the_model(options: dict, clip: float, pytorch, monkeypatch):
+  """All parameters change, and the model learns the only token."""
+  config = make_config(
+    **{'optimizer.clip': clip, 'optimizer.learning_rate': 1e-2, 'model.dropout': 0.0}
+  )
   models = []
   build = pytorch.MaskedLanguageModel
   monkeypatch.setattr(
@@ -100,94 +105,96 @@ def test_a_step_trains(how: dict, clip: float, pytorch, monkeypatch):
     'MaskedLanguageModel',
     lambda *args, **kw: models.append(build(*args, **kw)) or models[0],
   )
-  if how.get('fused_loss') and not hasattr(pytorch.functional, 'linear_cross_entropy'):
+  if options.get('fused_loss') and not hasattr(pytorch.functional, 'linear_cross_entropy'):
     pytest.skip('this PyTorch has no linear_cross_entropy')
-  same = np.repeat(rows(1) * 0 + 9, 4, axis=0)  # whatever is masked is a 9
+  repeated = np.repeat(make_rows(1) * 0 + 9, 4, axis=0)  # every masked token is 9
   step = (
-    pytorch.build_best_step(made, same, 'cpu', **how, compiled=False)
-    if how
-    else pytorch.build_released_step(made, same, 'cpu')
+    pytorch.build_best_step(config, repeated, 'cpu', **options, compiled=False)
+    if options
+    else pytorch.build_released_step(config, repeated, 'cpu')
   )
   before = {name: p.detach().clone() for name, p in models[0].named_parameters()}
   for _ in range(30):
     step()
-  still = [name for name, p in models[0].named_parameters() if bool((p == before[name]).all())]
-  assert not still
+  unchanged = [name for name, p in models[0].named_parameters() if bool((p == before[name]).all())]
+  assert not unchanged
   logits = models[0](pytorch.torch.full((1, 20), 4))
   assert logits.argmax(-1).unique().tolist() == [9]
 
 
-def without_compiler(*arguments: Any, **how: Any) -> Any:
-  """In a process of its own: what is to be compiled fails at its first step."""
+def make_step_without_compiler(*arguments: Any, **options: Any) -> Any:
+  """Returns a step that fails if it is compiled; runs in the worker process."""
   from minilm_jax.bench import pytorch_model
 
   return pytorch_model.time_pytorch_step(
-    1, *arguments, **how | ({'at_once': 0} if how and how['compiled'] else {})
+    1, *arguments, **options | ({'micro_batch_rows': 0} if options and options['compiled'] else {})
   )
 
 
-def test_it_is_timed_in_a_process_of_its_own(pytorch, monkeypatch, capfd):
+def test_pytorch_is_timed_in_worker_processes(pytorch, monkeypatch, capfd):
   monkeypatch.setattr(competitors, '_MICRO_BATCH_ROWS', ())
   monkeypatch.setattr(competitors, '_TRIALS', 1)
-  monkeypatch.setattr(competitors, '_pytorch', without_compiler)
-  monkeypatch.setattr(machine, 'measure_peak_flops', lambda kind, side: 2e11)
+  monkeypatch.setattr(competitors, '_make_pytorch_step', make_step_without_compiler)
+  monkeypatch.setattr(machine, 'measure_peak_flops', lambda dtype, side: 2e11)
   monkeypatch.setattr(machine, 'measure_bandwidth', lambda: 3e10)
-  found = pretrain_bench.bench_pretraining(config(), steps=1, repeats=2, against='torch')
+  result = pretrain_bench.bench_pretraining(make_config(), steps=1, repeats=2, competitor='torch')
   err = capfd.readouterr().err
   assert (
-    found['best_torch_way'].startswith('eager, 4 rows at once')
-    and found['released_way'] == 'as released'
+    result['best_torch_way'].startswith('eager, 4 rows at once')
+    and result['released_way'] == 'as released'
   )
-  assert err.count('going on without') >= 1 and 'Traceback' not in err
+  assert 'PyTorch, compiled' in err and 'Traceback' not in err
   for name in ('released', 'best_torch'):
-    assert found[f'{name}_tokens_per_second'] > 0
-    ratio = found['tokens_per_second'] / found[f'{name}_tokens_per_second']
-    assert found[f'ours_over_{name}'] == pytest.approx(ratio)
-  assert found['versions']['torch'].partition('+')[0] == pytorch.torch.__version__.partition('+')[0]
+    assert result[f'{name}_tokens_per_second'] > 0
+    ratio = result['tokens_per_second'] / result[f'{name}_tokens_per_second']
+    assert result[f'ours_over_{name}'] == pytest.approx(ratio)
+  assert (
+    result['versions']['torch'].partition('+')[0] == pytorch.torch.__version__.partition('+')[0]
+  )
 
 
 @pytest.mark.slow
-def test_it_compiles(pytorch):
-  with competitors.start_competitors(config(), 'torch', 'cpu', rows()) as others:
-    assert set(others) == {'released', 'best_torch'}
-    assert all(0 < peer(2) < math.inf for peer in others.values())
+def test_the_compiled_step_runs(pytorch):
+  with competitors.start_competitors(make_config(), 'torch', 'cpu', make_rows()) as workers:
+    assert set(workers) == {'released', 'best_torch'}
+    assert all(0 < worker(2) < math.inf for worker in workers.values())
 
 
-def test_what_its_device_refuses_is_said(pytorch):
+def test_a_missing_gpu_is_refused(pytorch):
   if pytorch.torch.cuda.is_available():
-    pytest.skip('there is a GPU')
+    pytest.skip('a GPU exists')
   with pytest.raises(InputError, match='CUDA|NVIDIA'):
-    with competitors.start_competitors(config(), 'torch', 'gpu', rows()):
+    with competitors.start_competitors(make_config(), 'torch', 'gpu', make_rows()):
       pass
 
 
 @pytest.mark.parametrize(
-  'changes, against, platform, said',
+  'changes, competitor, platform, part',
   [
     ({}, 'troch', 'cpu', "did you mean 'torch'"),
-    ({}, 'torch', 'tpu', 'JAX computes on a tpu'),
+    ({}, 'torch', 'tpu', 'tpu'),
     ({'model.norm': 'pre'}, 'torch', 'cpu', "model.norm='pre'"),
     ({'model.positions': 'rotary'}, 'torch', 'cpu', 'model.positions'),
     ({'model.activation': 'relu'}, 'torch', 'cpu', 'model.activation'),
     ({'model.tied': True, 'model.embedding_size': 16}, 'torch', 'cpu', 'model.tied'),
   ],
 )
-def test_what_has_no_peer_is_refused(
-  changes: dict, against: str, platform: str, said: str, monkeypatch
+def test_unsupported_recipes_are_refused(
+  changes: dict, competitor: str, platform: str, part: str, monkeypatch
 ):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'there')
-  with pytest.raises(InputError, match=said):
-    competitors.check_competitor(config(**changes), against, platform)
-  competitors.check_competitor(config(), 'torch', 'cpu')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'installed')
+  with pytest.raises(InputError, match=part):
+    competitors.check_competitor(make_config(**changes), competitor, platform)
+  competitors.check_competitor(make_config(), 'torch', 'cpu')
 
 
-def test_pytorch_must_be_there(monkeypatch):
+def test_a_missing_pytorch_is_refused(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=r'minilm_jax\[peers\]'):
-    pretrain_bench.bench_pretraining(config(), 1, 1, against='torch')
+    pretrain_bench.bench_pretraining(make_config(), 1, 1, competitor='torch')
 
 
-def test_nobody_is_nobody():
+def test_no_competitor_starts_no_worker():
   competitors.check_competitor(recipe.resolve(tiny.get_config(), 'pretrain'), '', 'tpu')
-  with competitors.start_competitors(config(), '', 'tpu', rows()) as others:
-    assert others == {}
+  with competitors.start_competitors(make_config(), '', 'tpu', make_rows()) as workers:
+    assert workers == {}

@@ -1,7 +1,6 @@
-"""Latency: who answers says what it should, and numbers of a row belong together."""
+"""Latency: variants predict correctly, and the numbers of a row are consistent."""
 
 import dataclasses
-import doctest
 import json
 import pathlib
 from typing import Any
@@ -32,9 +31,9 @@ NAMES = [
 ]
 
 
-def config(**changes: object) -> RunConfig:
-  made = tiny.get_config()
-  made.update_from_flattened_dict(
+def make_config(**changes: object) -> RunConfig:
+  source = tiny.get_config()
+  source.update_from_flattened_dict(
     {
       'model.hidden_size': 8,
       'model.embedding_size': 8,
@@ -46,10 +45,10 @@ def config(**changes: object) -> RunConfig:
       **changes,
     }
   )
-  return recipe.resolve(made, 'pretrain')
+  return recipe.resolve(source, 'pretrain')
 
 
-CONFIGS = {'shallow': config(), 'deep': config(**{'model.num_layers': 2})}
+CONFIGS = {'shallow': make_config(), 'deep': make_config(**{'model.num_layers': 2})}
 SHALLOW = CONFIGS['shallow'].model
 
 
@@ -57,23 +56,25 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
-def made() -> dict[str, Any]:
-  return latency.list_contestants({name: one.model for name, one in CONFIGS.items()}, SIZE, HEADS)
+def variants() -> dict[str, Any]:
+  return latency.build_variants(
+    {name: config.model for name, config in CONFIGS.items()}, SIZE, HEADS
+  )
 
 
 @pytest.fixture(scope='module')
-def found(made: dict[str, Any]) -> dict:
+def result(variants: dict[str, Any]) -> dict:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(latency, 'BATCHES', (1, 2))
-    patch.setattr(latency, 'list_contestants', lambda models, size, heads: made)
+    patch.setattr(latency, 'build_variants', lambda models, size, heads: variants)
     return latency.measure_latency(CONFIGS, SIZE, 5, HEADS)
 
 
-def test_a_row_says_how_long_how_deep_and_how_much(found: dict):
-  assert [(row['name'], row['batch']) for row in found['rows']] == [
+def test_rows_have_times_depths_and_sizes(result: dict):
+  assert [(row['name'], row['batch']) for row in result['rows']] == [
     (name, batch) for batch in (1, 2) for name in NAMES
   ]
-  alone, headed, turns, vmapped, spread, deep = rows = found['rows'][:6]
+  single, headed, mapped, vmapped, sharded, deep = rows = result['rows'][:6]
   assert [row['depth'] for row in rows] == [1, 1, SIZE, 1, 1, 2]
   assert [row['devices'] for row in rows] == [1, 1, 1, 1, SIZE, 1]
   assert [(row['members'], row['heads']) for row in rows] == [
@@ -82,47 +83,51 @@ def test_a_row_says_how_long_how_deep_and_how_much(found: dict):
     *[(SIZE, 1)] * 3,
     (1, 1),
   ]
-  for row in (turns, vmapped, spread):
-    assert row['parameters'] == SIZE * alone['parameters'] and row['flops'] == SIZE * alone['flops']
+  for row in (mapped, vmapped, sharded):
+    assert (
+      row['parameters'] == SIZE * single['parameters'] and row['flops'] == SIZE * single['flops']
+    )
   assert [row['recipe'] for row in rows] == ['shallow'] * 5 + ['deep']
   hidden, classes = SHALLOW.hidden_size, latency.CLASSES
-  assert headed['parameters'] - alone['parameters'] == (HEADS - 1) * (
+  assert headed['parameters'] - single['parameters'] == (HEADS - 1) * (
     hidden * (hidden + 1) + (hidden + 1) * classes
   )
-  assert headed['flops'] - alone['flops'] == (HEADS - 1) * 2 * hidden * (hidden + classes)
-  assert alone['flops'] < headed['flops'] < deep['flops'] and alone['over_member'] == pytest.approx(
-    1
-  )
-  for row in found['rows']:
-    spent = row['milliseconds']
+  assert headed['flops'] - single['flops'] == (HEADS - 1) * 2 * hidden * (hidden + classes)
+  assert single['flops'] < headed['flops'] < deep['flops'] and single[
+    'over_member'
+  ] == pytest.approx(1)
+  for row in result['rows']:
+    times = row['milliseconds']
     assert (
-      0 < spent['lowest'] <= spent['low'] <= spent['median'] <= spent['high']
-      and spent['median'] <= spent['p95']
+      0 < times['lowest'] <= times['low'] <= times['median'] <= times['high']
+      and times['median'] <= times['p95']
     )
     assert row['length'] == 16
-  assert 'jax' in found['versions'] and found['calls'] == 5 and found['warm_up'] > 0
+  assert 'jax' in result['versions'] and result['calls'] == 5 and result['warm_up'] > 0
 
 
-def test_all_ways_of_a_committee_give_the_mean_of_its_members(made: dict[str, Any]):
+def test_all_committees_predict_the_mean_of_the_members(variants: dict[str, Any]):
   tokens = latency.make_rows(SHALLOW, 2)
 
   @jit
-  def alone(seeds: jax.Array) -> jax.Array:
-    def one(seed: jax.Array) -> jax.Array:
+  def predict_members(seeds: jax.Array) -> jax.Array:
+    def predict_member(seed: jax.Array) -> jax.Array:
       member = init_classifier(SHALLOW, latency._HEAD, latency.CLASSES, jax.random.key(seed))
       return jax.nn.softmax(member(jnp.asarray(tokens), jnp.asarray(tokens != 1)))
 
-    return jax.vmap(one)(seeds)
+    return jax.vmap(predict_member)(seeds)
 
-  mean = np.mean(alone(jnp.arange(SIZE)), 0)
-  said = [answer(tokens) for name, (answer, *_) in made.items() if name.startswith(f'{SIZE} x')]
-  assert len(said) == 3 and mean.shape == (2, latency.CLASSES)
-  for one in said:
-    np.testing.assert_allclose(one, mean, atol=1e-5)
+  mean = np.mean(predict_members(jnp.arange(SIZE)), 0)
+  predictions = [
+    predict(tokens) for name, (predict, *_) in variants.items() if name.startswith(f'{SIZE} x')
+  ]
+  assert len(predictions) == 3 and mean.shape == (2, latency.CLASSES)
+  for prediction in predictions:
+    np.testing.assert_allclose(prediction, mean, atol=1e-5)
 
 
-def test_depth_counts_blocks_and_every_convolution():
-  """The last one, to one channel, too; neither embedding nor heads."""
+def test_the_depth_counts_blocks_and_convolutions():
+  """The last convolution, to one channel, counts; embedding and heads do not."""
   deep = {
     name: latency.measure_depth(
       recipe.resolve(recipe.load(f'configs/paper2_models.py:{name}'), 'pretrain').model
@@ -138,26 +143,26 @@ def test_depth_counts_blocks_and_every_convolution():
   }
 
 
-def test_running_statistics_are_no_parameters():
+def test_running_statistics_are_not_parameters():
   convolved = {'model.convolutions': 1, 'model.kernel': '3,3', 'model.channels': 2}
-  paper = latency._facts(config(**convolved).model)['parameters']
-  assert paper - latency._facts(SHALLOW)['parameters'] == (9 * 2 + 2 + 2 * 2) + (2 + 1 + 2)
+  paper = latency._list_facts(make_config(**convolved).model)['parameters']
+  assert paper - latency._list_facts(SHALLOW)['parameters'] == (9 * 2 + 2 + 2 * 2) + (2 + 1 + 2)
 
 
-def test_counts_are_those_of_xla():
+def test_flops_are_close_to_those_of_xla():
   model, head = CONFIGS['deep'].model, dataclasses.replace(latency._HEAD, ensemble_size=HEADS)
-  one = jax.eval_shape(lambda: init_classifier(model, head, latency.CLASSES, jax.random.key(0)))
-  counted = (
-    jax.jit(latency._probabilities)
-    .lower(one, latency.make_rows(model, 1))
+  shapes = jax.eval_shape(lambda: init_classifier(model, head, latency.CLASSES, jax.random.key(0)))
+  xla_flops = (
+    jax.jit(latency._predict_probabilities)
+    .lower(shapes, latency.make_rows(model, 1))
     .compile()
     .cost_analysis()['flops']
   )
-  own = latency.forward_flops(model, 16, HEADS)
-  assert own < counted < 2 * own  # element-wise work is much of so small a one
+  expected = latency.forward_flops(model, 16, HEADS)
+  assert expected < xla_flops < 2 * expected  # a small model has many element-wise operations
 
 
-def test_what_members_do_not_divide_is_spread_over_fewer_devices(monkeypatch: pytest.MonkeyPatch):
+def test_members_are_divided_evenly_over_devices(monkeypatch: pytest.MonkeyPatch):
   assert (
     latency.population.make_even_mesh(5).devices.size == 5
     and latency.population.make_even_mesh(9).devices.size == 3
@@ -168,75 +173,69 @@ def test_what_members_do_not_divide_is_spread_over_fewer_devices(monkeypatch: py
   )
   stacked = jax.tree.map(lambda leaf: np.zeros((11, *leaf.shape), leaf.dtype), shapes)
   monkeypatch.setattr(latency, '_init_classifier', lambda *_: stacked)
-  assert list(latency.list_contestants({'a': SHALLOW}, 11)) == [
+  assert list(latency.build_variants({'a': SHALLOW}, 11)) == [
     'a',
     '11 x a, one after another',
     '11 x a, vmapped',
   ]
 
 
-def test_the_interval_of_a_median_covers_it():
-  assert doctest.testmod(latency).failed == 0
-  random, low_high = np.random.default_rng(0), latency.iqr_ends(40)
-  drawn = np.sort(random.exponential(size=(4000, 40)), 1)  # a skewed one, whose median is log 2
+def test_the_interval_covers_the_median():
+  random, low_high = np.random.default_rng(0), latency.median_interval(40)
+  drawn = np.sort(random.exponential(size=(4000, 40)), 1)  # skewed, with the median log 2
   low, high = (drawn[:, end] for end in low_high)
   assert 0.94 < np.mean((low <= np.log(2)) & (np.log(2) <= high)) < 0.98
 
 
-def test_a_reader_sees_a_table(found: dict, capsys):
+def test_the_tables_contain_the_numbers(result: dict, capsys):
   console = rich.console.Console(width=200)
-  for table in latency.latency_tables(found):
+  for table in latency.latency_tables(result):
     console.print(table)
   out = capsys.readouterr().out
   assert (
     f'{SIZE} x shallow, vmapped' in out
-    and f'{found["rows"][0]["milliseconds"]["median"]:.3f}' in out
+    and f'{result["rows"][0]["milliseconds"]["median"]:.3f}' in out
   )
   assert f'shallow, {HEADS} heads' in out
 
 
-def test_a_reader_is_told_who_warms_up_and_how_long_the_rounds_take(capsys):
-  answered = []
-  spent = latency._timed(
-    {'one': lambda: answered.append(1), 'other': lambda: answered.append(2)}, 3, 'batch 1'
+def test_variants_run_in_turns_and_the_duration_is_logged(capsys):
+  calls = []
+  seconds = latency._time_calls(
+    {'one': lambda: calls.append(1), 'other': lambda: calls.append(2)}, 3, 'batch 1'
   )
-  assert [len(one) for one in spent.values()] == [3, 3] and answered[-6:] == [1, 2] * 3
-  assert capsys.readouterr().err.splitlines() == [
-    'batch 1, untimed: 0/2 contestants, 0:00:00 spent, now one',
-    'batch 1, untimed: 2/2 contestants, 0:00:00 spent, 0:00:00 left',
-    'batch 1: 3 rounds are timed, in 0:00:00 or more',
-  ]
+  assert [len(times) for times in seconds.values()] == [3, 3] and calls[-6:] == [1, 2] * 3
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 3 and '3 rounds' in lines[-1] and '0:00:00' in lines[-1]
 
 
-def test_a_work_directory_keeps_the_result_and_is_not_timed_again(
-  monkeypatch: pytest.MonkeyPatch, found: dict, tmp_path: pathlib.Path, capsys
+def test_a_stored_result_is_not_measured_again(
+  monkeypatch: pytest.MonkeyPatch, result: dict, tmp_path: pathlib.Path, capsys
 ):
-  asked = []
-  monkeypatch.setattr(latency, '_measured', lambda *given: asked.append(given[1:]) or found)
+  calls = []
+  monkeypatch.setattr(latency, '_measure', lambda *arguments: calls.append(arguments[1:]) or result)
   command = ['latency', '--config=configs/tiny.py', f'--workdir={tmp_path}', '--heads=3', '--json']
   for _ in range(2):
     assert main.main(command) == 0
-    assert json.loads(capsys.readouterr().out) == found
-  assert asked == [(latency.COMMITTEE_SIZE, 100, 3)]
-  kept = files.read_json(tmp_path / run_dir.CONFIG, 'it')
+    assert json.loads(capsys.readouterr().out) == result
+  assert calls == [(latency.COMMITTEE_SIZE, 100, 3)]
+  stored = files.read_json(tmp_path / run_dir.CONFIG, 'it')
   assert (
-    kept['kind'] == latency.LATENCY_KIND and list(kept['models'].values())[0]['num_layers'] >= 1
+    stored['kind'] == latency.LATENCY_KIND and list(stored['models'].values())[0]['num_layers'] >= 1
   )
   assert main.main([*command, '--size=2']) == 2
   assert 'another recipe' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'size, calls, heads, changes, said',
+  'size, calls, heads, changes, part',
   [
     (0, 5, 0, {}, '--size=0'),
     (2, 1, 0, {}, '--num_calls=1'),
     (2, 5, -1, {}, '--heads=-1'),
-    (2, 5, 0, {'model.vocab_size': 5}, 'special ids alone'),
+    (2, 5, 0, {'model.vocab_size': 5}, 'model.vocab_size'),
   ],
 )
-def test_what_gives_nothing_to_time_is_refused(
-  size: int, calls: int, heads: int, changes: dict, said: str
-):
-  with pytest.raises(InputError, match=said):
-    latency.measure_latency({'one': config(**changes)}, size, calls, heads)
+def test_invalid_settings_are_refused(size: int, calls: int, heads: int, changes: dict, part: str):
+  with pytest.raises(InputError, match=part):
+    latency.measure_latency({'one': make_config(**changes)}, size, calls, heads)

@@ -1,6 +1,4 @@
-"""Ahead of time: what does not need the compiler for TPUs is tested everywhere, the rest where
-libtpu is installed.
-"""
+"""Compilation for absent TPUs; tests of the TPU compiler need libtpu."""
 
 import functools
 import importlib.util
@@ -85,11 +83,11 @@ def test_a_step_is_the_body_of_the_loop_over_steps():
     'collective-permute': {'count': 3, 'bytes': 3 * 4 * 4},
     'all-gather': {'count': 1, 'bytes': 2 * 8 * 16},
   }
-  # neither what stands before the loop nor what the compiler does not know
+  # without kernels before the loop, and without kernels of unknown cycles
   assert preflight.estimate_cycles(step) == 100 + 3 * 10
 
 
-def test_a_program_without_a_loop_is_read_whole():
+def test_a_program_without_a_loop_is_one_step():
   entry = PROGRAM.partition('ENTRY')[2].replace(
     'ROOT %while.3 = (s32[], f32[8]) while(', 'ROOT %t = tuple('
   )
@@ -97,8 +95,8 @@ def test_a_program_without_a_loop_is_read_whole():
   assert not preflight.find_collectives(step) and preflight.estimate_cycles(step) == 7
 
 
-def test_the_text_of_a_compiler_is_read():
-  """A sum over eight devices in a loop of unknown length."""
+def test_the_output_of_a_real_compiler_is_parsed():
+  """The program sums over eight devices in a loop of unknown length."""
   mesh = Mesh(np.array(jax.devices()[:8]), ('data',))
 
   @functools.partial(
@@ -113,13 +111,13 @@ def test_the_text_of_a_compiler_is_read():
       0, count, lambda _, total: jax.lax.psum(jnp.sin(x[0] + total), 'data'), start
     )
 
-  whole = NamedSharding(mesh, PartitionSpec())
+  replicated = NamedSharding(mesh, PartitionSpec())
   x = jax.ShapeDtypeStruct(
     (8, 4, 3), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec('data'))
   )
   text = (
     jax.jit(program)
-    .lower(x, jax.ShapeDtypeStruct((), jnp.int32, sharding=whole))
+    .lower(x, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated))
     .compile()
     .as_text()
   )
@@ -133,82 +131,78 @@ needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason="needs the compiler for TPUs: pip install 'minilm_jax[tpu]'",
 )
-LINES = tuple(
-  pytest.param(*line, marks=pytest.mark.slow if line[0] == LARGEST else ())
-  for line in (
+CASES = tuple(
+  pytest.param(*case, marks=pytest.mark.slow if case[0] == LARGEST else ())
+  for case in (
     (name, topology) for name in (SMALLEST, LARGEST) for topology in ('v5e:2x4', 'v4:2x2x2')
   )
 )
 
 
-def config(name: str = SMALLEST, **changes: Any) -> RunConfig:
-  made = paper1.get_config(name)
-  made.update_from_flattened_dict(changes)
-  return recipe.resolve(made, 'pretrain')
+def make_config(name: str = SMALLEST, **changes: Any) -> RunConfig:
+  source = paper1.get_config(name)
+  source.update_from_flattened_dict(changes)
+  return recipe.resolve(source, 'pretrain')
 
 
-def compiled(config: RunConfig, topology: str) -> dict[str, Any]:
+def compile_recipe(config: RunConfig, topology: str) -> dict[str, Any]:
   return preflight.compile_for_topology({'it': config}, topology)['recipes']['it']
 
 
 @needs_libtpu
-@pytest.mark.parametrize('name, topology', LINES)
-def test_a_step_over_data_sends_the_gradient_once(name: str, topology: str):
-  """Beside it go the loss, the count and, a turn, one flag of the search for rows: four bytes each."""
-  found = compiled(config(name), topology)
+@pytest.mark.parametrize('name, topology', CASES)
+def test_data_parallelism_sends_the_gradient_once(name: str, topology: str):
+  """Further data are the loss, the count and flags of the search for rows, 4 bytes each."""
+  result = compile_recipe(make_config(name), topology)
   assert (
-    found['fits']
-    and found['mesh'] == {'population': 1, 'data': 8, 'model': 1}
-    and found['chips'] == 8
+    result['fits']
+    and result['mesh'] == {'population': 1, 'data': 8, 'model': 1}
+    and result['chips'] == 8
   )
-  assert set(found['collectives']) == {'all-reduce'}
-  gradient = 4 * flops.count_parameters(config(name).model)['total']
-  assert gradient <= found['collectives']['all-reduce']['bytes'] <= gradient + 64
-  state = 3 * gradient + 2 * 128 * found['corpus_rows']  # weights, two moments, and the rows
-  assert state <= found['bytes']['arguments'] < 1.5 * state
-  assert found['bytes']['output'] < 1 << 20  # the state takes the place of the state
-  assert found['bytes']['total'] < 0.2 * found['bytes']['chip']
-  # logits and activations in one piece, as a TPU has them
-  assert 0.3 < found['flops'] / found['flops_per_step'] < 1.5
-  assert found['tokens_per_second'] == pytest.approx(256 * 128 / found['milliseconds'] * 1e3)
-  assert 0 < found['utilisation'] < 1
+  assert set(result['collectives']) == {'all-reduce'}
+  gradient = 4 * flops.count_parameters(make_config(name).model)['total']
+  assert gradient <= result['collectives']['all-reduce']['bytes'] <= gradient + 64
+  state = 3 * gradient + 2 * 128 * result['corpus_rows']  # weights, two moments, rows
+  assert state <= result['bytes']['arguments'] < 1.5 * state
+  assert result['bytes']['output'] < 1 << 20  # the new state reuses the memory of the old state
+  assert result['bytes']['total'] < 0.2 * result['bytes']['chip']
+  # a TPU computes logits and activations in one block
+  assert 0.3 < result['flops'] / result['flops_per_step'] < 1.5
+  assert result['tokens_per_second'] == pytest.approx(256 * 128 / result['milliseconds'] * 1e3)
+  assert 0 < result['utilisation'] < 1
 
 
 @needs_libtpu
-@pytest.mark.parametrize('name, topology', LINES)
-def test_a_step_over_data_and_model_holds_less_and_sends_more(name: str, topology: str):
-  """Each chip has a part of the split matrices and sums the gradient over half as many."""
-  made = config(name, **{'mesh.model': 2})
-  found = compiled(made, topology)
-  assert found['fits'] and found['mesh'] == {'population': 1, 'data': 4, 'model': 2}
-  state = 12 * flops.count_parameters(made.model)['total']
-  assert state / 2 < found['bytes']['arguments'] - 2 * 128 * found['corpus_rows'] < state
-  assert found['collectives']['all-reduce']['count'] > 2 and 'all-gather' in found['collectives']
+@pytest.mark.parametrize('name, topology', CASES)
+def test_model_parallelism_stores_less_and_sends_more(name: str, topology: str):
+  """Each chip has a part of the split matrices."""
+  config = make_config(name, **{'mesh.model': 2})
+  result = compile_recipe(config, topology)
+  assert result['fits'] and result['mesh'] == {'population': 1, 'data': 4, 'model': 2}
+  state = 12 * flops.count_parameters(config.model)['total']
+  assert state / 2 < result['bytes']['arguments'] - 2 * 128 * result['corpus_rows'] < state
+  assert result['collectives']['all-reduce']['count'] > 2 and 'all-gather' in result['collectives']
 
 
 @needs_libtpu
-@pytest.mark.parametrize('name, topology', LINES)
-def test_a_population_lies_beside_data_and_sends_nothing_more(name: str, topology: str):
-  """Two members a chip, in each operation; every chip sums the gradients of its own members, and
-  nothing else.
-  """
-  made = config(name, **{'population.members': 8, 'mesh.population': 4})
-  found = compiled(made, topology)
+@pytest.mark.parametrize('name, topology', CASES)
+def test_a_population_sends_its_gradients_only(name: str, topology: str):
+  """Each chip has two members and sums their gradients."""
+  config = make_config(name, **{'population.members': 8, 'mesh.population': 4})
+  result = compile_recipe(config, topology)
   assert (
-    found['fits']
-    and found['mesh'] == {'population': 4, 'data': 2, 'model': 1}
-    and found['members'] == 8
+    result['fits']
+    and result['mesh'] == {'population': 4, 'data': 2, 'model': 1}
+    and result['members'] == 8
   )
-  gradients = 2 * 4 * flops.count_parameters(made.model)['total']
-  assert set(found['collectives']) == {'all-reduce'}
-  assert gradients <= found['collectives']['all-reduce']['bytes'] <= gradients + 64
+  gradients = 2 * 4 * flops.count_parameters(config.model)['total']
+  assert set(result['collectives']) == {'all-reduce'}
+  assert gradients <= result['collectives']['all-reduce']['bytes'] <= gradients + 64
 
 
 @needs_libtpu
-def test_what_does_not_fit_is_printed_and_refused(capsys):
-  """Sixteen thousand rows of activations a chip are more than it has; the compiler's own numbers
-  say so.
-  """
+def test_a_recipe_without_enough_memory_is_printed_and_refused(capsys):
+  """The activations of 16,384 rows exceed the memory of a chip."""
   arguments = [
     f'--config=configs/paper1.py:{SMALLEST}',
     '--topology=v5e:2x2',
@@ -216,99 +210,96 @@ def test_what_does_not_fit_is_printed_and_refused(capsys):
   ]
   assert main.main(['preflight', *arguments, '--json']) == 2
   out, err = capsys.readouterr()
-  found = json.loads(out)['recipes'][SMALLEST]
-  assert not found['fits'] and 'memory' in found['refused'] and '15.75G' in found['refused']
-  assert f'asked: {SMALLEST} on v5e:2x2' in err and 'lower batch_size' in err
+  result = json.loads(out)['recipes'][SMALLEST]
+  assert not result['fits'] and 'memory' in result['refused'] and '15.75G' in result['refused']
+  assert f'{SMALLEST} on v5e:2x2' in err and 'batch_size' in err
 
 
 @needs_libtpu
 @pytest.mark.parametrize(
-  'topology, changes, said',
+  'topology, changes, part',
   [
     ('v5e:3x3', {}, '3x3'),
     ('v5e:2x2', {'mesh.data': 8}, '4 devices'),
     ('v5e:2x2', {'mesh.model': 3}, 'do not divide'),
   ],
 )
-def test_what_the_chips_cannot_be_laid_out_as_is_refused(
-  topology: str, changes: dict[str, Any], said: str
-):
-  with pytest.raises(InputError, match=said):
-    compiled(config(**changes), topology)
+def test_an_impossible_mesh_is_refused(topology: str, changes: dict[str, Any], part: str):
+  with pytest.raises(InputError, match=part):
+    compile_recipe(make_config(**changes), topology)
 
 
-def test_it_compiles_the_chunk_of_the_trainer(monkeypatch):
-  """On devices that are here, too, except that their compiler knows no cycles: the gradient is sent
-  once.
-  """
+def test_the_chunk_of_a_run_is_compiled(monkeypatch):
+  """The CPU compiler reports no cycles, so that their number is fixed."""
   monkeypatch.setattr(preflight, 'estimate_cycles', lambda step: 3000)
-  made = config(**{'model.vocab_size': 300})
-  found = preflight.describe_step(made, preflight.CHIPS['v5e'], jax.devices())
-  gradient = 4 * count_parameters(made.model)['total']
-  assert gradient <= found['collectives']['all-reduce']['bytes'] <= gradient + 64
-  flops = flops_per_row(made.model, made.mask)['actual'] * 256
-  assert found['milliseconds'] == pytest.approx(2e-3) and found['utilisation'] == pytest.approx(
+  config = make_config(**{'model.vocab_size': 300})
+  result = preflight.describe_step(config, preflight.CHIPS['v5e'], jax.devices())
+  gradient = 4 * count_parameters(config.model)['total']
+  assert gradient <= result['collectives']['all-reduce']['bytes'] <= gradient + 64
+  flops = flops_per_row(config.model, config.mask)['actual'] * 256
+  assert result['milliseconds'] == pytest.approx(2e-3) and result['utilisation'] == pytest.approx(
     flops / 8 / 2e-6 / 197e12
   )
   assert (
-    found['tokens_per_second'] == pytest.approx(256 * 128 / 2e-6) and found['corpus_rows'] == 60_000
+    result['tokens_per_second'] == pytest.approx(256 * 128 / 2e-6)
+    and result['corpus_rows'] == 60_000
   )
 
 
 @pytest.mark.parametrize(
-  'topology, said',
+  'topology, part',
   [
     ('v9:2x2', "no chip 'v9' in v4, v5e, v5p, v6e"),
     ('2x4', 'no chip'),
-    ('v5e', 'no arrangement'),
-    ('v5e:0x4', 'no arrangement'),
-    ('v5e:2x4x', 'no arrangement'),
-    ('v5e:8', 'no arrangement'),
+    ('v5e', 'topology'),
+    ('v5e:0x4', 'topology'),
+    ('v5e:2x4x', 'topology'),
+    ('v5e:8', 'topology'),
   ],
 )
-def test_an_unknown_topology_is_refused(topology: str, said: str):
-  with pytest.raises(InputError, match=said) as error:
-    preflight.compile_for_topology({'it': config()}, topology)
+def test_an_unknown_topology_is_refused(topology: str, part: str):
+  with pytest.raises(InputError, match=part) as error:
+    preflight.compile_for_topology({'it': make_config()}, topology)
   assert 'v5e:2x4' in error.value.remedy
 
 
-def test_without_its_compiler_it_says_what_to_install(monkeypatch):
+def test_a_missing_compiler_is_refused_with_its_extra(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=r'minilm_jax\[tpu\]'):
-    preflight.compile_for_topology({'it': config()}, 'v5e:2x4')
+    preflight.compile_for_topology({'it': make_config()}, 'v5e:2x4')
 
 
-def test_the_table_of_chips_agrees_with_itself():
-  """Peak and clock make a whole number of matrix units of 128 x 128; a TPU does hundreds of
-  operations a byte.
-  """
+def test_the_table_of_chips_is_consistent():
+  """Peak and clock give a whole number of 128 x 128 matrix units, and hundreds of FLOPs a byte."""
   for chip in preflight.CHIPS.values():
     units = chip.flops / chip.clock / (2 * 128**2)
     assert units == pytest.approx(round(units), rel=0.01)
     assert 150 < chip.flops / chip.bandwidth < 600 and 16 << 30 <= chip.memory < 128 << 30
 
 
-def test_it_compiles_the_rows_of_the_corpus_that_is_there(
+def test_an_existing_corpus_sets_the_number_of_rows(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  made = tiny.get_config()
+  source = tiny.get_config()
   manifest = files.read_json(tiny_corpus / run_dir.MANIFEST, 'the corpus')
   for folder, rows in (
     (tiny_corpus, manifest['splits']['train']['rows']),
     (tmp_path, 60_000),
     ('', 60_000),
   ):
-    made.corpus = str(folder)
-    corpus = preflight._corpus(
-      recipe.resolve(made, 'pretrain'), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    source.corpus = str(folder)
+    corpus = preflight._describe_corpus(
+      recipe.resolve(source, 'pretrain'), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
-    assert corpus.tokens.shape == (rows, made.model.max_length) and corpus.tokens.dtype == 'uint16'
+    assert (
+      corpus.tokens.shape == (rows, source.model.max_length) and corpus.tokens.dtype == 'uint16'
+    )
     assert corpus.vocab_size == (
-      manifest['vocabulary'] if folder == tiny_corpus else made.model.vocab_size
+      manifest['vocabulary'] if folder == tiny_corpus else source.model.vocab_size
     )
 
 
-FOUND = {
+RESULT = {
   'topology': 'v5e:2x4',
   'recipes': {
     'one': {
@@ -337,16 +328,16 @@ FOUND = {
 }
 
 
-def test_a_reader_sees_a_line_a_recipe(capsys):
-  for table in preflight.preflight_tables(FOUND):
+def test_the_table_has_a_line_a_recipe(capsys):
+  for table in preflight.preflight_tables(RESULT):
     rich.console.Console(width=80).print(table)
   lines = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ['one', '3', '4', '8', '50.0%', '1.5', '2.00', '16.40', '2.1%'] in lines
   assert ['two', 'does', 'not', 'fit'] in lines
-  single = {'topology': 'v5e:2x4', 'recipes': {'one': FOUND['recipes']['one']}}
+  single = {'topology': 'v5e:2x4', 'recipes': {'one': RESULT['recipes']['one']}}
   for table in preflight.preflight_tables(single):
     rich.console.Console(width=80).print(table)
   assert 'collectives all-gather' in capsys.readouterr().out
   preflight.check_topology(single)
   with pytest.raises(InputError, match='two on v5e:2x4'):
-    preflight.check_topology(FOUND)
+    preflight.check_topology(RESULT)

@@ -1,4 +1,4 @@
-"""The stopwatch: turns are taken, workers compute only when told to and say what is wrong."""
+"""Timing: competitors run in turns; workers compute on request and report errors."""
 
 import os
 import time
@@ -12,35 +12,35 @@ from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 
 
-def test_contestants_take_turns():
-  """So that what else the machine does hits all of them; the first round only warms up."""
+def test_competitors_run_in_turns():
+  """The first round warms up and is not counted."""
   turns = []
 
-  def one(name: str, seconds: float) -> Callable[[int], float]:
+  def make_step(name: str, seconds: float) -> Callable[[int], float]:
     return lambda steps: turns.append(name) or seconds * steps * (100 if len(turns) < 3 else 1)
 
-  found = timing.time_interleaved(
-    {'ours': one('ours', 1.0), 'theirs': one('theirs', 3.0)}, steps=4, repeats=2
+  seconds = timing.time_interleaved(
+    {'a': make_step('a', 1.0), 'b': make_step('b', 3.0)}, steps=4, repeats=2
   )
-  assert turns == ['ours', 'theirs'] * 3 and found == {'ours': [1.0, 1.0], 'theirs': [3.0, 3.0]}
+  assert turns == ['a', 'b'] * 3 and seconds == {'a': [1.0, 1.0], 'b': [3.0, 3.0]}
 
 
-def counting() -> timing.TimedStep:
-  """As many seconds as cores it may use, a step."""
+def make_core_counter() -> timing.TimedStep:
+  """Returns a step whose seconds are the number of its cores."""
   return lambda steps: float(steps * len(os.sched_getaffinity(0)))
 
 
-def slow() -> timing.TimedStep:
+def make_slow_step() -> timing.TimedStep:
   return lambda steps: time.sleep(30) or 1.0
 
 
-def broken() -> timing.TimedStep:
+def make_broken_step() -> timing.TimedStep:
   raise RuntimeError('no kernel\nand more')
 
 
 def test_a_worker_has_its_own_cores():
   cores = sorted(os.sched_getaffinity(0))
-  worker = timing.start_worker('one', counting, cores[:1])
+  worker = timing.start_worker('counter', make_core_counter, cores[:1])
   try:
     worker.begin(3)
     assert worker.end() == 3 and worker(2) == 2
@@ -50,28 +50,29 @@ def test_a_worker_has_its_own_cores():
 
 
 @pytest.mark.parametrize(
-  'make, said', [(slow, 'no answer within 2 seconds'), (broken, 'RuntimeError: no kernel')]
+  'make_worker, part',
+  [(make_slow_step, 'no answer within 2 seconds'), (make_broken_step, 'RuntimeError: no kernel')],
 )
-def test_a_worker_that_cannot_says_so(
-  make: Callable[[], timing.TimedStep], said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_failing_worker_reports_its_error(
+  make_worker: Callable[[], timing.TimedStep], part: str, monkeypatch: pytest.MonkeyPatch
 ):
   monkeypatch.setattr(timing, '_EXIT_SECONDS', 1)
-  worker = timing.start_worker('another', make)
+  worker = timing.start_worker('another', make_worker)
   try:
-    with pytest.raises(InputError, match=said):
-      worker(1, 2 if make is slow else None)
+    with pytest.raises(InputError, match=part):
+      worker(1, 2 if make_worker is make_slow_step else None)
   finally:
     worker.close()
   assert not worker.process.is_alive()
 
 
-def test_what_is_timed_is_the_chunk_of_a_run():
-  made = tiny.get_config()
-  made.update_from_flattened_dict(
+def test_the_timed_step_is_that_of_a_run():
+  source = tiny.get_config()
+  source.update_from_flattened_dict(
     {'batch_size': 4, 'model.vocab_size': 100, 'model.num_layers': 1, 'mesh.data': 1}
   )
-  config = recipe.resolve(made, 'pretrain')
+  config = recipe.resolve(source, 'pretrain')
   rows = timing.make_random_rows(config)
   assert rows.shape[1] == config.model.max_length and rows.max() < 100
-  timed, compiling = timing.time_our_step(config, rows)
-  assert 0 < timed(2) < compiling
+  time_steps, compile_seconds = timing.time_our_step(config, rows)
+  assert 0 < time_steps(2) < compile_seconds

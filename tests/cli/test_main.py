@@ -296,7 +296,8 @@ def test_help_contains_every_command_and_every_flag(capsys):
   for name, command in commands.COMMANDS.items():
     status, out, err = call_main([name, '--help'], capsys)
     assert status == 0 and not err and command.summary in out and command.example in out
-    assert all(f'--{flag.rstrip("*")}' in out for flag in command.flags)
+    names = {flag.rstrip('*') for flag in command.flags}
+    assert all(f'--{name}' in out for name in names) and set(command.flag_help) <= names
     assert ('--config ' in out) == bool(command.kinds)
     assert command.reads in out and command.writes in out
     assert call_main(['help', name], capsys)[1] == out
