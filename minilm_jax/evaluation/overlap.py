@@ -1,25 +1,24 @@
-"""Overlap of a task's text with a pre-training corpus: shares of types and of running tokens.
+"""Measures the overlap of a task's texts with a pre-training corpus: shares of types and tokens.
 
-The second paper says that the gap between pre-trained and not grows with "token overlap", without a
-definition. Here f(t) counts type t in the task's texts, c(t) in the corpus's training rows, T are
-the types with f > 0, S those with c > 0, and N = sum of f. A type is a piece of the tokenizer, or a
-word:
+Paper 2 relates the gain from pre-training to "token overlap", without a definition. Let f(t) count
+type t in the task's texts and c(t) in the training rows of the corpus. T are the types with f > 0,
+S the types with c > 0, and N is the sum of f. Types are pieces of the tokenizer, or words:
 
     type overlap, m    |{t in T: c(t) >= m}| / |T|
     token overlap, m   sum over t with c(t) >= m of f(t) / N
     out of vocabulary  1 - token overlap at m = 1, of words
-    unknown, bytes     the share of the task's running pieces that are `<unk>`, or bytes
+    unknown, bytes     share of `<unk>` or of byte pieces among the task's pieces
     Jaccard            |T and S| / |T or S|
     cross-entropy      - sum of f(t) / N ln q(t), q(t) = (c(t) + 1) / (sum of c + V), in nats a piece; of pieces alone
-    divergence         cross-entropy less the entropy of f / N: Kullback and Leibler's, in nats
+    divergence         cross-entropy minus the entropy of f / N: Kullback-Leibler divergence, in nats
 
-The study of the gap uses token overlap of words (`HEADLINE_MEASURE`): a corpus of some million
-tokens holds nearly every piece, for the tokenizer is made from it. Type overlap falls, and Jaccard
-and divergence move, with the number of examples; compare them at one number. `<unk>` is never an
-overlap.
+The study of the gap uses the token overlap of words (`HEADLINE_MEASURE`). A corpus of a million
+tokens contains nearly every piece, because its tokenizer is trained on the corpus. Type overlap,
+Jaccard and divergence depend on the number of examples; compare them at equal numbers. `<unk>`
+never counts as overlap.
 
-Intervals are over other examples like these, by the jackknife with Student's t. The bootstrap would
-fail for types: a resample lacks a third of the examples, and with them the rare types.
+Intervals cover other examples of the same kind, by the jackknife with Student's t. A bootstrap
+sample would omit a third of the examples and thus many rare types.
 """
 
 import dataclasses
@@ -55,25 +54,27 @@ from minilm_jax.data.tokenizer import (
   load_tokenizer,
 )
 from minilm_jax.tasks import metrics
-from minilm_jax.tasks.examples import Examples, available_splits, complete_task, read_examples
+from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read_examples
 
 THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
 _ROWS_PER_COUNT = 1 << 14
 _IN_NATS = ('cross-entropy', 'divergence')
 Values = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
-# A statistic of all n examples, and with each left out.
+# A statistic of all n examples, and its values without each of the examples.
 Jackknife = tuple[float, Float[np.ndarray, 'n']]
 
 
 @dataclasses.dataclass(frozen=True)
 class TypeCounts:
-  """Counts of types in the examples of a task: `owner[k]` holds `kind[k]` `count[k]` times.
+  """Stores counts of types in the examples of a task, with an entry per example and type.
 
   Attributes:
-    owner, kind, count: one entry for each pair of example and type that occurs.
-    examples: their number; some may hold nothing.
-    types: T, types are numbered below it.
+    owner: Example number of each entry.
+    kind: Type number of each entry.
+    count: Count of each entry.
+    examples: Number of examples, including examples without entries.
+    types: Number of types T.
   """
 
   owner: Int[np.ndarray, 'K']
@@ -87,11 +88,11 @@ class TypeCounts:
     return np.bincount(self.kind, self.count, self.types).astype(int)
 
   def present(self) -> Bool[np.ndarray, 'T']:
-    """Returns which types occur."""
+    """Returns whether each type occurs."""
     return np.bincount(self.kind, minlength=self.types) > 0
 
   def is_unique(self) -> Bool[np.ndarray, 'K']:
-    """Returns which entries are of a type that no other example holds."""
+    """Returns whether the type of each entry occurs in no other example."""
     return (np.bincount(self.kind, minlength=self.types) == 1)[self.kind]
 
   def sum_entries(self, values: Values) -> Float[np.ndarray, 'n']:
@@ -101,26 +102,32 @@ class TypeCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """One measure of a task's texts against a corpus.
+  """Stores a measure of a task's texts against a corpus.
 
   Attributes:
     unit: 'pieces' or 'words'.
-    name: of the measure, as in the docstring of the module.
-    least: m; 1 where there is none.
-    value: a share or, of cross-entropy and divergence, nats.
-    low, high: the 95% interval; NaN for fewer than two examples.
+    name: Name of the measure in the docstring of the module.
+    min_count: Minimum count m in the corpus; 1 for measures without m.
+    value: A share, or nats for cross-entropy and divergence.
+    low: Lower end of the 95% interval; nan for fewer than two examples.
+    high: Upper end of the 95% interval; nan for fewer than two examples.
   """
 
   unit: str
   name: str
-  least: int
+  min_count: int
   value: float
   low: float
   high: float
 
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the fields for JSON, with `least` for `min_count`."""
+    fields = dataclasses.asdict(self)
+    return {'least' if name == 'min_count' else name: fields[name] for name in fields}
+
 
 def count_examples(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
-  """Returns counts of examples that are given as type numbers."""
+  """Returns the type counts of examples, which are sequences of type numbers."""
   owner, kind, count = [], [], []
   for number, example in enumerate(examples):
     counter = Counter(example)
@@ -146,7 +153,7 @@ def count_corpus(
   rows: Int[np.ndarray, 'n'] | None = None,
   with_words: bool = True,
 ) -> tuple[Int[np.ndarray, 'V'], Counter[str]]:
-  """Returns counts of each piece and of each word in rows of a split, by default in all of them."""
+  """Returns counts of each piece and each word in rows of a split; None counts all rows."""
   total = int(files.ends[-1]) if rows is None else len(rows)
   piece_counts, field_counts = np.zeros(files.manifest['vocabulary'], int), Counter()
   with progress.track_progress('counting the corpus', total, 'rows') as update:
@@ -169,21 +176,22 @@ def count_corpus(
 def measure_overlap(
   folder: epath.PathLike, config: FinetuneConfig, part: SubsetConfig
 ) -> dict[str, Any]:
-  """Measures the overlap of a corpus, or of a part of it, with the texts of a task.
+  """Measures the overlap of a corpus, or of a subset of its rows, with the texts of a task.
 
   Returns:
-    Plain data: what was compared, and the measures of the training and of each reported split.
+    JSON data: corpus, rows, task, examples, and the measures of the training split and of each
+    reported split.
 
   Raises:
-    InputError: the corpus or the task cannot be read, the part is larger than the corpus, or the
-      task has no text.
+    InputError: The corpus or task is invalid, the subset is larger than the corpus, or the task has
+      no text.
   """
   manifest = read_manifest(folder)
   check_subset(part, manifest, folder)
   task = complete_task(config.task)
   splits = {
     name: read_examples(task, config.task, name)
-    for name in ('train', *available_splits(task, config.task.split))
+    for name in ('train', *list_splits(task, config.task.split))
   }
   train_files, tokenizer = (
     CorpusFiles(folder, TRAIN_SPLIT),
@@ -201,7 +209,7 @@ def measure_overlap(
     'task': task.name,
     'examples': {name: len(examples.labels) for name, examples in splits.items()},
     'measures': {
-      name: [dataclasses.asdict(measure) for measure in split] for name, split in measures.items()
+      name: [measure.to_dict() for measure in split] for name, split in measures.items()
     },
   }
 
@@ -210,13 +218,13 @@ def open_tokenizer(folder: epath.PathLike, manifest: Mapping[str, Any]) -> Token
   """Opens the tokenizer of a corpus.
 
   Raises:
-    InputError: it is not the file that the corpus was made with.
+    InputError: The file differs from the tokenizer of the manifest.
   """
   path = files.resolve_inside(folder, manifest['tokenizer']['file'], f'the tokenizer of {folder}')
   tokenizer = load_tokenizer(path)
   if tokenizer.sha256 != manifest['tokenizer']['sha256']:
     raise InputError(
-      f'the tokenizer of {folder}', 'not the file that the corpus was made with', 'copy it again'
+      f'the tokenizer of {folder}', f'another checksum of {path}', 'copy the corpus again'
     )
   return tokenizer
 
@@ -224,10 +232,10 @@ def open_tokenizer(folder: epath.PathLike, manifest: Mapping[str, Any]) -> Token
 def read_texts(
   examples: Examples, tokenizer: Tokenizer, source: str
 ) -> tuple[TypeCounts, list[list[str]]]:
-  """Returns the piece counts and the words of each example, of both texts, in lower case.
+  """Returns the piece counts and the lower-case words of each example, with both texts of a pair.
 
   Raises:
-    InputError: no example has a piece or a word; names the source.
+    InputError: No example has a piece or a word; the error names the source.
   """
   pairs = zip(examples.first, examples.second or ('',) * len(examples.first), strict=True)
   texts = [f'{first} {second}'.strip().lower() for first, second in pairs]
@@ -235,8 +243,8 @@ def read_texts(
   if not any(words) or not any(encoded):
     raise InputError(
       f'overlap with {source}',
-      f'no word in the texts of {len(texts):,} examples',
-      'give examples with text, or another task.fields',
+      f'no words in the texts of {len(texts):,} examples',
+      'give examples with text, or set another task.fields',
     )
   return count_examples(encoded, tokenizer.size), words
 
@@ -251,21 +259,22 @@ def compute_measures(
   """Returns all measures of examples against the counts of a corpus.
 
   Args:
-    examples: of one split.
-    tokenizer: of the corpus.
-    piece_counts, word_counts: by `count_corpus`.
-    source: of the examples, for an error.
+    examples: Examples of a split.
+    tokenizer: Tokenizer of the corpus.
+    piece_counts: Counts of pieces by `count_corpus`.
+    word_counts: Counts of words by `count_corpus`.
+    source: Name of the examples in errors.
 
   Raises:
-    InputError: the examples have no text.
+    InputError: The examples have no text.
   """
   pieces, example_words = read_texts(examples, tokenizer, source)
   index = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*example_words)))}
   words = count_examples([[index[word] for word in text] for text in example_words], len(index))
   known = np.array([word_counts.get(word, 0) for word in index], int)
-  measures = _shared_types('pieces', pieces, piece_counts, int(np.count_nonzero(piece_counts)))
-  measures += _shared_types('words', words, known, len(word_counts))
-  overlap = headline_measure(measures)
+  measures = _measure_types('pieces', pieces, piece_counts, int(np.count_nonzero(piece_counts)))
+  measures += _measure_types('words', words, known, len(word_counts))
+  overlap = find_headline(measures)
   measures.append(
     Measure('words', 'out of vocabulary', 1, 1 - overlap.value, 1 - overlap.high, 1 - overlap.low)
   )
@@ -274,51 +283,58 @@ def compute_measures(
   log_shares = np.log(piece_counts + 1) - np.log(piece_counts.sum() + tokenizer.size)
   return [
     *measures,
-    _measure('pieces', 'unknown', 1, _share(pieces, ids == UNKNOWN_ID)),
-    _measure('pieces', 'bytes', 1, _share(pieces, is_byte)),
-    _measure('pieces', 'cross-entropy', 1, _cross_entropy(pieces, log_shares)),
-    _measure('pieces', 'divergence', 1, _divergence(pieces, log_shares)),
+    _make_measure('pieces', 'unknown', 1, _compute_token_share(pieces, ids == UNKNOWN_ID)),
+    _make_measure('pieces', 'bytes', 1, _compute_token_share(pieces, is_byte)),
+    _make_measure('pieces', 'cross-entropy', 1, _compute_cross_entropy(pieces, log_shares)),
+    _make_measure('pieces', 'divergence', 1, _compute_divergence(pieces, log_shares)),
   ]
 
 
-def _shared_types(
+def _measure_types(
   unit: str, texts: TypeCounts, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
 ) -> list[Measure]:
   return [
-    *(_measure(unit, 'type overlap', m, _types(texts, corpus_counts >= m)) for m in THRESHOLDS),
-    *(_measure(unit, 'token overlap', m, _share(texts, corpus_counts >= m)) for m in THRESHOLDS),
-    _measure(unit, 'Jaccard', 1, _jaccard(texts, corpus_counts > 0, corpus_types)),
+    *(
+      _make_measure(unit, name, m, compute_share(texts, corpus_counts >= m))
+      for name, compute_share in (
+        ('type overlap', _compute_type_share),
+        ('token overlap', _compute_token_share),
+      )
+      for m in THRESHOLDS
+    ),
+    _make_measure(unit, 'Jaccard', 1, _compute_jaccard(texts, corpus_counts > 0, corpus_types)),
   ]
 
 
-def _measure(unit: str, name: str, least: int, statistic: Jackknife) -> Measure:
-  """Returns a statistic with its jackknife interval, inside its range."""
+def _make_measure(unit: str, name: str, min_count: int, statistic: Jackknife) -> Measure:
+  """Returns a statistic with its jackknife interval, limited to the range of the measure."""
   value, without = statistic
   n = len(without)
   if n < 2 or not np.isfinite(without).all():
-    return Measure(unit, name, least, value, math.nan, math.nan)
+    return Measure(unit, name, min_count, value, math.nan, math.nan)
   error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-  half = float(stats.t.ppf(0.5 + metrics.CONFIDENCE / 2, n - 1)) * error
-  highest = math.inf if name in _IN_NATS else 1.0
-  return Measure(unit, name, least, value, max(0.0, value - half), min(highest, value + half))
+  margin = float(stats.t.ppf(0.5 + metrics.CONFIDENCE / 2, n - 1)) * error
+  maximum = math.inf if name in _IN_NATS else 1.0
+  low, high = max(0.0, value - margin), min(maximum, value + margin)
+  return Measure(unit, name, min_count, value, low, high)
 
 
 def _leave_one_out(statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n']) -> Jackknife:
-  """Returns a function of totals over all examples, and with each example left out."""
+  """Returns a function of totals over all examples, and its values without each example."""
   totals = [values.sum() for values in sums]
   remaining = (total - values for total, values in zip(totals, sums, strict=True))
   with np.errstate(divide='ignore', invalid='ignore'):
     return float(statistic(*totals)), statistic(*remaining)
 
 
-def _share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
-  """Returns the share of running tokens whose type is in the mask."""
+def _compute_token_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+  """Returns the share of tokens with a type in the mask."""
   covered = texts.sum_entries(texts.count * mask[texts.kind])
   return _leave_one_out(np.divide, covered, texts.sum_entries(texts.count))
 
 
-def _types(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
-  """Returns the share of distinct types that are in the mask."""
+def _compute_type_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+  """Returns the share of distinct types in the mask."""
   present, unique = texts.present(), texts.is_unique()
   covered, distinct = int((present & mask).sum()), int(present.sum())
   with np.errstate(divide='ignore', invalid='ignore'):
@@ -327,47 +343,49 @@ def _types(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
     )
 
 
-def _jaccard(texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int) -> Jackknife:
-  """Returns types in both over types in either; `corpus_types` counts those of the corpus."""
+def _compute_jaccard(
+  texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int
+) -> Jackknife:
+  """Returns the number of common types over the number of types in the union."""
   present, unique = texts.present(), texts.is_unique()
-  both, distinct = int((present & mask).sum()), int(present.sum())
-  both_without = both - texts.sum_entries(unique & mask[texts.kind])
+  common, distinct = int((present & mask).sum()), int(present.sum())
+  common_without = common - texts.sum_entries(unique & mask[texts.kind])
   distinct_without = distinct - texts.sum_entries(unique)
   return (
-    both / (distinct + corpus_types - both),
-    both_without / (distinct_without + corpus_types - both_without),
+    common / (distinct + corpus_types - common),
+    common_without / (distinct_without + corpus_types - common_without),
   )
 
 
-def _cross_entropy(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+def _compute_cross_entropy(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
   """Returns nats per piece; `log_shares` is ln q."""
   nats = texts.sum_entries(-texts.count * log_shares[texts.kind])
   return _leave_one_out(np.divide, nats, texts.sum_entries(texts.count))
 
 
-def _divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
-  """Returns cross-entropy less ln N - (sum of f ln f) / N."""
+def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+  """Returns the cross-entropy minus ln N - (sum of f ln f) / N."""
 
   def times_log(x: Any) -> Any:
     return x * np.log(np.maximum(x, 1))
 
   f = texts.totals()
-  lost = texts.sum_entries(times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
-  cross_entropy, cross_entropy_without = _cross_entropy(texts, log_shares)
+  change = texts.sum_entries(times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
+  cross_entropy, cross_entropy_without = _compute_cross_entropy(texts, log_shares)
   n, total = f.sum(), times_log(f).sum()
   n_without = n - texts.sum_entries(texts.count)
   with np.errstate(divide='ignore', invalid='ignore'):
-    without = cross_entropy_without - np.log(n_without) + (total - lost) / n_without
+    without = cross_entropy_without - np.log(n_without) + (total - change) / n_without
     return float(cross_entropy - np.log(n) + total / n), without
 
 
-def headline_measure(measures: Sequence[Measure]) -> Measure:
-  """Returns the measure that the study of the gap uses."""
-  return next(m for m in measures if (m.unit, m.name, m.least) == HEADLINE_MEASURE)
+def find_headline(measures: Sequence[Measure]) -> Measure:
+  """Returns the measure `HEADLINE_MEASURE`."""
+  return next(m for m in measures if (m.unit, m.name, m.min_count) == HEADLINE_MEASURE)
 
 
-def overlap_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
-  """Returns a table per split, with shares in percent."""
+def make_overlap_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns a table for each split, with shares in percent."""
   tables = []
   for split, measures in result['measures'].items():
     title = (

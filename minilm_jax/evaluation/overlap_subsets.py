@@ -1,21 +1,20 @@
-"""Parts of a corpus of one size that overlap more or less with a task: `minilm overlap-subsets`.
+"""Divides a corpus into parts of equal size that overlap more or less with a task.
 
-Every training row of the corpus is scored by the mean over its pieces t of a weight:
+The command `minilm overlap-subsets` scores every training row by the mean weight of its pieces t:
 
-    overlap      1 where t occurs in the task's training texts, else 0: the share of the row that the task knows
-    likelihood   ln p(t) - ln q(t), p and q the smoothed shares of t in the task's training texts and in the corpus: the
+    overlap      1 if t occurs in the task's training texts, else 0
+    likelihood   ln p(t) - ln q(t), for smoothed shares p in the task's training texts and q in the corpus: the
                  difference of cross-entropies of Moore and Lewis (2010) for unigrams
-    random       none: parts of the same size by the fixed random order, the control
+    random       0: parts of the same size in a fixed random order, the control
 
-Rows in the order of their scores are cut at quantiles of the tokens. Of each part, rows are taken in
-the fixed random order up to the tokens of the smallest part, so that parts have equal tokens within
-one row. Each part is a corpus with the tokenizer and the validation and test splits of the whole.
+Rows are sorted by score and divided at quantiles of the tokens. In each part, rows in a fixed random
+order are taken up to the number of tokens of the smallest part, so sizes differ by less than a row.
+Each part is a corpus with the tokenizer and the validation and test splits of the full corpus.
 
-Only the task's training texts are used. A corpus chosen by the test texts, on which the gap is
-measured, would leak them.
+Only training texts of the task are used. A selection by test texts would leak them.
 
-Parts of one size may differ in more than overlap: rows that share many pieces with a task share its
-subject, and may be easier or shorter. The manifest has the rows, tokens and mean score of each part.
+Parts may differ in more than overlap: rows that share pieces with a task share its subject, and may
+be easier or shorter. The manifest has the rows, tokens and mean score of each part.
 """
 
 from collections.abc import Sequence
@@ -56,25 +55,25 @@ def write_overlap_subsets(
   tokens: int = 0,
   shuffle_seed: int = 0,
 ) -> list[dict[str, Any]]:
-  """Writes `part-1` (lowest scores) to `part-N` (highest) into `workdir`, each a corpus.
+  """Writes the corpora `part-1` (lowest scores) to `part-N` (highest scores) into `workdir`.
 
-  The same arguments give the same bytes on any machine; an existing part is left as it is.
+  Equal arguments give equal bytes on any machine, and existing parts are not written again.
 
   Args:
-    folder: the whole corpus.
-    config: the recipe of the task; its training examples, as drawn for fine-tuning, are used.
-    workdir: of all parts.
-    by: one of `SELECTIONS`.
-    num_parts: at least 2.
-    tokens: of each part; 0: as many as all can have.
-    shuffle_seed: of the fixed random order.
+    folder: Full corpus.
+    config: Recipe of the task, of which the training examples for fine-tuning are used.
+    workdir: Directory of all parts.
+    by: One of `SELECTIONS`.
+    num_parts: Number of parts, at least 2.
+    tokens: Number of tokens of each part; 0 is the size of the smallest part.
+    shuffle_seed: Seed of the fixed random order.
 
   Returns:
-    For each part its folder, rows, tokens, scores and overlap.
+    Folder, rows, tokens, scores and overlap of each part.
 
   Raises:
-    InputError: an unknown selection, fewer than 2 parts, more tokens than a part can have, a task
-      without text, or a corpus that cannot be read.
+    InputError: The selection is unknown, the number of parts or tokens is impossible, the task has
+      no text, or the corpus is invalid.
   """
   _check_selection(by, num_parts)
   manifest = read_manifest(folder)
@@ -90,7 +89,7 @@ def write_overlap_subsets(
   )
   texts, _ = overlap.read_texts(examples, tokenizer, source)
   piece_counts, _ = overlap.count_corpus(files, tokenizer, with_words=False)
-  scores = score_rows(files, token_weights(by, texts.totals(), piece_counts))
+  scores = score_rows(files, compute_token_weights(by, texts.totals(), piece_counts))
   lengths = count_row_tokens(files)
   settings = {
     'kind': 'subset',
@@ -127,14 +126,14 @@ def _check_selection(by: str, num_parts: int) -> None:
   if by not in SELECTIONS:
     raise InputError(
       f'--select_by={by}',
-      'no such choice',
-      f'{suggest_name(by, SELECTIONS)} (choices: {", ".join(SELECTIONS)})',
+      'no such selection',
+      f'{suggest_name(by, SELECTIONS)} (selections: {", ".join(SELECTIONS)})',
     )
   if num_parts < 2:
     raise InputError(
       f'--num_parts={num_parts}',
-      'nothing to compare',
-      'give at least 2; subset.rows is a part by chance',
+      'a single part, which has no comparison' if num_parts == 1 else 'no part',
+      'give at least 2 parts, or set subset.rows for a random subset',
     )
 
 
@@ -147,40 +146,41 @@ def _describe_scores(scores: Float[np.ndarray, 'n']) -> dict[str, float]:
 
 
 def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
-  headline = overlap.headline_measure(measures)
+  headline = overlap.find_headline(measures)
   return {
     'overlap': {name: getattr(headline, name) for name in ('value', 'low', 'high')},
     'measures': [
-      {name: getattr(measure, name) for name in ('unit', 'name', 'least', 'value')}
+      {name: field for name, field in measure.to_dict().items() if name not in ('low', 'high')}
       for measure in measures
     ],
   }
 
 
-def token_weights(
+def compute_token_weights(
   by: str, task_counts: Int[np.ndarray, 'V'], corpus_counts: Int[np.ndarray, 'V']
 ) -> Float[np.ndarray, 'V']:
-  """Returns the weight of each piece in the score of a row; 0 for special pieces and `<unk>`.
+  """Returns the weight of each piece in the score of a row; 0 for special tokens and `<unk>`.
 
   Args:
-    by: one of `SELECTIONS`.
-    task_counts, corpus_counts: of each piece in the task's texts and in the corpus.
+    by: One of `SELECTIONS`.
+    task_counts: Count of each piece in the task's texts.
+    corpus_counts: Count of each piece in the corpus.
   """
   weights = np.zeros(len(task_counts))
   if by == 'overlap':
     weights = (task_counts > 0).astype(float)
   elif by == 'likelihood':
-    weights = _log_shares(task_counts) - _log_shares(corpus_counts)
+    weights = _compute_log_shares(task_counts) - _compute_log_shares(corpus_counts)
   weights[: len(SPECIAL_TOKENS)] = 0
   return weights
 
 
-def _log_shares(counts: Int[np.ndarray, 'V']) -> Float[np.ndarray, 'V']:
+def _compute_log_shares(counts: Int[np.ndarray, 'V']) -> Float[np.ndarray, 'V']:
   return np.log((counts + 1) / (counts.sum() + len(counts)))
 
 
 def score_rows(files: CorpusFiles, weights: Float[np.ndarray, 'V']) -> Float[np.ndarray, 'N']:
-  """Returns the mean weight of the ordinary pieces of each row; 0 for a row without any."""
+  """Returns the mean weight of the ordinary pieces of each row; 0 for rows without such pieces."""
   scores = []
   for shard in files.shards:
     for start in range(0, len(shard), _ROWS_PER_BLOCK):
@@ -197,19 +197,20 @@ def cut_by_tokens(
   tokens: int,
   shuffle_seed: int,
 ) -> list[Int[np.ndarray, 'n']]:
-  """Returns the rows of each part, ascending: from lowest to highest scores, of equal tokens.
+  """Returns the ascending row numbers of each part, from lowest to highest scores.
 
   Args:
-    scores, lengths: of each row; the fixed random order decides between equal scores.
-    num_parts: the number of parts.
-    tokens: of each part, 0 for as many as the smallest has.
-    shuffle_seed: of the fixed random order.
+    scores: Score of each row; the fixed random order breaks ties.
+    lengths: Number of tokens of each row.
+    num_parts: Number of parts.
+    tokens: Number of tokens of each part; 0 is the size of the smallest part.
+    shuffle_seed: Seed of the fixed random order.
 
   Raises:
-    InputError: a part has fewer tokens than requested, or no row.
+    InputError: A part has too few tokens or no row.
   """
-  place = np.argsort(order_rows(len(scores), shuffle_seed))
-  ranked = np.lexsort((place, scores))
+  shuffled_index = np.argsort(order_rows(len(scores), shuffle_seed))
+  ranked = np.lexsort((shuffled_index, scores))
   ends = np.cumsum(lengths[ranked])
   bounds = np.searchsorted(ends, np.linspace(0, ends[-1], num_parts + 1), 'right')
   slices = [ranked[first:last] for first, last in zip(bounds, bounds[1:])]
@@ -217,29 +218,29 @@ def cut_by_tokens(
   if tokens > smallest or not all(map(len, slices)):
     raise InputError(
       f'{num_parts} parts of {tokens:,} tokens' if tokens else f'{num_parts} parts of equal tokens',
-      f'{len(scores):,} rows of {int(ends[-1]):,} tokens, of which the smallest part has {smallest:,}',
+      f'{smallest:,} tokens in the smallest part of {len(scores):,} rows of {int(ends[-1]):,} tokens',
       'give fewer parts or tokens, or a corpus of more text',
     )
   parts = []
   for rows in slices:
-    rows = rows[np.argsort(place[rows])]
+    rows = rows[np.argsort(shuffled_index[rows])]
     count = np.searchsorted(np.cumsum(lengths[rows]), tokens or smallest, 'right')
     parts.append(np.sort(rows[:count]))
   if not all(map(len, parts)):
     raise InputError(
       f'{num_parts} parts of {tokens or smallest:,} tokens',
-      'a row has more than that',
-      'give more tokens',
+      'a row with more tokens',
+      'give more tokens for each part',
     )
   return parts
 
 
-def subset_tables(parts: list[dict[str, Any]]) -> list[rich_table.Table]:
-  """Returns a table with one row per part."""
+def make_subset_tables(parts: list[dict[str, Any]]) -> list[rich_table.Table]:
+  """Returns a table with a row for each part."""
   first = parts[0]
   table = rich_table.Table(
     'part',
-    title=f'parts by {first["by"]} with {first["examples"]:,} training examples of {first["task"]}',
+    title=f'Parts by {first["by"]} with {first["examples"]:,} training examples of {first["task"]}',
     title_justify='left',
   )
   headings = 'rows', 'tokens', 'mean score', 'scores', 'token overlap of words (%)', '95% interval'

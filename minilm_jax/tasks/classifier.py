@@ -1,12 +1,15 @@
-"""Saves fine-tuned classifiers as folders, loads them and computes their logits.
+"""Saves and loads fine-tuned classifiers, and computes their logits.
 
-    classifier.json   the card: task, labels, shape, tokenizer, seed, learning rate, origin
-    tokenizer.model   the tokenizer
-    checkpoints/0     encoder and head, by Orbax
-    outputs.npz       outputs of each reported split, and the right labels
-    manifest.json     hashes of the files and of the weights; a folder without one is incomplete
+The folder of a classifier contains:
 
-A folder is written under a temporary name and renamed. It can be moved, and opened on any devices.
+    classifier.json   card: task, labels, shape, tokenizer, seed, learning rate, origin
+    tokenizer.model   tokenizer
+    checkpoints/0     Orbax checkpoint of encoder and head
+    outputs.npz       outputs and correct labels of each reported split
+    manifest.json     checksums of the files and weights; written last
+
+Folders are written under a temporary name and renamed. They can be moved, and opened on any
+devices.
 """
 
 import dataclasses
@@ -39,9 +42,8 @@ from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
 CARD_FILE, OUTPUTS_FILE = 'classifier.json', 'outputs.npz'
-# Rows of a batch; fewer where there are fewer, in powers of two, so that few shapes are compiled.
-_BATCH_ROWS = 32
-# Errors of a damaged zip of arrays, each of which has a Python expression as its header.
+_MAX_BATCH_ROWS = 32
+# Errors of a damaged .npz file. NumPy evaluates the header of each array as a Python literal.
 _DAMAGED_ARRAYS = (
   OSError,
   ValueError,
@@ -66,33 +68,33 @@ _MANIFEST_SCHEMA = {
   'examples': {},
   'parameters': COUNT,
 }
-_REMEDY = 'fine-tune it again with --config.save_classifiers=True, or give another folder'
-_COPY_REMEDY = 'copy the folder again, whole'
+_REMEDY = 'fine-tune again with --config.save_classifiers=True, or give another folder'
+_COPY_REMEDY = 'copy the complete folder again'
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
 
 @dataclasses.dataclass(frozen=True)
 class Card(Checked):
-  """Describes a classifier, all but its weights.
+  """Describes a classifier except for its weights.
 
   Attributes:
     kind: `CLASSIFIER_KIND`.
-    task: name of the task.
+    task: Name of the task.
     task_kind: 'classification' or 'regression'.
-    labels: names of the classes in the order of the outputs; none of a regression.
-    fields: the one or two text columns of an example.
-    concatenate_fields: two fields are one text.
-    headline: metric of the task.
-    length: maximum tokens of an example.
-    model: shape of the encoder.
-    head: shape of the head.
-    tokenizer: hash of the tokenizer's file.
-    seed: of the head and of the order of examples.
-    learning_rate: peak of the schedule.
-    checkpoint: the pre-training run; from scratch, the run that gave the shape.
-    step: of the checkpoint; -1 from scratch.
+    labels: Names of the classes in the order of the outputs; empty for a regression.
+    fields: Names of the text columns, one or two.
+    concatenate_fields: Whether the fields are joined to one text.
+    headline: Main metric of the task.
+    length: Maximum number of tokens of an example.
+    model: Shape of the encoder.
+    head: Shape of the head.
+    tokenizer: Checksum of the tokenizer file.
+    seed: Seed of the head and of the order of examples.
+    learning_rate: Peak of the schedule.
+    checkpoint: Pre-training run of the encoder or, for a start from scratch, of its shape.
+    step: Step of the checkpoint; -1 is a start from scratch.
     epoch_choice: 'best' on the validation part, or 'last'.
-    epoch: epochs done.
+    epoch: Number of finished epochs.
   """
 
   where: ClassVar[str] = 'classifier.'
@@ -116,7 +118,7 @@ class Card(Checked):
 
   @property
   def reads_pairs(self) -> bool:
-    """Whether an example is two texts."""
+    """Whether an example is a pair of texts."""
     return len(self.fields) == 2 and not self.concatenate_fields
 
   @property
@@ -126,13 +128,20 @@ class Card(Checked):
 
   @property
   def shape(self) -> tuple[Any, ...]:
-    """Equal of classifiers whose weights can be stacked and that read the same rows."""
+    """Key of classifiers that can be stacked and read equal rows."""
     return self.model, self.head, len(self.labels), self.length
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedClassifier:
-  """A loaded classifier: its card, weights on the host, tokenizer, and hash of the weights."""
+  """Stores a loaded classifier.
+
+  Attributes:
+    card: Description of the classifier.
+    model: Weights on the host.
+    tokenizer: Tokenizer of the model.
+    identity: Checksum of the weights.
+  """
 
   card: Card
   model: Classifier
@@ -140,18 +149,18 @@ class SavedClassifier:
   identity: str
 
 
-def classifier_dir(member: int) -> str:
-  """Returns the name of a member's folder in the work directory of its fine-tuning."""
+def name_member_folder(member: int) -> str:
+  """Returns the folder name of a member in the work directory of its run."""
   return f'classifier-{member}'
 
 
-def missing_files(path: epath.PathLike) -> bool:
-  """Returns whether no complete classifier is saved there."""
+def is_incomplete(path: epath.PathLike) -> bool:
+  """Returns whether a folder lacks a complete classifier."""
   return not (epath.Path(path) / run_dir.MANIFEST).exists()
 
 
 def hash_classifier(model: Any) -> str:
-  """Returns a hash of the paths, shapes, types and bytes of all weights."""
+  """Returns the SHA-256 checksum of the names, shapes, types and bytes of all weights."""
   digest = hashlib.sha256()
   for name, leaf in sorted(checkpoint.flatten(model).items()):
     array = np.asarray(leaf)
@@ -168,15 +177,15 @@ def save_classifier(
   outputs: Mapping[str, Outputs],
   digests: Mapping[str, str],
 ) -> None:
-  """Writes a classifier into a folder, whole or not at all; replaces an earlier one.
+  """Writes a classifier into a folder atomically, and replaces an earlier classifier.
 
   Args:
-    path: the folder.
-    card: its description.
-    model: weights of one member.
-    tokenizer: of the model.
-    outputs: outputs (logits, or numbers) and right labels of each reported split.
-    digests: of the examples of those splits.
+    path: Target folder.
+    card: Description of the classifier.
+    model: Weights of a single member.
+    tokenizer: Tokenizer of the model.
+    outputs: Outputs (logits, or numbers) and correct labels of each reported split.
+    digests: Checksums of the examples of the reported splits.
   """
   path = epath.Path(path)
   temporary = path.parent / f'.{path.name}.partial'
@@ -209,33 +218,33 @@ def save_classifier(
 
 
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:
-  """Returns the manifest of a classifier, after its files have been compared with it.
+  """Returns the manifest of a classifier after verifying the checksums of its files.
 
   Raises:
-    InputError: there is no classifier, or a file is not the one that was saved.
+    InputError: The folder is not a classifier, or a file is changed or missing.
   """
   path = epath.Path(path)
-  asked = f'the fine-tuned classifier {path}'
+  subject = f'the fine-tuned classifier {path}'
   if not path.is_dir():
-    raise InputError(asked, 'no such folder', _REMEDY)
-  if missing_files(path):
+    raise InputError(subject, 'no such folder', _REMEDY)
+  if is_incomplete(path):
     members = sorted(entry.name for entry in path.iterdir() if _FOLDER.fullmatch(entry.name))
     raise InputError(
-      asked,
-      f'no {run_dir.MANIFEST}: nothing was saved whole there',
-      f'name one inside it, such as {path / members[0]}' if members else _REMEDY,
+      subject,
+      f'no {run_dir.MANIFEST}, so the folder is incomplete',
+      f'give a folder of a classifier, such as {path / members[0]}' if members else _REMEDY,
     )
-  manifest = files.read_json(path / run_dir.MANIFEST, asked)
+  manifest = files.read_json(path / run_dir.MANIFEST, subject)
   if schema.find_schema_fault(manifest, _MANIFEST_SCHEMA) or manifest['kind'] != CLASSIFIER_KIND:
     raise InputError(
-      asked,
-      f'a {run_dir.MANIFEST} of something else',
-      f'{_REMEDY}; a committee is given as --committee',
+      subject,
+      f'a {run_dir.MANIFEST} of another kind',
+      f'{_REMEDY}; use --committee for a committee',
     )
-  for name, digest in manifest['files'].items():
-    file = files.resolve_inside(path, name, asked)
-    if not file.is_file() or files.hash_file(file) != digest:
-      raise InputError(asked, f'{name} is not the file that was saved', _COPY_REMEDY)
+  for name, checksum in manifest['files'].items():
+    file = files.resolve_inside(path, name, subject)
+    if not file.is_file() or files.hash_file(file) != checksum:
+      raise InputError(subject, f'a missing or changed {name}', _COPY_REMEDY)
   return manifest
 
 
@@ -243,19 +252,19 @@ def load_classifier(path: epath.PathLike) -> SavedClassifier:
   """Loads a saved classifier onto the host.
 
   Raises:
-    InputError: there is none, or a part of it is not what was saved.
+    InputError: The folder is not a classifier, or a file or weight is changed.
   """
   path = epath.Path(path)
-  manifest, card, asked = read_manifest(path), read_card(path), f'the weights of {path}'
+  manifest, card, subject = read_manifest(path), read_card(path), f'the weights of {path}'
   if checkpoint.latest_step(path) is None:
-    raise InputError(asked, f'no checkpoint in {path / checkpoint.FOLDER}', _COPY_REMEDY)
+    raise InputError(subject, f'no checkpoint in {path / checkpoint.FOLDER}', _COPY_REMEDY)
   restored = pretrained.restore_model(
     path, lambda key: init_classifier(card.model, card.head, len(card.labels), key), step=0
   )
   model = jax.tree.map(np.asarray, restored)
   identity = hash_classifier(model)
   if identity != manifest['weights']:
-    raise InputError(asked, 'not those that were saved', _COPY_REMEDY)
+    raise InputError(subject, 'weights with another checksum', _COPY_REMEDY)
   return SavedClassifier(card, model, load_tokenizer(path / run_dir.TOKENIZER), identity)
 
 
@@ -263,37 +272,37 @@ def read_card(path: epath.PathLike) -> Card:
   """Returns the card of the classifier in a folder.
 
   Raises:
-    InputError: there is no valid card.
+    InputError: The card is missing or invalid.
   """
   stored = files.read_object(epath.Path(path) / CARD_FILE, f'the fine-tuned classifier {path}')
   return recipe.build(Card, old_names.complete_recipe(stored))
 
 
 def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
-  """Returns the outputs of a classifier on each reported split, and the right labels.
+  """Returns the outputs of a classifier and the correct labels of each reported split.
 
   Raises:
-    InputError: the file is missing, not what was saved, or too large, packed or unpacked.
+    InputError: The file is missing or damaged, or its packed or unpacked size is too large.
   """
-  file, asked = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the fine-tuned classifier {path}'
+  file, subject = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the classifier {path}'
   try:
-    data = io.BytesIO(files.read_bytes(file, asked))
+    data = io.BytesIO(files.read_bytes(file, subject))
     size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
     if size > files.MAX_FILE_BYTES:
-      raise InputError(asked, f'{file} unpacks to {size:,} bytes', _REMEDY)
+      raise InputError(subject, f'{size:,} unpacked bytes in {file}', _REMEDY)
     data.seek(0)
     with np.load(data, allow_pickle=False) as archive:
       arrays = dict(archive)
     splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
     if not splits:
-      raise ValueError('it holds no outputs')
+      raise ValueError('no outputs')
     return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
   except _DAMAGED_ARRAYS as error:
-    raise InputError(asked, f'{file} cannot be read: {error}', _REMEDY) from None
+    raise InputError(subject, f'unreadable {file}: {error}', _REMEDY) from None
 
 
-def row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
-  """Returns the logits of one member for each row."""
+def compute_row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
+  """Returns the logits of a single member for each row."""
   return model(tokens, tokens != PAD_ID)
 
 
@@ -303,11 +312,13 @@ def build_forward(
 ) -> Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]:
   """Returns a compiled function from stacked members and batches of tokens to logits.
 
-  `strategy` is one of `population.choose_strategy`.
+  Args:
+    members: Number of members.
+    strategy: Result of `population.choose_strategy`.
   """
 
   def member_logits(model: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
-    logits = jax.lax.map(functools.partial(row_logits, model), tokens)
+    logits = jax.lax.map(functools.partial(compute_row_logits, model), tokens)
     return logits.reshape(-1, logits.shape[-1])
 
   mesh = population.make_even_mesh(members)
@@ -317,7 +328,7 @@ def build_forward(
 
 
 def group_by_shape(members: Sequence[SavedClassifier]) -> list[list[int]]:
-  """Returns the indices of members that can be stacked, group by group, in the order of the first."""
+  """Returns groups of indices of members that can be stacked, ordered by their first member."""
   groups: dict[Any, list[int]] = {}
   for index, member in enumerate(members):
     groups.setdefault(member.card.shape, []).append(index)
@@ -325,7 +336,7 @@ def group_by_shape(members: Sequence[SavedClassifier]) -> list[list[int]]:
 
 
 def stack_members(members: Sequence[SavedClassifier]) -> list[Classifier]:
-  """Returns each group of members as one pytree with a leading axis `P`, spread over devices."""
+  """Returns a pytree for each group of members, stacked on a first axis `P` that devices share."""
   stacks = []
   for group in group_by_shape(members):
     models = [members[index].model for index in group]
@@ -340,24 +351,25 @@ def compute_logits(
   strategy: str = 'auto',
   stacks: Sequence[Classifier] = (),
 ) -> Float[np.ndarray, 'P N C']:
-  """Returns the outputs of each member for each example: logits or, of regressions, numbers.
+  """Returns the outputs of each member for each example: logits, or numbers in a regression.
 
   Args:
-    members: with one tokenizer; of any shapes.
-    examples: texts; their labels are not used.
-    strategy: of members of one shape that share a device: `map`, `vmap` or `auto`.
-    stacks: result of `stack_members`, for repeated calls.
+    members: Members of any shapes with the same tokenizer.
+    examples: Texts; labels are ignored.
+    strategy: 'map', 'vmap' or 'auto', for members of equal shape on the same device.
+    stacks: Result of `stack_members`, for repeated calls.
   """
   logits: list[np.ndarray] = [np.zeros(0)] * len(members)
   for group, stack in zip(group_by_shape(members), stacks or stack_members(members), strict=True):
     card, tokenizer = members[group[0]].card, members[group[0]].tokenizer
     sequences, _ = task_data.encode_examples(examples, tokenizer, card.length)
     length = card.model.max_length
-    if card.head.pooling != 'positions':  # That head has a weight a position, pads included.
+    if card.head.pooling != 'positions':  # a head with weights for each position needs full rows
       length = task_data.bucket_length(sequences, length)
     rows = task_data.build_task_rows(sequences, np.zeros(len(sequences), np.int32), length)
-    batch_size = min(_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
-    tokens, (places,) = task_data.iter_batches([rows], batch_size)
+    # A power of two, so that few shapes are compiled.
+    batch_size = min(_MAX_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
+    tokens, (places,) = task_data.batch_rows([rows], batch_size)
     group_strategy = population.choose_strategy(len(group), strategy, jax.devices()[0].platform)
     outputs = np.asarray(build_forward(len(group), group_strategy)(stack, jnp.asarray(tokens)))
     for index, member_outputs in zip(group, outputs, strict=True):

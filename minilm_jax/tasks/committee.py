@@ -1,15 +1,15 @@
-"""Soft committees: fine-tuned classifiers of one task that predict together (paper 2).
+"""Builds and loads soft committees of fine-tuned classifiers (paper 2).
 
-The folder of a committee is complete, with copies of its members, and works wherever it is copied:
+The folder of a committee contains copies of its members, so it can be moved:
 
-    config.json      kind, task and labels, and identities of the members
-    manifest.json    identity, shape and seed of each member; parameters of all
-    classifier-0 ... the members
-    committee.json   scores of subsets of the members on the examples that all were scored on
-    result.json      summary of the whole committee
+    config.json      kind, task, labels, and checksums of the members
+    manifest.json    checksum, shape and seed of each member; number of parameters
+    classifier-0 ... members
+    committee.json   scores of subsets of the members on their common examples
+    result.json      scores of the full committee
 
-Members are sorted by identity, so the order in which they are named changes no bit of a result. They
-may differ in shape and number of heads; task, labels and tokenizer must be the same.
+Members are sorted by the checksum of their weights, so results do not depend on the order of
+arguments. Members may differ in shape and number of heads, but not in task, labels or tokenizer.
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ from minilm_jax.training import checkpoint
 
 COMMITTEE_KIND = 'committee'
 STUDY = 'committee.json'
-_MAX_NAME_CHARS = 60  # In error messages.
+_MAX_NAME_CHARS = 60  # in errors
 _MANIFEST_SCHEMA = {'members': [{'folder': TEXT, 'weights': TEXT}]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Committee:
-  """Members that predict together."""
+  """Predicts with several classifiers of the same task."""
 
   members: tuple[SavedClassifier, ...]
 
@@ -62,20 +62,20 @@ class Committee:
   def probabilities(
     self, examples: Examples, combined: str = PROBABILITY
   ) -> Float[np.ndarray, 'N C']:
-    """Returns the probabilities of the committee, as `combine_outputs`."""
+    """Returns the probabilities of the committee, combined as in `combine_outputs`."""
     return combine_outputs(self.logits(examples), combined)
 
 
 def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.ndarray, 'N C']]:
-  """Returns probabilities by the mean probability of the members, then by their mean logit."""
+  """Yields probabilities by the mean probability of the members, then by their mean logit."""
   return (combine_outputs(logits, combined) for combined in (PROBABILITY, LOGIT))
 
 
 def parse_members(members: str) -> list[str]:
-  """Returns the folders that `--members` names, with commas and stars.
+  """Returns the folders of a `--members` flag: paths and glob patterns, separated by commas.
 
   Raises:
-    InputError: no folder is named, or a pattern matches none.
+    InputError: The flag is empty, or a pattern matches no folder.
   """
   folders = []
   for pattern in filter(None, map(str.strip, members.split(','))):
@@ -86,34 +86,33 @@ def parse_members(members: str) -> list[str]:
     if not matches:
       raise InputError(
         f'the members {pattern}',
-        'no folder fits it',
-        'fine-tune with --config.save_classifiers=True, which makes classifier-0, classifier-1 and '
-        'so on',
+        'no matching folder',
+        'fine-tune with --config.save_classifiers=True to write classifier-0, classifier-1, ...',
       )
     folders += matches
   if not folders:
     raise InputError(
       f'--members={members}',
-      'it names no classifier',
-      "give some, as in --members='runs/x/classifier-*'",
+      'no classifiers',
+      "give folders, as in --members='runs/x/classifier-*'",
     )
   return folders
 
 
 def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
-  """Makes a committee of saved classifiers and scores its subsets; repeating it changes nothing.
+  """Builds a committee of saved classifiers and scores its subsets; a repeated call is harmless.
 
   Args:
-    members: folders of the members, as for `parse_members`.
-    workdir: folder of the committee, into which the members are copied.
+    members: Folders of the members, as for `parse_members`.
+    workdir: Folder of the committee, with copies of the members.
 
   Returns:
-    The content of result.json, and the lines of committee.json.
+    The content of result.json and the lines of committee.json.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: a member is missing, damaged, named twice, or does not fit the others; the work
-      directory is another committee's.
+    LockedError: Another process uses the work directory.
+    InputError: A member is missing, damaged, repeated or incompatible, or the work directory has
+      another committee.
   """
   folders = [epath.Path(folder) for folder in parse_members(members)]
   loaded = [(classifier.load_classifier(folder), folder) for folder in folders]
@@ -132,7 +131,7 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
       },
     )
     for number, folder in enumerate(folders):
-      _copy_member(folder, workdir / classifier.classifier_dir(number))
+      _copy_member(folder, workdir / classifier.name_member_folder(number))
     parameters = [
       files.read_json(folder / run_dir.MANIFEST, str(folder))['parameters'] for folder in folders
     ]
@@ -143,10 +142,10 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
 def _write_manifest(
   workdir: epath.Path, members: Sequence[SavedClassifier], parameters: Sequence[int]
 ) -> None:
-  """Writes the manifest of a committee, with the parameter count of each member."""
+  """Writes the manifest of a committee; `parameters` are the counts of the members."""
   rows = [
     {
-      'folder': classifier.classifier_dir(number),
+      'folder': classifier.name_member_folder(number),
       'weights': member.identity,
       'parameters': count,
       'layers': member.card.model.num_layers,
@@ -175,7 +174,7 @@ def _write_scores(
   folders: Sequence[epath.Path],
   parameters: int,
 ) -> dict[str, Any]:
-  """Writes committee.json and result.json; returns the latter with the lines of the former."""
+  """Writes committee.json and result.json; returns the result with the lines of committee.json."""
   card = members[0].card
   scores, reason, examples = _study_members(folders, card.headline)
   lines = [score.to_dict() for score in scores]
@@ -209,15 +208,15 @@ def _write_scores(
 
 
 def _copy_member(source: epath.Path, target: epath.Path) -> None:
-  """Copies a member's folder, whole or not at all; a complete copy stays."""
-  if not classifier.missing_files(target):
+  """Copies a member's folder atomically, unless a complete copy exists."""
+  if not classifier.is_incomplete(target):
     return
   temporary = target.parent / f'.{target.name}.partial'
   if temporary.exists():
     temporary.rmtree()
   for file in _list_files(source):
     name = '/'.join(file.parts[len(source.parts) :])
-    # A link must not copy a file from outside the folder.
+    # A symbolic link must not copy a file from outside the folder.
     files.resolve_inside(source, name, f'the fine-tuned classifier {source}')
     (temporary / name).parent.mkdir(parents=True, exist_ok=True)
     file.copy(temporary / name)
@@ -233,33 +232,33 @@ def _list_files(folder: epath.Path) -> list[epath.Path]:
 
 
 def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> None:
-  """Refuses members that cannot predict together; errors call them by `names`.
+  """Checks that members can form a committee; errors identify members by `names`.
 
   Raises:
-    InputError: no member, a member twice, a regression, weights that are not finite, or a
-      different task, label set or tokenizer.
+    InputError: No member is given, a member is repeated, is a regression or has non-finite weights,
+      or members differ in task, labels, text columns or tokenizer.
   """
   if not members:
     raise InputError('a committee', 'no members', 'give at least one fine-tuned classifier')
-  seen: dict[str, str] = {}
+  name_by_identity: dict[str, str] = {}
   first = members[0].card
   for member, name in zip(members, names, strict=True):
-    asked, card = f'a committee with {name}', member.card
-    if member.identity in seen:
+    subject, card = f'a committee with {name}', member.card
+    if member.identity in name_by_identity:
       raise InputError(
-        asked,
-        f'it is {seen[member.identity]} once more: the same weights',
+        subject,
+        f'the same weights as {name_by_identity[member.identity]}',
         'name each member once',
       )
-    seen[member.identity] = name
+    name_by_identity[member.identity] = name
     if card.is_regression:
       raise InputError(
-        asked,
+        subject,
         'a regression, which has no probabilities',
-        'give classifiers of a classification',
+        'give members of a classification task',
       )
     if not all(np.isfinite(leaf).all() for leaf in checkpoint.flatten(member.model).values()):
-      raise InputError(asked, 'weights that are no numbers', 'leave it out')
+      raise InputError(subject, 'non-finite weights', 'remove the member')
     for fault, value, first_value in (
       ('different labels', card.labels, first.labels),
       ('different tasks', card.task, first.task),
@@ -270,7 +269,7 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
         raise InputError(
           f'a committee of {names[0]} and {name}',
           f'{fault}: {_shorten(first_value)} and {_shorten(value)}',
-          'give members of one task, label set and tokenizer',
+          'give members with the same task, labels and tokenizer',
         )
 
 
@@ -282,7 +281,7 @@ def _shorten(value: Any) -> str:
 def _study_members(
   folders: Sequence[epath.Path], headline: str
 ) -> tuple[list[SubsetScore], str, dict[str, int]]:
-  """Returns scores of subsets on the splits of all members, or a reason; and counts of examples."""
+  """Returns subset scores on the common splits, a reason if none is common, and example counts."""
   outputs = [classifier.read_outputs(folder) for folder in folders]
   digests = [classifier.read_manifest(folder)['examples'] for folder in folders]
   shared = [
@@ -291,7 +290,7 @@ def _study_members(
     if all(split in member and member[split] == digests[0][split] for member in digests)
   ]
   if not shared:
-    return [], 'members were reported on different examples', {}
+    return [], 'members have no reported examples in common', {}
   scores, examples = [], {}
   for split in shared:
     labels = outputs[0][split][1]
@@ -305,39 +304,39 @@ def load_committee(folder: epath.PathLike) -> Committee:
   """Loads a committee.
 
   Raises:
-    InputError: there is none, or a member is missing or damaged.
+    InputError: The folder is not a committee, or a member is missing or changed.
   """
   folder = epath.Path(folder)
-  asked = f'the committee {folder}'
-  config = files.read_object(folder / run_dir.CONFIG, asked)
+  subject = f'the committee {folder}'
+  config = files.read_object(folder / run_dir.CONFIG, subject)
   if 'kind' not in config or config['kind'] != COMMITTEE_KIND:
-    raise InputError(asked, 'a folder of something else', 'give what minilm committee made')
-  rows = files.read_object(folder / run_dir.MANIFEST, asked, _MANIFEST_SCHEMA)['members']
+    raise InputError(subject, 'a folder of another kind', 'give a folder of minilm committee')
+  rows = files.read_object(folder / run_dir.MANIFEST, subject, _MANIFEST_SCHEMA)['members']
   members = tuple(
-    classifier.load_classifier(files.resolve_inside(folder, row['folder'], asked)) for row in rows
+    classifier.load_classifier(files.resolve_inside(folder, row['folder'], subject)) for row in rows
   )
   for member, row in zip(members, rows, strict=True):
     if member.identity != row['weights']:
       raise InputError(
-        asked,
-        f'{row["folder"]} is another classifier than the one it was made with',
-        'copy the folder again, whole',
+        subject,
+        f'another classifier in {row["folder"]}',
+        'copy the complete folder again',
       )
   check_members(members, [str(folder / row['folder']) for row in rows])
   return Committee(members)
 
 
-def list_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
-  """Returns tables of scores by size, from the result of `make_committee`."""
+def make_committee_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns a table of scores by committee size, from the result of `make_committee`."""
   name = f'a committee of {result["members"]}'
   if max(result['heads']) > 1:
     name += f' with {", ".join(map(str, result["heads"]))} heads'
   if result['unscored']:
-    return [rich_table.Table(title=f'{name}, without scores: {result["unscored"]}')]
+    return [rich_table.Table(title=f'{name}; not scored: {result["unscored"]}')]
   columns = list(dict.fromkeys(line['metric'] for line in result['lines']))
   table = rich_table.Table(
     *('split', 'size', 'subsets', 'combined by', *columns),
-    title=f'{result["task"]}, {name}: mean over subsets, and their middle 95%',
+    title=f'{result["task"]}, {name}: mean over subsets (2.5th and 97.5th percentile)',
   )
   rows: dict[tuple[str, ...], dict[str, str]] = {}
   for line in result['lines']:

@@ -1,7 +1,7 @@
-"""Scores of soft committees of every size, from the outputs of their members (paper 2).
+"""Scores soft committees of every size from the outputs of their members (paper 2).
 
-A committee predicts by the mean logit or by the mean probability of its members. Nothing here
-imports JAX, so that readers of committees start without it.
+A committee predicts by the mean logit or by the mean probability of its members. The module does
+not import JAX, so that reports on committees start quickly.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
-MAX_SUBSETS = 100  # Of one size.
+MAX_SUBSETS = 100  # of each size
 # Values of SubsetScore.combined.
 LOGIT, PROBABILITY, MEMBERS = 'mean logit', 'mean probability', 'members'
 DISAGREEMENT = 'disagreement'
@@ -30,19 +30,19 @@ _PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SubsetScore:
-  """A metric of committees of one size, combined in one way.
+  """Stores a metric of the committees of a size.
 
   Attributes:
-    split: name of the examples.
-    size: members of a subset.
+    split: Name of the split.
+    size: Number of members of a subset.
     combined: `LOGIT`, `PROBABILITY`, or `MEMBERS` for the mean over single members.
-    metric: name of the metric.
-    headline: it is the metric of the task.
-    mean: over the subsets.
-    low: lower end of the middle 95% of the subsets; nan of one subset.
-    high: upper end.
-    subsets: number of subsets.
-    every: these are all subsets of the size.
+    metric: Name of the metric.
+    headline: Whether the metric is the main metric of the task.
+    mean: Mean over the subsets.
+    low: 2.5th percentile over the subsets; nan for a single subset.
+    high: 97.5th percentile over the subsets; nan for a single subset.
+    subsets: Number of subsets.
+    every: Whether all subsets of the size are included.
   """
 
   split: str
@@ -57,7 +57,7 @@ class SubsetScore:
   every: bool
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the score as JSON has it, with None for nan."""
+    """Returns the fields for JSON, with None for nan."""
     return {
       name: None if isinstance(value, float) and math.isnan(value) else value
       for name, value in dataclasses.asdict(self).items()
@@ -72,7 +72,7 @@ def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[
 
 
 def draw_subsets(members: int, size: int, max_subsets: int = MAX_SUBSETS) -> list[tuple[int, ...]]:
-  """Returns all subsets of a size, or `max_subsets` different ones drawn with a fixed seed.
+  """Returns all subsets of a size, or `max_subsets` distinct subsets drawn with a fixed seed.
 
   >>> draw_subsets(3, 2)
   [(0, 1), (0, 2), (1, 2)]
@@ -87,7 +87,7 @@ def draw_subsets(members: int, size: int, max_subsets: int = MAX_SUBSETS) -> lis
 
 
 def measure_disagreement(logits: Float[np.ndarray, 'M N C']) -> Float[np.ndarray, 'M M']:
-  """Returns, for each two members, the share of examples with different predictions."""
+  """Returns the share of examples with different predictions, for each pair of members."""
   predictions = logits.argmax(-1)
   return (predictions[:, None] != predictions[None]).mean(-1)
 
@@ -102,20 +102,20 @@ def study_sizes(
   """Returns the scores of committees of every size up to M.
 
   Args:
-    logits: of every member on the same examples.
-    labels: class indices.
-    headline: the metric of the task; accuracy is computed too.
-    split: name of the examples.
-    max_subsets: of a size.
+    logits: Logits of all members on the same examples.
+    labels: Class indices.
+    headline: Main metric of the task; accuracy is always computed.
+    split: Name of the split.
+    max_subsets: Maximum number of subsets of a size.
 
   Raises:
-    InputError: no members, or logits that are not finite.
+    InputError: No member is given, or a logit is not finite.
   """
   if not len(logits) or not np.isfinite(logits).all():
     raise InputError(
       f'scores of a committee on {split}',
-      'logits that are no numbers' if len(logits) else 'no members',
-      'leave the members out whose loss was no number',
+      'non-finite logits' if len(logits) else 'no members',
+      'give members with finite losses',
     )
   names = tuple(dict.fromkeys((headline, 'accuracy')))
   member_scores = [_score(metrics.softmax(outputs), labels, names) for outputs in logits]

@@ -1,6 +1,6 @@
-"""Reads the examples of a task: checks each row, filters, selects and converts labels.
+"""Reads the examples of a task: validates rows, converts labels, filters and draws samples.
 
-Examples are text and labels. `loading` gives their rows and selects some; `task_data` encodes them.
+`loading` reads the rows and draws the samples; `task_data` encodes the examples as token ids.
 """
 
 import dataclasses
@@ -22,34 +22,35 @@ from minilm_jax.data import filters
 from minilm_jax.tasks import loading
 from minilm_jax.tasks.task import REGRESSION, Task, convert_task, find_task
 
-UNLABELLED = -1  # Label index of TFDS for an example without a public label.
-_EVAL_SHARE = 0.2  # Of a training file that also gives the split that is reported.
+UNLABELLED = -1  # TFDS's label index of an example without a public label
+# Fraction of a training file that is reported if the recipe names no file for that split.
+_EVAL_FRACTION = 0.2
 _INTEGER = re.compile('-?[0-9]{1,9}')
 _INDEX = re.compile('[0-9]{1,18}')
 
 
 class _Example(NamedTuple):
-  """Texts and label of an example, and its number in the official file."""
+  """Stores the texts and the label of an example, and its number in the official file."""
 
   texts: tuple[str, ...]
   label: int | float
   number: int
 
   @property
-  def joined(self) -> str:
-    """Returns all text as one string."""
+  def joined_text(self) -> str:
+    """All texts as one string."""
     return '\0'.join(self.texts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Examples of a split.
+  """Stores the examples of a split.
 
   Attributes:
-    first: first texts.
-    second: second texts; empty where the task has one text.
-    labels: class indices, -1 where unknown, or numbers in a regression.
-    numbers: values of the column `idx`, the place in GLUE's official files; else counted from 0.
+    first: First texts.
+    second: Second texts; empty if an example is one text.
+    labels: Class indices, -1 for unknown labels; numbers in a regression.
+    numbers: Values of the column `idx`, the index in GLUE's official files, or row numbers from 0.
   """
 
   first: tuple[str, ...]
@@ -59,11 +60,11 @@ class Examples:
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
-    """Returns both texts of each example, '' for a missing second one."""
+    """Both texts of each example; '' for a missing second text."""
     return list(zip(self.first, self.second or ('',) * len(self.first), strict=True))
 
   def select(self, indices: Sequence[int]) -> 'Examples':
-    """Returns the examples at some indices."""
+    """Returns the examples at the given indices."""
     return Examples(
       tuple(self.first[i] for i in indices),
       tuple(self.second[i] for i in indices) if self.second else (),
@@ -73,60 +74,56 @@ class Examples:
 
 
 def require_columns(row: Collection[str], columns: Iterable[str], where: str) -> None:
-  """Checks that a row has all of these columns.
-
-  Raises:
-    InputError: one is missing.
-  """
+  """Raises InputError if a row lacks a column; `where` names the row."""
   columns = tuple(columns)
   for column in columns:
     if column not in row:
       raise InputError(
         f'the column {column!r}',
         f'{where} has {", ".join(map(str, row)) or "nothing"}',
-        f'give the columns {", ".join(columns[:-1])} and {columns[-1]}; in a recipe, task.fields '
-        'and task.label name others',
+        f'give the columns {", ".join(columns[:-1])} and {columns[-1]}, or name other columns in '
+        'task.fields and task.label',
       )
 
 
 def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
-  """Returns the classes in a label column as text, sorted as numbers if all are whole numbers.
+  """Returns the classes in a label column as text, sorted as numbers if all are integers.
 
   Args:
-    values: the column, of text or whole numbers.
-    where: name of the rows, as in 'the train split of own'.
+    values: The label column.
+    where: Name of the rows in errors, such as 'the train split of own'.
 
   Raises:
-    InputError: a value is neither, or there are not two classes.
+    InputError: A value is neither text nor an integer, or the column has fewer than two classes.
   """
   names = {
-    _class_name(value, f'row {number:,} of {where}') for number, value in enumerate(values, 1)
+    _parse_class_name(value, f'row {number:,} of {where}') for number, value in enumerate(values, 1)
   }
   if len(names) < 2:
     raise InputError(
       f'the classes of {where}',
-      f'one label alone, {min(names)!r}' if names else 'no example',
-      'give examples of two classes or more',
+      f'only the label {min(names)!r}' if names else 'no examples',
+      'give examples of at least two classes',
     )
   return tuple(sorted(names, key=int if all(map(_INTEGER.fullmatch, names)) else None))
 
 
-def label_index(value: Any, task: Task, where: str) -> int:
-  """Returns the class index of a label.
+def find_label_index(value: Any, task: Task, where: str) -> int:
+  """Returns the class index of a label value.
 
   Raises:
-    InputError: it is none of the task's.
+    InputError: The value is not a label of the task.
   """
   if task.labels_from_data:
-    name = _class_name(value, where)
+    name = _parse_class_name(value, where)
     if name in task.labels:
       return task.labels.index(name)
     if name == str(UNLABELLED):
       return UNLABELLED
     raise InputError(
       f'a label of {task.name}',
-      f'{name!r} in {where}, which training never shows',
-      f'{suggest_name(name, task.labels)} (-1 where unknown)',
+      f'{name!r} in {where}, absent from the training examples',
+      f'{suggest_name(name, task.labels)} (-1 marks an unknown label)',
     )
   if value in task.labels:
     return task.labels.index(value)
@@ -136,19 +133,19 @@ def label_index(value: Any, task: Task, where: str) -> int:
   if is_number and number in range(UNLABELLED, len(task.labels)):
     return int(float(number))
   known = ', '.join(f'{i} or {name!r}' for i, name in enumerate(task.labels))
-  hint = f'{suggest_name(value, task.labels)} ' if is_text and number is value else ''
+  question = f'{suggest_name(value, task.labels)} ' if is_text and number is value else ''
   raise InputError(
     f'a label of {task.name}',
     f'{value!r} in {where}',
-    f'{hint}(labels are {known}; -1 where unknown)',
+    f'{question}(labels are {known}; -1 marks an unknown label)',
   )
 
 
 def parse_number(value: Any, where: str) -> float:
-  """Returns the finite number of a label.
+  """Returns a label as a number.
 
   Raises:
-    InputError: it is none.
+    InputError: The value is not a finite number.
   """
   try:
     number = math.nan if isinstance(value, bool) else float(value)
@@ -159,26 +156,25 @@ def parse_number(value: Any, where: str) -> float:
   return number
 
 
-def _class_name(value: Any, where: str) -> str:
-  """Returns the name of a class."""
+def _parse_class_name(value: Any, where: str) -> str:
   if isinstance(value, numbers.Integral) and not isinstance(value, bool):
     return str(int(value))
   if not isinstance(value, str) or not value.strip() or schema.NO_TEXT.search(value):
     raise InputError(
       'the name of a class',
       f'{value!r} in {where}',
-      'give text or a whole number; for a number to predict, --config.task.kind=regression',
+      'give text or an integer; to predict numbers, set --config.task.kind=regression',
     )
   return value
 
 
 def complete_task(config: TaskConfig) -> Task:
-  """Returns the task of a recipe, with the fields, label column and kind that the recipe changes.
+  """Returns the task of a recipe, with the recipe's fields, label column and kind.
 
-  A classification without labels gets those of its training file.
+  A classification without labels gets the labels of its training file.
 
   Raises:
-    InputError: there is no such task, the recipe contradicts it, or its labels cannot be found.
+    InputError: The task does not exist, the recipe contradicts it, or the training file is invalid.
   """
   task = dataclasses.replace(convert_task(find_task(config.name), config.kind), label=config.label)
   if config.fields:
@@ -187,29 +183,29 @@ def complete_task(config: TaskConfig) -> Task:
     if task.fields != ('text',):
       raise InputError(
         f'task.markers of {task.name}',
-        f'text in {", ".join(task.fields)}',
-        'leave them out: only the files of FewRel say where entities are',
+        f'the text columns {", ".join(task.fields)}',
+        'remove task.markers: only FewRel files mark entities',
       )
-    # The filter still reads the text without markers.
+    # The filter reads the text without markers.
     task = dataclasses.replace(task, fields=('marked',))
-  if loading.name_location(config):  # One file a split.
+  if loading.list_named_files(config):  # one file for each split
     task = dataclasses.replace(task, parts=())
   if task.kind == REGRESSION and (config.per_label or config.eval_per_label):
     raise InputError(
       f'task.per_label of {task.name}',
-      'a regression, which has no labels to draw from',
-      'give task.max_train_examples instead',
+      'a regression, which has no classes',
+      'set task.max_train_examples instead',
     )
   if task.labels or task.kind == REGRESSION:
     return task
-  labels = collect_labels(_label_column(task, config), f'the train split of {task.name}')
+  labels = collect_labels(_read_label_column(task, config), f'the train split of {task.name}')
   return dataclasses.replace(task, labels=labels, labels_from_data=True)
 
 
-def available_splits(task: Task, split: str) -> tuple[str, ...]:
-  """Returns the full names of a split, the headline's first: several where the task has parts.
+def list_splits(task: Task, split: str) -> tuple[str, ...]:
+  """Returns the full names of a split: several if the task has parts, the headline's first.
 
-  >>> available_splits(find_task('mnli'), 'validation'), available_splits(find_task('mnli'), 'train')
+  >>> list_splits(find_task('mnli'), 'validation'), list_splits(find_task('mnli'), 'train')
   (('validation_matched', 'validation_mismatched'), ('train',))
   """
   if split in ('validation', 'test') and task.parts:
@@ -218,35 +214,35 @@ def available_splits(task: Task, split: str) -> tuple[str, ...]:
 
 
 def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
-  """Reads the examples of a split, after the filter if `config.filtered`, in their order.
+  """Reads the examples of a split in file order, after the filter if `config.filtered`.
 
-  Of the training split, `config.max_train_examples` keeps the first by hash of their text: a smaller
-  limit takes a part of a larger one, in no order of labels. `config.per_label` draws so many of each
-  label instead, `config.eval_per_label` of the split that is reported. Where that split has no file
-  of its own, it is a part of the training file, and 'train' is the remainder: a fifth by hash as in
-  `hold_out_examples`, or the two drawn numbers.
+  `config.max_train_examples` limits the training split to the first examples by hash of their text,
+  so a smaller sample lies inside a larger sample. `config.per_label` instead draws a number of
+  examples of each label, and `config.eval_per_label` does so for the reported split. If the recipe
+  names a training file but no file for the reported split, the training file gives both splits: a
+  fifth is reported, by hash as in `hold_out_examples`, or two disjoint samples are drawn.
 
   Args:
-    task: as `complete_task` returns it.
-    config: source and selection of the examples.
-    split: a full name, one of `available_splits`.
+    task: Result of `complete_task`.
+    config: Source and selection of the examples.
+    split: Full name, one of `list_splits`.
 
   Raises:
-    InputError: no source is given, it has no such split, a column is missing, a text of a pair is
-      empty, a label is unknown to the task, too few are there to draw from, or nothing is left.
+    InputError: The source lacks the split, a row is invalid, a label has too few examples to draw
+      from, or no example remains.
   """
   selected = _select(task, config, split)
   if not selected:
     raise InputError(
       f'the {split} split of {task.name}',
-      'no example stays inside the word list' if config.filtered else 'it is empty',
-      'give other examples, or another word list',
+      'no example inside the word list' if config.filtered else 'no examples',
+      'give more examples or, for filtered=True, another word list',
     )
-  if loading.shares_training_file(config) and split == config.split:
+  if loading.splits_training_file(config) and split == config.split:
     drawn = config.per_label and config.eval_per_label
     progress.log(
-      f'{task.name}: no file for the {split} split: {len(selected):,} examples of {config.train} '
-      f'are kept from training for it, {"of each label" if drawn else "by hash of their text"}'
+      f'{task.name}: no {split} file, so {len(selected):,} examples of {config.train} form the '
+      f'{split} split, {"an equal number of each label" if drawn else "selected by hash"}'
     )
   first, *second = zip(*(example.texts for example in selected), strict=True)
   dtype = np.float32 if task.kind == REGRESSION else np.int32
@@ -259,13 +255,13 @@ def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
 
 
 def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
-  """Returns the number of examples of each split or part; 0 where the source has no such split.
+  """Returns the number of examples of each split or part; 0 for a missing split.
 
   Raises:
-    InputError: as `read_examples`, except for missing or empty splits; the source has no split.
+    InputError: The source has no split at all, or a row is invalid.
   """
   counts, missing = {}, []
-  for split in (full for name in loading.TASK_SPLITS for full in available_splits(task, name)):
+  for split in (full for name in loading.TASK_SPLITS for full in list_splits(task, name)):
     try:
       counts[split] = len(_select(task, config, split))
     except loading.MissingSplit as error:
@@ -276,21 +272,21 @@ def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
   return counts
 
 
-def hold_out_examples(examples: Examples, share: float) -> tuple[Examples, Examples]:
-  """Returns (training, validation), the latter the first round(share n) by a hash of their text.
+def hold_out_examples(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
+  """Returns training and validation examples; validation has round(fraction n), chosen by hash.
 
-  Equal texts are on the same side, in training where they do not fit; each side keeps its order.
+  Equal texts stay in the same part, and each part keeps the order of the examples.
 
   Raises:
-    InputError: a side would be empty.
+    InputError: A part would be empty.
   """
-  held_out = loading.split_validation(['\0'.join(pair) for pair in examples.pairs], share)
+  held_out = loading.split_validation(['\0'.join(pair) for pair in examples.pairs], fraction)
   indices = range(len(examples.first))
   if not 0 < len(held_out) < len(indices):
     raise InputError(
-      f'a share of {share} of {len(indices):,} examples',
-      f'{len(held_out):,} on one side of the cut',
-      'give more examples, or another share',
+      f'validation_fraction={fraction} of {len(indices):,} examples',
+      f'{len(held_out):,} validation examples',
+      'give more examples, or another fraction',
     )
   return examples.select([i for i in indices if i not in held_out]), examples.select(
     [i for i in indices if i in held_out]
@@ -298,13 +294,10 @@ def hold_out_examples(examples: Examples, share: float) -> tuple[Examples, Examp
 
 
 def check_task(task: Task, train: Examples, *others: Examples) -> None:
-  """Checks that a classifier can learn all labels from the training examples.
-
-  Unknown labels and regressions pass.
+  """Checks that training has at least two examples of each label; regressions pass.
 
   Raises:
-    InputError: another split has a label that training never shows, or a class has fewer than two
-      training examples.
+    InputError: Another split has a label without training examples, or a label has fewer than two.
   """
   if task.kind == REGRESSION:
     return
@@ -313,40 +306,40 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
     if label != UNLABELLED and not counts[label]:
       raise InputError(
         f'the label {task.labels[label]!r} of {task.name}',
-        'training never shows it',
-        'train on more examples, or leave it out of the other splits',
+        'no training examples, but examples in another split',
+        'add training examples of the label, or remove it from the other splits',
       )
   for name, count in zip(task.labels, counts.tolist(), strict=True):
     if count < 2:
       raise InputError(
         f'the label {name!r} of {task.name}',
         f'{count} training example{"s" * (count != 1)}',
-        'give two or more of each label; for a number to predict, --config.task.kind=regression',
+        'give at least two of each label; to predict numbers, set --config.task.kind=regression',
       )
 
 
 def check_labelled(examples: Examples, purpose: str) -> Examples:
-  """Returns the examples, if every label is known.
+  """Returns the examples if every label is known.
 
   Args:
-    examples: of a split.
-    purpose: use of the labels, as in 'training on cola' or 'scores on the test split of cola'.
+    examples: Examples of a split.
+    purpose: Use of the labels for the error, such as 'training on cola'.
 
   Raises:
-    InputError: a label is unknown.
+    InputError: A label is unknown.
   """
   unknown = int(np.sum(examples.labels == UNLABELLED))
   if unknown:
     raise InputError(
       purpose,
-      f'{unknown:,} of {len(examples.labels):,} examples have no label',
-      'use a split with labels: the test splits of GLUE have none, validation has',
+      f'{unknown:,} of {len(examples.labels):,} examples without a label',
+      'use a labelled split; the test splits of GLUE have no labels, validation has',
     )
   return examples
 
 
 def hash_examples(examples: Examples) -> str:
-  """Returns a hash of texts and labels in their order."""
+  """Returns the SHA-256 checksum of the texts and labels in their order."""
   rows = [
     (*pair, label) for pair, label in zip(examples.pairs, examples.labels.tolist(), strict=True)
   ]
@@ -354,43 +347,43 @@ def hash_examples(examples: Examples) -> str:
 
 
 def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
-  """Returns the examples of a split that the recipe uses."""
-  is_train, is_reported = split == 'train', split in available_splits(task, config.split)
-  if loading.shares_training_file(config) and (is_train or is_reported):
+  """Returns the examples of a split that the recipe selects."""
+  is_train, is_reported = split == 'train', split in list_splits(task, config.split)
+  if loading.splits_training_file(config) and (is_train or is_reported):
     examples = list(_read(task, config, 'train'))
-    texts = [example.joined for example in examples]
+    texts = [example.joined_text for example in examples]
     if config.per_label and config.eval_per_label:
       train, evaluation = loading.sample_balanced_splits(
-        texts, _label_names(task, examples), config.per_label, config.eval_per_label
+        texts, _list_label_names(task, examples), config.per_label, config.eval_per_label
       )
       return [examples[i] for i in (train if is_train else evaluation)]
-    held_out = loading.split_validation(texts, _EVAL_SHARE)
+    held_out = loading.split_validation(texts, _EVAL_FRACTION)
     examples = [example for i, example in enumerate(examples) if (i in held_out) != is_train]
   else:
     examples = list(_read(task, config, split))
   per_label = config.per_label if is_train else config.eval_per_label if is_reported else 0
   if per_label:
-    indices = loading.sample_balanced(_label_names(task, examples), per_label)
+    indices = loading.sample_balanced(_list_label_names(task, examples), per_label)
     examples = [examples[i] for i in indices]
   if is_train and 0 < config.max_train_examples < len(examples):
-    texts = [example.joined for example in examples]
-    examples = [examples[i] for i in loading.first_by_hash(texts, config.max_train_examples)]
+    texts = [example.joined_text for example in examples]
+    examples = [examples[i] for i in loading.select_by_hash(texts, config.max_train_examples)]
   return examples
 
 
-def _label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
+def _read_label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
   columns = (*task.fields, task.label)
   for number, row in enumerate(loading.read_rows(task, config, 'train'), 1):
     require_columns(row, columns, f'row {number:,} of the train split of {task.name}')
     yield row[task.label]
 
 
-def _label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
+def _list_label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
   if any(example.label == UNLABELLED for example in examples):
     raise InputError(
-      f'so many examples of each label of {task.name}',
-      'some have no label',
-      'draw from labelled ones',
+      f'a number of examples of each label of {task.name}',
+      'examples without a label',
+      'give a split with labels',
     )
   return [task.labels[int(example.label)] for example in examples]
 
@@ -407,17 +400,19 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
         raise InputError(
           f'text in {field!r}',
           f'{text!r} in {where}',
-          'give a string, without NUL or halves of pairs',
+          'give a string without NUL and without lone surrogates',
         )
-      # A published data set may hold empty texts, and predictions need every row of it.
+      # Published data sets may have empty texts, and their predictions need every row.
       is_pair = len(texts) == 2 and not task.concatenate_fields
       if is_pair and not config.data_dir and not text.strip():
         raise InputError(
-          f'two texts in {where}', f'{field!r} is empty', 'fill it in, or remove the row'
+          f'two texts in {where}', f'an empty {field!r}', 'add the text, or remove the row'
         )
     value = row[task.label]
     label = (
-      parse_number(value, where) if task.kind == REGRESSION else label_index(value, task, where)
+      parse_number(value, where)
+      if task.kind == REGRESSION
+      else find_label_index(value, task, where)
     )
     if task.concatenate_fields:
       texts = (' '.join(text for text in texts if text),)

@@ -1,8 +1,8 @@
-"""Fine-tunes checkpoints of one run on one task, for each seed and learning rate.
+"""Fine-tunes checkpoints of a run on a task, for each seed and learning rate.
 
-All members share one compiled program: a CPU core trains one member at a time, an accelerator all
-members in each operation. Members with scores in scores.jsonl are not trained again. Interrupted
-members resume from the file of `finetune_resume`.
+All members share a compiled program. A CPU core trains one member at a time; an accelerator trains
+all members in each operation. Members with scores in scores.jsonl are not trained again, and
+interrupted members resume from the state file of `finetune_resume`.
 """
 
 import dataclasses
@@ -35,22 +35,22 @@ from minilm_jax.tasks.finetune_step import FinetuneProgram
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData, TaskRows
 from minilm_jax.training import population, pretrained
 
-_STEPS_PER_CHUNK = 200  # Updates of one dispatch at most, so that progress is shown.
+_STEPS_PER_CHUNK = 200  # maximum updates of a dispatch, so that progress is visible
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneRun:
-  """Holds what all members of a run read.
+  """Stores the inputs that all members of a run share.
 
   Attributes:
-    config: the recipe.
-    source: the pre-training run.
-    workdir: directory of the fine-tuning.
-    starts: steps of checkpoints; None starts from a fresh encoder.
-    model: shape of the encoder, with the dropout of the recipe.
-    tokenizer: of the pre-training run.
-    encoders: encoder of each checkpoint on the host, by step.
-    task_data: encoded examples of the task.
+    config: Fine-tuning recipe.
+    source: Directory of the pre-training run.
+    workdir: Directory of the fine-tuning run.
+    starts: Steps of checkpoints; None is a start from a fresh encoder.
+    model: Shape of the encoder, with the dropout of the recipe.
+    tokenizer: Tokenizer of the pre-training run.
+    encoders: Encoder of each checkpoint on the host, by step.
+    task_data: Encoded examples of the task.
   """
 
   config: FinetuneConfig
@@ -64,7 +64,7 @@ class FinetuneRun:
 
   @property
   def score_fields(self) -> dict[str, Any]:
-    """Returns the fields that all score lines of the run share."""
+    """Fields that all score lines of the run share."""
     rows = self.task_data.rows
     return {
       'train_examples': len(rows[TRAIN_SPLIT].labels),
@@ -77,12 +77,12 @@ class FinetuneRun:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderStack:
-  """Holds all encoders that members start from.
+  """Stores the initial encoders of all members.
 
   Attributes:
-    encoders: stacked on the first axis; embedding tables have only the rows that the task uses.
-    index: position in the stack by step and seed.
-    embedding_tables: whole tables `[S V E]`; empty for a custom encoder.
+    encoders: Encoders stacked on the first axis, with the embedding rows that the task uses.
+    index: Index into the stack by step and seed.
+    embedding_tables: Full embedding tables `[S V E]`; empty for a custom encoder.
   """
 
   encoders: Any
@@ -92,7 +92,13 @@ class EncoderStack:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceData:
-  """Holds the rows of a task on every device: training rows, batches to score, rows of each split."""
+  """Stores the rows of a task on all devices.
+
+  Attributes:
+    train: Training rows.
+    eval_batches: Batches of the rows of all other splits.
+    places: Flat indices of each split's rows in the batches.
+  """
 
   train: TaskRows
   eval_batches: Int[jax.Array, 'M B L']
@@ -101,15 +107,15 @@ class DeviceData:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Holds members that train together.
+  """Stores members that train together.
 
   Attributes:
-    specs: the members.
-    state: their progress, which training updates.
-    updates_before: updates of all groups before this one.
-    update_progress: shows the number of updates done and a note.
-    log: appends a line to metrics.jsonl.
-    maybe_save: saves the state where a save is due.
+    specs: Specifications of the members.
+    state: Training state, modified by training.
+    updates_before: Number of updates of all earlier groups.
+    update_progress: Shows the number of finished updates and a note.
+    log: Appends a line to metrics.jsonl.
+    maybe_save: Saves the state if a save is due.
   """
 
   specs: Sequence[MemberSpec]
@@ -129,31 +135,31 @@ def finetune(
   """Fine-tunes on a task, once for each start, learning rate and seed.
 
   Args:
-    config: the recipe; the shorter of its `length` and the model's cuts examples.
-    source: pre-training run with model shape, tokenizer and checkpoints.
-    workdir: directory for config.json, metrics.jsonl, scores.jsonl and result.json.
-    starts: steps of checkpoints; None starts from a fresh encoder a seed, the control.
+    config: Fine-tuning recipe; `length` and the model's maximum length limit the examples.
+    source: Pre-training run with model shape, tokenizer and checkpoints.
+    workdir: Directory for config.json, metrics.jsonl, scores.jsonl and result.json.
+    starts: Steps of checkpoints; None starts from a fresh encoder for each seed, as a control.
 
   Returns:
     The score lines of all members.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: the run, a checkpoint or the examples cannot be used, or no member kept a finite
-      loss.
+    LockedError: Another process uses the work directory.
+    InputError: The run, a checkpoint or the examples are invalid, or the losses of all members
+      became non-finite.
   """
   run = prepare(config, source, workdir, starts)
   with lock.hold_lock(workdir):
     run_dir.open_run(
       workdir, {**recipe.as_dict(config), 'checkpoint': str(run.source), 'starts': list(starts)}
     )
-    members = finetune_results.member_specs(config, starts)
-    remaining = finetune_resume.remaining_members(config, run.task_data, members, run.workdir)
+    members = finetune_results.list_members(config, starts)
+    remaining = finetune_resume.find_remaining_members(config, run.task_data, members, run.workdir)
     if remaining:
       program = build_program(run, len(members))
       finetune_resume.drop_partial_lines(run.workdir, remaining, program.group_size)
       train_members(run, program, remaining, len(members))
-    # Also removes the state of a run that was killed between its last score and this line.
+    # A run that was killed after its last score may have left a state file.
     finetune_resume.remove_state(run.workdir)
     return finetune_results.write_result(run.workdir, config, run.task_data, run.score_fields)
 
@@ -182,7 +188,7 @@ def prepare(
 def load_encoder(source: epath.PathLike, model: EncoderConfig, step: int) -> Any:
   """Loads the encoder of a checkpoint onto the host."""
   encoder = pretrained.load(source, step, 'encoder', changes={'dropout': model.dropout}).model
-  # Restored arrays are bound to a device; programs that start from them would compile once more.
+  # Restored arrays are committed to a device, and committed arguments compile a second program.
   return jax.tree.map(np.asarray, encoder)
 
 
@@ -196,17 +202,17 @@ def build_program(run: FinetuneRun, num_members: int) -> FinetuneProgram:
 
 
 def stack_encoders(run: FinetuneRun) -> EncoderStack:
-  """Stacks the encoders of all checkpoints and, for starts from scratch, one a seed."""
+  """Stacks the encoders of all checkpoints and, for starts from scratch, a fresh encoder a seed."""
   seeds = run.config.seeds
   stacks = [jax.tree.map(lambda x: x[None], encoder) for encoder in run.encoders.values()]
   index: dict[tuple[int | None, int], int] = {
-    (step, seed): place for place, step in enumerate(run.encoders) for seed in seeds
+    (step, seed): number for number, step in enumerate(run.encoders) for seed in seeds
   }
   if None in run.starts:
     stacks.append(
       finetune_step.init_encoders(run.model, run.config.head)(np.array(seeds, np.uint32))
     )
-    index |= {(None, seed): len(run.encoders) + place for place, seed in enumerate(seeds)}
+    index |= {(None, seed): number for number, seed in enumerate(seeds, len(run.encoders))}
   embedding_tables = np.zeros(0)
   if not run.model.encoder:
     embedding_tables = np.concatenate([encoders.table for encoders in stacks])
@@ -220,12 +226,12 @@ def stack_encoders(run: FinetuneRun) -> EncoderStack:
 def place_data(data: TaskData, program: FinetuneProgram) -> DeviceData:
   """Copies the rows of all splits to every device."""
   scored_splits = [split for split in data.rows if split != TRAIN_SPLIT]
-  batches, places = task_data.iter_batches(
+  batches, places = task_data.batch_rows(
     [data.rows[split] for split in scored_splits], program.eval_rows
   )
   return DeviceData(
-    finetune_step.replicate(data.rows[TRAIN_SPLIT], program),
-    finetune_step.replicate(batches, program),
+    finetune_step.replicate_arrays(data.rows[TRAIN_SPLIT], program),
+    finetune_step.replicate_arrays(batches, program),
     dict(zip(scored_splits, places, strict=True)),
   )
 
@@ -236,13 +242,13 @@ def train_members(
   """Trains members in groups of the program's size and writes their scores.
 
   Args:
-    run: what members read.
-    program: compiled for `num_members` members.
-    remaining: the members without scores.
-    num_members: members with and without scores.
+    run: Inputs of the members.
+    program: Program for `num_members` members.
+    remaining: Members without scores.
+    num_members: Number of all members.
   """
   data, stack = place_data(run.task_data, program), stack_encoders(run)
-  baselines = finetune_results.baseline_scores(run.task_data)
+  baselines = finetune_results.compute_baselines(run.task_data)
   total, log = num_members * program.updates, functools.partial(_log, run.workdir, time.monotonic())
   done = total - len(remaining) * program.updates
   with (
@@ -260,24 +266,24 @@ def train_members(
       maybe_save = finetune_resume.make_saver(run.workdir, specs, state, flag)
       train_group(run, program, data, Group(specs, state, done, update_progress, log, maybe_save))
       done += len(specs) * program.updates
-      if run.config.patience:  # Some members may have stopped early.
+      if run.config.patience:  # members may have stopped early
         update_progress(done, '')
       for spec, results in zip(specs, state.results, strict=True):
         if run.config.predictions:
           finetune_results.save_test_outputs(run.workdir, run.task_data, spec, results)
         if run.config.save_classifiers:
           save_member(run, stack, spec, results)
-        for line in finetune_results.score_lines(run.task_data, spec, results, baselines):
+        for line in finetune_results.make_score_lines(run.task_data, spec, results, baselines):
           run_dir.append_line(run.workdir / run_dir.SCORES, {**line, **run.score_fields})
 
 
 def train_group(run: FinetuneRun, program: FinetuneProgram, data: DeviceData, group: Group) -> None:
-  """Trains and scores a group epoch by epoch; the results are in its state."""
+  """Trains a group and scores it after each epoch; stores the results in the group's state."""
   state, epoch_start = group.state, 0
-  for epoch, epoch_end in finetune_results.epoch_ends(program.updates, run.config.epochs):
+  for epoch, epoch_end in finetune_results.list_epoch_ends(program.updates, run.config.epochs):
     if not state.active:
       break
-    if state.step < epoch_end:  # Otherwise the state was saved after this epoch.
+    if state.step < epoch_end:  # a resumed state may be at the end of the epoch
       losses = train_epoch(program, data.train, group, epoch_start, epoch_end)
       outputs = np.asarray(program.outputs(state.members.state.model, data.eval_batches))
       for index in sorted(state.active):
@@ -296,16 +302,16 @@ def train_epoch(
   while state.step < epoch_end:
     updates = min(_STEPS_PER_CHUNK, epoch_end - state.step)
     state.members, losses = program.chunk(state.members, train, jnp.int32(updates))
-    state.totals = state.totals + np.asarray(losses)
+    state.loss_sums = state.loss_sums + np.asarray(losses)
     state.step += updates
     group.update_progress(
       group.updates_before + state.step * len(group.specs),
-      f'loss {np.mean(state.totals) / (state.step - epoch_start):.3f}',
+      f'loss {np.mean(state.loss_sums) / (state.step - epoch_start):.3f}',
     )
-    if state.step < epoch_end:  # At the end of an epoch the scores are saved too.
+    if state.step < epoch_end:  # at the end of an epoch, scoring precedes the save
       group.maybe_save()
-  means = (state.totals / (epoch_end - epoch_start)).tolist()
-  state.totals = np.zeros_like(state.totals)
+  means = (state.loss_sums / (epoch_end - epoch_start)).tolist()
+  state.loss_sums = np.zeros_like(state.loss_sums)
   return means
 
 
@@ -317,12 +323,12 @@ def _score_epoch(
   loss: float,
   outputs: dict[str, Float[np.ndarray, 'N C']],
 ) -> EpochResult:
-  """Logs the loss and the headline scores of a member after an epoch, and returns its result."""
+  """Logs the loss and headline scores of a member after an epoch; returns the result."""
   data = run.task_data
   fields = {'step': group.state.step, 'epoch': epoch, **group.specs[index].log_fields()}
   group.log({**fields, 'split': TRAIN_SPLIT, 'loss': loss})
   scores = {
-    split: finetune_results.headline_value(data.task, outputs[split], data.rows[split].labels)
+    split: finetune_results.compute_headline(data.task, outputs[split], data.rows[split].labels)
     for split in outputs
     if split not in data.unlabelled
   }
@@ -335,7 +341,7 @@ def _score_epoch(
 def _record_result(
   config: FinetuneConfig, state: FinetuneState, index: int, loss: float, result: EpochResult
 ) -> None:
-  """Keeps the best and the last result of a member, and stops a lost or a stagnant one."""
+  """Stores the best and the last result of a member; stops it on a non-finite loss or by patience."""
   results = state.results[index]
   is_best = bool(config.validation_fraction) and finetune_results.is_better(
     result, results.get(BEST_EPOCH)
@@ -344,9 +350,9 @@ def _record_result(
     model = population.select_member(state.members.state.model, index)
     result = dataclasses.replace(result, model=jax.tree.map(np.asarray, model))
   if is_best:
-    results[BEST_EPOCH], state.best[index] = result, result.epoch
+    results[BEST_EPOCH], state.best_epochs[index] = result, result.epoch
   results[LAST_EPOCH] = result
-  stagnant = config.patience and result.epoch - state.best[index] >= config.patience
+  stagnant = config.patience and result.epoch - state.best_epochs[index] >= config.patience
   if stagnant or not math.isfinite(loss):
     state.active.discard(index)
 
@@ -354,9 +360,9 @@ def _record_result(
 def save_member(
   run: FinetuneRun, stack: EncoderStack, spec: MemberSpec, results: dict[str, EpochResult]
 ) -> None:
-  """Saves a member, at the epoch that is reported first, as a classifier."""
+  """Saves a member as a classifier: its best epoch, or the last epoch without validation."""
   data, task = run.task_data, run.task_data.task
-  epoch_choice = finetune_results.reported_epochs(run.config)[0]
+  epoch_choice = finetune_results.list_epoch_choices(run.config)[0]
   result = results[epoch_choice]
   card = classifier.Card(
     kind=classifier.CLASSIFIER_KIND,
@@ -382,7 +388,7 @@ def save_member(
     table = stack.embedding_tables[stack.index[spec.step, spec.seed]]
     model = finetune_step.widen_embedding(model, table, data.used_ids)
   classifier.save_classifier(
-    run.workdir / classifier.classifier_dir(spec.member),
+    run.workdir / classifier.name_member_folder(spec.member),
     card,
     model,
     run.tokenizer,
@@ -392,7 +398,7 @@ def save_member(
 
 
 def _log(workdir: epath.Path, started: float, line: dict[str, Any]) -> None:
-  """Appends a line to metrics.jsonl with the seconds since `started`."""
+  """Appends a line to metrics.jsonl, with the seconds since `started`."""
   run_dir.append_line(
     workdir / run_dir.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)}
   )

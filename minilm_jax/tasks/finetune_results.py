@@ -1,8 +1,8 @@
-"""Members of a fine-tuning, their scores, predictions and files for the GLUE server.
+"""Lists the members of a fine-tuning run and writes scores, predictions and files for GLUE's server.
 
-Members are all combinations of a start, a learning rate and a seed. Each is scored after its last
-epoch and, where training examples are held out for validation, after the epoch with the best
-validation score. The reported splits never choose anything.
+Members are all combinations of a start, a learning rate and a seed. Scores are of the last epoch
+and, if `validation_fraction` is set, of the epoch with the best validation score. No choice uses a
+reported split.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from minilm_jax.tasks.task import REGRESSION, Task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'
-SUBMISSION_DIR = 'submission'  # Folder of the files for the GLUE server.
+SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
 _SUMMARY_KEYS = (
   'pretrained',
   'checkpoint_step',
@@ -31,14 +31,22 @@ _SUMMARY_KEYS = (
   'split',
   'metric',
 )
-_TASKS_WITH_LABEL_NAMES = ('mnli', 'ax', 'qnli', 'rte')  # The server takes numbers for the others.
+# The server expects label names for these tasks and numbers for all others.
+_TASKS_WITH_LABEL_NAMES = ('mnli', 'ax', 'qnli', 'rte')
 Outputs = Float[np.ndarray, 'N C']
 Labels = Shaped[np.ndarray, 'N']
 
 
 @dataclasses.dataclass(frozen=True)
 class MemberSpec:
-  """A member: its number, the step of its checkpoint (None: from scratch), seed and rate."""
+  """Specifies a member.
+
+  Attributes:
+    member: Number of the member in the run.
+    step: Step of the checkpoint; None is a start from scratch.
+    seed: Seed of the head, the order of examples and dropout.
+    learning_rate: Peak of the schedule.
+  """
 
   member: int
   step: int | None
@@ -46,7 +54,7 @@ class MemberSpec:
   learning_rate: float
 
   def log_fields(self) -> dict[str, Any]:
-    """Returns the fields that name the member in logs."""
+    """Returns the fields that identify the member in logs."""
     return {
       'pretrained': self.step is not None,
       'checkpoint_step': self.step,
@@ -58,13 +66,13 @@ class MemberSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EpochResult:
-  """A member after some epochs.
+  """Stores the outputs of a member after an epoch.
 
   Attributes:
-    epoch: epochs done.
-    validation_score: headline metric on the validation part; nan without one.
-    outputs: of each split `[N C]`.
-    model: the member, where classifiers are saved.
+    epoch: Number of finished epochs.
+    validation_score: Headline metric on the validation part; nan without a validation part.
+    outputs: Outputs `[N C]` by split.
+    model: Weights of the member if classifiers are saved, else None.
   """
 
   epoch: float
@@ -73,19 +81,19 @@ class EpochResult:
   model: Any = None
 
 
-def member_specs(config: FinetuneConfig, starts: Sequence[int | None]) -> list[MemberSpec]:
-  """Returns the members: for each start, for each learning rate, one a seed."""
+def list_members(config: FinetuneConfig, starts: Sequence[int | None]) -> list[MemberSpec]:
+  """Returns the members, ordered by start, learning rate and seed."""
   rates = config.learning_rates or (config.optimizer.learning_rate,)
   settings = ((step, seed, rate) for step in starts for rate in rates for seed in config.seeds)
   return [MemberSpec(number, *setting) for number, setting in enumerate(settings)]
 
 
-def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
-  """Returns (epoch, update) of the end of each epoch.
+def list_epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
+  """Returns (epoch, update) at the end of each epoch.
 
-  The last epoch may be a part of one, and several epochs may end with one update.
+  The last epoch may be partial. Of several epochs that end at the same update, the last is listed.
 
-  >>> epoch_ends(8, 2.5)
+  >>> list_epoch_ends(8, 2.5)
   [(1.0, 4), (2.0, 7), (2.5, 8)]
   """
   numbers = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
@@ -93,30 +101,30 @@ def epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
   return [(epoch, end) for end, epoch in ends.items()]
 
 
-def reported_epochs(config: FinetuneConfig) -> tuple[str, ...]:
-  """Returns the epochs at which members are scored."""
+def list_epoch_choices(config: FinetuneConfig) -> tuple[str, ...]:
+  """Returns the epoch choices that are reported, the main choice first."""
   return (BEST_EPOCH, LAST_EPOCH) if config.validation_fraction else (LAST_EPOCH,)
 
 
 def decode_outputs(task: Task, outputs: Outputs) -> Labels:
-  """Returns the predictions: class indices, or numbers."""
+  """Returns the predictions of outputs: class indices, or numbers in a regression."""
   return outputs[:, 0] if task.kind == REGRESSION else outputs.argmax(-1)
 
 
-def metric_values(task: Task, outputs: Outputs, labels: Labels) -> dict[str, float]:
-  """Returns each metric of the task; nan where an output is not finite."""
+def compute_metrics(task: Task, outputs: Outputs, labels: Labels) -> dict[str, float]:
+  """Returns each metric of the task; nan if an output is not finite."""
   if not np.isfinite(outputs).all():
     return dict.fromkeys(task.metrics, math.nan)
   return metrics.compute_metric(task.metrics, decode_outputs(task, outputs), labels)
 
 
-def headline_value(task: Task, outputs: Outputs, labels: Labels) -> float:
+def compute_headline(task: Task, outputs: Outputs, labels: Labels) -> float:
   """Returns the headline metric of the task."""
-  return metric_values(task, outputs, labels)[task.headline]
+  return compute_metrics(task, outputs, labels)[task.headline]
 
 
 def is_better(result: EpochResult, best: EpochResult | None) -> bool:
-  """Returns whether a result replaces the best one; equal scores keep the earlier epoch."""
+  """Returns whether a result replaces the best result; ties keep the earlier epoch."""
   if best is None:
     return True
   new, old = (
@@ -126,36 +134,40 @@ def is_better(result: EpochResult, best: EpochResult | None) -> bool:
   return new > old
 
 
-def baseline_scores(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
-  """Returns the baselines `majority` and `frequency` of each reported split, by metric.
+def compute_baselines(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
+  """Returns the baselines 'majority' and 'frequency' of each reported split, by metric.
 
-  Their labels are those of all training examples, the validation part included.
+  Both baselines use the labels of all training examples, including the validation part.
   """
   train_labels = np.concatenate(
     [data.rows[part].labels for part in (TRAIN_SPLIT, VALIDATION_PART) if part in data.rows]
   )
   return {
     split: {
-      'majority': metrics.majority_baseline(data.task, train_labels, data.rows[split].labels),
-      'frequency': metrics.frequency_baseline(data.task, train_labels, data.rows[split].labels),
+      'majority': metrics.compute_majority_baseline(
+        data.task, train_labels, data.rows[split].labels
+      ),
+      'frequency': metrics.compute_frequency_baseline(
+        data.task, train_labels, data.rows[split].labels
+      ),
     }
     for split in data.reported
   }
 
 
-def score_lines(
+def make_score_lines(
   data: TaskData,
   spec: MemberSpec,
   results: Mapping[str, EpochResult],
   baselines: Mapping[str, Mapping[str, dict[str, float]]],
 ) -> Iterator[dict[str, Any]]:
-  """Yields the score lines of a member: one for each epoch choice, reported split and metric.
+  """Yields a score line of a member for each epoch choice, reported split and metric.
 
   Args:
-    data: the task and the labels of its splits.
-    spec: the member.
-    results: of the member, by epoch choice.
-    baselines: as `baseline_scores` returns them.
+    data: Task and labels of its splits.
+    spec: Specification of the member.
+    results: Results of the member, by epoch choice.
+    baselines: Result of `compute_baselines`.
   """
   task = data.task
   for epoch_choice, result in results.items():
@@ -164,9 +176,9 @@ def score_lines(
       predictions = decode_outputs(task, outputs)
       intervals, constant = dict.fromkeys(task.metrics, (math.nan, math.nan)), True
       if np.isfinite(outputs).all():
-        intervals = metrics.metric_intervals(task.metrics, predictions, labels)
+        intervals = metrics.compute_intervals(task.metrics, predictions, labels)
         constant = metrics.is_constant(predictions)
-      for metric, value in metric_values(task, outputs, labels).items():
+      for metric, value in compute_metrics(task, outputs, labels).items():
         yield {
           'task': task.name,
           'metric': metric,
@@ -185,10 +197,10 @@ def score_lines(
         }
 
 
-def summary_lines(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize_seeds(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Returns mean, standard deviation and interval over seeds.
 
-  One line has a start, learning rate, epoch choice, split and metric.
+  Lines with equal start, learning rate, epoch choice, split and metric form a group.
   """
   groups: dict[tuple[Any, ...], list[float]] = {}
   for line in lines:
@@ -209,34 +221,34 @@ def write_result(
     The score lines of all members.
 
   Raises:
-    InputError: no member kept a finite loss.
+    InputError: The loss of every member became non-finite.
   """
   lines = list(run_dir.read_lines(workdir / run_dir.SCORES))
-  lost = {
+  diverged = {
     line['member']: line
     for line in run_dir.read_lines(workdir / run_dir.METRICS)
     if line['split'] == TRAIN_SPLIT and line['loss'] is None
   }
-  for line in lost.values():
+  for line in diverged.values():
     progress.log(
-      f'{data.task.name}: the loss of seed {line["seed"]} with learning rate '
-      f'{line["learning_rate"]} was no number by update {line["step"]}'
+      f'{data.task.name}: non-finite loss of seed {line["seed"]} with learning rate '
+      f'{line["learning_rate"]} by update {line["step"]}'
     )
-  if len(lost) == len({line['member'] for line in lines}):
+  if len(diverged) == len({line['member'] for line in lines}):
     raise InputError(
-      f'a finite loss on {data.task.name}',
-      f'none of {len(lost)} members kept one',
+      f'finite losses on {data.task.name}',
+      f'non-finite losses of all {len(diverged)} members',
       'lower optimizer.learning_rate, and give another --workdir',
     )
   if config.predictions:
-    write_submission(workdir, data, lines, reported_epochs(config)[0])
+    write_submission(workdir, data, lines, list_epoch_choices(config)[0])
   files.write_json(
     workdir / run_dir.RESULT,
     {
       'task': data.task.name,
       **run_fields,
       'seeds': len(config.seeds),
-      'scores': summary_lines(lines),
+      'scores': summarize_seeds(lines),
     },
   )
   return lines
@@ -245,7 +257,7 @@ def write_result(
 def save_test_outputs(
   workdir: epath.Path, data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> None:
-  """Appends a member's predictions of reported and unlabelled splits to predictions.jsonl."""
+  """Appends a member's predictions on reported and unlabelled splits to predictions.jsonl."""
   for epoch_choice, result in results.items():
     for split in (*data.reported, *data.unlabelled):
       line = {
@@ -263,10 +275,10 @@ def save_test_outputs(
 def write_submission(
   workdir: epath.Path, data: TaskData, lines: Sequence[Mapping[str, Any]], epoch_choice: str
 ) -> None:
-  """Writes the files of the GLUE server from the predictions of one member.
+  """Writes the files for the GLUE server from the predictions of a single member.
 
-  The member has the best validation score; without validation it is the first one. Pre-trained
-  members precede those from scratch.
+  The member has the best validation score; without validation, the first member is used. Members
+  from checkpoints take precedence over members from scratch.
   """
   candidates = [
     line
@@ -288,21 +300,21 @@ def write_submission(
   folder.mkdir(exist_ok=True)
   for split, task in data.unlabelled.items():
     files.write_bytes(
-      folder / f'{_submission_name(task, split)}.tsv',
-      submission_rows(task, np.asarray(predictions[split]), data.numbers[split]),
+      folder / f'{_name_submission(task, split)}.tsv',
+      format_submission(task, np.asarray(predictions[split]), data.numbers[split]),
     )
-  progress.log(f'predictions for the GLUE server, of seed {chosen["seed"]}: {folder}')
+  progress.log(f'wrote predictions of seed {chosen["seed"]} for the GLUE server: {folder}')
 
 
-def submission_rows(
+def format_submission(
   task: Task, predictions: Shaped[np.ndarray, 'N'], numbers: Sequence[int]
 ) -> bytes:
-  """Returns the content of one file.
+  """Returns the content of a file for the GLUE server.
 
   Args:
-    task: whose labels are predicted.
-    predictions: class indices, or numbers.
-    numbers: of the examples in the official file.
+    task: Task of the examples.
+    predictions: Class indices, or numbers in a regression.
+    numbers: Numbers of the examples in the official file.
   """
   if task.kind == REGRESSION:
     texts = [f'{min(max(number, 0.0), 5.0):.3f}' for number in predictions.tolist()]
@@ -314,7 +326,7 @@ def submission_rows(
   return ('index\tprediction\n' + ''.join(rows)).encode()
 
 
-def _submission_name(task: Task, split: str) -> str:
-  """Returns `MNLI-m` for the part `matched`, `MNLI-mm` for the other."""
+def _name_submission(task: Task, split: str) -> str:
+  """Returns the file name of a split, such as MNLI-m for test_matched."""
   suffix = '-mm' if split.endswith('_mismatched') else '-m' if split.endswith('_matched') else ''
   return task.submission_name + suffix

@@ -1,8 +1,8 @@
-"""Resumes fine-tuning: the members that remain, and a file with the state of members in training.
+"""Resumes fine-tuning: finds remaining members; saves and loads the state of members in training.
 
-The file holds arrays and a line of JSON; nothing is unpickled. It is written whole. A damaged file,
-or one of other members, counts as absent, and its members start again. The file is removed when all
-members have scores.
+The state file contains arrays and a JSON record; nothing is unpickled, and writes are atomic. A
+file that is damaged or belongs to other members is ignored, and training restarts. The file is
+removed as soon as all members have scores.
 """
 
 import dataclasses
@@ -28,37 +28,37 @@ from minilm_jax.tasks.task_data import TaskData
 from minilm_jax.training import population
 
 STATE_FILE = '.finetune_state.npz'
-SAVE_SECONDS = 60.0  # Between two saves.
-_RECORD_ARRAY = 'said'  # Name of the JSON among the arrays.
+SAVE_SECONDS = 60.0  # between two saves
+_RECORD_ARRAY = 'said'  # name of the JSON record among the arrays
 
 
 @dataclasses.dataclass
 class FinetuneState:
-  """Progress of the members of a group.
+  """Stores the progress of the members of a group.
 
   Attributes:
-    members: models and optimizer states, stacked.
-    step: updates done.
-    totals: losses since the epoch began, summed.
-    results: of each member, by epoch choice.
-    best: of each member, the epoch with the best validation score.
-    active: indices of the members that still train.
+    members: Stacked models and optimizer states.
+    step: Number of finished updates.
+    loss_sums: Sum of the losses of each member in the current epoch.
+    results: Results of each member, by epoch choice.
+    best_epochs: Epoch of each member with the best validation score.
+    active: Indices of the members that still train.
   """
 
   members: MemberState
   step: int
-  totals: Float[np.ndarray, 'P']
+  loss_sums: Float[np.ndarray, 'P']
   results: list[dict[str, EpochResult]]
-  best: list[float]
+  best_epochs: list[float]
   active: set[int]
 
 
-def remaining_members(
+def find_remaining_members(
   config: FinetuneConfig, data: TaskData, members: Sequence[MemberSpec], workdir: epath.Path
 ) -> list[MemberSpec]:
-  """Returns the members that lack a score or, where classifiers are saved, their classifier."""
+  """Returns the members without all scores or without a requested classifier."""
   scores_per_member = (
-    len(finetune_results.reported_epochs(config)) * len(data.reported) * len(data.task.metrics)
+    len(finetune_results.list_epoch_choices(config)) * len(data.reported) * len(data.task.metrics)
   )
   scored = [line['member'] for line in run_dir.read_lines(workdir / run_dir.SCORES)]
   return [
@@ -66,7 +66,7 @@ def remaining_members(
     for spec in members
     if scored.count(spec.member) != scores_per_member
     or config.save_classifiers
-    and classifier.missing_files(workdir / classifier.classifier_dir(spec.member))
+    and classifier.is_incomplete(workdir / classifier.name_member_folder(spec.member))
   ]
 
 
@@ -75,25 +75,25 @@ def drop_partial_lines(
 ) -> None:
   """Removes the lines of remaining members from the logs.
 
-  The first group keeps its metrics up to the step from which it resumes.
+  Metrics of the first group up to the step of its saved state stay.
   """
   resumed = remaining[:group_size]
-  step = state_step(workdir, resumed)
+  step = read_state_step(workdir, resumed)
   numbers, resumed_numbers = ({spec.member for spec in specs} for specs in (remaining, resumed))
 
-  def is_kept(line: dict[str, Any]) -> bool:
+  def is_finished(line: dict[str, Any]) -> bool:
     return line['member'] not in numbers
 
-  def is_kept_metric(line: dict[str, Any]) -> bool:
-    return is_kept(line) or line['member'] in resumed_numbers and line['step'] <= step
+  def is_before_resume(line: dict[str, Any]) -> bool:
+    return is_finished(line) or line['member'] in resumed_numbers and line['step'] <= step
 
   for log in (run_dir.SCORES, run_dir.METRICS, run_dir.PREDICTIONS):
     if (workdir / log).exists():
-      run_dir.keep_lines(workdir / log, is_kept_metric if log == run_dir.METRICS else is_kept)
+      run_dir.keep_lines(workdir / log, is_before_resume if log == run_dir.METRICS else is_finished)
 
 
 def init_state(members: MemberState, num_members: int) -> FinetuneState:
-  """Returns the state before the first update; the stack may have more places than members."""
+  """Returns the state before the first update; the stack may be longer than `num_members`."""
   return FinetuneState(
     members,
     0,
@@ -105,11 +105,11 @@ def init_state(members: MemberState, num_members: int) -> FinetuneState:
 
 
 def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: FinetuneState) -> None:
-  """Writes the state of a group in place of an earlier one."""
+  """Writes the state of a group and replaces an earlier state."""
   arrays: dict[str, Any] = {
     f'member {n}': np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state.members))
   }
-  arrays['totals'] = state.totals
+  arrays['totals'] = state.loss_sums
   for index, results in enumerate(state.results):
     for choice, result in results.items():
       prefix = f'{index} {choice}'
@@ -131,7 +131,7 @@ def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: Fine
       }
       for results in state.results
     ],
-    'best': state.best,
+    'best': state.best_epochs,
     'going': sorted(state.active),
   }
   arrays[_RECORD_ARRAY] = np.frombuffer(json.dumps(record).encode(), np.uint8)
@@ -143,7 +143,7 @@ def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: Fine
 def load_state(
   workdir: epath.PathLike, specs: Sequence[MemberSpec], start: MemberState
 ) -> FinetuneState | None:
-  """Returns the saved state of these members, or None; arrays have the layout of `start`."""
+  """Returns the saved state of the members, or None; arrays are sharded like those of `start`."""
   saved = _read(workdir, specs)
   if saved is None:
     return None
@@ -171,9 +171,9 @@ def make_saver(
   state: FinetuneState,
   flag: signals.SignalFlag,
 ) -> Callable[[], None]:
-  """Returns a function that saves the state after `SAVE_SECONDS`, or at once after a signal.
+  """Returns a function that saves the state every `SAVE_SECONDS` and after a signal.
 
-  The function raises signals.Interrupted after a signal.
+  After a signal, the function also raises signals.Interrupted.
   """
   last_save = time.monotonic()
 
@@ -185,15 +185,15 @@ def make_saver(
     if flag.number:
       raise signals.Interrupted(
         flag.number,
-        f' after {state.step:,} updates of the members in training; saved; '
-        'the same command goes on from there',
+        f' after {state.step:,} updates of the members in training; state saved; '
+        'run the same command to resume',
       )
 
   return maybe_save
 
 
-def state_step(workdir: epath.PathLike, specs: Sequence[MemberSpec]) -> int:
-  """Returns the step of the saved state of these members; 0 without one."""
+def read_state_step(workdir: epath.PathLike, specs: Sequence[MemberSpec]) -> int:
+  """Returns the step of the saved state of the members; 0 without a saved state."""
   saved = _read(workdir, specs)
   return 0 if saved is None else saved[0]['step']
 
@@ -206,7 +206,7 @@ def remove_state(workdir: epath.PathLike) -> None:
 def _read(
   workdir: epath.PathLike, specs: Sequence[MemberSpec]
 ) -> tuple[dict[str, Any], Mapping[str, np.ndarray]] | None:
-  """Returns the record and the arrays of the state file, where it is intact and of these members."""
+  """Returns record and arrays of the state file; None if it is damaged or of other members."""
   path = old_names.find_file(epath.Path(workdir) / STATE_FILE)
   if not path.exists():
     return None
@@ -214,7 +214,7 @@ def _read(
     with path.open('rb') as stream, np.load(stream, allow_pickle=False) as file:
       arrays = dict(file)
     record = json.loads(arrays.pop(_RECORD_ARRAY).tobytes())
-  # Changed bytes fail the CRC of the archive.
+  # The CRC of the archive detects changed bytes.
   except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
     return None
   same_members = record['entries'] == [dataclasses.asdict(spec) for spec in specs]
@@ -224,7 +224,7 @@ def _read(
 def _load_result(
   prefix: str, fields: dict[str, Any], arrays: Mapping[str, np.ndarray], model_tree: Any
 ) -> EpochResult:
-  """Returns the result of one member and epoch choice."""
+  """Returns the result of a member for an epoch choice."""
   outputs_prefix = f'{prefix} outputs '
   outputs = {
     name.removeprefix(outputs_prefix): array

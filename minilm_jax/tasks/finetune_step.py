@@ -1,7 +1,7 @@
-"""Initializes, updates and applies members of a fine-tuning: written for one, mapped over many.
+"""Initializes, updates and applies a member of a fine-tuning run; programs map over members.
 
-Members of one task differ in the encoder that they start from, in seed and in learning rate. The
-examples of a batch are a function of seed and step, so members of one seed read the same batches.
+Members of a task differ in initial encoder, seed and learning rate. The examples of a batch are a
+function of seed and step, so members with equal seeds read equal batches.
 """
 
 import dataclasses
@@ -33,21 +33,21 @@ from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.train_step import TrainState
 
 _EMBEDDING_TABLE = 'embedding.tokens.embedding'
-# Trained tokens above which compiling an update for several lengths saves time.
+# Training on more tokens is faster with an update compiled for several lengths.
 _MIN_TOKENS_TO_BUCKET = 10_000_000
-_MAX_VMAP_MEMBERS = 64  # Members that an accelerator takes in each operation.
-_EVAL_ROWS = 64  # Rows that an accelerator scores at one time.
+_MAX_VMAP_MEMBERS = 64  # of one operation on an accelerator
+_EVAL_ROWS = 64  # of one batch on an accelerator
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-  """Describes a task to the compiler.
+  """Stores the static properties of a task that programs are compiled for.
 
   Attributes:
     kind: 'classification' or 'regression'.
-    classes: number of classes.
-    examples: number of training examples.
-    lengths: lengths of batches, ascending.
+    classes: Number of classes.
+    examples: Number of training examples.
+    lengths: Lengths of batches, ascending.
   """
 
   kind: str
@@ -60,7 +60,7 @@ class StepShape:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemberInit:
-  """Seed, learning rate and position in the stack of encoders of a member."""
+  """Stores the seed, learning rate and index into the encoder stack of a member."""
 
   seed: UInt32[Any, '*P']
   learning_rate: Float[Any, '*P']
@@ -71,7 +71,7 @@ class MemberInit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemberState:
-  """A member in training, and the peak learning rate of its schedule."""
+  """Stores the training state of a member and the peak learning rate of its schedule."""
 
   state: TrainState
   learning_rate: Float[Any, '*P']
@@ -79,16 +79,16 @@ class MemberState:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneProgram:
-  """The compiled functions that members of a task share.
+  """Stores the compiled functions that members of a task share.
 
   Attributes:
-    updates: number of updates of a member.
-    group_size: members that run at one time.
-    eval_rows: rows of a batch to score.
-    mesh: spreads members over devices.
-    start: returns members before the first update, from a stack of encoders.
-    chunk: returns members after some updates, and the sum of their losses.
-    outputs: returns outputs of all rows.
+    updates: Number of updates of a member.
+    group_size: Number of members that train together.
+    eval_rows: Rows of an evaluation batch.
+    mesh: Mesh that spreads members over devices.
+    start: Returns members before the first update, from a stack of encoders.
+    chunk: Returns members after a number of updates, and the sums of their losses.
+    outputs: Returns the outputs of all evaluation rows.
   """
 
   updates: int
@@ -112,20 +112,20 @@ def replace_embedding(
 def prune_embedding(
   encoder: Encoder, used_ids: Shaped[Array, 'U'] | Shaped[np.ndarray, 'U']
 ) -> Encoder:
-  """Returns an encoder, or a stack, whose embedding table has only the rows that a task uses."""
+  """Returns an encoder, or a stack of encoders, with the embedding rows of `used_ids` alone."""
   return replace_embedding(encoder, encoder.table[..., used_ids, :])
 
 
 def widen_embedding(
   model: Classifier, table: Float[np.ndarray, 'V E'], used_ids: Shaped[np.ndarray, 'U']
 ) -> Classifier:
-  """Returns a member on the host with its whole initial table, in which trained rows are replaced."""
-  whole_table = np.array(table)
-  whole_table[used_ids] = np.asarray(model.encoder.table)
-  return jax.tree.map(np.asarray, replace_embedding(model, whole_table))
+  """Returns a member on the host with its full embedding table, including the trained rows."""
+  full_table = np.array(table)
+  full_table[used_ids] = np.asarray(model.encoder.table)
+  return jax.tree.map(np.asarray, replace_embedding(model, full_table))
 
 
-def loss_sum(
+def sum_losses(
   model: Classifier,
   tokens: Int[Array, 'B L'],
   mask: Bool[Array, 'B L'],
@@ -133,7 +133,7 @@ def loss_sum(
   key: Any,
   kind: str,
 ) -> Float[Array, '']:
-  """Returns cross-entropy or squared error, summed over examples; the mean over heads."""
+  """Returns the cross-entropy or squared error, summed over examples, as a mean over heads."""
 
   def head_loss(outputs: Float[Array, 'B C']) -> Float[Array, '']:
     if kind == REGRESSION:
@@ -147,13 +147,13 @@ def loss_sum(
 def cut_to_length(
   function: Callable[..., Any], lengths: Sequence[int], rows: Any, longest: Int[Array, '']
 ) -> Any:
-  """Returns `function(rows)` with tokens cut to the first of `lengths` that holds the longest row.
+  """Returns `function(rows)` with tokens cut to the shortest of `lengths` that fits all rows.
 
   Args:
-    function: of a TaskRows or of tokens `[B L]`; its result must not depend on pads.
-    lengths: ascending; the last one is L.
-    rows: its argument.
-    longest: tokens of the longest row.
+    function: Function of a TaskRows or of tokens `[B L]`, independent of pads.
+    lengths: Lengths to choose from, ascending; the last length is L.
+    rows: Argument of the function.
+    longest: Number of tokens of the longest row.
   """
 
   def at_length(length: int) -> Callable[[Any], Any]:
@@ -168,16 +168,15 @@ def cut_to_length(
   )
 
 
-def gradient_sums(
+def sum_gradients(
   model: Classifier, train: TaskRows, indices: Int[Array, 'B'], key: Any, shape: StepShape
 ) -> Any:
   """Returns the summed loss of a batch and its gradient.
 
-  With several lengths, the batch is sorted by length and split into as many parts. Each part is as
-  long as its longest row, and the sums are those of the whole batch. The gradient of the embedding
-  table is far larger than the others, so it is added once, from the gradients of the vectors that
-  the parts read. A custom encoder may read its table in any way, so its gradient is added as all
-  others.
+  With several lengths, the batch is sorted by length and split into as many parts, each cut to its
+  longest row. Losses and gradients are added over the parts. The gradient of the embedding table
+  is much larger than all others, so it is computed once, from the gradients of the token vectors.
+  Custom encoders may read their table in any way, so `_sum_plain_gradients` adds all gradients.
   """
   batch = jax.tree.map(lambda x: x[indices], train)
   size, lengths = indices.shape[0], shape.lengths
@@ -185,19 +184,19 @@ def gradient_sums(
     size, lengths[len(lengths) // 2], jax.default_backend()
   )
   count = cross_entropy.smallest_divisor(size, max(len(lengths), micro_batches))
-  count = 1 if model.config.batch_norm else count  # Batch statistics are of the whole batch.
+  count = 1 if model.config.batch_norm else count  # batch norm needs statistics of the batch
   if len(lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
   parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), (batch, key))
   if model.config.encoder:
-    return _plain_sums(model, parts, shape)
+    return _sum_plain_gradients(model, parts, shape)
   table = model.encoder.table
   small_model = replace_embedding(model, table[:1])
 
   def add_part(sums: Any, part: tuple[TaskRows, Any]) -> tuple[Any, Float[Array, 'b L E']]:
     rows, key = part
-    function = functools.partial(_loss_and_gradient, model, key, shape)
+    function = functools.partial(_compute_part_gradients, model, key, shape)
     loss, gradient, vectors = cut_to_length(function, lengths, rows, rows.lengths.max())
     return jax.tree.map(jnp.add, sums, (loss, gradient)), vectors
 
@@ -208,13 +207,13 @@ def gradient_sums(
   return loss, replace_embedding(gradient, table_gradient.add(vectors.reshape(-1, table.shape[1])))
 
 
-def _plain_sums(model: Classifier, parts: tuple[TaskRows, Any], shape: StepShape) -> Any:
-  """Returns the summed loss and its gradient over the parts of a batch."""
+def _sum_plain_gradients(model: Classifier, parts: tuple[TaskRows, Any], shape: StepShape) -> Any:
+  """Returns the summed loss of all parts of a batch and its gradient."""
 
   def add_part(sums: Any, part: tuple[TaskRows, Any]) -> tuple[Any, None]:
     def loss_and_gradient(rows: TaskRows) -> Any:
       mask = rows.tokens != PAD_ID
-      return jax.value_and_grad(loss_sum)(
+      return jax.value_and_grad(sum_losses)(
         model, rows.tokens, mask, rows.labels, part[1], shape.kind
       )
 
@@ -224,18 +223,18 @@ def _plain_sums(model: Classifier, parts: tuple[TaskRows, Any], shape: StepShape
   return jax.lax.scan(add_part, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
 
 
-def _loss_and_gradient(model: Classifier, key: Any, shape: StepShape, part: TaskRows) -> Any:
-  """Returns the summed loss, its gradient, and the gradient of each token's vector `[b L E]`.
+def _compute_part_gradients(model: Classifier, key: Any, shape: StepShape, part: TaskRows) -> Any:
+  """Returns the summed loss, its gradient, and the gradient of each token vector `[b L E]`.
 
-  The model reads its vectors from a table with one row a token. The gradient of the real table is
-  one row of zeros.
+  The model reads token vectors from a local table with a row for each token. The returned gradient
+  has a single row of zeros for the real table.
   """
   table = model.encoder.table
   vectors = table[part.tokens]  # [b l E]
   positions = jnp.arange(part.tokens.size).reshape(part.tokens.shape)
   local_model = replace_embedding(model, vectors.reshape(-1, table.shape[1]))
   mask = part.tokens != PAD_ID
-  loss, gradient = jax.value_and_grad(loss_sum)(
+  loss, gradient = jax.value_and_grad(sum_losses)(
     local_model, positions, mask, part.labels, key, shape.kind
   )
   vector_gradient = gradient.encoder.table.reshape(vectors.shape)
@@ -252,7 +251,7 @@ def count_updates(config: FinetuneConfig, examples: int) -> int:
 def init_member(
   init: MemberInit, encoders: Any, shape: StepShape, model: EncoderConfig, config: FinetuneConfig
 ) -> MemberState:
-  """Returns a member before its first update: an encoder of the stack and a fresh head."""
+  """Returns a member before its first update, with an encoder of the stack and a fresh head."""
   key = rng.make_key(init.seed, rng.Stream.HEAD)
   member: Any = init_classifier(model, config.head, shape.classes, key)
   member.encoder = jax.tree.map(lambda stack: stack[init.encoder], encoders)
@@ -269,7 +268,7 @@ def finetune_step(
   state, size = member.state, config.batch_size
   indices, _ = corpus.select_batch_rows(state.seed, state.step, size, shape.examples)
   key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
-  loss, gradient = gradient_sums(state.model, train, indices, key, shape)
+  loss, gradient = sum_gradients(state.model, train, indices, key, shape)
   loss, gradient = loss / size, optimizer.mean_gradient(gradient, size, 1)
   transform = optimizer.build_optimizer(
     config.optimizer, count_updates(config, shape.examples), state.model, member.learning_rate
@@ -312,7 +311,7 @@ def compute_outputs(
   return outputs.reshape(-1, outputs.shape[-1])
 
 
-@functools.lru_cache(maxsize=1)  # The next checkpoint on the same task compiles nothing new.
+@functools.lru_cache(maxsize=1)  # further checkpoints on the same task compile nothing
 def build_finetune_program(
   shape: StepShape, config: FinetuneConfig, model: EncoderConfig, members: int
 ) -> FinetuneProgram:
@@ -325,7 +324,7 @@ def build_finetune_program(
     per_device = min(-(-members // devices), max(1, _MAX_VMAP_MEMBERS // devices))
   updates = count_updates(config, shape.examples)
   train_tokens = members * updates * config.batch_size * shape.lengths[-1]
-  # Under vmap every member takes every branch.
+  # Under vmap, every member executes every branch.
   if use_vmap or train_tokens < _MIN_TOKENS_TO_BUCKET:
     shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
 
@@ -345,7 +344,7 @@ def build_finetune_program(
   )
 
 
-@functools.lru_cache(maxsize=1)  # Encoders from scratch depend on no task.
+@functools.lru_cache(maxsize=1)  # fresh encoders do not depend on the task
 def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[Any], Any]:
   """Returns a compiled function from seeds `[P]` to a stack of fresh encoders."""
   return jax.jit(
@@ -356,7 +355,7 @@ def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[Any], Any
 
 
 def group_members(program: FinetuneProgram, inits: Sequence[tuple[int, float, int]]) -> MemberInit:
-  """Places (seed, learning rate, encoder) of members on devices; the last one fills the group."""
+  """Puts (seed, learning rate, encoder) of members on devices; repeats the last to fill the group."""
   filled = [*inits, *[inits[-1]] * (program.group_size - len(inits))]
   seeds, rates, encoders = zip(*filled, strict=True)
   group = MemberInit(
@@ -365,6 +364,6 @@ def group_members(program: FinetuneProgram, inits: Sequence[tuple[int, float, in
   return population.shard_members(group, program.mesh)
 
 
-def replicate(values: Any, program: FinetuneProgram) -> Any:
-  """Copies arrays that all members read to every device."""
+def replicate_arrays(values: Any, program: FinetuneProgram) -> Any:
+  """Copies arrays to all devices."""
   return jax.device_put(values, sharding.replicated(program.mesh))

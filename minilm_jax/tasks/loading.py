@@ -1,7 +1,6 @@
-"""Loads rows of a task from TFDS, a folder, named files or the microworld; selects some of them.
+"""Reads rows of a task from TFDS, a folder, named files or the microworld; draws samples of rows.
 
-A row is a dict from column to value, as its source has it; `examples` interprets it. Rows of the
-microworld are of seed 0, in the numbers of `MICROWORLD`.
+A row is a dict from column to the value in the source; `examples` interprets it.
 """
 
 import collections
@@ -20,7 +19,7 @@ from minilm_jax.data import documents, microworld, readers, tfds
 from minilm_jax.tasks.task import Task
 
 TASK_SPLITS = ('train', 'validation', 'test')
-TABLE_FORMATS = (
+_TABLE_SUFFIXES = (
   *(
     form + packing
     for form in ('.jsonl', '.csv', '.tsv', '.json')
@@ -28,80 +27,83 @@ TABLE_FORMATS = (
   ),
   '.parquet',
 )
-MICROWORLD = {'train': 4000, 'validation': 1000, 'test': 1000}  # Examples by split.
-# Marks of entities in FewRel. They are lower-case letters, because brackets and digits may be
-# unknown to a tokenizer of a small language. No word is written so, and the four stay different
-# where a tokenizer splits them into letters.
+MICROWORLD_SIZES = {'train': 4000, 'validation': 1000, 'test': 1000}  # examples of each split
+# Start and end of entities in FewRel. Lower-case letters are known to any tokenizer of a small
+# language; brackets and digits may not be. No word contains the markers, and they stay different
+# after a split into letters.
 HEAD_MARKER, TAIL_MARKER = ('qj', 'jq'), ('qz', 'zq')
-_SAMPLE_SEED = 42  # Of paper 2.
-_VALIDATION_SALT = 'held out\0'  # Separates the validation part from the examples of a small limit.
+_SAMPLE_SEED = 42  # seed of paper 2
+# Makes the hash of the validation part independent of the hash behind max_train_examples.
+_VALIDATION_SALT = 'held out\0'
 
 
 class MissingSplit(InputError):
-  """The source has no such split; it may have others."""
+  """Raised if the source lacks a split; it may have other splits."""
 
 
-def name_location(config: TaskConfig) -> dict[str, str]:
-  """Returns the files that a recipe names, by split."""
+def list_named_files(config: TaskConfig) -> dict[str, str]:
+  """Returns the file of each split that the recipe names."""
   paths = (config.train, config.validation, config.test)
   return {split: path for split, path in zip(TASK_SPLITS, paths, strict=True) if path}
 
 
-def shares_training_file(config: TaskConfig) -> bool:
-  """Returns whether the training file also gives the split that is reported."""
+def splits_training_file(config: TaskConfig) -> bool:
+  """Returns whether the training file also supplies the reported split."""
   return (
-    bool(config.train) and config.split in TASK_SPLITS and config.split not in name_location(config)
+    bool(config.train)
+    and config.split in TASK_SPLITS
+    and config.split not in list_named_files(config)
   )
 
 
 def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]]:
-  """Returns the rows of a split, in the order of their source.
+  """Returns the rows of a split in the order of their source.
 
   Raises:
-    MissingSplit: the source has no such split.
-    InputError: no source is given, or it cannot be read.
+    MissingSplit: The source lacks the split.
+    InputError: The recipe has no source, or the source is unreadable.
   """
   if task.predicted_by and split == 'train':
     raise MissingSplit(
       f'training examples of {task.name}',
-      'it has a test split alone',
-      f'fine-tune on {task.predicted_by}, whose models predict it',
+      'only a test split',
+      f'fine-tune on {task.predicted_by}; its models predict {task.name}',
     )
   if config.data_dir:
     return _read_tfds(task, config, split)
   if config.folder:
     return _read_table(_find_file(epath.Path(config.folder).expanduser(), split), config)
-  if paths := name_location(config):
+  if paths := list_named_files(config):
     if split not in TASK_SPLITS:
       raise InputError(f'the split {split!r}', 'no such split', suggest_name(split, TASK_SPLITS))
     if split not in paths:
       raise MissingSplit(
         f'the {split} split of {task.name}',
-        f'no file; given are {", ".join(paths.values())}',
-        f'give task.{split}',
+        f'the files {", ".join(paths.values())}',
+        f'set task.{split}',
       )
     return _read_table(epath.Path(paths[split]).expanduser(), config)
   if task.microworld:
-    count = MICROWORLD[split] if split in MICROWORLD else 0
+    count = MICROWORLD_SIZES[split] if split in MICROWORLD_SIZES else 0
     return iter(microworld.generate_examples(task.microworld, split, 0, count))
   sources = 'task.folder'
   if task.tfds:
-    sources = f'task.data_dir, where TFDS prepared {task.tfds}, or task.folder'
+    sources = f'task.data_dir with {task.tfds} as TFDS prepares it, or task.folder'
   raise InputError(
     f'examples of {task.name}',
-    'no place to read them from',
-    f'give {sources}, or files: task.train, task.validation, task.test',
+    'no source in the recipe',
+    f'set {sources}, or the files task.train, task.validation, task.test',
   )
 
 
 def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]]:
   if not task.tfds:
     raise InputError(
-      f'{task.name} from task.data_dir', 'TFDS does not have this task', 'give task.folder instead'
+      f'{task.name} from task.data_dir', 'a task that TFDS lacks', 'set task.folder instead'
     )
   try:
     return documents.read_tfds_rows(task.tfds, split, config.data_dir)
-  except InputError as error:  # Opening failed; an error inside the split appears later.
+  except InputError as error:  # opening failed; damaged rows raise errors later
     try:
       tfds.find_dataset(task.tfds, config.data_dir)
     except InputError:
@@ -109,10 +111,9 @@ def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str,
       files = ', '.join(parts if task.parts else TASK_SPLITS[:2])
       raise MissingSplit(
         f'{task.tfds} in task.data_dir={config.data_dir}',
-        f'TFDS has not prepared it in {config.data_dir}',
-        f"where there is a network: tfds.builder('{task.tfds}', data_dir=...)"
-        ".download_and_prepare(file_format='array_record'); or give task.folder, with the files "
-        f'{files}',
+        'no prepared data set',
+        f"on a machine with a network, run tfds.builder('{task.tfds}', data_dir=...)"
+        f".download_and_prepare(file_format='array_record'); or set task.folder with {files}",
       ) from None
     raise MissingSplit(error.asked, error.found, error.remedy) from None
 
@@ -124,28 +125,28 @@ def _read_table(path: epath.Path, config: TaskConfig) -> Iterator[dict[str, Any]
 
 
 def _find_file(folder: epath.Path, split: str) -> epath.Path:
-  """Returns the single file of a split."""
+  """Returns the only file of a split."""
   if not folder.is_dir():
     raise InputError(f'examples in {folder}', 'no such folder', 'check task.folder')
-  paths = [path for form in TABLE_FORMATS if (path := folder / (split + form)).exists()]
+  paths = [path for suffix in _TABLE_SUFFIXES if (path := folder / (split + suffix)).exists()]
   if len(paths) > 1:
     raise InputError(
       f'the file of the {split} split',
       f'{" and ".join(path.name for path in paths)} in {folder}',
-      'leave one of them',
+      'remove all but the correct file',
     )
   if not paths:
-    names = ', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'
+    names = ', '.join(sorted(path.name for path in folder.iterdir())[:10]) or '(none)'
     raise MissingSplit(
       f'{split}.jsonl, .csv, .tsv (each also .gz, .xz, .zst) or .parquet in {folder}',
-      f'there: {names}',
-      'name the file after the split, or give another task.folder',
+      f'the files {names}',
+      'name the file after the split, or set another task.folder',
     )
   return paths[0]
 
 
 def is_fewrel_file(path: epath.PathLike) -> bool:
-  """Returns whether a name ends as those of FewRel's files.
+  """Returns whether a file name ends in .json, also compressed, as FewRel's files do.
 
   >>> is_fewrel_file('val_wiki.json.xz'), is_fewrel_file('train.jsonl')
   (True, False)
@@ -155,35 +156,35 @@ def is_fewrel_file(path: epath.PathLike) -> bool:
 
 
 def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, Any]]:
-  """Yields a row for each sentence: its tokens joined as `text`, its relation as `label`.
+  """Yields a row for each sentence: the joined tokens as `text`, the relation as `label`.
 
-  FewRel's files have sentences by the relation between a head and a tail entity.
+  FewRel's files list sentences by the relation between a head and a tail entity.
 
   Args:
-    path: the file.
-    markers: adds `marked`, the text with `qj`, `jq` around every mention of the head, and `qz`,
-      `zq` around those of the tail.
+    path: A FewRel file.
+    markers: Whether to add `marked`, the text with `qj` and `jq` around every mention of the head,
+      and `qz` and `zq` around every mention of the tail.
 
   Raises:
-    InputError: the file cannot be read, is too large or has another form; for markers, a mention
-      lies outside its sentence.
+    InputError: The file is unreadable, too large or malformed; with markers, a mention lies outside
+      its sentence.
   """
   try:
     relations = json.loads(readers.read_decompressed(path))
   except (ValueError, RecursionError) as error:
     raise InputError(
-      f'relations in {path}', f'not JSON: {error}', 'give a .jsonl a name that ends so'
+      f'relations in {path}', f'invalid JSON: {error}', 'rename JSON lines to .jsonl'
     ) from None
   if not isinstance(relations, dict) or not all(
     isinstance(items, list) for items in relations.values()
   ):
-    raise _malformed(str(path), 'no object of lists')
+    raise _make_fewrel_error(str(path), 'no object of lists')
   for relation, items in relations.items():
     for number, item in enumerate(items, 1):
       where = f'{path}, {relation}, example {number:,}'
       tokens = item['tokens'] if isinstance(item, dict) and 'tokens' in item else None
       if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise _malformed(where, 'no list of tokens')
+        raise _make_fewrel_error(where, 'no list of tokens')
       row = {'text': ' '.join(tokens), 'label': relation}
       yield row | {'marked': _mark_entities(tokens, item, where)} if markers else row
 
@@ -211,50 +212,50 @@ def _find_mentions(
       or not mention
       or not all(type(i) is int and 0 <= i < length for i in mention)
     ):
-      raise _malformed(where, f'{mention!r} as a mention among {length} tokens')
+      raise _make_fewrel_error(where, f'the mention {mention!r} in {length} tokens')
   if not mentions:
-    raise _malformed(where, f'no mention in {entity!r}')
+    raise _make_fewrel_error(where, f'no mention in {entity!r}')
   return [(min(mention), max(mention)) for mention in mentions]
 
 
-def _malformed(where: str, found: str) -> InputError:
+def _make_fewrel_error(where: str, fault: str) -> InputError:
   return InputError(
     f'relations in {where}',
-    found,
-    'give FewRel\'s form: {relation: [{"tokens": [...], "h": [name, id, [[index, ...]]], "t": ...}]}',
+    fault,
+    'use the format {relation: [{"tokens": [...], "h": [name, id, [[index, ...]]], "t": ...}]}',
   )
 
 
-def first_by_hash(texts: Sequence[str], count: int) -> list[int]:
-  """Returns `count` indices by hash of the text: a part of those of a larger count."""
-  return sorted(range(len(texts)), key=lambda i: (_digest(texts[i]), i))[:count]
+def select_by_hash(texts: Sequence[str], count: int) -> list[int]:
+  """Returns the first `count` indices by hash of the text; smaller samples lie in larger samples."""
+  return sorted(range(len(texts)), key=lambda i: (_hash_text(texts[i]), i))[:count]
 
 
-def split_validation(texts: Sequence[str], share: float) -> set[int]:
-  """Returns the first round(share n) indices by another hash of the text.
+def split_validation(texts: Sequence[str], fraction: float) -> set[int]:
+  """Returns the first round(fraction n) indices by a second hash of the text.
 
-  Equal texts are taken together, or not at all where they do not fit.
+  Equal texts stay together; a group of equal texts that exceeds the number is skipped.
 
   >>> split_validation(['a', 'b', 'a', 'c', 'a'], 0.4) & {0, 2, 4}
   set()
   """
-  count, indices = round(share * len(texts)), collections.defaultdict(list)
+  count, indices = round(fraction * len(texts)), collections.defaultdict(list)
   for index, text in enumerate(texts):
     indices[text].append(index)
   validation: set[int] = set()
-  for text in sorted(indices, key=lambda text: _digest(_VALIDATION_SALT + text)):
+  for text in sorted(indices, key=lambda text: _hash_text(_VALIDATION_SALT + text)):
     if len(validation) + len(indices[text]) <= count:
       validation.update(indices[text])
   return validation
 
 
 def sample_balanced(labels: Sequence[str], count: int) -> list[int]:
-  """Returns `count` indices of each label, ascending, drawn as in paper 2; 0 takes all.
+  """Returns `count` ascending indices of each label, drawn as in paper 2; 0 returns all indices.
 
-  Python's `random.sample` draws with seed 42, labels in the order of their first example.
+  Python's `random.sample` draws with seed 42, for labels in the order of their first example.
 
   Raises:
-    InputError: a label has fewer examples.
+    InputError: A label has fewer examples.
   """
   if not count:
     return list(range(len(labels)))
@@ -264,28 +265,28 @@ def sample_balanced(labels: Sequence[str], count: int) -> list[int]:
 def sample_balanced_splits(
   texts: Sequence[str], labels: Sequence[str], train_count: int, eval_count: int
 ) -> tuple[list[int], list[int]]:
-  """Returns two balanced samples of the same examples that share no text.
+  """Returns balanced training and evaluation samples that share no text.
 
-  They are drawn together as in `sample_balanced`. A text that occurs twice, such as a sentence with
-  two relations, is for training.
+  `sample_balanced` draws both samples at once. Repeated texts, such as a sentence with two
+  relations, are used for training.
 
   Args:
-    texts: of the examples.
-    labels: of the examples.
-    train_count: examples of each label in the first sample.
-    eval_count: examples of each label in the second sample.
+    texts: Texts of the examples.
+    labels: Labels of the examples.
+    train_count: Number of training examples of each label.
+    eval_count: Number of evaluation examples of each label.
 
   Raises:
-    InputError: a label has too few examples, or too few with a unique text.
+    InputError: A label has too few examples, or too few with a unique text.
   """
   counts, train, evaluation = collections.Counter(texts), [], []
   for drawn in _draw(labels, train_count + eval_count):
     unique = [index for index in drawn if counts[texts[index]] == 1][:eval_count]
     if len(unique) < eval_count:
       raise InputError(
-        f'{eval_count:,} examples of {labels[drawn[0]]!r} that training does not show',
-        f'{len(unique):,} whose text stands nowhere else',
-        'ask for fewer, or give a file of their own',
+        f'{eval_count:,} evaluation examples of {labels[drawn[0]]!r} with unique texts',
+        f'{len(unique):,} such examples',
+        'lower task.eval_per_label, or name a separate file',
       )
     evaluation += unique
     train += set(drawn).difference(unique)
@@ -293,7 +294,7 @@ def sample_balanced_splits(
 
 
 def _draw(labels: Sequence[str], count: int) -> list[list[int]]:
-  """Returns `count` indices of each label, in the order drawn."""
+  """Returns `count` indices of each label in the order of the draws."""
   generator, indices = random.Random(_SAMPLE_SEED), collections.defaultdict(list)
   for index, label in enumerate(labels):
     indices[label].append(index)
@@ -302,10 +303,10 @@ def _draw(labels: Sequence[str], count: int) -> list[list[int]]:
       raise InputError(
         f'{count:,} examples of each label',
         f'{len(label_indices):,} of {label!r}',
-        'lower task.per_label and task.eval_per_label, or give more examples',
+        'lower task.per_label or task.eval_per_label, or give more examples',
       )
   return [generator.sample(label_indices, count) for label_indices in indices.values()]
 
 
-def _digest(text: str) -> bytes:
+def _hash_text(text: str) -> bytes:
   return hashlib.sha256(text.encode()).digest()

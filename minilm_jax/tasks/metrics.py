@@ -1,9 +1,9 @@
-"""Metrics, trivial baselines, calibration, and intervals over examples and over seeds.
+"""Computes metrics, trivial baselines, calibration, and intervals over examples and over seeds.
 
-A classification is scored from its confusion matrix, `[true, predicted]` counts, so that one
-function serves a set of examples, thousands of resampled ones, and the expectation of a guess.
-Values are those of scikit-learn and SciPy, also where a metric is undefined. They are shares or
-correlations, never percentages.
+Metrics of a classification are functions of the confusion matrix, counts `[true, predicted]`. The
+same functions thus serve a set of examples, bootstrap samples and the expectation of a random
+prediction. Values equal those of scikit-learn and SciPy, also for undefined metrics. All values are
+shares or correlations, not percentages.
 """
 
 import math
@@ -19,13 +19,13 @@ from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
-NUM_BINS = 15  # Of the calibration error.
-_NUM_BOOTSTRAP = 2000  # With fewer draws the ends would move in their second digit.
+NUM_BINS = 15  # of the calibration error
+_NUM_BOOTSTRAP = 2000  # samples; fewer samples would change the second digit of an interval
 _BOOTSTRAP_SEED = 0
-_MIN_PROBABILITY = 1e-12  # A probability that has underflowed costs 27.6 nats.
-Labels = Int[np.ndarray, 'n']  # One a row; functions check the number.
-Values = Shaped[np.ndarray, '...']  # One an example; functions check the number.
-Counts = Float[np.ndarray, '*a C C']  # True class, predicted class.
+_MIN_PROBABILITY = 1e-12  # bounds the loss of an underflowed probability to 27.6 nats
+Labels = Int[np.ndarray, 'n']  # functions check n against the other arguments
+Values = Shaped[np.ndarray, '...']  # functions check the shape against the other arguments
+Counts = Float[np.ndarray, '*a C C']  # true class, predicted class
 
 
 def softmax(logits: Float[np.ndarray, '*M N C']) -> Float[np.ndarray, '*M N C']:
@@ -64,10 +64,10 @@ def calibration_error(
 ) -> float:
   """Returns the expected calibration error (Guo et al., 2017).
 
-  The confidence, the probability of the predicted class, falls into one of `bins` bins of equal
-  width, ((b - 1) / bins, b / bins]. The error is sum_b n_b / N |accuracy_b - confidence_b|. It is
-  never negative, so even a perfect model has an error on few examples: about sqrt(2 / pi) times the
-  mean over bins of the standard error of a share.
+  Examples are binned by confidence, the probability of the predicted class, into the intervals
+  ((b - 1) / bins, b / bins]. The error is sum_b n_b / N |accuracy_b - confidence_b|. On few
+  examples, a calibrated model also has a positive error: about sqrt(2 / pi) times the mean over
+  bins of the standard error of a share.
 
   >>> round(calibration_error(np.array([[0.9, 0.1]] * 4), np.array([0, 0, 1, 1])), 4)
   0.4
@@ -82,7 +82,7 @@ def calibration_error(
 def _label_probabilities(
   probabilities: Float[np.ndarray, 'N C'], labels: Labels
 ) -> Float[np.ndarray, 'n']:
-  """Returns the probability of each label, after a check of both."""
+  """Returns the probability of each label after checking both arrays."""
   _check_probabilities(probabilities, labels)
   return np.take_along_axis(probabilities, labels[:, None].astype(np.int64), axis=-1)[:, 0]
 
@@ -92,7 +92,7 @@ def _check_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> None:
     raise InputError(
       'a score of probabilities',
       f'{len(probabilities)} rows for {len(labels)} labels',
-      'give one row a label, and at least one',
+      'give at least one label, and a row for each label',
     )
   if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
     raise InputError(
@@ -121,16 +121,17 @@ def accuracy(counts: Counts) -> Float[np.ndarray, '*a']:
 
 
 def f1(counts: Counts) -> Float[np.ndarray, '*a']:
-  """Returns 2 TP / (2 TP + FP + FN) of class 1; 0 where class 1 occurs on neither side."""
+  """Returns 2 TP / (2 TP + FP + FN) of class 1; 0 if neither labels nor predictions have it."""
   total = counts[..., 1, :].sum(-1) + counts[..., :, 1].sum(-1)
   return _ratio(2 * counts[..., 1, 1], total, total > 0)
 
 
 def matthews(counts: Counts) -> Float[np.ndarray, '*a']:
-  """Returns Matthews' correlation of any number of classes (Gorodkin, 2004); 0 of a constant side.
+  """Returns the Matthews correlation of any number of classes (Gorodkin, 2004).
 
-  (s c - t . p) / sqrt((s^2 - t . t) (s^2 - p . p)), with s examples, c of them correct, t true and
-  p predicted of each class.
+  The value is (s c - t . p) / sqrt((s^2 - t . t) (s^2 - p . p)), for s examples, c correct
+  predictions, and counts t and p of true and predicted classes. Constant labels or predictions
+  give 0.
 
   >>> matthews(np.array([[1.0, 0.0], [1.0, 2.0]])).round(4)
   np.float64(0.5774)
@@ -151,12 +152,12 @@ def _ratio(
 
 
 def pearson(predictions: Float[np.ndarray, 'n'], labels: Float[np.ndarray, 'n']) -> float:
-  """Returns the linear correlation; nan of a constant or non-finite side, or below two examples."""
+  """Returns the linear correlation; nan for constant or non-finite values or a single example."""
   return _correlate(stats.pearsonr, predictions, labels)
 
 
 def spearman(predictions: Float[np.ndarray, 'n'], labels: Float[np.ndarray, 'n']) -> float:
-  """Returns the correlation of ranks, with mean ranks of ties; nan where `pearson` is."""
+  """Returns the correlation of ranks, with mean ranks of ties; nan as for `pearson`."""
   return _correlate(stats.spearmanr, predictions, labels)
 
 
@@ -164,7 +165,7 @@ def _correlate(function: Callable, predictions: Values, labels: Values) -> float
   if len(labels) < 2 or not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
     return math.nan
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # A constant side gives nan.
+    warnings.simplefilter('ignore')  # constant values give nan
     return float(function(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
@@ -177,7 +178,7 @@ CLASS_METRICS: dict[str, Callable] = {
 NUMBER_METRICS: dict[str, Callable] = {
   'pearson': pearson,
   'spearman': spearman,
-  'pearson_spearman': lambda *both: (pearson(*both) + spearman(*both)) / 2,
+  'pearson_spearman': lambda *arrays: (pearson(*arrays) + spearman(*arrays)) / 2,
 }
 METRICS = CLASS_METRICS | NUMBER_METRICS
 
@@ -186,13 +187,13 @@ def compute_metric(names: tuple[str, ...], predictions: Values, labels: Values) 
   """Returns each metric by name.
 
   Args:
-    names: keys of `METRICS`.
-    predictions: class indices or, in a regression, numbers.
-    labels: of the same kind.
+    names: Keys of `METRICS`.
+    predictions: Class indices, or numbers in a regression.
+    labels: Correct class indices or numbers.
 
   Raises:
-    InputError: no such metric, no labels, not one prediction a label, unknown labels, or numbers
-      where classes are scored.
+    InputError: A metric or label is unknown, the arrays are empty or differ in shape, or a metric
+      of classes is asked of numbers.
   """
   predictions, labels = _check_predictions(names, predictions, labels)
   counts = _count_classes(predictions, labels) if set(names) & CLASS_METRICS.keys() else None
@@ -210,28 +211,28 @@ def _check_predictions(
   names: tuple[str, ...], predictions: Values, labels: Values
 ) -> tuple[Values, Values]:
   predictions, labels = np.asarray(predictions), np.asarray(labels)
-  what = f'scores by {", ".join(names)}'
+  subject = f'the metrics {", ".join(names)}'
   for name in names:
     if name not in METRICS:
       raise InputError(f'the metric {name!r}', 'no such metric', suggest_name(name, METRICS))
   if predictions.shape != labels.shape or labels.ndim != 1 or not labels.size:
     raise InputError(
-      what,
+      subject,
       f'predictions {predictions.shape}, labels {labels.shape}',
-      'give one prediction for each of at least one label',
+      'give at least one label, and a prediction for each label',
     )
   is_classes = all(np.issubdtype(array.dtype, np.integer) for array in (labels, predictions))
   if set(names) & CLASS_METRICS.keys() and not is_classes:
     raise InputError(
-      what,
+      subject,
       f'predictions {predictions.dtype}, labels {labels.dtype}',
-      'give classes as whole numbers, or judge numbers by pearson and spearman',
+      'give class indices as integers, or score numbers by pearson and spearman',
     )
   if is_classes and labels.min() < 0:
     raise InputError(
-      what,
+      subject,
       f'{np.sum(labels < 0):,} examples without a label',
-      'score a split with labels: the test splits of GLUE have none',
+      'use a labelled split; the test splits of GLUE have no labels',
     )
   return predictions, labels
 
@@ -239,35 +240,38 @@ def _check_predictions(
 def _count_classes(
   predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']
 ) -> Float[np.ndarray, 'C C']:
-  """Returns the confusion matrix of the classes up to the highest that occurs, and at least two.
+  """Returns the confusion matrix of the classes 0 to the highest index, at least two.
 
-  A class that never occurs changes no metric.
+  Absent classes do not change any metric.
   """
   return confusion_matrix(predictions, labels, int(max(predictions.max(), labels.max(), 1)) + 1)
 
 
-def metric_intervals(
+def compute_intervals(
   names: tuple[str, ...], predictions: Values, labels: Values
 ) -> dict[str, tuple[float, float]]:
-  """Returns the 95% interval of each metric over samples of as many examples.
+  """Returns the 95% interval of each metric over samples of equally many examples.
 
-  It does not include other seeds. Accuracy, a share of independent trials, has Wilson's interval,
-  which keeps a width where all or none are correct. The other metrics of classes have percentiles
-  of 2,000 multinomial draws of the confusion matrix with a fixed seed; 'accuracy_f1' is a mean
-  within each draw. Correlations have Fisher's z with variance 1 / (n - 3), for ranks
-  (1 + r^2 / 2) / (n - 3) (Bonett and Wright, 2000). 'pearson_spearman' has the means of their ends:
-  correct as far as the two vary together, and too wide otherwise.
+  - Accuracy: Wilson's interval, which has a positive width also at 0 and 1.
+  - Other metrics of classes: percentiles of 2,000 multinomial draws of the confusion matrix with a
+    fixed seed; 'accuracy_f1' is the mean within each draw.
+  - Correlations: Fisher's z with variance 1 / (n - 3), and (1 + r^2 / 2) / (n - 3) for ranks
+    (Bonett and Wright, 2000). 'pearson_spearman' has the mean ends of both intervals, which are
+    too wide if the two correlations vary independently.
+
+  The variation between seeds is not included.
 
   Args:
-    names, predictions, labels: as for `compute_metric`.
+    names: Keys of `METRICS`.
+    predictions: Class indices, or numbers in a regression.
+    labels: Correct class indices or numbers.
 
   Returns:
-    (low, high) by name; nan where the method fails: all draws agree (perfect or constant
-    predictions), a correlation is perfect or undefined, or there are fewer than four examples to
-    correlate.
+    (low, high) by name. Both are nan if all draws agree (perfect or constant predictions), if a
+    correlation is perfect or undefined, or if fewer than four examples are correlated.
 
   Raises:
-    InputError: as `compute_metric`.
+    InputError: As for `compute_metric`.
   """
   predictions, labels = _check_predictions(names, predictions, labels)
   intervals = {
@@ -296,17 +300,17 @@ def _fisher_interval(name: str, predictions: Values, labels: Values) -> tuple[fl
     )
     return float(low), float(high)
   r, n = NUMBER_METRICS[name](predictions, labels), len(labels)
-  if not abs(r) < 1 - 1e-12 or n < 4:  # Also where r is nan.
+  if not abs(r) < 1 - 1e-12 or n < 4:  # also true if r is nan
     return math.nan, math.nan
   variance = (1 + r**2 / 2 if name == 'spearman' else 1) / (n - 3)
   margin = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt(variance)
   return math.tanh(math.atanh(r) - margin), math.tanh(math.atanh(r) + margin)
 
 
-def majority_baseline(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
-  """Returns the scores of always predicting the most frequent training class, the first of equals.
+def compute_majority_baseline(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
+  """Returns the scores of a constant prediction: the most frequent training class.
 
-  In a regression the prediction is the mean of the training labels.
+  Ties predict the class with the smaller index. A regression predicts the mean training label.
   """
   train_labels = _require_examples(task, train_labels)
   constant = (
@@ -315,11 +319,13 @@ def majority_baseline(task: Task, train_labels: Values, labels: Values) -> dict[
   return compute_metric(task.metrics, np.full(len(labels), constant), labels)
 
 
-def frequency_baseline(task: Task, train_labels: Values, labels: Values) -> dict[str, float]:
+def compute_frequency_baseline(
+  task: Task, train_labels: Values, labels: Values
+) -> dict[str, float]:
   """Returns the expected scores of random predictions with the frequencies of training labels.
 
-  It is the metric of the expected confusion matrix: the expected metric itself for accuracy, and
-  nearly so for the others. In a regression it is undefined.
+  Scores are metrics of the expected confusion matrix, which is exact for accuracy and approximate
+  for other metrics. A regression has nan.
   """
   train_labels, labels = _require_examples(task, train_labels), np.asarray(labels)
   if task.kind == REGRESSION:
@@ -335,13 +341,13 @@ def _require_examples(task: Task, train_labels: Values) -> Values:
   train_labels = np.asarray(train_labels)
   if not train_labels.size:
     raise InputError(
-      f'what the training labels of {task.name} say', 'no training labels', 'give at least one'
+      f'baselines of {task.name}', 'no training labels', 'give at least one training label'
     )
   return train_labels
 
 
 def is_constant(predictions: Values) -> bool:
-  """Returns whether the prediction is the same for every example, or not finite.
+  """Returns whether all predictions are equal or a prediction is not finite.
 
   >>> is_constant(np.array([1, 1, 1])), is_constant(np.array([0.1, 0.2]))
   (True, False)
@@ -349,7 +355,7 @@ def is_constant(predictions: Values) -> bool:
   predictions = np.asarray(predictions)
   if not np.isfinite(predictions).all():
     return True
-  # Outputs that differ only by rounding count as equal.
+  # Predictions that differ only by rounding count as equal.
   return bool(np.ptp(predictions) <= 1e-6 * np.abs(predictions).max()) if predictions.size else True
 
 

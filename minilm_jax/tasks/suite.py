@@ -1,4 +1,4 @@
-"""Fine-tunes several checkpoints on several tasks, small tasks first, each in its own folder."""
+"""Fine-tunes several checkpoints on several tasks, small tasks first, in a folder for each."""
 
 import glob
 import re
@@ -20,15 +20,14 @@ _RUN_AT_STEP = re.compile(r'(.+)@(\d+|all)')
 
 
 def expand_checkpoints(names: str) -> dict[str, list[int]]:
-  """Returns the steps of each run that `--checkpoint` names, as `run`, `run@4000` or `run@all`.
-
-  A name with a star, such as `runs/sweep/*/member-*`, is every run with a checkpoint that matches.
+  """Returns the steps of each run that `--checkpoint` names.
 
   Args:
-    names: runs, separated by commas.
+    names: Comma-separated runs as `run` for the latest checkpoint, `run@4000` or `run@all`. Patterns
+      such as `runs/sweep/*/member-*` name all matching runs with checkpoints.
 
   Raises:
-    InputError: no run is named, or a run has no such checkpoint.
+    InputError: No run is named, or a run lacks the checkpoint.
   """
   steps: dict[str, list[int]] = {}
   for name in filter(None, map(str.strip, names.split(','))):
@@ -39,46 +38,46 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
       sources = [path for path in sorted(glob.glob(pattern)) if checkpoint.list_steps(path)]
     if not sources:
       raise InputError(
-        f'the checkpoints of {pattern}', 'no run with a checkpoint there', 'pre-train first'
+        f'the checkpoints of {pattern}', 'no matching run with checkpoints', 'pre-train first'
       )
     for source in sources:
       selected = steps.setdefault(source, [])
       selected += [number for number in _select_steps(source, step) if number not in selected]
   if not steps:
     raise InputError(
-      f'--checkpoint={names}', 'it names no run', 'give one, or some with commas between'
+      f'--checkpoint={names}', 'no run', 'give a run, or several with commas between them'
     )
   return steps
 
 
 def _select_steps(source: str, step: str) -> list[int]:
-  """Returns all steps of a run (`all`), the latest (``) or one."""
+  """Returns all steps of a run ('all'), the latest step ('') or the given step."""
   saved = checkpoint.list_steps(source)
   if not saved:
     raise InputError(
-      f'the checkpoint of {source}', 'none saved there', 'pre-train first, or give another run'
+      f'the checkpoint of {source}', 'no checkpoints', 'pre-train first, or give another run'
     )
   selected = saved if step == 'all' else [int(step)] if step else saved[-1:]
   if selected[0] not in saved:
     raise InputError(
       f'the checkpoint of step {selected[0]} in {source}',
-      f'there are {", ".join(map(str, saved))}',
-      'give one of them; checkpoint.keep_last says how many a run keeps',
+      f'checkpoints of the steps {", ".join(map(str, saved))}',
+      'give a saved step; checkpoint.keep_last sets the number of saved steps',
     )
   return selected
 
 
 def choose_starts(steps: Sequence[int], from_scratch: bool, with_scratch: bool) -> list[int | None]:
-  """Returns the starts of members: checkpoints, a fresh encoder (None), or both.
+  """Returns the starts of members: checkpoints, a fresh encoder (None), or both kinds.
 
   Raises:
-    InputError: `from_scratch` and `with_scratch`.
+    InputError: Both `from_scratch` and `with_scratch` are set.
   """
   if from_scratch and with_scratch:
     raise InputError(
       '--from_scratch and --with_scratch',
-      'the one leaves the checkpoints out, the other keeps them',
-      'give one of them',
+      'two contradictory flags: the first excludes checkpoints, the second includes them',
+      'give only one of the flags',
     )
   return [None] if from_scratch else [*steps, None] if with_scratch else list(steps)
 
@@ -93,22 +92,21 @@ def finetune_all(
   """Fine-tunes checkpoints on every task of a table of recipes.
 
   Args:
-    configs: recipes by name.
-    checkpoints: runs and steps, as for `expand_checkpoints`.
-    workdir: of a single run on a single task; else it has a folder for each, `run/task`, `run` or
-      `task`.
-    from_scratch: starts from fresh encoders instead.
-    with_scratch: starts from fresh encoders too.
+    configs: Recipes by name.
+    checkpoints: Runs and steps, as for `expand_checkpoints`.
+    workdir: Work directory. Several runs or tasks have subfolders: `run/task`, `run` or `task`.
+    from_scratch: Starts from fresh encoders instead of checkpoints.
+    with_scratch: Starts from fresh encoders in addition to checkpoints.
 
   Returns:
-    The score lines of all, and the errors of tasks that were left out.
+    The score lines of all runs, and the errors of skipped tasks.
 
   Raises:
-    InputError: there is no such task or checkpoint, or nothing could run; of a single task, any
-      error.
+    InputError: A task or checkpoint does not exist, or no task could run. With a single run and
+      task, any error is raised.
   """
   for config in configs.values():
-    find_task(config.task.name)  # A misspelt name stops all tasks.
+    find_task(config.task.name)  # refuses a misspelt name before any training
   workdir = epath.Path(workdir)
   starts = {
     source: choose_starts(steps, from_scratch, with_scratch)
@@ -117,7 +115,7 @@ def finetune_all(
   if len(configs) == len(starts) == 1:
     ((source, source_starts),), (config,) = starts.items(), configs.values()
     return finetune.finetune(config, source, workdir, source_starts), []
-  run_names = folder_names(list(starts))
+  run_names = name_folders(list(starts))
   lines: list[dict[str, Any]] = []
   errors: list[InputError] = []
   sizes = _training_sizes(configs, errors)
@@ -131,21 +129,21 @@ def finetune_all(
       except InputError as error:
         errors.append(error)
         progress.log(str(error))
-      else:  # Members of sweeps all have the name member-0.
+      else:  # the runs of a sweep may all be called member-0
         lines += [{**line, 'checkpoint': run_names[source]} for line in task_lines]
   if not lines:
     raise errors[0]
   return lines, errors
 
 
-def folder_names(sources: Sequence[str]) -> dict[str, str]:
-  """Returns a folder name for each run: the shortest ends of the paths that differ.
+def name_folders(sources: Sequence[str]) -> dict[str, str]:
+  """Returns a folder name for each run: the shortest distinct ends of the paths.
 
-  >>> folder_names(['runs/a/member-0', 'runs/b/member-0'])
+  >>> name_folders(['runs/a/member-0', 'runs/b/member-0'])
   {'runs/a/member-0': 'a/member-0', 'runs/b/member-0': 'b/member-0'}
 
   Raises:
-    InputError: two are one run.
+    InputError: Two paths are the same run.
   """
   parts = {source: epath.Path(source).resolve().parts for source in sources}
   for count in range(1, max(map(len, parts.values())) + 1):
@@ -153,14 +151,14 @@ def folder_names(sources: Sequence[str]) -> dict[str, str]:
     if len(set(names.values())) == len(names):
       return names
   raise InputError(
-    f'a folder for each of {", ".join(sources)}', 'two of them are one run', 'name it once'
+    f'a folder for each of {", ".join(sources)}', 'a run named twice', 'name every run once'
   )
 
 
 def _training_sizes(
   configs: Mapping[str, FinetuneConfig], errors: list[InputError]
 ) -> dict[str, float]:
-  """Returns training examples times epochs of each task; adds errors of unreadable tasks."""
+  """Returns training examples times epochs of each task; appends errors of unreadable tasks."""
   sizes = {}
   for name, config in configs.items():
     try:

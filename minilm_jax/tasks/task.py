@@ -1,8 +1,7 @@
-"""The table of tasks: fields, labels and metrics, one row a task. Another task is another row.
+"""Defines the labelled tasks: a table with fields, labels and metrics. To add a task, add a row.
 
-Names, fields and labels are those of TFDS (`glue`, 2.0.0, and `ag_news_subset`), in its order. A
-recipe may change the fields, label column and kind of a row; `examples.complete_task` returns the
-resulting row.
+Names, fields and labels are those of TFDS (`glue`, 2.0.0, and `ag_news_subset`), in the same order.
+A recipe may change the fields, label column and kind of a row: see `examples.complete_task`.
 """
 
 import dataclasses
@@ -19,24 +18,24 @@ class Task:
   """A labelled task.
 
   Attributes:
-    name: value of `task.name` in a recipe.
+    name: Value of `task.name` in a recipe.
     kind: 'classification' or 'regression'.
-    fields: the one or two text columns.
-    labels: names of the classes, in the order of their indices; none for a regression. A
-      classification without labels takes those of its training file.
-    metrics: names in `metrics.METRICS`.
-    headline: the metric that judges the task, one of `metrics`.
-    filter_fields: the columns that the word list filter reads (paper 1).
-    tfds: name in TFDS; '' where TFDS lacks it.
-    microworld: name among the tasks of the microworld; '' for all others.
-    concatenate_fields: the two fields are one text, without the empty ones, instead of a pair.
-    parts: parts of a split other than train: 'validation' is validation_matched and
-      validation_mismatched. The headline is of the first.
-    submission_name: name of its predictions on the GLUE server, without .tsv (MNLI-m and MNLI-mm
-      where it has those parts); '' where GLUE does not ask for any.
-    predicted_by: the task whose models predict this one, which has no training examples.
-    label: the label column.
-    labels_from_data: the labels are from a training file and known by name alone, numbers too.
+    fields: Names of the text columns, one or two.
+    labels: Names of the classes in the order of their indices; empty for a regression. A
+      classification without labels takes the labels of its training file.
+    metrics: Keys of `metrics.METRICS`.
+    headline: The main metric of the task, one of `metrics`.
+    filter_fields: Columns that the word list filter reads (paper 1).
+    tfds: Name in TFDS; '' if TFDS lacks the task.
+    microworld: Name of the microworld task; '' for all other tasks.
+    concatenate_fields: Joins the fields to one text, without empty fields, instead of a pair.
+    parts: Suffixes of the validation and test splits, such as 'matched' for validation_matched.
+      Headline scores are of the first part.
+    submission_name: Name of the file for the GLUE server, without .tsv; MNLI-m and MNLI-mm for the
+      parts of MNLI. '' if GLUE expects no file.
+    predicted_by: Task whose models predict this task, which has no training examples.
+    label: Name of the label column.
+    labels_from_data: Labels come from a training file, and values match by name, also numbers.
   """
 
   name: str
@@ -62,9 +61,9 @@ _SENTIMENT, _ENTAILMENT = ('negative', 'positive'), ('entailment', 'not_entailme
 _NLI = ('entailment', 'neutral', 'contradiction')
 _ACCEPTABILITY = ('unacceptable', 'acceptable')
 _ACCURACY = {'metrics': ('accuracy',), 'headline': 'accuracy'}
-# Classes of CoLA are uneven; Matthews is 0 for one class throughout (paper 1, GLUE).
+# The classes of CoLA are uneven; the Matthews correlation of a constant prediction is 0.
 _MATTHEWS = {'metrics': ('matthews', 'accuracy'), 'headline': 'matthews'}
-# The mean, as GLUE and paper 2 report it: F1 alone is above 0.8 for 'equivalent' throughout.
+# GLUE and paper 2 report the mean; F1 alone exceeds 0.8 if every prediction is 'equivalent'.
 _ACCURACY_F1 = {'metrics': ('accuracy', 'f1', 'accuracy_f1'), 'headline': 'accuracy_f1'}
 _CORRELATION = {
   'metrics': ('pearson', 'spearman', 'pearson_spearman'),
@@ -97,13 +96,13 @@ TASKS: dict[str, Task] = {
     _make_glue_task('qqp', 'QQP', _QUESTIONS, ('not_duplicate', 'duplicate'), _ACCURACY_F1),
     _make_glue_task('stsb', 'STS-B', _TWO_SENTENCES, (), _CORRELATION),
     _make_glue_task('mnli', 'MNLI', _PREMISE, _NLI, parts=('matched', 'mismatched')),
-    # Paper 1 filters without the question.
+    # Paper 1 filters by the sentence alone.
     _make_glue_task('qnli', 'QNLI', ('question', 'sentence'), _ENTAILMENT, filter_fields=_SENTENCE),
     _make_glue_task('rte', 'RTE', _TWO_SENTENCES, _ENTAILMENT),
     _make_glue_task('wnli', 'WNLI', _TWO_SENTENCES, ('not_entailment', 'entailment')),
-    # A test split alone.
+    # AX has only a test split.
     _make_glue_task('ax', 'AX', _PREMISE, _NLI, predicted_by='mnli'),
-    # The topics of paper 2.
+    # Topic classification (paper 2).
     _make_task(
       'ag_news',
       ('title', 'description'),
@@ -127,20 +126,20 @@ def find_task(name: str) -> Task:
   """Returns a task by name.
 
   Raises:
-    InputError: there is none; suggests the nearest name.
+    InputError: No task has the name; the error suggests the nearest name.
 
   >>> find_task('cola').headline
   'matthews'
   """
   if name not in TASKS:
     raise InputError(
-      f'the task {name!r}', 'no such row in tasks/task.py', suggest_name(name, TASKS)
+      f'the task {name!r}', 'no row of this name in tasks/task.py', suggest_name(name, TASKS)
     )
   return TASKS[name]
 
 
 def convert_task(task: Task, kind: str) -> Task:
-  """Returns a task as a regression, or as a classification without labels; '' changes nothing.
+  """Returns a task as a regression or as a classification without labels; '' keeps the kind.
 
   >>> convert_task(find_task('own'), 'regression').headline
   'pearson_spearman'

@@ -1,6 +1,7 @@
 """Encodes the splits of a task as rows of token ids.
 
-A row is `<s> A </s>` or `<s> A </s></s> B </s>` (paper 1, fine-tuning; BERT has one `</s>` between).
+A row is `<s> A </s>` or `<s> A </s></s> B </s>` (paper 1, fine-tuning). BERT's rows have a single
+`</s>` between A and B.
 """
 
 import dataclasses
@@ -19,30 +20,32 @@ from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID, SPECIAL_TOKENS, 
 from minilm_jax.tasks import loading
 from minilm_jax.tasks.examples import (
   Examples,
-  available_splits,
   check_labelled,
   check_task,
   complete_task,
   hash_examples,
   hold_out_examples,
+  list_splits,
   read_examples,
 )
 from minilm_jax.tasks.task import TASKS, Task
 
 TRAIN_SPLIT = 'train'
-VALIDATION_PART = 'held_out'  # Examples held out of the training split, in place of a split.
-_LENGTH_MULTIPLE = 16  # Row lengths are multiples of it, so that few shapes are compiled.
-# Shares of the examples that the lengths of batches hold: few pads in sorted batches of 32.
-_LENGTH_QUANTILES = (0.4, 0.7, 0.95)
+VALIDATION_PART = 'held_out'  # name of the validation part of the training split
+_LENGTH_MULTIPLE = 16  # of row lengths, so that few shapes are compiled
+_LENGTH_QUANTILES = (0.4, 0.7, 0.95)  # of batch lengths: few pads in sorted batches of 32
 
 
 @typing.no_type_check  # JAX stores shapes, stacks and tracers in the fields of a pytree.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TaskRows:
-  """Encoded examples `[N L]`, their lengths without pads and their labels `[N]`.
+  """Stores encoded examples; arrays are NumPy's on the host and JAX's in programs.
 
-  Labels are class indices or numbers. Arrays are of NumPy on the host and of JAX in programs.
+  Attributes:
+    tokens: Token ids `[N L]`.
+    lengths: Numbers of tokens without pads `[N]`.
+    labels: Class indices or numbers `[N]`.
   """
 
   tokens: Int32[Any, 'N L']
@@ -52,19 +55,19 @@ class TaskRows:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-  """A task as a model reads it.
+  """Stores the encoded splits of a task.
 
   Attributes:
-    task: with its labels.
-    rows: of 'train', of 'held_out' where there is such a part, and of every split to predict.
-      Token ids are positions in `used_ids`.
-    reported: the splits that are scored; headlines are of the first.
-    unlabelled: the splits that are only predicted, with the task of their examples.
-    used_ids: token ids in the rows, ascending.
-    lengths: lengths of batches.
-    numbers: of the examples of each unlabelled split in the official file.
-    truncated: number of examples that lost their end.
-    digests: hash of the texts and labels of each reported split, to match outputs of several runs.
+    task: Task with its labels.
+    rows: Rows of 'train', of 'held_out' if validation_fraction is set, and of all splits to
+      predict. Token ids are indices into `used_ids`.
+    reported: Names of the splits that are scored; the headline is of the first.
+    unlabelled: Tasks of the splits that are predicted without scores, by name.
+    used_ids: Token ids in the rows, ascending.
+    lengths: Lengths of batches.
+    numbers: Example numbers in the official file of each unlabelled split.
+    truncated: Number of truncated examples.
+    digests: Checksums of the texts and labels of each reported split, to match several runs.
   """
 
   task: Task
@@ -81,10 +84,9 @@ class TaskData:
 def encode_examples(
   examples: Examples, tokenizer: Tokenizer, max_length: int
 ) -> tuple[list[list[int]], int]:
-  """Returns the ids of each example with special ones, and the number of truncated examples.
+  """Returns the ids of each example with special tokens, and the number of truncated examples.
 
-  Text is in the case of the tokenizer. A longer example loses tokens from the end of its longer
-  half.
+  The tokenizer folds the case. Truncation removes tokens from the end of the longer text.
   """
   texts = [side for side in (examples.first, examples.second) if side]
   halves = [tokenizer.encode([tokenizer.fold(text) for text in side]) for side in texts]
@@ -103,15 +105,15 @@ def encode_examples(
 
 
 def bucket_length(sequences: Sequence[list[int]], max_length: int) -> int:
-  """Returns the shortest length that holds all sequences: a multiple of 16, at most `max_length`."""
+  """Returns the smallest multiple of 16 that fits all sequences, at most `max_length`."""
   return min(max_length, _round_up(max(map(len, sequences))))
 
 
-def row_lengths(rows: TaskRows) -> tuple[int, ...]:
-  """Returns the few lengths of batches of these rows: multiples of 16, the last holds every row.
+def choose_lengths(rows: TaskRows) -> tuple[int, ...]:
+  """Returns up to four lengths of batches of the rows: multiples of 16, then the full length.
 
   >>> rows = TaskRows(np.zeros((4, 48), np.int32), np.array([9, 10, 12, 40]), np.zeros(4, np.int32))
-  >>> row_lengths(rows)
+  >>> choose_lengths(rows)
   (16, 48)
   """
   full_length = rows.tokens.shape[1]
@@ -125,31 +127,31 @@ def _round_up(length: int) -> int:
 
 
 def build_task_rows(sequences: Sequence[list[int]], labels: np.ndarray, length: int) -> TaskRows:
-  """Returns sequences padded to `length`, on the host."""
+  """Returns sequences padded to `length` on the host."""
   tokens = np.full((len(sequences), length), PAD_ID, np.int32)
   for row, ids in zip(tokens, sequences, strict=True):
     row[: len(ids)] = ids
   return TaskRows(tokens, np.array([len(ids) for ids in sequences], np.int32), labels)
 
 
-def used_token_ids(splits: Sequence[TaskRows]) -> Int[np.ndarray, 'U']:
-  """Returns the ids in these rows and the special ones, which keep their numbers, ascending."""
+def list_used_ids(splits: Sequence[TaskRows]) -> Int[np.ndarray, 'U']:
+  """Returns all ids in the rows and all special ids, ascending."""
   return np.unique(
     np.concatenate([np.arange(len(SPECIAL_TOKENS)), *(rows.tokens.ravel() for rows in splits)])
   )
 
 
 def narrow_ids(rows: TaskRows, used_ids: Int[np.ndarray, 'U']) -> TaskRows:
-  """Replaces each token id by its position in `used_ids`."""
+  """Returns rows with the index into `used_ids` for each token id."""
   return dataclasses.replace(rows, tokens=np.searchsorted(used_ids, rows.tokens).astype(np.int32))
 
 
-def iter_batches(
+def batch_rows(
   splits: Sequence[TaskRows], size: int
 ) -> tuple[Int32[np.ndarray, 'M B L'], list[Int[np.ndarray, 'N']]]:
-  """Returns batches of rows sorted by length, and the places of each split's rows in them.
+  """Returns batches of rows sorted by length, and the flat indices of each split's rows.
 
-  The last row fills the last batch up.
+  Copies of the longest row fill the last batch.
   """
   tokens = np.concatenate([rows.tokens for rows in splits])
   lengths = np.concatenate([rows.lengths for rows in splits])
@@ -169,29 +171,30 @@ def prepare_task_data(
   full_length: bool = False,
   all_ids: bool = False,
 ) -> TaskData:
-  """Reads the splits of the recipe's task and encodes them, at most `max_length` tokens a row.
+  """Reads and encodes the splits of a task, with at most `max_length` tokens a row.
 
   Args:
-    config: the recipe.
-    max_length: longest row that the model reads.
-    tokenizer: of the model.
-    full_length: all rows have `max_length` tokens, for models whose outputs depend on pads.
-    all_ids: keeps all token ids, for encoders that may not read them from a table.
+    config: Fine-tuning recipe.
+    max_length: Maximum row length of the model.
+    tokenizer: Tokenizer of the model.
+    full_length: Pads all rows to `max_length`, for models with outputs that depend on pads.
+    all_ids: Keeps all token ids, for encoders that may not read ids from an embedding table.
 
   Raises:
-    InputError: a split is missing, empty or without labels, or has labels that the training split
-      does not show.
+    InputError: A split is missing, empty or unlabelled, or has labels that training lacks.
   """
   task = complete_task(config.task)
-  reported = available_splits(task, config.task.split)
+  reported = list_splits(task, config.task.split)
   splits = _read_splits(config, task, reported)
   unlabelled = (
     _read_unlabelled(task, config, reported) if config.predictions and task.submission_name else {}
   )
   splits |= {split: examples for split, (_, examples) in unlabelled.items()}
-  cut = min(max_length, config.length)
-  encoded = {name: encode_examples(examples, tokenizer, cut) for name, examples in splits.items()}
-  # A head with a weight a position needs every position; for other heads shorter rows suffice.
+  max_tokens = min(max_length, config.length)
+  encoded = {
+    name: encode_examples(examples, tokenizer, max_tokens) for name, examples in splits.items()
+  }
+  # A head with weights for each position needs full rows.
   full_length = full_length or config.head.pooling == 'positions'
   length = max_length
   if not full_length:
@@ -200,19 +203,17 @@ def prepare_task_data(
     name: build_task_rows(sequences, splits[name].labels, length)
     for name, (sequences, _) in encoded.items()
   }
-  used_ids = np.arange(tokenizer.size) if all_ids else used_token_ids(tuple(rows.values()))
+  used_ids = np.arange(tokenizer.size) if all_ids else list_used_ids(tuple(rows.values()))
   truncated = sum(count for _, count in encoded.values())
   if truncated:
-    progress.log(
-      f'{task.name}: {truncated:,} examples are longer than {cut} tokens and lose their end'
-    )
+    progress.log(f'{task.name}: truncated {truncated:,} examples to {max_tokens} tokens')
   return TaskData(
     task=task,
     rows={name: narrow_ids(split_rows, used_ids) for name, split_rows in rows.items()},
     reported=reported,
-    unlabelled={split: owner for split, (owner, _) in unlabelled.items()},
+    unlabelled={split: split_task for split, (split_task, _) in unlabelled.items()},
     used_ids=used_ids,
-    lengths=(length,) if full_length else row_lengths(rows[TRAIN_SPLIT]),
+    lengths=(length,) if full_length else choose_lengths(rows[TRAIN_SPLIT]),
     numbers={split: examples.numbers for split, (_, examples) in unlabelled.items()},
     truncated=truncated,
     digests={split: hash_examples(splits[split]) for split in reported},
@@ -222,7 +223,7 @@ def prepare_task_data(
 def _read_splits(
   config: FinetuneConfig, task: Task, reported: tuple[str, ...]
 ) -> dict[str, Examples]:
-  """Reads the labelled splits: training, validation part and reported ones."""
+  """Reads the labelled splits: training, its validation part and the reported splits."""
   train = check_labelled(read_examples(task, config.task, TRAIN_SPLIT), f'training on {task.name}')
   splits = {TRAIN_SPLIT: train}
   if config.validation_fraction:
@@ -239,23 +240,23 @@ def _read_splits(
 def _read_unlabelled(
   task: Task, config: FinetuneConfig, reported: tuple[str, ...]
 ) -> dict[str, tuple[Task, Examples]]:
-  """Reads the examples that the GLUE server wants predictions of.
+  """Reads the unlabelled examples for the GLUE server, by split.
 
-  These are the test splits of the task and of tasks that its models predict.
+  The examples are the test splits of the task and of tasks that its models predict.
   """
   if config.task.filtered:
     progress.log(
-      f'{task.name}: no files for the GLUE server, which wants every example, not those of a word '
-      'list'
+      f'{task.name}: no files for the GLUE server, because it requires all test examples and the '
+      'recipe sets filtered=True'
     )
     return {}
   predicted = [other for other in TASKS.values() if other.predicted_by == task.name]
   unlabelled = {}
-  # Files in a recipe are those of one task.
-  for other in (task,) if loading.name_location(config.task) else (task, *predicted):
+  # The files of a recipe belong to one task.
+  for other in (task,) if loading.list_named_files(config.task) else (task, *predicted):
     other_config = dataclasses.replace(config.task, name=other.name)
-    for split in available_splits(other, 'test'):
-      if other is task and split in reported:  # It has labels.
+    for split in list_splits(other, 'test'):
+      if other is task and split in reported:  # a labelled split
         continue
       name = split if other is task else f'{other.name} {split}'
       try:

@@ -1,17 +1,16 @@
-"""Parts by overlap: of equal tokens, in the order of their overlap, the same everywhere, from
-training texts alone.
-"""
+"""Tests parts by overlap: equal tokens, ordered scores, reproducible bytes, training texts alone."""
 
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 
 from configs import base
 from minilm_jax.cli import main
-from minilm_jax.core import files, recipe, run_dir
+from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import build, corpus
@@ -28,10 +27,10 @@ TEXTS = [
 ]
 
 
-def task(folder: str) -> FinetuneConfig:
-  manifest = base.finetune()
-  manifest.task.update(name='own', folder=folder, split='test')
-  return recipe.resolve(manifest, 'finetune')
+def make_config(folder: str) -> FinetuneConfig:
+  config = base.finetune()
+  config.task.update(name='own', folder=folder, split='test')
+  return recipe.resolve(config, 'finetune')
 
 
 @pytest.fixture
@@ -40,7 +39,15 @@ def examples(tmp_path: pathlib.Path) -> str:
   return write_examples(tmp_path / 'examples', train=rows, test=rows[:2])
 
 
-def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
+def write_parts(
+  folder: pathlib.Path, examples: str, workdir: pathlib.Path, *args: Any, **settings: Any
+) -> list[dict[str, Any]]:
+  return overlap_subsets.write_overlap_subsets(
+    folder, make_config(examples), workdir, *args, **settings
+  )
+
+
+def read_files(folder: pathlib.Path) -> dict[str, bytes]:
   return {
     str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
   }
@@ -50,90 +57,74 @@ def bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
 @pytest.mark.parametrize('seed', [0, 7])
 def test_parts_have_equal_tokens_within_a_row(parts: int, seed: int):
   random = np.random.default_rng(seed)
-  # many equal scores
   lengths, scores = random.integers(4, 129, 700), random.normal(size=700).round(1)
   result = overlap_subsets.cut_by_tokens(scores, lengths, parts, 0, seed)
   sizes = [int(lengths[part_rows].sum()) for part_rows in result]
-  assert (
-    max(sizes) - min(sizes) < lengths.max()
-    and min(sizes) > 0.95 * lengths.sum() / parts - 2 * lengths.max()
-  )
+  assert max(sizes) - min(sizes) < lengths.max()
+  assert min(sizes) > 0.95 * lengths.sum() / parts - 2 * lengths.max()
   assert len({row for part_rows in result for row in part_rows.tolist()}) == sum(map(len, result))
   for low, high in zip(result, result[1:]):
     assert scores[low].max() <= scores[high].min()
   fixed = overlap_subsets.cut_by_tokens(scores, lengths, parts, 2000, seed)
   assert all(2000 - lengths.max() < lengths[part_rows].sum() <= 2000 for part_rows in fixed)
   for less, more in zip(fixed, result):
-    # a smaller part is inside the larger of its kind
     assert set(less.tolist()) < set(more.tolist())
 
 
 @pytest.mark.parametrize('parts, tokens', [(3, 10**7), (200, 0), (3, 3)])
-def test_what_the_corpus_cannot_give_is_refused(parts: int, tokens: int):
-  with pytest.raises(InputError, match='parts') as caught:
+def test_impossible_parts_are_refused(parts: int, tokens: int):
+  with pytest.raises(InputError, match=f'{parts} parts'):
     overlap_subsets.cut_by_tokens(np.arange(100.0), np.full(100, 10), parts, tokens, 0)
-  assert 'token' in str(caught.value)
 
 
 @pytest.mark.parametrize('by', overlap_subsets.SELECTIONS)
-def test_every_part_is_a_corpus_that_pretrain_takes(
+def test_pretraining_accepts_every_part_as_a_corpus(
   by: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
 ):
-  result = overlap_subsets.write_overlap_subsets(
-    tiny_corpus, task(examples), tmp_path / 'parts', by
-  )
+  result = write_parts(tiny_corpus, examples, tmp_path / 'parts', by)
   assert [part['part'] for part in result] == [1, 2, 3]
   full_manifest = corpus.read_manifest(tiny_corpus)
-  assert (
-    max(part['tokens'] for part in result) - min(part['tokens'] for part in result)
-    < full_manifest['length']
-  )
+  sizes = [part['tokens'] for part in result]
+  assert max(sizes) - min(sizes) < full_manifest['length']
   hashes = set()
   for part in result:
     manifest = corpus.read_manifest(part['folder'])
-    assert (
-      corpus.load_split(part['folder'], 'train').rows
-      == manifest['splits']['train']['rows']
-      == part['rows']
-    )
-    assert manifest['splits']['train']['tokens'] == part['tokens']
-    assert (
-      manifest['splits']['validation'] == full_manifest['splits']['validation']
-      and manifest['tokenizer'] == full_manifest['tokenizer']
-    )
+    train = manifest['splits']['train']
+    assert corpus.load_split(part['folder'], 'train').rows == train['rows'] == part['rows']
+    assert train['tokens'] == part['tokens']
+    assert manifest['splits']['validation'] == full_manifest['splits']['validation']
+    assert manifest['tokenizer'] == full_manifest['tokenizer']
     assert manifest['hash'] == build.hash_corpus(
       manifest['tokenizer']['sha256'], manifest['length'], manifest['splits']
     )
     hashes.add(manifest['hash'])
-    config = run_config(pathlib.Path(part['folder']))
+    config, run = run_config(pathlib.Path(part['folder'])), tmp_path / 'runs' / str(part['part'])
     assert run_setup.validate(config) == manifest['hash']
-    run_setup.open_or_create_run(config, tmp_path / 'runs' / str(part['part']))
-    kept = files.read_json(tmp_path / 'runs' / str(part['part']) / run_dir.MANIFEST, 'it')[
-      'training'
-    ]
-    assert kept['subset']['overlap'] == part['overlap'] and kept['subset']['task'] == 'own'
+    run_setup.open_or_create_run(config, run)
+    record = json.loads((run / run_dir.MANIFEST).read_text())['training']['subset']
+    assert record['overlap'] == part['overlap'] and record['task'] == 'own'
   assert len(hashes) == 3
   if by != 'random':
     scores = [part['score'] for part in result]
     assert scores == sorted(scores) and scores[0] < scores[-1]
 
 
-def test_the_same_seed_gives_the_same_bytes(
+def test_bytes_depend_on_the_seed_but_not_on_block_sizes_or_test_texts(
   tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, monkeypatch
 ):
-  overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'one')
-  monkeypatch.setattr(overlap_subsets, '_ROWS_PER_BLOCK', 7)  # however the work is cut
+  write_parts(tiny_corpus, examples, tmp_path / 'one')
+  monkeypatch.setattr(overlap_subsets, '_ROWS_PER_BLOCK', 7)
   monkeypatch.setattr(corpus, '_ROWS_PER_BLOCK', 5)
-  overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'two')
-  assert bytes_of(tmp_path / 'one') == bytes_of(tmp_path / 'two')
-  overlap_subsets.write_overlap_subsets(
-    tiny_corpus, task(examples), tmp_path / 'other', shuffle_seed=1
-  )
-  assert bytes_of(tmp_path / 'one') != bytes_of(tmp_path / 'other')
+  row = {'text': 'zebra zebra qwx', 'label': 0}
+  (pathlib.Path(examples) / 'test.jsonl').write_text(json.dumps(row) + '\n')
+  write_parts(tiny_corpus, examples, tmp_path / 'two')
+  assert read_files(tmp_path / 'one') == read_files(tmp_path / 'two')
+  write_parts(tiny_corpus, examples, tmp_path / 'other', shuffle_seed=1)
+  assert read_files(tmp_path / 'one') != read_files(tmp_path / 'other')
 
 
-def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: pathlib.Path):
-  manifest = []
+def test_parts_do_not_depend_on_the_number_of_workers(examples: str, tmp_path: pathlib.Path):
+  hashes = []
   for workers in (1, 2):
     config = base.corpus()
     config.documents.sources = 'microworld:300'
@@ -142,89 +133,57 @@ def test_any_number_of_workers_leads_to_the_same_parts(examples: str, tmp_path: 
     config.rows.update(length=32, packing='articles')
     config.splits.update(validation=0.1, test=0.0)
     folder = build.build_corpus(recipe.resolve(config, 'corpus'), tmp_path / f'corpus-{workers}')
-    result = overlap_subsets.write_overlap_subsets(
-      folder, task(examples), tmp_path / f'parts-{workers}', num_parts=2
-    )
-    manifest.append([corpus.read_manifest(part['folder'])['hash'] for part in result])
-  assert manifest[0] == manifest[1]
+    result = write_parts(folder, examples, tmp_path / f'parts-{workers}', num_parts=2)
+    hashes.append([corpus.read_manifest(part['folder'])['hash'] for part in result])
+  assert hashes[0] == hashes[1]
 
 
-def test_the_test_texts_change_nothing(
-  tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
-):
-  overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'one')
-  row = {'text': 'zebra zebra qwx', 'label': 0}
-  (pathlib.Path(examples) / 'test.jsonl').write_text(json.dumps(row) + '\n')
-  overlap_subsets.write_overlap_subsets(tiny_corpus, task(examples), tmp_path / 'two')
-  assert bytes_of(tmp_path / 'one') == bytes_of(tmp_path / 'two')
-
-
-def test_scores_by_hand():
-  task_counts, corpus_counts = (
-    np.array([0, 0, 0, 9, 0, 2, 0, 4]),
-    np.array([0, 0, 0, 0, 0, 1, 5, 2]),
-  )
-  weight = overlap_subsets.token_weights('overlap', task_counts, corpus_counts)
+def test_scores_equal_hand_computed_values():
+  task_counts = np.array([0, 0, 0, 9, 0, 2, 0, 4])
+  corpus_counts = np.array([0, 0, 0, 0, 0, 1, 5, 2])
+  weight = overlap_subsets.compute_token_weights('overlap', task_counts, corpus_counts)
   assert weight.tolist() == [0, 0, 0, 0, 0, 1, 0, 1]
   files = corpus.CorpusFiles.__new__(corpus.CorpusFiles)
   files.shards = [np.array([[0, 5, 6, 7, 2, 1], [0, 6, 2, 1, 1, 1], [0, 2, 1, 1, 1, 1]], np.uint16)]
   assert overlap_subsets.score_rows(files, weight).tolist() == [pytest.approx(2 / 3), 0, 0]
-  likely = overlap_subsets.token_weights('likelihood', task_counts, corpus_counts)
-  assert (
-    likely[7] == pytest.approx(math.log(5 / 23) - math.log(3 / 16)) and likely[6] < 0 < likely[7]
-  )
-  assert (
-    not likely[:5].any()
-    and not overlap_subsets.token_weights('random', task_counts, corpus_counts).any()
-  )
+  weight = overlap_subsets.compute_token_weights('likelihood', task_counts, corpus_counts)
+  assert weight[7] == pytest.approx(math.log(5 / 23) - math.log(3 / 16))
+  assert weight[6] < 0 < weight[7] and not weight[:5].any()
+  assert not overlap_subsets.compute_token_weights('random', task_counts, corpus_counts).any()
 
 
-@pytest.mark.parametrize(
-  'flags, message',
-  [
-    ('--select_by=overlp', "did you mean 'overlap'"),
-    ('--num_parts=1', 'at least 2'),
-    ('--size=100000000', 'training split'),
-    ('--shuffle_seed=-1', 'subset.shuffle_seed'),
-    ('--size=-3', 'subset.tokens'),
-  ],
-)
-def test_the_verb_refuses_what_it_cannot_do(
-  flags: str, message: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, capsys
-):
-  command = [
-    'overlap-subsets',
-    f'--corpus={tiny_corpus}',
-    '--config=configs/custom_task.py',
-    f'--config.task.folder={examples}',
-    f'--workdir={tmp_path / "parts"}',
-    flags,
-  ]
-  assert main.main(command) == 2
-  assert message in capsys.readouterr().err and not (tmp_path / 'parts').exists()
-
-
-def test_the_verb(
-  tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, capsys, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)  # for the table, which folds what is long
-  command = [
+@pytest.fixture
+def command(tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path, monkeypatch) -> list:
+  monkeypatch.chdir(tmp_path)  # a short path fits the table
+  return [
     'overlap-subsets',
     f'--corpus={tiny_corpus}',
     '--config=configs/custom_task.py',
     f'--config.task.folder={examples}',
     '--workdir=parts',
-    '--num_parts=2',
-    '--size=3000',
   ]
+
+
+@pytest.mark.parametrize(
+  'flag, match',
+  [
+    ('--select_by=overlp', "'overlap'"),
+    ('--num_parts=1', '--num_parts=1'),
+    ('--size=100000000', 'training split'),
+    ('--shuffle_seed=-1', 'subset.shuffle_seed'),
+    ('--size=-3', 'subset.tokens'),
+  ],
+)
+def test_the_command_refuses_invalid_flags(flag: str, match: str, command: list, capsys):
+  assert main.main([*command, flag]) == 2
+  assert match in capsys.readouterr().err and not pathlib.Path('parts').exists()
+
+
+def test_the_command_writes_parts_once(command: list, capsys):
+  command += ['--num_parts=2', '--size=3000']
   assert main.main([*command, '--json']) == 0
   parts = json.loads(capsys.readouterr().out)['parts']
   assert all(3000 - 64 < part['tokens'] <= 3000 for part in parts)
-  before = bytes_of(tmp_path / 'parts')
+  before = read_files(pathlib.Path('parts'))
   assert main.main(command) == 0
-  captured = capsys.readouterr()
-  assert (
-    'nothing to do' in captured.err
-    and 'part-2' in captured.out
-    and bytes_of(tmp_path / 'parts') == before
-  )
+  assert 'part-2' in capsys.readouterr().out and read_files(pathlib.Path('parts')) == before

@@ -1,4 +1,4 @@
-"""Metrics equal those of scikit-learn and SciPy, also at their edges."""
+"""Tests metrics, baselines and intervals against scikit-learn, SciPy and simulations."""
 
 import math
 import types
@@ -9,77 +9,69 @@ import pytest
 from scipy import stats
 
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import metrics, task
+from minilm_jax.tasks import metrics
 from minilm_jax.tasks.metrics import (
   brier_score,
   calibration_error,
   negative_log_likelihood,
   softmax,
 )
-from minilm_jax.tasks.task import find_task
+from minilm_jax.tasks.task import Task, find_task
+
+COLA, MRPC, STSB = map(find_task, ('cola', 'mrpc', 'stsb'))
 
 
-def test_a_perfectly_calibrated_sample_has_nearly_no_error():
-  dice = np.random.default_rng(0)
-  sure = dice.uniform(0.5, 1, 200_000)
-  # the first class is right as often as it says
-  labels = (dice.uniform(size=sure.size) >= sure).astype(int)
-  probabilities = np.stack([sure, 1 - sure], -1)
+SCORES = (negative_log_likelihood, brier_score, calibration_error)
+
+
+def test_a_calibrated_sample_has_nearly_no_calibration_error():
+  draw = np.random.default_rng(0)
+  confidence = draw.uniform(0.5, 1, 200_000)
+  labels = (draw.uniform(size=confidence.size) >= confidence).astype(int)
+  probabilities = np.stack([confidence, 1 - confidence], -1)
   assert calibration_error(probabilities, labels) < 0.005
   assert calibration_error(probabilities, 1 - labels) > 0.4
 
 
-def test_an_overconfident_sample_has_the_error_that_it_was_made_with():
+def test_calibration_error_equals_hand_computed_values():
   labels = np.repeat([0, 1], [70, 30])
-  probabilities = np.tile([0.95, 0.05], (100, 1))  # right 70 times of 100, sure to 0.95
+  probabilities = np.tile([0.95, 0.05], (100, 1))  # 70% correct
   assert calibration_error(probabilities, labels) == pytest.approx(0.25)
-  probabilities[:50] = 0.8, 0.2  # another bin: 50 right of 50 at 0.8, then 20 right of 50 at 0.95
+  probabilities[:50] = 0.8, 0.2  # 50 of 50 correct at 0.8, then 20 of 50 at 0.95
   assert calibration_error(probabilities, labels) == pytest.approx(0.5 * 0.2 + 0.5 * 0.55)
-
-
-def test_bins_have_equal_width_and_own_their_upper_end():
   probabilities = np.array([[1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]])
   assert calibration_error(probabilities, np.array([0, 0])) == pytest.approx((1 - 1 / 3) / 2)
-  one = np.array([[0.6, 0.4], [0.61, 0.39]])
-  # 0.6 = 9 / 15 ends a bin, 0.61 is in the next one: errors do not cancel
-  assert calibration_error(one, np.array([0, 1])) == pytest.approx((0.4 + 0.61) / 2)
+  # 0.6 = 9 / 15 ends a bin and 0.61 is in the next bin, so errors do not cancel.
+  probabilities = np.array([[0.6, 0.4], [0.61, 0.39]])
+  assert calibration_error(probabilities, np.array([0, 1])) == pytest.approx((0.4 + 0.61) / 2)
 
 
-def test_uniform_probabilities_cost_the_entropy_of_the_classes():
+def test_probability_scores_of_uniform_and_certain_predictions():
   probabilities, labels = np.full((12, 4), 0.25), np.arange(12) % 4
   assert negative_log_likelihood(probabilities, labels) == pytest.approx(math.log(4))
   assert brier_score(probabilities, labels) == pytest.approx(0.75)
+  certain, wrong = np.eye(3), np.array([1, 2, 0])
+  assert [score(certain, np.arange(3)) for score in SCORES] == [0, 0, 0]
+  assert brier_score(certain, wrong) == 2
+  assert 20 < negative_log_likelihood(certain, wrong) < 30
 
 
-def test_certainty_is_best_where_it_is_right_and_finite_where_it_is_wrong():
-  right = np.eye(3)[[0, 1, 2]]
-  assert (
-    negative_log_likelihood(right, np.arange(3)),
-    brier_score(right, np.arange(3)),
-    calibration_error(right, np.arange(3)),
-  ) == (0, 0, 0)
-  assert (
-    brier_score(right, np.array([1, 2, 0])) == 2
-    and 20 < negative_log_likelihood(right, np.array([1, 2, 0])) < 30
-  )
-
-
-def test_softmax_survives_large_logits():
+def test_softmax_accepts_large_logits():
   np.testing.assert_allclose(softmax(np.array([[1e4, 0.0], [-1e4, -1e4]])), [[1, 0], [0.5, 0.5]])
 
 
-@pytest.mark.parametrize('score', [brier_score, calibration_error, negative_log_likelihood])
+@pytest.mark.parametrize('score', SCORES)
 @pytest.mark.parametrize(
-  'rows, labels, said',
+  'rows, labels, match',
   [
-    (2, [0], 'one row a label'),
-    (0, [], 'at least one'),
-    (2, [0, 5], 'class indices'),
-    (2, [0, -1], 'class indices'),
+    (2, [0], '2 rows for 1 '),
+    (0, [], '0 rows for 0 '),
+    (2, [0, 5], '0 to 5'),
+    (2, [0, -1], '-1 to 0'),
   ],
 )
-def test_what_cannot_be_scored_is_refused(score, rows: int, labels: list, said: str):
-  with pytest.raises(InputError, match=said):
+def test_invalid_labels_of_probabilities_are_refused(score, rows: int, labels: list, match: str):
+  with pytest.raises(InputError, match=match):
     score(np.full((rows, 3), 1 / 3), np.array(labels, int))
 
 
@@ -110,69 +102,64 @@ def reference() -> types.ModuleType:
   return pytest.importorskip('sklearn.metrics')
 
 
-def same(a: float, b: float) -> bool:
-  return math.isclose(a, b, abs_tol=1e-9) or math.isnan(a) and math.isnan(b)
+def approximate(values: dict[str, float]) -> object:
+  return pytest.approx(values, abs=1e-9, rel=1e-9, nan_ok=True)
 
 
 @pytest.mark.parametrize('name', CLASSES)
-@pytest.mark.parametrize(
-  'labels', [LABELS, CLASSES['all 0'], CLASSES['all 1']], ids=['both', 'all 0', 'all 1']
-)
-def test_class_metrics_are_those_of_scikit_learn(
-  name: str, labels: np.ndarray, reference: types.ModuleType
-):
-  predictions = CLASSES[name]
-  found = metrics.compute_metric(('accuracy', 'f1', 'matthews', 'accuracy_f1'), predictions, labels)
-  accuracy, f1 = (
-    reference.accuracy_score(labels, predictions),
-    reference.f1_score(labels, predictions, zero_division=0),
-  )
-  assert same(found['accuracy'], accuracy) and same(found['f1'], f1)
-  assert same(found['accuracy_f1'], (accuracy + f1) / 2)
+@pytest.mark.parametrize('label_name', ['perfect', 'all 0', 'all 1'])
+def test_class_metrics_equal_scikit_learn(name: str, label_name: str, reference: types.ModuleType):
+  predictions, labels = CLASSES[name], CLASSES[label_name]
+  values = metrics.compute_metric(tuple(metrics.CLASS_METRICS), predictions, labels)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    assert same(found['matthews'], reference.matthews_corrcoef(labels, predictions))
+    accuracy = reference.accuracy_score(labels, predictions)
+    f1 = reference.f1_score(labels, predictions, zero_division=0)
+    matthews = reference.matthews_corrcoef(labels, predictions)
+  assert values == approximate(
+    {'accuracy': accuracy, 'f1': f1, 'accuracy_f1': (accuracy + f1) / 2, 'matthews': matthews}
+  )
 
 
-def test_metrics_of_many_classes_are_those_of_scikit_learn(reference: types.ModuleType):
+def test_metrics_of_many_classes_equal_scikit_learn(reference: types.ModuleType):
   labels, predictions = random.integers(0, 5, 300), random.integers(1, 7, 300)
   predictions[:100] = labels[:100]
-  found = metrics.compute_metric(('matthews', 'accuracy'), predictions, labels)
-  assert same(found['matthews'], reference.matthews_corrcoef(labels, predictions))
-  assert same(found['accuracy'], reference.accuracy_score(labels, predictions))
+  assert metrics.compute_metric(('matthews', 'accuracy'), predictions, labels) == approximate(
+    {
+      'matthews': reference.matthews_corrcoef(labels, predictions),
+      'accuracy': reference.accuracy_score(labels, predictions),
+    }
+  )
   np.testing.assert_array_equal(
     metrics.confusion_matrix(predictions, labels, 7),
     reference.confusion_matrix(labels, predictions),
   )
 
 
-def test_many_matrices_are_scored_like_each_of_them():
+def test_metrics_are_vectorized_over_matrices():
   counts = random.integers(0, 4, (5, 3, 2, 2)).astype(np.float64)
-  counts[0, 0] = [[3, 0], [2, 0]]  # all said to be of class 0: two metrics are undefined there
+  counts[0, 0] = [[3, 0], [2, 0]]  # a constant prediction, for which two metrics are undefined
   for name, metric in metrics.CLASS_METRICS.items():
-    each = [[float(metric(one)) for one in row] for row in counts]
-    np.testing.assert_allclose(metric(counts), each, err_msg=name)
+    values = [[float(metric(matrix)) for matrix in row] for row in counts]
+    np.testing.assert_allclose(metric(counts), values, err_msg=name)
 
 
 @pytest.mark.parametrize('name', NUMBERS)
-@pytest.mark.parametrize(
-  'targets', [TARGETS, NUMBERS['ties'], NUMBERS['constant']], ids=['all', 'ties', 'constant']
-)
-def test_correlations_are_those_of_scipy_without_its_warnings(name: str, targets: np.ndarray):
+@pytest.mark.parametrize('target_name', ['perfect', 'ties', 'constant'])
+def test_correlations_equal_scipy_without_warnings(name: str, target_name: str):
+  predictions, targets = NUMBERS[name], NUMBERS[target_name]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    pearson = stats.pearsonr(NUMBERS[name].astype(np.float64), targets).statistic
-    spearman = stats.spearmanr(NUMBERS[name], targets).statistic
+    pearson = stats.pearsonr(predictions.astype(np.float64), targets).statistic
+    spearman = stats.spearmanr(predictions, targets).statistic
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    found = metrics.compute_metric(
-      ('pearson', 'spearman', 'pearson_spearman'), NUMBERS[name], targets
-    )
-  assert same(found['pearson'], pearson) and same(found['spearman'], spearman)
-  assert same(found['pearson_spearman'], (pearson + spearman) / 2)
+    values = metrics.compute_metric(tuple(metrics.NUMBER_METRICS), predictions, targets)
+  mean = (pearson + spearman) / 2
+  assert values == approximate({'pearson': pearson, 'spearman': spearman, 'pearson_spearman': mean})
 
 
-def test_correlations_of_what_is_not_a_number_or_alone_are_nan():
+def test_correlations_of_non_finite_or_single_values_are_nan():
   targets = np.array([1.0, 2.0, 3.0])
   assert math.isnan(metrics.pearson(np.array([1.0, math.nan, 2.0]), targets))
   assert math.isnan(metrics.spearman(np.array([1.0, math.inf, 2.0]), targets))
@@ -180,128 +167,109 @@ def test_correlations_of_what_is_not_a_number_or_alone_are_nan():
 
 
 @pytest.mark.parametrize(
-  'names, predictions, labels, found',
+  'names, predictions, labels, match',
   [
-    (('acuracy',), [1], [1], "did you mean 'accuracy'"),
-    (('accuracy',), [1, 0], [1], 'give one prediction for each'),
-    (('accuracy',), [], [], 'at least one'),
-    (('accuracy', 'f1'), [1, 0], [-1, -1], '2 examples without a label'),
+    (('acuracy',), [1], [1], "'accuracy'"),
+    (('accuracy',), [1, 0], [1], r'predictions \(2,\), labels \(1,\)'),
+    (('accuracy',), np.zeros(0, int), np.zeros(0, int), r'predictions \(0,\)'),
+    (('accuracy', 'f1'), [1, 0], [-1, -1], 'found: 2 '),
+    (('accuracy',), [0.5, 1.0], [0, 1], 'predictions float64'),
   ],
 )
-def test_what_cannot_be_scored_is_refused_metrics(
-  names: tuple, predictions: list, labels: list, found: str
-):
-  with pytest.raises(InputError, match=found):
-    metrics.compute_metric(names, np.array(predictions, np.int64), np.array(labels, np.int64))
+def test_invalid_predictions_are_refused(names: tuple, predictions: list, labels: list, match: str):
+  with pytest.raises(InputError, match=match):
+    metrics.compute_metric(names, np.array(predictions), np.array(labels))
 
 
-def test_the_majority_is_that_of_the_training_labels():
-  floor = metrics.majority_baseline(
-    task.find_task('mrpc'), np.array([1, 1, 0]), np.array([1, 0, 0, 0])
-  )
-  assert floor == {'accuracy': 0.25, 'f1': 0.4, 'accuracy_f1': 0.325}
-  assert (
-    metrics.majority_baseline(task.find_task('cola'), np.array([1, 1, 0]), np.array([1, 0]))[
-      'matthews'
-    ]
-    == 0
-  )
-  assert metrics.majority_baseline(task.find_task('sst2'), np.array([0, 1]), np.array([0, 0, 1]))[
-    'accuracy'
-  ] == pytest.approx(2 / 3)
-  assert math.isnan(
-    metrics.majority_baseline(task.find_task('stsb'), TARGETS, TARGETS)['pearson_spearman']
-  )
-  with pytest.raises(InputError, match='no training labels'):
-    metrics.majority_baseline(task.find_task('cola'), np.array([], np.int64), np.array([1]))
+def test_the_majority_baseline_predicts_the_most_frequent_training_label():
+  scores = metrics.compute_majority_baseline(MRPC, np.array([1, 1, 0]), np.array([1, 0, 0, 0]))
+  assert scores == {'accuracy': 0.25, 'f1': 0.4, 'accuracy_f1': 0.325}
+  scores = metrics.compute_majority_baseline(COLA, np.array([1, 1, 0]), np.array([1, 0]))
+  assert scores['matthews'] == 0
+  scores = metrics.compute_majority_baseline(MRPC, np.array([0, 1]), np.array([0, 0, 1]))
+  assert scores['accuracy'] == pytest.approx(2 / 3)
+  assert math.isnan(metrics.compute_majority_baseline(STSB, TARGETS, TARGETS)['pearson_spearman'])
 
 
-def test_classes_that_are_no_whole_numbers_are_refused():
-  with pytest.raises(InputError, match='whole numbers'):
-    metrics.compute_metric(('accuracy',), np.array([0.5, 1.0]), np.array([0, 1]))
-
-
-@pytest.mark.parametrize('name', ['mrpc', 'cola', 'sst2'])
-def test_guessing_at_the_training_frequencies_is_what_it_scores_on_average(name: str):
-  task, train, labels = find_task(name), np.repeat([0, 1], [100, 300]), random.integers(0, 2, 2000)
-  guessed = [
+@pytest.mark.parametrize('task', [MRPC, COLA], ids=lambda task: task.name)
+def test_the_frequency_baseline_is_the_mean_score_of_random_predictions(task: Task):
+  train, labels = np.repeat([0, 1], [100, 300]), random.integers(0, 2, 2000)
+  scores = [
     metrics.compute_metric(task.metrics, random.choice(train, 2000), labels) for _ in range(100)
   ]
-  for metric, value in metrics.frequency_baseline(task, train, labels).items():
-    assert value == pytest.approx(np.mean([one[metric] for one in guessed]), abs=0.005), metric
-  assert metrics.frequency_baseline(find_task('cola'), train, labels)['matthews'] == pytest.approx(
-    0, abs=1e-12
-  )
-  # nothing to guess: the majority
-  one_class = metrics.frequency_baseline(task, np.ones(5, np.int64), labels)
-  assert one_class == pytest.approx(metrics.majority_baseline(task, np.ones(5, np.int64), labels))
-  with pytest.raises(InputError, match='no training labels'):
-    metrics.frequency_baseline(task, np.array([], np.int64), labels)
+  means = {name: np.mean([score[name] for score in scores]) for name in task.metrics}
+  baseline = metrics.compute_frequency_baseline(task, train, labels)
+  assert baseline == pytest.approx(means, abs=0.005)
+  assert baseline.get('matthews', 0) == pytest.approx(0, abs=1e-12)
+  constant = metrics.compute_frequency_baseline(task, np.ones(5, np.int64), labels)
+  majority = metrics.compute_majority_baseline(task, np.ones(5, np.int64), labels)
+  assert constant == pytest.approx(majority)
 
 
-def test_guesses_of_numbers_have_no_expected_score():
-  found = metrics.frequency_baseline(task.find_task('stsb'), TARGETS, TARGETS)
-  assert set(found) == set(task.find_task('stsb').metrics) and all(map(math.isnan, found.values()))
+def test_a_regression_has_no_frequency_baseline():
+  scores = metrics.compute_frequency_baseline(STSB, TARGETS, TARGETS)
+  assert set(scores) == set(STSB.metrics) and all(map(math.isnan, scores.values()))
 
 
-def draws(n: int, times: int) -> tuple[np.ndarray, np.ndarray]:
-  labels = (random.random((times, n)) < 0.6).astype(np.int64)
-  return np.where(random.random((times, n)) < 0.8, labels, 1 - labels), labels
+def test_baselines_without_training_labels_are_refused():
+  for compute in (metrics.compute_majority_baseline, metrics.compute_frequency_baseline):
+    with pytest.raises(InputError, match='cola'):
+      compute(COLA, np.array([], np.int64), np.array([1]))
 
 
-def test_the_spread_over_examples_holds_the_truth_about_as_often_as_it_says():
-  names, times = ('accuracy', 'f1', 'matthews', 'accuracy_f1'), 300
-  many = np.array([[0.32, 0.08], [0.12, 0.48]])  # what the draws are samples of
-  truth = {name: float(metrics.CLASS_METRICS[name](many)) for name in names}
-  found = [metrics.metric_intervals(names, *one) for one in zip(*draws(150, times), strict=True)]
-  for name in names:
-    assert (
-      abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05
-    ), name
+def measure_coverage(intervals: list[dict], truth: dict[str, float]) -> dict[str, float]:
+  """Returns the fraction of intervals that contain the true value of each metric."""
+  return {
+    name: np.mean([low <= value <= high for low, high in (ends[name] for ends in intervals)])
+    for name, value in truth.items()
+  }
 
 
-def test_the_spread_of_correlations_holds_the_truth_about_as_often_as_it_says():
-  rho, names, times = 0.7, ('pearson', 'spearman', 'pearson_spearman'), 300
+def test_intervals_of_class_metrics_cover_the_true_value():
+  shares = np.array([[0.32, 0.08], [0.12, 0.48]])
+  truth = {name: float(metric(shares)) for name, metric in metrics.CLASS_METRICS.items()}
+  labels = (random.random((300, 150)) < 0.6).astype(np.int64)
+  predictions = np.where(random.random((300, 150)) < 0.8, labels, 1 - labels)
+  intervals = [
+    metrics.compute_intervals(tuple(truth), *sample)
+    for sample in zip(predictions, labels, strict=True)
+  ]
+  assert measure_coverage(intervals, truth) == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.05)
+
+
+def test_intervals_of_correlations_cover_the_true_value():
+  rho = 0.7
   truth = {'pearson': rho, 'spearman': 6 / math.pi * math.asin(rho / 2)}  # of a bivariate normal
   truth['pearson_spearman'] = (truth['pearson'] + truth['spearman']) / 2
-  pairs = random.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (times, 100))
-  found = [metrics.metric_intervals(names, one[:, 0], one[:, 1]) for one in pairs]
-  for name in names:
-    assert (
-      abs(np.mean([one[name][0] <= truth[name] <= one[name][1] for one in found]) - 0.95) < 0.05
-    ), name
+  samples = random.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (300, 100))
+  intervals = [
+    metrics.compute_intervals(tuple(truth), sample[:, 0], sample[:, 1]) for sample in samples
+  ]
+  assert measure_coverage(intervals, truth) == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.05)
 
 
 @pytest.mark.parametrize('name', ['random', 'perfect', 'inverted', 'all 0'])
-def test_a_spread_holds_its_score_and_never_claims_certainty(name: str):
+def test_an_interval_contains_its_score_and_has_a_width(name: str):
   names = tuple(metrics.CLASS_METRICS)
-  found, scored = (
-    metrics.metric_intervals(names, CLASSES[name], LABELS),
-    metrics.compute_metric(names, CLASSES[name], LABELS),
-  )
-  for metric, (low, high) in found.items():
-    assert math.isnan(low) and math.isnan(high) or low < high and low <= scored[metric] <= high, (
-      metric
-    )
-  assert all(0 <= end <= 1 for end in found['accuracy']) and np.ptp(found['accuracy']) > 0.01
-  assert found == metrics.metric_intervals(
-    names, CLASSES[name], LABELS
-  )  # the same draws every time
+  intervals = metrics.compute_intervals(names, CLASSES[name], LABELS)
+  scores = metrics.compute_metric(names, CLASSES[name], LABELS)
+  for metric, (low, high) in intervals.items():
+    is_undefined = math.isnan(low) and math.isnan(high)
+    assert is_undefined or low < high and low <= scores[metric] <= high, metric
+  ends = intervals['accuracy']
+  assert all(0 <= end <= 1 for end in ends) and np.ptp(ends) > 0.01
+  assert intervals == metrics.compute_intervals(names, CLASSES[name], LABELS)
 
 
-def test_a_perfect_correlation_or_none_has_no_spread():
-  for predictions in (TARGETS, -TARGETS, np.full(200, 2.5)):
-    (ends,) = metrics.metric_intervals(('pearson',), predictions, TARGETS).values()
-    assert all(map(math.isnan, ends))
-  assert math.isnan(
-    metrics.metric_intervals(('spearman',), np.array([1.0, 3.0, 2.0]), np.arange(3.0))['spearman'][
-      0
-    ]
-  )
+def test_a_perfect_or_undefined_correlation_has_no_interval():
+  samples = [(predictions, TARGETS) for predictions in (TARGETS, -TARGETS, np.full(200, 2.5))]
+  for sample in (*samples, (np.array([1.0, 3.0, 2.0]), np.arange(3.0))):
+    for ends in metrics.compute_intervals(('pearson', 'spearman'), *sample).values():
+      assert all(map(math.isnan, ends))
 
 
 @pytest.mark.parametrize(
-  'predictions, given_up',
+  'predictions, expected',
   [
     ([1, 1, 1], True),
     ([0, 0, 1], False),
@@ -313,11 +281,11 @@ def test_a_perfect_correlation_or_none_has_no_spread():
     ([0.0, 0.0], True),
   ],
 )
-def test_collapse_is_one_output_for_all(predictions: list, given_up: bool):
-  assert metrics.is_constant(np.array(predictions)) is given_up
+def test_constant_predictions_are_equal_or_not_finite(predictions: list, expected: bool):
+  assert metrics.is_constant(np.array(predictions)) is expected
 
 
-def test_the_interval_is_that_of_students_t():
+def test_confidence_intervals_equal_scipy():
   values = [0.61, 0.64, 0.58, 0.66, 0.62]
   expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
   assert metrics.confidence_interval(values) == pytest.approx(expected)
@@ -327,23 +295,17 @@ def test_the_interval_is_that_of_students_t():
   assert metrics.confidence_interval([0.5, 0.5]) == (0.5, 0.5)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-  held = [
-    low <= 0 <= high
-    for low, high in map(metrics.confidence_interval, random.normal(size=(2000, 5)))
-  ]
-  assert abs(np.mean(held) - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+def test_confidence_intervals_cover_the_true_mean():
+  intervals = map(metrics.confidence_interval, random.normal(size=(2000, 5)))
+  coverage = np.mean([low <= 0 <= high for low, high in intervals])
+  assert abs(coverage - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 
-def test_a_summary_of_few_values_says_what_it_does_not_know():
+def test_a_summary_of_few_values_has_nan_for_undefined_fields():
   line = metrics.summarize([1.0, 2.0, 3.0])
   assert (line['mean'], line['std'], line['n']) == (2.0, 1.0, 3) and line['low'] < 2 < line['high']
   line = metrics.summarize([0.7])
-  assert (
-    line['mean'] == 0.7
-    and line['n'] == 1
-    and all(math.isnan(line[name]) for name in ('std', 'low', 'high'))
-  )
-  assert math.isnan(metrics.summarize([])['mean']) and math.isnan(
-    metrics.summarize([0.5, math.nan])['mean']
-  )
+  assert (line['mean'], line['n']) == (0.7, 1)
+  assert all(math.isnan(line[name]) for name in ('std', 'low', 'high'))
+  for values in ([], [0.5, math.nan]):
+    assert math.isnan(metrics.summarize(values)['mean'])

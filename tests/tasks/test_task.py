@@ -1,4 +1,4 @@
-"""The table of tasks: every row is complete, and agrees with TFDS."""
+"""Tests the table of tasks: rows are complete and agree with TFDS."""
 
 import pytest
 
@@ -38,27 +38,27 @@ def test_rows_agree_with_tfds(task: task.Task, tmp_path):
   assert task.labels == tuple(getattr(features['label'], 'names', ()))
 
 
-def test_the_glue_server_is_sent_every_task_of_glue():
-  named = {task.submission_name for task in TASKS.values() if task.submission_name}
-  assert named == {'CoLA', 'SST-2', 'MRPC', 'QQP', 'STS-B', 'MNLI', 'QNLI', 'RTE', 'WNLI', 'AX'}
+def test_every_task_of_glue_has_a_submission_name():
+  names = {task.submission_name for task in TASKS.values() if task.submission_name}
+  assert names == {'CoLA', 'SST-2', 'MRPC', 'QQP', 'STS-B', 'MNLI', 'QNLI', 'RTE', 'WNLI', 'AX'}
   assert all(bool(task.submission_name) == task.tfds.startswith('glue/') for task in TASKS.values())
 
 
 @pytest.mark.parametrize('task', task.TASKS.values(), ids=lambda task: task.name)
-def test_a_row_of_another_kind_is_judged_as_such(task: task.Task):
+def test_a_converted_task_has_the_metrics_of_its_kind(task: task.Task):
   assert convert_task(task, '') is task is convert_task(task, task.kind)
-  number, named = convert_task(task, REGRESSION), convert_task(task, CLASSIFICATION)
-  assert number.metrics == find_task('stsb').metrics and number.labels == ()
-  assert named.headline == (task.headline if task.kind == CLASSIFICATION else 'accuracy')
+  regression, classification = convert_task(task, REGRESSION), convert_task(task, CLASSIFICATION)
+  assert regression.metrics == find_task('stsb').metrics and regression.labels == ()
+  assert classification.headline == (task.headline if task.kind == CLASSIFICATION else 'accuracy')
 
 
-def test_an_unknown_task_is_refused_with_what_was_meant():
-  with pytest.raises(InputError, match="did you mean 'cola'"):
+def test_an_unknown_task_is_refused_with_the_nearest_name():
+  with pytest.raises(InputError, match="'cola'"):
     task.find_task('cla')
 
 
 @pytest.mark.parametrize('name', [*task.TASKS, 'no such task'])
-def test_the_recipe_takes_any_name_and_resolves(name: str):
+def test_the_glue_recipe_resolves_with_any_name(name: str):
   config = recipe.resolve(glue.get_config(name), 'finetune')
   assert config.task.name == name and config.epochs == 5 and config.batch_size == 32
   assert config.optimizer.learning_rate == 2e-4 and config.optimizer.weight_decay == 0

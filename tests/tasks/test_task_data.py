@@ -1,4 +1,4 @@
-"""Encoded tasks: splits that share no example, short rows, and only the token ids in use."""
+"""Tests encoded tasks: disjoint splits, short rows, and only the token ids in use."""
 
 import random
 from pathlib import Path
@@ -36,9 +36,7 @@ def tokenizer(tiny_corpus: Path) -> Tokenizer:
 
 @pytest.fixture(scope='module')
 def rows() -> TaskRows:
-  """Texts of many lengths, short ones more often than long ones; the longest is as long as rows
-  are.
-  """
+  """Returns rows of geometric lengths; the longest fills its row."""
   draw = np.random.default_rng(0)
   counts = np.append(np.minimum(draw.geometric(0.06, 149) + 2, 77), 77)
   sequences = [[BEGIN_ID, *draw.integers(20, 400, n).tolist(), END_ID] for n in counts]
@@ -49,7 +47,7 @@ def examples(first: list[str], second: list[str] | None = None) -> Examples:
   return Examples(tuple(first), tuple(second or ()), np.zeros(len(first), np.int32))
 
 
-def test_special_ids_stand_where_pretraining_never_puts_two_texts(tokenizer: Tokenizer):
+def test_rows_have_special_tokens_around_the_texts(tokenizer: Tokenizer):
   a, b = tokenizer.encode(['the dog', 'a fox'])
   single = [BEGIN_ID, *a, END_ID]
   assert task_data.encode_examples(examples(['the dog']), tokenizer, 64) == ([single], 0)
@@ -57,70 +55,67 @@ def test_special_ids_stand_where_pretraining_never_puts_two_texts(tokenizer: Tok
   assert task_data.encode_examples(examples(['the dog'], ['a fox']), tokenizer, 64) == ([pair], 0)
 
 
-def test_case_does_not_matter(tokenizer: Tokenizer):
-  found, _ = task_data.encode_examples(
-    examples(['The DOG sleeps .', 'the dog sleeps .']), tokenizer, 64
-  )
-  assert found[0] == found[1] and UNKNOWN_ID not in found[0]
+def test_case_is_folded(tokenizer: Tokenizer):
+  texts = examples(['The DOG sleeps .', 'the dog sleeps .'])
+  (upper, lower), _ = task_data.encode_examples(texts, tokenizer, 64)
+  assert upper == lower and UNKNOWN_ID not in upper
 
 
 @pytest.mark.parametrize('text', ['<mask> <pad> </s> <s>', '', '   '])
-def test_no_text_makes_special_ids(tokenizer: Tokenizer, text: str):
+def test_texts_are_not_encoded_as_special_ids(tokenizer: Tokenizer, text: str):
   (ids,), _ = task_data.encode_examples(examples([text]), tokenizer, 64)
   assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
   assert not {BEGIN_ID, END_ID, PAD_ID, MASK_ID} & set(ids[1:-1])
 
 
-def test_what_is_too_long_loses_the_end_of_its_longer_half(tokenizer: Tokenizer):
+def test_truncation_shortens_the_end_of_the_longer_text(tokenizer: Tokenizer):
   rng = random.Random(0)
   sides = [
     [' '.join(rng.choices(WORDS, k=rng.randrange(30))) for _ in range(200)] for _ in range(2)
   ]
-  whole, none = task_data.encode_examples(examples(*sides), tokenizer, 1000)
-  cut, shortened = task_data.encode_examples(examples(*sides), tokenizer, 24)
-  assert not none and shortened == sum(len(ids) > 24 for ids in whole) > 20
-  for before, after in zip(whole, cut, strict=True):
+  full, num_full = task_data.encode_examples(examples(*sides), tokenizer, 1000)
+  truncated, num_truncated = task_data.encode_examples(examples(*sides), tokenizer, 24)
+  assert num_full == 0 and num_truncated == sum(len(ids) > 24 for ids in full) > 20
+  for before, after in zip(full, truncated, strict=True):
     assert len(after) == min(24, len(before))
-    (a, b), (c, d) = halves(before), halves(after)
-    assert c == a[: len(c)] and d == b[: len(d)]  # only ends are lost
+    (a, b), (c, d) = split_pair(before), split_pair(after)
+    assert c == a[: len(c)] and d == b[: len(d)]
     if before != after:
-      # no short half pays for a long one
       assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))
+  (ids,), num_truncated = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
+  assert len(ids) == 16 and ids[-1] == END_ID and num_truncated == 1
 
 
-def halves(ids: list[int]) -> tuple[list[int], list[int]]:
+def split_pair(ids: list[int]) -> tuple[list[int], list[int]]:
   middle = next(i for i in range(len(ids)) if ids[i] == ids[i + 1] == END_ID)
   return ids[1:middle], ids[middle + 2 : -1]
-
-
-def test_one_text_is_cut_to_fit_too(tokenizer: Tokenizer):
-  (ids,), truncated = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
-  assert len(ids) == 16 and ids[-1] == END_ID and truncated == 1
 
 
 @pytest.mark.parametrize(
   'lengths, longest, expected',
   [([3], 128, 16), ([16], 128, 16), ([17, 2], 128, 32), ([100], 100, 100)],
 )
-def test_a_bucket_holds_all_and_is_one_of_few(lengths: list[int], longest: int, expected: int):
+def test_bucket_lengths_are_multiples_of_16_or_the_maximum(
+  lengths: list[int], longest: int, expected: int
+):
   assert task_data.bucket_length([[0] * n for n in lengths], longest) == expected
 
 
 @pytest.mark.parametrize('labels', [np.array([1, 0], np.int32), np.array([2.5, 0.1], np.float32)])
-def test_rows_are_ids_then_pads(labels: np.ndarray):
+def test_rows_are_padded_at_the_end(labels: np.ndarray):
   rows = task_data.build_task_rows([[0, 7, 2], [0, 7, 8, 9, 2]], labels, 6)
   assert rows.tokens.tolist() == [[0, 7, 2, 1, 1, 1], [0, 7, 8, 9, 2, 1]]
   assert rows.lengths.tolist() == [3, 5]
   assert rows.labels.dtype == labels.dtype and np.array_equal(rows.labels, labels)
 
 
-def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
-  lengths = task_data.row_lengths(rows)
+def test_batch_lengths_fit_increasing_shares_of_the_rows(rows: TaskRows):
+  lengths = task_data.choose_lengths(rows)
   assert len(lengths) in (3, 4) and list(lengths) == sorted(set(lengths)) and lengths[-1] == 80
   assert all(length % 16 == 0 for length in lengths)
   shares = [np.mean(rows.lengths <= length) for length in lengths]
   assert shares[0] >= 0.4 and shares[-2] >= 0.95 and shares[-1] == 1
-  for length in lengths[:-1]:  # none is longer than it must be
+  for length in lengths[:-1]:  # no length is longer than necessary
     assert np.any((length - 16 < rows.lengths) & (rows.lengths <= length))
 
 
@@ -134,45 +129,39 @@ def test_lengths_are_few_and_hold_more_and_more_of_the_rows(rows: TaskRows):
     ([1] * 5 + [70] * 5, 70, (16, 70)),
   ],
 )
-def test_the_last_length_is_that_of_the_rows_a_multiple_of_16_or_not(
-  counts: list, length: int, expected: tuple
-):
+def test_the_last_batch_length_is_the_row_length(counts: list, length: int, expected: tuple):
   sequences, labels = [[7] * count for count in counts], np.zeros(len(counts), np.int32)
   rows = task_data.build_task_rows(sequences, labels, length)
-  assert task_data.row_lengths(rows) == expected
+  assert task_data.choose_lengths(rows) == expected
 
 
-def test_pieces_that_are_used_are_counted_from_0_and_can_be_told_again(rows: TaskRows):
+def test_narrow_ids_are_indices_into_the_used_ids(rows: TaskRows):
   other = task_data.build_task_rows([[BEGIN_ID, 450, 9, END_ID]], np.zeros(1, np.int32), 16)
-  used = task_data.used_token_ids((rows, other))
+  used = task_data.list_used_ids((rows, other))
   assert {9, 450} < set(used.tolist()) and len(used) < 400
   assert np.array_equal(used, np.unique(used))
   for part in (rows, other):
     narrow = task_data.narrow_ids(part, used)
     assert np.array_equal(used[narrow.tokens], part.tokens) and narrow.tokens.max() < len(used)
     assert narrow.lengths is part.lengths and narrow.labels is part.labels
-    special = part.tokens < len(SPECIAL_TOKENS)  # which the model knows by number
+    special = part.tokens < len(SPECIAL_TOKENS)
     assert np.array_equal(narrow.tokens[special], part.tokens[special])
     assert np.array_equal((narrow.tokens != PAD_ID).sum(1), part.lengths)
-
-
-def test_special_pieces_have_a_place_though_no_row_holds_them():
-  rows = task_data.build_task_rows([[BEGIN_ID, 300, END_ID]], np.zeros(1, np.int32), 3)
-  assert task_data.used_token_ids((rows,)).tolist() == [*range(len(SPECIAL_TOKENS)), 300]
+  short = task_data.build_task_rows([[BEGIN_ID, 300, END_ID]], np.zeros(1, np.int32), 3)
+  assert task_data.list_used_ids((short,)).tolist() == [*range(len(SPECIAL_TOKENS)), 300]
 
 
 @pytest.mark.parametrize('size', [1, 7, 64, 150, 400])
-def test_batches_hold_each_row_once_with_those_of_its_length(rows: TaskRows, size: int):
+def test_batches_have_each_row_once_sorted_by_length(rows: TaskRows, size: int):
   parts = [jax.tree.map(lambda x: x[:9], rows), jax.tree.map(lambda x: x[9:], rows)]
-  tokens, places = task_data.iter_batches(parts, size)
+  tokens, places = task_data.batch_rows(parts, size)
   assert list(map(len, places)) == [9, 141]
   place = np.concatenate(places)
   assert tokens.shape == (-(-150 // size), size, 80)
-  # outputs come back in the order of the rows
   assert np.array_equal(tokens.reshape(-1, 80)[place], rows.tokens)
   assert len(set(place.tolist())) == 150
   longest = (tokens != PAD_ID).sum(-1)
-  assert np.all(longest.max(1)[:-1] <= longest.min(1)[1:])  # so that most batches are short
+  assert np.all(longest.max(1)[:-1] <= longest.min(1)[1:])
 
 
 ADJECTIVES = ('bad', 'good')
@@ -221,8 +210,16 @@ def list_rows(data: TaskData, split: str) -> list[tuple[int, ...]]:
   return [tuple(row[row != PAD_ID].tolist()) for row in tokens]
 
 
-def test_rows_are_as_short_as_they_may_be(tokenizer: Tokenizer):
-  data = task_data.prepare_task_data(make_config(), 64, tokenizer)
+def prepare(tokenizer: Tokenizer, task: str = 'microworld/sentiment', **changes: Any) -> TaskData:
+  return task_data.prepare_task_data(make_config(task, **changes), 64, tokenizer)
+
+
+def prepare_folder(tokenizer: Tokenizer, task: str, folder: str, **changes: Any) -> TaskData:
+  return prepare(tokenizer, task, **{'task.folder': folder}, **changes)
+
+
+def test_rows_have_the_shortest_possible_length(tokenizer: Tokenizer):
+  data = prepare(tokenizer)
   assert data.rows.keys() == {'train', 'validation'} and data.reported == ('validation',)
   assert not data.truncated
   length = data.rows['train'].tokens.shape[1]
@@ -232,39 +229,32 @@ def test_rows_are_as_short_as_they_may_be(tokenizer: Tokenizer):
   assert [len(part.labels) for part in data.rows.values()] == [48, 1000]
 
 
-def test_rows_use_no_pieces_but_those_of_the_task(tokenizer: Tokenizer, tmp_path: Path):
+def test_used_ids_are_the_ids_of_all_rows(tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data',
     train=sentences(),
     validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}],
   )
-  data = task_data.prepare_task_data(
-    make_config('sentiment', **{'task.folder': folder}), 64, tokenizer
-  )
-  (ids,) = tokenizer.encode(['a bad wolf sleeps !'])  # in lower case, as every corpus is
+  data = prepare_folder(tokenizer, 'sentiment', folder)
+  (ids,) = tokenizer.encode(['a bad wolf sleeps !'])
   assert list_rows(data, 'validation') == [(BEGIN_ID, *ids, END_ID)]
-  held = {piece for split in data.rows for text in list_rows(data, split) for piece in text}
-  assert set(data.used_ids.tolist()) == held | set(range(len(SPECIAL_TOKENS)))
+  ids = {piece for split in data.rows for text in list_rows(data, split) for piece in text}
+  assert set(data.used_ids.tolist()) == ids | set(range(len(SPECIAL_TOKENS)))
   assert len(data.used_ids) < tokenizer.size
 
 
-@pytest.mark.parametrize('share', [0.1, 0.5])
-def test_what_is_held_out_is_not_trained_on(tokenizer: Tokenizer, share: float):
-  whole, parts = (
-    task_data.prepare_task_data(make_config(validation_fraction=held), 64, tokenizer)
-    for held in (0.0, share)
-  )
-  train, held = list_rows(parts, 'train'), list_rows(parts, 'held_out')
-  assert sorted(train + held) == sorted(list_rows(whole, 'train')) and not set(train) & set(held)
-  assert abs(len(held) - share * 48) <= 2 and 'held_out' not in whole.rows
-  # what is reported stays what it is
-  assert list_rows(parts, 'validation') == list_rows(whole, 'validation')
+@pytest.mark.parametrize('fraction', [0.1, 0.5])
+def test_the_validation_part_is_not_trained_on(tokenizer: Tokenizer, fraction: float):
+  full, split = (prepare(tokenizer, validation_fraction=value) for value in (0.0, fraction))
+  train, validation = list_rows(split, 'train'), list_rows(split, 'held_out')
+  assert sorted(train + validation) == sorted(list_rows(full, 'train'))
+  assert not set(train) & set(validation)
+  assert abs(len(validation) - fraction * 48) <= 2 and 'held_out' not in full.rows
+  assert list_rows(split, 'validation') == list_rows(full, 'validation')
 
 
-def test_a_weight_a_position_keeps_every_position(tokenizer: Tokenizer):
-  data = task_data.prepare_task_data(
-    make_config(length=8, **{'head.pooling': 'positions'}), 64, tokenizer
-  )
+def test_a_head_with_weights_for_positions_has_full_rows(tokenizer: Tokenizer):
+  data = prepare(tokenizer, length=8, **{'head.pooling': 'positions'})
   assert data.rows['train'].tokens.shape == (48, 64) and data.lengths == (64,)
   assert data.truncated and data.rows['train'].lengths.max() == 8
 
@@ -274,21 +264,19 @@ def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_pat
     {'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2}
     for n in range(1, 9)
   ]
-  config = make_config(
-    'rte', **{'task.folder': write_examples(tmp_path / 'data', train=rows, validation=rows[:4])}
-  )
-  # the recipe says 128, the model reads 64
-  data = task_data.prepare_task_data(config, 64, tokenizer)
+  folder = write_examples(tmp_path / 'data', train=rows, validation=rows[:4])
+  data = prepare_folder(tokenizer, 'rte', folder)
   long = [
     sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows
   ]
   assert data.truncated == sum(long) + sum(long[:4]) > 0
   assert data.rows['train'].tokens.shape == (8, 64)
-  assert f'rte: {data.truncated} examples are longer than 64 tokens' in capsys.readouterr().err
+  log = capsys.readouterr().err
+  assert f'rte: truncated {data.truncated} ' in log and '64 tokens' in log
 
 
 @pytest.mark.parametrize(
-  'rows, found',
+  'rows, match',
   [
     ([{'sentence': 'a dog .', 'label': -1}], '1 of '),
     ([], 'split of sentiment'),
@@ -296,44 +284,37 @@ def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_pat
     ([{'sentence': 'a dog .', 'label': 'positiv'}], "'positive'"),
   ],
 )
-def test_a_split_that_cannot_be_used_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, rows: list, found: str
-):
-  good = write_examples(tmp_path / 'good', train=sentences(), validation=rows)
-  bad = write_examples(
-    tmp_path / 'bad', train=[*rows, *sentences()] if rows else rows, validation=sentences()
-  )
-  for folder in (good, bad):
-    with pytest.raises(InputError, match=found):
-      task_data.prepare_task_data(
-        make_config('sentiment', **{'task.folder': folder}), 64, tokenizer
-      )
+def test_an_invalid_split_is_refused(tokenizer: Tokenizer, tmp_path: Path, rows: list, match: str):
+  train = [*rows, *sentences()] if rows else rows
+  for folder in (
+    write_examples(tmp_path / 'validation', train=sentences(), validation=rows),
+    write_examples(tmp_path / 'train', train=train, validation=sentences()),
+  ):
+    with pytest.raises(InputError, match=match):
+      prepare_folder(tokenizer, 'sentiment', folder)
 
 
 @pytest.mark.parametrize(
-  'train, found',
+  'train, match',
   [
     (sentences((0,)), "the label 'positive' of sentiment"),
-    ([*sentences((0,)), *sentences((1,))[:1]], '1 training example\n'),
+    ([*sentences((0,)), *sentences((1,))[:1]], 'found: 1 '),
   ],
 )
-def test_a_label_that_cannot_be_learned_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, train, found: str
+def test_a_label_with_too_few_examples_is_refused(
+  tokenizer: Tokenizer, tmp_path: Path, train, match: str
 ):
   folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
-  with pytest.raises(InputError, match=found):
-    task_data.prepare_task_data(make_config('sentiment', **{'task.folder': folder}), 64, tokenizer)
+  with pytest.raises(InputError, match=match):
+    prepare_folder(tokenizer, 'sentiment', folder)
 
 
-def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: Tokenizer, tmp_path: Path):
+def test_unlabelled_test_splits_are_encoded_for_predictions(tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data', train=pairs(24), validation=pairs(6), test=pairs(9, -1, 70)[::-1]
   )
   plain, full = (
-    task_data.prepare_task_data(
-      make_config('rte', predictions=wanted, **{'task.folder': folder}), 64, tokenizer
-    )
-    for wanted in (False, True)
+    prepare_folder(tokenizer, 'rte', folder, predictions=value) for value in (False, True)
   )
   assert not plain.unlabelled and plain.rows.keys() == {'train', 'validation'}
   assert {split: task.name for split, task in full.unlabelled.items()} == {'test': 'rte'}
@@ -341,17 +322,13 @@ def test_test_splits_without_labels_are_there_to_be_predicted(tokenizer: Tokeniz
   assert full.rows['test'].labels.tolist() == [-1] * 9
 
 
-def test_a_missing_test_split_is_told_and_stops_nothing(
-  tokenizer: Tokenizer, tmp_path: Path, capsys
-):
+def test_a_missing_test_split_is_logged(tokenizer: Tokenizer, tmp_path: Path, capsys):
   folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6))
-  data = task_data.prepare_task_data(
-    make_config('rte', predictions=True, **{'task.folder': folder}), 64, tokenizer
-  )
-  assert not data.unlabelled and 'no predictions of rte test: there: ' in capsys.readouterr().err
+  data = prepare_folder(tokenizer, 'rte', folder, predictions=True)
+  assert not data.unlabelled and 'rte test' in capsys.readouterr().err
 
 
-def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
+def test_models_of_mnli_predict_all_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data',
     train=premises(24),
@@ -361,9 +338,7 @@ def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_
     test_mismatched=premises(3, -1),
     test=premises(7, -1, 90),
   )
-  data = task_data.prepare_task_data(
-    make_config('mnli', predictions=True, **{'task.folder': folder}), 64, tokenizer
-  )
+  data = prepare_folder(tokenizer, 'mnli', folder, predictions=True)
   assert data.reported == ('validation_matched', 'validation_mismatched')
   assert {
     split: (task.name, len(data.rows[split].labels)) for split, task in data.unlabelled.items()
@@ -371,7 +346,7 @@ def test_models_of_mnli_predict_both_its_parts_and_ax(tokenizer: Tokenizer, tmp_
   assert data.numbers['ax test'] == tuple(range(90, 97))
 
 
-def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: Tokenizer, tmp_path: Path):
+def test_a_named_test_file_is_not_used_for_ax(tokenizer: Tokenizer, tmp_path: Path):
   folder = Path(
     write_examples(
       tmp_path / 'data', train=premises(24), validation=premises(6), test=premises(4, -1)
@@ -380,19 +355,12 @@ def test_a_test_file_that_is_named_is_the_task_s_own(tokenizer: Tokenizer, tmp_p
   files = {
     f'task.{split}': str(folder / f'{split}.jsonl') for split in ('train', 'validation', 'test')
   }
-  data = task_data.prepare_task_data(make_config('mnli', predictions=True, **files), 64, tokenizer)
-  # and not that of ax
+  data = prepare(tokenizer, 'mnli', predictions=True, **files)
   assert {split: task.name for split, task in data.unlabelled.items()} == {'test': 'mnli'}
 
 
-def test_a_split_that_is_scored_is_not_predicted_for_the_server_too(
-  tokenizer: Tokenizer, tmp_path: Path
-):
+def test_a_reported_test_split_is_not_unlabelled(tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(tmp_path / 'data', train=pairs(24), test=pairs(6))
-  data = task_data.prepare_task_data(
-    make_config('rte', predictions=True, **{'task.folder': folder, 'task.split': 'test'}),
-    64,
-    tokenizer,
-  )
+  data = prepare_folder(tokenizer, 'rte', folder, predictions=True, **{'task.split': 'test'})
   assert data.reported == ('test',) and not data.unlabelled
   assert np.array_equal(data.rows['test'].labels, np.arange(6) % 2)
