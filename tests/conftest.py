@@ -1,8 +1,8 @@
-"""What every test shares: eight devices on the CPU, strict shapes, the data folder, the marker
-`slow`.
+"""Sets up JAX for all tests and defines the marker `slow` and shared fixtures.
 
-The environment is set before anything imports JAX, so that every machine runs the sharded tests and
-none of them needs an accelerator.
+JAX gets eight CPU devices, so that all machines run the sharded tests without an accelerator. The
+environment variables for that must be set before JAX is imported. Implicit rank promotion is an
+error.
 """
 
 import os
@@ -13,14 +13,15 @@ from collections.abc import Iterator
 
 if 'jax' in sys.modules:
   raise RuntimeError(
-    'jax was imported before tests/conftest.py could set its devices: look for a pytest plugin that does'
+    'jax was imported before tests/conftest.py could set its devices: '
+    'disable the pytest plugin that imports jax'
   )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
 )
 
-# a shell lets what it runs in the background ignore it
+# A shell starts background processes with SIGINT ignored; tests of interrupts need the default.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,16 +35,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
   """Adds `--all`."""
-  parser.addoption('--all', action='store_true', help='also run what is marked slow')
+  parser.addoption('--all', action='store_true', help='also run tests marked slow')
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """Names the marker, so that a misspelt one is an error."""
-  config.addinivalue_line('markers', 'slow: takes more than half a minute; runs with --all')
+  """Declares the marker; --strict-markers refuses undeclared markers."""
+  config.addinivalue_line('markers', 'slow: takes more than half a minute; runs only with --all')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  """Skips what is slow unless asked."""
+  """Skips tests marked slow unless --all is set."""
   if config.getoption('--all'):
     return
   for item in items:
@@ -53,8 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope='module')
 def fast_compile() -> Iterator[None]:
-  """Compiles with little optimization while the tests of a module run; the compiled programs are
-  not kept.
+  """Compiles with little optimization in the tests of a module, and clears cached programs.
 
   A module requests it with `pytestmark = pytest.mark.usefixtures('fast_compile')`.
   """
@@ -73,18 +73,16 @@ def fast_compile() -> Iterator[None]:
 
 @pytest.fixture(scope='session')
 def data() -> pathlib.Path:
-  """The folder of real text and labelled sets; skips where there is none."""
+  """Returns the folder of real text and labelled sets; skips the test if it does not exist."""
   folder = pathlib.Path(os.environ.get('MINILM_DATA') or ROOT.parent / 'shared' / 'data')
   if not folder.is_dir():
-    pytest.skip(f'needs the data folder, and there is none at {folder}: name one in MINILM_DATA')
+    pytest.skip(f'needs the data folder; {folder} does not exist: set MINILM_DATA')
   return folder
 
 
 @pytest.fixture(scope='session')
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A corpus of the microworld, rows of 64 tokens in a vocabulary of 512; copy it before changing
-  anything in it.
-  """
+  """Returns a microworld corpus with rows of 64 tokens and 512 pieces; tests must not change it."""
   from configs import tiny
   from minilm_jax.core import recipe
   from minilm_jax.data import build
@@ -98,10 +96,10 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A pre-training run of a few updates on `tiny_corpus`; copy it before changing anything in it.
+  """Returns a pre-training run of eight steps on `tiny_corpus`; tests must not change it.
 
-  Its vocabulary is a little larger than the tokenizer's, its rows are as long as the corpus's, and
-  what it has seen is too little for any purpose but to tell its weights from fresh ones.
+  The vocabulary of the model is larger than that of the tokenizer. The weights are barely trained,
+  but differ from fresh weights.
   """
   from configs import tiny
   from minilm_jax.core import recipe
@@ -128,13 +126,14 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A folder with the data set `tiny` in two versions, the older one with records that need
-  TensorFlow to read.
+  """Returns a TFDS folder with two versions of the data set `tiny`.
+
+  Version 10.0.0 has array records; version 9.0.0 claims TFRecords, which need TensorFlow.
   """
   import tensorflow_datasets as tfds
 
   class Tiny(tfds.core.GeneratorBasedBuilder):
-    """Three rows."""
+    """Has three examples."""
 
     VERSION = tfds.core.Version('10.0.0')
 

@@ -60,9 +60,7 @@ def make_card(tokenizer: Tokenizer, seed: int, /, hidden: int = 16, **changes: A
 def make_classifier(
   tokenizer: Tokenizer, seed: int, /, hidden: int = 16, **changes: Any
 ) -> SavedClassifier:
-  """Returns a classifier whose random weights are large enough that members differ in their
-  predictions.
-  """
+  """Returns a classifier with random weights, large enough that members predict differently."""
   card = make_card(tokenizer, seed, hidden, **changes)
   model = init_classifier(card.model, card.head, len(card.labels), jax.random.key(seed))
   model = jax.tree.map(lambda x: np.asarray(4 * x), model)
@@ -72,13 +70,14 @@ def make_classifier(
 def save_classifier(
   folder: pathlib.Path, member: SavedClassifier, digest: str = 'same examples'
 ) -> pathlib.Path:
-  """Saves a classifier with random outputs on 40 examples, whose labels all members share, and
-  returns the folder.
+  """Saves a classifier with random outputs and returns the folder.
+
+  The outputs are of 40 examples, whose labels all members share.
   """
-  draw = np.random.default_rng(member.card.seed)
+  generator = np.random.default_rng(member.card.seed)
   classes = max(1, len(member.card.labels))
   outputs = (
-    draw.normal(size=(40, classes)).astype(np.float32),
+    generator.normal(size=(40, classes)).astype(np.float32),
     np.random.default_rng(9).integers(0, classes, 40),
   )
   classifier.save_classifier(

@@ -45,24 +45,21 @@ BERT = {
 
 
 def pack_tensors(arrays: dict[str, np.ndarray], **header: Any) -> bytes:
-  """The bytes of a .safetensors file of float32; `header` replaces entries of it."""
-  place, entries, data = 0, {'__metadata__': {'format': 'pt'}}, b''
+  """Returns a .safetensors file of float32 arrays; `header` replaces entries of the header."""
+  start, entries, data = 0, {'__metadata__': {'format': 'pt'}}, b''
   for name, array in arrays.items():
     data += np.asarray(array, np.float32).tobytes()
-    entries[name] = {'dtype': 'F32', 'shape': list(array.shape), 'data_offsets': [place, len(data)]}
-    place = len(data)
+    entries[name] = {'dtype': 'F32', 'shape': list(array.shape), 'data_offsets': [start, len(data)]}
+    start = len(data)
   text = json.dumps(entries | header).encode()
   return struct.pack('<Q', len(text)) + text + data
 
 
 def draw_bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
-  """Random weights of the shape of `BERT`, with an output that is tied."""
-  dice, d, f, family = (
-    np.random.default_rng(seed),
-    BERT['hidden_size'],
-    BERT['intermediate_size'],
-    'bert.',
-  )
+  """Returns random weights of the configuration `BERT`, with a tied output projection."""
+  generator = np.random.default_rng(seed)
+  d, f = BERT['hidden_size'], BERT['intermediate_size']
+  # The shape of each weight matrix; None for a layer normalization.
   shapes = {
     'embeddings.word_embeddings': (len(WORDS), d),
     'embeddings.position_embeddings': (32, d),
@@ -82,26 +79,28 @@ def draw_bert_weights(seed: int = 0) -> dict[str, np.ndarray]:
   }
   shapes |= {f'encoder.layer.0.{name}': shape for name, shape in block.items()}
   head = hf_weights.FAMILIES['bert']
-  every = {family + name: shape for name, shape in shapes.items()} | {
-    head.transform: (d, d),
-    head.norm: None,
-  }
-  found = {head.bias: (len(WORDS),)}
-  for name, shape in every.items():
-    found[f'{name}.weight'] = shape or (d,)
+  shapes = {f'bert.{name}': shape for name, shape in shapes.items()}
+  shapes |= {head.transform: (d, d), head.norm: None}
+  parameters = {head.bias: (len(WORDS),)}
+  for name, shape in shapes.items():
+    parameters[f'{name}.weight'] = shape or (d,)
     if 'embeddings.' not in name or shape is None:
-      found[f'{name}.bias'] = (shape or (d,))[:1]
+      parameters[f'{name}.bias'] = (shape or (d,))[:1]
   return {
-    name: dice.standard_normal(shape, np.float32) * 0.2 + ('LayerNorm.weight' in name)
-    for name, shape in found.items()
+    name: generator.standard_normal(shape, np.float32) * 0.2 + ('LayerNorm.weight' in name)
+    for name, shape in parameters.items()
   }
 
 
 def write_folder(
   path: pathlib.Path, weights: dict[str, np.ndarray] | None = None, **changes: Any
 ) -> pathlib.Path:
-  """A folder with a small BERT and its vocab.txt; what is changed to None is left out of
-  config.json.
+  """Writes a small BERT with vocab.txt and returns the folder.
+
+  Args:
+    path: the folder to create.
+    weights: arrays by name; random by default.
+    **changes: changed fields of config.json; None removes a field.
   """
   path.mkdir(parents=True)
   config = {name: value for name, value in (BERT | changes).items() if value is not None}

@@ -1,5 +1,6 @@
-"""Writes run directories, score lines and loss curves without training; configurations come from
-the real recipe types.
+"""Writes run directories, score lines and loss curves without training.
+
+The configurations come from the real recipe types.
 """
 
 import csv
@@ -72,8 +73,9 @@ def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
 def write_pretraining_run(
   folder: pathlib.Path, *, updates: int = 300, finished: bool = True, nan_at: int = -1
 ) -> pathlib.Path:
-  """Writes a run of 300 planned steps without model sizes: `updates` steps are logged, the loss at
-  `nan_at` is NaN.
+  """Writes a run of 300 planned steps without model sizes.
+
+  `updates` steps are logged. The loss at step `nan_at` is NaN.
   """
   _write_config(folder, make_config('pretrain', num_steps=300))
   files.write_json(
@@ -146,9 +148,7 @@ def write_subset_run(
 
 
 def compute_plateau_loss(step: float, leaves: float, seed: int = 0) -> float:
-  """Returns a loss that falls to the plateau until step 200, stays there and falls again from step
-  `leaves`.
-  """
+  """Returns a loss that reaches the plateau at step 200 and leaves the plateau at step `leaves`."""
   loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / leaves) ** -0.4)
   return loss * (1 + 0.002 * math.sin(seed))
 
@@ -164,10 +164,9 @@ def write_plateau_run(
   per_row: float = PLATEAU_FLOPS_PER_ROW,
   **fields: Any,
 ) -> pathlib.Path:
-  """Writes a run that leaves the plateau at step `leaves`, or a population with one such step a
-  member.
+  """Writes a run that leaves the plateau at step `leaves`, or a population with a step a member.
 
-  `updates` of the `planned` steps are logged; `fields` are changed fields of the recipe as in
+  `updates` of the `planned` steps are logged. `fields` are changed fields of the recipe as in
   `make_config`.
   """
   departures = leaves if isinstance(leaves, list) else [leaves]
@@ -249,8 +248,9 @@ def write_scaling_run(
   finished: bool = True,
   **shape: int,
 ) -> pathlib.Path:
-  """Writes a run, or a population, whose losses are those of `compute_scaling_loss`; `shape` as in
-  `make_scaling_curve`.
+  """Writes a run, or a population, with the losses of `compute_scaling_loss`.
+
+  `shape` has fields of ModelShape as in `make_scaling_curve`.
   """
   model = make_scaling_curve(**shape).shape
   embedding, other, flops = count_parameters(model)
@@ -317,9 +317,7 @@ def write_scaling_run(
 def make_score_line(
   value: float | None, seed: int = 0, pretrained: bool = True, **fields: Any
 ) -> dict[str, Any]:
-  """Returns a line of scores.jsonl: the headline of CoLA after three epochs, with `fields`
-  replaced.
-  """
+  """Returns a line of scores.jsonl; `fields` replace those of a headline of CoLA."""
   line = {
     'task': 'cola',
     'metric': 'matthews',
@@ -359,8 +357,9 @@ def write_finetune_config(
   epochs: float = 3.0,
   **task_fields: Any,
 ) -> None:
-  """Writes the config.json of a fine-tuning run, from the checkpoints of the steps `starts`, into a
-  new folder.
+  """Writes the config.json of a fine-tuning run into a new folder.
+
+  `starts` are the steps of the checkpoints; None stands for fresh weights.
   """
   changes = {f'task__{name}': value for name, value in task_fields.items()}
   config = make_config('finetune', task__name=task, epochs=epochs, **changes)
@@ -376,7 +375,10 @@ def write_finetune_run(
   seeds: Sequence[int] | None = None,
   **fields: Any,
 ) -> pathlib.Path:
-  """Writes a run fine-tuned on `source` with one accuracy a seed; `fields` are of its score lines."""
+  """Writes a run fine-tuned from `source` with one accuracy a seed.
+
+  `fields` replace those of the score lines.
+  """
   write_finetune_config(folder, str(source), task, (100 if pretrained else None,))
   run_dir.write_lines(
     folder / run_dir.SCORES,
@@ -422,9 +424,7 @@ def write_finetune_pair(
   task: str = 'ag_news',
   seeds: Sequence[int] = (0, 1, 2),
 ) -> None:
-  """Writes both arms of a comparison into `home`/tasks: fine-tuned from `source`, and from fresh
-  weights.
-  """
+  """Writes two runs into `home`/tasks: fine-tuned from `source`, and from fresh weights."""
   for arm, values in (('p', pretrained), ('s', scratch)):
     write_finetune_run(
       home / 'tasks' / f'{source.name}-{task}-{arm}', source, values, arm == 'p', task, seeds
@@ -434,8 +434,9 @@ def write_finetune_pair(
 def write_glue_run(
   source: pathlib.Path, task: str, values: dict[int, float], **fields: Any
 ) -> pathlib.Path:
-  """Writes a run fine-tuned on `source` into the folder `glue` beside it; `values` maps seeds to
-  accuracies.
+  """Writes a run fine-tuned from `source` into the sibling folder `glue` of `source`.
+
+  `values` maps seeds to accuracies.
   """
   folder = source.parent / 'glue' / f'{source.name}-{task}-{len(fields)}'
   return write_finetune_run(
@@ -517,8 +518,9 @@ def write_log_table(path: pathlib.Path, rows: list[dict[str, object]]) -> pathli
 def make_scaling_curve(
   name: str = 'a', last: float | None = None, evaluations: int = 8, every: int = 100, **changes: Any
 ) -> LossCurve:
-  """Returns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`; changes are of
-  shape or curve.
+  """Returns a loss curve of shape (32, 32, 64, 1, 1) that ends at the loss `last`.
+
+  `changes` replace fields of the shape or of the curve.
   """
   shape = ModelShape(32, 32, 64, 1, 1, SCALING_VOCAB_SIZE)
   shape = ModelShape(
@@ -591,7 +593,7 @@ def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
   """Returns the 42 logged loss curves of paper 1; skips the test if the table is missing."""
   path = data / 'honey_logs' / 'eval_results.csv.gz'
   if not path.is_file():
-    pytest.skip(f'needs the logged table, and there is none at {path}')
+    pytest.skip(f'needs the logged table; {path} does not exist')
   by_run: dict[str, list[dict[str, str]]] = {}
   with gzip.open(path, 'rt', encoding='utf-8') as file:
     for line in csv.DictReader(file):
@@ -649,9 +651,7 @@ def draw_run_ends(
   seed: int | tuple[int, ...],
   points: int = 40,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns compute between 1e14 and 1e18 FLOPs and the loss of `law` there, with log-normal
-  errors.
-  """
-  random = np.random.default_rng(seed)
-  compute = np.exp(random.uniform(np.log(1e14), np.log(1e18), points))
-  return compute, law(compute) * np.exp(noise * random.normal(size=points))
+  """Returns compute between 1e14 and 1e18 FLOPs, and losses of `law` with log-normal errors."""
+  generator = np.random.default_rng(seed)
+  compute = np.exp(generator.uniform(np.log(1e14), np.log(1e18), points))
+  return compute, law(compute) * np.exp(noise * generator.normal(size=points))

@@ -15,15 +15,19 @@ WORDS = 'the king queen cat dog saw and liked old house because was tired again'
 
 
 def write_sources(folder: pathlib.Path, seed: int = 0) -> list[str]:
-  """Files of all kinds, whose sentences recur in one document, in one file and in others."""
-  dice = random.Random(seed)
+  """Writes files of several formats and returns their paths.
+
+  Sentences recur in a document, in other documents of a file and in other files.
+  """
+  generator = random.Random(seed)
   words = [*5 * WORDS, 'zygote', 'zygote']
   sentences = [
-    ' '.join(dice.choices(words, k=dice.randint(4, 14))).capitalize() + '.' for _ in range(60)
+    ' '.join(generator.choices(words, k=generator.randint(4, 14))).capitalize() + '.'
+    for _ in range(60)
   ]
 
   def texts(count: int) -> list[str]:
-    return [' '.join(dice.choices(sentences, k=dice.randint(1, 9))) for _ in range(count)]
+    return [' '.join(generator.choices(sentences, k=generator.randint(1, 9))) for _ in range(count)]
 
   (folder / 'empty.txt').write_text('')
   (folder / 'a.txt').write_text('\n\n'.join(texts(40)))
@@ -56,7 +60,7 @@ def read_files(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def read_corpus(folder: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-  """The bytes of all files but the manifest, and the manifest without times and workers."""
+  """Returns the bytes of all other files, and the manifest without times and workers."""
   contents = read_files(folder)
   manifest = json.loads(contents.pop(run_dir.MANIFEST))
   for stage in manifest['stages'].values():

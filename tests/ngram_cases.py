@@ -12,10 +12,10 @@ CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNPREDICTED_IDS)
 
 
 def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
-  """Rows of different lengths in which some tokens are frequent."""
-  dice = np.random.default_rng(seed)
-  tokens = np.minimum(5 + dice.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
-  for row, end in zip(tokens, dice.integers(1, length, rows)):
+  """Returns padded rows of random lengths whose tokens have unequal frequencies."""
+  generator = np.random.default_rng(seed)
+  tokens = np.minimum(5 + generator.geometric(0.2, (rows, length)), VOCABULARY - 1).astype('uint16')
+  for row, end in zip(tokens, generator.integers(1, length, rows)):
     row[0], row[end], row[end + 1 :] = BEGIN_ID, END_ID, PAD_ID
   return tokens
 
@@ -23,7 +23,7 @@ def draw_rows(rows: int, length: int = 12, seed: int = 0) -> np.ndarray:
 def count_by_dictionary(
   tokens: np.ndarray, offsets: tuple[int, ...]
 ) -> dict[tuple[int, ...], collections.Counter]:
-  """For each context the counts of its tokens."""
+  """Returns the counts of tokens by context; a context is the tokens at `offsets`."""
   counts: dict[tuple[int, ...], collections.Counter] = collections.defaultdict(collections.Counter)
   for row in tokens.tolist():
     for index, token in enumerate(row):

@@ -1,4 +1,4 @@
-"""The configuration of a tiny RoBERTa, its head and its token rows."""
+"""Defines the configuration of a tiny RoBERTa with its head, and draws token rows."""
 
 import numpy as np
 
@@ -22,13 +22,13 @@ CLASSES = 3
 
 
 def draw_rows(count: int, padded: bool, seed: int = 0) -> np.ndarray:
-  """Rows `<s> ... </s>` of random pieces, of all lengths or of the full one."""
-  random = np.random.default_rng(seed)
-  rows = random.integers(
+  """Returns rows `<s> ... </s>` of random pieces, with random lengths if `padded`."""
+  generator = np.random.default_rng(seed)
+  rows = generator.integers(
     len(tokenizer.SPECIAL_TOKENS), SMALL.vocab_size, (count, SMALL.max_length), np.int64
   )
   rows[:, 0] = tokenizer.BEGIN_ID
-  for row, length in zip(rows, random.integers(3, SMALL.max_length + 1, count), strict=True):
-    row[(length if padded else SMALL.max_length) - 1 :] = tokenizer.PAD_ID
-    row[(length if padded else SMALL.max_length) - 1] = tokenizer.END_ID
+  for row, length in zip(rows, generator.integers(3, SMALL.max_length + 1, count), strict=True):
+    end = (length if padded else SMALL.max_length) - 1
+    row[end], row[end + 1 :] = tokenizer.END_ID, tokenizer.PAD_ID
   return rows

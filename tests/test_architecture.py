@@ -1,7 +1,7 @@
 """Checks the architecture of docs/design.md: layers of packages, no import cycles, banned calls.
 
-Each check maps the source of one module to its violations, so that each is also tried on a snippet
-that breaks the rule. A violation names the line and the fix.
+Each check maps the source of a module to its violations. Snippets that break a rule test the check
+of that rule. A violation names the line and the fix.
 """
 
 import ast
@@ -38,8 +38,8 @@ LAYERS = {
   '': 9,
 }
 LIBRARIES = frozenset(
-  'absl chex etils flax google jax jaxtyping matplotlib ml_collections numpy optax orbax plotext pyarrow rich scipy '
-  'sentencepiece tensorboardX tensorflow_datasets zstandard'.split()
+  'absl chex etils flax google jax jaxtyping matplotlib ml_collections numpy optax orbax plotext '
+  'pyarrow rich scipy sentencepiece tensorboardX tensorflow_datasets zstandard'.split()
 )
 # Libraries of extras, by the package that may import them.
 EXTRAS = {
@@ -51,12 +51,12 @@ EXTRAS = {
 }
 FLAX_PACKAGES = ('model', 'training')
 BANNED_NNX = frozenset(
-  'jit grad value_and_grad vmap pmap scan remat cond switch while_loop fori_loop shard_map custom_vjp Optimizer '
-  'ModelAndOptimizer'.split()
+  'jit grad value_and_grad vmap pmap scan remat cond switch while_loop fori_loop shard_map '
+  'custom_vjp Optimizer ModelAndOptimizer'.split()
 )
 RECIPES = frozenset(('config', 'recipe', 'cfg', 'c'))
 UNBOUNDED_READS = frozenset(('read_bytes', 'read_text'))
-# Recipes given by path are code, and so is a custom encoder; core/recipe runs both after its checks.
+# Recipe files and custom encoders are code; core/recipe checks and runs both.
 RUNS_CODE = frozenset(
   'eval exec __import__ import_module exec_module system popen run_path'.split()
 )
@@ -66,12 +66,12 @@ PICKLES = frozenset('pickle cloudpickle dill marshal shelve joblib'.split())
 VAGUE_NAMES = frozenset('utils util common helpers misc'.split())
 TOP_LEVEL = frozenset(
   (
-    'README.md CONTRIBUTING.md CITATION.cff LICENSE setup.py pyproject.toml mkdocs.yml .ci .gitignore '
-    'configs docs launch tests'
+    'README.md CONTRIBUTING.md CITATION.cff LICENSE setup.py pyproject.toml mkdocs.yml .ci '
+    '.gitignore configs docs launch tests'
   ).split()
   + [PACKAGE]
 )
-# Commands and worker processes that must start without waiting for JAX.
+# Modules of commands and worker processes that must start without the import time of JAX.
 WITHOUT_JAX = (
   'cli.main',
   'cli.watch',
@@ -84,7 +84,13 @@ MAX_MODULES, MAX_MODULE_IMPORTS, MAX_FUNCTION_LINES, MAX_PARAMETERS = 15, 15, 60
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """One file: its dotted name inside the package, its source, and whether it is an __init__."""
+  """A source file.
+
+  Attributes:
+    name: dotted name inside the package; a package has the name of its folder.
+    source: text of the file.
+    is_init: True for __init__.py.
+  """
 
   name: str
   source: str
@@ -112,8 +118,8 @@ def read_modules() -> dict[str, Module]:
 MODULES = read_modules()
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-  """Yields (line, module, name) of every import; the name is '' for `import module`."""
+def list_imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+  """Yields line, module and name of every import; the name is '' for `import module`."""
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       yield from ((node.lineno, alias.name, '') for alias in node.names)
@@ -132,13 +138,13 @@ def resolve(source: str, name: str) -> str | None:
   return path
 
 
-def package_of(name: str) -> str:
+def get_package(name: str) -> str:
   return name if name in LAYERS else name.rpartition('.')[0]
 
 
 def check_layers(module: Module) -> Iterator[str]:
-  """Imports reach lower layers or the same package."""
-  for line, source, name in imports(module.tree):
+  """Checks that imports reach lower layers or the same package."""
+  for line, source, name in list_imports(module.tree):
     imported = resolve(source, name)
     if source.startswith('.'):
       yield f'line {line}: relative import: write the full name'
@@ -149,34 +155,35 @@ def check_layers(module: Module) -> Iterator[str]:
     elif imported in LAYERS:
       yield f'line {line}: imports the package {imported}: import its modules'
     else:
-      upper, lower = package_of(module.name), package_of(imported)
+      upper, lower = get_package(module.name), get_package(imported)
       if upper != lower and LAYERS[lower] >= LAYERS[upper]:
-        yield f'line {line}: layer {LAYERS[upper]} imports {imported} of layer {LAYERS[lower]}: move the code down'
+        layers = f'layer {LAYERS[upper]} imports {imported} of layer {LAYERS[lower]}'
+        yield f'line {line}: {layers}: move the code down'
 
 
 def check_libraries(module: Module) -> Iterator[str]:
-  """Imports name libraries of setup.py."""
-  for line, source, _ in imports(module.tree):
+  """Checks that imported libraries are requirements of setup.py."""
+  for line, source, _ in list_imports(module.tree):
     top = source.partition('.')[0]
     if top in PICKLES:
       yield f'line {line}: {top}: nothing is unpickled; store JSON or .npy'
     elif top in EXTRAS.get(module.package, ()):
       continue
     elif top not in LIBRARIES | sys.stdlib_module_names | {'', PACKAGE}:
-      yield f'line {line}: {top} is not among the libraries: add it to setup.py and LIBRARIES, or do without'
+      yield f'line {line}: {top} is not among the libraries: add {top} to setup.py and LIBRARIES'
     elif top == 'flax' and module.package not in FLAX_PACKAGES:
       yield f'line {line}: flax outside {FLAX_PACKAGES}: modules are pytrees, use plain JAX'
 
 
 def check_habits(module: Module) -> Iterator[str]:
-  """No nnx transform, assert, blanket except, `.get(` on a recipe, pickle or repeated key."""
+  """Checks for nnx transforms, asserts, blanket excepts, `.get(` on recipes and repeated keys."""
   for node in ast.walk(module.tree):
     line = f'line {getattr(node, "lineno", 0)}'
     if isinstance(node, ast.Assert):
-      yield f'{line}: assert: raise InputError, or an ordinary error for a fault of the program'
+      yield f'{line}: assert: raise InputError, or another exception for an internal fault'
     elif isinstance(node, ast.ExceptHandler):
       kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-      # Tuples of errors come by a name or from a call, which are left to the reader.
+      # Names and calls that give a tuple of errors are not resolved.
       if any(k is None or getattr(k, 'id', '') in ('Exception', 'BaseException') for k in kinds):
         yield f'{line}: catches everything: name the expected errors'
     elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -192,42 +199,42 @@ def check_habits(module: Module) -> Iterator[str]:
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
       owner = getattr(node.func.value, 'id', getattr(node.func.value, 'attr', ''))
       if node.func.attr == 'get' and owner in RECIPES:
-        yield f'{line}: .get( on a recipe: every field exists, read it as it is'
+        yield f'{line}: .get( on a recipe: every field exists, read the attribute'
       if node.func.attr in UNBOUNDED_READS and module.package != 'core' and owner != 'files':
         yield f'{line}: {node.func.attr}: a file may have any size: call core/files, or stream it'
 
 
 def check_safety(module: Module) -> Iterator[str]:
-  """No data is unpickled or run as code, and no command goes through a shell."""
+  """Checks that no data is unpickled or run as code, and that no command uses a shell."""
   for node in ast.walk(module.tree):
     if not isinstance(node, ast.Call):
       continue
     name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
     owner = getattr(getattr(node.func, 'value', None), 'id', '')
     keywords = {k.arg: getattr(k.value, 'value', None) for k in node.keywords}
-    # Methods such as a model's eval() run nothing.
+    # Methods of the same name, such as eval() of a PyTorch model, are allowed.
     is_method = (
       isinstance(node.func, ast.Attribute)
       and name in ('eval', 'exec', 'system')
       and owner not in ('builtins', 'os')
     )
     if name in RUNS_CODE and not is_method and module.name != CODE_MODULE:
-      yield f'line {node.lineno}: {name}: runs code: data stays data'
+      yield f'line {node.lineno}: {name}: runs code: parse data instead'
     if name in UNSAFE_LOADS.get(owner, ()):
-      yield f'line {node.lineno}: {owner}.{name}: makes objects of any type: store JSON or .npy'
+      yield f'line {node.lineno}: {owner}.{name}: creates objects of any type: store JSON or .npy'
     if (owner in ('np', 'numpy') and name == 'load' or name == 'read_array') and (
       keywords.get('allow_pickle', True) is not False
     ):
       yield f'line {node.lineno}: {name} without allow_pickle=False: nothing is unpickled'
     if keywords.get('shell'):
-      yield f'line {node.lineno}: shell=True: give a list of words'
+      yield f'line {node.lineno}: shell=True: pass a list of words'
 
 
 def check_functions(module: Module) -> Iterator[str]:
-  """Functions have at most 60 lines and 7 parameters; a module imports at most 15 others."""
-  reached = {resolve(source, name) for _, source, name in imports(module.tree)} - {None, ''}
-  if len(reached) > MAX_MODULE_IMPORTS:
-    yield f'imports {len(reached)} modules of the project, more than {MAX_MODULE_IMPORTS}'
+  """Checks that functions have at most 60 lines and 7 parameters, modules at most 15 imports."""
+  imported = {resolve(source, name) for _, source, name in list_imports(module.tree)} - {None, ''}
+  if len(imported) > MAX_MODULE_IMPORTS:
+    yield f'imports {len(imported)} modules of the project, more than {MAX_MODULE_IMPORTS}'
   for node in ast.walk(module.tree):
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
       docstring = node.body[0] if ast.get_docstring(node) is not None else None
@@ -241,13 +248,13 @@ def check_functions(module: Module) -> Iterator[str]:
 
 
 def check_docstrings(module: Module) -> Iterator[str]:
-  """The file and every public name at its top have a docstring."""
+  """Checks that modules and their public functions and classes have docstrings."""
   if module.tree.body and not ast.get_docstring(module.tree):
-    yield 'no docstring: say what the module is for'
+    yield 'no docstring: add a summary of the module'
   for node in module.tree.body:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
       if not node.name.startswith('_') and not ast.get_docstring(node):
-        yield f'line {node.lineno}: {node.name} has no docstring: add one sentence, shapes, units and errors'
+        yield f'line {node.lineno}: {node.name} has no docstring: add a summary, shapes and units'
 
 
 CHECKS = (
@@ -261,7 +268,7 @@ CHECKS = (
 
 
 @pytest.mark.parametrize('check', CHECKS, ids=lambda check: check.__name__)
-def test_the_package_keeps(check: Callable[[Module], Iterator[str]]):
+def test_the_package_has_no_violations(check: Callable[[Module], Iterator[str]]):
   violations = [
     f'{PACKAGE}.{name or "__init__"}, {text}'
     for name, module in MODULES.items()
@@ -281,14 +288,15 @@ def find_cycle(edges: dict[str, set[str]]) -> list[str]:
 
 def test_imports_have_no_cycles():
   edges = {
-    name: {resolve(source, imported) for _, source, imported in imports(module.tree)} - {None, ''}
+    name: {resolve(source, imported) for _, source, imported in list_imports(module.tree)}
+    - {None, ''}
     for name, module in MODULES.items()
     if name
   }
   assert not find_cycle(edges), ' <- '.join(find_cycle(edges))
 
 
-def test_the_cycle_check_sees():
+def test_cycles_are_found():
   assert find_cycle({'a': {'b'}, 'b': {'c'}, 'c': {'a'}}) and not find_cycle(
     {'a': {'b'}, 'b': {'c'}}
   )
@@ -303,7 +311,7 @@ def test_the_tree_has_the_packages_of_the_design():
     '__main__.py',
   }
   sizes = collections.Counter(
-    package_of(name) for name, module in MODULES.items() if not module.is_init
+    get_package(name) for name, module in MODULES.items() if not module.is_init
   )
   assert max(sizes.values()) <= MAX_MODULES, sizes.most_common(3)
 
@@ -371,7 +379,7 @@ def test_the_tree_has_the_packages_of_the_design():
     (check_docstrings, 'bench.timing', '"""Bench."""\ndef f():\n  pass', 'f has no docstring'),
   ],
 )
-def test_the_checks_see(
+def test_violations_are_found(
   check: Callable[[Module], Iterator[str]], name: str, source: str, violation: str | None
 ):
   violations = list(check(Module(name, source, is_init=name == 'tasks')))
@@ -385,8 +393,8 @@ def test_no_vague_names():
 
 
 @pytest.mark.parametrize('name', MODULES)
-def test_imports(name: str):
-  libraries = {source.partition('.')[0] for _, source, _ in imports(MODULES[name].tree)}
+def test_a_module_imports_and_reads_no_undefined_name(name: str):
+  libraries = {source.partition('.')[0] for _, source, _ in list_imports(MODULES[name].tree)}
   for library in libraries & set(EXTRAS.get(MODULES[name].package, ())):
     pytest.importorskip(library, reason=f'{name} needs {library}, which is an extra')
   module = importlib.import_module('.'.join(part for part in (PACKAGE, name) if part))
@@ -398,14 +406,14 @@ def test_imports(name: str):
 
 
 def read_globals(code: types.CodeType) -> Iterator[str]:
-  """Yields the global names that functions read; linters skip them where shapes are strings."""
+  """Yields global names that functions read; ruff ignores F821 because shapes are strings."""
   yield from (line.argval for line in dis.get_instructions(code) if line.opname == 'LOAD_GLOBAL')
   for inner in code.co_consts:
     if isinstance(inner, types.CodeType):
       yield from read_globals(inner)
 
 
-def test_the_check_of_names_sees():
+def test_globals_of_functions_are_read():
   code = compile('def f(x):\n  if x:\n    raise Missing(len(x))', '', 'exec')
   assert set(read_globals(code)) == {'Missing', 'len'}
 
@@ -418,12 +426,10 @@ def test_commands_start_without_jax():
     '  importlib.import_module(name)\n'
     '  if "jax" in sys.modules: sys.exit(name)\n'
   )
-  done = subprocess.run(
+  result = subprocess.run(
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=False
   )
-  assert done.returncode == 0, (
-    f'imports jax, which costs every start a second: {done.stderr.strip()}'
-  )
+  assert result.returncode == 0, f'imports jax, which delays every start: {result.stderr.strip()}'
 
 
 def test_tests_mirror_the_package():
@@ -432,24 +438,24 @@ def test_tests_mirror_the_package():
     if folder.parts and folder.parts[0] in LAYERS:
       module = ROOT / PACKAGE / folder / f'{path.stem.removeprefix("test_")}.py'
       assert module.exists(), (
-        f'{path.relative_to(ROOT)} tests no module: name it after the module it tests'
+        f'{path.relative_to(ROOT)} tests no module: name the file after a module'
       )
 
 
 def test_no_test_imports_another():
   for path in (ROOT / 'tests').rglob('*.py'):
-    for line, source, name in imports(ast.parse(path.read_text(encoding='utf-8'))):
+    for line, source, name in list_imports(ast.parse(path.read_text(encoding='utf-8'))):
       test_modules = [part for part in (*source.split('.'), name) if part.startswith('test_')]
       assert source.partition('.')[0] != 'tests' or not test_modules, (
-        f'{path}, line {line}: move what is shared to a helper'
+        f'{path}, line {line}: move shared code to a helper module'
       )
 
 
-def test_top_level():
-  done = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False)
-  if done.returncode:
+def test_the_checkout_has_the_entries_of_the_design():
+  result = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+  if result.returncode:
     pytest.skip('not a git checkout')
-  assert {line.partition('/')[0] for line in done.stdout.splitlines()} == TOP_LEVEL
+  assert {line.partition('/')[0] for line in result.stdout.splitlines()} == TOP_LEVEL
 
 
 def test_recipes_are_data():
@@ -458,11 +464,11 @@ def test_recipes_are_data():
     if path.parent.name == 'examples' and not any(
       getattr(node, 'name', '') == 'get_config' for node in tree.body
     ):
-      continue  # a custom encoder, which a recipe there names
+      continue  # a custom encoder
     allowed = {'configs', 'math', 'pathlib', 'ml_collections'} | (
       {PACKAGE, 'dataclasses'} if path.name == 'base.py' else set()
     )
-    for line, module, _ in imports(tree):
+    for line, module, _ in list_imports(tree):
       assert module.partition('.')[0] in allowed, (
         f'{path}, line {line}: imports {module}: a recipe is data'
       )

@@ -108,8 +108,8 @@ def test_the_commands_in_a_docstring_parse(path: pathlib.Path):
   examples = find_commands(module.__doc__)
   assert examples or path.stem == 'base' or 'bash launch/' in module.__doc__
   for example in examples:
-    _, verb, *arguments = shlex.split(example)
-    flags.parse_arguments(verb, commands.COMMANDS[verb], arguments)
+    _, name, *arguments = shlex.split(example)
+    flags.parse_arguments(name, commands.COMMANDS[name], arguments)
 
 
 def test_tiny_fits_its_corpus_and_saves_several_times():

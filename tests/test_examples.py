@@ -44,8 +44,8 @@ def test_an_example_is_short_and_its_commands_parse(path: pathlib.Path, monkeypa
     return
   assert 'minute' in module.__doc__ and 'xpect' in module.__doc__
   for command in find_commands(module.__doc__):
-    _, verb, *arguments = shlex.split(command)
-    flags.parse_arguments(verb, commands.COMMANDS[verb], arguments)
+    _, name, *arguments = shlex.split(command)
+    flags.parse_arguments(name, commands.COMMANDS[name], arguments)
 
 
 def load_small_run(name: str, corpus: pathlib.Path) -> Any:

@@ -1,9 +1,8 @@
-"""Runs made before fields, files and columns were renamed still load, with the numbers that their
-version printed.
+"""Runs of an earlier version, with old names of fields, files and columns, give equal numbers.
 
-`data/old_run` holds a corpus, a pre-training run and a fine-tuned classifier of commit ff499c2,
-made from recipes that use the renamed fields with values other than the defaults.
-`data/old_run.json` holds the numbers of that version.
+`data/old_run` holds a corpus, a pre-training run and a fine-tuned classifier of commit ff499c2.
+Their recipes set the renamed fields to values other than the defaults. `data/old_run.json` holds
+the numbers of that version.
 """
 
 import csv
@@ -24,7 +23,7 @@ TEXT = 'the dog sees the box .'
 
 @pytest.fixture
 def old_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-  """Returns a copy of the old run, which is the working directory: its paths are relative."""
+  """Changes to a copy of the old run, because its paths are relative, and returns the copy."""
   folder = tmp_path / 'old_run'
   shutil.copytree(DATA / 'old_run', folder)
   monkeypatch.chdir(folder)

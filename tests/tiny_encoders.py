@@ -23,9 +23,9 @@ SMALL = EncoderConfig(
 
 
 def draw_arrays(shapes: Any, seed: int = 0) -> Any:
-  """Returns a model with random arrays (scales near 1, variances positive), so that all parts act.
+  """Returns a model with random arrays, so that all parts affect the output.
 
-  numpy draws them, which compiles nothing.
+  Scales are near 1 and variances are positive. numpy draws the arrays without compilation.
   """
   generator = np.random.default_rng(seed)
 
@@ -48,13 +48,13 @@ def make_model(
   return draw_arrays(shapes, seed)
 
 
-def every_logit(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Array:
+def compute_logits(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.Array:
   """Returns logits at all positions."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   return model(tokens, tokens != 1, positions)
 
 
-logits = fast_jit.jit(every_logit)
+logits = fast_jit.jit(compute_logits)
 encode = fast_jit.jit(lambda model, tokens, mask: model(tokens, mask))
 
 

@@ -14,7 +14,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 from minilm_jax.training import pretrain, program
-from tests.tiny_config import UPDATES, run_config
+from tests.tiny_config import UPDATES, make_run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -28,7 +28,7 @@ def share_programs(fast_compile: None) -> Any:
 
 def point(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """Returns a recipe that evaluates and saves once."""
-  return run_config(folder, **{'eval.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
+  return make_run_config(folder, **{'eval.every': UPDATES, 'checkpoint.every': UPDATES, **changes})
 
 
 def grid(folder: pathlib.Path) -> dict[str, RunConfig]:

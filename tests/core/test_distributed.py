@@ -24,7 +24,7 @@ from minilm_jax.core import distributed, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint, pretrain, program, sharding
-from tests.tiny_config import run_config
+from tests.tiny_config import make_run_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPDATES, DEVICES, WAIT = 40, 4, 20
@@ -41,7 +41,7 @@ INVALID_ADDRESSES = (
 
 def make_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
   """Returns a recipe for four devices, two of each process."""
-  return run_config(
+  return make_run_config(
     folder,
     **{'mesh.data': DEVICES, 'num_steps': UPDATES, 'checkpoint.keep_last': UPDATES, **changes},
   )

@@ -166,6 +166,6 @@ def test_manifests_with_paths_outside_the_folder_are_refused(
     if change is redirect_tokenizer:
       with pytest.raises(InputError, match='link|secret'):
         overlap.open_tokenizer(folder, corpus.read_manifest(folder))
-      run_setup.open_or_create_run(tiny_config.run_config(folder), tmp_path / 'run')
+      run_setup.open_or_create_run(tiny_config.make_run_config(folder), tmp_path / 'run')
     else:
       corpus.load_split(folder, 'test')

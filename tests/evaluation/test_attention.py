@@ -74,7 +74,7 @@ def test_they_are_means_over_the_queries_of_a_split(
 
 
 def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
-  config = tiny_config.run_config(
+  config = tiny_config.make_run_config(
     tiny_corpus,
     num_steps=4,
     **{

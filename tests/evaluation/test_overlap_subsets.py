@@ -17,7 +17,7 @@ from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import overlap_subsets
 from minilm_jax.training import run_setup
 from tests.fake_runs import write_examples
-from tests.tiny_config import run_config
+from tests.tiny_config import make_run_config
 
 TEXTS = [
   'the old king sees the dog .',
@@ -98,7 +98,10 @@ def test_pretraining_accepts_every_part_as_a_corpus(
       manifest['tokenizer']['sha256'], manifest['length'], manifest['splits']
     )
     hashes.add(manifest['hash'])
-    config, run = run_config(pathlib.Path(part['folder'])), tmp_path / 'runs' / str(part['part'])
+    config, run = (
+      make_run_config(pathlib.Path(part['folder'])),
+      tmp_path / 'runs' / str(part['part']),
+    )
     assert run_setup.validate(config) == manifest['hash']
     run_setup.open_or_create_run(config, run)
     record = json.loads((run / run_dir.MANIFEST).read_text())['training']['subset']

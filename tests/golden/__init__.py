@@ -1,6 +1,6 @@
-"""Numbers that a fixed, tiny training gives, to notice when they move.
+"""Measures three steps of a tiny training run, to compare with the stored numbers.
 
-`python -m tests.golden` writes them anew.
+`python -m tests.golden` writes steps.json again.
 """
 
 import json
@@ -23,12 +23,13 @@ COMMAND = 'python -m tests.golden'
 
 
 def measure() -> dict[str, Any]:
-  """Sums of three steps, and how large the model is after them: rows, masks, dropout, loss,
-  gradient, update.
+  """Returns the losses of three steps, and the norms of the weight matrices afterwards.
+
+  The numbers depend on rows, masks, dropout, loss, gradients and updates.
   """
-  made = tiny.get_config()
-  made.update(batch_size=4, num_steps=3)
-  made.model.update(
+  values = tiny.get_config()
+  values.update(batch_size=4, num_steps=3)
+  values.model.update(
     vocab_size=64,
     max_length=16,
     hidden_size=16,
@@ -37,31 +38,25 @@ def measure() -> dict[str, Any]:
     num_layers=1,
     dropout=0.1,
   )
-  made.mask.update(random_share=0.1, keep_share=0.1)
-  config = recipe.resolve(made, 'pretrain')
+  values.mask.update(random_share=0.1, keep_share=0.1)
+  config = recipe.resolve(values, 'pretrain')
   rows = (
     np.random.default_rng(0).integers(len(tokenizer.SPECIAL_TOKENS), 60, (10, 16)).astype('uint16')
   )
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN_ID, tokenizer.END_ID, tokenizer.PAD_ID
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
-  settings, layout = (
-    population.member_settings(config),
-    population.shared_mask_layout(config, corpus.length),
-  )
+  settings = population.member_settings(config)
+  layout = population.shared_mask_layout(config, corpus.length)
 
   def member_step(state: train_step.TrainState) -> Any:
     return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
 
   step = fast_jit.jit(population.map_over_members(member_step, mesh, 'single'))
-  state, sums = (
-    fast_jit.jit(
-      lambda: train_step.init_state(0, config), out_shardings=sharding.replicated(mesh)
-    )(),
-    [],
-  )
+  init = lambda: train_step.init_state(0, config)
+  state, sums = fast_jit.jit(init, out_shardings=sharding.replicated(mesh))(), []
   for _ in range(3):
-    state, found = step(state)
-    sums.append({name: float(found[name]) for name in ('loss', 'masked')})
+    state, step_sums = step(state)
+    sums.append({name: float(step_sums[name]) for name in ('loss', 'masked')})
   norms = {
     name: float(jnp.linalg.norm(leaf))
     for name, leaf in checkpoint.flatten(state.model).items()
@@ -70,6 +65,6 @@ def measure() -> dict[str, Any]:
   return {'sums': sums, 'norms': norms}
 
 
-def stored() -> dict[str, Any]:
-  """What was written last."""
+def read_stored() -> dict[str, Any]:
+  """Returns the numbers in steps.json."""
   return json.loads(FILE.read_text())

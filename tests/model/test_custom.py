@@ -79,7 +79,7 @@ def empty_folder(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
 
 
 def make_config(name: str, **changes: Any) -> EncoderConfig:
-  return tiny_config.run_config(pathlib.Path(), **{'model.encoder': name} | changes).model
+  return tiny_config.make_run_config(pathlib.Path(), **{'model.encoder': name} | changes).model
 
 
 @pytest.mark.parametrize('source, changes, pattern', INVALID, ids=[case[2] for case in INVALID])
@@ -105,7 +105,7 @@ def test_invalid_names_are_refused(empty_folder: pathlib.Path):
     with pytest.raises(InputError, match=f'model.encoder={name!r}'):
       make_config(name)
   with pytest.raises(InputError, match='model.convolutions=1'):
-    make_config(GATED, **tiny_config.CONVOLVED)
+    make_config(GATED, **tiny_config.CONVOLUTION)
   with pytest.raises(InputError, match='model.short_convolution=3'):
     make_config(GATED, **{'model.short_convolution': 3})
 
@@ -210,7 +210,7 @@ def test_the_encoder_initializes_its_parameters(gated: EncoderConfig):
 
 def test_its_arrays_are_replicated_and_the_head_is_split(gated: EncoderConfig):
   config = dataclasses.replace(
-    tiny_config.run_config(pathlib.Path()), model=dataclasses.replace(gated, vocab_size=19_010)
+    tiny_config.make_run_config(pathlib.Path()), model=dataclasses.replace(gated, vocab_size=19_010)
   )
   shardings = sharding.state_sharding(
     jax.eval_shape(lambda: train_step.init_state(0, config)),
@@ -237,7 +237,7 @@ def population(
   folder = tmp_path_factory.mktemp('custom') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', fast_jit.jit)
-    pretrain.pretrain(tiny_config.run_config(tiny_corpus, **changes), folder)
+    pretrain.pretrain(tiny_config.make_run_config(tiny_corpus, **changes), folder)
     yield folder
 
 

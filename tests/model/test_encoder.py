@@ -21,10 +21,10 @@ from minilm_jax.model.initialization import path_name
 from tests import fast_jit
 from tests.tiny_encoders import (
   SMALL,
+  compute_logits,
   draw_arrays,
   draw_tokens,
   encode,
-  every_logit,
   logits,
   make_model,
   pad_tokens,
@@ -66,7 +66,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """The bias of keys shifts all scores of a query equally, and has none without rotation."""
   model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
   min_share = 0.4 if 'relu' in changes.values() else 0.99  # an inactive unit of ReLU has none
-  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(every_logit(model, tokens)))))(
+  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(compute_logits(model, tokens)))))(
     model
   )
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
@@ -310,7 +310,7 @@ def test_graph_modes_of_flax_compute_the_same():
     with nnx.set_graph_mode(mode):
       model = make_model({})
       losses.append(
-        fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(every_logit(model, tokens) ** 2)))(
+        fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(compute_logits(model, tokens) ** 2)))(
           model
         )
       )
@@ -322,7 +322,7 @@ def test_graph_modes_of_flax_compute_the_same():
 
 def test_vmap_equals_single_models():
   models, tokens = [make_model({}, seed) for seed in (0, 1)], draw_tokens(2, 7)
-  together = fast_jit.jit(jax.vmap(every_logit, in_axes=(0, None)))(
+  together = fast_jit.jit(jax.vmap(compute_logits, in_axes=(0, None)))(
     jax.tree.map(lambda *x: jnp.stack(x), *models), tokens
   )
   for output, model in zip(together, models):
@@ -347,7 +347,8 @@ def test_bfloat16_is_close_to_float32(changes: dict[str, Any]):
   tokens = draw_tokens(8, SMALL.max_length)
   run = fast_jit.jit(
     jax.value_and_grad(
-      lambda model: (jnp.sum(jnp.sin(logits := every_logit(model, tokens))), logits), has_aux=True
+      lambda model: (jnp.sum(jnp.sin(logits := compute_logits(model, tokens))), logits),
+      has_aux=True,
     )
   )
   (_, logits), gradient = run(make_model({**changes, 'dtype': 'bfloat16'}))

@@ -38,7 +38,7 @@ def make_config(**changes: Any):
     'save_classifiers': True,
     'head.ensemble_size': 2,
   }
-  return tiny_config.finetune_config(**(fields | changes))
+  return tiny_config.make_finetune_config(**(fields | changes))
 
 
 @pytest.fixture(scope='module', autouse=True)

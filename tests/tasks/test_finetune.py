@@ -31,7 +31,9 @@ CHANGES = {'validation_fraction': 0.25, 'learning_rates': '1e-3,2e-2', 'head.dro
 
 def make_config(task: str = TASK, **changes: Any) -> FinetuneConfig:
   fields = {'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0}
-  return tiny_config.finetune_config(task, **{'task.max_train_examples': 48, **fields, **changes})
+  return tiny_config.make_finetune_config(
+    task, **{'task.max_train_examples': 48, **fields, **changes}
+  )
 
 
 def read_scores(workdir: Path) -> list[dict]:
@@ -387,7 +389,7 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
 def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """A few updates of a model with running statistics."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
-  config = tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, num_steps=4)
+  config = tiny_config.make_run_config(tiny_corpus, **tiny_config.CONVOLUTION, num_steps=4)
   pretrain.pretrain(config, folder)
   return folder
 

@@ -17,7 +17,7 @@ from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.task import Task, find_task
 from minilm_jax.tasks.task_data import TaskData
 from tests.fake_runs import write_examples
-from tests.tiny_config import finetune_config
+from tests.tiny_config import make_finetune_config
 
 COLA, STSB = find_task('cola'), find_task('stsb')
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
@@ -47,7 +47,7 @@ def make_score_lines(
 
 
 def test_members_are_each_start_with_each_rate_and_each_seed():
-  config = finetune_config(
+  config = make_finetune_config(
     'cola', seeds='5,2', learning_rates='1e-3,1e-4,1e-2', validation_fraction=0.1
   )
   specs = finetune_results.member_specs(config, (400, 800, None))
@@ -67,13 +67,13 @@ def test_members_are_each_start_with_each_rate_and_each_seed():
 
 
 def test_the_default_rate_is_that_of_the_optimizer():
-  config = finetune_config('cola', seeds='0', **{'optimizer.learning_rate': 3e-4})
+  config = make_finetune_config('cola', seeds='0', **{'optimizer.learning_rate': 3e-4})
   assert [spec.learning_rate for spec in finetune_results.member_specs(config, (None,))] == [3e-4]
 
 
 @pytest.mark.parametrize('share, choices', [(0.1, ('best', 'last')), (0.0, ('last',))])
 def test_the_best_epoch_is_reported_only_with_a_validation_part(share: float, choices: tuple):
-  config = finetune_config('cola', validation_fraction=share)
+  config = make_finetune_config('cola', validation_fraction=share)
   assert finetune_results.reported_epochs(config) == choices
 
 
@@ -225,7 +225,7 @@ NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
 def submission_config(task: str, **changes: Any):
   fields = {'seeds': '0,1', 'epochs': 1.0, 'batch_size': 16, 'predictions': True}
-  return finetune_config(task, **(fields | changes))
+  return make_finetune_config(task, **(fields | changes))
 
 
 def make_rows(task: str, count: int, numbers: list[int] | None = None) -> list[dict]:

@@ -45,7 +45,7 @@ def loss_sum(model: Any, batch: Any, kind: str) -> jax.Array:
 
 def make_config(**changes: Any) -> FinetuneConfig:
   fields = {'seeds': '0,1', 'epochs': 2.0, 'batch_size': 16, 'head.dropout': 0.0}
-  return tiny_config.finetune_config(**(fields | changes))
+  return tiny_config.make_finetune_config(**(fields | changes))
 
 
 def make_shape(lengths: tuple[int, ...] = LENGTHS) -> StepShape:

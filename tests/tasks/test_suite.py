@@ -19,7 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def of_sizes(**sizes: int) -> dict[str, FinetuneConfig]:
   return {
-    name: tiny_config.finetune_config(f'microworld/{name}', **{'task.max_train_examples': size})
+    name: tiny_config.make_finetune_config(
+      f'microworld/{name}', **{'task.max_train_examples': size}
+    )
     for name, size in sizes.items()
   }
 
@@ -115,7 +117,7 @@ def test_small_tasks_are_first(runs: pathlib.Path, called: list):
   assert [line['task'] for line in lines] == ['microworld/acceptability', 'microworld/sentiment']
   assert not errors
   called.clear()
-  half = tiny_config.finetune_config(
+  half = tiny_config.make_finetune_config(
     'microworld/acceptability', epochs=0.5, **{'task.max_train_examples': 60}
   )
   both = of_sizes(sentiment=40) | {'acceptability': half}
@@ -167,7 +169,10 @@ def test_one_run_by_two_names_is_refused(runs: pathlib.Path, called: list):
 
 
 def test_an_error_stops_its_task_alone(runs: pathlib.Path, called: list, capsys):
-  configs = {'rte': tiny_config.finetune_config('rte'), **of_sizes(entailment=20, sentiment=40)}
+  configs = {
+    'rte': tiny_config.make_finetune_config('rte'),
+    **of_sizes(entailment=20, sentiment=40),
+  }
   lines, errors = suite.finetune_all(configs, 'a', 'out', False, False)
   # rte is nowhere, entailment fails on its way
   assert [name for name, *_ in called] == ['entailment', 'sentiment']
@@ -179,7 +184,7 @@ def test_an_error_stops_its_task_alone(runs: pathlib.Path, called: list, capsys)
 
 def test_no_task_that_runs_is_an_error(runs: pathlib.Path, called: list):
   with pytest.raises(InputError, match='examples of rte'):
-    configs = {name: tiny_config.finetune_config(name) for name in ('rte', 'cola')}
+    configs = {name: tiny_config.make_finetune_config(name) for name in ('rte', 'cola')}
     suite.finetune_all(configs, 'a', 'out', False, False)
   assert not called and not (runs / 'out').exists()
   with pytest.raises(InputError, match='entailment'):  # any error of one task and run
@@ -187,7 +192,7 @@ def test_no_task_that_runs_is_an_error(runs: pathlib.Path, called: list):
 
 
 def test_a_misspelt_task_stops_all(runs: pathlib.Path, called: list):
-  broken = tiny_config.finetune_config('sentimant')
+  broken = tiny_config.make_finetune_config('sentimant')
   with pytest.raises(InputError, match="'sentiment'"):
     suite.finetune_all({**of_sizes(sentiment=40), 'other': broken}, 'a', 'out', False, False)
   assert not called

@@ -24,7 +24,7 @@ from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.tasks.task_data import TaskData, TaskRows
 from tests.fake_runs import write_examples
-from tests.tiny_config import finetune_config
+from tests.tiny_config import make_finetune_config
 
 WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
 
@@ -169,7 +169,7 @@ NOUNS = 'dog fox pig seal cow hen duck swan tree pear bone wolf'.split()
 
 
 def make_config(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
-  return finetune_config(task, **{'task.max_train_examples': 48, **changes})
+  return make_finetune_config(task, **{'task.max_train_examples': 48, **changes})
 
 
 def sentences(labels: tuple[int, ...] = (0, 1)) -> list[dict]:

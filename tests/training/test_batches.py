@@ -14,7 +14,7 @@ from minilm_jax.data import corpus
 from minilm_jax.training import batches, checkpoint, pretrain
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
-from tests.tiny_config import UPDATES, run_config
+from tests.tiny_config import UPDATES, make_run_config
 
 pytestmark = pytest.mark.usefixtures('fast_compile')
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 @pytest.mark.parametrize('members', [1, 3])
 def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
   """To the bit, in an epoch and over its end, for every member."""
-  config = run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
+  config = make_run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
   program, whole = build_program(config), corpus.load_split(tiny_corpus, 'train')
   with batches.open_batches(config, program, tiny_corpus) as source:
     windows = {done: source.take(done, 2) for done in (0, 2, 4, 1000)}
@@ -49,7 +49,7 @@ def test_a_run_is_the_same_either_way(
   """Also where the last chunk is shorter than the others, and where devices share a batch."""
   found = []
   for place in ('device', 'host'):
-    config = run_config(
+    config = make_run_config(
       tiny_corpus, corpus_placement=place, **{'log.every': 4, 'num_steps': 11, **changes}
     )
     pretrain.pretrain(config, tmp_path / place)
@@ -70,7 +70,7 @@ def test_the_next_chunk_is_read_while_one_is_trained_on(
   tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   """Nobody waits for a read that had time; nothing is read past the end."""
-  config = run_config(tiny_corpus, corpus_placement='host')
+  config = make_run_config(tiny_corpus, corpus_placement='host')
   program, asked = build_program(config), []
   original = corpus.CorpusFiles.__getitem__
 
@@ -92,7 +92,7 @@ def test_the_next_chunk_is_read_while_one_is_trained_on(
 def test_a_corpus_stays_in_its_files_where_memory_is_short(
   tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-  program = build_program(run_config(tiny_corpus))
+  program = build_program(make_run_config(tiny_corpus))
   size = corpus.load_split(tiny_corpus, 'train').tokens.nbytes
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
     monkeypatch.setattr(batches.backend, 'free_bytes', lambda device, free=free: free)
@@ -113,7 +113,7 @@ def test_files_of_several_shards_are_one_array():
 
 @pytest.mark.parametrize('placement', ['device', 'host'])
 def test_batches_have_only_rows_of_the_subset(placement: str, tiny_corpus: pathlib.Path):
-  config = run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
+  config = make_run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
   corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
   selected = corpus_files[corpus.select_rows(config.subset, corpus_files)]
   expected = {row.tobytes() for row in selected}

@@ -236,7 +236,7 @@ def test_running_statistics_are_saved_and_gone_on_with(
 ):
   """Resumed is uninterrupted, bit for bit."""
   program = build_program(
-    tiny_config.run_config(tiny_corpus, **tiny_config.CONVOLVED, **{'mesh.data': data})
+    tiny_config.make_run_config(tiny_corpus, **tiny_config.CONVOLUTION, **{'mesh.data': data})
   )
   rows = batches.load_resident(program, tiny_corpus, 'train')
   whole, _, _ = program.chunk(program.init(), rows, jnp.int32(4))

@@ -19,7 +19,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.training import log_sinks
 from minilm_jax.training.log_sinks import EVENTS_FOLDER, EventFiles
 from tests import eventfile
-from tests.tiny_config import run_config
+from tests.tiny_config import make_run_config
 
 needs_tensorboardx = pytest.mark.skipif(
   importlib.util.find_spec('tensorboardX') is None,
@@ -30,7 +30,7 @@ LINE = {'step': 2, 'split': 'train', 'loss': 3.5, 'seconds': 1.0}
 
 
 def config(to: str, **changes: Any) -> RunConfig:
-  return run_config(pathlib.Path('corpus'), **{'log.sinks': to, **changes})
+  return make_run_config(pathlib.Path('corpus'), **{'log.sinks': to, **changes})
 
 
 def sent(to: str, workdir: pathlib.Path, times: int = 1) -> None:
@@ -48,7 +48,7 @@ def test_json_lines_go_to_standard_output(tmp_path: pathlib.Path, capsys):
 
 
 def test_the_default_is_tensorboard():
-  assert run_config(pathlib.Path('corpus')).log.sinks == ('tensorboard',)
+  assert make_run_config(pathlib.Path('corpus')).log.sinks == ('tensorboard',)
 
 
 def test_one_process_of_several_writes(tmp_path: pathlib.Path, monkeypatch, capsys):
@@ -278,7 +278,7 @@ def send_to_wandb(
   workdir.mkdir(exist_ok=True)
   monkeypatch.setitem(sys.modules, 'wandb', library)
   monkeypatch.setenv('WANDB_API_KEY', KEY)
-  config = run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb', **changes})
+  config = make_run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb', **changes})
   with log_sinks.open_sinks(config, epath.Path(workdir), []) as send:
     send(WANDB_LINES)
     send([{**WANDB_LINES[0], 'step': 4}])
@@ -369,7 +369,7 @@ def test_a_training_that_fails_still_ends_it(tmp_path: pathlib.Path, monkeypatch
   monkeypatch.setitem(sys.modules, 'wandb', library)
   with pytest.raises(RuntimeError, match='the training'):
     with log_sinks.open_sinks(
-      run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb'}), epath.Path(tmp_path), []
+      make_run_config(pathlib.Path('corpus'), **{'log.sinks': 'wandb'}), epath.Path(tmp_path), []
     ):
       raise RuntimeError('the training')
   assert len(library.named('finish')) == 1

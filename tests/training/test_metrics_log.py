@@ -7,13 +7,13 @@ from etils import epath
 
 from minilm_jax.core import run_dir
 from minilm_jax.training import metrics_log
-from tests.tiny_config import run_config
+from tests.tiny_config import make_run_config
 
 
 def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
   """Of each member, from the lines alone: a run that was stopped before one says and lists the
   same."""
-  config = run_config(pathlib.Path('corpus'), **{'population.members': 2})
+  config = make_run_config(pathlib.Path('corpus'), **{'population.members': 2})
   calm = [3.0, 3.02] * 6
   each = [[*calm, 3.11, 9.0, 3.0, 3.02], [9.0, *calm, 3.0, 3.0, 3.16]]
   for first in (0, 13):

@@ -30,7 +30,7 @@ from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
 from tests import eventfile
-from tests.tiny_config import UPDATES, run_config
+from tests.tiny_config import UPDATES, make_run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -81,7 +81,7 @@ def final_bits(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
 def test_a_schedule_is_a_function_of_the_recipe_and_the_step(
   changes: dict[str, int], step: int, ends: list[int], evaluated: list[int], saved: list[int]
 ):
-  chunks = list(pretrain.schedule(run_config(pathlib.Path('corpus'), **changes), step))
+  chunks = list(pretrain.schedule(make_run_config(pathlib.Path('corpus'), **changes), step))
   assert [chunk.last for chunk in chunks] == ends
   assert [chunk.first for chunk in chunks] == [step, *ends][: len(ends)]
   assert all(chunk.steps == chunk.last - chunk.first > 0 for chunk in chunks)
@@ -95,14 +95,14 @@ def finished_run(
 ) -> pathlib.Path:
   """A run without interruption."""
   folder = tmp_path_factory.mktemp('whole')
-  pretrain.pretrain(run_config(tiny_corpus), folder)
+  pretrain.pretrain(make_run_config(tiny_corpus), folder)
   return folder
 
 
 def test_early_evaluations_come_at_doublings_and_change_nothing(
   finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  config = run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
+  config = make_run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
   pretrain.pretrain(config, tmp_path)
   steps = [line['step'] for line in read_log(tmp_path) if line['split'] == 'validation']
   assert steps == [1, 2, 4, 6, 12]
@@ -158,7 +158,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
   tmp_path: pathlib.Path,
 ):
   """Bits of the state, lines and their order are the same; earlier time counts."""
-  config = run_config(tiny_corpus)
+  config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch:
     kill_at(call, patch, module, name)
     with pytest.raises(Killed):
@@ -183,7 +183,7 @@ def test_a_run_without_steps_left_compiles_no_chunk(
   folder = shutil.copytree(finished_run, tmp_path / 'run')
   (folder / run_dir.RESULT).unlink()
   monkeypatch.setattr(pretrain, 'compile_chunk', lambda program, rows: pytest.fail())
-  pretrain.pretrain(run_config(tiny_corpus), folder)
+  pretrain.pretrain(make_run_config(tiny_corpus), folder)
   assert read_log(folder) == read_log(finished_run) and (folder / run_dir.RESULT).exists()
 
 
@@ -200,7 +200,7 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   tmp_path: pathlib.Path,
 ):
   """The run continues as without it; after the last checkpoint there is nothing to save."""
-  config = run_config(tiny_corpus)
+  config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(signals.Interrupted) as ended:
     call_at(call, patch, run_dir, 'append_line', lambda: os.kill(os.getpid(), number))
     pretrain.pretrain(config, tmp_path)
@@ -235,7 +235,7 @@ def test_a_run_that_another_process_has_taken_over_stops_at_the_end_of_the_chunk
 
   call_at(1, monkeypatch, run_dir, 'append_line', take_lock)
   with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
-    pretrain.pretrain(run_config(tiny_corpus), tmp_path)
+    pretrain.pretrain(make_run_config(tiny_corpus), tmp_path)
   assert {line['step'] for line in read_log(tmp_path)} == {2} and not checkpoint.list_steps(
     tmp_path
   )
@@ -251,7 +251,7 @@ def test_a_run_goes_on_before_what_was_damaged(
   capsys,
 ):
   """It continues from update 8, or else from the start."""
-  config = run_config(tiny_corpus)
+  config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
     kill_at(10, patch, run_dir, 'append_line')
     pretrain.pretrain(config, tmp_path)
@@ -270,7 +270,7 @@ def test_saves_by_the_clock_change_nothing_else(
   finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
-    config = run_config(
+    config = make_run_config(
       tiny_corpus, **{'checkpoint.every_minutes': minutes, 'checkpoint.keep_last': 9}
     )
     folder = tmp_path / str(minutes)
@@ -284,7 +284,7 @@ def test_saves_by_the_clock_change_nothing_else(
 @pytest.mark.parametrize('stop', [0, 3])
 def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   """So it does after an interruption; the loss is the mean of the members."""
-  config = run_config(
+  config = make_run_config(
     tiny_corpus, **{'checkpoint.keep_best': 1, 'checkpoint.keep_last': 1, 'population.members': 2}
   )
   losses = iter([(3.0, 1.0), (2.0, 2.1), *[(4.0, 2.0)] * (2 if stop else 1), (5.0, 5.0)])
@@ -307,7 +307,7 @@ def test_a_run_of_an_earlier_version_continues(
   finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
 ):
   """Its recipe lacks later fields, and its checkpoint has no checksums."""
-  folder, config = shutil.copytree(finished_run, tmp_path / 'run'), run_config(tiny_corpus)
+  folder, config = shutil.copytree(finished_run, tmp_path / 'run'), make_run_config(tiny_corpus)
   stored = json.loads((folder / run_dir.CONFIG).read_text())
   del stored['checkpoint']['every_minutes'], stored['checkpoint']['keep_best']
   stored['log'] = {'every': stored['log']['every']}
@@ -332,11 +332,11 @@ def test_sinks_and_a_profile_change_nothing(
   calls: list[str] = []
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: calls.append('start'))
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: calls.append('stop'))
-  config = run_config(tiny_corpus)
+  config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
     kill_at(5, patch, train_step, 'mean_metrics')
     pretrain.pretrain(config, tmp_path)
-  other_sinks = run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'})
+  other_sinks = make_run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'})
   with profiler.open_recorder('5:7', UPDATES, tmp_path) as recorder:
     pretrain.pretrain(other_sinks, tmp_path, recorder.record)
   out, err = capsys.readouterr()
@@ -364,7 +364,7 @@ def test_a_full_disk_harms_no_checkpoint(
   free_bytes: int, small_disk: pathlib.Path, finished_run: pathlib.Path, tiny_corpus: pathlib.Path
 ):
   """The disk has room for nothing, or for lines and a part of a checkpoint."""
-  config, workdir, filler = run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'
+  config, workdir, filler = make_run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'
 
   def fill() -> None:
     free = os.statvfs(small_disk)
@@ -405,7 +405,7 @@ def test_a_disk_that_goes_away_harms_nothing(
   tiny_corpus: pathlib.Path,
   tmp_path: pathlib.Path,
 ):
-  config, module = run_config(tiny_corpus), files if name == 'write_json' else run_dir
+  config, module = make_run_config(tiny_corpus), files if name == 'write_json' else run_dir
 
   def fail() -> None:
     raise OSError(number, os.strerror(number))
@@ -455,7 +455,7 @@ def read_times(folder: pathlib.Path) -> dict[str, int]:
 
 def test_a_finished_run_stays_as_it_is(finished_run: pathlib.Path, tiny_corpus: pathlib.Path):
   times = read_times(finished_run)
-  result = pretrain.pretrain(run_config(tiny_corpus), finished_run)
+  result = pretrain.pretrain(make_run_config(tiny_corpus), finished_run)
   assert result == json.loads((finished_run / run_dir.RESULT).read_text())
   assert read_times(finished_run) == times
 
@@ -463,7 +463,7 @@ def test_a_finished_run_stays_as_it_is(finished_run: pathlib.Path, tiny_corpus: 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   changes = {'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'}
   with pytest.raises(InputError, match='optimizer.learning_rate') as error:
-    pretrain.pretrain(run_config(tiny_corpus, **changes), tmp_path)
+    pretrain.pretrain(make_run_config(tiny_corpus, **changes), tmp_path)
   assert 'update 2' in error.value.asked and 'loss' in error.value.found
   assert not read_log(tmp_path) and not (tmp_path / run_dir.RESULT).exists()
   assert checkpoint.latest_step(tmp_path) == 1
@@ -477,7 +477,7 @@ def test_a_state_whose_validation_loss_is_not_finite_is_not_saved(
     train_step, 'mean_metrics', lambda sums: dict.fromkeys(('loss', 'perplexity'), next(losses))
   )
   with pytest.raises(InputError, match='validation loss at update 4'):
-    pretrain.pretrain(run_config(tiny_corpus), tmp_path)
+    pretrain.pretrain(make_run_config(tiny_corpus), tmp_path)
   assert checkpoint.latest_step(tmp_path) is None
 
 
@@ -504,7 +504,7 @@ def test_stop_saves_the_state_before_the_update(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   """The checkpoint is that of a run that ends there; another start raises the same error."""
-  config = run_config(tiny_corpus)
+  config = make_run_config(tiny_corpus)
   break_gradients(monkeypatch, (6,))
   program = build_program(config)
   good, _, _ = program.chunk(
@@ -526,7 +526,7 @@ def test_skip_continues_with_the_next_batch(
   capsys: pytest.CaptureFixture,
 ):
   break_gradients(monkeypatch, (4, 6, 7))
-  result = pretrain.pretrain(run_config(tiny_corpus, nonfinite='skip'), tmp_path)
+  result = pretrain.pretrain(make_run_config(tiny_corpus, nonfinite='skip'), tmp_path)
   err = capsys.readouterr().err
   assert 'update 5' in err and 'update 7' in err
   assert result['updates'] == UPDATES and np.isfinite(result['train_loss'])
@@ -541,7 +541,7 @@ def test_a_member_is_dropped_and_the_others_continue(
   capsys: pytest.CaptureFixture,
 ):
   """The others end as without it."""
-  config = run_config(
+  config = make_run_config(
     tiny_corpus, nonfinite='drop-member', **{'population.members': 3, 'mesh.population': 1}
   )
   pretrain.pretrain(config, tmp_path / 'fine')
@@ -563,7 +563,7 @@ def test_a_population_stops_at_a_member_and_stays_stopped(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   break_gradients(monkeypatch, (5,), seed=1)
-  config = run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
+  config = make_run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
   for value in ('update 6 of member 1', '1 members'):
     with pytest.raises(InputError, match=value):
       pretrain.pretrain(config, tmp_path)
@@ -574,7 +574,7 @@ def test_a_run_stops_without_a_member(
 ):
   break_gradients(monkeypatch, (3,))
   with pytest.raises(InputError, match='update 4'):
-    pretrain.pretrain(run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
+    pretrain.pretrain(make_run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
 
 
 def unigram_loss(folder: pathlib.Path) -> float:

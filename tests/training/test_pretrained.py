@@ -14,7 +14,7 @@ from minilm_jax.evaluation import evaluate, inference
 from minilm_jax.training import batches, checkpoint, metrics_log, population, pretrain, pretrained
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
-from tests.tiny_config import CONVOLVED, HELPED, UPDATES, run_config
+from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, UPDATES, make_run_config
 
 DIFFERENT = {
   'population.members': 4,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 def together(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Four members that differ in all they may differ in, two on a device."""
   folder = tmp_path_factory.mktemp('population')
-  pretrain.pretrain(run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}), folder)
+  pretrain.pretrain(make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}), folder)
   return folder
 
 
@@ -75,7 +75,7 @@ def test_a_member_is_its_solo_run(
   """To roundings: rows, masks and dropped units are the same, also where another member has more
   masked positions.
   """
-  config = run_config(tiny_corpus, **DIFFERENT)
+  config = make_run_config(tiny_corpus, **DIFFERENT)
   alone = population.member_configs(config)[number]
   assert alone.population.members == 1 and alone.seed == number
   pretrain.pretrain(alone, tmp_path)
@@ -93,8 +93,8 @@ def test_a_member_is_its_solo_run(
 def test_how_members_share_a_device_changes_nothing_but_roundings(tiny_corpus: pathlib.Path):
   found = []
   for lift in ('map', 'vmap'):
-    changes = {**DIFFERENT, **HELPED, 'population.strategy': lift, 'mesh.population': 1}
-    program = build_program(run_config(tiny_corpus, **changes))
+    changes = {**DIFFERENT, **ALTERNATIVE_PARTS, 'population.strategy': lift, 'mesh.population': 1}
+    program = build_program(make_run_config(tiny_corpus, **changes))
     rows = batches.load_resident(program, tiny_corpus, 'train')
     found.append(jax.device_get(program.chunk(program.init(), rows, step_count(program, 3))[:2]))
   (state, sums), (other, others) = found
@@ -108,14 +108,14 @@ def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathli
   """Where both are in each operation of one device, and where each is spread over devices of its
   own."""
   changes, found = (
-    {**CONVOLVED, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'},
+    {**CONVOLUTION, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'},
     [],
   )
-  solo = population.member_configs(run_config(tiny_corpus, **changes))
+  solo = population.member_configs(make_run_config(tiny_corpus, **changes))
   for config in (
     *solo,
     *(
-      run_config(tiny_corpus, **changes, **mesh)
+      make_run_config(tiny_corpus, **changes, **mesh)
       for mesh in (
         {'population.strategy': 'vmap', 'mesh.population': 1},
         {'mesh.population': 2, 'mesh.data': 4},
@@ -144,9 +144,9 @@ def test_a_member_that_was_taken_out_is_a_run(
   name."""
   taken = pretrained.extract_member(together, 2, tmp_path)
   assert taken == {'workdir': str(tmp_path), 'member': 2, 'seed': 2, 'step': UPDATES}
-  alone = population.member_configs(run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}))[
-    2
-  ]
+  alone = population.member_configs(
+    make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
+  )[2]
   assert pretrain.pretrain(alone, tmp_path)['updates'] == UPDATES  # nothing to do
   judged = evaluate.evaluate_loss(tmp_path, '', 'test')
   assert judged['loss'] == pytest.approx(
@@ -164,7 +164,7 @@ def test_a_member_that_was_taken_out_early_goes_on_alone(
   monkeypatch: pytest.MonkeyPatch,
 ):
   """And ends where it would have ended among the others."""
-  config = run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
+  config = make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
 
   def stop(*_: Any) -> None:
     raise KeyboardInterrupt
@@ -235,5 +235,5 @@ def test_a_population_that_does_not_fit_is_refused(
   changes: dict[str, Any], said: str, tiny_corpus: pathlib.Path
 ):
   with pytest.raises(InputError) as refused:
-    build_program(run_config(tiny_corpus, **changes))
+    build_program(make_run_config(tiny_corpus, **changes))
   assert said in str(refused.value)

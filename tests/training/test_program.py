@@ -25,7 +25,7 @@ from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_evaluate, build_program, compile_chunk, step_count
 from tests import fast_jit
-from tests.tiny_config import CONVOLVED, HELPED, run_config
+from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, make_run_config
 
 pytestmark = pytest.mark.usefixtures('fast_compile')
 
@@ -34,12 +34,12 @@ def bits(tree: Any) -> dict[str, bytes]:
   return {name: np.asarray(leaf).tobytes() for name, leaf in flatten(tree).items()}
 
 
-@pytest.mark.parametrize('changes', [{}, HELPED], ids=str)
+@pytest.mark.parametrize('changes', [{}, ALTERNATIVE_PARTS], ids=str)
 def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
   """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles
   anything again.
   """
-  program = build_program(run_config(tiny_corpus, **changes))
+  program = build_program(make_run_config(tiny_corpus, **changes))
   corpus = load_resident(program, tiny_corpus, 'train')
   together, total, _ = program.chunk(program.init(), corpus, jnp.int32(5))
   state, sums = program.init(), []
@@ -67,7 +67,7 @@ def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
 
 
 def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib.Path):
-  program = build_program(run_config(tiny_corpus))
+  program = build_program(make_run_config(tiny_corpus))
   corpus, count = (
     load_resident(program, tiny_corpus, 'train'),
     jax.device_put(jnp.int32(2), sharding.replicated(program.mesh)),
@@ -84,7 +84,7 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
   [
     ({}, {'mesh.data': 8}),
     ({}, {'mesh.data': 4, 'mesh.model': 2}),
-    (HELPED, {'mesh.data': 4, 'mesh.model': 2}),
+    (ALTERNATIVE_PARTS, {'mesh.data': 4, 'mesh.model': 2}),
   ],
   ids=str,
 )
@@ -94,7 +94,7 @@ def test_devices_change_nothing_but_roundings(
   """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another
   order."""
   found = []
-  for config in (run_config(tiny_corpus, **own), run_config(tiny_corpus, **own, **mesh)):
+  for config in (make_run_config(tiny_corpus, **own), make_run_config(tiny_corpus, **own, **mesh)):
     program = build_program(config)
     state, sums, _ = program.chunk(
       program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(6)
@@ -114,11 +114,11 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
 
   Cut into two it is another training, and so the batch is left whole where nothing is asked.
   """
-  found, changes = [], {**CONVOLVED, 'grad_accumulation_steps': accumulation}
+  found, changes = [], {**CONVOLUTION, 'grad_accumulation_steps': accumulation}
   other = {'grad_accumulation_steps': 1 if accumulation else 2}
   meshes = [{}, {'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}, other]
   for mesh in meshes:
-    program = build_program(run_config(tiny_corpus, **changes | mesh))
+    program = build_program(make_run_config(tiny_corpus, **changes | mesh))
     state, sums, _ = program.chunk(
       program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(2)
     )
@@ -140,7 +140,7 @@ def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
   devices."""
 
   def flops(**changes: int) -> float:
-    program = build_program(run_config(tiny_corpus, batch_size=64, **changes))
+    program = build_program(make_run_config(tiny_corpus, batch_size=64, **changes))
     corpus = load_resident(program, tiny_corpus, 'train')
     return (
       program.chunk.lower(program.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
@@ -154,13 +154,13 @@ def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
 
 def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
   with pytest.raises(InputError, match='micro-batches of 4 rows over 8 devices'):
-    build_program(run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
+    build_program(make_run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
 
 
 def test_memory_that_cannot_suffice_is_said_before_the_first_step(
   tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-  program = build_program(run_config(tiny_corpus))
+  program = build_program(make_run_config(tiny_corpus))
   rows = load_resident(program, tiny_corpus, 'train')
   compile_chunk(program, rows)
   need = int(capsys.readouterr().err.partition('state and step take ')[2].split()[0])
@@ -176,7 +176,7 @@ def test_a_population_holds_no_collective_along_its_axis(tiny_corpus: pathlib.Pa
   one member's row.
   """
   program = build_program(
-    run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
+    make_run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
   )
   rows = load_resident(program, tiny_corpus, 'train')
   text = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile().as_text()

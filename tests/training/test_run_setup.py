@@ -13,7 +13,7 @@ from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 from minilm_jax.training import run_setup
-from tests.tiny_config import run_config
+from tests.tiny_config import make_run_config
 
 
 def read_times(folder: pathlib.Path) -> dict[str, int]:
@@ -25,7 +25,7 @@ def read_times(folder: pathlib.Path) -> dict[str, int]:
 def opened_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A run before its first step."""
   folder = tmp_path_factory.mktemp('opened')
-  assert run_setup.open_or_create_run(run_config(tiny_corpus), folder) == (
+  assert run_setup.open_or_create_run(make_run_config(tiny_corpus), folder) == (
     epath.Path(folder),
     epath.Path(tiny_corpus),
   )
@@ -59,7 +59,7 @@ def test_a_run_continues_only_with_its_corpus(
   path.write_text(json.dumps({**json.loads(path.read_text()), part: '0' * 64}))
   times = read_times(folder)
   with pytest.raises(InputError, match=f'{part}: {"0" * 12} '):
-    run_setup.open_or_create_run(run_config(tiny_corpus), folder)
+    run_setup.open_or_create_run(make_run_config(tiny_corpus), folder)
   assert read_times(folder) == times
 
 
@@ -68,7 +68,7 @@ def test_the_corpus_of_a_run_may_move(
 ):
   folder = shutil.copytree(opened_run, tmp_path / 'run')
   moved = shutil.copytree(tiny_corpus, tmp_path / 'moved')
-  run_setup.open_or_create_run(run_config(moved), folder)
+  run_setup.open_or_create_run(make_run_config(moved), folder)
   before, after = map(run_dir.read_corpus_hashes, (opened_run, folder))
   assert after == before | {'corpus_folder': str(moved)}
 
@@ -76,7 +76,7 @@ def test_the_corpus_of_a_run_may_move(
 def test_another_recipe_changes_nothing(opened_run: pathlib.Path, tiny_corpus: pathlib.Path):
   times = read_times(opened_run)
   with pytest.raises(InputError, match='seed is 0 there and 1'):
-    run_setup.open_or_create_run(run_config(tiny_corpus, seed=1), opened_run)
+    run_setup.open_or_create_run(make_run_config(tiny_corpus, seed=1), opened_run)
   assert read_times(opened_run) == times
 
 
@@ -89,7 +89,7 @@ def test_a_corpus_without_its_tokenizer_is_refused(
   if data:
     (folder / run_dir.TOKENIZER).write_bytes(data)
   with pytest.raises(InputError, match=str(folder / run_dir.TOKENIZER)):
-    run_setup.open_or_create_run(run_config(folder), tmp_path / 'run')
+    run_setup.open_or_create_run(make_run_config(folder), tmp_path / 'run')
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_a_corpus_that_does_not_fit_leaves_no_trace(
   changes: dict[str, Any], value: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   with pytest.raises(InputError, match=value):
-    run_setup.check_recipe(run_config(tiny_corpus, **changes), tmp_path / 'run')
+    run_setup.check_recipe(make_run_config(tiny_corpus, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
 def test_a_result_ends_a_run_and_removes_a_stale_lock(
   opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  folder, config = shutil.copytree(opened_run, tmp_path / 'run'), run_config(tiny_corpus)
+  folder, config = shutil.copytree(opened_run, tmp_path / 'run'), make_run_config(tiny_corpus)
   assert run_setup.read_result(config, epath.Path(folder)) is None
   (folder / lock.LOCK_FILE).touch()
   os.utime(folder / lock.LOCK_FILE, (0, 0))
@@ -128,16 +128,18 @@ def test_the_manifest_has_the_size_of_the_subset(
   rows: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   manifest = corpus.read_manifest(tiny_corpus)
-  config = run_config(tiny_corpus, **{'subset.rows': rows})
+  config = make_run_config(tiny_corpus, **{'subset.rows': rows})
   run_setup.open_or_create_run(config, tmp_path / 'run')
   record = files.read_json(tmp_path / 'run' / run_dir.MANIFEST, 'manifest')['training']
   size = corpus.measure_subset(config.subset, tiny_corpus, manifest)
   of_rows = manifest['splits']['train']['rows']
   assert record == {**record, **size, 'of_rows': of_rows, 'subset': None}
   with pytest.raises(InputError, match='subset.rows'):
-    run_setup.open_or_create_run(run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / 'run')
+    run_setup.open_or_create_run(
+      make_run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / 'run'
+    )
 
 
 def test_a_subset_larger_than_the_corpus_is_refused(tiny_corpus: pathlib.Path):
   with pytest.raises(InputError, match='subset.rows'):
-    run_setup.validate(run_config(tiny_corpus, **{'subset.rows': 10**9}))
+    run_setup.validate(make_run_config(tiny_corpus, **{'subset.rows': 10**9}))

@@ -114,7 +114,7 @@ def close(found: Any, expected: Any, **tolerance: float) -> None:
 
 
 def test_golden():
-  found, stored = golden.measure(), golden.stored()
+  found, stored = golden.measure(), golden.read_stored()
   assert [s['masked'] for s in found['sums']] == [s['masked'] for s in stored['sums']], WHY
   for name in ('sums', 'norms'):
     assert jax.tree.structure(found[name]) == jax.tree.structure(stored[name]), WHY
