@@ -264,7 +264,9 @@ def compare_with_deep(
       rivals = _select_deepest(same_task[0], rows, sets)
       if not rivals:
         continue
-      by_committee = _average_by_seed([{member.seed: member.value} for member in same_task])
+      by_committee = _average_by_seed(
+        [{committee.seed: committee.value} for committee in same_task]
+      )
       by_deep = _average_by_seed([row.pretrained.by_seed for row in rivals])
       folders = ', '.join(dict.fromkeys(committee.folder for committee in same_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))

@@ -284,8 +284,8 @@ def _compare_pieces(power: Fit, pieces: Fit) -> str:
   gain = power.bic - pieces.bic
   better = 'much better' if gain > 10 else 'better' if gain > MIN_BIC_GAIN else 'no better'
   return (
-    f'Two power laws with a break at {place} fit the frontier {better} than one power law: BIC '
-    f'lower by {gain:.0f}, R2 {pieces.r2:.3f} instead of {power.r2:.3f}. The exponent is '
+    f'Two power laws with a break at {place} fit the frontier {better} than one power law: the BIC '
+    f'is {_format_gain(gain)}, and R2 is {pieces.r2:.3f} instead of {power.r2:.3f}. The exponent is '
     f'{_format_constant(pieces, "b1")} below the break and {_format_constant(pieces, "b2")} above.'
   )
 
@@ -295,18 +295,18 @@ def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit
     return ['The evaluations of these runs show no plateau.']
   num_exits = sum(plateau.has_exit for plateau in study.plateaus)
   sentences = [
-    f'Runs have a plateau at {study.level:.2f} nats, which {num_exits} of {len(study.plateaus)} '
-    f'leave. Below {split:.3g} FLOPs, {study.below_on_plateau} of the {study.below} points of the '
-    f'frontier are from runs on the plateau; above, {study.above_on_plateau} of '
-    f'{len(study.frontier) - study.below}.'
+    f'Runs have a plateau at {study.level:.2f} nats; {num_exits} of {len(study.plateaus)} runs leave '
+    f'the plateau. Below {split:.3g} FLOPs, {study.below_on_plateau} of {study.below} points of the '
+    f'frontier are from runs on the plateau. Above, {study.above_on_plateau} of '
+    f'{len(study.frontier) - study.below} points are.'
   ]
   if POWER in after and PIECES in after:
     power, pieces = after[POWER], after[PIECES]
     sentences.append(
       f'The frontier of evaluations after the plateau begins at {power.low:.2g} FLOPs. There, one '
       f'power law has exponent {_format_constant(power, "b")} and R2 {power.r2:.3f}; two with a '
-      f'break at {pieces.constants["C0"]:.2g} FLOPs have R2 {pieces.r2:.3f} and a BIC lower by '
-      f'{power.bic - pieces.bic:.0f}.'
+      f'break at {pieces.constants["C0"]:.2g} FLOPs have R2 {pieces.r2:.3f} and a BIC that is '
+      f'{_format_gain(power.bic - pieces.bic)}.'
     )
   return sentences
 
@@ -351,6 +351,10 @@ def classify_break(study: ScalingStudy) -> str:
   share_below = study.below_on_plateau / study.below if study.below else 0.0
   share_above = study.above_on_plateau / above if above else 0.0
   return PLATEAU if share_below >= 0.8 and share_above <= 0.2 else NOT_PLATEAU
+
+
+def _format_gain(gain: float) -> str:
+  return f'{"lower" if gain >= 0 else "higher"} by {abs(gain):.0f}'
 
 
 def _format_constant(fit: Fit, key: str) -> str:

@@ -39,7 +39,7 @@ def find_results(folder: pathlib.Path) -> ClaimResults:
   )
 
 
-def find_verdicts(folder: pathlib.Path) -> dict[int, Verdict]:
+def map_verdicts(folder: pathlib.Path) -> dict[int, Verdict]:
   return {verdict.claim: verdict for verdict in find_results(folder).verdicts}
 
 
@@ -58,8 +58,8 @@ def write_sizes(
   """Writes a run for each number of rows with the gap of that run; the order of the noise differs."""
   for number, (rows, gain) in enumerate(gains.items()):
     source = finish(write_subset_run(folder / f'n{rows}', rows))
-    ours = [0.5 + gain + spread * noise for noise in (*NOISE[number % 4 :], *NOISE[: number % 4])]
-    write_finetune_pair(folder, source, ours, [0.5] * 4, seeds=SEEDS, **options)
+    values = [0.5 + gain + spread * noise for noise in (*NOISE[number % 4 :], *NOISE[: number % 4])]
+    write_finetune_pair(folder, source, values, [0.5] * 4, seeds=SEEDS, **options)
 
 
 def test_the_recipe_states_the_rules():
@@ -81,7 +81,7 @@ def test_verdicts_on_the_gap_and_its_growth_follow_the_intervals(
   gains: dict[int, float], spread: float, first: str, second: str, tmp_path: pathlib.Path
 ):
   write_sizes(tmp_path, gains, spread)
-  verdicts = find_verdicts(tmp_path)
+  verdicts = map_verdicts(tmp_path)
   gap, growth = verdicts[1], verdicts[2]
   assert (gap.verdict, growth.verdict) == (first, second)
   largest = list(gains.values())[-1]
@@ -103,7 +103,7 @@ def test_the_slope_is_the_mean_over_seeds_with_students_interval(tmp_path: pathl
       [0.5] * 4,
       seeds=SEEDS,
     )
-  growth = find_verdicts(tmp_path)[2]
+  growth = map_verdicts(tmp_path)[2]
   half = 3.182446 * np.std(slopes, ddof=1) / 2  # Student's t of three degrees, four seeds
   assert (growth.value, growth.low, growth.high) == pytest.approx(
     (0.03, 0.03 - half, 0.03 + half), rel=1e-5
@@ -116,7 +116,7 @@ def test_growth_with_overlap_is_for_ten_points(tmp_path: pathlib.Path):
     write_finetune_pair(
       tmp_path, source, add_noise(0.5 + 0.4 * (overlap - 0.7)), [0.5] * 4, seeds=SEEDS
     )
-  verdicts = find_verdicts(tmp_path)
+  verdicts = map_verdicts(tmp_path)
   assert verdicts[3].verdict == HOLDS and verdicts[3].value == pytest.approx(0.04)
   # The task selected all sets, so none counts for claim 1.
   assert verdicts[1].verdict == OPEN and verdicts[1].seeds == 0 and verdicts[1].missing
@@ -126,10 +126,10 @@ def test_the_mean_is_over_tasks_by_common_seed(tmp_path: pathlib.Path):
   source = finish(write_subset_run(tmp_path / 'a', 1000))
   write_finetune_pair(tmp_path, source, [0.6, 0.7, 0.8], [0.5] * 3, seeds=(0, 1, 2))
   write_finetune_pair(tmp_path, source, [0.9, 0.6, 0.6], [0.5] * 3, seeds=(3, 1, 2), task='fewrel')
-  gap = find_verdicts(tmp_path)[1]
+  gap = map_verdicts(tmp_path)[1]
   assert gap.seeds == 2 and gap.value == pytest.approx((0.15 + 0.2) / 2)
   write_finetune_pair(tmp_path, source, [0.6], [0.5], seeds=(7,), task='dbpedia_14')
-  gap = find_verdicts(tmp_path)[1]
+  gap = map_verdicts(tmp_path)[1]
   assert gap.verdict == OPEN and gap.seeds == 0 and gap.missing
 
 
@@ -137,7 +137,7 @@ def test_a_single_seed_decides_nothing(tmp_path: pathlib.Path):
   write_finetune_pair(
     tmp_path, finish(write_subset_run(tmp_path / 'a', 1000)), [0.9], [0.5], seeds=(0,)
   )
-  gap = find_verdicts(tmp_path)[1]
+  gap = map_verdicts(tmp_path)[1]
   assert gap.verdict == OPEN and gap.value == pytest.approx(0.4) and gap.missing
 
 
@@ -168,7 +168,7 @@ def test_constant_predictions_are_counted_and_included(tmp_path: pathlib.Path):
     scores,
     [line | {'constant_prediction': line['seed'] == 2} for line in run_dir.read_lines(scores)],
   )
-  gap = find_verdicts(tmp_path)[1]
+  gap = map_verdicts(tmp_path)[1]
   assert (gap.collapsed, gap.seeds, gap.verdict) == (1, 4, HOLDS)
 
 
@@ -231,15 +231,19 @@ def write_deep_run(
 
 
 def write_latency(
-  folder: pathlib.Path, ours: float, theirs: float, members: int = 3, wide: float = 0.01
+  folder: pathlib.Path,
+  committee_ms: float,
+  deep_ms: float,
+  members: int = 3,
+  relative_error: float = 0.01,
 ) -> None:
   """Writes latencies of a shallow model, its committees and the deep model, in milliseconds."""
 
   def make_row(name: str, model_name: str, members: int, median: float) -> dict[str, Any]:
     milliseconds = {
       'median': median,
-      'low': median * (1 - wide),
-      'high': median * (1 + wide),
+      'low': median * (1 - relative_error),
+      'high': median * (1 + relative_error),
       'p95': 2 * median,
       'lowest': 0.1,
     }
@@ -278,15 +282,15 @@ def write_latency(
       'rows': [
         make_row('conv', 'conv', 1, 0.5),
         make_row('turns', 'conv', members, 9.0),
-        make_row('vmapped', 'conv', members, ours),
-        make_row('bert', 'bert', 1, theirs),
+        make_row('vmapped', 'conv', members, committee_ms),
+        make_row('bert', 'bert', 1, deep_ms),
       ],
     },
   )
 
 
 @pytest.mark.parametrize(
-  'ours, theirs, latency, verdict',
+  'committee_score, deep_score, latency, verdict',
   [
     (0.80, 0.80, (1.0, 2.0), HOLDS),
     (0.795, 0.80, (1.0, 2.0), HOLDS),
@@ -297,20 +301,24 @@ def write_latency(
   ],
 )
 def test_the_verdict_on_the_committee_follows_score_and_latency(
-  ours: float,
-  theirs: float,
+  committee_score: float,
+  deep_score: float,
   latency: tuple[float, float] | None,
   verdict: str,
   tmp_path: pathlib.Path,
 ):
   source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
-  write_committee(tmp_path, [ours, ours, ours + 0.0025, ours + 0.0025], source)
-  write_deep_run(tmp_path, [theirs, theirs + 0.0025, theirs, theirs + 0.0025])
+  write_committee(
+    tmp_path,
+    [committee_score, committee_score, committee_score + 0.0025, committee_score + 0.0025],
+    source,
+  )
+  write_deep_run(tmp_path, [deep_score, deep_score + 0.0025, deep_score, deep_score + 0.0025])
   if latency:
     write_latency(tmp_path, *latency)
-  result = find_verdicts(tmp_path)[4]
+  result = map_verdicts(tmp_path)[4]
   assert result.verdict == verdict and result.seeds == 4
-  assert result.value == pytest.approx(ours - theirs, abs=1e-9)
+  assert result.value == pytest.approx(committee_score - deep_score, abs=1e-9)
   assert (result.missing == '') == (verdict != OPEN) and 'bert-6' in result.of
   if latency:
     assert result.latency == pytest.approx(latency[0] / latency[1])  # of the fastest strategy
@@ -333,14 +341,14 @@ def test_the_largest_committee_is_compared_with_the_deepest_run_on_equal_rows(
     ('b-8-conv', 1000, SHALLOW | {'num_layers': 8}),
   ):
     write_deep_run(tmp_path, add_noise({'b-6': 0.75}.get(name, 0.99)), name, rows, **changes)
-  result = find_verdicts(tmp_path)[4]
+  result = map_verdicts(tmp_path)[4]
   assert result.value == pytest.approx(0.05)
   assert f'{largest.name} against b-6' in result.of and 'b-6-other' not in result.of
   write_latency(tmp_path, 1.0, 2.0, members=2)  # of the smaller committee
-  assert 'minilm latency' in find_verdicts(tmp_path)[4].missing
+  assert 'minilm latency' in map_verdicts(tmp_path)[4].missing
   write_latency(tmp_path, 1.0, 2.0)
   write_latency(tmp_path, 1.5, 2.0)
-  assert find_verdicts(tmp_path)[4].latency == pytest.approx(0.75)  # the largest ratio
+  assert map_verdicts(tmp_path)[4].latency == pytest.approx(0.75)  # the largest ratio
 
 
 def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.Path):
@@ -367,11 +375,11 @@ def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.P
 def test_a_verdict_on_the_committee_lists_the_missing_runs(tmp_path: pathlib.Path):
   source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
   write_finetune_pair(tmp_path, source, [0.6] * 4, [0.5] * 4, seeds=SEEDS)
-  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
+  assert map_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
   write_committee(tmp_path, [0.8] * 4, source, members=1)
-  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
+  assert map_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED)
   write_committee(tmp_path, [0.8] * 4, source)
-  assert find_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED_DEEP)
+  assert map_verdicts(tmp_path)[4].missing.startswith(committee_study.NEEDED_DEEP)
 
 
 def test_a_report_has_verdicts_and_latencies(tmp_path: pathlib.Path):
