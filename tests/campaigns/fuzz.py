@@ -1,11 +1,15 @@
-"""A coverage-guided fuzz of the readers, bounded in time: `bash launch/fuzz.sh [seconds]`.
+"""Fuzzes every reader with coverage guidance for a limited time.
 
-Every reader of `tests/input_cases.py` is given what mutation makes of its good input; what reaches
-a line of the package that nothing before reached joins the corpus and is mutated too. An exception
-other than InputError is a finding, and so is an input that takes longer than `SLOW` seconds: it is
-saved, and printed with the command that replays it. Where atheris is installed it does the mutating
-and the guiding; else a small loop of our own, with sys.monitoring (Python 3.12 or newer) or
-sys.settrace. The same seed and number of executions try the same inputs.
+    bash launch/fuzz.sh [seconds] [--seed=0] [--only=NAME]
+
+Each reader of `tests/input_cases.py` reads mutations of its valid input. An input that reaches a new
+line of the package joins the corpus and is mutated in turn. A finding is an exception other than
+InputError, or an input that takes more than `MAX_CPU_SECONDS`. Findings are saved and printed with
+the command that replays them. Exits with status 1 if there are findings.
+
+If atheris is installed, atheris mutates and guides. Otherwise a small loop does, with
+sys.monitoring (Python 3.12 or newer) or sys.settrace. The loop tries the same inputs for the same
+seed and number of executions.
 """
 
 import argparse
@@ -23,17 +27,15 @@ import time
 import types
 from collections.abc import Callable, Iterator
 
-# the checkout, wherever it is called from
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
-
-
-from minilm_jax.core.errors import InputError
-from tests import corruptions, input_cases
-from tests.input_cases import Input
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-SLOW = 20  # seconds of the processor
-_MOST = 1 << 16  # bytes of an input; what large ones do is for the matrix
+sys.path.insert(0, str(ROOT))  # a program has its own folder there, not the checkout
+
+from minilm_jax.core.errors import InputError  # noqa: E402
+from tests import corruptions, input_cases  # noqa: E402
+from tests.input_cases import Input  # noqa: E402
+
+MAX_CPU_SECONDS = 20
+MAX_INPUT_BYTES = 1 << 16  # tests/test_bad_input.py tries large inputs
 _TOKENS = (
   *(value.encode() for value in corruptions.VALUES if len(value) < 99),
   b'\0',
@@ -68,288 +70,314 @@ _TOKENS = (
 
 @dataclasses.dataclass
 class Tally:
-  """What a fuzz has done: executions, lines reached, inputs kept, files of findings."""
+  """Counts of a fuzzing campaign.
+
+  Attributes:
+    executions: inputs tried.
+    lines: lines of the package that were reached.
+    corpus_growth: inputs that reached new lines.
+    findings: files of the inputs that failed.
+  """
 
   executions: int = 0
   lines: int = 0
-  kept: int = 0
+  corpus_growth: int = 0
   findings: list[pathlib.Path] = dataclasses.field(default_factory=list)
 
 
-class Slow(BaseException):
-  """A reader took longer than it may; no `except` of the package catches it."""
+class TooSlow(BaseException):
+  """A reader exceeded `MAX_CPU_SECONDS`; no `except` of the package catches this."""
 
 
 class Coverage:
-  """The lines of the package that were reached; `new()` is how many since it was last asked."""
+  """Records the lines of the package that are executed."""
 
   def __init__(self) -> None:
-    self.seen: set[tuple[types.CodeType, int]] = set()
-    self._asked, self._left = 0, {}
-    self._here = str(ROOT / 'minilm_jax')
+    self.lines: set[tuple[types.CodeType, int]] = set()
+    self._num_counted = 0
+    self._unreached: dict[types.CodeType, set[int]] = {}
+    self._package = str(ROOT / 'minilm_jax')
     if hasattr(sys, 'monitoring'):
-      sys.monitoring.restart_events()  # lines that an earlier one has seen
+      sys.monitoring.restart_events()  # an earlier Coverage disabled the lines that it recorded
 
-  def new(self) -> int:
-    found, self._asked = len(self.seen) - self._asked, len(self.seen)
-    return found
+  def count_new_lines(self) -> int:
+    """Returns the number of lines recorded since the last call."""
+    count = len(self.lines) - self._num_counted
+    self._num_counted = len(self.lines)
+    return count
 
   @contextlib.contextmanager
-  def watching(self) -> Iterator[None]:
-    """Lines that are run inside count."""
+  def record(self) -> Iterator[None]:
+    """Records the lines that the body of the `with` statement executes."""
     if hasattr(sys, 'monitoring'):
-      tool, line = sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE
+      tool, event = sys.monitoring.COVERAGE_ID, sys.monitoring.events.LINE
       sys.monitoring.use_tool_id(tool, 'fuzz')
-      sys.monitoring.register_callback(tool, line, self._line)
-      sys.monitoring.set_events(tool, line)
+      sys.monitoring.register_callback(tool, event, self._record_line)
+      sys.monitoring.set_events(tool, event)
       try:
         yield
       finally:
         sys.monitoring.set_events(tool, 0)
         sys.monitoring.free_tool_id(tool)
     else:
-      before = sys.gettrace()
-      sys.settrace(self._call)
+      tracer = sys.gettrace()
+      sys.settrace(self._trace_call)
       try:
         yield
       finally:
-        sys.settrace(before)
+        sys.settrace(tracer)
 
-  def _line(self, code: types.CodeType, number: int) -> object:
-    if code.co_filename.startswith(self._here):
-      self.seen.add((code, number))
-    return sys.monitoring.DISABLE  # once is enough
+  def _record_line(self, code: types.CodeType, number: int) -> object:
+    if code.co_filename.startswith(self._package):
+      self.lines.add((code, number))
+    return sys.monitoring.DISABLE  # each line is recorded once
 
-  def _call(self, frame: types.FrameType, event: str, argument: object) -> Callable | None:
+  def _trace_call(self, frame: types.FrameType, event: str, argument: object) -> Callable | None:
     code = frame.f_code
-    if not code.co_filename.startswith(self._here):
+    if not code.co_filename.startswith(self._package):
       return None
-    if code not in self._left:
-      self._left[code] = {number for *_, number in code.co_lines() if number is not None}
-    return self._trace if self._left[code] else None  # a function that is known costs no more
+    if code not in self._unreached:
+      self._unreached[code] = {number for *_, number in code.co_lines() if number is not None}
+    return self._trace_line if self._unreached[code] else None  # tracing is slow
 
-  def _trace(self, frame: types.FrameType, event: str, argument: object) -> Callable | None:
-    self._left[frame.f_code].discard(frame.f_lineno)
-    self.seen.add((frame.f_code, frame.f_lineno))
-    return self._trace
+  def _trace_line(self, frame: types.FrameType, event: str, argument: object) -> Callable | None:
+    self._unreached[frame.f_code].discard(frame.f_lineno)
+    self.lines.add((frame.f_code, frame.f_lineno))
+    return self._trace_line
 
 
-def mutated(dice: random.Random, corpus: list[bytes]) -> bytes:
-  """One of the corpus after a few changes."""
-  data = bytearray(dice.choice(corpus))
-  for _ in range(1 + dice.randrange(4)):
-    place, size = dice.randrange(len(data) + 1), 1 << dice.randrange(6)
-    kind = dice.randrange(8)
+def mutate(generator: random.Random, corpus: list[bytes]) -> bytes:
+  """Returns a random input of the corpus after one to four random changes."""
+  data = bytearray(generator.choice(corpus))
+  for _ in range(1 + generator.randrange(4)):
+    start, size = generator.randrange(len(data) + 1), 1 << generator.randrange(6)
+    kind = generator.randrange(8)
     if kind == 0 and data:
-      data[place % len(data)] ^= 1 << dice.randrange(8)
+      data[start % len(data)] ^= 1 << generator.randrange(8)
     elif kind == 1 and data:
-      data[place % len(data)] = dice.randrange(256)
+      data[start % len(data)] = generator.randrange(256)
     elif kind == 2:
-      del data[place : place + size]
+      del data[start : start + size]
     elif kind == 3:
-      del data[slice(place, None) if dice.randrange(2) else slice(place)]
+      del data[slice(start, None) if generator.randrange(2) else slice(start)]
     elif kind == 4:
-      data[place:place] = data[place : place + size] * (1 + dice.randrange(3))
+      data[start:start] = data[start : start + size] * (1 + generator.randrange(3))
     elif kind == 5:
-      other = dice.choice(corpus)
-      data[place:] = other[dice.randrange(len(other) + 1) :]
+      other = generator.choice(corpus)
+      data[start:] = other[generator.randrange(len(other) + 1) :]
     else:
-      token = dice.choice(_TOKENS)
-      data[place : place + (len(token) if kind == 6 else 0)] = token
-  return bytes(data[:_MOST])
+      token = generator.choice(_TOKENS)
+      data[start : start + (len(token) if kind == 6 else 0)] = token
+  return bytes(data[:MAX_INPUT_BYTES])
 
 
 @dataclasses.dataclass
 class Target:
-  """One reader: where its input lies, and what it has been given that led somewhere new."""
+  """A reader with the path of its input and its corpus of inputs to mutate."""
 
-  one: Input
+  case: Input
   path: pathlib.Path
   corpus: list[bytes]
 
-  def run(self, content: bytes, packed: bool = False) -> BaseException | None:
-    """What a reader makes of an input: None or InputError is as it should be."""
-    write = self.one.write if not packed else pathlib.Path.write_bytes
+  def run(self, content: bytes, exact: bool = False) -> BaseException | None:
+    """Returns the exception of the reader; None if the reader succeeds or raises InputError.
+
+    `exact` writes `content` as it is, without the checksum that some inputs need.
+    """
+    write = pathlib.Path.write_bytes if exact else self.case.write
     write(self.path, content)
-    signal.setitimer(signal.ITIMER_PROF, SLOW)
+    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)
     try:
-      self.one.read(self.path)
+      self.case.read(self.path)
     except InputError:
       return None
     except KeyboardInterrupt:
       raise
-    except BaseException as error:  # the very thing that is looked for
+    except BaseException as error:  # any other exception is a finding
       return error
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
     return None
 
 
-def targets(folder: pathlib.Path) -> list[Target]:
-  """Every reader, its good input laid out in a folder of its own."""
-  found = []
-  for number, one in enumerate(input_cases.list_inputs()):
-    place = folder / str(number)
-    place.mkdir(parents=True)
-    path = one.lay(place)
-    # a recipe is code: what it does is not for a fuzz to try
-    if path.is_file() and one.name != 'recipe':
-      found.append(Target(one, path, [path.read_bytes()]))
-  return found
+def make_targets(folder: pathlib.Path) -> list[Target]:
+  """Returns a target for each reader, with its valid input in a subfolder of `folder`."""
+  targets = []
+  for number, case in enumerate(input_cases.list_inputs()):
+    subfolder = folder / str(number)
+    subfolder.mkdir(parents=True)
+    path = case.create(subfolder)
+    # A recipe is Python code, and a mutated program may do anything.
+    if path.is_file() and case.name != 'recipe':
+      targets.append(Target(case, path, [path.read_bytes()]))
+  return targets
+
+
+def draw_input(generator: random.Random, target: Target) -> bytes:
+  """Returns a mutated input; half of the compressed ones are mutated before compression."""
+  content, case = mutate(generator, target.corpus), target.case
+  if case.packing and generator.randrange(2):
+    unpack, pack = input_cases.unpack, input_cases.pack
+    # Earlier mutations of the compressed bytes may not decompress.
+    with contextlib.suppress(Exception):
+      text = unpack(case, generator.choice(target.corpus))
+      content = pack(case, mutate(generator, [text]))
+  return content
 
 
 def fuzz(
   seconds: float = float('inf'),
   executions: int | None = None,
   seed: int = 0,
-  wanted: str = '',
+  only: str = '',
   findings: pathlib.Path | None = None,
 ) -> Tally:
-  """Tries inputs until so many seconds have passed, or so many have been tried.
+  """Tries mutated inputs on all readers in turn.
 
   Args:
-    seconds, executions: what ends it.
-    seed: of the mutations.
-    wanted: a part of the names of the readers that are tried.
-    findings: where inputs that went wrong are saved; nowhere if not given.
+    seconds: time limit.
+    executions: limit of the number of inputs.
+    seed: seed of the mutations.
+    only: part of the names of the inputs to try.
+    findings: folder for inputs that fail; None prints them instead.
+
+  Returns:
+    Counts, and one finding for each type of exception and line that raised it.
   """
-  tally, coverage, ends, told = Tally(), Coverage(), time.monotonic() + seconds, set()
-  before = signal.signal(signal.SIGPROF, _slow)
+  tally, coverage, deadline = Tally(), Coverage(), time.monotonic() + seconds
+  places = set()
+  handler = signal.signal(signal.SIGPROF, _raise_too_slow)
   with tempfile.TemporaryDirectory() as folder:
-    several = [target for target in targets(pathlib.Path(folder)) if wanted in target.one.name]
-    for target in several:  # good input is not news
-      with coverage.watching():
-        error = target.run(target.corpus[0], packed=True)
+    targets = [target for target in make_targets(pathlib.Path(folder)) if only in target.case.name]
+    for target in targets:
+      with coverage.record():
+        error = target.run(target.corpus[0], exact=True)
       if error is not None:
         raise error
-    coverage.new()
-    while time.monotonic() < ends and (executions is None or tally.executions < executions):
+    coverage.count_new_lines()  # lines that valid inputs reach are not new
+    while time.monotonic() < deadline and (executions is None or tally.executions < executions):
       number = tally.executions
-      target, dice = several[number % len(several)], random.Random(f'{seed} {number}')
-      content = mutated(dice, target.corpus)
-      if target.one.packing and dice.randrange(2):  # inside the packing
-        with contextlib.suppress(Exception):  # of what is no longer packed
-          content = input_cases.packed(
-            target.one, mutated(dice, [input_cases.inner(target.one, dice.choice(target.corpus))])
-          )
-      with coverage.watching():
+      target = targets[number % len(targets)]
+      content = draw_input(random.Random(f'{seed} {number}'), target)
+      with coverage.record():
         error = target.run(content)
       tally.executions += 1
-      if coverage.new():
+      if coverage.count_new_lines():
         target.corpus.append(content)
-        tally.kept += 1
-      if error is not None and (mark := _where(error)) not in told:
-        told.add(mark)
-        tally.findings.append(_told(target, content, error, findings))
-  signal.signal(signal.SIGPROF, before)
-  tally.lines = len(coverage.seen)
+        tally.corpus_growth += 1
+      if error is not None and (place := _find_place(error)) not in places:
+        places.add(place)
+        tally.findings.append(_report(target, content, error, findings))
+  signal.signal(signal.SIGPROF, handler)
+  tally.lines = len(coverage.lines)
   return tally
 
 
-def _slow(number: int, frame: object) -> None:
-  raise Slow(f'longer than {SLOW} seconds')
+def _raise_too_slow(number: int, frame: object) -> None:
+  raise TooSlow(f'more than {MAX_CPU_SECONDS} s of CPU time')
 
 
-def _where(error: BaseException) -> tuple[str, int, type]:
-  """Its kind and the last line that raised it: one finding a place."""
+def _find_place(error: BaseException) -> tuple[str, int, type]:
+  """Returns file and line that raised an exception, and its type."""
   trace = error.__traceback__
   while trace.tb_next:
     trace = trace.tb_next
   return trace.tb_frame.f_code.co_filename, trace.tb_lineno, type(error)
 
 
-def _told(
+def _report(
   target: Target, content: bytes, error: BaseException, folder: pathlib.Path | None
 ) -> pathlib.Path:
-  """Saves an input and says how to try it again."""
+  """Saves an input that failed and prints the command that replays it."""
   name = f'{hashlib.sha256(content).hexdigest()[:12]}{"".join(target.path.suffixes)}'
-  print(f'{target.one.name}: {type(error).__name__}: {str(error)[:300]}', file=sys.stderr)
+  print(f'{target.case.name}: {type(error).__name__}: {str(error)[:300]}', file=sys.stderr)
   if folder is None:
     print(repr(content[:2000]), file=sys.stderr)
     return pathlib.Path(name)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / name).write_bytes(content)
   print(
-    f'  {sys.executable} tests/campaigns/fuzz.py --replay {target.one.name!r} {folder / name}',
+    f'  {sys.executable} tests/campaigns/fuzz.py --replay {target.case.name!r} {folder / name}',
     file=sys.stderr,
   )
   return folder / name
 
 
 def replay(name: str, path: pathlib.Path) -> None:
-  """Gives a saved input to the reader of that name once more; what it raises is raised."""
+  """Reads a saved input with the reader called `name`; only InputError is caught."""
   with tempfile.TemporaryDirectory() as folder:
-    target = next(target for target in targets(pathlib.Path(folder)) if target.one.name == name)
-    target.one.write(target.path, path.read_bytes())
+    target = next(t for t in make_targets(pathlib.Path(folder)) if t.case.name == name)
+    target.case.write(target.path, path.read_bytes())
     try:
-      print(f'read: {str(target.one.read(target.path))[:1000]}')
+      print(f'read: {str(target.case.read(target.path))[:1000]}')
     except InputError as error:
       print(error)
 
 
-def with_atheris(seconds: int, findings: pathlib.Path) -> None:
-  """Lets atheris guide; its first byte chooses the reader. It ends the process itself."""
+def fuzz_with_atheris(seconds: int, findings: pathlib.Path) -> None:
+  """Fuzzes with atheris, which ends the process; the first byte of an input selects the reader."""
   import atheris
 
   folder = pathlib.Path(tempfile.mkdtemp())
-  several = targets(folder / 'work')
+  targets = make_targets(folder / 'work')
   seeds = folder / 'seeds'
   seeds.mkdir()
-  for number, target in enumerate(several):
+  for number, target in enumerate(targets):
     (seeds / str(number)).write_bytes(bytes([number]) + target.corpus[0])
 
-  def one(data: bytes) -> None:
-    target = several[data[0] % len(several)] if data else several[0]
+  def try_input(data: bytes) -> None:
+    target = targets[data[0] % len(targets)] if data else targets[0]
     error = target.run(data[1:])
     if error is not None:
-      _told(target, data[1:], error, findings)
+      _report(target, data[1:], error, findings)
       raise error
 
+  arguments = [f'-max_total_time={seconds}', f'-max_len={MAX_INPUT_BYTES}', str(seeds)]
   atheris.instrument_all()
-  atheris.Setup([sys.argv[0], f'-max_total_time={seconds}', f'-max_len={_MOST}', str(seeds)], one)
+  atheris.Setup([sys.argv[0], *arguments], try_input)
   try:
     atheris.Fuzz()
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+class _OwnOutput:
+  """Standard error without the text that readers print, such as warnings."""
+
+  def __init__(self, stream: object) -> None:
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    is_own = sys._getframe(1).f_code.co_filename == __file__
+    return self._stream.write(text) if is_own else len(text)
+
+  def flush(self) -> None:
+    self._stream.flush()
+
+
 def main() -> int:
-  """Status 1 where anything was found."""
+  """Runs the campaign, or replays an input, and returns the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('seconds', nargs='?', type=float, default=60)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--only', default='', help='a part of the name of an input')
+  parser.add_argument('--only', default='', help='part of the names of the inputs to try')
   parser.add_argument('--findings', type=pathlib.Path, default=pathlib.Path('fuzz-findings'))
-  parser.add_argument(
-    '--replay', nargs=2, metavar=('INPUT', 'FILE'), help='try a saved input again'
-  )
-  given = parser.parse_args()
-  if given.replay:
-    replay(given.replay[0], pathlib.Path(given.replay[1]))
+  parser.add_argument('--replay', nargs=2, metavar=('INPUT', 'FILE'), help='read a saved input')
+  args = parser.parse_args()
+  if args.replay:
+    replay(args.replay[0], pathlib.Path(args.replay[1]))
     return 0
   if importlib.util.find_spec('atheris'):
-    with_atheris(int(given.seconds), given.findings)
-  started = time.monotonic()
-  with contextlib.redirect_stderr(_Quiet(sys.stderr)):
-    tally = fuzz(given.seconds, None, given.seed, given.only, given.findings)
+    fuzz_with_atheris(int(args.seconds), args.findings)
+  start = time.monotonic()
+  with contextlib.redirect_stderr(_OwnOutput(sys.stderr)):
+    tally = fuzz(args.seconds, None, args.seed, args.only, args.findings)
   print(
-    f'{tally.executions:,} executions in {time.monotonic() - started:.0f} s, {tally.lines:,} lines of the package reached, '
-    f'{tally.kept:,} inputs kept that reached new ones, {len(tally.findings)} findings'
+    f'{tally.executions:,} inputs tried in {time.monotonic() - start:.0f} s, '
+    f'{tally.lines:,} lines of the package reached, '
+    f'{tally.corpus_growth:,} inputs added to the corpus, {len(tally.findings)} findings'
   )
   return 1 if tally.findings else 0
-
-
-class _Quiet:
-  """Standard error without what readers say on their way: findings have a form of their own."""
-
-  def __init__(self, to: object) -> None:
-    self._to = to
-
-  def write(self, text: str) -> int:
-    return self._to.write(text) if sys._getframe(1).f_code.co_filename == __file__ else len(text)
-
-  def flush(self) -> None:
-    self._to.flush()
 
 
 if __name__ == '__main__':
