@@ -125,7 +125,7 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope='session')
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Returns a TFDS folder with two versions of the data set `tiny`.
 
   Version 10.0.0 has array records; version 9.0.0 claims TFRecords, which need TensorFlow.

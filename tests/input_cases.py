@@ -1084,7 +1084,7 @@ def damage_features(valid: bytes) -> list[bytes]:
   ]
 
 
-def list_dataset_inputs(prepared: pathlib.Path) -> list[Input]:
+def list_dataset_inputs(tfds_folder: pathlib.Path) -> list[Input]:
   """Returns the files of a dataset that TFDS prepared."""
 
   def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
@@ -1097,8 +1097,8 @@ def list_dataset_inputs(prepared: pathlib.Path) -> list[Input]:
       f'--workdir={work}',
     ]
 
-  create, inside = functools.partial(copy_folder, prepared, 'tfds'), 'tiny/10.0.0'
-  records = next((prepared / inside).glob('*array_record*')).name
+  create, inside = functools.partial(copy_folder, tfds_folder, 'tfds'), 'tiny/10.0.0'
+  records = next((tfds_folder / inside).glob('*array_record*')).name
   only_ascii = {'Latin-1': 'only ASCII'}
   return [
     Input('TFDS, folder', create(''), read_dataset, command),

@@ -86,8 +86,8 @@ def classifier_inputs(
 
 
 @pytest.fixture(scope='module')
-def dataset_inputs(prepared: pathlib.Path) -> dict[str, Input]:
-  return {case.name: case for case in input_cases.list_dataset_inputs(prepared)}
+def dataset_inputs(tfds_folder: pathlib.Path) -> dict[str, Input]:
+  return {case.name: case for case in input_cases.list_dataset_inputs(tfds_folder)}
 
 
 @pytest.fixture(scope='module')

@@ -20,7 +20,7 @@ def interrupt(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize('options', ['--runner=DirectRunner', FAST])
-def test_the_corpus_equals_a_local_build(prepared, tmp_path, monkeypatch, options: str):
+def test_the_corpus_equals_a_local_build(tfds_folder, tmp_path, monkeypatch, options: str):
   """Reads files of all formats and ranges of a data set; counts or loads the word list."""
   monkeypatch.setattr(filter_shards, '_RECORDS_PER_SHARD', 2)
   (tmp_path / 'words.txt').write_text('\n'.join(WORDS))
@@ -31,7 +31,7 @@ def test_the_corpus_equals_a_local_build(prepared, tmp_path, monkeypatch, option
   }
   if options == FAST:
     changes = {'vocabulary.word_list': str(tmp_path / 'words.txt')}
-  changes['documents.data_dir'] = str(prepared)
+  changes['documents.data_dir'] = str(tfds_folder)
   config = make_corpus_config(['tiny', *write_sources(tmp_path)], **changes)
   expected = read_corpus(build.build_corpus(config, tmp_path / 'single'))
   assert read_corpus(build.build_corpus(config, tmp_path / 'beam', options)) == expected

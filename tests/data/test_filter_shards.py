@@ -77,9 +77,9 @@ def test_word_counts_of_messages_add_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('records', [1, 2, 3, 100])
-def test_ranges_of_a_data_set_give_all_records(prepared, monkeypatch, records: int):
+def test_ranges_of_a_data_set_give_all_records(tfds_folder, monkeypatch, records: int):
   monkeypatch.setattr(filter_shards, '_RECORDS_PER_SHARD', records)
-  config = make_corpus_config(['tiny'], **{'documents.data_dir': str(prepared)}).documents
+  config = make_corpus_config(['tiny'], **{'documents.data_dir': str(tfds_folder)}).documents
   (source,) = documents.expand_sources(config)
   assert tfds.count_examples(source.path, 'train') == 3
   shards = filter_shards.plan_shards([source], config)

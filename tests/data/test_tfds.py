@@ -11,24 +11,24 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import tfds
 
 
-def test_rows_are_plain_values(prepared):
-  rows = tfds.read_examples(tfds.find_dataset('tiny', str(prepared)), 'train')
+def test_rows_are_plain_values(tfds_folder):
+  rows = tfds.read_examples(tfds.find_dataset('tiny', str(tfds_folder)), 'train')
   rows = sorted(rows, key=lambda row: row['text'])
   assert rows == [{'text': f'größe {i}', 'label': i % 2, 'words': ['a', 'b']} for i in range(3)]
   assert type(rows[0]['label']) is int
   assert 'tensorflow' not in sys.modules
 
 
-def test_the_newest_version_is_the_default(prepared):
-  assert tfds.find_dataset('tiny', str(prepared)).endswith('tiny/10.0.0')
-  assert tfds.find_dataset('tiny:9.0.0', str(prepared)).endswith('tiny/9.0.0')
-  fingerprint = tfds.fingerprint_dataset(tfds.find_dataset('tiny', str(prepared)))
+def test_the_newest_version_is_the_default(tfds_folder):
+  assert tfds.find_dataset('tiny', str(tfds_folder)).endswith('tiny/10.0.0')
+  assert tfds.find_dataset('tiny:9.0.0', str(tfds_folder)).endswith('tiny/9.0.0')
+  fingerprint = tfds.fingerprint_dataset(tfds.find_dataset('tiny', str(tfds_folder)))
   assert fingerprint['dataset'] == 'tiny/10.0.0'
 
 
-def test_the_error_without_tfds_names_the_extra(prepared, monkeypatch):
+def test_the_error_without_tfds_names_the_extra(tfds_folder, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  monkeypatch.setenv('TFDS_DATA_DIR', str(prepared))
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tfds_folder))
   with pytest.raises(InputError, match=r'(?s)tensorflow_datasets.*minilm_jax\[data\]'):
     tfds.read_examples(tfds.find_dataset('tiny', ''), 'train')
 
@@ -42,9 +42,9 @@ def test_the_error_without_tfds_names_the_extra(prepared, monkeypatch):
     ('tiny:9.0.0', 'train', 'array_record'),
   ],
 )
-def test_missing_data_sets_and_splits_are_refused(prepared, name, split, part):
+def test_missing_data_sets_and_splits_are_refused(tfds_folder, name, split, part):
   with pytest.raises(InputError, match=part):
-    tfds.read_examples(tfds.find_dataset(name, str(prepared)), split)
+    tfds.read_examples(tfds.find_dataset(name, str(tfds_folder)), split)
 
 
 TFDS_CLASS = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
@@ -65,9 +65,9 @@ TFDS_CLASS = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
     None,  # the prepared features with another module
   ],
 )
-def test_a_data_set_runs_no_code(prepared, tmp_path: pathlib.Path, monkeypatch, features):
+def test_a_data_set_runs_no_code(tfds_folder, tmp_path: pathlib.Path, monkeypatch, features):
   folder = tmp_path / 'tiny' / '10.0.0'
-  shutil.copytree(prepared / 'tiny' / '10.0.0', folder)
+  shutil.copytree(tfds_folder / 'tiny' / '10.0.0', folder)
   path = folder / 'features.json'
   text = path.read_text().replace('tensorflow_datasets.core.features.text_feature', 'evil')
   path.write_text(json.dumps(features) if features else text)
