@@ -22,7 +22,7 @@ from minilm_jax.data.corpus import BatchWindow, Corpus
 from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
 
-MAX_CORPUS_SHARE = 0.5  # of the free memory
+MAX_CORPUS_SHARE = 0.5  # of free memory
 
 
 class BatchSource(Protocol):
@@ -30,7 +30,7 @@ class BatchSource(Protocol):
 
   @property
   def spec(self) -> Corpus | BatchWindow:
-    """The rows of a chunk, as arrays or as shapes with shardings."""
+    """Arrays, or shapes with shardings, of the rows of a chunk."""
     ...
 
   def take(self, step: int, count: int) -> Corpus | BatchWindow:
@@ -40,7 +40,7 @@ class BatchSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ResidentSource:
-  """Supplies the whole corpus, which lies on every device."""
+  """Supplies the corpus, of which every device has a copy."""
 
   spec: Corpus
 
@@ -50,9 +50,9 @@ class ResidentSource:
 
 
 class FileSource:
-  """Supplies the batches of one chunk at a time; a thread reads those of the next chunk meanwhile.
+  """Supplies the batches of one chunk at a time, while a thread reads the next chunk.
 
-  Every window has the size of the longest chunk, so that one compiled program serves all.
+  Every window has the size of the longest chunk, so one compiled program serves all chunks.
   """
 
   def __init__(
@@ -71,13 +71,13 @@ class FileSource:
     self._order = self._build_order()
     self._reads: dict[int, concurrent.futures.Future] = {}
     shape = (*self._members, config.log.every, config.batch_size, files.manifest['length'])
-    self.spec = self._window(
+    self.spec = self._build_window(
       jax.ShapeDtypeStruct(shape, files.shards[0].dtype, sharding=self._sharding),
       jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding),
     )
 
   def take(self, step: int, count: int) -> BatchWindow:
-    """Returns the batches of a chunk, and begins to read those of the next one."""
+    """Returns the batches of a chunk, and starts to read the next chunk."""
     read = self._reads.pop(step) if step in self._reads else self._pool.submit(self._read, step)
     window = read.result()
     if step + count < self._config.num_steps:
@@ -85,7 +85,7 @@ class FileSource:
     return window
 
   def _build_order(self) -> Callable[[np.uint32], jax.Array]:
-    """Returns a jitted function from a step to the rows `[P S B]` of the batches from there on."""
+    """Returns a jitted function from a step to the row numbers `[P S B]` of the next S batches."""
     steps, seeds = np.arange(self._config.log.every), self._seeds
     batch_size, count = self._config.batch_size, self._count
 
@@ -111,12 +111,11 @@ class FileSource:
 
     shape = (*rows.shape, self._files.manifest['length'])
     tokens = jax.make_array_from_callback(shape, self._sharding, read_shard)
-    return self._window(
+    return self._build_window(
       tokens, jax.make_array_from_callback(first.shape, self._sharding, lambda index: first[index])
     )
 
-  def _window(self, tokens: Any, first: Any) -> BatchWindow:
-    """Returns a window of arrays, or of shapes with shardings."""
+  def _build_window(self, tokens: Any, first: Any) -> BatchWindow:
     return BatchWindow(
       tokens, first, self._count, self._files.manifest['vocabulary'], self._files.manifest['hash']
     )
@@ -125,7 +124,7 @@ class FileSource:
 def load_resident(
   program: TrainProgram, folder: epath.PathLike, split: str, max_rows: int | None = None
 ) -> Corpus:
-  """Loads a split of a corpus folder, or its first rows, onto every device."""
+  """Copies a split of a corpus folder, or its first rows, to every device."""
   return sharding.replicate(corpus.load_split(folder, split, max_rows), program.mesh)
 
 
@@ -144,7 +143,7 @@ def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int
 def open_batches(
   config: RunConfig, program: TrainProgram, folder: epath.PathLike
 ) -> Iterator[BatchSource]:
-  """Yields the source of a run's rows, from the corpus in `folder`."""
+  """Yields the source of the rows of a run, from the corpus in `folder`."""
   if (
     config.corpus_placement == 'device'
     or config.corpus_placement == 'auto'
@@ -153,14 +152,14 @@ def open_batches(
     yield ResidentSource(_load_subset(config, program, folder))
     return
   progress.log(
-    f'the corpus stays in its files; rows are read a chunk of {config.log.every} updates ahead'
+    f'the corpus stays in files; rows are read one chunk of {config.log.every} updates ahead'
   )
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     yield FileSource(config, program, corpus.CorpusFiles(folder, 'train'), pool)
 
 
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
-  """Loads the training rows of a recipe onto every device; reads no other rows into memory."""
+  """Copies the training rows of a recipe to every device; reads no other rows into memory."""
   if not config.subset.rows and not config.subset.tokens:
     return load_resident(program, folder, corpus.TRAIN_SPLIT)
   files = corpus.CorpusFiles(folder, corpus.TRAIN_SPLIT)

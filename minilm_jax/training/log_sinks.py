@@ -1,23 +1,23 @@
-"""Sends the lines of a run's log to TensorBoard, W&B or standard output, beside metrics.jsonl.
+"""Sends the log of a run to TensorBoard, W&B or standard output, besides metrics.jsonl.
 
 Sinks never stop training: a failing sink is reported once on standard error, and disabled. With
-several processes, the first one writes.
+several processes, the first process writes.
 
 TensorBoard reads event files in RUN/events, or in RUN/events/member-3 for each member of a
 population:
 
     tensorboard --logdir=RUN/events
 
-Each start writes them again from the lines that it keeps, and then appends to them. So no step is
-there twice after a run was stopped, lines lost on a full disk come back, and a run that began
-without them gets its past too. Messages and checksum are those of tensorboardX. Its `SummaryWriter`
-is not used: a full disk ends its thread, and then its queue blocks the training for ever; nor can
-it append, or write to gs:// paths.
+Each start of a run writes the event files again from the lines of metrics.jsonl, and then appends.
+So a resumed run has no step twice and recovers lines that a full disk lost. The files also include
+lines from before the sink was enabled. tensorboardX supplies the messages and the checksum, but not its
+`SummaryWriter`: a full disk ends the thread of a SummaryWriter, and its queue then blocks training
+forever. A SummaryWriter cannot append or write to gs:// paths either.
 
-W&B has one run for each run directory; every start of it resumes that run. RUN/wandb.json keeps its
-id, RUN/wandb its files. Without a login or a network only these files are written, for `wandb sync`
-to send later. No key is asked for, read, printed or stored here: the library reads that of `wandb
-login` or of WANDB_API_KEY.
+W&B has one run for each run directory, which every start resumes. RUN/wandb.json stores the id of
+the W&B run, and RUN/wandb its files. Without a login or a network, W&B writes only these files, and
+`wandb sync` sends them later. This module never reads, prints or stores an API key; the library
+takes the key from `wandb login` or WANDB_API_KEY.
 """
 
 import contextlib
@@ -48,27 +48,27 @@ _SCALARS = (
   'gradient_norm',
   'parameter_norm',
 )
-_CURVE_SPLITS = ('train', 'validation')  # the test split has one number, in result.json
-# TensorBoard recognizes event files by these.
+_CURVE_SPLITS = ('train', 'validation')  # the test split has a single number, in result.json
+# TensorBoard recognizes event files by this name and version.
 _EVENTS_NAME, _EVENTS_VERSION = 'events.out.tfevents', 'brain.Event:2'
-_EVENTS_SUFFIX = 'minilm'  # of our files: other files in the folder stay
+_EVENTS_SUFFIX = 'minilm'  # files with another suffix are not deleted
 _WANDB_MODE = 'WANDB_MODE'  # an environment variable
-_MODES_WITHOUT_NETWORK = ('offline', 'disabled')  # its values
-_LINE_KEYS = ('step', 'split', 'member')  # fields that identify a number, and are no curve
+_MODES_WITHOUT_NETWORK = ('offline', 'disabled')  # values of WANDB_MODE
+_LINE_KEYS = ('step', 'split', 'member')  # keys of a line that are not metrics
 
 Lines = Sequence[dict[str, Any]]
 Send = Callable[[Lines], None]
 
 
 class WandbUnavailable(Exception):
-  """W&B takes no more lines."""
+  """W&B cannot be used."""
 
 
 def check_sinks(config: LogConfig) -> None:
   """Checks that the libraries of the sinks are installed.
 
   Raises:
-    InputError: the library of W&B is not installed.
+    InputError: The library of W&B is not installed.
   """
   if 'wandb' in config.sinks:
     _import_wandb()
@@ -76,29 +76,29 @@ def check_sinks(config: LogConfig) -> None:
 
 @contextlib.contextmanager
 def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
-  """Yields `send(lines)`, which sends the lines of one moment of the log to all sinks.
+  """Yields `send(lines)`, which sends new lines of the log to all sinks.
 
   Args:
-    config: the recipe.
-    workdir: of the run.
-    lines: those of earlier starts.
+    config: The recipe.
+    workdir: The run directory.
+    lines: Lines of earlier starts.
   """
   sinks: dict[str, Send] = {}
 
   def send(new: Lines) -> None:
     for name, sink in list(sinks.items()):
-      with _disabled_on_failure(name, sinks):
+      with _disable_on_failure(name, sinks):
         sink(new)
 
   with contextlib.ExitStack() as stack:
     for name in config.log.sinks if distributed.is_primary() else ():
-      with _disabled_on_failure(name, sinks):
+      with _disable_on_failure(name, sinks):
         sinks[name] = stack.enter_context(_SINKS[name](config, workdir, lines))
     yield send
 
 
 @contextlib.contextmanager
-def _disabled_on_failure(name: str, sinks: dict[str, Send]) -> Iterator[None]:
+def _disable_on_failure(name: str, sinks: dict[str, Send]) -> Iterator[None]:
   try:
     yield
   except (OSError, ImportError, WandbUnavailable) as error:
@@ -117,35 +117,37 @@ def _open_tensorboard(config: RunConfig, workdir: epath.Path, lines: Lines) -> I
 
 
 class EventFiles:
-  """The event files of one start of a run: written from the lines before it, then appended to.
+  """Writes event files from the lines of earlier starts, and appends new lines.
 
   Raises:
     ImportError: tensorboardX is not installed.
-    OSError: a file could not be written.
+    OSError: A file could not be written.
   """
 
   def __init__(self, workdir: epath.Path, members: int, lines: Lines):
     names = [f'member-{member}' for member in range(members)] if members > 1 else ['']
     self._files: list[epath.Path] = []
-    # as if the run had never been stopped
+    # Pauses between starts do not count.
     self._began = time.time() - (lines[-1]['seconds'] if lines else 0)
     for member, name in enumerate(names):
       folder = workdir / EVENTS_FOLDER / name if name else workdir / EVENTS_FOLDER
       member_lines = [line for line in lines if 'member' not in line or line['member'] == member]
-      self._files.append(_begin_file(folder, _header(self._began) + self._encode(member_lines)))
+      self._files.append(
+        _begin_file(folder, _build_header(self._began) + self._encode(member_lines))
+      )
 
   def append(self, lines: Lines) -> None:
-    """Appends lines of the log, each to the file of its member.
+    """Appends lines of the log, each to the event file of a member.
 
     Raises:
-      OSError: a file could not be written.
+      OSError: A file could not be written.
     """
     for line in lines:
       with self._files[line['member'] if 'member' in line else 0].open('ab') as file:
         file.write(self._encode([line]))
 
   def _encode(self, lines: Lines) -> bytes:
-    """Returns the finite scalars of each line as records, tagged as in `train/loss`."""
+    """Returns the finite scalars of each line as records, with tags such as `train/loss`."""
     event_pb2, summary_pb2 = _import_messages()
     records = []
     for line in lines:
@@ -157,7 +159,7 @@ class EventFiles:
         if name in line and line[name] is not None and math.isfinite(line[name])
       ]
       records.append(
-        _record(
+        _encode_record(
           event_pb2.Event(
             wall_time=self._began + line['seconds'],
             step=line['step'],
@@ -169,17 +171,17 @@ class EventFiles:
 
 
 def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
-  """Writes the event file of a start, and empties those of earlier starts.
+  """Writes a new event file, empties the previous file and deletes older files.
 
-  Its number follows that of the start before. That file stays, empty: an open viewer reads on in
-  the file that it has reached, and would wait for ever for one that was replaced or deleted.
+  The number in the name increases with each start. The previous file stays, empty, because an open
+  TensorBoard moves on to the next file only while the current file exists.
   """
   folder.mkdir(parents=True, exist_ok=True)
   earlier = sorted(folder.glob(f'{_EVENTS_NAME}.*.{_EVENTS_SUFFIX}'))
   numbers = [
     int(path.name.split('.')[3]) for path in earlier if path.name.split('.')[3].isdecimal()
   ]
-  # numbers of equal length: files are read in the order of their names
+  # Numbers have equal length, because TensorBoard reads files in the order of their names.
   path = folder / f'{_EVENTS_NAME}.{max(numbers, default=0) + 1:010d}.{_EVENTS_SUFFIX}'
   files.write_bytes(path, data)
   for last in earlier[-1:]:
@@ -190,23 +192,23 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
 
 
 def _import_messages() -> tuple[Any, Any]:
-  """Returns the modules of events and summaries, whose classes protobuf makes at import."""
+  """Returns the protobuf modules of events and summaries."""
   from tensorboardX.proto import event_pb2, summary_pb2
 
   return event_pb2, summary_pb2
 
 
-def _header(began: float) -> bytes:
-  """Returns the first records of a file: its version, and a mark that voids earlier events."""
+def _build_header(began: float) -> bytes:
+  """Returns the first records of a file: its version, and a session start that voids old events."""
   event_pb2, _ = _import_messages()
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  return _record(event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)) + _record(
-    event_pb2.Event(wall_time=began, step=0, session_log=start)
-  )
+  return _encode_record(
+    event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)
+  ) + _encode_record(event_pb2.Event(wall_time=began, step=0, session_log=start))
 
 
-def _record(event: Any) -> bytes:
-  """Returns a message as a TFRecord: its length and its bytes, each with a masked CRC-32C."""
+def _encode_record(event: Any) -> bytes:
+  """Returns a message as a TFRecord: length and bytes, each with a masked CRC-32C."""
   from tensorboardX import record_writer
 
   data = event.SerializeToString()
@@ -222,19 +224,19 @@ def _import_wandb() -> Any:
     raise InputError(
       '--config.log.sinks=wandb',
       'the library wandb is not installed',
-      "pip install 'minilm_jax[wandb]', or leave wandb out of log.sinks",
+      "pip install 'minilm_jax[wandb]', or remove wandb from log.sinks",
     ) from None
   return wandb
 
 
 @contextlib.contextmanager
 def _open_wandb(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
-  """Yields `send(lines)`; W&B has the `lines` of earlier starts already.
+  """Yields `send(lines)`; W&B already has the `lines` of earlier starts.
 
-  A run that was killed repeats some lines. W&B ignores lines up to the last step that it has.
+  A run that was killed repeats some lines. W&B ignores lines up to its last step.
 
   Raises:
-    WandbUnavailable: W&B cannot be used, even without a network.
+    WandbUnavailable: W&B cannot be used, online or offline.
   """
   wandb = _import_wandb()
   wandb_run = _begin_wandb_run(wandb, config, workdir)
@@ -248,7 +250,7 @@ def _open_wandb(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterato
 
 
 def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
-  """Returns the W&B run: online if W&B can be reached, else in files."""
+  """Returns a W&B run, which is online if W&B can be reached, and otherwise in files."""
   is_local = '://' not in str(workdir)  # the library writes to this machine only
   folder = str(workdir) if is_local else tempfile.mkdtemp(prefix='minilm-wandb-')
   settings = wandb.Settings(
@@ -262,37 +264,38 @@ def _begin_wandb_run(wandb: Any, config: RunConfig, workdir: epath.Path) -> Any:
   arguments = {
     'project': config.log.project,
     'name': config.log.name or workdir.resolve().name,
-    'id': _wandb_id(workdir),
+    'id': _read_wandb_id(workdir),
     'config': recipe.as_dict(config),
     'dir': folder,
     'resume': 'allow',
     'save_code': False,
     'settings': settings,
   }
-  mode, reason = os.environ.get(_WANDB_MODE, ''), f'{_WANDB_MODE} says so'
+  mode = os.environ.get(_WANDB_MODE, '')
+  reason = f'{_WANDB_MODE}={mode}'
   try:
     if mode not in _MODES_WITHOUT_NETWORK:
       if wandb.login(prompt=False, verify=False):
         wandb_run = wandb.init(**arguments)
         progress.log(f'W&B: {sanitize(str(wandb_run.url))}')
         return wandb_run
-      mode, reason = 'offline', 'there is no login (wandb login, or WANDB_API_KEY)'
+      mode, reason = 'offline', 'no login (wandb login, or WANDB_API_KEY)'
   except wandb.Error as error:
     mode, reason = 'offline', sanitize(str(error).partition('\n')[0])
-    wandb.teardown()  # it holds the id of the run that could not begin
+    wandb.teardown()  # frees the id of the run that could not start
   try:
     wandb_run = wandb.init(**arguments, mode=mode)
   except wandb.Error as error:
     raise WandbUnavailable(str(error)) from error
-  files = (
-    f', lines are kept for `wandb sync {folder}/wandb/offline-run-*`' if mode == 'offline' else ''
+  hint = (
+    f'; to send the lines: wandb sync {folder}/wandb/offline-run-*' if mode == 'offline' else ''
   )
-  progress.log(f'W&B is {mode}{files}: {reason}')
+  progress.log(f'W&B is {mode}: {reason}{hint}')
   return wandb_run
 
 
-def _wandb_id(workdir: epath.Path) -> str:
-  """Returns the id of the W&B run, which the first start of the run chose."""
+def _read_wandb_id(workdir: epath.Path) -> str:
+  """Returns the id of the W&B run from RUN/wandb.json, which the first start writes."""
   path = workdir / WANDB_FILE
   if path.exists():
     return files.read_object(path, f'the W&B run of {workdir}', {'id': TEXT})['id']

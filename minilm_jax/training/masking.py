@@ -1,8 +1,8 @@
 """Masks rows as a pure function of rows and keys.
 
-The number of predicted positions of a row is fixed, so that shapes never change. The mask of a row
-depends on `(seed, epoch, row)` alone in training, and on the row alone in evaluation. Pads are
-never predicted.
+All rows have the same number of positions to predict, so shapes are static. The mask of a row
+depends only on `(seed, epoch, row)` in training, and only on the row in evaluation. Pads are never
+predicted.
 """
 
 import dataclasses
@@ -17,20 +17,23 @@ from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
 from minilm_jax.model.flops import max_masked_positions
 
-# Fixed, whatever a run trains with.
+# All runs are evaluated with this mask, so their losses are comparable.
 EVAL_MASK = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
 Number = float | Float[Array, '']
 Shares = tuple[Number, Number, Number]
 
 
-@typing.no_type_check  # JAX puts shapes, shardings and tracers into the fields of a pytree
+@typing.no_type_check  # JAX also stores shapes, shardings and tracers in the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskedBatch:
   """Rows with masked tokens.
 
-  `tokens [B L]` is the input, `positions [B K]` are predicted, `targets` are the original tokens
-  there, and `weights` is 1 for a position that counts.
+  Attributes:
+    tokens: Input token ids `[B L]`.
+    positions: Positions to predict `[B K]`.
+    targets: Original token ids at the positions `[B K]`.
+    weights: 1 for positions that count in the loss, else 0 `[B K]`.
   """
 
   tokens: Int[Array, 'B L']
@@ -49,9 +52,9 @@ class MaskLayout:
   """The static part of a mask, for rows of one length.
 
   Attributes:
-    special: whether `<s>` and `</s>` may be predicted.
-    span: length of a run of adjacent tokens predicted together; 0 draws each position by itself.
-    positions: K, the largest number of predicted positions in a row.
+    special: Whether `<s>` and `</s>` may be predicted.
+    span: Number of adjacent tokens that are predicted together; 0 selects each position separately.
+    positions: K, the largest number of predicted positions of a row.
   """
 
   special: bool
@@ -60,7 +63,7 @@ class MaskLayout:
 
 
 def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
-  """Returns the static part of a recipe's mask for rows of this length."""
+  """Returns the static part of a mask for rows of a length."""
   return MaskLayout(config.special, config.span, max_masked_positions(length, config.rate))
 
 
@@ -69,18 +72,18 @@ def mask_row(
 ) -> MaskedBatch:
   """Masks one row.
 
-  Of n tokens that may be predicted, rate * n are, rounded up or down at random so that the rate is
-  exact on average; at least one. Spans are taken whole from a row cut into spans at a random
-  offset; the last span is cut short where the number is reached. So spans do not change the number
-  of predicted tokens.
+  A row with n eligible tokens has `rate * n` predicted tokens, at least one. The number is rounded
+  up or down at random, so the rate is exact on average. With spans, the row is divided into spans
+  from a random offset, and whole spans are selected. The last selected span is shortened to keep
+  the number of predicted tokens.
 
   Args:
-    row: token ids.
-    key: of this row and epoch.
-    shares: the rate of predicted tokens; the share of them that receive a random token; the share
-      that keep theirs. The others become `<mask>`.
-    layout: the static part.
-    vocab_size: random tokens are drawn from the ordinary ids below it.
+    row: Token ids `[L]`.
+    key: Key of the row and epoch.
+    shares: Rate of predicted tokens, share of them with a random token as input, share with the
+      original token as input. The remaining predicted tokens become `<mask>`.
+    layout: The static part of the mask.
+    vocab_size: Random tokens are drawn from the ids between the special tokens and this number.
 
   Returns:
     A MaskedBatch without its batch axis.
@@ -92,7 +95,7 @@ def mask_row(
     eligible &= (row != BEGIN_ID) & (row != END_ID)
   num_eligible = eligible.sum()
   order = jax.random.uniform(order_key, row.shape)
-  if layout.span:  # neighbours share a number; the offset of the first span is random too
+  if layout.span:  # the tokens of a span share a number; the offset of the first span is random
     offset = jax.random.randint(jax.random.fold_in(order_key, 0), (), 0, layout.span)
     order = order[(jnp.arange(row.size) + offset) // layout.span]
   order = jnp.where(eligible, order, -1)
@@ -102,8 +105,8 @@ def mask_row(
   targets = row[positions]
   fate = jax.random.uniform(fate_key, positions.shape)
   random_tokens = jax.random.randint(token_key, positions.shape, len(SPECIAL_TOKENS), vocab_size)
-  kept_or_mask = jnp.where(fate < random_share + keep_share, targets, MASK_ID)
-  inputs = jnp.where(fate < random_share, random_tokens, kept_or_mask)
+  original_or_mask = jnp.where(fate < random_share + keep_share, targets, MASK_ID)
+  inputs = jnp.where(fate < random_share, random_tokens, original_or_mask)
   tokens = row.at[positions].set(jnp.where(chosen, inputs, targets))
   return MaskedBatch(tokens, positions, targets, chosen.astype(jnp.float32))
 
@@ -117,7 +120,7 @@ def mask_batch(
   layout: MaskLayout,
   vocab_size: int,
 ) -> MaskedBatch:
-  """Masks rows for training, anew in each epoch; arguments as in `mask_row`."""
+  """Masks rows for training, differently in each epoch; see `mask_row` for the arguments."""
   keys = jax.vmap(lambda row, epoch: rng.make_key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
   return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
     tokens.astype(jnp.int32), keys
@@ -127,7 +130,7 @@ def mask_batch(
 def mask_eval_batch(
   tokens: Integer[Array, 'B L'], rows: Int[Array, 'B'], vocab_size: int
 ) -> MaskedBatch:
-  """Masks 15% of the tokens for evaluation, always as `<mask>`, the same in every run."""
+  """Replaces 15% of the tokens by `<mask>` for evaluation, equally in every run."""
   keys = jax.vmap(lambda row: rng.make_key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
   shares = EVAL_MASK.rate, EVAL_MASK.random_share, EVAL_MASK.keep_share
   layout = mask_layout(EVAL_MASK, tokens.shape[1])

@@ -1,6 +1,7 @@
 """Writes the log of a run, metrics.jsonl, and its summary, result.json.
 
-The log has one line a member and moment; the summary is computed from these lines.
+The log has one line for each member and event: a chunk of updates or an evaluation. The summary is
+computed from these lines.
 """
 
 import collections
@@ -19,7 +20,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.model import flops
 from minilm_jax.training import log_sinks, optimizer, population
 
-SPIKE_WINDOW = 10  # lines before a spike that its loss is compared with
+SPIKE_WINDOW = 10  # earlier lines in the comparison of a loss
 SPIKE_DEVIATIONS = 5.0  # median absolute deviations
 SPIKE_SHARE = 0.05  # of the median
 
@@ -28,11 +29,11 @@ class MetricsLog:
   """Appends lines to metrics.jsonl, and sends them to the sinks.
 
   Args:
-    config: the recipe.
-    workdir: of the run.
-    length: tokens of a row of the corpus; the model may read longer rows.
-    lines: those of an earlier start, whose time counts too.
-    send: receives the lines of each moment.
+    config: The recipe.
+    workdir: The run directory.
+    length: Tokens of a row of the corpus, at most the `max_length` of the model.
+    lines: Lines of earlier starts; their seconds count too.
+    send: Receives the lines of each event.
   """
 
   def __init__(
@@ -49,29 +50,31 @@ class MetricsLog:
     self._schedules = [
       optimizer.build_schedule(member.optimizer, member.num_steps) for member in members
     ]
-    # the program computes as many positions for all
+    # The program computes the positions of the largest mask rate for all members.
     mask = max((member.mask for member in members), key=lambda mask: mask.rate)
     self._flops_per_row = flops.flops_per_row(
       dataclasses.replace(config.model, max_length=length), mask
     )['actual']
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     self._recent_losses = [
-      collections.deque((line['loss'] for line in _training_lines(lines, member)), SPIKE_WINDOW)
+      collections.deque(
+        (line['loss'] for line in _select_training_lines(lines, member)), SPIKE_WINDOW
+      )
       for member in range(len(members))
     ]
 
   @distributed.raise_together()
   def write(self, split: str, step: int, metrics: Mapping[int, dict[str, float]]) -> str:
-    """Writes a line for each member, and returns a short summary of their losses.
+    """Writes a line for each member, and returns a summary of their losses.
 
     Args:
-      split: train, validation or test.
-      step: updates done.
-      metrics: of each member, by its index.
+      split: 'train', 'validation' or 'test'.
+      step: Number of finished updates.
+      metrics: Metrics of each member, by index.
 
     Raises:
-      InputError: a loss is not finite.
-      OSError: metrics.jsonl could not be written.
+      InputError: A loss is not finite.
+      OSError: Metrics.jsonl could not be written.
     """
     rows, seconds = step * self._config.batch_size, round(time.monotonic() - self._started, 3)
     records = []
@@ -81,9 +84,9 @@ class MetricsLog:
       if not math.isfinite(values['loss']):
         raise InputError(
           f'a finite {split} loss at update {step}{of_member}',
-          f'{values["loss"]}',
+          f'loss={values["loss"]}',
           'lower optimizer.learning_rate or set optimizer.clip; '
-          f'{self._workdir} keeps its last checkpoint',
+          f'{self._workdir} has the last checkpoint',
         )
       record = {
         'step': step,
@@ -103,12 +106,12 @@ class MetricsLog:
     return _summarize([values['loss'] for values in metrics.values()], rows * self._flops_per_row)
 
   def _check_spike(self, member: int, step: int, loss: float, of_member: str) -> None:
-    """Reports a spike of the training loss, and adds the loss to the window."""
+    """Logs a spike of the training loss, and adds the loss to the window."""
     recent = self._recent_losses[member]
     if is_spike(recent, loss):
       progress.log(
-        f'a spike at update {step:,}: the loss{of_member} is {loss:.3f}, and the median of the '
-        f'{SPIKE_WINDOW} lines before it {np.median(recent):.3f}'
+        f'a spike at update {step:,}: the loss{of_member} is {loss:.3f}; the median of the '
+        f'{SPIKE_WINDOW} lines before is {np.median(recent):.3f}'
       )
     recent.append(loss)
 
@@ -123,9 +126,9 @@ def _summarize(losses: list[float], flops: float) -> str:
 
 
 def is_spike(losses: Sequence[float], loss: float) -> bool:
-  """Returns whether a training loss is far above the ten before it.
+  """Returns whether a training loss is far above the ten earlier losses.
 
-  It exceeds their median by five median absolute deviations and by 5%.
+  A spike exceeds their median by five median absolute deviations and by 5%.
 
   >>> is_spike([3.0, 3.1] * 5, 3.2), is_spike([3.0, 3.1] * 5, 4.0), is_spike([3.0, 3.1], 4.0)
   (False, True, False)
@@ -138,7 +141,7 @@ def is_spike(losses: Sequence[float], loss: float) -> bool:
 
 
 def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
-  """Returns the validation loss by step; of a population the mean of its members."""
+  """Returns the validation loss by step; the mean over members for a population."""
   losses: dict[int, list[float]] = {}
   for line in lines:
     if line['split'] == 'validation':
@@ -146,8 +149,8 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
   return {step: float(np.mean(values)) for step, values in losses.items()}
 
 
-def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
-  """Returns the training lines of a member; a run of one model has no field `member`."""
+def _select_training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
+  """Returns the training lines of a member; lines of a run of one model lack the key `member`."""
   return [
     line
     for line in lines
@@ -156,7 +159,7 @@ def _training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[s
 
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
-  """Writes result.json from the lines of the run, and returns it."""
+  """Writes result.json from the log of the run, and returns its content."""
   lines = list(run_dir.read_lines(workdir / run_dir.METRICS))
   result: dict[str, Any] = {'updates': config.num_steps}
   if config.population.members == 1:

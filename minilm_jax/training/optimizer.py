@@ -1,17 +1,17 @@
 """Builds learning rate schedules, and AdamW or Muon with weight decay by path, as optax chains.
 
-Muon (Jordan et al., 2024) updates matrices by their momentum, whose singular values five
-Newton-Schulz steps make nearly equal. Here it updates the matrices of projection and blocks, and
-AdamW updates all others: embeddings, biases, norms, convolutions, heads. Each orthogonal update is
-scaled to a root mean square of 0.2 an element, about that of AdamW in training (Liu et al., 2025,
-arXiv 2502.16982, section 2.2). So one learning rate, its schedule and one weight decay mean the
-same for both, and a recipe for AdamW works with Muon without changes. Momentum is 0.95, in
-Nesterov's form; `beta1`, `beta2` and `epsilon` belong to AdamW. `optax.contrib.muon` with its own
-AdamW uses Nesterov's form there too and has no decay by path, so this module combines the two
-itself.
+Muon (Jordan et al., 2024) updates a matrix by its momentum after five Newton-Schulz steps, which
+make the singular values nearly equal. Muon updates the matrices of projection and blocks. AdamW
+updates all other parameters: embeddings, biases, norms, convolutions, heads. Updates of Muon are
+scaled to a root mean square of 0.2, as in AdamW (Liu et al., 2025, arXiv 2502.16982, section 2.2).
+So learning rate, schedule and weight decay mean the same for both, and a
+recipe for AdamW works with Muon without changes. Muon uses Nesterov momentum of 0.95; `beta1`,
+`beta2` and `epsilon` belong to AdamW. `optax.contrib.muon` includes an AdamW, but with Nesterov
+momentum and without decay by path, so this module combines the two optimizers.
 
-A running statistic of BatchNorm (`model/convolution.py`) is no parameter: clipping and decay ignore
-it, and it has no moments. In place of a gradient it has the observed value, and moves towards that.
+The running statistics of BatchNorm (`model/convolution.py`) are not parameters: clipping and decay
+ignore them, and they have no moments. They have observed values in place of gradients, and move
+towards these values.
 """
 
 import re
@@ -36,7 +36,7 @@ _MATRIX = re.compile(r'^encoder\.(?!.*(convolution|embedding)\.).*kernel$')
 
 
 def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
-  """Returns the steps of warm-up: a share of all, at least one; none for schedules by epoch.
+  """Returns the number of warm-up steps; 0 for schedules by epoch.
 
   >>> from configs import paper1; from minilm_jax.core import recipe
   >>> warmup_steps(recipe.resolve(paper1.get_config(), 'pretrain').optimizer, 35_475)
@@ -50,27 +50,32 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
 def build_schedule(
   config: OptimizerConfig, num_steps: int, learning_rate: float | Float[Array, ''] | None = None
 ) -> optax.Schedule:
-  """Returns the learning rate as a function of the step, from 0.
+  """Returns the learning rate as a function of the step, counted from 0.
 
-  `inverse_sqrt` is that of paper 1 (its released scheduler): with W steps of warm-up and `s =
-  max(step, 1)`, `lr * min(s / W, sqrt(W / s))`. `linear` and `cosine` fall to 0 at the end.
-  `warmup_stable_decay` stays and then falls to 0 like `1 - sqrt` over the last `decay_fraction`.
-  All of these warm up linearly. `constant` warms up and stays.
+  Every schedule without epochs starts with a linear warm-up of W steps, and then:
 
-  Paper 2 changes the rate at the ends of epochs only. Of n = `epochs` equal parts of the run,
-  counted e = 0 ... n - 1, `per_epoch` has lr (n - e) / n, as its README says. `per_epoch_from_zero`
-  has what its code ran: 0 in the first epoch, which so changes only the moments, and then
-  lr (n - e) / (n - 1).
+  - `inverse_sqrt` (released scheduler of paper 1): `lr * min(s / W, sqrt(W / s))` with `s =
+    max(step, 1)`, warm-up included.
+  - `linear` and `cosine`: fall to 0 at the end of the run.
+  - `warmup_stable_decay`: stays at lr, and falls to 0 as `1 - sqrt` over the last `decay_fraction`.
+  - `constant`: stays at lr.
+
+  Paper 2 changes the rate at the ends of epochs only. Epochs e = 0 ... n - 1 divide the run into
+  n = `epochs` equal parts:
+
+  - `per_epoch` (README of paper 2): `lr (n - e) / n`.
+  - `per_epoch_from_zero` (code of paper 2): 0 in the first epoch, which changes only the moments,
+    and then `lr (n - e) / (n - 1)`.
 
   Args:
-    config: the optimizer's.
-    num_steps: of the whole run.
-    learning_rate: replaces that of the recipe.
+    config: The configuration of the optimizer.
+    num_steps: Number of updates of the run.
+    learning_rate: Replaces the learning rate of the configuration.
   """
   peak = config.learning_rate if learning_rate is None else learning_rate
   warmup = warmup_steps(config, num_steps)
   if config.schedule in EPOCH_SCHEDULES:
-    return lambda step: peak * _epoch_share(step, config, num_steps)
+    return lambda step: peak * _select_epoch_share(step, config, num_steps)
   if config.schedule == 'inverse_sqrt':
     return lambda step: _inverse_sqrt(step, peak, max(warmup, 1))
   remaining = num_steps - warmup
@@ -84,7 +89,7 @@ def build_schedule(
   }[config.schedule]()
   if not warmup:
     return after
-  # the ramp starts one step up: a first step at a rate of zero would be wasted
+  # The ramp starts above 0, because an update at a rate of 0 changes nothing.
   return optax.join_schedules(
     [optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup]
   )
@@ -95,14 +100,15 @@ def _inverse_sqrt(step: ArrayLike, peak: float | Float[Array, ''], warmup: int) 
   return peak * jnp.minimum(s / warmup, jnp.sqrt(warmup / s))
 
 
-def _epoch_share(step: ArrayLike, config: OptimizerConfig, num_steps: int) -> Float[Array, '']:
+def _select_epoch_share(
+  step: ArrayLike, config: OptimizerConfig, num_steps: int
+) -> Float[Array, '']:
   """Returns the share of the peak rate in the epoch of a step; epochs have equal lengths."""
   n = config.epochs
   remaining = np.arange(n, 0, -1)
   shares = remaining / n
   if config.schedule == 'per_epoch_from_zero':
     shares = np.where(remaining == n, 0, remaining / (n - 1))
-  # of each epoch but the last, the first step of the next
   ends = -(-np.arange(1, n) * num_steps // n)
   return jnp.asarray(shares, jnp.float32)[jnp.searchsorted(jnp.asarray(ends), step, side='right')]
 
@@ -114,18 +120,18 @@ def _stable_then_decay(
 
 
 def decay_mask(config: OptimizerConfig, model: Any) -> Any:
-  """Returns True for each parameter with weight decay: its path contains no pattern of `no_decay`.
+  """Returns a tree with True for parameters whose path contains no pattern of `no_decay`.
 
   Raises:
-    InputError: a pattern matches no parameter.
+    InputError: A pattern matches no parameter.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
   for pattern in config.no_decay:
     if not any(pattern in name for name in names):
       raise InputError(
         f'optimizer.no_decay={pattern!r}',
-        'no parameter has it in its path',
-        f'use a part of a path such as {names[0]}',
+        f'no parameter with {pattern!r} in its path',
+        f'give a part of a path such as {names[0]}',
       )
 
   def is_decayed(path: tuple, leaf: Any) -> bool:
@@ -141,14 +147,14 @@ def build_optimizer(
   learning_rate: float | Float[Array, ''] | None = None,
   weight_decay: float | Float[Array, ''] | None = None,
 ) -> optax.GradientTransformation:
-  """Returns AdamW, or Muon and AdamW, with this schedule.
+  """Returns AdamW, or Muon and AdamW, with clipping and the schedule of a configuration.
 
   Args:
-    config: the optimizer's.
-    num_steps: of the whole run.
-    model: arrays or shapes; only the paths and shapes of its parameters are used.
-    learning_rate: replaces that of the recipe.
-    weight_decay: replaces that of the recipe.
+    config: The configuration of the optimizer.
+    num_steps: Number of updates of the run.
+    model: Arrays or shapes; only paths and shapes are read.
+    learning_rate: Replaces the learning rate of the configuration.
+    weight_decay: Replaces the weight decay of the configuration.
   """
   weight_decay = config.weight_decay if weight_decay is None else weight_decay
   clipping = [optax.clip_by_global_norm(config.clip)] if config.clip else []
@@ -165,9 +171,9 @@ def build_optimizer(
       weight_decay_mask=mask,
       consistent_rms=MUON_UPDATE_RMS,
     )
-    # the function itself: optax would call a tree of labels that is a module
+    # A function, because optax calls a tree of labels that is an NNX module.
     transform = optax.partition({'muon': muon, 'adamw': transform}, label_parameters)
-  return _with_statistics(optax.chain(*clipping, transform))
+  return _move_statistics(optax.chain(*clipping, transform))
 
 
 def label_parameters(parameters: Any) -> Any:
@@ -187,10 +193,7 @@ def select_parameters(model: Any) -> Any:
 
 
 def global_norm(model: Any) -> Float[Array, '']:
-  """Returns the Euclidean norm of a model or gradient without running statistics.
-
-  Clipping uses the same norm.
-  """
+  """Returns the Euclidean norm of a model or gradient without running statistics, as in clipping."""
   return optax.tree.norm(select_parameters(model))
 
 
@@ -198,16 +201,16 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
   """Returns the gradient of a mean, from sums.
 
   Args:
-    gradient: summed over rows, micro-batches and devices.
-    total: divisor of the summed loss.
-    parts: number of micro-batches, each of which observed the running statistics once.
+    gradient: Sum over rows, micro-batches and devices.
+    total: Divisor of the summed loss.
+    parts: Number of micro-batches; each observes the running statistics once.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x / (parts if is_statistic(path_name(path)) else total), gradient
   )
 
 
-def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _move_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Returns `inner`, extended to move running statistics by the share `BATCH_NORM_MOMENTUM`."""
 
   def init(params: Any) -> Any:
@@ -215,7 +218,7 @@ def _with_statistics(inner: optax.GradientTransformation) -> optax.GradientTrans
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     change, state = inner.update(select_parameters(updates), state, select_parameters(params))
-    # in the order of the model's own leaves, without statistics
+    # `changes` follows the order of the leaves of the model, without statistics.
     changes = iter(jax.tree.leaves(change))
 
     def move(

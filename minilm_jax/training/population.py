@@ -1,8 +1,8 @@
-"""Trains a population: the program of one member, mapped over many.
+"""Maps the program of one model over the members of a population.
 
-Members lie along the mesh axis `population` and never communicate. The strategy says how the
-members on one device share it: one after another (`map`), or all in each operation (`vmap`). Every
-device holds a copy of what all members read, such as the corpus.
+Members lie along the mesh axis `population` and never communicate. The strategy for the members on
+one device is `map`, one member after another, or `vmap`, all members in each operation. Every
+device has a copy of shared arrays, such as the corpus.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _MEMBER_AXIS = PartitionSpec('population')
 
 
 def make_member_mesh(members: int) -> Mesh:
-  """Returns a mesh that spreads members over the devices: one device a member, or all devices."""
+  """Returns a mesh with one device a member, or with all devices if there are fewer devices."""
   return sharding.make_mesh(
     MeshConfig(population=min(members, jax.device_count()), data=1, model=1)
   )
@@ -36,10 +36,9 @@ def make_even_mesh(members: int) -> Mesh:
 
 
 def choose_strategy(members: int, strategy: str, platform: str) -> str:
-  """Returns the way in which members share a device: `single` for one member, else `map` or `vmap`.
+  """Returns the strategy for the members on one device: `single` for one member, `map` or `vmap`.
 
-  For `auto`, a CPU takes one member after another, because one fits its cache; other devices take
-  all at once.
+  `auto` is `map` on a CPU, whose cache holds one member, and `vmap` on other devices.
   """
   if members == 1:
     return 'single'
@@ -49,7 +48,7 @@ def choose_strategy(members: int, strategy: str, platform: str) -> str:
 
 
 def member_configs(config: RunConfig) -> list[RunConfig]:
-  """Returns the recipe of each member as a run of its own."""
+  """Returns for each member the recipe of an equal run of one model."""
   population = config.population
   single = PopulationConfig(1, 'auto', (), (), (), (), (), ())
 
@@ -84,7 +83,7 @@ def member_seeds(config: RunConfig) -> np.ndarray:
 
 
 def member_settings(config: RunConfig) -> MemberSettings:
-  """Returns the settings in which members differ; in a population with a leading axis `P`."""
+  """Returns the settings in which members differ, with a leading axis `P` for a population."""
   settings = [
     MemberSettings.from_config(member.optimizer, member.mask) for member in member_configs(config)
   ]
@@ -94,10 +93,7 @@ def member_settings(config: RunConfig) -> MemberSettings:
 
 
 def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
-  """Returns the mask layout of all members, with the positions of the member that predicts most.
-
-  Other members leave positions unused.
-  """
+  """Returns the mask layout of all members, with the largest number of positions of any member."""
   layouts = [masking.mask_layout(member.mask, length) for member in member_configs(config)]
   return max(layouts, key=lambda layout: layout.positions)
 
@@ -105,14 +101,13 @@ def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
 def map_over_members(
   function: Callable[..., Any], mesh: Mesh, strategy: str = 'map'
 ) -> Callable[..., Any]:
-  """Returns a function of one member mapped over all members, on the devices of a mesh.
+  """Returns a function of one member, mapped over all members on the devices of a mesh.
 
   Args:
-    function: takes one member's arrays in one pytree, and arguments that all members share. It runs
-      on each device of the axis `data` and may add over them.
-    mesh: its axis `population` divides the members.
-    strategy: `single` for one member; `map` or `vmap` for a population, whose arrays have a leading
-      axis `P`.
+    function: Takes a pytree of the arrays of one member, and arguments that members share. Each
+      device of the axis `data` runs the function, which may add over this axis.
+    mesh: The axis `population` divides the members.
+    strategy: `single` for one member; `map` or `vmap` for arrays with a leading axis `P`.
   """
 
   def device_function(members: Any, *shared: Any) -> Any:
@@ -142,22 +137,22 @@ def member_sharding(mesh: Mesh, strategy: str) -> NamedSharding:
 
 
 def stacked_sharding(single: NamedSharding) -> NamedSharding:
-  """Returns the sharding of the stacked arrays of all members, from that of one member's array."""
+  """Returns the sharding of an array with a leading axis `P`, from the sharding of one member."""
   return NamedSharding(single.mesh, PartitionSpec('population', *single.spec))
 
 
 def shard_members(members: Any, mesh: Mesh) -> Any:
-  """Puts arrays with a leading axis `P` on the devices on which `map_over_members` reads them."""
+  """Copies arrays with a leading axis `P` to the devices that `map_over_members` uses."""
   return jax.device_put(members, NamedSharding(mesh, _MEMBER_AXIS))
 
 
 def select_member(members: Any, index: int) -> Any:
-  """Returns one member's arrays out of those of all."""
+  """Returns the arrays of one member, from arrays with a leading axis `P`."""
   return jax.tree.map(lambda x: jnp.asarray(x[index]), members)
 
 
 def unstack(values: dict[str, Any], members: int) -> list[dict[str, Any]]:
-  """Returns a dict of Python numbers for each member, from arrays of all on the host."""
+  """Returns a dict of Python numbers for each member, from arrays of all members on the host."""
   arrays = {name: np.reshape(value, members) for name, value in values.items()}
   return [
     {name: array[member].item() for name, array in arrays.items()} for member in range(members)

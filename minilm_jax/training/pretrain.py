@@ -39,20 +39,20 @@ def pretrain(
   """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
 
   Args:
-    config: the recipe.
-    workdir: the run directory.
-    record: the chunk of the updates `first + 1 ... last` runs inside `record(first, last)`, as with
-      `profiler.Recorder.record`.
+    config: The recipe.
+    workdir: The run directory.
+    record: `record(first, last)` returns a context manager; the chunk of the updates `first + 1 ...
+      last` runs inside it. `profiler.Recorder.record` is such a function.
 
   Returns:
-    The content of result.json: the last losses, tokens, FLOPs, seconds; of a population, those of
-    each member.
+    The content of result.json: last losses, tokens, FLOPs and seconds. For a population, it has
+    these numbers for each member.
 
   Raises:
-    LockedError: another process uses the directory.
-    InputError: corpus, work directory or machine do not fit the recipe; an update was not finite
-      and the recipe stops.
-    OSError: a file of the run could not be written; earlier checkpoints stay.
+    LockedError: Another process uses the directory.
+    InputError: Corpus, work directory or machine do not fit the recipe.
+    DistributedError: An update was not finite, and the recipe stops at non-finite updates.
+    OSError: A file of the run could not be written; earlier checkpoints stay.
     signals.InterruptedAfterSave: SIGTERM or SIGINT came, and the run was saved after the chunk.
   """
   run_setup.check_recipe(config, workdir)
@@ -68,7 +68,7 @@ def pretrain(
     with signals.note_signals() as interrupt:
       with _open_outputs(config, workdir, program, corpus_folder, start.lines) as outputs:
         state, active = start.state, start.active
-        # a run may have been stopped between its last checkpoint and its result
+        # A run may have been stopped between its last checkpoint and its result.
         if start.step < config.num_steps:
           state, active = _run_chunks(start, outputs, corpus_folder, check_lock, interrupt, record)
         outputs.evaluate('test', state, active, config.num_steps)
@@ -83,7 +83,7 @@ def _run_chunks(
   interrupt: signals.SignalFlag,
   record: Record,
 ) -> tuple[TrainState, list[int]]:
-  """Trains to the end of the recipe; returns the state, and the members that reached it."""
+  """Trains to the end of the recipe; returns the state and the members that reached the end."""
   config, program, checkpoints = outputs.config, outputs.program, outputs.checkpoints
   state, active = start.state, start.active
   with (
@@ -113,14 +113,14 @@ def _run_chunks(
       if signal:
         checkpoints.finish()
         raise signals.InterruptedAfterSave(
-          signal, f' at update {chunk.last:,}; saved; the same command resumes from there'
+          signal, f' at update {chunk.last:,}; saved; the same command resumes from this update'
         )
   return state, active
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """The updates `first + 1 ... last` of a run, and what follows them."""
+  """The updates `first + 1 ... last`, and whether an evaluation and a save follow them."""
 
   first: int
   last: int
@@ -129,7 +129,7 @@ class Chunk:
 
   @property
   def steps(self) -> int:
-    """The number of updates."""
+    """Number of updates."""
     return self.last - self.first
 
 
@@ -140,7 +140,7 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
   """
   while step < config.num_steps:
     next_line = step - step % config.log.every + config.log.every
-    last = min(next_line, config.num_steps, *_early_evaluations(config.eval, step))
+    last = min(next_line, config.num_steps, *_find_early_evaluation(config.eval, step))
     is_end = last == config.num_steps
     yield Chunk(
       step,
@@ -151,8 +151,8 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
     step = last
 
 
-def _early_evaluations(config: EvaluationConfig, step: int) -> tuple[int, ...]:
-  """Returns the next doubling of `config.first_at`; nothing from `config.every` on."""
+def _find_early_evaluation(config: EvaluationConfig, step: int) -> tuple[int, ...]:
+  """Returns the next doubling of `config.first_at`, or nothing from `config.every` on."""
   if not config.first_at or step >= config.every:
     return ()
   return (config.first_at << (step // config.first_at).bit_length(),)
@@ -161,7 +161,7 @@ def _early_evaluations(config: EvaluationConfig, step: int) -> tuple[int, ...]:
 def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
   """Returns whether an evaluation follows a step.
 
-  It follows each multiple of `every`, and before the first one each doubling of `first_at`.
+  Evaluations follow multiples of `every` and, before step `every`, doublings of `first_at`.
   """
   if step % config.every == 0:
     return True
@@ -173,7 +173,17 @@ def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """Everything that the loop writes: the log, the evaluations and the checkpoints."""
+  """The outputs of the loop: log, evaluations and checkpoints.
+
+  Attributes:
+    config: The recipe.
+    workdir: The run directory.
+    program: The compiled functions of the run.
+    log: The writer of metrics.jsonl.
+    checkpoints: The writer of checkpoints.
+    row_length: Tokens of a row of the corpus.
+    splits: The evaluated splits on the devices, by name.
+  """
 
   config: RunConfig
   workdir: epath.Path
@@ -184,7 +194,7 @@ class Outputs:
   splits: Mapping[str, Corpus]
 
   def log_train(self, chunk: Chunk, sums: dict[str, Any], active: list[int], seconds: float) -> str:
-    """Logs the metrics of a chunk, and returns a summary."""
+    """Logs the metrics of a chunk, and returns a line for the progress display."""
     members = self.config.population.members
     member_sums = population.unstack(sums, members)
     tokens_per_second = round(chunk.steps * self.config.batch_size * self.row_length / seconds)
@@ -197,7 +207,7 @@ class Outputs:
     return f'{summary}, {members * tokens_per_second:,} tokens/s'
 
   def evaluate(self, split: str, state: TrainState, active: list[int], step: int) -> float | None:
-    """Logs the metrics of a split, and returns the mean loss; None without such a split."""
+    """Logs the metrics of a split; returns the mean loss, or None if the corpus lacks the split."""
     if split not in self.splits:
       return None
     metrics = self.program.evaluate(state.model, self.splits[split])
@@ -213,7 +223,7 @@ def _open_outputs(
   corpus_folder: epath.Path,
   lines: list[dict[str, Any]],
 ) -> Iterator[Outputs]:
-  """Yields the outputs of a run; `lines` are those of earlier starts."""
+  """Yields the outputs of a run; `lines` are the lines of the log from earlier starts."""
   manifest = read_manifest(corpus_folder)
   with distributed.raise_together():
     splits = {
@@ -235,10 +245,7 @@ def _open_outputs(
 def _poll(
   interrupt: signals.SignalFlag, checkpoints: checkpoint.CheckpointWriter, minutes: float
 ) -> tuple[int, bool]:
-  """Returns the signal that a process received, or 0, and whether a save is due by the clock.
-
-  The clock is that of the first process.
-  """
+  """Returns the signal of any process, or 0, and whether the first process's clock asks to save."""
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
   reports = distributed.allgather_ints(interrupt.number, is_due)
   return max(number for number, _ in reports), bool(reports[0][1])

@@ -27,10 +27,10 @@ class Pretrained:
   """A checkpoint of a run.
 
   Attributes:
-    config: the recipe of the run.
-    tokenizer: of the run.
-    model: the masked language model, or its encoder; of a population with a leading axis `P`.
-    step: of the checkpoint.
+    config: The recipe of the run.
+    tokenizer: The tokenizer of the run.
+    model: The masked language model, or its encoder; with a leading axis `P` for a population.
+    step: Step of the checkpoint.
   """
 
   config: RunConfig
@@ -50,18 +50,18 @@ def load(
   """Loads a checkpoint of a run.
 
   Args:
-    workdir: of the run.
-    step: of the checkpoint; the latest by default.
+    workdir: The run directory.
+    step: Step of the checkpoint; the latest by default.
     part: 'model' for the masked language model, 'encoder' for its encoder.
-    mesh: holds a copy on every device, or the members along its axis `population`; the first device
-      by default.
-    changes: fields of the model's configuration to replace, such as `dropout`.
-    allow_population: loads all members of a population too.
+    mesh: Copies the model to every device, or puts members along the axis `population`; the first
+      device by default.
+    changes: Fields of `config.model` to replace, such as `dropout`.
+    allow_population: Whether to load all members of a population instead of refusing it.
 
   Raises:
-    InputError: the directory is no pre-training run, holds a population, or has no masked-LM head
-      (part 'model'); there is no such checkpoint; the tokenizer is another one.
-    CorruptCheckpointError: a file differs from what was saved.
+    InputError: The directory is not a pre-training run, holds a population, or has no masked-LM
+      head (part 'model'). The checkpoint is missing. The tokenizer is not that of the run.
+    CorruptCheckpointError: A file differs from its checksum.
   """
   read_config = load_mlm_config if part == 'model' else load_single_config
   config = load_config(workdir) if allow_population else read_config(workdir)
@@ -84,46 +84,46 @@ def load(
 def restore_model(
   workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model', step: int | None = None
 ) -> T:
-  """Restores the part of a checkpoint below `prefix` onto the first device.
+  """Restores the part of a checkpoint below `prefix` to the first device.
 
   Args:
-    workdir: of the run.
-    init: a function from a key to a fresh model; it is not run.
-    prefix: path of the model in the checkpoint.
-    step: of the checkpoint; the latest by default.
+    workdir: The run directory.
+    init: A function from a key to a new model; only its shapes are computed.
+    prefix: Path of the model in the checkpoint.
+    step: Step of the checkpoint; the latest by default.
 
   Raises:
-    InputError: as `checkpoint.restore_part`.
+    InputError: See `checkpoint.restore_part`.
   """
   return checkpoint.restore_part(workdir, jax.eval_shape(init, jax.random.key(0)), prefix, step)
 
 
 def load_config(workdir: epath.PathLike) -> RunConfig:
-  """Loads the recipe of a run; imports and runs nothing that it names.
+  """Loads the recipe of a run, without running any code that the recipe names.
 
-  The recipe of an imported run has the fields of its model, and defaults for all others.
+  The recipe of an imported run has the fields of its model, and defaults for all other fields.
 
   Raises:
-    InputError: the directory is neither a pre-training run nor an imported one.
+    InputError: The directory is neither a pre-training run nor an imported model.
   """
-  what = f'the pre-training run {workdir}'
-  stored = files.read_object(epath.Path(workdir) / run_dir.CONFIG, what)
+  subject = f'the pre-training run {workdir}'
+  stored = files.read_object(epath.Path(workdir) / run_dir.CONFIG, subject)
   kind = stored['kind'] if 'kind' in stored else None
   if kind == run_dir.IMPORTED:
     stored['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
     raise InputError(
-      what,
-      f'a folder of kind {kind!r}',
+      subject,
+      f'kind={kind!r} in {run_dir.CONFIG}',
       'give the work directory of minilm pretrain or minilm import',
     )
   try:
     return recipe.resolve(old_names.complete_recipe(stored), kind)
   except InputError as error:
     raise InputError(
-      f'{error.asked}, in {run_dir.CONFIG} of {what}',
+      f'{error.asked}, in {run_dir.CONFIG} of {subject}',
       error.found,
-      'give a run as minilm pretrain or minilm import wrote it',
+      'give an unchanged run directory of minilm pretrain or minilm import',
     ) from None
 
 
@@ -131,13 +131,13 @@ def load_single_config(workdir: epath.PathLike) -> RunConfig:
   """Loads the recipe of a run of one model.
 
   Raises:
-    InputError: the directory is no pre-training run, or holds a population.
+    InputError: The directory is not a pre-training run, or holds a population.
   """
   config = load_config(workdir)
   if config.population.members > 1:
     raise InputError(
       f'the model of {workdir}',
-      f'a population of {config.population.members}',
+      f'a population of {config.population.members} models',
       'extract a member: '
       f'minilm extract-member --checkpoint={workdir} --member=0 --workdir={workdir}-0',
     )
@@ -148,15 +148,15 @@ def load_mlm_config(workdir: epath.PathLike) -> RunConfig:
   """Loads the recipe of a run of one model with a masked-LM head.
 
   Raises:
-    InputError: the directory is no pre-training run, holds a population, or was imported without
-      such a head.
+    InputError: The directory is not a pre-training run, holds a population, or was imported without
+      a masked-LM head.
   """
   config, record = load_single_config(workdir), run_dir.read_import_record(workdir)
   if record and not record['head']:
     raise InputError(
       f'predictions of masked tokens by the model of {workdir}',
-      f'it was imported from {record["from"]} without a masked-LM head',
-      'fine-tune it, or import one with such a head: BertForMaskedLM, RobertaForMaskedLM',
+      f'no masked-LM head in {record["from"]}, the source of the import',
+      'use the model for fine-tuning, or import a BertForMaskedLM or RobertaForMaskedLM',
     )
   return config
 
@@ -165,15 +165,15 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
   """Loads the tokenizer of a run.
 
   Raises:
-    InputError: it is not the one that the run was trained with.
+    InputError: The tokenizer has another hash than the manifest of the run.
   """
   path = epath.Path(workdir) / run_dir.TOKENIZER
   run_tokenizer = tokenizer.load_tokenizer(path)
   if run_tokenizer.sha256 != run_dir.read_corpus_hashes(workdir)['tokenizer']:
     raise InputError(
       f'the tokenizer of {workdir}',
-      f'{path} is not the one that the checkpoint was trained with',
-      f'restore it: the corpus of the run has it as {run_dir.TOKENIZER}',
+      f'{path} has another sha256 than the tokenizer of the training',
+      f'copy {run_dir.TOKENIZER} from the corpus of the run',
     )
   return run_tokenizer
 
@@ -181,36 +181,37 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
 def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike) -> dict[str, Any]:
   """Writes checkpoint, log and recipe of a member of a population into a run directory.
 
-  The new run can be resumed: it is the run that the member would have been by itself.
+  The new run equals a run of the member alone, and can be resumed.
 
   Args:
-    source: the run of the population.
-    member: its index, from 0.
-    workdir: the new run.
+    source: The run directory of the population.
+    member: Index of the member, from 0.
+    workdir: The run directory to write.
 
   Returns:
-    Its work directory, member, seed and step.
+    `workdir`, `member`, `seed` and `step` of the new run.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: there is no such population, member or checkpoint, the checkpoint is corrupt, or the
-      work directory holds another run.
+    LockedError: Another process uses the work directory.
+    InputError: Population, member or checkpoint are missing; the checkpoint is corrupt; the work
+      directory holds another run.
   """
   source, config = epath.Path(source), load_config(source)
   members = config.population.members
   if not 0 <= member < members or members == 1:
-    found = f'a population of {members}' if members > 1 else 'a run of one model'
     raise InputError(
       f'member {member} of {source}',
-      found,
+      f'population.members={members}',
       f'give --member from 0 to {members - 1}'
       if members > 1
-      else 'give the run itself where a model is required',
+      else f'use --checkpoint={source} without extracting a member',
     )
   step = checkpoint.latest_step(source)
   if step is None:
     raise InputError(
-      f'member {member} of {source}', 'no checkpoint saved there', 'let the run reach its first one'
+      f'member {member} of {source}',
+      'no complete checkpoint',
+      'continue the run up to a checkpoint',
     )
   checkpoint.verify(source, step)
   member_config = population.member_configs(config)[member]

@@ -4,9 +4,9 @@
     pip install xprof; xprof --logdir=RUN/profile
     pip install tensorboard xprof; tensorboard --logdir=RUN/profile    (the tab Profile)
 
-https://ui.perfetto.dev opens its perfetto_trace.json.gz without an installation. One dispatch runs
-a chunk of updates, so whole chunks are recorded. With several processes, the first one records its
-own devices.
+https://ui.perfetto.dev opens RUN/profile/**/perfetto_trace.json.gz without an installation. One
+dispatch runs a chunk of updates, so complete chunks are recorded. With several processes, the first
+process records its devices.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ _SPAN = re.compile('([0-9]{1,10}):([0-9]{1,10})', re.ASCII)
 
 
 def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, int]:
-  """Returns the updates that --profile names: (100, 110) for '100:110', (0, 0) for ''.
+  """Returns the numbers of --profile: (100, 110) for '100:110', (0, 0) for ''.
 
   Raises:
-    InputError: it is no such pair, it ends after the run does, or the work directory is not on this
-      machine.
+    InputError: `span` is not a pair of increasing numbers up to `updates`, or the work directory is
+      not on this machine.
   """
   if not span:
     return 0, 0
@@ -37,30 +37,30 @@ def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, i
   if not match:
     raise InputError(
       f'--profile={span}',
-      'not two numbers of updates with a colon between',
+      'not two numbers of updates with a colon in between',
       'give two numbers, as in --profile=100:110',
     )
   first, last = int(match[1]), int(match[2])
   if first >= last or last > updates:
-    found = 'nothing between them' if first >= last else f'the run ends at update {updates:,}'
+    fault = 'no updates in between' if first >= last else f'the run ends at update {updates:,}'
     raise InputError(
-      f'--profile={span}', found, f'give two numbers from 0 to {updates}, the smaller first'
+      f'--profile={span}', fault, f'give two numbers from 0 to {updates}, the smaller first'
     )
   if '://' in str(workdir):
     raise InputError(
       f'--profile={span}',
       f'{workdir} is not on this machine, and JAX writes profiles to files',
-      'give a local --workdir to a profiled run',
+      'give a local --workdir',
     )
   return first, last
 
 
 @contextlib.contextmanager
 def open_recorder(span: str, updates: int, workdir: epath.PathLike) -> Iterator['Recorder']:
-  """Yields the recorder of the updates that --profile names.
+  """Yields the recorder of the updates of --profile.
 
   Raises:
-    InputError: as `parse_span`.
+    InputError: See `parse_span`.
   """
   recorder = Recorder(epath.Path(workdir), *parse_span(span, updates, workdir))
   with contextlib.closing(recorder):
@@ -68,18 +68,18 @@ def open_recorder(span: str, updates: int, workdir: epath.PathLike) -> Iterator[
 
 
 class Recorder:
-  """Records the chunks that hold the updates `first + 1 ... last`.
+  """Records the chunks with the updates `first + 1 ... last`.
 
-  A profile that cannot be written does not stop training; the failure is reported once.
+  A failure to write the profile is reported once and does not stop training.
   """
 
   def __init__(self, workdir: epath.Path, first: int, last: int):
     self._folder, self._first, self._last = workdir / FOLDER, first, last
-    self._from, self._to = -1, -1  # updates before the recording, and at its end
+    self._from, self._to = -1, -1  # number of updates at the start and end of the recording
 
   @contextlib.contextmanager
   def record(self, first: int, last: int) -> Iterator[None]:
-    """Records the block, which runs the updates `first + 1 ... last`, if they are of those."""
+    """Records the block, which runs the updates `first + 1 ... last`, if the recording needs it."""
     self._begin(first, last)
     yield
     if self._from >= 0:
@@ -88,16 +88,16 @@ class Recorder:
         self.close()
 
   def _begin(self, step: int, end: int) -> None:
-    """Begins to record if the updates from `step` to `end` are the first of those to record."""
+    """Begins to record if the updates from `step` to `end` contain the first update to record."""
     if self._from >= 0 or end <= self._first or not distributed.is_primary():
       return
     if step >= self._last:
       if self._last:
-        progress.log(f'no profile: an earlier start ran the updates up to {self._last:,}')
+        progress.log(f'no profile: an earlier start ran the updates until {self._last:,}')
       self._last = 0
       return
     options = jax.profiler.ProfileOptions()
-    # Python does little between chunks, and its events would fill the file
+    # Python events would fill the file, and Python does little between chunks.
     options.python_tracer_level = 0
     try:
       jax.profiler.start_trace(
@@ -109,7 +109,7 @@ class Recorder:
     self._from = self._to = step
 
   def close(self) -> None:
-    """Ends the recording and reports its updates; does nothing without one."""
+    """Ends the recording and logs its updates; does nothing without a recording."""
     if self._from < 0:
       return
     started = time.monotonic()
@@ -121,7 +121,7 @@ class Recorder:
       return
     progress.log(
       f'a profile of updates {first + 1:,} to {self._to:,} was written in '
-      f'{time.monotonic() - started:.1f} s; see it with: '
+      f'{time.monotonic() - started:.1f} s; to view the profile: '
       f'pip install xprof; xprof --logdir={self._folder}'
     )
 

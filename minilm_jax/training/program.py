@@ -1,7 +1,7 @@
 """Builds the programs of a run: mesh, sharding of the state, chunk and evaluation.
 
-A chunk is a fold of the train step: any number of steps in one dispatch, compiled once. The host
-reads only its sums.
+A chunk runs any number of train steps in one dispatch and is compiled once. The host reads only the
+sums of a chunk.
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ Evaluate = Callable[[Any, Corpus], list[dict[str, float]]]
 class TrainProgram:
   """The programs of a run.
 
-  In a population every array of state, sums and records has a leading axis `P`.
+  For a population, every array of state, sums and records has a leading axis `P`.
 
   Attributes:
-    mesh: of its devices.
-    strategy: the way in which members share a device, as in `population.choose_strategy`.
-    shapes: shapes, types and shardings of the state.
-    init: returns the state before the first step.
-    chunk: the jitted chunk, `(state, rows, steps) -> (state, sums, record)`; it donates the state.
-    evaluate: the evaluation, `(model, corpus) -> metrics of each member`.
+    mesh: The devices of the run.
+    strategy: `single`, `map` or `vmap`, from `population.choose_strategy`.
+    shapes: Shapes, types and shardings of the state.
+    init: Returns the state before the first step.
+    chunk: The jitted chunk, `(state, rows, steps) -> (state, sums, record)`; donates the state.
+    evaluate: The evaluation, `(model, corpus) -> metrics of each member`.
   """
 
   mesh: Mesh
@@ -56,15 +56,15 @@ def build_program(config: RunConfig, devices: Sequence[jax.Device] = ()) -> Trai
   """Builds the programs of a run: mesh, sharding of the state, chunk and evaluation.
 
   Raises:
-    InputError: the recipe does not fit the devices.
+    InputError: The recipe does not fit the devices.
   """
   micro_batch = config.batch_size // (config.grad_accumulation_steps or 1)
   mesh = sharding.make_mesh(config.mesh, micro_batch, config.population.members, devices)
   if micro_batch % mesh.shape['data']:
-    asked = f'micro-batches of {micro_batch} rows over {mesh.shape["data"]} devices'
+    data = mesh.shape['data']
     raise InputError(
-      asked,
-      'the devices do not divide them',
+      f'micro-batches of {micro_batch} rows over {data} devices',
+      f'{data} does not divide {micro_batch}',
       'change batch_size, grad_accumulation_steps or mesh.data',
     )
   strategy = population.choose_strategy(
@@ -115,7 +115,7 @@ def _build_chunk(
 
       zeros = {name: jnp.zeros(()) for name in train_step.STEP_SUMS}
       state, sums, record = jax.lax.fori_loop(0, count, step, (state, zeros, NonFinite.none()))
-      # once a chunk, because the norm reads all parameters
+      # The norm reads all parameters, so it is computed once a chunk.
       return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
 
     def windowed_chunk(
@@ -128,7 +128,7 @@ def _build_chunk(
     ) -> Any:
       return member_chunk(*member, rows, count)
 
-    if isinstance(rows, BatchWindow):  # each member has its own order of rows
+    if isinstance(rows, BatchWindow):  # members differ in the order of rows
       mapped = population.map_over_members(windowed_chunk, mesh, strategy)
       return mapped((state, settings, rows), count)
     mapped = population.map_over_members(resident_chunk, mesh, strategy)
@@ -138,14 +138,14 @@ def _build_chunk(
 
 
 def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
-  """Compiles the chunk for a corpus, or for a window of one, and logs the memory that it takes.
+  """Compiles the chunk for a corpus or a window of batches, and logs its memory.
 
   Args:
-    program: of the run.
-    rows: arrays, or shapes with shardings.
+    program: The programs of the run.
+    rows: Arrays, or shapes with shardings.
 
   Raises:
-    InputError: the memory of the machine is too small.
+    InputError: The chunk needs more memory than is free.
   """
   started = time.monotonic()
   compiled = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile()
@@ -153,19 +153,19 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
   copies = len(devices) if devices[0].platform == 'cpu' else 1  # devices of a CPU share one memory
   needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
   free = backend.free_bytes(devices[0])
-  # the next state takes the place of the present one
+  # The next state reuses the donated memory of the present state.
   if free is not None and needed - copies * memory.alias_size_in_bytes > free:
     raise InputError(
-      f'a step that takes {needed / 2**30:,.1f} GiB',
-      f'{free / 2**30:,.1f} GiB are free',
+      f'a step with {needed / 2**30:,.1f} GiB of memory',
+      f'{free / 2**30:,.1f} GiB free',
       'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
     )
-  # a field that JAX adds to its configuration at import
+  # JAX adds this field to its configuration at import.
   cache = jax.config.jax_compilation_cache_dir or 'memory'  # pyright: ignore[reportAttributeAccessIssue]
   progress.log(
     f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); '
-    'state and step take '
-    f'{needed / 2**20:,.0f} MiB; compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
+    f'state and step use {needed / 2**20:,.0f} MiB; '
+    f'compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
   )
   return compiled
 
@@ -178,9 +178,9 @@ def step_count(program: TrainProgram, steps: int) -> Int[Array, '']:
 def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Evaluate:
   """Returns the evaluation of a model, or of each model of a population, with fixed masks.
 
-  `(model, corpus)` gives `loss`, `perplexity` and `padded_loss` of each member, over `config.rows`
-  rows of a split. Each device of `data` takes its share of the batches; the sums of all are added
-  once.
+  `evaluate(model, corpus)` returns `loss`, `perplexity` and `padded_loss` of each member, over the
+  first `config.rows` rows of a split. The devices of the axis `data` divide the batches and add
+  their sums once, at the end.
   """
 
   @functools.partial(jax.jit, static_argnums=2)

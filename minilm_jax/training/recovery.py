@@ -22,10 +22,10 @@ class StartPoint:
   """The point from which a run continues.
 
   Attributes:
-    state: restored or initial.
-    step: of the state; of a population that of its members ahead.
-    active: the members that are not behind this step.
-    lines: of the log up to this step.
+    state: The restored or initial state.
+    step: Number of updates of the state; the largest number of any member of a population.
+    active: Members at this step; the others stopped at a non-finite update.
+    lines: Lines of the log up to this step.
   """
 
   state: TrainState
@@ -37,10 +37,10 @@ class StartPoint:
 def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> StartPoint:
   """Restores the newest intact checkpoint of a run, or initializes its state.
 
-  Removes later lines of the log.
+  Removes later lines from the log.
 
   Raises:
-    InputError: members have stopped before that step, and the recipe stops at non-finite updates.
+    InputError: Some members stopped earlier, and the recipe stops at non-finite updates.
   """
   saved_step, state = restore_latest(workdir, program.shapes)
   lines = distributed.primary_first(
@@ -60,28 +60,28 @@ def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgra
   if stopped and config.nonfinite == 'stop':
     raise InputError(
       f'the run in {workdir}',
-      f'{stopped} members had an update that was not finite',
-      'lower optimizer.learning_rate or set optimizer.clip, in another --workdir',
+      f'{stopped} members with a non-finite update',
+      'lower optimizer.learning_rate or set optimizer.clip, and give another --workdir',
     )
   return StartPoint(state, step, active, lines)
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:
-  """Restores the newest checkpoint that is intact by its checksums, or readable without them.
+  """Restores the newest checkpoint that matches its checksums or, without checksums, is readable.
 
-  Corrupt checkpoints are set aside with a message. With several processes, the first one checks the
-  files; a checkpoint that fails only while all of them read it stops them.
+  Renames corrupt checkpoints and logs their names. With several processes, the first process checks
+  the files. An error while all processes read a checkpoint stops all of them.
 
   Args:
-    workdir: of the run.
-    like: as in `checkpoint.restore`.
+    workdir: The run directory.
+    like: Arrays or shapes of the state, as in `checkpoint.restore`.
 
   Returns:
-    Its step and its state; None and None if the run has none.
+    Step and state of the checkpoint, or None and None if the run has no checkpoint.
 
   Raises:
-    InputError: it does not fit `like`, or is intact and cannot be read.
-    OSError: its files cannot be reached.
+    InputError: The checkpoint does not fit `like`, or matches its checksums and cannot be read.
+    OSError: The files of the checkpoint cannot be reached.
   """
   while True:
     step = distributed.primary_first(lambda: _find_intact_step(workdir))
@@ -92,17 +92,17 @@ def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | No
       with distributed.raise_together():
         state = checkpoint.restore(workdir, like, step)
     except checkpoint.CorruptCheckpointError as error:
-      _set_aside(workdir, step, error.found)
+      _rename_corrupt(workdir, step, error.found)
       continue
     folder = checkpoint.step_folder(workdir, step)
-    # a process that was killed may not have written them
+    # A killed process may have saved the checkpoint without checksums.
     if distributed.is_primary() and not checkpoint.has_checksums(folder):
       checkpoint.write_checksums(folder)
     return step, state
 
 
 def _find_intact_step(workdir: epath.PathLike) -> int | None:
-  """Returns the last step with an intact checkpoint, after setting corrupt ones aside."""
+  """Renames corrupt checkpoints, and returns the last step with an intact checkpoint."""
   for step in reversed(checkpoint.list_steps(workdir)):
     damage = (
       checkpoint.find_damage(checkpoint.step_folder(workdir, step))
@@ -111,26 +111,21 @@ def _find_intact_step(workdir: epath.PathLike) -> int | None:
     )
     if not damage:
       return step
-    _set_aside(workdir, step, damage)
+    _rename_corrupt(workdir, step, damage)
   return None
 
 
-def _set_aside(workdir: epath.PathLike, step: int, damage: str) -> None:
+def _rename_corrupt(workdir: epath.PathLike, step: int, damage: str) -> None:
   """Renames a checkpoint to `STEP.corrupt`, which no command reads."""
   folder = checkpoint.step_folder(workdir, step)
-  aside = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
-  if aside.exists():
-    aside.rmtree()
-  folder.rename(aside)
-  restart = (
-    ''
-    if checkpoint.list_steps(workdir)
-    else '; no other checkpoint is left, and training starts again'
-  )
+  renamed = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
+  if renamed.exists():
+    renamed.rmtree()
+  folder.rename(renamed)
+  restart = '' if checkpoint.list_steps(workdir) else '; training starts again from update 0'
   progress.log(
     f'the checkpoint of update {step:,} in {workdir} is corrupt: {damage}; '
-    f'it is set aside as {aside.name}'
-    f'{restart}'
+    f'renamed to {renamed.name}{restart}'
   )
 
 
@@ -146,17 +141,17 @@ def drop_non_finite(
   """Returns the members that continue after a chunk, by the policy for non-finite updates.
 
   Args:
-    config: the recipe.
-    workdir: of the run.
-    checkpoints: the writer of the run.
-    state: after the chunk.
-    records: of the chunk, on the host.
-    active: members before the chunk.
-    step: of the run, after the chunk.
+    config: The recipe.
+    workdir: The run directory.
+    checkpoints: The writer of checkpoints.
+    state: State after the chunk.
+    records: Records of the chunk, on the host.
+    active: Members that trained in the chunk.
+    step: Number of updates after the chunk.
 
   Raises:
-    DistributedError: an update was not finite, and the recipe stops or no member is left; the state
-      is saved.
+    DistributedError: An update was not finite, and the recipe stops or no member remains. The state
+      before the update is saved.
   """
   remaining, is_population = list(active), config.population.members > 1
   for member in active:
@@ -166,20 +161,20 @@ def drop_non_finite(
     model = distributed.to_host(state.model)
     model = population.select_member(model, member) if is_population else model
     of_member = f' of member {member}' if is_population else ''
-    what = f'update {failed_step + 1}{of_member}'
-    found = f'{train_step.name_tensor(tensor, model)} is not finite'
+    update = f'update {failed_step + 1}{of_member}'
+    fault = f'{train_step.name_tensor(tensor, model)} is not finite'
     if config.nonfinite == 'skip':
-      progress.log(f'{what} is skipped: {found}')
+      progress.log(f'{update} is skipped: {fault}')
       continue
     remaining.remove(member)
     if config.nonfinite == 'drop-member' and remaining:
-      progress.log(f'{what} is skipped, and the member stops: {found}')
+      progress.log(f'{update} is skipped, and the member stops: {fault}')
       continue
     checkpoints.save(state, step if is_population else failed_step)
     checkpoints.finish()
     raise distributed.DistributedError(
-      f'a finite {what} in {workdir}',
-      f'{found}; the last checkpoint is of the state before it',
+      f'a finite {update} in {workdir}',
+      f'{fault}; the last checkpoint is the state before this update',
       'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip',
     )
   return remaining

@@ -1,4 +1,4 @@
-"""Validates a recipe against corpus and machine, and opens or creates, and locks, its run."""
+"""Validates a recipe against its corpus; creates or opens the run directory, and locks it."""
 
 import contextlib
 import json
@@ -17,13 +17,13 @@ from minilm_jax.training import log_sinks, optimizer
 
 
 def check_recipe(config: RunConfig, workdir: epath.PathLike) -> None:
-  """Validates a recipe, and compares recipe, work directory and corpus of all processes.
+  """Validates a recipe, and checks that all processes have the same recipe, directory and corpus.
 
-  Writes nothing.
+  Writes no file.
 
   Raises:
-    InputError: the corpus does not fit the recipe, or a sink cannot be used.
-    DistributedError: the processes differ.
+    InputError: The corpus does not fit the recipe, or the library of a sink is missing.
+    DistributedError: The processes differ.
   """
   distributed.check_processes()
   distributed.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
@@ -35,21 +35,21 @@ def check_recipe(config: RunConfig, workdir: epath.PathLike) -> None:
 
 
 def validate(config: RunConfig) -> str:
-  """Checks that the corpus of the recipe, built or described by a recipe, fits the model.
+  """Checks that the corpus fits the model; `config.corpus` is a folder or a recipe file.
 
   Returns:
-    The hash of the corpus, or '' if it is still to be built.
+    The hash of the corpus, or '' for a recipe file.
 
   Raises:
-    InputError: the corpus does not fit, or is missing.
+    InputError: The corpus is missing or does not fit.
   """
   if not _is_recipe(config.corpus):
     return validate_corpus(config, epath.Path(config.corpus))['hash']
-  # only a run that builds its corpus needs the text pipeline
+  # Imported late, because only a run that builds its corpus needs the text pipeline.
   from minilm_jax.data import documents
 
   corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
-  # an existing tokenizer determines its own size
+  # The size of an existing tokenizer is in its file, not in the recipe.
   vocab_size = 0 if corpus_config.tokenizer.path else corpus_config.tokenizer.size
   _check_model_size(config, f'the corpus of {config.corpus}', vocab_size, corpus_config.rows.length)
   documents.expand_sources(corpus_config.documents)
@@ -60,7 +60,7 @@ def _is_recipe(name: str) -> bool:
   return name.partition(':')[0].endswith('.py')
 
 
-def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int) -> None:
+def _check_model_size(config: RunConfig, subject: str, vocab_size: int, length: int) -> None:
   for name, model_size, corpus_size in (
     ('vocab_size', config.model.vocab_size, vocab_size),
     ('max_length', config.model.max_length, length),
@@ -68,7 +68,7 @@ def _check_model_size(config: RunConfig, what: str, vocab_size: int, length: int
     if model_size < corpus_size:
       raise InputError(
         f'model.{name}={model_size}',
-        f'{what} has {name} {corpus_size}',
+        f'{name} {corpus_size} in {subject}',
         f'give --config.model.{name}={corpus_size}',
       )
 
@@ -77,12 +77,12 @@ def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   """Returns the manifest of a corpus that fits the recipe.
 
   Raises:
-    InputError: no corpus is named or found, the model is too small for it, or it is smaller than
-      `config.subset`.
+    InputError: `config.corpus` is empty or no corpus, the model is too small for the corpus, or the
+      corpus is smaller than `config.subset`.
   """
   if not config.corpus:
     raise InputError(
-      'a corpus to train on', "corpus=''", 'give --config.corpus=FOLDER; minilm corpus makes one'
+      'a corpus for training', "corpus=''", 'give --config.corpus=FOLDER from minilm corpus'
     )
   manifest = corpus.read_manifest(folder)
   _check_model_size(config, f'the corpus {folder}', manifest['vocabulary'], manifest['length'])
@@ -95,29 +95,29 @@ def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
 
 
 def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
-  """Creates or opens the work directory, and builds the corpus if it is given as a recipe.
+  """Creates or opens the work directory, and builds the corpus if `config.corpus` is a recipe file.
 
   Returns:
     The work directory and the folder of the corpus.
 
   Raises:
-    InputError: the directory belongs to another recipe, corpus or tokenizer, or to an imported
+    InputError: The directory belongs to another recipe, corpus or tokenizer, or to an imported
       model.
   """
   if record := run_dir.read_import_record(workdir):
     raise InputError(
       f'pre-training in {workdir}',
-      f'it holds a model that was imported from {record["from"]}',
-      'give another --workdir; fine-tune an imported model: minilm finetune --checkpoint',
+      f'a model imported from {record["from"]}',
+      f'give another --workdir; or fine-tune the model: minilm finetune --checkpoint={workdir}',
     )
   is_recipe = _is_recipe(config.corpus)
-  # the manifest has the hash of the corpus, so that its folder may have moved
+  # The folder of the corpus may have moved: the manifest identifies the corpus by its hash.
   has_manifest = (epath.Path(workdir) / run_dir.MANIFEST).exists()
   free = ['corpus'] if has_manifest and not is_recipe else []
   workdir = run_dir.open_run(workdir, recipe.as_dict(config), free)
   folder = epath.Path(config.corpus)
   if is_recipe:
-    # only a run that builds its corpus needs the text pipeline
+    # Imported late, because only a run that builds its corpus needs the text pipeline.
     from minilm_jax.data import build
 
     folder = build.build_corpus(
@@ -131,25 +131,24 @@ def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epat
   return workdir, folder
 
 
-def _corpus_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+def _select_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
   return {'corpus': manifest['hash'], 'tokenizer': manifest['tokenizer']['sha256']}
 
 
 def _check_manifest(
   workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
 ) -> None:
-  """Checks that a run was started with this corpus; records a new folder of it."""
+  """Checks that a run was started with the corpus; stores a new folder of the corpus."""
   stored = run_dir.read_corpus_hashes(workdir)
-  for name, value in _corpus_hashes(corpus_manifest).items():
+  for name, value in _select_hashes(corpus_manifest).items():
     if stored[name] != value:
-      found = (
-        f'it was trained on another {name}: {stored[name][:12]} there, {value[:12]} in {folder}'
-      )
       raise InputError(
-        f'the run in {workdir}', found, 'give the corpus it was started with, or another --workdir'
+        f'the run in {workdir}',
+        f'{name} {stored[name][:12]} in the run, {value[:12]} in {folder}',
+        'give the corpus that the run started with, or another --workdir',
       )
   if stored['corpus_folder'] != str(folder):
-    progress.log(f'the corpus of {workdir} was {stored["corpus_folder"]} and is {folder} now')
+    progress.log(f'the corpus of {workdir} moved from {stored["corpus_folder"]} to {folder}')
     manifest = files.read_object(workdir / run_dir.MANIFEST, f'the manifest of {workdir}')
     files.write_json(workdir / run_dir.MANIFEST, manifest | {'corpus_folder': str(folder)})
 
@@ -157,16 +156,16 @@ def _check_manifest(
 def _write_manifest(
   config: RunConfig, workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
 ) -> None:
-  """Writes the manifest of a run, and its tokenizer."""
-  hashes = _corpus_hashes(corpus_manifest)
+  """Writes the manifest and the tokenizer of a run."""
+  hashes = _select_hashes(corpus_manifest)
   path = files.resolve_inside(
     folder, corpus_manifest['tokenizer']['file'], f'the tokenizer of {folder}'
   )
   if not path.is_file() or files.hash_file(path) != hashes['tokenizer']:
     raise InputError(
       f'the tokenizer {path}',
-      'not the file that the corpus was made with',
-      'build the corpus again, or copy it again',
+      'missing, or another sha256 than in the manifest of the corpus',
+      'build or copy the corpus again',
     )
   files.write_bytes(workdir / run_dir.TOKENIZER, files.read_bytes(path, f'the tokenizer {path}'))
   files.write_json(
@@ -174,7 +173,7 @@ def _write_manifest(
     {
       **hashes,
       'corpus_folder': str(folder),
-      'training': _training_size(config, folder, corpus_manifest),
+      'training': _measure_training_data(config, folder, corpus_manifest),
       'parameters': flops.count_parameters(config.model),
       'flops_per_row': flops.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
@@ -184,12 +183,12 @@ def _write_manifest(
   )
 
 
-def _training_size(
+def _measure_training_data(
   config: RunConfig, folder: epath.Path, corpus_manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns rows and tokens of a run and of its corpus, and the corpus's overlap with a task.
+  """Returns rows and tokens of a run and of its corpus, and the token overlap with a task.
 
-  A part of a corpus has no record of the overlap, because that belongs to the whole.
+  The overlap is known only for a run on all rows of the corpus.
   """
   split = corpus_manifest['splits'][corpus.TRAIN_SPLIT]
   size = corpus.measure_subset(config.subset, folder, corpus_manifest)
@@ -203,10 +202,10 @@ def _training_size(
 
 @contextlib.contextmanager
 def lock_run(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-  """Locks the run directory in the first process; yields a function that checks the lock.
+  """Locks the run directory in the first process, and yields a function that checks the lock.
 
   Raises:
-    LockedError: another process uses the directory.
+    LockedError: Another process uses the directory.
   """
   with contextlib.ExitStack() as stack:
     with distributed.raise_together():
@@ -217,15 +216,15 @@ def lock_run(workdir: epath.Path) -> Iterator[Callable[[], None]]:
 
 
 def read_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any] | None:
-  """Returns the result of a finished run; None for other runs.
+  """Returns the result of a finished run, or None for an unfinished run.
 
   Raises:
-    InputError: the result is damaged.
+    InputError: The result is damaged.
   """
   if not (workdir / run_dir.RESULT).exists():
     return None
   if distributed.is_primary():
-    # a process that was killed just after its result leaves its lock
+    # A process that was killed after it wrote the result leaves its lock.
     lock.remove_stale_lock(workdir)
-  progress.log(f'nothing to do: {workdir} has run its {config.num_steps:,} updates')
+  progress.log(f'nothing to do: {workdir} is finished, with {config.num_steps:,} updates')
   return files.read_json(workdir / run_dir.RESULT, 'the result of the run')

@@ -1,9 +1,9 @@
 """Builds the mesh, and shards each array of a run by one table of rules.
 
 Axes are `("population", "data", "model")`. A model of 1-20 million parameters fits any device, so
-parameters are replicated and only the batch is split; the two matrices with a vocabulary in their
-shape and the feed-forward ones may be split over `model`. The optimizer's moments have the paths of
-the parameters they belong to and so follow the same rules.
+by default only the batch is split and parameters are replicated. The axis `model` may split the
+matrices over the vocabulary, the output of attention, and the feed-forward matrices. The paths of
+moments contain the paths of their parameters, so the rules apply to both.
 """
 
 import math
@@ -20,21 +20,21 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
 
 AXES = ('population', 'data', 'model')
-RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that a path contains decides
-  # V x E: split over the vocabulary
+RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that matches a path applies
+  # [V E], split over the vocabulary
   (r'embedding\.tokens\.embedding$', PartitionSpec('model', None)),
-  # D x V, and attention's D x D, by its columns
+  # [D V] of the head and [D D] of attention, split by columns
   (r'(^|\.)output\.kernel$', PartitionSpec(None, 'model')),
-  # D x F
+  # [D F]
   (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),
-  # F x D: the sum over F is the one collective
+  # [F D]; the sum over F is the only collective
   (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),
-  # at most D x D: replicated
+  # at most [D D], replicated
   (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),
 )
-# Goes before all others: a custom encoder is replicated.
+# Precedes the other rules: a custom encoder is replicated.
 _CUSTOM_ENCODER_RULE = (r'(^|\.)encoder\.', PartitionSpec())
-MAX_REPLICATED_ELEMENTS = 1 << 16  # an array without a rule is replicated only below this size
+MAX_REPLICATED_ELEMENTS = 1 << 16  # larger arrays need a rule
 
 
 def make_mesh(
@@ -43,58 +43,58 @@ def make_mesh(
   """Returns the mesh of a run.
 
   Args:
-    config: devices along each axis; `population=0` takes as many as divide `members`, then `data=0`
-      takes as many of the others as divide `rows`.
-    rows: of a batch; 0 if no batch is split.
-    members: of the population; 0 if there is none.
-    devices: of the mesh; all by default.
+    config: Devices along each axis. `population=0` is the largest divisor of `members`, and
+      `data=0` the largest divisor of `rows`, that the devices allow.
+    rows: Rows of a batch; 0 without a batch to split.
+    members: Members of the population; 0 without a population.
+    devices: Devices of the mesh; all by default.
 
   Raises:
-    InputError: the axes do not fit the devices, or the members the axis.
+    InputError: The mesh needs more devices, leaves a process without a device, or does not divide
+      the members.
   """
   devices = devices or jax.devices()
-  population = config.population or _largest_divisor(
+  population = config.population or _find_largest_divisor(
     members, len(devices) // (config.model * (config.data or 1))
   )
-  data = config.data or _largest_divisor(rows, len(devices) // (population * config.model))
+  data = config.data or _find_largest_divisor(rows, len(devices) // (population * config.model))
   shape = (population, data, config.model)
-  size = math.prod(shape)
+  size, subject = math.prod(shape), f'a mesh of {population} x {data} x {config.model} devices'
   if size > len(devices):
     raise InputError(
-      f'a mesh of {population} x {data} x {config.model} devices',
+      subject,
       f'{len(devices)} devices',
       'lower mesh.population, mesh.data or mesh.model',
     )
   if members % population:
     raise InputError(
       f'{members} members over mesh.population={population}',
-      'it does not divide them',
-      'give another mesh.population, or 0 to have it chosen',
+      f'{population} does not divide {members}',
+      'give another mesh.population, or 0 for the largest divisor',
     )
   idle = {device.process_index for device in devices} - {
     device.process_index for device in devices[:size]
   }
   if idle:
-    asked = f'a mesh of {population} x {data} x {config.model} devices'
     raise InputError(
-      asked,
-      f'process {min(idle)} has none of them',
-      'change batch_size or mesh.data so that all have a share, or start fewer processes',
+      subject,
+      f'no device of process {min(idle)} in the mesh',
+      'change batch_size or mesh.data to use the devices of all processes, or start fewer processes',
     )
   return Mesh(np.array(devices[:size]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _largest_divisor(count: int, devices: int) -> int:
-  """Returns the largest number of these devices that divides `count`; all for a count of 0."""
+def _find_largest_divisor(count: int, devices: int) -> int:
+  """Returns the largest divisor of `count` up to `devices`; `devices` for a count of 0."""
   return next((n for n in range(devices, 0, -1) if count % n == 0), 1)
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:
-  """Returns the sharding of every array of a TrainState (arrays or shapes), by the table.
+  """Returns the sharding of every array of a TrainState of arrays or shapes, by `RULES`.
 
   Raises:
-    InputError: an axis of the mesh does not divide an array that a rule splits over it; a rule
-      matches nothing; a large array matches no rule.
+    InputError: The mesh does not divide an array that a rule splits; a rule matches no array; a
+      large array matches no rule.
   """
   used, is_custom = set(), bool(state.model.config.encoder)
   rules = (_CUSTOM_ENCODER_RULE, *RULES) if is_custom else RULES
@@ -104,9 +104,9 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     rule = next((rule for rule in rules if re.search(rule[0], name)), None)
     if rule is None and math.prod(leaf.shape) >= MAX_REPLICATED_ELEMENTS:
       raise InputError(
-        f'a place for {name} {leaf.shape}',
-        'no rule for so large an array',
-        'add one to sharding.RULES',
+        f'the sharding of {name} {leaf.shape}',
+        f'no rule, and at least {MAX_REPLICATED_ELEMENTS:,} elements',
+        'add a rule to sharding.RULES',
       )
     used.add(rule)
     spec = PartitionSpec() if rule is None or not leaf.ndim else rule[1]
@@ -115,26 +115,26 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
         raise InputError(
           f'{name} {leaf.shape} split over {axis}',
           f'{mesh.shape[axis]} devices do not divide {size}',
-          f'give a mesh.{axis} that does',
+          f'give a mesh.{axis} that divides {size}',
         )
     return NamedSharding(mesh, spec)
 
   shardings = jax.tree_util.tree_map_with_path(shard, state)
   unused = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
-  if unused and not is_custom:  # a custom encoder need not have the arrays of the rules
+  if unused and not is_custom:  # a custom encoder may lack the arrays of the rules
     raise InputError(
-      'a sharding for every rule', f'no array matches {", ".join(unused)}', 'correct sharding.RULES'
+      'an array for every rule', f'no array matches {", ".join(unused)}', 'correct sharding.RULES'
     )
   return shardings
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of arrays of which every device holds a copy, such as the corpus."""
+  """Returns the sharding of an array that is copied to every device, such as the corpus."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(values: Any, mesh: Mesh) -> Any:
-  """Copies arrays of the host to every device of this process."""
+  """Copies arrays from the host to every device of this process."""
   target = replicated(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(np.shape(x), target, lambda index: x[index]), values

@@ -1,5 +1,4 @@
-"""The feed: rows from files are the rows of the resident corpus, in the same order, and are read
-ahead."""
+"""Rows from files equal the rows of the resident corpus, and are read one chunk ahead."""
 
 import pathlib
 import time
@@ -20,10 +19,10 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.mark.parametrize('members', [1, 3])
-def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
-  """To the bit, in an epoch and over its end, for every member."""
+def test_both_sources_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
+  """Rows are equal for every member, within an epoch and across its end."""
   config = make_run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
-  program, whole = build_program(config), corpus.load_split(tiny_corpus, 'train')
+  program, resident_rows = build_program(config), corpus.load_split(tiny_corpus, 'train')
   with batches.open_batches(config, program, tiny_corpus) as source:
     windows = {done: source.take(done, 2) for done in (0, 2, 4, 1000)}
     shape = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), source.spec)
@@ -32,50 +31,53 @@ def test_both_ways_give_the_same_batches(members: int, tiny_corpus: pathlib.Path
       for window in windows.values()
     )
   for done, window in windows.items():
-    assert window.rows == whole.rows and window.length == whole.length and window.hash == whole.hash
+    assert (
+      window.rows == resident_rows.rows
+      and window.length == resident_rows.length
+      and window.hash == resident_rows.hash
+    )
     assert np.ravel(window.first).tolist() == [done] * members
     tokens = np.asarray(window.tokens).reshape(members, 2, 16, -1)
     for member in range(members):
       for step in (done, done + 1):
-        row, _ = corpus.select_batch_rows(member, step, 16, whole.rows)
-        expected = whole.gather(jnp.int32(step), row, jnp.arange(16))
+        row, _ = corpus.select_batch_rows(member, step, 16, resident_rows.rows)
+        expected = resident_rows.gather(jnp.int32(step), row, jnp.arange(16))
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 
 
 @pytest.mark.parametrize('changes', [{}, {'population.members': 2, 'mesh.data': 2}], ids=str)
-def test_a_run_is_the_same_either_way(
+def test_a_run_does_not_depend_on_the_placement(
   changes: dict[str, int], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  """Also where the last chunk is shorter than the others, and where devices share a batch."""
-  found = []
-  for place in ('device', 'host'):
+  """The last chunk may be shorter, and devices may share a batch."""
+  states = []
+  for placement in ('device', 'host'):
     config = make_run_config(
-      tiny_corpus, corpus_placement=place, **{'log.every': 4, 'num_steps': 11, **changes}
+      tiny_corpus, corpus_placement=placement, **{'log.every': 4, 'num_steps': 11, **changes}
     )
-    pretrain.pretrain(config, tmp_path / place)
-    state = checkpoint.restore(tmp_path / place, build_program(config).shapes, 11)
+    folder = tmp_path / placement
+    pretrain.pretrain(config, folder)
+    state = checkpoint.restore(folder, build_program(config).shapes, 11)
     lines = [
       (line['step'], line['split'], line['loss'])
-      for line in run_dir.read_lines(tmp_path / place / run_dir.METRICS)
+      for line in run_dir.read_lines(folder / run_dir.METRICS)
     ]
-    found.append((flatten(state), lines))
-  (state, lines), (other, others) = found
+    states.append((flatten(state), lines))
+  (state, lines), (other, others) = states
   assert [line[:2] for line in lines] == [line[:2] for line in others]
   np.testing.assert_allclose([line[2] for line in lines], [line[2] for line in others], rtol=1e-5)
   for name, leaf in state.items():
     np.testing.assert_allclose(other[name], leaf, atol=5e-5, err_msg=name)
 
 
-def test_the_next_chunk_is_read_while_one_is_trained_on(
-  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
-  """Nobody waits for a read that had time; nothing is read past the end."""
+def test_the_next_chunk_is_read_ahead(tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+  """A finished read causes no wait; no chunk is read past the end."""
   config = make_run_config(tiny_corpus, corpus_placement='host')
-  program, asked = build_program(config), []
+  program, steps_read = build_program(config), []
   original = corpus.CorpusFiles.__getitem__
 
   def slow(self: corpus.CorpusFiles, rows: np.ndarray) -> np.ndarray:
-    asked.append(rows.shape)
+    steps_read.append(rows.shape)
     time.sleep(0.3)
     return original(self, rows)
 
@@ -86,10 +88,10 @@ def test_the_next_chunk_is_read_while_one_is_trained_on(
     before = time.monotonic()
     source.take(10, 2)
     assert time.monotonic() - before < 0.25
-  assert len(asked) == 2 and UPDATES == 12
+  assert len(steps_read) == 2 and UPDATES == 12
 
 
-def test_a_corpus_stays_in_its_files_where_memory_is_short(
+def test_a_corpus_larger_than_half_of_the_free_memory_stays_in_files(
   tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   program = build_program(make_run_config(tiny_corpus))
@@ -122,5 +124,5 @@ def test_batches_have_only_rows_of_the_subset(placement: str, tiny_corpus: pathl
   assert window.rows == 24
   rows = [row.tobytes() for row in np.asarray(window.tokens).reshape(-1, selected.shape[1])]
   assert set(rows) <= expected
-  # On the device all rows of the subset; from files two batches, whose first 24 rows are an epoch.
+  # The device has all rows of the subset; files give two batches, whose first 24 rows are an epoch.
   assert len(rows) == (24 if placement == 'device' else 32) and set(rows[:24]) == expected

@@ -1,4 +1,4 @@
-"""The log of a run: a line a member and moment, and a result that follows from the lines."""
+"""The log has a line for each member and event; the result follows from the lines."""
 
 import math
 import pathlib
@@ -11,16 +11,15 @@ from tests.tiny_config import make_run_config
 
 
 def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
-  """Of each member, from the lines alone: a run that was stopped before one says and lists the
-  same."""
+  """Spikes follow from the lines alone, so a resumed run lists and reports the same."""
   config = make_run_config(pathlib.Path('corpus'), **{'population.members': 2})
-  calm = [3.0, 3.02] * 6
-  each = [[*calm, 3.11, 9.0, 3.0, 3.02], [9.0, *calm, 3.0, 3.0, 3.16]]
+  steady = [3.0, 3.02] * 6
+  member_losses = [[*steady, 3.11, 9.0, 3.0, 3.02], [9.0, *steady, 3.0, 3.0, 3.16]]
   for first in (0, 13):
     folder = epath.Path(tmp_path / str(first))
     folder.mkdir()
     log = metrics_log.MetricsLog(config, folder, 64, [])
-    for n, losses in enumerate(zip(*each, strict=True)):
+    for n, losses in enumerate(zip(*member_losses, strict=True)):
       if n == first:
         log = metrics_log.MetricsLog(
           config, folder, 64, list(run_dir.read_lines(folder / run_dir.METRICS))
@@ -35,7 +34,10 @@ def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
     first_spike, second_spike = capsys.readouterr().err.splitlines()
     assert all(part in first_spike for part in ('update 14', 'member 0', '9.000'))
     assert all(part in second_spike for part in ('update 16', 'member 1', '3.160'))
-    assert [one['spikes'] for one in metrics_log.write_result(config, folder)['members']] == [
+    assert [
+      member_result['spikes']
+      for member_result in metrics_log.write_result(config, folder)['members']
+    ] == [
       [14],
       [16],
     ]

@@ -1,4 +1,4 @@
-"""Schedules to the digit, and weight decay that reaches what it should."""
+"""Schedules have the rates of the papers; weight decay follows the paths of parameters."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ PARAMETERS = {
 
 
 def rates(updates: int, **changes: Any) -> np.ndarray:
-  """The learning rate of each update of a run."""
+  """Returns the learning rate of each update of a run."""
   return np.asarray(
     jax.vmap(optimizer.build_schedule(make_optimizer_config(**changes), updates))(
       jnp.arange(updates)
@@ -32,7 +32,7 @@ def rates(updates: int, **changes: Any) -> np.ndarray:
   )
 
 
-def test_honey_has_the_rates_of_the_paper():
+def test_paper1_has_the_published_rates():
   paper = recipe.resolve(paper1.get_config(), 'pretrain')
   assert paper.num_steps == UPDATES and optimizer.warmup_steps(paper.optimizer, UPDATES) == 1773
   rate = optimizer.build_schedule(paper.optimizer, UPDATES)
@@ -47,12 +47,12 @@ def test_honey_has_the_rates_of_the_paper():
   ):
     assert float(f'{rate(s):.2e}') == expected, f's = {s}'
     assert float(rate(s)) == pytest.approx(5e-4 * min(s / 1773, (1773 / s) ** 0.5), rel=1e-6)
-  # as in the released code, the first two share a rate
+  # The first two updates share a rate, as in the released code.
   assert float(rate(0)) == float(rate(1)) < float(rate(2))
 
 
 @pytest.mark.parametrize(
-  'updates, share, most, expected',
+  'updates, share, limit, expected',
   [
     (35_475, 0.05, 4000, 1773),
     (100_000, 0.05, 4000, 4000),
@@ -61,12 +61,12 @@ def test_honey_has_the_rates_of_the_paper():
     (100, 0.5, 9, 9),
   ],
 )
-def test_warmup_is_a_share_with_a_floor_and_a_ceiling(
-  updates: int, share: float, most: int, expected: int
+def test_warmup_is_a_share_with_a_minimum_and_a_maximum(
+  updates: int, share: float, limit: int, expected: int
 ):
   assert (
     optimizer.warmup_steps(
-      make_optimizer_config(warmup_fraction=share, max_warmup_steps=most), updates
+      make_optimizer_config(warmup_fraction=share, max_warmup_steps=limit), updates
     )
     == expected
   )
@@ -81,22 +81,22 @@ def test_schedules_rise_to_the_rate_and_never_start_at_zero(schedule: str):
   np.testing.assert_allclose(np.diff(rate[:100]), rate[1] - rate[0], rtol=1e-3)
 
 
-def test_schedules_end_where_they_should():
-  def ends(schedule: str) -> tuple[float, float]:
+def test_schedules_fall_as_documented():
+  def sample(schedule: str) -> tuple[float, float]:
     rate = rates(1000, schedule=schedule, learning_rate=1.0, warmup_fraction=0.0)
     assert (np.diff(rate) <= 0).all()
     return float(rate[500]), float(rate[-1])
 
-  assert ends('linear') == pytest.approx((0.5, 0.001), abs=1e-5)
-  assert ends('cosine') == pytest.approx((0.5, 0), abs=1e-4)
-  assert ends('constant') == (1, 1)
+  assert sample('linear') == pytest.approx((0.5, 0.001), abs=1e-5)
+  assert sample('cosine') == pytest.approx((0.5, 0), abs=1e-4)
+  assert sample('constant') == (1, 1)
   stable = rates(1000, schedule='warmup_stable_decay', learning_rate=1.0, decay_fraction=0.2)
   assert (stable[50:801] == 1).all()
   assert stable[850] == pytest.approx(0.5, abs=1e-5)  # 1 - sqrt(50 / 200)
   assert 0 < stable[-1] < 0.003
 
 
-def test_a_run_may_be_all_warmup_or_a_single_update():
+def test_a_run_may_have_a_single_update_or_only_warmup():
   for schedule in ('inverse_sqrt', 'linear', 'cosine', 'warmup_stable_decay', 'constant'):
     assert (
       np.isfinite(rates(1, schedule=schedule)).all() and (rates(1, schedule=schedule) > 0).all()
@@ -104,7 +104,7 @@ def test_a_run_may_be_all_warmup_or_a_single_update():
     assert (rates(10, schedule=schedule, warmup_fraction=1.0) > 0).all()
 
 
-def test_decay_reaches_what_no_pattern_names():
+def test_decay_skips_paths_with_a_pattern():
   assert optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'norm')), PARAMETERS) == {
     'norm': {'scale': False, 'bias': False},
     'up': {'kernel': True, 'bias': False},
@@ -118,15 +118,15 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:
-  """What the first update of a run adds to the parameters."""
-  made = make_optimizer_config(
+  """Returns the change of the parameters by the first update."""
+  optimizer_config = make_optimizer_config(
     warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes
   )
-  transform = optimizer.build_optimizer(made, 10, PARAMETERS)
+  transform = optimizer.build_optimizer(optimizer_config, 10, PARAMETERS)
   return transform.update(gradient, transform.init(PARAMETERS), PARAMETERS)[0]
 
 
-def test_without_a_gradient_only_decay_moves_a_parameter():
+def test_without_a_gradient_only_decay_changes_a_parameter():
   change = first_update(
     jax.tree.map(jnp.zeros_like, PARAMETERS), no_decay=('bias', 'norm'), weight_decay=0.5
   )
@@ -134,32 +134,32 @@ def test_without_a_gradient_only_decay_moves_a_parameter():
   assert not any(np.any(x) for x in (change['up']['bias'], *jax.tree.leaves(change['norm'])))
 
 
-def test_the_first_update_has_the_size_of_the_rate_and_clipping_comes_before():
+def test_the_first_update_has_the_size_of_the_rate():
   gradient = jax.tree.map(lambda x: 7.0 * x, PARAMETERS)
-  for clip in (0.0, 1e-3):  # Adam does not see the scale of a gradient, clipped or not
+  for clip in (0.0, 1e-3):  # the scale of a gradient does not change an update of Adam
     change = first_update(gradient, no_decay=(), weight_decay=0.0, clip=clip)
     np.testing.assert_allclose(jax.tree.leaves(change)[0], -0.1, rtol=1e-3)
-  # but it does once epsilon counts
+  # Clipping precedes Adam: gradients near epsilon give smaller updates.
   slow = first_update(gradient, no_decay=(), weight_decay=0.0, clip=1e-9)
   assert np.abs(jax.tree.leaves(slow)[0]).max() < 0.05
 
 
-def test_updates_are_those_of_adamw():
-  """Ten updates equal optax's own AdamW at the same rates."""
-  ours = optimizer.build_optimizer(make_optimizer_config(no_decay=(), clip=0.0), 100, PARAMETERS)
-  theirs = optax.adamw(
+def test_updates_equal_those_of_optax():
+  """Ten updates equal `optax.adamw` at the same rates."""
+  built = optimizer.build_optimizer(make_optimizer_config(no_decay=(), clip=0.0), 100, PARAMETERS)
+  reference = optax.adamw(
     optimizer.build_schedule(make_optimizer_config(), 100), 0.9, 0.95, 1e-8, weight_decay=0.01
   )
-  found = []
-  for transform in (ours, theirs):
+  rates = []
+  for transform in (built, reference):
     parameters, state = PARAMETERS, transform.init(PARAMETERS)
     for step in range(10):
       change, state = transform.update(
         jax.tree.map(lambda x, step=step: jnp.sin(x + step), parameters), state, parameters
       )
       parameters = optax.apply_updates(parameters, change)
-    found.append(parameters)
-  jax.tree.map(np.testing.assert_array_equal, *found)
+    rates.append(parameters)
+  jax.tree.map(np.testing.assert_array_equal, *rates)
 
 
 ENCODER = {
@@ -174,12 +174,12 @@ ENCODER = {
 }
 
 
-def after(updates: int, **changes: Any) -> Any:
-  """The last change of so many updates by gradients that do not depend on the parameters."""
-  made = make_optimizer_config(
+def train_randomly(updates: int, **changes: Any) -> Any:
+  """Returns the last change after some updates with random gradients."""
+  optimizer_config = make_optimizer_config(
     warmup_fraction=0.0, schedule='constant', learning_rate=0.1, **changes
   )
-  transform, parameters = optimizer.build_optimizer(made, 100, ENCODER), ENCODER
+  transform, parameters = optimizer.build_optimizer(optimizer_config, 100, ENCODER), ENCODER
   state = transform.init(parameters)
   dice = np.random.default_rng(0)
   for _ in range(updates):
@@ -192,25 +192,24 @@ def after(updates: int, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize('updates', [1, 5])
-def test_muon_gives_matrices_orthogonal_updates_of_the_size_of_adamw_s_and_the_rest_those(
-  updates: int,
-):
-  found, adamw = (
-    after(updates, algorithm=name, weight_decay=0.0, clip=0.5) for name in ('muon', 'adamw')
+def test_muon_orthogonalizes_updates_of_matrices_and_leaves_others_to_adamw(updates: int):
+  last_change, adamw = (
+    train_randomly(updates, algorithm=name, weight_decay=0.0, clip=0.5)
+    for name in ('muon', 'adamw')
   )
   for name in ('up', 'down'):
-    change = np.asarray(found['encoder'].pop(name)['kernel'])
+    change = np.asarray(last_change['encoder'].pop(name)['kernel'])
     values = np.linalg.svd(change, compute_uv=False)
-    # of Newton-Schulz, which optax says leaves them within 0.5 and 1.5
+    # optax documents singular values between 0.5 and 1.5 after the Newton-Schulz steps.
     assert values.max() < 1.8 * values.min()
     assert np.sqrt(np.square(change).mean()) == pytest.approx(0.1 * 0.2, rel=0.3)
     assert np.linalg.cond(adamw['encoder'].pop(name)['kernel']) > 2
-  jax.tree.map(np.testing.assert_array_equal, found, adamw)
+  jax.tree.map(np.testing.assert_array_equal, last_change, adamw)
 
 
-def test_muon_decays_by_path_too():
-  """Without a gradient only decay moves a parameter, by the one rate."""
-  made = make_optimizer_config(
+def test_muon_decays_by_path():
+  """Without a gradient only decay changes a parameter, by the same rate."""
+  optimizer_config = make_optimizer_config(
     warmup_fraction=0.0,
     schedule='constant',
     learning_rate=0.1,
@@ -218,7 +217,7 @@ def test_muon_decays_by_path_too():
     algorithm='muon',
     no_decay=('bias', 'norm', 'embedding', 'down'),
   )
-  transform = optimizer.build_optimizer(made, 10, ENCODER)
+  transform = optimizer.build_optimizer(optimizer_config, 10, ENCODER)
   change, _ = transform.update(
     jax.tree.map(jnp.zeros_like, ENCODER), transform.init(ENCODER), ENCODER
   )
@@ -230,15 +229,15 @@ def test_muon_decays_by_path_too():
     np.testing.assert_allclose(leaf, -0.1 * 0.5, rtol=1e-6)
 
 
-def test_muon_moves_the_matrices_of_projection_and_blocks():
-  """Of no convolution or head, nor the biases of distances, which have two axes too."""
-  made = base.pretrain()
-  made.model.update(
+def test_muon_updates_the_matrices_of_projection_and_blocks():
+  """Convolutions, head and distance biases have two axes too, and belong to AdamW."""
+  config = base.pretrain()
+  config.model.update(
     convolutions=1, kernel='3,3', channels=2, short_convolution=3, positions='relative'
   )
-  shape = recipe.resolve(made, 'pretrain').model
+  shape = recipe.resolve(config, 'pretrain').model
   model = jax.eval_shape(lambda: heads.init_masked_language_model(shape, jax.random.key(0)))
-  found = {
+  decayed = {
     path_name(path)
     for path, label in jax.tree.leaves_with_path(optimizer.label_parameters(model))
     if label == 'muon'
@@ -251,7 +250,7 @@ def test_muon_moves_the_matrices_of_projection_and_blocks():
     'feed_forward.up',
     'feed_forward.down',
   )
-  assert found == {
+  assert decayed == {
     'encoder.projection.linear.kernel',
     *(f'encoder.blocks.0.{name}.kernel' for name in linears),
   }
@@ -259,22 +258,21 @@ def test_muon_moves_the_matrices_of_projection_and_blocks():
 
 @pytest.mark.parametrize('updates', [31_250, 62_500, 140_650])
 def test_the_second_paper_changes_the_rate_once_an_epoch(updates: int):
-  """As released: nothing in the first of 50, then 5e-5 down to a 49th of it; as its README has it:
-  down to a 50th.
-  """
-  each = updates // 50
+  """The code starts with a rate of 0 and then falls by 49ths; the README falls by 50ths."""
+  epoch_steps = updates // 50
   late = rates(
     updates, schedule='per_epoch_from_zero', epochs=50, learning_rate=5e-5, warmup_fraction=0.0
   )
   expected = 5e-5 * np.array([0, *(np.arange(49, 0, -1) / 49)])
-  np.testing.assert_allclose(late, np.repeat(expected, each), rtol=1e-6)
-  assert (late[0], late[each - 1]) == (0, 0) and late[each] == np.float32(5e-5)
+  np.testing.assert_allclose(late, np.repeat(expected, epoch_steps), rtol=1e-6)
+  assert (late[0], late[epoch_steps - 1]) == (0, 0) and late[epoch_steps] == np.float32(5e-5)
   assert late[-1] == pytest.approx(5e-5 / 49, rel=1e-6)
   early = rates(updates, schedule='per_epoch', epochs=50, learning_rate=5e-5)
-  np.testing.assert_allclose(early, np.repeat(5e-5 * np.arange(50, 0, -1) / 50, each), rtol=1e-6)
+  readme_rates = np.repeat(5e-5 * np.arange(50, 0, -1) / 50, epoch_steps)
+  np.testing.assert_allclose(early, readme_rates, rtol=1e-6)
 
 
-def test_epochs_of_a_run_that_they_do_not_divide_are_nearly_equal():
+def test_epochs_differ_by_at_most_a_step():
   rate = rates(17, schedule='per_epoch', epochs=5, learning_rate=1.0)
   values, counts = np.unique(rate, return_counts=True)
   np.testing.assert_allclose(values, [0.2, 0.4, 0.6, 0.8, 1], rtol=1e-6)
@@ -293,7 +291,7 @@ def test_a_schedule_by_the_epoch_needs_epochs(schedule: str, epochs: int):
     make_optimizer_config(schedule=schedule, epochs=epochs)
 
 
-def test_the_rate_of_an_epoch_may_be_that_of_a_member():
-  made = make_optimizer_config(schedule='per_epoch_from_zero', epochs=3)
-  rate = jax.jit(lambda top: optimizer.build_schedule(made, 6, top)(jnp.int32(3)))
+def test_the_peak_of_a_schedule_by_epoch_may_be_traced():
+  optimizer_config = make_optimizer_config(schedule='per_epoch_from_zero', epochs=3)
+  rate = jax.jit(lambda top: optimizer.build_schedule(optimizer_config, 6, top)(jnp.int32(3)))
   assert float(rate(jnp.float32(0.5))) == 0.5 and float(rate(jnp.float32(2.0))) == 2.0

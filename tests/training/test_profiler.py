@@ -1,4 +1,4 @@
-"""A profile records whole chunks with the named updates, once, and never stops training."""
+"""A profile records complete chunks with the requested updates, once, and never stops training."""
 
 import pathlib
 from typing import Any
@@ -33,7 +33,7 @@ def test_a_span_is_a_pair_of_updates():
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-  """The calls of JAX's profiler, and the chunks between them."""
+  """Calls of JAX's profiler, and the chunks in between."""
   names: list[str] = []
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: names.append('start'))
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: names.append('stop'))
@@ -58,7 +58,7 @@ def run_chunks(workdir: pathlib.Path, span: str, calls: list[str], first: int = 
     ('95:100', ['start', '90', 'stop'], '91 to 100'),
   ],
 )
-def test_whole_chunks_are_recorded_once(
+def test_complete_chunks_are_recorded_once(
   span: str, recorded: list[str], updates: str, calls: list[str], tmp_path: pathlib.Path, capsys
 ):
   run_chunks(tmp_path, span, calls)
@@ -70,7 +70,7 @@ def test_whole_chunks_are_recorded_once(
 
 
 def test_updates_of_an_earlier_start_are_reported(calls: list[str], tmp_path: pathlib.Path, capsys):
-  """The same command may run again, so that they are no error."""
+  """The same command may run again, so earlier updates are no error."""
   assert 'start' not in run_chunks(tmp_path, '10:20', calls, first=50)
   assert capsys.readouterr().err.count('\n') == 1
 

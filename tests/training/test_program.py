@@ -1,6 +1,4 @@
-"""Programs: a chunk is a fold of steps, compiled once, the same on any mesh; evaluation sums over
-rows at fixed masks.
-"""
+"""A chunk is a fold of steps, compiled once, equal on any mesh; evaluation uses fixed masks."""
 
 import dataclasses
 import math
@@ -35,17 +33,15 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('changes', [{}, ALTERNATIVE_PARTS], ids=str)
-def test_one_chunk_is_many(changes: dict[str, Any], tiny_corpus: pathlib.Path):
-  """Bit for bit, dropout included; and no length of a chunk, nor a state from a file, compiles
-  anything again.
-  """
+def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus: pathlib.Path):
+  """Bits are equal, dropout included; another length or a copied state compiles nothing."""
   program = build_program(make_run_config(tiny_corpus, **changes))
   corpus = load_resident(program, tiny_corpus, 'train')
   together, total, _ = program.chunk(program.init(), corpus, jnp.int32(5))
   state, sums = program.init(), []
   for _ in range(5):
-    state, found, _ = program.chunk(state, corpus, jnp.int32(1))
-    sums.append(found)
+    state, step_sums, _ = program.chunk(state, corpus, jnp.int32(1))
+    sums.append(step_sums)
   assert int(state.step) == 5 and bits(state) == bits(together)
   assert float(total['masked']) == sum(float(s['masked']) for s in sums)
   assert float(total['gradient']) == pytest.approx(
@@ -80,7 +76,7 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
 
 
 @pytest.mark.parametrize(
-  'own, mesh',
+  'changes, mesh',
   [
     ({}, {'mesh.data': 8}),
     ({}, {'mesh.data': 4, 'mesh.model': 2}),
@@ -89,18 +85,20 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
   ids=str,
 )
 def test_devices_change_nothing_but_roundings(
-  own: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path
+  changes: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path
 ):
-  """Rows, masks and dropped units are the same, whatever the mesh; sums are taken in another
-  order."""
-  found = []
-  for config in (make_run_config(tiny_corpus, **own), make_run_config(tiny_corpus, **own, **mesh)):
+  """Rows, masks and dropped units do not depend on the mesh; the order of sums does."""
+  results = []
+  for config in (
+    make_run_config(tiny_corpus, **changes),
+    make_run_config(tiny_corpus, **changes, **mesh),
+  ):
     program = build_program(config)
     state, sums, _ = program.chunk(
       program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(6)
     )
-    found.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
-  (model, sums), (other, others) = found
+    results.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
+  (model, sums), (other, others) = results
   assert sums['masked'] == others['masked']
   assert float(sums['loss']) == pytest.approx(float(others['loss']), rel=1e-5)
   for name, leaf in model.items():
@@ -109,12 +107,8 @@ def test_devices_change_nothing_but_roundings(
 
 @pytest.mark.parametrize('accumulation', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corpus: pathlib.Path):
-  """Of a micro-batch the rows are the same on any mesh, and so are loss, statistics and parameters,
-  but for roundings.
-
-  Cut into two it is another training, and so the batch is left whole where nothing is asked.
-  """
-  found, changes = [], {**CONVOLUTION, 'grad_accumulation_steps': accumulation}
+  """A micro-batch has the same rows on any mesh; the number of micro-batches changes training."""
+  results, changes = [], {**CONVOLUTION, 'grad_accumulation_steps': accumulation}
   other = {'grad_accumulation_steps': 1 if accumulation else 2}
   meshes = [{}, {'mesh.data': 8}, {'mesh.data': 4, 'mesh.model': 2}, other]
   for mesh in meshes:
@@ -122,9 +116,9 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
     state, sums, _ = program.chunk(
       program.init(), load_resident(program, tiny_corpus, 'train'), jnp.int32(2)
     )
-    found.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
+    results.append((jax.device_get(flatten(state.model)), jax.device_get(sums)))
   name = 'encoder.convolution.layers.0.norm.running_mean'
-  (model, sums), *same, (other, _) = found
+  (model, sums), *same, (other, _) = results
   for others, more in same:
     assert sums['masked'] == more['masked'] and float(sums['loss']) == pytest.approx(
       float(more['loss']), rel=1e-5
@@ -136,8 +130,7 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
 
 
 def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
-  """Also where a batch is accumulated: the work of a device is the batch's, divided by the
-  devices."""
+  """The FLOPs of a device are those of the batch divided by the devices, also with accumulation."""
 
   def flops(**changes: int) -> float:
     program = build_program(make_run_config(tiny_corpus, batch_size=64, **changes))
@@ -146,61 +139,59 @@ def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
       program.chunk.lower(program.shapes, corpus, jnp.int32(1)).compile().cost_analysis()['flops']
     )
 
-  one = flops(grad_accumulation_steps=1)
-  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 1}) < one / 8 * 1.5
+  single_flops = flops(grad_accumulation_steps=1)
+  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 1}) < single_flops / 8 * 1.5
   # XLA counts the body of a loop once
-  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < one / 8 / 4 * 2.5
+  assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < single_flops / 8 / 4 * 2.5
 
 
 def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
-  with pytest.raises(InputError, match='micro-batches of 4 rows over 8 devices'):
+  with pytest.raises(InputError, match='batch_size, grad_accumulation_steps or mesh.data'):
     build_program(make_run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
 
 
-def test_memory_that_cannot_suffice_is_said_before_the_first_step(
+def test_too_little_memory_is_refused_before_the_first_step(
   tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
   program = build_program(make_run_config(tiny_corpus))
   rows = load_resident(program, tiny_corpus, 'train')
   compile_chunk(program, rows)
-  need = int(capsys.readouterr().err.partition('state and step take ')[2].split()[0])
+  need = int(re.search(r'(\d+) MiB', capsys.readouterr().err)[1])
   state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
   assert need * 2**20 > state
   monkeypatch.setattr(backend, 'free_bytes', lambda device: 1000)
-  with pytest.raises(InputError, match='0.0 GiB are free'):
+  with pytest.raises(InputError, match='grad_accumulation_steps'):
     compile_chunk(program, rows)
 
 
-def test_a_population_holds_no_collective_along_its_axis(tiny_corpus: pathlib.Path):
-  """What is added over devices is added over `data` alone: the groups of every collective stay in
-  one member's row.
-  """
+def test_a_population_has_no_collective_along_its_axis(tiny_corpus: pathlib.Path):
+  """Every collective adds over `data`, among the devices of one member."""
   program = build_program(
     make_run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
   )
   rows = load_resident(program, tiny_corpus, 'train')
   text = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile().as_text()
-  found = [
+  collectives = [
     line
     for line in text.splitlines()
     if re.search(r' = .*(all-|collective-|reduce-scatter)[a-z-]*\(', line)
   ]
-  assert found and all('all-reduce' in line for line in found)
-  groups = {line.partition('replica_groups=')[2].partition(', ')[0] for line in found}
-  mesh = "mesh['population'=4,'data'=2,'model'=1] {'data'}"  # as JAX 0.12 has it printed
+  assert collectives and all('all-reduce' in line for line in collectives)
+  groups = {line.partition('replica_groups=')[2].partition(', ')[0] for line in collectives}
+  mesh = "mesh['population'=4,'data'=2,'model'=1] {'data'}"  # the format of JAX 0.12
   assert groups <= {'{{0,1},{2,3},{4,5},{6,7}}', '[4,2]<=[8]', mesh}, groups
 
 
-# evaluation
+# Evaluation.
 
 
 @pytest.fixture(scope='module')
 def model() -> heads.MaskedLanguageModel:
   config = tiny.get_config()
   config.model.update(embedding_size=8, hidden_size=8, intermediate_size=8, num_layers=1)
-  made = recipe.resolve(config, 'pretrain').model
-  fresh = fast_jit.jit(lambda: heads.init_masked_language_model(made, jax.random.key(0)))()
-  return jax.tree.map(lambda x: 5 * x, fresh)  # losses that differ much from token to token
+  model_config = recipe.resolve(config, 'pretrain').model
+  fresh = fast_jit.jit(lambda: heads.init_masked_language_model(model_config, jax.random.key(0)))()
+  return jax.tree.map(lambda x: 5 * x, fresh)  # losses then differ much between tokens
 
 
 @pytest.fixture(scope='module')
@@ -211,8 +202,10 @@ def rows(tiny_corpus: pathlib.Path) -> Corpus:
 MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
 
 
-def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[str, float]:
-  """All rows in one batch; sums in float64."""
+def evaluate_directly(
+  model: heads.MaskedLanguageModel, rows: Corpus, count: int
+) -> dict[str, float]:
+  """Returns the metrics of the first rows, from one batch."""
   batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)(
     rows.tokens, jnp.arange(rows.rows), rows.vocab_size
   )
@@ -232,43 +225,42 @@ def by_hand(model: heads.MaskedLanguageModel, rows: Corpus, count: int) -> dict[
 
 
 @pytest.mark.parametrize('count, batch_size', [(10_000, 64), (30, 7)])
-def test_the_loss_is_a_sum_over_rows_divided_once(model, rows: Corpus, count: int, batch_size: int):
-  """Whatever the batch; also where the last one is short, and where fewer rows are asked for than
-  there are.
-  """
+def test_the_loss_does_not_depend_on_the_batch_size(
+  model, rows: Corpus, count: int, batch_size: int
+):
   assert rows.rows % 64 and rows.rows > 30
   evaluate = build_evaluate(
     EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size), MESH
   )
-  (found,) = evaluate(model, rows)
-  assert found == pytest.approx(by_hand(model, rows, count), rel=1e-4)
-  assert [found] == evaluate(model, rows)
-  assert found['padded_loss'] < found['loss']
+  (metrics,) = evaluate(model, rows)
+  assert metrics == pytest.approx(evaluate_directly(model, rows, count), rel=1e-4)
+  assert [metrics] == evaluate(model, rows)
+  assert metrics['padded_loss'] < metrics['loss']
   (untrained,) = evaluate(jax.tree.map(jnp.zeros_like, model), rows)
   assert untrained['loss'] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
-def test_nothing_is_dropped(model, rows: Corpus):
-  """Nor does anything else depend on what a run trains with."""
+def test_evaluation_drops_nothing(model, rows: Corpus):
   other = dataclasses.replace(model.config, dropout=0.9)
   structure = jax.tree.structure(
     jax.eval_shape(lambda: heads.init_masked_language_model(other, jax.random.key(0)))
   )
   dropping = jax.tree.unflatten(structure, jax.tree.leaves(model))
   evaluate = build_evaluate(EvaluationConfig(every=1, first_at=0, rows=10_000, batch_size=64), MESH)
-  assert evaluate(dropping, rows)[0] == pytest.approx(by_hand(model, rows, 10_000), rel=1e-4)
+  assert evaluate(dropping, rows)[0] == pytest.approx(
+    evaluate_directly(model, rows, 10_000), rel=1e-4
+  )
 
 
-def test_devices_share_the_rows(model, rows: Corpus):
-  """Also where the batches are fewer than the devices, and where they are not a multiple of
-  them."""
+def test_devices_share_the_rows_of_an_evaluation(model, rows: Corpus):
+  """The number of batches may be smaller than the number of devices, or no multiple."""
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))
   for count, batch_size in ((10_000, 8), (30, 7), (5, 64)):
     config = EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size)
-    (found,) = build_evaluate(config, mesh)(*spread)
+    (metrics,) = build_evaluate(config, mesh)(*spread)
     (expected,) = build_evaluate(config, MESH)(model, rows)
-    # a loss of 76 nats is rounded, and its exponential is off by 76 times as much
-    for scores in (found, expected):
+    # The exponential of a loss of 76 nats has 76 times its rounding error.
+    for scores in (metrics, expected):
       assert math.log(scores.pop('perplexity')) == pytest.approx(scores['loss'], rel=1e-12)
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert metrics == pytest.approx(expected, rel=1e-6)

@@ -1,6 +1,4 @@
-"""Where a run goes on: at its newest checkpoint that is whole; what is damaged is named, set aside
-and kept.
-"""
+"""A run resumes from its newest intact checkpoint; corrupt checkpoints are renamed and stay."""
 
 import pathlib
 import shutil
@@ -22,9 +20,9 @@ def state(step: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope='module')
-def three(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def saved_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A run with checkpoints of steps 4, 8 and 12."""
-  folder = tmp_path_factory.mktemp('three')
+  folder = tmp_path_factory.mktemp('saved')
   with checkpoint.open_writer(folder, 3) as writer:
     for step in (4, 8, 12):
       writer.save(state(step), step)
@@ -32,58 +30,58 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture
-def workdir(three: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(shutil.copytree(three, tmp_path / 'run'))
+def workdir(saved_run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(shutil.copytree(saved_run, tmp_path / 'run'))
 
 
 def folder_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
   return pathlib.Path(checkpoint.step_folder(workdir, step))
 
 
-def arrays(workdir: pathlib.Path, step: int) -> pathlib.Path:
-  """The file that the numbers of a checkpoint are in: the largest."""
+def array_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  """Returns the file with the arrays of a checkpoint, which is the largest."""
   return max(folder_of(workdir, step).glob('default/d/*'), key=lambda path: path.stat().st_size)
 
 
-def flip(file: pathlib.Path) -> None:
+def flip_bit(file: pathlib.Path) -> None:
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 1
   file.write_bytes(data)
 
 
-def goes_on_at(workdir: pathlib.Path, step: int | None) -> None:
-  found, restored = recovery.restore_latest(workdir, LIKE)
-  assert found == step
+def check_resumes_from(workdir: pathlib.Path, step: int | None) -> None:
+  restored_step, restored = recovery.restore_latest(workdir, LIKE)
+  assert restored_step == step
   if step is not None:
     for name, leaf in state(step).items():
       np.testing.assert_array_equal(restored[name], leaf)
 
 
-def test_every_save_has_digests_and_the_last_one_is_used(workdir: pathlib.Path, capsys):
+def test_every_save_has_checksums_and_the_last_is_used(workdir: pathlib.Path, capsys):
   assert all(checkpoint.has_checksums(folder_of(workdir, step)) for step in (4, 8, 12))
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  goes_on_at(workdir, 12)
+  check_resumes_from(workdir, 12)
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
   assert not capsys.readouterr().err
 
 
-def test_damaged_ones_are_named_set_aside_and_passed_over(workdir: pathlib.Path, capsys):
-  flipped = arrays(workdir, 12)
-  flip(flipped)
+def test_corrupt_checkpoints_are_named_and_renamed(workdir: pathlib.Path, capsys):
+  flipped = array_file(workdir, 12)
+  flip_bit(flipped)
   (folder_of(workdir, 8) / 'default' / 'manifest.ocdbt').unlink()
-  goes_on_at(workdir, 4)
+  check_resumes_from(workdir, 4)
   first, second = capsys.readouterr().err.splitlines()
   assert f'update 12 in {workdir}' in first and f'default/d/{flipped.name}' in first
   assert '12.corrupt' in first
   assert 'update 8 in' in second and 'default/manifest.ocdbt' in second and '8.corrupt' in second
   assert checkpoint.list_steps(workdir) == [4]
   assert (folder_of(workdir, 12).with_name('12.corrupt') / 'default' / 'd' / flipped.name).exists()
-  with checkpoint.open_writer(workdir, 3) as writer:  # nor does Orbax know of them
+  with checkpoint.open_writer(workdir, 3) as writer:  # Orbax ignores renamed checkpoints
     assert list(writer.manager.all_steps()) == [4]
     writer.save(state(12), 12)
-  goes_on_at(workdir, 12)
-  flip(arrays(workdir, 12))
-  goes_on_at(workdir, 4)  # and once more, in place of the one before
+  check_resumes_from(workdir, 12)
+  flip_bit(array_file(workdir, 12))
+  check_resumes_from(workdir, 4)  # replaces the earlier 12.corrupt
   assert sorted(path.name for path in folder_of(workdir, 4).parent.iterdir()) == [
     '12.corrupt',
     '4',
@@ -91,38 +89,38 @@ def test_damaged_ones_are_named_set_aside_and_passed_over(workdir: pathlib.Path,
   ]
 
 
-def test_where_none_is_left_training_begins_anew(workdir: pathlib.Path, capsys):
+def test_without_an_intact_checkpoint_training_starts_again(workdir: pathlib.Path, capsys):
   for step in (4, 8, 12):
-    flip(arrays(workdir, step))
-  goes_on_at(workdir, None)
+    flip_bit(array_file(workdir, step))
+  check_resumes_from(workdir, None)
   assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_checkpoint_without_digests_is_used_if_it_can_be_read(workdir: pathlib.Path, capsys):
-  """Its process was killed before it could write them, or is of an earlier version."""
+def test_a_checkpoint_without_checksums_is_used_if_readable(workdir: pathlib.Path, capsys):
+  """A killed process or an earlier version saved the checkpoint."""
   (folder_of(workdir, 12) / checkpoint.CHECKSUMS).unlink()
-  goes_on_at(workdir, 12)
+  check_resumes_from(workdir, 12)
   assert not capsys.readouterr().err and checkpoint.has_checksums(folder_of(workdir, 12))
   (folder_of(workdir, 12) / checkpoint.CHECKSUMS).unlink()
-  arrays(workdir, 12).write_bytes(b'')
-  goes_on_at(workdir, 8)
+  array_file(workdir, 12).write_bytes(b'')
+  check_resumes_from(workdir, 8)
   assert 'update 12' in capsys.readouterr().err
 
 
-def test_what_is_whole_and_does_not_fit_is_not_set_aside(workdir: pathlib.Path, monkeypatch):
-  with pytest.raises(InputError, match='kernel is .*there and'):
+def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir: pathlib.Path, monkeypatch):
+  with pytest.raises(InputError, match=r'kernel .*\(40, 5\).*\(3,\)'):
     recovery.restore_latest(workdir, {**LIKE, 'kernel': jnp.zeros(3)})
-  monkeypatch.setattr(checkpoint, '_metadata', lambda *_: {}['a library that has changed'])
+  monkeypatch.setattr(checkpoint, '_read_metadata', lambda *_: {}['a key of another version'])
   with pytest.raises(InputError, match='orbax-checkpoint'):
     recovery.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
 
 
-def test_a_disk_that_cannot_be_read_is_no_damage(workdir: pathlib.Path, monkeypatch):
-  def lost(*_: Any) -> None:
+def test_an_unreadable_disk_is_no_damage(workdir: pathlib.Path, monkeypatch):
+  def fail(*_: Any) -> None:
     raise OSError(116, 'Stale file handle')
 
-  monkeypatch.setattr(files, 'hash_file', lost)
+  monkeypatch.setattr(files, 'hash_file', fail)
   with pytest.raises(OSError, match='Stale'):
     recovery.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
@@ -135,15 +133,15 @@ def test_a_disk_that_cannot_be_read_is_no_damage(workdir: pathlib.Path, monkeypa
     lambda workdir: checkpoint.verify(workdir, 12),
   ],
 )
-def test_who_only_reads_is_told_and_changes_nothing(read: Any, workdir: pathlib.Path):
-  flip(arrays(workdir, 12))
+def test_a_reader_refuses_a_corrupt_checkpoint_and_changes_nothing(
+  read: Any, workdir: pathlib.Path
+):
+  flip_bit(array_file(workdir, 12))
   (folder_of(workdir, 8) / checkpoint.CHECKSUMS).write_text('{')
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  with pytest.raises(checkpoint.CorruptCheckpointError, match='default/d/') as refused:
+  with pytest.raises(checkpoint.CorruptCheckpointError, match='default/d/') as error:
     read(workdir)
-  assert (
-    'the checkpoint of step 12' in refused.value.asked and f'{workdir}@4' in refused.value.remedy
-  )
+  assert f'12 in {workdir}' in error.value.asked and f'{workdir}@4' in error.value.remedy
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
   for step in (4, 8):
     shutil.rmtree(folder_of(workdir, step))
