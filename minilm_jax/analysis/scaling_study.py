@@ -98,16 +98,14 @@ def study_scaling(
   count: str = HONEY,
   split: float | None = None,
 ) -> ScalingStudy:
-  """Returns the study of a sweep.
+  """Returns the study of a sweep over one corpus.
 
   Args:
-    curves: loss curves of a sweep over one corpus.
-    draws: number of draws of runs, for the intervals of fits to frontiers.
-    seed: seed of the draws.
+    curves: loss curves of the sweep.
+    draws, seed: number and seed of the draws of runs, for the intervals of fits to frontiers.
     unfinished: include runs that have not reached the end of their schedule.
     count: name of the count of FLOPs, of `loss_curves.py`; runs without this count are left out.
-    split: FLOPs at which the frontier is split; by default the break of two pieces. If possible,
-      the study also splits at the FLOPs of paper 1.
+    split: FLOPs of a split of the frontier, besides that of paper 1; by default an estimate.
   """
   left_out: list[str] = []
   counted = [
@@ -139,7 +137,7 @@ def study_scaling(
   split_interval = None
   if split is None and pieces is not None:
     split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
-  num_points = _count_on_plateau(points[FRONTIER], plateaus, split)
+  below, below_on_plateau, above_on_plateau = _count_on_plateau(points[FRONTIER], plateaus, split)
   study = ScalingStudy(
     count=count,
     runs=len(counted),
@@ -155,9 +153,9 @@ def study_scaling(
     plateaus=plateaus,
     split=split,
     split_interval=split_interval,
-    below=num_points[0],
-    below_on_plateau=num_points[1],
-    above_on_plateau=num_points[2],
+    below=below,
+    below_on_plateau=below_on_plateau,
+    above_on_plateau=above_on_plateau,
     sentences=[],
     left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
   )
