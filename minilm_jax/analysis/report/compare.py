@@ -63,8 +63,7 @@ _FIGURES = {
   ),
 }
 _GLUE_NOTES = (
-  'A cell has the score of the ablation against that of the base, n pairs, and the difference with '
-  'its 95% interval.',
+  'Cells: score of the ablation against the base, n pairs, difference with its 95% interval.',
   'Pairs are seeds of pre-training if several are scored. Otherwise they are seeds of fine-tuning (f), '
   'which omit the variance of pre-training.',
   'The average covers the tasks that all pairs of a row have. Averages over different tasks do not '
@@ -90,7 +89,7 @@ def compare(
     bases: run directories of the base recipe.
     folders: run directories, or folders that hold them at any depth, with or without the bases.
     workdir: directory of the files, made if absent.
-    level: of the plateau, nats. By default the loss of word frequencies from a `minilm
+    level: of the plateau, nats. By default the loss of word frequencies, from `minilm
       ngram-baselines` in the folders, or else the level of the runs.
     lines: other losses to draw, nats by name, besides those of n-gram baselines.
     question: path of a recipe whose docstring is the preregistration, which the page quotes.
@@ -100,7 +99,7 @@ def compare(
 
   Raises:
     LockedError: another process writes there.
-    InputError: no base, no ablation of it, a loss that is not positive, a damaged file, or a recipe
+    InputError: no base, no ablation, a loss that is not positive, a damaged file, or a recipe
       without a docstring.
   """
   for name, loss in {**(lines or {}), **({} if level is None else {'level': level})}.items():
@@ -339,8 +338,8 @@ ABLATION_FORMAT = TableFormat(
   (
     'Speed is tokens of the base until it leaves the plateau over those of the ablation. “At least” and '
     '“at most” are bounds, as some run never left. Tokens include pads.',
-    'The compute multiplier is FLOPs of the base over FLOPs of the ablation, to the lowest loss that all '
-    'runs of both reached. FLOPs are those of the program.',
+    'The compute multiplier is FLOPs of the base over FLOPs of the ablation. Both sides stop at the '
+    'lowest loss that all their runs reached. FLOPs are those of the program.',
     'Ratios are geometric means over seeds with Student’s 95% interval.',
     f'Verdicts by the interval of the speed: above {CAUSES_ABOVE:g} {CAUSES}; above 1 {SHORTENS}; below 1 '
     f'{LENGTHENS}; below {UNCHANGED_BELOW:g} {NOT}. An ablation of several fields has no verdict.',

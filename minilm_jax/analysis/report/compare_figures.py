@@ -112,12 +112,12 @@ def draw_speeds(rows: Sequence[AblationRow]) -> Drawing:
       for end in (row.speed.value, row.speed.low, row.speed.high)
       if math.isfinite(end) and end > 0
     ]
-    left, right = min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3
-    axes.set_xlim(left, right)
+    low, high = min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3
+    axes.set_xlim(low, high)
     for index, row in enumerate(rows):
       speed, gid, y = row.speed, f'speed-{index}', index + 0.15
       if not math.isnan(speed.low):
-        interval = [max(speed.low, left), min(speed.high, right)]
+        interval = [max(speed.low, low), min(speed.high, high)]
         axes.plot(interval, [y, y], '-', color=COLORS[0], alpha=0.5)
       axes.plot(
         [speed.value],

@@ -1,7 +1,7 @@
 """Draws the figures of a report: losses, scores, panels and confusion matrices, in one style.
 
-Figures have no background and a single ink, so that `Drawing.to_svg` takes the text colour of the
-page, light or dark. A width of 4 inches keeps their text readable on a screen of 400 pixels.
+Figures have no background and a single ink. `Drawing.to_svg` replaces the ink with the text colour
+of the page, light or dark. A width of 4 inches keeps text readable on a screen of 400 pixels.
 """
 
 import dataclasses
@@ -225,7 +225,7 @@ def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
 
 
 def label_rows(axes: Axes, names: Sequence[str]) -> None:
-  """Writes the name of each row of dots above the row, so that long names leave room for dots."""
+  """Writes the name of each row of dots above the row: a long name then hides no dot."""
   axes.set_yticks([])
   axes.set_ylim(len(names) - 0.5, -0.5)
   for index, name in enumerate(names):
@@ -278,20 +278,20 @@ def arrange_panels(
     x_label, y_label: of all panels.
   """
 
-  def arrange(shown: Sequence[Any]) -> Drawing:
+  def arrange(subset: Sequence[Any]) -> Drawing:
     handles.clear()
-    columns = min(_MAX_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
+    columns = min(_MAX_COLUMNS, len(subset))
+    rows = math.ceil(len(subset) / columns)
     width = WIDTH if columns == 1 else _PANEL_WIDTH * columns
     tooltips: dict[str, str] = {}
     with mpl.rc_context(STYLE):
       figure = Figure()
       grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-      for number, (axes, panel) in enumerate(zip(grid, shown)):
+      for number, (axes, panel) in enumerate(zip(grid, subset)):
         tooltips |= draw(axes, panel) or {}
-        if number + columns >= len(shown):  # a label of the figure would cover the legend
+        if number + columns >= len(subset):  # a label of the figure would cover the legend
           axes.set_xlabel(x_label)
-      for axes in grid[len(shown) :]:
+      for axes in grid[len(subset) :]:
         axes.set_axis_off()
       figure.supylabel(y_label)
       lines = math.ceil(len(handles) / columns)
@@ -311,13 +311,13 @@ def draw_confusion(
   style: dict[Any, Any] = STYLE | {'axes.grid': False}
   size = len(classes)
 
-  def draw(shown: Mapping[str, Float[np.ndarray, 'C C']]) -> Drawing:
+  def draw(subset: Mapping[str, Float[np.ndarray, 'C C']]) -> Drawing:
     with mpl.rc_context(style):
       side = max(2.4, 0.5 * size)
-      figure = Figure(figsize=(1.6 + side * max(1, len(shown)), 1.8 + side))
+      figure = Figure(figsize=(1.6 + side * max(1, len(subset)), 1.8 + side))
       figure.suptitle(_shorten_lines(title))
-      grid = figure.subplots(1, max(1, len(shown)), squeeze=False).flat
-      for axes, (name, counts) in zip(grid, shown.items()):
+      grid = figure.subplots(1, max(1, len(subset)), squeeze=False).flat
+      for axes, (name, counts) in zip(grid, subset.items()):
         _draw_matrix(axes, counts)
         axes.set_title(name)
         axes.set_xticks(range(size), classes, rotation=90)

@@ -65,8 +65,8 @@ def read_confusions(
     rows: of `scores.make_score_table`, of the same runs; the last step of a checkpoint counts.
 
   Raises:
-    InputError: no run has logged predictions of a classification, a line lacks a field, or the
-      numbers of predictions and labels differ.
+    InputError: no run has logged predictions of classes, a line lacks a field, or predictions and
+      labels differ in number.
   """
   lines: dict[tuple[str, str, str], list[LogLine]] = {}
   for path in run_paths.values():
@@ -144,8 +144,7 @@ def read_learning_curves(
   """Returns panels of scores and of training losses by epoch, one a task, checkpoint and protocol.
 
   Scores are headline scores times 100 on the held-out part, or else on the reported split. Panels
-  leave out learning rates that the table of scores does not show, and all but the last step of a
-  checkpoint.
+  have the learning rates of the table of scores and the last step of each checkpoint.
 
   Args:
     run_paths: runs by name, of `runs.find_runs`.

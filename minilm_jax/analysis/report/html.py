@@ -4,6 +4,7 @@ A page starts with its answers; figures, tables and footnotes follow. All text o
 """
 
 import html
+import re
 from collections.abc import Sequence
 
 from minilm_jax.analysis.report.sections import Answer, Section, Table, split_cell
@@ -30,7 +31,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th.word, td.word { text-align: left; white-space: normal; min-width: 7rem; max-width: 28rem; }
-.flag { color: var(--flag); }
+.interval { white-space: nowrap; } .flag { color: var(--flag); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 figure { margin: 0; max-width: 32rem; } figure svg { width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem;
@@ -42,6 +43,7 @@ summary { cursor: pointer; } details { margin: .5rem 0; }
 }
 """
 MAX_OPEN_ROWS = 12  # longer tables and lists of answers are folded
+_MAX_NUMBER_CHARS = 60  # longer cells hold words, which wrap
 _FLAGS = ('incomplete', 'empty', 'unfinished', 'gains nothing')
 
 
@@ -79,10 +81,15 @@ def render(
 def _answer_list(answers: Sequence[Answer], notes: dict[str, int]) -> str:
   lines = (
     f'<li><span>{escape(answer.question)}</span>\n<strong>{escape(answer.verdict)}</strong>\n'
-    f'<span>{escape(answer.number)}{_marks(answer.notes, notes)}</span></li>'
+    f'<span>{_keep_intervals(answer.number)}{_marks(answer.notes, notes)}</span></li>'
     for answer in answers
   )
   return '<ul class="answers">\n' + '\n'.join(lines) + '\n</ul>'
+
+
+def _keep_intervals(text: str) -> str:
+  """Returns escaped text without line breaks inside intervals."""
+  return re.sub(r'\[[^]]{1,30}\]', r'<span class="interval">\g<0></span>', escape(text))
 
 
 def _section(section: Section, notes: dict[str, int]) -> str:
@@ -145,7 +152,10 @@ def _table(table: Table) -> str:
   """Returns a table in a box that scrolls if the page is narrow."""
 
   def line(tag: str, row: Sequence[str]) -> str:
-    kinds = ('word' if column < table.words else 'number' for column in range(len(row)))
+    kinds = (
+      'word' if column < table.words or len(cell) > _MAX_NUMBER_CHARS else 'number'
+      for column, cell in enumerate(row)
+    )
     flags = (' flag' if cell in _FLAGS or 'collapsed' in cell else '' for cell in row)
     return (
       '<tr>'

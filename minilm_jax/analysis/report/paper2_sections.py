@@ -45,8 +45,8 @@ _GAP_CAPTIONS = {
 _GAP_NOTES = {
   SIZE: ('Tokens exclude pads. Intervals are over seeds of fine-tuning.',),
   OVERLAP: (
-    'Overlap is the share of the running words of the training texts of the task that occur in the '
-    'pre-training set. The sets have one size but differ in subject too.',
+    'Overlap is the share of running words in the training texts of the task that the pre-training '
+    'set contains. The sets have one size but differ in subject too.',
   ),
 }
 
@@ -136,7 +136,9 @@ def _answer_claim(verdict: Verdict) -> Answer:
     notes.append('The latency ratio is committee over deep model.')
   if verdict.missing:
     notes.append(f'Missing: {verdict.missing}.')
-  return Answer(f'{verdict.claim}. {CLAIMS[verdict.claim]}', verdict.verdict, number, notes)
+  return Answer(
+    f'{verdict.claim}. {CLAIMS[verdict.claim]}', verdict.verdict, number or 'not measured', notes
+  )
 
 
 def _answer_slope(slope: Slope) -> Answer:
@@ -307,8 +309,8 @@ COMMITTEE_FORMAT = TableFormat(
   'Mean over subsets of the members [middle 95%]; the full committee is a single subset.',
   (
     'One member: mean score of single members.',
-    'Negative log-likelihood is in nats, calibration error has 15 equal bins, and disagreement is the '
-    'share of examples that two members classify differently. Smaller is better in all three.',
+    'Negative log-likelihood is in nats. Calibration error has 15 equal bins. Disagreement is the share '
+    'of examples that two members classify differently. Smaller is better in all three.',
   ),
 )
 CLAIM_FORMAT = TableFormat(

@@ -36,8 +36,8 @@ def report(
 ) -> dict[str, epath.Path]:
   """Writes report.html, tables and figures (.svg and .png) of the available results.
 
-  - All runs: scores.csv, averages.csv, runs.csv; figures scores (a row a task), learning and
-    training (by epoch), trajectory (by step of the checkpoint), loss.
+  - All runs: scores.csv, averages.csv, runs.csv; figures scores, learning and training (by epoch),
+    trajectory (by step of the checkpoint), loss.
   - Two or more pre-training runs: frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv,
     models.csv; figures compute, plane, against (scores against perplexity), gain.
   - Training sets of several sizes or overlaps: gap.csv, slopes.csv; figures gap-size, gap-overlap.
@@ -58,8 +58,8 @@ def report(
 
   Raises:
     LockedError: another process writes a report there.
-    InputError: a folder is missing, has no run, or lacks requested predictions; a logged table is
-      damaged, or given with folders, with `confusion` or without a workdir.
+    InputError: a folder is missing or has no run; no predictions for `confusion`; a damaged logged
+      table, or one with folders, with `confusion` or without a workdir.
   """
   if table:
     _check_table_options(table, folders, confusion, workdir)

@@ -211,8 +211,7 @@ def draw_gains(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str
     _number_points(axes, points)
     return tooltips
 
-  label = 'pre-trained - from scratch, × 100'
-  return arrange_panels(list(scored), draw, {}, 'parameters', label)
+  return arrange_panels(list(scored), draw, {}, 'parameters', 'gain × 100')
 
 
 def _set_log_panel(axes: Axes, title: str) -> None:
@@ -238,7 +237,8 @@ def _number_points(axes: Axes, points: Mapping[int, tuple[float, float]]) -> Non
   for number, point in points.items():
     x, y = axes.transData.transform(point) * 72 / mpl.rcParams['figure.dpi']
     if all(
-      abs(x - left) > _NUMBER_SIZE[0] or abs(y - top) > _NUMBER_SIZE[1] for left, top in drawn
+      abs(x - x_drawn) > _NUMBER_SIZE[0] or abs(y - y_drawn) > _NUMBER_SIZE[1]
+      for x_drawn, y_drawn in drawn
     ):
       drawn.append((x, y))
       axes.annotate(str(number), point, xytext=(3, 2), textcoords='offset points', alpha=0.8)
@@ -338,7 +338,7 @@ def draw_gaps(points: Sequence[Gap]) -> Drawing:
     return tooltips
 
   x_label = 'tokens of the pre-training set' if is_size else 'token overlap × 100'
-  return arrange_panels(series, draw, handles, x_label, 'pre-trained - from scratch, × 100')
+  return arrange_panels(series, draw, handles, x_label, 'gap × 100')
 
 
 def _position(point: Gap) -> float:

@@ -226,8 +226,8 @@ def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
     _BREAK_VERDICTS[cause],
     'no plateau is visible' if study.level is None else number,
     [
-      'Yes: at least 80% of the points below the break and at most 20% of those above it belong to '
-      'runs on the plateau.',
+      'Yes: runs on the plateau have at least 80% of the points below the break, and at most 20% of '
+      'the points above.',
       ' '.join(study.sentences[2:]),
     ],
   )

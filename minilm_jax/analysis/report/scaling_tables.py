@@ -298,8 +298,8 @@ def model_format(numbers: Mapping[str, int]) -> TableFormat:
     ),
     'Models by FLOPs; losses are in nats a masked token.',
     (
-      'FLOPs of the whole run have three counts: the formula of paper 1 (2305.17266), 6 N a token '
-      '(Kaplan et al., 2020), and the matrix products of the program.',
+      'Counts of FLOPs: paper has the formula of 2305.17266, Kaplan has 6 N a token, and program has '
+      'the executed matrix products.',
       'Columns: e embedding, h hidden, i feed-forward, a heads, l layers, V vocabulary.',
     ),
   )
