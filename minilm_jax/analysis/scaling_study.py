@@ -6,6 +6,7 @@ the reason.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -122,13 +123,7 @@ def study_scaling(
     for curve in counted
   ]
   plateaus = [run.plateau for run in runs if run.plateau is not None]
-  points = {
-    kind: _compute_or_explain(
-      lambda kind=kind: scaling_fits.select_points(kind, runs, count), left_out
-    )
-    or []
-    for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU)
-  }
+  points = _select_points(runs, count, left_out)
   ends = _select_ends(counted, count)
   fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends, count)
@@ -160,6 +155,17 @@ def study_scaling(
     left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
   )
   return dataclasses.replace(study, sentences=write_sentences(study, counted))
+
+
+def _select_points(
+  runs: Sequence[SweepRun], count: str, left_out: list[str]
+) -> dict[str, list[Point]]:
+  """Returns the points of each kind; a kind without points is empty, with a reason in `left_out`."""
+  points = {}
+  for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU):
+    select = functools.partial(scaling_fits.select_points, kind, runs, count)
+    points[kind] = _compute_or_explain(select, left_out) or []
+  return points
 
 
 def _select_ends(curves: Sequence[LossCurve], count: str) -> list[Point]:
@@ -221,9 +227,8 @@ def _measure_held_out(points: Sequence[Point], left_out: list[str]) -> dict[str,
   arrays = frontier.to_arrays(points)
   num_held_out = max(1, len(points) // _HELD_OUT_DIVISOR)
   for name, form in _HELD_OUT_FORMS.items() if points else ():
-    error = _compute_or_explain(
-      lambda form=form: power_laws.measure_held_out_error(form, *arrays, num_held_out), left_out
-    )
+    measure = functools.partial(power_laws.measure_held_out_error, form, *arrays, num_held_out)
+    error = _compute_or_explain(measure, left_out)
     if error is not None:
       errors[name] = error
   return errors
