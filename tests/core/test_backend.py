@@ -99,27 +99,24 @@ def test_release_returns_scattered_freed_memory():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
-def test_large_freed_blocks_return_to_the_system():
-  """By default, malloc raises its threshold to the size of a freed block and keeps smaller blocks."""
+def test_large_temporaries_stay_in_the_process_until_release():
+  """By default, malloc maps each large block again, and every page of the block faults."""
   program = (
-    'import pathlib\nfrom minilm_jax.core import backend\nbackend.prepare()\n'
+    'import pathlib, resource\nfrom minilm_jax.core import backend\nbackend.prepare()\n'
     'def resident(): return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20\n'
-    'first = b"x" * (30 << 20)\ndel first\n'
-    'blocks = [b"x" * (5 << 20) for _ in range(60)]\nused = blocks[9::10]\nbefore = resident()\ndel blocks\n'
-    'print(before - resident())'
+    'def count_faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+    'blocks = [b"x" * (60 << 20) for _ in range(3)]\ndel blocks\nfaults = count_faults()\n'
+    'for _ in range(20): b"x" * (60 << 20)\nprint(count_faults() - faults)\n'
+    'before = resident()\nbackend.release()\nprint(before - resident())'
   )
-  base_environment = {
-    name: value for name, value in os.environ.items() if name != 'MALLOC_MMAP_THRESHOLD_'
-  }
-  freed = [
-    int(
-      subprocess.run(
-        [sys.executable, '-c', program],
-        env=base_environment | setting,
-        capture_output=True,
-        text=True,
-      ).stdout
+  names = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_TOP_PAD_')
+  base_environment = {name: value for name, value in os.environ.items() if name not in names}
+  for setting, retains in (({}, True), (dict.fromkeys(names, '1000000'), False)):
+    process = subprocess.run(
+      [sys.executable, '-c', program],
+      env=base_environment | setting,
+      capture_output=True,
+      text=True,
     )
-    for setting in ({}, {'MALLOC_MMAP_THRESHOLD_': str(32 << 20)})
-  ]
-  assert freed[0] > 250 and freed[1] < 100, freed
+    faults, released_mib = map(int, process.stdout.split())
+    assert (faults < 300, released_mib > 170) == (retains, retains), process
