@@ -78,7 +78,7 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
     'base': Flag(str, '', 'run directories of the base recipe, separated by commas'),
     'preregistration': Flag(
-      str, '', 'recipe file; its docstring, with question and rules, opens the page'
+      str, '', 'recipe file; the page quotes its docstring, with question and rules'
     ),
     'plateau_loss': Flag(
       float, 0.0, 'loss of the plateau, nats; estimated from the runs by default'
