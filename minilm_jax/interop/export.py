@@ -1,7 +1,7 @@
-"""Exports: resolves `--checkpoint` to a model and writes the export folder atomically.
+"""Resolves `--checkpoint` to a model, and writes export folders atomically.
 
-A model is the checkpoint of a pre-training run, `run` or `run@step`, or a classifier that
-`--config.save_classifiers=True` saved. The formats are in `hf_export`, `stablehlo` and `model_card`.
+A model is a checkpoint of a pre-training run, `run` or `run@step`, or a classifier that
+`--config.save_classifiers=True` saved. `hf_export`, `stablehlo` and `model_card` write the formats.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import Card, SavedClassifier
 from minilm_jax.training import checkpoint, pretrained
 
-EXPORT_RECORD = 'export.json'  # the origin of an export
-# Fields with one value in other libraries; a StableHLO program may have a custom encoder.
+EXPORT_RECORD = 'export.json'  # the source and the checks of an export
+# Other libraries support only these values; a StableHLO program may have a custom encoder.
 _EXPORTABLE_VALUES = {
   'encoder': '',
   'projection_norm': True,
@@ -39,15 +39,20 @@ _EXPORTABLE_VALUES = {
 }
 _OTHER_WORKDIR = 'give another --workdir'
 _USE_RUN_OR_CLASSIFIER = (
-  'give the work directory of minilm pretrain, or a classifier that --config.save_classifiers=True '
-  'saved'
+  'give the work directory of minilm pretrain, or a classifier of minilm finetune '
+  '--config.save_classifiers=True'
 )
 _REF_WITH_STEP = re.compile(r'(.+)@(\d{1,18})')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelRef:
-  """The folder of a model and, of a run, the step of the checkpoint; None for a classifier."""
+  """A reference to a stored model.
+
+  Attributes:
+    folder: The run directory or the folder of a classifier.
+    step: Step of the checkpoint of a run; None for a classifier.
+  """
 
   folder: epath.Path
   step: int | None
@@ -55,16 +60,16 @@ class ModelRef:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-  """A model on the host that computes in float32, and what belongs to it.
+  """A model on the host that computes in float32.
 
   Attributes:
-    ref: its place.
-    config: shape of its encoder.
-    model: the model.
-    tokenizer: its tokenizer.
-    card: of a classifier.
-    num_steps: of the whole run.
-    identity: hash of the weights.
+    ref: The reference that the model was loaded from.
+    config: Configuration of the encoder.
+    model: The model.
+    tokenizer: The tokenizer of the model.
+    card: The card of a classifier; None for a run.
+    num_steps: Number of updates of the run; 0 for a classifier.
+    identity: Hash of the weights.
   """
 
   ref: ModelRef
@@ -77,31 +82,31 @@ class LoadedModel:
 
   @property
   def head(self) -> HeadConfig | None:
-    """That of a classifier."""
+    """Configuration of the head of a classifier; None for a run."""
     return self.card.head if self.card else None
 
   @property
   def length(self) -> int:
-    """Maximum tokens of a row, with special ones."""
+    """Maximum number of tokens of a row, special tokens included."""
     return self.card.length if self.card else self.config.max_length
 
   def classifier(self) -> SavedClassifier:
-    """Returns the model as a classifier whose card has the shape in float32.
+    """Returns the model as a classifier, with a card for computation in float32.
 
     Raises:
-      InputError: it is a pre-training run.
+      InputError: The model is that of a pre-training run.
     """
     if self.card is None or not isinstance(self.model, Classifier):
       raise InputError(
         f'a classifier of {self.ref.folder}',
-        'a pre-training run, which classifies nothing',
-        'give a classifier: minilm finetune ... --config.save_classifiers=True saves some',
+        'a pre-training run',
+        'give a classifier of minilm finetune ... --config.save_classifiers=True',
       )
     card = dataclasses.replace(self.card, model=self.config)
     return SavedClassifier(card, self.model, self.tokenizer, self.identity)
 
   def describe_source(self) -> dict[str, Any]:
-    """Returns the fields that every record of an export has."""
+    """Returns the fields of every export.json."""
     fields: dict[str, Any] = {
       'checkpoint': str(self.ref.folder),
       'weights': self.identity,
@@ -114,81 +119,81 @@ def model_kind(folder: epath.PathLike) -> str:
   """Returns 'classifier', or the kind in the config.json of a run.
 
   Raises:
-    InputError: there is no folder, or it is neither a run nor a classifier.
+    InputError: The folder is missing, or neither a run nor a classifier.
   """
-  folder, what = epath.Path(folder), f'the run {folder}'
+  folder, subject = epath.Path(folder), f'the run {folder}'
   if not folder.is_dir():
-    raise InputError(what, 'no such folder', _USE_RUN_OR_CLASSIFIER)
+    raise InputError(subject, 'no such folder', _USE_RUN_OR_CLASSIFIER)
   if (folder / classifier.CARD_FILE).exists():
     return classifier.CLASSIFIER_KIND
   if not (folder / run_dir.CONFIG).exists():
     raise InputError(
-      what,
-      f'neither {run_dir.CONFIG} of a run nor {classifier.CARD_FILE} of a classifier there',
+      subject,
+      f'neither {run_dir.CONFIG} of a run nor {classifier.CARD_FILE} of a classifier',
       _USE_RUN_OR_CLASSIFIER,
     )
-  return files.read_object(folder / run_dir.CONFIG, what, {'kind': TEXT})['kind']
+  return files.read_object(folder / run_dir.CONFIG, subject, {'kind': TEXT})['kind']
 
 
 def parse_ref(ref: str) -> tuple[epath.Path, int | None]:
-  """Returns the folder and step of `run` or `run@step`; an existing folder of that name wins."""
+  """Returns folder and step of `run` or `run@step`; an existing folder `run@step` has priority."""
   match = None if epath.Path(ref).exists() else _REF_WITH_STEP.fullmatch(ref)
   return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(ref), None)
 
 
 def resolve_model(ref: str) -> ModelRef:
-  """Returns the place of the model that `--checkpoint` names.
+  """Returns the reference of a model from the value of `--checkpoint`.
 
   Raises:
-    InputError: there is no folder, no model in it, several, or no checkpoint of that step.
+    InputError: The folder is missing, has no model or several models, or lacks the checkpoint.
   """
   folder, step = parse_ref(ref)
   kind = model_kind(folder)
   if kind == classifier.CLASSIFIER_KIND:
     if step is not None:
       raise InputError(
-        f'step {step} of {folder}', 'a classifier, which has one checkpoint', f'give {folder}'
+        f'step {step} of {folder}', 'a classifier, which has no steps', f'give {folder}'
       )
     return ModelRef(folder, None)
   if kind == 'finetune':
     names = sorted(card.parent.name for card in folder.glob(f'*/{classifier.CARD_FILE}'))
     raise InputError(
       f'the model of {folder}',
-      'the work directory of a fine-tuning, not one model',
-      f'give one inside it, such as {folder / names[0]}'
+      'the work directory of minilm finetune, not a single model',
+      f'give a classifier in the directory, such as {folder / names[0]}'
       if names
-      else 'fine-tune again with --config.save_classifiers=True, which saves classifiers',
+      else 'fine-tune again with --config.save_classifiers=True',
     )
   pretrained.load_single_config(folder)
   return ModelRef(folder, resolve_checkpoint(folder, step))
 
 
 def resolve_checkpoint(folder: epath.PathLike, step: int | None) -> int:
-  """Returns the step of a saved checkpoint of a run, by default of the latest.
+  """Returns the step of a saved checkpoint of a run; the latest by default.
 
   Raises:
-    InputError: there is none, or none of that step.
+    InputError: The run has no checkpoint, or no checkpoint of the step.
   """
   steps = checkpoint.list_steps(folder)
   if step is not None and step not in steps:
     raise InputError(
       f'the checkpoint of step {step} in {folder}',
-      f'there are {", ".join(map(str, steps)) or "none"}',
-      'give one of them; checkpoint.keep_last says how many a run keeps',
+      f'checkpoints of the steps {", ".join(map(str, steps)) or "(none)"}',
+      'give a saved step; checkpoint.keep_last is the number of checkpoints that a run keeps',
     )
   return checkpoint.resolve_step(folder, step)
 
 
 def load_model(ref: str, as_program: bool = False) -> LoadedModel:
-  """Loads the model that `--checkpoint` names.
+  """Loads a model from the value of `--checkpoint`.
 
   Args:
-    ref: argument of `resolve_model`.
-    as_program: it is exported as a program, which may have a custom encoder.
+    ref: The reference, as in `resolve_model`.
+    as_program: Whether the export is a program, which may have a custom encoder.
 
   Raises:
-    InputError: there is no such model, it is damaged, or it cannot be exported: one with a custom
-      encoder, with fields that no other library has, or imported by `minilm import`.
+    InputError: The model is missing, damaged or not exportable: it has a custom encoder, fields
+      without a counterpart in other libraries, or was imported by `minilm import`.
   """
   place = resolve_model(ref)
   if place.step is None:
@@ -216,18 +221,18 @@ def _check_exportable(
     if getattr(config, name) != value and not (as_program and name == 'encoder')
   ]
   if wrapped_tokenizer.is_wrapped(tokenizer.model):
-    faults.insert(0, 'a tokenizer that minilm import brought')
+    faults.insert(0, 'a tokenizer of minilm import')
   if faults:
     raise InputError(
       f'an export of {ref}',
       ', '.join(faults),
-      'use it here, or export a model of ours that was pre-trained here; --format=stablehlo takes a '
-      'classifier of any encoder',
+      'export a model of minilm pretrain with supported fields; --format=stablehlo exports '
+      'classifiers of any encoder',
     )
 
 
 def _with_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderConfig]:
-  """Returns the same weights in a model that computes in float32, and its configuration."""
+  """Returns the model with equal weights and computation in float32, and its configuration."""
   config = dataclasses.replace(card.model, dtype='float32')
   shapes = jax.eval_shape(
     lambda: init_classifier(config, card.head, len(card.labels), jax.random.key(0))
@@ -236,14 +241,16 @@ def _with_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderCon
 
 
 def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | None:
-  """Returns the record of an existing export of the same model; None for an empty folder.
+  """Returns the export.json of an existing export of the same model; None for an empty folder.
 
   Raises:
-    InputError: the folder holds something else.
+    InputError: The folder has other files, or is not on this machine.
   """
   folder = pathlib.Path(workdir)
   if '://' in workdir:
-    raise InputError(f'an export to {workdir}', 'no local folder', 'export to one here and copy it')
+    raise InputError(
+      f'an export to {workdir}', 'not a local folder', 'export to a local folder and copy the files'
+    )
   if not os.path.lexists(folder) or folder.is_dir() and not any(folder.iterdir()):
     return None
   if (folder / EXPORT_RECORD).is_file():
@@ -252,15 +259,15 @@ def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | 
     )
     if all(record[name] == value for name, value in identity.items()):
       return record
-  raise InputError(f'an export to {folder}', 'other things are there', _OTHER_WORKDIR)
+  raise InputError(f'an export to {folder}', 'other files in the folder', _OTHER_WORKDIR)
 
 
 @contextlib.contextmanager
 def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
-  """Yields a new folder beside `workdir` that is renamed to it at the end, or removed on a failure.
+  """Yields a temporary folder that becomes `workdir` after the block, or is removed on a failure.
 
   Raises:
-    InputError: the folder cannot be made, or `workdir` is no longer empty.
+    InputError: The folder cannot be created or renamed.
   """
   target = pathlib.Path(workdir).absolute()
   missing = [parent for parent in target.parents if not parent.exists()]
@@ -269,27 +276,27 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
   except OSError as error:
     raise InputError(
-      f'an export to {workdir}', f'the folder cannot be made: {error}', _OTHER_WORKDIR
+      f'an export to {workdir}', f'the folder cannot be created: {error}', _OTHER_WORKDIR
     ) from None
   complete = False
   try:
     yield folder
-    folder.chmod(0o777 & ~_umask())  # a temporary folder is for one user alone
-    folder.rename(target)  # replaces nothing, or an empty folder
+    folder.chmod(0o777 & ~_read_umask())  # only the user can read a temporary folder
+    folder.rename(target)  # replaces only an empty folder
     complete = True
   except OSError as error:
     raise InputError(
-      f'an export to {workdir}', f'it cannot be written: {error}', _OTHER_WORKDIR
+      f'an export to {workdir}', f'the folder cannot be written: {error}', _OTHER_WORKDIR
     ) from None
   finally:
     if not complete:
       shutil.rmtree(folder, ignore_errors=True)
       for parent in missing:
         with contextlib.suppress(OSError):
-          parent.rmdir()  # only if it is empty
+          parent.rmdir()  # fails if the folder is not empty
 
 
-def _umask() -> int:
+def _read_umask() -> int:
   mask = os.umask(0)
   os.umask(mask)
   return mask

@@ -1,7 +1,7 @@
-"""Reads the config.json of a RoBERTa, BERT or ELECTRA of Hugging Face as the shape of a model here.
+"""Converts the config.json of a RoBERTa, BERT or ELECTRA of transformers to an EncoderConfig.
 
-Switches that would change their computation and do not exist here are refused by name; settings of
-training or of their library are ignored.
+Fields that change the computation in a way that minilm_jax does not support are refused. Fields of
+training and of transformers itself are ignored.
 """
 
 import dataclasses
@@ -20,31 +20,31 @@ _ROBERTA_PIECES = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 
 @dataclasses.dataclass(frozen=True)
 class HfFamily:
-  """Properties of one `model_type`.
+  """Properties of a `model_type`.
 
   Attributes:
-    family: names of its weights.
-    pad_id: its `pad_token_id` where config.json has none.
-    positions_from_pad: positions count from the id after that of the pad, instead of from 0.
-    segments_of_pairs: two texts differ in their segment.
-    special: its names of our special pieces, in our order.
-    between: number of `</s>` between two texts.
-    gelu_head: the beginning of the names of its masked-LM head, where that has GELU whatever the
-      activation of the encoder; else ''.
+    family: Names of the weights.
+    pad_id: `pad_token_id` if config.json lacks this field.
+    positions_from_pad: Whether positions start at `pad_token_id + 1` instead of 0.
+    pair_segments: Whether the two texts of a pair have different segments.
+    special_pieces: Names of the special pieces, in the order of SPECIAL_TOKENS.
+    num_separators: Number of `</s>` between two texts.
+    gelu_head: Prefix of the masked-LM head if the head uses GELU for any activation of the encoder;
+      otherwise ''.
   """
 
   family: Family
   pad_id: int
   positions_from_pad: bool
-  segments_of_pairs: bool
-  special: tuple[str, ...]
-  between: int
+  pair_segments: bool
+  special_pieces: tuple[str, ...]
+  num_separators: int
   gelu_head: str
 
 
 _LIKE_ROBERTA = HfFamily(FAMILIES['roberta'], 1, True, False, _ROBERTA_PIECES, 2, 'lm_head.')
 HF_FAMILIES = {
-  # These differ in their tokenizers only.
+  # These differ only in their tokenizers.
   'roberta': _LIKE_ROBERTA,
   'xlm-roberta': _LIKE_ROBERTA,
   'camembert': _LIKE_ROBERTA,
@@ -59,7 +59,7 @@ _SIZES = (
   'intermediate_size',
   'max_position_embeddings',
 )
-# Default and type of each field that config.json may leave out.
+# Default and type of each optional field of config.json.
 _OPTIONAL_FIELDS = {
   'type_vocab_size': (2, COUNT),
   'hidden_act': ('gelu', TEXT),
@@ -77,8 +77,8 @@ _ACTIVATIONS = {
   'silu': 'silu',
   'swish': 'silu',
 }
-# Switches, and their one value here; absent or null means that value.
-_SWITCHES = {
+# The supported value of further fields; a missing or null field has this value.
+_SUPPORTED_VALUES = {
   'position_embedding_type': 'absolute',
   'is_decoder': False,
   'is_encoder_decoder': False,
@@ -93,71 +93,71 @@ _SWITCHES = {
 _ARCHITECTURE_ENDINGS = ('ForMaskedLM', 'ForPreTraining', 'Model')
 
 
-def detect_family(config: Mapping[str, Any], what: str) -> HfFamily:
+def detect_family(config: Mapping[str, Any], subject: str) -> HfFamily:
   """Returns the family of the model of a config.json.
 
   Raises:
-    InputError: the `model_type` or class is another one, or a switch does not exist here.
+    InputError: `model_type`, `architectures` or another field has an unsupported value.
   """
   model_type = config['model_type'] if 'model_type' in config else None
   if not isinstance(model_type, str) or model_type not in HF_FAMILIES:
-    remedy = 'name it, where you know it, as in "model_type": "bert"'
+    remedy = 'add the type of the model to config.json, as in "model_type": "bert"'
     if isinstance(model_type, str):
       remedy = suggest_name(model_type, HF_FAMILIES)
     raise InputError(
-      what,
+      subject,
       f'model_type={model_type!r}',
-      f'{remedy}; what can be imported is {", ".join(HF_FAMILIES)}',
+      f'{remedy}; supported types are {", ".join(HF_FAMILIES)}',
     )
-  for name, value_here in _SWITCHES.items():
+  for name, supported_value in _SUPPORTED_VALUES.items():
     value = config[name] if name in config else None
-    if value is not None and value != value_here:
+    if value is not None and value != supported_value:
       raise InputError(
-        what, f'{name}={value!r}', f'give a model with {value_here!r}: ours has nothing else'
+        subject, f'{name}={value!r}', f'give a model with {name}={supported_value!r}'
       )
   architectures = config['architectures'] if 'architectures' in config else None
   if architectures is not None:
     if fault := schema.find_schema_fault(architectures, [TEXT], 'architectures'):
-      raise InputError(what, fault, 'restore config.json')
+      raise InputError(subject, fault, 'restore config.json')
   for name in architectures or ():
     if not name.endswith(_ARCHITECTURE_ENDINGS):
       raise InputError(
-        what,
-        f'architectures={name}, a head that is no part of ours',
-        'save what is below it alone, AutoModel.from_pretrained(FOLDER).save_pretrained(OTHER)',
+        subject,
+        f'architectures={name}, whose head is not supported',
+        'save the model without its head: AutoModel.from_pretrained(FOLDER).save_pretrained(OTHER)',
       )
   return HF_FAMILIES[model_type]
 
 
 def read_shape(
-  config: Mapping[str, Any], family: HfFamily, has_head: bool, what: str
+  config: Mapping[str, Any], family: HfFamily, has_head: bool, subject: str
 ) -> EncoderConfig:
-  """Returns the shape of the model of a config.json.
+  """Returns the configuration of the model of a config.json.
 
   Args:
-    config: the content of the file.
-    family: by `detect_family`.
-    has_head: it has a masked-LM head; only then does `tie_word_embeddings` matter.
-    what: description of the model, for an error.
+    config: The content of the file.
+    family: The family, from `detect_family`.
+    has_head: Whether the model has a masked-LM head, for which `tie_word_embeddings` matters.
+    subject: Description of the model in errors.
 
   Raises:
-    InputError: a size is missing or invalid, or the activation does not exist here.
+    InputError: A size is missing or invalid, or the activation is not supported.
   """
-  fields = _read_fields(config, family, what)
+  fields = _read_fields(config, family, subject)
   if fields['hidden_act'] not in _ACTIVATIONS:
     raise InputError(
-      what,
+      subject,
       f'hidden_act={fields["hidden_act"]!r}',
-      f'give a model with one of {", ".join(_ACTIVATIONS)}: ours has nothing else',
+      f'give a model with one of the activations {", ".join(_ACTIVATIONS)}',
     )
   offset = fields['pad_token_id'] + 1 if family.positions_from_pad else 0
   max_length = fields['max_position_embeddings'] - offset
   if max_length < 4 or not fields['type_vocab_size']:
     raise InputError(
-      what,
+      subject,
       f'max_position_embeddings={fields["max_position_embeddings"]} and '
       f'type_vocab_size={fields["type_vocab_size"]}',
-      'give a model of longer rows and some segments',
+      'give a model with at least 4 positions and 1 segment',
     )
   is_square = fields['embedding_size'] == fields['hidden_size']
   return EncoderConfig(
@@ -178,8 +178,8 @@ def read_shape(
     norm_epsilon=float(fields['layer_norm_eps']),
     flops_heads=fields['num_attention_heads'],
     projection_norm=is_square,
-    segment_embeddings_for_pairs=family.segments_of_pairs and fields['type_vocab_size'] > 1,
-    # The same in all of them.
+    segment_embeddings_for_pairs=family.pair_segments and fields['type_vocab_size'] > 1,
+    # Equal in all families.
     convolutions=0,
     kernel=(),
     channels=0,
@@ -193,15 +193,15 @@ def read_shape(
   )
 
 
-def _read_fields(config: Mapping[str, Any], family: HfFamily, what: str) -> dict[str, Any]:
-  """Returns the checked fields of a config.json, with defaults for those that it leaves out."""
+def _read_fields(config: Mapping[str, Any], family: HfFamily, subject: str) -> dict[str, Any]:
+  """Returns the checked fields of a config.json, with defaults for missing fields."""
   defaults: dict[str, Any] = {name: default for name, (default, _) in _OPTIONAL_FIELDS.items()}
-  defaults |= {'pad_token_id': family.pad_id, 'embedding_size': 128}  # of an ELECTRA
+  defaults |= {'pad_token_id': family.pad_id, 'embedding_size': 128}  # the default of ELECTRA
   fields = defaults | {name: value for name, value in config.items() if value is not None}
-  if family.family is not FAMILIES['electra']:  # the tables of others have the hidden size
+  if family.family is not FAMILIES['electra']:  # other embedding tables have the hidden size
     fields |= {'embedding_size': fields.get('hidden_size')}
   types = {name: kind for name, (_, kind) in _OPTIONAL_FIELDS.items()}
   sizes = dict.fromkeys((*_SIZES, 'pad_token_id', 'embedding_size'), COUNT)
   if fault := schema.find_schema_fault(fields, sizes | types):
-    raise InputError(what, f'config.json: {fault}', 'restore the file')
+    raise InputError(subject, f'config.json: {fault}', 'restore the file')
   return fields

@@ -1,14 +1,14 @@
-"""Exports a model as a folder for Hugging Face's transformers, and verifies it before publishing.
+"""Exports a model as a folder for transformers, and verifies the export before publishing it.
 
-    config.json, model.safetensors           shape and weights: a RoBERTa where the model is one
-    modeling_minilm.py                       of every other shape, its code (`trust_remote_code=True`)
-    tokenizer.json, tokenizer_config.json    the same ids for the same text
+    config.json, model.safetensors           configuration and weights, as a RoBERTa if possible
+    modeling_minilm.py                       code of all other models (`trust_remote_code=True`)
+    tokenizer.json, tokenizer_config.json    the tokenizer, with the same token ids
     README.md, export.json                   the model card; source and comparison
 
-Every export ends with a comparison, in this process, with what transformers makes of the written
-folder: ids of unusual and of ordinary texts, logits of a batch with pads, and answers of the
-pipelines beside those of `minilm fill-mask` and `minilm predict`. A difference removes the folder.
-Everything is in float32, also for a model that was trained in another type.
+Every export ends with a comparison: transformers loads the written folder in this process. Token ids
+of unusual and ordinary texts and logits of batches with pads must be equal. The answers of pipelines
+must equal the answers of `minilm fill-mask` and `minilm predict`. A difference removes the folder.
+All computations are in float32, also for a model that was trained in another type.
 """
 
 import atexit
@@ -55,7 +55,7 @@ _SENTENCES = (
   'so be it',
 )
 _MASKED_TEXTS = ('the dog <mask> a bone .', 'she <mask> to the <mask> and saw him .', '<mask>')
-_MAX_CORPUS_ROWS = 8  # that are compared beside `_SENTENCES`
+_MAX_CORPUS_ROWS = 8  # rows of the corpus in the comparison
 _NUM_GUESSES, _BATCH_SIZE = 5, 8
 # Errors of transformers for a folder that it cannot read.
 _READ_ERRORS = (
@@ -67,23 +67,23 @@ _READ_ERRORS = (
   AttributeError,
   TypeError,
 )
-_REPORT = 'report it, with the shape of the model; what was written is removed'
+_REPORT = 'report the error with the config.json of the run; the written folder was removed'
 
 
 def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
-  """Writes a model into a folder for transformers, and compares the two.
+  """Writes a model into a folder for transformers, and compares the export with the model.
 
   Args:
-    ref: a pre-training run, `run@step`, or a classifier.
-    workdir: the folder, absent or empty; one that holds this very export is left as it is.
+    ref: A pre-training run, `run@step`, or a classifier.
+    workdir: The folder, missing or empty; a folder with the same export is not changed.
 
   Returns:
-    The contents of `export.json`: source, class, `differences` (the largest of logits and of
-    answers), number of texts, versions.
+    The content of `export.json`: source, class, largest `differences` of logits and answers, number
+    of texts, versions.
 
   Raises:
-    InputError: a library is missing, there is no such model, the folder holds something else, or
-      the two differ.
+    InputError: A library or the model is missing, the folder has other files, or export and model
+      differ.
   """
   _check_libraries()
   loaded = export.load_model(ref)
@@ -95,19 +95,19 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
     tokenizer_json.check_pairs(loaded.length)
   task = 'text-classification' if loaded.card else 'fill-mask'
   with export.atomic_export_folder(workdir) as folder, _quiet_transformers() as transformers:
-    described = _write(loaded, folder, task)
+    config_json = _write_files(loaded, folder, task)
     try:
       differences = _compare(loaded, folder, task, transformers)
     except _READ_ERRORS as error:
       raise InputError(
-        f'{ref} as transformers {transformers.__version__} reads it',
-        f'it cannot: {type(error).__name__}: {error}',
+        f'{ref} in transformers {transformers.__version__}',
+        f'{type(error).__name__}: {error}',
         _REPORT,
       ) from error
     record = {
       **identity,
-      'class': described['architectures'][0],
-      'remote_code': 'auto_map' in described,
+      'class': config_json['architectures'][0],
+      'remote_code': 'auto_map' in config_json,
       'unlike_roberta': hf_weights.roberta_differences(loaded.config, loaded.head),
       'differences': differences,
       'tolerance': MAX_DIFFERENCE,
@@ -118,18 +118,18 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
 
 
 def _check_libraries() -> None:
-  absent = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-  if absent:
+  missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+  if missing:
     raise InputError(
       'an export to Hugging Face',
-      f'{", ".join(absent)} not installed',
+      f'{", ".join(missing)} not installed',
       "pip install 'minilm_jax[hf]'",
     )
 
 
 @functools.cache
-def _module_cache() -> str:
-  """Returns a folder, until this process ends, for the code that transformers copies and runs."""
+def _make_module_cache() -> str:
+  """Returns a temporary folder for the code that transformers copies and runs."""
   folder = tempfile.mkdtemp()
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   return folder
@@ -137,10 +137,10 @@ def _module_cache() -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[Any]:
-  """Yields the library, without a network, progress bars or warnings."""
-  if 'transformers' not in sys.modules:  # it reads these once
+  """Yields transformers, without a network, progress bars or warnings."""
+  if 'transformers' not in sys.modules:  # reads these variables at import
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    os.environ.setdefault('HF_MODULES_CACHE', _module_cache())
+    os.environ.setdefault('HF_MODULES_CACHE', _make_module_cache())
   import transformers
 
   verbosity = transformers.logging.get_verbosity()
@@ -153,21 +153,21 @@ def _quiet_transformers() -> Iterator[Any]:
     transformers.logging.enable_progress_bar()
 
 
-def _write(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[str, Any]:
-  """Writes all files but the record, and returns the contents of `config.json`."""
+def _write_files(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[str, Any]:
+  """Writes all files but export.json, and returns the content of config.json."""
   import safetensors.numpy
 
   card = loaded.card
-  weights, described = hf_weights.export_weights(
+  weights, config_json = hf_weights.export_weights(
     loaded.model, loaded.config, loaded.head, card.labels if card else ()
   )
   tokenizer = tokenizer_json.build_tokenizer_json(loaded.tokenizer)
   settings = tokenizer_json.build_tokenizer_config(loaded.length, card is not None)
   files.write_bytes(folder / 'model.safetensors', safetensors.numpy.save(weights, {'format': 'pt'}))
-  files.write_json(folder / run_dir.CONFIG, described)
+  files.write_json(folder / run_dir.CONFIG, config_json)
   files.write_json(folder / tokenizer_json.TOKENIZER_FILE, tokenizer)
   files.write_json(folder / tokenizer_json.TOKENIZER_CONFIG, settings)
-  needs_code = 'auto_map' in described
+  needs_code = 'auto_map' in config_json
   if needs_code:
     source = pathlib.Path(__file__).with_name(f'{hf_weights.MODELING_MODULE}.py')
     files.write_bytes(folder / source.name, files.read_bytes(source, 'the modelling file'))
@@ -178,35 +178,33 @@ def _write(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[str, An
     _describe_use(task, needs_code),
   )
   files.write_bytes(folder / model_card.CARD_FILE, text.encode())
-  return described
+  return config_json
 
 
 def _describe_use(task: str, needs_code: bool) -> str:
   arguments = f"'{task}', model='FOLDER'" + ', trust_remote_code=True' * needs_code
   if task == 'fill-mask':
     inputs = "'the dog <mask> a bone .'"
-    remark = (
-      'The guesses of `minilm fill-mask` leave out special pieces and rows that are no piece.'
-    )
+    remark = 'Unlike this pipeline, `minilm fill-mask` never returns special tokens or unused ids.'
   else:
     inputs = "'the text', top_k=None, truncation=True"
-    remark = 'Special pieces in a text are plain letters.'
+    remark = 'The tokenizer treats special tokens in a text as plain letters.'
   code = (
-    'Its shape is no class of transformers: `modeling_minilm.py`, in this folder, reads it. '
+    'transformers has no class for this model; `modeling_minilm.py` in this folder defines it. '
     if needs_code
     else ''
   )
   return (
-    f'{code}Text is lower-cased by the tokenizer.\n\n```python\nfrom transformers import pipeline\n\n'
-    f'answer = pipeline({arguments})\nprint(answer({inputs}))\n```\n\n'
-    f'FOLDER is where this file is. {remark}'
+    f'{code}The tokenizer converts text to lower case.\n\n```python\n'
+    f'from transformers import pipeline\n\nanswer = pipeline({arguments})\nprint(answer({inputs}))\n'
+    f'```\n\nReplace FOLDER by the path of the folder with this file. {remark}'
   )
 
 
 def _compare(
   loaded: LoadedModel, folder: pathlib.Path, task: str, transformers: Any
 ) -> dict[str, float]:
-  """Returns the largest differences; raises InputError for one that is too large."""
+  """Returns the largest differences; raises InputError if a difference exceeds MAX_DIFFERENCE."""
   pipeline = transformers.pipeline(task, model=str(folder), trust_remote_code=True, device='cpu')
   texts = [*tokenizer_json.PROBE_TEXTS, *_SENTENCES, *_read_corpus_texts(loaded)]
   different = tokenizer_json.find_differences(
@@ -214,8 +212,8 @@ def _compare(
   )
   if different:
     raise InputError(
-      'the same ids for the same text',
-      f'others for {different[0]!r} and {len(different) - 1} more',
+      'equal token ids in transformers',
+      f'different ids for {different[0]!r} and {len(different) - 1} more texts',
       'train a tokenizer with tokenizer.model=bpe',
     )
   compare_answers = _compare_labels if loaded.card else _compare_guesses
@@ -227,18 +225,20 @@ def _compare(
   for name, difference in differences.items():
     if not difference <= MAX_DIFFERENCE:
       raise InputError(
-        f'{name} that differ by {MAX_DIFFERENCE} at most', f'{difference:.2g}', _REPORT
+        f'{name} that differ by at most {MAX_DIFFERENCE}',
+        f'a difference of {difference:.2g}',
+        _REPORT,
       )
   return {**differences, 'texts': len(texts)}
 
 
 def _read_corpus_texts(loaded: LoadedModel) -> list[str]:
-  """Returns some text of the run's corpus, if that still exists."""
+  """Returns validation texts of the corpus of a run, or no text if the corpus is missing."""
   if loaded.card:
     return []
   hashes = run_dir.read_corpus_hashes(loaded.ref.folder)
   folder = hashes['corpus_folder']
-  # It may be in a bucket that cannot be reached.
+  # The corpus may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):
     if corpus.read_manifest(folder)['hash'] == hashes['corpus']:
       rows = corpus.CorpusFiles(folder, 'validation')
@@ -248,9 +248,9 @@ def _read_corpus_texts(loaded: LoadedModel) -> list[str]:
 
 
 def _compare_logits(loaded: LoadedModel, model: Any, tokenizer: Any, texts: Sequence[str]) -> float:
-  """Returns the largest difference of logits of padded batches, leaving out pads of a masked LM.
+  """Returns the largest difference of logits of padded batches, without pads for a masked LM.
 
-  Batches are small, for there are logits of every piece at every token.
+  Batches are small, because a masked LM has logits of every piece at every token.
   """
   import torch
 
@@ -270,12 +270,12 @@ def _compare_logits(loaded: LoadedModel, model: Any, tokenizer: Any, texts: Sequ
     compared = np.ones(len(tokens), bool) if loaded.card else tokens != PAD_ID
     logits = np.asarray(compute_logits(loaded.model, tokens))
     differences.append(np.abs(logits - expected)[compared].max())
-  return float(np.max(differences))  # NaN if one is
+  return float(np.max(differences))  # NaN if any difference is NaN
 
 
 def _build_logits(loaded: LoadedModel) -> Callable[[Any, Any], Any]:
   """Returns a function from a model and tokens to logits of each token, or of each row."""
-  # Head 'positions' has a weight for each position, pads included.
+  # The head 'positions' has a weight for each position, pads included.
   is_full = loaded.card is not None and loaded.card.head.pooling == 'positions'
 
   def compute_logits(model: MaskedLanguageModel | Classifier, tokens: Int[Any, 'B L']) -> Any:
@@ -291,10 +291,10 @@ def _build_logits(loaded: LoadedModel) -> Callable[[Any, Any], Any]:
 
 
 def _compare_guesses(loaded: LoadedModel, pipeline: Any) -> float:
-  """Returns the largest difference of the probabilities of the best ordinary pieces of either."""
+  """Returns the largest difference between the probabilities of the best guesses of both."""
   tokenizer, vocab_size = loaded.tokenizer, loaded.config.vocab_size
   first, end = len(SPECIAL_TOKENS), tokenizer.size
-  # Special pieces and ids without a piece may be among their guesses.
+  # The guesses of transformers may include special pieces and unused ids.
   top_k = min(vocab_size, _NUM_GUESSES + first + vocab_size - end)
   model, differences = jax.tree.map(jnp.asarray, loaded.model), []
   for text in _MASKED_TEXTS:
@@ -306,14 +306,14 @@ def _compare_guesses(loaded: LoadedModel, pipeline: Any) -> float:
       best = sorted(shares.values(), reverse=True)[:_NUM_GUESSES]
       hole_guesses = [guess for guess in guesses if guess.hole == hole]
       for guess, share in zip(hole_guesses, best, strict=True):
-        # Of two equally probable pieces one may be cut off.
+        # Equally probable pieces may have another order, so a piece may be missing.
         same_piece = shares.get(tokenizer.id(guess.piece), share)
         differences += [abs(guess.probability - same_piece), abs(guess.probability - share)]
   return float(np.max(differences))
 
 
 def _compare_labels(loaded: LoadedModel, pipeline: Any) -> float:
-  """Returns the largest difference of the probability of a label, or of a regression's number."""
+  """Returns the largest difference between probabilities of labels, or numbers of a regression."""
   classifier = loaded.classifier()
   texts = [*_SENTENCES, ' '.join(_SENTENCES * 4), 'a <mask> and </s>']
   rows: list[tuple[str, ...]] = [(text,) for text in texts]

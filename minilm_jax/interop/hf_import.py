@@ -1,13 +1,13 @@
 """Imports a model of Hugging Face as a run: `minilm import`.
 
-    config.json, model.safetensors, tokenizer.json or vocab.txt      in, of a RoBERTa, BERT or ELECTRA
-    config.json, manifest.json, tokenizer.model, checkpoints/0, result.json                        out
+    input     config.json, model.safetensors, tokenizer.json or vocab.txt of a RoBERTa, BERT or ELECTRA
+    output    config.json, manifest.json, tokenizer.model, checkpoints/0, result.json
 
-Everything is read and checked before anything is written. The run has our token ids
-(`data/wrapped_tokenizer.py`): tables and biases over pieces are permuted once, here. config.json has
-the kind 'imported', which is not pre-training; the manifest records the origin, the hashes of the
-files, and what was left out. Neither torch nor transformers is needed, and nothing is unpickled.
-Models in several files and heads of tasks are refused.
+All files are read and checked before any file is written. The run has the token ids of minilm_jax
+(`data/wrapped_tokenizer.py`): the import permutes tables and biases over pieces. config.json has the
+kind 'imported'; manifest.json records the source, the hashes of its files and the omitted weights.
+The import needs neither torch nor transformers, and unpickles nothing. Models in several files and
+heads of tasks are refused.
 """
 
 from collections.abc import Mapping
@@ -33,17 +33,17 @@ from minilm_jax.training import checkpoint
 WEIGHTS, TOKENIZER, WORDS = 'model.safetensors', 'tokenizer.json', 'vocab.txt'
 _TOKENIZER_CONFIG, _SPECIAL_MAP = 'tokenizer_config.json', 'special_tokens_map.json'
 _FILES = (run_dir.CONFIG, WEIGHTS, TOKENIZER, WORDS, _TOKENIZER_CONFIG, _SPECIAL_MAP)
-# Roles of our special pieces, in our order.
+# Roles of the special pieces in transformers, in the order of SPECIAL_TOKENS.
 _ROLES = ('cls_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token')
-# Settings of tokenizer_config.json, and their names in a tokenizer.json.
+# Settings of tokenizer_config.json, and their names in tokenizer.json.
 _NORMALIZER_SETTINGS = {
   'do_lower_case': 'lowercase',
   'strip_accents': 'strip_accents',
   'tokenize_chinese_chars': 'handle_chinese_chars',
 }
-_OTHER_ENDINGS = ('.bin', '.h5', '.msgpack', '.index.json')  # of weights that are not read
+_OTHER_ENDINGS = ('.bin', '.h5', '.msgpack', '.index.json')  # weights in unsupported formats
 MAX_WEIGHT_BYTES = 2 << 30  # RoBERTa-large in float32 has 1.4e9
-# The bfloat16 of jax.numpy is that of ml_dtypes; numpy has none.
+# numpy has no bfloat16.
 _DTYPES = {
   'F64': np.float64,
   'F32': np.float32,
@@ -56,118 +56,118 @@ _DTYPES = {
   'U8': np.uint8,
   'BOOL': np.bool_,
 }
-# A table may have rows without a piece, up to a multiple of this, to have a convenient shape.
-_ROW_MULTIPLE = 128
+_ROW_MULTIPLE = 128  # a table may have unused rows up to a multiple of this number
 _OTHER_TOKENIZER = 'give the tokenizer that the model was trained with'
 
 
 def import_model(source: epath.PathLike, workdir: epath.PathLike) -> dict[str, Any]:
-  """Imports the model of a folder into a run directory, or leaves one that holds it as it is.
+  """Imports the model of a folder into a run directory; does not repeat a finished import.
 
   Args:
-    source: a local folder, as `save_pretrained` or a download leaves it.
-    workdir: the run.
+    source: A local folder, from `save_pretrained` or a download.
+    workdir: The run directory.
 
   Returns:
-    The contents of result.json: origin, type, number of parameters, whether there is a masked-LM
-    head, and what was left out.
+    The content of result.json: source, type, number of parameters, whether the model has a
+    masked-LM head, and omitted weights.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: a file is missing, damaged or of something else, a weight or the tokenizer does not
-      fit, the model is not supported, or the work directory holds something else. Nothing is
-      written then.
+    LockedError: Another process uses the work directory.
+    InputError: A file is missing or damaged; a weight or the tokenizer does not fit; the model is
+      not supported; the work directory has other files. No file is written in these cases.
   """
   source, workdir = epath.Path(source), epath.Path(workdir)
-  what = f'the model in {source}'
-  described = _read_config(source, what)
-  family = hf_config.detect_family(described, what)
+  subject = f'the model in {source}'
+  config_json = _read_config(source, subject)
+  family = hf_config.detect_family(config_json, subject)
   tokenizer = _read_tokenizer(source, family)
-  config, model, left_out = _read_model(source, described, family, tokenizer)
+  config, model, omitted = _read_model(source, config_json, family, tokenizer)
   origin = {
     'from': str(source),
-    'model_type': described['model_type'],
+    'model_type': config_json['model_type'],
     'head': not isinstance(model, dict),
-    'left_out': left_out,
+    'left_out': omitted,
     'files': {name: files.hash_file(source / name) for name in _FILES if (source / name).is_file()},
   }
   with lock.hold_lock(workdir):
     _check_workdir(workdir, origin)
-    for text in left_out:
-      progress.log(f'left out: {text}')
+    for description in omitted:
+      progress.log(f'not imported: {description}')
     return _write_run(workdir, config, model, tokenizer, origin)
 
 
-def _read_config(source: epath.Path, what: str) -> dict[str, Any]:
-  """Returns the contents of config.json, of a folder that has weights in one file."""
+def _read_config(source: epath.Path, subject: str) -> dict[str, Any]:
+  """Returns the content of config.json; checks that the weights are in one file."""
   if not source.is_dir():
     raise InputError(
-      what, 'no such folder', 'download it first, and give the folder with its config.json'
+      subject, 'no such folder', 'download the model, and give the folder with its config.json'
     )
-  described = files.read_object(source / run_dir.CONFIG, what)
+  config_json = files.read_object(source / run_dir.CONFIG, subject)
   if not (source / WEIGHTS).is_file():
     names = sorted(path.name for path in source.iterdir() if path.name.endswith(_OTHER_ENDINGS))
     raise InputError(
-      what,
+      subject,
       f'no {WEIGHTS}' + (f' but {", ".join(names[:3])}' if names else ''),
-      'save it as one such file where transformers is: AutoModelForPreTraining.from_pretrained(FOLDER)'
-      ".save_pretrained(OTHER, max_shard_size='2GB')",
+      f'convert the model to {WEIGHTS} with transformers: AutoModelForPreTraining'
+      ".from_pretrained(FOLDER).save_pretrained(OTHER, max_shard_size='2GB')",
     )
-  return described
+  return config_json
 
 
 def _read_model(
-  source: epath.Path, described: Mapping[str, Any], family: HfFamily, tokenizer: Tokenizer
+  source: epath.Path, config_json: Mapping[str, Any], family: HfFamily, tokenizer: Tokenizer
 ) -> tuple[RunConfig, Any, list[str]]:
-  """Returns the recipe, the model ({'encoder': ...} without a head), and what was left out."""
-  what, names = f'the model in {source}', family.family
+  """Returns the recipe, the model ({'encoder': ...} without a head), and omitted weights."""
+  subject, names = f'the model in {source}', family.family
   weights = hf_weights.rename_parameters(names, _read_weights(source / WEIGHTS))
   has_head = f'{names.transform}.weight' in weights
-  shape = hf_config.read_shape(described, family, has_head, what)
-  dropped, left_out = dict(names.dropped), []
+  shape = hf_config.read_shape(config_json, family, has_head, subject)
+  unsupported, omitted = dict(names.unsupported), []
   if has_head and family.gelu_head and (shape.projection or shape.activation != 'gelu'):
     has_head = False
-    dropped[family.gelu_head] = (
-      'the masked-LM head, which ours has not: as wide as the table, or of another activation'
+    unsupported[family.gelu_head] = (
+      'the masked-LM head, which has another width or activation than the encoder'
     )
-  for prefix, description in dropped.items():
+  for prefix, description in unsupported.items():
     matches = [name for name in weights if name.startswith(prefix)]
     if matches:
-      left_out.append(f'{description} ({prefix}*)')
+      omitted.append(f'{description} ({prefix}*)')
     for name in matches:
       del weights[name]
   special_ids = list(files.parse_json(tokenizer.model)['special'].values())
-  _check_sizes(tokenizer.size, shape.vocab_size, what)
-  pad, tokenizer_pad = described.get('pad_token_id'), special_ids[PAD_ID]
+  _check_sizes(tokenizer.size, shape.vocab_size, subject)
+  pad, tokenizer_pad = config_json.get('pad_token_id'), special_ids[PAD_ID]
   if family.positions_from_pad and pad is not None and pad != tokenizer_pad:
     raise InputError(
-      what,
-      f'pad_token_id={pad!r} in its config.json, and {tokenizer_pad} in its tokenizer',
+      subject,
+      f'pad_token_id={pad!r} in config.json, but {tokenizer_pad} in the tokenizer',
       _OTHER_TOKENIZER,
     )
   order = np.array(wrapped_tokenizer.order_ids(special_ids, shape.vocab_size))
-  for name in names.over_pieces & weights.keys():
+  for name in names.vocab_weights & weights.keys():
     if weights[name].shape[:1] == order.shape:
       weights[name] = weights[name][order]
   load = hf_weights.load_masked_language_model if has_head else hf_weights.load_encoder
-  return RunConfig(model=shape), load(names, weights, shape), left_out
+  return RunConfig(model=shape), load(names, weights, shape), omitted
 
 
 def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of a safetensors file by name; its library checks header and sizes.
+  """Returns the arrays of a safetensors file by name; the library checks header and sizes.
 
   Raises:
-    InputError: safetensors is not installed; the file is missing, too large, damaged, or of another
-      data type.
+    InputError: The library safetensors is not installed; the file is missing, too large, damaged,
+      or has an unsupported data type.
   """
-  asked = f'the weights {path}'
-  require_library('safetensors', 'hf', asked)
+  subject = f'the weights {path}'
+  require_library('safetensors', 'hf', subject)
   import safetensors
 
   try:
     size = path.stat().length
     if size > MAX_WEIGHT_BYTES:
-      raise InputError(asked, f'{size:,} bytes', f'give an encoder of at most {MAX_WEIGHT_BYTES:,}')
+      raise InputError(
+        subject, f'{size:,} bytes', f'give an encoder of at most {MAX_WEIGHT_BYTES:,} bytes'
+      )
     with path.open('rb') as file:
       entries = dict(safetensors.deserialize(file.read(size)))
     unknown = [
@@ -176,81 +176,86 @@ def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
       if entry['dtype'] not in _DTYPES
     ]
     if unknown:
-      raise InputError(asked, ', '.join(unknown[:4]), f'save it with one of {", ".join(_DTYPES)}')
+      raise InputError(
+        subject, ', '.join(unknown[:4]), f'save the weights as one of {", ".join(_DTYPES)}'
+      )
     return {
       name: np.frombuffer(entry['data'], _DTYPES[entry['dtype']]).reshape(entry['shape'])
       for name, entry in entries.items()
     }
   except OSError as error:
-    raise InputError(asked, f'the file cannot be read: {error}', 'check the path') from None
+    raise InputError(subject, f'the file cannot be read: {error}', 'check the path') from None
   except (safetensors.SafetensorError, ValueError) as error:  # numpy refuses more than 64 axes
     raise InputError(
-      asked, f'no valid safetensors file: {error}', 'download or save it again'
+      subject, f'not a valid safetensors file: {error}', 'download or save the file again'
     ) from None
 
 
-def _check_sizes(pieces: int, vocab_size: int, what: str) -> None:
+def _check_sizes(pieces: int, vocab_size: int, subject: str) -> None:
   if not pieces <= vocab_size <= -(-pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE:
     raise InputError(
-      what,
-      f'a tokenizer of {pieces:,} pieces, and vocab_size={vocab_size:,} in its config.json',
+      subject,
+      f'a tokenizer of {pieces:,} pieces, but vocab_size={vocab_size:,} in config.json',
       _OTHER_TOKENIZER,
     )
 
 
 def _read_tokenizer(source: epath.Path, family: HfFamily) -> Tokenizer:
-  """Returns the tokenizer of the folder with our token ids."""
-  what, settings = f'the tokenizer in {source}', {}
-  for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the newer one overrides the other
+  """Returns the tokenizer of the folder with the token ids of minilm_jax."""
+  subject, settings = f'the tokenizer in {source}', {}
+  for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the newer file overrides the older file
     if (source / name).is_file():
-      settings |= files.read_object(source / name, what)
+      settings |= files.read_object(source / name, subject)
   names = [
-    _piece_name(settings.get(role), default, role, what)
-    for role, default in zip(_ROLES, family.special, strict=True)
+    _read_piece_name(settings.get(role), default, role, subject)
+    for role, default in zip(_ROLES, family.special_pieces, strict=True)
   ]
   if (source / TOKENIZER).is_file():
-    described = files.read_object(source / TOKENIZER, what)
+    content = files.read_object(source / TOKENIZER, subject)
   elif (source / WORDS).is_file():
-    described = _describe_word_pieces(source / WORDS, names, what)
+    content = _convert_word_list(source / WORDS, names, subject)
   else:
     raise InputError(
-      what,
+      subject,
       f'neither {TOKENIZER} nor {WORDS}',
-      'make it where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)',
+      f'create {TOKENIZER} with transformers: '
+      'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER)',
     )
-  normalizer = described['normalizer'] if 'normalizer' in described else None
+  normalizer = content['normalizer'] if 'normalizer' in content else None
   if isinstance(normalizer, dict) and normalizer.get('type') == 'BertNormalizer':
     normalizer |= {
-      ours: settings[name] for name, ours in _NORMALIZER_SETTINGS.items() if name in settings
+      key: settings[name] for name, key in _NORMALIZER_SETTINGS.items() if name in settings
     }
   try:
-    vocabulary = wrapped_tokenizer.build_wrapper(described).get_vocab(with_added_tokens=True)
+    vocabulary = wrapped_tokenizer.build_wrapper(content).get_vocab(with_added_tokens=True)
     missing = [
       f'{role} {name!r}' for role, name in zip(_ROLES, names, strict=True) if name not in vocabulary
     ]
     if missing:
-      raise ValueError(f'no {", ".join(missing)} in it')
+      raise ValueError(f'no {", ".join(missing)} in the vocabulary')
     ids = {piece: vocabulary[name] for piece, name in zip(SPECIAL_TOKENS, names, strict=True)}
-    return Tokenizer(wrapped_tokenizer.pack_tokenizer(described, ids, family.between))
+    return Tokenizer(wrapped_tokenizer.pack_tokenizer(content, ids, family.num_separators))
   except ValueError as error:
-    raise InputError(what, str(error), 'download or save the tokenizer again') from None
+    raise InputError(subject, str(error), 'download or save the tokenizer again') from None
 
 
-def _piece_name(setting: Any, default: str, role: str, what: str) -> str:
-  """Returns the name of a special piece, which is text or an object with `content`."""
+def _read_piece_name(setting: Any, default: str, role: str, subject: str) -> str:
+  """Returns the name of a special piece from a setting, a text or an object with `content`."""
   if isinstance(setting, dict) and 'content' in setting:
     setting = setting['content']
   if setting is not None and not isinstance(setting, str):
-    raise InputError(what, f'{role}={setting!r:.100}', 'restore its settings')
+    raise InputError(subject, f'{role}={setting!r:.100}', f'restore {_TOKENIZER_CONFIG}')
   return setting or default
 
 
-def _describe_word_pieces(path: epath.Path, names: list[str], what: str) -> dict[str, Any]:
-  """Returns a vocab.txt of BERT, a piece a line, as a tokenizer.json that lower-cases."""
+def _convert_word_list(path: epath.Path, names: list[str], subject: str) -> dict[str, Any]:
+  """Returns a vocab.txt of BERT, with a piece a line, as a lower-case tokenizer.json."""
   try:
-    lines = files.read_bytes(path, what).decode().removesuffix('\n').split('\n')
+    lines = files.read_bytes(path, subject).decode().removesuffix('\n').split('\n')
   except UnicodeDecodeError as error:
-    raise InputError(what, f'{path.name} is not UTF-8: {error}', 'download it again') from None
+    raise InputError(
+      subject, f'{path.name} is not UTF-8: {error}', f'download {path.name} again'
+    ) from None
   vocabulary = {line.rstrip('\r'): number for number, line in enumerate(lines)}
   added = [
     {
@@ -291,20 +296,20 @@ def _describe_word_pieces(path: epath.Path, names: list[str], what: str) -> dict
 
 
 def _check_workdir(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
-  """Refuses a work directory that holds something else than the same import, begun or finished."""
-  what = f'a model imported into {workdir}'
+  """Refuses a work directory with files of another origin."""
+  subject = f'a model imported into {workdir}'
   names = sorted(path.name for path in workdir.iterdir() if not path.name.startswith('.'))
   if not names:
     return
   record = run_dir.read_import_record(workdir)
   if not record:
     raise InputError(
-      what, f'something else is there: {", ".join(names[:4])}', 'give a new or empty --workdir'
+      subject, f'other files in the folder: {", ".join(names[:4])}', 'give a new or empty --workdir'
     )
   if record['files'] != origin['files']:
     raise InputError(
-      what,
-      f'it holds another model, of {record["from"]}, or an earlier state of this one',
+      subject,
+      f'a model from {record["from"]} with other files',
       'give another --workdir',
     )
 
@@ -316,9 +321,9 @@ def _write_run(
   tokenizer: Tokenizer,
   origin: dict[str, Any],
 ) -> dict[str, Any]:
-  """Writes the run: first its manifest, which identifies the import, and last its result."""
+  """Writes the run: first the manifest, which identifies the import, and last the result."""
   if (workdir / run_dir.RESULT).exists():
-    progress.log(f'nothing to do: {workdir} holds this model')
+    progress.log(f'nothing to do: {workdir} has this model')
     return files.read_json(workdir / run_dir.RESULT, f'the result of {workdir}')
   embedding, total = flops.count_parameters(config.model)['embedding'], count_parameters(model)
   manifest = {

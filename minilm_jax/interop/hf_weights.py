@@ -1,9 +1,9 @@
-"""Weights and shapes of models between this package and Hugging Face's transformers.
+"""Converts weights and configurations between minilm_jax and Hugging Face's transformers.
 
-Weights of RoBERTa, BERT and ELECTRA load into models of ours. The way out makes a RoBERTa of every
-model that can be one; any other shape is read by `modeling_minilm.py`, which is exported beside the
-weights and names parameters as we do. Arrays and JSON only: neither transformers nor torch is
-needed.
+Weights of RoBERTa, BERT and ELECTRA load into models of minilm_jax. An export is a RoBERTa if
+RoBERTa has the same computation. For other models, the export includes `modeling_minilm.py`, which
+uses the parameter names of minilm_jax. This module converts arrays and JSON, and needs neither
+transformers nor torch.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from minilm_jax.model.initialization import path_name
 
 MODELING_MODULE = 'modeling_minilm'
 EMBEDDING, _BLOCK = 'embeddings', 'encoder.layer.N'
-# Our modules of an encoder, and theirs below the name of the family; `N` is the number of a block.
+# Modules of an encoder in minilm_jax, and in transformers below the name of the family; `N` is the
+# number of a block.
 _ENCODER_MODULES = {
   'encoder.embedding.tokens': f'{EMBEDDING}.word_embeddings',
   'encoder.embedding.positions': f'{EMBEDDING}.position_embeddings',
@@ -40,17 +41,17 @@ _ENCODER_MODULES = {
   'encoder.blocks.N.feed_forward.down': f'{_BLOCK}.output.dense',
   'encoder.blocks.N.feed_forward_norm': f'{_BLOCK}.output.LayerNorm',
 }
-# Our kinds of parameters that PyTorch names otherwise.
+# Kinds of parameters with another name in PyTorch.
 _PARAMETER_KINDS = {
   'kernel': 'weight',
   'scale': 'weight',
   'embedding': 'weight',
   'running_variance': 'running_var',
 }
-# Buffers that older versions of transformers saved.
+# Older versions of transformers saved these buffers.
 _BUFFERS = tuple(f'.{EMBEDDING}.{name}' for name in ('position_ids', 'token_type_ids'))
 _OLD_SUFFIXES = {'gamma': 'weight', 'beta': 'bias'}
-# The fields of an encoder, and of the head of a classifier, that RoBERTa has one value of.
+# Values of RoBERTa for fields of the encoder and of the head of a classifier.
 _ROBERTA_FIELDS = {
   'norm': 'post',
   'positions': 'learned',
@@ -61,7 +62,7 @@ _ROBERTA_FIELDS = {
   'short_convolution': 0,
 }
 _ROBERTA_HEAD_FIELDS = {'pooling': 'first', 'ensemble_size': 1}
-# Fields of EncoderConfig that an exported config.json leaves out, and new names of others there.
+# Fields of EncoderConfig that an exported config.json omits or renames.
 _INTERNAL_FIELDS = (
   'encoder',
   'initialization',
@@ -76,20 +77,22 @@ _HF_FIELD_NAMES = {
   'num_layers': 'num_hidden_layers',
   'max_length': 'max_position_embeddings',
 }
-_MAX_SHOWN_NAMES = 4  # in an error
+_MAX_LISTED_NAMES = 4  # in an error
 Weights = dict[str, np.ndarray]
 M = TypeVar('M')
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """Names of the weights in one family of models.
+  """Names of the weights in a family of models.
 
   Attributes:
-    name: of the family, and the beginning of all names of the encoder.
-    transform, norm, decoder: modules of the masked-LM head.
-    bias: of its output, where the decoder's has a second name; else that of the decoder.
-    dropped: beginnings of names that have no counterpart here, with a description.
+    name: Name of the family, and prefix of all names of the encoder.
+    transform: First linear module of the masked-LM head.
+    norm: LayerNorm of the masked-LM head.
+    decoder: Output projection of the masked-LM head.
+    bias: Bias of the output projection; may be a second name of the decoder's bias.
+    unsupported: Prefixes of weights without a counterpart in minilm_jax, with a description.
   """
 
   name: str
@@ -97,26 +100,27 @@ class Family:
   norm: str
   decoder: str
   bias: str
-  dropped: Mapping[str, str]
+  unsupported: Mapping[str, str]
 
   @property
   def table(self) -> str:
-    """The name of the embedding table."""
+    """Name of the embedding table."""
     return f'{self.name}.{EMBEDDING}.word_embeddings.weight'
 
   @property
-  def encoder(self) -> dict[str, str]:
-    """Our modules of an encoder, and theirs."""
-    return {ours: f'{self.name}.{theirs}' for ours, theirs in _ENCODER_MODULES.items()}
+  def encoder_modules(self) -> dict[str, str]:
+    """Modules of an encoder in minilm_jax and in transformers."""
+    return {name: f'{self.name}.{hf_name}' for name, hf_name in _ENCODER_MODULES.items()}
 
   @property
-  def masked(self) -> dict[str, str]:
-    """Our modules of a masked language model, and theirs."""
-    return self.encoder | {'transform': self.transform, 'norm': self.norm, 'output': self.decoder}
+  def mlm_modules(self) -> dict[str, str]:
+    """Modules of a masked language model in minilm_jax and in transformers."""
+    head = {'transform': self.transform, 'norm': self.norm, 'output': self.decoder}
+    return self.encoder_modules | head
 
   @property
-  def over_pieces(self) -> set[str]:
-    """The weights that have a row or a number for each piece."""
+  def vocab_weights(self) -> set[str]:
+    """Names of the weights with a row or a number for each piece."""
     return {self.table, f'{self.decoder}.weight', f'{self.decoder}.bias', self.bias}
 
 
@@ -138,7 +142,7 @@ FAMILIES = {
     f'{_BERT_HEAD}.bias',
     {
       'bert.pooler.': 'the pooler',
-      'cls.seq_relationship.': 'the head that guesses the next sentence',
+      'cls.seq_relationship.': 'the head for next-sentence prediction',
     },
   ),
   'electra': Family(
@@ -147,20 +151,21 @@ FAMILIES = {
     'generator_predictions.LayerNorm',
     'generator_lm_head',
     'generator_lm_head.bias',
-    {'discriminator_predictions.': 'the head that finds replaced tokens'},
+    {'discriminator_predictions.': 'the head for replaced-token detection'},
   ),
 }
 _ROBERTA = FAMILIES['roberta']
-_ROBERTA_CLASSIFIER = _ROBERTA.encoder | {
+_ROBERTA_CLASSIFIER = _ROBERTA.encoder_modules | {
   'dense': 'classifier.dense',
   'output': 'classifier.out_proj',
 }
 
 
 def hf_parameter_name(name: str, modules: Mapping[str, str]) -> str:
-  """Returns their name of one of our parameters.
+  """Returns the name of a parameter in transformers.
 
-  >>> hf_parameter_name('encoder.blocks.3.feed_forward_norm.scale', FAMILIES['roberta'].encoder)
+  >>> modules = FAMILIES['roberta'].encoder_modules
+  >>> hf_parameter_name('encoder.blocks.3.feed_forward_norm.scale', modules)
   'roberta.encoder.layer.3.output.LayerNorm.weight'
   """
   if name in modules:
@@ -173,20 +178,20 @@ def hf_parameter_name(name: str, modules: Mapping[str, str]) -> str:
 
 
 def hf_names(model: Classifier | MaskedLanguageModel) -> dict[str, str]:
-  """Returns RoBERTa's name of each of our parameters."""
+  """Returns the name in RoBERTa of each parameter of a model."""
   if isinstance(model, Classifier):
     modules = _ROBERTA_CLASSIFIER
   else:
-    modules = _ROBERTA.masked | {'output_bias': _ROBERTA.bias}
+    modules = _ROBERTA.mlm_modules | {'output_bias': _ROBERTA.bias}
   names = [path_name(path) for path, _ in jax.tree.leaves_with_path(model)]
   return {name: hf_parameter_name(name, modules) for name in names}
 
 
 def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weights:
-  """Returns weights by the names of today's models with a head.
+  """Returns weights by the names that current models with a head have.
 
-  An encoder that was saved alone lacks the name of its family; models from TensorFlow have norms of
-  gamma and beta.
+  An encoder without a head lacks the prefix of the family. Models from TensorFlow name the
+  parameters of norms gamma and beta.
 
   >>> list(rename_parameters(FAMILIES['bert'], {'embeddings.LayerNorm.gamma': np.ones(2)}))
   ['bert.embeddings.LayerNorm.weight']
@@ -204,25 +209,27 @@ def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weig
 def classifier_from_roberta(
   weights: Mapping[str, np.ndarray], config: EncoderConfig, head: HeadConfig, classes: int
 ) -> Classifier:
-  """Returns our classifier with the weights of a `RobertaForSequenceClassification`.
+  """Returns a classifier with the weights of a `RobertaForSequenceClassification`.
 
   Args:
-    weights: theirs by name, of any floating type; matrices are `[out, in]`, the table of positions
-      has `length + 2` rows.
-    config: the same shape, with `segments` their `type_vocab_size` (1 in a RoBERTa; the first row
-      is read).
-    head: pooling 'first' and one copy, which is their head.
-    classes: their `num_labels`; 0 is a regression, for which they have one.
+    weights: Weights of RoBERTa by name, of any floating type. Matrices are `[out, in]`; the table
+      of positions has `length + 2` rows.
+    config: Configuration with the sizes of the weights; `segments` is `type_vocab_size`, which is 1
+      for RoBERTa.
+    head: The head of RoBERTa: pooling 'first' and `ensemble_size=1`.
+    classes: `num_labels`, or 0 for a regression, which has one label in RoBERTa.
 
   Raises:
-    InputError: RoBERTa has no such configuration or head; weights are missing, left over or of
+    InputError: RoBERTa has another configuration or head; weights are missing, unexpected, or of
       another shape.
   """
   _check_roberta(config)
   for field, value in _ROBERTA_HEAD_FIELDS.items():
     if getattr(head, field) != value:
       raise InputError(
-        'the head of RoBERTa', f'head.{field}={getattr(head, field)!r}', f'give {value!r}'
+        'the head of RoBERTa',
+        f'head.{field}={getattr(head, field)!r}',
+        f'give head.{field}={value!r}',
       )
   shapes = jax.eval_shape(lambda: heads.init_classifier(config, head, classes, jax.random.key(0)))
   return _load_into(shapes, weights, _ROBERTA_CLASSIFIER)
@@ -231,14 +238,14 @@ def classifier_from_roberta(
 def masked_language_model_from_roberta(
   weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> MaskedLanguageModel:
-  """Returns our masked language model with the weights of a `RobertaForMaskedLM`.
+  """Returns a masked language model with the weights of a `RobertaForMaskedLM`.
 
   Args:
-    weights: theirs by name, as in `classifier_from_roberta`.
-    config: the same shape.
+    weights: Weights of RoBERTa by name, as in `classifier_from_roberta`.
+    config: Configuration with the sizes of the weights.
 
   Raises:
-    InputError: as in `classifier_from_roberta` and `load_masked_language_model`.
+    InputError: See `classifier_from_roberta` and `load_masked_language_model`.
   """
   _check_roberta(config)
   return load_masked_language_model(_ROBERTA, weights, config)
@@ -247,14 +254,14 @@ def masked_language_model_from_roberta(
 def load_masked_language_model(
   family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> MaskedLanguageModel:
-  """Returns our masked language model with the weights of one of a family.
+  """Returns a masked language model with the weights of a model of a family.
 
-  With `config.tied`, the decoder's weight and bias are second names of the table and of the output
-  bias; they may be absent, as in published files, and must else be equal. Untied, the decoder's bias
-  is the only one that is read.
+  With `config.tied`, weight and bias of the decoder are second names of the embedding table and the
+  output bias. The second names may be missing, as in published files; otherwise they must be equal.
+  Without `config.tied`, the function reads the bias of the decoder.
 
   Raises:
-    InputError: weights are missing, left over or of another shape, or differ though tied.
+    InputError: Weights are missing, unexpected, of another shape, or tied but different.
   """
   shapes = jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
   decoder, decoder_bias = f'{family.decoder}.weight', f'{family.decoder}.bias'
@@ -262,7 +269,7 @@ def load_masked_language_model(
     bias = decoder_bias if decoder_bias in weights else family.bias
     unread = {family.bias} - {bias}
     read = {name: weight for name, weight in weights.items() if name not in unread}
-    return _load_into(shapes, read, family.masked | {'output.bias': bias})
+    return _load_into(shapes, read, family.mlm_modules | {'output.bias': bias})
   bias = family.bias if family.bias in weights else decoder_bias
   duplicates = {decoder: family.table, decoder_bias: bias}
   if decoder_bias == bias:
@@ -273,25 +280,25 @@ def load_masked_language_model(
         'a tied output (tied=True)', f'{name} is not equal to {first}', 'give tied=False'
       )
   read = {name: weight for name, weight in weights.items() if name not in duplicates}
-  return _load_into(shapes, read, family.masked | {'output_bias': bias})
+  return _load_into(shapes, read, family.mlm_modules | {'output_bias': bias})
 
 
 def load_encoder(
   family: Family, weights: Mapping[str, np.ndarray], config: EncoderConfig
 ) -> dict[str, Any]:
-  """Returns our encoder with the weights of one of a family, as {'encoder': encoder}.
+  """Returns {'encoder': encoder} with the weights of an encoder of a family.
 
   Raises:
-    InputError: weights are missing, left over or of another shape.
+    InputError: Weights are missing, unexpected, or of another shape.
   """
   shapes = jax.eval_shape(
     lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder
   )
-  return _load_into({'encoder': shapes}, weights, family.encoder)
+  return _load_into({'encoder': shapes}, weights, family.encoder_modules)
 
 
 def _load_into(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> M:
-  """Returns a model with each parameter taken from its weight, and each weight taken once."""
+  """Returns a model with the given weights; every weight must be used exactly once."""
   shapes_by_name = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
   expected = {
     hf_parameter_name(name, modules): shape[::-1] if name.endswith('.kernel') else shape
@@ -300,7 +307,7 @@ def _load_into(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[st
   weights = {name: weight for name, weight in weights.items() if not name.endswith(_BUFFERS)}
   faults = {
     'missing': [f'{name} {shape}' for name, shape in expected.items() if name not in weights],
-    'left over': [
+    'unexpected': [
       f'{name} {weight.shape}' for name, weight in weights.items() if name not in expected
     ],
     'of another shape': [
@@ -317,29 +324,29 @@ def _load_into(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[st
   }
   if any(faults.values()):
     raise InputError(
-      f'a model of {len(expected)} parameters from weights of Hugging Face',
+      f'a model with {len(expected)} arrays from weights of Hugging Face',
       '; '.join(f'{fault}: {_format_names(names)}' for fault, names in faults.items() if names),
-      'give the shape that its config.json states, for a RoBERTa length = max_position_embeddings - 2, '
-      'and all weights of one model of that shape and kind, such as RobertaForMaskedLM',
+      'give the sizes in the config.json of the weights (max_length is max_position_embeddings - 2 '
+      'for a RoBERTa), and all weights of a supported model, such as RobertaForMaskedLM',
     )
 
   def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     name = path_name(path)
     weight = np.asarray(weights[hf_parameter_name(name, modules)], leaf.dtype)
-    # A copy, for torch may change its own.
+    # A copy, because torch may change its array.
     return jnp.array(weight.T if name.endswith('.kernel') else weight)
 
   return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def _format_names(names: list[str]) -> str:
-  """Returns the first few names, and the number of the others.
+  """Returns the first names, and the number of further names.
 
   >>> _format_names(['a', 'b', 'c', 'd', 'e'])
   'a, b, c, d and 1 more'
   """
-  more = f' and {len(names) - _MAX_SHOWN_NAMES} more' if len(names) > _MAX_SHOWN_NAMES else ''
-  return ', '.join(names[:_MAX_SHOWN_NAMES]) + more
+  more = f' and {len(names) - _MAX_LISTED_NAMES} more' if len(names) > _MAX_LISTED_NAMES else ''
+  return ', '.join(names[:_MAX_LISTED_NAMES]) + more
 
 
 def _check_roberta(config: EncoderConfig) -> None:
@@ -347,21 +354,22 @@ def _check_roberta(config: EncoderConfig) -> None:
     raise InputError(
       'weights of a RoBERTa',
       f'model.{field}={getattr(config, field)!r}',
-      f'give {_ROBERTA_FIELDS[field]!r}',
+      f'give model.{field}={_ROBERTA_FIELDS[field]!r}',
     )
 
 
 def unsupported_fields(config: EncoderConfig) -> list[str]:
-  """Returns the fields of an encoder that RoBERTa has another value of."""
+  """Returns the fields of an encoder with another value than RoBERTa has."""
   return [field for field, value in _ROBERTA_FIELDS.items() if getattr(config, field) != value]
 
 
 def roberta_differences(config: EncoderConfig, head: HeadConfig | None) -> list[str]:
-  """Returns what keeps a model from being a RoBERTa, as `field=value`.
+  """Returns the fields in which a model differs from RoBERTa, as `field=value`.
 
   Args:
-    config: of the encoder.
-    head: of a classifier; None for a masked language model, whose activation RoBERTa has fixed.
+    config: Configuration of the encoder.
+    head: Configuration of the head of a classifier. None for a masked language model, for which
+      RoBERTa has a fixed activation.
   """
   fields = unsupported_fields(config)
   if head is None:
@@ -382,22 +390,23 @@ def export_weights(
   head: HeadConfig | None,
   labels: Sequence[str],
 ) -> tuple[Weights, dict[str, Any]]:
-  """Returns weights by name, in float32, and the contents of `config.json`.
+  """Returns weights by name, in float32, and the content of config.json.
 
   Args:
-    model: the model.
-    config: of its encoder.
-    head: of a classifier, else None.
-    labels: of its classes in the order of the outputs; none of a regression.
+    model: The model.
+    config: Configuration of the encoder.
+    head: Configuration of the head of a classifier; None for a masked language model.
+    labels: Labels in the order of the outputs; empty for a regression.
   """
   kind = 'SequenceClassification' if isinstance(model, Classifier) else 'MaskedLM'
   if roberta_differences(config, head):
-    weights, described = _custom_weights(model), _custom_config(config, head, kind)
+    weights, config_json = _build_custom_weights(model), _build_custom_config(config, head, kind)
     architecture = f'MiniLMFor{kind}'
   else:
-    weights, described = _roberta_weights(model, config), _roberta_config(config, head)
+    weights = _build_roberta_weights(model, config)
+    config_json = _build_roberta_config(config, head)
     architecture = f'RobertaFor{kind}'
-  described |= {
+  config_json |= {
     'architectures': [architecture],
     'dtype': 'float32',
     'bos_token_id': tokenizer.BEGIN_ID,
@@ -406,16 +415,16 @@ def export_weights(
   }
   if head is not None:
     names = labels or ['value']
-    described |= {
+    config_json |= {
       'id2label': {str(number): label for number, label in enumerate(names)},
       'label2id': {label: number for number, label in enumerate(names)},
       'problem_type': 'single_label_classification' if labels else 'regression',
     }
-  return weights, described
+  return weights, config_json
 
 
-def _torch_arrays(model: Any) -> Weights:
-  """Returns our parameters by our names, matrices and kernels transposed to PyTorch's axes."""
+def _transpose_parameters(model: Any) -> Weights:
+  """Returns parameters by path, with the axes of PyTorch."""
   arrays = {}
   for path, leaf in jax.tree.leaves_with_path(model):
     name, array = path_name(path), np.asarray(leaf, np.float32)
@@ -425,18 +434,20 @@ def _torch_arrays(model: Any) -> Weights:
   return arrays
 
 
-def _roberta_weights(model: MaskedLanguageModel | Classifier, config: EncoderConfig) -> Weights:
+def _build_roberta_weights(
+  model: MaskedLanguageModel | Classifier, config: EncoderConfig
+) -> Weights:
   names = hf_names(model)
-  weights = {names[name]: array for name, array in _torch_arrays(model).items()}
-  if not config.segments:  # a RoBERTa always adds one
-    segments = f'{_ROBERTA.encoder["encoder.embedding.segments"]}.weight'
+  weights = {names[name]: array for name, array in _transpose_parameters(model).items()}
+  if not config.segments:  # RoBERTa always adds a segment
+    segments = f'{_ROBERTA.encoder_modules["encoder.embedding.segments"]}.weight'
     weights[segments] = np.zeros((1, config.embedding_size), np.float32)
-  if f'{_ROBERTA.decoder}.bias' in weights:  # untied: the bias has a second name
+  if f'{_ROBERTA.decoder}.bias' in weights:  # without tying, the bias has a second name
     weights[_ROBERTA.bias] = weights[f'{_ROBERTA.decoder}.bias'].copy()
   return weights
 
 
-def _roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
+def _build_roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str, Any]:
   return {
     'model_type': 'roberta',
     'vocab_size': config.vocab_size,
@@ -455,22 +466,22 @@ def _roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dict[str,
   }
 
 
-def _custom_weights(model: MaskedLanguageModel | Classifier) -> Weights:
+def _build_custom_weights(model: MaskedLanguageModel | Classifier) -> Weights:
   weights = {}
-  for name, array in _torch_arrays(model).items():
+  for name, array in _transpose_parameters(model).items():
     module, dot, kind = name.rpartition('.')
     if isinstance(model, Classifier):
-      module = _custom_module(module)
+      module = _rename_module(module)
     weights[f'{module}{dot}{_PARAMETER_KINDS.get(kind, kind)}'] = array
     if kind == 'running_mean':
       weights[f'{module}.num_batches_tracked'] = np.zeros((), np.int64)
   return weights
 
 
-def _custom_module(module: str) -> str:
-  """Returns the exported name of a classifier's module; all heads are in one list there.
+def _rename_module(module: str) -> str:
+  """Returns the exported name of a module of a classifier; the export has all heads in a list.
 
-  >>> _custom_module('dense'), _custom_module('others.0.output'), _custom_module('encoder.norm')
+  >>> _rename_module('dense'), _rename_module('others.0.output'), _rename_module('encoder.norm')
   ('heads.0.dense', 'heads.1.output', 'encoder.norm')
   """
   if module.startswith('encoder.'):
@@ -479,13 +490,15 @@ def _custom_module(module: str) -> str:
   return f'heads.{int(other[1]) + 1}.{other[2]}' if other else f'heads.0.{module}'
 
 
-def _custom_config(config: EncoderConfig, head: HeadConfig | None, kind: str) -> dict[str, Any]:
-  described = {
+def _build_custom_config(
+  config: EncoderConfig, head: HeadConfig | None, kind: str
+) -> dict[str, Any]:
+  config_json = {
     _HF_FIELD_NAMES.get(field.name, field.name): getattr(config, field.name)
     for field in dataclasses.fields(config)
     if field.name not in _INTERNAL_FIELDS
   }
-  described |= {
+  config_json |= {
     'model_type': 'minilm_jax',
     'tie_word_embeddings': False,
     'auto_map': {
@@ -495,9 +508,9 @@ def _custom_config(config: EncoderConfig, head: HeadConfig | None, kind: str) ->
     },
   }
   if head is not None:
-    described |= {
+    config_json |= {
       'pooling': head.pooling,
       'head_dropout': head.dropout,
       'ensemble_size': head.ensemble_size,
     }
-  return described
+  return config_json

@@ -1,8 +1,8 @@
-"""Writes a model card: origin, shape, training, and quality of a model, as self-contained Markdown.
+"""Writes model cards in Markdown: source, architecture, training and quality of a model.
 
-Everything is read from the run directory, and from its corpus if that still exists. Foreign text
-(names of tasks, labels, files) is escaped, so that Markdown and HTML in it stay text. The licence is
-left to the publisher, the section on use to the export (`hf_export`).
+The content comes from the run directory and, if it still exists, from the corpus. Untrusted text
+(names of tasks, labels, files) is escaped, so Markdown and HTML in such text stay text. The publisher
+adds a licence; `hf_export` adds the section on use.
 """
 
 import contextlib
@@ -29,28 +29,28 @@ from minilm_jax.tasks.classifier import Card
 from minilm_jax.training import checkpoint, pretrained
 
 CARD_FILE = 'README.md'
-_MAX_ITEMS = 200  # files of a corpus, labels of a task or scores that a card lists
+_MAX_ITEMS = 200  # files of a corpus, labels of a task or scores in a card
 _MARKUP = re.compile(r'[\\`*_\[\]|~$#]')
 _SOURCES_SCHEMA = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256': TEXT}]}
 _SHAPE_FIELDS = {
-  'embedding_size': 'width of the embedding',
-  'hidden_size': 'hidden width',
-  'intermediate_size': 'feed-forward width',
-  'num_layers': 'blocks',
+  'embedding_size': 'embedding size',
+  'hidden_size': 'hidden size',
+  'intermediate_size': 'intermediate size',
+  'num_layers': 'layers',
   'num_heads': 'attention heads',
-  'max_length': 'tokens of a row at most',
-  'vocab_size': 'rows of the embedding table',
+  'max_length': 'maximum length, tokens',
+  'vocab_size': 'vocabulary size',
   'positions': 'positions',
   'norm': 'LayerNorm',
-  'tied': 'output tied',
+  'tied': 'tied output matrix',
   'projection': 'projection after the embedding',
   'activation': 'activation',
   'dropout': 'dropout',
-  'short_convolution': 'tokens that a short convolution sees',
+  'short_convolution': 'width of the short convolution, tokens',
 }
 _OPTIMIZERS = {
   'adamw': 'AdamW',
-  'muon': 'Muon for the matrices of the encoder and AdamW for the rest',
+  'muon': 'Muon for the matrices of the encoder, AdamW for all other parameters',
 }
 _SOFTWARE = """@software{{minilm_jax,
   title = {{minilm\\_jax: a laboratory for language models of 1-20 million parameters, in JAX and Flax}},
@@ -72,6 +72,7 @@ _PAPER2 = """@misc{gross2025tiny,
   eprint = {2507.14871},
   archivePrefix = {arXiv}
 }"""
+_PROPERTY_COLUMNS = ('property', 'value')
 _SCORE_COLUMNS = (
   'task',
   'split',
@@ -85,7 +86,7 @@ _SCORE_COLUMNS = (
 
 
 def escape_markdown(value: Any) -> str:
-  """Returns Markdown of one line that shows a text and does nothing else.
+  """Returns a line of Markdown that renders as the given text, without markup or links.
 
   >>> escape_markdown('<b>a|b</b> [x](http://y)')
   '&lt;b&gt;a\\\\|b&lt;/b&gt; \\\\[x\\\\](http&#58;//y)'
@@ -96,13 +97,13 @@ def escape_markdown(value: Any) -> str:
 
 
 def write_card(ref: str, workdir: str) -> dict[str, Any]:
-  """Writes the card of the run that `--checkpoint` names into a folder, as `README.md`.
+  """Writes the model card of `--checkpoint` into a folder, as README.md.
 
   Returns:
-    The contents of `export.json`.
+    The content of `export.json`.
 
   Raises:
-    InputError: as `build_card`; or the folder holds something else.
+    InputError: See `build_card`; or the folder has other files.
   """
   folder, step = export.parse_ref(ref)
   card = build_card(folder, step).encode()
@@ -121,16 +122,16 @@ def write_card(ref: str, workdir: str) -> dict[str, Any]:
 def build_card(
   folder: epath.PathLike, step: int | None = None, tags: Sequence[str] = (), use: str = ''
 ) -> str:
-  """Returns the model card of a pre-training run, a fine-tuning, or one fine-tuned classifier.
+  """Returns the model card of a pre-training run, a fine-tuning run, or a classifier.
 
   Args:
-    folder: the run directory.
-    step: of the checkpoint of a pre-training run, by default the latest.
-    tags: further lines of the front matter, such as `pipeline_tag: fill-mask`.
-    use: a paragraph on the use of the model, in Markdown.
+    folder: The run directory, or the folder of a classifier.
+    step: Step of the checkpoint of a pre-training run; the latest by default.
+    tags: Further lines of the front matter, such as `pipeline_tag: fill-mask`.
+    use: A section on the use of the model, in Markdown.
 
   Raises:
-    InputError: there is no run, no such checkpoint, or a file is damaged.
+    InputError: The run or the checkpoint is missing, or a file is damaged.
   """
   folder = epath.Path(folder)
   kind = export.model_kind(folder)
@@ -142,19 +143,21 @@ def build_card(
   if kind not in builders:
     raise InputError(
       f'a model card of {folder}',
-      f'a folder of kind {kind!r}',
-      f'give one of {", ".join(builders)}',
+      f'kind={kind!r} in {run_dir.CONFIG}',
+      f'give a folder of kind {", ".join(builders)}',
     )
   title, (summary, *sections) = builders[kind](folder, step)
-  front = ['---', *tags, 'tags:', '- minilm_jax', '# license: yours to choose', '---']
+  front = ['---', *tags, 'tags:', '- minilm_jax', '# license: to be added by the publisher', '---']
   parts = [
     '\n'.join(front),
     f'# {escape_markdown(title)}',
     summary,
-    *([_section('Use', use)] if use else []),
+    *([_format_section('Use', use)] if use else []),
     *sections,
-    _section(
-      'Licence', 'To be chosen by who publishes this model; that of the training text may bind it.'
+    _format_section(
+      'Licence',
+      'The publisher of this model chooses the licence. The licence of the training text may restrict '
+      'the choice.',
     ),
   ]
   return '\n\n'.join(parts) + '\n'
@@ -165,57 +168,58 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
   config = pretrained.load_config(folder)
   step = export.resolve_checkpoint(folder, step)
   checkpoint.verify(folder, step)
-  models, each = 'A masked language model', ''
-  if config.population.members > 1:
-    models = f'{config.population.members} masked language models, trained side by side'
-    each = ' each'
-  progress = 'the end of its training'
+  members, parameters = config.population.members, flops.count_parameters(config.model)['total']
+  models, suffix = 'A masked language model', ''
+  if members > 1:
+    models, suffix = f'A population of {members} masked language models', ' each'
+  progress = 'The checkpoint is from the end of training.'
   if step != config.num_steps:
-    progress = f'**step {step:,} of {config.num_steps:,}: its training has not ended**'
+    progress = f'**Training is not finished: this is step {step:,} of {config.num_steps:,}.**'
   return folder.absolute().name, [
-    f'{models} of {flops.count_parameters(config.model)["total"]:,} parameters{each}, trained with '
-    f'minilm_jax {__version__}; the checkpoint is of {progress}.',
-    _shape_section(config.model),
-    _corpus_section(folder),
-    _training_section(config, step),
-    _loss_section(folder, step, config.population.members),
-    _citation_section(config.model),
+    f'{models} with {parameters:,} parameters{suffix}, trained with minilm_jax {__version__}. '
+    f'{progress}',
+    _describe_architecture(config.model),
+    _describe_corpus(folder),
+    _describe_training(config, step),
+    _describe_losses(folder, step, members),
+    _format_citation(config.model),
   ]
 
 
 def _build_classifier(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
   """Returns the title, the summary and the sections of a classifier."""
   manifest, card = classifier.read_manifest(folder), classifier.read_card(folder)
-  origin = 'weights of its own making, not pre-trained'
+  origin = 'random weights, without pre-training'
   if card.step >= 0:
     run = escape_markdown(card.checkpoint.rpartition('/')[2])
     origin = f'step {card.step:,} of the pre-training run {run}'
   task = escape_markdown(card.task)
   rows = [
     ('task', task),
-    ('says', 'number' if card.is_regression else f'one of {len(card.labels)} labels'),
-    ('reads', ' and '.join(map(escape_markdown, card.fields))),
+    ('output', 'number' if card.is_regression else f'one of {len(card.labels)} labels'),
+    ('input fields', ' and '.join(map(escape_markdown, card.fields))),
     ('labels', ', '.join(map(escape_markdown, card.labels[:_MAX_ITEMS])) or 'none'),
-    ('started from', origin),
+    ('initial weights', origin),
     ('seed', card.seed),
     ('learning rate', card.learning_rate),
     ('epoch', f'{card.epoch:g} ({escape_markdown(card.epoch_choice)})'),
-    ('head', f'pooling {card.head.pooling}, {card.head.ensemble_size} of it'),
-    ('tokens of a text at most', card.length),
+    ('pooling', card.head.pooling),
+    ('heads', card.head.ensemble_size),
+    ('maximum length, tokens', card.length),
   ]
-  scores = _table(('split', 'metric', 'value', 'examples'), _classifier_scores(folder, card))
+  scores = _format_table(('split', 'metric', 'value', 'examples'), _compute_scores(folder, card))
   return f'{card.task}, {folder.absolute().name}', [
-    f'A text classifier of {manifest["parameters"]:,} parameters for {task}, fine-tuned with '
+    f'A text classifier with {manifest["parameters"]:,} parameters for {task}, fine-tuned with '
     f'minilm_jax {__version__}.',
-    _section('Task', _table(('what', 'value'), rows)),
-    _shape_section(card.model),
-    _section('Scores', scores),
-    _citation_section(card.model),
+    _format_section('Task', _format_table(_PROPERTY_COLUMNS, rows)),
+    _describe_architecture(card.model),
+    _format_section('Scores', scores),
+    _format_citation(card.model),
   ]
 
 
 def _build_finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
-  """Returns the title, the summary and the sections of a fine-tuning."""
+  """Returns the title, the summary and the sections of a fine-tuning run."""
   lines = list(run_dir.read_lines(folder / run_dir.SCORES))
   rows = [
     [escape_markdown(line[name]) if name in line else '' for name in _SCORE_COLUMNS]
@@ -224,13 +228,15 @@ def _build_finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[st
   task = escape_markdown(lines[0]['task']) if lines and 'task' in lines[0] else 'a task'
   members = {line['member'] for line in lines if 'member' in line}
   return folder.absolute().name, [
-    f'{len(members)} fine-tuned models for {task}, trained with minilm_jax {__version__}.',
-    _section('Scores', _table([name.replace('_', ' ') for name in _SCORE_COLUMNS], rows)),
-    _section('Citation', _bibtex(_PAPER1)),
+    f'A run of {len(members)} fine-tuned models for {task}, trained with minilm_jax {__version__}.',
+    _format_section(
+      'Scores', _format_table([name.replace('_', ' ') for name in _SCORE_COLUMNS], rows)
+    ),
+    _format_section('Citation', _format_bibtex(_PAPER1)),
   ]
 
 
-def _classifier_scores(folder: epath.Path, card: Card) -> list[tuple[Any, ...]]:
+def _compute_scores(folder: epath.Path, card: Card) -> list[tuple[Any, ...]]:
   rows = []
   for split, (outputs, labels) in classifier.read_outputs(folder).items():
     predictions = outputs.argmax(-1)
@@ -242,7 +248,7 @@ def _classifier_scores(folder: epath.Path, card: Card) -> list[tuple[Any, ...]]:
   return rows
 
 
-def _shape_section(config: EncoderConfig) -> str:
+def _describe_architecture(config: EncoderConfig) -> str:
   rows = [
     (description, escape_markdown(getattr(config, name)))
     for name, description in _SHAPE_FIELDS.items()
@@ -250,83 +256,82 @@ def _shape_section(config: EncoderConfig) -> str:
   if config.convolutions:
     kernel = ' x '.join(map(str, config.kernel))
     description = (
-      f'{config.convolutions} of {kernel} and {config.channels} channels, '
-      f'{escape_markdown(config.convolution)}; {flops.count_front_end_parameters(config):,} parameters'
+      f'{config.convolutions} with kernel {kernel} and {config.channels} channels, form '
+      f'{escape_markdown(config.convolution)}, {flops.count_front_end_parameters(config):,} parameters'
     )
     rows.append(('convolutions', description))
-  return _section('Shape', _table(('what', 'value'), rows))
+  return _format_section('Architecture', _format_table(_PROPERTY_COLUMNS, rows))
 
 
-def _corpus_section(folder: epath.Path) -> str:
-  """Returns the hashes in the run's manifest, and the sources if the corpus still exists."""
+def _describe_corpus(folder: epath.Path) -> str:
+  """Returns the hashes in the manifest of the run, and the sources if the corpus still exists."""
   hashes = run_dir.read_corpus_hashes(folder)
-  corpus_hash, tokenizer_hash = (_hex(hashes[name]) for name in ('corpus', 'tokenizer'))
+  corpus_hash, tokenizer_hash = (_sanitize_digest(hashes[name]) for name in ('corpus', 'tokenizer'))
   parts = [f'Corpus `{corpus_hash}`, tokenizer `{tokenizer_hash}` (SHA-256).']
   manifest: dict[str, Any] = {'hash': ''}
-  # It may be in a bucket that cannot be reached.
+  # The corpus may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):
     manifest = corpus.read_manifest(hashes['corpus_folder'])
   if manifest['hash'] != hashes['corpus'] or schema.find_schema_fault(manifest, _SOURCES_SCHEMA):
-    return _section(
-      'Training text', f'{parts[0]} Its sources are not known: the corpus is not where it was.'
+    return _format_section(
+      'Training text',
+      f'{parts[0]} The sources are unknown, because the corpus was moved or deleted.',
     )
   splits = ', '.join(
     f'{name} {split["rows"]:,} rows, {split["tokens"]:,} tokens'
     for name, split in manifest['splits'].items()
   )
   parts.append(
-    f'Rows of {manifest["length"]} tokens from {manifest["vocabulary"]:,} pieces: {splits}.'
+    f'Rows have {manifest["length"]} tokens, with a vocabulary of {manifest["vocabulary"]:,}: {splits}.'
   )
   sources = manifest['sources']
   rows = [
     (
       '/'.join(map(escape_markdown, source['name'].replace('\\', '/').split('/')[-2:])),
       f'{source["bytes"]:,}',
-      f'`{_hex(source["sha256"])}`',
+      f'`{_sanitize_digest(source["sha256"])}`',
     )
     for source in sources[:_MAX_ITEMS]
   ]
-  parts.append(_table(('source', 'bytes', 'SHA-256'), rows))
+  parts.append(_format_table(('source', 'bytes', 'SHA-256'), rows))
   if len(sources) > _MAX_ITEMS:
-    parts.append(f'and {len(sources) - _MAX_ITEMS:,} more.')
-  return _section('Training text', '\n\n'.join(parts))
+    parts.append(f'The table omits {len(sources) - _MAX_ITEMS:,} further sources.')
+  return _format_section('Training text', '\n\n'.join(parts))
 
 
-def _hex(digest: str) -> str:
+def _sanitize_digest(digest: str) -> str:
   return ''.join(letter for letter in digest if letter in '0123456789abcdef')[:64] or 'unknown'
 
 
-def _training_section(config: RunConfig, step: int) -> str:
+def _describe_training(config: RunConfig, step: int) -> str:
   model, optimizer, mask = config.model, config.optimizer, config.mask
   row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters(model)
   rows = step * config.batch_size
   cells = [
-    ('updates', f'{step:,} of {config.num_steps:,}, of {config.batch_size:,} rows'),
-    ('tokens seen, pads included', f'{rows * model.max_length:,} at most'),
-    ('FLOPs, as counted', f'{row_flops["actual"] * rows:.3g}'),
-    ("FLOPs by paper 1's formula", f'{row_flops["honey"] * rows:.3g}'),
-    (
-      'parameters',
-      f'{parameters["total"]:,}, of them {parameters["embedding"]:,} of the embedding',
-    ),
-    (
-      'masked',
-      f'{mask.rate:g} of the tokens; of these {mask.random_share:g} random, {mask.keep_share:g} kept',
-    ),
-    (
-      'optimizer',
-      f'{_OPTIMIZERS[optimizer.algorithm]}, {optimizer.learning_rate:g}, '
-      f'{escape_markdown(optimizer.schedule)}, betas {optimizer.beta1:g} and {optimizer.beta2:g}, '
-      f'weight decay {optimizer.weight_decay:g}, clip {optimizer.clip:g}',
-    ),
+    ('updates', f'{step:,} of {config.num_steps:,}'),
+    ('batch size, rows', f'{config.batch_size:,}'),
+    ('maximum training tokens, pads included', f'{rows * model.max_length:,}'),
+    ('FLOPs', f'{row_flops["actual"] * rows:.3g}'),
+    ('FLOPs by the formula of paper 1', f'{row_flops["honey"] * rows:.3g}'),
+    ('parameters', f'{parameters["total"]:,}'),
+    ('parameters of the embedding', f'{parameters["embedding"]:,}'),
+    ('mask rate', f'{mask.rate:g}'),
+    ('share of random tokens', f'{mask.random_share:g}'),
+    ('share of unchanged tokens', f'{mask.keep_share:g}'),
+    ('optimizer', _OPTIMIZERS[optimizer.algorithm]),
+    ('learning rate', f'{optimizer.learning_rate:g}'),
+    ('schedule', escape_markdown(optimizer.schedule)),
+    ('betas', f'{optimizer.beta1:g}, {optimizer.beta2:g}'),
+    ('weight decay', f'{optimizer.weight_decay:g}'),
+    ('gradient clipping', f'{optimizer.clip:g}'),
     ('initialization', escape_markdown(model.initialization)),
-    ('computed in', escape_markdown(model.dtype)),
+    ('type of computation', escape_markdown(model.dtype)),
     ('seed', config.seed),
   ]
-  return _section('Training', _table(('what', 'value'), cells))
+  return _format_section('Training', _format_table(_PROPERTY_COLUMNS, cells))
 
 
-def _loss_section(folder: epath.Path, step: int, members: int) -> str:
+def _describe_losses(folder: epath.Path, step: int, members: int) -> str:
   """Returns the last loss of each member on each split up to the checkpoint."""
   last: dict[tuple[str, int], Mapping[str, Any]] = {}
   for line in run_dir.read_lines(folder / run_dir.METRICS):
@@ -334,7 +339,7 @@ def _loss_section(folder: epath.Path, step: int, members: int) -> str:
     if has_loss and line['step'] <= step:
       last[line['split'], line.get('member', 0)] = line
   if not last:
-    return _section('Loss', 'None was taken yet.')
+    return _format_section('Loss', 'The log of the run has no loss up to this step.')
   rows = [
     (
       escape_markdown(split),
@@ -346,24 +351,24 @@ def _loss_section(folder: epath.Path, step: int, members: int) -> str:
     for (split, member), line in last.items()
   ]
   member = ['member'] * (members > 1)
-  headings = 'split', *member, 'step', 'loss, nats a masked token', 'perplexity'
-  return _section('Loss', _table(headings, rows))
+  headings = 'split', *member, 'step', 'loss, nats per masked token', 'perplexity'
+  return _format_section('Loss', _format_table(headings, rows))
 
 
-def _citation_section(config: EncoderConfig) -> str:
-  """Returns paper 2 for a model with convolutions or BERT's initialization, else paper 1."""
+def _format_citation(config: EncoderConfig) -> str:
+  """Returns paper 2 for a model with convolutions or initialization 'bert', otherwise paper 1."""
   is_paper2 = config.convolutions or config.initialization == 'bert'
-  return _section('Citation', _bibtex(_PAPER2 if is_paper2 else _PAPER1))
+  return _format_section('Citation', _format_bibtex(_PAPER2 if is_paper2 else _PAPER1))
 
 
-def _bibtex(paper: str) -> str:
+def _format_bibtex(paper: str) -> str:
   return f'```bibtex\n{_SOFTWARE.format(version=__version__)}\n\n{paper}\n```'
 
 
-def _section(title: str, body: str) -> str:
+def _format_section(title: str, body: str) -> str:
   return f'## {title}\n\n{body}'
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _format_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
   lines = [headings, ['---'] * len(headings), *rows]
   return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)

@@ -1,12 +1,12 @@
-"""Models of minilm_jax in PyTorch for Hugging Face's transformers, shipped beside their weights.
+"""Defines models of minilm_jax in PyTorch for Hugging Face's transformers.
 
-`minilm export --format=hf` copies this file into a folder whose shape no class of transformers has:
-a narrow embedding and a projection, pre-norm blocks, other positions than learned ones, convolutions
-before the blocks. It imports nothing of minilm_jax, and names parameters as minilm_jax does. Batch
-axes: `B` rows, `L` tokens, `D` hidden size, `V` vocabulary, `C` classes.
+`minilm export --format=hf` copies this file into the exported folder if transformers has no class
+for the model: a factorised embedding, pre-norm blocks, positions that are not learned, or
+convolutions before the blocks. The file does not import minilm_jax, and uses its parameter names.
+Axes: `B` batch, `L` length, `D` hidden size, `F` feed-forward, `V` vocabulary, `C` classes.
 
-`attention_mask` or, without one, the id of a pad marks the pads. There is no decoding, no cache, and
-no output of attention weights.
+`attention_mask` marks the pads; without it, the id of the pad does. The models have no decoding, no
+cache, and no output of attention weights.
 """
 
 import functools
@@ -25,7 +25,7 @@ _ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu, 'silu': F.silu}
 
 
 class MiniLMConfig(PretrainedConfig):
-  """Shape of a model: sizes as in transformers, other fields as in minilm_jax's `EncoderConfig`."""
+  """Configuration of a model: sizes as in transformers, other fields as in `EncoderConfig`."""
 
   model_type = 'minilm_jax'
   defaults = {
@@ -63,27 +63,27 @@ class MiniLMConfig(PretrainedConfig):
     super().__init__(pad_token_id=self.pad_token_id, **fields)
 
 
-def _norm(config: MiniLMConfig, size: int) -> nn.LayerNorm:
+def _build_norm(config: MiniLMConfig, size: int) -> nn.LayerNorm:
   return nn.LayerNorm(size, config.norm_epsilon)
 
 
-def _angles(length: int, half: int, device: torch.device) -> torch.Tensor:
-  """Position times frequency `[L half]`."""
+def _compute_angles(length: int, half: int, device: torch.device) -> torch.Tensor:
+  """Returns position times frequency `[L half]`."""
   powers = _ROTARY_BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
   return torch.arange(length, device=device, dtype=torch.float32)[:, None] * powers[None]
 
 
 def _rotate(x: torch.Tensor) -> torch.Tensor:
-  """Each pair of features of `x [B H L d]` turned by an angle that grows with the position."""
+  """Rotates each pair of features of `x [B H L d]` by an angle that grows with the position."""
   half = x.shape[3] // 2
-  angles = _angles(x.shape[2], half, x.device)
+  angles = _compute_angles(x.shape[2], half, x.device)
   first, second = x[..., :half], x[..., half:]
   cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
   return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 class Embedding(nn.Module):
-  """Token, position and segment vectors, summed, normalised, dropped out."""
+  """Sums token, position and segment vectors; applies LayerNorm and dropout."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -93,14 +93,14 @@ class Embedding(nn.Module):
     num_positions = config.max_position_embeddings + self.offset
     self.positions = nn.Embedding(num_positions, size) if config.positions == 'learned' else None
     self.segments = nn.Embedding(config.segments, size) if config.segments else None
-    self.norm, self.dropout = _norm(config, size), nn.Dropout(config.dropout)
+    self.norm, self.dropout = _build_norm(config, size), nn.Dropout(config.dropout)
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
     x = self.tokens(tokens)
     if self.positions is not None:
       x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + self.offset)
     if self.sinusoidal:
-      angles = _angles(x.shape[1], x.shape[2] // 2, x.device)
+      angles = _compute_angles(x.shape[1], x.shape[2] // 2, x.device)
       x = x + _SINUSOID_SCALE * torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(x.dtype)
     if self.segments is not None:
       x = x + self.segments.weight[0]
@@ -108,19 +108,19 @@ class Embedding(nn.Module):
 
 
 class Projection(nn.Module):
-  """From the embedding's width to the hidden width."""
+  """Applies Linear(E, D) and LayerNorm."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
     self.linear = nn.Linear(config.embedding_size, config.hidden_size)
-    self.norm = _norm(config, config.hidden_size)
+    self.norm = _build_norm(config, config.hidden_size)
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return self.norm(self.linear(x))
 
 
 class ShortConvolution(nn.Module):
-  """The row and its depthwise convolution, added; pads are zeros."""
+  """Adds the depthwise convolution of a row to the row; pads are zeros."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -135,7 +135,7 @@ class ShortConvolution(nn.Module):
 
 
 class Convolution(nn.Conv2d):
-  """A convolution that keeps the size: of k - 1 pixels of zeros, the odd one is after the image."""
+  """Conv2d with (k - 1) // 2 zeros before and k // 2 zeros after the image."""
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     rows, columns = (((size - 1) // 2, size // 2) for size in self.kernel_size)
@@ -143,14 +143,14 @@ class Convolution(nn.Conv2d):
 
 
 class Layer(nn.Module):
-  """Convolution, normalization, activation of an image `[B I L D]`; pads are zeroed unless 'paper2'."""
+  """Applies convolution, normalization, activation to `[B I L D]`; `fixed` zeroes pads first."""
 
   def __init__(self, kernel: tuple[int, int], inputs: int, outputs: int, config: MiniLMConfig):
     super().__init__()
     self.is_paper2 = config.convolution == 'paper2'
     self.activation = _ACTIVATIONS[config.activation]
     self.convolution = Convolution(inputs, outputs, kernel)
-    self.norm = nn.BatchNorm2d(outputs) if self.is_paper2 else _norm(config, outputs)
+    self.norm = nn.BatchNorm2d(outputs) if self.is_paper2 else _build_norm(config, outputs)
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if self.is_paper2:
@@ -160,7 +160,7 @@ class Layer(nn.Module):
 
 
 class FrontEnd(nn.Module):
-  """Convolutions over the row of vectors as an image, from one channel to one channel."""
+  """Applies convolutions to the vectors of a row as an image, from one channel to one channel."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -174,7 +174,7 @@ class FrontEnd(nn.Module):
       self.last = Layer((1, 1), config.channels, 1, config)
     else:
       self.last = Convolution(config.channels, 1, (1, 1))
-      self.norm = _norm(config, config.hidden_size)
+      self.norm = _build_norm(config, config.hidden_size)
     self.dropout = nn.Dropout(config.dropout)
 
   def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -185,7 +185,7 @@ class FrontEnd(nn.Module):
     return self.norm(x + self.dropout(self.last(self.stack(x, mask))[:, 0]))
 
   def stack(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """All layers but the last."""
+    """Applies all layers but the last."""
     x = x[:, None]
     for layer in self.layers:
       x = layer(x, mask)
@@ -193,7 +193,7 @@ class FrontEnd(nn.Module):
 
 
 class Attention(nn.Module):
-  """Scaled dot-product attention over the tokens that are not pads."""
+  """Applies scaled dot-product attention over the tokens without pads."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -220,7 +220,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """Linear(D, F), activation, Linear(F, D)."""
+  """Applies Linear(D, F), activation, Linear(F, D)."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -233,14 +233,14 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each with dropout, a residual, and LayerNorm before or after."""
+  """Applies attention and feed-forward, each with dropout, a residual, and LayerNorm."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
     self.pre_norm = config.norm == 'pre'
     self.attention, self.feed_forward = Attention(config), FeedForward(config)
     self.attention_norm, self.feed_forward_norm = (
-      _norm(config, config.hidden_size) for _ in range(2)
+      _build_norm(config, config.hidden_size) for _ in range(2)
     )
     self.dropout = nn.Dropout(config.dropout)
 
@@ -253,7 +253,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Token ids `[B L]` to one vector per token `[B L D]`; batch normalization sees full rows."""
+  """Encodes token ids `[B L]` as vectors `[B L D]`; BatchNorm needs rows of the full length."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -264,7 +264,7 @@ class Encoder(nn.Module):
     self.short_convolution = ShortConvolution(config) if config.short_convolution else None
     self.convolution = FrontEnd(config) if config.convolutions else None
     self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
-    self.norm = _norm(config, config.hidden_size) if config.norm == 'pre' else None
+    self.norm = _build_norm(config, config.hidden_size) if config.norm == 'pre' else None
 
   def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     length = tokens.shape[1]
@@ -281,21 +281,21 @@ class Encoder(nn.Module):
 
 
 class MiniLMPreTrained(PreTrainedModel):
-  """Base of all models.
+  """Base class of all models.
 
-  There is no `base_model_prefix`: transformers tries names with and without it, and `norm` exists in
-  either place.
+  The class has no `base_model_prefix`: transformers tries names with and without the prefix, and
+  `norm` exists in both modules.
   """
 
   config_class = MiniLMConfig
 
   def mask(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Returns True at tokens that are no pads `[B L]`."""
+    """Returns True at tokens and False at pads `[B L]`."""
     return tokens != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
 
 
 class MiniLMModel(MiniLMPreTrained):
-  """The encoder alone: `last_hidden_state [B L D]`."""
+  """The encoder without a head: `last_hidden_state [B L D]`."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__(config)
@@ -311,16 +311,16 @@ class MiniLMModel(MiniLMPreTrained):
 
 
 class MiniLMForMaskedLM(MiniLMPreTrained):
-  """Logits `[B L V]` of each token; tied, the output matrix is the embedding table.
+  """Computes logits `[B L V]` of each token; `tied` uses the embedding table as output matrix.
 
-  Labels of -100 count nothing.
+  The loss ignores labels of -100.
   """
 
   def __init__(self, config: MiniLMConfig):
     super().__init__(config)
     self.encoder = Encoder(config)
     self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-    self.norm = _norm(config, config.hidden_size)
+    self.norm = _build_norm(config, config.hidden_size)
     if config.tied:
       self.output_bias = nn.Parameter(torch.zeros(config.vocab_size))
     else:
@@ -347,7 +347,7 @@ class MiniLMForMaskedLM(MiniLMPreTrained):
 
 
 class Head(nn.Module):
-  """Logits `[B C]` of rows from the first vector, the mean, or a weighted sum over positions."""
+  """Computes logits `[B C]` from the first vector, the mean, or a weighted sum over positions."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__()
@@ -360,7 +360,7 @@ class Head(nn.Module):
     self.output = nn.Linear(config.hidden_size, config.num_labels)
 
   def logits(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Returns the logits of each row."""
+    """Returns logits of each row."""
     if self.pooling == 'positions':
       return self.output(self.pool(x.transpose(1, 2))[..., 0])
     if self.pooling == 'mean':
@@ -371,7 +371,7 @@ class Head(nn.Module):
 
 
 class MiniLMForSequenceClassification(MiniLMPreTrained):
-  """Logits `[B C]` of each row, the mean of those of all heads; one label is a regression."""
+  """Computes logits `[B C]` of each row, the mean over all heads; one label is a regression."""
 
   def __init__(self, config: MiniLMConfig):
     super().__init__(config)
@@ -387,7 +387,7 @@ class MiniLMForSequenceClassification(MiniLMPreTrained):
     **others,
   ) -> SequenceClassifierOutput:
     mask = self.mask(input_ids, attention_mask)
-    if self.config.pooling == 'positions':  # pads have weights too, so rows are filled up
+    if self.config.pooling == 'positions':  # pads have weights, so rows need the full length
       fill = 0, self.config.max_position_embeddings - input_ids.shape[1]
       input_ids = F.pad(input_ids, fill, value=self.config.pad_token_id)
       mask = F.pad(mask, fill)

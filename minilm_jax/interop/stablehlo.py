@@ -1,14 +1,14 @@
-"""Exports a classifier as one StableHLO program with its weights.
+"""Exports a classifier as a StableHLO program with its weights.
 
-    classifier.jax_export    serialized by `jax.export`: tokens [B L] int32 -> probabilities [B C] float32
-    tokenizer.model          SentencePiece; call.json describes how text becomes tokens
-    call.json                labels, lengths, ids, platforms, and lines of Python that classify a text in that folder
-    export.json              the source, the difference from the model, and the latency
+    classifier.jax_export    the program: tokens [B L] int32 -> probabilities [B C] float32
+    tokenizer.model          the SentencePiece tokenizer
+    call.json                labels, lengths, ids, platforms, tokenization, and example code
+    export.json              source, difference from the model, latency
 
-The program needs `jax` alone to run; its bytes hold the StableHLO for other compilers. B is free
-where that can be lowered, else fixed; L is fixed, for pads fill up rows and change no answer. Every
-export is read back from its file, run, and compared with the model. Tokenization is not part of the
-program.
+`jax.export` serializes the program, and running it needs only `jax`. The file contains StableHLO for
+other compilers. B is dynamic if JAX can lower the program so, and otherwise fixed. L is fixed; pads
+fill a row and do not change an answer. Every export is loaded from its file, run, and compared with
+the model. The program does not include tokenization.
 """
 
 import importlib.util
@@ -34,32 +34,32 @@ PROGRAM_FILE, CALL_FILE = 'classifier.jax_export', 'call.json'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 MAX_DIFFERENCE = 1e-5  # between probabilities
 _WARMUP_CALLS, _NUM_CALLS = 10, 200
-# Errors of lowering with a free batch size.
+# Errors of lowering with a dynamic batch size.
 _LOWERING_ERRORS = (ValueError, TypeError, NotImplementedError, RuntimeError)
 Program = Callable[[Int[np.ndarray, 'B L']], np.ndarray]
 
 
 def export_stablehlo(ref: str, workdir: str, batch_size: int = 0) -> dict[str, Any]:
-  """Writes a classifier as a program, runs the written file, and compares it with the model.
+  """Writes a classifier as a program, and compares the written program with the model.
 
   Args:
-    ref: a classifier that `--config.save_classifiers=True` saved.
-    workdir: the folder, absent or empty; one that holds this very export is left as it is.
-    batch_size: rows of every call; 0 leaves them free where that can be lowered.
+    ref: A classifier of `--config.save_classifiers=True`.
+    workdir: The folder, missing or empty; a folder with the same export is not changed.
+    batch_size: Rows of every call; 0 for a dynamic number, if JAX can lower the program so.
 
   Returns:
-    The contents of `export.json`: source, `batch` (None: free), `difference`, and the
-    `milliseconds` of one call on this machine, `median` and `p95`.
+    The content of `export.json`: source, `batch` (None if dynamic), `difference`, and the
+    `milliseconds` of a call on this machine, `median` and `p95`.
 
   Raises:
-    InputError: it is no classifier, its encoder is not trusted, the folder holds something else,
+    InputError: The model is no classifier, its encoder is not trusted, the folder has other files,
       the batch size is negative, or program and model differ.
   """
   if batch_size < 0:
     raise InputError(
-      f'--batch={batch_size}', 'a negative number of rows', 'give 1 or more, or 0 for any'
+      f'--batch={batch_size}', 'a negative number of rows', 'give at least 1, or 0 for any number'
     )
-  if importlib.util.find_spec('flatbuffers') is None:  # jax reports it only at the end
+  if importlib.util.find_spec('flatbuffers') is None:  # jax reports this only after lowering
     raise InputError('a StableHLO program', 'flatbuffers not installed', 'pip install flatbuffers')
   loaded = export.load_model(ref, as_program=True)
   source = loaded.classifier()
@@ -91,13 +91,13 @@ def export_stablehlo(ref: str, workdir: str, batch_size: int = 0) -> dict[str, A
 
 
 def row_length(card: Card) -> int:
-  """Returns L: the model's length if its head or encoder needs full rows, else the card's."""
+  """Returns L: `max_length` if head or encoder need full rows, otherwise the length of the card."""
   needs_full_rows = card.head.pooling == 'positions' or card.model.batch_norm
   return card.model.max_length if needs_full_rows else card.length
 
 
-def _predict(source: SavedClassifier) -> Callable[[Int[Array, 'B L']], Float[Array, 'B C']]:
-  """Returns the function that is exported."""
+def _build_predict(source: SavedClassifier) -> Callable[[Int[Array, 'B L']], Float[Array, 'B C']]:
+  """Returns the exported function."""
 
   def predict(tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
     logits = source.model(tokens, tokens != PAD_ID)
@@ -107,11 +107,11 @@ def _predict(source: SavedClassifier) -> Callable[[Int[Array, 'B L']], Float[Arr
 
 
 def _lower(source: SavedClassifier, batch_size: int) -> jax_export.Exported:
-  """Lowers for all platforms; without a batch size it is free, or one row if that fails."""
+  """Lowers for all platforms; batch size 0 gives a dynamic size, or one row if lowering fails."""
 
   def lower(rows: Any) -> jax_export.Exported:
     shape = jax.ShapeDtypeStruct((rows, row_length(source.card)), jnp.int32)
-    return jax_export.export(jax.jit(_predict(source)), platforms=PLATFORMS)(shape)
+    return jax_export.export(jax.jit(_build_predict(source)), platforms=PLATFORMS)(shape)
 
   if batch_size:
     return lower(batch_size)
@@ -122,7 +122,7 @@ def _lower(source: SavedClassifier, batch_size: int) -> jax_export.Exported:
 
 
 def describe_program(card: Card, fixed_batch: int | None) -> dict[str, Any]:
-  """Returns the contents of `call.json`."""
+  """Returns the content of call.json."""
   batch, length = fixed_batch or 'batch', row_length(card)
   joined = ', the fields joined by a space' if card.concatenate_fields else ''
   return {
@@ -144,7 +144,7 @@ def describe_program(card: Card, fixed_batch: int | None) -> dict[str, Any]:
       'before': f'lower-case the text{joined}',
       'template': '<s> A </s></s> B </s>' if card.reads_pairs else '<s> A </s>',
       'longest': card.length,
-      'longer': 'loses tokens from the end of its longer text',
+      'longer': 'remove tokens from the end of the longer text',
       'pad_to': length,
       'ids': {piece: number for number, piece in enumerate(SPECIAL_TOKENS)},
     },
@@ -153,19 +153,19 @@ def describe_program(card: Card, fixed_batch: int | None) -> dict[str, Any]:
 
 
 def _example_code(card: Card, rows: int) -> list[str]:
-  """Returns lines that classify one text, or pair, with `jax`, `numpy` and `sentencepiece` alone."""
-  ids = [f"ids = [{BEGIN_ID}, *reads.encode('a text'.lower())[:{card.length - 2}], {END_ID}]"]
+  """Returns code that classifies a text or pair with `jax`, `numpy` and `sentencepiece`."""
+  ids = [f"ids = [{BEGIN_ID}, *tokenizer.encode('a text'.lower())[:{card.length - 2}], {END_ID}]"]
   if card.reads_pairs:
-    half = (card.length - 4) // 2  # so many pieces of either text are sure to fit
+    half = (card.length - 4) // 2  # this number of pieces of both texts always fits
     ids = [
-      f"a, b = (reads.encode(text.lower())[:{half}] for text in ('a text', 'another'))",
+      f"a, b = (tokenizer.encode(text.lower())[:{half}] for text in ('a text', 'another'))",
       f'ids = [{BEGIN_ID}, *a, {END_ID}, {END_ID}, *b, {END_ID}]',
     ]
   return [
     'import jax, numpy, sentencepiece',
     'from jax import export',
     f"program = jax.jit(export.deserialize(bytearray(open('{PROGRAM_FILE}', 'rb').read())).call)",
-    f"reads = sentencepiece.SentencePieceProcessor(model_file='{run_dir.TOKENIZER}')",
+    f"tokenizer = sentencepiece.SentencePieceProcessor(model_file='{run_dir.TOKENIZER}')",
     *ids,
     f"tokens = numpy.full(({rows}, {row_length(card)}), {PAD_ID}, 'int32')",
     'tokens[0, :len(ids)] = ids',
@@ -181,7 +181,7 @@ def open_program(folder: pathlib.Path) -> Program:
 
 
 def _draw_rows(source: SavedClassifier, count: int) -> Int[np.ndarray, 'B L']:
-  """Returns rows of ordinary pieces, of lengths up to that of the card."""
+  """Returns rows of random ordinary pieces, with lengths up to that of the card."""
   shape = count, row_length(source.card)
   generator = np.random.default_rng(0)
   tokens = generator.integers(len(SPECIAL_TOKENS), source.tokenizer.size, shape, np.int32)
@@ -193,23 +193,23 @@ def _draw_rows(source: SavedClassifier, count: int) -> Int[np.ndarray, 'B L']:
 
 
 def _compare(source: SavedClassifier, program: Program, fixed_batch: int | None) -> float:
-  """Returns the largest difference between program and model, for one row and for several."""
-  predict, differences = jax.jit(_predict(source)), []
+  """Returns the largest difference between program and model, for one row and for several rows."""
+  predict, differences = jax.jit(_build_predict(source)), []
   for count in (fixed_batch,) if fixed_batch else (1, 5):
     tokens = _draw_rows(source, count)
     differences.append(np.abs(program(tokens) - np.asarray(predict(tokens))).max())
-  difference = float(np.max(differences))  # NaN if one is
+  difference = float(np.max(differences))  # NaN if any difference is NaN
   if not difference <= MAX_DIFFERENCE:
     raise InputError(
-      f'answers that differ by {MAX_DIFFERENCE} at most',
-      f'{difference:.2g}',
-      'report it, with the shape of the model; what was written is removed',
+      f'probabilities that differ by at most {MAX_DIFFERENCE}',
+      f'a difference of {difference:.2g}',
+      'report the error with the config.json of the run; the written folder was removed',
     )
   return difference
 
 
 def _measure_latency(program: Program, tokens: Int[np.ndarray, 'B L']) -> dict[str, float]:
-  """Returns milliseconds from tokens to probabilities on the host: `median` and `p95`."""
+  """Returns `median` and `p95` of the milliseconds of a call, from tokens to probabilities."""
   seconds = []
   for number in range(_WARMUP_CALLS + _NUM_CALLS):
     begin = time.perf_counter()

@@ -1,22 +1,21 @@
-"""Writes a SentencePiece tokenizer as a tokenizer.json of Hugging Face's `tokenizers`.
+"""Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
-SentencePiece's model file holds pieces with scores; its normalization is code. That code becomes
-steps of `tokenizers`: lower case, no spaces before the text, runs of them as one, a space before
-everything, `U+2581` for a space, none at the end. The merges of BPE follow from the pieces: two that
-together are a piece merge, those of the highest score first.
+The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps of
+`tokenizers`: lower case, no leading spaces, single spaces, a space before the text, `U+2581` for a
+space, no trailing spaces. The merges of BPE follow from the pieces: two pieces merge if their
+concatenation is a piece, in the order of its score.
 
-The two would differ in these cases:
+Both tokenizers differ in these cases:
 
-- Special pieces in a text are plain letters here, and ids in Hugging Face. `<mask>` must be an id to
-  be filled; for classifiers `split_special_tokens` makes them letters.
-- A piece whose letters are no pieces, or letters that unigram might read as a special or byte piece:
-  refused.
-- Python and `tokenizers` may have different versions of Unicode; capitals newer than either differ.
-- Two paths through a text of equal score, such as a long run of one letter: sums are rounded
-  differently.
+- SentencePiece encodes special tokens in a text as plain letters, `tokenizers` as ids. A masked LM
+  needs the id of `<mask>`; for classifiers, `split_special_tokens` gives plain letters.
+- BPE: a piece has letters that are not pieces. Unigram: letters in a text could be encoded as a
+  special or byte piece. The conversion refuses both.
+- Python and `tokenizers` may have different versions of Unicode, and differ for new capital letters.
+- Two segmentations of a text have equal scores, such as a long run of a letter. Rounding of sums
+  then selects one of them.
 
-Tokenizers that normalize text, or that are neither BPE nor unigram of SentencePiece, are refused by
-name.
+Tokenizers that normalize text, and tokenizers other than BPE and unigram, are refused.
 """
 
 import dataclasses
@@ -30,12 +29,12 @@ from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, SPECIAL_TOKENS, UNKN
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import Tokenizer
 
-_ASKED = "the tokenizer in Hugging Face's form"
+_SUBJECT = 'the tokenizer as a tokenizer.json'
 TOKENIZER_FILE, TOKENIZER_CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 _SPACE = '\u2581'
-_NORMAL, _BYTE = 1, 6  # of ModelProto.SentencePiece.Type in sentencepiece_model.proto
-_BPE, _UNIGRAM = 2, 1  # of TrainerSpec.ModelType
-# A capital sigma that ends a word: a letter before it and none after, case-ignorable signs skipped.
+_NORMAL, _BYTE = 1, 6  # ModelProto.SentencePiece.Type in sentencepiece_model.proto
+_BPE, _UNIGRAM = 2, 1  # TrainerSpec.ModelType
+# A capital sigma at the end of a word: after a cased letter, and not before a cased letter.
 _FINAL_SIGMA = r'\p{Cased}\p{Case_Ignorable}*\KΣ(?!\p{Case_Ignorable}*\p{Cased})'
 _WRITTEN_BYTE = r'<0x[0-9A-F]{2}>'
 PROBE_TEXTS = (
@@ -79,28 +78,28 @@ PROBE_TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-  """Contents of a SentencePiece model file.
+  """The content of a SentencePiece model file.
 
   Attributes:
-    rows: piece, score and type by id.
+    rows: Piece, score and type by id.
     kind: BPE or unigram.
-    has_bytes: it has byte pieces.
+    has_bytes: Whether the model has byte pieces.
   """
 
   rows: tuple[tuple[str, float, int], ...]
   kind: int
   has_bytes: bool
 
-  def ordinary(self) -> dict[str, int]:
+  def ordinary_ids(self) -> dict[str, int]:
     """Returns the ids of the ordinary pieces."""
     return {piece: i for i, (piece, _, kind) in enumerate(self.rows) if kind == _NORMAL}
 
 
 def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns the contents of `tokenizer.json`, with rows `<s> A </s>` and `<s> A </s></s> B </s>`.
+  """Returns the content of tokenizer.json, with rows `<s> A </s>` and `<s> A </s></s> B </s>`.
 
   Raises:
-    InputError: the format cannot express the tokenizer.
+    InputError: `tokenizers` has no equal tokenizer.
   """
   model = _read_model(tokenizer.model)
   special = [
@@ -126,15 +125,15 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     'truncation': None,
     'padding': None,
     'added_tokens': special,
-    'normalizer': _normalizer(),
+    'normalizer': _build_normalizer(),
     'pre_tokenizer': None if model.kind == _BPE else _split_special(model),
-    'post_processor': _post_processor(),
+    'post_processor': _build_post_processor(),
     'decoder': {'type': 'Sequence', 'decoders': decoders},
-    'model': _bpe(model) if model.kind == _BPE else _unigram(model),
+    'model': _build_bpe(model) if model.kind == _BPE else _build_unigram(model),
   }
 
 
-def _normalizer() -> dict[str, Any]:
+def _build_normalizer() -> dict[str, Any]:
   """Returns the steps from text to lower case with U+2581 for spaces."""
   return {
     'type': 'Sequence',
@@ -150,7 +149,7 @@ def _normalizer() -> dict[str, Any]:
   }
 
 
-def _post_processor() -> dict[str, Any]:
+def _build_post_processor() -> dict[str, Any]:
   """Returns the template of special pieces around one text and between two."""
   names = [SPECIAL_TOKENS[number] for number in (BEGIN_ID, END_ID)]
   begin, end = ({'SpecialToken': {'id': name, 'type_id': 0}} for name in names)
@@ -165,12 +164,12 @@ def _post_processor() -> dict[str, Any]:
   }
 
 
-def build_tokenizer_config(length: int, letters: bool) -> dict[str, Any]:
-  """Returns the contents of `tokenizer_config.json`.
+def build_tokenizer_config(length: int, split_special_tokens: bool) -> dict[str, Any]:
+  """Returns the content of tokenizer_config.json.
 
   Args:
-    length: maximum tokens of a row, with special ones.
-    letters: special pieces in a text are plain letters (`split_special_tokens`).
+    length: Maximum number of tokens of a row, special tokens included.
+    split_special_tokens: Whether special tokens in a text are plain letters.
   """
   begin, pad, end, unknown, mask = SPECIAL_TOKENS
   return {
@@ -186,21 +185,22 @@ def build_tokenizer_config(length: int, letters: bool) -> dict[str, Any]:
     'padding_side': 'right',
     'truncation_side': 'right',
     'clean_up_tokenization_spaces': False,
-    'split_special_tokens': letters,
+    'split_special_tokens': split_special_tokens,
     'model_input_names': ['input_ids', 'attention_mask'],
   }
 
 
 def check_pairs(length: int) -> None:
-  """Raises InputError for pairs of texts that are cut to an odd number of tokens.
+  """Raises InputError for a classifier of pairs with rows of an odd length.
 
-  A cut pair loses tokens from its longer text. If both become equally long, one token is left over:
-  it goes to the second text here, and to the one that was longer there.
+  Truncation removes tokens from the longer text of a pair. Two long texts cannot share an odd number
+  of tokens equally. minilm_jax then gives the last token to the second text, transformers to the
+  longer text.
   """
   if length % 2:
     raise InputError(
       'a classifier of pairs for Hugging Face',
-      f'rows of {length} tokens: the odd one goes to another text there than here',
+      f'length={length}: transformers truncates pairs to an odd length in another way',
       'fine-tune with an even --config.length',
     )
 
@@ -208,12 +208,12 @@ def check_pairs(length: int) -> None:
 def find_differences(
   tokenizer: Tokenizer, fast: Any, texts: Sequence[str] = PROBE_TEXTS
 ) -> list[str]:
-  """Returns the texts that a `tokenizers.Tokenizer` encodes otherwise than we do.
+  """Returns the texts with different token ids in both tokenizers.
 
   Args:
-    tokenizer: ours.
-    fast: theirs; its truncation and padding are switched off.
-    texts: any; `<mask>` in one is a mask.
+    tokenizer: The tokenizer of minilm_jax.
+    fast: The `tokenizers.Tokenizer`; the function turns off its truncation and padding.
+    texts: Texts to compare; `<mask>` in a text is a mask.
   """
   fast.no_truncation()
   fast.no_padding()
@@ -221,13 +221,13 @@ def find_differences(
   return [
     text
     for text, encoding in zip(texts, encodings, strict=True)
-    if encoding.ids != _encode_here(tokenizer, text, fast.encode_special_tokens)
+    if encoding.ids != _encode(tokenizer, text, fast.encode_special_tokens)
   ]
 
 
-def _encode_here(tokenizer: Tokenizer, text: str, letters: bool) -> list[int]:
-  """Returns ids as `tasks/task_data.py` and, unless `letters`, as `evaluation/inference.py`."""
-  if letters:
+def _encode(tokenizer: Tokenizer, text: str, split_special_tokens: bool) -> list[int]:
+  """Returns ids as in `tasks/task_data.py`, or with special tokens, `evaluation/inference.py`."""
+  if split_special_tokens:
     return tokenizer.encode([text.lower()])[0]
   ids = []
   for part in re.split(f'({"|".join(map(re.escape, SPECIAL_TOKENS))})', text):
@@ -242,11 +242,11 @@ def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
   return {'type': 'Replace', 'pattern': dict(pattern), 'content': content}
 
 
-def _bpe(model: _Model) -> dict[str, Any]:
-  ordinary = model.ordinary()
+def _build_bpe(model: _Model) -> dict[str, Any]:
+  ordinary = model.ordinary_ids()
   for piece in ordinary:
     if not ordinary.keys() >= set(piece):
-      raise _refusal(f'the piece {piece!r}, whose letters are not all pieces')
+      raise _make_error(f'the piece {piece!r} with letters that are not pieces')
   merges = []
   for piece, number in ordinary.items():
     splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
@@ -267,8 +267,8 @@ def _bpe(model: _Model) -> dict[str, Any]:
   }
 
 
-def _unigram(model: _Model) -> dict[str, Any]:
-  # `tokenizers` takes the minimum over all pieces, which must be that of the ordinary ones.
+def _build_unigram(model: _Model) -> dict[str, Any]:
+  # `tokenizers` uses the minimum over all pieces, SentencePiece that of ordinary pieces.
   min_score = min(score for _, score, kind in model.rows if kind == _NORMAL)
   return {
     'type': 'Unigram',
@@ -281,24 +281,25 @@ def _unigram(model: _Model) -> dict[str, Any]:
 
 
 def _split_special(model: _Model) -> dict[str, Any]:
-  """Returns a step that splits letters that unigram would read as a special or byte piece.
+  """Returns a step that splits letters that unigram would encode as a special or byte piece.
 
-  The cut is where no piece lies across it, so that it changes nothing else.
+  The step splits between two letters that no ordinary piece contains in sequence, so it changes no
+  other segmentation.
   """
-  ordinary, cuts = model.ordinary(), []
+  ordinary, cuts = model.ordinary_ids(), []
   patterns = {piece: re.escape(piece) for piece in SPECIAL_TOKENS}
   if model.has_bytes:
     patterns['<0x'] = _WRITTEN_BYTE
   for piece, pattern in patterns.items():
-    places = [
-      place
-      for place in range(1, len(piece))
-      if (model.has_bytes or {piece[place - 1], piece[place]} & ordinary.keys())
-      and not any(piece[place - 1 : place + 1] in other for other in ordinary)
+    positions = [
+      i
+      for i in range(1, len(piece))
+      if (model.has_bytes or {piece[i - 1], piece[i]} & ordinary.keys())
+      and not any(piece[i - 1 : i + 1] in other for other in ordinary)
     ]
-    if not places:
-      raise _refusal(f'pieces that hold parts of {piece}, so that unigram would read that as one')
-    before = re.escape(piece[: places[0]])
+    if not positions:
+      raise _make_error(f'pieces with parts of {piece}, which unigram could encode as {piece}')
+    before = re.escape(piece[: positions[0]])
     cuts.append(f'(?<={before})(?={pattern[len(before) :]})')
   return {
     'type': 'Split',
@@ -308,34 +309,39 @@ def _split_special(model: _Model) -> dict[str, Any]:
   }
 
 
-def _refusal(found: str) -> InputError:
-  return InputError(_ASKED, found, 'train one here, with tokenizer.model=bpe')
+def _make_error(fault: str) -> InputError:
+  return InputError(_SUBJECT, fault, 'train a tokenizer with tokenizer.model=bpe')
 
 
 def _read_model(data: bytes) -> _Model:
-  """Returns a SentencePiece model file, or raises InputError for a setting that a tokenizer.json
-  cannot express.
+  """Returns the content of a SentencePiece model file.
+
+  Raises:
+    InputError: `tokenizers` has no equal setting.
   """
   try:
     from sentencepiece import sentencepiece_model_pb2
   except (ImportError, runtime_version.VersionError) as error:
-    raise InputError(_ASKED, str(error), 'pip install --upgrade protobuf sentencepiece') from None
-  # The message classes are made at run time.
+    raise InputError(_SUBJECT, str(error), 'pip install --upgrade protobuf sentencepiece') from None
+  # protobuf creates the message classes at run time.
   proto = sentencepiece_model_pb2.ModelProto.FromString(data)  # pyright: ignore[reportAttributeAccessIssue]
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   rows = tuple((piece.piece, piece.score, piece.type) for piece in proto.pieces)
   unknown_kinds = [
     piece for piece, _, kind in rows[len(SPECIAL_TOKENS) :] if kind not in (_NORMAL, _BYTE)
   ]
-  for is_refused, found in (
-    (trainer.model_type not in (_BPE, _UNIGRAM), 'neither BPE nor unigram'),
-    (normalizer.precompiled_charsmap, 'a normalisation of text'),
-    (trainer.treat_whitespace_as_suffix, 'spaces after words'),
-    (not normalizer.add_dummy_prefix, 'no space before a text'),
-    (not normalizer.remove_extra_whitespaces, 'spaces left as they are'),
-    (not normalizer.escape_whitespaces, 'spaces that are no U+2581'),
-    (unknown_kinds, f'pieces of a kind of their own: {", ".join(unknown_kinds[:4])}'),
+  for is_unsupported, fault in (
+    (
+      trainer.model_type not in (_BPE, _UNIGRAM),
+      f'model_type={trainer.model_type}, neither BPE nor unigram',
+    ),
+    (normalizer.precompiled_charsmap, 'precompiled_charsmap, a normalization of text'),
+    (trainer.treat_whitespace_as_suffix, 'treat_whitespace_as_suffix=True'),
+    (not normalizer.add_dummy_prefix, 'add_dummy_prefix=False'),
+    (not normalizer.remove_extra_whitespaces, 'remove_extra_whitespaces=False'),
+    (not normalizer.escape_whitespaces, 'escape_whitespaces=False'),
+    (unknown_kinds, f'pieces of an unsupported type: {", ".join(unknown_kinds[:4])}'),
   ):
-    if is_refused:
-      raise _refusal(found)
+    if is_unsupported:
+      raise _make_error(fault)
   return _Model(rows, trainer.model_type, trainer.byte_fallback)

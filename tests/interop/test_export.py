@@ -1,5 +1,6 @@
-"""What leaves the house: models found by name, folders that appear whole or not at all."""
+"""Exports resolve references to models, and write complete folders or nothing."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -17,20 +18,19 @@ from tests import fake_classifiers
 
 
 @pytest.fixture(scope='module')
-def home(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  folder, reads = (
-    tmp_path_factory.mktemp('release'),
-    tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model'),
-  )
+def models(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder with a fine-tuning run of one classifier, and an empty folder."""
+  folder = tmp_path_factory.mktemp('models')
+  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
   fake_classifiers.save_classifier(
-    folder / 'tuned' / 'classifier-0', fake_classifiers.make_classifier(reads, 0)
+    folder / 'tuned' / 'classifier-0', fake_classifiers.make_classifier(run_tokenizer, 0)
   )
   files.write_json(folder / 'tuned' / run_dir.CONFIG, {'kind': 'finetune'})
   (folder / 'empty').mkdir()
   return folder
 
 
-def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathlib.Path):
+def test_a_reference_to_a_run_is_the_latest_checkpoint_or_a_given_step(tiny_run: pathlib.Path):
   last, first = export.load_model(str(tiny_run)), export.load_model(f'{tiny_run}@4')
   assert (last.ref.step, first.ref.step, last.num_steps, last.card) == (8, 4, 8, None)
   assert last.identity != first.identity and last.length == last.config.max_length == 64
@@ -38,8 +38,8 @@ def test_a_run_is_its_latest_checkpoint_or_the_one_that_is_named(tiny_run: pathl
   jax.tree.map(np.testing.assert_array_equal, last.model, model)
 
 
-def test_a_classifier_is_found(home: pathlib.Path):
-  result = export.load_model(str(home / 'tuned' / 'classifier-0'))
+def test_a_classifier_is_loaded(models: pathlib.Path):
+  result = export.load_model(str(models / 'tuned' / 'classifier-0'))
   assert result.ref.step is None and result.card.task == 'own' and result.length == 24
   assert (
     result.describe_source()['weights'] == result.identity
@@ -47,60 +47,53 @@ def test_a_classifier_is_found(home: pathlib.Path):
   )
 
 
-def test_what_was_trained_in_another_type_computes_in_float32(
+def test_a_model_of_another_type_computes_in_float32(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  import dataclasses
-
-  reads = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-  card = fake_classifiers.make_card(reads, 0)
+  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
+  card = fake_classifiers.make_card(run_tokenizer, 0)
   narrow = fake_classifiers.make_classifier(
-    reads, 0, model=dataclasses.replace(card.model, dtype='bfloat16')
+    run_tokenizer, 0, model=dataclasses.replace(card.model, dtype='bfloat16')
   )
   result = export.load_model(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
   assert (
     result.config.dtype == result.model.encoder.config.dtype == 'float32' != narrow.card.model.dtype
   )
-  for ours, theirs in zip(
-    jax.tree.leaves(result.model), jax.tree.leaves(narrow.model), strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
+  for leaf, other in zip(jax.tree.leaves(result.model), jax.tree.leaves(narrow.model), strict=True):
+    np.testing.assert_array_equal(leaf, other)
 
 
-def test_what_others_have_no_words_for_stays_here(
+def test_fields_without_a_counterpart_are_not_exported(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
-  import dataclasses
-
-  reads = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-  model = dataclasses.replace(
-    fake_classifiers.make_card(reads, 0).model, segments=2, segment_embeddings_for_pairs=True
-  )
+  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
+  card = fake_classifiers.make_card(run_tokenizer, 0)
+  model = dataclasses.replace(card.model, segments=2, segment_embeddings_for_pairs=True)
   folder = fake_classifiers.save_classifier(
-    tmp_path / 'bert', fake_classifiers.make_classifier(reads, 0, model=model)
+    tmp_path / 'bert', fake_classifiers.make_classifier(run_tokenizer, 0, model=model)
   )
   with pytest.raises(InputError, match='model.segment_embeddings_for_pairs=True'):
     export.load_model(str(folder))
 
 
 @pytest.mark.parametrize(
-  'name, message',
+  'name, value',
   [
-    ('nothing', 'no such folder'),
-    ('empty', 'neither config.json'),
-    ('tuned', 'give one inside it, such as .*classifier-0'),
-    ('tuned/classifier-0@3', 'one checkpoint'),
-    ('empty@3', 'neither config.json'),
-    ('@3', 'neither config.json'),
-    ('no@3', 'no such folder'),
+    ('nothing', '/nothing'),
+    ('empty', 'config.json'),
+    ('tuned', '/tuned/classifier-0'),
+    ('tuned/classifier-0@3', 'step 3 of .*/tuned/classifier-0'),
+    ('empty@3', 'config.json'),
+    ('@3', 'config.json'),
+    ('no@3', '/no\n'),
   ],
 )
-def test_what_is_no_model_is_refused(name: str, message: str, home: pathlib.Path):
-  with pytest.raises(InputError, match=message):
-    export.load_model(f'{home}/{name}')
+def test_other_references_are_refused(name: str, value: str, models: pathlib.Path):
+  with pytest.raises(InputError, match=value):
+    export.load_model(f'{models}/{name}')
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused(
+def test_a_run_without_an_intact_checkpoint_is_refused(
   tiny_run: pathlib.Path, tmp_path: pathlib.Path
 ):
   shutil.copytree(tiny_run, tmp_path / 'run')
@@ -109,26 +102,23 @@ def test_a_run_without_a_whole_checkpoint_is_refused(
   files = (tmp_path / 'run' / 'checkpoints' / '8').rglob('*')
   largest = max(files, key=lambda path: path.stat().st_size * path.is_file())
   largest.write_bytes(largest.read_bytes()[:-40])
-  with pytest.raises(InputError, match='the checkpoint of step 8'):
+  with pytest.raises(InputError, match=f'step 8 in {tmp_path}/run'):
     export.load_model(f'{tmp_path}/run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
   with pytest.raises(InputError, match='checkpoint'):
     export.resolve_model(f'{tmp_path}/run')
 
 
-def test_a_stored_recipe_that_lacks_a_field_names_its_run(
-  tiny_run: pathlib.Path, tmp_path: pathlib.Path
-):
-  result = json.loads((tiny_run / 'config.json').read_text())
-  del result['seed']
-  (tmp_path / 'config.json').write_text(json.dumps(result))
-  with pytest.raises(
-    InputError, match=f'in config.json of the pre-training run {tmp_path}\nfound: missing seed'
-  ):
+def test_a_stored_recipe_without_a_field_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  fields = json.loads((tiny_run / 'config.json').read_text())
+  del fields['seed']
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(InputError, match='seed') as error:
     pretrained.load_config(tmp_path)
+  assert 'config.json' in error.value.asked and str(tmp_path) in error.value.asked
 
 
-def test_a_folder_appears_whole(tmp_path: pathlib.Path):
+def test_a_folder_appears_when_it_is_complete(tmp_path: pathlib.Path):
   with export.atomic_export_folder(str(tmp_path / 'a' / 'b')) as folder:
     (folder / 'x').write_text('x')
     assert not (tmp_path / 'a' / 'b').exists()
@@ -139,7 +129,7 @@ def test_a_folder_appears_whole(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize('error', [InputError('a', 'b', 'c'), KeyboardInterrupt(), OSError('full')])
-def test_a_folder_that_fails_leaves_nothing(error: BaseException, tmp_path: pathlib.Path):
+def test_a_failure_leaves_no_folder(error: BaseException, tmp_path: pathlib.Path):
   with (
     pytest.raises((InputError, KeyboardInterrupt)),
     export.atomic_export_folder(str(tmp_path / 'a' / 'b')) as folder,
@@ -149,7 +139,7 @@ def test_a_folder_that_fails_leaves_nothing(error: BaseException, tmp_path: path
   assert list(tmp_path.iterdir()) == []
 
 
-def test_other_things_stay(tmp_path: pathlib.Path):
+def test_other_files_are_not_changed(tmp_path: pathlib.Path):
   (tmp_path / 'a').mkdir()
   assert export.existing_export(str(tmp_path / 'a'), {'to': 'hf'}) is None  # empty
   (tmp_path / 'a' / 'x').write_text('x')

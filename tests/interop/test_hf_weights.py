@@ -280,7 +280,7 @@ def tied_weights() -> dict[str, np.ndarray]:
       dataclasses.replace(SMALL, tied=True), rng.make_key(0, rng.Stream.INIT)
     )
   )
-  return draw_weights(model, hf_weights._ROBERTA.masked | {'output_bias': 'lm_head.bias'})
+  return draw_weights(model, hf_weights._ROBERTA.mlm_modules | {'output_bias': 'lm_head.bias'})
 
 
 def test_every_parameter_has_a_separate_weight(weights: dict[str, np.ndarray]):

@@ -1,6 +1,4 @@
-"""Model cards: they say what the run says, at which step it is, and show text of others without
-doing what it says.
-"""
+"""Model cards have the numbers of their run and step, and escape untrusted text."""
 
 import json
 import pathlib
@@ -32,67 +30,69 @@ HOSTILE = (
 
 
 @pytest.fixture(scope='module')
-def reads(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
+def run_tokenizer(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
   return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
 
 
-def test_a_run_says_what_it_is(tiny_run: pathlib.Path):
+def read_cells(card: str) -> dict[str, str]:
+  """Returns the tables of two columns of a card."""
+  rows = (line.strip('| ').split(' | ') for line in card.splitlines() if line.startswith('|'))
+  return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def test_a_card_has_the_numbers_of_its_run(tiny_run: pathlib.Path):
   card, config = model_card.build_card(tiny_run), pretrained.load_config(tiny_run)
-  result = count_parameters(config.model)['total']
-  known = run_dir.read_corpus_hashes(tiny_run)
-  for message in (
-    f'of {result:,} parameters',
-    'the end of its training',
-    known['corpus'],
-    known['tokenizer'],
-    '8 of 8, of 8 rows',
+  counts, hashes = count_parameters(config.model), run_dir.read_corpus_hashes(tiny_run)
+  for value in (
+    hashes['corpus'],
+    hashes['tokenizer'],
     '@software{minilm_jax',
     '2305.17266',
-    '# license: yours to choose',
+    '# license:',
     'microworld:800',
     '| test | 8 |',
     '| validation | 8 |',
   ):
-    assert message in card, message
+    assert value in card, value
   flops = flops_per_row(config.model, config.mask)['actual'] * 8 * 8
-  assert f'| FLOPs, as counted | {flops:.3g} |' in card and str(tiny_run) not in card
+  cells = read_cells(card)
+  assert cells['parameters'] == f'{counts["total"]:,}' and cells['FLOPs'] == f'{flops:.3g}'
+  assert cells['updates'] == '8 of 8' and str(tiny_run) not in card and '**' not in card
   half = model_card.build_card(tiny_run, 4)
-  assert '**step 4 of 8: its training has not ended**' in half
+  assert 'step 4 of 8.**' in half and read_cells(half)['updates'] == '4 of 8'
   assert '| validation | 4 |' in half and '| test |' not in half
 
 
-def test_a_corpus_that_has_gone_is_not_needed(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_card_does_not_need_the_corpus(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
   shutil.copytree(tiny_run, tmp_path / 'run')
   manifest = json.loads((tmp_path / 'run' / run_dir.MANIFEST).read_text())
   (tmp_path / 'run' / run_dir.MANIFEST).write_text(
     json.dumps(manifest | {'corpus_folder': '/nowhere'})
   )
   card = model_card.build_card(tmp_path / 'run')
-  assert (
-    'the corpus is not where it was' in card
-    and manifest['corpus'] in card
-    and 'nowhere' not in card
-  )
+  assert manifest['corpus'] in card and 'microworld:800' not in card and 'nowhere' not in card
 
 
-def test_a_classifier_says_how_good_it_is(reads: tokenizer.Tokenizer, tmp_path: pathlib.Path):
+def test_a_card_of_a_classifier_has_its_scores(
+  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
+):
   folder = fake_classifiers.save_classifier(
-    tmp_path / 'one', fake_classifiers.make_classifier(reads, 0)
+    tmp_path / 'one', fake_classifiers.make_classifier(run_tokenizer, 0)
   )
   card = model_card.build_card(folder)
-  assert (
-    '| validation | accuracy | 0.' in card and '| labels | negative, positive, neutral |' in card
-  )
-  assert 'step 8 of the pre-training run tiny' in card
+  cells = read_cells(card)
+  assert '| validation | accuracy | 0.' in card
+  assert cells['labels'] == 'negative, positive, neutral'
+  assert 'step 8 ' in cells['initial weights'] and 'tiny' in cells['initial weights']
   scratch = model_card.build_card(
     fake_classifiers.save_classifier(
-      tmp_path / 'two', fake_classifiers.make_classifier(reads, 0, step=-1)
+      tmp_path / 'two', fake_classifiers.make_classifier(run_tokenizer, 0, step=-1)
     )
   )
-  assert 'not pre-trained' in scratch
+  assert 'step' not in read_cells(scratch)['initial weights']
 
 
-def test_a_fine_tuning_lists_its_scores(tmp_path: pathlib.Path):
+def test_a_card_of_a_fine_tuning_run_lists_its_scores(tmp_path: pathlib.Path):
   files.write_json(tmp_path / run_dir.CONFIG, {'kind': 'finetune'})
   run_dir.write_lines(
     tmp_path / run_dir.SCORES,
@@ -102,20 +102,20 @@ def test_a_fine_tuning_lists_its_scores(tmp_path: pathlib.Path):
     ],
   )
   card = model_card.build_card(tmp_path)
-  assert '3 fine-tuned models for a\\|b' in card and card.count('| accuracy | 0.5 |') == 3
+  assert ' 3 ' in card and 'a\\|b' in card and card.count('| accuracy | 0.5 |') == 3
 
 
 @pytest.mark.parametrize('hostile', HOSTILE)
-def test_text_of_others_stays_text(
-  hostile: str, reads: tokenizer.Tokenizer, tmp_path: pathlib.Path
+def test_untrusted_text_adds_no_markup(
+  hostile: str, run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
-  """Rendered, the card has the tags of one with plain names, and shows the letters that were given."""
+  """The rendered card has the tags of a card with plain names."""
   markdown = pytest.importorskip('markdown_it', reason='comes with rich')
   html = []
   for name, text in (('plain', 'plain'), ('hostile', hostile)):
     labels = (text, 'b', 'c')
     member = fake_classifiers.make_classifier(
-      reads,
+      run_tokenizer,
       0,
       task=text,
       fields=(text,),
@@ -133,17 +133,17 @@ def test_text_of_others_stays_text(
   ).isprintable() and '://' not in model_card.escape_markdown(hostile)
 
 
-def test_the_file_stands_alone(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_card_is_written_with_its_record(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
   record = model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card'))
   assert sorted(path.name for path in (tmp_path / 'card').iterdir()) == ['README.md', 'export.json']
   assert (tmp_path / 'card' / 'README.md').read_text() == model_card.build_card(tiny_run, 4)
-  assert model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card')) == record  # nothing to do
+  assert model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card')) == record
   with pytest.raises(InputError, match='--workdir'):
     model_card.write_card(str(tiny_run), str(tmp_path / 'card'))
 
 
-def test_what_has_no_card_is_refused(tiny_run: pathlib.Path, tiny_corpus: pathlib.Path):
+def test_other_folders_and_steps_are_refused(tiny_run: pathlib.Path, tiny_corpus: pathlib.Path):
   with pytest.raises(InputError, match='4, 8'):
     model_card.build_card(tiny_run, 5)
-  with pytest.raises(InputError, match="kind 'corpus'"):
+  with pytest.raises(InputError, match="kind='corpus'"):
     model_card.build_card(tiny_corpus)

@@ -1,6 +1,4 @@
-"""The modelling file that is exported beside weights: each shape gives the same logits in PyTorch,
-pads or not.
-"""
+"""The exported modelling file gives equal logits in PyTorch for each architecture."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +16,7 @@ from minilm_jax.model.initialization import is_statistic, path_name
 from tests import fast_jit
 from tests.roberta_config import HEAD, SMALL, draw_rows
 
-OWN = dataclasses.replace(SMALL, embedding_size=8, projection=True, segments=2)
+BASE = dataclasses.replace(SMALL, embedding_size=8, projection=True, segments=2)
 CONVOLVED = {'convolutions': 2, 'kernel': (3, 4), 'channels': 3}
 SHAPES: dict[str, dict[str, Any]] = {
   'paper 1': {},
@@ -39,8 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     'tied': True,
     'position_offset': 0,
   },
-  'mended, post': {**CONVOLVED, 'convolution': 'fixed'},
-  'mended, pre': {**CONVOLVED, 'convolution': 'fixed', 'norm': 'pre', 'positions': 'relative'},
+  'fixed, post': {**CONVOLVED, 'convolution': 'fixed'},
+  'fixed, pre': {**CONVOLVED, 'convolution': 'fixed', 'norm': 'pre', 'positions': 'relative'},
   'short': {'short_convolution': 3},
 }
 HEADS = {
@@ -51,7 +49,7 @@ HEADS = {
 
 
 @pytest.fixture(scope='module')
-def theirs():
+def modeling():
   for name in ('torch', 'transformers'):
     pytest.importorskip(name, reason=f'needs {name}, which is of the extra [hf]')
   from minilm_jax.interop import modeling_minilm
@@ -59,25 +57,25 @@ def theirs():
   return modeling_minilm
 
 
-def spread(model: Any) -> Any:
-  """The model with no parameter at its start: biases of zero and gains of one would hide mistakes."""
+def perturb(model: Any) -> Any:
+  """Returns the model with noise: biases of zero and gains of one would hide mistakes."""
   generator = np.random.default_rng(0)
 
-  def moved(path: tuple, leaf: jax.Array) -> np.ndarray:
+  def add_noise(path: tuple, leaf: jax.Array) -> np.ndarray:
     noise = generator.normal(size=leaf.shape).astype(np.float32)
     return leaf + np.abs(noise) if is_statistic(path_name(path)) else leaf + 0.1 * noise
 
-  return jax.tree_util.tree_map_with_path(moved, model)
+  return jax.tree_util.tree_map_with_path(add_noise, model)
 
 
 def open_exported(
-  theirs: Any, model: Any, config: EncoderConfig, head: HeadConfig | None, labels: tuple[str, ...]
+  modeling: Any, model: Any, config: EncoderConfig, head: HeadConfig | None, labels: tuple[str, ...]
 ) -> Any:
-  """Theirs, filled with every weight of ours and with no other."""
+  """Returns the PyTorch model with all weights of a model."""
   import torch
 
-  weights, described = hf_weights.export_weights(model, config, head, labels)
-  result = getattr(theirs, described['architectures'][0])(theirs.MiniLMConfig(**described)).eval()
+  weights, fields = hf_weights.export_weights(model, config, head, labels)
+  result = getattr(modeling, fields['architectures'][0])(modeling.MiniLMConfig(**fields)).eval()
   result.load_state_dict(
     {name: torch.tensor(array) for name, array in weights.items()}, strict=True
   )
@@ -93,13 +91,14 @@ def logits(model: Any, rows: np.ndarray, mask: bool = True) -> np.ndarray:
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
-  config = dataclasses.replace(OWN, **SHAPES[shape])
-  ours = spread(heads.init_masked_language_model(config, jax.random.key(0)))
-  exported, rows = open_exported(theirs, ours, config, None, ()), draw_rows(4, padded=True)[:, :-1]
-  places = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+def test_a_masked_language_model_gives_equal_logits(shape: str, modeling):
+  config = dataclasses.replace(BASE, **SHAPES[shape])
+  model = perturb(heads.init_masked_language_model(config, jax.random.key(0)))
+  exported = open_exported(modeling, model, config, None, ())
+  rows = draw_rows(4, padded=True)[:, :-1]
+  positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
   result = np.asarray(
-    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, places))(ours, rows)
+    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
   )
   real = rows != tokenizer.PAD_ID
   np.testing.assert_allclose(logits(exported, rows)[real], result[real], atol=2e-5)
@@ -110,29 +109,27 @@ def test_a_masked_language_model_gives_our_logits(shape: str, theirs):
 
 @pytest.mark.parametrize('head', HEADS)
 @pytest.mark.parametrize('labels', [('a', 'b', 'c'), ()])
-def test_a_classifier_gives_our_logits(labels: tuple[str, ...], head: str, theirs):
-  config = dataclasses.replace(OWN, **SHAPES['pre, rotary'])
-  ours = spread(heads.init_classifier(config, HEADS[head], len(labels), jax.random.key(0)))
-  exported, rows = (
-    open_exported(theirs, ours, config, HEADS[head], labels),
-    draw_rows(4, padded=True),
-  )
-  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(ours, rows)
+def test_a_classifier_gives_equal_logits(labels: tuple[str, ...], head: str, modeling):
+  config = dataclasses.replace(BASE, **SHAPES['pre, rotary'])
+  model = perturb(heads.init_classifier(config, HEADS[head], len(labels), jax.random.key(0)))
+  exported = open_exported(modeling, model, config, HEADS[head], labels)
+  rows = draw_rows(4, padded=True)
+  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(logits(exported, rows), result, atol=2e-5)
 
 
-def test_it_trains(theirs):
-  """Of a few rows and labels each model learns what there is to learn; every parameter moves."""
+def test_an_exported_model_trains(modeling):
+  """The loss falls on a few rows, and every parameter has a gradient."""
   import torch
 
-  config = dataclasses.replace(OWN, **SHAPES['mended, pre'])
+  config = dataclasses.replace(BASE, **SHAPES['fixed, pre'])
   rows = torch.from_numpy(draw_rows(6, padded=True))
   for head, model, labels in (
     (None, heads.init_masked_language_model(config, jax.random.key(0)), rows),
     (HEAD, heads.init_classifier(config, HEAD, 3, jax.random.key(0)), rows[:, 1] % 3),
   ):
     exported = open_exported(
-      theirs, spread(model), config, head, ('a', 'b', 'c')[: 3 if head else 0]
+      modeling, perturb(model), config, head, ('a', 'b', 'c')[: 3 if head else 0]
     ).train()
     adam = torch.optim.Adam(exported.parameters(), 1e-2)
     losses = []

@@ -1,4 +1,4 @@
-"""A classifier as a program: what is read back says what the model says, of one row and of many."""
+"""An exported program gives the probabilities of the model, for one row and for several."""
 
 import dataclasses
 import importlib.util
@@ -24,15 +24,15 @@ TEXTS = ['the dog sleeps .', 'a good fox', 'The bad pig ' * 20]
 
 
 @pytest.fixture(scope='module')
-def reads(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
+def run_tokenizer(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
   return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
 
 
-def test_its_library_must_be_there(
-  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_library_is_named(
+  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0)
+    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0)
   )
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match='flatbuffers'):
@@ -47,18 +47,16 @@ def few_calls(monkeypatch: pytest.MonkeyPatch):
 
 
 def run_example(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dict]:
-  """As call.json says, with nothing of ours but how texts become ids."""
-  called = json.loads((folder / 'call.json').read_text())
-  program = jax_export.deserialize(bytearray((folder / called['program']).read_bytes()))
-  reads, (_, length) = (
-    tokenizer.load_tokenizer(folder / called['tokenizer']['file']),
-    called['input']['shape'],
-  )
+  """Returns the output of the program for texts, and the content of call.json."""
+  call = json.loads((folder / 'call.json').read_text())
+  program = jax_export.deserialize(bytearray((folder / call['program']).read_bytes()))
+  run_tokenizer = tokenizer.load_tokenizer(folder / call['tokenizer']['file'])
   sequences, _ = task_data.encode_examples(
-    fake_classifiers.make_examples(tuple(texts)), reads, called['tokenizer']['longest']
+    fake_classifiers.make_examples(tuple(texts)), run_tokenizer, call['tokenizer']['longest']
   )
+  length = call['input']['shape'][1]
   rows = task_data.build_task_rows(sequences, np.zeros(len(texts), np.int32), length)
-  return np.asarray(program.call(rows.tokens)), called
+  return np.asarray(program.call(rows.tokens)), call
 
 
 @pytest.mark.parametrize(
@@ -70,26 +68,25 @@ def run_example(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dic
   ],
   ids=['free batch', 'positions', 'regression, two rows'],
 )
-def test_the_program_answers_as_the_model(
-  changes: dict, batch: int, reads: tokenizer.Tokenizer, tmp_path: pathlib.Path
+def test_the_program_equals_the_model(
+  changes: dict, batch: int, run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes)
+    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, **changes)
   )
   record = stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   assert record['batch'] == (batch or None) and record['difference'] <= 1e-5
   assert 0 < record['milliseconds']['median'] <= record['milliseconds']['p95']
   for texts in [TEXTS[:2]] if batch else [TEXTS[:1], TEXTS]:
-    result, called = run_example(tmp_path / 'out', texts)
-    ours = [inference.predict('', str(source), text, '', '')[0] for text in texts]
+    result, call = run_example(tmp_path / 'out', texts)
+    predictions = [inference.predict('', str(source), text, '', '')[0] for text in texts]
     expected = [
       [prediction['value']] if 'value' in prediction else list(prediction['probabilities'].values())
-      for prediction in ours
+      for prediction in predictions
     ]
     np.testing.assert_allclose(result, expected, atol=1e-5)
-    assert called['labels'] == list(changes.get('labels', fake_classifiers.LABELS))
-    assert result.shape[1] == called['output']['shape'][1]
-  # nothing to do
+    assert call['labels'] == list(changes.get('labels', fake_classifiers.LABELS))
+    assert result.shape[1] == call['output']['shape'][1]
   assert stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch) == record
   with pytest.raises(InputError, match='--workdir'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), 7)
@@ -100,41 +97,42 @@ def test_the_program_answers_as_the_model(
   [({}, ('a text',), 0), ({'fields': ('first', 'second')}, ('a text', 'another'), 3)],
   ids=['text', 'pair in three rows'],
 )
-def test_its_lines_of_python_run_in_its_folder(
+def test_the_example_code_runs_in_the_folder(
   changes: dict,
   texts: tuple,
   batch: int,
-  reads: tokenizer.Tokenizer,
+  run_tokenizer: tokenizer.Tokenizer,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, **changes)
+    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, **changes)
   )
   stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   monkeypatch.chdir(tmp_path / 'out')
   result: dict = {}
   exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), result)
-  (ours,) = inference.predict('', str(source), *texts, *[''] * (3 - len(texts)))
-  np.testing.assert_allclose(result['answer'], list(ours['probabilities'].values()), atol=1e-5)
+  (prediction,) = inference.predict('', str(source), *texts, *[''] * (3 - len(texts)))
+  expected = list(prediction['probabilities'].values())
+  np.testing.assert_allclose(result['answer'], expected, atol=1e-5)
 
 
-def test_what_differs_leaves_nothing(
-  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def test_a_program_that_differs_leaves_no_folder(
+  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0)
+    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0)
   )
-  opened = stablehlo.open_program
+  original = stablehlo.open_program
   monkeypatch.setattr(
-    stablehlo, 'open_program', lambda folder: lambda tokens: opened(folder)(tokens) + 1e-3
+    stablehlo, 'open_program', lambda folder: lambda tokens: original(folder)(tokens) + 1e-3
   )
   with pytest.raises(InputError, match='1e-05'):
     stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'))
   assert [path.name for path in tmp_path.iterdir()] == ['source']
 
 
-def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_pretraining_run_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
   with pytest.raises(InputError, match='save_classifiers'):
     stablehlo.export_stablehlo(str(tiny_run), str(tmp_path / 'out'))
   with pytest.raises(InputError, match='--batch=-1'):
@@ -142,32 +140,35 @@ def test_what_classifies_nothing_is_refused(tiny_run: pathlib.Path, tmp_path: pa
   assert not (tmp_path / 'out').exists()
 
 
-def test_an_encoder_of_ones_own_leaves_as_a_program_alone(
-  reads: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_a_custom_encoder_is_exported_only_as_a_program(
+  run_tokenizer: tokenizer.Tokenizer,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys,
 ):
-  """And only where its code is trusted; who cannot take it says so before any of it is run."""
+  """The export needs trust; other formats refuse the encoder without running its code."""
   module = 'configs.examples.gated_rotary'
   monkeypatch.setattr(recipe, '_trusted_modules', {module})
   model = dataclasses.replace(
-    fake_classifiers.make_card(reads, 0).model, encoder=f'{module}:Encoder'
+    fake_classifiers.make_card(run_tokenizer, 0).model, encoder=f'{module}:Encoder'
   )
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(reads, 0, model=model)
+    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, model=model)
   )
   monkeypatch.setattr(recipe, '_trusted_modules', set())
   custom.load_custom_encoder.cache_clear()
   with pytest.raises(InputError, match='--format=stablehlo'):
     export.load_model(str(source))
-  asked_for = [
+  command = [
     'export',
     f'--checkpoint={source}',
     '--format=stablehlo',
     f'--workdir={tmp_path / "out"}',
   ]
-  assert main.main(asked_for) == 2 and f'--trust={module}' in capsys.readouterr().err
-  assert main.main([*asked_for, f'--trust={module}']) == 0
+  assert main.main(command) == 2 and f'--trust={module}' in capsys.readouterr().err
+  assert main.main([*command, f'--trust={module}']) == 0
   result, _ = run_example(tmp_path / 'out', TEXTS)
-  ours = [inference.predict('', str(source), text, '', '')[0] for text in TEXTS]
+  predictions = [inference.predict('', str(source), text, '', '')[0] for text in TEXTS]
   np.testing.assert_allclose(
-    result, [list(prediction['probabilities'].values()) for prediction in ours], atol=1e-5
+    result, [list(prediction['probabilities'].values()) for prediction in predictions], atol=1e-5
   )

@@ -1,6 +1,4 @@
-"""Tokenizers in Hugging Face's form: the same ids for any text, rows as ours, refused where they
-cannot be.
-"""
+"""A tokenizer.json gives the ids and rows of its SentencePiece tokenizer, or is refused."""
 
 import io
 import json
@@ -29,7 +27,7 @@ from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# below 600 there are no byte pieces
+# A vocabulary below 600 has no byte pieces.
 KINDS = [('bpe', 250), ('bpe', 800), ('unigram', 250), ('unigram', 800)]
 ALPHABETS = (
   'ab ',
@@ -56,18 +54,18 @@ def tokenizer(
   )
 
 
-def opened(tokenizer: Tokenizer, letters: bool = False) -> Any:
+def open_converted(tokenizer: Tokenizer, split_special: bool = False) -> Any:
   tokenizers = pytest.importorskip(
     'tokenizers', reason='needs tokenizers, which is of the extra [hf]'
   )
   fast = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.build_tokenizer_json(tokenizer)))
-  fast.encode_special_tokens = letters
+  fast.encode_special_tokens = split_special
   return fast
 
 
-@pytest.mark.parametrize('letters', [False, True])
-def test_strange_texts_get_the_same_ids(letters: bool, tokenizer: Tokenizer):
-  fast, generator = opened(tokenizer, letters), random.Random(0)
+@pytest.mark.parametrize('split_special', [False, True])
+def test_unusual_texts_have_equal_ids(split_special: bool, tokenizer: Tokenizer):
+  fast, generator = open_converted(tokenizer, split_special), random.Random(0)
   assert tokenizer_json.find_differences(tokenizer, fast) == []
   texts = [
     ''.join(generator.choices(alphabet, k=generator.randrange(30)))
@@ -82,86 +80,85 @@ def test_strange_texts_get_the_same_ids(letters: bool, tokenizer: Tokenizer):
     == []
   )
   mask = fast.encode('a <mask>', add_special_tokens=False).ids.count(MASK_ID)
-  assert mask == (0 if letters else 1)
+  assert mask == (0 if split_special else 1)
 
 
-def test_real_lines_get_the_same_ids(tokenizer: Tokenizer, data: pathlib.Path):
+def test_lines_of_a_corpus_have_equal_ids(tokenizer: Tokenizer, data: pathlib.Path):
   with lzma.open(data / 'nltk_corpora/brown.txt.xz', 'rt', encoding='utf-8') as file:
     lines = file.read(60_000).splitlines()
   assert (
-    len(lines) > 100 and tokenizer_json.find_differences(tokenizer, opened(tokenizer), lines) == []
+    len(lines) > 100
+    and tokenizer_json.find_differences(tokenizer, open_converted(tokenizer), lines) == []
   )
 
 
-def test_a_difference_is_seen(tokenizer: Tokenizer):
-  """What compares would say so: of capitals left as they are, of spaces left alone, of another
-  order of merges.
-  """
+def test_differences_are_detected(tokenizer: Tokenizer):
+  """A missing step of normalization or another order of merges changes some ids."""
   tokenizers = pytest.importorskip(
     'tokenizers', reason='needs tokenizers, which is of the extra [hf]'
   )
-  described = tokenizer_json.build_tokenizer_json(tokenizer)
-  unknown = tokenizer.size == 250  # to which one Greek letter is as good as another
-  for step in range(unknown, len(described['normalizer']['normalizers'])):
-    other = json.loads(json.dumps(described))
+  content = tokenizer_json.build_tokenizer_json(tokenizer)
+  first_step = tokenizer.size == 250  # Greek letters are unknown to the small vocabulary
+  for step in range(first_step, len(content['normalizer']['normalizers'])):
+    other = json.loads(json.dumps(content))
     del other['normalizer']['normalizers'][step]
     assert tokenizer_json.find_differences(
       tokenizer, tokenizers.Tokenizer.from_str(json.dumps(other))
-    ), described['normalizer']['normalizers'][step]
-  if 'merges' in described['model']:
-    described['model']['merges'].reverse()
+    ), content['normalizer']['normalizers'][step]
+  if 'merges' in content['model']:
+    content['model']['merges'].reverse()
     lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
     assert tokenizer_json.find_differences(
-      tokenizer, tokenizers.Tokenizer.from_str(json.dumps(described)), lines
+      tokenizer, tokenizers.Tokenizer.from_str(json.dumps(content)), lines
     )
 
 
-def test_rows_are_built_and_cut_as_ours(tokenizer: Tokenizer):
-  fast, generator = opened(tokenizer, letters=True), random.Random(1)
+def test_rows_are_built_and_truncated_equally(tokenizer: Tokenizer):
+  fast, generator = open_converted(tokenizer, split_special=True), random.Random(1)
 
-  def words() -> str:
+  def draw_words() -> str:
     return ' '.join(
       generator.choices(['The', 'model', 'is', 'small', '<s>', 'zz'], k=generator.randrange(12))
     )
 
-  first, second = [words() for _ in range(60)], [words() for _ in range(60)]
+  first, second = [draw_words() for _ in range(60)], [draw_words() for _ in range(60)]
   fast.enable_truncation(16)
   for sides in ((first, ()), (first, second)):
-    ours, truncated = task_data.encode_examples(
+    expected, truncated = task_data.encode_examples(
       Examples(*map(tuple, sides), np.zeros(60, np.int32)), tokenizer, 16
     )
     inputs = list(zip(*sides)) if sides[1] else first
-    assert [encoding.ids for encoding in fast.encode_batch(inputs)] == ours and truncated
+    assert [encoding.ids for encoding in fast.encode_batch(inputs)] == expected and truncated
     assert {number for encoding in fast.encode_batch(inputs) for number in encoding.type_ids} == {0}
   tokenizer_json.check_pairs(16)
   with pytest.raises(InputError, match='--config'):
     tokenizer_json.check_pairs(17)
 
 
-def test_text_comes_back(tokenizer: Tokenizer):
-  fast = opened(tokenizer)
+def test_ids_are_decoded_equally(tokenizer: Tokenizer):
+  fast = open_converted(tokenizer)
   for text in ('the small model .', 'no pads , and no loss', ''):
     ids = tokenizer.encode([text])[0]
     assert fast.decode([BEGIN_ID, *ids, END_ID]) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
-  'changes, message',
+  'changes, value',
   [
-    ({'normalization_rule_name': 'nmt_nfkc'}, 'a normalisation of text'),
-    ({'model_type': 'word'}, 'neither BPE nor'),
-    ({'add_dummy_prefix': False}, 'no space before'),
-    ({'remove_extra_whitespaces': False}, 'spaces left'),
-    ({'treat_whitespace_as_suffix': True}, 'spaces after words'),
-    ({'user_defined_symbols': ['<x>']}, 'a kind of their own: <x>'),
+    ({'normalization_rule_name': 'nmt_nfkc'}, 'precompiled_charsmap'),
+    ({'model_type': 'word'}, 'model_type=3'),
+    ({'add_dummy_prefix': False}, 'add_dummy_prefix=False'),
+    ({'remove_extra_whitespaces': False}, 'remove_extra_whitespaces=False'),
+    ({'treat_whitespace_as_suffix': True}, 'treat_whitespace_as_suffix=True'),
+    ({'user_defined_symbols': ['<x>']}, '<x>'),
   ],
 )
-def test_what_cannot_be_said_is_refused(changes: dict, message: str):
-  written, text = io.BytesIO(), ['the dog sleeps and the cat eats', 'a good dog', 'no cat']
+def test_unsupported_settings_are_refused(changes: dict, value: str):
+  output, text = io.BytesIO(), ['the dog sleeps and the cat eats', 'a good dog', 'no cat']
   sentencepiece.SentencePieceTrainer.train(
     **{
       'sentence_iterator': iter(text),
-      'model_writer': written,
+      'model_writer': output,
       'model_type': 'bpe',
       'vocab_size': 30,
       'bos_id': 0,
@@ -175,33 +172,31 @@ def test_what_cannot_be_said_is_refused(changes: dict, message: str):
       **changes,
     }
   )
-  with pytest.raises(InputError, match=message):
-    tokenizer_json.build_tokenizer_json(Tokenizer(written.getvalue()))
+  with pytest.raises(InputError, match=value):
+    tokenizer_json.build_tokenizer_json(Tokenizer(output.getvalue()))
 
 
-def test_pieces_that_hold_a_special_one_are_refused():
-  """Unigram would read it as one, and there is no place to cut it."""
+def test_pieces_that_combine_to_a_special_token_are_refused():
+  """Unigram could encode `<s>` as a special token, and no split avoids this."""
   rows = (
     *((piece, 0.0, 3) for piece in SPECIAL_TOKENS),
     *((piece, -1.0, 1) for piece in ('<s', 's>', '<', 's', '>')),
   )
-  with pytest.raises(InputError, match='parts of <s>'):
+  with pytest.raises(InputError, match='<s>'):
     tokenizer_json._split_special(tokenizer_json._Model(rows, 1, False))
 
 
-def test_what_is_written_holds_the_pieces_of_the_model(tokenizer: Tokenizer):
-  """Without their library: pieces, scores and byte pieces are those that SentencePiece itself
-  reports.
-  """
+def test_a_conversion_has_the_pieces_of_the_model(tokenizer: Tokenizer):
+  """Pieces, scores and byte pieces equal those of SentencePiece; the library is not needed."""
   processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
   model = tokenizer_json.build_tokenizer_json(tokenizer)['model']
   unigram = model['type'] == 'Unigram'
   names = [name for name, _ in model['vocab']] if unigram else list(model['vocab'])
-  in_bytes = [processor.is_byte(number) for number in range(processor.get_piece_size())]
+  is_byte = [processor.is_byte(number) for number in range(processor.get_piece_size())]
   assert names == [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
-  assert model['byte_fallback'] is any(in_bytes)
+  assert model['byte_fallback'] is any(is_byte)
   if unigram:
-    ordinary = [number for number in range(len(SPECIAL_TOKENS), len(names)) if not in_bytes[number]]
+    ordinary = [number for number in range(len(SPECIAL_TOKENS), len(names)) if not is_byte[number]]
     assert [model['vocab'][number][1] for number in ordinary] == list(
       map(processor.get_score, ordinary)
     )
@@ -220,7 +215,7 @@ def test_a_protobuf_of_another_version_is_named(
     'runtime_version'
     not in pathlib.Path(sentencepiece.__file__).with_name('sentencepiece_model_pb2.py').read_text()
   ):
-    pytest.skip('this sentencepiece checks no version')
-  with pytest.raises(InputError) as refusal:
+    pytest.skip('this version of sentencepiece does not check the version of protobuf')
+  with pytest.raises(InputError) as error:
     tokenizer_json.build_tokenizer_json(tokenizer)
-  assert 'protobuf' in refusal.value.remedy
+  assert 'protobuf' in error.value.remedy
