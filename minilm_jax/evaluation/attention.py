@@ -1,4 +1,4 @@
-"""Attention statistics: the mean share of attention of every head, by distance to the query."""
+"""Measures the mean share of attention of every head, by distance between query and key."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,44 +22,44 @@ from minilm_jax.tasks import suite
 from minilm_jax.training import masking, population, pretrained, sharding
 
 ATTENTION_KIND = 'attention'
-MAX_DISTANCE = 3  # positions to each side with a share of their own
+MAX_DISTANCE = 3  # positions on each side that are listed separately
 PARTS = (*map(str, range(-MAX_DISTANCE, MAX_DISTANCE + 1)), 'ends', 'elsewhere')
 QUERIES = ('all', 'masked')
-_ROWS_PER_BATCH = 16  # whose attention weights of a layer take a few MB
+_ROWS_PER_BATCH = 16  # the attention weights of a layer take a few MB
 
 
 def evaluate_attention(
   checkpoints: str, corpus_folder: str, split: str, workdir: str
 ) -> dict[str, Any]:
-  """Returns mean shares of every head and layer, for each member and some steps of a run.
+  """Returns mean attention shares of every layer and head, for each member and step of a run.
 
   Args:
     checkpoints: `run` for the latest checkpoint of a pre-training run, `run@step`, or `run@all`.
-    corpus_folder: a corpus with the run's tokenizer; '' is the run's own.
-    split: train, validation or test, of which the first `eval.rows` rows are used.
-    workdir: of config.json and result.json, an existing result of which is returned; '' writes
-      nothing.
+    corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.
+    split: 'train', 'validation' or 'test'; the first `eval.rows` rows are used.
+    workdir: Directory for config.json and result.json; '' writes no files. An existing result is
+      returned.
 
   Returns:
-    `rows`, one per step, member, layer, head (each from 0) and kind of query (one of QUERIES): those
-    five, `count`, and `shares` by PARTS; then checkpoint, steps, split and corpus.
+    A dict with `rows`, checkpoint, steps, split and corpus. Each row has step, member, layer, head,
+    queries (one of QUERIES), count (of queries), and shares by PARTS.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: several runs, a custom encoder, no such step, split or corpus, or a work directory
-      of something else.
+    LockedError: Another process uses the work directory.
+    InputError: Several runs or a custom encoder are given. A step, split or corpus does not exist.
+      The work directory has another run.
   """
   (source, steps), *others = suite.expand_checkpoints(checkpoints).items()
   if others:
     raise InputError(
-      f'the attention of {checkpoints}', f'{1 + len(others)} runs', 'give one at a time'
+      f'the attention of {checkpoints}', f'{1 + len(others)} runs', 'give a single run'
     )
   model = pretrained.load_config(source).model
   if model.encoder:
     raise InputError(
       f'the attention of {source}',
-      f'an encoder of its own, {model.encoder}',
-      'give a run with an encoder of ours: where another one looks, if it does, is not known here',
+      f'the custom encoder {model.encoder}, which does not expose attention',
+      'give a run without model.encoder',
     )
   corpus = evaluate.read_split(source, model.max_length, corpus_folder, split)
   identity = {'checkpoint': source, 'steps': steps, 'split': split, 'corpus': corpus.hash}
@@ -113,7 +113,7 @@ def _measure_attention(
 
 
 def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
-  """Returns sums of `shares [layers Q H parts]` over the queries of a split, and counts `queries [Q]`."""
+  """Returns `shares [layers Q H parts]` summed over the queries of a split, and `queries [Q]`."""
   position = jnp.arange(corpus.length)
   distance = position[None, :] - position[:, None]
   ends_part, elsewhere_part = PARTS.index('ends'), PARTS.index('elsewhere')
@@ -150,7 +150,7 @@ def _sum_parts(
   return jnp.einsum('BHLp,BLQ->QHp', jnp.einsum('BHLM,BLMp->BHLp', weights, part), queries)
 
 
-def attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per head and kind of query, in percent."""
   rows = result['rows']
   table = rich_table.Table(
@@ -170,7 +170,7 @@ def attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:
     table.add_row(*(str(row[name]) for name in names), *percent)
   counts = {row['queries']: row['count'] for row in rows}
   table.caption = (
-    f'0 is the query itself; ends: <s> and </s> farther away. '
-    f'{counts["all"]:,} queries, {counts["masked"]:,} of them hidden.'
+    f'0 is the query; ends are <s> and </s> at larger distances. '
+    f'{counts["all"]:,} queries, {counts["masked"]:,} masked.'
   )
   return [table]

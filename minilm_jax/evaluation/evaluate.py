@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on a split of a corpus: masked-token loss, bits per word and per byte."""
+"""Evaluates a checkpoint on a corpus split: masked-token loss, bits per word and bits per byte."""
 
 import dataclasses
 from typing import Any
@@ -16,15 +16,15 @@ from minilm_jax.training import pretrained, program, sharding
 
 
 def evaluate_loss(source: epath.PathLike, corpus_folder: str, split: str) -> dict[str, Any]:
-  """Returns loss, perplexity, padded loss, bits per word and byte of the latest checkpoint.
+  """Returns loss, perplexity, padded loss, bits per word and bits per byte of a run.
 
   Args:
-    source: the pre-training run.
-    corpus_folder: a corpus with the run's tokenizer; '' is the run's own.
-    split: train, validation or test; all of its rows are used.
+    source: Pre-training run; the latest checkpoint is used.
+    corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.
+    split: 'train', 'validation' or 'test'; all rows are used.
 
   Raises:
-    InputError: as `read_split`.
+    InputError: As for `read_split`.
   """
   return _evaluate(source, corpus_folder, split, with_loss=True)
 
@@ -33,7 +33,7 @@ def evaluate_word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
   """Returns bits per word and byte of the latest checkpoint on a split of the run's corpus.
 
   Raises:
-    InputError: as `read_split`.
+    InputError: As for `read_split`.
   """
   return _evaluate(source, '', split, with_loss=False)
 
@@ -60,17 +60,20 @@ def _evaluate(
 
 
 def read_split(source: epath.PathLike, max_length: int, corpus_folder: str, split: str) -> Corpus:
-  """Returns a split of a run's corpus, or of another corpus of its tokenizer, on the host.
+  """Reads a split of a corpus with the tokenizer of a run.
 
   Args:
-    source: the run.
-    max_length: tokens of the longest row that its model reads.
-    corpus_folder: another corpus, or '' for the run's own.
-    split: its name.
+    source: Pre-training run.
+    max_length: Maximum row length of its model.
+    corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.
+    split: Name of the split.
+
+  Returns:
+    The rows on the host.
 
   Raises:
-    InputError: the split or the corpus does not exist, its rows are longer than the model reads, or
-      another tokenizer made it.
+    InputError: The split or corpus does not exist, rows exceed `max_length`, or the tokenizer
+      differs.
   """
   if split not in corpus_config.SPLITS:
     raise InputError(
@@ -82,24 +85,24 @@ def read_split(source: epath.PathLike, max_length: int, corpus_folder: str, spli
   if not corpus_folder and not hashes['corpus_folder']:
     raise InputError(
       f'the loss of {source}',
-      'it was imported, and has no corpus of its own',
+      'an imported run, which has no corpus',
       f'give --corpus=FOLDER, built with --config.tokenizer.path={tokenizer_path}',
     )
   if not corpus_folder and not folder.exists():
     raise InputError(
-      f'the corpus of {source}', f'no folder {folder}', 'say where it is now: --corpus=FOLDER'
+      f'the corpus of {source}', f'no folder {folder}', 'give the folder: --corpus=FOLDER'
     )
   manifest = read_manifest(folder)
   if manifest['length'] > max_length:
     raise InputError(
       f'the loss of {source} on {folder}',
-      f'rows of {manifest["length"]} tokens, and the model reads {max_length}',
+      f'rows of {manifest["length"]} tokens; the model reads {max_length}',
       f'build it with --config.rows.length={max_length}',
     )
   if manifest['tokenizer']['sha256'] != hashes['tokenizer']:
     raise InputError(
       f'the loss of {source} on {folder}',
-      'the corpus was made with another tokenizer',
+      'a corpus with another tokenizer',
       f'build it with --config.tokenizer.path={tokenizer_path}',
     )
   return load_split(folder, split)

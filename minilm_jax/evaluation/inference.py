@@ -1,8 +1,7 @@
-"""Inference with trained models: vectors of texts, guesses for `<mask>`, labels of texts.
+"""Applies trained models: vectors of texts, guesses for `<mask>`, labels of texts.
 
-`load_model` opens a pre-training run, a saved classifier or a committee as an object for a notebook
-or a script (`minilm_jax.load`). `fill_mask` and `predict` are the commands of these names. Nothing
-here trains or writes.
+`load_model` opens a pre-training run, a saved classifier or a committee for a notebook or script
+(`minilm_jax.load`). `fill_mask` and `predict` implement the commands of the same names.
 """
 
 import dataclasses
@@ -31,17 +30,17 @@ from minilm_jax.training import pretrained
 
 _MASK_MARKER = '<mask>'
 _ROWS_PER_BATCH = 64
-_MAX_SHOWN_CHARACTERS = 60  # of a text in a table
-_USE_RUN = 'load the pre-training run that they started from'
+_MAX_TEXT_CHARS = 60  # in a table
+_USE_RUN = 'load the pre-training run of the classifiers'
 _SAVE_CLASSIFIERS = (
-  'fine-tune it with --config.save_classifiers=True, and load WORKDIR/classifier-0'
+  'fine-tune the run with --config.save_classifiers=True, and load WORKDIR/classifier-0'
 )
-Texts = Any  # a string or several; `_check_texts` names what is no text
+Texts = Any  # a string or an iterable of strings; `_check_texts` validates values
 
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-  """A piece for one `<mask>`, the `hole`-th from 1, and its probability."""
+  """Stores a piece, its probability, and the number of its `<mask>` in the text, from 1."""
 
   hole: int
   piece: str
@@ -49,11 +48,11 @@ class Guess:
 
 
 class Model:
-  """A loaded model; see `LanguageModel` and `ClassifierModel`.
+  """Base class of loaded models; see `LanguageModel` and `ClassifierModel`.
 
   Attributes:
-    folder: its path.
-    tokenizer: its tokenizer.
+    folder: Path of the model.
+    tokenizer: Tokenizer of the model.
   """
 
   def __init__(self, folder: str, tokenizer: Tokenizer):
@@ -61,34 +60,28 @@ class Model:
 
   def encode(self, texts: Texts) -> Float[np.ndarray, 'N D']:
     """Returns one vector per text; classifiers raise InputError."""
-    raise InputError(
-      f'vectors of {self.folder}',
-      'classifiers, of which each has an encoder of its own',
-      _USE_RUN,
-    )
+    raise InputError(f'vectors of {self.folder}', 'a classifier or committee', _USE_RUN)
 
   def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns guesses for each `<mask>`; classifiers raise InputError."""
     raise InputError(
-      f'guesses of {self.folder}', f'classifiers, which know no {_MASK_MARKER}', _USE_RUN
+      f'guesses for {_MASK_MARKER} of {self.folder}', 'a classifier or committee', _USE_RUN
     )
 
   def predict(self, texts: Texts, pairs: Texts | None = None) -> list[dict[str, Any]]:
     """Returns labels of texts; a pre-training run raises InputError."""
     raise InputError(
-      f'labels by {self.folder}',
-      'a pre-training run, which has learned no task',
-      _SAVE_CLASSIFIERS,
+      f'labels by {self.folder}', 'a pre-training run, which has no labels', _SAVE_CLASSIFIERS
     )
 
 
 class LanguageModel(Model):
-  """The latest checkpoint of a pre-training run.
+  """Loads the latest checkpoint of a pre-training run.
 
   Attributes:
-    config: the recipe of the run.
-    model: the Flax module, `model(tokens [B L], mask [B L], positions [B K]) -> [B K V]`.
-    step: of the checkpoint.
+    config: Recipe of the run.
+    model: Flax module, `model(tokens [B L], mask [B L], positions [B K]) -> [B K V]`.
+    step: Step of the checkpoint.
   """
 
   def __init__(self, folder: str):
@@ -103,18 +96,18 @@ class LanguageModel(Model):
   def encode(self, texts: Texts) -> Float[np.ndarray, 'N D']:
     """Returns one vector per text: the mean of the encoder's vectors over its tokens.
 
-    `<s>` and `</s>` count, so that an empty text has a vector and the mean is that of a classifier
-    with pooling `mean`. Case does not matter. A text that is longer than the model reads loses its
-    end; standard error has the number of such texts.
+    The mean includes `<s>` and `</s>`, as in a classifier with pooling `mean`, so an empty text has
+    a vector. The tokenizer folds the case. Longer texts than the model reads are truncated, and
+    their number is logged.
 
     Args:
-      texts: strings, or a single string. No text gives an array `[0 D]`.
+      texts: A string or several. An empty list gives an array `[0 D]`.
 
     Returns:
-      float32, in the order of the texts.
+      Vectors in float32, in the order of the texts.
 
     Raises:
-      InputError: an argument is no text.
+      InputError: A value is not a string.
     """
     texts = _check_texts(texts, 'vectors')
     vectors = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
@@ -124,10 +117,7 @@ class LanguageModel(Model):
     examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
     sequences, truncated = task_data.encode_examples(examples, self.tokenizer, max_length)
     if truncated:
-      progress.log(
-        f'{truncated:,} of {len(texts):,} texts are longer than {max_length} tokens and lose their '
-        'end'
-      )
+      progress.log(f'truncated {truncated:,} of {len(texts):,} texts to {max_length} tokens')
     order = sorted(range(len(texts)), key=lambda i: len(sequences[i]))
     for first in range(0, len(texts), _ROWS_PER_BATCH):
       indices = order[first : first + _ROWS_PER_BATCH]
@@ -145,7 +135,7 @@ class LanguageModel(Model):
     """Returns the `best` most probable pieces for each `<mask>` of a text.
 
     Raises:
-      InputError: as `guess_pieces`.
+      InputError: As for `guess_pieces`.
     """
     return guess_pieces(self.model, self.tokenizer, _check_texts([text], 'guesses')[0], best)
 
@@ -161,7 +151,7 @@ def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
   """Returns the `best` most probable pieces for each `<mask>`, by the latest checkpoint of a run.
 
   Raises:
-    InputError: as `guess_pieces`.
+    InputError: As for `guess_pieces`.
   """
   _check_guesses(text, best)
   run = pretrained.load(source)
@@ -174,12 +164,12 @@ def guess_pieces(
   """Returns the `best` most probable pieces for each `<mask>` of a text.
 
   Raises:
-    InputError: the text has no `<mask>` or more tokens than the model reads, or `best` is below 1.
+    InputError: The text has no `<mask>` or too many tokens, or `best` is below 1.
   """
   _check_guesses(text, best)
   ids = [BEGIN_ID]
   for number, part in enumerate(tokenizer.fold(text).split(_MASK_MARKER)):
-    # A space before a mask is no piece.
+    # A space before a mask is not a piece.
     ids += [MASK_ID] * (number > 0) + tokenizer.encode([part.rstrip()])[0]
   ids.append(END_ID)
   if len(ids) > model.config.max_length:
@@ -190,12 +180,12 @@ def guess_pieces(
     )
   tokens = jnp.asarray([ids])
   positions = jnp.asarray(np.flatnonzero(np.asarray(ids) == MASK_ID))[None]
-  shares = np.asarray(jax.nn.softmax(model(tokens, tokens != PAD_ID, positions))[0])
-  # Neither a special piece nor an id past the tokenizer is a guess.
+  probabilities = np.asarray(jax.nn.softmax(model(tokens, tokens != PAD_ID, positions))[0])
+  # Guesses exclude special tokens and ids beyond the tokenizer.
   first = len(SPECIAL_TOKENS)
   return [
     Guess(hole, tokenizer.piece(first + i), float(row[i]))
-    for hole, row in enumerate(shares[:, first : tokenizer.size], 1)
+    for hole, row in enumerate(probabilities[:, first : tokenizer.size], 1)
     for i in np.argsort(-row)[:best].tolist()
   ]
 
@@ -204,18 +194,18 @@ def _check_guesses(text: str, best: int) -> None:
   if _MASK_MARKER not in text:
     raise InputError(
       f'guesses for {text!r}',
-      f'no {_MASK_MARKER} in it',
-      f'write {_MASK_MARKER} where a word is missing',
+      f'no {_MASK_MARKER}',
+      f'write {_MASK_MARKER} in place of a word',
     )
   if best < 1:
-    raise InputError(f'the best {best} guesses', 'a number below 1', 'give at least 1')
+    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
 
 
 class ClassifierModel(Model):
-  """A fine-tuned classifier, or a committee of several.
+  """Predicts with a fine-tuned classifier or a committee.
 
   Attributes:
-    members: the classifiers, each with its `card` (task, labels, shape, origin).
+    members: Classifiers; the `card` of each has its task, labels, shape and origin.
   """
 
   def __init__(self, folder: str, members: Committee, is_committee: bool):
@@ -230,30 +220,32 @@ class ClassifierModel(Model):
     return f'ClassifierModel({self.folder!r}: {number} of {card.task} ({labels}); {shape})'
 
   def predict(self, texts: Texts, pairs: Texts | None = None) -> list[dict[str, Any]]:
-    """Returns predictions as `predict_rows`; `pandas.DataFrame(model.predict(texts))` is a table.
+    """Returns predictions as from `predict_rows`; `pandas.DataFrame` makes a table of the list.
 
-    A text longer than those of the fine-tuning loses its end.
+    Texts are truncated to the maximum length of the fine-tuning.
 
     Args:
-      texts: strings, or a single string. No text gives an empty list.
-      pairs: for a task on pairs, the second text of each.
+      texts: A string or several. An empty list gives an empty list.
+      pairs: Second text of each example, for a task on pairs.
 
     Raises:
-      InputError: an argument is no text, or pairs are missing or unexpected.
+      InputError: A value is not a string, or pairs are missing or unexpected.
     """
     card, first = self.members[0].card, _check_texts(texts, 'labels')
     if card.reads_pairs != (pairs is not None):
       raise InputError(
         f'labels by {self.folder}',
         _describe_fields(card),
-        'give pairs too' if card.reads_pairs else 'leave pairs out',
+        'give pairs' if card.reads_pairs else 'remove pairs',
       )
     rows: list[tuple[str, ...]] = [(text,) for text in first]
     if pairs is not None:
       second = _check_texts(pairs, 'labels')
       if len(second) != len(first):
         raise InputError(
-          f'labels of {len(first)} texts', f'{len(second)} second texts', 'give one for each'
+          f'labels of {len(first)} texts',
+          f'{len(second)} pairs',
+          'give a second text for each text',
         )
       rows = list(zip(first, second, strict=True))
     return list(predict_rows(self._committee, rows, self._is_committee)) if rows else []
@@ -262,25 +254,29 @@ class ClassifierModel(Model):
 def predict(
   committee_folder: str, classifier_folder: str, text: str, text_pair: str, file: str
 ) -> list[dict[str, Any]]:
-  """Returns predictions, as `predict_rows`, for one text or for every row of a file.
+  """Returns predictions as from `predict_rows`, for a text or for every row of a file.
+
+  Exactly one model and one source of text must be given.
 
   Args:
-    committee_folder, classifier_folder: one of the two.
-    text: the first or only text; `text_pair` is the second.
-    file: instead of them, a table with the columns of the task (or, for one text, a column `text`);
-      other columns are ignored.
+    committee_folder: Folder of a committee, or ''.
+    classifier_folder: Folder of a classifier, or ''.
+    text: First or only text, or ''.
+    text_pair: Second text, for a task on pairs.
+    file: Table with the columns of the task or, for single texts, the column `text`; or ''.
 
   Raises:
-    InputError: not exactly one model or one source of text is given, or the file lacks a column.
+    InputError: The arguments do not name one model and one source of text, or the file lacks a
+      column.
   """
   if bool(committee_folder) == bool(classifier_folder):
-    both, neither = 'both --committee and --classifier', 'no --committee and no --classifier'
-    raise InputError('minilm predict', both if committee_folder else neither, 'give one of them')
+    fault = 'both flags' if committee_folder else 'neither --committee nor --classifier'
+    raise InputError('minilm predict', fault, 'give either --committee or --classifier')
   if bool(text.strip()) == bool(file) or file and text_pair:
     raise InputError(
       'minilm predict',
-      'a text beside --file' if file else 'no --text and no --file',
-      'give --text (of tasks on pairs also --text_pair), or --file',
+      'a text and --file' if file else 'neither --text nor --file',
+      'give --text, with --text_pair for a task on pairs, or --file',
     )
   if committee_folder:
     members = committee.load_committee(committee_folder)
@@ -298,18 +294,17 @@ def _parse_row(text: str, text_pair: str, card: Card) -> tuple[str, ...]:
     raise InputError(
       'minilm predict',
       _describe_fields(card),
-      'give --text and --text_pair' if card.reads_pairs else 'leave --text_pair out',
+      'give --text and --text_pair' if card.reads_pairs else 'remove --text_pair',
     )
   return (text, text_pair) if card.reads_pairs else (f'{text} {text_pair}' if text_pair else text,)
 
 
 def _describe_fields(card: Card) -> str:
-  fields = f'pairs: {" and ".join(card.fields)}' if card.reads_pairs else 'one text'
-  return f'{card.task} is about {fields}'
+  return f'{card.task}, a task on {"pairs" if card.reads_pairs else "single texts"}'
 
 
 def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
-  """Yields the one or two texts of each row of a table."""
+  """Yields the texts of each row of a table."""
   path = epath.Path(file).expanduser()
   if not path.is_file():
     raise InputError(
@@ -336,11 +331,11 @@ def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
 def predict_rows(
   members: Committee, rows: Sequence[tuple[str, ...]], is_committee: bool
 ) -> Iterator[dict[str, Any]]:
-  """Yields a prediction for each row of one or two texts; there must be one.
+  """Yields a prediction for each row of one or two texts; `rows` must not be empty.
 
-  Each has `text` (and `pair`), `label`, `probability`, and `probabilities` by label. Those of a
-  committee are by the mean probability; `mean_logit` has label and probabilities by the mean logit,
-  and `votes` the number of members for each label. A regression has only `value`.
+  A prediction has `text` (and `pair`), `label`, `probability`, and `probabilities` by label; a
+  regression has `value` instead. A committee combines members by the mean probability. The field
+  `mean_logit` has label and probabilities by the mean logit, and `votes` counts members by label.
   """
   card = members.members[0].card
   first, *second = zip(*rows, strict=True)
@@ -373,7 +368,7 @@ def _describe_output(probabilities: Float[np.ndarray, 'C'], card: Card) -> dict[
   }
 
 
-def prediction_tables(predictions: list[dict[str, Any]]) -> list[rich_table.Table]:
+def make_prediction_tables(predictions: list[dict[str, Any]]) -> list[rich_table.Table]:
   """Returns a table with one row per text."""
   headings = ['value'] if 'value' in predictions[0] else ['label', 'probability']
   if 'votes' in predictions[0]:
@@ -381,8 +376,8 @@ def prediction_tables(predictions: list[dict[str, Any]]) -> list[rich_table.Tabl
   table = rich_table.Table('text', *headings)
   for row in predictions:
     text = ' / '.join(row[name] for name in ('text', 'pair') if name in row)
-    if len(text) > _MAX_SHOWN_CHARACTERS:
-      text = f'{text[: _MAX_SHOWN_CHARACTERS - 3]}...'
+    if len(text) > _MAX_TEXT_CHARS:
+      text = f'{text[: _MAX_TEXT_CHARS - 3]}...'
     cells = (
       [f'{row["value"]:.3f}'] if 'value' in row else [row['label'], f'{row["probability"]:.3f}']
     )
@@ -394,15 +389,15 @@ def prediction_tables(predictions: list[dict[str, Any]]) -> list[rich_table.Tabl
   return [table]
 
 
-def _check_texts(texts: Any, wanted: str) -> list[str]:
+def _check_texts(texts: Any, purpose: str) -> list[str]:
   if isinstance(texts, str) or not isinstance(texts, Iterable):
     texts = [texts]
   texts = list(texts)
   for number, text in enumerate(texts):
     if not isinstance(text, str):
       raise InputError(
-        f'{wanted} of {len(texts)} texts',
-        f'number {number} is {text!r} ({type(text).__name__})',
+        f'{purpose} of {len(texts)} texts',
+        f'{text!r} ({type(text).__name__}) at index {number}',
         'give strings',
       )
   return texts
@@ -417,7 +412,7 @@ def _describe_shape(config: EncoderConfig) -> str:
 
 
 def load_model(folder: epath.PathLike, trusted: str) -> Model:
-  """Opens a model as `minilm_jax.load` describes."""
+  """Opens a model; see `minilm_jax.load`."""
   recipe.allow_modules(trusted)
   path = epath.Path(folder).expanduser()
   if (path / classifier.CARD_FILE).exists():

@@ -2,16 +2,16 @@
 
     PLL(s) = sum_t log p(s_t | s without s_t)              (Salazar et al., 2020; variant `original`)
 
-A token inside a word is easy to predict from the rest of the word, which favours rare words of many
-pieces. The variant `within-word` (Kauf & Ivanova, 2023) also masks the later tokens of the word. A
-word begins at a piece with SentencePiece's mark of a space, so that punctuation without a space
-belongs to the word before it. Every token costs one row of the encoder; none is sampled.
+A token inside a word is easy to predict from the other tokens of the word. The original variant
+thus favours rare words of many pieces. The variant `within-word` (Kauf & Ivanova, 2023) also masks
+the later tokens of the word. A word begins at a piece with SentencePiece's space symbol, so punctuation without a space
+belongs to the preceding word. Every token is scored with an encoder row of its own.
 
-Bits per word and per byte compare models of different vocabularies: whole words of corpus rows are
-masked at random and all their tokens predicted.
+Bits per word and per byte compare models with different vocabularies. Random full words of corpus
+rows are masked, and the model predicts all their tokens.
 
-Rows of similar length share a program, and every device takes its share of them. Logits exist for
-one block of rows at a time.
+Rows of similar length share a program, and rows are sharded over devices. Logits exist for one
+block of rows at a time.
 """
 
 import functools
@@ -34,16 +34,16 @@ from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import pretrained, sharding
 
 PLL_VARIANTS = ('within-word', 'original')
-_LENGTH_STEP = 8  # row lengths are rounded up to a multiple of it
+_LENGTH_MULTIPLE = 8  # of row lengths, so that few shapes are compiled
 _MIN_ROWS_PER_DEVICE, _MAX_ROWS_PER_DEVICE = 16, 8192  # of one call
-# Tokens in the encoder at once; cpu is measured, the others are estimates.
+# Tokens of an encoder call: measured on a CPU, estimated for accelerators.
 _TOKENS_PER_BLOCK = {'cpu': 1 << 11, 'gpu': 1 << 17, 'tpu': 1 << 17}
-# (rate, seed) of masked words: the first gives the result, the others its sensitivity.
+# Rate and seed of masked words. The first pair gives the result, the others its sensitivity.
 _WORD_MASKS = ((0.15, 0), (0.05, 0), (0.3, 0), (0.15, 1), (0.15, 2))
 _WORD_ROWS_PER_DEVICE, _POSITIONS_PER_ROW = 32, 24  # of one call
 _SPACE = '\u2581'
 
-# Scores of a device's share of rows, which are a tuple of arrays.
+# Returns scores of the rows of a device; rows are a tuple of arrays.
 RowScorer = Callable[[MaskedLanguageModel, Any], Float[Array, 'N *K']]
 
 
@@ -51,20 +51,20 @@ def check_variant(variant: str) -> None:
   """Raises InputError for a name that is not in `PLL_VARIANTS`."""
   if variant not in PLL_VARIANTS:
     raise InputError(
-      f'the likelihood {variant!r}', 'no such kind', suggest_name(variant, PLL_VARIANTS)
+      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
     )
 
 
-def pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[str, Any]:
+def measure_pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[str, Any]:
   """Returns exp(-PLL / tokens) of the lines of a text, by the latest checkpoint of a run.
 
   Raises:
-    InputError: the variant is unknown, the text is empty, or a line is longer than the model reads.
+    InputError: The variant is unknown, the text is empty, or a line exceeds the model's length.
   """
   check_variant(variant)
   if not text.strip():
     raise InputError(
-      'the likelihood of a text', 'an empty one', "give words, as in --text='the dog sleeps .'"
+      'the likelihood of a text', 'an empty text', "give words, as in --text='the dog sleeps .'"
     )
   run = pretrained.load(source)
   lines = encode_sentences(
@@ -73,7 +73,7 @@ def pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[s
     run.config.model.max_length,
   )
   tokens, unknown = count_tokens(lines)
-  scores = pseudo_log_likelihoods(run.model, lines, run.tokenizer.starts_word(), variant)
+  scores = compute_pseudo_log_likelihoods(run.model, lines, run.tokenizer.starts_word(), variant)
   total = math.fsum(scores.tolist())
   return {
     'pseudo_perplexity': math.exp(-total / tokens),
@@ -87,18 +87,18 @@ def pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[s
 
 
 def count_tokens(sentences: Sequence[Sequence[int]]) -> tuple[int, int]:
-  """Returns the number of tokens, and of those that are `<unk>`."""
+  """Returns the number of tokens, and the number of `<unk>` tokens."""
   return sum(map(len, sentences)), sum(list(ids).count(UNKNOWN_ID) for ids in sentences)
 
 
 def encode_sentences(
   texts: Sequence[str], tokenizer: Tokenizer, max_length: int
 ) -> list[list[int]]:
-  """Returns the ids of each text, in the tokenizer's case and without special pieces.
+  """Returns the ids of each text, in the tokenizer's case and without special tokens.
 
   Raises:
-    InputError: a text does not fit into rows of `max_length` tokens, two of which are `<s>` and
-      `</s>`; names the longest.
+    InputError: A text has more than `max_length` tokens with `<s>` and `</s>`; the error names the
+      longest text.
   """
   sentences = [list(ids) for ids in tokenizer.encode([tokenizer.fold(text) for text in texts])]
   longest = max(range(len(texts)), key=lambda i: len(sentences[i]), default=None)
@@ -106,48 +106,50 @@ def encode_sentences(
     text = texts[longest] if len(texts[longest]) <= 200 else texts[longest][:200] + '...'
     raise InputError(
       f'the likelihood of {text!r}',
-      f'{len(sentences[longest])} tokens, and the model reads {max_length - 2} between <s> and </s>',
-      'shorten or leave out what is longer, or take a model of longer rows',
+      f'{len(sentences[longest])} tokens; the model reads {max_length - 2} between <s> and </s>',
+      'shorten or remove longer texts, or use a model with longer rows',
     )
   return sentences
 
 
-def pseudo_log_likelihoods(
+def compute_pseudo_log_likelihoods(
   model: MaskedLanguageModel,
   sentences: Sequence[Sequence[int]],
   starts_word: Sequence[bool],
   variant: str,
   update: Callable[[int], None] = lambda tokens: None,
 ) -> Float32[np.ndarray, 'N']:
-  """Returns the pseudo-log-likelihood of each sentence, in nats; repeated sentences are scored once.
+  """Returns the pseudo-log-likelihood of each sentence in nats; repeated sentences are scored once.
 
-  Token scores are added exactly and rounded once, so that equal scores in another order are a tie.
+  Token scores are added exactly and rounded once, so sentences with permuted scores are tied.
 
   Args:
-    model: reads rows two tokens longer than the longest sentence.
-    sentences: ids without special pieces, which surround each sentence and are never scored.
-    starts_word: whether each id begins a word (`Tokenizer.starts_word`).
-    variant: one of `PLL_VARIANTS`.
-    update: called after every batch with the number of scored tokens.
+    model: Model that reads rows two tokens longer than the longest sentence.
+    sentences: Ids without special tokens. `<s>` and `</s>` are added and not scored.
+    starts_word: Whether each id begins a word (`Tokenizer.starts_word`).
+    variant: One of `PLL_VARIANTS`.
+    update: Function of the number of scored tokens, called after every batch.
 
   Raises:
-    InputError: the variant is unknown, or a score is not finite.
+    InputError: The variant is unknown, or a score is not finite.
   """
   check_variant(variant)
   index = {sentence: i for i, sentence in enumerate(dict.fromkeys(map(tuple, sentences)))}
   distinct, scores, num_scored = list(index), np.zeros(len(index), np.float32), 0
   buckets: dict[int, list[int]] = {}
   for i, sentence in enumerate(distinct):
-    length = -(-(len(sentence) + 2) // _LENGTH_STEP) * _LENGTH_STEP
+    length = -(-(len(sentence) + 2) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
     buckets.setdefault(min(length, model.config.max_length), []).append(i)
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
   model = jax.device_put(model, sharding.replicated(mesh))
   for length, bucket in sorted(buckets.items()):
-    tokens = _pad([distinct[i] for i in bucket], length)
+    tokens = _pad_sentences([distinct[i] for i in bucket], length)
     owner, first = np.nonzero(_is_ordinary(tokens))
     within_word = variant == 'within-word'
-    end = _word_ends(tokens, np.asarray(starts_word))[owner, first] if within_word else first + 1
-    batch_size = mesh.devices.size * _rows_per_device(-(-len(owner) // mesh.devices.size))
+    end = (
+      _find_word_ends(tokens, np.asarray(starts_word))[owner, first] if within_word else first + 1
+    )
+    batch_size = mesh.devices.size * _choose_batch_rows(-(-len(owner) // mesh.devices.size))
     arrays = tokens, owner, first.astype(np.int32), end.astype(np.int32)
     token_scores: list[float] = []
     for batch in _score_in_batches(_score_tokens, model, mesh, arrays, batch_size):
@@ -159,18 +161,18 @@ def pseudo_log_likelihoods(
   if not np.isfinite(scores).all():
     raise InputError(
       'finite likelihoods',
-      f'{np.sum(~np.isfinite(scores)):,} of {len(scores):,} sentences have none',
-      'the model has diverged: give an earlier checkpoint, or train it anew at a lower rate',
+      f'non-finite likelihoods of {np.sum(~np.isfinite(scores)):,} of {len(scores):,} sentences',
+      'give an earlier checkpoint, or train again with a lower learning rate',
     )
   return scores[[index[tuple(sentence)] for sentence in sentences]]
 
 
-def _rows_per_device(rows: int) -> int:
-  """Returns a power of two within bounds, so that few shapes are compiled."""
+def _choose_batch_rows(rows: int) -> int:
+  """Returns the next power of two within bounds, so that few shapes are compiled."""
   return min(_MAX_ROWS_PER_DEVICE, max(_MIN_ROWS_PER_DEVICE, 1 << (rows - 1).bit_length()))
 
 
-def _pad(sentences: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, 'N L']:
+def _pad_sentences(sentences: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, 'N L']:
   """Returns rows of `<s> sentence </s>` and pads."""
   tokens = np.full((len(sentences), length), PAD_ID, np.int32)
   for row, ids in zip(tokens, sentences, strict=True):
@@ -182,10 +184,10 @@ def _is_ordinary(tokens: Integer[np.ndarray, 'N L']) -> Bool[np.ndarray, 'N L']:
   return ~np.isin(tokens, (BEGIN_ID, PAD_ID, END_ID))
 
 
-def _word_ends(
+def _find_word_ends(
   tokens: Int[np.ndarray, 'N L'], starts_word: Bool[np.ndarray, 'V']
 ) -> Int[np.ndarray, 'N L']:
-  """Returns for each position the end of its word: the next one that begins a word, or `</s>`."""
+  """Returns the end of the word at each position: the next word start, or the index of `</s>`."""
   length = tokens.shape[1]
   begins = np.where(starts_word[tokens] | ~_is_ordinary(tokens), np.arange(length)[None], length)
   next_begin = np.minimum.accumulate(begins[:, ::-1], axis=1)[:, ::-1]  # at the position or later
@@ -199,9 +201,14 @@ def _score_in_batches(
   arrays: tuple[Int[np.ndarray, 'S L'], Int[np.ndarray, 'N'], *tuple[np.ndarray, ...]],
   batch_size: int,
 ) -> Iterator[Float32[np.ndarray, 'n *K']]:
-  """Yields scores of rows, `batch_size` at a time; a last batch is filled up to the same shape.
+  """Yields the scores of N items in batches of equal shape.
 
-  `arrays` are rows of tokens, the row of each of N items, and further arrays with an axis of items.
+  Args:
+    score: Scoring function of a device.
+    model: Model, replicated over the mesh.
+    mesh: Mesh with the axis `data`.
+    arrays: Rows of tokens, the row index of each item, and further arrays `[N ...]`.
+    batch_size: Number of items of a batch.
   """
   tokens, owner, *others = arrays
   split_rows = NamedSharding(mesh, PartitionSpec('data'))
@@ -223,7 +230,7 @@ def _score_sharded(score: RowScorer, model: MaskedLanguageModel, rows: Any, mesh
 def _score_tokens(
   model: MaskedLanguageModel, rows: tuple[Int[Array, 'N L'], Int[Array, 'N'], Int[Array, 'N']]
 ) -> Float[Array, 'N']:
-  """Returns the log-probability of the token at `first`, with `first` to before `end` masked."""
+  """Returns the log-probability of the token at `first` with the positions [first, end) masked."""
   kernel, bias = model.output_weights()
 
   def score_block(
@@ -234,7 +241,7 @@ def _score_tokens(
     masked = (position >= first[:, None]) & (position < end[:, None])
     x = model.features(jnp.where(masked, MASK_ID, tokens), tokens != PAD_ID, first[:, None])[:, 0]
     target = jnp.take_along_axis(tokens, first[:, None], axis=1)[:, 0]
-    return log_probabilities(x, kernel, bias, target)
+    return compute_log_probabilities(x, kernel, bias, target)
 
   tokens = rows[0]
   block_tokens = _TOKENS_PER_BLOCK[jax.default_backend()]
@@ -244,21 +251,19 @@ def _score_tokens(
   ).ravel()
 
 
-def log_probabilities(
+def compute_log_probabilities(
   x: Float[Array, 'B D'],
   kernel: Float[Array, 'D V'],
   bias: Float[Array, 'V'],
   targets: Int[Array, 'B'],
 ) -> Float[Array, 'B']:
-  """Returns log softmax(x K + b) at the target of each row, in float32.
-
-  Logits exist for one block of rows at a time.
+  """Returns log softmax(x K + b) at the target of each row in float32, block by block.
 
   Args:
-    x: input of the output projection, in the type of the product.
-    kernel: of the output projection.
-    bias: of the output projection, added in float32.
-    targets: ids.
+    x: Input of the output projection, in the dtype of the product.
+    kernel: Kernel of the output projection.
+    bias: Bias of the output projection, added in float32.
+    targets: Ids of the target tokens.
   """
   kernel = kernel.astype(x.dtype)
 
@@ -276,16 +281,16 @@ def log_probabilities(
 def measure_bits(
   model: MaskedLanguageModel, tokens: Integer[np.ndarray, 'N L'], tokenizer: Tokenizer, mesh: Mesh
 ) -> dict[str, Any]:
-  """Returns bits per word and byte on rows, and under `word_masks` those of each rate and seed.
+  """Returns bits per word and byte on rows, and `word_masks`, the results of each rate and seed.
 
   Args:
-    model: replicated over the mesh.
-    tokens: rows of a corpus.
-    tokenizer: of the corpus.
-    mesh: its axis `data` shares the rows.
+    model: Model, replicated over the mesh.
+    tokens: Rows of a corpus.
+    tokenizer: Tokenizer of the corpus.
+    mesh: Mesh with the axis `data`, over which rows are sharded.
 
   Raises:
-    InputError: the rows hold no word to mask.
+    InputError: The rows have no word to mask.
   """
   words = number_words(tokens, np.asarray(tokenizer.starts_word()))
   pieces = [tokenizer.piece(i).replace(_SPACE, ' ') for i in range(tokenizer.size)]
@@ -295,11 +300,11 @@ def measure_bits(
     masked = mask_words(words, rate, seed)
     if not masked.any():
       raise InputError(
-        f'bits per word of {len(tokens):,} rows', 'no word to hide', 'give a split with more text'
+        f'bits per word of {len(tokens):,} rows', 'no word to mask', 'give a split with more text'
       )
     word_ids = np.stack([np.nonzero(masked)[0], words[masked]])
     num_words, num_bytes = np.unique(word_ids, axis=1).shape[1], piece_bytes[tokens[masked]].sum()
-    nats = -math.fsum(word_log_probabilities(model, tokens, masked, mesh).tolist())
+    nats = -math.fsum(compute_word_log_probabilities(model, tokens, masked, mesh).tolist())
     bits = nats / math.log(2)
     results.append(
       {
@@ -319,9 +324,9 @@ def measure_bits(
 def number_words(
   tokens: Integer[np.ndarray, 'N L'], starts_word: Bool[np.ndarray, 'V']
 ) -> Int[np.ndarray, 'N L']:
-  """Returns the number of each position's word in its row, from 1; 0 outside words.
+  """Returns the word number of each position in its row, from 1; 0 outside words.
 
-  The last word of a full row is 0 too, for it may be cut off.
+  The last word of a full row may be incomplete and also has number 0.
   """
   ordinary = _is_ordinary(tokens)
   words = np.where(ordinary, np.cumsum(starts_word[tokens] & ordinary, axis=1), 0)
@@ -330,7 +335,7 @@ def number_words(
 
 
 def mask_words(words: Int[np.ndarray, 'N L'], rate: float, seed: int) -> Bool[np.ndarray, 'N L']:
-  """Returns the masked positions: word n of row r by draw n of the generator of (seed, r)."""
+  """Returns the masked positions; draw n of the generator for (seed, r) decides word n of row r."""
   masked = np.zeros(words.shape, bool)
   for row, numbers in enumerate(words):
     drawn = np.random.default_rng((seed, row)).random(numbers.max() + 1) < rate
@@ -338,34 +343,34 @@ def mask_words(words: Int[np.ndarray, 'N L'], rate: float, seed: int) -> Bool[np
   return masked
 
 
-def word_log_probabilities(
+def compute_word_log_probabilities(
   model: MaskedLanguageModel,
   tokens: Integer[np.ndarray, 'N L'],
   masked: Bool[np.ndarray, 'N L'],
   mesh: Mesh,
 ) -> Float32[np.ndarray, 'M']:
-  """Returns the log-probability of each masked token, with all masked tokens of its row masked."""
+  """Returns the log-probability of each masked token; all masked tokens of a row are hidden."""
   row, column = np.nonzero(masked)
-  place = np.arange(len(row)) - np.searchsorted(row, row)  # among the masked tokens of its row
-  # A row with more masked tokens than fit is scored several times, so that all have one shape.
-  first = np.flatnonzero(place % _POSITIONS_PER_ROW == 0)
+  index_in_row = np.arange(len(row)) - np.searchsorted(row, row)
+  # A row with more masked tokens than positions is scored in parts, so that shapes are equal.
+  first = np.flatnonzero(index_in_row % _POSITIONS_PER_ROW == 0)
   owner, part = row[first], np.searchsorted(first, np.arange(len(row)), side='right') - 1
   positions = np.zeros((len(first), _POSITIONS_PER_ROW), np.int32)
-  positions[part, place % _POSITIONS_PER_ROW] = column
+  positions[part, index_in_row % _POSITIONS_PER_ROW] = column
   batch_size = mesh.devices.size * _WORD_ROWS_PER_DEVICE
   arrays = tokens, owner, masked[owner], positions
   scores = list(_score_in_batches(_score_positions, model, mesh, arrays, batch_size))
-  return np.concatenate(scores)[part, place % _POSITIONS_PER_ROW]
+  return np.concatenate(scores)[part, index_in_row % _POSITIONS_PER_ROW]
 
 
 def _score_positions(
   model: MaskedLanguageModel,
   rows: tuple[Int[Array, 'N L'], Bool[Array, 'N L'], Int[Array, 'N K']],
 ) -> Float[Array, 'N K']:
-  """Returns the log-probability of the token at each position, with all masked tokens masked."""
+  """Returns the log-probability of the token at each position."""
   tokens, masked, positions = rows
   x = model.features(jnp.where(masked, MASK_ID, tokens), tokens != PAD_ID, positions)
   targets = jnp.take_along_axis(tokens, positions, axis=1)
   kernel, bias = model.output_weights()
-  scores = log_probabilities(x.reshape(-1, x.shape[-1]), kernel, bias, targets.ravel())
+  scores = compute_log_probabilities(x.reshape(-1, x.shape[-1]), kernel, bias, targets.ravel())
   return scores.reshape(positions.shape)

@@ -1,9 +1,9 @@
-"""Minimal pairs: the share of pairs whose acceptable sentence a model scores higher (BLiMP).
+"""Scores minimal pairs: the share of pairs with a higher score of the acceptable sentence (BLiMP).
 
-An accuracy is the mean over paradigms, as in BLiMP. A tie, two scores that are the same float32
-number, counts one half, so that a model without knowledge has 0.5. The baseline `frequency` scores a
-sentence by the sum of its log unigram probabilities. Pairs are read from BLiMP as published, from
-BLiMP as TFDS prepares it, or from any table of that form.
+Accuracies are means over paradigms, as in BLiMP. Ties, two equal float32 scores, count one half, so
+random scores have an accuracy of 0.5. The baseline `frequency` scores a sentence by the sum of its
+log unigram probabilities. Sources of pairs are the published files of BLiMP, a data_dir of TFDS, and
+any table with the same columns.
 """
 
 import collections
@@ -31,10 +31,10 @@ from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 from minilm_jax.training.pretrained import Pretrained
 
-ALL_PARADIGMS = 'all'  # the mean over all paradigms; no phenomenon may have this name
+ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
 _TABLE_FORMATS = tuple(name for name in readers.FORMATS if name not in ('txt', 'json'))
 _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
-# The first of these columns that a row has.
+# The first column that a row has is used.
 _PARADIGM_COLUMNS = ('paradigm', 'UID')
 _PHENOMENON_COLUMNS = ('phenomenon', 'linguistics_term')
 _NEVER_SCORED = (BEGIN_ID, PAD_ID, END_ID, MASK_ID)
@@ -44,7 +44,7 @@ PairScorer = Callable[[Sequence[Sequence[int]]], Float32[np.ndarray, 'N']]
 
 @dataclasses.dataclass(frozen=True)
 class MinimalPair:
-  """Two sentences that differ in one respect; speakers accept the first."""
+  """Stores an acceptable and an unacceptable sentence that differ minimally."""
 
   good: str
   bad: str
@@ -55,20 +55,20 @@ class MinimalPair:
 def read_pairs(source: epath.PathLike) -> list[MinimalPair]:
   """Returns the pairs of a table, of a folder of tables, or of `blimp/*` in a data_dir of TFDS.
 
-  A missing name of a paradigm is that of its file; of a phenomenon, that of its paradigm.
+  Paradigms without a name have the name of their file, and phenomena that of their paradigm.
 
   Raises:
-    InputError: the source does not exist, a file is damaged or empty, a column is missing, or a
-      sentence is no text.
+    InputError: The source does not exist, a file is damaged or empty, a column is missing, or a
+      sentence is not text.
   """
   return [pair for table, rows in _open_tables(source)[1] for pair in _parse_pairs(table, rows)]
 
 
 def name_pair_set(source: epath.PathLike) -> str:
-  """Returns `blimp` for a data_dir of TFDS, else the name of the file or folder without endings.
+  """Returns 'blimp' for a data_dir of TFDS, else the name of the file or folder without suffixes.
 
   Raises:
-    InputError: the source does not exist.
+    InputError: The source does not exist.
   """
   return _open_tables(source)[0]
 
@@ -78,13 +78,13 @@ def _open_tables(
 ) -> tuple[str, list[tuple[str, Iterator[dict[str, Any]]]]]:
   """Returns the name of a set, and the name and rows of each of its tables."""
   path = epath.Path(source).expanduser()
-  asked = f'minimal pairs in {source}'
+  subject = f'minimal pairs in {source}'
   if not str(source) or not path.exists():
     raise InputError(
-      asked,
+      subject,
       'no such file or folder',
-      f'give a table with {" and ".join(_SENTENCE_COLUMNS)}, a folder of '
-      'tables, or a data_dir where TFDS prepared blimp',
+      f'give a table with {" and ".join(_SENTENCE_COLUMNS)}, a folder of tables, or a data_dir of '
+      'TFDS with blimp',
     )
   is_folder = path.is_dir()
   tables = [path]
@@ -93,17 +93,19 @@ def _open_tables(
       file for file in path.iterdir() if readers.detect_format(file) in _TABLE_FORMATS
     )
   if tables:
-    name = (path.name or 'pairs') if is_folder else _stem(path)
-    return name, [(_stem(file), documents.read_table_rows(str(file), 'strict')) for file in tables]
+    name = (path.name or 'pairs') if is_folder else _strip_suffixes(path)
+    return name, [
+      (_strip_suffixes(file), documents.read_table_rows(str(file), 'strict')) for file in tables
+    ]
   root = path.parent if path.name == 'blimp' else path
   infos = (root / 'blimp').glob('*/*/dataset_info.json')
   paradigms = sorted({info.parent.parent.name for info in infos})
   if not paradigms:
-    names = ', '.join(sorted(file.name for file in path.iterdir())[:10]) or 'nothing'
+    names = ', '.join(sorted(file.name for file in path.iterdir())[:10]) or '(none)'
     raise InputError(
-      asked,
-      f'neither a table nor blimp as TFDS prepares it; there: {names}',
-      f'tables are .{", .".join(_TABLE_FORMATS)}',
+      subject,
+      f'neither a table nor blimp as TFDS prepares it; the files are {names}',
+      f'give tables in the formats .{", .".join(_TABLE_FORMATS)}',
     )
   return 'blimp', [
     (paradigm, documents.read_tfds_rows(f'blimp/{paradigm}', 'train', str(root)))
@@ -111,7 +113,7 @@ def _open_tables(
   ]
 
 
-def _stem(path: epath.Path) -> str:
+def _strip_suffixes(path: epath.Path) -> str:
   return path.name.partition('.')[0] or path.name
 
 
@@ -120,22 +122,24 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
   for number, row in enumerate(rows, 1):
     where = f'row {number:,} of {table}'
     good, bad = (_parse_sentence(row, column, where) for column in _SENTENCE_COLUMNS)
-    paradigm = _first_value(row, _PARADIGM_COLUMNS) or table
-    phenomenon = _first_value(row, _PHENOMENON_COLUMNS) or paradigm
+    paradigm = _find_value(row, _PARADIGM_COLUMNS) or table
+    phenomenon = _find_value(row, _PHENOMENON_COLUMNS) or paradigm
     if match := schema.NO_TEXT.search(paradigm + phenomenon):
       raise InputError(
-        f'a name in {where}', f'U+{ord(match[0]):04X}, which is no text', 'name it otherwise'
+        f'a name in {where}',
+        f'the character U+{ord(match[0]):04X}, which is not text',
+        'change the name',
       )
     if phenomenon == ALL_PARADIGMS:
       raise InputError(
-        f'a phenomenon {phenomenon!r}',
-        f'{where} has it',
-        'name it otherwise: it is the mean over all',
+        f'{where}',
+        f'the phenomenon {phenomenon!r}, a name reserved for the mean over paradigms',
+        'change the name of the phenomenon',
       )
     yield MinimalPair(good, bad, paradigm, phenomenon)
   if not number:
     raise InputError(
-      f'minimal pairs in {table}', 'no row', f'give rows with {" and ".join(_SENTENCE_COLUMNS)}'
+      f'minimal pairs in {table}', 'no rows', f'give rows with {" and ".join(_SENTENCE_COLUMNS)}'
     )
 
 
@@ -149,18 +153,18 @@ def _parse_sentence(row: Mapping[str, Any], column: str, where: str) -> str:
   value = row[column]
   if not isinstance(value, str) or not value.strip() or schema.NO_TEXT.search(value):
     raise InputError(
-      f'a sentence in {column!r}', f'{value!r} in {where}', 'give text, or leave the row out'
+      f'a sentence in {column!r}', f'{value!r} in {where}', 'give text, or remove the row'
     )
   return value
 
 
-def _first_value(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+def _find_value(row: Mapping[str, Any], columns: Sequence[str]) -> str:
   values = (row[column] for column in columns if column in row)
   return next((str(value) for value in values if value not in (None, '')), '')
 
 
 def wilson_interval(share: float, n: float) -> tuple[float, float]:
-  """Returns Wilson's 95% interval of a share of `n` cases, inside [0, 1] and never of width 0.
+  """Returns Wilson's 95% interval of a share of `n` cases, inside [0, 1] and with positive width.
 
   >>> [round(end, 3) for end in wilson_interval(0.5, 100)]
   [0.404, 0.596]
@@ -168,14 +172,14 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
   z = float(stats.norm.ppf((1 + metrics.CONFIDENCE) / 2))
   middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
   low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
-  # At 0 and 1 rounding would leave the share outside.
+  # Rounding could exclude a share of 0 or 1 from its interval.
   return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
 def award_points(
   good: Float32[np.ndarray, 'N'], bad: Float32[np.ndarray, 'N']
 ) -> Float[np.ndarray, 'N']:
-  """Returns 1 where the good sentence has the higher score, 1/2 for a tie, else 0."""
+  """Returns 1 for a higher score of the good sentence, 1/2 for a tie, else 0."""
   return np.where(good == bad, 0.5, (good > bad).astype(np.float64))
 
 
@@ -184,20 +188,19 @@ def summarize_pairs(
   points: Float[np.ndarray, 'N'],
   frequency_points: Float[np.ndarray, 'N'] | None,
 ) -> dict[str, Any]:
-  """Returns the accuracy of each paradigm, each phenomenon and all, as means over paradigms.
+  """Returns accuracies of each paradigm, each phenomenon and all pairs, as means over paradigms.
 
-  The interval is Wilson's for P^2 / sum_p (1 / n_p) pairs of P paradigms, as many as make a mean of
-  shares that precise. It covers other pairs of the same paradigms, and is slightly too wide where
-  these differ.
+  Intervals are Wilson's for the effective number of pairs P^2 / sum_p (1 / n_p) of P paradigms.
+  They cover other pairs of the same paradigms, and are slightly too wide if paradigms differ.
 
   Args:
-    pairs: the pairs.
-    points: of each pair, by `award_points`.
-    frequency_points: of each pair by word frequency, if that is known.
+    pairs: Minimal pairs.
+    points: Points of each pair (`award_points`).
+    frequency_points: Points of each pair by word frequency, or None.
 
   Returns:
-    'all', and under 'phenomena' and 'paradigms' one dict each: 'value', 'low', 'high', 'pairs',
-    'paradigms', 'ties' (their share) and 'frequency' (accuracy, or None).
+    A dict for 'all', and lists of dicts under 'phenomena' and 'paradigms'. Each dict has 'value',
+    'low', 'high', 'pairs', 'paradigms', 'ties' (a share) and 'frequency' (an accuracy or None).
   """
   members: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
   for number, pair in enumerate(pairs):
@@ -239,13 +242,13 @@ def compare_pairs(
   score: PairScorer,
   unigrams: Float64[np.ndarray, 'V'] | None,
 ) -> dict[str, Any]:
-  """Scores both sentences of all pairs and summarizes.
+  """Scores both sentences of all pairs and summarizes the results.
 
   Args:
-    pairs: the pairs.
-    sentences: ids of all good sentences, then of all bad ones.
-    score: returns a number for each sentence, higher where it is more probable.
-    unigrams: log-probability of each piece; None omits the baseline.
+    pairs: Minimal pairs.
+    sentences: Ids of all good sentences, then of all bad sentences.
+    score: Function that returns a score for each sentence; probable sentences have high scores.
+    unigrams: Log-probability of each piece; None omits the baseline.
   """
 
   def split_points(scores: Float32[np.ndarray, 'M']) -> Float[np.ndarray, 'N']:
@@ -265,13 +268,15 @@ def compare_pairs(
   }
 
 
-def unigram_log_probabilities(folder: epath.PathLike, size: int) -> Float64[np.ndarray, 'V']:
-  """Returns log((count + 1) / (total + pieces)) of each piece in the training split of a corpus.
+def compute_unigram_log_probabilities(
+  folder: epath.PathLike, size: int
+) -> Float64[np.ndarray, 'V']:
+  """Returns log((count + 1) / (total + V)) of each piece in the training split of a corpus.
 
-  Special pieces do not count.
+  Counts exclude `<s>`, `</s>`, `<pad>` and `<mask>`.
 
   Raises:
-    InputError: the folder is no corpus, or a damaged one.
+    InputError: The folder is not a corpus, or the corpus is damaged.
   """
   counts = np.zeros(size, np.int64)
   for shard in corpus.CorpusFiles(folder, 'train').shards:
@@ -291,19 +296,19 @@ def evaluate_pairs(
   """Scores minimal pairs by the latest checkpoint of a run.
 
   Args:
-    source: the pre-training run.
-    pair_source: argument of `read_pairs`.
-    variant: one of `likelihood.PLL_VARIANTS`.
-    corpus_folder: of the run's corpus, for word frequencies; '' is the recorded place, and a corpus
-      that is not there is left out.
-    workdir: of config.json, scores.jsonl and result.json; '' writes nothing.
+    source: Pre-training run.
+    pair_source: File or folder of pairs, as for `read_pairs`.
+    variant: One of `likelihood.PLL_VARIANTS`.
+    corpus_folder: Corpus of the run, for word frequencies. '' is the recorded folder; if that folder
+      is missing, the baseline is omitted.
+    workdir: Directory for config.json, scores.jsonl and result.json; '' writes no files.
 
   Returns:
-    The result of `compare_pairs`, with the settings.
+    The result of `compare_pairs` and the settings.
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: pairs, run or corpus cannot be used, or a sentence is longer than the model reads.
+    LockedError: Another process uses the work directory.
+    InputError: Pairs, run or corpus are invalid, or a sentence exceeds the model's length.
   """
   likelihood.check_variant(variant)
   source = epath.Path(source)
@@ -330,7 +335,7 @@ def evaluate_pairs(
 
   if not workdir:
     return measure()
-  # A finished work directory needs no lock: it may be read-only.
+  # A finished work directory may be read-only, so no lock is taken.
   finished = (epath.Path(workdir) / run_dir.RESULT).exists()
   with contextlib.nullcontext() if finished else lock.hold_lock(workdir):
     identity = {
@@ -344,11 +349,11 @@ def evaluate_pairs(
     }
     folder = run_dir.open_run(workdir, identity)
     if (folder / run_dir.RESULT).exists():
-      lock.remove_stale_lock(folder)  # of a process that was killed just after its result
+      lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
       progress.log(f'nothing to do: {folder} has the scores of these pairs')
       return files.read_json(folder / run_dir.RESULT, f'the result of {folder}')
     result = measure()
-    run_dir.write_lines(folder / run_dir.SCORES, score_lines(result))
+    run_dir.write_lines(folder / run_dir.SCORES, make_score_lines(result))
     files.write_json(folder / run_dir.RESULT, result)
     return result
 
@@ -367,7 +372,7 @@ def _compare_by_run(
     return compare_pairs(
       pairs,
       sentences,
-      lambda sentences: likelihood.pseudo_log_likelihoods(
+      lambda sentences: likelihood.compute_pseudo_log_likelihoods(
         run.model, sentences, starts_word, variant, update
       ),
       unigrams,
@@ -384,29 +389,29 @@ def _hash_pairs(pairs: Sequence[MinimalPair]) -> str:
 def _load_unigrams(
   source: epath.Path, corpus_folder: str, tokenizer: Tokenizer
 ) -> tuple[Float64[np.ndarray, 'V'] | None, str]:
-  """Returns log-probabilities of pieces in the corpus of a run, if it can be read, and a remark."""
+  """Returns log-probabilities of pieces in the corpus of a run, or None, and a remark."""
   hashes = run_dir.read_corpus_hashes(source)
   if not corpus_folder and not hashes['corpus_folder']:
-    reason = 'left out, for the model was imported and has no corpus of its own'
-    return None, f'{reason}: name one, --corpus=FOLDER'
+    return None, 'omitted, because the run was imported and has no corpus: give --corpus=FOLDER'
   folder = epath.Path(corpus_folder or hashes['corpus_folder'])
   try:
     if corpus.read_manifest(folder)['tokenizer']['sha256'] != hashes['tokenizer']:
       raise InputError(
         f'word frequencies in {folder}',
-        'the corpus was made with another tokenizer',
+        'a corpus with another tokenizer',
         f'give the corpus of {source}',
       )
-    return unigram_log_probabilities(folder, tokenizer.size), f'the training split of {folder}'
+    return compute_unigram_log_probabilities(
+      folder, tokenizer.size
+    ), f'the training split of {folder}'
   except InputError as error:
     if corpus_folder:
       raise
-    reason = f'left out, for {folder} cannot be used ({error.found})'
-    return None, f'{reason}: say where the corpus is, --corpus=FOLDER'
+    return None, f'omitted, because {folder} is unusable ({error.found}): give --corpus=FOLDER'
 
 
-def score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
-  """Returns the lines of scores.jsonl: one per phenomenon, and the mean as the headline."""
+def make_score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns the lines of scores.jsonl: one per phenomenon, and the mean as the headline score."""
   common = {name: result[name] for name in ('task', 'checkpoint', 'checkpoint_step', 'seed')}
   return [
     {
@@ -433,16 +438,16 @@ def score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
       'constant_prediction': line['ties'] == 1,
       'truncated': 0,
     }
-    for split, line in _summaries(result).items()
+    for split, line in _list_summaries(result).items()
   ]
 
 
-def _summaries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _list_summaries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
   phenomena = {line['phenomenon']: line for line in result['phenomena']}
   return phenomena | {ALL_PARADIGMS: result[ALL_PARADIGMS]}
 
 
-def pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per phenomenon and a caption on the set."""
   table = rich_table.Table(
     title=text.Text(f'{result["task"]} by {result["checkpoint"]}, {result["likelihood"]}, x 100'),
@@ -454,7 +459,7 @@ def pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   table.add_column('phenomenon', overflow='fold')
   for heading in ('pairs', 'accuracy', '95%', 'ties', 'frequency'):
     table.add_column(heading, justify='right', no_wrap=True, overflow='fold')
-  for name, line in _summaries(result).items():
+  for name, line in _list_summaries(result).items():
     if name == ALL_PARADIGMS:
       table.add_section()
     value, low, high, ties = (
@@ -463,8 +468,8 @@ def pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
     frequency = '-' if line['frequency'] is None else f'{100 * line["frequency"]:.1f}'
     table.add_row(text.Text(name), f'{line["pairs"]:,}', value, f'{low}-{high}', ties, frequency)
   table.caption = text.Text(
-    f'{result["tokens"]:,} tokens, {100 * result["unknown"]:.2f}% of them <unk>; '
-    f'{result["identical"]:,} pairs whose halves are the same tokens; '
+    f'{result["tokens"]:,} tokens, {100 * result["unknown"]:.2f}% <unk>; '
+    f'{result["identical"]:,} pairs of identical token sequences; '
     f'word frequencies: {result["frequency_from"]}'
   )
   return [table]

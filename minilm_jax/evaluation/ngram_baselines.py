@@ -1,19 +1,19 @@
-"""N-gram baselines: the loss that counts of one or two neighbours reach on the evaluation's tokens.
+"""Computes n-gram baselines: losses of counts of one or two neighbours on the evaluation's tokens.
 
-The predictors see the training split, and are scored on exactly the masked tokens of a recipe's
-evaluation, beside the rest of the row as the model sees it. A model that does no better has learned
-no more. Each is made of counts by absolute discounting (`data/ngrams.py`):
+Predictors count the training split. They are scored on the masked tokens of a recipe's evaluation,
+with the same masked rows as a model. A model with a higher loss has not learned to use these
+neighbours. All predictors use absolute discounting (`data/ngrams.py`):
 
-    unigram     p(t), over what can be predicted: no <s>, </s>, <pad> or <mask>
-    left        p(t | left), backing off to p(t); so `right`
+    unigram     p(t), over all tokens except <s>, </s>, <pad> and <mask>
+    left        p(t | left), with back-off to p(t); `right` likewise
     mixture     (p(t | left) + p(t | right)) / 2; on paper 1's corpus no other weights are better
-    product     p(t | left) p(t | right) / p(t), normalised: right where the two sides are independent
-                given the token, as in a Markov chain; expressible as a sum of logits of each side
-    both        p(t | left, right), backing off to `product`
-    trigram     p(t | the two to the left), backing off to `left`
+    product     p(t | left) p(t | right) / p(t), normalised: exact for a Markov chain, whose two sides
+                are independent given the token
+    both        p(t | left, right), with back-off to `product`
+    trigram     p(t | two tokens to the left), with back-off to `left`
 
-A masked neighbour was never counted beside anything, so each predictor backs off to the visible
-ones; the trigram, where only the nearer one is masked, to p(t | the one before that).
+Counts never include masked neighbours, so predictors back off to the visible neighbours. If only
+the left neighbour is masked, the trigram backs off to p(t | second token to the left).
 """
 
 import time
@@ -44,13 +44,13 @@ from minilm_jax.training import masking, run_setup, train_step
 
 BASELINE_KIND = 'baselines'
 CONTEXTS = {
-  'unigram': 'nothing',
-  'left': 'one to the left',
-  'right': 'one to the right',
-  'mixture': 'both sides, their mean',
-  'product': 'both sides, their product',
-  'both': 'both sides, and counts of both at once',
-  'trigram': 'two to the left',
+  'unigram': 'no context',
+  'left': 'left neighbour',
+  'right': 'right neighbour',
+  'mixture': 'left and right, mean',
+  'product': 'left and right, product',
+  'both': 'left and right, joint counts',
+  'trigram': 'two left neighbours',
 }
 _SPLITS = ('validation', 'test')
 _ROWS_PER_COUNT, _ROWS_PER_MASKING = 1 << 14, 64
@@ -61,17 +61,17 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
   """Counts the training split of a recipe and scores the masked tokens of its evaluation.
 
   Args:
-    config: its corpus, a folder, `subset` and `eval.rows` are used.
-    workdir: of config.json and result.json; an existing result is returned.
+    config: Recipe with `corpus`, a folder, `subset` and `eval.rows`.
+    workdir: Directory for config.json and result.json; an existing result is returned.
 
   Returns:
-    `rows`, one per predictor and split: predictor, sees, split, loss (nats per masked token),
-    perplexity, padded_loss (as in the evaluation of a model), rows and masked (tokens); then `train`
-    (rows and tokens counted), the corpus, its folder, and seconds.
+    A dict with `rows`, `train` (counted rows and tokens), corpus, corpus_folder and seconds. Each
+    row is of a predictor and split: predictor, sees, split, loss (nats per masked token),
+    perplexity, padded_loss (as in the evaluation of a model), rows and masked (tokens).
 
   Raises:
-    LockedError: another process uses the work directory.
-    InputError: the corpus has no split to evaluate on, or the work directory holds something else.
+    LockedError: Another process uses the work directory.
+    InputError: The corpus has no evaluation split, or the work directory has another run.
   """
   folder = epath.Path(config.corpus)
   manifest = run_setup.validate_corpus(config, folder)
@@ -108,7 +108,7 @@ def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> di
   batches = {split: mask_split(load_split(folder, split, config.eval.rows)) for split in splits}
   contexts, targets = (
     np.concatenate(parts)
-    for parts in zip(*(masked_contexts(batch) for batch in batches.values()), strict=True)
+    for parts in zip(*(collect_contexts(batch) for batch in batches.values()), strict=True)
   )
   train_files = CorpusFiles(folder, TRAIN_SPLIT)
   chosen = select_rows(config.subset, train_files)
@@ -125,7 +125,7 @@ def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> di
       blocks = (train_files[train_rows[start : start + _ROWS_PER_COUNT]] for start in starts)
       return ngrams.count_ngrams(blocks, offsets, vocabulary)
 
-    probabilities = ngram_probabilities(count, contexts, targets, vocabulary)
+    probabilities = compute_probabilities(count, contexts, targets, vocabulary)
   rows, begin = [], 0
   for split, batch in batches.items():
     masked = int(batch.weights.sum())
@@ -153,39 +153,42 @@ _mask_rows = jax.jit(masking.mask_eval_batch, static_argnums=2)
 
 
 def mask_split(corpus: Corpus) -> masking.MaskedBatch:
-  """Returns the rows of a split as evaluation masks them, on the host."""
+  """Returns the rows of a split with the masks of an evaluation, on the host."""
   batches = []
   for begin in range(0, corpus.rows, _ROWS_PER_MASKING):
     end = min(begin + _ROWS_PER_MASKING, corpus.rows)
-    rows = np.resize(np.arange(begin, end), _ROWS_PER_MASKING)  # all batches have one shape
+    rows = np.resize(np.arange(begin, end), _ROWS_PER_MASKING)  # batches have equal shapes
     batch = _mask_rows(corpus.tokens[rows], rows, corpus.vocab_size)
     batches.append(jax.tree.map(lambda x, size=end - begin: np.asarray(x)[:size], batch))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
-def masked_contexts(
+def collect_contexts(
   batch: masking.MaskedBatch,
 ) -> tuple[Integer[np.ndarray, 'N 3'], Integer[np.ndarray, 'N']]:
-  """Returns the tokens two and one to the left and one to the right of each masked token, and it."""
+  """Returns contexts and targets of all masked tokens.
+
+  Contexts are the second and first token to the left and the first token to the right.
+  """
   row, column = np.nonzero(batch.weights)
   tokens, place = np.asarray(batch.tokens), (row, np.asarray(batch.positions)[row, column])
   neighbours = [ngrams.shift_tokens(tokens, offset)[place] for offset in (-2, -1, 1)]
   return np.stack(neighbours, axis=1), np.asarray(batch.targets)[row, column]
 
 
-def ngram_probabilities(
+def compute_probabilities(
   count: CountNgrams,
   contexts: Integer[np.ndarray, 'N 3'],
   targets: Integer[np.ndarray, 'N'],
   vocabulary: int,
 ) -> dict[str, Float[np.ndarray, 'N']]:
-  """Returns the probability that each predictor gives to each target.
+  """Returns the probability of each target under each predictor.
 
   Args:
-    count: returns counts by the tokens at some offsets.
-    contexts: tokens two to the left, one to the left and one to the right of each target.
-    targets: ids, none of `ngrams.UNPREDICTED_IDS`.
-    vocabulary: V.
+    count: Function that returns counts by the tokens at given offsets.
+    contexts: Contexts of the targets, as from `collect_contexts`.
+    targets: Ids without `ngrams.UNPREDICTED_IDS`.
+    vocabulary: Vocabulary size V.
   """
 
   def back_off(
@@ -202,10 +205,11 @@ def ngram_probabilities(
   lefts, rights = count((-1,)), count((1,))
   left, right = back_off(lefts, [1], unigram), back_off(rights, [2], unigram)
   left_keys, right_keys = (ngrams.pack_keys(contexts[:, [i]], vocabulary) for i in (1, 2))
-  left_rest, right_rest = lefts.find_backoffs(left_keys), rights.find_backoffs(right_keys)
+  left_backoff, right_backoff = lefts.find_backoffs(left_keys), rights.find_backoffs(right_keys)
   agreement = ngrams.measure_agreement(lefts, rights, left_keys, right_keys, frequencies)
-  product = left * right / unigram / (agreement + left_rest + right_rest - left_rest * right_rest)
-  # What a left neighbour backs off to: behind a mask, the token before it.
+  normalizer = agreement + left_backoff + right_backoff - left_backoff * right_backoff
+  product = left * right / unigram / normalizer
+  # A masked left neighbour backs off to the token before the mask.
   skip_unigram = np.where(contexts[:, 1] == MASK_ID, back_off(count((-2,)), [0], unigram), unigram)
   nearest = back_off(lefts, [1], skip_unigram)
   return {
@@ -219,13 +223,13 @@ def ngram_probabilities(
   }
 
 
-def baseline_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_baseline_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per predictor."""
   splits = list(dict.fromkeys(row['split'] for row in result['rows']))
   table = rich_table.Table(
     'predictor',
     'sees',
-    title=f'Counts of {result["train"]["tokens"]:,} tokens: nats a hidden token',
+    title=f'Counts of {result["train"]["tokens"]:,} tokens: nats per masked token',
     title_justify='left',
     caption_justify='left',
     box=box.SIMPLE_HEAD,
@@ -240,8 +244,8 @@ def baseline_tables(result: dict[str, Any]) -> list[rich_table.Table]:
     table.add_row(predictor, rows[0]['sees'], *losses)
   masked = {row['split']: row['masked'] for row in result['rows']}
   table.caption = (
-    f'Hidden tokens: {", ".join(f"{masked[split]:,} of {split}" for split in splits)}. '
-    'With pads: these counted at loss 0, as in the padded_loss of a run. '
+    f'Masked tokens: {", ".join(f"{masked[split]:,} of {split}" for split in splits)}. '
+    'With pads: pads count with loss 0, as in the padded_loss of a run. '
     f'{result["seconds"]:.1f} seconds.'
   )
   return [table]

@@ -7,8 +7,8 @@ The command `minilm overlap-subsets` scores every training row by the mean weigh
                  difference of cross-entropies of Moore and Lewis (2010) for unigrams
     random       0: parts of the same size in a fixed random order, the control
 
-Rows are sorted by score and divided at quantiles of the tokens. In each part, rows in a fixed random
-order are taken up to the number of tokens of the smallest part, so sizes differ by less than a row.
+Rows are sorted by score and divided at quantiles of the tokens. Each part keeps rows in a fixed
+random order up to the tokens of the smallest part, so sizes differ by less than a row.
 Each part is a corpus with the tokenizer and the validation and test splits of the full corpus.
 
 Only training texts of the task are used. A selection by test texts would leak them.

@@ -235,8 +235,8 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
   """Checks that members can form a committee; errors identify members by `names`.
 
   Raises:
-    InputError: No member is given, a member is repeated, is a regression or has non-finite weights,
-      or members differ in task, labels, text columns or tokenizer.
+    InputError: No member is given, or a member is repeated, is a regression or has non-finite
+      weights. Members differ in task, labels, text columns or tokenizer.
   """
   if not members:
     raise InputError('a committee', 'no members', 'give at least one fine-tuned classifier')

@@ -216,8 +216,8 @@ def list_splits(task: Task, split: str) -> tuple[str, ...]:
 def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
   """Reads the examples of a split in file order, after the filter if `config.filtered`.
 
-  `config.max_train_examples` limits the training split to the first examples by hash of their text,
-  so a smaller sample lies inside a larger sample. `config.per_label` instead draws a number of
+  `config.max_train_examples` limits the training split to the first examples by hash of their text.
+  A smaller sample thus lies inside a larger sample. `config.per_label` instead draws a number of
   examples of each label, and `config.eval_per_label` does so for the reported split. If the recipe
   names a training file but no file for the reported split, the training file gives both splits: a
   fifth is reported, by hash as in `hold_out_examples`, or two disjoint samples are drawn.

@@ -174,8 +174,8 @@ def sum_gradients(
   """Returns the summed loss of a batch and its gradient.
 
   With several lengths, the batch is sorted by length and split into as many parts, each cut to its
-  longest row. Losses and gradients are added over the parts. The gradient of the embedding table
-  is much larger than all others, so it is computed once, from the gradients of the token vectors.
+  longest row. Losses and gradients are added over the parts. The large gradient of the embedding
+  table is computed once, from the gradients of all token vectors.
   Custom encoders may read their table in any way, so `_sum_plain_gradients` adds all gradients.
   """
   batch = jax.tree.map(lambda x: x[indices], train)

@@ -162,8 +162,8 @@ def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, 
 
   Args:
     path: A FewRel file.
-    markers: Whether to add `marked`, the text with `qj` and `jq` around every mention of the head,
-      and `qz` and `zq` around every mention of the tail.
+    markers: Whether to add `marked`, the text with markers around every mention of an entity: `qj`
+      and `jq` for the head, `qz` and `zq` for the tail.
 
   Raises:
     InputError: The file is unreadable, too large or malformed; with markers, a mention lies outside

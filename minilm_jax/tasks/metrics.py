@@ -192,8 +192,8 @@ def compute_metric(names: tuple[str, ...], predictions: Values, labels: Values) 
     labels: Correct class indices or numbers.
 
   Raises:
-    InputError: A metric or label is unknown, the arrays are empty or differ in shape, or a metric
-      of classes is asked of numbers.
+    InputError: A metric or label is unknown, the arrays are empty or differ in shape, or classes
+      are not integers.
   """
   predictions, labels = _check_predictions(names, predictions, labels)
   counts = _count_classes(predictions, labels) if set(names) & CLASS_METRICS.keys() else None
@@ -267,8 +267,8 @@ def compute_intervals(
     labels: Correct class indices or numbers.
 
   Returns:
-    (low, high) by name. Both are nan if all draws agree (perfect or constant predictions), if a
-    correlation is perfect or undefined, or if fewer than four examples are correlated.
+    (low, high) by name. Both are nan if all draws agree, as for perfect or constant predictions.
+    Correlations also have nan if they are perfect or undefined, or of fewer than four examples.
 
   Raises:
     InputError: As for `compute_metric`.

@@ -15,7 +15,7 @@ CLASSIFICATION, REGRESSION = 'classification', 'regression'
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A labelled task.
+  """Describes a labelled task.
 
   Attributes:
     name: Value of `task.name` in a recipe.

@@ -1,4 +1,4 @@
-"""Attention statistics: shares that add up to 1, by member and step, equal to those of plain loops."""
+"""Tests attention statistics: shares that sum to 1 and equal plain loops, by member and step."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def result(tiny_run: Path) -> dict[str, Any]:
   return attention.evaluate_attention(str(tiny_run), '', 'validation', '')
 
 
-def test_every_head_gives_shares_that_add_up_to_1(result: dict):
+def test_the_shares_of_a_head_sum_to_1(result: dict):
   assert [
     (row['step'], row['member'], row['layer'], row['head'], row['queries'])
     for row in result['rows']
@@ -37,12 +37,10 @@ def test_every_head_gives_shares_that_add_up_to_1(result: dict):
     assert sum(row['shares'].values()) == pytest.approx(1, rel=1e-4)
 
 
-def test_they_are_means_over_the_queries_of_a_split(
+def test_shares_are_means_over_the_queries_of_a_split(
   result: dict, tiny_run: Path, tiny_corpus: Path
 ):
-  """From loops over the places of each row; more rows than are looked at together, and pads among
-  them.
-  """
+  """Expected values are from loops over positions, for several batches with pads."""
   batch = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation'))
   model = pretrained.load(tiny_run).model
   (shares,) = fast_jit.jit(Encoder.attention_weights)(model.encoder, batch.tokens, batch.mask)
@@ -54,14 +52,14 @@ def test_they_are_means_over_the_queries_of_a_split(
       attention.PARTS.index('ends'),
       attention.PARTS.index('elsewhere'),
     )
-    for place in np.flatnonzero(~np.isin(row, (BEGIN_ID, END_ID, PAD_ID))):
-      where = part.copy()
-      for near in range(max(0, place - 3), min(len(row), place + 4)):
-        where[near] = attention.PARTS.index(str(near - place))
+    for query in np.flatnonzero(~np.isin(row, (BEGIN_ID, END_ID, PAD_ID))):
+      query_part = part.copy()
+      for key in range(max(0, query - 3), min(len(row), query + 4)):
+        query_part[key] = attention.PARTS.index(str(key - query))
       output = np.stack(
-        [np.bincount(where, weights[head, place], len(attention.PARTS)) for head in (0, 1)]
+        [np.bincount(query_part, weights[head, query], len(attention.PARTS)) for head in (0, 1)]
       )
-      kinds = [0, 1] if row[place] == MASK_ID else [0]
+      kinds = [0, 1] if row[query] == MASK_ID else [0]
       sums[kinds] += output
       counts[kinds] += 1
   assert counts[1] == batch.weights.sum()
@@ -73,16 +71,10 @@ def test_they_are_means_over_the_queries_of_a_split(
     )
 
 
-def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Path, tmp_path: Path):
+def test_members_and_steps_of_a_population_are_separate(tiny_corpus: Path, tmp_path: Path):
+  changes = {'population.members': 2, 'checkpoint.every': 2, 'eval.every': 4}
   config = tiny_config.make_run_config(
-    tiny_corpus,
-    num_steps=4,
-    **{
-      'population.members': 2,
-      'checkpoint.every': 2,
-      'eval.every': 4,
-      'model.positions': 'relative',
-    },
+    tiny_corpus, num_steps=4, **changes, **{'model.positions': 'relative'}
   )
   pretrain.pretrain(config, tmp_path / 'two')
   rows = attention.evaluate_attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']
@@ -98,34 +90,31 @@ def test_each_member_and_step_of_a_population_is_told_by_itself(tiny_corpus: Pat
   )
 
 
-def test_it_can_be_run_twice(tiny_run: Path, tmp_path: Path, result: dict, capsys):
+def test_the_command_returns_a_stored_result(tiny_run: Path, tmp_path: Path, result: dict, capsys):
   command = ['evaluate', f'--checkpoint={tiny_run}', '--attention', f'--workdir={tmp_path / "W"}']
   assert main.main(command) == 0
   out = capsys.readouterr().out
   assert 'elsewhere' in out and 'masked' in out and 'member' not in out
   assert main.main([*command, '--json']) == 0
-  output = capsys.readouterr()
-  assert 'nothing to do' in output.err and json.loads(output.out)['rows'] == result['rows']
+  assert json.loads(capsys.readouterr().out)['rows'] == result['rows']
   assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
-  assert main.main([*command, '--split=test']) == 2 and 'another recipe' in capsys.readouterr().err
+  assert main.main([*command, '--split=test']) == 2 and 'split' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  'flags, message',
+  'flag, match',
   [
-    (['--attention', '--pll_variant=original'], '--attention does not take it'),
-    (['--attention', '--pairs=x.csv'], '--pairs does not take it'),
-    (['--attention', '--split=tset'], "'test'"),
+    ('--pll_variant=original', '--pll_variant'),
+    ('--pairs=x.csv', '--pairs'),
+    ('--split=tset', "'test'"),
   ],
 )
-def test_flags_that_do_not_fit_are_refused(tiny_run: Path, flags: list[str], message: str, capsys):
-  assert (
-    main.main(['evaluate', f'--checkpoint={tiny_run}', *flags]) == 2
-    and message in capsys.readouterr().err
-  )
+def test_contradictory_flags_are_refused(tiny_run: Path, flag: str, match: str, capsys):
+  assert main.main(['evaluate', f'--checkpoint={tiny_run}', '--attention', flag]) == 2
+  assert match in capsys.readouterr().err
 
 
-def test_what_has_no_heads_of_ours_is_refused(tiny_run: Path, tmp_path: Path):
+def test_custom_encoders_several_runs_and_missing_steps_are_refused(tiny_run: Path, tmp_path: Path):
   shutil.copytree(tiny_run, tmp_path / 'run')
   stored = files.read_json(tmp_path / 'run' / run_dir.CONFIG, '')
   stored['model']['encoder'] = 'own:Encoder'

@@ -1,4 +1,4 @@
-"""Committees: means of their members, in any folder; scores of subsets; refusal of bad members."""
+"""Tests committees: means of members, copies of folders, scores of subsets, invalid members."""
 
 import dataclasses
 import itertools
@@ -33,7 +33,7 @@ def tokenizer(tiny_corpus: pathlib.Path) -> Tokenizer:
 
 @pytest.fixture(scope='module')
 def members(tokenizer: Tokenizer) -> list[classifier.SavedClassifier]:
-  """Three of one shape and a wider one."""
+  """Returns three members of equal shape and a wider member."""
   return [
     *(fake_classifiers.make_classifier(tokenizer, seed) for seed in (0, 1, 2)),
     fake_classifiers.make_classifier(tokenizer, 3, hidden=24),
@@ -42,7 +42,7 @@ def members(tokenizer: Tokenizer) -> list[classifier.SavedClassifier]:
 
 @pytest.fixture(scope='module')
 def home(members: list, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """The members saved, and the committee of all; copy it before changing anything in it."""
+  """Returns a folder with the saved members and their committee; copy it before changes."""
   folder = tmp_path_factory.mktemp('committee')
   for number, member in enumerate(members):
     fake_classifiers.save_classifier(folder / 'run' / f'classifier-{number}', member)
@@ -52,12 +52,12 @@ def home(members: list, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Pat
 
 @pytest.fixture(scope='module')
 def single_logits(members: list) -> np.ndarray:
-  """Logits of each member, computed alone."""
+  """Returns the logits of each member, computed separately."""
   return np.stack([classifier.compute_logits([member], EXAMPLES)[0] for member in members])
 
 
 @pytest.mark.parametrize('combined', COMBINED)
-def test_the_mean_of_one_member_is_that_member(
+def test_a_committee_of_one_member_equals_the_member(
   members: list, single_logits: np.ndarray, combined: str
 ):
   once = Committee((members[0],)).probabilities(EXAMPLES, combined)
@@ -66,7 +66,7 @@ def test_the_mean_of_one_member_is_that_member(
   np.testing.assert_allclose(repeated, once, rtol=0, atol=1e-6)
 
 
-def test_probabilities_are_means_of_members_that_differ(members: list, single_logits: np.ndarray):
+def test_probabilities_are_means_over_members(members: list, single_logits: np.ndarray):
   assert len({logits.argmax(-1).tobytes() for logits in single_logits}) > 1
   for combined, expected in (
     (PROBABILITY, np.mean([softmax(logits) for logits in single_logits], 0)),
@@ -77,23 +77,23 @@ def test_probabilities_are_means_of_members_that_differ(members: list, single_lo
 
 
 @pytest.mark.parametrize('strategy', ['map', 'vmap'])
-def test_stacked_members_equal_single_ones(members: list, single_logits: np.ndarray, strategy: str):
+def test_stacked_members_equal_single_members(
+  members: list, single_logits: np.ndarray, strategy: str
+):
   logits = classifier.compute_logits(members, EXAMPLES, strategy)
   np.testing.assert_allclose(logits, single_logits, atol=1e-4)
   assert classifier.group_by_shape(members) == [[0, 1, 2], [3]]
 
 
-def test_logits_of_a_text_depend_on_no_other_text(members: list):
-  made = Committee(tuple(members))
-  logits = made.logits(EXAMPLES)
+def test_logits_of_a_text_do_not_depend_on_other_texts(members: list):
+  soft_committee = Committee(tuple(members))
+  logits = soft_committee.logits(EXAMPLES)
   for number, text in enumerate(fake_classifiers.TEXTS):
-    alone = made.logits(fake_classifiers.make_examples((text,)))[:, 0]
+    alone = soft_committee.logits(fake_classifiers.make_examples((text,)))[:, 0]
     np.testing.assert_allclose(alone, logits[:, number], atol=1e-4)
 
 
-def test_the_order_in_which_members_are_named_changes_no_bit(
-  home: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_the_order_of_the_argument_changes_no_bit(home: pathlib.Path, tmp_path: pathlib.Path):
   backwards = ','.join(f'{home}/run/classifier-{number}' for number in (3, 1, 0, 2))
   committee.make_committee(backwards, tmp_path / 'made')
   first, second = (committee.load_committee(folder / 'made') for folder in (home, tmp_path))
@@ -106,7 +106,7 @@ def test_the_order_in_which_members_are_named_changes_no_bit(
     assert (home / 'made' / name).read_bytes() == (tmp_path / 'made' / name).read_bytes()
 
 
-def test_a_folder_is_its_own_export_bit_for_bit(
+def test_a_moved_committee_has_equal_logits(
   home: pathlib.Path, members: list, tmp_path: pathlib.Path
 ):
   ordered = tuple(sorted(members, key=lambda member: member.identity))
@@ -124,7 +124,7 @@ def test_a_folder_is_its_own_export_bit_for_bit(
   assert str(tmp_path) not in (tmp_path / 'elsewhere' / run_dir.CONFIG).read_text()
 
 
-def test_making_it_again_changes_nothing(home: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_repeated_call_changes_no_file(home: pathlib.Path, tmp_path: pathlib.Path):
   shutil.copytree(home / 'made', tmp_path / 'made')
   before = {path: path.read_bytes() for path in (tmp_path / 'made').rglob('*') if path.is_file()}
   with lock.hold_lock(tmp_path / 'made'), pytest.raises(lock.LockedError):
@@ -148,7 +148,7 @@ def test_subsets_are_scored_on_the_reported_examples(home: pathlib.Path):
   ]
   assert score == np.mean(mean.argmax(-1) == labels)
   result = committee.make_committee(f'{home}/run/classifier-*', home / 'made')
-  assert len(committee.list_tables(result)) == 1
+  assert len(committee.make_committee_tables(result)) == 1
 
 
 def test_a_member_may_have_several_heads(members: list, tokenizer, tmp_path: pathlib.Path):
@@ -160,13 +160,13 @@ def test_a_member_may_have_several_heads(members: list, tokenizer, tmp_path: pat
   for number, member in enumerate(pair):
     fake_classifiers.save_classifier(tmp_path / f'classifier-{number}', member)
   result = committee.make_committee(f'{tmp_path}/classifier-*', tmp_path / 'made')
-  made = committee.load_committee(tmp_path / 'made')
-  index = [member.identity for member in made.members].index(several.identity)
+  loaded = committee.load_committee(tmp_path / 'made')
+  index = [member.identity for member in loaded.members].index(several.identity)
   np.testing.assert_array_equal(
-    made.logits(EXAMPLES)[index], classifier.compute_logits([several], EXAMPLES)[0]
+    loaded.logits(EXAMPLES)[index], classifier.compute_logits([several], EXAMPLES)[0]
   )
   assert sorted(result['heads']) == [1, 3] and result['heads'][index] == 3
-  (table,) = committee.list_tables(result)
+  (table,) = committee.make_committee_tables(result)
   assert '{}, {}'.format(*result['heads']) in table.title
 
 
@@ -174,12 +174,12 @@ def test_members_with_different_examples_are_not_scored(members: list, tmp_path:
   fake_classifiers.save_classifier(tmp_path / 'classifier-0', members[0])
   fake_classifiers.save_classifier(tmp_path / 'classifier-1', members[1], 'others')
   result = committee.make_committee(f'{tmp_path}/classifier-*', tmp_path / 'made')
-  assert result['lines'] == [] and result['unscored'] and committee.list_tables(result)
+  assert result['lines'] == [] and result['unscored'] and committee.make_committee_tables(result)
   assert len(committee.load_committee(tmp_path / 'made').members) == 2
 
 
 @pytest.mark.parametrize(
-  'changes, found',
+  'changes, match',
   [
     ({'labels': ('a', 'b', 'c')}, 'labels: negative, positive, neutral and a, b, c'),
     ({'task': 'sst2'}, 'own and sst2'),
@@ -188,15 +188,13 @@ def test_members_with_different_examples_are_not_scored(members: list, tmp_path:
     ({'task_kind': 'regression', 'labels': ()}, 'regression'),
   ],
 )
-def test_members_that_do_not_fit_together_are_refused(
-  changes: dict, found: str, members: list, tokenizer
-):
+def test_incompatible_members_are_refused(changes: dict, match: str, members: list, tokenizer):
   pair = [members[0], fake_classifiers.make_classifier(tokenizer, 5, **changes)]
-  with pytest.raises(InputError, match=found):
+  with pytest.raises(InputError, match=match):
     committee.check_members(pair, ['x', 'y'])
 
 
-def test_members_that_are_not_finite_are_refused(members: list):
+def test_members_with_non_finite_weights_are_refused(members: list):
   model = jax.tree.map(lambda x: x * np.nan, members[0].model)
   broken = dataclasses.replace(members[0], model=model, identity='other')
   with pytest.raises(InputError, match='with y'):
@@ -204,7 +202,7 @@ def test_members_that_are_not_finite_are_refused(members: list):
 
 
 @pytest.mark.parametrize(
-  'names, found',
+  'names, match',
   [
     ('', '--members='),
     (' , ', '--members= , '),
@@ -215,10 +213,10 @@ def test_members_that_are_not_finite_are_refused(members: list):
     ('RUN/classifier-0/checkpoints', 'checkpoints'),
   ],
 )
-def test_bad_names_leave_nothing_behind(
-  names: str, found: str, home: pathlib.Path, tmp_path: pathlib.Path
+def test_invalid_names_write_no_folder(
+  names: str, match: str, home: pathlib.Path, tmp_path: pathlib.Path
 ):
-  with pytest.raises(InputError, match=found):
+  with pytest.raises(InputError, match=match):
     committee.make_committee(names.replace('RUN', str(home / 'run')), tmp_path / 'made')
   assert not (tmp_path / 'made').exists()
 
@@ -229,12 +227,12 @@ def test_a_folder_of_another_committee_is_refused(home: pathlib.Path, tmp_path: 
     committee.make_committee(f'{home}/run/classifier-0', tmp_path / 'made')
 
 
-def rename_member(made: pathlib.Path, name: str) -> None:
-  """Makes the manifest name a member outside the folder."""
-  manifest = json.loads((made / run_dir.MANIFEST).read_text())
-  shutil.copytree(made / 'classifier-1', made.parent / 'elsewhere')
+def rename_member(folder: pathlib.Path, name: str) -> None:
+  """Changes the manifest so that it names a member outside the folder."""
+  manifest = json.loads((folder / run_dir.MANIFEST).read_text())
+  shutil.copytree(folder / 'classifier-1', folder.parent / 'elsewhere')
   manifest['members'][1]['folder'] = name
-  files.write_json(made / run_dir.MANIFEST, manifest)
+  files.write_json(folder / run_dir.MANIFEST, manifest)
 
 
 def test_links_of_a_member_are_not_copied(home: pathlib.Path, tmp_path: pathlib.Path):
@@ -247,37 +245,37 @@ def test_links_of_a_member_are_not_copied(home: pathlib.Path, tmp_path: pathlib.
 
 
 @pytest.mark.parametrize(
-  'damage, found',
+  'damage, match',
   [
-    (lambda made: shutil.rmtree(made), run_dir.CONFIG),
-    (lambda made: (made / run_dir.MANIFEST).unlink(), run_dir.MANIFEST),
-    (lambda made: files.write_json(made / run_dir.CONFIG, {'kind': 'finetune'}), 'committee'),
-    (lambda made: shutil.rmtree(made / 'classifier-1'), 'classifier-1'),
-    (lambda made: shutil.rmtree(made / 'classifier-1' / 'checkpoints'), 'checkpoints'),
+    (lambda folder: shutil.rmtree(folder), run_dir.CONFIG),
+    (lambda folder: (folder / run_dir.MANIFEST).unlink(), run_dir.MANIFEST),
+    (lambda folder: files.write_json(folder / run_dir.CONFIG, {'kind': 'finetune'}), 'committee'),
+    (lambda folder: shutil.rmtree(folder / 'classifier-1'), 'classifier-1'),
+    (lambda folder: shutil.rmtree(folder / 'classifier-1' / 'checkpoints'), 'checkpoints'),
     (
-      lambda made: (
-        shutil.rmtree(made / 'classifier-1'),
-        shutil.copytree(made / 'classifier-2', made / 'classifier-1'),
+      lambda folder: (
+        shutil.rmtree(folder / 'classifier-1'),
+        shutil.copytree(folder / 'classifier-2', folder / 'classifier-1'),
       ),
       'classifier-1',
     ),
-    (lambda made: rename_member(made, '../elsewhere'), r'\.\./elsewhere'),
-    (lambda made: rename_member(made, '/elsewhere'), '/elsewhere'),
+    (lambda folder: rename_member(folder, '../elsewhere'), r'\.\./elsewhere'),
+    (lambda folder: rename_member(folder, '/elsewhere'), '/elsewhere'),
   ],
 )
 def test_a_damaged_committee_is_refused(
-  damage, found: str, home: pathlib.Path, tmp_path: pathlib.Path
+  damage, match: str, home: pathlib.Path, tmp_path: pathlib.Path
 ):
   shutil.copytree(home / 'made', tmp_path / 'made')
   damage(tmp_path / 'made')
-  with pytest.raises(InputError, match=found):
+  with pytest.raises(InputError, match=match):
     committee.load_committee(tmp_path / 'made')
 
 
 def draw_logits(
   members: int, examples: int = 60, classes: int = 3, seed: int = 0, scale: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns logits of members that are better than chance, and labels."""
+  """Returns logits of members with an accuracy above chance, and labels."""
   draw = np.random.default_rng(seed)
   labels = draw.integers(0, classes, examples)
   signal = np.eye(classes)[labels]
@@ -290,15 +288,15 @@ def study(logits: np.ndarray, labels: np.ndarray, headline: str = 'accuracy') ->
   return {(score.size, score.combined, score.metric): score for score in scores}
 
 
-def test_the_whole_committee_is_one_subset_and_has_no_interval():
+def test_the_full_committee_is_one_subset_without_interval():
   for members in (1, 2, 5):
     scores = study(*draw_logits(members))
-    whole = [score for (size, *_), score in scores.items() if size == members]
-    assert whole and all(score.subsets == 1 and score.every for score in whole)
-    assert all(math.isnan(score.low) and math.isnan(score.high) for score in whole)
+    full = [score for (size, *_), score in scores.items() if size == members]
+    assert full and all(score.subsets == 1 and score.every for score in full)
+    assert all(math.isnan(score.low) and math.isnan(score.high) for score in full)
 
 
-def test_all_subsets_are_taken_where_they_are_few_and_means_are_exact():
+def test_means_over_all_subsets_are_exact():
   logits, labels = draw_logits(4)
   scores = study(logits, labels)
   pairs = [
@@ -313,17 +311,15 @@ def test_all_subsets_are_taken_where_they_are_few_and_means_are_exact():
     assert scores[size, MEMBERS, 'accuracy'].mean == pytest.approx(accuracy)
 
 
-def test_a_sample_of_subsets_is_fixed_distinct_and_of_every_member():
+def test_drawn_subsets_are_fixed_and_distinct_and_include_every_member():
   subsets = committee_scores.draw_subsets(12, 6)
-  assert (
-    subsets == committee_scores.draw_subsets(12, 6)
-    and len(set(subsets)) == committee_scores.MAX_SUBSETS
-  )
+  assert subsets == committee_scores.draw_subsets(12, 6)
+  assert len(set(subsets)) == committee_scores.MAX_SUBSETS
   assert all(list(subset) == sorted(set(subset)) and len(subset) == 6 for subset in subsets)
   assert set(itertools.chain(*subsets)) == set(range(12))
 
 
-def test_a_committee_of_one_is_its_member_in_any_combination():
+def test_committees_of_one_member_have_equal_scores_in_any_combination():
   scores = study(*draw_logits(3))
   for metric in ('accuracy', 'negative log-likelihood', 'calibration error', 'Brier score'):
     values = [scores[1, combined, metric].mean for combined in (LOGIT, PROBABILITY, MEMBERS)]
@@ -331,11 +327,8 @@ def test_a_committee_of_one_is_its_member_in_any_combination():
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_the_mean_probability_is_no_worse_than_members_are_on_average(seed: int):
-  """Jensen: -ln and the square are convex.
-
-  Of the mean logit it holds of -ln softmax, convex in the logits too.
-  """
+def test_committees_score_at_least_the_mean_of_their_members(seed: int):
+  """The bounds are Jensen's inequality for convex losses of probabilities and logits."""
   scores = study(
     *draw_logits(2 + seed % 5, classes=2 + seed % 4, seed=seed, scale=10.0 ** (seed % 3 - 1))
   )
@@ -349,7 +342,7 @@ def test_the_mean_probability_is_no_worse_than_members_are_on_average(seed: int)
       assert score.mean <= scores[size, MEMBERS, metric].mean + 1e-12
 
 
-def test_disagreement_is_that_of_pairs():
+def test_disagreement_is_the_mean_over_pairs():
   logits, labels = draw_logits(3)
   logits[1] = logits[0]
   scores = study(logits, labels)
@@ -359,14 +352,14 @@ def test_disagreement_is_that_of_pairs():
   assert (1, MEMBERS, committee_scores.DISAGREEMENT) not in scores
 
 
-def test_another_headline_is_scored_beside_accuracy():
+def test_accuracy_is_scored_in_addition_to_the_headline():
   scores = study(*draw_logits(2, classes=2), headline='matthews')
   assert {score.metric for score in scores.values() if score.headline} == {'matthews'}
   assert any(metric == 'accuracy' for *_, metric in scores)
 
 
 @pytest.mark.parametrize('combined', COMBINED)
-def test_the_order_of_members_changes_no_whole_committee(combined: str):
+def test_combined_outputs_do_not_depend_on_the_order_of_members(combined: str):
   logits, _ = draw_logits(5)
   np.testing.assert_allclose(
     committee_scores.combine_outputs(logits, combined),
@@ -377,7 +370,7 @@ def test_the_order_of_members_changes_no_whole_committee(combined: str):
   np.testing.assert_allclose(single, softmax(logits[0]))
 
 
-def test_members_without_finite_logits_are_not_scored():
+def test_empty_committees_and_non_finite_logits_are_refused():
   logits, labels = draw_logits(2)
   broken = logits.copy()
   broken[0, 0, 0] = np.nan

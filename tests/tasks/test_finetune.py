@@ -1,4 +1,4 @@
-"""Fine-tuning: scores, logs and resumption of a population of starts, rates and seeds."""
+"""Tests fine-tuning: scores, logs and resumption for several starts, rates and seeds."""
 
 import dataclasses
 import functools
@@ -23,9 +23,9 @@ from tests.fake_runs import write_examples
 
 TASK = 'microworld/sentiment'
 STARTS = [4, 8, None]
-# Short rows compile sooner.
+# Short rows compile faster.
 DIVERGING = {'validation_fraction': 0.25, 'epochs': 6.0, 'optimizer.clip': 0.0, 'length': 16}
-# Of the run `finished`.
+# Fields of the run `finished`.
 CHANGES = {'validation_fraction': 0.25, 'learning_rates': '1e-3,2e-2', 'head.dropout': 0.1}
 
 
@@ -59,7 +59,7 @@ def edit_json(path: Path, edit) -> None:
 
 @pytest.fixture(scope='module', autouse=True)
 def share_programs(fast_compile: None):
-  """Shares one program among recipes that differ only in fields that no program reads."""
+  """Shares a program among recipes that differ only in fields that programs ignore."""
   build = functools.lru_cache(finetune_step.build_finetune_program.__wrapped__)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
@@ -74,17 +74,17 @@ def share_programs(fast_compile: None):
 
 @pytest.fixture
 def no_training(monkeypatch):
-  """Makes training an error."""
+  """Replaces training by an error."""
 
   def fail(*_):
-    raise AssertionError('a member ran')
+    raise AssertionError
 
   monkeypatch.setattr(finetune_step, 'build_finetune_program', fail)
 
 
 @pytest.fixture(scope='module')
 def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """A run of two checkpoints and from scratch, two rates and two seeds; copy before changing it."""
+  """Returns a run with three starts, two rates and two seeds; copy it before changes."""
   workdir = tmp_path_factory.mktemp('finetune') / 'finished'
   finetune.finetune(make_config(**CHANGES), tiny_run, workdir, STARTS)
   return workdir
@@ -137,11 +137,8 @@ def test_scores_are_of_the_epoch_with_the_best_validation_score(finished: Path):
 def test_the_log_has_every_epoch_of_every_member(finished: Path):
   assert len(read_metrics(finished)) == 12 * 2 * 3
   losses = read_losses(finished)
-  assert len({line['loss'] for line in losses}) == 24  # members are not copies of each other
-  # 36 examples are 2.25 batches
-  assert {(line['epoch'], line['step']) for line in losses} == {(1, 3), (2, 5)}
-  last = {line['member']: line['loss'] for line in losses if line['step'] == 5}
-  assert all(last[member] != last[member + 2] for member in (0, 1, 4, 5, 8, 9))  # rates differ
+  assert len({line['loss'] for line in losses}) == 24
+  assert {(line['epoch'], line['step']) for line in losses} == {(1, 3), (2, 5)}  # 2.25 batches
 
 
 def test_the_result_summarizes_seeds(finished: Path):
@@ -167,7 +164,7 @@ def test_the_stored_recipe_has_the_starts(finished: Path, tiny_run: Path):
 
 def test_a_finished_run_trains_nothing(finished: Path, tiny_run: Path, no_training):
   before = {path.name: path.read_bytes() for path in finished.iterdir()}
-  # A process was killed after the last score.
+  # A process that was killed after the last score has left a state file.
   (finished / finetune_resume.STATE_FILE).write_bytes(b'stale')
   lines = finetune.finetune(make_config(**CHANGES), tiny_run, finished, STARTS)
   assert lines == read_scores(finished)
@@ -177,12 +174,12 @@ def test_a_finished_run_trains_nothing(finished: Path, tiny_run: Path, no_traini
 def test_a_stopped_run_trains_the_members_that_lack_scores(
   finished: Path, tiny_run: Path, tmp_path: Path, monkeypatch
 ):
-  """Members in other groups than before, with dropout, have the same scores."""
+  """Members have equal scores in other groups, also with dropout."""
   workdir = tmp_path / 'stopped'
   shutil.copytree(finished, workdir)
   (workdir / 'result.json').unlink()
   text = (workdir / 'scores.jsonl').read_text().splitlines(keepends=True)
-  # The first group of 8 lacks its last line, which is cut, and a line of another member.
+  # The last line of the first group is cut, and a line of another member is missing.
   (workdir / 'scores.jsonl').write_text(''.join(text[:4] + text[5:15]) + text[15][:20])
   trained, train_group = [], finetune.train_group
 
@@ -207,9 +204,9 @@ def test_a_stopped_run_trains_the_members_that_lack_scores(
 def test_members_resume_from_their_last_save(
   finished: Path, tiny_run: Path, tmp_path: Path, monkeypatch, stop_after: int
 ):
-  """Stopped within an epoch, at its end or in the second group: nothing is repeated or differs."""
+  """Stops are within an epoch, at its end and in the second group; no update is repeated."""
   monkeypatch.setattr(finetune_resume, 'SAVE_SECONDS', 0)
-  monkeypatch.setattr(finetune, '_STEPS_PER_CHUNK', 2)  # of the three of the first epoch
+  monkeypatch.setattr(finetune, '_STEPS_PER_CHUNK', 2)  # the first epoch has three updates
   saved_steps, save_state = [], finetune_resume.save_state
 
   def save_and_stop(workdir: Any, specs: Any, state: finetune_resume.FinetuneState) -> None:
@@ -225,10 +222,10 @@ def test_members_resume_from_their_last_save(
   assert saved_steps == [2, 3, 5, 2, 3, 5][: stop_after + 1]
   assert (workdir / finetune_resume.STATE_FILE).exists()
   assert finetune.finetune(config, tiny_run, workdir, STARTS) == read_scores(finished)
-  assert saved_steps == [2, 3, 5, 2, 3, 5]  # each once, in spite of the stop
+  assert saved_steps == [2, 3, 5, 2, 3, 5]
   assert not (workdir / finetune_resume.STATE_FILE).exists()
   for path in finished.iterdir():
-    if path.name == run_dir.METRICS:  # losses of a longer chunk are summed in another order
+    if path.name == run_dir.METRICS:  # chunks of other lengths sum losses in another order
       resumed, expected = (
         [line | {'loss': 0} for line in read_metrics(folder)] for folder in (workdir, finished)
       )
@@ -241,7 +238,7 @@ def test_members_resume_from_their_last_save(
   'starts, changes, field',
   [([4, 8], {}, 'starts'), ([8, 4, None], {}, 'starts'), (STARTS, {'seeds': '0,2'}, 'seeds')],
 )
-def test_other_members_are_another_run(
+def test_other_members_in_the_same_directory_are_refused(
   finished: Path, tiny_run: Path, no_training, starts: list, changes: dict, field: str
 ):
   with pytest.raises(InputError, match=field):
@@ -257,18 +254,17 @@ def test_a_diverging_rate_changes_no_other_member(tiny_run: Path, tmp_path: Path
   ]
   assert all(line['constant_prediction'] and line['low'] is None for line in lines[4:])
   epochs = [(line['member'], line['epoch']) for line in read_losses(tmp_path / 'run')]
-  # Lost members stop.
   assert sorted(epochs) == [*((n, e) for n in (0, 1) for e in range(1, 7)), (2, 1), (3, 1)]
   assert 'learning rate 1e+30' in capsys.readouterr().err
   result = json.loads((tmp_path / 'run' / 'result.json').read_text())
   assert [row['mean'] is None for row in result['scores']] == [False, False, True, True]
-  row, _ = scores.make_score_table(lines)  # a table shows the finite rate
+  row, _ = scores.make_score_table(lines)
   assert row.pretrained.learning_rate == 1e-3 and row.pretrained.n == 2
 
 
-def test_no_finite_loss_at_all_is_an_error(tiny_run: Path, tmp_path: Path):
+def test_non_finite_losses_of_all_members_are_refused(tiny_run: Path, tmp_path: Path):
   config = make_config(learning_rates='1e25,1e30', **DIVERGING)
-  for _ in range(2):  # also where the finished run starts again
+  for _ in range(2):  # a repeated command raises the same error
     with pytest.raises(InputError, match='optimizer.learning_rate'):
       finetune.finetune(config, tiny_run, tmp_path / 'run', [8])
     assert not (tmp_path / 'run' / 'result.json').exists()
@@ -284,10 +280,10 @@ def test_patience_stops_a_stagnant_member(tiny_run: Path, tmp_path: Path, monkey
   assert {(line['epoch_choice'], line['epoch']) for line in lines} == {('best', 1), ('last', 3)}
   epochs = [(line['member'], line['epoch']) for line in read_losses(tmp_path / 'run')]
   assert sorted(epochs) == [(n, e) for n in range(4) for e in (1, 2, 3)]
-  assert len(epochs_trained) == 3  # of 6: nothing runs once all have stopped
+  assert len(epochs_trained) == 3
 
 
-def test_it_learns_and_the_majority_is_the_most_frequent_class(tiny_run: Path, tmp_path: Path):
+def test_training_fits_examples_and_reports_the_majority_baseline(tiny_run: Path, tmp_path: Path):
   rows = [
     {'sentence': f'the {adjective} {noun} sleeps .', 'label': label}
     for label, adjective in enumerate(('bad', 'good'))
@@ -323,15 +319,14 @@ def test_a_regression_is_scored_by_correlation(tiny_run: Path, tmp_path: Path):
   lines = finetune.finetune(make_config('stsb', **changes), tiny_run, tmp_path / 'run', [8])
   by_metric = {line['metric']: line for line in lines}
   assert set(by_metric) == {'pearson', 'spearman', 'pearson_spearman'}
-  # a constant correlates with nothing
   assert by_metric['pearson']['value'] > 0.9 and by_metric['pearson']['majority'] is None
   assert [name for name, line in by_metric.items() if line['headline']] == ['pearson_spearman']
 
 
 def change_tokenizer(run: Path) -> None:
-  """Makes a tokenizer that encodes the same but is another file."""
+  """Changes the file of a tokenizer but not its encoding."""
   with (run / 'tokenizer.model').open('ab') as file:
-    file.write(b'\xf8\x07\x00')  # an unknown field
+    file.write(b'\xf8\x07\x00')  # an unknown protobuf field
 
 
 @pytest.mark.parametrize(
@@ -353,7 +348,7 @@ def change_tokenizer(run: Path) -> None:
   ],
   ids='shape kind field run manifest tokenizer no-tokenizer other-tokenizer no-checkpoint step'.split(),
 )
-def test_an_unusable_checkpoint_leaves_nothing_behind(
+def test_an_invalid_checkpoint_writes_no_directory(
   tiny_run: Path, tmp_path: Path, no_training, damage, name: str
 ):
   shutil.copytree(tiny_run, tmp_path / 'run')
@@ -363,7 +358,7 @@ def test_an_unusable_checkpoint_leaves_nothing_behind(
   assert not (tmp_path / 'task').exists()
 
 
-def test_an_unlabelled_split_leaves_nothing_behind(tiny_run: Path, tmp_path: Path, no_training):
+def test_an_unlabelled_split_writes_no_directory(tiny_run: Path, tmp_path: Path, no_training):
   folder = write_examples(
     tmp_path / 'data',
     train=[{'sentence': 'a dog .', 'label': 1}],
@@ -375,7 +370,7 @@ def test_an_unlabelled_split_leaves_nothing_behind(tiny_run: Path, tmp_path: Pat
   assert not (tmp_path / 'task').exists()
 
 
-def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
+def test_checkpoints_have_different_encoders(tiny_run: Path):
   model = pretrained.load_single_config(tiny_run).model
   first, last = (
     checkpoint.flatten(finetune.load_encoder(tiny_run, model, step)) for step in (4, 8)
@@ -387,7 +382,7 @@ def test_an_encoder_is_that_of_its_checkpoint(tiny_run: Path):
 
 @pytest.fixture(scope='module')
 def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  """A few updates of a model with running statistics."""
+  """Pre-trains a model with running statistics for a few updates."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
   config = tiny_config.make_run_config(tiny_corpus, **tiny_config.CONVOLUTION, num_steps=4)
   pretrain.pretrain(config, folder)
@@ -395,7 +390,7 @@ def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_fine_tuning_continues_running_statistics(convolved_run: Path, tmp_path: Path, monkeypatch):
-  """They start from those of the checkpoint and change; rows and batches are whole."""
+  """Statistics start from those of the checkpoint; rows and batches are not cut."""
   model, statistics = pretrained.load_single_config(convolved_run).model, []
   encoder = checkpoint.flatten(finetune.load_encoder(convolved_run, model, 4))
   name = 'convolution.layers.0.norm.running_mean'
@@ -403,7 +398,7 @@ def test_fine_tuning_continues_running_statistics(convolved_run: Path, tmp_path:
   train_group = finetune.train_group
 
   def note_statistics(run: Any, program: Any, data: finetune.DeviceData, group: Any) -> None:
-    copied = jax.tree.map(jax.numpy.copy, group.state.members)  # the chunk donates its argument
+    copied = jax.tree.map(jax.numpy.copy, group.state.members)  # chunks donate their argument
     trained, _ = program.chunk(copied, data.train, jax.numpy.int32(3))
     for members in (group.state.members, trained):
       statistics.append(np.asarray(checkpoint.flatten(members.state.model)[f'encoder.{name}']))
@@ -422,14 +417,14 @@ def test_fine_tuning_continues_running_statistics(convolved_run: Path, tmp_path:
 
 
 def test_every_command_reads_a_model_with_running_statistics(convolved_run: Path):
-  """The logged test loss is found again, whatever else is in a batch; short rows are whole ones."""
+  """Losses do not depend on the batch or on the length of rows."""
   logged = json.loads((convolved_run / 'result.json').read_text())['test_loss']
   loss = evaluate.evaluate_loss(convolved_run, '', 'test')['loss']
   assert loss == pytest.approx(logged, rel=1e-4)
   assert len(inference.fill_mask(convolved_run, 'the dog <mask> .', 2)) == 2
   short, long = 'the dog sleeps .', 'the good dog sees a fox and a cow and a hen .'
-  first, second, both = (
+  first, second, total = (
     likelihood.measure_pseudo_perplexity(convolved_run, text, 'original')['log_likelihood']
     for text in (short, long, f'{short}\n{long}')
   )
-  assert both == pytest.approx(first + second, rel=1e-5)
+  assert total == pytest.approx(first + second, rel=1e-5)

@@ -1,7 +1,7 @@
-"""Members, score lines, stored predictions and files for the GLUE server."""
+"""Tests members, score lines, stored predictions and files for the GLUE server."""
 
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.tiny_config import make_finetune_config
 COLA, STSB = find_task('cola'), find_task('stsb')
 LABELS = np.array([0, 1, 1, 0, 1], np.int32)
 OUTPUTS = np.array([[2, 1], [0, 1], [3, 0], [1, 0], [0, 9]], np.float32)  # predicts 0, 1, 0, 0, 1
-# Fields that a run adds to each line.
+# Fields that a run adds to score lines.
 RUN_FIELDS = {'train_examples', 'held_out', 'checkpoint', 'filtered', 'truncated'}
 SPEC = MemberSpec(3, 400, 7, 1e-3)
 
@@ -42,39 +42,32 @@ def make_score_lines(
     truncated=0,
     digests={},
   )
-  baselines = finetune_results.baseline_scores(data)
-  return list(finetune_results.score_lines(data, SPEC, results, baselines))
+  baselines = finetune_results.compute_baselines(data)
+  return list(finetune_results.make_score_lines(data, SPEC, results, baselines))
 
 
-def test_members_are_each_start_with_each_rate_and_each_seed():
+def test_members_are_all_combinations_of_start_rate_and_seed():
   config = make_finetune_config(
     'cola', seeds='5,2', learning_rates='1e-3,1e-4,1e-2', validation_fraction=0.1
   )
-  specs = finetune_results.member_specs(config, (400, 800, None))
+  specs = finetune_results.list_members(config, (400, 800, None))
   assert len(specs) == len(set(specs)) == 3 * 3 * 2
   assert [spec.member for spec in specs] == list(range(18))
-  assert [(spec.step, spec.learning_rate, spec.seed) for spec in specs[:7]] == [
-    (400, 1e-3, 5),
-    (400, 1e-3, 2),
-    (400, 1e-4, 5),
-    (400, 1e-4, 2),
-    (400, 1e-2, 5),
-    (400, 1e-2, 2),
-    (800, 1e-3, 5),
+  assert [(spec.step, spec.learning_rate, spec.seed) for spec in specs] == [
+    (step, rate, seed)
+    for step in (400, 800, None)
+    for rate in (1e-3, 1e-4, 1e-2)
+    for seed in (5, 2)
   ]
-  assert {spec.step for spec in specs[12:]} == {None}
   assert [spec.log_fields()['pretrained'] for spec in specs] == [True] * 12 + [False] * 6
-
-
-def test_the_default_rate_is_that_of_the_optimizer():
   config = make_finetune_config('cola', seeds='0', **{'optimizer.learning_rate': 3e-4})
-  assert [spec.learning_rate for spec in finetune_results.member_specs(config, (None,))] == [3e-4]
+  assert [spec.learning_rate for spec in finetune_results.list_members(config, (None,))] == [3e-4]
 
 
-@pytest.mark.parametrize('share, choices', [(0.1, ('best', 'last')), (0.0, ('last',))])
-def test_the_best_epoch_is_reported_only_with_a_validation_part(share: float, choices: tuple):
-  config = make_finetune_config('cola', validation_fraction=share)
-  assert finetune_results.reported_epochs(config) == choices
+@pytest.mark.parametrize('fraction, choices', [(0.1, ('best', 'last')), (0.0, ('last',))])
+def test_the_best_epoch_is_reported_only_with_a_validation_part(fraction: float, choices: tuple):
+  config = make_finetune_config('cola', validation_fraction=fraction)
+  assert finetune_results.list_epoch_choices(config) == choices
 
 
 @pytest.mark.parametrize(
@@ -82,7 +75,7 @@ def test_the_best_epoch_is_reported_only_with_a_validation_part(share: float, ch
   [
     (48, 16, 2.0, [(1, 3), (2, 6)]),
     (50, 16, 5.0, [(1, 4), (2, 7), (3, 10), (4, 13), (5, 16)]),
-    (48, 16, 2.5, [(1, 4), (2, 7), (2.5, 8)]),  # the last is half of one
+    (48, 16, 2.5, [(1, 4), (2, 7), (2.5, 8)]),
     (48, 16, 0.5, [(0.5, 2)]),
     (10, 32, 4.0, [(2, 1), (4, 2)]),
   ],
@@ -91,7 +84,7 @@ def test_epoch_ends_cover_all_updates(
   examples: int, batch_size: int, epochs: float, expected: list
 ):
   updates = -int(-(epochs * examples) // batch_size)
-  assert finetune_results.epoch_ends(updates, epochs) == expected
+  assert finetune_results.list_epoch_ends(updates, epochs) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +98,7 @@ def test_epoch_ends_cover_all_updates(
     ([-math.inf, 0.0], 1),
   ],
 )
-def test_the_best_epoch_is_the_first_of_equals_and_nan_is_least(values: list[float], best: int):
+def test_the_best_epoch_is_the_first_maximum_and_ignores_nan(values: list[float], best: int):
   best_result = None
   for epoch, value in enumerate(values):
     result = EpochResult(epoch, value, {})
@@ -113,18 +106,14 @@ def test_the_best_epoch_is_the_first_of_equals_and_nan_is_least(values: list[flo
   assert best_result.epoch == best
 
 
-def test_a_line_has_every_field_that_tables_ask_for():
-  lines = make_score_lines(
-    {
-      'best': EpochResult(2.0, 0.5, {'validation': OUTPUTS}),
-      'last': EpochResult(3.0, 0.4, {'validation': OUTPUTS}),
-    }
-  )
+def test_score_lines_have_all_fields():
+  results = {
+    'best': EpochResult(2.0, 0.5, {'validation': OUTPUTS}),
+    'last': EpochResult(3.0, 0.4, {'validation': OUTPUTS}),
+  }
+  lines = make_score_lines(results)
   assert [(line['epoch_choice'], line['metric']) for line in lines] == [
-    ('best', 'matthews'),
-    ('best', 'accuracy'),
-    ('last', 'matthews'),
-    ('last', 'accuracy'),
+    (choice, metric) for choice in ('best', 'last') for metric in ('matthews', 'accuracy')
   ]
   constants = {
     'task': 'cola',
@@ -153,42 +142,39 @@ def test_a_line_has_every_field_that_tables_ask_for():
   'task, labels, width', [(COLA, LABELS, 2), (STSB, LABELS.astype(np.float32), 1)]
 )
 @pytest.mark.parametrize('broken', [math.nan, math.inf])
-def test_outputs_that_are_not_finite_score_nothing(
+def test_non_finite_outputs_have_no_score(
   task, labels: np.ndarray, width: int, broken: float, tmp_path
 ):
   outputs = OUTPUTS[:, :width].copy()
-  outputs[4, 0] = broken  # one is enough: what a class of it is would be chance
-  assert math.isnan(finetune_results.headline_value(task, outputs, labels))
+  outputs[4, 0] = broken
+  assert math.isnan(finetune_results.compute_headline(task, outputs, labels))
   results = {'last': EpochResult(1.0, math.nan, {'validation': outputs})}
   lines = make_score_lines(results, task, labels)
   assert [line['metric'] for line in lines] == list(task.metrics)
   assert all(line['constant_prediction'] for line in lines)
   for line in lines:
     run_dir.append_line(tmp_path / 'scores.jsonl', line)
-  for text in (tmp_path / 'scores.jsonl').read_text().splitlines():
-    assert {json.loads(text)[name] for name in ('value', 'low', 'high', 'validation_score')} == {
-      None
-    }
+  names = ('value', 'low', 'high', 'validation_score')
+  for line in run_dir.read_lines(tmp_path / 'scores.jsonl'):
+    assert [line[name] for name in names] == [None] * 4
 
 
 def test_a_constant_prediction_is_scored():
   outputs = np.tile(np.float32([0, 1]), (5, 1))
   lines = make_score_lines({'last': EpochResult(1.0, math.nan, {'validation': outputs})})
-  assert [(line['constant_prediction'], line['value']) for line in lines] == [
-    (True, 0),
-    (True, pytest.approx(0.6)),
-  ]
+  assert all(line['constant_prediction'] for line in lines)
+  assert [line['value'] for line in lines] == [0, pytest.approx(0.6)]
 
 
 def test_predictions_are_classes_or_numbers():
   assert finetune_results.decode_outputs(COLA, OUTPUTS).tolist() == [0, 1, 0, 0, 1]
   numbers = OUTPUTS[:, :1]
   assert finetune_results.decode_outputs(STSB, numbers).tolist() == [2, 0, 3, 1, 0]
-  right = np.array([2, 0, 3, 1, 0], np.float32)
-  assert finetune_results.headline_value(STSB, numbers, right) == pytest.approx(1)
+  labels = np.array([2, 0, 3, 1, 0], np.float32)
+  assert finetune_results.compute_headline(STSB, numbers, labels) == pytest.approx(1)
 
 
-def test_summaries_are_over_seeds_and_nothing_else():
+def test_summaries_are_only_over_seeds():
   keys = {
     'pretrained': True,
     'checkpoint_step': 8,
@@ -211,7 +197,7 @@ def test_summaries_are_over_seeds_and_nothing_else():
     {**keys, 'value': 0.7, 'seed': 1},
     {**keys, 'value': None, 'seed': 3, 'epoch_choice': 'best'},
   ]
-  summary = finetune_results.summary_lines(lines)
+  summary = finetune_results.summarize_seeds(lines)
   first = summary[0]
   assert len(summary) == 7 and {name: first[name] for name in keys} == keys
   assert first['n'] == 2 and first['mean'] == pytest.approx(0.6)
@@ -228,8 +214,8 @@ def submission_config(task: str, **changes: Any):
   return make_finetune_config(task, **(fields | changes))
 
 
-def make_rows(task: str, count: int, numbers: list[int] | None = None) -> list[dict]:
-  """Returns examples of two texts; with numbers those of a test split, which has no labels."""
+def make_rows(task: str, count: int, numbers: Sequence[int] | None = None) -> list[dict]:
+  """Returns pairs of texts; with numbers, the unlabelled examples of a test split."""
   first, second = find_task(task).fields
   classes = len(find_task(task).labels)
   examples = [
@@ -246,12 +232,15 @@ def make_rows(task: str, count: int, numbers: list[int] | None = None) -> list[d
   ]
 
 
-def prepare(task: str, folder: str, tiny_run: Path, **changes: Any) -> TaskData:
-  return task_data.prepare_task_data(
-    submission_config(task, **{'task.folder': folder}, **changes),
-    64,
-    tokenizer.load_tokenizer(tiny_run / 'tokenizer.model'),
-  )
+def prepare(task: str, tiny_run: Path, folder: Path, **splits: int | Sequence[int]) -> TaskData:
+  """Writes and encodes splits with a number of examples, or unlabelled with these numbers."""
+  rows = {
+    split: make_rows(task, size) if isinstance(size, int) else make_rows(task, len(size), size)
+    for split, size in splits.items()
+  }
+  config = submission_config(task, **{'task.folder': write_examples(folder / 'data', **rows)})
+  pieces = tokenizer.load_tokenizer(tiny_run / 'tokenizer.model')
+  return task_data.prepare_task_data(config, 64, pieces)
 
 
 def draw_outputs(data: TaskData, seed: int) -> dict[str, np.ndarray]:
@@ -283,65 +272,45 @@ def read_tsv(path: Path) -> list[list[str]]:
     ('stsb', [-0.3, 5.2, 3.14159], ['0.000', '5.000', '3.142']),
   ],
 )
-def test_a_file_has_the_values_of_the_server(task: str, predictions: list, expected: list[str]):
-  rows = finetune_results.submission_rows(find_task(task), np.array(predictions), (0, 1, 2))
+def test_submissions_have_the_values_of_the_server(
+  task: str, predictions: list, expected: list[str]
+):
+  rows = finetune_results.format_submission(find_task(task), np.array(predictions), (0, 1, 2))
   assert rows.decode() == 'index\tprediction\n' + ''.join(
     f'{i}\t{text}\n' for i, text in enumerate(expected)
   )
 
 
-def test_lines_are_in_the_order_of_the_official_file():
-  rows = finetune_results.submission_rows(COLA, np.array([1, 0, 0, 1]), (10, 2, 0, 9))
+def test_submissions_are_in_the_order_of_the_official_file():
+  rows = finetune_results.format_submission(COLA, np.array([1, 0, 0, 1]), (10, 2, 0, 9))
   assert rows.decode() == 'index\tprediction\n0\t0\n2\t0\n9\t1\n10\t1\n'
 
 
-def test_each_split_has_a_file_of_its_own(tiny_run: Path, tmp_path: Path):
-  folder = write_examples(
-    tmp_path / 'data',
-    train=make_rows('mnli', 12),
-    validation_matched=make_rows('mnli', 6),
-    validation_mismatched=make_rows('mnli', 5),
-    test_matched=make_rows('mnli', 4, [3, 2, 1, 0]),
-    test_mismatched=make_rows('mnli', 3, [0, 1, 2]),
-    test=make_rows('ax', 5, [4, 0, 1, 2, 3]),
-  )
-  data = prepare('mnli', folder, tiny_run)
+def test_each_split_has_a_submission(tiny_run: Path, tmp_path: Path):
+  numbers = {'test_matched': [3, 2, 1, 0], 'test_mismatched': [0, 1, 2], 'test': [4, 0, 1, 2, 3]}
+  sizes = {'train': 12, 'validation_matched': 6, 'validation_mismatched': 5}
+  data = prepare('mnli', tiny_run, tmp_path, **sizes, **numbers)
   spec, outputs = MemberSpec(0, 8, 0, 1e-3), draw_outputs(data, 0)
   results = {'last': EpochResult(1.0, float('nan'), outputs)}
   finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
-  line = {
-    'member': 0,
-    'epoch_choice': 'last',
-    'headline': True,
-    'value': 0.5,
-    'validation_score': None,
-    **spec.log_fields(),
-  }
+  line = {'epoch_choice': 'last', 'headline': True, 'value': 0.5, 'validation_score': None}
+  line |= spec.log_fields()
   finetune_results.write_submission(epath.Path(tmp_path), data, [line], 'last')
-  assert {path.name for path in (tmp_path / 'submission').iterdir()} == {
-    'MNLI-m.tsv',
-    'MNLI-mm.tsv',
-    'AX.tsv',
+  files = {
+    'MNLI-m.tsv': ('test_matched', [3, 2, 1, 0]),
+    'MNLI-mm.tsv': ('test_mismatched', [0, 1, 2]),
+    'AX.tsv': ('ax test', [1, 2, 3, 4, 0]),
   }
-  for name, split, order in (
-    ('MNLI-m', 'test_matched', [3, 2, 1, 0]),
-    ('MNLI-mm', 'test_mismatched', [0, 1, 2]),
-    ('AX', 'ax test', [1, 2, 3, 4, 0]),
-  ):
+  assert {path.name for path in (tmp_path / 'submission').iterdir()} == set(files)
+  for name, (split, order) in files.items():
     classes = outputs[split].argmax(-1)[order]
-    assert read_tsv(tmp_path / 'submission' / f'{name}.tsv')[1:] == [
+    assert read_tsv(tmp_path / 'submission' / name)[1:] == [
       [str(i), find_task('mnli').labels[number]] for i, number in enumerate(classes)
     ]
 
 
-def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: Path):
-  folder = write_examples(
-    tmp_path / 'data',
-    train=make_rows('stsb', 12),
-    validation=make_rows('stsb', 6),
-    test=make_rows('stsb', 4, [0, 1, 2, 3]),
-  )
-  data = prepare('stsb', folder, tiny_run)
+def test_predictions_are_stored_with_labels(tiny_run: Path, tmp_path: Path):
+  data = prepare('stsb', tiny_run, tmp_path, train=12, validation=6, test=range(4))
   results = {
     choice: EpochResult(1.0, 0.5, draw_outputs(data, seed))
     for seed, choice in enumerate(('best', 'last'))
@@ -350,26 +319,19 @@ def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: 
   finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
   lines = list(run_dir.read_lines(tmp_path / 'predictions.jsonl'))
   assert [(line['epoch_choice'], line['split']) for line in lines] == [
-    ('best', 'validation'),
-    ('best', 'test'),
-    ('last', 'validation'),
-    ('last', 'test'),
+    (choice, split) for choice in ('best', 'last') for split in ('validation', 'test')
   ]
   for line in lines:
     assert line.items() >= {'task': 'stsb', 'member': 5, 'seed': 7, 'pretrained': False}.items()
-    # as they are, not clipped
-    assert (
-      line['predictions'] == results[line['epoch_choice']].outputs[line['split']][:, 0].tolist()
-    )
+    outputs = results[line['epoch_choice']].outputs[line['split']]
+    assert line['predictions'] == outputs[:, 0].tolist()
   assert lines[0]['labels'] == [0, 1, 2, 3, 4, 5] and 'labels' not in lines[1]
 
 
 @pytest.mark.parametrize(
   'validation_scores, values, expected',
   [
-    # the best on what is held out, and the fourth is from scratch
-    ([0.1, 0.3, 0.2, 0.9], [0.5] * 4, 1),
-    # what is reported never chooses
+    ([0.1, 0.3, 0.2, 0.9], [0.5] * 4, 1),  # the last member is from scratch
     ([0.1, 0.3, 0.3, 0.9], [0.5] * 4, 1),
     ([None] * 4, [0.1, 0.2, 0.3, 0.4], 0),
     ([0.1, 0.3, 0.2, 0.9], [0.5, None, 0.5, 0.5], 2),
@@ -381,13 +343,7 @@ def test_predictions_are_kept_beside_the_right_labels(tiny_run: Path, tmp_path: 
 def test_the_validation_score_chooses_the_member_of_a_submission(
   validation_scores: list, values: list, expected: int | None, tiny_run: Path, tmp_path: Path
 ):
-  folder = write_examples(
-    tmp_path / 'data',
-    train=make_rows('rte', 12),
-    validation=make_rows('rte', 6),
-    test=make_rows('rte', 9, list(range(9))),
-  )
-  data = prepare('rte', folder, tiny_run)
+  data = prepare('rte', tiny_run, tmp_path, train=12, validation=6, test=range(9))
   specs = [MemberSpec(number, 8 if number < 3 else None, number, 1e-3) for number in range(4)]
   for spec in specs:
     results = {
@@ -396,13 +352,8 @@ def test_the_validation_score_chooses_the_member_of_a_submission(
     }
     finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
   lines = [
-    {
-      'headline': headline,
-      'epoch_choice': choice,
-      'value': value,
-      'validation_score': score,
-      **spec.log_fields(),
-    }
+    {'headline': headline, 'epoch_choice': choice, 'value': value, 'validation_score': score}
+    | spec.log_fields()
     for spec, value, score in zip(specs, values, validation_scores, strict=True)
     for choice in ('last', 'best')
     for headline in (False, True)
@@ -417,10 +368,8 @@ def test_the_validation_score_chooses_the_member_of_a_submission(
 
 
 @pytest.mark.usefixtures('fast_compile')
-def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path):
-  """Fine-tuning writes it, and once more where the run had been stopped before it could."""
+def test_fine_tuning_writes_a_missing_submission(tiny_run: Path, tmp_path: Path):
   numbers = list(range(70))
-  # more than one batch, in no order at all
   order = np.random.default_rng(0).permutation(70).tolist()
   test = [make_rows('rte', 70, numbers)[i] for i in order]
   folder = write_examples(
@@ -430,10 +379,7 @@ def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path):
   scores = finetune.finetune(config, tiny_run, workdir, [8])
   predictions = list(run_dir.read_lines(workdir / 'predictions.jsonl'))
   assert [(line['member'], line['split'], len(line['predictions'])) for line in predictions] == [
-    (0, 'validation', 9),
-    (0, 'test', 70),
-    (1, 'validation', 9),
-    (1, 'test', 70),
+    (member, *split) for member in (0, 1) for split in (('validation', 9), ('test', 70))
   ]
   for line, score in zip(predictions[::2], scores, strict=True):
     assert np.mean(np.equal(line['predictions'], line['labels'])) == pytest.approx(score['value'])
@@ -443,14 +389,13 @@ def test_from_files_to_a_file(tiny_run: Path, tmp_path: Path):
     ['index', 'prediction'],
     *([str(i), find_task('rte').labels[classes[i]]] for i in numbers),
   ]
-
   before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
   (workdir / 'submission' / 'RTE.tsv').unlink()
   finetune.finetune(config, tiny_run, workdir, [8])
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
-def test_a_task_that_the_server_does_not_have_gets_no_file(tiny_run: Path, tmp_path: Path):
+def test_a_task_outside_glue_has_no_submission(tiny_run: Path, tmp_path: Path):
   data = task_data.prepare_task_data(
     submission_config('microworld/sentiment', **{'task.max_train_examples': 24}),
     64,

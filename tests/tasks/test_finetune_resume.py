@@ -1,4 +1,4 @@
-"""The state of members in training is loaded as it was saved, or not at all."""
+"""Tests the state file: it is loaded bit for bit, or ignored if damaged or of other members."""
 
 import pathlib
 import signal
@@ -19,7 +19,7 @@ SPECS = [MemberSpec(member, None, seed, 1e-3) for member, seed in ((3, 0), (4, 1
 
 
 def make_members(value: float) -> MemberState:
-  """Two models of one vector."""
+  """Returns two members with a single kernel each."""
   weights = {'kernel': jnp.full((2, 3), value)}
   return MemberState(
     TrainState(jnp.zeros(2, jnp.int32), jnp.arange(2, dtype=jnp.uint32), weights, weights),
@@ -29,9 +29,9 @@ def make_members(value: float) -> MemberState:
 
 @pytest.fixture
 def state(tmp_path: pathlib.Path) -> FinetuneState:
-  """A saved state: the first member has a result and its model, the second none."""
+  """Saves a state in which only the first member has a result and a model."""
   state = finetune_resume.init_state(make_members(0.25), 2)
-  state.step, state.totals, state.best = 7, np.array([1.5, 2.5]), [1.0, 0.0]
+  state.step, state.loss_sums, state.best_epochs = 7, np.array([1.5, 2.5]), [1.0, 0.0]
   outputs, kernel = np.eye(2, dtype=np.float32), np.arange(3, dtype=np.float32)
   state.results[0]['last'] = EpochResult(
     1.0, float('nan'), {'validation': outputs}, {'kernel': kernel}
@@ -41,10 +41,11 @@ def state(tmp_path: pathlib.Path) -> FinetuneState:
   return state
 
 
-def test_everything_comes_back(state: FinetuneState, tmp_path: pathlib.Path):
+def test_a_loaded_state_equals_the_saved_state(state: FinetuneState, tmp_path: pathlib.Path):
   loaded = finetune_resume.load_state(tmp_path, SPECS, make_members(0))
-  assert loaded.step == finetune_resume.state_step(tmp_path, SPECS) == 7
-  assert (loaded.best, loaded.active, loaded.totals.tolist()) == ([1.0, 0.0], {1}, [1.5, 2.5])
+  assert loaded.step == finetune_resume.read_state_step(tmp_path, SPECS) == 7
+  assert (loaded.best_epochs, loaded.active) == ([1.0, 0.0], {1})
+  assert loaded.loss_sums.tolist() == [1.5, 2.5]
   jax.tree.map(np.testing.assert_array_equal, loaded.members, state.members)
   ((epoch_choice, result),) = loaded.results[0].items()
   assert epoch_choice == 'last' and result.epoch == 1 and np.isnan(result.validation_score)
@@ -55,18 +56,17 @@ def test_everything_comes_back(state: FinetuneState, tmp_path: pathlib.Path):
 
 def is_absent(folder: pathlib.Path, specs: list[MemberSpec] = SPECS) -> bool:
   loaded = finetune_resume.load_state(folder, specs, make_members(0))
-  return loaded is None and finetune_resume.state_step(folder, specs) == 0
+  return loaded is None and finetune_resume.read_state_step(folder, specs) == 0
 
 
 @pytest.mark.parametrize('specs', [SPECS[:1], SPECS[::-1], []])
-def test_a_state_of_other_members_counts_as_absent(
+def test_a_state_of_other_members_is_ignored(
   state: FinetuneState, tmp_path: pathlib.Path, specs: list
 ):
   assert is_absent(tmp_path, specs)
 
 
-def test_a_damaged_state_counts_as_absent(state: FinetuneState, tmp_path: pathlib.Path):
-  """Cut short anywhere, or with a byte changed in an array."""
+def test_a_damaged_state_is_ignored(state: FinetuneState, tmp_path: pathlib.Path):
   data = (tmp_path / finetune_resume.STATE_FILE).read_bytes()
   inside = data.index(np.full((2, 3), 0.25, np.float32).tobytes())
   broken = [data[:cut] for cut in (0, 1, 100, len(data) // 2, len(data) - 1)]
@@ -75,25 +75,25 @@ def test_a_damaged_state_counts_as_absent(state: FinetuneState, tmp_path: pathli
     assert is_absent(tmp_path)
 
 
-def test_pickles_are_not_read(tmp_path: pathlib.Path):
+def test_pickles_are_ignored(tmp_path: pathlib.Path):
   np.savez(tmp_path / 'hostile.npz', said=np.array([object()], dtype=object))
   files.write_bytes(tmp_path / finetune_resume.STATE_FILE, (tmp_path / 'hostile.npz').read_bytes())
-  assert finetune_resume.state_step(tmp_path, SPECS) == 0
+  assert finetune_resume.read_state_step(tmp_path, SPECS) == 0
 
 
-def test_after_a_signal_it_is_saved_at_once(state: FinetuneState, tmp_path: pathlib.Path):
+def test_a_signal_saves_the_state_at_once(state: FinetuneState, tmp_path: pathlib.Path):
   finetune_resume.remove_state(tmp_path)
   flag = signals.SignalFlag()
   maybe_save = finetune_resume.make_saver(tmp_path, SPECS, state, flag)
   maybe_save()
-  assert finetune_resume.state_step(tmp_path, SPECS) == 0  # the last save is a moment ago
+  assert finetune_resume.read_state_step(tmp_path, SPECS) == 0  # no save is due
   flag.number = signal.SIGTERM
   with pytest.raises(signals.Interrupted, match='SIGTERM after 7 updates') as error:
     maybe_save()
-  assert error.value.status == 143 and finetune_resume.state_step(tmp_path, SPECS) == 7
+  assert error.value.status == 143 and finetune_resume.read_state_step(tmp_path, SPECS) == 7
 
 
-def test_the_state_is_removed_once_or_twice(state: FinetuneState, tmp_path: pathlib.Path):
+def test_a_missing_state_can_be_removed(state: FinetuneState, tmp_path: pathlib.Path):
   finetune_resume.remove_state(tmp_path)
   finetune_resume.remove_state(tmp_path)
   assert not (tmp_path / finetune_resume.STATE_FILE).exists()

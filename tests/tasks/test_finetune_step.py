@@ -1,6 +1,4 @@
-"""The fine-tuning step: seed, rate and start change a member; pads, unused ids, cuts and neighbours
-do not.
-"""
+"""Tests the fine-tuning step: members depend on seed, rate and start, not on pads or other members."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ from tests import tiny_config
 from tests.fast_jit import jit
 
 ROWS, LENGTHS = 48, (32, 64)
-# the number of a seed's own encoder, after those of two checkpoints
+# Index of the fresh encoder of each seed, after the encoders of two checkpoints.
 FRESH = {0: 2, 3: 3, 4: 4, 9: 5}
 TABLE = 'encoder.embedding.tokens.embedding'
 KINDS = [
@@ -37,8 +35,8 @@ KINDS = [
 ]
 
 
-def loss_sum(model: Any, batch: Any, kind: str) -> jax.Array:
-  return finetune_step.loss_sum(
+def sum_losses(model: Any, batch: Any, kind: str) -> jax.Array:
+  return finetune_step.sum_losses(
     model, batch.tokens, batch.tokens != tokenizer.PAD_ID, batch.labels, None, kind
   )
 
@@ -55,7 +53,7 @@ def make_shape(lengths: tuple[int, ...] = LENGTHS) -> StepShape:
 def build_program(
   model: EncoderConfig, members: int, lengths: tuple[int, ...], **changes: Any
 ) -> FinetuneProgram:
-  """A program of its own, of which little is run."""
+  """Builds an uncached program with fast compilation."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', jit)
     return finetune_step.build_finetune_program.__wrapped__(
@@ -69,8 +67,8 @@ def model(tiny_run: Path) -> EncoderConfig:
 
 
 @pytest.fixture(scope='module')
-def whole_rows() -> TaskRows:
-  """Rows of all lengths up to 64, of some forty pieces."""
+def full_rows() -> TaskRows:
+  """Returns rows of lengths up to 64 with 40 different pieces."""
   draw = np.random.default_rng(0)
   counts = np.append(draw.integers(3, 40, ROWS - 1), 62)
   ids = draw.choice(np.arange(len(tokenizer.SPECIAL_TOKENS), 500), 40, replace=False)
@@ -81,13 +79,13 @@ def whole_rows() -> TaskRows:
 
 
 @pytest.fixture(scope='module')
-def used_ids(whole_rows: TaskRows) -> np.ndarray:
-  return task_data.used_token_ids((whole_rows,))
+def used_ids(full_rows: TaskRows) -> np.ndarray:
+  return task_data.list_used_ids((full_rows,))
 
 
 @pytest.fixture(scope='module')
-def rows(whole_rows: TaskRows, used_ids: np.ndarray) -> TaskRows:
-  return task_data.narrow_ids(whole_rows, used_ids)
+def rows(full_rows: TaskRows, used_ids: np.ndarray) -> TaskRows:
+  return task_data.narrow_ids(full_rows, used_ids)
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +95,7 @@ def saved(tiny_run: Path, model: EncoderConfig) -> list[Encoder]:
 
 @pytest.fixture(scope='module')
 def fresh(model: EncoderConfig) -> Encoder:
-  """A stack, one encoder for each seed of FRESH."""
+  """Returns a stack with an encoder for each seed of FRESH."""
   return finetune_step.init_encoders.__wrapped__(model, make_config().head)(
     np.array(list(FRESH), np.uint32)
   )
@@ -105,7 +103,7 @@ def fresh(model: EncoderConfig) -> Encoder:
 
 @pytest.fixture(scope='module')
 def encoders(saved: list[Encoder], fresh: Encoder, used_ids: np.ndarray) -> Encoder:
-  """Of two checkpoints, then from scratch."""
+  """Returns a stack of the encoders of two checkpoints and from scratch."""
   stack = jax.tree.map(
     lambda first, second, more: np.concatenate([first[None], second[None], more]), *saved, fresh
   )
@@ -114,7 +112,7 @@ def encoders(saved: list[Encoder], fresh: Encoder, used_ids: np.ndarray) -> Enco
 
 @pytest.fixture(scope='module')
 def program(model: EncoderConfig) -> FinetuneProgram:
-  """Of four members, one a device at a time."""
+  """Returns a program for four members that trains one member at a time on each device."""
   return build_program(model, 4, LENGTHS, strategy='map')
 
 
@@ -122,7 +120,7 @@ def program(model: EncoderConfig) -> FinetuneProgram:
 def narrow_run(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows
 ) -> list[dict[str, np.ndarray]]:
-  """Two seeds from the second checkpoint, one from the first, one from scratch: after an epoch."""
+  """Returns members after an epoch: two seeds of checkpoint 1, one of checkpoint 0, one fresh."""
   return train(
     program, [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])], encoders, rows
   )
@@ -141,15 +139,15 @@ def train(
   rows: TaskRows,
   updates: int = 3,
 ) -> list[dict[str, np.ndarray]]:
-  """Each member after some updates: its parameters, the sum of its losses, its outputs."""
+  """Returns parameters, sum of losses and outputs of each member after some updates."""
   member, losses = program.chunk(
     start_members(program, inits, encoders),
-    finetune_step.replicate(rows, program),
+    finetune_step.replicate_arrays(rows, program),
     jnp.int32(updates),
   )
-  tokens, (place,) = task_data.iter_batches([rows], 16)
+  tokens, (place,) = task_data.batch_rows([rows], 16)
   outputs = np.asarray(
-    program.outputs(member.state.model, finetune_step.replicate(tokens, program))
+    program.outputs(member.state.model, finetune_step.replicate_arrays(tokens, program))
   )[:, place]
   parameters = {
     name: np.asarray(leaf) for name, leaf in checkpoint.flatten(member.state.model).items()
@@ -176,48 +174,30 @@ def assert_close(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) ->
     np.testing.assert_allclose(value, second[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize('num_heads', [1, 3])
 @pytest.mark.parametrize('name, labels', KINDS)
-def test_the_loss_is_a_sum_over_examples(name: str, labels: np.ndarray, model: EncoderConfig):
-  task = find_task(name)
-  fresh = jit(
-    lambda: init_classifier(model, make_config().head, len(task.labels), jax.random.key(0))
-  )()
-  tokens = jax.random.randint(jax.random.key(1), (4, 8), 5, 500)
-  outputs = np.asarray(jit(lambda: fresh(tokens, tokens != tokenizer.PAD_ID))(), np.float64)
-  if task.labels:
-    expected = -np.sum(
-      np.log(np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True))[np.arange(4), labels]
-    )
-  else:
-    expected = np.sum((outputs[:, 0] - labels) ** 2)
-  batch = TaskRows(tokens, jnp.full(4, 8), jnp.asarray(labels))
-  assert float(jit(lambda: loss_sum(fresh, batch, task.kind))()) == pytest.approx(
-    expected, rel=1e-5
-  )
-
-
-@pytest.mark.parametrize('name, labels', KINDS)
-def test_the_loss_of_several_heads_is_the_mean_of_theirs(
-  name: str, labels: np.ndarray, model: EncoderConfig
+def test_the_loss_is_a_sum_over_examples_and_a_mean_over_heads(
+  name: str, labels: np.ndarray, num_heads: int, model: EncoderConfig
 ):
-  task, head = find_task(name), dataclasses.replace(make_config().head, ensemble_size=3)
+  task, head = find_task(name), dataclasses.replace(make_config().head, ensemble_size=num_heads)
   batch = TaskRows(jnp.arange(32).reshape(4, 8) + 5, jnp.full(4, 8), jnp.asarray(labels))
 
   @jit
-  def losses() -> Any:
+  def compute_loss() -> Any:
     fresh = init_classifier(model, head, len(task.labels), jax.random.key(0))
-    return loss_sum(fresh, batch, task.kind), jnp.stack(
+    return sum_losses(fresh, batch, task.kind), jnp.stack(
       fresh.logits_by_head(batch.tokens, batch.tokens != tokenizer.PAD_ID)
     )
 
-  found, outputs = losses()
+  loss, outputs = compute_loss()
   outputs = np.asarray(outputs, np.float64)
-  own = (
+  head_losses = (
     np.sum((outputs[..., 0] - labels) ** 2, 1)
     if not task.labels
     else np.sum(np.log(np.exp(outputs).sum(-1)) - outputs[:, np.arange(4), labels], 1)
   )
-  assert float(found) == pytest.approx(own.mean(), rel=1e-5) and len(set(own)) == 3
+  assert float(loss) == pytest.approx(head_losses.mean(), rel=1e-5)
+  assert len(set(head_losses)) == num_heads
 
 
 @pytest.mark.parametrize(
@@ -248,21 +228,21 @@ def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig
     for length in (14, 64)
   )
   alone = logits(short, 14)
-  for longest in (14, 15):  # cut to 14, and not at all
+  for longest in (14, 15):  # cut to 14 tokens, then to 64
     np.testing.assert_allclose(logits(long, longest), alone, atol=1e-6)
-  assert np.ptp(np.asarray(alone), axis=0).min() > 1e-3  # it is no constant
+  assert np.ptp(np.asarray(alone), axis=0).min() > 1e-3
 
 
-def test_rows_are_cut_to_the_first_length_that_holds_them(rows: TaskRows):
-  found = jit(
+def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
+  choose = jit(
     lambda longest: finetune_step.cut_to_length(
       lambda part: jnp.int32(part.tokens.shape[1]), (16, 32, 64), rows, longest
     )
   )
-  assert [int(found(longest)) for longest in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
+  assert [int(choose(longest)) for longest in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
 
 
-def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
+def test_each_seed_reads_every_example_once_an_epoch_in_another_order():
   picked = jax.jit(lambda seed, step: corpus.select_batch_rows(seed, step, 16, ROWS)[0])
   orders = [
     tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step))
@@ -273,39 +253,39 @@ def test_seeds_see_the_examples_in_orders_of_their_own_and_each_once_an_epoch():
 
 
 @pytest.mark.parametrize('lengths', [(16, 64), (64,)])
-def test_parts_of_any_length_have_the_gradient_of_the_whole_batch(
-  lengths: tuple[int, ...], model: EncoderConfig, whole_rows: TaskRows
+def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
+  lengths: tuple[int, ...], model: EncoderConfig, full_rows: TaskRows
 ):
   fresh = jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
-  picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, whole_rows)
+  picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, full_rows)
   key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
   loss, gradient = jit(
-    lambda: finetune_step.gradient_sums(fresh, train, picked, key, make_shape(lengths))
+    lambda: finetune_step.sum_gradients(fresh, train, picked, key, make_shape(lengths))
   )()
   batch = jax.tree.map(lambda x: x[picked], train)
-  expected, other = jit(lambda: jax.value_and_grad(loss_sum)(fresh, batch, 'classification'))()
+  expected, other = jit(lambda: jax.value_and_grad(sum_losses)(fresh, batch, 'classification'))()
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)
   other = checkpoint.flatten(other)
   for name, leaf in checkpoint.flatten(gradient).items():
     np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_an_update_is_of_the_mean_loss_of_its_batch(
+def test_an_update_returns_the_mean_loss_of_the_batch(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows
 ):
   before = population.select_member(start_members(program, [(5, 1e-3, 1)], encoders), 0).state
   _, losses = program.chunk(
     start_members(program, [(5, 1e-3, 1)], encoders),
-    finetune_step.replicate(rows, program),
+    finetune_step.replicate_arrays(rows, program),
     jnp.int32(1),
   )
   picked, _ = corpus.select_batch_rows(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
-  expected = jit(lambda: loss_sum(before.model, batch, 'classification'))()
+  expected = jit(lambda: sum_losses(before.model, batch, 'classification'))()
   assert float(losses[0]) == pytest.approx(float(expected) / 16, rel=1e-5)
 
 
-def test_members_start_from_the_checkpoint_that_is_theirs(
+def test_members_start_from_their_checkpoint_and_a_fresh_head(
   program: FinetuneProgram, saved: list[Encoder], encoders: Encoder, used_ids: np.ndarray
 ):
   members = start_members(
@@ -314,23 +294,21 @@ def test_members_start_from_the_checkpoint_that_is_theirs(
   first, second, fresh, other = (
     checkpoint.flatten(population.select_member(members, n).state.model) for n in range(4)
   )
-  for begins, encoder in ((first, saved[0]), (second, saved[1])):
+  for parameters, encoder in ((first, saved[0]), (second, saved[1])):
     for name, leaf in checkpoint.flatten(encoder).items():
       expected = leaf[used_ids] if f'encoder.{name}' == TABLE else leaf
-      np.testing.assert_array_equal(begins[f'encoder.{name}'], expected)
+      np.testing.assert_array_equal(parameters[f'encoder.{name}'], expected)
   for name, leaf in fresh.items():
-    if name.startswith('encoder.'):  # 8 updates reach every parameter
-      assert not np.array_equal(leaf, second[name]), f'{name} from scratch is the pre-trained one'
-    else:  # the control differs in its encoder and nothing else
+    if name.startswith('encoder.'):
+      assert not np.array_equal(leaf, second[name]), name
+    else:  # heads depend on the seed alone
       np.testing.assert_array_equal(leaf, first[name])
       np.testing.assert_array_equal(leaf, second[name])
     if name.endswith(('kernel', 'embedding')):
-      assert not np.array_equal(leaf, other[name]), f'{name} is the same for two seeds'
+      assert not np.array_equal(leaf, other[name]), name
 
 
-def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(
-  model: EncoderConfig, fresh: Encoder
-):
+def test_a_fresh_encoder_depends_on_the_seed_alone(model: EncoderConfig, fresh: Encoder):
   encoder = jit(
     lambda: init_classifier(model, make_config().head, 3, rng.make_key(9, rng.Stream.HEAD))
   )().encoder
@@ -340,30 +318,29 @@ def test_a_start_from_scratch_is_the_classifier_that_its_seed_draws(
     )
 
 
-def test_a_member_does_not_know_its_neighbours(
+def test_a_member_does_not_depend_on_other_members_bit_for_bit(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, rows: TaskRows
 ):
-  places = train(
+  members = train(
     program, [(9, 1e-2, FRESH[9]), (0, 1e-3, FRESH[0]), (0, 1e-3, 1), (1, 5e-3, 0)], encoders, rows
   )
-  # bit for bit, in other places too
-  assert is_equal(places[1], narrow_run[3]) and is_equal(places[2], narrow_run[0])
+  assert is_equal(members[1], narrow_run[3]) and is_equal(members[2], narrow_run[0])
   (alone,) = train(program, [(1, 1e-3, 1)], encoders, rows)
-  assert is_equal(alone, narrow_run[1])  # nor whether there are any
+  assert is_equal(alone, narrow_run[1])
 
 
 def test_members_differ_by_seed_by_start_and_by_rate(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, rows: TaskRows
 ):
-  other = train(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, rows)
-  for one in (*narrow_run[1:], *other):
-    assert not np.allclose(one['outputs'], narrow_run[0]['outputs'], atol=1e-4)
+  others = train(program, [(0, 0.0, 1), (0, 2e-3, 1)], encoders, rows)
+  for member in (*narrow_run[1:], *others):
+    assert not np.allclose(member['outputs'], narrow_run[0]['outputs'], atol=1e-4)
   members = start_members(program, [(0, 0.0, 1)], encoders)
   for name, leaf in checkpoint.flatten(population.select_member(members, 0).state.model).items():
-    np.testing.assert_array_equal(other[0][name], leaf)  # at rate 0 it stays where it was
+    np.testing.assert_array_equal(others[0][name], leaf)  # a rate of 0 changes nothing
 
 
-def test_an_epoch_moves_every_parameter_that_a_row_uses(
+def test_an_epoch_changes_every_parameter_that_a_row_uses(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, used_ids: np.ndarray
 ):
   members = start_members(program, [(0, 1e-3, 1)], encoders)
@@ -371,67 +348,59 @@ def test_an_epoch_moves_every_parameter_that_a_row_uses(
     moved = narrow_run[0][name] != np.asarray(before)
     assert moved.any(), name
     if name == TABLE:
-      # pads, masks and what is unknown are in no text of these rows
-      seldom = used_ids < len(tokenizer.SPECIAL_TOKENS)
-      assert moved[~seldom].any(1).all() and moved[[tokenizer.BEGIN_ID, tokenizer.END_ID]].any()
+      is_special = used_ids < len(tokenizer.SPECIAL_TOKENS)
+      assert moved[~is_special].any(1).all()
+      assert moved[[tokenizer.BEGIN_ID, tokenizer.END_ID]].any()
       assert not moved[[tokenizer.PAD_ID, tokenizer.MASK_ID, tokenizer.UNKNOWN_ID]].any()
 
 
-def test_alone_with_every_piece_at_full_length_it_is_the_same(
+def test_full_tables_and_rows_give_the_same_member(
   narrow_run: list,
   model: EncoderConfig,
   saved: list[Encoder],
-  whole_rows: TaskRows,
+  full_rows: TaskRows,
   used_ids: np.ndarray,
 ):
-  (found,) = train(
-    build_program(model, 1, (64,)),
-    [(0, 1e-3, 0)],
-    jax.tree.map(lambda x: x[None], saved[1]),
-    whole_rows,
-  )
+  stack = jax.tree.map(lambda x: x[None], saved[1])
+  (member,) = train(build_program(model, 1, (64,)), [(0, 1e-3, 0)], stack, full_rows)
   before = np.asarray(checkpoint.flatten(saved[1])[TABLE.removeprefix('encoder.')])
   unused = np.setdiff1d(np.arange(520), used_ids)
-  assert found[TABLE].shape[0] == 520 and len(unused) > 400
-  # what no row holds never moves
-  np.testing.assert_array_equal(found[TABLE][unused], before[unused])
-  assert_close({**found, TABLE: found[TABLE][used_ids]}, narrow_run[0])
+  assert member[TABLE].shape[0] == 520 and len(unused) > 400
+  np.testing.assert_array_equal(member[TABLE][unused], before[unused])
+  assert_close({**member, TABLE: member[TABLE][used_ids]}, narrow_run[0])
 
 
-def test_a_member_is_the_same_when_every_operation_takes_all(
+def test_map_and_vmap_give_the_same_members(
   narrow_run: list, model: EncoderConfig, encoders: Encoder, rows: TaskRows
 ):
-  """There all rows are as long as the longest, too."""
   other = build_program(model, 16, LENGTHS, strategy='vmap')
   assert (other.group_size, other.mesh.devices.size) == (16, 8)
   inits = [(5, 1e-2, 0)] * 9 + [(0, 1e-3, 1), (1, 1e-3, 1), (0, 1e-3, 0), (0, 1e-3, FRESH[0])]
-  for one, expected in zip(train(other, inits, encoders, rows)[9:], narrow_run, strict=True):
-    assert_close(one, expected)
+  for member, expected in zip(train(other, inits, encoders, rows)[9:], narrow_run, strict=True):
+    assert_close(member, expected)
 
 
-def test_nothing_is_compiled_twice(
+def test_a_second_call_compiles_nothing(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows, narrow_run
 ):
   programs = program.start, program.chunk, program.outputs
-  before = [one._cache_size() for one in programs]
+  before = [function._cache_size() for function in programs]
   shifted = jax.tree.map(lambda x: x + 0.01, encoders)
   train(program, [(7, 1e-2, 1)] * 3, shifted, rows, updates=2)
   member = start_members(program, [(7, 1e-2, 1)], encoders)
-  for count in (1, 2):  # from a start, and from where an epoch ended
-    member, _ = program.chunk(member, finetune_step.replicate(rows, program), jnp.int32(count))
-  assert [one._cache_size() for one in programs] == before
+  for count in (1, 2):
+    member, _ = program.chunk(
+      member, finetune_step.replicate_arrays(rows, program), jnp.int32(count)
+    )
+  assert [function._cache_size() for function in programs] == before
 
 
 def test_equal_recipes_share_a_program(model: EncoderConfig):
-  one, again = (
-    finetune_step.build_finetune_program(make_shape(), make_config(seeds='3,4'), model, 2)
-    for _ in range(2)
+  first, second, longer = (
+    finetune_step.build_finetune_program(make_shape(), make_config(epochs=epochs), model, 2)
+    for epochs in (2.0, 2.0, 2.1)
   )
-  assert one is again and one.updates == 6
-  assert (
-    finetune_step.build_finetune_program(make_shape(), make_config(epochs=2.1), model, 2).updates
-    == 7
-  )
+  assert first is second and (first.updates, longer.updates) == (6, 7)
 
 
 def test_the_last_member_fills_the_group(program: FinetuneProgram):

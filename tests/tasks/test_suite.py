@@ -1,4 +1,4 @@
-"""Several tasks and checkpoints as one command."""
+"""Tests fine-tuning of several checkpoints on several tasks."""
 
 import json
 import pathlib
@@ -17,7 +17,8 @@ from tests import tiny_config
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def of_sizes(**sizes: int) -> dict[str, FinetuneConfig]:
+def make_configs(**sizes: int) -> dict[str, FinetuneConfig]:
+  """Returns recipes of microworld tasks by name and number of training examples."""
   return {
     name: tiny_config.make_finetune_config(
       f'microworld/{name}', **{'task.max_train_examples': size}
@@ -28,13 +29,13 @@ def of_sizes(**sizes: int) -> dict[str, FinetuneConfig]:
 
 @pytest.fixture(autouse=True)
 def fewer_examples(monkeypatch):
-  for split in loading.MICROWORLD:
-    monkeypatch.setitem(loading.MICROWORLD, split, 400)
+  for split in loading.MICROWORLD_SIZES:
+    monkeypatch.setitem(loading.MICROWORLD_SIZES, split, 400)
 
 
 @pytest.fixture
 def runs(tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
-  """A folder of runs a and b, with checkpoints of updates 4 and 8."""
+  """Returns a folder with the runs a and b, which have checkpoints of steps 4 and 8."""
   for name in ('a', 'b'):
     shutil.copytree(tiny_run, tmp_path / name)
   monkeypatch.chdir(tmp_path)
@@ -42,14 +43,14 @@ def runs(tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch) -> pathlib
 
 
 @pytest.fixture
-def called(monkeypatch) -> list[tuple]:
-  """Arguments of calls of fine-tuning, which does nothing: task, run, folder, starts."""
+def calls(monkeypatch) -> list[tuple]:
+  """Replaces fine-tuning; lists task, run, folder and starts of its calls."""
   calls = []
 
   def note_call(config: FinetuneConfig, source: str, workdir: Any, starts: list) -> list[dict]:
     calls.append((config.task.name.removeprefix('microworld/'), source, str(workdir), starts))
     if config.task.name == 'microworld/entailment':
-      raise InputError('entailment', 'it cannot be', 'do without it')
+      raise InputError('entailment', 'an error', 'remove the task')
     return [{'task': config.task.name}]
 
   monkeypatch.setattr(finetune, 'finetune', note_call)
@@ -69,13 +70,13 @@ def called(monkeypatch) -> list[tuple]:
     ('./a@4', {'./a': [4]}),
   ],
 )
-def test_checkpoints_are_named_by_run_and_update(runs: pathlib.Path, names: str, expected: dict):
+def test_checkpoints_are_named_by_run_and_step(runs: pathlib.Path, names: str, expected: dict):
   steps = suite.expand_checkpoints(names)
   assert steps == expected and list(steps) == list(expected)
 
 
 @pytest.mark.parametrize(
-  'names, found',
+  'names, match',
   [
     ('a@5', '4, 8'),
     ('a@4,b@5', 'step 5 in b'),
@@ -88,12 +89,12 @@ def test_checkpoints_are_named_by_run_and_update(runs: pathlib.Path, names: str,
     ('', '--checkpoint='),
   ],
 )
-def test_a_missing_checkpoint_is_refused(runs: pathlib.Path, names: str, found: str):
-  with pytest.raises(InputError, match=found):
+def test_a_missing_checkpoint_is_refused(runs: pathlib.Path, names: str, match: str):
+  with pytest.raises(InputError, match=match):
     suite.expand_checkpoints(names)
 
 
-def test_a_run_may_have_an_at_in_its_name(runs: pathlib.Path):
+def test_the_name_of_a_run_may_contain_an_at_sign(runs: pathlib.Path):
   (runs / 'a').rename(runs / 'me@home')
   assert suite.expand_checkpoints('me@home') == {'me@home': [8]}
   assert suite.expand_checkpoints('me@home@4') == {'me@home': [4]}
@@ -101,38 +102,38 @@ def test_a_run_may_have_an_at_in_its_name(runs: pathlib.Path):
 
 def test_members_start_from_checkpoints_from_scratch_or_from_both():
   assert suite.choose_starts([4, 8], False, False) == [4, 8]
-  assert suite.choose_starts([4, 8], False, True) == [4, 8, None]  # one control serves all
+  assert suite.choose_starts([4, 8], False, True) == [4, 8, None]
   assert suite.choose_starts([4, 8], True, False) == [None]
   with pytest.raises(InputError, match='--from_scratch and --with_scratch'):
     suite.choose_starts([4, 8], True, True)
 
 
-def test_small_tasks_are_first(runs: pathlib.Path, called: list):
-  configs = of_sizes(sentiment=300, acceptability=40)
+def test_tasks_with_few_updates_are_first(runs: pathlib.Path, calls: list):
+  configs = make_configs(sentiment=300, acceptability=40)
   lines, errors = suite.finetune_all(configs, 'a', 'out', False, False)
-  assert called == [
+  assert calls == [
     ('acceptability', 'a', 'out/acceptability', [8]),
     ('sentiment', 'a', 'out/sentiment', [8]),
   ]
   assert [line['task'] for line in lines] == ['microworld/acceptability', 'microworld/sentiment']
   assert not errors
-  called.clear()
+  calls.clear()
   half = tiny_config.make_finetune_config(
     'microworld/acceptability', epochs=0.5, **{'task.max_train_examples': 60}
   )
-  both = of_sizes(sentiment=40) | {'acceptability': half}
-  suite.finetune_all(both, 'a', 'out', False, False)
-  assert [name for name, *_ in called] == ['acceptability', 'sentiment']  # epochs count too
+  configs = make_configs(sentiment=40) | {'acceptability': half}
+  suite.finetune_all(configs, 'a', 'out', False, False)
+  assert [name for name, *_ in calls] == ['acceptability', 'sentiment']
 
 
-def test_each_run_and_task_has_a_folder(runs: pathlib.Path, called: list):
-  one, two = of_sizes(sentiment=40), of_sizes(sentiment=40, acceptability=80)
-  calls = []
-  for configs, names in ((one, 'a@all'), (one, 'a,b'), (two, 'a'), (two, 'a,b@4')):
+def test_each_run_and_task_has_a_folder(runs: pathlib.Path, calls: list):
+  single, double = make_configs(sentiment=40), make_configs(sentiment=40, acceptability=80)
+  folders = []
+  for configs, names in ((single, 'a@all'), (single, 'a,b'), (double, 'a'), (double, 'a,b@4')):
     suite.finetune_all(configs, names, 'out', False, True)
-    calls.append([(source, folder, starts) for _, source, folder, starts in called])
-    called.clear()
-  assert calls == [
+    folders.append([(source, folder, starts) for _, source, folder, starts in calls])
+    calls.clear()
+  assert folders == [
     [('a', 'out', [4, 8, None])],
     [('a', 'out/a', [8, None]), ('b', 'out/b', [8, None])],
     [('a', 'out/sentiment', [8, None]), ('a', 'out/acceptability', [8, None])],
@@ -145,61 +146,53 @@ def test_each_run_and_task_has_a_folder(runs: pathlib.Path, called: list):
   ]
 
 
-def test_runs_of_one_name_have_folders_by_path(runs: pathlib.Path, called: list):
+def test_runs_of_equal_name_have_folders_by_path(runs: pathlib.Path, calls: list):
   for name in ('a', 'b'):
     (runs / 'sweep' / name).mkdir(parents=True)
     (runs / name).rename(runs / 'sweep' / name / 'member-0')
-  (runs / 'sweep' / 'c' / 'member-0').mkdir(parents=True)  # has no checkpoint yet
+  (runs / 'sweep' / 'c' / 'member-0').mkdir(parents=True)  # a run without checkpoints
   assert suite.expand_checkpoints('sweep/*/member-*@4') == {
     'sweep/a/member-0': [4],
     'sweep/b/member-0': [4],
   }
-  lines, _ = suite.finetune_all(of_sizes(sentiment=40), 'sweep/*/member-*', 'out', False, False)
+  configs = make_configs(sentiment=40)
+  lines, _ = suite.finetune_all(configs, 'sweep/*/member-*', 'out', False, False)
   assert [line['checkpoint'] for line in lines] == ['a/member-0', 'b/member-0']
-  assert [(source, folder) for _, source, folder, _ in called] == [
+  assert [(source, folder) for _, source, folder, _ in calls] == [
     ('sweep/a/member-0', 'out/a/member-0'),
     ('sweep/b/member-0', 'out/b/member-0'),
   ]
 
 
-def test_one_run_by_two_names_is_refused(runs: pathlib.Path, called: list):
-  with pytest.raises(InputError, match='b, ./b'):
-    suite.finetune_all(of_sizes(sentiment=40), 'b,./b', 'out', False, False)
-  assert not called
-
-
-def test_an_error_stops_its_task_alone(runs: pathlib.Path, called: list, capsys):
-  configs = {
-    'rte': tiny_config.make_finetune_config('rte'),
-    **of_sizes(entailment=20, sentiment=40),
-  }
+def test_an_error_stops_only_its_task(runs: pathlib.Path, calls: list, capsys):
+  missing = tiny_config.make_finetune_config('rte')
+  configs = {'rte': missing, **make_configs(entailment=20, sentiment=40)}
   lines, errors = suite.finetune_all(configs, 'a', 'out', False, False)
-  # rte is nowhere, entailment fails on its way
-  assert [name for name, *_ in called] == ['entailment', 'sentiment']
+  assert [name for name, *_ in calls] == ['entailment', 'sentiment']
   assert [line['task'] for line in lines] == ['microworld/sentiment']
   assert [error.asked for error in errors] == ['examples of rte', 'entailment']
   log = capsys.readouterr().err
-  assert all(text in log for text in ('task.data_dir', 'do without it', 'sentiment, from a'))
+  assert all(text in log for text in ('task.data_dir', 'remove the task', 'sentiment, from a'))
 
 
-def test_no_task_that_runs_is_an_error(runs: pathlib.Path, called: list):
-  with pytest.raises(InputError, match='examples of rte'):
-    configs = {name: tiny_config.make_finetune_config(name) for name in ('rte', 'cola')}
-    suite.finetune_all(configs, 'a', 'out', False, False)
-  assert not called and not (runs / 'out').exists()
-  with pytest.raises(InputError, match='entailment'):  # any error of one task and run
-    suite.finetune_all(of_sizes(entailment=20), 'a', 'out', False, False)
-
-
-def test_a_misspelt_task_stops_all(runs: pathlib.Path, called: list):
-  broken = tiny_config.make_finetune_config('sentimant')
-  with pytest.raises(InputError, match="'sentiment'"):
-    suite.finetune_all({**of_sizes(sentiment=40), 'other': broken}, 'a', 'out', False, False)
-  assert not called
+def test_an_error_is_raised_if_no_task_runs(runs: pathlib.Path, calls: list):
+  sentiment = make_configs(sentiment=40)
+  missing = {name: tiny_config.make_finetune_config(name) for name in ('rte', 'cola')}
+  misspelt = {**sentiment, 'other': tiny_config.make_finetune_config('sentimant')}
+  for configs, names, match in (
+    (missing, 'a', 'examples of rte'),
+    (misspelt, 'a', "'sentiment'"),
+    (sentiment, 'b,./b', 'b, ./b'),
+  ):
+    with pytest.raises(InputError, match=match):
+      suite.finetune_all(configs, names, 'out', False, False)
+    assert not calls and not (runs / 'out').exists()
+  with pytest.raises(InputError, match='entailment'):
+    suite.finetune_all(make_configs(entailment=20), 'a', 'out', False, False)
 
 
 @pytest.mark.usefixtures('fast_compile')
-def test_the_command_runs_other_tasks_and_reports_errors(
+def test_the_command_runs_all_possible_tasks_and_reports_errors(
   tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys
 ):
   monkeypatch.chdir(ROOT)
@@ -225,6 +218,6 @@ def test_the_command_runs_other_tasks_and_reports_errors(
   assert [line['checkpoint_step'] for line in scores] == [4, 8, None]
   assert {path.name for path in (tmp_path / 'out').iterdir()} == {'microworld'}
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-  assert main.main(command) == 2  # repeated, from the stored scores
+  assert main.main(command) == 2  # reads the stored scores
   assert capsys.readouterr().out == out
   assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before

@@ -275,37 +275,29 @@ def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_pat
   assert f'rte: truncated {data.truncated} ' in log and '64 tokens' in log
 
 
+@pytest.mark.parametrize('split', ['train', 'validation'])
 @pytest.mark.parametrize(
   'rows, match',
   [
-    ([{'sentence': 'a dog .', 'label': -1}], '1 of '),
+    ([*sentences(), {'sentence': 'a dog .', 'label': -1}], '1 of '),
     ([], 'split of sentiment'),
     ([{'sentence': 'a dog .'}], "'label'"),
     ([{'sentence': 'a dog .', 'label': 'positiv'}], "'positive'"),
   ],
 )
-def test_an_invalid_split_is_refused(tokenizer: Tokenizer, tmp_path: Path, rows: list, match: str):
-  train = [*rows, *sentences()] if rows else rows
-  for folder in (
-    write_examples(tmp_path / 'validation', train=sentences(), validation=rows),
-    write_examples(tmp_path / 'train', train=train, validation=sentences()),
-  ):
-    with pytest.raises(InputError, match=match):
-      prepare_folder(tokenizer, 'sentiment', folder)
-
-
-@pytest.mark.parametrize(
-  'train, match',
-  [
-    (sentences((0,)), "the label 'positive' of sentiment"),
-    ([*sentences((0,)), *sentences((1,))[:1]], 'found: 1 '),
-  ],
-)
-def test_a_label_with_too_few_examples_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, train, match: str
+def test_an_invalid_split_is_refused(
+  tokenizer: Tokenizer, tmp_path: Path, split: str, rows: list, match: str
 ):
-  folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
+  splits = {'train': sentences(), 'validation': sentences(), split: rows}
   with pytest.raises(InputError, match=match):
+    prepare_folder(tokenizer, 'sentiment', write_examples(tmp_path / 'data', **splits))
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_a_label_with_too_few_examples_is_refused(tokenizer: Tokenizer, tmp_path: Path, count: int):
+  train = [*sentences((0,)), *sentences((1,))[:count]]
+  folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
+  with pytest.raises(InputError, match="the label 'positive' of sentiment"):
     prepare_folder(tokenizer, 'sentiment', folder)
 
 
