@@ -135,7 +135,7 @@ BROKEN_RECIPES = {
     "missing 1 required positional argument: 'part'",
   ),
   'function': ('x = 1\n', 'get_config'),
-  'none': ('def get_config():\n  pass\n', 'a NoneType'),
+  'none': ('def get_config():\n  pass\n', 'NoneType'),
   'imports': ('import nothing_at_all\n', 'nothing_at_all'),
   'zero': ('def get_config():\n  return 1 / 0\n', 'ZeroDivisionError in line 2'),
   'fields': (

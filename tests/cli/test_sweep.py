@@ -35,7 +35,7 @@ def grid(folder: pathlib.Path) -> dict[str, RunConfig]:
   """Returns one model and a population of two."""
   return {
     'single': point(folder),
-    'pair': point(folder, **{'population.members': 2, 'mesh.population': 1, 'seed': 5}),
+    'twins': point(folder, **{'population.members': 2, 'mesh.population': 1, 'seed': 5}),
   }
 
 
@@ -49,13 +49,13 @@ def swept(
 
 def test_every_point_and_every_member_is_a_run(swept):
   folder, rows = swept
-  assert [row['point'] for row in rows] == ['single', 'pair'] and {
+  assert [row['point'] for row in rows] == ['single', 'twins'] and {
     row['state'] for row in rows
   } == {sweep.FINISHED}
   assert [len(row['bits_per_word']) for row in rows] == [1, 2]
-  for name in ('single', 'pair', 'pair/member-0', 'pair/member-1'):
+  for name in ('single', 'twins', 'twins/member-0', 'twins/member-1'):
     assert files.read_json(folder / name / run_dir.RESULT, 'it')['updates'] == UPDATES
-  for row, names in zip(rows, (['single'], ['pair/member-0', 'pair/member-1'])):
+  for row, names in zip(rows, (['single'], ['twins/member-0', 'twins/member-1'])):
     words = [files.read_json(folder / name / run_dir.BITS_PER_WORD, 'it') for name in names]
     assert [member['bits_per_word'] for member in words] == row['bits_per_word']
     results = [files.read_json(folder / name / run_dir.RESULT, 'it') for name in names]
@@ -84,7 +84,7 @@ def test_shares_together_are_the_sweep(swept, tiny_corpus: pathlib.Path, tmp_pat
 def test_a_failure_is_stored_and_other_points_are_trained(
   tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ):
-  points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['pair']}
+  points = {'broken': point(tmp_path / 'nowhere'), 'fine': grid(tiny_corpus)['twins']}
   rows = {row['point']: row for row in sweep.run_sweep(points, tmp_path)}
   assert rows['broken']['state'] == sweep.FAILED and rows['fine']['state'] == sweep.FINISHED
   record = files.read_json(tmp_path / 'broken' / run_dir.FAILURE, 'it')
