@@ -147,15 +147,15 @@ def write_subset_run(
   return folder
 
 
-def compute_plateau_loss(step: float, leaves: float, seed: int = 0) -> float:
-  """Returns a loss that reaches the plateau at step 200 and leaves the plateau at step `leaves`."""
-  loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / leaves) ** -0.4)
+def compute_plateau_loss(step: float, exit_step: float, seed: int = 0) -> float:
+  """Returns a loss that stays on the plateau from step 200 to step `exit_step`."""
+  loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / exit_step) ** -0.4)
   return loss * (1 + 0.002 * math.sin(seed))
 
 
 def write_plateau_run(
   folder: pathlib.Path,
-  leaves: float | list[float] = 1000,
+  exit_step: float | list[float] = 1000,
   updates: int = 4000,
   planned: int = 4000,
   seed: int = 0,
@@ -164,12 +164,12 @@ def write_plateau_run(
   per_row: float = PLATEAU_FLOPS_PER_ROW,
   **fields: Any,
 ) -> pathlib.Path:
-  """Writes a run that leaves the plateau at step `leaves`, or a population with a step a member.
+  """Writes a run that leaves the plateau at step `exit_step`, or a population with a step a member.
 
   `updates` of the `planned` steps are logged. `fields` are changed fields of the recipe as in
   `make_config`.
   """
-  departures = leaves if isinstance(leaves, list) else [leaves]
+  departures = exit_step if isinstance(exit_step, list) else [exit_step]
   config = make_config(
     'pretrain',
     **{

@@ -1,4 +1,4 @@
-"""Recipes: all names resolve, all commands in docstrings parse, and settings equal the papers."""
+"""All recipe names resolve, commands in docstrings parse, and settings equal the papers."""
 
 import importlib
 import pathlib
@@ -125,7 +125,7 @@ def test_the_parts_of_a_quickstart_fit_each_other(parts):
   corpus, run, task = (recipe.resolve(parts.get_config(part), part) for part in PARTS)
   assert run.model.vocab_size >= corpus.tokenizer.size > len(tokenizer.SPECIAL_TOKENS)
   assert run.model.max_length >= corpus.rows.length and run.model.max_length >= task.length
-  assert corpus.splits.validation > 0  # for the loss curve
+  assert corpus.splits.validation > 0  # the loss curve needs validation losses
   assert len(task.seeds) == 5 and task.task.split == 'test'
   find_task(task.task.name)
 
@@ -167,7 +167,10 @@ def test_the_grids_have_the_points_of_paper_1():
   assert shape.vocab_size == 8010 and shape.flops_heads == 4
   logged = recipe.resolve(paper1.get_config('wise-dew-6'), 'pretrain')
   assert recipe.resolve(paper1_grids.get_config('wise-dew-6'), 'pretrain').model == logged.model
-  for names in (cpu_grid.RUNS, sets['walk_a']):  # neighbours differ in one size
+  for names in (
+    cpu_grid.RUNS,
+    sets['walk_a'],
+  ):  # each point has a neighbour that differs in one size
     shapes = [name.split('-') for name in names]
     for sizes in shapes:
       assert any(sum(x != y for x, y in zip(sizes, neighbour)) == 1 for neighbour in shapes)

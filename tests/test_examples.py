@@ -1,4 +1,4 @@
-"""The examples of configs/examples: their commands parse, and smaller versions run."""
+"""Examples in configs/examples have commands that parse, and smaller versions run."""
 
 import csv
 import importlib

@@ -1,1 +1,1 @@
-"""Long-running campaigns: kill, endurance and fuzz programs, each started by a script in launch/."""
+"""Long-running campaigns: kill, endurance and fuzz, started by scripts in launch/."""

@@ -2,8 +2,8 @@
 
     bash launch/endurance.sh [--updates=10000] [--folder=runs/endurance]
 
-Trains the tiny recipe in a process, with a hundred evaluations and saves, and samples the process
-once a second (Linux: /proc). Prints the median of each tenth of the run. The first tenth contains
+Trains the tiny recipe in a process, with a hundred evaluations and saves. Samples the process once
+a second (Linux: /proc) and prints the median of each tenth of the run. The first tenth contains
 compilation and is not compared. `LIMITS` bounds the last tenth relative to earlier ones. Draws
 endurance.png and exits with status 1 if a quantity grows.
 """

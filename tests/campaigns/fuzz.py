@@ -86,7 +86,7 @@ class Tally:
 
 
 class TooSlow(BaseException):
-  """A reader exceeded `MAX_CPU_SECONDS`; no `except` of the package catches this."""
+  """Interrupts a reader after `MAX_CPU_SECONDS`; the package never catches BaseException."""
 
 
 class Coverage:
@@ -173,7 +173,7 @@ def mutate(generator: random.Random, corpus: list[bytes]) -> bytes:
 
 @dataclasses.dataclass
 class Target:
-  """A reader with the path of its input and its corpus of inputs to mutate."""
+  """A reader, the path of its input, and inputs to mutate."""
 
   case: Input
   path: pathlib.Path
@@ -245,7 +245,7 @@ def fuzz(
     Counts, and one finding for each type of exception and line that raised it.
   """
   tally, coverage, deadline = Tally(), Coverage(), time.monotonic() + seconds
-  places = set()
+  reported = set()
   handler = signal.signal(signal.SIGPROF, _raise_too_slow)
   with tempfile.TemporaryDirectory() as folder:
     targets = [target for target in make_targets(pathlib.Path(folder)) if only in target.case.name]
@@ -265,8 +265,8 @@ def fuzz(
       if coverage.count_new_lines():
         target.corpus.append(content)
         tally.corpus_growth += 1
-      if error is not None and (place := _find_place(error)) not in places:
-        places.add(place)
+      if error is not None and (origin := _find_origin(error)) not in reported:
+        reported.add(origin)
         tally.findings.append(_report(target, content, error, findings))
   signal.signal(signal.SIGPROF, handler)
   tally.lines = len(coverage.lines)
@@ -277,7 +277,7 @@ def _raise_too_slow(number: int, frame: object) -> None:
   raise TooSlow(f'more than {MAX_CPU_SECONDS} s of CPU time')
 
 
-def _find_place(error: BaseException) -> tuple[str, int, type]:
+def _find_origin(error: BaseException) -> tuple[str, int, type]:
   """Returns file and line that raised an exception, and its type."""
   trace = error.__traceback__
   while trace.tb_next:

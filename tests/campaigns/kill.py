@@ -142,7 +142,7 @@ def start_command(command: Command, folder: pathlib.Path) -> subprocess.Popen:
 
 
 def inspect_folder(folder: pathlib.Path) -> tuple[set[str], int]:
-  """Returns the moments that temporary names in a folder imply, and the size of its logs in bytes."""
+  """Returns the moments that temporary names in a folder imply, and the bytes of its logs."""
   moments, log_bytes = set(), 0
   for parent, names, files in os.walk(folder):
     moments |= {'saving' for name in names if 'orbax-checkpoint-tmp' in name}
