@@ -323,8 +323,8 @@ ABLATION_FORMAT = TableFormat(
     ('verdict', lambda row: row.verdict or NONE),
     ('seeds', lambda row: '; '.join(map(str, row.seeds))),
     ('tokens to leave', lambda row: '; '.join(map(_group_digits, row.tokens_to_leave)) or NONE),
-    ('speed,; base / ablation; [95% interval]', lambda row: str(row.speed) or NONE),
-    ('compute multiplier,; base / ablation; [95% interval]', _format_multiplier),
+    ('speed,; base / ablation [95% interval]', lambda row: str(row.speed) or NONE),
+    ('compute multiplier,; base / ablation [95% interval]', _format_multiplier),
     (
       'loss at 1/4; 1/2; 1 of; base FLOPs',
       lambda row: _format_losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole),

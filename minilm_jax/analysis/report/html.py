@@ -30,7 +30,7 @@ p, blockquote { max-width: 46rem; margin: .5rem 0; } a { color: inherit; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
-th.word, td.word { text-align: left; white-space: normal; min-width: 7rem; max-width: 28rem; }
+th.word, td.word { text-align: left; } .long { white-space: normal; min-width: 12rem; max-width: 28rem; }
 .interval { white-space: nowrap; } .flag { color: var(--flag); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 figure { margin: 0; max-width: 32rem; } figure svg { width: 100%; height: auto; }
@@ -43,7 +43,8 @@ summary { cursor: pointer; } details { margin: .5rem 0; }
 }
 """
 MAX_OPEN_ROWS = 12  # longer tables and lists of answers are folded
-_MAX_NUMBER_CHARS = 60  # longer cells hold words, which wrap
+_MAX_NUMBER_CHARS = 40  # cells with longer lines hold words
+_MAX_WORD_CHARS = 30  # longer words wrap
 _FLAGS = ('incomplete', 'empty', 'unfinished', 'gains nothing')
 
 
@@ -152,10 +153,7 @@ def _table(table: Table) -> str:
   """Returns a table in a box that scrolls if the page is narrow."""
 
   def line(tag: str, row: Sequence[str]) -> str:
-    kinds = (
-      'word' if column < table.words or len(cell) > _MAX_NUMBER_CHARS else 'number'
-      for column, cell in enumerate(row)
-    )
+    kinds = (_cell_kind(cell, column < table.words) for column, cell in enumerate(row))
     flags = (' flag' if cell in _FLAGS or 'collapsed' in cell else '' for cell in row)
     return (
       '<tr>'
@@ -171,6 +169,14 @@ def _table(table: Table) -> str:
     f'<thead>{line("th", table.headings)}</thead>\n'
     '<tbody>' + '\n'.join(line('td', row) for row in table.rows) + '</tbody></table></div>'
   )
+
+
+def _cell_kind(cell: str, is_word: bool) -> str:
+  """Returns the CSS classes of a cell; long words wrap."""
+  chars = max(map(len, split_cell(cell)))
+  if is_word or chars > _MAX_NUMBER_CHARS:
+    return 'word long' if chars > _MAX_WORD_CHARS else 'word'
+  return 'number'
 
 
 def escape(text: str) -> str:
