@@ -27,6 +27,12 @@ from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+LINES = [
+  line
+  for name in ('LICENSE', 'README.md')
+  for line in (ROOT / name).read_text(encoding='utf-8').splitlines()
+  if line.strip()
+]
 # A vocabulary below 600 has no byte pieces.
 KINDS = [('bpe', 250), ('bpe', 800), ('unigram', 250), ('unigram', 800)]
 ALPHABETS = (
@@ -44,11 +50,7 @@ ALPHABETS = (
 def tokenizer(
   request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
-  lines = [
-    line.lower()
-    for line in (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
-    if line.strip()
-  ]
+  lines = [line.lower() for line in LINES]
   return train_tokenizer(
     lines, *request.param, tmp_path_factory.mktemp('tokenizer') / 'tokenizer.model'
   )
@@ -107,9 +109,8 @@ def test_differences_are_detected(tokenizer: Tokenizer):
     ), content['normalizer']['normalizers'][step]
   if 'merges' in content['model']:
     content['model']['merges'].reverse()
-    lines = (ROOT / 'README.md').read_text(encoding='utf-8').splitlines()
     assert tokenizer_json.find_differences(
-      tokenizer, tokenizers.Tokenizer.from_str(json.dumps(content)), lines
+      tokenizer, tokenizers.Tokenizer.from_str(json.dumps(content)), LINES
     )
 
 
