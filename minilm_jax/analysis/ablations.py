@@ -251,7 +251,7 @@ def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
     curve=curve,
     seed=curve.seed,
     folder=folder,
-    shape=model_config.short_shape(config['model']),
+    shape=model_config.format_shape(config['model']),
     fields={
       name: value
       for name, value in fields.items()

@@ -260,7 +260,7 @@ def _make_training_set(
     raise ValueError(f'{rows} rows of {tokens} tokens')
   return TrainingSet(
     name=name,
-    shape=model_config.short_shape(model),
+    shape=model_config.format_shape(model),
     key=json.dumps([model, manifest['tokenizer']], sort_keys=True),
     rows=rows,
     tokens=tokens,

@@ -140,7 +140,7 @@ def _time_command(file: pathlib.Path, names: str, source: str, label: str) -> fl
     f'--config={file}:{names}',
     f'--checkpoint={source}',
     f'--workdir={workdir}',
-    f'--trust={recipe.allowed_modules()}',
+    f'--trust={recipe.list_allowed_modules()}',
   ]
   environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
   start = time.perf_counter()
@@ -174,7 +174,7 @@ def _time_trainer(config: FinetuneConfig, source: str, data: task_data.TaskData)
   return {TRAINER_COMPETITOR: seconds[fastest], f'{TRAINER_COMPETITOR}_threads': fastest}
 
 
-def finetune_bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_finetune_bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns the tables of `bench_finetuning`."""
   methods = {
     'population': 'one population',

@@ -66,7 +66,7 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
     return {
       'seconds': seconds,
       'updates': trainer.state.global_step,
-      'final_loss': mean_loss(model, examples, collate),
+      'final_loss': compute_mean_loss(model, examples, collate),
     }
 
   train(_WARMUP_STEPS)
@@ -131,7 +131,7 @@ def prepare_examples(
   ], transformers.DataCollatorWithPadding(padder)
 
 
-def mean_loss(
+def compute_mean_loss(
   model: transformers.RobertaForSequenceClassification,
   examples: TrainerExamples,
   collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],

@@ -115,7 +115,7 @@ def _measure(
     member_median = float(np.median(next(iter(seconds.values()))))
     for name, (_, model, facts) in variants.items():
       times = 1e3 * np.sort(seconds[name])
-      low, high = median_interval(len(times))
+      low, high = compute_median_interval(len(times))
       milliseconds = {
         'median': float(np.median(times)),
         'low': float(times[low]),
@@ -137,12 +137,12 @@ def _measure(
   return {'rows': rows, 'calls': calls, 'warm_up': _WARMUP_CALLS, **conditions}
 
 
-def median_interval(rounds: int) -> tuple[int, int]:
+def compute_median_interval(rounds: int) -> tuple[int, int]:
   """Returns the indices of the sorted rounds that bound a 95% interval of the median.
 
   The interval covers the median less often for fewer than six rounds.
 
-  >>> median_interval(100), median_interval(5)
+  >>> compute_median_interval(100), compute_median_interval(5)
   ((39, 60), (0, 4))
   """
   low = max(0, int(stats.binom.ppf(0.025, rounds, 0.5)) - 1)
@@ -193,7 +193,7 @@ def measure_depth(model: EncoderConfig) -> int:
   return model.num_layers + (model.short_convolution > 0) + convolutions
 
 
-def forward_flops(model: EncoderConfig, length: int, heads: int = 1) -> int:
+def count_forward_flops(model: EncoderConfig, length: int, heads: int = 1) -> int:
   """Returns the FLOPs of the matrix products for one row: the encoder, and two layers a head."""
   head = 2 * model.hidden_size * (model.hidden_size + CLASSES)
   return flops.encoder_flops(model, length) + heads * head
@@ -209,7 +209,8 @@ def _list_facts(
     'devices': devices,
     'depth': turns * measure_depth(model),
     'parameters': members * count_parameters(shapes),
-    'flops': members * forward_flops(model, min(MAX_LENGTH, model.max_length), head.ensemble_size),
+    'flops': members
+    * count_forward_flops(model, min(MAX_LENGTH, model.max_length), head.ensemble_size),
   }
 
 
@@ -277,7 +278,7 @@ def _time_call(predict: Callable[[], np.ndarray]) -> float:
   return time.perf_counter() - start
 
 
-def latency_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_latency_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns the tables of `measure_latency`."""
   columns = (
     '',

@@ -195,7 +195,7 @@ def check_topology(result: Mapping[str, Any]) -> None:
     )
 
 
-def preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+def make_preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
   """Returns a table with a line a recipe, and all values of a single recipe in a second table."""
   columns = [
     rich_table.Column(name, justify='right')

@@ -110,7 +110,7 @@ def _summarize_speed(prefix: str, seconds: list[float], config: RunConfig) -> di
   }
 
 
-def bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_bench_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns the tables of `bench_pretraining`."""
   speed = rich_table.Table(
     '', 'tokens/s', 'ms a step, median (lowest, highest)', 'speed-up of ours', title='Speed'
@@ -260,7 +260,7 @@ def _make_worker_step(config: RunConfig, rows: np.ndarray) -> timing.TimedStep:
   return timing.time_our_step(config, rows)[0]
 
 
-def population_tables(result: dict[str, Any]) -> list[rich_table.Table]:
+def make_population_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns the table of `bench_population`."""
   title = 'ms of one update of every member, median (lowest, highest)'
   table = rich_table.Table('members', *STRATEGIES, 'fastest', 'auto', title=title)

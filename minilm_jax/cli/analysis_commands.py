@@ -21,7 +21,7 @@ def show(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
       'minilm show --config --checkpoint', 'both a recipe and a run', 'give only one of the flags'
     )
   facts = show.describe_run(flags.checkpoint) if flags.checkpoint else show.describe_recipe(config)
-  print_result(facts if flags.json else show.show_tables(facts))
+  print_result(facts if flags.json else show.make_show_tables(facts))
 
 
 def watch(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
         'give --checkpoint=RUN, the pre-training run to start from',
       )
     result = finetune_bench.bench_finetuning(configs, flags.checkpoint, flags.compare_with)
-    print_result(result if flags.json else finetune_bench.finetune_bench_tables(result))
+    print_result(result if flags.json else finetune_bench.make_finetune_bench_tables(result))
     return
   if others:
     raise InputError(
@@ -105,12 +105,12 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   if flags.population:
     sizes = parse_numbers('population', flags.population)
     result = pretrain_bench.bench_population(config, sizes, flags.steps, flags.repeats)
-    print_result(result if flags.json else pretrain_bench.population_tables(result))
+    print_result(result if flags.json else pretrain_bench.make_population_tables(result))
   else:
     result = pretrain_bench.bench_pretraining(
       config, flags.steps, flags.repeats, flags.compare_with
     )
-    print_result(result if flags.json else pretrain_bench.bench_tables(result))
+    print_result(result if flags.json else pretrain_bench.make_bench_tables(result))
 
 
 def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> No
 
   size = flags.size if 'size' in flags.present else latency.COMMITTEE_SIZE
   result = latency.measure_latency(configs, size, flags.num_calls, flags.heads, flags.workdir)
-  print_result(result if flags.json else latency.latency_tables(result))
+  print_result(result if flags.json else latency.make_latency_tables(result))
 
 
 def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   from minilm_jax.bench import preflight
 
   result = preflight.compile_for_topology(configs, flags.topology)
-  print_result(result if flags.json else preflight.preflight_tables(result))
+  print_result(result if flags.json else preflight.make_preflight_tables(result))
   preflight.check_topology(result)
 
 

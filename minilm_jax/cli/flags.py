@@ -201,13 +201,13 @@ def parse_arguments(
     values, free_words, _ = _parse_words(name, command, words, {})
     return None, values, free_words
   if not any(paths):
-    raise _missing_flag(name, command, '--config=RECIPE')
+    raise _make_missing_error(name, command, '--config=RECIPE')
   if command.takes_names:
     return _parse_each(name, command, paths[-1], words)
   return _parse_recipe(name, command, paths[-1], words)
 
 
-def _missing_flag(name: str, command: Command, flag: str) -> InputError:
+def _make_missing_error(name: str, command: Command, flag: str) -> InputError:
   return InputError(
     f'minilm {name}', f'no {flag}', f'add it, as in: minilm {name} {command.example}'
   )
@@ -310,7 +310,7 @@ def _check_words(
     )
   for flag in command.flags:
     if flag.endswith('*') and not values.get(flag[:-1]):
-      raise _missing_flag(name, command, f'--{flag[:-1]}')
+      raise _make_missing_error(name, command, f'--{flag[:-1]}')
 
 
 def _convert(subject: str, text: str, kind: type) -> Any:

@@ -106,7 +106,7 @@ def describe_run(folder: epath.PathLike) -> dict[str, Any]:
   }
 
 
-def show_tables(facts: dict[str, Any]) -> list[rich_table.Table]:
+def make_show_tables(facts: dict[str, Any]) -> list[rich_table.Table]:
   """Returns the facts of a recipe or run as tables."""
   tables = []
   if 'arrays' in facts:

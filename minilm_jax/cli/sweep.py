@@ -32,7 +32,7 @@ from minilm_jax.training import pretrain, pretrained
 # Rows of the embedding table beyond the tokenizer, as in the released code of paper 1.
 _EXTRA_VOCAB_ROWS = 10
 _POLL_SECONDS = 5.0
-FINISHED, FAILED, LEFT = 'finished', 'failed', 'left to another process'
+FINISHED, FAILED, LOCKED = 'finished', 'failed', 'left to another process'
 
 
 def run_sweep(
@@ -76,10 +76,10 @@ def run_sweep(
   return rows
 
 
-def sweep_tables(rows: list[dict[str, Any]]) -> list[rich_table.Table]:
+def make_sweep_tables(rows: list[dict[str, Any]]) -> list[rich_table.Table]:
   """Returns the rows of `run_sweep` as a table."""
   if 'state' not in rows[0]:
-    return sweep_plan.plan_tables(rows)
+    return sweep_plan.make_plan_tables(rows)
   table = rich_table.Table(
     'point', 'state', 'test loss, nats', 'bits per word', 'time in this process', title='Sweep'
   )
@@ -102,7 +102,7 @@ def _run_point(config: RunConfig, workdir: epath.Path, name: str) -> dict[str, A
     row |= _train_point(config, workdir, folder)
     (folder / run_dir.FAILURE).unlink(missing_ok=True)
   except lock.LockedError as error:
-    row['state'] = LEFT
+    row['state'] = LOCKED
     progress.log(f'skipping {name}: {error.found}')
   except InputError as error:
     row |= _record_failure(folder, error)

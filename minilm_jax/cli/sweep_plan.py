@@ -73,7 +73,7 @@ def check_points(configs: PointConfigs) -> None:
     names[trained] = name
 
 
-def total_flops(config: RunConfig) -> float:
+def count_flops(config: RunConfig) -> float:
   """Returns the FLOPs of an update of all members."""
   rows = config.batch_size * config.population.members
   return rows * flops_per_row(config.model, config.mask)['actual']
@@ -98,7 +98,7 @@ def shard_points(configs: PointConfigs, shard: str) -> PointConfigs:
       'give for example --shard=1/4 to the first of four machines',
     )
   order = sorted(
-    configs, key=lambda name: (total_flops(configs[name]) * configs[name].num_steps, name)
+    configs, key=lambda name: (count_flops(configs[name]) * configs[name].num_steps, name)
   )
   return {name: configs[name] for name in order[part - 1 :: parts]}
 
@@ -146,7 +146,7 @@ def time_steps(configs: PointConfigs) -> dict[str, float]:
 
   A few points are measured on random rows. The time of other points is interpolated in log FLOPs.
   """
-  order = sorted(configs, key=lambda name: total_flops(configs[name]))
+  order = sorted(configs, key=lambda name: count_flops(configs[name]))
   timed = sorted({round(index) for index in np.linspace(0, len(order) - 1, _TIMED_POINTS)})
   flops, seconds = [], []
   with progress.track_progress('timing', len(timed), 'points') as update:
@@ -155,12 +155,12 @@ def time_steps(configs: PointConfigs) -> dict[str, float]:
       step, _ = timing.time_our_step(config, timing.make_random_rows(config))
       times = timing.time_interleaved({'': step}, _TIMED_STEPS, _REPEATS)['']
       seconds.append(statistics.median(times))
-      flops.append(total_flops(config))
+      flops.append(count_flops(config))
       del step
       jax.clear_caches()
       update(number, f'{name} {1e3 * seconds[-1]:,.0f} ms an update')
   return {
-    name: float(np.exp(np.interp(np.log(total_flops(config)), np.log(flops), np.log(seconds))))
+    name: float(np.exp(np.interp(np.log(count_flops(config)), np.log(flops), np.log(seconds))))
     for name, config in configs.items()
   }
 
@@ -183,7 +183,7 @@ def describe_plan(configs: PointConfigs, step_seconds: Mapping[str, float]) -> l
   return rows
 
 
-def plan_tables(rows: Sequence[Mapping[str, Any]]) -> list[rich_table.Table]:
+def make_plan_tables(rows: Sequence[Mapping[str, Any]]) -> list[rich_table.Table]:
   """Returns the rows of `describe_plan` as a table that ends with the total time."""
   table = rich_table.Table(
     title='Plan: FLOPs and tokens of one member; training time of all members'

@@ -42,7 +42,7 @@ def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
   budget = sweep.Budget(flags.tokens, flags.flops, flags.seconds)
   points = sweep.run_sweep(configs, flags.workdir, flags.shard, budget, flags.dry_run)
-  print_result({'points': points} if flags.json else sweep.sweep_tables(points))
+  print_result({'points': points} if flags.json else sweep.make_sweep_tables(points))
   failures = [f'{row["point"]} failed: {row["reason"]}' for row in points if 'reason' in row]
   if failures:
     raise InputError(

@@ -87,17 +87,17 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
       with rich_live.Live(
         render(), console=console, auto_refresh=False, redirect_stderr=False
       ) as live:
-        while not _all_ended(paths):
+        while not _have_ended(paths):
           time.sleep(_POLL_SECONDS)
           live.update(render(), refresh=True)
     finally:
       console.show_cursor()  # a signal can arrive before `live` handles it
     return
   console.print(render())
-  sizes = _file_sizes(paths)
-  while follow and not _all_ended(paths):
+  sizes = _list_file_sizes(paths)
+  while follow and not _have_ended(paths):
     time.sleep(_POLL_SECONDS)
-    if sizes != (sizes := _file_sizes(paths)):
+    if sizes != (sizes := _list_file_sizes(paths)):
       console.print(render())
 
 
@@ -120,11 +120,11 @@ def _find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
   }
 
 
-def _all_ended(paths: Mapping[str, epath.Path]) -> bool:
+def _have_ended(paths: Mapping[str, epath.Path]) -> bool:
   return all((path / run_dir.RESULT).exists() for path in paths.values())
 
 
-def _file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
+def _list_file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
   """Returns the bytes of logs and results, -1 for missing files: a change needs a new plot."""
   files = [path / name for path in paths.values() for name in (run_dir.METRICS, run_dir.RESULT)]
   return [file.stat().length if file.exists() else -1 for file in files]

@@ -119,7 +119,7 @@ def _reserve_heap(libc: ctypes.CDLL) -> None:
       libc.madvise(start, end - start, _MADV_HUGEPAGE)  # a kernel without huge pages refuses
 
 
-def free_bytes(device: Any) -> int | None:
+def read_free_bytes(device: Any) -> int | None:
   """Returns the free memory of a device (of the host for a CPU) in bytes, or None if unknown."""
   if device.platform != 'cpu':
     stats = device.memory_stats() or {}

@@ -313,7 +313,7 @@ class TaskConfig(Checked):
       )
 
 
-def _finetune_optimizer() -> OptimizerConfig:
+def _make_finetune_optimizer() -> OptimizerConfig:
   return OptimizerConfig(
     learning_rate=2e-4, schedule='linear', warmup_fraction=0.0, beta2=0.999, weight_decay=0.0
   )
@@ -326,7 +326,7 @@ class FinetuneConfig(Checked):
   kind: str = 'finetune'
   task: TaskConfig = TaskConfig()
   head: HeadConfig = HeadConfig()
-  optimizer: OptimizerConfig = dataclasses.field(default_factory=_finetune_optimizer)
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=_make_finetune_optimizer)
   # Seeds of head initialization and order of examples; each seed is a member.
   seeds: Annotated[tuple[int, ...], check_seed] = (0, 1, 2, 3, 4)
   # Learning rates trained together; validation_fraction selects the reported rate. '' takes

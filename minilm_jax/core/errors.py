@@ -49,11 +49,11 @@ class InputError(Exception):
   """
 
   def __init__(self, asked: str, found: str, remedy: str):
-    self.asked, self.found, self.remedy = map(_as_one_line, (asked, found, remedy))
+    self.asked, self.found, self.remedy = map(_format_line, (asked, found, remedy))
     super().__init__(f'asked: {self.asked}\nfound: {self.found}\nto do: {self.remedy}')
 
 
-def _as_one_line(text: str) -> str:
+def _format_line(text: str) -> str:
   """Returns text of limited length with escapes for unprintable characters and line breaks."""
   text = str(text)
   if len(text) > _MAX_PART_CHARS:

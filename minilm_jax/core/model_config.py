@@ -45,7 +45,7 @@ SHAPE_FIELDS = {
 }
 
 
-def short_shape(model: Mapping[str, Any]) -> str:
+def format_shape(model: Mapping[str, Any]) -> str:
   """Returns the sizes of an encoder as a short name.
 
   Args:
@@ -55,7 +55,7 @@ def short_shape(model: Mapping[str, Any]) -> str:
     KeyError: a size is missing.
 
   >>> sizes = {'hidden_size': 64, 'intermediate_size': 256, 'num_heads': 8, 'num_layers': 2}
-  >>> short_shape({'embedding_size': 64, **sizes})
+  >>> format_shape({'embedding_size': 64, **sizes})
   'e64-h64-f256-a8-l2'
   """
   return '-'.join(f'{letter}{int(model[field])}' for letter, field in SHAPE_FIELDS.items())

@@ -323,7 +323,7 @@ def allow_modules(names: str) -> None:
   _trusted_modules.update(filter(None, modules))
 
 
-def allowed_modules() -> str:
+def list_allowed_modules() -> str:
   """Returns the allowed modules separated by commas, to pass them to a child process."""
   return ','.join(sorted(_trusted_modules))
 

@@ -43,7 +43,7 @@ def make_key(seed: Counter, stream: Stream, *counters: Counter) -> Key[Array, ''
   return key
 
 
-def batch_key(
+def make_batch_keys(
   seed: Counter, stream: Stream, step: Counter, indices: Int[Array, 'B']
 ) -> Key[Array, 'B']:
   """Returns a key for each index in the batch of a step."""

@@ -267,7 +267,7 @@ def finetune_step(
   """Returns a member after one update on one batch, and the mean loss of the batch."""
   state, size = member.state, config.batch_size
   indices, _ = corpus.select_batch_rows(state.seed, state.step, size, shape.examples)
-  key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
+  key = rng.make_batch_keys(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
   loss, gradient = sum_gradients(state.model, train, indices, key, shape)
   loss, gradient = loss / size, optimizer.mean_gradient(gradient, size, 1)
   transform = optimizer.build_optimizer(

@@ -135,7 +135,7 @@ def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
   device = program.mesh.devices.flat[0]
   copies = len(program.mesh.local_devices) if device.platform == 'cpu' else 1
-  free = backend.free_bytes(device)
+  free = backend.read_free_bytes(device)
   return free is None or size * copies <= MAX_CORPUS_SHARE * free
 
 

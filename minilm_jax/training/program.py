@@ -152,7 +152,7 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
   memory, devices = compiled.memory_analysis(), program.mesh.local_devices
   copies = len(devices) if devices[0].platform == 'cpu' else 1  # devices of a CPU share one memory
   needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
-  free = backend.free_bytes(devices[0])
+  free = backend.read_free_bytes(devices[0])
   # The next state reuses the donated memory of the present state.
   if free is not None and needed - copies * memory.alias_size_in_bytes > free:
     raise InputError(

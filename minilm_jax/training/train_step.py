@@ -270,7 +270,7 @@ def train_step(
   tokens = corpus.gather(state.step, row, indices)
   shares = settings.mask_rate, settings.random_share, settings.keep_share
   batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocab_size)
-  key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, indices)
+  key = rng.make_batch_keys(state.seed, rng.Stream.DROPOUT, state.step, indices)
   gradient_of = functools.partial(compute_gradient, blocks=blocks)
   gradient, sums = jax.lax.psum(accumulate(gradient_of, state.model, (batch, key), count), 'data')
   gradient = optimizer.mean_gradient(gradient, sums['masked'], count)

@@ -70,7 +70,7 @@ def test_the_first_run_counts_once_and_the_next_run_for_other_members(
   assert [row['members'] for row in result['tasks'].values()] == [6, 2]
   assert result['seconds'] == {'population': 120.0, 'separate': 30 + 5 * 10 + 30 + 10}
   assert result['faster_than_separate'] == pytest.approx(1.0)
-  single, several, facts = finetune_bench.finetune_bench_tables(result)
+  single, several, facts = finetune_bench.make_finetune_bench_tables(result)
   assert (single.row_count, several.row_count, facts.row_count) == (2, 1, 4)
 
 
@@ -96,7 +96,7 @@ def test_the_trainer_counts_for_each_member_with_the_faster_threads(
   # ids of the tokenizer, not indices of the used ids
   assert 5 < largest < 520 and is_paired
   assert settings == [2, 32, 1e-3, 4, 'longest', 1.0, 1] and calls[1][-1] == 4
-  assert finetune_bench.finetune_bench_tables(result)[2].row_count == 5
+  assert finetune_bench.make_finetune_bench_tables(result)[2].row_count == 5
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,9 @@ def test_model_and_loss_equal_ours(classes: int, hf_trainer):
   """The weights of the Trainer load into our classifier, for classification and regression."""
   model = hf_trainer.build_roberta(SHAPE, classes)
   labels = LABELS if classes else LABELS + 0.5
-  loss = hf_trainer.mean_loss(model, *hf_trainer.prepare_examples(ROWS, labels, classes, 'longest'))
+  loss = hf_trainer.compute_mean_loss(
+    model, *hf_trainer.prepare_examples(ROWS, labels, classes, 'longest')
+  )
   config = dataclasses.replace(SHAPE, embedding_size=SHAPE.hidden_size, projection=False)
   ours = hf_weights.classifier_from_roberta(
     {name: w.numpy() for name, w in model.state_dict().items()},

@@ -158,7 +158,7 @@ def test_flops_are_close_to_those_of_xla():
     .compile()
     .cost_analysis()['flops']
   )
-  expected = latency.forward_flops(model, 16, HEADS)
+  expected = latency.count_forward_flops(model, 16, HEADS)
   assert expected < xla_flops < 2 * expected  # a small model has many element-wise operations
 
 
@@ -181,7 +181,7 @@ def test_members_are_divided_evenly_over_devices(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_interval_covers_the_median():
-  random, low_high = np.random.default_rng(0), latency.median_interval(40)
+  random, low_high = np.random.default_rng(0), latency.compute_median_interval(40)
   drawn = np.sort(random.exponential(size=(4000, 40)), 1)  # skewed, with the median log 2
   low, high = (drawn[:, end] for end in low_high)
   assert 0.94 < np.mean((low <= np.log(2)) & (np.log(2) <= high)) < 0.98
@@ -189,7 +189,7 @@ def test_the_interval_covers_the_median():
 
 def test_the_tables_contain_the_numbers(result: dict, capsys):
   console = rich.console.Console(width=200)
-  for table in latency.latency_tables(result):
+  for table in latency.make_latency_tables(result):
     console.print(table)
   out = capsys.readouterr().out
   assert (

@@ -329,13 +329,13 @@ RESULT = {
 
 
 def test_the_table_has_a_line_a_recipe(capsys):
-  for table in preflight.preflight_tables(RESULT):
+  for table in preflight.make_preflight_tables(RESULT):
     rich.console.Console(width=80).print(table)
   lines = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ['one', '3', '4', '8', '50.0%', '1.5', '2.00', '16.40', '2.1%'] in lines
   assert ['two', 'does', 'not', 'fit'] in lines
   single = {'topology': 'v5e:2x4', 'recipes': {'one': RESULT['recipes']['one']}}
-  for table in preflight.preflight_tables(single):
+  for table in preflight.make_preflight_tables(single):
     rich.console.Console(width=80).print(table)
   assert 'collectives all-gather' in capsys.readouterr().out
   preflight.check_topology(single)

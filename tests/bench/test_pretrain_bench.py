@@ -65,7 +65,7 @@ def test_tables_contain_the_numbers(competitor: str, result: dict, capsys):
         | {f'{name}_way': 'eager', f'ours_over_{name}': 6.7}
       )
   console = rich.console.Console(width=200)
-  for table in pretrain_bench.bench_tables(result):
+  for table in pretrain_bench.make_bench_tables(result):
     console.print(table)
   out = capsys.readouterr().out
   assert (
@@ -141,7 +141,7 @@ def test_each_strategy_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
   assert pair['milliseconds'][pair['fastest']]['median'] == min(
     t['median'] for t in pair['milliseconds'].values()
   )
-  for table in pretrain_bench.population_tables(result):
+  for table in pretrain_bench.make_population_tables(result):
     rich.console.Console(width=200).print(table)
   out, err = capsys.readouterr()
   assert pair['fastest'] in out

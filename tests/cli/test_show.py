@@ -121,7 +121,7 @@ def test_a_corpus_lists_its_source_files(tmp_path: pathlib.Path):
 def test_tables_contain_every_field(config, kind: str, capsys):
   resolved = recipe.resolve(config, kind)
   console = rich.console.Console(width=200)
-  for table in show.show_tables(show.describe_recipe(resolved)):
+  for table in show.make_show_tables(show.describe_recipe(resolved)):
     console.print(table)
   text = capsys.readouterr().out
   fields = recipe.list_fields(config)

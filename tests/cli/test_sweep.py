@@ -114,7 +114,7 @@ def test_a_locked_point_is_skipped(
   (tmp_path / 'single').mkdir()
   with lock.hold_lock(tmp_path / 'single'):
     (row,) = sweep.run_sweep({'single': point(tiny_corpus)}, tmp_path)
-  assert row['state'] == sweep.LEFT and 'skipping single' in capsys.readouterr().err
+  assert row['state'] == sweep.LOCKED and 'skipping single' in capsys.readouterr().err
   assert (
     not (tmp_path / 'single' / run_dir.METRICS).exists()
     and not (tmp_path / 'single' / run_dir.FAILURE).exists()

@@ -47,7 +47,7 @@ def test_shares_are_disjoint_and_similar_in_cost(parts: int):
   assert sorted(names) == sorted(NAMES)
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
   for share in shares:
-    cost = [sweep_plan.total_flops(config) for config in share.values()]
+    cost = [sweep_plan.count_flops(config) for config in share.values()]
     assert cost == sorted(cost)
 
 
@@ -99,13 +99,13 @@ def test_times_of_other_points_are_interpolated(monkeypatch: pytest.MonkeyPatch)
 
   def time_step(config: RunConfig, rows: object):
     timed_configs.append(config)
-    return (lambda steps: steps * sweep_plan.total_flops(config) * 1e-12), 0.0
+    return (lambda steps: steps * sweep_plan.count_flops(config) * 1e-12), 0.0
 
   monkeypatch.setattr(sweep_plan.timing, 'time_our_step', time_step)
   results = sweep_plan.time_steps(GRID)
   assert len(timed_configs) == 3
   assert results == pytest.approx(
-    {name: sweep_plan.total_flops(config) * 1e-12 for name, config in GRID.items()}, rel=1e-6
+    {name: sweep_plan.count_flops(config) * 1e-12 for name, config in GRID.items()}, rel=1e-6
   )
   assert sweep_plan.time_steps(points(NAMES[0])).keys() == {NAMES[0]}
 
@@ -126,4 +126,4 @@ def test_a_plan_has_three_flop_counts_and_the_memory_of_a_population():
   state = single['bytes'] // devices - gradient
   assert 12 * 1_250_722 < state < 12 * 1_250_722 + 100  # parameters, moments, counters
   assert pair['tokens'] == single['tokens'] and pair['bytes'] == devices * (2 * state + gradient)
-  assert sweep_plan.total_flops(pair_config) == 2 * sweep_plan.total_flops(config)
+  assert sweep_plan.count_flops(pair_config) == 2 * sweep_plan.count_flops(config)

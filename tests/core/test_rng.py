@@ -71,7 +71,9 @@ def test_coins_are_fair_and_independent():
   """Checks means, and correlations of neighbours, halves of a hash, and steps."""
   drawn = np.stack(
     [
-      np.asarray(rng.draw_coins(rng.batch_key(0, Stream.DROPOUT, step, jnp.arange(64)), (7, 129)))
+      np.asarray(
+        rng.draw_coins(rng.make_batch_keys(0, Stream.DROPOUT, step, jnp.arange(64)), (7, 129))
+      )
       for step in range(8)
     ]
   )
@@ -92,7 +94,9 @@ def test_coins_are_fair_and_independent():
 
 def test_coins_of_a_row_depend_on_its_key_only():
   """Neighbours, micro-batches, devices and members change nothing."""
-  keys = jax.vmap(lambda seed: rng.batch_key(seed, Stream.DROPOUT, 0, jnp.arange(4)))(jnp.arange(3))
+  keys = jax.vmap(lambda seed: rng.make_batch_keys(seed, Stream.DROPOUT, 0, jnp.arange(4)))(
+    jnp.arange(3)
+  )
   batch = jax.vmap(lambda keys: rng.draw_coins(keys, (5, 3)))(keys)
   for seed in range(3):
     for index in range(4):

@@ -54,7 +54,7 @@ def draw_vectors(seed: int = 0, rows: int = BATCH, length: int = 12) -> jax.Arra
 
 
 def make_keys(rows: int) -> jax.Array:
-  return rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(rows))
+  return rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
 @fast_jit.jit

@@ -257,7 +257,7 @@ def test_the_encoder_equals_the_formula_of_paper1():
 
 
 def make_keys(seed: int, rows: int = 2) -> jax.Array:
-  return rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(rows))
+  return rng.make_batch_keys(seed, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
 def test_dropout_is_a_function_of_the_key():

@@ -134,7 +134,7 @@ def test_logits_are_means_over_heads_and_the_first_head_equals_a_single_head(poo
 def test_dropout_precedes_the_dense_layer_and_follows_the_tanh():
   """The order is that of RoBERTa (paper 1, classification); the first head equals a single head."""
   model = make_classifier('first', dropout=0.5, copies=2)
-  key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(2))
+  key = rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(2))
   other = model.others[0]
   other.dense.kernel[...] = model.dense.kernel[...]
   other.output.kernel[...] = model.output.kernel[...]
@@ -162,6 +162,7 @@ def test_the_head_drops_only_with_a_key():
   model = make_classifier('first', dropout=0.5)
   np.testing.assert_array_equal(run(model), run(model))
   first, second = (
-    run(model, key=rng.batch_key(seed, rng.Stream.DROPOUT, 0, jnp.arange(2))) for seed in (0, 1)
+    run(model, key=rng.make_batch_keys(seed, rng.Stream.DROPOUT, 0, jnp.arange(2)))
+    for seed in (0, 1)
   )
   assert np.abs(first - second).max() > 1e-3

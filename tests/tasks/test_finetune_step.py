@@ -258,7 +258,7 @@ def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
 ):
   fresh = jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
   picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, full_rows)
-  key = rng.batch_key(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
+  key = rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
   loss, gradient = jit(
     lambda: finetune_step.sum_gradients(fresh, train, picked, key, make_shape(lengths))
   )()

@@ -97,7 +97,7 @@ def test_a_corpus_larger_than_half_of_the_free_memory_stays_in_files(
   program = build_program(make_run_config(tiny_corpus))
   size = corpus.load_split(tiny_corpus, 'train').tokens.nbytes
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
-    monkeypatch.setattr(batches.backend, 'free_bytes', lambda device, free=free: free)
+    monkeypatch.setattr(batches.backend, 'read_free_bytes', lambda device, free=free: free)
     assert batches.fits_on_devices(program, tiny_corpus) is expected
 
 

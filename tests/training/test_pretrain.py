@@ -356,7 +356,10 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @pytest.mark.parametrize('free_bytes', [0, 40_000])
 def test_a_full_disk_harms_no_checkpoint(
-  free_bytes: int, small_disk: pathlib.Path, finished_run: pathlib.Path, tiny_corpus: pathlib.Path
+  free_bytes: int,
+  small_disk: pathlib.Path,
+  finished_run: pathlib.Path,
+  tiny_corpus: pathlib.Path,
 ):
   """The disk is full, or has space for lines and a part of a checkpoint."""
   config, workdir, filler = make_run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'

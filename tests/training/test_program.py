@@ -159,7 +159,7 @@ def test_too_little_memory_is_refused_before_the_first_step(
   need = int(re.search(r'(\d+) MiB', capsys.readouterr().err)[1])
   state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
   assert need * 2**20 > state
-  monkeypatch.setattr(backend, 'free_bytes', lambda device: 1000)
+  monkeypatch.setattr(backend, 'read_free_bytes', lambda device: 1000)
   with pytest.raises(InputError, match='grad_accumulation_steps'):
     compile_chunk(program, rows)
 

@@ -82,7 +82,7 @@ def compile_sums(count: int) -> Any:
   """Returns a function to the gradient and sums of eight rows in `count` micro-batches."""
 
   def sums(state: train_step.TrainState, batch: masking.MaskedBatch) -> Any:
-    key = rng.batch_key(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(8))
+    key = rng.make_batch_keys(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(8))
     return train_step.accumulate(
       functools.partial(train_step.compute_gradient, blocks=1), state.model, (batch, key), count
     )
