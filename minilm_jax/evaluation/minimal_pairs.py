@@ -132,7 +132,7 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
       )
     if phenomenon == ALL_PARADIGMS:
       raise InputError(
-        f'{where}',
+        where,
         f'the phenomenon {phenomenon!r}, a name reserved for the mean over paradigms',
         'change the name of the phenomenon',
       )

@@ -132,7 +132,7 @@ def _check_selection(by: str, num_parts: int) -> None:
   if num_parts < 2:
     raise InputError(
       f'--num_parts={num_parts}',
-      'a single part, which has no comparison' if num_parts == 1 else 'no part',
+      'fewer than 2 parts',
       'give at least 2 parts, or set subset.rows for a random subset',
     )
 

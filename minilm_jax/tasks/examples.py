@@ -152,7 +152,7 @@ def parse_number(value: Any, where: str) -> float:
   except (TypeError, ValueError, OverflowError):
     number = math.nan
   if not math.isfinite(number):
-    raise InputError('a number as label', f'{value!r} in {where}', 'give a finite number')
+    raise InputError('a numeric label', f'{value!r} in {where}', 'give a finite number')
   return number
 
 
