@@ -1,9 +1,9 @@
 """Tests mirror the tree of the package.
 
-`check` is what its annotations meet under pytest (see pyproject.toml).
+pytest checks annotations of types and array shapes at run time with `check` (see pyproject.toml).
 """
 
 import beartype
 
-# an int may stand where a float is asked
+# Accepts int for float, as PEP 484 does.
 check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
