@@ -232,7 +232,7 @@ def edit_card(folder: pathlib.Path, change) -> None:
     (lambda folder: edit_manifest(folder, lambda c: c.update(weights='0')), 'the weights of'),
     (
       lambda folder: edit_card(folder, lambda card: card['model'].update(hidden_size=32)),
-      r'is saved as \(.*\), not \(',
+      r'\(16, 16\).*\(32, 32\)',
     ),
     (lambda folder: edit_card(folder, lambda card: card.pop('labels')), 'labels'),
     (lambda folder: edit_card(folder, lambda card: card.update(step='x')), 'step'),

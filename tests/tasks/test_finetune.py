@@ -334,7 +334,7 @@ def change_tokenizer(run: Path) -> None:
   [
     (
       lambda run: edit_json(run / 'config.json', lambda c: c['model'].update(hidden_size=32)),
-      r'\(.*\) there',
+      r'\(16, 16\).*\(32, 32\)',
     ),
     (lambda run: edit_json(run / 'config.json', lambda c: c.update(kind='corpus')), "'corpus'"),
     (lambda run: edit_json(run / 'config.json', lambda c: c['model'].pop('norm')), 'model.norm'),
