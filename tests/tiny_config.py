@@ -19,7 +19,7 @@ ALTERNATIVE_PARTS = {
 }
 
 
-def make_run_config(corpus: pathlib.Path, **changes: Any) -> RunConfig:
+def make_run_config(corpus: pathlib.Path, /, **changes: Any) -> RunConfig:
   """Returns a pre-training recipe of 12 steps on one device with evaluations and saves every 4.
 
   Args:
