@@ -3,8 +3,8 @@
     loss = sum_n w_n (log sum_v exp(x_n k_v + b_v) - x_n k_t(n) - b_t(n))
 
 Logits `[B K V]` are the largest array in the step of a tiny model, and writing and reading them
-limits the speed. The loss is a sum, so the gradient with respect to a block of logits is known, up
-to a common factor, while the block is in cache. Each block is computed once for both passes. The
+limits the speed. The loss is a sum. So the gradient of a block of logits is known, up to a common
+factor, while the block is in cache. Each block is computed once for both passes. The
 residuals of the backward pass are only as large as the gradient.
 
 The three products have the type of `x`; logits, exponentials, sums and the loss are float32.

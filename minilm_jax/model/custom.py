@@ -69,8 +69,8 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
   """Returns the encoder of `config.encoder`, after checks on shapes without computation.
 
   Raises:
-    InputError: The class is not trusted, does not exist, is not a Flax NNX module, or lacks the
-      interface in the docstring of this module.
+    InputError: The class is not trusted, is missing, is not a Flax NNX module, or lacks the
+      interface of this module.
   """
   name, subject = config.encoder.partition(':')[2], f'the encoder {config.encoder}'
   encoder_class = recipe.import_class(config.encoder)
