@@ -101,6 +101,11 @@ def read_peak_memory() -> int:
   return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def count_page_faults() -> int:
+  """Returns the minor page faults of this process so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def read_load() -> float:
   """Returns the load average of the last minute; timings are unreliable above a few tenths."""
   return os.getloadavg()[0]

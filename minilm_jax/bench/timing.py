@@ -13,14 +13,15 @@ import signal
 import statistics
 import time
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array
 
-from minilm_jax.core import progress
+from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
@@ -77,6 +78,22 @@ def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], 
     return time.perf_counter() - start
 
   return time_steps, time_steps(1)
+
+
+@contextlib.contextmanager
+def disable_compilation_cache() -> Iterator[None]:
+  """Compiles without the persistent compilation cache."""
+  is_enabled = backend.read_setting('jax_enable_compilation_cache')
+
+  def enable(value: bool) -> None:
+    compilation_cache.reset_cache()  # JAX reads the setting once, at the first compilation
+    jax.config.update('jax_enable_compilation_cache', value)
+
+  enable(False)
+  try:
+    yield
+  finally:
+    enable(is_enabled)
 
 
 def time_interleaved(

@@ -71,16 +71,17 @@ def prepare(deterministic: bool = False) -> None:
   if deterministic and _DETERMINISTIC_FLAG not in xla_flags:
     os.environ['XLA_FLAGS'] = f'{xla_flags} --{_DETERMINISTIC_FLAG}=true'.strip()
   try:
-    if _DEVICE_COUNT_FLAG not in xla_flags and _read_setting('jax_num_cpu_devices') < 0:
+    if _DEVICE_COUNT_FLAG not in xla_flags and read_setting('jax_num_cpu_devices') < 0:
       jax.config.update('jax_num_cpu_devices', min(_MAX_CPU_DEVICES, count_cores()))
   except RuntimeError:  # JAX has created its devices
     return
-  if not _read_setting('jax_compilation_cache_dir'):
+  if not read_setting('jax_compilation_cache_dir'):
     cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(cache / 'minilm_jax'))
 
 
-def _read_setting(name: str) -> Any:
+def read_setting(name: str) -> Any:
+  """Returns a setting of `jax.config`, whose attributes have no declared types."""
   import jax
 
   return getattr(jax.config, name)

@@ -1,6 +1,10 @@
 """The benchmark of pre-training: consistent numbers, tables, and refused settings."""
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 import rich.console
@@ -53,6 +57,30 @@ def test_numbers_are_consistent(result: dict):
     and result['bytes_per_second'] == 3e10
   )
   assert not any('torch' in name or 'released' in name for name in result)
+  assert result['page_faults_per_step'] >= 0
+  cached = result['cached_milliseconds_per_step']['median']
+  assert result['ours_over_cached'] == pytest.approx(cached / step['median'])
+
+
+def test_a_program_compiles_without_the_cache_and_uses_it_again_later(tmp_path: pathlib.Path):
+  """The setting of JAX, which JAX reads once, changes in the middle of a process."""
+  program = (
+    'import jax, pathlib\nfrom minilm_jax.bench import timing\n'
+    'jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)\n'
+    'def compile(): jax.jit(lambda x: x + 1)(1.0)\n'
+    f'def count(): return len(list(pathlib.Path("{tmp_path}").glob("*cache")))\n'
+    'compile(); first = count(); jax.clear_caches()\n'
+    'with timing.disable_compilation_cache(): jax.jit(lambda x: x + 2)(1.0)\n'
+    'second = count(); jax.jit(lambda x: x + 3)(1.0); print(first, second, count())'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', program],
+    env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  first, second, third = map(int, process.stdout.split())
+  assert 0 < first == second < third, process
 
 
 @pytest.mark.parametrize('competitor', ['', 'torch'])
