@@ -105,7 +105,10 @@ def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
       f'only the label {min(names)!r}' if names else 'no examples',
       'give examples of at least two classes',
     )
-  return tuple(sorted(names, key=int if all(map(_INTEGER.fullmatch, names)) else None))
+  if not all(map(_INTEGER.fullmatch, names)):
+    return tuple(sorted(names))
+  # The names `7` and `07` are equal numbers: without the text, the hash seed would order them.
+  return tuple(sorted(names, key=lambda name: (int(name), name)))
 
 
 def find_label_index(value: Any, task: Task, where: str) -> int:

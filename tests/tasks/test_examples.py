@@ -93,6 +93,12 @@ def test_labels_are_sorted_as_numbers_or_text(values: list, labels: tuple[str, .
     assert examples.collect_labels(column, 'the file') == labels
 
 
+def test_codes_of_equal_value_have_one_order():
+  codes = ['7', '07', '007', '0007', '8', '08', '008', '0008', '9', '09', '009', '0009']
+  labels = ('0007', '007', '07', '7', '0008', '008', '08', '8', '0009', '009', '09', '9')
+  assert examples.collect_labels(codes, 'the file') == labels
+
+
 @pytest.mark.parametrize(
   'values, value',
   [
