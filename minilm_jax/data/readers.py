@@ -8,6 +8,7 @@ extra [data].
 Memory is bounded by one line or row and by the limit of the decompressor, not by the file size.
 """
 
+import collections
 import contextlib
 import csv
 import functools
@@ -17,7 +18,7 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 from etils import epath
@@ -59,6 +60,33 @@ def make_length_error(location: str, unit: str, max_chars: int, remedy: str = ''
 
 # The limit bounds the dictionary, which takes 65 MiB with `xz -9` but may be set to 1.5 GiB.
 _make_xz_decompressor = functools.partial(lzma.LZMADecompressor, memlimit=files.MAX_FILE_BYTES)
+
+
+class _AmbiguousRow(dict[str, Any]):
+  """Row of a file that repeats column names; raises InputError if a repeated column is read."""
+
+  def __init__(self, location: str, cells: Sequence[tuple[str, Any]]):
+    super().__init__(cells)
+    self._location = location
+    counts = collections.Counter(name for name, _ in cells)
+    self._repeated = {name for name, count in counts.items() if count > 1}
+
+  def __getitem__(self, name: str) -> Any:
+    if name in self._repeated:
+      raise InputError(
+        f'the column {name!r} of {self._location}',
+        'several columns of this name',
+        'rename or remove all but one of them',
+      )
+    return super().__getitem__(name)
+
+  def get(self, name: str, default: Any = None) -> Any:
+    return self[name] if name in self else default
+
+
+def _make_row(location: str, cells: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  row = dict(cells)
+  return row if len(row) == len(cells) else _AmbiguousRow(location, cells)
 
 
 class _XzStream(io.RawIOBase):
@@ -177,7 +205,8 @@ def _decode(raw: bytes, errors: str, location: str, offset: int) -> str:
 def read_rows(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
   """Yields the rows of a .jsonl, .json, .csv, .tsv or .parquet file.
 
-  The first line of a .csv or .tsv file holds the column names.
+  The first line of a .csv or .tsv file holds the column names. A row of a file that repeats a name
+  raises InputError as soon as that column is read.
 
   Raises:
     InputError: As `read_lines`; or the format is not a table, or a line is not a row (the error
@@ -193,12 +222,13 @@ def read_rows(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dic
 
 def _read_jsonl(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
   remedy = 'give one JSON object a line'
+  decoder = json.JSONDecoder(object_pairs_hook=functools.partial(_make_row, str(path)))
   for number, line in enumerate(read_lines(path, errors, max_chars), 1):
     if not line.strip():
       continue
     location = f'{path}, line {number}'
     try:
-      row = json.loads(line)
+      row = decoder.decode(line)
     except (ValueError, RecursionError) as error:
       raise InputError(location, f'not JSON: {error}', remedy) from None
     if not isinstance(row, dict):
@@ -230,7 +260,7 @@ def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterat
     for row in reader:
       row_chars = 0
       if len(row) == len(names):
-        yield dict(zip(names, row, strict=True))
+        yield _make_row(str(path), list(zip(names, row, strict=True)))
       elif row:
         fault = f'{len(row)} fields, but the first line names {len(names)} columns'
         raise InputError(f'{path}, line {reader.line_num}', fault, remedy)
@@ -258,16 +288,28 @@ def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator
         batch_rows = min(_ROWS_PER_PARQUET_BATCH, max(1, files.MAX_FILE_BYTES // max(1, size)))
         for batch in file.iter_batches(batch_rows, [number]):
           if batch.nbytes <= max_bytes:
-            yield from batch.to_pylist()
+            yield from _list_batch_rows(str(path), batch)
             continue
           for index in range(len(batch)):
             row = batch.slice(index, 1)
             if row.nbytes > max_bytes:
               raise too_long
-            yield from row.to_pylist()
+            yield from _list_batch_rows(str(path), row)
     except _PARQUET_ERRORS as error:
       reason = ' '.join(str(error).split())
       raise InputError(subject, f'not Parquet: {reason}', 'copy or write it again') from None
+
+
+def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
+  """Returns the rows of a batch of Arrow."""
+  names = batch.schema.names
+  if len(set(names)) == len(names):
+    return batch.to_pylist()
+  columns = [column.to_pylist() for column in batch.columns]
+  return [
+    _make_row(location, list(zip(names, values, strict=True)))
+    for values in zip(*columns, strict=True)
+  ]
 
 
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

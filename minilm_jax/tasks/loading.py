@@ -4,6 +4,7 @@ A row is a dict from column to the value in the source; `examples` interprets it
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
@@ -170,7 +171,9 @@ def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, 
       its sentence.
   """
   try:
-    relations = json.loads(readers.read_decompressed(path))
+    relations = json.loads(
+      readers.read_decompressed(path), object_pairs_hook=functools.partial(_make_object, path)
+    )
   except (ValueError, RecursionError) as error:
     raise InputError(
       f'relations in {path}', f'invalid JSON: {error}', 'rename JSON lines to .jsonl'
@@ -187,6 +190,16 @@ def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, 
         raise _make_fewrel_error(where, 'no list of tokens')
       row = {'text': ' '.join(tokens), 'label': relation}
       yield row | {'marked': _mark_entities(tokens, item, where)} if markers else row
+
+
+def _make_object(path: epath.PathLike, items: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a JSON object; raises InputError if a key occurs twice."""
+  record = dict(items)
+  if len(record) < len(items):
+    names = [name for name, _ in items]
+    repeated = next(name for name in names if names.count(name) > 1)
+    raise _make_fewrel_error(str(path), f'the key {repeated!r} twice in one object')
+  return record
 
 
 def _mark_entities(tokens: list[str], item: dict[str, Any], where: str) -> str:

@@ -250,6 +250,28 @@ def test_a_quoted_field_may_span_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'name, text',
+  [
+    ('a.csv', 'text,label,text,,\na,1,b,x,y\n'),
+    ('a.tsv', 'text\tlabel\ttext\na\t1\tb\n'),
+    ('a.jsonl', '{"text": "a", "label": "1", "text": "b"}\n'),
+    ('a.parquet', ''),
+  ],
+)
+def test_a_repeated_column_is_refused_where_it_is_read(tmp_path, name, text):
+  (tmp_path / name).write_text(text)
+  if not text:
+    cells = [pyarrow.array([value]) for value in ('a', '1', 'b')]
+    table = pyarrow.Table.from_arrays(cells, names=['text', 'label', 'text'])
+    parquet.write_table(table, tmp_path / name)
+  (row,) = read_rows(tmp_path / name)
+  assert row['label'] == row.get('label') == '1' and row.get('idx') is None and 'text' in row
+  for read in (row.__getitem__, row.get):
+    with pytest.raises(InputError, match=f"'text' of .*{name}"):
+      read('text')
+
+
+@pytest.mark.parametrize(
   'name, text, message',
   [
     ('a.jsonl', '{"a": 1}\n{"a": \n', 'line 2.*not JSON'),

@@ -112,6 +112,13 @@ def test_a_folder_and_its_files_give_equal_rows(folder: pathlib.Path):
   assert list(loading.list_named_files(files)) == ['train', 'test']
 
 
+def test_a_relation_listed_twice_is_refused(tmp_path: pathlib.Path):
+  item = '[{"tokens": ["a"]}]'
+  (tmp_path / 'a.json').write_text(f'{{"P1": {item}, "P2": {item}, "P1": {item}}}')
+  with pytest.raises(InputError, match="'P1' twice"):
+    list(loading.read_fewrel_rows(tmp_path / 'a.json', False))
+
+
 def test_a_json_file_is_read_as_fewrel(tmp_path: pathlib.Path):
   item = {'tokens': ['a', 'b'], 'h': ['', '', [[0]]], 't': ['', '', [[1]]]}
   (tmp_path / 'train.json').write_text(json.dumps({'r': [item]}))
