@@ -90,6 +90,21 @@ class Tokenizer:
     """Returns whether the piece of each id begins a word."""
     return tuple(self.piece(i).startswith(_WORD_MARKER) for i in range(self.size))
 
+  def count_bytes(self) -> tuple[int, ...]:
+    """Returns the UTF-8 bytes of text of each id: 1 for a byte piece, 0 for special pieces.
+
+    The space before a word counts as a byte of the word.
+    """
+    first = len(SPECIAL_TOKENS)
+    return (*[0] * first, *(self._count_piece_bytes(i) for i in range(first, self.size)))
+
+  def _count_piece_bytes(self, id: int) -> int:
+    if isinstance(self._processor, wrapped_tokenizer.WrappedTokenizer):
+      return self._processor.count_bytes(id)
+    if self._processor.is_byte(id):
+      return 1
+    return len(self.piece(id).replace(_WORD_MARKER, ' ').encode())
+
 
 def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.PathLike) -> Tokenizer:
   """Trains a tokenizer and writes its model file atomically.

@@ -14,6 +14,7 @@ incomplete UTF-8 becomes `<0xE2>`. A `WrappedTokenizer` has the methods of
 """
 
 import json
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from minilm_jax.core.schema import COUNT
 
 _SPACE = '\u2581'
 _MAX_VOCAB_SIZE = 1 << 24
+_BYTE_PIECE = re.compile(f'{_SPACE}?<0x[0-9A-F]{{2}}>')
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
 
 
@@ -82,6 +84,9 @@ class WrappedTokenizer:
     self.order = order_ids(special_ids, size)
     self._new_ids = {library_id: new_id for new_id, library_id in enumerate(self.order)}
     to_notation = _make_notation(pack['tokenizer'])
+    self._has_byte_letters = to_notation is _decode_byte_letters
+    self._has_byte_pieces = bool(pack['tokenizer']['model'].get('byte_fallback'))
+    self._library_pieces = {number: piece for piece, number in vocabulary.items()}
     pieces = {number: to_notation(piece) for piece, number in vocabulary.items()}
     self._pieces = [*special, *(pieces.get(i, '') for i in self.order[len(special) :])]
     self._ids = {piece: i for i, piece in reversed(list(enumerate(self._pieces)))}
@@ -104,6 +109,16 @@ class WrappedTokenizer:
   def id_to_piece(self, id: int) -> str:
     """Returns the piece of an id, or '' for an unused id."""
     return self._pieces[id]
+
+  def count_bytes(self, id: int) -> int:
+    """Returns the bytes of text of an id; the space before a word counts."""
+    if self._has_byte_letters:
+      piece = self._library_pieces.get(self.order[id], '')
+      return len(piece if set(piece) <= _BYTES.keys() else piece.encode())
+    piece = self.id_to_piece(id)
+    if self._has_byte_pieces and _BYTE_PIECE.fullmatch(piece):
+      return 1
+    return len(piece.replace(_SPACE, ' ').encode())
 
   def piece_to_id(self, piece: str) -> int:
     """Returns the id of a piece, or `UNKNOWN_ID`."""

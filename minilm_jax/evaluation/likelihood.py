@@ -41,7 +41,6 @@ _TOKENS_PER_BLOCK = {'cpu': 1 << 11, 'gpu': 1 << 17, 'tpu': 1 << 17}
 # Rate and seed of masked words. The first pair gives the result, the others its sensitivity.
 _WORD_MASKS = ((0.15, 0), (0.05, 0), (0.3, 0), (0.15, 1), (0.15, 2))
 _WORD_ROWS_PER_DEVICE, _POSITIONS_PER_ROW = 32, 24  # of one call
-_SPACE = '\u2581'
 
 # Returns scores of the rows of a device; rows are a tuple of arrays.
 RowScorer = Callable[[MaskedLanguageModel, Any], Float[Array, 'N *K']]
@@ -293,8 +292,7 @@ def measure_bits(
     InputError: The rows have no word to mask.
   """
   words = number_words(tokens, np.asarray(tokenizer.starts_word()))
-  pieces = [tokenizer.piece(i).replace(_SPACE, ' ') for i in range(tokenizer.size)]
-  piece_bytes = np.array([len(piece.encode()) for piece in pieces])
+  piece_bytes = np.asarray(tokenizer.count_bytes())
   results = []
   for rate, seed in _WORD_MASKS:
     masked = mask_words(words, rate, seed)
@@ -326,12 +324,17 @@ def number_words(
 ) -> Int[np.ndarray, 'N L']:
   """Returns the word number of each position in its row, from 1; 0 outside words.
 
-  The last word of a full row may be incomplete and also has number 0.
+  The last word of a full row may be incomplete and also has number 0, as has a word with `<unk>`,
+  because its bytes are unknown.
   """
   ordinary = _is_ordinary(tokens)
   words = np.where(ordinary, np.cumsum(starts_word[tokens] & ordinary, axis=1), 0)
   full = ~np.any(tokens == PAD_ID, axis=1, keepdims=True)
-  return np.where(full & (words == words.max(axis=1, keepdims=True)), 0, words)
+  words = np.where(full & (words == words.max(axis=1, keepdims=True)), 0, words)
+  row, column = np.nonzero(tokens == UNKNOWN_ID)
+  has_unknown = np.zeros((len(words), words.max(initial=0) + 1), bool)
+  has_unknown[row, words[row, column]] = True
+  return np.where(np.take_along_axis(has_unknown, words, axis=1), 0, words)
 
 
 def mask_words(words: Int[np.ndarray, 'N L'], rate: float, seed: int) -> Bool[np.ndarray, 'N L']:

@@ -118,6 +118,22 @@ def test_words_of_a_text_are_counted_by_their_starts(large):
     assert sum(starts[i] for i in ids) == len(large.decode(ids).split(' '))
 
 
+@pytest.mark.parametrize(
+  'text, size',  # with the space before the first word
+  [
+    ('we saw 鿕 and 😀 there', 26),
+    ('größe café naïve', 21),
+    ('мы видели дом', 25),
+    ('<0x41> 11', 10),
+    ('the king', 9),
+  ],
+)
+def test_the_bytes_of_pieces_are_the_bytes_of_the_text(large, text: str, size: int):
+  piece_bytes = large.count_bytes()
+  assert len(piece_bytes) == large.size and piece_bytes[:5] == (0, 0, 0, 0, 0)
+  assert sum(piece_bytes[i] for i in large.encode([text])[0]) == size
+
+
 def test_the_word_split_ratio_encodes_every_word_alone(small):
   texts = ['the king the sea', 'bababa']
   pieces = [len(small.encode([word])[0]) for word in ' '.join(texts).split()]

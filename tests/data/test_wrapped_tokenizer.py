@@ -71,6 +71,26 @@ def test_pieces_mark_the_starts_of_words(kind: str, library):
   assert sum(starts[i] for i in ids[1:]) == 5 and not any(starts[:5])
 
 
+@pytest.mark.parametrize('text, size', [('the 鿕 tree', 13), ('😀', 5), ('naïve café', 13)])
+def test_the_bytes_of_byte_level_pieces_are_the_bytes_of_the_text(text: str, size: int, library):
+  wrapped = wrap(*train(library, 'ByteLevel'))
+  piece_bytes = wrapped.count_bytes()
+  assert sum(piece_bytes[i] for i in wrapped.encode([' ' + text])[0]) == size
+
+
+def test_the_bytes_of_fallback_pieces_are_single(library):
+  trained, special = train(library, 'Metaspace')
+  content = json.loads(trained.to_str())
+  size = len(content['model']['vocab'])
+  content['model']['vocab'] += [[f'<0x{byte:02X}>', -9.0] for byte in range(256)]
+  content['model'] |= {'byte_fallback': True}
+  ids = dict(zip(SPECIAL_TOKENS, map(trained.token_to_id, special), strict=True))
+  wrapped = Tokenizer(pack_tokenizer(content, ids, 2))
+  assert wrapped.size == size + 256
+  piece_bytes = wrapped.count_bytes()
+  assert sum(piece_bytes[i] for i in wrapped.encode(['the 鿕'])[0]) == 8  # with the first space
+
+
 @pytest.mark.parametrize('kind', ['WordPiece', 'ByteLevel'])
 def test_a_text_that_spells_a_special_piece_is_plain_text(kind: str, library):
   trained, special = train(library, kind)

@@ -204,6 +204,14 @@ def test_words_are_numbered_except_for_the_last_word_of_a_full_row():
   assert numbers.tolist() == [[0, 1, 1, 2, 3, 3, 0, 0], [0, 1, 2, 2, 2, 0, 0, 0]]
 
 
+def test_words_with_an_unknown_piece_are_not_masked():
+  rows = np.array(
+    [[BEGIN, 5, 7, 6, UNKNOWN_ID, 5, 8, END, PAD], [BEGIN, 6, 5, 7, 5, END, PAD, PAD, PAD]]
+  )
+  numbers = likelihood.number_words(rows, STARTS)
+  assert numbers.tolist() == [[0, 1, 1, 0, 0, 3, 3, 0, 0], [0, 1, 2, 2, 3, 0, 0, 0, 0]]
+
+
 def test_masked_words_do_not_depend_on_the_tokenization():
   single = np.array([[BEGIN, *[5] * 30, END, *[PAD] * 40]] * 20)
   double = np.array([[BEGIN, *[5, 7] * 30, END, *[PAD] * 10]] * 20)
