@@ -85,9 +85,9 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
     name,
     power_laws.PIECES,
     {
-      'a1': power_laws.clip_exp(a1),
+      'a1': power_laws.exponentiate('two power laws that meet', a1),
       'b1': b1,
-      'a2': power_laws.clip_exp(a1 + (b2 - b1) * corner),
+      'a2': power_laws.exponentiate('two power laws that meet', a1 + (b2 - b1) * corner),
       'b2': b2,
       'C0': math.exp(corner),
     },
@@ -112,7 +112,8 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
   )
   x, y = np.log(compute), np.log(loss)
   a, b1, b2, corner, width = _fit_hinge(x, y, _WIDTHS)
-  constants = {'a': power_laws.clip_exp(a), 'b1': b1, 'b2': b2, 'C0': math.exp(corner), 's': width}
+  prefactor = power_laws.exponentiate('a smooth break', a)
+  constants = {'a': prefactor, 'b1': b1, 'b2': b2, 'C0': math.exp(corner), 's': width}
   return _make_fit(name, power_laws.SMOOTH, constants, (compute, loss))
 
 

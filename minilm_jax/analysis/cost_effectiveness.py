@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from minilm_jax.analysis import power_laws
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
 from minilm_jax.tasks.metrics import CONFIDENCE
 
@@ -129,7 +130,7 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
         tied=group[0].tied,
         learning_rate=group[0].learning_rate,
         runs=tuple(curve.name for curve in group),
-        perplexity=tuple(map(math.exp, losses)),
+        perplexity=tuple(map(power_laws.clip_exp, losses)),
         bits=bits if len(bits) == len(group) else (),
         flops=float(np.mean([curve.flops(HONEY)[-1] for curve in group])),
         rows=float(group[0].rows[-1]),

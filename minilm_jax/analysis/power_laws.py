@@ -30,6 +30,7 @@ LOGS, LINEAR, HUBER = 'log-log least squares', 'non-linear least squares', 'Hube
 _MIN_DAMPING = 1e-15  # smaller damping is lost in rounding
 HUBER_DELTA = 1e-3  # as in the Chinchilla paper (2203.15556, section 3.3)
 _MIN_SURFACE_POINTS = 8
+_MAX_LOG = 700  # logarithm of a prefactor that a float can hold
 _SURFACE_CONSTANTS = ('E', 'A', 'alpha', 'B', 'beta')
 _SURFACE_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
 Array = Float[np.ndarray, 'N']
@@ -169,7 +170,7 @@ def check_points(request: str, min_points: int, *values: Array) -> list[Array]:
       f'{num_invalid} values that are not positive numbers',
       'leave out the points with these values',
     )
-  distinct = len(np.unique(arrays[0]))
+  distinct = len(np.unique(np.log(arrays[0])))  # nearly equal numbers have equal logarithms
   if distinct < min_points:
     raise InputError(
       request, f'{distinct} points of different compute', f'give at least {min_points} points'
@@ -231,7 +232,7 @@ def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     name,
     POWER,
     LOGS,
-    {'a': math.exp(level - slope * centre), 'b': -slope},
+    {'a': exponentiate('a power law', level - slope * centre), 'b': -slope},
     (compute, loss),
     np.exp(level + slope * (np.log(compute) - centre)),
   )
@@ -253,9 +254,8 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     return values, np.stack([values, -x * values], 1)
 
   (level, b), fitted = minimize_residuals(evaluate, np.array([level, -slope]), loss)
-  return make_fit(
-    name, POWER, LINEAR, {'a': math.exp(level + b * centre), 'b': b}, (compute, loss), fitted
-  )
+  prefactor = exponentiate('a power law', level + b * centre)
+  return make_fit(name, POWER, LINEAR, {'a': prefactor, 'b': b}, (compute, loss), fitted)
 
 
 def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with offset') -> Fit:
@@ -297,7 +297,7 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
     name,
     OFFSET,
     LOGS,
-    {'E': offset, 'a': math.exp(min(level + b * centre, 700)), 'b': b},
+    {'E': offset, 'a': exponentiate('a power law with offset', level + b * centre), 'b': b},
     (compute, loss),
     np.exp(fitted),
   )
@@ -392,7 +392,25 @@ def choose_fit(fits: Sequence[Fit]) -> Fit:
 
 def clip_exp(value: float) -> float:
   """Returns the exponential of a value that is clipped to +-700, so that it stays finite."""
-  return math.exp(min(max(value, -700), 700))
+  return math.exp(min(max(value, -_MAX_LOG), _MAX_LOG))
+
+
+def exponentiate(law: str, log_prefactor: float) -> float:
+  """Returns the prefactor of a law from its logarithm.
+
+  Points of nearly equal compute can give an exponent so steep that the prefactor, the loss at 1
+  FLOP, exceeds the range of a float.
+
+  Raises:
+    InputError: the prefactor is not finite, or too large or too small for a float.
+  """
+  if not abs(log_prefactor) <= _MAX_LOG:
+    raise InputError(
+      law,
+      f'a prefactor of e^{log_prefactor:.0f}, because the loss changes much over little compute',
+      'give points of more different compute',
+    )
+  return math.exp(log_prefactor)
 
 
 def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -454,9 +472,9 @@ def fit_chinchilla(
   c, fitted = min(minima, key=lambda minimum: _compute_cost(logs - minimum[1], HUBER_DELTA))
   constants = {
     'E': math.exp(c[0]),
-    'A': clip_exp(c[1] + c[2] * middle[0]),
+    'A': exponentiate('a law over parameters and tokens', c[1] + c[2] * middle[0]),
     'alpha': c[2],
-    'B': clip_exp(c[3] + c[4] * middle[1]),
+    'B': exponentiate('a law over parameters and tokens', c[3] + c[4] * middle[1]),
     'beta': c[4],
   }
   fit = make_fit(name, SURFACE, HUBER, constants, (parameters, loss), np.exp(fitted))

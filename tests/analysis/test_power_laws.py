@@ -133,6 +133,28 @@ def test_too_few_points_and_invalid_numbers_are_refused(form, min_points: int):
       form(np.append(COMPUTE, 1e19), np.append(300 * COMPUTE**-0.13, invalid))
 
 
+@pytest.mark.parametrize('exponent', [-150.0, -40.0, -12.0, 12.0, 40.0, 150.0])
+@pytest.mark.parametrize('form', FORMS)
+def test_a_law_of_nearly_equal_compute_reproduces_its_points_or_is_refused(form, exponent: float):
+  """A prefactor beyond the range of a float has no constants that reproduce the points."""
+  compute = 1e16 * np.linspace(1, 1.02, 12)
+  loss = 3 * (compute / 1e16) ** -exponent
+  try:
+    fit = form(compute, loss)
+  except InputError as error:
+    assert 'a prefactor of e^' in error.found and abs(exponent) > 15
+  else:
+    np.testing.assert_allclose(power_laws.predict(fit, compute), loss, rtol=1e-3)
+    assert abs(exponent) < 15
+
+
+def test_compute_that_differs_by_rounding_alone_is_one_point():
+  compute = 1e16 + 2.0 * np.arange(9)
+  for form in FORMS:
+    with pytest.raises(InputError, match='1 points'):
+      form(compute, np.linspace(2, 3, 9))
+
+
 def test_the_true_form_has_the_lowest_bic():
   straight, offset = (lambda c: 200 * c**-0.12), (lambda c: 1.2 + 2e4 * c**-0.25)
   stepped = lambda c: np.where(c < 1e16, 100 * c**-0.08, 770 * c**-0.14)  # noqa: E731

@@ -31,6 +31,7 @@ from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Option
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
+from minilm_jax.analysis.power_laws import clip_exp
 from minilm_jax.analysis.pretraining_gap import SIZE, Gap
 from minilm_jax.analysis.report.figures import (
   COLORS,
@@ -44,6 +45,7 @@ from minilm_jax.analysis.report.figures import (
   shorten_name,
   styles_by_name,
 )
+from minilm_jax.analysis.report.scaling_tables import format_perplexity
 
 _ROUND_NUMBERS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
 _MARKER = {'markersize': 4.5, 'markeredgewidth': 1}
@@ -145,7 +147,7 @@ def draw_plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawing
       number = numbers.get(option.runs[0])
       name = option.name if number is None else f'{number}, {option.name}'
       tooltips[gid] = (
-        f'{name}: perplexity {option.perplexity:.2f} for {option.flops:.2e} FLOPs, {kind}'
+        f'{name}: perplexity {format_perplexity(option.perplexity)} for {option.flops:.2e} FLOPs, {kind}'
       )
     set_log_axes(axes, 'FLOPs of the whole run', 'perplexity')
     _number_points(
@@ -174,9 +176,10 @@ def draw_scores(
   def draw(axes: Axes, name: str) -> dict[str, str]:
     tooltips, points = {}, {}
     for index, model in enumerate(scored[name]):
-      gid, perplexity = f'score-{positions[name]}-{index}', math.exp(model.loss)
+      gid, perplexity = f'score-{positions[name]}-{index}', clip_exp(model.loss)
+      label = format_perplexity(perplexity)
       axes.plot([perplexity], [100 * model.score], 'o', color=COLORS[0], gid=gid, **_MARKER)
-      tooltips[gid] = f'{model.name}: {name} {100 * model.score:.1f} at perplexity {perplexity:.2f}'
+      tooltips[gid] = f'{model.name}: {name} {100 * model.score:.1f} at perplexity {label}'
       points[numbers[model.name]] = (perplexity, 100 * model.score)
     _set_log_panel(axes, f'{name}\n{notes[name]}' if name in notes else name)
     _number_points(axes, points)

@@ -9,7 +9,7 @@ import numpy as np
 from minilm_jax.analysis.correlation import Depth, Estimate
 from minilm_jax.analysis.cost_effectiveness import Step
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
-from minilm_jax.analysis.power_laws import Fit
+from minilm_jax.analysis.power_laws import Fit, clip_exp
 from minilm_jax.analysis.report.sections import TableFormat
 from minilm_jax.analysis.scores import NONE, format_interval
 
@@ -21,6 +21,15 @@ def format_number(value: float | None, form: str = ',.4g') -> str:
   ('2.2e+15', '0.0931', '–', '–')
   """
   return NONE if value is None or not math.isfinite(value) else f'{value:{form}}'
+
+
+def format_perplexity(value: float) -> str:
+  """Returns a perplexity with two decimals, or three digits above a million.
+
+  >>> format_perplexity(34.567), format_perplexity(1e300)
+  ('34.57', '1e+300')
+  """
+  return f'{value:.2f}' if value < 1e6 else f'{value:.3g}'
 
 
 def format_gain(value: float) -> str:
@@ -173,7 +182,7 @@ POINT_FORMAT = TableFormat(
     ('run', lambda point: point.run),
     ('FLOPs', lambda point: f'{point.flops:.3e}'),
     ('loss', lambda point: f'{point.loss:.4f}'),
-    ('perplexity', lambda point: f'{math.exp(point.loss):.2f}'),
+    ('perplexity', lambda point: format_perplexity(clip_exp(point.loss))),
     ('tokens', lambda point: f'{point.tokens:.2e}'),
     ('parameters', lambda point: f'{point.parameters:,}'),
   ),
@@ -283,9 +292,7 @@ def model_format(numbers: Mapping[str, int]) -> TableFormat:
       ('other', lambda row: f'{row.other_parameters:,}'),
       (
         'test; perplexity',
-        lambda row: (
-          NONE if row.test_loss is None else format_number(math.exp(row.test_loss), '.2f')
-        ),
+        lambda row: NONE if row.test_loss is None else format_perplexity(clip_exp(row.test_loss)),
       ),
       ('test; loss', lambda row: format_number(row.test_loss, '.4f')),
       ('validation; loss', lambda row: f'{row.validation_loss:.4f}'),

@@ -573,6 +573,23 @@ def test_logged_table_has_a_scaling_study(tmp_path: pathlib.Path):
   assert set(written) == {'report.html', 'runs.csv'}
 
 
+@pytest.mark.parametrize('losses', [(3.2, 2.6, 2.0), (2.0, 2.6, 3.2), (2000.0, 1000.0, 999.0)])
+def test_runs_of_nearly_equal_compute_have_a_page_without_their_laws(
+  tmp_path: pathlib.Path, losses: tuple[float, ...]
+):
+  rows = [
+    fake_runs.make_log_row(name, updates, value)
+    for name, last, loss in zip('abc', (1000, 1005, 1010), losses, strict=True)
+    for updates, value in ((500, 2 * losses[0]), (last, loss))
+  ]
+  path = fake_runs.write_log_table(tmp_path / 'eval.csv', rows)
+  written = report.report([], tmp_path / 'out', table=path, draws=5)
+  assert 'a power law: a prefactor of e^' in Page(written['report.html'].read_text()).text
+  assert [row['name'] for row in read_csv(written['runs.csv'])] == ['a', 'b', 'c']
+  for fit in json.loads(written['fits.json'].read_text()):
+    assert fit['name'] != 'ends of runs'
+
+
 @pytest.mark.parametrize(
   'options, value',
   [
