@@ -1,13 +1,11 @@
-"""Reads the examples of a task: validates rows, converts labels, filters and draws samples.
+"""Reads the examples of a task: validates rows, filters and draws samples.
 
-`loading` reads the rows and draws the samples; `task_data` encodes the examples as token ids.
+`labels` converts labels; `loading` reads the rows and draws the samples; `task_data` encodes the examples as token ids.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
-import numbers
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,15 +15,13 @@ from jaxtyping import Float32, Int32
 
 from minilm_jax.core import progress, schema
 from minilm_jax.core.config import TaskConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError
 from minilm_jax.data import filters
-from minilm_jax.tasks import loading
+from minilm_jax.tasks import labels, loading
 from minilm_jax.tasks.task import REGRESSION, Task, convert_task, find_task
 
-UNLABELLED = -1  # TFDS's label index of an example without a public label
 # Fraction of a training file that is reported if the recipe names no file for that split.
 _EVAL_FRACTION = 0.2
-_INTEGER = re.compile('-?[0-9]{1,9}')
 _INDEX = re.compile('[0-9]{1,18}')
 
 
@@ -49,7 +45,7 @@ class Examples:
   Attributes:
     first: First texts.
     second: Second texts; empty if an example is one text.
-    labels: Class indices, -1 for unknown labels; numbers in a regression.
+    labels: Class indices, -1 for unknown labels; in a regression numbers, NaN for unknown labels.
     numbers: Values of the column `idx`, the index in GLUE's official files, or row numbers from 0.
   """
 
@@ -86,91 +82,6 @@ def require_columns(row: Collection[str], columns: Iterable[str], where: str) ->
       )
 
 
-def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
-  """Returns the classes in a label column as text, sorted as numbers if all are integers.
-
-  Args:
-    values: The label column.
-    where: Name of the rows in errors, such as 'the train split of own'.
-
-  Raises:
-    InputError: A value is neither text nor an integer, or the column has fewer than two classes.
-  """
-  names = {
-    _parse_class_name(value, f'row {number:,} of {where}') for number, value in enumerate(values, 1)
-  }
-  if len(names) < 2:
-    raise InputError(
-      f'the classes of {where}',
-      f'only the label {min(names)!r}' if names else 'no examples',
-      'give examples of at least two classes',
-    )
-  if not all(map(_INTEGER.fullmatch, names)):
-    return tuple(sorted(names))
-  # The names `7` and `07` are equal numbers: without the text, the hash seed would order them.
-  return tuple(sorted(names, key=lambda name: (int(name), name)))
-
-
-def find_label_index(value: Any, task: Task, where: str) -> int:
-  """Returns the class index of a label value.
-
-  Raises:
-    InputError: The value is not a label of the task.
-  """
-  if task.labels_from_data:
-    name = _parse_class_name(value, where)
-    if name in task.labels:
-      return task.labels.index(name)
-    if name == str(UNLABELLED):
-      return UNLABELLED
-    raise InputError(
-      f'a label of {task.name}',
-      f'{name!r} in {where}, absent from the training examples',
-      f'{suggest_name(name, task.labels)} (-1 marks an unknown label)',
-    )
-  if value in task.labels:
-    return task.labels.index(value)
-  is_text = isinstance(value, str)
-  number: Any = int(value) if is_text and _INTEGER.fullmatch(value) else value
-  is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
-  if is_number and number in range(UNLABELLED, len(task.labels)):
-    return int(float(number))
-  known = ', '.join(f'{i} or {name!r}' for i, name in enumerate(task.labels))
-  question = f'{suggest_name(value, task.labels)} ' if is_text and number is value else ''
-  raise InputError(
-    f'a label of {task.name}',
-    f'{value!r} in {where}',
-    f'{question}(labels are {known}; -1 marks an unknown label)',
-  )
-
-
-def parse_number(value: Any, where: str) -> float:
-  """Returns a label as a number.
-
-  Raises:
-    InputError: The value is not a finite number.
-  """
-  try:
-    number = math.nan if isinstance(value, bool) else float(value)
-  except (TypeError, ValueError, OverflowError):
-    number = math.nan
-  if not math.isfinite(number):
-    raise InputError('a numeric label', f'{value!r} in {where}', 'give a finite number')
-  return number
-
-
-def _parse_class_name(value: Any, where: str) -> str:
-  if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-    return str(int(value))
-  if not isinstance(value, str) or not value.strip() or schema.NO_TEXT.search(value):
-    raise InputError(
-      'the name of a class',
-      f'{value!r} in {where}',
-      'give text or an integer; to predict numbers, set --config.task.kind=regression',
-    )
-  return value
-
-
 def complete_task(config: TaskConfig) -> Task:
   """Returns the task of a recipe, with the recipe's fields, label column and kind.
 
@@ -201,8 +112,9 @@ def complete_task(config: TaskConfig) -> Task:
     )
   if task.labels or task.kind == REGRESSION:
     return task
-  labels = collect_labels(_read_label_column(task, config), f'the train split of {task.name}')
-  return dataclasses.replace(task, labels=labels, labels_from_data=True)
+  where = f'the train split of {task.name}'
+  names = labels.collect_labels(_read_label_column(task, config), where)
+  return dataclasses.replace(task, labels=names, labels_from_data=True)
 
 
 def list_splits(task: Task, split: str) -> tuple[str, ...]:
@@ -304,9 +216,10 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
   """
   if task.kind == REGRESSION:
     return
-  counts = np.bincount(train.labels[train.labels != UNLABELLED], minlength=len(task.labels))
+  labelled = train.labels[~labels.mask_unlabelled(train.labels)]
+  counts = np.bincount(labelled, minlength=len(task.labels))
   for label in sorted({label for other in others for label in other.labels.tolist()}):
-    if label != UNLABELLED and not counts[label]:
+    if label != labels.UNLABELLED and not counts[label]:
       raise InputError(
         f'the label {task.labels[label]!r} of {task.name}',
         'no training examples, but examples in another split',
@@ -331,12 +244,13 @@ def check_labelled(examples: Examples, purpose: str) -> Examples:
   Raises:
     InputError: A label is unknown.
   """
-  unknown = int(np.sum(examples.labels == UNLABELLED))
-  if unknown:
+  unknown = np.flatnonzero(labels.mask_unlabelled(examples.labels))
+  if len(unknown):
     raise InputError(
       purpose,
-      f'{unknown:,} of {len(examples.labels):,} examples without a label',
-      'use a labelled split; the test splits of GLUE have no labels, validation has',
+      f'{len(unknown):,} of {len(examples.labels):,} examples without a label, the first '
+      f'{examples.first[unknown[0]]!r:.60}',
+      'label or remove these examples, or use another split; the test splits of GLUE have no labels',
     )
   return examples
 
@@ -382,7 +296,7 @@ def _read_label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
 
 
 def _list_label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
-  if any(example.label == UNLABELLED for example in examples):
+  if any(example.label == labels.UNLABELLED for example in examples):
     raise InputError(
       f'a number of examples of each label of {task.name}',
       'examples without a label',
@@ -411,12 +325,7 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
         raise InputError(
           f'two texts in {where}', f'an empty {field!r}', 'add the text, or remove the row'
         )
-    value = row[task.label]
-    label = (
-      parse_number(value, where)
-      if task.kind == REGRESSION
-      else find_label_index(value, task, where)
-    )
+    label = labels.parse_label(row[task.label], task, where)
     if task.concatenate_fields:
       texts = (' '.join(text for text in texts if text),)
     if config.filtered:

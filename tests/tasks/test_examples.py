@@ -18,7 +18,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents
 from minilm_jax.tasks import examples, loading
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.tasks.task import Task, find_task
+from minilm_jax.tasks.task import find_task
 from tests.fake_runs import write_examples
 
 TASK = dataclasses.replace(
@@ -52,11 +52,6 @@ CLASSES = {
 }
 
 
-def make_open_task(*labels: str) -> Task:
-  """Returns a task whose labels are from a training file."""
-  return dataclasses.replace(find_task('own'), labels=labels, labels_from_data=True)
-
-
 def write(folder: pathlib.Path, split: str, rows: list[dict], **changes: Any) -> TaskConfig:
   """Writes a split into a folder and returns its recipe."""
   return dataclasses.replace(TASK, folder=write_examples(folder, **{split: rows}), **changes)
@@ -76,87 +71,6 @@ def read(config: TaskConfig, split: str = 'train') -> Examples:
 
 def count(config: TaskConfig) -> dict[str, int]:
   return examples.count_examples(examples.complete_task(config), config)
-
-
-@pytest.mark.parametrize(
-  'values, labels',
-  [
-    ([2, 10, 1], ('1', '2', '10')),
-    (['2', 10, '-1'], ('-1', '2', '10')),
-    (['b', 'a', 'b'], ('a', 'b')),
-    (['2', '10', 'a'], ('10', '2', 'a')),
-    (['1.5', '1'], ('1', '1.5')),
-  ],
-)
-def test_labels_are_sorted_as_numbers_or_text(values: list, labels: tuple[str, ...]):
-  for column in (values, values[::-1] * 2):
-    assert examples.collect_labels(column, 'the file') == labels
-
-
-def test_codes_of_equal_value_have_one_order():
-  codes = ['7', '07', '007', '0007', '8', '08', '008', '0008', '9', '09', '009', '0009']
-  labels = ('0007', '007', '07', '7', '0008', '008', '08', '8', '0009', '009', '09', '9')
-  assert examples.collect_labels(codes, 'the file') == labels
-
-
-@pytest.mark.parametrize(
-  'values, value',
-  [
-    ([], 'the file'),
-    (['a', 'a'], "'a'"),
-    (['a', ''], 'row 2'),
-    (['a', None], 'None'),
-    ([1, True], 'True'),
-    ([0.5, 1.5], 'task.kind=regression'),
-    ([1, [2]], r'\[2\]'),
-  ],
-)
-def test_a_column_without_two_classes_is_refused(values: list, value: str):
-  with pytest.raises(InputError, match=value):
-    examples.collect_labels(values, 'the file')
-
-
-@pytest.mark.parametrize(
-  'task, values, indices',
-  [
-    (make_open_task('1', '2', '3'), (1, '2', 3, -1, '-1'), [0, 1, 2, -1, -1]),
-    (make_open_task('-1', '0', '1'), (-1, 0, 1), [0, 1, 2]),
-    (
-      SENTIMENT,
-      (0, 1, 1.0, '1', '0', 'positive', 'negative', -1, '-1'),
-      [0, 1, 1, 1, 0, 1, 0, -1, -1],
-    ),
-  ],
-)
-def test_a_number_is_a_name_if_labels_are_from_data_and_else_an_index(
-  task: Task, values: tuple, indices: list[int]
-):
-  assert [examples.find_label_index(value, task, 'row 1') for value in values] == indices
-
-
-@pytest.mark.parametrize(
-  'task, value, match',
-  [
-    (make_open_task('1', '2', '3'), 0, "'0' in row 1"),
-    (make_open_task('ham', 'spam'), 'hamm', "'ham'"),
-    (SENTIMENT, 2, '0 or .negative., 1 or .positive.'),
-    (SENTIMENT, 'positve', "'positive'"),
-    *(
-      (SENTIMENT, value, "1 or 'positive'") for value in (-2, 0.5, None, True, '', [1], '9' * 5000)
-    ),
-  ],
-)
-def test_a_label_outside_the_task_is_refused(task: Task, value: object, match: str):
-  with pytest.raises(InputError, match=match):
-    examples.find_label_index(value, task, 'row 1')
-
-
-def test_numeric_labels_are_finite_and_may_be_text():
-  values = (1, '2.5', -0.5)
-  assert [examples.parse_number(value, 'row 1') for value in values] == [1.0, 2.5, -0.5]
-  for value in ('high', None, True, 'nan', 'inf', ''):
-    with pytest.raises(InputError, match=f'{value!r} in row 1'):
-      examples.parse_number(value, 'row 1')
 
 
 @pytest.fixture(name='filtered_glue')
@@ -315,6 +229,7 @@ def test_unknown_labels_are_read_but_neither_trained_on_nor_scored(tmp_path: pat
     ([10, 9, -1, 2], ('-1', '2', '9', '10')),
     (['spam', 'ham', 'spam', 'ham'], ('ham', 'spam')),
     (['1', 'x', '0', '10'], ('0', '1', '10', 'x')),
+    ([True, False, False], ('False', 'True')),
   ],
 )
 def test_labels_of_the_training_file_are_equal_in_csv_and_json(
@@ -329,6 +244,47 @@ def test_labels_of_the_training_file_are_equal_in_csv_and_json(
     task = examples.complete_task(config)
     assert task.labels == labels and task.kind == 'classification'
     assert [labels[i] for i in read(config).labels] == list(map(str, values))
+
+
+@pytest.mark.parametrize('factor', [1, 2])
+def test_a_regression_trains_on_scores_of_minus_one(tmp_path: pathlib.Path, factor: int):
+  scores = [factor * score for score in (-1, -0.5, 0, 0.5, 1)] * 20
+  content = 'text,label\n' + ''.join(f'film {i},{score}\n' for i, score in enumerate(scores))
+  config = write_file(tmp_path, content, kind='regression')
+  parts = [read(config, split) for split in ('train', 'validation')]
+  labels = np.concatenate([examples.check_labelled(part, 'training').labels for part in parts])
+  assert sorted(labels.tolist()) == sorted(scores)
+  unlabelled = write_file(tmp_path, content + 'film 100,\n', kind='regression', split='train')
+  with pytest.raises(InputError, match="1 of 101(.|\n)*'film 100'"):
+    examples.check_labelled(read(unlabelled), 'training')
+
+
+@pytest.mark.parametrize('name, labels', [('own', ('0', '1')), ('sst2', ('negative', 'positive'))])
+def test_whole_floats_are_the_same_labels_in_every_format(
+  tmp_path: pathlib.Path, name: str, labels: tuple[str, ...]
+):
+  import pyarrow
+  from pyarrow import parquet
+
+  values = [0.0, 1.0, 1.0, 0.0]
+  rows = [{'text': f'x{i}', 'label': value} for i, value in enumerate(values)]
+  cells = [f'{row["text"]},{row["label"]}\n' for row in rows]
+  (tmp_path / 'a.csv').write_text('text,label\n' + ''.join(cells))
+  (tmp_path / 'a.tsv').write_text(('text,label\n' + ''.join(cells)).replace(',', '\t'))
+  (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / 'a.parquet')
+  (tmp_path / 'integers.csv').write_text('text,label\nx,1\n')
+  for suffix in ('csv', 'tsv', 'jsonl', 'parquet'):
+    config = dataclasses.replace(
+      TASK,
+      name=name,
+      fields=('text',),
+      train=str(tmp_path / f'a.{suffix}'),
+      validation=str(tmp_path / 'integers.csv'),
+    )
+    assert examples.complete_task(config).labels == labels
+    assert read(config).labels.tolist() == values
+    assert read(config, 'validation').labels.tolist() == [1]
 
 
 def test_columns_and_kind_are_those_of_the_recipe(tmp_path: pathlib.Path):
@@ -436,7 +392,7 @@ def test_training_must_have_every_label_twice():
   [
     ('text,label\na,x\nb,x\n', {}, "'x'"),
     ('text,label\n', {}, 'train split of own'),
-    ('text,label\na,\nb,x\n', {}, "'' in row 1"),
+    ('text,label\na,\nb,x\n', {}, "only the label 'x'"),
     ('text,stars\na,1\nb,2\n', {}, "'label'(.|\n)*task.label"),
     ('text,label\na,x\nb,y\n', {'fields': ('body',)}, "'body'"),
     ('a,b,label\na,b,x\nb, ,y\n', {'fields': ('a', 'b')}, "'b'"),
@@ -549,4 +505,4 @@ def test_cola_of_the_data_folder_has_known_counts_and_no_test_labels(data: pathl
   config = dataclasses.replace(TASK, name='cola', folder=str(data / 'glue' / 'cola'))
   assert count(config) == {'train': 8551, 'validation': 1043, 'test': 1063}
   assert collections.Counter(read(config).labels.tolist()) == {0: 2528, 1: 6023}
-  assert set(read(config, 'test').labels) == {examples.UNLABELLED}
+  assert set(read(config, 'test').labels) == {-1}
