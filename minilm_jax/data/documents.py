@@ -2,7 +2,8 @@
 
 A source is
 
-- a file or a glob, local or `gs://`, in a format of `readers.py`, as in `c4-train.*.json.gz`;
+- a file or a glob, local or `gs://`, in a format of `readers.py`, as in `c4-train.*.json.gz`; a
+  part `**` matches subfolders at any depth, and a file that exists is no glob;
 - a data set that TFDS has prepared in `data_dir`, as in `glue/sst2` or `glue/sst2:2.0.0`;
 - `microworld` or `microworld:COUNT`, generated documents (20,000 by default).
 
@@ -22,14 +23,13 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, schema
+from minilm_jax.core import files, paths, schema
 from minilm_jax.core.corpus_config import DocumentsConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import microworld, readers, tfds
 from minilm_jax.data.readers import detect_format
 
 UNITS = ('paragraphs', 'line', 'file')
-_GLOB_CHARS = '*?['
 _MAX_TABLE_LINE_CHARS = 10_000_000
 _MICROWORLD_DOCUMENTS = 20_000
 _REPLACE_REMEDY = 'correct the text, or set documents.on_invalid_utf8=replace'
@@ -90,26 +90,31 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
       )
     count = str(int(count or _MICROWORLD_DOCUMENTS))
     return [Source(f'microworld:{count}', count, 'microworld')]
+  pattern = paths.expand_home(pattern)
   path, at, unit = pattern.rpartition('@')
   if not at or '/' in unit or epath.Path(pattern).exists():
     path, unit = pattern, ''
   elif unit not in UNITS:
     raise InputError(pattern, f'no unit {unit!r}', suggest_name(unit, UNITS))
-  if any(char in path for char in _GLOB_CHARS):
-    return [_make_file_source(name, unit) for name in _expand_glob(path)]
-  if detect_format(path) or epath.Path(path).exists():
+  if epath.Path(path).exists():
+    return [_make_file_source(path, unit)]
+  if paths.is_pattern(path):
+    return [_make_file_source(name, unit) for name in _match_files(path)]
+  if detect_format(path):
     return [_make_file_source(path, unit)]
   return [Source(pattern, tfds.find_dataset(pattern, data_dir), 'tfds')]
 
 
-def _expand_glob(pattern: str) -> list[str]:
-  parts = pattern.split('/')
-  fixed = next(i for i, part in enumerate(parts) if any(char in part for char in _GLOB_CHARS))
-  folder = epath.Path('/'.join(parts[:fixed]) or ('/' if fixed else '.'))
-  paths = folder.glob('/'.join(parts[fixed:]))
-  names = sorted(str(path) for path in paths if detect_format(path) or not path.is_dir())
+def _match_files(pattern: str) -> list[str]:
+  """Returns the sorted paths of a pattern, without folders whose names have no known format."""
+  names = [
+    name
+    for name in paths.expand_pattern(pattern)
+    if detect_format(name) or not epath.Path(name).is_dir()
+  ]
   if not names:
-    fault = 'no match' if folder.exists() else f'no folder {folder}'
+    folder = paths.split_pattern(pattern)[0] or '.'
+    fault = 'no match' if epath.Path(folder).exists() else f'no folder {folder}'
     raise InputError(pattern, fault, 'check the path')
   return names
 
@@ -252,7 +257,7 @@ def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -
 
 
 def _make_length_error(name: str, max_chars: int) -> InputError:
-  remedy = f'give {name.partition("@")[0]}@line if a line is a document'
+  remedy = f'give {name}@line if a line is a document'
   return readers.make_length_error(name, 'document', max_chars, remedy)
 
 

@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
+from minilm_jax.core import paths
 from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, tfds
@@ -109,7 +110,7 @@ def _record_refusal(folder: epath.Path, number: int) -> Iterator[None]:
 
 def read_refusal(folder: epath.Path) -> InputError | None:
   """Returns the InputError of the first unreadable shard, or None."""
-  for path in sorted(folder.glob('*.error')):
+  for path in paths.list_matches(folder, '*.error'):
     with path.open('rb') as file:
       return InputError(*json.load(file))
   return None

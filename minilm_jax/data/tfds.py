@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files
+from minilm_jax.core import files, paths
 from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, require_library, suggest_name
 
 _DEFAULT_DATA_DIR = '~/tensorflow_datasets'
@@ -41,7 +41,7 @@ def find_dataset(name: str, data_dir: str) -> str:
   root = epath.Path(data_dir or os.environ.get('TFDS_DATA_DIR', _DEFAULT_DATA_DIR)).expanduser()
   folders = {}
   for depth in ('*/*', '*/*/*'):
-    for path in root.glob(f'{depth}/dataset_info.json'):
+    for path in paths.list_matches(root, f'{depth}/dataset_info.json'):
       *parts, version = path.parent.relative_to(root).parts
       folders['/'.join(parts), version] = str(path.parent)
   matches = [
@@ -122,13 +122,13 @@ def _open_builder(folder: str) -> Any:
   require_library('tensorflow_datasets', 'data', subject)
   import tensorflow_datasets as tfds  # slow to import
 
-  for path in epath.Path(folder).glob('*.json'):
+  for path in paths.list_matches(folder, '*.json'):
     if path.stat().length > _MAX_METADATA_BYTES:
       fault = f'{path.name} has more than {_MAX_METADATA_BYTES:,} bytes'
       raise InputError(subject, fault, _REMEDY)
   _check_classes(files.read_object(epath.Path(folder) / _FEATURES_FILE, subject), subject)
   try:
-    return tfds.builder_from_directory(folder)
+    return tfds.builder_from_directory(paths.LiteralPath(folder))
   except _get_damage_errors() as error:
     fault = f'TFDS reports: {" ".join(str(error).split())}'
     raise InputError(subject, fault, _REMEDY) from None

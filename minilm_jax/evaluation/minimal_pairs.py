@@ -22,7 +22,7 @@ from rich import box, text
 from rich import table as rich_table
 from scipy import stats
 
-from minilm_jax.core import files, lock, progress, run_dir, schema
+from minilm_jax.core import files, lock, paths, progress, run_dir, schema
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import corpus, documents, readers
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokenizer
@@ -98,7 +98,7 @@ def _open_tables(
       (_strip_suffixes(file), documents.read_table_rows(str(file), 'strict')) for file in tables
     ]
   root = path.parent if path.name == 'blimp' else path
-  infos = (root / 'blimp').glob('*/*/dataset_info.json')
+  infos = paths.list_matches(root / 'blimp', '*/*/dataset_info.json')
   paradigms = sorted({info.parent.parent.name for info in infos})
   if not paradigms:
     names = ', '.join(sorted(file.name for file in path.iterdir())[:10]) or '(none)'

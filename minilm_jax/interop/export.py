@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import files, run_dir
+from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.core.schema import ANY, TEXT
@@ -156,7 +156,9 @@ def resolve_model(ref: str) -> ModelRef:
       )
     return ModelRef(folder, None)
   if kind == 'finetune':
-    names = sorted(card.parent.name for card in folder.glob(f'*/{classifier.CARD_FILE}'))
+    names = sorted(
+      card.parent.name for card in paths.list_matches(folder, f'*/{classifier.CARD_FILE}')
+    )
     raise InputError(
       f'the model of {folder}',
       'the work directory of minilm finetune, not a single model',

@@ -24,7 +24,16 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from minilm_jax.core import backend, distributed, files, old_names, progress, run_dir, signals
+from minilm_jax.core import (
+  backend,
+  distributed,
+  files,
+  old_names,
+  paths,
+  progress,
+  run_dir,
+  signals,
+)
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
 
@@ -153,7 +162,7 @@ def open_writer(
   Raises:
     OSError: A checkpoint could not be written; earlier checkpoints are unchanged.
   """
-  folder, losses = epath.Path(workdir).resolve() / FOLDER, dict(losses)
+  folder, losses = paths.LiteralPath(workdir).resolve() / FOLDER, dict(losses)
   policy = RetentionPolicy(keep_last, keep_best, losses)
   options = ocp.CheckpointManagerOptions(
     create=True, cleanup_tmp_directories=True, preservation_policy=policy
@@ -192,9 +201,9 @@ def flatten(state: Any) -> dict[str, Any]:
 
 def list_steps(workdir: epath.PathLike) -> list[int]:
   """Returns the steps of the complete checkpoints of a run, in ascending order."""
-  paths = (epath.Path(workdir) / FOLDER).glob('*')  # none if the folder is missing
+  names = paths.list_matches(epath.Path(workdir) / FOLDER, '*')
   return sorted(
-    int(p.name) for p in paths if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p)
+    int(p.name) for p in names if p.name.isdecimal() and ocp.utils.is_checkpoint_finalized(p)
   )
 
 
@@ -221,7 +230,7 @@ def resolve_step(workdir: epath.PathLike, step: int | None = None) -> int:
 
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
   """Returns the folder of a checkpoint, without checking that it exists."""
-  return epath.Path(workdir).resolve() / FOLDER / str(step)
+  return paths.LiteralPath(workdir).resolve() / FOLDER / str(step)
 
 
 def write_checksums(folder: epath.PathLike) -> None:
@@ -253,14 +262,14 @@ def find_damage(folder: epath.PathLike) -> str:
     checksums = {name: (file['bytes'], file['sha256']) for name, file in record['files'].items()}
   except (InputError, LookupError, TypeError, AttributeError):
     return f'{CHECKSUMS} cannot be read'
-  paths = dict(_list_files(folder))
+  saved_files = dict(_list_files(folder))
   for name, (size, digest) in checksums.items():
-    if name not in paths:
+    if name not in saved_files:
       return f'{name} is missing'
-    length = paths[name].stat().length
+    length = saved_files[name].stat().length
     if length != size:
       return f'{name} has {length:,} bytes, but {size} were saved'
-    if files.hash_file(paths[name]) != digest:
+    if files.hash_file(saved_files[name]) != digest:
       return f'{name} has another sha256 than the saved file'
   return ''
 

@@ -32,7 +32,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import distributed, files, progress, recipe
+from minilm_jax.core import distributed, files, paths, progress, recipe
 from minilm_jax.core.config import LogConfig, RunConfig
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import TEXT
@@ -177,7 +177,7 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
   TensorBoard moves on to the next file only while the current file exists.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  earlier = sorted(folder.glob(f'{_EVENTS_NAME}.*.{_EVENTS_SUFFIX}'))
+  earlier = paths.list_matches(folder, f'{_EVENTS_NAME}.*.{_EVENTS_SUFFIX}')
   numbers = [
     int(path.name.split('.')[3]) for path in earlier if path.name.split('.')[3].isdecimal()
   ]

@@ -89,6 +89,41 @@ def test_sources_keep_their_order_and_are_read_once(tmp_path, book):
 
 
 @pytest.mark.parametrize(
+  'source, texts',
+  [
+    ('texts [old]/Emma [1815].txt', ['emma']),
+    ('texts [old]/*.txt', ['emma', 'other']),
+    ('texts [old]/*@file', ['emma', 'other']),
+    ('what?.txt', ['what']),
+    ('what?.txt@line', ['what']),
+    ('Dickens, Bleak House.txt', ['bleak']),
+    ('a@file.txt', ['at']),
+    ('t/**/*.txt', ['y', 'x']),
+    ('t/*/*/*.txt', ['y']),
+    ('t/**.txt', ['x']),
+  ],
+)
+def test_names_of_files_are_literal_or_patterns(
+  source: str, texts: list[str], tmp_path: pathlib.Path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  for name, text in (
+    ('texts [old]/Emma [1815].txt', 'emma'),
+    ('texts [old]/other.txt', 'other'),
+    ('what?.txt', 'what'),
+    ('whats.txt', 'whats'),
+    ('Dickens, Bleak House.txt', 'bleak'),
+    ('a@file.txt', 'at'),
+    ('t/a/b/y.txt', 'y'),
+    ('t/x.txt', 'x'),
+  ):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+  assert read_sources(source) == texts
+  assert read_sources(tmp_path / source) == texts
+
+
+@pytest.mark.parametrize(
   'name, part',
   [
     ('none.txt', 'no such file'),

@@ -19,6 +19,12 @@ def test_rows_are_plain_values(tfds_folder):
   assert 'tensorflow' not in sys.modules
 
 
+def test_a_folder_may_have_brackets_in_its_name(tfds_folder, tmp_path: pathlib.Path):
+  folder = shutil.copytree(tfds_folder, tmp_path / 'data [1]')
+  rows = tfds.read_examples(tfds.find_dataset('tiny', str(folder)), 'train')
+  assert [row['text'] for row in rows] == ['größe 0', 'größe 1', 'größe 2']
+
+
 def test_the_newest_version_is_the_default(tfds_folder):
   assert tfds.find_dataset('tiny', str(tfds_folder)).endswith('tiny/10.0.0')
   assert tfds.find_dataset('tiny:9.0.0', str(tfds_folder)).endswith('tiny/9.0.0')

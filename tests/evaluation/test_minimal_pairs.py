@@ -278,7 +278,8 @@ def test_blimp_of_tfds_is_read(tmp_path: pathlib.Path):
 
   for name in ('agree_0', 'agree_1'):
     Blimp(config=name, data_dir=tmp_path, file_format='array_record').download_and_prepare()
-  for folder in (tmp_path, tmp_path / 'blimp'):
+  copied = shutil.copytree(tmp_path / 'blimp', tmp_path / 'data [1]' / 'blimp').parent
+  for folder in (tmp_path, tmp_path / 'blimp', copied):
     assert Counter(minimal_pairs.read_pairs(folder)) == Counter(ROW_PAIRS)
     assert minimal_pairs.name_pair_set(folder) == 'blimp'
 

@@ -182,6 +182,26 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
   }
 
 
+@pytest.mark.parametrize('name', ['x [1]', 'a*b?', 'lr=3e-3,wd=0.1', 'tiny@2', 'größe 一'])
+def test_a_run_resumes_in_a_folder_of_any_name(
+  name: str, finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  config, folder = make_run_config(tiny_corpus), tmp_path / name / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    kill_at(3, patch, checkpoint.CheckpointWriter, 'save')
+    with pytest.raises(Killed):
+      pretrain.pretrain(config, folder)
+  assert checkpoint.list_steps(folder) == [4, 8]
+  steps: list[int] = []
+  with pytest.MonkeyPatch.context() as patch:
+    schedule = pretrain.schedule
+    patch.setattr(pretrain, 'schedule', lambda run, step: steps.append(step) or schedule(run, step))
+    pretrain.pretrain(config, folder)
+  assert steps[0] == 8
+  check_equals_finished(folder, finished_run, config)
+  assert eventfile.read_scalars(folder) == eventfile.read_scalars(finished_run)
+
+
 def test_a_run_without_remaining_steps_compiles_no_chunk(
   finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
 ):

@@ -1,0 +1,195 @@
+"""Reads names of files and folders on the command line and in recipes.
+
+- A leading `~` is the home folder; `./~` is literal.
+- A path that exists is literal, whatever characters it has. Other paths are patterns: `*`, `?` and
+  `[...]` match within a name, and a part `**` matches any number of subfolders.
+- A list has commas between names. A name with commas is a single name if its path exists.
+- `RUN@STEP` names a step of a run, unless a folder has that name.
+
+Links are followed. A folder that several links reach counts once.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+_PATTERN_CHARS = re.compile(r'[*?\[]')
+_SUBFOLDERS = '**'
+_NAME_AT_STEP = re.compile(r'(.+)@(\d{1,18}|all)', re.DOTALL)
+_Path: Any = type(epath.Path())  # a class of `epath` for this platform
+_HOME = re.compile(r'~(?=$|[/\\])')
+
+
+def expand_home(path: epath.PathLike) -> str:
+  """Returns a path with the home folder in place of a leading `~`; `./~` is literal."""
+  text = os.fspath(path)
+  return os.path.expanduser(text) if _HOME.match(text) else text
+
+
+def resolve_links(path: epath.PathLike) -> str:
+  """Returns the absolute path without links; a remote path is unchanged."""
+  text = expand_home(path)
+  return text if '://' in text else os.path.realpath(text)
+
+
+class LiteralPath(_Path):
+  """A path for libraries that call its `glob`.
+
+  The `glob` of `epath.Path` takes `*`, `?` and brackets in the path itself for a pattern. Orbax then
+  writes checkpoints that cannot be read.
+  """
+
+  def glob(self, pattern: str) -> Iterator[Any]:
+    """Yields the paths in this folder that match a pattern."""
+    for match in epath.Path(glob.escape(str(self))).glob(pattern):
+      yield type(self)(match)
+
+
+def list_matches(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
+  """Returns the sorted paths in a literal folder that match a pattern without `**`.
+
+  The result is empty if the folder is missing.
+  """
+  return sorted(map(epath.Path, LiteralPath(folder).glob(pattern)), key=str)
+
+
+def list_folders(folder: epath.PathLike, skipped: Collection[str] = ()) -> list[epath.Path]:
+  """Returns a folder and its subfolders at any depth, in the order of their parts.
+
+  A folder that links reach is listed once, by the path without links if there is one. A link to a
+  parent adds nothing.
+
+  Args:
+    folder: the first folder.
+    skipped: names of subfolders to leave out, in addition to names that begin with a dot.
+  """
+  visited: dict[str, epath.Path] = {}
+  remaining, links = [epath.Path(folder)], []
+  while remaining or links:
+    path = remaining.pop() if remaining else links.pop(0)
+    identity = resolve_links(path)
+    if identity in visited:
+      continue
+    visited[identity] = path
+    for inner in sorted(path.iterdir(), reverse=True):
+      if inner.name in skipped or inner.name.startswith('.') or not inner.is_dir():
+        continue
+      is_link = '://' not in str(inner) and os.path.islink(inner)
+      (links if is_link else remaining).append(inner)
+  return sorted(visited.values(), key=lambda path: path.parts)
+
+
+def expand_pattern(path: epath.PathLike) -> list[str]:
+  """Returns the paths that a name stands for.
+
+  Args:
+    path: a path, or a pattern if no such path exists.
+
+  Returns:
+    The path itself if it exists or has no pattern; else the sorted matches, perhaps none. A match
+    of `**` that links reach in several ways is returned once.
+  """
+  text = expand_home(path)
+  if not is_pattern(text) or _exists(text):
+    return [text]
+  folder, parts = split_pattern(text)
+  matches = _match_parts(epath.Path(folder or '.'), parts)
+  if _SUBFOLDERS in parts:
+    matches = list({resolve_links(match): match for match in reversed(matches)}.values())
+  return sorted(set(map(str, matches)))
+
+
+def is_pattern(path: str) -> bool:
+  """Returns whether a path that does not exist is a pattern."""
+  return bool(_PATTERN_CHARS.search(path))
+
+
+def split_pattern(pattern: str) -> tuple[str, list[str]]:
+  """Returns the longest folder at the start of a pattern that exists, and the parts after it.
+
+  >>> split_pattern('/*.txt')
+  ('/', ['*.txt'])
+  """
+  parts = pattern.split('/')
+  first = next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts))
+  while first < len(parts) - 1 and _exists('/'.join(parts[: first + 1])):
+    first += 1
+  return '/'.join(parts[:first]) or ('/' if pattern.startswith('/') else ''), parts[first:]
+
+
+def _match_parts(folder: epath.Path, parts: Sequence[str]) -> list[epath.Path]:
+  """Returns the paths in a folder that match the parts of a pattern."""
+  if _SUBFOLDERS not in parts:
+    return list_matches(folder, '/'.join(parts).replace(_SUBFOLDERS, '*'))
+  index = parts.index(_SUBFOLDERS)
+  folders = _match_parts(folder, parts[:index]) if index else [folder]
+  rest = list(parts[index + 1 :]) or ['*']
+  return [
+    match
+    for start in folders
+    if start.is_dir()
+    for inner in list_folders(start)
+    for match in _match_parts(inner, rest)
+  ]
+
+
+def _exists(path: str) -> bool:
+  try:
+    return bool(path) and epath.Path(path).exists()
+  except (OSError, ImportError, ValueError):  # ImportError: no library for gs://
+    return False
+
+
+def _names_path(name: str) -> bool:
+  """Returns whether a name is an existing path, a step of an existing path, or has matches."""
+  path = expand_home(split_step(name)[0])
+  return _exists(path) or is_pattern(path) and bool(expand_pattern(path))
+
+
+def split_names(text: str, is_name: Callable[[str], bool] = _names_path) -> list[str]:
+  """Returns the names in a comma-separated list, without spaces around them.
+
+  A comma is part of a name if the name with the comma exists and the names around it do not.
+
+  Args:
+    text: the list.
+    is_name: function that returns whether a text names something that exists.
+  """
+  words = [word for word in map(str.strip, text.split(',')) if word]
+  if len(words) < 2:
+    return [expand_home(word) for word in words]
+  if is_name(text.strip()):
+    return [expand_home(text.strip())]
+  if not all(map(is_name, words)):
+    words = list(_join_names(text.split(','), is_name))
+  return [expand_home(word) for word in words]
+
+
+def _join_names(words: Sequence[str], is_name: Callable[[str], bool]) -> Iterator[str]:
+  """Yields the longest names that exist, from the left; a word without a name stays alone."""
+  start = 0
+  while start < len(words):
+    ends = range(len(words), start + 1, -1)
+    candidates = ((end, ','.join(words[start:end]).strip()) for end in ends)
+    end, name = next(
+      ((end, name) for end, name in candidates if is_name(name)), (start + 1, words[start].strip())
+    )
+    if name:
+      yield name
+    start = end
+
+
+def split_step(name: str) -> tuple[str, str]:
+  """Returns folder and step of `RUN`, `RUN@STEP` or `RUN@all`; the step is '' for `RUN`.
+
+  A folder whose name is the whole text has priority.
+
+  >>> split_step('runs/tiny@400')
+  ('runs/tiny', '400')
+  """
+  match = None if _exists(expand_home(name)) else _NAME_AT_STEP.fullmatch(name)
+  return (expand_home(match[1]), match[2]) if match else (expand_home(name), '')
