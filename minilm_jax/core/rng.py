@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key, UInt, UInt32
 
+from minilm_jax.core.errors import InputError
+
 Counter = int | Int[Array, ''] | UInt[Array, '']
 
 
@@ -26,6 +28,7 @@ class Stream(enum.IntEnum):
   HEAD = 5  # initialization of a fine-tuning head; no counters
 
 
+_MAX_HASHES = 2**32  # distinct indices of `draw_coins`
 FROZEN_SEED = 0  # evaluation masks are equal in all runs, so that losses are comparable
 
 
@@ -69,9 +72,18 @@ def draw_coins(keys: Key[Array, 'B'], shape: tuple[int, ...]) -> UInt32[Array, '
   `jax.random.bits` draws 32 bits with a cipher, which takes half of the step time of a small model
   on a CPU. One cheap hash serves two elements. The bits of a row depend on its key alone, not on
   device, member or micro-batch.
+
+  Raises:
+    InputError: a row needs 2^32 hashes or more.
   """
   *outer, last = shape
   hash_shape = (1, *outer, (last + 1) // 2)
+  if math.prod(hash_shape) >= _MAX_HASHES:
+    raise InputError(
+      f'dropout of an array of {" x ".join(map(str, shape))} elements a row',
+      'more than 2^32 hashes',
+      'lower model.max_length, or give model.dropout=0',
+    )
   index = jnp.uint32(0)
   for axis in range(len(hash_shape)):
     stride = jnp.uint32(math.prod(hash_shape[axis + 1 :]))

@@ -36,7 +36,8 @@ def apply_dropout(
 ) -> Float[Array, 'B *S']:
   """Zeroes a share `rate` of `x` and scales the remainder; returns `x` unchanged without a key.
 
-  Each element takes 16 random bits, so the rate is off by less than 2^-16.
+  Each element takes 16 random bits, so the rate is off by less than 2^-16. A rate of 1 zeroes all
+  elements.
 
   Args:
     x: An array with the batch as first axis.
@@ -46,6 +47,8 @@ def apply_dropout(
   if key is None or rate == 0:
     return x
   threshold = round(rate * 65536)
+  if threshold == 65536:  # the scaling factor would be infinite
+    return jnp.zeros_like(x)
   keep = rng.draw_coins(key, x.shape[1:]) >= threshold
   # In bfloat16, the scaling factor would be off by 0.2%.
   scaled = x.astype(jnp.float32) * (65536 / (65536 - threshold))

@@ -283,6 +283,14 @@ def test_dropout_drops_its_rate_and_keeps_the_mean(rate: float):
   )
 
 
+@pytest.mark.parametrize('rate', [1.0, 1 - 1e-9])
+def test_a_dropout_rate_of_one_drops_everything(rate: float):
+  x = jnp.full((2, 5), 3.0)
+  np.testing.assert_array_equal(layers.apply_dropout(x, rate, make_keys(0)), np.zeros((2, 5)))
+  gradient = jax.grad(lambda x: layers.apply_dropout(x, rate, make_keys(0)).sum())(x)
+  np.testing.assert_array_equal(gradient, np.zeros((2, 5)))
+
+
 def test_dropout_masks_are_independent(monkeypatch: pytest.MonkeyPatch):
   """A key that is used twice would give two equal masks."""
   drawn: list[jax.Array] = []
