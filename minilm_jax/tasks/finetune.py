@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from minilm_jax.core import lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import (
@@ -145,8 +146,8 @@ def finetune(
 
   Raises:
     LockedError: Another process uses the work directory.
-    InputError: The run, a checkpoint or the examples are invalid, or the losses of all members
-      became non-finite.
+    InputError: The run, a checkpoint or the examples are invalid, the examples of an unfinished run
+      have changed, or the losses of all members became non-finite.
   """
   run = prepare(config, source, workdir, starts)
   with lock.hold_lock(workdir):
@@ -155,6 +156,15 @@ def finetune(
     )
     members = finetune_results.list_members(config, starts)
     remaining = finetune_resume.find_remaining_members(config, run.task_data, members, run.workdir)
+    changes = finetune_resume.find_changed_examples(run.workdir, run.task_data)
+    if changes and not remaining and (run.workdir / run_dir.RESULT).exists():
+      return finetune_results.report_changed_examples(run.workdir, changes)
+    if changes:
+      raise InputError(
+        f'to resume the fine-tuning in {workdir}',
+        f'other examples than at its start: {", ".join(changes)}',
+        'restore the files of the task, or give another --workdir',
+      )
     if remaining:
       program = build_program(run, len(members))
       finetune_resume.drop_partial_lines(run.workdir, remaining, program.group_size)
@@ -393,7 +403,7 @@ def save_member(
     model,
     run.tokenizer,
     {split: (result.outputs[split], data.rows[split].labels) for split in data.reported},
-    data.digests,
+    {split: data.digests[split] for split in data.reported},
   )
 
 

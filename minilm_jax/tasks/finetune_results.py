@@ -254,6 +254,20 @@ def write_result(
   return lines
 
 
+def report_changed_examples(workdir: epath.Path, changes: Sequence[str]) -> list[dict[str, Any]]:
+  """Adds `changed_examples` to the result of a finished run, and returns its score lines.
+
+  The scores are those of the earlier examples, so that counts and predictions stay as they are.
+  """
+  result = files.read_object(workdir / run_dir.RESULT, f'the result of {workdir}')
+  files.write_json(workdir / run_dir.RESULT, {**result, 'changed_examples': list(changes)})
+  progress.log(
+    f'{workdir}: finished with other examples than the task has now: {", ".join(changes)}; for '
+    'new scores, give another --workdir'
+  )
+  return list(run_dir.read_lines(workdir / run_dir.SCORES))
+
+
 def save_test_outputs(
   workdir: epath.Path, data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Resumes fine-tuning: finds remaining members; saves and loads the state of members in training.
+"""Resumes fine-tuning: finds remaining members and changed examples; saves and loads the state.
 
 The state file contains arrays and a JSON record; nothing is unpickled, and writes are atomic. A
 file that is damaged or belongs to other members is ignored, and training restarts. The file is
@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from minilm_jax.core import files, old_names, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.schema import TEXT
 from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_step import MemberState
@@ -28,6 +29,8 @@ from minilm_jax.tasks.task_data import TaskData
 from minilm_jax.training import population
 
 STATE_FILE = '.finetune_state.npz'
+EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
+_EXAMPLES_SCHEMA = {'labels': [TEXT], 'sha256': {}}
 SAVE_SECONDS = 60.0  # between two saves
 _RECORD_ARRAY = 'said'  # name of the JSON record among the arrays
 
@@ -51,6 +54,28 @@ class FinetuneState:
   results: list[dict[str, EpochResult]]
   best_epochs: list[float]
   active: set[int]
+
+
+def find_changed_examples(workdir: epath.Path, data: TaskData) -> list[str]:
+  """Returns the splits, and 'labels', that differ from the examples of an earlier start.
+
+  A run without saved state or scores stores the checksums of its examples instead, and so does a
+  run of an earlier version.
+
+  Raises:
+    InputError: The file of checksums is damaged.
+  """
+  path = workdir / EXAMPLES_FILE
+  is_started = old_names.find_file(workdir / STATE_FILE).exists() or any(
+    run_dir.read_lines(workdir / run_dir.SCORES)
+  )
+  if not is_started or not path.exists():
+    files.write_json(path, {'labels': data.task.labels, 'sha256': data.digests})
+    return []
+  stored = files.read_object(path, f'the checksums of {workdir}', _EXAMPLES_SCHEMA)
+  old, new = stored['sha256'], data.digests
+  changes = [split for split in sorted({*old, *new}) if old.get(split) != new.get(split)]
+  return changes + ['labels'] * (stored['labels'] != list(data.task.labels))
 
 
 def find_remaining_members(

@@ -67,7 +67,7 @@ class TaskData:
     lengths: Lengths of batches.
     numbers: Example numbers in the official file of each unlabelled split.
     truncated: Number of truncated examples.
-    digests: Checksums of the texts and labels of each reported split, to match several runs.
+    digests: Checksums of the texts and labels of each split, to match several runs.
   """
 
   task: Task
@@ -216,7 +216,7 @@ def prepare_task_data(
     lengths=(length,) if full_length else choose_lengths(rows[TRAIN_SPLIT]),
     numbers={split: examples.numbers for split, (_, examples) in unlabelled.items()},
     truncated=truncated,
-    digests={split: hash_examples(splits[split]) for split in reported},
+    digests={split: hash_examples(examples) for split, examples in splits.items()},
   )
 
 

@@ -234,6 +234,46 @@ def test_members_resume_from_their_last_save(
       assert (workdir / path.name).read_bytes() == path.read_bytes()
 
 
+def write_reviews(path: Path, labels: str, num_rows: int = 48) -> None:
+  rows = [f'the dog {i} eats,{labels[i % len(labels)]}\n' for i in range(num_rows)]
+  path.write_text('text,label\n' + ''.join(rows))
+
+
+def test_a_run_with_changed_examples_is_not_resumed(tiny_run: Path, tmp_path: Path, monkeypatch):
+  train, workdir = tmp_path / 'train.csv', tmp_path / 'run'
+  config = make_config(
+    'own', **{'task.train': str(train), 'task.max_train_examples': 0, 'epochs': 1.0}
+  )
+  monkeypatch.setattr(finetune_resume, 'SAVE_SECONDS', 0)
+  save_state = finetune_resume.save_state
+
+  def save_and_stop(*args: Any) -> None:
+    save_state(*args)
+    raise KeyboardInterrupt
+
+  write_reviews(train, 'ab')
+  with monkeypatch.context() as context:
+    context.setattr(finetune_resume, 'save_state', save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+      finetune.finetune(config, tiny_run, workdir, [None])
+  state = (workdir / finetune_resume.STATE_FILE).read_bytes()
+  for labels, changes in (('ba', 'train, validation'), ('ac', 'labels')):
+    write_reviews(train, labels)
+    with pytest.raises(InputError, match=changes):
+      finetune.finetune(config, tiny_run, workdir, [None])
+  assert (workdir / finetune_resume.STATE_FILE).read_bytes() == state
+  write_reviews(train, 'ab')
+  lines = finetune.finetune(config, tiny_run, workdir, [None])
+  result = json.loads((workdir / 'result.json').read_text())
+  write_reviews(train, 'ba', 40)
+  assert finetune.finetune(config, tiny_run, workdir, [None]) == lines
+  changed = json.loads((workdir / 'result.json').read_text())
+  assert changed == {**result, 'changed_examples': ['train', 'validation']}
+  write_reviews(train, 'ab')
+  assert finetune.finetune(config, tiny_run, workdir, [None]) == lines
+  assert json.loads((workdir / 'result.json').read_text()) == result
+
+
 @pytest.mark.parametrize(
   'starts, changes, field',
   [([4, 8], {}, 'starts'), ([8, 4, None], {}, 'starts'), (STARTS, {'seeds': '0,2'}, 'seeds')],
