@@ -135,7 +135,8 @@ def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
   A smaller sample thus lies inside a larger sample. `config.per_label` instead draws a number of
   examples of each label, and `config.eval_per_label` does so for the reported split. If the recipe
   names a training file but no file for the reported split, the training file gives both splits: a
-  fifth is reported, by hash as in `hold_out_examples`, or two disjoint samples are drawn.
+  fifth is reported, by hash as in `hold_out_examples`, or two disjoint samples are drawn. Two
+  examples of each class stay in training.
 
   Args:
     task: Result of `complete_task`.
@@ -190,14 +191,17 @@ def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
 def hold_out_examples(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
   """Returns training and validation examples; validation has round(fraction n), chosen by hash.
 
-  Equal texts stay in the same part, and each part keeps the order of the examples.
+  Equal texts stay in the same part, and each part keeps the order of the examples. Training keeps
+  two examples of each class.
 
   Raises:
     InputError: A part would be empty.
   """
-  held_out = loading.split_validation(['\0'.join(pair) for pair in examples.pairs], fraction)
-  indices = range(len(examples.first))
-  if not 0 < len(held_out) < len(indices):
+  classes = None if examples.labels.dtype.kind == 'f' else examples.labels.tolist()
+  texts = ['\0'.join(pair) for pair in examples.pairs]
+  held_out = loading.split_validation(texts, fraction, classes)
+  indices = range(len(texts))
+  if not held_out or round(fraction * len(indices)) == len(indices):
     raise InputError(
       f'validation_fraction={fraction} of {len(indices):,} examples',
       f'{len(held_out):,} validation examples',
@@ -226,7 +230,7 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
         'add training examples of the label, or remove it from the other splits',
       )
   for name, count in zip(task.labels, counts.tolist(), strict=True):
-    if count < 2:
+    if count < loading.MIN_CLASS_SIZE:
       raise InputError(
         f'the label {name!r} of {task.name}',
         f'{count} training example{"s" * (count != 1)}',
@@ -274,7 +278,8 @@ def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
         texts, _list_label_names(task, examples), config.per_label, config.eval_per_label
       )
       return [examples[i] for i in (train if is_train else evaluation)]
-    held_out = loading.split_validation(texts, _EVAL_FRACTION)
+    classes = None if task.kind == REGRESSION else [example.label for example in examples]
+    held_out = loading.split_validation(texts, _EVAL_FRACTION, classes)
     examples = [example for i, example in enumerate(examples) if (i in held_out) != is_train]
   else:
     examples = list(_read(task, config, split))

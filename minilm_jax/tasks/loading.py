@@ -33,6 +33,7 @@ MICROWORLD_SIZES = {'train': 4000, 'validation': 1000, 'test': 1000}  # examples
 # language; brackets and digits may not be. No word contains the markers, and they stay different
 # after a split into letters.
 HEAD_MARKER, TAIL_MARKER = ('qj', 'jq'), ('qz', 'zq')
+MIN_CLASS_SIZE = 2  # training examples of a class
 _SAMPLE_SEED = 42  # seed of paper 2
 # Makes the hash of the validation part independent of the hash behind max_train_examples.
 _VALIDATION_SALT = 'held out\0'
@@ -244,10 +245,18 @@ def select_by_hash(texts: Sequence[str], count: int) -> list[int]:
   return sorted(range(len(texts)), key=lambda i: (_hash_text(texts[i]), i))[:count]
 
 
-def split_validation(texts: Sequence[str], fraction: float) -> set[int]:
+def split_validation(
+  texts: Sequence[str], fraction: float, labels: Sequence[Any] | None = None
+) -> set[int]:
   """Returns the first round(fraction n) indices by a second hash of the text.
 
   Equal texts stay together; a group of equal texts that exceeds the number is skipped.
+
+  Args:
+    texts: Texts of the examples.
+    fraction: Fraction of the examples.
+    labels: Classes of the examples. A group that would leave fewer than two training examples of
+      its class is skipped.
 
   >>> split_validation(['a', 'b', 'a', 'c', 'a'], 0.4) & {0, 2, 4}
   set()
@@ -255,10 +264,14 @@ def split_validation(texts: Sequence[str], fraction: float) -> set[int]:
   count, indices = round(fraction * len(texts)), collections.defaultdict(list)
   for index, text in enumerate(texts):
     indices[text].append(index)
+  remaining = collections.Counter(labels)
   validation: set[int] = set()
   for text in sorted(indices, key=lambda text: _hash_text(_VALIDATION_SALT + text)):
-    if len(validation) + len(indices[text]) <= count:
+    group = collections.Counter(labels[i] for i in indices[text]) if labels else {}
+    is_rare = any(remaining[label] - number < MIN_CLASS_SIZE for label, number in group.items())
+    if not is_rare and len(validation) + len(indices[text]) <= count:
       validation.update(indices[text])
+      remaining.subtract(group)
   return validation
 
 

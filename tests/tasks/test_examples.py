@@ -331,6 +331,22 @@ def test_without_a_file_a_fifth_of_training_is_reported(
   assert count(few) == {'train': 6, 'validation': 20, 'test': 0}
 
 
+def test_rare_examples_stay_in_training(tmp_path: pathlib.Path):
+  for trial in range(10):
+    rows = [f'{trial} common {i},{"ab"[i % 2]}\n' for i in range(98)]
+    rows += [f'{trial} rare {i},c\n' for i in range(2)]
+    config = write_file(tmp_path, 'text,label\n' + ''.join(rows))
+    train, validation = read(config), read(config, 'validation')
+    assert np.bincount(train.labels)[2] == 2 and set(validation.labels) == {0, 1}
+    assert len(validation.labels) == 20
+    remaining, held_out = examples.hold_out_examples(train, 0.5)
+    assert np.bincount(remaining.labels)[2] == 2 and len(held_out.labels) == 40
+    examples.check_task(examples.complete_task(config), remaining, held_out, validation)
+  single = write_file(tmp_path, 'text,label\n' + ''.join(rows[:-1]))
+  with pytest.raises(InputError, match="'c'(.|\n)*found: 1 "):
+    examples.check_task(examples.complete_task(single), read(single))
+
+
 def test_a_sample_of_each_label_is_of_the_reported_split(tmp_path: pathlib.Path):
   rows = [{'sentence': f'sentence {i}', 'label': int(i % 3 == 0)} for i in range(90)]
   for split in ('train', 'validation', 'test'):
