@@ -5,11 +5,13 @@ callers lower-case it and add `<s>` and `</s>`. Tokenizers of imported models lo
 class (`wrapped_tokenizer.py`).
 """
 
+import functools
 import hashlib
 import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import sentencepiece
 from etils import epath
@@ -27,6 +29,9 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import wrapped_tokenizer
 
 _WORD_MARKER = '\u2581'  # replaces the space before a word in SentencePiece
+# A serialized ModelProto with normalizer_spec.add_dummy_prefix=False. Protocol buffers merge
+# concatenated messages, so a model file followed by these bytes adds no space before a text.
+_NO_DUMMY_PREFIX = bytes((3 << 3 | 2, 2, 3 << 3, 0))
 # Fixed for reproducible bytes: unigram training sums floats per thread.
 _NUM_THREADS = 4
 # Smaller tokenizers omit the 256 byte pieces, which would crowd out words.
@@ -69,6 +74,30 @@ class Tokenizer:
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
     return self._processor.encode(list(texts))
+
+  def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each part of a text that special tokens divide.
+
+    The first part begins a word. Another part begins one only after a space, so the ids of `B` in
+    `A <mask>B` are those in `A xB`. Spaces at the end of a part have no ids.
+    """
+    parts = [part.rstrip(' ') for part in parts]
+    ids = self.encode(parts)
+    for index, part in enumerate(parts):
+      if index and part and not part.startswith(' '):
+        ids[index] = self._encode_continuation(part)
+    return ids
+
+  def _encode_continuation(self, text: str) -> list[int]:
+    if isinstance(self._processor, wrapped_tokenizer.WrappedTokenizer):
+      return self._processor.encode_continuation(text)
+    return self._continuation_processor.encode([text])[0]
+
+  @functools.cached_property
+  def _continuation_processor(self) -> Any:
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(self.model + _NO_DUMMY_PREFIX)
+    return processor
 
   def fold(self, text: str) -> str:
     """Returns a text in the case of the pieces: lower case, except for imported tokenizers."""

@@ -13,6 +13,7 @@ incomplete UTF-8 becomes `<0xE2>`. A `WrappedTokenizer` has the methods of
 `SentencePieceProcessor` that `Tokenizer` calls. `hf_import.py` writes the files.
 """
 
+import functools
 import json
 import re
 import types
@@ -26,6 +27,7 @@ from minilm_jax.core.schema import COUNT
 
 _SPACE = '\u2581'
 _MAX_VOCAB_SIZE = 1 << 24
+_PREFIX_STEPS = ('normalizer', 'pre_tokenizer')  # may add a space before a text
 _BYTE_PIECE = re.compile(f'{_SPACE}?<0x[0-9A-F]{{2}}>')
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
 
@@ -69,7 +71,8 @@ class WrappedTokenizer:
     if fault := schema.find_schema_fault(pack, _PACK_SCHEMA):
       raise ValueError(fault)
     special, self.between = pack['special'], pack['between']
-    self._tokenizer = build_wrapper(pack['tokenizer'])
+    self._content = pack['tokenizer']
+    self._tokenizer = build_wrapper(self._content)
     vocabulary = {**self._tokenizer.get_vocab(with_added_tokens=True)}
     size = max(vocabulary.values(), default=-1) + 1
     if size > _MAX_VOCAB_SIZE:
@@ -96,6 +99,19 @@ class WrappedTokenizer:
     """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
     encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [[self._new_ids[i] for i in encoding.ids] for encoding in encodings]
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Returns the ids of a text that begins no word before its first space."""
+    head, space, tail = text.partition(' ')
+    ids = self._continuation_tokenizer.encode(head, add_special_tokens=False).ids
+    if space:
+      ids += self._tokenizer.encode(space + tail, add_special_tokens=False).ids
+    return [self._new_ids[i] for i in ids]
+
+  @functools.cached_property
+  def _continuation_tokenizer(self) -> Any:
+    steps = {name: _remove_prefixes(self._content.get(name)) for name in _PREFIX_STEPS}
+    return build_wrapper({**self._content, **steps})
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of a sequence of ids, without special pieces."""
@@ -146,6 +162,21 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
     wrapper.no_padding()
     wrapper.encode_special_tokens = True
   return wrapper
+
+
+def _remove_prefixes(step: Any) -> Any:
+  """Returns a normalizer or pre-tokenizer that adds no space before a text."""
+  if isinstance(step, list):
+    return [_remove_prefixes(part) for part in step]
+  if not isinstance(step, dict):
+    return step
+  step = {name: _remove_prefixes(value) for name, value in step.items()}
+  if step.get('type') == 'Prepend':
+    return {'type': 'Sequence', 'normalizers': []}
+  if step.get('type') == 'Metaspace':
+    step.pop('add_prefix_space', None)
+    return step | {'prepend_scheme': 'never'}
+  return step | {'add_prefix_space': False} if 'add_prefix_space' in step else step
 
 
 class _CapturedErrors:

@@ -167,10 +167,11 @@ def guess_pieces(
     InputError: The text has no `<mask>` or too many tokens, or `best` is below 1.
   """
   _check_guesses(text, best)
+  # White space before a mask is not a piece.
+  parts = [part.rstrip() for part in tokenizer.fold(text).split(_MASK_MARKER)]
   ids = [BEGIN_ID]
-  for number, part in enumerate(tokenizer.fold(text).split(_MASK_MARKER)):
-    # A space before a mask is not a piece.
-    ids += [MASK_ID] * (number > 0) + tokenizer.encode([part.rstrip()])[0]
+  for number, part_ids in enumerate(tokenizer.encode_parts(parts)):
+    ids += [MASK_ID] * (number > 0) + part_ids
   ids.append(END_ID)
   if len(ids) > model.config.max_length:
     raise InputError(

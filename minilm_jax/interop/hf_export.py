@@ -54,7 +54,12 @@ _SENTENCES = (
   'one two three four five six seven eight nine ten',
   'so be it',
 )
-_MASKED_TEXTS = ('the dog <mask> a bone .', 'she <mask> to the <mask> and saw him .', '<mask>')
+_MASKED_TEXTS = (
+  'the dog <mask> a bone .',
+  'she <mask> to the <mask> and saw him .',
+  'the dog <mask>.',
+  '<mask>',
+)
 _MAX_CORPUS_ROWS = 8  # rows of the corpus in the comparison
 _NUM_GUESSES, _BATCH_SIZE = 5, 8
 # Errors of transformers for a folder that it cannot read.

@@ -1,8 +1,8 @@
 """Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
 The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps of
-`tokenizers`: lower case, no leading spaces, single spaces, a space before the text, `U+2581` for a
-space, no trailing spaces. The merges of BPE follow from the pieces: two pieces merge if their
+`tokenizers`: lower case, single spaces, no trailing spaces, a space before the text, `U+2581` for a
+space. The merges of BPE follow from the pieces: two pieces merge if their
 concatenation is a piece, in the order of its score.
 
 Both tokenizers differ in these cases:
@@ -73,6 +73,11 @@ PROBE_TEXTS = (
   'x-y_z/@#$%^&*()[]{}|~`',
   '\u0301',
   'ᾼ ΐ ﬀ ŉ',
+  'the dog <mask>.',
+  'the dog <mask> .',
+  '(<mask>) "<mask>", <mask>-sized objects',
+  '<mask><mask>s  <mask>  ',
+  '  <mask>',
 )
 
 
@@ -126,7 +131,7 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     'padding': None,
     'added_tokens': special,
     'normalizer': _build_normalizer(),
-    'pre_tokenizer': None if model.kind == _BPE else _split_special(model),
+    'pre_tokenizer': _build_pre_tokenizer(model),
     'post_processor': _build_post_processor(),
     'decoder': {'type': 'Sequence', 'decoders': decoders},
     'model': _build_bpe(model) if model.kind == _BPE else _build_unigram(model),
@@ -134,18 +139,34 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _build_normalizer() -> dict[str, Any]:
-  """Returns the steps from text to lower case with U+2581 for spaces."""
+  """Returns the steps from text to lower case with single spaces, and none at the end."""
   return {
     'type': 'Sequence',
     'normalizers': [
       _replace({'Regex': _FINAL_SIGMA}, 'ς'),
       {'type': 'Lowercase'},
-      _replace({'Regex': r'\A +'}, ''),
       _replace({'Regex': ' {2,}'}, ' '),
-      {'type': 'Prepend', 'prepend': _SPACE},
-      _replace({'String': ' '}, _SPACE),
-      _replace({'Regex': rf'{_SPACE}+\z'}, ''),
+      _replace({'Regex': rf'[ {_SPACE}]+\z'}, ''),
     ],
+  }
+
+
+def _build_pre_tokenizer(model: _Model) -> dict[str, Any]:
+  """Returns the steps that add a space before a text, and write U+2581 for a space.
+
+  The scheme 'first' adds no space after a special token.
+  """
+  steps = [_replace_spaces(' ', 'first'), _replace_spaces(_SPACE, 'never')]
+  steps += [_split_special(model)] * (model.kind == _UNIGRAM)
+  return {'type': 'Sequence', 'pretokenizers': steps}
+
+
+def _replace_spaces(replacement: str, prepend_scheme: str) -> dict[str, Any]:
+  return {
+    'type': 'Metaspace',
+    'replacement': replacement,
+    'prepend_scheme': prepend_scheme,
+    'split': False,
   }
 
 
@@ -229,12 +250,10 @@ def _encode(tokenizer: Tokenizer, text: str, split_special_tokens: bool) -> list
   """Returns ids as in `tasks/task_data.py`, or with special tokens, `evaluation/inference.py`."""
   if split_special_tokens:
     return tokenizer.encode([text.lower()])[0]
-  ids = []
-  for part in re.split(f'({"|".join(map(re.escape, SPECIAL_TOKENS))})', text):
-    if part in SPECIAL_TOKENS:
-      ids.append(SPECIAL_TOKENS.index(part))
-    else:
-      ids += tokenizer.encode([part.lower()])[0]
+  parts = re.split(f'({"|".join(map(re.escape, SPECIAL_TOKENS))})', text)
+  ids, *others = tokenizer.encode_parts([part.lower() for part in parts[::2]])
+  for special, part_ids in zip(parts[1::2], others, strict=True):
+    ids += [SPECIAL_TOKENS.index(special), *part_ids]
   return ids
 
 

@@ -119,6 +119,21 @@ def test_words_of_a_text_are_counted_by_their_starts(large):
 
 
 @pytest.mark.parametrize(
+  'after', ['.', ', then', '-king house', ')', ' .', ' ☃', '☃  the', ' the sea ']
+)
+def test_a_part_after_a_special_token_begins_a_word_only_after_a_space(large, small, after: str):
+  for trained in (large, small):
+    first, second = trained.encode_parts(['the old ', after])
+    (whole,) = trained.encode([f'the old king{after}'])
+    word = whole[len(first) : -len(second)]
+    assert whole == [*first, *word, *second] and trained.decode(word) == 'king'
+
+
+def test_parts_of_spaces_have_no_ids(large):
+  assert large.encode_parts(['', ' ', '', '  ']) == [[], [], [], []]
+
+
+@pytest.mark.parametrize(
   'text, size',  # with the space before the first word
   [
     ('we saw 鿕 and 😀 there', 26),

@@ -71,6 +71,16 @@ def test_pieces_mark_the_starts_of_words(kind: str, library):
   assert sum(starts[i] for i in ids[1:]) == 5 and not any(starts[:5])
 
 
+@pytest.mark.parametrize('kind', TRAINERS)
+@pytest.mark.parametrize('after', ['.', ', a film', ' .', ' the tree'])
+def test_a_part_after_a_mask_begins_a_word_only_after_a_space(kind: str, after: str, library):
+  wrapped = wrap(*train(library, kind))
+  first, second = wrapped.encode_parts(['the ', after])
+  (whole,) = wrapped.encode([f'the dog{after}'])
+  assert whole[: len(first)] == first and whole[-len(second) :] == second
+  assert wrapped.decode(whole[len(first) : -len(second)]).strip() == 'dog'
+
+
 @pytest.mark.parametrize('text, size', [('the 鿕 tree', 13), ('😀', 5), ('naïve café', 13)])
 def test_the_bytes_of_byte_level_pieces_are_the_bytes_of_the_text(text: str, size: int, library):
   wrapped = wrap(*train(library, 'ByteLevel'))

@@ -17,7 +17,14 @@ from minilm_jax.cli import main
 from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, SPECIAL_TOKENS, load_tokenizer
+from minilm_jax.data.tokenizer import (
+  BEGIN_ID,
+  END_ID,
+  MASK_ID,
+  SPECIAL_TOKENS,
+  UNKNOWN_ID,
+  load_tokenizer,
+)
 from minilm_jax.evaluation import inference
 from minilm_jax.evaluation.inference import LanguageModel
 from minilm_jax.interop import hf_import
@@ -92,15 +99,21 @@ def test_guesses_are_sorted_by_probability_for_each_mask(model: LanguageModel, t
     assert guess.probability == pytest.approx(expected.probability)
 
 
-def test_probabilities_equal_the_softmax_of_the_model(tiny_run: Path):
+@pytest.mark.parametrize(
+  'after, after_pieces', [(' near .', ['\u2581near', '\u2581.']), ('.', ['.'])]
+)
+def test_probabilities_equal_the_softmax_of_the_model(
+  tiny_run: Path, after: str, after_pieces: list[str]
+):
   pieces = load_tokenizer(tiny_run / 'tokenizer.model')
   config = pretrained.load_config(tiny_run).model
   shapes = jax.eval_shape(lambda: init_masked_language_model(config, jax.random.key(0)))
   model = checkpoint.restore_part(tiny_run, shapes, 'model')
-  before, after = pieces.encode(['a dog', 'near the tree .'])
-  tokens = jnp.asarray([[BEGIN_ID, *before, MASK_ID, *after, END_ID]])
+  before, after_ids = pieces.encode(['a dog'])[0], [pieces.id(piece) for piece in after_pieces]
+  assert UNKNOWN_ID not in after_ids
+  tokens = jnp.asarray([[BEGIN_ID, *before, MASK_ID, *after_ids, END_ID]])
   logits = model(tokens, jnp.ones_like(tokens, bool), jnp.asarray([[1 + len(before)]]))[0, 0]
-  for guess in inference.fill_mask(tiny_run, 'a dog <mask> near the tree .', 3):
+  for guess in inference.fill_mask(tiny_run, f'a dog <mask>{after}', 3):
     expected = jax.nn.softmax(logits)[pieces.id(guess.piece)]
     np.testing.assert_allclose(guess.probability, expected, rtol=1e-5)
 
