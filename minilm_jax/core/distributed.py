@@ -161,7 +161,9 @@ def _check_port(coordinator: str, host: str, port: int) -> None:
   interface = '' if bind_address(host, port) is None else host
   family = socket.AF_INET6 if ':' in interface else socket.AF_INET
   try:
-    socket.create_server((interface, port), family=family).close()
+    with socket.socket(family) as probe:  # bound but not listening, so that no process connects
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      probe.bind((interface, port))
   except OSError as error:
     if error.errno == errno.EADDRINUSE:
       raise InputError(
