@@ -4,11 +4,13 @@ A logged table is a CSV file, plain or gzipped, with one evaluation a row in any
 other than `NEEDED` and `OPTIONAL` are ignored. A cell that is not a number is an error.
 """
 
+import collections
 import csv
 import dataclasses
 import io
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,8 @@ _SHAPE_COLUMNS = {
 }
 _EMBEDDING, _OTHER = 'Embedding parameters', 'Non-embedding parameters'
 _FLOPS = {HONEY: 'FLOPS Hoffman per sequence', KAPLAN: 'FLOPS Kaplan per sequence'}
-_CONSTANT_COLUMNS = (*_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, *_FLOPS.values())
-NEEDED = (_RUN, _UPDATES, 'eval/loss', *_CONSTANT_COLUMNS, _TOKENS)
+_CONSTANT_COLUMNS = (*_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER, _FLOPS[HONEY])
+NEEDED = (_RUN, _UPDATES, 'eval/loss', *_CONSTANT_COLUMNS, _FLOPS[KAPLAN], _TOKENS)
 # The vocabulary and the sequence length are derived if they are missing.
 OPTIONAL = (
   'vocabulary',
@@ -63,6 +65,7 @@ _PERPLEXITIES = {'eval/loss': 'eval/perplexity', 'test/loss': 'test/perplexity'}
 # Embedding rows outside the vocabulary: 130 positions, 2 segments, gain and bias.
 _EXTRA_EMBEDDING_ROWS = 134
 _MAX_NAMES = 3  # in an error or log line
+_LENGTH_TOLERANCE = 1e-6  # relative, for FLOPs that are logged as floats
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -316,7 +319,9 @@ def _parse_float(text: str) -> float | None:
 def read_csv(path: epath.PathLike) -> list[LossCurve]:
   """Returns the loss curves of a logged table, in the order of the runs in the table.
 
-  If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token. The vocabulary V
+  If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token. Lines that
+  disagree with most lines of their run are logged. A run without usable lines has the length of
+  runs with as many tokens an update. The vocabulary V
   follows from the embedding parameters, (V + 134) e. The other parameters determine whether the
   head is tied. A run with a test loss is finished. In a table without test losses, a run is
   finished if it reaches 99% of the last update of the table.
@@ -339,9 +344,11 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
     by_run.setdefault(line.cells[_RUN], []).append(line)
   last_update = max(line.read_count(_UPDATES) for line in lines)
   has_tests = any(line.read_loss('test/loss') is not None for line in lines)
+  by_run = {name: _sort_evaluations(name, run_lines) for name, run_lines in by_run.items()}
+  row_sizes = _find_row_sizes(by_run)
   curves = []
   for name, run_lines in by_run.items():
-    curve = _make_table_curve(name, _sort_evaluations(name, run_lines))
+    curve = _make_table_curve(name, run_lines, row_sizes[name])
     if not has_tests:
       last = max(line.read_count(_UPDATES) for line in run_lines)
       curve = dataclasses.replace(curve, finished=last >= 0.99 * last_update)
@@ -432,24 +439,115 @@ def _sort_evaluations(name: str, lines: Sequence[_CsvLine]) -> list[_CsvLine]:
   for column in _CONSTANT_COLUMNS:
     values = {line.read_float(column) for line in ordered}
     if len(values) > 1:
-      raise InputError(
-        f'the run {name!r} of {lines[0].path}',
-        f'{column} is {" and ".join(f"{value:g}" for value in sorted(values))}',
-        'give runs with different models different names',
-      )
+      raise _make_models_error(ordered[0], column, values)
   return ordered
 
 
-def _make_table_curve(name: str, lines: Sequence[_CsvLine]) -> LossCurve:
+def _make_models_error(line: _CsvLine, column: str, values: Iterable[float]) -> InputError:
+  return InputError(
+    f'the run {line.cells[_RUN]!r} of {line.path}',
+    f'{column} is {" and ".join(f"{value:g}" for value in sorted(values))}',
+    'give runs with different models different names',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowSize:
+  """The tokens of a row and its FLOPs by Kaplan."""
+
+  length: int
+  kaplan: float
+
+
+def _find_row_sizes(by_run: Mapping[str, Sequence[_CsvLine]]) -> dict[str, _RowSize]:
+  """Returns the row size of every run, and logs the lines whose FLOPs by Kaplan disagree."""
+  by_batch: dict[int, collections.Counter[int]] = {}
+  for line in itertools.chain.from_iterable(by_run.values()):
+    if length := _derive_length(line):
+      by_batch.setdefault(_count_batch_tokens(line), collections.Counter())[length] += 1
+  sizes = {name: _find_row_size(lines, by_batch) for name, lines in by_run.items()}
+  outliers = [
+    line
+    for name, lines in by_run.items()
+    for line in lines
+    if not _is_close(line.read_float(_FLOPS[KAPLAN]), sizes[name].kaplan)
+  ]
+  if outliers:
+    numbers = ', '.join(map(str, sorted(line.number for line in outliers)[:_MAX_NAMES]))
+    progress.log(
+      f'{outliers[0].path}: ignored {_FLOPS[KAPLAN]} of {len(outliers)} lines that disagree with '
+      f'the length of their rows: {numbers}' + (', ...' if len(outliers) > _MAX_NAMES else '')
+    )
+  return sizes
+
+
+def _find_row_size(
+  lines: Sequence[_CsvLine], by_batch: Mapping[int, Mapping[int, int]]
+) -> _RowSize:
+  """Returns the row size of a run.
+
+  Args:
+    lines: evaluations of the run.
+    by_batch: number of lines of the table by tokens of an update and length of a row.
+
+  Raises:
+    InputError: the lines disagree, or none of them determines the length.
+  """
+  column, logged = _FLOPS[KAPLAN], lines[0].read_optional_count('sequence_length')
+  if logged is not None and logged < 1:
+    raise _make_length_error(lines[0])
+  derived = collections.Counter(length for line in lines if (length := _derive_length(line)))
+  if logged is None and not derived:
+    same_batch: collections.Counter[int] = collections.Counter()
+    for line in lines:
+      same_batch.update(by_batch.get(_count_batch_tokens(line), {}))
+    if not same_batch:
+      raise _make_length_error(lines[0])
+    length = same_batch.most_common(1)[0][0]
+    return _RowSize(length, 6.0 * lines[0].read_count(_OTHER) * length)
+  values = collections.Counter(line.read_float(column) for line in lines)
+  length, (value, num_votes) = logged, values.most_common(1)[0]
+  if length is None:
+    length, num_votes = derived.most_common(1)[0]
+    value = next(line.read_float(column) for line in lines if _derive_length(line) == length)
+  if len(values) > 1 and 2 * num_votes <= len(lines):
+    raise _make_models_error(lines[0], column, values)
+  return _RowSize(length, value)
+
+
+def _derive_length(line: _CsvLine) -> int | None:
+  """Returns the length of a row by the FLOPs of Kaplan, or None if it is not an integer."""
+  parameters = line.read_count(_OTHER)
+  length = line.read_float(_FLOPS[KAPLAN]) / (6 * parameters) if parameters else 0.0
+  return round(length) if length > 0.5 and _is_close(length, round(length)) else None
+
+
+def _is_close(value: float, expected: float) -> bool:
+  return abs(value - expected) <= _LENGTH_TOLERANCE * abs(expected)
+
+
+def _count_batch_tokens(line: _CsvLine) -> int:
+  return round(line.read_float(_TOKENS) / max(line.read_count(_UPDATES), 1))
+
+
+def _make_length_error(line: _CsvLine) -> InputError:
+  return InputError(
+    f'the length of a row in {line.location}',
+    f'{line.read_float(_FLOPS[KAPLAN]):g} FLOPs by Kaplan, not 6 x {line.read_count(_OTHER):,} x an '
+    'integer',
+    'add the column sequence_length',
+  )
+
+
+def _make_table_curve(name: str, lines: Sequence[_CsvLine], row_size: _RowSize) -> LossCurve:
   """Returns the curve of one run, which is finished if it has a test loss."""
   first = lines[0]
   embedding, other = first.read_count(_EMBEDDING), first.read_count(_OTHER)
-  flops = {count: first.read_float(column) for count, column in _FLOPS.items()}
+  flops = {HONEY: first.read_float(_FLOPS[HONEY]), KAPLAN: row_size.kaplan}
   shape = ModelShape(
     **{field: first.read_count(column) for field, column in _SHAPE_COLUMNS.items()},
     vocabulary=_find_vocab_size(first, embedding),
   )
-  length = _find_length(first, flops[KAPLAN], other)
   losses = [line.read_loss('eval/loss') for line in lines]
   evaluations = [
     (line, loss)
@@ -466,10 +564,10 @@ def _make_table_curve(name: str, lines: Sequence[_CsvLine]) -> LossCurve:
     learning_rate=first.read_optional_float('learning_rate'),
     warmup=first.read_optional_count('warmup'),
     tied=_find_tied(shape, other),
-    length=length,
+    length=row_size.length,
     flops_per_row=flops,
     updates=tuple(line.read_count(_UPDATES) for line, _ in evaluations),
-    rows=tuple(round(line.read_float(_TOKENS) / length) for line, _ in evaluations),
+    rows=tuple(round(line.read_float(_TOKENS) / row_size.length) for line, _ in evaluations),
     loss=tuple(loss for _, loss in evaluations),
     non_finite=losses.count(None),
     finished=bool(tests),
@@ -491,18 +589,6 @@ def _find_vocab_size(line: _CsvLine, parameters: int) -> int:
       'add the column vocabulary',
     )
   return parameters // size - _EXTRA_EMBEDDING_ROWS
-
-
-def _find_length(line: _CsvLine, kaplan: float, other: int) -> int:
-  logged = line.read_optional_count('sequence_length')
-  length = kaplan / (6 * other) if logged is None and other else logged or 0
-  if length < 1 or abs(length - round(length)) > 1e-6 * length:
-    raise InputError(
-      f'the length of a row in {line.location}',
-      f'{kaplan:g} FLOPs by Kaplan, not 6 x {other:,} x an integer',
-      'add the column sequence_length',
-    )
-  return round(length)
 
 
 def _find_tied(shape: ModelShape, other: int) -> bool | None:

@@ -268,6 +268,33 @@ def test_invalid_tables_are_refused_with_line_and_column(
     loss_curves.read_csv(write_log_table(tmp_path / 'x.csv', rows))
 
 
+KAPLAN_COLUMN = 'FLOPS Kaplan per sequence'
+
+
+@pytest.mark.parametrize('kaplan', [4.9e8, 490_071_000, 1e9])
+def test_a_line_whose_flops_disagree_is_named(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, kaplan: float
+):
+  """Rows of make_log_row have 128 tokens; the run `c` has no line that agrees."""
+  rows = [make_log_row(name, updates) for name in 'ab' for updates in (100, 200, 300)]
+  rows[4][KAPLAN_COLUMN] = kaplan
+  rows.append(make_log_row('c', 100, **{KAPLAN_COLUMN: kaplan}))
+  curves = loss_curves.read_csv(write_log_table(tmp_path / 'x.csv', rows))
+  assert [curve.length for curve in curves] == [128, 128, 128]
+  assert {curve.flops_per_row[loss_curves.KAPLAN] for curve in curves} == {490_071_552}
+  assert [curve.rows for curve in curves] == [(25_600, 51_200, 76_800)] * 2 + [(25_600,)]
+  assert '2 lines that disagree with the length of their rows: 6, 8\n' in capsys.readouterr().err
+
+
+def test_flops_without_a_majority_are_refused(tmp_path: pathlib.Path):
+  rows = [make_log_row(), make_log_row(updates=200, **{KAPLAN_COLUMN: 2 * 490_071_552})]
+  with pytest.raises(InputError, match='Kaplan per sequence is 4.*and 9.*\n.*different names'):
+    loss_curves.read_csv(write_log_table(tmp_path / 'x.csv', rows))
+  other_batch = make_log_row('b', Tokens=100 * 65536, **{KAPLAN_COLUMN: 4.9e8})
+  with pytest.raises(InputError, match='line 3.*\n.*4.9e.08.*\n.*column sequence_length'):
+    loss_curves.read_csv(write_log_table(tmp_path / 'y.csv', [rows[0], other_batch]))
+
+
 def test_an_evaluation_before_training_is_left_out(tmp_path: pathlib.Path):
   (curve,) = loss_curves.read_csv(
     write_log_table(tmp_path / 'x.csv', [make_log_row(updates=0, loss=9.9), make_log_row()])
