@@ -21,6 +21,7 @@ from minilm_jax.core import backend, files, lock, progress, recipe, run_dir
 from minilm_jax.core.corpus_config import FORMAT, CorpusConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
+from minilm_jax.data.normalization import NORMALIZATION
 
 TOKENIZER = run_dir.TOKENIZER
 _WORK_FOLDER, _FILTER_STAGE = '.work', 'keep'  # stored names
@@ -88,6 +89,7 @@ def _build(
   try:
     origin = {name: settings[name] for name in ('documents', 'vocabulary', 'splits')}
     origin |= {'sources': fingerprints, 'word_list': words and words.sha256}
+    origin |= {'normalization': NORMALIZATION}
     filtered = _run_stage(
       work, _FILTER_STAGE, origin, lambda: _filter_text(config, sources, words, work, runner)
     )
@@ -204,6 +206,7 @@ def _make_manifest(
     'length': length,
     'vocabulary': size,
     'dtype': packing.choose_dtype(size).name,
+    'normalization': NORMALIZATION,
     'tokenizer': {'file': TOKENIZER, 'sha256': checksum},
     'splits': splits,
     'settings': {name: value for name, value in settings.items() if name != 'workers'},

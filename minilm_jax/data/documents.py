@@ -12,7 +12,8 @@ the lines up to an empty line. With `paragraphs`, each line is a document if no 
 suffix overrides the unit for one source: `books/*.txt@file`. In a table, a document is the value
 of one column.
 
-Text is unchanged, including white space; empty documents are skipped. Memory holds one document.
+Text is normalised to NFC and otherwise unchanged, including white space; empty documents are
+skipped. Memory holds one document.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from minilm_jax.core import files, paths, schema
 from minilm_jax.core.corpus_config import DocumentsConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import microworld, readers, tfds
+from minilm_jax.data.normalization import normalize_text
 from minilm_jax.data.readers import detect_format
 
 UNITS = ('paragraphs', 'line', 'file')
@@ -158,7 +160,7 @@ def fingerprint_source(source: Source) -> dict[str, Any]:
 
 
 def read_documents(source: Source, config: DocumentsConfig) -> Iterator[str]:
-  """Yields the documents of a source.
+  """Yields the documents of a source in NFC.
 
   Raises:
     InputError: The source is missing, damaged or lacks the column; or a line or document has more
@@ -169,7 +171,7 @@ def read_documents(source: Source, config: DocumentsConfig) -> Iterator[str]:
     if len(text) > config.max_chars:
       raise readers.make_length_error(source.name, 'document', config.max_chars)
     if text and not text.isspace():
-      yield text
+      yield normalize_text(text)
 
 
 def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:

@@ -30,6 +30,7 @@ from minilm_jax.core import files, schema
 from minilm_jax.core.corpus_config import VocabularyConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import readers
+from minilm_jax.data.normalization import normalize_text
 
 _MAX_LIST_LINE_CHARS = 1_000_000
 _PAPER1_WORDS = re.compile(r'\b\w\w+\b')
@@ -75,8 +76,8 @@ def _make_word_list(words: Iterable[str], name: str) -> WordList:
 def load_word_list(path: epath.PathLike) -> WordList:
   """Reads a word list: a table with a column `word`, as in paper 1, or one word a line.
 
-  Words are used unchanged, but text is matched in lower case. Entries with capitals therefore never
-  match, such as TRUE and FALSE, which a spreadsheet left in the list of paper 1.
+  Words are normalised to NFC, and text is matched in lower case. Entries with capitals therefore
+  never match, such as TRUE and FALSE, which a spreadsheet left in the list of paper 1.
 
   Raises:
     InputError: The file is unreadable, empty, too large or not UTF-8, a line holds several words,
@@ -94,13 +95,13 @@ def _read_words(path: epath.PathLike, subject: str, remedy: str) -> Iterator[str
     for number, line in enumerate(readers.read_lines(path, 'strict', _MAX_LIST_LINE_CHARS), 1):
       if len(line.split()) > 1 or ',' in line:
         raise InputError(subject, f'line {number} has several words: {line[:40]!r}', remedy)
-      yield line.strip()
+      yield normalize_text(line.strip())
     return
   for number, row in enumerate(readers.read_rows(path, 'strict', _MAX_LIST_LINE_CHARS), 1):
     word = row.get('word')
     if not isinstance(word, str) or schema.NO_TEXT.search(word):
       raise InputError(subject, f'row {number} has no word: {", ".join(map(str, row))}', remedy)
-    yield word.strip()
+    yield normalize_text(word.strip())
 
 
 def select_frequent_words(counts: Mapping[str, int], n: int) -> WordList:
@@ -125,7 +126,7 @@ def extract_words(field: str, rule: str) -> tuple[str, ...]:
   >>> extract_words("Don't", 'plain'), extract_words('I', 'plain'), extract_words('(1,000)', 'plain')
   (("don't",), ('i',), ('0',))
   """
-  field = field.lower()
+  field = normalize_text(field).lower()
   if field.isalpha() and not field.startswith('http'):
     return (field,) if rule == 'plain' or len(field) > 1 else ()
   if rule == 'plain':
@@ -144,7 +145,7 @@ def is_inside_word_list(text: str, words: frozenset[str]) -> bool:
   >>> is_inside_word_list("The dog, Rover, doesn't.", frozenset(('the', 'dog', 'doesnt')))
   True
   """
-  first, *others = text.split(' ')
+  first, *others = normalize_text(text).split(' ')
   fields = (first.lower(), *(word for word in others if word == word.lower()))
   bare = (field.translate(_GLUE_DELETED) for field in fields)
   return all(word in words or word in _GLUE_PARTS for word in bare)

@@ -27,6 +27,7 @@ from minilm_jax.core.corpus_config import (
 )
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import wrapped_tokenizer
+from minilm_jax.data.normalization import normalize_text
 
 _WORD_MARKER = '\u2581'  # replaces the space before a word in SentencePiece
 # A serialized ModelProto with normalizer_spec.add_dummy_prefix=False. Protocol buffers merge
@@ -100,8 +101,8 @@ class Tokenizer:
     return processor
 
   def fold(self, text: str) -> str:
-    """Returns a text in the case of the pieces: lower case, except for imported tokenizers."""
-    return text if self._is_wrapped else text.lower()
+    """Returns a text as in a corpus: NFC in lower case. Imported tokenizers change the text."""
+    return text if self._is_wrapped else normalize_text(text).lower()
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of a sequence of ids, without special pieces."""

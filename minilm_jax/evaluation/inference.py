@@ -168,7 +168,7 @@ def guess_pieces(
   """
   _check_guesses(text, best)
   # White space before a mask is not a piece.
-  parts = [part.rstrip() for part in tokenizer.fold(text).split(_MASK_MARKER)]
+  parts = [tokenizer.fold(part.rstrip()) for part in text.split(_MASK_MARKER)]
   ids = [BEGIN_ID]
   for number, part_ids in enumerate(tokenizer.encode_parts(parts)):
     ids += [MASK_ID] * (number > 0) + part_ids

@@ -46,6 +46,7 @@ from minilm_jax.data.corpus import (
   read_manifest,
   select_rows,
 )
+from minilm_jax.data.normalization import normalize_text
 from minilm_jax.data.tokenizer import (
   PAD_ID,
   SPECIAL_TOKENS,
@@ -238,7 +239,8 @@ def read_texts(
     InputError: No example has a piece or a word; the error names the source.
   """
   pairs = zip(examples.first, examples.second or ('',) * len(examples.first), strict=True)
-  texts = [f'{first} {second}'.strip().lower() for first, second in pairs]
+  joined = (f'{first} {second}'.strip() for first, second in pairs)
+  texts = [normalize_text(text).lower() for text in joined]
   encoded, words = tokenizer.encode(texts), [split_words(text) for text in texts]
   if not any(words) or not any(encoded):
     raise InputError(

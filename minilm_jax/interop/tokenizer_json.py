@@ -1,7 +1,7 @@
 """Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
 The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps of
-`tokenizers`: lower case, single spaces, no trailing spaces, a space before the text, `U+2581` for a
+`tokenizers`: NFC, lower case, single spaces, no trailing spaces, a space before the text, `U+2581` for a
 space. The merges of BPE follow from the pieces: two pieces merge if their
 concatenation is a piece, in the order of its score.
 
@@ -25,8 +25,14 @@ from typing import Any
 
 from google.protobuf import runtime_version
 
-from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, SPECIAL_TOKENS, UNKNOWN_ID
+from minilm_jax.core.corpus_config import (
+  BEGIN_ID,
+  END_ID,
+  SPECIAL_TOKENS,
+  UNKNOWN_ID,
+)
 from minilm_jax.core.errors import InputError
+from minilm_jax.data.normalization import NORMALIZATION
 from minilm_jax.data.tokenizer import Tokenizer
 
 _SUBJECT = 'the tokenizer as a tokenizer.json'
@@ -139,10 +145,11 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _build_normalizer() -> dict[str, Any]:
-  """Returns the steps from text to lower case with single spaces, and none at the end."""
+  """Returns the steps from text to NFC in lower case with single spaces, and none at the end."""
   return {
     'type': 'Sequence',
     'normalizers': [
+      {'type': NORMALIZATION},
       _replace({'Regex': _FINAL_SIGMA}, 'ς'),
       {'type': 'Lowercase'},
       _replace({'Regex': ' {2,}'}, ' '),
@@ -249,9 +256,9 @@ def find_differences(
 def _encode(tokenizer: Tokenizer, text: str, split_special_tokens: bool) -> list[int]:
   """Returns ids as in `tasks/task_data.py`, or with special tokens, `evaluation/inference.py`."""
   if split_special_tokens:
-    return tokenizer.encode([text.lower()])[0]
+    return tokenizer.encode([tokenizer.fold(text)])[0]
   parts = re.split(f'({"|".join(map(re.escape, SPECIAL_TOKENS))})', text)
-  ids, *others = tokenizer.encode_parts([part.lower() for part in parts[::2]])
+  ids, *others = tokenizer.encode_parts([tokenizer.fold(part) for part in parts[::2]])
   for special, part_ids in zip(parts[1::2], others, strict=True):
     ids += [SPECIAL_TOKENS.index(special), *part_ids]
   return ids

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -160,6 +161,27 @@ def test_the_hash_depends_on_the_tokens_alone(built, source, tmp_path):
     for name, change in changes.items()
   )
   assert same == corpus.read_manifest(built)['hash'] != other
+
+
+def test_composed_and_decomposed_accents_give_one_corpus(source, tmp_path):
+  manifests = []
+  for form in ('NFC', 'NFD'):
+    folder = tmp_path / form
+    folder.mkdir()
+    for name in ('a.txt', 'b.txt', 'words.txt'):
+      text = (source / name).read_text().replace('house', 'café')
+      (folder / name).write_text(unicodedata.normalize(form, text))
+    # The word list has the other form.
+    words = unicodedata.normalize('NFD' if form == 'NFC' else 'NFC', '\n'.join(WORDS) + '\ncafé\n')
+    (folder / 'words.txt').write_text(words)
+    build.build_corpus(make_config(folder), folder / 'corpus')
+    manifests.append(corpus.read_manifest(folder / 'corpus'))
+  first, second = manifests
+  assert first['hash'] == second['hash'] and first['word_list'] == second['word_list']
+  assert first['normalization'] == 'NFC'
+  trained = tokenizer.load_tokenizer(tmp_path / 'NFC' / 'corpus' / build.TOKENIZER)
+  ids = trained.encode([trained.fold(text) for text in ('The caf\u00e9', 'the cafe\u0301')])
+  assert ids[0] == ids[1] and tokenizer.UNKNOWN_ID not in ids[0]
 
 
 def test_the_number_of_workers_does_not_change_the_corpus(built, source, tmp_path, monkeypatch):

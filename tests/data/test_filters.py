@@ -158,6 +158,12 @@ def test_counts_of_real_text_are_fixed(data):
   assert (len(texts), *(counts[name] for name in names)) == (278, 12514, 650, 208482)
 
 
+@pytest.mark.parametrize('rule', ['paper1', 'plain'])
+def test_a_decomposed_accent_is_part_of_its_letter(rule: str):
+  assert filters.extract_words('cafe\u0301', rule) == ('caf\u00e9',)
+  assert filters.is_inside_word_list('Cafe\u0301', frozenset(['caf\u00e9']))
+
+
 def test_documents_are_selected_as_a_unit():
   config = dataclasses.replace(RULES, filters=('documents',))
   inside, outside, marks = 'The  Dog\n\nsaw the cat. ', 'The dog saw a zygote.', '? !'

@@ -100,8 +100,9 @@ def test_differences_are_detected(tokenizer: Tokenizer):
     'tokenizers', reason='needs tokenizers, which is of the extra [hf]'
   )
   content = tokenizer_json.build_tokenizer_json(tokenizer)
-  first_step = tokenizer.size == 250  # Greek letters are unknown to the small vocabulary
-  for step in range(first_step, len(content['normalizer']['normalizers'])):
+  for step in range(len(content['normalizer']['normalizers'])):
+    if step == 1 and tokenizer.size == 250:
+      continue  # Greek letters are unknown to the small vocabulary
     other = json.loads(json.dumps(content))
     del other['normalizer']['normalizers'][step]
     assert tokenizer_json.find_differences(
