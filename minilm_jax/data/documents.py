@@ -167,11 +167,16 @@ def read_documents(source: Source, config: DocumentsConfig) -> Iterator[str]:
       than `config.max_chars` characters; or, unless `config.on_invalid_utf8` is 'replace', bytes
       are not UTF-8 or are NUL.
   """
-  for text in _read_texts(source, config):
-    if len(text) > config.max_chars:
-      raise readers.make_length_error(source.name, 'document', config.max_chars)
-    if text and not text.isspace():
-      yield normalize_text(text)
+  try:
+    for text in _read_texts(source, config):
+      if len(text) > config.max_chars:
+        raise readers.make_length_error(source.name, 'document', config.max_chars)
+      if text and not text.isspace():
+        yield normalize_text(text)
+  except readers.TextError as error:
+    raise InputError(
+      error.asked, error.found, f'{error.remedy}; or {error.corpus_remedy}'
+    ) from None
 
 
 def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ extra [data].
 Memory is bounded by one line or row and by the limit of the decompressor, not by the file size.
 """
 
+import codecs
 import collections
 import contextlib
 import csv
@@ -17,6 +18,7 @@ import io
 import itertools
 import json
 import lzma
+import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
@@ -33,7 +35,17 @@ _ROWS_PER_PARQUET_BATCH = 128
 _MAX_PARQUET_ROW_BYTES = 1 << 16  # numbers and file layout, in addition to the text
 # Arrow raises these, also for dates after the year 9999 and for unknown time zones.
 _PARQUET_ERRORS = (*PARSE_ERRORS, OSError, NotImplementedError, ImportError)
-_INVALID_UTF8_REMEDY = 'convert the file to UTF-8, or set documents.on_invalid_utf8=replace'
+_DECOMPRESSORS = {'gz': 'gzip', 'xz': 'xz', 'zst': 'zstd'}
+_BYTE_ORDER_MARKS = (
+  (codecs.BOM_UTF32_LE, 'UTF-32'),  # begins with the mark of UTF-16
+  (codecs.BOM_UTF32_BE, 'UTF-32'),
+  (codecs.BOM_UTF16_LE, 'UTF-16'),
+  (codecs.BOM_UTF16_BE, 'UTF-16'),
+)
+_HEAD_BYTES = 256  # of a file, to guess its encoding
+_INVALID_UTF8_FIELD = 'set documents.on_invalid_utf8=replace'
+# Names of delimiters, and the suffix of a table that uses them.
+_DELIMITERS = {',': ('commas', '.csv'), '\t': ('tabs', '.tsv'), ';': ('semicolons', '')}
 
 
 def detect_format(path: epath.PathLike) -> str | None:
@@ -51,11 +63,22 @@ def detect_format(path: epath.PathLike) -> str | None:
   return suffix if suffix in FORMATS else None
 
 
-def make_length_error(location: str, unit: str, max_chars: int, remedy: str = '') -> InputError:
+class TextError(InputError):
+  """Raised for text that a field of the corpus recipe can admit.
+
+  Attributes:
+    corpus_remedy: Remedy in the recipe of a corpus; other commands do not have the field.
+  """
+
+  def __init__(self, asked: str, found: str, remedy: str, corpus_remedy: str):
+    super().__init__(asked, found, remedy)
+    self.corpus_remedy = corpus_remedy
+
+
+def make_length_error(location: str, unit: str, max_chars: int, remedy: str = '') -> TextError:
   """Returns the error for a line, row or document that is too long."""
-  remedy = remedy or f'shorten the {unit}'
   fault = f'a {unit} of more than {max_chars:,} characters'
-  return InputError(location, fault, f'{remedy}, or raise documents.max_chars')
+  return TextError(location, fault, remedy or f'shorten the {unit}', 'raise documents.max_chars')
 
 
 # The limit bounds the dictionary, which takes 65 MiB with `xz -9` but may be set to 1.5 GiB.
@@ -169,37 +192,79 @@ def read_lines(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[st
   Raises:
     InputError: The file is unreadable, not text (the error names the byte), or has a longer line.
   """
-  offset = 0
+  offset, head = 0, b''
   max_bytes = _MAX_BYTES_PER_CHAR * max_chars + 8  # includes byte order mark and line feed
   with open_file(path) as stream:
     for number in itertools.count(1):
       raw = stream.readline(max_bytes)
       if not raw:
         return
+      head = head if len(head) >= _HEAD_BYTES else (head + raw)[:_HEAD_BYTES]
       location, text = f'{path}, line {number}', ''
       is_cut = len(raw) == max_bytes  # may end inside a character: do not decode
       if not is_cut:
-        text = _decode(raw, errors, location, offset).removesuffix('\n')
+        text, fault = _decode(raw)
+        if fault is not None and errors == 'strict':
+          raise _make_encoding_error(path, location, offset + fault, raw[fault], head)
+        text = text.removesuffix('\n')
       if is_cut or len(text) > max_chars:
         raise make_length_error(location, 'line', max_chars)
       yield text.removeprefix('\ufeff') if number == 1 else text
       offset += len(raw)
 
 
-def _decode(raw: bytes, errors: str, location: str, offset: int) -> str:
+def _decode(raw: bytes) -> tuple[str, int | None]:
+  """Returns text, with U+FFFD for other bytes, and the index of the first other byte, if any."""
   try:
-    text = raw.decode()
+    text, index = raw.decode(), raw.find(0)
   except UnicodeDecodeError as error:
-    if errors == 'strict':
-      fault = f'byte {offset + error.start:,} (0x{raw[error.start]:02x}) is not UTF-8'
-      raise InputError(location, fault, _INVALID_UTF8_REMEDY) from None
-    text = raw.decode(errors='replace')
-  if '\0' in text:
-    if errors == 'strict':
-      fault = f'byte {offset + raw.index(0):,} is NUL'
-      raise InputError(location, fault, _INVALID_UTF8_REMEDY)
-    text = text.replace('\0', '\ufffd')
-  return text
+    text, index = raw.decode(errors='replace'), error.start
+  return (text, None) if index < 0 else (text.replace('\0', '\ufffd'), index)
+
+
+def _make_encoding_error(
+  path: epath.PathLike, location: str, offset: int, byte: int, head: bytes
+) -> TextError:
+  """Returns the error for a byte that is not text, with a command that converts the file."""
+  encoding = _guess_encoding(byte, head)
+  if not encoding:
+    fault = f'byte {offset:,} is NUL'
+    return TextError(
+      location, fault, 'remove the byte, or copy the file again', _INVALID_UTF8_FIELD
+    )
+  fault = f'byte {offset:,} (0x{byte:02x}) is not UTF-8; '
+  fault += (
+    f'in {encoding} it is {bytes([byte]).decode(encoding)!r}'
+    if encoding == 'cp1252'
+    else f'the file looks like {encoding}'
+  )
+  name = epath.Path(path).name
+  convert, suffix = f'iconv -f {encoding} -t UTF-8', name.rpartition('.')[-1].lower()
+  if suffix in _DECOMPRESSORS:
+    program = _DECOMPRESSORS[suffix]
+    convert = f'{program} -dc {shlex.quote(str(path))} | {convert} | {program}'
+  else:
+    convert += f' {shlex.quote(str(path))}'
+  remedy = f'convert the file to UTF-8: {convert} > {shlex.quote("utf8-" + name)}'
+  return TextError(location, fault, remedy, _INVALID_UTF8_FIELD)
+
+
+def _guess_encoding(byte: int, head: bytes) -> str:
+  """Returns the likely encoding of a file with a byte that is not UTF-8; '' for a mere NUL."""
+  for mark, encoding in _BYTE_ORDER_MARKS:
+    if head.startswith(mark):
+      return encoding
+  # Every second byte of western text in UTF-16 is NUL.
+  for start, encoding in ((1, 'UTF-16LE'), (0, 'UTF-16BE')):
+    if 2 * head[start::2].count(0) > len(head) // 2:
+      return encoding
+  if not byte:
+    return ''
+  try:
+    bytes([byte]).decode('cp1252')
+  except UnicodeDecodeError:
+    return 'latin-1'
+  return 'cp1252'
 
 
 def read_rows(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
@@ -230,27 +295,55 @@ def _read_jsonl(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[d
     try:
       row = decoder.decode(line)
     except (ValueError, RecursionError) as error:
+      if '\r' in line.strip():
+        raise _make_line_end_error(path) from None
       raise InputError(location, f'not JSON: {error}', remedy) from None
     if not isinstance(row, dict):
       raise InputError(location, f'not an object but {line[:40]}', remedy)
     yield row
 
 
+def _make_line_end_error(path: epath.PathLike) -> InputError:
+  name = shlex.quote(f'lines-{epath.Path(path).name}')
+  return InputError(
+    f'{path}, line 1',
+    'carriage returns alone as line ends',
+    f"convert them: tr '\\r' '\\n' < {shlex.quote(str(path))} > {name}",
+  )
+
+
+def _check_first_line(path: epath.PathLike, line: str, delimiter: str) -> None:
+  """Raises InputError for the first line of a table with other line ends or delimiters."""
+  if '\r' in line.rstrip('\r') and '"' not in line:
+    raise _make_line_end_error(path)
+  used = max(_DELIMITERS, key=line.count)
+  if delimiter not in line and used in line:
+    name, suffix = _DELIMITERS[used]
+    raise InputError(
+      f'{path}, line 1',
+      f'columns separated by {name}, not by {_DELIMITERS[delimiter][0]}: {line[:60]}',
+      f'give the file a name in {suffix}' if suffix else 'save the table with commas or with tabs',
+    )
+
+
 def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
   csv.field_size_limit(max(csv.field_size_limit(), max_chars))
+  delimiter = '\t' if detect_format(path) == 'tsv' else ','
   row_chars = 0  # since the last row: a quoted cell may span lines
 
   def read_bounded() -> Iterator[str]:
     nonlocal row_chars
     for number, line in enumerate(read_lines(path, errors, max_chars), 1):
+      if number == 1:
+        _check_first_line(path, line, delimiter)
       row_chars += len(line)
       if row_chars > max_chars:
         location = f'{path}, line {number}'
         raise make_length_error(location, 'row', max_chars, 'close the quotes')
       yield line + '\n'
 
-  if detect_format(path) == 'tsv':
-    reader = csv.reader(read_bounded(), delimiter='\t', quoting=csv.QUOTE_NONE)
+  if delimiter == '\t':
+    reader = csv.reader(read_bounded(), delimiter=delimiter, quoting=csv.QUOTE_NONE)
   else:
     reader = csv.reader(read_bounded(), strict=True)
   remedy = 'correct or remove the line'

@@ -7,6 +7,8 @@ import lzma
 import os
 import pathlib
 import re
+import shlex
+import subprocess
 import sys
 import tracemalloc
 import zlib
@@ -82,6 +84,63 @@ def test_bytes_that_are_not_text_are_refused_by_offset_or_replaced(tmp_path, bad
   with pytest.raises(InputError, match=f'(?s){message}'):
     read_lines(path)
   assert read_lines(path, errors='replace') == ['one', 'tw\ufffdo']
+
+
+def convert(error: InputError, folder: pathlib.Path) -> pathlib.Path:
+  """Runs the command of a remedy in a folder, and returns the file that it writes."""
+  command = error.remedy.partition(': ')[2]
+  subprocess.run(['bash', '-c', command], check=True, cwd=folder)
+  return folder / shlex.split(command)[-1]
+
+
+@pytest.mark.parametrize(
+  'encoding, guess',
+  [
+    ('cp1252', 'cp1252'),
+    ('utf-16', 'UTF-16'),
+    ('utf-16-le', 'UTF-16LE'),
+    ('utf-16-be', 'UTF-16BE'),
+    ('utf-32', 'UTF-32'),
+  ],
+)
+@pytest.mark.parametrize('name', ['a b.csv', 'a.csv.gz'])
+def test_a_file_of_another_encoding_is_converted_by_the_command_of_the_error(
+  tmp_path, encoding, guess, name
+):
+  rows = [{'text': f'café {i} was “nice”', 'label': '1'} for i in range(20)]
+  text = 'text,label\n' + ''.join(f'{row["text"]},1\n' for row in rows)
+  (tmp_path / name).write_bytes(
+    PACK[(tmp_path / name).suffix.replace('.csv', '')](text.encode(encoding))
+  )
+  with pytest.raises(InputError, match=guess) as error:
+    read_rows(tmp_path / name)
+  assert 'documents.' not in error.value.remedy
+  assert read_rows(convert(error.value, tmp_path)) == rows
+
+
+@pytest.mark.parametrize(
+  'name, text', [('a.csv', 'n,b\r1,2\r'), ('a.jsonl', '{"n":"1","b":"2"}\r' * 2)]
+)
+def test_carriage_returns_alone_are_converted_by_the_command_of_the_error(tmp_path, name, text):
+  (tmp_path / name).write_text(text, newline='')
+  with pytest.raises(InputError, match='carriage returns') as error:
+    read_rows(tmp_path / name)
+  assert read_rows(convert(error.value, tmp_path))[0] == {'n': '1', 'b': '2'}
+
+
+@pytest.mark.parametrize(
+  'name, text, match',
+  [
+    ('a.csv', 'text;label\ngood, film;1\n', 'semicolons'),
+    ('a.tsv', 'text;label\na;1\n', 'semicolons'),
+    ('a.csv', 'text\tlabel\na\t1\n', r'tabs(.|\n)*\.tsv'),
+    ('a.tsv', 'text,label\na,1\n', r'commas(.|\n)*\.csv'),
+  ],
+)
+def test_another_delimiter_is_named(tmp_path, name, text, match):
+  (tmp_path / name).write_text(text)
+  with pytest.raises(InputError, match=match):
+    read_rows(tmp_path / name)
 
 
 def test_a_line_has_at_most_max_chars_characters(tmp_path):
