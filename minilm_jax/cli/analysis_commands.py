@@ -9,6 +9,7 @@ from typing import Any
 
 from minilm_jax.cli.flags import FlagValues, parse_numbers
 from minilm_jax.core.errors import InputError
+from minilm_jax.core.paths import split_names
 from minilm_jax.core.progress import print_result
 
 
@@ -61,7 +62,7 @@ def compare_ablations(config: Any, flags: FlagValues, paths: Sequence[str]) -> N
       'give directories: minilm ablations --base=runs/plateau/paper runs/plateau --workdir=W',
     )
   comparison = compare.compare(
-    [base for base in map(str.strip, flags.base.split(',')) if base],
+    split_names(flags.base),
     paths,
     flags.workdir,
     flags.plateau_loss if 'plateau_loss' in flags.present else None,

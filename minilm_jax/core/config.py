@@ -16,6 +16,7 @@ from minilm_jax.core.schema import (
   NonNegativeFloat,
   NonNegativeInt,
   OptionalAxisSize,
+  PathText,
   PositiveInt,
   RowLength,
   at_least,
@@ -210,7 +211,7 @@ class RunConfig(Checked):
 
   kind: str = 'pretrain'
   # Corpus folder of `minilm corpus`, or a corpus recipe that is built into the work directory.
-  corpus: str = ''
+  corpus: PathText = ''
   # device: rows in the memory of each device; host: rows in files, copied one chunk ahead; auto:
   # device if the rows fit.
   corpus_placement: Annotated[str, one_of('auto', 'device', 'host')] = 'auto'
@@ -262,20 +263,20 @@ class TaskConfig(Checked):
 
   prefix = 'task.'
   name: str = 'cola'  # Name in the table of tasks (`tasks/task.py`).
-  data_dir: str = ''  # Source 1: data directory of TFDS.
+  data_dir: PathText = ''  # Source 1: data directory of TFDS.
   # Source 2: folder with the files train, validation and test (.jsonl, .csv, .tsv, .parquet or the
   # .json of FewRel).
-  folder: str = ''
+  folder: PathText = ''
   # Source 3: one file a split. Without a file of the reported split, a part of `train` is held out.
-  train: str = ''
-  validation: str = ''
-  test: str = ''
+  train: PathText = ''
+  validation: PathText = ''
+  test: PathText = ''
   fields: tuple[str, ...] = ()  # One or two text columns; '' takes the columns of the task.
   label: str = 'label'  # Column of the label.
   kind: Annotated[str, one_of('', 'classification', 'regression')] = ''  # '' takes the task's kind.
   markers: bool = False  # Mark the two entities of a FewRel example.
   filtered: bool = False  # Use only examples whose words are all in word_list.
-  word_list: str = ''  # Word list of the filter: one word a line, or a column `word`.
+  word_list: PathText = ''  # Word list of the filter: one word a line, or a column `word`.
   split: str = 'validation'  # Reported split. It is never used to select a model.
   max_train_examples: NonNegativeInt = 0  # Maximum number of training examples; 0 takes all.
   per_label: NonNegativeInt = 0  # Alternative: number of training examples a label; 0 takes all.

@@ -12,6 +12,7 @@ from minilm_jax.core.schema import (
   Checked,
   Fraction,
   NonNegativeInt,
+  PathText,
   PositiveInt,
   RowLength,
   at_least,
@@ -33,10 +34,10 @@ class DocumentsConfig(Checked):
   """Sources of the text, and their division into documents."""
 
   prefix = 'documents.'
-  sources: tuple[str, ...] = ()  # Files, globs, TFDS names or microworld.
+  sources: tuple[PathText, ...] = ()  # Files, globs, TFDS names or microworld.
   field: str = 'text'  # Text column of .jsonl, .csv, .tsv, .parquet or TFDS sources.
   split: str = 'train'  # Split of TFDS sources.
-  data_dir: str = ''  # Data directory of TFDS sources; '' takes the default of TFDS.
+  data_dir: PathText = ''  # Data directory of TFDS sources; '' takes the default of TFDS.
   # Document of a .txt file: text up to an empty line (a line, in files without empty lines), a
   # line, or the file.
   document_unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
@@ -52,7 +53,7 @@ class VocabularyConfig(Checked):
 
   prefix = 'vocabulary.'
   # File of the allowed words: one word a line, or a column `word`; '' allows all words.
-  word_list: str = ''
+  word_list: PathText = ''
   # Alternative to word_list: number of most frequent words of the sources; 0 allows all words.
   most_frequent: NonNegativeInt = 0
   # Rule that splits text into words: that of paper 1, or plain, which handles apostrophes.
@@ -86,7 +87,7 @@ class TokenizerConfig(Checked):
   """SentencePiece tokenizer: trained on the filtered text, or read from a file."""
 
   prefix = 'tokenizer.'
-  path: str = ''  # Existing SentencePiece model; '' trains a tokenizer.
+  path: PathText = ''  # Existing SentencePiece model; '' trains a tokenizer.
   model: Annotated[str, one_of('bpe', 'unigram')] = 'bpe'  # Type of a trained tokenizer.
   # Number of pieces, including five special tokens.
   size: Annotated[int, at_least(_MIN_PIECES), at_most(MAX_AXIS_SIZE)] = 19000

@@ -21,6 +21,7 @@ _PATTERN_CHARS = re.compile(r'[*?\[]')
 _SUBFOLDERS = '**'
 _NAME_AT_STEP = re.compile(r'(.+)@(\d{1,18}|all)', re.DOTALL)
 _Path: Any = type(epath.Path())  # a class of `epath` for this platform
+_SUFFIX = re.compile(r'@\w+$')  # a step, or a unit of a source
 _HOME = re.compile(r'~(?=$|[/\\])')
 
 
@@ -145,9 +146,12 @@ def _exists(path: str) -> bool:
 
 
 def _names_path(name: str) -> bool:
-  """Returns whether a name is an existing path, a step of an existing path, or has matches."""
-  path = expand_home(split_step(name)[0])
-  return _exists(path) or is_pattern(path) and bool(expand_pattern(path))
+  """Returns whether a name, perhaps before `@` and a step or unit, exists or has matches."""
+  candidates = {name, _SUFFIX.sub('', name)}
+  return any(
+    _exists(path) or is_pattern(path) and bool(expand_pattern(path))
+    for path in map(expand_home, candidates)
+  )
 
 
 def split_names(text: str, is_name: Callable[[str], bool] = _names_path) -> list[str]:

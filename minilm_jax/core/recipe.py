@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
-from minilm_jax.core import progress, schema
+from minilm_jax.core import paths, progress, schema
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import InputError, suggest_name
@@ -67,7 +67,7 @@ def find_file(path: str) -> str:
   Raises:
     InputError: the file does not exist, or is larger than 1 MiB.
   """
-  name, colon, argument = path.partition(':')
+  name, colon, argument = paths.expand_home(path).partition(':')
   installed = pathlib.Path(__file__).resolve().parents[2]
   file = next((p for p in (pathlib.Path(name), installed / name) if p.is_file()), None)
   if file is None:
@@ -256,7 +256,7 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = '') -> T:
   Raises:
     InputError: a field is unknown, missing, of the wrong type or out of range.
   """
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
   for name in values:
     if name not in names:
@@ -283,12 +283,19 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
         f'{field}={value!r}', f'{field} is a group of fields', f'set a field, as in {field}.FIELD'
       )
     return build(typing.cast(type, kind), value, field + '.')
+  rules = getattr(kind, '__metadata__', ())
+  kind = typing.get_args(kind)[0] if rules else kind
   if isinstance(kind, types.GenericAlias):  # tuple[X, ...], from a list or comma-separated text
-    if isinstance(value, str):
+    item_kind = typing.get_args(kind)[0]
+    if isinstance(value, str) and item_kind == schema.PathText:
+      value = paths.split_names(value)
+    elif isinstance(value, str):
       value = [item.strip() for item in value.split(',') if item.strip()]
     items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_convert(typing.get_args(kind)[0], item, field) for item in items)
+    return tuple(_convert(item_kind, item, field) for item in items)
   if isinstance(value, str):
+    if schema.PATH in rules:
+      value = paths.expand_home(value)
     if invalid := schema.NO_TEXT.search(value):
       raise InputError(
         field,

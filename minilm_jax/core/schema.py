@@ -88,6 +88,8 @@ def check_seed(field: str, value: int | tuple[int, ...]) -> None:
       )
 
 
+PATH = 'path'  # marks the type of a field that names a file or folder
+PathText = Annotated[str, PATH]
 PositiveInt = Annotated[int, at_least(1)]
 NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
@@ -112,7 +114,8 @@ class Checked:
     for field in dataclasses.fields(self):
       name, value = self.prefix + field.name, getattr(self, field.name)
       for rule in getattr(hints[field.name], '__metadata__', ()):
-        rule(name, value)
+        if rule != PATH:
+          rule(name, value)
       for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):  # config.json cannot hold it
           raise InputError(f'{name}={number}', 'NaN or infinity', 'give a finite number')

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,7 +41,6 @@ _USE_RUN_OR_CLASSIFIER = (
   'give the work directory of minilm pretrain, or a classifier of minilm finetune '
   '--config.save_classifiers=True'
 )
-_REF_WITH_STEP = re.compile(r'(.+)@(\d{1,18})')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +135,8 @@ def model_kind(folder: epath.PathLike) -> str:
 
 def parse_ref(ref: str) -> tuple[epath.Path, int | None]:
   """Returns folder and step of `run` or `run@step`; an existing folder `run@step` has priority."""
-  match = None if epath.Path(ref).exists() else _REF_WITH_STEP.fullmatch(ref)
-  return (epath.Path(match[1]), int(match[2])) if match else (epath.Path(ref), None)
+  folder, step = paths.split_step(ref)
+  return (epath.Path(folder), int(step)) if step.isdecimal() else (epath.Path(ref), None)
 
 
 def resolve_model(ref: str) -> ModelRef:

@@ -14,7 +14,6 @@ arguments. Members may differ in shape and number of heads, but not in task, lab
 
 import dataclasses
 import functools
-import glob
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from etils import epath
 from jaxtyping import Float
 from rich import table as rich_table
 
-from minilm_jax.core import files, lock, run_dir
+from minilm_jax.core import files, lock, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import TEXT
 from minilm_jax.model.heads import Classifier
@@ -72,17 +71,16 @@ def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.n
 
 
 def parse_members(members: str) -> list[str]:
-  """Returns the folders of a `--members` flag: paths and glob patterns, separated by commas.
+  """Returns the folders of a `--members` flag: paths and patterns, separated by commas.
 
   Raises:
     InputError: The flag is empty, or a pattern matches no folder.
   """
   folders = []
-  for pattern in filter(None, map(str.strip, members.split(','))):
-    if '*' not in pattern:
-      folders.append(pattern)
-      continue
-    matches = [path for path in sorted(glob.glob(pattern)) if epath.Path(path).is_dir()]
+  for pattern in paths.split_names(members):
+    matches = paths.expand_pattern(pattern)
+    if matches != [pattern]:
+      matches = [path for path in matches if epath.Path(path).is_dir()]
     if not matches:
       raise InputError(
         f'the members {pattern}',

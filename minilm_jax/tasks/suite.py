@@ -1,13 +1,11 @@
 """Fine-tunes several checkpoints on several tasks, small tasks first, in a folder for each."""
 
-import glob
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import progress
+from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune
@@ -16,26 +14,24 @@ from minilm_jax.tasks.task import find_task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT
 from minilm_jax.training import checkpoint
 
-_RUN_AT_STEP = re.compile(r'(.+)@(\d+|all)')
-
 
 def expand_checkpoints(names: str) -> dict[str, list[int]]:
   """Returns the steps of each run that `--checkpoint` names.
 
   Args:
     names: Comma-separated runs as `run` for the latest checkpoint, `run@4000` or `run@all`. Patterns
-      such as `runs/sweep/*/member-*` name all matching runs with checkpoints.
+      such as `runs/sweep/*/member-*` name all matching runs with checkpoints. A run whose folder
+      exists is literal, see `paths`.
 
   Raises:
     InputError: No run is named, or a run lacks the checkpoint.
   """
   steps: dict[str, list[int]] = {}
-  for name in filter(None, map(str.strip, names.split(','))):
-    match = _RUN_AT_STEP.fullmatch(name)
-    pattern, step = match.groups() if match else (name, '')
-    sources = [pattern]
-    if '*' in pattern:
-      sources = [path for path in sorted(glob.glob(pattern)) if checkpoint.list_steps(path)]
+  for name in paths.split_names(names):
+    pattern, step = paths.split_step(name)
+    sources = paths.expand_pattern(pattern)
+    if sources != [pattern]:
+      sources = [source for source in sources if checkpoint.list_steps(source)]
     if not sources:
       raise InputError(
         f'the checkpoints of {pattern}', 'no matching run with checkpoints', 'pre-train first'

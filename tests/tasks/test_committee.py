@@ -377,3 +377,14 @@ def test_empty_committees_and_non_finite_logits_are_refused():
   for members in (logits[:0], broken):
     with pytest.raises(InputError, match='on test'):
       study(members, labels)
+
+
+def test_folders_of_members_may_have_any_name(tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('a[1]/classifier-0', 'a[1]/classifier-1', 'lr=1,wd=2/classifier-0', 'a1/x', 'c*'):
+    (tmp_path / name).mkdir(parents=True)
+  both = ['a[1]/classifier-0', 'a[1]/classifier-1']
+  assert committee.parse_members('a[1]/classifier-*') == both
+  assert committee.parse_members('a[1]/classifier-[1],c*') == [both[1], 'c*']
+  assert committee.parse_members('lr=1,wd=2/classifier-0') == ['lr=1,wd=2/classifier-0']
+  assert committee.parse_members('a[1]/*, lr=1,wd=2/*') == [*both, 'lr=1,wd=2/classifier-0']

@@ -100,6 +100,27 @@ def test_the_name_of_a_run_may_contain_an_at_sign(runs: pathlib.Path):
   assert suite.expand_checkpoints('me@home@4') == {'me@home': [4]}
 
 
+@pytest.mark.parametrize('name', ['lr=3e-3,wd=0.1', 'a@4', 'a@all', 'c [1]', 'c*', 'c?', 'ä b'])
+def test_the_folder_of_a_run_may_have_any_name(runs: pathlib.Path, name: str):
+  (runs / 'b').rename(runs / name)
+  shutil.rmtree(runs / name / 'checkpoints' / '8')
+  for checkpoint, expected in (
+    (name, {name: [4]}),
+    (f'{name}@4', {name: [4]}),
+    (f'a@8,{name}', {'a': [8], name: [4]}),
+    (f'{name}, a', {name: [4], 'a': [8]}),
+    (f'{runs}/{name}', {f'{runs}/{name}': [4]}),
+  ):
+    assert suite.expand_checkpoints(checkpoint) == expected
+
+
+def test_a_pattern_names_runs_with_checkpoints(runs: pathlib.Path):
+  (runs / 'x,y').mkdir()
+  (runs / 'a').rename(runs / 'x,y' / 'a')
+  (runs / 'x,y' / 'empty').mkdir()
+  assert suite.expand_checkpoints('x,y/*@4,b') == {'x,y/a': [4], 'b': [8]}
+
+
 def test_members_start_from_checkpoints_from_scratch_or_from_both():
   assert suite.choose_starts([4, 8], False, False) == [4, 8]
   assert suite.choose_starts([4, 8], False, True) == [4, 8, None]
