@@ -13,33 +13,47 @@ from typing import Any
 from minilm_jax.core import recipe, schema
 from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.paths import expand_home
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-  """Type, default, help and choices of a flag; the command itself checks the choice."""
+  """A flag; the command itself checks the choice.
+
+  Attributes:
+    kind: type of the value.
+    default: value without the flag.
+    help: description, for the help.
+    choices: accepted values; () accepts all values.
+    is_path: whether the value names files or folders, so that a leading `~` is expanded.
+  """
 
   kind: type
   default: Any
   help: str
   choices: tuple[str, ...] = ()
+  is_path: bool = False
 
 
 FLAGS: Mapping[str, Flag] = types.MappingProxyType(
   {
-    'workdir': Flag(str, '', 'directory for the output'),
+    'workdir': Flag(str, '', 'directory for the output', is_path=True),
     'beam': Flag(
       str, '', 'options of Apache Beam, which then filters: --beam=--runner=DirectRunner'
     ),
-    'checkpoint': Flag(str, '', 'run directory of pre-training; its latest checkpoint is used'),
-    'from': Flag(str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt'),
+    'checkpoint': Flag(
+      str, '', 'run directory of pre-training; its latest checkpoint is used', is_path=True
+    ),
+    'from': Flag(
+      str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt', is_path=True
+    ),
     'from_scratch': Flag(bool, False, 'start from random weights instead, as a control'),
     'with_scratch': Flag(bool, False, 'also start from random weights, with the same seeds'),
     'json': Flag(bool, False, 'print the result as JSON'),
     'text': Flag(str, '', 'text in quotes'),
     'best': Flag(int, 5, 'number of pieces printed for each <mask>'),
     'split': Flag(str, 'validation', 'split of the corpus', SPLITS),
-    'corpus': Flag(str, '', 'corpus folder, the output of minilm corpus'),
+    'corpus': Flag(str, '', 'corpus folder, the output of minilm corpus', is_path=True),
     'rows': Flag(int, 0, 'number of training rows, in a fixed random order; 0 takes all'),
     'shuffle_seed': Flag(int, 0, 'seed of the random order of rows, 0 by default'),
     'select_by': Flag(
@@ -48,7 +62,10 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'num_parts': Flag(int, 3, 'number of subsets, from the lowest to the highest scores'),
     'size': Flag(int, 0, 'tokens of a subset; 0 takes the maximum'),
     'pairs': Flag(
-      str, '', 'minimal pairs: a table with sentence_good and sentence_bad, or a folder'
+      str,
+      '',
+      'minimal pairs: a table with sentence_good and sentence_bad, or a folder',
+      is_path=True,
     ),
     'pll_variant': Flag(
       str,
@@ -72,13 +89,16 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'repeats': Flag(int, 5, 'number of timed blocks'),
     'confusion': Flag(bool, False, 'draw confusion matrices from logged predictions'),
     'logged': Flag(
-      str, '', 'table of evaluations (.csv, .csv.gz) in place of runs; needs --workdir'
+      str,
+      '',
+      'table of evaluations (.csv, .csv.gz) in place of runs; needs --workdir',
+      is_path=True,
     ),
     'bootstrap_samples': Flag(int, 1000, 'bootstrap samples for each confidence interval'),
     'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
-    'base': Flag(str, '', 'run directories of the base recipe, separated by commas'),
+    'base': Flag(str, '', 'run directories of the base recipe, separated by commas', is_path=True),
     'preregistration': Flag(
-      str, '', 'recipe file; the page quotes its docstring, with question and rules'
+      str, '', 'recipe file; the page quotes its docstring, with question and rules', is_path=True
     ),
     'plateau_loss': Flag(
       float, 0.0, 'loss of the plateau, nats; estimated from the runs by default'
@@ -95,12 +115,17 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'flops': Flag(float, 0.0, 'training FLOPs of each model, in place of num_steps'),
     'seconds': Flag(float, 0.0, 'training seconds of each point, in place of num_steps'),
     'deterministic': Flag(bool, False, 'on a GPU, use deterministic kernels only (may be slower)'),
-    'members': Flag(str, '', 'saved classifiers, separated by commas; stars are expanded'),
-    'committee': Flag(str, '', 'output folder of minilm committee'),
-    'classifier': Flag(str, '', 'a saved classifier, in place of --committee'),
+    'members': Flag(
+      str, '', 'saved classifiers, separated by commas; stars are expanded', is_path=True
+    ),
+    'committee': Flag(str, '', 'output folder of minilm committee', is_path=True),
+    'classifier': Flag(str, '', 'a saved classifier, in place of --committee', is_path=True),
     'text_pair': Flag(str, '', 'second text, for tasks on pairs of texts'),
     'file': Flag(
-      str, '', 'file of texts in place of --text: .jsonl, .csv, .tsv, .parquet; columns of the task'
+      str,
+      '',
+      'file of texts in place of --text: .jsonl, .csv, .tsv, .parquet; columns of the task',
+      is_path=True,
     ),
     'num_calls': Flag(int, 100, 'number of timed predictions of each model'),
     'heads': Flag(int, 0, 'also time an encoder with this number of heads; 0 does not'),
@@ -271,7 +296,7 @@ def _parse_words(
   remaining = iter(words)
   for word in remaining:
     if not word.startswith('-'):
-      free_words.append(word)
+      free_words.append(expand_home(word))
       continue
     flag, has_value, text = word.removeprefix('-').removeprefix('-').partition('=')
     field = flag.removeprefix('config.') if fields and flag.startswith('config.') else ''
@@ -288,7 +313,8 @@ def _parse_words(
       if not text:
         raise InputError(f'--{flag}', 'no value', f'give --{flag}=VALUE; see minilm {name} --help')
     if not field:
-      values[flag] = _convert(f'--{flag}={text}', text, kind)
+      value = _convert(f'--{flag}={text}', text, kind)
+      values[flag] = expand_home(value) if flags[flag].is_path else value
     else:  # `recipe.resolve` converts numbers to the declared type
       changes[field] = _convert(f'--{flag}={text}', text, bool) if kind is bool else text
   _check_words(name, command, values, free_words)
