@@ -33,6 +33,7 @@ from minilm_jax.data import documents, filters
 
 TEXT_KINDS = ('sentences', 'spans', 'documents')
 _CHARS_PER_BATCH = 1 << 20
+_MAX_BYTES_PER_WORD = 24  # mean above that of languages with spaces between words
 _NUM_BUCKETS = 256
 _BUCKET_SHIFT = np.uint64(56)  # the top byte of a digest is its bucket
 _LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # the hash ignores case and white space
@@ -352,7 +353,10 @@ def _refuse_empty(summary: Mapping[str, Any], splits: SplitConfig) -> None:
         f'{name.replace("_", " ")} {n:,}' for name, n in sorted(summary['passes'].items()) if n
       )
       remedy = 'give more text, a larger word list or lower minimum numbers of words'
-      if split != 'train':
+      num_bytes, words = summary['bytes'], max(1, summary['passes'].get('words_read', 0))
+      if num_bytes > _MAX_BYTES_PER_WORD * words:
+        remedy = f'write spaces between words: a word has {num_bytes / words:.0f} bytes on average'
+      elif split != 'train':
         remedy = f'give more text, raise splits.{split}, or set splits.{split}=0'
       raise InputError(
         f'the {split} split',

@@ -30,14 +30,16 @@ from minilm_jax.core import files, schema
 from minilm_jax.core.corpus_config import VocabularyConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import readers
-from minilm_jax.data.normalization import normalize_text
+from minilm_jax.data.normalization import list_mark_ranges, normalize_text
 
 _MAX_LIST_LINE_CHARS = 1_000_000
-_PAPER1_WORDS = re.compile(r'\b\w\w+\b')
-_PAPER1_DIGITS = re.compile(r'\b\d+')
+_MARKS = list_mark_ranges()
+_PAPER1_WORDS = re.compile(rf'\w[\w{_MARKS}]+')
+_PAPER1_DIGITS = re.compile(rf'(?<![\w{_MARKS}])\d+')
 _PAPER1_LINK = re.compile(r'http\S*')
-_PLAIN_WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
-_PLAIN_NUMBER = re.compile(r'\b\d+(?:[.,]\d+)*\b')
+_PLAIN_LETTERS = rf'(?:[^\W_][{_MARKS}]*)+'
+_PLAIN_WORDS = re.compile(rf"{_PLAIN_LETTERS}(?:'{_PLAIN_LETTERS})*")
+_PLAIN_NUMBER = re.compile(rf'(?<![\w{_MARKS}])\d+(?:[.,]\d+)*(?![\w{_MARKS}])')
 NUMBER_TOKEN = '0'  # replaces every number under the plain rule
 _GLUE_DELETED = str.maketrans('', '', '0123456789!:&“”—-_,@#$?;’.\'()"')
 _GLUE_PARTS = frozenset(('', 'nt', 's', 're', 't', 'd', 'll'))
@@ -49,7 +51,8 @@ _LONE_END_MARK = 2  # consists of one end mark
 _CLOSER = 4  # consists of closing quotes and brackets
 _SENTENCE_END = 8  # may end a sentence
 _EXCLUDED_BIT, _WORDS_BIT = 4, 5  # a word outside the list; the number of counted words
-_ENDERS, _CLOSERS, _OPENERS, _CONTINUES = '.!?…', '"\')]}”’»', '"“‘«([{', ',;:-–—'
+_ENDERS, _CONTINUES = '.!?…。｡！？؟۔।॥', ',;:-–—'
+_CLOSERS, _OPENERS = '"\')]}”’»」』）》】', '"“‘«([{「『（《【'
 _END_CHARS = frozenset(_ENDERS + _CLOSERS)
 _PUNCTUATION = '.,;:!?…"\'()[]{}“”‘’«»*'
 _ABBREVIATIONS = frozenset(
@@ -117,9 +120,9 @@ def select_frequent_words(counts: Mapping[str, int], n: int) -> WordList:
 def extract_words(field: str, rule: str) -> tuple[str, ...]:
   """Returns the counted words of one field in lower case.
 
-  Under 'paper1', words are runs of two or more word characters, so "don't" gives "don". Digits give
-  "number", links give "hlink". Under 'plain', words have any length and may contain apostrophes;
-  numbers give '0'.
+  Combining marks belong to the letter before them. Under 'paper1', words are runs of two or more
+  word characters, so "don't" gives "don". Digits give "number", links give "hlink". Under 'plain', words
+  have any length and may contain apostrophes; numbers give '0'.
 
   >>> extract_words("Don't", 'paper1'), extract_words('well-known,', 'paper1'), extract_words('1,000', 'paper1')
   (('don',), ('well', 'known'), ('number', 'number'))

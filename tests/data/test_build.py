@@ -283,6 +283,14 @@ def test_missing_input_leaves_no_folder(source, tmp_path, field: str):
   assert not (tmp_path / 'run').exists()
 
 
+def test_text_without_spaces_is_named_as_the_reason(tmp_path):
+  lines = '我们看到了那座红色的大房子和院子里的小狗', '今天的天气很好所以大家都出去散步了'
+  (tmp_path / 'a.txt').write_text('\n\n'.join(lines))
+  changes = {'vocabulary.word_list': '', 'documents.sources': f'{tmp_path}/a.txt'}
+  with pytest.raises(InputError, match='spaces between words'):
+    build.build_corpus(make_config(tmp_path, **changes), tmp_path / 'corpus')
+
+
 def test_damaged_text_is_refused_or_replaced(source, tmp_path):
   damaged = tmp_path / 'a.txt'
   damaged.write_bytes((source / 'a.txt').read_bytes() + b'\n\xff\xfe broken\n')

@@ -136,6 +136,10 @@ def test_the_plain_rule_knows_apostrophes_numbers_and_single_letters():
     ("Well , he ran . `` Stop ! '' he said . it was late .", 3),
     ('a title\nand a line', 2),
     ('', 0),
+    ('राम घर गया। सीता भी गई। कौन आया?', 3),
+    ('他 来 了 。 她 走 了 ！ 谁 ？', 3),
+    ('「来た。」 彼は言った。', 2),
+    ('هل جاء؟ نعم جاء.', 2),
   ],
 )
 def test_texts_have_their_number_of_sentences(text, count):
@@ -162,6 +166,17 @@ def test_counts_of_real_text_are_fixed(data):
 def test_a_decomposed_accent_is_part_of_its_letter(rule: str):
   assert filters.extract_words('cafe\u0301', rule) == ('caf\u00e9',)
   assert filters.is_inside_word_list('Cafe\u0301', frozenset(['caf\u00e9']))
+
+
+@pytest.mark.parametrize('rule', ['paper1', 'plain'])
+@pytest.mark.parametrize('word', ['हिन्दी', 'বাংলা', 'తెలుగు', 'العَرَبِيَّة', 'x\u0302y', 'größe'])
+def test_words_contain_combining_marks(word: str, rule: str):
+  assert filters.extract_words(word, rule) == (word,)
+  assert filters.extract_words(f'({word}), {word}!', rule) == (word, word)
+
+
+def test_a_lone_mark_is_no_word():
+  assert filters.extract_words('\u0941', 'plain') == filters.extract_words('\u0941', 'paper1') == ()
 
 
 def test_documents_are_selected_as_a_unit():
