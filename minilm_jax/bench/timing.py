@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import signal
 import statistics
 import time
 import typing
@@ -21,7 +20,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array
 
-from minilm_jax.core import backend, progress
+from minilm_jax.core import backend, progress, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
@@ -204,7 +203,7 @@ def start_worker(
 
 def _serve(pipe: Any, make_step: Callable[[], TimedStep], cores: Sequence[int]) -> None:
   """Answers each received number of steps with their times; sends the text of an error."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the worker
+  signals.ignore_in_worker()
   if cores:
     os.sched_setaffinity(0, cores)
   try:

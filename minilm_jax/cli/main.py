@@ -8,7 +8,7 @@ Results go to standard output, progress and errors to standard error.
 |---|---|
 | 0 | the command finished |
 | 2 | the input is invalid, a file cannot be written, or a process of the run was lost |
-| 130, 143 | SIGINT or SIGTERM; pre-training saves a checkpoint first |
+| 129, 130, 138, 143 | SIGHUP, SIGINT, SIGUSR1 or SIGTERM; training saves first |
 
 JAX is imported after the command line is checked, so that `--help` and refusals are fast.
 """

@@ -1,8 +1,18 @@
-"""Handles SIGTERM and SIGINT by an exception, or by a flag so that a loop can save first.
+"""Handles signals by an exception, or by a flag so that a loop can save first.
+
+| signal | sender |
+|---|---|
+| SIGTERM | a scheduler, or `kill` |
+| SIGINT | Control-C |
+| SIGHUP | a closed terminal |
+| SIGUSR1 | Slurm and submitit, some time before the limit of a job |
 
 Python runs a handler in the main thread between two instructions. The exception of the first signal
 therefore runs every `finally`. A second signal exits immediately. Other threads and ignored signals
-are unaffected; a shell ignores SIGINT for background processes.
+are unaffected; a shell ignores SIGINT for background processes, and `nohup` ignores SIGHUP.
+
+In a job of Slurm, SIGUSR1 asks for a save alone, and the program goes on. Slurm sends SIGTERM at
+the limit.
 """
 
 import contextlib
@@ -12,9 +22,16 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+# Windows has neither SIGHUP nor SIGUSR1.
+SIGNALS = tuple(
+  getattr(signal, name)
+  for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGUSR1')
+  if hasattr(signal, name)
+)
 _EXIT_OFFSET = 128  # shells define the exit status after a signal as 128 plus its number
 # Number of open blocks, and whether a signal arrived in the outermost block.
 _num_blocks, _is_signaled = 0, False
+_is_save_requested = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +51,19 @@ class SignalFlag:
   """Number of the first signal, or 0."""
 
   number: int = 0
+
+  def take_save_request(self) -> bool:
+    """Returns whether a signal asked for a save since the last call."""
+    global _is_save_requested
+    is_requested, _is_save_requested = _is_save_requested, False
+    return is_requested
+
+
+def ignore_in_worker() -> None:
+  """Ignores all signals but SIGTERM in a worker process, which the main process ends."""
+  for number in SIGNALS:
+    if number != signal.SIGTERM:
+      signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -77,7 +107,10 @@ def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iter
     return
 
   def handler(number: int, _: object) -> None:
-    global _is_signaled
+    global _is_signaled, _is_save_requested
+    if 'SLURM_JOB_ID' in os.environ and signal.Signals(number).name == 'SIGUSR1':
+      _is_save_requested = True
+      return
     if _is_signaled:
       os._exit(_EXIT_OFFSET + number)
     _is_signaled = True
@@ -86,7 +119,7 @@ def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iter
   _num_blocks, _is_signaled = _num_blocks + 1, _is_signaled and _num_blocks > 0
   old_handlers = {
     number: signal.signal(number, handler)
-    for number in (signal.SIGTERM, signal.SIGINT)
+    for number in SIGNALS
     if signal.getsignal(number) != signal.SIG_IGN
   }
   try:

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, UInt64
 
-from minilm_jax.core import progress
+from minilm_jax.core import progress, signals
 from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filters
@@ -83,7 +82,7 @@ def map_in_order(
 def _initialize_worker(function: Callable[[list[str]], Any]) -> None:
   global _worker_function
   _worker_function = function
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the pool
+  signals.ignore_in_worker()
   threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from minilm_jax.core import files, old_names, run_dir, signals
+from minilm_jax.core import files, old_names, progress, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.schema import TEXT
 from minilm_jax.tasks import classifier, finetune_results
@@ -204,9 +204,12 @@ def make_saver(
 
   def maybe_save() -> None:
     nonlocal last_save
-    if flag.number or time.monotonic() - last_save >= SAVE_SECONDS:
+    is_requested = flag.take_save_request()
+    if flag.number or is_requested or time.monotonic() - last_save >= SAVE_SECONDS:
       save_state(workdir, specs, state)
       last_save = time.monotonic()
+    if is_requested and not flag.number:
+      progress.log(f'saved after {state.step:,} updates after SIGUSR1; the run continues')
     if flag.number:
       raise signals.Interrupted(
         flag.number,

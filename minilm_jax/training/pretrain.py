@@ -53,7 +53,7 @@ def pretrain(
     InputError: Corpus, work directory or machine do not fit the recipe.
     DistributedError: An update was not finite, and the recipe stops at non-finite updates.
     OSError: A file of the run could not be written; earlier checkpoints stay.
-    signals.InterruptedAfterSave: SIGTERM or SIGINT came, and the run was saved after the chunk.
+    signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
   """
   run_setup.check_recipe(config, workdir)
   with distributed.raise_together():
@@ -106,8 +106,8 @@ def _run_chunks(
       )
       update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
       loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
-      signal, is_due = _poll(interrupt, checkpoints, config.checkpoint.every_minutes)
-      if chunk.save or signal or is_due:
+      signal, is_due, is_requested = _poll(interrupt, checkpoints, config.checkpoint.every_minutes)
+      if chunk.save or signal or is_due or is_requested:
         checkpoints.save(state, chunk.last, loss)
       checkpoints.settle()
       if signal:
@@ -115,6 +115,9 @@ def _run_chunks(
         raise signals.InterruptedAfterSave(
           signal, f' at update {chunk.last:,}; saved; the same command resumes from this update'
         )
+      if is_requested:
+        checkpoints.finish()
+        progress.log(f'saved at update {chunk.last:,} after SIGUSR1; the run continues')
   return state, active
 
 
@@ -244,8 +247,12 @@ def _open_outputs(
 
 def _poll(
   interrupt: signals.SignalFlag, checkpoints: checkpoint.CheckpointWriter, minutes: float
-) -> tuple[int, bool]:
-  """Returns the signal of any process, or 0, and whether the first process's clock asks to save."""
+) -> tuple[int, bool, bool]:
+  """Returns the signal of any process, or 0, and whether clock or signal ask for a save.
+
+  The clock is that of the first process.
+  """
   is_due = minutes > 0 and time.monotonic() - checkpoints.saved_at >= 60 * minutes
-  reports = distributed.allgather_ints(interrupt.number, is_due)
-  return max(number for number, _ in reports), bool(reports[0][1])
+  reports = distributed.allgather_ints(interrupt.number, is_due, interrupt.take_save_request())
+  numbers, _, requests = zip(*reports, strict=True)
+  return max(numbers), bool(reports[0][1]), any(requests)

@@ -17,6 +17,7 @@ import pytest
 import minilm_jax
 from configs import glue, paper1, paper1_grids
 from minilm_jax.cli import commands, flags, main
+from minilm_jax.core import signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint
 
@@ -463,11 +464,14 @@ def test_a_signal_ends_training_after_a_checkpoint(
   assert checkpoint.list_steps(workdir)[-1] == int(step[1].replace(',', ''))
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+  'number, status',
+  [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
+)
 def test_a_signal_ends_other_commands_with_its_status(
   number: int, status: int, monkeypatch, capsys
 ):
-  handlers = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
+  handlers = [signal.getsignal(name) for name in signals.SIGNALS]
   monkeypatch.chdir(ROOT)
   monkeypatch.setitem(
     commands.COMMANDS,
@@ -477,7 +481,7 @@ def test_a_signal_ends_other_commands_with_its_status(
   try:
     assert call_main(['show', TINY], capsys)[:2] == (status, '')
   finally:
-    for name, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+    for name, handler in zip(signals.SIGNALS, handlers, strict=True):
       signal.signal(name, handler)
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first raises or sets a flag, the second exits; handlers are restored."""
+"""The first signal raises or sets a flag, the second exits; handlers are restored."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 from minilm_jax.core import signals
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,13 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-  'number, status, name', [(signal.SIGTERM, 143, 'SIGTERM'), (signal.SIGINT, 130, 'SIGINT')]
+  'number, status, name',
+  [
+    (signal.SIGTERM, 143, 'SIGTERM'),
+    (signal.SIGINT, 130, 'SIGINT'),
+    (signal.SIGHUP, 129, 'SIGHUP'),
+    (signal.SIGUSR1, 138, 'SIGUSR1'),
+  ],
 )
 def test_a_flagged_signal_lets_the_block_end(number: int, status: int, name: str, handlers: list):
   is_finished = False
@@ -88,10 +94,20 @@ def test_other_threads_keep_the_handlers(handlers: list):
 
 
 def test_ignored_signals_stay_ignored():
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  with signals.note_signals() as flag:
-    send(signal.SIGINT)
-  assert not flag.number
+  for number in (signal.SIGINT, signal.SIGHUP):  # of a background process, and of nohup
+    signal.signal(number, signal.SIG_IGN)
+    with signals.note_signals() as flag:
+      send(number)
+    assert not flag.number
+
+
+def test_a_notice_of_slurm_asks_for_a_save_alone(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  with signals.raise_on_signals(), signals.note_signals() as flag:
+    assert not flag.take_save_request()
+    send(signal.SIGUSR1)
+    send(signal.SIGUSR1)
+    assert flag.number == 0 and flag.take_save_request() and not flag.take_save_request()
 
 
 PROGRAM = """
@@ -116,7 +132,7 @@ print('still here', flush=True)
 
 @pytest.mark.parametrize('block, output', [('loop', 'noted\n'), ('command', 'leaving\n')])
 def test_a_second_signal_exits_immediately(block: str, output: str):
-  for first, second in (SIGNALS, SIGNALS[::-1]):
+  for first, second in (SIGNALS[:2], SIGNALS[2:], SIGNALS[1::-1]):
     process = subprocess.run(
       [sys.executable, '-c', PROGRAM, block, str(int(first)), str(int(second))],
       cwd=ROOT,

@@ -1,5 +1,6 @@
 """Tests the state file: it is loaded bit for bit, or ignored if damaged or of other members."""
 
+import os
 import pathlib
 import signal
 
@@ -91,6 +92,21 @@ def test_a_signal_saves_the_state_at_once(state: FinetuneState, tmp_path: pathli
   with pytest.raises(signals.Interrupted, match='SIGTERM after 7 updates') as error:
     maybe_save()
   assert error.value.status == 143 and finetune_resume.read_state_step(tmp_path, SPECS) == 7
+
+
+def test_a_notice_of_slurm_saves_the_state(
+  state: FinetuneState,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture,
+):
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  with signals.note_signals() as flag:
+    maybe_save = finetune_resume.make_saver(tmp_path, SPECS, state, flag)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    maybe_save()
+  assert finetune_resume.read_state_step(tmp_path, SPECS) == 7
+  assert 'SIGUSR1; the run continues' in capsys.readouterr().err
 
 
 def test_a_missing_state_can_be_removed(state: FinetuneState, tmp_path: pathlib.Path):

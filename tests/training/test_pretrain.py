@@ -214,7 +214,13 @@ def test_a_run_without_remaining_steps_compiles_no_chunk(
 
 @pytest.mark.parametrize(
   'call, number, saved',
-  [(4, signal.SIGTERM, [4, 6]), (8, signal.SIGINT, [8, 12]), (10, signal.SIGTERM, [8, 12])],
+  [
+    (4, signal.SIGTERM, [4, 6]),
+    (8, signal.SIGINT, [8, 12]),
+    (10, signal.SIGTERM, [8, 12]),
+    (4, signal.SIGHUP, [4, 6]),
+    (4, signal.SIGUSR1, [4, 6]),
+  ],
 )
 def test_a_signal_saves_at_the_end_of_the_chunk(
   call: int,
@@ -239,6 +245,22 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   assert not any(checkpoint.find_damage(checkpoint.step_folder(tmp_path, step)) for step in saved)
   pretrain.pretrain(config, tmp_path)
   check_equals_finished(tmp_path, finished_run, config)
+
+
+def test_a_notice_of_slurm_saves_and_the_run_continues(
+  finished_run: pathlib.Path,
+  tiny_corpus: pathlib.Path,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture,
+):
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  config = make_run_config(tiny_corpus, **{'checkpoint.every': 12})
+  call_at(4, monkeypatch, run_dir, 'append_line', lambda: os.kill(os.getpid(), signal.SIGUSR1))
+  pretrain.pretrain(config, tmp_path)
+  assert checkpoint.list_steps(tmp_path) == [6, 12]
+  assert 'saved at update 6 after SIGUSR1; the run continues\n' in capsys.readouterr().err
+  assert read_log(tmp_path) == read_log(finished_run)
 
 
 def test_a_run_whose_lock_another_process_took_stops(
