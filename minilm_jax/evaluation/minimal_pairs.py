@@ -87,11 +87,12 @@ def _open_tables(
       'TFDS with blimp',
     )
   is_folder = path.is_dir()
-  tables = [path]
+  tables, names = [path], []
   if is_folder:
-    tables = sorted(
-      file for file in path.iterdir() if readers.detect_format(file) in _TABLE_FORMATS
-    )
+    # Hidden files are not tables: macOS adds `._a.jsonl` to `a.jsonl`.
+    contents = sorted(file for file in path.iterdir() if not file.name.startswith('.'))
+    tables = [file for file in contents if readers.detect_format(file) in _TABLE_FORMATS]
+    names = [file.name for file in contents]
   if tables:
     name = (path.name or 'pairs') if is_folder else _strip_suffixes(path)
     return name, [
@@ -101,10 +102,10 @@ def _open_tables(
   infos = paths.list_matches(root / 'blimp', '*/*/dataset_info.json')
   paradigms = sorted({info.parent.parent.name for info in infos})
   if not paradigms:
-    names = ', '.join(sorted(file.name for file in path.iterdir())[:10]) or '(none)'
     raise InputError(
       subject,
-      f'neither a table nor blimp as TFDS prepares it; the files are {names}',
+      'neither a table nor blimp as TFDS prepares it; the files are '
+      f'{", ".join(names[:10]) or "(none)"}',
       f'give tables in the formats .{", .".join(_TABLE_FORMATS)}',
     )
   return 'blimp', [

@@ -138,10 +138,10 @@ def _find_file(folder: epath.Path, split: str) -> epath.Path:
       'remove all but the correct file',
     )
   if not paths:
-    names = ', '.join(sorted(path.name for path in folder.iterdir())[:10]) or '(none)'
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
     raise MissingSplit(
       f'{split}.jsonl, .csv, .tsv (each also .gz, .xz, .zst) or .parquet in {folder}',
-      f'the files {names}',
+      f'the files {", ".join(names[:10]) or "(none)"}',
       'name the file after the split, or set another task.folder',
     )
   return paths[0]

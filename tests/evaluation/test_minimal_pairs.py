@@ -239,6 +239,8 @@ def test_all_formats_give_equal_pairs(tmp_path: pathlib.Path):
   ):
     assert minimal_pairs.read_pairs(path) == ROW_PAIRS
     assert minimal_pairs.name_pair_set(path) == path.name[0]
+  for name in ('._a.jsonl', '.DS_Store', 'Thumbs.db', 'desktop.ini'):
+    (tmp_path / name).write_bytes(b'\0\5\26\7\0\2\0\0Mac OS X')
   assert minimal_pairs.read_pairs(tmp_path) == ROW_PAIRS * 5
   assert minimal_pairs.name_pair_set(tmp_path) == tmp_path.name
 
