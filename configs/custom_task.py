@@ -6,8 +6,9 @@
         --config.task.fields=first,second --config.task.label=similarity --config.task.kind=regression
 
 Files are .csv, .tsv, .jsonl or .parquet, all but .parquet possibly compressed (.gz, .xz, .zst), or
-.json in the format of FewRel. An example has one or two columns of text. The classes are the values
-of the label column in the training file, also for numbers; `task.kind=regression` predicts numbers.
+.json: an array of objects, or relations in the format of FewRel. An example has one or two columns
+of text. The classes are the values of the label column in the training file, also for numbers;
+`task.kind=regression` predicts numbers.
 Without `task.validation`, a hash of the text selects a fifth of the training file for validation.
 Other settings are those of configs/glue.py.
 

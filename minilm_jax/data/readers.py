@@ -2,7 +2,7 @@
 
 The file name gives the format: .txt, .jsonl, .json, .csv, .tsv or .parquet. All formats except
 .parquet may be compressed (.gz, .xz, .zst). Paths are local or `gs://`. A .json file has one object
-a line, as C4 has. A .tsv file has no quoting, as in GLUE. The formats .parquet and .zst need the
+a line, as C4 has, or is an array of objects. A .tsv file has no quoting, as in GLUE. The formats .parquet and .zst need the
 extra [data].
 
 Memory is bounded by one line or row and by the limit of the decompressor, not by the file size.
@@ -303,6 +303,33 @@ def _read_jsonl(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[d
     yield row
 
 
+def is_json_array(path: epath.PathLike) -> bool:
+  """Returns whether the content of a .json file begins with a bracket, after blanks."""
+  with open_file(path) as stream:
+    return stream.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'[')
+
+
+def _read_json(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a JSON array that fits in memory, or of JSON lines."""
+  if not is_json_array(path):
+    yield from _read_jsonl(path, errors, max_chars)
+    return
+  raw = read_decompressed(path).removeprefix(codecs.BOM_UTF8)
+  text, fault = _decode(raw)
+  if fault is not None and errors == 'strict':
+    raise _make_encoding_error(path, str(path), fault, raw[fault], raw[:_HEAD_BYTES])
+  remedy = 'give an array of objects, or one JSON object a line'
+  decoder = json.JSONDecoder(object_pairs_hook=functools.partial(_make_row, str(path)))
+  try:
+    rows = decoder.decode(text)
+  except (ValueError, RecursionError) as error:
+    raise InputError(str(path), f'not JSON: {error}', remedy) from None
+  for number, row in enumerate(rows, 1):
+    if not isinstance(row, dict):
+      raise InputError(f'{path}, item {number:,}', f'not an object but {str(row)[:40]}', remedy)
+    yield row
+
+
 def _make_line_end_error(path: epath.PathLike) -> InputError:
   name = shlex.quote(f'lines-{epath.Path(path).name}')
   return InputError(
@@ -407,7 +434,7 @@ def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
 
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
   'jsonl': _read_jsonl,
-  'json': _read_jsonl,
+  'json': _read_json,
   'csv': _read_delimited,
   'tsv': _read_delimited,
   'parquet': _read_parquet,

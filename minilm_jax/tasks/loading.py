@@ -121,7 +121,7 @@ def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str,
 
 
 def _read_table(path: epath.Path, config: TaskConfig) -> Iterator[dict[str, Any]]:
-  if is_fewrel_file(path):
+  if is_fewrel_file(path) and not readers.is_json_array(path):
     return read_fewrel_rows(path, config.markers)
   return documents.read_table_rows(str(path), errors='strict')
 

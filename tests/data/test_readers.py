@@ -303,6 +303,19 @@ def test_rows_do_not_depend_on_the_format(tmp_path, name):
   assert read_rows(tmp_path / name) == ROWS
 
 
+@pytest.mark.parametrize('name', ['a.json', 'a.json.xz'])
+def test_a_json_file_has_an_array_or_lines(tmp_path, name):
+  pack = PACK[(tmp_path / name).suffix.replace('.json', '')]
+  lines = ''.join(json.dumps(row) + '\n' for row in ROWS)
+  for text in (lines, json.dumps(ROWS), '\ufeff\n ' + json.dumps(ROWS, indent=2), '\n' + lines):
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    assert read_rows(tmp_path / name) == ROWS
+  for text, match in (('[{"a": 1}, 2]', 'item 2'), ('[{"a": 1}', 'not JSON'), ('[' * 9000, 'JSON')):
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    with pytest.raises(InputError, match=match):
+      read_rows(tmp_path / name)
+
+
 def test_a_quoted_field_may_span_lines(tmp_path):
   (tmp_path / 'a.csv').write_text('text,n\n"one\ntwo",1\n')
   assert read_rows(tmp_path / 'a.csv') == [{'text': 'one\ntwo', 'n': '1'}]

@@ -119,6 +119,13 @@ def test_a_relation_listed_twice_is_refused(tmp_path: pathlib.Path):
     list(loading.read_fewrel_rows(tmp_path / 'a.json', False))
 
 
+def test_a_json_array_is_a_table(tmp_path: pathlib.Path):
+  rows = [{'text': 'the cat sees', 'label': 'neg'}, {'text': 'the dog eats', 'label': 'pos'}]
+  (tmp_path / 'a.json').write_text(json.dumps(rows))
+  config = dataclasses.replace(CONFIG, train=str(tmp_path / 'a.json'))
+  assert list(loading.read_rows(find_task('own'), config, 'train')) == rows
+
+
 def test_a_json_file_is_read_as_fewrel(tmp_path: pathlib.Path):
   item = {'tokens': ['a', 'b'], 'h': ['', '', [[0]]], 't': ['', '', [[1]]]}
   (tmp_path / 'train.json').write_text(json.dumps({'r': [item]}))
