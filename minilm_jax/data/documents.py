@@ -8,9 +8,9 @@ A source is
 - `microworld` or `microworld:COUNT`, generated documents (20,000 by default).
 
 In a .txt file, `document_unit` defines a document: a `line`, the whole `file`, or `paragraphs`,
-the lines up to an empty line. With `paragraphs`, each line is a document if no line is empty. A
-suffix overrides the unit for one source: `books/*.txt@file`. In a table, a document is the value
-of one column.
+the lines up to an empty line, joined by spaces. With `paragraphs`, each line is a document if no
+line is empty. A suffix overrides the unit for one source: `books/*.txt@file`. In a table, a
+document is the value of one column.
 
 Text is normalised to NFC and otherwise unchanged, including white space; empty documents are
 skipped. Memory holds one document.
@@ -229,7 +229,12 @@ def _get_text(row: dict[str, Any], config: DocumentsConfig, location: str) -> st
 def _join_lines(
   lines: Iterable[str], name: str, max_chars: int, is_file: bool = False
 ) -> Iterator[str]:
-  """Yields the paragraphs of a file, or with `is_file` all lines as one document."""
+  """Yields the paragraphs of a file, or with `is_file` all lines as one document.
+
+  The line ends of a paragraph become spaces, because a sentence continues on the next line of
+  hard-wrapped text.
+  """
+  line_end = '\n' if is_file else ' '
   document, size = [], 0
   for line in lines:
     if is_file or line.strip():
@@ -238,9 +243,9 @@ def _join_lines(
       if size > max_chars + 1:
         raise _make_length_error(name, max_chars)
     elif document:
-      yield '\n'.join(document)
+      yield line_end.join(document)
       document, size = [], 0
-  yield '\n'.join(document)
+  yield line_end.join(document)
 
 
 def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -> Iterator[str]:

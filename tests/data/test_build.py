@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import unicodedata
 
 import numpy as np
@@ -37,6 +38,8 @@ def write_text(path: pathlib.Path, count: int = 200, seed: int = 0) -> pathlib.P
       words = dice.choices(WORDS, k=dice.choice([4, 9, 12, 14, 17]))
       if dice.random() < 0.2:
         words[dice.randrange(len(words))] = 'zygote'
+      if words[-1] == 'a':
+        words[-1] = 'the'  # 'a.' would be an initial
       sentences.append(' '.join(words).capitalize() + '.')
     texts.append('\n'.join(sentences))
   path.write_text('\n\n'.join(texts) + '\n')
@@ -281,6 +284,21 @@ def test_missing_input_leaves_no_folder(source, tmp_path, field: str):
   with pytest.raises(InputError, match='/no/such.txt'):
     build.build_corpus(make_config(source, **{field: '/no/such.txt'}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_hard_wrapped_text_gives_the_corpus_of_unwrapped_text(source, tmp_path):
+  hashes = []
+  for width in (20, 33, 10_000):
+    folder = tmp_path / str(width)
+    folder.mkdir()
+    for name in ('a.txt', 'b.txt'):
+      paragraphs = (source / name).read_text().strip().split('\n\n')
+      wrapped = (textwrap.fill(' '.join(text.split()), width) for text in paragraphs)
+      (folder / name).write_text('\n\n'.join(wrapped) + '\n')
+    changes = {'vocabulary.word_list': str(source / 'words.txt')}
+    build.build_corpus(make_config(folder, **changes), folder / 'corpus')
+    hashes.append(corpus.read_manifest(folder / 'corpus')['hash'])
+  assert len(set(hashes)) == 1
 
 
 def test_text_without_spaces_is_named_as_the_reason(tmp_path):

@@ -45,7 +45,7 @@ def book(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.mark.parametrize(
   'unit, texts',
   [
-    ('paragraphs', ['a\nb', 'c  d \n e']),
+    ('paragraphs', ['a b', 'c  d   e']),
     ('line', ['a', 'b', 'c  d ', ' e']),
     ('file', ['a\nb\n\n\nc  d \n e']),
   ],
@@ -59,7 +59,7 @@ def test_each_line_is_a_document_if_no_line_is_empty(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('one\ntwo\n')
   assert read_sources(path) == ['one', 'two']
-  assert read_sources(f'{path}@paragraphs') == ['one\ntwo']
+  assert read_sources(f'{path}@paragraphs') == ['one two']
   path.write_text('word\n' * 1000)  # more than max_chars characters
   assert len(read_sources(path)) == 1000
   path.write_text('word\n' * 1000 + '\nword\n')  # the first thousand lines are one document
@@ -70,7 +70,7 @@ def test_each_line_is_a_document_if_no_line_is_empty(tmp_path):
 def test_a_document_has_at_most_max_chars(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('1234\n6789\n\nb\n')
-  assert read_sources(path, max_chars=9) == ['1234\n6789', 'b']
+  assert read_sources(path, max_chars=9) == ['1234 6789', 'b']
   assert '@line' in refuse(path, max_chars=8)
 
 
@@ -85,7 +85,7 @@ def test_sources_keep_their_order_and_are_read_once(tmp_path, book):
     ('book.txt', 'txt'),
   ]
   assert pickle.loads(pickle.dumps(sources)) == sources
-  assert read_sources(*config.sources) == ['j', 'x', 'a\nb', 'c  d \n e']
+  assert read_sources(*config.sources) == ['j', 'x', 'a b', 'c  d   e']
 
 
 @pytest.mark.parametrize(
