@@ -37,6 +37,8 @@ _NO_DUMMY_PREFIX = bytes((3 << 3 | 2, 2, 3 << 3, 0))
 _NUM_THREADS = 4
 # Smaller tokenizers omit the 256 byte pieces, which would crowd out words.
 _NUM_BYTE_PIECES, _MIN_SIZE_WITH_BYTES = 256, 600
+# SentencePiece skips training texts with its internal mark of an unknown character.
+_UNKNOWN_MARK = '\u2585'
 _MAX_TEXT_BYTES = 1 << 30  # SentencePiece silently skips texts above its default of 4,192
 
 # Words and word parts for `measure_esms`: words of an early reference of paper 1, with our own division. The
@@ -141,7 +143,7 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
 
   The same texts give the same bytes on any machine. SentencePiece keeps all texts in memory;
   `sample_evenly` bounds them. With 600 or more pieces, rare characters are encoded as bytes and
-  never as `<unk>`; smaller tokenizers cover every character of `texts`. Text is not normalised.
+  never as `<unk>`; smaller tokenizers cover every character of `texts` but U+2585. Text is not normalised.
 
   Args:
     texts: Training texts of one line each.
@@ -161,7 +163,7 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
   with_bytes, model_file = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts),
+      sentence_iterator=(text.replace(_UNKNOWN_MARK, ' ') for text in texts),
       model_writer=model_file,
       model_type=model,
       vocab_size=size,

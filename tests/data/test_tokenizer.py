@@ -76,6 +76,16 @@ def test_long_texts_are_not_skipped(tmp_path):
 
 
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
+def test_texts_with_block_characters_are_trained_on(tmp_path, model: str):
+  lines = [f'{text} ▂▃▄▅▆▇█' for text in TEXTS]
+  trained = tokenizer.train_tokenizer(lines, model, 650, tmp_path / 'a.model')
+  text = f'{TEXTS[0]} ▇▅▅▂ king ▅'
+  (ids,) = trained.encode([text])
+  assert trained.decode(ids) == text and UNKNOWN_ID not in ids
+  assert len(trained.encode(['king'])[0]) < 4 and trained.id('▆') != UNKNOWN_ID
+
+
+@pytest.mark.parametrize('model', ['bpe', 'unigram'])
 @pytest.mark.parametrize('size', [17, 50_000])
 def test_the_error_for_an_impossible_size_names_a_possible_size(tmp_path, model: str, size: int):
   with pytest.raises(InputError, match='tokenizer.size') as refused:
