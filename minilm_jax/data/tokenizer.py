@@ -39,6 +39,9 @@ _NUM_THREADS = 4
 _NUM_BYTE_PIECES, _MIN_SIZE_WITH_BYTES = 256, 600
 # SentencePiece skips training texts with its internal mark of an unknown character.
 _UNKNOWN_MARK = '\u2585'
+# SentencePiece before 0.2.3 aborts BPE training at a word of 65,536 characters.
+_MAX_WORD_CHARS = 65_000
+_LONG_WORD = re.compile(f'[^ ]{{{_MAX_WORD_CHARS}}}(?=[^ ])')
 _MAX_TEXT_BYTES = 1 << 30  # SentencePiece silently skips texts above its default of 4,192
 
 # Words and word parts for `measure_esms`: words of an early reference of paper 1, with our own division. The
@@ -143,7 +146,8 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
 
   The same texts give the same bytes on any machine. SentencePiece keeps all texts in memory;
   `sample_evenly` bounds them. With 600 or more pieces, rare characters are encoded as bytes and
-  never as `<unk>`; smaller tokenizers cover every character of `texts` but U+2585. Text is not normalised.
+  never as `<unk>`; smaller tokenizers cover every character of `texts` but U+2585. Text is not
+  normalised. Words above 65,000 characters are cut.
 
   Args:
     texts: Training texts of one line each.
@@ -163,7 +167,7 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
   with_bytes, model_file = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=(text.replace(_UNKNOWN_MARK, ' ') for text in texts),
+      sentence_iterator=map(_prepare_training_text, texts),
       model_writer=model_file,
       model_type=model,
       vocab_size=size,
@@ -187,6 +191,12 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
   except RuntimeError as error:
     raise _explain_failure(error, model, size) from error
   return Tokenizer(model_file.getvalue())
+
+
+def _prepare_training_text(text: str) -> str:
+  """Returns a text without the character and the words that SentencePiece cannot train on."""
+  text = text.replace(_UNKNOWN_MARK, ' ')
+  return _LONG_WORD.sub(r'\g<0> ', text) if len(text) > _MAX_WORD_CHARS else text
 
 
 def _explain_failure(error: RuntimeError, model: str, size: int) -> Exception:

@@ -85,6 +85,20 @@ def test_texts_with_block_characters_are_trained_on(tmp_path, model: str):
   assert len(trained.encode(['king'])[0]) < 4 and trained.id('▆') != UNKNOWN_ID
 
 
+@pytest.mark.parametrize('word', ['x' * 140_000, '東京は日本の首都' * 9_000])
+def test_words_above_65_535_characters_are_cut_in_training(tmp_path, word: str):
+  # SentencePiece before 0.2.3 ends the process at such a word, so the words it gets are checked.
+  words: list[str] = []
+  for text in (word, f'the {word} king', TEXTS[0]):
+    prepared = tokenizer._prepare_training_text(text)
+    assert prepared.replace(' ', '') == text.replace(' ', '')
+    words += prepared.split(' ')
+  assert max(map(len, words)) <= 65_000 and words[-9:] == TEXTS[0].split(' ')
+  texts = [*TEXTS, f'the {word} king']
+  trained = tokenizer.train_tokenizer(texts, 'bpe', 700, tmp_path / 'a.model')
+  assert trained.size == 700
+
+
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
 @pytest.mark.parametrize('size', [17, 50_000])
 def test_the_error_for_an_impossible_size_names_a_possible_size(tmp_path, model: str, size: int):
