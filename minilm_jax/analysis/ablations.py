@@ -19,7 +19,7 @@ from etils import epath
 
 from minilm_jax.analysis import loss_curves, runs
 from minilm_jax.analysis.loss_curves import ACTUAL, RUN_ERRORS, LossCurve
-from minilm_jax.core import files, model_config, old_names, run_dir
+from minilm_jax.core import files, model_config, old_names, paths, run_dir
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import ANY, COUNT, NUMBER, TEXT
 
@@ -318,8 +318,8 @@ def _find_base(
   left_out: Sequence[str],
 ) -> AblationRun:
   """Returns the first run of the base folders, which all have one recipe."""
-  base_paths = {str(path.resolve()) for path in runs.find_runs(bases).values()}
-  base_runs = [run for run in ablation_runs if str(run.folder.resolve()) in base_paths]
+  base_paths = {paths.resolve_links(path) for path in runs.find_runs(bases).values()}
+  base_runs = [run for run in ablation_runs if paths.resolve_links(run.folder) in base_paths]
   if not base_runs:
     raise InputError(
       comparison,

@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, old_names, run_dir, schema
+from minilm_jax.core import files, old_names, paths, run_dir, schema
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.core.schema import COUNT, TEXT
 
@@ -101,7 +101,7 @@ class LatencyRow:
 
 
 def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
-  """Returns the runs in these folders, at any depth, by distinct names.
+  """Returns the runs in these folders, at any depth, by distinct names; see `paths.list_folders`.
 
   Raises:
     InputError: a folder is missing, a name is empty, or no folder contains a run.
@@ -112,7 +112,7 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
       'the name of the folder is empty',
       'give a run directory, or . for the current folder',
     )
-  paths: dict[str, epath.Path] = {}
+  run_paths: dict[str, epath.Path] = {}
   names: dict[str, str] = {}
   for folder in map(epath.Path, folders):
     if not folder.is_dir():
@@ -121,27 +121,22 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
         'no such folder',
         'give a run directory, or a folder that contains run directories',
       )
-    for path in _list_folders(folder):
+    for path in paths.list_folders(folder, _SKIPPED_FOLDERS):
       if (path / run_dir.CONFIG).exists() and read_kind(path) in KINDS:
-        key = str(path.resolve())
-        paths.setdefault(key, path)
+        key = paths.resolve_links(path)
+        run_paths.setdefault(key, path)
         names.setdefault(key, _make_relative_name(folder, path))
-  if not paths:
+  if not run_paths:
     raise InputError(
       f'the runs in {", ".join(map(str, folders)) or "no folder"}',
       f'no {run_dir.CONFIG} of a run',
       'give a run directory, or a folder that contains run directories',
     )
   counts = collections.Counter(names.values())
-  return {names[key] if counts[names[key]] == 1 else key: path for key, path in paths.items()}
-
-
-def _list_folders(folder: epath.Path) -> Iterator[epath.Path]:
-  """Yields a folder and its subfolders at any depth."""
-  yield folder
-  for inner in sorted(folder.iterdir()):
-    if inner.is_dir() and inner.name not in _SKIPPED_FOLDERS and not inner.name.startswith('.'):
-      yield from _list_folders(inner)
+  return {
+    names[key] if counts[names[key]] == 1 else str(path.resolve()): path
+    for key, path in run_paths.items()
+  }
 
 
 def _make_relative_name(folder: epath.Path, path: epath.Path) -> str:
@@ -152,7 +147,7 @@ def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
   """Returns the reasons in failure.json of failed points of a sweep, by name."""
   failures = {}
   for folder in map(epath.Path, folders):
-    for path in _list_folders(folder):
+    for path in paths.list_folders(folder, _SKIPPED_FOLDERS):
       if not (path / run_dir.FAILURE).exists() or (path / run_dir.RESULT).exists():
         continue  # without a failure, or with a later success
       record = files.read_object(

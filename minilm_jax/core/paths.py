@@ -76,7 +76,7 @@ def list_folders(folder: epath.PathLike, skipped: Collection[str] = ()) -> list[
     if identity in visited:
       continue
     visited[identity] = path
-    for inner in sorted(path.iterdir(), reverse=True):
+    for inner in sorted(path.iterdir()):
       if inner.name in skipped or inner.name.startswith('.') or not inner.is_dir():
         continue
       is_link = '://' not in str(inner) and os.path.islink(inner)
@@ -99,9 +99,16 @@ def expand_pattern(path: epath.PathLike) -> list[str]:
     return [text]
   folder, parts = split_pattern(text)
   matches = _match_parts(epath.Path(folder or '.'), parts)
-  if _SUBFOLDERS in parts:
-    matches = list({resolve_links(match): match for match in reversed(matches)}.values())
-  return sorted(set(map(str, matches)))
+  names = sorted(set(map(str, matches)))
+  return drop_links(names) if _SUBFOLDERS in parts else names
+
+
+def drop_links(names: Sequence[str]) -> list[str]:
+  """Returns paths without links to other paths in the list or to an earlier target."""
+  by_target: dict[str, str] = {}
+  for name in sorted(names, key=os.path.islink):
+    by_target.setdefault(resolve_links(name), name)
+  return [name for name in names if by_target[resolve_links(name)] == name]
 
 
 def is_pattern(path: str) -> bool:

@@ -80,7 +80,7 @@ def parse_members(members: str) -> list[str]:
   for pattern in paths.split_names(members):
     matches = paths.expand_pattern(pattern)
     if matches != [pattern]:
-      matches = [path for path in matches if epath.Path(path).is_dir()]
+      matches = [path for path in paths.drop_links(matches) if epath.Path(path).is_dir()]
     if not matches:
       raise InputError(
         f'the members {pattern}',

@@ -31,7 +31,7 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
     pattern, step = paths.split_step(name)
     sources = paths.expand_pattern(pattern)
     if sources != [pattern]:
-      sources = [source for source in sources if checkpoint.list_steps(source)]
+      sources = [source for source in paths.drop_links(sources) if checkpoint.list_steps(source)]
     if not sources:
       raise InputError(
         f'the checkpoints of {pattern}', 'no matching run with checkpoints', 'pre-train first'

@@ -121,6 +121,13 @@ def test_a_pattern_names_runs_with_checkpoints(runs: pathlib.Path):
   assert suite.expand_checkpoints('x,y/*@4,b') == {'x,y/a': [4], 'b': [8]}
 
 
+def test_a_pattern_names_a_linked_run_once(runs: pathlib.Path):
+  (runs / 'Latest').symlink_to('a')
+  (runs / 'far').symlink_to('b')
+  assert list(suite.expand_checkpoints('*')) == ['a', 'b']
+  assert suite.expand_checkpoints('Latest') == {'Latest': [8]}
+
+
 def test_members_start_from_checkpoints_from_scratch_or_from_both():
   assert suite.choose_starts([4, 8], False, False) == [4, 8]
   assert suite.choose_starts([4, 8], False, True) == [4, 8, None]
