@@ -20,7 +20,7 @@ from rich import table as rich_table
 from rich import text as rich_text
 
 from minilm_jax.analysis import runs
-from minilm_jax.core import lock, run_dir
+from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError, suggest_name
 
 AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds'}
@@ -126,8 +126,8 @@ def _have_ended(paths: Mapping[str, epath.Path]) -> bool:
 
 def _list_file_sizes(paths: Mapping[str, epath.Path]) -> list[int]:
   """Returns the bytes of logs and results, -1 for missing files: a change needs a new plot."""
-  files = [path / name for path in paths.values() for name in (run_dir.METRICS, run_dir.RESULT)]
-  return [file.stat().length if file.exists() else -1 for file in files]
+  logs = [path / name for path in paths.values() for name in (run_dir.METRICS, run_dir.RESULT)]
+  return [files.read_status(log).size if log.exists() else -1 for log in logs]
 
 
 def read_statuses(paths: Mapping[str, epath.Path], axis: str, split: str) -> list[RunStatus]:
@@ -165,7 +165,7 @@ def _read_state(path: epath.Path) -> str:
   if (path / run_dir.RESULT).exists():
     return 'ended'
   try:
-    silent_seconds = time.time() - (path / lock.LOCK_FILE).stat().mtime
+    silent_seconds = time.time() - files.read_status(path / lock.LOCK_FILE).changed_at
   except OSError:
     return 'stopped'
   return 'running' if silent_seconds < lock.STALE_SECONDS else 'stopped'

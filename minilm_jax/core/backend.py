@@ -75,9 +75,21 @@ def prepare(deterministic: bool = False) -> None:
       jax.config.update('jax_num_cpu_devices', min(_MAX_CPU_DEVICES, count_cores()))
   except RuntimeError:  # JAX has created its devices
     return
-  if not read_setting('jax_compilation_cache_dir'):
-    cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
-    jax.config.update('jax_compilation_cache_dir', str(cache / 'minilm_jax'))
+  if not read_setting('jax_compilation_cache_dir') and (folder := _make_cache_folder()):
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def _make_cache_folder() -> pathlib.Path | None:
+  """Returns the folder of the compilation cache, or None without a folder that can be written."""
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', ''))
+  try:
+    # A relative path is invalid by the specification of XDG_CACHE_HOME.
+    cache = cache if cache.is_absolute() else pathlib.Path.home() / '.cache'
+    folder = cache / 'minilm_jax'
+    folder.mkdir(parents=True, exist_ok=True)
+  except (RuntimeError, OSError):  # no home directory, or no permission
+    return None
+  return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def read_setting(name: str) -> Any:

@@ -6,6 +6,7 @@ are `etils.epath`: `gs://` works like a local path.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -238,6 +239,31 @@ def _check_depth(value: Any, levels: int) -> None:
   if isinstance(value, (dict, list)):
     for inner in value.values() if isinstance(value, dict) else value:
       _check_depth(inner, levels - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileStatus:
+  """Size of a file in bytes, and the time of its last change in seconds since 1970."""
+
+  size: int
+  changed_at: float
+
+
+def read_status(path: epath.PathLike) -> FileStatus:
+  """Returns the status of a file or folder.
+
+  The status of epath includes the name of the owner, and so fails for an owner without a name, as
+  in a container or on a network file system.
+
+  Raises:
+    OSError: there is no such file, or it cannot be read.
+  """
+  try:
+    status = epath.Path(path).stat()
+  except KeyError:
+    local = os.stat(path)
+    return FileStatus(local.st_size, int(local.st_mtime))
+  return FileStatus(status.length, status.mtime)
 
 
 def hash_file(path: epath.PathLike) -> str:

@@ -153,7 +153,8 @@ def _remove(path: epath.Path, dead: _Holder | None) -> None:
     return
   clearing = path.parent / f'{LOCK_FILE}-clearing'
   with contextlib.suppress(FileNotFoundError):
-    if time.time() - clearing.stat().mtime > STALE_SECONDS:  # left by a process that was killed
+    # A process that was killed leaves this file.
+    if time.time() - files.read_status(clearing).changed_at > STALE_SECONDS:
       clearing.unlink()
   with contextlib.suppress(FileExistsError):  # another process removes the lock
     open(clearing, 'x', encoding='utf-8').close()
@@ -249,7 +250,7 @@ def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
     if started is not None and holder.started is not None:
       return started != holder.started
   try:
-    silent_seconds = time.time() - path.stat().mtime
+    silent_seconds = time.time() - files.read_status(path).changed_at
   except FileNotFoundError:  # the holder has removed the lock
     return True
   return silent_seconds > (STALE_SECONDS if holder else HEARTBEAT_SECONDS)

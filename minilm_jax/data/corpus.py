@@ -206,7 +206,7 @@ def _open_shard(folder: epath.Path, shard: dict[str, Any], manifest: dict[str, A
   if not path.is_file():
     raise InputError(subject, 'no such file', _REBUILD)
   max_bytes = shape[0] * shape[1] * dtype.itemsize + _MAX_NPY_HEADER_BYTES
-  if (size := path.stat().length) > max_bytes:
+  if (size := files.read_status(path).size) > max_bytes:
     fault = f'{size:,} bytes, but at most {max_bytes:,} by the manifest'
     raise InputError(subject, fault, _REBUILD)
   if files.hash_file(path) != shard['sha256']:

@@ -151,7 +151,7 @@ def fingerprint_source(source: Source) -> dict[str, Any]:
       size += len(line)
     return {'name': source.name, 'bytes': size, 'sha256': digest.hexdigest()}
   try:
-    size, checksum = epath.Path(source.path).stat().length, files.hash_file(source.path)
+    size, checksum = files.read_status(source.path).size, files.hash_file(source.path)
   except OSError as error:
     raise InputError(
       f'the file {source.path}', f'unreadable: {error}', 'check the path and its permissions'

@@ -123,7 +123,7 @@ def _open_builder(folder: str) -> Any:
   import tensorflow_datasets as tfds  # slow to import
 
   for path in paths.list_matches(folder, '*.json'):
-    if path.stat().length > _MAX_METADATA_BYTES:
+    if files.read_status(path).size > _MAX_METADATA_BYTES:
       fault = f'{path.name} has more than {_MAX_METADATA_BYTES:,} bytes'
       raise InputError(subject, fault, _REMEDY)
   _check_classes(files.read_object(epath.Path(folder) / _FEATURES_FILE, subject), subject)

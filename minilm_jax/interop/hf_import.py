@@ -163,7 +163,7 @@ def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
   import safetensors
 
   try:
-    size = path.stat().length
+    size = files.read_status(path).size
     if size > MAX_WEIGHT_BYTES:
       raise InputError(
         subject, f'{size:,} bytes', f'give an encoder of at most {MAX_WEIGHT_BYTES:,} bytes'

@@ -237,7 +237,7 @@ def write_checksums(folder: epath.PathLike) -> None:
   """Writes size and SHA-256 of every file of a checkpoint into its folder, atomically."""
   folder = epath.Path(folder)
   checksums = {
-    name: {'bytes': file.stat().length, 'sha256': files.hash_file(file)}
+    name: {'bytes': files.read_status(file).size, 'sha256': files.hash_file(file)}
     for name, file in sorted(_list_files(folder))
   }
   files.write_json(folder / CHECKSUMS, {'files': checksums})
@@ -266,7 +266,7 @@ def find_damage(folder: epath.PathLike) -> str:
   for name, (size, digest) in checksums.items():
     if name not in saved_files:
       return f'{name} is missing'
-    length = saved_files[name].stat().length
+    length = files.read_status(saved_files[name]).size
     if length != size:
       return f'{name} has {length:,} bytes, but {size} were saved'
     if files.hash_file(saved_files[name]) != digest:

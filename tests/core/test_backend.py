@@ -2,10 +2,13 @@
 
 import os
 import pathlib
+import pwd
 import subprocess
 import sys
 
 import pytest
+
+from minilm_jax.core import backend
 
 PROGRAM = """
 from minilm_jax.core import backend
@@ -36,6 +39,22 @@ def prepare(**environment: str) -> list[str]:
 def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path: pathlib.Path):
   cores = min(16, len(os.sched_getaffinity(0)))
   assert prepare(XDG_CACHE_HOME=str(tmp_path)) == [str(cores), str(tmp_path / 'minilm_jax')]
+
+
+@pytest.mark.parametrize('cache', ['FILE', '', 'relative'])
+def test_without_a_writable_home_there_is_no_cache(cache: str, tmp_path: pathlib.Path):
+  (tmp_path / 'file').touch()
+  cache = cache.replace('FILE', str(tmp_path / 'file'))
+  home = str(tmp_path / 'file' / 'home')
+  assert prepare(XDG_CACHE_HOME=cache, HOME=home)[1] == 'None'
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_user_without_a_name_and_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch):
+  for name in ('HOME', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
+  assert backend._make_cache_folder() is None
 
 
 def test_hidden_accelerators_leave_a_cpu_without_cache(tmp_path: pathlib.Path):

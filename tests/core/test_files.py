@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import os
 import pathlib
+import pwd
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -169,3 +171,16 @@ def test_manifests_with_paths_outside_the_folder_are_refused(
       run_setup.open_or_create_run(tiny_config.make_run_config(folder), tmp_path / 'run')
     else:
       corpus.load_split(folder, 'test')
+
+
+def test_an_owner_without_a_name_changes_nothing(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  path = tmp_path / 'a'
+  path.write_bytes(b'12345')
+  os.utime(path, (1_000_000_000, 1_000_000_000))
+  assert files.read_status(path) == files.FileStatus(5, 1_000_000_000)
+  monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
+  assert files.read_status(path) == files.FileStatus(5, 1_000_000_000)
+  with pytest.raises(FileNotFoundError):
+    files.read_status(tmp_path / 'missing')
