@@ -15,6 +15,7 @@ Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Rows 4 and 5: `minil
 """
 
 import ctypes
+import math
 import os
 import pathlib
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 _MAX_CPU_DEVICES = 16  # each device stores parameters and moments
 _MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
+_CGROUPS, _CGROUP_ROOT = pathlib.Path('/proc/self/cgroup'), pathlib.Path('/sys/fs/cgroup')
 _DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
 # Parameters of mallopt(3) and their values: freed blocks below 1 GiB stay in the process. Otherwise
@@ -47,8 +49,49 @@ _ABSENT_TPU = {
 
 
 def count_cores() -> int:
-  """Returns the number of cores that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  """Returns the number of cores that this process may use.
+
+  The affinity of the process limits this number, and so does the quota of a container or of a
+  service. A quota of 1.5 cores counts as 2.
+  """
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  return min([cores, *(max(1, math.ceil(quota)) for quota in _read_cpu_quotas())])
+
+
+def _read_cpu_quotas() -> list[float]:
+  """Returns the quotas in cores of the control groups of this process and of their parents."""
+  quotas = []
+  for folder in _list_cpu_groups():
+    try:
+      if (folder / 'cpu.max').exists():  # version 2
+        quota, period = (folder / 'cpu.max').read_text().split()
+      else:  # version 1
+        quota, period = (
+          (folder / f'cpu.cfs_{name}_us').read_text().strip() for name in ('quota', 'period')
+        )
+      if quota not in ('max', '-1') and int(period) > 0:
+        quotas.append(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or another format
+      continue
+  return quotas
+
+
+def _list_cpu_groups() -> list[pathlib.Path]:
+  """Returns the folders of the control groups of this process that can have a quota of cores."""
+  folders = []
+  try:
+    lines = _CGROUPS.read_text().splitlines()
+  except OSError:  # not Linux
+    return []
+  for line in lines:
+    _, controllers, name = line.split(':', 2)
+    if controllers and 'cpu' not in controllers.split(','):
+      continue
+    # Version 2 has no names of controllers. A container may show the path of the host.
+    roots = [controllers, 'cpu'] if controllers else ['', 'unified']
+    group = pathlib.PurePosixPath(name.lstrip('/'))
+    folders += [_CGROUP_ROOT / root / part for root in roots for part in (group, *group.parents)]
+  return folders
 
 
 def prepare(deterministic: bool = False) -> None:

@@ -37,8 +37,51 @@ def prepare(**environment: str) -> list[str]:
 
 
 def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path: pathlib.Path):
-  cores = min(16, len(os.sched_getaffinity(0)))
+  cores = min(16, backend.count_cores())
   assert prepare(XDG_CACHE_HOME=str(tmp_path)) == [str(cores), str(tmp_path / 'minilm_jax')]
+
+
+@pytest.mark.parametrize(
+  'group, quotas, cores',
+  [
+    ('0::/a/b', {'a/b/cpu.max': '200000 100000'}, 2),
+    ('0::/a/b', {'a/b/cpu.max': '150000 100000'}, 2),
+    ('0::/a/b', {'a/b/cpu.max': 'max 100000', 'a/cpu.max': '20000 100000'}, 1),
+    ('0::/a/b', {'a/b/cpu.max': 'max 100000'}, 8),
+    ('0::/', {'cpu.max': '300000 100000'}, 3),
+    ('0::/host/path', {'cpu.max': '300000 100000'}, 3),
+    ('0::/', {'cpu.max': '3200000 100000'}, 8),
+    ('0::/', {'cpu.max': 'damaged'}, 8),
+    ('0::/', {}, 8),
+    (
+      '4:memory:/x\n3:cpu,cpuacct:/d\n0::/d',
+      {
+        'cpu,cpuacct/d/cpu.cfs_quota_us': '400000',
+        'cpu,cpuacct/d/cpu.cfs_period_us': '100000',
+        'memory/x/cpu.max': '100000 100000',
+      },
+      4,
+    ),
+    ('1:cpu:/', {'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'}, 8),
+    ('3:cpuset:/d', {'cpu/d/cpu.cfs_quota_us': '1', 'cpu/d/cpu.cfs_period_us': '1'}, 8),
+  ],
+)
+def test_a_quota_limits_the_cores(
+  group: str,
+  quotas: dict[str, str],
+  cores: int,
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  for name, text in quotas.items():
+    path = tmp_path / 'fs' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + '\n')
+  (tmp_path / 'cgroup').write_text(group + '\n')
+  monkeypatch.setattr(backend, '_CGROUPS', tmp_path / 'cgroup')
+  monkeypatch.setattr(backend, '_CGROUP_ROOT', tmp_path / 'fs')
+  monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(8)))
+  assert backend.count_cores() == cores
 
 
 @pytest.mark.parametrize('cache', ['FILE', '', 'relative'])
