@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import pretrained
 
 _MASK_MARKER = '<mask>'
+_SURROGATE = re.compile('[\ud800-\udfff]')
 _ROWS_PER_BATCH = 64
 _MAX_TEXT_CHARS = 60  # in a table
 _USE_RUN = 'load the pre-training run of the classifiers'
@@ -400,6 +402,12 @@ def _check_texts(texts: Any, purpose: str) -> list[str]:
         f'{purpose} of {len(texts)} texts',
         f'{text!r} ({type(text).__name__}) at index {number}',
         'give strings',
+      )
+    if match := _SURROGATE.search(text):
+      raise InputError(
+        f'{purpose} of {len(texts)} texts',
+        f'U+{ord(match[0]):04X} at character {match.start()} of the text at index {number}',
+        'remove the lone surrogate, which is half of a character',
       )
   return texts
 

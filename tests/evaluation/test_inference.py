@@ -198,6 +198,9 @@ def test_invalid_calls_are_refused(
   for call, match in (
     (lambda: model.encode(['a', None]), 'None .* at index 1'),
     (lambda: model.encode(7), '7 .* at index 0'),
+    (lambda: model.encode(['a', 'b \ud83d']), r'U\+D83D at character 2 .* index 1'),
+    (lambda: model.fill_mask('<mask> \udcff'), r'U\+DCFF at character 7 .* index 0'),
+    (lambda: soft_committee.predict('\udcff'), r'U\+DCFF at character 0 .* index 0'),
     (lambda: model.fill_mask('no mask'), 'no <mask>'),
     (lambda: model.fill_mask(3), '3 .* at index 0'),
     (lambda: model.predict('a'), 'config.save_classifiers=True'),
