@@ -125,6 +125,10 @@ def make_committee(config: Any, flags: FlagValues, paths: Sequence[str]) -> None
 
 def predict(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Prints the label of each text as predicted by a committee or a classifier."""
+  if 'text' in flags.present and not flags.text.strip():
+    raise InputError(
+      'minilm predict --text', 'an empty text', 'give words, or --file without --text'
+    )
   from minilm_jax.evaluation import inference
 
   predictions = inference.predict(
