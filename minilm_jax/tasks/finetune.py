@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 
 from minilm_jax.core import lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import (
@@ -159,12 +158,7 @@ def finetune(
     changes = finetune_resume.find_changed_examples(run.workdir, run.task_data)
     if changes and not remaining and (run.workdir / run_dir.RESULT).exists():
       return finetune_results.report_changed_examples(run.workdir, changes)
-    if changes:
-      raise InputError(
-        f'to resume the fine-tuning in {workdir}',
-        f'other examples than at its start: {", ".join(changes)}',
-        'restore the files of the task, or give another --workdir',
-      )
+    finetune_resume.check_no_changes(run.workdir, changes)
     if remaining:
       program = build_program(run, len(members))
       finetune_resume.drop_partial_lines(run.workdir, remaining, program.group_size)

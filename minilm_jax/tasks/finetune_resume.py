@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from minilm_jax.core import files, old_names, progress, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import TEXT
 from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
@@ -76,6 +77,16 @@ def find_changed_examples(workdir: epath.Path, data: TaskData) -> list[str]:
   old, new = stored['sha256'], data.digests
   changes = [split for split in sorted({*old, *new}) if old.get(split) != new.get(split)]
   return changes + ['labels'] * (stored['labels'] != list(data.task.labels))
+
+
+def check_no_changes(workdir: epath.Path, changes: Sequence[str]) -> None:
+  """Raises InputError if the examples of an unfinished run have changed."""
+  if changes:
+    raise InputError(
+      f'to resume the fine-tuning in {workdir}',
+      f'other examples than at its start: {", ".join(changes)}',
+      'restore the files of the task, or give another --workdir',
+    )
 
 
 def find_remaining_members(
