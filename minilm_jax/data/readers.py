@@ -353,7 +353,23 @@ def _check_first_line(path: epath.PathLike, line: str, delimiter: str) -> None:
     )
 
 
-def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
+def read_delimited(
+  path: epath.PathLike,
+  errors: str,
+  max_chars: int,
+  names: Sequence[str] = (),
+  on_bad_row: Callable[[InputError], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+  """Yields the rows of a .csv or .tsv file as `read_rows`.
+
+  Args:
+    path: The file, possibly compressed.
+    errors: As in `read_lines`.
+    max_chars: Largest number of characters of a row.
+    names: Names of the columns of a file without a header.
+    on_bad_row: Function that gets the error of a row with another number of fields; the row is
+      skipped. None raises the error.
+  """
   csv.field_size_limit(max(csv.field_size_limit(), max_chars))
   delimiter = '\t' if detect_format(path) == 'tsv' else ','
   row_chars = 0  # since the last row: a quoted cell may span lines
@@ -375,7 +391,7 @@ def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterat
     reader = csv.reader(read_bounded(), strict=True)
   remedy = 'correct or remove the line'
   try:
-    names = next(reader, [])
+    names = names or next(reader, [])
     row_chars = 0
     for row in reader:
       row_chars = 0
@@ -383,7 +399,10 @@ def _read_delimited(path: epath.PathLike, errors: str, max_chars: int) -> Iterat
         yield _make_row(str(path), list(zip(names, row, strict=True)))
       elif row:
         fault = f'{len(row)} fields, but the first line names {len(names)} columns'
-        raise InputError(f'{path}, line {reader.line_num}', fault, remedy)
+        error = InputError(f'{path}, line {reader.line_num}', fault, remedy)
+        if on_bad_row is None:
+          raise error
+        on_bad_row(error)
   except csv.Error as error:
     raise InputError(f'{path}, line {reader.line_num}', f'not CSV: {error}', remedy) from None
 
@@ -435,7 +454,7 @@ def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
   'jsonl': _read_jsonl,
   'json': _read_json,
-  'csv': _read_delimited,
-  'tsv': _read_delimited,
+  'csv': read_delimited,
+  'tsv': read_delimited,
   'parquet': _read_parquet,
 }

@@ -77,8 +77,8 @@ def require_columns(row: Collection[str], columns: Iterable[str], where: str) ->
       raise InputError(
         f'the column {column!r}',
         f'{where} has {", ".join(map(str, row)) or "nothing"}',
-        f'give the columns {", ".join(columns[:-1])} and {columns[-1]}, or name other columns in '
-        'task.fields and task.label',
+        f'give {" and ".join(filter(None, (", ".join(columns[:-1]), columns[-1])))}, or name other '
+        'columns in task.fields and task.label',
       )
 
 
@@ -313,9 +313,12 @@ def _list_label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
 def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
   """Yields each example that the filter keeps."""
   words = filters.load_word_list(config.word_list).words if config.filtered else frozenset()
+  is_unscored = split.startswith('test') and split not in list_splits(task, config.split)
   for number, row in enumerate(loading.read_rows(task, config, split), 1):
     where = f'row {number:,} of the {split} split of {task.name}'
-    require_columns(row, (*task.fields, task.label), where)
+    # Files of test splits for predictions alone have no label column.
+    is_unlabelled = is_unscored and task.label not in row
+    require_columns(row, task.fields if is_unlabelled else (*task.fields, task.label), where)
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
       if not isinstance(text, str) or schema.NO_TEXT.search(text):
@@ -330,7 +333,7 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
         raise InputError(
           f'two texts in {where}', f'an empty {field!r}', 'add the text, or remove the row'
         )
-    label = labels.parse_label(row[task.label], task, where)
+    label = labels.parse_label(None if is_unlabelled else row[task.label], task, where)
     if task.concatenate_fields:
       texts = (' '.join(text for text in texts if text),)
     if config.filtered:

@@ -17,6 +17,7 @@ from etils import epath
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import documents, microworld, readers, tfds
+from minilm_jax.tasks import glue_files
 from minilm_jax.tasks.task import Task
 
 TASK_SPLITS = ('train', 'validation', 'test')
@@ -74,7 +75,8 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
   if config.data_dir:
     return _read_tfds(task, config, split)
   if config.folder:
-    return _read_table(_find_file(epath.Path(config.folder).expanduser(), split), config)
+    path = _find_file(epath.Path(config.folder).expanduser(), split)
+    return _read_table(path, task, config, split)
   if paths := list_named_files(config):
     if split not in TASK_SPLITS:
       raise InputError(f'the split {split!r}', 'no such split', suggest_name(split, TASK_SPLITS))
@@ -84,7 +86,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
         f'the files {", ".join(paths.values())}',
         f'set task.{split}',
       )
-    return _read_table(epath.Path(paths[split]).expanduser(), config)
+    return _read_table(epath.Path(paths[split]).expanduser(), task, config, split)
   if task.microworld:
     count = MICROWORLD_SIZES[split] if split in MICROWORLD_SIZES else 0
     return iter(microworld.generate_examples(task.microworld, split, 0, count))
@@ -96,6 +98,16 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
     'no source in the recipe',
     f'set {sources}, or the files task.train, task.validation, task.test',
   )
+
+
+def has_split(config: TaskConfig, split: str) -> bool:
+  """Returns whether the folder or the named files of a recipe have a split."""
+  if not config.folder:
+    return split in list_named_files(config)
+  try:
+    return bool(_find_file(epath.Path(config.folder).expanduser(), split))
+  except MissingSplit:
+    return False
 
 
 def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, Any]]:
@@ -120,7 +132,11 @@ def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str,
     raise MissingSplit(error.asked, error.found, error.remedy) from None
 
 
-def _read_table(path: epath.Path, config: TaskConfig) -> Iterator[dict[str, Any]]:
+def _read_table(
+  path: epath.Path, task: Task, config: TaskConfig, split: str
+) -> Iterator[dict[str, Any]]:
+  if glue_files.is_glue_file(path, task):
+    return glue_files.read_glue_rows(path, task, split)
   if is_fewrel_file(path) and not readers.is_json_array(path):
     return read_fewrel_rows(path, config.markers)
   return documents.read_table_rows(str(path), errors='strict')
@@ -130,7 +146,10 @@ def _find_file(folder: epath.Path, split: str) -> epath.Path:
   """Returns the only file of a split."""
   if not folder.is_dir():
     raise InputError(f'examples in {folder}', 'no such folder', 'check task.folder')
-  paths = [path for suffix in _TABLE_SUFFIXES if (path := folder / (split + suffix)).exists()]
+  for name in (split, split.replace('validation', 'dev')):  # GLUE publishes dev.tsv
+    paths = [path for suffix in _TABLE_SUFFIXES if (path := folder / (name + suffix)).exists()]
+    if paths:
+      break
   if len(paths) > 1:
     raise InputError(
       f'the file of the {split} split',

@@ -186,9 +186,7 @@ def prepare_task_data(
   task = complete_task(config.task)
   reported = list_splits(task, config.task.split)
   splits = _read_splits(config, task, reported)
-  unlabelled = (
-    _read_unlabelled(task, config, reported) if config.predictions and task.submission_name else {}
-  )
+  unlabelled = _read_unlabelled(task, config, reported) if config.predictions else {}
   splits |= {split: examples for split, (_, examples) in unlabelled.items()}
   max_tokens = min(max_length, config.length)
   encoded = {
@@ -244,6 +242,13 @@ def _read_unlabelled(
 
   The examples are the test splits of the task and of tasks that its models predict.
   """
+  if not task.submission_name:
+    if loading.has_split(config.task, 'test') and 'test' not in reported:
+      progress.log(
+        f'{task.name}: no predictions of the test split, because GLUE has no such task; minilm '
+        'predict --file reads the texts of a table'
+      )
+    return {}
   if config.task.filtered:
     progress.log(
       f'{task.name}: no files for the GLUE server, because it requires all test examples and the '
