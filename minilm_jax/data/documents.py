@@ -8,7 +8,8 @@ A source is
 - `microworld` or `microworld:COUNT`, generated documents (20,000 by default).
 
 In a .txt file, `document_unit` defines a document: a `line`, the whole `file`, or `paragraphs`,
-the lines up to an empty line, joined by spaces. With `paragraphs`, each line is a document if no
+the lines up to an empty line. Spaces replace the line ends of a paragraph if all of its lines have
+at most 100 characters, as in hard-wrapped text. With `paragraphs`, each line is a document if no
 line is empty. A suffix overrides the unit for one source: `books/*.txt@file`. In a table, a
 document is the value of one column.
 
@@ -33,6 +34,7 @@ from minilm_jax.data.readers import detect_format
 
 UNITS = ('paragraphs', 'line', 'file')
 _MAX_TABLE_LINE_CHARS = 10_000_000
+_MAX_WRAPPED_CHARS = 100  # of a line of hard-wrapped text
 _MICROWORLD_DOCUMENTS = 20_000
 _REPLACE_REMEDY = 'correct the text, or set documents.on_invalid_utf8=replace'
 
@@ -231,10 +233,14 @@ def _join_lines(
 ) -> Iterator[str]:
   """Yields the paragraphs of a file, or with `is_file` all lines as one document.
 
-  The line ends of a paragraph become spaces, because a sentence continues on the next line of
-  hard-wrapped text.
+  The line ends of a hard-wrapped paragraph become spaces, because its sentences continue on the
+  next line. Long lines are not wrapped; their ends stay, because each is a paragraph.
   """
-  line_end = '\n' if is_file else ' '
+
+  def join(lines: list[str]) -> str:
+    is_wrapped = not is_file and max(map(len, lines), default=0) <= _MAX_WRAPPED_CHARS
+    return (' ' if is_wrapped else '\n').join(lines)
+
   document, size = [], 0
   for line in lines:
     if is_file or line.strip():
@@ -243,9 +249,9 @@ def _join_lines(
       if size > max_chars + 1:
         raise _make_length_error(name, max_chars)
     elif document:
-      yield line_end.join(document)
+      yield join(document)
       document, size = [], 0
-  yield line_end.join(document)
+  yield join(document)
 
 
 def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -> Iterator[str]:

@@ -67,6 +67,12 @@ def test_each_line_is_a_document_if_no_line_is_empty(tmp_path):
   assert len(read_sources(f'{path}@line')) == 1001
 
 
+def test_line_ends_of_long_lines_are_kept(tmp_path):
+  path, long_line = tmp_path / 'a.txt', 'A long line is a paragraph of its own. ' * 4
+  path.write_text(f'{long_line}\nHe said\n\nHe came\nlate.\n')
+  assert read_sources(path, max_chars=1000) == [f'{long_line}\nHe said', 'He came late.']
+
+
 def test_a_document_has_at_most_max_chars(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('1234\n6789\n\nb\n')
