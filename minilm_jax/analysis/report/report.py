@@ -3,6 +3,7 @@
 Reads also unfinished runs, and never trains. The numbers come from `minilm_jax.analysis`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,29 @@ from minilm_jax.analysis.report.sections import Section
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import lock, progress
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.files import write_bytes
+from minilm_jax.core.files import read_json, write_bytes, write_json
+from minilm_jax.core.schema import TEXT, find_schema_fault
+
+FILE_LIST = 'report-files.json'  # names of the files of a report, for the next report
+_REPORT_FILE = re.compile(r'[A-Za-z0-9][\w.,=+@ -]*\.(csv|json|svg|png|html)')
+# Files of reports without a list.
+_UNLISTED_FILES = (
+  *(
+    f'{name}.csv'
+    for name in (
+      'scores averages runs frontier cost correlation depth models gap slopes verdicts matches '
+      'latency committees'
+    ).split()
+  ),
+  'fits.json',
+  *(
+    f'{name}.{suffix}'
+    for name in (
+      'scores learning training trajectory loss compute plane against gain gap-size gap-overlap'
+    ).split()
+    for suffix in ('svg', 'png')
+  ),
+)
 
 
 def report(
@@ -35,6 +58,8 @@ def report(
   unfinished: bool = False,
 ) -> dict[str, epath.Path]:
   """Writes report.html, tables and figures (.svg and .png) of the available results.
+
+  Files of an earlier report in the same directory are replaced or removed; other files stay.
 
   - All runs: scores.csv, averages.csv, runs.csv; figures scores, learning and training (by epoch),
     trajectory (by step of the checkpoint), loss.
@@ -71,9 +96,35 @@ def report(
       if table
       else _report_runs(run_paths, folders, confusion, draws, unfinished)
     )
-    for name, content in contents.items():
-      write_bytes(workdir / name, content)
+    _replace_files(workdir, contents)
   return {name: workdir / name for name in contents}
+
+
+def _replace_files(workdir: epath.Path, contents: Mapping[str, bytes]) -> None:
+  """Writes the files of a report, and removes those of an earlier report with other names."""
+  earlier = _list_earlier_files(workdir)
+  # Until all files are written, the list names old and new files.
+  write_json(workdir / FILE_LIST, {'files': sorted({*earlier, *contents})})
+  for name, content in contents.items():
+    write_bytes(workdir / name, content)
+  for name in earlier - set(contents):
+    if (workdir / name).is_file():
+      (workdir / name).unlink(missing_ok=True)
+  write_json(workdir / FILE_LIST, {'files': sorted(contents)})
+
+
+def _list_earlier_files(workdir: epath.Path) -> set[str]:
+  """Returns the names of the files of an earlier report; earlier versions stored no list."""
+  path = workdir / FILE_LIST
+  if not path.exists():
+    return set(_UNLISTED_FILES) if (workdir / 'report.html').exists() else set()
+  try:
+    stored = read_json(path, f'the list of files in {workdir}')
+  except InputError:  # damaged
+    return set()
+  if find_schema_fault(stored, {'files': [TEXT]}):
+    return set()
+  return {name for name in stored['files'] if _REPORT_FILE.fullmatch(name)}
 
 
 def _check_table_options(

@@ -89,7 +89,8 @@ def test_report_has_files_and_a_standalone_page(home: pathlib.Path, tmp_path: pa
       for kind in ('svg', 'png')
     ),
   }
-  assert sorted(p.name for p in (tmp_path / 'out' / 'deep').iterdir()) == sorted(written)
+  names = {path.name for path in (tmp_path / 'out' / 'deep').iterdir()}
+  assert names == {*written, report.FILE_LIST}
   text = written['report.html'].read_text()
   page = Page(text)
   assert 'svg' in page.tags and 'script' not in page.tags
@@ -571,6 +572,40 @@ def test_logged_table_has_a_scaling_study(tmp_path: pathlib.Path):
   single = fake_runs.write_log_table(tmp_path / 'single.csv', rows[:4])
   written = report.report([], tmp_path / 'single', table=single)
   assert set(written) == {'report.html', 'runs.csv'}
+
+
+@pytest.mark.parametrize('is_listed', [True, False])
+def test_a_report_removes_the_files_of_an_earlier_report_alone(
+  tmp_path: pathlib.Path, is_listed: bool
+):
+  out, table = tmp_path / 'out', tmp_path / 'x.csv'
+  rows = [
+    fake_runs.make_log_row(name, updates, loss + 20 / updates, **{'test/loss': loss})
+    for name, loss in (('a', 3.0), ('b', 2.8))
+    for updates in (100, 200, 400, 800)
+  ]
+  first = report.report([], out, table=fake_runs.write_log_table(table, rows), draws=5)
+  assert 'frontier.csv' in first and 'compute.svg' in first
+  foreign = {'notes.txt': 'mine', 'data.csv': 'mine', 'compute.pdf': 'mine'}
+  for name, text in foreign.items():
+    (out / name).write_text(text)
+  if not is_listed:  # a report of an earlier version
+    (out / report.FILE_LIST).unlink()
+  second = report.report([], out, table=fake_runs.write_log_table(table, rows[:4]))
+  names = {path.name for path in out.iterdir()}
+  assert names == {*second, *foreign, report.FILE_LIST} and not {'frontier.csv'} & names
+  assert all((out / name).read_text() == text for name, text in foreign.items())
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{"files": ["../x.csv", "/etc/x.csv", "sub"]}'])
+def test_a_damaged_list_of_files_removes_nothing(tmp_path: pathlib.Path, content: str):
+  table = fake_runs.write_log_table(tmp_path / 'x.csv', [fake_runs.make_log_row()])
+  before = table.read_bytes()
+  (tmp_path / 'out' / 'sub').mkdir(parents=True)
+  (tmp_path / 'out' / 'sub' / 'models.csv').touch()
+  (tmp_path / 'out' / report.FILE_LIST).write_text(content)
+  report.report([], tmp_path / 'out', table=table)
+  assert table.read_bytes() == before and (tmp_path / 'out' / 'sub' / 'models.csv').exists()
 
 
 @pytest.mark.parametrize('losses', [(3.2, 2.6, 2.0), (2.0, 2.6, 3.2), (2000.0, 1000.0, 999.0)])
