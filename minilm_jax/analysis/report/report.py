@@ -25,7 +25,6 @@ from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import lock, progress
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import read_json, write_bytes, write_json
-from minilm_jax.core.schema import TEXT, find_schema_fault
 
 FILE_LIST = 'report-files.json'  # names of the files of a report, for the next report
 _REPORT_FILE = re.compile(r'[A-Za-z0-9][\w.,=+@ -]*\.(csv|json|svg|png|html)')
@@ -119,12 +118,10 @@ def _list_earlier_files(workdir: epath.Path) -> set[str]:
   if not path.exists():
     return set(_UNLISTED_FILES) if (workdir / 'report.html').exists() else set()
   try:
-    stored = read_json(path, f'the list of files in {workdir}')
-  except InputError:  # damaged
+    names = list(read_json(path, f'the list of files in {workdir}')['files'])
+  except (InputError, LookupError, TypeError):  # damaged
     return set()
-  if find_schema_fault(stored, {'files': [TEXT]}):
-    return set()
-  return {name for name in stored['files'] if _REPORT_FILE.fullmatch(name)}
+  return {name for name in names if isinstance(name, str) and _REPORT_FILE.fullmatch(name)}
 
 
 def _check_table_options(
