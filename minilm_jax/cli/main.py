@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from minilm_jax import __version__
-from minilm_jax.cli import flags
+from minilm_jax.cli import flags, streams
 from minilm_jax.cli.commands import COMMANDS, format_command, format_overview
 from minilm_jax.core import distributed, signals
 from minilm_jax.core.errors import InputError, suggest_name
@@ -33,6 +33,12 @@ _COMMANDS_WITHOUT_JAX = ('corpus', 'report', 'ablations', 'watch', 'completion')
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command and returns the exit status; `arguments` defaults to those of the process."""
   name, *words = (sys.argv[1:] if arguments is None else arguments) or ['--help']
+  with streams.prepare_streams():
+    return _run_safely(name, words)
+
+
+def _run_safely(name: str, words: Sequence[str]) -> int:
+  """Runs a command, and returns the exit status of its result or error."""
   try:
     with signals.raise_on_signals():
       _run(name, words)

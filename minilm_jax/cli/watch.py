@@ -20,7 +20,7 @@ from rich import table as rich_table
 from rich import text as rich_text
 
 from minilm_jax.analysis import runs
-from minilm_jax.core import files, lock, run_dir
+from minilm_jax.core import files, lock, progress, run_dir
 from minilm_jax.core.errors import InputError, suggest_name
 
 AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds'}
@@ -76,7 +76,7 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
     raise InputError(
       'minilm watch', 'no run directory', 'give a directory: minilm watch runs/tiny --follow'
     )
-  console = rich_console.Console(markup=False, emoji=False, highlight=False)
+  console = progress.Console(markup=False, emoji=False, highlight=False)
   paths = _find_runs(folders)
 
   def render() -> rich_console.Group:

@@ -223,7 +223,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
   sys.stdout.flush()
   results = os.dup(1)
   os.dup2(2, 1)
-  sys.stdout = os.fdopen(results, 'w', encoding=sys.stdout.encoding)
+  sys.stdout = os.fdopen(results, 'w', encoding=sys.stdout.encoding, errors=sys.stdout.errors)
   jax.config.update('jax_enable_preemption_service', False)  # `signals` handles SIGTERM
   _is_started = True
   _processes = arguments.get('num_processes', 1)

@@ -26,6 +26,14 @@ _LINE_INTERVAL_SECONDS = 10.0
 _FILE_COLUMNS = 160
 
 
+class Console(rich_console.Console):
+  """A console that raises BrokenPipeError; that of rich ends the process with status 1."""
+
+  def on_broken_pipe(self) -> None:
+    """Raises BrokenPipeError; rich calls this method after the error."""
+    raise BrokenPipeError from None
+
+
 def log(text: str) -> None:
   """Prints a line on standard error in process 0."""
   if distributed.is_primary():
@@ -43,7 +51,7 @@ def print_result(result: Mapping[str, Any] | Iterable[rich_table.Table | str]) -
 
 def print_table(tables: Iterable[rich_table.Table | str]) -> None:
   """Prints tables and lines in the width of the terminal, or up to 160 columns in a file."""
-  console = rich_console.Console(markup=False, emoji=False, highlight=False)
+  console = Console(markup=False, emoji=False, highlight=False)
   if not console.is_terminal:
     console.width = _FILE_COLUMNS
   for table in tables:
