@@ -171,11 +171,11 @@ def _answer_base(base: AblationRow, scope: str) -> Answer:
       'no',
       'the flag --plateau_loss gives its loss in nats',
     )
-  has_left = not any(tokens.startswith('not') for tokens in base.tokens_to_leave)
+  exits = [not tokens.startswith('not') for tokens in base.tokens_to_leave]
   tokens = ', '.join(map(_group_digits, base.tokens_to_leave))
   return Answer(
     f'Does the base leave the plateau{scope}?',
-    'yes' if has_left else 'not all seeds',
+    'yes' if all(exits) else 'not all seeds' if any(exits) else 'no',
     f'plateau at {base.level:.3f} nats; tokens until the exit by seed: {tokens}',
   )
 

@@ -146,6 +146,7 @@ def test_base_that_never_leaves_the_plateau(tmp_path: pathlib.Path):
   assert tied.speed.bound == ablation_results.NEITHER_LEFT and tied.verdict == ablation_results.OPEN
   assert by_change['base'].tokens_to_leave == (f'not within {4000 * TOKENS_PER_UPDATE}',) * 2
   answers = list(compare.answer_questions(list(by_change.values())))
+  assert answers[0].verdict == 'no'
   assert [answer.verdict for answer in answers if 'tied=True' in answer.question] == [
     'cannot be told'
   ]
