@@ -18,7 +18,7 @@ from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import Group, ScoreRow, make_score_table, select_main
-from minilm_jax.core import files, run_dir
+from minilm_jax.core import files, paths, run_dir
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
@@ -143,12 +143,12 @@ def _find_excluded(
     has_ended = runs.read_kind(path) not in _KINDS_WITH_RESULT or (path / run_dir.RESULT).exists()
     if name not in failed and not has_ended:
       excluded[name] = f'the run is unfinished: it has no {run_dir.RESULT}'
-  names = {str(run_paths[name].resolve()): name for name in excluded if name in run_paths}
+  names = {paths.resolve_links(run_paths[name]): name for name in excluded if name in run_paths}
   for name, path in run_paths.items():
     if name in excluded or runs.read_kind(path) != committee_study.KIND:
       continue
     for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
-      source = str(epath.Path(member['checkpoint']).resolve())
+      source = paths.resolve_links(committee_study.find_source(path, member))
       if source in names:
         excluded[name] = f'a member was trained from the excluded run {names[source]}'
         break

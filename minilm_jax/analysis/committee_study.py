@@ -19,7 +19,7 @@ from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import TUNINGS, ScoreRow
-from minilm_jax.core import files, run_dir
+from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores, metrics
 
@@ -164,7 +164,9 @@ def read_seed_committees(
   Raises:
     InputError: a file of a member is missing.
   """
-  by_path = {str(run_paths[name].resolve()): training_set for name, training_set in sets.items()}
+  by_path = {
+    paths.resolve_links(run_paths[name]): training_set for name, training_set in sets.items()
+  }
   committees = []
   for name, path in run_paths.items():
     if runs.read_kind(path) == KIND and (path / run_dir.RESULT).exists():
@@ -172,20 +174,29 @@ def read_seed_committees(
   return committees
 
 
+def find_source(path: epath.Path, member: Mapping[str, Any]) -> str:
+  """Returns the path of the run of a member in the manifest of a committee; '' without a name."""
+  return paths.follow_reference(
+    str(member.get('checkpoint', '')), path, str(member.get('checkpoint_link', ''))
+  )
+
+
 def _read_folder(
   name: str, path: epath.Path, sets: Mapping[str, TrainingSet]
 ) -> Iterator[SeedCommittee]:
-  by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+  by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any], str]]] = {}
   for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
     folder = path / member['folder']
     card = files.read_json(folder / CARD, f'a member of the committee {path}')
     if card['step'] >= 0:  # members from scratch have -1
-      by_seed.setdefault(card['seed'], []).append((card, _read_outputs(folder / OUTPUTS)))
+      by_seed.setdefault(card['seed'], []).append(
+        (card, _read_outputs(folder / OUTPUTS), find_source(path, member))
+      )
   for seed, members in by_seed.items():
     if len(members) < 2:
       continue
-    cards, outputs = zip(*members, strict=True)
-    sources = [str(epath.Path(card['checkpoint']).resolve()) for card in cards]
+    cards, outputs, names = zip(*members, strict=True)
+    sources = list(map(paths.resolve_links, names))
     starts = [sets[source] for source in sources if source in sets]
     rows = {start.rows for start in starts}
     for split in sorted(set.intersection(*map(set, outputs))):

@@ -196,13 +196,15 @@ def resolve_source(
     path: folder of the fine-tuning or evaluation.
     checkpoint: folder name of the pre-training run; '' is the first in the recipe.
   """
-  sources = read_config(path).get('checkpoint') or checkpoint
+  stored = read_config(path)
+  sources = stored.get('checkpoint') or checkpoint
   sources = [sources] if isinstance(sources, str) else sources
   if fault := schema.find_schema_fault(sources, [TEXT], 'checkpoint'):
     raise InputError(f'the recipe of the run in {path}', fault, f'restore {run_dir.CONFIG}')
   source = next((name for name in sources if epath.Path(name).name == checkpoint), sources[0])
-  resolved = epath.Path(source).resolve()
-  return next((name for name, run in run_paths.items() if run.resolve() == resolved), source)
+  target = paths.resolve_links(run_dir.find_source(path, stored, source))
+  matches = (name for name, run in run_paths.items() if paths.resolve_links(run) == target)
+  return next(matches, source)
 
 
 def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:

@@ -11,6 +11,7 @@ Links are followed. A folder that several links reach counts once.
 
 import glob
 import os
+import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -34,7 +35,55 @@ def expand_home(path: epath.PathLike) -> str:
 def resolve_links(path: epath.PathLike) -> str:
   """Returns the absolute path without links; a remote path is unchanged."""
   text = expand_home(path)
-  return text if '://' in text else os.path.realpath(text)
+  try:
+    return text if '://' in text else os.path.realpath(text)
+  except ValueError:  # a text that is no path, such as one with a NUL
+    return text
+
+
+def link_to(target: epath.PathLike, folder: epath.PathLike) -> str:
+  """Returns the path of a target relative to a folder, or '' if one of them is empty or remote.
+
+  A folder stores it beside the name of the target, for `follow_reference`.
+  """
+  ends = resolve_links(target) if os.fspath(target) else '', resolve_links(folder)
+  return '' if not ends[0] or any('://' in end for end in ends) else os.path.relpath(*ends)
+
+
+def follow_reference(name: str, folder: epath.PathLike, link: str = '') -> str:
+  """Returns the path of a run or corpus that is named in the files of a folder.
+
+  Folders that were moved together stay connected, and the working directory does not matter.
+
+  Args:
+    name: the name at the time of writing, perhaps relative to an unknown directory.
+    folder: the folder that stores the name.
+    link: the path of `link_to`; '' in folders of earlier versions.
+
+  Returns:
+    The target of the link if it exists; else the first path that exists with the name relative to
+    a parent of the folder; else the name.
+  """
+  root = resolve_links(folder)
+  if '://' in root or '://' in name or not name:
+    return name
+  linked = os.path.normpath(os.path.join(root, link)) if link else ''
+  if linked and os.path.exists(linked):
+    return linked
+  if not os.path.isabs(name):
+    for parent in pathlib.Path(root).parents:
+      if (parent / name).exists():
+        return str(parent / name)
+  return name
+
+
+def is_same(first: Any, second: Any) -> bool:
+  """Returns whether two recipe values are equal, or are names of the same files or folders."""
+  if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+    return all(map(is_same, first, second))
+  if first != second and isinstance(first, str) and isinstance(second, str):
+    return bool(first and second) and resolve_links(first) == resolve_links(second)
+  return first == second
 
 
 class LiteralPath(_Path):

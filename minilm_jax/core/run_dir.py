@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import distributed, files, old_names, schema
+from minilm_jax.core import distributed, files, old_names, paths, schema
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.schema import COUNT, FLAG, MAYBE, NUMBER, TEXT
 
@@ -67,6 +67,7 @@ _LINE_SCHEMAS = {
 # Recipe fields that can differ when a run is resumed.
 _CHANGEABLE_FIELDS = ('log.sinks', 'log.project', 'log.name')
 _ABSENT = '(absent)'
+_CHECKPOINT, _CHECKPOINT_LINK = 'checkpoint', 'checkpoint_link'
 _MAX_LINE_BYTES = 1 << 24  # log lines of this package have a few KB
 
 
@@ -158,17 +159,23 @@ def open_run(
   files.make_folder(workdir, f'a run in {workdir}')
   path = workdir / CONFIG
   if not path.exists():
-    files.write_json(path, config)
+    # In a recipe of pre-training, the name is that of a group of fields.
+    source = config[_CHECKPOINT] if _CHECKPOINT in config else ''
+    link = link_source(source, workdir) if isinstance(source, str) else {}
+    files.write_json(path, {**config, **link})
     return workdir
   stored = files.read_object(path, f'the recipe of the run in {workdir}')
+  stored_link = stored.pop(_CHECKPOINT_LINK, '')
   old = flatten(old_names.complete_recipe(stored))
   new = flatten(old_names.complete_recipe(json.loads(files.format_json_line(config))))
+  if isinstance(old.get(_CHECKPOINT), str):
+    old[_CHECKPOINT] = paths.follow_reference(old[_CHECKPOINT], workdir, str(stored_link))
   # Recipes of an earlier version lack newer fields; a newer field that is off changes nothing.
   off = {name for name in new.keys() - old.keys() if not new[name]}
   changes = [
     f'{name} is {new.get(name, _ABSENT)!r}, stored is {old.get(name, _ABSENT)!r}'
     for name in sorted((old.keys() | new.keys()).difference(off, _CHANGEABLE_FIELDS, changeable))
-    if old.get(name, _ABSENT) != new.get(name, _ABSENT)
+    if not paths.is_same(old.get(name, _ABSENT), new.get(name, _ABSENT))
   ]
   if changes:
     raise InputError(
@@ -208,13 +215,34 @@ def read_import_record(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def read_corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:
-  """Returns the hashes `corpus` and `tokenizer` of a run, and its `corpus_folder`.
+  """Returns the hashes `corpus` and `tokenizer` of a run, and its `corpus_folder` as a path.
 
   Raises:
     InputError: the manifest of the run is missing or damaged.
   """
   names = ('corpus', 'tokenizer', 'corpus_folder')
   manifest = files.read_object(
-    epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}', dict.fromkeys(names, TEXT)
+    epath.Path(workdir) / MANIFEST,
+    f'the manifest of {workdir}',
+    {**dict.fromkeys(names, TEXT), 'corpus_link?': TEXT},
   )
-  return {name: manifest[name] for name in names}
+  link = manifest.get('corpus_link', '')
+  folder = paths.follow_reference(manifest['corpus_folder'], workdir, link)
+  return {name: manifest[name] for name in names} | {'corpus_folder': folder}
+
+
+def name_corpus(workdir: epath.PathLike, folder: epath.PathLike) -> dict[str, str]:
+  """Returns the fields of the manifest of a run that name its corpus."""
+  link = paths.link_to(folder, workdir)
+  return {'corpus_folder': str(folder)} | ({'corpus_link': link} if link else {})
+
+
+def link_source(source: str, workdir: epath.PathLike) -> dict[str, str]:
+  """Returns the field of a JSON file that connects a folder with its checkpoint; {} without one."""
+  link = paths.link_to(source, workdir)
+  return {_CHECKPOINT_LINK: link} if link else {}
+
+
+def find_source(workdir: epath.PathLike, record: Mapping[str, Any], name: str) -> str:
+  """Returns the path of the checkpoint `name`; `record` has the field of `link_source` or not."""
+  return paths.follow_reference(name, workdir, str(record.get(_CHECKPOINT_LINK, '')))

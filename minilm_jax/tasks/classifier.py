@@ -67,6 +67,7 @@ _MANIFEST_SCHEMA = {
   'weights': TEXT,
   'examples': {},
   'parameters': COUNT,
+  'checkpoint_link?': TEXT,
 }
 _REMEDY = 'fine-tune again with --config.save_classifiers=True, or give another folder'
 _COPY_REMEDY = 'copy the complete folder again'
@@ -212,6 +213,7 @@ def save_classifier(
       'examples': dict(digests),
       'parameters': count_parameters(model),
       'jax': jax.__version__,
+      **run_dir.link_source(card.checkpoint, path),
     },
   )
   temporary.rename(path)
@@ -276,6 +278,13 @@ def read_card(path: epath.PathLike) -> Card:
   """
   stored = files.read_object(epath.Path(path) / CARD_FILE, f'the fine-tuned classifier {path}')
   return recipe.build(Card, old_names.complete_recipe(stored))
+
+
+def find_source(path: epath.PathLike) -> str:
+  """Returns the path of the run that a classifier was fine-tuned from."""
+  subject, form = f'the manifest of {path}', {'checkpoint_link?': TEXT}
+  manifest = files.read_object(epath.Path(path) / run_dir.MANIFEST, subject, form)
+  return run_dir.find_source(path, manifest, read_card(path).checkpoint)
 
 
 def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:

@@ -133,14 +133,18 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
     parameters = [
       files.read_json(folder / run_dir.MANIFEST, str(folder))['parameters'] for folder in folders
     ]
-    _write_manifest(workdir, classifiers, parameters)
+    links = [paths.link_to(classifier.find_source(folder), workdir) for folder in folders]
+    _write_manifest(workdir, classifiers, parameters, links)
     return _write_scores(workdir, classifiers, folders, sum(parameters))
 
 
 def _write_manifest(
-  workdir: epath.Path, members: Sequence[SavedClassifier], parameters: Sequence[int]
+  workdir: epath.Path,
+  members: Sequence[SavedClassifier],
+  parameters: Sequence[int],
+  links: Sequence[str],
 ) -> None:
-  """Writes the manifest of a committee; `parameters` are the counts of the members."""
+  """Writes the manifest of a committee with the parameters and checkpoint links of the members."""
   rows = [
     {
       'folder': classifier.name_member_folder(number),
@@ -152,9 +156,10 @@ def _write_manifest(
       'seed': member.card.seed,
       'learning_rate': member.card.learning_rate,
       'checkpoint': member.card.checkpoint,
+      'checkpoint_link': link,
       'step': member.card.step,
     }
-    for number, (member, count) in enumerate(zip(members, parameters, strict=True))
+    for number, (member, count, link) in enumerate(zip(members, parameters, links, strict=True))
   ]
   files.write_json(
     workdir / run_dir.MANIFEST,

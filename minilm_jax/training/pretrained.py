@@ -239,8 +239,12 @@ def _write_member(
 ) -> None:
   """Writes the files of an extracted member."""
   step = int(state.step)
-  for name in (run_dir.MANIFEST, run_dir.TOKENIZER):
-    files.write_bytes(workdir / name, files.read_bytes(source / name, f'{name} of {source}'))
+  name = run_dir.TOKENIZER
+  files.write_bytes(workdir / name, files.read_bytes(source / name, f'{name} of {source}'))
+  manifest = files.read_object(source / run_dir.MANIFEST, f'the manifest of {source}')
+  corpus_folder = run_dir.read_corpus_hashes(source)['corpus_folder']
+  manifest |= run_dir.name_corpus(workdir, corpus_folder) if corpus_folder else {}
+  files.write_json(workdir / run_dir.MANIFEST, manifest)
   lines = [
     {key: value for key, value in line.items() if key != 'member'}
     for line in run_dir.read_lines(source / run_dir.METRICS)

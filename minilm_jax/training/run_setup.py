@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from minilm_jax.core import distributed, files, lock, progress, recipe, run_dir
+from minilm_jax.core import distributed, files, lock, paths, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
@@ -147,10 +147,10 @@ def _check_manifest(
         f'{name} {stored[name][:12]} in the run, {value[:12]} in {folder}',
         'give the corpus that the run started with, or another --workdir',
       )
-  if stored['corpus_folder'] != str(folder):
+  if not paths.is_same(stored['corpus_folder'], str(folder)):
     progress.log(f'the corpus of {workdir} moved from {stored["corpus_folder"]} to {folder}')
     manifest = files.read_object(workdir / run_dir.MANIFEST, f'the manifest of {workdir}')
-    files.write_json(workdir / run_dir.MANIFEST, manifest | {'corpus_folder': str(folder)})
+    files.write_json(workdir / run_dir.MANIFEST, manifest | run_dir.name_corpus(workdir, folder))
 
 
 def _write_manifest(
@@ -172,7 +172,7 @@ def _write_manifest(
     workdir / run_dir.MANIFEST,
     {
       **hashes,
-      'corpus_folder': str(folder),
+      **run_dir.name_corpus(workdir, folder),
       'training': _measure_training_data(config, folder, corpus_manifest),
       'parameters': flops.count_parameters(config.model),
       'flops_per_row': flops.flops_per_row(config.model, config.mask),

@@ -1,5 +1,6 @@
 """Runs in folders: each once, whatever the number of ways to it."""
 
+import json
 import os
 import pathlib
 import time
@@ -47,3 +48,23 @@ def test_a_failure_is_read_once(home: pathlib.Path):
   (home / 'failed' / run_dir.FAILURE).write_text('{"asked": "a", "found": "b", "remedy": "c"}')
   os.symlink('.', home / 'loop')
   assert runs.read_failures([home]) == {'failed': 'a: b'}
+
+
+@pytest.mark.parametrize('is_absolute, has_link', [(True, True), (False, True), (False, False)])
+def test_runs_that_moved_together_stay_connected(
+  tmp_path: pathlib.Path, monkeypatch, is_absolute: bool, has_link: bool
+):
+  """A run of the same name in the working directory is not taken for the checkpoint."""
+  source = fake_runs.write_pretraining_run(tmp_path / 'old' / 'runs' / 'tiny')
+  fake_runs.write_pretraining_run(tmp_path / 'elsewhere' / 'runs' / 'tiny')
+  name = source if is_absolute else pathlib.Path('runs/tiny')
+  folder = fake_runs.write_finetune_run(source.parent / 'ft', name, [0.7, 0.8])
+  if has_link:
+    config = json.loads((folder / run_dir.CONFIG).read_text())
+    (folder / run_dir.CONFIG).write_text(json.dumps({**config, 'checkpoint_link': '../tiny'}))
+  (tmp_path / 'old').rename(tmp_path / 'new')
+  monkeypatch.chdir(tmp_path / 'elsewhere')
+  run_paths = runs.find_runs([tmp_path / 'new', tmp_path / 'elsewhere' / 'runs'])
+  assert set(run_paths) == {'runs/tiny', 'runs/ft', 'tiny'}
+  assert runs.resolve_source(run_paths, run_paths['runs/ft']) == 'runs/tiny'
+  assert {line['checkpoint'] for line in runs.read_scores(run_paths)} == {'runs/tiny'}

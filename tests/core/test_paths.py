@@ -147,3 +147,42 @@ def test_libraries_can_list_a_literal_path(folder: pathlib.Path):
   path = epath.Path(paths.LiteralPath('x [1]').resolve() / 'inner').parent
   assert [match.name for match in path.glob('*')] == ['a.txt']
   assert pickle.loads(pickle.dumps(path)) == path
+
+
+def test_a_reference_is_found_after_its_folders_moved_together(folder: pathlib.Path, monkeypatch):
+  write_files('old/runs/tiny/a', 'old/runs/ft/a', 'elsewhere/runs/tiny/a')
+  link = paths.link_to('old/runs/tiny', 'old/runs/ft')
+  absolute = str(folder / 'old' / 'runs' / 'tiny')
+  (folder / 'old').rename(folder / 'new')
+  moved = str(folder / 'new' / 'runs' / 'tiny')
+  for directory in (folder, folder / 'new', folder / 'elsewhere'):
+    monkeypatch.chdir(directory)
+    workdir = folder / 'new' / 'runs' / 'ft'
+    assert paths.follow_reference('runs/tiny', workdir, link) == moved
+    assert paths.follow_reference(absolute, workdir, link) == moved
+    assert paths.follow_reference('runs/tiny', workdir) == moved  # of an earlier version
+    assert paths.follow_reference('tiny', os.path.relpath(workdir), link) == moved
+    assert paths.follow_reference(absolute, workdir) == absolute
+    assert paths.follow_reference('runs/absent', workdir, '../absent') == 'runs/absent'
+    assert paths.follow_reference('gs://b/runs/tiny', workdir) == 'gs://b/runs/tiny'
+    assert paths.follow_reference('', workdir) == ''
+  assert paths.link_to('', folder) == paths.link_to('gs://b/x', folder) == ''
+
+
+def test_names_of_one_file_are_the_same_value(folder: pathlib.Path, monkeypatch):
+  monkeypatch.setenv('HOME', str(folder))
+  write_files('runs/tiny/a')
+  (folder / 'link').symlink_to('runs')
+  absolute = str(folder / 'runs' / 'tiny')
+  for name in ('runs/tiny', './runs/tiny/', '~/runs/tiny', 'link/tiny', absolute):
+    assert paths.is_same(name, absolute) and paths.is_same([name], [absolute])
+  for first, second in (
+    ('', '.'),
+    ('a', 'b'),
+    (1, '1'),
+    ([absolute], []),
+    (None, ''),
+    ('a\0', 'a'),
+  ):
+    assert not paths.is_same(first, second)
+  assert paths.is_same(0.5, 0.5) and paths.is_same('a\0', 'a\0')

@@ -144,6 +144,51 @@ def test_a_run_is_reopened_with_the_same_recipe_only(tmp_path: pathlib.Path):
   assert (workdir / run_dir.CONFIG).read_bytes() == stored
 
 
+def test_the_checkpoint_of_a_run_may_have_any_of_its_names(tmp_path: pathlib.Path, monkeypatch):
+  """Absolute and relative names are equivalent, also after all runs moved; other runs are not."""
+  for name in ('old/runs/tiny', 'old/runs/b', 'elsewhere/runs/tiny'):
+    (tmp_path / name).mkdir(parents=True)
+  monkeypatch.chdir(tmp_path / 'old')
+  run_dir.open_run('runs/ft', {'checkpoint': 'runs/tiny', 'task': {'train': 'x.csv'}})
+  (tmp_path / 'old').rename(tmp_path / 'new')
+  (tmp_path / 'latest').symlink_to('new')
+  new = tmp_path / 'new'
+
+  def reopen(directory: str, checkpoint: object, workdir: object, train: str = 'x.csv') -> None:
+    monkeypatch.chdir(tmp_path / directory)
+    run_dir.open_run(str(workdir), {'checkpoint': str(checkpoint), 'task': {'train': train}})
+
+  reopen('new', 'runs/tiny', 'runs/ft')
+  reopen('new', new / 'runs' / 'tiny', 'runs/ft', str(new / 'x.csv'))
+  reopen('elsewhere', new / 'runs' / 'tiny', new / 'runs' / 'ft')
+  reopen('elsewhere', '../latest/runs/tiny', '../latest/runs/ft')
+  for directory, checkpoint, workdir in (
+    ('elsewhere', 'runs/tiny', new / 'runs' / 'ft'),
+    ('new', 'runs/b', 'runs/ft'),
+    ('new', 'runs/absent', 'runs/ft'),
+  ):
+    with pytest.raises(InputError, match='stored is .*/new/runs/tiny'):
+      reopen(directory, checkpoint, workdir)
+  with pytest.raises(InputError, match='train is'):
+    reopen('elsewhere', new / 'runs' / 'tiny', new / 'runs' / 'ft', str(new / 'x.csv'))
+
+
+def test_the_corpus_of_a_run_is_found_after_both_moved(tmp_path: pathlib.Path, monkeypatch):
+  for name in ('old/corpora/a', 'old/runs/tiny', 'elsewhere/corpora/a'):
+    (tmp_path / name).mkdir(parents=True)
+  hashes = {'corpus': 'c', 'tokenizer': 't'}
+  for folder in ('corpora/a', str(tmp_path / 'old' / 'corpora' / 'a')):
+    monkeypatch.chdir(tmp_path / 'old')
+    fields = run_dir.name_corpus('runs/tiny', folder)
+    files.write_json('runs/tiny/manifest.json', {**hashes, **fields})
+    (tmp_path / 'old').rename(tmp_path / 'new')
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    for workdir in (tmp_path / 'new' / 'runs' / 'tiny', '../new/runs/tiny'):
+      located = run_dir.read_corpus_hashes(workdir)['corpus_folder']
+      assert located == str(tmp_path / 'new' / 'corpora' / 'a')
+    (tmp_path / 'new').rename(tmp_path / 'old')
+
+
 def test_a_file_in_place_of_a_run_is_refused(tmp_path: pathlib.Path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='--workdir'):
