@@ -38,14 +38,20 @@ def sanitize(text: str) -> str:
 
 
 class InputError(Exception):
-  """Invalid input, described by what was asked, what was found and what to do.
+  """Describes invalid input by three parts: the request, the fact and the remedy.
 
-  Parts are printed on one line each, escaped and limited to 2,000 characters.
+  Each part is printed on one line, escaped and limited to 2,000 characters.
 
-  >>> print(InputError('a batch of 0 rows', 'batch_size=0', 'give a positive batch_size'))
-  asked: a batch of 0 rows
-  found: batch_size=0
-  to do: give a positive batch_size
+  Attributes:
+    asked: the request, with its values.
+    found: the fact that prevents it.
+    remedy: the action that helps.
+
+  Example:
+    >>> print(InputError('a batch of 0 rows', 'batch_size=0', 'give a positive batch_size'))
+    asked: a batch of 0 rows
+    found: batch_size=0
+    to do: give a positive batch_size
   """
 
   def __init__(self, asked: str, found: str, remedy: str):
