@@ -170,11 +170,14 @@ def test_files_named_as_in_c4_have_an_object_a_line(tmp_path):
   assert 'P1, P2' in refuse(relations)
 
 
-@pytest.mark.parametrize('text', ['{\n  "text": "spread"\n}\n', '[{"text": "a"}]\n', 'text\n'])
-def test_a_json_file_needs_an_object_a_line(tmp_path, text):
+@pytest.mark.parametrize(
+  'text, location',
+  [('{\n  "text": "spread"\n}\n', 'line 1'), ('text\n', 'line 1'), ('["a"]\n', 'item 1')],
+)
+def test_a_json_file_needs_an_object_a_line(tmp_path, text, location):
   path = tmp_path / 'a.json'
   path.write_text(text)
-  assert 'a.json, line 1' in refuse(path)
+  assert f'a.json, {location}' in refuse(path)
 
 
 @pytest.mark.parametrize(

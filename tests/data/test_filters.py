@@ -221,7 +221,7 @@ def test_a_word_list_does_not_depend_on_the_format(tmp_path):
     ('a.txt', '\n', 'a.txt'),
     ('a.txt', 'dog\nbig cat\n', "line 2 .*'big cat'"),
     ('a.csv', 'term\ndog\n', 'row 1 .*term'),
-    ('a.txt', 'd\0g', 'NUL'),
+    ('a.txt', 'dog\nhou\0se\nbird\n', 'NUL'),
     ('none', None, 'none'),
   ],
 )

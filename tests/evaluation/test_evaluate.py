@@ -46,7 +46,7 @@ def test_a_copied_run_is_evaluated_with_a_copied_corpus(
   expected = evaluate.evaluate_loss(tiny_run, '', 'test')
   assert evaluate.evaluate_loss(tmp_path / 'run', str(tmp_path / 'corpus'), 'test') == expected
   manifest = json.loads((tmp_path / 'run' / 'manifest.json').read_text())
-  manifest['corpus_folder'] = str(tmp_path / 'gone')
+  manifest |= {'corpus_folder': str(tmp_path / 'gone'), 'corpus_link': ''}
   files.write_json(tmp_path / 'run' / 'manifest.json', manifest)
   with pytest.raises(InputError, match='--corpus=FOLDER'):
     evaluate.evaluate_loss(tmp_path / 'run', '', 'test')

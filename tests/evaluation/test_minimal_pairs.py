@@ -174,7 +174,7 @@ def test_pairs_are_compared_by_likelihood(tiny_run, table):
 def test_the_frequency_baseline_is_omitted_without_a_corpus(tiny_run, tiny_corpus, table, tmp_path):
   shutil.copytree(tiny_run, tmp_path / 'run')
   manifest = json.loads((tmp_path / 'run' / 'manifest.json').read_text())
-  manifest['corpus_folder'] = str(tmp_path / 'gone')
+  manifest |= {'corpus_folder': str(tmp_path / 'gone'), 'corpus_link': ''}
   files.write_json(tmp_path / 'run' / 'manifest.json', manifest)
 
   def evaluate(corpus_folder: str) -> dict:

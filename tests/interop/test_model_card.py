@@ -67,7 +67,7 @@ def test_a_card_does_not_need_the_corpus(tiny_run: pathlib.Path, tmp_path: pathl
   shutil.copytree(tiny_run, tmp_path / 'run')
   manifest = json.loads((tmp_path / 'run' / run_dir.MANIFEST).read_text())
   (tmp_path / 'run' / run_dir.MANIFEST).write_text(
-    json.dumps(manifest | {'corpus_folder': '/nowhere'})
+    json.dumps(manifest | {'corpus_folder': '/nowhere', 'corpus_link': ''})
   )
   card = model_card.build_card(tmp_path / 'run')
   assert manifest['corpus'] in card and 'microworld:800' not in card and 'nowhere' not in card

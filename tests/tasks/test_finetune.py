@@ -159,6 +159,7 @@ def test_the_result_summarizes_seeds(finished: Path):
 def test_the_stored_recipe_has_the_starts(finished: Path, tiny_run: Path):
   config = json.loads((finished / 'config.json').read_text())
   assert config.pop('starts') == STARTS and config.pop('checkpoint') == str(tiny_run)
+  assert (finished / config.pop('checkpoint_link')).samefile(tiny_run)
   assert recipe.resolve(config, 'finetune') == make_config(**CHANGES)
 
 
