@@ -199,7 +199,7 @@ class Plateau:
 
   @property
   def has_exit(self) -> bool:
-    """Whether the run left the plateau."""
+    """Whether the loss of the run fell below the plateau."""
     return self.exit is not None
 
 

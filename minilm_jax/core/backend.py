@@ -6,7 +6,7 @@
 | persistent compilation cache | first step after 5 s in a repeated run, not 12 s |
 | one malloc arena for all threads (glibc) | 500 MiB of memory; otherwise 790 MiB and growing |
 | freed memory stays in the process until `release` (glibc) | 1.27 times faster; 0 page faults a step, not 28,910 |
-| huge pages for the heap (Linux) | 460 of 600 MiB in huge pages |
+| huge pages for the heap (Linux) | 482 of 592 MiB of memory in huge pages |
 
 Measured on two cores of an AMD EPYC with jax 0.10.2. Row 1: `minilm bench` with sizes E,D,F,layers
 of (32,32,64,1), (256,256,1024,4) and those of the quickstart. Row 2: the largest of these sizes.

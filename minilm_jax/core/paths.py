@@ -184,13 +184,13 @@ def _match_parts(folder: epath.Path, parts: Sequence[str]) -> list[epath.Path]:
     return list_matches(folder, '/'.join(parts).replace(_SUBFOLDERS, '*'))
   index = parts.index(_SUBFOLDERS)
   folders = _match_parts(folder, parts[:index]) if index else [folder]
-  rest = list(parts[index + 1 :]) or ['*']
+  later_parts = list(parts[index + 1 :]) or ['*']
   return [
     match
     for start in folders
     if start.is_dir()
     for inner in list_folders(start)
-    for match in _match_parts(inner, rest)
+    for match in _match_parts(inner, later_parts)
   ]
 
 

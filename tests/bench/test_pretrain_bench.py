@@ -40,6 +40,7 @@ def result() -> dict:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(machine, 'measure_peak_flops', lambda dtype, side: 2e11)
     patch.setattr(machine, 'measure_bandwidth', lambda: 3e10)
+    patch.setattr(machine, 'count_page_faults', iter((100, 140)).__next__)
     return pretrain_bench.bench_pretraining(make_config(), steps=2, repeats=3)
 
 
@@ -57,7 +58,7 @@ def test_numbers_are_consistent(result: dict):
     and result['bytes_per_second'] == 3e10
   )
   assert not any('torch' in name or 'released' in name for name in result)
-  assert result['page_faults_per_step'] >= 0
+  assert result['page_faults_per_step'] == 20  # 40 faults in a chunk of 2 steps
   cached = result['cached_milliseconds_per_step']['median']
   assert result['ours_over_cached'] == pytest.approx(cached / step['median'])
 
