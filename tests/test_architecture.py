@@ -79,7 +79,7 @@ WITHOUT_JAX = (
   'analysis.report.report',
   'analysis.report.compare',
 )
-MAX_MODULES, MAX_MODULE_IMPORTS, MAX_FUNCTION_LINES, MAX_PARAMETERS = 16, 15, 60, 7
+MAX_MODULES, MAX_MODULE_IMPORTS, MAX_FUNCTION_LINES, MAX_PARAMETERS = 15, 15, 60, 7
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.core import corpus_config, files, recipe, run_dir, schema
-from minilm_jax.core.errors import InputError
+from minilm_jax.core import corpus_config, files, recipe, run_dir
+from minilm_jax.core.errors import NO_TEXT, InputError
 from minilm_jax.data import build, corpus, documents, filters, packing, tokenizer
 from tests import corruptions, input_cases
 
@@ -120,7 +120,7 @@ def test_any_bytes_are_documents_or_refused(content: bytes, name: str):
   except InputError as error:
     assert error.asked and error.found and error.remedy
   else:
-    assert all(text.strip() and not schema.NO_TEXT.search(text) for text in texts)
+    assert all(text.strip() and not NO_TEXT.search(text) for text in texts)
 
 
 # Vocabulary.

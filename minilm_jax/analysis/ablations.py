@@ -20,8 +20,7 @@ from etils import epath
 from minilm_jax.analysis import loss_curves, runs
 from minilm_jax.analysis.loss_curves import ACTUAL, RUN_ERRORS, LossCurve
 from minilm_jax.core import files, model_config, old_names, paths, run_dir
-from minilm_jax.core.errors import InputError, sanitize
-from minilm_jax.core.schema import ANY, COUNT, NUMBER, TEXT
+from minilm_jax.core.errors import ANY, COUNT, NUMBER, TEXT, InputError, sanitize
 
 BASE = 'base'
 MAX_FIELDS = 4  # in the name of an ablation; with more fields, the name is that of the folder

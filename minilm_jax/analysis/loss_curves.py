@@ -19,8 +19,7 @@ from jaxtyping import Float
 
 from minilm_jax.analysis import runs
 from minilm_jax.core import files, old_names, progress, run_dir
-from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.core.schema import NUMBER
+from minilm_jax.core.errors import NUMBER, InputError, suggest_name
 from minilm_jax.data import readers
 
 HONEY, KAPLAN, ACTUAL = 'honey', 'kaplan', 'actual'  # counts of FLOPs, see `model/flops.py`

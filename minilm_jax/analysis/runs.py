@@ -13,9 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, old_names, paths, run_dir, schema
-from minilm_jax.core.errors import InputError, sanitize
-from minilm_jax.core.schema import COUNT, TEXT
+from minilm_jax.core import files, old_names, paths, run_dir
+from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault, sanitize
 
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
 # Subfolders of runs that contain many small files and no run.
@@ -199,7 +198,7 @@ def resolve_source(
   stored = read_config(path)
   sources = stored.get('checkpoint') or checkpoint
   sources = [sources] if isinstance(sources, str) else sources
-  if fault := schema.find_schema_fault(sources, [TEXT], 'checkpoint'):
+  if fault := find_schema_fault(sources, [TEXT], 'checkpoint'):
     raise InputError(f'the recipe of the run in {path}', fault, f'restore {run_dir.CONFIG}')
   source = next((name for name in sources if epath.Path(name).name == checkpoint), sources[0])
   target = paths.resolve_links(run_dir.find_source(path, stored, source))
@@ -235,9 +234,7 @@ def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
   manifest = read_manifest(path)
   parameters = manifest.get('parameters')
   parameters = parameters.get('total') if isinstance(parameters, dict) else parameters
-  if parameters is not None and (
-    fault := schema.find_schema_fault(parameters, COUNT, 'parameters')
-  ):
+  if parameters is not None and (fault := find_schema_fault(parameters, COUNT, 'parameters')):
     raise InputError(f'the manifest of {path}', fault, f'restore {run_dir.MANIFEST}')
   rows = []
   for member, lines in split_members(path).items():

@@ -10,9 +10,9 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minilm_jax.core import recipe, schema
+from minilm_jax.core import recipe
 from minilm_jax.core.corpus_config import SPLITS
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.core.paths import expand_home
 
 
@@ -212,7 +212,7 @@ def parse_arguments(
     InputError: a flag, field or recipe is missing or invalid.
   """
   for argument in arguments:
-    if invalid := schema.NO_TEXT.search(argument):
+    if invalid := NO_TEXT.search(argument):
       raise InputError(
         f'the argument {argument!r} of minilm {name}',
         f'the character U+{ord(invalid[0]):04X}, which is not valid text',

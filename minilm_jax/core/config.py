@@ -7,12 +7,11 @@ the defaults; `recipe.py` converts a recipe to these types and refuses missing f
 import dataclasses
 from typing import Annotated
 
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.core.schema import (
+from minilm_jax.core.errors import (
   AxisSize,
   Checked,
   Fraction,
+  InputError,
   NonNegativeFloat,
   NonNegativeInt,
   OptionalAxisSize,
@@ -24,6 +23,7 @@ from minilm_jax.core.schema import (
   check_seed,
   one_of,
 )
+from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 
 MAX_MEMBERS, MAX_EPOCHS = 100_000, 1_000_000
 

@@ -6,11 +6,11 @@ The types are frozen, hashable and validated on construction.
 import dataclasses
 from typing import Annotated
 
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import (
+from minilm_jax.core.errors import (
   MAX_AXIS_SIZE,
   Checked,
   Fraction,
+  InputError,
   NonNegativeInt,
   PathText,
   PositiveInt,

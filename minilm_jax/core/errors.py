@@ -1,13 +1,29 @@
-"""Defines InputError, the error for invalid input: request, fact and remedy.
+"""Defines InputError, the error for invalid input, and the checks of fields and of JSON.
 
 Every module raises `InputError` for unusable input. `cli/main.py` prints the error and exits with
 status 2. Errors of the program itself remain Python exceptions with a traceback.
+
+    @dataclasses.dataclass(frozen=True)
+    class MeshConfig(Checked):
+      prefix = 'mesh.'
+      data: Annotated[int, at_least(0)] = 0
+
+    find_schema_fault(json.loads(text), {'step': COUNT, 'loss?': NUMBER, 'shards': [{'file': TEXT}]})
+
+A rule of a field raises InputError with its name and value. A schema is a type such as `COUNT`, a
+dict for an object, or a list with the schema of its items. In a dict, `?` marks optional fields;
+unlisted fields are allowed.
 """
 
+import dataclasses
 import difflib
 import importlib.util
+import math
 import re
-from collections.abc import Iterable
+import reprlib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
 # Built-in exceptions that parsers raise for damaged or hostile data.
 PARSE_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
@@ -96,3 +112,142 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
   if close:
     return f'did you mean {close[0]!r}?'
   return 'known names are ' + (', '.join(known) or '(none)')
+
+
+FieldRule = Callable[[str, Any], None]
+MAX_AXIS_SIZE = 2**24  # elements along an axis of an array
+TEXT, COUNT, NUMBER, FLAG, ANY = (
+  'text',
+  'a whole number from 0',
+  'a number or null',
+  'true or false',
+  'anything',
+)
+MAYBE = 'a whole number from 0 or null'
+Schema = str | list | Mapping[str, Any]
+# NUL, and surrogates, which JSON and undecodable arguments of a process can contain.
+NO_TEXT = re.compile('[\0\ud800-\udfff]')
+_COUNT_LIMIT, _NUMBER_LIMIT = 2**63, 10**300  # limits of int64 and of float64
+
+
+def at_least(minimum: float) -> FieldRule:
+  """Returns the rule that a number is at least `minimum`."""
+
+  def check(field: str, value: float) -> None:
+    if not value >= minimum:
+      raise InputError(f'{field}={value}', f'a value below {minimum}', f'give at least {minimum}')
+
+  return check
+
+
+def at_most(maximum: float) -> FieldRule:
+  """Returns the rule that a number is at most `maximum`, which protects memory."""
+
+  def check(field: str, value: float) -> None:
+    if value > maximum:
+      raise InputError(f'{field}={value}', f'a value above {maximum:,}', f'give at most {maximum}')
+
+  return check
+
+
+def one_of(*choices: str) -> FieldRule:
+  """Returns the rule that a word, or each word of a tuple, is one of `choices`."""
+
+  def check(field: str, value: str | tuple[str, ...]) -> None:
+    for word in (value,) if isinstance(value, str) else value:
+      if word not in choices:
+        raise InputError(
+          f'{field}={word!r}',
+          'an unknown value',
+          f'{suggest_name(word, choices)} (choices: {", ".join(choices)})',
+        )
+
+  return check
+
+
+def check_fraction(field: str, value: float) -> None:
+  """Raises InputError for a number outside [0, 1]."""
+  if not 0 <= value <= 1:
+    raise InputError(f'{field}={value}', 'not a number from 0 to 1', 'give a number from 0 to 1')
+
+
+def check_seed(field: str, value: int | tuple[int, ...]) -> None:
+  """Raises InputError for a number outside uint32, the type of seeds, alone or in a tuple."""
+  for number in (value,) if isinstance(value, int) else value:
+    if not 0 <= number < 2**32:
+      raise InputError(
+        f'{field}={number}', 'a number outside 0 to 2^32 - 1', 'give a number such as 0'
+      )
+
+
+PATH = 'path'  # marks the type of a field that names a file or folder
+PathText = Annotated[str, PATH]
+PositiveInt = Annotated[int, at_least(1)]
+NonNegativeInt = Annotated[int, at_least(0)]
+NonNegativeFloat = Annotated[float, at_least(0)]
+Fraction = Annotated[float, check_fraction]
+AxisSize = Annotated[int, at_least(1), at_most(MAX_AXIS_SIZE)]
+OptionalAxisSize = Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)]
+RowLength = Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """Base class that applies the rules of its fields on construction and refuses NaN and infinity.
+
+  Attributes:
+    prefix: name of the group in recipes followed by a dot, such as `mesh.`.
+  """
+
+  prefix: ClassVar[str] = ''
+
+  def __post_init__(self) -> None:
+    hints = typing.get_type_hints(type(self), include_extras=True)
+    for field in dataclasses.fields(self):
+      name, value = self.prefix + field.name, getattr(self, field.name)
+      for rule in getattr(hints[field.name], '__metadata__', ()):
+        if rule != PATH:
+          rule(name, value)
+      for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):  # config.json cannot hold it
+          raise InputError(f'{name}={number}', 'NaN or infinity', 'give a finite number')
+
+
+def find_schema_fault(value: Any, form: Schema, name: str = 'it') -> str:
+  """Returns the first difference between a JSON value and its schema in words, or ''.
+
+  >>> find_schema_fault({'step': -1, 'more': 0}, {'step': COUNT, 'loss?': NUMBER})
+  'step is -1, not a whole number from 0'
+  >>> find_schema_fault([{'file': 'a'}, {}], [{'file': TEXT}], 'shards')
+  'no file in shards[1]'
+  """
+  if isinstance(form, str):
+    return '' if _has_type(value, form) else f'{name} is {reprlib.repr(value)}, not {form}'
+  if isinstance(form, list):
+    if not isinstance(value, list):
+      return f'{name} is {reprlib.repr(value)}, not a list'
+    faults = (find_schema_fault(item, form[0], f'{name}[{i}]') for i, item in enumerate(value))
+    return next(filter(None, faults), '')
+  if not isinstance(value, dict):
+    return f'{name} is {reprlib.repr(value)}, not an object'
+  prefix = '' if name == 'it' else f'{name}.'
+  for key, inner in form.items():
+    field = key.removesuffix('?')
+    if field in value:
+      if fault := find_schema_fault(value[field], inner, prefix + field):
+        return fault
+    elif field == key:
+      return f'no {field} in {name}'
+  return ''
+
+
+def _has_type(value: Any, form: str) -> bool:
+  if form == ANY or value is None:
+    return form in (ANY, NUMBER, MAYBE)
+  if form == TEXT:
+    return isinstance(value, str) and not NO_TEXT.search(value)
+  if form == FLAG or isinstance(value, bool):
+    return form == FLAG and isinstance(value, bool)
+  if form == NUMBER:
+    return isinstance(value, float) or isinstance(value, int) and abs(value) < _NUMBER_LIMIT
+  return isinstance(value, int) and 0 <= value < _COUNT_LIMIT

@@ -18,8 +18,8 @@ from typing import IO, Any, TypeVar
 
 from etils import epath
 
-from minilm_jax.core import distributed, old_names, schema
-from minilm_jax.core.errors import InputError
+from minilm_jax.core import distributed, old_names
+from minilm_jax.core.errors import InputError, Schema, find_schema_fault
 
 # The largest useful file is the training file of FewRel, 57 MB. Parsed JSON can take twenty times
 # the size of its file in memory.
@@ -204,16 +204,14 @@ def read_json(path: epath.PathLike, subject: str) -> Any:
     ) from None
 
 
-def read_object(
-  path: epath.PathLike, subject: str, form: schema.Schema | None = None
-) -> dict[str, Any]:
+def read_object(path: epath.PathLike, subject: str, form: Schema | None = None) -> dict[str, Any]:
   """Returns the JSON object of a file, validated against a schema.
 
   Raises:
     InputError: the file is not readable JSON, or a field is missing or has another type.
   """
   record = read_json(path, subject)
-  if fault := schema.find_schema_fault(record, form or {}):
+  if fault := find_schema_fault(record, form or {}):
     raise InputError(subject, f'{path}: {fault}', 'restore the file or create it again')
   return record
 

@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from minilm_jax.core import files, progress, schema
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import COUNT, MAYBE, NUMBER, TEXT
+from minilm_jax.core import files, progress
+from minilm_jax.core.errors import COUNT, MAYBE, NUMBER, TEXT, InputError, find_schema_fault
 
 LOCK_FILE = '.lock'
 HEARTBEAT_SECONDS = 10.0
@@ -227,7 +226,7 @@ def _read(path: epath.Path) -> _Holder | None:
       record = files.parse_json(file.read(_MAX_LOCK_BYTES))
   except (FileNotFoundError, IsADirectoryError, ValueError):
     return None
-  if schema.find_schema_fault(record, _SCHEMA):
+  if find_schema_fault(record, _SCHEMA):
     return None
   holder = _Holder(**{name: record[name] for name in _FIELDS if name in record})
   is_valid = _HOST.fullmatch(holder.host) and 0 < holder.process < _MAX_PROCESS

@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import (
+from minilm_jax.core.errors import (
   AxisSize,
   Checked,
   Fraction,
+  InputError,
   NonNegativeFloat,
   OptionalAxisSize,
   PositiveInt,

@@ -25,10 +25,10 @@ from typing import Any, TypeVar
 
 from ml_collections import config_dict
 
-from minilm_jax.core import paths, progress, schema
+from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import NO_TEXT, PATH, InputError, PathText, suggest_name
 
 T = TypeVar('T')
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
@@ -287,16 +287,16 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
   kind = typing.get_args(kind)[0] if rules else kind
   if isinstance(kind, types.GenericAlias):  # tuple[X, ...], from a list or comma-separated text
     item_kind = typing.get_args(kind)[0]
-    if isinstance(value, str) and item_kind == schema.PathText:
+    if isinstance(value, str) and item_kind == PathText:
       value = paths.split_names(value)
     elif isinstance(value, str):
       value = [item.strip() for item in value.split(',') if item.strip()]
     items = value if isinstance(value, (list, tuple)) else [value]
     return tuple(_convert(item_kind, item, field) for item in items)
   if isinstance(value, str):
-    if schema.PATH in rules:
+    if PATH in rules:
       value = paths.expand_home(value)
-    if invalid := schema.NO_TEXT.search(value):
+    if invalid := NO_TEXT.search(value):
       raise InputError(
         field,
         f'the invalid character U+{ord(invalid[0]):04X} at index {invalid.start()}',

@@ -10,9 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import distributed, files, old_names, paths, schema
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import COUNT, FLAG, MAYBE, NUMBER, TEXT
+from minilm_jax.core import distributed, files, old_names, paths
+from minilm_jax.core.errors import COUNT, FLAG, MAYBE, NUMBER, TEXT, InputError, find_schema_fault
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
@@ -104,7 +103,7 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         if path.name in _LINE_SCHEMAS and isinstance(record, dict):
           record = old_names.rename_columns(record)
         line_schema = _LINE_SCHEMAS.get(path.name, {})
-        if fault := schema.find_schema_fault(record, line_schema, f'line {number}'):
+        if fault := find_schema_fault(record, line_schema, f'line {number}'):
           raise InputError(f'the log {path}', fault, 'remove that line')
         yield record
   except OSError as error:

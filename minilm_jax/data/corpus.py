@@ -23,11 +23,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32, UInt64
 
-from minilm_jax.core import files, rng, run_dir, schema
+from minilm_jax.core import files, rng, run_dir
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.corpus_config import FORMAT, PAD_ID, SPLITS
-from minilm_jax.core.errors import PARSE_ERRORS, InputError
-from minilm_jax.core.schema import ANY, COUNT, TEXT
+from minilm_jax.core.errors import ANY, COUNT, PARSE_ERRORS, TEXT, InputError, find_schema_fault
 
 TRAIN_SPLIT = 'train'
 _SHARD_SCHEMA = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}
@@ -164,7 +163,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
   if manifest['format'] != FORMAT:
     fault = f'format {manifest["format"]!r}, but this version reads {FORMAT}'
     raise InputError(subject, fault, 'build it again')
-  fault = schema.find_schema_fault(manifest, _MANIFEST_SCHEMA)
+  fault = find_schema_fault(manifest, _MANIFEST_SCHEMA)
   if not fault:
     length, vocab_size, dtype = (manifest[name] for name in ('length', 'vocabulary', 'dtype'))
     if not length or not vocab_size or dtype not in ('uint16', 'uint32'):

@@ -25,9 +25,9 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import files, paths, schema
+from minilm_jax.core import files, paths
 from minilm_jax.core.corpus_config import DocumentsConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.data import microworld, readers, tfds
 from minilm_jax.data.normalization import normalize_text
 from minilm_jax.data.readers import detect_format
@@ -219,12 +219,12 @@ def _get_text(row: dict[str, Any], config: DocumentsConfig, location: str) -> st
     raise InputError(
       location, f'{config.field!r} is {text!r}', 'set documents.field to a column of text'
     )
-  if match := schema.NO_TEXT.search(text):
+  if match := NO_TEXT.search(text):
     if is_strict:
       raise InputError(
         location, f'U+{ord(match[0]):04X} at character {match.start()}', _REPLACE_REMEDY
       )
-    text = schema.NO_TEXT.sub('\ufffd', text)
+    text = NO_TEXT.sub('\ufffd', text)
   return text
 
 

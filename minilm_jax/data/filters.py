@@ -26,9 +26,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int
 
-from minilm_jax.core import files, schema
+from minilm_jax.core import files
 from minilm_jax.core.corpus_config import VocabularyConfig
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import NO_TEXT, InputError
 from minilm_jax.data import readers
 from minilm_jax.data.normalization import list_mark_ranges, normalize_text
 
@@ -102,7 +102,7 @@ def _read_words(path: epath.PathLike, subject: str, remedy: str) -> Iterator[str
     return
   for number, row in enumerate(readers.read_rows(path, 'strict', _MAX_LIST_LINE_CHARS), 1):
     word = row.get('word')
-    if not isinstance(word, str) or schema.NO_TEXT.search(word):
+    if not isinstance(word, str) or NO_TEXT.search(word):
       raise InputError(subject, f'row {number} has no word: {", ".join(map(str, row))}', remedy)
     yield normalize_text(word.strip())
 

@@ -20,16 +20,15 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minilm_jax.core import files, schema
+from minilm_jax.core import files
 from minilm_jax.core.corpus_config import UNKNOWN_ID
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import COUNT
+from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault
 
 _SPACE = '\u2581'
 _MAX_VOCAB_SIZE = 1 << 24
 _PREFIX_STEPS = ('normalizer', 'pre_tokenizer')  # may add a space before a text
 _BYTE_PIECE = re.compile(f'{_SPACE}?<0x[0-9A-F]{{2}}>')
-_PACK_SCHEMA = {'tokenizer': {'model': {'type': schema.TEXT}}, 'special': {}, 'between': COUNT}
+_PACK_SCHEMA = {'tokenizer': {'model': {'type': TEXT}}, 'special': {}, 'between': COUNT}
 
 
 def is_wrapped(model: bytes) -> bool:
@@ -68,7 +67,7 @@ class WrappedTokenizer:
       ValueError: The bytes are invalid; the message names the fault.
     """
     pack = files.parse_json(model)
-    if fault := schema.find_schema_fault(pack, _PACK_SCHEMA):
+    if fault := find_schema_fault(pack, _PACK_SCHEMA):
       raise ValueError(fault)
     special, self.between = pack['special'], pack['between']
     self._content = pack['tokenizer']
@@ -78,7 +77,7 @@ class WrappedTokenizer:
     if size > _MAX_VOCAB_SIZE:
       raise ValueError(f'an id of {size - 1:,}')
     special_ids = list(special.values())
-    if fault := schema.find_schema_fault(special_ids, [COUNT], 'special'):
+    if fault := find_schema_fault(special_ids, [COUNT], 'special'):
       raise ValueError(fault)
     if not set(special_ids) <= set(vocabulary.values()) or len(set(special_ids)) < len(special_ids):
       raise ValueError(f'ids of special pieces are repeated or unknown: {special}')

@@ -22,8 +22,8 @@ from rich import box, text
 from rich import table as rich_table
 from scipy import stats
 
-from minilm_jax.core import files, lock, paths, progress, run_dir, schema
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core import files, lock, paths, progress, run_dir
+from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.data import corpus, documents, readers
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokenizer
 from minilm_jax.evaluation import likelihood
@@ -125,7 +125,7 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
     good, bad = (_parse_sentence(row, column, where) for column in _SENTENCE_COLUMNS)
     paradigm = _find_value(row, _PARADIGM_COLUMNS) or table
     phenomenon = _find_value(row, _PHENOMENON_COLUMNS) or paradigm
-    if match := schema.NO_TEXT.search(paradigm + phenomenon):
+    if match := NO_TEXT.search(paradigm + phenomenon):
       raise InputError(
         f'a name in {where}',
         f'the character U+{ord(match[0]):04X}, which is not text',
@@ -152,7 +152,7 @@ def _parse_sentence(row: Mapping[str, Any], column: str, where: str) -> str:
       suggest_name(column, map(str, row)),
     )
   value = row[column]
-  if not isinstance(value, str) or not value.strip() or schema.NO_TEXT.search(value):
+  if not isinstance(value, str) or not value.strip() or NO_TEXT.search(value):
     raise InputError(
       f'a sentence in {column!r}', f'{value!r} in {where}', 'give text, or remove the row'
     )

@@ -18,9 +18,8 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.core import files, paths, run_dir
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import ANY, TEXT, InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.core.schema import ANY, TEXT
 from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel, init_classifier

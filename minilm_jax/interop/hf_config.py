@@ -8,10 +8,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minilm_jax.core import schema
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import (
+  COUNT,
+  FLAG,
+  NUMBER,
+  TEXT,
+  InputError,
+  find_schema_fault,
+  suggest_name,
+)
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.core.schema import COUNT, FLAG, NUMBER, TEXT
 from minilm_jax.interop.hf_weights import FAMILIES, Family
 
 _BERT_PIECES = ('[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]')
@@ -117,7 +123,7 @@ def detect_family(config: Mapping[str, Any], subject: str) -> HfFamily:
       )
   architectures = config['architectures'] if 'architectures' in config else None
   if architectures is not None:
-    if fault := schema.find_schema_fault(architectures, [TEXT], 'architectures'):
+    if fault := find_schema_fault(architectures, [TEXT], 'architectures'):
       raise InputError(subject, fault, 'restore config.json')
   for name in architectures or ():
     if not name.endswith(_ARCHITECTURE_ENDINGS):
@@ -202,6 +208,6 @@ def _read_fields(config: Mapping[str, Any], family: HfFamily, subject: str) -> d
     fields |= {'embedding_size': fields.get('hidden_size')}
   types = {name: kind for name, (_, kind) in _OPTIONAL_FIELDS.items()}
   sizes = dict.fromkeys((*_SIZES, 'pad_token_id', 'embedding_size'), COUNT)
-  if fault := schema.find_schema_fault(fields, sizes | types):
+  if fault := find_schema_fault(fields, sizes | types):
     raise InputError(subject, f'config.json: {fault}', 'restore the file')
   return fields

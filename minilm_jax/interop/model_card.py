@@ -16,11 +16,10 @@ from typing import Any
 from etils import epath
 
 from minilm_jax import __version__
-from minilm_jax.core import files, run_dir, schema
+from minilm_jax.core import files, run_dir
 from minilm_jax.core.config import RunConfig
-from minilm_jax.core.errors import InputError, sanitize
+from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault, sanitize
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.core.schema import COUNT, TEXT
 from minilm_jax.data import corpus
 from minilm_jax.interop import export
 from minilm_jax.model import flops
@@ -272,7 +271,7 @@ def _describe_corpus(folder: epath.Path) -> str:
   # The corpus may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):
     manifest = corpus.read_manifest(hashes['corpus_folder'])
-  if manifest['hash'] != hashes['corpus'] or schema.find_schema_fault(manifest, _SOURCES_SCHEMA):
+  if manifest['hash'] != hashes['corpus'] or find_schema_fault(manifest, _SOURCES_SCHEMA):
     return _format_section(
       'Training text',
       f'{parts[0]} The sources are unknown, because the corpus was moved or deleted.',

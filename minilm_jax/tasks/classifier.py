@@ -29,10 +29,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int, Shaped
 
-from minilm_jax.core import files, old_names, recipe, run_dir, schema
-from minilm_jax.core.errors import InputError
+from minilm_jax.core import files, old_names, recipe, run_dir
+from minilm_jax.core.errors import COUNT, TEXT, Checked, InputError, PositiveInt, find_schema_fault
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.core.schema import COUNT, TEXT, Checked, PositiveInt
 from minilm_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer
 from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import count_parameters
@@ -237,7 +236,7 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
       f'give a folder of a classifier, such as {path / members[0]}' if members else _REMEDY,
     )
   manifest = files.read_json(path / run_dir.MANIFEST, subject)
-  if schema.find_schema_fault(manifest, _MANIFEST_SCHEMA) or manifest['kind'] != CLASSIFIER_KIND:
+  if find_schema_fault(manifest, _MANIFEST_SCHEMA) or manifest['kind'] != CLASSIFIER_KIND:
     raise InputError(
       subject,
       f'a {run_dir.MANIFEST} of another kind',

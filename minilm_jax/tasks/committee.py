@@ -23,8 +23,7 @@ from jaxtyping import Float
 from rich import table as rich_table
 
 from minilm_jax.core import files, lock, paths, run_dir
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import TEXT
+from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.model.heads import Classifier
 from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import SavedClassifier

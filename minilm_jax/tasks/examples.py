@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from minilm_jax.core import progress, schema
+from minilm_jax.core import progress
 from minilm_jax.core.config import TaskConfig
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import NO_TEXT, InputError
 from minilm_jax.data import filters
 from minilm_jax.tasks import labels, loading
 from minilm_jax.tasks.task import REGRESSION, Task, convert_task, find_task
@@ -321,7 +321,7 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
     require_columns(row, task.fields if is_unlabelled else (*task.fields, task.label), where)
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
-      if not isinstance(text, str) or schema.NO_TEXT.search(text):
+      if not isinstance(text, str) or NO_TEXT.search(text):
         raise InputError(
           f'text in {field!r}',
           f'{text!r} in {where}',

@@ -21,8 +21,7 @@ from jaxtyping import Float
 
 from minilm_jax.core import files, old_names, progress, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
-from minilm_jax.core.schema import TEXT
+from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_step import MemberState

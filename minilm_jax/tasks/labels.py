@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from minilm_jax.core import schema
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.tasks.task import REGRESSION, Task
 
 UNLABELLED = -1  # TFDS's label index of an example without a public label
@@ -135,7 +134,7 @@ def _parse_class_name(value: Any, where: str) -> str:
   is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
   if isinstance(value, numbers.Integral) or is_whole:
     return str(int(value))
-  if not isinstance(value, str) or schema.NO_TEXT.search(value):
+  if not isinstance(value, str) or NO_TEXT.search(value):
     raise InputError(
       'the name of a class',
       f'{value!r} in {where}',

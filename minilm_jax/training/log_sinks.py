@@ -34,8 +34,7 @@ from etils import epath
 
 from minilm_jax.core import distributed, files, paths, progress, recipe
 from minilm_jax.core.config import LogConfig, RunConfig
-from minilm_jax.core.errors import InputError, sanitize
-from minilm_jax.core.schema import TEXT
+from minilm_jax.core.errors import TEXT, InputError, sanitize
 
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'

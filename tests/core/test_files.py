@@ -16,8 +16,8 @@ import pytest
 from minilm_jax.analysis import loss_curves
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, documents, filters, subset, tokenizer
-from minilm_jax.evaluation import overlap
+from minilm_jax.data import corpus, documents, filters, tokenizer
+from minilm_jax.evaluation import overlap, overlap_subsets
 from minilm_jax.tasks import loading
 from minilm_jax.training import run_setup
 from tests import tiny_config
@@ -159,7 +159,9 @@ def test_manifests_with_paths_outside_the_folder_are_refused(
   folder = shutil.copytree(tiny_corpus, tmp_path / 'a' / 'corpus')
   redirect_manifest(folder, link, change)
   with pytest.raises(InputError, match='link|secret'):
-    subset.write_subset(folder, np.arange(3), tmp_path / 'part' / 'part', {'kind': 'subset'}, {})
+    overlap_subsets.write_subset(
+      folder, np.arange(3), tmp_path / 'part' / 'part', {'kind': 'subset'}, {}
+    )
   assert (
     not (tmp_path / 'part' / 'secret').exists()
     and not (tmp_path / 'part' / 'part' / 'link').exists()

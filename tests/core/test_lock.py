@@ -20,8 +20,8 @@ from minilm_jax.analysis.report import report
 from minilm_jax.cli import quickstart
 from minilm_jax.core import files, lock, recipe, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import build, subset
-from minilm_jax.evaluation import minimal_pairs, ngram_baselines
+from minilm_jax.data import build
+from minilm_jax.evaluation import minimal_pairs, ngram_baselines, overlap_subsets
 from minilm_jax.tasks import finetune
 
 
@@ -296,7 +296,7 @@ COMMANDS = {
   'corpus': lambda folder, corpus, run: build.build_corpus(
     recipe.resolve(files.read_json(corpus / run_dir.CONFIG, '') | {'workers': 1}, 'corpus'), folder
   ),
-  'subset': lambda folder, corpus, run: subset.write_subset(
+  'subset': lambda folder, corpus, run: overlap_subsets.write_subset(
     corpus, np.arange(3), folder, {'kind': 'subset'}, {}
   ),
   'evaluate': _evaluate,

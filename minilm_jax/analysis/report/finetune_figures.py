@@ -15,8 +15,7 @@ from minilm_jax.analysis import runs
 from minilm_jax.analysis.report.figures import MeanBand, Panel
 from minilm_jax.analysis.scores import Group, ScoreRow
 from minilm_jax.core import files, run_dir
-from minilm_jax.core.errors import InputError, sanitize
-from minilm_jax.core.schema import FLAG, NUMBER, TEXT
+from minilm_jax.core.errors import FLAG, NUMBER, TEXT, InputError, sanitize
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.task import TASKS
 
