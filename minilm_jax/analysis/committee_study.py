@@ -176,9 +176,7 @@ def read_seed_committees(
 
 def find_source(path: epath.Path, member: Mapping[str, Any]) -> str:
   """Returns the path of the run of a member in the manifest of a committee; '' without a name."""
-  return paths.follow_reference(
-    str(member.get('checkpoint', '')), path, str(member.get('checkpoint_link', ''))
-  )
+  return run_dir.find_source(path, member, str(member.get('checkpoint', '')))
 
 
 def _read_folder(

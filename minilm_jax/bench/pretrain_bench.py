@@ -3,9 +3,9 @@
 The benchmark times the chunk that `pretrain` runs, on random rows. The first step compiles and is
 timed separately. One chunk runs untimed; `repeats` chunks of `steps` updates are then timed. On a
 CPU, a second process loads the same program from the compilation cache, as a repeated run does.
-This process and competitors run in turns with ours, chunk by chunk. Peak FLOP/s and memory bandwidth
-of the machine are measured right after. The benchmark reports no share of the memory bandwidth,
-because the byte counts of XLA include a loop body once and ignore caches.
+This process and competitors run in turns with ours, chunk by chunk. Peak FLOP/s and memory
+bandwidth of the machine are measured right after. The benchmark reports no share of the memory
+bandwidth, because the byte counts of XLA include a loop body once and ignore caches.
 """
 
 import contextlib

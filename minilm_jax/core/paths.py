@@ -89,8 +89,8 @@ def is_same(first: Any, second: Any) -> bool:
 class LiteralPath(_Path):
   """A path for libraries that call its `glob`.
 
-  The `glob` of `epath.Path` takes `*`, `?` and brackets in the path itself for a pattern. Orbax then
-  writes checkpoints that cannot be read.
+  The `glob` of `epath.Path` takes `*`, `?` and brackets in the path itself for a pattern. Orbax
+  then writes checkpoints that cannot be read.
   """
 
   def glob(self, pattern: str) -> Iterator[Any]:

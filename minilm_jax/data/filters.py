@@ -121,8 +121,8 @@ def extract_words(field: str, rule: str) -> tuple[str, ...]:
   """Returns the counted words of one field in lower case.
 
   Combining marks belong to the letter before them. Under 'paper1', words are runs of two or more
-  word characters, so "don't" gives "don". Digits give "number", links give "hlink". Under 'plain', words
-  have any length and may contain apostrophes; numbers give '0'.
+  word characters, so "don't" gives "don". Digits give "number", links give "hlink". Under 'plain',
+  words have any length and may contain apostrophes; numbers give '0'.
 
   >>> extract_words("Don't", 'paper1'), extract_words('well-known,', 'paper1'), extract_words('1,000', 'paper1')
   (('don',), ('well', 'known'), ('number', 'number'))

@@ -2,8 +2,8 @@
 
 The file name gives the format: .txt, .jsonl, .json, .csv, .tsv or .parquet. All formats except
 .parquet may be compressed (.gz, .xz, .zst). Paths are local or `gs://`. A .json file has one object
-a line, as C4 has, or is an array of objects. A .tsv file has no quoting, as in GLUE. The formats .parquet and .zst need the
-extra [data].
+a line, as C4 has, or is an array of objects. A .tsv file has no quoting, as in GLUE. The formats
+.parquet and .zst need the extra [data].
 
 Memory is bounded by one line or row and by the limit of the decompressor, not by the file size.
 """

@@ -4,8 +4,9 @@
 
 A token inside a word is easy to predict from the other tokens of the word. The original variant
 thus favours rare words of many pieces. The variant `within-word` (Kauf & Ivanova, 2023) also masks
-the later tokens of the word. A word begins at a piece with SentencePiece's space symbol, so punctuation without a space
-belongs to the preceding word. Every token is scored with an encoder row of its own.
+the later tokens of the word. A word begins at a piece with SentencePiece's space symbol, so
+punctuation without a space belongs to the preceding word. Every token is scored with an encoder row
+of its own.
 
 Bits per word and per byte compare models with different vocabularies. Random full words of corpus
 rows are masked, and the model predicts all their tokens.

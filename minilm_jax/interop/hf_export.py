@@ -5,10 +5,10 @@
     tokenizer.json, tokenizer_config.json    the tokenizer, with the same token ids
     README.md, export.json                   the model card; source and comparison
 
-Every export ends with a comparison: transformers loads the written folder in this process. Token ids
-of unusual and ordinary texts and logits of batches with pads must be equal. The answers of pipelines
-must equal the answers of `minilm fill-mask` and `minilm predict`. A difference removes the folder.
-All computations are in float32, also for a model that was trained in another type.
+Every export ends with a comparison: transformers loads the written folder in this process. Token
+ids of unusual and ordinary texts and logits of batches with pads must be equal. The answers of
+pipelines must equal the answers of `minilm fill-mask` and `minilm predict`. A difference removes
+the folder. All computations are in float32, also for a model that was trained in another type.
 """
 
 import atexit

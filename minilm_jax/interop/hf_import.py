@@ -4,10 +4,10 @@
     output    config.json, manifest.json, tokenizer.model, checkpoints/0, result.json
 
 All files are read and checked before any file is written. The run has the token ids of minilm_jax
-(`data/wrapped_tokenizer.py`): the import permutes tables and biases over pieces. config.json has the
-kind 'imported'; manifest.json records the source, the hashes of its files and the omitted weights.
-The import needs neither torch nor transformers, and unpickles nothing. Models in several files and
-heads of tasks are refused.
+(`data/wrapped_tokenizer.py`): the import permutes tables and biases over pieces. config.json has
+the kind 'imported'; manifest.json records the source, the hashes of its files and the omitted
+weights. The import needs neither torch nor transformers, and unpickles nothing. Models in several
+files and heads of tasks are refused.
 """
 
 from collections.abc import Mapping

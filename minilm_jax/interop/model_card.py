@@ -1,8 +1,8 @@
 """Writes model cards in Markdown: source, architecture, training and quality of a model.
 
 The content comes from the run directory and, if it still exists, from the corpus. Untrusted text
-(names of tasks, labels, files) is escaped, so Markdown and HTML in such text stay text. The publisher
-adds a licence; `hf_export` adds the section on use.
+(names of tasks, labels, files) is escaped, so Markdown and HTML in such text stay text. The
+publisher adds a licence; `hf_export` adds the section on use.
 """
 
 import contextlib

@@ -5,10 +5,10 @@
     call.json                labels, lengths, ids, platforms, tokenization, and example code
     export.json              source, difference from the model, latency
 
-`jax.export` serializes the program, and running it needs only `jax`. The file contains StableHLO for
-other compilers. B is dynamic if JAX can lower the program so, and otherwise fixed. L is fixed; pads
-fill a row and do not change an answer. Every export is loaded from its file, run, and compared with
-the model. The program does not include tokenization.
+`jax.export` serializes the program, and running it needs only `jax`. The file contains StableHLO
+for other compilers. B is dynamic if JAX can lower the program so, and otherwise fixed. L is fixed;
+pads fill a row and do not change an answer. Every export is loaded from its file, run, and compared
+with the model. The program does not include tokenization.
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
 """Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
-The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps of
-`tokenizers`: NFC, lower case, single spaces, no trailing spaces, a space before the text, `U+2581` for a
-space. The merges of BPE follow from the pieces: two pieces merge if their
+The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps
+of `tokenizers`: NFC, lower case, single spaces, no trailing spaces, a space before the text,
+`U+2581` for a space. The merges of BPE follow from the pieces: two pieces merge if their
 concatenation is a piece, in the order of its score.
 
 Both tokenizers differ in these cases:
@@ -11,7 +11,8 @@ Both tokenizers differ in these cases:
   needs the id of `<mask>`; for classifiers, `split_special_tokens` gives plain letters.
 - BPE: a piece has letters that are not pieces. Unigram: letters in a text could be encoded as a
   special or byte piece. The conversion refuses both.
-- Python and `tokenizers` may have different versions of Unicode, and differ for new capital letters.
+- Python and `tokenizers` may have different versions of Unicode, and differ for new capital
+  letters.
 - Two segmentations of a text have equal scores, such as a long run of a letter. Rounding of sums
   then selects one of them.
 
@@ -221,9 +222,9 @@ def build_tokenizer_config(length: int, split_special_tokens: bool) -> dict[str,
 def check_pairs(length: int) -> None:
   """Raises InputError for a classifier of pairs with rows of an odd length.
 
-  Truncation removes tokens from the longer text of a pair. Two long texts cannot share an odd number
-  of tokens equally. minilm_jax then gives the last token to the second text, transformers to the
-  longer text.
+  Truncation removes tokens from the longer text of a pair. Two long texts cannot share an odd
+  number of tokens equally. minilm_jax then gives the last token to the second text, transformers to
+  the longer text.
   """
   if length % 2:
     raise InputError(

@@ -237,8 +237,8 @@ class Block(nnx.Module):
 class Encoder(nnx.Module):
   """Encodes token ids as one vector a token.
 
-  The program unrolls the blocks. A loop over blocks saves 10 to 25% of the compilation, some seconds
-  a shape. However, a loop adds 8 to 12% to a step (4 and 8 layers, two CPU cores).
+  The program unrolls the blocks. A loop over blocks saves 10 to 25% of the compilation, some
+  seconds a shape. However, a loop adds 8 to 12% to a step (4 and 8 layers, two CPU cores).
 
   BatchNorm depends on the pads of a row, so a model with BatchNorm pads every row to `max_length`.
   """

@@ -9,8 +9,8 @@ pass:
 - `actual`: the matrix products of this program, with logits only at masked positions.
 
 No count has element-wise operations, except the taps of a short convolution. For convolutions, only
-`actual` is meaningful, because a weight acts on each pixel. Paper 2 also counts the zeros around the
-image, 1% more.
+`actual` is meaningful, because a weight acts on each pixel. Paper 2 also counts the zeros around
+the image, 1% more.
 
 For a custom encoder, parameters are the elements of its arrays, and FLOPs the products of its
 trace. `honey` then adds look-up and output to these products.

@@ -97,7 +97,8 @@ class Linear(nnx.Linear):
 
   The gradient of the bias is therefore summed in float32. On a CPU, the leading axes of `x` are
   merged: with more axes, XLA computes the gradient through a transposed copy, which adds 10% to a
-  step. On a TPU, merging adds a third to the step of a small model, so other platforms do not merge.
+  step. On a TPU, merging adds a third to the step of a small model, so other platforms do not
+  merge.
   """
 
   bias: nnx.Param

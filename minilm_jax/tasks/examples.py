@@ -1,6 +1,7 @@
 """Reads the examples of a task: validates rows, filters and draws samples.
 
-`labels` converts labels; `loading` reads the rows and draws the samples; `task_data` encodes the examples as token ids.
+`labels` converts labels; `loading` reads the rows and draws the samples; `task_data` encodes the
+examples as token ids.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Reads the .tsv files of GLUE in the form in which GLUE publishes them.
 
-The files differ from TFDS: other column names, no header in CoLA, and a few rows of QQP with too few
-columns. Such rows are skipped and counted, except in test splits: a submission needs every row.
+The files differ from TFDS: other column names, no header in CoLA, and a few rows of QQP with too
+few columns. Such rows are skipped and counted, except in test splits: a submission needs every row.
 """
 
 from collections.abc import Iterator

@@ -10,9 +10,9 @@ population:
 
 Each start of a run writes the event files again from the lines of metrics.jsonl, and then appends.
 So a resumed run has no step twice and recovers lines that a full disk lost. The files also include
-lines from before the sink was enabled. tensorboardX supplies the messages and the checksum, but not its
-`SummaryWriter`: a full disk ends the thread of a SummaryWriter, and its queue then blocks training
-forever. A SummaryWriter cannot append or write to gs:// paths either.
+lines from before the sink was enabled. tensorboardX supplies the messages and the checksum, but not
+its `SummaryWriter`: a full disk ends the thread of a SummaryWriter, and its queue then blocks
+training forever. A SummaryWriter cannot append or write to gs:// paths either.
 
 W&B has one run for each run directory, which every start resumes. RUN/wandb.json stores the id of
 the W&B run, and RUN/wandb its files. Without a login or a network, W&B writes only these files, and
