@@ -59,6 +59,10 @@ OPTIONAL = (
   'bits_per_word',
   'bits_per_byte',
 )
+_COUNT_COLUMNS = (
+  *(_UPDATES, *_SHAPE_COLUMNS.values(), _EMBEDDING, _OTHER),
+  *('vocabulary', 'sequence_length', 'seed', 'warmup'),
+)
 # The logarithm of a perplexity replaces a missing loss.
 _PERPLEXITIES = {'eval/loss': 'eval/perplexity', 'test/loss': 'test/perplexity'}
 # Embedding rows outside the vocabulary: 130 positions, 2 segments, gain and bias.
@@ -253,66 +257,54 @@ def _make_run_curve(
 
 
 @dataclasses.dataclass(frozen=True)
-class _CsvLine:
-  """A line of a logged table, with its number in the file and its cells by column."""
+class _Evaluation:
+  """A line of a logged table, with its number in the file and its numbers by column.
+
+  A number is None if an optional cell is empty, or if a loss is missing or not finite.
+  """
 
   path: epath.Path
-  number: int
-  cells: Mapping[str, str]
+  line: int
+  run: str
+  numbers: Mapping[str, Any]
 
   @property
   def location(self) -> str:
-    return f'{self.path}, line {self.number}'
+    return f'{self.path}, line {self.line}'
 
-  def read_float(self, column: str) -> float:
-    """Returns the finite number in a cell."""
-    value = _parse_float(self.cells[column])
-    if value is None or not math.isfinite(value):
-      raise self._make_error(column, 'give a number')
-    return value
+  @property
+  def batch_tokens(self) -> int:
+    return round(self.numbers[_TOKENS] / max(self.numbers[_UPDATES], 1))
 
-  def read_count(self, column: str) -> int:
-    """Returns the non-negative integer in a cell."""
-    value = _parse_float(self.cells[column])
-    if value is None or not math.isfinite(value) or value != round(value) or value < 0:
-      raise self._make_error(column, 'give a non-negative integer')
-    return int(value)
+  @property
+  def derived_length(self) -> int | None:
+    """Length of a row by the FLOPs of Kaplan, or None if it is not an integer."""
+    parameters = self.numbers[_OTHER]
+    length = self.numbers[_FLOPS[KAPLAN]] / (6 * parameters) if parameters else 0.0
+    return round(length) if length > 0.5 and _is_close(length, round(length)) else None
 
-  def has_value(self, column: str) -> bool:
-    """Returns whether a cell has a value."""
-    return self.cells.get(column, '').strip().lower() not in ('', 'nan', 'none')
 
-  def read_optional_float(self, column: str) -> float | None:
-    """Returns the finite number in a cell, or None if the cell is empty."""
-    return self.read_float(column) if self.has_value(column) else None
-
-  def read_optional_count(self, column: str) -> int | None:
-    """Returns the non-negative integer in a cell, or None if the cell is empty."""
-    return self.read_count(column) if self.has_value(column) else None
-
-  def read_loss(self, column: str) -> float | None:
-    """Returns the loss in nats from a loss or a perplexity; None if empty or not finite."""
-    logged = column if column in self.cells else _PERPLEXITIES[column]
-    if not self.cells.get(logged, '').strip():
-      return None
-    value = _parse_float(self.cells[logged])
-    if value is None:
-      raise self._make_error(logged, 'give a number, or nan')
+def _parse_evaluation(path: epath.Path, line: int, cells: Mapping[str, str]) -> _Evaluation:
+  numbers: dict[str, Any] = {}
+  for column in (*NEEDED[1:], *OPTIONAL):
+    logged = column if column in cells else _PERPLEXITIES.get(column, column)
+    text = cells.get(logged, '')
+    if column in ('eval/loss', *OPTIONAL) and text.strip().lower() in ('', 'nan', 'none'):
+      numbers[column] = None
+      continue
+    is_count = column in _COUNT_COLUMNS
+    try:
+      value = float(text)
+      is_valid = not is_count or (value >= 0 and value == round(value))
+    except (ValueError, OverflowError):  # OverflowError: infinity has no integer
+      value, is_valid = math.nan, False
     if logged != column:
       value = math.log(value) if value > 0 else math.nan
-    return value if math.isfinite(value) else None
-
-  def _make_error(self, column: str, remedy: str) -> InputError:
-    return InputError(
-      f'the logged table {self.location}', f'{column} is {self.cells[column]!r}', remedy
-    )
-
-
-def _parse_float(text: str) -> float | None:
-  try:
-    return float(text)
-  except ValueError:
-    return None
+    if not is_valid or not (math.isfinite(value) or column in _PERPLEXITIES):
+      remedy = 'give a non-negative integer' if is_count else 'give a number'
+      raise InputError(f'the logged table {path}, line {line}', f'{logged} is {text!r}', remedy)
+    numbers[column] = int(value) if is_count else value if math.isfinite(value) else None
+  return _Evaluation(path, line, cells[_RUN], numbers)
 
 
 def read_csv(path: epath.PathLike) -> list[LossCurve]:
@@ -337,20 +329,20 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
       not a number; no loss is finite; a run has two evaluations at one update, or two shapes.
   """
   path = epath.Path(path)
-  lines = _read_lines(path)
-  by_run: dict[str, list[_CsvLine]] = {}
-  for line in lines:
-    by_run.setdefault(line.cells[_RUN], []).append(line)
-  last_update = max(line.read_count(_UPDATES) for line in lines)
-  has_tests = any(line.read_loss('test/loss') is not None for line in lines)
-  by_run = {name: _sort_evaluations(name, run_lines) for name, run_lines in by_run.items()}
+  evaluations = _read_evaluations(path)
+  last_update = max(evaluation.numbers[_UPDATES] for evaluation in evaluations)
+  has_tests = any(evaluation.numbers['test/loss'] is not None for evaluation in evaluations)
+  by_run = {
+    name: _sort_evaluations(name, same_run)
+    for name, same_run in runs.group_by(evaluations, lambda evaluation: evaluation.run).items()
+  }
   row_sizes = _find_row_sizes(by_run)
   curves = []
-  for name, run_lines in by_run.items():
-    curve = _make_table_curve(name, run_lines, row_sizes[name])
+  for name, same_run in by_run.items():
+    curve = _make_table_curve(name, same_run, *row_sizes[name])
     if not has_tests:
-      last = max(line.read_count(_UPDATES) for line in run_lines)
-      curve = dataclasses.replace(curve, finished=last >= 0.99 * last_update)
+      is_finished = same_run[-1].numbers[_UPDATES] >= 0.99 * last_update
+      curve = dataclasses.replace(curve, finished=is_finished)
     curves.append(curve)
   if damaged := [curve for curve in curves if curve.non_finite]:
     names = ', '.join(f'{curve.name} {curve.non_finite}' for curve in damaged[:_MAX_NAMES])
@@ -365,7 +357,7 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   return [curve for curve in curves if curve.loss]
 
 
-def _read_lines(path: epath.Path) -> list[_CsvLine]:
+def _read_evaluations(path: epath.Path) -> list[_Evaluation]:
   table = f'the logged table {path}'
   if not path.is_file():
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -394,7 +386,10 @@ def _read_lines(path: epath.Path) -> list[_CsvLine]:
         f'{len(cells)} cells for {len(columns)} columns',
         'copy the file again, or remove this line',
       )
-  return [_CsvLine(path, number, dict(zip(columns, cells, strict=True))) for number, cells in rows]
+  return [
+    _parse_evaluation(path, number, dict(zip(columns, cells, strict=True)))
+    for number, cells in rows
+  ]
 
 
 def _check_columns(table: str, columns: Sequence[str]) -> None:
@@ -414,65 +409,59 @@ def _check_columns(table: str, columns: Sequence[str]) -> None:
     raise InputError(table, f'several columns {", ".join(repeated)}', 'remove the repeated columns')
 
 
-def _sort_evaluations(name: str, lines: Sequence[_CsvLine]) -> list[_CsvLine]:
-  """Returns the lines of one run by update, after checks of their consistency."""
-  by_update: dict[int, _CsvLine] = {}
-  for line in lines:
-    updates = line.read_count(_UPDATES)
-    if updates in by_update:
+def _sort_evaluations(name: str, evaluations: Sequence[_Evaluation]) -> list[_Evaluation]:
+  """Returns the evaluations of one run by update, after checks of their consistency."""
+  ordered = sorted(evaluations, key=lambda evaluation: evaluation.numbers[_UPDATES])
+  for previous, evaluation in itertools.pairwise(ordered):
+    updates = evaluation.numbers[_UPDATES]
+    previous_tokens, tokens = previous.numbers[_TOKENS], evaluation.numbers[_TOKENS]
+    if updates == previous.numbers[_UPDATES]:
       raise InputError(
-        f'the logged table {line.location}',
-        f'the run {name!r} also has update {updates} in line {by_update[updates].number}',
+        f'the logged table {evaluation.location}',
+        f'the run {name!r} also has update {updates} in line {previous.line}',
         'remove one of the lines, or give the runs different names',
       )
-    by_update[updates] = line
-  ordered = [by_update[updates] for updates in sorted(by_update)]
-  for previous, line in zip(ordered, ordered[1:]):
-    previous_tokens, tokens = previous.read_float(_TOKENS), line.read_float(_TOKENS)
     if tokens <= previous_tokens:  # as in a last line that ends inside a number
       raise InputError(
-        f'the logged table {line.location}',
+        f'the logged table {evaluation.location}',
         f'{_TOKENS} is {tokens:g}, but {previous_tokens:g} at an earlier update of {name!r}',
         'correct or remove this line',
       )
   for column in _CONSTANT_COLUMNS:
-    values = {line.read_float(column) for line in ordered}
+    values = {evaluation.numbers[column] for evaluation in ordered}
     if len(values) > 1:
       raise _make_models_error(ordered[0], column, values)
   return ordered
 
 
-def _make_models_error(line: _CsvLine, column: str, values: Iterable[float]) -> InputError:
+def _make_models_error(evaluation: _Evaluation, column: str, values: Iterable[float]) -> InputError:
   return InputError(
-    f'the run {line.cells[_RUN]!r} of {line.path}',
+    f'the run {evaluation.run!r} of {evaluation.path}',
     f'{column} is {" and ".join(f"{value:g}" for value in sorted(values))}',
     'give runs with different models different names',
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _RowSize:
-  """The tokens of a row and its FLOPs by Kaplan."""
+def _find_row_sizes(
+  by_run: Mapping[str, Sequence[_Evaluation]],
+) -> dict[str, tuple[int, float]]:
+  """Returns the tokens of a row and its FLOPs by Kaplan for every run.
 
-  length: int
-  kaplan: float
-
-
-def _find_row_sizes(by_run: Mapping[str, Sequence[_CsvLine]]) -> dict[str, _RowSize]:
-  """Returns the row size of every run, and logs the lines whose FLOPs by Kaplan disagree."""
-  by_batch: dict[int, collections.Counter[int]] = {}
-  for line in itertools.chain.from_iterable(by_run.values()):
-    if length := _derive_length(line):
-      by_batch.setdefault(_count_batch_tokens(line), collections.Counter())[length] += 1
-  sizes = {name: _find_row_size(lines, by_batch) for name, lines in by_run.items()}
+  Lines whose FLOPs by Kaplan disagree are logged.
+  """
+  evaluations = list(itertools.chain.from_iterable(by_run.values()))
+  by_batch = {
+    tokens: collections.Counter(filter(None, (other.derived_length for other in same_batch)))
+    for tokens, same_batch in runs.group_by(evaluations, lambda e: e.batch_tokens).items()
+  }
+  sizes = {name: _find_row_size(same_run, by_batch) for name, same_run in by_run.items()}
   outliers = [
-    line
-    for name, lines in by_run.items()
-    for line in lines
-    if not _is_close(line.read_float(_FLOPS[KAPLAN]), sizes[name].kaplan)
+    evaluation
+    for evaluation in evaluations
+    if not _is_close(evaluation.numbers[_FLOPS[KAPLAN]], sizes[evaluation.run][1])
   ]
   if outliers:
-    numbers = ', '.join(map(str, sorted(line.number for line in outliers)[:_MAX_NAMES]))
+    numbers = ', '.join(map(str, sorted(other.line for other in outliers)[:_MAX_NAMES]))
     progress.log(
       f'{outliers[0].path}: ignored {_FLOPS[KAPLAN]} of {len(outliers)} lines that disagree with '
       f'the length of their rows: {numbers}' + (', ...' if len(outliers) > _MAX_NAMES else '')
@@ -481,109 +470,95 @@ def _find_row_sizes(by_run: Mapping[str, Sequence[_CsvLine]]) -> dict[str, _RowS
 
 
 def _find_row_size(
-  lines: Sequence[_CsvLine], by_batch: Mapping[int, Mapping[int, int]]
-) -> _RowSize:
-  """Returns the row size of a run.
+  evaluations: Sequence[_Evaluation], by_batch: Mapping[int, collections.Counter[int]]
+) -> tuple[int, float]:
+  """Returns the tokens of a row and its FLOPs by Kaplan of one run.
 
   Args:
-    lines: evaluations of the run.
+    evaluations: evaluations of the run.
     by_batch: number of lines of the table by tokens of an update and length of a row.
 
   Raises:
     InputError: the lines disagree, or none of them determines the length.
   """
-  column, logged = _FLOPS[KAPLAN], lines[0].read_optional_count('sequence_length')
-  if logged is not None and logged < 1:
-    raise _make_length_error(lines[0])
-  derived = collections.Counter(length for line in lines if (length := _derive_length(line)))
-  if logged is None and not derived:
-    same_batch: collections.Counter[int] = collections.Counter()
-    for line in lines:
-      same_batch.update(by_batch.get(_count_batch_tokens(line), {}))
+  column, first = _FLOPS[KAPLAN], evaluations[0]
+  length = first.numbers['sequence_length']
+  lengths = collections.Counter(filter(None, (other.derived_length for other in evaluations)))
+  if length is None and not lengths:
+    same_batch = sum((by_batch[other.batch_tokens] for other in evaluations), collections.Counter())
     if not same_batch:
-      raise _make_length_error(lines[0])
+      raise _make_length_error(first)
     length = same_batch.most_common(1)[0][0]
-    return _RowSize(length, 6.0 * lines[0].read_count(_OTHER) * length)
-  values = collections.Counter(line.read_float(column) for line in lines)
-  length, (value, num_votes) = logged, values.most_common(1)[0]
+    return length, 6.0 * first.numbers[_OTHER] * length
+  if length == 0:
+    raise _make_length_error(first)
+  values = collections.Counter(other.numbers[column] for other in evaluations)
+  value, num_votes = values.most_common(1)[0]
   if length is None:
-    length, num_votes = derived.most_common(1)[0]
-    value = next(line.read_float(column) for line in lines if _derive_length(line) == length)
-  if len(values) > 1 and 2 * num_votes <= len(lines):
-    raise _make_models_error(lines[0], column, values)
-  return _RowSize(length, value)
-
-
-def _derive_length(line: _CsvLine) -> int | None:
-  """Returns the length of a row by the FLOPs of Kaplan, or None if it is not an integer."""
-  parameters = line.read_count(_OTHER)
-  length = line.read_float(_FLOPS[KAPLAN]) / (6 * parameters) if parameters else 0.0
-  return round(length) if length > 0.5 and _is_close(length, round(length)) else None
+    length, num_votes = lengths.most_common(1)[0]
+    value = next(other.numbers[column] for other in evaluations if other.derived_length == length)
+  if len(values) > 1 and 2 * num_votes <= len(evaluations):
+    raise _make_models_error(first, column, values)
+  return length, value
 
 
 def _is_close(value: float, expected: float) -> bool:
-  return abs(value - expected) <= _LENGTH_TOLERANCE * abs(expected)
+  return math.isclose(value, expected, rel_tol=_LENGTH_TOLERANCE)
 
 
-def _count_batch_tokens(line: _CsvLine) -> int:
-  return round(line.read_float(_TOKENS) / max(line.read_count(_UPDATES), 1))
-
-
-def _make_length_error(line: _CsvLine) -> InputError:
+def _make_length_error(evaluation: _Evaluation) -> InputError:
+  numbers = evaluation.numbers
   return InputError(
-    f'the length of a row in {line.location}',
-    f'{line.read_float(_FLOPS[KAPLAN]):g} FLOPs by Kaplan, not 6 x {line.read_count(_OTHER):,} x an '
-    'integer',
+    f'the length of a row in {evaluation.location}',
+    f'{numbers[_FLOPS[KAPLAN]]:g} FLOPs by Kaplan, not 6 x {numbers[_OTHER]:,} x an integer',
     'add the column sequence_length',
   )
 
 
-def _make_table_curve(name: str, lines: Sequence[_CsvLine], row_size: _RowSize) -> LossCurve:
+def _make_table_curve(
+  name: str, evaluations: Sequence[_Evaluation], length: int, kaplan: float
+) -> LossCurve:
   """Returns the curve of one run, which is finished if it has a test loss."""
-  first = lines[0]
-  embedding, other = first.read_count(_EMBEDDING), first.read_count(_OTHER)
-  flops = {HONEY: first.read_float(_FLOPS[HONEY]), KAPLAN: row_size.kaplan}
+  first = evaluations[0].numbers
   shape = ModelShape(
-    **{field: first.read_count(column) for field, column in _SHAPE_COLUMNS.items()},
-    vocabulary=_find_vocab_size(first, embedding),
+    **{field: first[column] for field, column in _SHAPE_COLUMNS.items()},
+    vocabulary=_find_vocab_size(evaluations[0]),
   )
-  losses = [line.read_loss('eval/loss') for line in lines]
-  evaluations = [
-    (line, loss)
-    for line, loss in zip(lines, losses, strict=True)
-    if loss is not None and line.read_float(_TOKENS) > 0
-  ]  # evaluations at token 0 have no compute
-  tests = [loss for line in lines if (loss := line.read_loss('test/loss')) is not None]
+  # Evaluations at token 0 have no compute.
+  counted = [
+    other.numbers
+    for other in evaluations
+    if other.numbers['eval/loss'] is not None and other.numbers[_TOKENS] > 0
+  ]
+  tests = [other.numbers['test/loss'] for other in evaluations]
+  tests = [loss for loss in tests if loss is not None]
+  optional = ('seed', 'learning_rate', 'warmup', 'bits_per_word', 'bits_per_byte')
   return LossCurve(
     name=name,
     shape=shape,
-    embedding_parameters=embedding,
-    other_parameters=other,
-    seed=first.read_optional_count('seed'),
-    learning_rate=first.read_optional_float('learning_rate'),
-    warmup=first.read_optional_count('warmup'),
-    tied=_find_tied(shape, other),
-    length=row_size.length,
-    flops_per_row=flops,
-    updates=tuple(line.read_count(_UPDATES) for line, _ in evaluations),
-    rows=tuple(round(line.read_float(_TOKENS) / row_size.length) for line, _ in evaluations),
-    loss=tuple(loss for _, loss in evaluations),
-    non_finite=losses.count(None),
+    embedding_parameters=first[_EMBEDDING],
+    other_parameters=first[_OTHER],
+    tied=_find_tied(shape, first[_OTHER]),
+    length=length,
+    flops_per_row={HONEY: first[_FLOPS[HONEY]], KAPLAN: kaplan},
+    updates=tuple(numbers[_UPDATES] for numbers in counted),
+    rows=tuple(round(numbers[_TOKENS] / length) for numbers in counted),
+    loss=tuple(numbers['eval/loss'] for numbers in counted),
+    non_finite=sum(other.numbers['eval/loss'] is None for other in evaluations),
     finished=bool(tests),
     test_loss=tests[-1] if tests else None,
-    bits_per_word=first.read_optional_float('bits_per_word'),
-    bits_per_byte=first.read_optional_float('bits_per_byte'),
+    **{field: first[field] for field in optional},
   )
 
 
-def _find_vocab_size(line: _CsvLine, parameters: int) -> int:
-  logged = line.read_optional_count('vocabulary')
-  if logged is not None:
-    return logged
-  size = line.read_count(_SHAPE_COLUMNS['embedding'])
+def _find_vocab_size(evaluation: _Evaluation) -> int:
+  numbers = evaluation.numbers
+  size, parameters = numbers[_SHAPE_COLUMNS['embedding']], numbers[_EMBEDDING]
+  if numbers['vocabulary'] is not None:
+    return numbers['vocabulary']
   if not size or parameters % size or parameters // size <= _EXTRA_EMBEDDING_ROWS:
     raise InputError(
-      f'the vocabulary in {line.location}',
+      f'the vocabulary in {evaluation.location}',
       f'{parameters:,} embedding parameters, not (vocabulary + {_EXTRA_EMBEDDING_ROWS}) x {size}',
       'add the column vocabulary',
     )

@@ -8,8 +8,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -26,6 +26,8 @@ _LATENCY_FREE_FIELDS = tuple(
     'segment_embeddings_for_pairs'
   ).split()
 )
+K = TypeVar('K', bound=Hashable)
+T = TypeVar('T')
 Line = dict[str, Any]  # of metrics.jsonl or scores.jsonl
 
 
@@ -346,6 +348,23 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
         'run minilm latency again with a new --workdir',
       ) from None
   return rows
+
+
+def group_by(items: Iterable[T], make_key: Callable[[T], K]) -> dict[K, list[T]]:
+  """Returns the items by key; keys and items are in the order of their first occurrence.
+
+  >>> group_by([1, 2, 3], lambda number: number % 2)
+  {1: [1, 3], 0: [2]}
+  """
+  groups: dict[K, list[T]] = {}
+  for item in items:
+    groups.setdefault(make_key(item), []).append(item)
+  return groups
+
+
+def select_single(groups: Mapping[K, Sequence[T]]) -> dict[K, T]:
+  """Returns the item of each group with one item."""
+  return {key: items[0] for key, items in groups.items() if len(items) == 1}
 
 
 def to_float(value: float | None) -> float:
