@@ -5,6 +5,9 @@ in log L, for noise in proportion to the loss. Non-linear least squares in L rep
 of paper 1 below its break. Points have equal weights. `broken_laws.py` has forms with two exponents
 and the intervals of constants.
 
+Functions that fit raise InputError for fewer than the given number of points of different compute,
+and for values that are not positive numbers.
+
 BIC is n log(RSS / n) + k log n with the residuals of log L and k free constants. BIC thus compares
 forms that are fitted to the same points by different methods.
 """
@@ -113,14 +116,12 @@ class Fit:
 
   Attributes:
     name: name of the points.
-    form: formula, one of the constants of this module.
-    method: method of the fit.
+    form, method: constants of this module.
     constants: constants by their letters in the formula.
     r2: explained share of the variance, of log L or, for non-linear least squares, of L (or y).
     bic: Bayesian information criterion of log L.
     n: number of points.
-    low: lowest FLOPs of the points.
-    high: highest FLOPs.
+    low, high: range of the FLOPs of the points.
     intervals: 95% intervals by constant; empty until computed.
     count: name of the count of FLOPs.
   """
@@ -188,13 +189,10 @@ def make_fit(
   fitted: Array,
   num_free: int | None = None,
 ) -> Fit:
-  """Returns a `Fit` with its quality at the fitted points.
+  """Returns a `Fit` with its quality at the points.
 
   Args:
-    name: name of the points.
-    form: formula of the law.
-    method: method of the fit.
-    constants: constants by their letters in the formula.
+    name, form, method, constants: fields of the fit.
     points: compute and loss.
     fitted: losses of the law at the points.
     num_free: number of free constants; by default, all constants are free.
@@ -220,12 +218,7 @@ def make_fit(
 
 
 def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """Fits L = a C^-b by least squares in log L.
-
-  Raises:
-    InputError: there are fewer than 3 points of different compute, or values that are not positive
-      numbers.
-  """
+  """Fits L = a C^-b to 3 or more points, by least squares in log L."""
   compute, loss = check_points('a power law', 3, compute, loss)
   level, slope, centre = _fit_line(np.log(compute), np.log(loss))
   return make_fit(
@@ -239,12 +232,7 @@ def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
 
 
 def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
-  """Fits L = a C^-b by non-linear least squares in L, so high losses count more.
-
-  Raises:
-    InputError: there are fewer than 3 points of different compute, or values that are not positive
-      numbers.
-  """
+  """Fits L = a C^-b to 3 or more points by least squares in L, so high losses count more."""
   compute, loss = check_points('a power law', 3, compute, loss)
   level, slope, centre = _fit_line(np.log(compute), np.log(loss))
   x = np.log(compute) - centre
@@ -259,13 +247,9 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
 
 
 def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with offset') -> Fit:
-  """Fits L = E + a C^-b with E >= 0, by least squares in log L.
+  """Fits L = E + a C^-b with E >= 0 to 4 or more points, by least squares in log L.
 
   The offset E, the loss of infinite compute, follows from the curvature of log L over log C.
-
-  Raises:
-    InputError: there are fewer than 4 points of different compute, or values that are not positive
-      numbers.
   """
   compute, loss = check_points('a power law with offset', 4, compute, loss)
   logs = np.log(loss)
@@ -304,13 +288,9 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
 
 
 def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
-  """Fits y = C^k by non-linear least squares in y, as in the notebook of paper 1.
+  """Fits y = C^k to 3 or more points by least squares in y, as in the notebook of paper 1.
 
   R2 can be negative. Least squares in log y would not reproduce the exponents of the paper.
-
-  Raises:
-    InputError: there are fewer than 3 points of different compute, or values that are not positive
-      numbers.
   """
   compute, y = check_points('an exponent', 3, compute, y)
   x = np.log(compute)
@@ -324,16 +304,16 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
 
 
 def predict(fit: Fit, compute: Array) -> Array:
-  """Returns the loss of a law at each compute.
-
-  Raises:
-    InputError: the law is over parameters and tokens.
-  """
+  """Returns the loss of a law at each compute; see `evaluate_law`."""
   return evaluate_law(fit.form, fit.constants, compute)
 
 
 def evaluate_law(form: str, constants: Mapping[str, float], compute: Array) -> Array:
-  """Returns the loss of a form with these constants at each compute; see `predict`."""
+  """Returns the loss of a form with these constants at each compute.
+
+  Raises:
+    InputError: the law is over parameters and tokens.
+  """
   c, x = constants, np.log(np.asarray(compute, float))
   if form == POWER:
     return np.exp(math.log(c['a']) - c['b'] * x)
@@ -364,9 +344,6 @@ def measure_held_out_error(
     compute: FLOPs.
     loss: losses.
     points: number of held-out points; the law is fitted to the other points.
-
-  Raises:
-    InputError: there are too few other points for the form.
   """
   compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
   predicted = predict(form(compute[:-points], loss[:-points]), compute[-points:])
@@ -430,7 +407,8 @@ def fit_chinchilla(
   """Fits L = E + A N^-alpha + B D^-beta with alpha, beta >= 0 by the Huber loss of log L.
 
   The law is that of Chinchilla (2203.15556). The data determines A and B poorly, as they are losses
-  at 1 parameter and 1 token.
+  at 1 parameter and 1 token. The fit needs 8 points with 3 different numbers of parameters and of
+  tokens.
 
   Args:
     parameters: number of parameters N of each evaluation.
@@ -439,10 +417,6 @@ def fit_chinchilla(
     compute: FLOPs, for the range of the fit alone.
     name: name of the points.
     start: an earlier fit as the only initial value, as in a bootstrap; by default, a grid.
-
-  Raises:
-    InputError: there are fewer than 8 points or 3 different numbers of parameters or tokens, or
-      values that are not positive numbers.
   """
   parameters, tokens, loss, compute = check_points(
     'a law over parameters and tokens', 3, parameters, tokens, loss, compute
