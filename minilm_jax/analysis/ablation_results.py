@@ -52,8 +52,6 @@ class GlueRow:
   """Scores of an ablation and the base on one task, or on average over tasks.
 
   Attributes:
-    change: name of the ablation.
-    shape: shape of the models.
     task: task of GLUE, or `AVERAGE`.
     tasks: tasks of the average.
     score: difference of the scores, as shares.
@@ -74,9 +72,6 @@ class PairedRatio:
     value: geometric mean over seeds; nan if unknown.
     low, high: ends of the 95% interval, 0 for an upper bound; nan if a side has one seed.
     bound: AT_LEAST, AT_MOST or NEITHER_LEFT if some run does not reach the target; else ''.
-    base_seeds: number of seeds of the base.
-    seeds: number of seeds of the ablation.
-    paired: the ratio is paired by seed.
   """
 
   value: float
@@ -102,29 +97,19 @@ class AblationRow:
   """One ablation at one shape, or the base itself.
 
   Attributes:
-    change: name of the ablation.
-    shape: shape of the model.
-    fields: changed fields.
-    runs: names of the runs, one a seed.
-    seeds: seeds of the runs.
     under_way: number of unfinished runs.
-    parameters: number of parameters.
     level: loss of the plateau in nats; nan without a plateau.
     updates_to_leave: updates at the exit of the plateau for each seed, or 'not within' N updates.
     tokens_to_leave: tokens at the exit.
-    flops_to_leave: FLOPs at the exit.
     speed: ratio of the tokens at the exit, base over ablation.
     verdict: verdict on the changed field; '' for the base and for several fields.
     multiplier: ratio of the FLOPs to reach `loss`, base over ablation.
     loss: lowest loss in nats that all runs of both reach; nan if losses are not comparable.
-    loss_at_quarter: mean loss over seeds at a quarter of the FLOPs of the base run.
-    loss_at_half: mean loss at half of the FLOPs.
-    loss_at_whole: mean loss at the FLOPs of the base run.
+    loss_at_whole: mean loss over seeds at the FLOPs of the base run; others are at parts of these.
     validation_loss: mean loss at the end of the schedule; nan with unfinished runs.
     low, high: ends of the 95% interval of the validation loss over seeds.
     test_loss: mean test loss at the end of the schedule.
     glue: average of GLUE, ablation against base; n is 0 without an average.
-    glue_tasks: tasks of the average.
     glue_verdict: verdict on GLUE; '' without an average.
     note: reasons for missing values.
   """
@@ -158,12 +143,7 @@ class AblationRow:
 
 
 def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueRow]:
-  """Returns the average and the tasks of each ablation with a seed that the base also has.
-
-  Args:
-    part: ablations at one shape.
-    rows: score rows of `scores.select_main`.
-  """
+  """Returns the average and the tasks of each ablation with a seed that the base also has."""
   averaged = [row for row in rows if scores.is_averaged(row)]
   base = part.base.curves
   glue_rows = []
@@ -241,8 +221,6 @@ def measure_speed_up(
   """Returns the ratio of tokens at the exit of the plateau, base over ablation.
 
   Args:
-    base: base runs.
-    change: ablation.
     base_level: loss of the plateau of the base; None gives no ratio.
     level: loss of the plateau of the ablation.
   """
@@ -327,13 +305,7 @@ def find_levels(comparison: Comparison, base_level: float | None = None) -> dict
 def make_rows(
   part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()
 ) -> list[AblationRow]:
-  """Returns the base, then the ablations by decreasing multiplier.
-
-  Args:
-    part: ablations at one shape.
-    levels: plateau losses, of `find_levels`.
-    glue: rows of `find_glue_rows`.
-  """
+  """Returns the base, then the ablations by decreasing multiplier."""
   averages = {row.change: row for row in glue if row.task == AVERAGE}
   base, *rows = (
     _make_row(part, change, levels, averages.get(change.name))

@@ -59,13 +59,8 @@ class AblationRun:
   """One run, or one member of a population.
 
   Attributes:
-    curve: loss curve.
-    seed: seed of the run.
-    folder: run directory.
     shape: shape of the model, as in e64-h64-f256-a8-l2.
     fields: compared fields of the recipe, by dotted name.
-    corpus: hash of the corpus.
-    tokenizer: hash of the tokenizer.
     eval_rows: number of rows of the validation loss.
     planned: FLOPs of the run according to the recipe.
   """
@@ -148,7 +143,6 @@ class Comparison:
     shapes: ablations by shape, with the shape of the base first.
     run_paths: runs of every kind, by name.
     ngram_losses: losses of n-gram baselines on the rows of the base, by name, in nats.
-    under_way: unfinished runs.
     left_out: reasons for runs that are left out.
   """
 

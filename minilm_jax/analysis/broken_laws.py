@@ -49,9 +49,6 @@ def fit_two_piece(
   """Fits a power law below the break C0 and another above, which need not meet, in log L.
 
   Args:
-    compute: FLOPs.
-    loss: losses.
-    name: name of the points.
     split: C0. By default, the two neighbouring points around C0 minimize the sum of squares, and C0
       is their geometric mean.
   """

@@ -50,12 +50,9 @@ class Verdict:
   """The verdict on one claim.
 
   Attributes:
-    claim: number of the claim.
     verdict: HOLDS, FAILS or OPEN.
-    statistic: description of the value.
     value: mean over seeds, as a share of a score; nan without runs.
     low, high: ends of the 95% interval; nan with fewer than two seeds.
-    seeds: number of seeds.
     collapsed: number of scores from constant predictions.
     latency: ratio of latencies, committee over deep model; nan except for claim 4.
     latency_low: lower end of the interval of the ratio.
@@ -98,11 +95,6 @@ def find_verdicts(
   run_paths: Mapping[str, epath.Path], failed: Mapping[str, str], curves: Sequence[LossCurve]
 ) -> ClaimResults:
   """Returns the verdicts on the four claims.
-
-  Args:
-    run_paths: runs by name, of `runs.find_runs`.
-    failed: reasons of failed runs, of `runs.read_failures`.
-    curves: loss curves of the same runs, of `loss_curves.read_runs`.
 
   Raises:
     InputError: a file of a run is damaged.
@@ -240,9 +232,7 @@ def _decide(
   """Returns the verdict on the mean over tasks and comparisons, by seed.
 
   Args:
-    claim: number of the claim.
     numbers: numbers by description and seed; descriptions without seeds are ignored.
-    collapsed: number of scores from constant predictions.
     needed: description of the missing runs, if there are no numbers.
     above: the claim holds if the interval lies above this bound.
     below: otherwise, the claim fails if the interval lies below this bound.

@@ -33,15 +33,7 @@ BySeed = Mapping[int, float]  # seed of fine-tuning: score
 
 @dataclasses.dataclass(frozen=True)
 class CommitteeRow(committee_scores.SubsetScore):
-  """A line of committee.json with the committee's name and task.
-
-  Attributes:
-    committee: name of the run.
-    task: name of the task.
-    members: number of members.
-    heads: number of heads of each member.
-    examples: number of examples of the split.
-  """
+  """A line of committee.json with the committee's name and task."""
 
   committee: str
   task: str
@@ -52,9 +44,6 @@ class CommitteeRow(committee_scores.SubsetScore):
 
 def read_committee_rows(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRow]:
   """Returns the lines of committee.json of every committee that has this file.
-
-  Args:
-    run_paths: runs by name, of `runs.find_runs`.
 
   Raises:
     InputError: committee.json is damaged or lacks a field.
@@ -94,9 +83,6 @@ class SeedCommittee:
 
   Attributes:
     folder: name of the run.
-    task: name of the task.
-    split: name of the split.
-    examples: number of examples.
     headline: metric of the task.
     seed: seed of fine-tuning of all members.
     shapes: sorted shapes of the members, of `runs.encode_latency_shape`.
@@ -140,7 +126,6 @@ class CommitteeComparison:
   Attributes:
     differences: score of the committee minus the deep model, by task and seed.
     collapsed: number of members and deep models with constant predictions.
-    shapes: shapes of the members of a committee.
     deep_shape: shape of the deep model; '' if missing.
     missing: runs that are needed for a difference, or ''.
   """
@@ -156,10 +141,6 @@ def read_seed_committees(
   run_paths: Mapping[str, epath.Path], sets: Mapping[str, TrainingSet]
 ) -> list[SeedCommittee]:
   """Returns the committees of two or more members in finished folders, by seed and split.
-
-  Args:
-    run_paths: runs by name.
-    sets: training sets of the pre-training runs, by name.
 
   Raises:
     InputError: a file of a member is missing.
@@ -253,11 +234,6 @@ def compare_with_deep(
   """Returns the comparison of the largest committees with convolutional members and a deep model.
 
   Of several kinds of committees of one size, the kind with the most tasks and seeds counts.
-
-  Args:
-    committees: committees of `read_seed_committees`.
-    rows: rows of `scores.select_main`, with the deep model.
-    sets: training sets of the pre-training runs, by name.
   """
   kinds: dict[tuple[str, ...], list[SeedCommittee]] = {}
   for committee in committees:
@@ -391,14 +367,10 @@ class Match:
 
   Attributes:
     task: task with the split.
-    rival: name of the rival.
     cost: one of `COSTS`.
     members: size of the committee.
     of: number of all members.
-    ratio: ratio of the costs, committee over rival.
     committee: mean score of the committee over the common seeds, as a share.
-    theirs: mean score of the rival.
-    difference: score of the committee minus the rival.
     low, high: ends of the 95% interval of the difference; nan with one seed.
     seeds: number of common seeds.
   """
@@ -428,16 +400,7 @@ class _Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-  """The measurements of all runs, as input for `find_matches`.
-
-  Attributes:
-    committees: committees of `read_seed_committees`.
-    rows: rows of `scores.select_main`.
-    sets: training sets of the pre-training runs, by name.
-    curves: loss curves of the pre-training runs, by name.
-    latencies: rows of `runs.read_latencies`.
-    deep_shape: shape of the deep model.
-  """
+  """The measurements of all runs, as input for `find_matches`."""
 
   committees: Sequence[SeedCommittee]
   rows: Sequence[ScoreRow]
@@ -453,12 +416,7 @@ class Measurements:
 
 
 def find_matches(comparison: CommitteeComparison, measurements: Measurements) -> list[Match]:
-  """Returns a match for every rival of the committee and every known cost.
-
-  Args:
-    comparison: comparison of `compare_with_deep` for the same runs.
-    measurements: measurements with the deep model of the comparison.
-  """
+  """Returns a match for every rival of the committee and every known cost."""
   matches = []
   compared = [
     committee
@@ -537,7 +495,6 @@ def _list_costs(
   Args:
     starts: loss curves of the pre-training runs of its members.
     share: share of these runs that the contestant uses.
-    members: number of its models.
     latency: its latency relative to the deep model.
   """
   training = parameters = math.nan

@@ -54,13 +54,8 @@ class Correlation:
 
   Attributes:
     series: name of the task or the average, with its protocol.
-    measure: LOSS or BITS.
     from_scratch: each model also counts untrained, with its score from scratch.
     models: number of models, which are resampled.
-    points: number of points.
-    pearson: Pearson's coefficient.
-    spearman: Spearman's coefficient.
-    kendall: Kendall's tau-b.
     degenerate: share of resamples with a constant variable, which the intervals leave out.
   """
 
@@ -80,15 +75,10 @@ class Depth:
   """The difference between a deeper and a shallower model of similar size or cost.
 
   Attributes:
-    shallow: name of the shallower run.
-    deep: name of the deeper run.
-    shallow_layers: layers of the shallower model.
-    deep_layers: layers of the deeper model.
     matched: matched quantity, parameters or FLOPs.
     ratio: ratio of the matched quantity, deeper over shallower.
     loss: difference of the validation losses in nats, deeper minus shallower.
     series: name of the scores; '' without scores.
-    score: difference of the scores, as a share.
   """
 
   shallow: str
@@ -110,11 +100,6 @@ def match_scores(
   The loss of a model is that of the last evaluation up to the step of the checkpoint. Of several
   steps the last counts. A model with several rows for a task, of several protocols or learning
   rates, has no score for this task.
-
-  Args:
-    curves: loss curves of pre-training runs.
-    scores: rows of `scores.make_score_table`.
-    averages: averages of `scores.average_tasks`.
   """
   by_name = {curve.name: curve for curve in curves}
   by_series: dict[str, dict[str, list[ScoreRow | Average]]] = {}
@@ -181,10 +166,7 @@ def correlate(
   """Returns the correlations of every series with enough models, and the reasons for omissions.
 
   Args:
-    models: models of `match_scores`.
     vocabularies: number of vocabularies; losses of different vocabularies are not comparable.
-    draws: number of resamples of models.
-    seed: seed of the resamples.
   """
   correlations, left_out = [], []
   for series, series_models in models.items():

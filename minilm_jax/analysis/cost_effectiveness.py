@@ -29,14 +29,10 @@ class Arm:
   """Runs that differ in their seeds alone.
 
   Attributes:
-    shape: dimensions of the model.
     tied: the head shares the embedding table; None if not logged.
     learning_rate: peak learning rate; None if not logged.
-    runs: names of the runs.
     perplexity: test perplexity of each run or, if not logged, of the last validation.
     bits: bits per word of each run; empty if a run has none.
-    flops: mean FLOPs of a run.
-    rows: rows that each run saw.
   """
 
   shape: ModelShape
@@ -60,19 +56,14 @@ class Step:
 
   Attributes:
     factor: field of `ModelShape`.
-    others: values of the other factors.
     also: further differences, in the tied head, the learning rate or the nominal number of heads.
     from_value: smaller value of the factor.
-    to_value: larger value.
     from_runs: runs of the smaller value, one a seed.
-    to_runs: runs of the larger value.
     perplexity_gain: decrease of the perplexity; nan for the vocabulary, as perplexities of
       different vocabularies are not comparable.
     bits_gain: decrease of bits per word; nan if not measured.
     flops: additional FLOPs of a run.
-    per_1e15: decrease of the perplexity per 1e15 FLOPs.
     low, high: ends of the interval over seeds; nan with fewer than two seeds on a side.
-    bits_per_1e15: decrease of bits per word per 1e15 FLOPs.
     flops_per_point: FLOPs per point of perplexity; nan without a decrease.
     dominated: the step costs FLOPs without any gain.
   """
@@ -146,11 +137,6 @@ def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) ->
   perplexity counts. The number of heads changes no parameter, and in the logs of the paper it is
   nominal. So models may also differ in the number of heads, unless the step exists with equal
   numbers. `also` lists such differences.
-
-  Args:
-    curves: loss curves of a sweep.
-    draws: number of resamples of seeds for an interval.
-    seed: seed of the resamples.
   """
   steps: list[Step] = []
   arms = group_seeds(curves)
@@ -260,13 +246,7 @@ def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
 
 
 def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
-  """Returns the perplexity of every model by the FLOPs of its run.
-
-  Args:
-    curves: loss curves of a sweep.
-    draws: number of resamples of seeds for an interval.
-    seed: seed of the resamples.
-  """
+  """Returns the perplexity of every model by the FLOPs of its run."""
   arms = group_seeds(curves)
   options = []
   for arm in arms:

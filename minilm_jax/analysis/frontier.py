@@ -37,7 +37,6 @@ class Point:
   Attributes:
     flops: FLOPs of training up to the evaluation.
     loss: validation loss in nats a masked token.
-    run: name of the run.
     tokens: tokens seen up to the evaluation, with padding.
     parameters: parameters of the model, with embeddings.
   """
@@ -56,10 +55,6 @@ def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) ->
   The ranges [0, p0] and [p0, p5] are divided into 10 equal bins each, and
   [p5, p10] into 5. A bin includes its upper edge alone. Empty bins have no point. Of equal losses
   in a bin, the cheapest evaluation counts.
-
-  Args:
-    curves: finished and unfinished runs, as in the paper.
-    count: name of the count of FLOPs, of `loss_curves.py`.
 
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
@@ -84,8 +79,6 @@ def find_lower_envelope(
   a high learning rate, so a shorter schedule would reach a lower loss. `ends` excludes them.
 
   Args:
-    curves: loss curves of a sweep.
-    count: name of the count of FLOPs, of `loss_curves.py`.
     unfinished: include runs that have not reached the end of their schedule.
     ends: include the last evaluation of each run alone.
 
@@ -170,17 +163,13 @@ class Plateau:
   """The plateau of one run.
 
   Attributes:
-    run: name of the run.
     level: loss of the plateau in nats.
     entry: updates at the first evaluation on the plateau.
-    entry_flops: FLOPs at the entry.
     exit: updates at the first evaluation after the plateau; None if there is none.
-    exit_flops: FLOPs at the exit; None without an exit.
     exit_loss: loss at the exit in nats; None without an exit.
     start: index of the entry in the curve.
     end: index of the exit; the number of evaluations without an exit.
     seen: number of evaluations on the plateau.
-    warmup: updates until the peak learning rate; None if not logged.
     warmup_flops: FLOPs until the peak learning rate; None if not logged.
   """
 
@@ -209,10 +198,8 @@ def find_plateau(
   """Returns the plateau of one run; None without a plateau.
 
   Args:
-    curve: loss curve with any spacing of evaluations.
     level: loss of the plateau, of `find_plateau_level`. By default the level is estimated from this
       curve, which must have evaluations on and after the plateau.
-    count: name of the count of FLOPs, of `loss_curves.py`.
   """
   if level is None:
     level = _find_level(curve)
@@ -262,10 +249,6 @@ def drop_plateau(
   """Returns the parts of curves after the plateau, without runs that never left the plateau.
 
   Curves without a plateau stay unchanged.
-
-  Args:
-    curves: loss curves of a sweep.
-    plateaus: results of `find_plateau` for each curve.
   """
   after = []
   for curve, plateau in zip(curves, plateaus, strict=True):

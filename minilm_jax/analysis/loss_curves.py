@@ -89,23 +89,16 @@ class LossCurve:
 
   Attributes:
     name: name of the run, with the number of a member of a population.
-    shape: dimensions of the model.
-    embedding_parameters: number of parameters of the embeddings.
-    other_parameters: number of other parameters.
-    seed: seed of the run; None if not logged.
     learning_rate: peak learning rate; None if not logged.
-    warmup: updates until the peak learning rate; None if not logged.
     tied: the head shares the embedding table; None if not logged.
     length: tokens in a row.
     flops_per_row: FLOPs of the forward and backward pass of a row, by the name of the count.
-    updates: updates at each evaluation.
     rows: rows seen at each evaluation.
     loss: validation loss at each evaluation, in nats a masked token.
     non_finite: number of evaluations without a finite loss, which are left out.
     finished: the run has reached the end of its schedule.
     test_loss: loss on the test split at the end, in nats a masked token; None if not logged.
     bits_per_word: bits per masked word (`evaluation/likelihood.py`); None if not measured.
-    bits_per_byte: bits per byte of masked words; None if not measured.
   """
 
   name: str
@@ -155,9 +148,6 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
 
   Members that were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows
   than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log.
-
-  Args:
-    run_paths: runs by name, of `runs.find_runs`.
 
   Raises:
     InputError: a file of a run is damaged.
@@ -475,7 +465,6 @@ def _find_row_size(
   """Returns the tokens of a row and its FLOPs by Kaplan of one run.
 
   Args:
-    evaluations: evaluations of the run.
     by_batch: number of lines of the table by tokens of an update and length of a row.
 
   Raises:

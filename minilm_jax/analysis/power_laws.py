@@ -56,9 +56,6 @@ def minimize_residuals(
 
   Args:
     curve: returns values and derivatives for constants.
-    start: initial constants.
-    y: target values.
-    lower_bounds: lower bounds of the constants.
     huber: residuals beyond this bound count linearly; infinity is least squares.
     tolerance: relative decrease of the error that ends the iteration.
 
@@ -341,8 +338,6 @@ def measure_held_out_error(
 
   Args:
     form: function that fits a law, such as `fit_log_power`.
-    compute: FLOPs.
-    loss: losses.
     points: number of held-out points; the law is fitted to the other points.
   """
   compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
@@ -413,9 +408,7 @@ def fit_chinchilla(
   Args:
     parameters: number of parameters N of each evaluation.
     tokens: number of tokens D.
-    loss: losses.
     compute: FLOPs, for the range of the fit alone.
-    name: name of the points.
     start: an earlier fit as the only initial value, as in a bootstrap; by default, a grid.
   """
   parameters, tokens, loss, compute = check_points(

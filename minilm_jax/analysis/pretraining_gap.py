@@ -51,17 +51,10 @@ class Gap:
     axis: SIZE or OVERLAP.
     series: task with metric and split.
     comparison: shape of the model, and the property that the runs share.
-    checkpoint: name of the pre-training run.
-    rows: rows of the pre-training set.
     tokens: tokens of the pre-training set, without padding.
-    epochs: epochs of pre-training.
     overlap: share of the task's words in the pre-training set; nan if not measured.
-    pretrained: mean score pre-trained, as a share or correlation.
-    scratch: mean score from scratch.
-    gap: difference of the scores with its interval.
     borrowed: the scores from scratch are those of another run.
     seeds: seeds of fine-tuning, if the scores are paired.
-    values: gap of each seed.
   """
 
   axis: str
@@ -87,12 +80,8 @@ class Slope:
   Attributes:
     axis: SIZE or OVERLAP.
     series: task with metric and split, or a mean over tasks.
-    comparison: comparison of the points.
-    points: number of runs.
     levels: number of distinct sizes or overlaps.
-    tasks: number of tasks.
     seeds: number of seeds of fine-tuning that all runs have.
-    slope: least-squares slope.
     low, high: ends of the 95% interval over resamples; nan with one seed and one task.
     note: limitations of the estimate, or ''.
   """
@@ -115,8 +104,6 @@ class TrainingSet:
   """The training set of a pre-training run.
 
   Attributes:
-    name: name of the run.
-    shape: short shape of the model.
     key: model and tokenizer as JSON, which determine scores from scratch.
     rows: rows of the corpus or its subset.
     tokens: tokens of these rows, without padding.
@@ -125,7 +112,6 @@ class TrainingSet:
     task: task of the overlap; '' if not measured.
     overlap: share of the running words of the task that the set contains; nan if not measured.
     selected: a task selected the rows.
-    corpus: hash of the corpus.
     full_corpus: hash of the corpus that contains the subset.
   """
 
@@ -171,11 +157,6 @@ def find_gaps(
   run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000
 ) -> GapStudy:
   """Returns the gaps and slopes of every comparison with two sizes or two overlaps.
-
-  Args:
-    run_paths: runs by name.
-    rows: rows of `scores.select_main`.
-    draws: number of resamples for each interval.
 
   Raises:
     InputError: a file of a run is damaged.
@@ -416,13 +397,7 @@ class _Line:
 
 
 def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
-  """Returns the slope of each series and the mean slope of comparisons with several series.
-
-  Args:
-    points: gaps of `find_gaps`.
-    draws: number of resamples.
-    seed: seed of the resamples.
-  """
+  """Returns the slope of each series and the mean slope of comparisons with several series."""
   grouped: dict[tuple[str, str], dict[str, list[Gap]]] = {}
   for point in points:
     by_series = grouped.setdefault((point.axis, point.comparison), {})

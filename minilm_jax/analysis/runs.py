@@ -66,17 +66,11 @@ class LatencyRow:
   """The latency of one contestant at one batch size, from `minilm latency --workdir`.
 
   Attributes:
-    run: name of the run directory.
-    name: name of the contestant.
-    recipe: name of the recipe of its model.
     shape: fields of the model, of `encode_latency_shape`.
     members: number of models.
     heads: number of heads of each model.
-    median: median in milliseconds.
     low, high: ends of the 95% interval of the median.
-    p95: 95th percentile in milliseconds.
     over_member: ratio of the median to that of a single member.
-    machine: description of the machine.
     calls: number of timed calls.
   """
 
@@ -193,8 +187,6 @@ def resolve_source(
   """Returns the pre-training run of a fine-tuning or evaluation, by name or else by path.
 
   Args:
-    run_paths: runs by name.
-    path: folder of the fine-tuning or evaluation.
     checkpoint: folder name of the pre-training run; '' is the first in the recipe.
   """
   stored = read_config(path)
@@ -313,9 +305,6 @@ def encode_latency_shape(model: Mapping[str, Any]) -> str:
 
 def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
   """Returns the rows of every finished latency run.
-
-  Args:
-    run_paths: runs by name.
 
   Raises:
     InputError: a result is damaged.

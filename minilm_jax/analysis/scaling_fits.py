@@ -45,8 +45,6 @@ class Interval:
   """The percentile interval of a number over draws of runs.
 
   Attributes:
-    low: 2.5th percentile.
-    high: 97.5th percentile.
     draws: number of draws that define the number.
     failed: number of draws with too few points; many failed draws bias the interval.
   """
@@ -66,11 +64,8 @@ def bootstrap(
   """Returns percentile intervals of a statistic over draws of runs with replacement.
 
   Args:
-    runs: one item a run.
     statistic: returns numbers by name for drawn runs. A number fails in a draw if it is missing or
       not finite, or if the function raises InputError.
-    draws: number of draws.
-    seed: seed of the draws.
 
   Returns:
     Intervals by name, for numbers that at least one draw defines.
@@ -129,7 +124,6 @@ def list_laws(count: str, other_counts: Sequence[str], splits: Sequence[float]) 
   """Returns the laws of the study whose intervals are over draws of runs.
 
   Args:
-    count: name of the count of FLOPs.
     other_counts: further counts that every run has; the frontier by these counts gets two laws.
     splits: FLOPs at which the frontier is split, in addition to the estimated break.
   """
@@ -197,12 +191,9 @@ def add_intervals(
   """Returns the fits with intervals over draws of runs, and the reasons for missing intervals.
 
   Args:
-    runs: runs of the fits.
-    laws: laws of the fits.
     fits: result of `fit_all`; None is left out.
     surface: law over parameters and tokens, of `fit_evaluations`.
     draws: number of draws; 0 gives no intervals.
-    seed: seed of the draws.
   """
   fitted = [fit for fit in (*fits, surface) if fit is not None]
   if draws < 1 or not fitted:

@@ -49,25 +49,17 @@ class ScalingStudy:
   """The results of the study of one sweep.
 
   Attributes:
-    count: name of the count of FLOPs.
-    runs: number of runs in the study.
-    evaluations: number of their evaluations.
-    frontier: points of `frontier.find_percentile_frontier`.
-    envelope: points of `frontier.find_lower_envelope`.
     after_plateau: percentile frontier of the evaluations after the plateau.
     ends: last evaluation of each finished run.
     fits: all fitted laws, with the points in their names.
     chosen: law of the frontier with the lowest BIC.
     held_out: by form, the error in log L at the fifth of the frontier with the highest compute.
     level: loss of the plateau in nats; None without a plateau.
-    plateaus: plateaus of the runs.
     split: FLOPs of the break, as requested or as estimated from the frontier.
     split_interval: 95% interval of an estimated break, over draws of runs.
     below: number of points of the frontier below the break.
-    below_on_plateau: number of points below the break of runs on the plateau.
-    above_on_plateau: number of points above the break of runs on the plateau.
+    below_on_plateau, above_on_plateau: number of points of runs on the plateau, on each side.
     sentences: conclusions for the top of a report.
-    left_out: reasons for missing results.
   """
 
   count: str
@@ -102,7 +94,6 @@ def study_scaling(
   """Returns the study of a sweep over one corpus.
 
   Args:
-    curves: loss curves of the sweep.
     draws, seed: number and seed of the draws of runs, for the intervals of fits to frontiers.
     unfinished: include runs that have not reached the end of their schedule.
     count: name of the count of FLOPs, of `loss_curves.py`; runs without this count are left out.
@@ -187,10 +178,6 @@ def _fit_laws(
   """Returns the fits to frontiers, the reasons for missing fits, and those for missing intervals.
 
   Args:
-    runs: runs of the study.
-    points: points of the frontier.
-    count: name of the count of FLOPs.
-    split: FLOPs of the requested split, or None.
     sampling: number of draws and seed.
     left_out: receives the reason for a missing law over parameters and tokens.
   """
@@ -244,12 +231,7 @@ def _compute_or_explain(compute: Callable[[], T], left_out: list[str]) -> T | No
 
 
 def write_sentences(study: ScalingStudy, curves: Sequence[LossCurve]) -> list[str]:
-  """Returns the conclusions of a study.
-
-  Args:
-    study: results of the study.
-    curves: loss curves of the study.
-  """
+  """Returns the conclusions of a study."""
   if not study.frontier:
     return ['There is no frontier, because no finished run was evaluated.']
   first, last = study.frontier[0], study.frontier[-1]

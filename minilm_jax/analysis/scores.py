@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from minilm_jax.analysis.runs import to_float
+from minilm_jax.analysis.runs import group_by, select_single, to_float
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
@@ -41,6 +41,7 @@ AVERAGES: dict[str, tuple[str, ...]] = {
 # Averages use the matched split of MNLI under the split name of the other tasks.
 _AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
 _MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
+_CELL_FIELDS = ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out')
 _ROW_FIELDS = tuple(
   'task metric split filtered checkpoint examples train_examples held_out'.split()
 )
@@ -55,17 +56,13 @@ class Group:
   """Scores over seeds of one arm, pre-trained or from scratch.
 
   Attributes:
-    learning_rate: learning rate of the scores; None without training.
-    mean: mean of the values.
-    std: sample standard deviation.
-    n: number of values.
+    learning_rate: None without training.
+    mean, std, n: of the values; std is the sample standard deviation.
     low, high: ends of Student's 95% interval of the mean.
     collapsed: number of seeds with constant predictions.
     undefined: number of seeds whose score is not finite.
-    mean_example_low: lower end of the interval over examples, averaged over seeds.
-    mean_example_high: upper end.
-    seeds: seeds of the values.
-    values: finite scores, one a seed.
+    mean_example_low, mean_example_high: interval over examples, its ends averaged over seeds.
+    seeds, values: finite scores, one a seed.
   """
 
   learning_rate: float | None
@@ -103,7 +100,6 @@ class ScoreRow:
 
   Attributes:
     step: step of the checkpoint; None if only the arm from scratch was run.
-    train_examples: number of training examples.
     held_out: number of examples that are held out for validation.
     epochs: last epoch.
     which: scored epoch, 'last' or 'best'; the held-out examples choose the best epoch.
@@ -143,7 +139,7 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   Raises:
     InputError: a line lacks a field.
   """
-  cells: dict[tuple[Any, ...], dict[bool, dict[int | None, list[ScoreLine]]]] = {}
+  lines = list(lines)
   for line in lines:
     missing = [name for name in FIELDS if name not in line]
     if missing:
@@ -152,18 +148,15 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
         f'a line without {", ".join(missing)}',
         'fine-tune or evaluate again with a new --workdir',
       )
-    key = tuple(
-      line[name]
-      for name in ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out')
-    )
-    arms = cells.setdefault(key, {True: {}, False: {}})
-    arms[line['pretrained']].setdefault(line['checkpoint_step'], []).append(line)
+  cells = group_by(lines, lambda line: tuple(line[name] for name in _CELL_FIELDS))
   rows: list[ScoreRow] = []
   for key in sorted(cells):
-    pretrained = cells[key][True]
-    scratch = [line for lines in cells[key][False].values() for line in lines]
-    for step in sorted(pretrained, key=lambda step: -1 if step is None else step) or [None]:
-      rows += _make_rows(step, pretrained.get(step, []), scratch)
+    pretrained, scratch = (
+      [line for line in cells[key] if line['pretrained'] == arm] for arm in (True, False)
+    )
+    by_step = group_by(pretrained, lambda line: line['checkpoint_step'])
+    for step in sorted(by_step, key=lambda step: -1 if step is None else step) or [None]:
+      rows += _make_rows(step, by_step.get(step, []), scratch)
   return rows
 
 
@@ -172,11 +165,8 @@ def choose_rates(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
 
   Scores that are not finite count as 0. Of rates with equal scores the lowest is chosen.
 
-  Args:
-    lines: score lines that differ in seed, learning rate and epoch alone.
-
-  Returns:
-    One rate, or all rates if no examples were held out.
+  Returns all rates if no examples were held out. The lines differ in seed, learning rate and epoch
+  alone.
   """
   lines = list(lines)
   rates = tuple(sorted({line['learning_rate'] for line in lines}, key=to_float))
@@ -303,7 +293,7 @@ def _mark_phenomena(rows: Iterable[ScoreRow]) -> list[tuple[ScoreRow, bool]]:
   """Returns the rows of the last step of each checkpoint, with a flag for single phenomena."""
 
   def make_key(row: ScoreRow) -> tuple[Any, ...]:
-    return row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out
+    return tuple(getattr(row, field) for field in _CELL_FIELDS)
 
   reported = [row for row in rows if row.shown]
   last_steps = {make_key(row): row.step for row in reported}  # rows are in the order of steps
@@ -399,14 +389,19 @@ def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
   Args:
     rows: rows of `make_score_table`; headline metrics that are in reports count.
   """
-  cells: dict[tuple[str, bool, str, int | None], dict[str, list[ScoreRow]]] = {}
-  for row in filter(is_averaged, rows):
-    key = (_AVERAGED_SPLITS.get(row.split, row.split), row.filtered, row.checkpoint, row.step)
-    cells.setdefault(key, {}).setdefault(row.task, []).append(row)
+  cells = group_by(
+    filter(is_averaged, rows),
+    lambda row: (
+      _AVERAGED_SPLITS.get(row.split, row.split),
+      row.filtered,
+      row.checkpoint,
+      row.step,
+    ),
+  )
   averages = []
-  for key, tasks in cells.items():
-    single = {task: tasks[task][0] for task in GLUE if len(tasks.get(task, ())) == 1}
-    averages += _average_cell(key, single)
+  for key, cell_rows in cells.items():
+    by_task = select_single(group_by(cell_rows, lambda row: row.task))
+    averages += _average_cell(key, {task: by_task[task] for task in GLUE if task in by_task})
   return averages
 
 
@@ -472,11 +467,9 @@ class Contrast:
   """A paired difference of two recipes.
 
   Attributes:
-    base: mean of the base over the pairs.
-    value: mean of the other recipe.
+    base, value: means of the base and of the other recipe over the pairs.
     difference: `value` minus `base`.
     low, high: ends of the 95% interval of the difference; nan with one pair.
-    n: number of pairs.
     of: TRAININGS or TUNINGS, the unit of a pair; '' without pairs.
   """
 
@@ -508,20 +501,18 @@ def pair_scores(pairs: Iterable[RunPair], rows: Iterable[ScoreRow]) -> PairedSco
   """Returns the headline scores of both runs of a pair, for each common seed of fine-tuning.
 
   Args:
-    pairs: pairs of runs.
     rows: rows of `select_main`; a run with several rows of one key has no score under this key.
   """
-  by_key: dict[ScoreKey, dict[str, list[Group]]] = {}
-  for row in rows:
-    if row.headline:
-      key = ScoreKey(*(getattr(row, field) for field in ScoreKey._fields))
-      by_key.setdefault(key, {}).setdefault(row.checkpoint, []).append(row.pretrained)
+  by_key = group_by(
+    (row for row in rows if row.headline),
+    lambda row: ScoreKey(*(getattr(row, field) for field in ScoreKey._fields)),
+  )
   pairs = list(pairs)
   paired: PairedScores = {}
-  for key, groups in by_key.items():
-    by_run = {name: several[0].by_seed for name, several in groups.items() if len(several) == 1}
+  for key, same_key in by_key.items():
+    by_run = select_single(group_by(same_key, lambda row: row.checkpoint))
     for pair in pairs:
-      base, other = (by_run.get(name, {}) for name in pair)
+      base, other = (by_run[name].pretrained.by_seed if name in by_run else {} for name in pair)
       by_seed = {seed: (score, other[seed]) for seed, score in base.items() if seed in other}
       if by_seed:
         paired.setdefault(key, {})[pair] = by_seed

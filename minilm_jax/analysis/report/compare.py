@@ -142,7 +142,6 @@ def answer_questions(rows: Sequence[AblationRow], shape: str = '') -> Iterator[A
   """Yields the answers on the plateau, the best multiplier, and each ablation.
 
   Args:
-    rows: of one shape, the base first.
     shape: name of the shape in questions; '' with a single shape.
   """
   base, *changes = rows
@@ -224,8 +223,6 @@ def make_sections(
 
   Args:
     shape: name of the shape in titles; '' with a single shape.
-    rows: the base first.
-    glue: GLUE scores, if any.
     pictures: `<svg>` elements by the name of a figure.
   """
   scope = f', {shape}' if shape else ''

@@ -38,10 +38,7 @@ def draw_comparison(
   """Yields the figures that have content, with the names of their files.
 
   Args:
-    part: the ablations at one shape.
     rows: of `ablation_results.make_rows`, the base first.
-    level: of the plateau, nats.
-    lines: other losses to draw, nats by name.
   """
   ablations = select_ablations(part, rows)
   if level is not None and not any(math.isclose(level, n, rel_tol=1e-3) for n in lines.values()):

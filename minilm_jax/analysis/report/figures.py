@@ -120,7 +120,6 @@ def encode(
   """Returns the files of drawings, and the `<svg>` elements of each for a page.
 
   Args:
-    drawings: with the names of their files.
     suffix: of the file names, before .svg and .png.
   """
   contents, pictures = {}, {}

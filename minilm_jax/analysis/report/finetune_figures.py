@@ -60,7 +60,6 @@ def read_confusions(
   """Returns the matrices of every classification, at the rates and epochs of the table of scores.
 
   Args:
-    run_paths: runs by name, of `runs.find_runs`.
     rows: of `scores.make_score_table`, of the same runs; the last step of a checkpoint counts.
 
   Raises:
@@ -144,10 +143,6 @@ def read_learning_curves(
 
   Scores are headline scores times 100 on the held-out part, or else on the reported split. Panels
   have the learning rates of the table of scores and the last step of each checkpoint.
-
-  Args:
-    run_paths: runs by name, of `runs.find_runs`.
-    rows: of `scores.make_score_table`, of the same runs.
 
   Raises:
     InputError: a line of a log lacks a field.

@@ -54,9 +54,7 @@ def render(
   """Returns a page: answers, figures, other sections, footnotes.
 
   Args:
-    title: of the page.
     answers: one line each; those after the first `MAX_OPEN_ROWS` are folded.
-    sections: in their order.
     preregistration: text of a recipe, shown folded after the answers.
   """
   notes: dict[str, int] = {}

@@ -68,15 +68,7 @@ def study_paper2(
   score_rows: Sequence[ScoreRow],
   draws: int,
 ) -> Paper2Study:
-  """Returns the numbers on paper 2 in these runs.
-
-  Args:
-    run_paths: runs by name.
-    failed: failed points of a sweep, with the reason.
-    curves: loss curves of the pre-training runs.
-    score_rows: rows of the main table of scores.
-    draws: number of resamples for each interval.
-  """
+  """Returns the numbers on paper 2 in these runs."""
   return Paper2Study(
     committee_study.read_committee_rows(run_paths),
     runs.read_latencies(run_paths),
@@ -175,12 +167,7 @@ def _answer_committee(rows: Sequence[CommitteeRow]) -> Answer:
 
 
 def make_sections(study: Paper2Study, pictures: Mapping[str, Sequence[str]]) -> Iterator[Section]:
-  """Yields the sections with content: claims, gap, committees, equal cost, latencies.
-
-  Args:
-    study: of `study_paper2`.
-    pictures: `<svg>` elements by the name of a figure.
-  """
+  """Yields the sections with content: claims, gap, committees, equal cost, latencies."""
   results = study.claims
   if results.verdicts:
     yield Section('Claims of paper 2', table=CLAIM_FORMAT.fill(results.verdicts))

@@ -73,11 +73,7 @@ def draw_compute(
   """Draws loss against compute on logarithmic axes: runs, frontier, laws and the break.
 
   Args:
-    curves: all runs, drawn faint and coloured by depth.
-    frontier: points drawn as dots.
-    laws: lines through the points.
     break_interval: FLOPs of the break and the ends of its 95% interval; nan for no interval.
-    count: of FLOPs.
   """
   tooltips: dict[str, str] = {}
   with mpl.rc_context(STYLE):
@@ -120,12 +116,7 @@ def draw_compute(
 
 
 def draw_plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawing:
-  """Draws the cost of each model against its perplexity; dominated models are hollow.
-
-  Args:
-    options: of `cost_effectiveness.list_options`.
-    numbers: of the table of models, by run.
-  """
+  """Draws the cost of each model against its perplexity; dominated models are hollow."""
   tooltips: dict[str, str] = {}
   with mpl.rc_context(STYLE):
     figure = Figure(figsize=(WIDTH, 4.0))

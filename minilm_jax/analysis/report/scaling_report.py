@@ -88,10 +88,6 @@ class ScalingReport:
     study: None with fewer than `MIN_MODELS` models.
     steps, options: of cost-effectiveness.
     models: scored models by task or average.
-    correlations: of losses and scores.
-    depths: pairs of models of different depth.
-    left_out: missing results with the reason.
-    failed: failed points of a sweep with the reason.
   """
 
   curves: Sequence[LossCurve]
@@ -118,10 +114,7 @@ def study_models(
   """Returns all results that the curves and scores allow.
 
   Args:
-    curves: of pre-training runs.
     scores, averages: rows, also of other checkpoints.
-    left_out: runs without a curve, with the reason.
-    failed: failed points of a sweep, with the reason.
     draws: resamples for each interval.
     unfinished: include runs before the end of their schedule in the laws.
 
@@ -301,12 +294,7 @@ def _answer_correlations(correlations: Sequence[Correlation]) -> Iterator[Answer
 def make_sections(
   results: ScalingReport, pictures: Mapping[str, Sequence[str]]
 ) -> Iterator[Section]:
-  """Yields the sections with content.
-
-  Args:
-    results: of `study_models`.
-    pictures: `<svg>` elements by the name of a figure.
-  """
+  """Yields the sections with content."""
   for name, (title, caption, notes) in _FIGURES.items():
     if name in pictures:
       yield Section(title, figures=pictures[name], caption=caption, notes=notes)

@@ -66,9 +66,6 @@ class DepthSummary:
   """Differences of all matched pairs in one quantity, deeper minus shallower.
 
   Attributes:
-    matched: the quantity in which the pairs are alike.
-    compared: the loss or score.
-    differences: one a pair.
     better: number of pairs in which the deeper model is better.
     digits: decimals of the mean.
   """

@@ -21,9 +21,6 @@ class Answer:
   """The answer to one question: a line at the top of a page.
 
   Attributes:
-    question: the question or, for a preregistered claim, its statement.
-    verdict: the answer in a few words, as in 'yes' or 'undecided'.
-    number: the number with its interval, or ''.
     notes: statistical details, which a page shows as footnotes.
   """
 
@@ -53,8 +50,6 @@ class Table:
   Attributes:
     headings: one a column.
     words: number of first columns that hold words; the others hold numbers.
-    rows: cells of each row.
-    caption: one or two sentences above the table.
     notes: statistical details, which a page shows as footnotes.
   """
 
@@ -84,8 +79,6 @@ class TableFormat:
   """Columns of a table, each a heading and the function from a row to its cell.
 
   Attributes:
-    words: number of first columns that hold words.
-    columns: headings and functions from a row to a cell.
     caption, notes: as in `Table`.
   """
 
@@ -110,12 +103,8 @@ class Section:
   """One part of a report: text, and figures or a table. Nothing in it is escaped yet.
 
   Attributes:
-    title: the heading.
-    text: at most three sentences.
     figures: `<svg>` elements, which only a browser shows.
-    caption: one or two sentences on the figures.
     notes: statistical details of the figures, which a page shows as footnotes.
-    table: the numbers.
   """
 
   title: str

@@ -119,12 +119,7 @@ def make_score_sections(
   runs: Sequence[RunRow],
   pictures: Mapping[str, Sequence[str]],
 ) -> Iterator[Section]:
-  """Yields the sections of scores, fine-tuning and runs that have content.
-
-  Args:
-    scores, averages, runs: rows of the tables.
-    pictures: `<svg>` elements by the name of a figure.
-  """
+  """Yields the sections of scores, fine-tuning and runs that have content."""
   rows, phenomena = select_main(scores), select_phenomena(scores)
   if rows:
     table = SCORE_FORMAT.fill(rows)
