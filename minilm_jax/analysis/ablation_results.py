@@ -30,7 +30,7 @@ from minilm_jax.analysis import frontier, scores
 from minilm_jax.analysis.ablations import WORDS, Ablation, AblationAtSize, Comparison
 from minilm_jax.analysis.frontier import Plateau
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.scores import NO_CONTRAST, TRAININGS, Contrast, PairedScores, ScoreRow
+from minilm_jax.analysis.scores import TRAININGS, Contrast, PairedScores, ScoreRow
 from minilm_jax.tasks import metrics
 
 CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthens it', 'does not'
@@ -74,22 +74,19 @@ class PairedRatio:
     bound: AT_LEAST, AT_MOST or NEITHER_LEFT if some run does not reach the target; else ''.
   """
 
-  value: float
-  low: float
-  high: float
-  bound: str
-  base_seeds: int
-  seeds: int
-  paired: bool
+  value: float = math.nan
+  low: float = math.nan
+  high: float = math.nan
+  bound: str = ''
+  base_seeds: int = 0
+  seeds: int = 0
+  paired: bool = False
 
   def __str__(self) -> str:
     """Returns the ratio, as in `3.10 [2.20, 4.40]` or `at least 3.10`, or else the bound."""
     if not math.isfinite(self.value):
       return self.bound
     return f'{self.bound} {scores.format_interval(self.value, self.low, self.high, ".2f")}'.strip()
-
-
-NO_RATIO = PairedRatio(math.nan, math.nan, math.nan, '', 0, 0, False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +185,7 @@ def compute_ratio(
   if len(common) > 1 or common and min(len(base), len(change)) < 2:
     base, change = ({seed: side[seed] for seed in sorted(common)} for side in (base, change))
   if not base or not change:
-    return NO_RATIO
+    return PairedRatio()
   is_base_open, is_change_open = (
     not all(has_reached for _, has_reached in side.values()) for side in (base, change)
   )
@@ -225,7 +222,7 @@ def measure_speed_up(
     level: loss of the plateau of the ablation.
   """
   if base_level is None or level is None:
-    return NO_RATIO
+    return PairedRatio()
   tokens = []
   for side, side_level in ((base, base_level), (change, level)):
     by_seed = {}
@@ -351,7 +348,7 @@ def _make_row(
 ) -> AblationRow:
   base, level, curves = part.base, levels[change.tokenizer], change.curves.values()
   is_comparable = not change.tokenizer
-  speed, multiplier, loss = NO_RATIO, NO_RATIO, math.nan
+  speed, multiplier, loss = PairedRatio(), PairedRatio(), math.nan
   if change is not base:
     speed = measure_speed_up(base, change, levels[''], level)
     if is_comparable:
@@ -367,7 +364,7 @@ def _make_row(
   finished = curves if is_comparable and all(curve.finished for curve in curves) else []
   last_losses = [curve.loss[-1] for curve in finished]
   low, high = metrics.confidence_interval(last_losses)
-  score = NO_CONTRAST if glue is None else glue.score
+  score = Contrast() if glue is None else glue.score
   return AblationRow(
     change=change.name,
     shape=part.shape,

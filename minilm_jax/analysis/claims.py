@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import committee_study, pretraining_gap, runs
+from minilm_jax.analysis import committee_study, pretraining_gap, runs, scores
 from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Measurements
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import Group, ScoreRow, make_score_table, select_main
+from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.tasks import metrics
 
@@ -69,11 +69,11 @@ class Verdict:
   high: float
   seeds: int
   collapsed: int
-  latency: float
-  latency_low: float
-  latency_high: float
-  of: str
-  missing: str
+  latency: float = math.nan
+  latency_low: float = math.nan
+  latency_high: float = math.nan
+  of: str = ''
+  missing: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _decide_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdic
         for name in largest
       ]
       if pairs:
-        by_pair = [_subtract_by_seed(*pair) for pair in pairs]
+        by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
         differences[f'{series} ({", ".join(largest)})'] = _average_common_seeds(by_pair)
         collapsed += sum(group.collapsed for pair in pairs for group in pair)
   return _decide(1, differences, collapsed, 'scores of one task, pre-trained and from scratch')
@@ -181,9 +181,7 @@ def _decide_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySeri
   if axis == SIZE:
     same_updates = [gap for gap in along if 'same updates' in gap.comparison]
     along = same_updates or [gap for gap in along if 'same epochs' in gap.comparison]
-  by_line: dict[tuple[str, str], list[Gap]] = {}
-  for gap in along:
-    by_line.setdefault((gap.series, gap.comparison), []).append(gap)
+  by_line = runs.group_by(along, lambda gap: (gap.series, gap.comparison))
   slopes, collapsed = {}, 0
   for (series, comparison), line in by_line.items():
     scale = 10 if axis == OVERLAP else 1
@@ -259,22 +257,9 @@ def _decide(
     high=high,
     seeds=len(values),
     collapsed=collapsed,
-    latency=math.nan,
-    latency_low=math.nan,
-    latency_high=math.nan,
     of='; '.join(with_seeds),
     missing=missing,
   )
-
-
-def _subtract_by_seed(pretrained: Group, scratch: Group) -> dict[int, float]:
-  """Returns the difference for each seed that both groups have."""
-  subtrahend = scratch.by_seed
-  return {
-    seed: value - subtrahend[seed]
-    for seed, value in pretrained.by_seed.items()
-    if seed in subtrahend
-  }
 
 
 def _average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:

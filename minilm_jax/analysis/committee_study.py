@@ -163,19 +163,19 @@ def find_source(path: epath.Path, member: Mapping[str, Any]) -> str:
 def _read_folder(
   name: str, path: epath.Path, sets: Mapping[str, TrainingSet]
 ) -> Iterator[SeedCommittee]:
-  by_seed: dict[int, list[tuple[dict[str, Any], dict[str, Any], str]]] = {}
-  for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
-    folder = path / member['folder']
-    card = files.read_json(folder / CARD, f'a member of the committee {path}')
-    if card['step'] >= 0:  # members from scratch have -1
-      by_seed.setdefault(card['seed'], []).append(
-        (card, _read_outputs(folder / OUTPUTS), find_source(path, member))
-      )
-  for seed, members in by_seed.items():
-    if len(members) < 2:
+  entries = files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']
+  members = [
+    (files.read_json(path / entry['folder'] / CARD, f'a member of the committee {path}'), entry)
+    for entry in entries
+  ]
+  pretrained = [(card, entry) for card, entry in members if card['step'] >= 0]  # -1 from scratch
+  by_seed = runs.group_by(pretrained, lambda member: member[0]['seed'])
+  for seed, same_seed in by_seed.items():
+    if len(same_seed) < 2:
       continue
-    cards, outputs, names = zip(*members, strict=True)
-    sources = list(map(paths.resolve_links, names))
+    cards = [card for card, _ in same_seed]
+    outputs = [_read_outputs(path / entry['folder'] / OUTPUTS) for _, entry in same_seed]
+    sources = [paths.resolve_links(find_source(path, entry)) for _, entry in same_seed]
     starts = [sets[source] for source in sources if source in sets]
     rows = {start.rows for start in starts}
     for split in sorted(set.intersection(*map(set, outputs))):
@@ -235,10 +235,10 @@ def compare_with_deep(
 
   Of several kinds of committees of one size, the kind with the most tasks and seeds counts.
   """
-  kinds: dict[tuple[str, ...], list[SeedCommittee]] = {}
-  for committee in committees:
-    if committee.has_convolutions:
-      kinds.setdefault(committee.shapes, []).append(committee)
+  kinds = runs.group_by(
+    (committee for committee in committees if committee.has_convolutions),
+    lambda committee: committee.shapes,
+  )
   missing = CommitteeComparison({}, 0, (), '', NEEDED)
   for shapes, same_kind in sorted(
     kinds.items(), key=lambda kind: (-len(kind[0]), -len(kind[1]), kind[1][0].folder)
@@ -255,10 +255,8 @@ def compare_with_deep(
       by_deep = _average_by_seed([row.pretrained.by_seed for row in rivals])
       folders = ', '.join(dict.fromkeys(committee.folder for committee in same_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
-      differences[f'{task}, {split}: {folders} against {checkpoints}'] = {
-        seed: by_committee[seed] - by_deep[seed]
-        for seed in sorted(by_committee.keys() & by_deep.keys())
-      }
+      name = f'{task}, {split}: {folders} against {checkpoints}'
+      differences[name] = scores.subtract_by_seed(by_committee, by_deep)
       collapsed += sum(row.pretrained.collapsed for row in rivals)
       deep_shape = runs.encode_latency_shape(sets[rivals[0].checkpoint].model)
     if differences:
@@ -270,10 +268,7 @@ def compare_with_deep(
 def _group_by_task(
   committees: Sequence[SeedCommittee],
 ) -> dict[tuple[str, str], list[SeedCommittee]]:
-  by_task: dict[tuple[str, str], list[SeedCommittee]] = {}
-  for committee in committees:
-    by_task.setdefault((committee.task, committee.split), []).append(committee)
-  return by_task
+  return runs.group_by(committees, lambda committee: (committee.task, committee.split))
 
 
 def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
@@ -305,11 +300,9 @@ def _select_deepest(
 
 def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
   """Returns the mean score of each seed."""
-  seeds = sorted({seed for by_seed in scores_by_seed for seed in by_seed})
-  return {
-    seed: float(np.mean([by_seed[seed] for by_seed in scores_by_seed if seed in by_seed]))
-    for seed in seeds
-  }
+  items = [item for by_seed in scores_by_seed for item in by_seed.items()]
+  by_seed = runs.group_by(items, lambda item: item[0])
+  return {seed: float(np.mean([score for _, score in same])) for seed, same in by_seed.items()}
 
 
 def compare_latency(
@@ -348,16 +341,13 @@ def _find_slowest_pair(
     contestant: shape, number of members and number of heads; its fastest strategy counts.
     deep_shape: shape of the deep model.
   """
-  by_run: dict[str, dict[tuple[str, int, int], list[LatencyRow]]] = {}
-  for row in latencies:
-    if row.batch == 1:
-      by_model = by_run.setdefault(row.run, {})
-      by_model.setdefault((row.shape, row.members, row.heads), []).append(row)
-  pairs = [
-    (min(by_model[contestant], key=lambda row: row.median), by_model[deep_shape, 1, 1][0])
-    for by_model in by_run.values()
-    if contestant in by_model and (deep_shape, 1, 1) in by_model
-  ]
+  pairs = []
+  single = [row for row in latencies if row.batch == 1]
+  for same_run in runs.group_by(single, lambda row: row.run).values():
+    by_model = runs.group_by(same_run, lambda row: (row.shape, row.members, row.heads))
+    if contestant in by_model and (deep_shape, 1, 1) in by_model:
+      fastest = min(by_model[contestant], key=lambda row: row.median)
+      pairs.append((fastest, by_model[deep_shape, 1, 1][0]))
   return max(pairs, key=lambda pair: pair[0].median / pair[1].median, default=None)
 
 
@@ -476,12 +466,14 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
       )
       costs = _list_costs([measurements.curves[name]], 1, 1, latency)
       yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
-  by_folder: dict[str, list[SeedCommittee]] = {}
-  for other in measurements.committees:
-    is_deeper = not other.has_convolutions and other.layers > committee.layers
-    if is_deeper and other.test == committee.test:
-      by_folder.setdefault(other.folder, []).append(other)
-  for folder, others in by_folder.items():
+  deeper = [
+    other
+    for other in measurements.committees
+    if not other.has_convolutions
+    and other.layers > committee.layers
+    and other.test == committee.test
+  ]
+  for folder, others in runs.group_by(deeper, lambda other: other.folder).items():
     size = len(others[0].shapes)
     contestant = _make_contestant(others, size, measurements)
     yield dataclasses.replace(contestant, name=f'{folder}, a committee of {size}')

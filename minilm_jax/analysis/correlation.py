@@ -14,8 +14,9 @@ from jaxtyping import Float
 from scipy import stats
 
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
+from minilm_jax.analysis.runs import group_by
 from minilm_jax.analysis.scores import Average, ScoreRow
-from minilm_jax.tasks.metrics import CONFIDENCE
+from minilm_jax.tasks.metrics import percentile_interval
 
 MIN_MODELS = 4  # in a correlation
 LOSS, BITS = 'log-perplexity', 'bits per word'
@@ -102,22 +103,18 @@ def match_scores(
   rates, has no score for this task.
   """
   by_name = {curve.name: curve for curve in curves}
-  by_series: dict[str, dict[str, list[ScoreRow | Average]]] = {}
-  unknown: dict[str, None] = {}
-  for row in [*(row for row in scores if row.headline and row.shown), *averages]:
-    if row.checkpoint in by_name:
-      by_series.setdefault(_name_series(row), {}).setdefault(row.checkpoint, []).append(row)
-    else:
-      unknown[row.checkpoint] = None
+  scored = [*(row for row in scores if row.headline and row.shown), *averages]
   left_out = [
     f'scores of {name or "a checkpoint without a name"}: the pre-training run is missing'
-    for name in unknown
+    for name in dict.fromkeys(row.checkpoint for row in scored)
+    if name not in by_name
   ]
+  known = [row for row in scored if row.checkpoint in by_name]
   models: dict[str, list[ScoredModel]] = {}
-  for series, by_checkpoint in by_series.items():
-    for name, rows in by_checkpoint.items():
-      steps = [-1 if row.step is None else row.step for row in rows]
-      last = [row for row, step in zip(rows, steps, strict=True) if step == max(steps)]
+  for series, same_series in group_by(known, _name_series).items():
+    for name, rows in group_by(same_series, lambda row: row.checkpoint).items():
+      last_step = max((row.step for row in rows if row.step is not None), default=None)
+      last = [row for row in rows if row.step == last_step]
       if len(last) > 1:
         left_out.append(
           f'{series} of {name}: {len(last)} protocols or learning rates, of which none was chosen'
@@ -141,9 +138,7 @@ def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
     for step, loss in zip(curve.updates, curve.loss, strict=True)
     if row.step is None or step <= row.step
   ]
-  is_last = (
-    row.step is None or row.step >= curve.updates[-1]
-  )  # bits are measured after the last step
+  is_last = row.step is None or row.step >= curve.updates[-1]  # bits are measured at the end
   return ScoredModel(
     name=curve.name,
     loss=losses[-1] if losses else untrained,
@@ -217,8 +212,7 @@ def _correlate_series(
   for value, drawn_values in zip(values, resampled, strict=True):
     low = high = math.nan
     if np.isfinite(value) and is_defined.any():
-      ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-      low, high = np.quantile(drawn_values[is_defined], ends).tolist()
+      low, high = percentile_interval(drawn_values[is_defined])
     estimates.append(Estimate(float(value), low, high))
   pearson, spearman, kendall = estimates
   return Correlation(

@@ -16,7 +16,8 @@ import numpy as np
 
 from minilm_jax.analysis import power_laws
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
-from minilm_jax.tasks.metrics import CONFIDENCE
+from minilm_jax.analysis.runs import group_by
+from minilm_jax.tasks.metrics import percentile_interval
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
@@ -106,11 +107,11 @@ class Option:
 
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
-  groups: dict[tuple[object, ...], list[LossCurve]] = {}
-  for curve in curves:
-    if curve.finished:
-      schedule = (curve.learning_rate, curve.warmup, curve.length, curve.rows[-1])
-      groups.setdefault((curve.shape, curve.tied, *schedule), []).append(curve)
+  fields = ('shape', 'tied', 'learning_rate', 'warmup', 'length')
+  groups = group_by(
+    (curve for curve in curves if curve.finished),
+    lambda curve: (*(getattr(curve, field) for field in fields), curve.rows[-1]),
+  )
   arms = []
   for group in groups.values():
     losses = [curve.loss[-1] if curve.test_loss is None else curve.test_loss for curve in group]
@@ -278,5 +279,4 @@ def _resample_interval(
   rng = np.random.default_rng(seed)
   means = [rng.choice(np.asarray(side), (draws, len(side))).mean(1) for side in sides]
   values = means[0] - means[1] if len(means) == 2 else means[0]
-  low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-  return float(low), float(high)
+  return percentile_interval(values)

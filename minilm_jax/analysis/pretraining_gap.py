@@ -33,6 +33,7 @@ from minilm_jax.analysis.loss_curves import RUN_ERRORS
 from minilm_jax.analysis.scores import Difference, Group, ScoreRow, compute_difference
 from minilm_jax.core import model_config, old_names, run_dir
 from minilm_jax.core.errors import InputError
+from minilm_jax.tasks.metrics import percentile_interval
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
 MIN_LEVELS = 2  # in a slope
@@ -188,18 +189,18 @@ def select_single_rows(
 
   A run with several rows in a series, of several protocols or learning rates, is left out.
   """
-  by_series: dict[str, dict[str, list[ScoreRow]]] = {}
-  for row in rows:
-    if row.headline and row.checkpoint in sets:
-      series = (
-        f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
-        f'{row.train_examples:,} training examples'
-      )
-      by_series.setdefault(series, {}).setdefault(row.checkpoint, []).append(row)
+  by_series = runs.group_by(
+    (row for row in rows if row.headline and row.checkpoint in sets),
+    lambda row: (
+      f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
+      f'{row.train_examples:,} training examples'
+    ),
+  )
   single: dict[str, dict[str, ScoreRow]] = {}
   left_out = []
-  for series, by_name in by_series.items():
-    single[series] = {name: several[0] for name, several in by_name.items() if len(several) == 1}
+  for series, same_series in by_series.items():
+    by_name = runs.group_by(same_series, lambda row: row.checkpoint)
+    single[series] = runs.select_single(by_name)
     left_out += [
       f'the gap of {series} from {name}: {len(several)} protocols or learning rates, of which none '
       'was chosen'
@@ -261,29 +262,28 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
   A scaling study compares models that are trained on one set. Of a corpus and its subsets, the
   largest training set stays.
   """
-  families: dict[str, dict[tuple[int, str], list[str]]] = {}
-  for training_set in sets:
-    key = (training_set.rows, training_set.corpus)
-    families.setdefault(training_set.full_corpus, {}).setdefault(key, []).append(training_set.name)
-  return {
-    name: f'{name}: trained on {key[0]:,} rows, but the scaling study compares models that are '
-    f'trained on one set, here {max(by_set)[0]:,} rows'
-    for by_set in families.values()
-    for key, names in by_set.items()
-    if key != max(by_set)
-    for name in names
-  }
+  left_out = {}
+  for family in runs.group_by(sets, lambda training_set: training_set.full_corpus).values():
+    largest = max((other.rows, other.corpus) for other in family)
+    for other in family:
+      if (other.rows, other.corpus) != largest:
+        left_out[other.name] = (
+          f'{other.name}: trained on {other.rows:,} rows, but the scaling study compares models that '
+          f'are trained on one set, here {largest[0]:,} rows'
+        )
+  return left_out
 
 
 def _find_series_gaps(
   axis: str, series: str, rows: Mapping[str, ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> Iterator[Gap]:
   """Yields the gaps of one series along one axis, by model and tokenizer, then by comparison."""
-  by_key: dict[str, list[TrainingSet]] = {}
-  for name, row in rows.items():
-    training_set = sets[name]
-    if (not training_set.selected) if axis == SIZE else (training_set.task == row.task):
-      by_key.setdefault(training_set.key, []).append(training_set)
+  suited = [
+    sets[name]
+    for name, row in rows.items()
+    if (not sets[name].selected if axis == SIZE else sets[name].task == row.task)
+  ]
+  by_key = runs.group_by(suited, lambda training_set: training_set.key)
   shapes: list[str] = []
   for key, same_model in by_key.items():
     shape = same_model[0].shape
@@ -398,19 +398,19 @@ class _Line:
 
 def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
   """Returns the slope of each series and the mean slope of comparisons with several series."""
-  grouped: dict[tuple[str, str], dict[str, list[Gap]]] = {}
-  for point in points:
-    by_series = grouped.setdefault((point.axis, point.comparison), {})
-    by_series.setdefault(point.series, []).append(point)
   slopes = []
-  for (axis, comparison), by_series in grouped.items():
+  compared = runs.group_by(points, lambda point: (point.axis, point.comparison))
+  for (axis, comparison), same_comparison in compared.items():
+    by_series = runs.group_by(same_comparison, lambda point: point.series)
     lines = {series: _make_line(gaps) for series, gaps in by_series.items()}
     lines = {series: line for series, line in lines.items() if line.num_levels >= MIN_LEVELS}
-    for series, line in lines.items():
-      slopes.append(_fit_slope((axis, series, comparison), [line], draws, seed))
+    tasks = {series: [line] for series, line in lines.items()}
     if len(lines) > 1:
-      series = f'mean of {len(lines)} tasks'
-      slopes.append(_fit_slope((axis, series, comparison), list(lines.values()), draws, seed))
+      tasks[f'mean of {len(lines)} tasks'] = list(lines.values())
+    slopes += [
+      _fit_slope((axis, series, comparison), task_lines, draws, seed)
+      for series, task_lines in tasks.items()
+    ]
   return slopes
 
 
@@ -460,7 +460,7 @@ def _fit_slope(names: tuple[str, str, str], lines: Sequence[_Line], draws: int, 
     for _ in range(draws):
       tasks = random.integers(len(lines), size=len(lines)) if len(lines) > 1 else (0,)
       slopes.append(np.mean([_draw_slope(lines[task], random) for task in tasks]))
-    low, high = (float(end) for end in np.percentile(slopes, (2.5, 97.5)))
+    low, high = percentile_interval(slopes)
   return Slope(
     *names,
     points=max(len(line.x) for line in lines),

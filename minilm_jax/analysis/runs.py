@@ -264,11 +264,13 @@ def split_members(path: epath.Path) -> dict[str, list[Line]]:
   Members that were extracted to `member-N` inside the run are separate runs and are left out.
   """
   is_pretraining = read_kind(path) == 'pretrain'
-  members: dict[str, list[Line]] = {}
-  for line in run_dir.read_lines(path / run_dir.METRICS):
+  all_lines = list(run_dir.read_lines(path / run_dir.METRICS))
+  for line in all_lines:
     _check_fields(line, path / run_dir.METRICS, 'step', 'split')
-    member = f' member {line["member"]}' if is_pretraining and 'member' in line else ''
-    members.setdefault(member, []).append(line)
+  members = group_by(
+    all_lines,
+    lambda line: f' member {line["member"]}' if is_pretraining and 'member' in line else '',
+  )
   if not members:
     return {'': []}
   return {

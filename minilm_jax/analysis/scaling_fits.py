@@ -11,6 +11,7 @@ from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
 from minilm_jax.analysis.power_laws import Fit
 from minilm_jax.core.errors import InputError
+from minilm_jax.tasks.metrics import percentile_interval
 
 # Kinds of points, which begin `Fit.name`.
 FRONTIER, ENVELOPE, WITHOUT_PLATEAU, ENDS = (
@@ -98,8 +99,8 @@ def bootstrap(
     )
   intervals = {}
   for key, values in drawn_values.items():
-    low, high = np.percentile(values, (2.5, 97.5))
-    intervals[key] = Interval(float(low), float(high), len(values), draws - len(values))
+    low, high = percentile_interval(values)
+    intervals[key] = Interval(low, high, len(values), draws - len(values))
   return intervals
 
 

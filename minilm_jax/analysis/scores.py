@@ -65,18 +65,18 @@ class Group:
     seeds, values: finite scores, one a seed.
   """
 
-  learning_rate: float | None
-  mean: float
-  std: float
-  n: int
-  low: float
-  high: float
-  collapsed: int
-  undefined: int
-  mean_example_low: float
-  mean_example_high: float
-  seeds: tuple[int, ...]
-  values: tuple[float, ...]
+  learning_rate: float | None = None
+  mean: float = math.nan
+  std: float = math.nan
+  n: int = 0
+  low: float = math.nan
+  high: float = math.nan
+  collapsed: int = 0
+  undefined: int = 0
+  mean_example_low: float = math.nan
+  mean_example_high: float = math.nan
+  seeds: tuple[int, ...] = ()
+  values: tuple[float, ...] = ()
 
   @property
   def by_seed(self) -> dict[int, float]:
@@ -88,10 +88,10 @@ class Group:
 class Difference:
   """Score pre-trained minus from scratch with its 95% interval, paired by seed or else Welch's."""
 
-  mean: float
-  low: float
-  high: float
-  paired: bool
+  mean: float = math.nan
+  low: float = math.nan
+  high: float = math.nan
+  paired: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +250,8 @@ def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
     float(np.mean([to_float(line[end]) for line in lines.values()])) if lines else math.nan
     for end in ('low', 'high')
   )
-  return dataclasses.replace(
-    make_group(defined),
+  return make_group(
+    defined,
     learning_rate=next((line['learning_rate'] for line in lines.values()), None),
     collapsed=sum(bool(line['constant_prediction']) for line in lines.values()),
     undefined=len(values) - len(defined),
@@ -260,23 +260,10 @@ def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
   )
 
 
-def make_group(values: Mapping[int, float], collapsed: int = 0) -> Group:
-  """Returns the group of these values by seed."""
-  summary = metrics.summarize(list(values.values()))
-  return Group(
-    learning_rate=None,
-    mean=summary['mean'],
-    std=summary['std'],
-    n=len(values),
-    low=summary['low'],
-    high=summary['high'],
-    collapsed=collapsed,
-    undefined=0,
-    mean_example_low=math.nan,
-    mean_example_high=math.nan,
-    seeds=tuple(values),
-    values=tuple(values.values()),
-  )
+def make_group(values: Mapping[int, float], **fields: Any) -> Group:
+  """Returns the group of these values by seed, with other fields of `Group`."""
+  numbers = tuple(values.values())
+  return Group(**metrics.summarize(numbers), seeds=tuple(values), values=numbers, **fields)
 
 
 def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
@@ -305,7 +292,7 @@ def _mark_phenomena(rows: Iterable[ScoreRow]) -> list[tuple[ScoreRow, bool]]:
 def compute_difference(group: Group, subtrahend: Group) -> Difference:
   """Returns the difference of the means of two groups, paired if their seeds are equal."""
   if not group.n or not subtrahend.n:
-    return Difference(math.nan, math.nan, math.nan, False)
+    return Difference()
   mean = group.mean - subtrahend.mean
   if group.seeds == subtrahend.seeds:
     interval = metrics.confidence_interval(
@@ -313,14 +300,22 @@ def compute_difference(group: Group, subtrahend: Group) -> Difference:
     )
     return Difference(mean, *interval, True)
   if min(group.n, subtrahend.n) < 2:
-    return Difference(mean, math.nan, math.nan, False)
+    return Difference(mean)
   with warnings.catch_warnings():
     # SciPy warns if one group has no variance, although the interval is defined.
     warnings.simplefilter('ignore')
     welch = stats.ttest_ind(group.values, subtrahend.values, equal_var=False).confidence_interval(
       metrics.CONFIDENCE
     )
-  return Difference(mean, float(welch.low), float(welch.high), False)
+  return Difference(mean, float(welch.low), float(welch.high))
+
+
+def subtract_by_seed(
+  values: Mapping[int, float], subtrahend: Mapping[int, float]
+) -> dict[int, float]:
+  """Returns the difference for each seed that both have, in the order of the seeds."""
+  common = sorted(values.keys() & subtrahend.keys())
+  return {seed: values[seed] - subtrahend[seed] for seed in common}
 
 
 def format_points(share: float, sign: str = '') -> str:
@@ -433,13 +428,12 @@ def _average_cell(
 
 def _average_groups(groups: Sequence[Group]) -> Group:
   if not all(group.n for group in groups):
-    return make_group({})
+    return Group()
   collapsed = sum(group.collapsed for group in groups)
   if len({group.seeds for group in groups}) > 1:
-    mean = float(np.mean([group.mean for group in groups]))
-    return dataclasses.replace(make_group({}, collapsed), mean=mean)
+    return Group(mean=float(np.mean([group.mean for group in groups])), collapsed=collapsed)
   means = np.mean([group.values for group in groups], axis=0).tolist()
-  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed)
+  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
 
 
 def select_latest(rows: Sequence[Average]) -> list[Average]:
@@ -473,16 +467,13 @@ class Contrast:
     of: TRAININGS or TUNINGS, the unit of a pair; '' without pairs.
   """
 
-  base: float
-  value: float
-  difference: float
-  low: float
-  high: float
-  n: int
-  of: str
-
-
-NO_CONTRAST = Contrast(math.nan, math.nan, math.nan, math.nan, math.nan, 0, '')
+  base: float = math.nan
+  value: float = math.nan
+  difference: float = math.nan
+  low: float = math.nan
+  high: float = math.nan
+  n: int = 0
+  of: str = ''
 
 
 def make_contrast(values: Sequence[BothScores], of: str) -> Contrast:
@@ -534,7 +525,7 @@ def average_contrast(tasks: Sequence[Mapping[RunPair, BySeed]]) -> Contrast:
     return make_contrast(means, TRAININGS)
   seeds = sorted(set.intersection(*(set(by_seed) for by_seed in pairs[0])))
   if not seeds:
-    return NO_CONTRAST
+    return Contrast()
   return make_contrast([_mean_pair([task[seed] for task in pairs[0]]) for seed in seeds], TUNINGS)
 
 

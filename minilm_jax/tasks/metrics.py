@@ -371,6 +371,12 @@ def confidence_interval(
   return mean - margin, mean + margin
 
 
+def percentile_interval(values: Sequence[float] | Float[np.ndarray, 'n']) -> tuple[float, float]:
+  """Returns the 95% interval of a number from its resampled values."""
+  low, high = np.percentile(values, (2.5, 97.5))
+  return float(low), float(high)
+
+
 def summarize(values: Sequence[float] | Float[np.ndarray, 'n']) -> dict[str, Any]:
   """Returns 'mean', 'std' (divided by n - 1), 'n', and the 95% interval 'low', 'high' of the mean.
 

@@ -124,7 +124,7 @@ def test_the_verdict_on_glue_follows_the_interval(low: float, high: float, verdi
     ablation_results.classify_glue(Contrast(0.5, 0.5, 0.0, low, high, 3, TUNINGS))
     == ablation_results.ONE_SEED
   )
-  assert ablation_results.classify_glue(scores.NO_CONTRAST) == ''
+  assert ablation_results.classify_glue(scores.Contrast()) == ''
 
 
 def test_reports_have_glue_if_there_are_scores(tmp_path: pathlib.Path):
@@ -224,7 +224,7 @@ def test_a_single_seed_gives_no_interval():
     assert math.isnan(ratio.low) and math.isnan(ratio.high) and ratio.value > 3.9
   # Seed 0 is common.
   assert compute_ratio(reached(8.0, 100.0), reached(2.0)).value == pytest.approx(4)
-  assert compute_ratio({}, reached(2.0)) == ablation_results.NO_RATIO
+  assert compute_ratio({}, reached(2.0)) == ablation_results.PairedRatio()
 
 
 def test_a_run_without_an_exit_gives_a_bound():

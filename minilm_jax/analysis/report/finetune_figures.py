@@ -179,17 +179,19 @@ def read_learning_curves(
 
 def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
   """Returns panels of headline scores times 100 by checkpoint step, of tasks with several steps."""
-  cells: dict[tuple[Any, ...], list[ScoreRow]] = {}
-  for row in rows:
-    if row.headline and row.shown and row.step is not None:
-      key = (row.task, row.split, row.filtered, row.checkpoint, row.train_examples, row.held_out)
-      cells.setdefault(key, []).append(row)
+  cells = runs.group_by(
+    (row for row in rows if row.headline and row.shown and row.step is not None),
+    lambda row: (
+      *(row.task, row.filtered, row.checkpoint),
+      *(row.split, row.train_examples, row.held_out),
+    ),
+  )
   cells = {
     key: cell_rows for key, cell_rows in cells.items() if len({row.step for row in cell_rows}) > 1
   }
-  has_several = len({key[3] for key in cells}) > 1
+  has_several = len({checkpoint for _, _, checkpoint, *_ in cells}) > 1
   panels = []
-  for (task, _, filtered, checkpoint, *_), cell_rows in cells.items():
+  for (task, filtered, checkpoint, *_), cell_rows in cells.items():
     # A step has several rows if no held-out part selected a learning rate.
     has_rates = len(cell_rows) > len({row.step for row in cell_rows})
     points: dict[str, list[tuple[float, Group]]] = {}

@@ -218,23 +218,19 @@ def group_by_committee(
   rows: Sequence[CommitteeRow],
 ) -> dict[tuple[str, str], list[CommitteeRow]]:
   """Returns the rows of each committee and split."""
-  groups: dict[tuple[str, str], list[CommitteeRow]] = {}
-  for row in rows:
-    groups.setdefault((row.committee, row.split), []).append(row)
-  return groups
+  return runs.group_by(rows, lambda row: (row.committee, row.split))
 
 
 def group_by_metric(rows: Sequence[CommitteeRow]) -> list[dict[str, CommitteeRow]]:
   """Returns the scores of one committee by metric, for each size and combination with a headline."""
-  groups: dict[tuple[int, str], dict[str, CommitteeRow]] = {}
-  for row in rows:
-    scores = groups.setdefault((row.size, row.combined), {})
-    scores[row.metric] = row
-    if row.headline:
-      scores[_HEADLINE] = row
   order = list(_COMBINATIONS)
-  keys = sorted(groups, key=lambda key: (key[0], order.index(key[1])))
-  return [groups[key] for key in keys if _HEADLINE in groups[key]]
+  groups = runs.group_by(rows, lambda row: (row.size, order.index(row.combined)))
+  by_metric = [
+    {row.metric: row for row in groups[key]}
+    | {_HEADLINE: row for row in groups[key] if row.headline}
+    for key in sorted(groups)
+  ]
+  return [scores for scores in by_metric if _HEADLINE in scores]
 
 
 def draw_committee(rows: Sequence[CommitteeRow]) -> Drawing:
