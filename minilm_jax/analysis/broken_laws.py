@@ -9,17 +9,14 @@ number of points and P of constants. The interval contains all v with S(v) <= (1
 
 - Without a break, q is F / (N - P). F is the 95% quantile of the F distribution with 1 and N - P
   degrees of freedom. For a straight line this gives the t interval.
-- With a break, this q would cover 88-95%. There q is a 95% quantile over 500 data sets, which are
-  drawn from the fitted law with normal errors in log L.
-- For C0 of two pieces that need not meet, q is 7.35 / N (Hansen, Econometrica 68, 2000). With a
-  large step it covers more than 95%.
+- With two pieces that meet, this q would cover 88-95%. There q is a 95% quantile over 500 data
+  sets, which are drawn from the fitted law with normal errors in log L.
 
-Laws and their intervals need 6 points of different compute, and 7 for the smooth break and the
-intervals of laws with a break. With fewer, functions raise InputError, as in `power_laws.py`.
+Laws with a break need 6 points of different compute; the smooth break and the intervals of pieces
+that meet need 7. With fewer, functions raise InputError, as in `power_laws.py`.
 
 `tests/analysis/test_broken_laws.py` measures the coverage on data sets of 40 runs. It is 96% for
-the power law and the law with offset, and 95-97% for pieces that meet. It is 94-100% for pieces
-with a step, and 94-97% for the smooth break.
+the power law and the law with offset, and 95-97% for pieces that meet.
 
 If the interval of C0 ends at the edge of the possible breaks, the data does not determine C0. The
 same holds for E if its interval begins at 0.
@@ -37,9 +34,8 @@ from minilm_jax.analysis.power_laws import Array, Fit
 MIN_POINTS_A_SIDE = 3  # of different compute on each side of a break; any line fits two
 _WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in units of log C
 _NUM_DRAWS = 500
-_HANSEN_BOUND = 7.35  # -2 log(1 - sqrt(0.95))
 _MIN_SQUARED_ERROR = 1e-12  # in log L, stands for the rounding error of exact fits
-_NUM_CORNERS, _INTERVAL_WIDTHS = 120, np.geomspace(0.02, 2, 16)
+_NUM_CORNERS = 120  # of the grid of an interval
 Intervals = dict[str, tuple[float, float]]
 
 
@@ -226,47 +222,13 @@ def find_power_intervals(compute: Array, loss: Array) -> Intervals:
 
 def find_joined_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a1, b1, b2 and C0 of two power laws that meet."""
-  return _find_hinge_intervals('two power laws that meet', compute, loss, np.zeros(1), 'a1')
-
-
-def find_smooth_break_intervals(compute: Array, loss: Array) -> Intervals:
-  """Returns intervals of a, b1, b2, C0 and s of a smooth break."""
-  return _find_hinge_intervals('a smooth break', compute, loss, _INTERVAL_WIDTHS, 'a')
-
-
-def _find_hinge_intervals(
-  law: str, compute: Array, loss: Array, widths: np.ndarray, scale: str
-) -> Intervals:
-  """Returns intervals of a law with a break of these widths; `scale` is the name of a or a1."""
   compute, loss = power_laws.check_points(
-    f'intervals of {law}', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
-  )
-  x = np.log(compute)
-  corners = np.linspace(*find_inner_range(x), _NUM_CORNERS)
-  corners, grid_widths = (axis.ravel() for axis in np.meshgrid(corners, widths))
-  columns = make_hinge_columns(x, corners, grid_widths, 0.0)
-  grid = {'C0': np.exp(corners)} | ({'s': grid_widths} if len(widths) > 1 else {})
-  indices = {scale: 0, 'b1': 1, 'b2': 2}
-  return _profile_intervals(columns, np.log(loss), 3 + len(grid), indices, grid)
-
-
-def find_two_piece_intervals(compute: Array, loss: Array) -> Intervals:
-  """Returns intervals of a1, b1, a2, b2 and C0 of two power laws that need not meet.
-
-  The interval of C0 ends at points, as all breaks between two neighbours have equal squares.
-  """
-  compute, loss = power_laws.check_points(
-    'intervals of two power laws', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
+    'intervals of two power laws that meet', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
   )
   x, y = np.log(compute), np.log(loss)
-  counts, squares = measure_piece_squares(x, y)
-  near = counts[squares <= squares.min() * (1 + _HANSEN_BOUND / len(x))]
-  low = np.arange(len(x)) < counts[:, None]
-  columns = np.concatenate([_make_line_columns(x) * side[..., None] for side in (low, ~low)], 2)
-  return {
-    **_profile_intervals(columns, y, 5, {'a1': 0, 'b1': 1, 'a2': 2, 'b2': 3}, {}),
-    'C0': (float(compute[near[0] - 1]), float(compute[near[-1]])),
-  }
+  corners = np.linspace(*find_inner_range(x), _NUM_CORNERS)
+  columns = make_hinge_columns(x, corners, np.zeros(_NUM_CORNERS), 0.0)
+  return _profile_intervals(columns, y, np.exp(corners))
 
 
 def find_offset_power_intervals(compute: Array, loss: Array) -> Intervals:
@@ -304,39 +266,29 @@ def _compute_bound(minimum: float, n: int, num_constants: int) -> float:
   return minimum * (1 + float(stats.f.ppf(0.95, 1, n - num_constants)) / (n - num_constants))
 
 
-def _profile_intervals(
-  columns: np.ndarray,
-  y: np.ndarray,
-  num_constants: int,
-  indices: dict[str, int],
-  grid: dict[str, np.ndarray],
-) -> Intervals:
-  """Returns intervals of constants from a grid over the constants in which log L is not linear.
+def _profile_intervals(columns: np.ndarray, y: np.ndarray, breaks: np.ndarray) -> Intervals:
+  """Returns intervals of a1, b1, b2 and C0 from a grid over C0.
 
   At each point of the grid, the sum of squares is a parabola in every linear constant. Minima thus
   need no search.
 
   Args:
-    columns: columns of the linear constants [G N Q].
+    columns: columns of log a1, b1 and b2 [G N 3].
     y: log L [N].
-    num_constants: number of all constants.
-    indices: column of each linear constant; a, a1 and a2 are logarithms there.
-    grid: values of the other constants, [G] each.
+    breaks: values of C0 [G].
   """
   good = np.isfinite(solve_linear(columns, y)[1])
-  columns, grid = columns[good], {key: values[good] for key, values in grid.items()}
+  columns, breaks = columns[good], breaks[good]
   constants, squares, spread = solve_linear(columns, y)
   best, minimum = int(np.argmin(squares)), max(float(squares.min()), _MIN_SQUARED_ERROR * len(y))
   errors = np.random.default_rng(0).normal(size=(len(y), _NUM_DRAWS))
-  sigma = math.sqrt(minimum / (len(y) - num_constants))
+  sigma = math.sqrt(minimum / (len(y) - 4))
   drawn = (columns[best] @ constants[best])[:, None] + sigma * errors
   solved, drawn_squares = _solve_draws(columns, drawn)
   drawn_minima = drawn_squares.min(0)
-  intervals = {
-    key: _find_grid_interval(values, squares, drawn_squares, best, minimum)
-    for key, values in grid.items()
-  }
-  for key, index in indices.items():
+  q = float(np.quantile(drawn_squares[best] / drawn_minima, 0.95))
+  intervals = {'C0': _find_grid_interval(breaks, squares, max(q, 1.0) * minimum)}
+  for index, key in enumerate(('a1', 'b1', 'b2')):
     errors = solved[:, index] - constants[best, index]
     profile = (drawn_squares + errors**2 / spread[:, index, None]).min(0)
     q = np.quantile(profile / drawn_minima, 0.95)
@@ -344,25 +296,20 @@ def _profile_intervals(
     half = np.sqrt(spread[near, index] * (q * minimum - squares[near]))
     low = float(np.min(constants[near, index] - half))
     high = float(np.max(constants[near, index] + half))
-    is_logarithm = key.startswith('a')
-    intervals[key] = _exponentiate_interval((low, high)) if is_logarithm else (low, high)
+    intervals[key] = _exponentiate_interval((low, high)) if key == 'a1' else (low, high)
   return intervals
 
 
 def _find_grid_interval(
-  values: np.ndarray, squares: np.ndarray, drawn: np.ndarray, best: int, minimum: float
+  values: np.ndarray, squares: np.ndarray, bound: float
 ) -> tuple[float, float]:
-  """Returns the values at which the minimal squares cross the bound, interpolated in logarithms."""
-  q = np.quantile(drawn[values == values[best]].min(0) / drawn.min(0), 0.95)
-  bound = max(float(q), 1.0) * minimum
-  distinct = np.unique(values)
-  profile = np.array([squares[values == value].min() for value in distinct])
-  near, logs = np.flatnonzero(profile <= bound), np.log(distinct)
+  """Returns the values at which the squares cross the bound, interpolated in logarithms."""
+  near, logs = np.flatnonzero(squares <= bound), np.log(values)
   ends = []
   for inside, outside in ((near[0], near[0] - 1), (near[-1], near[-1] + 1)):
     end = logs[inside]
-    if 0 <= outside < len(distinct):
-      share = (bound - profile[inside]) / (profile[outside] - profile[inside])
+    if 0 <= outside < len(values):
+      share = (bound - squares[inside]) / (squares[outside] - squares[inside])
       end += (logs[outside] - end) * share
     ends.append(power_laws.clip_exp(float(end)))
   return ends[0], ends[1]

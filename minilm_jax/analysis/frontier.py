@@ -70,33 +70,17 @@ def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) ->
   return pool.make_points(order[first])
 
 
-def find_lower_envelope(
-  curves: Sequence[LossCurve], count: str = HONEY, unfinished: bool = False, ends: bool = False
-) -> list[Point]:
+def find_lower_envelope(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
   """Returns each evaluation whose loss is below that of every evaluation of at most its compute.
 
   Compute and loss of the points are strictly monotone. Evaluations in the middle of a schedule have
-  a high learning rate, so a shorter schedule would reach a lower loss. `ends` excludes them.
-
-  Args:
-    unfinished: include runs that have not reached the end of their schedule.
-    ends: include the last evaluation of each run alone.
+  a high learning rate, so a shorter schedule would reach a lower loss.
 
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
   """
-  counted = [curve for curve in curves if curve.finished or unfinished]
-  if curves and not counted:
-    raise InputError(
-      'the frontier of finished runs',
-      f'{len(curves)} runs, of which 0 are finished',
-      'finish the runs, or include unfinished runs (--unfinished)',
-    )
-  pool = _pool_evaluations(counted, count)
-  chosen = (
-    np.flatnonzero(np.diff(pool.curve_index, append=-1)) if ends else np.arange(len(pool.loss))
-  )
-  order = chosen[np.lexsort((pool.loss[chosen], pool.flops[chosen]))]
+  pool = _pool_evaluations(curves, count)
+  order = np.lexsort((pool.loss, pool.flops))
   best = np.minimum.accumulate(pool.loss[order])
   is_record = np.concatenate([[True], pool.loss[order][1:] < best[:-1]])
   return pool.make_points(order[is_record])
@@ -176,7 +160,6 @@ class Plateau:
   run: str
   level: float
   entry: int
-  entry_flops: float
   exit: int | None
   exit_flops: float | None
   exit_loss: float | None
@@ -221,7 +204,6 @@ def find_plateau(
     curve.name,
     float(level),
     entry=curve.updates[start],
-    entry_flops=float(flops[start]),
     exit=curve.updates[end] if has_exit else None,
     exit_flops=float(flops[end]) if has_exit else None,
     exit_loss=float(loss[end]) if has_exit else None,

@@ -15,7 +15,7 @@ forms that are fitted to the same points by different methods.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,6 @@ _MIN_DAMPING = 1e-15  # smaller damping is lost in rounding
 HUBER_DELTA = 1e-3  # as in the Chinchilla paper (2203.15556, section 3.3)
 _MIN_SURFACE_POINTS = 8
 _MAX_LOG = 700  # logarithm of a prefactor that a float can hold
-_SURFACE_CONSTANTS = ('E', 'A', 'alpha', 'B', 'beta')
 _SURFACE_LOWER_BOUNDS = np.array([-10.0, -50.0, 0.0, -50.0, 0.0])
 Array = Float[np.ndarray, 'N']
 # Maps constants [P] to values [N] and their derivatives [N P].
@@ -301,16 +300,12 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
 
 
 def predict(fit: Fit, compute: Array) -> Array:
-  """Returns the loss of a law at each compute; see `evaluate_law`."""
+  """Returns the loss of a law over compute at each compute."""
   return evaluate_law(fit.form, fit.constants, compute)
 
 
 def evaluate_law(form: str, constants: Mapping[str, float], compute: Array) -> Array:
-  """Returns the loss of a form with these constants at each compute.
-
-  Raises:
-    InputError: the law is over parameters and tokens.
-  """
+  """Returns the loss of a form over compute with these constants at each compute."""
   c, x = constants, np.log(np.asarray(compute, float))
   if form == POWER:
     return np.exp(math.log(c['a']) - c['b'] * x)
@@ -321,45 +316,8 @@ def evaluate_law(form: str, constants: Mapping[str, float], compute: Array) -> A
   if form == PIECES:
     low, high = (math.log(c[f'a{side}']) - c[f'b{side}'] * x for side in (1, 2))
     return np.exp(np.where(x < math.log(c['C0']), low, high))
-  if form == SMOOTH:
-    bend = c['s'] * np.logaddexp(0, (x - math.log(c['C0'])) / c['s'])
-    return np.exp(math.log(c['a']) - c['b1'] * x - (c['b2'] - c['b1']) * bend)
-  raise InputError(
-    'a loss from compute alone',
-    f'the law {form}',
-    'call predict_surface with parameters and tokens',
-  )
-
-
-def measure_held_out_error(
-  form: Callable[[Array, Array], Fit], compute: Array, loss: Array, points: int
-) -> float:
-  """Returns the root mean square error in log L at held-out points of the highest compute.
-
-  Args:
-    form: function that fits a law, such as `fit_log_power`.
-    points: number of held-out points; the law is fitted to the other points.
-  """
-  compute, loss = check_points('a test on held-out points', points + 1, compute, loss)
-  predicted = predict(form(compute[:-points], loss[:-points]), compute[-points:])
-  return float(np.sqrt(np.mean((np.log(predicted) - np.log(loss[-points:])) ** 2)))
-
-
-def choose_fit(fits: Sequence[Fit]) -> Fit:
-  """Returns the fit with the lowest BIC.
-
-  A difference of BIC below 2 is no evidence; a difference above 10 is strong evidence.
-
-  Raises:
-    InputError: there are no fits, or fits to different points.
-  """
-  if len({(fit.n, fit.low, fit.high) for fit in fits}) != 1:
-    raise InputError(
-      'a choice between laws',
-      f'{len(fits)} fits to different points',
-      'fit all laws to the same points',
-    )
-  return min(fits, key=lambda fit: fit.bic)
+  bend = c['s'] * np.logaddexp(0, (x - math.log(c['C0'])) / c['s'])  # of SMOOTH
+  return np.exp(math.log(c['a']) - c['b1'] * x - (c['b2'] - c['b1']) * bend)
 
 
 def clip_exp(value: float) -> float:
@@ -448,19 +406,9 @@ def fit_chinchilla(
   return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))
 
 
-def predict_surface(fit: Fit, parameters: Array, tokens: Array) -> Array:
-  """Returns the loss of a law at numbers of parameters and tokens."""
-  offset, a, alpha, b, beta = (fit.constants[key] for key in _SURFACE_CONSTANTS)
-  return (
-    offset
-    + np.exp(math.log(a) - alpha * np.log(np.asarray(parameters, float)))
-    + np.exp(math.log(b) - beta * np.log(np.asarray(tokens, float)))
-  )
-
-
 def _list_starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarray]:
   if start is not None:
-    offset, a, alpha, b, beta = (start.constants[key] for key in _SURFACE_CONSTANTS)
+    offset, a, alpha, b, beta = (start.constants[key] for key in ('E', 'A', 'alpha', 'B', 'beta'))
     level_n = math.log(a) - alpha * middle[0]
     level_d = math.log(b) - beta * middle[1]
     return [np.array([math.log(offset), level_n, alpha, level_d, beta])]

@@ -121,21 +121,24 @@ class Law:
   fit: Callable[[list[Point]], Fit]
 
 
-def list_laws(count: str, other_counts: Sequence[str], splits: Sequence[float]) -> list[Law]:
+def list_laws(curves: Sequence[LossCurve], splits: Sequence[float]) -> list[Law]:
   """Returns the laws of the study whose intervals are over draws of runs.
 
   Args:
-    other_counts: further counts that every run has; the frontier by these counts gets two laws.
+    curves: curves of the runs; other counts of FLOPs that all of them have get two laws.
     splits: FLOPs at which the frontier is split, in addition to the estimated break.
   """
-  laws = [Law(kind, count, _make_fitter(form, kind)) for kind in _FORMS for form in _FORMS[kind]]
+  other_counts = [
+    other for other in (KAPLAN, ACTUAL) if all(other in curve.flops_per_row for curve in curves)
+  ]
+  laws = [Law(kind, HONEY, _make_fitter(form, kind)) for kind in _FORMS for form in _FORMS[kind]]
   laws += [
-    Law(FRONTIER, count, _make_fitter(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
+    Law(FRONTIER, HONEY, _make_fitter(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
     for split in splits
     for side in ('below', 'above')
     for form in (power_laws.fit_log_power, power_laws.fit_power)
   ]
-  laws += [Law(FRONTIER, count, _make_exponent_fitter(field)) for field in ('tokens', 'parameters')]
+  laws += [Law(FRONTIER, HONEY, _make_exponent_fitter(field)) for field in ('tokens', 'parameters')]
   return laws + [
     Law(FRONTIER, other, _make_fitter(form, f'{FRONTIER}, {other} count'))
     for other in other_counts
@@ -153,9 +156,7 @@ def select_points(kind: str, runs: Sequence[SweepRun], count: str) -> list[Point
   if kind == FRONTIER:
     return frontier.find_percentile_frontier(curves, count)
   if kind == ENVELOPE:
-    return frontier.find_lower_envelope(
-      curves, count, unfinished=True
-    )  # the caller selects the runs
+    return frontier.find_lower_envelope(curves, count)
   if not any(plateaus):
     raise InputError(
       'the frontier without the plateau', 'no run with a plateau', 'use the frontier of all runs'
@@ -204,7 +205,7 @@ def add_intervals(
   def draw_constants(drawn: list[SweepRun]) -> dict[str, float]:
     drawn_fits = fit_all(drawn, fitted_laws)[0]
     try:
-      drawn_fits.append(surface and fit_evaluations(drawn, surface.count, surface))
+      drawn_fits.append(surface and fit_evaluations(drawn, surface))
     except InputError:
       drawn_fits.append(None)
     return {
@@ -231,7 +232,7 @@ def add_intervals(
   return with_intervals, reasons
 
 
-def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = None) -> Fit:
+def fit_evaluations(runs: Sequence[SweepRun], start: Fit | None = None) -> Fit:
   """Fits the law over parameters and tokens to all evaluations after the plateau.
 
   Most evaluations are in the middle of a schedule. The law thus does not predict the final loss of
@@ -247,17 +248,16 @@ def fit_evaluations(runs: Sequence[SweepRun], count: str, start: Fit | None = No
       [np.full(len(curve.loss), float(curve.parameters)) for curve in curves],
       [curve.tokens for curve in curves],
       [np.asarray(curve.loss, float) for curve in curves],
-      [curve.flops(count) for curve in curves],
+      [curve.flops() for curve in curves],
     )
   )
   trained = tokens > 0
-  fit = power_laws.fit_chinchilla(
+  return power_laws.fit_chinchilla(
     parameters[trained], tokens[trained], loss[trained], flops[trained], EVALUATIONS, start
   )
-  return dataclasses.replace(fit, count=count)
 
 
-def fit_run_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[str]]:
+def fit_run_ends(points: Sequence[Point]) -> tuple[list[Fit], list[str]]:
   """Fits laws to the last evaluations of runs, with intervals for independent points."""
   fits, reasons = [], []
   for form, find_intervals in (
@@ -268,19 +268,10 @@ def fit_run_ends(points: Sequence[Point], count: str) -> tuple[list[Fit], list[s
     arrays = frontier.to_arrays(points)
     try:
       fit = form(*arrays, ENDS)
-      fits.append(dataclasses.replace(fit, intervals=find_intervals(*arrays), count=count))
+      fits.append(dataclasses.replace(fit, intervals=find_intervals(*arrays)))
     except InputError as error:
       reasons.append(f'{error.asked}: {error.found} ({ENDS})')
   return fits, reasons
-
-
-def list_other_counts(curves: Sequence[LossCurve], count: str) -> list[str]:
-  """Returns the counts of FLOPs other than `count` that every curve has."""
-  return [
-    other
-    for other in (HONEY, KAPLAN, ACTUAL)
-    if other != count and all(other in curve.flops_per_row for curve in curves)
-  ]
 
 
 def _make_fitter(

@@ -6,29 +6,27 @@ the reason.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from minilm_jax.analysis import broken_laws, frontier, power_laws, scaling_fits
+from minilm_jax.analysis import broken_laws, frontier, scaling_fits
 from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.power_laws import LOGS, PIECES, POWER, Fit
-from minilm_jax.analysis.scaling_fits import ENDS, ENVELOPE, FRONTIER, WITHOUT_PLATEAU, SweepRun
+from minilm_jax.analysis.scaling_fits import (
+  ENDS,
+  ENVELOPE,
+  FRONTIER,
+  WITHOUT_PLATEAU,
+  SweepRun,
+  select_points,
+)
 from minilm_jax.analysis.scores import format_interval
 from minilm_jax.core.errors import InputError
 
 # FLOPs at which paper 1 splits its frontier; the published constants are those of the two sides.
 PAPER_SPLIT = 2.7e15
-_HELD_OUT_DIVISOR = 5  # one fifth of the points, of the highest compute, is held out
-# Forms by the keys of fits.json.
-_HELD_OUT_FORMS = {
-  'log_power': power_laws.fit_log_power,
-  'offset_power': power_laws.fit_offset_power,
-  'two_piece': broken_laws.fit_two_piece,
-  'smooth_break': broken_laws.fit_smooth_break,
-}
 MIN_BIC_GAIN = 2  # a smaller difference of BIC decides nothing between two forms
 # Causes of a break of the frontier.
 NO_BREAK, PLATEAU, NOT_PLATEAU, UNKNOWN = 'no break', 'plateau', 'not the plateau', 'unknown'
@@ -49,29 +47,22 @@ class ScalingStudy:
   """The results of the study of one sweep.
 
   Attributes:
-    after_plateau: percentile frontier of the evaluations after the plateau.
     ends: last evaluation of each finished run.
     fits: all fitted laws, with the points in their names.
-    chosen: law of the frontier with the lowest BIC.
-    held_out: by form, the error in log L at the fifth of the frontier with the highest compute.
     level: loss of the plateau in nats; None without a plateau.
-    split: FLOPs of the break, as requested or as estimated from the frontier.
-    split_interval: 95% interval of an estimated break, over draws of runs.
+    split: FLOPs of the break, as estimated from the frontier.
+    split_interval: 95% interval of the break, over draws of runs.
     below: number of points of the frontier below the break.
     below_on_plateau, above_on_plateau: number of points of runs on the plateau, on each side.
     sentences: conclusions for the top of a report.
   """
 
-  count: str
   runs: int
   evaluations: int
   frontier: list[Point]
   envelope: list[Point]
-  after_plateau: list[Point]
   ends: list[Point]
   fits: list[Fit]
-  chosen: Fit | None
-  held_out: Mapping[str, float]
   level: float | None
   plateaus: list[Plateau]
   split: float | None
@@ -84,57 +75,54 @@ class ScalingStudy:
 
 
 def study_scaling(
-  curves: Sequence[LossCurve],
-  draws: int = 1000,
-  seed: int = 0,
-  unfinished: bool = False,
-  count: str = HONEY,
-  split: float | None = None,
+  curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinished: bool = False
 ) -> ScalingStudy:
-  """Returns the study of a sweep over one corpus.
+  """Returns the study of a sweep over one corpus, by the FLOPs of paper 1.
 
   Args:
     draws, seed: number and seed of the draws of runs, for the intervals of fits to frontiers.
     unfinished: include runs that have not reached the end of their schedule.
-    count: name of the count of FLOPs, of `loss_curves.py`; runs without this count are left out.
-    split: FLOPs of a split of the frontier, besides that of paper 1; by default an estimate.
   """
   left_out: list[str] = []
   counted = [
-    curve for curve in curves if (curve.finished or unfinished) and count in curve.flops_per_row
+    curve for curve in curves if (curve.finished or unfinished) and HONEY in curve.flops_per_row
   ]
   if len(counted) < len(curves):
     left_out.append(
       f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished, or without the count '
-      f'{count!r} of FLOPs'
+      f'{HONEY!r} of FLOPs'
     )
   level = frontier.find_plateau_level(counted)
   runs = [
-    SweepRun(curve, None if level is None else frontier.find_plateau(curve, level, count))
+    SweepRun(curve, None if level is None else frontier.find_plateau(curve, level))
     for curve in counted
   ]
   plateaus = [run.plateau for run in runs if run.plateau is not None]
-  points = _select_points(runs, count, left_out)
-  ends = _select_ends(counted, count)
-  fits, reasons = _fit_laws(runs, points[FRONTIER], count, split, (draws, seed), left_out)
-  end_fits, end_reasons = scaling_fits.fit_run_ends(ends, count)
-  frontier_fits = [fit for fit in fits if fit.name == FRONTIER]
-  pieces = next((fit for fit in frontier_fits if fit.form == PIECES and fit.method == LOGS), None)
-  split_interval = None
-  if split is None and pieces is not None:
+  points = {
+    kind: _compute_or_explain(lambda kind=kind: select_points(kind, runs, HONEY), left_out) or []
+    for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU)
+  }
+  ends = [
+    frontier.make_point(curve, -1, HONEY)
+    for curve in counted
+    if curve.finished and curve.loss and curve.rows[-1] > 0
+  ]
+  laws = scaling_fits.list_laws(counted, _list_splits(points[FRONTIER]))
+  fits, reasons = scaling_fits.fit_all(runs, laws)
+  surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs), left_out)
+  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, draws, seed)
+  end_fits, end_reasons = scaling_fits.fit_run_ends(ends)
+  split = split_interval = None
+  if pieces := select_laws(fits).get(PIECES):
     split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
   below, below_on_plateau, above_on_plateau = _count_on_plateau(points[FRONTIER], plateaus, split)
   study = ScalingStudy(
-    count=count,
     runs=len(counted),
     evaluations=sum(len(curve.loss) for curve in counted),
     frontier=points[FRONTIER],
     envelope=points[ENVELOPE],
-    after_plateau=points[WITHOUT_PLATEAU],
     ends=ends,
     fits=fits + end_fits,
-    chosen=power_laws.choose_fit(frontier_fits) if frontier_fits else None,
-    held_out=_measure_held_out(points[FRONTIER], left_out),
     level=level,
     plateaus=plateaus,
     split=split,
@@ -143,55 +131,21 @@ def study_scaling(
     below_on_plateau=below_on_plateau,
     above_on_plateau=above_on_plateau,
     sentences=[],
-    left_out=list(dict.fromkeys([*left_out, *reasons[0], *end_reasons, *reasons[1]])),
+    left_out=list(dict.fromkeys([*left_out, *reasons, *end_reasons, *interval_reasons])),
   )
   return dataclasses.replace(study, sentences=write_sentences(study, counted))
 
 
-def _select_points(
-  runs: Sequence[SweepRun], count: str, left_out: list[str]
-) -> dict[str, list[Point]]:
-  """Returns the points of each kind; a kind without points is empty, with a reason in `left_out`."""
-  points = {}
-  for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU):
-    select = functools.partial(scaling_fits.select_points, kind, runs, count)
-    points[kind] = _compute_or_explain(select, left_out) or []
-  return points
+def select_laws(fits: Iterable[Fit], points: str = FRONTIER) -> dict[str, Fit]:
+  """Returns the laws of all points of one kind, fitted to logarithms, by form."""
+  return {fit.form: fit for fit in fits if (fit.name, fit.method) == (points, LOGS)}
 
 
-def _select_ends(curves: Sequence[LossCurve], count: str) -> list[Point]:
-  return [
-    frontier.make_point(curve, -1, count)
-    for curve in curves
-    if curve.finished and curve.loss and curve.rows[-1] > 0
-  ]
-
-
-def _fit_laws(
-  runs: Sequence[SweepRun],
-  points: Sequence[Point],
-  count: str,
-  split: float | None,
-  sampling: tuple[int, int],
-  left_out: list[str],
-) -> tuple[list[Fit], tuple[list[str], list[str]]]:
-  """Returns the fits to frontiers, the reasons for missing fits, and those for missing intervals.
-
-  Args:
-    sampling: number of draws and seed.
-    left_out: receives the reason for a missing law over parameters and tokens.
-  """
-  splits = [] if split is None else [split]
-  if count == HONEY and split != PAPER_SPLIT:
-    below = sum(point.flops < PAPER_SPLIT for point in points)
-    if min(below, len(points) - below) >= broken_laws.MIN_POINTS_A_SIDE:
-      splits.append(PAPER_SPLIT)
-  other_counts = scaling_fits.list_other_counts([run.curve for run in runs], count)
-  laws = scaling_fits.list_laws(count, other_counts, splits)
-  fits, reasons = scaling_fits.fit_all(runs, laws)
-  surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs, count), left_out)
-  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, *sampling)
-  return fits, (reasons, interval_reasons)
+def _list_splits(points: Sequence[Point]) -> list[float]:
+  """Returns the split of paper 1 if both sides have enough points."""
+  below = sum(point.flops < PAPER_SPLIT for point in points)
+  enough = min(below, len(points) - below) >= broken_laws.MIN_POINTS_A_SIDE
+  return [PAPER_SPLIT] if enough else []
 
 
 def _count_on_plateau(
@@ -207,18 +161,6 @@ def _count_on_plateau(
   on_plateau = [point for point in points if point.flops < exits.get(point.run, -math.inf)]
   below = sum(point.flops < split for point in on_plateau)
   return sum(point.flops < split for point in points), below, len(on_plateau) - below
-
-
-def _measure_held_out(points: Sequence[Point], left_out: list[str]) -> dict[str, float]:
-  errors = {}
-  arrays = frontier.to_arrays(points)
-  num_held_out = max(1, len(points) // _HELD_OUT_DIVISOR)
-  for name, form in _HELD_OUT_FORMS.items() if points else ():
-    measure = functools.partial(power_laws.measure_held_out_error, form, *arrays, num_held_out)
-    error = _compute_or_explain(measure, left_out)
-    if error is not None:
-      errors[name] = error
-  return errors
 
 
 def _compute_or_explain(compute: Callable[[], T], left_out: list[str]) -> T | None:
@@ -240,23 +182,18 @@ def write_sentences(study: ScalingStudy, curves: Sequence[LossCurve]) -> list[st
     f'{study.runs} runs, between {first.flops:.2g} and {last.flops:.2g} FLOPs '
     f'({study.evaluations:,} evaluations).'
   ]
-  by_form = {
-    kind: {fit.form: fit for fit in study.fits if fit.name == kind and fit.method == LOGS}
-    for kind in (FRONTIER, WITHOUT_PLATEAU)
-  }
-  if PIECES in by_form[FRONTIER] and study.split is not None:
-    power, pieces = by_form[FRONTIER][POWER], by_form[FRONTIER][PIECES]
+  laws = select_laws(study.fits)
+  if PIECES in laws and study.split is not None:
     sentences += [
-      _compare_pieces(power, pieces),
-      *_describe_plateau(study, study.split, by_form[WITHOUT_PLATEAU]),
+      _compare_pieces(laws[POWER], laws[PIECES]),
+      *_describe_plateau(study, study.split, select_laws(study.fits, WITHOUT_PLATEAU)),
       *_describe_schedule(study, study.split, curves),
       CONCLUSIONS[classify_break(study)],
     ]
-  ends = next((fit for fit in study.fits if fit.name == ENDS and fit.form == POWER), None)
-  if ends is not None:
+  if ends := select_laws(study.fits, ENDS).get(POWER):
     sentences.append(
       f'The final losses of {ends.n} runs of all shapes follow a power law with exponent '
-      f'{_format_constant(ends, "b")} (R2 {ends.r2:.3f}).'
+      f'{format_constant(ends, "b")} (R2 {ends.r2:.3f}).'
     )
   return sentences
 
@@ -271,7 +208,7 @@ def _compare_pieces(power: Fit, pieces: Fit) -> str:
   return (
     f'Two power laws with a break at {place} fit the frontier {better} than one power law: the BIC '
     f'is {_format_gain(gain)}, and R2 is {pieces.r2:.3f} instead of {power.r2:.3f}. The exponent is '
-    f'{_format_constant(pieces, "b1")} below the break and {_format_constant(pieces, "b2")} above.'
+    f'{format_constant(pieces, "b1")} below the break and {format_constant(pieces, "b2")} above.'
   )
 
 
@@ -289,7 +226,7 @@ def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit
     power, pieces = after[POWER], after[PIECES]
     sentences.append(
       f'The frontier of evaluations after the plateau begins at {power.low:.2g} FLOPs. There, one '
-      f'power law has exponent {_format_constant(power, "b")} and R2 {power.r2:.3f}; two with a '
+      f'power law has exponent {format_constant(power, "b")} and R2 {power.r2:.3f}; two with a '
       f'break at {pieces.constants["C0"]:.2g} FLOPs have R2 {pieces.r2:.3f} and a BIC that is '
       f'{_format_gain(power.bic - pieces.bic)}.'
     )
@@ -325,10 +262,10 @@ def _describe_schedule(study: ScalingStudy, split: float, curves: Sequence[LossC
 
 def classify_break(study: ScalingStudy) -> str:
   """Returns NO_BREAK, PLATEAU, NOT_PLATEAU or UNKNOWN, the cause of the break; '' without a fit."""
-  by_form = {fit.form: fit for fit in study.fits if fit.name == FRONTIER and fit.method == LOGS}
-  if PIECES not in by_form or study.split is None:
+  laws = select_laws(study.fits)
+  if PIECES not in laws or study.split is None:
     return ''
-  if by_form[POWER].bic - by_form[PIECES].bic <= MIN_BIC_GAIN:
+  if laws[POWER].bic - laws[PIECES].bic <= MIN_BIC_GAIN:
     return NO_BREAK
   if study.level is None:
     return UNKNOWN
@@ -342,6 +279,7 @@ def _format_gain(gain: float) -> str:
   return f'{"lower" if gain >= 0 else "higher"} by {abs(gain):.0f}'
 
 
-def _format_constant(fit: Fit, key: str) -> str:
+def format_constant(fit: Fit, key: str) -> str:
+  """Returns a constant of a law with its interval."""
   low, high = fit.intervals.get(key, (math.nan, math.nan))
   return format_interval(fit.constants[key], low, high, '.3f')

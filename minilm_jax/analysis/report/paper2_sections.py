@@ -226,9 +226,8 @@ def group_by_metric(rows: Sequence[CommitteeRow]) -> list[dict[str, CommitteeRow
   order = list(_COMBINATIONS)
   groups = runs.group_by(rows, lambda row: (row.size, order.index(row.combined)))
   by_metric = [
-    {row.metric: row for row in groups[key]}
-    | {_HEADLINE: row for row in groups[key] if row.headline}
-    for key in sorted(groups)
+    {key: row for row in groups[group] for key in (row.metric, *([_HEADLINE] * row.headline))}
+    for group in sorted(groups)
   ]
   return [scores for scores in by_metric if _HEADLINE in scores]
 

@@ -30,7 +30,7 @@ from minilm_jax.analysis import cost_effectiveness
 from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Option
 from minilm_jax.analysis.frontier import Point
-from minilm_jax.analysis.loss_curves import HONEY, LossCurve
+from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.power_laws import clip_exp
 from minilm_jax.analysis.pretraining_gap import SIZE, Gap
 from minilm_jax.analysis.report.figures import (
@@ -68,7 +68,6 @@ def draw_compute(
   frontier: Sequence[Point],
   laws: Sequence[FittedLine],
   break_interval: tuple[float, float, float] | None,
-  count: str = HONEY,
 ) -> Drawing:
   """Draws loss against compute on logarithmic axes: runs, frontier, laws and the break.
 
@@ -83,7 +82,7 @@ def draw_compute(
     colors = dict(zip(depths, itertools.cycle(_DEPTH_COLORS)))
     for number, curve in enumerate(sorted(curves, key=lambda curve: curve.name)):
       gid, color = f'curve-{number}', colors[curve.shape.layers]
-      flops = curve.flops(count)
+      flops = curve.flops()
       axes.plot(flops, curve.loss, '-', color=color, alpha=0.45, linewidth=0.9, gid=gid)
       shape = cost_effectiveness.describe_others(curve.shape, 'vocabulary')
       tooltips[gid] = f'{curve.name}: {shape}, {curve.parameters:,} parameters'

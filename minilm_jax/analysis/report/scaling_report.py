@@ -15,14 +15,13 @@ from minilm_jax.analysis import (
   correlation,
   cost_effectiveness,
   power_laws,
-  scaling_fits,
   scaling_study,
 )
 from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.power_laws import PIECES, POWER, Fit
+from minilm_jax.analysis.power_laws import PIECES, POWER
 from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.scaling_figures import FittedLine
@@ -41,7 +40,12 @@ from minilm_jax.analysis.report.sections import (
   as_csv,
   list_section,
 )
-from minilm_jax.analysis.scaling_study import MIN_BIC_GAIN, ScalingStudy
+from minilm_jax.analysis.scaling_study import (
+  MIN_BIC_GAIN,
+  ScalingStudy,
+  format_constant,
+  select_laws,
+)
 from minilm_jax.analysis.scores import Average, ScoreRow, format_interval
 from minilm_jax.core.errors import InputError
 
@@ -182,12 +186,12 @@ def answer_questions(results: ScalingReport) -> Iterator[Answer]:
 
 def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
   question = 'Does one power law of compute fit the frontier?'
-  laws = _select_laws(study)
+  laws = select_laws(study.fits)
   cause = scaling_study.classify_break(study)
   if POWER not in laws:
     yield Answer(question, 'not measured', '', [' '.join(study.sentences)])
     return
-  exponent = f'exponent {_format_constant(laws[POWER], "b")}'
+  exponent = f'exponent {format_constant(laws[POWER], "b")}'
   if not cause or cause == scaling_study.NO_BREAK:
     verdict = 'yes' if cause else 'one law is fitted'
     yield Answer(
@@ -195,7 +199,7 @@ def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
     )
     return
   pieces = laws[PIECES]
-  exponents = f'{_format_constant(pieces, "b1")} below and {_format_constant(pieces, "b2")} above'
+  exponents = f'{format_constant(pieces, "b1")} below and {format_constant(pieces, "b2")} above'
   location = format_interval(
     pieces.constants['C0'], *pieces.intervals.get('C0', (math.nan, math.nan)), '.2g'
   )
@@ -224,20 +228,6 @@ def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
       ' '.join(study.sentences[2:]),
     ],
   )
-
-
-def _select_laws(study: ScalingStudy) -> dict[str, Fit]:
-  """Returns the laws of the whole frontier, fitted to logarithms, by form."""
-  return {
-    fit.form: fit
-    for fit in study.fits
-    if fit.name == scaling_fits.FRONTIER and fit.method == power_laws.LOGS
-  }
-
-
-def _format_constant(fit: Fit, key: str) -> str:
-  ends = fit.intervals.get(key, (math.nan, math.nan))
-  return format_interval(fit.constants[key], *ends, '.3f')
 
 
 def _answer_steps(steps: Sequence[Step]) -> Iterator[Answer]:
@@ -384,7 +374,7 @@ def _first_panels(series: Mapping[str, Any]) -> dict[str, Any]:
 
 def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:
   """Draws one law of the frontier and, if they fit better, the two laws beside a break."""
-  laws = _select_laws(study)
+  laws = select_laws(study.fits)
   fits = [laws[form] for form in (PIECES, POWER) if form in laws]
   if len(fits) > 1 and fits[1].bic - fits[0].bic <= MIN_BIC_GAIN:
     fits = fits[1:]
@@ -401,4 +391,4 @@ def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:
       if study.split is not None:
         break_interval = (study.split, *(study.split_interval or (math.nan, math.nan)))
     lines.append(FittedLine(name, flops, loss))
-  return scaling_figures.draw_compute(curves, study.frontier, lines, break_interval, study.count)
+  return scaling_figures.draw_compute(curves, study.frontier, lines, break_interval)
