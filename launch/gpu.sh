@@ -2,6 +2,8 @@
 # Checks the driver of an NVIDIA GPU, installs JAX with a suitable CUDA version, and runs a command:
 #   bash launch/gpu.sh [--dry_run] [COMMAND ...]
 #   bash launch/gpu.sh bench --config=configs/paper1.py:magic-bee-26 --config.model.dtype=bfloat16
+#   bash launch/gpu.sh --check [FOLDER]
+# --check measures the GPU and writes FOLDER/device-check.json and FOLDER/device-check.txt (default runs/device-check).
 # CUDA 13 needs driver 580 or newer, CUDA 12 driver 525; JAX includes CUDA. --dry_run only prints the commands.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -13,6 +15,7 @@ refuse() {
 
 dry_run=''
 if [[ ${1:-} == --dry_run ]]; then dry_run=yes && shift; fi
+if [[ ${1:-} == --check ]]; then set -- device-check --workdir="${2:-runs/device-check}" "${@:3}"; fi
 command -v nvidia-smi >/dev/null ||
   refuse 'a GPU' 'no nvidia-smi on PATH' 'install the NVIDIA driver; without a GPU, use launch/test.sh'
 gpu=$(nvidia-smi --query-gpu=driver_version,name --format=csv,noheader | head -n 1) ||

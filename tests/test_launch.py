@@ -226,6 +226,17 @@ def test_the_driver_decides_on_the_cuda_version(
     assert command.endswith('/minilm bench --config=configs/tiny.py ')
 
 
+@pytest.mark.parametrize('folder', [(), ('my results',)])
+def test_the_check_of_a_gpu_runs_the_device_check(
+  fake_program, tmp_path: pathlib.Path, folder: tuple
+):
+  fake_program('nvidia-smi', 'echo "580.65.06, NVIDIA H100"')
+  result = launch(tmp_path, 'gpu.sh', '--dry_run', '--check', *folder)
+  *_, command = result.stdout.splitlines()
+  name = r'my\ results' if folder else 'runs/device-check'
+  assert command.split('/minilm ')[1].strip() == f'device-check --workdir={name}'
+
+
 def test_a_cluster_has_a_pod_for_each_host_of_the_slice():
   yaml = pytest.importorskip('yaml')
   spec = yaml.safe_load((LAUNCH / 'gke.yaml').read_text())['spec']

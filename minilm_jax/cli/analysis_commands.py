@@ -123,6 +123,14 @@ def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> No
   print_result(result if flags.json else latency.make_latency_tables(result))
 
 
+def check_device(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
+  """Runs the benchmarks of this machine, each in a process of its own."""
+  from minilm_jax.bench import device_check
+
+  result = device_check.check_device(flags.workdir)
+  print_result(result if flags.json else device_check.make_check_tables(result))
+
+
 def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Compiles recipes for an absent TPU; raises InputError if a recipe does not fit."""
   from minilm_jax.bench import preflight

@@ -27,7 +27,8 @@ from minilm_jax.core import distributed, signals
 from minilm_jax.core.errors import InputError, suggest_name
 
 _INPUT_ERROR_STATUS = 2
-_COMMANDS_WITHOUT_JAX = ('corpus', 'report', 'ablations', 'watch', 'completion')
+# The parts of device-check need the accelerator, so that its own process leaves it alone.
+_COMMANDS_WITHOUT_JAX = ('corpus', 'report', 'ablations', 'watch', 'completion', 'device-check')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

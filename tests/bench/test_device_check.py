@@ -1,0 +1,64 @@
+"""The check of a device runs commands in processes, and keeps the results of each."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+from minilm_jax.bench import device_check
+from minilm_jax.bench.device_check import Part
+from minilm_jax.cli import commands, flags
+
+TINY = (
+  '--config=configs/tiny.py',
+  '--config.batch_size=4',
+  '--config.model.num_layers=1',
+  '--steps=1',
+  '--repeats=1',
+)
+
+
+def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
+  check = device_check.check_device(
+    tmp_path / 'check',
+    [
+      Part('refused', ['bench', '--config=configs/tiny.py', '--steps=0']),
+      Part('speed', ['bench', *TINY, '--deterministic'], 'a target'),
+    ],
+  )
+  refused, speed = check['parts']
+  assert 'result' not in refused and 'exit status 2' in refused['error']
+  assert speed['result']['members'] == 1 and math.isfinite(speed['result']['tokens_per_second'])
+  assert json.loads((tmp_path / 'check' / device_check.RESULT).read_text()) == check
+  text = (tmp_path / 'check' / device_check.TABLE).read_text()
+  assert 'a target' in text and f'{speed["result"]["tokens_per_second"]:,.0f}' in text
+
+
+@pytest.mark.parametrize('part', device_check.PARTS, ids=lambda part: part.name)
+def test_the_command_of_a_part_parses(part: Part, monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.chdir(pathlib.Path(device_check.__file__).parents[2])
+  name, *words = part.arguments
+  flags.parse_arguments(name, commands.COMMANDS[name], [*words, '--json'])
+
+
+@pytest.mark.parametrize(
+  'result, values',
+  [
+    (
+      {'tokens_per_second': 1234.4, 'utilisation': 0.125, 'peak_bytes': 3 << 20},
+      [('tokens/s', '1,234'), ('utilisation', '12.5%'), ('peak memory', '3 MiB')],
+    ),
+    (
+      {'populations': [{'members': 2, 'milliseconds': {'vmap': {'median': 1.5}}}]},
+      [('2 members, vmap', '1.50 ms an update of every member')],
+    ),
+    (
+      {'rows': [{'name': 'a', 'batch': 1, 'milliseconds': {'median': 2}, 'over_member': 1.25}]},
+      [('a, batch 1', '2.000 ms, 1.25 of a member')],
+    ),
+    ({}, []),
+  ],
+)
+def test_values_of_results_become_text(result: dict, values: list):
+  assert device_check.list_values(result) == values
