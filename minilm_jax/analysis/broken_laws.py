@@ -58,7 +58,7 @@ def fit_two_piece(
   below = power_laws.fit_log_power(compute[low], loss[low]).constants
   above = power_laws.fit_log_power(compute[~low], loss[~low]).constants
   constants = {'a1': below['a'], 'b1': below['b'], 'a2': above['a'], 'b2': above['b'], 'C0': split}
-  return _make_fit(name, power_laws.PIECES, constants, (compute, loss))
+  return power_laws.make_fit(name, power_laws.PIECES, power_laws.LOGS, constants, (compute, loss))
 
 
 def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit:
@@ -68,19 +68,16 @@ def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') ->
   )
   x, y = np.log(compute), np.log(loss)
   a1, b1, b2, corner, _ = _fit_hinge(x, y, (0.0,))
-  return _make_fit(
-    name,
-    power_laws.PIECES,
-    {
-      'a1': power_laws.exponentiate('two power laws that meet', a1),
-      'b1': b1,
-      'a2': power_laws.exponentiate('two power laws that meet', a1 + (b2 - b1) * corner),
-      'b2': b2,
-      'C0': math.exp(corner),
-    },
-    (compute, loss),
-    power_laws.LOGS + ', joined',
-    num_free=4,
+  constants = {
+    'a1': power_laws.exponentiate('two power laws that meet', a1),
+    'b1': b1,
+    'a2': power_laws.exponentiate('two power laws that meet', a1 + (b2 - b1) * corner),
+    'b2': b2,
+    'C0': math.exp(corner),
+  }
+  method = power_laws.LOGS + ', joined'
+  return power_laws.make_fit(
+    name, power_laws.PIECES, method, constants, (compute, loss), num_free=4
   )
 
 
@@ -97,7 +94,7 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
   a, b1, b2, corner, width = _fit_hinge(x, y, _WIDTHS)
   prefactor = power_laws.exponentiate('a smooth break', a)
   constants = {'a': prefactor, 'b1': b1, 'b2': b2, 'C0': math.exp(corner), 's': width}
-  return _make_fit(name, power_laws.SMOOTH, constants, (compute, loss))
+  return power_laws.make_fit(name, power_laws.SMOOTH, power_laws.LOGS, constants, (compute, loss))
 
 
 def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,18 +193,6 @@ def _compute_residual_squares(sums: np.ndarray) -> np.ndarray:
   n, x, y, xx, yy, xy = sums
   across, slope = xx - x * x / n, xy - x * y / n
   return np.maximum(yy - y * y / n - slope**2 / np.maximum(across, 1e-300), 0)
-
-
-def _make_fit(
-  name: str,
-  form: str,
-  constants: dict[str, float],
-  points: tuple[Array, Array],
-  method: str = power_laws.LOGS,
-  num_free: int | None = None,
-) -> Fit:
-  fitted = power_laws.evaluate_law(form, constants, points[0])
-  return power_laws.make_fit(name, form, method, constants, points, fitted, num_free)
 
 
 def find_power_intervals(compute: Array, loss: Array) -> Intervals:

@@ -37,6 +37,11 @@ class ScoredModel:
   low: float
   high: float
 
+  @property
+  def gain(self) -> float:
+    """Score pre-trained minus from scratch, with the interval from `low` to `high`."""
+    return self.score - self.scratch
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:

@@ -182,7 +182,7 @@ def make_fit(
   method: str,
   constants: Mapping[str, float],
   points: tuple[Array, Array],
-  fitted: Array,
+  fitted: Array | None = None,
   num_free: int | None = None,
 ) -> Fit:
   """Returns a `Fit` with its quality at the points.
@@ -190,10 +190,11 @@ def make_fit(
   Args:
     name, form, method, constants: fields of the fit.
     points: compute and loss.
-    fitted: losses of the law at the points.
+    fitted: losses of the law at the points, by default those of `evaluate_law`.
     num_free: number of free constants; by default, all constants are free.
   """
   compute, loss = points
+  fitted = evaluate_law(form, constants, compute) if fitted is None else fitted
   logs, fitted_logs = np.log(loss), np.log(fitted)
   squares = float(np.sum((logs - fitted_logs) ** 2))
   observed, residual = (loss, loss - fitted) if method == LINEAR else (logs, logs - fitted_logs)
@@ -217,14 +218,8 @@ def fit_log_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
   """Fits L = a C^-b to 3 or more points, by least squares in log L."""
   compute, loss = check_points('a power law', 3, compute, loss)
   level, slope, centre = _fit_line(np.log(compute), np.log(loss))
-  return make_fit(
-    name,
-    POWER,
-    LOGS,
-    {'a': exponentiate('a power law', level - slope * centre), 'b': -slope},
-    (compute, loss),
-    np.exp(level + slope * (np.log(compute) - centre)),
-  )
+  constants = {'a': exponentiate('a power law', level - slope * centre), 'b': -slope}
+  return make_fit(name, POWER, LOGS, constants, (compute, loss))
 
 
 def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
@@ -237,9 +232,9 @@ def fit_power(compute: Array, loss: Array, name: str = 'power law') -> Fit:
     values = np.exp(np.clip(c[0] - c[1] * x, -200, 200))
     return values, np.stack([values, -x * values], 1)
 
-  (level, b), fitted = minimize_residuals(evaluate, np.array([level, -slope]), loss)
-  prefactor = exponentiate('a power law', level + b * centre)
-  return make_fit(name, POWER, LINEAR, {'a': prefactor, 'b': b}, (compute, loss), fitted)
+  (level, b), _ = minimize_residuals(evaluate, np.array([level, -slope]), loss)
+  constants = {'a': exponentiate('a power law', level + b * centre), 'b': b}
+  return make_fit(name, POWER, LINEAR, constants, (compute, loss))
 
 
 def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with offset') -> Fit:
@@ -257,7 +252,6 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
     total = c[0] + above
     return np.log(total), np.stack([1 / total, above / total, -x * above / total], 1)
 
-  best, fitted = np.array([0.0, level, -slope]), level + slope * x
   offsets = np.linspace(0.05, 0.95, 10) * loss.min()
   above = np.log(loss - offsets[:, None])
   slopes = above @ x / np.sum(x * x)
@@ -270,17 +264,10 @@ def fit_offset_power(compute: Array, loss: Array, name: str = 'power law with of
     lower_bounds=np.array([0.0, -200, -20]),
     tolerance=1e-8,
   )
-  if np.sum((logs - bent_logs) ** 2) < np.sum((logs - fitted) ** 2):
-    best, fitted = bent, bent_logs
-  offset, level, b = best
-  return make_fit(
-    name,
-    OFFSET,
-    LOGS,
-    {'E': offset, 'a': exponentiate('a power law with offset', level + b * centre), 'b': b},
-    (compute, loss),
-    np.exp(fitted),
-  )
+  is_bent = np.sum((logs - bent_logs) ** 2) < np.sum((logs - level - slope * x) ** 2)
+  offset, level, b = bent if is_bent else (0.0, level, -slope)
+  prefactor = exponentiate('a power law with offset', level + b * centre)
+  return make_fit(name, OFFSET, LOGS, {'E': offset, 'a': prefactor, 'b': b}, (compute, loss))
 
 
 def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
@@ -295,8 +282,8 @@ def fit_one_parameter(compute: Array, y: Array, name: str = 'tokens') -> Fit:
     values = np.exp(np.clip(c[0] * x, -200, 200))
     return values, (x * values)[:, None]
 
-  (k,), fitted = minimize_residuals(evaluate, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
-  return make_fit(name, EXPONENT_ONLY, LINEAR, {'k': k}, (compute, y), fitted)
+  (k,), _ = minimize_residuals(evaluate, np.array([np.sum(x * np.log(y)) / np.sum(x * x)]), y)
+  return make_fit(name, EXPONENT_ONLY, LINEAR, {'k': k}, (compute, y))
 
 
 def predict(fit: Fit, compute: Array) -> Array:

@@ -47,8 +47,10 @@ from minilm_jax.analysis.report.figures import (
 )
 from minilm_jax.analysis.report.scaling_tables import format_perplexity
 
+SCORE, GAIN = 'score', 'gain'  # fields of ScoredModel in a figure
 _ROUND_NUMBERS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
 _MARKER = {'markersize': 4.5, 'markeredgewidth': 1}
+_TITLE_CHARS = 28  # in a line
 _NUMBER_SIZE = (16, 12)  # points (1/72 inch) that a number covers
 # By the number of layers; legible on white and on black.
 _DEPTH_COLORS = ('#56b4e9', '#0072b2', '#009e73', '#e69f00', '#d55e00', '#cc79a7')
@@ -152,59 +154,47 @@ def draw_plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawing
   return Drawing(figure, tooltips)
 
 
-def draw_scores(
-  series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int], notes: Mapping[str, str]
+def draw_models(
+  kind: str,
+  series: Mapping[str, Sequence[ScoredModel]],
+  numbers: Mapping[str, int],
+  notes: Mapping[str, str],
 ) -> Drawing:
-  """Draws scores times 100 against perplexity, a panel a task with its note in the title."""
-  scored = {
-    name: [model for model in models if math.isfinite(model.score)]
-    for name, models in series.items()
-  }
-  scored = {name: models for name, models in scored.items() if models}
-  positions = {name: position for position, name in enumerate(scored)}
+  """Draws a panel a task with its note in the title, and a dot a model.
+
+  A dot is the score against perplexity or, with its interval, the gain of pre-training against
+  parameters. Both are times 100.
+
+  Args:
+    kind: SCORE or GAIN.
+    series: models by task; each task has a model with a score or a gain.
+    numbers: numbers of the table of models, by run.
+    notes: texts by task.
+  """
+  names = list(series)
 
   def draw(axes: Axes, name: str) -> dict[str, str]:
     tooltips, points = {}, {}
-    for index, model in enumerate(scored[name]):
-      gid, perplexity = f'score-{positions[name]}-{index}', clip_exp(model.loss)
-      label = format_perplexity(perplexity)
-      axes.plot([perplexity], [100 * model.score], 'o', color=COLORS[0], gid=gid, **_MARKER)
-      tooltips[gid] = f'{model.name}: {name} {100 * model.score:.1f} at perplexity {label}'
-      points[numbers[model.name]] = (perplexity, 100 * model.score)
+    if kind == GAIN:
+      axes.axhline(0, color=INK, alpha=0.5, linestyle=':', linewidth=1)
+    scored = [model for model in series[name] if math.isfinite(getattr(model, kind))]
+    for index, model in enumerate(scored):
+      gid, y = f'{kind}-{names.index(name)}-{index}', 100 * getattr(model, kind)
+      x = model.parameters if kind == GAIN else clip_exp(model.loss)
+      tooltips[gid] = f'{model.name}: {name} {y:.1f} at perplexity {format_perplexity(x)}'
+      if kind == GAIN:
+        tooltips[gid] = f'{model.name}: {name} {y:+.1f} by pre-training, {x:,} parameters'
+        if math.isfinite(model.low):
+          interval = [100 * model.low, 100 * model.high]
+          axes.plot([x] * 2, interval, '-', color=COLORS[0], alpha=0.6)
+      axes.plot([x], [y], 'o', color=COLORS[0], gid=gid, **_MARKER)
+      points[numbers[model.name]] = (x, y)
     _set_log_panel(axes, f'{name}\n{notes[name]}' if name in notes else name)
     _number_points(axes, points)
     return tooltips
 
-  return arrange_panels(list(scored), draw, {}, 'perplexity', 'score × 100')
-
-
-def draw_gains(series: Mapping[str, Sequence[ScoredModel]], numbers: Mapping[str, int]) -> Drawing:
-  """Draws pre-trained minus from scratch, times 100, by parameters, a panel a task."""
-  scored = {
-    name: [model for model in models if math.isfinite(model.score - model.scratch)]
-    for name, models in series.items()
-  }
-  scored = {name: models for name, models in scored.items() if models}
-  positions = {name: position for position, name in enumerate(scored)}
-
-  def draw(axes: Axes, name: str) -> dict[str, str]:
-    tooltips, points = {}, {}
-    axes.axhline(0, color=INK, alpha=0.5, linestyle=':', linewidth=1)
-    for index, model in enumerate(scored[name]):
-      gid, gain = f'gain-{positions[name]}-{index}', 100 * (model.score - model.scratch)
-      x = [model.parameters]
-      if math.isfinite(model.low):
-        axes.plot(x * 2, [100 * model.low, 100 * model.high], '-', color=COLORS[0], alpha=0.6)
-      axes.plot(x, [gain], 'o', color=COLORS[0], gid=gid, **_MARKER)
-      tooltips[gid] = (
-        f'{model.name}: {name} {gain:+.1f} by pre-training, {model.parameters:,} parameters'
-      )
-      points[numbers[model.name]] = (model.parameters, gain)
-    _set_log_panel(axes, name)
-    _number_points(axes, points)
-    return tooltips
-
-  return arrange_panels(list(scored), draw, {}, 'parameters', 'gain × 100')
+  labels = {SCORE: ('perplexity', 'score × 100'), GAIN: ('parameters', 'gain × 100')}
+  return arrange_panels(names, draw, {}, *labels[kind])
 
 
 def _set_log_panel(axes: Axes, title: str) -> None:
@@ -214,11 +204,11 @@ def _set_log_panel(axes: Axes, title: str) -> None:
   axes.set_title(_wrap_title(title))
 
 
-def _wrap_title(title: str, width: int = 28) -> str:
+def _wrap_title(title: str) -> str:
   """Returns a title with line breaks at its commas; an average names many tasks."""
   lines = ['']
   for part in title.split(', '):
-    if lines[-1] and len(lines[-1]) + len(part) > width:
+    if lines[-1] and len(lines[-1]) + len(part) > _TITLE_CHARS:
       lines.append('')
     lines[-1] += (', ' if lines[-1] else '') + part
   return '\n'.join(f' {shorten_name(line)}' for text in lines for line in text.split('\n'))

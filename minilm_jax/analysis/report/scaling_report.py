@@ -4,6 +4,7 @@ The numbers come from `scaling_study`, `cost_effectiveness` and `correlation`.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.power_laws import PIECES, POWER
 from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
-from minilm_jax.analysis.report.scaling_figures import FittedLine
+from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine
 from minilm_jax.analysis.report.scaling_tables import (
   DepthSummary,
   ModelRow,
@@ -347,29 +348,20 @@ def draw_figures(results: ScalingReport) -> Iterator[tuple[str, Drawing]]:
   yield 'compute', _draw_compute(results.curves, results.study)
   if results.options:
     yield 'plane', scaling_figures.draw_plane(results.options, results.numbers)
-  scored = {
-    name: models
-    for name, models in results.models.items()
-    if sum(math.isfinite(model.score) for model in models) > 1
+  notes = {
+    entry.series: f'ρ {entry.spearman.value:+.2f}'
+    for entry in results.correlations
+    if entry.measure == LOSS and not entry.from_scratch and math.isfinite(entry.spearman.value)
   }
-  if scored:
-    notes = {
-      entry.series: f'ρ {entry.spearman.value:+.2f}'
-      for entry in results.correlations
-      if entry.measure == LOSS and not entry.from_scratch and math.isfinite(entry.spearman.value)
+  for name, kind, notes_of_kind in (('against', SCORE, notes), ('gain', GAIN, {})):
+    series = {
+      task: models
+      for task, models in results.models.items()
+      if sum(math.isfinite(getattr(model, kind)) for model in models) > 1
     }
-    yield 'against', scaling_figures.draw_scores(_first_panels(scored), results.numbers, notes)
-  gains = {
-    name: models
-    for name, models in results.models.items()
-    if sum(math.isfinite(model.score - model.scratch) for model in models) > 1
-  }
-  if gains:
-    yield 'gain', scaling_figures.draw_gains(_first_panels(gains), results.numbers)
-
-
-def _first_panels(series: Mapping[str, Any]) -> dict[str, Any]:
-  return dict(list(series.items())[:_MAX_PANELS])
+    if series:
+      first = dict(itertools.islice(series.items(), _MAX_PANELS))
+      yield name, scaling_figures.draw_models(kind, first, results.numbers, notes_of_kind)
 
 
 def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:

@@ -10,7 +10,7 @@ from minilm_jax.analysis import cost_effectiveness, frontier
 from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import Drawing
-from minilm_jax.analysis.report.scaling_figures import FittedLine
+from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine
 from tests import fake_runs
 
 CURVES = [
@@ -50,10 +50,10 @@ def draw_compute() -> Drawing:
 DRAWINGS = {
   'compute': draw_compute,
   'plane': lambda: scaling_figures.draw_plane(cost_effectiveness.list_options(CURVES), NUMBERS),
-  'scores': lambda: scaling_figures.draw_scores(
-    {'cola': MODELS, 'a, b': MODELS[:2]}, NUMBERS, {'cola': 'ρ +1.00'}
+  'scores': lambda: scaling_figures.draw_models(
+    SCORE, {'cola': MODELS, 'a, b': MODELS[:2]}, NUMBERS, {'cola': 'ρ +1.00'}
   ),
-  'gains': lambda: scaling_figures.draw_gains({'cola': MODELS}, NUMBERS),
+  'gains': lambda: scaling_figures.draw_models(GAIN, {'cola': MODELS}, NUMBERS, {}),
 }
 
 
@@ -127,8 +127,8 @@ def test_numbers_that_would_overlap_are_left_out():
 
 
 def test_scores_and_gains_are_times_100_and_omit_undefined_scores():
-  drawing = scaling_figures.draw_scores({'cola': [*MODELS[1:], UNDEFINED]}, NUMBERS, {})
+  drawing = scaling_figures.draw_models(SCORE, {'cola': [*MODELS[1:], UNDEFINED]}, NUMBERS, {})
   scores = [line.get_ydata()[0] for line in drawing.figure.axes[0].lines]
   assert scores == [100 * model.score for model in MODELS[1:]]
-  drawing = scaling_figures.draw_gains({'cola': [*MODELS, UNDEFINED], 'rte': [UNDEFINED]}, NUMBERS)
+  drawing = scaling_figures.draw_models(GAIN, {'cola': [*MODELS, UNDEFINED]}, NUMBERS, {})
   assert len(drawing.tooltips) == len(MODELS) and '+10.0' in drawing.tooltips['gain-0-0']
