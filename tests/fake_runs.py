@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base, glue
+from minilm_jax.analysis import loss_curves
 from minilm_jax.analysis.loss_curves import LossCurve, ModelShape
 from minilm_jax.core import files, recipe, run_dir
 
@@ -536,23 +537,15 @@ def make_scaling_curve(
     'shape': shape,
     'embedding_parameters': embedding,
     'other_parameters': other,
-    'seed': None,
-    'learning_rate': None,
-    'warmup': None,
     'tied': False,
     'length': ROW_LENGTH,
     'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH},
     'updates': steps,
     'rows': tuple(SCALING_BATCH_SIZE * step for step in steps),
     'loss': tuple(losses),
-    'non_finite': 0,
     'finished': True,
     'test_loss': losses[-1],
-    'bits_per_word': None,
-    'bits_per_byte': None,
   }
-  if changes.keys() - fields.keys():
-    raise TypeError(f'no such field of a loss curve: {changes.keys() - fields.keys()}')
   return LossCurve(**fields | changes)
 
 
@@ -572,20 +565,16 @@ def make_loss_curve(
     ModelShape(32, 32, 64, 1, 1, 19010),
     parameters // 2,
     parameters - parameters // 2,
-    0,
-    5e-4,
-    warmup,
-    False,
     128,
     {count: per_row for count in counts},
     tuple(updates),
     tuple(256 * step for step in updates),
     tuple(float(value) for value in loss),
-    0,
-    finished,
-    None,
-    None,
-    None,
+    finished=finished,
+    seed=0,
+    learning_rate=5e-4,
+    warmup=warmup,
+    tied=False,
   )
 
 
@@ -594,55 +583,7 @@ def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
   path = data / 'honey_logs' / 'eval_results.csv.gz'
   if not path.is_file():
     pytest.skip(f'needs the logged table; {path} does not exist')
-  by_run: dict[str, list[dict[str, str]]] = {}
-  with gzip.open(path, 'rt', encoding='utf-8') as file:
-    for line in csv.DictReader(file):
-      by_run.setdefault(line['run_name'], []).append(line)
-  curves = []
-  for name, lines in by_run.items():
-    lines.sort(key=lambda line: float(line['eval/updates']))
-    first = lines[0]
-    shape = ModelShape(
-      *(
-        int(float(first[key]))
-        for key in (
-          'embedding_size',
-          'hidden_size',
-          'intermediate_size',
-          'num_attention_heads',
-          'num_hidden_layers',
-        )
-      ),
-      19010,
-    )
-    sizes = [int(float(first[f'{kind} parameters'])) for kind in ('Embedding', 'Non-embedding')]
-    flops = {
-      'honey': float(first['FLOPS Hoffman per sequence']),
-      'kaplan': float(first['FLOPS Kaplan per sequence']),
-    }
-    steps = tuple(int(float(line['eval/updates'])) for line in lines)
-    curves.append(
-      LossCurve(
-        name,
-        shape,
-        *sizes,
-        None,
-        None,
-        None,
-        None,
-        128,
-        flops,
-        steps,
-        tuple(256 * step for step in steps),
-        tuple(float(line['eval/loss']) for line in lines),
-        0,
-        True,
-        float(first['test/loss']),
-        None,
-        None,
-      )
-    )
-  return curves
+  return loss_curves.read_csv(path)
 
 
 def draw_run_ends(

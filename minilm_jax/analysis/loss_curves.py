@@ -89,14 +89,14 @@ class LossCurve:
 
   Attributes:
     name: name of the run, with the number of a member of a population.
-    learning_rate: peak learning rate; None if not logged.
-    tied: the head shares the embedding table; None if not logged.
     length: tokens in a row.
     flops_per_row: FLOPs of the forward and backward pass of a row, by the name of the count.
     rows: rows seen at each evaluation.
     loss: validation loss at each evaluation, in nats a masked token.
     non_finite: number of evaluations without a finite loss, which are left out.
     finished: the run has reached the end of its schedule.
+    learning_rate: peak learning rate; None if not logged.
+    tied: the head shares the embedding table; None if not logged.
     test_loss: loss on the test split at the end, in nats a masked token; None if not logged.
     bits_per_word: bits per masked word (`evaluation/likelihood.py`); None if not measured.
   """
@@ -105,20 +105,20 @@ class LossCurve:
   shape: ModelShape
   embedding_parameters: int
   other_parameters: int
-  seed: int | None
-  learning_rate: float | None
-  warmup: int | None
-  tied: bool | None
   length: int
   flops_per_row: Mapping[str, float]
   updates: tuple[int, ...]
   rows: tuple[int, ...]
   loss: tuple[float, ...]
-  non_finite: int
-  finished: bool
-  test_loss: float | None
-  bits_per_word: float | None
-  bits_per_byte: float | None
+  non_finite: int = 0
+  finished: bool = False
+  seed: int | None = None
+  learning_rate: float | None = None
+  warmup: int | None = None
+  tied: bool | None = None
+  test_loss: float | None = None
+  bits_per_word: float | None = None
+  bits_per_byte: float | None = None
 
   @property
   def parameters(self) -> int:
@@ -158,30 +158,22 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
       continue
     config, manifest = runs.read_config(path), runs.read_manifest(path)
     bits_path = old_names.find_file(path / run_dir.BITS_PER_WORD)
-    bits = {}
+    bits: dict[str, Any] = {}
     if bits_path.exists():
-      bits = files.read_object(bits_path, f'the bits per word of {path}', _BITS_SCHEMA)
+      stored = files.read_object(bits_path, f'the bits per word of {path}', _BITS_SCHEMA)
+      bits = {field: stored.get(field) for field in ('bits_per_word', 'bits_per_byte')}
+    has_result = (path / run_dir.RESULT).exists()
     for member, lines in runs.split_members(path).items():
       try:
-        index = int(member.split()[-1]) if member else 0
-        curve = _make_run_curve(name + member, config, manifest, lines, index)
+        curve = _make_run_curve(name, member, config, manifest, lines)
       except RUN_ERRORS as error:
         left_out.append(f'{name}{member}: {describe_missing(error)}')
         continue
-      if not curve.loss:
+      if curve.loss:
+        is_finished = has_result and max(line['step'] for line in lines) >= config['num_steps']
+        curves.append(dataclasses.replace(curve, finished=is_finished, **bits))
+      else:
         left_out.append(f'{curve.name}: no validation loss yet')
-        continue
-      is_finished = (path / run_dir.RESULT).exists() and (
-        max(line['step'] for line in lines) >= config['num_steps']
-      )
-      curves.append(
-        dataclasses.replace(
-          curve,
-          finished=is_finished,
-          bits_per_word=bits.get('bits_per_word'),
-          bits_per_byte=bits.get('bits_per_byte'),
-        )
-      )
   return LossCurves(curves, left_out)
 
 
@@ -195,11 +187,12 @@ def describe_missing(error: Exception) -> str:
 
 def _make_run_curve(
   name: str,
+  member_name: str,
   config: Mapping[str, Any],
   manifest: Mapping[str, Any],
   lines: Sequence[Mapping[str, Any]],
-  member: int,
 ) -> LossCurve:
+  member = int(member_name.split()[-1]) if member_name else 0
   model, population = config['model'], config['population']
   validation = {
     line['step']: line
@@ -225,7 +218,7 @@ def _make_run_curve(
     flops[ACTUAL] = last['flops'] / (last['step'] * batch_size)
   seeds, rates = population['seeds'], population['learning_rates']
   return LossCurve(
-    name=name,
+    name=name + member_name,
     shape=ModelShape(**{field: int(model[key]) for field, key in _SHAPE_FIELDS.items()}),
     embedding_parameters=int(manifest['parameters']['embedding']),
     other_parameters=int(manifest['parameters']['other']),
@@ -239,10 +232,7 @@ def _make_run_curve(
     rows=tuple(step * batch_size for step in finite),
     loss=tuple(float(line['loss']) for line in finite.values()),
     non_finite=len(validation) - len(finite),
-    finished=False,
     test_loss=test[-1] if test and math.isfinite(test[-1]) else None,
-    bits_per_word=None,
-    bits_per_byte=None,
   )
 
 

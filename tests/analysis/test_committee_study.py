@@ -19,7 +19,8 @@ from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
 from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.report import paper2_sections
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import Difference, Group, ScoreRow
+from minilm_jax.analysis.scores import ScoreRow, make_score_table
+from tests.fake_runs import make_score_line
 
 SHALLOW, DEEP = (
   {'num_layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0))
@@ -27,31 +28,12 @@ SHALLOW, DEEP = (
 CONV, BERT = (runs.encode_latency_shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)
-NOTHING = Group(None, math.nan, math.nan, 0, math.nan, math.nan, 0, 0, math.nan, math.nan, (), ())
 CONTEST = CommitteeComparison({}, 0, (CONV,) * 5, BERT, '')
 
 
 def make_curve(name: str, cost: float, parameters: int, count: str = ACTUAL) -> LossCurve:
-  return LossCurve(
-    name,
-    ModelShape(1, 1, 1, 1, 1, 9),
-    0,
-    parameters,
-    0,
-    None,
-    None,
-    True,
-    10,
-    {count: cost},
-    (10,),
-    (100,),
-    (6.0,),
-    0,
-    True,
-    None,
-    None,
-    None,
-  )
+  shape = ModelShape(1, 1, 1, 1, 1, 9)
+  return LossCurve(name, shape, 0, parameters, 10, {count: cost}, (10,), (100,), (6.0,))
 
 
 def make_training_set(name: str, model: dict[str, int]) -> TrainingSet:
@@ -98,30 +80,18 @@ def make_committee(
 def make_row(
   checkpoint: str, values: tuple[float, ...], seeds: tuple[int, ...] = SEEDS
 ) -> ScoreRow:
-  mean = sum(values) / len(values)
-  group = Group(
-    None, mean, 0.0, len(values), math.nan, math.nan, 0, 0, math.nan, math.nan, seeds, values
+  line = make_score_line(
+    0.5,
+    task='ag_news',
+    metric='accuracy',
+    split='test',
+    checkpoint=checkpoint,
+    examples=400,
   )
-  return ScoreRow(
-    'ag_news',
-    'accuracy',
-    True,
-    'test',
-    False,
-    checkpoint,
-    8,
-    400,
-    100,
-    0,
-    3.0,
-    'last',
-    True,
-    0.25,
-    0.25,
-    group,
-    NOTHING,
-    Difference(math.nan, math.nan, math.nan, False),
+  (row,) = make_score_table(
+    line | {'seed': seed, 'value': value} for seed, value in zip(seeds, values, strict=True)
   )
+  return row
 
 
 def make_latency(
