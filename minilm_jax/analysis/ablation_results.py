@@ -341,10 +341,7 @@ def classify_glue(score: Contrast) -> str:
 
 
 def _make_row(
-  part: AblationAtSize,
-  change: Ablation,
-  levels: dict[str, float | None],
-  glue: GlueRow | None,
+  part: AblationAtSize, change: Ablation, levels: dict[str, float | None], glue: GlueRow | None
 ) -> AblationRow:
   base, level, curves = part.base, levels[change.tokenizer], change.curves.values()
   is_comparable = not change.tokenizer

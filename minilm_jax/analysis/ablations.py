@@ -206,9 +206,7 @@ def read_comparison(
   return Comparison(shapes, run_paths, ngram_losses, under_way, [*left_out, *reasons])
 
 
-def read_ablation_runs(
-  run_paths: Mapping[str, epath.Path],
-) -> tuple[list[AblationRun], list[str]]:
+def read_ablation_runs(run_paths: Mapping[str, epath.Path]) -> tuple[list[AblationRun], list[str]]:
   """Returns every run with evaluations, from runs by name, and the reasons for omissions.
 
   Raises:

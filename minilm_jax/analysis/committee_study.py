@@ -227,9 +227,7 @@ def _score_sizes(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple
 
 
 def compare_with_deep(
-  committees: Sequence[SeedCommittee],
-  rows: Sequence[ScoreRow],
-  sets: Mapping[str, TrainingSet],
+  committees: Sequence[SeedCommittee], rows: Sequence[ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> CommitteeComparison:
   """Returns the comparison of the largest committees with convolutional members and a deep model.
 

@@ -422,9 +422,7 @@ def _make_models_error(evaluation: _Evaluation, column: str, values: Iterable[fl
   )
 
 
-def _find_row_sizes(
-  by_run: Mapping[str, Sequence[_Evaluation]],
-) -> dict[str, tuple[int, float]]:
+def _find_row_sizes(by_run: Mapping[str, Sequence[_Evaluation]]) -> dict[str, tuple[int, float]]:
   """Returns the tokens of a row and its FLOPs by Kaplan for every run.
 
   Lines whose FLOPs by Kaplan disagree are logged.

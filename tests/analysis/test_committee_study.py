@@ -81,12 +81,7 @@ def make_row(
   checkpoint: str, values: tuple[float, ...], seeds: tuple[int, ...] = SEEDS
 ) -> ScoreRow:
   line = make_score_line(
-    0.5,
-    task='ag_news',
-    metric='accuracy',
-    split='test',
-    checkpoint=checkpoint,
-    examples=400,
+    0.5, task='ag_news', metric='accuracy', split='test', checkpoint=checkpoint, examples=400
   )
   (row,) = make_score_table(
     line | {'seed': seed, 'value': value} for seed, value in zip(seeds, values, strict=True)
@@ -201,10 +196,7 @@ def test_deep_committees_and_encoders_with_several_heads_are_rivals():
     [make_row(f'{MEMBERS[0]}, 5 heads', (0.5, 0.5, 0.5)), make_row(MEMBERS[1], (0.6, 0.6, 0.6))],
     latencies=latencies,
   )
-  assert {rival for rival, _ in matches} == {
-    'pair, a committee of 2',
-    f'{MEMBERS[0]}, 5 heads',
-  }
+  assert {rival for rival, _ in matches} == {'pair, a committee of 2', f'{MEMBERS[0]}, 5 heads'}
   deep_pair, heads = (
     matches['pair, a committee of 2', TRAINING],
     matches[f'{MEMBERS[0]}, 5 heads', LATENCY],

@@ -55,11 +55,7 @@ def test_of_equal_losses_the_cheapest_counts():
   ]
   assert [
     (point.run, point.tokens / 128 / 256) for point in frontier.find_lower_envelope(curves)
-  ] == [
-    ('b', 1),
-    ('b', 2),
-    ('b', 4),
-  ]
+  ] == [('b', 1), ('b', 2), ('b', 4)]
   # Bootstrap draws contain runs twice.
   assert frontier.find_lower_envelope(curves + curves) == frontier.find_lower_envelope(curves)
   assert (
@@ -155,13 +151,7 @@ def test_runs_of_a_sweep_share_the_plateau_loss():
     unfinished.exit_loss,
     unfinished.has_exit,
     unfinished.end,
-  ) == (
-    None,
-    None,
-    None,
-    False,
-    100,
-  )
+  ) == (None, None, None, False, 100)
   passing = frontier.find_plateau(make_loss_curve('through', [1000, 2000], [2.5, 2.2]), level)
   assert (passing.entry, passing.exit, passing.seen) == (1000, 1000, 0)
 

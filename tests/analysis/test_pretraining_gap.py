@@ -360,10 +360,7 @@ def test_runs_of_one_size_are_resampled():
   )
   assert single.low == single.high and single.note
   assert repeated.slope == pytest.approx(0.1) and repeated.low < 0.08 < 0.12 < repeated.high
-  assert not repeated.note and (
-    repeated.points,
-    repeated.levels,
-  ) == (6, 3)
+  assert not repeated.note and (repeated.points, repeated.levels) == (6, 3)
 
 
 def test_equal_seeds_give_equal_slopes():

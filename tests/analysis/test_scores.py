@@ -39,10 +39,7 @@ def test_an_average_is_taken_for_each_seed_and_then_over_seeds():
   assert list(averages) == ['all', 'without WNLI', 'without CoLA', 'without both']
   assert averages['all'].tasks == ('cola', 'sst2', 'rte', 'wnli') and averages[
     'without both'
-  ].tasks == (
-    'sst2',
-    'rte',
-  )
+  ].tasks == ('sst2', 'rte')
   seeds = [1.4 / 3, 0.5, 1.3 / 3]  # of cola, sst2 and rte
   group = averages['without WNLI'].pretrained
   assert (

@@ -326,10 +326,7 @@ ABLATION_FORMAT = TableFormat(
       'loss at 1/4; 1/2; 1 of; base FLOPs',
       lambda row: _format_losses(row.loss_at_quarter, row.loss_at_half, row.loss_at_whole),
     ),
-    (
-      'last loss: validation; test',
-      lambda row: _format_losses(row.validation_loss, row.test_loss),
-    ),
+    ('last loss: validation; test', lambda row: _format_losses(row.validation_loss, row.test_loss)),
   ),
   'Ablations with the base in the first row. Losses are nats a masked token, means over seeds.',
   (

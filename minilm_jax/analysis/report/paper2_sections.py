@@ -20,13 +20,7 @@ from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
-from minilm_jax.analysis.report.sections import (
-  Answer,
-  Section,
-  TableFormat,
-  as_csv,
-  list_section,
-)
+from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import NONE, ScoreRow, format_interval, format_points
 from minilm_jax.tasks import committee_scores
@@ -214,9 +208,7 @@ def _make_gap_sections(study: GapStudy, pictures: Mapping[str, Sequence[str]]) -
   yield from list_section('Left out of the gap', 'result: reason', study.left_out)
 
 
-def group_by_committee(
-  rows: Sequence[CommitteeRow],
-) -> dict[tuple[str, str], list[CommitteeRow]]:
+def group_by_committee(rows: Sequence[CommitteeRow]) -> dict[tuple[str, str], list[CommitteeRow]]:
   """Returns the rows of each committee and split."""
   return runs.group_by(rows, lambda row: (row.committee, row.split))
 

@@ -125,10 +125,7 @@ def _list_earlier_files(workdir: epath.Path) -> set[str]:
 
 
 def _check_table_options(
-  table: epath.PathLike,
-  folders: Sequence[epath.PathLike],
-  confusion: bool,
-  workdir: epath.PathLike,
+  table: epath.PathLike, folders: Sequence[epath.PathLike], confusion: bool, workdir: epath.PathLike
 ) -> None:
   if folders:
     problem = f'folders too: {", ".join(map(str, folders))}'
@@ -168,10 +165,7 @@ def _report_runs(
     comparable,
     select_main(score_rows),
     latest_averages,
-    [
-      *(curves.left_out if num_models >= scaling_report.MIN_MODELS else ()),
-      *other_sets.values(),
-    ],
+    [*(curves.left_out if num_models >= scaling_report.MIN_MODELS else ()), *other_sets.values()],
     failed,
     draws,
     unfinished,

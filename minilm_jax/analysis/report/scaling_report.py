@@ -12,12 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm_jax.analysis import (
-  correlation,
-  cost_effectiveness,
-  power_laws,
-  scaling_study,
-)
+from minilm_jax.analysis import correlation, cost_effectiveness, power_laws, scaling_study
 from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
@@ -34,13 +29,7 @@ from minilm_jax.analysis.report.scaling_tables import (
   make_model_row,
   summarize_depths,
 )
-from minilm_jax.analysis.report.sections import (
-  Answer,
-  Section,
-  TableFormat,
-  as_csv,
-  list_section,
-)
+from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
 from minilm_jax.analysis.scaling_study import (
   MIN_BIC_GAIN,
   ScalingStudy,

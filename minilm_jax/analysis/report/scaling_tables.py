@@ -161,10 +161,7 @@ FIT_FORMAT = TableFormat(
     ('R²', lambda fit: format_number(fit.r2, '.3f')),
     ('BIC', lambda fit: format_number(fit.bic, ',.1f')),
     ('points', lambda fit: f'{fit.n:,}'),
-    (
-      'FLOPs',
-      lambda fit: f'{format_number(fit.low, ".2e")} to; {format_number(fit.high, ".2e")}',
-    ),
+    ('FLOPs', lambda fit: f'{format_number(fit.low, ".2e")} to; {format_number(fit.high, ".2e")}'),
   ),
   'Loss L in nats by FLOPs C of training, with 95% intervals; fits.json has all digits.',
   (
