@@ -58,7 +58,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
       config.batch_size // devices,
       config.model.max_length,
       num_masked,
-      mesh.devices.flat[0].platform,
+      mesh.devices.flat[0],
     )
   )
   return {

@@ -18,6 +18,7 @@ import ctypes
 import math
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -34,6 +35,7 @@ _RETAIN_MEMORY = {
   'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),
   'MALLOC_TOP_PAD_': (-2, 64 << 20),
 }
+_UNKNOWN_GPU_BYTES = 64 << 30
 _HEAP_BYTES = 512 << 20  # address space for temporaries; untouched pages take no memory
 _MADV_HUGEPAGE = 14  # advice of madvise(2)
 # Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
@@ -188,6 +190,24 @@ def read_free_bytes(device: Any) -> int | None:
     # Only anonymous memory counts, because the system drops cached files when necessary.
     limits.append(int(text) - _read_number(container_use, 'anon'))
   return min(limits, default=None)
+
+
+def read_gpu_bytes(device: Any) -> int:
+  """Returns the memory of a GPU in bytes.
+
+  The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3": an absent GPU has this name too, so
+  a preflight and a run agree. The limit of the allocator follows, and then 64 GiB.
+  """
+  import jax
+
+  named = re.search(r'(\d+) ?GB', device.device_kind)
+  if named:
+    return int(named[1]) << 30
+  try:
+    stats = device.memory_stats() or {}
+  except jax.errors.JaxRuntimeError:  # an absent GPU
+    stats = {}
+  return stats.get('bytes_limit', _UNKNOWN_GPU_BYTES)
 
 
 def _read_number(path: pathlib.Path, name: str) -> int:

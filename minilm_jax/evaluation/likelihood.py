@@ -273,7 +273,7 @@ def compute_log_probabilities(
     target_logits = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
     return target_logits - jax.nn.logsumexp(logits, axis=1)
 
-  count = cross_entropy.logit_blocks(x.shape[0], 1, kernel.shape[1], jax.default_backend())
+  count = cross_entropy.logit_blocks(x.shape[0], 1, kernel.shape[1], jax.devices()[0])
   blocks = cross_entropy.split_rows(x, count), cross_entropy.split_rows(targets, count)
   return jax.lax.map(score_block, blocks).ravel()
 

@@ -102,14 +102,14 @@ def _build_chunk(
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
   def chunk(state: TrainState, rows: Rows, count: Int[Array, '']) -> Any:
     layout = population.shared_mask_layout(config, rows.length)
-    settings, platform = population.member_settings(config), mesh.devices.flat[0].platform
+    settings, device = population.member_settings(config), mesh.devices.flat[0]
 
     def member_chunk(
       state: TrainState, settings: MemberSettings, rows: Rows, count: Int[Array, '']
     ) -> Any:
       def step(_: Int[Array, ''], carry: Any) -> Any:
         state, sums, record = train_step.train_step(
-          carry[0], settings, rows, layout, config, platform
+          carry[0], settings, rows, layout, config, device
         )
         return state, jax.tree.map(jnp.add, carry[1], sums), carry[2].or_later(record)
 

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,7 @@ def measure() -> dict[str, Any]:
   layout = population.shared_mask_layout(config, corpus.length)
 
   def member_step(state: train_step.TrainState) -> Any:
-    return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
+    return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
 
   step = fast_jit.jit(population.map_over_members(member_step, mesh, 'single'))
   init = lambda: train_step.init_state(0, config)

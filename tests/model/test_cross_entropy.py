@@ -3,6 +3,7 @@
 import math
 import re
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -115,12 +116,23 @@ def test_no_array_is_as_large_as_the_logits(arguments: tuple[Any, ...]):
 
 
 @pytest.mark.parametrize(
-  'rows, platform, count',
-  [(64, 'cpu', 16), (4, 'cpu', 1), (7, 'cpu', 7), (32, 'tpu', 1), (64, 'tpu', 2)],
+  'rows, platform, kind, count',
+  [
+    (64, 'cpu', '', 16),
+    (4, 'cpu', '', 1),
+    (7, 'cpu', '', 7),
+    (32, 'tpu', '', 1),
+    (64, 'tpu', '', 2),
+    (256, 'gpu', 'NVIDIA H100 80GB HBM3', 2),
+    (256, 'gpu', 'Tesla V100-SXM2-16GB', 8),
+    (256, 'gpu', 'NVIDIA L4', 4),  # the limit of its allocator is 24 GiB
+  ],
 )
-def test_blocks_divide_the_rows_and_fit_in_the_cache(rows: int, platform: str, count: int):
-  assert cross_entropy.logit_blocks(rows, 20, 19_010, platform) == count
+def test_blocks_divide_the_rows_and_fit(rows: int, platform: str, kind: str, count: int):
+  device = mock.Mock(spec=jax.Device, platform=platform, device_kind=kind)
+  device.memory_stats.return_value = {'bytes_limit': 24 << 30}
+  assert cross_entropy.logit_blocks(rows, 20, 19_010, device) == count
 
 
 def test_a_small_head_has_one_block():
-  assert cross_entropy.logit_blocks(64, 20, 400, 'cpu') == 1
+  assert cross_entropy.logit_blocks(64, 20, 400, jax.devices()[0]) == 1

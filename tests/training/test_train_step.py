@@ -72,7 +72,7 @@ def compile_step(config: RunConfig) -> Any:
       population.member_settings(config),
       population.shared_mask_layout(config, corpus.length),
     )
-    return train_step.train_step(state, settings, corpus, layout, config, 'cpu')[:2]
+    return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
 
   return fast_jit.jit(population.map_over_members(step, MESH, 'single'))
 
@@ -171,7 +171,9 @@ def test_a_plan_has_the_numbers_of_micro_batches_and_logit_blocks(
   config = run_config(**changes)
   positions = flops.max_masked_positions(LENGTH, config.mask.rate)
   assert (
-    train_step.micro_batch_plan(config, config.batch_size // devices, LENGTH, positions, 'cpu')
+    train_step.micro_batch_plan(
+      config, config.batch_size // devices, LENGTH, positions, jax.devices()[0]
+    )
     == expected
   )
 
