@@ -75,6 +75,14 @@ def test_members_have_separate_seeds_and_learning_rates(tmp_path: pathlib.Path):
   )
   first, second = loss_curves.read_runs(runs.find_runs([folder])).curves
   assert (first.name, second.name) == ('both member 0', 'both member 1')
+  summaries = runs.summarize_run('both', epath.Path(folder))
+  assert [(row.name, row.validation_loss) for row in summaries] == [
+    (curve.name, curve.loss[-1]) for curve in (first, second)
+  ]
+  assert [losses.name for losses in runs.read_losses('both', epath.Path(folder))] == [
+    first.name,
+    second.name,
+  ]
   assert (first.seed, second.seed, first.learning_rate, second.learning_rate) == (5, 6, 1e-3, 2e-3)
   # Bits per word are measured for extracted members alone.
   assert first.bits_per_word is second.bits_per_word is None
