@@ -3,6 +3,7 @@
 import csv
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,22 @@ def study_gaps(folder: pathlib.Path, draws: int = 200) -> GapStudy:
   )
 
 
+def write_gap(
+  folder: pathlib.Path,
+  name: str,
+  rows: int,
+  values: list[float],
+  scratch: Sequence[float] = (0.5, 0.5, 0.5),
+  **options: Any,
+) -> None:
+  """Writes a run on a subset, and the scores of both arms."""
+  write_finetune_pair(folder, write_subset_run(folder / name, rows, **options), values, [*scratch])
+
+
 def write_sizes(folder: pathlib.Path, gains: dict[int, float], **options: Any) -> None:
   for rows, gain in gains.items():
-    source = write_subset_run(folder / f'n{rows}', rows, **options)
-    write_finetune_pair(folder, source, [0.5 + gain, 0.52 + gain, 0.48 + gain], [0.5, 0.52, 0.48])
+    scratch = [0.5, 0.52, 0.48]
+    write_gap(folder, f'n{rows}', rows, [value + gain for value in scratch], scratch, **options)
 
 
 def test_the_gap_by_size_has_points_and_a_slope(tmp_path: pathlib.Path):
@@ -49,12 +62,7 @@ def test_the_gap_by_size_has_points_and_a_slope(tmp_path: pathlib.Path):
 
 def test_equal_arms_have_no_gap(tmp_path: pathlib.Path):
   for rows, noise in ((1000, 0.01), (2000, -0.01), (4000, 0.01)):
-    write_finetune_pair(
-      tmp_path,
-      write_subset_run(tmp_path / f'n{rows}', rows),
-      [0.5 + noise, 0.5 - noise, 0.5],
-      [0.5, 0.5, 0.5],
-    )
+    write_gap(tmp_path, f'n{rows}', rows, [0.5 + noise, 0.5 - noise, 0.5])
   study = study_gaps(tmp_path)
   for point in study.points:
     assert point.gap.mean == pytest.approx(0) and point.gap.low < 0 < point.gap.high
@@ -64,8 +72,7 @@ def test_equal_arms_have_no_gap(tmp_path: pathlib.Path):
 
 def test_same_updates_and_same_epochs_are_two_comparisons(tmp_path: pathlib.Path):
   for rows, updates in ((1000, 100), (2000, 100), (1000, 200), (2000, 200), (4000, 400)):
-    source = write_subset_run(tmp_path / f'n{rows}-{updates}', rows, updates)
-    write_finetune_pair(tmp_path, source, [0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+    write_gap(tmp_path, f'n{rows}-{updates}', rows, [0.6, 0.7, 0.8], updates=updates)
   checkpoints = {}
   for point in study_gaps(tmp_path).points:
     checkpoints.setdefault(point.comparison.partition(', ')[2], set()).add(
@@ -80,26 +87,16 @@ def test_same_updates_and_same_epochs_are_two_comparisons(tmp_path: pathlib.Path
 
 def test_runs_without_equal_updates_or_epochs_are_one_comparison(tmp_path: pathlib.Path):
   for rows, updates in ((1000, 100), (2000, 170)):
-    write_finetune_pair(
-      tmp_path,
-      write_subset_run(tmp_path / f'n{rows}', rows, updates),
-      [0.6, 0.7],
-      [0.5, 0.5],
-      seeds=(0, 1),
-    )
+    write_gap(tmp_path, f'n{rows}', rows, [0.6, 0.7, 0.8], updates=updates)
   assert {point.comparison.partition(', ')[2] for point in study_gaps(tmp_path).points} == {
     'updates and epochs differ'
   }
 
 
 def test_other_models_and_tokenizers_are_not_compared(tmp_path: pathlib.Path):
-  write_finetune_pair(tmp_path, write_subset_run(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5] * 3)
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'b', 2000, hidden_size=64), [0.6, 0.7, 0.8], [0.5] * 3
-  )
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'c', 4000, tokenizer='other'), [0.6, 0.7, 0.8], [0.5] * 3
-  )
+  write_gap(tmp_path, 'a', 1000, [0.6, 0.7, 0.8])
+  write_gap(tmp_path, 'b', 2000, [0.6, 0.7, 0.8], hidden_size=64)
+  write_gap(tmp_path, 'c', 4000, [0.6, 0.7, 0.8], tokenizer='other')
   study = study_gaps(tmp_path)
   assert not study.points and not study.slopes
   assert len(study.left_out) == 1 and '3 runs' in study.left_out[0]
@@ -111,12 +108,7 @@ def test_the_gap_by_overlap_has_points_and_a_slope(tmp_path: pathlib.Path):
     write_finetune_pair(tmp_path, source, [0.6 + overlap - 0.9] * 3, [0.5, 0.5, 0.5])
     # The overlap is with another task.
     write_finetune_pair(tmp_path, source, [0.6] * 3, [0.5] * 3, task='cola')
-  write_finetune_pair(
-    tmp_path,
-    write_subset_run(tmp_path / 'random', 1000, overlap=0.92, by='random'),
-    [0.62] * 3,
-    [0.5] * 3,
-  )
+  write_gap(tmp_path, 'random', 1000, [0.62] * 3, overlap=0.92, by='random')
   study = study_gaps(tmp_path)
   assert {(point.axis, point.series.partition(',')[0]) for point in study.points} == {
     (OVERLAP, 'ag_news')
@@ -127,23 +119,14 @@ def test_the_gap_by_overlap_has_points_and_a_slope(tmp_path: pathlib.Path):
 
 def test_sets_selected_by_a_task_are_no_points_of_size(tmp_path: pathlib.Path):
   write_sizes(tmp_path, {1000: 0.01, 4000: 0.03})
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'part', 2000, overlap=0.9), [0.9] * 3, [0.5] * 3
-  )
-  write_finetune_pair(
-    tmp_path,
-    write_subset_run(tmp_path / 'control', 2000, overlap=0.91, by='random'),
-    [0.52] * 3,
-    [0.5] * 3,
-  )
+  write_gap(tmp_path, 'part', 2000, [0.9] * 3, overlap=0.9)
+  write_gap(tmp_path, 'control', 2000, [0.52] * 3, overlap=0.91, by='random')
   points = [point for point in study_gaps(tmp_path).points if point.axis == SIZE]
   assert {point.checkpoint for point in points} == {'n1000', 'n4000', 'control'}
 
 
 def test_scores_from_scratch_are_borrowed_from_the_same_model_alone(tmp_path: pathlib.Path):
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'a', 1000), [0.6, 0.7, 0.8], [0.5, 0.6, 0.7]
-  )
+  write_gap(tmp_path, 'a', 1000, [0.6, 0.7, 0.8], scratch=[0.5, 0.6, 0.7])
   write_finetune_run(
     tmp_path / 'tasks' / 'b', write_subset_run(tmp_path / 'b', 2000), [0.8, 0.9, 1.0], True
   )
@@ -182,9 +165,7 @@ def test_runs_without_a_training_set_in_the_manifest_are_left_out(tmp_path: path
 
 
 def test_runs_on_full_corpora_give_no_reasons(tmp_path: pathlib.Path):
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'a', 1000, of_rows=1000), [0.6] * 3, [0.5] * 3
-  )
+  write_gap(tmp_path, 'a', 1000, [0.6] * 3, of_rows=1000)
   assert study_gaps(tmp_path) == GapStudy([], [], [])
 
 
@@ -192,12 +173,7 @@ def test_a_report_has_tables_and_figures_of_the_gap(tmp_path: pathlib.Path):
   folder = tmp_path / 'runs'
   write_sizes(folder, {1000: 0.01, 2000: 0.04, 4000: 0.07})
   for number, overlap in enumerate((0.90, 0.92)):
-    write_finetune_pair(
-      folder,
-      write_subset_run(folder / f'part<{number}', 2000, overlap=overlap),
-      [0.6, 0.7, 0.8],
-      [0.5, 0.5, 0.5],
-    )
+    write_gap(folder, f'part<{number}', 2000, [0.6, 0.7, 0.8], overlap=overlap)
   write_finetune_run(
     folder / 'tasks' / 'lonely',
     write_subset_run(folder / 'lonely', 9000, hidden_size=64),
@@ -224,7 +200,7 @@ def test_a_report_has_tables_and_figures_of_the_gap(tmp_path: pathlib.Path):
 
 def test_a_report_on_one_size_has_no_gap(tmp_path: pathlib.Path):
   folder = tmp_path / 'runs'
-  write_finetune_pair(folder, write_subset_run(folder / 'a', 1000), [0.6] * 3, [0.5] * 3)
+  write_gap(folder, 'a', 1000, [0.6] * 3)
   written = report.report([str(folder)], tmp_path / 'report', draws=50)
   assert 'gap.csv' not in written
   assert 'the gap of ag_news' in Page(written['report.html'].read_text()).text
@@ -232,9 +208,7 @@ def test_a_report_on_one_size_has_no_gap(tmp_path: pathlib.Path):
 
 def test_undefined_scores_are_no_points(tmp_path: pathlib.Path):
   write_sizes(tmp_path, {1000: 0.01, 2000: 0.02})
-  write_finetune_pair(
-    tmp_path, write_subset_run(tmp_path / 'n4000', 4000), [math.nan] * 3, [0.5] * 3
-  )
+  write_gap(tmp_path, 'n4000', 4000, [math.nan] * 3)
   assert {point.checkpoint for point in study_gaps(tmp_path).points} == {'n1000', 'n2000'}
 
 
