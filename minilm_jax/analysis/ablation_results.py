@@ -28,8 +28,8 @@ import numpy as np
 
 from minilm_jax.analysis import frontier, scores
 from minilm_jax.analysis.ablations import WORDS, Ablation, AblationAtSize, Comparison
-from minilm_jax.analysis.frontier import Plateau
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
+from minilm_jax.analysis.runs import group_by
 from minilm_jax.analysis.scores import TRAININGS, Contrast, PairedScores, ScoreRow
 from minilm_jax.tasks import metrics
 
@@ -205,11 +205,14 @@ def compute_ratio(
   return PairedRatio(math.exp(logs.mean), low, high, bound, *counts)
 
 
-def find_plateaus(change: Ablation, level: float) -> dict[int, Plateau | None]:
-  """Returns the plateau of each seed; None if the run never reaches the plateau loss."""
-  return {
-    seed: frontier.find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()
-  }
+def _find_exits(change: Ablation, level: float) -> dict[int, tuple[int, bool]]:
+  """Returns the index of the exit of each seed, or -1 without an exit, and whether it has one."""
+  exits = {}
+  for seed, curve in change.curves.items():
+    plateau = frontier.find_plateau(curve, level, ACTUAL)
+    has_exit = plateau is not None and plateau.has_exit
+    exits[seed] = (plateau.end if plateau is not None and has_exit else -1, has_exit)
+  return exits
 
 
 def measure_speed_up(
@@ -217,25 +220,19 @@ def measure_speed_up(
 ) -> PairedRatio:
   """Returns the ratio of tokens at the exit of the plateau, base over ablation.
 
-  Args:
-    base_level: loss of the plateau of the base; None gives no ratio.
-    level: loss of the plateau of the ablation.
+  The levels are the losses of the plateaus; None gives no ratio.
   """
   if base_level is None or level is None:
     return PairedRatio()
-  tokens = []
-  for side, side_level in ((base, base_level), (change, level)):
-    by_seed = {}
-    for seed, plateau in find_plateaus(side, side_level).items():
-      index, has_exit = _find_exit(plateau)
-      by_seed[seed] = (float(side.curves[seed].tokens[index]), has_exit)
-    tokens.append(by_seed)
-  return compute_ratio(*tokens)
-
-
-def _find_exit(plateau: Plateau | None) -> tuple[int, bool]:
-  """Returns the index of the exit, or -1 without an exit, and whether there is an exit."""
-  return (plateau.end, True) if plateau is not None and plateau.has_exit else (-1, False)
+  return compute_ratio(
+    *(
+      {
+        seed: (float(side.curves[seed].tokens[index]), has_exit)
+        for seed, (index, has_exit) in _find_exits(side, side_level).items()
+      }
+      for side, side_level in ((base, base_level), (change, level))
+    )
+  )
 
 
 def find_shared_loss(*sides: Ablation) -> float:
@@ -245,12 +242,15 @@ def find_shared_loss(*sides: Ablation) -> float:
 
 def measure_multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
   """Returns the ratio of FLOPs to reach a loss, base over ablation; other seeds are left out."""
-  flops = (
-    {seed: (interpolate_flops(curve, loss), True) for seed, curve in side.curves.items()}
-    for side in (base, change)
-  )
   return compute_ratio(
-    *({seed: cost for seed, cost in side.items() if math.isfinite(cost[0])} for side in flops)
+    *(
+      {
+        seed: (flops, True)
+        for seed, curve in side.curves.items()
+        if math.isfinite(flops := interpolate_flops(curve, loss))
+      }
+      for side in (base, change)
+    )
   )
 
 
@@ -287,12 +287,12 @@ def find_levels(comparison: Comparison, base_level: float | None = None) -> dict
   For the base, `base_level` takes precedence over the loss of the unigram baseline, and the latter
   over the estimate from the runs.
   """
-  by_tokenizer: dict[str, list[LossCurve]] = {}
-  for part in comparison.shapes:
-    for change in (part.base, *part.changes):
-      by_tokenizer.setdefault(change.tokenizer, []).extend(change.curves.values())
+  changes = [change for part in comparison.shapes for change in (part.base, *part.changes)]
   levels = {
-    tokenizer: frontier.find_plateau_level(curves) for tokenizer, curves in by_tokenizer.items()
+    tokenizer: frontier.find_plateau_level(
+      [curve for change in same_tokenizer for curve in change.curves.values()]
+    )
+    for tokenizer, same_tokenizer in group_by(changes, lambda change: change.tokenizer).items()
   }
   if base_level is None:
     base_level = comparison.ngram_losses.get(WORDS)
@@ -397,8 +397,8 @@ def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str,
   texts.
   """
   exits: list[tuple[str, ...]] = []
-  for seed, plateau in find_plateaus(change, level).items() if level is not None else ():
-    curve, (index, has_exit) = change.curves[seed], _find_exit(plateau)
+  for seed, (index, has_exit) in _find_exits(change, level).items() if level is not None else ():
+    curve = change.curves[seed]
     prefix = '' if has_exit else 'not within '
     exits.append(
       (
