@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy import special
 
 from minilm_jax.core.errors import InputError
 
@@ -65,11 +66,7 @@ def minimize_residuals(
   cost, damping = _compute_cost(y - values, huber), 1e-3
   for _ in range(200):
     error = y - values
-    weight = (
-      np.ones_like(error)
-      if math.isinf(huber)
-      else np.minimum(1, huber / np.maximum(np.abs(error), 1e-300))
-    )
+    weight = np.minimum(1, huber / np.maximum(np.abs(error), 1e-300))
     gradient = slopes.T @ (weight * error)
     # Constants at their bound stay fixed.
     free = np.ones(len(constants), bool)
@@ -100,10 +97,7 @@ def minimize_residuals(
 
 
 def _compute_cost(error: np.ndarray, huber: float) -> float:
-  size = np.abs(error)
-  if math.isinf(huber):
-    return float(np.sum(size * size))
-  return float(np.sum(np.where(size <= huber, size * size, huber * (2 * size - huber))))
+  return 2 * float(np.sum(special.huber(huber, error)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +146,7 @@ def check_points(request: str, min_points: int, *values: Array) -> list[Array]:
   """Returns the arrays as float64, sorted by the first array.
 
   Args:
-    request: request in the error.
     min_points: minimal number of distinct values in the first array.
-    *values: arrays of equal length.
 
   Raises:
     InputError: there are too few distinct values, or values are not positive numbers.

@@ -50,12 +50,7 @@ class Guess:
 
 
 class Model:
-  """Base class of loaded models; see `LanguageModel` and `ClassifierModel`.
-
-  Attributes:
-    folder: Path of the model.
-    tokenizer: Tokenizer of the model.
-  """
+  """Base class of loaded models; see `LanguageModel` and `ClassifierModel`."""
 
   def __init__(self, folder: str, tokenizer: Tokenizer):
     self.folder, self.tokenizer = folder, tokenizer
@@ -81,9 +76,7 @@ class LanguageModel(Model):
   """Loads the latest checkpoint of a pre-training run.
 
   Attributes:
-    config: Recipe of the run.
     model: Flax module, `model(tokens [B L], mask [B L], positions [B K]) -> [B K V]`.
-    step: Step of the checkpoint.
   """
 
   def __init__(self, folder: str):
@@ -262,10 +255,6 @@ def predict(
   Exactly one model and one source of text must be given.
 
   Args:
-    committee_folder: Folder of a committee, or ''.
-    classifier_folder: Folder of a classifier, or ''.
-    text: First or only text, or ''.
-    text_pair: Second text, for a task on pairs.
     file: Table with the columns of the task or, for single texts, the column `text`; or ''.
 
   Raises:

@@ -29,7 +29,6 @@ from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokeniz
 from minilm_jax.evaluation import likelihood
 from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
-from minilm_jax.training.pretrained import Pretrained
 
 ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
 _TABLE_FORMATS = tuple(name for name in readers.FORMATS if name not in ('txt', 'json'))
@@ -195,8 +194,6 @@ def summarize_pairs(
   They cover other pairs of the same paradigms, and are slightly too wide if paradigms differ.
 
   Args:
-    pairs: Minimal pairs.
-    points: Points of each pair (`award_points`).
     frequency_points: Points of each pair by word frequency, or None.
 
   Returns:
@@ -246,7 +243,6 @@ def compare_pairs(
   """Scores both sentences of all pairs and summarizes the results.
 
   Args:
-    pairs: Minimal pairs.
     sentences: Ids of all good sentences, then of all bad sentences.
     score: Function that returns a score for each sentence; probable sentences have high scores.
     unigrams: Log-probability of each piece; None omits the baseline.
@@ -321,6 +317,13 @@ def evaluate_pairs(
   )
   unigrams, frequency_from = _load_unigrams(source, corpus_folder, run.tokenizer)
 
+  def score(sentences: Sequence[Sequence[int]]) -> Float32[np.ndarray, 'N']:
+    total = likelihood.count_tokens(list(set(map(tuple, sentences))))[0]
+    with progress.track_progress(f'scoring {task}', total, 'tokens') as update:
+      return likelihood.compute_pseudo_log_likelihoods(
+        run.model, sentences, run.tokenizer.starts_word(), variant, update
+      )
+
   def measure() -> dict[str, Any]:
     started = time.monotonic()
     return {
@@ -329,7 +332,7 @@ def evaluate_pairs(
       'checkpoint': source.name,
       'checkpoint_step': run.step,
       'seed': run.config.seed,
-      **_compare_by_run(task, pairs, sentences, run, variant, unigrams),
+      **compare_pairs(pairs, sentences, score, unigrams),
       'frequency_from': frequency_from,
       'seconds': round(time.monotonic() - started, 3),
     }
@@ -357,27 +360,6 @@ def evaluate_pairs(
     run_dir.write_lines(folder / run_dir.SCORES, make_score_lines(result))
     files.write_json(folder / run_dir.RESULT, result)
     return result
-
-
-def _compare_by_run(
-  task: str,
-  pairs: Sequence[MinimalPair],
-  sentences: Sequence[Sequence[int]],
-  run: Pretrained,
-  variant: str,
-  unigrams: Float64[np.ndarray, 'V'] | None,
-) -> dict[str, Any]:
-  starts_word = run.tokenizer.starts_word()
-  total = likelihood.count_tokens(list(set(map(tuple, sentences))))[0]
-  with progress.track_progress(f'scoring {task}', total, 'tokens') as update:
-    return compare_pairs(
-      pairs,
-      sentences,
-      lambda sentences: likelihood.compute_pseudo_log_likelihoods(
-        run.model, sentences, starts_word, variant, update
-      ),
-      unigrams,
-    )
 
 
 def _hash_pairs(pairs: Sequence[MinimalPair]) -> str:

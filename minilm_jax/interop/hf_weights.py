@@ -88,9 +88,6 @@ class Family:
 
   Attributes:
     name: Name of the family, and prefix of all names of the encoder.
-    transform: First linear module of the masked-LM head.
-    norm: LayerNorm of the masked-LM head.
-    decoder: Output projection of the masked-LM head.
     bias: Bias of the output projection; may be a second name of the decoder's bias.
     unsupported: Prefixes of weights without a counterpart in minilm_jax, with a description.
   """
@@ -240,10 +237,6 @@ def masked_language_model_from_roberta(
 ) -> MaskedLanguageModel:
   """Returns a masked language model with the weights of a `RobertaForMaskedLM`.
 
-  Args:
-    weights: Weights of RoBERTa by name, as in `classifier_from_roberta`.
-    config: Configuration with the sizes of the weights.
-
   Raises:
     InputError: See `classifier_from_roberta` and `load_masked_language_model`.
   """
@@ -367,7 +360,6 @@ def roberta_differences(config: EncoderConfig, head: HeadConfig | None) -> list[
   """Returns the fields in which a model differs from RoBERTa, as `field=value`.
 
   Args:
-    config: Configuration of the encoder.
     head: Configuration of the head of a classifier. None for a masked language model, for which
       RoBERTa has a fixed activation.
   """
@@ -393,8 +385,6 @@ def export_weights(
   """Returns weights by name, in float32, and the content of config.json.
 
   Args:
-    model: The model.
-    config: Configuration of the encoder.
     head: Configuration of the head of a classifier; None for a masked language model.
     labels: Labels in the order of the outputs; empty for a regression.
   """
