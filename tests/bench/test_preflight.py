@@ -14,7 +14,7 @@ import rich.console
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import paper1, tiny
-from minilm_jax.bench import preflight
+from minilm_jax.bench import hlo, preflight
 from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
@@ -77,22 +77,22 @@ ENTRY %main (a: f32[8], b: s32[]) -> f32[8] {
 
 
 def test_a_step_is_the_body_of_the_loop_over_steps():
-  step = list(preflight.parse_instructions(PROGRAM))
-  assert preflight.find_collectives(step) == {
+  step = list(hlo.parse_instructions(PROGRAM))
+  assert hlo.find_collectives(step) == {
     'all-reduce': {'count': 2, 'bytes': 4 + 4 * 8 * 16 + 5},
     'collective-permute': {'count': 3, 'bytes': 3 * 4 * 4},
     'all-gather': {'count': 1, 'bytes': 2 * 8 * 16},
   }
   # without kernels before the loop, and without kernels of unknown cycles
-  assert preflight.estimate_cycles(step) == 100 + 3 * 10
+  assert hlo.estimate_cycles(step) == 100 + 3 * 10
 
 
 def test_a_program_without_a_loop_is_one_step():
   entry = PROGRAM.partition('ENTRY')[2].replace(
     'ROOT %while.3 = (s32[], f32[8]) while(', 'ROOT %t = tuple('
   )
-  step = list(preflight.parse_instructions('ENTRY' + entry.replace('calls=%plain, ', '')))
-  assert not preflight.find_collectives(step) and preflight.estimate_cycles(step) == 7
+  step = list(hlo.parse_instructions('ENTRY' + entry.replace('calls=%plain, ', '')))
+  assert not hlo.find_collectives(step) and hlo.estimate_cycles(step) == 7
 
 
 def test_the_output_of_a_real_compiler_is_parsed():
@@ -121,7 +121,7 @@ def test_the_output_of_a_real_compiler_is_parsed():
     .compile()
     .as_text()
   )
-  assert preflight.find_collectives(preflight.parse_instructions(text)) == {
+  assert hlo.find_collectives(hlo.parse_instructions(text)) == {
     'all-reduce': {'count': 1, 'bytes': 4 * 4 * 3}
   }
 
@@ -231,7 +231,7 @@ def test_an_impossible_mesh_is_refused(topology: str, changes: dict[str, Any], p
 
 def test_the_chunk_of_a_run_is_compiled(monkeypatch):
   """The CPU compiler reports no cycles, so that their number is fixed."""
-  monkeypatch.setattr(preflight, 'estimate_cycles', lambda step: 3000)
+  monkeypatch.setattr(hlo, 'estimate_cycles', lambda step: 3000)
   config = make_config(**{'model.vocab_size': 300})
   result = preflight.describe_step(config, preflight.CHIPS['v5e'], jax.devices())
   gradient = 4 * count_parameters(config.model)['total']
