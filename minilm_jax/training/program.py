@@ -186,13 +186,12 @@ def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single
   @functools.partial(jax.jit, static_argnums=2)
   def total(model: Any, corpus: Corpus, count: int) -> Any:
     def member_total(model: MaskedLanguageModel, corpus: Corpus) -> Sums:
-      devices = jax.lax.axis_size('data')
+      devices, device = jax.lax.axis_size('data'), mesh.devices.flat[0]
 
       def add(batch: Int[Array, ''], sums: Sums) -> Sums:
         first = (batch * devices + jax.lax.axis_index('data')) * config.batch_size
-        return jax.tree.map(
-          jnp.add, sums, train_step.eval_step(model, corpus, first, config.batch_size, count)
-        )
+        batch_sums = train_step.eval_step(model, corpus, first, config.batch_size, count, device)
+        return jax.tree.map(jnp.add, sums, batch_sums)
 
       zeros = {name: jnp.zeros(()) for name in train_step.EVALUATION_SUMS}
       return jax.lax.psum(

@@ -305,7 +305,12 @@ def train_step(
 
 
 def eval_step(
-  model: MaskedLanguageModel, corpus: Corpus, first: Int[Array, ''], batch_size: int, count: int
+  model: MaskedLanguageModel,
+  corpus: Corpus,
+  first: Int[Array, ''],
+  batch_size: int,
+  count: int,
+  device: jax.Device,
 ) -> Sums:
   """Returns the `EVALUATION_SUMS` of the rows `first ... first + batch_size - 1` below `count`.
 
@@ -319,7 +324,7 @@ def eval_step(
   )
   batch = dataclasses.replace(batch, weights=batch.weights * is_inside[:, None])
   blocks = cross_entropy.logit_blocks(
-    batch_size, batch.targets.shape[1], model.config.vocab_size, jax.devices()[0]
+    batch_size, batch.targets.shape[1], model.config.vocab_size, device
   )
   loss = compute_loss(model, batch, None, blocks)
   padding = (~batch.mask & is_inside[:, None]).sum().astype(jnp.float32)

@@ -70,7 +70,9 @@ def test_the_unigram_loss_equals_the_evaluation_of_a_bias(result: dict, tiny_cor
   model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   model.output.bias[...] = jnp.log(jnp.asarray(shares, jnp.float32))
   evaluate = fast_jit.jit(
-    lambda model, split: train_step.eval_step(model, split, jnp.int32(0), split.rows, split.rows)
+    lambda model, split: train_step.eval_step(
+      model, split, jnp.int32(0), split.rows, split.rows, jax.devices()[0]
+    )
   )
   metrics = train_step.mean_metrics(evaluate(model, split))
   for field in ('loss', 'padded_loss'):
