@@ -953,10 +953,10 @@ def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
 
 
 def read_classifier(path: pathlib.Path) -> Any:
-  from minilm_jax.tasks import classifier
+  from minilm_jax.tasks import classifier, committee_scores
 
   folder = next(folder for folder in (path, *path.parents) if folder.name == 'classifier-0')
-  return classifier.load_classifier(folder), classifier.read_outputs(folder)
+  return classifier.load_classifier(folder), committee_scores.read_outputs(folder)
 
 
 def read_committee(path: pathlib.Path) -> Any:

@@ -23,7 +23,7 @@ from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores, metrics
 
-KIND, CARD, OUTPUTS = 'committee', 'classifier.json', 'outputs.npz'
+KIND, CARD = 'committee', 'classifier.json'
 STUDY = 'committee.json'
 NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
 NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
@@ -174,7 +174,7 @@ def _read_folder(
     if len(same_seed) < 2:
       continue
     cards = [card for card, _ in same_seed]
-    outputs = [_read_outputs(path / entry['folder'] / OUTPUTS) for _, entry in same_seed]
+    outputs = [committee_scores.read_outputs(path / entry['folder']) for _, entry in same_seed]
     sources = [paths.resolve_links(find_source(path, entry)) for _, entry in same_seed]
     starts = [sets[source] for source in sources if source in sets]
     rows = {start.rows for start in starts}
@@ -198,19 +198,6 @@ def _read_folder(
         values=_score_sizes(logits, labels, cards[0]['headline']),
         collapsed=sum(metrics.is_constant(member_logits.argmax(-1)) for member_logits in logits),
       )
-
-
-def _read_outputs(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Returns the outputs and the labels of a member, by split."""
-  if not path.exists():
-    raise InputError(
-      f'a member of the committee {path.parent.parent}',
-      f'no file {path}',
-      'copy the folder with all files',
-    )
-  with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-    splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
-    return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
 
 
 def _score_sizes(logits: np.ndarray, labels: np.ndarray, headline: str) -> tuple[float, ...]:

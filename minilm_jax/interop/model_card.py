@@ -23,7 +23,7 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import corpus
 from minilm_jax.interop import export
 from minilm_jax.model import flops
-from minilm_jax.tasks import classifier, metrics
+from minilm_jax.tasks import classifier, committee_scores, metrics
 from minilm_jax.tasks.classifier import Card
 from minilm_jax.training import checkpoint, pretrained
 
@@ -237,7 +237,7 @@ def _build_finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[st
 
 def _compute_scores(folder: epath.Path, card: Card) -> list[tuple[Any, ...]]:
   rows = []
-  for split, (outputs, labels) in classifier.read_outputs(folder).items():
+  for split, (outputs, labels) in committee_scores.read_outputs(folder).items():
     predictions = outputs.argmax(-1)
     if card.is_regression:
       predictions, labels = outputs[:, 0], labels.astype(outputs.dtype)

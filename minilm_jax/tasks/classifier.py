@@ -17,9 +17,6 @@ import functools
 import hashlib
 import io
 import re
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -27,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from minilm_jax.core import files, old_names, recipe, run_dir
 from minilm_jax.core.errors import COUNT, TEXT, Checked, InputError, PositiveInt, find_schema_fault
@@ -36,28 +33,13 @@ from minilm_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer
 from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import task_data
+from minilm_jax.tasks.committee_scores import OUTPUTS_FILE, Outputs
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
-CARD_FILE, OUTPUTS_FILE = 'classifier.json', 'outputs.npz'
+CARD_FILE = 'classifier.json'
 _MAX_BATCH_ROWS = 32
-# Errors of a damaged .npz file. NumPy evaluates the header of each array as a Python literal.
-_DAMAGED_ARRAYS = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
-  SyntaxError,
-  ArithmeticError,
-  EOFError,
-  MemoryError,
-  RuntimeError,
-  AttributeError,
-  zipfile.BadZipFile,
-  zlib.error,
-  tokenize.TokenError,
-)
 _FOLDER = re.compile(r'classifier-\d+')
 _FILES = (CARD_FILE, run_dir.TOKENIZER, OUTPUTS_FILE)
 _MANIFEST_SCHEMA = {
@@ -70,7 +52,6 @@ _MANIFEST_SCHEMA = {
 }
 _REMEDY = 'fine-tune again with --config.save_classifiers=True, or give another folder'
 _COPY_REMEDY = 'copy the complete folder again'
-Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,29 +265,6 @@ def find_source(path: epath.PathLike) -> str:
   subject, form = f'the manifest of {path}', {'checkpoint_link?': TEXT}
   manifest = files.read_object(epath.Path(path) / run_dir.MANIFEST, subject, form)
   return run_dir.find_source(path, manifest, read_card(path).checkpoint)
-
-
-def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
-  """Returns the outputs of a classifier and the correct labels of each reported split.
-
-  Raises:
-    InputError: The file is missing or damaged, or its packed or unpacked size is too large.
-  """
-  file, subject = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the classifier {path}'
-  try:
-    data = io.BytesIO(files.read_bytes(file, subject))
-    size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
-    if size > files.MAX_FILE_BYTES:
-      raise InputError(subject, f'{size:,} unpacked bytes in {file}', _REMEDY)
-    data.seek(0)
-    with np.load(data, allow_pickle=False) as archive:
-      arrays = dict(archive)
-    splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
-    if not splits:
-      raise ValueError('no outputs')
-    return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
-  except _DAMAGED_ARRAYS as error:
-    raise InputError(subject, f'unreadable {file}: {error}', _REMEDY) from None
 
 
 def compute_row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:

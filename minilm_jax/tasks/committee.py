@@ -32,6 +32,7 @@ from minilm_jax.tasks.committee_scores import (
   PROBABILITY,
   SubsetScore,
   combine_outputs,
+  read_outputs,
   study_sizes,
 )
 from minilm_jax.tasks.examples import Examples
@@ -284,7 +285,7 @@ def _study_members(
   folders: Sequence[epath.Path], headline: str
 ) -> tuple[list[SubsetScore], str, dict[str, int]]:
   """Returns subset scores on the common splits, a reason if none is common, and example counts."""
-  outputs = [classifier.read_outputs(folder) for folder in folders]
+  outputs = [read_outputs(folder) for folder in folders]
   digests = [classifier.read_manifest(folder)['examples'] for folder in folders]
   shared = [
     split

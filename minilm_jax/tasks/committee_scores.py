@@ -5,14 +5,20 @@ not import JAX, so that reports on committees start quickly.
 """
 
 import dataclasses
+import io
 import itertools
 import math
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from etils import epath
+from jaxtyping import Float, Int, Shaped
 
+from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
 
@@ -20,7 +26,26 @@ MAX_SUBSETS = 100  # of each size
 # Values of SubsetScore.combined.
 LOGIT, PROBABILITY, MEMBERS = 'mean logit', 'mean probability', 'members'
 DISAGREEMENT = 'disagreement'
+OUTPUTS_FILE = 'outputs.npz'  # in the folder of a classifier
 _SUBSET_SEED = 0
+_REMEDY = 'fine-tune again with --config.save_classifiers=True, and copy the complete folder'
+# Errors of a damaged .npz file. NumPy evaluates the header of each array as a Python literal.
+_DAMAGED_ARRAYS = (
+  OSError,
+  ValueError,
+  TypeError,
+  LookupError,
+  SyntaxError,
+  ArithmeticError,
+  EOFError,
+  MemoryError,
+  RuntimeError,
+  AttributeError,
+  zipfile.BadZipFile,
+  zlib.error,
+  tokenize.TokenError,
+)
+Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
 _PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
   'negative log-likelihood': metrics.negative_log_likelihood,
   'calibration error': metrics.calibration_error,
@@ -62,6 +87,29 @@ class SubsetScore:
       name: None if isinstance(value, float) and math.isnan(value) else value
       for name, value in dataclasses.asdict(self).items()
     }
+
+
+def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
+  """Returns the outputs of a classifier and the correct labels of each reported split.
+
+  Raises:
+    InputError: The file is missing or damaged, or its packed or unpacked size is too large.
+  """
+  file, subject = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the classifier {path}'
+  try:
+    data = io.BytesIO(files.read_bytes(file, subject))
+    size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
+    if size > files.MAX_FILE_BYTES:
+      raise InputError(subject, f'{size:,} unpacked bytes in {file}', _REMEDY)
+    data.seek(0)
+    with np.load(data, allow_pickle=False) as archive:
+      arrays = dict(archive)
+    splits = [name.removesuffix(' outputs') for name in arrays if name.endswith(' outputs')]
+    if not splits:
+      raise ValueError('no outputs')
+    return {split: (arrays[f'{split} outputs'], arrays[f'{split} labels']) for split in splits}
+  except _DAMAGED_ARRAYS as error:
+    raise InputError(subject, f'unreadable {file}: {error}', _REMEDY) from None
 
 
 def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[np.ndarray, 'N C']:

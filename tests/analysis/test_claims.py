@@ -367,8 +367,12 @@ def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.P
   files.write_json(card_path, card | {'step': -1})  # a classifier from scratch is no member
   committees = committee_study.read_seed_committees(run_paths, {})
   assert [len(seed_committee.shapes) for seed_committee in committees] == [3, 2]
-  (folder / 'classifier-3' / 'outputs.npz').unlink()
-  with pytest.raises(InputError, match=r'classifier-3.*outputs\.npz'):
+  damaged = folder / 'classifier-3' / 'outputs.npz'
+  damaged.write_bytes(damaged.read_bytes()[:-30])
+  with pytest.raises(InputError, match=r'unreadable .*classifier-3.*outputs\.npz'):
+    committee_study.read_seed_committees(run_paths, {})
+  damaged.unlink()
+  with pytest.raises(InputError, match=r'classifier-3'):
     committee_study.read_seed_committees(run_paths, {})
 
 

@@ -18,7 +18,7 @@ import pytest
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import load_tokenizer
-from minilm_jax.tasks import classifier, examples, finetune, finetune_step
+from minilm_jax.tasks import classifier, committee_scores, examples, finetune, finetune_step
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.training import pretrained
 from tests import fake_classifiers, tiny_config
@@ -83,7 +83,7 @@ def test_each_member_has_a_folder_with_a_card(tuned: pathlib.Path, tiny_run: pat
       if line['member'] == number and line['epoch_choice'] == 'best'
     ]
     assert card.epoch == line['epoch'] and card.learning_rate == line['learning_rate']
-    outputs, labels = classifier.read_outputs(tuned / f'classifier-{number}')['validation']
+    outputs, labels = committee_scores.read_outputs(tuned / f'classifier-{number}')['validation']
     assert np.mean(outputs.argmax(-1) == labels) == pytest.approx(line['value'])
 
 
@@ -93,7 +93,7 @@ def test_loaded_classifiers_compute_the_stored_outputs(tuned: pathlib.Path):
   folders = [tuned / f'classifier-{number}' for number in range(4)]
   members = [classifier.load_classifier(folder) for folder in folders]
   for folder, logits in zip(folders, classifier.compute_logits(members, validation), strict=True):
-    stored, _ = classifier.read_outputs(folder)['validation']
+    stored, _ = committee_scores.read_outputs(folder)['validation']
     np.testing.assert_allclose(logits, stored, atol=2e-5)
   assert len({member.identity for member in members}) == 4
 
@@ -218,7 +218,7 @@ def edit_card(folder: pathlib.Path, change) -> None:
     (lambda folder: (folder / run_dir.MANIFEST).write_text('{}'), run_dir.MANIFEST),
     (lambda folder: (folder / run_dir.MANIFEST).write_text('nonsense'), run_dir.MANIFEST),
     (lambda folder: (folder / 'tokenizer.model').write_bytes(b'x'), 'tokenizer.model'),
-    (lambda folder: (folder / classifier.OUTPUTS_FILE).unlink(), 'outputs.npz'),
+    (lambda folder: (folder / committee_scores.OUTPUTS_FILE).unlink(), 'outputs.npz'),
     (
       lambda folder: edit(folder / classifier.CARD_FILE, lambda card: card.update(seed=7)),
       'classifier.json',
@@ -280,7 +280,7 @@ def test_damaged_outputs_are_refused(
   content: bytes, match: str, tmp_path: pathlib.Path, monkeypatch
 ):
   monkeypatch.setattr(files, 'MAX_FILE_BYTES', 1 << 20)
-  (tmp_path / classifier.OUTPUTS_FILE).write_bytes(content)
+  (tmp_path / committee_scores.OUTPUTS_FILE).write_bytes(content)
   with pytest.raises(InputError) as error:
-    classifier.read_outputs(tmp_path)
+    committee_scores.read_outputs(tmp_path)
   assert 'outputs.npz' in error.value.found and match in error.value.found

@@ -139,7 +139,7 @@ def test_subsets_are_scored_on_the_reported_examples(home: pathlib.Path):
   assert study['members'] == 4 and study['examples'] == {'validation': 40} and not study['unscored']
   assert {line['size'] for line in study['lines']} == {1, 2, 3, 4}
   folders = [home / 'made' / f'classifier-{number}' for number in range(4)]
-  outputs = [classifier.read_outputs(folder)['validation'] for folder in folders]
+  outputs = [committee_scores.read_outputs(folder)['validation'] for folder in folders]
   mean, labels = np.mean([logits for logits, _ in outputs], 0), outputs[0][1]
   (score,) = [
     line['mean']
