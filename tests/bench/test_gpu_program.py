@@ -1,0 +1,159 @@
+"""Properties of the training chunk that is compiled for an absent H100.
+
+The recipe is small, and its arrays of logits are larger than all others. Heads are 12 wide. Nothing
+runs: the tests read the optimised program.
+"""
+
+import functools
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from configs import paper1
+from minilm_jax.bench import hlo
+from minilm_jax.core import backend, recipe
+from minilm_jax.data.corpus import Corpus
+from minilm_jax.model import flops
+from minilm_jax.model.heads import init_masked_language_model
+from minilm_jax.training import program, sharding
+
+# Figures of openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
+  device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
+  name: "NVIDIA H100 80GB HBM3" driver_version: "13.0.0" runtime_version: "12.8.0"
+  compile_time_toolkit_version: "12.8.0" dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 8 minor: 9 patch: 4 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+ROWS, LENGTH, VOCABULARY, BLOCKS = 64, 32, 2048, 4
+BFLOAT16 = {'model.dtype': 'bfloat16'}
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason='needs the compiler for GPUs: pip install jax-cuda12-plugin nvidia-cuda-nvcc-cu12',
+)
+
+
+def make_config(**changes: Any) -> Any:
+  source = paper1.get_config('magic-bee-26')
+  source.update(batch_size=ROWS, logit_chunks=BLOCKS)
+  source.model.update(
+    vocab_size=VOCABULARY, max_length=LENGTH, hidden_size=24, num_heads=2, intermediate_size=48
+  )
+  source.update_from_flattened_dict(changes)
+  return recipe.resolve(source, 'pretrain')
+
+
+@functools.cache
+def compile_chunk(devices: int = 1, deterministic: bool = False, **changes: Any) -> str:
+  """Returns the optimised program of a chunk."""
+  backend.hide_accelerators()
+  topology = topologies.get_topology_desc(
+    platform='cuda', topology=f'1x1x{devices}', target_config=H100
+  )
+  built = program.build_program(make_config(**changes), topology.devices)
+  placement = sharding.replicated(built.mesh)
+  tokens: Any = jax.ShapeDtypeStruct((ROWS, LENGTH), 'uint16', sharding=placement)
+  steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement)
+  lowered = built.chunk.lower(built.shapes, Corpus(tokens, VOCABULARY, 'absent'), steps)
+  options = {'xla_backend_optimization_level': 0, 'xla_gpu_deterministic_ops': deterministic}
+  return lowered.compile(compiler_options=options).as_text()
+
+
+def list_loop_instructions(text: str) -> Iterator[tuple[str, str, str]]:
+  """Yields name, result and operation of each instruction of the loops, without parts of fusions."""
+  fused = set(re.findall(r'calls=%([\w.-]+)', text))
+  for name, lines in re.findall(r'^%([\w.-]+) \(.*?\{$(.*?)^\}', text, re.M | re.S):
+    if name not in fused:
+      yield from re.findall(r'%([\w.-]+) = (\S+|\(.*?\)) ([\w-]+)\(', lines)
+
+
+def list_shapes(text: str) -> list[tuple[int, ...]]:
+  shapes = re.findall(r'\b(?:f32|bf16)\[([\d,]+)\]', text)
+  return [tuple(map(int, shape.split(','))) for shape in shapes]
+
+
+def find_collectives(text: str) -> dict[str, dict[str, int]]:
+  return hlo.find_collectives(hlo.parse_instructions(text))
+
+
+def test_one_block_of_logits_is_the_largest_array():
+  config = make_config()
+  positions = flops.max_masked_positions(LENGTH, config.mask.rate)
+  largest = max(map(math.prod, list_shapes(compile_chunk(**BFLOAT16))))
+  assert largest == ROWS // BLOCKS * positions * VOCABULARY
+
+
+def test_a_step_copies_no_weight():
+  """The program keeps its state in place, and reads a weight in the order in which it is stored."""
+  config = make_config()
+  model = jax.eval_shape(lambda: init_masked_language_model(config.model, jax.random.key(0)))
+  weights = {tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(model) if leaf.ndim == 2}
+  instructions = list(list_loop_instructions(compile_chunk(**BFLOAT16)))
+  assert len(instructions) > 100 and len(weights) > 5
+  copies = [
+    (name, shape)
+    for name, result, _ in instructions
+    for shape in list_shapes(result)
+    if re.search('copy|transpose', name) and tuple(sorted(shape)) in weights
+  ]
+  assert not copies
+
+
+def test_all_products_of_a_bfloat16_recipe_have_bfloat16_inputs():
+  text = compile_chunk(**BFLOAT16)
+  types = dict(re.findall(r'%([\w.-]+) = (\w+)\[', text))
+  inputs = [
+    (types[left], types[right])
+    for left, right in re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text)
+  ]
+  assert len(inputs) > 20 and set(inputs) == {('bf16', 'bf16')}
+
+
+def test_a_chunk_exchanges_nothing_with_the_host():
+  """The host reads the condition of a `conditional`. Memory space 5 is that of the host."""
+  text = compile_chunk(**BFLOAT16)
+  operations = {operation for _, _, operation in list_loop_instructions(text)}
+  assert {'fusion', 'while'} <= operations
+  assert not operations & {'conditional', 'infeed', 'outfeed', 'send', 'recv'}
+  assert 'callback' not in text and 'S(5)' not in text
+
+
+def test_two_gpus_send_the_gradient_once():
+  """The heads of this float32 recipe are 12 wide too."""
+  (sent,) = find_collectives(compile_chunk(devices=2)).values()
+  gradient = 4 * flops.count_parameters(make_config().model)['total']
+  assert sent['count'] == 1 and gradient <= sent['bytes'] <= gradient + 64
+
+
+def test_members_on_two_gpus_send_nothing():
+  changes = {'population.members': 2, 'mesh.population': 2}
+  assert find_collectives(compile_chunk(devices=2, **changes)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('members', [1, 2])
+def test_heads_of_any_width_compile_with_deterministic_kernels(dtype: str, members: int):
+  changes = {'model.dtype': dtype, 'population.members': members}
+  products = compile_chunk(deterministic=True, **changes).count(' dot(')
+  assert products >= compile_chunk(**BFLOAT16).count(' dot(') > 20
