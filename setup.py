@@ -71,6 +71,8 @@ setuptools.setup(
         'check': ['minilm_jax[test]', 'basedpyright>=1.40,<1.41', 'ruff>=0.17,<0.18'],
         'docs': ['mkdocs>=1.6,<2', 'mkdocs-jupyter>=0.25', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=0.29'],
         'completion': ['shtab>=1.10.0'],  # what minilm completion writes scripts with
+        # What minilm preflight compiles for NVIDIA GPUs with: the compiler, without the libraries of a run.
+        'preflight-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],
         'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
         'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'ipykernel>=6.29', 'nbclient>=0.10',
                  'pytest>=8.0', 'pytest-xdist>=3.6.1',

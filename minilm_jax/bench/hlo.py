@@ -14,6 +14,17 @@ _COLLECTIVE = re.compile(
   r' = (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(-start)?\('
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Kernels of a GPU by kind: a pattern of their instruction, searched in this order.
+GPU_KERNELS = {
+  'cuBLAS': re.compile(r'custom_call_target="__cublas'),
+  'cuDNN': re.compile(r'custom_call_target="__cudnn'),
+  'Triton products': re.compile(r'"kind":"__triton(_nested)?_gemm'),
+  'Triton': re.compile(r'"kind":"__triton'),
+  'sorts': re.compile(r' sort\(|custom_call_target="__cub'),
+  'scatters': re.compile(r' fusion\(.*calls=%\S*scatter'),
+  'other calls': re.compile(r' custom-call\('),
+  'fusions': re.compile(r' fusion\('),
+}
 _UNKNOWN_CYCLES = 2**63 - 1
 _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([\d,]*)\]')
 
@@ -82,3 +93,13 @@ def estimate_cycles(step: Instructions) -> int:
   """Returns the cycles of all kernels of a step that the cost model of the compiler knows."""
   cycles = ((int(text), runs) for line, runs in step for text in _CYCLES.findall(line))
   return sum(count * runs for count, runs in cycles if count < _UNKNOWN_CYCLES)
+
+
+def count_gpu_kernels(step: Instructions) -> dict[str, int]:
+  """Returns the number of kernels of a step by kind (`GPU_KERNELS`)."""
+  counts = dict.fromkeys(GPU_KERNELS, 0)
+  for line, runs in step:
+    kind = next((kind for kind, pattern in GPU_KERNELS.items() if pattern.search(line)), None)
+    if kind:
+      counts[kind] += runs
+  return counts

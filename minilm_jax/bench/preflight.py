@@ -1,104 +1,131 @@
-"""Compiles a recipe for an absent TPU and reports memory, collectives and estimated time.
+"""Compiles a recipe for absent accelerators: reports memory, collectives, kernels, estimated time.
 
-The compiler reports the memory of a chip and the data that chips exchange. It refuses a program
-that does not fit, as on a TPU. The estimated time of a step is the sum of the cycles of all kernels
-in the cost model of the compiler. The time excludes collectives and waits for copies, so that speed
-and utilisation are upper limits. No TPU has confirmed the numbers. `optimal_seconds` of XLA is not
-used, because it subtracts a second for each unknown operation.
+The compiler reports the memory of a chip and the data that chips exchange. A TPU's compiler refuses
+a program that does not fit. A GPU's compiler does not, so the bytes are compared with the memory
+that JAX reserves.
+
+The estimated time of a step on a TPU is the sum of the cycles of all kernels in the cost model of
+the compiler. The time excludes collectives and waits for copies, so that speed and utilisation are
+upper limits. No TPU has confirmed the numbers. `optimal_seconds` of XLA is not used, because it
+subtracts a second for each unknown operation.
+
+A GPU has no estimated time. Without a card the compiler measures no kernels, so the run may choose
+others; bytes differ by less than 1% between the choices.
 """
 
 import dataclasses
+import functools
 import re
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.experimental import topologies
 from rich import box
 from rich import table as rich_table
 
-from minilm_jax.bench import hlo
+from minilm_jax.bench import gpus, hlo, tpus
 from minilm_jax.core import backend, progress, run_dir
 from minilm_jax.core.config import RunConfig
-from minilm_jax.core.errors import InputError, require_library
+from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.model.flops import flops_per_row
 from minilm_jax.training import program, run_setup, sharding
 
 _ABSENT_CORPUS_ROWS = 60_000  # about the rows of a reduced corpus of five million words
 _MIB = 1 << 20
-# A topology with a zero makes libtpu divide by zero.
-_TOPOLOGY = re.compile(r'(\w+):[1-9]\d*(x[1-9]\d*){1,2}')
+_MAX_ROWS, _MAX_MEMBERS = 1 << 16, 1 << 10  # of the search for the largest sizes
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-  """A TPU chip.
+class Target:
+  """Absent devices, and the options of their compiler.
 
   Attributes:
-    memory: bytes.
-    flops: peak FLOP/s in bfloat16.
-    bandwidth: bytes/s of the memory.
-    clock: cycles/s.
-    setup: the chip configuration, as libtpu names it.
+    topology: name of the devices.
+    memory: bytes of a device that a program can use.
+    devices: descriptions for the compiler.
+    tpu: the chip, or None for a GPU.
+    options: compiler options.
   """
 
+  topology: str
   memory: int
-  flops: float
-  bandwidth: float
-  clock: float
-  setup: str = 'default'
+  devices: Sequence[jax.Device]
+  tpu: tpus.Chip | None = None
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# Source of memory, peak and bandwidth: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The
-# clock follows from the peak and the number of matrix units there. The clock of v6e follows from
-# the cycles that the compiler gives a large product and a large copy.
-CHIPS = {
-  'v4': Chip(32 << 30, 275e12, 1200e9, 1.05e9, 'megacore'),  # two cores form one device
-  'v5e': Chip(16 << 30, 197e12, 819e9, 1.5e9),
-  'v5p': Chip(95 << 30, 459e12, 2765e9, 1.75e9),
-  'v6e': Chip(32 << 30, 918e12, 1638e9, 1.75e9),
-}
+def describe_target(topology: str, deterministic: bool = False) -> Target:
+  """Returns the devices of a topology, such as `v5e:2x4`, `h100` or `h100x8`.
+
+  Args:
+    topology: a TPU with its arrangement, a GPU of `gpus.GPUS`, or a file with a target
+      configuration; an `x` and a number after the latter two give several GPUs.
+    deterministic: compile for a GPU as a run with --deterministic.
+
+  Raises:
+    InputError: the compiler is missing, or the topology does not exist.
+  """
+  if gpus.is_gpu(topology):
+    memory, devices = gpus.describe_devices(topology)
+    usable = int(memory * gpus.JAX_MEMORY_SHARE)
+    return Target(topology, usable, devices, options=gpus.make_compiler_options(deterministic))
+  name = topology.partition(':')[0]
+  if name not in tpus.CHIPS:
+    known = [*tpus.CHIPS, *gpus.GPUS]
+    raise InputError(
+      f'--topology={topology}',
+      f'no device {name!r} in {", ".join(known)}, and no such file',
+      f'{suggest_name(name, known)}; give a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file '
+      'with a target configuration of XLA (docs/guide/preflight.md)',
+    )
+  chip, devices = tpus.describe_devices(topology)
+  return Target(topology, chip.memory, devices, chip)
 
 
-def compile_for_topology(configs: Mapping[str, RunConfig], topology: str) -> dict[str, Any]:
-  """Compiles the training chunk of each recipe for a TPU.
+def compile_for_topology(
+  configs: Mapping[str, RunConfig], topology: str, deterministic: bool = False
+) -> dict[str, Any]:
+  """Compiles the training chunk of each recipe for absent devices.
 
   Args:
     configs: recipes by name.
-    topology: chip and arrangement, such as `v5e:2x4`.
+    topology: see `describe_target`.
+    deterministic: see `describe_target`.
 
   Returns:
-    `topology`, `chip`, and `recipes`: the result of `describe_step` by name.
+    `topology` and `recipes`: the result of `describe_step` by name.
 
   Raises:
-    InputError: libtpu is missing, the topology does not exist, or a recipe cannot be divided among
-      its devices.
+    InputError: the compiler is missing, the topology does not exist, or a recipe cannot be divided
+      among its devices.
   """
-  chip, devices = _describe_devices(topology)
+  target = describe_target(topology, deterministic)
   workers = min(len(configs), backend.count_cores())
   with (
     progress.track_progress('compiling', len(configs), 'recipes') as update,
     futures.ThreadPoolExecutor(workers) as pool,
   ):
     recipes = {}
-    steps = pool.map(lambda config: describe_step(config, chip, devices), configs.values())
+    steps = pool.map(lambda config: describe_step(config, target), configs.values())
     for name, step in zip(configs, steps):
       recipes[name] = step
       # Forty recipes take an hour: the log has the numbers of each in case of an interruption.
       update(len(recipes), _format_note(name, step))
-  return {'topology': topology, 'chip': dataclasses.asdict(chip), 'recipes': recipes}
+  return {'topology': topology, 'recipes': recipes}
 
 
 def _format_note(name: str, step: Mapping[str, Any]) -> str:
-  text = 'does not fit'
+  text = step.get('refused', '')
   if step['fits']:
-    text = f'{step["bytes"]["total"] / _MIB:,.0f} MiB, {step["milliseconds"]:.2f} ms'
+    text = f'{step["bytes"]["total"] / _MIB:,.0f} MiB'
+  if 'milliseconds' in step:
+    text += f', {step["milliseconds"]:.2f} ms'
   return f'{name}: {text}; compiled in {step["compile_seconds"]:.0f} s'
 
 
@@ -113,30 +140,34 @@ def check_topology(result: Mapping[str, Any]) -> None:
     raise InputError(
       f'{", ".join(refused)} on {result["topology"]}',
       '; '.join(refused.values()),
-      'lower batch_size, raise grad_accumulation_steps or logit_chunks, or use more chips',
+      'lower batch_size or population.members, raise grad_accumulation_steps or logit_chunks, or use '
+      'more chips; --fit finds the largest batch',
     )
 
 
 def make_preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
   """Returns a table with a line a recipe, and all values of a single recipe in a second table."""
-  columns = [
-    rich_table.Column(name, justify='right')
-    for name in ('args', 'temps', 'total', 'share', 'sent', 'ms', 'Mtok/s', 'use')
-  ]
-  lines = rich_table.Table(
-    rich_table.Column('recipe', no_wrap=True),
-    *columns,
-    box=box.SIMPLE,
-    padding=0,
-    title=f'A step on {result["topology"]}. One chip: MiB of arguments, temporaries and in total, '
-    'share of the memory, MiB sent. At best: milliseconds, million tokens/s of all chips, utilisation.',
+  steps = result['recipes'].values()
+  names = ['args', 'temps', 'total', 'share', 'sent']
+  title = (
+    f'A step on {result["topology"]}. One chip: MiB of arguments, temporaries and in total, share '
+    'of the memory, MiB sent.'
   )
+  if any('milliseconds' in step for step in steps):
+    names += ['ms', 'Mtok/s', 'use']
+    title += ' At best: milliseconds, million tokens/s of all chips, utilisation.'
+  if any('kernels' in step for step in steps):
+    names += list(hlo.GPU_KERNELS)
+    title += ' Kernels of a step by kind.'
+  columns = [rich_table.Column(name, justify='right') for name in names]
+  recipes = rich_table.Column('recipe', no_wrap=True)
+  lines = rich_table.Table(recipes, *columns, box=box.SIMPLE, padding=0, title=title)
   for name, step in result['recipes'].items():
     lines.add_row(name, *(_format_cells(step) if step['fits'] else ['does', 'not', 'fit']))
   if len(result['recipes']) > 1:
     return [lines]
   facts = rich_table.Table('quantity', 'value', box=box.SIMPLE)
-  (step,) = result['recipes'].values()
+  (step,) = steps
   for name, value in step.items():
     for part, number in value.items() if isinstance(value, dict) else [('', value)]:
       text = f'{number:,.4g}' if isinstance(number, float) else str(number)
@@ -147,32 +178,37 @@ def make_preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
 def _format_cells(step: Mapping[str, Any]) -> list[str]:
   size = step['bytes']
   sent = sum(kind['bytes'] for kind in step['collectives'].values())
-  return [
+  cells = [
     *(f'{size[part] / _MIB:,.0f}' for part in ('arguments', 'temporaries', 'total')),
     f'{size["total"] / size["chip"]:.1%}',
     f'{sent / _MIB:.1f}',
-    f'{step["milliseconds"]:.2f}',
-    f'{step["tokens_per_second"] / 1e6:.2f}',
-    f'{step["utilisation"]:.1%}',
   ]
+  if 'milliseconds' in step:
+    cells += [
+      f'{step["milliseconds"]:.2f}',
+      f'{step["tokens_per_second"] / 1e6:.2f}',
+      f'{step["utilisation"]:.1%}',
+    ]
+  return cells + [str(count) for count in step.get('kernels', {}).values()]
 
 
-def describe_step(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) -> dict[str, Any]:
+def describe_step(config: RunConfig, target: Target) -> dict[str, Any]:
   """Compiles the chunk of one recipe.
 
   Returns:
     `mesh`, `chips`, `members`, `batch` of a member, `corpus_rows`, `flops_per_step` (of one chip,
     by the true count), `compile_seconds` and `fits`. A recipe that does not fit has `refused`, the
-    message of the compiler. A recipe that fits has the following fields for one chip. `bytes` is
-    its memory. `flops` and `bytes_accessed` are counts of the compiler, which include each loop
-    body once. `collectives` has the `count` and the result `bytes` of a step by kind.
+    message of the compiler or the comparison of bytes. A compiled recipe has the following fields
+    for one chip. `bytes` is its memory. `collectives` has the `count` and the result `bytes` of a
+    step by kind. On a GPU, `kernels` counts the kernels of a step by kind. On a TPU, `flops` and
+    `bytes_accessed` are counts of the compiler, which include each loop body once, and
     `milliseconds` is the time of the kernels. `tokens_per_second` and `utilisation` of all chips
     follow from it.
 
   Raises:
     InputError: the recipe cannot be divided among the devices.
   """
-  train_program = program.build_program(config, devices)
+  train_program = program.build_program(config, target.devices)
   replicated = sharding.replicated(train_program.mesh)
   corpus, chips = _describe_corpus(config, replicated), train_program.mesh.size
   model = dataclasses.replace(config.model, max_length=corpus.length)
@@ -181,17 +217,17 @@ def describe_step(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) 
   start = time.monotonic()
   try:
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    compiled = train_program.chunk.lower(train_program.shapes, corpus, count).compile()
-    result = {'fits': True} | _describe_chip(compiled, chip)
-    seconds = result['milliseconds'] / 1e3
-    result |= {
-      'tokens_per_second': rows * corpus.length / seconds,
-      'utilisation': flops / seconds / chip.flops,
-    }
+    lowered = train_program.chunk.lower(train_program.shapes, corpus, count)
+    result = describe_program(lowered.compile(compiler_options=dict(target.options)), target)
+    if target.tpu:
+      seconds = result['milliseconds'] / 1e3
+      result |= {
+        'tokens_per_second': rows * corpus.length / seconds,
+        'utilisation': flops / seconds / target.tpu.flops,
+      }
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    result = {'fits': False, 'refused': _extract_memory_error(str(error))}
+    # The other recipes of a table compile nevertheless.
+    result = {'fits': False, 'refused': _extract_reason(str(error))}
   return {
     'mesh': dict(train_program.mesh.shape),
     'chips': chips,
@@ -203,11 +239,81 @@ def describe_step(config: RunConfig, chip: Chip, devices: Sequence[jax.Device]) 
   } | result
 
 
-def _describe_chip(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
+def find_largest_sizes(
+  configs: Mapping[str, RunConfig], topology: str, deterministic: bool = False
+) -> dict[str, Any]:
+  """Finds the largest batch and the largest population of each recipe by bisection.
+
+  Args:
+    configs: recipes by name.
+    topology: see `describe_target`.
+    deterministic: see `describe_target`.
+
+  Returns:
+    `topology` and `recipes`. Each recipe has `batch_size` and `members`, with two numbers each: the
+    largest compiled size that fits, or 0, and the smallest compiled size that does not, or None up
+    to `_MAX_ROWS` rows or `_MAX_MEMBERS` members. The latter is at most an eighth larger.
+
+  Raises:
+    InputError: the compiler is missing, or the topology does not exist.
+  """
+  target, recipes = describe_target(topology, deterministic), {}
+  for name, config in configs.items():
+
+    def fits(field: str, size: int, name: str = name, config: RunConfig = config) -> bool:
+      members = dataclasses.replace(config.population, members=size)
+      changes = {'batch_size': size} if field == 'batch_size' else {'population': members}
+      step = describe_step(dataclasses.replace(config, **changes), target)
+      progress.log(f'{field}={size}, {_format_note(name, step)}')
+      return step['fits']
+
+    # A batch is divided among the devices and their micro-batches.
+    unit = len(target.devices) * max(1, config.grad_accumulation_steps)
+    recipes[name] = {
+      'batch_size': _bisect(functools.partial(fits, 'batch_size'), unit, _MAX_ROWS),
+      'members': _bisect(functools.partial(fits, 'members'), 1, _MAX_MEMBERS),
+    }
+  return {'topology': topology, 'recipes': recipes}
+
+
+def _bisect(fits: Callable[[int], bool], unit: int, limit: int) -> tuple[int, int | None]:
+  """Returns the largest multiple of `unit` that fits, within an eighth, and the next that does not."""
+  low, high = 0, unit
+  while fits(high):
+    low, high = high, 2 * high
+    if high > limit:
+      return low, None
+  while high - low > max(unit, low // 8):
+    middle = (low + high) // 2 // unit * unit
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low, high
+
+
+def make_size_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
+  """Returns the table of `find_largest_sizes`."""
+  table = rich_table.Table(
+    'recipe', 'batch_size', 'population.members', title=f'Largest sizes on {result["topology"]}'
+  )
+  for name, sizes in result['recipes'].items():
+    table.add_row(name, *(_format_size(*sizes[field]) for field in ('batch_size', 'members')))
+  return [table]
+
+
+def _format_size(low: int, high: int | None) -> str:
+  fitting = f'{low:,} fits' if low else 'none fits'
+  return f'{fitting}, {high:,} does not' if high else f'{fitting}, larger not tried'
+
+
+def describe_program(compiled: jax.stages.Compiled, target: Target) -> dict[str, Any]:
+  """Returns the memory of a compiled program on one device, and the other fields of the compiler.
+
+  Raises:
+    InputError: the compiler reports no memory, or a TPU's compiler no cost.
+  """
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  if memory is None or not cost:
+  if memory is None or (target.tpu and not cost):
     raise InputError(
-      'memory and cost of the step', 'the compiler reports none', 'update jax and libtpu'
+      'memory and cost of the step', 'the compiler reports none', 'update jax and its compiler'
     )
   step = list(hlo.parse_instructions(compiled.as_text() or ''))
   parts = {
@@ -217,17 +323,28 @@ def _describe_chip(compiled: jax.stages.Compiled, chip: Chip) -> dict[str, Any]:
     'output': memory.output_size_in_bytes - memory.alias_size_in_bytes,
     'program': memory.generated_code_size_in_bytes,
   }
-  return {
-    'bytes': parts | {'total': sum(parts.values()), 'chip': chip.memory},
+  total = sum(parts.values())
+  result: dict[str, Any] = {
+    'fits': total <= target.memory,
+    'bytes': parts | {'total': total, 'chip': target.memory},
+    'collectives': hlo.find_collectives(step),
+  }
+  if not result['fits']:
+    needed, free = total / _MIB, target.memory / _MIB
+    result['refused'] = f'{needed:,.0f} MiB of memory, more than the {free:,.0f} MiB of a device'
+  if not (target.tpu and cost):
+    return result | {'kernels': hlo.count_gpu_kernels(step)}
+  return result | {
     'flops': cost['flops'],
     'bytes_accessed': cost['bytes accessed'],
-    'collectives': hlo.find_collectives(step),
-    'milliseconds': 1e3 * hlo.estimate_cycles(step) / chip.clock,
+    'milliseconds': 1e3 * hlo.estimate_cycles(step) / target.tpu.clock,
   }
 
 
-def _extract_memory_error(message: str) -> str:
+def _extract_reason(message: str) -> str:
   """Returns the sentence about memory in an error message of the compiler, or its first line."""
+  if 'RESOURCE_EXHAUSTED' not in message:
+    return f'the program does not compile: {message.splitlines()[0].strip()}'
   sentence = re.search(r'[^:]*\bmemory\b.*?\.(?=\s|$)', message)
   return (sentence[0] if sentence else message.splitlines()[0]).strip()
 
@@ -244,22 +361,3 @@ def _describe_corpus(config: RunConfig, placement: jax.sharding.Sharding) -> Cor
     dtype = 'uint16' if vocab_size <= 1 << 16 else 'uint32'
   tokens = jax.ShapeDtypeStruct((rows, length), dtype, sharding=placement)
   return Corpus(typing.cast(jax.Array, tokens), vocab_size, 'absent')
-
-
-def _describe_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-  """Returns the chip and the described devices of a topology."""
-  subject, name = f'--topology={topology}', topology.partition(':')[0]
-  remedy = 'give a chip and an arrangement, such as v4:2x2x2, v5e:2x4, v5p:2x2x2 or v6e:2x4'
-  if name not in CHIPS:
-    raise InputError(subject, f'no chip {name!r} in {", ".join(CHIPS)}', remedy)
-  if not _TOPOLOGY.fullmatch(topology):
-    raise InputError(subject, 'no arrangement of chips', remedy)
-  require_library('libtpu', 'tpu', subject)
-  backend.hide_accelerators()
-  try:
-    description = topologies.get_topology_desc(
-      topology, platform='tpu', chip_config_name=CHIPS[name].setup
-    )
-  except jax.errors.JaxRuntimeError as error:
-    raise InputError(subject, str(error).splitlines()[0], remedy) from None
-  return CHIPS[name], description.devices

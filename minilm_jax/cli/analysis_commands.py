@@ -132,10 +132,14 @@ def check_device(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 
 def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Compiles recipes for an absent TPU; raises InputError if a recipe does not fit."""
+  """Compiles recipes for absent devices; raises InputError if a recipe does not fit."""
   from minilm_jax.bench import preflight
 
-  result = preflight.compile_for_topology(configs, flags.topology)
+  if flags.fit:
+    sizes = preflight.find_largest_sizes(configs, flags.topology, flags.deterministic)
+    print_result(sizes if flags.json else preflight.make_size_tables(sizes))
+    return
+  result = preflight.compile_for_topology(configs, flags.topology, flags.deterministic)
   print_result(result if flags.json else preflight.make_preflight_tables(result))
   preflight.check_topology(result)
 

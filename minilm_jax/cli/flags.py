@@ -140,7 +140,10 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     ),
     'batch': Flag(int, 0, 'rows of a call of a StableHLO program; 0 allows any number if possible'),
     'trust': Flag(str, '', 'modules that a stored recipe may import, such as package.module'),
-    'topology': Flag(str, '', 'chip and topology of the TPU, such as v5e:2x4'),
+    'topology': Flag(
+      str, '', 'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file'
+    ),
+    'fit': Flag(bool, False, 'find the largest batch and the largest population that fit'),
   }
 )
 _MAX_DIGITS = 19  # shorter numbers fit in 64 bits

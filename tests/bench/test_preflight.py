@@ -1,6 +1,8 @@
 """Compilation for absent TPUs; tests of the TPU compiler need libtpu."""
 
+import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -14,7 +16,7 @@ import rich.console
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import paper1, tiny
-from minilm_jax.bench import hlo, preflight
+from minilm_jax.bench import gpus, hlo, preflight, tpus
 from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
@@ -233,7 +235,9 @@ def test_the_chunk_of_a_run_is_compiled(monkeypatch):
   """The CPU compiler reports no cycles, so that their number is fixed."""
   monkeypatch.setattr(hlo, 'estimate_cycles', lambda step: 3000)
   config = make_config(**{'model.vocab_size': 300})
-  result = preflight.describe_step(config, preflight.CHIPS['v5e'], jax.devices())
+  chip = tpus.CHIPS['v5e']
+  target = preflight.Target('v5e:2x4', chip.memory, jax.devices(), chip)
+  result = preflight.describe_step(config, target)
   gradient = 4 * count_parameters(config.model)['total']
   assert gradient <= result['collectives']['all-reduce']['bytes'] <= gradient + 64
   flops = flops_per_row(config.model, config.mask)['actual'] * 256
@@ -249,8 +253,11 @@ def test_the_chunk_of_a_run_is_compiled(monkeypatch):
 @pytest.mark.parametrize(
   'topology, part',
   [
-    ('v9:2x2', "no chip 'v9' in v4, v5e, v5p, v6e"),
-    ('2x4', 'no chip'),
+    ('v9:2x2', "no device 'v9' in v4, v5e, v5p, v6e"),
+    ('2x4', 'no device'),
+    ('h10', 'no device'),
+    ('h100x0', 'no device'),
+    ('missing.txtpb', 'no such file'),
     ('v5e', 'topology'),
     ('v5e:0x4', 'topology'),
     ('v5e:2x4x', 'topology'),
@@ -263,15 +270,113 @@ def test_an_unknown_topology_is_refused(topology: str, part: str):
   assert 'v5e:2x4' in error.value.remedy
 
 
-def test_a_missing_compiler_is_refused_with_its_extra(monkeypatch):
+@pytest.mark.parametrize(
+  'topology, extra', [('v5e:2x4', 'tpu'), ('h100', 'preflight-cuda'), ('t4x2', 'preflight-cuda')]
+)
+def test_a_missing_compiler_is_refused_with_its_extra(monkeypatch, topology: str, extra: str):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(InputError, match=r'minilm_jax\[tpu\]'):
-    preflight.compile_for_topology({'it': make_config()}, 'v5e:2x4')
+  with pytest.raises(InputError, match=rf'minilm_jax\[{extra}\]'):
+    preflight.compile_for_topology({'it': make_config()}, topology)
+
+
+def test_a_compiler_of_another_version_is_refused(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(
+    importlib.metadata, 'version', lambda name: '0.9.0' if 'plugin' in name else '0.10.2'
+  )
+  with pytest.raises(InputError, match=r'jax_cuda12_plugin 0\.9\.0, and jaxlib 0\.10\.2'):
+    preflight.describe_target('h100')
+
+
+@pytest.mark.parametrize('smallest_misfit, unit', [(1, 1), (2, 1), (100, 1), (1000, 8), (64, 64)])
+def test_bisection_finds_the_largest_size_within_an_eighth(smallest_misfit: int, unit: int):
+  low, high = preflight._bisect(lambda size: size < smallest_misfit, unit, 1 << 16)
+  assert low < smallest_misfit <= high and low % unit == high % unit == 0
+  assert high - low <= max(unit, low / 8)
+
+
+def test_bisection_stops_at_its_limit():
+  assert preflight._bisect(lambda size: True, 1, 1000) == (512, None)
+
+
+@pytest.mark.parametrize('name', gpus.GPUS)
+def test_figures_of_gpus_agree_with_each_other(name: str):
+  """The product of units and clock is the published float32 peak in FLOP/s (NVIDIA data sheets)."""
+  gpu = gpus.GPUS[name]
+  published = {
+    't4': 8.1e12,
+    'a100': 19.5e12,
+    'l4': 30.3e12,
+    'rtx4090': 82.6e12,
+    'h100': 67e12,
+    'h200': 67e12,
+  }
+  peak = 2 * gpu.processors * gpu.lanes * gpu.gigahertz * 1e9
+  assert peak == pytest.approx(published[name], rel=0.02)
+  gigabytes = {'t4': 16, 'a100': 80, 'l4': 24, 'rtx4090': 24, 'h100': 80, 'h200': 141}[name]
+  assert 0.9 * gigabytes < gpu.memory / 2**30 < 1.08 * gigabytes
+
+
+needs_cuda = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is None,
+  reason="needs the compiler for GPUs: pip install 'minilm_jax[preflight-cuda]'",
+)
+SMALL = {
+  'model.vocab_size': 2048,
+  'model.max_length': 32,
+  'model.hidden_size': 24,
+  'model.num_heads': 2,
+  'batch_size': 64,
+}
+
+
+@needs_cuda
+@pytest.mark.parametrize('name', gpus.GPUS)
+def test_the_compiler_reads_every_gpu(name: str):
+  memory, devices = gpus.describe_devices(f'{name}x2')
+  assert len(devices) == 2 and devices[0].platform == 'gpu'
+  assert devices[0].device_kind == gpus.GPUS[name].name and memory == gpus.GPUS[name].memory
+
+
+@needs_cuda
+def test_a_step_for_a_gpu_has_kernels_and_no_time():
+  step = compile_recipe(make_config(**SMALL), 'h100x2')
+  gradient = 4 * count_parameters(make_config(**SMALL).model)['total']
+  assert step['fits'] and step['mesh']['data'] == 2 and 'milliseconds' not in step
+  assert step['collectives']['all-reduce']['count'] == 1
+  assert gradient <= step['collectives']['all-reduce']['bytes'] <= gradient + 64
+  kernels = step['kernels']
+  assert kernels['fusions'] > 50 and kernels['cuBLAS'] + kernels['Triton products'] > 10
+
+
+@needs_cuda
+def test_a_recipe_above_the_memory_that_jax_reserves_is_refused(tmp_path: pathlib.Path):
+  file = tmp_path / 'tiny[1].txtpb'
+  file.write_text(gpus.format_target(dataclasses.replace(gpus.GPUS['l4'], memory=1 << 20)))
+  result = preflight.compile_for_topology({'it': make_config(**SMALL)}, str(file))
+  assert not result['recipes']['it']['fits']
+  with pytest.raises(InputError, match='MiB'):
+    preflight.check_topology(result)
+
+
+@needs_cuda
+def test_a_target_that_the_compiler_cannot_read_names_the_field(tmp_path: pathlib.Path):
+  file = tmp_path / 'gpu.txtpb'
+  file.write_text(gpus.format_target(gpus.GPUS['l4']).replace('clock_rate_ghz', 'clock_rate_thz'))
+  with pytest.raises(InputError, match='clock_rate_thz'):
+    gpus.describe_devices(str(file))
+
+
+def test_a_file_without_memory_is_refused(tmp_path: pathlib.Path):
+  file = tmp_path / 'gpu.txtpb'
+  file.write_text('nothing')
+  with pytest.raises(InputError, match='device_memory_size'):
+    preflight.describe_target(str(file))
 
 
 def test_the_table_of_chips_is_consistent():
   """Peak and clock give a whole number of 128 x 128 matrix units, and hundreds of FLOPs a byte."""
-  for chip in preflight.CHIPS.values():
+  for chip in tpus.CHIPS.values():
     units = chip.flops / chip.clock / (2 * 128**2)
     assert units == pytest.approx(round(units), rel=0.01)
     assert 150 < chip.flops / chip.bandwidth < 600 and 16 << 30 <= chip.memory < 128 << 30

@@ -1,0 +1,61 @@
+"""Describes TPUs to the compiler, so that programs compile on machines without a TPU."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from minilm_jax.core import backend
+from minilm_jax.core.errors import InputError, require_library
+
+# A topology with a zero makes libtpu divide by zero.
+_TOPOLOGY = re.compile(r'(\w+):[1-9]\d*(x[1-9]\d*){1,2}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A TPU chip.
+
+  Attributes:
+    memory: bytes.
+    flops: peak FLOP/s in bfloat16.
+    bandwidth: bytes/s of the memory.
+    clock: cycles/s.
+    setup: the chip configuration, as libtpu names it.
+  """
+
+  memory: int
+  flops: float
+  bandwidth: float
+  clock: float
+  setup: str = 'default'
+
+
+# Source of memory, peak and bandwidth: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The
+# clock follows from the peak and the number of matrix units there. The clock of v6e follows from
+# the cycles that the compiler gives a large product and a large copy.
+CHIPS = {
+  'v4': Chip(32 << 30, 275e12, 1200e9, 1.05e9, 'megacore'),  # two cores form one device
+  'v5e': Chip(16 << 30, 197e12, 819e9, 1.5e9),
+  'v5p': Chip(95 << 30, 459e12, 2765e9, 1.75e9),
+  'v6e': Chip(32 << 30, 918e12, 1638e9, 1.75e9),
+}
+
+
+def describe_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
+  """Returns the chip and the described devices of a topology."""
+  subject, name = f'--topology={topology}', topology.partition(':')[0]
+  remedy = 'give a chip and an arrangement, such as v4:2x2x2, v5e:2x4, v5p:2x2x2 or v6e:2x4'
+  if not _TOPOLOGY.fullmatch(topology):
+    raise InputError(subject, 'no arrangement of chips', remedy)
+  require_library('libtpu', 'tpu', subject)
+  backend.hide_accelerators()
+  try:
+    description = topologies.get_topology_desc(
+      topology, platform='tpu', chip_config_name=CHIPS[name].setup
+    )
+  except jax.errors.JaxRuntimeError as error:
+    raise InputError(subject, str(error).splitlines()[0], remedy) from None
+  return CHIPS[name], description.devices
