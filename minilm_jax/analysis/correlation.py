@@ -130,10 +130,10 @@ def match_scores(
 
 
 def _name_series(row: ScoreRow | Average) -> str:
+  if isinstance(row, ScoreRow):
+    return f'{row.task_name}, {row.metric}, {row.split}'
   filtered = ' (filtered)' if row.filtered else ''
-  if isinstance(row, Average):
-    return f'average of {", ".join(row.tasks)}{filtered}, {row.split}'
-  return f'{row.task}{filtered}, {row.metric}, {row.split}'
+  return f'average of {", ".join(row.tasks)}{filtered}, {row.split}'
 
 
 def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:

@@ -192,8 +192,7 @@ def select_single_rows(
   by_series = runs.group_by(
     (row for row in rows if row.headline and row.checkpoint in sets),
     lambda row: (
-      f'{row.task}{" (filtered)" if row.filtered else ""}, {row.metric}, {row.split}, '
-      f'{row.train_examples:,} training examples'
+      f'{row.task_name}, {row.metric}, {row.split}, {row.train_examples:,} training examples'
     ),
   )
   single: dict[str, dict[str, ScoreRow]] = {}

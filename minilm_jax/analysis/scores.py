@@ -127,6 +127,11 @@ class ScoreRow:
   scratch: Group
   difference: Difference
 
+  @property
+  def task_name(self) -> str:
+    """Name of the task, which tells whether its examples are filtered."""
+    return self.task + (' (filtered)' if self.filtered else '')
+
 
 def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   """Returns a row for each task, metric, checkpoint, step and protocol, headlines first.

@@ -246,9 +246,8 @@ def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
       for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
     }
     baselines = {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
-    filtered = ' (filtered)' if row.filtered else ''
     checkpoint = f' {row.checkpoint}' if has_several else ''
-    dot_rows.append(figures.DotRow(f'{row.task}{filtered}{checkpoint}', arms, baselines))
+    dot_rows.append(figures.DotRow(f'{row.task_name}{checkpoint}', arms, baselines))
   return dot_rows
 
 

@@ -63,9 +63,8 @@ def answer_scores(scores: Sequence[ScoreRow]) -> Iterator[Answer]:
 
 
 def _answer_score(row: ScoreRow) -> Answer:
-  filtered = ' (filtered)' if row.filtered else ''
   checkpoint = f' from {row.checkpoint}' if row.checkpoint else ''
-  question = f'Does pre-training raise {row.metric} on {row.task}{filtered}{checkpoint}?'
+  question = f'Does pre-training raise {row.metric} on {row.task_name}{checkpoint}?'
   split = '' if row.split == ALL else f'{row.split} '
   examples = f'{row.task} has {row.examples:,} {split}examples.'
   if not row.pretrained.n or not row.scratch.n:
@@ -173,10 +172,6 @@ def _join_by_three(names: Sequence[str]) -> Iterator[str]:
   return (', '.join(names[first : first + 3]) for first in range(0, len(names), 3))
 
 
-def _format_filtered(row: ScoreRow | Average) -> str:
-  return ' (filtered)' if row.filtered else ''
-
-
 def _format_difference(row: ScoreRow | Average) -> str:
   return format_interval(row.difference.mean, row.difference.low, row.difference.high)
 
@@ -238,7 +233,7 @@ def _format_count(value: float | None) -> str:
 SCORE_FORMAT = TableFormat(
   3,
   (
-    ('task', lambda row: row.task + _format_filtered(row)),
+    ('task', lambda row: row.task_name),
     ('metric', lambda row: row.metric),
     ('checkpoint', _format_checkpoint),
     ('pre-trained', lambda row: _format_group(row.pretrained)),
@@ -261,7 +256,7 @@ SCORE_FORMAT = TableFormat(
 AVERAGE_FORMAT = TableFormat(
   2,
   (
-    ('average', lambda row: f'{row.name}{_format_filtered(row)}, {row.split}'),
+    ('average', lambda row: f'{row.name}{" (filtered)" if row.filtered else ""}, {row.split}'),
     ('checkpoint', _format_checkpoint),
     ('pre-trained', lambda row: _format_group(row.pretrained)),
     ('from scratch', lambda row: _format_group(row.scratch)),
