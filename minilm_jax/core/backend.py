@@ -195,8 +195,9 @@ def read_free_bytes(device: Any) -> int | None:
 def read_gpu_bytes(device: Any) -> int:
   """Returns the memory of a GPU in bytes.
 
-  The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3": an absent GPU has this name too, so
-  a preflight and a run agree. The limit of the allocator follows, and then 64 GiB.
+  The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3". An absent GPU has this name too, so
+  a preflight and a run agree. A name without a size (Tesla T4) leaves the limit of the allocator, or
+  64 GiB for an absent GPU; preflight and run may then differ.
   """
   import jax
 
