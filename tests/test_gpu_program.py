@@ -14,42 +14,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
 from configs import paper1
-from minilm_jax.bench import hlo
-from minilm_jax.core import backend, recipe
+from minilm_jax.bench import gpus, hlo
+from minilm_jax.core import recipe
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.model import flops
 from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import program, sharding
 
-# Figures of openxla/xla, xla/backends/gpu/target_config/specs/h100_sxm.txtpb.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  device_vendor: "NVIDIA Corporation" platform_version: "Compute Capability 9.0a"
-  device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
-  name: "NVIDIA H100 80GB HBM3" driver_version: "13.0.0" runtime_version: "12.8.0"
-  compile_time_toolkit_version: "12.8.0" dnn_version: "9.10.0"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 8 minor: 9 patch: 4 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 ROWS, LENGTH, VOCABULARY, BLOCKS = 64, 32, 2048, 4
 BFLOAT16 = {'model.dtype': 'bfloat16'}
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec('jax_cuda12_plugin') is None,
-  reason='needs the compiler for GPUs: pip install jax-cuda12-plugin nvidia-cuda-nvcc-cu12',
+  reason="needs the compiler for GPUs: pip install 'minilm_jax[preflight-cuda]'",
 )
 
 
@@ -66,11 +44,8 @@ def make_config(**changes: Any) -> Any:
 @functools.cache
 def compile_chunk(devices: int = 1, deterministic: bool = False, **changes: Any) -> str:
   """Returns the optimised program of a chunk."""
-  backend.hide_accelerators()
-  topology = topologies.get_topology_desc(
-    platform='cuda', topology=f'1x1x{devices}', target_config=H100
-  )
-  built = program.build_program(make_config(**changes), topology.devices)
+  _, gpus_of_topology = gpus.describe_devices(f'h100x{devices}')
+  built = program.build_program(make_config(**changes), gpus_of_topology)
   placement = sharding.replicated(built.mesh)
   tokens: Any = jax.ShapeDtypeStruct((ROWS, LENGTH), 'uint16', sharding=placement)
   steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=placement)
