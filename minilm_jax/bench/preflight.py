@@ -17,26 +17,21 @@ import dataclasses
 import functools
 import re
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from etils import epath
 from rich import box
 from rich import table as rich_table
 
-from minilm_jax.bench import gpus, hlo, tpus
-from minilm_jax.core import backend, progress, run_dir
+from minilm_jax.bench import gpus, hlo, lowering, tpus
+from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.corpus import Corpus
 from minilm_jax.model.flops import flops_per_row
-from minilm_jax.training import program, run_setup, sharding
 
-_ABSENT_CORPUS_ROWS = 60_000  # about the rows of a reduced corpus of five million words
 _MIB = 1 << 20
 _MAX_ROWS, _MAX_MEMBERS = 1 << 16, 1 << 10  # of the search for the largest sizes
 
@@ -89,35 +84,37 @@ def describe_target(topology: str, deterministic: bool = False) -> Target:
 
 
 def compile_for_topology(
-  configs: Mapping[str, RunConfig], topology: str, deterministic: bool = False
+  configs: Mapping[str, RunConfig], target: Target, program: str = 'train'
 ) -> dict[str, Any]:
-  """Compiles the training chunk of each recipe for absent devices.
+  """Compiles a program of each recipe for absent devices.
 
   Args:
     configs: recipes by name.
-    topology: see `describe_target`.
-    deterministic: see `describe_target`.
+    target: the devices.
+    program: a key of `lowering.PROGRAMS`.
 
   Returns:
     `topology` and `recipes`: the result of `describe_step` by name.
 
   Raises:
-    InputError: the compiler is missing, the topology does not exist, or a recipe cannot be divided
-      among its devices.
+    InputError: the program is unknown, or a recipe cannot be divided among the devices.
   """
-  target = describe_target(topology, deterministic)
+  if program not in lowering.PROGRAMS:
+    raise InputError(
+      f'--program={program}', 'no such program', suggest_name(program, lowering.PROGRAMS)
+    )
   workers = min(len(configs), backend.count_cores())
   with (
     progress.track_progress('compiling', len(configs), 'recipes') as update,
     futures.ThreadPoolExecutor(workers) as pool,
   ):
     recipes = {}
-    steps = pool.map(lambda config: describe_step(config, target), configs.values())
+    steps = pool.map(lambda config: describe_step(config, target, program), configs.values())
     for name, step in zip(configs, steps):
       recipes[name] = step
       # Forty recipes take an hour: the log has the numbers of each in case of an interruption.
       update(len(recipes), _format_note(name, step))
-  return {'topology': topology, 'recipes': recipes}
+  return {'topology': target.topology, 'program': program, 'recipes': recipes}
 
 
 def _format_note(name: str, step: Mapping[str, Any]) -> str:
@@ -150,7 +147,7 @@ def make_preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
   steps = result['recipes'].values()
   names = ['args', 'temps', 'total', 'share', 'sent']
   title = (
-    f'A step on {result["topology"]}. One chip: MiB of arguments, temporaries and in total, share '
+    f'A step of {result["program"]} on {result["topology"]}. One chip: MiB of arguments, temporaries and in total, share '
     'of the memory, MiB sent.'
   )
   if any('milliseconds' in step for step in steps):
@@ -192,72 +189,81 @@ def _format_cells(step: Mapping[str, Any]) -> list[str]:
   return cells + [str(count) for count in step.get('kernels', {}).values()]
 
 
-def describe_step(config: RunConfig, target: Target) -> dict[str, Any]:
-  """Compiles the chunk of one recipe.
+def describe_step(config: RunConfig, target: Target, program: str = 'train') -> dict[str, Any]:
+  """Compiles a program of one recipe.
+
+  Args:
+    config: the recipe.
+    target: the devices.
+    program: a key of `lowering.PROGRAMS`. A step is one pass of the loop of the program: an update,
+      or a batch of evaluation or prediction.
 
   Returns:
-    `mesh`, `chips`, `members`, `batch` of a member, `corpus_rows`, `flops_per_step` (of one chip,
-    by the true count), `compile_seconds` and `fits`. A recipe that does not fit has `refused`, the
-    message of the compiler or the comparison of bytes. A compiled recipe has the following fields
-    for one chip. `bytes` is its memory. `collectives` has the `count` and the result `bytes` of a
-    step by kind. On a GPU, `kernels` counts the kernels of a step by kind. On a TPU, `flops` and
-    `bytes_accessed` are counts of the compiler, which include each loop body once, and
-    `milliseconds` is the time of the kernels. `tokens_per_second` and `utilisation` of all chips
-    follow from it.
+    `mesh`, `chips`, `members`, `batch` of a member, `compile_seconds` and `fits`. A recipe that does
+    not fit has `refused`, the message of the compiler or the comparison of bytes. A training chunk
+    has `corpus_rows` and `flops_per_step` (of one chip, by the true count). A compiled recipe has
+    the following fields for one chip. `bytes` is its memory. `collectives` has the `count` and the
+    result `bytes` of a step by kind. On a GPU, `kernels` counts the kernels of a step by kind. On a
+    TPU, `flops` and `bytes_accessed` are counts of the compiler, which include each loop body once,
+    and `milliseconds` is the time of the kernels. `tokens_per_second` and `utilisation` of all
+    chips follow from it for training.
 
   Raises:
     InputError: the recipe cannot be divided among the devices.
   """
-  train_program = program.build_program(config, target.devices)
-  replicated = sharding.replicated(train_program.mesh)
-  corpus, chips = _describe_corpus(config, replicated), train_program.mesh.size
-  model = dataclasses.replace(config.model, max_length=corpus.length)
-  rows = config.population.members * config.batch_size
-  flops = flops_per_row(model, config.mask)['actual'] * rows / chips
   start = time.monotonic()
+  lowered = lowering.PROGRAMS[program](config, target.devices)
+  result: dict[str, Any] = {
+    'mesh': dict(lowered.mesh.shape),
+    'chips': lowered.mesh.size,
+    'members': config.population.members,
+    'batch': [config.batch_size, config.model.max_length],
+  }
   try:
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    lowered = train_program.chunk.lower(train_program.shapes, corpus, count)
-    result = describe_program(lowered.compile(compiler_options=dict(target.options)), target)
-    if target.tpu:
-      seconds = result['milliseconds'] / 1e3
-      result |= {
-        'tokens_per_second': rows * corpus.length / seconds,
-        'utilisation': flops / seconds / target.tpu.flops,
-      }
+    compiled = lowered.stage.compile(compiler_options=dict(target.options))
+    result |= describe_program(compiled, target)
   except jax.errors.JaxRuntimeError as error:
     # The other recipes of a table compile nevertheless.
-    result = {'fits': False, 'refused': _extract_reason(str(error))}
-  return {
-    'mesh': dict(train_program.mesh.shape),
-    'chips': chips,
-    'members': config.population.members,
+    result |= {'fits': False, 'refused': _extract_reason(str(error))}
+  if program == 'train' and lowered.corpus:
+    result |= _describe_training(config, lowered.corpus, result, target)
+  return result | {'compile_seconds': time.monotonic() - start}
+
+
+def _describe_training(
+  config: RunConfig, corpus: Corpus, step: Mapping[str, Any], target: Target
+) -> dict[str, Any]:
+  """Returns rows and FLOPs of an update, and on a TPU the speed that its time gives."""
+  model = dataclasses.replace(config.model, max_length=corpus.length)
+  rows = config.population.members * config.batch_size
+  flops = flops_per_row(model, config.mask)['actual'] * rows / step['chips']
+  result = {
     'batch': [config.batch_size, corpus.length],
     'corpus_rows': corpus.rows,
     'flops_per_step': flops,
-    'compile_seconds': time.monotonic() - start,
-  } | result
+  }
+  if not (target.tpu and 'milliseconds' in step):
+    return result
+  seconds = step['milliseconds'] / 1e3
+  return result | {
+    'tokens_per_second': rows * corpus.length / seconds,
+    'utilisation': flops / seconds / target.tpu.flops,
+  }
 
 
-def find_largest_sizes(
-  configs: Mapping[str, RunConfig], topology: str, deterministic: bool = False
-) -> dict[str, Any]:
+def find_largest_sizes(configs: Mapping[str, RunConfig], target: Target) -> dict[str, Any]:
   """Finds the largest batch and the largest population of each recipe by bisection.
 
   Args:
     configs: recipes by name.
-    topology: see `describe_target`.
-    deterministic: see `describe_target`.
+    target: the devices.
 
   Returns:
     `topology` and `recipes`. Each recipe has `batch_size` and `members`, with two numbers each: the
     largest compiled size that fits, or 0, and the smallest compiled size that does not, or None up
     to `_MAX_ROWS` rows or `_MAX_MEMBERS` members. The latter is at most an eighth larger.
-
-  Raises:
-    InputError: the compiler is missing, or the topology does not exist.
   """
-  target, recipes = describe_target(topology, deterministic), {}
+  recipes = {}
   for name, config in configs.items():
 
     def fits(field: str, size: int, name: str = name, config: RunConfig = config) -> bool:
@@ -273,7 +279,7 @@ def find_largest_sizes(
       'batch_size': _bisect(functools.partial(fits, 'batch_size'), unit, _MAX_ROWS),
       'members': _bisect(functools.partial(fits, 'members'), 1, _MAX_MEMBERS),
     }
-  return {'topology': topology, 'recipes': recipes}
+  return {'topology': target.topology, 'recipes': recipes}
 
 
 def _bisect(fits: Callable[[int], bool], unit: int, limit: int) -> tuple[int, int | None]:
@@ -347,17 +353,3 @@ def _extract_reason(message: str) -> str:
     return f'the program does not compile: {message.splitlines()[0].strip()}'
   sentence = re.search(r'[^:]*\bmemory\b.*?\.(?=\s|$)', message)
   return (sentence[0] if sentence else message.splitlines()[0]).strip()
-
-
-def _describe_corpus(config: RunConfig, placement: jax.sharding.Sharding) -> Corpus:
-  """Returns the shape of the training rows, of the corpus of the recipe or of a typical corpus."""
-  folder = epath.Path(config.corpus)
-  if config.corpus and (folder / run_dir.MANIFEST).exists():
-    manifest = run_setup.validate_corpus(config, folder)
-    rows = config.subset.rows or manifest['splits']['train']['rows']
-    length, dtype, vocab_size = (manifest[name] for name in ('length', 'dtype', 'vocabulary'))
-  else:
-    rows, length, vocab_size = _ABSENT_CORPUS_ROWS, config.model.max_length, config.model.vocab_size
-    dtype = 'uint16' if vocab_size <= 1 << 16 else 'uint32'
-  tokens = jax.ShapeDtypeStruct((rows, length), dtype, sharding=placement)
-  return Corpus(typing.cast(jax.Array, tokens), vocab_size, 'absent')

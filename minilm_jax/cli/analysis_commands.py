@@ -135,11 +135,12 @@ def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Compiles recipes for absent devices; raises InputError if a recipe does not fit."""
   from minilm_jax.bench import preflight
 
+  target = preflight.describe_target(flags.topology, flags.deterministic)
   if flags.fit:
-    sizes = preflight.find_largest_sizes(configs, flags.topology, flags.deterministic)
+    sizes = preflight.find_largest_sizes(configs, target)
     print_result(sizes if flags.json else preflight.make_size_tables(sizes))
     return
-  result = preflight.compile_for_topology(configs, flags.topology, flags.deterministic)
+  result = preflight.compile_for_topology(configs, target, flags.program)
   print_result(result if flags.json else preflight.make_preflight_tables(result))
   preflight.check_topology(result)
 

@@ -234,7 +234,7 @@ COMMANDS: Mapping[str, Command] = {
     'pre-training recipes; no accelerator is needed, only its compiler',
     'nothing; prints bytes a chip, collectives, kernels, and the estimated time on a TPU',
     '--config=configs/paper1.py:all --topology=v5e:2x4',
-    ('topology*', 'fit', 'deterministic', 'json'),
+    ('topology*', 'program', 'fit', 'deterministic', 'json'),
     kinds=('pretrain',),
     takes_names=True,
   ),

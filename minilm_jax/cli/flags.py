@@ -143,6 +143,7 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'topology': Flag(
       str, '', 'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file'
     ),
+    'program': Flag(str, 'train', 'program to compile: train, evaluate, finetune, predict'),
     'fit': Flag(bool, False, 'find the largest batch and the largest population that fit'),
   }
 )

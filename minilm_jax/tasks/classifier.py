@@ -274,20 +274,21 @@ def compute_row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Ar
 
 @functools.lru_cache(maxsize=8)
 def build_forward(
-  members: int, strategy: str
+  members: int, strategy: str, devices: Sequence[jax.Device] = ()
 ) -> Callable[[Classifier, Int[Array, 'M B L']], Float[Array, 'P N C']]:
   """Returns a compiled function from stacked members and batches of tokens to logits.
 
   Args:
     members: Number of members.
     strategy: Result of `population.choose_strategy`.
+    devices: Devices that the members are divided among; all by default.
   """
 
   def member_logits(model: Classifier, tokens: Int[Array, 'M B L']) -> Float[Array, 'N C']:
     logits = jax.lax.map(functools.partial(compute_row_logits, model), tokens)
     return logits.reshape(-1, logits.shape[-1])
 
-  mesh = population.make_even_mesh(members)
+  mesh = population.make_even_mesh(members, devices)
   return jax.jit(
     population.map_over_members(member_logits, mesh, 'vmap' if strategy == 'vmap' else 'map')
   )

@@ -313,15 +313,19 @@ def compute_outputs(
 
 @functools.lru_cache(maxsize=1)  # further checkpoints on the same task compile nothing
 def build_finetune_program(
-  shape: StepShape, config: FinetuneConfig, model: EncoderConfig, members: int
+  shape: StepShape,
+  config: FinetuneConfig,
+  model: EncoderConfig,
+  members: int,
+  devices: Sequence[jax.Device] = (),
 ) -> FinetuneProgram:
-  """Builds the functions that fine-tune `members` members on one task."""
-  mesh = population.make_member_mesh(members)
-  devices, platform = mesh.devices.size, mesh.devices.flat[0].platform
+  """Builds the functions that fine-tune `members` members on one task, on all devices by default."""
+  mesh = population.make_member_mesh(members, devices)
+  num_devices, platform = mesh.devices.size, mesh.devices.flat[0].platform
   use_vmap = population.choose_strategy(members, config.strategy, platform) == 'vmap'
   per_device = 1
   if use_vmap:
-    per_device = min(-(-members // devices), max(1, _MAX_VMAP_MEMBERS // devices))
+    per_device = min(-(-members // num_devices), max(1, _MAX_VMAP_MEMBERS // num_devices))
   updates = count_updates(config, shape.examples)
   train_tokens = members * updates * config.batch_size * shape.lengths[-1]
   # Under vmap, every member executes every branch.
@@ -335,7 +339,7 @@ def build_finetune_program(
 
   return FinetuneProgram(
     updates=updates,
-    group_size=per_device * devices,
+    group_size=per_device * num_devices,
     eval_rows=_EVAL_ROWS // train_step.count_micro_batches(_EVAL_ROWS, shape.lengths[-1], platform),
     mesh=mesh,
     start=jit_over_members(functools.partial(init_member, shape=shape, model=model, config=config)),

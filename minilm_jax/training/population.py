@@ -6,7 +6,7 @@ device has a copy of shared arrays, such as the corpus.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,17 +22,17 @@ from minilm_jax.training.train_step import MemberSettings
 _MEMBER_AXIS = PartitionSpec('population')
 
 
-def make_member_mesh(members: int) -> Mesh:
+def make_member_mesh(members: int, devices: Sequence[jax.Device] = ()) -> Mesh:
   """Returns a mesh with one device a member, or with all devices if there are fewer devices."""
-  return sharding.make_mesh(
-    MeshConfig(population=min(members, jax.device_count()), data=1, model=1)
-  )
+  count = min(members, len(devices) or jax.device_count())
+  return sharding.make_mesh(MeshConfig(population=count, data=1, model=1), devices=devices)
 
 
-def make_even_mesh(members: int) -> Mesh:
+def make_even_mesh(members: int, devices: Sequence[jax.Device] = ()) -> Mesh:
   """Returns a mesh with the largest number of devices that divides the members."""
-  devices = max(n for n in range(1, jax.device_count() + 1) if members % n == 0)
-  return sharding.make_mesh(MeshConfig(population=devices, data=1, model=1))
+  limit = len(devices) or jax.device_count()
+  count = max(n for n in range(1, limit + 1) if members % n == 0)
+  return sharding.make_mesh(MeshConfig(population=count, data=1, model=1), devices=devices)
 
 
 def choose_strategy(members: int, strategy: str, platform: str) -> str:

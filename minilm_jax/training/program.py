@@ -175,12 +175,11 @@ def step_count(program: TrainProgram, steps: int) -> Int[Array, '']:
   return sharding.replicate(np.int32(steps), program.mesh)
 
 
-def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Evaluate:
-  """Returns the evaluation of a model, or of each model of a population, with fixed masks.
+def build_evaluation_sums(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Any:
+  """Returns the jitted evaluation of a model, or of each model of a population, with fixed masks.
 
-  `evaluate(model, corpus)` returns `loss`, `perplexity` and `padded_loss` of each member, over the
-  first `config.rows` rows of a split. The devices of the axis `data` divide the batches and add
-  their sums once, at the end.
+  `total(model, corpus, count)` returns `train_step.EVALUATION_SUMS` over the first `count` rows. The
+  devices of the axis `data` divide the batches and add their sums once, at the end.
   """
 
   @functools.partial(jax.jit, static_argnums=2)
@@ -199,6 +198,17 @@ def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single
       )
 
     return population.map_over_members(member_total, mesh, strategy)(model, corpus)
+
+  return total
+
+
+def build_evaluate(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Evaluate:
+  """Returns the evaluation of a model, or of each model of a population, with fixed masks.
+
+  `evaluate(model, corpus)` returns `loss`, `perplexity` and `padded_loss` of each member, over the
+  first `config.rows` rows of a split.
+  """
+  total = build_evaluation_sums(config, mesh, strategy)
 
   def evaluate(model: Any, corpus: Corpus) -> list[dict[str, float]]:
     sums = distributed.to_host(total(model, corpus, min(config.rows, corpus.rows)))

@@ -16,7 +16,7 @@ import rich.console
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import paper1, tiny
-from minilm_jax.bench import gpus, hlo, preflight, tpus
+from minilm_jax.bench import gpus, hlo, lowering, preflight, tpus
 from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
@@ -148,7 +148,7 @@ def make_config(name: str = SMALLEST, **changes: Any) -> RunConfig:
 
 
 def compile_recipe(config: RunConfig, topology: str) -> dict[str, Any]:
-  return preflight.compile_for_topology({'it': config}, topology)['recipes']['it']
+  return preflight.describe_step(config, preflight.describe_target(topology))
 
 
 @needs_libtpu
@@ -266,7 +266,7 @@ def test_the_chunk_of_a_run_is_compiled(monkeypatch):
 )
 def test_an_unknown_topology_is_refused(topology: str, part: str):
   with pytest.raises(InputError, match=part) as error:
-    preflight.compile_for_topology({'it': make_config()}, topology)
+    preflight.describe_target(topology)
   assert 'v5e:2x4' in error.value.remedy
 
 
@@ -276,7 +276,7 @@ def test_an_unknown_topology_is_refused(topology: str, part: str):
 def test_a_missing_compiler_is_refused_with_its_extra(monkeypatch, topology: str, extra: str):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match=rf'minilm_jax\[{extra}\]'):
-    preflight.compile_for_topology({'it': make_config()}, topology)
+    preflight.describe_target(topology)
 
 
 def test_a_compiler_of_another_version_is_refused(monkeypatch):
@@ -293,6 +293,19 @@ def test_bisection_finds_the_largest_size_within_an_eighth(smallest_misfit: int,
   low, high = preflight._bisect(lambda size: size < smallest_misfit, unit, 1 << 16)
   assert low < smallest_misfit <= high and low % unit == high % unit == 0
   assert high - low <= max(unit, low / 8)
+
+
+def test_an_unknown_program_is_refused():
+  target = preflight.Target('here', 1 << 30, jax.devices())
+  with pytest.raises(InputError, match='--program=training'):
+    preflight.compile_for_topology({}, target, 'training')
+
+
+@pytest.mark.parametrize('program', lowering.PROGRAMS)
+def test_each_program_is_lowered_from_shapes(program: str):
+  config = make_config(**SMALL, **{'population.members': 2})
+  lowered = lowering.PROGRAMS[program](config, jax.devices()[:2])
+  assert lowered.mesh.size == 2 and 'stablehlo.dot_general' in lowered.stage.as_text()
 
 
 def test_bisection_stops_at_its_limit():
@@ -350,10 +363,21 @@ def test_a_step_for_a_gpu_has_kernels_and_no_time():
 
 
 @needs_cuda
+@pytest.mark.parametrize('program', lowering.PROGRAMS)
+def test_programs_of_a_population_compile_without_collectives(program: str):
+  """Two GPUs divide the members, which exchange nothing."""
+  config = make_config(**SMALL, **{'population.members': 2})
+  step = preflight.describe_step(config, preflight.describe_target('l4x2'), program)
+  assert step['fits'] and step['mesh']['population'] == step['chips'] == 2
+  assert not step['collectives'] and step['kernels']['fusions'] > 10
+
+
+@needs_cuda
 def test_a_recipe_above_the_memory_that_jax_reserves_is_refused(tmp_path: pathlib.Path):
   file = tmp_path / 'tiny[1].txtpb'
   file.write_text(gpus.format_target(dataclasses.replace(gpus.GPUS['l4'], memory=1 << 20)))
-  result = preflight.compile_for_topology({'it': make_config(**SMALL)}, str(file))
+  target = preflight.describe_target(str(file))
+  result = preflight.compile_for_topology({'it': make_config(**SMALL)}, target)
   assert not result['recipes']['it']['fits']
   with pytest.raises(InputError, match='MiB'):
     preflight.check_topology(result)
@@ -393,7 +417,7 @@ def test_an_existing_corpus_sets_the_number_of_rows(
     ('', 60_000),
   ):
     source.corpus = str(folder)
-    corpus = preflight._describe_corpus(
+    corpus = lowering.describe_corpus(
       recipe.resolve(source, 'pretrain'), jax.sharding.SingleDeviceSharding(jax.devices()[0])
     )
     assert (
@@ -406,6 +430,7 @@ def test_an_existing_corpus_sets_the_number_of_rows(
 
 RESULT = {
   'topology': 'v5e:2x4',
+  'program': 'train',
   'recipes': {
     'one': {
       'mesh': {'data': 8},
@@ -439,7 +464,7 @@ def test_the_table_has_a_line_a_recipe(capsys):
   lines = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ['one', '3', '4', '8', '50.0%', '1.5', '2.00', '16.40', '2.1%'] in lines
   assert ['two', 'does', 'not', 'fit'] in lines
-  single = {'topology': 'v5e:2x4', 'recipes': {'one': RESULT['recipes']['one']}}
+  single = RESULT | {'recipes': {'one': RESULT['recipes']['one']}}
   for table in preflight.make_preflight_tables(single):
     rich.console.Console(width=80).print(table)
   assert 'collectives all-gather' in capsys.readouterr().out
