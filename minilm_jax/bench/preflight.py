@@ -276,15 +276,22 @@ def find_largest_sizes(configs: Mapping[str, RunConfig], target: Target) -> dict
     # A batch is divided among the devices and their micro-batches.
     unit = len(target.devices) * max(1, config.grad_accumulation_steps)
     recipes[name] = {
-      'batch_size': _bisect(functools.partial(fits, 'batch_size'), unit, _MAX_ROWS),
-      'members': _bisect(functools.partial(fits, 'members'), 1, _MAX_MEMBERS),
+      'batch_size': _bisect(
+        functools.partial(fits, 'batch_size'), config.batch_size, unit, _MAX_ROWS
+      ),
+      'members': _bisect(functools.partial(fits, 'members'), 8, 1, _MAX_MEMBERS),
     }
   return {'topology': target.topology, 'recipes': recipes}
 
 
-def _bisect(fits: Callable[[int], bool], unit: int, limit: int) -> tuple[int, int | None]:
-  """Returns the largest multiple of `unit` that fits, within an eighth, and the next that does not."""
-  low, high = 0, unit
+def _bisect(
+  fits: Callable[[int], bool], start: int, unit: int, limit: int
+) -> tuple[int, int | None]:
+  """Returns the largest multiple of `unit` that fits, within an eighth, and the next that does not.
+
+  The search doubles `start` up to `limit`, and then halves the interval.
+  """
+  low, high = 0, -(-start // unit) * unit
   while fits(high):
     low, high = high, 2 * high
     if high > limit:

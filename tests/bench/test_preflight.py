@@ -290,7 +290,7 @@ def test_a_compiler_of_another_version_is_refused(monkeypatch):
 
 @pytest.mark.parametrize('smallest_misfit, unit', [(1, 1), (2, 1), (100, 1), (1000, 8), (64, 64)])
 def test_bisection_finds_the_largest_size_within_an_eighth(smallest_misfit: int, unit: int):
-  low, high = preflight._bisect(lambda size: size < smallest_misfit, unit, 1 << 16)
+  low, high = preflight._bisect(lambda size: size < smallest_misfit, 50, unit, 1 << 16)
   assert low < smallest_misfit <= high and low % unit == high % unit == 0
   assert high - low <= max(unit, low / 8)
 
@@ -309,7 +309,7 @@ def test_each_program_is_lowered_from_shapes(program: str):
 
 
 def test_bisection_stops_at_its_limit():
-  assert preflight._bisect(lambda size: True, 1, 1000) == (512, None)
+  assert preflight._bisect(lambda size: True, 1, 1, 1000) == (512, None)
 
 
 @pytest.mark.parametrize('name', gpus.GPUS)
