@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minilm_jax.core.errors import InputError as InputError
+from minilm_jax.core.paths import expand_home
 
 if typing.TYPE_CHECKING:
   from etils import epath
@@ -69,7 +70,7 @@ def build_corpus(
   """
   from minilm_jax.data import build
 
-  return build.build_corpus(_resolve(recipe, overrides, 'corpus'), workdir)
+  return build.build_corpus(_resolve(recipe, overrides, 'corpus'), expand_home(workdir))
 
 
 def pretrain(
@@ -88,7 +89,7 @@ def pretrain(
   config = _resolve(recipe, overrides, 'pretrain')
   from minilm_jax.training import pretrain
 
-  return pretrain.pretrain(config, workdir)
+  return pretrain.pretrain(config, expand_home(workdir))
 
 
 def finetune(
@@ -119,7 +120,7 @@ def finetune(
 
   recipes.allow_modules(trust)
   lines, errors = suite.finetune_all(
-    {config.task.name: config}, os.fspath(checkpoint), workdir, False, with_scratch
+    {config.task.name: config}, os.fspath(checkpoint), expand_home(workdir), False, with_scratch
   )
   if errors:  # some of several checkpoints failed; the scores of the others are in `workdir`
     raise errors[0]
@@ -151,7 +152,7 @@ def evaluate(
   recipes.allow_modules(trust)
   from minilm_jax.evaluation import evaluate
 
-  return evaluate.evaluate_loss(checkpoint, os.fspath(corpus), split)
+  return evaluate.evaluate_loss(expand_home(checkpoint), expand_home(corpus), split)
 
 
 def report(
@@ -168,7 +169,7 @@ def report(
   """
   from minilm_jax.analysis.report import report
 
-  return report.report(runs, workdir)
+  return report.report([expand_home(run) for run in runs], expand_home(workdir))
 
 
 def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
@@ -197,4 +198,4 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   """
   from minilm_jax.evaluation import inference
 
-  return inference.load_model(folder, trust)
+  return inference.load_model(expand_home(folder), trust)

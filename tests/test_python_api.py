@@ -48,3 +48,16 @@ def test_unknown_fields_and_groups_are_refused(tmp_path, overrides, match):
   with pytest.raises(InputError, match=match):
     minilm_jax.build_corpus('configs/microworld.py:corpus', tmp_path / 'corpus', overrides)
   assert not (tmp_path / 'corpus').exists()
+
+
+def test_a_leading_tilde_of_a_path_is_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for call in (
+    lambda: minilm_jax.load('~/missing'),
+    lambda: minilm_jax.evaluate('~/missing'),
+    lambda: minilm_jax.report(['~/missing'], '~/page'),
+  ):
+    with pytest.raises(InputError) as error:
+      call()
+    assert f'{tmp_path}/missing' in str(error.value)
+  assert not (tmp_path / '~').exists()

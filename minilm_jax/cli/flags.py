@@ -26,6 +26,7 @@ class Flag:
     help: description, for the help.
     choices: accepted values; () accepts all values.
     is_path: whether the value names files or folders, so that a leading `~` is expanded.
+    is_list: whether the value names several of them, so that a repeated flag adds to the value.
   """
 
   kind: type
@@ -33,6 +34,7 @@ class Flag:
   help: str
   choices: tuple[str, ...] = ()
   is_path: bool = False
+  is_list: bool = False
 
 
 FLAGS: Mapping[str, Flag] = types.MappingProxyType(
@@ -42,7 +44,11 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
       str, '', 'options of Apache Beam, which then filters: --beam=--runner=DirectRunner'
     ),
     'checkpoint': Flag(
-      str, '', 'run directory of pre-training; its latest checkpoint is used', is_path=True
+      str,
+      '',
+      'run directory of pre-training; its latest checkpoint is used',
+      is_path=True,
+      is_list=True,
     ),
     'from': Flag(
       str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt', is_path=True
@@ -96,7 +102,13 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     ),
     'bootstrap_samples': Flag(int, 1000, 'bootstrap samples for each confidence interval'),
     'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
-    'base': Flag(str, '', 'run directories of the base recipe, separated by commas', is_path=True),
+    'base': Flag(
+      str,
+      '',
+      'run directories of the base recipe, separated by commas',
+      is_path=True,
+      is_list=True,
+    ),
     'preregistration': Flag(
       str, '', 'recipe file; the page quotes its docstring, with question and rules', is_path=True
     ),
@@ -116,7 +128,11 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'seconds': Flag(float, 0.0, 'training seconds of each point, in place of num_steps'),
     'deterministic': Flag(bool, False, 'on a GPU, use deterministic kernels only (may be slower)'),
     'members': Flag(
-      str, '', 'saved classifiers, separated by commas; stars are expanded', is_path=True
+      str,
+      '',
+      'saved classifiers, separated by commas; stars are expanded',
+      is_path=True,
+      is_list=True,
     ),
     'committee': Flag(str, '', 'output folder of minilm committee', is_path=True),
     'classifier': Flag(str, '', 'a saved classifier, in place of --committee', is_path=True),
@@ -258,7 +274,7 @@ def _parse_each(
   name: str, command: Command, path: str, words: Sequence[str]
 ) -> tuple[dict[str, Any], FlagValues, Sequence[str]]:
   """Parses the words with each recipe of a path such as `FILE:a,b`."""
-  file, _, argument = path.partition(':')
+  file, argument = recipe.split_argument(path)
   if not argument and command.all_by_default:
     argument = 'all'
   names = recipe.expand_names(file, argument) if argument else []
@@ -318,7 +334,10 @@ def _parse_words(
         raise InputError(f'--{flag}', 'no value', f'give --{flag}=VALUE; see minilm {name} --help')
     if not field:
       value = _convert(f'--{flag}={text}', text, kind)
-      values[flag] = expand_home(value) if flags[flag].is_path else value
+      value = expand_home(value) if flags[flag].is_path else value
+      values[flag] = _add_name(values.get(flag), value) if flags[flag].is_list else value
+    elif recipe.is_path_list(field):
+      changes[field] = _add_name(changes.get(field), text)
     else:  # `recipe.resolve` converts numbers to the declared type
       changes[field] = _convert(f'--{flag}={text}', text, bool) if kind is bool else text
   _check_words(name, command, values, free_words)
@@ -327,6 +346,11 @@ def _parse_words(
   if 'trust' in flags:
     recipe.allow_modules(options.trust)
   return options, free_words, changes
+
+
+def _add_name(names: str | None, name: str) -> str:
+  """Returns a comma-separated list with one more name, for a repeated flag."""
+  return f'{names},{name}' if names else name
 
 
 def _check_words(

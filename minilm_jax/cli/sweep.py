@@ -164,7 +164,7 @@ def _find_corpus(config: RunConfig, workdir: epath.Path) -> epath.PathLike:
   Raises:
     InputError: the corpus cannot be read or built.
   """
-  if not config.corpus or config.corpus.partition(':')[0].endswith('.py'):
+  if not config.corpus or recipe.split_argument(config.corpus)[0].endswith('.py'):
     return config.corpus  # pretrain refuses '', and builds the corpus of a recipe
   pieces, rows = corpus.read_manifest(config.corpus)['vocabulary'], config.model.vocab_size
   if pieces <= rows <= pieces + _EXTRA_VOCAB_ROWS:

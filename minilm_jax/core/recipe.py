@@ -20,7 +20,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from ml_collections import config_dict
@@ -58,8 +58,35 @@ _LIBRARY_FRAME = re.compile(r'[\\/](site|dist)-packages[\\/]|^<')
 _trusted_modules: set[str] = set()
 
 
+def split_argument(path: str) -> tuple[str, str | None]:
+  """Returns file and argument of `configs/x.py[:argument]`; None without an argument.
+
+  A colon in the name of an existing file is part of the name.
+  """
+  path = paths.expand_home(path)
+  colons = [i for i, character in enumerate(path) if character == ':']
+  ends = (i for i in [len(path), *reversed(colons)] if pathlib.Path(path[:i]).is_file())
+  end = next(ends, colons[0] if colons else len(path))
+  return path[:end], path[end + 1 :] if end < len(path) else None
+
+
+def is_path_list(field: str) -> bool:
+  """Returns whether a field of any recipe holds several paths, such as `documents.sources`."""
+  return field in {
+    prefix + name for kind in KINDS.values() for prefix, name in _list_path_fields(kind)
+  }
+
+
+def _list_path_fields(cls: type, prefix: str = '') -> Iterator[tuple[str, str]]:
+  for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+    if dataclasses.is_dataclass(hint):
+      yield from _list_path_fields(typing.cast(type, hint), f'{prefix}{name}.')
+    elif isinstance(hint, types.GenericAlias) and typing.get_args(hint)[0] == PathText:
+      yield prefix, name
+
+
 def find_file(path: str) -> str:
-  """Returns `configs/x.py[:argument]` with the path of an existing file.
+  """Returns the existing file of `configs/x.py[:argument]`.
 
   The working directory is searched first, then the installed package. The parent of the installed
   `configs` is added to `sys.path`, because recipes import `configs.base`.
@@ -67,7 +94,7 @@ def find_file(path: str) -> str:
   Raises:
     InputError: the file does not exist, or is larger than 1 MiB.
   """
-  name, colon, argument = paths.expand_home(path).partition(':')
+  name, _ = split_argument(path)
   installed = pathlib.Path(__file__).resolve().parents[2]
   file = next((p for p in (pathlib.Path(name), installed / name) if p.is_file()), None)
   if file is None:
@@ -85,7 +112,7 @@ def find_file(path: str) -> str:
     _log_installed(name, str(file))
   if str(installed) not in sys.path:
     sys.path.insert(0, str(installed))
-  return f'{file}{colon}{argument}'
+  return str(file)
 
 
 @functools.cache  # logs once
@@ -99,9 +126,10 @@ def load(path: str) -> config_dict.ConfigDict:
   Raises:
     InputError: the file does not exist, raises an exception, or returns another type.
   """
-  _, colon, argument = path.partition(':')
+  _, argument = split_argument(path)
   recipe = _exec_recipe(
-    path, lambda module: module.get_config(argument) if colon else module.get_config()
+    path,
+    lambda module: module.get_config() if argument is None else module.get_config(argument),
   )
   if not isinstance(recipe, config_dict.ConfigDict):
     raise InputError(
@@ -156,7 +184,7 @@ def read_docstring(path: str) -> str:
 
 def _exec_recipe(path: str, call: Callable[[Any], Any]) -> Any:
   """Executes a recipe and returns `call(module)`; reports its exceptions as InputError."""
-  file = find_file(path).partition(':')[0]
+  file = find_file(path)
   spec = importlib.util.spec_from_file_location('recipe_' + pathlib.Path(file).stem, file)
   if spec is None or spec.loader is None:
     raise InputError(f'the recipe {path}', 'not a Python file', 'give a file that ends with .py')

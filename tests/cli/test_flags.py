@@ -66,3 +66,38 @@ def test_a_comma_in_the_name_of_a_source_does_not_split_it(tmp_path: pathlib.Pat
       'corpus', COMMANDS['corpus'], [*arguments, f'--config.documents.sources={text}']
     )
     assert config.documents.sources == sources
+
+
+def test_a_repeated_flag_of_paths_adds_to_the_list(tmp_path: pathlib.Path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('a.txt', 'b, c.txt', 'd.txt'):
+    (tmp_path / name).write_text('text')
+  sources = [f'--config.documents.sources={name}' for name in ('a.txt', 'b, c.txt', 'd.txt')]
+  config, _, _ = flags.parse_arguments(
+    'corpus',
+    COMMANDS['corpus'],
+    [f'--config={ROOT}/configs/tiny.py:corpus', '--workdir=w', *sources],
+  )
+  assert config.documents.sources == ('a.txt', 'b, c.txt', 'd.txt')
+  arguments = [f'--config={ROOT}/configs/glue.py:cola', '--workdir=v', '--workdir=w']
+  _, values, _ = flags.parse_arguments(
+    'finetune', COMMANDS['finetune'], [*arguments, '--checkpoint=x', '--checkpoint=~/y']
+  )
+  assert values.checkpoint == f'x,{pathlib.Path.home()}/y' and values.workdir == 'w'
+
+
+@pytest.mark.parametrize('argument', ['', ':large'])
+def test_a_colon_in_the_name_of_a_recipe_is_part_of_it(
+  tmp_path: pathlib.Path, monkeypatch, argument: str
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'my:recipe.py').write_text(
+    'from configs import tiny\n'
+    'def get_config(size="small"):\n'
+    '  config = tiny.get_config()\n'
+    '  config.batch_size = 24 if size == "large" else 8\n'
+    '  return config\n'
+  )
+  arguments = [f'--config=my:recipe.py{argument}', '--workdir=w', '--config.corpus=c']
+  config, _, _ = flags.parse_arguments('pretrain', COMMANDS['pretrain'], arguments)
+  assert config.batch_size == (24 if argument else 8)
