@@ -33,6 +33,7 @@ from minilm_jax.data.corpus import Corpus
 from minilm_jax.model.flops import flops_per_row
 
 _MIB = 1 << 20
+_MEMORY_ERROR = 'RESOURCE_EXHAUSTED'  # status of a program that is too large
 _MAX_ROWS, _MAX_MEMBERS = 1 << 16, 1 << 10  # of the search for the largest sizes
 
 
@@ -130,13 +131,20 @@ def check_topology(result: Mapping[str, Any]) -> None:
   """Checks the result of `compile_for_topology`, after it has been printed.
 
   Raises:
-    InputError: a recipe needs more memory than a chip has.
+    InputError: a recipe does not compile, or needs more memory than a chip has.
   """
-  refused = {name: step['refused'] for name, step in result['recipes'].items() if not step['fits']}
+  refused = {name: step for name, step in result['recipes'].items() if not step['fits']}
+  failed = [name for name, step in refused.items() if not step.get('compiles', True)]
+  if failed:
+    raise InputError(
+      f'{", ".join(failed)} on {result["topology"]}',
+      f'the compiler fails: {refused[failed[0]]["refused"]}',
+      "install the compiler that this version of jax needs, such as pip install -U 'minilm_jax[tpu]'",
+    )
   if refused:
     raise InputError(
       f'{", ".join(refused)} on {result["topology"]}',
-      '; '.join(refused.values()),
+      '; '.join(step['refused'] for step in refused.values()),
       'lower batch_size or population.members, raise grad_accumulation_steps or logit_chunks, or use '
       'more chips; --fit finds the largest batch',
     )
@@ -160,7 +168,8 @@ def make_preflight_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:
   recipes = rich_table.Column('recipe', no_wrap=True)
   lines = rich_table.Table(recipes, *columns, box=box.SIMPLE, padding=0, title=title)
   for name, step in result['recipes'].items():
-    lines.add_row(name, *(_format_cells(step) if step['fits'] else ['does', 'not', 'fit']))
+    verb = 'fit' if step.get('compiles', True) else 'compile'
+    lines.add_row(name, *(_format_cells(step) if step['fits'] else ['does', 'not', verb]))
   if len(result['recipes']) > 1:
     return [lines]
   facts = rich_table.Table('quantity', 'value', box=box.SIMPLE)
@@ -200,7 +209,8 @@ def describe_step(config: RunConfig, target: Target, program: str = 'train') -> 
 
   Returns:
     `mesh`, `chips`, `members`, `batch` of a member, `compile_seconds` and `fits`. A recipe that does
-    not fit has `refused`, the message of the compiler or the comparison of bytes. A training chunk
+    not fit or compile has `refused`, the message of the compiler or the comparison of bytes, and
+    `compiles` if the compiler refused it. A training chunk
     has `corpus_rows` and `flops_per_step` (of one chip, by the true count). A compiled recipe has
     the following fields for one chip. `bytes` is its memory. `collectives` has the `count` and the
     result `bytes` of a step by kind. On a GPU, `kernels` counts the kernels of a step by kind. On a
@@ -224,7 +234,11 @@ def describe_step(config: RunConfig, target: Target, program: str = 'train') -> 
     result |= describe_program(compiled, target)
   except jax.errors.JaxRuntimeError as error:
     # The other recipes of a table compile nevertheless.
-    result |= {'fits': False, 'refused': _extract_reason(str(error))}
+    reason = _extract_reason(str(error))
+    is_memory = _MEMORY_ERROR in str(error)
+    if not is_memory and target.tpu:
+      reason += f' ({tpus.describe_version()})'
+    result |= {'fits': False, 'compiles': is_memory, 'refused': reason}
   if program == 'train' and lowered.corpus:
     result |= _describe_training(config, lowered.corpus, result, target)
   return result | {'compile_seconds': time.monotonic() - start}
@@ -356,7 +370,7 @@ def describe_program(compiled: jax.stages.Compiled, target: Target) -> dict[str,
 
 def _extract_reason(message: str) -> str:
   """Returns the sentence about memory in an error message of the compiler, or its first line."""
-  if 'RESOURCE_EXHAUSTED' not in message:
-    return f'the program does not compile: {message.splitlines()[0].strip()}'
+  if _MEMORY_ERROR not in message:
+    return message.splitlines()[0].strip()
   sentence = re.search(r'[^:]*\bmemory\b.*?\.(?=\s|$)', message)
   return (sentence[0] if sentence else message.splitlines()[0]).strip()

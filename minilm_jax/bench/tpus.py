@@ -1,6 +1,7 @@
 """Describes TPUs to the compiler, so that programs compile on machines without a TPU."""
 
 import dataclasses
+import importlib.metadata
 import re
 from collections.abc import Sequence
 
@@ -42,6 +43,16 @@ CHIPS = {
   'v5p': Chip(95 << 30, 459e12, 2765e9, 1.75e9),
   'v6e': Chip(32 << 30, 918e12, 1638e9, 1.75e9),
 }
+
+
+def describe_version() -> str:
+  """Returns the version of libtpu, and the version that JAX needs if it differs."""
+  version = importlib.metadata.version('libtpu')
+  requirements = ' '.join(importlib.metadata.requires('jax') or [])
+  needed = re.search(r'libtpu==([\d.]+)\.\*', requirements)
+  if needed is None or version.startswith(f'{needed[1]}.') or version == needed[1]:
+    return f'libtpu {version}'
+  return f'libtpu {version}, and this version of jax needs libtpu=={needed[1]}.*'
 
 
 def describe_devices(topology: str) -> tuple[Chip, Sequence[jax.Device]]:

@@ -308,6 +308,54 @@ def test_each_program_is_lowered_from_shapes(program: str):
   assert lowered.mesh.size == 2 and 'stablehlo.dot_general' in lowered.stage.as_text()
 
 
+@pytest.mark.parametrize(
+  'message, compiles, part',
+  [
+    ('INTERNAL: RET_CHECK failure: async-update', False, 'needs libtpu==0.0.42'),
+    (
+      'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G',
+      True,
+      'lower batch_size',
+    ),
+  ],
+)
+def test_an_error_of_the_compiler_is_a_refusal(
+  monkeypatch, message: str, compiles: bool, part: str
+):
+  version = importlib.metadata.version
+  monkeypatch.setattr(
+    importlib.metadata, 'version', lambda name: '0.0.52' if name == 'libtpu' else version(name)
+  )
+  monkeypatch.setattr(importlib.metadata, 'requires', lambda name: ['libtpu==0.0.42.*; extra'])
+
+  def fail(self: Any, compiler_options: Any) -> Any:
+    raise jax.errors.JaxRuntimeError(message)
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  chip = tpus.CHIPS['v5e']
+  target = preflight.Target('v5e:2x4', chip.memory, jax.devices()[:1], chip)
+  result = preflight.compile_for_topology({'it': make_config(**SMALL)}, target)
+  assert result['recipes']['it']['compiles'] == compiles
+  with pytest.raises(InputError, match=part):
+    preflight.check_topology(result)
+
+
+@pytest.mark.parametrize(
+  'version, is_named', [('0.0.42.1', False), ('0.0.42', False), ('0.0.421', True)]
+)
+def test_the_version_of_libtpu_that_jax_needs_is_named(monkeypatch, version: str, is_named: bool):
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+  monkeypatch.setattr(importlib.metadata, 'requires', lambda name: ['libtpu==0.0.42.*; extra'])
+  assert ('0.0.42.*' in tpus.describe_version()) == is_named
+
+
+@needs_libtpu
+@pytest.mark.parametrize('topology', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'])
+def test_each_kind_of_tpu_has_a_compiler(topology: str):
+  step = compile_recipe(make_config(**SMALL), topology)
+  assert step['fits'] and step['chips'] == 4 and step['milliseconds'] > 0
+
+
 def test_bisection_stops_at_its_limit():
   assert preflight._bisect(lambda size: True, 1, 1, 1000) == (512, None)
 
