@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from etils import epath
 from rich import console as rich_console
 from rich import table as rich_table
 
+from minilm_jax.bench import gpus
 from minilm_jax.core import files, progress
 
 RESULT, TABLE = 'device-check.json', 'device-check.txt'
@@ -66,9 +68,22 @@ PARTS = (
     _bench(_LARGE, '--config.model.dtype=bfloat16', '--config.population.members=8'),
     'utilisation above 30%',
   ),
-  Part(
-    f'populations of {_SMALL}',
-    _bench(_SMALL, '--config.batch_size=64', '--population=1,2,4,8'),
+  *(
+    Part(
+      f'{_SMALL}, batch 64, {members} members, {strategy}',
+      _bench(
+        _SMALL,
+        '--config.batch_size=64',
+        f'--config.population.members={members}',
+        f'--config.population.strategy={strategy}',
+      ),
+      target,
+    )
+    for members, strategy, target in (
+      (1, 'auto', ''),
+      (8, 'map', ''),
+      (8, 'vmap', 'more tokens/s than in turns (map)'),
+    )
   ),
   Part(
     'committee of 5',
@@ -96,8 +111,8 @@ def check_device(workdir: epath.PathLike, parts: Iterable[Part] = PARTS) -> dict
   """
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  parts = list(parts)
   check: dict[str, Any] = {'driver': _describe_driver(), 'parts': []}
+  parts = [*parts, *_list_preflight_parts(check['driver'])]
   with progress.track_progress('device check', len(parts), 'parts') as update:
     for part in parts:
       update(len(check['parts']), f'now {part.name}')
@@ -140,6 +155,29 @@ def run_part(part: Part) -> dict[str, Any]:
   return line | {'error': f'exit status {process.returncode}: {text}'}
 
 
+def _list_preflight_parts(driver: str) -> list[Part]:
+  """Returns preflights of the measured recipes for a GPU of the table, to compare their memory."""
+  topologies = [
+    name
+    for name in gpus.GPUS
+    if re.search(rf'\b{re.sub("([a-z]+)", r"\1 ?", name)}\b', driver, re.IGNORECASE)
+  ]
+  return [
+    Part(
+      f'preflight of {recipe}, bfloat16',
+      [
+        'preflight',
+        f'--config=configs/paper1.py:{recipe}',
+        '--config.model.dtype=bfloat16',
+        f'--topology={name}',
+      ],
+      'the peak memory of the run; a preflight has 60,000 rows of corpus, the run 4,096',
+    )
+    for name in topologies[:1]
+    for recipe in (_SMALL, _LARGE)
+  ]
+
+
 def _describe_driver() -> str:
   """Returns name, driver, memory and power limit of each NVIDIA GPU; '' without nvidia-smi."""
   if not shutil.which('nvidia-smi'):
@@ -166,7 +204,7 @@ def make_check_tables(check: Mapping[str, Any]) -> list[rich_table.Table]:
 
 
 def list_values(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-  """Returns the main quantities of a result of `bench` or `latency` as text."""
+  """Returns the main quantities of a result of `bench`, `latency` or `preflight` as text."""
   if 'rows' in result:
     return [
       (
@@ -175,14 +213,11 @@ def list_values(result: Mapping[str, Any]) -> list[tuple[str, str]]:
       )
       for row in result['rows']
     ]
-  if 'populations' in result:
+  if 'recipes' in result:
     return [
-      (
-        f'{row["members"]} members, {strategy}',
-        f'{times["median"]:.2f} ms an update of every member',
-      )
-      for row in result['populations']
-      for strategy, times in row['milliseconds'].items()
+      ('memory by preflight', f'{step["bytes"]["total"] / 2**20:,.0f} MiB')
+      for step in result['recipes'].values()
+      if 'bytes' in step
     ]
   formats = {
     'milliseconds_per_step': ('ms a step', lambda times: f'{times["median"]:.2f}'),

@@ -43,6 +43,21 @@ def test_the_command_of_a_part_parses(part: Part, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
+  'driver, topology',
+  [
+    ('NVIDIA H100 80GB HBM3, 580.65.06, 81559 MiB, 700.00 W', 'h100'),
+    ('Tesla T4, 535.1, 15360 MiB, 70.00 W', 't4'),
+    ('NVIDIA GeForce RTX 4090, 580.65, 24564 MiB, 450.00 W', 'rtx4090'),
+    ('NVIDIA L40S, 580.65, 46068 MiB, 350.00 W', ''),
+    ('', ''),
+  ],
+)
+def test_a_known_gpu_gets_a_preflight(driver: str, topology: str):
+  parts = device_check._list_preflight_parts(driver)
+  assert [part.arguments[-1] for part in parts] == [f'--topology={topology}'] * 2 * bool(topology)
+
+
+@pytest.mark.parametrize(
   'result, values',
   [
     (
@@ -50,8 +65,8 @@ def test_the_command_of_a_part_parses(part: Part, monkeypatch: pytest.MonkeyPatc
       [('tokens/s', '1,234'), ('utilisation', '12.5%'), ('peak memory', '3 MiB')],
     ),
     (
-      {'populations': [{'members': 2, 'milliseconds': {'vmap': {'median': 1.5}}}]},
-      [('2 members, vmap', '1.50 ms an update of every member')],
+      {'recipes': {'one': {'bytes': {'total': 5 << 20}}, 'two': {'fits': False}}},
+      [('memory by preflight', '5 MiB')],
     ),
     (
       {'rows': [{'name': 'a', 'batch': 1, 'milliseconds': {'median': 2}, 'over_member': 1.25}]},
