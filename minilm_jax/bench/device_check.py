@@ -157,11 +157,8 @@ def run_part(part: Part) -> dict[str, Any]:
 
 def _list_preflight_parts(driver: str) -> list[Part]:
   """Returns preflights of the measured recipes for a GPU of the table, to compare their memory."""
-  topologies = [
-    name
-    for name in gpus.GPUS
-    if re.search(rf'\b{re.sub("([a-z]+)", r"\1 ?", name)}\b', driver, re.IGNORECASE)
-  ]
+  words = re.findall(r'\w+', driver.lower().replace('rtx ', 'rtx'))
+  topologies = [name for name in gpus.GPUS if name in words]
   return [
     Part(
       f'preflight of {recipe}, bfloat16',
