@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 
 POWER = 'L = a C^-b'
@@ -131,15 +132,9 @@ class Fit:
 
 def fit_to_json(fit: Fit) -> dict[str, Any]:
   """Returns the fields of a fit; numbers that are not finite become None."""
-
-  def convert(value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {key: convert(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-      return [convert(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-  return {field.name: convert(getattr(fit, field.name)) for field in dataclasses.fields(fit)}
+  return files.to_json_types(
+    {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
+  )
 
 
 def check_points(request: str, min_points: int, *values: Array) -> list[Array]:

@@ -5,11 +5,11 @@ prints the result. Handlers import JAX themselves, so that `minilm --help` is fa
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from minilm_jax.cli.flags import FlagValues
+from minilm_jax.core import files
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.progress import print_result
@@ -135,6 +135,6 @@ def predict(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     flags.committee, flags.classifier, flags.text, flags.text_pair, flags.file
   )
   if flags.json:
-    print('\n'.join(json.dumps(prediction, ensure_ascii=False) for prediction in predictions))
+    print(''.join(map(files.format_json_line, predictions)), end='')
   else:
     print_result(inference.make_prediction_tables(predictions))

@@ -4,7 +4,6 @@ A handler takes the configuration, the flags and the paths of a command line, ca
 prints the result. Handlers import JAX themselves, so that `minilm --help` is fast.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,10 +29,8 @@ def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
     with profiler.open_recorder(flags.profile, config.num_steps, flags.workdir) as recorder:
       result = pretrain.pretrain(config, flags.workdir, recorder.record)
-    if 'json' not in config.log.sinks:
-      print_result(result)
-    elif distributed.is_primary():
-      print(json.dumps(result))  # a single line, like the log lines before it
+    # A single line follows the log lines of the sink `json`.
+    print_result(result, indent=None if 'json' in config.log.sinks else 2)
 
 
 def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:

@@ -158,20 +158,22 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Writes indented JSON atomically."""
-  write_bytes(path, (json.dumps(_to_plain(value), indent=2, ensure_ascii=False) + '\n').encode())
+  write_bytes(
+    path, (json.dumps(to_json_types(value), indent=2, ensure_ascii=False) + '\n').encode()
+  )
 
 
 def format_json_line(record: Mapping[str, Any]) -> str:
   """Returns a record as a line of JSON."""
-  return json.dumps(_to_plain(record), ensure_ascii=False) + '\n'
+  return json.dumps(to_json_types(record), ensure_ascii=False) + '\n'
 
 
-def _to_plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
   """Returns a value in the types of JSON, with None for NaN and infinity."""
   if isinstance(value, Mapping):
-    return {name: _to_plain(inner) for name, inner in value.items()}
+    return {name: to_json_types(inner) for name, inner in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_to_plain(inner) for inner in value]
+    return [to_json_types(inner) for inner in value]
   if hasattr(value, 'item'):
     value = value.item()
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
-from minilm_jax.core import distributed
+from minilm_jax.core import distributed, files
 
 Update = Callable[..., None]  # update(done, note='')
 _LINE_INTERVAL_SECONDS = 10.0
@@ -40,11 +40,18 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_result(result: Mapping[str, Any] | Iterable[rich_table.Table | str]) -> None:
-  """Prints a result on standard output of process 0: a mapping as JSON, or tables."""
+def print_result(
+  result: Mapping[str, Any] | Iterable[rich_table.Table | str], indent: int | None = 2
+) -> None:
+  """Prints a result on standard output of process 0: a mapping as JSON, or tables.
+
+  Args:
+    result: The result; numbers that are not finite are null in JSON.
+    indent: Blanks before each level of JSON; None prints a single line.
+  """
   if distributed.is_primary():
     if isinstance(result, Mapping):
-      print(json.dumps(result, indent=2))
+      print(json.dumps(files.to_json_types(result), indent=indent))
     else:
       print_table(result)
 

@@ -1,7 +1,9 @@
 """Progress in a log: few plain lines on standard error."""
 
+import json
 import logging
 
+import numpy as np
 import pytest
 
 from minilm_jax.core import distributed, progress
@@ -39,6 +41,13 @@ def test_only_process_0_prints(capsys: pytest.CaptureFixture[str], monkeypatch: 
   with progress.track_progress('training', total=1, unit='updates') as update:
     update(done=1)
   assert capsys.readouterr() == ('', '')
+
+
+def test_results_are_strict_json(capsys: pytest.CaptureFixture[str]):
+  result = {'loss': float('nan'), 'parts': [float('inf'), np.float32(0.5)], 'steps': np.int64(3)}
+  progress.print_result(result)
+  expected = {'loss': None, 'parts': [None, 0.5], 'steps': 3}
+  assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == expected
 
 
 def test_silence_disables_logging_inside_the_block(caplog):

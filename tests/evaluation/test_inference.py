@@ -306,6 +306,13 @@ def test_pairs_joined_texts_and_regressions_are_predicted(classifiers: Path, tmp
   assert joined == predict(classifiers, 'joined', 'a dog the fox .')
 
 
+def test_predictions_that_are_not_finite_are_null_in_json(capsys, monkeypatch):
+  monkeypatch.setattr(inference, 'predict', lambda *arguments: [{'text': 'é', 'value': np.nan}] * 2)
+  assert main.main(['predict', '--classifier=c', '--text=é', '--json']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [json.loads(line) for line in lines] == [{'text': 'é', 'value': None}] * 2
+
+
 def test_the_command_prints_a_table_or_json_lines(classifiers: Path, tmp_path: Path, capsys):
   for name in ('together', 'classifier-0', 'number'):
     (table,) = inference.make_prediction_tables(predict(classifiers, name, 'the dog ' * 20))
