@@ -17,6 +17,7 @@ block of rows at a time.
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import pretrained, sharding
 
 PLL_VARIANTS = ('within-word', 'original')
+# `str.splitlines` would also divide a text at form feeds, U+0085 and U+2028.
+_LINE_END = re.compile(r'\r\n?|\n')
 _LENGTH_MULTIPLE = 8  # of row lengths, so that few shapes are compiled
 _MIN_ROWS_PER_DEVICE, _MAX_ROWS_PER_DEVICE = 16, 8192  # of one call
 # Tokens of an encoder call: measured on a CPU, estimated for accelerators.
@@ -68,7 +71,7 @@ def measure_pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -
     )
   run = pretrained.load(source)
   lines = encode_sentences(
-    [line for line in text.splitlines() if line.strip()],
+    [line for line in _LINE_END.split(text) if line.strip()],
     run.tokenizer,
     run.config.model.max_length,
   )

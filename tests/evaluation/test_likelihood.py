@@ -182,6 +182,12 @@ def test_the_command_adds_the_likelihoods_of_lines(scored, tiny_run: Path, capsy
   assert result['pseudo_perplexity'] == pytest.approx(math.exp(-total / result['tokens']), rel=1e-6)
 
 
+@pytest.mark.parametrize('mark', ['\x0b', '\x0c', '\x1e', '\x85', '\u2028', '\u2029'])
+def test_only_line_feeds_and_carriage_returns_end_a_line(tiny_run: Path, mark: str):
+  text = f'the dog{mark}sleeps .\r\nthe cat sleeps .\r\rthe fox .'
+  assert likelihood.measure_pseudo_perplexity(tiny_run, text, 'original')['lines'] == 3
+
+
 STARTS = np.array([False] * 5 + [True, True, False, False])  # ids 5 and 6 begin a word
 
 
