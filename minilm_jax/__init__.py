@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minilm_jax.core.errors import InputError as InputError
-from minilm_jax.core.paths import expand_home
 
 if typing.TYPE_CHECKING:
   from etils import epath
@@ -36,6 +35,12 @@ __version__ = '0.1.0'
 
 Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict'
 Overrides: typing.TypeAlias = Mapping[str, Any]
+
+
+def _expand_home(path: str | os.PathLike) -> str:
+  from minilm_jax.core import paths
+
+  return paths.expand_home(path)
 
 
 def _resolve(recipe: Recipe, overrides: Overrides | None, kind: str) -> Any:
@@ -70,7 +75,7 @@ def build_corpus(
   """
   from minilm_jax.data import build
 
-  return build.build_corpus(_resolve(recipe, overrides, 'corpus'), expand_home(workdir))
+  return build.build_corpus(_resolve(recipe, overrides, 'corpus'), _expand_home(workdir))
 
 
 def pretrain(
@@ -89,7 +94,7 @@ def pretrain(
   config = _resolve(recipe, overrides, 'pretrain')
   from minilm_jax.training import pretrain
 
-  return pretrain.pretrain(config, expand_home(workdir))
+  return pretrain.pretrain(config, _expand_home(workdir))
 
 
 def finetune(
@@ -120,7 +125,7 @@ def finetune(
 
   recipes.allow_modules(trust)
   lines, errors = suite.finetune_all(
-    {config.task.name: config}, os.fspath(checkpoint), expand_home(workdir), False, with_scratch
+    {config.task.name: config}, os.fspath(checkpoint), _expand_home(workdir), False, with_scratch
   )
   if errors:  # some of several checkpoints failed; the scores of the others are in `workdir`
     raise errors[0]
@@ -152,7 +157,7 @@ def evaluate(
   recipes.allow_modules(trust)
   from minilm_jax.evaluation import evaluate
 
-  return evaluate.evaluate_loss(expand_home(checkpoint), expand_home(corpus), split)
+  return evaluate.evaluate_loss(_expand_home(checkpoint), _expand_home(corpus), split)
 
 
 def report(
@@ -169,7 +174,7 @@ def report(
   """
   from minilm_jax.analysis.report import report
 
-  return report.report([expand_home(run) for run in runs], expand_home(workdir))
+  return report.report([_expand_home(run) for run in runs], _expand_home(workdir))
 
 
 def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
@@ -198,4 +203,4 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
   """
   from minilm_jax.evaluation import inference
 
-  return inference.load_model(expand_home(folder), trust)
+  return inference.load_model(_expand_home(folder), trust)
