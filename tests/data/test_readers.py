@@ -316,6 +316,17 @@ def test_a_json_file_has_an_array_or_lines(tmp_path, name):
       read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize('name', ['a.csv', 'a.tsv', 'a.jsonl'])
+def test_a_mark_at_the_start_and_words_for_missing_values_change_no_cell(tmp_path, name: str):
+  cells = ['null', 'NULL', 'None', 'NA', 'nan', 'N/A', '-', 'a\u2028b\x85c']
+  lines = ['text', *cells]
+  if name.endswith('jsonl'):
+    lines = [json.dumps({'text': cell}, ensure_ascii=False) for cell in cells]
+  (tmp_path / name).write_bytes(('\ufeff' + '\n'.join(lines)).encode())
+  rows = list(readers.read_rows(tmp_path / name, 'strict', 1000))
+  assert rows == [{'text': cell} for cell in cells]
+
+
 def test_a_quoted_field_may_span_lines(tmp_path):
   (tmp_path / 'a.csv').write_text('text,n\n"one\ntwo",1\n')
   assert read_rows(tmp_path / 'a.csv') == [{'text': 'one\ntwo', 'n': '1'}]

@@ -19,6 +19,17 @@ def test_rows_are_plain_values(tfds_folder):
   assert 'tensorflow' not in sys.modules
 
 
+@pytest.mark.parametrize('percent, first', [(33, 1), (50, 2), (67, 2)])
+def test_slices_of_a_split_are_rounded_and_have_every_example_once(
+  tfds_folder, percent: int, first: int
+):
+  folder = tfds.find_dataset('tiny', str(tfds_folder))
+  slices = [f'train[:{percent}%]', f'train[{percent}%:]']
+  rows = [[row['text'] for row in tfds.read_examples(folder, split)] for split in slices]
+  assert len(rows[0]) == first == tfds.count_examples(folder, slices[0])
+  assert sorted(rows[0] + rows[1]) == ['größe 0', 'größe 1', 'größe 2']
+
+
 def test_a_folder_may_have_brackets_in_its_name(tfds_folder, tmp_path: pathlib.Path):
   folder = shutil.copytree(tfds_folder, tmp_path / 'data [1]')
   rows = tfds.read_examples(tfds.find_dataset('tiny', str(folder)), 'train')

@@ -429,6 +429,15 @@ def test_settings_of_a_tokenizer_apply(library, tmp_path: pathlib.Path):
   assert cased._processor.order[tokenizer.MASK_ID] == fake_hf_folders.WORDS.index('film')
 
 
+def test_only_line_feeds_divide_a_word_list(library, tmp_path: pathlib.Path):
+  folder = epath.Path(fake_hf_folders.write_folder(tmp_path / 'source'))
+  words = [*fake_hf_folders.WORDS, '\x0c', '\x85', '\u2028', 'last']
+  (folder / 'vocab.txt').write_bytes('\r\n'.join(words).encode())
+  imported = hf_import._read_tokenizer(folder, hf_config.HF_FAMILIES['bert'])
+  assert imported.size == len(words)
+  assert imported._processor.order[imported.id('\u2581last')] == len(words) - 1
+
+
 def write(name: str, data: bytes | str):
   return lambda folder: (folder / name).write_bytes(
     data.encode() if isinstance(data, str) else data

@@ -39,6 +39,10 @@ def test_labels_are_sorted_as_numbers_or_text(values: list, names: tuple[str, ..
     assert labels.collect_labels(column, 'the file') == names
 
 
+def test_words_for_missing_values_are_classes():
+  assert labels.collect_labels(['null', 'NA', 'None', '', None], 'x') == ('NA', 'None', 'null')
+
+
 def test_codes_of_equal_value_have_one_order():
   codes = ['7', '07', '007', '0007', '8', '08', '008', '0008', '9', '09', '009', '0009']
   names = ('0007', '007', '07', '7', '0008', '008', '08', '8', '0009', '009', '09', '9')
