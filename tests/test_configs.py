@@ -18,6 +18,7 @@ from configs import (
   paper2_tasks,
   plateau_ablations,
   quickstart,
+  recipe_search,
   recommended,
   tiny,
 )
@@ -48,6 +49,8 @@ NAMES = [
   ),
   'plateau_ablations.py:relative+pre@e32-h32-f64-a8-l1',
   *(f'recommended.py:{name}' for name in (*recommended.RUNS, 'magic-bee-26')),
+  *(f'recipe_search.py:{name}' for name in recipe_search.RUNS),
+  *(f'recipe_search.py:tokens-100@{shape}' for shape in recipe_search.SHAPES),
   'plateau_ablations.py',
   'recommended.py',
   'paper1_grids.py',
@@ -357,3 +360,15 @@ def test_ablations_change_one_part_and_together_are_the_recommended_recipe():
   )
   with pytest.raises(ValueError, match="'without-cats'"):
     plateau_ablations.get_config('without-cats')
+
+
+def test_points_of_the_search_have_equal_tokens_and_similar_sizes():
+  configs = {name: recipe_search.get_config(name) for name in recipe_search.RUNS}
+  assert {config.num_steps * config.batch_size for config in configs.values()} == {32_000}
+  config = configs['batch-16+rate-5.6e-3+mask-0.4+muon@small-tied']
+  assert config.mask.rate == 0.4 and config.optimizer.learning_rate == 0.0056
+  assert config.model.tied and config.optimizer.algorithm == 'muon' and config.batch_size == 16
+  for shape, millions in (('small', 1.25), ('middle', 2.5), ('large', 4.5)):
+    for suffix in ('', '-tied'):
+      model = recipe.resolve(recipe_search.get_config(f'@{shape}{suffix}'), 'pretrain').model
+      assert flops.count_parameters(model)['total'] == pytest.approx(millions * 1e6, rel=0.04)
