@@ -25,8 +25,6 @@ RULES, written before the first run.
 - Confirmation: three seeds, and unfiltered Wikipedia, on which nothing is selected.
 """
 
-import functools
-
 from configs import recommended
 
 SHAPES = {
@@ -112,7 +110,8 @@ def get_config(point=RUNS[0]):
     if change in SWITCHES:
       values |= SWITCHES[change]
     elif name in FIELDS:
-      kind = type(functools.reduce(getattr, FIELDS[name].split('.'), config))
+      group, _, field = FIELDS[name].rpartition('.')
+      kind = type((config[group] if group else config)[field])
       values[FIELDS[name]] = text if kind is str else kind(float(text))
     elif name == 'tokens':
       millions = float(text)
