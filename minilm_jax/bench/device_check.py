@@ -1,7 +1,7 @@
 """Measures speed, populations, latency and memory of this machine, for one file to send.
 
-Each part is a command of `minilm` in a process of its own, so that a part that fails, or that runs
-out of memory, leaves the results of the others. A failed part keeps the end of its error message.
+Each part is a command of `minilm` in a process of its own. So a part that fails leaves the results
+of the others. A failed part keeps the end of its error message.
 """
 
 import dataclasses
